@@ -1,1 +1,20 @@
-//! Placeholder.
+//! The pure core of ViWorkS: vocabulary, wire format, session machines and life-cycles.
+//!
+//! Nothing here performs IO, reads a clock or draws randomness: time and nonces are arguments. What can be decided
+//! without a socket, a file or a database is decided in this crate and tested in microseconds.
+
+pub mod admission;
+pub mod api;
+pub mod catalogue;
+pub mod certificate;
+pub mod code;
+pub mod command;
+pub mod id;
+pub mod journal;
+pub mod key;
+pub mod limits;
+pub mod pin;
+pub mod session;
+pub mod telemetry;
+pub mod time;
+pub mod wire;

@@ -1,0 +1,155 @@
+//! Stable codes that a person can look up: WebSocket close codes and the reasons for refusals.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! close_codes {
+    ($($(#[$doc:meta])* $variant:ident = $number:literal, $name:literal, $permanent:literal, $advice:literal;)*) => {
+        /// Why a session was refused or closed. Both ends log the same code; `docs/errors/` has a page for each.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        pub enum CloseCode {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl CloseCode {
+            /// Every code, in the order of its number.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// The number in the WebSocket close frame.
+            #[must_use]
+            pub const fn number(self) -> u16 {
+                match self { $(Self::$variant => $number,)* }
+            }
+
+            /// The name on the wire, in logs and in metrics.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            /// Whether the gateway waits 15 to 60 minutes before it tries again, when the refusal was authenticated.
+            #[must_use]
+            pub const fn is_permanent(self) -> bool {
+                match self { $(Self::$variant => $permanent,)* }
+            }
+
+            /// What a person should do.
+            #[must_use]
+            pub const fn advice(self) -> &'static str {
+                match self { $(Self::$variant => $advice,)* }
+            }
+
+            /// The code with a name, for example from a close frame's reason.
+            #[must_use]
+            pub fn from_name(name: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|code| code.name() == name)
+            }
+        }
+    };
+}
+
+close_codes! {
+    /// An envelope that is malformed, out of order or carries a wrong tag.
+    BadEnvelope = 4400, "bad_envelope", false, "if it repeats, check that no proxy alters WebSocket messages and that both ends run supported versions";
+    /// A nonce or challenge that was used before.
+    Replay = 4400, "replay", false, "a recorded message was sent again: look for the machine behind the address in the security event";
+    /// The gateway's certificate is not acceptable to the backend.
+    CertUntrusted = 4401, "cert_untrusted", true, "issue the gateway a certificate from the backend's own authority";
+    /// The ends disagree about how sessions are bound to the connection.
+    BindingMismatch = 4401, "binding_mismatch", true, "set the same binding on the gateway and on the listener";
+    /// The identity was revoked by an operator.
+    Revoked = 4403, "revoked", true, "the identity was revoked; issue a new one if the gateway still belongs to the fleet";
+    /// HELLO or CONFIRM did not come in time.
+    HelloTimeout = 4408, "hello_timeout", false, "check the path's latency and the gateway's load";
+    /// No authenticated frame for the longest allowed silence.
+    HeartbeatTimeout = 4408, "heartbeat_timeout", false, "the path went silent; the gateway reconnects by itself";
+    /// A newer session of the same agent took over.
+    Superseded = 4409, "superseded", false, "no action: the newer session serves this gateway";
+    /// Two holders of one identity.
+    IdentityFork = 4410, "identity_fork", true, "two machines hold this identity: keep one and issue the other a new identity";
+    /// A message over its size limit.
+    TooLarge = 4413, "too_large", false, "the message exceeds the documented limit";
+    /// The protocol versions of the two ends do not overlap.
+    ProtocolTooOld = 4426, "protocol_too_old", true, "upgrade the older end";
+    /// Too many take-overs or attempts in a short time.
+    RateLimited = 4429, "rate_limited", false, "wait; if it repeats, look for two processes with the same identity";
+    /// A fault on the backend's side.
+    Internal = 4500, "internal", false, "look at the backend's log at the same time";
+    /// The backend is about to stop.
+    Draining = 4503, "draining", false, "no action: the gateway reconnects by itself";
+}
+
+impl fmt::Display for CloseCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.number(), self.name())
+    }
+}
+
+/// Why a gateway refuses a command before it would start it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum RejectCode {
+    /// The gateway's catalogue has no such command.
+    NotAllowed,
+    /// The command is in the catalogue and what it runs is missing on this gateway.
+    Unavailable,
+    /// An argument is missing, unknown or does not fit its declaration.
+    BadArguments,
+    /// The order lies at or below the low-water mark and the id is unknown: it may have run and been forgotten.
+    Stale,
+    /// A command with this id and another digest is already known: a security event.
+    DigestMismatch,
+    /// The gateway already has as many unreported commands as it may.
+    Busy,
+    /// The journal cannot take another entry.
+    JournalUnavailable,
+}
+
+impl RejectCode {
+    /// Every code.
+    pub const ALL: &[Self] = &[
+        Self::NotAllowed,
+        Self::Unavailable,
+        Self::BadArguments,
+        Self::Stale,
+        Self::DigestMismatch,
+        Self::Busy,
+        Self::JournalUnavailable,
+    ];
+
+    /// The name on the wire, in the store and in metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NotAllowed => "not_allowed",
+            Self::Unavailable => "unavailable",
+            Self::BadArguments => "bad_arguments",
+            Self::Stale => "stale",
+            Self::DigestMismatch => "digest_mismatch",
+            Self::Busy => "busy",
+            Self::JournalUnavailable => "journal_unavailable",
+        }
+    }
+
+    /// Whether the same command may be offered again later: nothing about the command itself was wrong.
+    #[must_use]
+    pub const fn is_transient(self) -> bool {
+        match self {
+            Self::Busy | Self::JournalUnavailable => true,
+            Self::NotAllowed
+            | Self::Unavailable
+            | Self::BadArguments
+            | Self::Stale
+            | Self::DigestMismatch => false,
+        }
+    }
+}
+
+impl fmt::Display for RejectCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

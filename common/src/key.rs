@@ -1,0 +1,300 @@
+//! The key schedule: agent keys, session keys and ratchet tokens, all by HKDF-SHA256 from one master key.
+
+use std::fmt;
+
+use hkdf::Hkdf;
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+use crate::id::{AgentId, Tenant};
+
+/// Bytes of every key and tag of this protocol.
+pub const KEY_BYTES: usize = 32;
+
+/// A secret of 32 bytes: never printed, wiped when dropped, compared in constant time.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct Secret([u8; KEY_BYTES]);
+
+impl Secret {
+    /// Takes over the bytes of a secret.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; KEY_BYTES]) -> Self {
+        Self(bytes)
+    }
+
+    /// Reads 64 hexadecimal digits, as stored in key files; surrounding white space is ignored.
+    #[must_use]
+    pub fn from_hex(text: &str) -> Option<Self> {
+        let mut bytes = [0; KEY_BYTES];
+        hex::decode_to_slice(text.trim(), &mut bytes).ok()?;
+        Some(Self(bytes))
+    }
+
+    /// The bytes, for storing them or for handing them to another primitive.
+    #[must_use]
+    pub const fn expose(&self) -> &[u8; KEY_BYTES] {
+        &self.0
+    }
+
+    /// The bytes as 64 hexadecimal digits.
+    #[must_use]
+    pub fn expose_hex(&self) -> String {
+        hex::encode(self.0)
+    }
+
+    /// HMAC-SHA256 (RFC 2104) over `parts` in order.
+    #[must_use]
+    pub fn tag(&self, parts: &[&[u8]]) -> [u8; KEY_BYTES] {
+        self.mac(parts).finalize().into_bytes().into()
+    }
+
+    /// Whether `tag` is the HMAC-SHA256 of `parts`, compared in constant time.
+    #[must_use]
+    pub fn verifies(&self, parts: &[&[u8]], tag: &[u8]) -> bool {
+        self.mac(parts).verify_slice(tag).is_ok()
+    }
+
+    fn mac(&self, parts: &[&[u8]]) -> Hmac<Sha256> {
+        let mut mac =
+            Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes keys of any length");
+        for part in parts {
+            mac.update(part);
+        }
+        mac
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+impl PartialEq for Secret {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl Eq for Secret {}
+
+/// `x` behind its length in two bytes, big-endian, so that neighbouring fields cannot be glued together.
+fn lp(into: &mut Vec<u8>, x: &[u8]) {
+    let length =
+        u16::try_from(x.len()).expect("every field of the key schedule is shorter than 64 KiB");
+    into.extend_from_slice(&length.to_be_bytes());
+    into.extend_from_slice(x);
+}
+
+fn info(label: &str, fields: &[&[u8]]) -> Vec<u8> {
+    let mut info = Vec::with_capacity(128);
+    lp(&mut info, label.as_bytes());
+    for field in fields {
+        lp(&mut info, field);
+    }
+    info
+}
+
+fn expand(prk: &Hkdf<Sha256>, info: &[u8]) -> Secret {
+    let mut okm = Secret([0; KEY_BYTES]);
+    prk.expand(info, &mut okm.0)
+        .expect("32 bytes are far below HKDF's limit");
+    okm
+}
+
+/// Whose key it is: taken from the certificate, never from a message body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The tenant the agent belongs to.
+    pub tenant: Tenant,
+    /// The agent.
+    pub agent_id: AgentId,
+}
+
+/// The backend's master key: every agent key and every ratchet token follows from it.
+#[derive(Debug, Clone)]
+pub struct MasterKey(Secret);
+
+impl MasterKey {
+    /// Takes over the master secret.
+    #[must_use]
+    pub const fn new(secret: Secret) -> Self {
+        Self(secret)
+    }
+
+    /// The key that one agent shares with the backend; `generation` counts rotations and never restarts.
+    #[must_use]
+    pub fn agent_key(&self, identity: &Identity, generation: u32) -> AgentKey {
+        let prk = Hkdf::<Sha256>::new(None, self.0.expose());
+        let mut context = info(
+            "viworks/1 agent",
+            &[
+                identity.tenant.as_str().as_bytes(),
+                identity.agent_id.as_uuid().as_bytes(),
+            ],
+        );
+        context.extend_from_slice(&generation.to_be_bytes());
+        AgentKey(expand(&prk, &context))
+    }
+
+    /// The ratchet token of epoch `epoch`: not guessable, and nothing to store.
+    #[must_use]
+    pub fn token(&self, identity: &Identity, epoch: u64) -> Secret {
+        let prk = Hkdf::<Sha256>::new(None, self.0.expose());
+        let mut context = info(
+            "viworks/1 ratchet",
+            &[
+                identity.tenant.as_str().as_bytes(),
+                identity.agent_id.as_uuid().as_bytes(),
+            ],
+        );
+        context.extend_from_slice(&epoch.to_be_bytes());
+        expand(&prk, &context)
+    }
+}
+
+/// The key one agent shares with the backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentKey(Secret);
+
+impl AgentKey {
+    /// Takes over a stored key.
+    #[must_use]
+    pub const fn new(secret: Secret) -> Self {
+        Self(secret)
+    }
+
+    /// The secret, for storing it.
+    #[must_use]
+    pub const fn secret(&self) -> &Secret {
+        &self.0
+    }
+}
+
+/// What a session is bound to: the TLS connection or the client's certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BindingMode {
+    /// RFC 9266 exporter value of the TLS connection: TLS runs end to end.
+    Exporter,
+    /// SHA-256 of the client's leaf certificate in DER: TLS ends in a proxy.
+    Certificate,
+}
+
+/// The 32 bytes a session is bound to, and how they came about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binding {
+    /// How the value was made; configured on both ends, never negotiated.
+    pub mode: BindingMode,
+    /// The exporter value or the certificate's digest.
+    pub value: [u8; 32],
+}
+
+/// The keys of one session before and after HELLO.
+#[derive(Debug)]
+pub struct Schedule {
+    prk: Hkdf<Sha256>,
+    identity: Identity,
+    binding: [u8; 32],
+}
+
+impl Schedule {
+    /// Starts the schedule from the server's nonce and the shared key.
+    #[must_use]
+    pub fn new(
+        server_nonce: &[u8; 32],
+        key: &AgentKey,
+        identity: Identity,
+        binding: &Binding,
+    ) -> Self {
+        Self {
+            prk: Hkdf::<Sha256>::new(Some(server_nonce), key.0.expose()),
+            identity,
+            binding: binding.value,
+        }
+    }
+
+    /// The key that authenticates HELLO, bound to the exact bytes of CHALLENGE.
+    #[must_use]
+    pub fn hello_key(&self, challenge: &[u8]) -> Secret {
+        let transcript = Sha256::digest(challenge);
+        let fields: [&[u8]; 4] = [
+            transcript.as_slice(),
+            self.identity.tenant.as_str().as_bytes(),
+            self.identity.agent_id.as_uuid().as_bytes(),
+            &self.binding,
+        ];
+        expand(&self.prk, &info("viworks/1 hello", &fields))
+    }
+
+    /// The keys of both directions, bound to the exact bytes of CHALLENGE and HELLO.
+    #[must_use]
+    pub fn session_keys(&self, challenge: &[u8], hello: &[u8]) -> SessionKeys {
+        let transcript = Sha256::new()
+            .chain_update(challenge)
+            .chain_update(hello)
+            .finalize();
+        let fields: [&[u8]; 2] = [transcript.as_slice(), &self.binding];
+        SessionKeys {
+            agent_to_backend: expand(&self.prk, &info("viworks/1 a2b", &fields)),
+            backend_to_agent: expand(&self.prk, &info("viworks/1 b2a", &fields)),
+        }
+    }
+}
+
+/// One key for each direction, so that nothing can be reflected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionKeys {
+    /// Authenticates what the agent sends after HELLO.
+    pub agent_to_backend: Secret,
+    /// Authenticates what the backend sends after HELLO, WELCOME included.
+    pub backend_to_agent: Secret,
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn identity(n: u128) -> Identity {
+        Identity {
+            tenant: Tenant::default_tenant(),
+            agent_id: AgentId::from_uuid(Uuid::from_u128(n)),
+        }
+    }
+
+    #[test]
+    fn keys_differ_by_agent_generation_purpose_and_direction() {
+        let master = MasterKey::new(Secret::from_bytes([7; 32]));
+        let key = master.agent_key(&identity(1), 1);
+        assert_ne!(key, master.agent_key(&identity(2), 1));
+        assert_ne!(key, master.agent_key(&identity(1), 2));
+        assert_ne!(*key.secret(), master.token(&identity(1), 1));
+        let binding = Binding {
+            mode: BindingMode::Exporter,
+            value: [3; 32],
+        };
+        let keys = Schedule::new(&[1; 32], &key, identity(1), &binding)
+            .session_keys(b"challenge", b"hello");
+        assert_ne!(keys.agent_to_backend, keys.backend_to_agent);
+        let other = Binding {
+            mode: BindingMode::Exporter,
+            value: [4; 32],
+        };
+        assert_ne!(
+            keys,
+            Schedule::new(&[1; 32], &key, identity(1), &other).session_keys(b"challenge", b"hello")
+        );
+    }
+
+    #[test]
+    fn a_secret_never_prints_its_bytes() {
+        assert_eq!(
+            format!("{:?}", Secret::from_bytes([0xab; 32])),
+            "Secret(..)"
+        );
+    }
+}

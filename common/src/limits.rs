@@ -1,0 +1,132 @@
+//! The one table of bounds, and the relations between them that hold at compile time.
+
+use std::time::Duration;
+
+/// Bytes of a tenant's name.
+pub const TENANT_BYTES_MAX: usize = 63;
+/// Bytes of a gateway's name: one DNS label.
+pub const GATEWAY_NAME_BYTES_MAX: usize = 63;
+/// Bytes of a command's name.
+pub const COMMAND_NAME_BYTES_MAX: usize = 64;
+/// Bytes of an argument's name.
+pub const ARGUMENT_NAME_BYTES_MAX: usize = 32;
+/// Bytes of one argument's value.
+pub const ARGUMENT_VALUE_BYTES_MAX: usize = 1_024;
+/// Arguments of one command.
+pub const ARGUMENTS_MAX: usize = 32;
+/// Bytes of a telemetry stream's name.
+pub const STREAM_NAME_BYTES_MAX: usize = 64;
+/// Bytes of a telemetry field's name.
+pub const FIELD_NAME_BYTES_MAX: usize = 64;
+/// Fields of one telemetry record.
+pub const RECORD_FIELDS_MAX: usize = 64;
+/// Bytes of one text value in a telemetry record.
+pub const FIELD_TEXT_BYTES_MAX: usize = 1_024;
+/// Bytes of a trust domain.
+pub const TRUST_DOMAIN_BYTES_MAX: usize = 255;
+/// Labels that a gateway reports about itself.
+pub const LABELS_MAX: usize = 16;
+/// Bytes of a label's key, and of its value.
+pub const LABEL_BYTES_MAX: usize = 63;
+/// Commands in one gateway's catalogue.
+pub const CATALOGUE_COMMANDS_MAX: usize = 256;
+
+/// Bytes of one WebSocket message on an established session.
+pub const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
+/// Bytes of one WebSocket frame on an established session.
+pub const FRAME_BYTES_MAX: usize = 256 * 1024;
+/// Bytes of a message before CONFIRM, when nobody has proved anything.
+pub const OPENING_MESSAGE_BYTES_MAX: usize = 16 * 1024;
+/// Bytes of a body after decompression.
+pub const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes of one TELEMETRY or OUTPUT message, so that a command never waits behind a backlog.
+pub const BULK_MESSAGE_BYTES_MAX: usize = 16 * 1024;
+/// Bytes of a WebSocket read buffer; libraries default to 128 KiB for each connection.
+pub const READ_BUFFER_BYTES: usize = 4 * 1024;
+/// Bytes a WebSocket may hold back before a write is refused.
+pub const WRITE_BUFFER_BYTES_MAX: usize = 2 * MESSAGE_BYTES_MAX;
+
+/// Commands handed to one gateway whose result the backend has not yet committed.
+pub const COMMANDS_UNREPORTED_MAX: usize = 256;
+/// How far above the low-water mark an order may be offered.
+pub const ORDER_WINDOW: u64 = 4_096;
+/// Telemetry positions named in one HELLO.
+pub const TELEMETRY_POSITIONS_MAX: usize = 16;
+/// Records in one telemetry batch.
+pub const BATCH_RECORDS_MAX: usize = 2_000;
+/// Gaps reported in one telemetry batch.
+pub const BATCH_GAPS_MAX: usize = 64;
+/// Telemetry bytes sent and not yet acknowledged.
+pub const TELEMETRY_IN_FLIGHT_BYTES_MAX: u32 = 256 * 1024;
+/// Live output bytes a gateway may send before the backend raises the limit.
+pub const OUTPUT_WINDOW_BYTES: u64 = 1024 * 1024;
+/// Bytes of retained output of a command, both streams together.
+pub const RETAINED_OUTPUT_BYTES_MAX: usize = 128 * 1024;
+/// Messages waiting inside one session to be put on the socket.
+pub const OUTBOX_MESSAGES_MAX: usize = 1_024;
+/// Bytes of a reason or detail that one end sends to the other.
+pub const DETAIL_BYTES_MAX: usize = 512;
+/// Frames whose sending time a gateway remembers to count deadlines from.
+pub const SENT_TIMES_MAX: usize = 4_096;
+
+/// Default interval between heartbeats.
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
+/// Default silence after which either end closes.
+pub const SILENCE_MAX: Duration = Duration::from_secs(45);
+/// Default time for each of TLS, upgrade and HELLO.
+pub const HANDSHAKE_STEP_TIMEOUT: Duration = Duration::from_secs(5);
+/// A HELLO whose CHALLENGE is older than this is dropped before anything is written.
+pub const CHALLENGE_AGE_MAX: Duration = Duration::from_secs(10);
+/// How long an old session may take to answer PROBE before a newcomer takes over.
+pub const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Take-overs of one agent per minute before both ends wait.
+pub const TAKE_OVERS_PER_MINUTE_MAX: usize = 3;
+/// A send that makes no progress for this long closes the connection.
+pub const SEND_PROGRESS_TIMEOUT: Duration = Duration::from_secs(10);
+/// The first reconnect delay's upper end.
+pub const BACKOFF_BASE: Duration = Duration::from_secs(1);
+/// The largest delay after transient failures.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// The largest delay a server may ask for.
+pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(15 * 60);
+/// The shortest delay after a permanent refusal.
+pub const PERMANENT_BACKOFF_MIN: Duration = Duration::from_secs(15 * 60);
+/// The longest delay after a permanent refusal.
+pub const PERMANENT_BACKOFF_MAX: Duration = Duration::from_secs(60 * 60);
+/// A session confirmed for this long resets the backoff.
+pub const BACKOFF_RESET_AFTER: Duration = Duration::from_secs(60);
+/// How far in the past a telemetry record may lie.
+pub const OBSERVED_PAST_MAX: Duration = Duration::from_secs(400 * 24 * 3_600);
+/// How far in the future a telemetry record may lie.
+pub const OBSERVED_FUTURE_MAX: Duration = Duration::from_secs(3_600);
+
+/// Gateways that one run may target.
+pub const RUN_TARGETS_MAX: usize = 20_000;
+/// Bytes of an operator's request body.
+pub const REQUEST_BODY_BYTES_MAX: usize = 1024 * 1024;
+/// Rows on one page of an operator's listing.
+pub const PAGE_ROWS_MAX: usize = 1_000;
+/// Rows on a page when the caller does not say.
+pub const PAGE_ROWS_DEFAULT: usize = 100;
+/// Bytes of an `Idempotency-Key`.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
+
+const _: () = {
+    assert!(SILENCE_MAX.as_millis() >= 3 * HEARTBEAT_INTERVAL.as_millis());
+    assert!(FRAME_BYTES_MAX <= MESSAGE_BYTES_MAX);
+    assert!(OPENING_MESSAGE_BYTES_MAX <= FRAME_BYTES_MAX);
+    assert!(BULK_MESSAGE_BYTES_MAX <= OPENING_MESSAGE_BYTES_MAX);
+    // A result carries both retained streams as base64 with their framing.
+    assert!(RETAINED_OUTPUT_BYTES_MAX * 4 / 3 + 64 * 1024 <= MESSAGE_BYTES_MAX);
+    // Every unreported id (a UUID with its JSON quotes) fits into HELLO beside the rest.
+    assert!(
+        COMMANDS_UNREPORTED_MAX * 39
+            + TELEMETRY_POSITIONS_MAX * 100
+            + LABELS_MAX * (2 * LABEL_BYTES_MAX + 6)
+            + 1_024
+            <= OPENING_MESSAGE_BYTES_MAX
+    );
+    assert!((COMMANDS_UNREPORTED_MAX as u64) < ORDER_WINDOW);
+    assert!(BACKOFF_MAX.as_secs() < PERMANENT_BACKOFF_MIN.as_secs());
+    assert!(PAGE_ROWS_DEFAULT <= PAGE_ROWS_MAX);
+};

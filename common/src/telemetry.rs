@@ -1,0 +1,507 @@
+//! Telemetry: records, gaps, contiguous batches and the composite key (tenant, agent_id, spool_epoch, seq).
+
+use std::collections::BTreeMap;
+
+use serde::de::{self, Deserializer, Visitor};
+use serde::{Deserialize, Serialize};
+
+use crate::id::{AgentRunId, FieldName, StreamName};
+use crate::limits;
+use crate::time::Timestamp;
+
+/// One value of a record. Numbers are finite by construction.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum FieldValue {
+    /// A whole number.
+    Integer(i64),
+    /// A finite number.
+    Number(f64),
+    /// Text of at most [`limits::FIELD_TEXT_BYTES_MAX`] bytes.
+    Text(String),
+    /// Yes or no.
+    Flag(bool),
+}
+
+impl<'de> Deserialize<'de> for FieldValue {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Scalar;
+
+        impl Visitor<'_> for Scalar {
+            type Value = FieldValue;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a finite number, text or a boolean")
+            }
+
+            fn visit_bool<E>(self, value: bool) -> Result<FieldValue, E> {
+                Ok(FieldValue::Flag(value))
+            }
+
+            fn visit_i64<E>(self, value: i64) -> Result<FieldValue, E> {
+                Ok(FieldValue::Integer(value))
+            }
+
+            fn visit_u64<E>(self, value: u64) -> Result<FieldValue, E> {
+                // A counter beyond i64 keeps its magnitude at the precision of a double.
+                #[expect(
+                    clippy::cast_precision_loss,
+                    reason = "counters beyond 2^63 keep their magnitude, not every digit"
+                )]
+                Ok(i64::try_from(value)
+                    .map_or(FieldValue::Number(value as f64), FieldValue::Integer))
+            }
+
+            fn visit_f64<E: de::Error>(self, value: f64) -> Result<FieldValue, E> {
+                Ok(FieldValue::Number(value))
+            }
+
+            fn visit_str<E: de::Error>(self, value: &str) -> Result<FieldValue, E> {
+                Ok(FieldValue::Text(value.to_owned()))
+            }
+        }
+
+        deserializer.deserialize_any(Scalar)
+    }
+}
+
+/// The fields of one record.
+pub type Fields = BTreeMap<FieldName, FieldValue>;
+
+/// One observation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// Which stream it belongs to.
+    pub stream: StreamName,
+    /// When it was observed, by the gateway's wall clock: data, never identity.
+    pub observed_at: Timestamp,
+    /// What was observed.
+    pub fields: Fields,
+}
+
+/// Why one record is refused; the batch it came in goes on without it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RecordRefusal {
+    /// No fields, or more than [`limits::RECORD_FIELDS_MAX`].
+    FieldCount,
+    /// NaN or an infinity.
+    NonFinite,
+    /// Text over its limit or with a NUL character, which no store takes.
+    BadText,
+    /// Too far in the past or in the future.
+    TimeOutOfRange,
+}
+
+impl RecordRefusal {
+    /// Every reason.
+    pub const ALL: &[Self] = &[
+        Self::FieldCount,
+        Self::NonFinite,
+        Self::BadText,
+        Self::TimeOutOfRange,
+    ];
+
+    /// The name in metrics and answers.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FieldCount => "field_count",
+            Self::NonFinite => "non_finite",
+            Self::BadText => "bad_text",
+            Self::TimeOutOfRange => "time_out_of_range",
+        }
+    }
+}
+
+impl Record {
+    /// Whether the record may be stored, as seen at wall time `now`.
+    ///
+    /// # Errors
+    /// The first rule it breaks.
+    pub fn check(&self, now: Timestamp) -> Result<(), RecordRefusal> {
+        if self.fields.is_empty() || self.fields.len() > limits::RECORD_FIELDS_MAX {
+            return Err(RecordRefusal::FieldCount);
+        }
+        for value in self.fields.values() {
+            match value {
+                FieldValue::Number(number) if !number.is_finite() => {
+                    return Err(RecordRefusal::NonFinite);
+                }
+                FieldValue::Text(text)
+                    if text.len() > limits::FIELD_TEXT_BYTES_MAX || text.contains('\0') =>
+                {
+                    return Err(RecordRefusal::BadText);
+                }
+                FieldValue::Integer(_)
+                | FieldValue::Number(_)
+                | FieldValue::Text(_)
+                | FieldValue::Flag(_) => {}
+            }
+        }
+        let oldest = now.saturating_sub(limits::OBSERVED_PAST_MAX);
+        let newest = now.saturating_add(limits::OBSERVED_FUTURE_MAX);
+        if self.observed_at < oldest || self.observed_at > newest {
+            return Err(RecordRefusal::TimeOutOfRange);
+        }
+        Ok(())
+    }
+}
+
+/// Why records between two positions will never arrive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum GapReason {
+    /// The gateway's spool reached its bound and gave up its oldest records.
+    SpoolFull,
+    /// A spool file was damaged and its records could not be read.
+    SpoolDamaged,
+    /// The backend's database had been rolled back past what the gateway already trimmed.
+    BackendRolledBack,
+}
+
+impl GapReason {
+    /// The name in the store and in metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SpoolFull => "spool_full",
+            Self::SpoolDamaged => "spool_damaged",
+            Self::BackendRolledBack => "backend_rolled_back",
+        }
+    }
+
+    /// The reason with a name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::SpoolFull, Self::SpoolDamaged, Self::BackendRolledBack]
+            .into_iter()
+            .find(|reason| reason.name() == name)
+    }
+}
+
+/// A counted range of records that was dropped, both ends included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gap {
+    /// The first dropped sequence number.
+    pub from_seq: u64,
+    /// The last dropped sequence number.
+    pub to_seq: u64,
+    /// Why.
+    pub reason: GapReason,
+}
+
+/// How far the backend has committed one spool epoch: every sequence number up to it is stored, refused or in a gap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Position {
+    /// The process that appended the records.
+    pub spool_epoch: AgentRunId,
+    /// The last committed sequence number; numbers start at 1.
+    pub seq: u64,
+}
+
+/// Consecutive records of one spool epoch, with the gaps between them.
+///
+/// `records[i]` carries its own sequence number, strictly increasing; every number between `from_seq` and the last one is
+/// either a record or inside a gap.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Batch {
+    /// The process that appended the records.
+    pub spool_epoch: AgentRunId,
+    /// The first sequence number this batch covers.
+    pub from_seq: u64,
+    /// The last sequence number this batch covers.
+    pub to_seq: u64,
+    /// Dropped ranges, ascending.
+    pub gaps: Vec<Gap>,
+    /// Records with their sequence numbers, ascending.
+    pub records: Vec<(u64, Record)>,
+}
+
+/// Why a batch is malformed as a whole: a fault of the sender, which closes the session.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("telemetry batch is malformed: {0}")]
+pub struct MalformedBatch(pub &'static str);
+
+impl Batch {
+    /// Checks that records and gaps cover `from_seq..=to_seq` exactly once.
+    ///
+    /// # Errors
+    /// When they do not, or when the batch exceeds its bounds.
+    pub fn check_contiguous(&self) -> Result<(), MalformedBatch> {
+        if self.records.len() > limits::BATCH_RECORDS_MAX
+            || self.gaps.len() > limits::BATCH_GAPS_MAX
+        {
+            return Err(MalformedBatch("more records or gaps than a batch may hold"));
+        }
+        if self.from_seq == 0 || self.to_seq < self.from_seq {
+            return Err(MalformedBatch("the covered range is empty"));
+        }
+        let mut next = self.from_seq;
+        let mut gaps = self.gaps.iter().peekable();
+        let mut records = self.records.iter().peekable();
+        loop {
+            if let Some(gap) = gaps.next_if(|gap| gap.from_seq == next) {
+                if gap.to_seq < gap.from_seq || gap.to_seq == u64::MAX {
+                    return Err(MalformedBatch("a gap ends before it begins"));
+                }
+                next = gap.to_seq + 1;
+            } else if let Some((seq, _record)) = records.next_if(|(seq, _record)| *seq == next) {
+                next = seq
+                    .checked_add(1)
+                    .ok_or(MalformedBatch("the sequence numbers overflow"))?;
+            } else {
+                break;
+            }
+        }
+        if gaps.peek().is_some() || records.peek().is_some() || next != self.to_seq.wrapping_add(1)
+        {
+            return Err(MalformedBatch(
+                "records and gaps do not cover the range exactly once",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The batch as it travels: columns, so that names and times compress well.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BatchColumns {
+    /// The process that appended the records.
+    pub spool_epoch: AgentRunId,
+    /// The first sequence number covered.
+    pub from_seq: u64,
+    /// The last sequence number covered.
+    pub to_seq: u64,
+    /// Dropped ranges, ascending.
+    pub gaps: Vec<Gap>,
+    /// The names of the streams that occur.
+    pub streams: Vec<StreamName>,
+    /// For each record its stream, as an index into `streams`.
+    pub stream: Vec<u32>,
+    /// For each record its time: the first as microseconds since the Unix epoch, the others as the difference to the one before.
+    pub observed_at: Vec<i64>,
+    /// For each field name its values, one for each record, null where the record has no such field.
+    pub fields: BTreeMap<FieldName, Vec<Option<FieldValue>>>,
+}
+
+impl From<Batch> for BatchColumns {
+    fn from(batch: Batch) -> Self {
+        let count = batch.records.len();
+        let mut columns = Self {
+            spool_epoch: batch.spool_epoch,
+            from_seq: batch.from_seq,
+            to_seq: batch.to_seq,
+            gaps: batch.gaps,
+            streams: Vec::new(),
+            stream: Vec::with_capacity(count),
+            observed_at: Vec::with_capacity(count),
+            fields: BTreeMap::new(),
+        };
+        let mut index = BTreeMap::new();
+        let mut previous = 0_i64;
+        for (row, (_seq, record)) in batch.records.into_iter().enumerate() {
+            let streams = &mut columns.streams;
+            let position = *index.entry(record.stream.clone()).or_insert_with(|| {
+                streams.push(record.stream.clone());
+                u32::try_from(streams.len() - 1).unwrap_or(u32::MAX)
+            });
+            columns.stream.push(position);
+            columns
+                .observed_at
+                .push(record.observed_at.unix_micros().wrapping_sub(previous));
+            previous = record.observed_at.unix_micros();
+            for (name, value) in record.fields {
+                let column = columns
+                    .fields
+                    .entry(name)
+                    .or_insert_with(|| vec![None; count]);
+                column[row] = Some(value);
+            }
+        }
+        columns
+    }
+}
+
+impl TryFrom<BatchColumns> for Batch {
+    type Error = MalformedBatch;
+
+    fn try_from(columns: BatchColumns) -> Result<Self, MalformedBatch> {
+        let count = columns.stream.len();
+        if count > limits::BATCH_RECORDS_MAX || columns.observed_at.len() != count {
+            return Err(MalformedBatch("the columns differ in length"));
+        }
+        if columns.fields.values().any(|column| column.len() != count) {
+            return Err(MalformedBatch("the columns differ in length"));
+        }
+        let mut records = Vec::with_capacity(count);
+        let mut observed_at = 0_i64;
+        for (position, delta) in columns.stream.iter().zip(&columns.observed_at) {
+            let stream = usize::try_from(*position)
+                .ok()
+                .and_then(|at| columns.streams.get(at));
+            let stream = stream
+                .ok_or(MalformedBatch("a stream index points nowhere"))?
+                .clone();
+            observed_at = observed_at.wrapping_add(*delta);
+            records.push(Record {
+                stream,
+                observed_at: Timestamp::from_unix_micros(observed_at),
+                fields: BTreeMap::new(),
+            });
+        }
+        for (name, column) in columns.fields {
+            for (record, value) in records.iter_mut().zip(column) {
+                if let Some(value) = value {
+                    record.fields.insert(name.clone(), value);
+                }
+            }
+        }
+        let records = number(records, columns.from_seq, &columns.gaps)?;
+        let batch = Self {
+            spool_epoch: columns.spool_epoch,
+            from_seq: columns.from_seq,
+            to_seq: columns.to_seq,
+            gaps: columns.gaps,
+            records,
+        };
+        batch.check_contiguous()?;
+        Ok(batch)
+    }
+}
+
+/// Gives records their sequence numbers: consecutive from `from_seq`, jumping over the gaps.
+fn number(
+    records: Vec<Record>,
+    from_seq: u64,
+    gaps: &[Gap],
+) -> Result<Vec<(u64, Record)>, MalformedBatch> {
+    let overflow = MalformedBatch("the sequence numbers overflow");
+    let mut next = from_seq;
+    let mut gaps = gaps.iter().peekable();
+    let mut numbered = Vec::with_capacity(records.len());
+    for record in records {
+        while let Some(gap) = gaps.next_if(|gap| gap.from_seq == next) {
+            next = gap.to_seq.checked_add(1).ok_or_else(|| overflow.clone())?;
+        }
+        numbered.push((next, record));
+        next = next.checked_add(1).ok_or_else(|| overflow.clone())?;
+    }
+    Ok(numbered)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn record(stream: &str, micros: i64, fields: &[(&str, FieldValue)]) -> Record {
+        Record {
+            stream: stream.parse().unwrap(),
+            observed_at: Timestamp::from_unix_micros(micros),
+            fields: fields
+                .iter()
+                .map(|(name, value)| (name.parse().unwrap(), value.clone()))
+                .collect(),
+        }
+    }
+
+    fn batch(from_seq: u64, layout: &[bool]) -> Batch {
+        let mut gaps = Vec::new();
+        let mut records = Vec::new();
+        for (seq, kept) in (from_seq..).zip(layout) {
+            if *kept {
+                let at = i64::try_from(seq).unwrap() * 7;
+                let stream = if seq % 3 == 0 {
+                    "host.cpu"
+                } else {
+                    "host.load"
+                };
+                records.push((
+                    seq,
+                    record(
+                        stream,
+                        at,
+                        &[
+                            ("value", FieldValue::Number(0.5)),
+                            ("seq", FieldValue::Integer(at)),
+                        ],
+                    ),
+                ));
+            } else {
+                gaps.push(Gap {
+                    from_seq: seq,
+                    to_seq: seq,
+                    reason: GapReason::SpoolFull,
+                });
+            }
+        }
+        let to_seq = from_seq + u64::try_from(layout.len()).unwrap() - 1;
+        Batch {
+            spool_epoch: AgentRunId::from_uuid(Uuid::from_u128(5)),
+            from_seq,
+            to_seq,
+            gaps,
+            records,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_batch_survives_its_columns(from_seq in 1_u64..1_000, layout in prop::collection::vec(any::<bool>(), 1..60)) {
+            let original = batch(from_seq, &layout);
+            prop_assume!(original.gaps.len() <= limits::BATCH_GAPS_MAX);
+            original.check_contiguous().unwrap();
+            let json = serde_json::to_vec(&BatchColumns::from(original.clone())).unwrap();
+            let columns: BatchColumns = serde_json::from_slice(&json).unwrap();
+            prop_assert_eq!(Batch::try_from(columns).unwrap(), original);
+        }
+    }
+
+    #[test]
+    fn a_batch_with_a_hole_is_malformed() {
+        let mut holed = batch(1, &[true, true, true]);
+        holed.records.remove(1);
+        assert!(holed.check_contiguous().is_err());
+        let mut short = batch(1, &[true, true]);
+        short.to_seq = 5;
+        assert!(short.check_contiguous().is_err());
+    }
+
+    #[test]
+    fn a_record_outside_the_bounds_is_refused_with_its_reason() {
+        let now = Timestamp::from_unix_micros(1_800_000_000_000_000);
+        let at = now.unix_micros();
+        assert_eq!(
+            record("a", at, &[("v", FieldValue::Integer(1))]).check(now),
+            Ok(())
+        );
+        assert_eq!(
+            record("a", at, &[]).check(now),
+            Err(RecordRefusal::FieldCount)
+        );
+        assert_eq!(
+            record("a", at, &[("v", FieldValue::Number(f64::NAN))]).check(now),
+            Err(RecordRefusal::NonFinite)
+        );
+        assert_eq!(
+            record("a", at, &[("v", FieldValue::Text("a\0".to_owned()))]).check(now),
+            Err(RecordRefusal::BadText)
+        );
+        assert_eq!(
+            record("a", 0, &[("v", FieldValue::Integer(1))]).check(now),
+            Err(RecordRefusal::TimeOutOfRange)
+        );
+        assert_eq!(
+            record("a", at + 7_200_000_000, &[("v", FieldValue::Integer(1))]).check(now),
+            Err(RecordRefusal::TimeOutOfRange)
+        );
+    }
+}

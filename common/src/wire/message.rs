@@ -1,0 +1,456 @@
+//! The bodies of all messages, as JSON; unknown and repeated fields are refused.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::catalogue::CatalogueEntry;
+use crate::code::{CloseCode, RejectCode};
+use crate::command::{Arguments, Outcome, base64_bytes};
+use crate::id::{AgentRunId, BootId, CommandId, CommandName, InstallId};
+use crate::key::BindingMode;
+use crate::pin::PinSet;
+use crate::telemetry::{BatchColumns, Position};
+use crate::time::Timestamp;
+
+macro_rules! body {
+    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident : $type:ty,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct $name { $($(#[$field_doc])* pub $field: $type,)* }
+    };
+}
+
+body! {
+    /// CHALLENGE, after its session id and server nonce: the backend speaks first.
+    Challenge {
+        /// The backend's wall clock, so that the gateway can report its skew.
+        server_time: Timestamp,
+        /// The lowest protocol version the backend speaks.
+        version_min: u8,
+        /// The highest protocol version the backend speaks.
+        version_max: u8,
+        /// How this listener binds sessions.
+        binding: BindingMode,
+    }
+}
+body! {
+    /// HELLO, after its client nonce: who the gateway is and what it still holds.
+    Hello {
+        /// The installation.
+        install_id: InstallId,
+        /// The boot of the operating system.
+        boot_id: BootId,
+        /// The process.
+        agent_run_id: AgentRunId,
+        /// The last epoch made durable.
+        epoch: u64,
+        /// The ratchet token of that epoch, 64 hexadecimal digits.
+        token: String,
+        /// The agent's version.
+        agent_version: String,
+        /// The highest protocol version the agent speaks.
+        version: u8,
+        /// Optional abilities by name.
+        capabilities: Vec<String>,
+        /// SHA-256 of the catalogue, 64 hexadecimal digits.
+        catalogue_digest: String,
+        /// Labels from the gateway's own configuration.
+        labels: BTreeMap<String, String>,
+        /// Every command id the journal holds that the backend has not acknowledged as committed.
+        unreported: Vec<CommandId>,
+        /// The highest order the gateway ever saw.
+        highest_order: u64,
+        /// The highest low-water mark the gateway was told.
+        low_water: u64,
+        /// The version of the pin set in force.
+        pin_set_version: u64,
+        /// For each spool epoch with waiting records, the last position known to be committed.
+        telemetry: Vec<Position>,
+    }
+}
+body! {
+    /// Limits of one session, absolute.
+    Credits {
+        /// Commands offered whose result is not committed.
+        commands: u32,
+        /// Telemetry bytes sent and not acknowledged.
+        telemetry_bytes: u32,
+        /// Live output bytes that may have been sent in this session; HEARTBEAT_ACK raises it.
+        output_bytes: u64,
+    }
+}
+body! {
+    /// WELCOME: the session's terms. Nothing has an effect before CONFIRM.
+    Welcome {
+        /// The epoch to make durable.
+        epoch: u64,
+        /// The ratchet token of that epoch, 64 hexadecimal digits.
+        token: String,
+        /// How often the gateway sends HEARTBEAT, in milliseconds.
+        heartbeat_interval_ms: u64,
+        /// After how much silence either end closes, in milliseconds.
+        silence_ms: u64,
+        /// The session's limits.
+        credits: Credits,
+        /// Up to which order everything is final.
+        low_water: u64,
+        /// How far the named spool epochs are committed.
+        committed: Vec<Position>,
+        /// Whether the backend already has the catalogue with HELLO's digest.
+        catalogue_known: bool,
+        /// A newer pin set, when the gateway's is older.
+        pins: Option<PinSet>,
+        /// The backend's wall clock.
+        server_time: Timestamp,
+        /// A delay to draw the first reconnect from when the session is lost, in milliseconds.
+        reconnect_slot_ms: u64,
+    }
+}
+body! {
+    /// CONFIRM: the new epoch and token are durable on the gateway.
+    Confirm {
+        /// The epoch of WELCOME.
+        epoch: u64,
+    }
+}
+body! {
+    /// REFUSE: why the session does not come about. Authenticated, so a permanent code is believed at once.
+    Refuse {
+        /// The code.
+        code: CloseCode,
+        /// One sentence.
+        reason: String,
+        /// How long to wait, in milliseconds, when the backend knows.
+        retry_after_ms: Option<u64>,
+    }
+}
+body! {
+    /// HEARTBEAT: life, measurements and how full the gateway is.
+    Heartbeat {
+        /// Opaque to the backend, echoed: the gateway's monotonic clock in milliseconds.
+        sent_at_ms: u64,
+        /// The last measured round trip, in microseconds.
+        round_trip_us: Option<u64>,
+        /// The gateway's wall clock minus the backend's, in milliseconds, as last measured.
+        clock_skew_ms: Option<i64>,
+        /// Telemetry records waiting in the spool.
+        spool_records: u64,
+        /// Bytes of the spool on disk.
+        spool_bytes: u64,
+        /// Commands running.
+        commands_running: u32,
+    }
+}
+body! {
+    /// HEARTBEAT_ACK.
+    HeartbeatAck {
+        /// HEARTBEAT's `sent_at_ms`.
+        sent_at_ms: u64,
+        /// The backend's wall clock.
+        server_time: Timestamp,
+        /// Live output bytes that may have been sent in this session.
+        output_bytes: u64,
+    }
+}
+body! {
+    /// TELEMETRY_ACK: everything up to this position is committed.
+    TelemetryAck {
+        /// The committed position.
+        position: Position,
+    }
+}
+body! {
+    /// A start permit: valid for `remaining_ms` from when the gateway sent its frame `as_of`. Delay can only end it early.
+    Permit {
+        /// Milliseconds left until the deadline.
+        remaining_ms: u64,
+        /// The sequence number of the last frame from the agent that the backend had processed.
+        as_of: u64,
+    }
+}
+body! {
+    /// COMMAND: an offer. Only a permit allows a start.
+    Command {
+        /// The command.
+        command_id: CommandId,
+        /// Its number on this gateway, from 1 upwards.
+        order: u64,
+        /// Its name in the catalogue.
+        name: CommandName,
+        /// Its arguments.
+        arguments: Arguments,
+        /// SHA-256 of name and arguments, 64 hexadecimal digits.
+        digest: String,
+        /// Which delivery this is, from 1 upwards.
+        attempt: u32,
+        /// W3C trace context of the submission.
+        traceparent: Option<String>,
+        /// Time left until the deadline; valid as a permit only when `permitted`.
+        deadline: Permit,
+        /// Whether `deadline` is also the start permit (idempotent commands).
+        permitted: bool,
+    }
+}
+body! {
+    /// GO: the start permit.
+    Go {
+        /// The command.
+        command_id: CommandId,
+        /// How long it may still start.
+        permit: Permit,
+    }
+}
+body! {
+    /// COMMAND_ACCEPTED: journalled and durable; repeated for every waiting entry after CONFIRM.
+    CommandAccepted {
+        /// The command.
+        command_id: CommandId,
+        /// Whether the gateway's own catalogue calls it idempotent.
+        idempotent: bool,
+        /// Whether the entry still waits for its permit; false when an inline permit is being used.
+        awaiting_permit: bool,
+    }
+}
+body! {
+    /// COMMAND_REJECTED: refused on arrival, not journalled.
+    CommandRejected {
+        /// The command.
+        command_id: CommandId,
+        /// Why.
+        code: RejectCode,
+        /// One sentence.
+        detail: String,
+    }
+}
+body! {
+    /// COMMAND_STARTED: journalled as started.
+    CommandStarted {
+        /// The command.
+        command_id: CommandId,
+        /// By the gateway's wall clock.
+        started_at: Timestamp,
+    }
+}
+body! {
+    /// OUTPUT: live and best effort.
+    Output {
+        /// The command.
+        command_id: CommandId,
+        /// Which stream.
+        stream: OutputStream,
+        /// The position of the first byte in its stream.
+        offset: u64,
+        /// The bytes.
+        #[serde(with = "base64_bytes")]
+        data: Vec<u8>,
+    }
+}
+body! {
+    /// COMMAND_RESULT: sent until RESULT_ACK.
+    CommandResult {
+        /// The command.
+        command_id: CommandId,
+        /// How it ended.
+        outcome: Outcome,
+    }
+}
+body! {
+    /// RESULT_ACK: the result is committed.
+    ResultAck {
+        /// The command.
+        command_id: CommandId,
+        /// Up to which order everything is final.
+        low_water: u64,
+    }
+}
+body! {
+    /// A message about one command: COMMAND_DROP (never start it, forget the offer), COMMAND_CANCEL (end it).
+    CommandRef {
+        /// The command.
+        command_id: CommandId,
+    }
+}
+body! {
+    /// CATALOGUE: what this gateway allows.
+    Catalogue {
+        /// SHA-256 over the entries, 64 hexadecimal digits.
+        digest: String,
+        /// The entries, by name.
+        commands: Vec<CatalogueEntry>,
+    }
+}
+body! {
+    /// PIN_REPORT: the pin set version the gateway trusts.
+    PinReport {
+        /// The version.
+        version: u64,
+    }
+}
+body! {
+    /// EVENT: something an operator should see, such as a security event.
+    Event {
+        /// A stable word.
+        kind: String,
+        /// One sentence.
+        detail: String,
+    }
+}
+body! {
+    /// BYE: the gateway ends the session on purpose.
+    Bye {
+        /// One sentence.
+        reason: String,
+    }
+}
+body! {
+    /// DRAIN: finish what is under way and reconnect after the given delay.
+    Drain {
+        /// In milliseconds.
+        reconnect_after_ms: u64,
+    }
+}
+body! {
+    /// PROBE and PROBE_ACK: is this session alive?
+    Probe {
+        /// Echoed.
+        id: u64,
+    }
+}
+
+/// Which of a command's output streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum OutputStream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// What goes first on the socket, from first to last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Priority {
+    /// Opening, heartbeats, probes, acknowledgements.
+    Control,
+    /// Commands and results.
+    Command,
+    /// Live output.
+    Output,
+    /// Telemetry.
+    Telemetry,
+}
+
+macro_rules! messages {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident($body:ty) = $kind:literal, $priority:ident;)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq)]
+        pub enum $name { $($(#[$variant_doc])* $variant($body),)* }
+
+        impl $name {
+            /// Every kind of this direction with its name.
+            pub const KINDS: &[(u8, &'static str)] = &[$(($kind, stringify!($variant)),)*];
+
+            /// The kind byte of the envelope.
+            #[must_use]
+            pub const fn kind(&self) -> u8 {
+                match self { $(Self::$variant(_) => $kind,)* }
+            }
+
+            /// The message's name.
+            #[must_use]
+            pub const fn name(&self) -> &'static str {
+                match self { $(Self::$variant(_) => stringify!($variant),)* }
+            }
+
+            /// Its rank on the socket.
+            #[must_use]
+            pub const fn priority(&self) -> Priority {
+                match self { $(Self::$variant(_) => Priority::$priority,)* }
+            }
+
+            /// The JSON body.
+            #[must_use]
+            pub fn encode(&self) -> Vec<u8> {
+                match self { $(Self::$variant(body) => serde_json::to_vec(body).expect("message bodies have string keys and finite numbers"),)* }
+            }
+
+            /// Reads the body of a message of kind `kind`; `None` for an unknown kind.
+            ///
+            /// # Errors
+            /// When the body is no JSON of that kind.
+            pub fn decode(kind: u8, body: &[u8]) -> Option<Result<Self, serde_json::Error>> {
+                match kind {
+                    $($kind => Some(serde_json::from_slice::<$body>(body).map(Self::$variant)),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+messages! {
+    /// Everything an agent may send.
+    AgentMessage {
+        /// Opens the session; body behind 32 bytes of client nonce.
+        Hello(Hello) = 0x02, Control;
+        /// Completes the opening.
+        Confirm(Confirm) = 0x04, Control;
+        /// Life.
+        Heartbeat(Heartbeat) = 0x10, Control;
+        /// Answers PROBE.
+        ProbeAck(Probe) = 0x11, Control;
+        /// A batch.
+        Telemetry(BatchColumns) = 0x12, Telemetry;
+        /// An offer is durable.
+        CommandAccepted(CommandAccepted) = 0x13, Command;
+        /// An offer is refused.
+        CommandRejected(CommandRejected) = 0x14, Command;
+        /// A start is durable.
+        CommandStarted(CommandStarted) = 0x15, Command;
+        /// Live output.
+        Output(Output) = 0x16, Output;
+        /// An outcome is durable.
+        CommandResult(CommandResult) = 0x17, Command;
+        /// What this gateway allows.
+        Catalogue(Catalogue) = 0x18, Command;
+        /// Which pin set is trusted.
+        PinReport(PinReport) = 0x19, Control;
+        /// Something to show an operator.
+        Event(Event) = 0x1b, Control;
+        /// The end, on purpose.
+        Bye(Bye) = 0x1c, Control;
+    }
+}
+
+messages! {
+    /// Everything the backend may send.
+    BackendMessage {
+        /// Speaks first; body behind 16 bytes of session id and 32 of server nonce.
+        Challenge(Challenge) = 0x01, Control;
+        /// The session's terms.
+        Welcome(Welcome) = 0x03, Control;
+        /// No session.
+        Refuse(Refuse) = 0x05, Control;
+        /// Answers HEARTBEAT.
+        HeartbeatAck(HeartbeatAck) = 0x30, Control;
+        /// Is this session alive?
+        Probe(Probe) = 0x31, Control;
+        /// Telemetry is committed.
+        TelemetryAck(TelemetryAck) = 0x32, Control;
+        /// An offer.
+        Command(Command) = 0x33, Command;
+        /// A start permit.
+        Go(Go) = 0x34, Command;
+        /// Never start it.
+        CommandDrop(CommandRef) = 0x35, Command;
+        /// End it.
+        CommandCancel(CommandRef) = 0x36, Command;
+        /// A result is committed.
+        ResultAck(ResultAck) = 0x37, Control;
+        /// Reconnect elsewhere or later.
+        Drain(Drain) = 0x3a, Control;
+    }
+}
