@@ -21,45 +21,45 @@ use viworks_common::telemetry::{BatchColumns, Position};
 use viworks_common::time::{Monotonic, Timestamp};
 use viworks_common::wire::message::*;
 
-pub const SERVER_NONCE: [u8; 32] = [0x5e; 32];
-pub const CLIENT_NONCE: [u8; 32] = [0xc1; 32];
-pub const KEY_GENERATION: u8 = 3;
+pub(crate) const SERVER_NONCE: [u8; 32] = [0x5e; 32];
+pub(crate) const CLIENT_NONCE: [u8; 32] = [0xc1; 32];
+pub(crate) const KEY_GENERATION: u8 = 3;
 
-pub fn uuid(n: u128) -> Uuid {
+pub(crate) fn uuid(n: u128) -> Uuid {
     Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0000 | n)
 }
 
-pub fn command_id(n: u128) -> CommandId {
+pub(crate) fn command_id(n: u128) -> CommandId {
     CommandId::from_uuid(uuid(n))
 }
 
-pub fn agent_run_id() -> AgentRunId {
+pub(crate) fn agent_run_id() -> AgentRunId {
     AgentRunId::from_uuid(uuid(0x11))
 }
 
-pub fn server_time() -> Timestamp {
+pub(crate) fn server_time() -> Timestamp {
     Timestamp::from_unix_micros(1_790_000_000_000_000)
 }
 
-pub fn master() -> MasterKey {
+pub(crate) fn master() -> MasterKey {
     MasterKey::new(Secret::from_bytes([0x4d; 32]))
 }
 
-pub fn identity() -> Identity {
+pub(crate) fn identity() -> Identity {
     Identity {
         tenant: Tenant::default_tenant(),
         agent_id: AgentId::from_uuid(uuid(0xa1)),
     }
 }
 
-pub fn binding() -> Binding {
+pub(crate) fn binding() -> Binding {
     Binding {
         mode: BindingMode::Exporter,
         value: [0xb1; 32],
     }
 }
 
-pub fn agent_config() -> AgentSessionConfig {
+pub(crate) fn agent_config() -> AgentSessionConfig {
     AgentSessionConfig {
         identity: identity(),
         key: master().agent_key(&identity(), u32::from(KEY_GENERATION)),
@@ -70,7 +70,7 @@ pub fn agent_config() -> AgentSessionConfig {
     }
 }
 
-pub fn backend_config(server_nonce: [u8; 32]) -> BackendSessionConfig {
+pub(crate) fn backend_config(server_nonce: [u8; 32]) -> BackendSessionConfig {
     BackendSessionConfig {
         identity: identity(),
         master: Arc::new(master()),
@@ -83,7 +83,7 @@ pub fn backend_config(server_nonce: [u8; 32]) -> BackendSessionConfig {
     }
 }
 
-pub fn hello() -> Hello {
+pub(crate) fn hello() -> Hello {
     Hello {
         install_id: InstallId::from_uuid(uuid(0x13)),
         boot_id: BootId::from_uuid(uuid(0x12)),
@@ -106,7 +106,7 @@ pub fn hello() -> Hello {
     }
 }
 
-pub fn welcome() -> Welcome {
+pub(crate) fn welcome() -> Welcome {
     Welcome {
         epoch: 7,
         token: master().token(&identity(), 7).expose_hex(),
@@ -129,7 +129,7 @@ pub fn welcome() -> Welcome {
     }
 }
 
-pub fn command(n: u128) -> Command {
+pub(crate) fn command(n: u128) -> Command {
     Command {
         command_id: command_id(n),
         order: 18,
@@ -149,7 +149,7 @@ pub fn command(n: u128) -> Command {
     }
 }
 
-pub fn batch(from_seq: u64, records: u64) -> BatchColumns {
+pub(crate) fn batch(from_seq: u64, records: u64) -> BatchColumns {
     let count = usize::try_from(records).unwrap();
     BatchColumns {
         spool_epoch: agent_run_id(),
@@ -166,7 +166,7 @@ pub fn batch(from_seq: u64, records: u64) -> BatchColumns {
     }
 }
 
-pub fn heartbeat(sent_at_ms: u64) -> Heartbeat {
+pub(crate) fn heartbeat(sent_at_ms: u64) -> Heartbeat {
     Heartbeat {
         sent_at_ms,
         round_trip_us: None,
@@ -177,7 +177,7 @@ pub fn heartbeat(sent_at_ms: u64) -> Heartbeat {
     }
 }
 
-pub fn output(bytes: usize) -> Output {
+pub(crate) fn output(bytes: usize) -> Output {
     Output {
         command_id: command_id(1),
         stream: OutputStream::Stdout,
@@ -187,7 +187,7 @@ pub fn output(bytes: usize) -> Output {
 }
 
 /// One message of every kind an agent may send.
-pub fn agent_messages() -> Vec<AgentMessage> {
+pub(crate) fn agent_messages() -> Vec<AgentMessage> {
     let command_id = command_id(1);
     vec![
         AgentMessage::Hello(hello()),
@@ -239,7 +239,7 @@ pub fn agent_messages() -> Vec<AgentMessage> {
 }
 
 /// One message of every kind the backend may send.
-pub fn backend_messages() -> Vec<BackendMessage> {
+pub(crate) fn backend_messages() -> Vec<BackendMessage> {
     let command_id = command_id(1);
     vec![
         BackendMessage::Challenge(Challenge {
@@ -282,7 +282,7 @@ pub fn backend_messages() -> Vec<BackendMessage> {
     ]
 }
 
-pub fn refuse(code: CloseCode) -> Refuse {
+pub(crate) fn refuse(code: CloseCode) -> Refuse {
     Refuse {
         code,
         reason: "refused by the test".to_owned(),
@@ -292,7 +292,7 @@ pub fn refuse(code: CloseCode) -> Refuse {
 
 /// How far the drivers of both ends play along.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Until {
+pub(crate) enum Until {
     Challenged,
     Deciding,
     Welcomed,
@@ -301,25 +301,25 @@ pub enum Until {
 }
 
 /// Both machines, what they said, and what they sent.
-pub struct Pair {
-    pub agent: AgentSession,
-    pub backend: BackendSession,
-    pub now: Monotonic,
-    pub until: Until,
-    pub agent_events: Vec<AgentEvent>,
-    pub backend_events: Vec<BackendEvent>,
-    pub to_agent: Vec<Vec<u8>>,
-    pub to_backend: Vec<Vec<u8>>,
+pub(crate) struct Pair {
+    pub(crate) agent: AgentSession,
+    pub(crate) backend: BackendSession,
+    pub(crate) now: Monotonic,
+    pub(crate) until: Until,
+    pub(crate) agent_events: Vec<AgentEvent>,
+    pub(crate) backend_events: Vec<BackendEvent>,
+    pub(crate) to_agent: Vec<Vec<u8>>,
+    pub(crate) to_backend: Vec<Vec<u8>>,
     /// Called with the running number of every frame, before it is delivered.
-    pub tamper: Box<dyn FnMut(usize, &mut Vec<u8>)>,
+    pub(crate) tamper: Box<dyn FnMut(usize, &mut Vec<u8>)>,
 }
 
 impl Pair {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with(agent_config(), backend_config(SERVER_NONCE))
     }
 
-    pub fn with(agent: AgentSessionConfig, backend: BackendSessionConfig) -> Self {
+    pub(crate) fn with(agent: AgentSessionConfig, backend: BackendSessionConfig) -> Self {
         let now = Monotonic::from_duration(Duration::from_secs(1_000));
         Self {
             agent: AgentSession::new(agent, now),
@@ -334,7 +334,7 @@ impl Pair {
         }
     }
 
-    pub fn established() -> Self {
+    pub(crate) fn established() -> Self {
         let mut pair = Self::new();
         pair.pump();
         assert!(pair.agent.closed().is_none() && pair.backend.closed().is_none());
@@ -344,21 +344,21 @@ impl Pair {
     }
 
     /// Opens as far as `until` and no further.
-    pub fn opened(until: Until) -> Self {
+    pub(crate) fn opened(until: Until) -> Self {
         let mut pair = Self::new();
         pair.until = until;
         pair.pump();
         pair
     }
 
-    pub fn advance(&mut self, by: Duration) {
+    pub(crate) fn advance(&mut self, by: Duration) {
         self.now = self.now.saturating_add(by);
         self.agent.handle_timeout(self.now);
         self.backend.handle_timeout(self.now);
     }
 
     /// Delivers until both ends are silent.
-    pub fn pump(&mut self) {
+    pub(crate) fn pump(&mut self) {
         loop {
             let mut quiet = true;
             while let Some(mut frame) = self.backend.poll_transmit(self.now) {
@@ -418,12 +418,12 @@ impl Pair {
     }
 
     /// The keys of this session, from what went over the wire.
-    pub fn keys(&self) -> SessionKeys {
+    pub(crate) fn keys(&self) -> SessionKeys {
         self.schedule()
             .session_keys(&self.to_agent[0], &self.to_backend[0])
     }
 
-    pub fn hello_key(&self) -> Secret {
+    pub(crate) fn hello_key(&self) -> Secret {
         self.schedule().hello_key(&self.to_agent[0])
     }
 
@@ -432,32 +432,32 @@ impl Pair {
         Schedule::new(&SERVER_NONCE, &key, identity(), &binding())
     }
 
-    pub fn agent_code(&self) -> Option<u16> {
+    pub(crate) fn agent_code(&self) -> Option<u16> {
         self.agent.closed().map(|closed| closed.number())
     }
 
-    pub fn backend_code(&self) -> Option<u16> {
+    pub(crate) fn backend_code(&self) -> Option<u16> {
         self.backend.closed().map(|closed| closed.number())
     }
 
-    pub fn send_agent(&mut self, message: AgentMessage) {
+    pub(crate) fn send_agent(&mut self, message: AgentMessage) {
         self.agent.send(message, self.now).unwrap();
         self.pump();
     }
 
-    pub fn send_backend(&mut self, message: BackendMessage) {
+    pub(crate) fn send_backend(&mut self, message: BackendMessage) {
         self.backend.send(message, self.now).unwrap();
         self.pump();
     }
 }
 
 /// The sequence number in an envelope.
-pub fn sequence(frame: &[u8]) -> u64 {
+pub(crate) fn sequence(frame: &[u8]) -> u64 {
     u64::from_be_bytes(frame[4..12].try_into().unwrap())
 }
 
 /// An envelope with any header, under any key.
-pub fn forge(kind: u8, flags: u8, sequence: u64, body: &[u8], key: &Secret) -> Vec<u8> {
+pub(crate) fn forge(kind: u8, flags: u8, sequence: u64, body: &[u8], key: &Secret) -> Vec<u8> {
     let mut bytes = vec![1, kind, flags, 0];
     bytes.extend_from_slice(&sequence.to_be_bytes());
     bytes.extend_from_slice(body);
