@@ -164,12 +164,10 @@ mod tests {
     #[test]
     fn transient_delays_double_up_to_a_minute_and_start_again_after_a_minute_of_session() {
         let mut backoff = Backoff::new();
-        let ceilings: Vec<u64> = (0..9)
+        let ceilings: Vec<u128> = (0..9)
             .map(|_| {
-                backoff
-                    .next(FailureClass::Transient, u64::MAX)
-                    .as_secs_f64()
-                    .round() as u64
+                let delay = backoff.next(FailureClass::Transient, u64::MAX);
+                delay.as_millis().div_ceil(1_000)
             })
             .collect();
         assert_eq!(ceilings, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
@@ -216,13 +214,10 @@ mod tests {
     #[test]
     fn refusals_that_nobody_signed_escalate_from_a_minute_to_an_hour() {
         let mut backoff = Backoff::new();
-        let minutes: Vec<u64> = (0..8)
+        let minutes: Vec<u128> = (0..8)
             .map(|_| {
-                (backoff
-                    .next(FailureClass::PermanentUnproved, u64::MAX)
-                    .as_secs_f64()
-                    / 60.0)
-                    .round() as u64
+                let delay = backoff.next(FailureClass::PermanentUnproved, u64::MAX);
+                delay.as_millis().div_ceil(60_000)
             })
             .collect();
         assert_eq!(minutes, [1, 2, 4, 8, 16, 32, 60, 60]);
