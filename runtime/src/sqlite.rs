@@ -160,6 +160,8 @@ impl Database {
     /// nothing of it remains; if this returns [`Error`]'s conversion instead of the job's own result, nothing of it
     /// was kept either, except after [`Error::Closed`], where it may have been.
     ///
+    /// Dropping the returned future does not withdraw a job that is queued.
+    ///
     /// The job must neither begin nor end transactions, and may handle only [`Error::Constraint`] by itself; after any
     /// other error of a statement the transaction may be gone, so it must pass that on. It is cloned so that it can
     /// run again, alone, if a neighbour in the same transaction makes SQLite give up the transaction as a whole; it

@@ -83,14 +83,18 @@ where
 {
     let mut wire = Vec::new();
     while from.wants_write() {
-        from.write_tls(&mut wire).unwrap();
+        from.write_tls(&mut wire).map_err(broken)?;
     }
     let mut wire = wire.as_slice();
     while !wire.is_empty() {
-        to.read_tls(&mut wire).unwrap();
+        to.read_tls(&mut wire).map_err(broken)?;
         to.process_new_packets()?;
     }
     Ok(())
+}
+
+fn broken(error: impl Into<std::io::Error>) -> rustls::Error {
+    rustls::Error::General(error.into().to_string())
 }
 
 fn configs(authority: &Authority) -> (Arc<ServerConfig>, Arc<ClientConfig>) {
