@@ -180,7 +180,7 @@ fn the_environment_overrides_the_file() {
         ("VIWORKS__OUTBOUND__PINS", "b, c"),
         ("VIWORKS__OUTBOUND__BATCH_MAX", "7"),
         ("VIWORKS__OUTBOUND__COMPRESS", "false"),
-        ("HOME", "/root"),
+        ("HOME", "/"),
     ];
     let (values, problems) = read(text, &variables, outbound);
     assert_eq!(problems, Vec::<String>::new());
