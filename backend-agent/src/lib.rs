@@ -1,1 +1,3 @@
-//! Placeholder.
+//! The backend: agents' listener, registry, dispatch, telemetry, store and operators' API.
+
+pub mod data;
