@@ -18,7 +18,7 @@ pub(super) fn interfaces(output: &mut dyn Write) -> Result<(), BuiltinError> {
                 data.ip_networks().iter().map(ToString::to_string).collect();
             addresses.sort();
             vec![
-                printable(name),
+                printable(&name.to_string_lossy()),
                 data.operational_state().to_string(),
                 data.mac_address().to_string(),
                 data.mtu().to_string(),
