@@ -1,4 +1,7 @@
 //! The agent on every gateway: dials the backend, runs allow-listed commands, delivers telemetry.
 
+pub mod builtin;
+pub mod catalogue;
 pub mod executor;
+pub mod journal;
 pub mod spool;
