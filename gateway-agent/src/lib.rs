@@ -2,6 +2,9 @@
 
 pub mod builtin;
 pub mod catalogue;
+pub mod engine;
 pub mod executor;
 pub mod journal;
+pub mod outbound;
 pub mod spool;
+pub mod status;
