@@ -98,9 +98,9 @@ impl Process {
                 }
             }
             Ok(Err(error)) => Exit::Unknown(format!("it could not be waited for: {error}")),
-            Err(_elapsed) => Exit::Unknown(
-                "it was killed and still hangs in the operating system".to_owned(),
-            ),
+            Err(_elapsed) => {
+                Exit::Unknown("it was killed and still hangs in the operating system".to_owned())
+            }
         }
     }
 
