@@ -128,6 +128,10 @@ fn watch(child: &Child) -> io::Result<(Pid, AsyncFd<OwnedFd>)> {
         .and_then(Pid::from_raw)
         .ok_or_else(|| io::Error::other("it has no process id"))?;
     let handle = pidfd_open(group, PidfdFlags::NONBLOCK)?;
-    let alive = AsyncFd::register_with_interest(handle, tokio::io::Interest::READABLE)?;
+    #[expect(
+        deprecated,
+        reason = "an OwnedFd keeps the promise that the successor asks for in unsafe code, which is forbidden here"
+    )]
+    let alive = AsyncFd::with_interest(handle, tokio::io::Interest::READABLE)?;
     Ok((group, alive))
 }
