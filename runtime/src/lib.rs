@@ -1,1 +1,20 @@
-//! Placeholder.
+//! The process shell: what both agents need before they have a purpose.
+//!
+//! Everything impure that is not about the product lives here, each in one place: the clock ([`clock`]), randomness
+//! ([`random`]), the environment and the configuration file ([`config`]), tasks and shutdown ([`lifecycle`]), TLS
+//! material ([`tls`]), the embedded database ([`sqlite`]), and what a process shows of itself ([`logging`],
+//! [`metrics`], [`probe`], [`ready_file`], [`exit`]).
+
+pub mod clock;
+pub mod config;
+pub mod exit;
+pub mod fault;
+pub mod files;
+pub mod lifecycle;
+pub mod logging;
+pub mod metrics;
+pub mod probe;
+pub mod random;
+pub mod ready_file;
+pub mod sqlite;
+pub mod tls;

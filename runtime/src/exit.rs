@@ -1,0 +1,155 @@
+//! The exit codes, one table for every binary.
+
+use std::fmt;
+
+/// How a process ended, for scripts and service managers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum ExitCode {
+    /// Everything asked for happened.
+    Ok = 0,
+    /// Unexpected: a bug or something unclassified.
+    Error = 1,
+    /// The flags or arguments were wrong.
+    Usage = 2,
+    /// At least one target ran it and failed.
+    Failed = 3,
+    /// Not authenticated, or the session expired.
+    Login = 4,
+    /// The id is unknown, or the selector matched nothing.
+    NotFound = 5,
+    /// It exists already, is a duplicate, or was changed meanwhile.
+    Conflict = 6,
+    /// None failed, but at least one target did not answer in time, was offline, or the command expired.
+    NoAnswer = 7,
+    /// Waiting ended while work was still in progress.
+    Pending = 8,
+    /// The prompt was answered with no, or would have been needed where none is allowed.
+    Declined = 9,
+    /// At least one required check failed.
+    NoGo = 20,
+    /// The backend cannot be reached.
+    Unavailable = 69,
+    /// Queue full, rate limited or draining: try again.
+    Busy = 75,
+    /// Authenticated, but the scope is missing.
+    Forbidden = 77,
+    /// The configuration is invalid, incomplete or unsafe; the start was refused.
+    Config = 78,
+    /// Interrupted from the keyboard.
+    Interrupted = 130,
+}
+
+impl ExitCode {
+    /// Every code, in ascending order.
+    pub const ALL: [Self; 16] = [
+        Self::Ok,
+        Self::Error,
+        Self::Usage,
+        Self::Failed,
+        Self::Login,
+        Self::NotFound,
+        Self::Conflict,
+        Self::NoAnswer,
+        Self::Pending,
+        Self::Declined,
+        Self::NoGo,
+        Self::Unavailable,
+        Self::Busy,
+        Self::Forbidden,
+        Self::Config,
+        Self::Interrupted,
+    ];
+
+    /// The number the process ends with.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        self as u8
+    }
+
+    /// The stable name, as documented.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Error => "error",
+            Self::Usage => "usage",
+            Self::Failed => "failed",
+            Self::Login => "login",
+            Self::NotFound => "not_found",
+            Self::Conflict => "conflict",
+            Self::NoAnswer => "no_answer",
+            Self::Pending => "pending",
+            Self::Declined => "declined",
+            Self::NoGo => "no_go",
+            Self::Unavailable => "unavailable",
+            Self::Busy => "busy",
+            Self::Forbidden => "forbidden",
+            Self::Config => "config",
+            Self::Interrupted => "interrupted",
+        }
+    }
+
+    /// When a process ends with it, in one line.
+    #[must_use]
+    pub const fn meaning(self) -> &'static str {
+        match self {
+            Self::Ok => "everything asked for happened",
+            Self::Error => "unexpected (a bug or unclassified)",
+            Self::Usage => "wrong flags or arguments",
+            Self::Failed => "at least one target ran it and failed",
+            Self::Login => "not authenticated or session expired",
+            Self::NotFound => "id unknown, or the selector matched nothing",
+            Self::Conflict => "exists already, duplicate, or changed meanwhile",
+            Self::NoAnswer => {
+                "none failed, but at least one target did not answer in time, was offline, or expired"
+            }
+            Self::Pending => "waiting ended, work still in progress",
+            Self::Declined => "you said no at the prompt, or a prompt was needed with --no-input",
+            Self::NoGo => "at least one required check failed",
+            Self::Unavailable => "backend not reachable",
+            Self::Busy => "queue full, rate limited or draining: try again",
+            Self::Forbidden => "authenticated, but the scope is missing",
+            Self::Config => "configuration invalid, incomplete or unsafe: start refused",
+            Self::Interrupted => "interrupted with Ctrl-C",
+        }
+    }
+}
+
+impl fmt::Display for ExitCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.number(), self.name())
+    }
+}
+
+impl From<ExitCode> for std::process::ExitCode {
+    fn from(code: ExitCode) -> Self {
+        Self::from(code.number())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_complete_ascending_and_without_twins() {
+        let numbers: Vec<_> = ExitCode::ALL.iter().map(|code| code.number()).collect();
+        assert_eq!(
+            numbers,
+            [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 20, 69, 75, 77, 78, 130]
+        );
+        let names: std::collections::BTreeSet<_> =
+            ExitCode::ALL.iter().map(|code| code.name()).collect();
+        assert_eq!(names.len(), ExitCode::ALL.len());
+    }
+
+    #[test]
+    fn a_process_ends_with_the_number_of_its_code() {
+        assert_eq!(
+            std::process::ExitCode::from(ExitCode::Config),
+            std::process::ExitCode::from(78)
+        );
+        assert_eq!(ExitCode::Config.to_string(), "78 config");
+    }
+}

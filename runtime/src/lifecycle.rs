@@ -1,0 +1,394 @@
+//! Tasks with an owner: spawning, graceful shutdown, and what ends the process.
+//!
+//! The only place that starts tasks. Shutdown has two steps: *stopping* asks every task to finish what it holds,
+//! *aborting* drops what has not finished when the grace period is over (or a second signal comes).
+
+use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::time::timeout;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
+use tokio_util::task::TaskTracker;
+use tracing::{error, info, warn};
+
+use crate::exit::ExitCode;
+
+pub mod notify;
+mod signal;
+mod task;
+
+pub use signal::{Signal, Signals};
+pub use task::Task;
+
+/// How long aborted tasks get to be dropped. They are dropped at their next await, so only a task that blocks its
+/// thread needs longer, and nothing can be done about that one.
+const ABORT_TIME: Duration = Duration::from_secs(2);
+
+/// The tasks of a process or of one part of it. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Lifecycle {
+    scope: Arc<Scope>,
+}
+
+#[derive(Debug)]
+struct Scope {
+    stopping: CancellationToken,
+    aborting: CancellationToken,
+    tasks: TaskTracker,
+    running: Mutex<BTreeMap<&'static str, usize>>,
+    failure: Mutex<Option<Failure>>,
+    parent: Option<Arc<Self>>,
+}
+
+/// Why a process must end although nobody asked it to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// What the process ends with.
+    pub code: ExitCode,
+    /// In words for the log.
+    pub reason: String,
+}
+
+/// Why a running process begins to stop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StopCause {
+    /// It was told to.
+    Signal(Signal),
+    /// Something it cannot do without has failed.
+    Failure(Failure),
+    /// A part of it asked for the shutdown.
+    Requested,
+}
+
+/// How a shutdown went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// The tasks that had to be dropped, by name, with their number.
+    pub aborted: BTreeMap<&'static str, usize>,
+    /// What had failed before or during the shutdown.
+    pub failure: Option<Failure>,
+}
+
+impl Outcome {
+    /// What the process should end with. Dropping tasks after the grace period is not a failure: everything durable
+    /// survives it by design.
+    #[must_use]
+    pub fn exit_code(&self) -> ExitCode {
+        self.failure
+            .as_ref()
+            .map_or(ExitCode::Ok, |failure| failure.code)
+    }
+}
+
+impl Lifecycle {
+    /// The root of a process.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::with(CancellationToken::new(), CancellationToken::new(), None)
+    }
+
+    /// A part that can be shut down by itself, and is shut down together with this one.
+    #[must_use]
+    pub fn child(&self) -> Self {
+        let scope = &self.scope;
+        Self::with(
+            scope.stopping.child_token(),
+            scope.aborting.child_token(),
+            Some(Arc::clone(scope)),
+        )
+    }
+
+    fn with(
+        stopping: CancellationToken,
+        aborting: CancellationToken,
+        parent: Option<Arc<Scope>>,
+    ) -> Self {
+        let scope = Scope {
+            stopping,
+            aborting,
+            tasks: TaskTracker::new(),
+            running: Mutex::default(),
+            failure: Mutex::default(),
+            parent,
+        };
+        Self {
+            scope: Arc::new(scope),
+        }
+    }
+
+    /// Starts a task that shutdown waits for. If it panics, that is logged and the others go on.
+    pub fn spawn<F>(&self, name: &'static str, future: F) -> Task<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        self.start(name, future, Panic::Contained)
+    }
+
+    /// Starts a task that the process cannot do without: if it panics, the whole process shuts down and ends with
+    /// [`ExitCode::Error`].
+    pub fn spawn_critical<F>(&self, name: &'static str, future: F) -> Task<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        self.start(name, future, Panic::Fatal)
+    }
+
+    /// Runs `work` where it may block a thread. Shutdown waits for it, but an abort only stops the waiting.
+    pub fn spawn_blocking<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Task<T> {
+        let handle = tokio::task::spawn_blocking(work);
+        let waits = async move {
+            match handle.await {
+                Ok(output) => output,
+                Err(error) => match error.try_into_panic() {
+                    Ok(payload) => std::panic::resume_unwind(payload),
+                    // Cancelled, which happens only when the runtime itself goes away.
+                    Err(_cancelled) => std::future::pending().await,
+                },
+            }
+        };
+        self.start(name, waits, Panic::Contained)
+    }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that starts tasks"
+    )]
+    fn start<F>(&self, name: &'static str, future: F, panic: Panic) -> Task<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        let running = Running::enter(name, self.clone());
+        let aborting = self.scope.aborting.clone();
+        let guarded = async move {
+            let result = aborting
+                .run_until_cancelled(AssertUnwindSafe(future).catch_unwind())
+                .await;
+            match result {
+                Some(Ok(output)) => {
+                    running.leave();
+                    Some(output)
+                }
+                Some(Err(payload)) => {
+                    running.panicked(payload.as_ref(), panic);
+                    None
+                }
+                None => None,
+            }
+        };
+        Task::new(tokio::spawn(self.scope.track(guarded)))
+    }
+
+    /// Completes when tasks should finish what they hold and end.
+    pub fn stopping(&self) -> WaitForCancellationFuture<'_> {
+        self.scope.stopping.cancelled()
+    }
+
+    /// Completes when what is still running is about to be dropped.
+    pub fn aborting(&self) -> WaitForCancellationFuture<'_> {
+        self.scope.aborting.cancelled()
+    }
+
+    /// The soft token, for code that wants to hold it.
+    #[must_use]
+    pub fn stop_token(&self) -> CancellationToken {
+        self.scope.stopping.clone()
+    }
+
+    /// Whether tasks should be ending.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.scope.stopping.is_cancelled()
+    }
+
+    /// Asks tasks to end, without waiting for them.
+    pub fn stop(&self) {
+        self.scope.stopping.cancel();
+    }
+
+    /// Drops every task at its next await.
+    pub fn abort(&self) {
+        self.scope.stopping.cancel();
+        self.scope.aborting.cancel();
+    }
+
+    /// Shuts the whole process down because it cannot go on. The first failure decides the exit code.
+    pub fn fail(&self, code: ExitCode, reason: impl Into<String>) {
+        let root = self.scope.root();
+        let failure = Failure {
+            code,
+            reason: reason.into(),
+        };
+        error!(code = %failure.code, reason = failure.reason, "shutting down after a failure");
+        lock(&root.failure).get_or_insert(failure);
+        root.stopping.cancel();
+    }
+
+    /// What has made the process shut down, if anything.
+    #[must_use]
+    pub fn failure(&self) -> Option<Failure> {
+        lock(&self.scope.root().failure).clone()
+    }
+
+    /// Waits until there is a reason to stop: a signal, a failure, or [`Lifecycle::stop`].
+    pub async fn wait_for_signal(&self, signals: &mut Signals) -> StopCause {
+        tokio::select! {
+            biased;
+            () = self.stopping() => self.failure().map_or(StopCause::Requested, StopCause::Failure),
+            signal = signals.next() => StopCause::Signal(signal),
+        }
+    }
+
+    /// Asks every task to end, waits at most `grace`, and drops the rest.
+    pub async fn shutdown(&self, grace: Duration) -> Outcome {
+        let scope = &self.scope;
+        scope.stopping.cancel();
+        scope.tasks.close();
+        if timeout(grace, scope.tasks.wait()).await.is_err() {
+            warn!(tasks = ?lock(&scope.running), ?grace, "the grace period is over, dropping what still runs");
+        }
+        scope.aborting.cancel();
+        if timeout(ABORT_TIME, scope.tasks.wait()).await.is_err() {
+            warn!(tasks = ?lock(&scope.running), "some tasks could not be dropped");
+        }
+        Outcome {
+            aborted: lock(&scope.running).clone(),
+            failure: self.failure(),
+        }
+    }
+
+    /// [`Lifecycle::shutdown`] that a further signal cuts short.
+    pub async fn shutdown_unless_signalled(
+        &self,
+        grace: Duration,
+        signals: &mut Signals,
+    ) -> Outcome {
+        let mut shutdown = std::pin::pin!(self.shutdown(grace));
+        tokio::select! {
+            outcome = &mut shutdown => return outcome,
+            signal = signals.next() => {
+                warn!(%signal, "second signal, dropping what still runs");
+                self.abort();
+            }
+        }
+        shutdown.await
+    }
+
+    /// Runs until there is a reason to stop, then shuts down, keeping the service manager informed.
+    pub async fn run(&self, signals: &mut Signals, grace: Duration) -> Outcome {
+        let cause = self.wait_for_signal(signals).await;
+        info!(?cause, "stopping");
+        notify::stopping();
+        let outcome = self.shutdown_unless_signalled(grace, signals).await;
+        info!(aborted = ?outcome.aborted, code = %outcome.exit_code(), "stopped");
+        outcome
+    }
+}
+
+impl Default for Lifecycle {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Scope {
+    fn root(&self) -> &Self {
+        self.parent.as_ref().map_or(self, |parent| parent.root())
+    }
+
+    /// The scope itself and those it is part of: a shutdown of any of them waits for the task.
+    fn lineage(&self) -> impl Iterator<Item = &Self> {
+        std::iter::successors(Some(self), |scope| scope.parent.as_deref())
+    }
+
+    fn track<F: Future>(&self, future: F) -> impl Future<Output = F::Output> + use<F> {
+        let tokens: Vec<_> = self.lineage().map(|scope| scope.tasks.token()).collect();
+        async move {
+            let output = future.await;
+            drop(tokens);
+            output
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Panic {
+    Contained,
+    Fatal,
+}
+
+/// The entry of a task in the books of its scopes. One that is dropped by the abort of a shutdown stays on the books,
+/// so that the outcome names it.
+struct Running {
+    name: &'static str,
+    lifecycle: Lifecycle,
+    ended: bool,
+}
+
+impl Running {
+    fn enter(name: &'static str, lifecycle: Lifecycle) -> Self {
+        for scope in lifecycle.scope.lineage() {
+            *lock(&scope.running).entry(name).or_default() += 1;
+        }
+        Self {
+            name,
+            lifecycle,
+            ended: false,
+        }
+    }
+
+    fn leave(mut self) {
+        self.ended = true;
+    }
+
+    fn panicked(self, payload: &(dyn std::any::Any + Send), panic: Panic) {
+        let message = payload
+            .downcast_ref::<&str>()
+            .copied()
+            .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+            .unwrap_or("no message");
+        error!(task = self.name, message, "a task panicked");
+        match panic {
+            Panic::Contained => {}
+            Panic::Fatal => {
+                let reason = format!("the task {} panicked: {message}", self.name);
+                self.lifecycle.fail(ExitCode::Error, reason);
+            }
+        }
+        self.leave();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.ended && self.lifecycle.scope.aborting.is_cancelled() {
+            return;
+        }
+        for scope in self.lifecycle.scope.lineage() {
+            let mut running = lock(&scope.running);
+            if let Some(count) = running.get_mut(self.name) {
+                *count -= 1;
+                if *count == 0 {
+                    running.remove(self.name);
+                }
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while one of these is held.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

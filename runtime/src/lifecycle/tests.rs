@@ -1,0 +1,164 @@
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::oneshot;
+
+use super::*;
+
+const GRACE: Duration = Duration::from_secs(10);
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_waits_for_tasks_that_finish_in_time() {
+    let lifecycle = Lifecycle::new();
+    let finished = Arc::new(AtomicBool::new(false));
+    lifecycle.spawn("drains", {
+        let (lifecycle, finished) = (lifecycle.clone(), Arc::clone(&finished));
+        async move {
+            lifecycle.stopping().await;
+            tokio::time::sleep(GRACE / 2).await;
+            finished.store(true, Ordering::Relaxed);
+        }
+    });
+    let outcome = lifecycle.shutdown(GRACE).await;
+    assert!(finished.load(Ordering::Relaxed));
+    assert_eq!(
+        outcome,
+        Outcome {
+            aborted: BTreeMap::new(),
+            failure: None
+        }
+    );
+    assert_eq!(outcome.exit_code(), ExitCode::Ok);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_does_not_end_is_dropped_after_the_grace_period_and_named() {
+    let lifecycle = Lifecycle::new();
+    let task = lifecycle.spawn("hangs", std::future::pending::<()>());
+    let before = tokio::time::Instant::now();
+    let outcome = lifecycle.shutdown(GRACE).await;
+    assert_eq!(before.elapsed(), GRACE);
+    assert_eq!(outcome.aborted, BTreeMap::from([("hangs", 1)]));
+    assert_eq!(task.await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_abort_cuts_the_grace_period_short() {
+    let lifecycle = Lifecycle::new();
+    lifecycle.spawn("hangs", std::future::pending::<()>());
+    let before = tokio::time::Instant::now();
+    let (outcome, ()) = tokio::join!(lifecycle.shutdown(GRACE), async {
+        tokio::time::sleep(GRACE / 4).await;
+        lifecycle.abort();
+    });
+    assert_eq!(before.elapsed(), GRACE / 4);
+    assert_eq!(outcome.aborted.len(), 1);
+}
+
+#[tokio::test]
+async fn a_task_gives_its_output() {
+    let lifecycle = Lifecycle::new();
+    assert_eq!(lifecycle.spawn("adds", async { 40 + 2 }).await, Some(42));
+    assert_eq!(lifecycle.spawn_blocking("adds", || 40 + 2).await, Some(42));
+}
+
+#[tokio::test]
+async fn a_contained_panic_ends_only_its_task() {
+    let lifecycle = Lifecycle::new();
+    let task = lifecycle.spawn("breaks", async { panic!("planted") });
+    let output: Option<()> = task.await;
+    assert_eq!(output, None);
+    assert!(!lifecycle.is_stopping());
+    assert_eq!(lifecycle.shutdown(GRACE).await.exit_code(), ExitCode::Ok);
+}
+
+#[tokio::test]
+async fn a_panic_of_a_critical_task_deep_inside_stops_the_process_with_an_error() {
+    let lifecycle = Lifecycle::new();
+    lifecycle
+        .child()
+        .child()
+        .spawn_critical("writer", async { panic!("planted {}", 1) });
+    lifecycle.stopping().await;
+    let outcome = lifecycle.shutdown(GRACE).await;
+    assert_eq!(outcome.exit_code(), ExitCode::Error);
+    assert_eq!(
+        outcome.failure.unwrap().reason,
+        "the task writer panicked: planted 1"
+    );
+}
+
+#[tokio::test]
+async fn the_first_failure_decides() {
+    let lifecycle = Lifecycle::new();
+    lifecycle.child().fail(ExitCode::Config, "first");
+    lifecycle.fail(ExitCode::Error, "second");
+    assert_eq!(lifecycle.failure().unwrap().code, ExitCode::Config);
+}
+
+#[tokio::test]
+async fn a_child_stops_alone_and_its_parent_waits_for_it() {
+    let parent = Lifecycle::new();
+    let child = parent.child();
+    let (release, held) = oneshot::channel::<()>();
+    child.spawn("holds", held);
+    parent.spawn("stays", {
+        let parent = parent.clone();
+        async move { parent.stopping().await }
+    });
+
+    release.send(()).unwrap();
+    let outcome = child.shutdown(GRACE).await;
+    assert!(outcome.aborted.is_empty());
+    assert!(
+        !parent.is_stopping(),
+        "stopping a part leaves the whole running"
+    );
+
+    let late = parent.child();
+    late.spawn("ends with the parent", {
+        let late = late.clone();
+        async move { late.stopping().await }
+    });
+    assert!(parent.shutdown(GRACE).await.aborted.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_parent_names_the_tasks_of_its_children_that_hang() {
+    let parent = Lifecycle::new();
+    let child = parent.child();
+    child.spawn("hangs", std::future::pending::<()>());
+    assert_eq!(
+        parent.shutdown(GRACE).await.aborted,
+        BTreeMap::from([("hangs", 1)])
+    );
+}
+
+#[tokio::test]
+async fn a_task_aborted_by_its_handle_does_not_stay_on_the_books() {
+    let lifecycle = Lifecycle::new();
+    let task = lifecycle.spawn("hangs", std::future::pending::<()>());
+    task.abort();
+    assert_eq!(task.await, None);
+    assert!(lifecycle.shutdown(GRACE).await.aborted.is_empty());
+}
+
+#[tokio::test]
+async fn signals_stop_the_process_and_a_second_one_hurries_it() {
+    let lifecycle = Lifecycle::new();
+    let mut signals = Signals::listen().unwrap();
+    lifecycle.spawn("hangs", std::future::pending::<()>());
+    let myself = rustix::process::getpid();
+
+    rustix::process::kill_process(myself, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(
+        lifecycle.wait_for_signal(&mut signals).await,
+        StopCause::Signal(Signal::Terminate)
+    );
+
+    rustix::process::kill_process(myself, rustix::process::Signal::INT).unwrap();
+    let hours = Duration::from_secs(36_000);
+    let outcome = lifecycle
+        .shutdown_unless_signalled(hours, &mut signals)
+        .await;
+    assert_eq!(outcome.aborted, BTreeMap::from([("hangs", 1)]));
+}

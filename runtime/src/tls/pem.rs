@@ -1,0 +1,97 @@
+//! Reads PEM; the only module that knows `rustls-pemfile`.
+//!
+//! The crate is archived (RUSTSEC-2025-0134) but not vulnerable; decision record 0001 says why it is here, and the
+//! tests hold it against its successor.
+
+use std::io;
+
+use rustls_pemfile::Item;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+/// The certificates in `text`, in their order; other sections are skipped.
+pub(super) fn certificates(mut text: &[u8]) -> io::Result<Vec<CertificateDer<'static>>> {
+    rustls_pemfile::certs(&mut text).collect()
+}
+
+/// The private keys in `text`, in their order; other sections are skipped.
+pub(super) fn keys(mut text: &[u8]) -> io::Result<Vec<PrivateKeyDer<'static>>> {
+    rustls_pemfile::read_all(&mut text)
+        .filter_map(|item| item.map(private_key).transpose())
+        .collect()
+}
+
+fn private_key(item: Item) -> Option<PrivateKeyDer<'static>> {
+    if let Item::Pkcs8Key(key) = item {
+        Some(key.into())
+    } else if let Item::Sec1Key(key) = item {
+        Some(key.into())
+    } else if let Item::Pkcs1Key(key) = item {
+        Some(key.into())
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519};
+    use rustls_pki_types::pem::PemObject;
+
+    use super::*;
+
+    fn fixtures() -> Vec<String> {
+        let mut fixtures = Vec::new();
+        for algorithm in [&PKCS_ECDSA_P256_SHA256, &PKCS_ED25519] {
+            let key = KeyPair::generate_for(algorithm).unwrap();
+            let certificate = CertificateParams::default()
+                .self_signed(&key)
+                .unwrap()
+                .pem();
+            let key = key.serialize_pem();
+            fixtures.push(certificate.clone());
+            fixtures.push(key.clone());
+            fixtures.push(format!("a comment\n{key}\n{certificate}{certificate}"));
+            fixtures.push(certificate.replace('\n', "\r\n"));
+        }
+        fixtures.push(String::new());
+        fixtures.push("no PEM here\n".to_owned());
+        fixtures
+    }
+
+    #[test]
+    fn it_agrees_with_its_successor_on_everything_generated() {
+        for fixture in fixtures() {
+            let text = fixture.as_bytes();
+            let certificates_there: Result<Vec<_>, _> =
+                CertificateDer::pem_slice_iter(text).collect();
+            let keys_there: Result<Vec<_>, _> = PrivateKeyDer::pem_slice_iter(text).collect();
+            assert_eq!(certificates(text).unwrap(), certificates_there.unwrap());
+            assert_eq!(keys(text).unwrap(), keys_there.unwrap());
+        }
+    }
+
+    #[test]
+    fn it_agrees_with_its_successor_on_what_is_broken() {
+        for text in [
+            "-----BEGIN CERTIFICATE-----\nAAAA\n",
+            "-----BEGIN CERTIFICATE-----\n!!!!\n-----END CERTIFICATE-----\n",
+            "-----BEGIN PRIVATE KEY-----\nAAA*\n-----END PRIVATE KEY-----\n",
+        ] {
+            let text = text.as_bytes();
+            let there: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text).collect();
+            assert_eq!(certificates(text).is_err(), there.is_err());
+            let there: Result<Vec<_>, _> = PrivateKeyDer::pem_slice_iter(text).collect();
+            assert_eq!(keys(text).is_err(), there.is_err());
+            assert!(keys(text).is_err());
+        }
+    }
+
+    #[test]
+    fn every_kind_of_key_is_recognised() {
+        for kind in ["PRIVATE KEY", "EC PRIVATE KEY", "RSA PRIVATE KEY"] {
+            let text = format!("-----BEGIN {kind}-----\nAQID\n-----END {kind}-----\n");
+            let there = PrivateKeyDer::from_pem_slice(text.as_bytes()).unwrap();
+            assert_eq!(keys(text.as_bytes()).unwrap(), [there]);
+        }
+    }
+}
