@@ -439,6 +439,20 @@ fn a_slow_link_narrows_the_window_and_a_quick_one_widens_it_slowly() {
 }
 
 #[test]
+fn a_burst_that_is_late_as_a_whole_narrows_the_window_once() {
+    let mut pair = Pair::established();
+    let full = pair.agent.telemetry_credit();
+    for seq in 1..=4 {
+        pair.send_agent(AgentMessage::Telemetry(batch(seq, 1)));
+    }
+    pair.advance(SECOND * 8);
+    for seq in 1..=4 {
+        acknowledge(&mut pair, seq);
+    }
+    assert_eq!(pair.agent.telemetry_credit(), full / 2);
+}
+
+#[test]
 fn the_window_never_closes_altogether() {
     let mut pair = Pair::established();
     for seq in 1..20 {
