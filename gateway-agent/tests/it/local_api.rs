@@ -28,7 +28,7 @@ name = "test.echo"
 title = "Says it back"
 risk = "read"
 idempotent = true
-argv = ["/bin/echo", "-n", "--", "{word}"]
+argv = ["/bin/echo", "-n", "{word}"]
 
 [[command.argument]]
 name = "word"
