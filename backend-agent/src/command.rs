@@ -1,0 +1,3 @@
+//! Commands: submitted, queued, dispatched.
+
+pub mod queue;

@@ -1,0 +1,4 @@
+//! Bytes from agents.
+
+pub mod limits;
+pub mod replay;
