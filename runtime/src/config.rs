@@ -1,5 +1,39 @@
 //! Fail-closed configuration: one TOML file plus the environment, every problem reported at once.
+//!
+//! An agent reads its sections key by key. Each read declares the key with its type, default, range and a line of
+//! help, and gives a value to go on with even if the file has none that will do: a problem is noted instead, and
+//! [`Document::finish`] refuses with all of them. What was read is worth nothing until `finish` has agreed.
+//!
+//! ```
+//! # use std::time::Duration;
+//! # use viworks_runtime::config::{Document, Environment};
+//! # let text = "[outbound]\nurl = \"wss://backend.example:8081\"\n";
+//! let mut document = Document::parse("gateway.toml".as_ref(), text, &Environment::default());
+//! let mut outbound = document.section("outbound", "The connection to the backend.");
+//! let url = outbound.required_url("url", &["wss"], "Where the backend listens for agents.");
+//! let timeout = outbound.duration_ms(
+//!     "connect_timeout_ms",
+//!     Duration::from_secs(10),
+//!     Duration::from_millis(100)..=Duration::from_secs(300),
+//!     "How long one attempt may take.",
+//! );
+//! document.finish()?;
+//! # assert_eq!((url.as_str(), timeout.as_secs()), ("wss://backend.example:8081", 10));
+//! # Ok::<_, viworks_runtime::config::Problems>(())
+//! ```
+//!
+//! Every key can be overridden by `VIWORKS__SECTION__KEY`, except in arrays of tables.
 
+mod document;
 mod environment;
+mod problem;
+mod section;
+mod suggest;
+mod tree;
+mod url;
+mod value;
 
+pub use document::{Document, KeyReference, SectionReference};
 pub use environment::{Environment, environment};
+pub use problem::{Place, Problem, Problems};
+pub use section::Section;

@@ -198,6 +198,21 @@ pub fn read_at_most(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
     read_bounded(path, file, limit)
 }
 
+/// The metadata of a regular file.
+///
+/// # Errors
+///
+/// When it is missing or something else.
+pub fn examine_file(path: &Path) -> Result<fs::Metadata, FileError> {
+    let metadata = fs::metadata(path).map_err(FileError::io("examine", path))?;
+    if !metadata.is_file() {
+        return Err(FileError::NotAFile {
+            path: path.to_owned(),
+        });
+    }
+    Ok(metadata)
+}
+
 /// Refuses a file that anybody but its owner can read or change.
 ///
 /// # Errors

@@ -16,5 +16,5 @@ pub mod metrics;
 pub mod probe;
 pub mod random;
 pub mod ready_file;
-// pub mod sqlite;
+pub mod sqlite;
 pub mod tls;

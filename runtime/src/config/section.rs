@@ -1,0 +1,659 @@
+//! One section of a configuration, read key by key.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::document::{Document, KeyReference, SectionReference};
+use super::environment;
+use super::problem::Place;
+use super::tree::{Table, Value};
+use super::url;
+use super::value::{self, Refusal, Shape};
+use crate::files::{self, FileError};
+
+/// A section, or one element of an array of tables.
+///
+/// Every method declares a key and gives its value. Where the configuration has none that will do, that is noted as
+/// a problem, and the default or a placeholder is given, which [`Document::finish`] never lets become effective.
+#[derive(Debug)]
+pub struct Section<'d> {
+    document: &'d mut Document,
+    name: String,
+    table: Option<Arc<Table>>,
+    /// Whether environment variables can override its keys: not among many of the same name.
+    overridable: bool,
+}
+
+/// A value that was given, and where.
+struct Given {
+    value: Value,
+    place: Place,
+}
+
+impl<'d> Section<'d> {
+    pub(super) const fn new(
+        document: &'d mut Document,
+        name: String,
+        table: Option<Arc<Table>>,
+        overridable: bool,
+    ) -> Self {
+        Self {
+            document,
+            name,
+            table,
+            overridable,
+        }
+    }
+
+    /// Whether the file has this section at all.
+    #[must_use]
+    pub const fn is_present(&self) -> bool {
+        self.table.is_some()
+    }
+
+    /// A string that must be given.
+    pub fn required_str(&mut self, key: &str, help: &str) -> String {
+        self.required(key, "string", Shape::Text, help, value::string)
+    }
+
+    /// A string with a default.
+    pub fn str(&mut self, key: &str, default: &str, help: &str) -> String {
+        self.defaulted(
+            key,
+            "string",
+            Shape::Text,
+            quoted(default),
+            help,
+            value::string,
+        )
+        .unwrap_or_else(|| default.to_owned())
+    }
+
+    /// A string that may be left out.
+    pub fn optional_str(&mut self, key: &str, help: &str) -> Option<String> {
+        self.optional(key, "string", Shape::Text, help, value::string)
+    }
+
+    /// One of a few words, each standing for a value.
+    pub fn one_of<T: Copy>(
+        &mut self,
+        key: &str,
+        default: &str,
+        choices: &[(&str, T)],
+        help: &str,
+    ) -> T {
+        let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
+        let kind = format!("one of {}", words.join(", "));
+        let chosen = self.defaulted(
+            key,
+            &kind,
+            Shape::Text,
+            quoted(default),
+            help,
+            |key, value| {
+                let text = value::string(key, value)?;
+                choose(choices, &text).ok_or_else(|| {
+                    let meant = super::suggest::nearest(&text, words.iter().copied());
+                    let hint = meant
+                        .map(|meant| format!("; did you mean {meant:?}?"))
+                        .unwrap_or_default();
+                    Refusal::new(
+                        format!("{key} is {text:?}"),
+                        format!("it must be one of {}{hint}", words.join(", ")),
+                    )
+                })
+            },
+        );
+        chosen
+            .or_else(|| choose(choices, default))
+            .expect("the default is one of the choices")
+    }
+
+    /// Anything that can be read from a string, with a default.
+    pub fn parsed<T>(&mut self, key: &str, kind: &str, default: T, help: &str) -> T
+    where
+        T: FromStr<Err: Display> + Display,
+    {
+        self.defaulted(
+            key,
+            kind,
+            Shape::Text,
+            quoted(&default.to_string()),
+            help,
+            parse,
+        )
+        .unwrap_or(default)
+    }
+
+    /// Anything that can be read from a string and must be given. `None` only if that was noted as a problem.
+    pub fn required_parsed<T: FromStr<Err: Display>>(
+        &mut self,
+        key: &str,
+        kind: &str,
+        help: &str,
+    ) -> Option<T> {
+        self.optional_or(key, kind, Shape::Text, help, true, parse)
+    }
+
+    /// Anything that can be read from a string and may be left out.
+    pub fn optional_parsed<T: FromStr<Err: Display>>(
+        &mut self,
+        key: &str,
+        kind: &str,
+        help: &str,
+    ) -> Option<T> {
+        self.optional(key, kind, Shape::Text, help, parse)
+    }
+
+    /// A URL with one of `schemes` that must be given.
+    pub fn required_url(&mut self, key: &str, schemes: &[&str], help: &str) -> String {
+        let kind = format!("URL ({})", schemes.join(", "));
+        self.required(key, &kind, Shape::Text, help, |key, value| {
+            let text = value::string(key, value)?;
+            url::check(&text, schemes)
+                .map_err(|(message, help)| Refusal::new(format!("{key}: {message}"), help))?;
+            Ok(text)
+        })
+    }
+
+    /// An integer within a range.
+    pub fn integer<T>(&mut self, key: &str, default: T, range: RangeInclusive<T>, help: &str) -> T
+    where
+        T: Copy + PartialOrd + Display + TryFrom<i64>,
+    {
+        let kind = format!("integer, {} to {}", range.start(), range.end());
+        let read = |key: &str, value: &Value| value::integer(key, value, &range);
+        self.defaulted(key, &kind, Shape::Toml, default.to_string(), help, read)
+            .unwrap_or(default)
+    }
+
+    /// An integer within a range that may be left out.
+    pub fn optional_integer<T>(
+        &mut self,
+        key: &str,
+        range: RangeInclusive<T>,
+        help: &str,
+    ) -> Option<T>
+    where
+        T: Copy + PartialOrd + Display + TryFrom<i64>,
+    {
+        let kind = format!("integer, {} to {}", range.start(), range.end());
+        self.optional(key, &kind, Shape::Toml, help, |key, value| {
+            value::integer(key, value, &range)
+        })
+    }
+
+    /// A duration within a range, as an integer of milliseconds; the key ends with `_ms`.
+    pub fn duration_ms(
+        &mut self,
+        key: &str,
+        default: Duration,
+        range: RangeInclusive<Duration>,
+        help: &str,
+    ) -> Duration {
+        debug_assert!(key.ends_with("_ms"), "{key} must say its unit");
+        let range = millis(*range.start())..=millis(*range.end());
+        Duration::from_millis(self.integer(key, millis(default), range, help))
+    }
+
+    /// A switch.
+    pub fn bool(&mut self, key: &str, default: bool, help: &str) -> bool {
+        self.defaulted(
+            key,
+            "boolean",
+            Shape::Toml,
+            default.to_string(),
+            help,
+            value::boolean,
+        )
+        .unwrap_or(default)
+    }
+
+    /// An unsafe switch, which is on only with a value that shames, such as `"for_test_purposes_only"`.
+    pub fn unsafe_switch(&mut self, key: &str, confession: &str, help: &str) -> bool {
+        let kind = format!("the string {confession:?}");
+        let confessed = self.defaulted(
+            key,
+            &kind,
+            Shape::Text,
+            "off".to_owned(),
+            help,
+            |key, value| match value::string(key, value) {
+                Ok(text) if text == confession => Ok(true),
+                Ok(_) | Err(_) => Err(Refusal::new(
+                    format!("{key} is unsafe and cannot be switched on like this"),
+                    format!("remove it, or write {key} = {confession:?}"),
+                )),
+            },
+        );
+        confessed.unwrap_or(false)
+    }
+
+    /// A list of strings with a default.
+    pub fn strings(&mut self, key: &str, default: &[&str], help: &str) -> Vec<String> {
+        self.defaulted(
+            key,
+            "list of strings",
+            Shape::List,
+            format!("{default:?}"),
+            help,
+            value::strings,
+        )
+        .unwrap_or_else(|| default.iter().map(|&text| text.to_owned()).collect())
+    }
+
+    /// A list of strings that must be given and must not be empty.
+    pub fn required_strings(&mut self, key: &str, help: &str) -> Vec<String> {
+        self.required(
+            key,
+            "list of strings, not empty",
+            Shape::List,
+            help,
+            non_empty_strings,
+        )
+    }
+
+    /// A list of things that can be read from strings; it must be given and must not be empty.
+    pub fn required_parsed_list<T: FromStr<Err: Display>>(
+        &mut self,
+        key: &str,
+        kind: &str,
+        help: &str,
+    ) -> Vec<T> {
+        let kind = format!("list of {kind}, not empty");
+        self.required(key, &kind, Shape::List, help, |key, value| {
+            let texts = non_empty_strings(key, value)?;
+            texts.iter().map(|text| parse_text(key, text)).collect()
+        })
+    }
+
+    /// A path that must be given.
+    pub fn required_path(&mut self, key: &str, help: &str) -> PathBuf {
+        let path: String = self.required(key, "path", Shape::Text, help, value::string);
+        self.resolve(&path)
+    }
+
+    /// A path with a default.
+    pub fn path(&mut self, key: &str, default: &str, help: &str) -> PathBuf {
+        let path = self.defaulted(
+            key,
+            "path",
+            Shape::Text,
+            quoted(default),
+            help,
+            value::string,
+        );
+        self.resolve(path.as_deref().unwrap_or(default))
+    }
+
+    /// A path that may be left out.
+    pub fn optional_path(&mut self, key: &str, help: &str) -> Option<PathBuf> {
+        let path = self.optional(key, "path", Shape::Text, help, value::string)?;
+        Some(self.resolve(&path))
+    }
+
+    /// The path of a file that must be given and be there.
+    pub fn file(&mut self, key: &str, help: &str) -> PathBuf {
+        self.checked_file(key, help, true, check_file)
+            .unwrap_or_default()
+    }
+
+    /// The path of a file that may be left out, but must be there if given.
+    pub fn optional_file(&mut self, key: &str, help: &str) -> Option<PathBuf> {
+        self.checked_file(key, help, false, check_file)
+    }
+
+    /// The path of a file that must be given, be there, and be closed to others.
+    pub fn secret_file(&mut self, key: &str, help: &str) -> PathBuf {
+        self.checked_file(key, help, true, files::refuse_if_others_can_read)
+            .unwrap_or_default()
+    }
+
+    /// The path of a file that may be left out, but must be there and be closed to others if given.
+    pub fn optional_secret_file(&mut self, key: &str, help: &str) -> Option<PathBuf> {
+        self.checked_file(key, help, false, files::refuse_if_others_can_read)
+    }
+
+    /// Every element of the array of tables `[[name]]` in this section, read by `read`.
+    pub fn tables<T>(
+        &mut self,
+        name: &str,
+        help: &str,
+        mut read: impl FnMut(&mut Section<'_>) -> T,
+    ) -> Vec<T> {
+        let full = self.full(name);
+        let reference = SectionReference {
+            section: full.clone(),
+            repeated: true,
+            help: help.to_owned(),
+        };
+        self.document.declare_section(reference);
+        let Some((value, place)) = self.entry(name).map(|given| (given.value, given.place)) else {
+            return Vec::new();
+        };
+        let Value::Array(items) = value else {
+            let message = format!("{name} is {} instead of a list of tables", value.kind());
+            self.document.push(
+                place,
+                message,
+                format!("write [[{full}]] before each element"),
+            );
+            return Vec::new();
+        };
+        let mut outputs = Vec::with_capacity(items.len());
+        for item in items {
+            if let Value::Table(table) = item.value {
+                outputs.push(read(&mut Section::new(
+                    self.document,
+                    full.clone(),
+                    Some(table),
+                    false,
+                )));
+            } else {
+                let place = self.document.line(item.span);
+                let message = format!(
+                    "an element of {name} is {} instead of a table",
+                    item.value.kind()
+                );
+                self.document.push(
+                    place,
+                    message,
+                    format!("write [[{full}]] before each element"),
+                );
+            }
+        }
+        outputs
+    }
+
+    /// A section inside this one; empty if the file does not have it.
+    pub fn section(&mut self, name: &str, help: &str) -> Section<'_> {
+        let full = self.full(name);
+        let reference = SectionReference {
+            section: full.clone(),
+            repeated: false,
+            help: help.to_owned(),
+        };
+        self.document.declare_section(reference);
+        let table = self
+            .table
+            .clone()
+            .and_then(|table| self.document.subtable(&table, name));
+        Section::new(self.document, full, table, self.overridable)
+    }
+
+    /// A table of free keys with strings, such as labels or an environment.
+    pub fn strings_by_key(&mut self, name: &str, help: &str) -> BTreeMap<String, String> {
+        let full = self.full(name);
+        self.document.declare_section(SectionReference {
+            section: full.clone(),
+            repeated: false,
+            help: help.to_owned(),
+        });
+        self.document.declare_free_table(full);
+        let Some(table) = self
+            .table
+            .clone()
+            .and_then(|table| self.document.subtable(&table, name))
+        else {
+            return BTreeMap::new();
+        };
+        let mut strings = BTreeMap::new();
+        for (key, entry) in &table.entries {
+            if let Value::String(text) = &entry.node.value {
+                strings.insert(key.clone(), text.clone());
+            } else {
+                let place = self.document.line(entry.node.span.clone());
+                let message = format!("{key} is {} instead of a string", entry.node.value.kind());
+                self.document
+                    .push(place, message, "put it in quotes".to_owned());
+            }
+        }
+        strings
+    }
+
+    /// Notes a problem with a key that only the caller can see, such as two keys that do not fit each other.
+    pub fn problem(&mut self, key: &str, message: impl Into<String>, help: impl Into<String>) {
+        let place = self.place(key);
+        self.document.push(place, message.into(), help.into());
+    }
+
+    /// Where a key is given, or else where its section begins.
+    #[must_use]
+    pub fn place(&self, key: &str) -> Place {
+        let variable = environment::variable(&self.name, key);
+        if self.overridable && self.document.variable(&variable).is_some() {
+            return Place::Variable(variable);
+        }
+        let table = self.table.as_ref();
+        let entry = table.and_then(|table| table.entries.get(key));
+        let span = entry
+            .map(|entry| entry.node.span.clone())
+            .or_else(|| table.map(|table| table.span.clone()));
+        self.document.line(span.unwrap_or_default())
+    }
+
+    fn checked_file(
+        &mut self,
+        key: &str,
+        help: &str,
+        required: bool,
+        check: impl FnOnce(&std::path::Path) -> Result<(), FileError>,
+    ) -> Option<PathBuf> {
+        let path = self.optional_or(
+            key,
+            "path of a file",
+            Shape::Text,
+            help,
+            required,
+            value::string,
+        )?;
+        let path = self.resolve(&path);
+        if let Err(error) = check(&path) {
+            let place = self.place(key);
+            let (message, help) = describe(key, &error);
+            self.document.push(place, message, help);
+        }
+        Some(path)
+    }
+
+    fn required<T: Default>(
+        &mut self,
+        key: &str,
+        kind: &str,
+        shape: Shape,
+        help: &str,
+        read: impl FnOnce(&str, &Value) -> Result<T, Refusal>,
+    ) -> T {
+        self.optional_or(key, kind, shape, help, true, read)
+            .unwrap_or_default()
+    }
+
+    fn optional<T>(
+        &mut self,
+        key: &str,
+        kind: &str,
+        shape: Shape,
+        help: &str,
+        read: impl FnOnce(&str, &Value) -> Result<T, Refusal>,
+    ) -> Option<T> {
+        self.optional_or(key, kind, shape, help, false, read)
+    }
+
+    fn optional_or<T>(
+        &mut self,
+        key: &str,
+        kind: &str,
+        shape: Shape,
+        help: &str,
+        required: bool,
+        read: impl FnOnce(&str, &Value) -> Result<T, Refusal>,
+    ) -> Option<T> {
+        let default = (!required).then(|| "none".to_owned());
+        self.declare(key, kind, default, help);
+        let Some(given) = self.given(key, shape) else {
+            if required && !self.noted(key, shape) {
+                let place = self.place(key);
+                let missing = match self.name.as_str() {
+                    "" => format!("the key {key:?} is missing at the top of the file"),
+                    section => format!("the key {key:?} is missing in [{section}]"),
+                };
+                self.document.push(place, missing, help.to_owned());
+            }
+            return None;
+        };
+        self.read(key, &given, read)
+    }
+
+    fn defaulted<T>(
+        &mut self,
+        key: &str,
+        kind: &str,
+        shape: Shape,
+        default: String,
+        help: &str,
+        read: impl FnOnce(&str, &Value) -> Result<T, Refusal>,
+    ) -> Option<T> {
+        self.declare(key, kind, Some(default), help);
+        let given = self.given(key, shape)?;
+        self.read(key, &given, read)
+    }
+
+    fn read<T>(
+        &mut self,
+        key: &str,
+        given: &Given,
+        read: impl FnOnce(&str, &Value) -> Result<T, Refusal>,
+    ) -> Option<T> {
+        match read(key, &given.value) {
+            Ok(value) => Some(value),
+            Err(Refusal { message, help }) => {
+                self.document.push(given.place.clone(), message, help);
+                None
+            }
+        }
+    }
+
+    fn declare(&mut self, key: &str, kind: &str, default: Option<String>, help: &str) {
+        self.document.declare(KeyReference {
+            section: self.name.clone(),
+            key: key.to_owned(),
+            kind: kind.to_owned(),
+            default,
+            help: help.to_owned(),
+            variable: self
+                .overridable
+                .then(|| environment::variable(&self.name, key)),
+        });
+    }
+
+    /// The value of a key: from the environment if it is there, else from the file.
+    fn given(&mut self, key: &str, shape: Shape) -> Option<Given> {
+        if let Some((variable, text)) = self.overriding(key) {
+            let place = Place::Variable(variable);
+            let Some(value) = value::from_variable(&text, shape) else {
+                self.document.push(
+                    place,
+                    format!("cannot be read as a value for {key}"),
+                    "numbers, true, false and lists are written as in the file".to_owned(),
+                );
+                return None;
+            };
+            return Some(Given { value, place });
+        }
+        self.entry(key)
+    }
+
+    /// Whether [`Self::given`] gave nothing only because it noted a problem.
+    fn noted(&self, key: &str, shape: Shape) -> bool {
+        self.overriding(key)
+            .is_some_and(|(_, text)| value::from_variable(&text, shape).is_none())
+    }
+
+    fn overriding(&self, key: &str) -> Option<(String, String)> {
+        if !self.overridable {
+            return None;
+        }
+        let variable = environment::variable(&self.name, key);
+        let text = self.document.variable(&variable)?;
+        Some((variable, text))
+    }
+
+    fn entry(&self, key: &str) -> Option<Given> {
+        let node = &self.table.as_ref()?.entries.get(key)?.node;
+        Some(Given {
+            value: node.value.clone(),
+            place: self.document.line(node.span.clone()),
+        })
+    }
+
+    fn full(&self, name: &str) -> String {
+        if self.name.is_empty() {
+            name.to_owned()
+        } else {
+            format!("{}.{name}", self.name)
+        }
+    }
+
+    fn resolve(&self, path: &str) -> PathBuf {
+        self.document.folder().join(path)
+    }
+}
+
+fn parse<T: FromStr<Err: Display>>(key: &str, value: &Value) -> Result<T, Refusal> {
+    parse_text(key, &value::string(key, value)?)
+}
+
+fn parse_text<T: FromStr<Err: Display>>(key: &str, text: &str) -> Result<T, Refusal> {
+    text.parse()
+        .map_err(|error: T::Err| Refusal::new(format!("{key} is {text:?}: {error}"), ""))
+}
+
+fn non_empty_strings(key: &str, value: &Value) -> Result<Vec<String>, Refusal> {
+    let strings = value::strings(key, value)?;
+    if strings.is_empty() {
+        return Err(Refusal::new(
+            format!("{key} is an empty list"),
+            "it needs at least one entry",
+        ));
+    }
+    Ok(strings)
+}
+
+fn choose<T: Copy>(choices: &[(&str, T)], wanted: &str) -> Option<T> {
+    choices
+        .iter()
+        .find(|(word, _)| *word == wanted)
+        .map(|(_, value)| *value)
+}
+
+fn check_file(path: &std::path::Path) -> Result<(), FileError> {
+    files::examine_file(path).map(drop)
+}
+
+fn describe(key: &str, error: &FileError) -> (String, String) {
+    let cause = std::error::Error::source(error)
+        .map(|cause| format!(": {cause}"))
+        .unwrap_or_default();
+    let message = format!("{key}: {error}{cause}");
+    // The message for a file that others can read ends with what to run.
+    message.rsplit_once("; run: ").map_or_else(
+        || (message.clone(), String::new()),
+        |(message, command)| (message.to_owned(), format!("run: {command}")),
+    )
+}
+
+fn quoted(text: &str) -> String {
+    format!("{text:?}")
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

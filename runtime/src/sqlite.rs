@@ -1,0 +1,273 @@
+//! An embedded SQLite database that is durable at every commit, with one writer and group commit.
+//!
+//! An fsync costs as much as dozens of writes, so writes do not get one each: [`Database::write`] queues a job, and
+//! the writer takes everything that waits, runs each job inside its own savepoint of one transaction, commits once,
+//! and only then answers everybody. A job that fails undoes itself and nothing else.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::migrate::Migrator;
+use sqlx::pool::PoolConnection;
+use sqlx::sqlite::{
+    SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
+};
+use sqlx::{ConnectOptions, Sqlite, SqliteConnection, SqlitePool};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+use crate::lifecycle::Lifecycle;
+
+mod error;
+mod job;
+mod schema;
+mod writer;
+
+pub use error::{Constraint, Error};
+pub use futures_util::future::BoxFuture;
+pub use writer::Counters;
+
+use job::{Job, TypedJob};
+use writer::{Message, Writer};
+
+/// How long [`Database::close`] waits for the jobs that were queued before it.
+const CLOSE_TIME: Duration = Duration::from_secs(30);
+
+/// How a database is opened. The durability is not an option.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The file; made if missing, for the owner only.
+    pub path: PathBuf,
+    /// The hard bound of the file in pages; at the bound writes fail with [`Error::Full`].
+    pub max_page_count: Option<u32>,
+    /// The size of a page in bytes, for a file that is made.
+    pub page_size: u32,
+    /// How long to wait for another process that has the file.
+    pub busy_timeout: Duration,
+    /// What the write-ahead log is cut to after a checkpoint.
+    pub journal_bytes_max: u32,
+    /// How many writes may wait; further ones wait outside the queue.
+    pub queue_depth_max: usize,
+    /// How many writes share one commit.
+    pub batch_jobs_max: usize,
+    /// How many readers there are at once.
+    pub readers_max: u32,
+    /// How long [`Database::read`] waits for a reader.
+    pub read_timeout: Duration,
+}
+
+impl Options {
+    /// The defaults for a file.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            max_page_count: None,
+            page_size: 4096,
+            busy_timeout: Duration::from_secs(5),
+            journal_bytes_max: 16 * 1024 * 1024,
+            queue_depth_max: 1024,
+            batch_jobs_max: 256,
+            readers_max: 4,
+            read_timeout: Duration::from_secs(5),
+        }
+    }
+
+    /// The same, bounded to `pages`.
+    #[must_use]
+    pub const fn max_page_count(mut self, pages: u32) -> Self {
+        self.max_page_count = Some(pages);
+        self
+    }
+
+    fn connect(&self) -> SqliteConnectOptions {
+        let mut options = SqliteConnectOptions::new()
+            .filename(&self.path)
+            .page_size(self.page_size)
+            .auto_vacuum(SqliteAutoVacuum::Incremental)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(self.busy_timeout)
+            .pragma("journal_size_limit", self.journal_bytes_max.to_string())
+            .pragma("trusted_schema", "OFF")
+            .disable_statement_logging();
+        if let Some(pages) = self.max_page_count {
+            options = options.pragma("max_page_count", pages.to_string());
+        }
+        options
+    }
+
+    fn connect_read_only(&self) -> SqliteConnectOptions {
+        SqliteConnectOptions::new()
+            .filename(&self.path)
+            .read_only(true)
+            .busy_timeout(self.busy_timeout)
+            .pragma("trusted_schema", "OFF")
+            .disable_statement_logging()
+    }
+}
+
+/// An open database. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Database {
+    messages: mpsc::Sender<Message>,
+    readers: SqlitePool,
+    counters: Arc<Counters>,
+    writer: Lifecycle,
+}
+
+impl Database {
+    /// Opens the file, brings its schema up to date and starts the writer.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be opened, has a schema that this program does not know, or the SQLite at hand is too old
+    /// or does not take the settings that durability rests on.
+    pub async fn open(options: Options, migrator: &Migrator) -> Result<Self, Error> {
+        create_private(&options)?;
+        let mut connection = options.connect().connect().await?;
+        schema::check_library(&mut connection).await?;
+        schema::check_settings(&mut connection).await?;
+        schema::migrate(&mut connection, migrator).await?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(options.readers_max)
+            .acquire_timeout(options.read_timeout)
+            .connect_lazy_with(options.connect_read_only());
+        let (messages, queue) = mpsc::channel(options.queue_depth_max.max(1));
+        let counters = Arc::new(Counters::default());
+        // A life of its own: the writer must outlive every task that may still write during a shutdown.
+        let writer = Lifecycle::new();
+        let task = Writer::new(
+            connection,
+            queue,
+            options.batch_jobs_max,
+            Arc::clone(&counters),
+        );
+        drop(writer.spawn("sqlite writer", task.run()));
+        Ok(Self {
+            messages,
+            readers,
+            counters,
+            writer,
+        })
+    }
+
+    /// Runs `job` in a transaction and returns what it returned, once that is durable. If the job returns an error,
+    /// nothing of it remains; if this returns [`Error`]'s conversion instead of the job's own result, nothing of it
+    /// was kept either, except after [`Error::Closed`], where it may have been.
+    ///
+    /// The job must neither begin nor end transactions, and may handle only [`Error::Constraint`] by itself; after any
+    /// other error of a statement the transaction may be gone, so it must pass that on. It is cloned so that it can
+    /// run again, alone, if a neighbour in the same transaction makes SQLite give up the transaction as a whole; it
+    /// may therefore run twice, with the effects of the first time undone, and must do nothing but use its connection.
+    ///
+    /// ```ignore
+    /// let id = database
+    ///     .write(move |connection| {
+    ///         Box::pin(async move {
+    ///             sqlx::query("INSERT INTO item (name) VALUES (?)").bind(name).execute(connection).await?;
+    ///             Ok::<_, sqlite::Error>(())
+    ///         })
+    ///     })
+    ///     .await?;
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The job's own, or why the transaction could not be made or committed.
+    pub async fn write<T, E, F>(&self, job: F) -> Result<T, E>
+    where
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, E>>
+            + Clone
+            + Send
+            + 'static,
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        let job: Box<dyn Job> = Box::new(TypedJob::new(job, reply));
+        self.send(Message::Job(job)).await?;
+        answer
+            .await
+            .unwrap_or_else(|_gone| Err(Error::Closed.into()))
+    }
+
+    /// A connection that sees what is committed and cannot write.
+    ///
+    /// # Errors
+    ///
+    /// When all readers stay busy, or the file cannot be opened.
+    pub async fn read(&self) -> Result<PoolConnection<Sqlite>, Error> {
+        Ok(self.readers.acquire().await?)
+    }
+
+    /// Moves the write-ahead log into the database file and cuts it, as far as readers allow.
+    ///
+    /// # Errors
+    ///
+    /// When that fails.
+    pub async fn checkpoint(&self) -> Result<(), Error> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Message::Checkpoint(reply)).await?;
+        answer.await.unwrap_or(Err(Error::Closed))
+    }
+
+    /// Finishes the jobs that were queued before, checkpoints and closes the file. Later writes get
+    /// [`Error::Closed`].
+    ///
+    /// # Errors
+    ///
+    /// When the checkpoint fails; what was committed is safe all the same.
+    pub async fn close(&self) -> Result<(), Error> {
+        // A reader that is still out keeps its file open; that must not keep the writer from closing.
+        drop(timeout(CLOSE_TIME, self.readers.close()).await);
+        let (reply, answer) = oneshot::channel();
+        let closed = match self.send(Message::Close(reply)).await {
+            Ok(()) => answer.await.unwrap_or(Err(Error::Closed)),
+            // Somebody else closed it before.
+            Err(_) => Ok(()),
+        };
+        self.writer.shutdown(CLOSE_TIME).await;
+        closed
+    }
+
+    /// How many writes wait in the queue.
+    #[must_use]
+    pub fn queue_depth(&self) -> usize {
+        self.messages.max_capacity() - self.messages.capacity()
+    }
+
+    /// What the writer has done so far.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    async fn send(&self, message: Message) -> Result<(), Error> {
+        self.messages
+            .send(message)
+            .await
+            .map_err(|_returned| Error::Closed)
+    }
+}
+
+/// Makes the file before SQLite does, which would let others read it. Its side files take over the permissions.
+fn create_private(options: &Options) -> Result<(), Error> {
+    let made = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&options.path);
+    made.map(drop).map_err(|source| Error::Open {
+        path: options.path.clone(),
+        source: Arc::new(source),
+    })
+}
+
+#[cfg(test)]
+mod tests;

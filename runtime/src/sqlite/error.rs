@@ -1,0 +1,174 @@
+//! What can go wrong in the database, by what the caller can do about it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use sqlx::migrate::MigrateError;
+
+/// A failure of the database. It can be cloned, because a failed commit fails every job in it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// The page limit or the disk: free something and try again.
+    #[error("the database is full")]
+    Full(#[source] Arc<sqlx::Error>),
+    /// Another process holds the file: try again.
+    #[error("the database is locked by another process")]
+    Busy(#[source] Arc<sqlx::Error>),
+    /// All readers were busy for too long: try again.
+    #[error("no reader became free in time")]
+    ReadersBusy,
+    /// The statement would have broken a rule of the schema.
+    #[error("a constraint of the schema refused the statement: {kind:?} {names}")]
+    Constraint {
+        /// The kind of rule.
+        kind: Constraint,
+        /// The columns (`table.column, …`) or the name of the check; empty for a foreign key.
+        names: String,
+        /// As SQLite tells it.
+        #[source]
+        source: Arc<sqlx::Error>,
+    },
+    /// The file is damaged or is no database.
+    #[error("the database file is corrupt")]
+    Corrupt(#[source] Arc<sqlx::Error>),
+    /// The disk failed.
+    #[error("failed to read or write the database file")]
+    Io(#[source] Arc<sqlx::Error>),
+    /// The file cannot be opened or made.
+    #[error("failed to open the database {}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// The refusal.
+        #[source]
+        source: Arc<std::io::Error>,
+    },
+    /// A newer program has migrated the file; going back needs a backup.
+    #[error(
+        "the database schema has version {found}, this program knows versions up to {known}; use the newer program or restore a backup"
+    )]
+    SchemaTooNew {
+        /// The version in the file.
+        found: i64,
+        /// The newest version this program has.
+        known: i64,
+    },
+    /// The schema cannot be brought up to date.
+    #[error("failed to migrate the database schema")]
+    Migrate(#[source] Arc<MigrateError>),
+    /// The linked SQLite has known faults.
+    #[error("SQLite {found} is too old, {needed} or later is needed")]
+    LibraryTooOld {
+        /// The linked version.
+        found: String,
+        /// The oldest that will do.
+        needed: String,
+    },
+    /// SQLite did not take a setting that durability rests on.
+    #[error("the database setting {setting} is {found}, but must be {needed}")]
+    Setting {
+        /// The pragma.
+        setting: &'static str,
+        /// What it is.
+        found: String,
+        /// What it must be.
+        needed: &'static str,
+    },
+    /// The job panicked; nothing of it remains.
+    #[error("a database job panicked")]
+    Panicked,
+    /// The database was closed.
+    #[error("the database is closed")]
+    Closed,
+    /// Anything else, most likely a bug.
+    #[error("the database failed")]
+    Other(#[source] Arc<sqlx::Error>),
+}
+
+/// The kinds of rules a schema has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Constraint {
+    /// A unique index.
+    Unique,
+    /// The primary key or the row id.
+    PrimaryKey,
+    /// A reference to another table.
+    ForeignKey,
+    /// A column that must have a value.
+    NotNull,
+    /// A check expression.
+    Check,
+    /// A trigger, a data type, or one that SQLite added since.
+    Other,
+}
+
+impl Error {
+    /// Whether a rule of this kind refused a statement; for answers such as "exists already".
+    #[must_use]
+    pub fn is_constraint(&self, wanted: Constraint) -> bool {
+        matches!(self, Self::Constraint { kind, .. } if *kind == wanted)
+    }
+
+    /// Whether the same may work a little later without anybody doing anything.
+    #[must_use]
+    pub const fn is_transient(&self) -> bool {
+        matches!(self, Self::Busy(_) | Self::ReadersBusy)
+    }
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        let code = error
+            .as_database_error()
+            .and_then(|error| error.code()?.parse::<i32>().ok());
+        let Some(code) = code else {
+            return Self::without_code(error);
+        };
+        // The low byte is the primary result code, the rest says more about it.
+        match code & 0xff {
+            5 | 6 => Self::Busy(Arc::new(error)),
+            8 | 10 | 14 => Self::Io(Arc::new(error)),
+            11 | 26 => Self::Corrupt(Arc::new(error)),
+            13 => Self::Full(Arc::new(error)),
+            19 => Self::constraint(code, error),
+            _ => Self::Other(Arc::new(error)),
+        }
+    }
+}
+
+impl Error {
+    fn without_code(error: sqlx::Error) -> Self {
+        if matches!(error, sqlx::Error::PoolTimedOut) {
+            Self::ReadersBusy
+        } else if matches!(error, sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed) {
+            Self::Closed
+        } else if matches!(error, sqlx::Error::Io(_)) {
+            Self::Io(Arc::new(error))
+        } else {
+            Self::Other(Arc::new(error))
+        }
+    }
+
+    fn constraint(code: i32, error: sqlx::Error) -> Self {
+        let kind = match code >> 8 {
+            1 => Constraint::Check,
+            3 => Constraint::ForeignKey,
+            5 => Constraint::NotNull,
+            6 | 10 => Constraint::PrimaryKey,
+            8 => Constraint::Unique,
+            _ => Constraint::Other,
+        };
+        let message = error
+            .as_database_error()
+            .map_or("", |error| error.message());
+        let names = message
+            .split_once("constraint failed: ")
+            .map_or("", |(_, names)| names)
+            .to_owned();
+        Self::Constraint {
+            kind,
+            names,
+            source: Arc::new(error),
+        }
+    }
+}
