@@ -1,5 +1,8 @@
-//! The backend as a library: the binary is a thin shell around it, and the tests start it in process.
+//! The backend: agents' listener, registry, dispatch, telemetry, store and operators' API.
+//!
+//! The binary is a thin shell around this library, and the tests start it in process.
 
 pub mod command;
+pub mod data;
 pub mod inbound;
 pub mod metrics;

@@ -1,5 +1,13 @@
 //! The catalogue: which commands a gateway allows, and the grammar of their arguments.
 
+mod arguments;
+mod digest;
+mod template;
+
+pub use arguments::{ArgumentProblem, Grammar, check_arguments, check_entry};
+pub use digest::catalogue_digest;
+pub use template::{ArgvTemplate, ExpandRefusal, TemplateProblem};
+
 use serde::{Deserialize, Serialize};
 
 use crate::id::{ArgumentName, CommandName};

@@ -84,7 +84,7 @@ macro_rules! uuid_id {
 }
 
 uuid_id!(
-    /// One gateway's identity: a UUIDv7, never reused.
+    /// One gateway's identity: a version 7 UUID, never reused.
     AgentId, "agent id"
 );
 uuid_id!(
@@ -100,11 +100,11 @@ uuid_id!(
     BootId, "boot id"
 );
 uuid_id!(
-    /// One submission by an operator: targets, a command name and its arguments (UUIDv7).
+    /// One submission by an operator: targets, a command name and its arguments (version 7 UUID).
     RunId, "run id"
 );
 uuid_id!(
-    /// One command of a run on one gateway (UUIDv7).
+    /// One command of a run on one gateway (version 7 UUID).
     CommandId, "command id"
 );
 uuid_id!(

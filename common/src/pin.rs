@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// Most pins one set may hold.
 pub const PINS_MAX: usize = 8;
 
-/// SHA-256 of a DER SubjectPublicKeyInfo, written `sha256/` and its Base64 (RFC 7469's notion of a pin).
+/// SHA-256 of a DER `SubjectPublicKeyInfo`, written `sha256/` and its Base64 (RFC 7469's notion of a pin).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SpkiPin([u8; 32]);
 

@@ -1,4 +1,4 @@
-//! Telemetry: records, gaps, contiguous batches and the composite key (tenant, agent_id, spool_epoch, seq).
+//! Telemetry: records, gaps, contiguous batches and the composite key (tenant, `agent_id`, `spool_epoch`, seq).
 
 use std::collections::BTreeMap;
 

@@ -77,7 +77,7 @@ body! {
         commands: u32,
         /// Telemetry bytes sent and not acknowledged.
         telemetry_bytes: u32,
-        /// Live output bytes that may have been sent in this session; HEARTBEAT_ACK raises it.
+        /// Live output bytes that may have been sent in this session; `HEARTBEAT_ACK` raises it.
         output_bytes: u64,
     }
 }
@@ -144,7 +144,7 @@ body! {
     }
 }
 body! {
-    /// HEARTBEAT_ACK.
+    /// `HEARTBEAT_ACK`.
     HeartbeatAck {
         /// HEARTBEAT's `sent_at_ms`.
         sent_at_ms: u64,
@@ -155,7 +155,7 @@ body! {
     }
 }
 body! {
-    /// TELEMETRY_ACK: everything up to this position is committed.
+    /// `TELEMETRY_ACK`: everything up to this position is committed.
     TelemetryAck {
         /// The committed position.
         position: Position,
@@ -203,7 +203,7 @@ body! {
     }
 }
 body! {
-    /// COMMAND_ACCEPTED: journalled and durable; repeated for every waiting entry after CONFIRM.
+    /// `COMMAND_ACCEPTED`: journalled and durable; repeated for every waiting entry after CONFIRM.
     CommandAccepted {
         /// The command.
         command_id: CommandId,
@@ -214,7 +214,7 @@ body! {
     }
 }
 body! {
-    /// COMMAND_REJECTED: refused on arrival, not journalled.
+    /// `COMMAND_REJECTED`: refused on arrival, not journalled.
     CommandRejected {
         /// The command.
         command_id: CommandId,
@@ -225,7 +225,7 @@ body! {
     }
 }
 body! {
-    /// COMMAND_STARTED: journalled as started.
+    /// `COMMAND_STARTED`: journalled as started.
     CommandStarted {
         /// The command.
         command_id: CommandId,
@@ -248,7 +248,7 @@ body! {
     }
 }
 body! {
-    /// COMMAND_RESULT: sent until RESULT_ACK.
+    /// `COMMAND_RESULT`: sent until `RESULT_ACK`.
     CommandResult {
         /// The command.
         command_id: CommandId,
@@ -257,7 +257,7 @@ body! {
     }
 }
 body! {
-    /// RESULT_ACK: the result is committed.
+    /// `RESULT_ACK`: the result is committed.
     ResultAck {
         /// The command.
         command_id: CommandId,
@@ -266,7 +266,7 @@ body! {
     }
 }
 body! {
-    /// A message about one command: COMMAND_DROP (never start it, forget the offer), COMMAND_CANCEL (end it).
+    /// A message about one command: `COMMAND_DROP` (never start it, forget the offer), `COMMAND_CANCEL` (end it).
     CommandRef {
         /// The command.
         command_id: CommandId,
@@ -282,7 +282,7 @@ body! {
     }
 }
 body! {
-    /// PIN_REPORT: the pin set version the gateway trusts.
+    /// `PIN_REPORT`: the pin set version the gateway trusts.
     PinReport {
         /// The version.
         version: u64,
@@ -312,7 +312,7 @@ body! {
     }
 }
 body! {
-    /// PROBE and PROBE_ACK: is this session alive?
+    /// PROBE and `PROBE_ACK`: is this session alive?
     Probe {
         /// Echoed.
         id: u64,

@@ -1,0 +1,462 @@
+//! The store contract: one intent, one method, one transaction, its audit record included.
+//!
+//! Rules every implementation follows; the conformance suite in `tests/it/store.rs` holds them to it:
+//! - `now` is an argument; no method reads a clock. Every method takes the tenant, and every key contains it.
+//! - Not found is `Ok(None)`. A row that contradicts the schema is [`StoreError::Inconsistent`].
+//! - When a method has returned, what it did survives a power cut.
+//! - What a session does carries its epoch; once a newer epoch is confirmed, or the gateway is revoked, the answer is
+//!   [`StoreError::Fenced`] and nothing has changed.
+//! - A command changes its state only as [`viworks_common::command::transition`] allows, guarded by the state it had.
+
+pub mod model;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use viworks_common::catalogue::CatalogueEntry;
+use viworks_common::code::CloseCode;
+use viworks_common::command::Outcome;
+use viworks_common::id::{
+    AgentId, AgentRunId, ApiKeyId, CommandId, CommandName, GatewayName, RunId, Tenant,
+};
+use viworks_common::telemetry::Position;
+use viworks_common::time::Timestamp;
+
+pub use model::*;
+
+/// Why the store did not do what was asked. Nothing has changed when an error is returned.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Something unique exists already.
+    #[error("{what} exists already")]
+    Conflict {
+        /// What exists, such as ``gateway name "berlin-1"``.
+        what: String,
+    },
+    /// Something that the request refers to does not exist or cannot be used.
+    #[error("{what} does not exist or was revoked")]
+    Missing {
+        /// What is missing.
+        what: String,
+    },
+    /// A bound on waiting commands was reached; the whole run was refused.
+    #[error("{scope} already has its {limit} waiting commands")]
+    QueueFull {
+        /// Whose bound it is: `the backend`, or a gateway's id.
+        scope: String,
+        /// The bound.
+        limit: u64,
+        /// When trying again makes sense.
+        retry_after: Duration,
+    },
+    /// The session's epoch is no longer the current one: the session must end.
+    #[error("the session was superseded or its gateway was revoked")]
+    Fenced,
+    /// The database cannot be reached or did not answer in time.
+    #[error("the database is unavailable")]
+    Unavailable(#[source] Cause),
+    /// The database cannot grow any further.
+    #[error("the database is full")]
+    Full(#[source] Cause),
+    /// A row contradicts the schema: damage, or a fault of ours.
+    #[error("{table}.{column} of row {row} holds what it cannot hold")]
+    Inconsistent {
+        /// Which table.
+        table: &'static str,
+        /// Which column.
+        column: &'static str,
+        /// Which row.
+        row: String,
+    },
+}
+
+/// What lies beneath a store error.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// What a caller should do about a [`StoreError`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    /// The same request cannot succeed.
+    Never,
+    /// The same request may succeed later.
+    Later,
+}
+
+impl StoreError {
+    /// Whether the same request may succeed later.
+    #[must_use]
+    pub const fn retry(&self) -> Retry {
+        match self {
+            Self::QueueFull { .. } | Self::Unavailable(_) | Self::Full(_) => Retry::Later,
+            Self::Conflict { .. }
+            | Self::Missing { .. }
+            | Self::Fenced
+            | Self::Inconsistent { .. } => Retry::Never,
+        }
+    }
+}
+
+/// What every method answers.
+pub type StoreResult<T> = Result<T, StoreError>;
+
+/// The system of record. Used as `Arc<dyn Store>`.
+#[async_trait]
+pub trait Store: Send + Sync {
+    // Gateways and their certificates.
+
+    /// Creates a gateway; [`StoreError::Conflict`] when its name or its id was ever used.
+    async fn create_gateway(
+        &self,
+        tenant: &Tenant,
+        new: NewGateway,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<()>;
+    /// The gateway with an id or a name.
+    async fn gateway(&self, tenant: &Tenant, which: &GatewayRef) -> StoreResult<Option<Gateway>>;
+    /// Gateways in the order of their creation.
+    async fn list_gateways(
+        &self,
+        tenant: &Tenant,
+        filter: &GatewayFilter,
+        page: Page<AgentId>,
+    ) -> StoreResult<Listing<Gateway, AgentId>>;
+    /// Gives a gateway another name; `None` when there is no such gateway.
+    async fn rename_gateway(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        name: &GatewayName,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<Option<()>>;
+    /// Revokes a gateway and everything it may do, at once; its non-final commands end. `None` when there is no such
+    /// gateway; revoking twice is revoking once.
+    async fn revoke_gateway(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<Option<Revoked>>;
+    /// Registers a certificate's key for exactly this gateway; [`StoreError::Conflict`] when the key was ever registered.
+    async fn register_certificate(
+        &self,
+        tenant: &Tenant,
+        new: NewCertificate,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<()>;
+    /// What is known about a key presented for a gateway; `None` when it is not registered for it.
+    async fn certificate(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        spki: &[u8; 32],
+    ) -> StoreResult<Option<Certificate>>;
+
+    // Sessions.
+
+    /// Judges a HELLO and, when it is acceptable, issues the next epoch by compare-and-swap. Refusals, forks and a
+    /// rolled-back database are recorded in the same transaction.
+    async fn admit(
+        &self,
+        tenant: &Tenant,
+        request: AdmitRequest,
+        now: Timestamp,
+    ) -> StoreResult<AdmitOutcome>;
+    /// Confirms an epoch, which fences the older session, and settles the commands of older sessions and runs.
+    async fn confirm_session(
+        &self,
+        tenant: &Tenant,
+        request: ConfirmRequest,
+        now: Timestamp,
+    ) -> StoreResult<ConfirmOutcome>;
+    /// Ends a session; what it had dispatched and not released is queued again. A newer session is never touched:
+    /// answers whether this session was still the current one.
+    async fn end_session(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        epoch: u64,
+        code: CloseCode,
+        now: Timestamp,
+    ) -> StoreResult<bool>;
+    /// Ends every session that is open in the database: the only backend process has just started.
+    async fn end_abandoned_sessions(&self, tenant: &Tenant, now: Timestamp) -> StoreResult<u64>;
+    /// Stores the figures of many heartbeats; those of fenced sessions are dropped.
+    async fn touch_sessions(
+        &self,
+        tenant: &Tenant,
+        touches: Vec<SessionTouch>,
+        now: Timestamp,
+    ) -> StoreResult<()>;
+    /// Records a second holder of an identity that was found outside [`Store::admit`]: the old session answered a probe.
+    async fn record_fork(
+        &self,
+        tenant: &Tenant,
+        request: &AdmitRequest,
+        now: Timestamp,
+    ) -> StoreResult<()>;
+    /// The recorded forks of a gateway, newest first.
+    async fn list_forks(&self, tenant: &Tenant, agent_id: AgentId) -> StoreResult<Vec<Fork>>;
+    /// The latest sessions of a gateway, newest first.
+    async fn list_sessions(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        limit: usize,
+    ) -> StoreResult<Vec<SessionRecord>>;
+    /// Stores the version of the pin set that a gateway trusts.
+    async fn report_pins(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        epoch: u64,
+        version: u64,
+        now: Timestamp,
+    ) -> StoreResult<()>;
+
+    // Catalogues.
+
+    /// Stores what a gateway allows.
+    async fn save_catalogue(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        epoch: u64,
+        digest: &str,
+        entries: Vec<CatalogueEntry>,
+        now: Timestamp,
+    ) -> StoreResult<()>;
+    /// What a gateway allows, by its last report.
+    async fn catalogue(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+    ) -> StoreResult<Option<StoredCatalogue>>;
+    /// Every distinct command over all gateways that are not revoked, by name, with how many gateways have it so.
+    async fn merged_catalogue(&self, tenant: &Tenant) -> StoreResult<Vec<MergedEntry>>;
+    /// The gateways that a run may go to and what each says about `command`; an explicit gateway that does not exist is
+    /// [`Target::Unknown`].
+    async fn resolve_targets(
+        &self,
+        tenant: &Tenant,
+        selection: &TargetSelection,
+        command: &CommandName,
+    ) -> StoreResult<Vec<Target>>;
+
+    // Runs and commands.
+
+    /// Accepts a run whole, or refuses it whole; a refused run leaves only its audit record.
+    async fn submit_run(
+        &self,
+        tenant: &Tenant,
+        new: NewRun,
+        now: Timestamp,
+    ) -> StoreResult<Submission>;
+    /// One run with its counters.
+    async fn run(&self, tenant: &Tenant, run_id: RunId) -> StoreResult<Option<Run>>;
+    /// Runs, newest first.
+    async fn list_runs(
+        &self,
+        tenant: &Tenant,
+        page: Page<RunId>,
+    ) -> StoreResult<Listing<Run, RunId>>;
+    /// The commands of a run in the order of their ids.
+    async fn run_commands(
+        &self,
+        tenant: &Tenant,
+        run_id: RunId,
+        page: Page<CommandId>,
+    ) -> StoreResult<Listing<Command, CommandId>>;
+    /// One command.
+    async fn command(&self, tenant: &Tenant, command_id: CommandId)
+    -> StoreResult<Option<Command>>;
+    /// What was kept of a command's output.
+    async fn command_output(
+        &self,
+        tenant: &Tenant,
+        command_id: CommandId,
+    ) -> StoreResult<Option<CommandOutput>>;
+    /// Cancels what has no start permit yet and asks for the end of the rest.
+    async fn cancel_run(
+        &self,
+        tenant: &Tenant,
+        run_id: RunId,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<Option<Cancelled>>;
+
+    // Dispatch.
+
+    /// Takes the next commands of a gateway for a session, in order: idempotent ones are released to its run in the same
+    /// transaction, the others are dispatched.
+    async fn lease_commands(
+        &self,
+        tenant: &Tenant,
+        holder: &Holder,
+        limits: LeaseLimits,
+        now: Timestamp,
+    ) -> StoreResult<Leased>;
+    /// The gateway has journalled a command: decides about its start permit, and commits the permit before it is given.
+    async fn accept_command(
+        &self,
+        tenant: &Tenant,
+        holder: &Holder,
+        accepted: Accepted,
+        now: Timestamp,
+    ) -> StoreResult<AcceptOutcome>;
+    /// The gateway has refused a command on arrival; `None` when it is unknown.
+    async fn reject_command(
+        &self,
+        tenant: &Tenant,
+        holder: &Holder,
+        rejected: Rejected,
+        now: Timestamp,
+    ) -> StoreResult<Option<Settled>>;
+    /// The gateway has started a command: answers whether that was news.
+    async fn start_command(
+        &self,
+        tenant: &Tenant,
+        holder: &Holder,
+        command_id: CommandId,
+        started_at: Timestamp,
+        now: Timestamp,
+    ) -> StoreResult<bool>;
+    /// The gateway has reported how a command ended. Whatever the answer, the result may be acknowledged.
+    async fn complete_command(
+        &self,
+        tenant: &Tenant,
+        holder: &Holder,
+        command_id: CommandId,
+        outcome: Outcome,
+        now: Timestamp,
+    ) -> StoreResult<CompleteOutcome>;
+    /// The gateways for which commands wait to be leased, in the order of their ids.
+    async fn queued_agents(
+        &self,
+        tenant: &Tenant,
+        page: Page<AgentId>,
+        now: Timestamp,
+    ) -> StoreResult<Listing<AgentId, AgentId>>;
+    /// Ends commands whose deadline passed before they had a start permit, at most `limit` of them.
+    async fn expire_commands(
+        &self,
+        tenant: &Tenant,
+        limit: usize,
+        now: Timestamp,
+    ) -> StoreResult<Vec<Settled>>;
+    /// Ends released and running commands whose deadline, time limit and `wait` have all passed, at most `limit`.
+    async fn end_overdue(
+        &self,
+        tenant: &Tenant,
+        wait: Duration,
+        limit: usize,
+        now: Timestamp,
+    ) -> StoreResult<Vec<Settled>>;
+    /// How many of what there is.
+    async fn counts(&self, tenant: &Tenant) -> StoreResult<Counts>;
+
+    // Telemetry.
+
+    /// Stores batches of many gateways together with the positions they reach; one answer for each, in their order.
+    async fn commit_telemetry(
+        &self,
+        tenant: &Tenant,
+        writes: Vec<TelemetryWrite>,
+        now: Timestamp,
+    ) -> StoreResult<Vec<TelemetryOutcome>>;
+    /// How far the spool epochs of a gateway are committed.
+    async fn telemetry_positions(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+    ) -> StoreResult<Vec<Position>>;
+    /// Records of one gateway, of one stream or of all, by time.
+    async fn query_telemetry(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        query: &TelemetryQuery,
+        page: Page<TelemetryCursor>,
+    ) -> StoreResult<Listing<StoredRecord, TelemetryCursor>>;
+    /// The streams of a gateway, by name.
+    async fn telemetry_streams(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+    ) -> StoreResult<Vec<StreamSummary>>;
+    /// What will never arrive from a gateway, in the order of spool epoch and number.
+    async fn telemetry_gaps(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+    ) -> StoreResult<Vec<StoredGap>>;
+
+    // API keys.
+
+    /// Creates an API key; only the digest of its secret is stored.
+    async fn create_api_key(
+        &self,
+        tenant: &Tenant,
+        new: NewApiKey,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<()>;
+    /// The API key whose secret has this SHA-256, whatever its state. Callers compare again in constant time.
+    async fn api_key_by_hash(
+        &self,
+        tenant: &Tenant,
+        sha256: &[u8; 32],
+    ) -> StoreResult<Option<ApiKey>>;
+    /// API keys in the order of their creation.
+    async fn list_api_keys(&self, tenant: &Tenant) -> StoreResult<Vec<ApiKey>>;
+    /// Revokes an API key; `None` when there is no such key.
+    async fn revoke_api_key(
+        &self,
+        tenant: &Tenant,
+        id: ApiKeyId,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<Option<()>>;
+    /// Remembers that an API key was used.
+    async fn touch_api_key(&self, tenant: &Tenant, id: ApiKeyId, now: Timestamp)
+    -> StoreResult<()>;
+
+    // Audit and upkeep.
+
+    /// The audit log, newest first.
+    async fn list_audit(
+        &self,
+        tenant: &Tenant,
+        page: Page<u64>,
+    ) -> StoreResult<Listing<AuditRecord, u64>>;
+    /// Appends what no other intent records: refusals and security events.
+    async fn append_audit(
+        &self,
+        tenant: &Tenant,
+        record: NewAuditRecord,
+        now: Timestamp,
+    ) -> StoreResult<()>;
+    /// Deletes what has served: idempotency keys after a day, ended sessions after 30 days.
+    async fn purge(&self, tenant: &Tenant, now: Timestamp) -> StoreResult<Purged>;
+    /// Whether the store works, by reading and by committing something.
+    async fn health(&self) -> StoreResult<StoreHealth>;
+    /// Finishes what is under way and closes; everything after this is [`StoreError::Unavailable`].
+    async fn close(&self);
+}
+
+/// The session on whose behalf something is done.
+///
+/// A session writes only while `gateways.confirmed` equals its epoch. [`Store::confirm_session`] raises it for the
+/// newcomer and [`Store::revoke_gateway`] raises it beyond every issued epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holder {
+    /// The gateway.
+    pub agent_id: AgentId,
+    /// The epoch that the session confirmed.
+    pub epoch: u64,
+    /// The process at the other end.
+    pub agent_run_id: AgentRunId,
+}

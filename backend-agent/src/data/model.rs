@@ -1,0 +1,150 @@
+//! What goes into the store and what comes out of it.
+
+mod command;
+mod gateway;
+mod record;
+
+use std::fmt;
+
+use viworks_common::id::{AgentId, ApiKeyId};
+
+pub use command::*;
+pub use gateway::*;
+pub use record::*;
+
+/// What kind of principal did something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ActorKind {
+    /// The bearer of an API key.
+    ApiKey,
+    /// A gateway.
+    Gateway,
+    /// Somebody at the backend's own command line.
+    Local,
+    /// The backend itself.
+    System,
+    /// Nobody that could be identified.
+    Anonymous,
+}
+
+impl ActorKind {
+    /// Every kind.
+    pub const ALL: &[Self] = &[
+        Self::ApiKey,
+        Self::Gateway,
+        Self::Local,
+        Self::System,
+        Self::Anonymous,
+    ];
+
+    /// The word in the audit log.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ApiKey => "api_key",
+            Self::Gateway => "gateway",
+            Self::Local => "local",
+            Self::System => "system",
+            Self::Anonymous => "anonymous",
+        }
+    }
+
+    /// The kind with a name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|kind| kind.name() == name)
+    }
+}
+
+/// Who does something, and in answer to which request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Actor {
+    /// What kind of principal.
+    pub kind: ActorKind,
+    /// Its id within that kind.
+    pub id: String,
+    /// The request it made, as in the log and in the answer's header.
+    pub request_id: Option<String>,
+}
+
+impl Actor {
+    /// The backend itself.
+    #[must_use]
+    pub fn system() -> Self {
+        Self::new(ActorKind::System, "backend")
+    }
+
+    /// Somebody at the backend's own command line.
+    #[must_use]
+    pub fn local(user: &str) -> Self {
+        Self::new(ActorKind::Local, user)
+    }
+
+    /// A gateway.
+    #[must_use]
+    pub fn gateway(agent_id: AgentId) -> Self {
+        Self::new(ActorKind::Gateway, agent_id.to_string())
+    }
+
+    /// The bearer of an API key.
+    #[must_use]
+    pub fn api_key(id: ApiKeyId) -> Self {
+        Self::new(ActorKind::ApiKey, id.to_string())
+    }
+
+    /// The same principal, answering for one request.
+    #[must_use]
+    pub fn on_request(mut self, request_id: impl Into<String>) -> Self {
+        self.request_id = Some(request_id.into());
+        self
+    }
+
+    fn new(kind: ActorKind, id: impl Into<String>) -> Self {
+        Self {
+            kind,
+            id: id.into(),
+            request_id: None,
+        }
+    }
+}
+
+impl fmt::Display for Actor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.kind.name(), self.id)
+    }
+}
+
+/// Which rows of a listing: at most `limit` behind the row with the key `after`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Page<K> {
+    /// The last key of the page before; none for the first page.
+    pub after: Option<K>,
+    /// Most rows wanted; held to [`viworks_common::limits::PAGE_ROWS_MAX`].
+    pub limit: usize,
+}
+
+impl<K> Page<K> {
+    /// The first page.
+    #[must_use]
+    pub const fn first(limit: usize) -> Self {
+        Self { after: None, limit }
+    }
+
+    /// The page behind `after`.
+    #[must_use]
+    pub const fn after(after: K, limit: usize) -> Self {
+        Self {
+            after: Some(after),
+            limit,
+        }
+    }
+}
+
+/// One page of a listing.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Listing<T, K> {
+    /// The rows.
+    pub items: Vec<T>,
+    /// The key to continue behind, when there is more.
+    pub next: Option<K>,
+}

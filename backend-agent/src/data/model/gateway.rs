@@ -1,0 +1,436 @@
+//! Gateways, their certificates, sessions and catalogues.
+
+use std::collections::BTreeMap;
+
+use viworks_common::catalogue::CatalogueEntry;
+use viworks_common::code::CloseCode;
+use viworks_common::id::{
+    AgentId, AgentRunId, BootId, CommandId, GatewayName, InstallId, SessionId,
+};
+use viworks_common::telemetry::Position;
+use viworks_common::time::Timestamp;
+
+use super::OpenCommand;
+
+/// A gateway to be created.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewGateway {
+    /// Its identity, never used before.
+    pub agent_id: AgentId,
+    /// Its name, unique within the tenant.
+    pub name: GatewayName,
+    /// Labels given by the operator.
+    pub labels: BTreeMap<String, String>,
+    /// The generation of the agent key that is handed to it.
+    pub key_generation: u32,
+}
+
+/// A gateway by id or by name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum GatewayRef {
+    /// By id.
+    Id(AgentId),
+    /// By name.
+    Name(GatewayName),
+}
+
+impl std::str::FromStr for GatewayRef {
+    type Err = viworks_common::id::InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // A name never reads as an id, so the order cannot matter.
+        text.parse()
+            .map(Self::Id)
+            .or_else(|_no_id| text.parse().map(Self::Name))
+    }
+}
+
+/// Which gateways to list.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GatewayFilter {
+    /// Only those with, or without, a confirmed session.
+    pub connected: Option<bool>,
+    /// Only those that are, or are not, revoked.
+    pub revoked: Option<bool>,
+    /// Only those with this label and value, from whatever source.
+    pub label: Option<(String, String)>,
+}
+
+/// Where a label comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LabelSource {
+    /// An operator said so.
+    Operator,
+    /// The gateway's own configuration says so.
+    Gateway,
+}
+
+impl LabelSource {
+    /// The word in the store and in answers.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Operator => "operator",
+            Self::Gateway => "gateway",
+        }
+    }
+}
+
+/// One label of a gateway.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Label {
+    /// Its key.
+    pub key: String,
+    /// Its value.
+    pub value: String,
+    /// Where it comes from.
+    pub source: LabelSource,
+}
+
+/// A gateway as the store knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gateway {
+    /// Its identity.
+    pub agent_id: AgentId,
+    /// Its name.
+    pub name: GatewayName,
+    /// Its labels, by key and source.
+    pub labels: Vec<Label>,
+    /// When it was created.
+    pub created_at: Timestamp,
+    /// When it was revoked, if it was.
+    pub revoked_at: Option<Timestamp>,
+    /// The confirmed epoch: zero before the first session.
+    pub confirmed: u64,
+    /// The highest issued epoch.
+    pub issued: u64,
+    /// The lowest generation of the agent key that is still accepted.
+    pub key_generation: u32,
+    /// The confirmed session, while there is one.
+    pub session: Option<GatewaySession>,
+    /// When something was last heard of it.
+    pub last_seen_at: Option<Timestamp>,
+    /// The version of its agent, by its last HELLO.
+    pub agent_version: Option<String>,
+    /// The digest of the stored catalogue.
+    pub catalogue_digest: Option<String>,
+    /// The version of the pin set it trusts, by its last report.
+    pub pin_set_version: u64,
+    /// Commands of it that are not final.
+    pub open_commands: u64,
+    /// The number the next command gets.
+    pub next_order: u64,
+    /// The highest order up to which every command is final.
+    pub low_water: u64,
+    /// Recorded forks.
+    pub forks: u64,
+}
+
+/// The live session of a gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GatewaySession {
+    /// Its id.
+    pub session_id: SessionId,
+    /// Its epoch.
+    pub epoch: u64,
+    /// The process at the other end.
+    pub agent_run_id: AgentRunId,
+    /// Where it came from.
+    pub peer_address: String,
+    /// When it was confirmed.
+    pub confirmed_at: Timestamp,
+    /// The figures of its last heartbeat.
+    pub figures: HeartbeatFigures,
+}
+
+/// What a heartbeat says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HeartbeatFigures {
+    /// Microseconds of the last measured round trip.
+    pub round_trip_us: Option<u64>,
+    /// The gateway's wall clock minus the backend's, in milliseconds.
+    pub clock_skew_ms: Option<i64>,
+    /// Telemetry records waiting on the gateway.
+    pub spool_records: u64,
+    /// Bytes of its spool.
+    pub spool_bytes: u64,
+    /// Commands running on it.
+    pub commands_running: u32,
+}
+
+/// One heartbeat to be stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionTouch {
+    /// The gateway.
+    pub agent_id: AgentId,
+    /// The session's epoch.
+    pub epoch: u64,
+    /// The figures.
+    pub figures: HeartbeatFigures,
+}
+
+/// What revoking a gateway did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Revoked {
+    /// Whether it had been revoked before.
+    pub already: bool,
+    /// The session to cut.
+    pub live_session: Option<SessionId>,
+}
+
+/// A certificate's key to be registered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewCertificate {
+    /// The gateway it is for.
+    pub agent_id: AgentId,
+    /// SHA-256 of the DER SubjectPublicKeyInfo.
+    pub spki: [u8; 32],
+    /// The serial number, in hexadecimal.
+    pub serial: String,
+    /// When it ends.
+    pub not_after: Timestamp,
+    /// SHA-256 of the whole certificate.
+    pub fingerprint: [u8; 32],
+}
+
+/// A registered certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certificate {
+    /// The serial number, in hexadecimal.
+    pub serial: String,
+    /// When it ends.
+    pub not_after: Timestamp,
+    /// SHA-256 of the whole certificate.
+    pub fingerprint: [u8; 32],
+    /// Whether it, or its gateway, was revoked.
+    pub revoked: bool,
+}
+
+/// A HELLO whose MAC was right, with what the connection says about its sender.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdmitRequest {
+    /// Who, by the certificate.
+    pub agent_id: AgentId,
+    /// The session that asks.
+    pub session_id: SessionId,
+    /// The installation.
+    pub install_id: InstallId,
+    /// The boot.
+    pub boot_id: BootId,
+    /// The process.
+    pub agent_run_id: AgentRunId,
+    /// The epoch it presents.
+    pub epoch: u64,
+    /// Whether the ratchet token of that epoch is right.
+    pub token_valid: bool,
+    /// The generation of the agent key that made the MAC.
+    pub key_generation: u32,
+    /// The highest order the gateway ever saw.
+    pub highest_order: u64,
+    /// The highest low-water mark it was told.
+    pub low_water: u64,
+    /// Every command its journal holds that was not acknowledged.
+    pub unreported: Vec<CommandId>,
+    /// The telemetry positions it asks about.
+    pub telemetry: Vec<Position>,
+    /// The digest of its catalogue, 64 hexadecimal digits.
+    pub catalogue_digest: String,
+    /// Labels from its own configuration.
+    pub labels: BTreeMap<String, String>,
+    /// Its version.
+    pub agent_version: String,
+    /// The version of the pin set it trusts.
+    pub pin_set_version: u64,
+    /// Where it came from.
+    pub peer_address: String,
+    /// SHA-256 of its certificate.
+    pub fingerprint: [u8; 32],
+}
+
+/// What became of a HELLO.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AdmitOutcome {
+    /// An epoch was issued; nothing has an effect before its CONFIRM.
+    Accepted(Box<Admitted>),
+    /// The same process presents an epoch it has left behind: a message that was overtaken.
+    Late,
+    /// Another holder of the identity has moved on: recorded.
+    Fork,
+    /// The ratchet token is wrong: recorded as a security event.
+    BadToken,
+    /// The gateway was revoked.
+    Revoked,
+    /// The agent key's generation was superseded.
+    StaleKey,
+    /// There is no such gateway.
+    Unknown,
+}
+
+/// The terms of an accepted HELLO.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admitted {
+    /// The epoch that was presented.
+    pub presented: u64,
+    /// The epoch that was issued.
+    pub issued: u64,
+    /// Up to which order everything is final.
+    pub low_water: u64,
+    /// How far the spool epochs that HELLO names are committed; zero where nothing is.
+    pub committed: Vec<Position>,
+    /// Whether the catalogue with HELLO's digest is stored.
+    pub catalogue_known: bool,
+    /// Whether HELLO proved that the database had been rolled back: an alarm.
+    pub rolled_back: bool,
+    /// The session that is confirmed now, if one is.
+    pub live_session: Option<LiveSession>,
+}
+
+/// A session that is confirmed while another one opens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LiveSession {
+    /// Its id.
+    pub session_id: SessionId,
+    /// Its epoch.
+    pub epoch: u64,
+    /// Whether the newcomer is the same process.
+    pub same_agent_run: bool,
+}
+
+/// A CONFIRM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfirmRequest {
+    /// Who.
+    pub agent_id: AgentId,
+    /// The session.
+    pub session_id: SessionId,
+    /// The epoch HELLO presented.
+    pub presented: u64,
+    /// The epoch WELCOME issued.
+    pub issued: u64,
+    /// The process.
+    pub agent_run_id: AgentRunId,
+    /// What HELLO said is in the journal and not acknowledged.
+    pub unreported: Vec<CommandId>,
+}
+
+/// What became of a CONFIRM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ConfirmOutcome {
+    /// The session is the gateway's one live session.
+    Confirmed(Box<Confirmed>),
+    /// Another HELLO came in between; the session must end.
+    Superseded,
+}
+
+/// What a confirmed session has to take care of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Confirmed {
+    /// Commands whose permit belongs to this very process: their GO is sent again.
+    pub released: Vec<OpenCommand>,
+    /// Commands of this gateway whose end was asked for and that may run: their COMMAND_CANCEL is sent again.
+    pub cancel_requested: Vec<CommandId>,
+    /// Commands that ended as indeterminate because an earlier process is gone and left no trace of them.
+    pub ended_indeterminate: Vec<CommandId>,
+    /// Up to which order everything is final.
+    pub low_water: u64,
+    /// The older session that is now fenced.
+    pub fenced: Option<SessionId>,
+}
+
+/// Two holders of one identity, as recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fork {
+    /// When the refused one spoke.
+    pub at: Timestamp,
+    /// The one that was refused.
+    pub refused: ForkParty,
+    /// The last one that was accepted.
+    pub accepted: Option<ForkParty>,
+}
+
+/// One side of a fork.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForkParty {
+    /// The epoch it presented, or held.
+    pub epoch: u64,
+    /// Where it came from.
+    pub peer_address: String,
+    /// SHA-256 of its certificate.
+    pub fingerprint: [u8; 32],
+    /// Its installation.
+    pub install_id: InstallId,
+    /// Its boot.
+    pub boot_id: BootId,
+    /// Its process.
+    pub agent_run_id: AgentRunId,
+}
+
+/// A stored catalogue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredCatalogue {
+    /// Its digest, 64 hexadecimal digits.
+    pub digest: String,
+    /// When it was reported.
+    pub reported_at: Timestamp,
+    /// Its entries, by name.
+    pub entries: Vec<CatalogueEntry>,
+}
+
+/// One distinct command of the fleet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MergedEntry {
+    /// The command as these gateways report it.
+    pub entry: CatalogueEntry,
+    /// How many gateways report it so.
+    pub gateways: u64,
+}
+
+/// Which gateways a run is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TargetSelection {
+    /// Every gateway that is not revoked.
+    All,
+    /// Exactly these.
+    Gateways(Vec<GatewayRef>),
+}
+
+/// One gateway of a selection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// It exists.
+    Known {
+        /// Its identity.
+        agent_id: AgentId,
+        /// Its name.
+        name: GatewayName,
+        /// Whether it was revoked.
+        revoked: bool,
+        /// Whether it ever reported a catalogue.
+        reported: bool,
+        /// What its catalogue says about the command.
+        entry: Option<CatalogueEntry>,
+    },
+    /// It does not exist.
+    Unknown(GatewayRef),
+}
+
+/// One ended or live session, for a gateway's history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionRecord {
+    /// Its id.
+    pub session_id: SessionId,
+    /// Its epoch.
+    pub epoch: u64,
+    /// The process at the other end.
+    pub agent_run_id: AgentRunId,
+    /// Where it came from.
+    pub peer_address: String,
+    /// When its HELLO was accepted.
+    pub admitted_at: Timestamp,
+    /// When it was confirmed.
+    pub confirmed_at: Option<Timestamp>,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+    /// Why it ended.
+    pub code: Option<CloseCode>,
+}

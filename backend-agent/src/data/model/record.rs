@@ -1,0 +1,224 @@
+//! Telemetry, API keys, the audit log and the store's own state.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use viworks_common::id::{AgentId, AgentRunId, ApiKeyId, StreamName};
+use viworks_common::telemetry::{Batch, Fields, Gap, MalformedBatch, Position, RecordRefusal};
+use viworks_common::time::Timestamp;
+
+use super::Actor;
+
+/// One batch of one gateway.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TelemetryWrite {
+    /// The gateway.
+    pub agent_id: AgentId,
+    /// The epoch of the session it came over.
+    pub epoch: u64,
+    /// The batch.
+    pub batch: Batch,
+}
+
+/// What became of one batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TelemetryOutcome {
+    /// Everything up to the position is stored, refused or in a gap.
+    Committed(TelemetryCommit),
+    /// The session's epoch is no longer the current one.
+    Fenced,
+    /// The batch contradicts itself; nothing of it was stored.
+    Malformed(MalformedBatch),
+}
+
+/// What a batch added.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TelemetryCommit {
+    /// The committed position.
+    pub position: Position,
+    /// Records stored that were not stored before.
+    pub stored: u64,
+    /// Records refused, by reason.
+    pub refused: BTreeMap<RecordRefusal, u64>,
+    /// Records newly covered by gaps, the backend's own included.
+    pub missing: u64,
+    /// Whether the batch began beyond the position: the backend's database was rolled back.
+    pub rolled_back: bool,
+}
+
+/// Which records are wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TelemetryQuery {
+    /// Of one stream, or of all.
+    pub stream: Option<StreamName>,
+    /// Observed at this time or later.
+    pub from: Timestamp,
+    /// Observed before this time.
+    pub until: Timestamp,
+    /// Whether the newest come first.
+    pub newest_first: bool,
+}
+
+/// Where a page of records ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TelemetryCursor {
+    /// When the last record was observed.
+    pub observed_at: Timestamp,
+    /// Its spool epoch.
+    pub spool_epoch: AgentRunId,
+    /// Its number.
+    pub seq: u64,
+}
+
+/// One stored record.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoredRecord {
+    /// Its spool epoch.
+    pub spool_epoch: AgentRunId,
+    /// Its number.
+    pub seq: u64,
+    /// Its stream.
+    pub stream: StreamName,
+    /// When it was observed, by the gateway's wall clock.
+    pub observed_at: Timestamp,
+    /// When it was stored.
+    pub stored_at: Timestamp,
+    /// Its fields.
+    pub fields: Fields,
+}
+
+/// One stream of a gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamSummary {
+    /// Its name.
+    pub stream: StreamName,
+    /// The time of its newest record.
+    pub newest: Timestamp,
+}
+
+/// One stored gap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredGap {
+    /// The spool epoch.
+    pub spool_epoch: AgentRunId,
+    /// The range and why.
+    pub gap: Gap,
+    /// When it was stored.
+    pub stored_at: Timestamp,
+}
+
+/// An API key to be created.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewApiKey {
+    /// Its id.
+    pub id: ApiKeyId,
+    /// A name for people.
+    pub name: String,
+    /// SHA-256 of the secret.
+    pub sha256: [u8; 32],
+    /// What it may do.
+    pub scopes: BTreeSet<String>,
+    /// When it ends, if it does.
+    pub expires_at: Option<Timestamp>,
+}
+
+/// An API key as the store knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiKey {
+    /// Its id.
+    pub id: ApiKeyId,
+    /// A name for people.
+    pub name: String,
+    /// SHA-256 of the secret.
+    pub sha256: [u8; 32],
+    /// What it may do.
+    pub scopes: BTreeSet<String>,
+    /// When it was created.
+    pub created_at: Timestamp,
+    /// When it ends, if it does.
+    pub expires_at: Option<Timestamp>,
+    /// When it was revoked, if it was.
+    pub revoked_at: Option<Timestamp>,
+    /// When it was last used, as far as that was stored.
+    pub last_used_at: Option<Timestamp>,
+}
+
+/// How an audited action ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum AuditOutcome {
+    /// It was done.
+    Done,
+    /// It was refused.
+    Refused,
+    /// It was reported, such as a security event.
+    Noted,
+}
+
+impl AuditOutcome {
+    /// Every outcome.
+    pub const ALL: &[Self] = &[Self::Done, Self::Refused, Self::Noted];
+
+    /// The word in the audit log.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Refused => "refused",
+            Self::Noted => "noted",
+        }
+    }
+
+    /// The outcome with a name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|outcome| outcome.name() == name)
+    }
+}
+
+/// An audit record to be appended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewAuditRecord {
+    /// Who.
+    pub actor: Actor,
+    /// What, a stable dotted word such as `gateway.revoke`.
+    pub action: String,
+    /// On what, such as `gateway:01…`.
+    pub object: String,
+    /// How it ended.
+    pub outcome: AuditOutcome,
+    /// What else there is to know.
+    pub detail: serde_json::Value,
+}
+
+/// One audit record.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AuditRecord {
+    /// Its place in the log: strictly increasing.
+    pub seq: u64,
+    /// When.
+    pub at: Timestamp,
+    /// What was recorded.
+    pub record: NewAuditRecord,
+}
+
+/// What upkeep deleted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Purged {
+    /// Idempotency keys.
+    pub idempotency_keys: u64,
+    /// Ended sessions.
+    pub sessions: u64,
+}
+
+/// Whether the store works.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreHealth {
+    /// Which store: `sqlite`.
+    pub kind: &'static str,
+    /// The last applied migration.
+    pub schema_version: i64,
+    /// Why it does not work, when it does not.
+    pub problem: Option<String>,
+}

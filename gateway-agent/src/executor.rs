@@ -1,0 +1,309 @@
+//! The single executor: runs one prepared command without a shell, bounded in time and output, and always reaps it.
+//!
+//! The connection and the local API both come here; there is no second path. A command is the leader of its own
+//! process group. Whatever happens, the group is killed before the leader is reaped, because until then its number
+//! cannot belong to anybody else; and nothing that a descendant holds open can hold the executor.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use viworks_common::command::{Outcome, OutcomeState, RetainedOutput};
+use viworks_common::id::CommandId;
+use viworks_common::time::{Monotonic, Timestamp};
+use viworks_common::wire::message::OutputStream;
+use viworks_runtime::clock::{Clock, sleep_until};
+
+mod output;
+mod process;
+mod strays;
+
+use output::Collector;
+use process::{Exit, Process};
+pub use strays::end_strays;
+
+/// The variable that marks a command and all its descendants.
+pub const COMMAND_ID_VARIABLE: &str = "VIWORKS_COMMAND_ID";
+/// Where commands look for programs.
+pub const COMMAND_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// How long output is still read after the leader has exited.
+const DRAIN_TIME: Duration = Duration::from_secs(1);
+/// How long output is read after everybody who could write was killed.
+const LAST_DRAIN_TIME: Duration = Duration::from_millis(100);
+/// How long a killed leader may take to be gone; longer only when the kernel itself is stuck.
+const REAP_TIME: Duration = Duration::from_secs(10);
+
+/// The bounds of an executor.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// How many commands run at once.
+    pub parallel_max: usize,
+    /// How long a command has between SIGTERM and SIGKILL.
+    pub kill_grace: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            parallel_max: 4,
+            kill_grace: Duration::from_secs(5),
+        }
+    }
+}
+
+/// One command, ready to run: nothing in it is interpreted any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Launch {
+    /// Which command.
+    pub command_id: CommandId,
+    /// The program, by absolute path.
+    pub program: PathBuf,
+    /// Its arguments, without the program.
+    pub arguments: Vec<String>,
+    /// Where it runs.
+    pub working_directory: PathBuf,
+    /// What its environment holds beside the fixed variables.
+    pub environment: BTreeMap<String, String>,
+    /// How long it may run.
+    pub timeout: Duration,
+    /// Bytes of output that are kept, both streams together.
+    pub output_bytes_max: usize,
+}
+
+/// A piece of output while the command runs. Best effort: a full channel loses pieces, never blocks the command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LiveOutput {
+    /// Which command.
+    pub command_id: CommandId,
+    /// Which stream.
+    pub stream: OutputStream,
+    /// The position of the first byte in its stream.
+    pub offset: u64,
+    /// The bytes, at most [`LIVE_BYTES_MAX`].
+    pub data: Vec<u8>,
+}
+
+/// Bytes of one piece of live output: with Base64 and framing it stays within one bulk message.
+pub const LIVE_BYTES_MAX: usize = 8 * 1024;
+
+/// Runs commands, a bounded number at once. Clones share the bound.
+#[derive(Clone)]
+pub struct Executor {
+    limits: Limits,
+    slots: Arc<Semaphore>,
+    clock: Arc<dyn Clock>,
+}
+
+/// The right to run one command. Taken before the deadline is checked, so that waiting cannot make a start late.
+pub struct Slot {
+    executor: Executor,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Executor {
+    /// An executor with these bounds.
+    #[must_use]
+    pub fn new(limits: Limits, clock: Arc<dyn Clock>) -> Self {
+        let parallel_max = limits.parallel_max.clamp(1, Semaphore::MAX_PERMITS);
+        Self {
+            limits: Limits {
+                parallel_max,
+                ..limits
+            },
+            slots: Arc::new(Semaphore::new(parallel_max)),
+            clock,
+        }
+    }
+
+    /// Waits for a slot.
+    pub async fn slot(&self) -> Slot {
+        let permit = Arc::clone(&self.slots)
+            .acquire_owned()
+            .await
+            .expect("the semaphore is never closed");
+        Slot {
+            executor: self.clone(),
+            _permit: permit,
+        }
+    }
+
+    /// A slot, if one is free right now.
+    #[must_use]
+    pub fn try_slot(&self) -> Option<Slot> {
+        let permit = Arc::clone(&self.slots).try_acquire_owned().ok()?;
+        Some(Slot {
+            executor: self.clone(),
+            _permit: permit,
+        })
+    }
+
+    /// How many slots are taken.
+    #[must_use]
+    pub fn running(&self) -> u32 {
+        let free = self.slots.available_permits();
+        u32::try_from(self.limits.parallel_max.saturating_sub(free)).unwrap_or(u32::MAX)
+    }
+}
+
+/// Why a running command came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// By itself.
+    Exited,
+    /// At its time limit.
+    TimedOut,
+    /// Because somebody asked for it.
+    Cancelled,
+}
+
+impl Slot {
+    /// Runs the command to its end and reports how it ended. If the future is dropped, the group is killed.
+    pub async fn run(
+        self,
+        launch: Launch,
+        cancel: CancellationToken,
+        live: Option<mpsc::Sender<LiveOutput>>,
+    ) -> Outcome {
+        let clock = Arc::clone(&self.executor.clock);
+        if cancel.is_cancelled() {
+            return Outcome::without_run(
+                OutcomeState::Cancelled,
+                "cancelled before it was started",
+            );
+        }
+        let started = (clock.now(), clock.wall());
+        let mut process = match Process::spawn(&launch) {
+            Ok(process) => process,
+            Err(error) => {
+                let program = launch.program.display();
+                return Outcome::without_run(
+                    OutcomeState::Failed,
+                    format!("{program} could not be started: {error}"),
+                );
+            }
+        };
+        let kept = launch.output_bytes_max;
+        let (stdout, stderr) = process.take_pipes();
+        let mut stdout = Collector::new(launch.command_id, OutputStream::Stdout, stdout, kept);
+        let mut stderr = Collector::new(launch.command_id, OutputStream::Stderr, stderr, kept);
+        let ending = {
+            let drain = async {
+                tokio::join!(stdout.drain(live.as_ref()), stderr.drain(live.as_ref()));
+            };
+            self.supervise(&mut process, &launch, started.0, &cancel, drain)
+                .await
+        };
+        let exit = process.reap(REAP_TIME).await;
+        let output = output::share(kept, stdout, stderr);
+        let duration = clock.now().saturating_since(started.0);
+        outcome(ending, exit, started.1, duration, output)
+    }
+
+    /// Watches over the leader and drains the output until the leader is dead, though not yet reaped, and nobody
+    /// writes any more.
+    async fn supervise(
+        &self,
+        process: &mut Process,
+        launch: &Launch,
+        started: Monotonic,
+        cancel: &CancellationToken,
+        drain: impl Future<Output = ()>,
+    ) -> Ending {
+        let mut drain = std::pin::pin!(drain);
+        let mut drained = false;
+        let ending = {
+            let mut end = std::pin::pin!(self.end(process, launch, started, cancel));
+            loop {
+                tokio::select! {
+                    biased;
+                    ending = &mut end => break ending,
+                    () = &mut drain, if !drained => drained = true,
+                }
+            }
+        };
+        if !drained {
+            drained = tokio::time::timeout(DRAIN_TIME, &mut drain).await.is_ok();
+        }
+        process.kill_group();
+        if !drained || ending != Ending::Exited {
+            // A descendant that left the group still carries the command's id in its environment.
+            let id = launch.command_id;
+            drop(tokio::task::spawn_blocking(move || end_strays(&[id])).await);
+        }
+        if !drained {
+            drop(tokio::time::timeout(LAST_DRAIN_TIME, &mut drain).await);
+        }
+        ending
+    }
+
+    /// Waits until the leader is dead, and sees to it when its time is up.
+    async fn end(
+        &self,
+        process: &Process,
+        launch: &Launch,
+        started: Monotonic,
+        cancel: &CancellationToken,
+    ) -> Ending {
+        let deadline = started.saturating_add(launch.timeout);
+        let ending = tokio::select! {
+            biased;
+            () = process.exited() => return Ending::Exited,
+            () = cancel.cancelled() => Ending::Cancelled,
+            () = sleep_until(&*self.executor.clock, deadline) => Ending::TimedOut,
+        };
+        process.terminate_group();
+        let grace = self.executor.limits.kill_grace;
+        if tokio::time::timeout(grace, process.exited()).await.is_err() {
+            process.kill_group();
+            // Only a process that hangs in the kernel survives this; it is reported, not waited for.
+            drop(tokio::time::timeout(REAP_TIME, process.exited()).await);
+        }
+        ending
+    }
+}
+
+fn outcome(
+    ending: Ending,
+    exit: Exit,
+    started_at: Timestamp,
+    duration: Duration,
+    (stdout, stderr): (RetainedOutput, RetainedOutput),
+) -> Outcome {
+    let (exit_code, signal, lost) = match exit {
+        Exit::Code(code) => (Some(code), None, None),
+        Exit::Signal(signal) => (None, Some(signal), None),
+        Exit::Unknown(reason) => (None, None, Some(reason)),
+    };
+    let (state, reason) = match (ending, exit_code, signal) {
+        (Ending::Exited, Some(0), _) => (OutcomeState::Succeeded, None),
+        (Ending::Exited, Some(_), _) => (OutcomeState::Failed, None),
+        (Ending::Exited, None, Some(signal)) => (
+            OutcomeState::Failed,
+            Some(format!("it was ended by signal {signal}")),
+        ),
+        (Ending::Exited, None, None) => (OutcomeState::Failed, None),
+        (Ending::TimedOut, _, _) => (
+            OutcomeState::TimedOut,
+            Some("it ran into its time limit".to_owned()),
+        ),
+        (Ending::Cancelled, _, _) => (
+            OutcomeState::Cancelled,
+            Some("it was cancelled while it ran".to_owned()),
+        ),
+    };
+    Outcome {
+        state,
+        exit_code,
+        signal,
+        started_at: Some(started_at),
+        duration_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
+        stdout,
+        stderr,
+        reason: lost.or(reason),
+        reject_code: None,
+    }
+}
