@@ -3,6 +3,7 @@
 //! The binary is a thin shell around this library, and the tests start it in process.
 
 pub mod command;
+pub mod config;
 pub mod data;
 pub mod inbound;
 pub mod metrics;
