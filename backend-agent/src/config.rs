@@ -54,6 +54,8 @@ pub struct AgentsConfig {
     pub certificate_file: PathBuf,
     /// Its private key.
     pub key_file: PathBuf,
+    /// The private key that will follow it; only its pin is used.
+    pub next_key_file: Option<PathBuf>,
     /// The authority of the gateways' certificates.
     pub client_ca_file: PathBuf,
     /// The trust domain in their URI names.
@@ -113,6 +115,8 @@ pub struct DataConfig {
 pub struct KeysConfig {
     /// The master key: 64 hexadecimal digits.
     pub master_key_file: PathBuf,
+    /// The authority's private key, where certificates are issued on this machine.
+    pub ca_key_file: Option<PathBuf>,
 }
 
 /// Bounds and retries of commands.
@@ -230,6 +234,10 @@ fn read_agents(section: &mut Section<'_>) -> Option<AgentsConfig> {
         "key_file",
         "Its private key, PEM, readable by the backend only.",
     );
+    let next_key_file = section.optional_secret_file(
+        "next_key_file",
+        "The private key that will follow it, PEM: gateways pin both.",
+    );
     let client_ca_file = section.file(
         "client_ca_file",
         "The authority of the gateways' certificates, PEM.",
@@ -313,6 +321,7 @@ fn read_agents(section: &mut Section<'_>) -> Option<AgentsConfig> {
         listen,
         certificate_file,
         key_file,
+        next_key_file,
         client_ca_file,
         trust_domain: trust_domain?,
         binding,
@@ -391,6 +400,7 @@ fn read_data(section: &mut Section<'_>) -> DataConfig {
 fn read_keys(section: &mut Section<'_>) -> KeysConfig {
     KeysConfig {
         master_key_file: section.secret_file("master_key_file", "The master key, 64 hexadecimal digits, readable by the backend only. Every agent key follows from it."),
+        ca_key_file: section.optional_secret_file("ca_key_file", "The authority's private key, PEM, where gateways' certificates are issued on this machine."),
     }
 }
 
