@@ -2,9 +2,12 @@
 //!
 //! The binary is a thin shell around this library, and the tests start it in process.
 
+pub mod agent;
 pub mod command;
 pub mod config;
 pub mod data;
 pub mod inbound;
+pub mod jobs;
 pub mod metrics;
 pub mod pki;
+pub mod telemetry;

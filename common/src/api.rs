@@ -1,1 +1,54 @@
-//! Reserved.
+//! The vocabulary of the operators' REST API v1, shared by the backend that answers and the command line that asks.
+//!
+//! Requests refuse unknown and repeated fields; answers may gain fields within v1, so readers ignore what they do not know.
+//! Times are RFC 3339 in UTC, durations are whole milliseconds with the unit in the name, enums are lower-case words.
+
+mod apikey;
+mod audit;
+mod catalogue;
+mod event;
+mod gateway;
+mod health;
+mod page;
+mod problem;
+mod run;
+mod scope;
+mod telemetry;
+
+pub use apikey::{ApiKey, ApiKeyCreated, ApiKeyList, ApiKeyRequest, ApiKeyStatus};
+pub use audit::{AuditList, AuditRecord};
+pub use catalogue::{CatalogueCommand, CatalogueGateway, CatalogueList};
+pub use event::RunEvent;
+pub use gateway::{
+    Gateway, GatewayList, GatewayRef, GatewaySession, GatewaySpool, GatewayStatus, Label,
+    LabelSource, NamedGateway,
+};
+pub use health::{Health, HealthCheck, HealthStatus};
+pub use page::{ApiVersion, Kind};
+pub use problem::{FieldProblem, InvalidProblemCode, Problem, ProblemCode};
+pub use run::{
+    CommandList, CommandOutcome, CommandView, OutputBytes, OutputView, RequestedArguments, Run,
+    RunCancelled, RunList, RunRequest, RunState, RunWait, Targets,
+};
+pub use scope::{InvalidScope, Scope};
+pub use telemetry::{
+    TelemetryGap, TelemetryGapList, TelemetryList, TelemetryRecord, TelemetryStream,
+    TelemetryStreamList,
+};
+
+/// The media type of a problem document.
+pub const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
+/// The request header that makes a submission safe to repeat.
+pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
+/// The answer's header that says that a repeated submission was answered with the first one's run.
+pub const IDEMPOTENCY_REPLAYED: &str = "idempotency-replayed";
+/// The header that names a request in answers, logs and the audit trail.
+pub const REQUEST_ID: &str = "x-request-id";
+/// How long a command may wait for its start when the submission does not say.
+pub const DEADLINE_MS_DEFAULT: u64 = 15 * 60 * 1_000;
+/// The longest time a submission may give a command to start.
+pub const DEADLINE_MS_MAX: u64 = 30 * 24 * 3_600 * 1_000;
+/// The longest a wait request is held open.
+pub const WAIT_MS_MAX: u64 = 60_000;
+/// How long a wait request is held open when the caller does not say.
+pub const WAIT_MS_DEFAULT: u64 = 30_000;

@@ -49,6 +49,7 @@ pub struct Gate {
 struct Shared {
     limits: AdmissionLimits,
     connections: Arc<Semaphore>,
+    handshakes: Arc<Semaphore>,
     openings: Arc<Semaphore>,
     sources: Mutex<BTreeMap<IpAddr, usize>>,
 }
@@ -61,9 +62,9 @@ pub struct Admitted {
     _connection: OwnedSemaphorePermit,
 }
 
-/// The room one opening takes; given back when dropped.
+/// The room of one handshake or opening; given back when dropped.
 #[derive(Debug)]
-pub struct Opening {
+pub struct Turn {
     _permit: OwnedSemaphorePermit,
 }
 
@@ -75,6 +76,8 @@ impl Gate {
             shared: Arc::new(Shared {
                 limits,
                 connections: Arc::new(Semaphore::new(limits.connections)),
+                // Twice as many: those that will be told to come back need a handshake, too.
+                handshakes: Arc::new(Semaphore::new(limits.openings.saturating_mul(2))),
                 openings: Arc::new(Semaphore::new(limits.openings)),
                 sources: Mutex::default(),
             }),
@@ -106,9 +109,16 @@ impl Gate {
     }
 
     /// Waits for the turn to do a handshake; the caller bounds the wait.
-    pub async fn opening(&self) -> Option<Opening> {
-        let permit = Arc::clone(&self.shared.openings).acquire_owned().await;
-        permit.ok().map(|permit| Opening { _permit: permit })
+    pub async fn handshake(&self) -> Option<Turn> {
+        let permit = Arc::clone(&self.shared.handshakes).acquire_owned().await;
+        permit.ok().map(|permit| Turn { _permit: permit })
+    }
+
+    /// Takes the room for opening a session; `None` when as many are being opened as may be.
+    #[must_use]
+    pub fn opening(&self) -> Option<Turn> {
+        let permit = Arc::clone(&self.shared.openings).try_acquire_owned().ok();
+        permit.map(|permit| Turn { _permit: permit })
     }
 
     /// When a refused gateway should come back: the fuller the house, the further they are spread.
@@ -203,6 +213,16 @@ mod tests {
             Turned::SourceFull
         );
         gate.admit(ip("2001:db8:0:1::1")).unwrap();
+    }
+
+    #[tokio::test]
+    async fn openings_are_bounded_and_given_back() {
+        let gate = Gate::new(LIMITS);
+        let _handshakes = (gate.handshake().await, gate.handshake().await);
+        let opening = gate.opening().unwrap();
+        assert!(gate.opening().is_none());
+        drop(opening);
+        assert!(gate.opening().is_some());
     }
 
     #[test]

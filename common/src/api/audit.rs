@@ -1,0 +1,30 @@
+//! The audit trail as an operator reads it.
+
+use serde::{Deserialize, Serialize};
+
+use super::page::list;
+use crate::time::Timestamp;
+
+/// One audit record: who did what to what, and how it ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct AuditRecord {
+    /// Its number: ascending, without reuse.
+    pub id: u64,
+    /// When it was committed.
+    pub at: Timestamp,
+    /// Who.
+    pub actor: String,
+    /// What was done, a stable word such as `run.submitted`.
+    pub action: String,
+    /// To what, by id.
+    pub subject: Option<String>,
+    /// Everything else worth knowing.
+    #[cfg_attr(feature = "openapi", schema(value_type = serde_json::Value))]
+    pub detail: serde_json::Value,
+}
+
+list! {
+    /// Audit records, latest first.
+    AuditList of AuditRecord
+}

@@ -1,0 +1,76 @@
+//! Events of a run, as `GET /v1/runs/{id}/events` streams them.
+
+use serde::{Deserialize, Serialize};
+
+use super::gateway::NamedGateway;
+use super::run::{OutputBytes, Run};
+use crate::command::CommandState;
+use crate::id::CommandId;
+use crate::time::Timestamp;
+use crate::wire::message::OutputStream;
+
+/// One event: the `data` of a server-sent event whose `event` is the same word and whose `id` resumes the stream.
+///
+/// A stream may repeat a state after a reconnect, and live output is best effort; what is retained of it is in the command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum RunEvent {
+    /// A command is in this state.
+    Command {
+        /// When it got there.
+        at: Timestamp,
+        /// Which command.
+        command_id: CommandId,
+        /// Its gateway.
+        gateway: NamedGateway,
+        /// Its state.
+        state: CommandState,
+        /// How often it was delivered.
+        attempt: u32,
+        /// The exit code, when it exited.
+        exit_code: Option<i32>,
+        /// How long it ran, in milliseconds, when it ended.
+        duration_ms: Option<u64>,
+        /// Why, when there is more to say.
+        reason: Option<String>,
+    },
+    /// A command wrote something.
+    Output {
+        /// When it arrived.
+        at: Timestamp,
+        /// Which command.
+        command_id: CommandId,
+        /// Its gateway.
+        gateway: NamedGateway,
+        /// Which stream.
+        stream: OutputStream,
+        /// The position of the first byte in its stream; a jump means that bytes in between did not arrive live.
+        offset: u64,
+        /// The bytes.
+        data: OutputBytes,
+    },
+    /// Events were lost because the reader or the buffer fell behind; states follow as they stand.
+    Missed {
+        /// How many, as far as is known.
+        events: u64,
+    },
+    /// Every command is final; the stream ends after this.
+    Finished {
+        /// The run as it stands.
+        run: Box<Run>,
+    },
+}
+
+impl RunEvent {
+    /// The word in the server-sent event's `event` field.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Command { .. } => "command",
+            Self::Output { .. } => "output",
+            Self::Missed { .. } => "missed",
+            Self::Finished { .. } => "finished",
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Gateways as an operator sees them.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::page::{Kind, list};
+use crate::id::{AgentId, GatewayName, InvalidId, SessionId};
+use crate::time::Timestamp;
+
+/// A gateway named by an operator: by id or by name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum GatewayRef {
+    /// By its id.
+    Id(AgentId),
+    /// By its name.
+    Name(GatewayName),
+}
+
+impl fmt::Display for GatewayRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(id) => id.fmt(f),
+            Self::Name(name) => name.fmt(f),
+        }
+    }
+}
+
+impl FromStr for GatewayRef {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        text.parse()
+            .map(Self::Id)
+            .or_else(|_not_an_id| text.parse().map(Self::Name))
+    }
+}
+
+impl Serialize for GatewayRef {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for GatewayRef {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(feature = "openapi")]
+impl utoipa::PartialSchema for GatewayRef {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+        utoipa::openapi::ObjectBuilder::new()
+            .schema_type(utoipa::openapi::schema::Type::String)
+            .description(Some("A gateway's id or its name"))
+            .build()
+            .into()
+    }
+}
+
+#[cfg(feature = "openapi")]
+impl utoipa::ToSchema for GatewayRef {}
+
+/// A gateway's id with its name, wherever one is mentioned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NamedGateway {
+    /// Its id: never reused.
+    pub id: AgentId,
+    /// Its name: can be changed.
+    pub name: GatewayName,
+}
+
+/// Whether a gateway takes commands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum GatewayStatus {
+    /// A confirmed session: a command sent to it starts.
+    Online,
+    /// No session; commands wait until their deadline.
+    Offline,
+    /// Registered and never connected.
+    Never,
+    /// Its identity was revoked.
+    Revoked,
+    /// Two machines hold its identity and an operator must decide.
+    Blocked,
+}
+
+impl GatewayStatus {
+    /// Every status.
+    pub const ALL: &[Self] = &[
+        Self::Online,
+        Self::Offline,
+        Self::Never,
+        Self::Revoked,
+        Self::Blocked,
+    ];
+
+    /// The word in answers and on screen.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Online => "online",
+            Self::Offline => "offline",
+            Self::Never => "never",
+            Self::Revoked => "revoked",
+            Self::Blocked => "blocked",
+        }
+    }
+}
+
+/// Who said that a label holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum LabelSource {
+    /// An operator, on the backend: trusted.
+    Operator,
+    /// The gateway's own configuration.
+    Gateway,
+}
+
+/// One label.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Label {
+    /// Its key.
+    pub key: String,
+    /// Its value.
+    pub value: String,
+    /// Who said so.
+    pub source: LabelSource,
+}
+
+/// The session of a connected gateway.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct GatewaySession {
+    /// Which session; the same id is in both ends' logs.
+    pub id: SessionId,
+    /// Its epoch: each accepted session of a gateway has a higher one.
+    pub epoch: u64,
+    /// The address it came from.
+    pub peer_address: String,
+}
+
+/// How full a gateway's telemetry spool is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct GatewaySpool {
+    /// Records that wait to be delivered.
+    pub records: u64,
+    /// Bytes on disk.
+    pub bytes: u64,
+}
+
+/// One gateway.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Gateway {
+    /// What this is.
+    pub kind: Kind,
+    /// Its id: never reused.
+    pub id: AgentId,
+    /// Its name: unique, can be changed, accepted wherever an id is.
+    pub name: GatewayName,
+    /// Whether it takes commands.
+    pub status: GatewayStatus,
+    /// Since when it has this status.
+    pub since: Timestamp,
+    /// When it was registered.
+    pub created_at: Timestamp,
+    /// The version of its agent, once it connected.
+    pub agent_version: Option<String>,
+    /// Its labels.
+    pub labels: Vec<Label>,
+    /// When it was last heard.
+    pub last_seen: Option<Timestamp>,
+    /// The last measured round trip, in microseconds.
+    pub round_trip_us: Option<u64>,
+    /// Its wall clock minus the backend's, in milliseconds, as last measured.
+    pub clock_skew_ms: Option<i64>,
+    /// Its session while it is online.
+    pub session: Option<GatewaySession>,
+    /// SHA-256 of its catalogue, 64 hexadecimal digits, once it sent one.
+    pub catalogue_digest: Option<String>,
+    /// Commands that wait for it.
+    pub queued_commands: u64,
+    /// Commands that it runs, as last reported.
+    pub running_commands: Option<u64>,
+    /// Its telemetry spool, as last reported.
+    pub spool: Option<GatewaySpool>,
+    /// How often a second holder of its identity was seen.
+    pub forks: u64,
+}
+
+list! {
+    /// Gateways, by name.
+    GatewayList of Gateway
+}

@@ -1,0 +1,46 @@
+//! The full health document.
+
+use serde::{Deserialize, Serialize};
+
+use super::page::Kind;
+
+/// How a part is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum HealthStatus {
+    /// As it should.
+    Pass,
+    /// It works and somebody should look.
+    Warn,
+    /// It does not work.
+    Fail,
+}
+
+/// One part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct HealthCheck {
+    /// Which part.
+    pub name: String,
+    /// How it is doing.
+    pub status: HealthStatus,
+    /// What was found.
+    pub detail: String,
+}
+
+/// The backend's health, part by part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Health {
+    /// What this is.
+    pub kind: Kind,
+    /// The worst status of any part.
+    pub status: HealthStatus,
+    /// The backend's version.
+    pub version: String,
+    /// For how long it has been running, in milliseconds.
+    pub uptime_ms: u64,
+    /// The parts.
+    pub checks: Vec<HealthCheck>,
+}

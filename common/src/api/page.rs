@@ -1,0 +1,71 @@
+//! What every document starts with: the API's version and the kind.
+
+use serde::{Deserialize, Serialize};
+
+/// The API's version, as it stands in every list.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum ApiVersion {
+    /// Version 1.
+    #[default]
+    #[serde(rename = "viworks/v1")]
+    V1,
+}
+
+/// What a document is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[expect(
+    missing_docs,
+    reason = "each variant is the name of the type that carries it"
+)]
+pub enum Kind {
+    ApiKey,
+    ApiKeyCreated,
+    ApiKeyList,
+    AuditList,
+    CatalogueCommand,
+    CatalogueList,
+    Command,
+    CommandList,
+    Gateway,
+    GatewayList,
+    Health,
+    Run,
+    RunCancelled,
+    RunList,
+    RunWait,
+    TelemetryGapList,
+    TelemetryList,
+    TelemetryStreamList,
+}
+
+macro_rules! list {
+    ($(#[$doc:meta])* $name:ident of $item:ty) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+        #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+        pub struct $name {
+            /// The API's version.
+            #[serde(rename = "apiVersion")]
+            pub api_version: crate::api::ApiVersion,
+            /// What this is.
+            pub kind: crate::api::Kind,
+            /// One page of rows.
+            pub items: Vec<$item>,
+            /// The `cursor` of the next page; absent on the last one.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub next: Option<String>,
+        }
+
+        impl $name {
+            /// One page.
+            #[must_use]
+            pub const fn new(items: Vec<$item>, next: Option<String>) -> Self {
+                Self { api_version: crate::api::ApiVersion::V1, kind: crate::api::Kind::$name, items, next }
+            }
+        }
+    };
+}
+
+pub(super) use list;

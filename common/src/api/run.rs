@@ -1,0 +1,431 @@
+//! Runs and their commands: what an operator asks for and what came out of it.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fmt;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::de::{Error, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::gateway::{GatewayRef, NamedGateway};
+use super::page::{Kind, list};
+use crate::code::RejectCode;
+use crate::command::{Arguments, CommandState, Outcome, RetainedOutput};
+use crate::id::{ArgumentName, CommandId, CommandName, RunId};
+use crate::limits;
+use crate::time::Timestamp;
+
+/// Which gateways a run is for: `"all"` or `{"gateways": ["gw-berlin-01", …]}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum Targets {
+    /// Every gateway that is not revoked.
+    All,
+    /// These, by name or id; naming one twice does not run the command twice.
+    Gateways(Vec<GatewayRef>),
+}
+
+/// The arguments of a submission: text, numbers and booleans, all carried on as text.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct RequestedArguments(pub Arguments);
+
+/// A submission.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RunRequest {
+    /// The command's name in the catalogue.
+    pub command: CommandName,
+    /// Its arguments.
+    #[serde(default)]
+    pub arguments: RequestedArguments,
+    /// Which gateways.
+    pub targets: Targets,
+    /// How long the command may wait for its start, in milliseconds; 15 minutes when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_ms: Option<u64>,
+    /// A time limit below the catalogue's, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// Refuse unless exactly so many gateways are meant: for scripts whose selection may grow overnight.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expect_targets: Option<u64>,
+}
+
+/// Whether a run still has something to wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum RunState {
+    /// At least one command is not final.
+    Running,
+    /// Every command is final.
+    Finished,
+}
+
+/// A submission and how far it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Run {
+    /// What this is.
+    pub kind: Kind,
+    /// Its id.
+    pub id: RunId,
+    /// The command's name.
+    pub command: CommandName,
+    /// Its arguments, defaults included.
+    #[cfg_attr(feature = "openapi", schema(value_type = BTreeMap<String, String>))]
+    pub arguments: Arguments,
+    /// Whether every command is final.
+    pub state: RunState,
+    /// How many commands it has: one for each gateway.
+    pub total: u64,
+    /// How many of them are in which state; states without a command are absent.
+    #[cfg_attr(feature = "openapi", schema(value_type = BTreeMap<String, u64>))]
+    pub counts: BTreeMap<CommandState, u64>,
+    /// When it was accepted.
+    pub created_at: Timestamp,
+    /// Who submitted it.
+    pub created_by: String,
+    /// Until when its commands may start.
+    pub deadline: Timestamp,
+    /// The time limit of each command when the submission named one, in milliseconds.
+    pub timeout_ms: Option<u64>,
+    /// When its last command became final.
+    pub finished_at: Option<Timestamp>,
+    /// When it was cancelled.
+    pub cancelled_at: Option<Timestamp>,
+}
+
+list! {
+    /// Runs, latest first.
+    RunList of Run
+}
+
+/// Bytes that a command wrote: exactly, and as text.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct OutputBytes {
+    /// Exactly, as standard Base64.
+    pub base64: String,
+    /// As text; bytes that are not UTF-8 are shown as U+FFFD.
+    pub text: String,
+}
+
+impl OutputBytes {
+    /// Both forms of `bytes`.
+    #[must_use]
+    pub fn new(bytes: &[u8]) -> Self {
+        Self {
+            base64: STANDARD.encode(bytes),
+            text: String::from_utf8_lossy(bytes).into_owned(),
+        }
+    }
+
+    /// The exact bytes; `None` when the text is not Base64.
+    #[must_use]
+    pub fn decode(&self) -> Option<Vec<u8>> {
+        STANDARD.decode(&self.base64).ok()
+    }
+}
+
+/// What was kept of one output stream.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct OutputView {
+    /// Its beginning.
+    pub head: OutputBytes,
+    /// Its end; empty when nothing was cut.
+    pub tail: OutputBytes,
+    /// Bytes between them that were not kept.
+    pub cut_bytes: u64,
+}
+
+impl From<&RetainedOutput> for OutputView {
+    fn from(output: &RetainedOutput) -> Self {
+        Self {
+            head: OutputBytes::new(&output.head),
+            tail: OutputBytes::new(&output.tail),
+            cut_bytes: output.cut_bytes,
+        }
+    }
+}
+
+/// How a command ended on its gateway.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct CommandOutcome {
+    /// The exit code, when it exited.
+    pub exit_code: Option<i32>,
+    /// The signal that ended it, when one did.
+    pub signal: Option<i32>,
+    /// When it started, by the gateway's wall clock.
+    pub started_at: Option<Timestamp>,
+    /// How long it ran.
+    pub duration_ms: u64,
+    /// What it wrote to its standard output; only when one command is shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdout: Option<OutputView>,
+    /// What it wrote to its standard error; only when one command is shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stderr: Option<OutputView>,
+    /// Why it was refused or could not run.
+    pub reason: Option<String>,
+    /// The refusal's code when it was rejected.
+    pub reject_code: Option<RejectCode>,
+}
+
+impl From<&Outcome> for CommandOutcome {
+    fn from(outcome: &Outcome) -> Self {
+        Self {
+            exit_code: outcome.exit_code,
+            signal: outcome.signal,
+            started_at: outcome.started_at,
+            duration_ms: outcome.duration_ms,
+            stdout: Some((&outcome.stdout).into()),
+            stderr: Some((&outcome.stderr).into()),
+            reason: outcome.reason.clone(),
+            reject_code: outcome.reject_code,
+        }
+    }
+}
+
+/// One command: one run on one gateway.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct CommandView {
+    /// What this is.
+    pub kind: Kind,
+    /// Its id.
+    pub id: CommandId,
+    /// The run it belongs to.
+    pub run_id: RunId,
+    /// Its gateway.
+    pub gateway: NamedGateway,
+    /// Where it is in its life.
+    pub state: CommandState,
+    /// How often it was delivered.
+    pub attempt: u32,
+    /// Its number on this gateway, once it was delivered.
+    pub order: Option<u64>,
+    /// When it was accepted.
+    pub created_at: Timestamp,
+    /// When it was last handed to its gateway's session.
+    pub dispatched_at: Option<Timestamp>,
+    /// When it was permitted to start.
+    pub released_at: Option<Timestamp>,
+    /// When the gateway said that it started.
+    pub started_at: Option<Timestamp>,
+    /// When it became final.
+    pub finished_at: Option<Timestamp>,
+    /// When its cancellation was asked for.
+    pub cancel_requested_at: Option<Timestamp>,
+    /// Why it is in this state, when there is more to say.
+    pub reason: Option<String>,
+    /// How it ended on the gateway. Beside `indeterminate` it is an answer that came too late to be certain.
+    pub outcome: Option<CommandOutcome>,
+}
+
+list! {
+    /// The commands of a run, in the order of their ids.
+    CommandList of CommandView
+}
+
+/// The answer to a wait.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RunWait {
+    /// What this is.
+    pub kind: Kind,
+    /// Whether the run finished before the wait ended.
+    pub finished: bool,
+    /// The run as it stands.
+    pub run: Run,
+}
+
+/// The answer to a cancellation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RunCancelled {
+    /// What this is.
+    pub kind: Kind,
+    /// Commands that had not been permitted to start and never will.
+    pub cancelled: u64,
+    /// Commands that may already run: their gateways are asked to end them.
+    pub requested: u64,
+    /// Commands that were final before.
+    pub final_before: u64,
+    /// The run as it stands.
+    pub run: Run,
+}
+
+impl<'de> Deserialize<'de> for RequestedArguments {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Map;
+
+        impl<'de> Visitor<'de> for Map {
+            type Value = RequestedArguments;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of argument names with text, numbers or booleans")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(
+                self,
+                mut map: A,
+            ) -> Result<RequestedArguments, A::Error> {
+                let mut arguments = Arguments::new();
+                while let Some(name) = map.next_key::<ArgumentName>()? {
+                    if arguments.len() == limits::ARGUMENTS_MAX {
+                        return Err(A::Error::custom(format_args!(
+                            "more than {} arguments",
+                            limits::ARGUMENTS_MAX
+                        )));
+                    }
+                    let value = map.next_value::<Scalar>()?;
+                    match arguments.entry(name) {
+                        Entry::Vacant(slot) => slot.insert(value.0),
+                        Entry::Occupied(slot) => {
+                            return Err(A::Error::custom(format_args!(
+                                "duplicate argument `{}`",
+                                slot.key()
+                            )));
+                        }
+                    };
+                }
+                Ok(RequestedArguments(arguments))
+            }
+        }
+
+        deserializer.deserialize_map(Map)
+    }
+}
+
+struct Scalar(String);
+
+impl<'de> Deserialize<'de> for Scalar {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct AsText;
+
+        impl Visitor<'_> for AsText {
+            type Value = Scalar;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("text, a number or a boolean")
+            }
+
+            fn visit_bool<E>(self, value: bool) -> Result<Scalar, E> {
+                Ok(Scalar(value.to_string()))
+            }
+
+            fn visit_i64<E>(self, value: i64) -> Result<Scalar, E> {
+                Ok(Scalar(value.to_string()))
+            }
+
+            fn visit_u64<E>(self, value: u64) -> Result<Scalar, E> {
+                Ok(Scalar(value.to_string()))
+            }
+
+            fn visit_f64<E>(self, value: f64) -> Result<Scalar, E> {
+                Ok(Scalar(value.to_string()))
+            }
+
+            fn visit_str<E: Error>(self, value: &str) -> Result<Scalar, E> {
+                if value.len() > limits::ARGUMENT_VALUE_BYTES_MAX {
+                    return Err(E::custom(format_args!(
+                        "a value of more than {} bytes",
+                        limits::ARGUMENT_VALUE_BYTES_MAX
+                    )));
+                }
+                Ok(Scalar(value.to_owned()))
+            }
+        }
+
+        deserializer.deserialize_any(AsText)
+    }
+}
+
+#[cfg(feature = "openapi")]
+impl utoipa::PartialSchema for RequestedArguments {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+        use utoipa::openapi::schema::{ObjectBuilder, SchemaType, Type};
+
+        let scalar = ObjectBuilder::new().schema_type(SchemaType::Array(vec![
+            Type::String,
+            Type::Number,
+            Type::Boolean,
+        ]));
+        ObjectBuilder::new()
+            .schema_type(Type::Object)
+            .additional_properties(Some(scalar))
+            .max_properties(Some(limits::ARGUMENTS_MAX))
+            .description(Some("Values by argument name"))
+            .build()
+            .into()
+    }
+}
+
+#[cfg(feature = "openapi")]
+impl utoipa::ToSchema for RequestedArguments {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<RunRequest, serde_json::Error> {
+        serde_json::from_str(text)
+    }
+
+    #[test]
+    fn numbers_and_booleans_become_text() {
+        let request = read(
+            r#"{"command":"a.b","arguments":{"n":5,"t":true,"s":"x","f":1.5},"targets":"all"}"#,
+        )
+        .unwrap();
+        let values: Vec<_> = request
+            .arguments
+            .0
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .collect();
+        assert_eq!(
+            values,
+            [("f", "1.5"), ("n", "5"), ("s", "x"), ("t", "true")]
+        );
+    }
+
+    #[test]
+    fn targets_are_all_or_a_list_of_names_and_ids() {
+        let request = read(
+            r#"{"command":"a","targets":{"gateways":["gw-1","01900000-0000-7000-8000-0000000000ab"]}}"#,
+        )
+        .unwrap();
+        let Targets::Gateways(gateways) = request.targets else {
+            panic!("not a list")
+        };
+        assert!(matches!(
+            gateways[..],
+            [GatewayRef::Name(_), GatewayRef::Id(_)]
+        ));
+    }
+
+    #[test]
+    fn sloppy_submissions_are_refused() {
+        for text in [
+            r#"{"command":"a","targets":"all","extra":1}"#,
+            r#"{"command":"a","command":"b","targets":"all"}"#,
+            r#"{"command":"a","targets":"some"}"#,
+            r#"{"command":"a","targets":"all","arguments":{"x":"1","x":"2"}}"#,
+            r#"{"command":"a","targets":"all","arguments":{"x":null}}"#,
+            r#"{"command":"a","targets":"all","arguments":{"x":["1"]}}"#,
+            r#"{"command":"A B","targets":"all"}"#,
+            r#"{"command":"a"}"#,
+        ] {
+            assert!(read(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Stored telemetry: records, streams and gaps of one gateway.
+
+use serde::{Deserialize, Serialize};
+
+use super::page::list;
+use crate::id::{AgentRunId, StreamName};
+use crate::telemetry::{Fields, GapReason};
+use crate::time::Timestamp;
+
+/// One stored record.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TelemetryRecord {
+    /// Its stream.
+    pub stream: StreamName,
+    /// When it was observed, by the gateway's wall clock.
+    pub observed_at: Timestamp,
+    /// The process of the gateway agent that took it in.
+    pub spool_epoch: AgentRunId,
+    /// Its number in that process; with the gateway and the process the record's key.
+    pub seq: u64,
+    /// What was observed.
+    #[cfg_attr(feature = "openapi", schema(value_type = std::collections::BTreeMap<String, serde_json::Value>))]
+    pub fields: Fields,
+}
+
+list! {
+    /// Records of one stream, by time.
+    TelemetryList of TelemetryRecord
+}
+
+/// One stream that a gateway delivered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TelemetryStream {
+    /// Its name.
+    pub stream: StreamName,
+    /// How many records are stored.
+    pub records: u64,
+    /// When the first of them was observed.
+    pub first_observed_at: Timestamp,
+    /// When the last of them was observed.
+    pub last_observed_at: Timestamp,
+}
+
+list! {
+    /// The streams of a gateway, by name.
+    TelemetryStreamList of TelemetryStream
+}
+
+/// A counted range of records that was dropped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TelemetryGap {
+    /// The process of the gateway agent that had taken the records in.
+    pub spool_epoch: AgentRunId,
+    /// The first dropped number.
+    pub from_seq: u64,
+    /// The last dropped number.
+    pub to_seq: u64,
+    /// How many records that are.
+    pub records: u64,
+    /// Why.
+    pub reason: GapReason,
+    /// When the backend committed the report.
+    pub reported_at: Timestamp,
+}
+
+list! {
+    /// The gaps of a gateway.
+    TelemetryGapList of TelemetryGap
+}
