@@ -93,8 +93,8 @@ pub struct ApiConfig {
     pub listen: SocketAddr,
     /// Open sockets.
     pub connections_max: usize,
-    /// Requests being answered at once.
-    pub requests_max: usize,
+    /// Event streams at once.
+    pub streams_max: usize,
     /// For the headers of a request.
     pub header_timeout: Duration,
     /// For a whole request that is no stream.
@@ -348,12 +348,7 @@ fn read_api(section: &mut Section<'_>) -> ApiConfig {
             "Where operators connect; port 0 takes a free one.",
         ),
         connections_max: section.integer("connections_max", 1_024, 1..=100_000, "Open sockets."),
-        requests_max: section.integer(
-            "requests_max",
-            256,
-            1..=10_000,
-            "Requests being answered at once; more get 503.",
-        ),
+        streams_max: section.integer("streams_max", 256, 1..=10_000, "Event streams at once; more get 503."),
         header_timeout: section.duration_ms(
             "header_timeout_ms",
             seconds(10),

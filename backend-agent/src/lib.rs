@@ -3,6 +3,10 @@
 //! The binary is a thin shell around this library, and the tests start it in process.
 
 pub mod agent;
+pub mod api;
+pub mod app;
+pub mod auth;
+pub mod cli;
 pub mod command;
 pub mod config;
 pub mod data;
