@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
+use viworks_common::code::CloseCode;
 use viworks_common::id::Tenant;
 use viworks_runtime::clock::Clock;
 use viworks_runtime::lifecycle::Lifecycle;
@@ -12,7 +13,7 @@ use viworks_runtime::lifecycle::Lifecycle;
 use crate::agent::manager::Manager;
 use crate::command::bus::{CommandChange, RunBus};
 use crate::config::JobsConfig;
-use crate::data::{Page, Settled, Store, StoreResult};
+use crate::data::{GatewayFilter, Page, Settled, Store, StoreResult};
 use crate::inbound::heartbeats::Heartbeats;
 use crate::metrics::BackendMetrics;
 
@@ -47,15 +48,17 @@ enum Job {
     Offer,
     Expire,
     Overdue,
+    Revoked,
     Heartbeats,
     Purge,
 }
 
 impl Job {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Offer,
         Self::Expire,
         Self::Overdue,
+        Self::Revoked,
         Self::Heartbeats,
         Self::Purge,
     ];
@@ -65,6 +68,7 @@ impl Job {
             Self::Offer => "job: offer",
             Self::Expire => "job: expire",
             Self::Overdue => "job: overdue",
+            Self::Revoked => "job: revoked",
             Self::Heartbeats => "job: heartbeats",
             Self::Purge => "job: purge",
         }
@@ -99,7 +103,7 @@ impl Jobs {
     const fn every(&self, job: Job) -> Duration {
         match job {
             Job::Offer => self.config.offer,
-            Job::Expire | Job::Overdue => self.config.expire,
+            Job::Expire | Job::Overdue | Job::Revoked => self.config.expire,
             Job::Heartbeats => HEARTBEATS,
             Job::Purge => self.config.purge,
         }
@@ -110,6 +114,7 @@ impl Jobs {
             Job::Offer => self.offer().await,
             Job::Expire => self.expire().await,
             Job::Overdue => self.end_overdue().await,
+            Job::Revoked => self.cut_revoked().await,
             Job::Heartbeats => self.store_heartbeats().await,
             Job::Purge => self.purge().await,
         }
@@ -153,6 +158,26 @@ impl Jobs {
             self.announce(&settled, "no result came");
             if settled.len() < STEP {
                 return Ok(());
+            }
+        }
+    }
+
+    /// Ends the sessions of gateways that another process, such as the command line, has revoked. Their writes fail
+    /// already; this closes the socket.
+    async fn cut_revoked(&self) -> StoreResult<()> {
+        let filter = GatewayFilter {
+            revoked: Some(true),
+            ..GatewayFilter::default()
+        };
+        let mut page = Page::first(STEP);
+        loop {
+            let listing = self.store.list_gateways(&self.tenant, &filter, page).await?;
+            for gateway in &listing.items {
+                self.manager.end(gateway.agent_id, CloseCode::Revoked, "the gateway was revoked");
+            }
+            match listing.next {
+                Some(next) => page = Page::after(next, STEP),
+                None => return Ok(()),
             }
         }
     }

@@ -350,9 +350,15 @@ impl Connection {
             probe_id: 0,
             draining: false,
         });
-        self.session.established(self.now());
         self.opening = None;
         self.inbound.metrics.openings.dec();
+        let now = self.now();
+        self.session.established(now);
+        if self.inbound.lifecycle.is_stopping() {
+            // Everybody else has been told to come back; this one came too late for that.
+            let reason = "the backend is stopping";
+            return self.session.close(CloseCode::Draining, reason, now);
+        }
         info!(agent_id = %holder.agent_id, epoch, address = %self.address, "gateway connected");
         self.resume(&confirmed);
         self.offer_commands().await;
