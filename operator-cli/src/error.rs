@@ -51,9 +51,9 @@ impl Failure {
         }
         if let Some(problem) = &self.problem {
             for error in &problem.errors {
-                writeln!(out, "  {}: {}", crate::output::plain(&error.field), crate::output::plain(&error.detail))?;
+                writeln!(out, "  {}: {}", crate::output::plain(&error.field), crate::output::plain(&error.problem))?;
             }
-            let request = problem.request_id.as_deref().unwrap_or("-");
+            let request = &problem.request_id;
             writeln!(out, "  help  {}   request {request}", problem.code)?;
         }
         Ok(())

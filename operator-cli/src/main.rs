@@ -1,18 +1,8 @@
 //! `viworks`, the operator's command line: arguments in, exit code out.
 
-mod catalogue;
-mod cli;
-mod client;
-mod context;
-mod demo;
-mod error;
-mod gateway;
-mod output;
-mod run;
-mod runs;
-mod telemetry;
-
 use clap::Parser;
+use viworks_operator_cli::{cli, error, output};
+use viworks_runtime::exit::ExitCode;
 
 fn main() -> std::process::ExitCode {
     let arguments = cli::Arguments::parse();
@@ -22,7 +12,7 @@ fn main() -> std::process::ExitCode {
         Ok(runtime) => runtime,
         Err(error) => {
             error::Failure::from(error).print(json);
-            return viworks_runtime::exit::ExitCode::Error.into();
+            return ExitCode::Error.into();
         }
     };
     match runtime.block_on(cli::execute(arguments)) {

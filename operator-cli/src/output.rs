@@ -1,7 +1,7 @@
 //! What is printed: tables for people, JSON for programs, and never a control character from a gateway.
 
 use std::fmt::Write as _;
-use std::io::{IsTerminal, Write as _};
+use std::io::Write as _;
 
 use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table};
@@ -83,7 +83,7 @@ pub fn table<const N: usize>(headings: [&str; N], rows: impl IntoIterator<Item =
 /// The rows as aligned text.
 pub fn render<const N: usize>(headings: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
     let mut table = Table::new();
-    table.load_preset(NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(headings);
+    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(headings);
     for row in rows {
         table.add_row(row.map(|cell| plain(&cell).replace('\n', " ")));
     }
@@ -93,11 +93,6 @@ pub fn render<const N: usize>(headings: [&str; N], rows: impl IntoIterator<Item 
     let text = table.to_string();
     let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
     lines.join("\n")
-}
-
-/// Whether a person watches standard error.
-pub fn person_watches() -> bool {
-    std::io::stderr().is_terminal()
 }
 
 #[cfg(test)]

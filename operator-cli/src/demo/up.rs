@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep};
-use viworks_common::api::{GatewayStatus, RunRequest, Targets};
+use viworks_common::api::{GatewayStatus, RequestedArguments, RunRequest, Targets};
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files;
 
@@ -245,16 +245,23 @@ async fn wait_until_online(client: &Client, names: &[String], running: &mut [Run
 async fn first_command(client: &Client, format: Format) -> Result<ExitCode, Failure> {
     let step = Instant::now();
     let command = FIRST_COMMAND.parse().map_err(|error| Failure::new(ExitCode::Error, format!("{error}")))?;
-    let request = RunRequest::new(command, Targets::All);
+    let request = RunRequest {
+        command,
+        arguments: RequestedArguments::default(),
+        targets: Targets::All,
+        deadline_ms: None,
+        timeout_ms: None,
+        expect_targets: None,
+    };
     let submitted = client.submit(&request, None).await?;
     let finished = client.wait(submitted.id, Duration::from_secs(20)).await?;
-    let commands = client.run_commands(submitted.id).await?;
+    let commands = run::with_output(client, client.run_commands(submitted.id).await?).await?;
     let answered = commands.iter().filter(|command| command.state.is_final()).count();
     report("first command", FIRST_COMMAND, &format!("{answered} of {} answered", commands.len()), step);
     output::note("");
     match format {
         Format::Table => run::print_commands(&commands)?,
-        Format::Json => output::json(&serde_json::json!({"apiVersion": "viworks/v1", "kind": "RunResult", "run": finished, "commands": commands}))?,
+        Format::Json => output::json(&serde_json::json!({"apiVersion": "viworks/v1", "kind": "RunResult", "run": finished.run, "commands": commands}))?,
     }
     output::note("");
     Ok(run::exit_code(commands.iter().map(|command| command.state)))
