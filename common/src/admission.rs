@@ -1,1 +1,309 @@
-//! Reserved.
+//! Who may open a session: epochs, the ratchet, forks and rolled-back backends, as pure rules over one identity's row.
+//!
+//! A row holds two epochs. `confirmed` is the last one whose CONFIRM was committed or that was presented; `issued` is the last
+//! one handed out. HELLO is acceptable when its epoch lies between them and its token is right, so no number of lost WELCOMEs
+//! or CONFIRMs makes an honest gateway look like a fork, while a copy that fell behind is always below `confirmed`.
+
+use crate::id::AgentRunId;
+
+/// What the backend remembers about one identity; every field only grows, except who spoke last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdentityRow {
+    /// The last epoch that was presented or confirmed.
+    pub confirmed: u64,
+    /// The last epoch that was handed out; never below `confirmed`.
+    pub issued: u64,
+    /// The lowest generation of the agent key that is still accepted.
+    pub key_generation: u32,
+    /// The process that spoke last.
+    pub last_agent_run_id: Option<AgentRunId>,
+    /// Whether an operator revoked the identity.
+    pub revoked: bool,
+    /// The order of the next command; orders start at 1.
+    pub next_order: u64,
+    /// Up to which order every command is final.
+    pub low_water: u64,
+}
+
+impl IdentityRow {
+    /// The row of an identity that never connected.
+    #[must_use]
+    pub const fn fresh(key_generation: u32) -> Self {
+        Self {
+            confirmed: 0,
+            issued: 0,
+            key_generation,
+            last_agent_run_id: None,
+            revoked: false,
+            next_order: 1,
+            low_water: 0,
+        }
+    }
+}
+
+/// What an authenticated HELLO says, as far as admission depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HelloFacts {
+    /// The last epoch the gateway made durable.
+    pub epoch: u64,
+    /// Whether its token is the one of that epoch.
+    pub token_valid: bool,
+    /// The process that speaks.
+    pub agent_run_id: AgentRunId,
+    /// The generation of the key that authenticated it.
+    pub key_generation: u32,
+    /// The highest order it ever saw.
+    pub highest_order: u64,
+    /// The highest low-water mark it was told.
+    pub low_water: u64,
+}
+
+/// What becomes of a HELLO.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Admission {
+    /// It may go on with epoch `issued`, once `row` is stored by compare-and-swap.
+    Accept {
+        /// The epoch it presented.
+        presented: u64,
+        /// The epoch it gets.
+        issued: u64,
+        /// The row to store.
+        row: IdentityRow,
+    },
+    /// It proves that the backend's database was rolled back: its counters are raised, and the session goes on.
+    RolledBack {
+        /// The epoch it presented.
+        presented: u64,
+        /// The epoch it gets.
+        issued: u64,
+        /// The row to store.
+        row: IdentityRow,
+        /// Commands that are not idempotent, up to this order and absent from the unreported list, are indeterminate.
+        highest_order: u64,
+    },
+    /// An earlier message of a process that has since moved on: closed, not recorded.
+    Late,
+    /// A second holder of the identity that fell behind.
+    Fork,
+    /// The token does not belong to the epoch: a security event; nothing is revealed.
+    BadToken,
+    /// An operator revoked the identity.
+    Revoked,
+    /// The key's generation was retired.
+    StaleKey,
+}
+
+/// Decides about a HELLO whose MAC was verified.
+#[must_use]
+pub fn admit(row: &IdentityRow, hello: &HelloFacts) -> Admission {
+    if row.revoked {
+        return Admission::Revoked;
+    }
+    if hello.key_generation < row.key_generation {
+        return Admission::StaleKey;
+    }
+    if !hello.token_valid {
+        return Admission::BadToken;
+    }
+    if hello.epoch < row.confirmed {
+        return if row.last_agent_run_id == Some(hello.agent_run_id) {
+            Admission::Late
+        } else {
+            Admission::Fork
+        };
+    }
+    let rolled_back = hello.epoch > row.issued
+        || hello.highest_order >= row.next_order
+        || hello.low_water > row.low_water;
+    let Some(issued) = row.issued.max(hello.epoch).checked_add(1) else {
+        // Unreachable by counting; a row at the end of its range admits nobody.
+        return Admission::BadToken;
+    };
+    let after = IdentityRow {
+        confirmed: hello.epoch,
+        issued,
+        key_generation: hello.key_generation,
+        last_agent_run_id: Some(hello.agent_run_id),
+        revoked: false,
+        next_order: row.next_order.max(hello.highest_order.saturating_add(1)),
+        // Orders up to the gateway's mark were final before the roll-back; the store raises its own mark only past final commands.
+        low_water: row.low_water,
+    };
+    if rolled_back {
+        Admission::RolledBack {
+            presented: hello.epoch,
+            issued,
+            row: after,
+            highest_order: hello.highest_order,
+        }
+    } else {
+        Admission::Accept {
+            presented: hello.epoch,
+            issued,
+            row: after,
+        }
+    }
+}
+
+/// What becomes of a CONFIRM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Confirmation {
+    /// The session is the one: store `row`, then fence every older session.
+    Confirmed(IdentityRow),
+    /// A later HELLO or a revocation came in between.
+    Superseded,
+}
+
+/// Decides about a CONFIRM of the session that presented `presented` and was given `issued`.
+#[must_use]
+pub fn confirm(
+    row: &IdentityRow,
+    presented: u64,
+    issued: u64,
+    agent_run_id: AgentRunId,
+) -> Confirmation {
+    // Every HELLO raises `issued`; a session whose epoch is not the last one handed out was overtaken.
+    if row.revoked
+        || row.confirmed != presented
+        || row.issued != issued
+        || row.last_agent_run_id != Some(agent_run_id)
+    {
+        return Confirmation::Superseded;
+    }
+    Confirmation::Confirmed(IdentityRow {
+        confirmed: issued,
+        ..row.clone()
+    })
+}
+
+/// Revocation raises both counters, so that every fenced write of a live session fails at once.
+#[must_use]
+pub fn revoke(row: &IdentityRow) -> IdentityRow {
+    let raised = row.issued.saturating_add(1);
+    IdentityRow {
+        confirmed: raised,
+        issued: raised,
+        revoked: true,
+        ..row.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn run(n: u128) -> AgentRunId {
+        AgentRunId::from_uuid(Uuid::from_u128(n))
+    }
+
+    fn hello(epoch: u64, agent_run_id: AgentRunId) -> HelloFacts {
+        HelloFacts {
+            epoch,
+            token_valid: true,
+            agent_run_id,
+            key_generation: 1,
+            highest_order: 0,
+            low_water: 0,
+        }
+    }
+
+    fn accepted(row: &IdentityRow, hello: &HelloFacts) -> (IdentityRow, u64) {
+        match admit(row, hello) {
+            Admission::Accept { issued, row, .. } | Admission::RolledBack { issued, row, .. } => {
+                (row, issued)
+            }
+            refused => panic!("{refused:?}"),
+        }
+    }
+
+    proptest! {
+        /// Any mixture of lost WELCOMEs and CONFIRMs, and restarts in between.
+        #[test]
+        fn an_honest_gateway_is_never_a_fork(steps in prop::collection::vec((0_u8..4, any::<bool>()), 0..80)) {
+            let mut row = IdentityRow::fresh(1);
+            let mut durable = 0;
+            let mut process = 1;
+            for (lost, restart) in steps {
+                if restart {
+                    process += 1;
+                }
+                let (next, issued) = accepted(&row, &hello(durable, run(process)));
+                let presented = durable;
+                row = next;
+                if lost == 0 {
+                    continue; // WELCOME lost
+                }
+                durable = issued;
+                if lost == 1 {
+                    continue; // CONFIRM lost
+                }
+                match confirm(&row, presented, issued, run(process)) {
+                    Confirmation::Confirmed(next) => row = next,
+                    Confirmation::Superseded => prop_assert!(false, "nobody else spoke"),
+                }
+                prop_assert!(row.confirmed <= row.issued);
+            }
+        }
+    }
+
+    #[test]
+    fn a_copy_that_fell_behind_is_a_fork_and_a_late_message_of_the_same_process_is_not() {
+        let (row, issued) = accepted(&IdentityRow::fresh(1), &hello(0, run(1)));
+        let Confirmation::Confirmed(row) = confirm(&row, 0, issued, run(1)) else {
+            panic!()
+        };
+        assert_eq!(admit(&row, &hello(0, run(2))), Admission::Fork);
+        assert_eq!(admit(&row, &hello(0, run(1))), Admission::Late);
+    }
+
+    #[test]
+    fn only_the_last_handed_out_epoch_is_confirmed() {
+        let (row, first) = accepted(&IdentityRow::fresh(1), &hello(0, run(1)));
+        let (row, second) = accepted(&row, &hello(0, run(2)));
+        assert_eq!(confirm(&row, 0, first, run(1)), Confirmation::Superseded);
+        assert!(matches!(
+            confirm(&row, 0, second, run(2)),
+            Confirmation::Confirmed(_)
+        ));
+    }
+
+    #[test]
+    fn a_counter_above_the_row_proves_a_roll_back() {
+        let mut facts = hello(9, run(1));
+        facts.highest_order = 40;
+        let Admission::RolledBack {
+            issued,
+            row,
+            highest_order,
+            ..
+        } = admit(&IdentityRow::fresh(1), &facts)
+        else {
+            panic!()
+        };
+        assert_eq!(
+            (issued, row.confirmed, row.next_order, highest_order),
+            (10, 9, 41, 40)
+        );
+        facts.token_valid = false;
+        assert_eq!(admit(&IdentityRow::fresh(1), &facts), Admission::BadToken);
+    }
+
+    #[test]
+    fn a_revoked_identity_and_a_retired_key_are_refused() {
+        let (row, issued) = accepted(&IdentityRow::fresh(1), &hello(0, run(1)));
+        let revoked = revoke(&row);
+        assert_eq!(admit(&revoked, &hello(issued, run(1))), Admission::Revoked);
+        assert_eq!(
+            confirm(&revoked, 0, issued, run(1)),
+            Confirmation::Superseded
+        );
+        let rotated = IdentityRow {
+            key_generation: 2,
+            ..row
+        };
+        assert_eq!(admit(&rotated, &hello(issued, run(1))), Admission::StaleKey);
+    }
+}

@@ -1,1 +1,367 @@
-//! Reserved.
+//! The gateway's journal as pure rules: what an entry allows, whatever is delivered twice, late or after a restart.
+
+use crate::code::RejectCode;
+use crate::command::{Arguments, Outcome};
+use crate::id::{AgentRunId, CommandId, CommandName};
+use crate::limits;
+
+/// How far a journalled command has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum EntryState {
+    /// Durable; waits for its permit or its turn.
+    Accepted,
+    /// About to run, running, or interrupted while it ran.
+    Started,
+    /// Its outcome is durable.
+    Finished,
+    /// The backend has committed its outcome.
+    Reported,
+}
+
+impl EntryState {
+    /// The word in the journal.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Started => "started",
+            Self::Finished => "finished",
+            Self::Reported => "reported",
+        }
+    }
+
+    /// The state with a name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        [
+            Self::Accepted,
+            Self::Started,
+            Self::Finished,
+            Self::Reported,
+        ]
+        .into_iter()
+        .find(|state| state.name() == name)
+    }
+}
+
+/// One command in the journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The command.
+    pub command_id: CommandId,
+    /// Its order on this gateway.
+    pub order: u64,
+    /// SHA-256 of name and arguments.
+    pub digest: [u8; 32],
+    /// Its name.
+    pub name: CommandName,
+    /// Its arguments, as offered.
+    pub arguments: Arguments,
+    /// Whether the gateway's catalogue called it idempotent when it was accepted.
+    pub idempotent: bool,
+    /// How far it has come.
+    pub state: EntryState,
+    /// The process that accepted it or, once started, started it.
+    pub agent_run_id: AgentRunId,
+    /// How it ended, once it has.
+    pub outcome: Option<Outcome>,
+}
+
+/// What the gateway knows when a command arrives, beyond the journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LocalView {
+    /// What the catalogue says of name and arguments: allowed, and whether idempotent, or why not.
+    pub verdict: Result<Idempotent, RejectCode>,
+    /// Journal entries that are not reported.
+    pub unreported: usize,
+    /// The highest low-water mark ever told.
+    pub low_water: u64,
+    /// Whether the deadline has passed already.
+    pub expired: bool,
+}
+
+/// Whether running a command twice does no harm, in the gateway's own opinion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Idempotent(pub bool);
+
+/// What to do with an offered command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnCommand {
+    /// Journal it as accepted and say so. `start` when the inline permit may be used: the gateway, too, calls it idempotent.
+    Accept {
+        /// Whether it may start without GO.
+        start: bool,
+        /// The gateway's own opinion.
+        idempotent: bool,
+    },
+    /// Say again that it is accepted. `start` as above.
+    Announce {
+        /// Whether it may start without GO.
+        start: bool,
+    },
+    /// Say again that it started.
+    ResendStarted,
+    /// Send its outcome again.
+    ResendResult,
+    /// Refuse it; nothing is journalled.
+    Reject(RejectCode),
+    /// Refuse it, and tell an operator: a known id came with another digest.
+    SecurityEvent,
+}
+
+/// Decides about COMMAND.
+#[must_use]
+pub fn on_command(
+    known: Option<&Entry>,
+    digest: &[u8; 32],
+    order: u64,
+    permitted: bool,
+    local: &LocalView,
+) -> OnCommand {
+    if let Some(entry) = known {
+        if entry.digest != *digest {
+            return OnCommand::SecurityEvent;
+        }
+        return match entry.state {
+            EntryState::Accepted => OnCommand::Announce {
+                start: permitted && entry.idempotent,
+            },
+            EntryState::Started => OnCommand::ResendStarted,
+            EntryState::Finished | EntryState::Reported => OnCommand::ResendResult,
+        };
+    }
+    // Everything up to the mark is final: an unknown id there ran and was forgotten.
+    if order <= local.low_water {
+        return OnCommand::Reject(RejectCode::Stale);
+    }
+    match local.verdict {
+        Err(code) => OnCommand::Reject(code),
+        Ok(_) if local.unreported >= limits::COMMANDS_UNREPORTED_MAX => {
+            OnCommand::Reject(RejectCode::Busy)
+        }
+        Ok(Idempotent(idempotent)) => OnCommand::Accept {
+            start: permitted && idempotent && !local.expired,
+            idempotent,
+        },
+    }
+}
+
+/// What to do with GO.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnGo {
+    /// Check it again and start it: this consumes the permit.
+    Start,
+    /// It waits for nothing, or is unknown.
+    Ignore,
+    /// It is over: send its outcome again.
+    ResendResult,
+}
+
+/// Decides about GO, which only ever reaches the run it was given to, on an authenticated session of that run.
+#[must_use]
+pub fn on_go(known: Option<&Entry>) -> OnGo {
+    match known.map(|entry| entry.state) {
+        Some(EntryState::Accepted) => OnGo::Start,
+        Some(EntryState::Finished) => OnGo::ResendResult,
+        Some(EntryState::Started | EntryState::Reported) | None => OnGo::Ignore,
+    }
+}
+
+/// What to do with `COMMAND_DROP`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnDrop {
+    /// It is never started; the entry counts as reported, because the backend has decided without it.
+    Discard,
+    /// It has no waiting entry.
+    Ignore,
+}
+
+/// Decides about `COMMAND_DROP`: only what was never started can be dropped.
+#[must_use]
+pub fn on_drop(known: Option<&Entry>) -> OnDrop {
+    match known.map(|entry| entry.state) {
+        Some(EntryState::Accepted) => OnDrop::Discard,
+        Some(EntryState::Started | EntryState::Finished | EntryState::Reported) | None => {
+            OnDrop::Ignore
+        }
+    }
+}
+
+/// What to do with `COMMAND_CANCEL`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnCancel {
+    /// Not started: finish it as cancelled.
+    FinishCancelled,
+    /// Running: end its processes; the outcome says cancelled.
+    End,
+    /// Over: send its outcome again.
+    ResendResult,
+    /// Unknown.
+    Ignore,
+}
+
+/// Decides about `COMMAND_CANCEL`.
+#[must_use]
+pub fn on_cancel(known: Option<&Entry>) -> OnCancel {
+    match known.map(|entry| entry.state) {
+        Some(EntryState::Accepted) => OnCancel::FinishCancelled,
+        Some(EntryState::Started) => OnCancel::End,
+        Some(EntryState::Finished) => OnCancel::ResendResult,
+        Some(EntryState::Reported) | None => OnCancel::Ignore,
+    }
+}
+
+/// What a new process does with an entry it finds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnRestart {
+    /// Nothing: it waits for a fresh permit, or for its acknowledgement.
+    Keep,
+    /// It was interrupted and may run again: back to accepted, waiting for a fresh permit.
+    AwaitPermitAgain,
+    /// It was interrupted, and whether it did its work cannot be known.
+    FinishIndeterminate,
+}
+
+/// Decides about an entry of an earlier process.
+#[must_use]
+pub const fn on_restart(entry: &Entry) -> OnRestart {
+    match entry.state {
+        EntryState::Accepted | EntryState::Finished | EntryState::Reported => OnRestart::Keep,
+        EntryState::Started if entry.idempotent => OnRestart::AwaitPermitAgain,
+        EntryState::Started => OnRestart::FinishIndeterminate,
+    }
+}
+
+/// Whether an entry may be forgotten: by the low-water mark, never by time.
+#[must_use]
+pub fn may_forget(state: EntryState, order: u64, low_water: u64) -> bool {
+    state == EntryState::Reported && order <= low_water
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use super::*;
+
+    const DIGEST: [u8; 32] = [7; 32];
+
+    fn entry(state: EntryState, idempotent: bool) -> Entry {
+        Entry {
+            command_id: CommandId::from_uuid(Uuid::from_u128(1)),
+            order: 5,
+            digest: DIGEST,
+            name: "sys.uptime".parse().unwrap(),
+            arguments: Arguments::new(),
+            idempotent,
+            state,
+            agent_run_id: AgentRunId::from_uuid(Uuid::from_u128(2)),
+            outcome: None,
+        }
+    }
+
+    const FREE: LocalView = LocalView {
+        verdict: Ok(Idempotent(false)),
+        unreported: 0,
+        low_water: 0,
+        expired: false,
+    };
+
+    const STATES: [EntryState; 4] = [
+        EntryState::Accepted,
+        EntryState::Started,
+        EntryState::Finished,
+        EntryState::Reported,
+    ];
+
+    proptest! {
+        #[test]
+        fn an_inline_permit_never_starts_what_the_gateway_calls_not_idempotent(
+            permitted in any::<bool>(), order in 1_u64..10, low_water in 0_u64..10, known in prop::option::of(0_usize..4)
+        ) {
+            let known = known.map(|state| entry(STATES[state], false));
+            let decision = on_command(known.as_ref(), &DIGEST, order, permitted, &LocalView { low_water, ..FREE });
+            let starts = matches!(decision, OnCommand::Accept { start: true, .. } | OnCommand::Announce { start: true });
+            prop_assert!(!starts);
+        }
+
+        #[test]
+        fn an_unknown_order_up_to_the_mark_is_never_accepted(order in 0_u64..20, low_water in 0_u64..20, permitted in any::<bool>()) {
+            let decision = on_command(None, &DIGEST, order, permitted, &LocalView { low_water, ..FREE });
+            prop_assert_eq!(matches!(decision, OnCommand::Accept { .. }), order > low_water);
+        }
+    }
+
+    #[test]
+    fn a_known_id_is_answered_from_the_journal() {
+        let decide = |state| on_command(Some(&entry(state, true)), &DIGEST, 5, true, &FREE);
+        assert_eq!(
+            decide(EntryState::Accepted),
+            OnCommand::Announce { start: true }
+        );
+        assert_eq!(decide(EntryState::Started), OnCommand::ResendStarted);
+        assert_eq!(decide(EntryState::Finished), OnCommand::ResendResult);
+        assert_eq!(decide(EntryState::Reported), OnCommand::ResendResult);
+        assert_eq!(
+            on_command(
+                Some(&entry(EntryState::Finished, true)),
+                &[8; 32],
+                5,
+                true,
+                &FREE
+            ),
+            OnCommand::SecurityEvent
+        );
+    }
+
+    #[test]
+    fn a_permit_is_consumed_by_the_start() {
+        assert_eq!(
+            on_go(Some(&entry(EntryState::Accepted, false))),
+            OnGo::Start
+        );
+        assert_eq!(
+            on_go(Some(&entry(EntryState::Started, false))),
+            OnGo::Ignore
+        );
+        assert_eq!(
+            on_go(Some(&entry(EntryState::Finished, false))),
+            OnGo::ResendResult
+        );
+        assert_eq!(on_go(None), OnGo::Ignore);
+    }
+
+    #[test]
+    fn only_what_never_started_is_dropped() {
+        for state in STATES {
+            assert_eq!(
+                on_drop(Some(&entry(state, false))) == OnDrop::Discard,
+                state == EntryState::Accepted
+            );
+        }
+    }
+
+    #[test]
+    fn an_interrupted_command_is_indeterminate_unless_it_may_run_twice() {
+        assert_eq!(
+            on_restart(&entry(EntryState::Started, false)),
+            OnRestart::FinishIndeterminate
+        );
+        assert_eq!(
+            on_restart(&entry(EntryState::Started, true)),
+            OnRestart::AwaitPermitAgain
+        );
+        assert_eq!(
+            on_restart(&entry(EntryState::Accepted, false)),
+            OnRestart::Keep
+        );
+    }
+
+    #[test]
+    fn nothing_is_forgotten_before_it_is_reported_and_final_everywhere() {
+        assert!(may_forget(EntryState::Reported, 5, 5));
+        assert!(!may_forget(EntryState::Reported, 6, 5));
+        assert!(!may_forget(EntryState::Finished, 1, 5));
+    }
+}

@@ -183,6 +183,17 @@ pub enum BindingMode {
     Certificate,
 }
 
+impl BindingMode {
+    /// The name on the wire, in configuration files and in refusals.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Exporter => "exporter",
+            Self::Certificate => "certificate",
+        }
+    }
+}
+
 /// The 32 bytes a session is bound to, and how they came about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Binding {

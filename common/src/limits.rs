@@ -83,6 +83,8 @@ pub const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 pub const TAKE_OVERS_PER_MINUTE_MAX: usize = 3;
 /// A send that makes no progress for this long closes the connection.
 pub const SEND_PROGRESS_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a draining session may take to finish what is under way.
+pub const DRAIN_TIME: Duration = Duration::from_secs(10);
 /// The first reconnect delay's upper end.
 pub const BACKOFF_BASE: Duration = Duration::from_secs(1);
 /// The largest delay after transient failures.

@@ -1,1 +1,89 @@
-//! Reserved.
+//! Both ends of a session as machines without IO: bytes and time go in, bytes and events come out.
+//!
+//! A driver owns the socket and the clock. After every call it drains `poll_transmit` onto the socket and `poll_event`
+//! into its features, looks at `closed`, and arms one timer with `poll_timeout`. `docs/protocol.md` is the normative text.
+
+pub mod agent;
+pub mod backend;
+pub mod backoff;
+mod credit;
+mod inbox;
+mod link;
+mod outbox;
+pub mod state;
+mod timer;
+
+use crate::code::CloseCode;
+
+pub use self::agent::{AgentEvent, AgentSession, AgentSessionConfig};
+pub use self::backend::{BackendEvent, BackendSession, BackendSessionConfig};
+
+/// One of the two ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The gateway agent.
+    Agent,
+    /// The backend.
+    Backend,
+}
+
+/// Why a session ended, and which end decided so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Closed {
+    /// The code; `None` when the gateway said BYE: nothing was wrong.
+    pub code: Option<CloseCode>,
+    /// One sentence.
+    pub reason: String,
+    /// Who decided.
+    pub by: End,
+}
+
+impl Closed {
+    /// The number for the WebSocket close frame.
+    #[must_use]
+    pub fn number(&self) -> u16 {
+        /// RFC 6455: the purpose of the connection is fulfilled.
+        const NORMAL: u16 = 1000;
+        self.code.map_or(NORMAL, CloseCode::number)
+    }
+
+    /// The name for the close frame's reason, logs and metrics.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.code.map_or("bye", CloseCode::name)
+    }
+}
+
+/// Why a message was not taken. Nothing of it was kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SendRefusal {
+    /// The session is not established, or no longer.
+    #[error("the session is not established")]
+    NotEstablished,
+    /// The queue of this priority is full: drain `poll_transmit` first.
+    #[error("the queue of this priority is full")]
+    Full,
+    /// The other end has not granted it: wait for an acknowledgement.
+    #[error("no credit")]
+    NoCredit,
+    /// Larger than a message of this kind may be.
+    #[error("a message of {bytes} bytes exceeds the {limit} allowed for its kind")]
+    TooLarge {
+        /// Its size on the wire.
+        bytes: usize,
+        /// What is allowed.
+        limit: usize,
+    },
+    /// The machine sends this kind itself, at its own time.
+    #[error("the session sends this kind itself")]
+    Reserved,
+    /// The session is draining: offer it in the next one.
+    #[error("the session is draining")]
+    Draining,
+}
+
+/// Cuts a reason to the length that travels.
+fn cut(reason: &str) -> String {
+    let end = reason.floor_char_boundary(crate::limits::DETAIL_BYTES_MAX);
+    reason[..end].to_owned()
+}

@@ -147,7 +147,7 @@ impl<W: Write> Write for EscapingWriter<W> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::{Arc, Mutex, PoisonError};
 
     use tracing::subscriber::with_default;
     use tracing::{debug, info, info_span};
@@ -165,7 +165,10 @@ mod tests {
 
     impl Write for Memory {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
+            self.0
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .write(bytes)
         }
 
         fn flush(&mut self) -> io::Result<()> {
@@ -219,7 +222,7 @@ mod tests {
     #[test]
     fn the_filter_decides() {
         let text = logged(Format::Human, "warn,viworks_runtime=debug", || {
-            debug!("shown")
+            debug!("shown");
         });
         assert!(text.contains("shown"));
         assert_eq!(logged(Format::Human, "warn", || info!("hidden")), "");

@@ -1,4 +1,4 @@
-//! The registry of metrics, and its OpenMetrics text.
+//! The registry of metrics, and its `OpenMetrics` text.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -46,7 +46,7 @@ impl Metrics {
         register(&mut self.lock())
     }
 
-    /// All metrics as OpenMetrics text.
+    /// All metrics as `OpenMetrics` text.
     ///
     /// # Errors
     ///

@@ -160,20 +160,33 @@ impl Database {
     /// nothing of it remains; if this returns [`Error`]'s conversion instead of the job's own result, nothing of it
     /// was kept either, except after [`Error::Closed`], where it may have been.
     ///
+    /// Dropping the returned future does not withdraw a job that is queued.
+    ///
     /// The job must neither begin nor end transactions, and may handle only [`Error::Constraint`] by itself; after any
     /// other error of a statement the transaction may be gone, so it must pass that on. It is cloned so that it can
     /// run again, alone, if a neighbour in the same transaction makes SQLite give up the transaction as a whole; it
     /// may therefore run twice, with the effects of the first time undone, and must do nothing but use its connection.
     ///
-    /// ```ignore
+    /// ```
+    /// # use sqlx::migrate::Migrator;
+    /// # use viworks_runtime::sqlite::{self, Database, Options};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), sqlite::Error> {
+    /// # let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    /// # let database = Database::open(Options::new(folder.path().join("a.db")), &Migrator::DEFAULT).await?;
+    /// let name = "pump".to_owned();
     /// let id = database
     ///     .write(move |connection| {
     ///         Box::pin(async move {
-    ///             sqlx::query("INSERT INTO item (name) VALUES (?)").bind(name).execute(connection).await?;
-    ///             Ok::<_, sqlite::Error>(())
+    ///             sqlx::query("CREATE TABLE item (name TEXT)").execute(&mut *connection).await?;
+    ///             let inserted = sqlx::query("INSERT INTO item VALUES (?)").bind(name).execute(connection).await?;
+    ///             Ok::<_, sqlite::Error>(inserted.last_insert_rowid())
     ///         })
     ///     })
     ///     .await?;
+    /// # assert_eq!(id, 1);
+    /// # database.close().await
+    /// # }
     /// ```
     ///
     /// # Errors

@@ -98,9 +98,9 @@ impl Process {
                 }
             }
             Ok(Err(error)) => Exit::Unknown(format!("it could not be waited for: {error}")),
-            Err(_elapsed) => Exit::Unknown(
-                "it was killed and still hangs in the operating system".to_owned(),
-            ),
+            Err(_elapsed) => {
+                Exit::Unknown("it was killed and still hangs in the operating system".to_owned())
+            }
         }
     }
 
@@ -128,6 +128,10 @@ fn watch(child: &Child) -> io::Result<(Pid, AsyncFd<OwnedFd>)> {
         .and_then(Pid::from_raw)
         .ok_or_else(|| io::Error::other("it has no process id"))?;
     let handle = pidfd_open(group, PidfdFlags::NONBLOCK)?;
-    let alive = AsyncFd::register_with_interest(handle, tokio::io::Interest::READABLE)?;
+    #[expect(
+        deprecated,
+        reason = "an OwnedFd keeps the promise that the successor asks for in unsafe code, which is forbidden here"
+    )]
+    let alive = AsyncFd::with_interest(handle, tokio::io::Interest::READABLE)?;
     Ok((group, alive))
 }

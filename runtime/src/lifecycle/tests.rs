@@ -100,7 +100,7 @@ async fn a_child_stops_alone_and_its_parent_waits_for_it() {
     let parent = Lifecycle::new();
     let child = parent.child();
     let (release, held) = oneshot::channel::<()>();
-    child.spawn("holds", async move { held.await });
+    child.spawn("holds", held);
     parent.spawn("stays", {
         let parent = parent.clone();
         async move { parent.stopping().await }

@@ -1,1 +1,277 @@
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, PublicKeyData,
+};
+use rustls::client::WebPkiServerVerifier;
+use rustls::{ClientConnection, Connection, ServerConnection};
+use rustls_pki_types::{PrivatePkcs8KeyDer, ServerName};
+
+use super::*;
+
+struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new(name: &str) -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, name);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        Self { issuer }
+    }
+
+    fn identity(&self, name: &str) -> Identity {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
+        Identity {
+            chain: vec![certificate.der().clone()],
+            key,
+        }
+    }
+
+    fn roots(&self) -> RootCertStore {
+        roots([self.issuer.der().clone()]).unwrap()
+    }
+
+    fn verifier(&self) -> Arc<dyn ServerCertVerifier> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        WebPkiServerVerifier::builder_with_provider(Arc::new(self.roots()), provider)
+            .build()
+            .unwrap()
+    }
+}
+
+struct Pair {
+    client: ClientConnection,
+    server: ServerConnection,
+}
+
+impl Pair {
+    fn new(server: &Arc<ServerConfig>, client: &Arc<ClientConfig>) -> Self {
+        let name = ServerName::try_from("backend.test").unwrap();
+        let client = ClientConnection::new(Arc::clone(client), name).unwrap();
+        Self {
+            client,
+            server: ServerConnection::new(Arc::clone(server)).unwrap(),
+        }
+    }
+
+    fn handshake(&mut self) -> Result<(), rustls::Error> {
+        while self.client.is_handshaking()
+            || self.server.is_handshaking()
+            || self.client.wants_write()
+        {
+            carry(&mut self.client, &mut self.server)?;
+            carry(&mut self.server, &mut self.client)?;
+        }
+        Ok(())
+    }
+}
+
+fn carry<From, To, F, T>(from: &mut From, to: &mut To) -> Result<(), rustls::Error>
+where
+    From: std::ops::DerefMut<Target = ConnectionCommon<F>>,
+    To: std::ops::DerefMut<Target = ConnectionCommon<T>>,
+    F: rustls::SideData,
+    T: rustls::SideData,
+{
+    let mut wire = Vec::new();
+    while from.wants_write() {
+        from.write_tls(&mut wire).map_err(broken)?;
+    }
+    let mut wire = wire.as_slice();
+    while !wire.is_empty() {
+        to.read_tls(&mut wire).map_err(broken)?;
+        to.process_new_packets()?;
+    }
+    Ok(())
+}
+
+fn broken(error: impl Into<std::io::Error>) -> rustls::Error {
+    rustls::Error::General(error.into().to_string())
+}
+
+fn configs(authority: &Authority) -> (Arc<ServerConfig>, Arc<ClientConfig>) {
+    let server = server_config(authority.identity("backend.test"), authority.roots()).unwrap();
+    let client = client_config(authority.identity("gateway.test"), authority.verifier()).unwrap();
+    (server, client)
+}
+
+#[test]
+fn both_ends_agree_on_version_protocol_and_channel_binding() {
+    let authority = Authority::new("authority");
+    let (server, client) = configs(&authority);
+    let mut pair = Pair::new(&server, &client);
+    assert!(
+        exporter(&pair.client).is_err(),
+        "nothing is bound before the handshake"
+    );
+    pair.handshake().unwrap();
+
+    assert_eq!(
+        pair.server.protocol_version(),
+        Some(rustls::ProtocolVersion::TLSv1_3)
+    );
+    assert_eq!(pair.client.alpn_protocol(), Some(b"http/1.1".as_slice()));
+    let bound = exporter(&pair.client).unwrap();
+    assert_eq!(bound, exporter(&pair.server).unwrap());
+
+    let mut other = Pair::new(&server, &client);
+    other.handshake().unwrap();
+    assert_ne!(
+        exporter(&other.client).unwrap(),
+        bound,
+        "another connection is bound differently"
+    );
+}
+
+#[test]
+fn a_second_connection_is_not_resumed() {
+    let authority = Authority::new("authority");
+    let (server, client) = configs(&authority);
+    for _ in 0..2 {
+        let mut pair = Pair::new(&server, &client);
+        pair.handshake().unwrap();
+        let kind = Connection::from(pair.server).handshake_kind();
+        assert!(matches!(
+            kind,
+            Some(rustls::HandshakeKind::Full | rustls::HandshakeKind::FullWithHelloRetryRequest)
+        ));
+    }
+}
+
+#[test]
+fn a_client_without_a_certificate_is_refused() {
+    let authority = Authority::new("authority");
+    let (server, _) = configs(&authority);
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let client = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&version::TLS13])
+        .unwrap()
+        .with_root_certificates(authority.roots())
+        .with_no_client_auth();
+    let error = Pair::new(&server, &Arc::new(client))
+        .handshake()
+        .unwrap_err();
+    assert_eq!(error, rustls::Error::NoCertificatesPresented);
+}
+
+#[test]
+fn a_client_of_another_authority_is_refused() {
+    let (ours, foreign) = (Authority::new("ours"), Authority::new("foreign"));
+    let (server, _) = configs(&ours);
+    let client = client_config(foreign.identity("gateway.test"), ours.verifier()).unwrap();
+    let error = Pair::new(&server, &client).handshake().unwrap_err();
+    assert!(
+        matches!(error, rustls::Error::InvalidCertificate(_)),
+        "{error}"
+    );
+}
+
+#[test]
+fn without_roots_there_is_no_listener() {
+    let authority = Authority::new("authority");
+    let error =
+        server_config(authority.identity("backend.test"), RootCertStore::empty()).unwrap_err();
+    assert!(matches!(error, TlsError::Verifier(_)), "{error:?}");
+}
+
+#[test]
+fn a_key_of_another_certificate_is_refused() {
+    let authority = Authority::new("authority");
+    let mut identity = authority.identity("backend.test");
+    identity.key = authority.identity("other.test").key;
+    assert!(matches!(
+        server_config(identity, authority.roots()),
+        Err(TlsError::Identity(_))
+    ));
+}
+
+#[test]
+fn the_pin_is_the_hash_of_the_public_key_and_survives_a_renewal() {
+    let key = KeyPair::generate().unwrap();
+    let first = CertificateParams::new(vec!["a.test".to_owned()])
+        .unwrap()
+        .self_signed(&key)
+        .unwrap();
+    let renewed = CertificateParams::new(vec!["b.test".to_owned()])
+        .unwrap()
+        .self_signed(&key)
+        .unwrap();
+    let expected: [u8; 32] = Sha256::digest(key.subject_public_key_info()).into();
+    assert_eq!(spki_sha256(first.der()).unwrap(), expected);
+    assert_eq!(spki_sha256(renewed.der()).unwrap(), expected);
+}
+
+#[test]
+fn what_is_not_exactly_one_certificate_has_no_pin() {
+    let key = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::default().self_signed(&key).unwrap();
+    let mut longer = certificate.der().to_vec();
+    longer.push(0);
+    assert!(matches!(
+        spki_sha256(&longer),
+        Err(TlsError::Certificate { .. })
+    ));
+    assert!(spki_sha256(&certificate.der()[..100]).is_err());
+    assert!(spki_sha256(b"").is_err());
+}
+
+#[test]
+fn an_identity_is_loaded_from_its_files_unless_others_can_read_the_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let (chain, key) = (
+        folder.path().join("chain.pem"),
+        folder.path().join("key.pem"),
+    );
+    let pair = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::default().self_signed(&pair).unwrap();
+    fs::write(&chain, certificate.pem()).unwrap();
+    fs::write(&key, pair.serialize_pem()).unwrap();
+
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).unwrap();
+    let error = Identity::load(&chain, &key).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            TlsError::File(FileError::OthersCanRead { mode: 0o640, .. })
+        ),
+        "{error:?}"
+    );
+
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+    let identity = Identity::load(&chain, &key).unwrap();
+    assert_eq!(identity.chain, [certificate.der().clone()]);
+    assert_eq!(identity.key.secret_der(), pair.serialize_der());
+}
+
+#[test]
+fn a_key_file_holds_one_key_and_a_chain_at_least_one_certificate() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("material.pem");
+    let pair = KeyPair::generate().unwrap();
+    for (text, found) in [(String::new(), 0), (pair.serialize_pem().repeat(2), 2)] {
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        assert!(
+            matches!(load_key(&path), Err(TlsError::NotOneKey { found: counted, .. }) if counted == found)
+        );
+    }
+    assert!(matches!(
+        load_certificates(&path),
+        Err(TlsError::NoCertificate { .. })
+    ));
+}
+
+#[test]
+fn installing_the_provider_again_does_no_harm() {
+    install_provider();
+    install_provider();
+    assert!(CryptoProvider::get_default().is_some());
+}

@@ -1,0 +1,801 @@
+//! The gateway's end of a session.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::credit::TelemetryWindow;
+use super::inbox::Inbox;
+use super::link::Link;
+use super::outbox::{self, Outbox, Waiting};
+use super::state::AgentState;
+use super::timer::{Timer, Timers};
+use super::{Closed, End, SendRefusal, cut};
+use crate::code::CloseCode;
+use crate::id::CommandId;
+use crate::key::{AgentKey, Binding, Identity, Schedule};
+use crate::limits;
+use crate::telemetry::Position;
+use crate::time::{Monotonic, Timestamp};
+use crate::wire::envelope::{
+    self, EnvelopeError, KIND_HELLO, NONCE_BYTES, Packed, Phase, SESSION_ID_BYTES, Sealed, VERSION,
+};
+use crate::wire::message::{
+    AgentMessage, BackendMessage, Bye, Challenge, Command, Confirm, Go, HeartbeatAck, Hello,
+    Priority, Refuse, Welcome,
+};
+
+/// No interval that the backend asks for may make the gateway spin.
+const INTERVAL_MIN: Duration = Duration::from_millis(10);
+/// Heartbeats whose answer is still awaited; the silence limit ends a session long before there are more.
+const HEARTBEATS_AWAITED_MAX: usize = 16;
+
+/// What the gateway brings to a session.
+#[derive(Debug, Clone)]
+pub struct AgentSessionConfig {
+    /// Whose key it is: as in the gateway's certificate.
+    pub identity: Identity,
+    /// The key shared with the backend.
+    pub key: AgentKey,
+    /// Which generation of it; never zero.
+    pub key_generation: u8,
+    /// What the session is bound to.
+    pub binding: Binding,
+    /// The lowest protocol version this gateway speaks.
+    pub version_floor: u8,
+    /// How long the whole opening may take.
+    pub opening_timeout: Duration,
+}
+
+/// What the driver must know or answer.
+#[derive(Debug, Clone, PartialEq)]
+pub enum AgentEvent {
+    /// Answer with [`AgentSession::hello`].
+    Challenged {
+        /// The backend's wall clock.
+        server_time: Timestamp,
+    },
+    /// Make epoch and token durable, then answer with [`AgentSession::confirm`].
+    Welcomed(Box<Welcome>),
+    /// CONFIRM is on its way: re-announce what the journal holds.
+    Established,
+    /// Answer with a HEARTBEAT through [`AgentSession::send`].
+    HeartbeatDue,
+    /// A heartbeat was answered.
+    RoundTrip {
+        /// From sending the heartbeat to reading its answer.
+        rtt: Duration,
+        /// The backend's wall clock when it answered.
+        server_time: Timestamp,
+    },
+    /// Everything up to this position is committed.
+    TelemetryAcknowledged(Position),
+    /// An offer.
+    Command(Box<Command>),
+    /// A start permit.
+    Go(Go),
+    /// Never start it.
+    Drop(CommandId),
+    /// End it.
+    Cancel(CommandId),
+    /// The result is committed.
+    ResultAcknowledged {
+        /// The command.
+        command_id: CommandId,
+        /// Up to which order everything is final.
+        low_water: u64,
+    },
+    /// Finish what is under way, [`AgentSession::close`], and reconnect after the delay.
+    Draining {
+        /// The delay.
+        reconnect_after: Duration,
+    },
+    /// An authenticated refusal; the session is over.
+    Refused {
+        /// The code.
+        code: CloseCode,
+        /// One sentence.
+        reason: String,
+        /// How long the backend asks to wait.
+        retry_after: Option<Duration>,
+    },
+    /// The session is over; always the last event.
+    Closed(Closed),
+}
+
+/// CHALLENGE was read.
+#[derive(Debug)]
+struct Challenged {
+    challenge: Vec<u8>,
+    server_nonce: [u8; NONCE_BYTES],
+}
+
+/// HELLO was sent.
+#[derive(Debug)]
+struct AwaitWelcome {
+    link: Link,
+    hello_sent_at: Monotonic,
+}
+
+/// WELCOME was read.
+#[derive(Debug)]
+struct Welcomed {
+    link: Link,
+    hello_sent_at: Monotonic,
+    terms: Terms,
+}
+
+/// What of WELCOME the machine itself obeys.
+#[derive(Debug, Clone)]
+struct Terms {
+    epoch: u64,
+    heartbeat_interval: Duration,
+    silence: Duration,
+    telemetry_bytes: usize,
+    output_bytes: u64,
+}
+
+impl From<&Welcome> for Terms {
+    fn from(welcome: &Welcome) -> Self {
+        let interval = |ms| Duration::from_millis(ms).max(INTERVAL_MIN);
+        let granted = welcome
+            .credits
+            .telemetry_bytes
+            .min(limits::TELEMETRY_IN_FLIGHT_BYTES_MAX);
+        Self {
+            epoch: welcome.epoch,
+            heartbeat_interval: interval(welcome.heartbeat_interval_ms),
+            silence: interval(welcome.silence_ms),
+            telemetry_bytes: usize::try_from(granted).unwrap_or(usize::MAX),
+            output_bytes: welcome.credits.output_bytes,
+        }
+    }
+}
+
+/// CONFIRM was sent.
+#[derive(Debug)]
+struct Established {
+    link: Link,
+    outbox: Outbox<Note>,
+    heartbeat_interval: Duration,
+    silence: Duration,
+    telemetry: TelemetryWindow,
+    output_sent: u64,
+    output_limit: u64,
+    heartbeats: VecDeque<(u64, Monotonic)>,
+    sent: SentTimes,
+    draining: bool,
+}
+
+/// What must be noted when a message goes onto the socket.
+#[derive(Debug)]
+enum Note {
+    Nothing,
+    Heartbeat { sent_at_ms: u64 },
+    Telemetry,
+}
+
+#[derive(Debug)]
+enum State {
+    AwaitChallenge,
+    Challenged(Challenged),
+    AwaitWelcome(AwaitWelcome),
+    Welcomed(Welcomed),
+    Established(Box<Established>),
+    Closed,
+}
+
+/// The gateway's end of one session.
+#[derive(Debug)]
+pub struct AgentSession {
+    config: AgentSessionConfig,
+    state: State,
+    timers: Timers,
+    events: Inbox<AgentEvent>,
+    /// Messages of the opening and the last one: sealed at once, sent before anything else.
+    ready: VecDeque<Vec<u8>>,
+    closed: Option<Closed>,
+}
+
+impl AgentSession {
+    /// Starts a session on a connection whose upgrade was just accepted.
+    #[must_use]
+    pub fn new(config: AgentSessionConfig, now: Monotonic) -> Self {
+        let mut timers = Timers::default();
+        timers.set(Timer::Opening, now.saturating_add(config.opening_timeout));
+        Self {
+            config,
+            state: State::AwaitChallenge,
+            timers,
+            events: Inbox::new(),
+            ready: VecDeque::new(),
+            closed: None,
+        }
+    }
+
+    /// Where the session is.
+    #[must_use]
+    pub fn state(&self) -> AgentState {
+        match &self.state {
+            State::AwaitChallenge => AgentState::AwaitChallenge,
+            State::Challenged(_) => AgentState::Challenged,
+            State::AwaitWelcome(_) => AgentState::AwaitWelcome,
+            State::Welcomed(_) => AgentState::Welcomed,
+            State::Established(live) if live.draining => AgentState::Draining,
+            State::Established(_) => AgentState::Established,
+            State::Closed => AgentState::Closed,
+        }
+    }
+
+    /// Takes in one binary WebSocket message.
+    pub fn handle_frame(&mut self, bytes: &[u8], now: Monotonic) {
+        if !self.events.has_room() {
+            return self.fail(CloseCode::Internal, "the driver does not drain its events");
+        }
+        match &mut self.state {
+            State::Closed => {}
+            State::AwaitChallenge => self.handle_challenge(bytes),
+            State::Challenged(_) => {
+                self.fail(CloseCode::BadEnvelope, "a message before HELLO was sent");
+            }
+            State::AwaitWelcome(AwaitWelcome { link, .. })
+            | State::Welcomed(Welcomed { link, .. }) => {
+                let opened = link.open(bytes, Phase::Opening).map(|o| decode(&o));
+                self.dispatch(opened, bytes.len(), now);
+            }
+            State::Established(live) => {
+                let opened = live
+                    .link
+                    .open(bytes, Phase::Established)
+                    .map(|o| decode(&o));
+                if opened.is_ok() {
+                    let silence = now.saturating_add(live.silence);
+                    self.timers.set(Timer::Silence, silence);
+                }
+                self.dispatch(opened, bytes.len(), now);
+            }
+        }
+    }
+
+    /// Acts on every deadline that has passed.
+    pub fn handle_timeout(&mut self, now: Monotonic) {
+        while let Some(timer) = self.timers.take_due(now) {
+            match timer {
+                Timer::Opening => {
+                    self.fail(
+                        CloseCode::HelloTimeout,
+                        "the opening was not completed in time",
+                    );
+                }
+                Timer::Silence => {
+                    self.fail(
+                        CloseCode::HeartbeatTimeout,
+                        "no authenticated message from the backend in time",
+                    );
+                }
+                Timer::Heartbeat => self.heartbeat_due(now),
+                Timer::Drain => self.close("drained", now),
+                // The backend's own.
+                Timer::Decision | Timer::Certificate => {}
+            }
+        }
+    }
+
+    /// Answers [`AgentEvent::Challenged`]. Does nothing in another state: the session may have ended meanwhile.
+    pub fn hello(&mut self, mut hello: Hello, client_nonce: [u8; NONCE_BYTES], now: Monotonic) {
+        let State::Challenged(challenged) = &self.state else {
+            return;
+        };
+        hello.version = VERSION;
+        let schedule = Schedule::new(
+            &challenged.server_nonce,
+            &self.config.key,
+            self.config.identity.clone(),
+            &self.config.binding,
+        );
+        let body = envelope::hello_body(&client_nonce, &AgentMessage::Hello(hello).encode());
+        if body.message_bytes() > limits::OPENING_MESSAGE_BYTES_MAX {
+            let reason = format!("HELLO of {} bytes cannot be sent", body.message_bytes());
+            return self.fail(CloseCode::TooLarge, &reason);
+        }
+        let key = schedule.hello_key(&challenged.challenge);
+        let sealed = envelope::seal(KIND_HELLO, self.config.key_generation, 1, &body, &key);
+        let keys = schedule.session_keys(&challenged.challenge, &sealed);
+        self.state = State::AwaitWelcome(AwaitWelcome {
+            link: Link::new(keys.agent_to_backend, keys.backend_to_agent, 2, 1),
+            hello_sent_at: now,
+        });
+        self.ready.push_back(sealed);
+    }
+
+    /// Answers [`AgentEvent::Welcomed`], after epoch and token are durable. Does nothing in another state.
+    pub fn confirm(&mut self, now: Monotonic) {
+        let mut welcomed = match std::mem::replace(&mut self.state, State::Closed) {
+            State::Welcomed(welcomed) => welcomed,
+            other => {
+                self.state = other;
+                return;
+            }
+        };
+        let terms = welcomed.terms;
+        let confirm = AgentMessage::Confirm(Confirm { epoch: terms.epoch });
+        let body = Packed::plain(confirm.encode());
+        self.ready
+            .push_back(welcomed.link.seal(confirm.kind(), &body));
+        let sent = SentTimes::new(welcomed.hello_sent_at, welcomed.link.last_sent(), now);
+        self.state = State::Established(Box::new(Established {
+            link: welcomed.link,
+            outbox: Outbox::new(),
+            heartbeat_interval: terms.heartbeat_interval,
+            silence: terms.silence,
+            telemetry: TelemetryWindow::new(terms.telemetry_bytes, terms.heartbeat_interval / 2),
+            output_sent: 0,
+            output_limit: terms.output_bytes,
+            heartbeats: VecDeque::new(),
+            sent,
+            draining: false,
+        }));
+        self.timers.clear(Timer::Opening);
+        self.timers
+            .set(Timer::Silence, now.saturating_add(terms.silence));
+        self.events.push(AgentEvent::Established, 0);
+        // The first one at once: it measures the round trip.
+        self.heartbeat_due(now);
+    }
+
+    /// Queues a message. The time is that of queueing; deadlines count from when it is sent.
+    ///
+    /// # Errors
+    /// When the message cannot be taken now; nothing of it was kept.
+    pub fn send(&mut self, message: AgentMessage, _now: Monotonic) -> Result<(), SendRefusal> {
+        let State::Established(live) = &mut self.state else {
+            return Err(SendRefusal::NotEstablished);
+        };
+        live.send(&message)
+    }
+
+    /// Bytes of TELEMETRY bodies that may be sent now.
+    #[must_use]
+    pub fn telemetry_credit(&self) -> usize {
+        match &self.state {
+            State::Established(live) => live.telemetry.credit(),
+            State::AwaitChallenge
+            | State::Challenged(_)
+            | State::AwaitWelcome(_)
+            | State::Welcomed(_)
+            | State::Closed => 0,
+        }
+    }
+
+    /// Bytes of live output that may be sent now.
+    #[must_use]
+    pub fn output_credit(&self) -> u64 {
+        match &self.state {
+            State::Established(live) => live.output_limit.saturating_sub(live.output_sent),
+            State::AwaitChallenge
+            | State::Challenged(_)
+            | State::AwaitWelcome(_)
+            | State::Welcomed(_)
+            | State::Closed => 0,
+        }
+    }
+
+    /// When the frame with sequence `as_of` was sent, for counting a permit: never later than the truth.
+    ///
+    /// Zero before CONFIRM and after the end, which no permit survives.
+    #[must_use]
+    pub fn sent_at(&self, as_of: u64) -> Monotonic {
+        match &self.state {
+            State::Established(live) => live.sent.at(as_of),
+            State::AwaitChallenge
+            | State::Challenged(_)
+            | State::AwaitWelcome(_)
+            | State::Welcomed(_)
+            | State::Closed => Monotonic::ORIGIN,
+        }
+    }
+
+    /// Ends the session on purpose; once established, the backend is told with BYE.
+    pub fn close(&mut self, reason: &str, _now: Monotonic) {
+        if self.closed.is_some() {
+            return;
+        }
+        let reason = cut(reason);
+        if let State::Established(live) = &mut self.state {
+            let bye = AgentMessage::Bye(Bye {
+                reason: reason.clone(),
+            });
+            let sealed = live.link.seal(bye.kind(), &Packed::plain(bye.encode()));
+            self.ready.push_back(sealed);
+        }
+        self.end(Closed {
+            code: None,
+            reason,
+            by: End::Agent,
+        });
+    }
+
+    /// The next message for the socket. It gets its sequence number here, so it must be sent, in this order.
+    pub fn poll_transmit(&mut self, now: Monotonic) -> Option<Vec<u8>> {
+        if let Some(bytes) = self.ready.pop_front() {
+            return Some(bytes);
+        }
+        match &mut self.state {
+            State::Established(live) => live.transmit(now),
+            State::AwaitChallenge
+            | State::Challenged(_)
+            | State::AwaitWelcome(_)
+            | State::Welcomed(_)
+            | State::Closed => None,
+        }
+    }
+
+    /// The next event.
+    pub fn poll_event(&mut self) -> Option<AgentEvent> {
+        self.events.pop()
+    }
+
+    /// When to call [`Self::handle_timeout`], and what for.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<(Monotonic, &'static str)> {
+        self.timers.next()
+    }
+
+    /// Why the session is over, once it is. What `poll_transmit` still holds is sent before the close frame.
+    #[must_use]
+    pub const fn closed(&self) -> Option<&Closed> {
+        self.closed.as_ref()
+    }
+
+    fn handle_challenge(&mut self, bytes: &[u8]) {
+        let challenge = match read_challenge(bytes) {
+            Ok(challenge) => challenge,
+            Err((code, reason)) => return self.fail(code, &reason),
+        };
+        let (challenged, terms) = challenge;
+        let floor = self.config.version_floor;
+        if terms.version_max < floor.max(1) || terms.version_min > VERSION {
+            let reason = format!(
+                "the backend speaks protocol versions {} to {}, this gateway {floor} to {VERSION}",
+                terms.version_min, terms.version_max
+            );
+            return self.fail(CloseCode::ProtocolTooOld, &reason);
+        }
+        let own = self.config.binding.mode;
+        if terms.binding != own {
+            let reason = format!(
+                "the backend binds sessions to the {}, this gateway to the {}",
+                terms.binding.name(),
+                own.name()
+            );
+            return self.fail(CloseCode::BindingMismatch, &reason);
+        }
+        self.state = State::Challenged(challenged);
+        let server_time = terms.server_time;
+        self.events
+            .push(AgentEvent::Challenged { server_time }, bytes.len());
+    }
+
+    fn dispatch(&mut self, opened: Result<Decoded, EnvelopeError>, bytes: usize, now: Monotonic) {
+        let message = match opened {
+            Ok(Ok(message)) => message,
+            Ok(Err(reason)) => return self.fail(CloseCode::BadEnvelope, &reason),
+            Err(error) => return self.fail(error.close_code(), &error.to_string()),
+        };
+        if !self.state().allows(&message) {
+            let reason = format!(
+                "{} is not legal in state {}",
+                message.name(),
+                self.state().name()
+            );
+            return self.fail(CloseCode::BadEnvelope, &reason);
+        }
+        match message {
+            // `allows` lets no CHALLENGE come this far.
+            BackendMessage::Challenge(_) => {}
+            BackendMessage::Welcome(welcome) => self.welcomed(welcome, bytes),
+            BackendMessage::Refuse(refuse) => self.refused(refuse, bytes),
+            BackendMessage::HeartbeatAck(ack) => self.heartbeat_acknowledged(&ack, now),
+            BackendMessage::Probe(probe) => {
+                if let State::Established(live) = &mut self.state {
+                    // A full control lane means that the socket is stuck: then silence is the true answer.
+                    let _stuck = live.send(&AgentMessage::ProbeAck(probe)).is_err();
+                }
+            }
+            BackendMessage::TelemetryAck(ack) => {
+                if let State::Established(live) = &mut self.state {
+                    live.telemetry.acknowledged(ack.position, now);
+                }
+                self.events
+                    .push(AgentEvent::TelemetryAcknowledged(ack.position), bytes);
+            }
+            BackendMessage::Command(command) => {
+                self.events
+                    .push(AgentEvent::Command(Box::new(command)), bytes);
+            }
+            BackendMessage::Go(go) => self.events.push(AgentEvent::Go(go), bytes),
+            BackendMessage::CommandDrop(dropped) => {
+                self.events
+                    .push(AgentEvent::Drop(dropped.command_id), bytes);
+            }
+            BackendMessage::CommandCancel(cancelled) => {
+                self.events
+                    .push(AgentEvent::Cancel(cancelled.command_id), bytes);
+            }
+            BackendMessage::ResultAck(ack) => {
+                let event = AgentEvent::ResultAcknowledged {
+                    command_id: ack.command_id,
+                    low_water: ack.low_water,
+                };
+                self.events.push(event, bytes);
+            }
+            BackendMessage::Drain(drain) => {
+                if let State::Established(live) = &mut self.state {
+                    live.draining = true;
+                }
+                self.timers
+                    .set(Timer::Drain, now.saturating_add(limits::DRAIN_TIME));
+                let reconnect_after = Duration::from_millis(drain.reconnect_after_ms);
+                self.events
+                    .push(AgentEvent::Draining { reconnect_after }, bytes);
+            }
+        }
+    }
+
+    fn welcomed(&mut self, welcome: Welcome, bytes: usize) {
+        let terms = Terms::from(&welcome);
+        match std::mem::replace(&mut self.state, State::Closed) {
+            State::AwaitWelcome(AwaitWelcome {
+                link,
+                hello_sent_at,
+            }) => {
+                self.state = State::Welcomed(Welcomed {
+                    link,
+                    hello_sent_at,
+                    terms,
+                });
+                self.events
+                    .push(AgentEvent::Welcomed(Box::new(welcome)), bytes);
+            }
+            other => self.state = other,
+        }
+    }
+
+    fn refused(&mut self, refuse: Refuse, bytes: usize) {
+        let closed = Closed {
+            code: Some(refuse.code),
+            reason: cut(&refuse.reason),
+            by: End::Backend,
+        };
+        let event = AgentEvent::Refused {
+            code: refuse.code,
+            reason: closed.reason.clone(),
+            retry_after: refuse.retry_after_ms.map(Duration::from_millis),
+        };
+        self.events.push(event, bytes);
+        self.end(closed);
+    }
+
+    fn heartbeat_due(&mut self, now: Monotonic) {
+        if let State::Established(live) = &self.state {
+            let next = now.saturating_add(live.heartbeat_interval);
+            self.timers.set(Timer::Heartbeat, next);
+            self.events.push(AgentEvent::HeartbeatDue, 0);
+        }
+    }
+
+    fn heartbeat_acknowledged(&mut self, ack: &HeartbeatAck, now: Monotonic) {
+        let State::Established(live) = &mut self.state else {
+            return;
+        };
+        live.output_limit = live.output_limit.max(ack.output_bytes);
+        let sent = live
+            .heartbeats
+            .iter()
+            .position(|(sent_at_ms, _)| *sent_at_ms == ack.sent_at_ms);
+        // Older ones will not be answered any more: everything arrives in order.
+        let answered = sent.and_then(|index| live.heartbeats.drain(..=index).next_back());
+        if let Some((_, sent_at)) = answered {
+            let event = AgentEvent::RoundTrip {
+                rtt: now.saturating_since(sent_at),
+                server_time: ack.server_time,
+            };
+            self.events.push(event, 0);
+        }
+    }
+
+    fn fail(&mut self, code: CloseCode, reason: &str) {
+        self.end(Closed {
+            code: Some(code),
+            reason: cut(reason),
+            by: End::Agent,
+        });
+    }
+
+    fn end(&mut self, closed: Closed) {
+        if self.closed.is_some() {
+            return;
+        }
+        self.state = State::Closed;
+        self.timers.clear_all();
+        self.events.push(AgentEvent::Closed(closed.clone()), 0);
+        self.closed = Some(closed);
+    }
+}
+
+impl Established {
+    fn send(&mut self, message: &AgentMessage) -> Result<(), SendRefusal> {
+        let priority = message.priority();
+        let (body, note) = match message {
+            AgentMessage::Hello(_) | AgentMessage::Confirm(_) | AgentMessage::Bye(_) => {
+                return Err(SendRefusal::Reserved);
+            }
+            AgentMessage::Heartbeat(heartbeat) => {
+                let sent_at_ms = heartbeat.sent_at_ms;
+                (
+                    Packed::plain(message.encode()),
+                    Note::Heartbeat { sent_at_ms },
+                )
+            }
+            AgentMessage::Telemetry(_) => (Packed::compressed(message.encode()), Note::Telemetry),
+            AgentMessage::ProbeAck(_)
+            | AgentMessage::CommandAccepted(_)
+            | AgentMessage::CommandRejected(_)
+            | AgentMessage::CommandStarted(_)
+            | AgentMessage::Output(_)
+            | AgentMessage::CommandResult(_)
+            | AgentMessage::Catalogue(_)
+            | AgentMessage::PinReport(_)
+            | AgentMessage::Event(_) => (Packed::compressed(message.encode()), Note::Nothing),
+        };
+        outbox::check_size(priority, &body)?;
+        let wire_bytes = body.wire_bytes();
+        self.check_credit(message, wire_bytes)?;
+        let kind = message.kind();
+        self.outbox.push(priority, Waiting { kind, body, note })?;
+        match message {
+            AgentMessage::Telemetry(batch) => {
+                self.telemetry
+                    .queued(batch.spool_epoch, batch.to_seq, wire_bytes);
+            }
+            AgentMessage::Output(output) => self.output_sent += bytes_of(&output.data),
+            AgentMessage::Hello(_)
+            | AgentMessage::Confirm(_)
+            | AgentMessage::Heartbeat(_)
+            | AgentMessage::ProbeAck(_)
+            | AgentMessage::CommandAccepted(_)
+            | AgentMessage::CommandRejected(_)
+            | AgentMessage::CommandStarted(_)
+            | AgentMessage::CommandResult(_)
+            | AgentMessage::Catalogue(_)
+            | AgentMessage::PinReport(_)
+            | AgentMessage::Event(_)
+            | AgentMessage::Bye(_) => {}
+        }
+        Ok(())
+    }
+
+    fn check_credit(&self, message: &AgentMessage, wire_bytes: usize) -> Result<(), SendRefusal> {
+        let granted = match message.priority() {
+            // Control, acknowledgements and results need no credit.
+            Priority::Control | Priority::Command => true,
+            Priority::Telemetry => wire_bytes <= self.telemetry.credit(),
+            Priority::Output => match message {
+                AgentMessage::Output(output) => {
+                    bytes_of(&output.data) <= self.output_limit.saturating_sub(self.output_sent)
+                }
+                _ => true,
+            },
+        };
+        if granted {
+            Ok(())
+        } else {
+            Err(SendRefusal::NoCredit)
+        }
+    }
+
+    fn transmit(&mut self, now: Monotonic) -> Option<Vec<u8>> {
+        let Waiting { kind, body, note } = self.outbox.pop()?;
+        let sealed = self.link.seal(kind, &body);
+        self.sent.push(now);
+        match note {
+            Note::Nothing => {}
+            Note::Heartbeat { sent_at_ms } => {
+                if self.heartbeats.len() == HEARTBEATS_AWAITED_MAX {
+                    self.heartbeats.pop_front();
+                }
+                self.heartbeats.push_back((sent_at_ms, now));
+            }
+            Note::Telemetry => self.telemetry.sent(now),
+        }
+        Some(sealed)
+    }
+}
+
+fn bytes_of(data: &[u8]) -> u64 {
+    u64::try_from(data.len()).unwrap_or(u64::MAX)
+}
+
+/// When the last messages were sent: their sequence numbers are consecutive.
+#[derive(Debug)]
+struct SentTimes {
+    hello_at: Monotonic,
+    confirm: u64,
+    confirm_at: Monotonic,
+    /// The sequence number of the first entry.
+    first: u64,
+    times: VecDeque<Monotonic>,
+}
+
+impl SentTimes {
+    const fn new(hello_at: Monotonic, confirm: u64, confirm_at: Monotonic) -> Self {
+        Self {
+            hello_at,
+            confirm,
+            confirm_at,
+            first: confirm + 1,
+            times: VecDeque::new(),
+        }
+    }
+
+    fn push(&mut self, now: Monotonic) {
+        if self.times.len() == limits::SENT_TIMES_MAX {
+            self.times.pop_front();
+            self.first += 1;
+        }
+        self.times.push_back(now);
+    }
+
+    /// Earlier is safe: for what was forgotten, and for what was never sent, it is CONFIRM's time.
+    fn at(&self, sequence: u64) -> Monotonic {
+        if sequence < self.confirm {
+            return self.hello_at;
+        }
+        sequence
+            .checked_sub(self.first)
+            .and_then(|index| usize::try_from(index).ok())
+            .and_then(|index| self.times.get(index).copied())
+            .unwrap_or(self.confirm_at)
+    }
+}
+
+/// A message behind a verified tag, or why its body is not one.
+type Decoded = Result<BackendMessage, String>;
+
+fn decode(opened: &envelope::Opened<'_>) -> Decoded {
+    match BackendMessage::decode(opened.kind(), opened.body()) {
+        Some(Ok(message)) => Ok(message),
+        Some(Err(error)) => Err(format!(
+            "the body of kind {:#04x} is malformed: {error}",
+            opened.kind()
+        )),
+        None => Err(format!("kind {:#04x} is not defined", opened.kind())),
+    }
+}
+
+fn read_challenge(bytes: &[u8]) -> Result<(Challenged, Challenge), (CloseCode, String)> {
+    let opened = Sealed::new(bytes, Phase::Opening)
+        .and_then(Sealed::open_challenge)
+        .map_err(|error| (error.close_code(), error.to_string()))?;
+    let malformed = |what: &str| {
+        (
+            CloseCode::BadEnvelope,
+            format!("CHALLENGE is malformed: {what}"),
+        )
+    };
+    let (server_nonce, json) = opened
+        .body()
+        .split_at_checked(SESSION_ID_BYTES)
+        .and_then(|(_session_id, rest)| rest.split_first_chunk::<NONCE_BYTES>())
+        .ok_or_else(|| malformed("it is too short"))?;
+    match BackendMessage::decode(opened.kind(), json) {
+        Some(Ok(BackendMessage::Challenge(terms))) => Ok((
+            Challenged {
+                challenge: bytes.to_vec(),
+                server_nonce: *server_nonce,
+            },
+            terms,
+        )),
+        Some(Err(error)) => Err(malformed(&error.to_string())),
+        Some(Ok(_)) | None => Err(malformed("it is another message")),
+    }
+}

@@ -1,0 +1,795 @@
+//! The backend's end of a session.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::credit::TelemetryDebt;
+use super::inbox::Inbox;
+use super::link::Link;
+use super::outbox::{self, Outbox, Waiting};
+use super::state::BackendState;
+use super::timer::{Timer, Timers};
+use super::{Closed, End, SendRefusal, cut};
+use crate::code::CloseCode;
+use crate::id::{CommandId, SessionId};
+use crate::key::{Binding, Identity, MasterKey, Schedule, SessionKeys};
+use crate::limits;
+use crate::telemetry::BatchColumns;
+use crate::time::{Monotonic, Timestamp};
+use crate::wire::envelope::{self, EnvelopeError, NONCE_BYTES, Packed, Phase, Sealed, VERSION};
+use crate::wire::message::{
+    AgentMessage, BackendMessage, Catalogue, Challenge, CommandAccepted, CommandRejected,
+    CommandResult, CommandStarted, Event, Heartbeat, Hello, Output, PinReport, Probe, Refuse,
+    Welcome,
+};
+
+/// Probes whose answer is still awaited.
+const PROBES_AWAITED_MAX: usize = 16;
+
+/// What the backend brings to a session.
+#[derive(Debug, Clone)]
+pub struct BackendSessionConfig {
+    /// Who the certificate says the agent is.
+    pub identity: Identity,
+    /// The key that every agent key follows from.
+    pub master: Arc<MasterKey>,
+    /// What the session is bound to.
+    pub binding: Binding,
+    /// Drawn for this session.
+    pub session_id: SessionId,
+    /// 32 random bytes, drawn for this session.
+    pub server_nonce: [u8; NONCE_BYTES],
+    /// The wall clock, for the gateway to measure its skew.
+    pub server_time: Timestamp,
+    /// How long HELLO may take, and CONFIRM after WELCOME.
+    pub hello_timeout: Duration,
+    /// How long the agent's certificate is still valid; the session ends with it.
+    pub certificate_remaining: Option<Duration>,
+}
+
+/// What the driver must know or answer.
+#[derive(Debug, Clone, PartialEq)]
+pub enum BackendEvent {
+    /// HELLO is authentic. Answer with [`BackendSession::welcome`] or [`BackendSession::refuse`].
+    Hello {
+        /// Its body.
+        hello: Box<Hello>,
+        /// For the nonce cache, which it may enter now.
+        client_nonce: [u8; NONCE_BYTES],
+        /// Which generation of the agent key it proved.
+        key_generation: u8,
+        /// How long ago CHALLENGE was made.
+        challenge_age: Duration,
+    },
+    /// CONFIRM is authentic. Commit it, then answer with [`BackendSession::established`] or [`BackendSession::refuse`].
+    Confirmed {
+        /// The epoch of WELCOME.
+        epoch: u64,
+    },
+    /// Answer with HEARTBEAT_ACK.
+    Heartbeat(Heartbeat),
+    /// The agent answered a probe: this session is alive.
+    ProbeAnswered {
+        /// The probe's id.
+        id: u64,
+    },
+    /// A batch. Answer with TELEMETRY_ACK at or beyond its end once that is committed.
+    Telemetry(BatchColumns),
+    /// An offer is durable on the gateway.
+    Accepted(CommandAccepted),
+    /// An offer is refused.
+    Rejected(CommandRejected),
+    /// A command started.
+    Started(CommandStarted),
+    /// Live output.
+    Output(Output),
+    /// An outcome. Answer with RESULT_ACK once it is committed.
+    Result(Box<CommandResult>),
+    /// What the gateway allows.
+    Catalogue(Catalogue),
+    /// Which pin set the gateway trusts.
+    PinReport(PinReport),
+    /// Something to show an operator.
+    Event(Event),
+    /// The gateway ends the session on purpose.
+    Bye {
+        /// One sentence.
+        reason: String,
+    },
+    /// The session is over; always the last event.
+    Closed(Closed),
+}
+
+/// HELLO was verified.
+#[derive(Debug)]
+struct Deciding {
+    keys: SessionKeys,
+    /// Commands that already use up credit.
+    unreported: BTreeSet<CommandId>,
+}
+
+/// The opening's second half: WELCOME is out, or CONFIRM was read as well.
+#[derive(Debug)]
+struct Opening {
+    link: Link,
+    terms: Terms,
+}
+
+/// What of WELCOME the machine itself obeys, and holds the agent to.
+#[derive(Debug)]
+struct Terms {
+    epoch: u64,
+    silence: Duration,
+    commands: usize,
+    commands_open: BTreeSet<CommandId>,
+    output_received: u64,
+    output_limit: u64,
+    telemetry: TelemetryDebt,
+}
+
+/// The confirmation is committed.
+#[derive(Debug)]
+struct Established {
+    link: Link,
+    terms: Terms,
+    outbox: Outbox<()>,
+    probes: VecDeque<u64>,
+    draining: bool,
+}
+
+#[derive(Debug)]
+enum State {
+    AwaitHello,
+    Deciding(Deciding),
+    AwaitConfirm(Opening),
+    Confirming(Opening),
+    Established(Box<Established>),
+    Closed,
+}
+
+/// The backend's end of one session.
+#[derive(Debug)]
+pub struct BackendSession {
+    config: BackendSessionConfig,
+    state: State,
+    challenge: Vec<u8>,
+    challenged_at: Monotonic,
+    timers: Timers,
+    events: Inbox<BackendEvent>,
+    /// Messages of the opening and the last one: sealed at once, sent before anything else.
+    ready: VecDeque<Vec<u8>>,
+    /// CONFIRM was read and is not committed: nothing behind it may have an effect.
+    uncommitted: bool,
+    /// `Confirmed` was handed out and is not answered: the events behind it wait.
+    withheld: bool,
+    closed: Option<Closed>,
+}
+
+impl BackendSession {
+    /// Starts a session on a connection that was just upgraded; CHALLENGE waits in [`Self::poll_transmit`].
+    #[must_use]
+    pub fn new(config: BackendSessionConfig, now: Monotonic) -> Self {
+        let terms = BackendMessage::Challenge(Challenge {
+            server_time: config.server_time,
+            version_min: VERSION,
+            version_max: VERSION,
+            binding: config.binding.mode,
+        });
+        let session_id = config.session_id.as_uuid().as_bytes();
+        let challenge = envelope::challenge(session_id, &config.server_nonce, &terms.encode());
+        let mut timers = Timers::default();
+        timers.set(Timer::Opening, now.saturating_add(config.hello_timeout));
+        if let Some(remaining) = config.certificate_remaining {
+            timers.set(Timer::Certificate, now.saturating_add(remaining));
+        }
+        Self {
+            config,
+            state: State::AwaitHello,
+            ready: VecDeque::from([challenge.clone()]),
+            challenge,
+            challenged_at: now,
+            timers,
+            events: Inbox::new(),
+            uncommitted: false,
+            withheld: false,
+            closed: None,
+        }
+    }
+
+    /// The nonce a HELLO claims, before anything is verified: for looking it up, never for remembering it.
+    #[must_use]
+    pub fn peek_client_nonce(bytes: &[u8]) -> Option<[u8; NONCE_BYTES]> {
+        Sealed::new(bytes, Phase::Opening)
+            .ok()?
+            .claimed_client_nonce()
+    }
+
+    /// Where the session is.
+    #[must_use]
+    pub fn state(&self) -> BackendState {
+        match &self.state {
+            State::AwaitHello => BackendState::AwaitHello,
+            State::Deciding(_) => BackendState::Deciding,
+            State::AwaitConfirm(_) => BackendState::AwaitConfirm,
+            State::Confirming(_) => BackendState::Confirming,
+            State::Established(live) if live.draining => BackendState::Draining,
+            State::Established(_) => BackendState::Established,
+            State::Closed => BackendState::Closed,
+        }
+    }
+
+    /// Takes in one binary WebSocket message.
+    pub fn handle_frame(&mut self, bytes: &[u8], now: Monotonic) {
+        if !self.events.has_room() {
+            return self.fail(CloseCode::Internal, "the driver does not drain its events");
+        }
+        let phase = match &self.state {
+            State::AwaitHello | State::Deciding(_) | State::AwaitConfirm(_) => Phase::Opening,
+            State::Confirming(_) | State::Established(_) | State::Closed => Phase::Established,
+        };
+        match &mut self.state {
+            State::Closed => {}
+            State::AwaitHello => self.handle_hello(bytes, now),
+            State::Deciding(_) => {
+                self.fail(CloseCode::BadEnvelope, "a message before WELCOME was sent");
+            }
+            State::AwaitConfirm(Opening { link, .. }) | State::Confirming(Opening { link, .. }) => {
+                let opened = link.open(bytes, phase).map(|o| decode(&o));
+                self.dispatch(opened, bytes.len(), now);
+            }
+            State::Established(live) => {
+                let opened = live.link.open(bytes, phase).map(|o| decode(&o));
+                if opened.is_ok() {
+                    let silence = now.saturating_add(live.terms.silence);
+                    self.timers.set(Timer::Silence, silence);
+                }
+                self.dispatch(opened, bytes.len(), now);
+            }
+        }
+    }
+
+    /// Acts on every deadline that has passed.
+    pub fn handle_timeout(&mut self, now: Monotonic) {
+        while let Some(timer) = self.timers.take_due(now) {
+            match timer {
+                Timer::Opening => {
+                    let awaited = match &self.state {
+                        State::AwaitHello => "HELLO did not come in time",
+                        State::Deciding(_)
+                        | State::AwaitConfirm(_)
+                        | State::Confirming(_)
+                        | State::Established(_)
+                        | State::Closed => "CONFIRM did not come in time",
+                    };
+                    self.fail(CloseCode::HelloTimeout, awaited);
+                }
+                Timer::Decision => {
+                    self.fail(
+                        CloseCode::Internal,
+                        "the backend could not decide in time; see its log",
+                    );
+                }
+                Timer::Silence => {
+                    self.fail(
+                        CloseCode::HeartbeatTimeout,
+                        "no authenticated message from the gateway in time",
+                    );
+                }
+                Timer::Certificate => {
+                    self.fail(
+                        CloseCode::CertUntrusted,
+                        "the gateway's certificate has expired",
+                    );
+                }
+                Timer::Drain => self.fail(CloseCode::Draining, "drained"),
+                // The agent's own.
+                Timer::Heartbeat => {}
+            }
+        }
+    }
+
+    /// Answers [`BackendEvent::Hello`]. Does nothing in another state: the session may have ended meanwhile.
+    pub fn welcome(&mut self, welcome: Welcome, now: Monotonic) {
+        let deciding = match std::mem::replace(&mut self.state, State::Closed) {
+            State::Deciding(deciding) => deciding,
+            other => {
+                self.state = other;
+                return;
+            }
+        };
+        let terms = Terms {
+            epoch: welcome.epoch,
+            silence: Duration::from_millis(welcome.silence_ms),
+            commands: usize::try_from(welcome.credits.commands).unwrap_or(usize::MAX),
+            commands_open: deciding.unreported,
+            output_received: 0,
+            output_limit: welcome.credits.output_bytes,
+            telemetry: TelemetryDebt::new(
+                usize::try_from(welcome.credits.telemetry_bytes).unwrap_or(usize::MAX),
+            ),
+        };
+        let message = BackendMessage::Welcome(welcome);
+        let body = Packed::plain(message.encode());
+        if body.message_bytes() > limits::OPENING_MESSAGE_BYTES_MAX {
+            let reason = format!("WELCOME of {} bytes cannot be sent", body.message_bytes());
+            return self.fail(CloseCode::Internal, &reason);
+        }
+        let mut link = new_link(deciding.keys);
+        self.ready.push_back(link.seal(message.kind(), &body));
+        self.state = State::AwaitConfirm(Opening { link, terms });
+        self.timers.clear(Timer::Decision);
+        self.timers.set(
+            Timer::Opening,
+            now.saturating_add(self.config.hello_timeout),
+        );
+    }
+
+    /// Refuses with an authenticated REFUSE and ends the session. Before HELLO there is no key: then it only ends.
+    pub fn refuse(&mut self, refuse: Refuse, _now: Monotonic) {
+        let refuse = Refuse {
+            reason: cut(&refuse.reason),
+            ..refuse
+        };
+        let closed = Closed {
+            code: Some(refuse.code),
+            reason: refuse.reason.clone(),
+            by: End::Backend,
+        };
+        let message = BackendMessage::Refuse(refuse);
+        let (kind, body) = (message.kind(), Packed::plain(message.encode()));
+        let sealed = match std::mem::replace(&mut self.state, State::Closed) {
+            State::Deciding(deciding) => Some(new_link(deciding.keys).seal(kind, &body)),
+            State::AwaitConfirm(mut opening) | State::Confirming(mut opening) => {
+                Some(opening.link.seal(kind, &body))
+            }
+            State::Established(mut live) => Some(live.link.seal(kind, &body)),
+            State::AwaitHello | State::Closed => None,
+        };
+        self.ready.extend(sealed);
+        self.end(closed);
+    }
+
+    /// Answers [`BackendEvent::Confirmed`], after the confirmation is committed. Does nothing in another state.
+    pub fn established(&mut self, now: Monotonic) {
+        match std::mem::replace(&mut self.state, State::Closed) {
+            State::Confirming(Opening { link, terms }) => {
+                self.timers.clear(Timer::Decision);
+                self.timers
+                    .set(Timer::Silence, now.saturating_add(terms.silence));
+                self.uncommitted = false;
+                self.withheld = false;
+                self.state = State::Established(Box::new(Established {
+                    link,
+                    terms,
+                    outbox: Outbox::new(),
+                    probes: VecDeque::new(),
+                    draining: false,
+                }));
+            }
+            other => self.state = other,
+        }
+    }
+
+    /// Queues a message.
+    ///
+    /// # Errors
+    /// When the message cannot be taken now; nothing of it was kept.
+    pub fn send(&mut self, message: BackendMessage, now: Monotonic) -> Result<(), SendRefusal> {
+        let State::Established(live) = &mut self.state else {
+            return Err(SendRefusal::NotEstablished);
+        };
+        live.send(&message)?;
+        if matches!(message, BackendMessage::Drain(_)) {
+            self.timers
+                .set(Timer::Drain, now.saturating_add(limits::DRAIN_TIME));
+        }
+        Ok(())
+    }
+
+    /// The sequence number of the last message from the agent: what a permit names as `as_of`.
+    #[must_use]
+    pub fn last_processed(&self) -> u64 {
+        match &self.state {
+            State::AwaitHello | State::Closed => 0,
+            State::Deciding(_) => 1,
+            State::AwaitConfirm(opening) | State::Confirming(opening) => {
+                opening.link.last_received()
+            }
+            State::Established(live) => live.link.last_received(),
+        }
+    }
+
+    /// Asks whether the agent is alive. Without an established session there is nobody to ask, and no answer comes.
+    pub fn probe(&mut self, id: u64, now: Monotonic) {
+        // A full control lane means that the socket is stuck: then silence is the true answer.
+        let _stuck = self.send(BackendMessage::Probe(Probe { id }), now).is_err();
+    }
+
+    /// Ends the session with nothing but the WebSocket close frame.
+    pub fn close(&mut self, code: CloseCode, reason: &str, _now: Monotonic) {
+        self.fail(code, reason);
+    }
+
+    /// The next message for the socket. It gets its sequence number here, so it must be sent, in this order.
+    pub fn poll_transmit(&mut self, _now: Monotonic) -> Option<Vec<u8>> {
+        if let Some(bytes) = self.ready.pop_front() {
+            return Some(bytes);
+        }
+        match &mut self.state {
+            State::Established(live) => {
+                let Waiting { kind, body, .. } = live.outbox.pop()?;
+                Some(live.link.seal(kind, &body))
+            }
+            State::AwaitHello
+            | State::Deciding(_)
+            | State::AwaitConfirm(_)
+            | State::Confirming(_)
+            | State::Closed => None,
+        }
+    }
+
+    /// The next event. Behind [`BackendEvent::Confirmed`] nothing comes before [`Self::established`].
+    pub fn poll_event(&mut self) -> Option<BackendEvent> {
+        if self.withheld {
+            return None;
+        }
+        let event = self.events.pop()?;
+        self.withheld = matches!(event, BackendEvent::Confirmed { .. }) && self.uncommitted;
+        Some(event)
+    }
+
+    /// When to call [`Self::handle_timeout`], and what for.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<(Monotonic, &'static str)> {
+        self.timers.next()
+    }
+
+    /// Why the session is over, once it is. What `poll_transmit` still holds is sent before the close frame.
+    #[must_use]
+    pub const fn closed(&self) -> Option<&Closed> {
+        self.closed.as_ref()
+    }
+
+    fn handle_hello(&mut self, bytes: &[u8], now: Monotonic) {
+        match self.read_hello(bytes, now) {
+            Ok((deciding, event)) => {
+                let version = match &event {
+                    BackendEvent::Hello { hello, .. } => hello.version,
+                    _ => VERSION,
+                };
+                self.state = State::Deciding(deciding);
+                self.timers.clear(Timer::Opening);
+                if version < VERSION {
+                    let reason = format!(
+                        "the gateway speaks protocol versions up to {version}, this backend {VERSION}"
+                    );
+                    let code = CloseCode::ProtocolTooOld;
+                    return self.refuse(
+                        Refuse {
+                            code,
+                            reason,
+                            retry_after_ms: None,
+                        },
+                        now,
+                    );
+                }
+                self.timers.set(
+                    Timer::Decision,
+                    now.saturating_add(limits::CHALLENGE_AGE_MAX),
+                );
+                self.events.push(event, bytes.len());
+            }
+            Err((code, reason)) => self.fail(code, &reason),
+        }
+    }
+
+    fn read_hello(
+        &self,
+        bytes: &[u8],
+        now: Monotonic,
+    ) -> Result<(Deciding, BackendEvent), (CloseCode, String)> {
+        let refused = |error: EnvelopeError| (error.close_code(), error.to_string());
+        let malformed = |what: &str| {
+            (
+                CloseCode::BadEnvelope,
+                format!("HELLO is malformed: {what}"),
+            )
+        };
+        let sealed = Sealed::new(bytes, Phase::Opening).map_err(refused)?;
+        let key_generation = sealed.claimed_key_generation();
+        let identity = &self.config.identity;
+        let key = self
+            .config
+            .master
+            .agent_key(identity, u32::from(key_generation));
+        let schedule = Schedule::new(
+            &self.config.server_nonce,
+            &key,
+            identity.clone(),
+            &self.config.binding,
+        );
+        let hello_key = schedule.hello_key(&self.challenge);
+        let opened = sealed.open(&hello_key, 1).map_err(refused)?;
+        let (client_nonce, json) = opened
+            .body()
+            .split_first_chunk::<NONCE_BYTES>()
+            .ok_or_else(|| malformed("it is too short"))?;
+        let hello = match AgentMessage::decode(opened.kind(), json) {
+            Some(Ok(AgentMessage::Hello(hello))) => hello,
+            Some(Err(error)) => return Err(malformed(&error.to_string())),
+            Some(Ok(_)) | None => return Err(malformed("it is another message")),
+        };
+        check_hello(&hello).map_err(|what| malformed(what))?;
+        let deciding = Deciding {
+            keys: schedule.session_keys(&self.challenge, bytes),
+            unreported: hello.unreported.iter().copied().collect(),
+        };
+        let event = BackendEvent::Hello {
+            hello: Box::new(hello),
+            client_nonce: *client_nonce,
+            key_generation,
+            challenge_age: now.saturating_since(self.challenged_at),
+        };
+        Ok((deciding, event))
+    }
+
+    fn dispatch(&mut self, opened: Result<Decoded, EnvelopeError>, bytes: usize, now: Monotonic) {
+        let message = match opened {
+            Ok(Ok(message)) => message,
+            Ok(Err(reason)) => return self.fail(CloseCode::BadEnvelope, &reason),
+            Err(error) => return self.fail(error.close_code(), &error.to_string()),
+        };
+        let state = self.state();
+        if !state.allows(&message) {
+            let reason = format!("{} is not legal in state {}", message.name(), state.name());
+            return self.fail(CloseCode::BadEnvelope, &reason);
+        }
+        if let Err((code, reason)) = self.charge(&message, bytes) {
+            return self.fail(code, reason);
+        }
+        let event = match message {
+            // `allows` lets no HELLO come this far.
+            AgentMessage::Hello(_) => return,
+            AgentMessage::Confirm(confirm) => return self.confirmed(confirm.epoch, bytes, now),
+            AgentMessage::Heartbeat(heartbeat) => BackendEvent::Heartbeat(heartbeat),
+            AgentMessage::ProbeAck(probe) => return self.probe_answered(probe.id, bytes),
+            AgentMessage::Telemetry(batch) => BackendEvent::Telemetry(batch),
+            AgentMessage::CommandAccepted(accepted) => BackendEvent::Accepted(accepted),
+            AgentMessage::CommandRejected(rejected) => BackendEvent::Rejected(rejected),
+            AgentMessage::CommandStarted(started) => BackendEvent::Started(started),
+            AgentMessage::Output(output) => BackendEvent::Output(output),
+            AgentMessage::CommandResult(result) => BackendEvent::Result(Box::new(result)),
+            AgentMessage::Catalogue(catalogue) => BackendEvent::Catalogue(catalogue),
+            AgentMessage::PinReport(report) => BackendEvent::PinReport(report),
+            AgentMessage::Event(event) => BackendEvent::Event(event),
+            AgentMessage::Bye(bye) => return self.bye(&bye.reason, bytes),
+        };
+        self.events.push(event, bytes);
+    }
+
+    /// Holds the agent to its credit, so that what waits here stays bounded whatever it sends.
+    fn charge(
+        &mut self,
+        message: &AgentMessage,
+        bytes: usize,
+    ) -> Result<(), (CloseCode, &'static str)> {
+        let limit = outbox::message_bytes_max(message.priority());
+        if bytes > limit {
+            return Err((CloseCode::TooLarge, "the message is too large for its kind"));
+        }
+        let terms = match &mut self.state {
+            State::AwaitConfirm(opening) | State::Confirming(opening) => &mut opening.terms,
+            State::Established(live) => &mut live.terms,
+            State::AwaitHello | State::Deciding(_) | State::Closed => return Ok(()),
+        };
+        let granted = match message {
+            AgentMessage::Telemetry(batch) => {
+                let body = bytes - envelope::HEADER_BYTES - envelope::TAG_BYTES;
+                terms
+                    .telemetry
+                    .received(batch.spool_epoch, batch.to_seq, body)
+            }
+            AgentMessage::Output(output) => {
+                let data = u64::try_from(output.data.len()).unwrap_or(u64::MAX);
+                terms.output_received = terms.output_received.saturating_add(data);
+                terms.output_received <= terms.output_limit
+            }
+            AgentMessage::CommandRejected(rejected) => {
+                terms.commands_open.remove(&rejected.command_id);
+                true
+            }
+            AgentMessage::Hello(_)
+            | AgentMessage::Confirm(_)
+            | AgentMessage::Heartbeat(_)
+            | AgentMessage::ProbeAck(_)
+            | AgentMessage::CommandAccepted(_)
+            | AgentMessage::CommandStarted(_)
+            | AgentMessage::CommandResult(_)
+            | AgentMessage::Catalogue(_)
+            | AgentMessage::PinReport(_)
+            | AgentMessage::Event(_)
+            | AgentMessage::Bye(_) => true,
+        };
+        if granted {
+            Ok(())
+        } else {
+            Err((CloseCode::BadEnvelope, "the gateway exceeded its credit"))
+        }
+    }
+
+    fn confirmed(&mut self, epoch: u64, bytes: usize, now: Monotonic) {
+        match std::mem::replace(&mut self.state, State::Closed) {
+            State::AwaitConfirm(opening) if opening.terms.epoch == epoch => {
+                self.timers.clear(Timer::Opening);
+                self.timers
+                    .set(Timer::Decision, now.saturating_add(opening.terms.silence));
+                self.state = State::Confirming(opening);
+                self.uncommitted = true;
+                self.events.push(BackendEvent::Confirmed { epoch }, bytes);
+            }
+            other => {
+                self.state = other;
+                self.fail(
+                    CloseCode::BadEnvelope,
+                    "CONFIRM names another epoch than WELCOME",
+                );
+            }
+        }
+    }
+
+    fn probe_answered(&mut self, id: u64, bytes: usize) {
+        if let State::Established(live) = &mut self.state
+            && let Some(index) = live.probes.iter().position(|asked| *asked == id)
+        {
+            live.probes.drain(..=index);
+            self.events.push(BackendEvent::ProbeAnswered { id }, bytes);
+        }
+    }
+
+    fn bye(&mut self, reason: &str, bytes: usize) {
+        let reason = cut(reason);
+        self.events.push(
+            BackendEvent::Bye {
+                reason: reason.clone(),
+            },
+            bytes,
+        );
+        self.end(Closed {
+            code: None,
+            reason,
+            by: End::Agent,
+        });
+    }
+
+    fn fail(&mut self, code: CloseCode, reason: &str) {
+        self.end(Closed {
+            code: Some(code),
+            reason: cut(reason),
+            by: End::Backend,
+        });
+    }
+
+    fn end(&mut self, closed: Closed) {
+        if self.closed.is_some() {
+            return;
+        }
+        self.state = State::Closed;
+        self.timers.clear_all();
+        if self.uncommitted {
+            self.events.clear();
+            self.withheld = false;
+        }
+        self.events.push(BackendEvent::Closed(closed.clone()), 0);
+        self.closed = Some(closed);
+    }
+}
+
+impl Established {
+    fn send(&mut self, message: &BackendMessage) -> Result<(), SendRefusal> {
+        self.check(message)?;
+        let priority = message.priority();
+        let body = Packed::compressed(message.encode());
+        outbox::check_size(priority, &body)?;
+        let kind = message.kind();
+        self.outbox.push(
+            priority,
+            Waiting {
+                kind,
+                body,
+                note: (),
+            },
+        )?;
+        self.account(message);
+        Ok(())
+    }
+
+    fn check(&self, message: &BackendMessage) -> Result<(), SendRefusal> {
+        match message {
+            BackendMessage::Challenge(_)
+            | BackendMessage::Welcome(_)
+            | BackendMessage::Refuse(_) => Err(SendRefusal::Reserved),
+            BackendMessage::Command(_) if self.draining => Err(SendRefusal::Draining),
+            BackendMessage::Command(command) => {
+                let open = &self.terms.commands_open;
+                if open.len() < self.terms.commands || open.contains(&command.command_id) {
+                    Ok(())
+                } else {
+                    Err(SendRefusal::NoCredit)
+                }
+            }
+            BackendMessage::HeartbeatAck(_)
+            | BackendMessage::Probe(_)
+            | BackendMessage::TelemetryAck(_)
+            | BackendMessage::Go(_)
+            | BackendMessage::CommandDrop(_)
+            | BackendMessage::CommandCancel(_)
+            | BackendMessage::ResultAck(_)
+            | BackendMessage::Drain(_) => Ok(()),
+        }
+    }
+
+    fn account(&mut self, message: &BackendMessage) {
+        let terms = &mut self.terms;
+        match message {
+            BackendMessage::HeartbeatAck(ack) => {
+                terms.output_limit = terms.output_limit.max(ack.output_bytes);
+            }
+            BackendMessage::Probe(probe) => {
+                if self.probes.len() == PROBES_AWAITED_MAX {
+                    self.probes.pop_front();
+                }
+                self.probes.push_back(probe.id);
+            }
+            BackendMessage::TelemetryAck(ack) => terms.telemetry.acknowledged(ack.position),
+            BackendMessage::Command(command) => {
+                terms.commands_open.insert(command.command_id);
+            }
+            BackendMessage::CommandDrop(dropped) => {
+                terms.commands_open.remove(&dropped.command_id);
+            }
+            BackendMessage::ResultAck(ack) => {
+                terms.commands_open.remove(&ack.command_id);
+            }
+            BackendMessage::Drain(_) => self.draining = true,
+            BackendMessage::Challenge(_)
+            | BackendMessage::Welcome(_)
+            | BackendMessage::Refuse(_)
+            | BackendMessage::Go(_)
+            | BackendMessage::CommandCancel(_) => {}
+        }
+    }
+}
+
+/// After CHALLENGE and HELLO: both directions go on with 1 and 2.
+fn new_link(keys: SessionKeys) -> Link {
+    Link::new(keys.backend_to_agent, keys.agent_to_backend, 1, 2)
+}
+
+/// A message behind a verified tag, or why its body is not one.
+type Decoded = Result<AgentMessage, String>;
+
+fn decode(opened: &envelope::Opened<'_>) -> Decoded {
+    match AgentMessage::decode(opened.kind(), opened.body()) {
+        Some(Ok(message)) => Ok(message),
+        Some(Err(error)) => Err(format!(
+            "the body of kind {:#04x} is malformed: {error}",
+            opened.kind()
+        )),
+        None => Err(format!("kind {:#04x} is not defined", opened.kind())),
+    }
+}
+
+/// The bounds of HELLO that its size does not imply.
+fn check_hello(hello: &Hello) -> Result<(), &'static str> {
+    if hello.unreported.len() > limits::COMMANDS_UNREPORTED_MAX {
+        return Err("too many unreported commands");
+    }
+    if hello.telemetry.len() > limits::TELEMETRY_POSITIONS_MAX {
+        return Err("too many telemetry positions");
+    }
+    if hello.labels.len() > limits::LABELS_MAX {
+        return Err("too many labels");
+    }
+    Ok(())
+}

@@ -1,0 +1,259 @@
+//! How long a gateway waits before it dials again: a pure policy, randomness is an argument.
+
+use std::time::Duration;
+
+use crate::code::CloseCode;
+use crate::limits;
+
+/// The first delay after a refusal that nobody signed.
+const UNPROVED_BASE: Duration = Duration::from_secs(60);
+
+/// What a failed attempt or a lost session says about the next attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureClass {
+    /// The network, a timeout, a restarting backend.
+    Transient,
+    /// An authenticated REFUSE with a permanent code, or the gateway's own verdict such as a pin mismatch.
+    PermanentAuthenticated,
+    /// What looks permanent and anybody on the path could have said: a TLS alert, HTTP 400 or 403, a bare close frame.
+    PermanentUnproved,
+    /// The backend said when: `Retry-After`, REFUSE or DRAIN.
+    Told {
+        /// The delay.
+        after: Duration,
+    },
+    /// The backend said how far to spread: WELCOME's reconnect slot.
+    Slot {
+        /// The longest delay.
+        within: Duration,
+    },
+}
+
+impl FailureClass {
+    /// The class of an authenticated REFUSE.
+    #[must_use]
+    pub fn of_refusal(code: CloseCode, retry_after: Option<Duration>) -> Self {
+        match retry_after {
+            _ if code.is_permanent() => Self::PermanentAuthenticated,
+            Some(after) => Self::Told { after },
+            None => Self::Transient,
+        }
+    }
+
+    /// The class of a WebSocket close frame without a REFUSE before it.
+    #[must_use]
+    pub fn of_close_frame(number: u16) -> Self {
+        let permanent = CloseCode::ALL
+            .iter()
+            .any(|code| code.number() == number && code.is_permanent());
+        if permanent {
+            Self::PermanentUnproved
+        } else {
+            Self::Transient
+        }
+    }
+
+    /// The class of an HTTP answer to the upgrade.
+    #[must_use]
+    pub const fn of_http_status(status: u16, retry_after: Option<Duration>) -> Self {
+        match (status, retry_after) {
+            (400 | 401 | 403, _) => Self::PermanentUnproved,
+            (_, Some(after)) => Self::Told { after },
+            (_, None) => Self::Transient,
+        }
+    }
+}
+
+/// The memory of the policy: how often in a row it failed, by class.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Backoff {
+    transient: u32,
+    unproved: u32,
+    told: u32,
+}
+
+impl Backoff {
+    /// A policy without a history.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How long to wait after `failure`; `random` is uniform over all of `u64`.
+    pub fn next(&mut self, failure: FailureClass, random: u64) -> Duration {
+        match failure {
+            FailureClass::Transient => self.transient(random),
+            FailureClass::PermanentAuthenticated => between(
+                limits::PERMANENT_BACKOFF_MIN,
+                limits::PERMANENT_BACKOFF_MAX,
+                random,
+            ),
+            FailureClass::PermanentUnproved => {
+                let ceiling = doubled(UNPROVED_BASE, self.unproved, limits::PERMANENT_BACKOFF_MAX);
+                self.unproved = self.unproved.saturating_add(1);
+                between(ceiling / 2, ceiling, random)
+            }
+            FailureClass::Told { after } => {
+                let after = after.min(limits::RETRY_AFTER_MAX);
+                self.told = self.told.saturating_add(1);
+                // Told the same again and again without a session in between: never a hot loop.
+                if self.told > 1 {
+                    after.max(self.transient(random))
+                } else {
+                    after
+                }
+            }
+            FailureClass::Slot { within } => {
+                self.told = self.told.saturating_add(1);
+                let drawn = between(Duration::ZERO, within.min(limits::RETRY_AFTER_MAX), random);
+                if self.told > 1 {
+                    drawn.max(self.transient(random))
+                } else {
+                    drawn
+                }
+            }
+        }
+    }
+
+    /// Notes that a session stayed confirmed for `span`; after long enough, history is forgotten.
+    pub fn confirmed_for(&mut self, span: Duration) {
+        if span >= limits::BACKOFF_RESET_AFTER {
+            *self = Self::default();
+        }
+    }
+
+    fn transient(&mut self, random: u64) -> Duration {
+        let ceiling = doubled(limits::BACKOFF_BASE, self.transient, limits::BACKOFF_MAX);
+        self.transient = self.transient.saturating_add(1);
+        between(Duration::ZERO, ceiling, random)
+    }
+}
+
+fn doubled(base: Duration, times: u32, max: Duration) -> Duration {
+    2_u32
+        .checked_pow(times)
+        .and_then(|factor| base.checked_mul(factor))
+        .map_or(max, |delay| delay.min(max))
+}
+
+/// A point between `low` and `high`, by a random fraction of 2^64.
+fn between(low: Duration, high: Duration, random: u64) -> Duration {
+    let span = high.saturating_sub(low).as_nanos();
+    let offset = (span.min(u128::from(u64::MAX)) * u128::from(random)) >> 64;
+    low.saturating_add(Duration::from_nanos(
+        u64::try_from(offset).unwrap_or(u64::MAX),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn the_first_retry_is_already_spread_over_the_whole_interval() {
+        assert_eq!(
+            Backoff::new().next(FailureClass::Transient, 0),
+            Duration::ZERO
+        );
+        let late = Backoff::new().next(FailureClass::Transient, u64::MAX);
+        assert!(late > SECOND * 99 / 100 && late <= SECOND, "{late:?}");
+    }
+
+    #[test]
+    fn transient_delays_double_up_to_a_minute_and_start_again_after_a_minute_of_session() {
+        let mut backoff = Backoff::new();
+        let ceilings: Vec<u64> = (0..9)
+            .map(|_| {
+                backoff
+                    .next(FailureClass::Transient, u64::MAX)
+                    .as_secs_f64()
+                    .round() as u64
+            })
+            .collect();
+        assert_eq!(ceilings, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+        backoff.confirmed_for(Duration::from_secs(59));
+        assert_ne!(backoff, Backoff::new());
+        backoff.confirmed_for(Duration::from_secs(60));
+        assert_eq!(backoff, Backoff::new());
+    }
+
+    #[test]
+    fn a_told_delay_is_taken_as_it_is_and_capped() {
+        let told = |secs| FailureClass::Told {
+            after: SECOND * secs,
+        };
+        assert_eq!(Backoff::new().next(told(7), u64::MAX), SECOND * 7);
+        assert_eq!(Backoff::new().next(told(86_400), 0), SECOND * 900);
+    }
+
+    #[test]
+    fn being_told_to_come_back_at_once_again_and_again_is_no_hot_loop() {
+        let mut backoff = Backoff::new();
+        let at_once = FailureClass::Told {
+            after: Duration::ZERO,
+        };
+        assert_eq!(backoff.next(at_once, u64::MAX), Duration::ZERO);
+        let waits: Duration = (0..10).map(|_| backoff.next(at_once, u64::MAX / 2)).sum();
+        assert!(waits > SECOND * 60, "{waits:?}");
+    }
+
+    #[test]
+    fn permanent_refusals_wait_between_a_quarter_and_a_full_hour() {
+        let mut backoff = Backoff::new();
+        let wait = |backoff: &mut Backoff, random| {
+            backoff.next(FailureClass::PermanentAuthenticated, random)
+        };
+        assert_eq!(wait(&mut backoff, 0), SECOND * 900);
+        let longest = wait(&mut backoff, u64::MAX);
+        assert!(
+            longest > SECOND * 3_599 && longest <= SECOND * 3_600,
+            "{longest:?}"
+        );
+    }
+
+    #[test]
+    fn refusals_that_nobody_signed_escalate_from_a_minute_to_an_hour() {
+        let mut backoff = Backoff::new();
+        let minutes: Vec<u64> = (0..8)
+            .map(|_| {
+                (backoff
+                    .next(FailureClass::PermanentUnproved, u64::MAX)
+                    .as_secs_f64()
+                    / 60.0)
+                    .round() as u64
+            })
+            .collect();
+        assert_eq!(minutes, [1, 2, 4, 8, 16, 32, 60, 60]);
+        assert_eq!(
+            Backoff::new().next(FailureClass::PermanentUnproved, 0),
+            SECOND * 30
+        );
+    }
+
+    #[test]
+    fn only_a_signed_refusal_is_permanent_at_once() {
+        assert_eq!(
+            FailureClass::of_refusal(CloseCode::Revoked, Some(SECOND)),
+            FailureClass::PermanentAuthenticated
+        );
+        assert_eq!(
+            FailureClass::of_refusal(CloseCode::RateLimited, Some(SECOND)),
+            FailureClass::Told { after: SECOND }
+        );
+        assert_eq!(
+            FailureClass::of_close_frame(4403),
+            FailureClass::PermanentUnproved
+        );
+        assert_eq!(FailureClass::of_close_frame(4503), FailureClass::Transient);
+        assert_eq!(
+            FailureClass::of_http_status(403, None),
+            FailureClass::PermanentUnproved
+        );
+        assert_eq!(
+            FailureClass::of_http_status(503, Some(SECOND)),
+            FailureClass::Told { after: SECOND }
+        );
+    }
+}

@@ -1,0 +1,362 @@
+//! The durable, bounded telemetry spool: append, read in contiguous batches, trim what is acknowledged.
+//!
+//! A record has the sequence number that the process which appended it gave it, for ever. At the bound the oldest
+//! records are given up; what remains of them is a counted gap, which is stored in their place and delivered like
+//! them. So at any time every sequence number is acknowledged, a record, or inside a gap.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use sqlx::Connection;
+use sqlx::migrate::Migrator;
+use tokio::sync::Notify;
+use viworks_common::id::AgentRunId;
+use viworks_common::limits;
+use viworks_common::telemetry::{Batch, Position, Record, RecordRefusal};
+use viworks_common::time::Timestamp;
+use viworks_runtime::fault;
+use viworks_runtime::sqlite::{self, Database};
+
+mod append;
+mod batch;
+mod trim;
+
+static MIGRATOR: Migrator = sqlx::migrate!("migrations/spool");
+
+/// Bytes of a page.
+const PAGE_BYTES: u64 = 4096;
+/// The smallest spool, below which the overhead of the file leaves no room for records.
+pub const BYTES_MIN: u64 = 512 * 1024;
+/// Bytes of one batch's body, with room for the envelope within a bulk message.
+pub const BATCH_BYTES_MAX: usize = limits::BULK_MESSAGE_BYTES_MAX - 1024;
+/// Bytes of one record in a batch, so that every record fits into one.
+pub const RECORD_BYTES_MAX: usize = BATCH_BYTES_MAX - batch::FRAME_BYTES;
+
+/// Why the spool cannot do what it was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SpoolError {
+    /// The file.
+    #[error("the telemetry spool failed")]
+    Database(#[from] sqlite::Error),
+    /// A record that would not fit into any batch; the caller had to check.
+    #[error("a telemetry record is larger than {RECORD_BYTES_MAX} bytes")]
+    RecordTooLarge,
+    /// A row that this program cannot have written.
+    #[error("the telemetry spool is inconsistent: {0}")]
+    Inconsistent(&'static str),
+}
+
+impl SpoolError {
+    /// Whether the disk has no room left.
+    #[must_use]
+    pub const fn is_full(&self) -> bool {
+        matches!(self, Self::Database(sqlite::Error::Full(_)))
+    }
+}
+
+impl From<sqlx::Error> for SpoolError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Database(error.into())
+    }
+}
+
+/// Why a record is not taken in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum IntakeRefusal {
+    /// It breaks a rule that the backend would refuse it for, too.
+    Record(RecordRefusal),
+    /// It is larger than a batch.
+    TooLarge,
+}
+
+impl IntakeRefusal {
+    /// The name in answers and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Record(refusal) => refusal.name(),
+            Self::TooLarge => "too_large",
+        }
+    }
+}
+
+/// Whether the spool would take in `record`, as seen at wall time `now`.
+///
+/// # Errors
+/// The first rule it breaks.
+pub fn check(record: &Record, now: Timestamp) -> Result<(), IntakeRefusal> {
+    record.check(now).map_err(IntakeRefusal::Record)?;
+    if batch::record_bytes(record) > RECORD_BYTES_MAX {
+        return Err(IntakeRefusal::TooLarge);
+    }
+    Ok(())
+}
+
+/// How full the spool is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Figures {
+    /// Records that wait.
+    pub records: u64,
+    /// Bytes of the file on disk.
+    pub bytes: u64,
+    /// The bound of the file.
+    pub bytes_max: u64,
+    /// Records given up since the file was made.
+    pub dropped: u64,
+}
+
+/// An open spool. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Spool {
+    database: Database,
+    agent_run_id: AgentRunId,
+    pages_max: u32,
+    gauges: Arc<Gauges>,
+}
+
+#[derive(Debug, Default)]
+struct Gauges {
+    records: AtomicU64,
+    bytes: AtomicU64,
+    dropped: AtomicU64,
+    appends: AtomicU64,
+    appended: Notify,
+}
+
+/// A spool that was just opened.
+#[derive(Debug)]
+pub struct Opened {
+    /// The spool.
+    pub spool: Spool,
+    /// Where a damaged predecessor was put; its records are lost, and somebody should be told.
+    pub damaged: Option<PathBuf>,
+}
+
+impl Spool {
+    /// Opens or makes the file, bounded to `bytes_max`. New records belong to `agent_run_id`.
+    ///
+    /// A damaged file is put aside and replaced: losing what waits there is better than taking no more telemetry.
+    ///
+    /// # Errors
+    /// When there can be no spool at that place.
+    pub async fn open(
+        path: &Path,
+        bytes_max: u64,
+        agent_run_id: AgentRunId,
+    ) -> Result<Opened, SpoolError> {
+        match Self::open_file(path, bytes_max, agent_run_id).await {
+            Ok(spool) => Ok(Opened {
+                spool,
+                damaged: None,
+            }),
+            Err(SpoolError::Database(sqlite::Error::Corrupt(_))) => {
+                let aside = put_aside(path, agent_run_id)?;
+                let spool = Self::open_file(path, bytes_max, agent_run_id).await?;
+                Ok(Opened {
+                    spool,
+                    damaged: Some(aside),
+                })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn open_file(
+        path: &Path,
+        bytes_max: u64,
+        agent_run_id: AgentRunId,
+    ) -> Result<Self, SpoolError> {
+        let pages_max = u32::try_from(bytes_max.max(BYTES_MIN) / PAGE_BYTES).unwrap_or(u32::MAX);
+        let options = sqlite::Options::new(path).max_page_count(pages_max);
+        let database = Database::open(options, &MIGRATOR).await?;
+        let spool = Self {
+            database,
+            agent_run_id,
+            pages_max,
+            gauges: Arc::default(),
+        };
+        let usage = spool
+            .database
+            .write(|connection| {
+                Box::pin(async move { Ok::<_, SpoolError>(trim::usage(connection).await?) })
+            })
+            .await?;
+        spool.note(usage);
+        Ok(spool)
+    }
+
+    /// Takes records in; once this returns they are durable. At the bound the oldest are given up for them.
+    ///
+    /// # Errors
+    /// When the disk or the file fails; then none of them was taken in.
+    pub async fn append(&self, records: &[Record]) -> Result<(), SpoolError> {
+        if records.is_empty() {
+            return Ok(());
+        }
+        let bodies = append::bodies(records)?;
+        let (agent_run_id, pages_max) = (self.agent_run_id, self.pages_max);
+        let usage = self
+            .database
+            .write(move |connection| {
+                Box::pin(
+                    async move { append::run(connection, agent_run_id, pages_max, bodies).await },
+                )
+            })
+            .await?;
+        self.note(usage);
+        self.gauges.appends.fetch_add(1, Ordering::Release);
+        self.gauges.appended.notify_one();
+        Ok(())
+    }
+
+    /// How often something was appended by this process; a change means that there is more to send.
+    #[must_use]
+    pub fn appended_count(&self) -> u64 {
+        self.gauges.appends.load(Ordering::Acquire)
+    }
+
+    /// Waits for the next append; one waiter at a time.
+    pub async fn appended(&self) {
+        self.gauges.appended.notified().await;
+    }
+
+    /// The next records that may be sent: from one spool epoch, contiguous behind what is acknowledged and behind
+    /// `after` (what is under way), with a body of at most `credit_bytes`. The oldest epoch comes first.
+    ///
+    /// # Errors
+    /// When the file fails.
+    pub async fn next_batch(
+        &self,
+        after: &BTreeMap<AgentRunId, u64>,
+        credit_bytes: usize,
+    ) -> Result<Option<Batch>, SpoolError> {
+        let room = credit_bytes.min(BATCH_BYTES_MAX);
+        match self.look(after, room).await? {
+            batch::Next::Batch(batch) => Ok(Some(batch)),
+            batch::Next::Nothing => Ok(None),
+            batch::Next::Unreadable { epoch, seq } => {
+                self.database
+                    .write(move |connection| {
+                        Box::pin(async move { trim::mark_damaged(connection, epoch, seq).await })
+                    })
+                    .await?;
+                match self.look(after, room).await? {
+                    batch::Next::Batch(batch) => Ok(Some(batch)),
+                    // The next call takes care of the next unreadable record.
+                    batch::Next::Nothing | batch::Next::Unreadable { .. } => Ok(None),
+                }
+            }
+        }
+    }
+
+    /// Looks at one state of the file: between its tables, nothing may change.
+    async fn look(
+        &self,
+        after: &BTreeMap<AgentRunId, u64>,
+        room: usize,
+    ) -> Result<batch::Next, SpoolError> {
+        let mut connection = self.database.read().await?;
+        let mut snapshot = connection.begin().await?;
+        batch::next(&mut snapshot, after, room).await
+    }
+
+    /// Notes that the backend has committed everything up to `position`, and trims it.
+    ///
+    /// # Errors
+    /// When the file fails; the records are sent again then, which does no harm.
+    pub async fn acknowledge(&self, position: Position) -> Result<(), SpoolError> {
+        let own = self.agent_run_id;
+        let usage = self
+            .database
+            .write(move |connection| {
+                Box::pin(async move {
+                    let usage = trim::acknowledge(connection, position, own).await?;
+                    fault::point("spool.trimmed.before_commit");
+                    Ok::<_, SpoolError>(usage)
+                })
+            })
+            .await?;
+        fault::point("spool.trimmed.after_commit");
+        self.note(usage);
+        Ok(())
+    }
+
+    /// What is acknowledged of each epoch that has something waiting, oldest first, as HELLO names them.
+    ///
+    /// # Errors
+    /// When the file fails.
+    pub async fn positions(&self) -> Result<Vec<Position>, SpoolError> {
+        let mut connection = self.database.read().await?;
+        let waiting = batch::waiting_epochs(&mut connection).await?;
+        Ok(waiting
+            .into_iter()
+            .map(|epoch| Position {
+                spool_epoch: epoch.agent_run_id,
+                seq: epoch.acknowledged,
+            })
+            .collect())
+    }
+
+    /// How full it is, as of the last change.
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        Figures {
+            records: self.gauges.records.load(Ordering::Relaxed),
+            bytes: self.gauges.bytes.load(Ordering::Relaxed),
+            bytes_max: u64::from(self.pages_max) * PAGE_BYTES,
+            dropped: self.gauges.dropped.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Closes the file.
+    ///
+    /// # Errors
+    /// When the last checkpoint fails; what was taken in is safe all the same.
+    pub async fn close(&self) -> Result<(), SpoolError> {
+        Ok(self.database.close().await?)
+    }
+
+    fn note(&self, usage: trim::Usage) {
+        self.gauges.records.store(usage.records, Ordering::Relaxed);
+        self.gauges.dropped.store(usage.dropped, Ordering::Relaxed);
+        let bytes = usage.pages.saturating_mul(PAGE_BYTES);
+        self.gauges.bytes.store(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Moves a damaged file and its side files out of the way, under a name that this process alone uses.
+fn put_aside(path: &Path, agent_run_id: AgentRunId) -> Result<PathBuf, SpoolError> {
+    let with = |suffix: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        PathBuf::from(name)
+    };
+    let aside = with(&format!(".damaged-{agent_run_id}"));
+    let failed = |source: std::io::Error| {
+        SpoolError::Database(sqlite::Error::Open {
+            path: path.to_owned(),
+            source: Arc::new(source),
+        })
+    };
+    std::fs::rename(path, &aside).map_err(failed)?;
+    for suffix in ["-wal", "-shm"] {
+        match std::fs::remove_file(with(suffix)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Ok(aside)
+}
+
+/// A sequence number as SQLite stores it. Numbers beyond `i64` would take centuries to reach.
+fn stored(seq: u64) -> i64 {
+    i64::try_from(seq).unwrap_or(i64::MAX)
+}
+
+/// A sequence number as SQLite returns it.
+fn restored(seq: i64) -> Result<u64, SpoolError> {
+    u64::try_from(seq).map_err(|_negative| SpoolError::Inconsistent("a negative number"))
+}

@@ -1,0 +1,125 @@
+//! Appends records, and gives up the oldest ones when the file comes near its bound.
+
+use std::sync::Arc;
+
+use sqlx::SqliteConnection;
+use viworks_common::id::AgentRunId;
+use viworks_common::telemetry::{GapReason, Record};
+
+use super::trim::{self, Usage};
+use super::{RECORD_BYTES_MAX, SpoolError, batch, stored};
+
+/// Bytes that are inserted before the room is looked at again; far below what is kept free.
+const CHUNK_BYTES: usize = 16 * 1024;
+/// The least number of records that are given up at a time.
+const DROP_MIN: u64 = 32;
+/// One in so many records is given up at a time.
+const DROP_SHARE: u64 = 64;
+
+/// The stored form of `records`, shared so that the job can be cloned.
+pub(super) fn bodies(records: &[Record]) -> Result<Arc<[String]>, SpoolError> {
+    records
+        .iter()
+        .map(|record| {
+            if batch::record_bytes(record) > RECORD_BYTES_MAX {
+                return Err(SpoolError::RecordTooLarge);
+            }
+            serde_json::to_string(record).map_err(|_unserialisable| SpoolError::RecordTooLarge)
+        })
+        .collect()
+}
+
+pub(super) async fn run(
+    connection: &mut SqliteConnection,
+    agent_run_id: AgentRunId,
+    pages_max: u32,
+    bodies: Arc<[String]>,
+) -> Result<Usage, SpoolError> {
+    let (epoch, mut next) = own_epoch(connection, agent_run_id).await?;
+    let mut since_check = usize::MAX;
+    for body in bodies.iter() {
+        if since_check > CHUNK_BYTES {
+            // Before the first insert too. Giving up records touches no sequence number, so `next` stays right.
+            make_room(connection, pages_max).await?;
+            since_check = 0;
+        }
+        sqlx::query("INSERT INTO record (epoch, seq, body) VALUES (?, ?, ?)")
+            .bind(epoch)
+            .bind(next)
+            .bind(body)
+            .execute(&mut *connection)
+            .await?;
+        sqlx::query("UPDATE usage SET records = records + 1")
+            .execute(&mut *connection)
+            .await?;
+        next += 1;
+        // What the row costs beside its body.
+        since_check = since_check.saturating_add(body.len() + 32);
+        sqlx::query("UPDATE epoch SET next_seq = ? WHERE id = ?")
+            .bind(next)
+            .bind(epoch)
+            .execute(&mut *connection)
+            .await?;
+    }
+    trim::usage(connection).await
+}
+
+async fn own_epoch(
+    connection: &mut SqliteConnection,
+    agent_run_id: AgentRunId,
+) -> Result<(i64, i64), SpoolError> {
+    sqlx::query(
+        "INSERT INTO epoch (agent_run_id, next_seq, acknowledged) VALUES (?, 1, 0) ON CONFLICT DO NOTHING",
+    )
+    .bind(agent_run_id.to_string())
+    .execute(&mut *connection)
+    .await?;
+    let row = sqlx::query_as("SELECT id, next_seq FROM epoch WHERE agent_run_id = ?")
+        .bind(agent_run_id.to_string())
+        .fetch_one(connection)
+        .await?;
+    Ok(row)
+}
+
+/// Gives up the oldest records until an eighth of the file is free.
+async fn make_room(connection: &mut SqliteConnection, pages_max: u32) -> Result<(), SpoolError> {
+    let bound = u64::from(pages_max) - u64::from(pages_max) / 8;
+    loop {
+        let usage = trim::usage(connection).await?;
+        if usage.live_pages <= bound || usage.records == 0 {
+            return Ok(());
+        }
+        give_up_oldest(connection, (usage.records / DROP_SHARE).max(DROP_MIN)).await?;
+    }
+}
+
+/// Gives up the `count` oldest records of the oldest epoch that has any, and leaves a gap in their place.
+async fn give_up_oldest(connection: &mut SqliteConnection, count: u64) -> Result<(), SpoolError> {
+    let oldest: Option<(i64, i64)> =
+        sqlx::query_as("SELECT epoch, seq FROM record ORDER BY epoch, seq LIMIT 1")
+            .fetch_optional(&mut *connection)
+            .await?;
+    let Some((epoch, first)) = oldest else {
+        return Ok(());
+    };
+    let last: i64 = sqlx::query_scalar(
+        "SELECT max(seq) FROM (SELECT seq FROM record WHERE epoch = ? ORDER BY seq LIMIT ?)",
+    )
+    .bind(epoch)
+    .bind(stored(count))
+    .fetch_one(&mut *connection)
+    .await?;
+    let dropped = sqlx::query("DELETE FROM record WHERE epoch = ? AND seq BETWEEN ? AND ?")
+        .bind(epoch)
+        .bind(first)
+        .bind(last)
+        .execute(&mut *connection)
+        .await?
+        .rows_affected();
+    sqlx::query("UPDATE usage SET records = records - ?, dropped = dropped + ?")
+        .bind(stored(dropped))
+        .bind(stored(dropped))
+        .execute(&mut *connection)
+        .await?;
+    trim::add_gap(connection, epoch, first, last, GapReason::SpoolFull).await
+}
