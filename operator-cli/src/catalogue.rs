@@ -37,7 +37,11 @@ pub async fn execute(client: &Client, verb: Verb, format: Format) -> Result<Exit
                             entry.name.to_string(),
                             risk(entry.risk).to_owned(),
                             names.join(" "),
-                            format!("{} of {}", entry.available, entry.available + entry.unavailable),
+                            format!(
+                                "{} of {}",
+                                entry.available,
+                                entry.available + entry.unavailable
+                            ),
                             entry.title.clone(),
                         ]
                     }),
@@ -69,8 +73,16 @@ fn show(entry: &CatalogueCommand, format: Format) -> Result<(), Failure> {
         return output::json(entry);
     }
     output::line(&format!("{}   {}", entry.name, plain(&entry.title)))?;
-    let repeat = if entry.idempotent { "may run twice" } else { "never runs twice" };
-    output::line(&format!("risk {}, {repeat}, ended after {}", risk(entry.risk), run::duration(entry.timeout_ms)))?;
+    let repeat = if entry.idempotent {
+        "may run twice"
+    } else {
+        "never runs twice"
+    };
+    output::line(&format!(
+        "risk {}, {repeat}, ended after {}",
+        risk(entry.risk),
+        run::duration(entry.timeout_ms)
+    ))?;
     for argument in &entry.arguments {
         let allowed = match &argument.value {
             ArgumentType::String { pattern } => format!("text that matches {pattern}"),
@@ -78,15 +90,30 @@ fn show(entry: &CatalogueCommand, format: Format) -> Result<(), Failure> {
             ArgumentType::Choice { values } => format!("one of {}", values.join(", ")),
             ArgumentType::Boolean => "true or false".to_owned(),
         };
-        let default = argument.default.as_ref().map_or_else(|| "required".to_owned(), |default| format!("default {default}"));
-        output::line(&format!("  {:<12} {} ({}; {default})", argument.name.as_str(), plain(&argument.description), plain(&allowed)))?;
+        let default = argument.default.as_ref().map_or_else(
+            || "required".to_owned(),
+            |default| format!("default {default}"),
+        );
+        output::line(&format!(
+            "  {:<12} {} ({}; {default})",
+            argument.name.as_str(),
+            plain(&argument.description),
+            plain(&allowed)
+        ))?;
     }
-    let Some(gateways) = &entry.gateways else { return Ok(()) };
+    let Some(gateways) = &entry.gateways else {
+        return Ok(());
+    };
     output::line("")?;
     output::table(
         ["GATEWAY", "AVAILABLE"],
         gateways.iter().map(|one| {
-            [one.gateway.name.to_string(), one.unavailable.as_ref().map_or_else(|| "yes".to_owned(), |reason| format!("no: {reason}"))]
+            [
+                one.gateway.name.to_string(),
+                one.unavailable
+                    .as_ref()
+                    .map_or_else(|| "yes".to_owned(), |reason| format!("no: {reason}")),
+            ]
         }),
     )
 }

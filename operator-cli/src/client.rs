@@ -7,8 +7,9 @@ use futures_util::StreamExt;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::de::DeserializeOwned;
 use viworks_common::api::{
-    CatalogueCommand, CatalogueList, CommandList, CommandView, Gateway, GatewayList, IDEMPOTENCY_KEY, Problem, Run, RunCancelled, RunEvent,
-    RunList, RunRequest, RunWait, TelemetryGapList, TelemetryList, TelemetryStreamList, WAIT_MS_MAX,
+    CatalogueCommand, CatalogueList, CommandList, CommandView, Gateway, GatewayList,
+    IDEMPOTENCY_KEY, Problem, Run, RunCancelled, RunEvent, RunList, RunRequest, RunWait,
+    TelemetryGapList, TelemetryList, TelemetryStreamList, WAIT_MS_MAX,
 };
 use viworks_common::id::{CommandId, RunId};
 use viworks_runtime::exit::ExitCode;
@@ -31,21 +32,33 @@ pub struct Client {
     token: Option<String>,
 }
 
-
 impl Client {
     /// A client for `server`, with the key in `token_file`.
     pub fn new(server: &str, token_file: Option<&Path>) -> Result<Self, Failure> {
         if !server.starts_with("http://") && !server.starts_with("https://") {
-            return Err(Failure::usage(format!("{server:?} is no address of a backend")).with("expected: http://HOST:PORT or https://HOST"));
+            return Err(
+                Failure::usage(format!("{server:?} is no address of a backend"))
+                    .with("expected: http://HOST:PORT or https://HOST"),
+            );
         }
         let token = match token_file {
             None => None,
             Some(file) => {
-                let bytes = files::read_private(file)
-                    .map_err(|error| Failure::new(ExitCode::Config, format!("the API key cannot be used: {error}")))?;
-                let text = std::str::from_utf8(&bytes).unwrap_or_default().trim().to_owned();
+                let bytes = files::read_private(file).map_err(|error| {
+                    Failure::new(
+                        ExitCode::Config,
+                        format!("the API key cannot be used: {error}"),
+                    )
+                })?;
+                let text = std::str::from_utf8(&bytes)
+                    .unwrap_or_default()
+                    .trim()
+                    .to_owned();
                 if text.is_empty() {
-                    return Err(Failure::new(ExitCode::Config, format!("{} holds no API key", file.display())));
+                    return Err(Failure::new(
+                        ExitCode::Config,
+                        format!("{} holds no API key", file.display()),
+                    ));
                 }
                 Some(text)
             }
@@ -55,7 +68,11 @@ impl Client {
             .user_agent(concat!("viworks/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| Failure::new(ExitCode::Error, error.to_string()))?;
-        Ok(Self { http, server: server.trim_end_matches('/').to_owned(), token })
+        Ok(Self {
+            http,
+            server: server.trim_end_matches('/').to_owned(),
+            token,
+        })
     }
 
     /// All gateways.
@@ -74,7 +91,8 @@ impl Client {
 
     /// One gateway, by name or id.
     pub async fn gateway(&self, reference: &str) -> Result<Gateway, Failure> {
-        self.get(&format!("/v1/gateways/{}", segment(reference)?), &[]).await
+        self.get(&format!("/v1/gateways/{}", segment(reference)?), &[])
+            .await
     }
 
     /// What may be run, and where.
@@ -84,11 +102,16 @@ impl Client {
 
     /// One command of the catalogue.
     pub async fn catalogue_command(&self, name: &str) -> Result<CatalogueCommand, Failure> {
-        self.get(&format!("/v1/catalogue/{}", segment(name)?), &[]).await
+        self.get(&format!("/v1/catalogue/{}", segment(name)?), &[])
+            .await
     }
 
     /// Submits a run; with a key the submission is safe to repeat.
-    pub async fn submit(&self, request: &RunRequest, idempotency_key: Option<&str>) -> Result<Run, Failure> {
+    pub async fn submit(
+        &self,
+        request: &RunRequest,
+        idempotency_key: Option<&str>,
+    ) -> Result<Run, Failure> {
         let mut builder = self.request(Method::POST, "/v1/runs").json(request);
         if let Some(key) = idempotency_key {
             builder = builder.header(IDEMPOTENCY_KEY, key);
@@ -101,7 +124,9 @@ impl Client {
         let mut all = Vec::new();
         let mut cursor = None;
         while all.len() < limit {
-            let page: RunList = self.get("/v1/runs", &paged(cursor, (limit - all.len()).min(PAGE))).await?;
+            let page: RunList = self
+                .get("/v1/runs", &paged(cursor, (limit - all.len()).min(PAGE)))
+                .await?;
             all.extend(page.items);
             cursor = page.next;
             if cursor.is_none() {
@@ -121,7 +146,9 @@ impl Client {
         let mut all = Vec::new();
         let mut cursor = None;
         loop {
-            let page: CommandList = self.get(&format!("/v1/runs/{id}/commands"), &paged(cursor, PAGE)).await?;
+            let page: CommandList = self
+                .get(&format!("/v1/runs/{id}/commands"), &paged(cursor, PAGE))
+                .await?;
             all.extend(page.items);
             cursor = page.next;
             if cursor.is_none() {
@@ -132,12 +159,17 @@ impl Client {
 
     /// One command with its retained output.
     pub async fn command(&self, run: RunId, command: CommandId) -> Result<CommandView, Failure> {
-        self.get(&format!("/v1/runs/{run}/commands/{command}"), &[]).await
+        self.get(&format!("/v1/runs/{run}/commands/{command}"), &[])
+            .await
     }
 
     /// Asks for a run to be cancelled.
     pub async fn cancel(&self, id: RunId) -> Result<RunCancelled, Failure> {
-        self.answer(self.request(Method::POST, &format!("/v1/runs/{id}/cancel")).timeout(REQUEST_TIMEOUT)).await
+        self.answer(
+            self.request(Method::POST, &format!("/v1/runs/{id}/cancel"))
+                .timeout(REQUEST_TIMEOUT),
+        )
+        .await
     }
 
     /// Waits until a run is finished, at most for `limit`.
@@ -147,7 +179,9 @@ impl Client {
             let left = deadline.saturating_duration_since(tokio::time::Instant::now());
             let held = left.min(Duration::from_millis(WAIT_MS_MAX));
             let query = [("timeout_ms", held.as_millis().to_string())];
-            let builder = self.request(Method::GET, &format!("/v1/runs/{id}/wait")).query(&query);
+            let builder = self
+                .request(Method::GET, &format!("/v1/runs/{id}/wait"))
+                .query(&query);
             let answer: RunWait = self.answer(builder.timeout(held + REQUEST_TIMEOUT)).await?;
             if answer.finished || held == left {
                 return Ok(answer);
@@ -156,7 +190,11 @@ impl Client {
     }
 
     /// Follows a run's events until it is finished; `handle` sees each.
-    pub async fn follow(&self, id: RunId, mut handle: impl FnMut(RunEvent) -> Result<(), Failure>) -> Result<(), Failure> {
+    pub async fn follow(
+        &self,
+        id: RunId,
+        mut handle: impl FnMut(RunEvent) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
         let mut last_id: Option<String> = None;
         let mut silent_attempts = 0_u32;
         loop {
@@ -166,13 +204,23 @@ impl Client {
             }
             let response = self.checked(builder).await?;
             let before = last_id.clone();
-            if self.read_events(response, &mut last_id, &mut handle).await? {
+            if self
+                .read_events(response, &mut last_id, &mut handle)
+                .await?
+            {
                 return Ok(());
             }
             // The stream ended early: the backend restarted or a proxy cut it. It resumes where it stopped.
-            silent_attempts = if before == last_id { silent_attempts + 1 } else { 0 };
+            silent_attempts = if before == last_id {
+                silent_attempts + 1
+            } else {
+                0
+            };
             if silent_attempts > 5 {
-                return Err(Failure::new(ExitCode::Unavailable, "the event stream keeps ending").with(format!("see: viworks runs show {id}")));
+                return Err(
+                    Failure::new(ExitCode::Unavailable, "the event stream keeps ending")
+                        .with(format!("see: viworks runs show {id}")),
+                );
             }
             tokio::time::sleep(Duration::from_millis(200 << silent_attempts)).await;
         }
@@ -199,8 +247,12 @@ impl Client {
                 if data.is_empty() {
                     continue;
                 }
-                let event: RunEvent = serde_json::from_str(&data)
-                    .map_err(|error| Failure::new(ExitCode::Error, format!("the backend sent an event this version cannot read: {error}")))?;
+                let event: RunEvent = serde_json::from_str(&data).map_err(|error| {
+                    Failure::new(
+                        ExitCode::Error,
+                        format!("the backend sent an event this version cannot read: {error}"),
+                    )
+                })?;
                 let finished = matches!(event, RunEvent::Finished { .. });
                 handle(event)?;
                 if finished {
@@ -208,7 +260,10 @@ impl Client {
                 }
             }
             if buffer.len() > EVENT_BYTES_MAX {
-                return Err(Failure::new(ExitCode::Error, "the backend sent an event beyond every bound"));
+                return Err(Failure::new(
+                    ExitCode::Error,
+                    "the backend sent an event beyond every bound",
+                ));
             }
         }
         Ok(false)
@@ -221,12 +276,14 @@ impl Client {
 
     /// The streams of one gateway.
     pub async fn telemetry_streams(&self, gateway: &str) -> Result<TelemetryStreamList, Failure> {
-        self.get("/v1/telemetry/streams", &[("gateway", gateway.to_owned())]).await
+        self.get("/v1/telemetry/streams", &[("gateway", gateway.to_owned())])
+            .await
     }
 
     /// The reported gaps of one gateway.
     pub async fn telemetry_gaps(&self, gateway: &str) -> Result<TelemetryGapList, Failure> {
-        self.get("/v1/telemetry/gaps", &[("gateway", gateway.to_owned())]).await
+        self.get("/v1/telemetry/gaps", &[("gateway", gateway.to_owned())])
+            .await
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
@@ -237,22 +294,36 @@ impl Client {
         }
     }
 
-    async fn get<T: DeserializeOwned>(&self, path: &str, query: &[(&str, String)]) -> Result<T, Failure> {
-        self.answer(self.request(Method::GET, path).query(query).timeout(REQUEST_TIMEOUT)).await
+    async fn get<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+    ) -> Result<T, Failure> {
+        self.answer(
+            self.request(Method::GET, path)
+                .query(query)
+                .timeout(REQUEST_TIMEOUT),
+        )
+        .await
     }
 
     async fn answer<T: DeserializeOwned>(&self, builder: RequestBuilder) -> Result<T, Failure> {
         let response = self.checked(builder).await?;
-        response
-            .json()
-            .await
-            .map_err(|error| Failure::new(ExitCode::Error, format!("the backend's answer cannot be read: {}", causes(&error))))
+        response.json().await.map_err(|error| {
+            Failure::new(
+                ExitCode::Error,
+                format!("the backend's answer cannot be read: {}", causes(&error)),
+            )
+        })
     }
 
     async fn checked(&self, builder: RequestBuilder) -> Result<Response, Failure> {
         let response = builder.send().await.map_err(|error| {
-            Failure::new(ExitCode::Unavailable, format!("{} cannot be reached: {}", self.server, causes(&error)))
-                .with("fix: is the backend running? viworks up starts one on this machine")
+            Failure::new(
+                ExitCode::Unavailable,
+                format!("{} cannot be reached: {}", self.server, causes(&error)),
+            )
+            .with("fix: is the backend running? viworks up starts one on this machine")
         })?;
         if response.status().is_success() {
             return Ok(response);
@@ -271,10 +342,17 @@ fn paged(cursor: Option<String>, limit: usize) -> Vec<(&'static str, String)> {
 
 /// A path segment: names and ids only, so that nothing typed changes the path.
 fn segment(text: &str) -> Result<&str, Failure> {
-    if !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')) && !text.starts_with('.') {
+    if !text.is_empty()
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+        && !text.starts_with('.')
+    {
         Ok(text)
     } else {
-        Err(Failure::usage(format!("{text:?} is neither a name nor an id")))
+        Err(Failure::usage(format!(
+            "{text:?} is neither a name nor an id"
+        )))
     }
 }
 
@@ -302,20 +380,26 @@ fn refusal(status: StatusCode, text: &str) -> Failure {
         StatusCode::NOT_FOUND => ExitCode::NotFound,
         StatusCode::CONFLICT => ExitCode::Conflict,
         StatusCode::TOO_MANY_REQUESTS => ExitCode::Busy,
-        StatusCode::SERVICE_UNAVAILABLE | StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => ExitCode::Unavailable,
+        StatusCode::SERVICE_UNAVAILABLE | StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => {
+            ExitCode::Unavailable
+        }
         status if status.is_client_error() => ExitCode::Usage,
         _ => ExitCode::Error,
     };
     match serde_json::from_str::<Problem>(text) {
         Ok(problem) => {
-            let mut failure = Failure::new(exit, problem.title.to_lowercase()).with(problem.detail.clone());
+            let mut failure =
+                Failure::new(exit, problem.title.to_lowercase()).with(problem.detail.clone());
             if let Some(wait) = problem.retry_after_ms {
                 failure = failure.with(format!("try again in about {} s", wait.div_ceil(1_000)));
             }
             failure.problem = Some(Box::new(problem));
             failure
         }
-        Err(_not_a_problem) => Failure::new(exit, format!("the server answered {status} and it does not look like a ViWorkS backend")),
+        Err(_not_a_problem) => Failure::new(
+            exit,
+            format!("the server answered {status} and it does not look like a ViWorkS backend"),
+        ),
     }
 }
 
@@ -335,7 +419,10 @@ mod tests {
 
     #[test]
     fn an_event_is_taken_apart() {
-        assert_eq!(fields("id: 7\nevent: command\ndata: {\"a\":\ndata: 1}\n\n"), (Some("7".to_owned()), "{\"a\":\n1}".to_owned()));
+        assert_eq!(
+            fields("id: 7\nevent: command\ndata: {\"a\":\ndata: 1}\n\n"),
+            (Some("7".to_owned()), "{\"a\":\n1}".to_owned())
+        );
         assert_eq!(fields(": heartbeat\n\n"), (None, String::new()));
     }
 
@@ -349,7 +436,13 @@ mod tests {
 
     #[test]
     fn a_refusal_without_a_problem_document_is_still_classified() {
-        assert_eq!(refusal(StatusCode::FORBIDDEN, "<html>").exit, ExitCode::Forbidden);
-        assert_eq!(refusal(StatusCode::BAD_GATEWAY, "").exit, ExitCode::Unavailable);
+        assert_eq!(
+            refusal(StatusCode::FORBIDDEN, "<html>").exit,
+            ExitCode::Forbidden
+        );
+        assert_eq!(
+            refusal(StatusCode::BAD_GATEWAY, "").exit,
+            ExitCode::Unavailable
+        );
     }
 }

@@ -8,7 +8,11 @@ fn main() -> std::process::ExitCode {
     let arguments = cli::Arguments::parse();
     let json = arguments.global.output == output::Format::Json;
     viworks_runtime::tls::install_provider();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             error::Failure::from(error).print(json);

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
-use viworks_common::api::{CommandView, GatewayRef, RequestedArguments, Run, RunEvent, RunRequest, Targets};
+use viworks_common::api::{
+    CommandView, GatewayRef, RequestedArguments, Run, RunEvent, RunRequest, Targets,
+};
 use viworks_common::catalogue::Risk;
 use viworks_common::command::{Arguments, CommandState};
 use viworks_common::id::{CommandId, CommandName, GatewayName};
@@ -30,7 +32,13 @@ pub struct Options {
     #[arg(value_name = "NAME=VALUE")]
     arguments: Vec<String>,
     /// Gateways, by name or id; repeat it or separate them by commas
-    #[arg(short, long, value_name = "NAME", value_delimiter = ',', conflicts_with = "all")]
+    #[arg(
+        short,
+        long,
+        value_name = "NAME",
+        value_delimiter = ',',
+        conflicts_with = "all"
+    )]
     gateway: Vec<String>,
     /// Every gateway
     #[arg(long)]
@@ -53,6 +61,9 @@ pub struct Options {
     /// How many gateways are meant; needed for dangerous commands
     #[arg(long, value_name = "N")]
     confirm: Option<u64>,
+    /// Why; kept with the run and in the audit trail
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
     /// Say what would be run, and run nothing
     #[arg(long)]
     dry_run: bool,
@@ -68,13 +79,20 @@ pub async fn run(client: &Client, options: &Options, format: Format) -> Result<E
     if options.dry_run {
         return dry_run(client, &request, format).await;
     }
-    let submitted = client.submit(&request, options.idempotency_key.as_deref()).await?;
+    let submitted = client
+        .submit(&request, options.idempotency_key.as_deref())
+        .await?;
     if options.no_wait {
         match format {
             Format::Table => output::line(&submitted.id.to_string())?,
             Format::Json => output::json(&submitted)?,
         }
-        output::note(&format!("submitted to {} gateways; follow it: {} runs wait {}", submitted.total, program_name(), submitted.id));
+        output::note(&format!(
+            "submitted to {} gateways; follow it: {} runs wait {}",
+            submitted.total,
+            program_name(),
+            submitted.id
+        ));
         return Ok(ExitCode::Ok);
     }
     let limit = options.wait.unwrap_or(Duration::from_secs(24 * 3_600));
@@ -93,12 +111,17 @@ pub async fn run(client: &Client, options: &Options, format: Format) -> Result<E
 fn request(options: &Options) -> Result<RunRequest, Failure> {
     let mut arguments = Arguments::new();
     for text in &options.arguments {
-        let (name, value) = text
-            .split_once('=')
-            .ok_or_else(|| Failure::usage(format!("{text:?} is no argument")).with("expected: name=value, such as unit=nginx"))?;
-        let name = name.parse().map_err(|error| Failure::usage(format!("{error}")))?;
+        let (name, value) = text.split_once('=').ok_or_else(|| {
+            Failure::usage(format!("{text:?} is no argument"))
+                .with("expected: name=value, such as unit=nginx")
+        })?;
+        let name = name
+            .parse()
+            .map_err(|error| Failure::usage(format!("{error}")))?;
         if arguments.insert(name, value.to_owned()).is_some() {
-            return Err(Failure::usage(format!("the argument of {text:?} is given twice")));
+            return Err(Failure::usage(format!(
+                "the argument of {text:?} is given twice"
+            )));
         }
     }
     let targets = match (options.all, options.gateway.as_slice()) {
@@ -110,7 +133,8 @@ fn request(options: &Options) -> Result<RunRequest, Failure> {
                 .with("which are there: viworks gateway ls"));
         }
         (false, names) => {
-            let references: Result<Vec<GatewayRef>, _> = names.iter().map(|name| name.parse()).collect();
+            let references: Result<Vec<GatewayRef>, _> =
+                names.iter().map(|name| name.parse()).collect();
             Targets::Gateways(references.map_err(|error| Failure::usage(format!("{error}")))?)
         }
     };
@@ -121,6 +145,7 @@ fn request(options: &Options) -> Result<RunRequest, Failure> {
         deadline_ms: options.expires.map(milliseconds),
         timeout_ms: options.timeout.map(milliseconds),
         expect_targets: options.confirm,
+        reason: options.reason.clone(),
     })
 }
 
@@ -134,7 +159,9 @@ async fn confirm(client: &Client, options: &Options, request: &RunRequest) -> Re
         return Ok(());
     }
     // An unknown command is the backend's to explain; it names what is allowed.
-    let Ok(entry) = client.catalogue_command(request.command.as_str()).await else { return Ok(()) };
+    let Ok(entry) = client.catalogue_command(request.command.as_str()).await else {
+        return Ok(());
+    };
     let many = match &request.targets {
         Targets::All => true,
         Targets::Gateways(names) => names.len() > 1,
@@ -142,60 +169,111 @@ async fn confirm(client: &Client, options: &Options, request: &RunRequest) -> Re
     match entry.risk {
         Risk::Read => Ok(()),
         Risk::Change if options.yes || !many => Ok(()),
-        Risk::Change => ask(&format!("{} changes something on several gateways.", request.command), "--yes"),
+        Risk::Change => ask(
+            &format!("{} changes something on several gateways.", request.command),
+            "--yes",
+        ),
         Risk::Danger if options.confirm.is_some() => Ok(()),
-        Risk::Danger => Err(Failure::new(ExitCode::Declined, format!("{} can cause an outage", request.command))
-            .with("say how many gateways you mean: --confirm=N (viworks run … --dry-run counts them)")),
+        Risk::Danger => Err(Failure::new(
+            ExitCode::Declined,
+            format!("{} can cause an outage", request.command),
+        )
+        .with("say how many gateways you mean: --confirm=N (viworks run … --dry-run counts them)")),
     }
 }
 
 fn ask(what: &str, flag: &str) -> Result<(), Failure> {
     if !std::io::stdin().is_terminal() {
-        return Err(Failure::new(ExitCode::Declined, format!("{what} A prompt was needed")).with(format!("in scripts, add {flag}")));
+        return Err(
+            Failure::new(ExitCode::Declined, format!("{what} A prompt was needed"))
+                .with(format!("in scripts, add {flag}")),
+        );
     }
     output::note(&format!("{what} Continue? [y/N]"));
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;
-    if matches!(answer.trim(), "y" | "Y" | "yes") { Ok(()) } else { Err(Failure::new(ExitCode::Declined, "you said no; nothing was sent")) }
+    if matches!(answer.trim(), "y" | "Y" | "yes") {
+        Ok(())
+    } else {
+        Err(Failure::new(
+            ExitCode::Declined,
+            "you said no; nothing was sent",
+        ))
+    }
 }
 
-async fn dry_run(client: &Client, request: &RunRequest, format: Format) -> Result<ExitCode, Failure> {
+async fn dry_run(
+    client: &Client,
+    request: &RunRequest,
+    format: Format,
+) -> Result<ExitCode, Failure> {
     let entry = client.catalogue_command(request.command.as_str()).await?;
     let gateways = client.gateways().await?;
     let meant: Vec<&str> = gateways
         .iter()
         .filter(|gateway| match &request.targets {
             Targets::All => true,
-            Targets::Gateways(names) => {
-                names.iter().any(|name| name.to_string() == gateway.name.as_str() || name.to_string() == gateway.id.to_string())
-            }
+            Targets::Gateways(names) => names.iter().any(|name| {
+                name.to_string() == gateway.name.as_str()
+                    || name.to_string() == gateway.id.to_string()
+            }),
         })
         .map(|gateway| gateway.name.as_str())
         .collect();
     match format {
         Format::Table => {
-            output::line(&format!("{} ({:?}) on {} gateways: {}", request.command, entry.risk, meant.len(), meant.join(" ")))?;
+            output::line(&format!(
+                "{} ({:?}) on {} gateways: {}",
+                request.command,
+                entry.risk,
+                meant.len(),
+                meant.join(" ")
+            ))?;
         }
-        Format::Json => output::json(&json!({"apiVersion": "viworks/v1", "kind": "RunPlan", "request": request, "gateways": meant}))?,
+        Format::Json => output::json(
+            &json!({"apiVersion": "viworks/v1", "kind": "RunPlan", "request": request, "gateways": meant}),
+        )?,
     }
     output::note("nothing was run");
-    Ok(if meant.is_empty() { ExitCode::NotFound } else { ExitCode::Ok })
+    Ok(if meant.is_empty() {
+        ExitCode::NotFound
+    } else {
+        ExitCode::Ok
+    })
 }
 
 /// Shows a run live and then its result.
-pub async fn follow(client: &Client, run: &Run, limit: Duration, format: Format) -> Result<ExitCode, Failure> {
-    let mut live = Live { many: run.total > 1, format, open: BTreeMap::new() };
-    let followed = tokio::time::timeout(limit, client.follow(run.id, |event| live.show(&event))).await;
+pub async fn follow(
+    client: &Client,
+    run: &Run,
+    limit: Duration,
+    format: Format,
+) -> Result<ExitCode, Failure> {
+    let mut live = Live {
+        many: run.total > 1,
+        format,
+        open: BTreeMap::new(),
+    };
+    let followed = tokio::time::timeout(
+        limit,
+        client.follow(run.id, |event| {
+            live.show(&event);
+            Ok(())
+        }),
+    )
+    .await;
     if let Ok(outcome) = followed {
         outcome?;
     }
     let commands = client.run_commands(run.id).await?;
-    live.flush()?;
+    live.flush();
     match format {
         Format::Json => {
             let run = client.run(run.id).await?;
             let commands = with_output(client, commands.clone()).await?;
-            output::json(&json!({"apiVersion": "viworks/v1", "kind": "RunResult", "run": run, "commands": commands}))?;
+            output::json(
+                &json!({"apiVersion": "viworks/v1", "kind": "RunResult", "run": run, "commands": commands}),
+            )?;
         }
         Format::Table => print_commands(&with_output(client, commands.clone()).await?)?,
     }
@@ -216,37 +294,44 @@ struct Live {
 }
 
 impl Live {
-    fn show(&mut self, event: &RunEvent) -> Result<(), Failure> {
+    fn show(&mut self, event: &RunEvent) {
         match event {
-            RunEvent::Output { command_id, gateway, stream, data, .. } => {
+            RunEvent::Output {
+                command_id,
+                gateway,
+                stream,
+                data,
+                ..
+            } => {
                 if self.format == Format::Json {
-                    return Ok(());
+                    return;
                 }
-                let (name, text) =
-                    self.open.entry((*command_id, *stream)).or_insert_with(|| (gateway.name.clone(), String::new()));
+                let (name, text) = self
+                    .open
+                    .entry((*command_id, *stream))
+                    .or_insert_with(|| (gateway.name.clone(), String::new()));
                 text.push_str(&data.text);
                 let name = name.clone();
                 while let Some(end) = text.find('\n') {
                     let line: String = text.drain(..=end).collect();
                     print_line(self.many, &name, &line);
                 }
-                Ok(())
             }
             RunEvent::Missed { events } => {
-                output::note(&format!("({events} live events were not received; the retained output is complete up to its stated bounds)"));
-                Ok(())
+                output::note(&format!(
+                    "({events} live events were not received; the retained output is complete up to its stated bounds)"
+                ));
             }
-            RunEvent::Command { .. } | RunEvent::Finished { .. } => Ok(()),
+            RunEvent::Command { .. } | RunEvent::Finished { .. } => {}
         }
     }
 
-    fn flush(&mut self) -> Result<(), Failure> {
+    fn flush(&mut self) {
         for (name, text) in std::mem::take(&mut self.open).into_values() {
             if !text.is_empty() {
                 print_line(self.many, &name, &text);
             }
         }
-        Ok(())
     }
 }
 
@@ -261,13 +346,20 @@ fn print_line(many: bool, gateway: &GatewayName, line: &str) {
 }
 
 /// Adds the retained output, for as many commands as a person reads.
-pub async fn with_output(client: &Client, commands: Vec<CommandView>) -> Result<Vec<CommandView>, Failure> {
+pub async fn with_output(
+    client: &Client,
+    commands: Vec<CommandView>,
+) -> Result<Vec<CommandView>, Failure> {
     if commands.len() > OUTPUTS_SHOWN_MAX {
         return Ok(commands);
     }
     let mut complete = Vec::with_capacity(commands.len());
     for command in commands {
-        complete.push(if command.outcome.is_some() { client.command(command.run_id, command.id).await? } else { command });
+        complete.push(if command.outcome.is_some() {
+            client.command(command.run_id, command.id).await?
+        } else {
+            command
+        });
     }
     Ok(complete)
 }
@@ -281,7 +373,9 @@ pub fn print_commands(commands: &[CommandView]) -> Result<(), Failure> {
             [
                 command.gateway.name.to_string(),
                 word(command.state).to_owned(),
-                outcome.and_then(|outcome| outcome.exit_code).map_or_else(|| "–".to_owned(), |code| code.to_string()),
+                outcome
+                    .and_then(|outcome| outcome.exit_code)
+                    .map_or_else(|| "–".to_owned(), |code| code.to_string()),
                 outcome.map_or_else(|| "–".to_owned(), |outcome| duration(outcome.duration_ms)),
                 said(command),
             ]
@@ -291,15 +385,35 @@ pub fn print_commands(commands: &[CommandView]) -> Result<(), Failure> {
 
 /// The last line of what a command wrote, or why it did not run.
 fn said(command: &CommandView) -> String {
-    let Some(outcome) = &command.outcome else { return plain(command.reason.as_deref().unwrap_or("")) };
+    let Some(outcome) = &command.outcome else {
+        return plain(command.reason.as_deref().unwrap_or(""));
+    };
     let text = |view: &Option<viworks_common::api::OutputView>| {
-        view.as_ref().map(|view| if view.cut_bytes > 0 { view.tail.text.clone() } else { format!("{}{}", view.head.text, view.tail.text) })
+        view.as_ref().map(|view| {
+            if view.cut_bytes > 0 {
+                view.tail.text.clone()
+            } else {
+                format!("{}{}", view.head.text, view.tail.text)
+            }
+        })
     };
     let stdout = text(&outcome.stdout).unwrap_or_default();
     let stderr = text(&outcome.stderr).unwrap_or_default();
-    let reason = outcome.reason.clone().or_else(|| command.reason.clone()).unwrap_or_default();
-    let preferred = if command.state == CommandState::Succeeded { [stdout, stderr, reason] } else { [reason, stderr, stdout] };
-    preferred.iter().map(|text| last_line(text)).find(|line| !line.is_empty()).unwrap_or_default()
+    let reason = outcome
+        .reason
+        .clone()
+        .or_else(|| command.reason.clone())
+        .unwrap_or_default();
+    let preferred = if command.state == CommandState::Succeeded {
+        [stdout, stderr, reason]
+    } else {
+        [reason, stderr, stdout]
+    };
+    preferred
+        .iter()
+        .map(|text| last_line(text))
+        .find(|line| !line.is_empty())
+        .unwrap_or_default()
 }
 
 /// A state as a table shows it: a shape and a word.
@@ -331,13 +445,18 @@ pub fn duration(ms: u64) -> String {
 
 /// One sentence whose numbers add up to the number of targets.
 fn summary(states: &[CommandState]) -> String {
-    let count = |wanted: &[CommandState]| states.iter().filter(|state| wanted.contains(state)).count();
+    let count =
+        |wanted: &[CommandState]| states.iter().filter(|state| wanted.contains(state)).count();
     let ok = count(&[CommandState::Succeeded]);
     let no_answer = count(&[CommandState::Expired, CommandState::Dead]);
     let open = states.iter().filter(|state| !state.is_final()).count();
     let failed = states.len() - ok - no_answer - open;
     let mut parts = vec![format!("{ok} ok")];
-    for (number, word) in [(failed, "failed"), (no_answer, "no answer"), (open, "still open")] {
+    for (number, word) in [
+        (failed, "failed"),
+        (no_answer, "no answer"),
+        (open, "still open"),
+    ] {
         if number > 0 {
             parts.push(format!("{number} {word}"));
         }
@@ -348,11 +467,12 @@ fn summary(states: &[CommandState]) -> String {
 /// Failed beats no answer beats pending; nothing targeted is not found.
 pub fn exit_code(states: impl Iterator<Item = CommandState>) -> ExitCode {
     let mut exit = None;
-    let rank = |code: ExitCode| match code {
-        ExitCode::Failed => 3,
-        ExitCode::NoAnswer => 2,
-        ExitCode::Pending => 1,
-        _ => 0,
+    let rank = |code: ExitCode| {
+        let order = [ExitCode::Pending, ExitCode::NoAnswer, ExitCode::Failed];
+        order
+            .iter()
+            .position(|ranked| *ranked == code)
+            .map_or(0, |position| position + 1)
     };
     for state in states {
         let code = match state {
@@ -363,7 +483,10 @@ pub fn exit_code(states: impl Iterator<Item = CommandState>) -> ExitCode {
             | CommandState::Cancelled
             | CommandState::Indeterminate => ExitCode::Failed,
             CommandState::Expired | CommandState::Dead => ExitCode::NoAnswer,
-            CommandState::Queued | CommandState::Dispatched | CommandState::Released | CommandState::Running => ExitCode::Pending,
+            CommandState::Queued
+            | CommandState::Dispatched
+            | CommandState::Released
+            | CommandState::Running => ExitCode::Pending,
         };
         if exit.is_none_or(|current| rank(code) > rank(current)) {
             exit = Some(code);
@@ -374,7 +497,9 @@ pub fn exit_code(states: impl Iterator<Item = CommandState>) -> ExitCode {
 
 /// How to call this program from where the person stands.
 pub fn program_name() -> String {
-    let me = std::env::args_os().next().map(|arg| arg.to_string_lossy().into_owned());
+    let me = std::env::args_os()
+        .next()
+        .map(|arg| arg.to_string_lossy().into_owned());
     me.unwrap_or_else(|| "viworks".to_owned())
 }
 
@@ -386,15 +511,27 @@ mod tests {
     fn failed_beats_no_answer_beats_pending() {
         use CommandState as S;
         assert_eq!(exit_code([S::Succeeded].into_iter()), ExitCode::Ok);
-        assert_eq!(exit_code([S::Succeeded, S::Queued].into_iter()), ExitCode::Pending);
-        assert_eq!(exit_code([S::Expired, S::Running].into_iter()), ExitCode::NoAnswer);
-        assert_eq!(exit_code([S::Dead, S::Indeterminate].into_iter()), ExitCode::Failed);
+        assert_eq!(
+            exit_code([S::Succeeded, S::Queued].into_iter()),
+            ExitCode::Pending
+        );
+        assert_eq!(
+            exit_code([S::Expired, S::Running].into_iter()),
+            ExitCode::NoAnswer
+        );
+        assert_eq!(
+            exit_code([S::Dead, S::Indeterminate].into_iter()),
+            ExitCode::Failed
+        );
         assert_eq!(exit_code(std::iter::empty()), ExitCode::NotFound);
     }
 
     #[test]
     fn the_summary_adds_up() {
         use CommandState as S;
-        assert_eq!(summary(&[S::Succeeded, S::Failed, S::Dead, S::Queued]), "1 ok, 1 failed, 1 no answer, 1 still open = 4");
+        assert_eq!(
+            summary(&[S::Succeeded, S::Failed, S::Dead, S::Queued]),
+            "1 ok, 1 failed, 1 no answer, 1 still open = 4"
+        );
     }
 }

@@ -70,21 +70,34 @@ async fn find(client: &Client, text: &str) -> Result<Run, Failure> {
     let mut fitting = client.runs(1_000).await?;
     fitting.retain(|run| run.id.to_string().starts_with(&text.to_lowercase()));
     match fitting.len() {
-        0 => Err(Failure::new(ExitCode::NotFound, format!("no run begins with {text:?}")).with("see: viworks runs ls")),
+        0 => Err(
+            Failure::new(ExitCode::NotFound, format!("no run begins with {text:?}"))
+                .with("see: viworks runs ls"),
+        ),
         1 => Ok(fitting.remove(0)),
-        several => Err(Failure::usage(format!("{several} runs begin with {text:?}; type more of the id"))),
+        several => Err(Failure::usage(format!(
+            "{several} runs begin with {text:?}; type more of the id"
+        ))),
     }
 }
 
 async fn ls(client: &Client, limit: usize, format: Format) -> Result<ExitCode, Failure> {
     let runs = client.runs(limit).await?;
     match format {
-        Format::Json => output::json(&json!({"apiVersion": "viworks/v1", "kind": "RunList", "items": runs}))?,
+        Format::Json => {
+            output::json(&json!({"apiVersion": "viworks/v1", "kind": "RunList", "items": runs}))?
+        }
         Format::Table => {
             output::table(
                 ["RUN", "COMMAND", "CREATED", "BY", "RESULT"],
                 runs.iter().map(|run| {
-                    [run.id.to_string(), run.command.to_string(), run.created_at.to_string(), run.created_by.clone(), counts(run)]
+                    [
+                        run.id.to_string(),
+                        run.command.to_string(),
+                        run.created_at.to_string(),
+                        run.created_by.clone(),
+                        counts(run),
+                    ]
                 }),
             )?;
             output::note(&format!("{} runs", runs.len()));
@@ -94,8 +107,12 @@ async fn ls(client: &Client, limit: usize, format: Format) -> Result<ExitCode, F
 }
 
 fn counts(run: &Run) -> String {
-    let parts: Vec<String> =
-        run.counts.iter().filter(|(_state, count)| **count > 0).map(|(state, count)| format!("{count} {}", state.name())).collect();
+    let parts: Vec<String> = run
+        .counts
+        .iter()
+        .filter(|(_state, count)| **count > 0)
+        .map(|(state, count)| format!("{count} {}", state.name()))
+        .collect();
     format!("{} of {}", parts.join(", "), run.total)
 }
 
@@ -103,12 +120,26 @@ async fn show(client: &Client, id: &str, full: bool, format: Format) -> Result<E
     let found = find(client, id).await?;
     let commands = run::with_output(client, client.run_commands(found.id).await?).await?;
     match format {
-        Format::Json => output::json(&json!({"apiVersion": "viworks/v1", "kind": "RunResult", "run": found, "commands": commands}))?,
+        Format::Json => output::json(
+            &json!({"apiVersion": "viworks/v1", "kind": "RunResult", "run": found, "commands": commands}),
+        )?,
         Format::Table => {
-            let arguments: Vec<String> = found.arguments.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            let arguments: Vec<String> = found
+                .arguments
+                .iter()
+                .map(|(name, value)| format!("{name}={value}"))
+                .collect();
             output::line(&format!("run       {}", found.id))?;
-            output::line(&format!("command   {} {}", found.command, plain(&arguments.join(" "))))?;
-            output::line(&format!("created   {} by {}", found.created_at, plain(&found.created_by)))?;
+            output::line(&format!(
+                "command   {} {}",
+                found.command,
+                plain(&arguments.join(" "))
+            ))?;
+            output::line(&format!(
+                "created   {} by {}",
+                found.created_at,
+                plain(&found.created_by)
+            ))?;
             output::line(&format!("deadline  {}", found.deadline))?;
             output::line(&format!("result    {}\n", counts(&found)))?;
             if full {
@@ -122,13 +153,21 @@ async fn show(client: &Client, id: &str, full: bool, format: Format) -> Result<E
 }
 
 fn print_full(command: &CommandView) -> Result<(), Failure> {
-    output::line(&format!("══ {}  {}", command.gateway.name, run::word(command.state)))?;
-    let Some(outcome) = &command.outcome else { return Ok(()) };
+    output::line(&format!(
+        "══ {}  {}",
+        command.gateway.name,
+        run::word(command.state)
+    ))?;
+    let Some(outcome) = &command.outcome else {
+        return Ok(());
+    };
     if let Some(reason) = &outcome.reason {
         output::line(&plain(reason))?;
     }
     for (name, view) in [("stdout", &outcome.stdout), ("stderr", &outcome.stderr)] {
-        let Some(view) = view.as_ref().filter(|view| !view.head.text.is_empty()) else { continue };
+        let Some(view) = view.as_ref().filter(|view| !view.head.text.is_empty()) else {
+            continue;
+        };
         output::line(&format!("── {name}"))?;
         output::raw(&text(view))?;
     }
@@ -138,7 +177,9 @@ fn print_full(command: &CommandView) -> Result<(), Failure> {
 fn text(view: &OutputView) -> String {
     let mut text = plain(&view.head.text);
     if view.cut_bytes > 0 {
-        text.push_str(&format!("\n… {} bytes were not kept …\n", view.cut_bytes));
+        text.push_str("\n… ");
+        text.push_str(&view.cut_bytes.to_string());
+        text.push_str(" bytes were not kept …\n");
         text.push_str(&plain(&view.tail.text));
     }
     if !text.ends_with('\n') {

@@ -35,7 +35,11 @@ pub struct Options {
 }
 
 /// Carries it out.
-pub async fn execute(client: &Client, options: &Options, format: Format) -> Result<ExitCode, Failure> {
+pub async fn execute(
+    client: &Client,
+    options: &Options,
+    format: Format,
+) -> Result<ExitCode, Failure> {
     if options.gaps {
         return gaps(client, options, format).await;
     }
@@ -75,15 +79,10 @@ async fn streams(client: &Client, options: &Options, format: Format) -> Result<E
         Format::Json => output::json(&list)?,
         Format::Table => {
             output::table(
-                ["STREAM", "RECORDS", "FIRST", "LAST"],
-                list.items.iter().map(|stream| {
-                    [
-                        stream.stream.to_string(),
-                        stream.records.to_string(),
-                        stream.first_observed_at.to_string(),
-                        stream.last_observed_at.to_string(),
-                    ]
-                }),
+                ["STREAM", "NEWEST"],
+                list.items
+                    .iter()
+                    .map(|stream| [stream.stream.to_string(), stream.newest.to_string()]),
             )?;
             output::note("one stream: viworks telemetry -g NAME --stream host.cpu");
         }
@@ -91,7 +90,12 @@ async fn streams(client: &Client, options: &Options, format: Format) -> Result<E
     Ok(ExitCode::Ok)
 }
 
-async fn records(client: &Client, options: &Options, stream: &str, format: Format) -> Result<ExitCode, Failure> {
+async fn records(
+    client: &Client,
+    options: &Options,
+    stream: &str,
+    format: Format,
+) -> Result<ExitCode, Failure> {
     let from = SystemClock.wall().saturating_sub(options.since);
     let mut records: Vec<TelemetryRecord> = Vec::new();
     let mut cursor: Option<String> = None;
@@ -100,7 +104,10 @@ async fn records(client: &Client, options: &Options, stream: &str, format: Forma
             ("gateway", options.gateway.clone()),
             ("stream", stream.to_owned()),
             ("from", from.to_string()),
-            ("limit", (options.limit - records.len()).min(500).to_string()),
+            (
+                "limit",
+                (options.limit - records.len()).min(500).to_string(),
+            ),
         ];
         query.extend(cursor.take().map(|cursor| ("cursor", cursor)));
         let page = client.telemetry(&query).await?;
@@ -111,12 +118,29 @@ async fn records(client: &Client, options: &Options, stream: &str, format: Forma
         }
     }
     match format {
-        Format::Json => output::json(&json!({"apiVersion": "viworks/v1", "kind": "TelemetryList", "items": records}))?,
+        Format::Json => output::json(
+            &json!({"apiVersion": "viworks/v1", "kind": "TelemetryList", "items": records}),
+        )?,
         Format::Table => {
-            output::table(["OBSERVED", "STREAM", "FIELDS"], records.iter().map(|record| {
-                [record.observed_at.to_string(), record.stream.to_string(), fields(record)]
-            }))?;
-            output::note(&format!("{} records since {from}{}", records.len(), if cursor.is_some() { "; more with --limit" } else { "" }));
+            output::table(
+                ["OBSERVED", "STREAM", "FIELDS"],
+                records.iter().map(|record| {
+                    [
+                        record.observed_at.to_string(),
+                        record.stream.to_string(),
+                        fields(record),
+                    ]
+                }),
+            )?;
+            output::note(&format!(
+                "{} records since {from}{}",
+                records.len(),
+                if cursor.is_some() {
+                    "; more with --limit"
+                } else {
+                    ""
+                }
+            ));
         }
     }
     Ok(ExitCode::Ok)
