@@ -180,7 +180,7 @@ impl Spool {
         let usage = spool
             .database
             .write(|connection| {
-                Box::pin(async move { Ok::<_, SpoolError>(trim::usage(connection).await?) })
+                Box::pin(async move { trim::usage(connection).await })
             })
             .await?;
         spool.note(usage);
