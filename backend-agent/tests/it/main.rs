@@ -1,0 +1,4 @@
+//! Tests of the backend through its public parts.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
+mod store;
