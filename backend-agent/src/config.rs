@@ -348,7 +348,12 @@ fn read_api(section: &mut Section<'_>) -> ApiConfig {
             "Where operators connect; port 0 takes a free one.",
         ),
         connections_max: section.integer("connections_max", 1_024, 1..=100_000, "Open sockets."),
-        streams_max: section.integer("streams_max", 256, 1..=10_000, "Event streams at once; more get 503."),
+        streams_max: section.integer(
+            "streams_max",
+            256,
+            1..=10_000,
+            "Event streams at once; more get 503.",
+        ),
         header_timeout: section.duration_ms(
             "header_timeout_ms",
             seconds(10),
