@@ -15,10 +15,14 @@ pub struct AuditRecord {
     pub at: Timestamp,
     /// Who.
     pub actor: String,
-    /// What was done, a stable word such as `run.submitted`.
+    /// What was done, a stable word such as `run.submit`.
     pub action: String,
-    /// To what, by id.
-    pub subject: Option<String>,
+    /// On what, such as `gateway:01…`.
+    pub object: String,
+    /// How it ended: `done`, `refused` or `noted`.
+    pub outcome: String,
+    /// The request that led to it, as in the log.
+    pub request_id: Option<String>,
     /// Everything else worth knowing.
     #[cfg_attr(feature = "openapi", schema(value_type = serde_json::Value))]
     pub detail: serde_json::Value,

@@ -26,8 +26,8 @@ pub enum RunEvent {
         gateway: NamedGateway,
         /// Its state.
         state: CommandState,
-        /// How often it was delivered.
-        attempt: u32,
+        /// How often it was delivered, when that is at hand.
+        attempt: Option<u32>,
         /// The exit code, when it exited.
         exit_code: Option<i32>,
         /// How long it ran, in milliseconds, when it ended.

@@ -11,8 +11,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::gateway::{GatewayRef, NamedGateway};
 use super::page::{Kind, list};
+use crate::catalogue::Risk;
 use crate::code::RejectCode;
-use crate::command::{Arguments, CommandState, Outcome, RetainedOutput};
+use crate::command::{Arguments, CommandState, RetainedOutput};
 use crate::id::{ArgumentName, CommandId, CommandName, RunId};
 use crate::limits;
 use crate::time::Timestamp;
@@ -54,6 +55,9 @@ pub struct RunRequest {
     /// Refuse unless exactly so many gateways are meant: for scripts whose selection may grow overnight.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expect_targets: Option<u64>,
+    /// Why, for the audit trail: at most 512 bytes; required where the command's risk is `danger`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// Whether a run still has something to wait for.
@@ -93,8 +97,8 @@ pub struct Run {
     pub created_by: String,
     /// Until when its commands may start.
     pub deadline: Timestamp,
-    /// The time limit of each command when the submission named one, in milliseconds.
-    pub timeout_ms: Option<u64>,
+    /// Why, in the submitter's words.
+    pub reason: Option<String>,
     /// When its last command became final.
     pub finished_at: Option<Timestamp>,
     /// When it was cancelled.
@@ -179,21 +183,6 @@ pub struct CommandOutcome {
     pub reject_code: Option<RejectCode>,
 }
 
-impl From<&Outcome> for CommandOutcome {
-    fn from(outcome: &Outcome) -> Self {
-        Self {
-            exit_code: outcome.exit_code,
-            signal: outcome.signal,
-            started_at: outcome.started_at,
-            duration_ms: outcome.duration_ms,
-            stdout: Some((&outcome.stdout).into()),
-            stderr: Some((&outcome.stderr).into()),
-            reason: outcome.reason.clone(),
-            reject_code: outcome.reject_code,
-        }
-    }
-}
-
 /// One command: one run on one gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -210,15 +199,21 @@ pub struct CommandView {
     pub state: CommandState,
     /// How often it was delivered.
     pub attempt: u32,
-    /// Its number on this gateway, once it was delivered.
-    pub order: Option<u64>,
+    /// Its number on this gateway.
+    pub order: u64,
+    /// Its risk, by its gateway's catalogue at submission.
+    pub risk: Risk,
+    /// Whether it may run twice, by the stricter of both ends' opinions.
+    pub idempotent: bool,
+    /// Its time limit, in milliseconds.
+    pub timeout_ms: u64,
+    /// Until when it may start.
+    pub deadline: Timestamp,
     /// When it was accepted.
     pub created_at: Timestamp,
-    /// When it was last handed to its gateway's session.
-    pub dispatched_at: Option<Timestamp>,
     /// When it was permitted to start.
     pub released_at: Option<Timestamp>,
-    /// When the gateway said that it started.
+    /// When it started, by the gateway's wall clock.
     pub started_at: Option<Timestamp>,
     /// When it became final.
     pub finished_at: Option<Timestamp>,

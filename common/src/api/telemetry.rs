@@ -15,6 +15,8 @@ pub struct TelemetryRecord {
     pub stream: StreamName,
     /// When it was observed, by the gateway's wall clock.
     pub observed_at: Timestamp,
+    /// When it was stored.
+    pub stored_at: Timestamp,
     /// The process of the gateway agent that took it in.
     pub spool_epoch: AgentRunId,
     /// Its number in that process; with the gateway and the process the record's key.
@@ -35,12 +37,8 @@ list! {
 pub struct TelemetryStream {
     /// Its name.
     pub stream: StreamName,
-    /// How many records are stored.
-    pub records: u64,
-    /// When the first of them was observed.
-    pub first_observed_at: Timestamp,
-    /// When the last of them was observed.
-    pub last_observed_at: Timestamp,
+    /// When its newest record was observed.
+    pub newest: Timestamp,
 }
 
 list! {

@@ -1,0 +1,116 @@
+//! The operators' REST API v1: one table of routes, problems for everything that goes wrong, bounds on everything.
+
+mod events;
+mod extract;
+mod handlers;
+mod health;
+pub mod limits;
+pub mod openapi;
+mod problem;
+mod request;
+mod router;
+mod serve;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use viworks_common::id::Tenant;
+use viworks_common::time::Monotonic;
+use viworks_runtime::clock::Clock;
+use viworks_runtime::metrics::Metrics;
+use viworks_runtime::probe::Readiness;
+
+use crate::auth::throttle::Throttle;
+use crate::command::Commands;
+use crate::data::Store;
+
+pub use limits::ApiLimits;
+pub use router::{Access, Endpoint, endpoints};
+pub use serve::serve;
+
+/// How often a refused request leaves an audit record.
+const REFUSAL_AUDIT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What the API stands on.
+pub struct ApiParts {
+    /// The system of record.
+    pub store: Arc<dyn Store>,
+    /// Whose rows it shows.
+    pub tenant: Tenant,
+    /// Both kinds of time.
+    pub clock: Arc<dyn Clock>,
+    /// Submitting, cancelling, watching.
+    pub commands: Commands,
+    /// What the probes answer from.
+    pub readiness: Readiness,
+    /// What `/metrics` shows.
+    pub metrics: Metrics,
+    /// The bounds.
+    pub limits: ApiLimits,
+    /// Ends streams and waits when the backend stops.
+    pub stopping: CancellationToken,
+}
+
+/// The state behind every handler.
+pub struct ApiState {
+    store: Arc<dyn Store>,
+    tenant: Tenant,
+    clock: Arc<dyn Clock>,
+    commands: Commands,
+    readiness: Readiness,
+    metrics: Metrics,
+    limits: ApiLimits,
+    stopping: CancellationToken,
+    started: Monotonic,
+    refusals: Throttle,
+    streams: Arc<Semaphore>,
+    requests: Family<[(&'static str, String); 3], Counter>,
+    openapi: String,
+}
+
+type Shared = Arc<ApiState>;
+
+impl ApiState {
+    /// Wires it and registers its metrics.
+    #[must_use]
+    pub fn new(parts: ApiParts) -> Arc<Self> {
+        let requests = Family::default();
+        parts.metrics.register(|registry| {
+            registry.register(
+                "viworks_api_requests",
+                "Answered API requests by method, route and status",
+                requests.clone(),
+            );
+        });
+        Arc::new(Self {
+            started: parts.clock.now(),
+            refusals: Throttle::new(REFUSAL_AUDIT_INTERVAL),
+            streams: Arc::new(Semaphore::new(parts.limits.streams_max)),
+            requests,
+            openapi: openapi::document(),
+            store: parts.store,
+            tenant: parts.tenant,
+            clock: parts.clock,
+            commands: parts.commands,
+            readiness: parts.readiness,
+            metrics: parts.metrics,
+            limits: parts.limits,
+            stopping: parts.stopping,
+        })
+    }
+}
+
+/// The operators' API as a service.
+pub struct ApiServer;
+
+impl ApiServer {
+    /// Every route with its guards.
+    #[must_use]
+    pub fn router(state: Arc<ApiState>) -> axum::Router {
+        router::build(state)
+    }
+}

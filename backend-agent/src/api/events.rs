@@ -1,0 +1,301 @@
+//! Server-sent events of a run: what was, what is, then what comes, until it is finished.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use tokio::sync::OwnedSemaphorePermit;
+use viworks_common::api::{NamedGateway, OutputBytes, ProblemCode, RunEvent};
+use viworks_common::id::{AgentId, RunId};
+use viworks_common::limits::PAGE_ROWS_MAX;
+
+use super::extract::{NoParams, Params, Segment};
+use super::handlers::runs::{find, view};
+use super::problem::{ApiError, ApiResult};
+use super::request::Api;
+use super::{ApiState, Shared};
+use crate::command::bus::{Cursor, RunChange, Step, Subscription};
+use crate::data::{Command, Page};
+
+/// Follows a run live. A client that reconnects with `Last-Event-ID` goes on where it was; one that fell behind gets
+/// `missed` and every state as it stands. The stream ends after `finished`.
+#[utoipa::path(get, path = "/v1/runs/{run}/events", operation_id = "followRun", tag = "runs",
+    params(("run" = String, Path, description = "The run's id"),
+        ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event that was seen")),
+    responses((status = 200, description = "Events; the data of each is a RunEvent", body = RunEvent, content_type = "text/event-stream")))]
+pub(super) async fn stream(
+    State(state): Api,
+    Segment(run_id): Segment<RunId>,
+    _params: Params<NoParams>,
+    headers: HeaderMap,
+) -> ApiResult<Response> {
+    let after = last_event_id(&headers)?;
+    let permit = Arc::clone(&state.streams)
+        .try_acquire_owned()
+        .map_err(|_none| {
+            ApiError::new(ProblemCode::Overloaded, "too many event streams are open")
+                .retry_after(state.limits.heartbeat)
+        })?;
+    find(&state, run_id).await?;
+    let heartbeat = state.limits.heartbeat;
+    let follower = Follower {
+        state,
+        run_id,
+        after,
+        names: BTreeMap::new(),
+        ready: VecDeque::new(),
+        phase: Phase::Start,
+        _permit: permit,
+    };
+    let events = stream::unfold(follower, Follower::next);
+    let mut response = Sse::new(events)
+        .keep_alive(KeepAlive::new().interval(heartbeat))
+        .into_response();
+    response.headers_mut().insert(
+        HeaderName::from_static("x-accel-buffering"),
+        HeaderValue::from_static("no"),
+    );
+    Ok(response)
+}
+
+fn last_event_id(headers: &HeaderMap) -> ApiResult<Option<Cursor>> {
+    let Some(value) = headers.get("last-event-id") else {
+        return Ok(None);
+    };
+    let text = value.to_str().unwrap_or("\u{fffd}");
+    // What an event source sends before it has seen any id.
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_invalid| {
+        ApiError::new(ProblemCode::InvalidHeader, "the Last-Event-ID is not valid").with(
+            "Last-Event-ID",
+            "not valid",
+            Some("the id of an event of this stream".to_owned()),
+        )
+    })
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Nothing was sent.
+    Start,
+    /// Everything up to the place was sent.
+    Live,
+    /// The last event was sent.
+    Done,
+}
+
+/// One client of one run.
+struct Follower {
+    state: Shared,
+    run_id: RunId,
+    after: Option<Cursor>,
+    names: BTreeMap<AgentId, NamedGateway>,
+    ready: VecDeque<(Option<Cursor>, RunEvent)>,
+    phase: Phase,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Follower {
+    async fn next(mut self) -> Option<(Result<Event, Infallible>, Self)> {
+        loop {
+            if let Some((cursor, event)) = self.ready.pop_front() {
+                self.after = cursor.or(self.after);
+                return Some((Ok(encode(cursor, &event)), self));
+            }
+            if self.phase == Phase::Done || self.state.stopping.is_cancelled() {
+                return None;
+            }
+            if let Err(error) = self.fill().await {
+                // The client sees the stream end and comes back to a status.
+                tracing::warn!(?error, run = %self.run_id, "an event stream ended early");
+                return None;
+            }
+        }
+    }
+
+    /// Gets at least one event ready, or ends.
+    async fn fill(&mut self) -> ApiResult<()> {
+        let state = Arc::clone(&self.state);
+        let mut subscription = state.commands.bus().subscribe(self.run_id, self.after);
+        if self.phase == Phase::Start || !subscription.resumed() {
+            self.catch_up(&mut subscription).await?;
+            self.phase = Phase::Live;
+        }
+        while self.ready.is_empty() && !state.stopping.is_cancelled() {
+            self.drain(&mut subscription);
+            if !self.ready.is_empty() {
+                return Ok(());
+            }
+            let run = find(&state, self.run_id).await?;
+            if run.is_finished() {
+                // The end may have been published between the drain and this look.
+                self.drain(&mut subscription);
+                let run = Box::new(view(run));
+                self.ready.push_back((None, RunEvent::Finished { run }));
+                self.phase = Phase::Done;
+                return Ok(());
+            }
+            tokio::select! {
+                () = state.stopping.cancelled() => {}
+                () = tokio::time::sleep(state.limits.recheck) => {}
+                () = subscription.changed() => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// What a client needs before live events make sense: remembered output, then every state as it stands.
+    async fn catch_up(&mut self, subscription: &mut Subscription<'_>) -> ApiResult<()> {
+        let commands = self.load().await?;
+        if subscription.resumed() {
+            return Ok(());
+        }
+        if self.after.is_some() {
+            self.ready.push_back((None, RunEvent::Missed { events: 0 }));
+        }
+        while subscription.is_replaying() {
+            match subscription.poll_next() {
+                Step::Event(cursor, change) => {
+                    if matches!(*change, RunChange::Output(_)) {
+                        self.push(Some(cursor), &change);
+                    } else {
+                        self.after = Some(cursor);
+                    }
+                }
+                Step::Missed(events) => {
+                    self.ready.push_back((None, RunEvent::Missed { events }));
+                }
+                Step::Pending | Step::Forgotten => break,
+            }
+        }
+        let states = commands
+            .into_iter()
+            .map(|command| (None, as_event(command)));
+        self.ready.extend(states);
+        Ok(())
+    }
+
+    /// Reads the run's commands and remembers their gateways' names.
+    async fn load(&mut self) -> ApiResult<Vec<Command>> {
+        let state = Arc::clone(&self.state);
+        let mut all = Vec::new();
+        let mut page = Page::first(PAGE_ROWS_MAX);
+        loop {
+            let listing = state
+                .store
+                .run_commands(&state.tenant, self.run_id, page)
+                .await?;
+            for command in &listing.items {
+                self.names
+                    .entry(command.agent_id)
+                    .or_insert_with(|| NamedGateway {
+                        id: command.agent_id,
+                        name: command.gateway.clone(),
+                    });
+            }
+            all.extend(listing.items);
+            match listing.next {
+                Some(next) => page = Page::after(next, PAGE_ROWS_MAX),
+                None => return Ok(all),
+            }
+        }
+    }
+
+    fn drain(&mut self, subscription: &mut Subscription<'_>) {
+        // A batch at a time: the rest stays in the ring, which is bounded, instead of in this client's queue.
+        while self.ready.len() < 64 {
+            match subscription.poll_next() {
+                Step::Event(cursor, change) => self.push(Some(cursor), &change),
+                Step::Missed(events) => {
+                    self.ready.push_back((None, RunEvent::Missed { events }));
+                    self.phase = Phase::Start;
+                    self.after = None;
+                    return;
+                }
+                Step::Forgotten => {
+                    self.phase = Phase::Start;
+                    self.after = None;
+                    return;
+                }
+                Step::Pending => return,
+            }
+        }
+    }
+
+    fn push(&mut self, cursor: Option<Cursor>, change: &RunChange) {
+        let agent_id = match change {
+            RunChange::Command(change) => change.agent_id,
+            RunChange::Output(chunk) => chunk.agent_id,
+        };
+        // Every command of the run was read before the first event.
+        let Some(gateway) = self.names.get(&agent_id).cloned() else {
+            return;
+        };
+        let event = match change {
+            RunChange::Command(change) => RunEvent::Command {
+                at: change.at,
+                command_id: change.command_id,
+                gateway,
+                state: change.state,
+                attempt: change.attempt,
+                exit_code: change.exit_code,
+                duration_ms: change.duration_ms,
+                reason: change.reason.clone(),
+            },
+            RunChange::Output(chunk) => RunEvent::Output {
+                at: chunk.at,
+                command_id: chunk.command_id,
+                gateway,
+                stream: chunk.stream,
+                offset: chunk.offset,
+                data: OutputBytes::new(&chunk.data),
+            },
+        };
+        self.ready.push_back((cursor, event));
+    }
+}
+
+/// A command's state as the store has it.
+fn as_event(command: Command) -> RunEvent {
+    let result = command.result.as_ref();
+    RunEvent::Command {
+        at: command
+            .finished_at
+            .or(command.released_at)
+            .unwrap_or(command.created_at),
+        command_id: command.command_id,
+        gateway: NamedGateway {
+            id: command.agent_id,
+            name: command.gateway,
+        },
+        state: command.state,
+        attempt: Some(command.attempt),
+        exit_code: result.and_then(|result| result.exit_code),
+        duration_ms: result.map(|result| result.duration_ms),
+        reason: command
+            .reason
+            .or_else(|| result.and_then(|result| result.reason.clone())),
+    }
+}
+
+fn encode(cursor: Option<Cursor>, event: &RunEvent) -> Event {
+    let data = serde_json::to_string(event).expect("an event has string keys and finite numbers");
+    let framed = Event::default().event(event.name()).data(data);
+    match cursor {
+        Some(cursor) => framed.id(cursor.to_string()),
+        None => framed,
+    }
+}
+
+impl std::fmt::Debug for ApiState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ApiState").finish_non_exhaustive()
+    }
+}

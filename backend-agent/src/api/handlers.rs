@@ -1,0 +1,9 @@
+//! The handlers: one file for each resource.
+
+pub(super) mod apikeys;
+pub(super) mod audit;
+pub(super) mod catalogue;
+pub(super) mod gateways;
+pub(super) mod probes;
+pub(super) mod runs;
+pub(super) mod telemetry;

@@ -1,0 +1,41 @@
+//! The audit trail.
+
+use axum::Json;
+use axum::extract::State;
+use viworks_common::api::{AuditList, AuditRecord};
+
+use crate::api::extract::{PageParams, Params};
+use crate::api::problem::ApiResult;
+use crate::api::request::Api;
+
+/// Audit records, latest first.
+#[utoipa::path(get, path = "/v1/audit", operation_id = "listAudit", tag = "audit",
+    params(PageParams),
+    responses((status = 200, description = "One page", body = AuditList)))]
+pub(in crate::api) async fn list(
+    State(state): Api,
+    Params(params): Params<PageParams>,
+) -> ApiResult<Json<AuditList>> {
+    let listing = state
+        .store
+        .list_audit(&state.tenant, params.page()?)
+        .await?;
+    let items = listing
+        .items
+        .into_iter()
+        .map(|stored| AuditRecord {
+            id: stored.seq,
+            at: stored.at,
+            actor: stored.record.actor.to_string(),
+            action: stored.record.action,
+            object: stored.record.object,
+            outcome: stored.record.outcome.name().to_owned(),
+            request_id: stored.record.actor.request_id,
+            detail: stored.record.detail,
+        })
+        .collect();
+    Ok(Json(AuditList::new(
+        items,
+        listing.next.map(|seq| seq.to_string()),
+    )))
+}

@@ -1,0 +1,157 @@
+//! Gateways: list and show.
+
+use axum::Json;
+use axum::extract::State;
+use serde::Deserialize;
+use viworks_common::api::{
+    Gateway, GatewayList, GatewayRef, GatewaySession, GatewaySpool, GatewayStatus, Kind, Label,
+    LabelSource,
+};
+
+use crate::api::ApiState;
+use crate::api::extract::{NoParams, Params, Segment, page};
+use crate::api::problem::{ApiError, ApiResult, stored_ref};
+use crate::api::request::Api;
+use crate::data::{self, GatewayFilter};
+
+/// Which gateways.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(in crate::api) struct ListParams {
+    /// Only those with a session (`true`) or without one (`false`).
+    online: Option<bool>,
+    /// Only those that are revoked (`true`) or not (`false`).
+    revoked: Option<bool>,
+    /// Only those with this label, as `key=value`.
+    label: Option<String>,
+    /// Where to go on: `next` of the page before.
+    cursor: Option<String>,
+    /// Most rows wanted, 1 to 1000; 100 when absent.
+    limit: Option<usize>,
+}
+
+/// Gateways in the order of their registration.
+#[utoipa::path(get, path = "/v1/gateways", operation_id = "listGateways", tag = "gateways",
+    params(ListParams),
+    responses((status = 200, description = "One page", body = GatewayList)))]
+pub(in crate::api) async fn list(
+    State(state): Api,
+    Params(params): Params<ListParams>,
+) -> ApiResult<Json<GatewayList>> {
+    let label = match params.label.as_deref().map(|label| label.split_once('=')) {
+        None => None,
+        Some(Some((key, value))) if !key.is_empty() => Some((key.to_owned(), value.to_owned())),
+        Some(_) => return Err(ApiError::parameter("label", "not a label", "key=value")),
+    };
+    let filter = GatewayFilter {
+        connected: params.online,
+        revoked: params.revoked,
+        label,
+    };
+    let page = page(params.cursor.as_deref(), params.limit)?;
+    let listing = state
+        .store
+        .list_gateways(&state.tenant, &filter, page)
+        .await?;
+    let mut items = Vec::with_capacity(listing.items.len());
+    for gateway in listing.items {
+        items.push(view(&state, gateway).await?);
+    }
+    Ok(Json(GatewayList::new(
+        items,
+        listing.next.map(|id| id.to_string()),
+    )))
+}
+
+/// One gateway.
+#[utoipa::path(get, path = "/v1/gateways/{gateway}", operation_id = "showGateway", tag = "gateways",
+    params(("gateway" = String, Path, description = "Its id or its name")),
+    responses((status = 200, description = "The gateway", body = Gateway)))]
+pub(in crate::api) async fn show(
+    State(state): Api,
+    Segment(which): Segment<GatewayRef>,
+    _params: Params<NoParams>,
+) -> ApiResult<Json<Gateway>> {
+    let found = find(&state, which).await?;
+    Ok(Json(view(&state, found).await?))
+}
+
+/// The gateway with an id or a name.
+pub(in crate::api) async fn find(state: &ApiState, which: GatewayRef) -> ApiResult<data::Gateway> {
+    state
+        .store
+        .gateway(&state.tenant, &stored_ref(which))
+        .await?
+        .ok_or_else(|| ApiError::not_found("gateway"))
+}
+
+async fn view(state: &ApiState, gateway: data::Gateway) -> ApiResult<Gateway> {
+    let (status, since) = status(state, &gateway).await?;
+    let figures = gateway.session.as_ref().map(|session| session.figures);
+    Ok(Gateway {
+        kind: Kind::Gateway,
+        id: gateway.agent_id,
+        name: gateway.name,
+        status,
+        since,
+        created_at: gateway.created_at,
+        agent_version: gateway.agent_version,
+        labels: gateway
+            .labels
+            .into_iter()
+            .map(|label| Label {
+                key: label.key,
+                value: label.value,
+                source: match label.source {
+                    data::LabelSource::Operator => LabelSource::Operator,
+                    data::LabelSource::Gateway => LabelSource::Gateway,
+                },
+            })
+            .collect(),
+        last_seen: gateway.last_seen_at,
+        round_trip_us: figures.and_then(|figures| figures.round_trip_us),
+        clock_skew_ms: figures.and_then(|figures| figures.clock_skew_ms),
+        session: gateway.session.map(|session| GatewaySession {
+            id: session.session_id,
+            epoch: session.epoch,
+            peer_address: session.peer_address,
+        }),
+        catalogue_digest: gateway.catalogue_digest,
+        queued_commands: gateway.open_commands,
+        running_commands: figures.map(|figures| figures.commands_running.into()),
+        spool: figures.map(|figures| GatewaySpool {
+            records: figures.spool_records,
+            bytes: figures.spool_bytes,
+        }),
+        forks: gateway.forks,
+    })
+}
+
+/// What the gateway is, and since when.
+async fn status(
+    state: &ApiState,
+    gateway: &data::Gateway,
+) -> ApiResult<(GatewayStatus, viworks_common::time::Timestamp)> {
+    if let Some(at) = gateway.revoked_at {
+        return Ok((GatewayStatus::Revoked, at));
+    }
+    if let Some(session) = &gateway.session {
+        return Ok((GatewayStatus::Online, session.confirmed_at));
+    }
+    if gateway.forks > 0 {
+        // When the last thing heard of it was a second holder of its identity, it waits for a decision.
+        let forks = state
+            .store
+            .list_forks(&state.tenant, gateway.agent_id)
+            .await?;
+        let latest = forks.first().map(|fork| fork.at);
+        if let Some(at) = latest.filter(|at| gateway.last_seen_at.is_none_or(|seen| *at >= seen)) {
+            return Ok((GatewayStatus::Blocked, at));
+        }
+    }
+    Ok(match gateway.last_seen_at {
+        Some(at) if gateway.confirmed > 0 => (GatewayStatus::Offline, at),
+        Some(_) | None => (GatewayStatus::Never, gateway.created_at),
+    })
+}

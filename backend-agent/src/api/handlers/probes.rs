@@ -1,0 +1,78 @@
+//! Probes, the health document, metrics and the API's own description.
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use http::header::CONTENT_TYPE;
+use viworks_common::api::{Health, ProblemCode};
+use viworks_runtime::metrics;
+
+use crate::api::Shared;
+use crate::api::extract::{NoParams, Params};
+use crate::api::health::health as health_document;
+use crate::api::problem::{ApiError, ApiResult};
+use crate::api::request::Api;
+
+/// Is the process alive?
+#[utoipa::path(get, path = "/livez", operation_id = "livez", tag = "probes",
+    responses((status = 200, description = "It is", body = String, content_type = "text/plain")))]
+pub(in crate::api) async fn livez(_params: Params<NoParams>) -> &'static str {
+    "ok\n"
+}
+
+/// Does the backend take requests?
+#[utoipa::path(get, path = "/readyz", operation_id = "readyz", tag = "probes",
+    responses((status = 200, description = "It does", body = String, content_type = "text/plain"),
+        (status = 503, description = "It does not", body = String, content_type = "text/plain")))]
+pub(in crate::api) async fn readyz(State(state): Api, _params: Params<NoParams>) -> Response {
+    let ready = state.readiness.report().ready && !state.stopping.is_cancelled();
+    probe(ready)
+}
+
+/// Has the backend finished starting?
+#[utoipa::path(get, path = "/startupz", operation_id = "startupz", tag = "probes",
+    responses((status = 200, description = "It has", body = String, content_type = "text/plain"),
+        (status = 503, description = "It has not", body = String, content_type = "text/plain")))]
+pub(in crate::api) async fn startupz(State(state): Api, _params: Params<NoParams>) -> Response {
+    probe(state.readiness.report().started)
+}
+
+/// Why a probe fails is for those with `health:read`.
+fn probe(well: bool) -> Response {
+    if well {
+        "ok\n".into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready\n").into_response()
+    }
+}
+
+/// This description.
+#[utoipa::path(get, path = "/openapi.json", operation_id = "openapi", tag = "probes",
+    responses((status = 200, description = "OpenAPI 3.1", body = Object, content_type = "application/json")))]
+pub(in crate::api) async fn openapi(State(state): Api, _params: Params<NoParams>) -> Response {
+    ([(CONTENT_TYPE, "application/json")], state.openapi.clone()).into_response()
+}
+
+/// Everything that is counted and measured.
+#[utoipa::path(get, path = "/metrics", operation_id = "metrics", tag = "health",
+    responses((status = 200, description = "OpenMetrics text", body = String, content_type = "application/openmetrics-text")))]
+pub(in crate::api) async fn metrics(
+    State(state): Api,
+    _params: Params<NoParams>,
+) -> ApiResult<Response> {
+    let text = state.metrics.encode().map_err(|_fault| {
+        ApiError::new(ProblemCode::Internal, "the metrics could not be written")
+    })?;
+    Ok(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
+}
+
+/// The backend's health, part by part.
+#[utoipa::path(get, path = "/v1/health", operation_id = "health", tag = "health",
+    responses((status = 200, description = "The document, whatever it says", body = Health)))]
+pub(in crate::api) async fn health(
+    State(state): State<Shared>,
+    _params: Params<NoParams>,
+) -> Json<Health> {
+    Json(health_document(&state).await)
+}

@@ -1,0 +1,382 @@
+//! Runs: submit, list, show, commands with their output, cancel, wait.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use serde::Deserialize;
+use viworks_common::api::{
+    CommandList, CommandOutcome, CommandView, DEADLINE_MS_DEFAULT, DEADLINE_MS_MAX,
+    IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, Kind, NamedGateway, ProblemCode, Run, RunCancelled,
+    RunList, RunRequest, RunState, RunWait, Targets, WAIT_MS_DEFAULT, WAIT_MS_MAX,
+};
+use viworks_common::id::{CommandId, RunId};
+use viworks_common::limits::{DETAIL_BYTES_MAX, IDEMPOTENCY_KEY_BYTES_MAX};
+
+use crate::api::ApiState;
+use crate::api::extract::{Caller, JsonBody, NoParams, PageParams, Params, Segment, Segments};
+use crate::api::problem::{ApiError, ApiResult, stored_ref};
+use crate::api::request::{Api, RequestId};
+use crate::command::submit::SubmitRequest;
+use crate::data::{self, CommandOutput, Idempotency, TargetSelection};
+
+/// The shortest time a command may be given to start.
+const DEADLINE_MS_MIN: u64 = 100;
+
+/// Submits a run. It is accepted whole or refused whole; repeating it with the same `Idempotency-Key` is harmless.
+#[utoipa::path(post, path = "/v1/runs", operation_id = "submitRun", tag = "runs",
+    request_body = RunRequest,
+    params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 printable ASCII characters; makes the submission safe to repeat for 24 hours")),
+    responses((status = 201, description = "Accepted; `Location` names the run", body = Run),
+        (status = 200, description = "The same submission had been accepted before: that run", body = Run),
+        (status = 422, description = "Something in it is not right; `errors` names each field", body = viworks_common::api::Problem, content_type = "application/problem+json"),
+        (status = 429, description = "A bound on waiting commands was reached; nothing was sent", body = viworks_common::api::Problem, content_type = "application/problem+json")))]
+pub(in crate::api) async fn submit(
+    State(state): Api,
+    Caller(principal): Caller,
+    RequestId(request_id): RequestId,
+    _params: Params<NoParams>,
+    headers: HeaderMap,
+    body: JsonBody<RunRequest>,
+) -> ApiResult<Response> {
+    let key = idempotency_key(&headers)?;
+    let request = body.value;
+    let actor = principal.actor(&request_id);
+    let (deadline, timeout) = times(&request)?;
+    let reason = request.reason.filter(|reason| !reason.trim().is_empty());
+    if reason
+        .as_ref()
+        .is_some_and(|reason| reason.len() > DETAIL_BYTES_MAX)
+    {
+        let allowed = format!("at most {DETAIL_BYTES_MAX} bytes");
+        return Err(ApiError::body_field("reason", "too long", allowed));
+    }
+    let submitted = state
+        .commands
+        .submit(SubmitRequest {
+            command: request.command,
+            arguments: request.arguments.0,
+            targets: match request.targets {
+                Targets::All => TargetSelection::All,
+                Targets::Gateways(gateways) => {
+                    TargetSelection::Gateways(gateways.into_iter().map(stored_ref).collect())
+                }
+            },
+            deadline,
+            timeout,
+            expect_targets: request.expect_targets,
+            reason,
+            traceparent: traceparent(&headers),
+            idempotency: key.map(|key| Idempotency {
+                principal: actor.to_string(),
+                route: "POST /v1/runs".to_owned(),
+                key,
+                request_hash: body.sha256,
+            }),
+            risks: principal.risks(),
+            actor,
+        })
+        .await?;
+    let location = format!("/v1/runs/{}", submitted.run.run_id);
+    let status = if submitted.replayed {
+        StatusCode::OK
+    } else {
+        StatusCode::CREATED
+    };
+    let mut response = (status, Json(view(submitted.run))).into_response();
+    if let Ok(value) = HeaderValue::try_from(location) {
+        response.headers_mut().insert(http::header::LOCATION, value);
+    }
+    if submitted.replayed {
+        response.headers_mut().insert(
+            HeaderName::from_static(IDEMPOTENCY_REPLAYED),
+            HeaderValue::from_static("true"),
+        );
+    }
+    Ok(response)
+}
+
+fn times(request: &RunRequest) -> ApiResult<(Duration, Option<Duration>)> {
+    let deadline = request.deadline_ms.unwrap_or(DEADLINE_MS_DEFAULT);
+    if !(DEADLINE_MS_MIN..=DEADLINE_MS_MAX).contains(&deadline) {
+        let allowed = format!("{DEADLINE_MS_MIN} to {DEADLINE_MS_MAX} milliseconds");
+        return Err(ApiError::body_field("deadline_ms", "out of range", allowed));
+    }
+    if request.timeout_ms == Some(0) {
+        return Err(ApiError::body_field(
+            "timeout_ms",
+            "out of range",
+            "1 millisecond or more",
+        ));
+    }
+    Ok((
+        Duration::from_millis(deadline),
+        request.timeout_ms.map(Duration::from_millis),
+    ))
+}
+
+fn idempotency_key(headers: &HeaderMap) -> ApiResult<Option<String>> {
+    let mut values = headers.get_all(IDEMPOTENCY_KEY).iter();
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
+    let text = value
+        .to_str()
+        .ok()
+        .filter(|text| (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&text.len()));
+    match (text, values.next()) {
+        (Some(text), None) => Ok(Some(text.to_owned())),
+        (Some(_) | None, _) => Err(ApiError::new(
+            ProblemCode::InvalidHeader,
+            "the Idempotency-Key is not valid",
+        )
+        .with(
+            "Idempotency-Key",
+            "not valid",
+            Some(format!(
+                "once, 1 to {IDEMPOTENCY_KEY_BYTES_MAX} printable ASCII characters"
+            )),
+        )),
+    }
+}
+
+/// A W3C trace context, when it has the right shape; anything else is somebody else's problem, not this request's.
+fn traceparent(headers: &HeaderMap) -> Option<String> {
+    let text = headers.get("traceparent")?.to_str().ok()?;
+    let hex = |part: &str| {
+        part.bytes()
+            .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+    };
+    let lengths: Vec<usize> = text.split('-').map(str::len).collect();
+    (lengths == [2, 32, 16, 2] && text.split('-').all(hex)).then(|| text.to_owned())
+}
+
+/// Runs, latest first.
+#[utoipa::path(get, path = "/v1/runs", operation_id = "listRuns", tag = "runs",
+    params(PageParams),
+    responses((status = 200, description = "One page", body = RunList)))]
+pub(in crate::api) async fn list(
+    State(state): Api,
+    Params(params): Params<PageParams>,
+) -> ApiResult<Json<RunList>> {
+    let listing = state.store.list_runs(&state.tenant, params.page()?).await?;
+    Ok(Json(RunList::new(
+        listing.items.into_iter().map(view).collect(),
+        listing.next.map(|id| id.to_string()),
+    )))
+}
+
+/// One run.
+#[utoipa::path(get, path = "/v1/runs/{run}", operation_id = "showRun", tag = "runs",
+    params(("run" = String, Path, description = "Its id")),
+    responses((status = 200, description = "The run", body = Run)))]
+pub(in crate::api) async fn show(
+    State(state): Api,
+    Segment(run_id): Segment<RunId>,
+    _params: Params<NoParams>,
+) -> ApiResult<Json<Run>> {
+    Ok(Json(view(find(&state, run_id).await?)))
+}
+
+/// The commands of a run, without their output.
+#[utoipa::path(get, path = "/v1/runs/{run}/commands", operation_id = "listCommands", tag = "runs",
+    params(("run" = String, Path, description = "The run's id"), PageParams),
+    responses((status = 200, description = "One page", body = CommandList)))]
+pub(in crate::api) async fn commands(
+    State(state): Api,
+    Segment(run_id): Segment<RunId>,
+    Params(params): Params<PageParams>,
+) -> ApiResult<Json<CommandList>> {
+    let page = params.page()?;
+    find(&state, run_id).await?;
+    let listing = state
+        .store
+        .run_commands(&state.tenant, run_id, page)
+        .await?;
+    Ok(Json(CommandList::new(
+        listing
+            .items
+            .into_iter()
+            .map(|command| command_view(command, None))
+            .collect(),
+        listing.next.map(|id| id.to_string()),
+    )))
+}
+
+/// One command with what was kept of its output.
+#[utoipa::path(get, path = "/v1/runs/{run}/commands/{command}", operation_id = "showCommand", tag = "runs",
+    params(("run" = String, Path, description = "The run's id"), ("command" = String, Path, description = "The command's id")),
+    responses((status = 200, description = "The command", body = CommandView)))]
+pub(in crate::api) async fn command(
+    State(state): Api,
+    Segments(run_id, command_id): Segments<RunId, CommandId>,
+    _params: Params<NoParams>,
+) -> ApiResult<Json<CommandView>> {
+    let found = state
+        .store
+        .command(&state.tenant, command_id)
+        .await?
+        .filter(|command| command.run_id == run_id)
+        .ok_or_else(|| ApiError::not_found("command in this run"))?;
+    let output = state
+        .store
+        .command_output(&state.tenant, command_id)
+        .await?;
+    Ok(Json(command_view(found, output)))
+}
+
+/// Cancels a run: what may not start yet never starts, the gateways of the rest are asked to end it.
+#[utoipa::path(post, path = "/v1/runs/{run}/cancel", operation_id = "cancelRun", tag = "runs",
+    params(("run" = String, Path, description = "Its id")),
+    responses((status = 200, description = "What that did", body = RunCancelled)))]
+pub(in crate::api) async fn cancel(
+    State(state): Api,
+    Caller(principal): Caller,
+    RequestId(request_id): RequestId,
+    Segment(run_id): Segment<RunId>,
+    _params: Params<NoParams>,
+) -> ApiResult<Json<RunCancelled>> {
+    let done = state
+        .commands
+        .cancel(run_id, &principal.actor(&request_id))
+        .await?
+        .ok_or_else(|| ApiError::not_found("run"))?;
+    let count = |commands: &[data::CommandRef]| u64::try_from(commands.len()).unwrap_or(u64::MAX);
+    let cancelled = count(&done.cancelled);
+    let requested = count(&done.requested);
+    Ok(Json(RunCancelled {
+        kind: Kind::RunCancelled,
+        cancelled,
+        requested,
+        final_before: done
+            .run
+            .commands()
+            .saturating_sub(cancelled)
+            .saturating_sub(requested),
+        run: view(done.run),
+    }))
+}
+
+/// How long to wait.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(in crate::api) struct WaitParams {
+    /// Milliseconds, at most 60000; 30000 when absent.
+    timeout_ms: Option<u64>,
+}
+
+/// Waits until a run is finished, or for the given time.
+#[utoipa::path(get, path = "/v1/runs/{run}/wait", operation_id = "waitForRun", tag = "runs",
+    params(("run" = String, Path, description = "Its id"), WaitParams),
+    responses((status = 200, description = "The run as it stands, finished or not", body = RunWait)))]
+pub(in crate::api) async fn wait(
+    State(state): Api,
+    Segment(run_id): Segment<RunId>,
+    Params(params): Params<WaitParams>,
+) -> ApiResult<Json<RunWait>> {
+    let timeout = params.timeout_ms.unwrap_or(WAIT_MS_DEFAULT);
+    if timeout > WAIT_MS_MAX {
+        let allowed = format!("0 to {WAIT_MS_MAX}");
+        return Err(ApiError::parameter("timeout_ms", "out of range", allowed));
+    }
+    let end = state
+        .clock
+        .now()
+        .saturating_add(Duration::from_millis(timeout));
+    // Subscribed before the first look, so that nothing falls between look and wait.
+    let mut notices = state.commands.bus().subscribe(run_id, None);
+    loop {
+        let run = find(&state, run_id).await?;
+        let left = end.saturating_since(state.clock.now());
+        if run.is_finished() || left.is_zero() || state.stopping.is_cancelled() {
+            return Ok(Json(RunWait {
+                kind: Kind::RunWait,
+                finished: run.is_finished(),
+                run: view(run),
+            }));
+        }
+        // The bus may have announced the end before the store showed it, or may have forgotten the run: then the look
+        // is repeated at the pace of the recheck, never in a spin.
+        tokio::select! {
+            () = state.stopping.cancelled() => {}
+            () = tokio::time::sleep(left.min(state.limits.recheck)) => {}
+            () = notices.finished() => {
+                notices = state.commands.bus().subscribe(run_id, None);
+                let run = find(&state, run_id).await?;
+                if !run.is_finished() {
+                    tokio::time::sleep(left.min(state.limits.recheck)).await;
+                }
+            }
+        }
+    }
+}
+
+pub(in crate::api) async fn find(state: &ApiState, run_id: RunId) -> ApiResult<data::Run> {
+    state
+        .store
+        .run(&state.tenant, run_id)
+        .await?
+        .ok_or_else(|| ApiError::not_found("run"))
+}
+
+pub(in crate::api) fn view(run: data::Run) -> Run {
+    Run {
+        kind: Kind::Run,
+        id: run.run_id,
+        total: run.commands(),
+        state: if run.is_finished() {
+            RunState::Finished
+        } else {
+            RunState::Running
+        },
+        command: run.name,
+        arguments: run.arguments,
+        counts: run.states,
+        created_at: run.created_at,
+        created_by: run.submitted_by,
+        deadline: run.deadline,
+        reason: run.reason,
+        finished_at: run.finished_at,
+        cancelled_at: run.cancel_requested_at,
+    }
+}
+
+fn command_view(command: data::Command, output: Option<CommandOutput>) -> CommandView {
+    let result = command.result.or(command.late_outcome);
+    let outcome = result.map(|result| CommandOutcome {
+        exit_code: result.exit_code,
+        signal: result.signal,
+        started_at: result.started_at,
+        duration_ms: result.duration_ms,
+        stdout: output.as_ref().map(|output| (&output.stdout).into()),
+        stderr: output.as_ref().map(|output| (&output.stderr).into()),
+        reason: result.reason,
+        reject_code: result.reject_code,
+    });
+    CommandView {
+        kind: Kind::Command,
+        id: command.command_id,
+        run_id: command.run_id,
+        gateway: NamedGateway {
+            id: command.agent_id,
+            name: command.gateway,
+        },
+        state: command.state,
+        attempt: command.attempt,
+        order: command.order,
+        risk: command.risk,
+        idempotent: command.idempotent,
+        timeout_ms: command.timeout_ms,
+        deadline: command.deadline,
+        created_at: command.created_at,
+        released_at: command.released_at,
+        started_at: command.started_at,
+        finished_at: command.finished_at,
+        cancel_requested_at: command.cancel_requested_at,
+        reason: command.reason,
+        outcome,
+    }
+}

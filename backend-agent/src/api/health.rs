@@ -1,0 +1,90 @@
+//! The full health document: every latch, the store, and what waits.
+
+use viworks_common::api::{Health, HealthCheck, HealthStatus, Kind};
+
+use super::ApiState;
+use super::problem::millis;
+
+/// Looks at every part.
+pub(super) async fn health(state: &ApiState) -> Health {
+    let mut checks: Vec<HealthCheck> = state
+        .readiness
+        .report()
+        .checks
+        .into_iter()
+        .map(|latch| HealthCheck {
+            name: latch.name.to_owned(),
+            status: if latch.ok {
+                HealthStatus::Pass
+            } else {
+                HealthStatus::Fail
+            },
+            detail: latch.reason,
+        })
+        .collect();
+    checks.push(store(state).await);
+    checks.push(fleet(state).await);
+    if state.stopping.is_cancelled() {
+        checks.push(check(
+            "lifecycle",
+            HealthStatus::Warn,
+            "the backend is stopping",
+        ));
+    }
+    Health {
+        kind: Kind::Health,
+        status: checks
+            .iter()
+            .map(|check| check.status)
+            .max()
+            .unwrap_or(HealthStatus::Fail),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        uptime_ms: millis(state.clock.now().saturating_since(state.started)),
+        checks,
+    }
+}
+
+async fn store(state: &ApiState) -> HealthCheck {
+    match state.store.health().await {
+        Ok(health) => {
+            let schema = format!("{}, schema {}", health.kind, health.schema_version);
+            match health.problem {
+                None => check("store", HealthStatus::Pass, schema),
+                Some(problem) => check("store", HealthStatus::Fail, format!("{schema}: {problem}")),
+            }
+        }
+        Err(error) => check("store", HealthStatus::Fail, error.to_string()),
+    }
+}
+
+async fn fleet(state: &ApiState) -> HealthCheck {
+    match state.store.counts(&state.tenant).await {
+        Ok(counts) => {
+            let open: u64 = counts
+                .commands
+                .iter()
+                .filter(|(command_state, _count)| !command_state.is_final())
+                .map(|(_command_state, count)| count)
+                .sum();
+            let status = if counts.forks > 0 || counts.orphans > 0 {
+                HealthStatus::Warn
+            } else {
+                HealthStatus::Pass
+            };
+            let detail = format!(
+                "{} of {} gateways online, {open} commands open, {} forks, {} orphaned results",
+                counts.connected, counts.gateways, counts.forks, counts.orphans
+            );
+            check("fleet", status, detail)
+        }
+        Err(error) => check("fleet", HealthStatus::Fail, error.to_string()),
+    }
+}
+
+fn check(name: &str, status: HealthStatus, detail: impl Into<String>) -> HealthCheck {
+    HealthCheck {
+        name: name.to_owned(),
+        status,
+        detail: detail.into(),
+    }
+}

@@ -1,0 +1,330 @@
+//! From what went wrong to an RFC 9457 answer: the only place that knows status codes.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderValue, StatusCode};
+use viworks_common::api::{
+    FieldProblem, GatewayRef, PROBLEM_MEDIA_TYPE, Problem, ProblemCode, Scope,
+};
+
+use crate::auth::apikey::CreateError;
+use crate::auth::bearer::AuthError;
+use crate::auth::risk_scope;
+use crate::command::submit::SubmitError;
+use crate::data::{self, StoreError};
+
+/// What a caller is told to wait when nothing better is known.
+const RETRY_SOON: Duration = Duration::from_secs(1);
+
+/// Why a request is not answered as asked. It becomes a document where the request's id is known.
+#[derive(Debug, Clone)]
+pub(super) struct ApiError {
+    code: ProblemCode,
+    detail: String,
+    errors: Vec<FieldProblem>,
+    retry_after: Option<Duration>,
+}
+
+pub(super) type ApiResult<T> = Result<T, ApiError>;
+
+impl ApiError {
+    pub(super) fn new(code: ProblemCode, detail: impl Into<String>) -> Self {
+        Self {
+            code,
+            detail: detail.into(),
+            errors: Vec::new(),
+            retry_after: None,
+        }
+    }
+
+    pub(super) fn not_found(what: &str) -> Self {
+        Self::new(ProblemCode::NotFound, format!("there is no such {what}"))
+    }
+
+    pub(super) fn forbidden(scope: Scope) -> Self {
+        Self::new(
+            ProblemCode::Forbidden,
+            format!("this needs the scope {scope}"),
+        )
+    }
+
+    pub(super) fn parameter(field: &str, problem: &str, allowed: impl Into<String>) -> Self {
+        Self::new(
+            ProblemCode::InvalidParameter,
+            format!("the parameter {field} is not valid"),
+        )
+        .with(field, problem, Some(allowed.into()))
+    }
+
+    pub(super) fn body_field(field: &str, problem: &str, allowed: impl Into<String>) -> Self {
+        Self::new(ProblemCode::InvalidBody, format!("{field} is not valid")).with(
+            field,
+            problem,
+            Some(allowed.into()),
+        )
+    }
+
+    pub(super) fn with(
+        mut self,
+        field: impl Into<String>,
+        problem: impl Into<String>,
+        allowed: Option<String>,
+    ) -> Self {
+        self.errors.push(FieldProblem {
+            field: field.into(),
+            problem: problem.into(),
+            allowed,
+        });
+        self
+    }
+
+    pub(super) const fn retry_after(mut self, delay: Duration) -> Self {
+        self.retry_after = Some(delay);
+        self
+    }
+
+    const fn status(&self) -> StatusCode {
+        match self.code {
+            ProblemCode::Unauthenticated => StatusCode::UNAUTHORIZED,
+            ProblemCode::Forbidden => StatusCode::FORBIDDEN,
+            ProblemCode::BadRequest => StatusCode::BAD_REQUEST,
+            ProblemCode::NoSuchPath | ProblemCode::NotFound => StatusCode::NOT_FOUND,
+            ProblemCode::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            ProblemCode::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            ProblemCode::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            ProblemCode::InvalidBody
+            | ProblemCode::InvalidParameter
+            | ProblemCode::InvalidHeader
+            | ProblemCode::UnknownCommand
+            | ProblemCode::BadArguments
+            | ProblemCode::NoTarget
+            | ProblemCode::UnknownGateway
+            | ProblemCode::NotOffered
+            | ProblemCode::IdempotencyMismatch => StatusCode::UNPROCESSABLE_ENTITY,
+            ProblemCode::Conflict | ProblemCode::TargetCount => StatusCode::CONFLICT,
+            ProblemCode::QueueFull => StatusCode::TOO_MANY_REQUESTS,
+            ProblemCode::Timeout | ProblemCode::Overloaded | ProblemCode::Unavailable => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            ProblemCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            ProblemCode::StorageFull => StatusCode::INSUFFICIENT_STORAGE,
+        }
+    }
+
+    /// Writes the document into `response`, whose other headers stay.
+    pub(super) fn render(self, response: &mut Response, request_id: &str) {
+        let status = self.status();
+        let problem = Problem {
+            r#type: format!("https://viworks.dev/errors/{}", self.code),
+            title: self.code.title().to_owned(),
+            status: status.as_u16(),
+            code: self.code.code().to_owned(),
+            detail: self.detail,
+            request_id: request_id.to_owned(),
+            errors: self.errors,
+            retry_after_ms: self.retry_after.map(millis),
+        };
+        let body = serde_json::to_vec(&problem)
+            .expect("a problem document has string keys and finite numbers");
+        *response.status_mut() = status;
+        *response.body_mut() = Body::from(body);
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_MEDIA_TYPE));
+        if let Some(delay) = self.retry_after {
+            // Whole seconds, never zero: a client that rounds down would come back at once.
+            let seconds = delay.as_millis().div_ceil(1_000).max(1);
+            if let Ok(value) = HeaderValue::try_from(seconds.to_string()) {
+                headers.insert(RETRY_AFTER, value);
+            }
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(
+                WWW_AUTHENTICATE,
+                HeaderValue::from_static("Bearer realm=\"viworks\""),
+            );
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = self.status().into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Conflict { what } => {
+                Self::new(ProblemCode::Conflict, format!("{what} exists already"))
+            }
+            StoreError::Missing { what } => Self::new(
+                ProblemCode::NotFound,
+                format!("{what} does not exist or was revoked"),
+            ),
+            StoreError::QueueFull {
+                scope,
+                limit,
+                retry_after,
+            } => Self::new(
+                ProblemCode::QueueFull,
+                format!("{scope} already has its {limit} waiting commands; nothing was sent"),
+            )
+            .retry_after(retry_after),
+            StoreError::Unavailable(_) => {
+                tracing::warn!(
+                    error = chain(&error),
+                    "a request met an unavailable database"
+                );
+                Self::new(ProblemCode::Unavailable, "the database does not answer")
+                    .retry_after(RETRY_SOON)
+            }
+            StoreError::Full(_) => {
+                tracing::error!(error = chain(&error), "the database is full");
+                Self::new(ProblemCode::StorageFull, "the database cannot grow")
+            }
+            StoreError::Fenced | StoreError::Inconsistent { .. } => {
+                tracing::error!(error = chain(&error), "a request failed");
+                Self::new(
+                    ProblemCode::Internal,
+                    "the request met a fault that is in the backend's log",
+                )
+            }
+        }
+    }
+}
+
+impl From<AuthError> for ApiError {
+    fn from(error: AuthError) -> Self {
+        match error {
+            AuthError::Missing | AuthError::Refused => {
+                Self::new(ProblemCode::Unauthenticated, error.to_string())
+            }
+            AuthError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<CreateError> for ApiError {
+    fn from(error: CreateError) -> Self {
+        let field = match error {
+            CreateError::BadName => "name",
+            CreateError::NoScope => "scopes",
+            CreateError::BadExpiry => "expires_in_ms",
+            CreateError::Store(error) => return error.into(),
+            CreateError::Write { .. } | CreateError::File(_) => {
+                tracing::error!(error = chain(&error), "an API key could not be made");
+                return Self::new(ProblemCode::Internal, "the key could not be made");
+            }
+        };
+        Self::new(ProblemCode::InvalidBody, error.to_string()).with(field, error.to_string(), None)
+    }
+}
+
+impl From<SubmitError> for ApiError {
+    fn from(error: SubmitError) -> Self {
+        let detail = error.to_string();
+        match error {
+            SubmitError::NoTarget(_) => {
+                Self::new(ProblemCode::NoTarget, detail.clone()).with("targets", detail, None)
+            }
+            SubmitError::TooManyTargets(_) => {
+                let allowed = format!("at most {}", viworks_common::limits::RUN_TARGETS_MAX);
+                Self::new(ProblemCode::InvalidBody, detail.clone()).with(
+                    "targets",
+                    detail,
+                    Some(allowed),
+                )
+            }
+            SubmitError::UnknownGateways(gateways) => gateways.into_iter().fold(
+                Self::new(ProblemCode::UnknownGateway, detail),
+                |error, (which, problem)| {
+                    error.with(
+                        format!("targets.gateways: {}", gateway_ref(&which)),
+                        problem,
+                        None,
+                    )
+                },
+            ),
+            SubmitError::UnknownCommand => Self::new(ProblemCode::UnknownCommand, detail).with(
+                "command",
+                "in no targeted gateway's catalogue",
+                Some("a name that GET /v1/catalogue lists".to_owned()),
+            ),
+            SubmitError::NotOffered(gateways) => gateways.into_iter().fold(
+                Self::new(ProblemCode::NotOffered, detail),
+                |error, refused| {
+                    error.with(
+                        format!("targets.gateways: {}", refused.gateway),
+                        refused.problem,
+                        None,
+                    )
+                },
+            ),
+            SubmitError::BadArguments(arguments) => arguments.into_iter().fold(
+                Self::new(ProblemCode::BadArguments, detail),
+                |error, argument| {
+                    error.with(
+                        format!("arguments.{}", argument.argument),
+                        argument.problem,
+                        Some(argument.allowed),
+                    )
+                },
+            ),
+            SubmitError::RiskNotAllowed(risk) => Self::forbidden(risk_scope(risk)),
+            SubmitError::ReasonMissing => {
+                Self::body_field("reason", "missing", "why, in 1 to 512 bytes")
+            }
+            SubmitError::TargetCount { expected, .. } => {
+                Self::new(ProblemCode::TargetCount, detail.clone()).with(
+                    "expect_targets",
+                    detail,
+                    Some(format!("a selection of {expected} gateways")),
+                )
+            }
+            SubmitError::IdempotencyMismatch => Self::new(ProblemCode::IdempotencyMismatch, detail)
+                .with(
+                    "Idempotency-Key",
+                    "used for another request before",
+                    Some("a key that was not used in the last 24 hours".to_owned()),
+                ),
+            SubmitError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// The API's way to name a gateway, in the store's words.
+pub(super) fn stored_ref(which: GatewayRef) -> data::GatewayRef {
+    match which {
+        GatewayRef::Id(id) => data::GatewayRef::Id(id),
+        GatewayRef::Name(name) => data::GatewayRef::Name(name),
+    }
+}
+
+fn gateway_ref(which: &data::GatewayRef) -> String {
+    match which {
+        data::GatewayRef::Id(id) => id.to_string(),
+        data::GatewayRef::Name(name) => name.to_string(),
+    }
+}
+
+pub(super) fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// An error with everything beneath it, for the log.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,216 @@
+//! What every request passes: its id, its answer's headers, its log line, its counter, and the guard of its route.
+
+use std::any::Any;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http::header::CACHE_CONTROL;
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use tracing::Instrument;
+use viworks_common::api::{ProblemCode, REQUEST_ID, Scope};
+use viworks_runtime::random;
+
+use super::problem::ApiError;
+use super::{ApiState, Shared};
+use crate::auth::bearer::{AuthError, authenticate};
+use crate::data::{Actor, ActorKind, AuditOutcome, NewAuditRecord};
+
+/// Characters of a request id that a client may bring.
+const REQUEST_ID_CHARS_MAX: usize = 64;
+
+/// The request's id in log, answer and audit trail.
+#[derive(Debug, Clone)]
+pub(super) struct RequestId(pub(super) String);
+
+impl<S: Send + Sync> axum::extract::FromRequestParts<S> for RequestId {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
+        parts
+            .extensions
+            .get::<Self>()
+            .cloned()
+            .ok_or_else(|| ApiError::new(ProblemCode::Internal, "the request has no id"))
+    }
+}
+
+/// The address at the other end of the connection.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer(pub(super) SocketAddr);
+
+/// The outermost layer.
+pub(super) async fn finish(
+    State(state): State<Shared>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let id = given_id(request.headers())
+        .unwrap_or_else(|| format!("req_{}", random::uuid_v7(state.clock.wall()).simple()));
+    request.extensions_mut().insert(RequestId(id.clone()));
+    let method = request.method().clone();
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or_else(|| "none".to_owned(), |path| path.as_str().to_owned());
+    let started = state.clock.now();
+    let span = tracing::info_span!("http", request_id = id, %method, route);
+    let mut response = next.run(request).instrument(span.clone()).await;
+    if let Some(error) = response.extensions_mut().remove::<ApiError>() {
+        error.render(&mut response, &id);
+    }
+    let headers = response.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(
+        HeaderName::from_static("x-content-type-options"),
+        HeaderValue::from_static("nosniff"),
+    );
+    if let Ok(value) = HeaderValue::try_from(&id) {
+        headers.insert(HeaderName::from_static(REQUEST_ID), value);
+    }
+    let status = response.status();
+    // Methods are open-ended words; a counter's labels are not.
+    let counted = match method.as_str() {
+        "GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS" => method.to_string(),
+        _ => "other".to_owned(),
+    };
+    state
+        .requests
+        .get_or_create(&[
+            ("method", counted),
+            ("route", route),
+            ("status", status.as_str().to_owned()),
+        ])
+        .inc();
+    let took = state.clock.now().saturating_since(started);
+    span.in_scope(|| tracing::debug!(status = status.as_u16(), ?took, "answered"));
+    response
+}
+
+/// An id that a client or a proxy brought, when it is harmless in every log.
+fn given_id(headers: &HeaderMap) -> Option<String> {
+    let text = headers.get(REQUEST_ID)?.to_str().ok()?;
+    let harmless = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    let valid = (1..=REQUEST_ID_CHARS_MAX).contains(&text.len()) && text.bytes().all(harmless);
+    valid.then(|| text.to_owned())
+}
+
+/// The guard of a route: a principal with its scope, or no handler.
+pub(super) async fn authorise(
+    State((state, scope)): State<(Shared, Scope)>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let (mut parts, body) = request.into_parts();
+    let now = state.clock.wall();
+    let found = authenticate(&*state.store, &state.tenant, &parts.headers, now).await;
+    match found {
+        Ok(principal) if principal.may(scope) => {
+            parts.extensions.insert(principal);
+            next.run(Request::from_parts(parts, body)).await
+        }
+        Ok(principal) => {
+            let actor = Actor::api_key(principal.key_id);
+            refused(&state, &parts, actor, scope, "scope missing").await;
+            ApiError::forbidden(scope).into_response()
+        }
+        Err(error) => {
+            if matches!(error, AuthError::Refused) {
+                let actor = Actor {
+                    kind: ActorKind::Anonymous,
+                    id: peer(&parts),
+                    request_id: None,
+                };
+                refused(&state, &parts, actor, scope, "bearer token not accepted").await;
+            }
+            ApiError::from(error).into_response()
+        }
+    }
+}
+
+/// Leaves a trace of a refusal, at a rate that nobody can raise from outside.
+async fn refused(state: &ApiState, parts: &Parts, actor: Actor, scope: Scope, why: &str) {
+    let Some(left_out) = state.refusals.take(state.clock.now()) else {
+        return;
+    };
+    let request_id = parts.extensions.get::<RequestId>().map(|id| id.0.clone());
+    let record = NewAuditRecord {
+        actor: Actor {
+            request_id,
+            ..actor
+        },
+        action: "api.request".to_owned(),
+        object: format!("scope:{scope}"),
+        outcome: AuditOutcome::Refused,
+        detail: serde_json::json!({
+            "why": why,
+            "method": parts.method.as_str(),
+            "peer": peer(parts),
+            "left_out_before": left_out,
+        }),
+    };
+    tracing::warn!(actor = %record.actor, %scope, why, left_out, "a request was refused");
+    let stored = state
+        .store
+        .append_audit(&state.tenant, record, state.clock.wall())
+        .await;
+    if let Err(error) = stored {
+        tracing::error!(%error, "a refusal was not recorded in the audit trail");
+    }
+}
+
+fn peer(parts: &Parts) -> String {
+    parts
+        .extensions
+        .get::<Peer>()
+        .map_or_else(|| "unknown".to_owned(), |peer| peer.0.ip().to_string())
+}
+
+/// Bounds the time of a request.
+pub(super) async fn in_time(State(state): State<Shared>, request: Request, next: Next) -> Response {
+    let limit = state.limits.request_timeout;
+    match tokio::time::timeout(limit, next.run(request)).await {
+        Ok(response) => response,
+        Err(_elapsed) => ApiError::new(
+            ProblemCode::Timeout,
+            format!("the request took longer than {} ms", limit.as_millis()),
+        )
+        .retry_after(limit)
+        .into_response(),
+    }
+}
+
+/// A handler panicked: one request fails, the process goes on.
+pub(super) fn panicked(payload: Box<dyn Any + Send + 'static>) -> Response {
+    let reason = payload
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| payload.downcast_ref::<String>().cloned())
+        .unwrap_or_default();
+    drop(payload);
+    tracing::error!(reason, "a handler panicked");
+    ApiError::new(
+        ProblemCode::Internal,
+        "the request met a fault that is in the backend's log",
+    )
+    .into_response()
+}
+
+/// No route has this path.
+pub(super) async fn no_such_path() -> ApiError {
+    ApiError::new(ProblemCode::NoSuchPath, "there is nothing at this path")
+}
+
+/// The path has other methods.
+pub(super) async fn method_not_allowed() -> ApiError {
+    ApiError::new(
+        ProblemCode::MethodNotAllowed,
+        "this path does not have this method; the Allow header names those it has",
+    )
+}
+
+/// For handlers that answer with their own state.
+pub(super) type Api = State<Arc<ApiState>>;

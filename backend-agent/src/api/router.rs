@@ -1,0 +1,154 @@
+//! The one table of routes: method, path, who may, which handler.
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware::from_fn_with_state;
+use axum::routing::MethodRouter;
+use http::Method;
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::path::Paths;
+use utoipa::openapi::schema::Schema;
+use utoipa_axum::routes;
+use viworks_common::api::Scope;
+
+use super::handlers::{apikeys, audit, catalogue, gateways, probes, runs, telemetry};
+use super::request::{authorise, finish, in_time, method_not_allowed, no_such_path, panicked};
+use super::{Shared, events};
+
+/// Who may use a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Everybody.
+    Public,
+    /// Whoever has this scope.
+    Scope(Scope),
+}
+
+/// A row of the table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The method.
+    pub method: Method,
+    /// The path, with `{…}` where a segment varies.
+    pub path: String,
+    /// Who may.
+    pub access: Access,
+}
+
+/// How long an answer may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// Within the request timeout.
+    Quick,
+    /// It bounds itself: waits and streams.
+    Own,
+}
+
+pub(super) type Documented = (Vec<(String, RefOr<Schema>)>, Paths, MethodRouter<Shared>);
+
+pub(super) struct Row {
+    pub(super) access: Access,
+    pub(super) pace: Pace,
+    pub(super) route: Documented,
+}
+
+/// The table.
+pub(super) fn table() -> Vec<Row> {
+    use Access::Public;
+    use Pace::{Own, Quick};
+
+    let row = |access, pace, route| Row {
+        access,
+        pace,
+        route,
+    };
+    let scope = Access::Scope;
+    vec![
+        row(Public, Quick, routes!(probes::livez)),
+        row(Public, Quick, routes!(probes::readyz)),
+        row(Public, Quick, routes!(probes::startupz)),
+        row(Public, Quick, routes!(probes::openapi)),
+        row(scope(Scope::MetricsRead), Quick, routes!(probes::metrics)),
+        row(scope(Scope::HealthRead), Quick, routes!(probes::health)),
+        row(scope(Scope::GatewaysRead), Quick, routes!(gateways::list)),
+        row(scope(Scope::GatewaysRead), Quick, routes!(gateways::show)),
+        row(scope(Scope::RunsWrite), Quick, routes!(runs::submit)),
+        row(scope(Scope::RunsRead), Quick, routes!(runs::list)),
+        row(scope(Scope::RunsRead), Quick, routes!(runs::show)),
+        row(scope(Scope::RunsRead), Quick, routes!(runs::commands)),
+        row(scope(Scope::RunsRead), Quick, routes!(runs::command)),
+        row(scope(Scope::RunsWrite), Quick, routes!(runs::cancel)),
+        row(scope(Scope::RunsRead), Own, routes!(runs::wait)),
+        row(scope(Scope::RunsRead), Own, routes!(events::stream)),
+        row(
+            scope(Scope::TelemetryRead),
+            Quick,
+            routes!(telemetry::records),
+        ),
+        row(
+            scope(Scope::TelemetryRead),
+            Quick,
+            routes!(telemetry::streams),
+        ),
+        row(scope(Scope::TelemetryRead), Quick, routes!(telemetry::gaps)),
+        row(scope(Scope::CatalogueRead), Quick, routes!(catalogue::list)),
+        row(scope(Scope::CatalogueRead), Quick, routes!(catalogue::show)),
+        row(scope(Scope::AuditRead), Quick, routes!(audit::list)),
+        row(scope(Scope::ApikeysAdmin), Quick, routes!(apikeys::create)),
+        row(scope(Scope::ApikeysAdmin), Quick, routes!(apikeys::list)),
+        row(scope(Scope::ApikeysAdmin), Quick, routes!(apikeys::revoke)),
+    ]
+}
+
+/// Every endpoint, for tests that walk them all.
+#[must_use]
+pub fn endpoints() -> Vec<Endpoint> {
+    let described = |row: Row| {
+        let Row { access, route, .. } = row;
+        route.1.paths.into_iter().flat_map(move |(path, item)| {
+            [
+                (Method::GET, item.get.is_some()),
+                (Method::POST, item.post.is_some()),
+                (Method::PUT, item.put.is_some()),
+                (Method::PATCH, item.patch.is_some()),
+                (Method::DELETE, item.delete.is_some()),
+            ]
+            .into_iter()
+            .filter(|(_method, there)| *there)
+            .map(move |(method, _there)| Endpoint {
+                method,
+                path: path.clone(),
+                access,
+            })
+        })
+    };
+    table().into_iter().flat_map(described).collect()
+}
+
+pub(super) fn build(state: Shared) -> Router {
+    let mut router = Router::new();
+    for Row {
+        access,
+        pace,
+        route: (_schemas, paths, mut handler),
+    } in table()
+    {
+        if let Access::Scope(scope) = access {
+            handler = handler.route_layer(from_fn_with_state((state.clone(), scope), authorise));
+        }
+        if pace == Pace::Quick {
+            handler = handler.route_layer(from_fn_with_state(state.clone(), in_time));
+        }
+        for path in paths.paths.keys() {
+            router = router.route(path, handler.clone());
+        }
+    }
+    router
+        .method_not_allowed_fallback(method_not_allowed)
+        .fallback(no_such_path)
+        .layer(DefaultBodyLimit::max(state.limits.body_bytes_max))
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn_with_state(state.clone(), finish))
+        .with_state(state)
+}

@@ -1,0 +1,227 @@
+//! Making, listing and revoking API keys, for the API and for the backend's own command line.
+
+use std::collections::BTreeSet;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use viworks_common::api::{ApiKey, ApiKeyStatus, Kind, Scope};
+use viworks_common::id::{ApiKeyId, Tenant};
+use viworks_common::time::Timestamp;
+use viworks_runtime::files::{FileError, sync_folder};
+use viworks_runtime::random;
+
+use super::ApiSecret;
+use crate::data::{self, Actor, NewApiKey, Store, StoreError};
+
+/// Characters of a key's name.
+pub const NAME_CHARS_MAX: usize = 64;
+
+/// A key to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreateKey {
+    /// What it is for.
+    pub name: String,
+    /// What it may do.
+    pub scopes: BTreeSet<Scope>,
+    /// How long it is valid; without an end when absent.
+    pub expires_in: Option<Duration>,
+}
+
+/// Why no key was made.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// The name is empty, too long or not printable.
+    #[error("the name must have 1 to {NAME_CHARS_MAX} printable characters")]
+    BadName,
+    /// A key without scopes opens nothing.
+    #[error("at least one scope is needed")]
+    NoScope,
+    /// A validity of nothing.
+    #[error("the validity must be longer than zero")]
+    BadExpiry,
+    /// The secret could not be written.
+    #[error("failed to write the secret to {}", path.display())]
+    Write {
+        /// Where to.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The secret's folder could not be synchronised.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The store said no.
+    #[error("failed to store the API key")]
+    Store(#[from] StoreError),
+}
+
+/// Makes a key; the secret is given once, here.
+///
+/// # Errors
+/// Why no key was made.
+pub async fn issue(
+    store: &dyn Store,
+    tenant: &Tenant,
+    request: CreateKey,
+    actor: &Actor,
+    now: Timestamp,
+) -> Result<(ApiKey, ApiSecret), CreateError> {
+    check(&request)?;
+    let secret = ApiSecret::from_random(&random::bytes());
+    let key = store_key(store, tenant, request, &secret, actor, now).await?;
+    Ok((key, secret))
+}
+
+/// Makes a key and writes its secret into the new file `out`, readable by the owner only. An existing file is never
+/// overwritten: it may hold a key that is in use.
+///
+/// # Errors
+/// Why no key was made; no file is left behind.
+pub async fn create(
+    store: &dyn Store,
+    tenant: &Tenant,
+    request: CreateKey,
+    actor: &Actor,
+    out: &Path,
+    now: Timestamp,
+) -> Result<ApiKey, CreateError> {
+    check(&request)?;
+    let secret = ApiSecret::from_random(&random::bytes());
+    // First the file: a secret that opens nothing yet is harmless, a key whose secret nobody has is rubbish.
+    write_secret(out, &secret)?;
+    match store_key(store, tenant, request, &secret, actor, now).await {
+        Ok(key) => Ok(key),
+        Err(error) => {
+            // Best effort: the failure that matters is the one about to be returned.
+            drop(fs::remove_file(out));
+            Err(error.into())
+        }
+    }
+}
+
+/// Every key, latest first.
+///
+/// # Errors
+/// As the store's.
+pub async fn list(
+    store: &dyn Store,
+    tenant: &Tenant,
+    now: Timestamp,
+) -> Result<Vec<ApiKey>, StoreError> {
+    let keys = store.list_api_keys(tenant).await?;
+    Ok(keys.into_iter().rev().map(|key| view(key, now)).collect())
+}
+
+/// Revokes a key; `None` when there is no such key.
+///
+/// # Errors
+/// As the store's.
+pub async fn revoke(
+    store: &dyn Store,
+    tenant: &Tenant,
+    id: ApiKeyId,
+    actor: &Actor,
+    now: Timestamp,
+) -> Result<Option<()>, StoreError> {
+    store.revoke_api_key(tenant, id, actor, now).await
+}
+
+fn check(request: &CreateKey) -> Result<(), CreateError> {
+    let length = request.name.chars().count();
+    if !(1..=NAME_CHARS_MAX).contains(&length) || request.name.chars().any(char::is_control) {
+        return Err(CreateError::BadName);
+    }
+    if request.scopes.is_empty() {
+        return Err(CreateError::NoScope);
+    }
+    if request.expires_in.is_some_and(|span| span.is_zero()) {
+        return Err(CreateError::BadExpiry);
+    }
+    Ok(())
+}
+
+async fn store_key(
+    store: &dyn Store,
+    tenant: &Tenant,
+    request: CreateKey,
+    secret: &ApiSecret,
+    actor: &Actor,
+    now: Timestamp,
+) -> Result<ApiKey, StoreError> {
+    let id = ApiKeyId::from_uuid(random::uuid_v7(now));
+    let expires_at = request.expires_in.map(|span| now.saturating_add(span));
+    let new = NewApiKey {
+        id,
+        name: request.name.clone(),
+        sha256: secret.sha256(),
+        scopes: request
+            .scopes
+            .iter()
+            .map(|scope| scope.name().to_owned())
+            .collect(),
+        expires_at,
+    };
+    store.create_api_key(tenant, new, actor, now).await?;
+    Ok(ApiKey {
+        kind: Kind::ApiKey,
+        id,
+        name: request.name,
+        scopes: request.scopes.into_iter().collect(),
+        status: ApiKeyStatus::Active,
+        created_at: now,
+        expires_at,
+        last_used_at: None,
+    })
+}
+
+fn view(key: data::ApiKey, now: Timestamp) -> ApiKey {
+    let status = if key.revoked_at.is_some() {
+        ApiKeyStatus::Revoked
+    } else if key.expires_at.is_some_and(|end| end <= now) {
+        ApiKeyStatus::Expired
+    } else {
+        ApiKeyStatus::Active
+    };
+    ApiKey {
+        kind: Kind::ApiKey,
+        id: key.id,
+        name: key.name,
+        scopes: key
+            .scopes
+            .iter()
+            .filter_map(|scope| scope.parse().ok())
+            .collect(),
+        status,
+        created_at: key.created_at,
+        expires_at: key.expires_at,
+        last_used_at: key.last_used_at,
+    }
+}
+
+fn write_secret(out: &Path, secret: &ApiSecret) -> Result<(), CreateError> {
+    let failed = |source| CreateError::Write {
+        path: out.to_owned(),
+        source,
+    };
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(out)
+        .map_err(failed)?;
+    let written = writeln!(file, "{}", secret.expose()).and_then(|()| file.sync_all());
+    if let Err(source) = written {
+        drop(fs::remove_file(out));
+        return Err(failed(source));
+    }
+    let folder = out
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or_else(|| Path::new("."));
+    sync_folder(folder)?;
+    Ok(())
+}

@@ -1,0 +1,105 @@
+//! Commands: submitted, watched, cancelled.
+
+pub mod bus;
+pub mod dispatch;
+pub mod queue;
+pub mod submit;
+
+use std::sync::Arc;
+
+use viworks_common::command::CommandState;
+use viworks_common::id::{AgentId, CommandId, RunId, Tenant};
+use viworks_runtime::clock::Clock;
+
+use crate::data::{Actor, Cancelled, QueueLimits, Store, StoreResult};
+use bus::{CommandChange, RunBus};
+
+/// What submitting and cancelling ask of dispatch. Both are hints: the reconciler finds what a lost one was about.
+pub trait CommandNudge: Send + Sync {
+    /// Commands wait for this gateway.
+    fn nudge(&self, agent_id: &AgentId);
+    /// This command waits for this gateway. By default no more than a nudge.
+    fn offer(&self, agent_id: &AgentId, command_id: CommandId) {
+        let _hint_is_enough = command_id;
+        self.nudge(agent_id);
+    }
+    /// An operator asked for the end of a command that this gateway may have.
+    fn cancel(&self, agent_id: &AgentId, command_id: CommandId);
+}
+
+/// The feature behind the operators' API. Clones share everything.
+#[derive(Clone)]
+pub struct Commands {
+    store: Arc<dyn Store>,
+    tenant: Tenant,
+    clock: Arc<dyn Clock>,
+    bus: Arc<RunBus>,
+    nudge: Arc<dyn CommandNudge>,
+    limits: QueueLimits,
+}
+
+impl Commands {
+    /// Wires it.
+    #[must_use]
+    pub fn new(
+        store: Arc<dyn Store>,
+        tenant: Tenant,
+        clock: Arc<dyn Clock>,
+        bus: Arc<RunBus>,
+        nudge: Arc<dyn CommandNudge>,
+        limits: QueueLimits,
+    ) -> Self {
+        Self {
+            store,
+            tenant,
+            clock,
+            bus,
+            nudge,
+            limits,
+        }
+    }
+
+    /// Where changes of runs and live output can be followed.
+    #[must_use]
+    pub const fn bus(&self) -> &Arc<RunBus> {
+        &self.bus
+    }
+
+    /// Cancels a run: what has no start permit never starts, the gateways of the rest are asked to end it. `None` when
+    /// there is no such run.
+    ///
+    /// # Errors
+    /// As the store's.
+    pub async fn cancel(&self, run_id: RunId, actor: &Actor) -> StoreResult<Option<Cancelled>> {
+        let now = self.clock.wall();
+        let cancelled = self
+            .store
+            .cancel_run(&self.tenant, run_id, actor, now)
+            .await?;
+        let Some(cancelled) = cancelled else {
+            return Ok(None);
+        };
+        let last = cancelled.cancelled.len().saturating_sub(1);
+        for (index, command) in cancelled.cancelled.iter().enumerate() {
+            self.bus.command_changed(
+                run_id,
+                CommandChange {
+                    at: now,
+                    command_id: command.command_id,
+                    agent_id: command.agent_id,
+                    state: CommandState::Cancelled,
+                    attempt: None,
+                    exit_code: None,
+                    duration_ms: None,
+                    reason: None,
+                },
+                index == last && cancelled.run.is_finished(),
+            );
+        }
+        // A gateway that has journalled an offer without a permit still keeps a place for it until it is told.
+        for command in cancelled.cancelled.iter().chain(&cancelled.requested) {
+            self.nudge.cancel(&command.agent_id, command.command_id);
+        }
+        Ok(Some(cancelled))
+    }
+}
