@@ -1,7 +1,10 @@
 //! The agent on every gateway: dials the backend, runs allow-listed commands, delivers telemetry.
 
+pub mod api;
+pub mod audit;
 pub mod builtin;
 pub mod catalogue;
+pub mod collect;
 pub mod executor;
 pub mod journal;
 pub mod spool;

@@ -80,13 +80,7 @@ pub(super) fn entry(row: Row) -> Result<Entry, JournalError> {
             .map_err(|_bad| inconsistent("a command name"))?,
         arguments: serde_json::from_str(&arguments).map_err(|_bad| inconsistent("arguments"))?,
         idempotent,
-        state: match state.as_str() {
-            "accepted" => EntryState::Accepted,
-            "started" => EntryState::Started,
-            "finished" => EntryState::Finished,
-            "reported" => EntryState::Reported,
-            _ => return Err(inconsistent("a state")),
-        },
+        state: EntryState::from_name(&state).ok_or_else(|| inconsistent("a state"))?,
         agent_run_id: run
             .parse()
             .map_err(|_bad| inconsistent("an agent run id"))?,
