@@ -1,0 +1,3 @@
+//! Everything on, or because of, the connection to the backend.
+
+pub mod connection;
