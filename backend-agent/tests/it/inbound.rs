@@ -53,20 +53,33 @@ impl Backend {
         let lifecycle = Lifecycle::new();
         let app = App::start(&config, &lifecycle).await.unwrap();
         let second = App::start(&config, &lifecycle).await.err();
-        assert!(matches!(second, Some(StartError::Folder(_))), "a second backend on the same state must not start");
+        assert!(
+            matches!(second, Some(StartError::Folder(_))),
+            "a second backend on the same state must not start"
+        );
         let office = Office::open(&config).unwrap();
         let store = pki::store(&config).await;
-        Self { _folder: folder, app, lifecycle, office, store }
+        Self {
+            _folder: folder,
+            app,
+            lifecycle,
+            office,
+            store,
+        }
     }
 
     async fn join(&self, name: &str) -> Material {
-        pki::join(&self.store, &self.office, name, GATEWAY_LIFE).await.unwrap()
+        pki::join(&self.store, &self.office, name, GATEWAY_LIFE)
+            .await
+            .unwrap()
     }
 
     async fn tls(&self, identity: Option<&Issued>) -> Result<TlsStream<TcpStream>, std::io::Error> {
         let mut roots = RootCertStore::empty();
         let authority = self.office.authority.certificate().as_bytes();
-        roots.add(CertificateDer::from_pem_slice(authority).unwrap()).unwrap();
+        roots
+            .add(CertificateDer::from_pem_slice(authority).unwrap())
+            .unwrap();
         let builder = ClientConfig::builder().with_root_certificates(roots);
         let mut config = match identity {
             None => builder.with_no_client_auth(),
@@ -80,16 +93,26 @@ impl Backend {
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         let stream = TcpStream::connect(self.app.agents).await?;
         let name = ServerName::try_from("localhost").unwrap();
-        TlsConnector::from(Arc::new(config)).connect(name, stream).await
+        TlsConnector::from(Arc::new(config))
+            .connect(name, stream)
+            .await
     }
 
     /// The status of the answer to an upgrade, or none when TLS did not get that far.
-    async fn status(&self, identity: Option<&Issued>, path: &str, subprotocol: bool) -> Option<u16> {
+    async fn status(
+        &self,
+        identity: Option<&Issued>,
+        path: &str,
+        subprotocol: bool,
+    ) -> Option<u16> {
         let stream = self.tls(identity).await.ok()?;
         match client_async(request(path, subprotocol), stream).await {
             Ok((_, response)) => Some(response.status().as_u16()),
             Err(tungstenite::Error::Http(response)) => {
-                assert_eq!(response.headers()["content-type"], "application/problem+json");
+                assert_eq!(
+                    response.headers()["content-type"],
+                    "application/problem+json"
+                );
                 Some(response.status().as_u16())
             }
             Err(_) => None,
@@ -99,17 +122,29 @@ impl Backend {
     async fn dial(&self, material: &Material) -> Gateway {
         let stream = self.tls(Some(&material.certificate)).await.unwrap();
         let value = tls::exporter(stream.get_ref().1).unwrap();
-        let (socket, response) = client_async(request("/agent/v1/connect", true), stream).await.unwrap();
-        assert_eq!(response.headers()["sec-websocket-protocol"], "viworks.agent.v1");
+        let (socket, response) = client_async(request("/agent/v1/connect", true), stream)
+            .await
+            .unwrap();
+        assert_eq!(
+            response.headers()["sec-websocket-protocol"],
+            "viworks.agent.v1"
+        );
         let config = AgentSessionConfig {
             identity: material.identity.clone(),
             key: AgentKey::new(material.agent_key.clone()),
             key_generation: 1,
-            binding: Binding { mode: BindingMode::Exporter, value },
+            binding: Binding {
+                mode: BindingMode::Exporter,
+                value,
+            },
             version_floor: 1,
             opening_timeout: PATIENCE,
         };
-        Gateway { socket, session: AgentSession::new(config, SystemClock.now()), sent: Vec::new() }
+        Gateway {
+            socket,
+            session: AgentSession::new(config, SystemClock.now()),
+            sent: Vec::new(),
+        }
     }
 
     async fn stop(self) {
@@ -121,9 +156,14 @@ impl Backend {
 }
 
 fn request(path: &str, subprotocol: bool) -> tungstenite::handshake::client::Request {
-    let mut request = format!("wss://localhost{path}").into_client_request().unwrap();
+    let mut request = format!("wss://localhost{path}")
+        .into_client_request()
+        .unwrap();
     if subprotocol {
-        request.headers_mut().insert("sec-websocket-protocol", "viworks.agent.v1".parse().unwrap());
+        request.headers_mut().insert(
+            "sec-websocket-protocol",
+            "viworks.agent.v1".parse().unwrap(),
+        );
     }
     request
 }
@@ -144,7 +184,11 @@ impl Gateway {
             if let Some(event) = self.session.poll_event() {
                 return Some(event);
             }
-            match tokio::time::timeout(PATIENCE, self.socket.next()).await.unwrap()?.ok()? {
+            match tokio::time::timeout(PATIENCE, self.socket.next())
+                .await
+                .unwrap()?
+                .ok()?
+            {
                 Message::Binary(bytes) => self.session.handle_frame(&bytes, SystemClock.now()),
                 _ => return None,
             }
@@ -154,7 +198,11 @@ impl Gateway {
     /// The number of the close frame that comes, whatever comes before it.
     async fn close_number(&mut self) -> Option<u16> {
         loop {
-            match tokio::time::timeout(PATIENCE, self.socket.next()).await.unwrap()?.ok()? {
+            match tokio::time::timeout(PATIENCE, self.socket.next())
+                .await
+                .unwrap()?
+                .ok()?
+            {
                 Message::Close(frame) => return frame.map(|frame| frame.code.into()),
                 _ => {}
             }
@@ -162,7 +210,10 @@ impl Gateway {
     }
 
     async fn hello(&mut self, run: u128, epoch: u64, token: &Secret) {
-        assert!(matches!(self.event().await, Some(AgentEvent::Challenged { .. })));
+        assert!(matches!(
+            self.event().await,
+            Some(AgentEvent::Challenged { .. })
+        ));
         let hello = Hello {
             install_id: InstallId::from_uuid(Uuid::from_u128(run)),
             boot_id: BootId::from_uuid(Uuid::from_u128(run)),
@@ -180,11 +231,17 @@ impl Gateway {
             pin_set_version: 0,
             telemetry: Vec::new(),
         };
-        self.session.hello(hello, random::bytes(), SystemClock.now());
+        self.session
+            .hello(hello, random::bytes(), SystemClock.now());
     }
 
     /// Opens the session; the issued epoch with its token, or the refusal.
-    async fn open(&mut self, run: u128, epoch: u64, token: &Secret) -> Result<(u64, Secret), CloseCode> {
+    async fn open(
+        &mut self,
+        run: u128,
+        epoch: u64,
+        token: &Secret,
+    ) -> Result<(u64, Secret), CloseCode> {
         self.hello(run, epoch, token).await;
         match self.event().await {
             Some(AgentEvent::Welcomed(welcome)) => {
@@ -208,18 +265,35 @@ async fn a_gateway_connects_delivers_telemetry_and_comes_back_with_its_next_epoc
     let record = Record {
         stream: "host.cpu".parse().unwrap(),
         observed_at: SystemClock.wall(),
-        fields: [("load".parse().unwrap(), viworks_common::telemetry::FieldValue::Number(0.5))].into(),
+        fields: [(
+            "load".parse().unwrap(),
+            viworks_common::telemetry::FieldValue::Number(0.5),
+        )]
+        .into(),
     };
     let spool_epoch = AgentRunId::from_uuid(Uuid::from_u128(1));
-    let batch = Batch { spool_epoch, from_seq: 1, to_seq: 2, gaps: Vec::new(), records: vec![(1, record.clone()), (2, record)] };
-    gateway.session.send(AgentMessage::Telemetry(batch.into()), SystemClock.now()).unwrap();
+    let batch = Batch {
+        spool_epoch,
+        from_seq: 1,
+        to_seq: 2,
+        gaps: Vec::new(),
+        records: vec![(1, record.clone()), (2, record)],
+    };
+    gateway
+        .session
+        .send(AgentMessage::Telemetry(batch.into()), SystemClock.now())
+        .unwrap();
     let acknowledged = loop {
         if let Some(AgentEvent::TelemetryAcknowledged(position)) = gateway.event().await {
             break position;
         }
     };
     assert_eq!(acknowledged.seq, 2);
-    let positions = backend.store.telemetry_positions(&Tenant::default_tenant(), material.identity.agent_id).await.unwrap();
+    let positions = backend
+        .store
+        .telemetry_positions(&Tenant::default_tenant(), material.identity.agent_id)
+        .await
+        .unwrap();
     assert_eq!(positions, [acknowledged], "acknowledged means committed");
     // The same process takes over from its own old connection at once.
     let mut next = backend.dial(&material).await;
@@ -238,18 +312,53 @@ async fn a_certificate_that_is_not_registered_here_gets_no_session() {
     let foreign = Authority::create(now).unwrap().0;
     let domain = &backend.office.trust_domain;
     let name = "gw-1".parse().unwrap();
-    let foreign = foreign.gateway(domain, &one.identity, &name, now, GATEWAY_LIFE).unwrap();
+    let foreign = foreign
+        .gateway(domain, &one.identity, &name, now, GATEWAY_LIFE)
+        .unwrap();
     let then = now.saturating_sub(Duration::from_secs(7_200));
-    let expired = backend.office.authority.gateway(domain, &one.identity, &name, then, Duration::from_secs(60)).unwrap();
-    let unregistered = backend.office.authority.gateway(domain, &one.identity, &name, now, GATEWAY_LIFE).unwrap();
-    assert_eq!(backend.status(None, path, true).await, None, "no certificate");
-    assert_eq!(backend.status(Some(&foreign), path, true).await, None, "a foreign authority");
-    assert_eq!(backend.status(Some(&expired), path, true).await, None, "expired");
-    assert_eq!(backend.status(Some(&unregistered), path, true).await, Some(403), "a key that nobody registered");
-    assert_eq!(backend.status(Some(&one.certificate), "/", true).await, Some(404));
-    assert_eq!(backend.status(Some(&one.certificate), path, false).await, Some(400));
+    let expired = backend
+        .office
+        .authority
+        .gateway(domain, &one.identity, &name, then, Duration::from_secs(60))
+        .unwrap();
+    let unregistered = backend
+        .office
+        .authority
+        .gateway(domain, &one.identity, &name, now, GATEWAY_LIFE)
+        .unwrap();
+    assert_eq!(
+        backend.status(None, path, true).await,
+        None,
+        "no certificate"
+    );
+    assert_eq!(
+        backend.status(Some(&foreign), path, true).await,
+        None,
+        "a foreign authority"
+    );
+    assert_eq!(
+        backend.status(Some(&expired), path, true).await,
+        None,
+        "expired"
+    );
+    assert_eq!(
+        backend.status(Some(&unregistered), path, true).await,
+        Some(403),
+        "a key that nobody registered"
+    );
+    assert_eq!(
+        backend.status(Some(&one.certificate), "/", true).await,
+        Some(404)
+    );
+    assert_eq!(
+        backend.status(Some(&one.certificate), path, false).await,
+        Some(400)
+    );
     // Another agent's certificate carries another identity: the keys do not fit.
-    let crossed = Material { certificate: other.certificate.clone(), ..backend_copy(&one) };
+    let crossed = Material {
+        certificate: other.certificate.clone(),
+        ..backend_copy(&one)
+    };
     let mut gateway = backend.dial(&crossed).await;
     gateway.hello(1, 0, &one.token).await;
     assert_eq!(flush_and_close(&mut gateway).await, Some(4400));
@@ -292,7 +401,10 @@ async fn what_is_no_message_of_ours_closes_the_connection_and_nothing_else() {
         (Message::binary(vec![1; 300 * 1024]), 4413),
     ] {
         let mut gateway = backend.dial(&material).await;
-        assert!(matches!(gateway.event().await, Some(AgentEvent::Challenged { .. })));
+        assert!(matches!(
+            gateway.event().await,
+            Some(AgentEvent::Challenged { .. })
+        ));
         gateway.socket.send(message).await.unwrap();
         assert_eq!(gateway.close_number().await, Some(number));
     }
@@ -300,17 +412,40 @@ async fn what_is_no_message_of_ours_closes_the_connection_and_nothing_else() {
     wrong.agent_key = Secret::from_bytes([9; 32]);
     let mut gateway = backend.dial(&wrong).await;
     gateway.hello(1, 0, &material.token).await;
-    assert_eq!(flush_and_close(&mut gateway).await, Some(4400), "a wrong key");
+    assert_eq!(
+        flush_and_close(&mut gateway).await,
+        Some(4400),
+        "a wrong key"
+    );
     let mut gateway = backend.dial(&material).await;
     gateway.open(1, 0, &material.token).await.unwrap();
     // Its HELLO, recorded and sent again on another connection.
     let recorded = gateway.sent[0].clone();
     let mut replaying = backend.dial(&material).await;
-    assert!(matches!(replaying.event().await, Some(AgentEvent::Challenged { .. })));
-    replaying.socket.send(Message::binary(recorded)).await.unwrap();
+    assert!(matches!(
+        replaying.event().await,
+        Some(AgentEvent::Challenged { .. })
+    ));
+    replaying
+        .socket
+        .send(Message::binary(recorded))
+        .await
+        .unwrap();
     assert_eq!(replaying.close_number().await, Some(4400));
-    let audit = backend.store.list_audit(&Tenant::default_tenant(), viworks_backend_agent::data::Page::first(50)).await.unwrap();
-    assert!(audit.items.iter().any(|entry| entry.record.action == "gateway.hello_replayed"));
+    let audit = backend
+        .store
+        .list_audit(
+            &Tenant::default_tenant(),
+            viworks_backend_agent::data::Page::first(50),
+        )
+        .await
+        .unwrap();
+    assert!(
+        audit
+            .items
+            .iter()
+            .any(|entry| entry.record.action == "gateway.hello_replayed")
+    );
     drop((gateway, replaying));
     backend.stop().await;
 }
@@ -336,13 +471,20 @@ async fn a_second_machine_with_the_same_identity_is_refused_while_the_first_is_a
     assert_eq!(refused.unwrap_err(), CloseCode::IdentityFork);
     assert_eq!(drained, Duration::ZERO);
     let tenant = Tenant::default_tenant();
-    let forks = backend.store.list_forks(&tenant, material.identity.agent_id).await.unwrap();
+    let forks = backend
+        .store
+        .list_forks(&tenant, material.identity.agent_id)
+        .await
+        .unwrap();
     assert_eq!(forks.len(), 1);
     // The original moves on, and what the copy has is worth nothing any more.
     let mut moved = backend.dial(&material).await;
     moved.open(1, epoch, &token).await.unwrap();
     let mut copy = backend.dial(&material).await;
-    assert_eq!(copy.open(2, epoch, &token).await.unwrap_err(), CloseCode::IdentityFork);
+    assert_eq!(
+        copy.open(2, epoch, &token).await.unwrap_err(),
+        CloseCode::IdentityFork
+    );
     drop((live, copy, moved));
     backend.stop().await;
 }
@@ -354,11 +496,25 @@ async fn revocation_cuts_the_live_session_and_refuses_the_next() {
     let mut gateway = backend.dial(&material).await;
     gateway.open(1, 0, &material.token).await.unwrap();
     let tenant = Tenant::default_tenant();
-    let found = backend.store.gateway(&tenant, &GatewayRef::Id(material.identity.agent_id)).await.unwrap().unwrap();
+    let found = backend
+        .store
+        .gateway(&tenant, &GatewayRef::Id(material.identity.agent_id))
+        .await
+        .unwrap()
+        .unwrap();
     assert!(found.session.is_some());
     let actor = viworks_backend_agent::data::Actor::system();
-    backend.store.revoke_gateway(&tenant, found.agent_id, &actor, SystemClock.wall()).await.unwrap();
+    backend
+        .store
+        .revoke_gateway(&tenant, found.agent_id, &actor, SystemClock.wall())
+        .await
+        .unwrap();
     assert_eq!(gateway.close_number().await, Some(4403));
-    assert_eq!(backend.status(Some(&material.certificate), "/agent/v1/connect", true).await, Some(403));
+    assert_eq!(
+        backend
+            .status(Some(&material.certificate), "/agent/v1/connect", true)
+            .await,
+        Some(403)
+    );
     backend.stop().await;
 }

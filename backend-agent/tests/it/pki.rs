@@ -11,7 +11,9 @@ use viworks_backend_agent::data::sqlite::SqliteStore;
 use viworks_backend_agent::data::{Actor, GatewayRef, Store, StoreError};
 use viworks_backend_agent::pki::PkiError;
 use viworks_backend_agent::pki::init::{InitRequest, init};
-use viworks_backend_agent::pki::issue::{Delivery, GATEWAY_LIFE, IssueRequest, Material, Office, issue};
+use viworks_backend_agent::pki::issue::{
+    Delivery, GATEWAY_LIFE, IssueRequest, Material, Office, issue,
+};
 use viworks_common::id::Tenant;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::config::Environment;
@@ -21,7 +23,9 @@ fn request(folder: &Path) -> InitRequest {
     InitRequest {
         folder: folder.to_owned(),
         trust_domain: "viworks.test".parse().unwrap(),
-        server_names: ["localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec(),
+        server_names: ["localhost", "127.0.0.1", "::1"]
+            .map(str::to_owned)
+            .to_vec(),
     }
 }
 
@@ -34,17 +38,40 @@ pub fn initialised() -> TempDir {
 }
 
 pub fn config(folder: &TempDir) -> Config {
-    Config::load(&folder.path().join("b/backend.toml"), &Environment::default()).unwrap()
+    Config::load(
+        &folder.path().join("b/backend.toml"),
+        &Environment::default(),
+    )
+    .unwrap()
 }
 
 pub async fn store(config: &Config) -> SqliteStore {
     viworks_runtime::files::create_private_folder(&config.data.state_folder).unwrap();
-    SqliteStore::open(Options::new(&config.data.sqlite_file)).await.unwrap()
+    SqliteStore::open(Options::new(&config.data.sqlite_file))
+        .await
+        .unwrap()
 }
 
-pub async fn join(store: &SqliteStore, office: &Office, name: &str, life: Duration) -> Result<Material, PkiError> {
-    let request = IssueRequest { name: name.parse().unwrap(), labels: [].into(), life };
-    issue(store, &Tenant::default_tenant(), office, request, &Actor::system(), SystemClock.wall()).await
+pub async fn join(
+    store: &SqliteStore,
+    office: &Office,
+    name: &str,
+    life: Duration,
+) -> Result<Material, PkiError> {
+    let request = IssueRequest {
+        name: name.parse().unwrap(),
+        labels: [].into(),
+        life,
+    };
+    issue(
+        store,
+        &Tenant::default_tenant(),
+        office,
+        request,
+        &Actor::system(),
+        SystemClock.wall(),
+    )
+    .await
 }
 
 #[test]
@@ -52,8 +79,21 @@ fn nothing_is_overwritten_and_secrets_are_private() {
     let folder = initialised();
     let again = init(&request(&folder.path().join("b")), SystemClock.wall());
     assert!(matches!(again, Err(PkiError::Exists { .. })), "{again:?}");
-    for (name, mode) in [("", 0o700), ("ca.key", 0o600), ("server.key", 0o600), ("next.key", 0o600), ("master.key", 0o600)] {
-        let found = folder.path().join("b").join(name).metadata().unwrap().permissions().mode();
+    for (name, mode) in [
+        ("", 0o700),
+        ("ca.key", 0o600),
+        ("server.key", 0o600),
+        ("next.key", 0o600),
+        ("master.key", 0o600),
+    ] {
+        let found = folder
+            .path()
+            .join("b")
+            .join(name)
+            .metadata()
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(found & 0o777, mode, "{name}");
     }
 }
@@ -65,19 +105,44 @@ async fn a_gateway_gets_everything_it_needs_and_its_name_is_taken_for_ever() {
     let (office, store) = (Office::open(&config).unwrap(), store(&config).await);
     assert_eq!(office.pins.len(), 2);
     let material = join(&store, &office, "gw-1", GATEWAY_LIFE).await.unwrap();
-    let delivery = Delivery { folder: folder.path().join("g"), url: "wss://localhost:1".to_owned(), demo: false };
+    let delivery = Delivery {
+        folder: folder.path().join("g"),
+        url: "wss://localhost:1".to_owned(),
+        demo: false,
+    };
     delivery.prepare().unwrap();
     delivery.write(&material, &office.pins).unwrap();
-    let identity: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.path().join("g/identity.json")).unwrap()).unwrap();
+    let identity: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(folder.path().join("g/identity.json")).unwrap())
+            .unwrap();
     assert_eq!(identity["agent_id"], material.identity.agent_id.to_string());
-    assert_eq!(identity["token"], office.master.token(&material.identity, 0).expose_hex());
+    assert_eq!(
+        identity["token"],
+        office.master.token(&material.identity, 0).expose_hex()
+    );
     assert_eq!(identity["key_generation"], 1);
     let toml = std::fs::read_to_string(folder.path().join("g/gateway.toml")).unwrap();
-    assert!(office.pins.iter().all(|pin| toml.contains(&pin.to_string())) && !toml.contains("allow_own_commands"), "{toml}");
+    assert!(
+        office
+            .pins
+            .iter()
+            .all(|pin| toml.contains(&pin.to_string()))
+            && !toml.contains("allow_own_commands"),
+        "{toml}"
+    );
     assert!(matches!(delivery.prepare(), Err(PkiError::Exists { .. })));
     let twice = join(&store, &office, "gw-1", GATEWAY_LIFE).await;
-    assert!(matches!(twice, Err(PkiError::Store(StoreError::Conflict { .. }))));
-    let known = store.gateway(&Tenant::default_tenant(), &GatewayRef::Name("gw-1".parse().unwrap())).await.unwrap();
+    assert!(matches!(
+        twice,
+        Err(PkiError::Store(StoreError::Conflict { .. }))
+    ));
+    let known = store
+        .gateway(
+            &Tenant::default_tenant(),
+            &GatewayRef::Name("gw-1".parse().unwrap()),
+        )
+        .await
+        .unwrap();
     assert_eq!(known.unwrap().agent_id, material.identity.agent_id);
     openssl_agrees(folder.path());
     store.close().await;
@@ -92,12 +157,18 @@ fn openssl_agrees(folder: &Path) {
             .arg(folder.join(certificate))
             .output()
     };
-    for (purpose, certificate) in [("sslclient", "g/gateway.crt"), ("sslserver", "b/server.crt")] {
+    for (purpose, certificate) in [
+        ("sslclient", "g/gateway.crt"),
+        ("sslserver", "b/server.crt"),
+    ] {
         match verify(purpose, certificate) {
             Ok(output) => assert!(output.status.success(), "{certificate}: {output:?}"),
             Err(error) => eprintln!("NOT CHECKED against OpenSSL, which is not installed: {error}"),
         }
     }
     let crossed = verify("sslserver", "g/gateway.crt");
-    assert!(crossed.map_or(true, |output| !output.status.success()), "a gateway's certificate must not serve");
+    assert!(
+        crossed.map_or(true, |output| !output.status.success()),
+        "a gateway's certificate must not serve"
+    );
 }
