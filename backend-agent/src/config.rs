@@ -384,7 +384,7 @@ fn read_data(section: &mut Section<'_>) -> DataConfig {
         section.problem(
             "sqlite_file",
             format!(
-                "{} lies outside of {}",
+                "sqlite_file: {} lies outside of {}",
                 sqlite_file.display(),
                 state_folder.display()
             ),
