@@ -38,26 +38,47 @@ pub struct Arguments {
 #[derive(Debug, Clone, Args)]
 pub struct Global {
     /// How results are printed
-    #[arg(short, long, global = true, value_enum, default_value = "table", env = "VIWORKS_OUTPUT")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_enum,
+        default_value = "table",
+        env = "VIWORKS_OUTPUT"
+    )]
     pub output: Format,
-    /// The backend's API, such as http://127.0.0.1:8080
+    /// The backend's API, such as `http://127.0.0.1:8080`
     #[arg(long, global = true, env = "VIWORKS_SERVER", value_name = "URL")]
     pub server: Option<String>,
     /// A file that holds the API key
     #[arg(long, global = true, env = "VIWORKS_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// Use this context instead of the selected one
-    #[arg(short, long, global = true, env = "VIWORKS_CONTEXT", value_name = "NAME")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        env = "VIWORKS_CONTEXT",
+        value_name = "NAME"
+    )]
     pub context: Option<String>,
     /// Where contexts are kept [default: ~/.config/viworks]
-    #[arg(long, global = true, env = "VIWORKS_CONFIG_DIR", value_name = "DIR", hide = true)]
+    #[arg(
+        long,
+        global = true,
+        env = "VIWORKS_CONFIG_DIR",
+        value_name = "DIR",
+        hide = true
+    )]
     pub config_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Start the local demo: a backend, gateways over mutual TLS, a first command
-    #[command(after_help = "Examples:\n  viworks up\n  viworks up --once --agents 5\n  viworks up --reset --data-dir ./demo")]
+    #[command(
+        after_help = "Examples:\n  viworks up\n  viworks up --once --agents 5\n  viworks up --reset --data-dir ./demo"
+    )]
     Up {
         /// How many gateways
         #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=50))]
@@ -80,7 +101,9 @@ enum Verb {
         data_dir: PathBuf,
     },
     /// Run an allow-listed command on gateways
-    #[command(after_help = "Examples:\n  viworks run sys.uptime --all\n  viworks run log.tail unit=ssh lines=50 -g gw-berlin\n  viworks run service.restart unit=nginx -g gw-lyon,gw-oslo --yes --reason 'new certificate'")]
+    #[command(
+        after_help = "Examples:\n  viworks run sys.uptime --all\n  viworks run log.tail unit=ssh lines=50 -g gw-berlin\n  viworks run service.restart unit=nginx -g gw-lyon,gw-oslo --yes --reason 'new certificate'"
+    )]
     Run(run::Options),
     /// What was run, and how it ended
     #[command(subcommand, alias = "run-history")]
@@ -92,7 +115,9 @@ enum Verb {
     #[command(subcommand, visible_alias = "cmd")]
     Command(catalogue::Verb),
     /// Read a gateway's telemetry
-    #[command(after_help = "Examples:\n  viworks telemetry -g gw-berlin\n  viworks telemetry -g gw-berlin --stream host.cpu --since 1h -o json")]
+    #[command(
+        after_help = "Examples:\n  viworks telemetry -g gw-berlin\n  viworks telemetry -g gw-berlin --stream host.cpu --since 1h -o json"
+    )]
     Telemetry(telemetry::Options),
     /// The exit codes of every program of ViWorkS
     ExitCodes,
@@ -106,7 +131,12 @@ pub async fn execute(arguments: Arguments) -> Result<ExitCode, Failure> {
         Client::new(&target.server, target.token_file.as_deref())
     };
     match arguments.verb {
-        Verb::Up { agents, once, reset, data_dir } => {
+        Verb::Up {
+            agents,
+            once,
+            reset,
+            data_dir,
+        } => {
             let options = demo::Options {
                 agents: usize::from(agents),
                 once,
@@ -131,14 +161,22 @@ fn exit_codes(format: Format) -> Result<ExitCode, Failure> {
     match format {
         Format::Table => crate::output::table(
             ["CODE", "NAME", "WHEN"],
-            ExitCode::ALL.iter().map(|code| [code.number().to_string(), code.name().to_owned(), code.meaning().to_owned()]),
+            ExitCode::ALL.iter().map(|code| {
+                [
+                    code.number().to_string(),
+                    code.name().to_owned(),
+                    code.meaning().to_owned(),
+                ]
+            }),
         )?,
         Format::Json => {
             let items: Vec<_> = ExitCode::ALL
                 .iter()
                 .map(|code| serde_json::json!({"code": code.number(), "name": code.name(), "meaning": code.meaning()}))
                 .collect();
-            crate::output::json(&serde_json::json!({"apiVersion": "viworks/v1", "kind": "ExitCodeList", "items": items}))?;
+            crate::output::json(
+                &serde_json::json!({"apiVersion": "viworks/v1", "kind": "ExitCodeList", "items": items}),
+            )?;
         }
     }
     Ok(ExitCode::Ok)
@@ -146,8 +184,12 @@ fn exit_codes(format: Format) -> Result<ExitCode, Failure> {
 
 /// Reads a span of time such as `30s`, `15m`, `2h` or `500ms`.
 pub fn span(text: &str) -> Result<Duration, String> {
-    let expected = || format!("{text:?} is no span of time: expected a number and ms, s, m, h or d, such as 30s");
-    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(expected)?;
+    let expected = || {
+        format!("{text:?} is no span of time: expected a number and ms, s, m, h or d, such as 30s")
+    };
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .ok_or_else(expected)?;
     let (number, unit) = text.split_at(digits);
     let number: u64 = number.parse().map_err(|_not_a_number| expected())?;
     let milliseconds = match unit {
@@ -158,7 +200,10 @@ pub fn span(text: &str) -> Result<Duration, String> {
         "d" => 86_400_000,
         _ => return Err(expected()),
     };
-    number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(expected)
+    number
+        .checked_mul(milliseconds)
+        .map(Duration::from_millis)
+        .ok_or_else(expected)
 }
 
 #[cfg(test)]

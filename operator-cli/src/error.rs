@@ -22,7 +22,12 @@ pub struct Failure {
 impl Failure {
     /// A failure with an exit code and what went wrong.
     pub fn new(exit: ExitCode, what: impl Into<String>) -> Self {
-        Self { exit, what: what.into(), details: Vec::new(), problem: None }
+        Self {
+            exit,
+            what: what.into(),
+            details: Vec::new(),
+            problem: None,
+        }
     }
 
     /// Wrong flags or arguments.
@@ -41,7 +46,11 @@ impl Failure {
     pub fn print(&self, json: bool) {
         let mut stderr = std::io::stderr().lock();
         // Nobody is left to tell when standard error is gone.
-        let _written = if json { self.write_json(&mut stderr) } else { self.write_text(&mut stderr) };
+        let _written = if json {
+            self.write_json(&mut stderr)
+        } else {
+            self.write_text(&mut stderr)
+        };
     }
 
     fn write_text(&self, out: &mut impl Write) -> std::io::Result<()> {
@@ -51,9 +60,14 @@ impl Failure {
         }
         if let Some(problem) = &self.problem {
             for error in &problem.errors {
-                writeln!(out, "  {}: {}", crate::output::plain(&error.field), crate::output::plain(&error.detail))?;
+                writeln!(
+                    out,
+                    "  {}: {}",
+                    crate::output::plain(&error.field),
+                    crate::output::plain(&error.problem)
+                )?;
             }
-            let request = problem.request_id.as_deref().unwrap_or("-");
+            let request = &problem.request_id;
             writeln!(out, "  help  {}   request {request}", problem.code)?;
         }
         Ok(())

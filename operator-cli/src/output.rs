@@ -1,7 +1,7 @@
 //! What is printed: tables for people, JSON for programs, and never a control character from a gateway.
 
 use std::fmt::Write as _;
-use std::io::{IsTerminal, Write as _};
+use std::io::Write as _;
 
 use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table};
@@ -40,7 +40,13 @@ fn push_escaped(out: &mut String, c: char) {
 
 /// The last line of `text` that is not empty, on one line.
 pub fn last_line(text: &str) -> String {
-    plain(text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("").trim_end())
+    plain(
+        text.lines()
+            .rev()
+            .find(|line| !line.trim().is_empty())
+            .unwrap_or("")
+            .trim_end(),
+    )
 }
 
 /// Prints data on standard output; a closed pipe ends the output, not the program.
@@ -55,10 +61,15 @@ pub fn raw(text: &str) -> Result<(), Failure> {
 
 fn write_all(text: &str, end: &str) -> Result<(), Failure> {
     let mut stdout = std::io::stdout().lock();
-    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.write_all(end.as_bytes())).and_then(|()| stdout.flush());
+    let written = stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.write_all(end.as_bytes()))
+        .and_then(|()| stdout.flush());
     match written {
         Ok(()) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(Failure::new(ExitCode::Error, "standard output was closed")),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(ExitCode::Error, "standard output was closed"))
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -71,19 +82,29 @@ pub fn note(text: &str) {
 
 /// Prints one JSON document.
 pub fn json(value: &impl Serialize) -> Result<(), Failure> {
-    let text = serde_json::to_string_pretty(value).map_err(|error| Failure::new(ExitCode::Error, error.to_string()))?;
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| Failure::new(ExitCode::Error, error.to_string()))?;
     line(&text)
 }
 
 /// Prints rows under headings; cut to the terminal's width only on a terminal.
-pub fn table<const N: usize>(headings: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> Result<(), Failure> {
+pub fn table<const N: usize>(
+    headings: [&str; N],
+    rows: impl IntoIterator<Item = [String; N]>,
+) -> Result<(), Failure> {
     line(&render(headings, rows))
 }
 
 /// The rows as aligned text.
-pub fn render<const N: usize>(headings: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
+pub fn render<const N: usize>(
+    headings: [&str; N],
+    rows: impl IntoIterator<Item = [String; N]>,
+) -> String {
     let mut table = Table::new();
-    table.load_preset(NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(headings);
+    table
+        .load_style(NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .set_header(headings);
     for row in rows {
         table.add_row(row.map(|cell| plain(&cell).replace('\n', " ")));
     }
@@ -95,18 +116,16 @@ pub fn render<const N: usize>(headings: [&str; N], rows: impl IntoIterator<Item 
     lines.join("\n")
 }
 
-/// Whether a person watches standard error.
-pub fn person_watches() -> bool {
-    std::io::stderr().is_terminal()
-}
-
 #[cfg(test)]
 mod tests {
     use super::{last_line, plain, render};
 
     #[test]
     fn control_characters_from_a_gateway_are_made_visible() {
-        assert_eq!(plain("a\x1b[31mb\u{202e}c\td"), "a\\u{1b}[31mb\\u{202e}c\td");
+        assert_eq!(
+            plain("a\x1b[31mb\u{202e}c\td"),
+            "a\\u{1b}[31mb\\u{202e}c\td"
+        );
     }
 
     #[test]

@@ -19,7 +19,17 @@ impl Binaries {
     pub fn shipped() -> &'static Self {
         static BUILT: OnceLock<Binaries> = OnceLock::new();
         BUILT.get_or_init(|| {
-            build(&["-p", "viworks-operator-cli", "-p", "viworks-gateway-agent", "-p", "viworks-backend-agent"], None)
+            build(
+                &[
+                    "-p",
+                    "viworks-operator-cli",
+                    "-p",
+                    "viworks-gateway-agent",
+                    "-p",
+                    "viworks-backend-agent",
+                ],
+                None,
+            )
         })
     }
 
@@ -32,7 +42,17 @@ impl Binaries {
         static BUILT: OnceLock<Binaries> = OnceLock::new();
         BUILT.get_or_init(|| {
             let features = "viworks-gateway-agent/fault-points,viworks-backend-agent/fault-points";
-            build(&["-p", "viworks-gateway-agent", "-p", "viworks-backend-agent", "--features", features], Some("fault-points"))
+            build(
+                &[
+                    "-p",
+                    "viworks-gateway-agent",
+                    "-p",
+                    "viworks-backend-agent",
+                    "--features",
+                    features,
+                ],
+                Some("fault-points"),
+            )
         })
     }
 
@@ -58,14 +78,20 @@ impl Binaries {
 /// The workspace's root.
 #[must_use]
 pub fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .map(Path::to_path_buf)
+        .unwrap_or_default()
 }
 
 /// The target folder this very test was built into.
 fn target() -> PathBuf {
     let exe = std::env::current_exe().expect("a running test has a path");
     // target/debug/deps/test-0123: three levels up.
-    exe.ancestors().nth(3).map(Path::to_path_buf).expect("a test binary lies in target/PROFILE/deps")
+    exe.ancestors()
+        .nth(3)
+        .map(Path::to_path_buf)
+        .expect("a test binary lies in target/PROFILE/deps")
 }
 
 fn build(packages: &[&str], own_folder: Option<&str>) -> Binaries {
@@ -78,6 +104,12 @@ fn build(packages: &[&str], own_folder: Option<&str>) -> Binaries {
         .stdin(Stdio::null())
         .output()
         .expect("cargo runs");
-    assert!(output.status.success(), "the programs under test do not build:\n{}", String::from_utf8_lossy(&output.stderr));
-    Binaries { folder: target.join("debug") }
+    assert!(
+        output.status.success(),
+        "the programs under test do not build:\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Binaries {
+        folder: target.join("debug"),
+    }
 }

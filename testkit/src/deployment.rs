@@ -58,10 +58,37 @@ impl Deployment {
         let backend = folder.path().join("backend");
         let config = backend.join("backend.toml");
         let key = folder.path().join("operator.key");
-        run(&binaries.backend(), &["pki", "init", "--dir", text(&backend)]);
-        run(&binaries.backend(), &["apikey", "create", "--config", text(&config), "--name", "tests", "--scopes", "all", "--out", text(&key)]);
-        let token = std::fs::read_to_string(&key).expect("the key was written").trim().to_owned();
-        Self { folder, binaries, http: reqwest::Client::new(), token, backend: None, addresses: None }
+        run(
+            &binaries.backend(),
+            &["pki", "init", "--dir", text(&backend)],
+        );
+        run(
+            &binaries.backend(),
+            &[
+                "apikey",
+                "create",
+                "--config",
+                text(&config),
+                "--name",
+                "tests",
+                "--scopes",
+                "all",
+                "--out",
+                text(&key),
+            ],
+        );
+        let token = std::fs::read_to_string(&key)
+            .expect("the key was written")
+            .trim()
+            .to_owned();
+        Self {
+            folder,
+            binaries,
+            http: reqwest::Client::new(),
+            token,
+            backend: None,
+            addresses: None,
+        }
     }
 
     /// Where everything lies.
@@ -92,7 +119,16 @@ impl Deployment {
         let config = self.backend_config();
         run(
             &self.binaries.backend(),
-            &["pki", "issue-gateway", name, "--config", text(&config), "--out", text(&folder), "--demo"],
+            &[
+                "pki",
+                "issue-gateway",
+                name,
+                "--config",
+                text(&config),
+                "--out",
+                text(&folder),
+                "--demo",
+            ],
         );
         folder
     }
@@ -105,14 +141,24 @@ impl Deployment {
         let ready = self.path().join("backend-ready.json");
         drop(std::fs::remove_file(&ready));
         // After the first start the ports stay, so that gateways find it again.
-        let (api, agents) = self.addresses.clone().unwrap_or_else(|| ("127.0.0.1:0".to_owned(), "127.0.0.1:0".to_owned()));
+        let (api, agents) = self
+            .addresses
+            .clone()
+            .unwrap_or_else(|| ("127.0.0.1:0".to_owned(), "127.0.0.1:0".to_owned()));
         let mut command = Command::new(self.binaries.backend());
         command
-            .args(["serve", "--config", text(&self.backend_config()), "--ready-file", text(&ready)])
+            .args([
+                "serve",
+                "--config",
+                text(&self.backend_config()),
+                "--ready-file",
+                text(&ready),
+            ])
             .env("VIWORKS__API__LISTEN", api)
             .env("VIWORKS__AGENTS__LISTEN", agents)
             .envs(start.environment);
-        let mut process = Process::start(&mut command, &self.path().join("backend.log")).expect("the backend starts");
+        let mut process = Process::start(&mut command, &self.path().join("backend.log"))
+            .expect("the backend starts");
         let addresses: Value = eventually("the backend is ready", PATIENCE, async || {
             if let Some(status) = process.ended() {
                 panic!("the backend ended with {status}:\n{}", process.log());
@@ -120,7 +166,12 @@ impl Deployment {
             serde_json::from_slice(&std::fs::read(&ready).ok()?).ok()
         })
         .await;
-        let address = |name: &str| addresses[name].as_str().expect("the ready file names both addresses").to_owned();
+        let address = |name: &str| {
+            addresses[name]
+                .as_str()
+                .expect("the ready file names both addresses")
+                .to_owned()
+        };
         self.addresses = Some((address("api"), address("agents")));
         self.backend = Some(process);
     }
@@ -156,7 +207,10 @@ impl Deployment {
     /// When the backend was never started.
     #[must_use]
     pub fn api_url(&self) -> String {
-        format!("http://{}", self.addresses.as_ref().expect("the backend was started").0)
+        format!(
+            "http://{}",
+            self.addresses.as_ref().expect("the backend was started").0
+        )
     }
 
     /// Starts a gateway from its folder.
@@ -168,7 +222,10 @@ impl Deployment {
         let mut command = Command::new(self.binaries.gateway());
         command
             .args(["run", "--config", text(&folder.join("gateway.toml"))])
-            .env("VIWORKS__OUTBOUND__URL", format!("wss://{}/agent/v1/connect", self.agents_address()))
+            .env(
+                "VIWORKS__OUTBOUND__URL",
+                format!("wss://{}/agent/v1/connect", self.agents_address()),
+            )
             .envs(start.environment);
         Process::start(&mut command, &folder.join("gateway.log")).expect("the gateway agent starts")
     }
@@ -177,16 +234,28 @@ impl Deployment {
     ///
     /// # Errors
     /// When there is no answer.
-    pub async fn request(&self, method: &str, path: &str, body: Option<&Value>) -> Result<(u16, Value), reqwest::Error> {
-        let method = reqwest::Method::from_bytes(method.as_bytes()).expect("tests use real methods");
-        let mut request = self.http.request(method, format!("{}{path}", self.api_url())).bearer_auth(&self.token);
+    pub async fn request(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<(u16, Value), reqwest::Error> {
+        let method =
+            reqwest::Method::from_bytes(method.as_bytes()).expect("tests use real methods");
+        let mut request = self
+            .http
+            .request(method, format!("{}{path}", self.api_url()))
+            .bearer_auth(&self.token);
         if let Some(body) = body {
             request = request.json(body);
         }
         let response = request.timeout(PATIENCE).send().await?;
         let status = response.status().as_u16();
         let text = response.text().await?;
-        Ok((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
+        Ok((
+            status,
+            serde_json::from_str(&text).unwrap_or(Value::String(text)),
+        ))
     }
 
     /// GET that must succeed.
@@ -194,7 +263,10 @@ impl Deployment {
     /// # Panics
     /// When it does not.
     pub async fn get(&self, path: &str) -> Value {
-        let (status, body) = self.request("GET", path, None).await.expect("the API answers");
+        let (status, body) = self
+            .request("GET", path, None)
+            .await
+            .expect("the API answers");
         assert_eq!(status, 200, "GET {path}: {body}");
         body
     }
@@ -204,8 +276,14 @@ impl Deployment {
     /// # Panics
     /// When it does not.
     pub async fn post(&self, path: &str, body: &Value) -> Value {
-        let (status, answer) = self.request("POST", path, Some(body)).await.expect("the API answers");
-        assert!((200..300).contains(&status), "POST {path}: {status} {answer}");
+        let (status, answer) = self
+            .request("POST", path, Some(body))
+            .await
+            .expect("the API answers");
+        assert!(
+            (200..300).contains(&status),
+            "POST {path}: {status} {answer}"
+        );
         answer
     }
 
@@ -215,8 +293,14 @@ impl Deployment {
     /// When it does not come.
     pub async fn online(&self, name: &str) -> Value {
         eventually(&format!("{name} is online"), PATIENCE, async || {
-            let (status, gateway) = self.request("GET", &format!("/v1/gateways/{name}"), None).await.ok()?;
-            (status == 200 && gateway["status"] == "online" && !gateway["catalogue_digest"].is_null()).then_some(gateway)
+            let (status, gateway) = self
+                .request("GET", &format!("/v1/gateways/{name}"), None)
+                .await
+                .ok()?;
+            (status == 200
+                && gateway["status"] == "online"
+                && !gateway["catalogue_digest"].is_null())
+            .then_some(gateway)
         })
         .await
     }
@@ -227,7 +311,10 @@ impl Deployment {
 /// # Panics
 /// When it does not, with what it said.
 pub fn run(program: &Path, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output().expect("the program starts");
+    let output = Command::new(program)
+        .args(arguments)
+        .output()
+        .expect("the program starts");
     assert!(
         output.status.success(),
         "{} {} ended with {}:\n{}",

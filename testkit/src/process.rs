@@ -23,8 +23,15 @@ impl Process {
     /// When the program cannot be started.
     pub fn start(command: &mut Command, log: &Path) -> io::Result<Self> {
         let file = File::options().create(true).append(true).open(log)?;
-        let child = command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).spawn()?;
-        Ok(Self { child, log: log.to_owned() })
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .spawn()?;
+        Ok(Self {
+            child,
+            log: log.to_owned(),
+        })
     }
 
     /// Its number.
@@ -74,7 +81,11 @@ impl Process {
             if let Some(status) = self.ended() {
                 return status;
             }
-            assert!(Instant::now() < deadline, "the process did not end in {limit:?}; its log:\n{}", self.log());
+            assert!(
+                Instant::now() < deadline,
+                "the process did not end in {limit:?}; its log:\n{}",
+                self.log()
+            );
             sleep(Duration::from_millis(10)).await;
         }
     }

@@ -5,6 +5,9 @@ use std::path::Path;
 
 use viworks_common::code::CloseCode;
 
+use crate::legality::wire_name;
+use crate::support::{agent_messages, backend_messages};
+
 fn docs() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs")
 }
@@ -57,5 +60,42 @@ fn the_protocol_names_every_close_code() {
             name = code.name()
         );
         assert!(text.contains(&row), "{row}");
+    }
+}
+
+/// The text that documents the body of `message`: its row, and for a batch the section about telemetry.
+fn body_text<'a>(protocol: &'a str, message: &str) -> &'a str {
+    if message == "TELEMETRY" {
+        let (_, section) = protocol.split_once("\n## Telemetry\n").unwrap();
+        return section.split("\n## ").next().unwrap();
+    }
+    let rows = protocol.split_once("\n## Bodies\n").unwrap().1;
+    rows.lines()
+        .find(|line| {
+            let first_cell = line.split('|').nth(1).unwrap_or_default();
+            first_cell.split(',').any(|name| name.trim() == message)
+        })
+        .unwrap_or_else(|| panic!("the body of {message} is not documented"))
+}
+
+#[test]
+fn every_field_of_every_body_is_documented() {
+    let protocol = std::fs::read_to_string(docs().join("protocol.md")).unwrap();
+    let bodies = agent_messages()
+        .into_iter()
+        .map(|message| (wire_name(message.name()), message.encode()))
+        .chain(
+            backend_messages()
+                .into_iter()
+                .map(|message| (wire_name(message.name()), message.encode())),
+        );
+    for (name, body) in bodies {
+        let body: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_slice(&body).unwrap();
+        let text = body_text(&protocol, &name);
+        for field in body.keys() {
+            let documented = text.contains(&format!("`{field}`"));
+            assert!(documented, "{name}.{field} is not documented");
+        }
     }
 }

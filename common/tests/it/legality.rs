@@ -34,7 +34,8 @@ fn is_documented(kind: u8, state: &str) -> bool {
     documented()[&kind].2.contains(state)
 }
 
-fn wire_name(name: &str) -> String {
+/// `HeartbeatAck` as it is written on the wire and in the documents: `HEARTBEAT_ACK`.
+pub(crate) fn wire_name(name: &str) -> String {
     let mut text = String::new();
     for c in name.chars() {
         if c.is_ascii_uppercase() && !text.is_empty() {

@@ -1,5 +1,11 @@
 //! Tests of the pure core through its public interface.
 
+#![expect(clippy::unwrap_used, reason = "a test whose preparation fails panics")]
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a test looks at the few variants it is about"
+)]
+
 mod documents;
 mod hostile;
 mod legality;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use proptest::prelude::*;
 use viworks_common::code::CloseCode;
 use viworks_common::key::BindingMode;
 use viworks_common::limits;
@@ -438,6 +439,20 @@ fn a_slow_link_narrows_the_window_and_a_quick_one_widens_it_slowly() {
 }
 
 #[test]
+fn a_burst_that_is_late_as_a_whole_narrows_the_window_once() {
+    let mut pair = Pair::established();
+    let full = pair.agent.telemetry_credit();
+    for seq in 1..=4 {
+        pair.send_agent(AgentMessage::Telemetry(batch(seq, 1)));
+    }
+    pair.advance(SECOND * 8);
+    for seq in 1..=4 {
+        acknowledge(&mut pair, seq);
+    }
+    assert_eq!(pair.agent.telemetry_credit(), full / 2);
+}
+
+#[test]
 fn the_window_never_closes_altogether() {
     let mut pair = Pair::established();
     for seq in 1..20 {
@@ -590,4 +605,100 @@ fn answers_that_come_too_late_change_nothing() {
     assert_eq!(pair.agent.state(), AgentState::Closed);
     assert_eq!(pair.backend.state(), BackendState::Closed);
     assert!(pair.to_backend.is_empty());
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Beat,
+    Batch(u64),
+    Output(usize),
+    Started,
+    Offer(u128),
+    Acknowledge,
+    Probe,
+    Wait(u64),
+    Deliver,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        Just(Step::Beat),
+        (1..60_u64).prop_map(Step::Batch),
+        (0..4_000_usize).prop_map(Step::Output),
+        Just(Step::Started),
+        (1..8_u128).prop_map(Step::Offer),
+        Just(Step::Acknowledge),
+        Just(Step::Probe),
+        (0..8_000_u64).prop_map(Step::Wait),
+        Just(Step::Deliver),
+    ]
+}
+
+/// Offers one message to an end; what is refused for want of credit or room is not an error.
+fn perform(pair: &mut Pair, step: &Step, next_seq: &mut u64, accepted: &mut Vec<BackendEvent>) {
+    let message = match step {
+        Step::Beat => AgentMessage::Heartbeat(heartbeat(*next_seq)),
+        Step::Batch(records) => AgentMessage::Telemetry(batch(*next_seq, *records)),
+        Step::Output(bytes) => AgentMessage::Output(output(*bytes)),
+        Step::Started => agent_messages().remove(7),
+        Step::Offer(n) => {
+            let sent = pair
+                .backend
+                .send(BackendMessage::Command(command(*n)), pair.now);
+            assert!(matches!(sent, Ok(()) | Err(SendRefusal::NoCredit)));
+            return;
+        }
+        Step::Acknowledge if *next_seq > 1 => return acknowledge(pair, *next_seq - 1),
+        Step::Acknowledge => return,
+        Step::Probe => return pair.backend.probe(*next_seq, pair.now),
+        Step::Wait(millis) => return pair.advance(Duration::from_millis(*millis)),
+        Step::Deliver => return pair.pump(),
+    };
+    let event = match message.clone() {
+        AgentMessage::Heartbeat(body) => BackendEvent::Heartbeat(body),
+        AgentMessage::Telemetry(body) => BackendEvent::Telemetry(body),
+        AgentMessage::Output(body) => BackendEvent::Output(body),
+        AgentMessage::CommandStarted(body) => BackendEvent::Started(body),
+        other => panic!("{} is not part of this test", other.name()),
+    };
+    if pair.agent.send(message, pair.now).is_ok() {
+        if let Step::Batch(records) = step {
+            *next_seq += records;
+        }
+        accepted.push(event);
+    }
+}
+
+proptest! {
+    #[test]
+    fn honest_ends_never_close_and_what_was_taken_arrives_once(steps in prop::collection::vec(step(), 1..80)) {
+        let mut pair = Pair::established();
+        let (mut next_seq, mut accepted) = (1, Vec::new());
+        for step in &steps {
+            perform(&mut pair, step, &mut next_seq, &mut accepted);
+            if matches!(step, Step::Wait(_)) {
+                // Life on both sides: silence is not what this test is about.
+                pair.agent.send(AgentMessage::Heartbeat(heartbeat(0)), pair.now).unwrap();
+                pair.backend.probe(0, pair.now);
+                pair.pump();
+            }
+            prop_assert!(pair.agent.closed().is_none(), "{:?}", pair.agent.closed());
+            prop_assert!(pair.backend.closed().is_none(), "{:?}", pair.backend.closed());
+        }
+        pair.pump();
+        prop_assert!(pair.agent.closed().is_none() && pair.backend.closed().is_none());
+        let kinds = |events: &[BackendEvent], of: fn(&BackendEvent) -> bool| -> Vec<BackendEvent> {
+            events.iter().filter(|event| of(event)).cloned().collect()
+        };
+        for of in [
+            (|event| matches!(event, BackendEvent::Telemetry(_))) as fn(&BackendEvent) -> bool,
+            |event| matches!(event, BackendEvent::Output(_)),
+            |event| matches!(event, BackendEvent::Started(_)),
+        ] {
+            prop_assert_eq!(kinds(&pair.backend_events, of), kinds(&accepted, of));
+        }
+        let numbers: Vec<u64> = pair.to_backend.iter().map(|frame| sequence(frame)).collect();
+        let expected: Vec<u64> = (1..).take(numbers.len()).collect();
+        prop_assert_eq!(numbers, expected);
+    }
 }

@@ -93,7 +93,7 @@ impl Worker {
                 }
                 Step::Finish(outcome) => self.finish(outcome).await?,
                 Step::Discard => {
-                    self.engine.shared.journal.drop_accepted(self.entry.command_id).await?;
+                    self.engine.shared.journal.discard(self.entry.command_id).await?;
                     self.engine.remove(self.entry.command_id);
                     return Ok(());
                 }

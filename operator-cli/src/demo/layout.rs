@@ -17,7 +17,9 @@ pub struct Layout {
 impl Layout {
     /// The demo below `root`, made absolute because children may run elsewhere.
     pub fn at(root: &Path) -> Result<Self, Failure> {
-        Ok(Self { root: std::path::absolute(root)? })
+        Ok(Self {
+            root: std::path::absolute(root)?,
+        })
     }
 
     /// The folder itself.
@@ -61,9 +63,15 @@ impl Layout {
 
     /// Makes the folders, readable by their owner alone.
     pub fn create(&self) -> Result<(), Failure> {
-        for folder in [self.root.clone(), self.root.join("logs"), self.root.join("run"), self.root.join("gateways")] {
+        for folder in [
+            self.root.clone(),
+            self.root.join("logs"),
+            self.root.join("run"),
+            self.root.join("gateways"),
+        ] {
             files::create_private_folder(&folder).map_err(|error| {
-                Failure::new(ExitCode::Error, error.to_string()).with("fix: use another place: viworks up --data-dir DIR")
+                Failure::new(ExitCode::Error, error.to_string())
+                    .with("fix: use another place: viworks up --data-dir DIR")
             })?;
         }
         Ok(())
@@ -76,8 +84,10 @@ impl Layout {
 
     /// Remembers what was started.
     pub fn save_started(&self, started: &Started) -> Result<(), Failure> {
-        let text = serde_json::to_vec_pretty(started).map_err(|error| Failure::new(ExitCode::Error, error.to_string()))?;
-        files::write_atomic(&self.started(), &text).map_err(|error| Failure::new(ExitCode::Error, error.to_string()))
+        let text = serde_json::to_vec_pretty(started)
+            .map_err(|error| Failure::new(ExitCode::Error, error.to_string()))?;
+        files::write_atomic(&self.started(), &text)
+            .map_err(|error| Failure::new(ExitCode::Error, error.to_string()))
     }
 
     /// Forgets it.
@@ -117,7 +127,11 @@ pub struct Process {
 impl Process {
     /// The process `pid` as it runs at this moment.
     pub fn observe(name: &str, pid: u32) -> Option<Self> {
-        Some(Self { name: name.to_owned(), pid, started_ticks: start_ticks(pid)? })
+        Some(Self {
+            name: name.to_owned(),
+            pid,
+            started_ticks: start_ticks(pid)?,
+        })
     }
 
     /// Whether this very process still runs.
@@ -145,6 +159,12 @@ mod tests {
     fn this_process_is_alive_and_its_predecessor_is_not() {
         let me = Process::observe("me", std::process::id()).unwrap();
         assert!(me.is_alive());
-        assert!(!Process { started_ticks: me.started_ticks.wrapping_add(1), ..me }.is_alive());
+        assert!(
+            !Process {
+                started_ticks: me.started_ticks.wrapping_add(1),
+                ..me
+            }
+            .is_alive()
+        );
     }
 }

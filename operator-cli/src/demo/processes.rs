@@ -34,29 +34,52 @@ impl Programs {
     /// Finds them.
     pub fn find() -> Result<Self, Failure> {
         let me = std::env::current_exe()?;
-        let folder = me.parent().unwrap_or(Path::new("."));
+        let folder = me.parent().unwrap_or_else(|| Path::new("."));
         let find = |name: &str| {
             let path = folder.join(name);
             if path.is_file() {
                 Ok(path)
             } else {
-                Err(Failure::new(ExitCode::Config, format!("{} was not found", path.display()))
-                    .with(format!("fix: build it (cargo build -p {name}) or install it beside viworks")))
+                Err(Failure::new(
+                    ExitCode::Config,
+                    format!("{} was not found", path.display()),
+                )
+                .with(format!(
+                    "fix: build it (cargo build -p {name}) or install it beside viworks"
+                )))
             }
         };
-        Ok(Self { backend: find("viworks-backend-agent")?, gateway: find("viworks-gateway-agent")? })
+        Ok(Self {
+            backend: find("viworks-backend-agent")?,
+            gateway: find("viworks-gateway-agent")?,
+        })
     }
 }
 
 /// Runs a program to its end; its output becomes the failure's detail when it fails.
 pub async fn run_to_end(program: &Path, arguments: &[&str]) -> Result<(), Failure> {
-    let output = tokio::process::Command::new(program).args(arguments).stdin(Stdio::null()).output().await?;
+    let output = tokio::process::Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .await?;
     if output.status.success() {
         return Ok(());
     }
     let name = program.file_name().unwrap_or_default().to_string_lossy();
-    let failure = Failure::new(ExitCode::Error, format!("{name} {} ended with {}", arguments.join(" "), output.status));
-    Err(String::from_utf8_lossy(&output.stderr).lines().rev().take(8).fold(failure, |failure, line| failure.with(line)))
+    let failure = Failure::new(
+        ExitCode::Error,
+        format!(
+            "{name} {} ended with {}",
+            arguments.join(" "),
+            output.status
+        ),
+    );
+    Err(String::from_utf8_lossy(&output.stderr)
+        .lines()
+        .rev()
+        .take(8)
+        .fold(failure, |failure, line| failure.with(line)))
 }
 
 /// A child that writes its log to a file and is in a process group of its own, so that Ctrl-C reaches `up` alone.
@@ -68,19 +91,38 @@ pub struct Running {
 
 impl Running {
     /// Starts a program.
-    pub fn start(layout: &Layout, name: &str, program: &Path, arguments: &[&str], environment: &[(&str, String)]) -> Result<Self, Failure> {
+    pub fn start(
+        layout: &Layout,
+        name: &str,
+        program: &Path,
+        arguments: &[&str],
+        environment: &[(&str, String)],
+    ) -> Result<Self, Failure> {
         let log = layout.log(name);
         let file = OpenOptions::new().create(true).append(true).open(&log)?;
         let child = Command::new(program)
             .args(arguments)
-            .envs(environment.iter().map(|(key, value)| (*key, value.as_str())))
+            .envs(
+                environment
+                    .iter()
+                    .map(|(key, value)| (*key, value.as_str())),
+            )
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
             .process_group(0)
             .spawn()
-            .map_err(|error| Failure::new(ExitCode::Error, format!("{} could not be started: {error}", program.display())))?;
-        Ok(Self { name: name.to_owned(), child, log })
+            .map_err(|error| {
+                Failure::new(
+                    ExitCode::Error,
+                    format!("{} could not be started: {error}", program.display()),
+                )
+            })?;
+        Ok(Self {
+            name: name.to_owned(),
+            child,
+            log,
+        })
     }
 
     /// What to remember about it.
@@ -90,12 +132,20 @@ impl Running {
 
     /// Its name, when it has ended by itself.
     pub fn ended(&mut self) -> Result<Option<Failure>, Failure> {
-        let Some(status) = self.child.try_wait()? else { return Ok(None) };
-        let failure = Failure::new(ExitCode::Error, format!("{} ended by itself with {status}", self.name));
+        let Some(status) = self.child.try_wait()? else {
+            return Ok(None);
+        };
+        let failure = Failure::new(
+            ExitCode::Error,
+            format!("{} ended by itself with {status}", self.name),
+        );
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         let last = lines.iter().skip(lines.len().saturating_sub(5));
-        Ok(Some(last.fold(failure, |failure, line| failure.with(*line)).with(format!("log: {}", self.log.display()))))
+        Ok(Some(
+            last.fold(failure, |failure, line| failure.with(*line))
+                .with(format!("log: {}", self.log.display())),
+        ))
     }
 
     /// Waits until its ready file is there and reads it.
@@ -103,15 +153,26 @@ impl Running {
         let deadline = Instant::now() + READY_WITHIN;
         loop {
             if let Ok(text) = std::fs::read(file) {
-                return serde_json::from_slice(&text)
-                    .map_err(|error| Failure::new(ExitCode::Error, format!("{} holds no addresses: {error}", file.display())));
+                return serde_json::from_slice(&text).map_err(|error| {
+                    Failure::new(
+                        ExitCode::Error,
+                        format!("{} holds no addresses: {error}", file.display()),
+                    )
+                });
             }
             if let Some(failure) = self.ended()? {
                 return Err(failure);
             }
             if Instant::now() >= deadline {
-                return Err(Failure::new(ExitCode::Unavailable, format!("{} was not ready in {} s", self.name, READY_WITHIN.as_secs()))
-                    .with(format!("log: {}", self.log.display())));
+                return Err(Failure::new(
+                    ExitCode::Unavailable,
+                    format!(
+                        "{} was not ready in {} s",
+                        self.name,
+                        READY_WITHIN.as_secs()
+                    ),
+                )
+                .with(format!("log: {}", self.log.display())));
             }
             sleep(POLL).await;
         }
@@ -122,7 +183,8 @@ impl Running {
 pub async fn stop(running: &mut Vec<Running>) {
     // Gateways first, so that they say goodbye to a backend that is still there.
     running.reverse();
-    let (gateways, backend): (Vec<Running>, Vec<Running>) = running.drain(..).partition(|one| one.name != "backend");
+    let (gateways, backend): (Vec<Running>, Vec<Running>) =
+        running.drain(..).partition(|one| one.name != "backend");
     for mut group in [gateways, backend] {
         for one in &group {
             signal(one.child.id(), Signal::TERM);
@@ -159,13 +221,19 @@ pub async fn down(data_dir: &Path) -> Result<(), Failure> {
     };
     stop_started(&started).await?;
     layout.forget_started()?;
-    output::note("the demo is stopped; its data stays (viworks up starts it again, viworks up --reset starts over)");
+    output::note(
+        "the demo is stopped; its data stays (viworks up starts it again, viworks up --reset starts over)",
+    );
     Ok(())
 }
 
 async fn stop_started(started: &Started) -> Result<(), Failure> {
     // `up` stops its children itself when it is asked to; without it they are asked one by one.
-    let order = if started.up.is_alive() { vec![&started.up] } else { started.processes.iter().rev().collect() };
+    let order = if started.up.is_alive() {
+        vec![&started.up]
+    } else {
+        started.processes.iter().rev().collect()
+    };
     for process in &order {
         if process.is_alive() {
             signal(process.pid, Signal::TERM);
@@ -179,7 +247,10 @@ async fn stop_started(started: &Started) -> Result<(), Failure> {
             for process in all.iter().filter(|process| process.is_alive()) {
                 signal(process.pid, Signal::KILL);
             }
-            return Err(Failure::new(ExitCode::Error, "some processes did not stop in time and were killed"));
+            return Err(Failure::new(
+                ExitCode::Error,
+                "some processes did not stop in time and were killed",
+            ));
         }
         sleep(POLL).await;
     }

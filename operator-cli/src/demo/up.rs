@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep};
-use viworks_common::api::{GatewayStatus, RunRequest, Targets};
+use viworks_common::api::{GatewayStatus, RequestedArguments, RunRequest, Targets};
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files;
 
@@ -41,7 +41,10 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(30);
 const FIRST_COMMAND: &str = "gateway.info";
 
 fn gateway_name(index: usize) -> String {
-    PLACES.get(index).map_or_else(|| format!("gw-site-{:02}", index + 1), |place| format!("gw-{place}"))
+    PLACES.get(index).map_or_else(
+        || format!("gw-site-{:02}", index + 1),
+        |place| format!("gw-{place}"),
+    )
 }
 
 #[derive(Debug, Deserialize)]
@@ -71,10 +74,14 @@ pub async fn up(options: &Options) -> Result<ExitCode, Failure> {
     }
     layout.create()?;
     let _lock = files::lock_folder(layout.root()).map_err(|error| {
-        Failure::new(ExitCode::Conflict, error.to_string()).with("fix: viworks down, or use another place: viworks up --data-dir DIR")
+        Failure::new(ExitCode::Conflict, error.to_string())
+            .with("fix: viworks down, or use another place: viworks up --data-dir DIR")
     })?;
 
-    output::note(&format!("ViWorkS {} · demo on this machine · SQLite + in-process queue\n", env!("CARGO_PKG_VERSION")));
+    output::note(&format!(
+        "ViWorkS {} · demo on this machine · SQLite + in-process queue\n",
+        env!("CARGO_PKG_VERSION")
+    ));
     let mut running = Vec::new();
     let mut interrupted = Box::pin(interruption());
     let outcome = tokio::select! {
@@ -94,7 +101,10 @@ pub async fn up(options: &Options) -> Result<ExitCode, Failure> {
 }
 
 async fn interruption() {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
         return std::future::pending().await;
     };
     tokio::select! {
@@ -110,12 +120,23 @@ fn refuse_foreign_folder(layout: &Layout) -> Result<(), Failure> {
     if made_here || empty {
         Ok(())
     } else {
-        Err(Failure::new(ExitCode::Config, format!("{} does not look like a demo's folder and is left alone", layout.root().display()))
-            .with("fix: name the folder that viworks up made, or remove it yourself"))
+        Err(Failure::new(
+            ExitCode::Config,
+            format!(
+                "{} does not look like a demo's folder and is left alone",
+                layout.root().display()
+            ),
+        )
+        .with("fix: name the folder that viworks up made, or remove it yourself"))
     }
 }
 
-async fn start_and_serve(options: &Options, programs: &Programs, layout: &Layout, running: &mut Vec<Running>) -> Result<ExitCode, Failure> {
+async fn start_and_serve(
+    options: &Options,
+    programs: &Programs,
+    layout: &Layout,
+    running: &mut Vec<Running>,
+) -> Result<ExitCode, Failure> {
     let names: Vec<String> = (0..options.agents).map(gateway_name).collect();
     prepare(programs, layout, &names).await?;
 
@@ -125,8 +146,17 @@ async fn start_and_serve(options: &Options, programs: &Programs, layout: &Layout
     save(layout, &addresses, running)?;
     let client = Client::new(&format!("http://{}", addresses.api), Some(&layout.token()))?;
     wait_until_online(&client, &names, running).await?;
-    report(&format!("{} gateways", names.len()), &summary(&names), "connected over mutual TLS", step);
-    context::select_demo(options.config_dir.as_deref(), &format!("http://{}", addresses.api), &layout.token())?;
+    report(
+        &format!("{} gateways", names.len()),
+        &summary(&names),
+        "connected over mutual TLS",
+        step,
+    );
+    context::select_demo(
+        options.config_dir.as_deref(),
+        &format!("http://{}", addresses.api),
+        &layout.token(),
+    )?;
 
     let exit = first_command(&client, options.format).await?;
     if options.once {
@@ -153,41 +183,95 @@ async fn prepare(programs: &Programs, layout: &Layout, names: &[String]) -> Resu
         let dir = layout.backend();
         run_to_end(&programs.backend, &["pki", "init", "--dir", path(&dir)?]).await?;
     }
-    report("certificates", &layout.backend().display().to_string(), "ECDSA P-256", step);
+    report(
+        "certificates",
+        &layout.backend().display().to_string(),
+        "ECDSA P-256",
+        step,
+    );
 
     let step = Instant::now();
     for (index, name) in names.iter().enumerate() {
         let dir = layout.gateway(name);
         if !dir.join("gateway.toml").exists() {
             let site = format!("site={}", PLACES.get(index).copied().unwrap_or("elsewhere"));
-            let arguments =
-                ["pki", "issue-gateway", name, "--config", path(&config)?, "--out", path(&dir)?, "--label", &site, "--demo"];
+            let arguments = [
+                "pki",
+                "issue-gateway",
+                name,
+                "--config",
+                path(&config)?,
+                "--out",
+                path(&dir)?,
+                "--label",
+                &site,
+                "--demo",
+            ];
             run_to_end(&programs.backend, &arguments).await?;
         }
     }
     let token = layout.token();
     if !token.exists() {
-        let arguments = ["apikey", "create", "--config", path(&config)?, "--name", "demo", "--scopes", SCOPES, "--out", path(&token)?];
+        let arguments = [
+            "apikey",
+            "create",
+            "--config",
+            path(&config)?,
+            "--name",
+            "demo",
+            "--scopes",
+            SCOPES,
+            "--out",
+            path(&token)?,
+        ];
         run_to_end(&programs.backend, &arguments).await?;
     }
-    report("identities", &format!("{} gateways, 1 operator", names.len()), "in the embedded database", step);
+    report(
+        "identities",
+        &format!("{} gateways, 1 operator", names.len()),
+        "in the embedded database",
+        step,
+    );
     Ok(())
 }
 
-async fn start_backend(programs: &Programs, layout: &Layout, running: &mut Vec<Running>) -> Result<BackendAddresses, Failure> {
+async fn start_backend(
+    programs: &Programs,
+    layout: &Layout,
+    running: &mut Vec<Running>,
+) -> Result<BackendAddresses, Failure> {
     let step = Instant::now();
     let ready = layout.ready("backend");
     remove_stale(&ready)?;
     let api = free_or_any(8080);
     let agents = free_or_any(8081);
-    let environment =
-        [("VIWORKS__API__LISTEN", format!("127.0.0.1:{api}")), ("VIWORKS__AGENTS__LISTEN", format!("127.0.0.1:{agents}"))];
+    let environment = [
+        ("VIWORKS__API__LISTEN", format!("127.0.0.1:{api}")),
+        ("VIWORKS__AGENTS__LISTEN", format!("127.0.0.1:{agents}")),
+    ];
     let config = layout.backend_config();
-    let arguments = ["serve", "--config", path(&config)?, "--ready-file", path(&ready)?];
-    running.push(Running::start(layout, "backend", &programs.backend, &arguments, &environment)?);
+    let arguments = [
+        "serve",
+        "--config",
+        path(&config)?,
+        "--ready-file",
+        path(&ready)?,
+    ];
+    running.push(Running::start(
+        layout,
+        "backend",
+        &programs.backend,
+        &arguments,
+        &environment,
+    )?);
     let backend = running.last_mut().expect("it was pushed on the line above");
     let addresses: BackendAddresses = backend.ready(&ready).await?;
-    report("backend", &format!("wss://{}", addresses.agents), &format!("API http://{}", addresses.api), step);
+    report(
+        "backend",
+        &format!("wss://{}", addresses.agents),
+        &format!("API http://{}", addresses.api),
+        step,
+    );
     Ok(addresses)
 }
 
@@ -200,20 +284,42 @@ fn start_gateways(
 ) -> Result<(), Failure> {
     for name in names {
         let config = layout.gateway(name).join("gateway.toml");
-        let environment = [("VIWORKS__OUTBOUND__URL", format!("wss://{}/agent/v1/connect", addresses.agents))];
-        running.push(Running::start(layout, name, &programs.gateway, &["run", "--config", path(&config)?], &environment)?);
+        let environment = [(
+            "VIWORKS__OUTBOUND__URL",
+            format!("wss://{}/agent/v1/connect", addresses.agents),
+        )];
+        running.push(Running::start(
+            layout,
+            name,
+            &programs.gateway,
+            &["run", "--config", path(&config)?],
+            &environment,
+        )?);
     }
     Ok(())
 }
 
 fn save(layout: &Layout, addresses: &BackendAddresses, running: &[Running]) -> Result<(), Failure> {
-    let up = Process::observe("up", std::process::id())
-        .ok_or_else(|| Failure::new(ExitCode::Error, "this process cannot read its own state in /proc"))?;
+    let up = Process::observe("up", std::process::id()).ok_or_else(|| {
+        Failure::new(
+            ExitCode::Error,
+            "this process cannot read its own state in /proc",
+        )
+    })?;
     let processes = running.iter().filter_map(Running::observe).collect();
-    layout.save_started(&Started { up, api: addresses.api.clone(), agents: addresses.agents.clone(), processes })
+    layout.save_started(&Started {
+        up,
+        api: addresses.api.clone(),
+        agents: addresses.agents.clone(),
+        processes,
+    })
 }
 
-async fn wait_until_online(client: &Client, names: &[String], running: &mut [Running]) -> Result<(), Failure> {
+async fn wait_until_online(
+    client: &Client,
+    names: &[String],
+    running: &mut [Running],
+) -> Result<(), Failure> {
     let deadline = Instant::now() + CONNECT_WITHIN;
     loop {
         let gateways = client.gateways().await?;
@@ -221,7 +327,9 @@ async fn wait_until_online(client: &Client, names: &[String], running: &mut [Run
             .iter()
             .filter(|name| {
                 !gateways.iter().any(|gateway| {
-                    gateway.name.as_str() == name.as_str() && gateway.status == GatewayStatus::Online && gateway.catalogue_digest.is_some()
+                    gateway.name.as_str() == name.as_str()
+                        && gateway.status == GatewayStatus::Online
+                        && gateway.catalogue_digest.is_some()
                 })
             })
             .map(String::as_str)
@@ -235,8 +343,15 @@ async fn wait_until_online(client: &Client, names: &[String], running: &mut [Run
             }
         }
         if Instant::now() >= deadline {
-            return Err(Failure::new(ExitCode::NoAnswer, format!("not connected in {} s: {}", CONNECT_WITHIN.as_secs(), missing.join(" ")))
-                .with("see the logs folder beside the demo's data"));
+            return Err(Failure::new(
+                ExitCode::NoAnswer,
+                format!(
+                    "not connected in {} s: {}",
+                    CONNECT_WITHIN.as_secs(),
+                    missing.join(" ")
+                ),
+            )
+            .with("see the logs folder beside the demo's data"));
         }
         sleep(Duration::from_millis(25)).await;
     }
@@ -244,17 +359,37 @@ async fn wait_until_online(client: &Client, names: &[String], running: &mut [Run
 
 async fn first_command(client: &Client, format: Format) -> Result<ExitCode, Failure> {
     let step = Instant::now();
-    let command = FIRST_COMMAND.parse().map_err(|error| Failure::new(ExitCode::Error, format!("{error}")))?;
-    let request = RunRequest::new(command, Targets::All);
+    let command = FIRST_COMMAND
+        .parse()
+        .map_err(|error| Failure::new(ExitCode::Error, format!("{error}")))?;
+    let request = RunRequest {
+        command,
+        arguments: RequestedArguments::default(),
+        targets: Targets::All,
+        deadline_ms: None,
+        timeout_ms: None,
+        expect_targets: None,
+        reason: None,
+    };
     let submitted = client.submit(&request, None).await?;
     let finished = client.wait(submitted.id, Duration::from_secs(20)).await?;
-    let commands = client.run_commands(submitted.id).await?;
-    let answered = commands.iter().filter(|command| command.state.is_final()).count();
-    report("first command", FIRST_COMMAND, &format!("{answered} of {} answered", commands.len()), step);
+    let commands = run::with_output(client, client.run_commands(submitted.id).await?).await?;
+    let answered = commands
+        .iter()
+        .filter(|command| command.state.is_final())
+        .count();
+    report(
+        "first command",
+        FIRST_COMMAND,
+        &format!("{answered} of {} answered", commands.len()),
+        step,
+    );
     output::note("");
     match format {
         Format::Table => run::print_commands(&commands)?,
-        Format::Json => output::json(&serde_json::json!({"apiVersion": "viworks/v1", "kind": "RunResult", "run": finished, "commands": commands}))?,
+        Format::Json => output::json(
+            &serde_json::json!({"apiVersion": "viworks/v1", "kind": "RunResult", "run": finished.run, "commands": commands}),
+        )?,
     }
     output::note("");
     Ok(run::exit_code(commands.iter().map(|command| command.state)))
@@ -262,9 +397,16 @@ async fn first_command(client: &Client, format: Format) -> Result<ExitCode, Fail
 
 fn hints(addresses: &BackendAddresses) {
     let program = run::program_name();
-    output::note(&format!("  API       http://{}/openapi.json", addresses.api));
-    output::note(&format!("  Next      {program} run sys.uptime --all          (second terminal)"));
-    output::note(&format!("            {program} gateway ls · {program} command ls · {program} telemetry -g gw-berlin"));
+    output::note(&format!(
+        "  API       http://{}/openapi.json",
+        addresses.api
+    ));
+    output::note(&format!(
+        "  Next      {program} run sys.uptime --all          (second terminal)"
+    ));
+    output::note(&format!(
+        "            {program} gateway ls · {program} command ls · {program} telemetry -g gw-berlin"
+    ));
     output::note("  Stop      Ctrl-C         Start over   viworks up --reset");
 }
 
@@ -283,25 +425,50 @@ async fn watch(running: &mut [Running]) -> Result<ExitCode, Failure> {
 /// A demo that already runs is used, not started again.
 async fn reuse(options: &Options, layout: &Layout, started: &Started) -> Result<ExitCode, Failure> {
     if options.reset {
-        return Err(Failure::new(ExitCode::Conflict, format!("the demo in {} runs (pid {})", layout.root().display(), started.up.pid))
-            .with("fix: viworks down, then viworks up --reset"));
+        return Err(Failure::new(
+            ExitCode::Conflict,
+            format!(
+                "the demo in {} runs (pid {})",
+                layout.root().display(),
+                started.up.pid
+            ),
+        )
+        .with("fix: viworks down, then viworks up --reset"));
     }
-    output::note(&format!("already running (pid {}): API http://{}", started.up.pid, started.api));
+    output::note(&format!(
+        "already running (pid {}): API http://{}",
+        started.up.pid, started.api
+    ));
     let client = Client::new(&format!("http://{}", started.api), Some(&layout.token()))?;
     if !options.once {
-        let online = client.gateways().await?.iter().filter(|gateway| gateway.status == GatewayStatus::Online).count();
-        output::note(&format!("{online} gateways online; stop it with Ctrl-C there, or viworks down"));
+        let online = client
+            .gateways()
+            .await?
+            .iter()
+            .filter(|gateway| gateway.status == GatewayStatus::Online)
+            .count();
+        output::note(&format!(
+            "{online} gateways online; stop it with Ctrl-C there, or viworks down"
+        ));
         return Ok(ExitCode::Ok);
     }
     first_command(&client, options.format).await
 }
 
 fn report(what: &str, subject: &str, detail: &str, since: Instant) {
-    output::note(&format!("  ✓ {what:<15} {subject:<36} {detail:<30} {:>5} ms", since.elapsed().as_millis()));
+    output::note(&format!(
+        "  ✓ {what:<15} {subject:<36} {detail:<30} {:>5} ms",
+        since.elapsed().as_millis()
+    ));
 }
 
 fn path(path: &Path) -> Result<&str, Failure> {
-    path.to_str().ok_or_else(|| Failure::usage(format!("{} is not UTF-8; use another folder", path.display())))
+    path.to_str().ok_or_else(|| {
+        Failure::usage(format!(
+            "{} is not UTF-8; use another folder",
+            path.display()
+        ))
+    })
 }
 
 fn remove_stale(file: &Path) -> Result<(), Failure> {
