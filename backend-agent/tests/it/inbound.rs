@@ -184,27 +184,26 @@ impl Gateway {
             if let Some(event) = self.session.poll_event() {
                 return Some(event);
             }
-            match tokio::time::timeout(PATIENCE, self.socket.next())
+            let message = tokio::time::timeout(PATIENCE, self.socket.next())
                 .await
                 .unwrap()?
-                .ok()?
-            {
-                Message::Binary(bytes) => self.session.handle_frame(&bytes, SystemClock.now()),
-                _ => return None,
-            }
+                .ok()?;
+            let Message::Binary(bytes) = message else {
+                return None;
+            };
+            self.session.handle_frame(&bytes, SystemClock.now());
         }
     }
 
     /// The number of the close frame that comes, whatever comes before it.
     async fn close_number(&mut self) -> Option<u16> {
         loop {
-            match tokio::time::timeout(PATIENCE, self.socket.next())
+            let message = tokio::time::timeout(PATIENCE, self.socket.next())
                 .await
                 .unwrap()?
-                .ok()?
-            {
-                Message::Close(frame) => return frame.map(|frame| frame.code.into()),
-                _ => {}
+                .ok()?;
+            if let Message::Close(frame) = message {
+                return frame.map(|frame| frame.code.into());
             }
         }
     }
