@@ -29,7 +29,10 @@ pub(super) async fn run(
         Err(error) => {
             warn!(command_id = %id, %error, "not started: the journal refused");
             if error.is_fatal() {
-                lifecycle.fail(ExitCode::Error, format!("the command journal failed: {error}"));
+                lifecycle.fail(
+                    ExitCode::Error,
+                    format!("the command journal failed: {error}"),
+                );
             }
             return tell(&engine, Input::Ended(id)).await;
         }
@@ -41,7 +44,11 @@ pub(super) async fn run(
                 command_id: id,
                 outcome,
             };
-            tell(&engine, Input::Say(AgentMessage::CommandResult(result))).await;
+            tell(
+                &engine,
+                Input::Say(Box::new(AgentMessage::CommandResult(result))),
+            )
+            .await;
         }
         // The outcome is known to nobody but this process, and cannot be kept: the next one must find the truth.
         Err(error) => lifecycle.fail(
@@ -107,7 +114,11 @@ async fn attempt(
         command_id: id,
         started_at: tools.clock.wall(),
     };
-    tell(engine, Input::Say(AgentMessage::CommandStarted(started))).await;
+    tell(
+        engine,
+        Input::Say(Box::new(AgentMessage::CommandStarted(started))),
+    )
+    .await;
     if deadline <= tools.clock.now() {
         return unstarted(
             OutcomeState::Expired,
