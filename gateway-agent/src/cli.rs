@@ -22,7 +22,11 @@ use crate::{app, builtin};
 const STATUS_BYTES_MAX: usize = 1024 * 1024;
 
 #[derive(Debug, Parser)]
-#[command(name = "gateway-agent", version, about = "The agent on every gateway")]
+#[command(
+    name = "viworks-gateway-agent",
+    version,
+    about = "The agent on every gateway"
+)]
 struct Arguments {
     #[command(subcommand)]
     action: Action,

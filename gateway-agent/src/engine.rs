@@ -65,7 +65,7 @@ pub enum Input {
         low_water: u64,
     },
     /// A task that runs a command has something to say.
-    Say(AgentMessage),
+    Say(Box<AgentMessage>),
     /// A task that runs a command has ended.
     Ended(CommandId),
 }
@@ -258,7 +258,7 @@ impl Engine {
                 self.forget(low_water).await
             }
             Input::Say(message) => {
-                self.say(message).await;
+                self.say(*message).await;
                 Ok(())
             }
             Input::Ended(command_id) => {

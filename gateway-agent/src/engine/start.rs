@@ -44,7 +44,11 @@ pub(super) async fn run(
                 command_id: id,
                 outcome,
             };
-            tell(&engine, Input::Say(AgentMessage::CommandResult(result))).await;
+            tell(
+                &engine,
+                Input::Say(Box::new(AgentMessage::CommandResult(result))),
+            )
+            .await;
         }
         // The outcome is known to nobody but this process, and cannot be kept: the next one must find the truth.
         Err(error) => lifecycle.fail(
@@ -110,7 +114,11 @@ async fn attempt(
         command_id: id,
         started_at: tools.clock.wall(),
     };
-    tell(engine, Input::Say(AgentMessage::CommandStarted(started))).await;
+    tell(
+        engine,
+        Input::Say(Box::new(AgentMessage::CommandStarted(started))),
+    )
+    .await;
     if deadline <= tools.clock.now() {
         return unstarted(
             OutcomeState::Expired,

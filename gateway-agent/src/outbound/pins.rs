@@ -15,6 +15,9 @@ pub enum PinsError {
     /// A rule speaks against it.
     #[error("the backend's pin set is refused: {0:?}")]
     Refused(PinSetRefusal),
+    /// It has no JSON form.
+    #[error("the pin set cannot be encoded")]
+    Encode(#[source] serde_json::Error),
     /// It cannot be kept.
     #[error(transparent)]
     File(#[from] FileError),
@@ -85,7 +88,7 @@ impl Pins {
             configured: self.configured.clone(),
             set: offered,
         };
-        let json = serde_json::to_vec(&kept).expect("pins and numbers have a JSON form");
+        let json = serde_json::to_vec(&kept).map_err(PinsError::Encode)?;
         files::write_atomic(&self.path, &json)?;
         *current = kept.set;
         Ok(())

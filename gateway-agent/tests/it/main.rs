@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+mod config;
+mod dial;
 mod executor;
 mod journal;
 mod local_api;
