@@ -1,0 +1,3 @@
+//! The backend from outside its modules.
+
+mod api;
