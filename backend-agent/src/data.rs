@@ -9,6 +9,7 @@
 //! - A command changes its state only as [`viworks_common::command::transition`] allows, guarded by the state it had.
 
 pub mod model;
+pub mod sqlite;
 
 use std::time::Duration;
 

@@ -29,6 +29,14 @@ pub const POINTS: &[&str] = &[
     "result.committed.before_acknowledgement",
     "telemetry.committed.before_acknowledgement",
     "queue.offered.before_lease",
+    "store.submit.before_commit",
+    "store.submit.after_commit",
+    "store.release.before_commit",
+    "store.release.after_commit",
+    "store.result.before_commit",
+    "store.result.after_commit",
+    "store.telemetry.before_commit",
+    "store.telemetry.after_commit",
 ];
 
 /// Why the armed points cannot be used.

@@ -60,12 +60,7 @@ async fn store(state: &ApiState) -> HealthCheck {
 async fn fleet(state: &ApiState) -> HealthCheck {
     match state.store.counts(&state.tenant).await {
         Ok(counts) => {
-            let open: u64 = counts
-                .commands
-                .iter()
-                .filter(|(command_state, _count)| !command_state.is_final())
-                .map(|(_command_state, count)| count)
-                .sum();
+            let open: u64 = counts.open_commands.values().sum();
             let status = if counts.forks > 0 || counts.orphans > 0 {
                 HealthStatus::Warn
             } else {

@@ -1,3 +1,5 @@
-//! The backend from outside its modules.
+//! Tests of the backend through its public parts.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
 mod api;
+mod store;

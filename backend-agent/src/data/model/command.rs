@@ -374,10 +374,10 @@ pub struct Counts {
     pub gateways: u64,
     /// Gateways with a confirmed session.
     pub connected: u64,
-    /// Runs.
-    pub runs: u64,
-    /// Commands by state, of those states that occur.
-    pub commands: BTreeMap<CommandState, u64>,
+    /// Runs that are not finished.
+    pub open_runs: u64,
+    /// Commands that are not final, by state, of those states that occur.
+    pub open_commands: BTreeMap<CommandState, u64>,
     /// Outcomes of unknown commands.
     pub orphans: u64,
     /// Recorded forks.

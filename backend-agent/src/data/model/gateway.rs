@@ -340,8 +340,10 @@ pub struct Confirmed {
 /// Two holders of one identity, as recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fork {
-    /// When the refused one spoke.
+    /// When the refused one last spoke.
     pub at: Timestamp,
+    /// How often it did.
+    pub times: u64,
     /// The one that was refused.
     pub refused: ForkParty,
     /// The last one that was accepted.

@@ -75,7 +75,9 @@ impl Answer {
     }
 
     pub(super) fn header(&self, name: &str) -> &str {
-        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+        self.headers
+            .get(name)
+            .map_or("", |value| value.to_str().unwrap())
     }
 
     /// Asserts a problem document and gives it.
@@ -86,7 +88,11 @@ impl Answer {
         assert_eq!(problem["code"], code, "{problem}");
         assert_eq!(problem["status"], status);
         assert_eq!(problem["request_id"], self.header("x-request-id"));
-        assert!(problem["title"].as_str().is_some_and(|title| !title.is_empty()));
+        assert!(
+            problem["title"]
+                .as_str()
+                .is_some_and(|title| !title.is_empty())
+        );
         problem
     }
 }
@@ -123,7 +129,7 @@ impl Backend {
             queue,
         );
         let readiness = Readiness::new();
-        readiness.latch("store").set_ok();
+        readiness.latch("store").set(true, "open");
         let stopping = CancellationToken::new();
         let state = ApiState::new(ApiParts {
             store: Arc::clone(&store),
@@ -231,8 +237,13 @@ impl Backend {
                     .to_owned()
             };
             let data = field("data");
-            (!data.is_empty())
-                .then(|| (field("event"), field("id"), serde_json::from_str(&data).unwrap()))
+            (!data.is_empty()).then(|| {
+                (
+                    field("event"),
+                    field("id"),
+                    serde_json::from_str(&data).unwrap(),
+                )
+            })
         }))
     }
 
@@ -277,7 +288,11 @@ impl Backend {
             peer_address: "127.0.0.1:1".to_owned(),
             fingerprint: [7; 32],
         };
-        let admitted = self.store.admit(&self.tenant, request, now()).await.unwrap();
+        let admitted = self
+            .store
+            .admit(&self.tenant, request, now())
+            .await
+            .unwrap();
         let AdmitOutcome::Accepted(admitted) = admitted else {
             panic!("{admitted:?}")
         };
@@ -297,7 +312,14 @@ impl Backend {
         assert!(matches!(confirmed, ConfirmOutcome::Confirmed(_)));
         let epoch = admitted.issued;
         self.store
-            .save_catalogue(&self.tenant, agent_id, epoch, &"0".repeat(64), entries, now())
+            .save_catalogue(
+                &self.tenant,
+                agent_id,
+                epoch,
+                &"0".repeat(64),
+                entries,
+                now(),
+            )
             .await
             .unwrap();
         Holder {
@@ -310,7 +332,10 @@ impl Backend {
     /// Submits `sys.uptime` to everybody and gives the run's id.
     pub(super) async fn submit_uptime(&self) -> String {
         let answer = self
-            .post("/v1/runs", &json!({"command": "sys.uptime", "targets": "all"}))
+            .post(
+                "/v1/runs",
+                &json!({"command": "sys.uptime", "targets": "all"}),
+            )
             .await;
         assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text);
         answer.json()["id"].as_str().unwrap().to_owned()
@@ -355,7 +380,11 @@ pub(super) fn catalogue() -> Vec<CatalogueEntry> {
     ];
     vec![
         entry("log.tail", Risk::Read, tail),
-        entry("service.restart", Risk::Change, vec![argument("unit", unit, None)]),
+        entry(
+            "service.restart",
+            Risk::Change,
+            vec![argument("unit", unit, None)],
+        ),
         entry("sys.reboot", Risk::Danger, Vec::new()),
         entry("sys.uptime", Risk::Read, Vec::new()),
     ]

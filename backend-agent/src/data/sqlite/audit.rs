@@ -1,0 +1,93 @@
+//! The append-only audit log.
+
+use serde_json::Value;
+use sqlx::SqliteConnection;
+use viworks_common::id::Tenant;
+use viworks_common::time::Timestamp;
+
+use super::page::{Fetched, rows_wanted};
+use super::row::{Reader, int, to_json};
+use crate::data::{
+    Actor, ActorKind, AuditOutcome, AuditRecord, Listing, NewAuditRecord, Page, StoreResult,
+};
+
+pub(super) const APPEND: &str = "\
+INSERT INTO audit_log (tenant, seq, at, actor_kind, actor_id, action, object, outcome, detail, request_id)
+SELECT ?1, coalesce((SELECT max(seq) FROM audit_log WHERE tenant = ?1), 0) + 1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9";
+
+pub(super) const LIST: &str = "\
+SELECT seq, at, actor_kind, actor_id, action, object, outcome, detail, request_id
+FROM audit_log WHERE tenant = ?1 AND seq < ?2 ORDER BY seq DESC LIMIT ?3";
+
+/// Appends a record inside the transaction of what it records.
+pub(super) async fn append(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    record: &NewAuditRecord,
+    now: Timestamp,
+) -> StoreResult<()> {
+    sqlx::query(APPEND)
+        .bind(tenant.as_str())
+        .bind(now.unix_micros())
+        .bind(record.actor.kind.name())
+        .bind(&record.actor.id)
+        .bind(&record.action)
+        .bind(&record.object)
+        .bind(record.outcome.name())
+        .bind(to_json(&record.detail))
+        .bind(&record.actor.request_id)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// What most intents record.
+pub(super) fn record(
+    actor: &Actor,
+    action: &str,
+    object: String,
+    outcome: AuditOutcome,
+    detail: Value,
+) -> NewAuditRecord {
+    NewAuditRecord {
+        actor: actor.clone(),
+        action: action.to_owned(),
+        object,
+        outcome,
+        detail,
+    }
+}
+
+/// The log, newest first.
+pub(super) async fn list(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    page: Page<u64>,
+) -> StoreResult<Listing<AuditRecord, u64>> {
+    let rows = sqlx::query(LIST)
+        .bind(tenant.as_str())
+        .bind(page.after.map_or(i64::MAX, int))
+        .bind(rows_wanted(page.limit))
+        .fetch_all(connection)
+        .await?;
+    Fetched::new(rows, page.limit).listing(read, |record| record.seq)
+}
+
+fn read(row: &sqlx::sqlite::SqliteRow) -> StoreResult<AuditRecord> {
+    let reader = Reader::new("audit_log", row);
+    Ok(AuditRecord {
+        seq: reader.count("seq")?,
+        at: reader.time("at")?,
+        record: NewAuditRecord {
+            actor: Actor {
+                kind: reader.word("actor_kind", ActorKind::from_name)?,
+                id: reader.get("actor_id")?,
+                request_id: reader.get("request_id")?,
+            },
+            action: reader.get("action")?,
+            object: reader.get("object")?,
+            outcome: reader.word("outcome", AuditOutcome::from_name)?,
+            detail: reader.json("detail")?,
+        },
+    })
+}

@@ -1,0 +1,176 @@
+//! What each gateway allows, and what the fleet allows together.
+
+use std::collections::BTreeMap;
+
+use sqlx::SqliteConnection;
+use viworks_common::catalogue::CatalogueEntry;
+use viworks_common::id::{AgentId, CommandName, Tenant};
+use viworks_common::time::Timestamp;
+
+use super::row::{Reader, to_json};
+use super::sessions::fence;
+use crate::data::{GatewayRef, MergedEntry, StoreResult, StoredCatalogue, Target, TargetSelection};
+
+pub(super) const SAVE: &str = "\
+INSERT INTO catalogues (tenant, agent_id, digest, reported_at, entries) VALUES (?1, ?2, ?3, ?4, ?5)
+ON CONFLICT DO UPDATE SET digest = excluded.digest, reported_at = excluded.reported_at, entries = excluded.entries";
+
+pub(super) const LOAD: &str = "SELECT agent_id, digest, reported_at, entries FROM catalogues WHERE tenant = ?1 AND agent_id = ?2";
+
+pub(super) const MERGE: &str = "\
+SELECT entry.value AS entry, count(*) AS gateways
+FROM catalogues AS c
+JOIN gateways AS g ON g.tenant = c.tenant AND g.agent_id = c.agent_id
+JOIN json_each(c.entries) AS entry
+WHERE c.tenant = ?1 AND g.revoked_at IS NULL
+GROUP BY entry.value
+ORDER BY entry.value ->> 'name', gateways DESC";
+
+pub(super) const TARGETS_ALL: &str = "\
+SELECT g.agent_id, g.name, g.revoked_at, c.digest IS NOT NULL AS reported,
+       (SELECT entry.value FROM json_each(c.entries) AS entry WHERE entry.value ->> 'name' = ?2) AS entry
+FROM gateways AS g LEFT JOIN catalogues AS c ON c.tenant = g.tenant AND c.agent_id = g.agent_id
+WHERE g.tenant = ?1 AND g.revoked_at IS NULL
+ORDER BY g.agent_id";
+
+pub(super) const TARGETS_SELECTED: &str = "\
+SELECT g.agent_id, g.name, g.revoked_at, c.digest IS NOT NULL AS reported,
+       (SELECT entry.value FROM json_each(c.entries) AS entry WHERE entry.value ->> 'name' = ?2) AS entry
+FROM gateways AS g LEFT JOIN catalogues AS c ON c.tenant = g.tenant AND c.agent_id = g.agent_id
+WHERE g.tenant = ?1 AND (g.agent_id IN (SELECT value FROM json_each(?3)) OR g.name IN (SELECT value FROM json_each(?4)))
+ORDER BY g.agent_id";
+
+/// Stores a report.
+pub(super) async fn save(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    digest: &str,
+    entries: &[CatalogueEntry],
+    agent_id: AgentId,
+    epoch: u64,
+    now: Timestamp,
+) -> StoreResult<()> {
+    fence(connection, tenant, agent_id, epoch).await?;
+    sqlx::query(SAVE)
+        .bind(tenant.as_str())
+        .bind(agent_id.to_string())
+        .bind(digest)
+        .bind(now.unix_micros())
+        .bind(to_json(entries))
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// The last report.
+pub(super) async fn load(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    agent_id: AgentId,
+) -> StoreResult<Option<StoredCatalogue>> {
+    let row = sqlx::query(LOAD)
+        .bind(tenant.as_str())
+        .bind(agent_id.to_string())
+        .fetch_optional(connection)
+        .await?;
+    let Some(row) = row else {
+        return Ok(None);
+    };
+    let reader = Reader::new("catalogues", &row);
+    Ok(Some(StoredCatalogue {
+        digest: reader.get("digest")?,
+        reported_at: reader.time("reported_at")?,
+        entries: reader.json("entries")?,
+    }))
+}
+
+/// Every distinct entry of the fleet.
+pub(super) async fn merged(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+) -> StoreResult<Vec<MergedEntry>> {
+    let rows = sqlx::query(MERGE)
+        .bind(tenant.as_str())
+        .fetch_all(connection)
+        .await?;
+    rows.iter()
+        .map(|row| {
+            let reader = Reader::new("catalogues", row);
+            Ok(MergedEntry {
+                entry: reader.json("entry")?,
+                gateways: reader.count("gateways")?,
+            })
+        })
+        .collect()
+}
+
+/// The gateways of a selection, explicit ones in the order they were named, each once.
+pub(super) async fn resolve(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    selection: &TargetSelection,
+    command: &CommandName,
+) -> StoreResult<Vec<Target>> {
+    let wanted = match selection {
+        TargetSelection::All => {
+            let rows = sqlx::query(TARGETS_ALL)
+                .bind(tenant.as_str())
+                .bind(command.as_str())
+                .fetch_all(connection)
+                .await?;
+            return rows.iter().map(read_target).collect();
+        }
+        TargetSelection::Gateways(wanted) => wanted,
+    };
+    let (mut ids, mut names) = (Vec::new(), Vec::new());
+    for reference in wanted {
+        match reference {
+            GatewayRef::Id(id) => ids.push(id),
+            GatewayRef::Name(name) => names.push(name),
+        }
+    }
+    let rows = sqlx::query(TARGETS_SELECTED)
+        .bind(tenant.as_str())
+        .bind(command.as_str())
+        .bind(to_json(&ids))
+        .bind(to_json(&names))
+        .fetch_all(connection)
+        .await?;
+    let found = rows
+        .iter()
+        .map(read_target)
+        .collect::<StoreResult<Vec<Target>>>()?;
+    Ok(in_the_order_named(wanted, found))
+}
+
+fn in_the_order_named(wanted: &[GatewayRef], found: Vec<Target>) -> Vec<Target> {
+    let mut ids = BTreeMap::new();
+    let mut targets_by_id = BTreeMap::new();
+    for target in found {
+        if let Target::Known { agent_id, name, .. } = &target {
+            ids.insert(GatewayRef::Id(*agent_id), *agent_id);
+            ids.insert(GatewayRef::Name(name.clone()), *agent_id);
+            targets_by_id.insert(*agent_id, target);
+        }
+    }
+    let mut targets = Vec::with_capacity(wanted.len());
+    for reference in wanted {
+        match ids.get(reference) {
+            // Named a second time, it is gone from the map.
+            Some(id) => targets.extend(targets_by_id.remove(id)),
+            None => targets.push(Target::Unknown(reference.clone())),
+        }
+    }
+    targets
+}
+
+fn read_target(row: &sqlx::sqlite::SqliteRow) -> StoreResult<Target> {
+    let reader = Reader::new("gateways", row);
+    Ok(Target::Known {
+        agent_id: reader.parse("agent_id")?,
+        name: reader.parse("name")?,
+        revoked: reader.time_optional("revoked_at")?.is_some(),
+        reported: reader.get("reported")?,
+        entry: reader.json_optional("entry")?,
+    })
+}

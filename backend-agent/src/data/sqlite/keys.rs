@@ -1,0 +1,141 @@
+//! API keys: only the digest of a secret is ever stored.
+
+use serde_json::json;
+use sqlx::SqliteConnection;
+use viworks_common::id::{ApiKeyId, Tenant};
+use viworks_common::time::Timestamp;
+use viworks_runtime::sqlite::Constraint;
+
+use super::row::{Reader, to_json};
+use super::{audit, conflict_or};
+use crate::data::{Actor, ApiKey, AuditOutcome, NewApiKey, StoreResult};
+
+pub(super) const CREATE: &str = "\
+INSERT INTO api_keys (tenant, id, name, sha256, scopes, created_at, expires_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+
+pub(super) const BY_HASH: &str = "\
+SELECT id, name, sha256, scopes, created_at, expires_at, revoked_at, last_used_at
+FROM api_keys WHERE tenant = ?1 AND sha256 = ?2";
+
+pub(super) const LIST: &str = "\
+SELECT id, name, sha256, scopes, created_at, expires_at, revoked_at, last_used_at
+FROM api_keys WHERE tenant = ?1 ORDER BY id";
+
+pub(super) const REVOKE: &str = "\
+UPDATE api_keys SET revoked_at = coalesce(revoked_at, ?3) WHERE tenant = ?1 AND id = ?2";
+
+pub(super) const TOUCH: &str = "\
+UPDATE api_keys SET last_used_at = max(coalesce(last_used_at, 0), ?3) WHERE tenant = ?1 AND id = ?2";
+
+/// Creates a key.
+pub(super) async fn create(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    new: &NewApiKey,
+    actor: &Actor,
+    now: Timestamp,
+) -> StoreResult<()> {
+    sqlx::query(CREATE)
+        .bind(tenant.as_str())
+        .bind(new.id.to_string())
+        .bind(&new.name)
+        .bind(new.sha256.as_slice())
+        .bind(to_json(&new.scopes))
+        .bind(now.unix_micros())
+        .bind(new.expires_at.map(Timestamp::unix_micros))
+        .execute(&mut *connection)
+        .await
+        .map_err(conflict_or(
+            &[Constraint::Unique, Constraint::PrimaryKey],
+            || format!("API key {}", new.id),
+        ))?;
+    let detail = json!({ "name": new.name, "scopes": new.scopes, "expires_at": new.expires_at });
+    let object = format!("api_key:{}", new.id);
+    let record = audit::record(actor, "api_key.create", object, AuditOutcome::Done, detail);
+    audit::append(connection, tenant, &record, now).await
+}
+
+/// The key with a digest.
+pub(super) async fn by_hash(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    sha256: &[u8; 32],
+) -> StoreResult<Option<ApiKey>> {
+    let row = sqlx::query(BY_HASH)
+        .bind(tenant.as_str())
+        .bind(sha256.as_slice())
+        .fetch_optional(connection)
+        .await?;
+    row.as_ref().map(read).transpose()
+}
+
+/// Every key.
+pub(super) async fn list(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+) -> StoreResult<Vec<ApiKey>> {
+    let rows = sqlx::query(LIST)
+        .bind(tenant.as_str())
+        .fetch_all(connection)
+        .await?;
+    rows.iter().map(read).collect()
+}
+
+/// Revokes a key; once is enough.
+pub(super) async fn revoke(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    actor: &Actor,
+    id: ApiKeyId,
+    now: Timestamp,
+) -> StoreResult<Option<()>> {
+    let done = sqlx::query(REVOKE)
+        .bind(tenant.as_str())
+        .bind(id.to_string())
+        .bind(now.unix_micros())
+        .execute(&mut *connection)
+        .await?;
+    if done.rows_affected() == 0 {
+        return Ok(None);
+    }
+    let object = format!("api_key:{id}");
+    let record = audit::record(
+        actor,
+        "api_key.revoke",
+        object,
+        AuditOutcome::Done,
+        json!({}),
+    );
+    audit::append(connection, tenant, &record, now).await?;
+    Ok(Some(()))
+}
+
+/// Remembers a use.
+pub(super) async fn touch(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    id: ApiKeyId,
+    now: Timestamp,
+) -> StoreResult<()> {
+    sqlx::query(TOUCH)
+        .bind(tenant.as_str())
+        .bind(id.to_string())
+        .bind(now.unix_micros())
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+fn read(row: &sqlx::sqlite::SqliteRow) -> StoreResult<ApiKey> {
+    let reader = Reader::new("api_keys", row);
+    Ok(ApiKey {
+        id: reader.parse("id")?,
+        name: reader.get("name")?,
+        sha256: reader.digest("sha256")?,
+        scopes: reader.json("scopes")?,
+        created_at: reader.time("created_at")?,
+        expires_at: reader.time_optional("expires_at")?,
+        revoked_at: reader.time_optional("revoked_at")?,
+        last_used_at: reader.time_optional("last_used_at")?,
+    })
+}

@@ -1,0 +1,864 @@
+//! Sessions: the fence, HELLO, CONFIRM, the end, and forks.
+
+use std::collections::BTreeSet;
+
+use serde_json::json;
+use sqlx::SqliteConnection;
+use sqlx::sqlite::SqliteRow;
+use viworks_common::admission::{
+    Admission, Confirmation, HelloFacts, IdentityRow, admit as decide, confirm as decide_confirm,
+};
+use viworks_common::code::CloseCode;
+use viworks_common::command::{CommandEvent, CommandState};
+use viworks_common::id::{AgentId, CommandId, SessionId, Tenant};
+use viworks_common::telemetry::Position;
+use viworks_common::time::Timestamp;
+
+use super::agents::set_labels;
+use super::row::{Reader, int, to_json};
+use super::settle::{self, CommandRow, Note};
+use super::{audit, telemetry};
+use crate::data::{
+    Actor, AdmitOutcome, AdmitRequest, Admitted, AuditOutcome, ConfirmOutcome, ConfirmRequest,
+    Confirmed, Fork, ForkParty, LabelSource, LiveSession, OpenCommand, SessionRecord, SessionTouch,
+    StoreError, StoreResult,
+};
+
+/// No order that a gateway claims to have seen raises its counter further: a lie cannot exhaust the numbers.
+const ORDER_MAX: u64 = 1 << 53;
+
+pub(super) const FENCE: &str = "\
+SELECT low_water FROM gateways WHERE tenant = ?1 AND agent_id = ?2 AND confirmed = ?3 AND revoked_at IS NULL";
+
+pub(super) const LOW_WATER: &str =
+    "SELECT low_water FROM gateways WHERE tenant = ?1 AND agent_id = ?2";
+
+pub(super) const IDENTITY: &str = "\
+SELECT g.agent_id, g.confirmed, g.issued, g.key_generation, g.last_agent_run_id, g.revoked_at, g.next_order,
+       g.low_water, g.session_epoch, s.session_id, s.agent_run_id, c.digest AS catalogue_digest
+FROM gateways AS g
+LEFT JOIN sessions AS s ON s.tenant = g.tenant AND s.agent_id = g.agent_id AND s.epoch = g.session_epoch
+LEFT JOIN catalogues AS c ON c.tenant = g.tenant AND c.agent_id = g.agent_id
+WHERE g.tenant = ?1 AND g.agent_id = ?2";
+
+pub(super) const SWAP: &str = "\
+UPDATE gateways SET confirmed = ?5, issued = ?6, key_generation = ?7, last_agent_run_id = ?8, next_order = ?9,
+       low_water = ?10, last_seen_at = ?11
+WHERE tenant = ?1 AND agent_id = ?2 AND confirmed = ?3 AND issued = ?4 AND revoked_at IS NULL";
+
+pub(super) const ADMITTED: &str = "\
+INSERT INTO sessions (tenant, agent_id, epoch, session_id, agent_run_id, install_id, boot_id, peer_address,
+                      fingerprint, agent_version, labels, pin_set_version, admitted_at)
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)";
+
+pub(super) const CONFIRMED: &str = "\
+UPDATE sessions SET confirmed_at = ?5
+WHERE tenant = ?1 AND agent_id = ?2 AND epoch = ?3 AND session_id = ?4 AND ended_at IS NULL
+RETURNING agent_id, agent_version, labels, pin_set_version";
+
+pub(super) const OCCUPY: &str = "\
+UPDATE gateways SET session_epoch = ?3, agent_version = ?4, pin_set_version = ?5, round_trip_us = NULL,
+       clock_skew_ms = NULL, spool_records = 0, spool_bytes = 0, commands_running = 0
+WHERE tenant = ?1 AND agent_id = ?2";
+
+pub(super) const ENDED: &str = "\
+UPDATE sessions SET ended_at = ?4, code = ?5
+WHERE tenant = ?1 AND agent_id = ?2 AND epoch = ?3 AND ended_at IS NULL";
+
+pub(super) const VACATE: &str = "\
+UPDATE gateways SET session_epoch = NULL, last_seen_at = ?4
+WHERE tenant = ?1 AND agent_id = ?2 AND session_epoch = ?3";
+
+pub(super) const OCCUPIED: &str =
+    "SELECT agent_id, session_epoch FROM gateways WHERE tenant = ?1 AND session_epoch IS NOT NULL";
+
+pub(super) const END_UNCONFIRMED: &str =
+    "UPDATE sessions SET ended_at = ?2, code = ?3 WHERE tenant = ?1 AND ended_at IS NULL";
+
+pub(super) const TOUCH: &str = "\
+UPDATE gateways SET last_seen_at = ?4, round_trip_us = ?5, clock_skew_ms = ?6, spool_records = ?7, spool_bytes = ?8,
+       commands_running = ?9
+WHERE tenant = ?1 AND agent_id = ?2 AND confirmed = ?3 AND session_epoch = ?3 AND revoked_at IS NULL";
+
+pub(super) const PINS: &str =
+    "UPDATE gateways SET pin_set_version = ?3 WHERE tenant = ?1 AND agent_id = ?2";
+
+pub(super) const LIST: &str = "\
+SELECT session_id, epoch, agent_run_id, peer_address, admitted_at, confirmed_at, ended_at, code
+FROM sessions WHERE tenant = ?1 AND agent_id = ?2 ORDER BY epoch DESC LIMIT ?3";
+
+pub(super) const RECORD_FORK: &str = "\
+INSERT INTO forks (tenant, agent_id, refused_agent_run_id, at, refused_epoch, refused_peer_address,
+    refused_fingerprint, refused_install_id, refused_boot_id, accepted_epoch, accepted_peer_address,
+    accepted_fingerprint, accepted_install_id, accepted_boot_id, accepted_agent_run_id)
+SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, s.epoch, s.peer_address, s.fingerprint, s.install_id, s.boot_id, s.agent_run_id
+FROM (SELECT 1) LEFT JOIN (SELECT * FROM sessions WHERE tenant = ?1 AND agent_id = ?2
+    ORDER BY confirmed_at IS NULL, epoch DESC LIMIT 1) AS s
+WHERE true
+ON CONFLICT DO UPDATE SET at = excluded.at, times = times + 1, refused_epoch = excluded.refused_epoch,
+    refused_peer_address = excluded.refused_peer_address, refused_fingerprint = excluded.refused_fingerprint";
+
+pub(super) const LIST_FORKS: &str = "\
+SELECT agent_id, refused_agent_run_id, at, times, refused_epoch, refused_peer_address, refused_fingerprint,
+       refused_install_id, refused_boot_id, accepted_epoch, accepted_peer_address, accepted_fingerprint,
+       accepted_install_id, accepted_boot_id, accepted_agent_run_id
+FROM forks WHERE tenant = ?1 AND agent_id = ?2 ORDER BY at DESC, refused_agent_run_id";
+
+/// Refuses what is done on behalf of an epoch that is not the current one. With one writer, what this has seen holds
+/// until the transaction ends.
+pub(super) async fn fence(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    agent_id: AgentId,
+    epoch: u64,
+) -> StoreResult<()> {
+    let current: Option<i64> = sqlx::query_scalar(FENCE)
+        .bind(tenant.as_str())
+        .bind(agent_id.to_string())
+        .bind(int(epoch))
+        .fetch_optional(connection)
+        .await?;
+    current.map(drop).ok_or(StoreError::Fenced)
+}
+
+/// Up to which order everything of a gateway is final.
+pub(super) async fn low_water(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    agent_id: AgentId,
+) -> StoreResult<u64> {
+    let row = sqlx::query(LOW_WATER)
+        .bind(tenant.as_str())
+        .bind(agent_id.to_string())
+        .fetch_one(connection)
+        .await?;
+    Reader::new("gateways", &row).count("low_water")
+}
+
+struct Identity {
+    row: IdentityRow,
+    live: Option<(SessionId, u64)>,
+    live_run: Option<viworks_common::id::AgentRunId>,
+    catalogue_digest: Option<String>,
+}
+
+async fn identity(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    agent_id: AgentId,
+) -> StoreResult<Option<Identity>> {
+    let row = sqlx::query(IDENTITY)
+        .bind(tenant.as_str())
+        .bind(agent_id.to_string())
+        .fetch_optional(connection)
+        .await?;
+    let Some(row) = row else {
+        return Ok(None);
+    };
+    let reader = Reader::new("gateways", &row);
+    let live = match reader.count_optional("session_epoch")? {
+        Some(epoch) => Some((reader.parse("session_id")?, epoch)),
+        None => None,
+    };
+    Ok(Some(Identity {
+        row: IdentityRow {
+            confirmed: reader.count("confirmed")?,
+            issued: reader.count("issued")?,
+            key_generation: reader.small("key_generation")?,
+            last_agent_run_id: reader.parse_optional("last_agent_run_id")?,
+            revoked: reader.time_optional("revoked_at")?.is_some(),
+            next_order: reader.count("next_order")?,
+            low_water: reader.count("low_water")?,
+        },
+        live,
+        live_run: reader.parse_optional("agent_run_id")?,
+        catalogue_digest: reader.get("catalogue_digest")?,
+    }))
+}
+
+/// Judges a HELLO.
+pub(super) async fn admit(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    request: &AdmitRequest,
+    now: Timestamp,
+) -> StoreResult<AdmitOutcome> {
+    let Some(known) = identity(connection, tenant, request.agent_id).await? else {
+        return Ok(AdmitOutcome::Unknown);
+    };
+    let facts = HelloFacts {
+        epoch: request.epoch,
+        token_valid: request.token_valid,
+        agent_run_id: request.agent_run_id,
+        key_generation: request.key_generation,
+        highest_order: request.highest_order.min(ORDER_MAX),
+        low_water: request.low_water.min(ORDER_MAX),
+    };
+    let (presented, issued, after, rolled_back_to) = match decide(&known.row, &facts) {
+        Admission::Accept {
+            presented,
+            issued,
+            row,
+        } => (presented, issued, row, None),
+        Admission::RolledBack {
+            presented,
+            issued,
+            row,
+            highest_order,
+        } => (presented, issued, row, Some(highest_order)),
+        Admission::Late => return Ok(AdmitOutcome::Late),
+        Admission::Fork => {
+            record_fork(connection, tenant, request, now).await?;
+            return Ok(AdmitOutcome::Fork);
+        }
+        Admission::BadToken => {
+            return refuse(
+                connection,
+                tenant,
+                request,
+                AdmitOutcome::BadToken,
+                "bad_token",
+                now,
+            )
+            .await;
+        }
+        Admission::Revoked => {
+            return refuse(
+                connection,
+                tenant,
+                request,
+                AdmitOutcome::Revoked,
+                "revoked",
+                now,
+            )
+            .await;
+        }
+        Admission::StaleKey => {
+            return refuse(
+                connection,
+                tenant,
+                request,
+                AdmitOutcome::StaleKey,
+                "stale_key",
+                now,
+            )
+            .await;
+        }
+    };
+    swap(
+        connection,
+        tenant,
+        request.agent_id,
+        &known.row,
+        &after,
+        now,
+    )
+    .await?;
+    insert_session(connection, tenant, request, issued, now).await?;
+    if let Some(highest_order) = rolled_back_to {
+        settle_rolled_back(connection, tenant, request, highest_order, now).await?;
+    }
+    let low_water = low_water(connection, tenant, request.agent_id).await?;
+    Ok(AdmitOutcome::Accepted(Box::new(Admitted {
+        presented,
+        issued,
+        low_water,
+        committed: committed(connection, tenant, request).await?,
+        catalogue_known: known.catalogue_digest.as_deref() == Some(&request.catalogue_digest),
+        rolled_back: rolled_back_to.is_some(),
+        live_session: known.live.map(|(session_id, epoch)| LiveSession {
+            session_id,
+            epoch,
+            same_agent_run: known.live_run == Some(request.agent_run_id),
+        }),
+    })))
+}
+
+async fn refuse(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    request: &AdmitRequest,
+    outcome: AdmitOutcome,
+    why: &str,
+    now: Timestamp,
+) -> StoreResult<AdmitOutcome> {
+    let detail =
+        json!({ "why": why, "peer_address": request.peer_address, "epoch": request.epoch });
+    note(
+        connection,
+        tenant,
+        request.agent_id,
+        "session.open",
+        AuditOutcome::Refused,
+        detail,
+        now,
+    )
+    .await?;
+    Ok(outcome)
+}
+
+/// The compare-and-swap of an identity's counters.
+async fn swap(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    agent_id: AgentId,
+    before: &IdentityRow,
+    after: &IdentityRow,
+    now: Timestamp,
+) -> StoreResult<()> {
+    let done = sqlx::query(SWAP)
+        .bind(tenant.as_str())
+        .bind(agent_id.to_string())
+        .bind(int(before.confirmed))
+        .bind(int(before.issued))
+        .bind(int(after.confirmed))
+        .bind(int(after.issued))
+        .bind(i64::from(after.key_generation))
+        .bind(after.last_agent_run_id.map(|run| run.to_string()))
+        .bind(int(after.next_order))
+        .bind(int(after.low_water))
+        .bind(now.unix_micros())
+        .execute(connection)
+        .await?;
+    if done.rows_affected() == 1 {
+        Ok(())
+    } else {
+        Err(StoreError::Fenced)
+    }
+}
+
+async fn insert_session(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    request: &AdmitRequest,
+    epoch: u64,
+    now: Timestamp,
+) -> StoreResult<()> {
+    sqlx::query(ADMITTED)
+        .bind(tenant.as_str())
+        .bind(request.agent_id.to_string())
+        .bind(int(epoch))
+        .bind(request.session_id.to_string())
+        .bind(request.agent_run_id.to_string())
+        .bind(request.install_id.to_string())
+        .bind(request.boot_id.to_string())
+        .bind(&request.peer_address)
+        .bind(request.fingerprint.as_slice())
+        .bind(&request.agent_version)
+        .bind(to_json(&request.labels))
+        .bind(int(request.pin_set_version))
+        .bind(now.unix_micros())
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// The database forgot what happened since a backup: whatever may have run meanwhile can never be offered again.
+async fn settle_rolled_back(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    request: &AdmitRequest,
+    highest_order: u64,
+    now: Timestamp,
+) -> StoreResult<()> {
+    let unreported: BTreeSet<_> = request.unreported.iter().copied().collect();
+    let mut ended = 0_u64;
+    for mut command in
+        settle::load_open(connection, tenant, request.agent_id, highest_order).await?
+    {
+        if unreported.contains(&command.command_id) {
+            continue;
+        }
+        let reason = Note {
+            reason: Some("the backend's database was rolled back past it"),
+            ..Note::default()
+        };
+        let event = CommandEvent::RolledBack;
+        settle::apply(
+            connection,
+            tenant,
+            &mut command,
+            event,
+            reason,
+            &Actor::system(),
+            now,
+        )
+        .await?;
+        ended += u64::from(command.state.is_final());
+    }
+    settle::raise_low_water(connection, tenant, request.agent_id).await?;
+    let detail = json!({ "epoch": request.epoch, "highest_order": highest_order, "ended": ended });
+    note(
+        connection,
+        tenant,
+        request.agent_id,
+        "database.rolled_back",
+        AuditOutcome::Noted,
+        detail,
+        now,
+    )
+    .await
+}
+
+async fn committed(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    request: &AdmitRequest,
+) -> StoreResult<Vec<Position>> {
+    let mut positions = Vec::with_capacity(request.telemetry.len());
+    for asked in &request.telemetry {
+        let seq =
+            telemetry::position(connection, tenant, request.agent_id, asked.spool_epoch).await?;
+        positions.push(Position {
+            spool_epoch: asked.spool_epoch,
+            seq,
+        });
+    }
+    Ok(positions)
+}
+
+/// Confirms an epoch: from here on every older session is fenced.
+pub(super) async fn confirm(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    request: &ConfirmRequest,
+    now: Timestamp,
+) -> StoreResult<ConfirmOutcome> {
+    let Some(known) = identity(connection, tenant, request.agent_id).await? else {
+        return Ok(ConfirmOutcome::Superseded);
+    };
+    if known.row.revoked {
+        return Ok(ConfirmOutcome::Superseded);
+    }
+    let decision = decide_confirm(
+        &known.row,
+        request.presented,
+        request.issued,
+        request.agent_run_id,
+    );
+    let after = match decision {
+        Confirmation::Confirmed(after) => after,
+        Confirmation::Superseded => return Ok(ConfirmOutcome::Superseded),
+    };
+    let Some(session) = confirm_row(connection, tenant, request, now).await? else {
+        return Ok(ConfirmOutcome::Superseded);
+    };
+    swap(
+        connection,
+        tenant,
+        request.agent_id,
+        &known.row,
+        &after,
+        now,
+    )
+    .await?;
+    if let Some((_, epoch)) = known.live {
+        let code = CloseCode::Superseded;
+        mark_ended(connection, tenant, request.agent_id, epoch, code, now).await?;
+    }
+    occupy(connection, tenant, request, &session).await?;
+    let mut confirmed = settle_older(connection, tenant, request, now).await?;
+    confirmed.low_water = low_water(connection, tenant, request.agent_id).await?;
+    confirmed.fenced = known.live.map(|(session_id, _)| session_id);
+    Ok(ConfirmOutcome::Confirmed(Box::new(confirmed)))
+}
+
+async fn confirm_row(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    request: &ConfirmRequest,
+    now: Timestamp,
+) -> StoreResult<Option<SqliteRow>> {
+    let row = sqlx::query(CONFIRMED)
+        .bind(tenant.as_str())
+        .bind(request.agent_id.to_string())
+        .bind(int(request.issued))
+        .bind(request.session_id.to_string())
+        .bind(now.unix_micros())
+        .fetch_optional(connection)
+        .await?;
+    Ok(row)
+}
+
+/// Makes a session the gateway's live one; what its HELLO said takes effect.
+async fn occupy(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    request: &ConfirmRequest,
+    session: &SqliteRow,
+) -> StoreResult<()> {
+    let reader = Reader::new("sessions", session);
+    sqlx::query(OCCUPY)
+        .bind(tenant.as_str())
+        .bind(request.agent_id.to_string())
+        .bind(int(request.issued))
+        .bind(reader.get::<String>("agent_version")?)
+        .bind(reader.get::<i64>("pin_set_version")?)
+        .execute(&mut *connection)
+        .await?;
+    let labels: String = reader.get("labels")?;
+    let source = LabelSource::Gateway;
+    set_labels(connection, tenant, request.agent_id, source, &labels).await
+}
+
+/// What older sessions and processes left behind.
+async fn settle_older(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    request: &ConfirmRequest,
+    now: Timestamp,
+) -> StoreResult<Confirmed> {
+    let unreported: BTreeSet<CommandId> = request.unreported.iter().copied().collect();
+    let mut confirmed = Confirmed {
+        released: Vec::new(),
+        cancel_requested: Vec::new(),
+        ended_indeterminate: Vec::new(),
+        low_water: 0,
+        fenced: None,
+    };
+    for mut command in settle::load_open(connection, tenant, request.agent_id, u64::MAX).await? {
+        let journalled = unreported.contains(&command.command_id);
+        match command.state {
+            CommandState::Dispatched => requeue(connection, tenant, &mut command, now).await?,
+            CommandState::Released | CommandState::Running => {
+                let here = command.released_to == Some(request.agent_run_id);
+                // The same process without a trace of it: an inline permit that never arrived may be given again. One
+                // that is not idempotent was journalled before its permit, so it is asked about once more.
+                if !journalled && (!here || command.idempotent) {
+                    run_gone(connection, tenant, &mut command, now).await?;
+                }
+                sort_open(&mut confirmed, &command, here);
+            }
+            CommandState::Queued
+            | CommandState::Succeeded
+            | CommandState::Failed
+            | CommandState::TimedOut
+            | CommandState::Rejected
+            | CommandState::Expired
+            | CommandState::Cancelled
+            | CommandState::Dead
+            | CommandState::Indeterminate => {}
+        }
+    }
+    Ok(confirmed)
+}
+
+fn sort_open(confirmed: &mut Confirmed, command: &CommandRow, here: bool) {
+    if command.state == CommandState::Indeterminate {
+        confirmed.ended_indeterminate.push(command.command_id);
+    } else if command.released_to.is_some() && command.cancel_requested {
+        confirmed.cancel_requested.push(command.command_id);
+    } else if command.state == CommandState::Released && here {
+        confirmed.released.push(OpenCommand {
+            command_id: command.command_id,
+            deadline: command.deadline,
+        });
+    }
+}
+
+async fn requeue(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    command: &mut CommandRow,
+    now: Timestamp,
+) -> StoreResult<()> {
+    let event = CommandEvent::SessionLost;
+    let actor = Actor::system();
+    settle::apply(
+        connection,
+        tenant,
+        command,
+        event,
+        Note::default(),
+        &actor,
+        now,
+    )
+    .await?;
+    Ok(())
+}
+
+async fn run_gone(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    command: &mut CommandRow,
+    now: Timestamp,
+) -> StoreResult<()> {
+    let actor = Actor::system();
+    // A command that goes back to the queue has no reason to end.
+    let reason = (!command.idempotent).then_some(
+        "the process of the gateway agent that held its permit is gone and left no trace of it",
+    );
+    let note = Note {
+        reason,
+        ..Note::default()
+    };
+    settle::apply(
+        connection,
+        tenant,
+        command,
+        CommandEvent::RunGone,
+        note,
+        &actor,
+        now,
+    )
+    .await?;
+    if command.state == CommandState::Queued && command.cancel_requested {
+        let note = Note {
+            reason: Some("cancelled by an operator"),
+            ..Note::default()
+        };
+        let event = CommandEvent::CancelRequested;
+        settle::apply(connection, tenant, command, event, note, &actor, now).await?;
+    }
+    Ok(())
+}
+
+/// Ends a session; only what still belongs to it is touched.
+pub(super) async fn end(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    agent_id: AgentId,
+    epoch: u64,
+    code: CloseCode,
+    now: Timestamp,
+) -> StoreResult<bool> {
+    mark_ended(connection, tenant, agent_id, epoch, code, now).await?;
+    let vacated = sqlx::query(VACATE)
+        .bind(tenant.as_str())
+        .bind(agent_id.to_string())
+        .bind(int(epoch))
+        .bind(now.unix_micros())
+        .execute(&mut *connection)
+        .await?;
+    if vacated.rows_affected() == 0 {
+        return Ok(false);
+    }
+    for mut command in settle::load_open(connection, tenant, agent_id, u64::MAX).await? {
+        if command.state == CommandState::Dispatched {
+            requeue(connection, tenant, &mut command, now).await?;
+        }
+    }
+    Ok(true)
+}
+
+pub(super) async fn mark_ended(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    agent_id: AgentId,
+    epoch: u64,
+    code: CloseCode,
+    now: Timestamp,
+) -> StoreResult<()> {
+    sqlx::query(ENDED)
+        .bind(tenant.as_str())
+        .bind(agent_id.to_string())
+        .bind(int(epoch))
+        .bind(now.unix_micros())
+        .bind(code.name())
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Ends what the process before this one left open.
+pub(super) async fn end_abandoned(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    now: Timestamp,
+) -> StoreResult<u64> {
+    let rows = sqlx::query(OCCUPIED)
+        .bind(tenant.as_str())
+        .fetch_all(&mut *connection)
+        .await?;
+    let mut ended = 0;
+    for row in &rows {
+        let reader = Reader::new("gateways", row);
+        let agent_id = reader.parse("agent_id")?;
+        let epoch = reader.count("session_epoch")?;
+        end(
+            connection,
+            tenant,
+            agent_id,
+            epoch,
+            CloseCode::Internal,
+            now,
+        )
+        .await?;
+        ended += 1;
+    }
+    sqlx::query(END_UNCONFIRMED)
+        .bind(tenant.as_str())
+        .bind(now.unix_micros())
+        .bind(CloseCode::Internal.name())
+        .execute(connection)
+        .await?;
+    Ok(ended)
+}
+
+/// Stores heartbeats; the WHERE drops those of fenced sessions.
+pub(super) async fn touch(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    touches: &[SessionTouch],
+    now: Timestamp,
+) -> StoreResult<()> {
+    for touch in touches {
+        sqlx::query(TOUCH)
+            .bind(tenant.as_str())
+            .bind(touch.agent_id.to_string())
+            .bind(int(touch.epoch))
+            .bind(now.unix_micros())
+            .bind(touch.figures.round_trip_us.map(int))
+            .bind(touch.figures.clock_skew_ms)
+            .bind(int(touch.figures.spool_records))
+            .bind(int(touch.figures.spool_bytes))
+            .bind(i64::from(touch.figures.commands_running))
+            .execute(&mut *connection)
+            .await?;
+    }
+    Ok(())
+}
+
+/// Stores the version of the trusted pin set.
+pub(super) async fn report_pins(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    agent_id: AgentId,
+    epoch: u64,
+    version: u64,
+    _now: Timestamp,
+) -> StoreResult<()> {
+    fence(connection, tenant, agent_id, epoch).await?;
+    sqlx::query(PINS)
+        .bind(tenant.as_str())
+        .bind(agent_id.to_string())
+        .bind(int(version))
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// The latest sessions.
+pub(super) async fn list(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    agent_id: AgentId,
+    limit: usize,
+) -> StoreResult<Vec<SessionRecord>> {
+    let rows = sqlx::query(LIST)
+        .bind(tenant.as_str())
+        .bind(agent_id.to_string())
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(connection)
+        .await?;
+    rows.iter().map(read_session).collect()
+}
+
+fn read_session(row: &SqliteRow) -> StoreResult<SessionRecord> {
+    let reader = Reader::new("sessions", row);
+    let code = match reader.get::<Option<&str>>("code")? {
+        Some(name) => Some(CloseCode::from_name(name).ok_or_else(|| reader.inconsistent("code"))?),
+        None => None,
+    };
+    Ok(SessionRecord {
+        session_id: reader.parse("session_id")?,
+        epoch: reader.count("epoch")?,
+        agent_run_id: reader.parse("agent_run_id")?,
+        peer_address: reader.get("peer_address")?,
+        admitted_at: reader.time("admitted_at")?,
+        confirmed_at: reader.time_optional("confirmed_at")?,
+        ended_at: reader.time_optional("ended_at")?,
+        code,
+    })
+}
+
+/// Records a second holder, once for each of its processes, beside the last session that was accepted.
+pub(super) async fn record_fork(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    request: &AdmitRequest,
+    now: Timestamp,
+) -> StoreResult<()> {
+    sqlx::query(RECORD_FORK)
+        .bind(tenant.as_str())
+        .bind(request.agent_id.to_string())
+        .bind(request.agent_run_id.to_string())
+        .bind(now.unix_micros())
+        .bind(int(request.epoch))
+        .bind(&request.peer_address)
+        .bind(request.fingerprint.as_slice())
+        .bind(request.install_id.to_string())
+        .bind(request.boot_id.to_string())
+        .execute(&mut *connection)
+        .await?;
+    let detail = json!({
+        "peer_address": request.peer_address, "epoch": request.epoch, "install_id": request.install_id,
+        "boot_id": request.boot_id, "agent_run_id": request.agent_run_id,
+    });
+    note(
+        connection,
+        tenant,
+        request.agent_id,
+        "identity.fork",
+        AuditOutcome::Refused,
+        detail,
+        now,
+    )
+    .await
+}
+
+/// The recorded forks.
+pub(super) async fn list_forks(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    agent_id: AgentId,
+) -> StoreResult<Vec<Fork>> {
+    let rows = sqlx::query(LIST_FORKS)
+        .bind(tenant.as_str())
+        .bind(agent_id.to_string())
+        .fetch_all(connection)
+        .await?;
+    rows.iter().map(read_fork).collect()
+}
+
+fn read_fork(row: &SqliteRow) -> StoreResult<Fork> {
+    let reader = Reader::new("forks", row);
+    let accepted = match reader.count_optional("accepted_epoch")? {
+        Some(epoch) => Some(ForkParty {
+            epoch,
+            peer_address: reader.get("accepted_peer_address")?,
+            fingerprint: reader.digest("accepted_fingerprint")?,
+            install_id: reader.parse("accepted_install_id")?,
+            boot_id: reader.parse("accepted_boot_id")?,
+            agent_run_id: reader.parse("accepted_agent_run_id")?,
+        }),
+        None => None,
+    };
+    Ok(Fork {
+        at: reader.time("at")?,
+        times: reader.count("times")?,
+        refused: ForkParty {
+            epoch: reader.count("refused_epoch")?,
+            peer_address: reader.get("refused_peer_address")?,
+            fingerprint: reader.digest("refused_fingerprint")?,
+            install_id: reader.parse("refused_install_id")?,
+            boot_id: reader.parse("refused_boot_id")?,
+            agent_run_id: reader.parse("refused_agent_run_id")?,
+        },
+        accepted,
+    })
+}
+
+async fn note(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    agent_id: AgentId,
+    action: &str,
+    outcome: AuditOutcome,
+    detail: serde_json::Value,
+    now: Timestamp,
+) -> StoreResult<()> {
+    let object = format!("gateway:{agent_id}");
+    let record = audit::record(&Actor::gateway(agent_id), action, object, outcome, detail);
+    audit::append(connection, tenant, &record, now).await
+}

@@ -1,0 +1,401 @@
+//! Telemetry: batches of many gateways in one statement each, with the positions they reach.
+
+use std::collections::BTreeMap;
+
+use sqlx::SqliteConnection;
+use sqlx::sqlite::SqliteRow;
+use viworks_common::id::{AgentId, AgentRunId, StreamName, Tenant};
+use viworks_common::telemetry::{Batch, Gap, GapReason, MalformedBatch, Position, RecordRefusal};
+use viworks_common::time::Timestamp;
+use viworks_runtime::fault;
+
+use super::page::{Fetched, rows_wanted};
+use super::row::{Reader, int, to_json};
+use super::sessions::fence;
+use crate::data::{
+    Listing, Page, StoreError, StoreResult, StoredGap, StoredRecord, StreamSummary,
+    TelemetryCommit, TelemetryCursor, TelemetryOutcome, TelemetryQuery, TelemetryWrite,
+};
+
+/// Rows in one statement: large enough to be fast, small enough to keep its document small.
+const CHUNK_ROWS: usize = 1_000;
+
+pub(super) const POSITION: &str = "\
+SELECT seq FROM telemetry_positions WHERE tenant = ?1 AND agent_id = ?2 AND spool_epoch = ?3";
+
+pub(super) const POSITIONS: &str = "\
+SELECT spool_epoch, seq FROM telemetry_positions WHERE tenant = ?1 AND agent_id = ?2 ORDER BY spool_epoch";
+
+pub(super) const INSERT: &str = "\
+INSERT INTO telemetry (tenant, agent_id, spool_epoch, seq, stream, observed_at, stored_at, fields)
+SELECT ?1, value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, ?2, value ->> 5 FROM json_each(?3)
+WHERE true ON CONFLICT DO NOTHING";
+
+pub(super) const MOVE_POSITIONS: &str = "\
+INSERT INTO telemetry_positions (tenant, agent_id, spool_epoch, seq)
+SELECT ?1, value ->> 0, value ->> 1, value ->> 2 FROM json_each(?2)
+WHERE true ON CONFLICT DO UPDATE SET seq = max(seq, excluded.seq)";
+
+pub(super) const MOVE_STREAMS: &str = "\
+INSERT INTO telemetry_streams (tenant, agent_id, stream, newest)
+SELECT ?1, value ->> 0, value ->> 1, value ->> 2 FROM json_each(?2)
+WHERE true ON CONFLICT DO UPDATE SET newest = max(newest, excluded.newest)";
+
+pub(super) const INSERT_GAPS: &str = "\
+INSERT INTO telemetry_gaps (tenant, agent_id, spool_epoch, from_seq, to_seq, reason, stored_at)
+SELECT ?1, value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, ?2 FROM json_each(?3)";
+
+pub(super) const COUNT_REFUSALS: &str = "\
+INSERT INTO telemetry_refusals (tenant, agent_id, spool_epoch, reason, records)
+SELECT ?1, value ->> 0, value ->> 1, value ->> 2, value ->> 3 FROM json_each(?2)
+WHERE true ON CONFLICT DO UPDATE SET records = records + excluded.records";
+
+/// The columns that [`read`] reads.
+macro_rules! rows {
+    () => {
+        "SELECT spool_epoch, seq, stream, observed_at, stored_at, fields FROM telemetry \
+         WHERE tenant = ?1 AND agent_id = ?2 AND observed_at >= ?3 AND observed_at < ?4 "
+    };
+}
+
+pub(super) const ALL_FORWARD: &str = concat!(
+    rows!(),
+    "AND (observed_at, spool_epoch, seq) > (?5, ?6, ?7) ORDER BY observed_at, spool_epoch, seq LIMIT ?8"
+);
+
+pub(super) const ALL_BACKWARD: &str = concat!(
+    rows!(),
+    "AND (observed_at, spool_epoch, seq) < (?5, ?6, ?7) \
+     ORDER BY observed_at DESC, spool_epoch DESC, seq DESC LIMIT ?8"
+);
+
+pub(super) const STREAM_FORWARD: &str = concat!(
+    rows!(),
+    "AND (observed_at, spool_epoch, seq) > (?5, ?6, ?7) AND stream = ?9 \
+     ORDER BY observed_at, spool_epoch, seq LIMIT ?8"
+);
+
+pub(super) const STREAM_BACKWARD: &str = concat!(
+    rows!(),
+    "AND (observed_at, spool_epoch, seq) < (?5, ?6, ?7) AND stream = ?9 \
+     ORDER BY observed_at DESC, spool_epoch DESC, seq DESC LIMIT ?8"
+);
+
+pub(super) const STREAMS: &str = "\
+SELECT stream, newest FROM telemetry_streams WHERE tenant = ?1 AND agent_id = ?2 ORDER BY stream";
+
+pub(super) const GAPS: &str = "\
+SELECT spool_epoch, from_seq, to_seq, reason, stored_at
+FROM telemetry_gaps WHERE tenant = ?1 AND agent_id = ?2 ORDER BY spool_epoch, from_seq";
+
+type Origin = (AgentId, AgentRunId);
+
+/// What a whole commit writes, gathered over its batches.
+#[derive(Default)]
+struct Gathered {
+    positions: BTreeMap<Origin, u64>,
+    rows: Vec<(AgentId, AgentRunId, u64, StreamName, i64, String)>,
+    streams: BTreeMap<(AgentId, StreamName), i64>,
+    gaps: Vec<(AgentId, AgentRunId, u64, u64, GapReason)>,
+    refusals: BTreeMap<(AgentId, AgentRunId, RecordRefusal), u64>,
+}
+
+/// Stores batches of many gateways.
+pub(super) async fn commit(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    writes: &[TelemetryWrite],
+    now: Timestamp,
+) -> StoreResult<Vec<TelemetryOutcome>> {
+    let mut gathered = Gathered::default();
+    let mut outcomes = Vec::with_capacity(writes.len());
+    for write in writes {
+        match fence(connection, tenant, write.agent_id, write.epoch).await {
+            Ok(()) => {}
+            Err(StoreError::Fenced) => {
+                outcomes.push(TelemetryOutcome::Fenced);
+                continue;
+            }
+            Err(other) => return Err(other),
+        }
+        if let Err(malformed) = check(&write.batch) {
+            outcomes.push(TelemetryOutcome::Malformed(malformed));
+            continue;
+        }
+        let origin = (write.agent_id, write.batch.spool_epoch);
+        let before = match gathered.positions.get(&origin) {
+            Some(seq) => *seq,
+            None => position(connection, tenant, origin.0, origin.1).await?,
+        };
+        let added = gathered.add(origin, before, &write.batch, now);
+        outcomes.push(TelemetryOutcome::Committed(added));
+    }
+    gathered.write(connection, tenant, now).await?;
+    fault::point("store.telemetry.before_commit");
+    Ok(outcomes)
+}
+
+fn check(batch: &Batch) -> Result<(), MalformedBatch> {
+    batch.check_contiguous()?;
+    if i64::try_from(batch.to_seq).is_err() {
+        return Err(MalformedBatch("the sequence numbers overflow"));
+    }
+    Ok(())
+}
+
+impl Gathered {
+    /// Adds what lies beyond `before`.
+    fn add(
+        &mut self,
+        origin: Origin,
+        before: u64,
+        batch: &Batch,
+        now: Timestamp,
+    ) -> TelemetryCommit {
+        let mut commit = TelemetryCommit {
+            position: Position {
+                spool_epoch: origin.1,
+                seq: before.max(batch.to_seq),
+            },
+            stored: 0,
+            refused: BTreeMap::new(),
+            missing: 0,
+            rolled_back: batch.from_seq > before + 1,
+        };
+        self.positions.insert(origin, commit.position.seq);
+        let forgotten = commit.rolled_back.then_some(Gap {
+            from_seq: before + 1,
+            to_seq: batch.from_seq - 1,
+            reason: GapReason::BackendRolledBack,
+        });
+        for gap in forgotten.iter().chain(&batch.gaps) {
+            if gap.to_seq > before {
+                let from = gap.from_seq.max(before + 1);
+                commit.missing += gap.to_seq - from + 1;
+                self.gaps
+                    .push((origin.0, origin.1, from, gap.to_seq, gap.reason));
+            }
+        }
+        for (seq, record) in batch.records.iter().filter(|(seq, _)| *seq > before) {
+            if let Err(refusal) = record.check(now) {
+                *commit.refused.entry(refusal).or_default() += 1;
+                *self
+                    .refusals
+                    .entry((origin.0, origin.1, refusal))
+                    .or_default() += 1;
+                continue;
+            }
+            commit.stored += 1;
+            let at = record.observed_at.unix_micros();
+            let newest = self
+                .streams
+                .entry((origin.0, record.stream.clone()))
+                .or_insert(at);
+            *newest = at.max(*newest);
+            let fields = to_json(&record.fields);
+            self.rows
+                .push((origin.0, origin.1, *seq, record.stream.clone(), at, fields));
+        }
+        commit
+    }
+
+    async fn write(
+        mut self,
+        connection: &mut SqliteConnection,
+        tenant: &Tenant,
+        now: Timestamp,
+    ) -> StoreResult<()> {
+        // In the order of the key, so that the pages of the index are visited once each.
+        self.rows.sort_unstable_by_key(|row| (row.0, row.1, row.2));
+        for chunk in self.rows.chunks(CHUNK_ROWS) {
+            sqlx::query(INSERT)
+                .bind(tenant.as_str())
+                .bind(now.unix_micros())
+                .bind(to_json(chunk))
+                .execute(&mut *connection)
+                .await?;
+        }
+        let streams: Vec<_> = self
+            .streams
+            .iter()
+            .map(|(key, newest)| (key.0, &key.1, newest))
+            .collect();
+        let positions: Vec<_> = self
+            .positions
+            .iter()
+            .map(|(key, seq)| (key.0, key.1, seq))
+            .collect();
+        let refusals: Vec<_> = self
+            .refusals
+            .iter()
+            .map(|((agent, epoch, reason), records)| (agent, epoch, reason.name(), records))
+            .collect();
+        for (sql, document, any) in [
+            (MOVE_STREAMS, to_json(&streams), !streams.is_empty()),
+            (MOVE_POSITIONS, to_json(&positions), !positions.is_empty()),
+            (COUNT_REFUSALS, to_json(&refusals), !refusals.is_empty()),
+        ] {
+            if any {
+                sqlx::query(sql)
+                    .bind(tenant.as_str())
+                    .bind(document)
+                    .execute(&mut *connection)
+                    .await?;
+            }
+        }
+        if !self.gaps.is_empty() {
+            sqlx::query(INSERT_GAPS)
+                .bind(tenant.as_str())
+                .bind(now.unix_micros())
+                .bind(to_json(&self.gaps))
+                .execute(connection)
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+/// How far one spool epoch is committed; zero when nothing is.
+pub(super) async fn position(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    agent_id: AgentId,
+    spool_epoch: AgentRunId,
+) -> StoreResult<u64> {
+    let row = sqlx::query(POSITION)
+        .bind(tenant.as_str())
+        .bind(agent_id.to_string())
+        .bind(spool_epoch.to_string())
+        .fetch_optional(connection)
+        .await?;
+    row.map_or(Ok(0), |row| {
+        Reader::new("telemetry_positions", &row).count("seq")
+    })
+}
+
+/// How far every spool epoch is committed.
+pub(super) async fn positions(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    agent_id: AgentId,
+) -> StoreResult<Vec<Position>> {
+    let rows = sqlx::query(POSITIONS)
+        .bind(tenant.as_str())
+        .bind(agent_id.to_string())
+        .fetch_all(connection)
+        .await?;
+    rows.iter()
+        .map(|row| {
+            let reader = Reader::new("telemetry_positions", row);
+            Ok(Position {
+                spool_epoch: reader.parse("spool_epoch")?,
+                seq: reader.count("seq")?,
+            })
+        })
+        .collect()
+}
+
+/// Records by time.
+pub(super) async fn query(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    query: &TelemetryQuery,
+    agent_id: AgentId,
+    page: Page<TelemetryCursor>,
+) -> StoreResult<Listing<StoredRecord, TelemetryCursor>> {
+    let sql = match (&query.stream, query.newest_first) {
+        (None, false) => ALL_FORWARD,
+        (None, true) => ALL_BACKWARD,
+        (Some(_), false) => STREAM_FORWARD,
+        (Some(_), true) => STREAM_BACKWARD,
+    };
+    let (at, spool_epoch, seq) = match page.after {
+        Some(after) => (
+            after.observed_at.unix_micros(),
+            after.spool_epoch.to_string(),
+            int(after.seq),
+        ),
+        // Before the first id, or behind the last one.
+        None if query.newest_first => (i64::MAX, "~".to_owned(), i64::MAX),
+        None => (i64::MIN, String::new(), 0),
+    };
+    let mut statement = sqlx::query(sql)
+        .bind(tenant.as_str())
+        .bind(agent_id.to_string())
+        .bind(query.from.unix_micros())
+        .bind(query.until.unix_micros())
+        .bind(at)
+        .bind(spool_epoch)
+        .bind(seq)
+        .bind(rows_wanted(page.limit));
+    if let Some(stream) = &query.stream {
+        statement = statement.bind(stream.as_str());
+    }
+    let rows = statement.fetch_all(connection).await?;
+    Fetched::new(rows, page.limit).listing(read, |record| TelemetryCursor {
+        observed_at: record.observed_at,
+        spool_epoch: record.spool_epoch,
+        seq: record.seq,
+    })
+}
+
+fn read(row: &SqliteRow) -> StoreResult<StoredRecord> {
+    let reader = Reader::new("telemetry", row);
+    Ok(StoredRecord {
+        spool_epoch: reader.parse("spool_epoch")?,
+        seq: reader.count("seq")?,
+        stream: reader.parse("stream")?,
+        observed_at: reader.time("observed_at")?,
+        stored_at: reader.time("stored_at")?,
+        fields: reader.json("fields")?,
+    })
+}
+
+/// The streams of a gateway.
+pub(super) async fn streams(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    agent_id: AgentId,
+) -> StoreResult<Vec<StreamSummary>> {
+    let rows = sqlx::query(STREAMS)
+        .bind(tenant.as_str())
+        .bind(agent_id.to_string())
+        .fetch_all(connection)
+        .await?;
+    rows.iter()
+        .map(|row| {
+            let reader = Reader::new("telemetry_streams", row);
+            Ok(StreamSummary {
+                stream: reader.parse("stream")?,
+                newest: reader.time("newest")?,
+            })
+        })
+        .collect()
+}
+
+/// What will never arrive.
+pub(super) async fn gaps(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    agent_id: AgentId,
+) -> StoreResult<Vec<StoredGap>> {
+    let rows = sqlx::query(GAPS)
+        .bind(tenant.as_str())
+        .bind(agent_id.to_string())
+        .fetch_all(connection)
+        .await?;
+    rows.iter()
+        .map(|row| {
+            let reader = Reader::new("telemetry_gaps", row);
+            Ok(StoredGap {
+                spool_epoch: reader.parse("spool_epoch")?,
+                gap: Gap {
+                    from_seq: reader.count("from_seq")?,
+                    to_seq: reader.count("to_seq")?,
+                    reason: reader.word("reason", GapReason::from_name)?,
+                },
+                stored_at: reader.time("stored_at")?,
+            })
+        })
+        .collect()
+}

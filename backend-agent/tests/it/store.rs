@@ -1,0 +1,175 @@
+//! The conformance suite of the store contract: every behaviour once, for every store.
+
+mod bed;
+mod commands;
+mod gateways;
+mod records;
+mod runs;
+mod sessions;
+mod telemetry;
+
+use std::sync::Arc;
+
+use tempfile::TempDir;
+use viworks_backend_agent::data::Store;
+use viworks_backend_agent::data::sqlite::SqliteStore;
+use viworks_runtime::sqlite::Options;
+
+/// Opens the store that lives in a folder; a second call opens the same one again.
+async fn sqlite(folder: &TempDir) -> Arc<dyn Store> {
+    let options = Options::new(folder.path().join("backend.db"));
+    Arc::new(SqliteStore::open(options).await.unwrap())
+}
+
+/// Runs the whole suite against what `$open`, an `async fn(&TempDir) -> Arc<dyn Store>`, opens.
+macro_rules! suite {
+    ($store:ident, $open:path, $($module:ident { $($behaviour:ident,)* })*) => {
+        mod $store {
+            $(mod $module {
+                $(#[tokio::test]
+                async fn $behaviour() {
+                    let folder = tempfile::tempdir().unwrap();
+                    let store = $open(&folder).await;
+                    let bed = crate::store::bed::Bed::new(store);
+                    crate::store::$module::$behaviour(&bed).await;
+                    bed.store.close().await;
+                })*
+            })*
+
+            #[tokio::test]
+            async fn a_restart_keeps_everything() {
+                let folder = tempfile::tempdir().unwrap();
+                let bed = crate::store::bed::Bed::new($open(&folder).await);
+                let before = crate::store::records::fill(&bed).await;
+                bed.store.close().await;
+                let again = crate::store::bed::Bed::new($open(&folder).await);
+                crate::store::records::everything_is_there(&again, before).await;
+                again.store.close().await;
+            }
+        }
+    };
+}
+
+suite! { on_sqlite, crate::store::sqlite,
+    gateways {
+        a_gateway_is_found_by_id_and_by_name,
+        a_name_is_unique_within_its_tenant_only,
+        an_id_is_never_used_again,
+        a_rename_to_a_taken_name_is_a_conflict,
+        gateways_are_listed_in_pages_and_filtered,
+        a_key_is_registered_for_one_gateway_once,
+        a_certificate_of_a_revoked_gateway_is_revoked,
+        labels_keep_their_source,
+        text_with_nul_is_kept,
+        the_catalogue_is_known_by_its_digest,
+        the_fleet_s_catalogue_counts_equal_entries,
+        targets_are_resolved_in_the_order_named,
+    }
+    sessions {
+        an_unknown_gateway_is_not_admitted,
+        the_first_session_gets_epoch_one,
+        of_two_concurrent_confirms_one_wins,
+        lost_welcomes_never_look_like_a_fork,
+        a_left_behind_copy_is_a_fork_with_both_parties_recorded,
+        a_fork_that_keeps_knocking_is_one_row,
+        an_overtaken_message_of_the_same_process_is_late,
+        a_wrong_token_is_refused_and_audited,
+        a_stale_key_generation_is_refused,
+        a_newer_session_fences_the_older,
+        a_late_close_does_not_touch_the_newer_session,
+        revocation_fences_at_once_and_ends_every_command,
+        an_abandoned_session_is_ended_at_the_next_start,
+        heartbeats_of_a_fenced_session_are_dropped,
+        a_rolled_back_database_raises_its_counters,
+        a_hello_learns_about_the_live_session,
+    }
+    runs {
+        a_run_is_accepted_whole,
+        a_run_over_a_gateway_s_bound_leaves_only_its_audit_record,
+        a_run_over_the_global_bound_is_refused_whole,
+        a_run_with_a_revoked_gateway_is_refused_whole,
+        a_run_with_a_gateway_twice_is_refused,
+        the_same_idempotency_key_and_request_answers_the_same_run,
+        the_same_idempotency_key_with_another_request_is_a_mismatch,
+        a_key_is_forgotten_after_a_day,
+        orders_count_per_gateway_without_holes,
+        runs_are_listed_newest_first_in_pages,
+        a_cancel_before_the_permit_ends_the_command,
+        a_cancel_after_the_permit_is_a_request,
+        an_unknown_run_is_none,
+    }
+    commands {
+        a_lease_takes_commands_in_order_and_once,
+        a_lease_respects_the_order_window,
+        an_idempotent_command_brings_its_permit_along,
+        a_command_past_its_deadline_is_not_leased,
+        used_up_deliveries_are_dead,
+        an_accepted_command_is_released_to_that_process,
+        the_gateway_s_stricter_opinion_is_stored_with_the_release,
+        acceptance_by_another_process_is_indeterminate_and_dropped,
+        an_idempotent_command_is_released_again_to_another_process,
+        an_accepted_unknown_or_final_command_is_dropped,
+        acceptance_after_the_deadline_expires_the_command,
+        a_lost_session_queues_what_was_dispatched,
+        a_gone_process_ends_what_it_may_have_run,
+        a_permit_of_the_same_process_is_given_again_after_confirm,
+        a_command_completes_once,
+        output_is_kept_beside_the_command,
+        an_outcome_after_indeterminate_is_kept_beside_it,
+        an_unknown_result_is_an_orphan,
+        another_gateway_s_result_is_an_orphan,
+        a_busy_gateway_gets_the_command_again_later,
+        a_refused_command_is_final_with_its_code,
+        expiry_ends_only_what_has_no_permit,
+        overdue_commands_end_as_indeterminate,
+        low_water_is_the_highest_order_below_which_all_are_final,
+        a_fenced_session_can_do_nothing,
+        queued_gateways_are_offered_to_the_reconciler,
+    }
+    telemetry {
+        a_batch_twice_is_stored_once,
+        any_batching_stores_every_record_once,
+        gaps_are_stored_clipped_at_the_position,
+        a_batch_beyond_the_position_commits_a_rolled_back_gap,
+        a_refused_record_is_counted_and_does_not_fail_its_batch,
+        a_fenced_batch_is_not_stored_and_its_neighbour_is,
+        a_malformed_batch_is_refused_alone,
+        records_are_queried_by_stream_range_and_page,
+    }
+    records {
+        the_audit_log_counts_up_and_is_paged_newest_first,
+        an_api_key_is_found_by_its_digest_only,
+        what_principals_do_is_audited,
+        counts_follow_the_rows,
+        a_closed_store_is_unavailable,
+    }
+}
+
+/// What only SQLite has: triggers and statements that can be prepared.
+mod sqlite_only {
+    use sqlx::Connection;
+
+    #[tokio::test]
+    async fn the_audit_log_cannot_be_changed_or_deleted() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = super::sqlite(&folder).await;
+        let bed = super::bed::Bed::new(store);
+        bed.gateway(1).await;
+        bed.store.close().await;
+        let url = format!("sqlite://{}", folder.path().join("backend.db").display());
+        let mut connection = sqlx::SqliteConnection::connect(&url).await.unwrap();
+        for sql in [
+            "UPDATE audit_log SET action = 'x'",
+            "DELETE FROM audit_log",
+            "DELETE FROM gateways",
+        ] {
+            let refused = sqlx::query(sql).execute(&mut connection).await.unwrap_err();
+            assert!(
+                refused.to_string().contains("append-only")
+                    || refused.to_string().contains("never used again"),
+                "{refused}"
+            );
+        }
+        connection.close().await.unwrap();
+    }
+}

@@ -1,0 +1,623 @@
+//! The life of a command between its lease and its final state.
+
+use std::time::Duration;
+
+use viworks_backend_agent::data::{
+    AcceptOutcome, Accepted, CompleteOutcome, LeaseLimits, Page, Rejected, StoreError,
+};
+use viworks_common::code::{CloseCode, RejectCode};
+use viworks_common::command::{CommandState, OutcomeState, digest};
+use viworks_common::limits::ORDER_WINDOW;
+
+use super::bed::{Bed, LEASE, agent, at, outcome, process};
+
+pub async fn a_lease_takes_commands_in_order_and_once(bed: &Bed) {
+    bed.gateway(1).await;
+    let session = bed.session(1, 1).await;
+    let ids = [
+        bed.command(1, false).await,
+        bed.command(1, false).await,
+        bed.command(1, false).await,
+    ];
+    let limits = LeaseLimits {
+        commands: 2,
+        ..LEASE
+    };
+    let leased = bed
+        .store
+        .lease_commands(&bed.tenant, &session.holder, limits, at(20))
+        .await
+        .unwrap();
+    let taken: Vec<_> = leased
+        .commands
+        .iter()
+        .map(|leased| {
+            (
+                leased.command_id,
+                leased.order,
+                leased.attempt,
+                leased.permitted,
+            )
+        })
+        .collect();
+    assert_eq!(taken, [(ids[0], 1, 1, false), (ids[1], 2, 1, false)]);
+    let first = &leased.commands[0];
+    assert_eq!(first.digest, digest(&first.name, &first.arguments));
+    let rest: Vec<_> = bed
+        .lease(&session)
+        .await
+        .iter()
+        .map(|leased| leased.command_id)
+        .collect();
+    assert_eq!(rest, ids[2..]);
+    assert!(bed.lease(&session).await.is_empty());
+}
+
+pub async fn a_lease_respects_the_order_window(bed: &Bed) {
+    bed.gateway(1).await;
+    let session = bed.session(1, 1).await;
+    let blocker = bed.released(1, &session).await;
+    for _ in 0..ORDER_WINDOW {
+        bed.command(1, true).await;
+    }
+    let mut offered = 0;
+    loop {
+        let leased = bed.lease(&session).await;
+        if leased.is_empty() {
+            break;
+        }
+        offered = leased.last().unwrap().order;
+    }
+    assert_eq!(offered, ORDER_WINDOW);
+    bed.complete(&session, blocker, OutcomeState::Succeeded)
+        .await;
+    assert_eq!(bed.lease(&session).await.len(), 1);
+}
+
+pub async fn an_idempotent_command_brings_its_permit_along(bed: &Bed) {
+    bed.gateway(1).await;
+    let session = bed.session(1, 1).await;
+    let command_id = bed.command(1, true).await;
+    assert!(bed.lease(&session).await[0].permitted);
+    let command = bed.command_now(command_id).await;
+    assert!(
+        command.state == CommandState::Released
+            && command.released_at == Some(at(20))
+            && command.attempt == 1
+    );
+    let used = Accepted {
+        command_id,
+        idempotent: true,
+        awaiting_permit: false,
+    };
+    let answer = bed
+        .store
+        .accept_command(&bed.tenant, &session.holder, used, at(21))
+        .await
+        .unwrap();
+    assert_eq!(answer, AcceptOutcome::Wait);
+    // Its frame never arrived: the same process does not know it, so it is offered again.
+    let next = bed.session_with(1, 1, &[]).await;
+    assert_eq!(bed.lease(&next).await[0].attempt, 2);
+}
+
+pub async fn a_command_past_its_deadline_is_not_leased(bed: &Bed) {
+    bed.gateway(1).await;
+    let session = bed.session(1, 1).await;
+    let mut new = bed.new_run(&[1], false);
+    new.deadline = at(20);
+    bed.submit(new).await;
+    assert!(bed.lease(&session).await.is_empty());
+}
+
+pub async fn used_up_deliveries_are_dead(bed: &Bed) {
+    bed.gateway(1).await;
+    let command_id = bed.command(1, false).await;
+    let limits = LeaseLimits {
+        attempts_max: 2,
+        ..LEASE
+    };
+    for attempt in 1..=3 {
+        let session = bed.session(1, 1).await;
+        let leased = bed
+            .store
+            .lease_commands(&bed.tenant, &session.holder, limits, at(20))
+            .await
+            .unwrap();
+        if attempt < 3 {
+            assert_eq!(leased.commands[0].attempt, attempt);
+        } else {
+            assert!(
+                leased.commands.is_empty()
+                    && leased.dead[0].command_id == command_id
+                    && leased.dead[0].run_finished
+            );
+        }
+    }
+    assert_eq!(bed.state(command_id).await, CommandState::Dead);
+}
+
+pub async fn an_accepted_command_is_released_to_that_process(bed: &Bed) {
+    bed.gateway(1).await;
+    let session = bed.session(1, 1).await;
+    let command_id = bed.command(1, false).await;
+    bed.lease(&session).await;
+    assert_eq!(bed.state(command_id).await, CommandState::Dispatched);
+    assert_eq!(
+        bed.accept(&session, command_id, false).await,
+        AcceptOutcome::Go {
+            deadline: at(3_600)
+        }
+    );
+    assert_eq!(bed.state(command_id).await, CommandState::Released);
+    assert_eq!(
+        bed.accept(&session, command_id, false).await,
+        AcceptOutcome::Go {
+            deadline: at(3_600)
+        }
+    );
+}
+
+pub async fn the_gateway_s_stricter_opinion_is_stored_with_the_release(bed: &Bed) {
+    bed.gateway(1).await;
+    let session = bed.session(1, 1).await;
+    let command_id = bed.command(1, true).await;
+    assert!(bed.lease(&session).await[0].permitted);
+    assert_eq!(
+        bed.accept(&session, command_id, false).await,
+        AcceptOutcome::Go {
+            deadline: at(3_600)
+        }
+    );
+    assert!(!bed.command_now(command_id).await.idempotent);
+    let other = bed.session_with(1, 2, &[command_id]).await;
+    assert_eq!(
+        bed.accept(&other, command_id, true).await,
+        AcceptOutcome::Drop
+    );
+    assert_eq!(bed.state(command_id).await, CommandState::Indeterminate);
+}
+
+pub async fn acceptance_by_another_process_is_indeterminate_and_dropped(bed: &Bed) {
+    bed.gateway(1).await;
+    let session = bed.session(1, 1).await;
+    let command_id = bed.released(1, &session).await;
+    let restored = bed.session_with(1, 2, &[command_id]).await;
+    assert!(restored.confirmed.released.is_empty());
+    assert_eq!(bed.state(command_id).await, CommandState::Released);
+    assert_eq!(
+        bed.accept(&restored, command_id, false).await,
+        AcceptOutcome::Drop
+    );
+    assert_eq!(bed.state(command_id).await, CommandState::Indeterminate);
+}
+
+pub async fn an_idempotent_command_is_released_again_to_another_process(bed: &Bed) {
+    bed.gateway(1).await;
+    let session = bed.session(1, 1).await;
+    let command_id = bed.command(1, true).await;
+    bed.lease(&session).await;
+    let restarted = bed.session_with(1, 2, &[command_id]).await;
+    assert_eq!(
+        bed.accept(&restarted, command_id, true).await,
+        AcceptOutcome::Go {
+            deadline: at(3_600)
+        }
+    );
+    let next = bed.session_with(1, 2, &[command_id]).await;
+    assert_eq!(next.confirmed.released[0].command_id, command_id);
+}
+
+pub async fn an_accepted_unknown_or_final_command_is_dropped(bed: &Bed) {
+    bed.gateway(1).await;
+    let session = bed.session(1, 1).await;
+    assert_eq!(
+        bed.accept(&session, bed.command_id(), false).await,
+        AcceptOutcome::Drop
+    );
+    let command_id = bed.released(1, &session).await;
+    bed.complete(&session, command_id, OutcomeState::Failed)
+        .await;
+    assert_eq!(
+        bed.accept(&session, command_id, false).await,
+        AcceptOutcome::Drop
+    );
+    assert_eq!(bed.state(command_id).await, CommandState::Failed);
+}
+
+pub async fn acceptance_after_the_deadline_expires_the_command(bed: &Bed) {
+    bed.gateway(1).await;
+    let session = bed.session(1, 1).await;
+    let mut new = bed.new_run(&[1], false);
+    new.deadline = at(21);
+    let command_id = new.targets[0].command_id;
+    bed.submit(new).await;
+    bed.lease(&session).await;
+    assert_eq!(
+        bed.accept(&session, command_id, false).await,
+        AcceptOutcome::Drop
+    );
+    assert_eq!(bed.state(command_id).await, CommandState::Expired);
+}
+
+pub async fn a_lost_session_queues_what_was_dispatched(bed: &Bed) {
+    bed.gateway(1).await;
+    let session = bed.session(1, 1).await;
+    let command_id = bed.command(1, false).await;
+    bed.lease(&session).await;
+    bed.store
+        .end_session(
+            &bed.tenant,
+            agent(1),
+            session.holder.epoch,
+            CloseCode::Draining,
+            at(22),
+        )
+        .await
+        .unwrap();
+    assert_eq!(bed.state(command_id).await, CommandState::Queued);
+    // The gateway had journalled it and announces it in its next session, before it is leased again.
+    let next = bed.session_with(1, 1, &[command_id]).await;
+    assert_eq!(
+        bed.accept(&next, command_id, false).await,
+        AcceptOutcome::Go {
+            deadline: at(3_600)
+        }
+    );
+}
+
+pub async fn a_gone_process_ends_what_it_may_have_run(bed: &Bed) {
+    bed.gateway(1).await;
+    let session = bed.session(1, 1).await;
+    let released = bed.released(1, &session).await;
+    let running = bed.released(1, &session).await;
+    assert!(
+        bed.store
+            .start_command(&bed.tenant, &session.holder, running, at(25), at(25))
+            .await
+            .unwrap()
+    );
+    assert!(
+        !bed.store
+            .start_command(&bed.tenant, &session.holder, running, at(25), at(25))
+            .await
+            .unwrap()
+    );
+    let repeatable = bed.command(1, true).await;
+    bed.lease(&session).await;
+    let next = bed.session_with(1, 2, &[]).await;
+    assert_eq!(next.confirmed.ended_indeterminate, [released, running]);
+    assert_eq!(bed.state(running).await, CommandState::Indeterminate);
+    assert_eq!(bed.state(repeatable).await, CommandState::Queued);
+}
+
+pub async fn a_permit_of_the_same_process_is_given_again_after_confirm(bed: &Bed) {
+    bed.gateway(1).await;
+    let session = bed.session(1, 1).await;
+    let command_id = bed.released(1, &session).await;
+    let next = bed.session_with(1, 1, &[command_id]).await;
+    assert!(
+        next.confirmed.released[0].command_id == command_id
+            && next.confirmed.released[0].deadline == at(3_600)
+    );
+}
+
+pub async fn a_command_completes_once(bed: &Bed) {
+    bed.gateway(1).await;
+    let session = bed.session(1, 1).await;
+    let command_id = bed.released(1, &session).await;
+    let first = bed
+        .complete(&session, command_id, OutcomeState::Succeeded)
+        .await;
+    assert!(
+        matches!(first, CompleteOutcome::Completed { settled, low_water: 1 } if settled.run_finished && settled.state == CommandState::Succeeded)
+    );
+    let again = bed
+        .complete(&session, command_id, OutcomeState::Failed)
+        .await;
+    assert_eq!(again, CompleteOutcome::Repeated { low_water: 1 });
+    let command = bed.command_now(command_id).await;
+    assert!(
+        command.state == CommandState::Succeeded
+            && command.finished_at == Some(at(30))
+            && command.started_at == Some(at(25))
+    );
+    assert_eq!(command.result.unwrap().duration_ms, 12);
+    let run = bed
+        .store
+        .run(&bed.tenant, command.run_id)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(run.finished_at, Some(at(30)));
+}
+
+pub async fn output_is_kept_beside_the_command(bed: &Bed) {
+    bed.gateway(1).await;
+    let session = bed.session(1, 1).await;
+    let command_id = bed.released(1, &session).await;
+    assert_eq!(
+        bed.store
+            .command_output(&bed.tenant, command_id)
+            .await
+            .unwrap(),
+        None
+    );
+    bed.complete(&session, command_id, OutcomeState::Succeeded)
+        .await;
+    let kept = bed
+        .store
+        .command_output(&bed.tenant, command_id)
+        .await
+        .unwrap()
+        .unwrap();
+    let reported = outcome(OutcomeState::Succeeded);
+    assert!(kept.stdout == reported.stdout && kept.stderr == reported.stderr);
+}
+
+pub async fn an_outcome_after_indeterminate_is_kept_beside_it(bed: &Bed) {
+    bed.gateway(1).await;
+    let session = bed.session(1, 1).await;
+    let command_id = bed.released(1, &session).await;
+    let next = bed.session_with(1, 2, &[]).await;
+    let late = bed
+        .complete(&next, command_id, OutcomeState::Succeeded)
+        .await;
+    assert!(matches!(
+        late,
+        CompleteOutcome::LateOutcome { low_water: 1 }
+    ));
+    let again = bed.complete(&next, command_id, OutcomeState::Failed).await;
+    assert!(matches!(again, CompleteOutcome::Repeated { .. }));
+    let command = bed.command_now(command_id).await;
+    assert!(command.state == CommandState::Indeterminate && command.result.is_none());
+    assert_eq!(command.late_outcome.unwrap().state, OutcomeState::Succeeded);
+    assert!(
+        bed.store
+            .command_output(&bed.tenant, command_id)
+            .await
+            .unwrap()
+            .is_some()
+    );
+}
+
+pub async fn an_unknown_result_is_an_orphan(bed: &Bed) {
+    bed.gateway(1).await;
+    let session = bed.session(1, 1).await;
+    let unknown = bed.command_id();
+    for _ in 0..2 {
+        let orphan = bed
+            .complete(&session, unknown, OutcomeState::Succeeded)
+            .await;
+        assert_eq!(orphan, CompleteOutcome::Orphan { low_water: 0 });
+    }
+    assert_eq!(bed.store.counts(&bed.tenant).await.unwrap().orphans, 1);
+}
+
+pub async fn another_gateway_s_result_is_an_orphan(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.gateway(2).await;
+    let (one, two) = (bed.session(1, 1).await, bed.session(2, 2).await);
+    let command_id = bed.released(1, &one).await;
+    assert!(matches!(
+        bed.complete(&two, command_id, OutcomeState::Failed).await,
+        CompleteOutcome::Orphan { .. }
+    ));
+    assert_eq!(bed.state(command_id).await, CommandState::Released);
+    assert_eq!(
+        bed.accept(&two, command_id, false).await,
+        AcceptOutcome::Drop
+    );
+}
+
+fn rejected(command_id: viworks_common::id::CommandId, code: RejectCode) -> Rejected {
+    Rejected {
+        command_id,
+        code,
+        detail: "because".to_owned(),
+        again_at: at(100),
+    }
+}
+
+pub async fn a_busy_gateway_gets_the_command_again_later(bed: &Bed) {
+    bed.gateway(1).await;
+    let session = bed.session(1, 1).await;
+    let command_id = bed.command(1, false).await;
+    bed.lease(&session).await;
+    let busy = rejected(command_id, RejectCode::Busy);
+    let settled = bed
+        .store
+        .reject_command(&bed.tenant, &session.holder, busy, at(22))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(settled.state == CommandState::Queued && !settled.run_finished);
+    assert!(bed.lease(&session).await.is_empty());
+    let later = bed
+        .store
+        .lease_commands(&bed.tenant, &session.holder, LEASE, at(100))
+        .await
+        .unwrap();
+    assert_eq!(later.commands[0].attempt, 2);
+}
+
+pub async fn a_refused_command_is_final_with_its_code(bed: &Bed) {
+    bed.gateway(1).await;
+    let session = bed.session(1, 1).await;
+    let command_id = bed.command(1, false).await;
+    bed.lease(&session).await;
+    let refused = rejected(command_id, RejectCode::NotAllowed);
+    let settled = bed
+        .store
+        .reject_command(&bed.tenant, &session.holder, refused, at(22))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(settled.state == CommandState::Rejected && settled.run_finished);
+    let result = bed.command_now(command_id).await.result.unwrap();
+    assert!(
+        result.reject_code == Some(RejectCode::NotAllowed)
+            && result.reason.as_deref() == Some("because")
+    );
+    let unknown = rejected(bed.command_id(), RejectCode::Stale);
+    assert_eq!(
+        bed.store
+            .reject_command(&bed.tenant, &session.holder, unknown, at(22))
+            .await
+            .unwrap(),
+        None
+    );
+}
+
+pub async fn expiry_ends_only_what_has_no_permit(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.gateway(2).await;
+    let session = bed.session(1, 1).await;
+    let released = bed.released(1, &session).await;
+    let (queued, dispatched) = (bed.command(2, true).await, bed.command(1, false).await);
+    bed.lease(&session).await;
+    assert!(
+        bed.store
+            .expire_commands(&bed.tenant, 100, at(3_599))
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    assert_eq!(
+        bed.store
+            .expire_commands(&bed.tenant, 1, at(3_600))
+            .await
+            .unwrap()
+            .len(),
+        1
+    );
+    assert_eq!(
+        bed.store
+            .expire_commands(&bed.tenant, 100, at(3_600))
+            .await
+            .unwrap()
+            .len(),
+        1
+    );
+    for command_id in [queued, dispatched] {
+        assert_eq!(bed.state(command_id).await, CommandState::Expired);
+    }
+    assert_eq!(bed.state(released).await, CommandState::Released);
+}
+
+pub async fn overdue_commands_end_as_indeterminate(bed: &Bed) {
+    bed.gateway(1).await;
+    let session = bed.session(1, 1).await;
+    let command_id = bed.released(1, &session).await;
+    let wait = Duration::from_secs(10);
+    // Deadline 3600, time limit 60, wait 10.
+    assert!(
+        bed.store
+            .end_overdue(&bed.tenant, wait, 100, at(3_669))
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    let ended = bed
+        .store
+        .end_overdue(&bed.tenant, wait, 100, at(3_670))
+        .await
+        .unwrap();
+    assert!(
+        ended.len() == 1 && ended[0].state == CommandState::Indeterminate && ended[0].run_finished
+    );
+    assert!(bed.command_now(command_id).await.reason.is_some());
+}
+
+pub async fn low_water_is_the_highest_order_below_which_all_are_final(bed: &Bed) {
+    bed.gateway(1).await;
+    let session = bed.session(1, 1).await;
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        ids.push(bed.released(1, &session).await);
+    }
+    for (index, low_water) in [(1, 0), (0, 2), (2, 3)] {
+        let completed = bed
+            .complete(&session, ids[index], OutcomeState::Succeeded)
+            .await;
+        assert_eq!(completed.low_water(), low_water);
+    }
+    let gateway = bed.gateway_now(1).await;
+    assert!(gateway.low_water == 3 && gateway.next_order == 4 && gateway.open_commands == 0);
+}
+
+pub async fn a_fenced_session_can_do_nothing(bed: &Bed) {
+    bed.gateway(1).await;
+    let older = bed.session(1, 1).await;
+    let command_id = bed.released(1, &older).await;
+    bed.session_with(1, 1, &[command_id]).await;
+    let (tenant, holder) = (&bed.tenant, &older.holder);
+    let accepted = Accepted {
+        command_id,
+        idempotent: false,
+        awaiting_permit: true,
+    };
+    assert!(matches!(
+        bed.store
+            .accept_command(tenant, holder, accepted, at(30))
+            .await,
+        Err(StoreError::Fenced)
+    ));
+    assert!(matches!(
+        bed.store
+            .start_command(tenant, holder, command_id, at(30), at(30))
+            .await,
+        Err(StoreError::Fenced)
+    ));
+    let result = outcome(OutcomeState::Succeeded);
+    assert!(matches!(
+        bed.store
+            .complete_command(tenant, holder, command_id, result, at(30))
+            .await,
+        Err(StoreError::Fenced)
+    ));
+    let refused = rejected(command_id, RejectCode::NotAllowed);
+    assert!(matches!(
+        bed.store
+            .reject_command(tenant, holder, refused, at(30))
+            .await,
+        Err(StoreError::Fenced)
+    ));
+    assert!(matches!(
+        bed.store
+            .report_pins(tenant, agent(1), holder.epoch, 9, at(30))
+            .await,
+        Err(StoreError::Fenced)
+    ));
+    assert_eq!(bed.state(command_id).await, CommandState::Released);
+}
+
+pub async fn queued_gateways_are_offered_to_the_reconciler(bed: &Bed) {
+    for n in 1..=3 {
+        bed.gateway(n).await;
+        bed.command(n, false).await;
+    }
+    let session = bed.session(2, 1).await;
+    bed.lease(&session).await;
+    let first = bed
+        .store
+        .queued_agents(&bed.tenant, Page::first(1), at(20))
+        .await
+        .unwrap();
+    assert_eq!(first.items, [agent(1)]);
+    let second = bed
+        .store
+        .queued_agents(&bed.tenant, Page::after(agent(1), 5), at(20))
+        .await
+        .unwrap();
+    assert!(second.items == [agent(3)] && second.next.is_none());
+    assert!(
+        bed.store
+            .queued_agents(&bed.tenant, Page::first(5), at(3_600))
+            .await
+            .unwrap()
+            .items
+            .is_empty()
+    );
+    assert_eq!(session.holder.agent_run_id, process(1));
+}

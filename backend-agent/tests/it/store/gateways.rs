@@ -1,0 +1,411 @@
+//! Gateways, certificates and catalogues.
+
+use std::collections::BTreeMap;
+
+use viworks_backend_agent::data::{
+    Actor, GatewayFilter, GatewayRef, Label, LabelSource, NewCertificate, NewGateway, Page,
+    StoreError, Target, TargetSelection,
+};
+use viworks_common::catalogue::{CatalogueEntry, Risk};
+
+use super::bed::{Bed, agent, at};
+
+fn new_gateway(n: u64, name: &str) -> NewGateway {
+    NewGateway {
+        agent_id: agent(n),
+        name: name.parse().unwrap(),
+        labels: BTreeMap::new(),
+        key_generation: 1,
+    }
+}
+
+pub async fn a_gateway_is_found_by_id_and_by_name(bed: &Bed) {
+    bed.gateway(1).await;
+    let by_id = bed.gateway_now(1).await;
+    let by_name = bed
+        .store
+        .gateway(&bed.tenant, &GatewayRef::Name("gw-1".parse().unwrap()))
+        .await
+        .unwrap();
+    assert_eq!(by_name, Some(by_id));
+    assert_eq!(
+        bed.store
+            .gateway(&bed.tenant, &GatewayRef::Id(agent(2)))
+            .await
+            .unwrap(),
+        None
+    );
+}
+
+pub async fn a_name_is_unique_within_its_tenant_only(bed: &Bed) {
+    bed.gateway(1).await;
+    let actor = Actor::local("test");
+    let taken = bed
+        .store
+        .create_gateway(&bed.tenant, new_gateway(2, "gw-1"), &actor, at(0))
+        .await;
+    assert!(matches!(taken, Err(StoreError::Conflict { what }) if what.contains("gw-1")));
+    let other = "other".parse().unwrap();
+    bed.store
+        .create_gateway(&other, new_gateway(2, "gw-1"), &actor, at(0))
+        .await
+        .unwrap();
+    assert_eq!(
+        bed.store
+            .gateway(&bed.tenant, &GatewayRef::Id(agent(2)))
+            .await
+            .unwrap(),
+        None
+    );
+}
+
+pub async fn an_id_is_never_used_again(bed: &Bed) {
+    bed.gateway(1).await;
+    let again = bed
+        .store
+        .create_gateway(
+            &bed.tenant,
+            new_gateway(1, "another"),
+            &Actor::local("test"),
+            at(0),
+        )
+        .await;
+    assert!(
+        matches!(again, Err(StoreError::Conflict { what }) if what.contains(&agent(1).to_string()))
+    );
+}
+
+pub async fn a_rename_to_a_taken_name_is_a_conflict(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.gateway(2).await;
+    let (actor, tenant) = (Actor::local("test"), &bed.tenant);
+    let taken = bed
+        .store
+        .rename_gateway(tenant, agent(1), &"gw-2".parse().unwrap(), &actor, at(1))
+        .await;
+    assert!(matches!(taken, Err(StoreError::Conflict { .. })));
+    let renamed = bed
+        .store
+        .rename_gateway(tenant, agent(1), &"berlin".parse().unwrap(), &actor, at(1))
+        .await;
+    assert_eq!(renamed.unwrap(), Some(()));
+    assert_eq!(bed.gateway_now(1).await.name.as_str(), "berlin");
+    let unknown = bed
+        .store
+        .rename_gateway(tenant, agent(9), &"rome".parse().unwrap(), &actor, at(1))
+        .await;
+    assert_eq!(unknown.unwrap(), None);
+}
+
+pub async fn gateways_are_listed_in_pages_and_filtered(bed: &Bed) {
+    for n in 1..=5 {
+        bed.gateway(n).await;
+    }
+    bed.session(2, 1).await;
+    bed.store
+        .revoke_gateway(&bed.tenant, agent(5), &Actor::local("test"), at(5))
+        .await
+        .unwrap();
+    let all = GatewayFilter::default();
+    let mut seen = Vec::new();
+    let mut page = Page::first(2);
+    loop {
+        let listing = bed
+            .store
+            .list_gateways(&bed.tenant, &all, page)
+            .await
+            .unwrap();
+        seen.extend(listing.items.iter().map(|gateway| gateway.agent_id));
+        let Some(next) = listing.next else { break };
+        page = Page::after(next, 2);
+    }
+    assert_eq!(seen, (1..=5).map(agent).collect::<Vec<_>>());
+    let ids = async |filter| {
+        let listing = bed
+            .store
+            .list_gateways(&bed.tenant, &filter, Page::first(10))
+            .await
+            .unwrap();
+        listing
+            .items
+            .into_iter()
+            .map(|gateway| gateway.agent_id)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        ids(GatewayFilter {
+            connected: Some(true),
+            ..all.clone()
+        })
+        .await,
+        [agent(2)]
+    );
+    assert_eq!(
+        ids(GatewayFilter {
+            revoked: Some(true),
+            ..all
+        })
+        .await,
+        [agent(5)]
+    );
+}
+
+pub async fn a_key_is_registered_for_one_gateway_once(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.gateway(2).await;
+    let certificate = |n| NewCertificate {
+        agent_id: agent(n),
+        spki: [1; 32],
+        serial: "0a".to_owned(),
+        not_after: at(1_000),
+        fingerprint: [2; 32],
+    };
+    let (tenant, actor) = (&bed.tenant, Actor::local("test"));
+    bed.store
+        .register_certificate(tenant, certificate(1), &actor, at(0))
+        .await
+        .unwrap();
+    let twice = bed
+        .store
+        .register_certificate(tenant, certificate(2), &actor, at(0))
+        .await;
+    assert!(matches!(twice, Err(StoreError::Conflict { .. })));
+    let unknown = bed
+        .store
+        .register_certificate(tenant, certificate(3), &actor, at(0))
+        .await;
+    assert!(matches!(unknown, Err(StoreError::Missing { .. })));
+    let found = bed
+        .store
+        .certificate(tenant, agent(1), &[1; 32])
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(!found.revoked && found.serial == "0a" && found.not_after == at(1_000));
+    assert_eq!(
+        bed.store
+            .certificate(tenant, agent(2), &[1; 32])
+            .await
+            .unwrap(),
+        None
+    );
+}
+
+pub async fn a_certificate_of_a_revoked_gateway_is_revoked(bed: &Bed) {
+    bed.gateway(1).await;
+    let certificate = NewCertificate {
+        agent_id: agent(1),
+        spki: [1; 32],
+        serial: "0a".to_owned(),
+        not_after: at(1_000),
+        fingerprint: [2; 32],
+    };
+    let (tenant, actor) = (&bed.tenant, Actor::local("test"));
+    bed.store
+        .register_certificate(tenant, certificate, &actor, at(0))
+        .await
+        .unwrap();
+    bed.store
+        .revoke_gateway(tenant, agent(1), &actor, at(5))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(
+        bed.store
+            .certificate(tenant, agent(1), &[1; 32])
+            .await
+            .unwrap()
+            .unwrap()
+            .revoked
+    );
+}
+
+pub async fn labels_keep_their_source(bed: &Bed) {
+    let mut new = new_gateway(1, "gw-1");
+    new.labels = BTreeMap::from([("site".to_owned(), "berlin".to_owned())]);
+    bed.store
+        .create_gateway(&bed.tenant, new, &Actor::local("test"), at(0))
+        .await
+        .unwrap();
+    for role in ["plc", "edge"] {
+        let mut hello = bed.hello(1, 1, bed.gateway_now(1).await.confirmed);
+        hello.labels = BTreeMap::from([
+            ("site".to_owned(), "rome".to_owned()),
+            ("role".to_owned(), role.to_owned()),
+        ]);
+        bed.open(hello).await;
+    }
+    let label = |key: &str, value: &str, source| Label {
+        key: key.to_owned(),
+        value: value.to_owned(),
+        source,
+    };
+    let expected = [
+        label("role", "edge", LabelSource::Gateway),
+        label("site", "berlin", LabelSource::Operator),
+        label("site", "rome", LabelSource::Gateway),
+    ];
+    assert_eq!(bed.gateway_now(1).await.labels, expected);
+    let filter = GatewayFilter {
+        label: Some(("role".to_owned(), "plc".to_owned())),
+        ..GatewayFilter::default()
+    };
+    assert!(
+        bed.store
+            .list_gateways(&bed.tenant, &filter, Page::first(10))
+            .await
+            .unwrap()
+            .items
+            .is_empty()
+    );
+}
+
+pub async fn text_with_nul_is_kept(bed: &Bed) {
+    let text = "a\0b\u{1F600}\"\\";
+    let mut new = new_gateway(1, "gw-1");
+    new.labels = BTreeMap::from([(text.to_owned(), text.to_owned())]);
+    bed.store
+        .create_gateway(&bed.tenant, new, &Actor::local("test"), at(0))
+        .await
+        .unwrap();
+    let labels = bed.gateway_now(1).await.labels;
+    assert!(
+        labels.len() == 1 && labels[0].key.starts_with('a'),
+        "{labels:?}"
+    );
+    let mut hello = bed.hello(1, 1, 0);
+    hello.agent_version = text.to_owned();
+    hello.peer_address = text.to_owned();
+    bed.open(hello).await;
+    assert_eq!(
+        bed.gateway_now(1).await.agent_version.as_deref(),
+        Some(text)
+    );
+    let mut run = bed.new_run(&[1], false);
+    run.reason = Some(text.to_owned());
+    run.arguments
+        .insert("unit".parse().unwrap(), text.to_owned());
+    let run = bed.submit(run).await;
+    assert!(run.reason.as_deref() == Some(text) && run.arguments.values().next().unwrap() == text);
+}
+
+fn entry(name: &str, title: &str) -> CatalogueEntry {
+    CatalogueEntry {
+        name: name.parse().unwrap(),
+        title: title.to_owned(),
+        risk: Risk::Read,
+        idempotent: true,
+        arguments: Vec::new(),
+        timeout_ms: 1_000,
+        output_bytes_max: 1_000,
+        unavailable: None,
+    }
+}
+
+pub async fn the_catalogue_is_known_by_its_digest(bed: &Bed) {
+    bed.gateway(1).await;
+    let session = bed.session(1, 1).await;
+    assert!(!session.admitted.catalogue_known);
+    let (digest, entries) = ("0".repeat(64), vec![entry("sys.uptime", "Uptime")]);
+    let epoch = session.holder.epoch;
+    bed.store
+        .save_catalogue(
+            &bed.tenant,
+            agent(1),
+            epoch,
+            &digest,
+            entries.clone(),
+            at(3),
+        )
+        .await
+        .unwrap();
+    let stored = bed
+        .store
+        .catalogue(&bed.tenant, agent(1))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(stored.entries == entries && stored.digest == digest && stored.reported_at == at(3));
+    assert!(bed.session(1, 1).await.admitted.catalogue_known);
+    let fenced = bed
+        .store
+        .save_catalogue(&bed.tenant, agent(1), epoch, &digest, entries, at(4))
+        .await;
+    assert!(matches!(fenced, Err(StoreError::Fenced)));
+}
+
+pub async fn the_fleet_s_catalogue_counts_equal_entries(bed: &Bed) {
+    for n in 1..=3 {
+        bed.gateway(n).await;
+        let session = bed.session(n, n).await;
+        let title = if n == 3 { "Other" } else { "Same" };
+        let entries = vec![entry("sys.uptime", title)];
+        bed.store
+            .save_catalogue(
+                &bed.tenant,
+                agent(n),
+                session.holder.epoch,
+                "d",
+                entries,
+                at(3),
+            )
+            .await
+            .unwrap();
+    }
+    let merged = bed.store.merged_catalogue(&bed.tenant).await.unwrap();
+    let counted: Vec<_> = merged
+        .iter()
+        .map(|merged| (merged.entry.title.as_str(), merged.gateways))
+        .collect();
+    assert_eq!(counted, [("Same", 2), ("Other", 1)]);
+}
+
+pub async fn targets_are_resolved_in_the_order_named(bed: &Bed) {
+    for n in 1..=3 {
+        bed.gateway(n).await;
+    }
+    let session = bed.session(2, 1).await;
+    let entries = vec![entry("sys.uptime", "Uptime"), entry("sys.kernel", "Kernel")];
+    bed.store
+        .save_catalogue(
+            &bed.tenant,
+            agent(2),
+            session.holder.epoch,
+            "d",
+            entries,
+            at(3),
+        )
+        .await
+        .unwrap();
+    let named: Vec<GatewayRef> = ["gw-2", "gw-9", "gw-1"]
+        .iter()
+        .map(|name| name.parse().unwrap())
+        .chain([GatewayRef::Id(agent(2))])
+        .collect();
+    let command = "sys.kernel".parse().unwrap();
+    let targets = bed
+        .store
+        .resolve_targets(&bed.tenant, &TargetSelection::Gateways(named), &command)
+        .await
+        .unwrap();
+    assert_eq!(targets.len(), 3, "{targets:?}");
+    assert!(
+        matches!(&targets[0], Target::Known { agent_id, reported: true, entry: Some(entry), .. } if *agent_id == agent(2) && entry.title == "Kernel")
+    );
+    assert!(
+        matches!(&targets[1], Target::Unknown(GatewayRef::Name(name)) if name.as_str() == "gw-9")
+    );
+    assert!(
+        matches!(&targets[2], Target::Known { agent_id, reported: false, entry: None, .. } if *agent_id == agent(1))
+    );
+    bed.store
+        .revoke_gateway(&bed.tenant, agent(3), &Actor::local("test"), at(4))
+        .await
+        .unwrap();
+    let all = bed
+        .store
+        .resolve_targets(&bed.tenant, &TargetSelection::All, &command)
+        .await
+        .unwrap();
+    assert_eq!(all.len(), 2);
+}

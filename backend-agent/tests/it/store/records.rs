@@ -1,0 +1,244 @@
+//! Audit, API keys, counts, and what a restart keeps.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use uuid::Uuid;
+use viworks_backend_agent::data::{
+    Actor, ApiKey, AuditOutcome, AuditRecord, Command, Gateway, NewApiKey, NewAuditRecord, Page,
+    Retry, Run,
+};
+use viworks_common::command::{CommandState, OutcomeState};
+use viworks_common::id::{ApiKeyId, CommandId};
+
+use super::bed::{Bed, agent, at};
+
+fn new_key(n: u8) -> NewApiKey {
+    NewApiKey {
+        id: ApiKeyId::from_uuid(Uuid::from_u128(u128::from(n))),
+        name: "ci".to_owned(),
+        sha256: [n; 32],
+        scopes: BTreeSet::from(["runs:write".to_owned()]),
+        expires_at: Some(at(500)),
+    }
+}
+
+pub async fn the_audit_log_counts_up_and_is_paged_newest_first(bed: &Bed) {
+    for n in 0..5 {
+        let record = NewAuditRecord {
+            actor: Actor::system().on_request("r"),
+            action: format!("test.{n}"),
+            object: "a\0b".to_owned(),
+            outcome: AuditOutcome::Noted,
+            detail: serde_json::json!({ "n": n }),
+        };
+        bed.store
+            .append_audit(&bed.tenant, record, at(n))
+            .await
+            .unwrap();
+    }
+    let first = bed
+        .store
+        .list_audit(&bed.tenant, Page::first(2))
+        .await
+        .unwrap();
+    let read = |records: &[AuditRecord]| {
+        records
+            .iter()
+            .map(|record| (record.seq, record.record.action.clone()))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        read(&first.items),
+        [(5, "test.4".to_owned()), (4, "test.3".to_owned())]
+    );
+    assert!(
+        first.items[0].record.object == "a\0b"
+            && first.items[0].record.actor.request_id.as_deref() == Some("r")
+    );
+    let rest = bed
+        .store
+        .list_audit(&bed.tenant, Page::after(first.next.unwrap(), 9))
+        .await
+        .unwrap();
+    assert!(rest.items.len() == 3 && rest.next.is_none() && rest.items[2].seq == 1);
+    let other = "other".parse().unwrap();
+    assert!(
+        bed.store
+            .list_audit(&other, Page::first(9))
+            .await
+            .unwrap()
+            .items
+            .is_empty()
+    );
+}
+
+pub async fn an_api_key_is_found_by_its_digest_only(bed: &Bed) {
+    let (tenant, actor) = (&bed.tenant, Actor::local("root"));
+    bed.store
+        .create_api_key(tenant, new_key(1), &actor, at(0))
+        .await
+        .unwrap();
+    assert_eq!(
+        bed.store.api_key_by_hash(tenant, &[2; 32]).await.unwrap(),
+        None
+    );
+    bed.store
+        .touch_api_key(tenant, new_key(1).id, at(7))
+        .await
+        .unwrap();
+    assert_eq!(
+        bed.store
+            .revoke_api_key(tenant, new_key(1).id, &actor, at(8))
+            .await
+            .unwrap(),
+        Some(())
+    );
+    assert_eq!(
+        bed.store
+            .revoke_api_key(tenant, new_key(2).id, &actor, at(8))
+            .await
+            .unwrap(),
+        None
+    );
+    let NewApiKey {
+        id,
+        name,
+        sha256,
+        scopes,
+        expires_at,
+    } = new_key(1);
+    let expected = ApiKey {
+        id,
+        name,
+        sha256,
+        scopes,
+        expires_at,
+        created_at: at(0),
+        revoked_at: Some(at(8)),
+        last_used_at: Some(at(7)),
+    };
+    assert_eq!(
+        bed.store.api_key_by_hash(tenant, &[1; 32]).await.unwrap(),
+        Some(expected.clone())
+    );
+    assert_eq!(bed.store.list_api_keys(tenant).await.unwrap(), [expected]);
+}
+
+pub async fn what_principals_do_is_audited(bed: &Bed) {
+    bed.gateway(1).await;
+    let session = bed.session(1, 1).await;
+    let command_id = bed.released(1, &session).await;
+    bed.complete(&session, command_id, OutcomeState::Failed)
+        .await;
+    let actor = Actor::local("test").on_request("request-2");
+    bed.store
+        .revoke_gateway(&bed.tenant, agent(1), &actor, at(40))
+        .await
+        .unwrap();
+    assert_eq!(
+        bed.audited().await,
+        [
+            "gateway.create",
+            "run.submit",
+            "command.end",
+            "gateway.revoke"
+        ]
+    );
+    let records = bed
+        .store
+        .list_audit(&bed.tenant, Page::first(9))
+        .await
+        .unwrap()
+        .items;
+    assert!(
+        records[0].record.actor == actor
+            && records[0].record.object == format!("gateway:{}", agent(1))
+    );
+    assert_eq!(records[1].record.actor, Actor::gateway(agent(1)));
+    assert_eq!(records[1].record.detail["state"], "failed");
+    assert_eq!(
+        records[2].record.actor.request_id.as_deref(),
+        Some("request-1")
+    );
+}
+
+pub async fn counts_follow_the_rows(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.gateway(2).await;
+    let session = bed.session(1, 1).await;
+    bed.submit(bed.new_run(&[1, 2], false)).await;
+    bed.lease(&session).await;
+    let counts = bed.store.counts(&bed.tenant).await.unwrap();
+    assert!(counts.gateways == 2 && counts.connected == 1 && counts.open_runs == 1);
+    let states = BTreeMap::from([(CommandState::Queued, 1), (CommandState::Dispatched, 1)]);
+    assert_eq!(counts.open_commands, states);
+}
+
+pub async fn a_closed_store_is_unavailable(bed: &Bed) {
+    let health = bed.store.health().await.unwrap();
+    assert!(health.problem.is_none() && health.schema_version >= 1);
+    bed.store.close().await;
+    let refused = bed
+        .store
+        .end_abandoned_sessions(&bed.tenant, at(1))
+        .await
+        .unwrap_err();
+    assert_eq!(refused.retry(), Retry::Later);
+    assert_eq!(
+        bed.store.counts(&bed.tenant).await.unwrap_err().retry(),
+        Retry::Later
+    );
+}
+
+/// What a restart must keep.
+pub type Before = (Gateway, Run, Command, Vec<AuditRecord>);
+
+/// Puts something into most tables.
+pub async fn fill(bed: &Bed) -> Before {
+    bed.gateway(1).await;
+    let session = bed.session(1, 1).await;
+    let command_id = bed.released(1, &session).await;
+    bed.complete(&session, command_id, OutcomeState::Succeeded)
+        .await;
+    bed.store
+        .create_api_key(&bed.tenant, new_key(1), &Actor::local("root"), at(0))
+        .await
+        .unwrap();
+    now(bed, command_id).await
+}
+
+async fn now(bed: &Bed, command_id: CommandId) -> Before {
+    let command = bed.command_now(command_id).await;
+    let run = bed
+        .store
+        .run(&bed.tenant, command.run_id)
+        .await
+        .unwrap()
+        .unwrap();
+    let audit = bed
+        .store
+        .list_audit(&bed.tenant, Page::first(100))
+        .await
+        .unwrap()
+        .items;
+    (bed.gateway_now(1).await, run, command, audit)
+}
+
+/// Compares after the restart.
+pub async fn everything_is_there(bed: &Bed, before: Before) {
+    assert_eq!(now(bed, before.2.command_id).await, before);
+    assert!(
+        bed.store
+            .api_key_by_hash(&bed.tenant, &[1; 32])
+            .await
+            .unwrap()
+            .is_some()
+    );
+    assert!(
+        bed.store
+            .command_output(&bed.tenant, before.2.command_id)
+            .await
+            .unwrap()
+            .is_some()
+    );
+}

@@ -1,0 +1,333 @@
+//! Admission, epochs, forks, take-over and revocation.
+
+use viworks_backend_agent::data::{
+    Actor, AdmitOutcome, ConfirmOutcome, HeartbeatFigures, SessionTouch, StoreError,
+};
+use viworks_common::code::CloseCode;
+use viworks_common::command::CommandState;
+
+use super::bed::{Bed, LEASE, agent, at};
+
+pub async fn an_unknown_gateway_is_not_admitted(bed: &Bed) {
+    assert_eq!(bed.admit(bed.hello(1, 1, 0)).await, AdmitOutcome::Unknown);
+}
+
+pub async fn the_first_session_gets_epoch_one(bed: &Bed) {
+    bed.gateway(1).await;
+    let session = bed.session(1, 1).await;
+    assert!(
+        session.admitted.presented == 0
+            && session.admitted.issued == 1
+            && !session.admitted.rolled_back
+    );
+    let gateway = bed.gateway_now(1).await;
+    assert!(
+        gateway.confirmed == 1
+            && gateway.issued == 1
+            && gateway.agent_version.as_deref() == Some("1.2.3")
+    );
+    let live = gateway.session.unwrap();
+    assert!(
+        live.session_id == session.session_id
+            && live.epoch == 1
+            && live.peer_address == "192.0.2.1:4000"
+    );
+}
+
+pub async fn of_two_concurrent_confirms_one_wins(bed: &Bed) {
+    bed.gateway(1).await;
+    let (left, right) = (bed.hello(1, 1, 0), bed.hello(1, 2, 0));
+    let (admitted_left, admitted_right) =
+        futures_util::join!(bed.admitted(left.clone()), bed.admitted(right.clone()));
+    assert_ne!(admitted_left.issued, admitted_right.issued);
+    let (first, second) = futures_util::join!(
+        bed.confirm(bed.confirm_of(&left, &admitted_left)),
+        bed.confirm(bed.confirm_of(&right, &admitted_right)),
+    );
+    let won = |outcome: &ConfirmOutcome| matches!(outcome, ConfirmOutcome::Confirmed(_));
+    assert!(won(&first) != won(&second), "{first:?} {second:?}");
+}
+
+pub async fn lost_welcomes_never_look_like_a_fork(bed: &Bed) {
+    bed.gateway(1).await;
+    for run in 1..=5 {
+        assert_eq!(bed.admitted(bed.hello(1, run, 0)).await.issued, run);
+    }
+    // The third WELCOME arrived after all, and its CONFIRM was lost.
+    assert_eq!(bed.admitted(bed.hello(1, 6, 3)).await.presented, 3);
+    assert!(
+        bed.store
+            .list_forks(&bed.tenant, agent(1))
+            .await
+            .unwrap()
+            .is_empty()
+    );
+}
+
+pub async fn a_left_behind_copy_is_a_fork_with_both_parties_recorded(bed: &Bed) {
+    bed.gateway(1).await;
+    let live = bed.session(1, 1).await;
+    bed.session(1, 1).await;
+    let mut copy = bed.hello(1, 9, live.admitted.issued);
+    copy.fingerprint = [9; 32];
+    assert_eq!(bed.admit(copy.clone()).await, AdmitOutcome::Fork);
+    let forks = bed.store.list_forks(&bed.tenant, agent(1)).await.unwrap();
+    assert!(forks.len() == 1 && forks[0].times == 1 && forks[0].at == at(1));
+    assert!(
+        forks[0].refused.agent_run_id == copy.agent_run_id
+            && forks[0].refused.fingerprint == [9; 32]
+    );
+    let accepted = forks[0].accepted.clone().unwrap();
+    assert!(
+        accepted.epoch == 2
+            && accepted.agent_run_id == live.holder.agent_run_id
+            && accepted.fingerprint == [3; 32]
+    );
+    assert!(
+        bed.gateway_now(1).await.session.is_some()
+            && bed.audited().await.contains(&"identity.fork".to_owned())
+    );
+}
+
+pub async fn a_fork_that_keeps_knocking_is_one_row(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    for _ in 0..3 {
+        assert_eq!(bed.admit(bed.hello(1, 9, 0)).await, AdmitOutcome::Fork);
+    }
+    bed.store
+        .record_fork(&bed.tenant, &bed.hello(1, 8, 1), at(3))
+        .await
+        .unwrap();
+    let forks = bed.store.list_forks(&bed.tenant, agent(1)).await.unwrap();
+    assert_eq!(
+        forks.iter().map(|fork| fork.times).collect::<Vec<_>>(),
+        [1, 3]
+    );
+    assert_eq!(bed.gateway_now(1).await.forks, 2);
+}
+
+pub async fn an_overtaken_message_of_the_same_process_is_late(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    assert_eq!(bed.admit(bed.hello(1, 1, 0)).await, AdmitOutcome::Late);
+    assert!(
+        bed.store
+            .list_forks(&bed.tenant, agent(1))
+            .await
+            .unwrap()
+            .is_empty()
+    );
+}
+
+pub async fn a_wrong_token_is_refused_and_audited(bed: &Bed) {
+    bed.gateway(1).await;
+    let mut hello = bed.hello(1, 1, 0);
+    hello.token_valid = false;
+    assert_eq!(bed.admit(hello).await, AdmitOutcome::BadToken);
+    assert_eq!(bed.gateway_now(1).await.issued, 0);
+    assert_eq!(bed.audited().await.last().unwrap(), "session.open");
+}
+
+pub async fn a_stale_key_generation_is_refused(bed: &Bed) {
+    bed.gateway(1).await;
+    let mut rotated = bed.hello(1, 1, 0);
+    rotated.key_generation = 2;
+    bed.open(rotated).await;
+    assert_eq!(bed.admit(bed.hello(1, 1, 1)).await, AdmitOutcome::StaleKey);
+}
+
+pub async fn a_newer_session_fences_the_older(bed: &Bed) {
+    bed.gateway(1).await;
+    let older = bed.session(1, 1).await;
+    let hello = bed.hello(1, 1, older.admitted.issued);
+    let admitted = bed.admitted(hello.clone()).await;
+    // Before CONFIRM nothing has changed for the older session.
+    bed.store
+        .lease_commands(&bed.tenant, &older.holder, LEASE, at(3))
+        .await
+        .unwrap();
+    let ConfirmOutcome::Confirmed(confirmed) = bed.confirm(bed.confirm_of(&hello, &admitted)).await
+    else {
+        panic!("superseded");
+    };
+    assert_eq!(confirmed.fenced, Some(older.session_id));
+    let fenced = bed
+        .store
+        .lease_commands(&bed.tenant, &older.holder, LEASE, at(3))
+        .await;
+    assert!(matches!(fenced, Err(StoreError::Fenced)));
+    let sessions = bed
+        .store
+        .list_sessions(&bed.tenant, agent(1), 10)
+        .await
+        .unwrap();
+    assert!(sessions[0].ended_at.is_none() && sessions[1].code == Some(CloseCode::Superseded));
+}
+
+pub async fn a_late_close_does_not_touch_the_newer_session(bed: &Bed) {
+    bed.gateway(1).await;
+    let older = bed.session(1, 1).await;
+    let newer = bed.session(1, 1).await;
+    let end = async |epoch| {
+        bed.store
+            .end_session(
+                &bed.tenant,
+                agent(1),
+                epoch,
+                CloseCode::HeartbeatTimeout,
+                at(9),
+            )
+            .await
+            .unwrap()
+    };
+    assert!(!end(older.holder.epoch).await);
+    assert_eq!(
+        bed.gateway_now(1).await.session.unwrap().session_id,
+        newer.session_id
+    );
+    assert!(end(newer.holder.epoch).await);
+    assert_eq!(bed.gateway_now(1).await.session, None);
+    let sessions = bed
+        .store
+        .list_sessions(&bed.tenant, agent(1), 10)
+        .await
+        .unwrap();
+    let codes: Vec<_> = sessions.iter().map(|session| session.code).collect();
+    assert_eq!(
+        codes,
+        [
+            Some(CloseCode::HeartbeatTimeout),
+            Some(CloseCode::Superseded)
+        ]
+    );
+}
+
+pub async fn revocation_fences_at_once_and_ends_every_command(bed: &Bed) {
+    bed.gateway(1).await;
+    let session = bed.session(1, 1).await;
+    let released = bed.released(1, &session).await;
+    let queued = bed.command(1, false).await;
+    let actor = Actor::local("test");
+    let revoked = bed
+        .store
+        .revoke_gateway(&bed.tenant, agent(1), &actor, at(40))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(!revoked.already && revoked.live_session == Some(session.session_id));
+    let fenced = bed
+        .store
+        .lease_commands(&bed.tenant, &session.holder, LEASE, at(41))
+        .await;
+    assert!(matches!(fenced, Err(StoreError::Fenced)));
+    assert_eq!(bed.state(released).await, CommandState::Indeterminate);
+    assert_eq!(bed.state(queued).await, CommandState::Cancelled);
+    let gateway = bed.gateway_now(1).await;
+    assert!(
+        gateway.open_commands == 0
+            && gateway.session.is_none()
+            && gateway.revoked_at == Some(at(40))
+    );
+    assert_eq!(
+        bed.admit(bed.hello(1, 1, gateway.confirmed)).await,
+        AdmitOutcome::Revoked
+    );
+    assert!(
+        bed.store
+            .revoke_gateway(&bed.tenant, agent(1), &actor, at(50))
+            .await
+            .unwrap()
+            .unwrap()
+            .already
+    );
+    assert_eq!(
+        bed.store
+            .revoke_gateway(&bed.tenant, agent(9), &actor, at(50))
+            .await
+            .unwrap(),
+        None
+    );
+}
+
+pub async fn an_abandoned_session_is_ended_at_the_next_start(bed: &Bed) {
+    bed.gateway(1).await;
+    let session = bed.session(1, 1).await;
+    let command_id = bed.command(1, false).await;
+    bed.lease(&session).await;
+    assert_eq!(
+        bed.store
+            .end_abandoned_sessions(&bed.tenant, at(50))
+            .await
+            .unwrap(),
+        1
+    );
+    assert_eq!(bed.gateway_now(1).await.session, None);
+    assert_eq!(bed.state(command_id).await, CommandState::Queued);
+    assert_eq!(
+        bed.store
+            .end_abandoned_sessions(&bed.tenant, at(51))
+            .await
+            .unwrap(),
+        0
+    );
+}
+
+pub async fn heartbeats_of_a_fenced_session_are_dropped(bed: &Bed) {
+    bed.gateway(1).await;
+    let older = bed.session(1, 1).await;
+    let newer = bed.session(1, 1).await;
+    let touch = |epoch, spool_records| SessionTouch {
+        agent_id: agent(1),
+        epoch,
+        figures: HeartbeatFigures {
+            spool_records,
+            clock_skew_ms: Some(-7),
+            ..HeartbeatFigures::default()
+        },
+    };
+    let touches = vec![touch(newer.holder.epoch, 5), touch(older.holder.epoch, 99)];
+    bed.store
+        .touch_sessions(&bed.tenant, touches, at(60))
+        .await
+        .unwrap();
+    let gateway = bed.gateway_now(1).await;
+    let figures = gateway.session.unwrap().figures;
+    assert!(
+        figures.spool_records == 5
+            && figures.clock_skew_ms == Some(-7)
+            && gateway.last_seen_at == Some(at(60))
+    );
+}
+
+pub async fn a_rolled_back_database_raises_its_counters(bed: &Bed) {
+    bed.gateway(1).await;
+    let forgotten = bed.command(1, false).await;
+    let journalled = bed.command(1, false).await;
+    let repeatable = bed.command(1, true).await;
+    let mut hello = bed.hello(1, 1, 40);
+    hello.highest_order = 90;
+    hello.low_water = 80;
+    hello.unreported = vec![journalled];
+    let session = bed.open(hello).await;
+    assert!(session.admitted.rolled_back && session.admitted.issued == 41);
+    assert_eq!(bed.state(forgotten).await, CommandState::Indeterminate);
+    assert_eq!(bed.state(journalled).await, CommandState::Queued);
+    assert_eq!(bed.state(repeatable).await, CommandState::Queued);
+    assert_eq!(bed.command_now(bed.command(1, false).await).await.order, 91);
+    assert!(
+        bed.audited()
+            .await
+            .contains(&"database.rolled_back".to_owned())
+    );
+}
+
+pub async fn a_hello_learns_about_the_live_session(bed: &Bed) {
+    bed.gateway(1).await;
+    let first = bed.session(1, 1).await;
+    assert_eq!(first.admitted.live_session, None);
+    let same = bed.admitted(bed.hello(1, 1, 1)).await.live_session.unwrap();
+    assert!(same.session_id == first.session_id && same.same_agent_run);
+    let other = bed.admitted(bed.hello(1, 2, 1)).await.live_session.unwrap();
+    assert!(other.epoch == first.holder.epoch && !other.same_agent_run);
+}

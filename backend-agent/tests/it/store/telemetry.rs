@@ -1,0 +1,277 @@
+//! Telemetry: stored once, whatever the batching, with its gaps and refusals counted.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::strategy::{Strategy, ValueTree};
+use proptest::test_runner::TestRunner;
+use viworks_backend_agent::data::{
+    Page, StoredGap, TelemetryCommit, TelemetryOutcome, TelemetryQuery, TelemetryWrite,
+};
+use viworks_common::telemetry::{Batch, FieldValue, Gap, GapReason, Record, RecordRefusal};
+
+use super::bed::{Bed, agent, at, process};
+
+fn record(seq: u64) -> Record {
+    let stream = if seq.is_multiple_of(2) {
+        "host.cpu"
+    } else {
+        "host.load"
+    };
+    let seq = i64::try_from(seq).unwrap();
+    Record {
+        stream: stream.parse().unwrap(),
+        observed_at: at(seq),
+        fields: BTreeMap::from([
+            ("value".parse().unwrap(), FieldValue::Integer(seq)),
+            (
+                "text".parse().unwrap(),
+                FieldValue::Text("\u{1}\"\\é".to_owned()),
+            ),
+        ]),
+    }
+}
+
+fn batch(from_seq: u64, to_seq: u64) -> Batch {
+    let records = (from_seq..=to_seq).map(|seq| (seq, record(seq))).collect();
+    Batch {
+        spool_epoch: process(1),
+        from_seq,
+        to_seq,
+        gaps: Vec::new(),
+        records,
+    }
+}
+
+async fn commit(bed: &Bed, n: u64, batch: Batch) -> TelemetryCommit {
+    let epoch = bed.gateway_now(n).await.confirmed;
+    let writes = vec![TelemetryWrite {
+        agent_id: agent(n),
+        epoch,
+        batch,
+    }];
+    match bed
+        .store
+        .commit_telemetry(&bed.tenant, writes, at(0))
+        .await
+        .unwrap()
+        .remove(0)
+    {
+        TelemetryOutcome::Committed(commit) => commit,
+        other => panic!("not committed: {other:?}"),
+    }
+}
+
+fn everything(stream: Option<&str>) -> TelemetryQuery {
+    TelemetryQuery {
+        stream: stream.map(|name| name.parse().unwrap()),
+        from: at(-10),
+        until: at(100_000),
+        newest_first: false,
+    }
+}
+
+async fn stored(bed: &Bed, n: u64) -> Vec<u64> {
+    let page = Page::first(1_000);
+    let listing = bed
+        .store
+        .query_telemetry(&bed.tenant, agent(n), &everything(None), page)
+        .await
+        .unwrap();
+    listing.items.iter().map(|record| record.seq).collect()
+}
+
+async fn gaps(bed: &Bed, n: u64) -> Vec<(u64, u64, GapReason)> {
+    let gaps = bed
+        .store
+        .telemetry_gaps(&bed.tenant, agent(n))
+        .await
+        .unwrap();
+    gaps.iter()
+        .map(|StoredGap { gap, .. }| (gap.from_seq, gap.to_seq, gap.reason))
+        .collect()
+}
+
+pub async fn a_batch_twice_is_stored_once(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    let first = commit(bed, 1, batch(1, 10)).await;
+    assert!(first.position.seq == 10 && first.stored == 10 && !first.rolled_back);
+    let again = commit(bed, 1, batch(1, 10)).await;
+    assert!(again.position.seq == 10 && again.stored == 0);
+    let overlapping = commit(bed, 1, batch(8, 12)).await;
+    assert!(overlapping.position.seq == 12 && overlapping.stored == 2 && !overlapping.rolled_back);
+    assert_eq!(stored(bed, 1).await, (1..=12).collect::<Vec<_>>());
+    let positions = bed
+        .store
+        .telemetry_positions(&bed.tenant, agent(1))
+        .await
+        .unwrap();
+    assert_eq!(positions, [overlapping.position]);
+    let mut hello = bed.hello(1, 1, 1);
+    hello.telemetry = positions.clone();
+    assert_eq!(bed.admitted(hello).await.committed, positions);
+}
+
+pub async fn any_batching_stores_every_record_once(bed: &Bed) {
+    // Each step sends from somewhere at or below the position, as a gateway does that lost acknowledgements.
+    let steps = proptest::collection::vec((0_u64..20, 1_u64..30), 1..12);
+    let mut runner = TestRunner::default();
+    for case in 1..=20 {
+        bed.gateway(case).await;
+        bed.session(case, case).await;
+        let mut position = 0;
+        for (back, length) in steps.new_tree(&mut runner).unwrap().current() {
+            let from = position - back.min(position) + 1;
+            let to = from + length - 1;
+            let added = commit(bed, case, batch(from, to)).await;
+            assert_eq!(added.stored, to.saturating_sub(position));
+            position = position.max(to);
+            assert_eq!(added.position.seq, position);
+        }
+        assert_eq!(stored(bed, case).await, (1..=position).collect::<Vec<_>>());
+        assert!(gaps(bed, case).await.is_empty());
+    }
+}
+
+pub async fn gaps_are_stored_clipped_at_the_position(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    commit(bed, 1, batch(1, 5)).await;
+    let mut holed = batch(9, 10);
+    holed.from_seq = 3;
+    holed.gaps = vec![Gap {
+        from_seq: 3,
+        to_seq: 8,
+        reason: GapReason::SpoolFull,
+    }];
+    let added = commit(bed, 1, holed).await;
+    assert!(
+        added.missing == 3 && added.stored == 2 && added.position.seq == 10 && !added.rolled_back
+    );
+    assert_eq!(gaps(bed, 1).await, [(6, 8, GapReason::SpoolFull)]);
+}
+
+pub async fn a_batch_beyond_the_position_commits_a_rolled_back_gap(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    commit(bed, 1, batch(1, 5)).await;
+    let added = commit(bed, 1, batch(11, 12)).await;
+    assert!(added.rolled_back && added.missing == 5 && added.position.seq == 12);
+    assert_eq!(gaps(bed, 1).await, [(6, 10, GapReason::BackendRolledBack)]);
+}
+
+pub async fn a_refused_record_is_counted_and_does_not_fail_its_batch(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    let mut mixed = batch(1, 4);
+    mixed.records[1].1.fields =
+        BTreeMap::from([("value".parse().unwrap(), FieldValue::Number(f64::NAN))]);
+    mixed.records[2].1.fields =
+        BTreeMap::from([("value".parse().unwrap(), FieldValue::Text("a\0".to_owned()))]);
+    let added = commit(bed, 1, mixed).await;
+    let refused = BTreeMap::from([(RecordRefusal::NonFinite, 1), (RecordRefusal::BadText, 1)]);
+    assert!(
+        added.stored == 2 && added.refused == refused && added.position.seq == 4,
+        "{added:?}"
+    );
+    assert_eq!(stored(bed, 1).await, [1, 4]);
+}
+
+pub async fn a_fenced_batch_is_not_stored_and_its_neighbour_is(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.gateway(2).await;
+    bed.session(1, 1).await;
+    bed.session(2, 2).await;
+    let write = |n, epoch| TelemetryWrite {
+        agent_id: agent(n),
+        epoch,
+        batch: batch(1, 3),
+    };
+    let outcomes = bed
+        .store
+        .commit_telemetry(&bed.tenant, vec![write(1, 0), write(2, 1)], at(0))
+        .await
+        .unwrap();
+    assert!(
+        outcomes[0] == TelemetryOutcome::Fenced
+            && matches!(outcomes[1], TelemetryOutcome::Committed(_))
+    );
+    assert!(stored(bed, 1).await.is_empty() && stored(bed, 2).await.len() == 3);
+}
+
+pub async fn a_malformed_batch_is_refused_alone(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    let mut holed = batch(1, 5);
+    holed.records.remove(2);
+    let write = |batch| TelemetryWrite {
+        agent_id: agent(1),
+        epoch: 1,
+        batch,
+    };
+    // Two batches of one spool epoch in one commit follow each other.
+    let writes = vec![write(batch(1, 2)), write(holed), write(batch(3, 4))];
+    let outcomes = bed
+        .store
+        .commit_telemetry(&bed.tenant, writes, at(0))
+        .await
+        .unwrap();
+    assert!(matches!(outcomes[1], TelemetryOutcome::Malformed(_)));
+    assert!(
+        matches!(&outcomes[2], TelemetryOutcome::Committed(added) if added.position.seq == 4 && added.stored == 2)
+    );
+    assert_eq!(stored(bed, 1).await, [1, 2, 3, 4]);
+}
+
+pub async fn records_are_queried_by_stream_range_and_page(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    commit(bed, 1, batch(1, 20)).await;
+    for newest_first in [false, true] {
+        for stream in [None, Some("host.cpu")] {
+            let mut query = everything(stream);
+            query.newest_first = newest_first;
+            query.from = at(5);
+            query.until = at(15);
+            let (mut seen, mut page) = (Vec::new(), Page::first(3));
+            loop {
+                let listing = bed
+                    .store
+                    .query_telemetry(&bed.tenant, agent(1), &query, page)
+                    .await
+                    .unwrap();
+                seen.extend(listing.items.iter().map(|stored| stored.seq));
+                let Some(next) = listing.next else { break };
+                page = Page::after(next, 3);
+            }
+            let mut expected: Vec<u64> = (5..15)
+                .filter(|seq| stream.is_none() || seq % 2 == 0)
+                .collect();
+            if newest_first {
+                expected.reverse();
+            }
+            assert_eq!(seen, expected);
+        }
+    }
+    let one = bed
+        .store
+        .query_telemetry(&bed.tenant, agent(1), &everything(None), Page::first(1))
+        .await
+        .unwrap()
+        .items
+        .remove(0);
+    assert!(one.fields == record(1).fields && one.observed_at == at(1) && one.stored_at == at(0));
+    let streams = bed
+        .store
+        .telemetry_streams(&bed.tenant, agent(1))
+        .await
+        .unwrap();
+    let newest: BTreeSet<_> = streams
+        .iter()
+        .map(|summary| (summary.stream.as_str(), summary.newest))
+        .collect();
+    assert_eq!(
+        newest,
+        BTreeSet::from([("host.cpu", at(20)), ("host.load", at(19))])
+    );
+}
