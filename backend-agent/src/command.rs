@@ -1,6 +1,8 @@
 //! Commands: submitted, watched, cancelled.
 
 pub mod bus;
+pub mod dispatch;
+pub mod queue;
 pub mod submit;
 
 use std::sync::Arc;
@@ -16,6 +18,11 @@ use bus::{CommandChange, RunBus};
 pub trait CommandNudge: Send + Sync {
     /// Commands wait for this gateway.
     fn nudge(&self, agent_id: &AgentId);
+    /// This command waits for this gateway. By default no more than a nudge.
+    fn offer(&self, agent_id: &AgentId, command_id: CommandId) {
+        let _hint_is_enough = command_id;
+        self.nudge(agent_id);
+    }
     /// An operator asked for the end of a command that this gateway may have.
     fn cancel(&self, agent_id: &AgentId, command_id: CommandId);
 }

@@ -1,6 +1,17 @@
 //! The backend: agents' listener, registry, dispatch, telemetry, store and operators' API.
+//!
+//! The binary is a thin shell around this library, and the tests start it in process.
 
+pub mod agent;
 pub mod api;
+pub mod app;
 pub mod auth;
+pub mod cli;
 pub mod command;
+pub mod config;
 pub mod data;
+pub mod inbound;
+pub mod jobs;
+pub mod metrics;
+pub mod pki;
+pub mod telemetry;

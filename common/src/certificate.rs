@@ -1,1 +1,121 @@
-//! Reserved.
+//! Who a gateway's certificate speaks for: its one URI name, and nothing else in it.
+
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+use crate::id::{AgentId, Tenant, TrustDomain};
+use crate::key::Identity;
+use crate::time::Timestamp;
+
+/// What a certificate says about its holder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GatewayCertificate {
+    /// The trust domain of the URI.
+    pub trust_domain: TrustDomain,
+    /// Tenant and agent id of the URI.
+    pub identity: Identity,
+    /// The first moment at which it is valid.
+    pub not_before: Timestamp,
+    /// The last moment at which it is valid.
+    pub not_after: Timestamp,
+}
+
+/// Why a certificate names no gateway.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unnamed {
+    /// The bytes are not exactly one certificate.
+    #[error("it is not one X.509 certificate")]
+    Malformed,
+    /// There is no URI name, or more than one name.
+    #[error("it must have exactly one alternative name, a URI")]
+    NotOneName,
+    /// The URI has another form.
+    #[error(
+        "its URI {0:?} is not of the form spiffe://DOMAIN/tenant/TENANT/gateway/AGENT_ID in lower case"
+    )]
+    OtherForm(String),
+}
+
+/// The URI that names a gateway.
+#[must_use]
+pub fn uri(trust_domain: &TrustDomain, identity: &Identity) -> String {
+    format!(
+        "spiffe://{trust_domain}/tenant/{}/gateway/{}",
+        identity.tenant, identity.agent_id
+    )
+}
+
+/// Reads the name of a gateway from its certificate, DER. The common name is for people and is not looked at.
+///
+/// # Errors
+///
+/// When it does not name exactly one gateway.
+pub fn read(der: &[u8]) -> Result<GatewayCertificate, Unnamed> {
+    let (rest, certificate) =
+        X509Certificate::from_der(der).map_err(|_malformed| Unnamed::Malformed)?;
+    if !rest.is_empty() {
+        return Err(Unnamed::Malformed);
+    }
+    let names = certificate
+        .subject_alternative_name()
+        .map_err(|_repeated| Unnamed::NotOneName)?
+        .ok_or(Unnamed::NotOneName)?;
+    let [GeneralName::URI(text)] = names.value.general_names.as_slice() else {
+        return Err(Unnamed::NotOneName);
+    };
+    let (trust_domain, identity) =
+        parse_uri(text).ok_or_else(|| Unnamed::OtherForm((*text).to_owned()))?;
+    let moment = |seconds: i64| Timestamp::from_unix_micros(seconds.saturating_mul(1_000_000));
+    let validity = certificate.validity();
+    Ok(GatewayCertificate {
+        trust_domain,
+        identity,
+        not_before: moment(validity.not_before.timestamp()),
+        not_after: moment(validity.not_after.timestamp()),
+    })
+}
+
+/// Reads the URI that names a gateway; only its one canonical form will do.
+#[must_use]
+pub fn parse_uri(text: &str) -> Option<(TrustDomain, Identity)> {
+    let rest = text.strip_prefix("spiffe://")?;
+    let (domain, rest) = rest.split_once("/tenant/")?;
+    let (tenant, agent_id) = rest.split_once("/gateway/")?;
+    let trust_domain: TrustDomain = domain.parse().ok()?;
+    let identity = Identity {
+        tenant: tenant.parse::<Tenant>().ok()?,
+        agent_id: agent_id.parse::<AgentId>().ok()?,
+    };
+    // A second spelling of the same id would be a second name of the same gateway.
+    (uri(&trust_domain, &identity) == text).then_some((trust_domain, identity))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_canonical_form_names_a_gateway() {
+        let id = "01900000-0000-7000-8000-0000000000ab";
+        let good = format!("spiffe://viworks.test/tenant/default/gateway/{id}");
+        let (domain, identity) = parse_uri(&good).unwrap();
+        assert_eq!(domain.as_str(), "viworks.test");
+        assert_eq!(identity.agent_id.to_string(), id);
+        for bad in [
+            good.replace("spiffe", "https"),
+            good.replace("/tenant/default", ""),
+            good.replace("default", "Default"),
+            good.replace("gateway/", "operator/"),
+            good.replace("0000000000ab", "0000000000AB"),
+            format!("{good}/"),
+            format!("{good}?x"),
+            good.to_uppercase(),
+        ] {
+            assert_eq!(parse_uri(&bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_certificate_name_nobody() {
+        assert_eq!(read(b"not a certificate"), Err(Unnamed::Malformed));
+    }
+}

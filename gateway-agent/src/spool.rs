@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use sqlx::Connection;
 use sqlx::migrate::Migrator;
+use tokio::sync::Notify;
 use viworks_common::id::AgentRunId;
 use viworks_common::limits;
 use viworks_common::telemetry::{Batch, Position, Record, RecordRefusal};
@@ -120,6 +121,8 @@ struct Gauges {
     records: AtomicU64,
     bytes: AtomicU64,
     dropped: AtomicU64,
+    appends: AtomicU64,
+    appended: Notify,
 }
 
 /// A spool that was just opened.
@@ -176,8 +179,8 @@ impl Spool {
         };
         let usage = spool
             .database
-            .write(|connection| {
-                Box::pin(async move { Ok::<_, SpoolError>(trim::usage(connection).await?) })
+            .write(move |connection| {
+                Box::pin(async move { trim::forget_delivered(connection, agent_run_id).await })
             })
             .await?;
         spool.note(usage);
@@ -203,7 +206,20 @@ impl Spool {
             })
             .await?;
         self.note(usage);
+        self.gauges.appends.fetch_add(1, Ordering::Release);
+        self.gauges.appended.notify_one();
         Ok(())
+    }
+
+    /// How often something was appended by this process; a change means that there is more to send.
+    #[must_use]
+    pub fn appended_count(&self) -> u64 {
+        self.gauges.appends.load(Ordering::Acquire)
+    }
+
+    /// Waits for the next append; one waiter at a time.
+    pub async fn appended(&self) {
+        self.gauges.appended.notified().await;
     }
 
     /// The next records that may be sent: from one spool epoch, contiguous behind what is acknowledged and behind

@@ -1,2 +1,29 @@
-//! Placeholder.
-fn main() {}
+//! `viworks`, the operator's command line: arguments in, exit code out.
+
+use clap::Parser;
+use viworks_operator_cli::{cli, error, output};
+use viworks_runtime::exit::ExitCode;
+
+fn main() -> std::process::ExitCode {
+    let arguments = cli::Arguments::parse();
+    let json = arguments.global.output == output::Format::Json;
+    viworks_runtime::tls::install_provider();
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            error::Failure::from(error).print(json);
+            return ExitCode::Error.into();
+        }
+    };
+    match runtime.block_on(cli::execute(arguments)) {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            failure.print(json);
+            failure.exit.into()
+        }
+    }
+}

@@ -1,1 +1,5 @@
-//! Placeholder.
+//! Never shipped: what tests share. Throw-away systems on free ports, the simulation, conformance suites.
+
+pub mod binaries;
+pub mod deployment;
+pub mod process;

@@ -154,10 +154,15 @@ impl Commands {
             idempotency: request.idempotency,
             limits: self.limits,
         };
+        let offers: Vec<_> = new
+            .targets
+            .iter()
+            .map(|target| (target.agent_id, target.command_id))
+            .collect();
         match self.store.submit_run(&self.tenant, new, now).await? {
             Submission::Submitted(run) => {
-                for candidate in &candidates {
-                    self.nudge.nudge(&candidate.agent_id);
+                for (agent_id, command_id) in offers {
+                    self.nudge.offer(&agent_id, command_id);
                 }
                 Ok(Submitted {
                     run,

@@ -2,4 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
 mod api;
+mod config;
+mod inbound;
+mod pki;
+mod queue;
 mod store;

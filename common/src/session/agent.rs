@@ -1,106 +1,31 @@
 //! The gateway's end of a session.
 
+mod established;
+mod event;
+mod sent_times;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::credit::TelemetryWindow;
+pub use self::event::{AgentEvent, AgentSessionConfig};
+
+use self::established::{Established, Terms};
+use self::sent_times::SentTimes;
 use super::inbox::Inbox;
 use super::link::Link;
-use super::outbox::{self, Outbox, Waiting};
 use super::state::AgentState;
 use super::timer::{Timer, Timers};
 use super::{Closed, End, SendRefusal, cut};
 use crate::code::CloseCode;
-use crate::id::CommandId;
-use crate::key::{AgentKey, Binding, Identity, Schedule};
+use crate::key::Schedule;
 use crate::limits;
-use crate::telemetry::Position;
-use crate::time::{Monotonic, Timestamp};
+use crate::time::Monotonic;
 use crate::wire::envelope::{
     self, EnvelopeError, KIND_HELLO, NONCE_BYTES, Packed, Phase, SESSION_ID_BYTES, Sealed, VERSION,
 };
 use crate::wire::message::{
-    AgentMessage, BackendMessage, Bye, Challenge, Command, Confirm, Go, HeartbeatAck, Hello,
-    Priority, Refuse, Welcome,
+    AgentMessage, BackendMessage, Bye, Challenge, Confirm, HeartbeatAck, Hello, Refuse, Welcome,
 };
-
-/// No interval that the backend asks for may make the gateway spin.
-const INTERVAL_MIN: Duration = Duration::from_millis(10);
-/// Heartbeats whose answer is still awaited; the silence limit ends a session long before there are more.
-const HEARTBEATS_AWAITED_MAX: usize = 16;
-
-/// What the gateway brings to a session.
-#[derive(Debug, Clone)]
-pub struct AgentSessionConfig {
-    /// Whose key it is: as in the gateway's certificate.
-    pub identity: Identity,
-    /// The key shared with the backend.
-    pub key: AgentKey,
-    /// Which generation of it; never zero.
-    pub key_generation: u8,
-    /// What the session is bound to.
-    pub binding: Binding,
-    /// The lowest protocol version this gateway speaks.
-    pub version_floor: u8,
-    /// How long the whole opening may take.
-    pub opening_timeout: Duration,
-}
-
-/// What the driver must know or answer.
-#[derive(Debug, Clone, PartialEq)]
-pub enum AgentEvent {
-    /// Answer with [`AgentSession::hello`].
-    Challenged {
-        /// The backend's wall clock.
-        server_time: Timestamp,
-    },
-    /// Make epoch and token durable, then answer with [`AgentSession::confirm`].
-    Welcomed(Box<Welcome>),
-    /// CONFIRM is on its way: re-announce what the journal holds.
-    Established,
-    /// Answer with a HEARTBEAT through [`AgentSession::send`].
-    HeartbeatDue,
-    /// A heartbeat was answered.
-    RoundTrip {
-        /// From sending the heartbeat to reading its answer.
-        rtt: Duration,
-        /// The backend's wall clock when it answered.
-        server_time: Timestamp,
-    },
-    /// Everything up to this position is committed.
-    TelemetryAcknowledged(Position),
-    /// An offer.
-    Command(Box<Command>),
-    /// A start permit.
-    Go(Go),
-    /// Never start it.
-    Drop(CommandId),
-    /// End it.
-    Cancel(CommandId),
-    /// The result is committed.
-    ResultAcknowledged {
-        /// The command.
-        command_id: CommandId,
-        /// Up to which order everything is final.
-        low_water: u64,
-    },
-    /// Finish what is under way, [`AgentSession::close`], and reconnect after the delay.
-    Draining {
-        /// The delay.
-        reconnect_after: Duration,
-    },
-    /// An authenticated refusal; the session is over.
-    Refused {
-        /// The code.
-        code: CloseCode,
-        /// One sentence.
-        reason: String,
-        /// How long the backend asks to wait.
-        retry_after: Option<Duration>,
-    },
-    /// The session is over; always the last event.
-    Closed(Closed),
-}
 
 /// CHALLENGE was read.
 #[derive(Debug)]
@@ -122,56 +47,6 @@ struct Welcomed {
     link: Link,
     hello_sent_at: Monotonic,
     terms: Terms,
-}
-
-/// What of WELCOME the machine itself obeys.
-#[derive(Debug, Clone)]
-struct Terms {
-    epoch: u64,
-    heartbeat_interval: Duration,
-    silence: Duration,
-    telemetry_bytes: usize,
-    output_bytes: u64,
-}
-
-impl From<&Welcome> for Terms {
-    fn from(welcome: &Welcome) -> Self {
-        let interval = |ms| Duration::from_millis(ms).max(INTERVAL_MIN);
-        let granted = welcome
-            .credits
-            .telemetry_bytes
-            .min(limits::TELEMETRY_IN_FLIGHT_BYTES_MAX);
-        Self {
-            epoch: welcome.epoch,
-            heartbeat_interval: interval(welcome.heartbeat_interval_ms),
-            silence: interval(welcome.silence_ms),
-            telemetry_bytes: usize::try_from(granted).unwrap_or(usize::MAX),
-            output_bytes: welcome.credits.output_bytes,
-        }
-    }
-}
-
-/// CONFIRM was sent.
-#[derive(Debug)]
-struct Established {
-    link: Link,
-    outbox: Outbox<Note>,
-    heartbeat_interval: Duration,
-    silence: Duration,
-    telemetry: TelemetryWindow,
-    output_sent: u64,
-    output_limit: u64,
-    heartbeats: VecDeque<(u64, Monotonic)>,
-    sent: SentTimes,
-    draining: bool,
-}
-
-/// What must be noted when a message goes onto the socket.
-#[derive(Debug)]
-enum Note {
-    Nothing,
-    Heartbeat { sent_at_ms: u64 },
-    Telemetry,
 }
 
 #[derive(Debug)]
@@ -309,12 +184,12 @@ impl AgentSession {
 
     /// Answers [`AgentEvent::Welcomed`], after epoch and token are durable. Does nothing in another state.
     pub fn confirm(&mut self, now: Monotonic) {
-        let mut welcomed = match std::mem::replace(&mut self.state, State::Closed) {
-            State::Welcomed(welcomed) => welcomed,
-            other => {
-                self.state = other;
-                return;
-            }
+        if !matches!(self.state, State::Welcomed(_)) {
+            return;
+        }
+        let State::Welcomed(mut welcomed) = std::mem::replace(&mut self.state, State::Closed)
+        else {
+            return;
         };
         let terms = welcomed.terms;
         let confirm = AgentMessage::Confirm(Confirm { epoch: terms.epoch });
@@ -322,18 +197,8 @@ impl AgentSession {
         self.ready
             .push_back(welcomed.link.seal(confirm.kind(), &body));
         let sent = SentTimes::new(welcomed.hello_sent_at, welcomed.link.last_sent(), now);
-        self.state = State::Established(Box::new(Established {
-            link: welcomed.link,
-            outbox: Outbox::new(),
-            heartbeat_interval: terms.heartbeat_interval,
-            silence: terms.silence,
-            telemetry: TelemetryWindow::new(terms.telemetry_bytes, terms.heartbeat_interval / 2),
-            output_sent: 0,
-            output_limit: terms.output_bytes,
-            heartbeats: VecDeque::new(),
-            sent,
-            draining: false,
-        }));
+        let live = Established::new(welcomed.link, &terms, sent);
+        self.state = State::Established(Box::new(live));
         self.timers.clear(Timer::Opening);
         self.timers
             .set(Timer::Silence, now.saturating_add(terms.silence));
@@ -346,6 +211,10 @@ impl AgentSession {
     ///
     /// # Errors
     /// When the message cannot be taken now; nothing of it was kept.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "a message that was taken is used up"
+    )]
     pub fn send(&mut self, message: AgentMessage, _now: Monotonic) -> Result<(), SendRefusal> {
         let State::Established(live) = &mut self.state else {
             return Err(SendRefusal::NotEstablished);
@@ -370,7 +239,7 @@ impl AgentSession {
     #[must_use]
     pub fn output_credit(&self) -> u64 {
         match &self.state {
-            State::Established(live) => live.output_limit.saturating_sub(live.output_sent),
+            State::Established(live) => live.output_credit(),
             State::AwaitChallenge
             | State::Challenged(_)
             | State::AwaitWelcome(_)
@@ -493,7 +362,7 @@ impl AgentSession {
             // `allows` lets no CHALLENGE come this far.
             BackendMessage::Challenge(_) => {}
             BackendMessage::Welcome(welcome) => self.welcomed(welcome, bytes),
-            BackendMessage::Refuse(refuse) => self.refused(refuse, bytes),
+            BackendMessage::Refuse(refuse) => self.refused(&refuse, bytes),
             BackendMessage::HeartbeatAck(ack) => self.heartbeat_acknowledged(&ack, now),
             BackendMessage::Probe(probe) => {
                 if let State::Established(live) = &mut self.state {
@@ -543,24 +412,19 @@ impl AgentSession {
 
     fn welcomed(&mut self, welcome: Welcome, bytes: usize) {
         let terms = Terms::from(&welcome);
-        match std::mem::replace(&mut self.state, State::Closed) {
-            State::AwaitWelcome(AwaitWelcome {
-                link,
-                hello_sent_at,
-            }) => {
-                self.state = State::Welcomed(Welcomed {
-                    link,
-                    hello_sent_at,
-                    terms,
-                });
-                self.events
-                    .push(AgentEvent::Welcomed(Box::new(welcome)), bytes);
-            }
-            other => self.state = other,
+        // `allows` lets WELCOME come this far in one state only.
+        if let State::AwaitWelcome(waiting) = std::mem::replace(&mut self.state, State::Closed) {
+            self.state = State::Welcomed(Welcomed {
+                link: waiting.link,
+                hello_sent_at: waiting.hello_sent_at,
+                terms,
+            });
+            self.events
+                .push(AgentEvent::Welcomed(Box::new(welcome)), bytes);
         }
     }
 
-    fn refused(&mut self, refuse: Refuse, bytes: usize) {
+    fn refused(&mut self, refuse: &Refuse, bytes: usize) {
         let closed = Closed {
             code: Some(refuse.code),
             reason: cut(&refuse.reason),
@@ -584,22 +448,12 @@ impl AgentSession {
     }
 
     fn heartbeat_acknowledged(&mut self, ack: &HeartbeatAck, now: Monotonic) {
-        let State::Established(live) = &mut self.state else {
-            return;
-        };
-        live.output_limit = live.output_limit.max(ack.output_bytes);
-        let sent = live
-            .heartbeats
-            .iter()
-            .position(|(sent_at_ms, _)| *sent_at_ms == ack.sent_at_ms);
-        // Older ones will not be answered any more: everything arrives in order.
-        let answered = sent.and_then(|index| live.heartbeats.drain(..=index).next_back());
-        if let Some((_, sent_at)) = answered {
-            let event = AgentEvent::RoundTrip {
-                rtt: now.saturating_since(sent_at),
-                server_time: ack.server_time,
-            };
-            self.events.push(event, 0);
+        if let State::Established(live) = &mut self.state
+            && let Some(rtt) = live.heartbeat_acknowledged(ack, now)
+        {
+            let server_time = ack.server_time;
+            self.events
+                .push(AgentEvent::RoundTrip { rtt, server_time }, 0);
         }
     }
 
@@ -619,142 +473,6 @@ impl AgentSession {
         self.timers.clear_all();
         self.events.push(AgentEvent::Closed(closed.clone()), 0);
         self.closed = Some(closed);
-    }
-}
-
-impl Established {
-    fn send(&mut self, message: &AgentMessage) -> Result<(), SendRefusal> {
-        let priority = message.priority();
-        let (body, note) = match message {
-            AgentMessage::Hello(_) | AgentMessage::Confirm(_) | AgentMessage::Bye(_) => {
-                return Err(SendRefusal::Reserved);
-            }
-            AgentMessage::Heartbeat(heartbeat) => {
-                let sent_at_ms = heartbeat.sent_at_ms;
-                (
-                    Packed::plain(message.encode()),
-                    Note::Heartbeat { sent_at_ms },
-                )
-            }
-            AgentMessage::Telemetry(_) => (Packed::compressed(message.encode()), Note::Telemetry),
-            AgentMessage::ProbeAck(_)
-            | AgentMessage::CommandAccepted(_)
-            | AgentMessage::CommandRejected(_)
-            | AgentMessage::CommandStarted(_)
-            | AgentMessage::Output(_)
-            | AgentMessage::CommandResult(_)
-            | AgentMessage::Catalogue(_)
-            | AgentMessage::PinReport(_)
-            | AgentMessage::Event(_) => (Packed::compressed(message.encode()), Note::Nothing),
-        };
-        outbox::check_size(priority, &body)?;
-        let wire_bytes = body.wire_bytes();
-        self.check_credit(message, wire_bytes)?;
-        let kind = message.kind();
-        self.outbox.push(priority, Waiting { kind, body, note })?;
-        match message {
-            AgentMessage::Telemetry(batch) => {
-                self.telemetry
-                    .queued(batch.spool_epoch, batch.to_seq, wire_bytes);
-            }
-            AgentMessage::Output(output) => self.output_sent += bytes_of(&output.data),
-            AgentMessage::Hello(_)
-            | AgentMessage::Confirm(_)
-            | AgentMessage::Heartbeat(_)
-            | AgentMessage::ProbeAck(_)
-            | AgentMessage::CommandAccepted(_)
-            | AgentMessage::CommandRejected(_)
-            | AgentMessage::CommandStarted(_)
-            | AgentMessage::CommandResult(_)
-            | AgentMessage::Catalogue(_)
-            | AgentMessage::PinReport(_)
-            | AgentMessage::Event(_)
-            | AgentMessage::Bye(_) => {}
-        }
-        Ok(())
-    }
-
-    fn check_credit(&self, message: &AgentMessage, wire_bytes: usize) -> Result<(), SendRefusal> {
-        let granted = match message.priority() {
-            // Control, acknowledgements and results need no credit.
-            Priority::Control | Priority::Command => true,
-            Priority::Telemetry => wire_bytes <= self.telemetry.credit(),
-            Priority::Output => match message {
-                AgentMessage::Output(output) => {
-                    bytes_of(&output.data) <= self.output_limit.saturating_sub(self.output_sent)
-                }
-                _ => true,
-            },
-        };
-        if granted {
-            Ok(())
-        } else {
-            Err(SendRefusal::NoCredit)
-        }
-    }
-
-    fn transmit(&mut self, now: Monotonic) -> Option<Vec<u8>> {
-        let Waiting { kind, body, note } = self.outbox.pop()?;
-        let sealed = self.link.seal(kind, &body);
-        self.sent.push(now);
-        match note {
-            Note::Nothing => {}
-            Note::Heartbeat { sent_at_ms } => {
-                if self.heartbeats.len() == HEARTBEATS_AWAITED_MAX {
-                    self.heartbeats.pop_front();
-                }
-                self.heartbeats.push_back((sent_at_ms, now));
-            }
-            Note::Telemetry => self.telemetry.sent(now),
-        }
-        Some(sealed)
-    }
-}
-
-fn bytes_of(data: &[u8]) -> u64 {
-    u64::try_from(data.len()).unwrap_or(u64::MAX)
-}
-
-/// When the last messages were sent: their sequence numbers are consecutive.
-#[derive(Debug)]
-struct SentTimes {
-    hello_at: Monotonic,
-    confirm: u64,
-    confirm_at: Monotonic,
-    /// The sequence number of the first entry.
-    first: u64,
-    times: VecDeque<Monotonic>,
-}
-
-impl SentTimes {
-    const fn new(hello_at: Monotonic, confirm: u64, confirm_at: Monotonic) -> Self {
-        Self {
-            hello_at,
-            confirm,
-            confirm_at,
-            first: confirm + 1,
-            times: VecDeque::new(),
-        }
-    }
-
-    fn push(&mut self, now: Monotonic) {
-        if self.times.len() == limits::SENT_TIMES_MAX {
-            self.times.pop_front();
-            self.first += 1;
-        }
-        self.times.push_back(now);
-    }
-
-    /// Earlier is safe: for what was forgotten, and for what was never sent, it is CONFIRM's time.
-    fn at(&self, sequence: u64) -> Monotonic {
-        if sequence < self.confirm {
-            return self.hello_at;
-        }
-        sequence
-            .checked_sub(self.first)
-            .and_then(|index| usize::try_from(index).ok())
-            .and_then(|index| self.times.get(index).copied())
-            .unwrap_or(self.confirm_at)
     }
 }
 

@@ -1,105 +1,28 @@
 //! The backend's end of a session.
 
-use std::collections::{BTreeSet, VecDeque};
-use std::sync::Arc;
-use std::time::Duration;
+mod established;
+mod event;
 
-use super::credit::TelemetryDebt;
+use std::collections::{BTreeSet, VecDeque};
+
+pub use self::event::{BackendEvent, BackendSessionConfig};
+
+use self::established::{Established, Terms};
 use super::inbox::Inbox;
 use super::link::Link;
-use super::outbox::{self, Outbox, Waiting};
+use super::outbox;
 use super::state::BackendState;
 use super::timer::{Timer, Timers};
 use super::{Closed, End, SendRefusal, cut};
 use crate::code::CloseCode;
-use crate::id::{CommandId, SessionId};
-use crate::key::{Binding, Identity, MasterKey, Schedule, SessionKeys};
+use crate::id::CommandId;
+use crate::key::{Schedule, SessionKeys};
 use crate::limits;
-use crate::telemetry::BatchColumns;
-use crate::time::{Monotonic, Timestamp};
+use crate::time::Monotonic;
 use crate::wire::envelope::{self, EnvelopeError, NONCE_BYTES, Packed, Phase, Sealed, VERSION};
 use crate::wire::message::{
-    AgentMessage, BackendMessage, Catalogue, Challenge, CommandAccepted, CommandRejected,
-    CommandResult, CommandStarted, Event, Heartbeat, Hello, Output, PinReport, Probe, Refuse,
-    Welcome,
+    AgentMessage, BackendMessage, Challenge, Hello, Probe, Refuse, Welcome,
 };
-
-/// Probes whose answer is still awaited.
-const PROBES_AWAITED_MAX: usize = 16;
-
-/// What the backend brings to a session.
-#[derive(Debug, Clone)]
-pub struct BackendSessionConfig {
-    /// Who the certificate says the agent is.
-    pub identity: Identity,
-    /// The key that every agent key follows from.
-    pub master: Arc<MasterKey>,
-    /// What the session is bound to.
-    pub binding: Binding,
-    /// Drawn for this session.
-    pub session_id: SessionId,
-    /// 32 random bytes, drawn for this session.
-    pub server_nonce: [u8; NONCE_BYTES],
-    /// The wall clock, for the gateway to measure its skew.
-    pub server_time: Timestamp,
-    /// How long HELLO may take, and CONFIRM after WELCOME.
-    pub hello_timeout: Duration,
-    /// How long the agent's certificate is still valid; the session ends with it.
-    pub certificate_remaining: Option<Duration>,
-}
-
-/// What the driver must know or answer.
-#[derive(Debug, Clone, PartialEq)]
-pub enum BackendEvent {
-    /// HELLO is authentic. Answer with [`BackendSession::welcome`] or [`BackendSession::refuse`].
-    Hello {
-        /// Its body.
-        hello: Box<Hello>,
-        /// For the nonce cache, which it may enter now.
-        client_nonce: [u8; NONCE_BYTES],
-        /// Which generation of the agent key it proved.
-        key_generation: u8,
-        /// How long ago CHALLENGE was made.
-        challenge_age: Duration,
-    },
-    /// CONFIRM is authentic. Commit it, then answer with [`BackendSession::established`] or [`BackendSession::refuse`].
-    Confirmed {
-        /// The epoch of WELCOME.
-        epoch: u64,
-    },
-    /// Answer with HEARTBEAT_ACK.
-    Heartbeat(Heartbeat),
-    /// The agent answered a probe: this session is alive.
-    ProbeAnswered {
-        /// The probe's id.
-        id: u64,
-    },
-    /// A batch. Answer with TELEMETRY_ACK at or beyond its end once that is committed.
-    Telemetry(BatchColumns),
-    /// An offer is durable on the gateway.
-    Accepted(CommandAccepted),
-    /// An offer is refused.
-    Rejected(CommandRejected),
-    /// A command started.
-    Started(CommandStarted),
-    /// Live output.
-    Output(Output),
-    /// An outcome. Answer with RESULT_ACK once it is committed.
-    Result(Box<CommandResult>),
-    /// What the gateway allows.
-    Catalogue(Catalogue),
-    /// Which pin set the gateway trusts.
-    PinReport(PinReport),
-    /// Something to show an operator.
-    Event(Event),
-    /// The gateway ends the session on purpose.
-    Bye {
-        /// One sentence.
-        reason: String,
-    },
-    /// The session is over; always the last event.
-    Closed(Closed),
-}
 
 /// HELLO was verified.
 #[derive(Debug)]
@@ -114,28 +37,6 @@ struct Deciding {
 struct Opening {
     link: Link,
     terms: Terms,
-}
-
-/// What of WELCOME the machine itself obeys, and holds the agent to.
-#[derive(Debug)]
-struct Terms {
-    epoch: u64,
-    silence: Duration,
-    commands: usize,
-    commands_open: BTreeSet<CommandId>,
-    output_received: u64,
-    output_limit: u64,
-    telemetry: TelemetryDebt,
-}
-
-/// The confirmation is committed.
-#[derive(Debug)]
-struct Established {
-    link: Link,
-    terms: Terms,
-    outbox: Outbox<()>,
-    probes: VecDeque<u64>,
-    draining: bool,
 }
 
 #[derive(Debug)]
@@ -291,24 +192,13 @@ impl BackendSession {
 
     /// Answers [`BackendEvent::Hello`]. Does nothing in another state: the session may have ended meanwhile.
     pub fn welcome(&mut self, welcome: Welcome, now: Monotonic) {
-        let deciding = match std::mem::replace(&mut self.state, State::Closed) {
-            State::Deciding(deciding) => deciding,
-            other => {
-                self.state = other;
-                return;
-            }
+        if !matches!(self.state, State::Deciding(_)) {
+            return;
+        }
+        let State::Deciding(deciding) = std::mem::replace(&mut self.state, State::Closed) else {
+            return;
         };
-        let terms = Terms {
-            epoch: welcome.epoch,
-            silence: Duration::from_millis(welcome.silence_ms),
-            commands: usize::try_from(welcome.credits.commands).unwrap_or(usize::MAX),
-            commands_open: deciding.unreported,
-            output_received: 0,
-            output_limit: welcome.credits.output_bytes,
-            telemetry: TelemetryDebt::new(
-                usize::try_from(welcome.credits.telemetry_bytes).unwrap_or(usize::MAX),
-            ),
-        };
+        let terms = Terms::new(&welcome, deciding.unreported);
         let message = BackendMessage::Welcome(welcome);
         let body = Packed::plain(message.encode());
         if body.message_bytes() > limits::OPENING_MESSAGE_BYTES_MAX {
@@ -326,11 +216,8 @@ impl BackendSession {
     }
 
     /// Refuses with an authenticated REFUSE and ends the session. Before HELLO there is no key: then it only ends.
-    pub fn refuse(&mut self, refuse: Refuse, _now: Monotonic) {
-        let refuse = Refuse {
-            reason: cut(&refuse.reason),
-            ..refuse
-        };
+    pub fn refuse(&mut self, mut refuse: Refuse, _now: Monotonic) {
+        refuse.reason = cut(&refuse.reason);
         let closed = Closed {
             code: Some(refuse.code),
             reason: refuse.reason.clone(),
@@ -352,22 +239,18 @@ impl BackendSession {
 
     /// Answers [`BackendEvent::Confirmed`], after the confirmation is committed. Does nothing in another state.
     pub fn established(&mut self, now: Monotonic) {
-        match std::mem::replace(&mut self.state, State::Closed) {
-            State::Confirming(Opening { link, terms }) => {
-                self.timers.clear(Timer::Decision);
-                self.timers
-                    .set(Timer::Silence, now.saturating_add(terms.silence));
-                self.uncommitted = false;
-                self.withheld = false;
-                self.state = State::Established(Box::new(Established {
-                    link,
-                    terms,
-                    outbox: Outbox::new(),
-                    probes: VecDeque::new(),
-                    draining: false,
-                }));
-            }
-            other => self.state = other,
+        if !matches!(self.state, State::Confirming(_)) {
+            return;
+        }
+        if let State::Confirming(Opening { link, terms }) =
+            std::mem::replace(&mut self.state, State::Closed)
+        {
+            self.timers.clear(Timer::Decision);
+            self.timers
+                .set(Timer::Silence, now.saturating_add(terms.silence));
+            self.uncommitted = false;
+            self.withheld = false;
+            self.state = State::Established(Box::new(Established::new(link, terms)));
         }
     }
 
@@ -375,6 +258,10 @@ impl BackendSession {
     ///
     /// # Errors
     /// When the message cannot be taken now; nothing of it was kept.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "a message that was taken is used up"
+    )]
     pub fn send(&mut self, message: BackendMessage, now: Monotonic) -> Result<(), SendRefusal> {
         let State::Established(live) = &mut self.state else {
             return Err(SendRefusal::NotEstablished);
@@ -417,10 +304,7 @@ impl BackendSession {
             return Some(bytes);
         }
         match &mut self.state {
-            State::Established(live) => {
-                let Waiting { kind, body, .. } = live.outbox.pop()?;
-                Some(live.link.seal(kind, &body))
-            }
+            State::Established(live) => live.transmit(),
             State::AwaitHello
             | State::Deciding(_)
             | State::AwaitConfirm(_)
@@ -453,11 +337,7 @@ impl BackendSession {
 
     fn handle_hello(&mut self, bytes: &[u8], now: Monotonic) {
         match self.read_hello(bytes, now) {
-            Ok((deciding, event)) => {
-                let version = match &event {
-                    BackendEvent::Hello { hello, .. } => hello.version,
-                    _ => VERSION,
-                };
+            Ok((deciding, version, event)) => {
                 self.state = State::Deciding(deciding);
                 self.timers.clear(Timer::Opening);
                 if version < VERSION {
@@ -488,7 +368,7 @@ impl BackendSession {
         &self,
         bytes: &[u8],
         now: Monotonic,
-    ) -> Result<(Deciding, BackendEvent), (CloseCode, String)> {
+    ) -> Result<(Deciding, u8, BackendEvent), (CloseCode, String)> {
         let refused = |error: EnvelopeError| (error.close_code(), error.to_string());
         let malformed = |what: &str| {
             (
@@ -520,18 +400,19 @@ impl BackendSession {
             Some(Err(error)) => return Err(malformed(&error.to_string())),
             Some(Ok(_)) | None => return Err(malformed("it is another message")),
         };
-        check_hello(&hello).map_err(|what| malformed(what))?;
+        check_hello(&hello).map_err(malformed)?;
         let deciding = Deciding {
             keys: schedule.session_keys(&self.challenge, bytes),
             unreported: hello.unreported.iter().copied().collect(),
         };
+        let version = hello.version;
         let event = BackendEvent::Hello {
             hello: Box::new(hello),
             client_nonce: *client_nonce,
             key_generation,
             challenge_age: now.saturating_since(self.challenged_at),
         };
-        Ok((deciding, event))
+        Ok((deciding, version, event))
     }
 
     fn dispatch(&mut self, opened: Result<Decoded, EnvelopeError>, bytes: usize, now: Monotonic) {
@@ -583,35 +464,7 @@ impl BackendSession {
             State::Established(live) => &mut live.terms,
             State::AwaitHello | State::Deciding(_) | State::Closed => return Ok(()),
         };
-        let granted = match message {
-            AgentMessage::Telemetry(batch) => {
-                let body = bytes - envelope::HEADER_BYTES - envelope::TAG_BYTES;
-                terms
-                    .telemetry
-                    .received(batch.spool_epoch, batch.to_seq, body)
-            }
-            AgentMessage::Output(output) => {
-                let data = u64::try_from(output.data.len()).unwrap_or(u64::MAX);
-                terms.output_received = terms.output_received.saturating_add(data);
-                terms.output_received <= terms.output_limit
-            }
-            AgentMessage::CommandRejected(rejected) => {
-                terms.commands_open.remove(&rejected.command_id);
-                true
-            }
-            AgentMessage::Hello(_)
-            | AgentMessage::Confirm(_)
-            | AgentMessage::Heartbeat(_)
-            | AgentMessage::ProbeAck(_)
-            | AgentMessage::CommandAccepted(_)
-            | AgentMessage::CommandStarted(_)
-            | AgentMessage::CommandResult(_)
-            | AgentMessage::Catalogue(_)
-            | AgentMessage::PinReport(_)
-            | AgentMessage::Event(_)
-            | AgentMessage::Bye(_) => true,
-        };
-        if granted {
+        if terms.grant(message, bytes) {
             Ok(())
         } else {
             Err((CloseCode::BadEnvelope, "the gateway exceeded its credit"))
@@ -619,30 +472,28 @@ impl BackendSession {
     }
 
     fn confirmed(&mut self, epoch: u64, bytes: usize, now: Monotonic) {
-        match std::mem::replace(&mut self.state, State::Closed) {
-            State::AwaitConfirm(opening) if opening.terms.epoch == epoch => {
-                self.timers.clear(Timer::Opening);
-                self.timers
-                    .set(Timer::Decision, now.saturating_add(opening.terms.silence));
-                self.state = State::Confirming(opening);
-                self.uncommitted = true;
-                self.events.push(BackendEvent::Confirmed { epoch }, bytes);
-            }
-            other => {
-                self.state = other;
-                self.fail(
-                    CloseCode::BadEnvelope,
-                    "CONFIRM names another epoch than WELCOME",
-                );
-            }
+        // `allows` lets CONFIRM come this far in one state only.
+        let State::AwaitConfirm(opening) = std::mem::replace(&mut self.state, State::Closed) else {
+            return;
+        };
+        if opening.terms.epoch != epoch {
+            return self.fail(
+                CloseCode::BadEnvelope,
+                "CONFIRM names another epoch than WELCOME",
+            );
         }
+        self.timers.clear(Timer::Opening);
+        self.timers
+            .set(Timer::Decision, now.saturating_add(opening.terms.silence));
+        self.state = State::Confirming(opening);
+        self.uncommitted = true;
+        self.events.push(BackendEvent::Confirmed { epoch }, bytes);
     }
 
     fn probe_answered(&mut self, id: u64, bytes: usize) {
         if let State::Established(live) = &mut self.state
-            && let Some(index) = live.probes.iter().position(|asked| *asked == id)
+            && live.probe_answered(id)
         {
-            live.probes.drain(..=index);
             self.events.push(BackendEvent::ProbeAnswered { id }, bytes);
         }
     }
@@ -682,82 +533,6 @@ impl BackendSession {
         }
         self.events.push(BackendEvent::Closed(closed.clone()), 0);
         self.closed = Some(closed);
-    }
-}
-
-impl Established {
-    fn send(&mut self, message: &BackendMessage) -> Result<(), SendRefusal> {
-        self.check(message)?;
-        let priority = message.priority();
-        let body = Packed::compressed(message.encode());
-        outbox::check_size(priority, &body)?;
-        let kind = message.kind();
-        self.outbox.push(
-            priority,
-            Waiting {
-                kind,
-                body,
-                note: (),
-            },
-        )?;
-        self.account(message);
-        Ok(())
-    }
-
-    fn check(&self, message: &BackendMessage) -> Result<(), SendRefusal> {
-        match message {
-            BackendMessage::Challenge(_)
-            | BackendMessage::Welcome(_)
-            | BackendMessage::Refuse(_) => Err(SendRefusal::Reserved),
-            BackendMessage::Command(_) if self.draining => Err(SendRefusal::Draining),
-            BackendMessage::Command(command) => {
-                let open = &self.terms.commands_open;
-                if open.len() < self.terms.commands || open.contains(&command.command_id) {
-                    Ok(())
-                } else {
-                    Err(SendRefusal::NoCredit)
-                }
-            }
-            BackendMessage::HeartbeatAck(_)
-            | BackendMessage::Probe(_)
-            | BackendMessage::TelemetryAck(_)
-            | BackendMessage::Go(_)
-            | BackendMessage::CommandDrop(_)
-            | BackendMessage::CommandCancel(_)
-            | BackendMessage::ResultAck(_)
-            | BackendMessage::Drain(_) => Ok(()),
-        }
-    }
-
-    fn account(&mut self, message: &BackendMessage) {
-        let terms = &mut self.terms;
-        match message {
-            BackendMessage::HeartbeatAck(ack) => {
-                terms.output_limit = terms.output_limit.max(ack.output_bytes);
-            }
-            BackendMessage::Probe(probe) => {
-                if self.probes.len() == PROBES_AWAITED_MAX {
-                    self.probes.pop_front();
-                }
-                self.probes.push_back(probe.id);
-            }
-            BackendMessage::TelemetryAck(ack) => terms.telemetry.acknowledged(ack.position),
-            BackendMessage::Command(command) => {
-                terms.commands_open.insert(command.command_id);
-            }
-            BackendMessage::CommandDrop(dropped) => {
-                terms.commands_open.remove(&dropped.command_id);
-            }
-            BackendMessage::ResultAck(ack) => {
-                terms.commands_open.remove(&ack.command_id);
-            }
-            BackendMessage::Drain(_) => self.draining = true,
-            BackendMessage::Challenge(_)
-            | BackendMessage::Welcome(_)
-            | BackendMessage::Refuse(_)
-            | BackendMessage::Go(_)
-            | BackendMessage::CommandCancel(_) => {}
-        }
     }
 }
 

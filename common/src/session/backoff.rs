@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::{Closed, End};
 use crate::code::CloseCode;
 use crate::limits;
 
@@ -13,9 +14,10 @@ const UNPROVED_BASE: Duration = Duration::from_secs(60);
 pub enum FailureClass {
     /// The network, a timeout, a restarting backend.
     Transient,
-    /// An authenticated REFUSE with a permanent code, or the gateway's own verdict such as a pin mismatch.
+    /// An authenticated REFUSE with a permanent code.
     PermanentAuthenticated,
-    /// What looks permanent and anybody on the path could have said: a TLS alert, HTTP 400 or 403, a bare close frame.
+    /// What looks permanent and anybody on the path could have caused: a TLS alert, a wrong pin, HTTP 400 or 403, a bare
+    /// close frame, a CHALLENGE that does not suit.
     PermanentUnproved,
     /// The backend said when: `Retry-After`, REFUSE or DRAIN.
     Told {
@@ -37,6 +39,17 @@ impl FailureClass {
             _ if code.is_permanent() => Self::PermanentAuthenticated,
             Some(after) => Self::Told { after },
             None => Self::Transient,
+        }
+    }
+
+    /// The class of a session's end. After REFUSE, [`Self::of_refusal`] knows more.
+    #[must_use]
+    pub fn of_closed(closed: &Closed) -> Self {
+        match (closed.by, closed.code.is_some_and(CloseCode::is_permanent)) {
+            (_, false) => Self::Transient,
+            (End::Backend, true) => Self::PermanentAuthenticated,
+            // The gateway judged a CHALLENGE, which nobody signed.
+            (End::Agent, true) => Self::PermanentUnproved,
         }
     }
 
@@ -164,12 +177,10 @@ mod tests {
     #[test]
     fn transient_delays_double_up_to_a_minute_and_start_again_after_a_minute_of_session() {
         let mut backoff = Backoff::new();
-        let ceilings: Vec<u64> = (0..9)
+        let ceilings: Vec<u128> = (0..9)
             .map(|_| {
-                backoff
-                    .next(FailureClass::Transient, u64::MAX)
-                    .as_secs_f64()
-                    .round() as u64
+                let delay = backoff.next(FailureClass::Transient, u64::MAX);
+                delay.as_millis().div_ceil(1_000)
             })
             .collect();
         assert_eq!(ceilings, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
@@ -216,13 +227,10 @@ mod tests {
     #[test]
     fn refusals_that_nobody_signed_escalate_from_a_minute_to_an_hour() {
         let mut backoff = Backoff::new();
-        let minutes: Vec<u64> = (0..8)
+        let minutes: Vec<u128> = (0..8)
             .map(|_| {
-                (backoff
-                    .next(FailureClass::PermanentUnproved, u64::MAX)
-                    .as_secs_f64()
-                    / 60.0)
-                    .round() as u64
+                let delay = backoff.next(FailureClass::PermanentUnproved, u64::MAX);
+                delay.as_millis().div_ceil(60_000)
             })
             .collect();
         assert_eq!(minutes, [1, 2, 4, 8, 16, 32, 60, 60]);
@@ -242,6 +250,22 @@ mod tests {
             FailureClass::of_refusal(CloseCode::RateLimited, Some(SECOND)),
             FailureClass::Told { after: SECOND }
         );
+        let ended = |code, by| {
+            FailureClass::of_closed(&Closed {
+                code,
+                reason: String::new(),
+                by,
+            })
+        };
+        assert_eq!(
+            ended(Some(CloseCode::Revoked), End::Backend),
+            FailureClass::PermanentAuthenticated
+        );
+        assert_eq!(
+            ended(Some(CloseCode::BindingMismatch), End::Agent),
+            FailureClass::PermanentUnproved
+        );
+        assert_eq!(ended(None, End::Agent), FailureClass::Transient);
         assert_eq!(
             FailureClass::of_close_frame(4403),
             FailureClass::PermanentUnproved

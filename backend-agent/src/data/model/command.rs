@@ -14,7 +14,7 @@ use super::Actor;
 /// A run to be accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewRun {
-    /// Its id, a fresh UUIDv7.
+    /// Its id, a fresh `UUIDv7`.
     pub run_id: RunId,
     /// The command's name.
     pub name: CommandName,
@@ -41,7 +41,7 @@ pub struct NewRun {
 pub struct NewCommand {
     /// Its gateway.
     pub agent_id: AgentId,
-    /// Its id, a fresh UUIDv7.
+    /// Its id, a fresh `UUIDv7`.
     pub command_id: CommandId,
     /// Whether the gateway's catalogue calls it idempotent.
     pub idempotent: bool,
@@ -272,7 +272,7 @@ pub struct LeasedCommand {
     pub permitted: bool,
 }
 
-/// A COMMAND_ACCEPTED.
+/// A `COMMAND_ACCEPTED`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Accepted {
     /// The command.
@@ -283,7 +283,7 @@ pub struct Accepted {
     pub awaiting_permit: bool,
 }
 
-/// What to answer to a COMMAND_ACCEPTED.
+/// What to answer to a `COMMAND_ACCEPTED`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AcceptOutcome {
     /// Give the permit: the release is committed.
@@ -299,7 +299,7 @@ pub enum AcceptOutcome {
     Wait,
 }
 
-/// A COMMAND_REJECTED.
+/// A `COMMAND_REJECTED`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejected {
     /// The command.
@@ -327,7 +327,7 @@ pub struct Settled {
     pub run_finished: bool,
 }
 
-/// What became of a COMMAND_RESULT; every case is acknowledged with its low-water mark.
+/// What became of a `COMMAND_RESULT`; every case is acknowledged with its low-water mark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CompleteOutcome {
     /// The command is final with this outcome.
@@ -355,7 +355,7 @@ pub enum CompleteOutcome {
 }
 
 impl CompleteOutcome {
-    /// What RESULT_ACK carries.
+    /// What `RESULT_ACK` carries.
     #[must_use]
     pub const fn low_water(&self) -> u64 {
         match *self {

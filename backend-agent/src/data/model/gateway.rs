@@ -327,7 +327,7 @@ pub enum ConfirmOutcome {
 pub struct Confirmed {
     /// Commands whose permit belongs to this very process: their GO is sent again.
     pub released: Vec<OpenCommand>,
-    /// Commands of this gateway whose end was asked for and that may run: their COMMAND_CANCEL is sent again.
+    /// Commands of this gateway whose end was asked for and that may run: their `COMMAND_CANCEL` is sent again.
     pub cancel_requested: Vec<CommandId>,
     /// Commands that ended as indeterminate because an earlier process is gone and left no trace of them.
     pub ended_indeterminate: Vec<CommandId>,

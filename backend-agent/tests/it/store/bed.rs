@@ -18,49 +18,49 @@ use viworks_common::id::{
 };
 use viworks_common::time::Timestamp;
 
-/// A store and counters for ids that grow as UUIDv7 do.
-pub struct Bed {
-    pub store: Arc<dyn Store>,
-    pub tenant: Tenant,
+/// A store and counters for ids that grow as a `UUIDv7` does.
+pub(crate) struct Bed {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) tenant: Tenant,
     next: AtomicU64,
 }
 
 /// Everything about one open session that the tests need again.
 #[derive(Debug, Clone)]
-pub struct Session {
-    pub holder: Holder,
-    pub session_id: SessionId,
-    pub admitted: Admitted,
-    pub confirmed: Confirmed,
+pub(crate) struct Session {
+    pub(crate) holder: Holder,
+    pub(crate) session_id: SessionId,
+    pub(crate) admitted: Admitted,
+    pub(crate) confirmed: Confirmed,
 }
 
-pub fn at(seconds: i64) -> Timestamp {
+pub(crate) fn at(seconds: i64) -> Timestamp {
     Timestamp::from_unix_micros((1_800_000_000 + seconds) * 1_000_000)
 }
 
-pub fn agent(n: u64) -> AgentId {
+pub(crate) fn agent(n: u64) -> AgentId {
     AgentId::from_uuid(Uuid::from_u128(
         (0x0190_0000_0000_7000_8000 << 48) | u128::from(n),
     ))
 }
 
-pub fn process(n: u64) -> AgentRunId {
+pub(crate) fn process(n: u64) -> AgentRunId {
     AgentRunId::from_uuid(Uuid::from_u128(0x5000 + u128::from(n)))
 }
 
-pub const LIMITS: QueueLimits = QueueLimits {
+pub(crate) const LIMITS: QueueLimits = QueueLimits {
     per_gateway: 10_000,
     global: 100_000,
     retry_after: Duration::from_secs(5),
 };
 
-pub const LEASE: LeaseLimits = LeaseLimits {
+pub(crate) const LEASE: LeaseLimits = LeaseLimits {
     commands: 256,
     attempts_max: 5,
 };
 
 impl Bed {
-    pub fn new(store: Arc<dyn Store>) -> Self {
+    pub(crate) fn new(store: Arc<dyn Store>) -> Self {
         Self {
             store,
             tenant: Tenant::default_tenant(),
@@ -73,16 +73,16 @@ impl Bed {
         Uuid::from_u128((0x0191_0000_0000_7000_8000 << 48) | u128::from(n))
     }
 
-    pub fn run_id(&self) -> RunId {
+    pub(crate) fn run_id(&self) -> RunId {
         RunId::from_uuid(self.uuid())
     }
 
-    pub fn command_id(&self) -> CommandId {
+    pub(crate) fn command_id(&self) -> CommandId {
         CommandId::from_uuid(self.uuid())
     }
 
     /// Creates gateway `n`, named `gw-n`.
-    pub async fn gateway(&self, n: u64) -> AgentId {
+    pub(crate) async fn gateway(&self, n: u64) -> AgentId {
         let new = NewGateway {
             agent_id: agent(n),
             name: format!("gw-{n}").parse().unwrap(),
@@ -96,7 +96,7 @@ impl Bed {
         agent(n)
     }
 
-    pub async fn gateway_now(&self, n: u64) -> Gateway {
+    pub(crate) async fn gateway_now(&self, n: u64) -> Gateway {
         self.store
             .gateway(&self.tenant, &GatewayRef::Id(agent(n)))
             .await
@@ -105,7 +105,7 @@ impl Bed {
     }
 
     /// A HELLO of gateway `n`'s process `run` that presents `epoch`.
-    pub fn hello(&self, n: u64, run: u64, epoch: u64) -> AdmitRequest {
+    pub(crate) fn hello(&self, n: u64, run: u64, epoch: u64) -> AdmitRequest {
         AdmitRequest {
             agent_id: agent(n),
             session_id: SessionId::from_uuid(self.uuid()),
@@ -128,18 +128,19 @@ impl Bed {
         }
     }
 
-    pub async fn admit(&self, hello: AdmitRequest) -> AdmitOutcome {
+    pub(crate) async fn admit(&self, hello: AdmitRequest) -> AdmitOutcome {
         self.store.admit(&self.tenant, hello, at(1)).await.unwrap()
     }
 
-    pub async fn admitted(&self, hello: AdmitRequest) -> Admitted {
-        match self.admit(hello).await {
-            AdmitOutcome::Accepted(admitted) => *admitted,
-            other => panic!("not admitted: {other:?}"),
-        }
+    pub(crate) async fn admitted(&self, hello: AdmitRequest) -> Admitted {
+        let outcome = self.admit(hello).await;
+        let AdmitOutcome::Accepted(admitted) = outcome else {
+            panic!("not admitted: {outcome:?}");
+        };
+        *admitted
     }
 
-    pub fn confirm_of(&self, hello: &AdmitRequest, admitted: &Admitted) -> ConfirmRequest {
+    pub(crate) fn confirm_of(&self, hello: &AdmitRequest, admitted: &Admitted) -> ConfirmRequest {
         ConfirmRequest {
             agent_id: hello.agent_id,
             session_id: hello.session_id,
@@ -150,14 +151,14 @@ impl Bed {
         }
     }
 
-    pub async fn confirm(&self, request: ConfirmRequest) -> ConfirmOutcome {
+    pub(crate) async fn confirm(&self, request: ConfirmRequest) -> ConfirmOutcome {
         self.store
             .confirm_session(&self.tenant, request, at(2))
             .await
             .unwrap()
     }
 
-    pub async fn open(&self, hello: AdmitRequest) -> Session {
+    pub(crate) async fn open(&self, hello: AdmitRequest) -> Session {
         let admitted = self.admitted(hello.clone()).await;
         let confirmed = match self.confirm(self.confirm_of(&hello, &admitted)).await {
             ConfirmOutcome::Confirmed(confirmed) => *confirmed,
@@ -177,13 +178,13 @@ impl Bed {
     }
 
     /// A session of gateway `n` by process `run`, with whatever epoch the gateway has stored by now.
-    pub async fn session(&self, n: u64, run: u64) -> Session {
+    pub(crate) async fn session(&self, n: u64, run: u64) -> Session {
         let epoch = self.gateway_now(n).await.confirmed;
         self.open(self.hello(n, run, epoch)).await
     }
 
     /// The same, by a process whose journal still holds `unreported`.
-    pub async fn session_with(&self, n: u64, run: u64, unreported: &[CommandId]) -> Session {
+    pub(crate) async fn session_with(&self, n: u64, run: u64, unreported: &[CommandId]) -> Session {
         let epoch = self.gateway_now(n).await.confirmed;
         let mut hello = self.hello(n, run, epoch);
         hello.unreported = unreported.to_vec();
@@ -191,7 +192,7 @@ impl Bed {
     }
 
     /// A run for some gateways, with an hour until its deadline.
-    pub fn new_run(&self, gateways: &[u64], idempotent: bool) -> NewRun {
+    pub(crate) fn new_run(&self, gateways: &[u64], idempotent: bool) -> NewRun {
         NewRun {
             run_id: self.run_id(),
             name: "service.restart".parse().unwrap(),
@@ -215,27 +216,23 @@ impl Bed {
         }
     }
 
-    pub async fn submit(&self, new: NewRun) -> Run {
-        match self
-            .store
-            .submit_run(&self.tenant, new, at(10))
-            .await
-            .unwrap()
-        {
-            Submission::Submitted(run) => run,
-            other => panic!("not submitted: {other:?}"),
-        }
+    pub(crate) async fn submit(&self, new: NewRun) -> Run {
+        let submission = self.store.submit_run(&self.tenant, new, at(10)).await;
+        let Submission::Submitted(run) = submission.unwrap() else {
+            panic!("the run was answered from an earlier one");
+        };
+        run
     }
 
     /// One command for gateway `n`.
-    pub async fn command(&self, n: u64, idempotent: bool) -> CommandId {
+    pub(crate) async fn command(&self, n: u64, idempotent: bool) -> CommandId {
         let new = self.new_run(&[n], idempotent);
         let command_id = new.targets[0].command_id;
         self.submit(new).await;
         command_id
     }
 
-    pub async fn command_now(&self, command_id: CommandId) -> Command {
+    pub(crate) async fn command_now(&self, command_id: CommandId) -> Command {
         self.store
             .command(&self.tenant, command_id)
             .await
@@ -243,11 +240,11 @@ impl Bed {
             .unwrap()
     }
 
-    pub async fn state(&self, command_id: CommandId) -> CommandState {
+    pub(crate) async fn state(&self, command_id: CommandId) -> CommandState {
         self.command_now(command_id).await.state
     }
 
-    pub async fn lease(&self, session: &Session) -> Vec<LeasedCommand> {
+    pub(crate) async fn lease(&self, session: &Session) -> Vec<LeasedCommand> {
         let leased = self
             .store
             .lease_commands(&self.tenant, &session.holder, LEASE, at(20))
@@ -256,7 +253,7 @@ impl Bed {
     }
 
     /// A command for gateway `n` that is released to `session`'s process.
-    pub async fn released(&self, n: u64, session: &Session) -> CommandId {
+    pub(crate) async fn released(&self, n: u64, session: &Session) -> CommandId {
         let command_id = self.command(n, false).await;
         self.lease(session).await;
         self.accept(session, command_id, false).await;
@@ -264,7 +261,7 @@ impl Bed {
         command_id
     }
 
-    pub async fn accept(
+    pub(crate) async fn accept(
         &self,
         session: &Session,
         command_id: CommandId,
@@ -281,7 +278,7 @@ impl Bed {
             .unwrap()
     }
 
-    pub async fn complete(
+    pub(crate) async fn complete(
         &self,
         session: &Session,
         command_id: CommandId,
@@ -300,7 +297,7 @@ impl Bed {
     }
 
     /// The actions of the audit log, oldest first.
-    pub async fn audited(&self) -> Vec<String> {
+    pub(crate) async fn audited(&self) -> Vec<String> {
         let page = Page::first(1_000);
         let mut records = self
             .store
@@ -316,7 +313,7 @@ impl Bed {
     }
 }
 
-pub fn outcome(state: OutcomeState) -> Outcome {
+pub(crate) fn outcome(state: OutcomeState) -> Outcome {
     Outcome {
         state,
         exit_code: Some(0),

@@ -11,7 +11,7 @@ use viworks_common::limits::ORDER_WINDOW;
 
 use super::bed::{Bed, LEASE, agent, at, outcome, process};
 
-pub async fn a_lease_takes_commands_in_order_and_once(bed: &Bed) {
+pub(crate) async fn a_lease_takes_commands_in_order_and_once(bed: &Bed) {
     bed.gateway(1).await;
     let session = bed.session(1, 1).await;
     let ids = [
@@ -53,7 +53,7 @@ pub async fn a_lease_takes_commands_in_order_and_once(bed: &Bed) {
     assert!(bed.lease(&session).await.is_empty());
 }
 
-pub async fn a_lease_respects_the_order_window(bed: &Bed) {
+pub(crate) async fn a_lease_respects_the_order_window(bed: &Bed) {
     bed.gateway(1).await;
     let session = bed.session(1, 1).await;
     let blocker = bed.released(1, &session).await;
@@ -74,7 +74,7 @@ pub async fn a_lease_respects_the_order_window(bed: &Bed) {
     assert_eq!(bed.lease(&session).await.len(), 1);
 }
 
-pub async fn an_idempotent_command_brings_its_permit_along(bed: &Bed) {
+pub(crate) async fn an_idempotent_command_brings_its_permit_along(bed: &Bed) {
     bed.gateway(1).await;
     let session = bed.session(1, 1).await;
     let command_id = bed.command(1, true).await;
@@ -101,7 +101,7 @@ pub async fn an_idempotent_command_brings_its_permit_along(bed: &Bed) {
     assert_eq!(bed.lease(&next).await[0].attempt, 2);
 }
 
-pub async fn a_command_past_its_deadline_is_not_leased(bed: &Bed) {
+pub(crate) async fn a_command_past_its_deadline_is_not_leased(bed: &Bed) {
     bed.gateway(1).await;
     let session = bed.session(1, 1).await;
     let mut new = bed.new_run(&[1], false);
@@ -110,7 +110,7 @@ pub async fn a_command_past_its_deadline_is_not_leased(bed: &Bed) {
     assert!(bed.lease(&session).await.is_empty());
 }
 
-pub async fn used_up_deliveries_are_dead(bed: &Bed) {
+pub(crate) async fn used_up_deliveries_are_dead(bed: &Bed) {
     bed.gateway(1).await;
     let command_id = bed.command(1, false).await;
     let limits = LeaseLimits {
@@ -137,7 +137,7 @@ pub async fn used_up_deliveries_are_dead(bed: &Bed) {
     assert_eq!(bed.state(command_id).await, CommandState::Dead);
 }
 
-pub async fn an_accepted_command_is_released_to_that_process(bed: &Bed) {
+pub(crate) async fn an_accepted_command_is_released_to_that_process(bed: &Bed) {
     bed.gateway(1).await;
     let session = bed.session(1, 1).await;
     let command_id = bed.command(1, false).await;
@@ -158,7 +158,7 @@ pub async fn an_accepted_command_is_released_to_that_process(bed: &Bed) {
     );
 }
 
-pub async fn the_gateway_s_stricter_opinion_is_stored_with_the_release(bed: &Bed) {
+pub(crate) async fn the_gateway_s_stricter_opinion_is_stored_with_the_release(bed: &Bed) {
     bed.gateway(1).await;
     let session = bed.session(1, 1).await;
     let command_id = bed.command(1, true).await;
@@ -178,7 +178,7 @@ pub async fn the_gateway_s_stricter_opinion_is_stored_with_the_release(bed: &Bed
     assert_eq!(bed.state(command_id).await, CommandState::Indeterminate);
 }
 
-pub async fn acceptance_by_another_process_is_indeterminate_and_dropped(bed: &Bed) {
+pub(crate) async fn acceptance_by_another_process_is_indeterminate_and_dropped(bed: &Bed) {
     bed.gateway(1).await;
     let session = bed.session(1, 1).await;
     let command_id = bed.released(1, &session).await;
@@ -192,7 +192,7 @@ pub async fn acceptance_by_another_process_is_indeterminate_and_dropped(bed: &Be
     assert_eq!(bed.state(command_id).await, CommandState::Indeterminate);
 }
 
-pub async fn an_idempotent_command_is_released_again_to_another_process(bed: &Bed) {
+pub(crate) async fn an_idempotent_command_is_released_again_to_another_process(bed: &Bed) {
     bed.gateway(1).await;
     let session = bed.session(1, 1).await;
     let command_id = bed.command(1, true).await;
@@ -208,7 +208,7 @@ pub async fn an_idempotent_command_is_released_again_to_another_process(bed: &Be
     assert_eq!(next.confirmed.released[0].command_id, command_id);
 }
 
-pub async fn an_accepted_unknown_or_final_command_is_dropped(bed: &Bed) {
+pub(crate) async fn an_accepted_unknown_or_final_command_is_dropped(bed: &Bed) {
     bed.gateway(1).await;
     let session = bed.session(1, 1).await;
     assert_eq!(
@@ -225,7 +225,7 @@ pub async fn an_accepted_unknown_or_final_command_is_dropped(bed: &Bed) {
     assert_eq!(bed.state(command_id).await, CommandState::Failed);
 }
 
-pub async fn acceptance_after_the_deadline_expires_the_command(bed: &Bed) {
+pub(crate) async fn acceptance_after_the_deadline_expires_the_command(bed: &Bed) {
     bed.gateway(1).await;
     let session = bed.session(1, 1).await;
     let mut new = bed.new_run(&[1], false);
@@ -240,7 +240,7 @@ pub async fn acceptance_after_the_deadline_expires_the_command(bed: &Bed) {
     assert_eq!(bed.state(command_id).await, CommandState::Expired);
 }
 
-pub async fn a_lost_session_queues_what_was_dispatched(bed: &Bed) {
+pub(crate) async fn a_lost_session_queues_what_was_dispatched(bed: &Bed) {
     bed.gateway(1).await;
     let session = bed.session(1, 1).await;
     let command_id = bed.command(1, false).await;
@@ -266,7 +266,7 @@ pub async fn a_lost_session_queues_what_was_dispatched(bed: &Bed) {
     );
 }
 
-pub async fn a_gone_process_ends_what_it_may_have_run(bed: &Bed) {
+pub(crate) async fn a_gone_process_ends_what_it_may_have_run(bed: &Bed) {
     bed.gateway(1).await;
     let session = bed.session(1, 1).await;
     let released = bed.released(1, &session).await;
@@ -291,7 +291,7 @@ pub async fn a_gone_process_ends_what_it_may_have_run(bed: &Bed) {
     assert_eq!(bed.state(repeatable).await, CommandState::Queued);
 }
 
-pub async fn a_permit_of_the_same_process_is_given_again_after_confirm(bed: &Bed) {
+pub(crate) async fn a_permit_of_the_same_process_is_given_again_after_confirm(bed: &Bed) {
     bed.gateway(1).await;
     let session = bed.session(1, 1).await;
     let command_id = bed.released(1, &session).await;
@@ -302,7 +302,7 @@ pub async fn a_permit_of_the_same_process_is_given_again_after_confirm(bed: &Bed
     );
 }
 
-pub async fn a_command_completes_once(bed: &Bed) {
+pub(crate) async fn a_command_completes_once(bed: &Bed) {
     bed.gateway(1).await;
     let session = bed.session(1, 1).await;
     let command_id = bed.released(1, &session).await;
@@ -332,7 +332,7 @@ pub async fn a_command_completes_once(bed: &Bed) {
     assert_eq!(run.finished_at, Some(at(30)));
 }
 
-pub async fn output_is_kept_beside_the_command(bed: &Bed) {
+pub(crate) async fn output_is_kept_beside_the_command(bed: &Bed) {
     bed.gateway(1).await;
     let session = bed.session(1, 1).await;
     let command_id = bed.released(1, &session).await;
@@ -355,7 +355,7 @@ pub async fn output_is_kept_beside_the_command(bed: &Bed) {
     assert!(kept.stdout == reported.stdout && kept.stderr == reported.stderr);
 }
 
-pub async fn an_outcome_after_indeterminate_is_kept_beside_it(bed: &Bed) {
+pub(crate) async fn an_outcome_after_indeterminate_is_kept_beside_it(bed: &Bed) {
     bed.gateway(1).await;
     let session = bed.session(1, 1).await;
     let command_id = bed.released(1, &session).await;
@@ -381,7 +381,7 @@ pub async fn an_outcome_after_indeterminate_is_kept_beside_it(bed: &Bed) {
     );
 }
 
-pub async fn an_unknown_result_is_an_orphan(bed: &Bed) {
+pub(crate) async fn an_unknown_result_is_an_orphan(bed: &Bed) {
     bed.gateway(1).await;
     let session = bed.session(1, 1).await;
     let unknown = bed.command_id();
@@ -394,7 +394,7 @@ pub async fn an_unknown_result_is_an_orphan(bed: &Bed) {
     assert_eq!(bed.store.counts(&bed.tenant).await.unwrap().orphans, 1);
 }
 
-pub async fn another_gateway_s_result_is_an_orphan(bed: &Bed) {
+pub(crate) async fn another_gateway_s_result_is_an_orphan(bed: &Bed) {
     bed.gateway(1).await;
     bed.gateway(2).await;
     let (one, two) = (bed.session(1, 1).await, bed.session(2, 2).await);
@@ -419,7 +419,7 @@ fn rejected(command_id: viworks_common::id::CommandId, code: RejectCode) -> Reje
     }
 }
 
-pub async fn a_busy_gateway_gets_the_command_again_later(bed: &Bed) {
+pub(crate) async fn a_busy_gateway_gets_the_command_again_later(bed: &Bed) {
     bed.gateway(1).await;
     let session = bed.session(1, 1).await;
     let command_id = bed.command(1, false).await;
@@ -441,7 +441,7 @@ pub async fn a_busy_gateway_gets_the_command_again_later(bed: &Bed) {
     assert_eq!(later.commands[0].attempt, 2);
 }
 
-pub async fn a_refused_command_is_final_with_its_code(bed: &Bed) {
+pub(crate) async fn a_refused_command_is_final_with_its_code(bed: &Bed) {
     bed.gateway(1).await;
     let session = bed.session(1, 1).await;
     let command_id = bed.command(1, false).await;
@@ -469,7 +469,7 @@ pub async fn a_refused_command_is_final_with_its_code(bed: &Bed) {
     );
 }
 
-pub async fn expiry_ends_only_what_has_no_permit(bed: &Bed) {
+pub(crate) async fn expiry_ends_only_what_has_no_permit(bed: &Bed) {
     bed.gateway(1).await;
     bed.gateway(2).await;
     let session = bed.session(1, 1).await;
@@ -505,7 +505,7 @@ pub async fn expiry_ends_only_what_has_no_permit(bed: &Bed) {
     assert_eq!(bed.state(released).await, CommandState::Released);
 }
 
-pub async fn overdue_commands_end_as_indeterminate(bed: &Bed) {
+pub(crate) async fn overdue_commands_end_as_indeterminate(bed: &Bed) {
     bed.gateway(1).await;
     let session = bed.session(1, 1).await;
     let command_id = bed.released(1, &session).await;
@@ -529,7 +529,7 @@ pub async fn overdue_commands_end_as_indeterminate(bed: &Bed) {
     assert!(bed.command_now(command_id).await.reason.is_some());
 }
 
-pub async fn low_water_is_the_highest_order_below_which_all_are_final(bed: &Bed) {
+pub(crate) async fn low_water_is_the_highest_order_below_which_all_are_final(bed: &Bed) {
     bed.gateway(1).await;
     let session = bed.session(1, 1).await;
     let mut ids = Vec::new();
@@ -546,7 +546,7 @@ pub async fn low_water_is_the_highest_order_below_which_all_are_final(bed: &Bed)
     assert!(gateway.low_water == 3 && gateway.next_order == 4 && gateway.open_commands == 0);
 }
 
-pub async fn a_fenced_session_can_do_nothing(bed: &Bed) {
+pub(crate) async fn a_fenced_session_can_do_nothing(bed: &Bed) {
     bed.gateway(1).await;
     let older = bed.session(1, 1).await;
     let command_id = bed.released(1, &older).await;
@@ -592,7 +592,7 @@ pub async fn a_fenced_session_can_do_nothing(bed: &Bed) {
     assert_eq!(bed.state(command_id).await, CommandState::Released);
 }
 
-pub async fn queued_gateways_are_offered_to_the_reconciler(bed: &Bed) {
+pub(crate) async fn queued_gateways_are_offered_to_the_reconciler(bed: &Bed) {
     for n in 1..=3 {
         bed.gateway(n).await;
         bed.command(n, false).await;

@@ -19,7 +19,7 @@ fn new_gateway(n: u64, name: &str) -> NewGateway {
     }
 }
 
-pub async fn a_gateway_is_found_by_id_and_by_name(bed: &Bed) {
+pub(crate) async fn a_gateway_is_found_by_id_and_by_name(bed: &Bed) {
     bed.gateway(1).await;
     let by_id = bed.gateway_now(1).await;
     let by_name = bed
@@ -37,7 +37,7 @@ pub async fn a_gateway_is_found_by_id_and_by_name(bed: &Bed) {
     );
 }
 
-pub async fn a_name_is_unique_within_its_tenant_only(bed: &Bed) {
+pub(crate) async fn a_name_is_unique_within_its_tenant_only(bed: &Bed) {
     bed.gateway(1).await;
     let actor = Actor::local("test");
     let taken = bed
@@ -59,7 +59,7 @@ pub async fn a_name_is_unique_within_its_tenant_only(bed: &Bed) {
     );
 }
 
-pub async fn an_id_is_never_used_again(bed: &Bed) {
+pub(crate) async fn an_id_is_never_used_again(bed: &Bed) {
     bed.gateway(1).await;
     let again = bed
         .store
@@ -75,7 +75,7 @@ pub async fn an_id_is_never_used_again(bed: &Bed) {
     );
 }
 
-pub async fn a_rename_to_a_taken_name_is_a_conflict(bed: &Bed) {
+pub(crate) async fn a_rename_to_a_taken_name_is_a_conflict(bed: &Bed) {
     bed.gateway(1).await;
     bed.gateway(2).await;
     let (actor, tenant) = (Actor::local("test"), &bed.tenant);
@@ -97,7 +97,7 @@ pub async fn a_rename_to_a_taken_name_is_a_conflict(bed: &Bed) {
     assert_eq!(unknown.unwrap(), None);
 }
 
-pub async fn gateways_are_listed_in_pages_and_filtered(bed: &Bed) {
+pub(crate) async fn gateways_are_listed_in_pages_and_filtered(bed: &Bed) {
     for n in 1..=5 {
         bed.gateway(n).await;
     }
@@ -150,7 +150,7 @@ pub async fn gateways_are_listed_in_pages_and_filtered(bed: &Bed) {
     );
 }
 
-pub async fn a_key_is_registered_for_one_gateway_once(bed: &Bed) {
+pub(crate) async fn a_key_is_registered_for_one_gateway_once(bed: &Bed) {
     bed.gateway(1).await;
     bed.gateway(2).await;
     let certificate = |n| NewCertificate {
@@ -191,7 +191,7 @@ pub async fn a_key_is_registered_for_one_gateway_once(bed: &Bed) {
     );
 }
 
-pub async fn a_certificate_of_a_revoked_gateway_is_revoked(bed: &Bed) {
+pub(crate) async fn a_certificate_of_a_revoked_gateway_is_revoked(bed: &Bed) {
     bed.gateway(1).await;
     let certificate = NewCertificate {
         agent_id: agent(1),
@@ -220,7 +220,7 @@ pub async fn a_certificate_of_a_revoked_gateway_is_revoked(bed: &Bed) {
     );
 }
 
-pub async fn labels_keep_their_source(bed: &Bed) {
+pub(crate) async fn labels_keep_their_source(bed: &Bed) {
     let mut new = new_gateway(1, "gw-1");
     new.labels = BTreeMap::from([("site".to_owned(), "berlin".to_owned())]);
     bed.store
@@ -260,7 +260,7 @@ pub async fn labels_keep_their_source(bed: &Bed) {
     );
 }
 
-pub async fn text_with_nul_is_kept(bed: &Bed) {
+pub(crate) async fn text_with_nul_is_kept(bed: &Bed) {
     let text = "a\0b\u{1F600}\"\\";
     let mut new = new_gateway(1, "gw-1");
     new.labels = BTreeMap::from([(text.to_owned(), text.to_owned())]);
@@ -302,7 +302,7 @@ fn entry(name: &str, title: &str) -> CatalogueEntry {
     }
 }
 
-pub async fn the_catalogue_is_known_by_its_digest(bed: &Bed) {
+pub(crate) async fn the_catalogue_is_known_by_its_digest(bed: &Bed) {
     bed.gateway(1).await;
     let session = bed.session(1, 1).await;
     assert!(!session.admitted.catalogue_known);
@@ -334,7 +334,7 @@ pub async fn the_catalogue_is_known_by_its_digest(bed: &Bed) {
     assert!(matches!(fenced, Err(StoreError::Fenced)));
 }
 
-pub async fn the_fleet_s_catalogue_counts_equal_entries(bed: &Bed) {
+pub(crate) async fn the_fleet_s_catalogue_counts_equal_entries(bed: &Bed) {
     for n in 1..=3 {
         bed.gateway(n).await;
         let session = bed.session(n, n).await;
@@ -360,7 +360,7 @@ pub async fn the_fleet_s_catalogue_counts_equal_entries(bed: &Bed) {
     assert_eq!(counted, [("Same", 2), ("Other", 1)]);
 }
 
-pub async fn targets_are_resolved_in_the_order_named(bed: &Bed) {
+pub(crate) async fn targets_are_resolved_in_the_order_named(bed: &Bed) {
     for n in 1..=3 {
         bed.gateway(n).await;
     }

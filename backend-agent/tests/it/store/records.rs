@@ -22,7 +22,7 @@ fn new_key(n: u8) -> NewApiKey {
     }
 }
 
-pub async fn the_audit_log_counts_up_and_is_paged_newest_first(bed: &Bed) {
+pub(crate) async fn the_audit_log_counts_up_and_is_paged_newest_first(bed: &Bed) {
     for n in 0..5 {
         let record = NewAuditRecord {
             actor: Actor::system().on_request("r"),
@@ -72,7 +72,7 @@ pub async fn the_audit_log_counts_up_and_is_paged_newest_first(bed: &Bed) {
     );
 }
 
-pub async fn an_api_key_is_found_by_its_digest_only(bed: &Bed) {
+pub(crate) async fn an_api_key_is_found_by_its_digest_only(bed: &Bed) {
     let (tenant, actor) = (&bed.tenant, Actor::local("root"));
     bed.store
         .create_api_key(tenant, new_key(1), &actor, at(0))
@@ -124,7 +124,7 @@ pub async fn an_api_key_is_found_by_its_digest_only(bed: &Bed) {
     assert_eq!(bed.store.list_api_keys(tenant).await.unwrap(), [expected]);
 }
 
-pub async fn what_principals_do_is_audited(bed: &Bed) {
+pub(crate) async fn what_principals_do_is_audited(bed: &Bed) {
     bed.gateway(1).await;
     let session = bed.session(1, 1).await;
     let command_id = bed.released(1, &session).await;
@@ -162,7 +162,7 @@ pub async fn what_principals_do_is_audited(bed: &Bed) {
     );
 }
 
-pub async fn counts_follow_the_rows(bed: &Bed) {
+pub(crate) async fn counts_follow_the_rows(bed: &Bed) {
     bed.gateway(1).await;
     bed.gateway(2).await;
     let session = bed.session(1, 1).await;
@@ -174,7 +174,7 @@ pub async fn counts_follow_the_rows(bed: &Bed) {
     assert_eq!(counts.open_commands, states);
 }
 
-pub async fn a_closed_store_is_unavailable(bed: &Bed) {
+pub(crate) async fn a_closed_store_is_unavailable(bed: &Bed) {
     let health = bed.store.health().await.unwrap();
     assert!(health.problem.is_none() && health.schema_version >= 1);
     bed.store.close().await;
@@ -191,10 +191,10 @@ pub async fn a_closed_store_is_unavailable(bed: &Bed) {
 }
 
 /// What a restart must keep.
-pub type Before = (Gateway, Run, Command, Vec<AuditRecord>);
+pub(crate) type Before = (Gateway, Run, Command, Vec<AuditRecord>);
 
 /// Puts something into most tables.
-pub async fn fill(bed: &Bed) -> Before {
+pub(crate) async fn fill(bed: &Bed) -> Before {
     bed.gateway(1).await;
     let session = bed.session(1, 1).await;
     let command_id = bed.released(1, &session).await;
@@ -225,7 +225,7 @@ async fn now(bed: &Bed, command_id: CommandId) -> Before {
 }
 
 /// Compares after the restart.
-pub async fn everything_is_there(bed: &Bed, before: Before) {
+pub(crate) async fn everything_is_there(bed: &Bed, before: Before) {
     assert_eq!(now(bed, before.2.command_id).await, before);
     assert!(
         bed.store

@@ -38,7 +38,7 @@ async fn nothing_but_the_refusal_is_left(
     refused.unwrap_err()
 }
 
-pub async fn a_run_is_accepted_whole(bed: &Bed) {
+pub(crate) async fn a_run_is_accepted_whole(bed: &Bed) {
     bed.gateway(1).await;
     bed.gateway(2).await;
     let new = bed.new_run(&[1, 2], false);
@@ -67,7 +67,7 @@ pub async fn a_run_is_accepted_whole(bed: &Bed) {
         && command.created_at == at(10)));
 }
 
-pub async fn a_run_over_a_gateway_s_bound_leaves_only_its_audit_record(bed: &Bed) {
+pub(crate) async fn a_run_over_a_gateway_s_bound_leaves_only_its_audit_record(bed: &Bed) {
     bed.gateway(1).await;
     bed.gateway(2).await;
     let mut new = bed.new_run(&[1, 2], false);
@@ -93,7 +93,7 @@ pub async fn a_run_over_a_gateway_s_bound_leaves_only_its_audit_record(bed: &Bed
     assert_eq!(bed.gateway_now(2).await.open_commands, 0);
 }
 
-pub async fn a_run_over_the_global_bound_is_refused_whole(bed: &Bed) {
+pub(crate) async fn a_run_over_the_global_bound_is_refused_whole(bed: &Bed) {
     bed.gateway(1).await;
     bed.gateway(2).await;
     let mut new = bed.new_run(&[1, 2], false);
@@ -106,7 +106,7 @@ pub async fn a_run_over_the_global_bound_is_refused_whole(bed: &Bed) {
     assert!(matches!(error, StoreError::QueueFull { limit: 1, .. }));
 }
 
-pub async fn a_run_with_a_revoked_gateway_is_refused_whole(bed: &Bed) {
+pub(crate) async fn a_run_with_a_revoked_gateway_is_refused_whole(bed: &Bed) {
     bed.gateway(1).await;
     bed.gateway(2).await;
     bed.store
@@ -121,7 +121,7 @@ pub async fn a_run_with_a_revoked_gateway_is_refused_whole(bed: &Bed) {
     assert!(matches!(error, StoreError::Missing { what } if what.contains(&agent(2).to_string())));
 }
 
-pub async fn a_run_with_a_gateway_twice_is_refused(bed: &Bed) {
+pub(crate) async fn a_run_with_a_gateway_twice_is_refused(bed: &Bed) {
     bed.gateway(1).await;
     let refused = bed
         .store
@@ -131,22 +131,22 @@ pub async fn a_run_with_a_gateway_twice_is_refused(bed: &Bed) {
     assert!(matches!(error, StoreError::Conflict { .. }));
 }
 
-fn key(hash: u8) -> Option<Idempotency> {
-    Some(Idempotency {
+fn key(hash: u8) -> Idempotency {
+    Idempotency {
         principal: "api_key:1".to_owned(),
         route: "POST /v1/runs".to_owned(),
         key: "k".to_owned(),
         request_hash: [hash; 32],
-    })
+    }
 }
 
-pub async fn the_same_idempotency_key_and_request_answers_the_same_run(bed: &Bed) {
+pub(crate) async fn the_same_idempotency_key_and_request_answers_the_same_run(bed: &Bed) {
     bed.gateway(1).await;
     let mut first = bed.new_run(&[1], false);
-    first.idempotency = key(1);
+    first.idempotency = Some(key(1));
     let run = bed.submit(first).await;
     let mut again = bed.new_run(&[1], false);
-    again.idempotency = key(1);
+    again.idempotency = Some(key(1));
     // Even when the queue is full by now: it was accepted already.
     again.limits.per_gateway = 0;
     let replayed = bed
@@ -158,13 +158,13 @@ pub async fn the_same_idempotency_key_and_request_answers_the_same_run(bed: &Bed
     assert_eq!(bed.gateway_now(1).await.open_commands, 1);
 }
 
-pub async fn the_same_idempotency_key_with_another_request_is_a_mismatch(bed: &Bed) {
+pub(crate) async fn the_same_idempotency_key_with_another_request_is_a_mismatch(bed: &Bed) {
     bed.gateway(1).await;
     let mut first = bed.new_run(&[1], false);
-    first.idempotency = key(1);
+    first.idempotency = Some(key(1));
     bed.submit(first).await;
     let mut other = bed.new_run(&[1], false);
-    other.idempotency = key(2);
+    other.idempotency = Some(key(2));
     let mismatch = bed
         .store
         .submit_run(&bed.tenant, other, at(11))
@@ -172,17 +172,17 @@ pub async fn the_same_idempotency_key_with_another_request_is_a_mismatch(bed: &B
         .unwrap();
     assert_eq!(mismatch, Submission::IdempotencyMismatch);
     let mut elsewhere = bed.new_run(&[1], false);
-    elsewhere.idempotency = key(2).map(|key| Idempotency {
+    elsewhere.idempotency = Some(Idempotency {
         principal: "api_key:2".to_owned(),
-        ..key
+        ..key(2)
     });
     bed.submit(elsewhere).await;
 }
 
-pub async fn a_key_is_forgotten_after_a_day(bed: &Bed) {
+pub(crate) async fn a_key_is_forgotten_after_a_day(bed: &Bed) {
     bed.gateway(1).await;
     let mut first = bed.new_run(&[1], false);
-    first.idempotency = key(1);
+    first.idempotency = Some(key(1));
     bed.submit(first).await;
     let day = at(10 + 24 * 3_600);
     let purged = bed
@@ -192,7 +192,7 @@ pub async fn a_key_is_forgotten_after_a_day(bed: &Bed) {
         .unwrap();
     assert_eq!(purged.idempotency_keys, 0);
     let mut next = bed.new_run(&[1], false);
-    next.idempotency = key(2);
+    next.idempotency = Some(key(2));
     let submitted = bed.store.submit_run(&bed.tenant, next, day).await.unwrap();
     assert!(matches!(submitted, Submission::Submitted(_)));
     let purged = bed
@@ -203,7 +203,7 @@ pub async fn a_key_is_forgotten_after_a_day(bed: &Bed) {
     assert_eq!(purged.idempotency_keys, 1);
 }
 
-pub async fn orders_count_per_gateway_without_holes(bed: &Bed) {
+pub(crate) async fn orders_count_per_gateway_without_holes(bed: &Bed) {
     bed.gateway(1).await;
     bed.gateway(2).await;
     bed.submit(bed.new_run(&[1], false)).await;
@@ -222,7 +222,7 @@ pub async fn orders_count_per_gateway_without_holes(bed: &Bed) {
     assert_eq!(orders, [(agent(1), 3), (agent(2), 2)]);
 }
 
-pub async fn runs_are_listed_newest_first_in_pages(bed: &Bed) {
+pub(crate) async fn runs_are_listed_newest_first_in_pages(bed: &Bed) {
     bed.gateway(1).await;
     let mut ids = Vec::new();
     for _ in 0..5 {
@@ -254,7 +254,7 @@ pub async fn runs_are_listed_newest_first_in_pages(bed: &Bed) {
     assert_eq!(second.next, None);
 }
 
-pub async fn a_cancel_before_the_permit_ends_the_command(bed: &Bed) {
+pub(crate) async fn a_cancel_before_the_permit_ends_the_command(bed: &Bed) {
     bed.gateway(1).await;
     bed.gateway(2).await;
     let session = bed.session(1, 1).await;
@@ -275,7 +275,7 @@ pub async fn a_cancel_before_the_permit_ends_the_command(bed: &Bed) {
     assert_eq!(answer, viworks_backend_agent::data::AcceptOutcome::Drop);
 }
 
-pub async fn a_cancel_after_the_permit_is_a_request(bed: &Bed) {
+pub(crate) async fn a_cancel_after_the_permit_is_a_request(bed: &Bed) {
     bed.gateway(1).await;
     let session = bed.session(1, 1).await;
     let command_id = bed.released(1, &session).await;
@@ -305,7 +305,7 @@ pub async fn a_cancel_after_the_permit_is_a_request(bed: &Bed) {
     assert_eq!(bed.state(command_id).await, CommandState::Succeeded);
 }
 
-pub async fn an_unknown_run_is_none(bed: &Bed) {
+pub(crate) async fn an_unknown_run_is_none(bed: &Bed) {
     let unknown = bed.run_id();
     assert_eq!(bed.store.run(&bed.tenant, unknown).await.unwrap(), None);
     let actor = Actor::local("test");

@@ -8,11 +8,11 @@ use viworks_common::command::CommandState;
 
 use super::bed::{Bed, LEASE, agent, at};
 
-pub async fn an_unknown_gateway_is_not_admitted(bed: &Bed) {
+pub(crate) async fn an_unknown_gateway_is_not_admitted(bed: &Bed) {
     assert_eq!(bed.admit(bed.hello(1, 1, 0)).await, AdmitOutcome::Unknown);
 }
 
-pub async fn the_first_session_gets_epoch_one(bed: &Bed) {
+pub(crate) async fn the_first_session_gets_epoch_one(bed: &Bed) {
     bed.gateway(1).await;
     let session = bed.session(1, 1).await;
     assert!(
@@ -34,7 +34,7 @@ pub async fn the_first_session_gets_epoch_one(bed: &Bed) {
     );
 }
 
-pub async fn of_two_concurrent_confirms_one_wins(bed: &Bed) {
+pub(crate) async fn of_two_concurrent_confirms_one_wins(bed: &Bed) {
     bed.gateway(1).await;
     let (left, right) = (bed.hello(1, 1, 0), bed.hello(1, 2, 0));
     let (admitted_left, admitted_right) =
@@ -48,7 +48,7 @@ pub async fn of_two_concurrent_confirms_one_wins(bed: &Bed) {
     assert!(won(&first) != won(&second), "{first:?} {second:?}");
 }
 
-pub async fn lost_welcomes_never_look_like_a_fork(bed: &Bed) {
+pub(crate) async fn lost_welcomes_never_look_like_a_fork(bed: &Bed) {
     bed.gateway(1).await;
     for run in 1..=5 {
         assert_eq!(bed.admitted(bed.hello(1, run, 0)).await.issued, run);
@@ -64,7 +64,7 @@ pub async fn lost_welcomes_never_look_like_a_fork(bed: &Bed) {
     );
 }
 
-pub async fn a_left_behind_copy_is_a_fork_with_both_parties_recorded(bed: &Bed) {
+pub(crate) async fn a_left_behind_copy_is_a_fork_with_both_parties_recorded(bed: &Bed) {
     bed.gateway(1).await;
     let live = bed.session(1, 1).await;
     bed.session(1, 1).await;
@@ -89,7 +89,7 @@ pub async fn a_left_behind_copy_is_a_fork_with_both_parties_recorded(bed: &Bed) 
     );
 }
 
-pub async fn a_fork_that_keeps_knocking_is_one_row(bed: &Bed) {
+pub(crate) async fn a_fork_that_keeps_knocking_is_one_row(bed: &Bed) {
     bed.gateway(1).await;
     bed.session(1, 1).await;
     for _ in 0..3 {
@@ -107,7 +107,7 @@ pub async fn a_fork_that_keeps_knocking_is_one_row(bed: &Bed) {
     assert_eq!(bed.gateway_now(1).await.forks, 2);
 }
 
-pub async fn an_overtaken_message_of_the_same_process_is_late(bed: &Bed) {
+pub(crate) async fn an_overtaken_message_of_the_same_process_is_late(bed: &Bed) {
     bed.gateway(1).await;
     bed.session(1, 1).await;
     assert_eq!(bed.admit(bed.hello(1, 1, 0)).await, AdmitOutcome::Late);
@@ -120,7 +120,7 @@ pub async fn an_overtaken_message_of_the_same_process_is_late(bed: &Bed) {
     );
 }
 
-pub async fn a_wrong_token_is_refused_and_audited(bed: &Bed) {
+pub(crate) async fn a_wrong_token_is_refused_and_audited(bed: &Bed) {
     bed.gateway(1).await;
     let mut hello = bed.hello(1, 1, 0);
     hello.token_valid = false;
@@ -129,7 +129,7 @@ pub async fn a_wrong_token_is_refused_and_audited(bed: &Bed) {
     assert_eq!(bed.audited().await.last().unwrap(), "session.open");
 }
 
-pub async fn a_stale_key_generation_is_refused(bed: &Bed) {
+pub(crate) async fn a_stale_key_generation_is_refused(bed: &Bed) {
     bed.gateway(1).await;
     let mut rotated = bed.hello(1, 1, 0);
     rotated.key_generation = 2;
@@ -137,7 +137,7 @@ pub async fn a_stale_key_generation_is_refused(bed: &Bed) {
     assert_eq!(bed.admit(bed.hello(1, 1, 1)).await, AdmitOutcome::StaleKey);
 }
 
-pub async fn a_newer_session_fences_the_older(bed: &Bed) {
+pub(crate) async fn a_newer_session_fences_the_older(bed: &Bed) {
     bed.gateway(1).await;
     let older = bed.session(1, 1).await;
     let hello = bed.hello(1, 1, older.admitted.issued);
@@ -165,7 +165,7 @@ pub async fn a_newer_session_fences_the_older(bed: &Bed) {
     assert!(sessions[0].ended_at.is_none() && sessions[1].code == Some(CloseCode::Superseded));
 }
 
-pub async fn a_late_close_does_not_touch_the_newer_session(bed: &Bed) {
+pub(crate) async fn a_late_close_does_not_touch_the_newer_session(bed: &Bed) {
     bed.gateway(1).await;
     let older = bed.session(1, 1).await;
     let newer = bed.session(1, 1).await;
@@ -203,7 +203,7 @@ pub async fn a_late_close_does_not_touch_the_newer_session(bed: &Bed) {
     );
 }
 
-pub async fn revocation_fences_at_once_and_ends_every_command(bed: &Bed) {
+pub(crate) async fn revocation_fences_at_once_and_ends_every_command(bed: &Bed) {
     bed.gateway(1).await;
     let session = bed.session(1, 1).await;
     let released = bed.released(1, &session).await;
@@ -250,7 +250,7 @@ pub async fn revocation_fences_at_once_and_ends_every_command(bed: &Bed) {
     );
 }
 
-pub async fn an_abandoned_session_is_ended_at_the_next_start(bed: &Bed) {
+pub(crate) async fn an_abandoned_session_is_ended_at_the_next_start(bed: &Bed) {
     bed.gateway(1).await;
     let session = bed.session(1, 1).await;
     let command_id = bed.command(1, false).await;
@@ -273,7 +273,7 @@ pub async fn an_abandoned_session_is_ended_at_the_next_start(bed: &Bed) {
     );
 }
 
-pub async fn heartbeats_of_a_fenced_session_are_dropped(bed: &Bed) {
+pub(crate) async fn heartbeats_of_a_fenced_session_are_dropped(bed: &Bed) {
     bed.gateway(1).await;
     let older = bed.session(1, 1).await;
     let newer = bed.session(1, 1).await;
@@ -300,7 +300,7 @@ pub async fn heartbeats_of_a_fenced_session_are_dropped(bed: &Bed) {
     );
 }
 
-pub async fn a_rolled_back_database_raises_its_counters(bed: &Bed) {
+pub(crate) async fn a_rolled_back_database_raises_its_counters(bed: &Bed) {
     bed.gateway(1).await;
     let forgotten = bed.command(1, false).await;
     let journalled = bed.command(1, false).await;
@@ -322,7 +322,7 @@ pub async fn a_rolled_back_database_raises_its_counters(bed: &Bed) {
     );
 }
 
-pub async fn a_hello_learns_about_the_live_session(bed: &Bed) {
+pub(crate) async fn a_hello_learns_about_the_live_session(bed: &Bed) {
     bed.gateway(1).await;
     let first = bed.session(1, 1).await;
     assert_eq!(first.admitted.live_session, None);

@@ -49,16 +49,11 @@ async fn commit(bed: &Bed, n: u64, batch: Batch) -> TelemetryCommit {
         epoch,
         batch,
     }];
-    match bed
-        .store
-        .commit_telemetry(&bed.tenant, writes, at(0))
-        .await
-        .unwrap()
-        .remove(0)
-    {
-        TelemetryOutcome::Committed(commit) => commit,
-        other => panic!("not committed: {other:?}"),
-    }
+    let outcomes = bed.store.commit_telemetry(&bed.tenant, writes, at(0)).await;
+    let TelemetryOutcome::Committed(commit) = outcomes.unwrap().remove(0) else {
+        panic!("the batch was fenced or malformed");
+    };
+    commit
 }
 
 fn everything(stream: Option<&str>) -> TelemetryQuery {
@@ -91,7 +86,7 @@ async fn gaps(bed: &Bed, n: u64) -> Vec<(u64, u64, GapReason)> {
         .collect()
 }
 
-pub async fn a_batch_twice_is_stored_once(bed: &Bed) {
+pub(crate) async fn a_batch_twice_is_stored_once(bed: &Bed) {
     bed.gateway(1).await;
     bed.session(1, 1).await;
     let first = commit(bed, 1, batch(1, 10)).await;
@@ -112,7 +107,7 @@ pub async fn a_batch_twice_is_stored_once(bed: &Bed) {
     assert_eq!(bed.admitted(hello).await.committed, positions);
 }
 
-pub async fn any_batching_stores_every_record_once(bed: &Bed) {
+pub(crate) async fn any_batching_stores_every_record_once(bed: &Bed) {
     // Each step sends from somewhere at or below the position, as a gateway does that lost acknowledgements.
     let steps = proptest::collection::vec((0_u64..20, 1_u64..30), 1..12);
     let mut runner = TestRunner::default();
@@ -133,7 +128,7 @@ pub async fn any_batching_stores_every_record_once(bed: &Bed) {
     }
 }
 
-pub async fn gaps_are_stored_clipped_at_the_position(bed: &Bed) {
+pub(crate) async fn gaps_are_stored_clipped_at_the_position(bed: &Bed) {
     bed.gateway(1).await;
     bed.session(1, 1).await;
     commit(bed, 1, batch(1, 5)).await;
@@ -151,7 +146,7 @@ pub async fn gaps_are_stored_clipped_at_the_position(bed: &Bed) {
     assert_eq!(gaps(bed, 1).await, [(6, 8, GapReason::SpoolFull)]);
 }
 
-pub async fn a_batch_beyond_the_position_commits_a_rolled_back_gap(bed: &Bed) {
+pub(crate) async fn a_batch_beyond_the_position_commits_a_rolled_back_gap(bed: &Bed) {
     bed.gateway(1).await;
     bed.session(1, 1).await;
     commit(bed, 1, batch(1, 5)).await;
@@ -160,7 +155,7 @@ pub async fn a_batch_beyond_the_position_commits_a_rolled_back_gap(bed: &Bed) {
     assert_eq!(gaps(bed, 1).await, [(6, 10, GapReason::BackendRolledBack)]);
 }
 
-pub async fn a_refused_record_is_counted_and_does_not_fail_its_batch(bed: &Bed) {
+pub(crate) async fn a_refused_record_is_counted_and_does_not_fail_its_batch(bed: &Bed) {
     bed.gateway(1).await;
     bed.session(1, 1).await;
     let mut mixed = batch(1, 4);
@@ -177,7 +172,7 @@ pub async fn a_refused_record_is_counted_and_does_not_fail_its_batch(bed: &Bed) 
     assert_eq!(stored(bed, 1).await, [1, 4]);
 }
 
-pub async fn a_fenced_batch_is_not_stored_and_its_neighbour_is(bed: &Bed) {
+pub(crate) async fn a_fenced_batch_is_not_stored_and_its_neighbour_is(bed: &Bed) {
     bed.gateway(1).await;
     bed.gateway(2).await;
     bed.session(1, 1).await;
@@ -199,7 +194,7 @@ pub async fn a_fenced_batch_is_not_stored_and_its_neighbour_is(bed: &Bed) {
     assert!(stored(bed, 1).await.is_empty() && stored(bed, 2).await.len() == 3);
 }
 
-pub async fn a_malformed_batch_is_refused_alone(bed: &Bed) {
+pub(crate) async fn a_malformed_batch_is_refused_alone(bed: &Bed) {
     bed.gateway(1).await;
     bed.session(1, 1).await;
     let mut holed = batch(1, 5);
@@ -223,7 +218,7 @@ pub async fn a_malformed_batch_is_refused_alone(bed: &Bed) {
     assert_eq!(stored(bed, 1).await, [1, 2, 3, 4]);
 }
 
-pub async fn records_are_queried_by_stream_range_and_page(bed: &Bed) {
+pub(crate) async fn records_are_queried_by_stream_range_and_page(bed: &Bed) {
     bed.gateway(1).await;
     bed.session(1, 1).await;
     commit(bed, 1, batch(1, 20)).await;

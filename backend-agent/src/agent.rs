@@ -1,0 +1,4 @@
+//! Gateways as the backend knows them: who exists, and who is connected.
+
+pub mod manager;
+pub mod registry;

@@ -1,0 +1,341 @@
+//! Who is connected to this backend: supervises, supersedes, probes and drains sessions.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use viworks_common::code::CloseCode;
+use viworks_common::id::{AgentId, CommandId, SessionId};
+use viworks_common::key::Identity;
+use viworks_common::limits::{PROBE_TIMEOUT, TAKE_OVERS_PER_MINUTE_MAX};
+use viworks_common::time::Monotonic;
+
+use crate::metrics::BackendMetrics;
+
+/// Orders that may wait for one session.
+const ORDERS_MAX: usize = 64;
+
+/// The span of the take-over budget.
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Identities whose take-overs are counted at once; the budget of one that was pushed out starts again.
+const BUDGETS_MAX: usize = 10_000;
+
+/// What a session is asked to do from outside.
+#[derive(Debug)]
+pub enum Order {
+    /// Find out whether the gateway is alive, and say so when it is.
+    Probe(oneshot::Sender<()>),
+    /// Let the gateway reconnect after this delay.
+    Drain(Duration),
+    /// Ask the gateway to end a command.
+    Cancel(CommandId),
+}
+
+/// Why a session must end at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ending {
+    /// The code.
+    pub code: CloseCode,
+    /// One sentence.
+    pub reason: &'static str,
+}
+
+/// The session's own end of its entry.
+#[derive(Debug)]
+pub struct Desk {
+    /// What it is asked to do.
+    pub orders: mpsc::Receiver<Order>,
+    /// Whether commands may wait.
+    pub nudged: Arc<Notify>,
+    /// Whether it must end.
+    pub ending: watch::Receiver<Option<Ending>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    session_id: SessionId,
+    epoch: u64,
+    orders: mpsc::Sender<Order>,
+    nudged: Arc<Notify>,
+    ending: watch::Sender<Option<Ending>>,
+}
+
+impl Entry {
+    fn end(&self, code: CloseCode, reason: &'static str) {
+        self.ending.send_replace(Some(Ending { code, reason }));
+    }
+}
+
+/// What probing a session brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Probed {
+    /// Its gateway answered.
+    Alive,
+    /// Nobody answered, or there is no such session here.
+    Silent,
+}
+
+/// The connected agents of this process.
+#[derive(Debug)]
+pub struct Manager {
+    connected: Mutex<BTreeMap<AgentId, Entry>>,
+    take_overs: Mutex<BTreeMap<AgentId, VecDeque<Monotonic>>>,
+    metrics: BackendMetrics,
+}
+
+impl Manager {
+    /// Nobody is connected.
+    #[must_use]
+    pub fn new(metrics: BackendMetrics) -> Self {
+        Self {
+            connected: Mutex::default(),
+            take_overs: Mutex::default(),
+            metrics,
+        }
+    }
+
+    /// Enters a confirmed session; an older one of the same gateway is closed. `None` when a newer one is there already.
+    pub fn register(&self, identity: &Identity, session_id: SessionId, epoch: u64) -> Option<Desk> {
+        let mut connected = lock(&self.connected);
+        if let Some(other) = connected.get(&identity.agent_id) {
+            if other.epoch >= epoch {
+                return None;
+            }
+            other.end(
+                CloseCode::Superseded,
+                "a newer session of this gateway was confirmed",
+            );
+        }
+        let (orders, received) = mpsc::channel(ORDERS_MAX);
+        let (ending, ended) = watch::channel(None);
+        let nudged = Arc::new(Notify::new());
+        let desk = Desk {
+            orders: received,
+            nudged: Arc::clone(&nudged),
+            ending: ended,
+        };
+        let entry = Entry {
+            session_id,
+            epoch,
+            orders,
+            nudged,
+            ending,
+        };
+        connected.insert(identity.agent_id, entry);
+        self.count(&connected);
+        Some(desk)
+    }
+
+    /// Removes a session that has ended; a newer one of the same gateway stays.
+    pub fn remove(&self, agent_id: AgentId, session_id: SessionId) {
+        let mut connected = lock(&self.connected);
+        if connected
+            .get(&agent_id)
+            .is_some_and(|entry| entry.session_id == session_id)
+        {
+            connected.remove(&agent_id);
+            self.count(&connected);
+        }
+    }
+
+    /// How many sessions there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        lock(&self.connected).len()
+    }
+
+    /// Whether nobody is connected.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Lets a connected gateway's session look for commands; `false` when it is not connected here.
+    pub fn nudge(&self, agent_id: AgentId) -> bool {
+        let connected = lock(&self.connected);
+        let entry = connected.get(&agent_id);
+        if let Some(entry) = entry {
+            entry.nudged.notify_one();
+        }
+        entry.is_some()
+    }
+
+    /// Ends a gateway's session at once, for example because it was revoked.
+    pub fn end(&self, agent_id: AgentId, code: CloseCode, reason: &'static str) {
+        if let Some(entry) = lock(&self.connected).get(&agent_id) {
+            entry.end(code, reason);
+        }
+    }
+
+    /// Gives an order; `false` when the gateway is not connected here or its session is stuck.
+    pub fn order(&self, agent_id: AgentId, order: Order) -> bool {
+        lock(&self.connected)
+            .get(&agent_id)
+            .is_some_and(|entry| entry.orders.try_send(order).is_ok())
+    }
+
+    /// Whether the gateway of a confirmed session answers, within [`PROBE_TIMEOUT`].
+    pub async fn probe(&self, agent_id: AgentId) -> Probed {
+        let (answered, answer) = oneshot::channel();
+        if !self.order(agent_id, Order::Probe(answered)) {
+            return Probed::Silent;
+        }
+        match tokio::time::timeout(PROBE_TIMEOUT, answer).await {
+            Ok(Ok(())) => Probed::Alive,
+            Ok(Err(_)) | Err(_) => Probed::Silent,
+        }
+    }
+
+    /// Uses up one take-over of an identity by another process; `false` when it had its share of this minute.
+    pub fn may_take_over(&self, agent_id: AgentId, now: Monotonic) -> bool {
+        let mut all = lock(&self.take_overs);
+        if all.len() >= BUDGETS_MAX && !all.contains_key(&agent_id) {
+            all.retain(|_, times| {
+                times
+                    .back()
+                    .is_some_and(|last| now.saturating_since(*last) < MINUTE)
+            });
+            if all.len() >= BUDGETS_MAX {
+                return false;
+            }
+        }
+        let times = all.entry(agent_id).or_default();
+        while times
+            .front()
+            .is_some_and(|first| now.saturating_since(*first) >= MINUTE)
+        {
+            times.pop_front();
+        }
+        let allowed = times.len() < TAKE_OVERS_PER_MINUTE_MAX;
+        if allowed {
+            times.push_back(now);
+        }
+        allowed
+    }
+
+    /// Asks every gateway to reconnect, spread over a time that grows with their number.
+    pub fn drain_all(&self, mut random: impl FnMut(u64) -> u64) {
+        let connected = lock(&self.connected);
+        let spread = reconnect_spread(connected.len());
+        let spread = u64::try_from(spread.as_millis()).unwrap_or(u64::MAX);
+        for entry in connected.values() {
+            let after = Duration::from_millis(random(spread));
+            if entry.orders.try_send(Order::Drain(after)).is_err() {
+                entry.end(CloseCode::Draining, "the backend is stopping");
+            }
+        }
+    }
+
+    /// The delay within which a gateway of this house reconnects first when its connection is lost.
+    #[must_use]
+    pub fn reconnect_slot(&self) -> Duration {
+        reconnect_spread(self.len())
+    }
+
+    fn count(&self, connected: &BTreeMap<AgentId, Entry>) {
+        self.metrics
+            .sessions
+            .set(i64::try_from(connected.len()).unwrap_or(i64::MAX));
+    }
+}
+
+/// About two hundred openings a second are safe on the smallest machine.
+fn reconnect_spread(sessions: usize) -> Duration {
+    let millis = u64::try_from(sessions)
+        .unwrap_or(u64::MAX)
+        .saturating_mul(5);
+    Duration::from_millis(millis.clamp(1_000, 60_000))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while one of these is held.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+    use viworks_common::id::Tenant;
+    use viworks_common::time::Timestamp;
+    use viworks_runtime::metrics::Metrics;
+
+    use super::*;
+
+    fn manager() -> Manager {
+        let metrics = Metrics::new("test", "0", Timestamp::from_unix_micros(0));
+        Manager::new(BackendMetrics::register(&metrics))
+    }
+
+    fn identity() -> Identity {
+        Identity {
+            tenant: Tenant::default_tenant(),
+            agent_id: AgentId::from_uuid(Uuid::from_u128(1)),
+        }
+    }
+
+    fn session(n: u128) -> SessionId {
+        SessionId::from_uuid(Uuid::from_u128(n))
+    }
+
+    #[test]
+    fn a_newer_session_closes_the_older_one_and_a_late_removal_does_not_touch_it() {
+        let manager = manager();
+        let older = manager.register(&identity(), session(1), 1).unwrap();
+        let newer = manager.register(&identity(), session(2), 2).unwrap();
+        let ending = older.ending.borrow().clone().unwrap();
+        assert_eq!(ending.code, CloseCode::Superseded);
+        assert!(manager.register(&identity(), session(3), 1).is_none());
+        manager.remove(identity().agent_id, session(1));
+        assert_eq!(manager.len(), 1);
+        assert_eq!(*newer.ending.borrow(), None);
+        manager.remove(identity().agent_id, session(2));
+        assert!(manager.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_does_not_answer_a_probe_is_silent() {
+        let manager = manager();
+        assert_eq!(manager.probe(identity().agent_id).await, Probed::Silent);
+        let _desk = manager.register(&identity(), session(1), 1).unwrap();
+        assert_eq!(manager.probe(identity().agent_id).await, Probed::Silent);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_answers_a_probe_is_alive() {
+        let manager = manager();
+        let mut desk = manager.register(&identity(), session(1), 1).unwrap();
+        let answers = async {
+            let Some(Order::Probe(answered)) = desk.orders.recv().await else {
+                panic!("a probe was ordered");
+            };
+            answered.send(()).unwrap();
+        };
+        let (probed, ()) = tokio::join!(manager.probe(identity().agent_id), answers);
+        assert_eq!(probed, Probed::Alive);
+    }
+
+    #[test]
+    fn take_overs_are_budgeted_per_minute() {
+        let manager = manager();
+        let at = |seconds| Monotonic::from_duration(Duration::from_secs(seconds));
+        let agent = identity().agent_id;
+        for second in 0..3 {
+            assert!(manager.may_take_over(agent, at(second)));
+        }
+        assert!(!manager.may_take_over(agent, at(59)));
+        assert!(manager.may_take_over(agent, at(60)));
+    }
+
+    #[test]
+    fn draining_gives_every_gateway_its_own_delay() {
+        let manager = manager();
+        let mut desk = manager.register(&identity(), session(1), 1).unwrap();
+        manager.drain_all(|spread| spread / 2);
+        let Ok(Order::Drain(after)) = desk.orders.try_recv() else {
+            panic!("a drain was ordered");
+        };
+        assert_eq!(after, Duration::from_millis(500));
+    }
+}

@@ -1,0 +1,343 @@
+//! Wires the parts together, and owns the order in which they start and stop.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tracing::info;
+use viworks_common::id::Tenant;
+use viworks_common::limits::DRAIN_TIME;
+use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::exit::ExitCode;
+use viworks_runtime::files::{self, FileError, FolderLock};
+use viworks_runtime::lifecycle::Lifecycle;
+use viworks_runtime::metrics::Metrics;
+use viworks_runtime::probe::Readiness;
+use viworks_runtime::sqlite::Options;
+use viworks_runtime::tls::{self, TlsError};
+use viworks_runtime::{random, sqlite};
+
+use crate::agent::manager::Manager;
+use crate::agent::registry::Registry;
+use crate::api::{self, ApiLimits, ApiParts, ApiServer, ApiState};
+use crate::command::Commands;
+use crate::command::bus::{BusLimits, RunBus};
+use crate::command::dispatch::{Dispatcher, Parts};
+use crate::command::queue::memory::MemoryQueue;
+use crate::command::queue::{self, CommandQueue};
+use crate::config::{Config, QueueConfig};
+use crate::data::sqlite::SqliteStore;
+use crate::data::{self, Store, StoreError};
+use crate::inbound::heartbeats::Heartbeats;
+use crate::inbound::limits::{AdmissionLimits, Gate};
+use crate::inbound::listener::Listener;
+use crate::inbound::replay::{ReplayCache, ReplayLimits};
+use crate::inbound::{Inbound, Terms};
+use crate::jobs::Jobs;
+use crate::metrics::BackendMetrics;
+use crate::pki::PkiError;
+use crate::pki::issue::load_master;
+use crate::telemetry::processor::TelemetryProcessor;
+
+/// How long a stop may take: draining, then a moment for the last commits.
+pub const GRACE: Duration = DRAIN_TIME.saturating_add(Duration::from_secs(5));
+
+/// HELLOs of one agent that are remembered at once.
+const NONCES_PER_AGENT: usize = 32;
+
+/// What a refused submission is told to wait.
+const QUEUE_RETRY_AFTER: Duration = Duration::from_secs(10);
+
+/// Why the backend could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Another backend uses the folder, or it cannot be used.
+    #[error(transparent)]
+    Folder(#[from] FileError),
+    /// The database cannot be opened.
+    #[error("failed to open the database")]
+    Database(#[from] sqlite::Error),
+    /// The database does not answer.
+    #[error("failed to prepare the database")]
+    Store(#[from] StoreError),
+    /// Certificates or keys cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The master key cannot be used.
+    #[error(transparent)]
+    Keys(#[from] PkiError),
+    /// An address cannot be listened on.
+    #[error("failed to listen on {address}")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl StartError {
+    /// What the process ends with.
+    #[must_use]
+    pub const fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Folder(FileError::Locked { .. }) => ExitCode::Conflict,
+            Self::Tls(_) | Self::Keys(_) => ExitCode::Config,
+            Self::Folder(_) | Self::Database(_) | Self::Store(_) | Self::Listen { .. } => {
+                ExitCode::Error
+            }
+        }
+    }
+}
+
+/// A running backend.
+pub struct App {
+    /// Where operators connect.
+    pub api: SocketAddr,
+    /// Where agents connect.
+    pub agents: SocketAddr,
+    store: Arc<dyn Store>,
+    _lock: FolderLock,
+}
+
+/// What several parts share.
+struct Shared {
+    store: Arc<dyn Store>,
+    tenant: Tenant,
+    clock: Arc<dyn Clock>,
+    metrics: Metrics,
+    counters: BackendMetrics,
+    manager: Arc<Manager>,
+    bus: Arc<RunBus>,
+    heartbeats: Heartbeats,
+}
+
+impl App {
+    /// Starts everything; once this returns, both listeners take connections.
+    ///
+    /// # Errors
+    ///
+    /// When something it needs is missing. What had been started then stops with the lifecycle.
+    pub async fn start(config: &Config, lifecycle: &Lifecycle) -> Result<Self, StartError> {
+        files::create_private_folder(&config.data.state_folder)?;
+        let lock = files::lock_folder(&config.data.state_folder)?;
+        let store = SqliteStore::open(Options::new(&config.data.sqlite_file)).await?;
+        let store: Arc<dyn Store> = Arc::new(store);
+        let shared = Shared::new(Arc::clone(&store));
+        let now = shared.clock.wall();
+        let abandoned = store.end_abandoned_sessions(&shared.tenant, now).await?;
+        info!(abandoned, "the database is ready");
+
+        // Bound before anything runs, so that a taken port is found out first.
+        let agents = listen(config.agents.listen).await?;
+        let api = listen(config.api.listen).await?;
+        let addresses = (
+            address(&agents, config.agents.listen),
+            address(&api, config.api.listen),
+        );
+
+        let dispatcher = shared.start_dispatcher(config, lifecycle);
+        shared.start_agents(config, lifecycle, agents, &dispatcher)?;
+        shared.start_jobs(config, lifecycle);
+        shared.start_api(config, lifecycle, api, dispatcher);
+        shared.start_drain(lifecycle);
+        Ok(Self {
+            agents: addresses.0,
+            api: addresses.1,
+            store,
+            _lock: lock,
+        })
+    }
+
+    /// Closes the store. Call it when the lifecycle has shut down.
+    pub async fn close(self) {
+        self.store.close().await;
+    }
+}
+
+impl Shared {
+    fn new(store: Arc<dyn Store>) -> Self {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let metrics = Metrics::new(
+            "viworks-backend-agent",
+            env!("CARGO_PKG_VERSION"),
+            clock.wall(),
+        );
+        let counters = BackendMetrics::register(&metrics);
+        let generation = u64::from_ne_bytes(random::bytes());
+        Self {
+            store,
+            tenant: Tenant::default_tenant(),
+            manager: Arc::new(Manager::new(counters.clone())),
+            bus: Arc::new(RunBus::new(BusLimits::default(), generation)),
+            heartbeats: Heartbeats::default(),
+            clock,
+            metrics,
+            counters,
+        }
+    }
+
+    fn start_dispatcher(&self, config: &Config, lifecycle: &Lifecycle) -> Arc<Dispatcher> {
+        let queue: Arc<dyn CommandQueue> = Arc::new(MemoryQueue::new(queue_limits(&config.queue)));
+        let parts = Parts {
+            store: Arc::clone(&self.store),
+            queue,
+            manager: Arc::clone(&self.manager),
+            clock: Arc::clone(&self.clock),
+            metrics: self.counters.clone(),
+            tenant: self.tenant.clone(),
+            attempts_max: config.queue.attempts_max,
+        };
+        Dispatcher::start(parts, lifecycle)
+    }
+
+    fn start_agents(
+        &self,
+        config: &Config,
+        lifecycle: &Lifecycle,
+        listener: TcpListener,
+        dispatcher: &Arc<Dispatcher>,
+    ) -> Result<(), StartError> {
+        let agents = &config.agents;
+        let identity = tls::Identity::load(&agents.certificate_file, &agents.key_file)?;
+        let roots = tls::roots(tls::load_certificates(&agents.client_ca_file)?)?;
+        let server = tls::server_config(identity, roots)?;
+        let handshake = agents.tls_timeout + agents.upgrade_timeout + agents.hello_timeout;
+        let inbound = Inbound {
+            store: Arc::clone(&self.store),
+            registry: Registry::new(Arc::clone(&self.store), agents.trust_domain.clone()),
+            manager: Arc::clone(&self.manager),
+            dispatcher: Arc::clone(dispatcher),
+            telemetry: TelemetryProcessor::start(
+                Arc::clone(&self.store),
+                self.tenant.clone(),
+                Arc::clone(&self.clock),
+                self.counters.clone(),
+                config.telemetry,
+                lifecycle,
+            ),
+            heartbeats: self.heartbeats.clone(),
+            bus: Arc::clone(&self.bus),
+            replay: ReplayCache::new(ReplayLimits {
+                ttl: handshake.saturating_mul(2),
+                total: agents.connections_max.saturating_mul(NONCES_PER_AGENT),
+                per_agent: NONCES_PER_AGENT,
+            }),
+            master: Arc::new(load_master(&config.keys.master_key_file)?),
+            clock: Arc::clone(&self.clock),
+            metrics: self.counters.clone(),
+            terms: Terms::from(agents),
+            lifecycle: lifecycle.clone(),
+        };
+        let gate = Gate::new(AdmissionLimits {
+            connections: agents.connections_max,
+            per_source: agents.per_source_max,
+            openings: agents.openings_max,
+        });
+        let listener = Listener::new(listener, server, gate, Arc::new(inbound));
+        drop(lifecycle.spawn_critical("agents' listener", listener.run()));
+        Ok(())
+    }
+
+    fn start_jobs(&self, config: &Config, lifecycle: &Lifecycle) {
+        let jobs = Jobs {
+            store: Arc::clone(&self.store),
+            tenant: self.tenant.clone(),
+            manager: Arc::clone(&self.manager),
+            heartbeats: self.heartbeats.clone(),
+            bus: Arc::clone(&self.bus),
+            clock: Arc::clone(&self.clock),
+            metrics: self.counters.clone(),
+            config: config.jobs,
+        };
+        jobs.start(lifecycle);
+    }
+
+    fn start_api(
+        &self,
+        config: &Config,
+        lifecycle: &Lifecycle,
+        listener: TcpListener,
+        dispatcher: Arc<Dispatcher>,
+    ) {
+        let readiness = Readiness::new();
+        readiness.latch("store").set(true, "open");
+        readiness.latch("agents").set(true, "listening");
+        let limits = ApiLimits {
+            connections_max: config.api.connections_max,
+            streams_max: config.api.streams_max,
+            header_timeout: config.api.header_timeout,
+            request_timeout: config.api.request_timeout,
+            ..ApiLimits::default()
+        };
+        let bounds = data::QueueLimits {
+            per_gateway: u64::try_from(config.queue.per_gateway).unwrap_or(u64::MAX),
+            global: u64::try_from(config.queue.total).unwrap_or(u64::MAX),
+            retry_after: QUEUE_RETRY_AFTER,
+        };
+        let commands = Commands::new(
+            Arc::clone(&self.store),
+            self.tenant.clone(),
+            Arc::clone(&self.clock),
+            Arc::clone(&self.bus),
+            dispatcher,
+            bounds,
+        );
+        let state = ApiState::new(ApiParts {
+            store: Arc::clone(&self.store),
+            tenant: self.tenant.clone(),
+            clock: Arc::clone(&self.clock),
+            commands,
+            readiness: readiness.clone(),
+            metrics: self.metrics.clone(),
+            limits,
+            stopping: lifecycle.stop_token(),
+        });
+        let served = api::serve(
+            listener,
+            ApiServer::router(state),
+            limits,
+            lifecycle.clone(),
+        );
+        drop(lifecycle.spawn_critical("operators' listener", served));
+        let (latch, stopping) = (readiness.latch("agents"), lifecycle.stop_token());
+        drop(lifecycle.spawn("readiness", async move {
+            stopping.cancelled().await;
+            latch.set(false, "draining");
+        }));
+    }
+
+    /// On stop every gateway is told to come back, each at its own time.
+    fn start_drain(&self, lifecycle: &Lifecycle) {
+        let (manager, stopping) = (Arc::clone(&self.manager), lifecycle.stop_token());
+        drop(lifecycle.spawn("drain", async move {
+            stopping.cancelled().await;
+            manager.drain_all(|spread| random::uniform(0..spread));
+        }));
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| StartError::Listen { address, source })
+}
+
+/// Where it really listens: port 0 has become another one.
+fn address(listener: &TcpListener, wanted: SocketAddr) -> SocketAddr {
+    listener.local_addr().unwrap_or(wanted)
+}
+
+const fn queue_limits(config: &QueueConfig) -> queue::QueueLimits {
+    queue::QueueLimits {
+        per_agent: config.per_gateway,
+        total: config.total,
+        attempts_max: config.attempts_max,
+        lease: config.lease,
+        backoff: config.backoff,
+        backoff_max: config.backoff_max,
+        dead_letters_max: 1_000,
+    }
+}

@@ -1,0 +1,478 @@
+//! The command line: subcommands in, exit code out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use viworks_common::api::Scope;
+use viworks_common::id::{ApiKeyId, GatewayName, Tenant, TrustDomain};
+use viworks_common::time::Timestamp;
+use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::config::{Problems, environment};
+use viworks_runtime::exit::ExitCode;
+use viworks_runtime::lifecycle::{Lifecycle, Signals, notify};
+use viworks_runtime::sqlite::Options;
+use viworks_runtime::{fault, files, logging, ready_file, tls};
+
+use crate::app::{App, GRACE, StartError};
+use crate::auth::apikey::{self, CreateError, CreateKey};
+use crate::config::{Config, reference};
+use crate::data::sqlite::SqliteStore;
+use crate::data::{Actor, GatewayRef, Store, StoreError};
+use crate::pki::PkiError;
+use crate::pki::init::{InitRequest, init};
+use crate::pki::issue::{Delivery, GATEWAY_LIFE, IssueRequest, Office, issue};
+
+/// The backend of ViWorkS.
+#[derive(Debug, Parser)]
+#[command(name = "viworks-backend-agent", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Subcommands,
+}
+
+#[derive(Debug, Args)]
+struct ConfigFlag {
+    /// The configuration file
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Subcommands {
+    /// Run the backend
+    Serve {
+        #[command(flatten)]
+        config: ConfigFlag,
+        /// Write the addresses as JSON once both listeners take connections
+        #[arg(long, value_name = "FILE")]
+        ready_file: Option<PathBuf>,
+    },
+    /// Check the configuration and everything it names, and say every problem
+    CheckConfig(ConfigFlag),
+    /// Print the configuration reference as Markdown
+    ConfigReference,
+    /// Create the database or bring it up to date
+    Migrate(ConfigFlag),
+    /// Keys for the operators' API
+    #[command(subcommand)]
+    Apikey(ApikeyCommand),
+    /// Certificates and identities
+    #[command(subcommand)]
+    Pki(PkiCommand),
+    /// Gateways
+    #[command(subcommand)]
+    Gateway(GatewayCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum ApikeyCommand {
+    /// Make a key and write its secret to a new file
+    Create {
+        #[command(flatten)]
+        config: ConfigFlag,
+        /// What it may do, separated by commas, or `all`
+        #[arg(long, value_parser = scopes)]
+        scopes: Scopes,
+        /// What it is for
+        #[arg(long, default_value = "operator")]
+        name: String,
+        /// After how many days it ends; never when left out
+        #[arg(long, value_parser = clap::value_parser!(u64).range(1..=3_650))]
+        expires_days: Option<u64>,
+        /// Where its secret goes
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// List all keys
+    Ls(ConfigFlag),
+    /// Revoke a key
+    Revoke {
+        #[command(flatten)]
+        config: ConfigFlag,
+        /// Its id
+        id: ApiKeyId,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum PkiCommand {
+    /// Make an authority, the server's keys, the master key and a complete configuration
+    Init {
+        /// Where everything goes
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+        /// The trust domain in every gateway's name
+        #[arg(long, default_value = "viworks.internal")]
+        trust_domain: TrustDomain,
+        /// A DNS name or address of the server; may be repeated
+        #[arg(long = "server-name", default_values = ["localhost", "127.0.0.1", "::1"])]
+        server_names: Vec<String>,
+    },
+    /// Let a gateway join and write everything it needs
+    IssueGateway {
+        #[command(flatten)]
+        config: ConfigFlag,
+        /// Its name
+        name: GatewayName,
+        /// Where its files go
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// A label as key=value; may be repeated
+        #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+        labels: Vec<(String, String)>,
+        /// Where the backend listens for agents, as the gateway sees it
+        #[arg(long)]
+        url: Option<String>,
+        /// How many days its certificate lives
+        #[arg(long, value_parser = clap::value_parser!(u64).range(1..=3_650))]
+        days: Option<u64>,
+        /// A gateway of the local demo: it may use commands that belong to its own user
+        #[arg(long)]
+        demo: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum GatewayCommand {
+    /// Revoke a gateway: its session ends, and it never gets another one
+    Revoke {
+        #[command(flatten)]
+        config: ConfigFlag,
+        /// Its name or id
+        gateway: GatewayRef,
+    },
+}
+
+/// What a key may do, as one argument.
+#[derive(Debug, Clone)]
+struct Scopes(BTreeSet<Scope>);
+
+fn scopes(text: &str) -> Result<Scopes, String> {
+    if text == "all" {
+        return Ok(Scopes(Scope::ALL.iter().copied().collect()));
+    }
+    let known = |name: &str| {
+        Scope::ALL
+            .iter()
+            .copied()
+            .find(|scope| scope.name() == name)
+    };
+    let scopes = text.split(',').map(|name| {
+        known(name).ok_or_else(|| {
+            let names: Vec<_> = Scope::ALL.iter().map(|scope| scope.name()).collect();
+            format!("{name:?} is no scope; known are all, {}", names.join(", "))
+        })
+    });
+    scopes.collect::<Result<_, _>>().map(Scopes)
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("a label is written key=value")?;
+    let fits =
+        |text: &str| !text.is_empty() && text.len() <= viworks_common::limits::LABEL_BYTES_MAX;
+    if fits(key) && fits(value) {
+        Ok((key.to_owned(), value.to_owned()))
+    } else {
+        Err("key and value must have 1 to 63 characters".to_owned())
+    }
+}
+
+/// Runs the program with the arguments of this process.
+#[must_use]
+pub fn main() -> std::process::ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let failed = error.use_stderr();
+            // Without a place to write to, only the exit code is left.
+            drop(error.print());
+            return if failed {
+                ExitCode::Usage
+            } else {
+                ExitCode::Ok
+            }
+            .into();
+        }
+    };
+    tls::install_provider();
+    let result = start(cli);
+    match result {
+        Ok(code) => code.into(),
+        Err(error) => {
+            say(&format!("error: {error:#}"));
+            exit_code(&error).into()
+        }
+    }
+}
+
+fn start(cli: Cli) -> anyhow::Result<ExitCode> {
+    fault::configure(&environment())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("failed to start the async runtime")?;
+    runtime.block_on(run(cli.command))
+}
+
+async fn run(command: Subcommands) -> anyhow::Result<ExitCode> {
+    match command {
+        Subcommands::Serve { config, ready_file } => {
+            return Box::pin(serve(&load(&config)?, ready_file.as_deref())).await;
+        }
+        Subcommands::CheckConfig(config) => {
+            let loaded = load(&config)?;
+            check(&loaded)?;
+            print(&format!("{} is valid", config.config.display()))?;
+        }
+        Subcommands::ConfigReference => print(reference::markdown().trim_end())?,
+        Subcommands::Migrate(config) => {
+            let store = open(&load(&config)?).await?;
+            let health = store.health().await?;
+            store.close().await;
+            print(&format!("{} schema {}", health.kind, health.schema_version))?;
+        }
+        Subcommands::Apikey(command) => return run_apikey(command).await,
+        Subcommands::Pki(command) => run_pki(command).await?,
+        Subcommands::Gateway(GatewayCommand::Revoke { config, gateway }) => {
+            return revoke_gateway(&load(&config)?, &gateway).await;
+        }
+    }
+    Ok(ExitCode::Ok)
+}
+
+async fn serve(config: &Config, ready_file: Option<&Path>) -> anyhow::Result<ExitCode> {
+    logging::init(config.log.format, &config.log.filter)?;
+    let mut signals = Signals::listen().context("failed to listen for signals")?;
+    let lifecycle = Lifecycle::new();
+    let app = App::start(config, &lifecycle).await?;
+    tracing::info!(api = %app.api, agents = %app.agents, "listening");
+    if let Some(path) = ready_file {
+        let addresses: BTreeMap<&str, SocketAddr> =
+            BTreeMap::from([("api", app.api), ("agents", app.agents)]);
+        ready_file::write(path, &addresses)?;
+    }
+    notify::ready();
+    let watchdog = notify::spawn_watchdog(&lifecycle);
+    let outcome = lifecycle.run(&mut signals, GRACE).await;
+    drop(watchdog);
+    app.close().await;
+    Ok(outcome.exit_code())
+}
+
+/// What the start would find out, without starting.
+fn check(config: &Config) -> Result<(), StartError> {
+    let agents = &config.agents;
+    let identity = tls::Identity::load(&agents.certificate_file, &agents.key_file)?;
+    let roots = tls::roots(tls::load_certificates(&agents.client_ca_file)?)?;
+    tls::server_config(identity, roots)?;
+    crate::pki::issue::load_master(&config.keys.master_key_file)?;
+    if config.keys.ca_key_file.is_some() {
+        Office::open(config)?;
+    }
+    Ok(())
+}
+
+async fn run_apikey(command: ApikeyCommand) -> anyhow::Result<ExitCode> {
+    let tenant = Tenant::default_tenant();
+    match command {
+        ApikeyCommand::Create {
+            config,
+            scopes,
+            name,
+            expires_days,
+            out,
+        } => {
+            let store = open(&load(&config)?).await?;
+            let request = CreateKey {
+                name,
+                scopes: scopes.0,
+                expires_in: expires_days.map(days),
+            };
+            let created = apikey::create(&store, &tenant, request, &actor(), &out, now()).await;
+            store.close().await;
+            print(&format!("{}  {}", created?.id, out.display()))?;
+        }
+        ApikeyCommand::Ls(config) => {
+            let store = open(&load(&config)?).await?;
+            let keys = apikey::list(&store, &tenant, now()).await;
+            store.close().await;
+            for key in keys? {
+                let scopes: Vec<_> = key.scopes.iter().map(|scope| scope.name()).collect();
+                print(&format!(
+                    "{}  {:?}  {}  {}",
+                    key.id,
+                    key.status,
+                    key.name,
+                    scopes.join(",")
+                ))?;
+            }
+        }
+        ApikeyCommand::Revoke { config, id } => {
+            let store = open(&load(&config)?).await?;
+            let revoked = apikey::revoke(&store, &tenant, id, &actor(), now()).await;
+            store.close().await;
+            if revoked?.is_none() {
+                say(&format!("error: there is no API key {id}"));
+                return Ok(ExitCode::NotFound);
+            }
+            print(&format!("revoked {id}"))?;
+        }
+    }
+    Ok(ExitCode::Ok)
+}
+
+async fn run_pki(command: PkiCommand) -> anyhow::Result<()> {
+    match command {
+        PkiCommand::Init {
+            dir,
+            trust_domain,
+            server_names,
+        } => {
+            let request = InitRequest {
+                folder: dir,
+                trust_domain,
+                server_names,
+            };
+            let made = init(&request, now())?;
+            print(&format!("config  {}", made.config.display()))?;
+            print(&format!("pin     {}", made.active))?;
+            print(&format!("next    {}", made.next))?;
+        }
+        PkiCommand::IssueGateway {
+            config,
+            name,
+            out,
+            labels,
+            url,
+            days: life,
+            demo,
+        } => {
+            let config = load(&config)?;
+            let delivery = Delivery {
+                folder: out,
+                url: url
+                    .unwrap_or_else(|| format!("wss://{}/agent/v1/connect", config.agents.listen)),
+                demo,
+            };
+            let request = IssueRequest {
+                name,
+                labels: labels.into_iter().collect(),
+                life: life.map_or(GATEWAY_LIFE, days),
+            };
+            issue_gateway(&config, &delivery, request).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn issue_gateway(
+    config: &Config,
+    delivery: &Delivery,
+    request: IssueRequest,
+) -> anyhow::Result<()> {
+    let office = Office::open(config)?;
+    delivery.prepare()?;
+    let store = open(config).await?;
+    let tenant = Tenant::default_tenant();
+    let name = request.name.clone();
+    let issued = issue(&store, &tenant, &office, request, &actor(), now()).await;
+    store.close().await;
+    let material = issued?;
+    delivery.write(&material, &office.pins)?;
+    print(&format!(
+        "{name}  {}  {}",
+        material.identity.agent_id,
+        delivery.folder.display()
+    ))
+}
+
+async fn revoke_gateway(config: &Config, gateway: &GatewayRef) -> anyhow::Result<ExitCode> {
+    let tenant = Tenant::default_tenant();
+    let store = open(config).await?;
+    let revoked = async {
+        let Some(found) = store.gateway(&tenant, gateway).await? else {
+            return Ok::<_, StoreError>(None);
+        };
+        store
+            .revoke_gateway(&tenant, found.agent_id, &actor(), now())
+            .await
+    }
+    .await;
+    store.close().await;
+    match revoked? {
+        Some(revoked) if revoked.already => print("it was revoked before")?,
+        Some(_) => print("revoked")?,
+        None => {
+            say("error: there is no such gateway");
+            return Ok(ExitCode::NotFound);
+        }
+    }
+    Ok(ExitCode::Ok)
+}
+
+fn load(flag: &ConfigFlag) -> Result<Config, Problems> {
+    let path = std::path::absolute(&flag.config).unwrap_or_else(|_no_folder| flag.config.clone());
+    Config::load(&path, &environment())
+}
+
+async fn open(config: &Config) -> Result<SqliteStore, StartError> {
+    files::create_private_folder(&config.data.state_folder)?;
+    Ok(SqliteStore::open(Options::new(&config.data.sqlite_file)).await?)
+}
+
+fn now() -> Timestamp {
+    SystemClock.wall()
+}
+
+fn actor() -> Actor {
+    Actor::local(&format!("uid {}", rustix::process::getuid().as_raw()))
+}
+
+const fn days(days: u64) -> Duration {
+    Duration::from_secs(days * 24 * 3_600)
+}
+
+fn print(line: &str) -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "{line}").context("failed to write to the standard output")
+}
+
+/// For people; a closed standard error output is no reason to fail.
+fn say(line: &str) {
+    drop(writeln!(std::io::stderr(), "{line}"));
+}
+
+fn exit_code(error: &anyhow::Error) -> ExitCode {
+    if let Some(problems) = error.downcast_ref::<Problems>() {
+        return problems.exit_code();
+    }
+    if let Some(start) = error.downcast_ref::<StartError>() {
+        return start.exit_code();
+    }
+    if error.downcast_ref::<fault::FaultError>().is_some() {
+        return ExitCode::Config;
+    }
+    let store = error.downcast_ref::<StoreError>().or_else(|| {
+        match (
+            error.downcast_ref::<PkiError>(),
+            error.downcast_ref::<CreateError>(),
+        ) {
+            (Some(PkiError::Store(error)), _) | (None, Some(CreateError::Store(error))) => {
+                Some(error)
+            }
+            _ => None,
+        }
+    });
+    let exists = matches!(
+        error.downcast_ref::<PkiError>(),
+        Some(PkiError::Exists { .. })
+    );
+    if exists || matches!(store, Some(StoreError::Conflict { .. })) {
+        return ExitCode::Conflict;
+    }
+    ExitCode::Error
+}

@@ -1,0 +1,170 @@
+//! Every statement against the migrated schema: it can be prepared, and none reads a whole table.
+
+use sqlx::{Row, SqliteConnection};
+use viworks_runtime::sqlite::Options;
+
+use super::{
+    SqliteStore, agents, audit, catalogues, commands, keys, outputs, runs, sessions, settle,
+    telemetry, upkeep,
+};
+
+const STATEMENTS: &[(&str, &str)] = &[
+    ("agents::CREATE", agents::CREATE),
+    ("agents::ADD_LABELS", agents::ADD_LABELS),
+    ("agents::REMOVE_LABELS", agents::REMOVE_LABELS),
+    ("agents::BY_ID", agents::BY_ID),
+    ("agents::BY_NAME", agents::BY_NAME),
+    ("agents::LIST", agents::LIST),
+    ("agents::RENAME", agents::RENAME),
+    ("agents::REVOKE", agents::REVOKE),
+    ("agents::REGISTER", agents::REGISTER),
+    ("agents::CERTIFICATE", agents::CERTIFICATE),
+    ("audit::APPEND", audit::APPEND),
+    ("audit::LIST", audit::LIST),
+    ("catalogues::SAVE", catalogues::SAVE),
+    ("catalogues::LOAD", catalogues::LOAD),
+    ("catalogues::MERGE", catalogues::MERGE),
+    ("catalogues::TARGETS_ALL", catalogues::TARGETS_ALL),
+    ("catalogues::TARGETS_SELECTED", catalogues::TARGETS_SELECTED),
+    ("commands::QUEUED", commands::QUEUED),
+    ("commands::QUEUED_AGENTS", commands::QUEUED_AGENTS),
+    ("commands::KEEP_LATE_OUTCOME", commands::KEEP_LATE_OUTCOME),
+    ("commands::KEEP_ORPHAN", commands::KEEP_ORPHAN),
+    ("commands::TRIM_ORPHANS", commands::TRIM_ORPHANS),
+    ("keys::CREATE", keys::CREATE),
+    ("keys::BY_HASH", keys::BY_HASH),
+    ("keys::LIST", keys::LIST),
+    ("keys::REVOKE", keys::REVOKE),
+    ("keys::TOUCH", keys::TOUCH),
+    ("outputs::KEEP", outputs::KEEP),
+    ("outputs::LOAD", outputs::LOAD),
+    ("runs::KEY", runs::KEY),
+    ("runs::REMEMBER_KEY", runs::REMEMBER_KEY),
+    ("runs::MISSING_TARGET", runs::MISSING_TARGET),
+    ("runs::FULL_TARGET", runs::FULL_TARGET),
+    ("runs::OPEN_COMMANDS", runs::OPEN_COMMANDS),
+    ("runs::CREATE_RUN", runs::CREATE_RUN),
+    ("runs::ASSIGN_ORDERS", runs::ASSIGN_ORDERS),
+    ("runs::CREATE_COMMANDS", runs::CREATE_COMMANDS),
+    ("runs::RUN", runs::RUN),
+    ("runs::LIST", runs::LIST),
+    ("runs::COMMAND", runs::COMMAND),
+    ("runs::COMMANDS", runs::COMMANDS),
+    ("runs::CANCEL_RUN", runs::CANCEL_RUN),
+    ("runs::CANCEL_COMMANDS", runs::CANCEL_COMMANDS),
+    ("runs::COUNTS", runs::COUNTS),
+    ("sessions::FENCE", sessions::FENCE),
+    ("sessions::LOW_WATER", sessions::LOW_WATER),
+    ("sessions::IDENTITY", sessions::IDENTITY),
+    ("sessions::SWAP", sessions::SWAP),
+    ("sessions::ADMITTED", sessions::ADMITTED),
+    ("sessions::CONFIRMED", sessions::CONFIRMED),
+    ("sessions::OCCUPY", sessions::OCCUPY),
+    ("sessions::ENDED", sessions::ENDED),
+    ("sessions::VACATE", sessions::VACATE),
+    ("sessions::OCCUPIED", sessions::OCCUPIED),
+    ("sessions::END_UNCONFIRMED", sessions::END_UNCONFIRMED),
+    ("sessions::TOUCH", sessions::TOUCH),
+    ("sessions::PINS", sessions::PINS),
+    ("sessions::LIST", sessions::LIST),
+    ("sessions::RECORD_FORK", sessions::RECORD_FORK),
+    ("sessions::LIST_FORKS", sessions::LIST_FORKS),
+    ("settle::LOAD", settle::LOAD),
+    ("settle::LOAD_OPEN_OF_GATEWAY", settle::LOAD_OPEN_OF_GATEWAY),
+    ("settle::LOAD_OPEN_OF_RUN", settle::LOAD_OPEN_OF_RUN),
+    (
+        "settle::LOAD_UNSTARTED_PAST_DEADLINE",
+        settle::LOAD_UNSTARTED_PAST_DEADLINE,
+    ),
+    ("settle::LOAD_OVERDUE", settle::LOAD_OVERDUE),
+    ("settle::MOVE", settle::MOVE),
+    ("settle::LEAVE_GATEWAY", settle::LEAVE_GATEWAY),
+    ("settle::RAISE_LOW_WATER", settle::RAISE_LOW_WATER),
+    ("settle::LEAVE_RUN", settle::LEAVE_RUN),
+    ("telemetry::POSITION", telemetry::POSITION),
+    ("telemetry::POSITIONS", telemetry::POSITIONS),
+    ("telemetry::INSERT", telemetry::INSERT),
+    ("telemetry::MOVE_POSITIONS", telemetry::MOVE_POSITIONS),
+    ("telemetry::MOVE_STREAMS", telemetry::MOVE_STREAMS),
+    ("telemetry::INSERT_GAPS", telemetry::INSERT_GAPS),
+    ("telemetry::COUNT_REFUSALS", telemetry::COUNT_REFUSALS),
+    ("telemetry::ALL_FORWARD", telemetry::ALL_FORWARD),
+    ("telemetry::ALL_BACKWARD", telemetry::ALL_BACKWARD),
+    ("telemetry::STREAM_FORWARD", telemetry::STREAM_FORWARD),
+    ("telemetry::STREAM_BACKWARD", telemetry::STREAM_BACKWARD),
+    ("telemetry::STREAMS", telemetry::STREAMS),
+    ("telemetry::GAPS", telemetry::GAPS),
+    ("upkeep::PURGE_KEYS", upkeep::PURGE_KEYS),
+    ("upkeep::PURGE_SESSIONS", upkeep::PURGE_SESSIONS),
+    ("upkeep::BEAT", upkeep::BEAT),
+    ("upkeep::VERSION", upkeep::VERSION),
+];
+
+async fn plan(connection: &mut SqliteConnection, sql: &'static str) -> String {
+    let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"));
+    let rows = sqlx::query(explain).fetch_all(connection).await.unwrap();
+    let lines: Vec<String> = rows.iter().map(|row| row.get("detail")).collect();
+    lines.join("\n")
+}
+
+async fn store(folder: &tempfile::TempDir) -> SqliteStore {
+    let options = Options::new(folder.path().join("backend.db"));
+    SqliteStore::open(options).await.unwrap()
+}
+
+#[tokio::test]
+async fn every_statement_is_prepared_and_none_reads_a_whole_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder).await;
+    let mut reader = store.database.read().await.unwrap();
+    for (name, sql) in STATEMENTS {
+        let plan = plan(&mut reader, sql).await;
+        for line in plan.lines().filter(|line| line.starts_with("SCAN ")) {
+            // A document's elements, a subquery's one row, and the table of migrations are short.
+            let short = [
+                "VIRTUAL TABLE",
+                "CONSTANT",
+                "(subquery",
+                "_sqlx_migrations",
+                "SCAN s",
+            ];
+            assert!(
+                short.iter().any(|short| line.contains(short)),
+                "{name}: {line}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn hot_statements_use_their_indexes_and_sort_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder).await;
+    let mut reader = store.database.read().await.unwrap();
+    for (sql, index) in [
+        (commands::QUEUED, "queued_commands_by_gateway"),
+        (commands::QUEUED_AGENTS, "queued_commands_by_gateway"),
+        (settle::LEAVE_GATEWAY, "open_commands_by_gateway"),
+        (settle::LOAD_OPEN_OF_GATEWAY, "open_commands_by_gateway"),
+        (
+            settle::LOAD_UNSTARTED_PAST_DEADLINE,
+            "open_commands_by_deadline",
+        ),
+        (settle::LOAD_OVERDUE, "open_commands_by_deadline"),
+        (settle::LOAD_OPEN_OF_RUN, "commands_by_run"),
+        (runs::COMMANDS, "commands_by_run"),
+        (runs::CANCEL_COMMANDS, "commands_by_run"),
+        (runs::RUN, "commands_by_run_and_state"),
+        (runs::LIST, "commands_by_run_and_state"),
+        (telemetry::STREAM_FORWARD, "telemetry_by_stream"),
+        (telemetry::STREAM_BACKWARD, "telemetry_by_stream"),
+        (telemetry::ALL_FORWARD, "telemetry_by_time"),
+        (telemetry::ALL_BACKWARD, "telemetry_by_time"),
+    ] {
+        let plan = plan(&mut reader, sql).await;
+        assert!(
+            plan.contains(index) && !plan.contains("TEMP B-TREE"),
+            "{sql}\n{plan}"
+        );
+    }
+}

@@ -1,0 +1,95 @@
+//! Bytes from agents: accepted, bounded, recognised, and driven through their sessions.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use viworks_common::key::{BindingMode, MasterKey};
+use viworks_runtime::clock::Clock;
+use viworks_runtime::lifecycle::Lifecycle;
+
+use crate::agent::manager::Manager;
+use crate::agent::registry::Registry;
+use crate::command::bus::RunBus;
+use crate::command::dispatch::Dispatcher;
+use crate::config::AgentsConfig;
+use crate::data::Store;
+use crate::metrics::BackendMetrics;
+use crate::telemetry::processor::TelemetryProcessor;
+
+pub mod connection;
+pub mod heartbeats;
+pub mod limits;
+pub mod listener;
+mod opening;
+pub mod replay;
+mod socket;
+mod upgrade;
+
+/// What every session works with.
+pub struct Inbound {
+    /// The truth.
+    pub store: Arc<dyn Store>,
+    /// Who is known.
+    pub registry: Registry,
+    /// Who is connected.
+    pub manager: Arc<Manager>,
+    /// Where commands come from.
+    pub dispatcher: Arc<Dispatcher>,
+    /// Where telemetry goes.
+    pub telemetry: TelemetryProcessor,
+    /// Where heartbeats go.
+    pub heartbeats: heartbeats::Heartbeats,
+    /// Who listens to commands.
+    pub bus: Arc<RunBus>,
+    /// Nonces seen outside an established session.
+    pub replay: replay::ReplayCache,
+    /// The key every agent key follows from.
+    pub master: Arc<MasterKey>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// What is counted.
+    pub metrics: BackendMetrics,
+    /// The terms.
+    pub terms: Terms,
+    /// The tasks.
+    pub lifecycle: Lifecycle,
+}
+
+/// The configured terms of sessions.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms {
+    /// What sessions are bound to.
+    pub binding: BindingMode,
+    /// For the TLS handshake.
+    pub tls_timeout: Duration,
+    /// For the HTTP upgrade.
+    pub upgrade_timeout: Duration,
+    /// For HELLO, and again for CONFIRM.
+    pub hello_timeout: Duration,
+    /// How often gateways send a heartbeat.
+    pub heartbeat_interval: Duration,
+    /// After how much silence a session ends.
+    pub silence: Duration,
+    /// Commands offered and not finished.
+    pub command_credit: u32,
+    /// Telemetry bytes in flight.
+    pub telemetry_credit_bytes: u32,
+    /// Live output bytes ahead of the last heartbeat.
+    pub output_window_bytes: u64,
+}
+
+impl From<&AgentsConfig> for Terms {
+    fn from(config: &AgentsConfig) -> Self {
+        Self {
+            binding: config.binding,
+            tls_timeout: config.tls_timeout,
+            upgrade_timeout: config.upgrade_timeout,
+            hello_timeout: config.hello_timeout,
+            heartbeat_interval: config.heartbeat_interval,
+            silence: config.silence,
+            command_credit: config.command_credit,
+            telemetry_credit_bytes: config.telemetry_credit_bytes,
+            output_window_bytes: config.output_window_bytes,
+        }
+    }
+}

@@ -1,0 +1,499 @@
+//! Drives one session over one socket: one loop, one order, and each event handed to its feature once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+use tracing::{debug, info, warn};
+use viworks_common::code::CloseCode;
+use viworks_common::id::{CommandId, SessionId};
+use viworks_common::key::Binding;
+use viworks_common::session::state::BackendState;
+use viworks_common::session::{BackendEvent, BackendSession, BackendSessionConfig, Closed, End};
+use viworks_common::time::{Monotonic, Timestamp};
+use viworks_common::wire::message::{BackendMessage, CommandRef, Drain, Go, Hello, Permit, Refuse};
+use viworks_runtime::{clock, random};
+
+use super::Inbound;
+use super::limits::{Admitted, Turn};
+use super::opening::{Arrival, Decision, millis, security_event};
+use super::socket::{AgentSocket, Received};
+use crate::agent::manager::{Desk, Ending, Order};
+use crate::agent::registry::Peer;
+use crate::data::{ConfirmOutcome, ConfirmRequest, Confirmed, Holder, StoreError};
+
+mod commands;
+mod stream;
+
+use stream::Stream;
+
+/// One connection from its upgrade to its end.
+pub(super) struct Connection {
+    inbound: Arc<Inbound>,
+    socket: AgentSocket,
+    session: BackendSession,
+    session_id: SessionId,
+    peer: Peer,
+    address: SocketAddr,
+    /// The place in the house, for as long as the connection lives.
+    _admitted: Admitted,
+    /// The place among the openings, until the session is established.
+    opening: Option<Turn>,
+    welcomed: Option<ConfirmRequest>,
+    live: Option<Live>,
+}
+
+/// What a confirmed session has.
+struct Live {
+    desk: Desk,
+    holder: Holder,
+    /// Commands that use up credit.
+    open: BTreeSet<CommandId>,
+    /// The store may have more than credit allowed.
+    more: bool,
+    /// Whose runs the commands are, for those who watch.
+    runs: commands::Runs,
+    stream: Stream,
+    output_received: u64,
+    probes: BTreeMap<u64, oneshot::Sender<()>>,
+    probe_id: u64,
+    draining: bool,
+}
+
+/// What happened next.
+enum Step {
+    Received(Received),
+    Deadline,
+    Stopping,
+    Ending(Ending),
+    Ordered(Order),
+    Nudged,
+    Telemetry(stream::Progress),
+}
+
+impl Connection {
+    pub(super) fn new(
+        inbound: Arc<Inbound>,
+        socket: AgentSocket,
+        peer: Peer,
+        binding: Binding,
+        address: SocketAddr,
+        (admitted, opening): (Admitted, Turn),
+    ) -> Self {
+        let session_id = SessionId::from_uuid(random::uuid_v4());
+        let config = BackendSessionConfig {
+            identity: peer.identity.clone(),
+            master: Arc::clone(&inbound.master),
+            binding,
+            session_id,
+            server_nonce: random::bytes(),
+            server_time: inbound.clock.wall(),
+            hello_timeout: inbound.terms.hello_timeout,
+            certificate_remaining: Some(peer.remaining),
+        };
+        let session = BackendSession::new(config, inbound.clock.now());
+        Self {
+            inbound,
+            socket,
+            session,
+            session_id,
+            peer,
+            address,
+            _admitted: admitted,
+            opening: Some(opening),
+            welcomed: None,
+            live: None,
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        self.inbound.metrics.connections.inc();
+        self.inbound.metrics.openings.inc();
+        let closed = loop {
+            while let Some(event) = self.session.poll_event() {
+                self.on_event(event).await;
+            }
+            if let Some(closed) = self.session.closed() {
+                break closed.clone();
+            }
+            match self.next_step().await {
+                Step::Received(Received::Lost) => break lost(),
+                step => self.on_step(step).await,
+            }
+        };
+        self.finish(closed).await;
+    }
+
+    async fn next_step(&mut self) -> Step {
+        let Self {
+            inbound,
+            socket,
+            session,
+            live,
+            ..
+        } = self;
+        let clock = &*inbound.clock;
+        let deadline = session.poll_timeout().map(|(at, _)| at);
+        let deadline = deadline.into_iter().chain(socket.stuck_at()).min();
+        let due = async {
+            match deadline {
+                Some(deadline) => clock::sleep_until(clock, deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        let received = poll_fn(|context| socket.poll_step(context, session, clock.now()));
+        let Some(live) = live else {
+            return tokio::select! {
+                biased;
+                () = inbound.lifecycle.stopping() => Step::Stopping,
+                received = received => Step::Received(received),
+                () = due => Step::Deadline,
+            };
+        };
+        let Live { desk, stream, .. } = live;
+        tokio::select! {
+            biased;
+            ending = next_ending(&mut desk.ending) => Step::Ending(ending),
+            Some(order) = desk.orders.recv() => Step::Ordered(order),
+            received = received => Step::Received(received),
+            () = due => Step::Deadline,
+            () = desk.nudged.notified() => Step::Nudged,
+            progress = stream.progress(&inbound.telemetry) => Step::Telemetry(progress),
+        }
+    }
+
+    async fn on_step(&mut self, step: Step) {
+        let now = self.now();
+        match step {
+            Step::Received(Received::Frame(bytes)) => self.on_frame(&bytes, now).await,
+            Step::Received(Received::Foreign) => {
+                self.session.close(
+                    CloseCode::BadEnvelope,
+                    "only binary WebSocket messages are spoken here",
+                    now,
+                );
+            }
+            Step::Received(Received::TooLarge) => {
+                self.session
+                    .close(CloseCode::TooLarge, "the message exceeds the limit", now);
+            }
+            Step::Received(Received::Lost) => {}
+            Step::Deadline => {
+                if self.socket.stuck_at().is_some_and(|at| at <= now) {
+                    self.session.close(
+                        CloseCode::HeartbeatTimeout,
+                        "sending made no progress",
+                        now,
+                    );
+                }
+                self.session.handle_timeout(now);
+            }
+            Step::Stopping => {
+                self.session
+                    .close(CloseCode::Draining, "the backend is stopping", now)
+            }
+            Step::Ending(ending) => self.session.close(ending.code, ending.reason, now),
+            Step::Ordered(order) => self.on_order(order, now),
+            Step::Nudged => self.offer_commands().await,
+            Step::Telemetry(progress) => self.on_telemetry(progress),
+        }
+    }
+
+    async fn on_frame(&mut self, bytes: &[u8], now: Monotonic) {
+        // Before the MAC is checked, and without remembering anything: a replay costs nothing more than this.
+        if self.session.state() == BackendState::AwaitHello
+            && let Some(nonce) = BackendSession::peek_client_nonce(bytes)
+            && self
+                .inbound
+                .replay
+                .contains(self.peer.identity.agent_id, &nonce)
+        {
+            security_event(
+                &self.inbound,
+                &self.peer,
+                self.address,
+                "gateway.hello_replayed",
+            )
+            .await;
+            self.session
+                .close(CloseCode::Replay, "this HELLO was used before", now);
+            return;
+        }
+        self.session.handle_frame(bytes, now);
+    }
+
+    fn on_order(&mut self, order: Order, now: Monotonic) {
+        let Some(live) = &mut self.live else { return };
+        match order {
+            Order::Probe(answered) => {
+                live.probe_id += 1;
+                live.probes.retain(|_, asked| !asked.is_closed());
+                live.probes.insert(live.probe_id, answered);
+                self.session.probe(live.probe_id, now);
+            }
+            Order::Drain(after) => {
+                live.draining = true;
+                let reconnect_after_ms = millis(after);
+                self.send(BackendMessage::Drain(Drain { reconnect_after_ms }));
+            }
+            Order::Cancel(command_id) => {
+                self.send(BackendMessage::CommandCancel(CommandRef { command_id }));
+            }
+        }
+    }
+
+    /// Every event, once.
+    async fn on_event(&mut self, event: BackendEvent) {
+        match event {
+            BackendEvent::Hello {
+                hello,
+                client_nonce,
+                key_generation,
+                challenge_age,
+            } => {
+                let arrival = Arrival {
+                    inbound: &self.inbound,
+                    peer: &self.peer,
+                    address: self.address,
+                    session_id: self.session_id,
+                    hello: &hello,
+                    client_nonce,
+                    key_generation,
+                    challenge_age,
+                };
+                let decision = Box::pin(arrival.decide()).await;
+                self.answer_hello(&hello, decision);
+            }
+            BackendEvent::Confirmed { epoch } => self.on_confirmed(epoch).await,
+            BackendEvent::Heartbeat(heartbeat) => self.on_heartbeat(&heartbeat),
+            BackendEvent::ProbeAnswered { id } => self.on_probe_answered(id),
+            BackendEvent::Telemetry(columns) => self.on_batch(columns),
+            BackendEvent::Accepted(accepted) => self.on_accepted(accepted).await,
+            BackendEvent::Rejected(rejected) => self.on_rejected(rejected).await,
+            BackendEvent::Started(started) => self.on_started(started).await,
+            BackendEvent::Output(output) => self.on_output(output).await,
+            BackendEvent::Result(result) => self.on_result(*result).await,
+            BackendEvent::Catalogue(catalogue) => self.on_catalogue(catalogue).await,
+            BackendEvent::PinReport(report) => self.on_pin_report(report.version).await,
+            BackendEvent::Event(event) => self.on_gateway_event(&event).await,
+            BackendEvent::Bye { reason } => {
+                debug!(agent_id = %self.peer.identity.agent_id, reason, "the gateway says goodbye")
+            }
+            // The loop asks `closed` itself.
+            BackendEvent::Closed(_) => {}
+        }
+    }
+
+    fn answer_hello(&mut self, hello: &Hello, decision: Decision) {
+        let now = self.now();
+        match decision {
+            Decision::Welcome(welcome, admitted) => {
+                self.welcomed = Some(ConfirmRequest {
+                    agent_id: self.peer.identity.agent_id,
+                    session_id: self.session_id,
+                    presented: admitted.presented,
+                    issued: admitted.issued,
+                    agent_run_id: hello.agent_run_id,
+                    unreported: hello.unreported.clone(),
+                });
+                self.session.welcome(*welcome, now);
+            }
+            Decision::Refuse(refuse) => self.refuse(refuse),
+        }
+    }
+
+    fn refuse(&mut self, refuse: Refuse) {
+        self.inbound.metrics.refused(refuse.code.name());
+        let now = self.now();
+        self.session.refuse(refuse, now);
+    }
+
+    async fn on_confirmed(&mut self, epoch: u64) {
+        let Some(request) = self.welcomed.take() else {
+            return;
+        };
+        let holder = Holder {
+            agent_id: request.agent_id,
+            epoch,
+            agent_run_id: request.agent_run_id,
+        };
+        let open = request.unreported.iter().copied().collect();
+        let tenant = &self.peer.identity.tenant;
+        let now = self.inbound.clock.wall();
+        let confirmed = match self
+            .inbound
+            .store
+            .confirm_session(tenant, request, now)
+            .await
+        {
+            Ok(ConfirmOutcome::Confirmed(confirmed)) => confirmed,
+            Ok(ConfirmOutcome::Superseded) => {
+                return self.refuse(superseded());
+            }
+            Err(error) => return self.fail(&error),
+        };
+        let manager = &self.inbound.manager;
+        let Some(desk) = manager.register(&self.peer.identity, self.session_id, epoch) else {
+            return self.refuse(superseded());
+        };
+        self.live = Some(Live {
+            desk,
+            holder,
+            open,
+            more: false,
+            runs: commands::Runs::default(),
+            stream: Stream::default(),
+            output_received: 0,
+            probes: BTreeMap::new(),
+            probe_id: 0,
+            draining: false,
+        });
+        self.opening = None;
+        self.inbound.metrics.openings.dec();
+        let now = self.now();
+        self.session.established(now);
+        if self.inbound.lifecycle.is_stopping() {
+            // Everybody else has been told to come back; this one came too late for that.
+            let reason = "the backend is stopping";
+            return self.session.close(CloseCode::Draining, reason, now);
+        }
+        info!(agent_id = %holder.agent_id, epoch, address = %self.address, "gateway connected");
+        self.resume(&confirmed);
+        self.offer_commands().await;
+    }
+
+    /// What this process of the gateway was permitted or told before, it is told again.
+    fn resume(&mut self, confirmed: &Confirmed) {
+        let ended = u64::try_from(confirmed.ended_indeterminate.len()).unwrap_or(u64::MAX);
+        if ended > 0 {
+            use viworks_common::command::CommandState::Indeterminate;
+            warn!(agent_id = %self.peer.identity.agent_id, commands = ended, "an earlier process of the gateway is gone without a trace of its commands");
+            self.inbound.metrics.commands_final(Indeterminate, ended);
+        }
+        for command in &confirmed.released {
+            let permit = self.permit(command.deadline);
+            let command_id = command.command_id;
+            self.send(BackendMessage::Go(Go { command_id, permit }));
+        }
+        for &command_id in &confirmed.cancel_requested {
+            self.send(BackendMessage::CommandCancel(CommandRef { command_id }));
+        }
+    }
+
+    fn on_probe_answered(&mut self, id: u64) {
+        let asked = self.live.as_mut().and_then(|live| live.probes.remove(&id));
+        if asked.is_some_and(|asked| asked.send(()).is_err()) {
+            debug!("a probe was answered too late");
+        }
+    }
+
+    /// Time left until `deadline`, counted from the last message that was processed.
+    fn permit(&self, deadline: Timestamp) -> Permit {
+        Permit {
+            remaining_ms: millis(deadline.saturating_since(self.inbound.clock.wall())),
+            as_of: self.session.last_processed(),
+        }
+    }
+
+    /// Hands a message to the session. One that it does not take ends it: the next session settles everything.
+    fn send(&mut self, message: BackendMessage) -> bool {
+        let (name, now) = (message.name(), self.now());
+        match self.session.send(message, now) {
+            Ok(()) => true,
+            Err(refusal) => {
+                if self.session.closed().is_none() {
+                    warn!(agent_id = %self.peer.identity.agent_id, message = name, %refusal, "a message could not be queued");
+                    self.session.close(
+                        CloseCode::Internal,
+                        "the backend could not queue a message",
+                        now,
+                    );
+                }
+                false
+            }
+        }
+    }
+
+    /// The store did not do it: a fenced session is over, and any other failure ends it, too, because nothing may be
+    /// acknowledged that is not committed.
+    fn fail(&mut self, error: &StoreError) {
+        let now = self.now();
+        match error {
+            StoreError::Fenced => self.session.close(
+                CloseCode::Superseded,
+                "the session is no longer the current one",
+                now,
+            ),
+            StoreError::Conflict { .. }
+            | StoreError::Missing { .. }
+            | StoreError::QueueFull { .. }
+            | StoreError::Unavailable(_)
+            | StoreError::Full(_)
+            | StoreError::Inconsistent { .. } => {
+                warn!(agent_id = %self.peer.identity.agent_id, %error, "a session ends because of the store");
+                self.session
+                    .close(CloseCode::Internal, "the backend's store failed", now);
+            }
+        }
+    }
+
+    fn now(&self) -> Monotonic {
+        self.inbound.clock.now()
+    }
+
+    async fn finish(mut self, closed: Closed) {
+        let metrics = &self.inbound.metrics;
+        metrics.connections.dec();
+        if self.opening.is_some() {
+            metrics.openings.dec();
+        }
+        if let Some(code) = closed.code {
+            metrics.closed(code);
+        }
+        let agent_id = self.peer.identity.agent_id;
+        info!(%agent_id, address = %self.address, code = closed.name(), reason = closed.reason, "session ended");
+        let now = self.now();
+        self.socket.close(&mut self.session, &closed, now).await;
+        let Some(live) = self.live else { return };
+        self.inbound.manager.remove(agent_id, self.session_id);
+        let code = closed.code.unwrap_or(CloseCode::Draining);
+        let tenant = &self.peer.identity.tenant;
+        let now = self.inbound.clock.wall();
+        let ended = self
+            .inbound
+            .store
+            .end_session(tenant, agent_id, live.holder.epoch, code, now);
+        if let Err(error) = ended.await {
+            warn!(%agent_id, %error, "failed to record the end of a session; the next one settles it");
+        }
+    }
+}
+
+async fn next_ending(ending: &mut tokio::sync::watch::Receiver<Option<Ending>>) -> Ending {
+    let superseded = || Ending {
+        code: CloseCode::Superseded,
+        reason: "the session was removed",
+    };
+    match ending.wait_for(Option::is_some).await {
+        Ok(ending) => ending.clone().unwrap_or_else(superseded),
+        Err(_gone) => superseded(),
+    }
+}
+
+fn superseded() -> Refuse {
+    Refuse {
+        code: CloseCode::Superseded,
+        reason: "another session of this gateway came in between".to_owned(),
+        retry_after_ms: None,
+    }
+}
+
+fn lost() -> Closed {
+    Closed {
+        code: Some(CloseCode::HeartbeatTimeout),
+        reason: "the connection was lost".to_owned(),
+        by: End::Agent,
+    }
+}

@@ -1,0 +1,449 @@
+//! What a session does about commands, catalogues and reports: into the store first, then onto the socket.
+
+use std::collections::BTreeMap;
+
+use tracing::{debug, warn};
+use viworks_common::command::{CommandState, Outcome};
+use viworks_common::id::{CommandId, RunId};
+use viworks_common::limits::DETAIL_BYTES_MAX;
+use viworks_common::time::Timestamp;
+use viworks_common::wire::message::{
+    BackendMessage, Catalogue, Command, CommandAccepted, CommandRef, CommandRejected,
+    CommandResult, CommandStarted, Event, Go, Heartbeat, HeartbeatAck, Output, ResultAck,
+};
+use viworks_runtime::fault;
+
+use super::{Connection, Live};
+use crate::command::bus::{CommandChange, OutputChunk};
+use crate::data::{
+    AcceptOutcome, Accepted, Actor, AuditOutcome, CompleteOutcome, HeartbeatFigures, Holder,
+    LeasedCommand, NewAuditRecord, Rejected, SessionTouch, Settled,
+};
+
+/// How soon a gateway that was busy is asked again.
+const BUSY_PAUSE: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// Commands whose runs are remembered.
+const RUNS_MAX: usize = 1_024;
+
+/// Reports of one session that are audited; more are counted only.
+const EVENTS_MAX: u32 = 100;
+
+/// The runs of the commands a session deals with, for those who watch.
+#[derive(Debug, Default)]
+pub(super) struct Runs {
+    known: BTreeMap<CommandId, RunId>,
+    events: u32,
+}
+
+impl Runs {
+    fn remember(&mut self, command_id: CommandId, run_id: RunId) {
+        if self.known.len() < RUNS_MAX {
+            self.known.insert(command_id, run_id);
+        }
+    }
+}
+
+impl Connection {
+    fn live(&mut self) -> Option<(&mut Live, Holder)> {
+        let live = self.live.as_mut()?;
+        let holder = live.holder;
+        Some((live, holder))
+    }
+
+    /// Offers what waits, as far as credit goes.
+    pub(super) async fn offer_commands(&mut self) {
+        let credit = usize::try_from(self.inbound.terms.command_credit).unwrap_or(usize::MAX);
+        let Some((live, holder)) = self.live() else {
+            return;
+        };
+        let room = credit.saturating_sub(live.open.len());
+        if live.draining || room == 0 {
+            live.more = true;
+            return;
+        }
+        let leased = match self.inbound.dispatcher.take(&holder, room).await {
+            Ok(leased) => leased,
+            Err(error) => return self.fail(&error),
+        };
+        if let Some((live, _)) = self.live() {
+            live.more = leased.commands.len() >= room;
+        }
+        for settled in &leased.dead {
+            self.settled(settled, Some("it could not be delivered".to_owned()));
+        }
+        for command in leased.commands {
+            if !self.offer(command) {
+                return;
+            }
+        }
+    }
+
+    fn offer(&mut self, leased: LeasedCommand) -> bool {
+        let state = if leased.permitted {
+            CommandState::Released
+        } else {
+            CommandState::Dispatched
+        };
+        let deadline = self.permit(leased.deadline);
+        let command_id = leased.command_id;
+        if let Some((live, _)) = self.live() {
+            live.open.insert(command_id);
+            live.runs.remember(command_id, leased.run_id);
+        }
+        self.moved(leased.run_id, command_id, state, Some(leased.attempt), None);
+        self.send(BackendMessage::Command(Command {
+            command_id,
+            order: leased.order,
+            name: leased.name,
+            arguments: leased.arguments,
+            digest: hex(&leased.digest),
+            attempt: leased.attempt,
+            traceparent: leased.traceparent,
+            deadline,
+            permitted: leased.permitted,
+        }))
+    }
+
+    pub(super) async fn on_accepted(&mut self, accepted: CommandAccepted) {
+        let Some((_, holder)) = self.live() else {
+            return;
+        };
+        let command_id = accepted.command_id;
+        let accepted = Accepted {
+            command_id,
+            idempotent: accepted.idempotent,
+            awaiting_permit: accepted.awaiting_permit,
+        };
+        let (tenant, now) = (&self.peer.identity.tenant, self.inbound.clock.wall());
+        match self
+            .inbound
+            .store
+            .accept_command(tenant, &holder, accepted, now)
+            .await
+        {
+            Ok(AcceptOutcome::Go { deadline }) => {
+                fault::point("release.committed.before_go");
+                if let Some(run_id) = self.known_run(command_id) {
+                    self.moved(run_id, command_id, CommandState::Released, None, None);
+                }
+                let permit = self.permit(deadline);
+                self.send(BackendMessage::Go(Go { command_id, permit }));
+            }
+            Ok(AcceptOutcome::Drop) => {
+                self.close_offer(command_id);
+                self.send(BackendMessage::CommandDrop(CommandRef { command_id }));
+                self.offer_more().await;
+            }
+            Ok(AcceptOutcome::Cancel) => {
+                self.send(BackendMessage::CommandCancel(CommandRef { command_id }));
+            }
+            Ok(AcceptOutcome::Wait) => {}
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    pub(super) async fn on_rejected(&mut self, rejected: CommandRejected) {
+        let Some((_, holder)) = self.live() else {
+            return;
+        };
+        let (tenant, now) = (&self.peer.identity.tenant, self.inbound.clock.wall());
+        let command_id = rejected.command_id;
+        let end = rejected.detail.floor_char_boundary(DETAIL_BYTES_MAX);
+        let detail = rejected.detail[..end].to_owned();
+        let rejected = Rejected {
+            command_id,
+            code: rejected.code,
+            detail: detail.clone(),
+            again_at: now.saturating_add(BUSY_PAUSE),
+        };
+        match self
+            .inbound
+            .store
+            .reject_command(tenant, &holder, rejected, now)
+            .await
+        {
+            Ok(Some(settled)) => self.settled(&settled, Some(detail)),
+            Ok(None) => debug!(%command_id, "a gateway rejects a command that nobody knows"),
+            Err(error) => return self.fail(&error),
+        }
+        self.close_offer(command_id);
+        self.offer_more().await;
+    }
+
+    pub(super) async fn on_started(&mut self, started: CommandStarted) {
+        let Some((_, holder)) = self.live() else {
+            return;
+        };
+        let (tenant, now) = (&self.peer.identity.tenant, self.inbound.clock.wall());
+        let CommandStarted {
+            command_id,
+            started_at,
+        } = started;
+        match self
+            .inbound
+            .store
+            .start_command(tenant, &holder, command_id, started_at, now)
+            .await
+        {
+            Ok(true) => {
+                if let Some(run_id) = self.known_run(command_id) {
+                    self.moved(run_id, command_id, CommandState::Running, None, None);
+                }
+            }
+            Ok(false) => {}
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    pub(super) async fn on_result(&mut self, result: CommandResult) {
+        let Some((_, holder)) = self.live() else {
+            return;
+        };
+        let (tenant, now) = (&self.peer.identity.tenant, self.inbound.clock.wall());
+        let CommandResult {
+            command_id,
+            outcome,
+        } = result;
+        let summary = Summary::of(&outcome);
+        let completed = self
+            .inbound
+            .store
+            .complete_command(tenant, &holder, command_id, outcome, now)
+            .await;
+        let completed = match completed {
+            Ok(completed) => completed,
+            Err(error) => return self.fail(&error),
+        };
+        fault::point("result.committed.before_acknowledgement");
+        let low_water = completed.low_water();
+        match completed {
+            CompleteOutcome::Completed { settled, .. } => self.completed(&settled, summary),
+            CompleteOutcome::LateOutcome { .. } | CompleteOutcome::Repeated { .. } => {}
+            CompleteOutcome::Orphan { .. } => {
+                warn!(%command_id, agent_id = %holder.agent_id, "the result of a command that the database does not have was kept");
+            }
+        }
+        self.close_offer(command_id);
+        self.send(BackendMessage::ResultAck(ResultAck {
+            command_id,
+            low_water,
+        }));
+        self.offer_more().await;
+    }
+
+    pub(super) async fn on_output(&mut self, output: Output) {
+        let bytes = u64::try_from(output.data.len()).unwrap_or(u64::MAX);
+        let Some((live, _)) = self.live() else { return };
+        live.output_received = live.output_received.saturating_add(bytes);
+        let Some(run_id) = self.find_run(output.command_id).await else {
+            return;
+        };
+        let chunk = OutputChunk {
+            at: self.inbound.clock.wall(),
+            command_id: output.command_id,
+            agent_id: self.peer.identity.agent_id,
+            stream: output.stream,
+            offset: output.offset,
+            data: output.data,
+        };
+        self.inbound.bus.output(run_id, chunk);
+    }
+
+    pub(super) fn on_heartbeat(&mut self, heartbeat: &Heartbeat) {
+        let window = self.inbound.terms.output_window_bytes;
+        let Some((live, holder)) = self.live() else {
+            return;
+        };
+        let output_bytes = live.output_received.saturating_add(window);
+        self.inbound.heartbeats.note(SessionTouch {
+            agent_id: holder.agent_id,
+            epoch: holder.epoch,
+            figures: HeartbeatFigures {
+                round_trip_us: heartbeat.round_trip_us,
+                clock_skew_ms: heartbeat.clock_skew_ms,
+                spool_records: heartbeat.spool_records,
+                spool_bytes: heartbeat.spool_bytes,
+                commands_running: heartbeat.commands_running,
+            },
+        });
+        self.send(BackendMessage::HeartbeatAck(HeartbeatAck {
+            sent_at_ms: heartbeat.sent_at_ms,
+            server_time: self.inbound.clock.wall(),
+            output_bytes,
+        }));
+    }
+
+    pub(super) async fn on_catalogue(&mut self, catalogue: Catalogue) {
+        let Some((_, holder)) = self.live() else {
+            return;
+        };
+        let (tenant, now) = (&self.peer.identity.tenant, self.inbound.clock.wall());
+        let Catalogue { digest, commands } = catalogue;
+        let saved = self
+            .inbound
+            .store
+            .save_catalogue(
+                tenant,
+                holder.agent_id,
+                holder.epoch,
+                &digest,
+                commands,
+                now,
+            )
+            .await;
+        if let Err(error) = saved {
+            self.fail(&error);
+        }
+    }
+
+    pub(super) async fn on_pin_report(&mut self, version: u64) {
+        let Some((_, holder)) = self.live() else {
+            return;
+        };
+        let (tenant, now) = (&self.peer.identity.tenant, self.inbound.clock.wall());
+        let reported = self
+            .inbound
+            .store
+            .report_pins(tenant, holder.agent_id, holder.epoch, version, now)
+            .await;
+        if let Err(error) = reported {
+            self.fail(&error);
+        }
+    }
+
+    pub(super) async fn on_gateway_event(&mut self, event: &Event) {
+        let Some((live, holder)) = self.live() else {
+            return;
+        };
+        live.runs.events = live.runs.events.saturating_add(1);
+        if live.runs.events > EVENTS_MAX {
+            return self.inbound.metrics.refused("gateway_events");
+        }
+        let cut = |text: &str| text[..text.floor_char_boundary(DETAIL_BYTES_MAX)].to_owned();
+        let (kind, detail) = (cut(&event.kind), cut(&event.detail));
+        warn!(agent_id = %holder.agent_id, kind, detail, "a gateway reports");
+        let record = NewAuditRecord {
+            actor: Actor::gateway(holder.agent_id),
+            action: "gateway.event".to_owned(),
+            object: format!("gateway:{}", holder.agent_id),
+            outcome: AuditOutcome::Noted,
+            detail: serde_json::json!({ "kind": kind, "detail": detail }),
+        };
+        let (tenant, now) = (&self.peer.identity.tenant, self.inbound.clock.wall());
+        if let Err(error) = self.inbound.store.append_audit(tenant, record, now).await {
+            self.fail(&error);
+        }
+    }
+
+    fn close_offer(&mut self, command_id: CommandId) {
+        if let Some((live, _)) = self.live() {
+            live.open.remove(&command_id);
+            live.runs.known.remove(&command_id);
+        }
+    }
+
+    /// Credit came back: what did not fit before may fit now.
+    async fn offer_more(&mut self) {
+        if self.live().is_some_and(|(live, _)| live.more) {
+            self.offer_commands().await;
+        }
+    }
+
+    fn known_run(&mut self, command_id: CommandId) -> Option<RunId> {
+        self.live()?.0.runs.known.get(&command_id).copied()
+    }
+
+    /// The run of a command that may have been offered in an earlier session.
+    async fn find_run(&mut self, command_id: CommandId) -> Option<RunId> {
+        if let Some(run_id) = self.known_run(command_id) {
+            return Some(run_id);
+        }
+        let tenant = &self.peer.identity.tenant;
+        let found = self.inbound.store.command(tenant, command_id).await;
+        let run_id = found
+            .ok()
+            .flatten()
+            .filter(|command| command.agent_id == self.peer.identity.agent_id)?
+            .run_id;
+        self.live()?.0.runs.remember(command_id, run_id);
+        Some(run_id)
+    }
+
+    fn moved(
+        &self,
+        run_id: RunId,
+        command_id: CommandId,
+        state: CommandState,
+        attempt: Option<u32>,
+        reason: Option<String>,
+    ) {
+        let change = self.change(command_id, state, attempt, reason);
+        self.inbound.bus.command_changed(run_id, change, false);
+    }
+
+    fn settled(&self, settled: &Settled, reason: Option<String>) {
+        if settled.state.is_final() {
+            self.inbound.metrics.commands_final(settled.state, 1);
+        }
+        let change = self.change(settled.command_id, settled.state, None, reason);
+        let bus = &self.inbound.bus;
+        bus.command_changed(settled.run_id, change, settled.run_finished);
+    }
+
+    fn completed(&self, settled: &Settled, summary: Summary) {
+        self.inbound.metrics.commands_final(settled.state, 1);
+        let change = CommandChange {
+            exit_code: summary.exit_code,
+            duration_ms: Some(summary.duration_ms),
+            ..self.change(settled.command_id, settled.state, None, summary.reason)
+        };
+        let bus = &self.inbound.bus;
+        bus.command_changed(settled.run_id, change, settled.run_finished);
+    }
+
+    fn change(
+        &self,
+        command_id: CommandId,
+        state: CommandState,
+        attempt: Option<u32>,
+        reason: Option<String>,
+    ) -> CommandChange {
+        let at: Timestamp = self.inbound.clock.wall();
+        CommandChange {
+            at,
+            command_id,
+            agent_id: self.peer.identity.agent_id,
+            state,
+            attempt,
+            exit_code: None,
+            duration_ms: None,
+            reason,
+        }
+    }
+}
+
+/// What watchers hear of an outcome.
+struct Summary {
+    exit_code: Option<i32>,
+    duration_ms: u64,
+    reason: Option<String>,
+}
+
+impl Summary {
+    fn of(outcome: &Outcome) -> Self {
+        Self {
+            exit_code: outcome.exit_code,
+            duration_ms: outcome.duration_ms,
+            reason: outcome.reason.clone(),
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("writing to a string succeeds");
+        text
+    })
+}

@@ -1,0 +1,207 @@
+//! Accepts agents: admission control, TLS, who it is, the upgrade. Then a fresh, small task has the connection.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use socket2::SockRef;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tracing::{info, warn};
+use viworks_common::key::{Binding, BindingMode};
+use viworks_common::limits::SEND_PROGRESS_TIMEOUT;
+use viworks_runtime::{random, tls};
+
+use super::Inbound;
+use super::connection::Connection;
+use super::limits::{Admitted, Gate};
+use super::socket::AgentSocket;
+use super::upgrade::{self, Verdict};
+use crate::agent::registry::{Peer, Unrecognised};
+
+/// Unsent bytes in the kernel above which the socket takes no more, so that a command never waits behind telemetry.
+const UNSENT_BYTES_MAX: u32 = 16 * 1024;
+
+/// The pause after the process ran out of file descriptors or memory.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(200);
+
+/// The listener for agents.
+pub struct Listener {
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    gate: Gate,
+    inbound: Arc<Inbound>,
+}
+
+impl Listener {
+    /// Takes over a bound socket. The configuration must require client certificates: [`tls::server_config`] does.
+    #[must_use]
+    pub fn new(
+        listener: TcpListener,
+        config: Arc<ServerConfig>,
+        gate: Gate,
+        inbound: Arc<Inbound>,
+    ) -> Self {
+        Self {
+            listener,
+            acceptor: TlsAcceptor::from(config),
+            gate,
+            inbound,
+        }
+    }
+
+    /// Accepts until the process stops.
+    pub async fn run(self) {
+        let stopping = self.inbound.lifecycle.stop_token();
+        loop {
+            let accepted = tokio::select! {
+                () = stopping.cancelled() => return,
+                accepted = self.listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, address)) => self.admit(stream, address),
+                Err(error) => self.failed(&error).await,
+            }
+        }
+    }
+
+    fn admit(&self, stream: TcpStream, address: SocketAddr) {
+        match self.gate.admit(address.ip()) {
+            Ok(admitted) => {
+                let handshake = Handshake {
+                    acceptor: self.acceptor.clone(),
+                    gate: self.gate.clone(),
+                    inbound: Arc::clone(&self.inbound),
+                    address,
+                };
+                let task = Box::pin(handshake.run(stream, admitted));
+                drop(self.inbound.lifecycle.spawn("agent handshake", task));
+            }
+            // Dropping the socket costs nothing; an answer would.
+            Err(turned) => self.inbound.metrics.refused(turned.name()),
+        }
+    }
+
+    /// An error of `accept` concerns one connection or all of them; neither ends the listener.
+    async fn failed(&self, error: &io::Error) {
+        self.inbound.metrics.refused("accept_failed");
+        match error.kind() {
+            io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted => {}
+            _ => {
+                warn!(%error, "cannot accept connections; trying again");
+                sleep(EXHAUSTED_PAUSE).await;
+            }
+        }
+    }
+}
+
+struct Handshake {
+    acceptor: TlsAcceptor,
+    gate: Gate,
+    inbound: Arc<Inbound>,
+    address: SocketAddr,
+}
+
+impl Handshake {
+    async fn run(self, stream: TcpStream, admitted: Admitted) {
+        let metrics = &self.inbound.metrics;
+        let address = self.address;
+        prepare(&stream);
+        let limit = self.inbound.terms.tls_timeout;
+        let secured = timeout(limit, async {
+            let turn = self.gate.handshake().await;
+            self.acceptor
+                .accept(stream)
+                .await
+                .map(|stream| (stream, turn))
+        });
+        let (stream, turn) = match secured.await {
+            Ok(Ok(secured)) => secured,
+            Ok(Err(error)) => {
+                metrics.handshake("tls_failed");
+                info!(%address, %error, "a TLS handshake failed");
+                return;
+            }
+            Err(_elapsed) => return metrics.handshake("tls_timeout"),
+        };
+        let recognised = self.recognise(&stream).await;
+        let opening = self.gate.opening();
+        let verdict = match (&recognised, &opening) {
+            (Err(unrecognised), _) => {
+                metrics.refused(unrecognised.code().name());
+                warn!(%address, error = %unrecognised, "refused a client certificate");
+                Verdict::Refuse(unrecognised.code())
+            }
+            (Ok(_), None) => {
+                metrics.refused("openings_full");
+                let random = u64::from_ne_bytes(random::bytes());
+                Verdict::Later(self.gate.retry_after(random))
+            }
+            (Ok(_), Some(_)) => Verdict::Welcome,
+        };
+        let upgraded = timeout(
+            self.inbound.terms.upgrade_timeout,
+            Box::pin(upgrade::serve(stream, verdict)),
+        );
+        let socket = match upgraded.await {
+            Ok(Some(socket)) => socket,
+            Ok(None) => return metrics.handshake("not_upgraded"),
+            Err(_elapsed) => return metrics.handshake("upgrade_timeout"),
+        };
+        drop(turn);
+        metrics.handshake("upgraded");
+        let (Ok((peer, binding)), Some(opening)) = (recognised, opening) else {
+            return;
+        };
+        let connection = Connection::new(
+            Arc::clone(&self.inbound),
+            AgentSocket::new(socket),
+            peer,
+            binding,
+            address,
+            (admitted, opening),
+        );
+        // A task of its own: this one's future carries the whole handshake and would keep its size.
+        let session = Box::pin(connection.run());
+        drop(self.inbound.lifecycle.spawn("agent session", session));
+    }
+
+    async fn recognise(
+        &self,
+        stream: &TlsStream<TcpStream>,
+    ) -> Result<(Peer, Binding), Unrecognised> {
+        let (_, connection) = stream.get_ref();
+        let leaf = connection
+            .peer_certificates()
+            .and_then(|chain| chain.first())
+            .ok_or(Unrecognised::NoName("none was shown"))?;
+        let now = self.inbound.clock.wall();
+        let peer = self.inbound.registry.recognise(leaf, now).await?;
+        let mode = self.inbound.terms.binding;
+        let value = match mode {
+            BindingMode::Exporter => tls::exporter(connection)
+                .map_err(|_early| Unrecognised::NoName("the handshake is not over"))?,
+            BindingMode::Certificate => peer.fingerprint,
+        };
+        Ok((peer, Binding { mode, value }))
+    }
+}
+
+/// Options without which a session still works, only less well; so a kernel that lacks one is no reason to refuse.
+fn prepare(stream: &TcpStream) {
+    let socket = SockRef::from(stream);
+    let options = [
+        stream.set_nodelay(true),
+        socket.set_tcp_user_timeout(Some(SEND_PROGRESS_TIMEOUT)),
+        socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX),
+    ];
+    for error in options.into_iter().filter_map(Result::err) {
+        warn!(%error, "failed to set a socket option");
+    }
+}

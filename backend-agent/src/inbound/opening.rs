@@ -1,0 +1,257 @@
+//! Decides about a HELLO: seen before, too late, whose identity, and who of two holders keeps it.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tracing::{error, info, warn};
+use viworks_common::code::CloseCode;
+use viworks_common::id::SessionId;
+use viworks_common::key::Secret;
+use viworks_common::limits::CHALLENGE_AGE_MAX;
+use viworks_common::wire::message::{Credits, Hello, Refuse, Welcome};
+
+use super::Inbound;
+use super::replay::Remembered;
+use crate::agent::manager::{Order, Probed};
+use crate::agent::registry::Peer;
+use crate::data::{
+    Actor, AdmitOutcome, AdmitRequest, Admitted, AuditOutcome, NewAuditRecord, StoreError,
+};
+
+/// How long a gateway should wait when the backend cannot decide.
+const UNAVAILABLE_RETRY: Duration = Duration::from_secs(5);
+
+/// A verified HELLO with what is known about its connection.
+pub(super) struct Arrival<'a> {
+    pub(super) inbound: &'a Inbound,
+    pub(super) peer: &'a Peer,
+    pub(super) address: SocketAddr,
+    pub(super) session_id: SessionId,
+    pub(super) hello: &'a Hello,
+    pub(super) client_nonce: [u8; 32],
+    pub(super) key_generation: u8,
+    pub(super) challenge_age: Duration,
+}
+
+/// What HELLO is answered with.
+pub(super) enum Decision {
+    /// The session's terms.
+    Welcome(Box<Welcome>, Box<Admitted>),
+    /// An authenticated refusal.
+    Refuse(Refuse),
+}
+
+impl Arrival<'_> {
+    pub(super) async fn decide(&self) -> Decision {
+        if let Err(refuse) = self.is_fresh().await {
+            return Decision::Refuse(refuse);
+        }
+        let request = self.request();
+        let tenant = &self.peer.identity.tenant;
+        let now = self.inbound.clock.wall();
+        let outcome = self.inbound.store.admit(tenant, request.clone(), now).await;
+        let admitted = match outcome {
+            Ok(AdmitOutcome::Accepted(admitted)) => admitted,
+            Ok(refused) => return Decision::Refuse(refusal(&refused)),
+            Err(error) => return Decision::Refuse(unavailable(&error)),
+        };
+        if admitted.rolled_back {
+            error!(agent_id = %request.agent_id, epoch = admitted.presented, "a gateway proves that the database was rolled back");
+        }
+        if let Err(refuse) = self.settle_take_over(&request, &admitted).await {
+            return Decision::Refuse(refuse);
+        }
+        Decision::Welcome(Box::new(self.welcome(&admitted)), admitted)
+    }
+
+    async fn is_fresh(&self) -> Result<(), Refuse> {
+        if self.challenge_age > CHALLENGE_AGE_MAX {
+            return Err(refuse(CloseCode::HelloTimeout, "the challenge is too old"));
+        }
+        let agent_id = self.peer.identity.agent_id;
+        let now = self.inbound.clock.now();
+        match self
+            .inbound
+            .replay
+            .remember(agent_id, self.client_nonce, now)
+            .await
+        {
+            Remembered::Fresh => Ok(()),
+            Remembered::Replayed => {
+                self.replayed().await;
+                Err(refuse(CloseCode::Replay, "this HELLO was used before"))
+            }
+            Remembered::AgentFull | Remembered::Full => Err(refuse(
+                CloseCode::RateLimited,
+                "too many sessions were opened in a short time",
+            )),
+        }
+    }
+
+    async fn replayed(&self) {
+        security_event(
+            self.inbound,
+            self.peer,
+            self.address,
+            "gateway.hello_replayed",
+        )
+        .await;
+    }
+
+    /// Of two processes with one identity, the one that is alive keeps it.
+    async fn settle_take_over(
+        &self,
+        request: &AdmitRequest,
+        admitted: &Admitted,
+    ) -> Result<(), Refuse> {
+        let Some(live) = admitted.live_session.filter(|live| !live.same_agent_run) else {
+            return Ok(());
+        };
+        let agent_id = request.agent_id;
+        let manager = &self.inbound.manager;
+        if manager.probe(agent_id).await == Probed::Alive {
+            warn!(%agent_id, address = %self.address, live = %live.session_id, "a second machine uses the identity of a connected gateway; refused");
+            let tenant = &self.peer.identity.tenant;
+            let now = self.inbound.clock.wall();
+            if let Err(error) = self.inbound.store.record_fork(tenant, request, now).await {
+                error!(%agent_id, %error, "failed to record a fork");
+            }
+            // Its next HELLO moves the ratchet past the copy.
+            let _ordered = manager.order(agent_id, Order::Drain(Duration::ZERO));
+            return Err(refuse(
+                CloseCode::IdentityFork,
+                "another machine with this identity is connected and alive",
+            ));
+        }
+        if manager.may_take_over(agent_id, self.inbound.clock.now()) {
+            info!(%agent_id, address = %self.address, "taking over from a session that does not answer");
+            return Ok(());
+        }
+        warn!(%agent_id, address = %self.address, "an identity changes hands too often; both wait");
+        Err(Refuse {
+            retry_after_ms: Some(60_000),
+            ..refuse(
+                CloseCode::RateLimited,
+                "this identity changed hands too often in a minute",
+            )
+        })
+    }
+
+    fn request(&self) -> AdmitRequest {
+        let hello = self.hello;
+        let expected = self.inbound.master.token(&self.peer.identity, hello.epoch);
+        AdmitRequest {
+            agent_id: self.peer.identity.agent_id,
+            session_id: self.session_id,
+            install_id: hello.install_id,
+            boot_id: hello.boot_id,
+            agent_run_id: hello.agent_run_id,
+            epoch: hello.epoch,
+            token_valid: Secret::from_hex(&hello.token).is_some_and(|token| token == expected),
+            key_generation: u32::from(self.key_generation),
+            highest_order: hello.highest_order,
+            low_water: hello.low_water,
+            unreported: hello.unreported.clone(),
+            telemetry: hello.telemetry.clone(),
+            catalogue_digest: hello.catalogue_digest.clone(),
+            labels: hello.labels.clone(),
+            agent_version: hello.agent_version.clone(),
+            pin_set_version: hello.pin_set_version,
+            peer_address: self.address.to_string(),
+            fingerprint: self.peer.fingerprint,
+        }
+    }
+
+    fn welcome(&self, admitted: &Admitted) -> Welcome {
+        let inbound = self.inbound;
+        let terms = &inbound.terms;
+        let token = inbound.master.token(&self.peer.identity, admitted.issued);
+        Welcome {
+            epoch: admitted.issued,
+            token: token.expose_hex(),
+            heartbeat_interval_ms: millis(terms.heartbeat_interval),
+            silence_ms: millis(terms.silence),
+            credits: Credits {
+                commands: terms.command_credit,
+                telemetry_bytes: terms.telemetry_credit_bytes,
+                output_bytes: terms.output_window_bytes,
+            },
+            low_water: admitted.low_water,
+            committed: admitted.committed.clone(),
+            catalogue_known: admitted.catalogue_known,
+            pins: None,
+            server_time: inbound.clock.wall(),
+            reconnect_slot_ms: millis(inbound.manager.reconnect_slot()),
+        }
+    }
+}
+
+/// A span on the wire.
+pub(super) fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn refuse(code: CloseCode, reason: &str) -> Refuse {
+    Refuse {
+        code,
+        reason: reason.to_owned(),
+        retry_after_ms: None,
+    }
+}
+
+/// The store has recorded why; here it only gets its words.
+fn refusal(outcome: &AdmitOutcome) -> Refuse {
+    match outcome {
+        AdmitOutcome::Late => refuse(
+            CloseCode::Superseded,
+            "a newer session of this process exists",
+        ),
+        AdmitOutcome::Fork => refuse(
+            CloseCode::IdentityFork,
+            "another machine with this identity has moved on",
+        ),
+        // As little as possible: whoever guesses learns nothing.
+        AdmitOutcome::BadToken => refuse(CloseCode::BadEnvelope, "HELLO was not accepted"),
+        AdmitOutcome::Revoked => refuse(CloseCode::Revoked, "this gateway was revoked"),
+        AdmitOutcome::StaleKey => refuse(CloseCode::CertUntrusted, "this agent key was superseded"),
+        AdmitOutcome::Unknown => refuse(CloseCode::CertUntrusted, "there is no such gateway"),
+        AdmitOutcome::Accepted(_) => refuse(CloseCode::Internal, "accepted"),
+    }
+}
+
+fn unavailable(error: &StoreError) -> Refuse {
+    error!(%error, "failed to decide about a HELLO");
+    Refuse {
+        retry_after_ms: Some(millis(UNAVAILABLE_RETRY)),
+        ..refuse(
+            CloseCode::Internal,
+            "the backend cannot decide at the moment",
+        )
+    }
+}
+
+/// Audits something that no intent of the store records by itself.
+pub(super) async fn security_event(
+    inbound: &Inbound,
+    peer: &Peer,
+    address: SocketAddr,
+    action: &str,
+) {
+    let agent_id = peer.identity.agent_id;
+    warn!(%agent_id, %address, action, "security event");
+    let record = NewAuditRecord {
+        actor: Actor::gateway(agent_id),
+        action: action.to_owned(),
+        object: format!("gateway:{agent_id}"),
+        outcome: AuditOutcome::Refused,
+        detail: serde_json::json!({ "address": address.to_string() }),
+    };
+    let now = inbound.clock.wall();
+    if let Err(error) = inbound
+        .store
+        .append_audit(&peer.identity.tenant, record, now)
+        .await
+    {
+        error!(%agent_id, %error, action, "failed to audit a security event");
+    }
+}

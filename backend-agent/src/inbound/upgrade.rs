@@ -1,0 +1,182 @@
+//! From HTTP/1.1 to a WebSocket with our subprotocol; what is refused is told in a problem document.
+
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{
+    CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_PROTOCOL, UPGRADE,
+};
+use http::{Request, Response, StatusCode};
+use http_body_util::{Empty, Full};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tracing::debug;
+use viworks_common::code::CloseCode;
+use viworks_common::limits;
+
+/// Where agents connect.
+pub(super) const PATH: &str = "/agent/v1/connect";
+
+/// The version of the protocol, by name.
+pub(super) const SUBPROTOCOL: &str = "viworks.agent.v1";
+
+/// Headers of a request.
+const HEADERS_MAX: usize = 32;
+
+/// The largest request head.
+const HEAD_BYTES_MAX: usize = 8 * 1024;
+
+/// A connection that speaks WebSocket.
+pub(super) type Socket = WebSocketStream<TlsStream<TcpStream>>;
+
+/// What was decided before the request was read.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Verdict {
+    /// Upgrade, if the request is right.
+    Welcome,
+    /// Come back after this time.
+    Later(Duration),
+    /// Not with this certificate.
+    Refuse(CloseCode),
+}
+
+/// Reads one request and answers it. `None` when it did not become a WebSocket.
+pub(super) async fn serve(stream: TlsStream<TcpStream>, verdict: Verdict) -> Option<Socket> {
+    let upgrading: Arc<Mutex<Option<OnUpgrade>>> = Arc::default();
+    let accepted = Arc::clone(&upgrading);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        let answer = answer(&request, verdict);
+        if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let upgrade = hyper::upgrade::on(&mut request);
+            *accepted.lock().unwrap_or_else(PoisonError::into_inner) = Some(upgrade);
+        }
+        std::future::ready(Ok::<_, Infallible>(answer))
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades()
+        .await;
+    if let Err(error) = served {
+        debug!(%error, "an HTTP connection of an agent failed");
+    }
+    let upgrade = upgrading
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take()?;
+    let upgraded = upgrade.await.ok()?;
+    let parts = upgraded.downcast::<TokioIo<TlsStream<TcpStream>>>().ok()?;
+    let (stream, read) = (parts.io.into_inner(), parts.read_buf.to_vec());
+    Some(WebSocketStream::from_partially_read(stream, read, Role::Server, Some(config())).await)
+}
+
+fn config() -> WebSocketConfig {
+    WebSocketConfig::default()
+        .read_buffer_size(limits::READ_BUFFER_BYTES)
+        .write_buffer_size(limits::READ_BUFFER_BYTES)
+        .max_write_buffer_size(limits::WRITE_BUFFER_BYTES_MAX)
+        .max_message_size(Some(limits::MESSAGE_BYTES_MAX))
+        .max_frame_size(Some(limits::FRAME_BYTES_MAX))
+}
+
+type Answer = Response<http_body_util::Either<Empty<Bytes>, Full<Bytes>>>;
+
+fn answer(request: &Request<Incoming>, verdict: Verdict) -> Answer {
+    if request.uri().path() != PATH {
+        let detail = format!("agents connect at {PATH}");
+        return problem(StatusCode::NOT_FOUND, "no_such_path", &detail);
+    }
+    let offered = request.headers().get_all(SEC_WEBSOCKET_PROTOCOL);
+    let ours = offered
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|name| name.trim() == SUBPROTOCOL);
+    let upgraded =
+        create_response_with_body(request, || http_body_util::Either::Left(Empty::new()));
+    let mut upgraded = match upgraded {
+        Ok(upgraded) => upgraded,
+        Err(error) => {
+            let mut answer = problem(
+                StatusCode::UPGRADE_REQUIRED,
+                "not_an_upgrade",
+                &error.to_string(),
+            );
+            answer
+                .headers_mut()
+                .insert(UPGRADE, HeaderValue::from_static("websocket"));
+            answer
+                .headers_mut()
+                .append(CONNECTION, HeaderValue::from_static("upgrade"));
+            return answer;
+        }
+    };
+    if !ours {
+        let detail = format!("the subprotocol {SUBPROTOCOL} must be offered");
+        return problem(
+            StatusCode::BAD_REQUEST,
+            CloseCode::ProtocolTooOld.name(),
+            &detail,
+        );
+    }
+    match verdict {
+        Verdict::Welcome => {
+            upgraded.headers_mut().insert(
+                SEC_WEBSOCKET_PROTOCOL,
+                HeaderValue::from_static(SUBPROTOCOL),
+            );
+            upgraded
+        }
+        Verdict::Later(after) => {
+            let detail = "too many gateways are connecting at once";
+            let mut answer = problem(
+                StatusCode::SERVICE_UNAVAILABLE,
+                CloseCode::RateLimited.name(),
+                detail,
+            );
+            answer
+                .headers_mut()
+                .insert(RETRY_AFTER, HeaderValue::from(after.as_secs()));
+            answer
+        }
+        Verdict::Refuse(code) => {
+            let status = if code == CloseCode::Internal {
+                StatusCode::SERVICE_UNAVAILABLE
+            } else {
+                StatusCode::FORBIDDEN
+            };
+            problem(status, code.name(), code.advice())
+        }
+    }
+}
+
+fn problem(status: StatusCode, code: &str, detail: &str) -> Answer {
+    let body = serde_json::json!({
+        "type": format!("urn:viworks:problem:{code}"),
+        "title": code.replace('_', " "),
+        "status": status.as_u16(),
+        "code": code,
+        "detail": detail,
+    });
+    let mut answer = Response::new(http_body_util::Either::Right(Full::from(body.to_string())));
+    *answer.status_mut() = status;
+    let headers = answer.headers_mut();
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("application/problem+json"),
+    );
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    answer
+}

@@ -1,0 +1,226 @@
+//! Reconcilers: each looks at the store, brings what is behind to where it should be, and can be run at any time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{info, warn};
+use viworks_common::code::CloseCode;
+use viworks_common::id::Tenant;
+use viworks_runtime::clock::Clock;
+use viworks_runtime::lifecycle::Lifecycle;
+
+use crate::agent::manager::Manager;
+use crate::command::bus::{CommandChange, RunBus};
+use crate::config::JobsConfig;
+use crate::data::{GatewayFilter, Page, Settled, Store, StoreResult};
+use crate::inbound::heartbeats::Heartbeats;
+use crate::metrics::BackendMetrics;
+
+/// Rows that one step of a job handles, so that the writer is never held for long.
+const STEP: usize = 500;
+
+/// How often heartbeats are stored.
+const HEARTBEATS: Duration = Duration::from_millis(500);
+
+/// What the jobs work with.
+pub struct Jobs {
+    /// The truth.
+    pub store: Arc<dyn Store>,
+    /// Whose rows.
+    pub tenant: Tenant,
+    /// Who is connected.
+    pub manager: Arc<Manager>,
+    /// Heartbeats to be stored.
+    pub heartbeats: Heartbeats,
+    /// Who listens to commands.
+    pub bus: Arc<RunBus>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// What is counted.
+    pub metrics: BackendMetrics,
+    /// How often.
+    pub config: JobsConfig,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Job {
+    Offer,
+    Expire,
+    Overdue,
+    Revoked,
+    Heartbeats,
+    Purge,
+}
+
+impl Job {
+    const ALL: [Self; 6] = [
+        Self::Offer,
+        Self::Expire,
+        Self::Overdue,
+        Self::Revoked,
+        Self::Heartbeats,
+        Self::Purge,
+    ];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Offer => "job: offer",
+            Self::Expire => "job: expire",
+            Self::Overdue => "job: overdue",
+            Self::Revoked => "job: revoked",
+            Self::Heartbeats => "job: heartbeats",
+            Self::Purge => "job: purge",
+        }
+    }
+}
+
+impl Jobs {
+    /// Starts all of them; each runs at once and then at its interval.
+    pub fn start(self, lifecycle: &Lifecycle) {
+        let own = Arc::new(self);
+        for job in Job::ALL {
+            let task = Arc::clone(&own).repeat(job, lifecycle.clone());
+            drop(lifecycle.spawn_critical(job.name(), task));
+        }
+    }
+
+    async fn repeat(self: Arc<Self>, job: Job, lifecycle: Lifecycle) {
+        let mut ticks = interval(self.every(job));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = lifecycle.stopping() => return,
+                _ = ticks.tick() => {}
+            }
+            if let Err(error) = self.run(job).await {
+                self.metrics.job_failures.inc();
+                warn!(job = job.name(), %error, "a job failed; it runs again");
+            }
+        }
+    }
+
+    const fn every(&self, job: Job) -> Duration {
+        match job {
+            Job::Offer => self.config.offer,
+            Job::Expire | Job::Overdue | Job::Revoked => self.config.expire,
+            Job::Heartbeats => HEARTBEATS,
+            Job::Purge => self.config.purge,
+        }
+    }
+
+    async fn run(&self, job: Job) -> StoreResult<()> {
+        match job {
+            Job::Offer => self.offer().await,
+            Job::Expire => self.expire().await,
+            Job::Overdue => self.end_overdue().await,
+            Job::Revoked => self.cut_revoked().await,
+            Job::Heartbeats => self.store_heartbeats().await,
+            Job::Purge => self.purge().await,
+        }
+    }
+
+    /// Lets every connected gateway for which commands wait look for them; the others look when they connect.
+    async fn offer(&self) -> StoreResult<()> {
+        let mut page = Page::first(STEP);
+        loop {
+            let now = self.clock.wall();
+            let listing = self.store.queued_agents(&self.tenant, page, now).await?;
+            for agent_id in &listing.items {
+                self.manager.nudge(*agent_id);
+            }
+            match listing.next {
+                Some(next) => page = Page::after(next, STEP),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    async fn expire(&self) -> StoreResult<()> {
+        loop {
+            let now = self.clock.wall();
+            let settled = self.store.expire_commands(&self.tenant, STEP, now).await?;
+            self.announce(&settled, "its deadline passed before it could start");
+            if settled.len() < STEP {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn end_overdue(&self) -> StoreResult<()> {
+        loop {
+            let now = self.clock.wall();
+            let wait = self.config.overdue_wait;
+            let settled = self
+                .store
+                .end_overdue(&self.tenant, wait, STEP, now)
+                .await?;
+            self.announce(&settled, "no result came");
+            if settled.len() < STEP {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Ends the sessions of gateways that another process, such as the command line, has revoked. Their writes fail
+    /// already; this closes the socket.
+    async fn cut_revoked(&self) -> StoreResult<()> {
+        let filter = GatewayFilter {
+            revoked: Some(true),
+            ..GatewayFilter::default()
+        };
+        let mut page = Page::first(STEP);
+        loop {
+            let listing = self
+                .store
+                .list_gateways(&self.tenant, &filter, page)
+                .await?;
+            for gateway in &listing.items {
+                self.manager.end(
+                    gateway.agent_id,
+                    CloseCode::Revoked,
+                    "the gateway was revoked",
+                );
+            }
+            match listing.next {
+                Some(next) => page = Page::after(next, STEP),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    async fn store_heartbeats(&self) -> StoreResult<()> {
+        let touches = self.heartbeats.take();
+        if touches.is_empty() {
+            return Ok(());
+        }
+        let now = self.clock.wall();
+        self.store.touch_sessions(&self.tenant, touches, now).await
+    }
+
+    async fn purge(&self) -> StoreResult<()> {
+        let purged = self.store.purge(&self.tenant, self.clock.wall()).await?;
+        if purged != crate::data::Purged::default() {
+            info!(?purged, "deleted what has served");
+        }
+        Ok(())
+    }
+
+    fn announce(&self, settled: &[Settled], reason: &str) {
+        for settled in settled {
+            self.metrics.commands_final(settled.state, 1);
+            let change = CommandChange {
+                at: self.clock.wall(),
+                command_id: settled.command_id,
+                agent_id: settled.agent_id,
+                state: settled.state,
+                attempt: None,
+                exit_code: None,
+                duration_ms: None,
+                reason: Some(reason.to_owned()),
+            };
+            self.bus
+                .command_changed(settled.run_id, change, settled.run_finished);
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! What the backend counts about agents, commands and telemetry.
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use viworks_common::code::CloseCode;
+use viworks_common::command::CommandState;
+use viworks_runtime::metrics::Metrics;
+
+/// One label with a value from a closed set, so that nobody outside can add time series.
+type Label = [(&'static str, &'static str); 1];
+
+/// The instruments of the agents' side. Clones share them.
+#[derive(Debug, Clone)]
+pub struct BackendMetrics {
+    /// Sockets that are open, whatever their state.
+    pub connections: Gauge,
+    /// Established sessions.
+    pub sessions: Gauge,
+    /// Openings under way: from the TLS handshake to CONFIRM.
+    pub openings: Gauge,
+    /// Telemetry rows committed.
+    pub telemetry_rows: Counter,
+    /// Rows of one telemetry commit, over all agents in it.
+    pub telemetry_commit_rows: Histogram,
+    /// Batches that were not taken in, because the processor was full or the store away.
+    pub telemetry_refused: Counter,
+    /// Offers in the queue.
+    pub queue_depth: Gauge,
+    /// Offers given up after too many attempts; the reconciler brings them back.
+    pub queue_dead: Counter,
+    /// Failed background jobs.
+    pub job_failures: Counter,
+    handshakes: Family<Label, Counter>,
+    refusals: Family<Label, Counter>,
+    closes: Family<Label, Counter>,
+    commands: Family<Label, Counter>,
+}
+
+impl BackendMetrics {
+    /// Registers all of them.
+    #[must_use]
+    pub fn register(metrics: &Metrics) -> Self {
+        let own = Self {
+            connections: Gauge::default(),
+            sessions: Gauge::default(),
+            openings: Gauge::default(),
+            telemetry_rows: Counter::default(),
+            telemetry_commit_rows: Histogram::new([
+                1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0, 4_096.0, 16_384.0,
+            ]),
+            telemetry_refused: Counter::default(),
+            queue_depth: Gauge::default(),
+            queue_dead: Counter::default(),
+            job_failures: Counter::default(),
+            handshakes: Family::default(),
+            refusals: Family::default(),
+            closes: Family::default(),
+            commands: Family::default(),
+        };
+        metrics.register(|registry| {
+            let registry = registry.sub_registry_with_prefix("viworks");
+            registry.register(
+                "agent_connections",
+                "Open sockets of agents",
+                own.connections.clone(),
+            );
+            registry.register(
+                "agent_sessions",
+                "Established sessions",
+                own.sessions.clone(),
+            );
+            registry.register(
+                "agent_openings",
+                "Sessions being opened",
+                own.openings.clone(),
+            );
+            registry.register(
+                "agent_handshakes",
+                "Finished handshakes by result",
+                own.handshakes.clone(),
+            );
+            registry.register(
+                "agent_refusals",
+                "Refused agents by reason",
+                own.refusals.clone(),
+            );
+            registry.register(
+                "agent_closes",
+                "Ended sessions by close code",
+                own.closes.clone(),
+            );
+            registry.register(
+                "commands_final",
+                "Commands by the final state an agent or job brought them to",
+                own.commands.clone(),
+            );
+            registry.register(
+                "queue_depth",
+                "Offers waiting or leased",
+                own.queue_depth.clone(),
+            );
+            registry.register(
+                "queue_dead_letters",
+                "Offers given up",
+                own.queue_dead.clone(),
+            );
+            registry.register(
+                "telemetry_rows",
+                "Committed telemetry rows",
+                own.telemetry_rows.clone(),
+            );
+            registry.register(
+                "telemetry_commit_rows",
+                "Rows of one telemetry commit",
+                own.telemetry_commit_rows.clone(),
+            );
+            registry.register(
+                "telemetry_refused_batches",
+                "Batches not taken in",
+                own.telemetry_refused.clone(),
+            );
+            registry.register(
+                "job_failures",
+                "Failed runs of background jobs",
+                own.job_failures.clone(),
+            );
+        });
+        own
+    }
+
+    /// A handshake came to its end.
+    pub fn handshake(&self, result: &'static str) {
+        self.handshakes.get_or_create(&[("result", result)]).inc();
+    }
+
+    /// An agent was turned away for a reason that has no close code.
+    pub fn refused(&self, reason: &'static str) {
+        self.refusals.get_or_create(&[("reason", reason)]).inc();
+    }
+
+    /// A session ended.
+    pub fn closed(&self, code: CloseCode) {
+        self.closes.get_or_create(&[("code", code.name())]).inc();
+    }
+
+    /// Commands became final.
+    pub fn commands_final(&self, state: CommandState, count: u64) {
+        self.commands
+            .get_or_create(&[("state", state.name())])
+            .inc_by(count);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use viworks_common::time::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn refusals_are_counted_by_reason() {
+        let metrics = Metrics::new("test", "0", Timestamp::from_unix_micros(0));
+        let own = BackendMetrics::register(&metrics);
+        own.refused("foreign_certificate");
+        own.refused("foreign_certificate");
+        own.closed(CloseCode::Superseded);
+        own.commands_final(CommandState::Expired, 3);
+        let text = metrics.encode().unwrap();
+        for line in [
+            "viworks_agent_refusals_total{reason=\"foreign_certificate\"} 2",
+            "viworks_agent_closes_total{code=\"superseded\"} 1",
+            "viworks_commands_final_total{state=\"expired\"} 3",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! The product's own authority: who may be a gateway, and what a gateway and a backend need to know each other.
+
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use viworks_runtime::files::{self, FileError};
+use viworks_runtime::tls::TlsError;
+
+use crate::data::StoreError;
+
+pub mod authority;
+pub mod init;
+pub mod issue;
+mod template;
+
+/// Why material could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum PkiError {
+    /// Something is there already, and would have been lost.
+    #[error("{} exists already and is not overwritten; choose another place, or remove it yourself", path.display())]
+    Exists {
+        /// What is there.
+        path: PathBuf,
+    },
+    /// A file or folder could not be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A file could not be written.
+    #[error("failed to write {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What went wrong.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A certificate could not be made.
+    #[error("failed to make a certificate")]
+    Certificate(#[from] rcgen::Error),
+    /// A certificate could not be read back.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// A name has no place in a certificate.
+    #[error("{name:?} cannot stand in a certificate: {reason}")]
+    Name {
+        /// The name.
+        name: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A key file holds no key.
+    #[error("{} does not hold 64 hexadecimal digits", path.display())]
+    MasterKey {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The authority's private key is not on this machine.
+    #[error("this backend has no authority of its own; set ca_key_file in [keys]")]
+    NoAuthority,
+    /// The database refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Makes a folder for its owner alone; one that is there must hold nothing yet of what is going to be written.
+fn private_folder(folder: &Path, names: &[&str]) -> Result<(), PkiError> {
+    for name in names {
+        let path = folder.join(name);
+        if path.symlink_metadata().is_ok() {
+            return Err(PkiError::Exists { path });
+        }
+    }
+    files::create_private_folder(folder)?;
+    Ok(())
+}
+
+/// Whether others may read a new file.
+#[derive(Debug, Clone, Copy)]
+enum Secrecy {
+    Public,
+    Secret,
+}
+
+/// Writes a file that must not be there yet, durably.
+fn write_new(path: &Path, contents: &[u8], secrecy: Secrecy) -> Result<(), PkiError> {
+    let mode = match secrecy {
+        Secrecy::Public => 0o644,
+        Secrecy::Secret => 0o600,
+    };
+    let opened = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path);
+    let written = opened.and_then(|mut file| {
+        file.write_all(contents)?;
+        file.sync_all()
+    });
+    written.map_err(|source| match source.kind() {
+        std::io::ErrorKind::AlreadyExists => PkiError::Exists {
+            path: path.to_owned(),
+        },
+        _ => PkiError::Write {
+            path: path.to_owned(),
+            source,
+        },
+    })
+}

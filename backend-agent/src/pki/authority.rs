@@ -1,0 +1,260 @@
+//! Certificates: an authority, and what it signs for servers and gateways. Accepted by rustls and by OpenSSL.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use rcgen::{
+    BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    SanType, SerialNumber,
+};
+use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
+use viworks_common::id::{GatewayName, TrustDomain};
+use viworks_common::key::Identity;
+use viworks_common::pin::SpkiPin;
+use viworks_common::time::Timestamp;
+use viworks_runtime::{random, tls};
+use zeroize::Zeroizing;
+
+use super::PkiError;
+
+/// Certificates begin a little in the past, because the clock of a new gateway may be behind.
+const BACKDATE: Duration = Duration::from_secs(3_600);
+
+/// How long the authority itself lives.
+pub const AUTHORITY_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
+
+/// A key that can sign certificates, with its certificate.
+#[derive(Debug)]
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    certificate: String,
+}
+
+/// A certificate that was made together with its key.
+#[derive(Debug, Clone)]
+pub struct Issued {
+    /// The certificate, PEM.
+    pub certificate: String,
+    /// The private key, PEM.
+    pub key: Zeroizing<String>,
+    /// What the store keeps of it.
+    pub facts: Facts,
+}
+
+/// What identifies a certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// SHA-256 of the DER SubjectPublicKeyInfo.
+    pub spki: [u8; 32],
+    /// SHA-256 of the whole certificate.
+    pub fingerprint: [u8; 32],
+    /// The serial number, in hexadecimal.
+    pub serial: String,
+    /// When it ends.
+    pub not_after: Timestamp,
+}
+
+/// A key pair that waits for its turn: pinned now, certified later.
+#[derive(Debug)]
+pub struct Standby {
+    /// The private key, PEM.
+    pub key: Zeroizing<String>,
+    /// Its pin.
+    pub pin: SpkiPin,
+}
+
+impl Authority {
+    /// A new authority with its private key in PEM.
+    ///
+    /// # Errors
+    ///
+    /// When the certificate cannot be made.
+    pub fn create(now: Timestamp) -> Result<(Self, Zeroizing<String>), PkiError> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let pem = Zeroizing::new(key.serialize_pem());
+        // A name of its own, so that two authorities are never mistaken for each other by name.
+        let name = format!("ViWorkS authority {}", hex(&random::bytes::<4>()));
+        let mut params = params(&name, now, AUTHORITY_LIFE)?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.use_authority_key_identifier_extension = false;
+        let certificate = params.self_signed(&key)?.pem();
+        let issuer = Issuer::new(params, key);
+        Ok((
+            Self {
+                issuer,
+                certificate,
+            },
+            pem,
+        ))
+    }
+
+    /// The authority with these PEM texts.
+    ///
+    /// # Errors
+    ///
+    /// When one of them is not what it should be.
+    pub fn load(certificate: &str, key: &str) -> Result<Self, PkiError> {
+        let key = KeyPair::from_pem(key)?;
+        Ok(Self {
+            issuer: Issuer::from_ca_cert_pem(certificate, key)?,
+            certificate: certificate.to_owned(),
+        })
+    }
+
+    /// Its certificate, PEM.
+    #[must_use]
+    pub fn certificate(&self) -> &str {
+        &self.certificate
+    }
+
+    /// A server certificate for DNS names and addresses.
+    ///
+    /// # Errors
+    ///
+    /// When a name has no place in a certificate.
+    pub fn server(
+        &self,
+        names: &[String],
+        now: Timestamp,
+        life: Duration,
+    ) -> Result<Issued, PkiError> {
+        let mut params = params("ViWorkS backend", now, life)?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        for name in names {
+            let san =
+                match name.parse::<IpAddr>() {
+                    Ok(address) => SanType::IpAddress(address),
+                    Err(_no_address) => SanType::DnsName(name.as_str().try_into().map_err(
+                        |error: rcgen::Error| PkiError::Name {
+                            name: name.clone(),
+                            reason: error.to_string(),
+                        },
+                    )?),
+                };
+            params.subject_alt_names.push(san);
+        }
+        self.sign(params)
+    }
+
+    /// A gateway's certificate: its identity is the one URI name, its common name is for people.
+    ///
+    /// # Errors
+    ///
+    /// When the certificate cannot be made.
+    pub fn gateway(
+        &self,
+        trust_domain: &TrustDomain,
+        identity: &Identity,
+        name: &GatewayName,
+        now: Timestamp,
+        life: Duration,
+    ) -> Result<Issued, PkiError> {
+        let mut params = params(name.as_str(), now, life)?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let uri = format!(
+            "spiffe://{trust_domain}/tenant/{}/gateway/{}",
+            identity.tenant, identity.agent_id
+        );
+        params.subject_alt_names = vec![SanType::URI(uri.as_str().try_into()?)];
+        self.sign(params)
+    }
+
+    fn sign(&self, params: CertificateParams) -> Result<Issued, PkiError> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let not_after = params.not_after;
+        let serial = params
+            .serial_number
+            .as_ref()
+            .map(|serial| hex(&serial.to_bytes()))
+            .unwrap_or_default();
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        Ok(Issued {
+            facts: facts(&certificate, serial, not_after)?,
+            certificate: certificate.pem(),
+            key: Zeroizing::new(key.serialize_pem()),
+        })
+    }
+}
+
+impl Standby {
+    /// A new key.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made.
+    pub fn create() -> Result<Self, PkiError> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        Self::of(&key)
+    }
+
+    /// The key in a PEM text.
+    ///
+    /// # Errors
+    ///
+    /// When it is none.
+    pub fn load(key: &str) -> Result<Self, PkiError> {
+        Self::of(&KeyPair::from_pem(key)?)
+    }
+
+    fn of(key: &KeyPair) -> Result<Self, PkiError> {
+        use rcgen::PublicKeyData;
+        let spki = key.subject_public_key_info();
+        Ok(Self {
+            key: Zeroizing::new(key.serialize_pem()),
+            pin: SpkiPin::from_digest(Sha256::digest(spki).into()),
+        })
+    }
+}
+
+fn facts(
+    certificate: &Certificate,
+    serial: String,
+    not_after: OffsetDateTime,
+) -> Result<Facts, PkiError> {
+    let micros = i64::try_from(not_after.unix_timestamp_nanos() / 1_000).unwrap_or(i64::MAX);
+    Ok(Facts {
+        spki: tls::spki_sha256(certificate.der())?,
+        fingerprint: Sha256::digest(certificate.der()).into(),
+        serial,
+        not_after: Timestamp::from_unix_micros(micros),
+    })
+}
+
+/// What every certificate has: its own name and serial number, dates, and the identifiers that OpenSSL looks for.
+fn params(name: &str, now: Timestamp, life: Duration) -> Result<CertificateParams, PkiError> {
+    let mut params = CertificateParams::default();
+    let mut subject = DistinguishedName::new();
+    subject.push(DnType::OrganizationName, "ViWorkS");
+    subject.push(DnType::CommonName, name);
+    params.distinguished_name = subject;
+    params.not_before = date(now.saturating_sub(BACKDATE))?;
+    params.not_after = date(now.saturating_add(life))?;
+    let mut serial = random::bytes::<16>();
+    // Positive and of full length in DER.
+    serial[0] = serial[0] & 0x7f | 0x40;
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.use_authority_key_identifier_extension = true;
+    Ok(params)
+}
+
+fn date(at: Timestamp) -> Result<OffsetDateTime, PkiError> {
+    OffsetDateTime::from_unix_timestamp(at.unix_micros().div_euclid(1_000_000)).map_err(|error| {
+        PkiError::Name {
+            name: at.to_string(),
+            reason: error.to_string(),
+        }
+    })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("writing to a string succeeds");
+        text
+    })
+}

@@ -1,0 +1,266 @@
+//! A new gateway: its row, its certificate and its first secrets, by the one intent that every way of joining uses.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Serialize;
+use uuid::Uuid;
+use viworks_common::id::{AgentId, GatewayName, Tenant, TrustDomain};
+use viworks_common::key::{Identity, MasterKey, Secret};
+use viworks_common::pin::SpkiPin;
+use viworks_common::time::Timestamp;
+use viworks_runtime::{files, random, tls};
+use zeroize::Zeroizing;
+
+use super::authority::{Authority, Issued, Standby};
+use super::{PkiError, Secrecy, private_folder, template, write_new};
+use crate::config::Config;
+use crate::data::{Actor, NewCertificate, NewGateway, Store};
+
+/// How long a gateway's certificate lives.
+pub const GATEWAY_LIFE: Duration = Duration::from_secs(397 * 24 * 3_600);
+
+/// The generation of a gateway's first key.
+const FIRST_GENERATION: u32 = 1;
+
+/// Everything that is written for a gateway.
+const NAMES: &[&str] = &[
+    "gateway.crt",
+    "gateway.key",
+    "ca.crt",
+    "identity.json",
+    "gateway.toml",
+];
+
+/// Who joins.
+#[derive(Debug, Clone)]
+pub struct IssueRequest {
+    /// Its name.
+    pub name: GatewayName,
+    /// Labels for it.
+    pub labels: BTreeMap<String, String>,
+    /// How long its certificate lives.
+    pub life: Duration,
+}
+
+/// What the new gateway needs to know about itself.
+#[derive(Debug)]
+pub struct Material {
+    /// Who it is.
+    pub identity: Identity,
+    /// The trust domain.
+    pub trust_domain: TrustDomain,
+    /// Its certificate and key.
+    pub certificate: Issued,
+    /// The authority's certificate, PEM.
+    pub authority: String,
+    /// The generation of its key.
+    pub key_generation: u32,
+    /// The key it shares with the backend.
+    pub agent_key: Secret,
+    /// The ratchet token of epoch 0.
+    pub token: Secret,
+}
+
+/// Loads what issuing needs from the files that the configuration names.
+#[derive(Debug)]
+pub struct Office {
+    /// The authority.
+    pub authority: Authority,
+    /// The master key.
+    pub master: MasterKey,
+    /// The trust domain.
+    pub trust_domain: TrustDomain,
+    /// The pins of the server's key and of its successor.
+    pub pins: Vec<SpkiPin>,
+}
+
+impl Office {
+    /// Opens it.
+    ///
+    /// # Errors
+    ///
+    /// When this backend has no authority, or a file is not what it should be.
+    pub fn open(config: &Config) -> Result<Self, PkiError> {
+        let key_file = config
+            .keys
+            .ca_key_file
+            .as_ref()
+            .ok_or(PkiError::NoAuthority)?;
+        let certificate = read(&config.agents.client_ca_file)?;
+        let authority = Authority::load(&certificate, &read_secret(key_file)?)?;
+        let mut pins = Vec::new();
+        if let Some(leaf) = tls::load_certificates(&config.agents.certificate_file)?.first() {
+            pins.push(SpkiPin::from_digest(tls::spki_sha256(leaf)?));
+        }
+        if let Some(next) = &config.agents.next_key_file {
+            pins.push(Standby::load(&read_secret(next)?)?.pin);
+        }
+        Ok(Self {
+            authority,
+            master: load_master(&config.keys.master_key_file)?,
+            trust_domain: config.agents.trust_domain.clone(),
+            pins,
+        })
+    }
+}
+
+/// Reads the master key.
+///
+/// # Errors
+///
+/// When the file is missing, readable by others, or holds something else.
+pub fn load_master(path: &Path) -> Result<MasterKey, PkiError> {
+    Secret::from_hex(&read_secret(path)?)
+        .map(MasterKey::new)
+        .ok_or_else(|| PkiError::MasterKey {
+            path: path.to_owned(),
+        })
+}
+
+fn read(path: &Path) -> Result<String, PkiError> {
+    let bytes = files::read_at_most(path, 1024 * 1024)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn read_secret(path: &Path) -> Result<Zeroizing<String>, PkiError> {
+    let bytes = files::read_private(path)?;
+    Ok(Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// Lets a gateway join: creates its row and registers its key. Nothing of its secrets is stored here; they follow
+/// from the master key.
+///
+/// # Errors
+///
+/// When its name was ever used, or the store is away.
+pub async fn issue(
+    store: &dyn Store,
+    tenant: &Tenant,
+    office: &Office,
+    request: IssueRequest,
+    actor: &Actor,
+    now: Timestamp,
+) -> Result<Material, PkiError> {
+    let agent_id = AgentId::from_uuid(random::uuid_v7(now));
+    let identity = Identity {
+        tenant: tenant.clone(),
+        agent_id,
+    };
+    let certificate = office.authority.gateway(
+        &office.trust_domain,
+        &identity,
+        &request.name,
+        now,
+        request.life,
+    )?;
+    let gateway = NewGateway {
+        agent_id,
+        name: request.name,
+        labels: request.labels,
+        key_generation: FIRST_GENERATION,
+    };
+    store.create_gateway(tenant, gateway, actor, now).await?;
+    let registered = NewCertificate {
+        agent_id,
+        spki: certificate.facts.spki,
+        serial: certificate.facts.serial.clone(),
+        not_after: certificate.facts.not_after,
+        fingerprint: certificate.facts.fingerprint,
+    };
+    store
+        .register_certificate(tenant, registered, actor, now)
+        .await?;
+    let agent_key = office.master.agent_key(&identity, FIRST_GENERATION);
+    Ok(Material {
+        agent_key: agent_key.secret().clone(),
+        token: office.master.token(&identity, 0),
+        key_generation: FIRST_GENERATION,
+        authority: office.authority.certificate().to_owned(),
+        trust_domain: office.trust_domain.clone(),
+        certificate,
+        identity,
+    })
+}
+
+/// Where and how the files for a gateway are written.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    /// The folder.
+    pub folder: PathBuf,
+    /// Where the backend listens for agents, as the gateway sees it.
+    pub url: String,
+    /// Whether the gateway is one of the local demo.
+    pub demo: bool,
+}
+
+impl Delivery {
+    /// Makes the folder, and refuses one that holds a gateway's files already. Call it before [`issue`].
+    ///
+    /// # Errors
+    ///
+    /// When something is there or the folder cannot be made.
+    pub fn prepare(&self) -> Result<(), PkiError> {
+        private_folder(&self.folder, NAMES)
+    }
+
+    /// Writes everything the gateway needs; its configuration comes last.
+    ///
+    /// # Errors
+    ///
+    /// When a file cannot be written.
+    pub fn write(&self, material: &Material, pins: &[SpkiPin]) -> Result<(), PkiError> {
+        let path = |name: &str| self.folder.join(name);
+        let chain = format!("{}{}", material.certificate.certificate, material.authority);
+        write_new(&path("gateway.crt"), chain.as_bytes(), Secrecy::Public)?;
+        write_new(
+            &path("gateway.key"),
+            material.certificate.key.as_bytes(),
+            Secrecy::Secret,
+        )?;
+        write_new(
+            &path("ca.crt"),
+            material.authority.as_bytes(),
+            Secrecy::Public,
+        )?;
+        write_new(
+            &path("identity.json"),
+            &identity_file(material),
+            Secrecy::Secret,
+        )?;
+        let toml = template::gateway(&self.url, pins, self.demo);
+        write_new(&path("gateway.toml"), toml.as_bytes(), Secrecy::Secret)?;
+        files::sync_folder(&self.folder)?;
+        Ok(())
+    }
+}
+
+/// What the gateway's agent reads once and moves into its own state.
+#[derive(Serialize)]
+struct IdentityFile<'a> {
+    tenant: &'a str,
+    agent_id: &'a Uuid,
+    trust_domain: &'a str,
+    key_generation: u32,
+    agent_key: &'a str,
+    epoch: u64,
+    token: &'a str,
+}
+
+fn identity_file(material: &Material) -> Zeroizing<Vec<u8>> {
+    let agent_key = Zeroizing::new(material.agent_key.expose_hex());
+    let token = Zeroizing::new(material.token.expose_hex());
+    let file = IdentityFile {
+        tenant: material.identity.tenant.as_str(),
+        agent_id: material.identity.agent_id.as_uuid(),
+        trust_domain: material.trust_domain.as_str(),
+        key_generation: material.key_generation,
+        agent_key: &agent_key,
+        epoch: 0,
+        token: &token,
+    };
+    let mut json = serde_json::to_vec_pretty(&file).expect("text and numbers have a JSON form");
+    json.push(b'\n');
+    Zeroizing::new(json)
+}

@@ -1,0 +1,66 @@
+//! The configuration files that come with new material.
+
+use std::fmt::Write;
+
+use viworks_common::id::TrustDomain;
+use viworks_common::pin::SpkiPin;
+
+/// A backend's configuration beside its keys: everything else is a default.
+pub(super) fn backend(trust_domain: &TrustDomain) -> String {
+    format!(
+        r#"# The backend's configuration. Every key, its default and its range: docs/configuration_backend.md.
+# Relative paths start at this file's folder.
+
+[agents]
+listen = "127.0.0.1:8081"
+certificate_file = "server.crt"
+key_file = "server.key"
+# Pinned by every gateway beside the key in use, so that the server's key can be changed.
+next_key_file = "next.key"
+client_ca_file = "ca.crt"
+trust_domain = "{trust_domain}"
+binding = "exporter"
+
+[api]
+listen = "127.0.0.1:8080"
+
+[data]
+state_folder = "state"
+
+[keys]
+master_key_file = "master.key"
+# Needed only to issue certificates; keep it elsewhere where gateways join rarely.
+ca_key_file = "ca.key"
+"#
+    )
+}
+
+/// A gateway's configuration beside its keys.
+pub(super) fn gateway(url: &str, pins: &[SpkiPin], demo: bool) -> String {
+    let mut listed = String::new();
+    for pin in pins {
+        writeln!(listed, "    \"{pin}\",").expect("writing to a string succeeds");
+    }
+    let own = if demo {
+        "\n[executor]\nallow_own_commands = \"for_demo_only\"\n"
+    } else {
+        ""
+    };
+    format!(
+        r#"# The gateway agent's configuration. Every key, its default and its range: docs/configuration_gateway.md.
+# Relative paths start at this file's folder.
+
+[outbound]
+url = "{url}"
+ca_file = "ca.crt"
+# The backend's key and its successor; a server with any other key is not talked to.
+pins = [
+{listed}]
+
+[identity]
+certificate_file = "gateway.crt"
+key_file = "gateway.key"
+identity_file = "identity.json"
+{own}"#
+    )
+}

@@ -1,0 +1,3 @@
+//! Telemetry on its way into the store.
+
+pub mod processor;

@@ -1,0 +1,14 @@
+//! Tests of the pure core through its public interface.
+
+#![expect(clippy::unwrap_used, reason = "a test whose preparation fails panics")]
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a test looks at the few variants it is about"
+)]
+
+mod documents;
+mod hostile;
+mod legality;
+mod pair;
+mod support;
+mod vectors;

@@ -1,0 +1,224 @@
+//! The local API on a unix socket: status, health, catalogue, telemetry intake, and command runs.
+//!
+//! | Request | Answer |
+//! | --- | --- |
+//! | `GET /v1/status` | who this agent is, its connection, spool and executor |
+//! | `GET /v1/health` | each part; 503 when one does not work |
+//! | `GET /v1/catalogue` | what may be run |
+//! | `POST /v1/telemetry` | takes records in; durable when answered, refusals listed one by one |
+//! | `POST /v1/commands/{name}` | runs a command through the single executor; root and the agent's own user only |
+//!
+//! Problems are RFC 9457 documents.
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::extract::connect_info::Connected;
+use axum::routing::{get, post};
+use axum::serve::IncomingStream;
+use serde::Serialize;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use viworks_common::id::AgentRunId;
+use viworks_common::limits;
+use viworks_common::time::Timestamp;
+use viworks_runtime::clock::Clock;
+use viworks_runtime::lifecycle::Lifecycle;
+
+use crate::audit::Audit;
+use crate::catalogue::Catalogue;
+use crate::executor::Executor;
+use crate::spool::Spool;
+
+mod commands;
+mod problem;
+mod status;
+mod telemetry;
+
+/// Telemetry requests that are served at once; more are told to come back.
+const INTAKES_MAX: usize = 8;
+
+/// Why there is no local API.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// Somebody answers there.
+    #[error("{} is in use by another process", .0.display())]
+    InUse(PathBuf),
+    /// Something that is no socket stands there.
+    #[error("{} is not a socket; remove it or choose another path", .0.display())]
+    NotASocket(PathBuf),
+    /// The operating system refused.
+    #[error("cannot listen on {}", path.display())]
+    Io {
+        /// Where.
+        path: PathBuf,
+        /// The refusal.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What is known about the connection to the backend.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct ConnectionStatus {
+    /// Whether a session is established.
+    pub connected: bool,
+    /// In one word: `connecting`, `established`, `waiting`, …
+    pub state: String,
+    /// Where the backend is.
+    pub url: String,
+    /// Since when it is in this state.
+    pub since: Option<Timestamp>,
+    /// The epoch of the last session.
+    pub epoch: u64,
+    /// The last measured round trip, in microseconds.
+    pub round_trip_us: Option<u64>,
+    /// The gateway's wall clock minus the backend's, in milliseconds.
+    pub clock_skew_ms: Option<i64>,
+    /// Why the last attempt failed or the last session ended, and what to do.
+    pub last_failure: Option<String>,
+}
+
+/// Tells about the connection; implemented by whoever drives it.
+pub trait StatusSource: Send + Sync {
+    /// The state at this moment.
+    fn connection(&self) -> ConnectionStatus;
+}
+
+/// Who this agent is.
+#[derive(Debug, Clone, Serialize)]
+pub struct AgentFacts {
+    /// The identity, once there is one.
+    pub agent_id: Option<String>,
+    /// This process.
+    pub agent_run_id: AgentRunId,
+    /// The agent's version.
+    pub version: &'static str,
+    /// When this process started.
+    pub started_at: Timestamp,
+}
+
+/// What the handlers work with.
+#[derive(Clone)]
+pub struct Context {
+    /// Who this agent is.
+    pub facts: AgentFacts,
+    /// The connection.
+    pub status: Arc<dyn StatusSource>,
+    /// Telemetry goes here.
+    pub spool: Spool,
+    /// Commands run here, and nowhere else.
+    pub executor: Executor,
+    /// What may be run.
+    pub catalogue: Arc<Catalogue>,
+    /// Every command run is recorded here first.
+    pub audit: Audit,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Ends running commands when the process stops.
+    pub lifecycle: Lifecycle,
+}
+
+/// Binds the socket, readable and writable for owner and group. A socket file that nobody answers is replaced.
+///
+/// # Errors
+/// When somebody does, or the path cannot be used.
+pub async fn bind(path: &Path) -> Result<UnixListener, ApiError> {
+    let failed = |source| ApiError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    match std::fs::symlink_metadata(path) {
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(ApiError::NotASocket(path.to_owned()));
+        }
+        Ok(_) => match UnixStream::connect(path).await {
+            Ok(_answered) => return Err(ApiError::InUse(path.to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+            Err(error) => return Err(failed(error)),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    // Made beside its place and moved there, so that it never stands there with the wrong permissions.
+    let mut draft = path.as_os_str().to_owned();
+    draft.push(".new");
+    let draft = PathBuf::from(draft);
+    match std::fs::remove_file(&draft) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    let listener = UnixListener::bind(&draft).map_err(failed)?;
+    let permissions = std::fs::Permissions::from_mode(0o660);
+    std::fs::set_permissions(&draft, permissions).map_err(failed)?;
+    std::fs::rename(&draft, path).map_err(failed)?;
+    Ok(listener)
+}
+
+/// Serves until the lifecycle stops.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve(listener: UnixListener, context: Context) -> io::Result<()> {
+    let lifecycle = context.lifecycle.clone();
+    let service = router(context).into_make_service_with_connect_info::<Peer>();
+    axum::serve(listener, service)
+        .with_graceful_shutdown(async move { lifecycle.stopping().await })
+        .await
+}
+
+fn router(context: Context) -> Router {
+    let state = State {
+        context,
+        intakes: Arc::new(Semaphore::new(INTAKES_MAX)),
+    };
+    Router::new()
+        .route("/v1/status", get(status::status))
+        .route("/v1/health", get(status::health))
+        .route("/v1/catalogue", get(status::catalogue))
+        .route("/v1/telemetry", post(telemetry::intake))
+        .route("/v1/commands/{name}", post(commands::run))
+        .fallback(problem::not_found)
+        .method_not_allowed_fallback(problem::method_not_allowed)
+        .layer(DefaultBodyLimit::max(limits::REQUEST_BODY_BYTES_MAX))
+        .with_state(state)
+}
+
+#[derive(Clone)]
+struct State {
+    context: Context,
+    intakes: Arc<Semaphore>,
+}
+
+/// Who is at the other end of the socket, as the kernel says.
+#[derive(Debug, Clone, Copy)]
+struct Peer {
+    uid: Option<u32>,
+}
+
+impl Connected<IncomingStream<'_, UnixListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+        let credentials = stream.io().peer_cred();
+        Self {
+            uid: credentials.ok().map(|credentials| credentials.uid()),
+        }
+    }
+}
+
+impl Peer {
+    /// Commands may be run by root and by the agent's own user, who could do all of it anyway.
+    fn may_run_commands(self) -> bool {
+        let own = rustix::process::geteuid().as_raw();
+        self.uid.is_some_and(|uid| uid == 0 || uid == own)
+    }
+
+    fn actor(self) -> String {
+        self.uid
+            .map_or_else(|| "uid:unknown".to_owned(), |uid| format!("uid:{uid}"))
+    }
+}

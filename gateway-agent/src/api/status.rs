@@ -1,0 +1,57 @@
+//! Status, health and catalogue.
+
+use axum::Json;
+use axum::extract;
+use axum::http::StatusCode;
+use serde_json::{Value, json};
+
+use super::State;
+
+pub(super) async fn status(extract::State(state): extract::State<State>) -> Json<Value> {
+    let context = &state.context;
+    Json(json!({
+        "agent": context.facts,
+        "connection": context.status.connection(),
+        "spool": spool(&state),
+        "commands": { "running": context.executor.running(), "allowed": context.catalogue.len() },
+    }))
+}
+
+pub(super) async fn health(
+    extract::State(state): extract::State<State>,
+) -> (StatusCode, Json<Value>) {
+    let context = &state.context;
+    let connection = context.status.connection();
+    // Reading from the spool proves that its file can be read.
+    let spool_failure = context.spool.positions().await.err().map(|e| e.to_string());
+    let stopping = context.lifecycle.is_stopping();
+    let healthy = connection.connected && spool_failure.is_none() && !stopping;
+    let status = if healthy {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    let body = json!({
+        "healthy": healthy,
+        "parts": {
+            "connection": { "healthy": connection.connected, "state": connection.state, "failure": connection.last_failure },
+            "spool": { "healthy": spool_failure.is_none(), "failure": spool_failure },
+            "process": { "healthy": !stopping },
+        },
+    });
+    (status, Json(body))
+}
+
+pub(super) async fn catalogue(extract::State(state): extract::State<State>) -> Json<Value> {
+    Json(json!({ "commands": state.context.catalogue.entries() }))
+}
+
+fn spool(state: &State) -> Value {
+    let figures = state.context.spool.figures();
+    json!({
+        "records": figures.records,
+        "bytes": figures.bytes,
+        "bytes_max": figures.bytes_max,
+        "dropped": figures.dropped,
+    })
+}

@@ -1,0 +1,130 @@
+//! Telemetry intake: what local programs observed goes into the spool.
+
+use axum::Json;
+use axum::extract;
+use axum::extract::rejection::JsonRejection;
+use axum::http::StatusCode;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tracing::warn;
+use viworks_common::id::StreamName;
+use viworks_common::limits;
+use viworks_common::telemetry::{Fields, Record};
+use viworks_common::time::Timestamp;
+
+use super::State;
+use super::problem::Problem;
+use crate::spool;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Intake {
+    /// Read one by one, so that a malformed one does not refuse the others.
+    records: Vec<Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GivenRecord {
+    stream: StreamName,
+    /// Without one it was observed now.
+    observed_at: Option<Timestamp>,
+    fields: Fields,
+}
+
+#[derive(Serialize)]
+pub(super) struct Taken {
+    accepted: usize,
+    refused: Vec<Refused>,
+}
+
+#[derive(Serialize)]
+struct Refused {
+    /// Its position in the request, from 0.
+    index: usize,
+    reason: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+}
+
+/// Answers only when everything accepted is durable.
+pub(super) async fn intake(
+    extract::State(state): extract::State<State>,
+    body: Result<Json<Intake>, JsonRejection>,
+) -> Result<Json<Taken>, Problem> {
+    let Ok(_turn) = state.intakes.try_acquire() else {
+        return Err(Problem::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "busy",
+            "Too many requests at once",
+            "send larger batches, one after the other",
+        )
+        .retry_after(1));
+    };
+    let Json(Intake { records }) = body.map_err(|rejection| malformed(&rejection))?;
+    if records.len() > limits::BATCH_RECORDS_MAX {
+        return Err(Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "too_many_records",
+            "Too many records",
+            format!(
+                "at most {} records in one request",
+                limits::BATCH_RECORDS_MAX
+            ),
+        ));
+    }
+    let now = state.context.clock.wall();
+    let mut sound = Vec::with_capacity(records.len());
+    let mut refused = Vec::new();
+    for (index, value) in records.into_iter().enumerate() {
+        match judge(value, now) {
+            Ok(record) => sound.push(record),
+            Err((reason, detail)) => refused.push(Refused {
+                index,
+                reason,
+                detail,
+            }),
+        }
+    }
+    state.context.spool.append(&sound).await.map_err(|error| {
+        warn!(%error, "the spool refused telemetry from a local program");
+        let code = if error.is_full() {
+            "disk_full"
+        } else {
+            "spool_unavailable"
+        };
+        Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            code,
+            "The spool cannot take telemetry",
+            error.to_string(),
+        )
+        .retry_after(5)
+    })?;
+    Ok(Json(Taken {
+        accepted: sound.len(),
+        refused,
+    }))
+}
+
+fn judge(value: Value, now: Timestamp) -> Result<Record, (&'static str, Option<String>)> {
+    let given: GivenRecord =
+        serde_json::from_value(value).map_err(|error| ("malformed", Some(error.to_string())))?;
+    let record = Record {
+        stream: given.stream,
+        observed_at: given.observed_at.unwrap_or(now),
+        fields: given.fields,
+    };
+    spool::check(&record, now).map_err(|refusal| (refusal.name(), None))?;
+    Ok(record)
+}
+
+pub(super) fn malformed(rejection: &JsonRejection) -> Problem {
+    let status = rejection.status();
+    Problem::new(
+        status,
+        "malformed_body",
+        "The body cannot be read",
+        rejection.body_text(),
+    )
+}

@@ -1,0 +1,103 @@
+//! The local, append-only audit log: what was asked of this gateway, by whom, and how it ended. One JSON object a line.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::Serialize;
+use viworks_common::time::Timestamp;
+
+/// Bytes of one file; then it is put aside as `NAME.1`, and the one before that is gone.
+const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// One entry.
+#[derive(Debug, Clone, Serialize)]
+pub struct AuditRecord {
+    /// When, by the gateway's wall clock.
+    pub at: Timestamp,
+    /// Who: `uid:1000` for a local user, `backend` for the connection.
+    pub actor: String,
+    /// What was done or refused, as a stable word.
+    pub action: &'static str,
+    /// On what, such as a command's name.
+    pub subject: String,
+    /// How it ended, as a stable word.
+    pub result: String,
+    /// In words.
+    pub detail: String,
+}
+
+/// The open log. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Audit {
+    file: Arc<Mutex<LogFile>>,
+}
+
+#[derive(Debug)]
+struct LogFile {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+}
+
+impl Audit {
+    /// Opens or makes the file, for the owner only.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = open(path)?;
+        let bytes = file.metadata()?.len();
+        Ok(Self {
+            file: Arc::new(Mutex::new(LogFile {
+                path: path.to_owned(),
+                file,
+                bytes,
+            })),
+        })
+    }
+
+    /// Appends an entry; once this returns it is durable.
+    ///
+    /// # Errors
+    /// When it cannot be written: what was to be done must not be done then.
+    pub async fn append(&self, record: AuditRecord) -> io::Result<()> {
+        let mut line = serde_json::to_vec(&record)?;
+        line.push(b'\n');
+        let log = Arc::clone(&self.file);
+        tokio::task::spawn_blocking(move || {
+            log.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .append(&line)
+        })
+        .await
+        .map_err(io::Error::other)?
+    }
+}
+
+impl LogFile {
+    fn append(&mut self, line: &[u8]) -> io::Result<()> {
+        let length = u64::try_from(line.len()).unwrap_or(u64::MAX);
+        if self.bytes > 0 && self.bytes.saturating_add(length) > FILE_BYTES_MAX {
+            let mut aside = self.path.as_os_str().to_owned();
+            aside.push(".1");
+            fs::rename(&self.path, aside)?;
+            self.file = open(&self.path)?;
+            self.bytes = 0;
+        }
+        self.file.write_all(line)?;
+        self.file.sync_data()?;
+        self.bytes = self.bytes.saturating_add(length);
+        Ok(())
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)
+}

@@ -1,0 +1,62 @@
+//! `net.interfaces` and `net.resolve`.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::net::{IpAddr, ToSocketAddrs};
+
+use sysinfo::Networks;
+
+use super::table::{self, Align, printable};
+use super::{BuiltinError, failed};
+
+pub(super) fn interfaces(output: &mut dyn Write) -> Result<(), BuiltinError> {
+    let networks = Networks::new_with_refreshed_list().map_err(failed("interfaces"))?;
+    let mut rows: Vec<Vec<String>> = networks
+        .iter()
+        .map(|(name, data)| {
+            let mut addresses: Vec<String> =
+                data.ip_networks().iter().map(ToString::to_string).collect();
+            addresses.sort();
+            vec![
+                printable(&name.to_string_lossy()),
+                data.operational_state().to_string(),
+                data.mac_address().to_string(),
+                data.mtu().to_string(),
+                table::bytes(data.total_received()),
+                table::bytes(data.total_transmitted()),
+                addresses.join(" "),
+            ]
+        })
+        .collect();
+    rows.sort();
+    let columns = [
+        ("INTERFACE", Align::Left),
+        ("STATE", Align::Left),
+        ("MAC", Align::Left),
+        ("MTU", Align::Right),
+        ("RECEIVED", Align::Right),
+        ("SENT", Align::Right),
+        ("ADDRESSES", Align::Left),
+    ];
+    Ok(table::write(output, &columns, &rows)?)
+}
+
+pub(super) fn resolve(output: &mut dyn Write, name: &str) -> Result<(), BuiltinError> {
+    for address in addresses(name)? {
+        writeln!(output, "{address}")?;
+    }
+    Ok(())
+}
+
+/// The addresses of a name, each once, in order; never empty.
+pub(super) fn addresses(name: &str) -> Result<BTreeSet<IpAddr>, BuiltinError> {
+    let found: BTreeSet<IpAddr> = (name, 0)
+        .to_socket_addrs()
+        .map_err(|error| BuiltinError::Failed(format!("{name} cannot be resolved: {error}")))?
+        .map(|address| address.ip())
+        .collect();
+    if found.is_empty() {
+        return Err(BuiltinError::Failed(format!("{name} has no address")));
+    }
+    Ok(found)
+}

@@ -1,0 +1,215 @@
+//! What this gateway allows: the commands of `commands.d`, checked as a whole before anything starts.
+//!
+//! The gateway decides, by files that only root can change. A message from outside names a command and gives values
+//! for its arguments; program, options, time limit and environment come from here alone.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use viworks_common::catalogue::{
+    ArgumentProblem, ArgvTemplate, CatalogueEntry, Grammar, catalogue_digest,
+};
+use viworks_common::code::RejectCode;
+use viworks_common::command::Arguments;
+use viworks_common::id::{CommandId, CommandName};
+
+use crate::builtin;
+use crate::executor::Launch;
+
+mod file;
+mod load;
+mod ownership;
+
+pub use load::load;
+pub use ownership::Owners;
+
+/// The shipped catalogue: file names and contents, as they are installed to `commands.d`.
+pub const SHIPPED: &[(&str, &str)] = &[
+    (
+        "10-gateway.toml",
+        include_str!("../catalogue/10-gateway.toml"),
+    ),
+    (
+        "20-system.toml",
+        include_str!("../catalogue/20-system.toml"),
+    ),
+    (
+        "30-network.toml",
+        include_str!("../catalogue/30-network.toml"),
+    ),
+    (
+        "40-services.toml",
+        include_str!("../catalogue/40-services.toml"),
+    ),
+];
+
+/// What a command runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Program {
+    /// A program, by absolute path.
+    File(PathBuf),
+    /// The agent's own `builtin` subcommand.
+    Builtin(String),
+}
+
+impl Program {
+    /// Why it cannot run on this gateway right now.
+    fn unavailable(&self, owners: Owners) -> Option<String> {
+        match self {
+            Self::File(path) => ownership::check_program(path, owners).err(),
+            Self::Builtin(name) => builtin::unavailable(name),
+        }
+    }
+}
+
+/// One allowed command.
+#[derive(Debug, Clone)]
+struct Definition {
+    entry: CatalogueEntry,
+    grammar: Grammar,
+    argv: ArgvTemplate,
+    program: Program,
+    working_directory: PathBuf,
+    environment: BTreeMap<String, String>,
+}
+
+/// Every allowed command.
+#[derive(Debug, Clone)]
+pub struct Catalogue {
+    definitions: BTreeMap<CommandName, Definition>,
+    owners: Owners,
+    own_program: PathBuf,
+}
+
+/// Why this gateway does not run something.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
+pub struct Refusal {
+    /// The stable code.
+    pub code: RejectCode,
+    /// One sentence.
+    pub detail: String,
+    /// The arguments that are wrong, when they are what is wrong.
+    pub problems: Vec<ArgumentProblem>,
+}
+
+/// A command that may run, with every argument checked and filled in.
+#[derive(Debug, Clone)]
+pub struct Allowed<'c> {
+    definition: &'c Definition,
+    own_program: &'c Path,
+    arguments: Vec<String>,
+}
+
+impl Catalogue {
+    /// What is reported to the backend and shown by the local API, by name.
+    #[must_use]
+    pub fn entries(&self) -> Vec<CatalogueEntry> {
+        self.definitions
+            .values()
+            .map(|definition| definition.entry.clone())
+            .collect()
+    }
+
+    /// SHA-256 over the entries.
+    #[must_use]
+    pub fn digest(&self) -> [u8; 32] {
+        catalogue_digest(&self.entries())
+    }
+
+    /// How many commands there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.definitions.len()
+    }
+
+    /// Whether nothing is allowed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.definitions.is_empty()
+    }
+
+    /// Checks a request by the catalogue: name, arguments, and that its program is there at this moment.
+    ///
+    /// # Errors
+    /// Why this gateway does not run it.
+    pub fn check(&self, name: &CommandName, given: &Arguments) -> Result<Allowed<'_>, Refusal> {
+        let definition = self.definitions.get(name).ok_or_else(|| Refusal {
+            code: RejectCode::NotAllowed,
+            detail: format!("this gateway's catalogue has no command {name}"),
+            problems: Vec::new(),
+        })?;
+        let checked = definition
+            .grammar
+            .check(given)
+            .map_err(|problems| bad_arguments(name, problems))?;
+        let arguments = definition
+            .argv
+            .expand(&checked)
+            .map_err(|refusal| Refusal {
+                code: RejectCode::BadArguments,
+                detail: format!("{name}: {refusal}"),
+                problems: Vec::new(),
+            })?;
+        if let Some(reason) = definition.program.unavailable(self.owners) {
+            return Err(Refusal {
+                code: RejectCode::Unavailable,
+                detail: format!("{name} cannot run on this gateway: {reason}"),
+                problems: Vec::new(),
+            });
+        }
+        Ok(Allowed {
+            definition,
+            own_program: &self.own_program,
+            arguments,
+        })
+    }
+}
+
+impl Allowed<'_> {
+    /// Whether running it twice does no harm, in this gateway's own judgement.
+    #[must_use]
+    pub const fn idempotent(&self) -> bool {
+        self.definition.entry.idempotent
+    }
+
+    /// The entry it was checked against.
+    #[must_use]
+    pub const fn entry(&self) -> &CatalogueEntry {
+        &self.definition.entry
+    }
+
+    /// What the executor is to run.
+    #[must_use]
+    pub fn launch(self, command_id: CommandId) -> Launch {
+        let definition = self.definition;
+        let (program, arguments) = match &definition.program {
+            Program::File(path) => (path.clone(), self.arguments),
+            Program::Builtin(name) => {
+                let mut arguments = vec![builtin::SUBCOMMAND.to_owned(), name.clone()];
+                arguments.extend(self.arguments);
+                (self.own_program.to_owned(), arguments)
+            }
+        };
+        Launch {
+            command_id,
+            program,
+            arguments,
+            working_directory: definition.working_directory.clone(),
+            environment: definition.environment.clone(),
+            timeout: Duration::from_millis(definition.entry.timeout_ms),
+            output_bytes_max: usize::try_from(definition.entry.output_bytes_max)
+                .unwrap_or(usize::MAX),
+        }
+    }
+}
+
+fn bad_arguments(name: &CommandName, problems: Vec<ArgumentProblem>) -> Refusal {
+    let listed: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    Refusal {
+        code: RejectCode::BadArguments,
+        detail: format!("{name}: {}", listed.join("; ")),
+        problems,
+    }
+}

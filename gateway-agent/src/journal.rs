@@ -1,0 +1,413 @@
+//! The durable record of every command (accepted → started → finished → reported) and of the session ratchet.
+//!
+//! Each step returns once it is on disk; only then may the other end be told. What the steps mean, and what a message
+//! or a restart does to an entry, is decided by the pure rules in `common::journal`.
+
+use std::path::{Path, PathBuf};
+
+use sqlx::SqliteConnection;
+use sqlx::migrate::Migrator;
+use viworks_common::command::Outcome;
+use viworks_common::id::{AgentRunId, CommandId};
+use viworks_common::journal::Entry;
+use viworks_runtime::fault;
+use viworks_runtime::sqlite::{self, BoxFuture, Database};
+
+mod reserve;
+mod row;
+
+pub use reserve::{RESERVE_BYTES, Reserve};
+
+static MIGRATOR: Migrator = sqlx::migrate!("migrations/journal");
+
+/// Entries that are kept when the configuration does not say: everything unreported, and a long tail of reported ones
+/// that wait for the low-water mark.
+pub const ENTRIES_MAX_DEFAULT: u32 = 1_024;
+
+/// Why the journal cannot do what it was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum JournalError {
+    /// The file.
+    #[error("the command journal failed")]
+    Database(#[from] sqlite::Error),
+    /// As many entries as there may be.
+    #[error("the command journal holds {0} entries, as many as it may")]
+    Full(u32),
+    /// The entry is not in the state that this step starts from.
+    #[error("command {command_id} is not {wanted} in the journal")]
+    WrongState {
+        /// The command.
+        command_id: CommandId,
+        /// What it had to be.
+        wanted: &'static str,
+    },
+    /// A row that this program cannot have written.
+    #[error("the command journal is inconsistent: {0}")]
+    Inconsistent(&'static str),
+}
+
+impl JournalError {
+    /// Whether what is on disk is no longer known, so that the process must end and read it again.
+    #[must_use]
+    pub const fn is_fatal(&self) -> bool {
+        match self {
+            Self::Database(error) => matches!(
+                error,
+                sqlite::Error::Io(_) | sqlite::Error::Corrupt(_) | sqlite::Error::Closed
+            ),
+            Self::Inconsistent(_) => true,
+            Self::Full(_) | Self::WrongState { .. } => false,
+        }
+    }
+}
+
+impl From<sqlx::Error> for JournalError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Database(error.into())
+    }
+}
+
+/// What must never go backwards.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Meta {
+    /// Up to which order everything is final, as far as the backend said.
+    pub low_water: u64,
+    /// The highest order ever accepted or noted.
+    pub highest_order: u64,
+    /// The epoch of the ratchet; zero before the first session.
+    pub epoch: u64,
+    /// The ratchet token of that epoch.
+    pub token: String,
+}
+
+/// An open journal. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Journal {
+    database: Database,
+    entries_max: u32,
+    reserve: Reserve,
+}
+
+impl Journal {
+    /// Opens or makes the file, and sets the reserve aside next to it if the disk has room for it.
+    ///
+    /// # Errors
+    /// When there can be no journal at that place; the agent must not run without one.
+    pub async fn open(path: &Path, entries_max: u32) -> Result<Self, JournalError> {
+        let database = Database::open(sqlite::Options::new(path), &MIGRATOR).await?;
+        let reserve = Reserve::new(reserve_path(path));
+        reserve.set_aside();
+        Ok(Self {
+            database,
+            entries_max: entries_max.max(1),
+            reserve,
+        })
+    }
+
+    /// Every entry, by order.
+    ///
+    /// # Errors
+    /// When the file fails.
+    pub async fn load(&self) -> Result<Vec<Entry>, JournalError> {
+        let mut connection = self.database.read().await?;
+        let rows: Vec<row::Row> = sqlx::query_as(row::SELECT_ALL)
+            .fetch_all(&mut *connection)
+            .await?;
+        rows.into_iter().map(row::entry).collect()
+    }
+
+    /// One entry.
+    ///
+    /// # Errors
+    /// When the file fails.
+    pub async fn entry(&self, command_id: CommandId) -> Result<Option<Entry>, JournalError> {
+        let mut connection = self.database.read().await?;
+        let row: Option<row::Row> = sqlx::query_as(row::SELECT_ONE)
+            .bind(command_id.to_string())
+            .fetch_optional(&mut *connection)
+            .await?;
+        row.map(row::entry).transpose()
+    }
+
+    /// Every command whose result the backend has not acknowledged, by order.
+    ///
+    /// # Errors
+    /// When the file fails.
+    pub async fn unreported(&self) -> Result<Vec<CommandId>, JournalError> {
+        let mut connection = self.database.read().await?;
+        let ids: Vec<String> = sqlx::query_scalar(
+            "SELECT command_id FROM entry WHERE state <> 'reported' ORDER BY ordinal, command_id",
+        )
+        .fetch_all(&mut *connection)
+        .await?;
+        ids.iter()
+            .map(|id| {
+                id.parse()
+                    .map_err(|_invalid| JournalError::Inconsistent("a command id"))
+            })
+            .collect()
+    }
+
+    /// Marks and ratchet.
+    ///
+    /// # Errors
+    /// When the file fails.
+    pub async fn meta(&self) -> Result<Meta, JournalError> {
+        let mut connection = self.database.read().await?;
+        let (low_water, highest_order, epoch, token): (i64, i64, i64, String) =
+            sqlx::query_as("SELECT low_water, highest_order, epoch, token FROM meta")
+                .fetch_one(&mut *connection)
+                .await?;
+        Ok(Meta {
+            low_water: row::restored(low_water)?,
+            highest_order: row::restored(highest_order)?,
+            epoch: row::restored(epoch)?,
+            token,
+        })
+    }
+
+    /// Takes in a new entry in state *accepted* and raises the highest order with it.
+    ///
+    /// # Errors
+    /// [`JournalError::Full`] at the bound, [`JournalError::WrongState`] if the id is known, or when the file fails.
+    pub async fn accept(&self, entry: &Entry) -> Result<(), JournalError> {
+        let entries_max = self.entries_max;
+        let stored = row::Stored::new(entry);
+        self.write(move |connection| {
+            Box::pin(async move {
+                row::insert(connection, &stored, entries_max).await?;
+                raise_highest_order(connection, stored.ordinal).await?;
+                fault::point("journal.accepted.before_commit");
+                Ok(())
+            })
+        })
+        .await?;
+        fault::point("journal.accepted.after_commit");
+        Ok(())
+    }
+
+    /// Moves an accepted entry to *started*, by this process.
+    ///
+    /// # Errors
+    /// [`JournalError::WrongState`] unless it is *accepted*, or when the file fails; then it must not be started.
+    pub async fn mark_started(
+        &self,
+        command_id: CommandId,
+        agent_run_id: AgentRunId,
+    ) -> Result<(), JournalError> {
+        self.write(move |connection| {
+            Box::pin(async move {
+                let moved = sqlx::query(
+                    "UPDATE entry SET state = 'started', agent_run_id = ? WHERE command_id = ? AND state = 'accepted'",
+                )
+                .bind(agent_run_id.to_string())
+                .bind(command_id.to_string())
+                .execute(connection)
+                .await?;
+                fault::point("journal.started.before_commit");
+                moved_one(&moved, command_id, "accepted")
+            })
+        })
+        .await?;
+        fault::point("journal.started.after_commit");
+        Ok(())
+    }
+
+    /// Records how an entry ended, whether it ran or not.
+    ///
+    /// # Errors
+    /// [`JournalError::WrongState`] unless it is *accepted* or *started*, or when the file fails.
+    pub async fn finish(
+        &self,
+        command_id: CommandId,
+        outcome: &Outcome,
+    ) -> Result<(), JournalError> {
+        let json = row::outcome_json(outcome)?;
+        self.write(move |connection| {
+            Box::pin(async move {
+                let moved = sqlx::query(
+                    "UPDATE entry SET state = 'finished', outcome = ? WHERE command_id = ? AND state IN ('accepted', 'started')",
+                )
+                .bind(json)
+                .bind(command_id.to_string())
+                .execute(connection)
+                .await?;
+                fault::point("journal.finished.before_commit");
+                moved_one(&moved, command_id, "accepted or started")
+            })
+        })
+        .await?;
+        fault::point("journal.finished.after_commit");
+        Ok(())
+    }
+
+    /// Notes that the backend has committed the result. Harmless when it was noted before.
+    ///
+    /// # Errors
+    /// [`JournalError::WrongState`] if it has no result, or when the file fails.
+    pub async fn mark_reported(&self, command_id: CommandId) -> Result<(), JournalError> {
+        self.write(move |connection| {
+            Box::pin(async move {
+                let moved = sqlx::query(
+                    "UPDATE entry SET state = 'reported' WHERE command_id = ? AND state IN ('finished', 'reported')",
+                )
+                .bind(command_id.to_string())
+                .execute(connection)
+                .await?;
+                fault::point("journal.reported.before_commit");
+                moved_one(&moved, command_id, "finished")
+            })
+        })
+        .await?;
+        fault::point("journal.reported.after_commit");
+        Ok(())
+    }
+
+    /// Puts an idempotent entry that was started by an earlier process back to *accepted*: it waits for a new permit.
+    ///
+    /// # Errors
+    /// [`JournalError::WrongState`] unless it is *started* and idempotent, or when the file fails.
+    pub async fn await_again(
+        &self,
+        command_id: CommandId,
+        agent_run_id: AgentRunId,
+    ) -> Result<(), JournalError> {
+        self.write(move |connection| {
+            Box::pin(async move {
+                let moved = sqlx::query(
+                    "UPDATE entry SET state = 'accepted', agent_run_id = ? WHERE command_id = ? AND state = 'started' AND idempotent = 1",
+                )
+                .bind(agent_run_id.to_string())
+                .bind(command_id.to_string())
+                .execute(connection)
+                .await?;
+                moved_one(&moved, command_id, "started and idempotent")
+            })
+        })
+        .await
+    }
+
+    /// Forgets an accepted entry that the backend withdrew: it never starts and needs no report. If the same id were
+    /// offered again it would need a new permit, which a withdrawn command does not get. False if it was not *accepted*.
+    ///
+    /// # Errors
+    /// When the file fails.
+    pub async fn drop_accepted(&self, command_id: CommandId) -> Result<bool, JournalError> {
+        self.write(move |connection| {
+            Box::pin(async move {
+                let removed =
+                    sqlx::query("DELETE FROM entry WHERE command_id = ? AND state = 'accepted'")
+                        .bind(command_id.to_string())
+                        .execute(connection)
+                        .await?;
+                Ok(removed.rows_affected() == 1)
+            })
+        })
+        .await
+    }
+
+    /// Raises the low-water mark and forgets the reported entries at or below it. Returns how many.
+    ///
+    /// # Errors
+    /// When the file fails.
+    pub async fn forget_up_to(&self, low_water: u64) -> Result<u64, JournalError> {
+        let low_water = row::stored(low_water);
+        self.write(move |connection| {
+            Box::pin(async move {
+                sqlx::query("UPDATE meta SET low_water = max(low_water, ?)")
+                    .bind(low_water)
+                    .execute(&mut *connection)
+                    .await?;
+                let forgotten = sqlx::query(
+                    "DELETE FROM entry WHERE state = 'reported' AND ordinal <= (SELECT low_water FROM meta)",
+                )
+                .execute(connection)
+                .await?;
+                Ok(forgotten.rows_affected())
+            })
+        })
+        .await
+    }
+
+    /// Makes epoch and token durable, before CONFIRM is sent. An older epoch never replaces a newer one.
+    ///
+    /// # Errors
+    /// [`JournalError::Inconsistent`] for an older epoch, or when the file fails.
+    pub async fn store_epoch(&self, epoch: u64, token: &str) -> Result<(), JournalError> {
+        let (epoch, token) = (row::stored(epoch), token.to_owned());
+        self.write(move |connection| {
+            Box::pin(async move {
+                let moved = sqlx::query("UPDATE meta SET epoch = ?, token = ? WHERE epoch <= ?")
+                    .bind(epoch)
+                    .bind(token)
+                    .bind(epoch)
+                    .execute(connection)
+                    .await?;
+                if moved.rows_affected() == 0 {
+                    return Err(JournalError::Inconsistent("an epoch that goes backwards"));
+                }
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    /// Tries to have the reserve again, after room was made on the disk.
+    pub fn restore_reserve(&self) -> bool {
+        self.reserve.set_aside()
+    }
+
+    /// Closes the file.
+    ///
+    /// # Errors
+    /// When the last checkpoint fails; what was journalled is safe all the same.
+    pub async fn close(&self) -> Result<(), JournalError> {
+        Ok(self.database.close().await?)
+    }
+
+    /// Writes; when the disk is full, gives the reserve up and tries once more.
+    async fn write<T, F>(&self, job: F) -> Result<T, JournalError>
+    where
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, JournalError>>
+            + Clone
+            + Send
+            + 'static,
+        T: Send + 'static,
+    {
+        let first = self.database.write(job.clone()).await;
+        match first {
+            Err(JournalError::Database(sqlite::Error::Full(_))) if self.reserve.give_up() => {
+                self.database.write(job).await
+            }
+            other => other,
+        }
+    }
+}
+
+async fn raise_highest_order(
+    connection: &mut SqliteConnection,
+    order: i64,
+) -> Result<(), JournalError> {
+    sqlx::query("UPDATE meta SET highest_order = max(highest_order, ?)")
+        .bind(order)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+fn moved_one(
+    result: &sqlx::sqlite::SqliteQueryResult,
+    command_id: CommandId,
+    wanted: &'static str,
+) -> Result<(), JournalError> {
+    if result.rows_affected() == 1 {
+        return Ok(());
+    }
+    Err(JournalError::WrongState { command_id, wanted })
+}
+
+fn reserve_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".reserve");
+    PathBuf::from(name)
+}

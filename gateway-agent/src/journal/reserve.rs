@@ -1,0 +1,79 @@
+//! Disk space that is held back so that commands can be journalled when everything else has filled the disk.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{FallocateFlags, fallocate};
+use tracing::{error, warn};
+
+/// Bytes that are held back.
+pub const RESERVE_BYTES: u64 = 16 * 1024 * 1024;
+
+/// The file that holds the space.
+#[derive(Debug, Clone)]
+pub struct Reserve {
+    path: Arc<Path>,
+}
+
+impl Reserve {
+    /// A reserve at that place; nothing is held back yet.
+    #[must_use]
+    pub fn new(path: PathBuf) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// Holds the space back; false, with a warning, if there is none.
+    pub fn set_aside(&self) -> bool {
+        match self.allocate() {
+            Ok(()) => true,
+            Err(error) => {
+                warn!(%error, path = %self.path.display(), "no room for the journal's reserve");
+                drop(fs::remove_file(&self.path));
+                false
+            }
+        }
+    }
+
+    /// Gives the space up; false if there was none to give.
+    pub fn give_up(&self) -> bool {
+        match fs::remove_file(&self.path) {
+            Ok(()) => {
+                error!(path = %self.path.display(), "the disk is full: gave up the journal's reserve");
+                true
+            }
+            Err(_none) => false,
+        }
+    }
+
+    fn allocate(&self) -> std::io::Result<()> {
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&self.path)?;
+        // Real blocks, not a hole: a sparse file would free nothing when it is removed.
+        Ok(fallocate(&file, FallocateFlags::empty(), 0, RESERVE_BYTES)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn the_reserve_holds_real_blocks_until_it_is_given_up_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let reserve = Reserve::new(folder.path().join("r"));
+        assert!(reserve.set_aside());
+        let blocks = fs::metadata(folder.path().join("r")).unwrap().blocks();
+        assert!(blocks * 512 >= RESERVE_BYTES);
+        assert!(reserve.give_up());
+        assert!(!reserve.give_up());
+        assert!(reserve.set_aside());
+    }
+}

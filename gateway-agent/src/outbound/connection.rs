@@ -1,0 +1,551 @@
+//! Drives one session over one socket, in a fixed order: due timeout, events, messages, then wait for whatever comes.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::future::poll_fn;
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, OptionFuture};
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+use viworks_common::code::CloseCode;
+use viworks_common::id::AgentRunId;
+use viworks_common::limits;
+use viworks_common::session::backoff::FailureClass;
+use viworks_common::session::{AgentEvent, AgentSession, AgentSessionConfig, Closed, End, SendRefusal};
+use viworks_common::telemetry::{Batch, Position};
+use viworks_common::time::{Monotonic, Timestamp};
+use viworks_common::wire::message::{
+    AgentMessage, Catalogue, Heartbeat, Hello, Output, Permit, PinReport, Welcome,
+};
+use viworks_runtime::clock::sleep_until;
+use viworks_runtime::random;
+
+use super::Parts;
+use super::dial::Dialled;
+use super::socket::{AgentSocket, Received};
+use crate::engine::{Input, hex_of};
+use crate::executor::LiveOutput;
+use crate::spool::SpoolError;
+
+/// Messages of the engine that may wait for the socket.
+const MESSAGES_MAX: usize = limits::COMMANDS_UNREPORTED_MAX;
+
+/// How often the spool is looked at for new records, and the drain for its end.
+const TICK: Duration = Duration::from_millis(250);
+
+/// How long a session waits for the last acknowledgement when the agent stops.
+const DRAIN_TIME: Duration = Duration::from_secs(18);
+
+/// How a session, or an attempt at one, came to its end.
+#[derive(Debug)]
+pub struct Ended {
+    /// When to try again.
+    pub class: FailureClass,
+    /// In one sentence.
+    pub cause: String,
+    /// What to do about it; empty when there is nothing to do.
+    pub fix: &'static str,
+    /// How long it was confirmed.
+    pub confirmed_for: Option<Duration>,
+}
+
+/// Runs one session to its end.
+pub async fn run(
+    dialled: Dialled,
+    parts: &Parts,
+    live: &mut mpsc::Receiver<LiveOutput>,
+) -> Ended {
+    let now = parts.clock.now();
+    let config = AgentSessionConfig {
+        identity: parts.identity.name.clone(),
+        key: parts.identity.key.clone(),
+        key_generation: parts.identity.key_generation,
+        binding: dialled.binding,
+        version_floor: parts.version_floor,
+        opening_timeout: parts.opening_timeout,
+    };
+    let (sender, messages) = mpsc::channel(MESSAGES_MAX);
+    let mut connection = Connection {
+        parts,
+        session: AgentSession::new(config, now),
+        socket: AgentSocket::new(dialled.socket, parts.send_timeout),
+        pin: dialled.pin,
+        messages,
+        sender: Some(sender),
+        held: None,
+        welcome: None,
+        confirmed_at: None,
+        told: None,
+        measured: (None, None),
+        sent: BTreeMap::new(),
+        committed: VecDeque::new(),
+        look_again: true,
+        draining_until: None,
+    };
+    let ended = connection.drive(live).await;
+    // Its messages go nowhere now; the engine notices by the closed channel.
+    connection.messages.close();
+    ended
+}
+
+struct Connection<'p> {
+    parts: &'p Parts,
+    session: AgentSession,
+    socket: AgentSocket,
+    pin: viworks_common::pin::SpkiPin,
+    messages: mpsc::Receiver<AgentMessage>,
+    sender: Option<mpsc::Sender<AgentMessage>>,
+    /// A message that the session had no room for.
+    held: Option<AgentMessage>,
+    welcome: Option<Box<Welcome>>,
+    confirmed_at: Option<Monotonic>,
+    /// What the backend said about the next attempt.
+    told: Option<FailureClass>,
+    /// Round trip in microseconds and skew in milliseconds.
+    measured: (Option<u64>, Option<i64>),
+    /// How far each spool epoch was sent in this session.
+    sent: BTreeMap<AgentRunId, u64>,
+    committed: VecDeque<Position>,
+    look_again: bool,
+    draining_until: Option<Monotonic>,
+}
+
+/// What the loop waited for.
+enum Woken {
+    Network(Received),
+    Message(AgentMessage),
+    Live(LiveOutput),
+    Batch(Result<Option<Batch>, SpoolError>),
+    Trimmed(Result<(), SpoolError>),
+    Tick,
+    Due,
+    Stopping,
+}
+
+impl Connection<'_> {
+    async fn drive(&mut self, live: &mut mpsc::Receiver<LiveOutput>) -> Ended {
+        let clock = std::sync::Arc::clone(&self.parts.clock);
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut look: OptionFuture<BoxFuture<'static, _>> = None.into();
+        let mut looking = false;
+        let mut trim: OptionFuture<BoxFuture<'static, _>> = None.into();
+        let mut trimming = false;
+        loop {
+            let now = clock.now();
+            self.session.handle_timeout(now);
+            while let Some(event) = self.session.poll_event() {
+                self.event(event).await;
+            }
+            self.forward(clock.now());
+            self.stop_if_drained(clock.now());
+            if let Some(closed) = self.session.closed().cloned() {
+                self.socket.close(&mut self.session, &closed, clock.now()).await;
+                return self.ended(&closed);
+            }
+            if !looking && let Some(next) = self.look() {
+                look = Some(next).into();
+                looking = true;
+            }
+            if !trimming && let Some(position) = self.committed.pop_front() {
+                let spool = self.parts.spool.clone();
+                let work: BoxFuture<'static, _> =
+                    Box::pin(async move { spool.acknowledge(position).await });
+                trim = Some(work).into();
+                trimming = true;
+            }
+            let due = self
+                .session
+                .poll_timeout()
+                .map(|(due, _)| due)
+                .into_iter()
+                .chain(self.socket.stuck_at())
+                .min();
+            let (session, socket) = (&mut self.session, &mut self.socket);
+            let room = self.held.is_none() && self.confirmed_at.is_some();
+            let woken = tokio::select! {
+                biased;
+                received = poll_fn(|context| socket.poll_step(context, session, clock.now())) => Woken::Network(received),
+                () = sleep_until(&*clock, due.unwrap_or_default()), if due.is_some() => Woken::Due,
+                () = self.parts.lifecycle.stopping(), if self.draining_until.is_none() => Woken::Stopping,
+                Some(message) = self.messages.recv(), if room => Woken::Message(message),
+                Some(piece) = live.recv(), if self.confirmed_at.is_some() => Woken::Live(piece),
+                Some(batch) = &mut look, if looking => Woken::Batch(batch),
+                Some(trimmed) = &mut trim, if trimming => Woken::Trimmed(trimmed),
+                _ = tick.tick() => Woken::Tick,
+            };
+            match woken {
+                Woken::Network(Received::Frame(bytes)) => {
+                    self.session.handle_frame(&bytes, clock.now());
+                }
+                Woken::Network(other) => return self.lost(other),
+                Woken::Message(message) => self.held = Some(message),
+                Woken::Live(piece) => self.output(piece),
+                Woken::Batch(batch) => {
+                    looking = false;
+                    look = None.into();
+                    self.batch(batch);
+                }
+                Woken::Trimmed(trimmed) => {
+                    trimming = false;
+                    trim = None.into();
+                    if let Err(error) = trimmed {
+                        warn!(%error, "the spool was not trimmed");
+                    }
+                }
+                Woken::Tick => self.look_again = true,
+                Woken::Due => {
+                    if self.socket.stuck_at().is_some_and(|due| due <= clock.now()) {
+                        return self.lost(Received::Stuck);
+                    }
+                }
+                Woken::Stopping => {
+                    self.draining_until = Some(clock.now().saturating_add(DRAIN_TIME));
+                }
+            }
+        }
+    }
+
+    async fn event(&mut self, event: AgentEvent) {
+        match event {
+            AgentEvent::Challenged { server_time } => self.hello(server_time).await,
+            AgentEvent::Welcomed(welcome) => self.welcomed(welcome).await,
+            AgentEvent::Established => self.established(),
+            AgentEvent::HeartbeatDue => self.heartbeat(),
+            AgentEvent::RoundTrip { rtt, server_time } => {
+                let skew = self.skew(server_time);
+                self.measured.0 = Some(u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX));
+                self.parts.status.measured(rtt, skew);
+            }
+            AgentEvent::TelemetryAcknowledged(position) => {
+                self.look_again = true;
+                // One entry per epoch: a later position covers an earlier one.
+                self.committed
+                    .retain(|waiting| waiting.spool_epoch != position.spool_epoch);
+                self.committed.push_back(position);
+            }
+            AgentEvent::Command(command) => {
+                let deadline = self.deadline(&command.deadline);
+                self.tell(Input::Command(command, deadline));
+            }
+            AgentEvent::Go(go) => {
+                let deadline = self.deadline(&go.permit);
+                self.tell(Input::Go(go.command_id, deadline));
+            }
+            AgentEvent::Drop(command_id) => self.tell(Input::Drop(command_id)),
+            AgentEvent::Cancel(command_id) => self.tell(Input::Cancel(command_id)),
+            AgentEvent::ResultAcknowledged {
+                command_id,
+                low_water,
+            } => self.tell(Input::ResultAcknowledged {
+                command_id,
+                low_water,
+            }),
+            AgentEvent::Draining { reconnect_after } => {
+                info!(?reconnect_after, "the backend asks to reconnect");
+                self.told = Some(FailureClass::Told {
+                    after: reconnect_after,
+                });
+                let now = self.parts.clock.now();
+                self.forward(now);
+                self.session.close("drained", now);
+            }
+            AgentEvent::Refused {
+                code, retry_after, ..
+            } => self.told = Some(FailureClass::of_refusal(code, retry_after)),
+            // Seen by `closed`, after what is still to be sent.
+            AgentEvent::Closed(_) => {}
+        }
+    }
+
+    async fn hello(&mut self, server_time: Timestamp) {
+        let skew = self.skew(server_time);
+        if skew.unsigned_abs() > 5_000 {
+            warn!(skew_ms = skew, "this gateway's clock and the backend's differ");
+        }
+        match self.compose_hello().await {
+            Ok(hello) => {
+                let nonce = random::bytes();
+                self.session.hello(hello, nonce, self.parts.clock.now());
+            }
+            Err(reason) => {
+                warn!(reason, "the state of this gateway cannot be read");
+                self.session.close(&reason, self.parts.clock.now());
+            }
+        }
+    }
+
+    async fn compose_hello(&self) -> Result<Hello, String> {
+        let parts = self.parts;
+        let failed = |error: &dyn std::error::Error| error.to_string();
+        let meta = parts.journal.meta().await.map_err(|error| failed(&error))?;
+        let (epoch, token) = parts.identity.ratchet(&meta);
+        let mut telemetry = parts.spool.positions().await.map_err(|error| failed(&error))?;
+        telemetry.truncate(limits::TELEMETRY_POSITIONS_MAX);
+        Ok(Hello {
+            install_id: parts.identity.install_id,
+            boot_id: parts.identity.boot_id,
+            agent_run_id: parts.identity.agent_run_id,
+            epoch,
+            token,
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: 1,
+            capabilities: Vec::new(),
+            catalogue_digest: hex_of(&parts.catalogue.digest()),
+            labels: parts.labels.clone(),
+            unreported: parts
+                .journal
+                .unreported()
+                .await
+                .map_err(|error| failed(&error))?,
+            highest_order: meta.highest_order,
+            low_water: meta.low_water,
+            pin_set_version: parts.pins.current().version,
+            telemetry,
+        })
+    }
+
+    async fn welcomed(&mut self, welcome: Box<Welcome>) {
+        let stored = self
+            .parts
+            .journal
+            .store_epoch(welcome.epoch, &welcome.token)
+            .await;
+        if let Err(error) = stored {
+            warn!(%error, "the new epoch cannot be kept");
+            let reason = format!("the new epoch cannot be kept: {error}");
+            return self.session.close(&reason, self.parts.clock.now());
+        }
+        self.welcome = Some(welcome);
+        self.session.confirm(self.parts.clock.now());
+    }
+
+    fn established(&mut self) {
+        let (Some(welcome), Some(messages)) = (self.welcome.take(), self.sender.take()) else {
+            return;
+        };
+        let now = self.parts.clock.now();
+        self.confirmed_at = Some(now);
+        self.parts
+            .status
+            .connected(welcome.epoch, self.parts.clock.wall());
+        info!(epoch = welcome.epoch, "connected");
+        self.told = Some(FailureClass::Slot {
+            within: Duration::from_millis(welcome.reconnect_slot_ms),
+        });
+        self.committed.extend(welcome.committed.iter().copied());
+        self.tell(Input::Attach {
+            messages,
+            low_water: welcome.low_water,
+        });
+        if let Some(offered) = welcome.pins
+            && let Err(error) = self.parts.pins.adopt(offered, &self.pin)
+        {
+            warn!(%error, "the backend's pin set was not taken over");
+        }
+        let version = self.parts.pins.current().version;
+        self.control(AgentMessage::PinReport(PinReport { version }));
+        if !welcome.catalogue_known {
+            let catalogue = &self.parts.catalogue;
+            self.control(AgentMessage::Catalogue(Catalogue {
+                digest: hex_of(&catalogue.digest()),
+                commands: catalogue.entries(),
+            }));
+        }
+    }
+
+    fn heartbeat(&mut self) {
+        let figures = self.parts.spool.figures();
+        let now = self.parts.clock.now();
+        let heartbeat = Heartbeat {
+            sent_at_ms: u64::try_from(now.as_duration().as_millis()).unwrap_or(u64::MAX),
+            round_trip_us: self.measured.0,
+            clock_skew_ms: self.measured.1,
+            spool_records: figures.records,
+            spool_bytes: figures.bytes,
+            commands_running: self.parts.executor.running(),
+        };
+        self.control(AgentMessage::Heartbeat(heartbeat));
+    }
+
+    /// Sends what must not be held up by anything.
+    fn control(&mut self, message: AgentMessage) {
+        let name = message.name();
+        if let Err(error) = self.session.send(message, self.parts.clock.now()) {
+            warn!(%error, name, "a message was not taken by the session");
+        }
+    }
+
+    fn skew(&mut self, server_time: Timestamp) -> i64 {
+        let skew = self
+            .parts
+            .clock
+            .wall()
+            .unix_millis()
+            .saturating_sub(server_time.unix_millis());
+        self.measured.1 = Some(skew);
+        skew
+    }
+
+    /// Until when a permit holds, on this gateway's own clock: delay can only end it early.
+    fn deadline(&self, permit: &Permit) -> Monotonic {
+        self.session
+            .sent_at(permit.as_of)
+            .saturating_add(Duration::from_millis(permit.remaining_ms))
+    }
+
+    fn tell(&mut self, input: Input) {
+        if !self.parts.engine.tell(input) {
+            let reason = "the command engine is too far behind";
+            self.session.close(reason, self.parts.clock.now());
+        }
+    }
+
+    /// Moves messages of the engine into the session, as far as it has room.
+    fn forward(&mut self, now: Monotonic) {
+        if self.confirmed_at.is_none() {
+            return;
+        }
+        while let Some(message) = self.held.take().or_else(|| self.messages.try_recv().ok()) {
+            match self.session.send(message.clone(), now) {
+                Ok(()) => {}
+                Err(SendRefusal::Full | SendRefusal::NoCredit) => {
+                    self.held = Some(message);
+                    return;
+                }
+                // The journal keeps it for the next session.
+                Err(SendRefusal::NotEstablished | SendRefusal::Draining) => return,
+                Err(error @ (SendRefusal::TooLarge { .. } | SendRefusal::Reserved)) => {
+                    warn!(%error, name = message.name(), "a message cannot be sent");
+                }
+            }
+        }
+    }
+
+    /// Live output is best effort: without credit it is left out, the result has it.
+    fn output(&mut self, piece: LiveOutput) {
+        let message = AgentMessage::Output(Output {
+            command_id: piece.command_id,
+            stream: piece.stream,
+            offset: piece.offset,
+            data: piece.data,
+        });
+        let _left_out = self.session.send(message, self.parts.clock.now()).is_err();
+    }
+
+    /// The next look into the spool, when there may be something and it may be sent.
+    fn look(&mut self) -> Option<BoxFuture<'static, Result<Option<Batch>, SpoolError>>> {
+        let credit = self.session.telemetry_credit();
+        if !self.look_again || credit == 0 {
+            return None;
+        }
+        self.look_again = false;
+        let (spool, sent) = (self.parts.spool.clone(), self.sent.clone());
+        Some(Box::pin(
+            async move { spool.next_batch(&sent, credit).await },
+        ))
+    }
+
+    fn batch(&mut self, batch: Result<Option<Batch>, SpoolError>) {
+        let batch = match batch {
+            Ok(Some(batch)) => batch,
+            Ok(None) => return,
+            Err(error) => {
+                warn!(%error, "the spool cannot be read");
+                return;
+            }
+        };
+        let (epoch, to_seq) = (batch.spool_epoch, batch.to_seq);
+        let message = AgentMessage::Telemetry(batch.into());
+        match self.session.send(message, self.parts.clock.now()) {
+            Ok(()) => {
+                self.sent.insert(epoch, to_seq);
+                self.look_again = true;
+            }
+            // The next tick tries again.
+            Err(SendRefusal::Full | SendRefusal::NoCredit | SendRefusal::NotEstablished)
+            | Err(SendRefusal::Draining) => {}
+            Err(error @ (SendRefusal::TooLarge { .. } | SendRefusal::Reserved)) => {
+                warn!(%error, "a batch of telemetry cannot be sent");
+            }
+        }
+    }
+
+    /// Ends the session once the agent stops and everything that ran is reported, or the time for that is over.
+    fn stop_if_drained(&mut self, now: Monotonic) {
+        let Some(until) = self.draining_until else {
+            return;
+        };
+        let quiet = self.parts.engine.active() == 0
+            && self.held.is_none()
+            && self.messages.is_empty();
+        if quiet || now >= until || self.confirmed_at.is_none() {
+            self.session.close("the agent stops", now);
+        }
+    }
+
+    fn lost(&self, received: Received) -> Ended {
+        let (class, cause) = match received {
+            Received::Closed(Some((number, reason))) => (
+                FailureClass::of_close_frame(number),
+                format!("the backend closed the connection: {number} {reason}"),
+            ),
+            Received::Closed(None) => (
+                FailureClass::Transient,
+                "the backend closed the connection".to_owned(),
+            ),
+            Received::Foreign => (
+                FailureClass::Transient,
+                "the backend sent something that the protocol does not have".to_owned(),
+            ),
+            Received::Stuck => (
+                FailureClass::Transient,
+                "sending made no progress".to_owned(),
+            ),
+            Received::Lost(reason) => (
+                FailureClass::Transient,
+                format!("the connection was lost: {reason}"),
+            ),
+            Received::Frame(_) => (FailureClass::Transient, String::new()),
+        };
+        Ended {
+            class: match class {
+                FailureClass::Transient => self.told.unwrap_or(class),
+                FailureClass::PermanentAuthenticated
+                | FailureClass::PermanentUnproved
+                | FailureClass::Told { .. }
+                | FailureClass::Slot { .. } => class,
+            },
+            cause,
+            fix: "",
+            confirmed_for: self.confirmed_for(),
+        }
+    }
+
+    fn ended(&self, closed: &Closed) -> Ended {
+        let own = |code: CloseCode| {
+            // CHALLENGE is not authenticated: whatever it leads to is not proved.
+            if code.is_permanent() {
+                FailureClass::PermanentUnproved
+            } else {
+                FailureClass::Transient
+            }
+        };
+        let class = match (self.told, closed.by, closed.code) {
+            (Some(told), _, _) => told,
+            (None, End::Agent, Some(code)) => own(code),
+            (None, End::Agent | End::Backend, _) => FailureClass::Transient,
+        };
+        Ended {
+            class,
+            cause: format!("{}: {}", closed.name(), closed.reason),
+            fix: closed.code.map_or("", CloseCode::advice),
+            confirmed_for: self.confirmed_for(),
+        }
+    }
+
+    fn confirmed_for(&self) -> Option<Duration> {
+        self.confirmed_at
+            .map(|at| self.parts.clock.now().saturating_since(at))
+    }
+}

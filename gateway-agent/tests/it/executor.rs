@@ -1,0 +1,345 @@
+//! Commands that misbehave in every way, and an executor that is not impressed.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+use viworks_common::command::{Outcome, OutcomeState};
+use viworks_common::id::CommandId;
+use viworks_common::wire::message::OutputStream;
+use viworks_gateway_agent::executor::{Executor, Launch, Limits, LiveOutput, end_strays};
+use viworks_runtime::clock::{Clock, SystemClock, sleep_until};
+use viworks_runtime::random;
+
+/// Far above what any of these takes, far below what a hanging one would.
+const SOON: Duration = Duration::from_secs(8);
+
+fn executor() -> Executor {
+    let limits = Limits {
+        parallel_max: 2,
+        kill_grace: Duration::from_millis(200),
+    };
+    Executor::new(limits, Arc::new(SystemClock))
+}
+
+fn shell(script: &str) -> Launch {
+    Launch {
+        command_id: CommandId::from_uuid(random::uuid_v4()),
+        program: PathBuf::from("/bin/sh"),
+        arguments: vec!["-c".to_owned(), script.to_owned()],
+        working_directory: PathBuf::from("/"),
+        environment: BTreeMap::new(),
+        timeout: Duration::from_secs(30),
+        output_bytes_max: 64 * 1024,
+    }
+}
+
+async fn run(launch: Launch) -> Outcome {
+    let cancel = CancellationToken::new();
+    let run = executor().slot().await.run(launch, cancel, None);
+    tokio::time::timeout(SOON, run).await.expect("it must end")
+}
+
+/// Whether a process is there and not just a zombie.
+fn lives(pid: &str) -> bool {
+    std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()))
+        .is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+/// Waits for something another process does, looking again and again.
+async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = SystemClock.now().saturating_add(SOON);
+    while !done() {
+        assert!(SystemClock.now() < deadline, "{what} did not happen");
+        let soon = SystemClock.now().saturating_add(Duration::from_millis(5));
+        sleep_until(&SystemClock, soon).await;
+    }
+}
+
+#[tokio::test]
+async fn exit_code_and_both_streams_are_reported() {
+    let outcome = run(shell("echo out; echo err >&2; exit 3")).await;
+    assert_eq!(outcome.state, OutcomeState::Failed);
+    assert_eq!(outcome.exit_code, Some(3));
+    assert_eq!(outcome.stdout.head, b"out\n");
+    assert_eq!(outcome.stderr.head, b"err\n");
+    assert!(outcome.started_at.is_some());
+    assert_eq!(run(shell("true")).await.state, OutcomeState::Succeeded);
+}
+
+#[tokio::test]
+async fn a_signal_is_a_failure_that_names_it() {
+    let outcome = run(shell("kill -SEGV $$")).await;
+    assert_eq!(
+        (outcome.state, outcome.signal),
+        (OutcomeState::Failed, Some(11))
+    );
+}
+
+#[tokio::test]
+async fn a_program_that_cannot_be_started_says_why() {
+    let launch = Launch {
+        program: PathBuf::from("/nonexistent/program"),
+        ..shell("")
+    };
+    let outcome = run(launch).await;
+    assert_eq!(outcome.state, OutcomeState::Failed);
+    assert!(outcome.reason.unwrap().contains("/nonexistent/program"));
+    assert_eq!(outcome.started_at, None);
+}
+
+#[tokio::test]
+async fn the_environment_is_what_was_declared_and_nothing_else() {
+    let mut launch = shell("");
+    launch.program = PathBuf::from("/usr/bin/env");
+    launch.arguments = Vec::new();
+    launch
+        .environment
+        .insert("DECLARED".to_owned(), "yes".to_owned());
+    let id = launch.command_id;
+    let outcome = run(launch).await;
+    let text = String::from_utf8(outcome.stdout.head).unwrap();
+    let mut names: Vec<&str> = text.lines().collect();
+    names.sort_unstable();
+    assert_eq!(
+        names,
+        [
+            "DECLARED=yes",
+            "LANG=C.UTF-8",
+            "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            &format!("VIWORKS_COMMAND_ID={id}"),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn standard_input_is_empty_and_the_folder_is_the_declared_one() {
+    let outcome = run(shell("cat; pwd")).await;
+    assert_eq!(outcome.stdout.head, b"/\n");
+}
+
+#[tokio::test]
+async fn arguments_reach_the_program_unchanged() {
+    let mut launch = shell("printf '%s|' \"$@\"");
+    launch
+        .arguments
+        .extend(["sh", "a b", "$(id)", "*", ";ls", ""].map(str::to_owned));
+    assert_eq!(run(launch).await.stdout.head, b"a b|$(id)|*|;ls||");
+}
+
+#[tokio::test]
+async fn a_flood_is_drained_and_ended_at_the_time_limit() {
+    let mut launch = shell("exec yes");
+    launch.timeout = Duration::from_millis(300);
+    let limit = launch.output_bytes_max;
+    let outcome = run(launch).await;
+    assert_eq!(outcome.state, OutcomeState::TimedOut);
+    let kept = outcome.stdout.head.len() + outcome.stdout.tail.len();
+    assert_eq!(kept, limit);
+    assert!(outcome.stdout.cut_bytes > 0);
+    assert!(outcome.stdout.head.starts_with(b"y\ny\n"));
+}
+
+#[tokio::test]
+async fn a_megabyte_without_a_newline_keeps_its_head_and_tail() {
+    let script = "printf BEGIN; head -c 1048576 /dev/zero; printf END";
+    let outcome = run(shell(script)).await;
+    assert_eq!(outcome.state, OutcomeState::Succeeded);
+    let kept = outcome.stdout;
+    assert!(kept.head.starts_with(b"BEGIN\0"));
+    assert!(kept.tail.ends_with(b"\0END"));
+    let total = u64::try_from(kept.head.len() + kept.tail.len()).unwrap() + kept.cut_bytes;
+    assert_eq!(total, 1_048_576 + 8);
+}
+
+#[tokio::test]
+async fn binary_output_is_kept_byte_for_byte() {
+    let outcome = run(shell(r"printf '\000\377\200\033[31m\012'")).await;
+    assert_eq!(outcome.stdout.head, b"\0\xff\x80\x1b[31m\n");
+}
+
+#[tokio::test]
+async fn live_output_carries_every_byte_at_its_offset_while_there_is_room() {
+    let (sender, mut receiver) = mpsc::channel(64);
+    let launch = shell("printf abc; printf XY >&2");
+    let id = launch.command_id;
+    let slot = executor().slot().await;
+    let outcome = slot
+        .run(launch, CancellationToken::new(), Some(sender))
+        .await;
+    assert_eq!(outcome.state, OutcomeState::Succeeded);
+    let mut seen: BTreeMap<OutputStream, Vec<u8>> = BTreeMap::new();
+    while let Some(LiveOutput {
+        command_id,
+        stream,
+        offset,
+        data,
+    }) = receiver.recv().await
+    {
+        assert_eq!(command_id, id);
+        let bytes = seen.entry(stream).or_default();
+        assert_eq!(u64::try_from(bytes.len()).unwrap(), offset);
+        bytes.extend(data);
+    }
+    assert_eq!(seen[&OutputStream::Stdout], b"abc");
+    assert_eq!(seen[&OutputStream::Stderr], b"XY");
+}
+
+#[tokio::test]
+async fn nobody_reading_live_output_does_not_hold_the_command() {
+    let (sender, receiver) = mpsc::channel(1);
+    let slot = executor().slot().await;
+    let run = slot.run(
+        shell("head -c 500000 /dev/zero"),
+        CancellationToken::new(),
+        Some(sender),
+    );
+    let outcome = tokio::time::timeout(SOON, run).await.unwrap();
+    assert_eq!(outcome.state, OutcomeState::Succeeded);
+    drop(receiver);
+}
+
+#[tokio::test]
+async fn a_grandchild_that_holds_the_pipe_holds_nobody_and_is_ended() {
+    let started = SystemClock.now();
+    let outcome = run(shell("sleep 600 & echo $!")).await;
+    assert_eq!(outcome.state, OutcomeState::Succeeded);
+    let took = SystemClock.now().saturating_since(started);
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    let pid = String::from_utf8(outcome.stdout.head).unwrap();
+    until("the end of the grandchild", || !lives(&pid)).await;
+}
+
+#[tokio::test]
+async fn a_descendant_that_left_the_group_is_found_by_its_environment() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pid");
+    let script = format!(
+        "setsid sh -c 'echo $$ > {0}.new; mv {0}.new {0}; exec sleep 600' & while [ ! -e {0} ]; do :; done; sleep 600",
+        file.display()
+    );
+    let mut launch = shell(&script);
+    launch.timeout = Duration::from_millis(700);
+    let outcome = run(launch).await;
+    assert_eq!(outcome.state, OutcomeState::TimedOut);
+    let pid = std::fs::read_to_string(file).unwrap();
+    until("the end of the escaped process", || !lives(&pid)).await;
+}
+
+#[tokio::test]
+async fn ignoring_sigterm_ends_in_sigkill_after_the_grace() {
+    let mut launch = shell("trap '' TERM; while :; do sleep 0.05; done");
+    launch.timeout = Duration::from_millis(200);
+    let outcome = run(launch).await;
+    assert_eq!(outcome.state, OutcomeState::TimedOut);
+    assert_eq!(outcome.signal, Some(9));
+    assert!(outcome.duration_ms >= 400, "{}", outcome.duration_ms);
+}
+
+#[tokio::test]
+async fn sigterm_leaves_time_to_finish() {
+    let mut launch = shell("trap 'echo bye; exit 7' TERM; while :; do sleep 0.02; done");
+    launch.timeout = Duration::from_millis(200);
+    let outcome = run(launch).await;
+    assert_eq!(
+        (outcome.state, outcome.exit_code),
+        (OutcomeState::TimedOut, Some(7))
+    );
+    assert_eq!(outcome.stdout.head, b"bye\n");
+}
+
+#[tokio::test]
+async fn a_cancelled_command_ends_and_says_so() {
+    let (sender, mut receiver) = mpsc::channel(4);
+    let cancel = CancellationToken::new();
+    let slot = executor().slot().await;
+    let run = slot.run(shell("echo up; sleep 600"), cancel.clone(), Some(sender));
+    let cancelling = async {
+        receiver.recv().await.unwrap();
+        cancel.cancel();
+    };
+    let (outcome, ()) = tokio::time::timeout(SOON, async { tokio::join!(run, cancelling) })
+        .await
+        .unwrap();
+    assert_eq!(outcome.state, OutcomeState::Cancelled);
+    assert_eq!(outcome.stdout.head, b"up\n");
+}
+
+#[tokio::test]
+async fn a_command_cancelled_beforehand_never_starts() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("ran");
+    let cancel = CancellationToken::new();
+    cancel.cancel();
+    let launch = shell(&format!("touch {}", file.display()));
+    let outcome = executor().slot().await.run(launch, cancel, None).await;
+    assert_eq!(outcome.state, OutcomeState::Cancelled);
+    assert!(!file.exists());
+}
+
+#[tokio::test]
+async fn a_run_that_is_dropped_takes_its_whole_group_along() {
+    let (sender, mut receiver) = mpsc::channel(4);
+    let slot = executor().slot().await;
+    let script = "sleep 600 & echo $$ $!; wait";
+    let mut run = Box::pin(slot.run(shell(script), CancellationToken::new(), Some(sender)));
+    let said = tokio::select! {
+        outcome = &mut run => panic!("ended: {outcome:?}"),
+        said = receiver.recv() => said.unwrap(),
+    };
+    drop(run);
+    for pid in String::from_utf8(said.data).unwrap().split_whitespace() {
+        until("the end of the group", || !lives(pid)).await;
+    }
+}
+
+#[tokio::test]
+async fn no_more_run_at_once_than_allowed() {
+    let executor = executor();
+    let first = executor.slot().await;
+    let second = executor.try_slot().unwrap();
+    assert_eq!(executor.running(), 2);
+    assert!(executor.try_slot().is_none());
+    drop(first);
+    assert!(executor.try_slot().is_some());
+    drop(second);
+    assert_eq!(executor.running(), 0);
+}
+
+#[tokio::test]
+async fn strays_of_a_former_agent_are_ended_and_nobody_else() {
+    let former = CommandId::from_uuid(Uuid::from_u128(0xdead_beef));
+    let spawn = |id: Option<CommandId>| {
+        let mut command = tokio::process::Command::new("/bin/sleep");
+        command.arg("600").kill_on_drop(true);
+        if let Some(id) = id {
+            command.env("VIWORKS_COMMAND_ID", id.to_string());
+        }
+        command.spawn().unwrap()
+    };
+    let mut stray = spawn(Some(former));
+    let mut other = spawn(Some(CommandId::from_uuid(Uuid::from_u128(1))));
+    let mut unmarked = spawn(None);
+    // Until exec, a child still has its parent's environment.
+    let marked = stray.id().unwrap();
+    until("the exec of the stray", || {
+        std::fs::read(Path::new(&format!("/proc/{marked}/environ")))
+            .is_ok_and(|e| e.windows(36).any(|w| w == former.to_string().as_bytes()))
+    })
+    .await;
+    assert_eq!(end_strays(&[former]), 1);
+    let status = tokio::time::timeout(SOON, stray.wait())
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(!status.success());
+    for survivor in [&mut other, &mut unmarked] {
+        assert!(survivor.try_wait().unwrap().is_none());
+        survivor.kill().await.unwrap();
+    }
+    assert_eq!(end_strays(&[]), 0);
+}

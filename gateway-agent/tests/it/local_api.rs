@@ -1,0 +1,391 @@
+//! The local API over a real socket, and the catalogue from real files.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use uuid::Uuid;
+use viworks_common::id::AgentRunId;
+use viworks_gateway_agent::api::{
+    self, AgentFacts, ApiError, ConnectionStatus, Context, StatusSource,
+};
+use viworks_gateway_agent::audit::Audit;
+use viworks_gateway_agent::catalogue::{self, Catalogue, Owners, SHIPPED};
+use viworks_gateway_agent::executor::{Executor, Limits};
+use viworks_gateway_agent::spool::{BYTES_MIN, Spool};
+use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::lifecycle::{Lifecycle, Task};
+
+const ECHO: &str = r#"
+[[command]]
+name = "test.echo"
+title = "Says it back"
+risk = "read"
+idempotent = true
+argv = ["/bin/echo", "-n", "{word}"]
+
+[[command.argument]]
+name = "word"
+type = "string"
+pattern = "[a-z ]+"
+default = "hello"
+
+[[command]]
+name = "test.missing"
+title = "Cannot run"
+risk = "change"
+argv = ["/nonexistent/tool"]
+"#;
+
+struct Connected;
+
+impl StatusSource for Connected {
+    fn connection(&self) -> ConnectionStatus {
+        ConnectionStatus {
+            connected: true,
+            state: "established".to_owned(),
+            ..ConnectionStatus::default()
+        }
+    }
+}
+
+struct Server {
+    folder: TempDir,
+    spool: Spool,
+    lifecycle: Lifecycle,
+    task: Task<io::Result<()>>,
+}
+
+fn write_catalogue(folder: &Path, files: &[(&str, &str)]) -> PathBuf {
+    let commands = folder.join("commands.d");
+    std::fs::create_dir_all(&commands).unwrap();
+    std::fs::set_permissions(&commands, std::fs::Permissions::from_mode(0o755)).unwrap();
+    for (name, text) in files {
+        let file = commands.join(name);
+        std::fs::write(&file, text).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
+    }
+    commands
+}
+
+fn load(folder: &Path) -> Result<Catalogue, String> {
+    catalogue::load(folder, Owners::RootAndOwn, PathBuf::from("/proc/self/exe"))
+        .map_err(|problems| problems.to_string())
+}
+
+impl Server {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let commands = write_catalogue(folder.path(), &[("test.toml", ECHO)]);
+        let run = AgentRunId::from_uuid(Uuid::from_u128(1));
+        let spool = Spool::open(&folder.path().join("spool.db"), BYTES_MIN, run)
+            .await
+            .unwrap()
+            .spool;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let lifecycle = Lifecycle::new();
+        let context = Context {
+            facts: AgentFacts {
+                agent_id: None,
+                agent_run_id: run,
+                version: "0",
+                started_at: clock.wall(),
+            },
+            status: Arc::new(Connected),
+            spool: spool.clone(),
+            executor: Executor::new(Limits::default(), Arc::clone(&clock)),
+            catalogue: Arc::new(load(&commands).unwrap()),
+            audit: Audit::open(&folder.path().join("audit.log")).unwrap(),
+            clock,
+            lifecycle: lifecycle.clone(),
+        };
+        let listener = api::bind(&folder.path().join("api.sock")).await.unwrap();
+        let task = lifecycle.spawn("local api", api::serve(listener, context));
+        Self {
+            folder,
+            spool,
+            lifecycle,
+            task,
+        }
+    }
+
+    async fn request(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+        let mut stream = UnixStream::connect(self.folder.path().join("api.sock"))
+            .await
+            .unwrap();
+        let body = body.map(|body| body.to_string()).unwrap_or_default();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: local\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        // A body that is too large is answered before it is read.
+        drop(stream.write_all(request.as_bytes()).await);
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        if status >= 400 && path != "/v1/health" {
+            assert!(
+                head.contains("content-type: application/problem+json"),
+                "{head}"
+            );
+        }
+        (status, serde_json::from_str(body).unwrap())
+    }
+
+    async fn stop(self) {
+        let outcome = self.lifecycle.shutdown(Duration::from_secs(5)).await;
+        assert!(outcome.aborted.is_empty());
+        self.task.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn status_health_and_catalogue_answer() {
+    let server = Server::start().await;
+    let (status, body) = server.request("GET", "/v1/status", None).await;
+    assert_eq!(
+        (status, &body["connection"]["state"]),
+        (200, &json!("established"))
+    );
+    assert_eq!(body["spool"]["records"], 0);
+    let (status, body) = server.request("GET", "/v1/health", None).await;
+    assert_eq!((status, &body["healthy"]), (200, &json!(true)));
+    let (status, body) = server.request("GET", "/v1/catalogue", None).await;
+    assert_eq!(status, 200);
+    assert_eq!(body["commands"][0]["name"], "test.echo");
+    assert_eq!(
+        body["commands"][1]["unavailable"],
+        "/nonexistent/tool is not installed"
+    );
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn telemetry_is_durable_when_answered_and_refusals_are_named() {
+    let server = Server::start().await;
+    let body = json!({ "records": [
+        { "stream": "app.queue", "fields": { "depth": 3 } },
+        { "stream": "app.queue", "fields": {} },
+        { "stream": "NOT A STREAM", "fields": { "depth": 3 } },
+        { "stream": "app.queue", "observed_at": "1999-01-01T00:00:00Z", "fields": { "depth": 3 } },
+        { "stream": "app.queue", "fields": { "depth": 4 } },
+    ]});
+    let (status, body) = server.request("POST", "/v1/telemetry", Some(body)).await;
+    assert_eq!((status, &body["accepted"]), (200, &json!(2)));
+    let refused: Vec<(u64, &str)> = body["refused"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| {
+            (
+                one["index"].as_u64().unwrap(),
+                one["reason"].as_str().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        refused,
+        [
+            (1, "field_count"),
+            (2, "malformed"),
+            (3, "time_out_of_range")
+        ]
+    );
+    assert_eq!(server.spool.figures().records, 2);
+    for bad in [json!({}), json!({ "records": [], "more": 1 }), json!([])] {
+        let (status, _) = server.request("POST", "/v1/telemetry", Some(bad)).await;
+        assert_eq!(status, 422);
+    }
+    let huge = json!({ "records": vec![json!("x".repeat(1_000)); 1_100] });
+    assert_eq!(
+        server.request("POST", "/v1/telemetry", Some(huge)).await.0,
+        413
+    );
+    server.spool.close().await.unwrap();
+    let body = json!({ "records": [{ "stream": "a", "fields": { "b": 1 } }] });
+    let (status, body) = server.request("POST", "/v1/telemetry", Some(body)).await;
+    assert_eq!((status, &body["code"]), (503, &json!("spool_unavailable")));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_command_runs_and_is_audited() {
+    let server = Server::start().await;
+    let arguments = json!({ "arguments": { "word": "good day" } });
+    let (status, body) = server
+        .request("POST", "/v1/commands/test.echo", Some(arguments))
+        .await;
+    assert_eq!(status, 200, "{body}");
+    assert_eq!(body["outcome"]["state"], "succeeded");
+    // "good day" in Base64.
+    assert_eq!(body["outcome"]["stdout"]["head"], "Z29vZCBkYXk=");
+    let log = std::fs::read_to_string(server.folder.path().join("audit.log")).unwrap();
+    let results: Vec<Value> = log
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(results[0]["result"], "started");
+    assert_eq!(results[1]["result"], "succeeded");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_command_that_may_not_run_is_a_problem_that_says_why() {
+    let server = Server::start().await;
+    let run = async |name: &str, body: Value| {
+        let (status, body) = server
+            .request("POST", &format!("/v1/commands/{name}"), Some(body))
+            .await;
+        (status, body["code"].as_str().unwrap().to_owned(), body)
+    };
+    let (status, code, body) = run("test.echo", json!({ "arguments": { "word": "-n;id" } })).await;
+    assert_eq!((status, code.as_str()), (422, "bad_arguments"));
+    assert_eq!(body["errors"][0]["argument"], "word");
+    assert!(
+        body["errors"][0]["allowed"]
+            .as_str()
+            .unwrap()
+            .contains("[a-z ]+")
+    );
+    let (status, code, _) = run("test.unknown", json!({})).await;
+    assert_eq!((status, code.as_str()), (404, "not_allowed"));
+    let (status, code, _) = run("test.missing", json!({})).await;
+    assert_eq!((status, code.as_str()), (503, "unavailable"));
+    assert_eq!(server.request("GET", "/v1/nothing", None).await.0, 404);
+    assert_eq!(server.request("GET", "/v1/telemetry", None).await.0, 405);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("api.sock");
+    let first = api::bind(&path).await.unwrap();
+    let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o660);
+    assert!(matches!(api::bind(&path).await, Err(ApiError::InUse(_))));
+    drop(first);
+    assert!(path.exists());
+    drop(api::bind(&path).await.unwrap());
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    assert!(matches!(
+        api::bind(&file).await,
+        Err(ApiError::NotASocket(_))
+    ));
+    assert!(file.exists());
+}
+
+#[test]
+fn the_shipped_catalogue_loads_and_builtins_are_available() {
+    let folder = tempfile::tempdir().unwrap();
+    let catalogue = load(&write_catalogue(folder.path(), SHIPPED)).unwrap();
+    let entries = catalogue.entries();
+    let names: Vec<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "gateway.info",
+            "log.tail",
+            "net.interfaces",
+            "net.ping",
+            "net.resolve",
+            "service.restart",
+            "service.status",
+            "sys.disks",
+            "sys.kernel",
+            "sys.memory",
+            "sys.processes",
+            "sys.uptime",
+        ]
+    );
+    for entry in &entries {
+        let own = !entry.name.as_str().starts_with("service.") && entry.name.as_str() != "log.tail";
+        assert!(!own || entry.unavailable.is_none(), "{entry:?}");
+    }
+}
+
+#[test]
+fn every_problem_of_every_file_is_listed_with_its_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let bad = r#"[[command]]
+name = "a.b"
+title = "T"
+risk = "harmless"
+argv = ["sh", "{word}"]
+colour = "red"
+
+[[command]]
+name = "a.c"
+title = "T"
+risk = "read"
+argv = ["/bin/echo", "{n}", "{other}"]
+[[command.argument]]
+name = "n"
+type = "integer"
+min = 5
+max = 1
+"#;
+    let double = "[[command]]\nname = \"test.echo\"\ntitle = \"T\"\nrisk = \"read\"\nargv = [\"builtin:nothing\"]\n";
+    let commands = write_catalogue(
+        folder.path(),
+        &[("a.toml", ECHO), ("b.toml", bad), ("c.toml", double)],
+    );
+    let problems = load(&commands).unwrap_err();
+    for expected in [
+        "b.toml:4",
+        "harmless",
+        "b.toml:6",
+        "colour",
+        "min is greater than max",
+        "c.toml:5",
+        "no built-in command",
+    ] {
+        assert!(
+            problems.contains(expected),
+            "{expected} is missing in\n{problems}"
+        );
+    }
+}
+
+#[test]
+fn a_command_defined_twice_names_both_places() {
+    let folder = tempfile::tempdir().unwrap();
+    let commands = write_catalogue(folder.path(), &[("a.toml", ECHO), ("b.toml", ECHO)]);
+    let problems = load(&commands).unwrap_err();
+    assert!(
+        problems.contains("command test.echo is defined twice"),
+        "{problems}"
+    );
+    assert!(
+        problems.contains("a.toml:3") && problems.contains("b.toml:3"),
+        "{problems}"
+    );
+}
+
+#[test]
+fn a_catalogue_that_others_could_change_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let commands = write_catalogue(folder.path(), &[("a.toml", ECHO)]);
+    for (path, bad, good) in [
+        (commands.join("a.toml"), 0o666, 0o644),
+        (commands.clone(), 0o777, 0o755),
+    ] {
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(bad)).unwrap();
+        assert!(
+            load(&commands)
+                .unwrap_err()
+                .contains("can be changed by others")
+        );
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(good)).unwrap();
+    }
+    assert!(load(&commands).is_ok());
+    assert!(load(&folder.path().join("nowhere")).is_err());
+}

@@ -1,0 +1,8 @@
+//! The gateway agent's parts against the real operating system: processes, files, sockets.
+
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+mod executor;
+mod journal;
+mod local_api;
+mod spool;

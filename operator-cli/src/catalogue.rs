@@ -1,0 +1,119 @@
+//! `viworks command`: what may be run, with which arguments, and where.
+
+use clap::Subcommand;
+use viworks_common::api::CatalogueCommand;
+use viworks_common::catalogue::{Argument, ArgumentType, Risk};
+use viworks_runtime::exit::ExitCode;
+
+use crate::client::Client;
+use crate::error::Failure;
+use crate::output::{self, Format, plain};
+use crate::run;
+
+/// What to do with the catalogue.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// List the commands that gateways allow
+    Ls,
+    /// Show one command: its arguments and where it can run
+    Show {
+        /// Its name
+        name: String,
+    },
+}
+
+/// Carries it out.
+pub async fn execute(client: &Client, verb: Verb, format: Format) -> Result<ExitCode, Failure> {
+    match verb {
+        Verb::Ls => {
+            let list = client.catalogue().await?;
+            match format {
+                Format::Json => output::json(&list)?,
+                Format::Table => output::table(
+                    ["COMMAND", "RISK", "ARGUMENTS", "AVAILABLE", "TITLE"],
+                    list.items.iter().map(|entry| {
+                        let names: Vec<String> = entry.arguments.iter().map(short).collect();
+                        [
+                            entry.name.to_string(),
+                            risk(entry.risk).to_owned(),
+                            names.join(" "),
+                            format!(
+                                "{} of {}",
+                                entry.available,
+                                entry.available + entry.unavailable
+                            ),
+                            entry.title.clone(),
+                        ]
+                    }),
+                )?,
+            }
+        }
+        Verb::Show { name } => show(&client.catalogue_command(&name).await?, format)?,
+    }
+    Ok(ExitCode::Ok)
+}
+
+const fn risk(risk: Risk) -> &'static str {
+    match risk {
+        Risk::Read => "read",
+        Risk::Change => "change",
+        Risk::Danger => "danger",
+    }
+}
+
+fn short(argument: &Argument) -> String {
+    match &argument.default {
+        Some(default) => format!("[{}={default}]", argument.name),
+        None => format!("{}=", argument.name),
+    }
+}
+
+fn show(entry: &CatalogueCommand, format: Format) -> Result<(), Failure> {
+    if format == Format::Json {
+        return output::json(entry);
+    }
+    output::line(&format!("{}   {}", entry.name, plain(&entry.title)))?;
+    let repeat = if entry.idempotent {
+        "may run twice"
+    } else {
+        "never runs twice"
+    };
+    output::line(&format!(
+        "risk {}, {repeat}, ended after {}",
+        risk(entry.risk),
+        run::duration(entry.timeout_ms)
+    ))?;
+    for argument in &entry.arguments {
+        let allowed = match &argument.value {
+            ArgumentType::String { pattern } => format!("text that matches {pattern}"),
+            ArgumentType::Integer { min, max } => format!("a whole number from {min} to {max}"),
+            ArgumentType::Choice { values } => format!("one of {}", values.join(", ")),
+            ArgumentType::Boolean => "true or false".to_owned(),
+        };
+        let default = argument.default.as_ref().map_or_else(
+            || "required".to_owned(),
+            |default| format!("default {default}"),
+        );
+        output::line(&format!(
+            "  {:<12} {} ({}; {default})",
+            argument.name.as_str(),
+            plain(&argument.description),
+            plain(&allowed)
+        ))?;
+    }
+    let Some(gateways) = &entry.gateways else {
+        return Ok(());
+    };
+    output::line("")?;
+    output::table(
+        ["GATEWAY", "AVAILABLE"],
+        gateways.iter().map(|one| {
+            [
+                one.gateway.name.to_string(),
+                one.unavailable
+                    .as_ref()
+                    .map_or_else(|| "yes".to_owned(), |reason| format!("no: {reason}")),
+            ]
+        }),
+    )
+}

@@ -1,0 +1,228 @@
+//! The command tree: every verb, flag and help text, and which function carries it out.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use viworks_runtime::exit::ExitCode;
+
+use crate::client::Client;
+use crate::error::Failure;
+use crate::output::Format;
+use crate::{catalogue, context, demo, gateway, run, runs, telemetry};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0 ok            3 failed        6 conflict     9 declined       75 busy        130 interrupted
+  1 error         4 login         7 no_answer   20 no_go          77 forbidden
+  2 usage         5 not_found     8 pending     69 unavailable    78 config
+
+Examples:
+  viworks up                                   a backend and three gateways on this machine
+  viworks run sys.uptime --all                 run a command everywhere and show what came out
+  viworks run net.ping host=127.0.0.1 -g gw-berlin
+  viworks runs ls                              what was run, by whom, and how it ended";
+
+/// Runs allow-listed commands on gateways behind NAT, and reads their telemetry.
+#[derive(Debug, Parser)]
+#[command(name = "viworks", version, after_help = EXIT_CODES, propagate_version = true, disable_help_subcommand = true)]
+pub struct Arguments {
+    /// What holds for every verb.
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// Flags of every verb.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// How results are printed
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_enum,
+        default_value = "table",
+        env = "VIWORKS_OUTPUT"
+    )]
+    pub output: Format,
+    /// The backend's API, such as `http://127.0.0.1:8080`
+    #[arg(long, global = true, env = "VIWORKS_SERVER", value_name = "URL")]
+    pub server: Option<String>,
+    /// A file that holds the API key
+    #[arg(long, global = true, env = "VIWORKS_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Use this context instead of the selected one
+    #[arg(
+        short,
+        long,
+        global = true,
+        env = "VIWORKS_CONTEXT",
+        value_name = "NAME"
+    )]
+    pub context: Option<String>,
+    /// Where contexts are kept [default: ~/.config/viworks]
+    #[arg(
+        long,
+        global = true,
+        env = "VIWORKS_CONFIG_DIR",
+        value_name = "DIR",
+        hide = true
+    )]
+    pub config_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Start the local demo: a backend, gateways over mutual TLS, a first command
+    #[command(
+        after_help = "Examples:\n  viworks up\n  viworks up --once --agents 5\n  viworks up --reset --data-dir ./demo"
+    )]
+    Up {
+        /// How many gateways
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=50))]
+        agents: u16,
+        /// Run the first command, print the answers, stop everything
+        #[arg(long)]
+        once: bool,
+        /// Remove the data of an earlier demo first
+        #[arg(long)]
+        reset: bool,
+        /// Where certificates, databases and logs live
+        #[arg(long, default_value = ".viworks/dev", value_name = "DIR")]
+        data_dir: PathBuf,
+    },
+    /// Stop the local demo
+    #[command(after_help = "Example:\n  viworks down")]
+    Down {
+        /// Where the demo lives
+        #[arg(long, default_value = ".viworks/dev", value_name = "DIR")]
+        data_dir: PathBuf,
+    },
+    /// Run an allow-listed command on gateways
+    #[command(
+        after_help = "Examples:\n  viworks run sys.uptime --all\n  viworks run log.tail unit=ssh lines=50 -g gw-berlin\n  viworks run service.restart unit=nginx -g gw-lyon,gw-oslo --yes --reason 'new certificate'"
+    )]
+    Run(run::Options),
+    /// What was run, and how it ended
+    #[command(subcommand, alias = "run-history")]
+    Runs(runs::Verb),
+    /// Gateways: who they are and whether they answer
+    #[command(subcommand, visible_alias = "gw", alias = "gateways")]
+    Gateway(gateway::Verb),
+    /// The catalogue: what may be run, and where
+    #[command(subcommand, visible_alias = "cmd")]
+    Command(catalogue::Verb),
+    /// Read a gateway's telemetry
+    #[command(
+        after_help = "Examples:\n  viworks telemetry -g gw-berlin\n  viworks telemetry -g gw-berlin --stream host.cpu --since 1h -o json"
+    )]
+    Telemetry(telemetry::Options),
+    /// The exit codes of every program of ViWorkS
+    ExitCodes,
+}
+
+/// Carries out what was asked.
+pub async fn execute(arguments: Arguments) -> Result<ExitCode, Failure> {
+    let global = arguments.global;
+    let client = || -> Result<Client, Failure> {
+        let target = context::resolve(&global)?;
+        Client::new(&target.server, target.token_file.as_deref())
+    };
+    match arguments.verb {
+        Verb::Up {
+            agents,
+            once,
+            reset,
+            data_dir,
+        } => {
+            let options = demo::Options {
+                agents: usize::from(agents),
+                once,
+                reset,
+                data_dir,
+                format: global.output,
+                config_dir: global.config_dir.clone(),
+            };
+            demo::up(&options).await
+        }
+        Verb::Down { data_dir } => demo::down(&data_dir).await.map(|()| ExitCode::Ok),
+        Verb::Run(options) => run::run(&client()?, &options, global.output).await,
+        Verb::Runs(verb) => runs::execute(&client()?, verb, global.output).await,
+        Verb::Gateway(verb) => gateway::execute(&client()?, verb, global.output).await,
+        Verb::Command(verb) => catalogue::execute(&client()?, verb, global.output).await,
+        Verb::Telemetry(options) => telemetry::execute(&client()?, &options, global.output).await,
+        Verb::ExitCodes => exit_codes(global.output),
+    }
+}
+
+fn exit_codes(format: Format) -> Result<ExitCode, Failure> {
+    match format {
+        Format::Table => crate::output::table(
+            ["CODE", "NAME", "WHEN"],
+            ExitCode::ALL.iter().map(|code| {
+                [
+                    code.number().to_string(),
+                    code.name().to_owned(),
+                    code.meaning().to_owned(),
+                ]
+            }),
+        )?,
+        Format::Json => {
+            let items: Vec<_> = ExitCode::ALL
+                .iter()
+                .map(|code| serde_json::json!({"code": code.number(), "name": code.name(), "meaning": code.meaning()}))
+                .collect();
+            crate::output::json(
+                &serde_json::json!({"apiVersion": "viworks/v1", "kind": "ExitCodeList", "items": items}),
+            )?;
+        }
+    }
+    Ok(ExitCode::Ok)
+}
+
+/// Reads a span of time such as `30s`, `15m`, `2h` or `500ms`.
+pub fn span(text: &str) -> Result<Duration, String> {
+    let expected = || {
+        format!("{text:?} is no span of time: expected a number and ms, s, m, h or d, such as 30s")
+    };
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .ok_or_else(expected)?;
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_not_a_number| expected())?;
+    let milliseconds = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return Err(expected()),
+    };
+    number
+        .checked_mul(milliseconds)
+        .map(Duration::from_millis)
+        .ok_or_else(expected)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::{Arguments, Duration, span};
+
+    #[test]
+    fn the_command_tree_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn spans_of_time_are_read_or_refused_with_the_expected_form() {
+        assert_eq!(span("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(span("2h"), Ok(Duration::from_secs(7_200)));
+        for text in ["", "5", "m", "5 m", "-5s", "5w", "99999999999999999999d"] {
+            assert!(span(text).unwrap_err().contains("such as 30s"), "{text:?}");
+        }
+    }
+}

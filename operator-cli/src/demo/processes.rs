@@ -1,0 +1,258 @@
+//! Starting, watching and stopping the demo's processes.
+
+use std::fs::OpenOptions;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde::Deserialize;
+use tokio::time::{Instant, sleep};
+use viworks_runtime::exit::ExitCode;
+
+use super::layout::{Layout, Process, Started};
+use crate::error::Failure;
+use crate::output;
+
+/// How long a process may take until it says that it is ready.
+const READY_WITHIN: Duration = Duration::from_secs(20);
+/// How long a process may take to stop before it is killed.
+const STOP_WITHIN: Duration = Duration::from_secs(25);
+const POLL: Duration = Duration::from_millis(20);
+
+/// The two production programs, found beside this one.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    /// The backend.
+    pub backend: PathBuf,
+    /// The gateway agent.
+    pub gateway: PathBuf,
+}
+
+impl Programs {
+    /// Finds them.
+    pub fn find() -> Result<Self, Failure> {
+        let me = std::env::current_exe()?;
+        let folder = me.parent().unwrap_or_else(|| Path::new("."));
+        let find = |name: &str| {
+            let path = folder.join(name);
+            if path.is_file() {
+                Ok(path)
+            } else {
+                Err(Failure::new(
+                    ExitCode::Config,
+                    format!("{} was not found", path.display()),
+                )
+                .with(format!(
+                    "fix: build it (cargo build -p {name}) or install it beside viworks"
+                )))
+            }
+        };
+        Ok(Self {
+            backend: find("viworks-backend-agent")?,
+            gateway: find("viworks-gateway-agent")?,
+        })
+    }
+}
+
+/// Runs a program to its end; its output becomes the failure's detail when it fails.
+pub async fn run_to_end(program: &Path, arguments: &[&str]) -> Result<(), Failure> {
+    let output = tokio::process::Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .await?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let name = program.file_name().unwrap_or_default().to_string_lossy();
+    let failure = Failure::new(
+        ExitCode::Error,
+        format!(
+            "{name} {} ended with {}",
+            arguments.join(" "),
+            output.status
+        ),
+    );
+    Err(String::from_utf8_lossy(&output.stderr)
+        .lines()
+        .rev()
+        .take(8)
+        .fold(failure, |failure, line| failure.with(line)))
+}
+
+/// A child that writes its log to a file and is in a process group of its own, so that Ctrl-C reaches `up` alone.
+pub struct Running {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Running {
+    /// Starts a program.
+    pub fn start(
+        layout: &Layout,
+        name: &str,
+        program: &Path,
+        arguments: &[&str],
+        environment: &[(&str, String)],
+    ) -> Result<Self, Failure> {
+        let log = layout.log(name);
+        let file = OpenOptions::new().create(true).append(true).open(&log)?;
+        let child = Command::new(program)
+            .args(arguments)
+            .envs(
+                environment
+                    .iter()
+                    .map(|(key, value)| (*key, value.as_str())),
+            )
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .process_group(0)
+            .spawn()
+            .map_err(|error| {
+                Failure::new(
+                    ExitCode::Error,
+                    format!("{} could not be started: {error}", program.display()),
+                )
+            })?;
+        Ok(Self {
+            name: name.to_owned(),
+            child,
+            log,
+        })
+    }
+
+    /// What to remember about it.
+    pub fn observe(&self) -> Option<Process> {
+        Process::observe(&self.name, self.child.id())
+    }
+
+    /// Its name, when it has ended by itself.
+    pub fn ended(&mut self) -> Result<Option<Failure>, Failure> {
+        let Some(status) = self.child.try_wait()? else {
+            return Ok(None);
+        };
+        let failure = Failure::new(
+            ExitCode::Error,
+            format!("{} ended by itself with {status}", self.name),
+        );
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        let last = lines.iter().skip(lines.len().saturating_sub(5));
+        Ok(Some(
+            last.fold(failure, |failure, line| failure.with(*line))
+                .with(format!("log: {}", self.log.display())),
+        ))
+    }
+
+    /// Waits until its ready file is there and reads it.
+    pub async fn ready<T: for<'de> Deserialize<'de>>(&mut self, file: &Path) -> Result<T, Failure> {
+        let deadline = Instant::now() + READY_WITHIN;
+        loop {
+            if let Ok(text) = std::fs::read(file) {
+                return serde_json::from_slice(&text).map_err(|error| {
+                    Failure::new(
+                        ExitCode::Error,
+                        format!("{} holds no addresses: {error}", file.display()),
+                    )
+                });
+            }
+            if let Some(failure) = self.ended()? {
+                return Err(failure);
+            }
+            if Instant::now() >= deadline {
+                return Err(Failure::new(
+                    ExitCode::Unavailable,
+                    format!(
+                        "{} was not ready in {} s",
+                        self.name,
+                        READY_WITHIN.as_secs()
+                    ),
+                )
+                .with(format!("log: {}", self.log.display())));
+            }
+            sleep(POLL).await;
+        }
+    }
+}
+
+/// Stops children in order: asks, waits, kills what does not listen, and reaps all.
+pub async fn stop(running: &mut Vec<Running>) {
+    // Gateways first, so that they say goodbye to a backend that is still there.
+    running.reverse();
+    let (gateways, backend): (Vec<Running>, Vec<Running>) =
+        running.drain(..).partition(|one| one.name != "backend");
+    for mut group in [gateways, backend] {
+        for one in &group {
+            signal(one.child.id(), Signal::TERM);
+        }
+        let deadline = Instant::now() + STOP_WITHIN;
+        for one in &mut group {
+            while matches!(one.child.try_wait(), Ok(None)) {
+                if Instant::now() >= deadline {
+                    output::note(&format!("{} did not stop in time and was killed", one.name));
+                    signal(one.child.id(), Signal::KILL);
+                    // Reaps it; a killed process ends.
+                    let _status = one.child.wait();
+                    break;
+                }
+                sleep(POLL).await;
+            }
+        }
+    }
+}
+
+fn signal(pid: u32, signal: Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        // A process that is already gone needs no signal.
+        let _sent = kill_process(pid, signal);
+    }
+}
+
+/// `viworks down`: stops what an earlier `up` started, and only that.
+pub async fn down(data_dir: &Path) -> Result<(), Failure> {
+    let layout = Layout::at(data_dir)?;
+    let Some(started) = layout.load_started() else {
+        output::note("nothing to stop: no demo was started here");
+        return Ok(());
+    };
+    stop_started(&started).await?;
+    layout.forget_started()?;
+    output::note(
+        "the demo is stopped; its data stays (viworks up starts it again, viworks up --reset starts over)",
+    );
+    Ok(())
+}
+
+async fn stop_started(started: &Started) -> Result<(), Failure> {
+    // `up` stops its children itself when it is asked to; without it they are asked one by one.
+    let order = if started.up.is_alive() {
+        vec![&started.up]
+    } else {
+        started.processes.iter().rev().collect()
+    };
+    for process in &order {
+        if process.is_alive() {
+            signal(process.pid, Signal::TERM);
+        }
+    }
+    let deadline = Instant::now() + STOP_WITHIN * 2;
+    let mut all: Vec<&Process> = started.processes.iter().collect();
+    all.push(&started.up);
+    while all.iter().any(|process| process.is_alive()) {
+        if Instant::now() >= deadline {
+            for process in all.iter().filter(|process| process.is_alive()) {
+                signal(process.pid, Signal::KILL);
+            }
+            return Err(Failure::new(
+                ExitCode::Error,
+                "some processes did not stop in time and were killed",
+            ));
+        }
+        sleep(POLL).await;
+    }
+    Ok(())
+}

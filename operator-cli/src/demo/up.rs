@@ -1,0 +1,505 @@
+//! `viworks up`: from nothing to the first answered command.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, sleep};
+use viworks_common::api::{GatewayStatus, RequestedArguments, RunRequest, Targets};
+use viworks_runtime::exit::ExitCode;
+use viworks_runtime::files;
+
+use super::layout::{Layout, Process, Started};
+use super::processes::{Programs, Running, run_to_end, stop};
+use crate::client::Client;
+use crate::error::Failure;
+use crate::output::{self, Format};
+use crate::{context, run};
+
+/// What `up` was asked for.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How many gateways.
+    pub agents: usize,
+    /// Whether to stop after the first command.
+    pub once: bool,
+    /// Whether to remove an earlier run's data first.
+    pub reset: bool,
+    /// Where everything is kept.
+    pub data_dir: PathBuf,
+    /// How the answers are printed.
+    pub format: Format,
+    /// Where contexts are kept.
+    pub config_dir: Option<PathBuf>,
+}
+
+const PLACES: [&str; 6] = ["berlin", "lyon", "oslo", "porto", "turin", "ghent"];
+const SCOPES: &str = "all";
+const CONNECT_WITHIN: Duration = Duration::from_secs(30);
+const FIRST_COMMAND: &str = "gateway.info";
+
+fn gateway_name(index: usize) -> String {
+    PLACES.get(index).map_or_else(
+        || format!("gw-site-{:02}", index + 1),
+        |place| format!("gw-{place}"),
+    )
+}
+
+#[derive(Debug, Deserialize)]
+struct BackendAddresses {
+    api: String,
+    agents: String,
+}
+
+/// Runs the demo until it is stopped, or once.
+pub async fn up(options: &Options) -> Result<ExitCode, Failure> {
+    let programs = Programs::find()?;
+    let layout = Layout::at(&options.data_dir)?;
+    if let Some(started) = layout.load_started() {
+        if started.up.is_alive() {
+            return reuse(options, &layout, &started).await;
+        }
+        if started.processes.iter().any(Process::is_alive) {
+            output::note("an earlier demo was interrupted; stopping what it left running");
+            super::processes::down(layout.root()).await?;
+        }
+        layout.forget_started()?;
+    }
+    if options.reset && layout.root().exists() {
+        refuse_foreign_folder(&layout)?;
+        std::fs::remove_dir_all(layout.root())?;
+        output::note(&format!("removed {}", layout.root().display()));
+    }
+    layout.create()?;
+    let _lock = files::lock_folder(layout.root()).map_err(|error| {
+        Failure::new(ExitCode::Conflict, error.to_string())
+            .with("fix: viworks down, or use another place: viworks up --data-dir DIR")
+    })?;
+
+    output::note(&format!(
+        "ViWorkS {} · demo on this machine · SQLite + in-process queue\n",
+        env!("CARGO_PKG_VERSION")
+    ));
+    let mut running = Vec::new();
+    let mut interrupted = Box::pin(interruption());
+    let outcome = tokio::select! {
+        outcome = start_and_serve(options, &programs, &layout, &mut running) => outcome,
+        () = &mut interrupted => Ok(ExitCode::Interrupted),
+    };
+    if !running.is_empty() {
+        output::note("stopping …");
+    }
+    stop(&mut running).await;
+    layout.forget_started()?;
+    // Ctrl-C is how a demo that runs until stopped is stopped.
+    match outcome {
+        Ok(ExitCode::Interrupted) if !options.once => Ok(ExitCode::Ok),
+        other => other,
+    }
+}
+
+async fn interruption() {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+/// Only a folder that `up` made is removed.
+fn refuse_foreign_folder(layout: &Layout) -> Result<(), Failure> {
+    let made_here = layout.root().join("gateways").is_dir() && layout.root().join("run").is_dir();
+    let empty = std::fs::read_dir(layout.root())?.next().is_none();
+    if made_here || empty {
+        Ok(())
+    } else {
+        Err(Failure::new(
+            ExitCode::Config,
+            format!(
+                "{} does not look like a demo's folder and is left alone",
+                layout.root().display()
+            ),
+        )
+        .with("fix: name the folder that viworks up made, or remove it yourself"))
+    }
+}
+
+async fn start_and_serve(
+    options: &Options,
+    programs: &Programs,
+    layout: &Layout,
+    running: &mut Vec<Running>,
+) -> Result<ExitCode, Failure> {
+    let names: Vec<String> = (0..options.agents).map(gateway_name).collect();
+    prepare(programs, layout, &names).await?;
+
+    let addresses = start_backend(programs, layout, running).await?;
+    let step = Instant::now();
+    start_gateways(programs, layout, &names, &addresses, running)?;
+    save(layout, &addresses, running)?;
+    let client = Client::new(&format!("http://{}", addresses.api), Some(&layout.token()))?;
+    wait_until_online(&client, &names, running).await?;
+    report(
+        &format!("{} gateways", names.len()),
+        &summary(&names),
+        "connected over mutual TLS",
+        step,
+    );
+    context::select_demo(
+        options.config_dir.as_deref(),
+        &format!("http://{}", addresses.api),
+        &layout.token(),
+    )?;
+
+    let exit = first_command(&client, options.format).await?;
+    if options.once {
+        return Ok(exit);
+    }
+    hints(&addresses);
+    watch(running).await
+}
+
+fn summary(names: &[String]) -> String {
+    match names {
+        [] => String::new(),
+        names if names.len() <= 4 => names.join(" "),
+        [first, .., last] => format!("{first} … {last}"),
+        [one] => one.clone(),
+    }
+}
+
+/// Certificates, database, identities and the operator's key: whatever is missing is made.
+async fn prepare(programs: &Programs, layout: &Layout, names: &[String]) -> Result<(), Failure> {
+    let step = Instant::now();
+    let config = layout.backend_config();
+    if !config.exists() {
+        let dir = layout.backend();
+        run_to_end(&programs.backend, &["pki", "init", "--dir", path(&dir)?]).await?;
+    }
+    report(
+        "certificates",
+        &layout.backend().display().to_string(),
+        "ECDSA P-256",
+        step,
+    );
+
+    let step = Instant::now();
+    for (index, name) in names.iter().enumerate() {
+        let dir = layout.gateway(name);
+        if !dir.join("gateway.toml").exists() {
+            let site = format!("site={}", PLACES.get(index).copied().unwrap_or("elsewhere"));
+            let arguments = [
+                "pki",
+                "issue-gateway",
+                name,
+                "--config",
+                path(&config)?,
+                "--out",
+                path(&dir)?,
+                "--label",
+                &site,
+                "--demo",
+            ];
+            run_to_end(&programs.backend, &arguments).await?;
+        }
+    }
+    let token = layout.token();
+    if !token.exists() {
+        let arguments = [
+            "apikey",
+            "create",
+            "--config",
+            path(&config)?,
+            "--name",
+            "demo",
+            "--scopes",
+            SCOPES,
+            "--out",
+            path(&token)?,
+        ];
+        run_to_end(&programs.backend, &arguments).await?;
+    }
+    report(
+        "identities",
+        &format!("{} gateways, 1 operator", names.len()),
+        "in the embedded database",
+        step,
+    );
+    Ok(())
+}
+
+async fn start_backend(
+    programs: &Programs,
+    layout: &Layout,
+    running: &mut Vec<Running>,
+) -> Result<BackendAddresses, Failure> {
+    let step = Instant::now();
+    let ready = layout.ready("backend");
+    remove_stale(&ready)?;
+    let api = free_or_any(8080);
+    let agents = free_or_any(8081);
+    let environment = [
+        ("VIWORKS__API__LISTEN", format!("127.0.0.1:{api}")),
+        ("VIWORKS__AGENTS__LISTEN", format!("127.0.0.1:{agents}")),
+    ];
+    let config = layout.backend_config();
+    let arguments = [
+        "serve",
+        "--config",
+        path(&config)?,
+        "--ready-file",
+        path(&ready)?,
+    ];
+    running.push(Running::start(
+        layout,
+        "backend",
+        &programs.backend,
+        &arguments,
+        &environment,
+    )?);
+    let backend = running.last_mut().expect("it was pushed on the line above");
+    let addresses: BackendAddresses = backend.ready(&ready).await?;
+    report(
+        "backend",
+        &format!("wss://{}", addresses.agents),
+        &format!("API http://{}", addresses.api),
+        step,
+    );
+    Ok(addresses)
+}
+
+fn start_gateways(
+    programs: &Programs,
+    layout: &Layout,
+    names: &[String],
+    addresses: &BackendAddresses,
+    running: &mut Vec<Running>,
+) -> Result<(), Failure> {
+    for name in names {
+        let config = layout.gateway(name).join("gateway.toml");
+        let environment = [(
+            "VIWORKS__OUTBOUND__URL",
+            format!("wss://{}/agent/v1/connect", addresses.agents),
+        )];
+        running.push(Running::start(
+            layout,
+            name,
+            &programs.gateway,
+            &["run", "--config", path(&config)?],
+            &environment,
+        )?);
+    }
+    Ok(())
+}
+
+fn save(layout: &Layout, addresses: &BackendAddresses, running: &[Running]) -> Result<(), Failure> {
+    let up = Process::observe("up", std::process::id()).ok_or_else(|| {
+        Failure::new(
+            ExitCode::Error,
+            "this process cannot read its own state in /proc",
+        )
+    })?;
+    let processes = running.iter().filter_map(Running::observe).collect();
+    layout.save_started(&Started {
+        up,
+        api: addresses.api.clone(),
+        agents: addresses.agents.clone(),
+        processes,
+    })
+}
+
+async fn wait_until_online(
+    client: &Client,
+    names: &[String],
+    running: &mut [Running],
+) -> Result<(), Failure> {
+    let deadline = Instant::now() + CONNECT_WITHIN;
+    loop {
+        let gateways = client.gateways().await?;
+        let missing: Vec<&str> = names
+            .iter()
+            .filter(|name| {
+                !gateways.iter().any(|gateway| {
+                    gateway.name.as_str() == name.as_str()
+                        && gateway.status == GatewayStatus::Online
+                        && gateway.catalogue_digest.is_some()
+                })
+            })
+            .map(String::as_str)
+            .collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        for one in running.iter_mut() {
+            if let Some(failure) = one.ended()? {
+                return Err(failure);
+            }
+        }
+        if Instant::now() >= deadline {
+            return Err(Failure::new(
+                ExitCode::NoAnswer,
+                format!(
+                    "not connected in {} s: {}",
+                    CONNECT_WITHIN.as_secs(),
+                    missing.join(" ")
+                ),
+            )
+            .with("see the logs folder beside the demo's data"));
+        }
+        sleep(Duration::from_millis(25)).await;
+    }
+}
+
+async fn first_command(client: &Client, format: Format) -> Result<ExitCode, Failure> {
+    let step = Instant::now();
+    let command = FIRST_COMMAND
+        .parse()
+        .map_err(|error| Failure::new(ExitCode::Error, format!("{error}")))?;
+    let request = RunRequest {
+        command,
+        arguments: RequestedArguments::default(),
+        targets: Targets::All,
+        deadline_ms: None,
+        timeout_ms: None,
+        expect_targets: None,
+        reason: None,
+    };
+    let submitted = client.submit(&request, None).await?;
+    let finished = client.wait(submitted.id, Duration::from_secs(20)).await?;
+    let commands = run::with_output(client, client.run_commands(submitted.id).await?).await?;
+    let answered = commands
+        .iter()
+        .filter(|command| command.state.is_final())
+        .count();
+    report(
+        "first command",
+        FIRST_COMMAND,
+        &format!("{answered} of {} answered", commands.len()),
+        step,
+    );
+    output::note("");
+    match format {
+        Format::Table => run::print_commands(&commands)?,
+        Format::Json => output::json(
+            &serde_json::json!({"apiVersion": "viworks/v1", "kind": "RunResult", "run": finished.run, "commands": commands}),
+        )?,
+    }
+    output::note("");
+    Ok(run::exit_code(commands.iter().map(|command| command.state)))
+}
+
+fn hints(addresses: &BackendAddresses) {
+    let program = run::program_name();
+    output::note(&format!(
+        "  API       http://{}/openapi.json",
+        addresses.api
+    ));
+    output::note(&format!(
+        "  Next      {program} run sys.uptime --all          (second terminal)"
+    ));
+    output::note(&format!(
+        "            {program} gateway ls · {program} command ls · {program} telemetry -g gw-berlin"
+    ));
+    output::note("  Stop      Ctrl-C         Start over   viworks up --reset");
+}
+
+/// Stays until a process ends by itself; Ctrl-C is handled by the caller.
+async fn watch(running: &mut [Running]) -> Result<ExitCode, Failure> {
+    loop {
+        for one in running.iter_mut() {
+            if let Some(failure) = one.ended()? {
+                return Err(failure);
+            }
+        }
+        sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// A demo that already runs is used, not started again.
+async fn reuse(options: &Options, layout: &Layout, started: &Started) -> Result<ExitCode, Failure> {
+    if options.reset {
+        return Err(Failure::new(
+            ExitCode::Conflict,
+            format!(
+                "the demo in {} runs (pid {})",
+                layout.root().display(),
+                started.up.pid
+            ),
+        )
+        .with("fix: viworks down, then viworks up --reset"));
+    }
+    output::note(&format!(
+        "already running (pid {}): API http://{}",
+        started.up.pid, started.api
+    ));
+    let client = Client::new(&format!("http://{}", started.api), Some(&layout.token()))?;
+    if !options.once {
+        let online = client
+            .gateways()
+            .await?
+            .iter()
+            .filter(|gateway| gateway.status == GatewayStatus::Online)
+            .count();
+        output::note(&format!(
+            "{online} gateways online; stop it with Ctrl-C there, or viworks down"
+        ));
+        return Ok(ExitCode::Ok);
+    }
+    first_command(&client, options.format).await
+}
+
+fn report(what: &str, subject: &str, detail: &str, since: Instant) {
+    output::note(&format!(
+        "  ✓ {what:<15} {subject:<36} {detail:<30} {:>5} ms",
+        since.elapsed().as_millis()
+    ));
+}
+
+fn path(path: &Path) -> Result<&str, Failure> {
+    path.to_str().ok_or_else(|| {
+        Failure::usage(format!(
+            "{} is not UTF-8; use another folder",
+            path.display()
+        ))
+    })
+}
+
+fn remove_stale(file: &Path) -> Result<(), Failure> {
+    match std::fs::remove_file(file) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The wanted port when it is free, otherwise 0: the backend then takes any free one.
+fn free_or_any(port: u16) -> u16 {
+    match TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port))) {
+        Ok(_free) => port,
+        Err(_taken) => {
+            output::note(&format!("  port {port} is taken; using a free one"));
+            0
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::gateway_name;
+
+    #[test]
+    fn gateway_names_are_distinct_and_valid() {
+        let names: std::collections::BTreeSet<String> = (0..40).map(gateway_name).collect();
+        assert_eq!(names.len(), 40);
+        for name in names {
+            name.parse::<viworks_common::id::GatewayName>().unwrap();
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Errors of the command line: what failed, the state left behind, the fix, and a code to look up.
+
+use std::io::Write;
+
+use serde_json::json;
+use viworks_common::api::Problem;
+use viworks_runtime::exit::ExitCode;
+
+/// One failure, ready to be shown to a person or to a program.
+#[derive(Debug)]
+pub struct Failure {
+    /// What the process exits with.
+    pub exit: ExitCode,
+    /// What failed: a lower-case fragment.
+    pub what: String,
+    /// State left behind and the fix, a sentence each.
+    pub details: Vec<String>,
+    /// The backend's own words, when it had any.
+    pub problem: Option<Box<Problem>>,
+}
+
+impl Failure {
+    /// A failure with an exit code and what went wrong.
+    pub fn new(exit: ExitCode, what: impl Into<String>) -> Self {
+        Self {
+            exit,
+            what: what.into(),
+            details: Vec::new(),
+            problem: None,
+        }
+    }
+
+    /// Wrong flags or arguments.
+    pub fn usage(what: impl Into<String>) -> Self {
+        Self::new(ExitCode::Usage, what)
+    }
+
+    /// Adds a sentence: the state left behind, or the fix.
+    #[must_use]
+    pub fn with(mut self, detail: impl Into<String>) -> Self {
+        self.details.push(detail.into());
+        self
+    }
+
+    /// Prints the failure on standard error: lines for people, one JSON object for programs.
+    pub fn print(&self, json: bool) {
+        let mut stderr = std::io::stderr().lock();
+        // Nobody is left to tell when standard error is gone.
+        let _written = if json {
+            self.write_json(&mut stderr)
+        } else {
+            self.write_text(&mut stderr)
+        };
+    }
+
+    fn write_text(&self, out: &mut impl Write) -> std::io::Result<()> {
+        writeln!(out, "error: {}", crate::output::plain(&self.what))?;
+        for detail in &self.details {
+            writeln!(out, "  {}", crate::output::plain(detail))?;
+        }
+        if let Some(problem) = &self.problem {
+            for error in &problem.errors {
+                writeln!(
+                    out,
+                    "  {}: {}",
+                    crate::output::plain(&error.field),
+                    crate::output::plain(&error.problem)
+                )?;
+            }
+            let request = &problem.request_id;
+            writeln!(out, "  help  {}   request {request}", problem.code)?;
+        }
+        Ok(())
+    }
+
+    fn write_json(&self, out: &mut impl Write) -> std::io::Result<()> {
+        let value = match &self.problem {
+            Some(problem) => serde_json::to_value(problem).unwrap_or_default(),
+            None => json!({
+                "type": "about:blank",
+                "title": self.what,
+                "detail": self.details.join(" "),
+                "code": self.exit.name(),
+            }),
+        };
+        writeln!(out, "{value}")
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::new(ExitCode::Error, error.to_string())
+    }
+}

@@ -1,0 +1,142 @@
+//! What is printed: tables for people, JSON for programs, and never a control character from a gateway.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+use comfy_table::presets::NOTHING;
+use comfy_table::{ContentArrangement, Table};
+use serde::Serialize;
+use viworks_runtime::exit::ExitCode;
+
+use crate::error::Failure;
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// Aligned columns.
+    Table,
+    /// One JSON document.
+    Json,
+}
+
+/// Text with control characters made visible, so that what a gateway sends cannot drive a terminal.
+pub fn plain(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' | '\t' => out.push(c),
+            // Bidirectional overrides reorder what a person reads.
+            '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => push_escaped(&mut out, c),
+            c if c.is_control() => push_escaped(&mut out, c),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+fn push_escaped(out: &mut String, c: char) {
+    write!(out, "\\u{{{:x}}}", u32::from(c)).expect("writing to a String cannot fail");
+}
+
+/// The last line of `text` that is not empty, on one line.
+pub fn last_line(text: &str) -> String {
+    plain(
+        text.lines()
+            .rev()
+            .find(|line| !line.trim().is_empty())
+            .unwrap_or("")
+            .trim_end(),
+    )
+}
+
+/// Prints data on standard output; a closed pipe ends the output, not the program.
+pub fn line(text: &str) -> Result<(), Failure> {
+    write_all(text, "\n")
+}
+
+/// Prints data without a line end.
+pub fn raw(text: &str) -> Result<(), Failure> {
+    write_all(text, "")
+}
+
+fn write_all(text: &str, end: &str) -> Result<(), Failure> {
+    let mut stdout = std::io::stdout().lock();
+    let written = stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.write_all(end.as_bytes()))
+        .and_then(|()| stdout.flush());
+    match written {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(ExitCode::Error, "standard output was closed"))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Prints narration on standard error.
+pub fn note(text: &str) {
+    // Narration is worth nothing when nobody can read it.
+    let _written = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// Prints one JSON document.
+pub fn json(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| Failure::new(ExitCode::Error, error.to_string()))?;
+    line(&text)
+}
+
+/// Prints rows under headings; cut to the terminal's width only on a terminal.
+pub fn table<const N: usize>(
+    headings: [&str; N],
+    rows: impl IntoIterator<Item = [String; N]>,
+) -> Result<(), Failure> {
+    line(&render(headings, rows))
+}
+
+/// The rows as aligned text.
+pub fn render<const N: usize>(
+    headings: [&str; N],
+    rows: impl IntoIterator<Item = [String; N]>,
+) -> String {
+    let mut table = Table::new();
+    table
+        .load_style(NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .set_header(headings);
+    for row in rows {
+        table.add_row(row.map(|cell| plain(&cell).replace('\n', " ")));
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    let text = table.to_string();
+    let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{last_line, plain, render};
+
+    #[test]
+    fn control_characters_from_a_gateway_are_made_visible() {
+        assert_eq!(
+            plain("a\x1b[31mb\u{202e}c\td"),
+            "a\\u{1b}[31mb\\u{202e}c\td"
+        );
+    }
+
+    #[test]
+    fn the_last_line_skips_blank_ones() {
+        assert_eq!(last_line("one\ntwo\n\n"), "two");
+        assert_eq!(last_line(""), "");
+    }
+
+    #[test]
+    fn a_table_has_no_trailing_blanks() {
+        let text = render(["A", "B"], [["1".to_owned(), "x\ny".to_owned()]]);
+        assert_eq!(text, "A  B\n1  x y");
+    }
+}

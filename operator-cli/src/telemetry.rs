@@ -1,0 +1,161 @@
+//! `viworks telemetry`: a gateway's streams, records and reported gaps.
+
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::json;
+use viworks_common::api::TelemetryRecord;
+use viworks_common::telemetry::FieldValue;
+use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::exit::ExitCode;
+
+use crate::cli::span;
+use crate::client::Client;
+use crate::error::Failure;
+use crate::output::{self, Format};
+
+/// Which records.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// The gateway, by name or id
+    #[arg(short, long, value_name = "NAME")]
+    gateway: String,
+    /// One stream, such as host.cpu; without it the streams are listed
+    #[arg(long)]
+    stream: Option<String>,
+    /// How far back
+    #[arg(long, value_name = "SPAN", value_parser = span, default_value = "1h")]
+    since: Duration,
+    /// Most records
+    #[arg(long, default_value_t = 50)]
+    limit: usize,
+    /// Show the counted ranges that were dropped, and why
+    #[arg(long, conflicts_with = "stream")]
+    gaps: bool,
+}
+
+/// Carries it out.
+pub async fn execute(
+    client: &Client,
+    options: &Options,
+    format: Format,
+) -> Result<ExitCode, Failure> {
+    if options.gaps {
+        return gaps(client, options, format).await;
+    }
+    match &options.stream {
+        None => streams(client, options, format).await,
+        Some(stream) => records(client, options, stream, format).await,
+    }
+}
+
+async fn gaps(client: &Client, options: &Options, format: Format) -> Result<ExitCode, Failure> {
+    let list = client.telemetry_gaps(&options.gateway).await?;
+    match format {
+        Format::Json => output::json(&list)?,
+        Format::Table => {
+            output::table(
+                ["REPORTED", "SPOOL EPOCH", "FROM", "TO", "RECORDS", "REASON"],
+                list.items.iter().map(|gap| {
+                    [
+                        gap.reported_at.to_string(),
+                        gap.spool_epoch.to_string(),
+                        gap.from_seq.to_string(),
+                        gap.to_seq.to_string(),
+                        gap.records.to_string(),
+                        gap.reason.name().to_owned(),
+                    ]
+                }),
+            )?;
+            output::note(&format!("{} gaps", list.items.len()));
+        }
+    }
+    Ok(ExitCode::Ok)
+}
+
+async fn streams(client: &Client, options: &Options, format: Format) -> Result<ExitCode, Failure> {
+    let list = client.telemetry_streams(&options.gateway).await?;
+    match format {
+        Format::Json => output::json(&list)?,
+        Format::Table => {
+            output::table(
+                ["STREAM", "NEWEST"],
+                list.items
+                    .iter()
+                    .map(|stream| [stream.stream.to_string(), stream.newest.to_string()]),
+            )?;
+            output::note("one stream: viworks telemetry -g NAME --stream host.cpu");
+        }
+    }
+    Ok(ExitCode::Ok)
+}
+
+async fn records(
+    client: &Client,
+    options: &Options,
+    stream: &str,
+    format: Format,
+) -> Result<ExitCode, Failure> {
+    let from = SystemClock.wall().saturating_sub(options.since);
+    let mut records: Vec<TelemetryRecord> = Vec::new();
+    let mut cursor: Option<String> = None;
+    while records.len() < options.limit {
+        let mut query = vec![
+            ("gateway", options.gateway.clone()),
+            ("stream", stream.to_owned()),
+            ("from", from.to_string()),
+            (
+                "limit",
+                (options.limit - records.len()).min(500).to_string(),
+            ),
+        ];
+        query.extend(cursor.take().map(|cursor| ("cursor", cursor)));
+        let page = client.telemetry(&query).await?;
+        records.extend(page.items);
+        cursor = page.next;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    match format {
+        Format::Json => output::json(
+            &json!({"apiVersion": "viworks/v1", "kind": "TelemetryList", "items": records}),
+        )?,
+        Format::Table => {
+            output::table(
+                ["OBSERVED", "STREAM", "FIELDS"],
+                records.iter().map(|record| {
+                    [
+                        record.observed_at.to_string(),
+                        record.stream.to_string(),
+                        fields(record),
+                    ]
+                }),
+            )?;
+            output::note(&format!(
+                "{} records since {from}{}",
+                records.len(),
+                if cursor.is_some() {
+                    "; more with --limit"
+                } else {
+                    ""
+                }
+            ));
+        }
+    }
+    Ok(ExitCode::Ok)
+}
+
+fn fields(record: &TelemetryRecord) -> String {
+    let parts: Vec<String> = record
+        .fields
+        .iter()
+        .map(|(name, value)| match value {
+            FieldValue::Integer(number) => format!("{name}={number}"),
+            FieldValue::Number(number) => format!("{name}={number:.3}"),
+            FieldValue::Text(text) => format!("{name}={text}"),
+            FieldValue::Flag(flag) => format!("{name}={flag}"),
+        })
+        .collect();
+    parts.join(" ")
+}

@@ -1,0 +1,115 @@
+//! The programs under test: built once, found beside each other.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+/// The three programs of one build.
+#[derive(Debug, Clone)]
+pub struct Binaries {
+    folder: PathBuf,
+}
+
+impl Binaries {
+    /// The programs as they ship.
+    ///
+    /// # Panics
+    /// When they cannot be built.
+    #[must_use]
+    pub fn shipped() -> &'static Self {
+        static BUILT: OnceLock<Binaries> = OnceLock::new();
+        BUILT.get_or_init(|| {
+            build(
+                &[
+                    "-p",
+                    "viworks-operator-cli",
+                    "-p",
+                    "viworks-gateway-agent",
+                    "-p",
+                    "viworks-backend-agent",
+                ],
+                None,
+            )
+        })
+    }
+
+    /// The agents with crash points, in a target folder of their own.
+    ///
+    /// # Panics
+    /// When they cannot be built.
+    #[must_use]
+    pub fn with_fault_points() -> &'static Self {
+        static BUILT: OnceLock<Binaries> = OnceLock::new();
+        BUILT.get_or_init(|| {
+            let features = "viworks-gateway-agent/fault-points,viworks-backend-agent/fault-points";
+            build(
+                &[
+                    "-p",
+                    "viworks-gateway-agent",
+                    "-p",
+                    "viworks-backend-agent",
+                    "--features",
+                    features,
+                ],
+                Some("fault-points"),
+            )
+        })
+    }
+
+    /// The backend.
+    #[must_use]
+    pub fn backend(&self) -> PathBuf {
+        self.folder.join("viworks-backend-agent")
+    }
+
+    /// The gateway agent.
+    #[must_use]
+    pub fn gateway(&self) -> PathBuf {
+        self.folder.join("viworks-gateway-agent")
+    }
+
+    /// The operator's command line.
+    #[must_use]
+    pub fn cli(&self) -> PathBuf {
+        self.folder.join("viworks")
+    }
+}
+
+/// The workspace's root.
+#[must_use]
+pub fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .map(Path::to_path_buf)
+        .unwrap_or_default()
+}
+
+/// The target folder this very test was built into.
+fn target() -> PathBuf {
+    let exe = std::env::current_exe().expect("a running test has a path");
+    // target/debug/deps/test-0123: three levels up.
+    exe.ancestors()
+        .nth(3)
+        .map(Path::to_path_buf)
+        .expect("a test binary lies in target/PROFILE/deps")
+}
+
+fn build(packages: &[&str], own_folder: Option<&str>) -> Binaries {
+    let target = own_folder.map_or_else(target, |name| target().join(name));
+    let output = Command::new(env!("CARGO"))
+        .current_dir(workspace())
+        .args(["build", "--quiet", "--locked", "--target-dir"])
+        .arg(&target)
+        .args(packages)
+        .stdin(Stdio::null())
+        .output()
+        .expect("cargo runs");
+    assert!(
+        output.status.success(),
+        "the programs under test do not build:\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Binaries {
+        folder: target.join("debug"),
+    }
+}

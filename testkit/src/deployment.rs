@@ -1,0 +1,336 @@
+//! A whole system in a temporary folder: the shipped backend and gateways as processes on free ports.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::binaries::Binaries;
+use crate::process::{Process, eventually};
+
+/// How long anything in a test may take before it counts as broken.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A system under test.
+#[derive(Debug)]
+pub struct Deployment {
+    folder: TempDir,
+    binaries: &'static Binaries,
+    http: reqwest::Client,
+    token: String,
+    backend: Option<Process>,
+    addresses: Option<(String, String)>,
+}
+
+/// How to start a process.
+#[derive(Debug, Clone, Default)]
+pub struct Start {
+    /// Environment variables on top: settings (`VIWORKS__SECTION__KEY`) and crash points (`VIWORKS_FAULT`).
+    pub environment: Vec<(String, String)>,
+}
+
+impl Start {
+    /// Adds a variable.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.environment.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// Dies at a crash point.
+    #[must_use]
+    pub fn dying_at(self, point: &str) -> Self {
+        self.with("VIWORKS_FAULT", point)
+    }
+}
+
+impl Deployment {
+    /// Makes certificates, database and an API key with every scope; nothing runs yet.
+    ///
+    /// # Panics
+    /// When that fails.
+    #[must_use]
+    pub fn new(binaries: &'static Binaries) -> Self {
+        drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+        let folder = TempDir::new().expect("a temporary folder can be made");
+        let backend = folder.path().join("backend");
+        let config = backend.join("backend.toml");
+        let key = folder.path().join("operator.key");
+        run(
+            &binaries.backend(),
+            &["pki", "init", "--dir", text(&backend)],
+        );
+        run(
+            &binaries.backend(),
+            &[
+                "apikey",
+                "create",
+                "--config",
+                text(&config),
+                "--name",
+                "tests",
+                "--scopes",
+                "all",
+                "--out",
+                text(&key),
+            ],
+        );
+        let token = std::fs::read_to_string(&key)
+            .expect("the key was written")
+            .trim()
+            .to_owned();
+        Self {
+            folder,
+            binaries,
+            http: reqwest::Client::new(),
+            token,
+            backend: None,
+            addresses: None,
+        }
+    }
+
+    /// Where everything lies.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The programs in use.
+    #[must_use]
+    pub const fn binaries(&self) -> &'static Binaries {
+        self.binaries
+    }
+
+    /// The backend's configuration.
+    #[must_use]
+    pub fn backend_config(&self) -> PathBuf {
+        self.path().join("backend/backend.toml")
+    }
+
+    /// Issues a gateway's identity; the backend must not run.
+    ///
+    /// # Panics
+    /// When that fails.
+    #[must_use]
+    pub fn issue(&self, name: &str) -> PathBuf {
+        let folder = self.path().join("gateways").join(name);
+        let config = self.backend_config();
+        run(
+            &self.binaries.backend(),
+            &[
+                "pki",
+                "issue-gateway",
+                name,
+                "--config",
+                text(&config),
+                "--out",
+                text(&folder),
+                "--demo",
+            ],
+        );
+        folder
+    }
+
+    /// Starts the backend on free ports and waits until it listens.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub async fn start_backend(&mut self, start: Start) {
+        let ready = self.path().join("backend-ready.json");
+        drop(std::fs::remove_file(&ready));
+        // After the first start the ports stay, so that gateways find it again.
+        let (api, agents) = self
+            .addresses
+            .clone()
+            .unwrap_or_else(|| ("127.0.0.1:0".to_owned(), "127.0.0.1:0".to_owned()));
+        let mut command = Command::new(self.binaries.backend());
+        command
+            .args([
+                "serve",
+                "--config",
+                text(&self.backend_config()),
+                "--ready-file",
+                text(&ready),
+            ])
+            .env("VIWORKS__API__LISTEN", api)
+            .env("VIWORKS__AGENTS__LISTEN", agents)
+            .envs(start.environment);
+        let mut process = Process::start(&mut command, &self.path().join("backend.log"))
+            .expect("the backend starts");
+        let addresses: Value = eventually("the backend is ready", PATIENCE, async || {
+            if let Some(status) = process.ended() {
+                panic!("the backend ended with {status}:\n{}", process.log());
+            }
+            serde_json::from_slice(&std::fs::read(&ready).ok()?).ok()
+        })
+        .await;
+        let address = |name: &str| {
+            addresses[name]
+                .as_str()
+                .expect("the ready file names both addresses")
+                .to_owned()
+        };
+        self.addresses = Some((address("api"), address("agents")));
+        self.backend = Some(process);
+    }
+
+    /// The running backend.
+    ///
+    /// # Panics
+    /// When none runs.
+    pub const fn backend(&mut self) -> &mut Process {
+        self.backend.as_mut().expect("the backend was started")
+    }
+
+    /// kill -9 of the backend.
+    ///
+    /// # Panics
+    /// When none runs.
+    pub fn kill_backend(&mut self) {
+        self.backend.take().expect("the backend was started").kill();
+    }
+
+    /// Where agents connect.
+    ///
+    /// # Panics
+    /// When the backend was never started.
+    #[must_use]
+    pub fn agents_address(&self) -> &str {
+        &self.addresses.as_ref().expect("the backend was started").1
+    }
+
+    /// The API's address.
+    ///
+    /// # Panics
+    /// When the backend was never started.
+    #[must_use]
+    pub fn api_url(&self) -> String {
+        format!(
+            "http://{}",
+            self.addresses.as_ref().expect("the backend was started").0
+        )
+    }
+
+    /// Starts a gateway from its folder.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn start_gateway(&self, folder: &Path, start: Start) -> Process {
+        let mut command = Command::new(self.binaries.gateway());
+        command
+            .args(["run", "--config", text(&folder.join("gateway.toml"))])
+            .env(
+                "VIWORKS__OUTBOUND__URL",
+                format!("wss://{}/agent/v1/connect", self.agents_address()),
+            )
+            .envs(start.environment);
+        Process::start(&mut command, &folder.join("gateway.log")).expect("the gateway agent starts")
+    }
+
+    /// Sends a request to the API and returns status and body.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn request(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<(u16, Value), reqwest::Error> {
+        let method =
+            reqwest::Method::from_bytes(method.as_bytes()).expect("tests use real methods");
+        let mut request = self
+            .http
+            .request(method, format!("{}{path}", self.api_url()))
+            .bearer_auth(&self.token);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let response = request.timeout(PATIENCE).send().await?;
+        let status = response.status().as_u16();
+        let text = response.text().await?;
+        Ok((
+            status,
+            serde_json::from_str(&text).unwrap_or(Value::String(text)),
+        ))
+    }
+
+    /// GET that must succeed.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub async fn get(&self, path: &str) -> Value {
+        let (status, body) = self
+            .request("GET", path, None)
+            .await
+            .expect("the API answers");
+        assert_eq!(status, 200, "GET {path}: {body}");
+        body
+    }
+
+    /// POST that must succeed.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub async fn post(&self, path: &str, body: &Value) -> Value {
+        let (status, answer) = self
+            .request("POST", path, Some(body))
+            .await
+            .expect("the API answers");
+        assert!(
+            (200..300).contains(&status),
+            "POST {path}: {status} {answer}"
+        );
+        answer
+    }
+
+    /// Waits until a gateway is online and its catalogue is known.
+    ///
+    /// # Panics
+    /// When it does not come.
+    pub async fn online(&self, name: &str) -> Value {
+        eventually(&format!("{name} is online"), PATIENCE, async || {
+            let (status, gateway) = self
+                .request("GET", &format!("/v1/gateways/{name}"), None)
+                .await
+                .ok()?;
+            (status == 200
+                && gateway["status"] == "online"
+                && !gateway["catalogue_digest"].is_null())
+            .then_some(gateway)
+        })
+        .await
+    }
+}
+
+/// Runs a program that must succeed.
+///
+/// # Panics
+/// When it does not, with what it said.
+pub fn run(program: &Path, arguments: &[&str]) -> String {
+    let output = Command::new(program)
+        .args(arguments)
+        .output()
+        .expect("the program starts");
+    assert!(
+        output.status.success(),
+        "{} {} ended with {}:\n{}",
+        program.display(),
+        arguments.join(" "),
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A path as text.
+///
+/// # Panics
+/// When it is not UTF-8.
+#[must_use]
+pub fn text(path: &Path) -> &str {
+    path.to_str().expect("temporary folders have UTF-8 names")
+}
