@@ -66,7 +66,10 @@ enum Action {
 #[must_use]
 pub fn main(arguments: Vec<String>) -> std::process::ExitCode {
     // Before anything is parsed: its arguments are its own.
-    if arguments.get(1).is_some_and(|first| first == builtin::SUBCOMMAND) {
+    if arguments
+        .get(1)
+        .is_some_and(|first| first == builtin::SUBCOMMAND)
+    {
         return builtin::run(arguments.get(2..).unwrap_or_default()).into();
     }
     let mut arguments = arguments;
@@ -125,7 +128,11 @@ fn act(action: Action) -> anyhow::Result<ExitCode> {
         Action::Builtin { arguments } => {
             // Unreachable by way of `main`, which looks first; the same all the same.
             let code = builtin::run(&arguments);
-            Ok(if code == 0 { ExitCode::Ok } else { ExitCode::Error })
+            Ok(if code == 0 {
+                ExitCode::Ok
+            } else {
+                ExitCode::Error
+            })
         }
     }
 }

@@ -225,8 +225,7 @@ fn read_gateway(section: &mut Section<'_>) -> GatewayConfig {
 
 fn read_identity(section: &mut Section<'_>) -> IdentityConfig {
     IdentityConfig {
-        certificate_file: section
-            .file("certificate_file", "The gateway's certificate chain, PEM."),
+        certificate_file: section.file("certificate_file", "The gateway's certificate chain, PEM."),
         key_file: section.secret_file(
             "key_file",
             "Its private key, PEM, readable by the agent only.",
@@ -277,7 +276,10 @@ fn read_outbound(section: &mut Section<'_>) -> OutboundConfig {
         path: target.path,
         binding,
         pins: pins.into_iter().collect(),
-        ca_file: section.file("ca_file", "The authority of the backend's certificate, PEM."),
+        ca_file: section.file(
+            "ca_file",
+            "The authority of the backend's certificate, PEM.",
+        ),
         version_floor: section.integer(
             "version_floor",
             1,
@@ -376,7 +378,11 @@ fn read_log(section: &mut Section<'_>) -> LogConfig {
         "What is logged, such as info,viworks_gateway_agent=debug.",
     );
     if let Err(error) = logging::check_filter(&filter) {
-        section.problem("filter", error.to_string(), "for example: filter = \"info\"");
+        section.problem(
+            "filter",
+            error.to_string(),
+            "for example: filter = \"info\"",
+        );
     }
     LogConfig { format, filter }
 }

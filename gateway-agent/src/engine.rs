@@ -294,8 +294,12 @@ impl Engine {
         let id = command.command_id;
         let digest = command::digest(&command.name, &command.arguments);
         if hex_of(&digest) != command.digest {
-            self.reject(id, RejectCode::DigestMismatch, "name, arguments and digest do not fit")
-                .await;
+            self.reject(
+                id,
+                RejectCode::DigestMismatch,
+                "name, arguments and digest do not fit",
+            )
+            .await;
             return Ok(());
         }
         let known = self.tools.journal.entry(id).await?;
@@ -315,8 +319,13 @@ impl Engine {
             low_water: self.low_water,
             expired: deadline <= self.tools.clock.now(),
         };
-        let decision =
-            rules::on_command(known.as_ref(), &digest, command.order, command.permitted, &local);
+        let decision = rules::on_command(
+            known.as_ref(),
+            &digest,
+            command.order,
+            command.permitted,
+            &local,
+        );
         match (decision, known) {
             (OnCommand::Accept { start, idempotent }, _) => {
                 let entry = Entry {
@@ -490,7 +499,13 @@ impl Engine {
         let cancel = CancellationToken::new();
         self.running.insert(id, cancel.clone());
         self.active.send_replace(self.running.len());
-        let task = start::run(self.tools.clone(), self.own.clone(), entry, deadline, cancel);
+        let task = start::run(
+            self.tools.clone(),
+            self.own.clone(),
+            entry,
+            deadline,
+            cancel,
+        );
         self.tools.lifecycle.spawn("command", task);
     }
 
@@ -551,8 +566,10 @@ fn accepted(entry: &Entry, awaiting_permit: bool) -> AgentMessage {
 /// Lower-case hexadecimal digits.
 pub(crate) fn hex_of(digest: &[u8; 32]) -> String {
     use std::fmt::Write;
-    digest.iter().fold(String::with_capacity(64), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a string succeeds");
-        text
-    })
+    digest
+        .iter()
+        .fold(String::with_capacity(64), |mut text, byte| {
+            write!(text, "{byte:02x}").expect("writing to a string succeeds");
+            text
+        })
 }

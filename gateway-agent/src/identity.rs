@@ -133,9 +133,10 @@ impl Identity {
         };
         let path = &config.identity.certificate_file;
         let tls = tls::Identity::load(path, &config.identity.key_file)?;
-        let leaf = tls.chain.first().ok_or_else(|| TlsError::NoCertificate {
-            path: path.clone(),
-        })?;
+        let leaf = tls
+            .chain
+            .first()
+            .ok_or_else(|| TlsError::NoCertificate { path: path.clone() })?;
         let read = certificate::read(leaf).map_err(|source| IdentityError::Certificate {
             path: path.clone(),
             source,

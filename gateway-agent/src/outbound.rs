@@ -105,9 +105,19 @@ async fn wait(ended: &Ended, backoff: &mut Backoff, parts: &Parts) {
     parts.status.failed(&ended.cause, ended.fix, next, wall);
     let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
     if ended.class == FailureClass::PermanentAuthenticated {
-        warn!(cause = ended.cause, fix = ended.fix, delay_ms, "no connection to the backend");
+        warn!(
+            cause = ended.cause,
+            fix = ended.fix,
+            delay_ms,
+            "no connection to the backend"
+        );
     } else {
-        info!(cause = ended.cause, fix = ended.fix, delay_ms, "no connection to the backend");
+        info!(
+            cause = ended.cause,
+            fix = ended.fix,
+            delay_ms,
+            "no connection to the backend"
+        );
     }
     let due = parts.clock.now().saturating_add(delay);
     tokio::select! {

@@ -22,12 +22,8 @@ pub fn markdown() -> String {
             text.push_str(line);
             text.push('\n');
         };
-        write!(
-            text,
-            "\n## `[{}]`\n\n{}\n",
-            section.section, section.help
-        )
-        .expect("writing to a string succeeds");
+        write!(text, "\n## `[{}]`\n\n{}\n", section.section, section.help)
+            .expect("writing to a string succeeds");
         let mut own = keys
             .iter()
             .filter(|key| key.section == section.section)

@@ -29,7 +29,10 @@ pub(super) async fn run(
         Err(error) => {
             warn!(command_id = %id, %error, "not started: the journal refused");
             if error.is_fatal() {
-                lifecycle.fail(ExitCode::Error, format!("the command journal failed: {error}"));
+                lifecycle.fail(
+                    ExitCode::Error,
+                    format!("the command journal failed: {error}"),
+                );
             }
             return tell(&engine, Input::Ended(id)).await;
         }

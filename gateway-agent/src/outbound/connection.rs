@@ -11,7 +11,9 @@ use viworks_common::code::CloseCode;
 use viworks_common::id::AgentRunId;
 use viworks_common::limits;
 use viworks_common::session::backoff::FailureClass;
-use viworks_common::session::{AgentEvent, AgentSession, AgentSessionConfig, Closed, End, SendRefusal};
+use viworks_common::session::{
+    AgentEvent, AgentSession, AgentSessionConfig, Closed, End, SendRefusal,
+};
 use viworks_common::telemetry::{Batch, Position};
 use viworks_common::time::{Monotonic, Timestamp};
 use viworks_common::wire::message::{
@@ -50,11 +52,7 @@ pub struct Ended {
 }
 
 /// Runs one session to its end.
-pub async fn run(
-    dialled: Dialled,
-    parts: &Parts,
-    live: &mut mpsc::Receiver<LiveOutput>,
-) -> Ended {
+pub async fn run(dialled: Dialled, parts: &Parts, live: &mut mpsc::Receiver<LiveOutput>) -> Ended {
     let now = parts.clock.now();
     let config = AgentSessionConfig {
         identity: parts.identity.name.clone(),
@@ -140,7 +138,9 @@ impl Connection<'_> {
             self.forward(clock.now());
             self.stop_if_drained(clock.now());
             if let Some(closed) = self.session.closed().cloned() {
-                self.socket.close(&mut self.session, &closed, clock.now()).await;
+                self.socket
+                    .close(&mut self.session, &closed, clock.now())
+                    .await;
                 return self.ended(&closed);
             }
             if !looking && let Some(next) = self.look() {
@@ -261,7 +261,10 @@ impl Connection<'_> {
     async fn hello(&mut self, server_time: Timestamp) {
         let skew = self.skew(server_time);
         if skew.unsigned_abs() > 5_000 {
-            warn!(skew_ms = skew, "this gateway's clock and the backend's differ");
+            warn!(
+                skew_ms = skew,
+                "this gateway's clock and the backend's differ"
+            );
         }
         match self.compose_hello().await {
             Ok(hello) => {
@@ -280,7 +283,11 @@ impl Connection<'_> {
         let failed = |error: &dyn std::error::Error| error.to_string();
         let meta = parts.journal.meta().await.map_err(|error| failed(&error))?;
         let (epoch, token) = parts.identity.ratchet(&meta);
-        let mut telemetry = parts.spool.positions().await.map_err(|error| failed(&error))?;
+        let mut telemetry = parts
+            .spool
+            .positions()
+            .await
+            .map_err(|error| failed(&error))?;
         telemetry.truncate(limits::TELEMETRY_POSITIONS_MAX);
         Ok(Hello {
             install_id: parts.identity.install_id,
@@ -476,9 +483,8 @@ impl Connection<'_> {
         let Some(until) = self.draining_until else {
             return;
         };
-        let quiet = self.parts.engine.active() == 0
-            && self.held.is_none()
-            && self.messages.is_empty();
+        let quiet =
+            self.parts.engine.active() == 0 && self.held.is_none() && self.messages.is_empty();
         if quiet || now >= until || self.confirmed_at.is_none() {
             self.session.close("the agent stops", now);
         }

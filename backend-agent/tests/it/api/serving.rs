@@ -87,11 +87,10 @@ async fn too_many_headers_are_refused() {
     let backend = Backend::new().await;
     let (address, lifecycle) = start(&backend, backend.limits).await;
     let mut socket = TcpStream::connect(address).await.unwrap();
-    let mut head = "GET /livez HTTP/1.1\r\n".to_owned();
-    for number in 0..100 {
-        head.push_str(&format!("x-{number}: 1\r\n"));
-    }
-    head.push_str("\r\n");
+    let headers: String = (0..100)
+        .map(|number| format!("x-{number}: 1\r\n"))
+        .collect();
+    let head = format!("GET /livez HTTP/1.1\r\n{headers}\r\n");
     socket.write_all(head.as_bytes()).await.unwrap();
     assert!(read_all(&mut socket).await.starts_with("HTTP/1.1 431"));
     lifecycle.shutdown(PATIENCE).await;
