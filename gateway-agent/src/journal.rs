@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use sqlx::SqliteConnection;
 use sqlx::migrate::Migrator;
-use viworks_common::command::Outcome;
+use viworks_common::command::{Outcome, OutcomeState};
 use viworks_common::id::{AgentRunId, CommandId};
 use viworks_common::journal::Entry;
 use viworks_runtime::fault;
@@ -287,20 +287,24 @@ impl Journal {
         .await
     }
 
-    /// Forgets an accepted entry that the backend withdrew: it never starts and needs no report. If the same id were
-    /// offered again it would need a new permit, which a withdrawn command does not get. False if it was not *accepted*.
+    /// Records that the backend withdrew an accepted entry: it never starts, and needs no report. False if it is not
+    /// *accepted* any more.
     ///
     /// # Errors
     /// When the file fails.
-    pub async fn drop_accepted(&self, command_id: CommandId) -> Result<bool, JournalError> {
+    pub async fn discard(&self, command_id: CommandId) -> Result<bool, JournalError> {
+        let withdrawn = Outcome::without_run(OutcomeState::Cancelled, "the backend withdrew it");
+        let json = row::outcome_json(&withdrawn)?;
         self.write(move |connection| {
             Box::pin(async move {
-                let removed =
-                    sqlx::query("DELETE FROM entry WHERE command_id = ? AND state = 'accepted'")
-                        .bind(command_id.to_string())
-                        .execute(connection)
-                        .await?;
-                Ok(removed.rows_affected() == 1)
+                let moved = sqlx::query(
+                    "UPDATE entry SET state = 'reported', outcome = ? WHERE command_id = ? AND state = 'accepted'",
+                )
+                .bind(json)
+                .bind(command_id.to_string())
+                .execute(connection)
+                .await?;
+                Ok(moved.rows_affected() == 1)
             })
         })
         .await

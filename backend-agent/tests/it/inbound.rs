@@ -25,7 +25,7 @@ use viworks_common::id::{AgentRunId, BootId, InstallId, Tenant};
 use viworks_common::key::{AgentKey, Binding, BindingMode, Secret};
 use viworks_common::session::{AgentEvent, AgentSession, AgentSessionConfig};
 use viworks_common::telemetry::{Batch, Record};
-use viworks_common::wire::message::{AgentMessage, Hello};
+use viworks_common::wire::message::{AgentMessage, Heartbeat, Hello};
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::{random, tls};
@@ -184,27 +184,26 @@ impl Gateway {
             if let Some(event) = self.session.poll_event() {
                 return Some(event);
             }
-            match tokio::time::timeout(PATIENCE, self.socket.next())
+            let message = tokio::time::timeout(PATIENCE, self.socket.next())
                 .await
                 .unwrap()?
-                .ok()?
-            {
-                Message::Binary(bytes) => self.session.handle_frame(&bytes, SystemClock.now()),
-                _ => return None,
-            }
+                .ok()?;
+            let Message::Binary(bytes) = message else {
+                return None;
+            };
+            self.session.handle_frame(&bytes, SystemClock.now());
         }
     }
 
     /// The number of the close frame that comes, whatever comes before it.
     async fn close_number(&mut self) -> Option<u16> {
         loop {
-            match tokio::time::timeout(PATIENCE, self.socket.next())
+            let message = tokio::time::timeout(PATIENCE, self.socket.next())
                 .await
                 .unwrap()?
-                .ok()?
-            {
-                Message::Close(frame) => return frame.map(|frame| frame.code.into()),
-                _ => {}
+                .ok()?;
+            if let Message::Close(frame) = message {
+                return frame.map(|frame| frame.code.into());
             }
         }
     }
@@ -235,6 +234,28 @@ impl Gateway {
             .hello(hello, random::bytes(), SystemClock.now());
     }
 
+    /// The gateway calls a session established when it has sent CONFIRM; an answer says that the backend committed it.
+    async fn round_trip(&mut self) {
+        let heartbeat = Heartbeat {
+            sent_at_ms: 1,
+            round_trip_us: None,
+            clock_skew_ms: None,
+            spool_records: 0,
+            spool_bytes: 0,
+            commands_running: 0,
+        };
+        self.session
+            .send(AgentMessage::Heartbeat(heartbeat), SystemClock.now())
+            .unwrap();
+        loop {
+            match self.event().await {
+                Some(AgentEvent::RoundTrip { .. }) => return,
+                Some(_) => {}
+                None => panic!("the session ended"),
+            }
+        }
+    }
+
     /// Opens the session; the issued epoch with its token, or the refusal.
     async fn open(
         &mut self,
@@ -247,6 +268,7 @@ impl Gateway {
             Some(AgentEvent::Welcomed(welcome)) => {
                 self.session.confirm(SystemClock.now());
                 assert!(matches!(self.event().await, Some(AgentEvent::Established)));
+                self.round_trip().await;
                 Ok((welcome.epoch, Secret::from_hex(&welcome.token).unwrap()))
             }
             Some(AgentEvent::Refused { code, .. }) => Err(code),

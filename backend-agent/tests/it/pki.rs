@@ -30,14 +30,14 @@ fn request(folder: &Path) -> InitRequest {
 }
 
 /// A folder with everything of a new backend in `b`.
-pub fn initialised() -> TempDir {
+pub(crate) fn initialised() -> TempDir {
     viworks_runtime::tls::install_provider();
     let folder = tempfile::tempdir().unwrap();
     init(&request(&folder.path().join("b")), SystemClock.wall()).unwrap();
     folder
 }
 
-pub fn config(folder: &TempDir) -> Config {
+pub(crate) fn config(folder: &TempDir) -> Config {
     Config::load(
         &folder.path().join("b/backend.toml"),
         &Environment::default(),
@@ -45,14 +45,14 @@ pub fn config(folder: &TempDir) -> Config {
     .unwrap()
 }
 
-pub async fn store(config: &Config) -> SqliteStore {
+pub(crate) async fn store(config: &Config) -> SqliteStore {
     viworks_runtime::files::create_private_folder(&config.data.state_folder).unwrap();
     SqliteStore::open(Options::new(&config.data.sqlite_file))
         .await
         .unwrap()
 }
 
-pub async fn join(
+pub(crate) async fn join(
     store: &SqliteStore,
     office: &Office,
     name: &str,
@@ -148,6 +148,7 @@ async fn a_gateway_gets_everything_it_needs_and_its_name_is_taken_for_ever() {
     store.close().await;
 }
 
+#[expect(clippy::print_stderr, reason = "a skipped check must be seen")]
 /// OpenSSL refuses what rustls accepts, such as a leaf whose subject is its issuer's.
 fn openssl_agrees(folder: &Path) {
     let verify = |purpose: &str, certificate: &str| {

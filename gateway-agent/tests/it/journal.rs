@@ -103,7 +103,7 @@ async fn a_step_from_the_wrong_state_is_refused_and_changes_nothing() {
     journal.mark_started(id(1), RUN).await.unwrap();
     wrong(journal.mark_started(id(1), RUN).await);
     wrong(journal.await_again(id(1), LATER_RUN).await);
-    assert!(!journal.drop_accepted(id(1)).await.unwrap());
+    assert!(!journal.discard(id(1)).await.unwrap());
     journal.finish(id(1), &done()).await.unwrap();
     wrong(journal.finish(id(1), &done()).await);
     journal.mark_reported(id(1)).await.unwrap();
@@ -130,14 +130,15 @@ async fn an_interrupted_idempotent_command_waits_again() {
 }
 
 #[tokio::test]
-async fn a_withdrawn_command_is_forgotten_and_its_order_is_not() {
+async fn a_withdrawn_command_is_over_and_its_id_stays_known() {
     let folder = tempfile::tempdir().unwrap();
     let journal = open(&folder.path().join("journal.db")).await;
     journal.accept(&entry(1)).await.unwrap();
-    assert!(journal.drop_accepted(id(1)).await.unwrap());
-    assert!(!journal.drop_accepted(id(1)).await.unwrap());
+    assert!(journal.discard(id(1)).await.unwrap());
+    assert!(!journal.discard(id(1)).await.unwrap());
     assert!(journal.unreported().await.unwrap().is_empty());
-    assert_eq!(journal.entry(id(1)).await.unwrap(), None);
+    let withdrawn = journal.entry(id(1)).await.unwrap().unwrap();
+    assert_eq!(withdrawn.state, EntryState::Reported);
     assert_eq!(journal.meta().await.unwrap().highest_order, 1);
 }
 
