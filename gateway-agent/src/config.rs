@@ -259,7 +259,7 @@ fn read_outbound(section: &mut Section<'_>) -> OutboundConfig {
     );
     let pins: Vec<SpkiPin> = section.required_parsed_list(
         "pins",
-        "sha256:…",
+        "sha256/…",
         "Keys the backend may show, at least one, better two. A newer set that the backend sent takes precedence until this list changes.",
     );
     if pins.len() > PINS_MAX {

@@ -6,7 +6,8 @@ use std::path::Path;
 use viworks_gateway_agent::config::{Config, reference};
 use viworks_runtime::config::Environment;
 
-const PIN: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+/// A pin in a form that is not the one they are written in.
+const NOT_A_PIN: &str = "md5/aaaaaaaaaaaaaaaaaaaaaa==";
 
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -89,8 +90,7 @@ bytes_max = 1
 #[test]
 fn a_pin_in_another_form_is_refused() {
     let folder = folder();
-    let bad = PIN.replace("sha256", "md5");
-    let problems = load(folder.path(), &sound(&bad)).unwrap_err();
+    let problems = load(folder.path(), &sound(NOT_A_PIN)).unwrap_err();
     assert_eq!(problems.len(), 1, "{problems:#?}");
     assert!(problems[0].contains("pins"), "{problems:#?}");
 }
