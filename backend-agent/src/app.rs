@@ -8,6 +8,7 @@ use tokio::net::TcpListener;
 use tracing::info;
 use viworks_common::id::Tenant;
 use viworks_common::limits::DRAIN_TIME;
+use viworks_common::pin::PinSet;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files::{self, FileError, FolderLock};
@@ -37,7 +38,7 @@ use crate::inbound::{Inbound, Terms};
 use crate::jobs::Jobs;
 use crate::metrics::BackendMetrics;
 use crate::pki::PkiError;
-use crate::pki::issue::load_master;
+use crate::pki::issue::{load_master, server_pins};
 use crate::telemetry::processor::TelemetryProcessor;
 
 /// How long a stop may take: draining, then a moment for the last commits.
@@ -230,6 +231,10 @@ impl Shared {
             metrics: self.counters.clone(),
             terms: Terms::from(agents),
             lifecycle: lifecycle.clone(),
+            pins: PinSet {
+                version: agents.pin_set_version,
+                pins: server_pins(agents)?.into_iter().collect(),
+            },
         };
         let gate = Gate::new(AdmissionLimits {
             connections: agents.connections_max,

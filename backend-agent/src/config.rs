@@ -56,6 +56,8 @@ pub struct AgentsConfig {
     pub key_file: PathBuf,
     /// The private key that will follow it; only its pin is used.
     pub next_key_file: Option<PathBuf>,
+    /// The version of the pin set that both keys make; raise it with every change.
+    pub pin_set_version: u64,
     /// The authority of the gateways' certificates.
     pub client_ca_file: PathBuf,
     /// The trust domain in their URI names.
@@ -238,6 +240,12 @@ fn read_agents(section: &mut Section<'_>) -> Option<AgentsConfig> {
         "next_key_file",
         "The private key that will follow it, PEM: gateways pin both.",
     );
+    let pin_set_version = section.integer(
+        "pin_set_version",
+        1,
+        1..=u64::MAX >> 11,
+        "The version of the pin set that both keys make; raise it with every change. Gateways with an older set are sent this one.",
+    );
     let client_ca_file = section.file(
         "client_ca_file",
         "The authority of the gateways' certificates, PEM.",
@@ -322,6 +330,7 @@ fn read_agents(section: &mut Section<'_>) -> Option<AgentsConfig> {
         certificate_file,
         key_file,
         next_key_file,
+        pin_set_version,
         client_ca_file,
         trust_domain: trust_domain?,
         binding,

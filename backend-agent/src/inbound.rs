@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use viworks_common::key::{BindingMode, MasterKey};
+use viworks_common::pin::PinSet;
 use viworks_runtime::clock::Clock;
 use viworks_runtime::lifecycle::Lifecycle;
 
@@ -53,6 +54,8 @@ pub struct Inbound {
     pub terms: Terms,
     /// The tasks.
     pub lifecycle: Lifecycle,
+    /// The pins of the key in use and of the one that will follow it.
+    pub pins: PinSet,
 }
 
 /// The configured terms of sessions.

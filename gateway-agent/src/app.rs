@@ -125,6 +125,7 @@ async fn start(config: &Config, lifecycle: &Lifecycle) -> anyhow::Result<(Journa
         version_floor: config.outbound.version_floor,
         opening_timeout: config.outbound.timeouts.opening,
         send_timeout: config.outbound.timeouts.send,
+        backoff: config.outbound.backoff,
         catalogue,
         engine: handle,
         journal: journal.clone(),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use viworks_common::key::BindingMode;
 use viworks_common::limits;
 use viworks_common::pin::{PINS_MAX, SpkiPin};
+use viworks_common::session::backoff::BackoffSettings;
 use viworks_runtime::config::{Document, Environment, Problems, Section};
 use viworks_runtime::logging::{self, Format};
 
@@ -93,6 +94,8 @@ pub struct OutboundConfig {
     pub version_floor: u8,
     /// One step each.
     pub timeouts: Timeouts,
+    /// Between attempts.
+    pub backoff: BackoffSettings,
 }
 
 /// How long each step of an attempt may take.
@@ -287,6 +290,7 @@ fn read_outbound(section: &mut Section<'_>) -> OutboundConfig {
             "The lowest protocol version that is spoken.",
         ),
         timeouts: read_timeouts(section),
+        backoff: read_backoff(section),
     }
 }
 
@@ -328,6 +332,51 @@ fn read_timeouts(section: &mut Section<'_>) -> Timeouts {
             limits::SEND_PROGRESS_TIMEOUT,
             TIMEOUT,
             "How long a send may make no progress.",
+        ),
+    }
+}
+
+/// Delays are drawn between zero (or the stated shortest) and a ceiling that doubles.
+fn read_backoff(section: &mut Section<'_>) -> BackoffSettings {
+    let defaults = BackoffSettings::default();
+    let shortest = Duration::from_millis(100);
+    let day = seconds(24 * 3_600);
+    BackoffSettings {
+        base: section.duration_ms(
+            "backoff_base_ms",
+            defaults.base,
+            shortest..=seconds(600),
+            "Upper end of the first delay after a transient failure; it doubles.",
+        ),
+        max: section.duration_ms(
+            "backoff_max_ms",
+            defaults.max,
+            shortest..=seconds(3_600),
+            "Where doubling ends.",
+        ),
+        permanent_min: section.duration_ms(
+            "permanent_backoff_min_ms",
+            defaults.permanent_min,
+            shortest..=day,
+            "Shortest delay after a permanent refusal.",
+        ),
+        permanent_max: section.duration_ms(
+            "permanent_backoff_max_ms",
+            defaults.permanent_max,
+            shortest..=day,
+            "Longest delay after any refusal.",
+        ),
+        unproved_base: section.duration_ms(
+            "unproved_backoff_base_ms",
+            defaults.unproved_base,
+            shortest..=day,
+            "First delay after a refusal that nobody signed, such as a TLS alert; it doubles.",
+        ),
+        reset_after: section.duration_ms(
+            "backoff_reset_after_ms",
+            defaults.reset_after,
+            shortest..=day,
+            "A session confirmed for this long makes earlier failures forgotten.",
         ),
     }
 }

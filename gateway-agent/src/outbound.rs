@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tracing::{info, warn};
-use viworks_common::session::backoff::{Backoff, FailureClass};
+use viworks_common::session::backoff::{Backoff, BackoffSettings, FailureClass};
 use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::random;
@@ -42,6 +42,8 @@ pub struct Parts {
     pub opening_timeout: Duration,
     /// For a send to make progress.
     pub send_timeout: Duration,
+    /// Between attempts.
+    pub backoff: BackoffSettings,
     /// What may run.
     pub catalogue: Arc<Catalogue>,
     /// The command engine.
@@ -64,7 +66,7 @@ pub struct Parts {
 
 /// Keeps the gateway connected until the agent stops.
 pub async fn run(dialler: Dialler, parts: Parts, mut live: mpsc::Receiver<LiveOutput>) {
-    let mut backoff = Backoff::new();
+    let mut backoff = Backoff::with(parts.backoff);
     while !parts.lifecycle.is_stopping() {
         parts.status.connecting();
         let attempt = dialler.dial(parts.pins.current().pins);

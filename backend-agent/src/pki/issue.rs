@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use super::authority::{Authority, Issued, Standby};
 use super::{PkiError, Secrecy, private_folder, template, write_new};
-use crate::config::Config;
+use crate::config::{AgentsConfig, Config};
 use crate::data::{Actor, NewCertificate, NewGateway, Store};
 
 /// How long a gateway's certificate lives.
@@ -90,13 +90,7 @@ impl Office {
             .ok_or(PkiError::NoAuthority)?;
         let certificate = read(&config.agents.client_ca_file)?;
         let authority = Authority::load(&certificate, &read_secret(key_file)?)?;
-        let mut pins = Vec::new();
-        if let Some(leaf) = tls::load_certificates(&config.agents.certificate_file)?.first() {
-            pins.push(SpkiPin::from_digest(tls::spki_sha256(leaf)?));
-        }
-        if let Some(next) = &config.agents.next_key_file {
-            pins.push(Standby::load(&read_secret(next)?)?.pin);
-        }
+        let pins = server_pins(&config.agents)?;
         Ok(Self {
             authority,
             master: load_master(&config.keys.master_key_file)?,
@@ -104,6 +98,22 @@ impl Office {
             pins,
         })
     }
+}
+
+/// The pins of the server's key and of the one that will follow it.
+///
+/// # Errors
+///
+/// When a file is not what it should be.
+pub fn server_pins(agents: &AgentsConfig) -> Result<Vec<SpkiPin>, PkiError> {
+    let mut pins = Vec::new();
+    if let Some(leaf) = tls::load_certificates(&agents.certificate_file)?.first() {
+        pins.push(SpkiPin::from_digest(tls::spki_sha256(leaf)?));
+    }
+    if let Some(next) = &agents.next_key_file {
+        pins.push(Standby::load(&read_secret(next)?)?.pin);
+    }
+    Ok(pins)
 }
 
 /// Reads the master key.

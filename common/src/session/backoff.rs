@@ -77,19 +77,59 @@ impl FailureClass {
     }
 }
 
+/// The delays of the policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BackoffSettings {
+    /// The upper end of the first delay after a transient failure; it doubles.
+    pub base: Duration,
+    /// Where doubling ends.
+    pub max: Duration,
+    /// The shortest delay after an authenticated permanent refusal.
+    pub permanent_min: Duration,
+    /// The longest delay after any refusal.
+    pub permanent_max: Duration,
+    /// The first delay after a refusal that nobody signed; it doubles up to `permanent_max`.
+    pub unproved_base: Duration,
+    /// A session confirmed for this long makes the policy forget earlier failures.
+    pub reset_after: Duration,
+}
+
+impl Default for BackoffSettings {
+    fn default() -> Self {
+        Self {
+            base: limits::BACKOFF_BASE,
+            max: limits::BACKOFF_MAX,
+            permanent_min: limits::PERMANENT_BACKOFF_MIN,
+            permanent_max: limits::PERMANENT_BACKOFF_MAX,
+            unproved_base: UNPROVED_BASE,
+            reset_after: limits::BACKOFF_RESET_AFTER,
+        }
+    }
+}
+
 /// The memory of the policy: how often in a row it failed, by class.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Backoff {
+    settings: BackoffSettings,
     transient: u32,
     unproved: u32,
     told: u32,
 }
 
 impl Backoff {
-    /// A policy without a history.
+    /// The default policy, without a history.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A policy with its own delays, without a history.
+    #[must_use]
+    pub fn with(settings: BackoffSettings) -> Self {
+        Self {
+            settings,
+            ..Self::default()
+        }
     }
 
     /// How long to wait after `failure`; `random` is uniform over all of `u64`.
@@ -97,12 +137,16 @@ impl Backoff {
         match failure {
             FailureClass::Transient => self.transient(random),
             FailureClass::PermanentAuthenticated => between(
-                limits::PERMANENT_BACKOFF_MIN,
-                limits::PERMANENT_BACKOFF_MAX,
+                self.settings.permanent_min,
+                self.settings.permanent_max,
                 random,
             ),
             FailureClass::PermanentUnproved => {
-                let ceiling = doubled(UNPROVED_BASE, self.unproved, limits::PERMANENT_BACKOFF_MAX);
+                let ceiling = doubled(
+                    self.settings.unproved_base,
+                    self.unproved,
+                    self.settings.permanent_max,
+                );
                 self.unproved = self.unproved.saturating_add(1);
                 between(ceiling / 2, ceiling, random)
             }
@@ -130,13 +174,13 @@ impl Backoff {
 
     /// Notes that a session stayed confirmed for `span`; after long enough, history is forgotten.
     pub fn confirmed_for(&mut self, span: Duration) {
-        if span >= limits::BACKOFF_RESET_AFTER {
-            *self = Self::default();
+        if span >= self.settings.reset_after {
+            *self = Self::with(self.settings);
         }
     }
 
     fn transient(&mut self, random: u64) -> Duration {
-        let ceiling = doubled(limits::BACKOFF_BASE, self.transient, limits::BACKOFF_MAX);
+        let ceiling = doubled(self.settings.base, self.transient, self.settings.max);
         self.transient = self.transient.saturating_add(1);
         between(Duration::ZERO, ceiling, random)
     }

@@ -55,6 +55,7 @@ fn pin_of(identity: &Identity) -> SpkiPin {
 fn config(address: SocketAddr) -> OutboundConfig {
     let long = Duration::from_secs(30);
     OutboundConfig {
+        backoff: viworks_common::session::backoff::BackoffSettings::default(),
         host: "127.0.0.1".to_owned(),
         port: address.port(),
         path: "/agent/v1/connect".to_owned(),
