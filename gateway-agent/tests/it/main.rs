@@ -4,6 +4,7 @@
 
 mod config;
 mod dial;
+mod engine;
 mod executor;
 mod journal;
 mod local_api;
