@@ -346,6 +346,8 @@ impl Engine {
                 self.say(accepted(&entry, !start && !running)).await;
                 if start {
                     self.start(entry, deadline);
+                } else if !running {
+                    self.deadlines.insert(id, deadline);
                 }
             }
             (OnCommand::ResendStarted, _) => self.say(self.started(id)).await,

@@ -3,6 +3,7 @@
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use viworks_common::code::RejectCode;
 use viworks_common::command::{Outcome, OutcomeState};
 use viworks_common::journal::Entry;
 use viworks_common::time::Monotonic;
@@ -89,6 +90,13 @@ async fn attempt(
     };
     // The permit may be older than the catalogue.
     let launch = match tools.catalogue.check(&entry.name, &entry.arguments) {
+        // Its permit was given for a command that may run twice, and it no longer is one.
+        Ok(allowed) if entry.idempotent && !allowed.idempotent() => {
+            let reason = "the catalogue changed between acceptance and start";
+            let mut outcome = Outcome::without_run(OutcomeState::Rejected, reason);
+            outcome.reject_code = Some(RejectCode::NotAllowed);
+            return Ok(Some(outcome));
+        }
         Ok(allowed) => allowed.launch(id),
         Err(refusal) => {
             let mut outcome = Outcome::without_run(OutcomeState::Rejected, refusal.detail);

@@ -29,8 +29,8 @@ use crate::engine::{Input, hex_of};
 use crate::executor::LiveOutput;
 use crate::spool::SpoolError;
 
-/// Messages of the engine that may wait for the socket.
-const MESSAGES_MAX: usize = limits::COMMANDS_UNREPORTED_MAX;
+/// Messages of the engine that may wait for the session; a result can be large, so there are few.
+const MESSAGES_MAX: usize = 32;
 
 /// How often the spool is looked at for new records, and the drain for its end.
 const TICK: Duration = Duration::from_millis(250);

@@ -1,7 +1,7 @@
 //! The configuration: everything wrong is said at once, and the reference is what the reader declares.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use viworks_gateway_agent::config::{Config, reference};
 use viworks_runtime::config::Environment;
@@ -31,9 +31,14 @@ fn sound(pin: &str) -> String {
     )
 }
 
-fn load(folder: &Path, text: &str) -> Result<Config, Vec<String>> {
+fn write(folder: &Path, text: &str) -> PathBuf {
     let path = folder.join("gateway.toml");
     std::fs::write(&path, text).unwrap();
+    path
+}
+
+fn load(folder: &Path, text: &str) -> Result<Config, Vec<String>> {
+    let path = write(folder, text);
     Config::load(&path, &Environment::default())
         .map_err(|problems| problems.iter().map(ToString::to_string).collect())
 }

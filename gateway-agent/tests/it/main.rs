@@ -8,6 +8,7 @@
 
 mod config;
 mod dial;
+mod engine;
 mod executor;
 mod journal;
 mod local_api;
