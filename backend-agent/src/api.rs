@@ -109,7 +109,6 @@ pub struct ApiServer;
 
 impl ApiServer {
     /// Every route with its guards.
-    #[must_use]
     pub fn router(state: Arc<ApiState>) -> axum::Router {
         router::build(state)
     }

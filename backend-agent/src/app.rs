@@ -133,7 +133,10 @@ impl App {
         // Bound before anything runs, so that a taken port is found out first.
         let agents = listen(config.agents.listen).await?;
         let api = listen(config.api.listen).await?;
-        let addresses = (address(&agents, config.agents.listen), address(&api, config.api.listen));
+        let addresses = (
+            address(&agents, config.agents.listen),
+            address(&api, config.api.listen),
+        );
 
         let dispatcher = shared.start_dispatcher(config, lifecycle);
         shared.start_agents(config, lifecycle, agents, &dispatcher)?;
@@ -292,7 +295,12 @@ impl Shared {
             limits,
             stopping: lifecycle.stop_token(),
         });
-        let served = api::serve(listener, ApiServer::router(state), limits, lifecycle.clone());
+        let served = api::serve(
+            listener,
+            ApiServer::router(state),
+            limits,
+            lifecycle.clone(),
+        );
         drop(lifecycle.spawn_critical("operators' listener", served));
         let (latch, stopping) = (readiness.latch("agents"), lifecycle.stop_token());
         drop(lifecycle.spawn("readiness", async move {

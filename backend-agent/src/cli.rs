@@ -23,9 +23,9 @@ use crate::auth::apikey::{self, CreateError, CreateKey};
 use crate::config::{Config, reference};
 use crate::data::sqlite::SqliteStore;
 use crate::data::{Actor, GatewayRef, Store, StoreError};
+use crate::pki::PkiError;
 use crate::pki::init::{InitRequest, init};
 use crate::pki::issue::{Delivery, GATEWAY_LIFE, IssueRequest, Office, issue};
-use crate::pki::PkiError;
 
 /// The backend of ViWorkS.
 #[derive(Debug, Parser)]
@@ -75,9 +75,9 @@ enum ApikeyCommand {
     Create {
         #[command(flatten)]
         config: ConfigFlag,
-        /// What it may do, separated by commas
-        #[arg(long, value_delimiter = ',', required = true)]
-        scopes: Vec<Scope>,
+        /// What it may do, separated by commas, or `all`
+        #[arg(long, value_parser = scopes)]
+        scopes: Scopes,
         /// What it is for
         #[arg(long, default_value = "operator")]
         name: String,
@@ -148,9 +148,33 @@ enum GatewayCommand {
     },
 }
 
+/// What a key may do, as one argument.
+#[derive(Debug, Clone)]
+struct Scopes(BTreeSet<Scope>);
+
+fn scopes(text: &str) -> Result<Scopes, String> {
+    if text == "all" {
+        return Ok(Scopes(Scope::ALL.iter().copied().collect()));
+    }
+    let known = |name: &str| {
+        Scope::ALL
+            .iter()
+            .copied()
+            .find(|scope| scope.name() == name)
+    };
+    let scopes = text.split(',').map(|name| {
+        known(name).ok_or_else(|| {
+            let names: Vec<_> = Scope::ALL.iter().map(|scope| scope.name()).collect();
+            format!("{name:?} is no scope; known are all, {}", names.join(", "))
+        })
+    });
+    scopes.collect::<Result<_, _>>().map(Scopes)
+}
+
 fn label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("a label is written key=value")?;
-    let fits = |text: &str| !text.is_empty() && text.len() <= viworks_common::limits::LABEL_BYTES_MAX;
+    let fits =
+        |text: &str| !text.is_empty() && text.len() <= viworks_common::limits::LABEL_BYTES_MAX;
     if fits(key) && fits(value) {
         Ok((key.to_owned(), value.to_owned()))
     } else {
@@ -167,7 +191,12 @@ pub fn main() -> std::process::ExitCode {
             let failed = error.use_stderr();
             // Without a place to write to, only the exit code is left.
             drop(error.print());
-            return if failed { ExitCode::Usage } else { ExitCode::Ok }.into();
+            return if failed {
+                ExitCode::Usage
+            } else {
+                ExitCode::Ok
+            }
+            .into();
         }
     };
     tls::install_provider();
@@ -261,7 +290,7 @@ async fn run_apikey(command: ApikeyCommand) -> anyhow::Result<ExitCode> {
             let store = open(&load(&config)?).await?;
             let request = CreateKey {
                 name,
-                scopes: scopes.into_iter().collect::<BTreeSet<_>>(),
+                scopes: scopes.0,
                 expires_in: expires_days.map(days),
             };
             let created = apikey::create(&store, &tenant, request, &actor(), &out, now()).await;
@@ -274,7 +303,13 @@ async fn run_apikey(command: ApikeyCommand) -> anyhow::Result<ExitCode> {
             store.close().await;
             for key in keys? {
                 let scopes: Vec<_> = key.scopes.iter().map(|scope| scope.name()).collect();
-                print(&format!("{}  {:?}  {}  {}", key.id, key.status, key.name, scopes.join(",")))?;
+                print(&format!(
+                    "{}  {:?}  {}  {}",
+                    key.id,
+                    key.status,
+                    key.name,
+                    scopes.join(",")
+                ))?;
             }
         }
         ApikeyCommand::Revoke { config, id } => {
@@ -320,7 +355,8 @@ async fn run_pki(command: PkiCommand) -> anyhow::Result<()> {
             let config = load(&config)?;
             let delivery = Delivery {
                 folder: out,
-                url: url.unwrap_or_else(|| format!("wss://{}/agent/v1/connect", config.agents.listen)),
+                url: url
+                    .unwrap_or_else(|| format!("wss://{}/agent/v1/connect", config.agents.listen)),
                 demo,
             };
             let request = IssueRequest {
@@ -334,7 +370,11 @@ async fn run_pki(command: PkiCommand) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn issue_gateway(config: &Config, delivery: &Delivery, request: IssueRequest) -> anyhow::Result<()> {
+async fn issue_gateway(
+    config: &Config,
+    delivery: &Delivery,
+    request: IssueRequest,
+) -> anyhow::Result<()> {
     let office = Office::open(config)?;
     delivery.prepare()?;
     let store = open(config).await?;
@@ -344,7 +384,11 @@ async fn issue_gateway(config: &Config, delivery: &Delivery, request: IssueReque
     store.close().await;
     let material = issued?;
     delivery.write(&material, &office.pins)?;
-    print(&format!("{name}  {}  {}", material.identity.agent_id, delivery.folder.display()))
+    print(&format!(
+        "{name}  {}  {}",
+        material.identity.agent_id,
+        delivery.folder.display()
+    ))
 }
 
 async fn revoke_gateway(config: &Config, gateway: &GatewayRef) -> anyhow::Result<ExitCode> {
@@ -354,7 +398,9 @@ async fn revoke_gateway(config: &Config, gateway: &GatewayRef) -> anyhow::Result
         let Some(found) = store.gateway(&tenant, gateway).await? else {
             return Ok::<_, StoreError>(None);
         };
-        store.revoke_gateway(&tenant, found.agent_id, &actor(), now()).await
+        store
+            .revoke_gateway(&tenant, found.agent_id, &actor(), now())
+            .await
     }
     .await;
     store.close().await;
@@ -411,12 +457,20 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
         return ExitCode::Config;
     }
     let store = error.downcast_ref::<StoreError>().or_else(|| {
-        match (error.downcast_ref::<PkiError>(), error.downcast_ref::<CreateError>()) {
-            (Some(PkiError::Store(error)), _) | (None, Some(CreateError::Store(error))) => Some(error),
+        match (
+            error.downcast_ref::<PkiError>(),
+            error.downcast_ref::<CreateError>(),
+        ) {
+            (Some(PkiError::Store(error)), _) | (None, Some(CreateError::Store(error))) => {
+                Some(error)
+            }
             _ => None,
         }
     });
-    let exists = matches!(error.downcast_ref::<PkiError>(), Some(PkiError::Exists { .. }));
+    let exists = matches!(
+        error.downcast_ref::<PkiError>(),
+        Some(PkiError::Exists { .. })
+    );
     if exists || matches!(store, Some(StoreError::Conflict { .. })) {
         return ExitCode::Conflict;
     }

@@ -348,7 +348,12 @@ fn read_api(section: &mut Section<'_>) -> ApiConfig {
             "Where operators connect; port 0 takes a free one.",
         ),
         connections_max: section.integer("connections_max", 1_024, 1..=100_000, "Open sockets."),
-        streams_max: section.integer("streams_max", 256, 1..=10_000, "Event streams at once; more get 503."),
+        streams_max: section.integer(
+            "streams_max",
+            256,
+            1..=10_000,
+            "Event streams at once; more get 503.",
+        ),
         header_timeout: section.duration_ms(
             "header_timeout_ms",
             seconds(10),
@@ -379,7 +384,7 @@ fn read_data(section: &mut Section<'_>) -> DataConfig {
         section.problem(
             "sqlite_file",
             format!(
-                "{} lies outside of {}",
+                "sqlite_file: {} lies outside of {}",
                 sqlite_file.display(),
                 state_folder.display()
             ),
@@ -476,7 +481,7 @@ fn read_jobs(section: &mut Section<'_>) -> JobsConfig {
     let interval = millis(100)..=seconds(3_600);
     JobsConfig {
         offer: section.duration_ms("offer_interval_ms", seconds(15), interval.clone(), "How often everything that waits is offered again."),
-        expire: section.duration_ms("expire_interval_ms", seconds(1), interval.clone(), "How often what is past its deadline is ended."),
+        expire: section.duration_ms("expire_interval_ms", seconds(1), interval, "How often what is past its deadline is ended."),
         overdue_wait: section.duration_ms("overdue_wait_ms", seconds(24 * 3_600), seconds(1)..=seconds(30 * 24 * 3_600), "How long the result of a started command is waited for beyond its time limit; then it ends as indeterminate."),
         purge: section.duration_ms("purge_interval_ms", seconds(3_600), millis(100)..=seconds(24 * 3_600), "How often what has served is deleted."),
     }

@@ -171,9 +171,16 @@ impl Jobs {
         };
         let mut page = Page::first(STEP);
         loop {
-            let listing = self.store.list_gateways(&self.tenant, &filter, page).await?;
+            let listing = self
+                .store
+                .list_gateways(&self.tenant, &filter, page)
+                .await?;
             for gateway in &listing.items {
-                self.manager.end(gateway.agent_id, CloseCode::Revoked, "the gateway was revoked");
+                self.manager.end(
+                    gateway.agent_id,
+                    CloseCode::Revoked,
+                    "the gateway was revoked",
+                );
             }
             match listing.next {
                 Some(next) => page = Page::after(next, STEP),

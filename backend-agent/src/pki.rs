@@ -97,13 +97,12 @@ fn write_new(path: &Path, contents: &[u8], secrecy: Secrecy) -> Result<(), PkiEr
         file.write_all(contents)?;
         file.sync_all()
     });
-    written.map_err(|source| match source.kind() {
-        std::io::ErrorKind::AlreadyExists => PkiError::Exists {
-            path: path.to_owned(),
-        },
-        _ => PkiError::Write {
-            path: path.to_owned(),
-            source,
-        },
+    written.map_err(|source| {
+        let path = path.to_owned();
+        if source.kind() == std::io::ErrorKind::AlreadyExists {
+            PkiError::Exists { path }
+        } else {
+            PkiError::Write { path, source }
+        }
     })
 }

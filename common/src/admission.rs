@@ -215,7 +215,11 @@ mod tests {
             Admission::Accept { issued, row, .. } | Admission::RolledBack { issued, row, .. } => {
                 (row, issued)
             }
-            refused => panic!("{refused:?}"),
+            refused @ (Admission::Late
+            | Admission::Fork
+            | Admission::BadToken
+            | Admission::Revoked
+            | Admission::StaleKey) => panic!("{refused:?}"),
         }
     }
 

@@ -118,7 +118,7 @@ mod tests {
         let arguments: Vec<String> = arguments.iter().map(|&text| text.to_owned()).collect();
         let mut output = Vec::new();
         dispatch(&arguments, &mut output)?;
-        Ok(String::from_utf8(output).unwrap())
+        Ok(String::from_utf8_lossy(&output).into_owned())
     }
 
     #[test]

@@ -1,21 +1,29 @@
-//! The command engine: offers and permits in, journalled steps, acceptances and results out.
+//! The command engine: between the session's events, the journal and the executor, whether or not there is a session.
 //!
-//! Each command that is not yet reported has one worker that takes it through the journal; the engine routes what arrives to
-//! the workers and decides with the pure rules of `common::journal`. Workers outlive sessions: what a worker has to say is
-//! said again in the next session until the backend has committed it.
+//! One task decides, by the pure rules of `common::journal`, one event at a time; each command that may start runs in a
+//! task of its own, which journals its start and its end itself. So a lost connection loses nothing: the next session is
+//! told what the journal holds.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
 use viworks_common::code::RejectCode;
-use viworks_common::command::{Outcome, OutcomeState};
+use viworks_common::command::{self, Outcome, OutcomeState};
 use viworks_common::id::{AgentRunId, CommandId};
-use viworks_common::journal::{self, Entry, EntryState, Idempotent, LocalView, OnCommand, OnRestart};
+use viworks_common::journal::{
+    self as rules, Entry, EntryState, Idempotent, LocalView, OnCancel, OnCommand, OnDrop, OnGo,
+    OnRestart,
+};
 use viworks_common::limits;
 use viworks_common::time::Monotonic;
-use viworks_common::wire::message::{AgentMessage, Command, CommandRejected, CommandResult, Event};
-use viworks_runtime::clock::Clock;
+use viworks_common::wire::message::{
+    AgentMessage, Command, CommandAccepted, CommandRejected, CommandResult, CommandStarted, Event,
+};
+use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::lifecycle::Lifecycle;
 
@@ -23,378 +31,545 @@ use crate::catalogue::Catalogue;
 use crate::executor::{Executor, LiveOutput, end_strays};
 use crate::journal::{Journal, JournalError};
 
-mod worker;
+mod start;
 
-use worker::{Input, Worker};
+/// Events that may wait: offers, permits and requests about as many commands as may be unreported, and their ends.
+const INPUTS_MAX: usize = 8 * limits::COMMANDS_UNREPORTED_MAX;
 
-/// Inputs that may wait for one worker; each is repeated in the next session when it is lost.
-const INPUTS_MAX: usize = 16;
-/// Messages that may wait for the session; workers wait for room.
-const UPLINK_MESSAGES_MAX: usize = 256;
+/// How long running commands get to end by themselves when the agent stops; then they are ended and reported.
+const STOP_TIME: Duration = Duration::from_secs(10);
+
+/// What the engine is told.
+#[derive(Debug)]
+pub enum Input {
+    /// A session is confirmed: everything to say goes there now, beginning with what the journal holds.
+    Attach {
+        /// Where messages go; when the session ends, its receiver is dropped.
+        messages: mpsc::Sender<AgentMessage>,
+        /// Up to which order everything is final.
+        low_water: u64,
+    },
+    /// An offer, and until when it may start.
+    Command(Box<Command>, Monotonic),
+    /// A permit, and until when it holds.
+    Go(CommandId, Monotonic),
+    /// Never start it.
+    Drop(CommandId),
+    /// End it.
+    Cancel(CommandId),
+    /// Its result is committed.
+    ResultAcknowledged {
+        /// The command.
+        command_id: CommandId,
+        /// Up to which order everything is final.
+        low_water: u64,
+    },
+    /// A task that runs a command has something to say.
+    Say(Box<AgentMessage>),
+    /// A task that runs a command has ended.
+    Ended(CommandId),
+}
+
+/// The way to the engine. Clones share it.
+#[derive(Debug, Clone)]
+pub struct EngineHandle {
+    inputs: mpsc::Sender<Input>,
+    active: watch::Receiver<usize>,
+}
+
+impl EngineHandle {
+    /// Tells the engine something without waiting. False when it is hopelessly behind: then the session must end.
+    #[must_use]
+    pub fn tell(&self, input: Input) -> bool {
+        self.inputs.try_send(input).is_ok()
+    }
+
+    /// How many commands have started and not ended.
+    #[must_use]
+    pub fn active(&self) -> usize {
+        *self.active.borrow()
+    }
+}
 
 /// What the engine works with.
-pub struct Parts {
-    /// The durable record.
-    pub journal: Journal,
-    /// The single executor.
-    pub executor: Executor,
-    /// What may run.
-    pub catalogue: Catalogue,
-    /// The clock deadlines are counted on.
-    pub clock: Arc<dyn Clock>,
+#[derive(Clone)]
+pub struct Tools {
     /// This process.
     pub agent_run_id: AgentRunId,
-    /// Who waits for the workers at the end.
+    /// What may run.
+    pub catalogue: Arc<Catalogue>,
+    /// The durable record.
+    pub journal: Journal,
+    /// The one executor.
+    pub executor: Executor,
+    /// Both clocks.
+    pub clock: Arc<dyn Clock>,
+    /// Shutdown.
     pub lifecycle: Lifecycle,
     /// Where live output goes.
     pub live: mpsc::Sender<LiveOutput>,
 }
 
-/// The engine; clones share it.
-#[derive(Clone)]
+/// The engine's own state.
 pub struct Engine {
-    shared: Arc<Shared>,
-}
-
-struct Shared {
-    journal: Journal,
-    executor: Executor,
-    catalogue: Mutex<Arc<Catalogue>>,
-    clock: Arc<dyn Clock>,
-    agent_run_id: AgentRunId,
-    lifecycle: Lifecycle,
-    live: mpsc::Sender<LiveOutput>,
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    known: BTreeMap<CommandId, Known>,
+    tools: Tools,
+    inputs: mpsc::Receiver<Input>,
+    /// For the tasks it starts.
+    own: mpsc::Sender<Input>,
+    session: Option<mpsc::Sender<AgentMessage>>,
+    running: HashMap<CommandId, CancellationToken>,
+    /// Until when accepted commands may still start.
+    deadlines: HashMap<CommandId, Monotonic>,
     low_water: u64,
-    highest_order: u64,
-    uplink: Option<mpsc::Sender<AgentMessage>>,
-}
-
-/// One journalled command: its entry as of the last durable step, and its worker while it has something to do.
-struct Known {
-    entry: Entry,
-    worker: Option<mpsc::Sender<Input>>,
-}
-
-/// What HELLO says about commands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Snapshot {
-    /// Every command that the backend has not acknowledged as committed.
-    pub unreported: Vec<CommandId>,
-    /// The highest order ever seen.
-    pub highest_order: u64,
-    /// The highest low-water mark ever told.
-    pub low_water: u64,
+    active: watch::Sender<usize>,
 }
 
 impl Engine {
-    /// Takes over what an earlier process left in the journal: interrupted commands are ended and decided.
+    /// Settles what an earlier process left behind, and is then ready to [`Engine::run`].
     ///
     /// # Errors
-    /// When the journal cannot be read or written.
-    pub async fn open(parts: Parts) -> Result<Self, JournalError> {
-        let mut entries = parts.journal.load().await?;
-        let interrupted: Vec<CommandId> =
-            entries.iter().filter(|entry| entry.state == EntryState::Started).map(|entry| entry.command_id).collect();
-        let ended = end_strays(&interrupted);
-        if ended > 0 {
-            tracing::warn!(processes = ended, "ended processes that an earlier run of this agent left behind");
+    ///
+    /// When the journal fails; the agent must not run then.
+    pub async fn recover(tools: Tools) -> Result<(Self, EngineHandle), JournalError> {
+        let entries = tools.journal.load().await?;
+        let interrupted: Vec<CommandId> = entries
+            .iter()
+            .filter(|entry| entry.state == EntryState::Started)
+            .map(|entry| entry.command_id)
+            .collect();
+        if !interrupted.is_empty() {
+            warn!(commands = ?interrupted, "commands were interrupted by the end of the last agent process");
+            let ids = interrupted.clone();
+            // Before anything can start again: nothing of the old process may run beside it.
+            if let Err(error) = tokio::task::spawn_blocking(move || end_strays(&ids)).await {
+                error!(%error, "the search for left-over processes failed");
+            }
         }
-        for entry in &mut entries {
-            recover(&parts, entry).await?;
+        for entry in &entries {
+            match rules::on_restart(entry) {
+                OnRestart::Keep => {}
+                OnRestart::AwaitPermitAgain => {
+                    tools
+                        .journal
+                        .await_again(entry.command_id, tools.agent_run_id)
+                        .await?;
+                }
+                OnRestart::FinishIndeterminate => {
+                    let outcome = Outcome::without_run(
+                        OutcomeState::Indeterminate,
+                        "the gateway agent ended while it ran",
+                    );
+                    tools.journal.finish(entry.command_id, &outcome).await?;
+                }
+            }
         }
-        let meta = parts.journal.meta().await?;
-        let state = State { low_water: meta.low_water, highest_order: meta.highest_order, ..State::default() };
+        let low_water = tools.journal.meta().await?.low_water;
+        let (own, inputs) = mpsc::channel(INPUTS_MAX);
+        let (active, watched) = watch::channel(0);
+        let handle = EngineHandle {
+            inputs: own.clone(),
+            active: watched,
+        };
         let engine = Self {
-            shared: Arc::new(Shared {
-                journal: parts.journal,
-                executor: parts.executor,
-                catalogue: Mutex::new(Arc::new(parts.catalogue)),
-                clock: parts.clock,
-                agent_run_id: parts.agent_run_id,
-                lifecycle: parts.lifecycle,
-                live: parts.live,
-                state: Mutex::new(state),
-            }),
+            tools,
+            inputs,
+            own,
+            session: None,
+            running: HashMap::new(),
+            deadlines: HashMap::new(),
+            low_water,
+            active,
         };
-        for entry in entries {
-            let worker = (entry.state != EntryState::Reported).then(|| engine.spawn(entry.clone(), None, false));
-            engine.state().known.insert(entry.command_id, Known { entry, worker });
+        Ok((engine, handle))
+    }
+
+    /// Works until the agent stops and nothing runs any more. A journal that fails for good ends the agent.
+    pub async fn run(mut self) {
+        let lifecycle = self.tools.lifecycle.clone();
+        let mut ending: Option<Monotonic> = None;
+        loop {
+            if lifecycle.is_stopping() {
+                if self.running.is_empty() {
+                    return;
+                }
+                ending.get_or_insert_with(|| self.tools.clock.now().saturating_add(STOP_TIME));
+            }
+            let clock = Arc::clone(&self.tools.clock);
+            let expiry = self.deadlines.values().copied().chain(ending).min();
+            let result = tokio::select! {
+                biased;
+                () = lifecycle.stopping(), if ending.is_none() => Ok(()),
+                input = self.inputs.recv() => match input {
+                    Some(input) => self.handle(input).await,
+                    None => return,
+                },
+                () = sleep_until(&*clock, expiry.unwrap_or_default()), if expiry.is_some() => {
+                    if ending.is_some_and(|due| due <= clock.now()) {
+                        info!(commands = self.running.len(), "ending commands that still run");
+                        self.running.values().for_each(CancellationToken::cancel);
+                        // Their tasks journal how they ended; the grace period of the shutdown bounds them.
+                        ending = Some(clock.now().saturating_add(STOP_TIME));
+                    }
+                    self.expire().await
+                }
+            };
+            if let Err(error) = result
+                && !self.survives(&error)
+            {
+                return;
+            }
         }
-        Ok(engine)
     }
 
-    /// What may run at this moment.
-    #[must_use]
-    pub fn catalogue(&self) -> Arc<Catalogue> {
-        Arc::clone(&lock(&self.shared.catalogue))
+    /// Whether the engine can go on after a failure of the journal.
+    fn survives(&self, error: &JournalError) -> bool {
+        if error.is_fatal() {
+            let reason = format!("the command journal failed: {error}");
+            self.tools.lifecycle.fail(ExitCode::Error, reason);
+            return false;
+        }
+        // The other end has not been told, so it offers or sends again.
+        warn!(%error, "the command journal refused a step");
+        true
     }
 
-    /// Replaces what may run; commands that wait are checked against it before they start.
-    pub fn replace_catalogue(&self, catalogue: Catalogue) {
-        *lock(&self.shared.catalogue) = Arc::new(catalogue);
-    }
-
-    /// What HELLO says.
-    #[must_use]
-    pub fn snapshot(&self) -> Snapshot {
-        let state = self.state();
-        let unreported = state.known.values().filter(|known| known.entry.state != EntryState::Reported);
-        Snapshot {
-            unreported: unreported.map(|known| known.entry.command_id).collect(),
-            highest_order: state.highest_order,
-            low_water: state.low_water,
+    async fn handle(&mut self, input: Input) -> Result<(), JournalError> {
+        match input {
+            Input::Attach {
+                messages,
+                low_water,
+            } => {
+                self.session = Some(messages);
+                self.announce(low_water).await
+            }
+            Input::Command(command, deadline) => self.offered(&command, deadline).await,
+            Input::Go(command_id, deadline) => self.permitted(command_id, deadline).await,
+            Input::Drop(command_id) => self.dropped(command_id).await,
+            Input::Cancel(command_id) => self.cancelled(command_id).await,
+            Input::ResultAcknowledged {
+                command_id,
+                low_water,
+            } => {
+                // An unknown or unfinished one has nothing to note.
+                match self.tools.journal.mark_reported(command_id).await {
+                    Ok(()) | Err(JournalError::WrongState { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+                self.forget(low_water).await
+            }
+            Input::Say(message) => {
+                self.say(*message).await;
+                Ok(())
+            }
+            Input::Ended(command_id) => {
+                self.running.remove(&command_id);
+                self.active.send_replace(self.running.len());
+                Ok(())
+            }
         }
     }
 
-    /// A session is established: everything that waits for the backend is said again on it.
-    #[must_use]
-    pub fn connected(&self, low_water: u64) -> mpsc::Receiver<AgentMessage> {
-        let (uplink, messages) = mpsc::channel(UPLINK_MESSAGES_MAX);
-        let workers: Vec<mpsc::Sender<Input>> = {
-            let mut state = self.state();
-            state.uplink = Some(uplink);
-            state.known.values().filter_map(|known| known.worker.clone()).collect()
-        };
-        for worker in workers {
-            deliver(&worker, Input::Announce);
+    /// Tells a new session what the journal holds.
+    async fn announce(&mut self, low_water: u64) -> Result<(), JournalError> {
+        self.forget(low_water).await?;
+        for entry in self.tools.journal.load().await? {
+            match entry.state {
+                EntryState::Accepted => {
+                    let awaiting_permit = !self.running.contains_key(&entry.command_id);
+                    self.say(accepted(&entry, awaiting_permit)).await;
+                }
+                EntryState::Started => self.say(self.started(entry.command_id)).await,
+                EntryState::Finished => self.resend(&entry).await,
+                EntryState::Reported => {}
+            }
         }
-        self.forget_up_to(low_water);
-        messages
+        Ok(())
     }
 
-    /// COMMAND, with its deadline on this machine's clock.
-    pub fn offered(&self, command: Command, deadline: Monotonic) {
-        let Some(digest) = decode_digest(&command.digest) else {
-            return self.reject(command.command_id, RejectCode::DigestMismatch, "the digest is not 64 hexadecimal digits");
+    async fn offered(
+        &mut self,
+        command: &Command,
+        deadline: Monotonic,
+    ) -> Result<(), JournalError> {
+        let id = command.command_id;
+        let digest = command::digest(&command.name, &command.arguments);
+        if hex_of(&digest) != command.digest {
+            self.reject(
+                id,
+                RejectCode::DigestMismatch,
+                "name, arguments and digest do not fit",
+            )
+            .await;
+            return Ok(());
+        }
+        let known = self.tools.journal.entry(id).await?;
+        let checked = self
+            .tools
+            .catalogue
+            .check(&command.name, &command.arguments)
+            .map(|allowed| Idempotent(allowed.idempotent()));
+        let stopping = self.tools.lifecycle.is_stopping();
+        let local = LocalView {
+            verdict: match &checked {
+                Ok(_) if stopping => Err(RejectCode::Busy),
+                Ok(idempotent) => Ok(*idempotent),
+                Err(refusal) => Err(refusal.code),
+            },
+            unreported: self.tools.journal.unreported().await?.len(),
+            low_water: self.low_water,
+            expired: deadline <= self.tools.clock.now(),
         };
-        let catalogue = self.catalogue();
-        let checked = catalogue.check(&command.name, &command.arguments);
-        let verdict = checked.as_ref().map(|allowed| Idempotent(allowed.idempotent())).map_err(|refusal| refusal.code);
-        let detail = checked.err().map(|refusal| refusal.detail);
-        let mut state = self.state();
-        let unreported = state.known.values().filter(|known| known.entry.state != EntryState::Reported).count();
-        let local =
-            LocalView { verdict, unreported, low_water: state.low_water, expired: self.shared.clock.now() >= deadline };
-        let known = state.known.get(&command.command_id);
-        let decision = if viworks_common::command::digest(&command.name, &command.arguments) == digest {
-            journal::on_command(known.map(|known| &known.entry), &digest, command.order, command.permitted, &local)
-        } else {
-            OnCommand::SecurityEvent
-        };
-        match decision {
-            OnCommand::Accept { start, idempotent } => {
+        let decision = rules::on_command(
+            known.as_ref(),
+            &digest,
+            command.order,
+            command.permitted,
+            &local,
+        );
+        match (decision, known) {
+            (OnCommand::Accept { start, idempotent }, _) => {
                 let entry = Entry {
-                    command_id: command.command_id,
+                    command_id: id,
                     order: command.order,
                     digest,
-                    name: command.name,
-                    arguments: command.arguments,
+                    name: command.name.clone(),
+                    arguments: command.arguments.clone(),
                     idempotent,
                     state: EntryState::Accepted,
-                    agent_run_id: self.shared.agent_run_id,
+                    agent_run_id: self.tools.agent_run_id,
                     outcome: None,
                 };
-                state.highest_order = state.highest_order.max(entry.order);
-                // Known before it is durable, so that a repeated offer cannot make a second worker.
-                let worker = self.spawn(entry.clone(), Some(worker::Offer { deadline, start }), true);
-                state.known.insert(entry.command_id, Known { entry, worker: Some(worker) });
+                self.accept(entry, start, deadline).await?;
             }
-            OnCommand::Announce { start } => route(known, Input::Offered(worker::Offer { deadline, start })),
-            OnCommand::ResendStarted => route(known, Input::Announce),
-            OnCommand::ResendResult => match known {
-                Some(Known { worker: Some(worker), .. }) => deliver(worker, Input::Announce),
-                Some(Known { entry: Entry { outcome: Some(outcome), .. }, worker: None }) => {
-                    let result = CommandResult { command_id: command.command_id, outcome: outcome.clone() };
-                    send_now(&state, AgentMessage::CommandResult(result));
+            (OnCommand::Announce { start }, Some(entry)) => {
+                let running = self.running.contains_key(&id);
+                self.say(accepted(&entry, !start && !running)).await;
+                if start {
+                    self.start(entry, deadline);
                 }
-                Some(Known { entry: Entry { outcome: None, .. }, worker: None }) | None => {}
-            },
-            OnCommand::Reject(code) => {
-                drop(state);
-                let detail = match code {
-                    RejectCode::Stale => "its order is at or below the low-water mark and its id is unknown".to_owned(),
-                    RejectCode::Busy => format!("{} commands wait for the backend already", limits::COMMANDS_UNREPORTED_MAX),
-                    RejectCode::NotAllowed
-                    | RejectCode::Unavailable
-                    | RejectCode::BadArguments
-                    | RejectCode::DigestMismatch
-                    | RejectCode::JournalUnavailable => detail.unwrap_or_else(|| code.to_string()),
+            }
+            (OnCommand::ResendStarted, _) => self.say(self.started(id)).await,
+            (OnCommand::ResendResult, Some(entry)) => self.resend(&entry).await,
+            (OnCommand::Reject(code), _) => {
+                let detail = match &checked {
+                    Err(refusal) if refusal.code == code => refusal.detail.as_str(),
+                    Ok(_) | Err(_) => code.name(),
                 };
-                self.reject(command.command_id, code, &detail);
+                self.reject(id, code, detail).await;
             }
-            OnCommand::SecurityEvent => {
-                drop(state);
-                tracing::warn!(command_id = %command.command_id, "a command came with a digest that does not belong to it");
-                let detail = format!("command {} came with another digest", command.command_id);
-                send_now(&self.state(), AgentMessage::Event(Event { kind: "command_digest_mismatch".to_owned(), detail: detail.clone() }));
-                self.reject(command.command_id, RejectCode::DigestMismatch, &detail);
+            (OnCommand::SecurityEvent, _) => {
+                let detail = format!("command {id} came again with another digest");
+                warn!(detail, "security event");
+                self.say(AgentMessage::Event(Event {
+                    kind: "digest_mismatch".to_owned(),
+                    detail: detail.clone(),
+                }))
+                .await;
+                self.reject(id, RejectCode::DigestMismatch, &detail).await;
             }
+            // The rules answer so only about an entry that is there.
+            (OnCommand::Announce { .. } | OnCommand::ResendResult, None) => {}
         }
+        Ok(())
     }
 
-    /// GO, with its deadline on this machine's clock.
-    pub fn permitted(&self, command_id: CommandId, deadline: Monotonic) {
-        self.to_worker(command_id, Input::Permitted(deadline));
-    }
-
-    /// `COMMAND_DROP`.
-    pub fn dropped(&self, command_id: CommandId) {
-        self.to_worker(command_id, Input::Dropped);
-    }
-
-    /// `COMMAND_CANCEL`.
-    pub fn cancelled(&self, command_id: CommandId) {
-        self.to_worker(command_id, Input::Cancelled);
-    }
-
-    /// `RESULT_ACK`.
-    pub fn acknowledged(&self, command_id: CommandId, low_water: u64) {
-        self.to_worker(command_id, Input::Acknowledged);
-        self.forget_up_to(low_water);
-    }
-
-    /// How many commands run, local ones included.
-    #[must_use]
-    pub fn running(&self) -> u32 {
-        self.shared.executor.running()
-    }
-
-    fn to_worker(&self, command_id: CommandId, input: Input) {
-        route(self.state().known.get(&command_id), input);
-    }
-
-    fn reject(&self, command_id: CommandId, code: RejectCode, detail: &str) {
-        let end = detail.floor_char_boundary(limits::DETAIL_BYTES_MAX);
-        let rejected = CommandRejected { command_id, code, detail: detail[..end].to_owned() };
-        send_now(&self.state(), AgentMessage::CommandRejected(rejected));
-    }
-
-    /// Raises the mark and forgets what is reported up to it.
-    fn forget_up_to(&self, low_water: u64) {
-        let forgettable = {
-            let mut state = self.state();
-            state.low_water = state.low_water.max(low_water);
-            let mark = state.low_water;
-            let before = state.known.len();
-            state.known.retain(|_id, known| !journal::may_forget(known.entry.state, known.entry.order, mark));
-            before != state.known.len()
-        };
-        let engine = self.clone();
-        if forgettable || low_water > 0 {
-            self.shared.lifecycle.spawn("journal-forget", async move {
-                let mark = engine.state().low_water;
-                if let Err(error) = engine.shared.journal.forget_up_to(mark).await {
-                    engine.journal_failed(&error);
+    async fn accept(
+        &mut self,
+        entry: Entry,
+        start: bool,
+        deadline: Monotonic,
+    ) -> Result<(), JournalError> {
+        if let Err(error) = self.tools.journal.accept(&entry).await {
+            let (code, detail) = match &error {
+                JournalError::Full(_) => (RejectCode::Busy, error.to_string()),
+                JournalError::Database(_)
+                | JournalError::WrongState { .. }
+                | JournalError::Inconsistent(_) => {
+                    (RejectCode::JournalUnavailable, error.to_string())
                 }
-            });
+            };
+            self.reject(entry.command_id, code, &detail).await;
+            return if error.is_fatal() { Err(error) } else { Ok(()) };
         }
-    }
-
-    fn spawn(&self, entry: Entry, offer: Option<worker::Offer>, new: bool) -> mpsc::Sender<Input> {
-        let (sender, inputs) = mpsc::channel(INPUTS_MAX);
-        let worker = Worker::new(self.clone(), entry, offer, inputs);
-        self.shared.lifecycle.spawn("command", worker.run(new));
-        sender
-    }
-
-    /// Follows a worker's durable step.
-    fn note(&self, command_id: CommandId, change: impl FnOnce(&mut Entry)) {
-        if let Some(known) = self.state().known.get_mut(&command_id) {
-            change(&mut known.entry);
-        }
-    }
-
-    /// A worker has nothing more to do for a reported command.
-    fn retire(&self, command_id: CommandId) {
-        let mut state = self.state();
-        let mark = state.low_water;
-        if let Some(known) = state.known.get_mut(&command_id) {
-            known.worker = None;
-            if journal::may_forget(known.entry.state, known.entry.order, mark) {
-                state.known.remove(&command_id);
-            }
-        }
-    }
-
-    /// An offer that did not come to be, or was dropped.
-    fn remove(&self, command_id: CommandId) {
-        self.state().known.remove(&command_id);
-    }
-
-    /// Says something to the backend; without a session it is said again by [`Engine::connected`].
-    async fn say(&self, message: AgentMessage) {
-        let uplink = self.state().uplink.clone();
-        if let Some(uplink) = uplink {
-            // A session that ended takes nothing; the next one is told again.
-            let _taken = uplink.send(message).await;
-        }
-    }
-
-    /// A journal that lies is worse than none: the process ends, and the next one reads what is really there.
-    fn journal_failed(&self, error: &JournalError) {
-        if error.is_fatal() {
-            self.shared.lifecycle.fail(ExitCode::Error, format!("the command journal failed: {error}"));
+        self.say(accepted(&entry, !start)).await;
+        if start {
+            self.start(entry, deadline);
         } else {
-            tracing::error!(%error, "a step could not be journalled");
+            self.deadlines.insert(entry.command_id, deadline);
+        }
+        Ok(())
+    }
+
+    async fn permitted(
+        &mut self,
+        command_id: CommandId,
+        deadline: Monotonic,
+    ) -> Result<(), JournalError> {
+        let known = self.tools.journal.entry(command_id).await?;
+        match (rules::on_go(known.as_ref()), known) {
+            (OnGo::Start, Some(entry)) => self.start(entry, deadline),
+            (OnGo::ResendResult, Some(entry)) => self.resend(&entry).await,
+            (OnGo::Ignore, _) | (OnGo::Start | OnGo::ResendResult, None) => {}
+        }
+        Ok(())
+    }
+
+    async fn dropped(&mut self, command_id: CommandId) -> Result<(), JournalError> {
+        if self.running.contains_key(&command_id) {
+            return Ok(());
+        }
+        let known = self.tools.journal.entry(command_id).await?;
+        match rules::on_drop(known.as_ref()) {
+            OnDrop::Discard => {
+                self.deadlines.remove(&command_id);
+                self.tools.journal.discard(command_id).await?;
+            }
+            OnDrop::Ignore => {}
+        }
+        Ok(())
+    }
+
+    async fn cancelled(&mut self, command_id: CommandId) -> Result<(), JournalError> {
+        // Started, or about to be: its task sees to it.
+        if let Some(cancel) = self.running.get(&command_id) {
+            cancel.cancel();
+            return Ok(());
+        }
+        let known = self.tools.journal.entry(command_id).await?;
+        match (rules::on_cancel(known.as_ref()), known) {
+            (OnCancel::FinishCancelled, _) => {
+                let reason = "cancelled before it was started";
+                self.finish_unstarted(command_id, OutcomeState::Cancelled, reason)
+                    .await
+            }
+            (OnCancel::ResendResult, Some(entry)) => {
+                self.resend(&entry).await;
+                Ok(())
+            }
+            (OnCancel::End | OnCancel::Ignore, _) | (OnCancel::ResendResult, None) => Ok(()),
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        lock(&self.shared.state)
-    }
-}
-
-async fn recover(parts: &Parts, entry: &mut Entry) -> Result<(), JournalError> {
-    match journal::on_restart(entry) {
-        OnRestart::Keep => {}
-        OnRestart::AwaitPermitAgain => {
-            parts.journal.await_again(entry.command_id, parts.agent_run_id).await?;
-            entry.state = EntryState::Accepted;
-            entry.agent_run_id = parts.agent_run_id;
+    /// Finishes what has waited for its permit beyond its deadline.
+    async fn expire(&mut self) -> Result<(), JournalError> {
+        let now = self.tools.clock.now();
+        let due: Vec<CommandId> = self
+            .deadlines
+            .iter()
+            .filter(|(_, deadline)| **deadline <= now)
+            .map(|(id, _)| *id)
+            .collect();
+        for command_id in due {
+            let reason = "its deadline passed before it was started";
+            self.finish_unstarted(command_id, OutcomeState::Expired, reason)
+                .await?;
         }
-        OnRestart::FinishIndeterminate => {
-            let outcome =
-                Outcome::without_run(OutcomeState::Indeterminate, "the agent ended while the command ran; whether it did its work is not known");
-            parts.journal.finish(entry.command_id, &outcome).await?;
-            entry.state = EntryState::Finished;
-            entry.outcome = Some(outcome);
+        Ok(())
+    }
+
+    async fn finish_unstarted(
+        &mut self,
+        command_id: CommandId,
+        state: OutcomeState,
+        reason: &str,
+    ) -> Result<(), JournalError> {
+        self.deadlines.remove(&command_id);
+        let outcome = Outcome::without_run(state, reason);
+        match self.tools.journal.finish(command_id, &outcome).await {
+            Ok(()) => {}
+            // It has been dropped meanwhile.
+            Err(JournalError::WrongState { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        let result = CommandResult {
+            command_id,
+            outcome,
+        };
+        self.say(AgentMessage::CommandResult(result)).await;
+        Ok(())
+    }
+
+    /// Starts a task for an entry that has its permit; a second permit finds it started.
+    fn start(&mut self, entry: Entry, deadline: Monotonic) {
+        let id = entry.command_id;
+        self.deadlines.remove(&id);
+        if self.running.contains_key(&id) {
+            return;
+        }
+        let cancel = CancellationToken::new();
+        self.running.insert(id, cancel.clone());
+        self.active.send_replace(self.running.len());
+        let task = start::run(
+            self.tools.clone(),
+            self.own.clone(),
+            entry,
+            deadline,
+            cancel,
+        );
+        self.tools.lifecycle.spawn("command", task);
+    }
+
+    async fn forget(&mut self, low_water: u64) -> Result<(), JournalError> {
+        if low_water > self.low_water {
+            self.tools.journal.forget_up_to(low_water).await?;
+            self.low_water = low_water;
+        }
+        Ok(())
+    }
+
+    async fn reject(&mut self, command_id: CommandId, code: RejectCode, detail: &str) {
+        info!(%command_id, %code, detail, "refused a command");
+        let end = detail.floor_char_boundary(limits::DETAIL_BYTES_MAX);
+        self.say(AgentMessage::CommandRejected(CommandRejected {
+            command_id,
+            code,
+            detail: detail[..end].to_owned(),
+        }))
+        .await;
+    }
+
+    async fn resend(&mut self, entry: &Entry) {
+        if let Some(outcome) = &entry.outcome {
+            let result = CommandResult {
+                command_id: entry.command_id,
+                outcome: outcome.clone(),
+            };
+            self.say(AgentMessage::CommandResult(result)).await;
         }
     }
-    Ok(())
-}
 
-fn route(known: Option<&Known>, input: Input) {
-    if let Some(worker) = known.and_then(|known| known.worker.as_ref()) {
-        deliver(worker, input);
+    fn started(&self, command_id: CommandId) -> AgentMessage {
+        AgentMessage::CommandStarted(CommandStarted {
+            command_id,
+            started_at: self.tools.clock.wall(),
+        })
+    }
+
+    /// Hands a message to the session, if there is one; the next one is told by the journal.
+    async fn say(&mut self, message: AgentMessage) {
+        if let Some(session) = &self.session
+            && session.send(message).await.is_err()
+        {
+            self.session = None;
+        }
     }
 }
 
-fn deliver(worker: &mpsc::Sender<Input>, input: Input) {
-    if let Err(error) = worker.try_send(input) {
-        tracing::debug!(%error, "a command's worker took nothing more; the backend repeats itself in the next session");
-    }
+fn accepted(entry: &Entry, awaiting_permit: bool) -> AgentMessage {
+    AgentMessage::CommandAccepted(CommandAccepted {
+        command_id: entry.command_id,
+        idempotent: entry.idempotent,
+        awaiting_permit,
+    })
 }
 
-/// For what need not be repeated by a worker; a full queue loses it, and the backend asks again in the next session.
-fn send_now(state: &State, message: AgentMessage) {
-    if let Some(uplink) = &state.uplink
-        && let Err(error) = uplink.try_send(message)
-    {
-        tracing::debug!(%error, "the session took nothing more");
-    }
-}
-
-fn decode_digest(text: &str) -> Option<[u8; 32]> {
-    viworks_common::command::parse_digest(text)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing panics while it holds one of these locks; a poisoned one still guards consistent data.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// Lower-case hexadecimal digits.
+pub(crate) fn hex_of(digest: &[u8; 32]) -> String {
+    use std::fmt::Write;
+    digest
+        .iter()
+        .fold(String::with_capacity(64), |mut text, byte| {
+            write!(text, "{byte:02x}").expect("writing to a string succeeds");
+            text
+        })
 }

@@ -194,7 +194,7 @@ impl Slot {
             let drain = async {
                 tokio::join!(stdout.drain(live.as_ref()), stderr.drain(live.as_ref()));
             };
-            self.supervise(&mut process, &launch, started.0, &cancel, drain)
+            self.supervise(&process, &launch, started.0, &cancel, drain)
                 .await
         };
         let exit = process.reap(REAP_TIME).await;
@@ -207,7 +207,7 @@ impl Slot {
     /// writes any more.
     async fn supervise(
         &self,
-        process: &mut Process,
+        process: &Process,
         launch: &Launch,
         started: Monotonic,
         cancel: &CancellationToken,

@@ -1,12 +1,16 @@
 //! The agent on every gateway: dials the backend, runs allow-listed commands, delivers telemetry.
 
 pub mod api;
+pub mod app;
 pub mod audit;
 pub mod builtin;
 pub mod catalogue;
-pub mod engine;
+pub mod cli;
 pub mod collect;
+pub mod config;
+pub mod engine;
 pub mod executor;
+pub mod identity;
 pub mod journal;
 pub mod outbound;
 pub mod spool;

@@ -1,2 +1,5 @@
 //! Arguments in, exit code out.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    viworks_gateway_agent::cli::main(std::env::args().collect())
+}

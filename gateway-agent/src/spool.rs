@@ -179,8 +179,8 @@ impl Spool {
         };
         let usage = spool
             .database
-            .write(|connection| {
-                Box::pin(async move { Ok::<_, SpoolError>(trim::usage(connection).await?) })
+            .write(move |connection| {
+                Box::pin(async move { trim::forget_delivered(connection, agent_run_id).await })
             })
             .await?;
         spool.note(usage);

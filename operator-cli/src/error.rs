@@ -6,6 +6,8 @@ use serde_json::json;
 use viworks_common::api::Problem;
 use viworks_runtime::exit::ExitCode;
 
+use crate::output::plain;
+
 /// One failure, ready to be shown to a person or to a program.
 #[derive(Debug)]
 pub struct Failure {
@@ -54,18 +56,16 @@ impl Failure {
     }
 
     fn write_text(&self, out: &mut impl Write) -> std::io::Result<()> {
-        writeln!(out, "error: {}", crate::output::plain(&self.what))?;
+        writeln!(out, "error: {}", plain(&self.what))?;
         for detail in &self.details {
-            writeln!(out, "  {}", crate::output::plain(detail))?;
+            writeln!(out, "  {}", plain(detail))?;
         }
         if let Some(problem) = &self.problem {
             for error in &problem.errors {
-                writeln!(
-                    out,
-                    "  {}: {}",
-                    crate::output::plain(&error.field),
-                    crate::output::plain(&error.problem)
-                )?;
+                writeln!(out, "  {}: {}", plain(&error.field), plain(&error.problem))?;
+                if let Some(allowed) = &error.allowed {
+                    writeln!(out, "    allowed: {}", plain(allowed))?;
+                }
             }
             let request = &problem.request_id;
             writeln!(out, "  help  {}   request {request}", problem.code)?;

@@ -366,6 +366,8 @@ pub async fn with_output(
 
 /// One row for each gateway.
 pub fn print_commands(commands: &[CommandView]) -> Result<(), Failure> {
+    let mut commands: Vec<&CommandView> = commands.iter().collect();
+    commands.sort_by(|a, b| a.gateway.name.cmp(&b.gateway.name));
     output::table(
         ["GATEWAY", "STATUS", "EXIT", "TIME", "OUTPUT"],
         commands.iter().map(|command| {

@@ -85,7 +85,7 @@ async fn ls(client: &Client, limit: usize, format: Format) -> Result<ExitCode, F
     let runs = client.runs(limit).await?;
     match format {
         Format::Json => {
-            output::json(&json!({"apiVersion": "viworks/v1", "kind": "RunList", "items": runs}))?
+            output::json(&json!({"apiVersion": "viworks/v1", "kind": "RunList", "items": runs}))?;
         }
         Format::Table => {
             output::table(

@@ -11,7 +11,8 @@ use futures_util::stream;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::sync::OwnedSemaphorePermit;
 use viworks_common::api::{NamedGateway, OutputBytes, ProblemCode, RunEvent};
-use viworks_common::id::{AgentId, RunId};
+use viworks_common::command::CommandState;
+use viworks_common::id::{AgentId, CommandId, RunId};
 use viworks_common::limits::PAGE_ROWS_MAX;
 
 use super::extract::{NoParams, Params, Segment};
@@ -20,7 +21,7 @@ use super::problem::{ApiError, ApiResult};
 use super::request::Api;
 use super::{ApiState, Shared};
 use crate::command::bus::{Cursor, RunChange, Step, Subscription};
-use crate::data::{Command, Page};
+use crate::data::{Command, Page, Run};
 
 /// Follows a run live. A client that reconnects with `Last-Event-ID` goes on where it was; one that fell behind gets
 /// `missed` and every state as it stands. The stream ends after `finished`.
@@ -47,9 +48,11 @@ pub(super) async fn stream(
         state,
         run_id,
         after,
+        subscription: None,
         names: BTreeMap::new(),
+        told: BTreeMap::new(),
         ready: VecDeque::new(),
-        phase: Phase::Start,
+        done: false,
         _permit: permit,
     };
     let events = stream::unfold(follower, Follower::next);
@@ -81,24 +84,32 @@ fn last_event_id(headers: &HeaderMap) -> ApiResult<Option<Cursor>> {
     })
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    /// Nothing was sent.
-    Start,
-    /// Everything up to the place was sent.
-    Live,
-    /// The last event was sent.
-    Done,
+/// Events that one client's queue takes from the ring at once.
+const BATCH: usize = 64;
+
+/// What a look into the ring brought.
+enum Drained {
+    /// Everything in between.
+    All,
+    /// Events were lost.
+    Gap,
+    /// The ring is gone.
+    Forgotten,
 }
 
 /// One client of one run.
 struct Follower {
     state: Shared,
     run_id: RunId,
+    /// The last event that the client has.
     after: Option<Cursor>,
+    /// Where it is in the ring; none before the start and after the ring was lost.
+    subscription: Option<Subscription>,
     names: BTreeMap<AgentId, NamedGateway>,
+    /// The last state of each command that was made ready for the client.
+    told: BTreeMap<CommandId, CommandState>,
     ready: VecDeque<(Option<Cursor>, RunEvent)>,
-    phase: Phase,
+    done: bool,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -109,7 +120,7 @@ impl Follower {
                 self.after = cursor.or(self.after);
                 return Some((Ok(encode(cursor, &event)), self));
             }
-            if self.phase == Phase::Done || self.state.stopping.is_cancelled() {
+            if self.done || self.state.stopping.is_cancelled() {
                 return None;
             }
             if let Err(error) = self.fill().await {
@@ -123,23 +134,28 @@ impl Follower {
     /// Gets at least one event ready, or ends.
     async fn fill(&mut self) -> ApiResult<()> {
         let state = Arc::clone(&self.state);
-        let mut subscription = state.commands.bus().subscribe(self.run_id, self.after);
-        if self.phase == Phase::Start || !subscription.resumed() {
-            self.catch_up(&mut subscription).await?;
-            self.phase = Phase::Live;
-        }
-        while self.ready.is_empty() && !state.stopping.is_cancelled() {
-            self.drain(&mut subscription);
-            if !self.ready.is_empty() {
+        loop {
+            let Some(mut subscription) = self.subscription.take() else {
+                self.catch_up().await?;
+                if self.ready.is_empty() {
+                    continue;
+                }
                 return Ok(());
+            };
+            match self.drain(&mut subscription) {
+                Drained::All => {}
+                Drained::Gap => self.restate().await?,
+                // The next round takes a new place.
+                Drained::Forgotten => return Ok(()),
             }
-            let run = find(&state, self.run_id).await?;
-            if run.is_finished() {
-                // The end may have been published between the drain and this look.
-                self.drain(&mut subscription);
-                let run = Box::new(view(run));
-                self.ready.push_back((None, RunEvent::Finished { run }));
-                self.phase = Phase::Done;
+            if self.ready.is_empty() {
+                let run = find(&state, self.run_id).await?;
+                if run.is_finished() {
+                    self.finish(run, &mut subscription).await?;
+                }
+            }
+            if !self.ready.is_empty() || state.stopping.is_cancelled() {
+                self.subscription = Some(subscription);
                 return Ok(());
             }
             tokio::select! {
@@ -147,39 +163,69 @@ impl Follower {
                 () = tokio::time::sleep(state.limits.recheck) => {}
                 () = subscription.changed() => {}
             }
+            self.subscription = Some(subscription);
+        }
+    }
+
+    /// The run is finished: what is left in the ring, states that nobody announced, and the end.
+    async fn finish(&mut self, run: Run, subscription: &mut Subscription) -> ApiResult<()> {
+        loop {
+            let before = self.ready.len();
+            self.drain(subscription);
+            if self.ready.len() == before {
+                break;
+            }
+        }
+        self.restate().await?;
+        let run = Box::new(view(run));
+        self.ready.push_back((None, RunEvent::Finished { run }));
+        self.done = true;
+        Ok(())
+    }
+
+    /// Gets every state ready that the client was not told.
+    async fn restate(&mut self) -> ApiResult<()> {
+        for command in self.load().await? {
+            let known = self.told.insert(command.command_id, command.state);
+            if known != Some(command.state) {
+                self.ready.push_back((None, as_event(command)));
+            }
         }
         Ok(())
     }
 
-    /// What a client needs before live events make sense: remembered output, then every state as it stands.
-    async fn catch_up(&mut self, subscription: &mut Subscription<'_>) -> ApiResult<()> {
-        let commands = self.load().await?;
-        if subscription.resumed() {
-            return Ok(());
+    /// Takes a place in the ring, and gets ready what a client needs before live events make sense: remembered output,
+    /// then every state as it stands.
+    async fn catch_up(&mut self) -> ApiResult<()> {
+        let bus = Arc::clone(self.state.commands.bus());
+        let mut subscription = bus.subscribe(self.run_id, self.after);
+        // The store is read behind the subscription, so that nothing falls between the two.
+        self.load().await?;
+        if !subscription.resumed() {
+            if self.after.take().is_some() {
+                self.ready.push_back((None, RunEvent::Missed { events: 0 }));
+            }
+            self.replay_output(&mut subscription);
+            self.restate().await?;
         }
-        if self.after.is_some() {
-            self.ready.push_back((None, RunEvent::Missed { events: 0 }));
-        }
+        self.subscription = Some(subscription);
+        Ok(())
+    }
+
+    fn replay_output(&mut self, subscription: &mut Subscription) {
         while subscription.is_replaying() {
             match subscription.poll_next() {
                 Step::Event(cursor, change) => {
                     if matches!(*change, RunChange::Output(_)) {
-                        self.push(Some(cursor), &change);
-                    } else {
-                        self.after = Some(cursor);
+                        self.push(cursor, &change);
                     }
                 }
                 Step::Missed(events) => {
                     self.ready.push_back((None, RunEvent::Missed { events }));
                 }
-                Step::Pending | Step::Forgotten => break,
+                Step::Pending | Step::Forgotten => return,
             }
         }
-        let states = commands
-            .into_iter()
-            .map(|command| (None, as_event(command)));
-        self.ready.extend(states);
-        Ok(())
     }
 
     /// Reads the run's commands and remembers their gateways' names.
@@ -208,30 +254,28 @@ impl Follower {
         }
     }
 
-    fn drain(&mut self, subscription: &mut Subscription<'_>) {
-        // A batch at a time: the rest stays in the ring, which is bounded, instead of in this client's queue.
-        while self.ready.len() < 64 {
+    /// Moves what there is into the client's queue, a batch at a time: the rest stays in the ring, which is bounded.
+    fn drain(&mut self, subscription: &mut Subscription) -> Drained {
+        for _event in 0..BATCH {
             match subscription.poll_next() {
-                Step::Event(cursor, change) => self.push(Some(cursor), &change),
+                Step::Event(cursor, change) => self.push(cursor, &change),
                 Step::Missed(events) => {
                     self.ready.push_back((None, RunEvent::Missed { events }));
-                    self.phase = Phase::Start;
-                    self.after = None;
-                    return;
+                    return Drained::Gap;
                 }
-                Step::Forgotten => {
-                    self.phase = Phase::Start;
-                    self.after = None;
-                    return;
-                }
-                Step::Pending => return,
+                Step::Forgotten => return Drained::Forgotten,
+                Step::Pending => break,
             }
         }
+        Drained::All
     }
 
-    fn push(&mut self, cursor: Option<Cursor>, change: &RunChange) {
+    fn push(&mut self, cursor: Cursor, change: &RunChange) {
         let agent_id = match change {
-            RunChange::Command(change) => change.agent_id,
+            RunChange::Command(change) => {
+                self.told.insert(change.command_id, change.state);
+                change.agent_id
+            }
             RunChange::Output(chunk) => chunk.agent_id,
         };
         // Every command of the run was read before the first event.
@@ -258,7 +302,7 @@ impl Follower {
                 data: OutputBytes::new(&chunk.data),
             },
         };
-        self.ready.push_back((cursor, event));
+        self.ready.push_back((Some(cursor), event));
     }
 }
 

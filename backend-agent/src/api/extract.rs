@@ -81,8 +81,17 @@ fn body_error(error: &axum::Error, limit: usize) -> ApiError {
 }
 
 fn parse<T: DeserializeOwned>(bytes: &Bytes) -> ApiResult<T> {
+    serde_json::from_slice::<serde::de::IgnoredAny>(bytes).map_err(|cause| not_json(&cause))?;
+    // A derived reader would take an array for the fields in their order.
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return Err(ApiError::body_field(
+            "body",
+            "not an object",
+            "a JSON object",
+        ));
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+    serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
         let cause = error.into_inner();
         if cause.is_data() {
@@ -96,9 +105,7 @@ fn parse<T: DeserializeOwned>(bytes: &Bytes) -> ApiResult<T> {
         } else {
             not_json(&cause)
         }
-    })?;
-    deserializer.end().map_err(|cause| not_json(&cause))?;
-    Ok(value)
+    })
 }
 
 fn not_json(cause: &serde_json::Error) -> ApiError {

@@ -118,7 +118,7 @@ impl ApiError {
     pub(super) fn render(self, response: &mut Response, request_id: &str) {
         let status = self.status();
         let problem = Problem {
-            r#type: format!("https://viworks.dev/errors/{}", self.code),
+            r#type: format!("urn:viworks:error:{}", self.code),
             title: self.code.title().to_owned(),
             status: status.as_u16(),
             code: self.code.code().to_owned(),

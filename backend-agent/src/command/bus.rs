@@ -263,7 +263,7 @@ impl RunBus {
 
     /// Follows a run from behind `after`; from the oldest remembered event when that place is not known (any more).
     #[must_use]
-    pub fn subscribe(&self, run_id: RunId, after: Option<Cursor>) -> Subscription<'_> {
+    pub fn subscribe(self: &Arc<Self>, run_id: RunId, after: Option<Cursor>) -> Subscription {
         let mut inner = self.lock();
         let channel = inner.channel(run_id, &self.limits);
         let known = after.filter(|cursor| {
@@ -272,7 +272,7 @@ impl RunBus {
                 && cursor.seq.saturating_add(1) >= channel.first
         });
         Subscription {
-            bus: self,
+            bus: Arc::clone(self),
             run_id,
             generation: channel.generation,
             next: known.map_or(channel.first, |cursor| cursor.seq.saturating_add(1)),
@@ -303,8 +303,8 @@ pub enum Step {
 
 /// One watcher of one run.
 #[derive(Debug)]
-pub struct Subscription<'a> {
-    bus: &'a RunBus,
+pub struct Subscription {
+    bus: Arc<RunBus>,
     run_id: RunId,
     generation: u64,
     next: u64,
@@ -313,7 +313,7 @@ pub struct Subscription<'a> {
     changes: watch::Receiver<()>,
 }
 
-impl Subscription<'_> {
+impl Subscription {
     /// Whether it goes on exactly where the watcher had been.
     #[must_use]
     pub const fn resumed(&self) -> bool {
@@ -414,7 +414,7 @@ mod tests {
         }
     }
 
-    fn offsets(subscription: &mut Subscription<'_>) -> Vec<u64> {
+    fn offsets(subscription: &mut Subscription) -> Vec<u64> {
         let mut found = Vec::new();
         while let Step::Event(_cursor, event) = subscription.poll_next() {
             if let RunChange::Output(chunk) = event.as_ref() {
@@ -424,14 +424,14 @@ mod tests {
         found
     }
 
-    fn small() -> RunBus {
+    fn small() -> Arc<RunBus> {
         let limits = BusLimits {
             runs: 2,
             run_events: 4,
             run_output_bytes: 100,
             output_bytes: 150,
         };
-        RunBus::new(limits, 7)
+        Arc::new(RunBus::new(limits, 7))
     }
 
     #[test]
@@ -458,7 +458,7 @@ mod tests {
         let Step::Event(cursor, _event) = earlier.subscribe(run(1), None).poll_next() else {
             panic!("no event")
         };
-        let bus = RunBus::new(BusLimits::default(), 99);
+        let bus = Arc::new(RunBus::new(BusLimits::default(), 99));
         bus.output(run(1), chunk(5, 1));
         let mut watcher = bus.subscribe(run(1), Some(cursor));
         assert!(!watcher.resumed());

@@ -118,10 +118,11 @@ impl Connection {
             if let Some(closed) = self.session.closed() {
                 break closed.clone();
             }
-            match self.next_step().await {
-                Step::Received(Received::Lost) => break lost(),
-                step => self.on_step(step).await,
+            let step = self.next_step().await;
+            if matches!(step, Step::Received(Received::Lost)) {
+                break lost();
             }
+            self.on_step(step).await;
         };
         self.finish(closed).await;
     }
@@ -192,7 +193,7 @@ impl Connection {
             }
             Step::Stopping => {
                 self.session
-                    .close(CloseCode::Draining, "the backend is stopping", now)
+                    .close(CloseCode::Draining, "the backend is stopping", now);
             }
             Step::Ending(ending) => self.session.close(ending.code, ending.reason, now),
             Step::Ordered(order) => self.on_order(order, now),
@@ -279,7 +280,7 @@ impl Connection {
             BackendEvent::PinReport(report) => self.on_pin_report(report.version).await,
             BackendEvent::Event(event) => self.on_gateway_event(&event).await,
             BackendEvent::Bye { reason } => {
-                debug!(agent_id = %self.peer.identity.agent_id, reason, "the gateway says goodbye")
+                debug!(agent_id = %self.peer.identity.agent_id, reason, "the gateway says goodbye");
             }
             // The loop asks `closed` itself.
             BackendEvent::Closed(_) => {}

@@ -89,14 +89,15 @@ impl Listener {
     /// An error of `accept` concerns one connection or all of them; neither ends the listener.
     async fn failed(&self, error: &io::Error) {
         self.inbound.metrics.refused("accept_failed");
-        match error.kind() {
+        let concerns_one = matches!(
+            error.kind(),
             io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::Interrupted => {}
-            _ => {
-                warn!(%error, "cannot accept connections; trying again");
-                sleep(EXHAUSTED_PAUSE).await;
-            }
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::Interrupted
+        );
+        if !concerns_one {
+            warn!(%error, "cannot accept connections; trying again");
+            sleep(EXHAUSTED_PAUSE).await;
         }
     }
 }

@@ -64,7 +64,6 @@ pub(super) async fn serve(stream: TlsStream<TcpStream>, verdict: Verdict) -> Opt
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
-        .keep_alive(false)
         .max_headers(HEADERS_MAX)
         .max_buf_size(HEAD_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), service)

@@ -136,7 +136,7 @@ impl Authority {
                 };
             params.subject_alt_names.push(san);
         }
-        self.sign(params)
+        self.sign(&params)
     }
 
     /// A gateway's certificate: its identity is the one URI name, its common name is for people.
@@ -159,10 +159,10 @@ impl Authority {
             identity.tenant, identity.agent_id
         );
         params.subject_alt_names = vec![SanType::URI(uri.as_str().try_into()?)];
-        self.sign(params)
+        self.sign(&params)
     }
 
-    fn sign(&self, params: CertificateParams) -> Result<Issued, PkiError> {
+    fn sign(&self, params: &CertificateParams) -> Result<Issued, PkiError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let not_after = params.not_after;
         let serial = params
@@ -187,7 +187,7 @@ impl Standby {
     /// When it cannot be made.
     pub fn create() -> Result<Self, PkiError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        Self::of(&key)
+        Ok(Self::of(&key))
     }
 
     /// The key in a PEM text.
@@ -196,16 +196,16 @@ impl Standby {
     ///
     /// When it is none.
     pub fn load(key: &str) -> Result<Self, PkiError> {
-        Self::of(&KeyPair::from_pem(key)?)
+        Ok(Self::of(&KeyPair::from_pem(key)?))
     }
 
-    fn of(key: &KeyPair) -> Result<Self, PkiError> {
+    fn of(key: &KeyPair) -> Self {
         use rcgen::PublicKeyData;
         let spki = key.subject_public_key_info();
-        Ok(Self {
+        Self {
             key: Zeroizing::new(key.serialize_pem()),
             pin: SpkiPin::from_digest(Sha256::digest(spki).into()),
-        })
+        }
     }
 }
 

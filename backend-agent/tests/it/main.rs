@@ -1,4 +1,9 @@
 //! Tests of the backend through its public parts.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+mod api;
+mod config;
+mod inbound;
+mod pki;
+mod queue;
 mod store;

@@ -294,6 +294,10 @@ mod tests {
         )
     }
 
+    #[expect(
+        clippy::unwrap_in_result,
+        reason = "the result under test is the template's"
+    )]
     fn parse(argv: &[&str], declared: &[Argument]) -> Result<ArgvTemplate, Vec<TemplateProblem>> {
         let argv: Vec<String> = argv.iter().map(|&element| element.to_owned()).collect();
         let grammar = Grammar::new(declared).unwrap();

@@ -20,6 +20,8 @@ const ATTEMPTS: u16 = 3;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Ports that are tried when there is only TCP; a refusal is an answer.
 const PORTS: &[u16] = &[443, 80, 22];
+/// How long one port may take; all attempts at all ports stay within the command's time limit.
+const PORT_PATIENCE: Duration = Duration::from_secs(1);
 
 pub(super) fn ping(output: &mut dyn Write, host: &str) -> Result<(), BuiltinError> {
     let addresses = network::addresses(host)?;
@@ -89,7 +91,7 @@ fn by_tcp(output: &mut dyn Write, address: IpAddr) -> Result<(), BuiltinError> {
     ask(output, "tcp", address, |_sequence| {
         let mut last = io::Error::from(ErrorKind::TimedOut);
         for port in PORTS {
-            match TcpStream::connect_timeout(&SocketAddr::new(address, *port), PATIENCE) {
+            match TcpStream::connect_timeout(&SocketAddr::new(address, *port), PORT_PATIENCE) {
                 Ok(_stream) => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Ok(()),
                 Err(error) => last = error,

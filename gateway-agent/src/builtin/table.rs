@@ -27,16 +27,16 @@ pub(super) fn write(
         })
         .collect();
     for row in std::iter::once(&header).chain(rows) {
-        let mut line = String::new();
-        for ((cell, (_, align)), width) in row.iter().zip(columns).zip(&widths) {
-            if !line.is_empty() {
-                line.push_str("  ");
-            }
-            match align {
-                Align::Left => line.push_str(&format!("{cell:<width$}")),
-                Align::Right => line.push_str(&format!("{cell:>width$}")),
-            }
-        }
+        let cells: Vec<String> = row
+            .iter()
+            .zip(columns)
+            .zip(&widths)
+            .map(|((cell, (_, align)), &width)| match align {
+                Align::Left => format!("{cell:<width$}"),
+                Align::Right => format!("{cell:>width$}"),
+            })
+            .collect();
+        let line = cells.join("  ");
         writeln!(output, "{}", line.trim_end())?;
     }
     Ok(())

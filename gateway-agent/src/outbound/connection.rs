@@ -1,562 +1,557 @@
-//! Drives one session over one socket: one loop, one order, and every event matched once.
+//! Drives one session over one socket, in a fixed order: due timeout, events, messages, then wait for whatever comes.
 
-use std::collections::BTreeMap;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::Poll;
+use std::collections::{BTreeMap, VecDeque};
+use std::future::poll_fn;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::{Sink, SinkExt, Stream};
-use tokio::sync::{Mutex, mpsc, watch};
-use tokio_tungstenite::tungstenite::protocol::CloseFrame;
-use tokio_tungstenite::tungstenite::{self, Message};
+use futures_util::future::{BoxFuture, OptionFuture};
+use tokio::sync::mpsc;
+use tracing::{info, warn};
 use viworks_common::code::CloseCode;
 use viworks_common::id::AgentRunId;
-use viworks_common::pin::{PinSet, SpkiPin};
+use viworks_common::limits;
 use viworks_common::session::backoff::FailureClass;
-use viworks_common::session::{AgentEvent, AgentSession, Closed, SendRefusal};
-use viworks_common::telemetry::{Batch, BatchColumns};
+use viworks_common::session::{
+    AgentEvent, AgentSession, AgentSessionConfig, Closed, End, SendRefusal,
+};
+use viworks_common::telemetry::{Batch, Position};
 use viworks_common::time::{Monotonic, Timestamp};
-use viworks_common::wire::message::{AgentMessage, Catalogue, Heartbeat, Hello, Output, PinReport, Welcome};
-use viworks_runtime::clock::{self, Clock};
-use viworks_runtime::lifecycle::Lifecycle;
+use viworks_common::wire::message::{
+    AgentMessage, Catalogue, Heartbeat, Hello, Output, Permit, PinReport, Welcome,
+};
+use viworks_runtime::clock::sleep_until;
 use viworks_runtime::random;
 
-use crate::engine::Engine;
+use super::Parts;
+use super::dial::Dialled;
+use super::socket::{AgentSocket, Received};
+use crate::engine::{Input, hex_of};
 use crate::executor::LiveOutput;
-use crate::journal::Journal;
-use crate::spool::{Spool, SpoolError};
-use crate::status::Status;
+use crate::spool::SpoolError;
 
-/// Below this much credit no batch is worth its framing.
-const TELEMETRY_CREDIT_MIN: usize = 2 * 1024;
-/// Frames written before the socket is flushed and the reader looked at.
-const FRAMES_PER_FLUSH_MAX: usize = 16;
-/// How long the close handshake may take.
-const CLOSE_WITHIN: Duration = Duration::from_secs(1);
+/// Messages of the engine that may wait for the socket.
+const MESSAGES_MAX: usize = limits::COMMANDS_UNREPORTED_MAX;
 
-/// A WebSocket, encrypted or not.
-pub trait Socket:
-    Stream<Item = Result<Message, tungstenite::Error>> + Sink<Message, Error = tungstenite::Error> + Unpin + Send
-{
-}
+/// How often the spool is looked at for new records, and the drain for its end.
+const TICK: Duration = Duration::from_millis(250);
 
-impl<S> Socket for S where
-    S: Stream<Item = Result<Message, tungstenite::Error>> + Sink<Message, Error = tungstenite::Error> + Unpin + Send
-{
-}
+/// How long a session waits for the last acknowledgement when the agent stops.
+const DRAIN_TIME: Duration = Duration::from_secs(18);
 
-/// What a connection works with.
-#[derive(Clone)]
-pub struct Context {
-    /// Commands.
-    pub engine: Engine,
-    /// The ratchet.
-    pub journal: Journal,
-    /// Telemetry.
-    pub spool: Spool,
-    /// Live output of running commands.
-    pub live: Arc<Mutex<mpsc::Receiver<LiveOutput>>>,
-    /// Changes of the catalogue.
-    pub catalogue_changes: watch::Receiver<u64>,
-    /// What people are shown.
-    pub status: Status,
-    /// Where pin sets are kept.
-    pub pins: Arc<dyn PinKeeper>,
-    /// Time.
-    pub clock: Arc<dyn Clock>,
-    /// Stopping.
-    pub lifecycle: Lifecycle,
-    /// A send without progress for this long closes.
-    pub send_timeout: Duration,
-}
-
-/// Keeps pin sets across restarts.
-pub trait PinKeeper: Send + Sync {
-    /// The set in force.
-    fn current(&self) -> PinSet;
-    /// Takes a newer set into force, durably; the older one stays trusted until a session is confirmed on the newer.
-    ///
-    /// # Errors
-    /// Why it was not taken.
-    fn adopt(&self, offered: &PinSet, live: &SpkiPin) -> Result<(), String>;
-    /// A session was confirmed on a server key.
-    fn confirmed(&self, live: &SpkiPin);
-}
-
-/// How a connection ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// How a session, or an attempt at one, came to its end.
+#[derive(Debug)]
 pub struct Ended {
-    /// What it says about the next attempt.
+    /// When to try again.
     pub class: FailureClass,
-    /// One sentence for people.
+    /// In one sentence.
     pub cause: String,
-    /// What to do, when something should be done.
-    pub fix: Option<String>,
-    /// How long the session was confirmed.
-    pub confirmed_for: Duration,
+    /// What to do about it; empty when there is nothing to do.
+    pub fix: &'static str,
+    /// How long it was confirmed.
+    pub confirmed_for: Option<Duration>,
 }
 
-/// Runs the session to its end.
-pub async fn drive(socket: impl Socket, session: AgentSession, hello: Hello, live_pin: SpkiPin, context: &Context) -> Ended {
-    Connection {
-        socket,
-        session,
-        hello: Some(hello),
-        live_pin,
-        context: context.clone(),
-        uplink: None,
-        waiting: None,
-        unsent_output: None,
-        in_flight: BTreeMap::new(),
-        reading: None,
-        spool_checked: u64::MAX,
-        slot: Duration::ZERO,
+/// Runs one session to its end.
+pub async fn run(dialled: Dialled, parts: &Parts, live: &mut mpsc::Receiver<LiveOutput>) -> Ended {
+    let now = parts.clock.now();
+    let config = AgentSessionConfig {
+        identity: parts.identity.name.clone(),
+        key: parts.identity.key.clone(),
+        key_generation: parts.identity.key_generation,
+        binding: dialled.binding,
+        version_floor: parts.version_floor,
+        opening_timeout: parts.opening_timeout,
+    };
+    let (sender, messages) = mpsc::channel(MESSAGES_MAX);
+    let mut connection = Connection {
+        parts,
+        session: AgentSession::new(config, now),
+        socket: AgentSocket::new(dialled.socket, parts.send_timeout),
+        pin: dialled.pin,
+        messages,
+        sender: Some(sender),
+        held: None,
         welcome: None,
-        established_at: None,
-        flushing_since: None,
-        drain: None,
-        refused: None,
-        close_frame: None,
-        skew_ms: None,
-        round_trip: None,
-    }
-    .run()
-    .await
+        confirmed_at: None,
+        told: None,
+        measured: (None, None),
+        sent: BTreeMap::new(),
+        committed: VecDeque::new(),
+        look_again: true,
+        draining_until: None,
+    };
+    let ended = connection.drive(live).await;
+    // Its messages go nowhere now; the engine notices by the closed channel.
+    connection.messages.close();
+    ended
 }
 
-type Reading = Pin<Box<dyn Future<Output = Result<Option<Batch>, SpoolError>> + Send>>;
-
-struct Connection<S> {
-    socket: S,
+struct Connection<'p> {
+    parts: &'p Parts,
     session: AgentSession,
-    hello: Option<Hello>,
-    live_pin: SpkiPin,
-    context: Context,
-    /// What the engine has to say in this session.
-    uplink: Option<mpsc::Receiver<AgentMessage>>,
-    /// A message the session had no room for.
-    waiting: Option<AgentMessage>,
-    unsent_output: Option<LiveOutput>,
-    /// Up to where each spool epoch was sent.
-    in_flight: BTreeMap<AgentRunId, u64>,
-    /// A look into the spool.
-    reading: Option<Reading>,
-    /// How much had been appended when the spool was last looked at; what was appended since is not known yet.
-    spool_checked: u64,
-    slot: Duration,
+    socket: AgentSocket,
+    pin: viworks_common::pin::SpkiPin,
+    messages: mpsc::Receiver<AgentMessage>,
+    sender: Option<mpsc::Sender<AgentMessage>>,
+    /// A message that the session had no room for.
+    held: Option<AgentMessage>,
     welcome: Option<Box<Welcome>>,
-    established_at: Option<Monotonic>,
-    flushing_since: Option<Monotonic>,
-    drain: Option<Duration>,
-    refused: Option<(CloseCode, String, Option<Duration>)>,
-    close_frame: Option<(u16, String)>,
-    skew_ms: Option<i64>,
-    round_trip: Option<Duration>,
+    confirmed_at: Option<Monotonic>,
+    /// What the backend said about the next attempt.
+    told: Option<FailureClass>,
+    /// Round trip in microseconds and skew in milliseconds.
+    measured: (Option<u64>, Option<i64>),
+    /// How far each spool epoch was sent in this session.
+    sent: BTreeMap<AgentRunId, u64>,
+    committed: VecDeque<Position>,
+    look_again: bool,
+    draining_until: Option<Monotonic>,
 }
 
-/// What woke the loop.
-enum Wake {
-    Frame(Option<Result<Message, tungstenite::Error>>),
-    Flushed(Result<(), tungstenite::Error>),
-    Uplink(Option<AgentMessage>),
+/// What the loop waited for.
+enum Woken {
+    Network(Received),
+    Message(AgentMessage),
     Live(LiveOutput),
     Batch(Result<Option<Batch>, SpoolError>),
-    Spooled,
-    CatalogueChanged,
-    Timer,
+    Trimmed(Result<(), SpoolError>),
+    Tick,
+    Due,
     Stopping,
 }
 
-impl<S: Socket> Connection<S> {
-    async fn run(mut self) -> Ended {
-        let lost = loop {
-            let now = self.context.clock.now();
-            if self.session.poll_timeout().is_some_and(|(due, _why)| due <= now) {
-                self.session.handle_timeout(now);
-            }
+impl Connection<'_> {
+    async fn drive(&mut self, live: &mut mpsc::Receiver<LiveOutput>) -> Ended {
+        let clock = std::sync::Arc::clone(&self.parts.clock);
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut look: OptionFuture<BoxFuture<'static, _>> = None.into();
+        let mut looking = false;
+        let mut trim: OptionFuture<BoxFuture<'static, _>> = None.into();
+        let mut trimming = false;
+        loop {
+            let now = clock.now();
+            self.session.handle_timeout(now);
             while let Some(event) = self.session.poll_event() {
-                self.handle(event).await;
+                self.event(event).await;
             }
-            if let Err(error) = self.transmit().await {
-                break Some(describe(&error));
+            self.forward(clock.now());
+            self.stop_if_drained(clock.now());
+            if let Some(closed) = self.session.closed().cloned() {
+                self.socket
+                    .close(&mut self.session, &closed, clock.now())
+                    .await;
+                return self.ended(&closed);
             }
-            if self.session.closed().is_some() && self.flushing_since.is_none() {
-                break None;
+            if !looking && let Some(next) = self.look() {
+                look = Some(next).into();
+                looking = true;
             }
-            if self.stalled() {
-                break Some(format!("a send made no progress for {} s", self.context.send_timeout.as_secs_f64()));
+            if !trimming && let Some(position) = self.committed.pop_front() {
+                let spool = self.parts.spool.clone();
+                let work: BoxFuture<'static, _> =
+                    Box::pin(async move { spool.acknowledge(position).await });
+                trim = Some(work).into();
+                trimming = true;
             }
-            let wake = self.wait().await;
-            if let Some(lost) = self.take(wake).await {
-                break Some(lost);
-            }
-        };
-        self.say_goodbye().await;
-        self.ended(lost)
-    }
-
-    fn stalled(&self) -> bool {
-        self.flushing_since.is_some_and(|since| self.context.clock.now().saturating_since(since) >= self.context.send_timeout)
-    }
-
-    /// The time at which something must be looked at, whatever happens.
-    fn next_timer(&self) -> Monotonic {
-        let session = self.session.poll_timeout().map(|(due, _why)| due);
-        let stall = self.flushing_since.map(|since| since.saturating_add(self.context.send_timeout));
-        let far = self.context.clock.now().saturating_add(Duration::from_secs(60));
-        session.into_iter().chain(stall).min().unwrap_or(far)
-    }
-
-    async fn wait(&mut self) -> Wake {
-        let timer = self.next_timer();
-        let established = self.established_at.is_some() && self.session.closed().is_none();
-        let wants_telemetry = established && self.reading.is_none() && self.session.telemetry_credit() >= TELEMETRY_CREDIT_MIN;
-        if wants_telemetry && self.spool_checked != self.context.spool.appended_count() {
-            self.spool_checked = self.context.spool.appended_count();
-            self.reading = Some(self.read_spool());
-        }
-        let takes_uplink = established && self.waiting.is_none();
-        let takes_output = established && self.unsent_output.is_none() && self.session.output_credit() > 0;
-        let open = self.session.closed().is_none();
-        let flushing = self.flushing_since.is_some();
-        let Self { socket, uplink, reading, context, .. } = self;
-        let Context { spool, live, catalogue_changes, clock, lifecycle, .. } = context;
-        let io = std::future::poll_fn(|cx| {
-            if flushing && let Poll::Ready(flushed) = Pin::new(&mut *socket).poll_flush(cx) {
-                return Poll::Ready(Wake::Flushed(flushed));
-            }
-            if open { Pin::new(&mut *socket).poll_next(cx).map(Wake::Frame) } else { Poll::Pending }
-        });
-        tokio::select! {
-            biased;
-            wake = io => wake,
-            () = clock::sleep_until(clock.as_ref(), timer) => Wake::Timer,
-            () = lifecycle.stopping(), if open => Wake::Stopping,
-            message = receive(uplink), if takes_uplink => Wake::Uplink(message),
-            batch = poll_reading(reading), if reading.is_some() => Wake::Batch(batch),
-            output = next_output(live), if takes_output => Wake::Live(output),
-            () = changed(catalogue_changes), if established => Wake::CatalogueChanged,
-            () = spool.appended(), if wants_telemetry && reading.is_none() => Wake::Spooled,
-        }
-    }
-
-    /// Does what woke the loop; says so when the connection is lost.
-    async fn take(&mut self, wake: Wake) -> Option<String> {
-        let now = self.context.clock.now();
-        match wake {
-            Wake::Frame(None) => return Some("the backend closed the connection".to_owned()),
-            Wake::Frame(Some(Err(error))) => return Some(describe(&error)),
-            Wake::Frame(Some(Ok(message))) => return self.frame(message, now),
-            Wake::Flushed(Err(error)) => return Some(describe(&error)),
-            Wake::Flushed(Ok(())) => self.flushing_since = None,
-            Wake::Uplink(Some(message)) => self.send(message),
-            Wake::Uplink(None) => self.uplink = None,
-            Wake::Live(output) => self.send_output(output),
-            Wake::Batch(batch) => {
-                self.reading = None;
-                self.send_batch(batch);
-            }
-            Wake::Spooled | Wake::Timer => {}
-            Wake::CatalogueChanged => self.send_catalogue(),
-            Wake::Stopping => self.session.close("the agent stops", now),
-        }
-        None
-    }
-
-    fn frame(&mut self, message: Message, now: Monotonic) -> Option<String> {
-        match message {
-            Message::Binary(bytes) => self.session.handle_frame(&bytes, now),
-            Message::Close(frame) => {
-                self.close_frame = frame.map(|frame| (u16::from(frame.code), frame.reason.to_string()));
-                return Some("the backend closed the session".to_owned());
-            }
-            // The library answers pings by itself; text is not part of the protocol.
-            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
-            Message::Text(_) => return Some("the backend sent a text message, which the protocol does not have".to_owned()),
-        }
-        None
-    }
-
-    /// Puts what the session has on the socket, as far as it goes without waiting.
-    async fn transmit(&mut self) -> Result<(), tungstenite::Error> {
-        if let Some(message) = self.waiting.take() {
-            self.send(message);
-        }
-        if let Some(output) = self.unsent_output.take() {
-            self.send_output(output);
-        }
-        if self.flushing_since.is_some() {
-            return Ok(());
-        }
-        let now = self.context.clock.now();
-        let mut written = 0;
-        while written < FRAMES_PER_FLUSH_MAX {
-            let Some(bytes) = self.session.poll_transmit(now) else { break };
-            if written == 0 {
-                std::future::poll_fn(|cx| Pin::new(&mut self.socket).poll_ready(cx)).await?;
-            }
-            Pin::new(&mut self.socket).start_send(Message::Binary(Bytes::from(bytes)))?;
-            written += 1;
-        }
-        if written > 0 {
-            self.flushing_since = Some(now);
-        }
-        Ok(())
-    }
-
-    async fn handle(&mut self, event: AgentEvent) {
-        let now = self.context.clock.now();
-        match event {
-            AgentEvent::Challenged { server_time } => {
-                self.note_skew(server_time, Duration::ZERO);
-                if let Some(hello) = self.hello.take() {
-                    self.session.hello(hello, random::bytes(), now);
+            let due = self
+                .session
+                .poll_timeout()
+                .map(|(due, _)| due)
+                .into_iter()
+                .chain(self.socket.stuck_at())
+                .min();
+            let (session, socket) = (&mut self.session, &mut self.socket);
+            let room = self.held.is_none() && self.confirmed_at.is_some();
+            let woken = tokio::select! {
+                biased;
+                received = poll_fn(|context| socket.poll_step(context, session, clock.now())) => Woken::Network(received),
+                () = sleep_until(&*clock, due.unwrap_or_default()), if due.is_some() => Woken::Due,
+                () = self.parts.lifecycle.stopping(), if self.draining_until.is_none() => Woken::Stopping,
+                Some(message) = self.messages.recv(), if room => Woken::Message(message),
+                Some(piece) = live.recv(), if self.confirmed_at.is_some() => Woken::Live(piece),
+                Some(batch) = &mut look, if looking => Woken::Batch(batch),
+                Some(trimmed) = &mut trim, if trimming => Woken::Trimmed(trimmed),
+                _ = tick.tick() => Woken::Tick,
+            };
+            match woken {
+                Woken::Network(Received::Frame(bytes)) => {
+                    self.session.handle_frame(&bytes, clock.now());
+                }
+                Woken::Network(other) => return self.lost(other),
+                Woken::Message(message) => self.held = Some(message),
+                Woken::Live(piece) => self.output(piece),
+                Woken::Batch(batch) => {
+                    looking = false;
+                    look = None.into();
+                    self.batch(batch);
+                }
+                Woken::Trimmed(trimmed) => {
+                    trimming = false;
+                    trim = None.into();
+                    if let Err(error) = trimmed {
+                        warn!(%error, "the spool was not trimmed");
+                    }
+                }
+                Woken::Tick => self.look_again = true,
+                Woken::Due => {
+                    if self.socket.stuck_at().is_some_and(|due| due <= clock.now()) {
+                        return self.lost(Received::Stuck);
+                    }
+                }
+                Woken::Stopping => {
+                    self.draining_until = Some(clock.now().saturating_add(DRAIN_TIME));
                 }
             }
+        }
+    }
+
+    async fn event(&mut self, event: AgentEvent) {
+        match event {
+            AgentEvent::Challenged { server_time } => self.hello(server_time).await,
             AgentEvent::Welcomed(welcome) => self.welcomed(welcome).await,
-            AgentEvent::Established => self.established(now),
-            AgentEvent::HeartbeatDue => self.heartbeat(now),
+            AgentEvent::Established => self.established(),
+            AgentEvent::HeartbeatDue => self.heartbeat(),
             AgentEvent::RoundTrip { rtt, server_time } => {
-                self.round_trip = Some(rtt);
-                self.note_skew(server_time, rtt / 2);
-                self.context.status.measured(rtt, self.skew_ms);
+                let skew = self.skew(server_time);
+                self.measured.0 = Some(u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX));
+                self.parts.status.measured(rtt, skew);
             }
             AgentEvent::TelemetryAcknowledged(position) => {
-                // There is more credit, and with it perhaps room for what did not fit.
-                self.spool_checked = u64::MAX;
-                if let Err(error) = self.context.spool.acknowledge(position).await {
-                    tracing::error!(%error, "the spool could not be trimmed; its records are sent again");
-                }
+                self.look_again = true;
+                // One entry per epoch: a later position covers an earlier one.
+                self.committed
+                    .retain(|waiting| waiting.spool_epoch != position.spool_epoch);
+                self.committed.push_back(position);
             }
             AgentEvent::Command(command) => {
-                let deadline = self.deadline(command.deadline.as_of, command.deadline.remaining_ms);
-                self.context.engine.offered(*command, deadline);
+                let deadline = self.deadline(&command.deadline);
+                self.tell(Input::Command(command, deadline));
             }
             AgentEvent::Go(go) => {
-                let deadline = self.deadline(go.permit.as_of, go.permit.remaining_ms);
-                self.context.engine.permitted(go.command_id, deadline);
+                let deadline = self.deadline(&go.permit);
+                self.tell(Input::Go(go.command_id, deadline));
             }
-            AgentEvent::Drop(command_id) => self.context.engine.dropped(command_id),
-            AgentEvent::Cancel(command_id) => self.context.engine.cancelled(command_id),
-            AgentEvent::ResultAcknowledged { command_id, low_water } => self.context.engine.acknowledged(command_id, low_water),
+            AgentEvent::Drop(command_id) => self.tell(Input::Drop(command_id)),
+            AgentEvent::Cancel(command_id) => self.tell(Input::Cancel(command_id)),
+            AgentEvent::ResultAcknowledged {
+                command_id,
+                low_water,
+            } => self.tell(Input::ResultAcknowledged {
+                command_id,
+                low_water,
+            }),
             AgentEvent::Draining { reconnect_after } => {
-                self.drain = Some(reconnect_after);
-                self.session.close("draining", now);
+                info!(?reconnect_after, "the backend asks to reconnect");
+                self.told = Some(FailureClass::Told {
+                    after: reconnect_after,
+                });
+                let now = self.parts.clock.now();
+                self.forward(now);
+                self.session.close("drained", now);
             }
-            AgentEvent::Refused { code, reason, retry_after } => self.refused = Some((code, reason, retry_after)),
-            AgentEvent::Closed(closed) => tracing::debug!(code = closed.name(), reason = closed.reason, "session closed"),
+            AgentEvent::Refused {
+                code, retry_after, ..
+            } => self.told = Some(FailureClass::of_refusal(code, retry_after)),
+            // Seen by `closed`, after what is still to be sent.
+            AgentEvent::Closed(_) => {}
         }
     }
 
-    /// A permit counts from when the frame it names was sent, so delay can only end it early.
-    fn deadline(&self, as_of: u64, remaining_ms: u64) -> Monotonic {
-        self.session.sent_at(as_of).saturating_add(Duration::from_millis(remaining_ms))
+    async fn hello(&mut self, server_time: Timestamp) {
+        let skew = self.skew(server_time);
+        if skew.unsigned_abs() > 5_000 {
+            warn!(
+                skew_ms = skew,
+                "this gateway's clock and the backend's differ"
+            );
+        }
+        match self.compose_hello().await {
+            Ok(hello) => {
+                let nonce = random::bytes();
+                self.session.hello(hello, nonce, self.parts.clock.now());
+            }
+            Err(reason) => {
+                warn!(reason, "the state of this gateway cannot be read");
+                self.session.close(&reason, self.parts.clock.now());
+            }
+        }
     }
 
-    /// Epoch and token are durable before the backend hears of it.
+    async fn compose_hello(&self) -> Result<Hello, String> {
+        let parts = self.parts;
+        let failed = |error: &dyn std::error::Error| error.to_string();
+        let meta = parts.journal.meta().await.map_err(|error| failed(&error))?;
+        let (epoch, token) = parts.identity.ratchet(&meta);
+        let mut telemetry = parts
+            .spool
+            .positions()
+            .await
+            .map_err(|error| failed(&error))?;
+        telemetry.truncate(limits::TELEMETRY_POSITIONS_MAX);
+        Ok(Hello {
+            install_id: parts.identity.install_id,
+            boot_id: parts.identity.boot_id,
+            agent_run_id: parts.identity.agent_run_id,
+            epoch,
+            token,
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: 1,
+            capabilities: Vec::new(),
+            catalogue_digest: hex_of(&parts.catalogue.digest()),
+            labels: parts.labels.clone(),
+            unreported: parts
+                .journal
+                .unreported()
+                .await
+                .map_err(|error| failed(&error))?,
+            highest_order: meta.highest_order,
+            low_water: meta.low_water,
+            pin_set_version: parts.pins.current().version,
+            telemetry,
+        })
+    }
+
     async fn welcomed(&mut self, welcome: Box<Welcome>) {
-        let now = self.context.clock.now();
-        if let Err(error) = self.context.journal.store_epoch(welcome.epoch, &welcome.token).await {
-            tracing::error!(%error, "the session's epoch could not be made durable");
-            self.session.close("the epoch could not be made durable", now);
-            return;
+        let stored = self
+            .parts
+            .journal
+            .store_epoch(welcome.epoch, &welcome.token)
+            .await;
+        if let Err(error) = stored {
+            warn!(%error, "the new epoch cannot be kept");
+            let reason = format!("the new epoch cannot be kept: {error}");
+            return self.session.close(&reason, self.parts.clock.now());
         }
-        for position in &welcome.committed {
-            if let Err(error) = self.context.spool.acknowledge(*position).await {
-                tracing::error!(%error, "the spool could not be trimmed; its records are sent again");
-            }
-        }
-        self.slot = Duration::from_millis(welcome.reconnect_slot_ms);
         self.welcome = Some(welcome);
-        self.session.confirm(now);
+        self.session.confirm(self.parts.clock.now());
     }
 
-    fn established(&mut self, now: Monotonic) {
-        let Some(welcome) = self.welcome.take() else { return };
-        self.established_at = Some(now);
-        self.context.pins.confirmed(&self.live_pin);
-        self.context.status.connected(welcome.epoch);
-        tracing::info!(epoch = welcome.epoch, "session established");
-        self.uplink = Some(self.context.engine.connected(welcome.low_water));
-        if !welcome.catalogue_known {
-            self.send_catalogue();
-        }
-        let offered = welcome.pins;
-        if let Some(offered) = &offered
-            && let Err(reason) = self.context.pins.adopt(offered, &self.live_pin)
+    fn established(&mut self) {
+        let (Some(welcome), Some(messages)) = (self.welcome.take(), self.sender.take()) else {
+            return;
+        };
+        let now = self.parts.clock.now();
+        self.confirmed_at = Some(now);
+        self.parts
+            .status
+            .connected(welcome.epoch, self.parts.clock.wall());
+        info!(epoch = welcome.epoch, "connected");
+        self.told = Some(FailureClass::Slot {
+            within: Duration::from_millis(welcome.reconnect_slot_ms),
+        });
+        self.committed.extend(welcome.committed.iter().copied());
+        self.tell(Input::Attach {
+            messages,
+            low_water: welcome.low_water,
+        });
+        if let Some(offered) = welcome.pins
+            && let Err(error) = self.parts.pins.adopt(offered, &self.pin)
         {
-            tracing::warn!(version = offered.version, reason, "the offered pin set was not adopted");
+            warn!(%error, "the backend's pin set was not taken over");
         }
-        if offered.is_some() {
-            self.send(AgentMessage::PinReport(PinReport { version: self.context.pins.current().version }));
+        let version = self.parts.pins.current().version;
+        self.control(AgentMessage::PinReport(PinReport { version }));
+        if !welcome.catalogue_known {
+            let catalogue = &self.parts.catalogue;
+            self.control(AgentMessage::Catalogue(Catalogue {
+                digest: hex_of(&catalogue.digest()),
+                commands: catalogue.entries(),
+            }));
         }
     }
 
-    fn heartbeat(&mut self, now: Monotonic) {
-        let figures = self.context.spool.figures();
-        self.send(AgentMessage::Heartbeat(Heartbeat {
+    fn heartbeat(&mut self) {
+        let figures = self.parts.spool.figures();
+        let now = self.parts.clock.now();
+        let heartbeat = Heartbeat {
             sent_at_ms: u64::try_from(now.as_duration().as_millis()).unwrap_or(u64::MAX),
-            round_trip_us: self.round_trip.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
-            clock_skew_ms: self.skew_ms,
+            round_trip_us: self.measured.0,
+            clock_skew_ms: self.measured.1,
             spool_records: figures.records,
             spool_bytes: figures.bytes,
-            commands_running: self.context.engine.running(),
-        }));
+            commands_running: self.parts.executor.running(),
+        };
+        self.control(AgentMessage::Heartbeat(heartbeat));
     }
 
-    /// Nothing is accepted or refused because of it; it is reported.
-    fn note_skew(&mut self, server_time: Timestamp, one_way: Duration) {
-        let there = server_time.saturating_add(one_way).unix_millis();
-        self.skew_ms = Some(self.context.clock.wall().unix_millis().saturating_sub(there));
+    /// Sends what must not be held up by anything.
+    fn control(&mut self, message: AgentMessage) {
+        let name = message.name();
+        if let Err(error) = self.session.send(message, self.parts.clock.now()) {
+            warn!(%error, name, "a message was not taken by the session");
+        }
     }
 
-    fn send_catalogue(&mut self) {
-        let catalogue = self.context.engine.catalogue();
-        let digest = viworks_common::command::format_digest(&catalogue.digest());
-        self.send(AgentMessage::Catalogue(Catalogue { digest, commands: catalogue.entries() }));
+    fn skew(&mut self, server_time: Timestamp) -> i64 {
+        let skew = self
+            .parts
+            .clock
+            .wall()
+            .unix_millis()
+            .saturating_sub(server_time.unix_millis());
+        self.measured.1 = Some(skew);
+        skew
     }
 
-    /// Hands a message to the session; one that has no room waits, and nothing more is taken meanwhile.
-    fn send(&mut self, message: AgentMessage) {
-        match self.session.send(message.clone(), self.context.clock.now()) {
-            Ok(()) => {}
-            Err(SendRefusal::Full | SendRefusal::NoCredit) => self.waiting = Some(message),
-            // The session is over; what matters is said again in the next one.
-            Err(SendRefusal::NotEstablished | SendRefusal::Draining) => {}
-            Err(error @ (SendRefusal::TooLarge { .. } | SendRefusal::Reserved)) => {
-                tracing::error!(kind = message.name(), %error, "a message could not be sent");
+    /// Until when a permit holds, on this gateway's own clock: delay can only end it early.
+    fn deadline(&self, permit: &Permit) -> Monotonic {
+        self.session
+            .sent_at(permit.as_of)
+            .saturating_add(Duration::from_millis(permit.remaining_ms))
+    }
+
+    fn tell(&mut self, input: Input) {
+        if !self.parts.engine.tell(input) {
+            let reason = "the command engine is too far behind";
+            self.session.close(reason, self.parts.clock.now());
+        }
+    }
+
+    /// Moves messages of the engine into the session, as far as it has room.
+    fn forward(&mut self, now: Monotonic) {
+        if self.confirmed_at.is_none() {
+            return;
+        }
+        while let Some(message) = self.held.take().or_else(|| self.messages.try_recv().ok()) {
+            match self.session.send(message.clone(), now) {
+                Ok(()) => {}
+                Err(SendRefusal::Full | SendRefusal::NoCredit) => {
+                    self.held = Some(message);
+                    return;
+                }
+                // The journal keeps it for the next session.
+                Err(SendRefusal::NotEstablished | SendRefusal::Draining) => return,
+                Err(error @ (SendRefusal::TooLarge { .. } | SendRefusal::Reserved)) => {
+                    warn!(%error, name = message.name(), "a message cannot be sent");
+                }
             }
         }
     }
 
-    fn send_output(&mut self, output: LiveOutput) {
+    /// Live output is best effort: without credit it is left out, the result has it.
+    fn output(&mut self, piece: LiveOutput) {
         let message = AgentMessage::Output(Output {
-            command_id: output.command_id,
-            stream: output.stream,
-            offset: output.offset,
-            data: output.data.clone(),
+            command_id: piece.command_id,
+            stream: piece.stream,
+            offset: piece.offset,
+            data: piece.data,
         });
-        match self.session.send(message, self.context.clock.now()) {
-            Ok(()) => {}
-            Err(SendRefusal::Full | SendRefusal::NoCredit) => self.unsent_output = Some(output),
-            // Live output is best effort; what is retained travels with the result.
-            Err(SendRefusal::NotEstablished | SendRefusal::Draining | SendRefusal::TooLarge { .. } | SendRefusal::Reserved) => {}
-        }
+        let _left_out = self.session.send(message, self.parts.clock.now()).is_err();
     }
 
-    fn read_spool(&self) -> Reading {
-        let spool = self.context.spool.clone();
-        let in_flight = self.in_flight.clone();
+    /// The next look into the spool, when there may be something and it may be sent.
+    fn look(&mut self) -> Option<BoxFuture<'static, Result<Option<Batch>, SpoolError>>> {
         let credit = self.session.telemetry_credit();
-        Box::pin(async move { spool.next_batch(&in_flight, credit).await })
+        if !self.look_again || credit == 0 {
+            return None;
+        }
+        self.look_again = false;
+        let (spool, sent) = (self.parts.spool.clone(), self.sent.clone());
+        Some(Box::pin(
+            async move { spool.next_batch(&sent, credit).await },
+        ))
     }
 
-    fn send_batch(&mut self, batch: Result<Option<Batch>, SpoolError>) {
+    fn batch(&mut self, batch: Result<Option<Batch>, SpoolError>) {
         let batch = match batch {
             Ok(Some(batch)) => batch,
             Ok(None) => return,
             Err(error) => {
-                tracing::error!(%error, "the spool could not be read");
+                warn!(%error, "the spool cannot be read");
                 return;
             }
         };
-        let (spool_epoch, to_seq) = (batch.spool_epoch, batch.to_seq);
-        match self.session.send(AgentMessage::Telemetry(BatchColumns::from(batch)), self.context.clock.now()) {
+        let (epoch, to_seq) = (batch.spool_epoch, batch.to_seq);
+        let message = AgentMessage::Telemetry(batch.into());
+        match self.session.send(message, self.parts.clock.now()) {
             Ok(()) => {
-                self.in_flight.insert(spool_epoch, to_seq);
-                // There may be more behind it.
-                self.spool_checked = u64::MAX;
+                self.sent.insert(epoch, to_seq);
+                self.look_again = true;
             }
-            // Read again once there is room.
-            Err(SendRefusal::Full | SendRefusal::NoCredit) => self.spool_checked = u64::MAX,
-            Err(SendRefusal::NotEstablished | SendRefusal::Draining) => {}
+            // The next tick tries again.
+            Err(SendRefusal::Full | SendRefusal::NoCredit | SendRefusal::NotEstablished)
+            | Err(SendRefusal::Draining) => {}
             Err(error @ (SendRefusal::TooLarge { .. } | SendRefusal::Reserved)) => {
-                tracing::error!(%error, "a telemetry batch could not be sent");
+                warn!(%error, "a batch of telemetry cannot be sent");
             }
         }
     }
 
-    /// What the session still has to say, and the close frame; the peer gets a bounded time to take them.
-    async fn say_goodbye(&mut self) {
-        let closed = self.session.closed().cloned();
-        let now = self.context.clock.now();
-        let goodbye = async {
-            while let Some(bytes) = self.session.poll_transmit(now) {
-                self.socket.send(Message::Binary(Bytes::from(bytes))).await?;
-            }
-            let frame = closed.map(|closed| CloseFrame { code: closed.number().into(), reason: closed.name().into() });
-            self.socket.send(Message::Close(frame)).await?;
-            self.socket.close().await
+    /// Ends the session once the agent stops and everything that ran is reported, or the time for that is over.
+    fn stop_if_drained(&mut self, now: Monotonic) {
+        let Some(until) = self.draining_until else {
+            return;
         };
-        // The other end may be gone already; there is nothing to do about it.
-        let _said = tokio::time::timeout(CLOSE_WITHIN, goodbye).await;
+        let quiet =
+            self.parts.engine.active() == 0 && self.held.is_none() && self.messages.is_empty();
+        if quiet || now >= until || self.confirmed_at.is_none() {
+            self.session.close("the agent stops", now);
+        }
     }
 
-    fn ended(self, lost: Option<String>) -> Ended {
-        let now = self.context.clock.now();
-        let confirmed_for = self.established_at.map(|at| now.saturating_since(at)).unwrap_or_default();
-        let (class, cause, fix) = self.classify(lost);
-        Ended { class, cause, fix, confirmed_for }
+    fn lost(&self, received: Received) -> Ended {
+        let (class, cause) = match received {
+            Received::Closed(Some((number, reason))) => (
+                FailureClass::of_close_frame(number),
+                format!("the backend closed the connection: {number} {reason}"),
+            ),
+            Received::Closed(None) => (
+                FailureClass::Transient,
+                "the backend closed the connection".to_owned(),
+            ),
+            Received::Foreign => (
+                FailureClass::Transient,
+                "the backend sent something that the protocol does not have".to_owned(),
+            ),
+            Received::Stuck => (
+                FailureClass::Transient,
+                "sending made no progress".to_owned(),
+            ),
+            Received::Lost(reason) => (
+                FailureClass::Transient,
+                format!("the connection was lost: {reason}"),
+            ),
+            Received::Frame(_) => (FailureClass::Transient, String::new()),
+        };
+        Ended {
+            class: match class {
+                FailureClass::Transient => self.told.unwrap_or(class),
+                FailureClass::PermanentAuthenticated
+                | FailureClass::PermanentUnproved
+                | FailureClass::Told { .. }
+                | FailureClass::Slot { .. } => class,
+            },
+            cause,
+            fix: "",
+            confirmed_for: self.confirmed_for(),
+        }
     }
 
-    fn classify(&self, lost: Option<String>) -> (FailureClass, String, Option<String>) {
-        if let Some((code, reason, retry_after)) = &self.refused {
-            return (FailureClass::of_refusal(*code, *retry_after), format!("refused: {code}: {reason}"), Some(code.advice().to_owned()));
-        }
-        if let Some(after) = self.drain {
-            return (FailureClass::Told { after }, "the backend asked to reconnect".to_owned(), None);
-        }
-        if let Some((number, reason)) = &self.close_frame {
-            let code = CloseCode::from_name(reason);
-            let class = if self.established_at.is_some() { self.lost_class() } else { FailureClass::of_close_frame(*number) };
-            return (class, format!("closed by the backend: {number} {reason}"), code.map(|code| code.advice().to_owned()));
-        }
-        match (self.session.closed(), lost) {
-            (Some(Closed { code: Some(code), reason, .. }), _) => {
-                (self.lost_class(), format!("{code}: {reason}"), Some(code.advice().to_owned()))
+    fn ended(&self, closed: &Closed) -> Ended {
+        let own = |code: CloseCode| {
+            // CHALLENGE is not authenticated: whatever it leads to is not proved.
+            if code.is_permanent() {
+                FailureClass::PermanentUnproved
+            } else {
+                FailureClass::Transient
             }
-            (Some(Closed { code: None, reason, .. }), _) => (self.lost_class(), reason.clone(), None),
-            (None, lost) => (self.lost_class(), lost.unwrap_or_else(|| "the connection was lost".to_owned()), None),
+        };
+        let class = match (self.told, closed.by, closed.code) {
+            (Some(told), _, _) => told,
+            (None, End::Agent, Some(code)) => own(code),
+            (None, End::Agent | End::Backend, _) => FailureClass::Transient,
+        };
+        Ended {
+            class,
+            cause: format!("{}: {}", closed.name(), closed.reason),
+            fix: closed.code.map_or("", CloseCode::advice),
+            confirmed_for: self.confirmed_for(),
         }
     }
 
-    /// A lost session comes back within the slot it was given, so that a fleet does not come back at once.
-    fn lost_class(&self) -> FailureClass {
-        if self.established_at.is_some() && !self.slot.is_zero() { FailureClass::Slot { within: self.slot } } else { FailureClass::Transient }
-    }
-}
-
-fn describe(error: &tungstenite::Error) -> String {
-    format!("the connection was lost: {error}")
-}
-
-async fn receive(uplink: &mut Option<mpsc::Receiver<AgentMessage>>) -> Option<AgentMessage> {
-    match uplink {
-        Some(messages) => messages.recv().await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn poll_reading(reading: &mut Option<Reading>) -> Result<Option<Batch>, SpoolError> {
-    match reading {
-        Some(reading) => reading.await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn next_output(live: &Mutex<mpsc::Receiver<LiveOutput>>) -> LiveOutput {
-    let output = live.lock().await.recv().await;
-    match output {
-        Some(output) => output,
-        None => std::future::pending().await,
-    }
-}
-
-async fn changed(catalogue_changes: &mut watch::Receiver<u64>) {
-    if catalogue_changes.changed().await.is_err() {
-        // Nobody reloads any more.
-        std::future::pending::<()>().await;
+    fn confirmed_for(&self) -> Option<Duration> {
+        self.confirmed_at
+            .map(|at| self.parts.clock.now().saturating_since(at))
     }
 }

@@ -11,6 +11,8 @@ use super::{RECORD_BYTES_MAX, SpoolError, batch, stored};
 
 /// Bytes that are inserted before the room is looked at again; far below what is kept free.
 const CHUNK_BYTES: usize = 16 * 1024;
+/// What a row costs beside its body.
+const ROW_BYTES: usize = 32;
 /// The least number of records that are given up at a time.
 const DROP_MIN: u64 = 32;
 /// One in so many records is given up at a time.
@@ -36,12 +38,14 @@ pub(super) async fn run(
     bodies: Arc<[String]>,
 ) -> Result<Usage, SpoolError> {
     let (epoch, mut next) = own_epoch(connection, agent_run_id).await?;
-    let mut since_check = usize::MAX;
+    make_room(connection, pages_max).await?;
+    let (mut chunk_bytes, mut chunk_records) = (0, 0_i64);
     for body in bodies.iter() {
-        if since_check > CHUNK_BYTES {
-            // Before the first insert too. Giving up records touches no sequence number, so `next` stays right.
+        if chunk_bytes > CHUNK_BYTES {
+            count(connection, epoch, next, chunk_records).await?;
+            // Giving up records touches no sequence number, so `next` stays right.
             make_room(connection, pages_max).await?;
-            since_check = 0;
+            (chunk_bytes, chunk_records) = (0, 0);
         }
         sqlx::query("INSERT INTO record (epoch, seq, body) VALUES (?, ?, ?)")
             .bind(epoch)
@@ -49,19 +53,31 @@ pub(super) async fn run(
             .bind(body)
             .execute(&mut *connection)
             .await?;
-        sqlx::query("UPDATE usage SET records = records + 1")
-            .execute(&mut *connection)
-            .await?;
         next += 1;
-        // What the row costs beside its body.
-        since_check = since_check.saturating_add(body.len() + 32);
-        sqlx::query("UPDATE epoch SET next_seq = ? WHERE id = ?")
-            .bind(next)
-            .bind(epoch)
-            .execute(&mut *connection)
-            .await?;
+        chunk_records += 1;
+        chunk_bytes += body.len() + ROW_BYTES;
     }
+    count(connection, epoch, next, chunk_records).await?;
     trim::usage(connection).await
+}
+
+/// Brings the counters up to what was inserted since the last call.
+async fn count(
+    connection: &mut SqliteConnection,
+    epoch: i64,
+    next: i64,
+    records: i64,
+) -> Result<(), SpoolError> {
+    sqlx::query("UPDATE usage SET records = records + ?")
+        .bind(records)
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query("UPDATE epoch SET next_seq = ? WHERE id = ?")
+        .bind(next)
+        .bind(epoch)
+        .execute(connection)
+        .await?;
+    Ok(())
 }
 
 async fn own_epoch(

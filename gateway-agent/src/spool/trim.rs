@@ -41,6 +41,18 @@ pub(super) async fn usage(connection: &mut SqliteConnection) -> Result<Usage, Sp
     })
 }
 
+/// Forgets the epochs of earlier processes that have nothing waiting: nobody will add to them any more.
+pub(super) async fn forget_delivered(
+    connection: &mut SqliteConnection,
+    own: AgentRunId,
+) -> Result<Usage, SpoolError> {
+    sqlx::query("DELETE FROM epoch WHERE acknowledged = next_seq - 1 AND agent_run_id <> ?")
+        .bind(own.to_string())
+        .execute(&mut *connection)
+        .await?;
+    usage(connection).await
+}
+
 /// Forgets everything up to `position`; `own` is the epoch that goes on growing and is kept even when it is empty.
 pub(super) async fn acknowledge(
     connection: &mut SqliteConnection,

@@ -130,16 +130,16 @@ async fn an_interrupted_idempotent_command_waits_again() {
 }
 
 #[tokio::test]
-async fn a_withdrawn_command_is_known_and_needs_no_report() {
+async fn a_withdrawn_command_is_over_and_its_id_stays_known() {
     let folder = tempfile::tempdir().unwrap();
     let journal = open(&folder.path().join("journal.db")).await;
     journal.accept(&entry(1)).await.unwrap();
     assert!(journal.discard(id(1)).await.unwrap());
-    assert_eq!(
-        journal.entry(id(1)).await.unwrap().unwrap().state,
-        EntryState::Reported
-    );
+    assert!(!journal.discard(id(1)).await.unwrap());
     assert!(journal.unreported().await.unwrap().is_empty());
+    let withdrawn = journal.entry(id(1)).await.unwrap().unwrap();
+    assert_eq!(withdrawn.state, EntryState::Reported);
+    assert_eq!(journal.meta().await.unwrap().highest_order, 1);
 }
 
 #[tokio::test]

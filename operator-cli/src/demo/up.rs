@@ -397,17 +397,16 @@ async fn first_command(client: &Client, format: Format) -> Result<ExitCode, Fail
 
 fn hints(addresses: &BackendAddresses) {
     let program = run::program_name();
-    output::note(&format!(
-        "  API       http://{}/openapi.json",
-        addresses.api
-    ));
-    output::note(&format!(
-        "  Next      {program} run sys.uptime --all          (second terminal)"
-    ));
-    output::note(&format!(
-        "            {program} gateway ls · {program} command ls · {program} telemetry -g gw-berlin"
-    ));
-    output::note("  Stop      Ctrl-C         Start over   viworks up --reset");
+    let lines = [
+        format!("  API       http://{}/openapi.json", addresses.api),
+        format!("  Next      {program} run sys.uptime --all     (second terminal)"),
+        format!("            {program} gateway ls"),
+        format!("            {program} telemetry -g gw-berlin --stream host.cpu"),
+        format!("  Stop      Ctrl-C, or {program} down"),
+    ];
+    for line in lines {
+        output::note(&line);
+    }
 }
 
 /// Stays until a process ends by itself; Ctrl-C is handled by the caller.

@@ -224,7 +224,7 @@ pub(in crate::api) async fn command(
         .store
         .command_output(&state.tenant, command_id)
         .await?;
-    Ok(Json(command_view(found, output)))
+    Ok(Json(command_view(found, output.as_ref())))
 }
 
 /// Cancels a run: what may not start yet never starts, the gateways of the rest are asked to end it.
@@ -344,15 +344,15 @@ pub(in crate::api) fn view(run: data::Run) -> Run {
     }
 }
 
-fn command_view(command: data::Command, output: Option<CommandOutput>) -> CommandView {
+fn command_view(command: data::Command, output: Option<&CommandOutput>) -> CommandView {
     let result = command.result.or(command.late_outcome);
     let outcome = result.map(|result| CommandOutcome {
         exit_code: result.exit_code,
         signal: result.signal,
         started_at: result.started_at,
         duration_ms: result.duration_ms,
-        stdout: output.as_ref().map(|output| (&output.stdout).into()),
-        stderr: output.as_ref().map(|output| (&output.stderr).into()),
+        stdout: output.map(|output| (&output.stdout).into()),
+        stderr: output.map(|output| (&output.stderr).into()),
         reason: result.reason,
         reject_code: result.reject_code,
     });

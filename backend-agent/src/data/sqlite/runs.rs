@@ -36,14 +36,14 @@ macro_rules! runs {
 
 /// The columns that [`read_command`] reads.
 macro_rules! commands {
-    () => {
-        "SELECT c.command_id, c.run_id, c.agent_id, g.name AS gateway, c.order_no, r.name, c.state, c.idempotent, \
+    ($index:literal) => {
+        concat!("SELECT c.command_id, c.run_id, c.agent_id, g.name AS gateway, c.order_no, r.name, c.state, c.idempotent, \
          c.risk, c.timeout_ms, c.attempt, c.deadline, c.created_at, c.released_at, c.started_at, c.finished_at, \
          c.cancel_requested_at, c.result, c.late_outcome, c.reason \
-         FROM commands AS c \
+         FROM commands AS c ", $index, " \
          JOIN runs AS r ON r.tenant = c.tenant AND r.run_id = c.run_id \
          JOIN gateways AS g ON g.tenant = c.tenant AND g.agent_id = c.agent_id \
-         WHERE c.tenant = ?1 "
+         WHERE c.tenant = ?1 ")
     };
 }
 
@@ -85,10 +85,11 @@ pub(super) const RUN: &str = concat!(runs!(), "AND r.run_id = ?2");
 
 pub(super) const LIST: &str = concat!(runs!(), "AND r.run_id < ?2 ORDER BY r.run_id DESC LIMIT ?3");
 
-pub(super) const COMMAND: &str = concat!(commands!(), "AND c.command_id = ?2");
+pub(super) const COMMAND: &str = concat!(commands!(""), "AND c.command_id = ?2");
 
 pub(super) const COMMANDS: &str = concat!(
-    commands!(),
+    // Without the hint SQLite walks the primary key, which visits the commands of every later run.
+    commands!("INDEXED BY commands_by_run"),
     "AND c.run_id = ?2 AND c.command_id > ?3 ORDER BY c.command_id LIMIT ?4"
 );
 
@@ -96,7 +97,7 @@ pub(super) const CANCEL_RUN: &str = "\
 UPDATE runs SET cancel_requested_at = coalesce(cancel_requested_at, ?3) WHERE tenant = ?1 AND run_id = ?2";
 
 pub(super) const CANCEL_COMMANDS: &str = "\
-UPDATE commands SET cancel_requested_at = coalesce(cancel_requested_at, ?3)
+UPDATE commands INDEXED BY commands_by_run SET cancel_requested_at = coalesce(cancel_requested_at, ?3)
 WHERE tenant = ?1 AND run_id = ?2 AND finished_at IS NULL";
 
 pub(super) const COUNTS: &str = "\

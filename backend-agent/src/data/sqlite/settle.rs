@@ -32,7 +32,7 @@ pub(super) const LOAD_OPEN_OF_GATEWAY: &str = concat!(
 
 pub(super) const LOAD_OPEN_OF_RUN: &str = concat!(
     rows!(),
-    "WHERE tenant = ?1 AND run_id = ?2 AND finished_at IS NULL ORDER BY command_id"
+    "INDEXED BY commands_by_run WHERE tenant = ?1 AND run_id = ?2 AND finished_at IS NULL ORDER BY command_id"
 );
 
 pub(super) const LOAD_UNSTARTED_PAST_DEADLINE: &str = concat!(

@@ -89,7 +89,7 @@ impl Connection {
             }),
             Err(malformed) => {
                 self.session
-                    .close(CloseCode::BadEnvelope, &malformed.to_string(), now)
+                    .close(CloseCode::BadEnvelope, &malformed.to_string(), now);
             }
         }
     }

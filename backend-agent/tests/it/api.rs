@@ -1,0 +1,10 @@
+//! The operators' API, through its real router over a real store.
+
+mod bad_input;
+mod follow;
+mod guards;
+mod harness;
+mod keys;
+mod reads;
+mod serving;
+mod submit;

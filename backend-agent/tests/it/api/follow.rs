@@ -1,0 +1,220 @@
+//! Waiting for runs and following them live.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+use viworks_backend_agent::command::bus::OutputChunk;
+use viworks_backend_agent::data::Holder;
+use viworks_common::id::{CommandId, RunId};
+use viworks_common::wire::message::OutputStream;
+
+use super::harness::{Backend, catalogue, now};
+
+/// A hang is a failure that says where.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+async fn next(
+    events: &mut (impl futures_util::Stream<Item = (String, String, Value)> + Unpin),
+) -> Option<(String, String, Value)> {
+    tokio::time::timeout(PATIENCE, events.next()).await.unwrap()
+}
+
+async fn one_run(backend: &Backend) -> (Holder, RunId, CommandId) {
+    let holder = backend.connect("gw-1", catalogue()).await;
+    let run = backend.submit_uptime().await;
+    let commands = backend
+        .get(&format!("/v1/runs/{run}/commands"))
+        .await
+        .json();
+    let command = commands["items"][0]["id"].as_str().unwrap();
+    (holder, run.parse().unwrap(), command.parse().unwrap())
+}
+
+fn output(holder: &Holder, command_id: CommandId, offset: u64, text: &str) -> OutputChunk {
+    OutputChunk {
+        at: now(),
+        command_id,
+        agent_id: holder.agent_id,
+        stream: OutputStream::Stdout,
+        offset,
+        data: text.as_bytes().to_vec(),
+    }
+}
+
+#[tokio::test]
+async fn a_wait_ends_with_the_time_it_was_given() {
+    let backend = Backend::new().await;
+    let (_holder, run, _command) = one_run(&backend).await;
+    for millis in [0, 50] {
+        let path = format!("/v1/runs/{run}/wait?timeout_ms={millis}");
+        let answer = tokio::time::timeout(PATIENCE, backend.get(&path))
+            .await
+            .unwrap()
+            .json();
+        assert_eq!(answer["finished"], false);
+        assert_eq!(answer["run"]["state"], "running");
+    }
+    let answer = backend
+        .get(&format!("/v1/runs/{run}/wait?timeout_ms=60001"))
+        .await;
+    answer.problem(422, "VW-H-007");
+}
+
+#[tokio::test]
+async fn a_wait_ends_when_the_run_does() {
+    let backend = Backend::with(|limits, _queue| limits.recheck = Duration::from_secs(3_600)).await;
+    let (_holder, run, _command) = one_run(&backend).await;
+    let path = format!("/v1/runs/{run}/wait?timeout_ms=60000");
+    let cancel = format!("/v1/runs/{run}/cancel");
+    let (waited, _cancelled) = tokio::time::timeout(PATIENCE, async {
+        tokio::join!(backend.get(&path), backend.post_text(&cancel, "", &[]))
+    })
+    .await
+    .unwrap();
+    assert_eq!(waited.json()["finished"], true);
+}
+
+#[tokio::test]
+async fn a_wait_notices_an_end_that_nobody_announced() {
+    let backend = Backend::new().await;
+    let (_holder, run, _command) = one_run(&backend).await;
+    let path = format!("/v1/runs/{run}/wait?timeout_ms=60000");
+    let actor = viworks_backend_agent::data::Actor::local("test");
+    let silently = backend
+        .store
+        .cancel_run(&backend.tenant, run, &actor, now());
+    let (waited, _cancelled) = tokio::time::timeout(PATIENCE, async {
+        tokio::join!(backend.get(&path), silently)
+    })
+    .await
+    .unwrap();
+    assert_eq!(waited.json()["finished"], true);
+}
+
+#[tokio::test]
+async fn a_wait_ends_when_the_backend_stops() {
+    let backend = Backend::with(|limits, _queue| limits.recheck = Duration::from_secs(3_600)).await;
+    let (_holder, run, _command) = one_run(&backend).await;
+    let path = format!("/v1/runs/{run}/wait?timeout_ms=60000");
+    let stop = async { backend.stopping.cancel() };
+    let (waited, ()) =
+        tokio::time::timeout(PATIENCE, async { tokio::join!(backend.get(&path), stop) })
+            .await
+            .unwrap();
+    assert_eq!(waited.json()["finished"], false);
+}
+
+#[tokio::test]
+async fn a_follower_sees_states_live_output_and_the_end() {
+    let backend = Backend::new().await;
+    let (holder, run, command) = one_run(&backend).await;
+    backend
+        .bus
+        .output(run, output(&holder, command, 0, "early "));
+    let mut events = backend
+        .follow(&format!("/v1/runs/{run}/events"), None)
+        .await;
+    let (event, id, data) = next(&mut events).await.unwrap();
+    assert_eq!(
+        (event.as_str(), data["data"]["text"].as_str()),
+        ("output", Some("early "))
+    );
+    assert!(!id.is_empty());
+    let (event, _id, data) = next(&mut events).await.unwrap();
+    assert_eq!(event, "command");
+    assert_eq!(data["state"], "queued");
+    assert_eq!(data["gateway"]["name"], "gw-1");
+    backend.bus.output(run, output(&holder, command, 6, "late"));
+    let (_event, _id, data) = next(&mut events).await.unwrap();
+    assert_eq!(
+        (data["offset"].as_u64(), data["data"]["text"].as_str()),
+        (Some(6), Some("late"))
+    );
+    backend
+        .post_text(&format!("/v1/runs/{run}/cancel"), "", &[])
+        .await;
+    let (event, _id, data) = next(&mut events).await.unwrap();
+    assert_eq!(
+        (event.as_str(), &data["state"]),
+        ("command", &json!("cancelled"))
+    );
+    let (event, _id, data) = next(&mut events).await.unwrap();
+    assert_eq!(
+        (event.as_str(), &data["run"]["state"]),
+        ("finished", &json!("finished"))
+    );
+    assert!(
+        next(&mut events).await.is_none(),
+        "the stream ends with the run"
+    );
+}
+
+#[tokio::test]
+async fn a_follower_that_comes_back_goes_on_where_it_was() {
+    let backend = Backend::new().await;
+    let (holder, run, command) = one_run(&backend).await;
+    for (offset, text) in [(0, "a"), (1, "b"), (2, "c")] {
+        backend
+            .bus
+            .output(run, output(&holder, command, offset, text));
+    }
+    let path = format!("/v1/runs/{run}/events");
+    let mut events = backend.follow(&path, None).await;
+    let (_event, id, _data) = next(&mut events).await.unwrap();
+    drop(events);
+    let mut events = backend.follow(&path, Some(&id)).await;
+    for text in ["b", "c"] {
+        let (_event, _id, data) = next(&mut events).await.unwrap();
+        assert_eq!(data["data"]["text"], text);
+    }
+}
+
+#[tokio::test]
+async fn a_follower_from_before_a_restart_is_told_and_gets_every_state() {
+    let backend = Backend::new().await;
+    let (_holder, run, _command) = one_run(&backend).await;
+    let path = format!("/v1/runs/{run}/events");
+    let mut events = backend.follow(&path, Some("00000000000000ff-12")).await;
+    let (event, _id, _data) = next(&mut events).await.unwrap();
+    assert_eq!(event, "missed");
+    let (event, _id, data) = next(&mut events).await.unwrap();
+    assert_eq!(
+        (event.as_str(), &data["state"]),
+        ("command", &json!("queued"))
+    );
+}
+
+#[tokio::test]
+async fn a_follower_of_a_finished_run_gets_its_states_and_the_end() {
+    let backend = Backend::new().await;
+    let (_holder, run, _command) = one_run(&backend).await;
+    let actor = viworks_backend_agent::data::Actor::local("test");
+    let cancelled = backend
+        .store
+        .cancel_run(&backend.tenant, run, &actor, now())
+        .await;
+    assert!(cancelled.unwrap().is_some());
+    let mut events = backend
+        .follow(&format!("/v1/runs/{run}/events"), None)
+        .await;
+    for expected in ["command", "finished"] {
+        let (event, _id, _data) = next(&mut events).await.unwrap();
+        assert_eq!(event, expected);
+    }
+    assert!(next(&mut events).await.is_none());
+}
+
+#[tokio::test]
+async fn event_streams_are_bounded() {
+    let backend = Backend::with(|limits, _queue| limits.streams_max = 1).await;
+    let (_holder, run, _command) = one_run(&backend).await;
+    let path = format!("/v1/runs/{run}/events");
+    let first = backend.follow(&path, None).await;
+    let answer = backend.get(&path).await;
+    answer.problem(503, "VW-H-010");
+    assert!(!answer.header("retry-after").is_empty());
+    drop(first);
+    let mut second = backend.follow(&path, None).await;
+    assert!(next(&mut second).await.is_some());
+}

@@ -1,0 +1,391 @@
+//! A backend's API over a store in a temporary folder, with gateways that have reported their catalogues.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::body::Body;
+use futures_util::StreamExt;
+use http::{HeaderMap, Method, Request, StatusCode};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+use uuid::Uuid;
+use viworks_backend_agent::api::{ApiLimits, ApiParts, ApiServer, ApiState};
+use viworks_backend_agent::auth::apikey::{self, CreateKey};
+use viworks_backend_agent::command::bus::{BusLimits, RunBus};
+use viworks_backend_agent::command::{CommandNudge, Commands};
+use viworks_backend_agent::data::sqlite::SqliteStore;
+use viworks_backend_agent::data::{
+    Actor, AdmitOutcome, AdmitRequest, ConfirmOutcome, ConfirmRequest, Holder, NewGateway,
+    QueueLimits, Store,
+};
+use viworks_common::api::Scope;
+use viworks_common::catalogue::{Argument, ArgumentType, CatalogueEntry, Risk};
+use viworks_common::id::{AgentId, AgentRunId, BootId, CommandId, InstallId, SessionId, Tenant};
+use viworks_common::time::Timestamp;
+use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::metrics::Metrics;
+use viworks_runtime::probe::Readiness;
+use viworks_runtime::random;
+use viworks_runtime::sqlite::Options;
+
+/// Remembers what it was asked for.
+#[derive(Default)]
+pub(super) struct Nudges {
+    pub(super) agents: Mutex<Vec<AgentId>>,
+    pub(super) cancelled: Mutex<Vec<CommandId>>,
+}
+
+impl CommandNudge for Nudges {
+    fn nudge(&self, agent_id: &AgentId) {
+        self.agents.lock().unwrap().push(*agent_id);
+    }
+
+    fn cancel(&self, _agent_id: &AgentId, command_id: CommandId) {
+        self.cancelled.lock().unwrap().push(command_id);
+    }
+}
+
+pub(super) struct Backend {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) tenant: Tenant,
+    pub(super) router: axum::Router,
+    pub(super) bus: Arc<RunBus>,
+    pub(super) nudges: Arc<Nudges>,
+    pub(super) readiness: Readiness,
+    pub(super) stopping: CancellationToken,
+    pub(super) limits: ApiLimits,
+    key: String,
+    _folder: TempDir,
+}
+
+/// An answer, read whole.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) text: String,
+}
+
+impl Answer {
+    pub(super) fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|_| panic!("no JSON: {}", self.text))
+    }
+
+    pub(super) fn header(&self, name: &str) -> &str {
+        self.headers
+            .get(name)
+            .map_or("", |value| value.to_str().unwrap())
+    }
+
+    /// Asserts a problem document and gives it.
+    pub(super) fn problem(&self, status: u16, code: &str) -> Value {
+        assert_eq!(self.status.as_u16(), status, "{}", self.text);
+        assert_eq!(self.header("content-type"), "application/problem+json");
+        let problem = self.json();
+        assert_eq!(problem["code"], code, "{problem}");
+        assert_eq!(problem["status"], status);
+        assert_eq!(problem["request_id"], self.header("x-request-id"));
+        assert!(
+            problem["title"]
+                .as_str()
+                .is_some_and(|title| !title.is_empty())
+        );
+        problem
+    }
+}
+
+impl Backend {
+    pub(super) async fn new() -> Self {
+        Self::with(|_limits, _queue| {}).await
+    }
+
+    pub(super) async fn with(adjust: impl FnOnce(&mut ApiLimits, &mut QueueLimits)) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let options = Options::new(folder.path().join("backend.sqlite"));
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(options).await.unwrap());
+        let tenant = Tenant::default_tenant();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let bus = Arc::new(RunBus::new(BusLimits::default(), 1));
+        let nudges = Arc::new(Nudges::default());
+        let mut limits = ApiLimits {
+            recheck: Duration::from_millis(100),
+            ..ApiLimits::default()
+        };
+        let mut queue = QueueLimits {
+            per_gateway: 10,
+            global: 100,
+            retry_after: Duration::from_millis(20_500),
+        };
+        adjust(&mut limits, &mut queue);
+        let commands = Commands::new(
+            Arc::clone(&store),
+            tenant.clone(),
+            Arc::clone(&clock),
+            Arc::clone(&bus),
+            Arc::clone(&nudges) as Arc<dyn CommandNudge>,
+            queue,
+        );
+        let readiness = Readiness::new();
+        readiness.latch("store").set(true, "open");
+        let stopping = CancellationToken::new();
+        let state = ApiState::new(ApiParts {
+            store: Arc::clone(&store),
+            tenant: tenant.clone(),
+            clock: Arc::clone(&clock),
+            commands,
+            readiness: readiness.clone(),
+            metrics: Metrics::new("viworks-test", "0", clock.wall()),
+            limits,
+            stopping: stopping.clone(),
+        });
+        let mut backend = Self {
+            router: ApiServer::router(state),
+            store,
+            tenant,
+            bus,
+            nudges,
+            readiness,
+            stopping,
+            limits,
+            key: String::new(),
+            _folder: folder,
+        };
+        backend.key = backend.key_with(Scope::ALL).await;
+        backend
+    }
+
+    pub(super) async fn key_with(&self, scopes: &[Scope]) -> String {
+        let request = CreateKey {
+            name: "test".to_owned(),
+            scopes: scopes.iter().copied().collect::<BTreeSet<_>>(),
+            expires_in: None,
+        };
+        let actor = Actor::local("test");
+        let (_key, secret) = apikey::issue(&*self.store, &self.tenant, request, &actor, now())
+            .await
+            .unwrap();
+        secret.expose().to_owned()
+    }
+
+    pub(super) async fn send(&self, request: Request<Body>) -> Answer {
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap();
+        Answer {
+            status: parts.status,
+            headers: parts.headers,
+            text: String::from_utf8(bytes.to_vec()).unwrap(),
+        }
+    }
+
+    pub(super) fn request(&self, method: Method, path: &str) -> http::request::Builder {
+        Request::builder()
+            .method(method)
+            .uri(path)
+            .header("authorization", format!("Bearer {}", self.key))
+    }
+
+    pub(super) async fn get(&self, path: &str) -> Answer {
+        let request = self.request(Method::GET, path).body(Body::empty());
+        self.send(request.unwrap()).await
+    }
+
+    pub(super) async fn post(&self, path: &str, body: &Value) -> Answer {
+        self.post_text(path, body.to_string(), &[]).await
+    }
+
+    pub(super) async fn post_text(
+        &self,
+        path: &str,
+        body: impl Into<Body>,
+        headers: &[(&str, &str)],
+    ) -> Answer {
+        let mut request = self
+            .request(Method::POST, path)
+            .header("content-type", "application/json");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        self.send(request.body(body.into()).unwrap()).await
+    }
+
+    /// Opens an event stream and gives its events as (event, id, data), as they come.
+    pub(super) async fn follow(
+        &self,
+        path: &str,
+        last_event_id: Option<&str>,
+    ) -> impl futures_util::Stream<Item = (String, String, Value)> + Unpin + use<> {
+        let mut request = self.request(Method::GET, path);
+        if let Some(id) = last_event_id {
+            request = request.header("last-event-id", id);
+        }
+        let request = request.body(Body::empty()).unwrap();
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        assert_eq!(response.headers()["x-accel-buffering"], "no");
+        let frames = response.into_body().into_data_stream();
+        Box::pin(frames.filter_map(|frame| async move {
+            let text = String::from_utf8(frame.unwrap().to_vec()).unwrap();
+            let field = |name: &str| {
+                text.lines()
+                    .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+                    .unwrap_or_default()
+                    .to_owned()
+            };
+            let data = field("data");
+            (!data.is_empty()).then(|| {
+                (
+                    field("event"),
+                    field("id"),
+                    serde_json::from_str(&data).unwrap(),
+                )
+            })
+        }))
+    }
+
+    /// Registers a gateway that has never connected.
+    pub(super) async fn register(&self, name: &str) -> AgentId {
+        let agent_id = AgentId::from_uuid(random::uuid_v7(now()));
+        let new = NewGateway {
+            agent_id,
+            name: name.parse().unwrap(),
+            labels: BTreeMap::new(),
+            key_generation: 1,
+        };
+        self.store
+            .create_gateway(&self.tenant, new, &Actor::local("test"), now())
+            .await
+            .unwrap();
+        agent_id
+    }
+
+    /// Registers a gateway, confirms a session of it and reports its catalogue.
+    pub(super) async fn connect(&self, name: &str, entries: Vec<CatalogueEntry>) -> Holder {
+        let agent_id = self.register(name).await;
+        let agent_run_id = AgentRunId::from_uuid(Uuid::now_v7());
+        let session_id = SessionId::from_uuid(Uuid::now_v7());
+        let request = AdmitRequest {
+            agent_id,
+            session_id,
+            install_id: InstallId::from_uuid(Uuid::now_v7()),
+            boot_id: BootId::from_uuid(Uuid::now_v7()),
+            agent_run_id,
+            epoch: 0,
+            token_valid: true,
+            key_generation: 1,
+            highest_order: 0,
+            low_water: 0,
+            unreported: Vec::new(),
+            telemetry: Vec::new(),
+            catalogue_digest: "0".repeat(64),
+            labels: BTreeMap::new(),
+            agent_version: "0.1.0".to_owned(),
+            pin_set_version: 1,
+            peer_address: "127.0.0.1:1".to_owned(),
+            fingerprint: [7; 32],
+        };
+        let admitted = self
+            .store
+            .admit(&self.tenant, request, now())
+            .await
+            .unwrap();
+        let AdmitOutcome::Accepted(admitted) = admitted else {
+            panic!("{admitted:?}")
+        };
+        let request = ConfirmRequest {
+            agent_id,
+            session_id,
+            presented: admitted.presented,
+            issued: admitted.issued,
+            agent_run_id,
+            unreported: Vec::new(),
+        };
+        let confirmed = self
+            .store
+            .confirm_session(&self.tenant, request, now())
+            .await
+            .unwrap();
+        assert!(matches!(confirmed, ConfirmOutcome::Confirmed(_)));
+        let epoch = admitted.issued;
+        self.store
+            .save_catalogue(
+                &self.tenant,
+                agent_id,
+                epoch,
+                &"0".repeat(64),
+                entries,
+                now(),
+            )
+            .await
+            .unwrap();
+        Holder {
+            agent_id,
+            epoch,
+            agent_run_id,
+        }
+    }
+
+    /// Submits `sys.uptime` to everybody and gives the run's id.
+    pub(super) async fn submit_uptime(&self) -> String {
+        let answer = self
+            .post(
+                "/v1/runs",
+                &json!({"command": "sys.uptime", "targets": "all"}),
+            )
+            .await;
+        assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text);
+        answer.json()["id"].as_str().unwrap().to_owned()
+    }
+}
+
+pub(super) fn now() -> Timestamp {
+    SystemClock.wall()
+}
+
+pub(super) fn entry(name: &str, risk: Risk, arguments: Vec<Argument>) -> CatalogueEntry {
+    CatalogueEntry {
+        name: name.parse().unwrap(),
+        title: format!("Runs {name}"),
+        risk,
+        idempotent: risk == Risk::Read,
+        arguments,
+        timeout_ms: 30_000,
+        output_bytes_max: 65_536,
+        unavailable: None,
+    }
+}
+
+pub(super) fn argument(name: &str, value: ArgumentType, default: Option<&str>) -> Argument {
+    Argument {
+        name: name.parse().unwrap(),
+        description: format!("The {name}"),
+        value,
+        default: default.map(str::to_owned),
+    }
+}
+
+/// What an ordinary gateway allows.
+pub(super) fn catalogue() -> Vec<CatalogueEntry> {
+    let unit = ArgumentType::String {
+        pattern: "[a-z0-9.@-]{1,64}".to_owned(),
+    };
+    let lines = ArgumentType::Integer { min: 1, max: 1_000 };
+    let tail = vec![
+        argument("unit", unit.clone(), None),
+        argument("lines", lines, Some("50")),
+    ];
+    vec![
+        entry("log.tail", Risk::Read, tail),
+        entry(
+            "service.restart",
+            Risk::Change,
+            vec![argument("unit", unit, None)],
+        ),
+        entry("sys.reboot", Risk::Danger, Vec::new()),
+        entry("sys.uptime", Risk::Read, Vec::new()),
+    ]
+}

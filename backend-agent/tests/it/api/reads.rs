@@ -1,0 +1,200 @@
+//! Gateways, catalogue, telemetry, health and metrics as they are read.
+
+use serde_json::json;
+use viworks_backend_agent::data::{TelemetryOutcome, TelemetryWrite};
+use viworks_common::catalogue::Risk;
+use viworks_common::telemetry::{Batch, FieldValue, Gap, GapReason, Record};
+
+use super::harness::{Backend, catalogue, entry, now};
+
+#[tokio::test]
+async fn gateways_are_listed_by_page_and_shown_by_name_and_id() {
+    let backend = Backend::new().await;
+    backend.register("gw-new").await;
+    let holder = backend.connect("gw-1", catalogue()).await;
+    let first = backend.get("/v1/gateways?limit=1").await.json();
+    assert_eq!(first["kind"], "GatewayList");
+    assert_eq!(first["items"][0]["name"], "gw-new");
+    assert_eq!(first["items"][0]["status"], "never");
+    let next = first["next"].as_str().unwrap();
+    let second = backend
+        .get(&format!("/v1/gateways?limit=1&cursor={next}"))
+        .await
+        .json();
+    assert_eq!(second["items"][0]["name"], "gw-1");
+    for which in ["gw-1".to_owned(), holder.agent_id.to_string()] {
+        let gateway = backend.get(&format!("/v1/gateways/{which}")).await.json();
+        assert_eq!(gateway["kind"], "Gateway");
+        assert_eq!(gateway["status"], "online");
+        assert_eq!(gateway["session"]["epoch"], holder.epoch);
+        assert_eq!(gateway["agent_version"], "0.1.0");
+        assert_eq!(gateway["queued_commands"], 0);
+    }
+    let online = backend.get("/v1/gateways?online=true").await.json();
+    assert_eq!(online["items"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn the_catalogue_says_where_a_command_can_run() {
+    let backend = Backend::new().await;
+    backend.connect("gw-1", catalogue()).await;
+    let mut other = entry("sys.uptime", Risk::Change, vec![]);
+    other.unavailable = Some("not installed".to_owned());
+    backend.connect("gw-2", vec![other]).await;
+    let list = backend.get("/v1/catalogue").await.json();
+    let names: Vec<_> = list["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|item| item["name"].clone())
+        .collect();
+    assert_eq!(
+        names,
+        ["log.tail", "service.restart", "sys.reboot", "sys.uptime"]
+    );
+    let uptime = &list["items"][3];
+    assert_eq!(
+        (&uptime["available"], &uptime["unavailable"]),
+        (&json!(1), &json!(1))
+    );
+    assert_eq!(
+        (&uptime["risk"], &uptime["definitions"]),
+        (&json!("change"), &json!(2))
+    );
+    let shown = backend.get("/v1/catalogue/sys.uptime").await.json();
+    let gateways = shown["gateways"].as_array().unwrap();
+    let second = gateways
+        .iter()
+        .find(|row| row["gateway"]["name"] == "gw-2")
+        .unwrap();
+    assert_eq!(second["unavailable"], "not installed");
+    assert_eq!(gateways.len(), 2);
+}
+
+#[tokio::test]
+async fn telemetry_is_read_by_stream_range_and_page() {
+    let backend = Backend::new().await;
+    let holder = backend.connect("gw-1", catalogue()).await;
+    let at = now();
+    let record = |seq: u64, stream: &str| {
+        let record = Record {
+            stream: stream.parse().unwrap(),
+            observed_at: at.saturating_add(std::time::Duration::from_secs(seq)),
+            fields: [(
+                "value".parse().unwrap(),
+                FieldValue::Integer(i64::try_from(seq).unwrap()),
+            )]
+            .into(),
+        };
+        (seq, record)
+    };
+    let gap = Gap {
+        from_seq: 4,
+        to_seq: 6,
+        reason: GapReason::SpoolFull,
+    };
+    let write = TelemetryWrite {
+        agent_id: holder.agent_id,
+        epoch: holder.epoch,
+        batch: Batch {
+            spool_epoch: holder.agent_run_id,
+            from_seq: 1,
+            to_seq: 7,
+            gaps: vec![gap],
+            records: vec![
+                record(1, "host.cpu"),
+                record(2, "host.memory"),
+                record(3, "host.cpu"),
+                record(7, "host.cpu"),
+            ],
+        },
+    };
+    let stored = backend
+        .store
+        .commit_telemetry(&backend.tenant, vec![write], at)
+        .await
+        .unwrap();
+    assert!(
+        matches!(stored[..], [TelemetryOutcome::Committed(_)]),
+        "{stored:?}"
+    );
+
+    let path = "/v1/telemetry?gateway=gw-1&stream=host.cpu&limit=2";
+    let first = backend.get(path).await.json();
+    let seqs = |page: &serde_json::Value| -> Vec<u64> {
+        page["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|item| item["seq"].as_u64().unwrap())
+            .collect()
+    };
+    assert_eq!(seqs(&first), [1, 3]);
+    assert_eq!(first["items"][0]["fields"], json!({"value": 1}));
+    let next = first["next"].as_str().unwrap();
+    assert_eq!(
+        seqs(&backend.get(&format!("{path}&cursor={next}")).await.json()),
+        [7]
+    );
+    let from = at.saturating_add(std::time::Duration::from_secs(2));
+    let ranged = backend
+        .get(&format!(
+            "/v1/telemetry?gateway=gw-1&from={from}&order=desc"
+        ))
+        .await
+        .json();
+    assert_eq!(seqs(&ranged), [7, 3, 2]);
+    let streams = backend
+        .get("/v1/telemetry/streams?gateway=gw-1")
+        .await
+        .json();
+    assert_eq!(streams["items"].as_array().unwrap().len(), 2);
+    let gaps = backend.get("/v1/telemetry/gaps?gateway=gw-1").await.json();
+    assert_eq!(gaps["items"][0]["records"], 3);
+    assert_eq!(gaps["items"][0]["reason"], "spool_full");
+}
+
+#[tokio::test]
+async fn health_names_the_worst_part() {
+    let backend = Backend::new().await;
+    let well = backend.get("/v1/health").await.json();
+    assert_eq!(well["status"], "pass", "{well}");
+    backend.readiness.latch("agents").set(false, "port taken");
+    let ill = backend.get("/v1/health").await.json();
+    assert_eq!(ill["status"], "fail");
+    assert!(ill.to_string().contains("port taken"));
+}
+
+#[tokio::test]
+async fn metrics_count_requests_by_route_and_not_by_path() {
+    let backend = Backend::new().await;
+    for path in [
+        "/v1/gateways/gw-a",
+        "/v1/gateways/gw-b",
+        "/nowhere/1",
+        "/nowhere/2",
+    ] {
+        backend.get(path).await;
+    }
+    let answer = backend.get("/metrics").await;
+    assert!(
+        answer
+            .header("content-type")
+            .starts_with("application/openmetrics-text")
+    );
+    for line in [
+        "viworks_api_requests_total{method=\"GET\",route=\"/v1/gateways/{gateway}\",status=\"404\"} 2",
+        "viworks_api_requests_total{method=\"GET\",route=\"none\",status=\"404\"} 2",
+    ] {
+        assert!(answer.text.contains(line), "{}", answer.text);
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_is_away_is_a_problem_that_passes() {
+    let backend = Backend::new().await;
+    backend.store.close().await;
+    let answer = backend.get("/v1/gateways").await;
+    answer.problem(503, "VW-S-001");
+    assert_eq!(answer.header("retry-after"), "1");
+}

@@ -1,0 +1,57 @@
+//! The configuration: its reference, and what it refuses.
+
+use viworks_backend_agent::config::{Config, reference};
+use viworks_runtime::config::Environment;
+
+use crate::pki::initialised;
+
+#[test]
+fn the_published_reference_is_what_the_reader_declares() {
+    let published = include_str!("../../../docs/configuration_backend.md");
+    assert_eq!(
+        published.trim_end(),
+        reference::markdown().trim_end(),
+        "run: viworks-backend-agent config-reference > docs/configuration_backend.md"
+    );
+}
+
+#[test]
+fn what_pki_init_writes_is_complete_and_valid() {
+    let folder = initialised();
+    let config = Config::load(
+        &folder.path().join("b/backend.toml"),
+        &Environment::default(),
+    )
+    .unwrap();
+    assert_eq!(config.agents.listen.to_string(), "127.0.0.1:8081");
+    assert_eq!(
+        config.data.sqlite_file,
+        folder.path().join("b/state/backend.sqlite")
+    );
+}
+
+#[test]
+fn every_problem_is_listed_at_once() {
+    let folder = initialised();
+    let path = folder.path().join("b/backend.toml");
+    let text = std::fs::read_to_string(&path).unwrap()
+        .replace("certificate_file = \"server.crt\"", "certificate_file = \"missing.crt\"\nsilence_ms = 15000\nhello_timeout_ms = 99\nbindng = \"exporter\"")
+        .replace("[data]", "[data]\nsqlite_file = \"elsewhere.sqlite\"");
+    std::fs::write(&path, text).unwrap();
+    use std::os::unix::fs::PermissionsExt;
+    let key = folder.path().join("b/master.key");
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let problems = Config::load(&path, &Environment::default()).unwrap_err();
+    let text = problems.to_string();
+    for expected in [
+        "missing.crt",
+        "silence_ms",
+        "hello_timeout_ms",
+        "bindng",
+        "sqlite_file",
+        "master.key",
+    ] {
+        assert!(text.contains(expected), "{expected} is not in:\n{text}");
+    }
+    assert_eq!(problems.exit_code().number(), 78);
+}

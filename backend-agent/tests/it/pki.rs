@@ -1,0 +1,175 @@
+//! The authority: what it makes is accepted by rustls and by OpenSSL, and never overwritten.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use viworks_backend_agent::config::Config;
+use viworks_backend_agent::data::sqlite::SqliteStore;
+use viworks_backend_agent::data::{Actor, GatewayRef, Store, StoreError};
+use viworks_backend_agent::pki::PkiError;
+use viworks_backend_agent::pki::init::{InitRequest, init};
+use viworks_backend_agent::pki::issue::{
+    Delivery, GATEWAY_LIFE, IssueRequest, Material, Office, issue,
+};
+use viworks_common::id::Tenant;
+use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::config::Environment;
+use viworks_runtime::sqlite::Options;
+
+fn request(folder: &Path) -> InitRequest {
+    InitRequest {
+        folder: folder.to_owned(),
+        trust_domain: "viworks.test".parse().unwrap(),
+        server_names: ["localhost", "127.0.0.1", "::1"]
+            .map(str::to_owned)
+            .to_vec(),
+    }
+}
+
+/// A folder with everything of a new backend in `b`.
+pub(crate) fn initialised() -> TempDir {
+    viworks_runtime::tls::install_provider();
+    let folder = tempfile::tempdir().unwrap();
+    init(&request(&folder.path().join("b")), SystemClock.wall()).unwrap();
+    folder
+}
+
+pub(crate) fn config(folder: &TempDir) -> Config {
+    Config::load(
+        &folder.path().join("b/backend.toml"),
+        &Environment::default(),
+    )
+    .unwrap()
+}
+
+pub(crate) async fn store(config: &Config) -> SqliteStore {
+    viworks_runtime::files::create_private_folder(&config.data.state_folder).unwrap();
+    SqliteStore::open(Options::new(&config.data.sqlite_file))
+        .await
+        .unwrap()
+}
+
+pub(crate) async fn join(
+    store: &SqliteStore,
+    office: &Office,
+    name: &str,
+    life: Duration,
+) -> Result<Material, PkiError> {
+    let request = IssueRequest {
+        name: name.parse().unwrap(),
+        labels: [].into(),
+        life,
+    };
+    issue(
+        store,
+        &Tenant::default_tenant(),
+        office,
+        request,
+        &Actor::system(),
+        SystemClock.wall(),
+    )
+    .await
+}
+
+#[test]
+fn nothing_is_overwritten_and_secrets_are_private() {
+    let folder = initialised();
+    let again = init(&request(&folder.path().join("b")), SystemClock.wall());
+    assert!(matches!(again, Err(PkiError::Exists { .. })), "{again:?}");
+    for (name, mode) in [
+        ("", 0o700),
+        ("ca.key", 0o600),
+        ("server.key", 0o600),
+        ("next.key", 0o600),
+        ("master.key", 0o600),
+    ] {
+        let found = folder
+            .path()
+            .join("b")
+            .join(name)
+            .metadata()
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(found & 0o777, mode, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_gateway_gets_everything_it_needs_and_its_name_is_taken_for_ever() {
+    let folder = initialised();
+    let config = config(&folder);
+    let (office, store) = (Office::open(&config).unwrap(), store(&config).await);
+    assert_eq!(office.pins.len(), 2);
+    let material = join(&store, &office, "gw-1", GATEWAY_LIFE).await.unwrap();
+    let delivery = Delivery {
+        folder: folder.path().join("g"),
+        url: "wss://localhost:1".to_owned(),
+        demo: false,
+    };
+    delivery.prepare().unwrap();
+    delivery.write(&material, &office.pins).unwrap();
+    let identity: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(folder.path().join("g/identity.json")).unwrap())
+            .unwrap();
+    assert_eq!(identity["agent_id"], material.identity.agent_id.to_string());
+    assert_eq!(
+        identity["token"],
+        office.master.token(&material.identity, 0).expose_hex()
+    );
+    assert_eq!(identity["key_generation"], 1);
+    let toml = std::fs::read_to_string(folder.path().join("g/gateway.toml")).unwrap();
+    assert!(
+        office
+            .pins
+            .iter()
+            .all(|pin| toml.contains(&pin.to_string()))
+            && !toml.contains("allow_own_commands"),
+        "{toml}"
+    );
+    assert!(matches!(delivery.prepare(), Err(PkiError::Exists { .. })));
+    let twice = join(&store, &office, "gw-1", GATEWAY_LIFE).await;
+    assert!(matches!(
+        twice,
+        Err(PkiError::Store(StoreError::Conflict { .. }))
+    ));
+    let known = store
+        .gateway(
+            &Tenant::default_tenant(),
+            &GatewayRef::Name("gw-1".parse().unwrap()),
+        )
+        .await
+        .unwrap();
+    assert_eq!(known.unwrap().agent_id, material.identity.agent_id);
+    openssl_agrees(folder.path());
+    store.close().await;
+}
+
+#[expect(clippy::print_stderr, reason = "a skipped check must be seen")]
+/// OpenSSL refuses what rustls accepts, such as a leaf whose subject is its issuer's.
+fn openssl_agrees(folder: &Path) {
+    let verify = |purpose: &str, certificate: &str| {
+        Command::new("openssl")
+            .args(["verify", "-x509_strict", "-purpose", purpose, "-CAfile"])
+            .arg(folder.join("b/ca.crt"))
+            .arg(folder.join(certificate))
+            .output()
+    };
+    for (purpose, certificate) in [
+        ("sslclient", "g/gateway.crt"),
+        ("sslserver", "b/server.crt"),
+    ] {
+        match verify(purpose, certificate) {
+            Ok(output) => assert!(output.status.success(), "{certificate}: {output:?}"),
+            Err(error) => eprintln!("NOT CHECKED against OpenSSL, which is not installed: {error}"),
+        }
+    }
+    let crossed = verify("sslserver", "g/gateway.crt");
+    assert!(
+        crossed.map_or(true, |output| !output.status.success()),
+        "a gateway's certificate must not serve"
+    );
+}

@@ -1,0 +1,181 @@
+//! Wires the parts of the agent, starts them in order and stops them in the opposite one.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::exit::ExitCode;
+use viworks_runtime::lifecycle::{Lifecycle, Signals, notify};
+use viworks_runtime::{ready_file, tls};
+
+use crate::api::{self, AgentFacts};
+use crate::audit::Audit;
+use crate::catalogue::{self, Catalogue, Owners, SHIPPED};
+use crate::collect;
+use crate::config::Config;
+use crate::engine::{Engine, Tools};
+use crate::executor::{Executor, Limits};
+use crate::identity::Identity;
+use crate::journal::Journal;
+use crate::outbound::dial::Dialler;
+use crate::outbound::pins::Pins;
+use crate::outbound::{self, Parts};
+use crate::spool::Spool;
+use crate::status::Status;
+
+/// How long running commands and the last reports get when the agent stops.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// Pieces of live output that may wait for the session.
+const LIVE_MAX: usize = 64;
+
+/// Runs the agent until it is told to stop.
+///
+/// # Errors
+///
+/// When it cannot start.
+pub async fn run(config: Config, ready: Option<PathBuf>) -> anyhow::Result<ExitCode> {
+    let mut signals = Signals::listen().context("failed to listen for signals")?;
+    let lifecycle = Lifecycle::new();
+    let journal_and_spool = start(&config, &lifecycle).await?;
+    if let Some(path) = ready {
+        let socket = serde_json::json!({ "api": config.gateway.socket });
+        ready_file::write(&path, &socket)?;
+    }
+    notify::ready();
+    drop(notify::spawn_watchdog(&lifecycle));
+    let outcome = lifecycle.run(&mut signals, GRACE).await;
+    let (journal, spool) = journal_and_spool;
+    // What was acknowledged is on disk already.
+    if let Err(error) = journal.close().await {
+        warn!(%error, "the journal did not close cleanly");
+    }
+    if let Err(error) = spool.close().await {
+        warn!(%error, "the spool did not close cleanly");
+    }
+    Ok(outcome.exit_code())
+}
+
+async fn start(config: &Config, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, Spool)> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let identity = Arc::new(Identity::load(config, &*clock)?);
+    info!(agent_id = %identity.name.agent_id, agent_run_id = %identity.agent_run_id, "starting");
+    let folder = &config.gateway.state_folder;
+    let catalogue = Arc::new(load_catalogue(config)?);
+    let journal = Journal::open(&folder.join("journal.db"), config.journal_entries_max).await?;
+    let opened = Spool::open(
+        &folder.join("spool.db"),
+        config.spool_bytes_max,
+        identity.agent_run_id,
+    )
+    .await?;
+    if let Some(path) = opened.damaged {
+        warn!(path = %path.display(), "the telemetry spool was damaged and put aside");
+    }
+    let spool = opened.spool;
+    let executor = Executor::new(
+        Limits {
+            parallel_max: config.executor.parallel_max,
+            kill_grace: config.executor.kill_grace,
+        },
+        Arc::clone(&clock),
+    );
+    let (live, live_out) = mpsc::channel(LIVE_MAX);
+    let (engine, handle) = Engine::recover(Tools {
+        agent_run_id: identity.agent_run_id,
+        catalogue: Arc::clone(&catalogue),
+        journal: journal.clone(),
+        executor: executor.clone(),
+        clock: Arc::clone(&clock),
+        lifecycle: lifecycle.clone(),
+        live,
+    })
+    .await?;
+    let url = format!("wss://{}:{}", config.outbound.host, config.outbound.port);
+    let status = Arc::new(Status::new(url));
+    let roots = tls::roots(tls::load_certificates(&config.outbound.ca_file)?)?;
+    let dialler = Dialler::new(
+        config.outbound.clone(),
+        roots,
+        identity.tls.clone(),
+        identity.fingerprint,
+    );
+    let listener = api::bind(&config.gateway.socket).await?;
+    let context = api::Context {
+        facts: AgentFacts {
+            agent_id: Some(identity.name.agent_id.to_string()),
+            agent_run_id: identity.agent_run_id,
+            version: env!("CARGO_PKG_VERSION"),
+            started_at: clock.wall(),
+        },
+        status: Arc::clone(&status) as Arc<_>,
+        spool: spool.clone(),
+        executor: executor.clone(),
+        catalogue: Arc::clone(&catalogue),
+        audit: Audit::open(&folder.join("audit.log")).context("failed to open the audit log")?,
+        clock: Arc::clone(&clock),
+        lifecycle: lifecycle.clone(),
+    };
+    let parts = Parts {
+        labels: config.gateway.labels.clone(),
+        version_floor: config.outbound.version_floor,
+        opening_timeout: config.outbound.timeouts.opening,
+        send_timeout: config.outbound.timeouts.send,
+        catalogue,
+        engine: handle,
+        journal: journal.clone(),
+        spool: spool.clone(),
+        executor,
+        pins: Arc::new(Pins::open(folder, config.outbound.pins.clone())),
+        status,
+        clock: Arc::clone(&clock),
+        lifecycle: lifecycle.clone(),
+        identity,
+    };
+    lifecycle.spawn_critical("engine", engine.run());
+    serve_api(lifecycle, listener, context);
+    if let Some(interval) = config.collect_interval {
+        let work = collect::run(lifecycle.clone(), spool.clone(), clock, interval);
+        lifecycle.spawn_critical("collect", work);
+    }
+    lifecycle.spawn_critical("outbound", outbound::run(dialler, parts, live_out));
+    Ok((journal, spool))
+}
+
+fn serve_api(lifecycle: &Lifecycle, listener: tokio::net::UnixListener, context: api::Context) {
+    let failing = lifecycle.clone();
+    lifecycle.spawn_critical("api", async move {
+        if let Err(error) = api::serve(listener, context).await {
+            failing.fail(ExitCode::Error, format!("the local API failed: {error}"));
+        }
+    });
+}
+
+/// Reads what may run; in a demo, a missing folder is filled with the shipped catalogue.
+fn load_catalogue(config: &Config) -> anyhow::Result<Catalogue> {
+    let folder = &config.executor.commands_folder;
+    let owners = if config.executor.allow_own_commands {
+        fill_demo(folder)?;
+        Owners::RootAndOwn
+    } else {
+        Owners::Root
+    };
+    let catalogue = catalogue::load(folder, owners, PathBuf::from("/proc/self/exe"))?;
+    info!(commands = catalogue.len(), folder = %folder.display(), "read the catalogue");
+    Ok(catalogue)
+}
+
+fn fill_demo(folder: &Path) -> anyhow::Result<()> {
+    if folder.exists() {
+        return Ok(());
+    }
+    viworks_runtime::files::create_private_folder(folder)?;
+    for (name, contents) in SHIPPED {
+        viworks_runtime::files::write_atomic(&folder.join(name), contents.as_bytes())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,185 @@
+//! The agent's command line.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use viworks_runtime::config::{Problems, environment};
+use viworks_runtime::exit::ExitCode;
+use viworks_runtime::files::FileError;
+use viworks_runtime::{logging, tls};
+
+use crate::config::{self, Config};
+use crate::identity::IdentityError;
+use crate::{app, builtin};
+
+/// The largest status that is read.
+const STATUS_BYTES_MAX: usize = 1024 * 1024;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "viworks-gateway-agent",
+    version,
+    about = "The agent on every gateway"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Connects to the backend and serves until it is told to stop.
+    Run {
+        /// The configuration.
+        #[arg(long, default_value = "/etc/viworks/gateway.toml")]
+        config: PathBuf,
+        /// A file that is written once the agent serves.
+        #[arg(long)]
+        ready_file: Option<PathBuf>,
+    },
+    /// Checks the configuration and lists every problem.
+    CheckConfig {
+        /// The configuration.
+        #[arg(long, default_value = "/etc/viworks/gateway.toml")]
+        config: PathBuf,
+    },
+    /// Prints the reference of all settings.
+    ConfigReference,
+    /// Asks the running agent how it is.
+    Status {
+        /// The configuration.
+        #[arg(long, default_value = "/etc/viworks/gateway.toml")]
+        config: PathBuf,
+    },
+    /// Serves a command of the catalogue.
+    #[command(hide = true)]
+    Builtin {
+        /// Its name and arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
+/// Does what the arguments say and returns what the process ends with.
+#[must_use]
+pub fn main(arguments: Vec<String>) -> std::process::ExitCode {
+    // Before anything is parsed: its arguments are its own.
+    if arguments
+        .get(1)
+        .is_some_and(|first| first == builtin::SUBCOMMAND)
+    {
+        return builtin::run(arguments.get(2..).unwrap_or_default()).into();
+    }
+    let mut arguments = arguments;
+    if arguments.len() < 2 {
+        arguments.push("run".to_owned());
+    }
+    let parsed = match Arguments::try_parse_from(arguments) {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            // If nobody reads it, the exit code has to do.
+            drop(error.print());
+            return if error.use_stderr() {
+                ExitCode::Usage.into()
+            } else {
+                ExitCode::Ok.into()
+            };
+        }
+    };
+    match act(parsed.action) {
+        Ok(code) => code.into(),
+        Err(error) => {
+            drop(writeln!(std::io::stderr(), "error: {error:#}"));
+            code_of(&error).into()
+        }
+    }
+}
+
+fn code_of(error: &anyhow::Error) -> ExitCode {
+    if error.is::<Problems>() {
+        return ExitCode::Config;
+    }
+    match error.downcast_ref::<IdentityError>() {
+        Some(IdentityError::File(FileError::Locked { .. })) => ExitCode::Conflict,
+        Some(_) => ExitCode::Config,
+        None => ExitCode::Error,
+    }
+}
+
+fn act(action: Action) -> anyhow::Result<ExitCode> {
+    match action {
+        Action::Run { config, ready_file } => {
+            let config = Config::load(&config, &environment())?;
+            logging::init(config.log.format, &config.log.filter)?;
+            tls::install_provider();
+            runtime()?.block_on(app::run(config, ready_file))
+        }
+        Action::CheckConfig { config } => {
+            Config::load(&config, &environment())?;
+            print(&format!("{} is valid\n", config.display()))
+        }
+        Action::ConfigReference => print(&config::reference::markdown()),
+        Action::Status { config } => {
+            let config = Config::load(&config, &environment())?;
+            runtime()?.block_on(status(&config.gateway.socket))
+        }
+        Action::Builtin { arguments } => {
+            // Unreachable by way of `main`, which looks first; the same all the same.
+            let code = builtin::run(&arguments);
+            Ok(if code == 0 {
+                ExitCode::Ok
+            } else {
+                ExitCode::Error
+            })
+        }
+    }
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("failed to start the async runtime")
+}
+
+fn print(text: &str) -> anyhow::Result<ExitCode> {
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .context("failed to write the output")?;
+    Ok(ExitCode::Ok)
+}
+
+async fn status(socket: &Path) -> anyhow::Result<ExitCode> {
+    let stream = match UnixStream::connect(socket).await {
+        Ok(stream) => stream,
+        Err(error) => {
+            let line = format!("the agent does not answer at {}: {error}", socket.display());
+            drop(writeln!(std::io::stderr(), "error: {line}"));
+            return Ok(ExitCode::Unavailable);
+        }
+    };
+    let (mut requests, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let request = http::Request::get("/v1/status")
+        .header("Host", "localhost")
+        .body(Empty::<bytes::Bytes>::new())?;
+    let ask = async {
+        let answer = requests.send_request(request).await?;
+        let body = http_body_util::Limited::new(answer.into_body(), STATUS_BYTES_MAX);
+        let bytes = body
+            .collect()
+            .await
+            .map_err(|error| anyhow::anyhow!("{error}"))?;
+        drop(requests);
+        Ok::<_, anyhow::Error>(bytes.to_bytes())
+    };
+    let (bytes, _served) = tokio::join!(ask, connection);
+    let value: serde_json::Value = serde_json::from_slice(&bytes?)?;
+    print(&format!("{value:#}\n"))
+}

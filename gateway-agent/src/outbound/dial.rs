@@ -1,0 +1,217 @@
+//! Name, TCP, TLS, upgrade: a WebSocket to the backend, or a classified failure.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::RootCertStore;
+use rustls::pki_types::ServerName;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::client_async_with_config;
+use tokio_tungstenite::tungstenite::handshake::client::generate_key;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use viworks_common::key::{Binding, BindingMode};
+use viworks_common::limits;
+use viworks_common::pin::SpkiPin;
+use viworks_runtime::tls;
+
+use super::failure::{DialFailure, Step};
+use super::pinning::PinVerifier;
+use crate::config::OutboundConfig;
+
+/// What both ends must agree to.
+const SUBPROTOCOL: &str = "viworks.agent.v1";
+
+/// Bytes that may wait in the kernel: more would put a command behind a backlog of telemetry.
+const NOTSENT_LOWAT_BYTES: u32 = 16 * 1024;
+
+/// The socket of a session.
+pub type Socket = WebSocketStream<TlsStream<TcpStream>>;
+
+/// An upgraded connection.
+#[derive(Debug)]
+pub struct Dialled {
+    /// The socket.
+    pub socket: Socket,
+    /// What the session is bound to.
+    pub binding: Binding,
+    /// The key that the server showed.
+    pub pin: SpkiPin,
+}
+
+/// What stays the same between attempts.
+#[derive(Debug)]
+pub struct Dialler {
+    config: OutboundConfig,
+    roots: Arc<RootCertStore>,
+    identity: tls::Identity,
+    fingerprint: [u8; 32],
+}
+
+impl Dialler {
+    /// A dialler that shows `identity`, whose certificate has this SHA-256, and trusts `roots`.
+    #[must_use]
+    pub fn new(
+        config: OutboundConfig,
+        roots: RootCertStore,
+        identity: tls::Identity,
+        fingerprint: [u8; 32],
+    ) -> Self {
+        Self {
+            config,
+            roots: Arc::new(roots),
+            identity,
+            fingerprint,
+        }
+    }
+
+    /// One attempt, trusting `pins`.
+    ///
+    /// # Errors
+    ///
+    /// Why there is no connection.
+    pub async fn dial(&self, pins: BTreeSet<SpkiPin>) -> Result<Dialled, DialFailure> {
+        let tcp = self.connect().await?;
+        tune(&tcp, self.config.timeouts.send).map_err(|error| DialFailure::Network {
+            step: Step::Connect,
+            reason: error.to_string(),
+        })?;
+        let (stream, pin) = self.secure(tcp, pins).await?;
+        let value = match self.config.binding {
+            BindingMode::Exporter => {
+                tls::exporter(stream.get_ref().1).map_err(|error| DialFailure::Tls {
+                    reason: error.to_string(),
+                })?
+            }
+            BindingMode::Certificate => self.fingerprint,
+        };
+        let binding = Binding {
+            mode: self.config.binding,
+            value,
+        };
+        let socket = self.upgrade(stream).await?;
+        Ok(Dialled {
+            socket,
+            binding,
+            pin,
+        })
+    }
+
+    async fn connect(&self) -> Result<TcpStream, DialFailure> {
+        let (host, port) = (self.config.host.trim_matches(['[', ']']), self.config.port);
+        let times = self.config.timeouts;
+        let failed = |reason: String| DialFailure::Dns {
+            host: host.to_owned(),
+            reason,
+        };
+        let addresses: Vec<SocketAddr> = timeout(times.resolve, lookup_host((host, port)))
+            .await
+            .map_err(|_elapsed| late(Step::Resolve, times.resolve))?
+            .map_err(|error| failed(error.to_string()))?
+            .collect();
+        let mut last = failed("it has no address".to_owned());
+        for address in addresses {
+            last = match timeout(times.connect, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    DialFailure::Refused {
+                        address: address.to_string(),
+                    }
+                }
+                Ok(Err(error)) => DialFailure::Network {
+                    step: Step::Connect,
+                    reason: format!("{address}: {error}"),
+                },
+                Err(_elapsed) => late(Step::Connect, times.connect),
+            };
+        }
+        Err(last)
+    }
+
+    async fn secure(
+        &self,
+        tcp: TcpStream,
+        pins: BTreeSet<SpkiPin>,
+    ) -> Result<(TlsStream<TcpStream>, SpkiPin), DialFailure> {
+        let refused = |reason: String| DialFailure::Tls { reason };
+        let verifier = PinVerifier::new(Arc::clone(&self.roots), pins)
+            .map_err(|error| refused(error.to_string()))?;
+        let config = tls::client_config(self.identity.clone(), Arc::clone(&verifier) as Arc<_>)
+            .map_err(|error| refused(error.to_string()))?;
+        let name = ServerName::try_from(self.config.server_name.clone())
+            .map_err(|error| refused(error.to_string()))?;
+        let limit = self.config.timeouts.tls;
+        let stream = timeout(limit, TlsConnector::from(config).connect(name, tcp))
+            .await
+            .map_err(|_elapsed| late(Step::Tls, limit))?
+            .map_err(|error| DialFailure::of_io(&error, Step::Tls))?;
+        // Resumption is off, so every handshake has gone through the verifier.
+        let pin = verifier
+            .seen()
+            .ok_or_else(|| refused("the server's certificate was not verified".to_owned()))?;
+        Ok((stream, pin))
+    }
+
+    async fn upgrade(&self, stream: TlsStream<TcpStream>) -> Result<Socket, DialFailure> {
+        let OutboundConfig {
+            host, port, path, ..
+        } = &self.config;
+        let request = http::Request::get(format!("wss://{host}:{port}{path}"))
+            .header("Host", format!("{host}:{port}"))
+            .header("Connection", "Upgrade")
+            .header("Upgrade", "websocket")
+            .header("Sec-WebSocket-Version", "13")
+            .header("Sec-WebSocket-Key", generate_key())
+            .header("Sec-WebSocket-Protocol", SUBPROTOCOL)
+            .body(())
+            .map_err(|error| DialFailure::NotWebSocket {
+                reason: error.to_string(),
+            })?;
+        let limit = self.config.timeouts.upgrade;
+        let config = WebSocketConfig::default()
+            .read_buffer_size(limits::READ_BUFFER_BYTES)
+            .write_buffer_size(0)
+            .max_write_buffer_size(limits::WRITE_BUFFER_BYTES_MAX)
+            .max_message_size(Some(limits::MESSAGE_BYTES_MAX))
+            .max_frame_size(Some(limits::FRAME_BYTES_MAX));
+        // Boxed: the handshake is large and over soon.
+        let handshake = Box::pin(client_async_with_config(request, stream, Some(config)));
+        let (socket, answer) = timeout(limit, handshake)
+            .await
+            .map_err(|_elapsed| late(Step::Upgrade, limit))?
+            .map_err(|error| DialFailure::of_upgrade(&error))?;
+        let agreed = answer
+            .headers()
+            .get("sec-websocket-protocol")
+            .is_some_and(|value| value == SUBPROTOCOL);
+        if agreed {
+            Ok(socket)
+        } else {
+            Err(DialFailure::Subprotocol)
+        }
+    }
+}
+
+const fn late(step: Step, limit: Duration) -> DialFailure {
+    DialFailure::Timeout { step, limit }
+}
+
+/// Small latency, small buffers, and a dead path is noticed.
+fn tune(stream: &TcpStream, send: Duration) -> io::Result<()> {
+    let socket = SockRef::from(stream);
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_user_timeout(Some(send.saturating_mul(3)))?;
+    socket.set_tcp_notsent_lowat(NOTSENT_LOWAT_BYTES)?;
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(Duration::from_secs(30))
+            .with_interval(Duration::from_secs(10)),
+    )
+}

@@ -1,0 +1,116 @@
+//! The verifier that asks for both: a chain to the configured authority, and a pinned key.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::VerifierBuilderError;
+use rustls::{
+    CertificateError, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
+};
+use viworks_common::pin::SpkiPin;
+use viworks_runtime::tls;
+
+/// The chain is good, the key is not pinned.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the server shows the key {seen}, which is not pinned")]
+pub struct PinMismatch {
+    /// The key it shows.
+    pub seen: SpkiPin,
+}
+
+/// Verifies one server; made for one attempt, with the pins of that moment.
+pub struct PinVerifier {
+    chain: Arc<WebPkiServerVerifier>,
+    pins: BTreeSet<SpkiPin>,
+    seen: Mutex<Option<SpkiPin>>,
+}
+
+impl PinVerifier {
+    /// A verifier of `roots` and `pins`.
+    ///
+    /// # Errors
+    ///
+    /// When there are no roots.
+    pub fn new(
+        roots: Arc<RootCertStore>,
+        pins: BTreeSet<SpkiPin>,
+    ) -> Result<Arc<Self>, VerifierBuilderError> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        Ok(Arc::new(Self {
+            chain: WebPkiServerVerifier::builder_with_provider(roots, provider).build()?,
+            pins,
+            seen: Mutex::new(None),
+        }))
+    }
+
+    /// The key that the server showed, once its chain was found good.
+    #[must_use]
+    pub fn seen(&self) -> Option<SpkiPin> {
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for PinVerifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PinVerifier")
+            .field("pins", &self.pins)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ServerCertVerifier for PinVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let verified = self.chain.verify_server_cert(
+            end_entity,
+            intermediates,
+            server_name,
+            ocsp_response,
+            now,
+        )?;
+        let digest = tls::spki_sha256(end_entity)
+            .map_err(|_malformed| Error::InvalidCertificate(CertificateError::BadEncoding))?;
+        let seen = SpkiPin::from_digest(digest);
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
+        if self.pins.contains(&seen) {
+            return Ok(verified);
+        }
+        let mismatch = OtherError(Arc::new(PinMismatch { seen }));
+        Err(Error::InvalidCertificate(CertificateError::Other(mismatch)))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.chain
+            .verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.chain
+            .verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chain.supported_verify_schemes()
+    }
+}

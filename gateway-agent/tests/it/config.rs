@@ -1,0 +1,106 @@
+//! The configuration: everything wrong is said at once, and the reference is what the reader declares.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use viworks_gateway_agent::config::{Config, reference};
+use viworks_runtime::config::Environment;
+
+const PIN: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, mode) in [
+        ("gateway.crt", 0o644),
+        ("ca.crt", 0o644),
+        ("gateway.key", 0o600),
+        ("identity.json", 0o600),
+    ] {
+        let path = folder.path().join(name);
+        std::fs::write(&path, "x").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    folder
+}
+
+fn sound(pin: &str) -> String {
+    format!(
+        "[identity]\ncertificate_file = \"gateway.crt\"\nkey_file = \"gateway.key\"\nidentity_file = \"identity.json\"\n\
+         [outbound]\nurl = \"wss://backend.test:8081\"\nca_file = \"ca.crt\"\npins = [\"{pin}\"]\n"
+    )
+}
+
+fn load(folder: &Path, text: &str) -> Result<Config, Vec<String>> {
+    let path = folder.join("gateway.toml");
+    std::fs::write(&path, text).unwrap();
+    Config::load(&path, &Environment::default())
+        .map_err(|problems| problems.iter().map(ToString::to_string).collect())
+}
+
+fn pin() -> String {
+    // In whatever form pins are written: the type itself says.
+    viworks_common::pin::SpkiPin::from_digest([0xaa; 32]).to_string()
+}
+
+#[test]
+fn a_sound_file_is_read_with_its_defaults() {
+    let folder = folder();
+    let config = load(folder.path(), &sound(&pin())).unwrap();
+    assert_eq!(config.outbound.host, "backend.test");
+    assert_eq!(config.outbound.port, 8081);
+    assert_eq!(config.outbound.path, "/agent/v1/connect");
+    assert_eq!(config.outbound.server_name, "backend.test");
+    assert_eq!(config.gateway.state_folder, folder.path().join("state"));
+    assert!(!config.executor.allow_own_commands);
+    assert!(config.collect_interval.is_some());
+}
+
+#[test]
+fn every_problem_is_listed_at_once_with_its_line() {
+    let folder = folder();
+    let text = "\
+[identity]
+certificate_file = \"absent.crt\"
+key_file = \"gateway.key\"
+identity_file = \"identity.json\"
+[outbound]
+url = \"ws://backend.test:8081\"
+ca_file = \"ca.crt\"
+pins = []
+connect_timeout_ms = 99
+[executor]
+allow_own_commands = true
+[spoool]
+bytes_max = 1
+";
+    let key = folder.path().join("gateway.key");
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let problems = load(folder.path(), text).unwrap_err();
+    for line in [2, 3, 6, 8, 9, 11, 12] {
+        let place = format!("gateway.toml:{line}:");
+        assert!(
+            problems.iter().any(|problem| problem.contains(&place)),
+            "line {line}: {problems:#?}"
+        );
+    }
+    assert_eq!(problems.len(), 7, "{problems:#?}");
+}
+
+#[test]
+fn a_pin_in_another_form_is_refused() {
+    let folder = folder();
+    let bad = PIN.replace("sha256", "md5");
+    let problems = load(folder.path(), &sound(&bad)).unwrap_err();
+    assert_eq!(problems.len(), 1, "{problems:#?}");
+    assert!(problems[0].contains("pins"), "{problems:#?}");
+}
+
+#[test]
+fn the_reference_in_docs_is_the_one_the_reader_declares() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/configuration_gateway.md");
+    let written = std::fs::read_to_string(path).unwrap();
+    assert!(
+        written == reference::markdown(),
+        "docs/configuration_gateway.md is out of date: write it again with `viworks-gateway-agent config-reference`"
+    );
+}
