@@ -214,3 +214,39 @@ pub(super) async fn method_not_allowed() -> ApiError {
 
 /// For handlers that answer with their own state.
 pub(super) type Api = State<Arc<ApiState>>;
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::body::Body;
+    use axum::routing::get;
+    use http::StatusCode;
+    use tower::ServiceExt;
+    use tower_http::catch_panic::CatchPanicLayer;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_in_a_handler_is_one_answer_that_says_nothing_of_it() {
+        async fn faulty() {
+            panic!("row 7 of the secret table");
+        }
+        let router: Router = Router::new()
+            .route("/", get(faulty))
+            .layer(CatchPanicLayer::custom(panicked));
+        let request = Request::get("/").body(Body::empty()).unwrap();
+        let mut response = router.oneshot(request).await.unwrap();
+        let error = response.extensions_mut().remove::<ApiError>().unwrap();
+        error.render(&mut response, "req_1");
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let body = axum::body::to_bytes(response.into_body(), 4_096)
+            .await
+            .unwrap();
+        let text = String::from_utf8(body.to_vec()).unwrap();
+        assert!(
+            text.contains("VW-S-002") && text.contains("req_1"),
+            "{text}"
+        );
+        assert!(!text.contains("secret"), "{text}");
+    }
+}

@@ -230,6 +230,8 @@ impl DialFailure {
                         | AlertDescription::CertificateRequired
                         | AlertDescription::UnknownCA
                         | AlertDescription::AccessDenied
+                        // An authority of the same name with another key, as after setting a backend up anew.
+                        | AlertDescription::DecryptError
                 ),
             },
             TlsError::InvalidCertificate(CertificateError::Other(other)) => {
