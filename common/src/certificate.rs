@@ -25,6 +25,9 @@ pub enum Unnamed {
     /// The bytes are not exactly one certificate.
     #[error("it is not one X.509 certificate")]
     Malformed,
+    /// It does not allow its holder to authenticate as a client.
+    #[error("it is not for client authentication")]
+    NotForClients,
     /// There is no URI name, or more than one name.
     #[error("it must have exactly one alternative name, a URI")]
     NotOneName,
@@ -54,6 +57,14 @@ pub fn read(der: &[u8]) -> Result<GatewayCertificate, Unnamed> {
         X509Certificate::from_der(der).map_err(|_malformed| Unnamed::Malformed)?;
     if !rest.is_empty() {
         return Err(Unnamed::Malformed);
+    }
+    // The chain verifier lets a certificate without this extension pass for every purpose.
+    let for_clients = certificate
+        .extended_key_usage()
+        .map_err(|_repeated| Unnamed::NotForClients)?
+        .is_some_and(|usage| usage.value.client_auth);
+    if !for_clients {
+        return Err(Unnamed::NotForClients);
     }
     let names = certificate
         .subject_alternative_name()
@@ -91,7 +102,58 @@ pub fn parse_uri(text: &str) -> Option<(TrustDomain, Identity)> {
 
 #[cfg(test)]
 mod tests {
+    use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyPair, SanType, date_time_ymd};
+
     use super::*;
+
+    const URI: &str =
+        "spiffe://viworks.test/tenant/default/gateway/01900000-0000-7000-8000-0000000000ab";
+
+    fn certificate(uris: &[&str], usage: &[ExtendedKeyUsagePurpose]) -> Vec<u8> {
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = uris
+            .iter()
+            .map(|uri| SanType::URI((*uri).try_into().unwrap()))
+            .collect();
+        params.extended_key_usages = usage.to_vec();
+        params.not_before = date_time_ymd(2026, 1, 1);
+        params.not_after = date_time_ymd(2027, 1, 1);
+        let key = KeyPair::generate().unwrap();
+        params.self_signed(&key).unwrap().der().to_vec()
+    }
+
+    fn client(uris: &[&str]) -> Result<GatewayCertificate, Unnamed> {
+        read(&certificate(uris, &[ExtendedKeyUsagePurpose::ClientAuth]))
+    }
+
+    #[test]
+    fn a_certificate_says_who_it_speaks_for_and_how_long() {
+        let read = client(&[URI]).unwrap();
+        assert_eq!(uri(&read.trust_domain, &read.identity), URI);
+        assert_eq!(read.not_before.unix_micros(), 1_767_225_600_000_000);
+        assert_eq!(read.not_after.unix_micros(), 1_798_761_600_000_000);
+    }
+
+    #[test]
+    fn a_certificate_that_is_not_for_clients_names_nobody() {
+        for usage in [&[][..], &[ExtendedKeyUsagePurpose::ServerAuth]] {
+            let refused = read(&certificate(&[URI], usage));
+            assert_eq!(refused, Err(Unnamed::NotForClients), "{usage:?}");
+        }
+    }
+
+    #[test]
+    fn no_name_and_two_names_are_both_no_identity() {
+        assert_eq!(client(&[]), Err(Unnamed::NotOneName));
+        assert_eq!(client(&[URI, URI]), Err(Unnamed::NotOneName));
+    }
+
+    #[test]
+    fn bytes_behind_a_certificate_are_refused() {
+        let mut der = certificate(&[URI], &[ExtendedKeyUsagePurpose::ClientAuth]);
+        der.push(0);
+        assert_eq!(read(&der), Err(Unnamed::Malformed));
+    }
 
     #[test]
     fn only_the_canonical_form_names_a_gateway() {

@@ -12,7 +12,7 @@ use tokio::net::UnixStream;
 use viworks_runtime::config::{Problems, environment};
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files::FileError;
-use viworks_runtime::{logging, tls};
+use viworks_runtime::{fault, logging, tls};
 
 use crate::config::{self, Config};
 use crate::identity::IdentityError;
@@ -116,6 +116,7 @@ fn act(action: Action) -> anyhow::Result<ExitCode> {
     match action {
         Action::Run { config, ready_file } => {
             let config = Config::load(&config, &environment())?;
+            fault::configure(&environment())?;
             logging::init(config.log.format, &config.log.filter)?;
             tls::install_provider();
             runtime()?.block_on(app::run(config, ready_file))

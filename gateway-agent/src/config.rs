@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustls::pki_types::ServerName;
 use viworks_common::key::BindingMode;
 use viworks_common::limits;
 use viworks_common::pin::{PINS_MAX, SpkiPin};
@@ -251,6 +252,15 @@ fn read_outbound(section: &mut Section<'_>) -> OutboundConfig {
         "server_name",
         "The name in the backend's certificate; the URL's host when left out.",
     );
+    if let Some(name) = &server_name
+        && ServerName::try_from(name.as_str()).is_err()
+    {
+        section.problem(
+            "server_name",
+            format!("{name:?} is neither a DNS name nor an address"),
+            "for example: server_name = \"backend.example.org\"",
+        );
+    }
     let binding = section.one_of(
         "binding",
         "exporter",
@@ -446,22 +456,24 @@ struct Target {
 impl Target {
     fn split(url: &str) -> Self {
         let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+        // A fragment is never sent.
+        let rest = rest.split('#').next().unwrap_or_default();
         let (authority, path) = rest
-            .find('/')
-            .map_or((rest, ""), |slash| rest.split_at(slash));
+            .find(['/', '?'])
+            .map_or((rest, ""), |end| rest.split_at(end));
         let (host, port) = match authority.rsplit_once(':') {
             Some((host, port)) if !authority.ends_with(']') => (host, port.parse().ok()),
             Some(_) | None => (authority, None),
         };
-        let path = if path.is_empty() || path == "/" {
-            CONNECT_PATH
-        } else {
-            path
+        let path = match path {
+            "" | "/" => CONNECT_PATH.to_owned(),
+            query if query.starts_with('?') => format!("{CONNECT_PATH}{query}"),
+            path => path.to_owned(),
         };
         Self {
             host: host.to_owned(),
             port: port.unwrap_or(443),
-            path: path.to_owned(),
+            path,
         }
     }
 

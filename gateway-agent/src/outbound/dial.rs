@@ -6,11 +6,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use rustls::RootCertStore;
 use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpStream, lookup_host};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::WebSocketStream;
@@ -31,6 +33,9 @@ const SUBPROTOCOL: &str = "viworks.agent.v1";
 
 /// Bytes that may wait in the kernel: more would put a command behind a backlog of telemetry.
 const NOTSENT_LOWAT_BYTES: u32 = 16 * 1024;
+
+/// How long an address has before the next one is tried beside it (RFC 8305).
+const HEAD_START: Duration = Duration::from_millis(250);
 
 /// The socket of a session.
 pub type Socket = WebSocketStream<TlsStream<TcpStream>>;
@@ -116,23 +121,23 @@ impl Dialler {
             .map_err(|_elapsed| late(Step::Resolve, times.resolve))?
             .map_err(|error| failed(error.to_string()))?
             .collect();
+        let mut addresses = alternate(addresses).into_iter();
+        let mut attempts = FuturesUnordered::new();
         let mut last = failed("it has no address".to_owned());
-        for address in addresses {
-            last = match timeout(times.connect, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => return Ok(stream),
-                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    DialFailure::Refused {
-                        address: address.to_string(),
-                    }
-                }
-                Ok(Err(error)) => DialFailure::Network {
-                    step: Step::Connect,
-                    reason: format!("{address}: {error}"),
+        loop {
+            if let Some(address) = addresses.next() {
+                attempts.push(open(address, times.connect));
+            }
+            let more = addresses.len() > 0;
+            tokio::select! {
+                attempt = attempts.next() => match attempt {
+                    Some(Ok(stream)) => return Ok(stream),
+                    Some(Err(failure)) => last = failure,
+                    None => return Err(last),
                 },
-                Err(_elapsed) => late(Step::Connect, times.connect),
-            };
+                () = sleep(HEAD_START), if more => {}
+            }
         }
-        Err(last)
     }
 
     async fn secure(
@@ -199,6 +204,38 @@ impl Dialler {
     }
 }
 
+/// Both families in turn, beginning with the one the resolver prefers, so that a dead one costs one head start.
+fn alternate(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let prefers_ipv6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
+    let (preferred, others): (Vec<_>, Vec<_>) = addresses
+        .into_iter()
+        .partition(|address| address.is_ipv6() == prefers_ipv6);
+    let mut others = others.into_iter();
+    let mut mixed = Vec::new();
+    for address in preferred {
+        mixed.push(address);
+        mixed.extend(others.next());
+    }
+    mixed.extend(others);
+    mixed
+}
+
+async fn open(address: SocketAddr, limit: Duration) -> Result<TcpStream, DialFailure> {
+    match timeout(limit, TcpStream::connect(address)).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            Err(DialFailure::Refused {
+                address: address.to_string(),
+            })
+        }
+        Ok(Err(error)) => Err(DialFailure::Network {
+            step: Step::Connect,
+            reason: format!("{address}: {error}"),
+        }),
+        Err(_elapsed) => Err(late(Step::Connect, limit)),
+    }
+}
+
 const fn late(step: Step, limit: Duration) -> DialFailure {
     DialFailure::Timeout { step, limit }
 }
@@ -214,4 +251,22 @@ fn tune(stream: &TcpStream, send: Duration) -> io::Result<()> {
             .with_time(Duration::from_secs(30))
             .with_interval(Duration::from_secs(10)),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_families_take_turns_beginning_with_the_preferred_one() {
+        let parse = |texts: &[&str]| -> Vec<SocketAddr> {
+            texts.iter().map(|text| text.parse().unwrap()).collect()
+        };
+        let resolved = parse(&["[::1]:1", "[::2]:1", "[::3]:1", "10.0.0.1:1", "10.0.0.2:1"]);
+        let tried = parse(&["[::1]:1", "10.0.0.1:1", "[::2]:1", "10.0.0.2:1", "[::3]:1"]);
+        assert_eq!(alternate(resolved), tried);
+        let others = parse(&["10.0.0.1:1", "[::1]:1", "[::2]:1"]);
+        assert_eq!(alternate(others.clone()), others);
+        assert_eq!(alternate(Vec::new()), Vec::new());
+    }
 }

@@ -6,9 +6,6 @@ use std::path::{Path, PathBuf};
 use viworks_gateway_agent::config::{Config, reference};
 use viworks_runtime::config::Environment;
 
-/// A pin in a form that is not the one they are written in.
-const NOT_A_PIN: &str = "md5/aaaaaaaaaaaaaaaaaaaaaa==";
-
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (name, mode) in [
@@ -95,9 +92,47 @@ bytes_max = 1
 #[test]
 fn a_pin_in_another_form_is_refused() {
     let folder = folder();
-    let problems = load(folder.path(), &sound(NOT_A_PIN)).unwrap_err();
+    for bad in [pin().replace('/', ":"), pin().replace("sha256", "md5")] {
+        let problems = load(folder.path(), &sound(&bad)).unwrap_err();
+        assert_eq!(problems.len(), 1, "{problems:#?}");
+        assert!(problems[0].contains("pins"), "{problems:#?}");
+    }
+}
+
+#[test]
+fn a_url_is_taken_apart_whatever_follows_its_host() {
+    let folder = folder();
+    let parts = |url: &str| {
+        let text = sound(&pin()).replace("wss://backend.test:8081", url);
+        let outbound = load(folder.path(), &text).unwrap().outbound;
+        (outbound.server_name, outbound.port, outbound.path)
+    };
+    let expected = |name: &str, port, path: &str| (name.to_owned(), port, path.to_owned());
+    for (url, wanted) in [
+        ("wss://a.test", expected("a.test", 443, "/agent/v1/connect")),
+        (
+            "wss://a.test:9/",
+            expected("a.test", 9, "/agent/v1/connect"),
+        ),
+        (
+            "wss://a.test:9?site=x",
+            expected("a.test", 9, "/agent/v1/connect?site=x"),
+        ),
+        ("wss://a.test/p?q#f", expected("a.test", 443, "/p?q")),
+        ("wss://[::1]:9/p", expected("::1", 9, "/p")),
+        ("wss://[::1]", expected("::1", 443, "/agent/v1/connect")),
+    ] {
+        assert_eq!(parts(url), wanted, "{url}");
+    }
+}
+
+#[test]
+fn a_server_name_that_no_certificate_can_have_is_refused_at_the_start() {
+    let folder = folder();
+    let text = format!("{}server_name = \"back end\"\n", sound(&pin()));
+    let problems = load(folder.path(), &text).unwrap_err();
     assert_eq!(problems.len(), 1, "{problems:#?}");
-    assert!(problems[0].contains("pins"), "{problems:#?}");
+    assert!(problems[0].contains("gateway.toml:9:"), "{problems:#?}");
 }
 
 #[test]

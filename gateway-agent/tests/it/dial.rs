@@ -233,3 +233,42 @@ async fn a_server_that_never_shakes_hands_runs_into_the_time_limit_of_that_step(
         }
     );
 }
+
+#[tokio::test]
+async fn a_server_that_never_answers_the_upgrade_runs_into_the_time_limit_of_that_step() {
+    let world = world();
+    let (address, lifecycle) = serve_silence(&world).await;
+    let limit = Duration::from_millis(200);
+    let mut config = config(address);
+    config.timeouts.upgrade = limit;
+    let result = dialler_with(config, &world, &world)
+        .dial(BTreeSet::from([pin_of(&world.server)]))
+        .await;
+    lifecycle.abort();
+    lifecycle.shutdown(Duration::ZERO).await;
+    assert_eq!(
+        result.unwrap_err(),
+        DialFailure::Timeout {
+            step: Step::Upgrade,
+            limit
+        }
+    );
+}
+
+/// Shakes hands and then reads without ever answering.
+async fn serve_silence(world: &World) -> (SocketAddr, Lifecycle) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let roots = tls::roots([world.authority.clone()]).unwrap();
+    let config = tls::server_config(world.server.clone(), roots).unwrap();
+    let lifecycle = Lifecycle::new();
+    lifecycle.spawn("silent server", async move {
+        let acceptor = TlsAcceptor::from(config);
+        while let Ok((tcp, _)) = listener.accept().await {
+            if let Ok(mut stream) = acceptor.accept(tcp).await {
+                drop(tokio::io::copy(&mut stream, &mut tokio::io::sink()).await);
+            }
+        }
+    });
+    (address, lifecycle)
+}
