@@ -181,13 +181,14 @@ impl Handshake {
         let leaf = connection
             .peer_certificates()
             .and_then(|chain| chain.first())
-            .ok_or(Unrecognised::NoName("none was shown"))?;
+            .ok_or(Unrecognised::NotShown)?;
         let now = self.inbound.clock.wall();
         let peer = self.inbound.registry.recognise(leaf, now).await?;
         let mode = self.inbound.terms.binding;
         let value = match mode {
-            BindingMode::Exporter => tls::exporter(connection)
-                .map_err(|_early| Unrecognised::NoName("the handshake is not over"))?,
+            BindingMode::Exporter => {
+                tls::exporter(connection).map_err(|_early| Unrecognised::NotShown)?
+            }
             BindingMode::Certificate => peer.fingerprint,
         };
         Ok((peer, Binding { mode, value }))
