@@ -256,6 +256,13 @@ pub trait Store: Send + Sync {
         new: NewRun,
         now: Timestamp,
     ) -> StoreResult<Submission>;
+    /// What an `Idempotency-Key` was used for in the last day; `None` when it was not used.
+    async fn earlier_submission(
+        &self,
+        tenant: &Tenant,
+        idempotency: &Idempotency,
+        now: Timestamp,
+    ) -> StoreResult<Option<Submission>>;
     /// One run with its counters.
     async fn run(&self, tenant: &Tenant, run_id: RunId) -> StoreResult<Option<Run>>;
     /// Runs, newest first.

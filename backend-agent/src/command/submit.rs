@@ -103,6 +103,21 @@ pub enum SubmitError {
     Store(#[from] StoreError),
 }
 
+/// The store's answer in an operator's terms.
+fn answered(submission: Submission) -> Result<Submitted, SubmitError> {
+    match submission {
+        Submission::Submitted(run) => Ok(Submitted {
+            run,
+            replayed: false,
+        }),
+        Submission::Replayed(run) => Ok(Submitted {
+            run,
+            replayed: true,
+        }),
+        Submission::IdempotencyMismatch => Err(SubmitError::IdempotencyMismatch),
+    }
+}
+
 /// One gateway that can take the command.
 struct Candidate {
     agent_id: AgentId,
@@ -115,6 +130,17 @@ impl Commands {
     /// # Errors
     /// Why nothing was submitted.
     pub async fn submit(&self, request: SubmitRequest) -> Result<Submitted, SubmitError> {
+        // A repeated submission gets its run even when gateways or catalogues have changed since.
+        if let Some(idempotency) = &request.idempotency {
+            let now = self.clock.wall();
+            let earlier = self
+                .store
+                .earlier_submission(&self.tenant, idempotency, now)
+                .await?;
+            if let Some(earlier) = earlier {
+                return answered(earlier);
+            }
+        }
         let candidates = self.candidates(&request).await?;
         let arguments = check_all(&request.arguments, &candidates)?;
         let risk = candidates
@@ -159,22 +185,13 @@ impl Commands {
             .iter()
             .map(|target| (target.agent_id, target.command_id))
             .collect();
-        match self.store.submit_run(&self.tenant, new, now).await? {
-            Submission::Submitted(run) => {
-                for (agent_id, command_id) in offers {
-                    self.nudge.offer(&agent_id, command_id);
-                }
-                Ok(Submitted {
-                    run,
-                    replayed: false,
-                })
+        let submission = self.store.submit_run(&self.tenant, new, now).await?;
+        if matches!(submission, Submission::Submitted(_)) {
+            for (agent_id, command_id) in offers {
+                self.nudge.offer(&agent_id, command_id);
             }
-            Submission::Replayed(run) => Ok(Submitted {
-                run,
-                replayed: true,
-            }),
-            Submission::IdempotencyMismatch => Err(SubmitError::IdempotencyMismatch),
         }
+        answered(submission)
     }
 
     /// The gateways that will get the command. Explicitly named gateways must all be able to take it; `all` means all

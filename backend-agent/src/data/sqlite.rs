@@ -34,11 +34,11 @@ use viworks_runtime::sqlite::{Constraint, Database, Error, Options};
 use super::{
     AcceptOutcome, Accepted, Actor, AdmitOutcome, AdmitRequest, ApiKey, AuditRecord, Cancelled,
     Certificate, Command, CommandOutput, CompleteOutcome, ConfirmOutcome, ConfirmRequest, Counts,
-    Fork, Gateway, GatewayFilter, GatewayRef, Holder, LeaseLimits, Leased, Listing, MergedEntry,
-    NewApiKey, NewAuditRecord, NewCertificate, NewGateway, NewRun, Page, Purged, Rejected, Revoked,
-    Run, SessionRecord, SessionTouch, Settled, Store, StoreError, StoreHealth, StoreResult,
-    StoredCatalogue, StoredGap, StoredRecord, StreamSummary, Submission, Target, TargetSelection,
-    TelemetryCursor, TelemetryOutcome, TelemetryQuery, TelemetryWrite,
+    Fork, Gateway, GatewayFilter, GatewayRef, Holder, Idempotency, LeaseLimits, Leased, Listing,
+    MergedEntry, NewApiKey, NewAuditRecord, NewCertificate, NewGateway, NewRun, Page, Purged,
+    Rejected, Revoked, Run, SessionRecord, SessionTouch, Settled, Store, StoreError, StoreHealth,
+    StoreResult, StoredCatalogue, StoredGap, StoredRecord, StreamSummary, Submission, Target,
+    TargetSelection, TelemetryCursor, TelemetryOutcome, TelemetryQuery, TelemetryWrite,
 };
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
@@ -334,6 +334,15 @@ impl Store for SqliteStore {
         let submission = write!(self, runs::submit, [tenant, new], (now))?;
         fault::point("store.submit.after_commit");
         submission
+    }
+
+    async fn earlier_submission(
+        &self,
+        tenant: &Tenant,
+        idempotency: &Idempotency,
+        now: Timestamp,
+    ) -> StoreResult<Option<Submission>> {
+        read!(self, runs::replay, tenant, idempotency, now)
     }
 
     async fn run(&self, tenant: &Tenant, run_id: RunId) -> StoreResult<Option<Run>> {

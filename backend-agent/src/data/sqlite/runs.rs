@@ -151,7 +151,8 @@ pub(super) async fn submit(
     )))
 }
 
-async fn replay(
+/// What a key was used for.
+pub(super) async fn replay(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
     idempotency: &Idempotency,

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use viworks_common::api::Scope;
 use viworks_common::catalogue::{ArgumentType, Risk};
 
-use super::harness::{Backend, argument, catalogue, entry};
+use super::harness::{Backend, argument, catalogue, entry, now};
 
 #[tokio::test]
 async fn a_submission_makes_one_command_for_each_gateway_and_wakes_dispatch() {
@@ -274,6 +274,33 @@ async fn a_repeated_submission_gets_the_first_ones_run() {
     let runs = backend.get("/v1/runs").await.json();
     assert_eq!(runs["items"].as_array().unwrap().len(), 1);
     assert_eq!(backend.nudges.agents.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_repeated_submission_gets_its_run_even_when_the_command_is_gone() {
+    let backend = Backend::new().await;
+    let holder = backend.connect("gw-1", catalogue()).await;
+    let body = json!({"command": "sys.uptime", "targets": "all"}).to_string();
+    let key = [("idempotency-key", "deploy-8")];
+    let first = backend.post_text("/v1/runs", body.clone(), &key).await;
+    backend
+        .store
+        .save_catalogue(
+            &backend.tenant,
+            holder.agent_id,
+            holder.epoch,
+            &"1".repeat(64),
+            Vec::new(),
+            now(),
+        )
+        .await
+        .unwrap();
+    let second = backend.post_text("/v1/runs", body.clone(), &key).await;
+    assert_eq!(second.status, StatusCode::OK, "{}", second.text);
+    assert_eq!(second.json()["id"], first.json()["id"]);
+    // Without the key it is a new request, and the command is not there any more.
+    let fresh = backend.post_text("/v1/runs", body, &[]).await;
+    assert_eq!(fresh.status, StatusCode::UNPROCESSABLE_ENTITY);
 }
 
 #[tokio::test]
