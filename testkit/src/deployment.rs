@@ -287,6 +287,102 @@ impl Deployment {
         answer
     }
 
+    /// Telemetry of one stream as the stopped backend's database holds it: stored records, distinct keys, records in gaps.
+    ///
+    /// # Panics
+    /// When the database cannot be read.
+    pub async fn stored_telemetry(&self, stream: &str) -> StoredTelemetry {
+        use sqlx::Connection;
+        let options = sqlx::sqlite::SqliteConnectOptions::new()
+            .filename(self.path().join("backend/state/backend.sqlite"))
+            .read_only(true);
+        let mut connection = sqlx::SqliteConnection::connect_with(&options)
+            .await
+            .expect("the database opens");
+        let (records, keys): (i64, i64) = sqlx::query_as(
+            "SELECT count(*), count(DISTINCT agent_id || spool_epoch || seq) FROM telemetry WHERE stream = ?",
+        )
+        .bind(stream)
+        .fetch_one(&mut connection)
+        .await
+        .expect("telemetry can be counted");
+        let gaps: i64 = sqlx::query_scalar(
+            "SELECT coalesce(sum(to_seq - from_seq + 1), 0) FROM telemetry_gaps",
+        )
+        .fetch_one(&mut connection)
+        .await
+        .expect("gaps can be counted");
+        let count = |number: i64| usize::try_from(number).expect("counts are not negative");
+        StoredTelemetry {
+            records: count(records),
+            keys: count(keys),
+            in_gaps: count(gaps),
+        }
+    }
+
+    /// Waits until a run is finished.
+    ///
+    /// # Panics
+    /// When it does not finish.
+    pub async fn finished(&self, run: &str) -> Value {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let answer = self.request("GET", &format!("/v1/runs/{run}"), None).await;
+            if let Ok((200, body)) = &answer
+                && body["state"] == "finished"
+            {
+                return body.clone();
+            }
+            if tokio::time::Instant::now() >= deadline {
+                let commands = self
+                    .request("GET", &format!("/v1/runs/{run}/commands"), None)
+                    .await;
+                panic!("run {run} is not finished: {answer:?} {commands:?}");
+            }
+            tokio::time::sleep(Duration::from_millis(15)).await;
+        }
+    }
+
+    /// Submits a run until there is an answer; the key makes that safe.
+    ///
+    /// # Panics
+    /// When the backend refuses it.
+    pub async fn submit(&self, command: &str, key: &str) -> String {
+        let body = serde_json::json!({"command": command, "targets": "all"});
+        eventually("the submission is answered", PATIENCE, async || {
+            let request = self
+                .http
+                .post(format!("{}/v1/runs", self.api_url()))
+                .bearer_auth(&self.token);
+            let response = request
+                .header("idempotency-key", key)
+                .json(&body)
+                .timeout(PATIENCE)
+                .send()
+                .await
+                .ok()?;
+            let status = response.status().as_u16();
+            let answer: Value = response.json().await.ok()?;
+            if status == 503 {
+                return None;
+            }
+            assert!((200..300).contains(&status), "{status} {answer}");
+            Some(answer["id"].as_str().expect("a run has an id").to_owned())
+        })
+        .await
+    }
+
+    /// The commands of a run.
+    ///
+    /// # Panics
+    /// When the API does not list them.
+    pub async fn commands(&self, run: &str) -> Vec<Value> {
+        let page = self
+            .get(&format!("/v1/runs/{run}/commands?limit=1000"))
+            .await;
+        page["items"].as_array().expect("a page has items").clone()
+    }
+
     /// Waits until a gateway is online and its catalogue is known.
     ///
     /// # Panics
@@ -304,6 +400,17 @@ impl Deployment {
         })
         .await
     }
+}
+
+/// What a database holds of one stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredTelemetry {
+    /// Records.
+    pub records: usize,
+    /// Distinct keys among them.
+    pub keys: usize,
+    /// Records that reported gaps stand for, over all streams.
+    pub in_gaps: usize,
 }
 
 /// Runs a program that must succeed.

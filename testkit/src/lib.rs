@@ -2,4 +2,5 @@
 
 pub mod binaries;
 pub mod deployment;
+pub mod gateway;
 pub mod process;

@@ -1,0 +1,137 @@
+//! kill -9 of the backend and of a gateway amid commands and telemetry: everything final, nothing twice, nothing lost.
+
+use std::time::Duration;
+
+use viworks_testkit::binaries::Binaries;
+use viworks_testkit::deployment::{Deployment, Start};
+use viworks_testkit::gateway::{AGAIN, Fed, ONCE, feed, mark_starts, started};
+use viworks_testkit::process::eventually;
+
+const GATEWAYS: usize = 4;
+const RUNS: usize = 50;
+const RECORDS: usize = 50_000;
+const STREAM: &str = "test.feed";
+
+fn quick() -> Start {
+    Start::default()
+        .with("VIWORKS__OUTBOUND__BACKOFF_MAX_MS", "300")
+        .with("VIWORKS__COLLECT__ENABLED", "false")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kills_amid_commands_and_telemetry_lose_nothing_and_repeat_nothing() {
+    let mut system = Deployment::new(Binaries::shipped());
+    let folders: Vec<_> = (0..GATEWAYS)
+        .map(|n| system.issue(&format!("gw-{n}")))
+        .collect();
+    folders.iter().for_each(|folder| mark_starts(folder));
+    system.start_backend(Start::default()).await;
+    let mut gateways: Vec<_> = folders
+        .iter()
+        .map(|folder| system.start_gateway(folder, quick()))
+        .collect();
+    for n in 0..GATEWAYS {
+        system.online(&format!("gw-{n}")).await;
+    }
+
+    let feeders: Vec<_> = folders
+        .iter()
+        .cloned()
+        .map(|folder| {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "a test has no lifecycle; the task is joined below"
+            )]
+            tokio::spawn(async move { feed(&folder, STREAM, RECORDS / GATEWAYS).await })
+        })
+        .collect();
+    let mut runs = Vec::new();
+    for n in 0..RUNS {
+        let command = if n % 2 == 0 { ONCE } else { AGAIN };
+        runs.push((command, system.submit(command, &format!("key-{n}")).await));
+        if n % 12 == 10 {
+            system.kill_backend();
+            system.start_backend(Start::default()).await;
+        }
+        if n % 20 == 15 {
+            gateways[1].kill();
+            gateways[1] = system.start_gateway(&folders[1], quick());
+        }
+    }
+    let mut fed = Fed::default();
+    for feeder in feeders {
+        let one = feeder.await.unwrap();
+        fed.answered += one.answered;
+        fed.unanswered += one.unanswered;
+    }
+
+    let mut final_commands = 0;
+    for (command, run) in &runs {
+        system.finished(run).await;
+        for one in system.commands(run).await {
+            final_commands += 1;
+            let id = one["id"].as_str().unwrap();
+            let state = one["state"].as_str().unwrap();
+            let starts: usize = folders
+                .iter()
+                .filter_map(|folder| started(folder).get(id).copied())
+                .sum();
+            match state {
+                "succeeded" => assert!(starts >= 1, "{id} succeeded and never ran"),
+                "indeterminate" => assert_eq!(
+                    *command, ONCE,
+                    "only what must not run twice is indeterminate"
+                ),
+                other => panic!("{id} is {other}: {one}"),
+            }
+            if *command == ONCE {
+                assert!(starts <= 1, "{id} started {starts} times");
+            }
+        }
+    }
+    assert_eq!(final_commands, RUNS * GATEWAYS);
+
+    eventually(
+        "every record is delivered",
+        Duration::from_secs(90),
+        async || {
+            for folder in &folders {
+                let status = viworks_testkit::gateway::local_request(
+                    folder,
+                    "GET",
+                    "/v1/status",
+                    &serde_json::json!({}),
+                )
+                .await
+                .ok()?;
+                let status: serde_json::Value = serde_json::from_str(&status.1).ok()?;
+                if status["spool"]["records"] != 0 {
+                    return None;
+                }
+            }
+            Some(())
+        },
+    )
+    .await;
+    assert!(
+        system
+            .backend()
+            .stop(Duration::from_secs(30))
+            .await
+            .success()
+    );
+    let stored = system.stored_telemetry(STREAM).await;
+    assert_eq!(stored.records, stored.keys, "no key is stored twice");
+    let delivered = stored.records + stored.in_gaps;
+    assert!(
+        (fed.answered..=fed.answered + fed.unanswered).contains(&delivered),
+        "{stored:?} does not account for {fed:?}"
+    );
+    for gateway in &mut gateways {
+        assert!(
+            gateway.stop(Duration::from_secs(30)).await.success(),
+            "{}",
+            gateway.log()
+        );
+    }
+}

@@ -1,0 +1,6 @@
+//! Black-box tests of the shipped programs: real processes, real sockets, real disks.
+
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+mod flood;
+mod points;

@@ -1,0 +1,155 @@
+//! A crash at every durable step of either agent: afterwards every command is final and none that must not run twice did.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use viworks_testkit::binaries::Binaries;
+use viworks_testkit::deployment::{Deployment, Start};
+use viworks_testkit::gateway::{AGAIN, ONCE, mark_starts, started};
+
+fn quick() -> Start {
+    Start::default()
+        .with("VIWORKS__OUTBOUND__BACKOFF_MAX_MS", "300")
+        .with("VIWORKS__COLLECT__ENABLED", "false")
+}
+
+async fn system() -> (Deployment, PathBuf) {
+    let system = Deployment::new(Binaries::with_fault_points());
+    let folder = system.issue("gw-1");
+    mark_starts(&folder);
+    (system, folder)
+}
+
+/// Every command final, and each that must not run twice started at most once.
+async fn settled(
+    system: &Deployment,
+    folder: &std::path::Path,
+    runs: &[(&str, String)],
+    point: &str,
+) {
+    for (command, run) in runs {
+        system.finished(run).await;
+        for one in system.commands(run).await {
+            let id = one["id"].as_str().unwrap();
+            let starts = started(folder).get(id).copied().unwrap_or(0);
+            let state = one["state"].as_str().unwrap();
+            match (*command, state) {
+                (ONCE, "succeeded") => assert_eq!(starts, 1, "{point}: {id}"),
+                (ONCE, "indeterminate") => {
+                    assert!(starts <= 1, "{point}: {id} started {starts} times")
+                }
+                (AGAIN, "succeeded") => assert!(starts >= 1, "{point}: {id}"),
+                (command, other) => panic!("{point}: {command} {id} is {other}: {one}"),
+            }
+        }
+    }
+}
+
+const GATEWAY_POINTS: [&str; 8] = [
+    "journal.accepted.before_commit",
+    "journal.accepted.after_commit",
+    "journal.started.before_commit",
+    "journal.started.after_commit",
+    "journal.finished.before_commit",
+    "journal.finished.after_commit",
+    "journal.reported.before_commit",
+    "journal.reported.after_commit",
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_dies_at_any_durable_step_leaves_every_command_decided() {
+    let (mut system, folder) = system().await;
+    system.start_backend(Start::default()).await;
+    for (n, point) in GATEWAY_POINTS.into_iter().enumerate() {
+        let mut dying = system.start_gateway(&folder, quick().dying_at(&format!("{point}:2")));
+        system.online("gw-1").await;
+        let mut runs = Vec::new();
+        for (m, command) in [ONCE, AGAIN, ONCE, AGAIN].into_iter().enumerate() {
+            runs.push((command, system.submit(command, &format!("{n}-{m}")).await));
+        }
+        let status = dying.wait(Duration::from_secs(60)).await;
+        assert!(
+            !status.success(),
+            "{point} was never reached: {}",
+            dying.log()
+        );
+        let mut healthy = system.start_gateway(&folder, quick());
+        settled(&system, &folder, &runs, point).await;
+        assert!(healthy.stop(Duration::from_secs(30)).await.success());
+    }
+}
+
+const BACKEND_POINTS: [&str; 8] = [
+    "store.submit.before_commit",
+    "store.submit.after_commit",
+    "queue.offered.before_lease",
+    "store.release.before_commit",
+    "store.release.after_commit",
+    "store.result.before_commit",
+    "store.result.after_commit",
+    "store.telemetry.after_commit",
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_that_dies_at_any_durable_step_loses_and_repeats_nothing() {
+    let (mut system, folder) = system().await;
+    system.start_backend(Start::default()).await;
+    let telemetry = quick()
+        .with("VIWORKS__COLLECT__ENABLED", "true")
+        .with("VIWORKS__COLLECT__INTERVAL_MS", "100");
+    let mut gateway = system.start_gateway(&folder, telemetry);
+    system.online("gw-1").await;
+    for (n, point) in BACKEND_POINTS.into_iter().enumerate() {
+        assert!(
+            system
+                .backend()
+                .stop(Duration::from_secs(30))
+                .await
+                .success()
+        );
+        system
+            .start_backend(Start::default().dying_at(&format!("{point}:2")))
+            .await;
+        let mut runs = Vec::new();
+        let mut crashed = false;
+        for (m, command) in [ONCE, AGAIN, ONCE, AGAIN].into_iter().enumerate() {
+            let key = format!("{n}-{m}");
+            let answered = tokio::select! {
+                run = system.submit(command, &key) => Some(run),
+                () = died(&system) => None,
+            };
+            let run = if let Some(run) = answered {
+                run
+            } else {
+                // A submission without an answer is repeated with its key.
+                revive(&mut system, &mut crashed).await;
+                system.submit(command, &key).await
+            };
+            runs.push((command, run));
+        }
+        if !crashed {
+            tokio::select! {
+                () = settled(&system, &folder, &runs, point) => {}
+                () = died(&system) => {}
+            }
+            revive(&mut system, &mut crashed).await;
+        }
+        settled(&system, &folder, &runs, point).await;
+    }
+    assert!(gateway.stop(Duration::from_secs(30)).await.success());
+}
+
+/// Waits for the crash and starts a backend without one.
+async fn revive(system: &mut Deployment, crashed: &mut bool) {
+    let status = system.backend().wait(Duration::from_secs(60)).await;
+    assert!(!status.success(), "it was killed: {status}");
+    *crashed = true;
+    system.start_backend(Start::default()).await;
+}
+
+/// Until the API stops answering: the backend died at its point.
+async fn died(system: &Deployment) {
+    while system.request("GET", "/livez", None).await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
