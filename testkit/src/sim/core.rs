@@ -1,0 +1,232 @@
+//! What every part of a world shares: its time, what happens next, chance, the network, and who writes down what happened.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use viworks_common::id::CommandId;
+use viworks_common::session::End;
+use viworks_common::time::{Monotonic, Timestamp};
+
+use super::network::{ConnectionId, Network};
+use super::random::Random;
+use super::recorder::Recorder;
+use super::scenario::{Rules, Scenario};
+
+/// Lines of a trace that are kept.
+const TRACE_LINES: usize = 400;
+/// The wall clock at the beginning of every world.
+const WALL_ORIGIN: i64 = 1_795_000_000_000_000;
+
+/// A machine that holds a gateway's identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HostId(pub usize);
+
+/// A process of the backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct InstanceId(pub usize);
+
+/// Which start of a process: what was meant for an earlier one is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Generation(pub u32);
+
+impl Generation {
+    /// The next start's.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+/// A step of a gateway's process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GatewayStep {
+    /// Connect.
+    Dial,
+    /// The upgrade was accepted, or not.
+    Dialled,
+    /// The session wanted to be woken.
+    Timer,
+    /// The engine takes its next input.
+    Engine,
+    /// Accepted commands may be past their deadline.
+    Expire,
+    /// The oldest write is durable.
+    Synced,
+    /// A permitted command looks for a slot.
+    Begin(CommandId),
+    /// A running command ends by itself.
+    Exit(CommandId),
+    /// The collector has records.
+    Observe,
+}
+
+/// A step of a backend's process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackendStep {
+    /// A gateway connects.
+    Accept(ConnectionId),
+    /// A connection's loop takes its next turn.
+    Turn(ConnectionId),
+    /// A session wanted to be woken.
+    Timer(ConnectionId),
+    /// The store commits what was asked of it.
+    Commit(u64),
+    /// The store's answer is read.
+    Reply(u64),
+    /// A probe was not answered.
+    ProbeOver(ConnectionId),
+    /// The reconcilers run.
+    Tick,
+}
+
+/// Something that goes wrong, drawn when it happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Of processes, connections and clocks.
+    Any,
+    /// Somebody takes an image or a backup.
+    Image,
+    /// And somebody uses it.
+    Restore,
+}
+
+/// What happens next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// A gateway's process goes on.
+    Gateway(HostId, Generation, GatewayStep),
+    /// A backend's process goes on.
+    Backend(InstanceId, Generation, BackendStep),
+    /// The next frame, or the end, of a connection reaches one end.
+    Arrival(ConnectionId, End),
+    /// A gateway's process starts.
+    Boot(HostId),
+    /// A backend's process starts.
+    Start(InstanceId),
+    /// An operator submits a command.
+    Submit,
+    /// An operator cancels a command.
+    Cancel,
+    /// Something goes wrong.
+    Fault(Fault),
+    /// From here on, nothing goes wrong any more.
+    Heal,
+    /// Time to look whether all is quiet.
+    Look,
+}
+
+/// Who dies of a commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Process {
+    /// A gateway's.
+    Gateway(HostId),
+    /// A backend's.
+    Backend(InstanceId),
+}
+
+/// The shared part of a world.
+#[derive(Debug)]
+pub struct Core {
+    /// True time.
+    pub now: Monotonic,
+    /// Chance.
+    pub random: Random,
+    /// The plan.
+    pub scenario: Scenario,
+    /// The rules in force.
+    pub rules: Rules,
+    /// The connections.
+    pub network: Network,
+    /// The truth.
+    pub recorder: Recorder,
+    /// The backend's processes that take connections.
+    pub listening: BTreeSet<(InstanceId, Generation)>,
+    /// Whether things go wrong.
+    pub turmoil: bool,
+    /// Who is to die before anything else happens.
+    pub dying: Option<Process>,
+    /// How far each backend's wall clock is off; they share one host's.
+    pub backend_skew_micros: i64,
+    agenda: BTreeMap<(Monotonic, u64), Event>,
+    serial: u64,
+    trace: Option<VecDeque<String>>,
+}
+
+impl Core {
+    pub(super) fn new(random: Random, scenario: Scenario, rules: Rules, traced: bool) -> Self {
+        Self {
+            now: Monotonic::ORIGIN,
+            random,
+            scenario,
+            rules,
+            network: Network::default(),
+            recorder: Recorder::default(),
+            listening: BTreeSet::new(),
+            turmoil: true,
+            dying: None,
+            backend_skew_micros: 0,
+            agenda: BTreeMap::new(),
+            serial: 0,
+            trace: traced.then(VecDeque::new),
+        }
+    }
+
+    /// Lets `event` happen `after` from now; what was scheduled first happens first.
+    pub fn after(&mut self, after: Duration, event: Event) {
+        self.at(self.now.saturating_add(after), event);
+    }
+
+    /// Lets `event` happen at `time`, or now when that has passed.
+    pub fn at(&mut self, time: Monotonic, event: Event) {
+        self.serial += 1;
+        self.agenda.insert((time.max(self.now), self.serial), event);
+    }
+
+    /// Moves time on to the next event.
+    pub(super) fn next(&mut self) -> Option<Event> {
+        let ((time, _serial), event) = self.agenda.pop_first()?;
+        self.now = time;
+        Some(event)
+    }
+
+    /// The backend's wall clock.
+    #[must_use]
+    pub fn backend_wall(&self) -> Timestamp {
+        self.wall(self.backend_skew_micros)
+    }
+
+    /// A wall clock that is off by `skew_micros`.
+    #[must_use]
+    pub fn wall(&self, skew_micros: i64) -> Timestamp {
+        let micros = i64::try_from(self.now.as_duration().as_micros()).unwrap_or(i64::MAX);
+        Timestamp::from_unix_micros(WALL_ORIGIN + micros + skew_micros)
+    }
+
+    /// Whether `process` dies at this very point of a commit.
+    pub fn dies(&mut self, process: Process) -> bool {
+        if !self.turmoil || self.dying.is_some() {
+            return self.dying == Some(process);
+        }
+        let dies = self.random.once_in(self.scenario.crash_at_commit);
+        if dies {
+            self.dying = Some(process);
+        }
+        dies
+    }
+
+    /// Writes a line of the trace, when there is one.
+    pub fn note(&mut self, line: impl FnOnce() -> String) {
+        if let Some(trace) = &mut self.trace {
+            if trace.len() == TRACE_LINES {
+                trace.pop_front();
+            }
+            let at = self.now.as_duration();
+            trace.push_back(format!("{:>10.6} {}", at.as_secs_f64(), line()));
+        }
+    }
+
+    /// The end of the trace.
+    pub(super) fn into_trace(self) -> Vec<String> {
+        self.trace.map(Vec::from).unwrap_or_default()
+    }
+}

@@ -1,0 +1,206 @@
+//! A gateway's disk: what is durable, what is on its way there, and what a crash leaves of it.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use viworks_common::command::{Outcome, OutcomeState};
+use viworks_common::id::{AgentRunId, CommandId};
+use viworks_common::journal::{Entry, EntryState, may_forget};
+use viworks_common::telemetry::Position;
+use viworks_common::time::Timestamp;
+
+use super::random::Random;
+use super::scenario::{Rule, Rules};
+use super::spool_model::Spool;
+
+/// One transaction, of the journal or of the spool.
+#[derive(Debug, Clone)]
+pub enum Write {
+    /// A new entry, which also raises the highest order.
+    Accept(Box<Entry>),
+    /// An accepted entry is about to run.
+    Started(CommandId, AgentRunId),
+    /// An entry ended, whether it ran or not.
+    Finish(CommandId, Outcome),
+    /// The backend has its outcome.
+    Reported(CommandId),
+    /// The backend withdrew it.
+    Discard(CommandId),
+    /// Everything up to this order is final.
+    LowWater(u64),
+    /// The ratchet moved.
+    Epoch(u64, String),
+    /// Records.
+    Append(AgentRunId, Vec<Timestamp>),
+    /// Records are committed at the backend.
+    Acknowledge(Position),
+}
+
+/// What a transaction did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Written {
+    /// Whether the entry was in the right state for it.
+    pub done: bool,
+    /// Records that are durable from here on.
+    pub spooled: Vec<(u64, Timestamp)>,
+}
+
+/// What is durable.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// The journal.
+    pub entries: BTreeMap<CommandId, Entry>,
+    /// The highest low-water mark ever told.
+    pub low_water: u64,
+    /// The highest order ever seen.
+    pub highest_order: u64,
+    /// The ratchet.
+    pub epoch: u64,
+    /// Its token.
+    pub token: String,
+    /// The spool.
+    pub spool: Spool,
+}
+
+/// A disk. Its image is what a reader sees, too: transactions show when they are committed.
+#[derive(Debug)]
+pub struct Disk {
+    /// What is durable.
+    pub image: Image,
+    pending: VecDeque<Write>,
+    rules: Rules,
+}
+
+impl Image {
+    /// As installed, with the first token.
+    #[must_use]
+    pub fn installed(token: String, spool_max: usize) -> Self {
+        Self {
+            entries: BTreeMap::new(),
+            low_water: 0,
+            highest_order: 0,
+            epoch: 0,
+            token,
+            spool: Spool::new(spool_max),
+        }
+    }
+
+    /// Every command that the backend has not acknowledged, by order.
+    #[must_use]
+    pub fn unreported(&self) -> Vec<CommandId> {
+        let mut open: Vec<&Entry> = self
+            .entries
+            .values()
+            .filter(|entry| entry.state != EntryState::Reported)
+            .collect();
+        open.sort_unstable_by_key(|entry| (entry.order, entry.command_id));
+        open.iter().map(|entry| entry.command_id).collect()
+    }
+
+    fn apply(&mut self, write: Write, rules: Rules) -> Written {
+        let mut written = Written::default();
+        written.done = match write {
+            Write::Accept(entry) => {
+                self.highest_order = self.highest_order.max(entry.order);
+                self.entries.insert(entry.command_id, *entry);
+                true
+            }
+            Write::Started(id, run) => self.change(id, &[EntryState::Accepted], |entry| {
+                entry.state = EntryState::Started;
+                entry.agent_run_id = run;
+            }),
+            Write::Finish(id, outcome) => {
+                let from = [EntryState::Accepted, EntryState::Started];
+                self.change(id, &from, |entry| {
+                    entry.state = EntryState::Finished;
+                    entry.outcome = Some(outcome);
+                })
+            }
+            Write::Reported(id) => {
+                let done = self.change(id, &[EntryState::Finished], |entry| {
+                    entry.state = EntryState::Reported;
+                });
+                if done && !rules.keep(Rule::LowWaterForgetting) {
+                    self.entries.remove(&id);
+                }
+                done
+            }
+            Write::Discard(id) => self.change(id, &[EntryState::Accepted], |entry| {
+                let reason = "the backend withdrew it";
+                entry.state = EntryState::Reported;
+                entry.outcome = Some(Outcome::without_run(OutcomeState::Cancelled, reason));
+            }),
+            Write::LowWater(mark) => {
+                if rules.keep(Rule::LowWaterForgetting) {
+                    self.low_water = self.low_water.max(mark);
+                }
+                let mark = self.low_water;
+                self.entries
+                    .retain(|_, entry| !may_forget(entry.state, entry.order, mark));
+                true
+            }
+            Write::Epoch(epoch, token) => {
+                let newer = epoch >= self.epoch;
+                if newer {
+                    (self.epoch, self.token) = (epoch, token);
+                }
+                newer
+            }
+            Write::Append(run, observed) => {
+                written.spooled = self.spool.append(run, &observed);
+                true
+            }
+            Write::Acknowledge(position) => {
+                self.spool.acknowledge(position);
+                true
+            }
+        };
+        written
+    }
+
+    fn change(
+        &mut self,
+        id: CommandId,
+        from: &[EntryState],
+        change: impl FnOnce(&mut Entry),
+    ) -> bool {
+        match self.entries.get_mut(&id) {
+            Some(entry) if from.contains(&entry.state) => {
+                change(entry);
+                true
+            }
+            Some(_) | None => false,
+        }
+    }
+}
+
+impl Disk {
+    /// A disk that holds an image and nothing else.
+    #[must_use]
+    pub const fn new(image: Image, rules: Rules) -> Self {
+        Self {
+            image,
+            pending: VecDeque::new(),
+            rules,
+        }
+    }
+
+    /// Puts a transaction on its way.
+    pub fn write(&mut self, write: Write) {
+        self.pending.push_back(write);
+    }
+
+    /// The oldest transaction on its way becomes durable.
+    pub fn sync(&mut self) -> Option<(Write, Written)> {
+        let write = self.pending.pop_front()?;
+        let written = self.image.apply(write.clone(), self.rules);
+        Some((write, written))
+    }
+
+    /// Power is lost: of what was on its way, some beginning may have arrived. Tells which.
+    pub fn crash(&mut self, random: &mut Random) -> Vec<(Write, Written)> {
+        let kept = random.index(self.pending.len() + 1);
+        let survived = (0..kept).filter_map(|_| self.sync()).collect();
+        self.pending.clear();
+        survived
+    }
+}

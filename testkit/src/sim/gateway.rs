@@ -1,0 +1,350 @@
+//! A gateway: a machine with a disk, and on it, most of the time, a process of the agent.
+//!
+//! The process drives the real session machine and decides by the real journal rules. Its engine, its command tasks and
+//! its connection take turns as the product's tasks do: each write to the disk is a step of its own, at which it may die.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use viworks_common::command::{Outcome, OutcomeState};
+use viworks_common::id::{AgentId, AgentRunId, CommandId};
+use viworks_common::journal::{EntryState, OnRestart, on_restart};
+use viworks_common::key::{AgentKey, Identity};
+use viworks_common::session::backoff::Backoff;
+use viworks_common::time::{Monotonic, Timestamp};
+
+use super::core::{Core, Event, Generation, GatewayStep, HostId, Process as Dying};
+use super::disk_model::{Disk, Image, Write, Written};
+use super::network::ConnectionId;
+
+mod engine;
+mod link;
+mod task;
+
+use engine::{Engine, Then};
+use link::Link;
+pub use link::binding;
+
+/// Records the collector has at a time, at most.
+const OBSERVED_MAX: u64 = 3;
+
+/// A machine that holds an identity.
+#[derive(Debug)]
+pub struct Host {
+    /// Which machine.
+    pub id: HostId,
+    /// Whose identity.
+    pub identity: Identity,
+    /// Its disk.
+    pub disk: Disk,
+    /// Its process, while it runs.
+    pub process: Option<Process>,
+    /// How far its wall clock is off.
+    pub skew_micros: i64,
+    /// An image of the disk, if somebody took one.
+    pub snapshot: Option<Image>,
+    /// Nobody reaches anything from here until then.
+    pub cut_off_until: Monotonic,
+    /// Whether it stays off: an operator gave it up.
+    pub retired: bool,
+    /// Whether its disk once went back in time: then its journal proves nothing about what ran before.
+    pub restored: bool,
+    /// Whether it was last told that another machine holds its identity.
+    pub refused_as_fork: bool,
+    key: AgentKey,
+    generation: Generation,
+    /// Where the monotonic clock of this boot began.
+    boot: Duration,
+}
+
+/// One process of the agent.
+#[derive(Debug)]
+pub struct Process {
+    /// Its name in every permit and spool epoch.
+    pub run: AgentRunId,
+    engine: Engine,
+    link: Option<Link>,
+    backoff: Backoff,
+    /// What follows each write that is on its way.
+    after: VecDeque<After>,
+    last_sync: Monotonic,
+}
+
+/// What follows a write.
+#[derive(Debug, Clone)]
+enum After {
+    Engine(Then),
+    TaskStarted(CommandId),
+    TaskFinished(CommandId, Outcome),
+    EpochKept(ConnectionId),
+    Nothing,
+}
+
+impl Host {
+    /// A machine with a disk, switched off.
+    #[must_use]
+    pub const fn new(id: HostId, identity: Identity, key: AgentKey, disk: Disk) -> Self {
+        Self {
+            id,
+            identity,
+            disk,
+            process: None,
+            skew_micros: 0,
+            snapshot: None,
+            cut_off_until: Monotonic::ORIGIN,
+            retired: false,
+            restored: false,
+            refused_as_fork: false,
+            key,
+            generation: Generation(0),
+            boot: Duration::ZERO,
+        }
+    }
+
+    /// The gateway whose identity it holds.
+    #[must_use]
+    pub const fn agent(&self) -> AgentId {
+        self.identity.agent_id
+    }
+
+    /// The same identity on another machine.
+    #[must_use]
+    pub fn clone_onto(&self, id: HostId, disk: Disk) -> Self {
+        let mut clone = Self::new(id, self.identity.clone(), self.key.clone(), disk);
+        clone.restored = true;
+        clone
+    }
+
+    /// Which start of its process this is.
+    #[must_use]
+    pub const fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Its clock since boot.
+    fn clock(&self, core: &Core) -> Monotonic {
+        core.now.saturating_add(self.boot)
+    }
+
+    fn wall(&self, core: &Core) -> Timestamp {
+        core.wall(self.skew_micros)
+    }
+
+    /// A time of this machine's clock as true time.
+    const fn truly(&self, local: Monotonic) -> Monotonic {
+        local.saturating_sub(self.boot)
+    }
+
+    fn event(&self, step: GatewayStep) -> Event {
+        Event::Gateway(self.id, self.generation, step)
+    }
+
+    /// Starts the process: settles what an earlier one left behind, and dials.
+    pub fn boot(&mut self, core: &mut Core) {
+        if self.retired || self.process.is_some() {
+            return;
+        }
+        self.generation = self.generation.next();
+        self.boot = core.random.millis(0, 3_600_000);
+        let run = AgentRunId::from_uuid(core.random.uuid());
+        let id = self.id;
+        core.note(|| format!("{id:?} boots as {run}"));
+        if !self.recover(run, core) {
+            return;
+        }
+        self.disk.image.spool.forget_delivered(run);
+        self.process = Some(Process {
+            run,
+            engine: Engine::new(self.disk.image.low_water),
+            link: None,
+            backoff: Backoff::new(),
+            after: VecDeque::new(),
+            last_sync: core.now,
+        });
+        core.after(Duration::ZERO, self.event(GatewayStep::Dial));
+        let pause = core.random.millis(50, 2_000);
+        core.after(pause, self.event(GatewayStep::Observe));
+    }
+
+    /// False when it dies on the way.
+    fn recover(&mut self, run: AgentRunId, core: &mut Core) -> bool {
+        let entries: Vec<_> = self.disk.image.entries.values().cloned().collect();
+        for entry in entries {
+            let id = entry.command_id;
+            match on_restart(&entry) {
+                OnRestart::Keep => continue,
+                OnRestart::AwaitPermitAgain => {
+                    if let Some(entry) = self.disk.image.entries.get_mut(&id) {
+                        entry.state = EntryState::Accepted;
+                        entry.agent_run_id = run;
+                    }
+                }
+                OnRestart::FinishIndeterminate => {
+                    let reason = "the gateway agent ended while it ran";
+                    let outcome = Outcome::without_run(OutcomeState::Indeterminate, reason);
+                    self.disk.write(Write::Finish(id, outcome));
+                    self.disk.sync();
+                }
+            }
+            if core.dies(Dying::Gateway(self.id)) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Ends the process as kill -9 or a power cut does. Returns the connection it had.
+    pub fn crash(&mut self, core: &mut Core) -> Option<ConnectionId> {
+        let process = self.process.take()?;
+        core.recorder.counts.gateway_crashes += 1;
+        let id = self.id;
+        core.note(|| format!("{id:?} crashes"));
+        for (write, written) in self.disk.crash(&mut core.random) {
+            self.tell_spooled(&write, &written, core);
+        }
+        process.link.map(|link| link.wire)
+    }
+
+    /// Lets the disk be what it was when the image was taken.
+    pub fn restore(&mut self, image: Image, core: &mut Core) {
+        let agent = self.agent();
+        for (run, seq) in self.disk.image.spool.keys() {
+            core.recorder.excuse((agent, run, seq));
+        }
+        self.disk.image = image;
+        self.restored = true;
+    }
+
+    fn tell_spooled(&self, write: &Write, written: &Written, core: &mut Core) {
+        if let Write::Append(run, _) = write {
+            for (seq, at) in &written.spooled {
+                let key = (self.agent(), *run, *seq);
+                core.recorder.spooled(key, at.unix_micros());
+            }
+        }
+    }
+
+    /// Goes on.
+    pub fn step(&mut self, step: GatewayStep, core: &mut Core) {
+        if self.process.is_none() {
+            return;
+        }
+        match step {
+            GatewayStep::Dial => self.dial(core),
+            GatewayStep::Dialled => self.dialled(core),
+            GatewayStep::Timer => self.pump(core),
+            GatewayStep::Engine => self.engine_step(core),
+            GatewayStep::Expire => self.expire(core),
+            GatewayStep::Synced => self.synced(core),
+            GatewayStep::Begin(id) => self.begin(id, core),
+            GatewayStep::Exit(id) => self.exit(id, core),
+            GatewayStep::Observe => self.observe(core),
+        }
+    }
+
+    fn observe(&mut self, core: &mut Core) {
+        let count = 1 + core.random.below(OBSERVED_MAX);
+        self.collect(count, core);
+        if core.turmoil {
+            let pause = core.random.millis(500, 8_000);
+            core.after(pause, self.event(GatewayStep::Observe));
+        }
+    }
+
+    /// The collector appends records.
+    pub fn collect(&mut self, count: u64, core: &mut Core) {
+        let wall = self.wall(core);
+        let Some(process) = &self.process else { return };
+        let run = process.run;
+        let observed = (0..count)
+            .map(|n| wall.saturating_add(Duration::from_micros(n)))
+            .collect();
+        self.write(Write::Append(run, observed), After::Nothing, core);
+    }
+
+    fn write(&mut self, write: Write, after: After, core: &mut Core) {
+        let (id, event) = (self.id, self.event(GatewayStep::Synced));
+        let Some(process) = &mut self.process else {
+            return;
+        };
+        core.note(|| format!("{id:?} writes {write:?}"));
+        self.disk.write(write);
+        process.after.push_back(after);
+        let delay = core.random.span(Duration::ZERO, core.scenario.sync);
+        let done = core.now.saturating_add(delay).max(process.last_sync);
+        process.last_sync = done;
+        core.at(done, event);
+    }
+
+    fn synced(&mut self, core: &mut Core) {
+        if core.dies(Dying::Gateway(self.id)) {
+            return;
+        }
+        let Some((write, written)) = self.disk.sync() else {
+            return;
+        };
+        self.tell_spooled(&write, &written, core);
+        let bound = core.scenario.spool_max;
+        if self.disk.image.spool.len() > bound {
+            core.recorder
+                .violated(|| format!("9: a spool holds more than {bound} records"));
+        }
+        if core.dies(Dying::Gateway(self.id)) {
+            return;
+        }
+        let Some(process) = &mut self.process else {
+            return;
+        };
+        let Some(after) = process.after.pop_front() else {
+            return;
+        };
+        match after {
+            After::Engine(then) => self.engine_synced(then, written.done, core),
+            After::TaskStarted(id) => self.task_started(id, written.done, core),
+            After::TaskFinished(id, outcome) => self.task_finished(id, outcome, core),
+            After::EpochKept(wire) => self.epoch_kept(wire, written.done, core),
+            After::Nothing => self.look_again(core),
+        }
+    }
+
+    /// Whether everything that can be done has been done.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        let Some(process) = &self.process else {
+            return self.retired;
+        };
+        process.after.is_empty()
+            && process.engine.is_quiet()
+            && process.link.as_ref().is_some_and(Link::is_established)
+            && self.disk.image.unreported().is_empty()
+            && self.disk.image.spool.is_delivered()
+    }
+
+    /// Why it is not quiet.
+    #[must_use]
+    pub fn unrest(&self) -> String {
+        let image = &self.disk.image;
+        let link = self.process.as_ref().and_then(|it| it.link.as_ref());
+        format!(
+            "{:?}: established {:?}, unreported {:?}, waiting records {}, refused as fork {}",
+            self.id,
+            link.map(Link::is_established),
+            image.unreported(),
+            image.spool.len(),
+            self.refused_as_fork
+        )
+    }
+
+    /// Whether its process has this name.
+    #[must_use]
+    pub fn runs_as(&self, run: AgentRunId) -> bool {
+        self.process.as_ref().is_some_and(|it| it.run == run)
+    }
+
+    /// Whether a session is established.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        let link = self.process.as_ref().and_then(|it| it.link.as_ref());
+        link.is_some_and(Link::is_established)
+    }
+}

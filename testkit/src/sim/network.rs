@@ -1,0 +1,260 @@
+//! Connections that delay, die at one end or both, and deliver late what was under way.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use viworks_common::id::AgentId;
+use viworks_common::session::End;
+use viworks_common::time::Monotonic;
+
+use super::core::{BackendStep, Core, Event, Generation, HostId, InstanceId};
+
+/// Frames an eavesdropper remembers.
+const CAPTURED_MAX: usize = 64;
+
+/// One connection, from its upgrade to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ConnectionId(pub u64);
+
+/// What reaches an end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Received {
+    /// A message.
+    Frame(Vec<u8>),
+    /// The other end is gone, and this one can tell.
+    Lost,
+}
+
+#[derive(Debug, Default)]
+struct Pipe {
+    /// What is under way: when it arrives, and `None` for the end.
+    waiting: VecDeque<(Monotonic, Option<Vec<u8>>)>,
+    last: Monotonic,
+    severed: bool,
+    slow_until: Monotonic,
+}
+
+/// A connection.
+#[derive(Debug)]
+pub struct Wire {
+    /// The gateway's machine and process.
+    pub agent: (HostId, Generation),
+    /// The gateway in the client's certificate.
+    pub agent_id: AgentId,
+    /// The backend's process.
+    pub backend: (InstanceId, Generation),
+    to_agent: Pipe,
+    to_backend: Pipe,
+    agent_open: bool,
+    backend_open: bool,
+    /// Whether anything ever went wrong with it.
+    sound: bool,
+}
+
+impl Wire {
+    const fn pipe_to(&mut self, end: End) -> &mut Pipe {
+        match end {
+            End::Agent => &mut self.to_agent,
+            End::Backend => &mut self.to_backend,
+        }
+    }
+
+    const fn open(&mut self, end: End) -> &mut bool {
+        match end {
+            End::Agent => &mut self.agent_open,
+            End::Backend => &mut self.backend_open,
+        }
+    }
+}
+
+/// All connections.
+#[derive(Debug, Default)]
+pub struct Network {
+    wires: BTreeMap<ConnectionId, Wire>,
+    next: u64,
+    captured: VecDeque<Vec<u8>>,
+}
+
+impl Network {
+    /// A connection that at least one end still has.
+    #[must_use]
+    pub fn wire(&self, id: ConnectionId) -> Option<&Wire> {
+        self.wires.get(&id)
+    }
+
+    /// Every connection that at least one end still has.
+    pub fn ids(&self) -> impl Iterator<Item = ConnectionId> {
+        self.wires.keys().copied()
+    }
+
+    /// Whether nothing ever went wrong with a connection, and both ends still have it.
+    #[must_use]
+    pub fn is_sound(&self, id: ConnectionId) -> bool {
+        self.wires
+            .get(&id)
+            .is_some_and(|wire| wire.sound && wire.agent_open && wire.backend_open)
+    }
+}
+
+const fn other(end: End) -> End {
+    match end {
+        End::Agent => End::Backend,
+        End::Backend => End::Agent,
+    }
+}
+
+impl Core {
+    /// Connects to one of the backend's processes, if any listens.
+    pub fn reach_backend(
+        &mut self,
+        agent: (HostId, Generation),
+        agent_id: AgentId,
+    ) -> Option<ConnectionId> {
+        if self.listening.is_empty() {
+            return None;
+        }
+        let chosen = self.random.index(self.listening.len());
+        let backend = *self.listening.iter().nth(chosen)?;
+        self.network.next += 1;
+        let id = ConnectionId(self.network.next);
+        let wire = Wire {
+            agent,
+            agent_id,
+            backend,
+            to_agent: Pipe::default(),
+            to_backend: Pipe::default(),
+            agent_open: true,
+            backend_open: true,
+            sound: true,
+        };
+        self.network.wires.insert(id, wire);
+        let (instance, generation) = backend;
+        self.after(
+            Duration::ZERO,
+            Event::Backend(instance, generation, BackendStep::Accept(id)),
+        );
+        Some(id)
+    }
+
+    /// Puts a message on its way from `from`.
+    pub fn send(&mut self, id: ConnectionId, from: End, bytes: Vec<u8>) {
+        self.recorder.sealed(id, from, &bytes);
+        if self.scenario.replays {
+            let captured = &mut self.network.captured;
+            if captured.len() == CAPTURED_MAX {
+                captured.pop_front();
+            }
+            captured.push_back(bytes.clone());
+        }
+        self.put(id, from, Some(bytes));
+    }
+
+    fn put(&mut self, id: ConnectionId, from: End, content: Option<Vec<u8>>) {
+        let (now, latency) = (self.now, self.scenario.latency);
+        let delay = self.random.span(latency / 4, latency);
+        let end = other(from);
+        let Some(wire) = self.network.wires.get_mut(&id) else {
+            return;
+        };
+        let pipe = wire.pipe_to(end);
+        if pipe.severed {
+            return;
+        }
+        let arrives = now
+            .saturating_add(delay)
+            .max(pipe.last)
+            .max(pipe.slow_until);
+        pipe.last = arrives;
+        pipe.waiting.push_back((arrives, content));
+        self.at(arrives, Event::Arrival(id, end));
+    }
+
+    /// What has arrived at `end`, in order.
+    pub fn receive(&mut self, id: ConnectionId, end: End) -> Option<Received> {
+        let now = self.now;
+        let wire = self.network.wires.get_mut(&id)?;
+        let pipe = wire.pipe_to(end);
+        if pipe.waiting.front().is_none_or(|(at, _)| *at > now) {
+            return None;
+        }
+        let (_, content) = pipe.waiting.pop_front()?;
+        if !*wire.open(end) {
+            return None;
+        }
+        Some(content.map_or(Received::Lost, Received::Frame))
+    }
+
+    /// `end` is done with the connection and says so, as TCP does after everything before it.
+    pub fn hang_up(&mut self, id: ConnectionId, end: End) {
+        self.put(id, end, None);
+        self.abandon(id, end);
+    }
+
+    /// `end` is done with the connection; nobody is told.
+    pub fn abandon(&mut self, id: ConnectionId, end: End) {
+        let Some(wire) = self.network.wires.get_mut(&id) else {
+            return;
+        };
+        *wire.open(end) = false;
+        if !wire.agent_open && !wire.backend_open {
+            self.network.wires.remove(&id);
+        }
+    }
+
+    /// Cuts a connection: what is under way arrives up to a point, perhaps late, and each end may or may not notice.
+    pub fn cut(&mut self, id: ConnectionId) {
+        let late = if self.random.once_in(2) {
+            self.random.millis(0, 8_000)
+        } else {
+            Duration::ZERO
+        };
+        for end in [End::Agent, End::Backend] {
+            let noticed = self.random.below(3) > 0;
+            let choice = self.random.number();
+            let now = self.now;
+            let Some(wire) = self.network.wires.get_mut(&id) else {
+                return;
+            };
+            wire.sound = false;
+            let pipe = wire.pipe_to(end);
+            let kept = usize::try_from(choice).unwrap_or(usize::MAX) % (pipe.waiting.len() + 1);
+            pipe.waiting.truncate(kept);
+            for (at, _) in &mut pipe.waiting {
+                *at = at.saturating_add(late);
+            }
+            pipe.severed = true;
+            let mut arrivals: Vec<Monotonic> = pipe.waiting.iter().map(|(at, _)| *at).collect();
+            if noticed {
+                let last = arrivals.last().copied().unwrap_or(now);
+                pipe.waiting.push_back((last, None));
+                arrivals.push(last);
+            }
+            for at in arrivals {
+                self.at(at, Event::Arrival(id, end));
+            }
+        }
+    }
+
+    /// Holds up everything in one direction for a while.
+    pub fn delay(&mut self, id: ConnectionId, end: End, span: Duration) {
+        let until = self.now.saturating_add(span);
+        if let Some(wire) = self.network.wires.get_mut(&id) {
+            wire.sound = false;
+            let pipe = wire.pipe_to(end);
+            pipe.slow_until = pipe.slow_until.max(until);
+        }
+    }
+
+    /// Plays a message that was once seen anywhere into a connection.
+    pub fn inject(&mut self, id: ConnectionId, end: End) {
+        if self.network.captured.is_empty() {
+            return;
+        }
+        let index = self.random.index(self.network.captured.len());
+        let bytes = self.network.captured[index].clone();
+        if let Some(wire) = self.network.wires.get_mut(&id) {
+            wire.sound = false;
+        }
+        self.put(id, other(end), Some(bytes));
+    }
+}

@@ -1,0 +1,316 @@
+//! The truth about a world, written down where it happens, and the invariants of the protocol stated over it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use viworks_common::command::CommandState;
+use viworks_common::id::{AgentId, AgentRunId, CommandId};
+use viworks_common::session::End;
+use viworks_common::telemetry::Gap;
+use viworks_common::time::Monotonic;
+
+use super::core::HostId;
+use super::network::ConnectionId;
+use super::store_model::Store;
+
+/// One record of telemetry, wherever it is.
+pub type Key = (AgentId, AgentRunId, u64);
+
+/// How often something happened, to see that a simulation is not idle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[expect(missing_docs, reason = "each name says what is counted")]
+pub struct Counts {
+    pub sessions: u64,
+    pub take_overs: u64,
+    pub forks: u64,
+    pub starts: u64,
+    pub again: u64,
+    pub results: u64,
+    pub late_outcomes: u64,
+    pub indeterminate: u64,
+    pub expired: u64,
+    pub cancelled: u64,
+    pub rejected: u64,
+    pub rolled_back: u64,
+    pub records: u64,
+    pub gaps: u64,
+    pub gateway_crashes: u64,
+    pub backend_crashes: u64,
+    pub cuts: u64,
+    pub replays: u64,
+    pub fenced: u64,
+    pub permits: u64,
+}
+
+impl Counts {
+    /// Adds another world's.
+    pub const fn add(&mut self, other: &Self) {
+        self.sessions += other.sessions;
+        self.take_overs += other.take_overs;
+        self.forks += other.forks;
+        self.starts += other.starts;
+        self.again += other.again;
+        self.results += other.results;
+        self.late_outcomes += other.late_outcomes;
+        self.indeterminate += other.indeterminate;
+        self.expired += other.expired;
+        self.cancelled += other.cancelled;
+        self.rejected += other.rejected;
+        self.rolled_back += other.rolled_back;
+        self.records += other.records;
+        self.gaps += other.gaps;
+        self.gateway_crashes += other.gateway_crashes;
+        self.backend_crashes += other.backend_crashes;
+        self.cuts += other.cuts;
+        self.replays += other.replays;
+        self.fenced += other.fenced;
+        self.permits += other.permits;
+    }
+}
+
+/// A command that really ran.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Start {
+    /// Its number in this world: the outcome carries it.
+    pub number: u64,
+    /// Where.
+    pub host: HostId,
+    /// In which process.
+    pub run: AgentRunId,
+}
+
+/// Who writes down what happens.
+#[derive(Debug, Default)]
+pub struct Recorder {
+    /// What was counted.
+    pub counts: Counts,
+    violation: Option<String>,
+    sealed: BTreeMap<[u8; 16], (ConnectionId, End, bool)>,
+    starts: BTreeMap<CommandId, Vec<Start>>,
+    next_start: u64,
+    permits: BTreeMap<(CommandId, AgentRunId), Monotonic>,
+    finals: BTreeMap<CommandId, CommandState>,
+    reported: BTreeSet<u64>,
+    spooled: BTreeMap<Key, i64>,
+    excused: BTreeSet<Key>,
+    epochs: BTreeMap<AgentId, u64>,
+    doubled: BTreeSet<AgentId>,
+}
+
+const TAG_KEY: usize = 16;
+
+fn tag_of(bytes: &[u8]) -> Option<[u8; TAG_KEY]> {
+    let tag: [u8; TAG_KEY] = bytes.last_chunk().copied()?;
+    // CHALLENGE carries no tag: nobody trusts it.
+    (tag != [0; TAG_KEY]).then_some(tag)
+}
+
+impl Recorder {
+    /// Notes that an invariant does not hold. The first one counts.
+    pub fn violated(&mut self, what: impl FnOnce() -> String) {
+        if self.violation.is_none() {
+            self.violation = Some(what());
+        }
+    }
+
+    /// The first violation.
+    #[must_use]
+    pub fn violation(&self) -> Option<&str> {
+        self.violation.as_deref()
+    }
+
+    /// A message was put onto a connection.
+    pub fn sealed(&mut self, id: ConnectionId, from: End, bytes: &[u8]) {
+        if let Some(tag) = tag_of(bytes)
+            && self.sealed.insert(tag, (id, from, false)).is_some()
+        {
+            self.violated(|| format!("8: {from:?} sealed the same message twice on {id:?}"));
+        }
+    }
+
+    /// A message was accepted by `end`. Invariant 8.
+    pub fn accepted(&mut self, id: ConnectionId, end: End, bytes: &[u8]) {
+        let Some(tag) = tag_of(bytes) else { return };
+        match self.sealed.get_mut(&tag) {
+            Some((sealed_on, from, accepted)) => {
+                if *sealed_on == id && *from != end && !*accepted {
+                    *accepted = true;
+                } else {
+                    let origin = (*sealed_on, *from, *accepted);
+                    self.violated(|| {
+                        format!("8: {end:?} of {id:?} accepted a message of {origin:?}")
+                    });
+                }
+            }
+            None => {
+                self.violated(|| format!("8: {end:?} of {id:?} accepted what nobody sealed"));
+            }
+        }
+    }
+
+    /// The backend gave a process of the gateway until `until`, in true time, to start a command.
+    pub fn permitted(&mut self, command: CommandId, run: AgentRunId, until: Monotonic) {
+        self.counts.permits += 1;
+        let latest = self.permits.entry((command, run)).or_insert(until);
+        *latest = until.max(*latest);
+    }
+
+    /// A command really starts. Invariants 1 and 4.
+    pub fn started(
+        &mut self,
+        command: CommandId,
+        (host, run): (HostId, AgentRunId),
+        may_run_again: bool,
+        now: Monotonic,
+    ) -> u64 {
+        self.counts.starts += 1;
+        self.next_start += 1;
+        let number = self.next_start;
+        let starts = self.starts.entry(command).or_default();
+        starts.push(Start { number, host, run });
+        let starts = starts.clone();
+        if starts.len() > 1 {
+            self.counts.again += 1;
+            if !may_run_again {
+                self.violated(|| format!("1: {command} is not idempotent and ran: {starts:?}"));
+            }
+        }
+        match self.permits.get(&(command, run)) {
+            None => self.violated(|| format!("1: {command} started in {run} without a permit")),
+            Some(until) if now > *until => {
+                let late = now.saturating_since(*until);
+                self.violated(|| format!("4: {command} started {late:?} after its deadline"));
+            }
+            Some(_) => {}
+        }
+        number
+    }
+
+    /// What ran of a command.
+    #[must_use]
+    pub fn starts(&self, command: CommandId) -> &[Start] {
+        self.starts.get(&command).map_or(&[], Vec::as_slice)
+    }
+
+    /// The outcome of a start is committed, in whatever place.
+    pub fn outcome_committed(&mut self, number: u64) {
+        self.counts.results += 1;
+        self.reported.insert(number);
+    }
+
+    /// Whether the outcome of a start was ever committed.
+    #[must_use]
+    pub fn is_reported(&self, number: u64) -> bool {
+        self.reported.contains(&number)
+    }
+
+    /// Records are durable in a spool.
+    pub fn spooled(&mut self, key: Key, value: i64) {
+        self.counts.records += 1;
+        if self.spooled.insert(key, value).is_some() {
+            self.violated(|| format!("5: the key {key:?} was given twice"));
+        }
+    }
+
+    /// Every key ever spooled.
+    pub fn keys(&self) -> impl Iterator<Item = (&Key, &i64)> {
+        self.spooled.iter()
+    }
+
+    /// A record is gone by no fault of the protocol: its disk went back in time or was put away.
+    pub fn excuse(&mut self, key: Key) {
+        self.excused.insert(key);
+    }
+
+    /// Whether nobody has to answer for a record.
+    #[must_use]
+    pub fn is_excused(&self, key: &Key) -> bool {
+        self.excused.contains(key)
+    }
+
+    /// A record is stored. Invariant 5.
+    pub fn stored(&mut self, key: Key, value: i64, new: bool) {
+        if !new {
+            self.violated(|| format!("5: the key {key:?} is stored twice"));
+        }
+        if self.spooled.get(&key) != Some(&value) {
+            self.violated(|| format!("5: {key:?} is stored as {value}, and was never spooled so"));
+        }
+    }
+
+    /// A gap is stored. Invariant 5.
+    pub fn gap(&mut self, agent: AgentId, run: AgentRunId, gap: Gap, store: &Store) {
+        self.counts.gaps += 1;
+        if store.holds_between(agent, run, gap) {
+            self.violated(|| format!("5: {gap:?} of {run} covers records that are stored"));
+        }
+    }
+
+    /// A session of `epoch` changed state. Invariant 6.
+    pub fn wrote(&mut self, agent: AgentId, epoch: u64) {
+        let newest = self.epochs.entry(agent).or_insert(epoch);
+        if epoch < *newest {
+            let newest = *newest;
+            self.violated(|| format!("6: epoch {epoch} of {agent} wrote after epoch {newest}"));
+        } else {
+            *newest = epoch;
+        }
+    }
+
+    /// There is, or was, more than one holder of an identity.
+    pub fn doubled(&mut self, agent: AgentId) {
+        self.doubled.insert(agent);
+    }
+
+    /// A fork was recorded. Invariant 7.
+    pub fn forked(&mut self, agent: AgentId, run: AgentRunId) {
+        self.counts.forks += 1;
+        if !self.doubled.contains(&agent) {
+            self.violated(|| format!("7: {run} of {agent} looks like a fork, and is the only one"));
+        }
+    }
+
+    /// The store committed something. Invariant 2.
+    pub fn committed(&mut self, store: &Store) {
+        for command in store.commands() {
+            let before = self.finals.get(&command.id).copied();
+            match before {
+                Some(before) if before != command.state => {
+                    let (id, after) = (command.id, command.state);
+                    self.violated(|| format!("2: {id} was {before:?} and became {after:?}"));
+                }
+                None if command.state.is_final() => {
+                    self.finals.insert(command.id, command.state);
+                    self.count_final(command.state);
+                }
+                Some(_) | None => {}
+            }
+        }
+    }
+
+    const fn count_final(&mut self, state: CommandState) {
+        match state {
+            CommandState::Indeterminate => self.counts.indeterminate += 1,
+            CommandState::Expired => self.counts.expired += 1,
+            CommandState::Cancelled => self.counts.cancelled += 1,
+            CommandState::Rejected => self.counts.rejected += 1,
+            CommandState::Queued
+            | CommandState::Dispatched
+            | CommandState::Released
+            | CommandState::Running
+            | CommandState::Succeeded
+            | CommandState::Failed
+            | CommandState::TimedOut
+            | CommandState::Dead => {}
+        }
+    }
+
+    /// The database went back to what it was: what was final since then is open again or never was.
+    pub fn rolled_back(&mut self, store: &Store) {
+        self.counts.rolled_back += 1;
+        self.finals = store
+            .commands()
+            .filter(|command| command.state.is_final())
+            .map(|command| (command.id, command.state))
+            .collect();
+    }
+}

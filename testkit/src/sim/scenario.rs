@@ -1,0 +1,165 @@
+//! What one seed decides before its world begins: who takes part, what may go wrong, and how often.
+
+use std::time::Duration;
+
+use super::random::Random;
+
+/// A rule of the protocol that a test may switch off, to see that the simulation notices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rule {
+    /// What is not idempotent waits for GO.
+    Permit,
+    /// A permit holds for one process of the gateway agent.
+    PermitBoundToRun,
+    /// GO is consumed by the start.
+    PermitConsumed,
+    /// A known id is answered from the journal.
+    KnownIdAnswered,
+    /// Entries are forgotten by the low-water mark, and unknown orders below it are stale.
+    LowWaterForgetting,
+    /// Nothing is acknowledged before it is committed.
+    AckAfterCommit,
+    /// Results are sent until they are acknowledged.
+    ResultsResent,
+    /// Writes carry the epoch of their session.
+    EpochFence,
+    /// Every epoch between the confirmed and the issued one is acceptable.
+    EpochRange,
+    /// CONFIRM is sent after the epoch is durable.
+    DurableBeforeConfirm,
+    /// The live session is probed before another process takes over.
+    ProbeBeforeTakeOver,
+    /// A permit counts from when the frame it names was sent.
+    PermitCountsFromSending,
+    /// A hole behind a restored database becomes a gap.
+    GapAfterRollback,
+    /// What lies at or below the committed position is dropped.
+    PositionDropsRepeats,
+}
+
+impl Rule {
+    /// Every rule.
+    pub const ALL: &[Self] = &[
+        Self::Permit,
+        Self::PermitBoundToRun,
+        Self::PermitConsumed,
+        Self::KnownIdAnswered,
+        Self::LowWaterForgetting,
+        Self::AckAfterCommit,
+        Self::ResultsResent,
+        Self::EpochFence,
+        Self::EpochRange,
+        Self::DurableBeforeConfirm,
+        Self::ProbeBeforeTakeOver,
+        Self::PermitCountsFromSending,
+        Self::GapAfterRollback,
+        Self::PositionDropsRepeats,
+    ];
+}
+
+/// The rules in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rules {
+    off: Option<Rule>,
+}
+
+impl Rules {
+    /// Every rule, as the product has them.
+    #[must_use]
+    pub const fn all() -> Self {
+        Self { off: None }
+    }
+
+    /// Every rule but one.
+    #[must_use]
+    pub const fn without(rule: Rule) -> Self {
+        Self { off: Some(rule) }
+    }
+
+    /// Whether `rule` is in force.
+    #[must_use]
+    pub fn keep(self, rule: Rule) -> bool {
+        self.off != Some(rule)
+    }
+}
+
+/// Whose storage goes back in time or becomes two. Never both ends' at once: then nobody is left who could know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Storage {
+    /// Disks keep what was synced.
+    Sound,
+    /// A gateway's disk is replaced by an older image of itself.
+    GatewayRestored,
+    /// A second host starts from an image of a gateway's disk.
+    GatewayCloned,
+    /// The backend's database is replaced by an older backup of itself.
+    BackendRestored,
+}
+
+/// One world's plan.
+#[derive(Debug, Clone)]
+pub struct Scenario {
+    /// Gateways with an identity each.
+    pub gateways: usize,
+    /// Processes of the backend that share the store.
+    pub instances: usize,
+    /// Commands an operator submits.
+    pub commands: u64,
+    /// Faults of processes, connections and clocks.
+    pub faults: u64,
+    /// Faults of storage.
+    pub storage: Storage,
+    /// How long commands are submitted and faults happen.
+    pub turmoil: Duration,
+    /// One way through the network, at most.
+    pub latency: Duration,
+    /// Until a write is durable, at most.
+    pub sync: Duration,
+    /// One in so many commits is a process's last act; zero for none.
+    pub crash_at_commit: u64,
+    /// Whether frames of other sessions are played into connections.
+    pub replays: bool,
+    /// Whether wall clocks jump.
+    pub jumps: bool,
+    /// Records a spool holds.
+    pub spool_max: usize,
+    /// Between heartbeats.
+    pub heartbeat: Duration,
+    /// Commands a session may have open.
+    pub command_credit: u32,
+}
+
+impl Scenario {
+    /// Draws a plan.
+    pub fn draw(random: &mut Random) -> Self {
+        let storage = match random.below(10) {
+            0 | 1 => Storage::GatewayRestored,
+            2 | 3 => Storage::GatewayCloned,
+            4 | 5 => Storage::BackendRestored,
+            _ => Storage::Sound,
+        };
+        // A probe reaches the sessions of its own process only.
+        let alone = storage == Storage::GatewayCloned || random.below(3) > 0;
+        let calm = random.once_in(20);
+        Self {
+            gateways: if random.once_in(4) { 2 } else { 1 },
+            instances: if alone { 1 } else { 2 },
+            commands: 2 + random.below(5),
+            faults: if calm { 0 } else { random.below(9) },
+            storage,
+            turmoil: random.millis(8_000, 60_000),
+            latency: random.millis(1, 150),
+            sync: random.millis(1, 60),
+            crash_at_commit: if calm || random.once_in(3) {
+                0
+            } else {
+                20 + random.below(80)
+            },
+            replays: random.once_in(4),
+            jumps: random.once_in(4),
+            spool_max: 3 + random.index(12),
+            heartbeat: random.millis(1_000, 15_000),
+            command_credit: 1 + u32::try_from(random.below(6)).unwrap_or_default(),
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! HELLO, CONFIRM, the end of a session, forks and revocation.
+
+use std::collections::BTreeSet;
+
+use viworks_common::admission::{
+    Admission, Confirmation, HelloFacts, admit as decide, confirm as decide_confirm, revoke,
+};
+use viworks_common::command::{CommandEvent, CommandState};
+use viworks_common::id::{AgentId, AgentRunId, CommandId};
+use viworks_common::telemetry::Position;
+use viworks_common::time::Timestamp;
+
+use super::super::recorder::Recorder;
+use super::super::scenario::Rule;
+use super::{Holder, Store};
+
+/// A HELLO, as the store sees it.
+#[derive(Debug, Clone)]
+pub struct AdmitRequest {
+    /// Whose.
+    pub agent: AgentId,
+    /// What it says.
+    pub facts: HelloFacts,
+    /// Commands that are not acknowledged.
+    pub unreported: Vec<CommandId>,
+    /// Spool epochs with something waiting.
+    pub telemetry: Vec<Position>,
+}
+
+/// The session may go on.
+#[derive(Debug, Clone)]
+pub struct Admitted {
+    /// What it presented.
+    pub presented: u64,
+    /// What it gets.
+    pub issued: u64,
+    /// Up to which order everything is final.
+    pub low_water: u64,
+    /// How far the named spool epochs are committed.
+    pub committed: Vec<Position>,
+    /// The confirmed session there is: whether it belongs to the same process.
+    pub live_same_run: Option<bool>,
+}
+
+/// It may not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// Late.
+    Late,
+    /// A second holder.
+    Fork,
+    /// The token does not belong to the epoch.
+    BadToken,
+    /// The identity was given up.
+    Revoked,
+    /// The key was replaced.
+    StaleKey,
+}
+
+/// A CONFIRM, as the store sees it.
+#[derive(Debug, Clone)]
+pub struct ConfirmRequest {
+    /// Whose.
+    pub agent: AgentId,
+    /// What HELLO presented.
+    pub presented: u64,
+    /// What WELCOME issued.
+    pub issued: u64,
+    /// The process.
+    pub run: AgentRunId,
+    /// Commands that HELLO named.
+    pub unreported: Vec<CommandId>,
+}
+
+/// What a confirmed session is told.
+#[derive(Debug, Clone, Default)]
+pub struct Confirmed {
+    /// Released to this process, and until when they may start: GO again.
+    pub released: Vec<(CommandId, Timestamp)>,
+    /// To be cancelled: said again.
+    pub cancel_requested: Vec<CommandId>,
+}
+
+impl Store {
+    /// Judges a HELLO.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    pub fn admit(
+        &mut self,
+        request: &AdmitRequest,
+        recorder: &mut Recorder,
+    ) -> Result<Admitted, Refusal> {
+        let agent = request.agent;
+        let Some(known) = self.gateways.get(&agent).cloned() else {
+            return Err(Refusal::Revoked);
+        };
+        let (presented, issued, after, rolled_back_to) = match self.judge(&known.row, request) {
+            Admission::Accept {
+                presented,
+                issued,
+                row,
+            } => (presented, issued, row, None),
+            Admission::RolledBack {
+                presented,
+                issued,
+                row,
+                highest_order,
+            } => (presented, issued, row, Some(highest_order)),
+            Admission::Late => return Err(Refusal::Late),
+            Admission::Fork => {
+                self.record_fork(agent, request.facts.agent_run_id, recorder);
+                return Err(Refusal::Fork);
+            }
+            Admission::BadToken => return Err(Refusal::BadToken),
+            Admission::Revoked => return Err(Refusal::Revoked),
+            Admission::StaleKey => return Err(Refusal::StaleKey),
+        };
+        if let Some(gateway) = self.gateways.get_mut(&agent) {
+            gateway.row = after;
+        }
+        if let Some(highest_order) = rolled_back_to {
+            self.settle_rolled_back(request, highest_order);
+        }
+        let committed = request
+            .telemetry
+            .iter()
+            .map(|asked| Position {
+                spool_epoch: asked.spool_epoch,
+                seq: self.position(agent, asked.spool_epoch),
+            })
+            .collect();
+        Ok(Admitted {
+            presented,
+            issued,
+            low_water: self.low_water(agent),
+            committed,
+            live_same_run: known
+                .live
+                .map(|(_, run)| run == request.facts.agent_run_id),
+        })
+    }
+
+    fn judge(
+        &self,
+        row: &viworks_common::admission::IdentityRow,
+        request: &AdmitRequest,
+    ) -> Admission {
+        if !self.rules.keep(Rule::EpochRange) && request.facts.epoch != row.confirmed {
+            return Admission::Fork;
+        }
+        decide(row, &request.facts)
+    }
+
+    /// Two holders of one identity were seen.
+    pub fn record_fork(&mut self, agent: AgentId, refused: AgentRunId, recorder: &mut Recorder) {
+        self.forks.insert((agent, refused));
+        recorder.forked(agent, refused);
+    }
+
+    fn settle_rolled_back(&mut self, request: &AdmitRequest, highest_order: u64) {
+        for id in self.open(request.agent, highest_order) {
+            if !request.unreported.contains(&id) {
+                self.apply(id, CommandEvent::RolledBack, None);
+            }
+        }
+        self.raise_low_water(request.agent);
+    }
+
+    /// Confirms an epoch; from here on every older session is fenced. `None` when it was overtaken.
+    pub fn confirm(
+        &mut self,
+        request: &ConfirmRequest,
+        recorder: &mut Recorder,
+    ) -> Option<Confirmed> {
+        let gateway = self.gateways.get_mut(&request.agent)?;
+        let decision = decide_confirm(
+            &gateway.row,
+            request.presented,
+            request.issued,
+            request.run,
+        );
+        match decision {
+            Confirmation::Confirmed(row) => gateway.row = row,
+            Confirmation::Superseded => return None,
+        }
+        if gateway.live.is_some_and(|(_, run)| run != request.run) {
+            recorder.counts.take_overs += 1;
+        }
+        gateway.live = Some((request.issued, request.run));
+        recorder.counts.sessions += 1;
+        recorder.wrote(request.agent, request.issued);
+        Some(self.settle_older(request))
+    }
+
+    fn settle_older(&mut self, request: &ConfirmRequest) -> Confirmed {
+        let unreported: BTreeSet<CommandId> = request.unreported.iter().copied().collect();
+        let mut confirmed = Confirmed::default();
+        for id in self.open(request.agent, u64::MAX) {
+            let Some(command) = self.commands.get(&id) else {
+                continue;
+            };
+            let bound = self.rules.keep(Rule::PermitBoundToRun);
+            let here = command.released_to == Some(request.run) || !bound;
+            match command.state {
+                CommandState::Dispatched => {
+                    self.apply(id, CommandEvent::SessionLost, None);
+                }
+                CommandState::Released | CommandState::Running => {
+                    if !unreported.contains(&id) && (!here || command.idempotent) {
+                        self.run_gone(id);
+                    }
+                    self.sort_open(id, here, &mut confirmed);
+                }
+                CommandState::Queued
+                | CommandState::Succeeded
+                | CommandState::Failed
+                | CommandState::TimedOut
+                | CommandState::Rejected
+                | CommandState::Expired
+                | CommandState::Cancelled
+                | CommandState::Dead
+                | CommandState::Indeterminate => {}
+            }
+        }
+        confirmed
+    }
+
+    fn sort_open(&self, id: CommandId, here: bool, confirmed: &mut Confirmed) {
+        let Some(command) = self.commands.get(&id) else {
+            return;
+        };
+        if command.state == CommandState::Indeterminate {
+            return;
+        }
+        if command.released_to.is_some() && command.cancel_requested {
+            confirmed.cancel_requested.push(id);
+        } else if command.state == CommandState::Released && here {
+            confirmed.released.push((id, command.deadline));
+        }
+    }
+
+    fn run_gone(&mut self, id: CommandId) {
+        self.apply(id, CommandEvent::RunGone, None);
+        let queued = self.commands.get(&id);
+        if queued.is_some_and(|it| it.state == CommandState::Queued && it.cancel_requested) {
+            self.apply(id, CommandEvent::CancelRequested, None);
+        }
+    }
+
+    /// Ends a session; only what still belongs to it is touched.
+    pub fn end_session(&mut self, holder: Holder) {
+        let Some(gateway) = self.gateways.get_mut(&holder.agent) else {
+            return;
+        };
+        if gateway.live.is_none_or(|(epoch, _)| epoch != holder.epoch) {
+            return;
+        }
+        gateway.live = None;
+        for id in self.open(holder.agent, u64::MAX) {
+            self.apply(id, CommandEvent::SessionLost, None);
+        }
+    }
+
+    /// Ends what the only process before this one left open.
+    pub fn end_abandoned(&mut self) {
+        let live: Vec<Holder> = self
+            .gateways
+            .iter()
+            .filter_map(|(agent, gateway)| {
+                let (epoch, run) = gateway.live?;
+                let agent = *agent;
+                Some(Holder { agent, epoch, run })
+            })
+            .collect();
+        for holder in live {
+            self.end_session(holder);
+        }
+    }
+
+    /// An operator gives an identity up: every epoch is fenced, and every command ends.
+    pub fn revoke(&mut self, agent: AgentId) {
+        if let Some(gateway) = self.gateways.get_mut(&agent) {
+            gateway.row = revoke(&gateway.row);
+            gateway.live = None;
+        }
+        for id in self.open(agent, u64::MAX) {
+            let permitted = self.commands.get(&id).is_some_and(|it| it.released_to.is_some());
+            let event = if permitted {
+                CommandEvent::WaitExhausted
+            } else {
+                CommandEvent::CancelRequested
+            };
+            self.apply(id, event, None);
+        }
+    }
+}

@@ -1,0 +1,397 @@
+//! One world: gateways, a backend, a network between them, and everything that goes wrong, until all is quiet again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use viworks_common::id::{AgentId, CommandId};
+use viworks_common::key::{MasterKey, Secret};
+use viworks_common::session::End;
+use viworks_common::time::Monotonic;
+
+use super::backend::Backend;
+use super::core::{Core, Event, Fault, HostId, InstanceId, Process};
+use super::disk_model::{Disk, Image};
+use super::gateway::Host;
+use super::network::ConnectionId;
+use super::operator::Kind;
+use super::random::Random;
+use super::recorder::Counts;
+use super::scenario::{Rules, Scenario, Storage};
+use super::store_model::Store;
+
+mod verdict;
+
+/// Between two looks whether all is quiet.
+const LOOK: Duration = Duration::from_secs(5);
+/// How long after the last fault all must be quiet: longer than any backoff, deadline and wait.
+const QUIET_WITHIN: Duration = Duration::from_secs(20 * 60);
+/// The same with two holders of an identity: one is told to come back within an hour.
+const SETTLED_WITHIN: Duration = Duration::from_secs(3 * 3_600);
+/// Events of one world; more than this is a livelock.
+const EVENTS_MAX: u64 = 2_000_000;
+
+/// A world at a time.
+#[derive(Debug)]
+pub(super) struct World {
+    core: Core,
+    hosts: Vec<Host>,
+    backend: Backend,
+    commands: Vec<(CommandId, AgentId, Kind)>,
+    quiet_since: Option<Monotonic>,
+    healed_at: Monotonic,
+}
+
+impl World {
+    pub(super) fn new(seed: u64, rules: Rules, traced: bool) -> Self {
+        let mut random = Random::new(seed);
+        let scenario = Scenario::draw(&mut random);
+        let master = Arc::new(MasterKey::new(Secret::from_bytes([7; 32])));
+        let mut hosts = Vec::new();
+        for n in 0..scenario.gateways {
+            let identity = Backend::identity(AgentId::from_uuid(random.uuid()));
+            let token = master.token(&identity, 0).expose_hex();
+            let key = master.agent_key(&identity, 1);
+            let disk = Disk::new(Image::installed(token, scenario.spool_max), rules);
+            hosts.push(Host::new(HostId(n), identity, key, disk));
+        }
+        let store = Store::new(rules, hosts.iter().map(Host::agent));
+        let backend = Backend::new(store, scenario.instances, &master);
+        let core = Core::new(random, scenario, rules, traced);
+        let mut world = Self {
+            core,
+            hosts,
+            backend,
+            commands: Vec::new(),
+            quiet_since: None,
+            healed_at: Monotonic::ORIGIN,
+        };
+        world.plan();
+        world
+    }
+
+    fn plan(&mut self) {
+        let core = &mut self.core;
+        core.note(|| "a new world".to_owned());
+        let scenario = core.scenario.clone();
+        core.note(|| format!("{scenario:?}"));
+        for host in &self.hosts {
+            let delay = core.random.millis(0, 2_000);
+            core.after(delay, Event::Boot(host.id));
+        }
+        for n in 0..scenario.instances {
+            let delay = core.random.millis(0, 1_000);
+            core.after(delay, Event::Start(InstanceId(n)));
+        }
+        let some_time = |core: &mut Core, event| {
+            let at = core.random.span(Duration::ZERO, scenario.turmoil);
+            core.after(at, event);
+        };
+        for _ in 0..scenario.commands {
+            some_time(core, Event::Submit);
+        }
+        for _ in 0..scenario.commands / 3 {
+            some_time(core, Event::Cancel);
+        }
+        for _ in 0..scenario.faults {
+            some_time(core, Event::Fault(Fault::Any));
+        }
+        if scenario.storage != Storage::Sound {
+            let image = core.random.span(Duration::ZERO, scenario.turmoil);
+            let restore = core.random.span(image, scenario.turmoil);
+            core.after(image, Event::Fault(Fault::Image));
+            core.after(restore, Event::Fault(Fault::Restore));
+        }
+        core.after(scenario.turmoil, Event::Heal);
+    }
+
+    /// Lets everything happen. `None` when no invariant was violated.
+    pub(super) fn run(&mut self) -> Option<String> {
+        for _ in 0..EVENTS_MAX {
+            let Some(event) = self.core.next() else {
+                return Some("10: nothing happens any more, and not all is quiet".to_owned());
+            };
+            let settled = self.happens(event);
+            if let Some(process) = self.core.dying.take() {
+                self.dies(process);
+            }
+            if let Some(violation) = self.core.recorder.violation() {
+                return Some(violation.to_owned());
+            }
+            if settled {
+                return None;
+            }
+        }
+        Some("10: the world does not come to rest".to_owned())
+    }
+
+    /// What was counted.
+    pub(super) const fn counts(&self) -> Counts {
+        self.core.recorder.counts
+    }
+
+    /// The end of the trace.
+    pub(super) fn into_trace(self) -> Vec<String> {
+        self.core.into_trace()
+    }
+
+    /// True when all is over and well.
+    fn happens(&mut self, event: Event) -> bool {
+        let Self {
+            core,
+            hosts,
+            backend,
+            ..
+        } = self;
+        match event {
+            Event::Gateway(id, generation, step) => {
+                let host = &mut hosts[id.0];
+                if host.generation() == generation {
+                    host.step(step, core);
+                }
+            }
+            Event::Backend(id, generation, step) => backend.step((id, generation), step, core),
+            Event::Arrival(wire, End::Backend) => backend.arrival(wire, core),
+            Event::Arrival(wire, End::Agent) => {
+                if let Some(known) = core.network.wire(wire) {
+                    let (id, generation) = known.agent;
+                    let host = &mut hosts[id.0];
+                    if host.generation() == generation {
+                        host.arrival(wire, core);
+                    }
+                }
+            }
+            Event::Boot(id) => hosts[id.0].boot(core),
+            Event::Start(id) => backend.start(id, core),
+            Event::Submit => self.submit(),
+            Event::Cancel => self.cancel(),
+            Event::Fault(Fault::Any) => self.fault(),
+            Event::Fault(Fault::Image) => self.take_image(),
+            Event::Fault(Fault::Restore) => self.restore(),
+            Event::Heal => self.heal(),
+            Event::Look => return self.look(),
+        }
+        false
+    }
+
+    fn submit(&mut self) {
+        let core = &mut self.core;
+        if !self.backend.is_up() {
+            core.after(Duration::from_secs(1), Event::Submit);
+            return;
+        }
+        let target = core.random.index(core.scenario.gateways);
+        let agent = self.hosts[target].agent();
+        let kind = Kind::draw(&mut core.random);
+        let id = CommandId::from_uuid(core.random.uuid());
+        let span = core.random.millis(500, 40_000);
+        let deadline = core.backend_wall().saturating_add(span);
+        core.note(|| format!("operator submits {id} {kind:?} for {agent} within {span:?}"));
+        let what = (kind.name(), kind.believed_idempotent());
+        self.backend.store.submit(id, agent, what, deadline);
+        self.commands.push((id, agent, kind));
+        core.recorder.committed(&self.backend.store);
+        self.backend.nudge(agent, core);
+    }
+
+    fn cancel(&mut self) {
+        let core = &mut self.core;
+        if self.commands.is_empty() || !self.backend.is_up() {
+            return;
+        }
+        let (id, agent, _) = self.commands[core.random.index(self.commands.len())];
+        core.note(|| format!("operator cancels {id}"));
+        let requested = self.backend.store.cancel(id);
+        core.recorder.committed(&self.backend.store);
+        if requested {
+            self.backend.cancel(agent, id, core);
+        }
+    }
+
+    fn dies(&mut self, process: Process) {
+        match process {
+            Process::Gateway(id) => self.crash_gateway(id),
+            Process::Backend(id) => self.crash_backend(id),
+        }
+    }
+
+    fn crash_gateway(&mut self, id: HostId) {
+        let core = &mut self.core;
+        let wire = self.hosts[id.0].crash(core);
+        if let Some(wire) = wire {
+            if core.random.once_in(2) {
+                core.hang_up(wire, End::Agent);
+            } else {
+                core.abandon(wire, End::Agent);
+            }
+        }
+        let pause = core.random.millis(50, 10_000);
+        core.after(pause, Event::Boot(id));
+    }
+
+    fn crash_backend(&mut self, id: InstanceId) {
+        let core = &mut self.core;
+        self.backend.crash(id, core);
+        let pause = core.random.millis(50, 10_000);
+        core.after(pause, Event::Start(id));
+    }
+
+    fn fault(&mut self) {
+        let core = &mut self.core;
+        let host = HostId(core.random.index(self.hosts.len()));
+        let instance = InstanceId(core.random.index(self.backend.len()));
+        match core.random.below(10) {
+            0 | 1 => self.crash_gateway(host),
+            2 | 3 => self.crash_backend(instance),
+            4..=6 => self.disturb(),
+            7 => {
+                let span = core.random.millis(500, 20_000);
+                core.note(|| format!("{host:?} reaches nobody for {span:?}"));
+                self.hosts[host.0].cut_off_until = core.now.saturating_add(span);
+                self.cut_all_of(host);
+            }
+            8 if core.scenario.replays => {
+                if let Some(wire) = self.some_wire() {
+                    let core = &mut self.core;
+                    let end = if core.random.once_in(2) {
+                        End::Agent
+                    } else {
+                        End::Backend
+                    };
+                    core.note(|| format!("an old frame is played into {wire:?} for {end:?}"));
+                    core.inject(wire, end);
+                }
+            }
+            9 if core.scenario.jumps => self.jump(host),
+            _ => self.disturb(),
+        }
+    }
+
+    fn some_wire(&mut self) -> Option<ConnectionId> {
+        let wires: Vec<ConnectionId> = self.core.network.ids().collect();
+        if wires.is_empty() {
+            return None;
+        }
+        Some(wires[self.core.random.index(wires.len())])
+    }
+
+    /// Cuts a connection, or holds one of its directions up.
+    fn disturb(&mut self) {
+        let Some(wire) = self.some_wire() else { return };
+        let core = &mut self.core;
+        core.recorder.counts.cuts += 1;
+        match core.random.below(4) {
+            0 => {
+                let span = core.random.millis(100, 15_000);
+                core.note(|| format!("{wire:?} is slow for {span:?}"));
+                core.delay(wire, End::Agent, span);
+            }
+            1 => {
+                let span = core.random.millis(100, 15_000);
+                core.note(|| format!("{wire:?} is slow for {span:?} on the way up"));
+                core.delay(wire, End::Backend, span);
+            }
+            _ => {
+                core.note(|| format!("{wire:?} is cut"));
+                core.cut(wire);
+            }
+        }
+    }
+
+    fn cut_all_of(&mut self, host: HostId) {
+        let of_host = |wire: &ConnectionId| {
+            let known = self.core.network.wire(*wire);
+            known.is_some_and(|known| known.agent.0 == host)
+        };
+        let wires: Vec<ConnectionId> = self.core.network.ids().filter(of_host).collect();
+        for wire in wires {
+            self.core.cut(wire);
+        }
+    }
+
+    fn jump(&mut self, host: HostId) {
+        let core = &mut self.core;
+        let width = i64::try_from(Duration::from_secs(600).as_micros()).unwrap_or(i64::MAX);
+        let draw = i64::try_from(core.random.below(600_000_000)).unwrap_or_default();
+        let skew = draw - width / 2;
+        core.note(|| format!("a wall clock jumps to {skew} us off"));
+        if core.random.once_in(2) {
+            core.backend_skew_micros = skew;
+        } else {
+            self.hosts[host.0].skew_micros = skew;
+        }
+    }
+
+    fn take_image(&mut self) {
+        let core = &mut self.core;
+        core.note(|| "somebody takes an image or a backup".to_owned());
+        match core.scenario.storage {
+            Storage::Sound => {}
+            Storage::BackendRestored => self.backend.backup = Some(self.backend.store.clone()),
+            Storage::GatewayRestored | Storage::GatewayCloned => {
+                let host = core.random.index(self.hosts.len());
+                self.hosts[host].snapshot = Some(self.hosts[host].disk.image.clone());
+            }
+        }
+    }
+
+    fn restore(&mut self) {
+        match self.core.scenario.storage {
+            Storage::Sound => {}
+            Storage::BackendRestored => self.restore_backend(),
+            Storage::GatewayRestored => self.restore_gateway(),
+            Storage::GatewayCloned => self.clone_gateway(),
+        }
+    }
+
+    fn restore_backend(&mut self) {
+        let Some(backup) = self.backend.backup.take() else {
+            return;
+        };
+        for n in 0..self.backend.len() {
+            self.crash_backend(InstanceId(n));
+        }
+        self.core.note(|| "the database is RESTORED from its backup".to_owned());
+        self.backend.store = backup;
+        self.core.recorder.rolled_back(&self.backend.store);
+    }
+
+    fn restore_gateway(&mut self) {
+        let Some(index) = self.hosts.iter().position(|host| host.snapshot.is_some()) else {
+            return;
+        };
+        self.crash_gateway(HostId(index));
+        let (host, core) = (&mut self.hosts[index], &mut self.core);
+        if let Some(image) = host.snapshot.take() {
+            core.note(|| format!("the disk of {:?} is RESTORED from its image", HostId(index)));
+            core.recorder.doubled(host.agent());
+            host.restore(image, core);
+        }
+    }
+
+    fn clone_gateway(&mut self) {
+        let Some(index) = self.hosts.iter().position(|host| host.snapshot.is_some()) else {
+            return;
+        };
+        let (id, core) = (HostId(self.hosts.len()), &mut self.core);
+        let original = &mut self.hosts[index];
+        if let Some(image) = original.snapshot.take() {
+            core.note(|| format!("{id:?} starts from an image of {:?}", original.id));
+            core.recorder.doubled(original.agent());
+            let disk = Disk::new(image, core.rules);
+            let clone = original.clone_onto(id, disk);
+            self.hosts.push(clone);
+            core.after(Duration::ZERO, Event::Boot(id));
+        }
+    }
+
+    fn heal(&mut self) {
+        let core = &mut self.core;
+        core.note(|| "from here on nothing goes wrong".to_owned());
+        core.turmoil = false;
+        self.healed_at = core.now;
+        for host in &mut self.hosts {
+            host.cut_off_until = core.now;
+        }
+        core.after(LOOK, Event::Look);
+    }
+}

@@ -1,0 +1,191 @@
+//! When all is quiet: what must then be true of commands, telemetry and holders of an identity.
+
+use std::collections::BTreeMap;
+
+use viworks_common::command::{CommandState, OutcomeState};
+use viworks_common::id::AgentId;
+
+use super::super::core::{Core, Event};
+use super::super::gateway::Host;
+use super::super::operator::Kind;
+use super::super::scenario::Storage;
+use super::super::store_model::Command;
+use super::{LOOK, QUIET_WITHIN, SETTLED_WITHIN, World};
+
+impl World {
+    /// Looks whether all is quiet; true when the world is over and well.
+    pub(super) fn look(&mut self) -> bool {
+        self.resolve_forks();
+        let unrest = self.unrest();
+        let healed_for = self.core.now.saturating_since(self.healed_at);
+        let within = match self.core.scenario.storage {
+            Storage::GatewayCloned | Storage::GatewayRestored => SETTLED_WITHIN,
+            Storage::Sound | Storage::BackendRestored => QUIET_WITHIN,
+        };
+        match (unrest, self.quiet_since) {
+            (Some(unrest), _) if healed_for > within => {
+                self.core.recorder.violated(|| format!("10: {unrest}"));
+                return false;
+            }
+            (Some(_), _) => self.quiet_since = None,
+            (None, None) => {
+                // Records that follow show what a restored database is missing.
+                self.quiet_since = Some(self.core.now);
+                for host in &mut self.hosts {
+                    host.collect(1, &mut self.core);
+                }
+            }
+            (None, Some(_)) => {
+                self.judge();
+                return self.core.recorder.violation().is_none();
+            }
+        }
+        self.core.after(LOOK, Event::Look);
+        false
+    }
+
+    /// Invariant 10. What is not quiet.
+    fn unrest(&self) -> Option<String> {
+        if !self.backend.is_quiet() {
+            return Some("the backend is at work".to_owned());
+        }
+        let open = self.backend.store.commands().find(|it| !it.state.is_final());
+        if let Some(open) = open {
+            return Some(format!("{} is still {:?}", open.id, open.state));
+        }
+        let restless = self.hosts.iter().find(|host| !host.is_quiet());
+        restless.map(Host::unrest)
+    }
+
+    /// An operator gives up machines that are refused as second holders; an identity with no other holder is revoked.
+    fn resolve_forks(&mut self) {
+        let mut connected: BTreeMap<AgentId, usize> = BTreeMap::new();
+        for host in self.hosts.iter().filter(|host| host.is_connected()) {
+            *connected.entry(host.agent()).or_default() += 1;
+        }
+        for index in 0..self.hosts.len() {
+            let host = &self.hosts[index];
+            if !host.refused_as_fork || host.retired {
+                continue;
+            }
+            let agent = host.agent();
+            if !self.backend.store.has_fork(agent) {
+                self.core
+                    .recorder
+                    .violated(|| format!("7: {agent} was refused as a fork, which is not recorded"));
+            }
+            let others = self.hosts.iter().filter(|it| it.agent() == agent && !it.retired);
+            let alone = others.count() == 1;
+            if connected.contains_key(&agent) || alone {
+                self.retire(index, alone);
+            }
+        }
+    }
+
+    fn retire(&mut self, index: usize, alone: bool) {
+        let (host, core) = (&mut self.hosts[index], &mut self.core);
+        core.note(|| format!("an operator gives {:?} up", host.id));
+        let agent = host.agent();
+        for (run, seq) in host.disk.image.spool.keys() {
+            core.recorder.excuse((agent, run, seq));
+        }
+        host.retired = true;
+        if let Some(wire) = host.crash(core) {
+            core.hang_up(wire, viworks_common::session::End::Agent);
+        }
+        if alone {
+            self.backend.store.revoke(agent);
+            core.recorder.committed(&self.backend.store);
+        }
+    }
+
+    fn judge(&mut self) {
+        self.judge_holders();
+        self.judge_commands();
+        self.judge_telemetry();
+    }
+
+    /// Invariant 7: exactly one holder is live, and the fork is recorded.
+    fn judge_holders(&mut self) {
+        for index in 0..self.hosts.len() {
+            let agent = self.hosts[index].agent();
+            let holders: Vec<&Host> = self.hosts.iter().filter(|it| it.agent() == agent).collect();
+            let live = holders.iter().filter(|it| it.is_connected()).count();
+            let recorded = self.backend.store.has_fork(agent);
+            if holders.len() > 1 && (live != 1 || !recorded) {
+                self.core.recorder.violated(|| {
+                    format!("7: of two holders {live} are live, fork recorded: {recorded}")
+                });
+            }
+        }
+    }
+
+    /// Invariants 1 to 3, as far as they show at the end.
+    fn judge_commands(&mut self) {
+        for (id, _, kind) in &self.commands {
+            let rolled_back = self.core.scenario.storage == Storage::BackendRestored;
+            let Some(command) = self.backend.store.commands().find(|it| it.id == *id) else {
+                // Submitted after the backup.
+                if !rolled_back {
+                    self.core.recorder.violated(|| format!("2: {id} has vanished"));
+                }
+                continue;
+            };
+            judge_command(command, *kind, rolled_back, &self.hosts, &mut self.core);
+        }
+    }
+
+    /// Invariants 5 and 11: every record is stored, in a gap, or excused.
+    fn judge_telemetry(&mut self) {
+        let store = &self.backend.store;
+        let rolled_back = self.core.scenario.storage == Storage::BackendRestored;
+        let lost = self.core.recorder.keys().find(|(key, _)| {
+            let told = store.record(key).is_some() || store.in_gap(key);
+            // A process that is gone and had delivered everything says nothing more: its hole is part of the alarm.
+            let delivered = rolled_back
+                && store.position(key.0, key.1) < key.2
+                && !self.hosts.iter().any(|host| host.runs_as(key.1));
+            !told && !delivered && !self.core.recorder.is_excused(key)
+        });
+        if let Some((key, _)) = lost {
+            let key = *key;
+            self.core
+                .recorder
+                .violated(|| format!("5: {key:?} was spooled, and is neither stored nor in a gap"));
+        }
+    }
+}
+
+fn judge_command(
+    command: &Command,
+    kind: Kind,
+    rolled_back: bool,
+    hosts: &[Host],
+    core: &mut Core,
+) {
+    let id = command.id;
+    let starts = core.recorder.starts(id).to_vec();
+    let told = command.result.as_ref().or(command.late_outcome.as_ref());
+    let ran = |number: u64| starts.iter().any(|start| start.number == number);
+    if let Some(outcome) = told
+        && matches!(outcome.state, OutcomeState::Succeeded | OutcomeState::Failed | OutcomeState::TimedOut)
+        && !ran(outcome.duration_ms)
+    {
+        core.recorder.violated(|| format!("3: {id} has an outcome of a run that never was"));
+    }
+    let sure = command.state == CommandState::Indeterminate
+        || told.is_some_and(|it| ran(it.duration_ms) || it.state == OutcomeState::Indeterminate);
+    if !starts.is_empty() && kind != Kind::Again && !sure && !rolled_back {
+        let state = command.state;
+        core.recorder.violated(|| format!("1: {id} ran, and ended as {state:?}"));
+    }
+    for start in starts {
+        let host = &hosts[start.host.0];
+        let owed = !host.restored && !host.retired;
+        let reported = told.is_some() || core.recorder.is_reported(start.number);
+        if owed && !reported {
+            let number = start.number;
+            core.recorder.violated(|| format!("3: the outcome of start {number} of {id} never arrived"));
+        }
+    }
+}
