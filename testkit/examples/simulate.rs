@@ -1,9 +1,11 @@
-//! The long run of the simulation: `simulate --seeds 1000000 --threads 2 [--start N]`, or `simulate --trace N`.
+//! The long run of the simulation: `simulate --seeds 1000000 --threads 2 [--start N] [--failures N]`, or
+//! `simulate --trace N` for everything that happens in one world.
 
 #![expect(clippy::print_stdout, reason = "a program for people")]
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, bail};
 use viworks_testkit::sim::{self, Counts, Rules};
@@ -11,8 +13,33 @@ use viworks_testkit::sim::{self, Counts, Rules};
 /// Worlds between two lines of progress.
 const PROGRESS: u64 = 10_000;
 
-fn main() -> anyhow::Result<()> {
-    let (mut start, mut seeds, mut threads) = (0, 100_000, 2);
+struct Plan {
+    start: u64,
+    seeds: u64,
+    threads: u64,
+    failures: u64,
+    trace: Option<u64>,
+}
+
+fn main() -> ExitCode {
+    match plan().and_then(|plan| obey(&plan)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            println!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn plan() -> anyhow::Result<Plan> {
+    let mut plan = Plan {
+        start: 0,
+        seeds: 100_000,
+        threads: 2,
+        failures: 1,
+        trace: None,
+    };
     let mut arguments = std::env::args().skip(1);
     while let Some(name) = arguments.next() {
         let value = arguments
@@ -22,62 +49,66 @@ fn main() -> anyhow::Result<()> {
             .parse()
             .with_context(|| format!("{name} {value} is not a number"))?;
         match name.as_str() {
-            "--start" => start = number,
-            "--seeds" => seeds = number,
-            "--threads" => threads = number.max(1),
-            "--trace" => {
-                sim::trace(number, Rules::all())
-                    .iter()
-                    .for_each(|line| println!("{line}"));
-                return Ok(());
-            }
-            _ => bail!("unknown argument {name}; known are --seeds, --threads, --start, --trace"),
+            "--start" => plan.start = number,
+            "--seeds" => plan.seeds = number,
+            "--threads" => plan.threads = number.max(1),
+            "--failures" => plan.failures = number,
+            "--trace" => plan.trace = Some(number),
+            _ => bail!(
+                "unknown argument {name}; known are --seeds, --threads, --start, --failures, --trace"
+            ),
         }
     }
-    run(start, seeds, threads)
+    Ok(plan)
 }
 
-fn run(start: u64, seeds: u64, threads: u64) -> anyhow::Result<()> {
-    let next = AtomicU64::new(start);
-    let stop = AtomicBool::new(false);
+/// True when every invariant held.
+fn obey(plan: &Plan) -> anyhow::Result<bool> {
+    if let Some(seed) = plan.trace {
+        for line in sim::trace(seed, Rules::all()) {
+            println!("{line}");
+        }
+        return Ok(true);
+    }
+    let next = AtomicU64::new(plan.start);
+    let failures = AtomicU64::new(0);
     let total = Mutex::new(Counts::default());
-    let end = start.saturating_add(seeds);
+    let end = plan.start.saturating_add(plan.seeds);
     let worlds = || {
-        while !stop.load(Ordering::Relaxed) {
+        while failures.load(Ordering::Relaxed) < plan.failures {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= end {
-                return Ok(());
+                return;
             }
             match sim::run(seed, Rules::all()) {
-                Ok(counts) => {
-                    if let Ok(mut total) = total.lock() {
-                        total.add(&counts);
+                Ok(counts) => total
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .add(&counts),
+                Err(failure) => {
+                    let found = failures.fetch_add(1, Ordering::Relaxed) + 1;
+                    if found < plan.failures {
+                        println!("seed {seed}: {}", failure.violation);
+                    } else {
+                        println!("{failure}");
                     }
                 }
-                Err(failure) => {
-                    stop.store(true, Ordering::Relaxed);
-                    return Err(failure);
-                }
             }
-            if (seed + 1 - start).is_multiple_of(PROGRESS) {
-                println!("{} of {seeds} worlds", seed + 1 - start);
+            let done = seed + 1 - plan.start;
+            if done.is_multiple_of(PROGRESS) {
+                println!("{done} of {} worlds", plan.seeds);
             }
         }
-        Ok(())
     };
-    let ended: Vec<_> = std::thread::scope(|scope| {
-        let running: Vec<_> = (0..threads).map(|_| scope.spawn(worlds)).collect();
-        running.into_iter().map(std::thread::ScopedJoinHandle::join).collect()
-    });
-    for thread in ended {
-        match thread {
-            Ok(result) => result?,
-            Err(_panicked) => bail!("a world panicked"),
+    std::thread::scope(|scope| {
+        for _ in 0..plan.threads {
+            scope.spawn(worlds);
         }
-    }
-    println!("{seeds} worlds from {start} on, every invariant holds");
-    if let Ok(total) = total.lock() {
-        println!("{:#?}", *total);
-    }
-    Ok(())
+    });
+    let failures = failures.into_inner();
+    let (seeds, start) = (plan.seeds, plan.start);
+    println!("{seeds} worlds from {start} on, {failures} with a violation");
+    let total = total.into_inner().unwrap_or_else(PoisonError::into_inner);
+    println!("{total:#?}");
+    Ok(failures == 0)
 }

@@ -36,7 +36,11 @@ pub struct Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "seed {} violates an invariant: {}", self.seed, self.violation)?;
+        writeln!(
+            f,
+            "seed {} violates an invariant: {}",
+            self.seed, self.violation
+        )?;
         for line in &self.trace {
             writeln!(f, "  {line}")?;
         }

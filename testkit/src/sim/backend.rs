@@ -33,7 +33,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 /// One process.
 #[derive(Debug)]
-pub struct Instance {
+pub(crate) struct Instance {
     id: InstanceId,
     generation: Generation,
     up: bool,
@@ -57,7 +57,7 @@ struct Job {
 
 /// All processes and what they share.
 #[derive(Debug)]
-pub struct Backend {
+pub(crate) struct Backend {
     /// The database.
     pub store: Store,
     /// A backup of it, if somebody took one.
@@ -68,7 +68,7 @@ pub struct Backend {
 impl Backend {
     /// Processes that have not started, over a store.
     #[must_use]
-    pub fn new(store: Store, instances: usize, master: &Arc<MasterKey>) -> Self {
+    pub(crate) fn new(store: Store, instances: usize, master: &Arc<MasterKey>) -> Self {
         let instance = |n| Instance {
             id: InstanceId(n),
             generation: Generation(0),
@@ -90,19 +90,19 @@ impl Backend {
 
     /// How many processes there can be.
     #[must_use]
-    pub const fn len(&self) -> usize {
+    pub(crate) const fn len(&self) -> usize {
         self.instances.len()
     }
 
     /// Whether any process runs.
     #[must_use]
-    pub fn is_up(&self) -> bool {
+    pub(crate) fn is_up(&self) -> bool {
         self.instances.iter().any(|instance| instance.up)
     }
 
     /// The identity in a gateway's certificate.
     #[must_use]
-    pub fn identity(agent_id: AgentId) -> Identity {
+    pub(crate) fn identity(agent_id: AgentId) -> Identity {
         Identity {
             tenant: Tenant::default_tenant(),
             agent_id,
@@ -110,7 +110,7 @@ impl Backend {
     }
 
     /// Starts a process.
-    pub fn start(&mut self, id: InstanceId, core: &mut Core) {
+    pub(crate) fn start(&mut self, id: InstanceId, core: &mut Core) {
         if self.instances[id.0].up {
             return;
         }
@@ -128,7 +128,7 @@ impl Backend {
     }
 
     /// Ends a process as kill -9 or a power cut does.
-    pub fn crash(&mut self, id: InstanceId, core: &mut Core) {
+    pub(crate) fn crash(&mut self, id: InstanceId, core: &mut Core) {
         let instance = &mut self.instances[id.0];
         if !instance.up {
             return;
@@ -155,7 +155,7 @@ impl Backend {
     }
 
     /// Goes on.
-    pub fn step(
+    pub(crate) fn step(
         &mut self,
         (id, generation): (InstanceId, Generation),
         step: BackendStep,
@@ -176,7 +176,7 @@ impl Backend {
     }
 
     /// Something arrived on a connection.
-    pub fn arrival(&mut self, wire: ConnectionId, core: &mut Core) {
+    pub(crate) fn arrival(&mut self, wire: ConnectionId, core: &mut Core) {
         let Some(received) = core.receive(wire, End::Backend) else {
             return;
         };
@@ -253,7 +253,7 @@ impl Backend {
     }
 
     /// Lets whoever holds a gateway's session look for commands.
-    pub fn nudge(&mut self, agent: AgentId, core: &mut Core) {
+    pub(crate) fn nudge(&mut self, agent: AgentId, core: &mut Core) {
         for instance in &mut self.instances {
             if let Some((wire, _)) = instance.manager.get(&agent).copied() {
                 instance.nudge(wire, core);
@@ -262,7 +262,7 @@ impl Backend {
     }
 
     /// Lets whoever holds a gateway's session ask for the end of a command.
-    pub fn cancel(&mut self, agent: AgentId, command: CommandId, core: &mut Core) {
+    pub(crate) fn cancel(&mut self, agent: AgentId, command: CommandId, core: &mut Core) {
         for instance in &mut self.instances {
             if let Some((wire, _)) = instance.manager.get(&agent).copied() {
                 instance.order(wire, Order::Cancel(command), core);
@@ -272,7 +272,7 @@ impl Backend {
 
     /// Whether nothing is under way in any process.
     #[must_use]
-    pub fn is_quiet(&self) -> bool {
+    pub(crate) fn is_quiet(&self) -> bool {
         self.instances
             .iter()
             .all(|instance| instance.up && instance.jobs.is_empty())
@@ -327,7 +327,11 @@ impl Instance {
     }
 
     fn remove(&mut self, agent: AgentId, wire: ConnectionId) {
-        if self.manager.get(&agent).is_some_and(|(known, _)| *known == wire) {
+        if self
+            .manager
+            .get(&agent)
+            .is_some_and(|(known, _)| *known == wire)
+        {
             self.manager.remove(&agent);
         }
     }

@@ -19,27 +19,27 @@ const WALL_ORIGIN: i64 = 1_795_000_000_000_000;
 
 /// A machine that holds a gateway's identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct HostId(pub usize);
+pub(crate) struct HostId(pub usize);
 
 /// A process of the backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct InstanceId(pub usize);
+pub(crate) struct InstanceId(pub usize);
 
 /// Which start of a process: what was meant for an earlier one is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub struct Generation(pub u32);
+pub(crate) struct Generation(pub u32);
 
 impl Generation {
     /// The next start's.
     #[must_use]
-    pub const fn next(self) -> Self {
+    pub(crate) const fn next(self) -> Self {
         Self(self.0 + 1)
     }
 }
 
 /// A step of a gateway's process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GatewayStep {
+pub(crate) enum GatewayStep {
     /// Connect.
     Dial,
     /// The upgrade was accepted, or not.
@@ -62,7 +62,7 @@ pub enum GatewayStep {
 
 /// A step of a backend's process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BackendStep {
+pub(crate) enum BackendStep {
     /// A gateway connects.
     Accept(ConnectionId),
     /// A connection's loop takes its next turn.
@@ -81,7 +81,7 @@ pub enum BackendStep {
 
 /// Something that goes wrong, drawn when it happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// Of processes, connections and clocks.
     Any,
     /// Somebody takes an image or a backup.
@@ -92,7 +92,7 @@ pub enum Fault {
 
 /// What happens next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Event {
+pub(crate) enum Event {
     /// A gateway's process goes on.
     Gateway(HostId, Generation, GatewayStep),
     /// A backend's process goes on.
@@ -117,7 +117,7 @@ pub enum Event {
 
 /// Who dies of a commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Process {
+pub(crate) enum Process {
     /// A gateway's.
     Gateway(HostId),
     /// A backend's.
@@ -126,7 +126,7 @@ pub enum Process {
 
 /// The shared part of a world.
 #[derive(Debug)]
-pub struct Core {
+pub(crate) struct Core {
     /// True time.
     pub now: Monotonic,
     /// Chance.
@@ -172,12 +172,12 @@ impl Core {
     }
 
     /// Lets `event` happen `after` from now; what was scheduled first happens first.
-    pub fn after(&mut self, after: Duration, event: Event) {
+    pub(crate) fn after(&mut self, after: Duration, event: Event) {
         self.at(self.now.saturating_add(after), event);
     }
 
     /// Lets `event` happen at `time`, or now when that has passed.
-    pub fn at(&mut self, time: Monotonic, event: Event) {
+    pub(crate) fn at(&mut self, time: Monotonic, event: Event) {
         self.serial += 1;
         self.agenda.insert((time.max(self.now), self.serial), event);
     }
@@ -191,19 +191,19 @@ impl Core {
 
     /// The backend's wall clock.
     #[must_use]
-    pub fn backend_wall(&self) -> Timestamp {
+    pub(crate) fn backend_wall(&self) -> Timestamp {
         self.wall(self.backend_skew_micros)
     }
 
     /// A wall clock that is off by `skew_micros`.
     #[must_use]
-    pub fn wall(&self, skew_micros: i64) -> Timestamp {
+    pub(crate) fn wall(&self, skew_micros: i64) -> Timestamp {
         let micros = i64::try_from(self.now.as_duration().as_micros()).unwrap_or(i64::MAX);
         Timestamp::from_unix_micros(WALL_ORIGIN + micros + skew_micros)
     }
 
     /// Whether `process` dies at this very point of a commit.
-    pub fn dies(&mut self, process: Process) -> bool {
+    pub(crate) fn dies(&mut self, process: Process) -> bool {
         if !self.turmoil || self.dying.is_some() {
             return self.dying == Some(process);
         }
@@ -215,13 +215,13 @@ impl Core {
     }
 
     /// Writes a line of the trace, when there is one.
-    pub fn note(&mut self, line: impl FnOnce() -> String) {
+    pub(crate) fn note(&mut self, line: impl FnOnce() -> String) {
         if let Some(trace) = &mut self.trace {
             if trace.len() == TRACE_LINES {
                 trace.pop_front();
             }
             let at = self.now.as_duration();
-            trace.push_back(format!("{:>10.6} {}", at.as_secs_f64(), line()));
+            trace.push_back(format!("{:>10.6} {}", at.as_secs_f64(), shortened(&line())));
         }
     }
 
@@ -229,4 +229,27 @@ impl Core {
     pub(super) fn into_trace(self) -> Vec<String> {
         self.trace.map(Vec::from).unwrap_or_default()
     }
+}
+
+/// Ids by their first digits, without the words before them: within one world those are enough.
+fn shortened(line: &str) -> String {
+    const KEPT: usize = 6;
+    const UUID: usize = 36;
+    let mut rest = line.replace("agent run id ", "run ").replace("command id ", "");
+    let mut short = String::new();
+    while let Some(dash) = rest.find('-') {
+        let start = dash.saturating_sub(8);
+        let is_id = rest
+            .get(start..start + UUID)
+            .is_some_and(|text| uuid::Uuid::try_parse(text).is_ok());
+        let (kept, next) = if is_id {
+            (start + KEPT, start + UUID)
+        } else {
+            (dash + 1, dash + 1)
+        };
+        short.push_str(&rest[..kept]);
+        rest.drain(..next);
+    }
+    short.push_str(&rest);
+    short
 }

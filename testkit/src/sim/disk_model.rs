@@ -14,7 +14,7 @@ use super::spool_model::Spool;
 
 /// One transaction, of the journal or of the spool.
 #[derive(Debug, Clone)]
-pub enum Write {
+pub(crate) enum Write {
     /// A new entry, which also raises the highest order.
     Accept(Box<Entry>),
     /// An accepted entry is about to run.
@@ -37,7 +37,7 @@ pub enum Write {
 
 /// What a transaction did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Written {
+pub(crate) struct Written {
     /// Whether the entry was in the right state for it.
     pub done: bool,
     /// Records that are durable from here on.
@@ -46,7 +46,7 @@ pub struct Written {
 
 /// What is durable.
 #[derive(Debug, Clone)]
-pub struct Image {
+pub(crate) struct Image {
     /// The journal.
     pub entries: BTreeMap<CommandId, Entry>,
     /// The highest low-water mark ever told.
@@ -63,7 +63,7 @@ pub struct Image {
 
 /// A disk. Its image is what a reader sees, too: transactions show when they are committed.
 #[derive(Debug)]
-pub struct Disk {
+pub(crate) struct Disk {
     /// What is durable.
     pub image: Image,
     pending: VecDeque<Write>,
@@ -73,7 +73,7 @@ pub struct Disk {
 impl Image {
     /// As installed, with the first token.
     #[must_use]
-    pub fn installed(token: String, spool_max: usize) -> Self {
+    pub(crate) fn installed(token: String, spool_max: usize) -> Self {
         Self {
             entries: BTreeMap::new(),
             low_water: 0,
@@ -86,7 +86,7 @@ impl Image {
 
     /// Every command that the backend has not acknowledged, by order.
     #[must_use]
-    pub fn unreported(&self) -> Vec<CommandId> {
+    pub(crate) fn unreported(&self) -> Vec<CommandId> {
         let mut open: Vec<&Entry> = self
             .entries
             .values()
@@ -176,7 +176,7 @@ impl Image {
 impl Disk {
     /// A disk that holds an image and nothing else.
     #[must_use]
-    pub const fn new(image: Image, rules: Rules) -> Self {
+    pub(crate) const fn new(image: Image, rules: Rules) -> Self {
         Self {
             image,
             pending: VecDeque::new(),
@@ -185,19 +185,19 @@ impl Disk {
     }
 
     /// Puts a transaction on its way.
-    pub fn write(&mut self, write: Write) {
+    pub(crate) fn write(&mut self, write: Write) {
         self.pending.push_back(write);
     }
 
     /// The oldest transaction on its way becomes durable.
-    pub fn sync(&mut self) -> Option<(Write, Written)> {
+    pub(crate) fn sync(&mut self) -> Option<(Write, Written)> {
         let write = self.pending.pop_front()?;
         let written = self.image.apply(write.clone(), self.rules);
         Some((write, written))
     }
 
     /// Power is lost: of what was on its way, some beginning may have arrived. Tells which.
-    pub fn crash(&mut self, random: &mut Random) -> Vec<(Write, Written)> {
+    pub(crate) fn crash(&mut self, random: &mut Random) -> Vec<(Write, Written)> {
         let kept = random.index(self.pending.len() + 1);
         let survived = (0..kept).filter_map(|_| self.sync()).collect();
         self.pending.clear();

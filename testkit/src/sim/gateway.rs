@@ -13,7 +13,7 @@ use viworks_common::key::{AgentKey, Identity};
 use viworks_common::session::backoff::Backoff;
 use viworks_common::time::{Monotonic, Timestamp};
 
-use super::core::{Core, Event, Generation, GatewayStep, HostId, Process as Dying};
+use super::core::{Core, Event, GatewayStep, Generation, HostId, Process as Dying};
 use super::disk_model::{Disk, Image, Write, Written};
 use super::network::ConnectionId;
 
@@ -23,14 +23,14 @@ mod task;
 
 use engine::{Engine, Then};
 use link::Link;
-pub use link::binding;
+pub(crate) use link::binding;
 
 /// Records the collector has at a time, at most.
 const OBSERVED_MAX: u64 = 3;
 
 /// A machine that holds an identity.
 #[derive(Debug)]
-pub struct Host {
+pub(crate) struct Host {
     /// Which machine.
     pub id: HostId,
     /// Whose identity.
@@ -59,7 +59,7 @@ pub struct Host {
 
 /// One process of the agent.
 #[derive(Debug)]
-pub struct Process {
+pub(crate) struct Process {
     /// Its name in every permit and spool epoch.
     pub run: AgentRunId,
     engine: Engine,
@@ -83,7 +83,7 @@ enum After {
 impl Host {
     /// A machine with a disk, switched off.
     #[must_use]
-    pub const fn new(id: HostId, identity: Identity, key: AgentKey, disk: Disk) -> Self {
+    pub(crate) const fn new(id: HostId, identity: Identity, key: AgentKey, disk: Disk) -> Self {
         Self {
             id,
             identity,
@@ -103,13 +103,13 @@ impl Host {
 
     /// The gateway whose identity it holds.
     #[must_use]
-    pub const fn agent(&self) -> AgentId {
+    pub(crate) const fn agent(&self) -> AgentId {
         self.identity.agent_id
     }
 
     /// The same identity on another machine.
     #[must_use]
-    pub fn clone_onto(&self, id: HostId, disk: Disk) -> Self {
+    pub(crate) fn clone_onto(&self, id: HostId, disk: Disk) -> Self {
         let mut clone = Self::new(id, self.identity.clone(), self.key.clone(), disk);
         clone.restored = true;
         clone
@@ -117,7 +117,7 @@ impl Host {
 
     /// Which start of its process this is.
     #[must_use]
-    pub const fn generation(&self) -> Generation {
+    pub(crate) const fn generation(&self) -> Generation {
         self.generation
     }
 
@@ -140,7 +140,7 @@ impl Host {
     }
 
     /// Starts the process: settles what an earlier one left behind, and dials.
-    pub fn boot(&mut self, core: &mut Core) {
+    pub(crate) fn boot(&mut self, core: &mut Core) {
         if self.retired || self.process.is_some() {
             return;
         }
@@ -194,7 +194,7 @@ impl Host {
     }
 
     /// Ends the process as kill -9 or a power cut does. Returns the connection it had.
-    pub fn crash(&mut self, core: &mut Core) -> Option<ConnectionId> {
+    pub(crate) fn crash(&mut self, core: &mut Core) -> Option<ConnectionId> {
         let process = self.process.take()?;
         core.recorder.counts.gateway_crashes += 1;
         let id = self.id;
@@ -206,9 +206,9 @@ impl Host {
     }
 
     /// Lets the disk be what it was when the image was taken.
-    pub fn restore(&mut self, image: Image, core: &mut Core) {
+    pub(crate) fn restore(&mut self, image: Image, core: &mut Core) {
         let agent = self.agent();
-        for (run, seq) in self.disk.image.spool.keys() {
+        for (run, seq) in self.disk.image.spool.untold() {
             core.recorder.excuse((agent, run, seq));
         }
         self.disk.image = image;
@@ -225,7 +225,7 @@ impl Host {
     }
 
     /// Goes on.
-    pub fn step(&mut self, step: GatewayStep, core: &mut Core) {
+    pub(crate) fn step(&mut self, step: GatewayStep, core: &mut Core) {
         if self.process.is_none() {
             return;
         }
@@ -252,7 +252,7 @@ impl Host {
     }
 
     /// The collector appends records.
-    pub fn collect(&mut self, count: u64, core: &mut Core) {
+    pub(crate) fn collect(&mut self, count: u64, core: &mut Core) {
         let wall = self.wall(core);
         let Some(process) = &self.process else { return };
         let run = process.run;
@@ -309,7 +309,7 @@ impl Host {
 
     /// Whether everything that can be done has been done.
     #[must_use]
-    pub fn is_quiet(&self) -> bool {
+    pub(crate) fn is_quiet(&self) -> bool {
         let Some(process) = &self.process else {
             return self.retired;
         };
@@ -322,7 +322,7 @@ impl Host {
 
     /// Why it is not quiet.
     #[must_use]
-    pub fn unrest(&self) -> String {
+    pub(crate) fn unrest(&self) -> String {
         let image = &self.disk.image;
         let link = self.process.as_ref().and_then(|it| it.link.as_ref());
         format!(
@@ -337,13 +337,13 @@ impl Host {
 
     /// Whether its process has this name.
     #[must_use]
-    pub fn runs_as(&self, run: AgentRunId) -> bool {
+    pub(crate) fn runs_as(&self, run: AgentRunId) -> bool {
         self.process.as_ref().is_some_and(|it| it.run == run)
     }
 
     /// Whether a session is established.
     #[must_use]
-    pub fn is_connected(&self) -> bool {
+    pub(crate) fn is_connected(&self) -> bool {
         let link = self.process.as_ref().and_then(|it| it.link.as_ref());
         link.is_some_and(Link::is_established)
     }

@@ -14,11 +14,11 @@ const CAPTURED_MAX: usize = 64;
 
 /// One connection, from its upgrade to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ConnectionId(pub u64);
+pub(crate) struct ConnectionId(pub u64);
 
 /// What reaches an end.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Received {
+pub(crate) enum Received {
     /// A message.
     Frame(Vec<u8>),
     /// The other end is gone, and this one can tell.
@@ -36,7 +36,7 @@ struct Pipe {
 
 /// A connection.
 #[derive(Debug)]
-pub struct Wire {
+pub(crate) struct Wire {
     /// The gateway's machine and process.
     pub agent: (HostId, Generation),
     /// The gateway in the client's certificate.
@@ -69,7 +69,7 @@ impl Wire {
 
 /// All connections.
 #[derive(Debug, Default)]
-pub struct Network {
+pub(crate) struct Network {
     wires: BTreeMap<ConnectionId, Wire>,
     next: u64,
     captured: VecDeque<Vec<u8>>,
@@ -78,18 +78,18 @@ pub struct Network {
 impl Network {
     /// A connection that at least one end still has.
     #[must_use]
-    pub fn wire(&self, id: ConnectionId) -> Option<&Wire> {
+    pub(crate) fn wire(&self, id: ConnectionId) -> Option<&Wire> {
         self.wires.get(&id)
     }
 
     /// Every connection that at least one end still has.
-    pub fn ids(&self) -> impl Iterator<Item = ConnectionId> {
+    pub(crate) fn ids(&self) -> impl Iterator<Item = ConnectionId> {
         self.wires.keys().copied()
     }
 
     /// Whether nothing ever went wrong with a connection, and both ends still have it.
     #[must_use]
-    pub fn is_sound(&self, id: ConnectionId) -> bool {
+    pub(crate) fn is_sound(&self, id: ConnectionId) -> bool {
         self.wires
             .get(&id)
             .is_some_and(|wire| wire.sound && wire.agent_open && wire.backend_open)
@@ -105,7 +105,7 @@ const fn other(end: End) -> End {
 
 impl Core {
     /// Connects to one of the backend's processes, if any listens.
-    pub fn reach_backend(
+    pub(crate) fn reach_backend(
         &mut self,
         agent: (HostId, Generation),
         agent_id: AgentId,
@@ -137,7 +137,7 @@ impl Core {
     }
 
     /// Puts a message on its way from `from`.
-    pub fn send(&mut self, id: ConnectionId, from: End, bytes: Vec<u8>) {
+    pub(crate) fn send(&mut self, id: ConnectionId, from: End, bytes: Vec<u8>) {
         self.recorder.sealed(id, from, &bytes);
         if self.scenario.replays {
             let captured = &mut self.network.captured;
@@ -170,7 +170,7 @@ impl Core {
     }
 
     /// What has arrived at `end`, in order.
-    pub fn receive(&mut self, id: ConnectionId, end: End) -> Option<Received> {
+    pub(crate) fn receive(&mut self, id: ConnectionId, end: End) -> Option<Received> {
         let now = self.now;
         let wire = self.network.wires.get_mut(&id)?;
         let pipe = wire.pipe_to(end);
@@ -185,13 +185,13 @@ impl Core {
     }
 
     /// `end` is done with the connection and says so, as TCP does after everything before it.
-    pub fn hang_up(&mut self, id: ConnectionId, end: End) {
+    pub(crate) fn hang_up(&mut self, id: ConnectionId, end: End) {
         self.put(id, end, None);
         self.abandon(id, end);
     }
 
     /// `end` is done with the connection; nobody is told.
-    pub fn abandon(&mut self, id: ConnectionId, end: End) {
+    pub(crate) fn abandon(&mut self, id: ConnectionId, end: End) {
         let Some(wire) = self.network.wires.get_mut(&id) else {
             return;
         };
@@ -202,7 +202,7 @@ impl Core {
     }
 
     /// Cuts a connection: what is under way arrives up to a point, perhaps late, and each end may or may not notice.
-    pub fn cut(&mut self, id: ConnectionId) {
+    pub(crate) fn cut(&mut self, id: ConnectionId) {
         let late = if self.random.once_in(2) {
             self.random.millis(0, 8_000)
         } else {
@@ -236,7 +236,7 @@ impl Core {
     }
 
     /// Holds up everything in one direction for a while.
-    pub fn delay(&mut self, id: ConnectionId, end: End, span: Duration) {
+    pub(crate) fn delay(&mut self, id: ConnectionId, end: End, span: Duration) {
         let until = self.now.saturating_add(span);
         if let Some(wire) = self.network.wires.get_mut(&id) {
             wire.sound = false;
@@ -246,7 +246,7 @@ impl Core {
     }
 
     /// Plays a message that was once seen anywhere into a connection.
-    pub fn inject(&mut self, id: ConnectionId, end: End) {
+    pub(crate) fn inject(&mut self, id: ConnectionId, end: End) {
         if self.network.captured.is_empty() {
             return;
         }

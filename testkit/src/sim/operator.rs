@@ -7,7 +7,7 @@ use super::random::Random;
 
 /// A kind of command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// Must never run twice, and everybody knows.
     Once,
     /// May run twice.
@@ -22,7 +22,7 @@ impl Kind {
     const ALL: [Self; 4] = [Self::Once, Self::Again, Self::Contested, Self::Unknown];
 
     /// Draws one; those that must not run twice are the interesting ones.
-    pub const fn draw(random: &mut Random) -> Self {
+    pub(crate) const fn draw(random: &mut Random) -> Self {
         match random.below(10) {
             0..5 => Self::Once,
             5..7 => Self::Again,
@@ -42,20 +42,22 @@ impl Kind {
 
     /// Its name.
     #[must_use]
-    pub fn name(self) -> CommandName {
+    pub(crate) fn name(self) -> CommandName {
         self.text().parse().expect("a valid name")
     }
 
     /// The kind with a name.
     #[must_use]
-    pub fn of(name: &CommandName) -> Self {
-        let known = Self::ALL.into_iter().find(|kind| kind.text() == name.as_str());
+    pub(crate) fn of(name: &CommandName) -> Self {
+        let known = Self::ALL
+            .into_iter()
+            .find(|kind| kind.text() == name.as_str());
         known.unwrap_or(Self::Unknown)
     }
 
     /// Whether the backend believes that it may run twice.
     #[must_use]
-    pub const fn believed_idempotent(self) -> bool {
+    pub(crate) const fn believed_idempotent(self) -> bool {
         matches!(self, Self::Again | Self::Contested)
     }
 
@@ -63,7 +65,7 @@ impl Kind {
     ///
     /// # Errors
     /// When the catalogue does not have it.
-    pub const fn verdict(self) -> Result<bool, RejectCode> {
+    pub(crate) const fn verdict(self) -> Result<bool, RejectCode> {
         match self {
             Self::Once | Self::Contested => Ok(false),
             Self::Again => Ok(true),

@@ -13,7 +13,7 @@ use super::network::ConnectionId;
 use super::store_model::Store;
 
 /// One record of telemetry, wherever it is.
-pub type Key = (AgentId, AgentRunId, u64);
+pub(crate) type Key = (AgentId, AgentRunId, u64);
 
 /// How often something happened, to see that a simulation is not idle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -69,7 +69,7 @@ impl Counts {
 
 /// A command that really ran.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Start {
+pub(crate) struct Start {
     /// Its number in this world: the outcome carries it.
     pub number: u64,
     /// Where.
@@ -80,7 +80,7 @@ pub struct Start {
 
 /// Who writes down what happens.
 #[derive(Debug, Default)]
-pub struct Recorder {
+pub(crate) struct Recorder {
     /// What was counted.
     pub counts: Counts,
     violation: Option<String>,
@@ -106,7 +106,7 @@ fn tag_of(bytes: &[u8]) -> Option<[u8; TAG_KEY]> {
 
 impl Recorder {
     /// Notes that an invariant does not hold. The first one counts.
-    pub fn violated(&mut self, what: impl FnOnce() -> String) {
+    pub(crate) fn violated(&mut self, what: impl FnOnce() -> String) {
         if self.violation.is_none() {
             self.violation = Some(what());
         }
@@ -114,12 +114,12 @@ impl Recorder {
 
     /// The first violation.
     #[must_use]
-    pub fn violation(&self) -> Option<&str> {
+    pub(crate) fn violation(&self) -> Option<&str> {
         self.violation.as_deref()
     }
 
     /// A message was put onto a connection.
-    pub fn sealed(&mut self, id: ConnectionId, from: End, bytes: &[u8]) {
+    pub(crate) fn sealed(&mut self, id: ConnectionId, from: End, bytes: &[u8]) {
         if let Some(tag) = tag_of(bytes)
             && self.sealed.insert(tag, (id, from, false)).is_some()
         {
@@ -128,7 +128,7 @@ impl Recorder {
     }
 
     /// A message was accepted by `end`. Invariant 8.
-    pub fn accepted(&mut self, id: ConnectionId, end: End, bytes: &[u8]) {
+    pub(crate) fn accepted(&mut self, id: ConnectionId, end: End, bytes: &[u8]) {
         let Some(tag) = tag_of(bytes) else { return };
         match self.sealed.get_mut(&tag) {
             Some((sealed_on, from, accepted)) => {
@@ -148,14 +148,14 @@ impl Recorder {
     }
 
     /// The backend gave a process of the gateway until `until`, in true time, to start a command.
-    pub fn permitted(&mut self, command: CommandId, run: AgentRunId, until: Monotonic) {
+    pub(crate) fn permitted(&mut self, command: CommandId, run: AgentRunId, until: Monotonic) {
         self.counts.permits += 1;
         let latest = self.permits.entry((command, run)).or_insert(until);
         *latest = until.max(*latest);
     }
 
     /// A command really starts. Invariants 1 and 4.
-    pub fn started(
+    pub(crate) fn started(
         &mut self,
         command: CommandId,
         (host, run): (HostId, AgentRunId),
@@ -187,24 +187,24 @@ impl Recorder {
 
     /// What ran of a command.
     #[must_use]
-    pub fn starts(&self, command: CommandId) -> &[Start] {
+    pub(crate) fn starts(&self, command: CommandId) -> &[Start] {
         self.starts.get(&command).map_or(&[], Vec::as_slice)
     }
 
     /// The outcome of a start is committed, in whatever place.
-    pub fn outcome_committed(&mut self, number: u64) {
+    pub(crate) fn outcome_committed(&mut self, number: u64) {
         self.counts.results += 1;
         self.reported.insert(number);
     }
 
     /// Whether the outcome of a start was ever committed.
     #[must_use]
-    pub fn is_reported(&self, number: u64) -> bool {
+    pub(crate) fn is_reported(&self, number: u64) -> bool {
         self.reported.contains(&number)
     }
 
     /// Records are durable in a spool.
-    pub fn spooled(&mut self, key: Key, value: i64) {
+    pub(crate) fn spooled(&mut self, key: Key, value: i64) {
         self.counts.records += 1;
         if self.spooled.insert(key, value).is_some() {
             self.violated(|| format!("5: the key {key:?} was given twice"));
@@ -212,23 +212,23 @@ impl Recorder {
     }
 
     /// Every key ever spooled.
-    pub fn keys(&self) -> impl Iterator<Item = (&Key, &i64)> {
+    pub(crate) fn keys(&self) -> impl Iterator<Item = (&Key, &i64)> {
         self.spooled.iter()
     }
 
     /// A record is gone by no fault of the protocol: its disk went back in time or was put away.
-    pub fn excuse(&mut self, key: Key) {
+    pub(crate) fn excuse(&mut self, key: Key) {
         self.excused.insert(key);
     }
 
     /// Whether nobody has to answer for a record.
     #[must_use]
-    pub fn is_excused(&self, key: &Key) -> bool {
+    pub(crate) fn is_excused(&self, key: &Key) -> bool {
         self.excused.contains(key)
     }
 
     /// A record is stored. Invariant 5.
-    pub fn stored(&mut self, key: Key, value: i64, new: bool) {
+    pub(crate) fn stored(&mut self, key: Key, value: i64, new: bool) {
         if !new {
             self.violated(|| format!("5: the key {key:?} is stored twice"));
         }
@@ -238,7 +238,7 @@ impl Recorder {
     }
 
     /// A gap is stored. Invariant 5.
-    pub fn gap(&mut self, agent: AgentId, run: AgentRunId, gap: Gap, store: &Store) {
+    pub(crate) fn gap(&mut self, agent: AgentId, run: AgentRunId, gap: Gap, store: &Store) {
         self.counts.gaps += 1;
         if store.holds_between(agent, run, gap) {
             self.violated(|| format!("5: {gap:?} of {run} covers records that are stored"));
@@ -246,7 +246,7 @@ impl Recorder {
     }
 
     /// A session of `epoch` changed state. Invariant 6.
-    pub fn wrote(&mut self, agent: AgentId, epoch: u64) {
+    pub(crate) fn wrote(&mut self, agent: AgentId, epoch: u64) {
         let newest = self.epochs.entry(agent).or_insert(epoch);
         if epoch < *newest {
             let newest = *newest;
@@ -257,12 +257,12 @@ impl Recorder {
     }
 
     /// There is, or was, more than one holder of an identity.
-    pub fn doubled(&mut self, agent: AgentId) {
+    pub(crate) fn doubled(&mut self, agent: AgentId) {
         self.doubled.insert(agent);
     }
 
     /// A fork was recorded. Invariant 7.
-    pub fn forked(&mut self, agent: AgentId, run: AgentRunId) {
+    pub(crate) fn forked(&mut self, agent: AgentId, run: AgentRunId) {
         self.counts.forks += 1;
         if !self.doubled.contains(&agent) {
             self.violated(|| format!("7: {run} of {agent} looks like a fork, and is the only one"));
@@ -270,7 +270,7 @@ impl Recorder {
     }
 
     /// The store committed something. Invariant 2.
-    pub fn committed(&mut self, store: &Store) {
+    pub(crate) fn committed(&mut self, store: &Store) {
         for command in store.commands() {
             let before = self.finals.get(&command.id).copied();
             match before {
@@ -305,7 +305,7 @@ impl Recorder {
     }
 
     /// The database went back to what it was: what was final since then is open again or never was.
-    pub fn rolled_back(&mut self, store: &Store) {
+    pub(crate) fn rolled_back(&mut self, store: &Store) {
         self.counts.rolled_back += 1;
         self.finals = store
             .commands()

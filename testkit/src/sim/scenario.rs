@@ -85,7 +85,7 @@ impl Rules {
 
 /// Whose storage goes back in time or becomes two. Never both ends' at once: then nobody is left who could know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Storage {
+pub(crate) enum Storage {
     /// Disks keep what was synced.
     Sound,
     /// A gateway's disk is replaced by an older image of itself.
@@ -98,7 +98,7 @@ pub enum Storage {
 
 /// One world's plan.
 #[derive(Debug, Clone)]
-pub struct Scenario {
+pub(crate) struct Scenario {
     /// Gateways with an identity each.
     pub gateways: usize,
     /// Processes of the backend that share the store.
@@ -131,7 +131,7 @@ pub struct Scenario {
 
 impl Scenario {
     /// Draws a plan.
-    pub fn draw(random: &mut Random) -> Self {
+    pub(crate) fn draw(random: &mut Random) -> Self {
         let storage = match random.below(10) {
             0 | 1 => Storage::GatewayRestored,
             2 | 3 => Storage::GatewayCloned,

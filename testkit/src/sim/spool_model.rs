@@ -20,7 +20,7 @@ struct Epoch {
 
 /// The spool of one disk.
 #[derive(Debug, Clone)]
-pub struct Spool {
+pub(crate) struct Spool {
     epochs: Vec<Epoch>,
     records_max: usize,
 }
@@ -28,7 +28,7 @@ pub struct Spool {
 impl Spool {
     /// An empty one.
     #[must_use]
-    pub const fn new(records_max: usize) -> Self {
+    pub(crate) const fn new(records_max: usize) -> Self {
         Self {
             epochs: Vec::new(),
             records_max,
@@ -37,28 +37,33 @@ impl Spool {
 
     /// Records that wait.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.epochs.iter().map(|epoch| epoch.records.len()).sum()
     }
 
     /// Whether nothing waits to be told, record or gap.
     #[must_use]
-    pub fn is_delivered(&self) -> bool {
-        self.epochs.iter().all(|epoch| epoch.acknowledged + 1 == epoch.next)
+    pub(crate) fn is_delivered(&self) -> bool {
+        self.epochs
+            .iter()
+            .all(|epoch| epoch.acknowledged + 1 == epoch.next)
     }
 
-    /// Every record that waits.
-    pub fn keys(&self) -> impl Iterator<Item = (AgentRunId, u64)> {
+    /// Everything that is still to be told, record or gap.
+    pub(crate) fn untold(&self) -> impl Iterator<Item = (AgentRunId, u64)> {
         let of = |epoch: &Epoch| {
-            let run = epoch.run;
-            let seqs: Vec<u64> = epoch.records.keys().copied().collect();
-            seqs.into_iter().map(move |seq| (run, seq))
+            let (run, untold) = (epoch.run, epoch.acknowledged + 1..epoch.next);
+            untold.map(move |seq| (run, seq))
         };
         self.epochs.iter().flat_map(of)
     }
 
     /// Takes records in; at the bound the oldest are given up. Returns their numbers.
-    pub fn append(&mut self, run: AgentRunId, observed: &[Timestamp]) -> Vec<(u64, Timestamp)> {
+    pub(crate) fn append(
+        &mut self,
+        run: AgentRunId,
+        observed: &[Timestamp],
+    ) -> Vec<(u64, Timestamp)> {
         if !self.epochs.iter().any(|epoch| epoch.run == run) {
             self.epochs.push(Epoch {
                 run,
@@ -100,14 +105,17 @@ impl Spool {
     }
 
     /// Forgets the epochs of earlier processes that have nothing waiting.
-    pub fn forget_delivered(&mut self, own: AgentRunId) {
+    pub(crate) fn forget_delivered(&mut self, own: AgentRunId) {
         self.epochs
             .retain(|epoch| epoch.run == own || epoch.acknowledged + 1 != epoch.next);
     }
 
     /// Forgets everything up to `position`. The epoch of the process that still appends begins again where it was.
-    pub fn acknowledge(&mut self, position: Position) {
-        let known = self.epochs.iter_mut().find(|epoch| epoch.run == position.spool_epoch);
+    pub(crate) fn acknowledge(&mut self, position: Position) {
+        let known = self
+            .epochs
+            .iter_mut()
+            .find(|epoch| epoch.run == position.spool_epoch);
         let Some(epoch) = known else { return };
         let seq = position.seq.min(epoch.next - 1);
         if seq <= epoch.acknowledged {
@@ -123,8 +131,11 @@ impl Spool {
 
     /// What is acknowledged of each epoch that has something waiting, as HELLO names them.
     #[must_use]
-    pub fn positions(&self) -> Vec<Position> {
-        let waiting = self.epochs.iter().filter(|it| it.acknowledged + 1 < it.next);
+    pub(crate) fn positions(&self) -> Vec<Position> {
+        let waiting = self
+            .epochs
+            .iter()
+            .filter(|it| it.acknowledged + 1 < it.next);
         waiting
             .map(|epoch| Position {
                 spool_epoch: epoch.run,
@@ -136,7 +147,7 @@ impl Spool {
 
     /// The next records behind what is acknowledged and behind what is under way.
     #[must_use]
-    pub fn next_batch(&self, sent: &BTreeMap<AgentRunId, u64>) -> Option<Batch> {
+    pub(crate) fn next_batch(&self, sent: &BTreeMap<AgentRunId, u64>) -> Option<Batch> {
         self.epochs.iter().find_map(|epoch| {
             let under_way = sent.get(&epoch.run).copied().unwrap_or_default();
             let from_seq = epoch.acknowledged.max(under_way) + 1;
@@ -153,7 +164,10 @@ impl Epoch {
                 records.push((next, record(*at)));
                 next += 1;
             } else {
-                let gap = self.gaps.iter().find(|gap| (gap.from_seq..=gap.to_seq).contains(&next));
+                let gap = self
+                    .gaps
+                    .iter()
+                    .find(|gap| (gap.from_seq..=gap.to_seq).contains(&next));
                 let Some(gap) = gap else { break };
                 gaps.push(Gap {
                     from_seq: next,

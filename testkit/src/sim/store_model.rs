@@ -15,12 +15,12 @@ mod commands;
 mod sessions;
 mod telemetry;
 
-pub use commands::{AcceptOutcome, Leased};
-pub use sessions::{AdmitRequest, Admitted, ConfirmRequest, Confirmed, Refusal};
+pub(crate) use commands::{AcceptOutcome, Leased};
+pub(crate) use sessions::{AdmitRequest, Admitted, ConfirmRequest, Confirmed, Refusal};
 
 /// On whose behalf a session writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Holder {
+pub(crate) struct Holder {
     /// The gateway.
     pub agent: AgentId,
     /// The session's epoch.
@@ -31,12 +31,11 @@ pub struct Holder {
 
 /// The epoch of a write is not the current one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fenced;
+pub(crate) struct Fenced;
 
 /// A command.
 #[derive(Debug, Clone)]
-#[expect(missing_docs, reason = "as in the real stores")]
-pub struct Command {
+pub(crate) struct Command {
     pub id: CommandId,
     pub agent: AgentId,
     pub order: u64,
@@ -54,7 +53,7 @@ pub struct Command {
 
 /// A gateway.
 #[derive(Debug, Clone)]
-pub struct Gateway {
+pub(crate) struct Gateway {
     /// The counters of its identity.
     pub row: IdentityRow,
     /// The confirmed session: its epoch and process.
@@ -63,7 +62,7 @@ pub struct Gateway {
 
 /// The database. A clone is a backup.
 #[derive(Debug, Clone)]
-pub struct Store {
+pub(crate) struct Store {
     rules: Rules,
     gateways: BTreeMap<AgentId, Gateway>,
     commands: BTreeMap<CommandId, Command>,
@@ -76,7 +75,7 @@ pub struct Store {
 
 impl Store {
     /// An empty database with these gateways.
-    pub fn new(rules: Rules, agents: impl IntoIterator<Item = AgentId>) -> Self {
+    pub(crate) fn new(rules: Rules, agents: impl IntoIterator<Item = AgentId>) -> Self {
         let fresh = || Gateway {
             row: IdentityRow::fresh(1),
             live: None,
@@ -94,31 +93,31 @@ impl Store {
     }
 
     /// Every command.
-    pub fn commands(&self) -> impl Iterator<Item = &Command> {
+    pub(crate) fn commands(&self) -> impl Iterator<Item = &Command> {
         self.commands.values()
     }
 
     /// A gateway.
     #[must_use]
-    pub fn gateway(&self, agent: AgentId) -> Option<&Gateway> {
+    pub(crate) fn gateway(&self, agent: AgentId) -> Option<&Gateway> {
         self.gateways.get(&agent)
     }
 
     /// Whether a fork of an identity is recorded.
     #[must_use]
-    pub fn has_fork(&self, agent: AgentId) -> bool {
+    pub(crate) fn has_fork(&self, agent: AgentId) -> bool {
         self.forks.iter().any(|(forked, _)| *forked == agent)
     }
 
     /// A record of telemetry.
     #[must_use]
-    pub fn record(&self, key: &Key) -> Option<i64> {
+    pub(crate) fn record(&self, key: &Key) -> Option<i64> {
         self.telemetry.get(key).copied()
     }
 
     /// Whether a record is known never to come.
     #[must_use]
-    pub fn in_gap(&self, key: &Key) -> bool {
+    pub(crate) fn in_gap(&self, key: &Key) -> bool {
         self.gaps.iter().any(|(agent, run, gap)| {
             (*agent, *run) == (key.0, key.1) && (gap.from_seq..=gap.to_seq).contains(&key.2)
         })
@@ -126,7 +125,7 @@ impl Store {
 
     /// Whether a record between the ends of a gap is stored.
     #[must_use]
-    pub fn holds_between(&self, agent: AgentId, run: AgentRunId, gap: Gap) -> bool {
+    pub(crate) fn holds_between(&self, agent: AgentId, run: AgentRunId, gap: Gap) -> bool {
         let (from, to) = ((agent, run, gap.from_seq), (agent, run, gap.to_seq));
         self.telemetry.range(from..=to).next().is_some()
     }

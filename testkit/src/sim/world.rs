@@ -350,7 +350,8 @@ impl World {
         for n in 0..self.backend.len() {
             self.crash_backend(InstanceId(n));
         }
-        self.core.note(|| "the database is RESTORED from its backup".to_owned());
+        self.core
+            .note(|| "the database is RESTORED from its backup".to_owned());
         self.backend.store = backup;
         self.core.recorder.rolled_back(&self.backend.store);
     }

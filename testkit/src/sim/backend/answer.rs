@@ -106,7 +106,10 @@ impl Instance {
         let Some(connection) = self.connections.get_mut(&wire) else {
             return;
         };
-        let undecided = connection.arrival.as_ref().is_some_and(|it| it.admitted.is_some());
+        let undecided = connection
+            .arrival
+            .as_ref()
+            .is_some_and(|it| it.admitted.is_some());
         if connection.waiting && undecided && !connection.is_over() {
             connection.waiting = false;
             self.take_over(wire, core);
@@ -156,7 +159,10 @@ impl Instance {
             return self.welcome(wire, core);
         }
         if let Some(connection) = self.connections.get_mut(&wire) {
-            let mut refuse = refusal(CloseCode::RateLimited, "this identity changes hands too often");
+            let mut refuse = refusal(
+                CloseCode::RateLimited,
+                "this identity changes hands too often",
+            );
             refuse.retry_after_ms = Some(60_000);
             connection.session.refuse(refuse, core.now);
         }
@@ -284,12 +290,7 @@ impl Connection {
     }
 }
 
-fn terms(
-    connection: &Connection,
-    admitted: &Admitted,
-    master: &MasterKey,
-    core: &Core,
-) -> Welcome {
+fn terms(connection: &Connection, admitted: &Admitted, master: &MasterKey, core: &Core) -> Welcome {
     let heartbeat = core.scenario.heartbeat;
     let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
     let token = master.token(&Backend::identity(connection.agent), admitted.issued);
@@ -314,7 +315,10 @@ fn terms(
 
 fn words(refused: Refusal) -> viworks_common::wire::message::Refuse {
     match refused {
-        Refusal::Late => refusal(CloseCode::Superseded, "a newer session of this process exists"),
+        Refusal::Late => refusal(
+            CloseCode::Superseded,
+            "a newer session of this process exists",
+        ),
         Refusal::Fork => refusal(
             CloseCode::IdentityFork,
             "another machine with this identity has moved on",

@@ -14,17 +14,15 @@ use viworks_common::session::{BackendEvent, BackendSession, BackendSessionConfig
 use viworks_common::telemetry::Batch;
 use viworks_common::time::{Monotonic, Timestamp};
 use viworks_common::wire::message::{
-    BackendMessage, Command, CommandRef, Drain, Go, Hello, HeartbeatAck, Permit, Refuse,
-    ResultAck, TelemetryAck,
+    BackendMessage, Command, CommandRef, Drain, Go, HeartbeatAck, Hello, Permit, Refuse, ResultAck,
+    TelemetryAck,
 };
 
 use super::super::core::{BackendStep, Core};
 use super::super::gateway::binding;
 use super::super::network::ConnectionId;
 use super::super::scenario::Rule;
-use super::super::store_model::{
-    AdmitRequest, Admitted, ConfirmRequest, Holder, Leased,
-};
+use super::super::store_model::{AdmitRequest, Admitted, ConfirmRequest, Holder, Leased};
 use super::intent::Intent;
 use super::{Backend, Instance};
 
@@ -149,8 +147,7 @@ impl Connection {
         let command = Command {
             command_id: leased.id,
             order: leased.order,
-            digest: Secret::from_bytes(digest(&leased.name, &arguments))
-                .expose_hex(),
+            digest: Secret::from_bytes(digest(&leased.name, &arguments)).expose_hex(),
             name: leased.name,
             arguments,
             attempt: leased.attempt,
@@ -229,7 +226,11 @@ impl Instance {
                 self.take(wire, &bytes, core);
             } else if connection.lost {
                 return self.finish(wire, core);
-            } else if connection.session.poll_timeout().is_some_and(|(due, _)| due <= now) {
+            } else if connection
+                .session
+                .poll_timeout()
+                .is_some_and(|(due, _)| due <= now)
+            {
                 connection.session.handle_timeout(now);
             } else if connection.nudged && connection.live.is_some() {
                 connection.nudged = false;
@@ -273,7 +274,10 @@ impl Instance {
         let Some((due, _)) = connection.session.poll_timeout() else {
             return;
         };
-        if connection.woken_at.is_none_or(|at| at > due || at <= core.now) {
+        if connection
+            .woken_at
+            .is_none_or(|at| at > due || at <= core.now)
+        {
             connection.woken_at = Some(due);
             core.at(due, event);
         }
@@ -431,7 +435,8 @@ impl Instance {
             return;
         };
         let Some(batch) = batch else {
-            core.recorder.violated(|| "5: a gateway sent a malformed batch".to_owned());
+            core.recorder
+                .violated(|| "5: a gateway sent a malformed batch".to_owned());
             return;
         };
         if !core.rules.keep(Rule::AckAfterCommit) {
@@ -459,7 +464,10 @@ impl Instance {
             return;
         };
         if !fresh {
-            let refuse = refusal(CloseCode::Replay, "this HELLO was used before, or is too old");
+            let refuse = refusal(
+                CloseCode::Replay,
+                "this HELLO was used before, or is too old",
+            );
             return connection.session.refuse(refuse, core.now);
         }
         let identity = Backend::identity(connection.agent);

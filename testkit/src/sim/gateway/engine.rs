@@ -200,7 +200,9 @@ impl Host {
             expired: deadline <= self.clock(core),
         };
         let permitted = command.permitted;
-        let seen = known.as_ref().filter(|_| core.rules.keep(Rule::KnownIdAnswered));
+        let seen = known
+            .as_ref()
+            .filter(|_| core.rules.keep(Rule::KnownIdAnswered));
         let decision = on_command(seen, &digest, command.order, permitted, &local);
         match (decision, known) {
             (OnCommand::Accept { start, idempotent }, _) => {
@@ -260,7 +262,9 @@ impl Host {
 
     fn permitted(&mut self, id: CommandId, deadline: Monotonic, core: &mut Core) {
         let known = self.disk.image.entries.get(&id).cloned();
-        let again = known.as_ref().filter(|_| !core.rules.keep(Rule::PermitConsumed));
+        let again = known
+            .as_ref()
+            .filter(|_| !core.rules.keep(Rule::PermitConsumed));
         if let Some(entry) = again {
             let entry = Entry {
                 state: EntryState::Accepted,

@@ -107,7 +107,7 @@ impl Host {
     }
 
     /// Something arrived on a connection.
-    pub fn arrival(&mut self, wire: ConnectionId, core: &mut Core) {
+    pub(crate) fn arrival(&mut self, wire: ConnectionId, core: &mut Core) {
         let Some(received) = core.receive(wire, End::Agent) else {
             return;
         };
@@ -332,7 +332,10 @@ impl Host {
         };
         if let Some(link) = self.link() {
             // Its lane is full only when the connection is stuck, which silence will show.
-            let _stuck = link.session.send(AgentMessage::Heartbeat(heartbeat), now).is_err();
+            let _stuck = link
+                .session
+                .send(AgentMessage::Heartbeat(heartbeat), now)
+                .is_err();
         }
     }
 
@@ -417,7 +420,7 @@ impl Host {
 
 /// What both ends of a connection are bound to: its own number.
 #[must_use]
-pub fn binding(wire: ConnectionId) -> Binding {
+pub(crate) fn binding(wire: ConnectionId) -> Binding {
     let mut value = [0; 32];
     value[..8].copy_from_slice(&wire.0.to_be_bytes());
     Binding {

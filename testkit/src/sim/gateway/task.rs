@@ -99,7 +99,9 @@ impl Host {
             return self.finish(id, unstarted(OutcomeState::Expired), core);
         }
         let may_run_again = task.entry.idempotent;
-        let number = core.recorder.started(id, (host, run), may_run_again, core.now);
+        let number = core
+            .recorder
+            .started(id, (host, run), may_run_again, core.now);
         core.note(|| format!("{host:?} STARTS {id} as number {number}"));
         task.stage = Stage::Running;
         task.number = number;
@@ -159,7 +161,12 @@ impl Host {
         self.write(Write::Finish(id, outcome), after, core);
     }
 
-    pub(super) fn task_finished(&mut self, command_id: CommandId, outcome: Outcome, core: &mut Core) {
+    pub(super) fn task_finished(
+        &mut self,
+        command_id: CommandId,
+        outcome: Outcome,
+        core: &mut Core,
+    ) {
         let result = CommandResult {
             command_id,
             outcome,

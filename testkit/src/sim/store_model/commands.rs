@@ -19,8 +19,7 @@ const BUSY_PAUSE: Duration = Duration::from_secs(2);
 
 /// A command for a session.
 #[derive(Debug, Clone)]
-#[expect(missing_docs, reason = "as in the real stores")]
-pub struct Leased {
+pub(crate) struct Leased {
     pub id: CommandId,
     pub order: u64,
     pub name: CommandName,
@@ -31,7 +30,7 @@ pub struct Leased {
 
 /// What an acceptance is answered with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AcceptOutcome {
+pub(crate) enum AcceptOutcome {
     /// It may start.
     Go(Timestamp),
     /// It never may.
@@ -44,7 +43,7 @@ pub enum AcceptOutcome {
 
 impl Store {
     /// Accepts an operator's submission.
-    pub fn submit(
+    pub(crate) fn submit(
         &mut self,
         id: CommandId,
         agent: AgentId,
@@ -75,7 +74,7 @@ impl Store {
     }
 
     /// Cancels what has no permit; true when the gateway must be asked.
-    pub fn cancel(&mut self, id: CommandId) -> bool {
+    pub(crate) fn cancel(&mut self, id: CommandId) -> bool {
         let Some(command) = self.commands.get_mut(&id) else {
             return false;
         };
@@ -90,7 +89,7 @@ impl Store {
     ///
     /// # Errors
     /// When the session is not the current one.
-    pub fn lease(
+    pub(crate) fn lease(
         &mut self,
         holder: Holder,
         room: usize,
@@ -146,7 +145,7 @@ impl Store {
 
     /// Whether a gateway has commands to lease.
     #[must_use]
-    pub fn has_queued(&self, agent: AgentId, now: Timestamp) -> bool {
+    pub(crate) fn has_queued(&self, agent: AgentId, now: Timestamp) -> bool {
         self.commands.values().any(|command| {
             command.agent == agent
                 && command.state == CommandState::Queued
@@ -159,7 +158,7 @@ impl Store {
     ///
     /// # Errors
     /// When the session is not the current one.
-    pub fn accept(
+    pub(crate) fn accept(
         &mut self,
         holder: Holder,
         id: CommandId,
@@ -235,7 +234,7 @@ impl Store {
     ///
     /// # Errors
     /// When the session is not the current one.
-    pub fn reject(
+    pub(crate) fn reject(
         &mut self,
         holder: Holder,
         id: CommandId,
@@ -258,7 +257,7 @@ impl Store {
     ///
     /// # Errors
     /// When the session is not the current one.
-    pub fn start(
+    pub(crate) fn start(
         &mut self,
         holder: Holder,
         id: CommandId,
@@ -273,7 +272,7 @@ impl Store {
     ///
     /// # Errors
     /// When the session is not the current one.
-    pub fn complete(
+    pub(crate) fn complete(
         &mut self,
         holder: Holder,
         id: CommandId,
@@ -299,7 +298,7 @@ impl Store {
     }
 
     /// Ends what could not start in time, and what was permitted and never heard of again.
-    pub fn end_late(&mut self, overdue_wait: Duration, now: Timestamp) {
+    pub(crate) fn end_late(&mut self, overdue_wait: Duration, now: Timestamp) {
         let late: Vec<(CommandId, CommandEvent)> = self
             .commands
             .values()

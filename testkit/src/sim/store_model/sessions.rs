@@ -16,7 +16,7 @@ use super::{Holder, Store};
 
 /// A HELLO, as the store sees it.
 #[derive(Debug, Clone)]
-pub struct AdmitRequest {
+pub(crate) struct AdmitRequest {
     /// Whose.
     pub agent: AgentId,
     /// What it says.
@@ -29,7 +29,7 @@ pub struct AdmitRequest {
 
 /// The session may go on.
 #[derive(Debug, Clone)]
-pub struct Admitted {
+pub(crate) struct Admitted {
     /// What it presented.
     pub presented: u64,
     /// What it gets.
@@ -44,7 +44,7 @@ pub struct Admitted {
 
 /// It may not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
+pub(crate) enum Refusal {
     /// Late.
     Late,
     /// A second holder.
@@ -59,7 +59,7 @@ pub enum Refusal {
 
 /// A CONFIRM, as the store sees it.
 #[derive(Debug, Clone)]
-pub struct ConfirmRequest {
+pub(crate) struct ConfirmRequest {
     /// Whose.
     pub agent: AgentId,
     /// What HELLO presented.
@@ -74,7 +74,7 @@ pub struct ConfirmRequest {
 
 /// What a confirmed session is told.
 #[derive(Debug, Clone, Default)]
-pub struct Confirmed {
+pub(crate) struct Confirmed {
     /// Released to this process, and until when they may start: GO again.
     pub released: Vec<(CommandId, Timestamp)>,
     /// To be cancelled: said again.
@@ -86,7 +86,7 @@ impl Store {
     ///
     /// # Errors
     /// Why it is refused.
-    pub fn admit(
+    pub(crate) fn admit(
         &mut self,
         request: &AdmitRequest,
         recorder: &mut Recorder,
@@ -135,9 +135,7 @@ impl Store {
             issued,
             low_water: self.low_water(agent),
             committed,
-            live_same_run: known
-                .live
-                .map(|(_, run)| run == request.facts.agent_run_id),
+            live_same_run: known.live.map(|(_, run)| run == request.facts.agent_run_id),
         })
     }
 
@@ -153,7 +151,12 @@ impl Store {
     }
 
     /// Two holders of one identity were seen.
-    pub fn record_fork(&mut self, agent: AgentId, refused: AgentRunId, recorder: &mut Recorder) {
+    pub(crate) fn record_fork(
+        &mut self,
+        agent: AgentId,
+        refused: AgentRunId,
+        recorder: &mut Recorder,
+    ) {
         self.forks.insert((agent, refused));
         recorder.forked(agent, refused);
     }
@@ -168,18 +171,13 @@ impl Store {
     }
 
     /// Confirms an epoch; from here on every older session is fenced. `None` when it was overtaken.
-    pub fn confirm(
+    pub(crate) fn confirm(
         &mut self,
         request: &ConfirmRequest,
         recorder: &mut Recorder,
     ) -> Option<Confirmed> {
         let gateway = self.gateways.get_mut(&request.agent)?;
-        let decision = decide_confirm(
-            &gateway.row,
-            request.presented,
-            request.issued,
-            request.run,
-        );
+        let decision = decide_confirm(&gateway.row, request.presented, request.issued, request.run);
         match decision {
             Confirmation::Confirmed(row) => gateway.row = row,
             Confirmation::Superseded => return None,
@@ -249,7 +247,7 @@ impl Store {
     }
 
     /// Ends a session; only what still belongs to it is touched.
-    pub fn end_session(&mut self, holder: Holder) {
+    pub(crate) fn end_session(&mut self, holder: Holder) {
         let Some(gateway) = self.gateways.get_mut(&holder.agent) else {
             return;
         };
@@ -263,7 +261,7 @@ impl Store {
     }
 
     /// Ends what the only process before this one left open.
-    pub fn end_abandoned(&mut self) {
+    pub(crate) fn end_abandoned(&mut self) {
         let live: Vec<Holder> = self
             .gateways
             .iter()
@@ -279,13 +277,16 @@ impl Store {
     }
 
     /// An operator gives an identity up: every epoch is fenced, and every command ends.
-    pub fn revoke(&mut self, agent: AgentId) {
+    pub(crate) fn revoke(&mut self, agent: AgentId) {
         if let Some(gateway) = self.gateways.get_mut(&agent) {
             gateway.row = revoke(&gateway.row);
             gateway.live = None;
         }
         for id in self.open(agent, u64::MAX) {
-            let permitted = self.commands.get(&id).is_some_and(|it| it.released_to.is_some());
+            let permitted = self
+                .commands
+                .get(&id)
+                .is_some_and(|it| it.released_to.is_some());
             let event = if permitted {
                 CommandEvent::WaitExhausted
             } else {

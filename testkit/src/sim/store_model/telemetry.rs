@@ -10,7 +10,7 @@ use super::{Fenced, Holder, Store};
 impl Store {
     /// How far one spool epoch is committed; zero when nothing is.
     #[must_use]
-    pub fn position(&self, agent: AgentId, spool_epoch: AgentRunId) -> u64 {
+    pub(crate) fn position(&self, agent: AgentId, spool_epoch: AgentRunId) -> u64 {
         let position = self.positions.get(&(agent, spool_epoch));
         position.copied().unwrap_or_default()
     }
@@ -19,7 +19,7 @@ impl Store {
     ///
     /// # Errors
     /// When the session is not the current one.
-    pub fn commit_telemetry(
+    pub(crate) fn commit_telemetry(
         &mut self,
         holder: Holder,
         batch: &Batch,

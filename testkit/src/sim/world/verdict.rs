@@ -49,7 +49,11 @@ impl World {
         if !self.backend.is_quiet() {
             return Some("the backend is at work".to_owned());
         }
-        let open = self.backend.store.commands().find(|it| !it.state.is_final());
+        let open = self
+            .backend
+            .store
+            .commands()
+            .find(|it| !it.state.is_final());
         if let Some(open) = open {
             return Some(format!("{} is still {:?}", open.id, open.state));
         }
@@ -70,11 +74,14 @@ impl World {
             }
             let agent = host.agent();
             if !self.backend.store.has_fork(agent) {
-                self.core
-                    .recorder
-                    .violated(|| format!("7: {agent} was refused as a fork, which is not recorded"));
+                self.core.recorder.violated(|| {
+                    format!("7: {agent} was refused as a fork, which is not recorded")
+                });
             }
-            let others = self.hosts.iter().filter(|it| it.agent() == agent && !it.retired);
+            let others = self
+                .hosts
+                .iter()
+                .filter(|it| it.agent() == agent && !it.retired);
             let alone = others.count() == 1;
             if connected.contains_key(&agent) || alone {
                 self.retire(index, alone);
@@ -86,12 +93,12 @@ impl World {
         let (host, core) = (&mut self.hosts[index], &mut self.core);
         core.note(|| format!("an operator gives {:?} up", host.id));
         let agent = host.agent();
-        for (run, seq) in host.disk.image.spool.keys() {
-            core.recorder.excuse((agent, run, seq));
-        }
-        host.retired = true;
         if let Some(wire) = host.crash(core) {
             core.hang_up(wire, viworks_common::session::End::Agent);
+        }
+        host.retired = true;
+        for (run, seq) in host.disk.image.spool.untold() {
+            core.recorder.excuse((agent, run, seq));
         }
         if alone {
             self.backend.store.revoke(agent);
@@ -127,7 +134,9 @@ impl World {
             let Some(command) = self.backend.store.commands().find(|it| it.id == *id) else {
                 // Submitted after the backup.
                 if !rolled_back {
-                    self.core.recorder.violated(|| format!("2: {id} has vanished"));
+                    self.core
+                        .recorder
+                        .violated(|| format!("2: {id} has vanished"));
                 }
                 continue;
             };
@@ -168,16 +177,21 @@ fn judge_command(
     let told = command.result.as_ref().or(command.late_outcome.as_ref());
     let ran = |number: u64| starts.iter().any(|start| start.number == number);
     if let Some(outcome) = told
-        && matches!(outcome.state, OutcomeState::Succeeded | OutcomeState::Failed | OutcomeState::TimedOut)
+        && matches!(
+            outcome.state,
+            OutcomeState::Succeeded | OutcomeState::Failed | OutcomeState::TimedOut
+        )
         && !ran(outcome.duration_ms)
     {
-        core.recorder.violated(|| format!("3: {id} has an outcome of a run that never was"));
+        core.recorder
+            .violated(|| format!("3: {id} has an outcome of a run that never was"));
     }
     let sure = command.state == CommandState::Indeterminate
         || told.is_some_and(|it| ran(it.duration_ms) || it.state == OutcomeState::Indeterminate);
     if !starts.is_empty() && kind != Kind::Again && !sure && !rolled_back {
         let state = command.state;
-        core.recorder.violated(|| format!("1: {id} ran, and ended as {state:?}"));
+        core.recorder
+            .violated(|| format!("1: {id} ran, and ended as {state:?}"));
     }
     for start in starts {
         let host = &hosts[start.host.0];
@@ -185,7 +199,8 @@ fn judge_command(
         let reported = told.is_some() || core.recorder.is_reported(start.number);
         if owed && !reported {
             let number = start.number;
-            core.recorder.violated(|| format!("3: the outcome of start {number} of {id} never arrived"));
+            core.recorder
+                .violated(|| format!("3: the outcome of start {number} of {id} never arrived"));
         }
     }
 }
