@@ -200,7 +200,7 @@ impl Host {
         let id = self.id;
         core.note(|| format!("{id:?} crashes"));
         for (write, written) in self.disk.crash(&mut core.random) {
-            self.tell_spooled(&write, &written, core);
+            self.witness(&write, &written, core);
         }
         process.link.map(|link| link.wire)
     }
@@ -215,7 +215,13 @@ impl Host {
         self.restored = true;
     }
 
-    fn tell_spooled(&self, write: &Write, written: &Written, core: &mut Core) {
+    /// The recorder learns what is durable.
+    fn witness(&self, write: &Write, written: &Written, core: &mut Core) {
+        if let Write::Finish(_, outcome) = write
+            && written.done
+        {
+            core.recorder.journalled(outcome.duration_ms);
+        }
         if let Write::Append(run, _) = write {
             for (seq, at) in &written.spooled {
                 let key = (self.agent(), *run, *seq);
@@ -283,7 +289,7 @@ impl Host {
         let Some((write, written)) = self.disk.sync() else {
             return;
         };
-        self.tell_spooled(&write, &written, core);
+        self.witness(&write, &written, core);
         let bound = core.scenario.spool_max;
         if self.disk.image.spool.len() > bound {
             core.recorder

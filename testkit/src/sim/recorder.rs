@@ -15,56 +15,70 @@ use super::store_model::Store;
 /// One record of telemetry, wherever it is.
 pub(crate) type Key = (AgentId, AgentRunId, u64);
 
-/// How often something happened, to see that a simulation is not idle.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[expect(missing_docs, reason = "each name says what is counted")]
-pub struct Counts {
-    pub sessions: u64,
-    pub take_overs: u64,
-    pub forks: u64,
-    pub starts: u64,
-    pub again: u64,
-    pub results: u64,
-    pub late_outcomes: u64,
-    pub indeterminate: u64,
-    pub expired: u64,
-    pub cancelled: u64,
-    pub rejected: u64,
-    pub rolled_back: u64,
-    pub records: u64,
-    pub gaps: u64,
-    pub gateway_crashes: u64,
-    pub backend_crashes: u64,
-    pub cuts: u64,
-    pub replays: u64,
-    pub fenced: u64,
-    pub permits: u64,
+macro_rules! counts {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// How often something happened, to see that a simulation is not idle.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+        pub struct Counts {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl Counts {
+            /// Adds another world's.
+            pub const fn add(&mut self, other: &Self) {
+                $(self.$name += other.$name;)*
+            }
+
+            /// Every count with its name.
+            #[must_use]
+            pub fn each(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name),)*]
+            }
+        }
+    };
 }
 
-impl Counts {
-    /// Adds another world's.
-    pub const fn add(&mut self, other: &Self) {
-        self.sessions += other.sessions;
-        self.take_overs += other.take_overs;
-        self.forks += other.forks;
-        self.starts += other.starts;
-        self.again += other.again;
-        self.results += other.results;
-        self.late_outcomes += other.late_outcomes;
-        self.indeterminate += other.indeterminate;
-        self.expired += other.expired;
-        self.cancelled += other.cancelled;
-        self.rejected += other.rejected;
-        self.rolled_back += other.rolled_back;
-        self.records += other.records;
-        self.gaps += other.gaps;
-        self.gateway_crashes += other.gateway_crashes;
-        self.backend_crashes += other.backend_crashes;
-        self.cuts += other.cuts;
-        self.replays += other.replays;
-        self.fenced += other.fenced;
-        self.permits += other.permits;
-    }
+counts! {
+    /// Sessions that were confirmed.
+    sessions,
+    /// Of these, in place of one of another process.
+    take_overs,
+    /// Second holders that were refused.
+    forks,
+    /// Commands that really started.
+    starts,
+    /// Of these, not for the first time.
+    again,
+    /// Outcomes that were committed, repetitions included.
+    results,
+    /// Outcomes that came after the command was given up.
+    late_outcomes,
+    /// Commands that ended so.
+    indeterminate,
+    /// Commands that ended so.
+    expired,
+    /// Commands that ended so.
+    cancelled,
+    /// Commands that ended so.
+    rejected,
+    /// Databases that were restored.
+    rolled_back,
+    /// Records of telemetry that were spooled.
+    records,
+    /// Ranges of records that were reported missing.
+    gaps,
+    /// Processes of gateways that died.
+    gateway_crashes,
+    /// Processes of the backend that died.
+    backend_crashes,
+    /// Connections that were disturbed.
+    cuts,
+    /// Frames that a session refused.
+    replays,
+    /// Writes of sessions that were no longer the current one.
+    fenced,
+    /// Start permits that were given.
+    permits,
 }
 
 /// A command that really ran.
@@ -89,6 +103,7 @@ pub(crate) struct Recorder {
     next_start: u64,
     permits: BTreeMap<(CommandId, AgentRunId), Monotonic>,
     finals: BTreeMap<CommandId, CommandState>,
+    journalled: BTreeSet<u64>,
     reported: BTreeSet<u64>,
     spooled: BTreeMap<Key, i64>,
     excused: BTreeSet<Key>,
@@ -191,16 +206,21 @@ impl Recorder {
         self.starts.get(&command).map_or(&[], Vec::as_slice)
     }
 
+    /// The outcome of a start is durable on the gateway; zero for what did not start.
+    pub(crate) fn journalled(&mut self, number: u64) {
+        self.journalled.insert(number);
+    }
+
     /// The outcome of a start is committed, in whatever place.
     pub(crate) fn outcome_committed(&mut self, number: u64) {
         self.counts.results += 1;
         self.reported.insert(number);
     }
 
-    /// Whether the outcome of a start was ever committed.
+    /// Whether the outcome of a start is durable on the gateway and was never committed.
     #[must_use]
-    pub(crate) fn is_reported(&self, number: u64) -> bool {
-        self.reported.contains(&number)
+    pub(crate) fn is_owed(&self, number: u64) -> bool {
+        self.journalled.contains(&number) && !self.reported.contains(&number)
     }
 
     /// Records are durable in a spool.

@@ -195,9 +195,8 @@ fn judge_command(
     }
     for start in starts {
         let host = &hosts[start.host.0];
-        let owed = !host.restored && !host.retired;
-        let reported = told.is_some() || core.recorder.is_reported(start.number);
-        if owed && !reported {
+        let journal_kept = !host.restored && !host.retired;
+        if journal_kept && core.recorder.is_owed(start.number) {
             let number = start.number;
             core.recorder
                 .violated(|| format!("3: the outcome of start {number} of {id} never arrived"));

@@ -1,0 +1,3 @@
+//! Tests of what the test kit itself can do.
+
+mod simulation;
