@@ -11,6 +11,8 @@ use super::core::{BackendStep, Core, Event, Generation, HostId, InstanceId};
 
 /// Frames an eavesdropper remembers.
 const CAPTURED_MAX: usize = 64;
+/// One in so many connections is slow from its beginning.
+const SLOW_ONE_IN: u64 = 12;
 
 /// One connection, from its upgrade to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -133,6 +135,15 @@ impl Core {
             Duration::ZERO,
             Event::Backend(instance, generation, BackendStep::Accept(id)),
         );
+        if self.turmoil && self.random.once_in(SLOW_ONE_IN) {
+            let span = self.random.millis(100, 6_000);
+            let end = if self.random.once_in(2) {
+                End::Agent
+            } else {
+                End::Backend
+            };
+            self.delay(id, end, span);
+        }
         Some(id)
     }
 
@@ -235,7 +246,26 @@ impl Core {
         }
     }
 
-    /// Holds up everything in one direction for a while.
+    /// Holds up what is under way to `end` for a while, and everything behind it.
+    pub(crate) fn hold_up(&mut self, id: ConnectionId, end: End, span: Duration) {
+        let until = self.now.saturating_add(span);
+        let Some(wire) = self.network.wires.get_mut(&id) else {
+            return;
+        };
+        wire.sound = false;
+        let pipe = wire.pipe_to(end);
+        pipe.slow_until = pipe.slow_until.max(until);
+        pipe.last = pipe.last.max(until);
+        for (at, _) in &mut pipe.waiting {
+            *at = until.max(*at);
+        }
+        let arrivals: Vec<Monotonic> = pipe.waiting.iter().map(|(at, _)| *at).collect();
+        for at in arrivals {
+            self.at(at, Event::Arrival(id, end));
+        }
+    }
+
+    /// Holds up everything that is sent in one direction from now on, for a while.
     pub(crate) fn delay(&mut self, id: ConnectionId, end: End, span: Duration) {
         let until = self.now.saturating_add(span);
         if let Some(wire) = self.network.wires.get_mut(&id) {

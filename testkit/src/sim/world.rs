@@ -223,8 +223,14 @@ impl World {
             } else {
                 core.abandon(wire, End::Agent);
             }
+            if core.turmoil && core.random.once_in(2) {
+                // What it sent before its end may come after its successor's first words.
+                let span = core.random.millis(0, 6_000);
+                core.hold_up(wire, End::Backend, span);
+            }
         }
-        let pause = core.random.millis(50, 10_000);
+        let longest = if core.random.once_in(2) { 500 } else { 10_000 };
+        let pause = core.random.millis(50, longest);
         core.after(pause, Event::Boot(id));
     }
 

@@ -15,7 +15,7 @@ use viworks_common::session::{
 use viworks_common::time::Monotonic;
 use viworks_common::wire::message::{AgentMessage, Heartbeat, Hello, Permit, Welcome};
 
-use super::super::core::{Core, GatewayStep};
+use super::super::core::{Core, GatewayStep, Process as Dying};
 use super::super::disk_model::Write;
 use super::super::network::{ConnectionId, Received};
 use super::super::scenario::Rule;
@@ -271,6 +271,9 @@ impl Host {
         if let Some(link) = self.link() {
             link.session.hello(hello, nonce, now);
         }
+        self.transmit(core);
+        // A process may end with its HELLO under way.
+        core.dies(Dying::Gateway(self.id));
     }
 
     fn welcomed(&mut self, welcome: Box<Welcome>, core: &mut Core) {
