@@ -4,3 +4,4 @@ pub mod binaries;
 pub mod deployment;
 pub mod gateway;
 pub mod process;
+pub mod sim;

@@ -1,0 +1,3 @@
+//! The simulation over many seeds, and the proof that it notices.
+
+mod simulation;
