@@ -11,23 +11,38 @@ fn argument(name: &str, default: u64) -> Result<u64, String> {
     match arguments.iter().position(|argument| argument == name) {
         None => Ok(default),
         Some(at) => {
-            let text = arguments.get(at + 1).ok_or_else(|| format!("{name} needs a number"))?;
-            text.parse().map_err(|error| format!("{name} {text}: {error}"))
+            let text = arguments
+                .get(at + 1)
+                .ok_or_else(|| format!("{name} needs a number"))?;
+            text.parse()
+                .map_err(|error| format!("{name} {text}: {error}"))
         }
     }
 }
 
-#[expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool")]
+#[expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command-line tool"
+)]
 fn main() -> ExitCode {
-    let cores = std::thread::available_parallelism().map_or(2, |cores| u64::try_from(cores.get()).unwrap_or(2));
-    let (seeds, start, threads) = match (argument("--seeds", 100_000), argument("--start", 0), argument("--threads", cores)) {
+    let cores = std::thread::available_parallelism()
+        .map_or(2, |cores| u64::try_from(cores.get()).unwrap_or(2));
+    let (seeds, start, threads) = match (
+        argument("--seeds", 100_000),
+        argument("--start", 0),
+        argument("--threads", cores),
+    ) {
         (Ok(seeds), Ok(start), Ok(threads)) => (seeds, start, threads),
         (Err(error), _, _) | (_, Err(error), _) | (_, _, Err(error)) => {
             eprintln!("error: {error}\nusage: simulate [--seeds N] [--start N] [--threads N]");
             return ExitCode::from(2);
         }
     };
-    println!("seeds {start} to {} on {threads} threads", start + seeds - 1);
+    println!(
+        "seeds {start} to {} on {threads} threads",
+        start + seeds - 1
+    );
     let next = AtomicU64::new(start);
     let found = Mutex::new(None);
     std::thread::scope(|scope| {

@@ -10,10 +10,13 @@ use viworks_common::journal::{
 };
 use viworks_common::key::{AgentKey, Binding, Identity};
 use viworks_common::session::{AgentEvent, AgentSession, AgentSessionConfig};
-use viworks_common::telemetry::{Batch, BatchColumns, FieldValue, Gap, GapReason, Position, Record};
+use viworks_common::telemetry::{
+    Batch, BatchColumns, FieldValue, Gap, GapReason, Position, Record,
+};
 use viworks_common::time::{Monotonic, Timestamp};
 use viworks_common::wire::message::{
-    AgentMessage, Command, CommandAccepted, CommandRejected, CommandResult, CommandStarted, Heartbeat, Hello,
+    AgentMessage, Command, CommandAccepted, CommandRejected, CommandResult, CommandStarted,
+    Heartbeat, Hello,
 };
 
 use super::Rules;
@@ -93,13 +96,24 @@ impl Surroundings<'_> {
 }
 
 pub(super) fn name_of(idempotent: bool) -> CommandName {
-    let name = if idempotent { "test.again" } else { "test.once" };
+    let name = if idempotent {
+        "test.again"
+    } else {
+        "test.once"
+    };
     name.parse().expect("a constant name is valid")
 }
 
 impl Gateway {
     pub(super) fn new(name: char, token: String, rng: &mut Rng) -> Self {
-        let disk = Disk { epoch: 0, token, entries: BTreeMap::new(), low_water: 0, highest_order: 0, spool: BTreeMap::new() };
+        let disk = Disk {
+            epoch: 0,
+            token,
+            entries: BTreeMap::new(),
+            low_water: 0,
+            highest_order: 0,
+            spool: BTreeMap::new(),
+        };
         Self {
             name,
             synced: disk.clone(),
@@ -112,7 +126,11 @@ impl Gateway {
     }
 
     /// A write: the process may die before it, or after it and before anybody is told.
-    fn write(&mut self, s: &mut Surroundings<'_>, change: impl FnOnce(&mut Disk)) -> Result<(), Died> {
+    fn write(
+        &mut self,
+        s: &mut Surroundings<'_>,
+        change: impl FnOnce(&mut Disk),
+    ) -> Result<(), Died> {
         if s.dies() {
             return Err(Died);
         }
@@ -141,7 +159,10 @@ impl Gateway {
                 }
                 OnRestart::FinishIndeterminate => {
                     entry.state = EntryState::Finished;
-                    entry.outcome = Some(Outcome::without_run(OutcomeState::Indeterminate, "interrupted"));
+                    entry.outcome = Some(Outcome::without_run(
+                        OutcomeState::Indeterminate,
+                        "interrupted",
+                    ));
                 }
             }
         }
@@ -157,11 +178,21 @@ impl Gateway {
             low_water_offered: 0,
         });
         let name = self.name;
-        s.recorder.note(|| format!("{:?} {name} starts as {agent_run_id}", s.now.as_duration()));
+        s.recorder
+            .note(|| format!("{:?} {name} starts as {agent_run_id}", s.now.as_duration()));
     }
 
-    pub(super) fn connect(&mut self, connection: u64, identity: &Identity, key: &AgentKey, binding: &Binding, now: Monotonic) {
-        let Some(process) = &mut self.process else { return };
+    pub(super) fn connect(
+        &mut self,
+        connection: u64,
+        identity: &Identity,
+        key: &AgentKey,
+        binding: &Binding,
+        now: Monotonic,
+    ) {
+        let Some(process) = &mut self.process else {
+            return;
+        };
         let config = AgentSessionConfig {
             identity: identity.clone(),
             key: key.clone(),
@@ -176,7 +207,11 @@ impl Gateway {
     }
 
     fn hello(&self, process: &Process) -> Hello {
-        let unreported = self.disk.entries.values().filter(|entry| entry.state != EntryState::Reported);
+        let unreported = self
+            .disk
+            .entries
+            .values()
+            .filter(|entry| entry.state != EntryState::Reported);
         Hello {
             install_id: self.install_id,
             boot_id: BootId::from_uuid(*self.install_id.as_uuid()),
@@ -198,28 +233,44 @@ impl Gateway {
                 .iter()
                 .filter(|(_epoch, spooled)| spooled.acknowledged < spooled.last)
                 .take(16)
-                .map(|(spool_epoch, spooled)| Position { spool_epoch: *spool_epoch, seq: spooled.acknowledged })
+                .map(|(spool_epoch, spooled)| Position {
+                    spool_epoch: *spool_epoch,
+                    seq: spooled.acknowledged,
+                })
                 .collect(),
         }
     }
 
     /// Takes a telemetry record in.
     pub(super) fn append(&mut self, s: &mut Surroundings<'_>) -> Result<(), Died> {
-        let Some(process) = &self.process else { return Ok(()) };
+        let Some(process) = &self.process else {
+            return Ok(());
+        };
         let epoch = process.agent_run_id;
         self.write(s, |disk| {
             let spooled = disk.spool.entry(epoch).or_default();
             spooled.last += 1;
             let last = spooled.last;
             spooled.records.insert(last);
-            let waiting: usize = disk.spool.values().map(|spooled| spooled.records.len()).sum();
+            let waiting: usize = disk
+                .spool
+                .values()
+                .map(|spooled| spooled.records.len())
+                .sum();
             if waiting > SPOOL_RECORDS_MAX
-                && let Some(spooled) = disk.spool.values_mut().find(|spooled| !spooled.records.is_empty())
+                && let Some(spooled) = disk
+                    .spool
+                    .values_mut()
+                    .find(|spooled| !spooled.records.is_empty())
             {
                 spooled.records.pop_first();
             }
         })?;
-        let last = self.disk.spool.get(&epoch).map_or(0, |spooled| spooled.last);
+        let last = self
+            .disk
+            .spool
+            .get(&epoch)
+            .map_or(0, |spooled| spooled.last);
         if self.synced == self.disk {
             s.recorder.spooled.insert((epoch, last));
         }
@@ -229,21 +280,40 @@ impl Gateway {
     /// Everything the session has to say, and what time brought.
     pub(super) fn step(&mut self, s: &mut Surroundings<'_>) -> Result<(), Died> {
         let now = s.now;
-        let due = |process: &Process| process.running.iter().find(|(_id, end)| **end <= now).map(|(id, _end)| *id);
+        let due = |process: &Process| {
+            process
+                .running
+                .iter()
+                .find(|(_id, end)| **end <= now)
+                .map(|(id, _end)| *id)
+        };
         while let Some(id) = self.process.as_ref().and_then(due) {
             if let Some(process) = &mut self.process {
                 process.running.remove(&id);
             }
-            self.finish(id, Outcome { exit_code: Some(0), ..Outcome::without_run(OutcomeState::Succeeded, "ran") }, s)?;
+            self.finish(
+                id,
+                Outcome {
+                    exit_code: Some(0),
+                    ..Outcome::without_run(OutcomeState::Succeeded, "ran")
+                },
+                s,
+            )?;
         }
         self.expire(s)?;
         loop {
-            let Some(process) = &mut self.process else { return Ok(()) };
-            let Some((_connection, session)) = &mut process.session else { return Ok(()) };
+            let Some(process) = &mut self.process else {
+                return Ok(());
+            };
+            let Some((_connection, session)) = &mut process.session else {
+                return Ok(());
+            };
             if session.poll_timeout().is_some_and(|(at, _why)| at <= s.now) {
                 session.handle_timeout(s.now);
             }
-            let Some(event) = session.poll_event() else { break };
+            let Some(event) = session.poll_event() else {
+                break;
+            };
             self.handle(event, s)?;
         }
         self.pump(s);
@@ -251,24 +321,48 @@ impl Gateway {
     }
 
     fn expire(&mut self, s: &mut Surroundings<'_>) -> Result<(), Died> {
-        let Some(process) = &self.process else { return Ok(()) };
-        let waiting = |id: &CommandId| self.disk.entries.get(id).is_some_and(|entry| entry.state == EntryState::Accepted);
-        let late: Vec<CommandId> =
-            process.deadlines.iter().filter(|(id, at)| **at <= s.now && waiting(id)).map(|(id, _at)| *id).collect();
+        let Some(process) = &self.process else {
+            return Ok(());
+        };
+        let waiting = |id: &CommandId| {
+            self.disk
+                .entries
+                .get(id)
+                .is_some_and(|entry| entry.state == EntryState::Accepted)
+        };
+        let late: Vec<CommandId> = process
+            .deadlines
+            .iter()
+            .filter(|(id, at)| **at <= s.now && waiting(id))
+            .map(|(id, _at)| *id)
+            .collect();
         for id in late {
-            self.finish(id, Outcome::without_run(OutcomeState::Expired, "too late"), s)?;
+            self.finish(
+                id,
+                Outcome::without_run(OutcomeState::Expired, "too late"),
+                s,
+            )?;
         }
         Ok(())
     }
 
     fn say(&mut self, message: AgentMessage, now: Monotonic) {
-        if let Some((_connection, session)) = self.process.as_mut().and_then(|process| process.session.as_mut()) {
+        if let Some((_connection, session)) = self
+            .process
+            .as_mut()
+            .and_then(|process| process.session.as_mut())
+        {
             // What a session does not take is said again in the next one.
             let _refused = session.send(message, now).is_err();
         }
     }
 
-    fn finish(&mut self, id: CommandId, outcome: Outcome, s: &mut Surroundings<'_>) -> Result<(), Died> {
+    fn finish(
+        &mut self,
+        id: CommandId,
+        outcome: Outcome,
+        s: &mut Surroundings<'_>,
+    ) -> Result<(), Died> {
         let kept = outcome.clone();
         self.write(s, |disk| {
             if let Some(entry) = disk.entries.get_mut(&id) {
@@ -276,17 +370,29 @@ impl Gateway {
                 entry.outcome = Some(kept);
             }
         })?;
-        self.say(AgentMessage::CommandResult(CommandResult { command_id: id, outcome }), s.now);
+        self.say(
+            AgentMessage::CommandResult(CommandResult {
+                command_id: id,
+                outcome,
+            }),
+            s.now,
+        );
         Ok(())
     }
 
     fn handle(&mut self, event: AgentEvent, s: &mut Surroundings<'_>) -> Result<(), Died> {
         match event {
             AgentEvent::Challenged { .. } => {
-                let Some(process) = &self.process else { return Ok(()) };
+                let Some(process) = &self.process else {
+                    return Ok(());
+                };
                 let hello = self.hello(process);
                 let nonce = s.rng.bytes();
-                if let Some((_connection, session)) = self.process.as_mut().and_then(|process| process.session.as_mut()) {
+                if let Some((_connection, session)) = self
+                    .process
+                    .as_mut()
+                    .and_then(|process| process.session.as_mut())
+                {
                     session.hello(hello, nonce, s.now);
                 }
             }
@@ -318,7 +424,9 @@ impl Gateway {
                 };
                 self.say(AgentMessage::Heartbeat(heartbeat), s.now);
             }
-            AgentEvent::TelemetryAcknowledged(position) => self.write(s, |disk| acknowledge(disk, position))?,
+            AgentEvent::TelemetryAcknowledged(position) => {
+                self.write(s, |disk| acknowledge(disk, position))?;
+            }
             AgentEvent::Command(command) => self.offered(*command, s)?,
             AgentEvent::Go(go) => {
                 let deadline = self.deadline(go.permit.as_of, go.permit.remaining_ms);
@@ -332,23 +440,38 @@ impl Gateway {
                 OnDrop::Discard => self.write(s, |disk| {
                     if let Some(entry) = disk.entries.get_mut(&id) {
                         entry.state = EntryState::Reported;
-                        entry.outcome = Some(Outcome::without_run(OutcomeState::Cancelled, "dropped"));
+                        entry.outcome =
+                            Some(Outcome::without_run(OutcomeState::Cancelled, "dropped"));
                     }
                 })?,
                 OnDrop::Ignore => {}
             },
             AgentEvent::Cancel(id) => match journal::on_cancel(self.disk.entries.get(&id)) {
-                OnCancel::FinishCancelled => self.finish(id, Outcome::without_run(OutcomeState::Cancelled, "asked"), s)?,
+                OnCancel::FinishCancelled => self.finish(
+                    id,
+                    Outcome::without_run(OutcomeState::Cancelled, "asked"),
+                    s,
+                )?,
                 OnCancel::End => {
-                    let running = self.process.as_mut().is_some_and(|process| process.running.remove(&id).is_some());
+                    let running = self
+                        .process
+                        .as_mut()
+                        .is_some_and(|process| process.running.remove(&id).is_some());
                     if running {
-                        self.finish(id, Outcome::without_run(OutcomeState::Cancelled, "ended"), s)?;
+                        self.finish(
+                            id,
+                            Outcome::without_run(OutcomeState::Cancelled, "ended"),
+                            s,
+                        )?;
                     }
                 }
                 OnCancel::ResendResult => self.resend(id, s.now),
                 OnCancel::Ignore => {}
             },
-            AgentEvent::ResultAcknowledged { command_id, low_water } => {
+            AgentEvent::ResultAcknowledged {
+                command_id,
+                low_water,
+            } => {
                 self.write(s, |disk| {
                     if let Some(entry) = disk.entries.get_mut(&command_id)
                         && entry.state == EntryState::Finished
@@ -370,13 +493,20 @@ impl Gateway {
     }
 
     fn deadline(&self, as_of: u64, remaining_ms: u64) -> Monotonic {
-        let session = self.process.as_ref().and_then(|process| process.session.as_ref());
-        let sent = session.map_or(Monotonic::ORIGIN, |(_connection, session)| session.sent_at(as_of));
+        let session = self
+            .process
+            .as_ref()
+            .and_then(|process| process.session.as_ref());
+        let sent = session.map_or(Monotonic::ORIGIN, |(_connection, session)| {
+            session.sent_at(as_of)
+        });
         sent.saturating_add(Duration::from_millis(remaining_ms))
     }
 
     fn announce(&mut self, s: &mut Surroundings<'_>) -> Result<(), Died> {
-        let Some(process) = &mut self.process else { return Ok(()) };
+        let Some(process) = &mut self.process else {
+            return Ok(());
+        };
         process.established = true;
         let mark = process.low_water_offered;
         let running: BTreeSet<CommandId> = process.running.keys().copied().collect();
@@ -384,7 +514,9 @@ impl Gateway {
         for entry in entries {
             match entry.state {
                 EntryState::Accepted => self.say_accepted(&entry, true, s.now),
-                EntryState::Started if running.contains(&entry.command_id) => self.say_started(entry.command_id, s.now),
+                EntryState::Started if running.contains(&entry.command_id) => {
+                    self.say_started(entry.command_id, s.now);
+                }
                 EntryState::Finished => self.resend(entry.command_id, s.now),
                 EntryState::Started | EntryState::Reported => {}
             }
@@ -409,18 +541,38 @@ impl Gateway {
     }
 
     fn say_accepted(&mut self, entry: &Entry, awaiting_permit: bool, now: Monotonic) {
-        let accepted = CommandAccepted { command_id: entry.command_id, idempotent: entry.idempotent, awaiting_permit };
+        let accepted = CommandAccepted {
+            command_id: entry.command_id,
+            idempotent: entry.idempotent,
+            awaiting_permit,
+        };
         self.say(AgentMessage::CommandAccepted(accepted), now);
     }
 
     fn say_started(&mut self, command_id: CommandId, now: Monotonic) {
-        self.say(AgentMessage::CommandStarted(CommandStarted { command_id, started_at: Timestamp::default() }), now);
+        self.say(
+            AgentMessage::CommandStarted(CommandStarted {
+                command_id,
+                started_at: Timestamp::default(),
+            }),
+            now,
+        );
     }
 
     fn resend(&mut self, id: CommandId, now: Monotonic) {
-        let outcome = self.disk.entries.get(&id).and_then(|entry| entry.outcome.clone());
+        let outcome = self
+            .disk
+            .entries
+            .get(&id)
+            .and_then(|entry| entry.outcome.clone());
         if let Some(outcome) = outcome {
-            self.say(AgentMessage::CommandResult(CommandResult { command_id: id, outcome }), now);
+            self.say(
+                AgentMessage::CommandResult(CommandResult {
+                    command_id: id,
+                    outcome,
+                }),
+                now,
+            );
         }
     }
 
@@ -431,14 +583,31 @@ impl Gateway {
         let idempotent = offer.name == name_of(true);
         let local = LocalView {
             verdict: Ok(Idempotent(idempotent || !s.rules.permit)),
-            unreported: self.disk.entries.values().filter(|entry| entry.state != EntryState::Reported).count(),
-            low_water: if s.rules.forget_by_low_water { self.disk.low_water } else { 0 },
+            unreported: self
+                .disk
+                .entries
+                .values()
+                .filter(|entry| entry.state != EntryState::Reported)
+                .count(),
+            low_water: if s.rules.forget_by_low_water {
+                self.disk.low_water
+            } else {
+                0
+            },
             expired: s.now >= deadline,
         };
-        match journal::on_command(self.disk.entries.get(&id), &digest, offer.order, offer.permitted, &local) {
+        match journal::on_command(
+            self.disk.entries.get(&id),
+            &digest,
+            offer.order,
+            offer.permitted,
+            &local,
+        ) {
             OnCommand::Accept { start, idempotent } => {
                 let agent_run_id = self.process.as_ref().map(|process| process.agent_run_id);
-                let Some(agent_run_id) = agent_run_id else { return Ok(()) };
+                let Some(agent_run_id) = agent_run_id else {
+                    return Ok(());
+                };
                 let entry = Entry {
                     command_id: id,
                     order: offer.order,
@@ -457,7 +626,11 @@ impl Gateway {
                 })?;
                 self.await_until(id, deadline);
                 self.say_accepted(&entry, !start, s.now);
-                if start { self.begin(id, deadline, s) } else { Ok(()) }
+                if start {
+                    self.begin(id, deadline, s)
+                } else {
+                    Ok(())
+                }
             }
             OnCommand::Announce { start } => {
                 self.await_until(id, deadline);
@@ -478,12 +651,17 @@ impl Gateway {
                 Ok(())
             }
             OnCommand::Reject(code) => {
-                let rejected = CommandRejected { command_id: id, code, detail: code.to_string() };
+                let rejected = CommandRejected {
+                    command_id: id,
+                    code,
+                    detail: code.to_string(),
+                };
                 self.say(AgentMessage::CommandRejected(rejected), s.now);
                 Ok(())
             }
             OnCommand::SecurityEvent => {
-                s.recorder.broken(8, format!("{id:?} came with another digest"));
+                s.recorder
+                    .broken(8, format!("{id:?} came with another digest"));
                 Ok(())
             }
         }
@@ -496,12 +674,23 @@ impl Gateway {
     }
 
     /// The start: deadline, journal, deadline again, and only then the process.
-    fn begin(&mut self, id: CommandId, deadline: Monotonic, s: &mut Surroundings<'_>) -> Result<(), Died> {
+    fn begin(
+        &mut self,
+        id: CommandId,
+        deadline: Monotonic,
+        s: &mut Surroundings<'_>,
+    ) -> Result<(), Died> {
         if s.now >= deadline {
-            return self.finish(id, Outcome::without_run(OutcomeState::Expired, "too late"), s);
+            return self.finish(
+                id,
+                Outcome::without_run(OutcomeState::Expired, "too late"),
+                s,
+            );
         }
         let agent_run_id = self.process.as_ref().map(|process| process.agent_run_id);
-        let Some(agent_run_id) = agent_run_id else { return Ok(()) };
+        let Some(agent_run_id) = agent_run_id else {
+            return Ok(());
+        };
         self.write(s, |disk| {
             if let Some(entry) = disk.entries.get_mut(&id) {
                 entry.state = EntryState::Started;
@@ -510,7 +699,8 @@ impl Gateway {
         })?;
         s.recorder.started(id, s.now);
         let name = self.name;
-        s.recorder.note(|| format!("{:?} {name} starts {id:?}", s.now.as_duration()));
+        s.recorder
+            .note(|| format!("{:?} {name} starts {id:?}", s.now.as_duration()));
         let takes = Duration::from_millis(s.rng.below(400));
         if let Some(process) = &mut self.process {
             process.running.insert(id, s.now.saturating_add(takes));
@@ -520,18 +710,30 @@ impl Gateway {
     }
 
     /// Sends what the spool holds, as far as credit goes.
-    fn pump(&mut self, s: &mut Surroundings<'_>) {
-        let Some(process) = &mut self.process else { return };
-        let Some((_connection, session)) = &mut process.session else { return };
+    fn pump(&mut self, s: &Surroundings<'_>) {
+        let Some(process) = &mut self.process else {
+            return;
+        };
+        let Some((_connection, session)) = &mut process.session else {
+            return;
+        };
         while process.established && session.telemetry_credit() > 4_096 {
             let in_flight = &process.in_flight;
             let next = self.disk.spool.iter().find_map(|(epoch, spooled)| {
-                let from = in_flight.get(epoch).copied().unwrap_or(0).max(spooled.acknowledged) + 1;
+                let from = in_flight
+                    .get(epoch)
+                    .copied()
+                    .unwrap_or(0)
+                    .max(spooled.acknowledged)
+                    + 1;
                 (from <= spooled.last).then(|| batch(*epoch, from, spooled))
             });
             let Some(batch) = next else { return };
             let (epoch, to) = (batch.spool_epoch, batch.to_seq);
-            if session.send(AgentMessage::Telemetry(BatchColumns::from(batch)), s.now).is_err() {
+            if session
+                .send(AgentMessage::Telemetry(BatchColumns::from(batch)), s.now)
+                .is_err()
+            {
                 return;
             }
             process.in_flight.insert(epoch, to);
@@ -555,16 +757,37 @@ fn batch(epoch: AgentRunId, from: u64, spooled: &Spooled) -> Batch {
         to = seq;
         if spooled.records.contains(&seq) {
             let observed_at = Timestamp::from_unix_micros(1_795_000_000_000_000);
-            let fields = [("n".parse().expect("a constant name is valid"), FieldValue::Integer(1))].into();
-            records.push((seq, Record { stream: "sim.n".parse().expect("a constant name is valid"), observed_at, fields }));
+            let fields = [(
+                "n".parse().expect("a constant name is valid"),
+                FieldValue::Integer(1),
+            )]
+            .into();
+            records.push((
+                seq,
+                Record {
+                    stream: "sim.n".parse().expect("a constant name is valid"),
+                    observed_at,
+                    fields,
+                },
+            ));
         } else if let Some(gap) = gaps.last_mut().filter(|gap| gap.to_seq + 1 == seq) {
             gap.to_seq = seq;
         } else {
-            gaps.push(Gap { from_seq: seq, to_seq: seq, reason: GapReason::SpoolFull });
+            gaps.push(Gap {
+                from_seq: seq,
+                to_seq: seq,
+                reason: GapReason::SpoolFull,
+            });
         }
         if records.len() == BATCH_RECORDS {
             break;
         }
     }
-    Batch { spool_epoch: epoch, from_seq: from, to_seq: to, gaps, records }
+    Batch {
+        spool_epoch: epoch,
+        from_seq: from,
+        to_seq: to,
+        gaps,
+        records,
+    }
 }

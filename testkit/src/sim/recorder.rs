@@ -25,8 +25,14 @@ pub struct Violation {
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "seed {} breaks invariant {}: {}", self.seed, self.invariant, self.what)?;
-        self.trace.iter().try_for_each(|line| writeln!(f, "  {line}"))
+        writeln!(
+            f,
+            "seed {} breaks invariant {}: {}",
+            self.seed, self.invariant, self.what
+        )?;
+        self.trace
+            .iter()
+            .try_for_each(|line| writeln!(f, "  {line}"))
     }
 }
 
@@ -74,7 +80,12 @@ impl Recorder {
 
     pub(super) fn broken(&mut self, invariant: u8, what: String) {
         if self.violation.is_none() {
-            self.violation = Some(Violation { seed: self.seed, invariant, what, trace: self.trace.iter().cloned().collect() });
+            self.violation = Some(Violation {
+                seed: self.seed,
+                invariant,
+                what,
+                trace: self.trace.iter().cloned().collect(),
+            });
         }
     }
 
@@ -83,7 +94,15 @@ impl Recorder {
     }
 
     pub(super) fn submitted(&mut self, id: CommandId, idempotent: bool, deadline: Monotonic) {
-        self.commands.insert(id, Truth { idempotent, deadline, starts: 0, ended: None });
+        self.commands.insert(
+            id,
+            Truth {
+                idempotent,
+                deadline,
+                starts: 0,
+                ended: None,
+            },
+        );
     }
 
     /// A process was really started.
@@ -104,9 +123,14 @@ impl Recorder {
 
     /// The store holds a command in a state.
     pub(super) fn stored(&mut self, id: CommandId, state: CommandState) {
-        let Some(truth) = self.commands.get_mut(&id) else { return };
+        let Some(truth) = self.commands.get_mut(&id) else {
+            return;
+        };
         match truth.ended {
-            Some(ended) if ended != state => self.broken(2, format!("{id:?} was {} and became {}", ended.name(), state.name())),
+            Some(ended) if ended != state => self.broken(
+                2,
+                format!("{id:?} was {} and became {}", ended.name(), state.name()),
+            ),
             None if state.is_final() => truth.ended = Some(state),
             Some(_) | None => {}
         }
@@ -117,7 +141,9 @@ impl Recorder {
         for truth in self.commands.values_mut() {
             truth.ended = None;
         }
-        self.commands.retain(|id, truth| held.contains(id) || truth.starts > 0 || truth.deadline > Monotonic::ORIGIN);
+        self.commands.retain(|id, truth| {
+            held.contains(id) || truth.starts > 0 || truth.deadline > Monotonic::ORIGIN
+        });
     }
 
     pub(super) fn starts_of(&self, id: CommandId) -> u32 {

@@ -1,4 +1,4 @@
-//! A small reproducible generator (SplitMix64, Steele, Lea and Flood 2014).
+//! A small reproducible generator (`SplitMix64`, Steele, Lea and Flood 2014).
 
 /// The generator of one world.
 #[derive(Debug, Clone)]

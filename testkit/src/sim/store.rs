@@ -72,7 +72,12 @@ impl Store {
         rules.epoch_fence && self.identity.confirmed != holder.epoch
     }
 
-    fn apply(&mut self, id: CommandId, event: CommandEvent, recorder: &mut Recorder) -> Option<Transition> {
+    fn apply(
+        &mut self,
+        id: CommandId,
+        event: CommandEvent,
+        recorder: &mut Recorder,
+    ) -> Option<Transition> {
         let row = self.commands.get_mut(&id)?;
         let step = transition(row.state, event, row.idempotent);
         if let Transition::To(state) = step {
@@ -84,7 +89,12 @@ impl Store {
     }
 
     fn raise_low_water(&mut self) {
-        let open = self.commands.values().filter(|row| !row.state.is_final()).map(|row| row.order).min();
+        let open = self
+            .commands
+            .values()
+            .filter(|row| !row.state.is_final())
+            .map(|row| row.order)
+            .min();
         let mark = open.unwrap_or(self.identity.next_order) - 1;
         self.identity.low_water = self.identity.low_water.max(mark);
     }
@@ -108,11 +118,18 @@ impl Store {
         );
     }
 
-    pub(super) fn admit(&mut self, facts: &HelloFacts, unreported: &BTreeSet<CommandId>, recorder: &mut Recorder) -> Admission {
+    pub(super) fn admit(
+        &mut self,
+        facts: &HelloFacts,
+        unreported: &BTreeSet<CommandId>,
+        recorder: &mut Recorder,
+    ) -> Admission {
         let admission = admission::admit(&self.identity, facts);
         match &admission {
             Admission::Accept { row, .. } => self.identity = row.clone(),
-            Admission::RolledBack { row, highest_order, .. } => {
+            Admission::RolledBack {
+                row, highest_order, ..
+            } => {
                 self.identity = row.clone();
                 let lost: Vec<CommandId> = self
                     .commands
@@ -144,26 +161,31 @@ impl Store {
         }
         let ids: Vec<CommandId> = self.commands.keys().copied().collect();
         for id in ids {
-            let Some(row) = self.commands.get(&id) else { continue };
+            let Some(row) = self.commands.get(&id) else {
+                continue;
+            };
             let (state, run, idempotent) = (row.state, row.agent_run_id, row.idempotent);
-            match state {
-                CommandState::Dispatched => {
-                    self.apply(id, CommandEvent::SessionLost, recorder);
-                }
-                CommandState::Released | CommandState::Running if !unreported.contains(&id) => {
-                    // Its process is gone; or the same process never got the inline permit.
-                    if run != Some(holder.agent_run_id) || idempotent {
-                        self.apply(id, CommandEvent::RunGone, recorder);
-                    }
-                }
-                _ => {}
+            let permitted = matches!(state, CommandState::Released | CommandState::Running);
+            // Its process is gone; or the same process never got the inline permit.
+            let gone = run != Some(holder.agent_run_id) || idempotent;
+            if state == CommandState::Dispatched {
+                self.apply(id, CommandEvent::SessionLost, recorder);
+            } else if permitted && gone && !unreported.contains(&id) {
+                self.apply(id, CommandEvent::RunGone, recorder);
             }
         }
         true
     }
 
     /// Takes the next commands for a session; idempotent ones are released at once.
-    pub(super) fn lease(&mut self, holder: Holder, now: Monotonic, room: usize, rules: &Rules, recorder: &mut Recorder) -> Vec<CommandId> {
+    pub(super) fn lease(
+        &mut self,
+        holder: Holder,
+        now: Monotonic,
+        room: usize,
+        rules: &Rules,
+        recorder: &mut Recorder,
+    ) -> Vec<CommandId> {
         if self.fenced(holder, rules) {
             return Vec::new();
         }
@@ -171,7 +193,9 @@ impl Store {
         let mut next: Vec<(u64, CommandId)> = self
             .commands
             .iter()
-            .filter(|(_id, row)| row.state == CommandState::Queued && row.deadline > now && row.order <= window)
+            .filter(|(_id, row)| {
+                row.state == CommandState::Queued && row.deadline > now && row.order <= window
+            })
             .map(|(id, row)| (row.order, *id))
             .collect();
         next.sort_unstable();
@@ -205,7 +229,9 @@ impl Store {
         if self.fenced(holder, rules) {
             return None;
         }
-        let Some(row) = self.commands.get_mut(&id) else { return Some(Accepted::Drop) };
+        let Some(row) = self.commands.get_mut(&id) else {
+            return Some(Accepted::Drop);
+        };
         row.idempotent &= idempotent;
         let here = row.agent_run_id == Some(holder.agent_run_id) || !rules.permit_bound_to_run;
         match row.state {
@@ -230,28 +256,61 @@ impl Store {
                 self.apply(id, CommandEvent::RunGone, recorder);
                 Some(Accepted::Drop)
             }
-            _ => Some(Accepted::Drop),
+            CommandState::Succeeded
+            | CommandState::Failed
+            | CommandState::TimedOut
+            | CommandState::Rejected
+            | CommandState::Expired
+            | CommandState::Cancelled
+            | CommandState::Dead
+            | CommandState::Indeterminate => Some(Accepted::Drop),
         }
     }
 
-    pub(super) fn event(&mut self, id: CommandId, event: CommandEvent, holder: Holder, rules: &Rules, recorder: &mut Recorder) -> bool {
+    pub(super) fn event(
+        &mut self,
+        id: CommandId,
+        event: CommandEvent,
+        holder: Holder,
+        rules: &Rules,
+        recorder: &mut Recorder,
+    ) -> bool {
         if self.fenced(holder, rules) {
             return false;
         }
         if !rules.epoch_fence && self.identity.confirmed != holder.epoch {
-            recorder.broken(6, format!("epoch {} wrote while {} is in force", holder.epoch, self.identity.confirmed));
+            recorder.broken(
+                6,
+                format!(
+                    "epoch {} wrote while {} is in force",
+                    holder.epoch, self.identity.confirmed
+                ),
+            );
         }
         self.apply(id, event, recorder);
         true
     }
 
     /// A result: false when the session is fenced, and nothing may be acknowledged.
-    pub(super) fn complete(&mut self, id: CommandId, outcome: &Outcome, holder: Holder, rules: &Rules, recorder: &mut Recorder) -> bool {
+    pub(super) fn complete(
+        &mut self,
+        id: CommandId,
+        outcome: &Outcome,
+        holder: Holder,
+        rules: &Rules,
+        recorder: &mut Recorder,
+    ) -> bool {
         if self.fenced(holder, rules) {
             return false;
         }
         if !rules.epoch_fence && self.identity.confirmed != holder.epoch {
-            recorder.broken(6, format!("epoch {} wrote while {} is in force", holder.epoch, self.identity.confirmed));
+            recorder.broken(
+                6,
+                format!(
+                    "epoch {} wrote while {} is in force",
+                    holder.epoch, self.identity.confirmed
+                ),
+            );
         }
         match self.apply(id, CommandEvent::Ended(outcome.state), recorder) {
             None => {
@@ -272,12 +331,19 @@ impl Store {
             row.cancel = true;
         }
         self.apply(id, CommandEvent::CancelRequested, recorder);
-        self.commands.get(&id).is_some_and(|row| !row.state.is_final())
+        self.commands
+            .get(&id)
+            .is_some_and(|row| !row.state.is_final())
     }
 
     /// What the owners of waiting states do; `overdue` also gives up what was permitted long ago.
     pub(super) fn sweep(&mut self, now: Monotonic, overdue: bool, recorder: &mut Recorder) {
-        let ids: Vec<CommandId> = self.commands.iter().filter(|(_id, row)| row.deadline <= now).map(|(id, _row)| *id).collect();
+        let ids: Vec<CommandId> = self
+            .commands
+            .iter()
+            .filter(|(_id, row)| row.deadline <= now)
+            .map(|(id, _row)| *id)
+            .collect();
         for id in ids {
             self.apply(id, CommandEvent::DeadlinePassed, recorder);
             if overdue {
@@ -287,7 +353,12 @@ impl Store {
     }
 
     /// A batch: drops what is committed, clips gaps, fills a hole that a roll-back left.
-    pub(super) fn commit_telemetry(&mut self, batch: &Batch, holder: Holder, rules: &Rules) -> Option<u64> {
+    pub(super) fn commit_telemetry(
+        &mut self,
+        batch: &Batch,
+        holder: Holder,
+        rules: &Rules,
+    ) -> Option<u64> {
         if self.fenced(holder, rules) {
             return None;
         }
@@ -312,6 +383,9 @@ impl Store {
 
     pub(super) fn accounts_for(&self, key: &(AgentRunId, u64)) -> bool {
         self.telemetry.contains(key)
-            || self.gaps.get(&key.0).is_some_and(|gaps| gaps.iter().any(|(from, to)| (*from..=*to).contains(&key.1)))
+            || self
+                .gaps
+                .get(&key.0)
+                .is_some_and(|gaps| gaps.iter().any(|(from, to)| (*from..=*to).contains(&key.1)))
     }
 }

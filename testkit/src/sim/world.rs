@@ -9,12 +9,12 @@ use viworks_common::id::{AgentId, CommandId, Tenant};
 use viworks_common::key::{AgentKey, Binding, BindingMode, Identity, MasterKey, Secret};
 use viworks_common::time::Monotonic;
 
+use super::Rules;
 use super::backend::Backend;
-use super::gateway::{Disk, Died, Gateway, Surroundings};
+use super::gateway::{Died, Disk, Gateway, Surroundings};
 use super::recorder::{Recorder, Violation};
 use super::rng::Rng;
 use super::store::Store;
-use super::Rules;
 
 /// Steps with faults.
 const FAULTY_STEPS: u32 = 260;
@@ -124,9 +124,15 @@ macro_rules! surroundings {
 impl World {
     fn new(seed: u64, rules: Rules) -> Self {
         let mut rng = Rng::new(seed);
-        let identity = Identity { tenant: Tenant::default_tenant(), agent_id: AgentId::from_uuid(rng.uuid()) };
+        let identity = Identity {
+            tenant: Tenant::default_tenant(),
+            agent_id: AgentId::from_uuid(rng.uuid()),
+        };
         let master = Arc::new(MasterKey::new(Secret::from_bytes(rng.bytes())));
-        let binding = Binding { mode: BindingMode::Exporter, value: rng.bytes() };
+        let binding = Binding {
+            mode: BindingMode::Exporter,
+            value: rng.bytes(),
+        };
         let key = master.agent_key(&identity, 1);
         let host = Gateway::new('A', master.token(&identity, 0).expose_hex(), &mut rng);
         let losing = match seed % 4 {
@@ -160,7 +166,9 @@ impl World {
 
     fn step(&mut self) {
         let longest = if self.faults { 60 } else { 120 };
-        self.now = self.now.saturating_add(Duration::from_millis(1 + self.rng.below(longest)));
+        self.now = self
+            .now
+            .saturating_add(Duration::from_millis(1 + self.rng.below(longest)));
         if !self.backend.up && self.now >= self.backend_back_at {
             self.backend.up = true;
             self.recorder.note(|| "the backend is back".to_owned());
@@ -175,12 +183,16 @@ impl World {
 
     fn connect(&mut self) {
         for index in 0..self.hosts.len() {
-            let Some(process) = &mut self.hosts[index].process else { continue };
+            let Some(process) = &mut self.hosts[index].process else {
+                continue;
+            };
             if process.session.is_some() || self.now < process.retry_at {
                 continue;
             }
             if !self.backend.up {
-                process.retry_at = self.now.saturating_add(Duration::from_millis(100 + self.rng.below(400)));
+                process.retry_at = self
+                    .now
+                    .saturating_add(Duration::from_millis(100 + self.rng.below(400)));
                 continue;
             }
             let id = self.next_link;
@@ -188,7 +200,13 @@ impl World {
             self.backend.accept(id, surroundings!(self));
             let (identity, binding) = (self.backend.identity.clone(), self.backend.binding.clone());
             self.hosts[index].connect(id, &identity, &self.key, &binding, self.now);
-            let link = Link { host: index, up: VecDeque::new(), down: VecDeque::new(), agent_open: true, backend_open: true };
+            let link = Link {
+                host: index,
+                up: VecDeque::new(),
+                down: VecDeque::new(),
+                agent_open: true,
+                backend_open: true,
+            };
             self.links.insert(id, link);
         }
     }
@@ -197,22 +215,28 @@ impl World {
         let now = self.now;
         for (id, link) in &mut self.links {
             while link.up.front().is_some_and(|(at, _bytes)| *at <= now) {
-                let Some((_at, bytes)) = link.up.pop_front() else { break };
+                let Some((_at, bytes)) = link.up.pop_front() else {
+                    break;
+                };
                 if let Some(connection) = self.backend.connections.get_mut(id) {
                     connection.session.handle_frame(&bytes, now);
                     if self.faults && self.rng.one_in(400) {
                         // Recorded and sent again: refused, and the session is over.
                         connection.session.handle_frame(&bytes, now);
                         if connection.session.closed().is_none() {
-                            self.recorder.broken(8, "a repeated envelope was accepted".to_owned());
+                            self.recorder
+                                .broken(8, "a repeated envelope was accepted".to_owned());
                         }
                     }
                 }
             }
             while link.down.front().is_some_and(|(at, _bytes)| *at <= now) {
-                let Some((_at, bytes)) = link.down.pop_front() else { break };
+                let Some((_at, bytes)) = link.down.pop_front() else {
+                    break;
+                };
                 let process = self.hosts[link.host].process.as_mut();
-                if let Some((session_id, session)) = process.and_then(|process| process.session.as_mut())
+                if let Some((session_id, session)) =
+                    process.and_then(|process| process.session.as_mut())
                     && session_id == id
                 {
                     session.handle_frame(&bytes, now);
@@ -257,7 +281,9 @@ impl World {
         if self.now >= self.sweep_at {
             self.sweep_at = self.now.saturating_add(Duration::from_millis(300));
             let nobody_comes = !self.faults && self.hosts.iter().all(|host| host.refused);
-            self.backend.store.sweep(self.now, nobody_comes, &mut self.recorder);
+            self.backend
+                .store
+                .sweep(self.now, nobody_comes, &mut self.recorder);
             if let Err(Died) = self.backend.dispatch(surroundings!(self)) {
                 self.crash_backend();
             }
@@ -267,17 +293,24 @@ impl World {
     fn crash_backend(&mut self) {
         self.recorder.note(|| "the backend dies".to_owned());
         self.backend.crash();
-        self.backend_back_at = self.now.saturating_add(Duration::from_millis(50 + self.rng.below(900)));
+        self.backend_back_at = self
+            .now
+            .saturating_add(Duration::from_millis(50 + self.rng.below(900)));
         for link in self.links.values_mut() {
             link.backend_open = false;
         }
     }
 
     fn transmit(&mut self) {
-        let slow = if self.faults && self.rng.one_in(20) { 3_000 } else { 40 };
+        let slow = if self.faults && self.rng.one_in(20) {
+            3_000
+        } else {
+            40
+        };
         for (id, link) in &mut self.links {
             let process = self.hosts[link.host].process.as_mut();
-            if let Some((session_id, session)) = process.and_then(|process| process.session.as_mut())
+            if let Some((session_id, session)) =
+                process.and_then(|process| process.session.as_mut())
                 && session_id == id
             {
                 while let Some(bytes) = session.poll_transmit(self.now) {
@@ -310,12 +343,19 @@ impl World {
             let host = &mut self.hosts[link.host];
             let refused = host.refused;
             if let Some(process) = &mut host.process {
-                let here = process.session.as_ref().is_some_and(|(session_id, _session)| session_id == id);
+                let here = process
+                    .session
+                    .as_ref()
+                    .is_some_and(|(session_id, _session)| session_id == id);
                 let over = !link.agent_open || !link.backend_open && link.down.is_empty();
                 if here && over {
                     process.session = None;
                     process.established = false;
-                    let wait = if refused { REFUSED_BACKOFF } else { Duration::from_millis(50 + self.rng.below(600)) };
+                    let wait = if refused {
+                        REFUSED_BACKOFF
+                    } else {
+                        Duration::from_millis(50 + self.rng.below(600))
+                    };
                     process.retry_at = now.saturating_add(wait);
                     link.agent_open = false;
                 } else if !here {
@@ -324,7 +364,8 @@ impl World {
             } else {
                 link.agent_open = false;
             }
-            let backend_over = !link.backend_open || !link.agent_open && link.up.is_empty() && self.rng.one_in(8);
+            let backend_over =
+                !link.backend_open || !link.agent_open && link.up.is_empty() && self.rng.one_in(8);
             if backend_over {
                 link.backend_open = false;
                 self.backend.connections.remove(id);
@@ -352,7 +393,9 @@ impl World {
             27..29 if self.backend.up => self.crash_backend(),
             29 if self.losing == Losing::Gateway => self.copy_disk(),
             30 if self.losing == Losing::Gateway && self.rng.one_in(3) => self.restore_disk(),
-            31 if self.losing == Losing::Backend => self.store_copy = Some(self.backend.store.clone()),
+            31 if self.losing == Losing::Backend => {
+                self.store_copy = Some(self.backend.store.clone());
+            }
             32 if self.losing == Losing::Backend && self.rng.one_in(3) => self.roll_back(),
             33 if self.losing == Losing::Gateway && self.rng.one_in(4) => self.clone_host(),
             34 => {
@@ -369,9 +412,12 @@ impl World {
         }
         let id = CommandId::from_uuid(self.rng.uuid());
         let idempotent = self.rng.one_in(2);
-        let deadline = self.now.saturating_add(Duration::from_millis(300 + self.rng.below(20_000)));
+        let deadline = self
+            .now
+            .saturating_add(Duration::from_millis(300 + self.rng.below(20_000)));
         self.recorder.submitted(id, idempotent, deadline);
-        self.recorder.note(|| format!("{id:?} is submitted, idempotent {idempotent}"));
+        self.recorder
+            .note(|| format!("{id:?} is submitted, idempotent {idempotent}"));
         self.backend.store.submit(id, idempotent, deadline);
         self.submitted.push(id);
         if let Err(Died) = self.backend.dispatch(surroundings!(self)) {
@@ -383,7 +429,11 @@ impl World {
         if self.submitted.is_empty() || !self.backend.up {
             return;
         }
-        let index = usize::try_from(self.rng.below(u64::try_from(self.submitted.len()).unwrap_or(1))).unwrap_or(0);
+        let index = usize::try_from(
+            self.rng
+                .below(u64::try_from(self.submitted.len()).unwrap_or(1)),
+        )
+        .unwrap_or(0);
         let id = self.submitted[index];
         if self.backend.store.cancel(id, &mut self.recorder) {
             self.recorder.note(|| format!("{id:?} is asked to stop"));
@@ -391,7 +441,8 @@ impl World {
     }
 
     fn append(&mut self) {
-        let index = usize::try_from(self.rng.below(u64::try_from(self.hosts.len()).unwrap_or(1))).unwrap_or(0);
+        let index = usize::try_from(self.rng.below(u64::try_from(self.hosts.len()).unwrap_or(1)))
+            .unwrap_or(0);
         for _ in 0..=self.rng.below(6) {
             if let Err(Died) = self.hosts[index].append(surroundings!(self)) {
                 return self.crash_host(index);
@@ -408,7 +459,12 @@ impl World {
                 link.up.clear();
             }
         }
-        self.recorder.note(|| format!("connections are cut, {}", if both { "both ends know" } else { "half-open" }));
+        self.recorder.note(|| {
+            format!(
+                "connections are cut, {}",
+                if both { "both ends know" } else { "half-open" }
+            )
+        });
     }
 
     fn copy_disk(&mut self) {
@@ -416,8 +472,11 @@ impl World {
     }
 
     fn restore_disk(&mut self) {
-        let Some((index, copy)) = self.disk_copy.clone() else { return };
-        self.recorder.note(|| "the disk of A is put back".to_owned());
+        let Some((index, copy)) = self.disk_copy.clone() else {
+            return;
+        };
+        self.recorder
+            .note(|| "the disk of A is put back".to_owned());
         self.crash_host(index);
         self.hosts[index].disk = copy.clone();
         self.hosts[index].synced = copy;
@@ -430,17 +489,27 @@ impl World {
         let hosts = &self.hosts;
         let store = &self.backend.store;
         self.recorder.spooled.retain(|key| {
-            store.accounts_for(key) || hosts.iter().any(|host| host.synced.spool.get(&key.0).is_some_and(|spooled| spooled.last >= key.1))
+            store.accounts_for(key)
+                || hosts.iter().any(|host| {
+                    host.synced
+                        .spool
+                        .get(&key.0)
+                        .is_some_and(|spooled| spooled.last >= key.1)
+                })
         });
     }
 
     fn roll_back(&mut self) {
-        let Some(copy) = self.store_copy.take() else { return };
+        let Some(copy) = self.store_copy.take() else {
+            return;
+        };
         self.recorder.note(|| "the database is put back".to_owned());
         self.crash_backend();
         // What had been committed may be trimmed by now, or as soon as an acknowledgement under way arrives.
         let before = std::mem::replace(&mut self.backend.store, copy);
-        self.recorder.spooled.retain(|key| !before.accounts_for(key));
+        self.recorder
+            .spooled
+            .retain(|key| !before.accounts_for(key));
         self.rolled_back = true;
         let held: BTreeSet<CommandId> = self.backend.store.commands.keys().copied().collect();
         self.recorder.store_restored(&held);
@@ -455,7 +524,8 @@ impl World {
         copy.disk = self.hosts[0].synced.clone();
         copy.synced = copy.disk.clone();
         copy.install_id = self.hosts[0].install_id;
-        self.recorder.note(|| "the disk of A is cloned; B speaks with it".to_owned());
+        self.recorder
+            .note(|| "the disk of A is cloned; B speaks with it".to_owned());
         self.hosts.push(copy);
         self.hosts[1].start(surroundings!(self));
     }
@@ -471,11 +541,23 @@ impl World {
     }
 
     fn at_rest(&self) -> bool {
-        let open = self.backend.store.commands.values().any(|row| !row.state.is_final());
+        let open = self
+            .backend
+            .store
+            .commands
+            .values()
+            .any(|row| !row.state.is_final());
         let connected = self.backend.live.is_some() || self.hosts.iter().all(|host| host.refused);
         let delivered = self.live_host().is_none_or(|host| {
-            host.disk.spool.values().all(|spooled| spooled.acknowledged == spooled.last)
-                && host.disk.entries.values().all(|entry| entry.state == viworks_common::journal::EntryState::Reported)
+            host.disk
+                .spool
+                .values()
+                .all(|spooled| spooled.acknowledged == spooled.last)
+                && host
+                    .disk
+                    .entries
+                    .values()
+                    .all(|entry| entry.state == viworks_common::journal::EntryState::Reported)
         });
         // Of two holders one is refused in the end, and the fork is known.
         let decided = self.hosts.len() == 1
@@ -485,7 +567,9 @@ impl World {
 
     fn live_host(&self) -> Option<&Gateway> {
         let live = self.backend.live?;
-        self.links.get(&live).and_then(|link| self.hosts.get(link.host))
+        self.links
+            .get(&live)
+            .and_then(|link| self.hosts.get(link.host))
     }
 
     fn final_checks(&mut self) {
@@ -496,27 +580,36 @@ impl World {
                 .commands
                 .iter()
                 .filter(|(_id, row)| !row.state.is_final())
-                .map(|(id, row)| format!("{id:?} is {} for {:?}", row.state.name(), row.agent_run_id))
+                .map(|(id, row)| {
+                    format!("{id:?} is {} for {:?}", row.state.name(), row.agent_run_id)
+                })
                 .collect();
             let live = self.backend.live;
             let refused: Vec<bool> = self.hosts.iter().map(|host| host.refused).collect();
-            self.recorder.broken(10, format!("no rest: open {open:?}, live {live:?}, refused {refused:?}"));
+            self.recorder.broken(
+                10,
+                format!("no rest: open {open:?}, live {live:?}, refused {refused:?}"),
+            );
             return;
         }
         let single = self.hosts.len() == 1 && !self.restored && self.rules == Rules::ALL;
         if single && !self.rolled_back && self.recorder.forks > 0 {
-            self.recorder.broken(7, "a single holder was refused as a fork".to_owned());
+            self.recorder
+                .broken(7, "a single holder was refused as a fork".to_owned());
         }
         let ran_as_said: Vec<CommandId> = self
             .backend
             .store
             .commands
             .iter()
-            .filter(|(id, row)| row.state == CommandState::Succeeded && self.recorder.starts_of(**id) == 0)
+            .filter(|(id, row)| {
+                row.state == CommandState::Succeeded && self.recorder.starts_of(**id) == 0
+            })
             .map(|(id, _row)| *id)
             .collect();
         for id in ran_as_said {
-            self.recorder.broken(3, format!("{id:?} succeeded and never started"));
+            self.recorder
+                .broken(3, format!("{id:?} succeeded and never started"));
         }
         self.check_telemetry();
     }
@@ -526,7 +619,10 @@ impl World {
         // A holder that was refused keeps collecting; the live one has delivered everything, or there would be no rest.
         let waiting = |key: &(viworks_common::id::AgentRunId, u64)| {
             self.hosts.iter().any(|host| {
-                host.disk.spool.get(&key.0).is_some_and(|spooled| spooled.acknowledged < key.1 && key.1 <= spooled.last)
+                host.disk
+                    .spool
+                    .get(&key.0)
+                    .is_some_and(|spooled| spooled.acknowledged < key.1 && key.1 <= spooled.last)
             })
         };
         let missing: Vec<String> = self
@@ -537,13 +633,22 @@ impl World {
             .map(|key| format!("{:?} {}", key.0, key.1))
             .collect();
         if !missing.is_empty() {
-            self.recorder.broken(5, format!("records are neither stored nor in a gap: {missing:?}"));
+            self.recorder.broken(
+                5,
+                format!("records are neither stored nor in a gap: {missing:?}"),
+            );
         }
     }
 
     fn report(&self) -> Report {
         let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
-        let indeterminate = self.backend.store.commands.values().filter(|row| row.state == CommandState::Indeterminate).count();
+        let indeterminate = self
+            .backend
+            .store
+            .commands
+            .values()
+            .filter(|row| row.state == CommandState::Indeterminate)
+            .count();
         Report {
             starts: self.recorder.starts,
             commands: count(self.backend.store.commands.len()),
@@ -557,5 +662,9 @@ impl World {
 /// Frames of one direction arrive in order.
 fn push(queue: &mut VecDeque<(Monotonic, Vec<u8>)>, now: Monotonic, delay_ms: u64, bytes: Vec<u8>) {
     let earliest = queue.back().map_or(now, |(at, _bytes)| *at);
-    queue.push_back((now.saturating_add(Duration::from_millis(delay_ms)).max(earliest), bytes));
+    queue.push_back((
+        now.saturating_add(Duration::from_millis(delay_ms))
+            .max(earliest),
+        bytes,
+    ));
 }
