@@ -377,10 +377,12 @@ impl Deployment {
     /// # Panics
     /// When the API does not list them.
     pub async fn commands(&self, run: &str) -> Vec<Value> {
-        let page = self
-            .get(&format!("/v1/runs/{run}/commands?limit=1000"))
-            .await;
-        page["items"].as_array().expect("a page has items").clone()
+        let path = format!("/v1/runs/{run}/commands?limit=1000");
+        eventually("the run's commands are listed", PATIENCE, async || {
+            let (status, page) = self.request("GET", &path, None).await.ok()?;
+            (status == 200).then(|| page["items"].as_array().cloned())?
+        })
+        .await
     }
 
     /// Waits until a gateway is online and its catalogue is known.

@@ -29,15 +29,16 @@ pub fn mark_starts(folder: &Path) {
     let commands = folder.join("commands.d");
     std::fs::create_dir_all(&commands).expect("a folder can be made");
     mode(&commands, 0o700);
-    let mut catalogue = String::new();
+    let mut catalogue = Vec::new();
     for (name, idempotent) in [(ONCE, false), (AGAIN, true)] {
-        catalogue.push_str(&format!(
-            "[[command]]\nname = \"{name}\"\ntitle = \"writes down that it ran\"\nrisk = \"read\"\nidempotent = {idempotent}\nargv = [{:?}]\ntimeout_ms = 20000\n\n",
-            script.display().to_string()
+        let argv = script.display().to_string();
+        catalogue.push(format!(
+            "[[command]]\nname = \"{name}\"\ntitle = \"writes down that it ran\"\nrisk = \"read\"\n\
+             idempotent = {idempotent}\nargv = [{argv:?}]\ntimeout_ms = 20000\n"
         ));
     }
     let file = commands.join("test.toml");
-    std::fs::write(&file, catalogue).expect("a catalogue can be written");
+    std::fs::write(&file, catalogue.join("\n")).expect("a catalogue can be written");
     mode(&file, 0o600);
 }
 
@@ -113,7 +114,7 @@ pub async fn feed(folder: &Path, stream: &str, count: usize) -> Fed {
         {
             Ok((200..300, _answer)) => fed.answered += size,
             Ok((429 | 503, _answer)) => {
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             }
             Ok((status, answer)) => panic!("the local API answered {status}: {answer}"),
             Err(_cut) => {

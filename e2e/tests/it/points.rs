@@ -13,7 +13,7 @@ fn quick() -> Start {
         .with("VIWORKS__COLLECT__ENABLED", "false")
 }
 
-async fn system() -> (Deployment, PathBuf) {
+fn system() -> (Deployment, PathBuf) {
     let system = Deployment::new(Binaries::with_fault_points());
     let folder = system.issue("gw-1");
     mark_starts(&folder);
@@ -36,7 +36,7 @@ async fn settled(
             match (*command, state) {
                 (ONCE, "succeeded") => assert_eq!(starts, 1, "{point}: {id}"),
                 (ONCE, "indeterminate") => {
-                    assert!(starts <= 1, "{point}: {id} started {starts} times")
+                    assert!(starts <= 1, "{point}: {id} started {starts} times");
                 }
                 (AGAIN, "succeeded") => assert!(starts >= 1, "{point}: {id}"),
                 (command, other) => panic!("{point}: {command} {id} is {other}: {one}"),
@@ -58,7 +58,7 @@ const GATEWAY_POINTS: [&str; 8] = [
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gateway_that_dies_at_any_durable_step_leaves_every_command_decided() {
-    let (mut system, folder) = system().await;
+    let (mut system, folder) = system();
     system.start_backend(Start::default()).await;
     for (n, point) in GATEWAY_POINTS.into_iter().enumerate() {
         let mut dying = system.start_gateway(&folder, quick().dying_at(&format!("{point}:2")));
@@ -92,7 +92,7 @@ const BACKEND_POINTS: [&str; 8] = [
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backend_that_dies_at_any_durable_step_loses_and_repeats_nothing() {
-    let (mut system, folder) = system().await;
+    let (mut system, folder) = system();
     system.start_backend(Start::default()).await;
     let telemetry = quick()
         .with("VIWORKS__COLLECT__ENABLED", "true")

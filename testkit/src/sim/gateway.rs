@@ -16,6 +16,7 @@ use viworks_common::time::{Monotonic, Timestamp};
 use super::core::{Core, Event, GatewayStep, Generation, HostId, Process as Dying};
 use super::disk_model::{Disk, Image, Write, Written};
 use super::network::ConnectionId;
+use super::scenario::Rule;
 
 mod engine;
 mod link;
@@ -275,11 +276,16 @@ impl Host {
         };
         core.note(|| format!("{id:?} writes {write:?}"));
         self.disk.write(write);
-        process.after.push_back(after);
         let delay = core.random.span(Duration::ZERO, core.scenario.sync);
         let done = core.now.saturating_add(delay).max(process.last_sync);
         process.last_sync = done;
         core.at(done, event);
+        if core.rules.keep(Rule::JournalFirst) {
+            process.after.push_back(after);
+        } else {
+            process.after.push_back(After::Nothing);
+            self.go_on_after(after, true, core);
+        }
     }
 
     fn synced(&mut self, core: &mut Core) {
@@ -304,11 +310,15 @@ impl Host {
         let Some(after) = process.after.pop_front() else {
             return;
         };
+        self.go_on_after(after, written.done, core);
+    }
+
+    fn go_on_after(&mut self, after: After, done: bool, core: &mut Core) {
         match after {
-            After::Engine(then) => self.engine_synced(then, written.done, core),
-            After::TaskStarted(id) => self.task_started(id, written.done, core),
+            After::Engine(then) => self.engine_synced(then, done, core),
+            After::TaskStarted(id) => self.task_started(id, done, core),
             After::TaskFinished(id, outcome) => self.task_finished(id, outcome, core),
-            After::EpochKept(wire) => self.epoch_kept(wire, written.done, core),
+            After::EpochKept(wire) => self.epoch_kept(wire, done, core),
             After::Nothing => self.look_again(core),
         }
     }

@@ -19,6 +19,8 @@ pub enum Rule {
     LowWaterForgetting,
     /// Nothing is acknowledged before it is committed.
     AckAfterCommit,
+    /// The gateway says and does what a write stands for after the write is durable.
+    JournalFirst,
     /// Results are sent until they are acknowledged.
     ResultsResent,
     /// Writes carry the epoch of their session.
@@ -46,6 +48,7 @@ impl Rule {
         Self::KnownIdAnswered,
         Self::LowWaterForgetting,
         Self::AckAfterCommit,
+        Self::JournalFirst,
         Self::ResultsResent,
         Self::EpochFence,
         Self::EpochRange,

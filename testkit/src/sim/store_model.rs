@@ -97,12 +97,6 @@ impl Store {
         self.commands.values()
     }
 
-    /// A gateway.
-    #[must_use]
-    pub(crate) fn gateway(&self, agent: AgentId) -> Option<&Gateway> {
-        self.gateways.get(&agent)
-    }
-
     /// Whether a fork of an identity is recorded.
     #[must_use]
     pub(crate) fn has_fork(&self, agent: AgentId) -> bool {

@@ -4,6 +4,7 @@ use std::num::NonZero;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use viworks_runtime::config::environment;
 use viworks_testkit::sim::{self, Counts, Failure, Rule, Rules};
 
 /// Worlds in an ordinary run.
@@ -11,12 +12,8 @@ const SEEDS: u64 = 10_000;
 /// Worlds within which a missing rule must be noticed.
 const SEEDS_WITHOUT_RULE: u64 = 4_000;
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the size of a test run is no configuration of the product"
-)]
 fn from_environment(name: &str, otherwise: u64) -> u64 {
-    std::env::var(name).map_or(otherwise, |text| {
+    environment().get(name).map_or(otherwise, |text| {
         text.parse().expect("the variable holds a number")
     })
 }
