@@ -56,6 +56,8 @@ pub struct HelloFacts {
     pub highest_order: u64,
     /// The highest low-water mark it was told.
     pub low_water: u64,
+    /// What `confirmed` was before its CHALLENGE was made.
+    pub confirmed_at_challenge: u64,
 }
 
 /// What becomes of a HELLO.
@@ -81,7 +83,7 @@ pub enum Admission {
         /// Commands that are not idempotent, up to this order and absent from the unreported list, are indeterminate.
         highest_order: u64,
     },
-    /// An earlier message of a process that has since moved on: closed, not recorded.
+    /// It was overtaken, by the same process or while it was under way: closed, not recorded. A copy comes back and is found.
     Late,
     /// A second holder of the identity that fell behind.
     Fork,
@@ -106,7 +108,10 @@ pub fn admit(row: &IdentityRow, hello: &HelloFacts) -> Admission {
         return Admission::BadToken;
     }
     if hello.epoch < row.confirmed {
-        return if row.last_agent_run_id == Some(hello.agent_run_id) {
+        // A process may die with its HELLO under way: its successor can be confirmed before that arrives. Whoever was in
+        // range when the challenge was made may have been overtaken so, and proves nothing.
+        let overtaken = hello.epoch >= hello.confirmed_at_challenge;
+        return if overtaken || row.last_agent_run_id == Some(hello.agent_run_id) {
             Admission::Late
         } else {
             Admission::Fork
@@ -207,6 +212,7 @@ mod tests {
             key_generation: 1,
             highest_order: 0,
             low_water: 0,
+            confirmed_at_challenge: u64::MAX,
         }
     }
 
@@ -261,6 +267,21 @@ mod tests {
         };
         assert_eq!(admit(&row, &hello(0, run(2))), Admission::Fork);
         assert_eq!(admit(&row, &hello(0, run(1))), Admission::Late);
+    }
+
+    #[test]
+    fn the_last_words_of_a_dead_process_do_not_make_its_successor_look_like_a_copy() {
+        let row = IdentityRow::fresh(1);
+        let mut last_words = hello(0, run(1));
+        last_words.confirmed_at_challenge = row.confirmed;
+        let (row, issued) = accepted(&row, &hello(0, run(2)));
+        let Confirmation::Confirmed(row) = confirm(&row, 0, issued, run(2)) else {
+            panic!()
+        };
+        assert_eq!(admit(&row, &last_words), Admission::Late);
+        // A copy answers a fresh challenge in the same way.
+        last_words.confirmed_at_challenge = row.confirmed;
+        assert_eq!(admit(&row, &last_words), Admission::Fork);
     }
 
     #[test]

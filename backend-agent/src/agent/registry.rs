@@ -29,6 +29,8 @@ pub struct Peer {
     pub fingerprint: [u8; 32],
     /// How long the certificate is still valid.
     pub remaining: Duration,
+    /// The gateway's confirmed epoch when it was recognised.
+    pub confirmed: u64,
 }
 
 /// Why a certificate that leads to our authority is still not accepted.
@@ -107,6 +109,7 @@ impl Registry {
             identity,
             fingerprint: Sha256::digest(leaf).into(),
             remaining: not_after.saturating_since(now),
+            confirmed: known.confirmed,
         })
     }
 }

@@ -151,6 +151,7 @@ impl Arrival<'_> {
             key_generation: u32::from(self.key_generation),
             highest_order: hello.highest_order,
             low_water: hello.low_water,
+            confirmed_at_challenge: self.peer.confirmed,
             unreported: hello.unreported.clone(),
             telemetry: hello.telemetry.clone(),
             catalogue_digest: hello.catalogue_digest.clone(),

@@ -166,7 +166,7 @@ impl Backend {
             return;
         }
         match step {
-            BackendStep::Accept(wire) => instance.accept(wire, core),
+            BackendStep::Accept(wire) => instance.accept(wire, &self.store, core),
             BackendStep::Timer(wire) | BackendStep::Turn(wire) => instance.turn(wire, core),
             BackendStep::Commit(job) => self.commit(id, job, core),
             BackendStep::Reply(job) => self.reply(id, job, core),

@@ -97,6 +97,12 @@ impl Store {
         self.commands.values()
     }
 
+    /// The confirmed epoch of a gateway.
+    #[must_use]
+    pub(crate) fn confirmed(&self, agent: AgentId) -> u64 {
+        self.gateways.get(&agent).map_or(0, |it| it.row.confirmed)
+    }
+
     /// Whether a fork of an identity is recorded.
     #[must_use]
     pub(crate) fn has_fork(&self, agent: AgentId) -> bool {

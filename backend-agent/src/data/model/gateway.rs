@@ -204,6 +204,8 @@ pub struct Certificate {
     pub fingerprint: [u8; 32],
     /// Whether it, or its gateway, was revoked.
     pub revoked: bool,
+    /// The gateway's confirmed epoch: who presents it later and is too late may only have been overtaken.
+    pub confirmed: u64,
 }
 
 /// A HELLO whose MAC was right, with what the connection says about its sender.
@@ -229,6 +231,8 @@ pub struct AdmitRequest {
     pub highest_order: u64,
     /// The highest low-water mark it was told.
     pub low_water: u64,
+    /// The gateway's confirmed epoch before the challenge was made.
+    pub confirmed_at_challenge: u64,
     /// Every command its journal holds that was not acknowledged.
     pub unreported: Vec<CommandId>,
     /// The telemetry positions it asks about.

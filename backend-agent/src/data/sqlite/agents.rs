@@ -71,7 +71,7 @@ INSERT INTO certificates (tenant, spki, agent_id, serial, not_after, fingerprint
 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
 
 pub(super) const CERTIFICATE: &str = "\
-SELECT c.agent_id, c.serial, c.not_after, c.fingerprint, g.revoked_at IS NOT NULL AS revoked
+SELECT c.agent_id, c.serial, c.not_after, c.fingerprint, g.revoked_at IS NOT NULL AS revoked, g.confirmed
 FROM certificates AS c JOIN gateways AS g ON g.tenant = c.tenant AND g.agent_id = c.agent_id
 WHERE c.tenant = ?1 AND c.agent_id = ?2 AND c.spki = ?3";
 
@@ -339,6 +339,7 @@ pub(super) async fn certificate(
         not_after: reader.time("not_after")?,
         fingerprint: reader.digest("fingerprint")?,
         revoked: reader.get("revoked")?,
+        confirmed: reader.count("confirmed")?,
     }))
 }
 

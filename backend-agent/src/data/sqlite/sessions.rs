@@ -193,6 +193,7 @@ pub(super) async fn admit(
         key_generation: request.key_generation,
         highest_order: request.highest_order.min(ORDER_MAX),
         low_water: request.low_water.min(ORDER_MAX),
+        confirmed_at_challenge: request.confirmed_at_challenge,
     };
     let (presented, issued, after, rolled_back_to) = match decide(&known.row, &facts) {
         Admission::Accept {

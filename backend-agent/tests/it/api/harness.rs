@@ -279,6 +279,8 @@ impl Backend {
             key_generation: 1,
             highest_order: 0,
             low_water: 0,
+            // Nothing overtook it.
+            confirmed_at_challenge: u64::MAX,
             unreported: Vec::new(),
             telemetry: Vec::new(),
             catalogue_digest: "0".repeat(64),

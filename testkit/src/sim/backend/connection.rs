@@ -22,7 +22,7 @@ use super::super::core::{BackendStep, Core};
 use super::super::gateway::binding;
 use super::super::network::ConnectionId;
 use super::super::scenario::Rule;
-use super::super::store_model::{AdmitRequest, Admitted, ConfirmRequest, Holder, Leased};
+use super::super::store_model::{AdmitRequest, Admitted, ConfirmRequest, Holder, Leased, Store};
 use super::intent::Intent;
 use super::{Backend, Instance};
 
@@ -43,6 +43,8 @@ pub(super) enum Order {
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) agent: AgentId,
+    /// The gateway's confirmed epoch when it was recognised.
+    confirmed_before: u64,
     pub(super) session: BackendSession,
     held: VecDeque<Vec<u8>>,
     lost: bool,
@@ -167,7 +169,7 @@ impl Connection {
 }
 
 impl Instance {
-    pub(super) fn accept(&mut self, wire: ConnectionId, core: &mut Core) {
+    pub(super) fn accept(&mut self, wire: ConnectionId, store: &Store, core: &mut Core) {
         let Some(known) = core.network.wire(wire) else {
             return;
         };
@@ -184,6 +186,7 @@ impl Instance {
         };
         let connection = Connection {
             agent,
+            confirmed_before: store.confirmed(agent),
             session: BackendSession::new(config, core.now),
             held: VecDeque::new(),
             lost: false,
@@ -481,6 +484,7 @@ impl Instance {
                 key_generation,
                 highest_order: hello.highest_order,
                 low_water: hello.low_water,
+                confirmed_at_challenge: connection.confirmed_before,
             },
             unreported: hello.unreported.clone(),
             telemetry: hello.telemetry.clone(),
