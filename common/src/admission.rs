@@ -130,7 +130,11 @@ pub fn admit(row: &IdentityRow, hello: &HelloFacts) -> Admission {
         key_generation: hello.key_generation,
         last_agent_run_id: Some(hello.agent_run_id),
         revoked: false,
-        next_order: row.next_order.max(hello.highest_order.saturating_add(1)),
+        // Above both marks: what the gateway was told is final it refuses as stale, whether it ever saw it or not.
+        next_order: row
+            .next_order
+            .max(hello.highest_order.saturating_add(1))
+            .max(hello.low_water.saturating_add(1)),
         // Orders up to the gateway's mark were final before the roll-back; the store raises its own mark only past final commands.
         low_water: row.low_water,
     };
@@ -314,6 +318,15 @@ mod tests {
         );
         facts.token_valid = false;
         assert_eq!(admit(&IdentityRow::fresh(1), &facts), Admission::BadToken);
+    }
+
+    #[test]
+    fn orders_after_a_roll_back_lie_above_everything_the_gateway_calls_final() {
+        // Orders 4 and 5 were cancelled before they were offered: the gateway knows the mark, and never saw them.
+        let mut facts = hello(0, run(1));
+        (facts.highest_order, facts.low_water) = (3, 5);
+        let (row, _) = accepted(&IdentityRow::fresh(1), &facts);
+        assert_eq!(row.next_order, 6);
     }
 
     #[test]

@@ -162,8 +162,9 @@ pub enum OnGo {
 pub fn on_go(known: Option<&Entry>) -> OnGo {
     match known.map(|entry| entry.state) {
         Some(EntryState::Accepted) => OnGo::Start,
-        Some(EntryState::Finished) => OnGo::ResendResult,
-        Some(EntryState::Started | EntryState::Reported) | None => OnGo::Ignore,
+        // Acknowledged, and permitted all the same: the backend's database was restored to before that.
+        Some(EntryState::Finished | EntryState::Reported) => OnGo::ResendResult,
+        Some(EntryState::Started) | None => OnGo::Ignore,
     }
 }
 
@@ -206,8 +207,8 @@ pub fn on_cancel(known: Option<&Entry>) -> OnCancel {
     match known.map(|entry| entry.state) {
         Some(EntryState::Accepted) => OnCancel::FinishCancelled,
         Some(EntryState::Started) => OnCancel::End,
-        Some(EntryState::Finished) => OnCancel::ResendResult,
-        Some(EntryState::Reported) | None => OnCancel::Ignore,
+        Some(EntryState::Finished | EntryState::Reported) => OnCancel::ResendResult,
+        None => OnCancel::Ignore,
     }
 }
 
@@ -330,6 +331,30 @@ mod tests {
             OnGo::ResendResult
         );
         assert_eq!(on_go(None), OnGo::Ignore);
+    }
+
+    #[test]
+    fn whoever_asks_about_what_is_over_is_told_its_outcome_again() {
+        for state in [EntryState::Finished, EntryState::Reported] {
+            assert_eq!(
+                on_go(Some(&entry(state, false))),
+                OnGo::ResendResult,
+                "a restored database permits it again"
+            );
+            assert_eq!(
+                on_cancel(Some(&entry(state, false))),
+                OnCancel::ResendResult
+            );
+        }
+        assert_eq!(
+            on_cancel(Some(&entry(EntryState::Accepted, false))),
+            OnCancel::FinishCancelled
+        );
+        assert_eq!(
+            on_cancel(Some(&entry(EntryState::Started, false))),
+            OnCancel::End
+        );
+        assert_eq!(on_cancel(None), OnCancel::Ignore);
     }
 
     #[test]

@@ -77,6 +77,10 @@ counts! {
     replays,
     /// Writes of sessions that were no longer the current one.
     fenced,
+    /// Outcomes that a restored database lost and its gateway still has.
+    unasked,
+    /// Records that a restored database lost and nobody tells it about.
+    silent,
     /// Start permits that were given.
     permits,
 }
@@ -109,6 +113,10 @@ pub(crate) struct Recorder {
     excused: BTreeSet<Key>,
     epochs: BTreeMap<AgentId, u64>,
     doubled: BTreeSet<AgentId>,
+    /// Gateways that have not spoken since the database was restored.
+    unsettled: BTreeSet<AgentId>,
+    /// Commands of an operator who need not know about any restored database.
+    fresh: BTreeSet<CommandId>,
 }
 
 const TAG_KEY: usize = 16;
@@ -276,6 +284,25 @@ impl Recorder {
         }
     }
 
+    /// An operator's command was accepted.
+    pub(crate) fn submitted(&mut self, agent: AgentId, command: CommandId) {
+        if !self.unsettled.contains(&agent) {
+            self.fresh.insert(command);
+        }
+    }
+
+    /// A session was confirmed.
+    pub(crate) fn settled(&mut self, agent: AgentId) {
+        self.unsettled.remove(&agent);
+    }
+
+    /// A gateway refused a command as stale. Invariant 11.
+    pub(crate) fn stale(&mut self, command: CommandId) {
+        if self.fresh.contains(&command) && self.starts(command).is_empty() {
+            self.violated(|| format!("11: {command} is new, and was refused as stale"));
+        }
+    }
+
     /// There is, or was, more than one holder of an identity.
     pub(crate) fn doubled(&mut self, agent: AgentId) {
         self.doubled.insert(agent);
@@ -327,6 +354,8 @@ impl Recorder {
     /// The database went back to what it was: what was final since then is open again or never was.
     pub(crate) fn rolled_back(&mut self, store: &Store) {
         self.counts.rolled_back += 1;
+        self.unsettled = store.agents().collect();
+        self.fresh.clear();
         self.finals = store
             .commands()
             .filter(|command| command.state.is_final())

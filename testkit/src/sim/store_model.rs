@@ -92,6 +92,11 @@ impl Store {
         }
     }
 
+    /// Every gateway.
+    pub(crate) fn agents(&self) -> impl Iterator<Item = AgentId> {
+        self.gateways.keys().copied()
+    }
+
     /// Every command.
     pub(crate) fn commands(&self) -> impl Iterator<Item = &Command> {
         self.commands.values()

@@ -189,6 +189,7 @@ impl World {
         let what = (kind.name(), kind.believed_idempotent());
         self.backend.store.submit(id, agent, what, deadline);
         self.commands.push((id, agent, kind));
+        core.recorder.submitted(agent, id);
         core.recorder.committed(&self.backend.store);
         self.backend.nudge(agent, core);
     }

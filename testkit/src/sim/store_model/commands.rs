@@ -243,6 +243,9 @@ impl Store {
         recorder: &mut Recorder,
     ) -> Result<(), Fenced> {
         self.fence(holder, recorder)?;
+        if code == RejectCode::Stale {
+            recorder.stale(id);
+        }
         if let Some(command) = self.commands.get_mut(&id) {
             if code.is_transient() {
                 command.available_at = now.saturating_add(BUSY_PAUSE);
