@@ -50,6 +50,8 @@ pub(crate) struct Host {
     pub retired: bool,
     /// Whether its disk once went back in time: then its journal proves nothing about what ran before.
     pub restored: bool,
+    /// Whether it does not wait when it is told to.
+    pub rude: bool,
     /// Whether it was last told that another machine holds its identity.
     pub refused_as_fork: bool,
     key: AgentKey,
@@ -95,6 +97,7 @@ impl Host {
             cut_off_until: Monotonic::ORIGIN,
             retired: false,
             restored: false,
+            rude: false,
             refused_as_fork: false,
             key,
             generation: Generation(0),

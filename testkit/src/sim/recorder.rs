@@ -115,6 +115,8 @@ pub(crate) struct Recorder {
     doubled: BTreeSet<AgentId>,
     /// Gateways that have not spoken since the database was restored.
     unsettled: BTreeSet<AgentId>,
+    /// Processes that were alive when a copy was refused in their favour.
+    protected: BTreeMap<AgentId, AgentRunId>,
     /// Commands of an operator who need not know about any restored database.
     fresh: BTreeSet<CommandId>,
 }
@@ -291,9 +293,19 @@ impl Recorder {
         }
     }
 
-    /// A session was confirmed.
-    pub(crate) fn settled(&mut self, agent: AgentId) {
+    /// A copy was refused because `run` is alive, and nothing goes wrong from here on.
+    pub(crate) fn protected(&mut self, agent: AgentId, run: AgentRunId) {
+        self.protected.insert(agent, run);
+    }
+
+    /// A session was confirmed. Invariant 7.
+    pub(crate) fn settled(&mut self, agent: AgentId, run: AgentRunId) {
         self.unsettled.remove(&agent);
+        if let Some(original) = self.protected.remove(&agent)
+            && original != run
+        {
+            self.violated(|| format!("7: {run} robbed {original}, which was alive"));
+        }
     }
 
     /// A gateway refused a command as stale. Invariant 11.

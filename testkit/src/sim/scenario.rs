@@ -126,6 +126,8 @@ pub(crate) struct Scenario {
     pub jumps: bool,
     /// Records a spool holds.
     pub spool_max: usize,
+    /// Whether the copy of a gateway ignores how long it should wait.
+    pub rude_copy: bool,
     /// Between heartbeats.
     pub heartbeat: Duration,
     /// Commands a session may have open.
@@ -161,6 +163,7 @@ impl Scenario {
             replays: random.once_in(4),
             jumps: random.once_in(4),
             spool_max: 3 + random.index(12),
+            rude_copy: random.once_in(2),
             heartbeat: random.millis(1_000, 15_000),
             command_credit: 1 + u32::try_from(random.below(6)).unwrap_or_default(),
         }

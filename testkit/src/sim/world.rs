@@ -386,7 +386,8 @@ impl World {
             core.note(|| format!("{id:?} starts from an image of {:?}", original.id));
             core.recorder.doubled(original.agent());
             let disk = Disk::new(image, core.rules);
-            let clone = original.clone_onto(id, disk);
+            let mut clone = original.clone_onto(id, disk);
+            clone.rude = core.scenario.rude_copy;
             self.hosts.push(clone);
             core.after(Duration::ZERO, Event::Boot(id));
         }

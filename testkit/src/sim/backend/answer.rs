@@ -146,6 +146,10 @@ impl Instance {
         let agent = connection.agent;
         // Its next HELLO moves the ratchet past the copy.
         if let Some((live, _)) = self.manager.get(&agent).copied() {
+            let holder = self.connections.get(&live).and_then(|it| it.live.as_ref());
+            if let Some(holder) = holder.filter(|_| !core.turmoil && core.network.is_sound(live)) {
+                core.recorder.protected(agent, holder.holder.run);
+            }
             self.order(live, Order::Drain, core);
         }
     }

@@ -22,6 +22,9 @@ use super::super::scenario::Rule;
 use super::engine::Input;
 use super::{After, Host};
 
+/// How long a copy waits that ignores what it is told.
+const RUDE_WAIT: Duration = Duration::from_millis(300);
+
 /// One session and its connection.
 #[derive(Debug)]
 pub(super) struct Link {
@@ -101,7 +104,10 @@ impl Host {
         if let Some(span) = confirmed {
             process.backoff.confirmed_for(span);
         }
-        let delay = process.backoff.next(class, random);
+        let mut delay = process.backoff.next(class, random);
+        if self.rude {
+            delay = delay.min(RUDE_WAIT);
+        }
         core.note(|| format!("{id:?} waits {delay:?} after {class:?}"));
         core.after(delay, event);
     }

@@ -188,7 +188,7 @@ impl Store {
         gateway.live = Some((request.issued, request.run));
         recorder.counts.sessions += 1;
         recorder.wrote(request.agent, request.issued);
-        recorder.settled(request.agent);
+        recorder.settled(request.agent, request.run);
         Some(self.settle_older(request))
     }
 
