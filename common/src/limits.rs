@@ -81,6 +81,8 @@ pub const CHALLENGE_AGE_MAX: Duration = Duration::from_secs(10);
 pub const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Take-overs of one agent per minute before both ends wait.
 pub const TAKE_OVERS_PER_MINUTE_MAX: usize = 3;
+/// How long the identity of a process that was alive when a copy spoke is kept for it: longer than any backoff.
+pub const FAVOUR_TIME: Duration = Duration::from_secs(90);
 /// A send that makes no progress for this long closes the connection.
 pub const SEND_PROGRESS_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a draining session may take to finish what is under way.
@@ -130,5 +132,7 @@ const _: () = {
     );
     assert!((COMMANDS_UNREPORTED_MAX as u64) < ORDER_WINDOW);
     assert!(BACKOFF_MAX.as_secs() < PERMANENT_BACKOFF_MIN.as_secs());
+    // Whoever is favoured reconnects within it.
+    assert!(BACKOFF_MAX.as_secs() < FAVOUR_TIME.as_secs());
     assert!(PAGE_ROWS_DEFAULT <= PAGE_ROWS_MAX);
 };

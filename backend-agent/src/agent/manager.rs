@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use viworks_common::code::CloseCode;
-use viworks_common::id::{AgentId, CommandId, SessionId};
+use viworks_common::id::{AgentId, AgentRunId, CommandId, SessionId};
 use viworks_common::key::Identity;
-use viworks_common::limits::{PROBE_TIMEOUT, TAKE_OVERS_PER_MINUTE_MAX};
+use viworks_common::limits::{FAVOUR_TIME, PROBE_TIMEOUT, TAKE_OVERS_PER_MINUTE_MAX};
 use viworks_common::time::Monotonic;
 
 use crate::metrics::BackendMetrics;
@@ -19,7 +19,7 @@ const ORDERS_MAX: usize = 64;
 /// The span of the take-over budget.
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Identities whose take-overs are counted at once; the budget of one that was pushed out starts again.
+/// Identities that are remembered at once: whose take-overs are counted, and whose owner is favoured.
 const BUDGETS_MAX: usize = 10_000;
 
 /// What a session is asked to do from outside.
@@ -57,6 +57,7 @@ pub struct Desk {
 struct Entry {
     session_id: SessionId,
     epoch: u64,
+    run: AgentRunId,
     orders: mpsc::Sender<Order>,
     nudged: Arc<Notify>,
     ending: watch::Sender<Option<Ending>>,
@@ -82,6 +83,8 @@ pub enum Probed {
 pub struct Manager {
     connected: Mutex<BTreeMap<AgentId, Entry>>,
     take_overs: Mutex<BTreeMap<AgentId, VecDeque<Monotonic>>>,
+    /// Processes that were alive when a copy of them spoke, until they are back.
+    favoured: Mutex<BTreeMap<AgentId, (AgentRunId, Monotonic)>>,
     metrics: BackendMetrics,
 }
 
@@ -92,12 +95,19 @@ impl Manager {
         Self {
             connected: Mutex::default(),
             take_overs: Mutex::default(),
+            favoured: Mutex::default(),
             metrics,
         }
     }
 
     /// Enters a confirmed session; an older one of the same gateway is closed. `None` when a newer one is there already.
-    pub fn register(&self, identity: &Identity, session_id: SessionId, epoch: u64) -> Option<Desk> {
+    pub fn register(
+        &self,
+        identity: &Identity,
+        session_id: SessionId,
+        epoch: u64,
+        run: AgentRunId,
+    ) -> Option<Desk> {
         let mut connected = lock(&self.connected);
         if let Some(other) = connected.get(&identity.agent_id) {
             if other.epoch >= epoch {
@@ -119,10 +129,13 @@ impl Manager {
         let entry = Entry {
             session_id,
             epoch,
+            run,
             orders,
             nudged,
             ending,
         };
+        // Its ratchet has passed every copy.
+        lock(&self.favoured).remove(&identity.agent_id);
         connected.insert(identity.agent_id, entry);
         self.count(&connected);
         Some(desk)
@@ -215,6 +228,34 @@ impl Manager {
         allowed
     }
 
+    /// Keeps an identity for the process of its live session: a copy was refused in its favour, and until it has
+    /// reconnected, and its ratchet has passed the copy, the two look the same.
+    pub fn favour(&self, agent_id: AgentId, now: Monotonic) {
+        let live = lock(&self.connected).get(&agent_id).map(|entry| entry.run);
+        let Some(run) = live else { return };
+        let mut favoured = lock(&self.favoured);
+        if favoured.len() >= BUDGETS_MAX {
+            favoured.retain(|_, (_, until)| *until > now);
+        }
+        if favoured.len() < BUDGETS_MAX {
+            favoured.insert(agent_id, (run, now.saturating_add(FAVOUR_TIME)));
+        }
+    }
+
+    /// How long another process than `run` is favoured.
+    #[must_use]
+    pub fn favours_another(
+        &self,
+        agent_id: AgentId,
+        run: AgentRunId,
+        now: Monotonic,
+    ) -> Option<Duration> {
+        let favoured = lock(&self.favoured).get(&agent_id).copied();
+        favoured
+            .filter(|(favourite, until)| *favourite != run && *until > now)
+            .map(|(_, until)| until.saturating_since(now))
+    }
+
     /// Asks every gateway to reconnect, spread over a time that grows with their number.
     pub fn drain_all(&self, mut random: impl FnMut(u64) -> u64) {
         let connected = lock(&self.connected);
@@ -275,6 +316,10 @@ mod tests {
         }
     }
 
+    fn run(n: u128) -> AgentRunId {
+        AgentRunId::from_uuid(Uuid::from_u128(n))
+    }
+
     fn session(n: u128) -> SessionId {
         SessionId::from_uuid(Uuid::from_u128(n))
     }
@@ -282,11 +327,11 @@ mod tests {
     #[test]
     fn a_newer_session_closes_the_older_one_and_a_late_removal_does_not_touch_it() {
         let manager = manager();
-        let older = manager.register(&identity(), session(1), 1).unwrap();
-        let newer = manager.register(&identity(), session(2), 2).unwrap();
+        let older = manager.register(&identity(), session(1), 1, run(1)).unwrap();
+        let newer = manager.register(&identity(), session(2), 2, run(1)).unwrap();
         let ending = older.ending.borrow().clone().unwrap();
         assert_eq!(ending.code, CloseCode::Superseded);
-        assert!(manager.register(&identity(), session(3), 1).is_none());
+        assert!(manager.register(&identity(), session(3), 1, run(1)).is_none());
         manager.remove(identity().agent_id, session(1));
         assert_eq!(manager.len(), 1);
         assert_eq!(*newer.ending.borrow(), None);
@@ -298,14 +343,14 @@ mod tests {
     async fn a_session_that_does_not_answer_a_probe_is_silent() {
         let manager = manager();
         assert_eq!(manager.probe(identity().agent_id).await, Probed::Silent);
-        let _desk = manager.register(&identity(), session(1), 1).unwrap();
+        let _desk = manager.register(&identity(), session(1), 1, run(1)).unwrap();
         assert_eq!(manager.probe(identity().agent_id).await, Probed::Silent);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_session_that_answers_a_probe_is_alive() {
         let manager = manager();
-        let mut desk = manager.register(&identity(), session(1), 1).unwrap();
+        let mut desk = manager.register(&identity(), session(1), 1, run(1)).unwrap();
         let answers = async {
             let Some(Order::Probe(answered)) = desk.orders.recv().await else {
                 panic!("a probe was ordered");
@@ -329,9 +374,26 @@ mod tests {
     }
 
     #[test]
+    fn who_was_alive_when_a_copy_spoke_is_favoured_until_it_is_back() {
+        let manager = manager();
+        let at = |seconds| Monotonic::from_duration(Duration::from_secs(seconds));
+        let agent = identity().agent_id;
+        manager.favour(agent, at(0));
+        assert_eq!(manager.favours_another(agent, run(2), at(0)), None);
+        let _desk = manager.register(&identity(), session(1), 1, run(1)).unwrap();
+        manager.favour(agent, at(0));
+        assert_eq!(manager.favours_another(agent, run(1), at(1)), None);
+        let wait = manager.favours_another(agent, run(2), at(30)).unwrap();
+        assert_eq!(wait, Duration::from_secs(60));
+        assert_eq!(manager.favours_another(agent, run(2), at(90)), None);
+        let _desk = manager.register(&identity(), session(2), 2, run(1)).unwrap();
+        assert_eq!(manager.favours_another(agent, run(2), at(30)), None);
+    }
+
+    #[test]
     fn draining_gives_every_gateway_its_own_delay() {
         let manager = manager();
-        let mut desk = manager.register(&identity(), session(1), 1).unwrap();
+        let mut desk = manager.register(&identity(), session(1), 1, run(1)).unwrap();
         manager.drain_all(|spread| spread / 2);
         let Ok(Order::Drain(after)) = desk.orders.try_recv() else {
             panic!("a drain was ordered");

@@ -336,7 +336,12 @@ impl Connection {
             Err(error) => return self.fail(&error),
         };
         let manager = &self.inbound.manager;
-        let Some(desk) = manager.register(&self.peer.identity, self.session_id, epoch) else {
+        let Some(desk) = manager.register(
+            &self.peer.identity,
+            self.session_id,
+            epoch,
+            holder.agent_run_id,
+        ) else {
             return self.refuse(superseded());
         };
         self.live = Some(Live {

@@ -46,6 +46,9 @@ impl Arrival<'_> {
         if let Err(refuse) = self.is_fresh().await {
             return Decision::Refuse(refuse);
         }
+        if let Err(refuse) = self.is_welcome() {
+            return Decision::Refuse(refuse);
+        }
         let request = self.request();
         let tenant = &self.peer.identity.tenant;
         let now = self.inbound.clock.wall();
@@ -88,6 +91,23 @@ impl Arrival<'_> {
         }
     }
 
+    /// While the owner of an identity is on its way past a copy, nobody else may move its counters.
+    fn is_welcome(&self) -> Result<(), Refuse> {
+        let (agent_id, run) = (self.peer.identity.agent_id, self.hello.agent_run_id);
+        let now = self.inbound.clock.now();
+        let Some(wait) = self.inbound.manager.favours_another(agent_id, run, now) else {
+            return Ok(());
+        };
+        warn!(%agent_id, address = %self.address, "a second machine with this identity was refused a moment ago; waiting for the first");
+        Err(Refuse {
+            retry_after_ms: Some(millis(wait)),
+            ..refuse(
+                CloseCode::RateLimited,
+                "another machine with this identity is about to reconnect",
+            )
+        })
+    }
+
     async fn replayed(&self) {
         security_event(
             self.inbound,
@@ -117,12 +137,15 @@ impl Arrival<'_> {
                 error!(%agent_id, %error, "failed to record a fork");
             }
             // Its next HELLO moves the ratchet past the copy.
+            manager.favour(agent_id, self.inbound.clock.now());
             let _ordered = manager.order(agent_id, Order::Drain(Duration::ZERO));
             return Err(refuse(
                 CloseCode::IdentityFork,
                 "another machine with this identity is connected and alive",
             ));
         }
+        // It may have been refused in favour of this silence on another connection.
+        self.is_welcome()?;
         if manager.may_take_over(agent_id, self.inbound.clock.now()) {
             info!(%agent_id, address = %self.address, "taking over from a session that does not answer");
             return Ok(());

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use viworks_common::id::{AgentId, CommandId, Tenant};
+use viworks_common::id::{AgentId, AgentRunId, CommandId, Tenant};
 use viworks_common::key::{Identity, MasterKey};
 use viworks_common::limits::TAKE_OVERS_PER_MINUTE_MAX;
 use viworks_common::session::End;
@@ -41,6 +41,8 @@ pub(crate) struct Instance {
     /// Confirmed sessions.
     manager: BTreeMap<AgentId, (ConnectionId, u64)>,
     take_overs: BTreeMap<AgentId, VecDeque<Monotonic>>,
+    /// Processes that were alive when a copy of them spoke, until they are back.
+    favoured: BTreeMap<AgentId, (AgentRunId, Monotonic)>,
     nonces: BTreeSet<[u8; 32]>,
     jobs: BTreeMap<u64, Job>,
     next_job: u64,
@@ -76,6 +78,7 @@ impl Backend {
             connections: BTreeMap::new(),
             manager: BTreeMap::new(),
             take_overs: BTreeMap::new(),
+            favoured: BTreeMap::new(),
             nonces: BTreeSet::new(),
             jobs: BTreeMap::new(),
             next_job: 0,
@@ -139,6 +142,7 @@ impl Backend {
         instance.up = false;
         instance.manager.clear();
         instance.take_overs.clear();
+        instance.favoured.clear();
         instance.nonces.clear();
         instance.jobs.clear();
         let noticed = core.random.below(3) > 0;
@@ -323,7 +327,14 @@ impl Instance {
             self.order(older, Order::End, core);
         }
         self.manager.insert(holder.agent, (wire, holder.epoch));
+        self.favoured.remove(&holder.agent);
         true
+    }
+
+    /// Whether the identity is kept for another process.
+    fn favours_another(&self, agent: AgentId, run: AgentRunId, now: Monotonic) -> bool {
+        let favoured = self.favoured.get(&agent);
+        favoured.is_some_and(|(favourite, until)| *favourite != run && *until > now)
     }
 
     fn remove(&mut self, agent: AgentId, wire: ConnectionId) {

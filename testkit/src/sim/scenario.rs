@@ -31,6 +31,8 @@ pub enum Rule {
     DurableBeforeConfirm,
     /// The live session is probed before another process takes over.
     ProbeBeforeTakeOver,
+    /// After a copy was refused, the identity is kept for its live owner until that is back.
+    FavourTheLive,
     /// A permit counts from when the frame it names was sent.
     PermitCountsFromSending,
     /// A hole behind a restored database becomes a gap.
@@ -54,6 +56,7 @@ impl Rule {
         Self::EpochRange,
         Self::DurableBeforeConfirm,
         Self::ProbeBeforeTakeOver,
+        Self::FavourTheLive,
         Self::PermitCountsFromSending,
         Self::GapAfterRollback,
         Self::PositionDropsRepeats,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use viworks_common::code::CloseCode;
 use viworks_common::key::MasterKey;
-use viworks_common::limits::PROBE_TIMEOUT;
+use viworks_common::limits::{FAVOUR_TIME, PROBE_TIMEOUT};
 use viworks_common::wire::message::{
     BackendMessage, CommandRef, Credits, ResultAck, TelemetryAck, Welcome,
 };
@@ -147,8 +147,12 @@ impl Instance {
         // Its next HELLO moves the ratchet past the copy.
         if let Some((live, _)) = self.manager.get(&agent).copied() {
             let holder = self.connections.get(&live).and_then(|it| it.live.as_ref());
-            if let Some(holder) = holder.filter(|_| !core.turmoil && core.network.is_sound(live)) {
-                core.recorder.protected(agent, holder.holder.run);
+            if let Some(run) = holder.map(|live| live.holder.run) {
+                let until = core.now.saturating_add(FAVOUR_TIME);
+                self.favoured.insert(agent, (run, until));
+                if !core.turmoil && core.network.is_sound(live) {
+                    core.recorder.protected(agent, run);
+                }
             }
             self.order(live, Order::Drain, core);
         }

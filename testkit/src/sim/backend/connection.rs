@@ -473,6 +473,17 @@ impl Instance {
             );
             return connection.session.refuse(refuse, core.now);
         }
+        let (agent, run) = (connection.agent, hello.agent_run_id);
+        let favours_another = core.rules.keep(Rule::FavourTheLive)
+            && self.favours_another(agent, run, core.now);
+        let Some(connection) = self.connections.get_mut(&wire) else {
+            return;
+        };
+        if favours_another {
+            let reason = "another machine with this identity is about to reconnect";
+            let refuse = refusal(CloseCode::RateLimited, reason);
+            return connection.session.refuse(refuse, core.now);
+        }
         let identity = Backend::identity(connection.agent);
         let expected = self.master.token(&identity, hello.epoch);
         let request = AdmitRequest {
