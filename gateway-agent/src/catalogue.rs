@@ -70,8 +70,19 @@ struct Definition {
     grammar: Grammar,
     argv: ArgvTemplate,
     program: Program,
+    requires: Vec<PathBuf>,
     working_directory: PathBuf,
     environment: BTreeMap<String, String>,
+}
+
+impl Definition {
+    /// Why it cannot run at this moment, when it cannot.
+    fn unavailable(&self, owners: Owners) -> Option<String> {
+        let missing = self.requires.iter().find(|path| !path.exists());
+        self.program.unavailable(owners).or_else(|| {
+            missing.map(|path| format!("it needs {}, which is not there", path.display()))
+        })
+    }
 }
 
 /// Every allowed command.
@@ -152,7 +163,7 @@ impl Catalogue {
                 detail: format!("{name}: {refusal}"),
                 problems: Vec::new(),
             })?;
-        if let Some(reason) = definition.program.unavailable(self.owners) {
+        if let Some(reason) = definition.unavailable(self.owners) {
             return Err(Refusal {
                 code: RejectCode::Unavailable,
                 detail: format!("{name} cannot run on this gateway: {reason}"),

@@ -388,6 +388,9 @@ fn refusal(status: StatusCode, text: &str) -> Failure {
     };
     match serde_json::from_str::<Problem>(text) {
         Ok(problem) => {
+            // What was named does not exist, or nothing was meant at all.
+            let absent = ["VW-C-001", "VW-C-003", "VW-C-004"].contains(&problem.code.as_str());
+            let exit = if absent { ExitCode::NotFound } else { exit };
             let mut failure =
                 Failure::new(exit, problem.title.to_lowercase()).with(problem.detail.clone());
             if let Some(wait) = problem.retry_after_ms {
@@ -432,6 +435,19 @@ mod tests {
         for text in ["", "..", "a/b", "a?b", "a%2f", "a b"] {
             assert!(segment(text).is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_target_that_does_not_exist_is_not_found() {
+        let problem = |code: &str| {
+            serde_json::json!({
+                "type": "urn:viworks:error", "title": "T", "status": 422, "code": code, "detail": "d", "request_id": "r"
+            })
+            .to_string()
+        };
+        let exit = |code| refusal(StatusCode::UNPROCESSABLE_ENTITY, &problem(code)).exit;
+        assert_eq!(exit("VW-C-004"), ExitCode::NotFound);
+        assert_eq!(exit("VW-C-002"), ExitCode::Usage);
     }
 
     #[test]

@@ -78,12 +78,13 @@ fn command(section: &mut Section<'_>, owners: Owners) -> Option<Definition> {
             "write it from the root, such as /var/lib/app",
         );
     }
+    let requires = requires(section);
     let environment = environment(section);
     let arguments = section.tables("argument", "One argument of the command.", argument);
     // Everything that can be noted is noted; only then is it time to give up.
     let arguments: Vec<Argument> = arguments.into_iter().collect::<Option<_>>()?;
     let (name, risk) = (name?, risk?);
-    let mut entry = CatalogueEntry {
+    let entry = CatalogueEntry {
         name,
         title,
         risk,
@@ -94,15 +95,38 @@ fn command(section: &mut Section<'_>, owners: Owners) -> Option<Definition> {
         unavailable: None,
     };
     let (grammar, argv, program) = check(section, &entry, &argv)?;
-    entry.unavailable = program.unavailable(owners);
-    Some(Definition {
+    let mut definition = Definition {
         entry,
         grammar,
         argv,
         program,
+        requires,
         working_directory,
         environment,
-    })
+    };
+    definition.entry.unavailable = definition.unavailable(owners);
+    Some(definition)
+}
+
+/// What must exist for the command to make sense, beside its program.
+fn requires(section: &mut Section<'_>) -> Vec<PathBuf> {
+    let paths: Vec<PathBuf> = section
+        .strings(
+            "requires",
+            &[],
+            "Paths that must exist, or the command is reported unavailable; absolute.",
+        )
+        .into_iter()
+        .map(PathBuf::from)
+        .collect();
+    if paths.iter().any(|path| !path.is_absolute()) {
+        section.problem(
+            "requires",
+            "requires names a path that is not absolute",
+            "write it from the root, such as /run/systemd/system",
+        );
+    }
+    paths
 }
 
 /// Checks the parts of an entry against each other.

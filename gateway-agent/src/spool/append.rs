@@ -13,6 +13,10 @@ use super::{RECORD_BYTES_MAX, SpoolError, batch, stored};
 const CHUNK_BYTES: usize = 16 * 1024;
 /// What a row costs beside its body.
 const ROW_BYTES: usize = 32;
+/// Above this a body spills out of its leaf, and its rest takes pages of its own, however little it is.
+const LEAF_BODY_BYTES: usize = 900;
+/// Bytes of a page.
+const PAGE: usize = 4_096;
 /// The least number of records that are given up at a time.
 const DROP_MIN: u64 = 32;
 /// One in so many records is given up at a time.
@@ -55,10 +59,19 @@ pub(super) async fn run(
             .await?;
         next += 1;
         chunk_records += 1;
-        chunk_bytes += body.len() + ROW_BYTES;
+        chunk_bytes += cost(body);
     }
     count(connection, epoch, next, chunk_records).await?;
     trim::usage(connection).await
+}
+
+/// At most so many bytes of the file a body takes.
+const fn cost(body: &str) -> usize {
+    if body.len() > LEAF_BODY_BYTES {
+        body.len() + ROW_BYTES + PAGE
+    } else {
+        body.len() + ROW_BYTES
+    }
 }
 
 /// Brings the counters up to what was inserted since the last call.

@@ -185,7 +185,7 @@ async fn prepare(programs: &Programs, layout: &Layout, names: &[String]) -> Resu
     }
     report(
         "certificates",
-        &layout.backend().display().to_string(),
+        &from_here(&layout.backend()),
         "ECDSA P-256",
         step,
     );
@@ -468,6 +468,15 @@ fn path(path: &Path) -> Result<&str, Failure> {
             path.display()
         ))
     })
+}
+
+/// A path as short as it can be said where the person stands.
+fn from_here(path: &Path) -> String {
+    let here = std::env::current_dir().unwrap_or_default();
+    path.strip_prefix(here)
+        .unwrap_or(path)
+        .display()
+        .to_string()
 }
 
 fn remove_stale(file: &Path) -> Result<(), Failure> {
