@@ -50,8 +50,10 @@ pub const WRITE_BUFFER_BYTES_MAX: usize = 2 * MESSAGE_BYTES_MAX;
 pub const COMMANDS_UNREPORTED_MAX: usize = 256;
 /// How far above the low-water mark an order may be offered.
 pub const ORDER_WINDOW: u64 = 4_096;
-/// Telemetry positions named in one HELLO.
-pub const TELEMETRY_POSITIONS_MAX: usize = 16;
+/// Telemetry positions named in one HELLO: as many epochs that wait, and as many that are delivered and remembered.
+pub const TELEMETRY_POSITIONS_MAX: usize = 2 * SPOOL_EPOCHS_NAMED_MAX;
+/// Spool epochs with something waiting that one HELLO names, and delivered ones that the spool remembers.
+pub const SPOOL_EPOCHS_NAMED_MAX: usize = 16;
 /// Records in one telemetry batch.
 pub const BATCH_RECORDS_MAX: usize = 2_000;
 /// Gaps reported in one telemetry batch.

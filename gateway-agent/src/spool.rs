@@ -180,7 +180,10 @@ impl Spool {
         let usage = spool
             .database
             .write(move |connection| {
-                Box::pin(async move { trim::forget_delivered(connection, agent_run_id).await })
+                Box::pin(async move {
+                    trim::forget_delivered(connection, agent_run_id).await?;
+                    trim::usage(connection).await
+                })
             })
             .await?;
         spool.note(usage);
@@ -283,20 +286,24 @@ impl Spool {
         Ok(())
     }
 
-    /// What is acknowledged of each epoch that has something waiting, oldest first, as HELLO names them.
+    /// What is acknowledged of each epoch, as HELLO names them: first those with something waiting, oldest first, then
+    /// the youngest of those that were delivered, by which a backend notices that its database was restored.
     ///
     /// # Errors
     /// When the file fails.
     pub async fn positions(&self) -> Result<Vec<Position>, SpoolError> {
         let mut connection = self.database.read().await?;
-        let waiting = batch::waiting_epochs(&mut connection).await?;
-        Ok(waiting
+        let mut snapshot = connection.begin().await?;
+        let waiting = batch::waiting_epochs(&mut snapshot).await?;
+        let mut positions: Vec<Position> = waiting
             .into_iter()
             .map(|epoch| Position {
                 spool_epoch: epoch.agent_run_id,
                 seq: epoch.acknowledged,
             })
-            .collect())
+            .collect();
+        positions.extend(trim::delivered(&mut snapshot).await?);
+        Ok(positions)
     }
 
     /// How full it is, as of the last change.

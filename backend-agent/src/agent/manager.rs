@@ -327,11 +327,19 @@ mod tests {
     #[test]
     fn a_newer_session_closes_the_older_one_and_a_late_removal_does_not_touch_it() {
         let manager = manager();
-        let older = manager.register(&identity(), session(1), 1, run(1)).unwrap();
-        let newer = manager.register(&identity(), session(2), 2, run(1)).unwrap();
+        let older = manager
+            .register(&identity(), session(1), 1, run(1))
+            .unwrap();
+        let newer = manager
+            .register(&identity(), session(2), 2, run(1))
+            .unwrap();
         let ending = older.ending.borrow().clone().unwrap();
         assert_eq!(ending.code, CloseCode::Superseded);
-        assert!(manager.register(&identity(), session(3), 1, run(1)).is_none());
+        assert!(
+            manager
+                .register(&identity(), session(3), 1, run(1))
+                .is_none()
+        );
         manager.remove(identity().agent_id, session(1));
         assert_eq!(manager.len(), 1);
         assert_eq!(*newer.ending.borrow(), None);
@@ -343,14 +351,18 @@ mod tests {
     async fn a_session_that_does_not_answer_a_probe_is_silent() {
         let manager = manager();
         assert_eq!(manager.probe(identity().agent_id).await, Probed::Silent);
-        let _desk = manager.register(&identity(), session(1), 1, run(1)).unwrap();
+        let _desk = manager
+            .register(&identity(), session(1), 1, run(1))
+            .unwrap();
         assert_eq!(manager.probe(identity().agent_id).await, Probed::Silent);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_session_that_answers_a_probe_is_alive() {
         let manager = manager();
-        let mut desk = manager.register(&identity(), session(1), 1, run(1)).unwrap();
+        let mut desk = manager
+            .register(&identity(), session(1), 1, run(1))
+            .unwrap();
         let answers = async {
             let Some(Order::Probe(answered)) = desk.orders.recv().await else {
                 panic!("a probe was ordered");
@@ -380,20 +392,26 @@ mod tests {
         let agent = identity().agent_id;
         manager.favour(agent, at(0));
         assert_eq!(manager.favours_another(agent, run(2), at(0)), None);
-        let _desk = manager.register(&identity(), session(1), 1, run(1)).unwrap();
+        let _desk = manager
+            .register(&identity(), session(1), 1, run(1))
+            .unwrap();
         manager.favour(agent, at(0));
         assert_eq!(manager.favours_another(agent, run(1), at(1)), None);
         let wait = manager.favours_another(agent, run(2), at(30)).unwrap();
         assert_eq!(wait, Duration::from_secs(60));
         assert_eq!(manager.favours_another(agent, run(2), at(90)), None);
-        let _desk = manager.register(&identity(), session(2), 2, run(1)).unwrap();
+        let _desk = manager
+            .register(&identity(), session(2), 2, run(1))
+            .unwrap();
         assert_eq!(manager.favours_another(agent, run(2), at(30)), None);
     }
 
     #[test]
     fn draining_gives_every_gateway_its_own_delay() {
         let manager = manager();
-        let mut desk = manager.register(&identity(), session(1), 1, run(1)).unwrap();
+        let mut desk = manager
+            .register(&identity(), session(1), 1, run(1))
+            .unwrap();
         manager.drain_all(|spread| spread / 2);
         let Ok(Order::Drain(after)) = desk.orders.try_recv() else {
             panic!("a drain was ordered");

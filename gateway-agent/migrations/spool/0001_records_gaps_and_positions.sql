@@ -1,4 +1,4 @@
--- One row for each process that ever appended records which are still waiting.
+-- One row for each process that appended records which are still waiting, and for the last few whose are all delivered.
 CREATE TABLE epoch (
     id           INTEGER PRIMARY KEY AUTOINCREMENT,
     agent_run_id TEXT    NOT NULL UNIQUE,

@@ -9,7 +9,6 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 use viworks_common::code::CloseCode;
 use viworks_common::id::AgentRunId;
-use viworks_common::limits;
 use viworks_common::session::backoff::FailureClass;
 use viworks_common::session::{
     AgentEvent, AgentSession, AgentSessionConfig, Closed, End, SendRefusal,
@@ -283,12 +282,11 @@ impl Connection<'_> {
         let failed = |error: &dyn std::error::Error| error.to_string();
         let meta = parts.journal.meta().await.map_err(|error| failed(&error))?;
         let (epoch, token) = parts.identity.ratchet(&meta);
-        let mut telemetry = parts
+        let telemetry = parts
             .spool
             .positions()
             .await
             .map_err(|error| failed(&error))?;
-        telemetry.truncate(limits::TELEMETRY_POSITIONS_MAX);
         Ok(Hello {
             install_id: parts.identity.install_id,
             boot_id: parts.identity.boot_id,

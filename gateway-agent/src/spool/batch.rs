@@ -43,7 +43,7 @@ pub(super) async fn waiting_epochs(
     let rows: Vec<(i64, String, i64, i64)> = sqlx::query_as(
         "SELECT id, agent_run_id, acknowledged, next_seq FROM epoch WHERE acknowledged < next_seq - 1 ORDER BY id LIMIT ?",
     )
-    .bind(stored(u64::try_from(limits::TELEMETRY_POSITIONS_MAX).unwrap_or(u64::MAX)))
+    .bind(stored(u64::try_from(limits::SPOOL_EPOCHS_NAMED_MAX).unwrap_or(u64::MAX)))
     .fetch_all(connection)
     .await?;
     rows.into_iter()

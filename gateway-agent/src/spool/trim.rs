@@ -2,6 +2,7 @@
 
 use sqlx::SqliteConnection;
 use viworks_common::id::AgentRunId;
+use viworks_common::limits;
 use viworks_common::telemetry::{GapReason, Position};
 
 use super::{SpoolError, restored, stored};
@@ -41,19 +42,53 @@ pub(super) async fn usage(connection: &mut SqliteConnection) -> Result<Usage, Sp
     })
 }
 
-/// Forgets the epochs of earlier processes that have nothing waiting: nobody will add to them any more.
+/// Forgets the epochs of earlier processes that have nothing waiting, but for the youngest.
+///
+/// Nobody will add to them any more. What is remembered of the youngest is how far the backend said they are committed:
+/// a backend whose database was restored to before that learns from it which records are gone.
 pub(super) async fn forget_delivered(
     connection: &mut SqliteConnection,
     own: AgentRunId,
-) -> Result<Usage, SpoolError> {
-    sqlx::query("DELETE FROM epoch WHERE acknowledged = next_seq - 1 AND agent_run_id <> ?")
-        .bind(own.to_string())
-        .execute(&mut *connection)
-        .await?;
-    usage(connection).await
+) -> Result<(), SpoolError> {
+    sqlx::query(
+        "DELETE FROM epoch WHERE acknowledged = next_seq - 1 AND agent_run_id <> ?1 AND id NOT IN (
+            SELECT id FROM epoch WHERE acknowledged = next_seq - 1 ORDER BY id DESC LIMIT ?2)",
+    )
+    .bind(own.to_string())
+    .bind(stored(
+        u64::try_from(limits::SPOOL_EPOCHS_NAMED_MAX).unwrap_or(u64::MAX),
+    ))
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
-/// Forgets everything up to `position`; `own` is the epoch that goes on growing and is kept even when it is empty.
+/// The youngest epochs that have nothing waiting, with how far they are acknowledged.
+pub(super) async fn delivered(
+    connection: &mut SqliteConnection,
+) -> Result<Vec<Position>, SpoolError> {
+    let rows: Vec<(String, i64)> = sqlx::query_as(
+        "SELECT agent_run_id, acknowledged FROM epoch WHERE acknowledged = next_seq - 1 AND acknowledged > 0
+         ORDER BY id DESC LIMIT ?",
+    )
+    .bind(stored(
+        u64::try_from(limits::SPOOL_EPOCHS_NAMED_MAX).unwrap_or(u64::MAX),
+    ))
+    .fetch_all(connection)
+    .await?;
+    rows.into_iter()
+        .map(|(run, acknowledged)| {
+            Ok(Position {
+                spool_epoch: run
+                    .parse()
+                    .map_err(|_invalid| SpoolError::Inconsistent("an epoch's run id"))?,
+                seq: restored(acknowledged)?,
+            })
+        })
+        .collect()
+}
+
+/// Forgets everything up to `position`; `own` is the epoch that goes on growing and is always kept.
 pub(super) async fn acknowledge(
     connection: &mut SqliteConnection,
     position: Position,
@@ -72,11 +107,8 @@ pub(super) async fn acknowledge(
     if seq > before {
         trim_to(connection, epoch, seq).await?;
     }
-    if seq.max(before) == next - 1 && position.spool_epoch != own {
-        sqlx::query("DELETE FROM epoch WHERE id = ?")
-            .bind(epoch)
-            .execute(&mut *connection)
-            .await?;
+    if seq.max(before) == next - 1 {
+        forget_delivered(connection, own).await?;
     }
     let left = usage(connection).await?;
     if left.records == 0 {

@@ -145,7 +145,9 @@ async fn play(steps: Vec<Step>) -> (u64, u64) {
     }
     backend.drain(&spool).await;
     assert_eq!(spool.figures().records, 0);
-    assert!(spool.positions().await.unwrap().is_empty());
+    for position in spool.positions().await.unwrap() {
+        assert_eq!(Some(&position.seq), appended.get(&position.spool_epoch));
+    }
     for (epoch, last) in &appended {
         for seq in 1..=*last {
             let (stored, lost) = (
@@ -269,7 +271,7 @@ async fn what_is_under_way_is_not_read_again_and_small_credit_yields_nothing() {
 async fn no_more_epochs_are_named_than_a_hello_holds_and_the_others_follow() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("spool.db");
-    let processes = u32::try_from(limits::TELEMETRY_POSITIONS_MAX).unwrap() + 3;
+    let processes = u32::try_from(limits::SPOOL_EPOCHS_NAMED_MAX).unwrap() + 3;
     let mut spool = open(&path, run(1)).await;
     for process in 1..=processes {
         spool = open(&path, run(process)).await;
@@ -277,11 +279,35 @@ async fn no_more_epochs_are_named_than_a_hello_holds_and_the_others_follow() {
     }
     assert_eq!(
         spool.positions().await.unwrap().len(),
-        limits::TELEMETRY_POSITIONS_MAX
+        limits::SPOOL_EPOCHS_NAMED_MAX
     );
     let mut backend = Backend::default();
     backend.drain(&spool).await;
     assert_eq!(backend.stored.len(), usize::try_from(processes).unwrap());
+}
+
+#[tokio::test]
+async fn the_youngest_delivered_epochs_are_remembered_beside_those_that_wait() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("spool.db");
+    let last = u32::try_from(limits::SPOOL_EPOCHS_NAMED_MAX).unwrap() + 4;
+    let mut backend = Backend::default();
+    for process in 1..=last {
+        let spool = open(&path, run(process)).await;
+        spool.append(&[record(10), record(20)]).await.unwrap();
+        backend.drain(&spool).await;
+    }
+    let spool = open(&path, run(last + 1)).await;
+    spool.append(&[record(30)]).await.unwrap();
+    let mut expected = vec![Position {
+        spool_epoch: run(last + 1),
+        seq: 0,
+    }];
+    expected.extend((5..=last).rev().map(|process| Position {
+        spool_epoch: run(process),
+        seq: 2,
+    }));
+    assert_eq!(spool.positions().await.unwrap(), expected);
 }
 
 #[tokio::test]

@@ -235,7 +235,9 @@ impl Core {
 fn shortened(line: &str) -> String {
     const KEPT: usize = 6;
     const UUID: usize = 36;
-    let mut rest = line.replace("agent run id ", "run ").replace("command id ", "");
+    let mut rest = line
+        .replace("agent run id ", "run ")
+        .replace("command id ", "");
     let mut short = String::new();
     while let Some(dash) = rest.find('-') {
         let start = dash.saturating_sub(8);

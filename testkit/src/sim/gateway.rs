@@ -354,12 +354,6 @@ impl Host {
         )
     }
 
-    /// Whether its process has this name.
-    #[must_use]
-    pub(crate) fn runs_as(&self, run: AgentRunId) -> bool {
-        self.process.as_ref().is_some_and(|it| it.run == run)
-    }
-
     /// Whether a session is established.
     #[must_use]
     pub(crate) fn is_connected(&self) -> bool {

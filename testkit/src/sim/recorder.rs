@@ -77,10 +77,6 @@ counts! {
     replays,
     /// Writes of sessions that were no longer the current one.
     fenced,
-    /// Outcomes that a restored database lost and its gateway still has.
-    unasked,
-    /// Records that a restored database lost and nobody tells it about.
-    silent,
     /// Start permits that were given.
     permits,
 }

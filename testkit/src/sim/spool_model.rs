@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use viworks_common::id::{AgentRunId, FieldName, StreamName};
+use viworks_common::limits::SPOOL_EPOCHS_NAMED_MAX;
 use viworks_common::telemetry::{Batch, FieldValue, Gap, GapReason, Position, Record};
 use viworks_common::time::Timestamp;
 
@@ -44,9 +45,7 @@ impl Spool {
     /// Whether nothing waits to be told, record or gap.
     #[must_use]
     pub(crate) fn is_delivered(&self) -> bool {
-        self.epochs
-            .iter()
-            .all(|epoch| epoch.acknowledged + 1 == epoch.next)
+        self.epochs.iter().all(Epoch::is_delivered)
     }
 
     /// Everything that is still to be told, record or gap.
@@ -104,10 +103,18 @@ impl Spool {
         }
     }
 
-    /// Forgets the epochs of earlier processes that have nothing waiting.
+    /// Forgets the epochs of earlier processes that have nothing waiting, but for the youngest.
     pub(crate) fn forget_delivered(&mut self, own: AgentRunId) {
-        self.epochs
-            .retain(|epoch| epoch.run == own || epoch.acknowledged + 1 != epoch.next);
+        let delivered: Vec<AgentRunId> = self.delivered().map(|epoch| epoch.run).collect();
+        let remembered = &delivered[..delivered.len().min(SPOOL_EPOCHS_NAMED_MAX)];
+        self.epochs.retain(|epoch| {
+            epoch.run == own || !epoch.is_delivered() || remembered.contains(&epoch.run)
+        });
+    }
+
+    /// The epochs that have nothing waiting, youngest first.
+    fn delivered(&self) -> impl Iterator<Item = &Epoch> {
+        self.epochs.iter().rev().filter(|it| it.is_delivered())
     }
 
     /// Forgets everything up to `position`. The epoch of the process that still appends begins again where it was.
@@ -129,19 +136,17 @@ impl Spool {
         });
     }
 
-    /// What is acknowledged of each epoch that has something waiting, as HELLO names them.
+    /// What is acknowledged of each epoch, as HELLO names them: those that wait, then the youngest delivered ones.
     #[must_use]
     pub(crate) fn positions(&self) -> Vec<Position> {
-        let waiting = self
-            .epochs
-            .iter()
-            .filter(|it| it.acknowledged + 1 < it.next);
+        let waiting = self.epochs.iter().filter(|it| !it.is_delivered());
+        let waiting = waiting.take(SPOOL_EPOCHS_NAMED_MAX);
         waiting
+            .chain(self.delivered().take(SPOOL_EPOCHS_NAMED_MAX))
             .map(|epoch| Position {
                 spool_epoch: epoch.run,
                 seq: epoch.acknowledged,
             })
-            .take(viworks_common::limits::TELEMETRY_POSITIONS_MAX)
             .collect()
     }
 
@@ -157,6 +162,10 @@ impl Spool {
 }
 
 impl Epoch {
+    fn is_delivered(&self) -> bool {
+        self.acknowledged + 1 == self.next
+    }
+
     fn batch(&self, from_seq: u64) -> Batch {
         let (mut next, mut gaps, mut records) = (from_seq, Vec::new(), Vec::new());
         while next < self.next && records.len() < BATCH_MAX {

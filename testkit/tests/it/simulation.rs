@@ -10,7 +10,7 @@ use viworks_testkit::sim::{self, Counts, Failure, Rule, Rules};
 /// Worlds in an ordinary run.
 const SEEDS: u64 = 10_000;
 /// Worlds within which a missing rule must be noticed.
-const SEEDS_WITHOUT_RULE: u64 = 4_000;
+const SEEDS_WITHOUT_RULE: u64 = 40_000;
 
 fn from_environment(name: &str, otherwise: u64) -> u64 {
     environment().get(name).map_or(otherwise, |text| {
@@ -50,7 +50,10 @@ fn worlds(seeds: impl Iterator<Item = u64> + Send, rules: Rules) -> Result<Count
 fn must_hold(seeds: impl Iterator<Item = u64> + Send) -> Counts {
     match worlds(seeds, Rules::all()) {
         Ok(counts) => counts,
-        Err(failure) => panic!("{failure}\nadd {} to testkit/tests/it/seeds.txt", failure.seed),
+        Err(failure) => panic!(
+            "{failure}\nadd {} to testkit/tests/it/seeds.txt",
+            failure.seed
+        ),
     }
 }
 
@@ -70,14 +73,20 @@ fn the_invariants_hold_in_every_world() {
 /// Worlds in which nothing happens prove nothing.
 fn assert_eventful(counts: &Counts) {
     for (what, happened) in counts.each() {
-        assert!(happened >= 50, "{what} happened only {happened} times in {counts:#?}");
+        assert!(
+            happened >= 50,
+            "{what} happened only {happened} times in {counts:#?}"
+        );
     }
 }
 
 #[test]
 fn equal_seeds_give_equal_worlds() {
     for seed in 0..20 {
-        assert_eq!(sim::trace(seed, Rules::all()), sim::trace(seed, Rules::all()));
+        assert_eq!(
+            sim::trace(seed, Rules::all()),
+            sim::trace(seed, Rules::all())
+        );
     }
 }
 

@@ -11,7 +11,6 @@ use viworks_common::admission::{
 use viworks_common::code::CloseCode;
 use viworks_common::command::{CommandEvent, CommandState};
 use viworks_common::id::{AgentId, CommandId, SessionId, Tenant};
-use viworks_common::telemetry::Position;
 use viworks_common::time::Timestamp;
 
 use super::agents::set_labels;
@@ -259,14 +258,36 @@ pub(super) async fn admit(
     if let Some(highest_order) = rolled_back_to {
         settle_rolled_back(connection, tenant, request, highest_order, now).await?;
     }
+    let committed = telemetry::settle_positions(
+        connection,
+        tenant,
+        request.agent_id,
+        &request.telemetry,
+        now,
+    )
+    .await?;
+    if committed.missing > 0 {
+        let detail =
+            json!({ "epoch": request.epoch, "telemetry_records_missing": committed.missing });
+        note(
+            connection,
+            tenant,
+            request.agent_id,
+            "telemetry.rolled_back",
+            AuditOutcome::Noted,
+            detail,
+            now,
+        )
+        .await?;
+    }
     let low_water = low_water(connection, tenant, request.agent_id).await?;
     Ok(AdmitOutcome::Accepted(Box::new(Admitted {
         presented,
         issued,
         low_water,
-        committed: committed(connection, tenant, request).await?,
+        committed: committed.positions,
         catalogue_known: known.catalogue_digest.as_deref() == Some(&request.catalogue_digest),
-        rolled_back: rolled_back_to.is_some(),
+        rolled_back: rolled_back_to.is_some() || committed.missing > 0,
         live_session: known.live.map(|(session_id, epoch)| LiveSession {
             session_id,
             epoch,
@@ -399,23 +420,6 @@ async fn settle_rolled_back(
         now,
     )
     .await
-}
-
-async fn committed(
-    connection: &mut SqliteConnection,
-    tenant: &Tenant,
-    request: &AdmitRequest,
-) -> StoreResult<Vec<Position>> {
-    let mut positions = Vec::with_capacity(request.telemetry.len());
-    for asked in &request.telemetry {
-        let seq =
-            telemetry::position(connection, tenant, request.agent_id, asked.spool_epoch).await?;
-        positions.push(Position {
-            spool_epoch: asked.spool_epoch,
-            seq,
-        });
-    }
-    Ok(positions)
 }
 
 /// Confirms an epoch: from here on every older session is fenced.

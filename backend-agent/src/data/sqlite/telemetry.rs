@@ -255,6 +255,53 @@ impl Gathered {
     }
 }
 
+/// How far the epochs are committed that a gateway names.
+pub(super) struct Settled {
+    /// In the order in which they were named.
+    pub(super) positions: Vec<Position>,
+    /// Records that were committed and are gone: the database was restored to before them.
+    pub(super) missing: u64,
+}
+
+/// Compares what a gateway remembers as acknowledged with what is committed. Nothing is acknowledged before it is
+/// committed, so whatever lies between the two was forgotten with a restored database: it becomes a gap.
+pub(super) async fn settle_positions(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    agent_id: AgentId,
+    named: &[Position],
+    now: Timestamp,
+) -> StoreResult<Settled> {
+    let mut settled = Settled {
+        positions: Vec::with_capacity(named.len()),
+        missing: 0,
+    };
+    let mut gathered = Gathered::default();
+    for asked in named {
+        let origin = (agent_id, asked.spool_epoch);
+        let before = match gathered.positions.get(&origin) {
+            Some(seq) => *seq,
+            None => position(connection, tenant, agent_id, asked.spool_epoch).await?,
+        };
+        // Numbers beyond the store's range would take centuries to reach.
+        let told = asked.seq.min(i64::MAX.unsigned_abs());
+        if told > before {
+            settled.missing += told - before;
+            let reason = GapReason::BackendRolledBack;
+            gathered
+                .gaps
+                .push((agent_id, asked.spool_epoch, before + 1, told, reason));
+            gathered.positions.insert(origin, told);
+        }
+        settled.positions.push(Position {
+            spool_epoch: asked.spool_epoch,
+            seq: before.max(told),
+        });
+    }
+    gathered.write(connection, tenant, now).await?;
+    Ok(settled)
+}
+
 /// How far one spool epoch is committed; zero when nothing is.
 pub(super) async fn position(
     connection: &mut SqliteConnection,

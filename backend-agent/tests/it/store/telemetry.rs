@@ -7,7 +7,9 @@ use proptest::test_runner::TestRunner;
 use viworks_backend_agent::data::{
     Page, StoredGap, TelemetryCommit, TelemetryOutcome, TelemetryQuery, TelemetryWrite,
 };
-use viworks_common::telemetry::{Batch, FieldValue, Gap, GapReason, Record, RecordRefusal};
+use viworks_common::telemetry::{
+    Batch, FieldValue, Gap, GapReason, Position, Record, RecordRefusal,
+};
 
 use super::bed::{Bed, agent, at, process};
 
@@ -153,6 +155,57 @@ pub(crate) async fn a_batch_beyond_the_position_commits_a_rolled_back_gap(bed: &
     let added = commit(bed, 1, batch(11, 12)).await;
     assert!(added.rolled_back && added.missing == 5 && added.position.seq == 12);
     assert_eq!(gaps(bed, 1).await, [(6, 10, GapReason::BackendRolledBack)]);
+}
+
+pub(crate) async fn what_a_gateway_knows_as_committed_and_the_store_forgot_becomes_a_gap(
+    bed: &Bed,
+) {
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    commit(bed, 1, batch(1, 5)).await;
+    let spool_epoch = batch(1, 5).spool_epoch;
+    let ended = process(77);
+    let mut hello = bed.hello(1, 1, 1);
+    let named = |spool_epoch, seq| Position { spool_epoch, seq };
+    hello.telemetry = vec![
+        named(spool_epoch, 9),
+        named(ended, 3),
+        named(spool_epoch, 9),
+    ];
+    let admitted = bed.admitted(hello.clone()).await;
+    assert!(admitted.rolled_back);
+    assert_eq!(
+        admitted.committed,
+        [
+            named(spool_epoch, 9),
+            named(ended, 3),
+            named(spool_epoch, 9)
+        ]
+    );
+    let lost = GapReason::BackendRolledBack;
+    let mut found = gaps(bed, 1).await;
+    found.sort_unstable_by_key(|gap| gap.0);
+    assert_eq!(found, [(1, 3, lost), (6, 9, lost)]);
+    let audited = bed.audited().await;
+    assert!(audited.contains(&"telemetry.rolled_back".to_owned()));
+    // Said again, it is old news.
+    hello.session_id = bed.hello(1, 1, 1).session_id;
+    let again = bed.admitted(hello).await;
+    assert!(!again.rolled_back && gaps(bed, 1).await.len() == 2);
+}
+
+pub(crate) async fn a_gateway_that_knows_less_than_the_store_loses_nothing(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    commit(bed, 1, batch(1, 5)).await;
+    let mut hello = bed.hello(1, 1, 1);
+    hello.telemetry = vec![Position {
+        spool_epoch: batch(1, 5).spool_epoch,
+        seq: 2,
+    }];
+    let admitted = bed.admitted(hello).await;
+    assert!(!admitted.rolled_back && admitted.committed[0].seq == 5);
+    assert!(gaps(bed, 1).await.is_empty());
 }
 
 pub(crate) async fn a_refused_record_is_counted_and_does_not_fail_its_batch(bed: &Bed) {

@@ -474,8 +474,8 @@ impl Instance {
             return connection.session.refuse(refuse, core.now);
         }
         let (agent, run) = (connection.agent, hello.agent_run_id);
-        let favours_another = core.rules.keep(Rule::FavourTheLive)
-            && self.favours_another(agent, run, core.now);
+        let favours_another =
+            core.rules.keep(Rule::FavourTheLive) && self.favours_another(agent, run, core.now);
         let Some(connection) = self.connections.get_mut(&wire) else {
             return;
         };

@@ -23,7 +23,7 @@ pub(crate) struct AdmitRequest {
     pub facts: HelloFacts,
     /// Commands that are not acknowledged.
     pub unreported: Vec<CommandId>,
-    /// Spool epochs with something waiting.
+    /// How far spool epochs are acknowledged.
     pub telemetry: Vec<Position>,
 }
 
@@ -122,14 +122,7 @@ impl Store {
         if let Some(highest_order) = rolled_back_to {
             self.settle_rolled_back(request, highest_order);
         }
-        let committed = request
-            .telemetry
-            .iter()
-            .map(|asked| Position {
-                spool_epoch: asked.spool_epoch,
-                seq: self.position(agent, asked.spool_epoch),
-            })
-            .collect();
+        let committed = self.settle_positions(agent, &request.telemetry, recorder);
         Ok(Admitted {
             presented,
             issued,

@@ -15,6 +15,33 @@ impl Store {
         position.copied().unwrap_or_default()
     }
 
+    /// Says how far the epochs are committed that a gateway names; what it knows beyond that was forgotten.
+    pub(super) fn settle_positions(
+        &mut self,
+        agent: AgentId,
+        named: &[Position],
+        recorder: &mut Recorder,
+    ) -> Vec<Position> {
+        let settle = |asked: &Position| {
+            let before = self.position(agent, asked.spool_epoch);
+            if asked.seq > before && self.rules.keep(Rule::GapAfterRollback) {
+                let gap = Gap {
+                    from_seq: before + 1,
+                    to_seq: asked.seq,
+                    reason: GapReason::BackendRolledBack,
+                };
+                recorder.gap(agent, asked.spool_epoch, gap, self);
+                self.gaps.push((agent, asked.spool_epoch, gap));
+                self.positions.insert((agent, asked.spool_epoch), asked.seq);
+            }
+            Position {
+                spool_epoch: asked.spool_epoch,
+                seq: self.position(agent, asked.spool_epoch),
+            }
+        };
+        named.iter().map(settle).collect()
+    }
+
     /// Stores what of a batch lies beyond the position, and moves the position with it.
     ///
     /// # Errors

@@ -147,28 +147,9 @@ impl World {
     /// Invariants 5 and 11: every record is stored, in a gap, or excused.
     fn judge_telemetry(&mut self) {
         let store = &self.backend.store;
-        let rolled_back = self.core.scenario.storage == Storage::BackendRestored;
-        if rolled_back {
-            let silent = self.core.recorder.keys().filter(|(key, _)| {
-                store.record(key).is_none() && !store.in_gap(key) && !self.core.recorder.is_excused(key)
-            });
-            let silent = silent.count() as u64;
-            self.core.recorder.counts.silent += silent;
-            for host in &self.hosts {
-                for entry in host.disk.image.entries.values() {
-                    let known = self.backend.store.commands().find(|it| it.id == entry.command_id);
-                    if known.is_some_and(|it| it.state == CommandState::Indeterminate && it.result.is_none() && it.late_outcome.is_none()) && entry.outcome.is_some() {
-                        self.core.recorder.counts.unasked += 1;
-                    }
-                }
-            }
-        }
         let lost = self.core.recorder.keys().find(|(key, _)| {
             let told = store.record(key).is_some() || store.in_gap(key);
-            let delivered = rolled_back
-                && store.position(key.0, key.1) < key.2
-                && !self.hosts.iter().any(|host| host.runs_as(key.1));
-            !told && !delivered && !self.core.recorder.is_excused(key)
+            !told && !self.core.recorder.is_excused(key)
         });
         if let Some((key, _)) = lost {
             let key = *key;
