@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-/// SplitMix64: small, fast, and equally good for every seed.
+/// `SplitMix64`: small, fast, and equally good for every seed.
 #[derive(Debug, Clone)]
 pub(crate) struct Random(u64);
 
@@ -39,7 +39,7 @@ impl Random {
     /// Whether something that happens once in `times` happens now; never when `times` is zero.
     pub(crate) const fn once_in(&mut self, times: u64) -> bool {
         let number = self.number();
-        times != 0 && number % times == 0
+        times != 0 && number.is_multiple_of(times)
     }
 
     /// A span from `low` to `high`, in whole microseconds.

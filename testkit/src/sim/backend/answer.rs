@@ -102,7 +102,7 @@ impl Instance {
     }
 
     /// Nobody answered in time.
-    pub(super) fn probe_over(&mut self, wire: ConnectionId, core: &mut Core) {
+    pub(super) fn probe_over(&mut self, wire: ConnectionId, core: &Core) {
         let Some(connection) = self.connections.get_mut(&wire) else {
             return;
         };
@@ -158,7 +158,7 @@ impl Instance {
         }
     }
 
-    fn take_over(&mut self, wire: ConnectionId, core: &mut Core) {
+    fn take_over(&mut self, wire: ConnectionId, core: &Core) {
         let Some(connection) = self.connections.get(&wire) else {
             return;
         };
@@ -176,7 +176,7 @@ impl Instance {
         }
     }
 
-    fn welcome(&mut self, wire: ConnectionId, core: &mut Core) {
+    fn welcome(&mut self, wire: ConnectionId, core: &Core) {
         let master = std::sync::Arc::clone(&self.master);
         let Some(connection) = self.connections.get_mut(&wire) else {
             return;

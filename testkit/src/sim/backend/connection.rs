@@ -304,7 +304,7 @@ impl Instance {
         }
     }
 
-    fn obey(&mut self, wire: ConnectionId, order: Order, core: &mut Core) {
+    fn obey(&mut self, wire: ConnectionId, order: Order, core: &Core) {
         let now = core.now;
         let Some(connection) = self.connections.get_mut(&wire) else {
             return;

@@ -53,7 +53,7 @@ impl Host {
         self.process.as_mut()?.link.as_mut()
     }
 
-    pub(super) fn dial(&mut self, core: &mut Core) {
+    pub(super) fn dial(&self, core: &mut Core) {
         let span = core.scenario.latency * 3;
         core.after(span, self.event(GatewayStep::Dialled));
     }

@@ -77,7 +77,7 @@ impl Host {
     }
 
     /// Everything that waits for a slot looks again.
-    pub(super) fn begin_next(&mut self, core: &mut Core) {
+    pub(super) fn begin_next(&self, core: &mut Core) {
         let Some(process) = &self.process else { return };
         let tasks = process.engine.tasks.iter();
         let waiting = tasks.filter(|(_, task)| task.stage == Stage::Waiting);
