@@ -268,7 +268,7 @@ fn read_agents(section: &mut Section<'_>) -> Option<AgentsConfig> {
         "Open sockets; more are closed at once.",
     );
     let per_source_max = section.integer("per_source_max", 2_000, 1..=200_000, "Open sockets of one IPv4 address or IPv6 /64 network; many gateways can share one address behind NAT.");
-    let openings_max = section.integer("openings_max", 128, 1..=10_000, "Handshakes and session openings at once; the rest wait their turn or are told when to come back.");
+    let openings_max = section.integer("openings_max", 128, 1..=10_000, "Handshakes and session openings at once; the rest wait their turn or are told when to come back. A quarter of these, and of all sockets, is kept for sources that held a session within the last hour.");
     let tls_timeout = section.duration_ms(
         "tls_timeout_ms",
         limits::HANDSHAKE_STEP_TIMEOUT,

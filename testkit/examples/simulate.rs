@@ -1,4 +1,4 @@
-//! The long run of the simulation: `simulate --seeds 1000000 --threads 2 [--start N] [--failures N]`, or
+//! The long run of the simulation: `simulate --seeds 1000000 [--threads N] [--start N] [--failures N]`, or
 //! `simulate --trace N` for everything that happens in one world.
 
 #![expect(clippy::print_stdout, reason = "a program for people")]
@@ -36,7 +36,7 @@ fn plan() -> anyhow::Result<Plan> {
     let mut plan = Plan {
         start: 0,
         seeds: 100_000,
-        threads: 2,
+        threads: std::thread::available_parallelism().map_or(1, |threads| threads.get() as u64),
         failures: 1,
         trace: None,
     };

@@ -38,7 +38,7 @@ pub(super) struct Connection {
     peer: Peer,
     address: SocketAddr,
     /// The place in the house, for as long as the connection lives.
-    _admitted: Admitted,
+    admitted: Admitted,
     /// The place among the openings, until the session is established.
     opening: Option<Turn>,
     welcomed: Option<ConfirmRequest>,
@@ -101,7 +101,7 @@ impl Connection {
             session_id,
             peer,
             address,
-            _admitted: admitted,
+            admitted,
             opening: Some(opening),
             welcomed: None,
             live: None,
@@ -357,6 +357,7 @@ impl Connection {
             draining: false,
         });
         self.opening = None;
+        self.admitted.vouch();
         self.inbound.metrics.openings.dec();
         let now = self.now();
         self.session.established(now);

@@ -1,12 +1,25 @@
 //! Admission control: how many connections, from one source and altogether, and how many openings at once.
+//!
+//! A quarter of every kind of place is kept for sources that held a session a short while ago, so that strangers who
+//! take whatever they can get do not keep the fleet from coming back.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use moka::sync::Cache;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use viworks_common::limits::RETRY_AFTER_MAX;
+
+/// One in so many places is kept for sources that held a session recently.
+const RESERVED_SHARE: usize = 4;
+
+/// How long after the last session was established a source is known.
+const KNOWN_TIME: Duration = Duration::from_secs(3_600);
+
+/// Known sources at once; beyond that the longest unused ones are forgotten.
+const KNOWN_MAX: u64 = 100_000;
 
 /// The bounds of the listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,10 +61,51 @@ pub struct Gate {
 #[derive(Debug)]
 struct Shared {
     limits: AdmissionLimits,
-    connections: Arc<Semaphore>,
-    handshakes: Arc<Semaphore>,
-    openings: Arc<Semaphore>,
+    connections: Places,
+    handshakes: Places,
+    openings: Places,
     sources: Mutex<BTreeMap<IpAddr, usize>>,
+    known: Cache<IpAddr, ()>,
+}
+
+/// Places of one kind: some for anybody, some for known sources only.
+#[derive(Debug)]
+struct Places {
+    anybody: Arc<Semaphore>,
+    reserved: Arc<Semaphore>,
+}
+
+impl Places {
+    fn new(places: usize) -> Self {
+        let reserved = places / RESERVED_SHARE;
+        Self {
+            anybody: Arc::new(Semaphore::new(places - reserved)),
+            reserved: Arc::new(Semaphore::new(reserved)),
+        }
+    }
+
+    fn take(&self, known: bool) -> Option<OwnedSemaphorePermit> {
+        let place = Arc::clone(&self.anybody).try_acquire_owned().ok();
+        place.or_else(|| {
+            known
+                .then(|| Arc::clone(&self.reserved).try_acquire_owned().ok())
+                .flatten()
+        })
+    }
+
+    async fn wait(&self, known: bool) -> Option<OwnedSemaphorePermit> {
+        let anybody = Arc::clone(&self.anybody).acquire_owned();
+        let reserved = Arc::clone(&self.reserved).acquire_owned();
+        tokio::select! {
+            biased;
+            place = anybody => place.ok(),
+            place = reserved, if known => place.ok(),
+        }
+    }
+
+    fn free(&self) -> usize {
+        self.anybody.available_permits() + self.reserved.available_permits()
+    }
 }
 
 /// The room one connection takes; given back when dropped.
@@ -59,7 +113,28 @@ struct Shared {
 pub struct Admitted {
     gate: Gate,
     source: IpAddr,
+    known: bool,
     _connection: OwnedSemaphorePermit,
+}
+
+impl Admitted {
+    /// Waits for the turn to do a handshake; the caller bounds the wait.
+    pub async fn handshake(&self) -> Option<Turn> {
+        let place = self.gate.shared.handshakes.wait(self.known).await;
+        place.map(|permit| Turn { _permit: permit })
+    }
+
+    /// Takes the room for opening a session; `None` when as many are being opened as may be.
+    #[must_use]
+    pub fn opening(&self) -> Option<Turn> {
+        let place = self.gate.shared.openings.take(self.known);
+        place.map(|permit| Turn { _permit: permit })
+    }
+
+    /// Notes that a session was established from here: this source is known for a while.
+    pub fn vouch(&self) {
+        self.gate.shared.known.insert(self.source, ());
+    }
 }
 
 /// The room of one handshake or opening; given back when dropped.
@@ -75,11 +150,15 @@ impl Gate {
         Self {
             shared: Arc::new(Shared {
                 limits,
-                connections: Arc::new(Semaphore::new(limits.connections)),
+                connections: Places::new(limits.connections),
                 // Twice as many: those that will be told to come back need a handshake, too.
-                handshakes: Arc::new(Semaphore::new(limits.openings.saturating_mul(2))),
-                openings: Arc::new(Semaphore::new(limits.openings)),
+                handshakes: Places::new(limits.openings.saturating_mul(2)),
+                openings: Places::new(limits.openings),
                 sources: Mutex::default(),
+                known: Cache::builder()
+                    .max_capacity(KNOWN_MAX)
+                    .time_to_live(KNOWN_TIME)
+                    .build(),
             }),
         }
     }
@@ -90,10 +169,9 @@ impl Gate {
     ///
     /// At either bound.
     pub fn admit(&self, address: IpAddr) -> Result<Admitted, Turned> {
-        let connection = Arc::clone(&self.shared.connections)
-            .try_acquire_owned()
-            .map_err(|_none_left| Turned::Full)?;
         let source = network(address);
+        let known = self.shared.known.contains_key(&source);
+        let connection = self.shared.connections.take(known).ok_or(Turned::Full)?;
         let mut sources = self.sources();
         let held = sources.entry(source).or_default();
         if *held >= self.shared.limits.per_source {
@@ -104,21 +182,9 @@ impl Gate {
         Ok(Admitted {
             gate: self.clone(),
             source,
+            known,
             _connection: connection,
         })
-    }
-
-    /// Waits for the turn to do a handshake; the caller bounds the wait.
-    pub async fn handshake(&self) -> Option<Turn> {
-        let permit = Arc::clone(&self.shared.handshakes).acquire_owned().await;
-        permit.ok().map(|permit| Turn { _permit: permit })
-    }
-
-    /// Takes the room for opening a session; `None` when as many are being opened as may be.
-    #[must_use]
-    pub fn opening(&self) -> Option<Turn> {
-        let permit = Arc::clone(&self.shared.openings).try_acquire_owned().ok();
-        permit.map(|permit| Turn { _permit: permit })
     }
 
     /// When a refused gateway should come back: the fuller the house, the further they are spread.
@@ -128,7 +194,7 @@ impl Gate {
             .shared
             .limits
             .connections
-            .saturating_sub(self.shared.connections.available_permits());
+            .saturating_sub(self.shared.connections.free());
         // About a hundred openings a second are a safe guess for the smallest machine.
         let spread = u64::try_from(open / 100).unwrap_or(u64::MAX).clamp(5, 120);
         Duration::from_secs(1 + random % spread).min(RETRY_AFTER_MAX)
@@ -200,7 +266,7 @@ mod tests {
         for _ in 0..10 {
             assert_eq!(gate.admit(ip("192.0.2.1")).unwrap_err(), Turned::SourceFull);
         }
-        assert_eq!(gate.shared.connections.available_permits(), 3);
+        assert_eq!(gate.shared.connections.free(), 3);
     }
 
     #[test]
@@ -218,11 +284,34 @@ mod tests {
     #[tokio::test]
     async fn openings_are_bounded_and_given_back() {
         let gate = Gate::new(LIMITS);
-        let _handshakes = (gate.handshake().await, gate.handshake().await);
-        let opening = gate.opening().unwrap();
-        assert!(gate.opening().is_none());
+        let admitted = gate.admit(ip("192.0.2.1")).unwrap();
+        let _handshakes = (admitted.handshake().await, admitted.handshake().await);
+        let opening = admitted.opening().unwrap();
+        assert!(admitted.opening().is_none());
         drop(opening);
-        assert!(gate.opening().is_some());
+        assert!(admitted.opening().is_some());
+    }
+
+    #[tokio::test]
+    async fn strangers_cannot_take_the_places_of_those_who_held_a_session() {
+        let gate = Gate::new(AdmissionLimits {
+            connections: 8,
+            per_source: 8,
+            openings: 4,
+        });
+        let fleet = ip("192.0.2.1");
+        gate.admit(fleet).unwrap().vouch();
+        let strangers: Vec<_> =
+            std::iter::from_fn(|| gate.admit(ip("198.51.100.9")).ok()).collect();
+        assert_eq!(strangers.len(), 6);
+        let turns: Vec<_> = strangers.iter().map_while(Admitted::opening).collect();
+        assert_eq!(turns.len(), 3);
+        let back = gate.admit(fleet).unwrap();
+        assert!(back.opening().is_some() && back.handshake().await.is_some());
+        // What nobody reserved is open to the fleet as well.
+        drop(strangers);
+        let all: Vec<_> = std::iter::from_fn(|| gate.admit(fleet).ok()).collect();
+        assert_eq!(all.len(), 7);
     }
 
     #[test]

@@ -116,7 +116,7 @@ impl Handshake {
         prepare(&stream);
         let limit = self.inbound.terms.tls_timeout;
         let secured = timeout(limit, async {
-            let turn = self.gate.handshake().await;
+            let turn = admitted.handshake().await;
             self.acceptor
                 .accept(stream)
                 .await
@@ -132,7 +132,7 @@ impl Handshake {
             Err(_elapsed) => return metrics.handshake("tls_timeout"),
         };
         let recognised = self.recognise(&stream).await;
-        let opening = self.gate.opening();
+        let opening = admitted.opening();
         let verdict = match (&recognised, &opening) {
             (Err(unrecognised), _) => {
                 metrics.refused(unrecognised.code().name());
