@@ -240,7 +240,8 @@ pub fn transition(state: CommandState, event: CommandEvent, idempotent: bool) ->
         (S::Indeterminate, CommandEvent::Ended(_)) => LateOutcome,
 
         (S::Queued | S::Dispatched | S::Released, CommandEvent::Rejected(code)) => {
-            if code.is_transient() && state != S::Released {
+            // What is not idempotent was released after it was accepted: it can only have been forgotten since.
+            if code.is_transient() && (state != S::Released || idempotent) {
                 To(S::Queued)
             } else {
                 To(S::Rejected)

@@ -53,6 +53,8 @@ struct Live {
     open: BTreeSet<CommandId>,
     /// The store may have more than credit allowed.
     more: bool,
+    /// When what the gateway was too busy for may be offered again.
+    again_at: Option<Monotonic>,
     /// Whose runs the commands are, for those who watch.
     runs: commands::Runs,
     stream: Stream,
@@ -137,7 +139,9 @@ impl Connection {
         } = self;
         let clock = &*inbound.clock;
         let deadline = session.poll_timeout().map(|(at, _)| at);
-        let deadline = deadline.into_iter().chain(socket.stuck_at()).min();
+        let again_at = live.as_ref().and_then(|live| live.again_at);
+        let deadline = [deadline, socket.stuck_at(), again_at];
+        let deadline = deadline.into_iter().flatten().min();
         let due = async {
             match deadline {
                 Some(deadline) => clock::sleep_until(clock, deadline).await,
@@ -190,6 +194,7 @@ impl Connection {
                     );
                 }
                 self.session.handle_timeout(now);
+                self.offer_again(now).await;
             }
             Step::Stopping => {
                 self.session
@@ -349,6 +354,7 @@ impl Connection {
             holder,
             open,
             more: false,
+            again_at: None,
             runs: commands::Runs::default(),
             stream: Stream::default(),
             output_received: 0,

@@ -17,15 +17,15 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 use uuid::Uuid;
 use viworks_backend_agent::app::{App, StartError};
 use viworks_backend_agent::data::sqlite::SqliteStore;
-use viworks_backend_agent::data::{GatewayRef, Store};
+use viworks_backend_agent::data::{GatewayRef, NewCommand, NewRun, QueueLimits, Store};
 use viworks_backend_agent::pki::authority::{Authority, Issued};
 use viworks_backend_agent::pki::issue::{GATEWAY_LIFE, Material, Office};
-use viworks_common::code::CloseCode;
-use viworks_common::id::{AgentRunId, BootId, InstallId, Tenant};
+use viworks_common::code::{CloseCode, RejectCode};
+use viworks_common::id::{AgentRunId, BootId, CommandId, InstallId, RunId, Tenant};
 use viworks_common::key::{AgentKey, Binding, BindingMode, Secret};
 use viworks_common::session::{AgentEvent, AgentSession, AgentSessionConfig};
 use viworks_common::telemetry::{Batch, Record};
-use viworks_common::wire::message::{AgentMessage, Heartbeat, Hello};
+use viworks_common::wire::message::{AgentMessage, CommandRejected, Heartbeat, Hello};
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::{random, tls};
@@ -50,6 +50,8 @@ impl Backend {
         config.agents.listen.set_port(0);
         config.api.listen.set_port(0);
         config.jobs.expire = Duration::from_millis(100);
+        // What is tested here must not need the reconciler.
+        config.jobs.offer = Duration::from_secs(3_600);
         let lifecycle = Lifecycle::new();
         let app = App::start(&config, &lifecycle).await.unwrap();
         let second = App::start(&config, &lifecycle).await.err();
@@ -499,6 +501,12 @@ async fn a_second_machine_with_the_same_identity_is_refused_while_the_first_is_a
         .await
         .unwrap();
     assert_eq!(forks.len(), 1);
+    // Until the original is back it looks like its copy, and the copy must not be faster.
+    let mut copy = backend.dial(&material).await;
+    assert_eq!(
+        copy.open(2, epoch, &token).await.unwrap_err(),
+        CloseCode::RateLimited
+    );
     // The original moves on, and what the copy has is worth nothing any more.
     let mut moved = backend.dial(&material).await;
     moved.open(1, epoch, &token).await.unwrap();
@@ -538,5 +546,59 @@ async fn revocation_cuts_the_live_session_and_refuses_the_next() {
             .await,
         Some(403)
     );
+    backend.stop().await;
+}
+
+#[tokio::test]
+async fn a_busy_gateway_is_asked_again_by_its_session() {
+    let backend = Backend::start().await;
+    let material = backend.join("gw-1").await;
+    let now = SystemClock.wall();
+    let command_id = CommandId::from_uuid(Uuid::from_u128(1));
+    let run = NewRun {
+        run_id: RunId::from_uuid(Uuid::from_u128(2)),
+        name: "sys.uptime".parse().unwrap(),
+        arguments: [].into(),
+        targets: vec![NewCommand {
+            agent_id: material.identity.agent_id,
+            command_id,
+            idempotent: false,
+            risk: viworks_common::catalogue::Risk::Read,
+            timeout_ms: 60_000,
+        }],
+        deadline: now.saturating_add(Duration::from_secs(600)),
+        traceparent: None,
+        reason: None,
+        actor: viworks_backend_agent::data::Actor::system(),
+        idempotency: None,
+        limits: QueueLimits {
+            per_gateway: 10,
+            global: 10,
+            retry_after: Duration::from_secs(1),
+        },
+    };
+    let tenant = Tenant::default_tenant();
+    backend.store.submit_run(&tenant, run, now).await.unwrap();
+    let mut gateway = backend.dial(&material).await;
+    gateway.hello(1, 0, &material.token).await;
+    let mut attempts = Vec::new();
+    while attempts.len() < 2 {
+        match gateway.event().await {
+            Some(AgentEvent::Welcomed(_)) => gateway.session.confirm(SystemClock.now()),
+            Some(AgentEvent::Command(offered)) => {
+                assert_eq!(offered.command_id, command_id);
+                attempts.push(offered.attempt);
+                let busy = AgentMessage::CommandRejected(CommandRejected {
+                    command_id,
+                    code: RejectCode::Busy,
+                    detail: "later".to_owned(),
+                });
+                gateway.session.send(busy, SystemClock.now()).unwrap();
+            }
+            Some(_) => {}
+            None => panic!("the session ended"),
+        }
+    }
+    assert_eq!(attempts, [1, 2]);
     backend.stop().await;
 }

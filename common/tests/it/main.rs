@@ -9,6 +9,7 @@
 mod documents;
 mod hostile;
 mod legality;
+mod life_cycle;
 mod pair;
 mod support;
 mod vectors;

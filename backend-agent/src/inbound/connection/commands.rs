@@ -6,7 +6,7 @@ use tracing::{debug, warn};
 use viworks_common::command::{CommandState, Outcome};
 use viworks_common::id::{CommandId, RunId};
 use viworks_common::limits::DETAIL_BYTES_MAX;
-use viworks_common::time::Timestamp;
+use viworks_common::time::{Monotonic, Timestamp};
 use viworks_common::wire::message::{
     BackendMessage, Catalogue, Command, CommandAccepted, CommandRef, CommandRejected,
     CommandResult, CommandStarted, Event, Go, Heartbeat, HeartbeatAck, Output, ResultAck,
@@ -163,7 +163,12 @@ impl Connection {
             .reject_command(tenant, &holder, rejected, now)
             .await
         {
-            Ok(Some(settled)) => self.settled(&settled, Some(detail)),
+            Ok(Some(settled)) => {
+                if settled.state == CommandState::Queued {
+                    self.ask_again();
+                }
+                self.settled(&settled, Some(detail));
+            }
             Ok(None) => debug!(%command_id, "a gateway rejects a command that nobody knows"),
             Err(error) => return self.fail(&error),
         }
@@ -333,6 +338,21 @@ impl Connection {
         let (tenant, now) = (&self.peer.identity.tenant, self.inbound.clock.wall());
         if let Err(error) = self.inbound.store.append_audit(tenant, record, now).await {
             self.fail(&error);
+        }
+    }
+
+    /// A gateway that was busy is asked again by this session, not only by the reconciler.
+    fn ask_again(&mut self) {
+        let at = self.now().saturating_add(BUSY_PAUSE);
+        if let Some((live, _)) = self.live() {
+            live.again_at.get_or_insert(at);
+        }
+    }
+
+    pub(super) async fn offer_again(&mut self, now: Monotonic) {
+        let due = |live: &mut Live| live.again_at.take_if(|at| *at <= now);
+        if self.live.as_mut().and_then(due).is_some() {
+            self.offer_commands().await;
         }
     }
 

@@ -422,23 +422,26 @@ fn rejected(command_id: viworks_common::id::CommandId, code: RejectCode) -> Reje
 pub(crate) async fn a_busy_gateway_gets_the_command_again_later(bed: &Bed) {
     bed.gateway(1).await;
     let session = bed.session(1, 1).await;
-    let command_id = bed.command(1, false).await;
-    bed.lease(&session).await;
-    let busy = rejected(command_id, RejectCode::Busy);
-    let settled = bed
-        .store
-        .reject_command(&bed.tenant, &session.holder, busy, at(22))
-        .await
-        .unwrap()
-        .unwrap();
-    assert!(settled.state == CommandState::Queued && !settled.run_finished);
-    assert!(bed.lease(&session).await.is_empty());
-    let later = bed
-        .store
-        .lease_commands(&bed.tenant, &session.holder, LEASE, at(100))
-        .await
-        .unwrap();
-    assert_eq!(later.commands[0].attempt, 2);
+    // What is idempotent was offered with its permit; it waits again like everything else.
+    for idempotent in [false, true] {
+        let command_id = bed.command(1, idempotent).await;
+        assert_eq!(bed.lease(&session).await[0].permitted, idempotent);
+        let busy = rejected(command_id, RejectCode::Busy);
+        let settled = bed
+            .store
+            .reject_command(&bed.tenant, &session.holder, busy, at(22))
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(settled.state == CommandState::Queued && !settled.run_finished);
+        assert!(bed.lease(&session).await.is_empty());
+        let later = bed
+            .store
+            .lease_commands(&bed.tenant, &session.holder, LEASE, at(100))
+            .await
+            .unwrap();
+        assert_eq!(later.commands[0].attempt, 2);
+    }
 }
 
 pub(crate) async fn a_refused_command_is_final_with_its_code(bed: &Bed) {
