@@ -113,6 +113,7 @@ struct Shared {
     manager: Arc<Manager>,
     bus: Arc<RunBus>,
     heartbeats: Heartbeats,
+    readiness: Readiness,
 }
 
 impl App {
@@ -174,6 +175,7 @@ impl Shared {
             manager: Arc::new(Manager::new(counters.clone())),
             bus: Arc::new(RunBus::new(BusLimits::default(), generation)),
             heartbeats: Heartbeats::default(),
+            readiness: Readiness::new(),
             clock,
             metrics,
             counters,
@@ -255,6 +257,7 @@ impl Shared {
             bus: Arc::clone(&self.bus),
             clock: Arc::clone(&self.clock),
             metrics: self.counters.clone(),
+            store_latch: self.readiness.latch("store"),
             config: config.jobs,
         };
         jobs.start(lifecycle);
@@ -267,7 +270,8 @@ impl Shared {
         listener: TcpListener,
         dispatcher: Arc<Dispatcher>,
     ) {
-        let readiness = Readiness::new();
+        let readiness = self.readiness.clone();
+        // Its migrations ran; from here on a job looks after it.
         readiness.latch("store").set(true, "open");
         readiness.latch("agents").set(true, "listening");
         let limits = ApiLimits {

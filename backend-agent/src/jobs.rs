@@ -9,6 +9,7 @@ use viworks_common::code::CloseCode;
 use viworks_common::id::Tenant;
 use viworks_runtime::clock::Clock;
 use viworks_runtime::lifecycle::Lifecycle;
+use viworks_runtime::probe::Latch;
 
 use crate::agent::manager::Manager;
 use crate::command::bus::{CommandChange, RunBus};
@@ -22,6 +23,9 @@ const STEP: usize = 500;
 
 /// How often heartbeats are stored.
 const HEARTBEATS: Duration = Duration::from_millis(500);
+
+/// How often the store must prove that it works.
+const HEALTH: Duration = Duration::from_secs(5);
 
 /// What the jobs work with.
 pub struct Jobs {
@@ -39,6 +43,8 @@ pub struct Jobs {
     pub clock: Arc<dyn Clock>,
     /// What is counted.
     pub metrics: BackendMetrics,
+    /// Falls while the store cannot write.
+    pub store_latch: Latch,
     /// How often.
     pub config: JobsConfig,
 }
@@ -50,16 +56,18 @@ enum Job {
     Overdue,
     Revoked,
     Heartbeats,
+    Health,
     Purge,
 }
 
 impl Job {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Offer,
         Self::Expire,
         Self::Overdue,
         Self::Revoked,
         Self::Heartbeats,
+        Self::Health,
         Self::Purge,
     ];
 
@@ -70,6 +78,7 @@ impl Job {
             Self::Overdue => "job: overdue",
             Self::Revoked => "job: revoked",
             Self::Heartbeats => "job: heartbeats",
+            Self::Health => "job: health",
             Self::Purge => "job: purge",
         }
     }
@@ -105,6 +114,7 @@ impl Jobs {
             Job::Offer => self.config.offer,
             Job::Expire | Job::Overdue | Job::Revoked => self.config.expire,
             Job::Heartbeats => HEARTBEATS,
+            Job::Health => HEALTH,
             Job::Purge => self.config.purge,
         }
     }
@@ -116,8 +126,23 @@ impl Jobs {
             Job::Overdue => self.end_overdue().await,
             Job::Revoked => self.cut_revoked().await,
             Job::Heartbeats => self.store_heartbeats().await,
+            Job::Health => self.check_store().await,
             Job::Purge => self.purge().await,
         }
+    }
+
+    /// A backend that cannot write takes nothing in: it says so before anybody finds out by an error.
+    async fn check_store(&self) -> StoreResult<()> {
+        let health = self.store.health().await;
+        match &health {
+            Ok(health) => {
+                let problem = health.problem.as_deref();
+                self.store_latch
+                    .set(problem.is_none(), problem.unwrap_or("open"));
+            }
+            Err(error) => self.store_latch.set(false, error.to_string()),
+        }
+        health.map(drop)
     }
 
     /// Lets every connected gateway for which commands wait look for them; the others look when they connect.
