@@ -376,17 +376,14 @@ async fn issue_gateway(
     request: IssueRequest,
 ) -> anyhow::Result<()> {
     let office = Office::open(config)?;
-    delivery.prepare()?;
     let store = open(config).await?;
     let tenant = Tenant::default_tenant();
     let name = request.name.clone();
-    let issued = issue(&store, &tenant, &office, request, &actor(), now()).await;
+    let issued = issue(&store, &tenant, &office, request, delivery, &actor(), now()).await;
     store.close().await;
-    let material = issued?;
-    delivery.write(&material, &office.pins)?;
     print(&format!(
         "{name}  {}  {}",
-        material.identity.agent_id,
+        issued?,
         delivery.folder.display()
     ))
 }

@@ -108,6 +108,76 @@ impl Drop for Process {
     }
 }
 
+/// How a program ended and what it said.
+#[derive(Debug, Clone)]
+pub struct Said {
+    /// Its exit code; `None` when a signal ended it.
+    pub code: Option<i32>,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl Said {
+    /// Its standard output as JSON.
+    ///
+    /// # Panics
+    /// When that is not JSON.
+    #[must_use]
+    pub fn json(&self) -> serde_json::Value {
+        parse(&self.stdout, self)
+    }
+
+    /// Its standard error as one JSON document.
+    ///
+    /// # Panics
+    /// When that is not JSON.
+    #[must_use]
+    pub fn error(&self) -> serde_json::Value {
+        parse(&self.stderr, self)
+    }
+
+    /// Itself, when it ended with `code`.
+    ///
+    /// # Panics
+    /// When it did not, with everything it said.
+    #[must_use]
+    pub fn ended_with(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "{self:#?}");
+        self
+    }
+}
+
+fn parse(text: &str, said: &Said) -> serde_json::Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("not JSON ({error}): {said:#?}"))
+}
+
+/// Runs a program to its end, without a terminal.
+///
+/// # Panics
+/// When it cannot be started or does not end within `limit`; it is killed then.
+pub async fn finish(command: Command, limit: Duration) -> Said {
+    let named = format!("{command:?}");
+    let started = Instant::now();
+    let running = tokio::process::Command::from(command)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(limit, running)
+        .await
+        .unwrap_or_else(|_elapsed| panic!("{named} did not end in {limit:?}"))
+        .unwrap_or_else(|error| panic!("{named} could not be started: {error}"));
+    Said {
+        code: output.status.code(),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        took: started.elapsed(),
+    }
+}
+
 /// Waits until `condition` holds, trying every few milliseconds.
 ///
 /// # Panics

@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 use super::authority::{Authority, Issued, Standby};
 use super::{PkiError, Secrecy, private_folder, template, write_new};
 use crate::config::{AgentsConfig, Config};
-use crate::data::{Actor, NewCertificate, NewGateway, Store};
+use crate::data::{Actor, GatewayRef, NewCertificate, NewGateway, Store};
 
 /// How long a gateway's certificate lives.
 pub const GATEWAY_LIFE: Duration = Duration::from_secs(397 * 24 * 3_600);
@@ -32,6 +32,9 @@ const NAMES: &[&str] = &[
     "identity.json",
     "gateway.toml",
 ];
+
+/// Marks a folder whose files are not all written, or whose gateway is not registered; holds its id.
+const UNFINISHED: &str = ".unfinished";
 
 /// Who joins.
 #[derive(Debug, Clone)]
@@ -139,20 +142,18 @@ fn read_secret(path: &Path) -> Result<Zeroizing<String>, PkiError> {
     Ok(Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
-/// Lets a gateway join: creates its row and registers its key. Nothing of its secrets is stored here; they follow
-/// from the master key.
+/// Makes what a new gateway needs, and what the store must be told before any of it is worth something. Nothing of its
+/// secrets is stored there; they follow from the master key.
 ///
 /// # Errors
 ///
-/// When its name was ever used, or the store is away.
-pub async fn issue(
-    store: &dyn Store,
+/// When the certificate cannot be made.
+pub fn make(
     tenant: &Tenant,
     office: &Office,
     request: IssueRequest,
-    actor: &Actor,
     now: Timestamp,
-) -> Result<Material, PkiError> {
+) -> Result<(Material, NewGateway), PkiError> {
     let agent_id = AgentId::from_uuid(random::uuid_v7(now));
     let identity = Identity {
         tenant: tenant.clone(),
@@ -170,20 +171,16 @@ pub async fn issue(
         name: request.name,
         labels: request.labels,
         key_generation: FIRST_GENERATION,
+        certificate: Some(NewCertificate {
+            agent_id,
+            spki: certificate.facts.spki,
+            serial: certificate.facts.serial.clone(),
+            not_after: certificate.facts.not_after,
+            fingerprint: certificate.facts.fingerprint,
+        }),
     };
-    store.create_gateway(tenant, gateway, actor, now).await?;
-    let registered = NewCertificate {
-        agent_id,
-        spki: certificate.facts.spki,
-        serial: certificate.facts.serial.clone(),
-        not_after: certificate.facts.not_after,
-        fingerprint: certificate.facts.fingerprint,
-    };
-    store
-        .register_certificate(tenant, registered, actor, now)
-        .await?;
     let agent_key = office.master.agent_key(&identity, FIRST_GENERATION);
-    Ok(Material {
+    let material = Material {
         agent_key: agent_key.secret().clone(),
         token: office.master.token(&identity, 0),
         key_generation: FIRST_GENERATION,
@@ -191,7 +188,43 @@ pub async fn issue(
         trust_domain: office.trust_domain.clone(),
         certificate,
         identity,
-    })
+    };
+    Ok((material, gateway))
+}
+
+/// Lets a gateway join whose files are written to a folder: the files first, then its row and its key in one
+/// transaction, its configuration last. A folder that an interrupted call left is finished or begun again, so that no
+/// name is used up by a gateway that nobody has.
+///
+/// # Errors
+///
+/// When its name was ever used, a file is in the way or cannot be written, or the store is away.
+pub async fn issue(
+    store: &dyn Store,
+    tenant: &Tenant,
+    office: &Office,
+    request: IssueRequest,
+    delivery: &Delivery,
+    actor: &Actor,
+    now: Timestamp,
+) -> Result<AgentId, PkiError> {
+    if let Some(agent_id) = delivery.unfinished()? {
+        let known = store.gateway(tenant, &GatewayRef::Id(agent_id)).await?;
+        if known.is_some_and(|known| known.name == request.name) {
+            delivery.finish(&office.pins)?;
+            return Ok(agent_id);
+        }
+        delivery.clear()?;
+    }
+    let (material, gateway) = make(tenant, office, request, now)?;
+    delivery.begin(&material)?;
+    if let Err(error) = store.create_gateway(tenant, gateway, actor, now).await {
+        // Nobody else knows of them.
+        delivery.clear()?;
+        return Err(error.into());
+    }
+    delivery.finish(&office.pins)?;
+    Ok(material.identity.agent_id)
 }
 
 /// Where and how the files for a gateway are written.
@@ -206,22 +239,36 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// Makes the folder, and refuses one that holds a gateway's files already. Call it before [`issue`].
-    ///
-    /// # Errors
-    ///
-    /// When something is there or the folder cannot be made.
-    pub fn prepare(&self) -> Result<(), PkiError> {
-        private_folder(&self.folder, NAMES)
+    /// The gateway whose files were begun here and not finished.
+    fn unfinished(&self) -> Result<Option<AgentId>, PkiError> {
+        let path = self.folder.join(UNFINISHED);
+        if path.symlink_metadata().is_err() {
+            return Ok(None);
+        }
+        // An empty one was made in vain: nothing was registered yet.
+        Ok(Some(
+            read(&path)?
+                .trim()
+                .parse()
+                .unwrap_or(AgentId::from_uuid(Uuid::nil())),
+        ))
     }
 
-    /// Writes everything the gateway needs; its configuration comes last.
-    ///
-    /// # Errors
-    ///
-    /// When a file cannot be written.
-    pub fn write(&self, material: &Material, pins: &[SpkiPin]) -> Result<(), PkiError> {
+    /// Removes what was begun.
+    fn clear(&self) -> Result<(), PkiError> {
+        // The mark goes last: without it the others would be somebody's.
+        for name in NAMES.iter().copied().chain([UNFINISHED]) {
+            remove(&self.folder.join(name))?;
+        }
+        Ok(())
+    }
+
+    /// Writes everything but the configuration into a folder that holds nothing of it yet.
+    fn begin(&self, material: &Material) -> Result<(), PkiError> {
+        private_folder(&self.folder, NAMES)?;
         let path = |name: &str| self.folder.join(name);
+        let agent_id = material.identity.agent_id.to_string();
+        write_new(&path(UNFINISHED), agent_id.as_bytes(), Secrecy::Secret)?;
         let chain = format!("{}{}", material.certificate.certificate, material.authority);
         write_new(&path("gateway.crt"), chain.as_bytes(), Secrecy::Public)?;
         write_new(
@@ -239,10 +286,30 @@ impl Delivery {
             &identity_file(material),
             Secrecy::Secret,
         )?;
-        let toml = template::gateway(&self.url, pins, self.demo);
-        write_new(&path("gateway.toml"), toml.as_bytes(), Secrecy::Secret)?;
         files::sync_folder(&self.folder)?;
         Ok(())
+    }
+
+    /// Writes the configuration, with which the gateway can start.
+    fn finish(&self, pins: &[SpkiPin]) -> Result<(), PkiError> {
+        let path = self.folder.join("gateway.toml");
+        remove(&path)?;
+        let toml = template::gateway(&self.url, pins, self.demo);
+        write_new(&path, toml.as_bytes(), Secrecy::Secret)?;
+        remove(&self.folder.join(UNFINISHED))?;
+        files::sync_folder(&self.folder)?;
+        Ok(())
+    }
+}
+
+fn remove(path: &Path) -> Result<(), PkiError> {
+    match std::fs::remove_file(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(PkiError::Write {
+            path: path.to_owned(),
+            source,
+        }),
     }
 }
 

@@ -12,9 +12,10 @@ use viworks_backend_agent::data::{Actor, GatewayRef, Store, StoreError};
 use viworks_backend_agent::pki::PkiError;
 use viworks_backend_agent::pki::init::{InitRequest, init};
 use viworks_backend_agent::pki::issue::{
-    Delivery, GATEWAY_LIFE, IssueRequest, Material, Office, issue,
+    Delivery, GATEWAY_LIFE, IssueRequest, Material, Office, issue, make,
 };
-use viworks_common::id::Tenant;
+use viworks_common::id::{AgentId, Tenant};
+use viworks_common::key::Identity;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::config::Environment;
 use viworks_runtime::sqlite::Options;
@@ -63,15 +64,12 @@ pub(crate) async fn join(
         labels: [].into(),
         life,
     };
-    issue(
-        store,
-        &Tenant::default_tenant(),
-        office,
-        request,
-        &Actor::system(),
-        SystemClock.wall(),
-    )
-    .await
+    let (tenant, now) = (Tenant::default_tenant(), SystemClock.wall());
+    let (material, gateway) = make(&tenant, office, request, now)?;
+    store
+        .create_gateway(&tenant, gateway, &Actor::system(), now)
+        .await?;
+    Ok(material)
 }
 
 #[test]
@@ -104,21 +102,19 @@ async fn a_gateway_gets_everything_it_needs_and_its_name_is_taken_for_ever() {
     let config = config(&folder);
     let (office, store) = (Office::open(&config).unwrap(), store(&config).await);
     assert_eq!(office.pins.len(), 2);
-    let material = join(&store, &office, "gw-1", GATEWAY_LIFE).await.unwrap();
-    let delivery = Delivery {
-        folder: folder.path().join("g"),
-        url: "wss://localhost:1".to_owned(),
-        demo: false,
+    let delivery = delivery(&folder);
+    let agent_id = deliver(&store, &office, "gw-1", &delivery).await.unwrap();
+    let known = Identity {
+        tenant: Tenant::default_tenant(),
+        agent_id,
     };
-    delivery.prepare().unwrap();
-    delivery.write(&material, &office.pins).unwrap();
     let identity: serde_json::Value =
         serde_json::from_slice(&std::fs::read(folder.path().join("g/identity.json")).unwrap())
             .unwrap();
-    assert_eq!(identity["agent_id"], material.identity.agent_id.to_string());
+    assert_eq!(identity["agent_id"], agent_id.to_string());
     assert_eq!(
         identity["token"],
-        office.master.token(&material.identity, 0).expose_hex()
+        office.master.token(&known, 0).expose_hex()
     );
     assert_eq!(identity["key_generation"], 1);
     let toml = std::fs::read_to_string(folder.path().join("g/gateway.toml")).unwrap();
@@ -130,7 +126,8 @@ async fn a_gateway_gets_everything_it_needs_and_its_name_is_taken_for_ever() {
             && !toml.contains("allow_own_commands"),
         "{toml}"
     );
-    assert!(matches!(delivery.prepare(), Err(PkiError::Exists { .. })));
+    let occupied = deliver(&store, &office, "gw-2", &delivery).await;
+    assert!(matches!(occupied, Err(PkiError::Exists { .. })));
     let twice = join(&store, &office, "gw-1", GATEWAY_LIFE).await;
     assert!(matches!(
         twice,
@@ -143,8 +140,83 @@ async fn a_gateway_gets_everything_it_needs_and_its_name_is_taken_for_ever() {
         )
         .await
         .unwrap();
-    assert_eq!(known.unwrap().agent_id, material.identity.agent_id);
+    assert_eq!(known.unwrap().agent_id, agent_id);
     openssl_agrees(folder.path());
+    store.close().await;
+}
+
+fn delivery(folder: &TempDir) -> Delivery {
+    Delivery {
+        folder: folder.path().join("g"),
+        url: "wss://localhost:1".to_owned(),
+        demo: false,
+    }
+}
+
+async fn deliver(
+    store: &SqliteStore,
+    office: &Office,
+    name: &str,
+    delivery: &Delivery,
+) -> Result<AgentId, PkiError> {
+    let request = IssueRequest {
+        name: name.parse().unwrap(),
+        labels: [].into(),
+        life: GATEWAY_LIFE,
+    };
+    let (tenant, now) = (Tenant::default_tenant(), SystemClock.wall());
+    issue(
+        store,
+        &tenant,
+        office,
+        request,
+        delivery,
+        &Actor::system(),
+        now,
+    )
+    .await
+}
+
+#[tokio::test]
+async fn a_delivery_that_was_interrupted_is_finished_or_begun_again() {
+    let folder = initialised();
+    let config = config(&folder);
+    let (office, store) = (Office::open(&config).unwrap(), store(&config).await);
+    let delivery = delivery(&folder);
+    let mark = delivery.folder.join(".unfinished");
+    let certificate = || std::fs::read(delivery.folder.join("gateway.crt")).unwrap();
+    // Before anything was written, and before its gateway was registered.
+    std::fs::create_dir(&delivery.folder).unwrap();
+    for begun in ["", "01a1fbe2-51fb-79ab-baa7-040f308ffe33"] {
+        std::fs::write(&mark, begun).unwrap();
+        std::fs::write(delivery.folder.join("gateway.crt"), "half a certi").unwrap();
+        let name = format!("gw-{}", begun.len());
+        deliver(&store, &office, &name, &delivery).await.unwrap();
+        assert!(!mark.exists() && certificate().len() > 100);
+    }
+    // After it was registered: what was delivered is the one that is known.
+    let (name, before) = ("gw-36", certificate());
+    let known = GatewayRef::Name(name.parse().unwrap());
+    let known = store.gateway(&Tenant::default_tenant(), &known).await;
+    let agent_id = known.unwrap().unwrap().agent_id;
+    std::fs::write(&mark, agent_id.to_string()).unwrap();
+    std::fs::write(delivery.folder.join("gateway.toml"), "[outb").unwrap();
+    let finished = deliver(&store, &office, name, &delivery).await.unwrap();
+    assert_eq!(finished, agent_id);
+    assert_eq!(certificate(), before);
+    let toml = std::fs::read_to_string(delivery.folder.join("gateway.toml")).unwrap();
+    assert!(toml.contains("[outbound]") && !mark.exists());
+    // A name that is taken leaves nothing behind.
+    let other = Delivery {
+        folder: folder.path().join("other"),
+        ..delivery
+    };
+    let taken = deliver(&store, &office, name, &other).await;
+    assert!(matches!(
+        taken,
+        Err(PkiError::Store(StoreError::Conflict { .. }))
+    ));
+    assert_eq!(std::fs::read_dir(&other.folder).unwrap().count(), 0);
     store.close().await;
 }
 

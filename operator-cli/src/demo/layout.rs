@@ -105,12 +105,19 @@ impl Layout {
 pub struct Started {
     /// The process that runs `viworks up` itself.
     pub up: Process,
-    /// Where the operators' API listens, `host:port`.
-    pub api: String,
-    /// Where agents connect, `host:port`.
-    pub agents: String,
+    /// Where its backend listens, once everything is started.
+    pub addresses: Option<Addresses>,
     /// The backend first, then the gateways.
     pub processes: Vec<Process>,
+}
+
+/// Where a demo's backend listens, `host:port` each, as its ready file says.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Addresses {
+    /// For operators.
+    pub api: String,
+    /// For agents.
+    pub agents: String,
 }
 
 /// One process, told apart from a later one with the same number by its start time.

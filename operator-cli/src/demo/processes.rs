@@ -11,7 +11,7 @@ use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 use viworks_runtime::exit::ExitCode;
 
-use super::layout::{Layout, Process, Started};
+use super::layout::{Layout, Process};
 use crate::error::Failure;
 use crate::output;
 
@@ -57,9 +57,14 @@ impl Programs {
 }
 
 /// Runs a program to its end; its output becomes the failure's detail when it fails.
-pub async fn run_to_end(program: &Path, arguments: &[&str]) -> Result<(), Failure> {
+pub async fn run_to_end(
+    layout: &Layout,
+    program: &Path,
+    arguments: &[&str],
+) -> Result<(), Failure> {
     let output = tokio::process::Command::new(program)
         .args(arguments)
+        .env(MARK, layout.root())
         .stdin(Stdio::null())
         .output()
         .await?;
@@ -107,6 +112,7 @@ impl Running {
                     .iter()
                     .map(|(key, value)| (*key, value.as_str())),
             )
+            .env(MARK, layout.root())
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
@@ -212,14 +218,42 @@ fn signal(pid: u32, signal: Signal) {
     }
 }
 
+/// The environment variable by which a demo's processes are found whatever became of their `up`: its folder.
+const MARK: &str = "VIWORKS_DEMO_FOLDER";
+
+/// What still runs of the demo in this folder, without its `up`.
+pub fn left_running(layout: &Layout) -> Vec<Process> {
+    let mark = format!("{MARK}={}", layout.root().display()).into_bytes();
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(|pid: u32| {
+            // Observed first: if it is somebody else's by now, its environment does not fit.
+            let process = Process::observe("a process of the demo", pid)?;
+            // Other users' processes cannot be read, and are not ours to stop.
+            let environment = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
+            let marked = environment
+                .split(|byte| *byte == 0)
+                .any(|variable| variable == mark);
+            marked.then_some(process)
+        })
+        .collect()
+}
+
 /// `viworks down`: stops what an earlier `up` started, and only that.
 pub async fn down(data_dir: &Path) -> Result<(), Failure> {
     let layout = Layout::at(data_dir)?;
-    let Some(started) = layout.load_started() else {
-        output::note("nothing to stop: no demo was started here");
+    let up = layout.load_started().map(|started| started.up);
+    let up = up.filter(Process::is_alive);
+    if up.is_none() && left_running(&layout).is_empty() {
+        layout.forget_started()?;
+        output::note("nothing to stop: no demo runs here");
         return Ok(());
-    };
-    stop_started(&started).await?;
+    }
+    stop_demo(&layout, up.as_ref()).await?;
     layout.forget_started()?;
     output::note(
         "the demo is stopped; its data stays (viworks up starts it again, viworks up --reset starts over)",
@@ -227,24 +261,23 @@ pub async fn down(data_dir: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn stop_started(started: &Started) -> Result<(), Failure> {
-    // `up` stops its children itself when it is asked to; without it they are asked one by one.
-    let order = if started.up.is_alive() {
-        vec![&started.up]
-    } else {
-        started.processes.iter().rev().collect()
-    };
-    for process in &order {
-        if process.is_alive() {
-            signal(process.pid, Signal::TERM);
-        }
+/// `up` stops its children itself when it is asked to; without it they are asked one by one.
+pub async fn stop_demo(layout: &Layout, up: Option<&Process>) -> Result<(), Failure> {
+    let first = up
+        .cloned()
+        .map_or_else(|| left_running(layout), |up| vec![up]);
+    for process in &first {
+        signal(process.pid, Signal::TERM);
     }
     let deadline = Instant::now() + STOP_WITHIN * 2;
-    let mut all: Vec<&Process> = started.processes.iter().collect();
-    all.push(&started.up);
-    while all.iter().any(|process| process.is_alive()) {
+    loop {
+        let mut left = left_running(layout);
+        left.extend(up.filter(|up| up.is_alive()).cloned());
+        if left.is_empty() {
+            return Ok(());
+        }
         if Instant::now() >= deadline {
-            for process in all.iter().filter(|process| process.is_alive()) {
+            for process in &left {
                 signal(process.pid, Signal::KILL);
             }
             return Err(Failure::new(
@@ -254,5 +287,4 @@ async fn stop_started(started: &Started) -> Result<(), Failure> {
         }
         sleep(POLL).await;
     }
-    Ok(())
 }

@@ -4,15 +4,14 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep};
 use viworks_common::api::{GatewayStatus, RequestedArguments, RunRequest, Targets};
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files;
 
-use super::layout::{Layout, Process, Started};
-use super::processes::{Programs, Running, run_to_end, stop};
+use super::layout::{Addresses, Layout, Process, Started};
+use super::processes::{Programs, Running, left_running, run_to_end, stop, stop_demo};
 use crate::client::Client;
 use crate::error::Failure;
 use crate::output::{self, Format};
@@ -47,12 +46,6 @@ fn gateway_name(index: usize) -> String {
     )
 }
 
-#[derive(Debug, Deserialize)]
-struct BackendAddresses {
-    api: String,
-    agents: String,
-}
-
 /// Runs the demo until it is stopped, or once.
 pub async fn up(options: &Options) -> Result<ExitCode, Failure> {
     let programs = Programs::find()?;
@@ -61,11 +54,11 @@ pub async fn up(options: &Options) -> Result<ExitCode, Failure> {
         if started.up.is_alive() {
             return reuse(options, &layout, &started).await;
         }
-        if started.processes.iter().any(Process::is_alive) {
-            output::note("an earlier demo was interrupted; stopping what it left running");
-            super::processes::down(layout.root()).await?;
-        }
         layout.forget_started()?;
+    }
+    if !left_running(&layout).is_empty() {
+        output::note("an earlier demo was interrupted; stopping what it left running");
+        stop_demo(&layout, None).await?;
     }
     if options.reset && layout.root().exists() {
         refuse_foreign_folder(&layout)?;
@@ -82,6 +75,7 @@ pub async fn up(options: &Options) -> Result<ExitCode, Failure> {
         "ViWorkS {} · demo on this machine · SQLite + in-process queue\n",
         env!("CARGO_PKG_VERSION")
     ));
+    save(&layout, None, &[])?;
     let mut running = Vec::new();
     let mut interrupted = Box::pin(interruption());
     let outcome = tokio::select! {
@@ -143,7 +137,7 @@ async fn start_and_serve(
     let addresses = start_backend(programs, layout, running).await?;
     let step = Instant::now();
     start_gateways(programs, layout, &names, &addresses, running)?;
-    save(layout, &addresses, running)?;
+    save(layout, Some(&addresses), running)?;
     let client = Client::new(&format!("http://{}", addresses.api), Some(&layout.token()))?;
     wait_until_online(&client, &names, running).await?;
     report(
@@ -181,7 +175,16 @@ async fn prepare(programs: &Programs, layout: &Layout, names: &[String]) -> Resu
     let config = layout.backend_config();
     if !config.exists() {
         let dir = layout.backend();
-        run_to_end(&programs.backend, &["pki", "init", "--dir", path(&dir)?]).await?;
+        // What an interrupted start left: without its configuration nothing was ever made with it.
+        if dir.exists() {
+            std::fs::remove_dir_all(&dir)?;
+        }
+        run_to_end(
+            layout,
+            &programs.backend,
+            &["pki", "init", "--dir", path(&dir)?],
+        )
+        .await?;
     }
     report(
         "certificates",
@@ -207,7 +210,7 @@ async fn prepare(programs: &Programs, layout: &Layout, names: &[String]) -> Resu
                 &site,
                 "--demo",
             ];
-            run_to_end(&programs.backend, &arguments).await?;
+            run_to_end(layout, &programs.backend, &arguments).await?;
         }
     }
     let token = layout.token();
@@ -224,7 +227,7 @@ async fn prepare(programs: &Programs, layout: &Layout, names: &[String]) -> Resu
             "--out",
             path(&token)?,
         ];
-        run_to_end(&programs.backend, &arguments).await?;
+        run_to_end(layout, &programs.backend, &arguments).await?;
     }
     report(
         "identities",
@@ -239,12 +242,37 @@ async fn start_backend(
     programs: &Programs,
     layout: &Layout,
     running: &mut Vec<Running>,
-) -> Result<BackendAddresses, Failure> {
+) -> Result<Addresses, Failure> {
     let step = Instant::now();
+    let (api, agents) = (free_or_any(8080), free_or_any(8081));
+    let addresses = match launch_backend(programs, layout, running, api, agents).await {
+        Ok(addresses) => addresses,
+        // Somebody else may have taken a port after the look; free ones cannot be lost like that.
+        Err(_failure) if (api, agents) != (0, 0) => {
+            stop(running).await;
+            output::note("  the backend did not come up; trying free ports");
+            launch_backend(programs, layout, running, 0, 0).await?
+        }
+        Err(failure) => return Err(failure),
+    };
+    report(
+        "backend",
+        &format!("wss://{}", addresses.agents),
+        &format!("API http://{}", addresses.api),
+        step,
+    );
+    Ok(addresses)
+}
+
+async fn launch_backend(
+    programs: &Programs,
+    layout: &Layout,
+    running: &mut Vec<Running>,
+    api: u16,
+    agents: u16,
+) -> Result<Addresses, Failure> {
     let ready = layout.ready("backend");
     remove_stale(&ready)?;
-    let api = free_or_any(8080);
-    let agents = free_or_any(8081);
     let environment = [
         ("VIWORKS__API__LISTEN", format!("127.0.0.1:{api}")),
         ("VIWORKS__AGENTS__LISTEN", format!("127.0.0.1:{agents}")),
@@ -265,21 +293,14 @@ async fn start_backend(
         &environment,
     )?);
     let backend = running.last_mut().expect("it was pushed on the line above");
-    let addresses: BackendAddresses = backend.ready(&ready).await?;
-    report(
-        "backend",
-        &format!("wss://{}", addresses.agents),
-        &format!("API http://{}", addresses.api),
-        step,
-    );
-    Ok(addresses)
+    backend.ready(&ready).await
 }
 
 fn start_gateways(
     programs: &Programs,
     layout: &Layout,
     names: &[String],
-    addresses: &BackendAddresses,
+    addresses: &Addresses,
     running: &mut Vec<Running>,
 ) -> Result<(), Failure> {
     for name in names {
@@ -299,7 +320,11 @@ fn start_gateways(
     Ok(())
 }
 
-fn save(layout: &Layout, addresses: &BackendAddresses, running: &[Running]) -> Result<(), Failure> {
+fn save(
+    layout: &Layout,
+    addresses: Option<&Addresses>,
+    running: &[Running],
+) -> Result<(), Failure> {
     let up = Process::observe("up", std::process::id()).ok_or_else(|| {
         Failure::new(
             ExitCode::Error,
@@ -309,8 +334,7 @@ fn save(layout: &Layout, addresses: &BackendAddresses, running: &[Running]) -> R
     let processes = running.iter().filter_map(Running::observe).collect();
     layout.save_started(&Started {
         up,
-        api: addresses.api.clone(),
-        agents: addresses.agents.clone(),
+        addresses: addresses.cloned(),
         processes,
     })
 }
@@ -395,7 +419,7 @@ async fn first_command(client: &Client, format: Format) -> Result<ExitCode, Fail
     Ok(run::exit_code(commands.iter().map(|command| command.state)))
 }
 
-fn hints(addresses: &BackendAddresses) {
+fn hints(addresses: &Addresses) {
     let program = run::program_name();
     let lines = [
         format!("  API       http://{}/openapi.json", addresses.api),
@@ -434,11 +458,22 @@ async fn reuse(options: &Options, layout: &Layout, started: &Started) -> Result<
         )
         .with("fix: viworks down, then viworks up --reset"));
     }
+    let Some(addresses) = &started.addresses else {
+        return Err(Failure::new(
+            ExitCode::Conflict,
+            format!(
+                "the demo in {} is just starting (pid {})",
+                layout.root().display(),
+                started.up.pid
+            ),
+        )
+        .with("fix: try again in a moment, or stop it with viworks down"));
+    };
     output::note(&format!(
         "already running (pid {}): API http://{}",
-        started.up.pid, started.api
+        started.up.pid, addresses.api
     ));
-    let client = Client::new(&format!("http://{}", started.api), Some(&layout.token()))?;
+    let client = Client::new(&format!("http://{}", addresses.api), Some(&layout.token()))?;
     if !options.once {
         let online = client
             .gateways()

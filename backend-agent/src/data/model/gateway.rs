@@ -23,6 +23,8 @@ pub struct NewGateway {
     pub labels: BTreeMap<String, String>,
     /// The generation of the agent key that is handed to it.
     pub key_generation: u32,
+    /// Its first certificate, registered with it.
+    pub certificate: Option<NewCertificate>,
 }
 
 /// A gateway by id or by name.

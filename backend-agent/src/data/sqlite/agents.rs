@@ -114,7 +114,11 @@ pub(super) async fn create(
         detail,
         now,
     )
-    .await
+    .await?;
+    match &new.certificate {
+        Some(first) => register_certificate(connection, tenant, first, actor, now).await,
+        None => Ok(()),
+    }
 }
 
 /// Replaces the labels of one source by a JSON object.

@@ -255,6 +255,7 @@ impl Backend {
             name: name.parse().unwrap(),
             labels: BTreeMap::new(),
             key_generation: 1,
+            certificate: None,
         };
         self.store
             .create_gateway(&self.tenant, new, &Actor::local("test"), now())

@@ -88,6 +88,7 @@ impl Bed {
             name: format!("gw-{n}").parse().unwrap(),
             labels: BTreeMap::new(),
             key_generation: 1,
+            certificate: None,
         };
         self.store
             .create_gateway(&self.tenant, new, &Actor::local("test"), at(0))

@@ -16,6 +16,7 @@ fn new_gateway(n: u64, name: &str) -> NewGateway {
         name: name.parse().unwrap(),
         labels: BTreeMap::new(),
         key_generation: 1,
+        certificate: None,
     }
 }
 

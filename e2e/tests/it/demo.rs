@@ -1,0 +1,358 @@
+//! `viworks up`: from nothing to three answers, anywhere, as anybody, again and again, and nothing left behind.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+use viworks_testkit::binaries::Binaries;
+use viworks_testkit::deployment::{PATIENCE, text};
+use viworks_testkit::process::{Process, Said, eventually, finish};
+
+/// The user and group that own nothing.
+const NOBODY: u32 = 65_534;
+
+/// A place for one demo; whatever still runs in it is ended with it.
+struct Place {
+    folder: TempDir,
+    program: PathBuf,
+    user: Option<u32>,
+}
+
+impl Place {
+    fn new() -> Self {
+        let folder = TempDir::with_prefix("viworks demo with spaces ").unwrap();
+        std::fs::create_dir(folder.path().join("a home")).unwrap();
+        Self {
+            folder,
+            program: Binaries::shipped().cli(),
+            user: None,
+        }
+    }
+
+    /// The same for a user without rights, who gets copies of the programs where they can be read.
+    fn of_nobody() -> Self {
+        let mut place = Self::new();
+        let programs = place.folder.path().join("bin");
+        std::fs::create_dir(&programs).unwrap();
+        let shipped = Binaries::shipped();
+        for program in [shipped.cli(), shipped.backend(), shipped.gateway()] {
+            let copy = programs.join(program.file_name().unwrap());
+            std::fs::copy(&program, &copy).unwrap();
+        }
+        place.program = programs.join("viworks");
+        let open = std::fs::Permissions::from_mode(0o755);
+        for folder in [place.folder.path(), &programs] {
+            std::fs::set_permissions(folder, open.clone()).unwrap();
+        }
+        let home = place.home();
+        std::os::unix::fs::chown(&home, Some(NOBODY), Some(NOBODY)).unwrap();
+        place.user = Some(NOBODY);
+        place
+    }
+
+    fn home(&self) -> PathBuf {
+        self.folder.path().join("a home")
+    }
+
+    fn data(&self) -> PathBuf {
+        self.home().join("demo data")
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .args(arguments)
+            .current_dir(self.home())
+            .env("HOME", self.home())
+            .env("VIWORKS_CONFIG_DIR", self.home().join("config"));
+        for variable in ["VIWORKS_SERVER", "VIWORKS_TOKEN_FILE", "VIWORKS_CONTEXT"] {
+            command.env_remove(variable);
+        }
+        if let Some(user) = self.user {
+            command.uid(user).gid(user);
+        }
+        command
+    }
+
+    async fn run(&self, arguments: &[&str]) -> Said {
+        finish(self.command(arguments), PATIENCE).await
+    }
+
+    async fn up(&self, more: &[&str]) -> Said {
+        let data = self.data();
+        self.run(&[&["up", "--data-dir", text(&data)], more].concat())
+            .await
+    }
+
+    /// Starts a demo that stays, and waits until its first command is answered.
+    async fn stay(&self) -> Process {
+        let data = self.data();
+        let mut command = self.command(&["up", "--data-dir", text(&data)]);
+        let mut up = Process::start(&mut command, &self.folder.path().join("up.log")).unwrap();
+        eventually("the demo is up", PATIENCE, async || {
+            if let Some(status) = up.ended() {
+                panic!("viworks up ended with {status}:\n{}", up.log());
+            }
+            up.log().contains("Ctrl-C").then_some(())
+        })
+        .await;
+        up
+    }
+
+    /// What `up` wrote down about itself and its children: names and numbers.
+    fn written_down(&self) -> BTreeMap<String, u32> {
+        let file = std::fs::read(self.data().join("run/demo.json")).unwrap();
+        let started: Value = serde_json::from_slice(&file).unwrap();
+        let children = started["processes"].as_array().unwrap().iter();
+        children
+            .chain([&started["up"]])
+            .map(|one| {
+                let pid = u32::try_from(one["pid"].as_u64().unwrap()).unwrap();
+                (one["name"].as_str().unwrap().to_owned(), pid)
+            })
+            .collect()
+    }
+
+    /// Everything that runs with this place in its command line, by number.
+    fn running(&self) -> BTreeMap<u32, String> {
+        let mut found = BTreeMap::new();
+        for entry in std::fs::read_dir("/proc").unwrap() {
+            let entry = entry.unwrap();
+            let Ok(pid) = entry.file_name().to_string_lossy().parse() else {
+                continue;
+            };
+            // A process that ended meanwhile has nothing to say; neither has one that is only waited for.
+            let words = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let words = String::from_utf8_lossy(&words).replace('\0', " ");
+            if words.contains(text(self.folder.path())) {
+                found.insert(pid, words);
+            }
+        }
+        found
+    }
+
+    fn assert_nothing_runs(&self) {
+        assert_eq!(self.running(), BTreeMap::new());
+        assert!(!self.data().join("run/demo.json").exists());
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        for pid in self.running().into_keys() {
+            if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+                // It may have ended since it was found.
+                let _sent = kill_process(pid, Signal::KILL);
+            }
+        }
+    }
+}
+
+/// Three gateways said who they are.
+fn assert_three_answers(said: &Said) {
+    let answers: Vec<&str> = said.stdout.lines().skip(1).collect();
+    assert_eq!(answers.len(), 3, "{said:#?}");
+    for (answer, name) in answers.iter().zip(["gw-berlin", "gw-lyon", "gw-oslo"]) {
+        assert!(answer.starts_with(name), "{answer}");
+        assert!(answer.contains("✓ ok"), "{answer}");
+    }
+    assert!(!said.stdout.contains('\x1b'), "{said:#?}");
+    assert!(!said.stderr.contains('\x1b'), "{said:#?}");
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+fn signal(pid: u32, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    kill_process(pid, signal).unwrap();
+}
+
+#[tokio::test]
+async fn once_shows_three_answers_and_leaves_nothing_behind_twice_in_a_row() {
+    let place = Place::new();
+    for round in ["first", "second"] {
+        let said = place.up(&["--once"]).await.ended_with(0);
+        println!("{round} viworks up --once: {} ms", said.took.as_millis());
+        assert_three_answers(&said);
+        place.assert_nothing_runs();
+    }
+    let said = place.up(&["--once", "-o", "json"]).await.ended_with(0);
+    let result = said.json();
+    let commands = result["commands"].as_array().unwrap();
+    assert_eq!(commands.len(), 3, "{result:#}");
+    for command in commands {
+        assert_eq!(command["state"], "succeeded", "{command:#}");
+        let output = command["outcome"]["stdout"]["head"]["text"].as_str();
+        let own = format!("agent_version: {}", env!("CARGO_PKG_VERSION"));
+        assert!(output.unwrap().contains(&own), "{command:#}");
+    }
+    place.assert_nothing_runs();
+}
+
+#[tokio::test]
+async fn taken_ports_are_no_obstacle() {
+    // When somebody else has one of them already, it is just as taken.
+    let holders: Vec<_> = [8_080, 8_081]
+        .map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)))
+        .into();
+    let place = Place::new();
+    let said = place.up(&["--once", "--agents", "3"]).await.ended_with(0);
+    assert_three_answers(&said);
+    for port in ["8080", "8081"] {
+        let note = format!("port {port} is taken; using a free one");
+        assert!(said.stderr.contains(&note), "{said:#?}");
+    }
+    place.assert_nothing_runs();
+    drop(holders);
+}
+
+#[tokio::test]
+async fn an_ordinary_user_needs_nothing_more_than_root_does() {
+    let place = if is_root() {
+        Place::of_nobody()
+    } else {
+        // Every test of this file then runs as an ordinary user.
+        Place::new()
+    };
+    for _round in 0..2 {
+        let said = place.up(&["--once"]).await.ended_with(0);
+        assert_three_answers(&said);
+        place.assert_nothing_runs();
+    }
+    if is_root() {
+        use std::os::unix::fs::MetadataExt;
+        for made in ["backend/master.key", "operator.key", "gateways/gw-oslo"] {
+            let made = std::fs::metadata(place.data().join(made)).unwrap();
+            assert_eq!(made.uid(), NOBODY);
+            assert_eq!(made.mode() & 0o077, 0);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_second_up_finds_the_first_and_down_stops_all_of_it() {
+    let place = Place::new();
+    let mut first = place.stay().await;
+    let started = place.written_down();
+    let names: Vec<&str> = started.keys().map(String::as_str).collect();
+    assert_eq!(names, ["backend", "gw-berlin", "gw-lyon", "gw-oslo", "up"]);
+    assert_eq!(started["up"], first.pid());
+    for (name, pid) in &started {
+        assert!(place.running().contains_key(pid), "{name} does not run");
+    }
+
+    let second = place.up(&[]).await.ended_with(0);
+    assert!(second.stderr.contains("already running"), "{second:#?}");
+    assert!(second.stderr.contains("3 gateways online"), "{second:#?}");
+    let second = place.up(&["--once"]).await.ended_with(0);
+    assert_three_answers(&second);
+    let refused = place.up(&["--reset"]).await.ended_with(6);
+    assert!(refused.stderr.contains("viworks down"), "{refused:#?}");
+    assert_eq!(place.written_down(), started, "the first was left alone");
+
+    // The demo is the selected context: no address, no key.
+    let said = place.run(&["run", "sys.uptime", "--all"]).await;
+    assert_three_answers(&said.ended_with(0));
+
+    let data = place.data();
+    let down = ["down", "--data-dir", text(&data)];
+    drop(place.run(&down).await.ended_with(0));
+    assert!(first.wait(PATIENCE).await.success(), "{}", first.log());
+    place.assert_nothing_runs();
+    let again = place.run(&down).await.ended_with(0);
+    assert!(again.stderr.contains("nothing to stop"), "{again:#?}");
+}
+
+#[tokio::test]
+async fn ctrl_c_stops_everything() {
+    let place = Place::new();
+    let mut up = place.stay().await;
+    assert_eq!(place.running().len(), 5);
+    up.signal(Signal::INT);
+    assert!(up.wait(PATIENCE).await.success(), "{}", up.log());
+    place.assert_nothing_runs();
+}
+
+#[tokio::test]
+async fn a_killed_demo_is_cleared_away_by_the_next_one() {
+    let place = Place::new();
+    let mut up = place.stay().await;
+    up.kill();
+    assert_eq!(place.running().len(), 4, "its children outlive a kill");
+    let said = place.up(&["--once"]).await.ended_with(0);
+    assert!(said.stderr.contains("was interrupted"), "{said:#?}");
+    assert_three_answers(&said);
+    place.assert_nothing_runs();
+}
+
+#[tokio::test]
+async fn down_finds_what_is_left_of_a_demo_that_was_killed_at_any_moment() {
+    let place = Place::new();
+    let data = place.data();
+    for milestone in [
+        "certificates",
+        "identities",
+        "backend",
+        "gateways",
+        "answered",
+    ] {
+        let mut command = place.command(&["up", "--data-dir", text(&data)]);
+        let mut up = Process::start(&mut command, &place.folder.path().join("up.log")).unwrap();
+        eventually(milestone, PATIENCE, async || {
+            up.log().contains(milestone).then_some(())
+        })
+        .await;
+        up.kill();
+        let said = place.run(&["down", "--data-dir", text(&data)]).await;
+        drop(said.ended_with(0));
+        place.assert_nothing_runs();
+    }
+    assert_three_answers(&place.up(&["--once"]).await.ended_with(0));
+}
+
+#[tokio::test]
+async fn a_demo_ends_with_its_cause_when_one_of_its_processes_dies() {
+    let place = Place::new();
+    let mut up = place.stay().await;
+    signal(place.written_down()["gw-lyon"], Signal::KILL);
+    let status = up.wait(PATIENCE).await;
+    assert_eq!(status.code(), Some(1), "{}", up.log());
+    let log = up.log();
+    assert!(log.contains("error: gw-lyon ended by itself"), "{log}");
+    place.assert_nothing_runs();
+}
+
+#[tokio::test]
+async fn reset_starts_over_and_leaves_foreign_folders_alone() {
+    let place = Place::new();
+    drop(place.up(&["--once"]).await.ended_with(0));
+    let master = place.data().join("backend/master.key");
+    let before = std::fs::read(&master).unwrap();
+    drop(place.up(&["--once"]).await.ended_with(0));
+    assert_eq!(std::fs::read(&master).unwrap(), before, "kept");
+    let said = place.up(&["--once", "--reset"]).await.ended_with(0);
+    assert_three_answers(&said);
+    assert_ne!(std::fs::read(&master).unwrap(), before, "made anew");
+
+    let foreign = place.home().join("photographs");
+    write(&foreign.join("run/holiday.txt"), "not yours");
+    let refused = ["up", "--once", "--reset", "--data-dir", text(&foreign)];
+    let said = place.run(&refused).await.ended_with(78);
+    assert!(said.stderr.contains("left alone"), "{said:#?}");
+    let kept = std::fs::read_to_string(foreign.join("run/holiday.txt")).unwrap();
+    assert_eq!(kept, "not yours");
+    place.assert_nothing_runs();
+}
+
+fn write(file: &Path, content: &str) {
+    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+    std::fs::write(file, content).unwrap();
+}
