@@ -69,7 +69,8 @@ pub async fn run(dialler: Dialler, parts: Parts, mut live: mpsc::Receiver<LiveOu
     let mut backoff = Backoff::with(parts.backoff);
     while !parts.lifecycle.is_stopping() {
         parts.status.connecting();
-        let attempt = dialler.dial(parts.pins.current().pins);
+        let accepted = parts.pins.accepted();
+        let attempt = dialler.dial(accepted.pins);
         let dialled = tokio::select! {
             biased;
             () = parts.lifecycle.stopping() => return,
@@ -80,7 +81,13 @@ pub async fn run(dialler: Dialler, parts: Parts, mut live: mpsc::Receiver<LiveOu
                 // What ran while nobody listened is in the results.
                 while live.try_recv().is_ok() {}
                 // Boxed: a session outlives the attempt's buffers by far.
-                Box::pin(connection::run(dialled, &parts, &mut live)).await
+                Box::pin(connection::run(
+                    dialled,
+                    accepted.version,
+                    &parts,
+                    &mut live,
+                ))
+                .await
             }
             Err(failure) => Ended {
                 class: failure.class(),

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 use viworks_common::code::CloseCode;
 use viworks_common::id::AgentRunId;
+use viworks_common::pin::{PinSet, SpkiPin};
 use viworks_common::session::backoff::FailureClass;
 use viworks_common::session::{
     AgentEvent, AgentSession, AgentSessionConfig, Closed, End, SendRefusal,
@@ -51,7 +52,14 @@ pub struct Ended {
 }
 
 /// Runs one session to its end.
-pub async fn run(dialled: Dialled, parts: &Parts, live: &mut mpsc::Receiver<LiveOutput>) -> Ended {
+///
+/// `dialled_with` is the version of the pin set that was accepted.
+pub async fn run(
+    dialled: Dialled,
+    dialled_with: u64,
+    parts: &Parts,
+    live: &mut mpsc::Receiver<LiveOutput>,
+) -> Ended {
     let now = parts.clock.now();
     let config = AgentSessionConfig {
         identity: parts.identity.name.clone(),
@@ -67,6 +75,7 @@ pub async fn run(dialled: Dialled, parts: &Parts, live: &mut mpsc::Receiver<Live
         session: AgentSession::new(config, now),
         socket: AgentSocket::new(dialled.socket, parts.send_timeout),
         pin: dialled.pin,
+        dialled_with,
         messages,
         sender: Some(sender),
         held: None,
@@ -89,7 +98,8 @@ struct Connection<'p> {
     parts: &'p Parts,
     session: AgentSession,
     socket: AgentSocket,
-    pin: viworks_common::pin::SpkiPin,
+    pin: SpkiPin,
+    dialled_with: u64,
     messages: mpsc::Receiver<AgentMessage>,
     sender: Option<mpsc::Sender<AgentMessage>>,
     /// A message that the session had no room for.
@@ -343,13 +353,7 @@ impl Connection<'_> {
             messages,
             low_water: welcome.low_water,
         });
-        if let Some(offered) = welcome.pins
-            && let Err(error) = self.parts.pins.adopt(offered, &self.pin)
-        {
-            warn!(%error, "the backend's pin set was not taken over");
-        }
-        let version = self.parts.pins.current().version;
-        self.control(AgentMessage::PinReport(PinReport { version }));
+        self.settle_pins(welcome.pins);
         if !welcome.catalogue_known {
             let catalogue = &self.parts.catalogue;
             self.control(AgentMessage::Catalogue(Catalogue {
@@ -357,6 +361,27 @@ impl Connection<'_> {
                 commands: catalogue.entries(),
             }));
         }
+    }
+
+    fn settle_pins(&mut self, offered: Option<PinSet>) {
+        let pins = &self.parts.pins;
+        match pins.proved(self.dialled_with, &self.pin) {
+            Ok(true) => info!(
+                version = self.dialled_with,
+                "the new pin set has proved itself"
+            ),
+            Ok(false) => {}
+            Err(error) => warn!(%error, "the pin set that was replaced is kept"),
+        }
+        if let Some(offered) = offered {
+            let version = offered.version;
+            match pins.adopt(offered, &self.pin) {
+                Ok(()) => info!(version, "took over the backend's pin set"),
+                Err(error) => warn!(%error, version, "the backend's pin set was not taken over"),
+            }
+        }
+        let version = pins.current().version;
+        self.control(AgentMessage::PinReport(PinReport { version }));
     }
 
     fn heartbeat(&mut self) {

@@ -1,4 +1,7 @@
-//! The pin set in force: the configured one, or a newer one that the backend sent, until the configured one changes.
+//! The pins in force: the configured set, or a newer one that the backend sent, until the configured one changes.
+//!
+//! A set that was taken over must first prove itself: until a session was confirmed that was dialled with it, the set
+//! before it is accepted as well, so that a mistake in the new one cuts nobody off.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -23,24 +26,34 @@ pub enum PinsError {
     File(#[from] FileError),
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Kept {
     /// What was configured when the set came.
     configured: BTreeSet<SpkiPin>,
     set: PinSet,
+    /// The set before it, until a session was confirmed on the new one.
+    previous: Option<PinSet>,
 }
 
 /// The pins of this gateway.
 #[derive(Debug)]
 pub struct Pins {
     path: PathBuf,
-    configured: BTreeSet<SpkiPin>,
-    current: Mutex<PinSet>,
+    kept: Mutex<Kept>,
+}
+
+/// What one attempt to connect may accept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accepted {
+    /// The pins of the newest set, and of the one before it while that is kept.
+    pub pins: BTreeSet<SpkiPin>,
+    /// The version of the newest set.
+    pub version: u64,
 }
 
 impl Pins {
-    /// Reads the kept set, if it came after the configured one.
+    /// Reads the kept sets, if they came after the configured one.
     #[must_use]
     pub fn open(folder: &Path, configured: BTreeSet<SpkiPin>) -> Self {
         let path = folder.join("pins.json");
@@ -54,47 +67,168 @@ impl Pins {
                 }
             })
             .filter(|kept| kept.configured == configured && !kept.set.pins.is_empty());
-        let current = kept.map_or_else(
-            || PinSet {
+        let kept = kept.unwrap_or_else(|| Kept {
+            set: PinSet {
                 version: 0,
                 pins: configured.clone(),
             },
-            |kept| kept.set,
-        );
+            configured,
+            previous: None,
+        });
         Self {
             path,
-            configured,
-            current: Mutex::new(current),
+            kept: Mutex::new(kept),
         }
     }
 
-    /// The set in force.
+    /// The newest set.
     #[must_use]
     pub fn current(&self) -> PinSet {
-        self.lock().clone()
+        self.lock().set.clone()
     }
 
-    /// Takes over a set that came on a connection with the key `live`; durable once this returns.
+    /// What the next attempt to connect may accept.
+    #[must_use]
+    pub fn accepted(&self) -> Accepted {
+        let kept = self.lock();
+        let previous = kept.previous.iter().flat_map(|set| &set.pins);
+        Accepted {
+            pins: kept.set.pins.iter().chain(previous).copied().collect(),
+            version: kept.set.version,
+        }
+    }
+
+    /// Takes over a set that came on a connection with the key `live`; durable once this returns. The set that was in
+    /// force stays acceptable beside it.
     ///
     /// # Errors
     ///
-    /// When a rule speaks against it or it cannot be kept; the old one stays in force.
+    /// When a rule speaks against it or it cannot be kept; nothing changes then.
     pub fn adopt(&self, offered: PinSet, live: &SpkiPin) -> Result<(), PinsError> {
-        let mut current = self.lock();
-        current
+        let mut kept = self.lock();
+        kept.set
             .accepts(&offered, live)
             .map_err(PinsError::Refused)?;
-        let kept = Kept {
-            configured: self.configured.clone(),
+        // One that never proved itself is not what a gateway falls back to.
+        let proved = kept.previous.clone().unwrap_or_else(|| kept.set.clone());
+        let next = Kept {
+            configured: kept.configured.clone(),
             set: offered,
+            previous: Some(proved),
         };
-        let json = serde_json::to_vec(&kept).map_err(PinsError::Encode)?;
-        files::write_atomic(&self.path, &json)?;
-        *current = kept.set;
+        self.keep(&next)?;
+        *kept = next;
         Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, PinSet> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Notes that a session was confirmed whose server had the key `live` and which was dialled with `version`: the set
+    /// before it has served. True when it was given up.
+    ///
+    /// # Errors
+    ///
+    /// When that cannot be kept; the older set then stays acceptable.
+    pub fn proved(&self, version: u64, live: &SpkiPin) -> Result<bool, PinsError> {
+        let mut kept = self.lock();
+        let proves = kept.set.version == version && kept.set.contains(live);
+        if kept.previous.is_none() || !proves {
+            return Ok(false);
+        }
+        let next = Kept {
+            previous: None,
+            ..kept.clone()
+        };
+        self.keep(&next)?;
+        *kept = next;
+        Ok(true)
+    }
+
+    fn keep(&self, kept: &Kept) -> Result<(), PinsError> {
+        let json = serde_json::to_vec(kept).map_err(PinsError::Encode)?;
+        Ok(files::write_atomic(&self.path, &json)?)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pin(n: u8) -> SpkiPin {
+        SpkiPin::from_digest([n; 32])
+    }
+
+    fn pins(numbers: &[u8]) -> BTreeSet<SpkiPin> {
+        numbers.iter().copied().map(pin).collect()
+    }
+
+    fn set(version: u64, numbers: &[u8]) -> PinSet {
+        PinSet {
+            version,
+            pins: pins(numbers),
+        }
+    }
+
+    #[test]
+    fn an_adopted_set_is_durable_and_the_older_one_serves_until_it_has_proved_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let configured = pins(&[1, 2]);
+        Pins::open(folder.path(), configured.clone())
+            .adopt(set(7, &[2, 3]), &pin(2))
+            .unwrap();
+        let opened = Pins::open(folder.path(), configured.clone());
+        assert_eq!(opened.current(), set(7, &[2, 3]));
+        let both = Accepted {
+            pins: pins(&[1, 2, 3]),
+            version: 7,
+        };
+        assert_eq!(opened.accepted(), both);
+        // The session on which it came was dialled before; one on the older key proves nothing either.
+        assert!(!opened.proved(0, &pin(2)).unwrap());
+        assert!(!opened.proved(7, &pin(1)).unwrap());
+        assert_eq!(opened.accepted(), both);
+        assert!(opened.proved(7, &pin(3)).unwrap());
+        assert!(!opened.proved(7, &pin(3)).unwrap());
+        let opened = Pins::open(folder.path(), configured);
+        assert_eq!(opened.accepted().pins, pins(&[2, 3]));
+    }
+
+    #[test]
+    fn what_breaks_a_rule_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let opened = Pins::open(folder.path(), pins(&[1, 2]));
+        for (offered, rule) in [
+            (set(0, &[1, 2]), PinSetRefusal::NotNewer),
+            (set(1, &[]), PinSetRefusal::TooFew),
+            (set(1, &[1]), PinSetRefusal::TooFew),
+            (set(1, &[2, 3]), PinSetRefusal::LiveKeyMissing),
+        ] {
+            match opened.adopt(offered, &pin(1)) {
+                Err(PinsError::Refused(refused)) => assert_eq!(refused, rule),
+                other => panic!("not refused: {other:?}"),
+            }
+        }
+        assert_eq!(opened.accepted().pins, pins(&[1, 2]));
+        assert!(!folder.path().join("pins.json").exists());
+    }
+
+    #[test]
+    fn a_set_that_never_proved_itself_is_no_fallback() {
+        let folder = tempfile::tempdir().unwrap();
+        let opened = Pins::open(folder.path(), pins(&[1, 2]));
+        opened.adopt(set(1, &[2, 3]), &pin(2)).unwrap();
+        opened.adopt(set(2, &[2, 4]), &pin(2)).unwrap();
+        assert_eq!(opened.accepted().pins, pins(&[1, 2, 4]));
+    }
+
+    #[test]
+    fn a_configured_set_that_changed_is_the_one_in_force() {
+        let folder = tempfile::tempdir().unwrap();
+        let opened = Pins::open(folder.path(), pins(&[1, 2]));
+        opened.adopt(set(1, &[2, 3]), &pin(2)).unwrap();
+        let opened = Pins::open(folder.path(), pins(&[8, 9]));
+        assert_eq!(opened.current(), set(0, &[8, 9]));
     }
 }
