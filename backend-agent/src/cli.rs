@@ -14,7 +14,7 @@ use viworks_common::time::Timestamp;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::config::{Problems, environment};
 use viworks_runtime::exit::ExitCode;
-use viworks_runtime::lifecycle::{Lifecycle, Signals, notify};
+use viworks_runtime::lifecycle::{Hangups, Lifecycle, Signals, notify};
 use viworks_runtime::sqlite::Options;
 use viworks_runtime::{fault, files, logging, ready_file, tls};
 
@@ -248,7 +248,16 @@ async fn run(command: Subcommands) -> anyhow::Result<ExitCode> {
 async fn serve(config: &Config, ready_file: Option<&Path>) -> anyhow::Result<ExitCode> {
     logging::init(config.log.format, &config.log.filter)?;
     let mut signals = Signals::listen().context("failed to listen for signals")?;
+    let mut hangups = Hangups::listen().context("failed to listen for SIGHUP")?;
     let lifecycle = Lifecycle::new();
+    drop(lifecycle.spawn("hangups", async move {
+        loop {
+            hangups.next().await;
+            tracing::warn!(
+                "SIGHUP changes nothing here; restart the backend to read its configuration again"
+            );
+        }
+    }));
     let app = App::start(config, &lifecycle).await?;
     tracing::info!(api = %app.api, agents = %app.agents, "listening");
     if let Some(path) = ready_file {

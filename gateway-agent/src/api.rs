@@ -30,7 +30,7 @@ use viworks_runtime::clock::Clock;
 use viworks_runtime::lifecycle::Lifecycle;
 
 use crate::audit::Audit;
-use crate::catalogue::Catalogue;
+use crate::catalogue::Current;
 use crate::executor::Executor;
 use crate::spool::Spool;
 
@@ -114,7 +114,7 @@ pub struct Context {
     /// Commands run here, and nowhere else.
     pub executor: Executor,
     /// What may be run.
-    pub catalogue: Arc<Catalogue>,
+    pub catalogue: Current,
     /// Every command run is recorded here first.
     pub audit: Audit,
     /// Time.

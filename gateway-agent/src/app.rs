@@ -9,12 +9,12 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::exit::ExitCode;
-use viworks_runtime::lifecycle::{Lifecycle, Signals, notify};
+use viworks_runtime::lifecycle::{Hangups, Lifecycle, Signals, notify};
 use viworks_runtime::{ready_file, tls};
 
 use crate::api::{self, AgentFacts};
 use crate::audit::Audit;
-use crate::catalogue::{self, Catalogue, Owners, SHIPPED};
+use crate::catalogue::{self, Catalogue, Current, Owners, SHIPPED};
 use crate::collect;
 use crate::config::Config;
 use crate::engine::{Engine, Tools};
@@ -65,7 +65,8 @@ async fn start(config: &Config, lifecycle: &Lifecycle) -> anyhow::Result<(Journa
     let identity = Arc::new(Identity::load(config, &*clock)?);
     info!(agent_id = %identity.name.agent_id, agent_run_id = %identity.agent_run_id, "starting");
     let folder = &config.gateway.state_folder;
-    let catalogue = Arc::new(load_catalogue(config)?);
+    let hangups = Hangups::listen().context("failed to listen for SIGHUP")?;
+    let catalogue = Current::new(load_catalogue(config)?);
     let journal = Journal::open(&folder.join("journal.db"), config.journal_entries_max).await?;
     let opened = Spool::open(
         &folder.join("spool.db"),
@@ -87,7 +88,7 @@ async fn start(config: &Config, lifecycle: &Lifecycle) -> anyhow::Result<(Journa
     let (live, live_out) = mpsc::channel(LIVE_MAX);
     let (engine, handle) = Engine::recover(Tools {
         agent_run_id: identity.agent_run_id,
-        catalogue: Arc::clone(&catalogue),
+        catalogue: catalogue.clone(),
         journal: journal.clone(),
         executor: executor.clone(),
         clock: Arc::clone(&clock),
@@ -115,7 +116,7 @@ async fn start(config: &Config, lifecycle: &Lifecycle) -> anyhow::Result<(Journa
         status: Arc::clone(&status) as Arc<_>,
         spool: spool.clone(),
         executor: executor.clone(),
-        catalogue: Arc::clone(&catalogue),
+        catalogue: catalogue.clone(),
         audit: Audit::open(&folder.join("audit.log")).context("failed to open the audit log")?,
         clock: Arc::clone(&clock),
         lifecycle: lifecycle.clone(),
@@ -126,7 +127,7 @@ async fn start(config: &Config, lifecycle: &Lifecycle) -> anyhow::Result<(Journa
         opening_timeout: config.outbound.timeouts.opening,
         send_timeout: config.outbound.timeouts.send,
         backoff: config.outbound.backoff,
-        catalogue,
+        catalogue: catalogue.clone(),
         engine: handle,
         journal: journal.clone(),
         spool: spool.clone(),
@@ -137,6 +138,15 @@ async fn start(config: &Config, lifecycle: &Lifecycle) -> anyhow::Result<(Journa
         lifecycle: lifecycle.clone(),
         identity,
     };
+    let folder = config.executor.commands_folder.clone();
+    let reload = catalogue::reload_on_hangup(
+        catalogue,
+        folder,
+        owners(config),
+        hangups,
+        lifecycle.clone(),
+    );
+    lifecycle.spawn_critical("catalogue", reload);
     lifecycle.spawn_critical("engine", engine.run());
     serve_api(lifecycle, listener, context);
     if let Some(interval) = config.collect_interval {
@@ -159,15 +169,21 @@ fn serve_api(lifecycle: &Lifecycle, listener: tokio::net::UnixListener, context:
 /// Reads what may run; in a demo, a missing folder is filled with the shipped catalogue.
 fn load_catalogue(config: &Config) -> anyhow::Result<Catalogue> {
     let folder = &config.executor.commands_folder;
-    let owners = if config.executor.allow_own_commands {
+    if config.executor.allow_own_commands {
         fill_demo(folder)?;
+    }
+    let catalogue = catalogue::load(folder, owners(config), catalogue::own_program())?;
+    info!(commands = catalogue.len(), folder = %folder.display(), "read the catalogue");
+    Ok(catalogue)
+}
+
+/// Whose catalogue files are trusted.
+const fn owners(config: &Config) -> Owners {
+    if config.executor.allow_own_commands {
         Owners::RootAndOwn
     } else {
         Owners::Root
-    };
-    let catalogue = catalogue::load(folder, owners, PathBuf::from("/proc/self/exe"))?;
-    info!(commands = catalogue.len(), folder = %folder.display(), "read the catalogue");
-    Ok(catalogue)
+    }
 }
 
 fn fill_demo(folder: &Path) -> anyhow::Result<()> {

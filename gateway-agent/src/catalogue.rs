@@ -17,10 +17,12 @@ use viworks_common::id::{CommandId, CommandName};
 use crate::builtin;
 use crate::executor::Launch;
 
+mod current;
 mod file;
 mod load;
 mod ownership;
 
+pub use current::{Current, reload_on_hangup};
 pub use load::load;
 pub use ownership::Owners;
 
@@ -43,6 +45,12 @@ pub const SHIPPED: &[(&str, &str)] = &[
         include_str!("../catalogue/40-services.toml"),
     ),
 ];
+
+/// The agent's program, which serves the built-in commands; this path survives its replacement by an upgrade.
+#[must_use]
+pub fn own_program() -> PathBuf {
+    PathBuf::from("/proc/self/exe")
+}
 
 /// What a command runs.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -396,7 +396,7 @@ fn read_executor(section: &mut Section<'_>) -> ExecutorConfig {
         commands_folder: section.path(
             "commands_folder",
             "commands.d",
-            "The catalogue: files of root that say what may run.",
+            "The catalogue: files of root that say what may run. SIGHUP reads it again, as a whole or not at all.",
         ),
         allow_own_commands: section.unsafe_switch(
             "allow_own_commands",

@@ -27,7 +27,7 @@ use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::lifecycle::Lifecycle;
 
-use crate::catalogue::Catalogue;
+use crate::catalogue::Current;
 use crate::executor::{Executor, LiveOutput, end_strays};
 use crate::journal::{Journal, JournalError};
 
@@ -97,7 +97,7 @@ pub struct Tools {
     /// This process.
     pub agent_run_id: AgentRunId,
     /// What may run.
-    pub catalogue: Arc<Catalogue>,
+    pub catalogue: Current,
     /// The durable record.
     pub journal: Journal,
     /// The one executor.
@@ -306,6 +306,7 @@ impl Engine {
         let checked = self
             .tools
             .catalogue
+            .get()
             .check(&command.name, &command.arguments)
             .map(|allowed| Idempotent(allowed.idempotent()));
         let stopping = self.tools.lifecycle.is_stopping();

@@ -10,7 +10,7 @@ use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::random;
 
-use crate::catalogue::Catalogue;
+use crate::catalogue::Current;
 use crate::engine::EngineHandle;
 use crate::executor::{Executor, LiveOutput};
 use crate::identity::Identity;
@@ -45,7 +45,7 @@ pub struct Parts {
     /// Between attempts.
     pub backoff: BackoffSettings,
     /// What may run.
-    pub catalogue: Arc<Catalogue>,
+    pub catalogue: Current,
     /// The command engine.
     pub engine: EngineHandle,
     /// Commands and ratchet.

@@ -20,7 +20,7 @@ pub mod notify;
 mod signal;
 mod task;
 
-pub use signal::{Signal, Signals};
+pub use signal::{Hangups, Signal, Signals};
 pub use task::Task;
 
 /// How long aborted tasks get to be dropped. They are dropped at their next await, so only a task that blocks its

@@ -5,3 +5,4 @@
 mod demo;
 mod flood;
 mod points;
+mod reload;

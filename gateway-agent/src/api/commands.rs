@@ -47,7 +47,8 @@ pub(super) async fn run(
     }
     let Json(request) = body.map_err(|rejection| telemetry::malformed(&rejection))?;
     let parsed: CommandName = name.parse().map_err(|_invalid| unknown(&name))?;
-    let allowed = match context.catalogue.check(&parsed, &request.arguments) {
+    let catalogue = context.catalogue.get();
+    let allowed = match catalogue.check(&parsed, &request.arguments) {
         Ok(allowed) => allowed,
         Err(refusal) => {
             audit(&state, peer, &name, "refused", &refusal.detail).await?;

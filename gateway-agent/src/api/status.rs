@@ -13,7 +13,7 @@ pub(super) async fn status(extract::State(state): extract::State<State>) -> Json
         "agent": context.facts,
         "connection": context.status.connection(),
         "spool": spool(&state),
-        "commands": { "running": context.executor.running(), "allowed": context.catalogue.len() },
+        "commands": { "running": context.executor.running(), "allowed": context.catalogue.get().len() },
     }))
 }
 
@@ -43,7 +43,7 @@ pub(super) async fn health(
 }
 
 pub(super) async fn catalogue(extract::State(state): extract::State<State>) -> Json<Value> {
-    Json(json!({ "commands": state.context.catalogue.entries() }))
+    Json(json!({ "commands": state.context.catalogue.get().entries() }))
 }
 
 fn spool(state: &State) -> Value {

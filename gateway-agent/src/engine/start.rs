@@ -89,7 +89,7 @@ async fn attempt(
         slot = tools.executor.slot() => slot,
     };
     // The permit may be older than the catalogue.
-    let launch = match tools.catalogue.check(&entry.name, &entry.arguments) {
+    let launch = match tools.catalogue.get().check(&entry.name, &entry.arguments) {
         // Its permit was given for a command that may run twice, and it no longer is one.
         Ok(allowed) if entry.idempotent && !allowed.idempotent() => {
             let reason = "the catalogue changed between acceptance and start";

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, OptionFuture};
@@ -25,6 +26,7 @@ use viworks_runtime::random;
 use super::Parts;
 use super::dial::Dialled;
 use super::socket::{AgentSocket, Received};
+use crate::catalogue;
 use crate::engine::{Input, hex_of};
 use crate::executor::LiveOutput;
 use crate::spool::SpoolError;
@@ -78,6 +80,7 @@ pub async fn run(
         dialled_with,
         messages,
         sender: Some(sender),
+        announced: parts.catalogue.get(),
         held: None,
         welcome: None,
         confirmed_at: None,
@@ -102,6 +105,8 @@ struct Connection<'p> {
     dialled_with: u64,
     messages: mpsc::Receiver<AgentMessage>,
     sender: Option<mpsc::Sender<AgentMessage>>,
+    /// The catalogue that HELLO names, or the last CATALOGUE.
+    announced: Arc<catalogue::Catalogue>,
     /// A message that the session had no room for.
     held: Option<AgentMessage>,
     welcome: Option<Box<Welcome>>,
@@ -123,6 +128,7 @@ enum Woken {
     Message(AgentMessage),
     Live(LiveOutput),
     Batch(Result<Option<Batch>, SpoolError>),
+    Catalogue,
     Trimmed(Result<(), SpoolError>),
     Tick,
     Due,
@@ -131,7 +137,9 @@ enum Woken {
 
 impl Connection<'_> {
     async fn drive(&mut self, live: &mut mpsc::Receiver<LiveOutput>) -> Ended {
-        let clock = std::sync::Arc::clone(&self.parts.clock);
+        let clock = Arc::clone(&self.parts.clock);
+        let mut changes = self.parts.catalogue.changes();
+        self.announced = Arc::clone(&changes.borrow_and_update());
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut look: OptionFuture<BoxFuture<'static, _>> = None.into();
@@ -180,6 +188,7 @@ impl Connection<'_> {
                 Some(message) = self.messages.recv(), if room => Woken::Message(message),
                 Some(piece) = live.recv(), if self.confirmed_at.is_some() => Woken::Live(piece),
                 Some(batch) = &mut look, if looking => Woken::Batch(batch),
+                Ok(()) = changes.changed(), if self.confirmed_at.is_some() => Woken::Catalogue,
                 Some(trimmed) = &mut trim, if trimming => Woken::Trimmed(trimmed),
                 _ = tick.tick() => Woken::Tick,
             };
@@ -201,6 +210,10 @@ impl Connection<'_> {
                     if let Err(error) = trimmed {
                         warn!(%error, "the spool was not trimmed");
                     }
+                }
+                Woken::Catalogue => {
+                    self.announced = Arc::clone(&changes.borrow_and_update());
+                    self.announce_catalogue();
                 }
                 Woken::Tick => self.look_again = true,
                 Woken::Due => {
@@ -306,7 +319,7 @@ impl Connection<'_> {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             version: 1,
             capabilities: Vec::new(),
-            catalogue_digest: hex_of(&parts.catalogue.digest()),
+            catalogue_digest: hex_of(&self.announced.digest()),
             labels: parts.labels.clone(),
             unreported: parts
                 .journal
@@ -355,12 +368,16 @@ impl Connection<'_> {
         });
         self.settle_pins(welcome.pins);
         if !welcome.catalogue_known {
-            let catalogue = &self.parts.catalogue;
-            self.control(AgentMessage::Catalogue(Catalogue {
-                digest: hex_of(&catalogue.digest()),
-                commands: catalogue.entries(),
-            }));
+            self.announce_catalogue();
         }
+    }
+
+    fn announce_catalogue(&mut self) {
+        let catalogue = Catalogue {
+            digest: hex_of(&self.announced.digest()),
+            commands: self.announced.entries(),
+        };
+        self.control(AgentMessage::Catalogue(catalogue));
     }
 
     fn settle_pins(&mut self, offered: Option<PinSet>) {

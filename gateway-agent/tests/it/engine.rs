@@ -68,7 +68,7 @@ impl Bench {
         let (live, _unread) = mpsc::channel(1);
         let (engine, handle) = Engine::recover(Tools {
             agent_run_id: AgentRunId::from_uuid(Uuid::from_u128(run)),
-            catalogue: Arc::new(catalogue),
+            catalogue: catalogue::Current::new(catalogue),
             journal: journal.clone(),
             executor: Executor::new(Limits::default(), Arc::clone(&clock)),
             clock,

@@ -100,7 +100,7 @@ impl Server {
             status: Arc::new(Connected),
             spool: spool.clone(),
             executor: Executor::new(Limits::default(), Arc::clone(&clock)),
-            catalogue: Arc::new(load(&commands).unwrap()),
+            catalogue: catalogue::Current::new(load(&commands).unwrap()),
             audit: Audit::open(&folder.path().join("audit.log")).unwrap(),
             clock,
             lifecycle: lifecycle.clone(),

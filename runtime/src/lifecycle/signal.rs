@@ -1,4 +1,4 @@
-//! The signals that ask a process to stop.
+//! The signals that ask a process to stop, and the one that asks it to read its files again.
 
 use std::fmt;
 use std::io;
@@ -50,5 +50,30 @@ impl Signals {
             _ = self.terminate.recv() => Signal::Terminate,
             _ = self.interrupt.recv() => Signal::Interrupt,
         }
+    }
+}
+
+/// Receives SIGHUP instead of dying from it.
+#[derive(Debug)]
+pub struct Hangups {
+    hangup: unix::Signal,
+}
+
+impl Hangups {
+    /// Starts to listen. From here on the process no longer dies from SIGHUP.
+    ///
+    /// # Errors
+    ///
+    /// When the handler cannot be installed.
+    pub fn listen() -> io::Result<Self> {
+        Ok(Self {
+            hangup: unix::signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// The next SIGHUP; several that came meanwhile count as one.
+    pub async fn next(&mut self) {
+        // `recv` has no end as long as the runtime lives.
+        let _received = self.hangup.recv().await;
     }
 }
