@@ -1,0 +1,129 @@
+//! Many agents of one kind in this process, which connect, stay, and come back.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use viworks_runtime::random;
+
+use crate::gateway::{Feed, Gateway};
+use crate::server::{Role, Server};
+use crate::system::{System, name};
+use crate::{bare, dial};
+
+/// Attempts to connect at once: as many as the backend opens sessions at once by default, less some room.
+const ATTEMPTS: usize = 96;
+
+/// How long an agent waits before it tries again, in milliseconds: the same for both kinds.
+const PAUSE_MS: Range<u64> = 50..250;
+
+/// How long a fleet may take to connect.
+const CONNECT_WITHIN: Duration = Duration::from_secs(300);
+
+/// Agents that run until it is dropped.
+pub(crate) struct Fleet {
+    up: watch::Sender<usize>,
+    size: usize,
+    _agents: JoinSet<()>,
+}
+
+/// Counts a session for as long as it is open.
+struct Counted(watch::Sender<usize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.send_modify(|up| *up -= 1);
+    }
+}
+
+impl Fleet {
+    /// Starts the agents with these numbers.
+    pub(crate) fn start(
+        role: Role,
+        system: &System,
+        server: &Server,
+        numbers: Range<usize>,
+    ) -> anyhow::Result<Self> {
+        Self::with_feeds(role, system, server, numbers, |_| None)
+    }
+
+    /// The same, each with telemetry of its own to deliver.
+    pub(crate) fn with_feeds(
+        role: Role,
+        system: &System,
+        server: &Server,
+        numbers: Range<usize>,
+        feed: impl Fn(usize) -> Option<Feed>,
+    ) -> anyhow::Result<Self> {
+        let up = watch::Sender::new(0);
+        let attempts = Arc::new(Semaphore::new(ATTEMPTS));
+        let mut agents = JoinSet::new();
+        let size = numbers.len();
+        for number in numbers {
+            let (gateways, attempts) = (Arc::clone(&system.gateways), Arc::clone(&attempts));
+            let (up, address) = (up.clone(), server.addresses.agents.clone());
+            let feed = feed(number);
+            let tls = dial::client(&gateways[number])?;
+            agents.spawn(async move {
+                let material = &gateways[number];
+                let mut gateway = Gateway::new(material);
+                loop {
+                    let Ok(turn) = attempts.acquire().await else {
+                        return;
+                    };
+                    if let Ok(socket) = dial::dial(&address, Arc::clone(&tls)).await {
+                        let mut counted = None;
+                        let up = up.clone();
+                        let opened = || {
+                            up.send_modify(|up| *up += 1);
+                            counted = Some(Counted(up.clone()));
+                            drop(turn);
+                        };
+                        // How it ended is for the next attempt to find out.
+                        drop(match role {
+                            Role::Ours => {
+                                Box::pin(gateway.serve(material, socket, opened, feed.as_ref()))
+                                    .await
+                            }
+                            Role::Reference => {
+                                Box::pin(bare::serve(&name(number), socket, opened)).await
+                            }
+                        });
+                    } else {
+                        drop(turn);
+                    }
+                    sleep(Duration::from_millis(random::uniform(PAUSE_MS))).await;
+                }
+            });
+        }
+        Ok(Self {
+            up,
+            size,
+            _agents: agents,
+        })
+    }
+
+    /// Waits until every agent has its session.
+    pub(crate) async fn all_up(&self) -> anyhow::Result<()> {
+        let mut up = self.up.subscribe();
+        let connected = timeout(CONNECT_WITHIN, up.wait_for(|up| *up == self.size)).await;
+        match connected {
+            Ok(_all) => Ok(()),
+            Err(_elapsed) => anyhow::bail!(
+                "only {} of {} agents connected within {CONNECT_WITHIN:?}",
+                *self.up.borrow(),
+                self.size
+            ),
+        }
+    }
+
+    /// Waits until no agent has a session.
+    pub(crate) async fn all_down(&self) -> anyhow::Result<()> {
+        let mut up = self.up.subscribe();
+        timeout(CONNECT_WITHIN, up.wait_for(|up| *up == 0)).await??;
+        Ok(())
+    }
+}

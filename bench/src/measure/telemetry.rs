@@ -1,0 +1,128 @@
+//! Fresh and repeated telemetry, beside the fastest way to load the same rows into the same tables.
+
+use std::time::Duration;
+
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
+use sqlx::{ConnectOptions, Connection, QueryBuilder, Sqlite};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+use viworks_backend_agent::data::Store;
+use viworks_backend_agent::data::sqlite::SqliteStore;
+use viworks_common::id::AgentRunId;
+use viworks_runtime::random;
+use viworks_runtime::sqlite::Options;
+
+use super::Plan;
+use crate::fleet::Fleet;
+use crate::gateway::{Feed, record};
+use crate::report::{Figure, Target, Unit};
+use crate::server::{Role, Server};
+use crate::system::System;
+
+/// Rows in one statement of the bulk load.
+const STATEMENT_ROWS: u64 = 500;
+
+/// Rows in one transaction of the bulk load: as many as the backend's largest by default.
+const TRANSACTION_ROWS: u64 = 20_000;
+
+/// How long everything may take to be acknowledged.
+const WITHIN: Duration = Duration::from_secs(600);
+
+pub(super) async fn measure(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
+    let system = System::new(plan.telemetry_agents).await?;
+    let records = plan.telemetry_records * u64::try_from(plan.telemetry_agents)?;
+    let floor = bulk_load(&system, plan).await?;
+    let server = Server::start(Role::Ours, &system, None).await?;
+    let epochs: Vec<_> = (0..plan.telemetry_agents)
+        .map(|_| AgentRunId::from_uuid(random::uuid_v4()))
+        .collect();
+    let fresh = deliver(&system, &server, plan, &epochs).await?;
+    let repeated = deliver(&system, &server, plan, &epochs).await?;
+    let rate = |took: Duration| records as f64 / took.as_secs_f64();
+    Ok(vec![
+        Figure::new(
+            "fresh telemetry records",
+            Unit::PerSecond,
+            (rate(fresh), rate(floor)),
+        )
+        .aiming(Target::AtLeastTimes(0.5)),
+        Figure::new(
+            "repeated telemetry records",
+            Unit::PerSecond,
+            (rate(repeated), rate(floor)),
+        ),
+    ])
+}
+
+/// Delivers every agent's records; how long that took from the moment all were connected.
+async fn deliver(
+    system: &System,
+    server: &Server,
+    plan: &Plan,
+    epochs: &[AgentRunId],
+) -> anyhow::Result<Duration> {
+    let acknowledged: Vec<_> = epochs.iter().map(|_| watch::Sender::new(0)).collect();
+    let began = Instant::now();
+    let _fleet = Fleet::with_feeds(Role::Ours, system, server, 0..epochs.len(), |number| {
+        Some(Feed {
+            spool_epoch: epochs[number],
+            last: plan.telemetry_records,
+            acknowledged: acknowledged[number].clone(),
+        })
+    })?;
+    for sender in &acknowledged {
+        let mut position = sender.subscribe();
+        timeout(
+            WITHIN,
+            position.wait_for(|seq| *seq >= plan.telemetry_records),
+        )
+        .await??;
+    }
+    Ok(began.elapsed())
+}
+
+/// Loads as many rows of the same shape with multi-row statements, on the same disk.
+async fn bulk_load(system: &System, plan: &Plan) -> anyhow::Result<Duration> {
+    let path = system.place("floor.sqlite");
+    SqliteStore::open(Options::new(&path)).await?.close().await;
+    let mut connection = SqliteConnectOptions::new()
+        .filename(&path)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .connect()
+        .await?;
+    let began = Instant::now();
+    for _agent in 0..plan.telemetry_agents {
+        let (agent, epoch) = (random::uuid_v4().to_string(), random::uuid_v4().to_string());
+        let mut next = 1;
+        while next <= plan.telemetry_records {
+            let until = (next + TRANSACTION_ROWS - 1).min(plan.telemetry_records);
+            let mut transaction = connection.begin().await?;
+            while next <= until {
+                let last = (next + STATEMENT_ROWS - 1).min(until);
+                let rows = (next..=last)
+                    .map(|seq| Ok((seq, record(seq)?)))
+                    .collect::<anyhow::Result<Vec<_>>>()?;
+                let mut insert: QueryBuilder<Sqlite> = QueryBuilder::new(
+                    "INSERT INTO telemetry (tenant, agent_id, spool_epoch, seq, stream, observed_at, stored_at, fields) ",
+                );
+                insert.push_values(&rows, |mut row, (seq, record)| {
+                    row.push_bind("default")
+                        .push_bind(&agent)
+                        .push_bind(&epoch)
+                        .push_bind(i64::try_from(*seq).unwrap_or(i64::MAX))
+                        .push_bind(record.stream.as_str())
+                        .push_bind(record.observed_at.unix_micros())
+                        .push_bind(record.observed_at.unix_micros())
+                        .push_bind(serde_json::to_string(&record.fields).unwrap_or_default());
+                });
+                insert.build().execute(&mut *transaction).await?;
+                next = last + 1;
+            }
+            transaction.commit().await?;
+        }
+    }
+    let took = began.elapsed();
+    connection.close().await?;
+    Ok(took)
+}

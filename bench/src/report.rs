@@ -1,0 +1,212 @@
+//! The figures as a table for people and as JSON for machines, with the conditions they were measured under.
+
+use std::fmt;
+
+use comfy_table::presets::NOTHING;
+use comfy_table::{CellAlignment, Table};
+use serde::Serialize;
+
+/// What a figure counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Unit {
+    /// Milliseconds.
+    Milliseconds,
+    /// Microseconds.
+    Microseconds,
+    /// Seconds.
+    Seconds,
+    /// Something in each second.
+    PerSecond,
+    /// 1024 bytes.
+    Kib,
+}
+
+impl Unit {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Milliseconds => "ms",
+            Self::Microseconds => "µs",
+            Self::Seconds => "s",
+            Self::PerSecond => "/s",
+            Self::Kib => "KiB",
+        }
+    }
+}
+
+/// What a figure has to reach.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Target {
+    /// So many times the reference, at the most.
+    AtMostTimes(f64),
+    /// So many times the reference, at the least.
+    AtLeastTimes(f64),
+    /// So much by itself, at the most.
+    AtMost(f64),
+}
+
+/// One measured number.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Figure {
+    what: String,
+    unit: Unit,
+    ours: f64,
+    reference: f64,
+    ratio: f64,
+    target: Option<Target>,
+    met: Option<bool>,
+}
+
+impl Figure {
+    /// A figure of ours and of the reference.
+    pub(crate) fn new(what: impl Into<String>, unit: Unit, (ours, reference): (f64, f64)) -> Self {
+        Self {
+            what: what.into(),
+            unit,
+            ours,
+            reference,
+            ratio: ours / reference,
+            target: None,
+            met: None,
+        }
+    }
+
+    /// With what it has to reach.
+    pub(crate) fn aiming(mut self, target: Target) -> Self {
+        self.target = Some(target);
+        self.met = Some(match target {
+            Target::AtMostTimes(times) => self.ratio <= times,
+            Target::AtLeastTimes(times) => self.ratio >= times,
+            Target::AtMost(most) => self.ours <= most,
+        });
+        self
+    }
+
+    fn target(&self) -> String {
+        match self.target {
+            Some(Target::AtMostTimes(times)) => format!("≤ {times} ×"),
+            Some(Target::AtLeastTimes(times)) => format!("≥ {times} ×"),
+            Some(Target::AtMost(most)) => format!("≤ {most} {}", self.unit.name()),
+            None => String::new(),
+        }
+    }
+}
+
+/// Everything that was measured.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    conditions: Conditions,
+    figures: Vec<Figure>,
+}
+
+#[derive(Debug, Serialize)]
+struct Conditions {
+    version: &'static str,
+    optimised: bool,
+    processors: usize,
+    processor: String,
+    kernel: String,
+    memory_mib: u64,
+}
+
+impl Report {
+    /// The report of a run on this machine.
+    pub(crate) fn new(figures: Vec<Figure>) -> Self {
+        Self {
+            conditions: Conditions::here(),
+            figures,
+        }
+    }
+}
+
+impl Conditions {
+    fn here() -> Self {
+        let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+        let value = |text: &str, key: &str| {
+            let line = text.lines().find(|line| line.starts_with(key));
+            let value = line.and_then(|line| line.split_once(':'));
+            value
+                .map(|(_, value)| value.trim().to_owned())
+                .unwrap_or_default()
+        };
+        let memory = value(&read("/proc/meminfo"), "MemTotal");
+        let kib: u64 = memory
+            .split_whitespace()
+            .next()
+            .and_then(|kib| kib.parse().ok())
+            .unwrap_or_default();
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            optimised: !cfg!(debug_assertions),
+            processors: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            processor: value(&read("/proc/cpuinfo"), "model name"),
+            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+            memory_mib: kib / 1_024,
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut table = Table::new();
+        table.load_style(NOTHING).set_header([
+            "",
+            "ours",
+            "reference",
+            "",
+            "ratio",
+            "target",
+            "",
+        ]);
+        for figure in &self.figures {
+            table.add_row([
+                figure.what.clone(),
+                number(figure.ours),
+                number(figure.reference),
+                figure.unit.name().to_owned(),
+                format!("{:.2}", figure.ratio),
+                figure.target(),
+                match figure.met {
+                    Some(true) => "✓".to_owned(),
+                    Some(false) => "missed".to_owned(),
+                    None => String::new(),
+                },
+            ]);
+        }
+        for column in [1, 2, 4] {
+            if let Some(column) = table.column_mut(column) {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        let conditions = &self.conditions;
+        writeln!(f, "{table}")?;
+        writeln!(
+            f,
+            "ViWorkS {} · {} × {} · Linux {} · {} MiB",
+            conditions.version,
+            conditions.processors,
+            conditions.processor,
+            conditions.kernel,
+            conditions.memory_mib
+        )?;
+        if !conditions.optimised {
+            writeln!(
+                f,
+                "This build is not optimised; its figures mean nothing: cargo run --profile dist -p viworks-bench"
+            )?;
+        }
+        write!(
+            f,
+            "Server and agents share these processors; loopback; SQLite with synchronous FULL."
+        )
+    }
+}
+
+fn number(value: f64) -> String {
+    if value >= 100.0 {
+        format!("{value:.0}")
+    } else {
+        format!("{value:.2}")
+    }
+}

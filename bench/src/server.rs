@@ -1,0 +1,193 @@
+//! The measured server as a child process: ours or the reference, with what the kernel says about it.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
+use viworks_runtime::config::environment;
+
+use crate::system::System;
+
+/// Tells a process started from this very program what it is.
+pub(crate) const ROLE: &str = "VIWORKS_BENCH_ROLE";
+
+/// How long a server may take to listen.
+const READY_WITHIN: Duration = Duration::from_secs(30);
+
+/// What runs in a server process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// The backend: the main function that ships, in this program's build profile.
+    Ours,
+    /// The bare reference.
+    Reference,
+}
+
+impl Role {
+    /// What this process was started as; `None` for the one that measures.
+    pub(crate) fn of_this_process() -> Option<Self> {
+        match environment().get(ROLE)? {
+            "ours" => Some(Self::Ours),
+            _ => Some(Self::Reference),
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Ours => "ours",
+            Self::Reference => "reference",
+        }
+    }
+}
+
+/// Where a server listens, as its ready file says.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Addresses {
+    /// For HTTP.
+    pub(crate) api: String,
+    /// For agents.
+    pub(crate) agents: String,
+}
+
+/// A running server; killed when it is dropped.
+pub(crate) struct Server {
+    child: Child,
+    /// Where it listens.
+    pub(crate) addresses: Addresses,
+}
+
+impl Server {
+    /// Starts one on free ports, or on those of `before`, and waits until it listens.
+    pub(crate) async fn start(
+        role: Role,
+        system: &System,
+        before: Option<&Addresses>,
+    ) -> anyhow::Result<Self> {
+        let ready = system.place(&format!("{}-ready.json", role.name()));
+        if ready.exists() {
+            std::fs::remove_file(&ready)?;
+        }
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(system.place(&format!("{}.log", role.name())))?;
+        let any = Addresses {
+            api: "127.0.0.1:0".to_owned(),
+            agents: "127.0.0.1:0".to_owned(),
+        };
+        let wanted = before.unwrap_or(&any);
+        let mut child = Command::new(std::env::current_exe()?)
+            .args(["serve", "--config"])
+            .arg(system.config())
+            .arg("--ready-file")
+            .arg(&ready)
+            .env(ROLE, role.name())
+            .env("VIWORKS__API__LISTEN", &wanted.api)
+            .env("VIWORKS__AGENTS__LISTEN", &wanted.agents)
+            .env("VIWORKS__AGENTS__PER_SOURCE_MAX", "200000")
+            .env("VIWORKS__LOG__FILTER", "warn")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .context("the server cannot be started")?;
+        let deadline = Instant::now() + READY_WITHIN;
+        let addresses = loop {
+            if let Some(addresses) = read(&ready) {
+                break addresses;
+            }
+            if let Some(status) = child.try_wait()? {
+                let log = std::fs::read_to_string(system.place(&format!("{}.log", role.name())));
+                bail!(
+                    "the server ended with {status}: {}",
+                    log.unwrap_or_default()
+                );
+            }
+            if Instant::now() >= deadline {
+                // Reaps it; a killed process ends.
+                drop(child.kill());
+                drop(child.wait());
+                bail!("the server does not listen");
+            }
+            sleep(Duration::from_millis(5)).await;
+        };
+        Ok(Self { child, addresses })
+    }
+
+    /// kill -9; its addresses, for its successor.
+    pub(crate) fn kill(mut self) -> Addresses {
+        self.end();
+        self.addresses.clone()
+    }
+
+    /// Resident memory, in bytes: `Rss` of `smaps_rollup` (proc(5)).
+    pub(crate) fn resident_bytes(&self) -> anyhow::Result<u64> {
+        let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id()))?;
+        let line = rollup.lines().find_map(|line| line.strip_prefix("Rss:"));
+        let kib: u64 = line
+            .and_then(|line| line.trim().strip_suffix("kB"))
+            .context("no Rss in smaps_rollup")?
+            .trim()
+            .parse()?;
+        Ok(kib * 1024)
+    }
+
+    /// Processor time used so far, user and system: fields 14 and 15 of `stat` (proc(5)).
+    pub(crate) fn cpu_time(&self) -> anyhow::Result<Duration> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        let rest = stat
+            .rsplit_once(')')
+            .context("a stat line without a name")?
+            .1;
+        let ticks: Vec<u64> = rest
+            .split_whitespace()
+            .skip(11)
+            .take(2)
+            .filter_map(|field| field.parse().ok())
+            .collect();
+        let per_second = rustix::param::clock_ticks_per_second();
+        let sum: u64 = ticks.iter().sum();
+        Ok(Duration::from_micros(sum * 1_000_000 / per_second.max(1)))
+    }
+
+    fn end(&mut self) {
+        // One that ended by itself needs no signal.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn read(ready: &Path) -> Option<Addresses> {
+    serde_json::from_slice(&std::fs::read(ready).ok()?).ok()
+}
+
+/// Lets this process and its children hold a socket for each agent.
+pub(crate) fn raise_file_limit(agents: usize) -> anyhow::Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    let needed = u64::try_from(agents)? + 512;
+    if let Some(maximum) = limit.maximum
+        && maximum < needed
+    {
+        bail!(
+            "{agents} agents need {needed} open files and the limit is {maximum}; raise it (ulimit -Hn) or use --agents"
+        );
+    }
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        },
+    )
+    .context("the limit of open files cannot be raised")
+}

@@ -1,0 +1,118 @@
+//! A fresh backend's folder with the identities of as many gateways as are wanted.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use tempfile::TempDir;
+use viworks_backend_agent::auth::apikey::{self, CreateKey};
+use viworks_backend_agent::config::Config;
+use viworks_backend_agent::data::sqlite::SqliteStore;
+use viworks_backend_agent::data::{Actor, Store};
+use viworks_backend_agent::pki::init::{InitRequest, init};
+use viworks_backend_agent::pki::issue::{GATEWAY_LIFE, IssueRequest, Material, Office, make};
+use viworks_common::api::Scope;
+use viworks_common::id::Tenant;
+use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::config::Environment;
+use viworks_runtime::sqlite::Options;
+
+/// Gateways that are registered at once, so that many share one commit.
+const TOGETHER: usize = 128;
+
+/// Certificates, database and identities, in a folder that goes with it.
+pub(crate) struct System {
+    folder: TempDir,
+    /// Everything a gateway brings, by number.
+    pub(crate) gateways: Arc<Vec<Material>>,
+    /// An operator's key with every scope.
+    pub(crate) token: String,
+}
+
+impl System {
+    /// Makes it, with `gateways` identities.
+    pub(crate) async fn new(gateways: usize) -> anyhow::Result<Self> {
+        let folder = TempDir::with_prefix("viworks-bench-").context("no temporary folder")?;
+        let request = InitRequest {
+            folder: folder.path().join("backend"),
+            trust_domain: "bench.viworks.test".parse()?,
+            server_names: vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
+        };
+        init(&request, SystemClock.wall())?;
+        let mut system = Self {
+            folder,
+            gateways: Arc::default(),
+            token: String::new(),
+        };
+        let config = Config::load(&system.config(), &Environment::default())
+            .map_err(|problems| anyhow::anyhow!("{problems}"))?;
+        viworks_runtime::files::create_private_folder(&config.data.state_folder)?;
+        let store = SqliteStore::open(Options::new(&config.data.sqlite_file)).await?;
+        let office = Office::open(&config)?;
+        system.gateways = Arc::new(register(&store, &office, gateways).await?);
+        system.token = operator(&store).await?;
+        store.close().await;
+        Ok(system)
+    }
+
+    /// The backend's configuration.
+    pub(crate) fn config(&self) -> PathBuf {
+        self.backend().join("backend.toml")
+    }
+
+    /// The folder of certificates and keys.
+    pub(crate) fn backend(&self) -> PathBuf {
+        self.folder.path().join("backend")
+    }
+
+    /// A place for one more file.
+    pub(crate) fn place(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+}
+
+async fn register(
+    store: &SqliteStore,
+    office: &Office,
+    gateways: usize,
+) -> anyhow::Result<Vec<Material>> {
+    let tenant = Tenant::default_tenant();
+    stream::iter(0..gateways)
+        .map(|number| {
+            let tenant = &tenant;
+            async move {
+                let request = IssueRequest {
+                    name: name(number).parse()?,
+                    labels: [].into(),
+                    life: GATEWAY_LIFE,
+                };
+                let now = SystemClock.wall();
+                let (material, gateway) = make(tenant, office, request, now)?;
+                store
+                    .create_gateway(tenant, gateway, &Actor::system(), now)
+                    .await?;
+                anyhow::Ok(material)
+            }
+        })
+        .buffered(TOGETHER)
+        .try_collect()
+        .await
+}
+
+/// What a gateway is called.
+pub(crate) fn name(number: usize) -> String {
+    format!("gw-{number:05}")
+}
+
+async fn operator(store: &SqliteStore) -> anyhow::Result<String> {
+    let request = CreateKey {
+        name: "bench".to_owned(),
+        scopes: Scope::ALL.iter().copied().collect(),
+        expires_in: None,
+    };
+    let tenant = Tenant::default_tenant();
+    let now = SystemClock.wall();
+    let (_key, secret) = apikey::issue(store, &tenant, request, &Actor::system(), now).await?;
+    Ok(secret.expose().to_owned())
+}
