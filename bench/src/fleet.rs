@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use viworks_runtime::random;
 
-use crate::gateway::{Feed, Gateway};
+use crate::gateway::Feed;
 use crate::server::{Role, Server};
 use crate::system::{System, name};
 use crate::{bare, dial};
@@ -26,6 +26,8 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(300);
 /// Agents that run until it is dropped.
 pub(crate) struct Fleet {
     up: watch::Sender<usize>,
+    /// Why the first session that ended did; that of a killed server is part of the plan.
+    trouble: watch::Sender<String>,
     size: usize,
     _agents: JoinSet<()>,
 }
@@ -58,18 +60,20 @@ impl Fleet {
         numbers: Range<usize>,
         feed: impl Fn(usize) -> Option<Feed>,
     ) -> anyhow::Result<Self> {
-        let up = watch::Sender::new(0);
+        let (up, trouble) = (watch::Sender::new(0), watch::Sender::default());
         let attempts = Arc::new(Semaphore::new(ATTEMPTS));
         let mut agents = JoinSet::new();
         let size = numbers.len();
         for number in numbers {
             let (gateways, attempts) = (Arc::clone(&system.gateways), Arc::clone(&attempts));
-            let (up, address) = (up.clone(), server.addresses.agents.clone());
+            let (up, trouble) = (up.clone(), trouble.clone());
+            let memories = Arc::clone(&system.memories);
+            let address = server.addresses.agents.clone();
             let feed = feed(number);
             let tls = dial::client(&gateways[number])?;
             agents.spawn(async move {
                 let material = &gateways[number];
-                let mut gateway = Gateway::new(material);
+                let mut gateway = memories[number].lock().await;
                 loop {
                     let Ok(turn) = attempts.acquire().await else {
                         return;
@@ -82,8 +86,7 @@ impl Fleet {
                             counted = Some(Counted(up.clone()));
                             drop(turn);
                         };
-                        // How it ended is for the next attempt to find out.
-                        drop(match role {
+                        let ended = match role {
                             Role::Ours => {
                                 Box::pin(gateway.serve(material, socket, opened, feed.as_ref()))
                                     .await
@@ -91,7 +94,16 @@ impl Fleet {
                             Role::Reference => {
                                 Box::pin(bare::serve(&name(number), socket, opened)).await
                             }
-                        });
+                        };
+                        if let Err(error) = ended {
+                            trouble.send_if_modified(|first: &mut String| {
+                                let unset = first.is_empty();
+                                if unset {
+                                    *first = format!("{error:#}");
+                                }
+                                unset
+                            });
+                        }
                     } else {
                         drop(turn);
                     }
@@ -101,6 +113,7 @@ impl Fleet {
         }
         Ok(Self {
             up,
+            trouble,
             size,
             _agents: agents,
         })
@@ -113,11 +126,17 @@ impl Fleet {
         match connected {
             Ok(_all) => Ok(()),
             Err(_elapsed) => anyhow::bail!(
-                "only {} of {} agents connected within {CONNECT_WITHIN:?}",
+                "only {} of {} agents connected within {CONNECT_WITHIN:?}; the first session that ended did so because: {}",
                 *self.up.borrow(),
-                self.size
+                self.size,
+                self.trouble()
             ),
         }
+    }
+
+    /// Why the first session that ended did; empty when none did.
+    pub(crate) fn trouble(&self) -> String {
+        self.trouble.borrow().clone()
     }
 
     /// Waits until no agent has a session.

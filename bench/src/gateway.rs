@@ -28,7 +28,7 @@ use crate::dial::Socket;
 pub(crate) const COMMAND: &str = "bench.echo";
 
 /// Records in one batch; a body of about 10 KiB.
-pub(crate) const BATCH_RECORDS: u64 = 200;
+pub(crate) const BATCH_RECORDS: u64 = 150;
 
 /// What must survive a connection.
 pub(crate) struct Gateway {

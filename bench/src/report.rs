@@ -150,15 +150,9 @@ impl Conditions {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = Table::new();
-        table.load_style(NOTHING).set_header([
-            "",
-            "ours",
-            "reference",
-            "",
-            "ratio",
-            "target",
-            "",
-        ]);
+        table
+            .load_style(NOTHING)
+            .set_header(["", "ours", "reference", "", "ratio", "target", ""]);
         for figure in &self.figures {
             table.add_row([
                 figure.what.clone(),

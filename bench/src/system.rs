@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use tempfile::TempDir;
+use tokio::sync::Mutex;
 use viworks_backend_agent::auth::apikey::{self, CreateKey};
 use viworks_backend_agent::config::Config;
 use viworks_backend_agent::data::sqlite::SqliteStore;
@@ -18,6 +19,8 @@ use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::config::Environment;
 use viworks_runtime::sqlite::Options;
 
+use crate::gateway::Gateway;
+
 /// Gateways that are registered at once, so that many share one commit.
 const TOGETHER: usize = 128;
 
@@ -26,6 +29,8 @@ pub(crate) struct System {
     folder: TempDir,
     /// Everything a gateway brings, by number.
     pub(crate) gateways: Arc<Vec<Material>>,
+    /// What each of them remembers between its sessions.
+    pub(crate) memories: Arc<Vec<Mutex<Gateway>>>,
     /// An operator's key with every scope.
     pub(crate) token: String,
 }
@@ -43,6 +48,7 @@ impl System {
         let mut system = Self {
             folder,
             gateways: Arc::default(),
+            memories: Arc::default(),
             token: String::new(),
         };
         let config = Config::load(&system.config(), &Environment::default())
@@ -51,6 +57,11 @@ impl System {
         let store = SqliteStore::open(Options::new(&config.data.sqlite_file)).await?;
         let office = Office::open(&config)?;
         system.gateways = Arc::new(register(&store, &office, gateways).await?);
+        let memories = system
+            .gateways
+            .iter()
+            .map(|it| Mutex::new(Gateway::new(it)));
+        system.memories = Arc::new(memories.collect());
         system.token = operator(&store).await?;
         store.close().await;
         Ok(system)

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::bail;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, QueryBuilder, Sqlite};
 use tokio::sync::watch;
@@ -26,7 +27,7 @@ const STATEMENT_ROWS: u64 = 500;
 const TRANSACTION_ROWS: u64 = 20_000;
 
 /// How long everything may take to be acknowledged.
-const WITHIN: Duration = Duration::from_secs(600);
+const WITHIN: Duration = Duration::from_secs(120);
 
 pub(super) async fn measure(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
     let system = System::new(plan.telemetry_agents).await?;
@@ -63,7 +64,7 @@ async fn deliver(
 ) -> anyhow::Result<Duration> {
     let acknowledged: Vec<_> = epochs.iter().map(|_| watch::Sender::new(0)).collect();
     let began = Instant::now();
-    let _fleet = Fleet::with_feeds(Role::Ours, system, server, 0..epochs.len(), |number| {
+    let fleet = Fleet::with_feeds(Role::Ours, system, server, 0..epochs.len(), |number| {
         Some(Feed {
             spool_epoch: epochs[number],
             last: plan.telemetry_records,
@@ -72,11 +73,13 @@ async fn deliver(
     })?;
     for sender in &acknowledged {
         let mut position = sender.subscribe();
-        timeout(
-            WITHIN,
-            position.wait_for(|seq| *seq >= plan.telemetry_records),
-        )
-        .await??;
+        let done = position.wait_for(|seq| *seq >= plan.telemetry_records);
+        if timeout(WITHIN, done).await.is_err() {
+            bail!(
+                "telemetry is not acknowledged within {WITHIN:?}; the first session that ended did so because: {}",
+                fleet.trouble()
+            );
+        }
     }
     Ok(began.elapsed())
 }
