@@ -5,3 +5,5 @@ pub mod deployment;
 pub mod gateway;
 pub mod process;
 pub mod sim;
+pub mod size;
+pub mod websocket;
