@@ -3,4 +3,5 @@
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 mod flood;
+mod limbo;
 mod points;
