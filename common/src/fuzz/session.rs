@@ -390,3 +390,21 @@ impl BackendDriver {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_rounds_establish_a_session_and_messages_cross_it() {
+        let mut world = World::new();
+        for action in [21, 21, 15, 16] {
+            world.act(action, &mut std::iter::repeat(0));
+            world.settle();
+        }
+        assert!(world.honest);
+        assert_eq!(world.agent.state(), AgentState::Established);
+        assert_eq!(world.backend.state(), BackendState::Established);
+        assert!(!world.to_agent.is_empty() && !world.to_backend.is_empty());
+    }
+}
