@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::samples;
 use crate::code::CloseCode;
 use crate::id::{AgentId, SessionId, Tenant};
-use crate::key::{Binding, BindingMode, Identity, MasterKey, Secret};
+use crate::key::{Binding, BindingMode, Identity, MasterKey, Schedule, Secret, SessionKeys};
 use crate::limits;
 use crate::session::state::{AgentState, BackendState};
 use crate::session::{
@@ -17,6 +17,7 @@ use crate::session::{
     BackendSessionConfig, Closed, End,
 };
 use crate::time::{Monotonic, Timestamp};
+use crate::wire::envelope::{Packed, seal};
 use crate::wire::message::{AgentMessage, BackendMessage, Refuse};
 
 /// More steps say nothing new and only make a run slow.
@@ -59,7 +60,13 @@ struct World {
     at_backend: BackendDriver,
     to_agent: VecDeque<Vec<u8>>,
     to_backend: VecDeque<Vec<u8>>,
-    /// Whether the network has only ever delivered what was sent, in order.
+    schedule: Schedule,
+    challenge: Option<Vec<u8>>,
+    /// Known once HELLO is out: what an end that turned hostile has.
+    keys: Option<SessionKeys>,
+    /// The number of the next frame to the agent.
+    next_to_agent: u64,
+    /// Whether the network has only ever delivered what was sent, in order, and both ends are ours.
     honest: bool,
 }
 
@@ -76,8 +83,10 @@ impl World {
             value: [0xb1; 32],
         };
         let now = Monotonic::ORIGIN;
+        let key = master.agent_key(&identity, 3);
+        let schedule = Schedule::new(&[0x5e; 32], &key, identity.clone(), &binding);
         let agent = AgentSessionConfig {
-            key: master.agent_key(&identity, 3),
+            key,
             identity: identity.clone(),
             key_generation: 3,
             binding: binding.clone(),
@@ -102,6 +111,10 @@ impl World {
             at_backend: BackendDriver::default(),
             to_agent: VecDeque::new(),
             to_backend: VecDeque::new(),
+            schedule,
+            challenge: None,
+            keys: None,
+            next_to_agent: 0,
             honest: true,
         };
         world.settle();
@@ -110,7 +123,7 @@ impl World {
 
     fn act(&mut self, action: u8, input: &mut impl Iterator<Item = u8>) {
         let mut operand = || input.next().unwrap_or_default();
-        match action % 22 {
+        match action % 24 {
             0 => self.deliver(End::Agent),
             1 => self.deliver(End::Backend),
             2 => self.damage(End::Agent, operand(), operand()),
@@ -148,6 +161,8 @@ impl World {
             18 => self.backend.close(CloseCode::Draining, "enough", self.now),
             19 => self.backend.probe(u64::from(operand()), self.now),
             20 => self.reflect(),
+            22 => self.forge_to_agent(operand(), operand()),
+            23 => self.forge_to_backend(operand(), operand()),
             _ => {
                 // A whole round, so that short inputs get far.
                 for _ in 0..2 {
@@ -169,6 +184,7 @@ impl World {
             End::Agent => {
                 if let Some(frame) = self.to_agent.pop_front() {
                     self.agent.handle_frame(&frame, self.now);
+                    self.next_to_agent += 1;
                 }
             }
             End::Backend => {
@@ -219,6 +235,31 @@ impl World {
             self.honest = false;
             self.backend.handle_frame(frame, self.now);
         }
+    }
+
+    /// A message from whoever has the backend's keys: any kind at any time, under a good tag.
+    fn forge_to_agent(&mut self, which: u8, kind: u8) {
+        let Some(keys) = &self.keys else { return };
+        let (sample, json) = samples::BACKEND[usize::from(which) % samples::BACKEND.len()];
+        // One in two under its own kind, the others under another one.
+        let kind = if kind < 0x80 { sample } else { kind & 0x7f };
+        let body = Packed::compressed(json.as_bytes().to_vec());
+        let frame = seal(kind, 0, self.next_to_agent, &body, &keys.backend_to_agent);
+        self.honest = false;
+        self.agent.handle_frame(&frame, self.now);
+        self.next_to_agent += 1;
+    }
+
+    /// The same from whoever has a gateway's keys.
+    fn forge_to_backend(&mut self, which: u8, kind: u8) {
+        let Some(keys) = &self.keys else { return };
+        let (sample, json) = samples::AGENT[usize::from(which) % samples::AGENT.len()];
+        let kind = if kind < 0x80 { sample } else { kind & 0x7f };
+        let body = Packed::compressed(json.as_bytes().to_vec());
+        let next = self.backend.last_processed() + 1;
+        let frame = seal(kind, 0, next, &body, &keys.agent_to_backend);
+        self.honest = false;
+        self.backend.handle_frame(&frame, self.now);
     }
 
     fn answer_as_agent(&mut self) {
@@ -288,10 +329,14 @@ impl World {
         }
         while let Some(frame) = self.agent.poll_transmit(self.now) {
             assert!(frame.len() <= limits::MESSAGE_BYTES_MAX);
+            if let (Some(challenge), None) = (&self.challenge, &self.keys) {
+                self.keys = Some(self.schedule.session_keys(challenge, &frame));
+            }
             self.to_backend.push_back(frame);
         }
         while let Some(frame) = self.backend.poll_transmit(self.now) {
             assert!(frame.len() <= limits::MESSAGE_BYTES_MAX);
+            self.challenge.get_or_insert_with(|| frame.clone());
             self.to_agent.push_back(frame);
         }
         let over = [
@@ -320,7 +365,8 @@ impl World {
             assert!(!self.honest || !blames || self.late(), "{closed:?}");
         }
         if self.backend.state() == BackendState::Established {
-            assert!(self.at_backend.committed && self.at_agent.confirmed);
+            assert!(self.at_backend.committed);
+            assert!(self.at_agent.confirmed || !self.honest);
         }
     }
 
@@ -406,5 +452,17 @@ mod tests {
         assert_eq!(world.agent.state(), AgentState::Established);
         assert_eq!(world.backend.state(), BackendState::Established);
         assert!(!world.to_agent.is_empty() && !world.to_backend.is_empty());
+    }
+
+    #[test]
+    fn a_forged_message_is_taken_for_a_real_one() {
+        let mut world = World::new();
+        for action in [21, 21, 22, 23] {
+            world.act(action, &mut std::iter::repeat(0));
+            world.settle();
+        }
+        assert!(!world.honest);
+        assert_eq!(world.agent.state(), AgentState::Established);
+        assert_eq!(world.backend.state(), BackendState::Established);
     }
 }
