@@ -23,8 +23,8 @@ pub mod limits;
 pub mod listener;
 mod opening;
 pub mod replay;
-mod socket;
-mod upgrade;
+pub mod socket;
+pub mod upgrade;
 
 /// What every session works with.
 pub struct Inbound {

@@ -10,6 +10,8 @@ pub mod cli;
 pub mod command;
 pub mod config;
 pub mod data;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 pub mod inbound;
 pub mod jobs;
 pub mod metrics;

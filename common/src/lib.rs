@@ -9,6 +9,8 @@ pub mod catalogue;
 pub mod certificate;
 pub mod code;
 pub mod command;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 pub mod id;
 pub mod journal;
 pub mod key;

@@ -117,6 +117,36 @@ pub const PAGE_ROWS_DEFAULT: usize = 100;
 /// Bytes of an `Idempotency-Key`.
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
 
+/// The bounds of one WebSocket: what it takes in, and what it holds back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketBounds {
+    /// Bytes of one message.
+    pub message: usize,
+    /// Bytes of one frame.
+    pub frame: usize,
+    /// Bytes that wait to be written before a write is refused.
+    pub write_buffer: usize,
+}
+
+impl SocketBounds {
+    /// Those of every session.
+    pub const SESSION: Self = Self {
+        message: MESSAGE_BYTES_MAX,
+        frame: FRAME_BYTES_MAX,
+        write_buffer: WRITE_BUFFER_BYTES_MAX,
+    };
+
+    /// Bounds for an outside suite that sends messages of this size, each possibly as one frame, and wants them back.
+    #[must_use]
+    pub const fn of_messages(bytes: usize) -> Self {
+        Self {
+            message: bytes,
+            frame: bytes,
+            write_buffer: bytes.saturating_mul(2).saturating_add(MESSAGE_BYTES_MAX),
+        }
+    }
+}
+
 const _: () = {
     assert!(SILENCE_MAX.as_millis() >= 3 * HEARTBEAT_INTERVAL.as_millis());
     assert!(FRAME_BYTES_MAX <= MESSAGE_BYTES_MAX);

@@ -10,6 +10,8 @@ pub mod collect;
 pub mod config;
 pub mod engine;
 pub mod executor;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 pub mod identity;
 pub mod journal;
 pub mod outbound;

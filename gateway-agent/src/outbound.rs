@@ -23,7 +23,7 @@ pub mod dial;
 pub mod failure;
 pub mod pinning;
 pub mod pins;
-mod socket;
+pub mod socket;
 
 use connection::Ended;
 use dial::Dialler;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use rustls::client::Resumption;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{ClientConfig, ConnectionCommon, RootCertStore, ServerConfig, version};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -193,6 +194,19 @@ pub fn spki_sha256(certificate: &[u8]) -> Result<[u8; 32], TlsError> {
     Ok(Sha256::digest(certificate.tbs_certificate.subject_pki.raw).into())
 }
 
+/// What a listener asks of a client certificate: that it leads to one of `roots`, is valid now, and is for clients.
+/// Whom it names is for the caller to read.
+///
+/// # Errors
+///
+/// When the roots are empty.
+pub fn client_verifier(roots: RootCertStore) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+        .build()
+        .map_err(TlsError::Verifier)
+}
+
 /// The listener's side: shows `identity` and requires a client certificate that leads to `client_roots`.
 ///
 /// # Errors
@@ -202,11 +216,8 @@ pub fn server_config(
     identity: Identity,
     client_roots: RootCertStore,
 ) -> Result<Arc<ServerConfig>, TlsError> {
+    let verifier = client_verifier(client_roots)?;
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let verifier =
-        WebPkiClientVerifier::builder_with_provider(Arc::new(client_roots), Arc::clone(&provider))
-            .build()
-            .map_err(TlsError::Verifier)?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&version::TLS13])
         .map_err(TlsError::Identity)?

@@ -1,7 +1,10 @@
 //! Never shipped: what tests share. Throw-away systems on free ports, the simulation, conformance suites.
 
 pub mod binaries;
+pub mod corpus;
 pub mod deployment;
 pub mod gateway;
 pub mod process;
 pub mod sim;
+pub mod size;
+pub mod websocket;

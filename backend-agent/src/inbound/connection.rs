@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode as FrameCode;
 use tracing::{debug, info, warn};
 use viworks_common::code::CloseCode;
 use viworks_common::id::{CommandId, SessionId};
@@ -173,7 +174,7 @@ impl Connection {
         let now = self.now();
         match step {
             Step::Received(Received::Frame(bytes)) => self.on_frame(&bytes, now).await,
-            Step::Received(Received::Foreign) => {
+            Step::Received(Received::Text(_) | Received::Foreign(_)) => {
                 self.session.close(
                     CloseCode::BadEnvelope,
                     "only binary WebSocket messages are spoken here",
@@ -468,7 +469,10 @@ impl Connection {
         let agent_id = self.peer.identity.agent_id;
         info!(%agent_id, address = %self.address, code = closed.name(), reason = closed.reason, "session ended");
         let now = self.now();
-        self.socket.close(&mut self.session, &closed, now).await;
+        let code = FrameCode::from(closed.number());
+        let reason = format!("{}: {}", closed.name(), closed.reason);
+        let farewell = self.socket.close(&mut self.session, code, &reason, now);
+        farewell.await;
         let Some(live) = self.live else { return };
         self.inbound.manager.remove(agent_id, self.session_id);
         let code = closed.code.unwrap_or(CloseCode::Draining);

@@ -20,7 +20,7 @@ use super::Inbound;
 use super::connection::Connection;
 use super::limits::{Admitted, Gate};
 use super::socket::AgentSocket;
-use super::upgrade::{self, Verdict};
+use super::upgrade::{self, Rules, Verdict};
 use crate::agent::registry::{Peer, Unrecognised};
 
 /// Unsent bytes in the kernel above which the socket takes no more, so that a command never waits behind telemetry.
@@ -148,7 +148,7 @@ impl Handshake {
         };
         let upgraded = timeout(
             self.inbound.terms.upgrade_timeout,
-            Box::pin(upgrade::serve(stream, verdict)),
+            Box::pin(upgrade::serve(stream, &Rules::AGENTS, verdict)),
         );
         let socket = match upgraded.await {
             Ok(Some(socket)) => socket,
@@ -196,7 +196,7 @@ impl Handshake {
 }
 
 /// Options without which a session still works, only less well; so a kernel that lacks one is no reason to refuse.
-fn prepare(stream: &TcpStream) {
+pub fn prepare(stream: &TcpStream) {
     let socket = SockRef::from(stream);
     let options = [
         stream.set_nodelay(true),

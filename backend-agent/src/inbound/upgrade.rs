@@ -15,20 +15,19 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tracing::debug;
 use viworks_common::code::CloseCode;
-use viworks_common::limits;
+use viworks_common::limits::{self, SocketBounds};
 
 /// Where agents connect.
-pub(super) const PATH: &str = "/agent/v1/connect";
+const PATH: &str = "/agent/v1/connect";
 
 /// The version of the protocol, by name.
-pub(super) const SUBPROTOCOL: &str = "viworks.agent.v1";
+const SUBPROTOCOL: &str = "viworks.agent.v1";
 
 /// Headers of a request.
 const HEADERS_MAX: usize = 32;
@@ -36,12 +35,36 @@ const HEADERS_MAX: usize = 32;
 /// The largest request head.
 const HEAD_BYTES_MAX: usize = 8 * 1024;
 
-/// A connection that speaks WebSocket.
-pub(super) type Socket = WebSocketStream<TlsStream<TcpStream>>;
+/// What a request is held to, and the socket that it becomes.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules {
+    /// The one path, and the one subprotocol. Without them every path will do, and none is spoken.
+    pub place: Option<Place>,
+    /// How large messages and buffers may become.
+    pub bounds: SocketBounds,
+}
+
+/// A path with what is spoken there.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    path: &'static str,
+    subprotocol: &'static str,
+}
+
+impl Rules {
+    /// The rules for agents.
+    pub const AGENTS: Self = Self {
+        place: Some(Place {
+            path: PATH,
+            subprotocol: SUBPROTOCOL,
+        }),
+        bounds: SocketBounds::SESSION,
+    };
+}
 
 /// What was decided before the request was read.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Verdict {
+pub enum Verdict {
     /// Upgrade, if the request is right.
     Welcome,
     /// Come back after this time.
@@ -51,11 +74,15 @@ pub(super) enum Verdict {
 }
 
 /// Reads one request and answers it. `None` when it did not become a WebSocket.
-pub(super) async fn serve(stream: TlsStream<TcpStream>, verdict: Verdict) -> Option<Socket> {
+pub async fn serve<S>(stream: S, rules: &Rules, verdict: Verdict) -> Option<WebSocketStream<S>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let Rules { place, bounds } = *rules;
     let upgrading: Arc<Mutex<Option<OnUpgrade>>> = Arc::default();
     let accepted = Arc::clone(&upgrading);
     let service = service_fn(move |mut request: Request<Incoming>| {
-        let answer = answer(&request, verdict);
+        let answer = answer(&request, place, verdict);
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
             let upgrade = hyper::upgrade::on(&mut request);
             *accepted.lock().unwrap_or_else(PoisonError::into_inner) = Some(upgrade);
@@ -77,33 +104,30 @@ pub(super) async fn serve(stream: TlsStream<TcpStream>, verdict: Verdict) -> Opt
         .unwrap_or_else(PoisonError::into_inner)
         .take()?;
     let upgraded = upgrade.await.ok()?;
-    let parts = upgraded.downcast::<TokioIo<TlsStream<TcpStream>>>().ok()?;
+    let parts = upgraded.downcast::<TokioIo<S>>().ok()?;
     let (stream, read) = (parts.io.into_inner(), parts.read_buf.to_vec());
-    Some(WebSocketStream::from_partially_read(stream, read, Role::Server, Some(config())).await)
+    let config = config(bounds);
+    Some(WebSocketStream::from_partially_read(stream, read, Role::Server, Some(config)).await)
 }
 
-fn config() -> WebSocketConfig {
+fn config(bounds: SocketBounds) -> WebSocketConfig {
     WebSocketConfig::default()
         .read_buffer_size(limits::READ_BUFFER_BYTES)
         .write_buffer_size(limits::READ_BUFFER_BYTES)
-        .max_write_buffer_size(limits::WRITE_BUFFER_BYTES_MAX)
-        .max_message_size(Some(limits::MESSAGE_BYTES_MAX))
-        .max_frame_size(Some(limits::FRAME_BYTES_MAX))
+        .max_write_buffer_size(bounds.write_buffer)
+        .max_message_size(Some(bounds.message))
+        .max_frame_size(Some(bounds.frame))
 }
 
 type Answer = Response<http_body_util::Either<Empty<Bytes>, Full<Bytes>>>;
 
-fn answer(request: &Request<Incoming>, verdict: Verdict) -> Answer {
-    if request.uri().path() != PATH {
-        let detail = format!("agents connect at {PATH}");
+fn answer(request: &Request<Incoming>, place: Option<Place>, verdict: Verdict) -> Answer {
+    if let Some(Place { path, .. }) = place
+        && request.uri().path() != path
+    {
+        let detail = format!("agents connect at {path}");
         return problem(StatusCode::NOT_FOUND, "no_such_path", &detail);
     }
-    let offered = request.headers().get_all(SEC_WEBSOCKET_PROTOCOL);
-    let ours = offered
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .any(|name| name.trim() == SUBPROTOCOL);
     let upgraded =
         create_response_with_body(request, || http_body_util::Either::Left(Empty::new()));
     let mut upgraded = match upgraded {
@@ -123,8 +147,10 @@ fn answer(request: &Request<Incoming>, verdict: Verdict) -> Answer {
             return answer;
         }
     };
-    if !ours {
-        let detail = format!("the subprotocol {SUBPROTOCOL} must be offered");
+    if let Some(Place { subprotocol, .. }) = place
+        && !offers(request, subprotocol)
+    {
+        let detail = format!("the subprotocol {subprotocol} must be offered");
         return problem(
             StatusCode::BAD_REQUEST,
             CloseCode::ProtocolTooOld.name(),
@@ -133,10 +159,12 @@ fn answer(request: &Request<Incoming>, verdict: Verdict) -> Answer {
     }
     match verdict {
         Verdict::Welcome => {
-            upgraded.headers_mut().insert(
-                SEC_WEBSOCKET_PROTOCOL,
-                HeaderValue::from_static(SUBPROTOCOL),
-            );
+            if let Some(Place { subprotocol, .. }) = place {
+                let agreed = HeaderValue::from_static(subprotocol);
+                upgraded
+                    .headers_mut()
+                    .insert(SEC_WEBSOCKET_PROTOCOL, agreed);
+            }
             upgraded
         }
         Verdict::Later(after) => {
@@ -160,6 +188,15 @@ fn answer(request: &Request<Incoming>, verdict: Verdict) -> Answer {
             problem(status, code.name(), code.advice())
         }
     }
+}
+
+fn offers(request: &Request<Incoming>, subprotocol: &str) -> bool {
+    let offered = request.headers().get_all(SEC_WEBSOCKET_PROTOCOL);
+    offered
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|name| name.trim() == subprotocol)
 }
 
 fn problem(status: StatusCode, code: &str, detail: &str) -> Answer {

@@ -3,6 +3,7 @@
 
 mod api;
 mod config;
+mod echo;
 mod inbound;
 mod pki;
 mod queue;

@@ -4,5 +4,6 @@
 
 mod demo;
 mod flood;
+mod limbo;
 mod points;
 mod reload;

@@ -155,8 +155,10 @@ impl Connection<'_> {
             self.forward(clock.now());
             self.stop_if_drained(clock.now());
             if let Some(closed) = self.session.closed().cloned() {
+                let code = closed.number().into();
+                let reason = format!("{}: {}", closed.name(), closed.reason);
                 self.socket
-                    .close(&mut self.session, &closed, clock.now())
+                    .close(&mut self.session, code, &reason, clock.now())
                     .await;
                 return self.ended(&closed);
             }
@@ -540,7 +542,7 @@ impl Connection<'_> {
                 FailureClass::Transient,
                 "the backend closed the connection".to_owned(),
             ),
-            Received::Foreign => (
+            Received::Text(_) => (
                 FailureClass::Transient,
                 "the backend sent something that the protocol does not have".to_owned(),
             ),

@@ -11,6 +11,7 @@ use futures_util::stream::FuturesUnordered;
 use rustls::RootCertStore;
 use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
@@ -20,13 +21,13 @@ use tokio_tungstenite::client_async_with_config;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use viworks_common::key::{Binding, BindingMode};
-use viworks_common::limits;
+use viworks_common::limits::{self, SocketBounds};
 use viworks_common::pin::SpkiPin;
 use viworks_runtime::tls;
 
 use super::failure::{DialFailure, Step};
 use super::pinning::PinVerifier;
-use crate::config::OutboundConfig;
+use crate::config::{OutboundConfig, Timeouts};
 
 /// What both ends must agree to.
 const SUBPROTOCOL: &str = "viworks.agent.v1";
@@ -83,11 +84,14 @@ impl Dialler {
     ///
     /// Why there is no connection.
     pub async fn dial(&self, pins: BTreeSet<SpkiPin>) -> Result<Dialled, DialFailure> {
-        let tcp = self.connect().await?;
-        tune(&tcp, self.config.timeouts.send).map_err(|error| DialFailure::Network {
-            step: Step::Connect,
-            reason: error.to_string(),
-        })?;
+        let OutboundConfig {
+            host,
+            port,
+            path,
+            timeouts,
+            ..
+        } = &self.config;
+        let tcp = connect(host, *port, timeouts).await?;
         let (stream, pin) = self.secure(tcp, pins).await?;
         let value = match self.config.binding {
             BindingMode::Exporter => {
@@ -101,43 +105,18 @@ impl Dialler {
             mode: self.config.binding,
             value,
         };
-        let socket = self.upgrade(stream).await?;
+        let target = Target {
+            authority: format!("{host}:{port}"),
+            path,
+            subprotocol: Some(SUBPROTOCOL),
+            bounds: SocketBounds::SESSION,
+        };
+        let socket = upgrade(stream, &target, timeouts.upgrade).await?;
         Ok(Dialled {
             socket,
             binding,
             pin,
         })
-    }
-
-    async fn connect(&self) -> Result<TcpStream, DialFailure> {
-        let (host, port) = (self.config.host.trim_matches(['[', ']']), self.config.port);
-        let times = self.config.timeouts;
-        let failed = |reason: String| DialFailure::Dns {
-            host: host.to_owned(),
-            reason,
-        };
-        let addresses: Vec<SocketAddr> = timeout(times.resolve, lookup_host((host, port)))
-            .await
-            .map_err(|_elapsed| late(Step::Resolve, times.resolve))?
-            .map_err(|error| failed(error.to_string()))?
-            .collect();
-        let mut addresses = alternate(addresses).into_iter();
-        let mut attempts = FuturesUnordered::new();
-        let mut last = failed("it has no address".to_owned());
-        loop {
-            if let Some(address) = addresses.next() {
-                attempts.push(open(address, times.connect));
-            }
-            let more = addresses.len() > 0;
-            tokio::select! {
-                attempt = attempts.next() => match attempt {
-                    Some(Ok(stream)) => return Ok(stream),
-                    Some(Err(failure)) => last = failure,
-                    None => return Err(last),
-                },
-                () = sleep(HEAD_START), if more => {}
-            }
-        }
     }
 
     async fn secure(
@@ -163,44 +142,112 @@ impl Dialler {
             .ok_or_else(|| refused("the server's certificate was not verified".to_owned()))?;
         Ok((stream, pin))
     }
+}
 
-    async fn upgrade(&self, stream: TlsStream<TcpStream>) -> Result<Socket, DialFailure> {
-        let OutboundConfig {
-            host, port, path, ..
-        } = &self.config;
-        let request = http::Request::get(format!("wss://{host}:{port}{path}"))
-            .header("Host", format!("{host}:{port}"))
-            .header("Connection", "Upgrade")
-            .header("Upgrade", "websocket")
-            .header("Sec-WebSocket-Version", "13")
-            .header("Sec-WebSocket-Key", generate_key())
-            .header("Sec-WebSocket-Protocol", SUBPROTOCOL)
-            .body(())
-            .map_err(|error| DialFailure::NotWebSocket {
-                reason: error.to_string(),
-            })?;
-        let limit = self.config.timeouts.upgrade;
-        let config = WebSocketConfig::default()
-            .read_buffer_size(limits::READ_BUFFER_BYTES)
-            .write_buffer_size(0)
-            .max_write_buffer_size(limits::WRITE_BUFFER_BYTES_MAX)
-            .max_message_size(Some(limits::MESSAGE_BYTES_MAX))
-            .max_frame_size(Some(limits::FRAME_BYTES_MAX));
-        // Boxed: the handshake is large and over soon.
-        let handshake = Box::pin(client_async_with_config(request, stream, Some(config)));
-        let (socket, answer) = timeout(limit, handshake)
-            .await
-            .map_err(|_elapsed| late(Step::Upgrade, limit))?
-            .map_err(|error| DialFailure::of_upgrade(&error))?;
-        let agreed = answer
-            .headers()
-            .get("sec-websocket-protocol")
-            .is_some_and(|value| value == SUBPROTOCOL);
-        if agreed {
-            Ok(socket)
-        } else {
-            Err(DialFailure::Subprotocol)
+/// A TCP connection with our options, to the first address that takes one.
+///
+/// # Errors
+///
+/// Why there is none.
+pub async fn connect(host: &str, port: u16, times: &Timeouts) -> Result<TcpStream, DialFailure> {
+    let host = host.trim_matches(['[', ']']);
+    let failed = |reason: String| DialFailure::Dns {
+        host: host.to_owned(),
+        reason,
+    };
+    let addresses: Vec<SocketAddr> = timeout(times.resolve, lookup_host((host, port)))
+        .await
+        .map_err(|_elapsed| late(Step::Resolve, times.resolve))?
+        .map_err(|error| failed(error.to_string()))?
+        .collect();
+    let mut addresses = alternate(addresses).into_iter();
+    let mut attempts = FuturesUnordered::new();
+    let mut last = failed("it has no address".to_owned());
+    let stream = loop {
+        if let Some(address) = addresses.next() {
+            attempts.push(open(address, times.connect));
         }
+        let more = addresses.len() > 0;
+        tokio::select! {
+            attempt = attempts.next() => match attempt {
+                Some(Ok(stream)) => break stream,
+                Some(Err(failure)) => last = failure,
+                None => return Err(last),
+            },
+            () = sleep(HEAD_START), if more => {}
+        }
+    };
+    tune(&stream, times.send).map_err(|error| DialFailure::Network {
+        step: Step::Connect,
+        reason: error.to_string(),
+    })?;
+    Ok(stream)
+}
+
+/// What is asked for in the upgrade, and the socket that the connection becomes.
+#[derive(Debug, Clone)]
+pub struct Target<'a> {
+    /// Host and port.
+    pub authority: String,
+    /// Where on the server, with a query if need be.
+    pub path: &'a str,
+    /// What both ends must agree to, if anything.
+    pub subprotocol: Option<&'static str>,
+    /// How large messages and buffers may become.
+    pub bounds: SocketBounds,
+}
+
+/// Makes a WebSocket of a connection.
+///
+/// # Errors
+///
+/// When the other end does not.
+pub async fn upgrade<S>(
+    stream: S,
+    target: &Target<'_>,
+    limit: Duration,
+) -> Result<WebSocketStream<S>, DialFailure>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let Target {
+        authority,
+        path,
+        subprotocol,
+        bounds,
+    } = target;
+    let mut request = http::Request::get(format!("wss://{authority}{path}"))
+        .header("Host", authority)
+        .header("Connection", "Upgrade")
+        .header("Upgrade", "websocket")
+        .header("Sec-WebSocket-Version", "13")
+        .header("Sec-WebSocket-Key", generate_key());
+    if let Some(subprotocol) = subprotocol {
+        request = request.header("Sec-WebSocket-Protocol", *subprotocol);
+    }
+    let request = request
+        .body(())
+        .map_err(|error| DialFailure::NotWebSocket {
+            reason: error.to_string(),
+        })?;
+    let config = WebSocketConfig::default()
+        .read_buffer_size(limits::READ_BUFFER_BYTES)
+        .write_buffer_size(0)
+        .max_write_buffer_size(bounds.write_buffer)
+        .max_message_size(Some(bounds.message))
+        .max_frame_size(Some(bounds.frame));
+    // Boxed: the handshake is large and over soon.
+    let handshake = Box::pin(client_async_with_config(request, stream, Some(config)));
+    let (socket, answer) = timeout(limit, handshake)
+        .await
+        .map_err(|_elapsed| late(Step::Upgrade, limit))?
+        .map_err(|error| DialFailure::of_upgrade(&error))?;
+    let agreed = answer.headers().get("sec-websocket-protocol");
+    let agreed = agreed.map(http::HeaderValue::as_bytes);
+    if agreed == subprotocol.map(str::as_bytes) {
+        Ok(socket)
+    } else {
+        Err(DialFailure::Subprotocol)
     }
 }
 

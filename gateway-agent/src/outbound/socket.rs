@@ -5,13 +5,16 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::{Sink, SinkExt, Stream, StreamExt};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
+use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
-use tokio_tungstenite::tungstenite::{Bytes, Error, Message};
-use viworks_common::session::{AgentSession, Closed};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode as FrameCode;
+use tokio_tungstenite::tungstenite::{Bytes, Error, Message, Utf8Bytes};
+use viworks_common::session::AgentSession;
 use viworks_common::time::Monotonic;
-
-use super::dial::Socket;
 
 /// How long the last messages and the close frame may take.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
@@ -21,11 +24,11 @@ const CLOSE_REASON_BYTES_MAX: usize = 123;
 
 /// What the network did.
 #[derive(Debug)]
-pub(super) enum Received {
+pub enum Received {
     /// One binary message.
     Frame(Bytes),
-    /// Something the protocol does not have.
-    Foreign,
+    /// One text message, which the backend never sends.
+    Text(Utf8Bytes),
     /// The other end has closed, with this number and reason.
     Closed(Option<(u16, String)>),
     /// Nothing that was sent gets anywhere.
@@ -34,16 +37,29 @@ pub(super) enum Received {
     Lost(String),
 }
 
-/// The socket of a session.
+/// Where the messages that leave through a socket come from.
+pub trait Outgoing {
+    /// The next one. Asked for only when the socket has room for it.
+    fn next(&mut self, now: Monotonic) -> Option<Message>;
+}
+
+impl Outgoing for AgentSession {
+    fn next(&mut self, now: Monotonic) -> Option<Message> {
+        self.poll_transmit(now).map(Message::binary)
+    }
+}
+
+/// The socket of a session, over TLS unless a test says otherwise.
 #[derive(Debug)]
-pub(super) struct AgentSocket {
-    inner: Socket,
+pub struct AgentSocket<S = TlsStream<TcpStream>> {
+    inner: WebSocketStream<S>,
     send_timeout: Duration,
     unsent_since: Option<Monotonic>,
 }
 
-impl AgentSocket {
-    pub(super) const fn new(inner: Socket, send_timeout: Duration) -> Self {
+impl<S: AsyncRead + AsyncWrite + Unpin> AgentSocket<S> {
+    /// Takes over an upgraded connection, on which a send has this long to make progress.
+    pub const fn new(inner: WebSocketStream<S>, send_timeout: Duration) -> Self {
         Self {
             inner,
             send_timeout,
@@ -52,19 +68,19 @@ impl AgentSocket {
     }
 
     /// When sending has made no progress for too long.
-    pub(super) fn stuck_at(&self) -> Option<Monotonic> {
+    pub fn stuck_at(&self) -> Option<Monotonic> {
         self.unsent_since
             .map(|since| since.saturating_add(self.send_timeout))
     }
 
-    /// Moves what the session has to say towards the network, as far as that takes it now, and reads.
-    pub(super) fn poll_step(
+    /// Moves what there is to say towards the network, as far as that takes it now, and reads.
+    pub fn poll_step(
         &mut self,
         context: &mut Context<'_>,
-        session: &mut AgentSession,
+        outgoing: &mut impl Outgoing,
         now: Monotonic,
     ) -> Poll<Received> {
-        if let Err(error) = self.poll_send(context, session, now) {
+        if let Err(error) = self.poll_send(context, outgoing, now) {
             // A close frame that is already here says more than the failed write.
             if let Poll::Ready(Some(Ok(Message::Close(frame)))) =
                 Pin::new(&mut self.inner).poll_next(context)
@@ -81,13 +97,15 @@ impl AgentSocket {
                 }
                 // The library answers pings; they prove nothing to the session.
                 Poll::Ready(Some(Ok(Message::Ping(_) | Message::Pong(_)))) => {}
-                Poll::Ready(Some(Ok(Message::Text(_) | Message::Frame(_)))) => {
-                    return Poll::Ready(Received::Foreign);
+                Poll::Ready(Some(Ok(Message::Text(text)))) => {
+                    return Poll::Ready(Received::Text(text));
                 }
                 Poll::Ready(Some(Ok(Message::Close(frame)))) => {
+                    // The library has its answer ready; whether it still arrives changes nothing.
+                    drop(Pin::new(&mut self.inner).poll_flush(context));
                     return Poll::Ready(closed(frame));
                 }
-                Poll::Ready(Some(Err(Error::ConnectionClosed)) | None) => {
+                Poll::Ready(Some(Ok(Message::Frame(_)) | Err(Error::ConnectionClosed)) | None) => {
                     return Poll::Ready(Received::Closed(None));
                 }
                 Poll::Ready(Some(Err(error))) => {
@@ -100,17 +118,17 @@ impl AgentSocket {
     fn poll_send(
         &mut self,
         context: &mut Context<'_>,
-        session: &mut AgentSession,
+        outgoing: &mut impl Outgoing,
         now: Monotonic,
     ) -> Result<(), Error> {
         let mut inner = Pin::new(&mut self.inner);
         // A message gets its number when it is taken, so it is taken only when the socket has room for it.
         while let Poll::Ready(ready) = inner.as_mut().poll_ready(context) {
             ready?;
-            let Some(bytes) = session.poll_transmit(now) else {
+            let Some(message) = outgoing.next(now) else {
                 break;
             };
-            inner.as_mut().start_send(Message::binary(bytes))?;
+            inner.as_mut().start_send(message)?;
             // The socket took something: that is progress.
             self.unsent_since = Some(now);
         }
@@ -124,25 +142,25 @@ impl AgentSocket {
     }
 
     /// Sends what is left and the close frame, for a moment at most.
-    pub(super) async fn close(
+    pub async fn close(
         &mut self,
-        session: &mut AgentSession,
-        closed: &Closed,
+        outgoing: &mut impl Outgoing,
+        code: FrameCode,
+        reason: &str,
         now: Monotonic,
     ) {
-        let text = format!("{}: {}", closed.name(), closed.reason);
-        let end = text.floor_char_boundary(CLOSE_REASON_BYTES_MAX);
+        let end = reason.floor_char_boundary(CLOSE_REASON_BYTES_MAX);
         let frame = CloseFrame {
-            code: closed.number().into(),
-            reason: text[..end].to_owned().into(),
+            code,
+            reason: reason[..end].to_owned().into(),
         };
         let farewell = async {
-            while let Some(bytes) = session.poll_transmit(now) {
-                self.inner.feed(Message::binary(bytes)).await?;
+            while let Some(message) = outgoing.next(now) {
+                self.inner.feed(message).await?;
             }
             self.inner.close(Some(frame)).await?;
             // Reading on until the other end has closed keeps a reset from overtaking the last messages.
-            while let Some(Ok(_)) = self.inner.next().await {}
+            while let Some(Ok(_)) = StreamExt::next(&mut self.inner).await {}
             Ok::<_, Error>(())
         };
         // Whoever does not take the close frame finds the connection gone.

@@ -4,6 +4,7 @@
 
 mod config;
 mod dial;
+mod echo;
 mod engine;
 mod executor;
 mod journal;

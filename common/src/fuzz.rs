@@ -1,0 +1,58 @@
+//! What fuzzers do to this crate: each body takes any bytes whatever and panics when a law of the product is broken.
+//!
+//! `fuzz/` feeds them with new bytes, and the tests below with every stored one.
+
+mod arguments;
+mod certificate;
+mod envelope;
+mod message;
+mod samples;
+mod session;
+
+pub use arguments::arguments;
+pub use certificate::certificate;
+pub use envelope::envelope;
+pub use message::message;
+pub use session::session;
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    fn replay(target: &str, body: impl Fn(&[u8])) {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
+        let mut replayed = 0;
+        for entry in std::fs::read_dir(folder.join(target)).unwrap() {
+            body(&std::fs::read(entry.unwrap().path()).unwrap());
+            replayed += 1;
+        }
+        assert!(replayed > 3, "{target} has {replayed} stored inputs");
+        // What every fuzzer begins with.
+        body(&[]);
+    }
+
+    #[test]
+    fn the_stored_envelopes_keep_the_laws() {
+        replay("envelope", super::envelope);
+    }
+
+    #[test]
+    fn the_stored_messages_keep_the_laws() {
+        replay("message", super::message);
+    }
+
+    #[test]
+    fn the_stored_sessions_keep_the_laws() {
+        replay("session", super::session);
+    }
+
+    #[test]
+    fn the_stored_arguments_keep_the_laws() {
+        replay("arguments", super::arguments);
+    }
+
+    #[test]
+    fn the_stored_certificates_keep_the_laws() {
+        replay("certificate", super::certificate);
+    }
+}
