@@ -8,7 +8,8 @@
 //! | `POST /v1/telemetry` | takes records in; durable when answered, refusals listed one by one |
 //! | `POST /v1/commands/{name}` | runs a command through the single executor; root and the agent's own user only |
 //!
-//! Problems are RFC 9457 documents.
+//! Problems are RFC 9457 documents. Connections over [`ServeLimits::connections_max`] wait until one ends; a caller who
+//! stalls in a request's head is cut off, and one who stalls in its body is answered with 408.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -17,9 +18,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::extract::connect_info::Connected;
 use axum::routing::{get, post};
-use axum::serve::IncomingStream;
 use serde::Serialize;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
@@ -36,8 +35,11 @@ use crate::spool::Spool;
 
 mod commands;
 mod problem;
+mod serve;
 mod status;
 mod telemetry;
+
+pub use serve::ServeLimits;
 
 /// Telemetry requests that are served at once; more are told to come back.
 const INTAKES_MAX: usize = 8;
@@ -160,16 +162,25 @@ pub async fn bind(path: &Path) -> Result<UnixListener, ApiError> {
     Ok(listener)
 }
 
-/// Serves until the lifecycle stops.
+/// Serves until the lifecycle stops; connections then finish the request they are in.
 ///
 /// # Errors
 /// When the listener fails.
 pub async fn serve(listener: UnixListener, context: Context) -> io::Result<()> {
+    serve_within(listener, context, ServeLimits::default()).await
+}
+
+/// Like [`serve`], with other bounds.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve_within(
+    listener: UnixListener,
+    context: Context,
+    limits: ServeLimits,
+) -> io::Result<()> {
     let lifecycle = context.lifecycle.clone();
-    let service = router(context).into_make_service_with_connect_info::<Peer>();
-    axum::serve(listener, service)
-        .with_graceful_shutdown(async move { lifecycle.stopping().await })
-        .await
+    serve::run(listener, router(context), limits, lifecycle).await
 }
 
 fn router(context: Context) -> Router {
@@ -201,16 +212,14 @@ struct Peer {
     uid: Option<u32>,
 }
 
-impl Connected<IncomingStream<'_, UnixListener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
-        let credentials = stream.io().peer_cred();
+impl Peer {
+    fn of(socket: &UnixStream) -> Self {
+        let credentials = socket.peer_cred();
         Self {
             uid: credentials.ok().map(|credentials| credentials.uid()),
         }
     }
-}
 
-impl Peer {
     /// Commands may be run by root and by the agent's own user, who could do all of it anyway.
     fn may_run_commands(self) -> bool {
         let own = rustix::process::geteuid().as_raw();

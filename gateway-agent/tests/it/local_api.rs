@@ -10,10 +10,11 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::time::timeout;
 use uuid::Uuid;
 use viworks_common::id::AgentRunId;
 use viworks_gateway_agent::api::{
-    self, AgentFacts, ApiError, ConnectionStatus, Context, StatusSource,
+    self, AgentFacts, ApiError, ConnectionStatus, Context, ServeLimits, StatusSource,
 };
 use viworks_gateway_agent::audit::Audit;
 use viworks_gateway_agent::catalogue::{self, Catalogue, Owners, SHIPPED};
@@ -81,6 +82,10 @@ fn load(folder: &Path) -> Result<Catalogue, String> {
 
 impl Server {
     async fn start() -> Self {
+        Self::start_within(ServeLimits::default()).await
+    }
+
+    async fn start_within(limits: ServeLimits) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let commands = write_catalogue(folder.path(), &[("test.toml", ECHO)]);
         let run = AgentRunId::from_uuid(Uuid::from_u128(1));
@@ -106,7 +111,7 @@ impl Server {
             lifecycle: lifecycle.clone(),
         };
         let listener = api::bind(&folder.path().join("api.sock")).await.unwrap();
-        let task = lifecycle.spawn("local api", api::serve(listener, context));
+        let task = lifecycle.spawn("local api", api::serve_within(listener, context, limits));
         Self {
             folder,
             spool,
@@ -137,6 +142,13 @@ impl Server {
             );
         }
         (status, serde_json::from_str(body).unwrap())
+    }
+
+    async fn connect(&self, sent: &str) -> UnixStream {
+        let path = self.folder.path().join("api.sock");
+        let mut stream = UnixStream::connect(path).await.unwrap();
+        stream.write_all(sent.as_bytes()).await.unwrap();
+        stream
     }
 
     async fn stop(self) {
@@ -260,6 +272,72 @@ async fn a_command_that_may_not_run_is_a_problem_that_says_why() {
     assert_eq!((status, code.as_str()), (503, "unavailable"));
     assert_eq!(server.request("GET", "/v1/nothing", None).await.0, 404);
     assert_eq!(server.request("GET", "/v1/telemetry", None).await.0, 405);
+    server.stop().await;
+}
+
+/// Far longer than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+const GET_HEALTH: &str = "GET /v1/health HTTP/1.1\r\nhost: local\r\n\r\n";
+
+#[tokio::test]
+async fn a_connection_over_the_limit_waits_for_a_place() {
+    let server = Server::start_within(ServeLimits {
+        connections_max: 1,
+        ..ServeLimits::default()
+    })
+    .await;
+    let mut byte = [0; 1];
+    let mut first = server.connect(GET_HEALTH).await;
+    first.read_exact(&mut byte).await.unwrap();
+    let mut second = server.connect(GET_HEALTH).await;
+    let early = timeout(Duration::from_millis(200), second.read_exact(&mut byte)).await;
+    assert!(early.is_err(), "it was served beside the first");
+    drop(first);
+    timeout(PATIENCE, second.read_exact(&mut byte))
+        .await
+        .unwrap()
+        .unwrap();
+    drop(second);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_head_that_does_not_arrive_ends_its_connection() {
+    let server = Server::start_within(ServeLimits {
+        header_timeout: Duration::from_millis(50),
+        ..ServeLimits::default()
+    })
+    .await;
+    for sent in ["", "GET /v1/health HTTP/1.1\r\nhost:"] {
+        let mut stream = server.connect(sent).await;
+        let mut answer = String::new();
+        timeout(PATIENCE, stream.read_to_string(&mut answer))
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(!answer.starts_with("HTTP/1.1 2"), "{answer}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_arrive_is_a_problem_that_says_so() {
+    let server = Server::start_within(ServeLimits {
+        body_timeout: Duration::from_millis(50),
+        ..ServeLimits::default()
+    })
+    .await;
+    let head = "POST /v1/telemetry HTTP/1.1\r\nhost: local\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{";
+    let mut stream = server.connect(head).await;
+    let mut answer = String::new();
+    timeout(PATIENCE, stream.read_to_string(&mut answer))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    assert!(answer.contains("\"code\":\"body_timeout\""), "{answer}");
+    assert_eq!(server.spool.figures().records, 0);
     server.stop().await;
 }
 
