@@ -1,6 +1,6 @@
 //! Drives one session over one socket: one loop, one order, and each event handed to its feature once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,7 +14,9 @@ use viworks_common::key::Binding;
 use viworks_common::session::state::BackendState;
 use viworks_common::session::{BackendEvent, BackendSession, BackendSessionConfig, Closed, End};
 use viworks_common::time::{Monotonic, Timestamp};
-use viworks_common::wire::message::{BackendMessage, CommandRef, Drain, Go, Hello, Permit, Refuse};
+use viworks_common::wire::message::{
+    BackendMessage, CommandRef, CommandStarted, Drain, Go, Hello, Permit, Refuse,
+};
 use viworks_runtime::{clock, random};
 
 use super::Inbound;
@@ -54,6 +56,8 @@ struct Live {
     open: BTreeSet<CommandId>,
     /// The store may have more than credit allowed.
     more: bool,
+    /// Commands that started, and when that is stored: a result that comes before says it all.
+    started: VecDeque<(Monotonic, CommandStarted)>,
     /// When what the gateway was too busy for may be offered again.
     again_at: Option<Monotonic>,
     /// Whose runs the commands are, for those who watch.
@@ -141,7 +145,9 @@ impl Connection {
         let clock = &*inbound.clock;
         let deadline = session.poll_timeout().map(|(at, _)| at);
         let again_at = live.as_ref().and_then(|live| live.again_at);
-        let deadline = [deadline, socket.stuck_at(), again_at];
+        let started_at = live.as_ref().and_then(|live| live.started.front());
+        let started_at = started_at.map(|(due, _)| *due);
+        let deadline = [deadline, socket.stuck_at(), again_at, started_at];
         let deadline = deadline.into_iter().flatten().min();
         let due = async {
             match deadline {
@@ -196,6 +202,7 @@ impl Connection {
                 }
                 self.session.handle_timeout(now);
                 self.offer_again(now).await;
+                self.store_started(now).await;
             }
             Step::Stopping => {
                 self.session
@@ -279,7 +286,7 @@ impl Connection {
             BackendEvent::Telemetry(columns) => self.on_batch(columns),
             BackendEvent::Accepted(accepted) => self.on_accepted(accepted).await,
             BackendEvent::Rejected(rejected) => self.on_rejected(rejected).await,
-            BackendEvent::Started(started) => self.on_started(started).await,
+            BackendEvent::Started(started) => self.on_started(started),
             BackendEvent::Output(output) => self.on_output(output).await,
             BackendEvent::Result(result) => self.on_result(*result).await,
             BackendEvent::Catalogue(catalogue) => self.on_catalogue(catalogue).await,
@@ -355,6 +362,7 @@ impl Connection {
             holder,
             open,
             more: false,
+            started: VecDeque::new(),
             again_at: None,
             runs: commands::Runs::default(),
             stream: Stream::default(),

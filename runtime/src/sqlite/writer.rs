@@ -129,31 +129,31 @@ impl Writer {
     }
 
     /// Runs every job in the open transaction; answers how many of them have effects.
+    ///
+    /// Each statement is a journey to the driver's thread and back, so the savepoint of one job ends in the same journey
+    /// in which that of the next begins. After some errors, a full database among them, SQLite rolls the whole
+    /// transaction back by itself. The savepoint is gone then, which is how it shows.
     async fn run_together(&mut self, batch: &mut [Box<dyn Job>]) -> Result<usize, GivenUp> {
         let mut kept = 0;
+        let mut turn = "SAVEPOINT job";
         for job in batch {
-            match self.run_in_savepoint(job.as_mut()).await? {
-                Verdict::Keep => kept += 1,
-                Verdict::Undo => {}
-            }
+            self.execute_all(turn).await.map_err(|_gone| GivenUp)?;
+            turn = match job.run(&mut self.connection, true).await {
+                Verdict::Keep => {
+                    kept += 1;
+                    "RELEASE job; SAVEPOINT job"
+                }
+                // What is rolled back to stays open.
+                Verdict::Undo => "ROLLBACK TO job",
+            };
         }
-        Ok(kept)
-    }
-
-    /// After some errors, a full database among them, SQLite rolls the whole transaction back by itself. The
-    /// savepoint is gone then, which is how it shows.
-    async fn run_in_savepoint(&mut self, job: &mut dyn Job) -> Result<Verdict, GivenUp> {
-        self.execute("SAVEPOINT job")
+        if turn == "ROLLBACK TO job" {
+            self.execute_all(turn).await.map_err(|_gone| GivenUp)?;
+        }
+        self.execute_all("RELEASE job")
             .await
-            .map_err(|_refused| GivenUp)?;
-        let verdict = job.run(&mut self.connection, true).await;
-        if verdict == Verdict::Undo {
-            self.execute("ROLLBACK TO job")
-                .await
-                .map_err(|_gone| GivenUp)?;
-        }
-        self.execute("RELEASE job").await.map_err(|_gone| GivenUp)?;
-        Ok(verdict)
+            .map_err(|_gone| GivenUp)?;
+        Ok(kept)
     }
 
     async fn commit_each(&mut self, batch: Vec<Box<dyn Job>>) {
@@ -210,6 +210,11 @@ impl Writer {
             warn!(%error, "failed to close the database");
         }
         drop(reply.send(checkpointed.and(closed)));
+    }
+
+    async fn execute_all(&mut self, sql: &'static str) -> Result<(), Error> {
+        sqlx::raw_sql(sql).execute(&mut self.connection).await?;
+        Ok(())
     }
 
     async fn execute(&mut self, sql: &'static str) -> Result<(), Error> {

@@ -155,6 +155,7 @@ pub(super) async fn accept(
     if command.state.is_final() {
         return Ok(AcceptOutcome::Drop);
     }
+    let stricter = command.idempotent && !accepted.idempotent;
     command.idempotent &= accepted.idempotent;
     match command.state {
         CommandState::Queued | CommandState::Dispatched => {
@@ -166,7 +167,10 @@ pub(super) async fn accept(
             release_again(connection, tenant, &mut command, holder, now).await
         }
         CommandState::Released => {
-            settle::rewrite(connection, tenant, &command, now).await?;
+            // Mostly there is nothing to write: the permit was given with the offer.
+            if stricter {
+                settle::rewrite(connection, tenant, &command, now).await?;
+            }
             Ok(if command.cancel_requested {
                 AcceptOutcome::Cancel
             } else if accepted.awaiting_permit {

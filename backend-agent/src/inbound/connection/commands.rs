@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tracing::{debug, warn};
 use viworks_common::command::{CommandState, Outcome};
 use viworks_common::id::{CommandId, RunId};
-use viworks_common::limits::DETAIL_BYTES_MAX;
+use viworks_common::limits::{COMMANDS_UNREPORTED_MAX, DETAIL_BYTES_MAX};
 use viworks_common::time::{Monotonic, Timestamp};
 use viworks_common::wire::message::{
     BackendMessage, Catalogue, Command, CommandAccepted, CommandRef, CommandRejected,
@@ -22,6 +22,9 @@ use crate::data::{
 
 /// How soon a gateway that was busy is asked again.
 const BUSY_PAUSE: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// How long the start of a command waits for its end before it is stored by itself.
+const STARTED_PAUSE: std::time::Duration = std::time::Duration::from_millis(25);
 
 /// Commands whose runs are remembered.
 const RUNS_MAX: usize = 1_024;
@@ -176,7 +179,36 @@ impl Connection {
         self.offer_more().await;
     }
 
-    pub(super) async fn on_started(&mut self, started: CommandStarted) {
+    /// Most commands are over in a moment; then their result says that they started, and a transaction is saved.
+    pub(super) fn on_started(&mut self, started: CommandStarted) {
+        let due = self.now().saturating_add(STARTED_PAUSE);
+        if let Some((live, _)) = self.live() {
+            live.started
+                .retain(|(_, known)| known.command_id != started.command_id);
+            // Nobody has more open; a report beyond that says nothing that matters.
+            if live.started.len() < COMMANDS_UNREPORTED_MAX {
+                live.started.push_back((due, started));
+            }
+        }
+    }
+
+    /// Stores what started and is not over yet.
+    pub(super) async fn store_started(&mut self, now: Monotonic) {
+        while let Some(started) = self.next_started(now) {
+            self.start(started).await;
+        }
+    }
+
+    fn next_started(&mut self, now: Monotonic) -> Option<CommandStarted> {
+        let (live, _) = self.live()?;
+        let (due, _) = live.started.front()?;
+        if *due > now {
+            return None;
+        }
+        live.started.pop_front().map(|(_, started)| started)
+    }
+
+    async fn start(&mut self, started: CommandStarted) {
         let Some((_, holder)) = self.live() else {
             return;
         };
@@ -202,9 +234,11 @@ impl Connection {
     }
 
     pub(super) async fn on_result(&mut self, result: CommandResult) {
-        let Some((_, holder)) = self.live() else {
+        let Some((live, holder)) = self.live() else {
             return;
         };
+        live.started
+            .retain(|(_, started)| started.command_id != result.command_id);
         let (tenant, now) = (&self.peer.identity.tenant, self.inbound.clock.wall());
         let CommandResult {
             command_id,
