@@ -9,10 +9,11 @@ use crate::dial::Socket;
 /// Says who it is, says so through `up` when that is answered, and serves until the connection ends.
 pub(crate) async fn serve(name: &str, mut socket: Socket, up: impl FnOnce()) -> anyhow::Result<()> {
     socket.send(Message::text(name)).await?;
-    match socket.next().await.context("the connection ended")?? {
-        Message::Text(_) => up(),
-        other => bail!("not an answer: {other:?}"),
+    let answer = socket.next().await.context("the connection ended")??;
+    if !answer.is_text() {
+        bail!("not an answer: {answer:?}");
     }
+    up();
     while let Some(message) = socket.next().await {
         match message? {
             command @ Message::Binary(_) => socket.send(command).await?,

@@ -40,12 +40,10 @@ struct Relay {
 
 /// Serves until the process is killed.
 pub(crate) async fn serve() -> anyhow::Result<()> {
-    let mut arguments = std::env::args().skip(1);
-    let mut argument = |name: &str| {
-        arguments
-            .by_ref()
-            .find(|argument| argument == name)
-            .and_then(|_| arguments.next())
+    let arguments: Vec<String> = std::env::args().collect();
+    let argument = |name: &str| {
+        let at = arguments.iter().position(|argument| argument == name);
+        at.and_then(|at| arguments.get(at + 1))
             .map(PathBuf::from)
             .with_context(|| format!("{name} is missing"))
     };
@@ -98,10 +96,8 @@ async fn attend(stream: TcpStream, acceptor: TlsAcceptor, relay: Relay) -> anyho
         Some(dial::settings()),
     ))
     .await?;
-    let name = match socket.next().await.context("nobody spoke")?? {
-        Message::Text(name) => name.to_string(),
-        other => anyhow::bail!("not a name: {other:?}"),
-    };
+    let name = socket.next().await.context("nobody spoke")??;
+    let name = name.into_text()?.to_string();
     let (sender, mut commands) = mpsc::channel(QUEUE);
     lock(&relay.agents).insert(name, sender);
     socket.send(Message::text("known")).await?;

@@ -39,11 +39,11 @@ impl Unit {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Target {
     /// So many times the reference, at the most.
-    AtMostTimes(f64),
+    TimesAtMost(f64),
     /// So many times the reference, at the least.
-    AtLeastTimes(f64),
+    TimesAtLeast(f64),
     /// So much by itself, at the most.
-    AtMost(f64),
+    Most(f64),
 }
 
 /// One measured number.
@@ -76,18 +76,18 @@ impl Figure {
     pub(crate) fn aiming(mut self, target: Target) -> Self {
         self.target = Some(target);
         self.met = Some(match target {
-            Target::AtMostTimes(times) => self.ratio <= times,
-            Target::AtLeastTimes(times) => self.ratio >= times,
-            Target::AtMost(most) => self.ours <= most,
+            Target::TimesAtMost(times) => self.ratio <= times,
+            Target::TimesAtLeast(times) => self.ratio >= times,
+            Target::Most(most) => self.ours <= most,
         });
         self
     }
 
     fn target(&self) -> String {
         match self.target {
-            Some(Target::AtMostTimes(times)) => format!("≤ {times} ×"),
-            Some(Target::AtLeastTimes(times)) => format!("≥ {times} ×"),
-            Some(Target::AtMost(most)) => format!("≤ {most} {}", self.unit.name()),
+            Some(Target::TimesAtMost(times)) => format!("≤ {times} ×"),
+            Some(Target::TimesAtLeast(times)) => format!("≥ {times} ×"),
+            Some(Target::Most(most)) => format!("≤ {most} {}", self.unit.name()),
             None => String::new(),
         }
     }

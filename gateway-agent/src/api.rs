@@ -31,6 +31,7 @@ use viworks_runtime::lifecycle::Lifecycle;
 use crate::audit::Audit;
 use crate::catalogue::Current;
 use crate::executor::Executor;
+use crate::outbound::pins::Pins;
 use crate::spool::Spool;
 
 mod commands;
@@ -81,8 +82,21 @@ pub struct ConnectionStatus {
     pub round_trip_us: Option<u64>,
     /// The gateway's wall clock minus the backend's, in milliseconds.
     pub clock_skew_ms: Option<i64>,
-    /// Why the last attempt failed or the last session ended, and what to do.
-    pub last_failure: Option<String>,
+    /// When the next attempt comes, while it waits for that.
+    pub next_attempt: Option<Timestamp>,
+    /// Why the last attempt failed or the last session ended; kept until the next session.
+    pub last_failure: Option<Failure>,
+}
+
+/// Why there is no connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Failure {
+    /// When that was.
+    pub at: Timestamp,
+    /// In one sentence.
+    pub cause: String,
+    /// What to do about it; empty when time heals it.
+    pub fix: String,
 }
 
 /// Tells about the connection; implemented by whoever drives it.
@@ -117,6 +131,8 @@ pub struct Context {
     pub executor: Executor,
     /// What may be run.
     pub catalogue: Current,
+    /// Which keys of the backend are trusted.
+    pub pins: Arc<Pins>,
     /// Every command run is recorded here first.
     pub audit: Audit,
     /// Time.

@@ -106,6 +106,7 @@ async fn start(config: &Config, lifecycle: &Lifecycle) -> anyhow::Result<(Journa
         identity.fingerprint,
     );
     let listener = api::bind(&config.gateway.socket).await?;
+    let pins = Arc::new(Pins::open(folder, config.outbound.pins.clone()));
     let context = api::Context {
         facts: AgentFacts {
             agent_id: Some(identity.name.agent_id.to_string()),
@@ -117,6 +118,7 @@ async fn start(config: &Config, lifecycle: &Lifecycle) -> anyhow::Result<(Journa
         spool: spool.clone(),
         executor: executor.clone(),
         catalogue: catalogue.clone(),
+        pins: Arc::clone(&pins),
         audit: Audit::open(&folder.join("audit.log")).context("failed to open the audit log")?,
         clock: Arc::clone(&clock),
         lifecycle: lifecycle.clone(),
@@ -132,7 +134,7 @@ async fn start(config: &Config, lifecycle: &Lifecycle) -> anyhow::Result<(Journa
         journal: journal.clone(),
         spool: spool.clone(),
         executor,
-        pins: Arc::new(Pins::open(folder, config.outbound.pins.clone())),
+        pins,
         status,
         clock: Arc::clone(&clock),
         lifecycle: lifecycle.clone(),

@@ -1,14 +1,10 @@
 //! The agent's command line.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use http_body_util::{BodyExt, Empty};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
 use viworks_runtime::config::{Problems, environment};
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files::FileError;
@@ -18,8 +14,7 @@ use crate::config::{self, Config};
 use crate::identity::IdentityError;
 use crate::{app, builtin};
 
-/// The largest status that is read.
-const STATUS_BYTES_MAX: usize = 1024 * 1024;
+mod status;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -51,11 +46,17 @@ enum Action {
     },
     /// Prints the reference of all settings.
     ConfigReference,
-    /// Asks the running agent how it is.
+    /// Asks the running agent how it is: connected or why not, what it would do about that, and what waits.
     Status {
-        /// The configuration.
+        /// The configuration, which names the agent's socket.
         #[arg(long, default_value = "/etc/viworks/gateway.toml")]
         config: PathBuf,
+        /// The agent's socket; then no configuration is read.
+        #[arg(long, conflicts_with = "config")]
+        socket: Option<PathBuf>,
+        /// For people or for programs.
+        #[arg(short, long, value_enum, default_value_t = status::Format::Table)]
+        output: status::Format,
     },
     /// Serves a command of the catalogue.
     #[command(hide = true)]
@@ -126,9 +127,16 @@ fn act(action: Action) -> anyhow::Result<ExitCode> {
             print(&format!("{} is valid\n", config.display()))
         }
         Action::ConfigReference => print(&config::reference::markdown()),
-        Action::Status { config } => {
-            let config = Config::load(&config, &environment())?;
-            runtime()?.block_on(status(&config.gateway.socket))
+        Action::Status {
+            config,
+            socket,
+            output,
+        } => {
+            let socket = match socket {
+                Some(socket) => socket,
+                None => Config::load(&config, &environment())?.gateway.socket,
+            };
+            runtime()?.block_on(status::show(&socket, output))
         }
         Action::Builtin { arguments } => {
             // Unreachable by way of `main`, which looks first; the same all the same.
@@ -155,32 +163,4 @@ fn print(text: &str) -> anyhow::Result<ExitCode> {
         .write_all(text.as_bytes())
         .context("failed to write the output")?;
     Ok(ExitCode::Ok)
-}
-
-async fn status(socket: &Path) -> anyhow::Result<ExitCode> {
-    let stream = match UnixStream::connect(socket).await {
-        Ok(stream) => stream,
-        Err(error) => {
-            let line = format!("the agent does not answer at {}: {error}", socket.display());
-            drop(writeln!(std::io::stderr(), "error: {line}"));
-            return Ok(ExitCode::Unavailable);
-        }
-    };
-    let (mut requests, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let request = http::Request::get("/v1/status")
-        .header("Host", "localhost")
-        .body(Empty::<bytes::Bytes>::new())?;
-    let ask = async {
-        let answer = requests.send_request(request).await?;
-        let body = http_body_util::Limited::new(answer.into_body(), STATUS_BYTES_MAX);
-        let bytes = body
-            .collect()
-            .await
-            .map_err(|error| anyhow::anyhow!("{error}"))?;
-        drop(requests);
-        Ok::<_, anyhow::Error>(bytes.to_bytes())
-    };
-    let (bytes, _served) = tokio::join!(ask, connection);
-    let value: serde_json::Value = serde_json::from_slice(&bytes?)?;
-    print(&format!("{value:#}\n"))
 }

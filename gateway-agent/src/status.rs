@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use viworks_common::time::Timestamp;
 
-use crate::api::{ConnectionStatus, StatusSource};
+use crate::api::{ConnectionStatus, Failure, StatusSource};
 
 /// The status of the connection, shared between the outbound loop and the local API.
 #[derive(Debug)]
@@ -28,7 +28,9 @@ impl Status {
 
     /// An attempt begins.
     pub fn connecting(&self) {
-        "connecting".clone_into(&mut self.lock().state);
+        let mut current = self.lock();
+        "connecting".clone_into(&mut current.state);
+        current.next_attempt = None;
     }
 
     /// A session is confirmed.
@@ -38,6 +40,7 @@ impl Status {
         "connected".clone_into(&mut current.state);
         current.since = Some(now);
         current.epoch = epoch;
+        current.next_attempt = None;
         current.last_failure = None;
     }
 
@@ -55,11 +58,12 @@ impl Status {
             current.since = Some(now);
         }
         current.connected = false;
-        current.state = format!("waiting until {next}");
-        current.last_failure = Some(if fix.is_empty() {
-            cause.to_owned()
-        } else {
-            format!("{cause}; {fix}")
+        "waiting".clone_into(&mut current.state);
+        current.next_attempt = Some(next);
+        current.last_failure = Some(Failure {
+            at: now,
+            cause: cause.to_owned(),
+            fix: fix.to_owned(),
         });
     }
 

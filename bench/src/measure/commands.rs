@@ -39,7 +39,7 @@ pub(super) async fn measure(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
             Unit::Milliseconds,
             pair(|it| millis(it.p50)),
         )
-        .aiming(Target::AtMostTimes(2.0)),
+        .aiming(Target::TimesAtMost(2.0)),
         Figure::new(
             "command p99, 1 in flight",
             Unit::Milliseconds,
@@ -55,7 +55,7 @@ pub(super) async fn measure(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
             Unit::PerSecond,
             pair(|it| it.together_per_second),
         )
-        .aiming(Target::AtLeastTimes(0.6)),
+        .aiming(Target::TimesAtLeast(0.6)),
     ])
 }
 

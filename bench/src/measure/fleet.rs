@@ -30,19 +30,19 @@ pub(super) async fn measure(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
     Ok(vec![
         Figure::new(memory(plan.agents_few), Unit::Kib, pair(|it| it.kib_few)),
         Figure::new(memory(plan.agents), Unit::Kib, pair(|it| it.kib_many))
-            .aiming(Target::AtMost(24.0)),
+            .aiming(Target::Most(24.0)),
         Figure::new(
             "processor time per connect",
             Unit::Microseconds,
             pair(|it| it.cpu_us),
         )
-        .aiming(Target::AtMostTimes(2.0)),
+        .aiming(Target::TimesAtMost(2.0)),
         Figure::new(
             format!("{} agents back after kill -9", plan.agents),
             Unit::Seconds,
             pair(|it| it.back_s),
         )
-        .aiming(Target::AtMostTimes(2.0)),
+        .aiming(Target::TimesAtMost(2.0)),
     ])
 }
 

@@ -46,7 +46,7 @@ pub(super) async fn measure(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
             Unit::PerSecond,
             (rate(fresh), rate(floor)),
         )
-        .aiming(Target::AtLeastTimes(0.5)),
+        .aiming(Target::TimesAtLeast(0.5)),
         Figure::new(
             "repeated telemetry records",
             Unit::PerSecond,

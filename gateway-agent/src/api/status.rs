@@ -4,16 +4,30 @@ use axum::Json;
 use axum::extract;
 use axum::http::StatusCode;
 use serde_json::{Value, json};
+use viworks_common::pin::PinSet;
 
 use super::State;
 
 pub(super) async fn status(extract::State(state): extract::State<State>) -> Json<Value> {
     let context = &state.context;
+    let catalogue = context.catalogue.get().entries();
+    let unavailable: Vec<Value> = catalogue
+        .iter()
+        .filter_map(|entry| {
+            let reason = entry.unavailable.as_ref()?;
+            Some(json!({ "name": entry.name, "reason": reason }))
+        })
+        .collect();
     Json(json!({
         "agent": context.facts,
         "connection": context.status.connection(),
+        "pins": pins(&context.pins.current()),
         "spool": spool(&state),
-        "commands": { "running": context.executor.running(), "allowed": context.catalogue.get().len() },
+        "commands": {
+            "running": context.executor.running(),
+            "allowed": catalogue.len(),
+            "unavailable": unavailable,
+        },
     }))
 }
 
@@ -44,6 +58,11 @@ pub(super) async fn health(
 
 pub(super) async fn catalogue(extract::State(state): extract::State<State>) -> Json<Value> {
     Json(json!({ "commands": state.context.catalogue.get().entries() }))
+}
+
+/// A set that counts one version up is newer; version 0 is the configured one.
+fn pins(current: &PinSet) -> Value {
+    json!({ "version": current.version, "pins": current.pins })
 }
 
 fn spool(state: &State) -> Value {

@@ -19,6 +19,7 @@ use viworks_gateway_agent::api::{
 use viworks_gateway_agent::audit::Audit;
 use viworks_gateway_agent::catalogue::{self, Catalogue, Owners, SHIPPED};
 use viworks_gateway_agent::executor::{Executor, Limits};
+use viworks_gateway_agent::outbound::pins::Pins;
 use viworks_gateway_agent::spool::{BYTES_MIN, Spool};
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::lifecycle::{Lifecycle, Task};
@@ -106,6 +107,7 @@ impl Server {
             spool: spool.clone(),
             executor: Executor::new(Limits::default(), Arc::clone(&clock)),
             catalogue: catalogue::Current::new(load(&commands).unwrap()),
+            pins: Arc::new(Pins::open(folder.path(), [].into())),
             audit: Audit::open(&folder.path().join("audit.log")).unwrap(),
             clock,
             lifecycle: lifecycle.clone(),

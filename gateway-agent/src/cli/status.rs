@@ -1,0 +1,230 @@
+//! `status`: what the running agent says about itself, for a person in front of the gateway.
+
+use std::io::Write as _;
+use std::path::Path;
+
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::UnixStream;
+use viworks_runtime::exit::ExitCode;
+
+use super::print;
+
+/// The largest status that is read.
+const BYTES_MAX: usize = 1024 * 1024;
+
+/// How it is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Format {
+    /// Lines for people.
+    Table,
+    /// The document as the agent gives it.
+    Json,
+}
+
+/// Asks the agent behind `socket`.
+pub(super) async fn show(socket: &Path, format: Format) -> anyhow::Result<ExitCode> {
+    let stream = match UnixStream::connect(socket).await {
+        Ok(stream) => stream,
+        Err(error) => {
+            let text = format!(
+                "error: the agent does not answer at {}: {error}\n  fix: see whether it runs: systemctl status viworks-gateway-agent\n",
+                socket.display()
+            );
+            drop(std::io::stderr().write_all(text.as_bytes()));
+            return Ok(ExitCode::Unavailable);
+        }
+    };
+    let (mut requests, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let request = http::Request::get("/v1/status")
+        .header("Host", "localhost")
+        .body(Empty::<bytes::Bytes>::new())?;
+    let ask = async {
+        let answer = requests.send_request(request).await?;
+        let body = http_body_util::Limited::new(answer.into_body(), BYTES_MAX);
+        let bytes = body
+            .collect()
+            .await
+            .map_err(|error| anyhow::anyhow!("{error}"))?;
+        drop(requests);
+        Ok::<_, anyhow::Error>(bytes.to_bytes())
+    };
+    let (bytes, _served) = tokio::join!(ask, connection);
+    let status: Value = serde_json::from_slice(&bytes?)?;
+    match format {
+        Format::Table => print(&lines(&status)),
+        Format::Json => print(&format!("{status:#}\n")),
+    }
+}
+
+/// The status as a person reads it: first whether it is connected, and if not, why and what to do.
+fn lines(status: &Value) -> String {
+    let text = |pointer: &str| match status.pointer(pointer) {
+        None | Some(Value::Null) => "unknown".to_owned(),
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+    };
+    let number = |pointer: &str| status.pointer(pointer).and_then(Value::as_u64);
+    let mut lines = Vec::new();
+    let mut line = |what: &str, value: String| lines.push(format!("{what:<12} {value}\n"));
+    let connected = status.pointer("/connection/connected") == Some(&Value::Bool(true));
+    if connected {
+        let epoch = text("/connection/epoch");
+        line(
+            "connection",
+            format!(
+                "connected to {} since {}",
+                text("/connection/url"),
+                text("/connection/since")
+            ),
+        );
+        line("session", format!("epoch {epoch}, {}", measured(status)));
+    } else {
+        line(
+            "connection",
+            format!(
+                "{}, not connected to {}",
+                text("/connection/state"),
+                text("/connection/url")
+            ),
+        );
+        if status.pointer("/connection/last_failure/cause").is_some() {
+            line("  because", text("/connection/last_failure/cause"));
+            line("  since", text("/connection/since"));
+        }
+        let fix = text("/connection/last_failure/fix");
+        if fix != "unknown" && !fix.is_empty() {
+            line("  fix", fix);
+        }
+        if status
+            .pointer("/connection/next_attempt")
+            .is_some_and(|next| !next.is_null())
+        {
+            line("  next try", text("/connection/next_attempt"));
+        }
+    }
+    let pins = status.pointer("/pins/pins").and_then(Value::as_array);
+    line(
+        "pins",
+        format!(
+            "{} trusted, set version {}",
+            pins.map_or(0, Vec::len),
+            text("/pins/version")
+        ),
+    );
+    line(
+        "spool",
+        format!(
+            "{} records waiting, {} of {} KiB, {} dropped since it was made",
+            text("/spool/records"),
+            number("/spool/bytes").unwrap_or_default() / 1_024,
+            number("/spool/bytes_max").unwrap_or_default() / 1_024,
+            text("/spool/dropped")
+        ),
+    );
+    line(
+        "commands",
+        format!(
+            "{} running, {} allowed",
+            text("/commands/running"),
+            text("/commands/allowed")
+        ),
+    );
+    let unavailable = status
+        .pointer("/commands/unavailable")
+        .and_then(Value::as_array);
+    for command in unavailable.into_iter().flatten() {
+        let name = command["name"].as_str().unwrap_or_default();
+        let reason = command["reason"].as_str().unwrap_or_default();
+        line("  missing", format!("{name}: {reason}"));
+    }
+    line(
+        "agent",
+        format!(
+            "{} version {}, process {} started {}",
+            text("/agent/agent_id"),
+            text("/agent/version"),
+            text("/agent/agent_run_id"),
+            text("/agent/started_at")
+        ),
+    );
+    lines.concat()
+}
+
+fn measured(status: &Value) -> String {
+    let round_trip = status
+        .pointer("/connection/round_trip_us")
+        .and_then(Value::as_u64)
+        .map_or_else(
+            || "round trip not measured yet".to_owned(),
+            |us| format!("round trip {}.{} ms", us / 1_000, us % 1_000 / 100),
+        );
+    let skew = status
+        .pointer("/connection/clock_skew_ms")
+        .and_then(Value::as_i64)
+        .map_or_else(String::new, |ms| {
+            let side = if ms < 0 { "behind" } else { "ahead of" };
+            format!(
+                ", this clock is {} ms {side} the backend's",
+                ms.unsigned_abs()
+            )
+        });
+    round_trip + &skew
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::lines;
+
+    #[test]
+    fn a_person_reads_first_why_there_is_no_connection_and_what_to_do() {
+        let status = json!({
+            "agent": { "agent_id": "a", "agent_run_id": "r", "version": "0.1.0", "started_at": "then" },
+            "connection": {
+                "connected": false, "state": "waiting", "url": "wss://b:8081", "since": "t1", "epoch": 3,
+                "round_trip_us": null, "clock_skew_ms": null, "next_attempt": "t2",
+                "last_failure": { "at": "t1", "cause": "b:8081 refused the connection", "fix": "start the backend" },
+            },
+            "pins": { "version": 1, "pins": ["sha256/x", "sha256/y"] },
+            "spool": { "records": 5, "bytes": 8192, "bytes_max": 1_048_576, "dropped": 0 },
+            "commands": { "running": 0, "allowed": 12, "unavailable": [{ "name": "log.tail", "reason": "no journal" }] },
+        });
+        let text = lines(&status);
+        let first: Vec<&str> = text.lines().take(5).collect();
+        assert_eq!(
+            first,
+            [
+                "connection   waiting, not connected to wss://b:8081",
+                "  because    b:8081 refused the connection",
+                "  since      t1",
+                "  fix        start the backend",
+                "  next try   t2",
+            ]
+        );
+        assert!(text.contains("2 trusted, set version 1"), "{text}");
+        assert!(text.contains("log.tail: no journal"), "{text}");
+    }
+
+    #[test]
+    fn a_connected_agent_says_how_well() {
+        let status = json!({
+            "connection": {
+                "connected": true, "state": "connected", "url": "wss://b:8081", "since": "t1", "epoch": 3,
+                "round_trip_us": 1_540, "clock_skew_ms": -12, "next_attempt": null, "last_failure": null,
+            },
+        });
+        let text = lines(&status);
+        assert!(
+            text.starts_with("connection   connected to wss://b:8081 since t1\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("round trip 1.5 ms, this clock is 12 ms behind the backend's"),
+            "{text}"
+        );
+    }
+}
