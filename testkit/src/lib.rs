@@ -5,6 +5,7 @@ pub mod corpus;
 pub mod deployment;
 pub mod gateway;
 pub mod process;
+pub mod rogue;
 pub mod sim;
 pub mod size;
 pub mod websocket;

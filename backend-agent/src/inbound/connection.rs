@@ -475,7 +475,13 @@ impl Connection {
             metrics.closed(code);
         }
         let agent_id = self.peer.identity.agent_id;
-        info!(%agent_id, address = %self.address, code = closed.name(), reason = closed.reason, "session ended");
+        let (address, code, reason) = (self.address, closed.name(), &closed.reason);
+        // The one line about it. Whoever never got a session is somebody to look at, unless the line was cut.
+        if self.live.is_some() || closed.code == Some(CloseCode::HeartbeatTimeout) {
+            info!(%agent_id, %address, code, reason, "session ended");
+        } else {
+            warn!(%agent_id, %address, code, reason, "refused a session");
+        }
         let now = self.now();
         let code = FrameCode::from(closed.number());
         let reason = format!("{}: {}", closed.name(), closed.reason);

@@ -129,7 +129,11 @@ impl Handshake {
                 info!(%address, %error, "a TLS handshake failed");
                 return;
             }
-            Err(_elapsed) => return metrics.handshake("tls_timeout"),
+            Err(_elapsed) => {
+                metrics.handshake("tls_timeout");
+                info!(%address, "a TLS handshake took too long");
+                return;
+            }
         };
         let recognised = self.recognise(&stream).await;
         let opening = admitted.opening();
@@ -152,8 +156,19 @@ impl Handshake {
         );
         let socket = match upgraded.await {
             Ok(Some(socket)) => socket,
-            Ok(None) => return metrics.handshake("not_upgraded"),
-            Err(_elapsed) => return metrics.handshake("upgrade_timeout"),
+            Ok(None) => {
+                metrics.handshake("not_upgraded");
+                // What is wrong with a certificate was said above.
+                if recognised.is_ok() && opening.is_some() {
+                    info!(%address, "a request of an agent was answered and not upgraded");
+                }
+                return;
+            }
+            Err(_elapsed) => {
+                metrics.handshake("upgrade_timeout");
+                info!(%address, "an upgrade took too long");
+                return;
+            }
         };
         drop(turn);
         metrics.handshake("upgraded");

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tracing::{error, info, warn};
+use tracing::{error, info};
 use viworks_common::code::CloseCode;
 use viworks_common::id::SessionId;
 use viworks_common::key::Secret;
@@ -98,7 +98,6 @@ impl Arrival<'_> {
         let Some(wait) = self.inbound.manager.favours_another(agent_id, run, now) else {
             return Ok(());
         };
-        warn!(%agent_id, address = %self.address, "a second machine with this identity was refused a moment ago; waiting for the first");
         Err(Refuse {
             retry_after_ms: Some(millis(wait)),
             ..refuse(
@@ -124,13 +123,12 @@ impl Arrival<'_> {
         request: &AdmitRequest,
         admitted: &Admitted,
     ) -> Result<(), Refuse> {
-        let Some(live) = admitted.live_session.filter(|live| !live.same_agent_run) else {
+        if admitted.live_session.is_none_or(|live| live.same_agent_run) {
             return Ok(());
-        };
+        }
         let agent_id = request.agent_id;
         let manager = &self.inbound.manager;
         if manager.probe(agent_id).await == Probed::Alive {
-            warn!(%agent_id, address = %self.address, live = %live.session_id, "a second machine uses the identity of a connected gateway; refused");
             let tenant = &self.peer.identity.tenant;
             let now = self.inbound.clock.wall();
             if let Err(error) = self.inbound.store.record_fork(tenant, request, now).await {
@@ -150,7 +148,6 @@ impl Arrival<'_> {
             info!(%agent_id, address = %self.address, "taking over from a session that does not answer");
             return Ok(());
         }
-        warn!(%agent_id, address = %self.address, "an identity changes hands too often; both wait");
         Err(Refuse {
             retry_after_ms: Some(60_000),
             ..refuse(
@@ -265,7 +262,6 @@ pub(super) async fn security_event(
     action: &str,
 ) {
     let agent_id = peer.identity.agent_id;
-    warn!(%agent_id, %address, action, "security event");
     let record = NewAuditRecord {
         actor: Actor::gateway(agent_id),
         action: action.to_owned(),

@@ -6,4 +6,5 @@ mod demo;
 mod flood;
 mod limbo;
 mod points;
+mod refusals;
 mod reload;

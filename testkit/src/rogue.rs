@@ -1,0 +1,282 @@
+//! A peer that speaks to the agents' port with whatever material it is given, and breaks the rules on purpose.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use futures_util::{SinkExt, StreamExt};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::{WebSocketStream, client_async};
+use uuid::Uuid;
+use viworks_common::id::{AgentId, AgentRunId, BootId, InstallId, Tenant};
+use viworks_common::key::{AgentKey, Binding, BindingMode, Identity, Secret};
+use viworks_common::session::{AgentEvent, AgentSession, AgentSessionConfig};
+use viworks_common::wire::message::Hello;
+use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::{random, tls};
+
+/// How long the other end may take for anything.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A certificate with its key, PEM.
+#[derive(Debug, Clone)]
+pub struct Certificate {
+    /// The certificate.
+    pub chain: Vec<u8>,
+    /// Its key.
+    pub key: Vec<u8>,
+}
+
+/// What a gateway's folder holds, read before the gateway ever ran.
+#[derive(Debug, Clone)]
+pub struct Material {
+    /// Its certificate.
+    pub certificate: Certificate,
+    /// The authority's certificate, PEM.
+    pub authority: Vec<u8>,
+    /// Who it is.
+    pub identity: Identity,
+    /// The key it shares with the backend.
+    pub agent_key: Secret,
+    /// The token of epoch 0.
+    pub token: String,
+}
+
+impl Material {
+    /// Reads a gateway's folder.
+    ///
+    /// # Errors
+    /// When it does not hold what was issued.
+    pub fn read(folder: &Path) -> anyhow::Result<Self> {
+        let identity: Value =
+            serde_json::from_slice(&std::fs::read(folder.join("identity.json"))?)?;
+        let text = |name: &str| identity[name].as_str().context("a field is missing");
+        let agent_id: Uuid = text("agent_id")?.parse()?;
+        Ok(Self {
+            certificate: Certificate {
+                chain: std::fs::read(folder.join("gateway.crt"))?,
+                key: std::fs::read(folder.join("gateway.key"))?,
+            },
+            authority: std::fs::read(folder.join("ca.crt"))?,
+            identity: Identity {
+                tenant: text("tenant")?.parse::<Tenant>()?,
+                agent_id: AgentId::from_uuid(agent_id),
+            },
+            agent_key: Secret::from_hex(text("agent_key")?).context("a key is 64 digits")?,
+            token: text("token")?.to_owned(),
+        })
+    }
+}
+
+/// How a connection came to its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refused {
+    /// TLS did not get that far.
+    Tls,
+    /// The upgrade was answered with this status.
+    Http(u16),
+    /// A close frame with this number.
+    Closed(u16),
+    /// The connection just ended.
+    Cut,
+}
+
+/// An upgraded connection.
+pub struct Rogue {
+    socket: WebSocketStream<TlsStream<TcpStream>>,
+    session: AgentSession,
+    /// Its own address, by which the backend's log names it.
+    pub address: SocketAddr,
+    token: String,
+    /// Every message it sent.
+    pub sent: Vec<Vec<u8>>,
+}
+
+/// The first bytes of plain HTTP, without TLS.
+///
+/// # Errors
+/// When nobody listens.
+pub async fn plain_http(agents: &str) -> anyhow::Result<SocketAddr> {
+    let mut stream = TcpStream::connect(agents).await?;
+    let address = stream.local_addr()?;
+    stream
+        .write_all(b"GET /agent/v1/connect HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        .await?;
+    let mut answer = Vec::new();
+    // An alert or nothing; a reset says the same.
+    drop(timeout(PATIENCE, stream.read_to_end(&mut answer)).await?);
+    anyhow::ensure!(
+        !answer.starts_with(b"HTTP/1.1 101"),
+        "plain HTTP was upgraded"
+    );
+    Ok(address)
+}
+
+/// Connects with `certificate`, to `path`, offering `subprotocol`.
+///
+/// # Errors
+/// How far it got, with its own address.
+pub async fn upgrade(
+    agents: &str,
+    authority: &[u8],
+    certificate: Option<&Certificate>,
+    path: &str,
+    subprotocol: &str,
+) -> Result<(WebSocketStream<TlsStream<TcpStream>>, SocketAddr), (Refused, SocketAddr)> {
+    let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+    let stream = TcpStream::connect(agents)
+        .await
+        .map_err(|_refused| (Refused::Cut, nowhere))?;
+    let address = stream.local_addr().unwrap_or(nowhere);
+    let config = config(authority, certificate).map_err(|_unusable| (Refused::Tls, address))?;
+    let name = ServerName::try_from("localhost").map_err(|_invalid| (Refused::Tls, address))?;
+    let stream = TlsConnector::from(config)
+        .connect(name, stream)
+        .await
+        .map_err(|_refused| (Refused::Tls, address))?;
+    let mut request = format!("wss://localhost{path}")
+        .into_client_request()
+        .map_err(|_invalid| (Refused::Cut, address))?;
+    if let Ok(offered) = subprotocol.parse() {
+        request
+            .headers_mut()
+            .insert("sec-websocket-protocol", offered);
+    }
+    match timeout(PATIENCE, client_async(request, stream)).await {
+        Ok(Ok((socket, _response))) => Ok((socket, address)),
+        Ok(Err(tokio_tungstenite::tungstenite::Error::Http(response))) => {
+            Err((Refused::Http(response.status().as_u16()), address))
+        }
+        // In TLS 1.3 a client learns only now that its certificate was refused.
+        Ok(Err(_)) => Err((Refused::Tls, address)),
+        Err(_elapsed) => Err((Refused::Cut, address)),
+    }
+}
+
+fn config(
+    authority: &[u8],
+    certificate: Option<&Certificate>,
+) -> anyhow::Result<Arc<ClientConfig>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(authority)?)?;
+    let builder = ClientConfig::builder().with_root_certificates(roots);
+    let mut config = match certificate {
+        None => builder.with_no_client_auth(),
+        Some(certificate) => builder.with_client_auth_cert(
+            vec![CertificateDer::from_pem_slice(&certificate.chain)?],
+            PrivateKeyDer::from_pem_slice(&certificate.key)?,
+        )?,
+    };
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+impl Rogue {
+    /// Connects as `material` says and reads the challenge.
+    ///
+    /// # Errors
+    /// When the backend does not challenge it.
+    pub async fn challenged(agents: &str, material: &Material) -> anyhow::Result<Self> {
+        let certificate = Some(&material.certificate);
+        let (socket, address) = upgrade(
+            agents,
+            &material.authority,
+            certificate,
+            "/agent/v1/connect",
+            "viworks.agent.v1",
+        )
+        .await
+        .map_err(|refused| anyhow!("not upgraded: {refused:?}"))?;
+        let value = tls::exporter(socket.get_ref().get_ref().1)?;
+        let config = AgentSessionConfig {
+            identity: material.identity.clone(),
+            key: AgentKey::new(material.agent_key.clone()),
+            key_generation: 1,
+            binding: Binding {
+                mode: BindingMode::Exporter,
+                value,
+            },
+            version_floor: 1,
+            opening_timeout: PATIENCE,
+        };
+        let mut rogue = Self {
+            socket,
+            session: AgentSession::new(config, SystemClock.now()),
+            address,
+            token: material.token.clone(),
+            sent: Vec::new(),
+        };
+        let challenge = rogue.read().await.context("no challenge")?;
+        rogue.session.handle_frame(&challenge, SystemClock.now());
+        anyhow::ensure!(matches!(
+            rogue.session.poll_event(),
+            Some(AgentEvent::Challenged { .. })
+        ));
+        Ok(rogue)
+    }
+
+    /// Says HELLO as a process of the gateway would.
+    pub async fn hello(&mut self) {
+        let run = random::uuid_v4();
+        let hello = Hello {
+            install_id: InstallId::from_uuid(run),
+            boot_id: BootId::from_uuid(run),
+            agent_run_id: AgentRunId::from_uuid(run),
+            epoch: 0,
+            token: self.token.clone(),
+            agent_version: "rogue".to_owned(),
+            version: 1,
+            capabilities: Vec::new(),
+            catalogue_digest: "00".repeat(32),
+            labels: [].into(),
+            unreported: Vec::new(),
+            highest_order: 0,
+            low_water: 0,
+            pin_set_version: 0,
+            telemetry: Vec::new(),
+        };
+        self.session
+            .hello(hello, random::bytes(), SystemClock.now());
+        while let Some(bytes) = self.session.poll_transmit(SystemClock.now()) {
+            self.sent.push(bytes.clone());
+            self.send(Message::binary(bytes)).await;
+        }
+    }
+
+    /// Sends one message as it is. When the other end has hung up, [`Rogue::end`] tells how.
+    pub async fn send(&mut self, message: Message) {
+        drop(self.socket.send(message).await);
+    }
+
+    /// How it ends, whatever comes before that.
+    pub async fn end(mut self) -> Refused {
+        loop {
+            match timeout(PATIENCE, self.socket.next()).await {
+                Ok(Some(Ok(Message::Close(Some(frame))))) => {
+                    return Refused::Closed(frame.code.into());
+                }
+                Ok(Some(Ok(_))) => {}
+                Ok(Some(Err(_)) | None) | Err(_) => return Refused::Cut,
+            }
+        }
+    }
+
+    async fn read(&mut self) -> Option<Vec<u8>> {
+        match timeout(PATIENCE, self.socket.next()).await.ok()?? {
+            Ok(Message::Binary(bytes)) => Some(bytes.to_vec()),
+            Ok(_) | Err(_) => None,
+        }
+    }
+}
