@@ -24,6 +24,7 @@ use viworks_runtime::clock::Clock;
 use viworks_runtime::metrics::Metrics;
 use viworks_runtime::probe::Readiness;
 
+use crate::auth::quota::Quotas;
 use crate::auth::throttle::Throttle;
 use crate::command::Commands;
 use crate::data::Store;
@@ -67,6 +68,8 @@ pub struct ApiState {
     stopping: CancellationToken,
     started: Monotonic,
     refusals: Throttle,
+    quotas: Quotas,
+    limited: Counter,
     streams: Arc<Semaphore>,
     requests: Family<[(&'static str, String); 3], Counter>,
     openapi: String,
@@ -78,8 +81,13 @@ impl ApiState {
     /// Wires it and registers its metrics.
     #[must_use]
     pub fn new(parts: ApiParts) -> Arc<Self> {
-        let requests = Family::default();
+        let (requests, limited) = (Family::default(), Counter::default());
         parts.metrics.register(|registry| {
+            registry.register(
+                "viworks_api_rate_limited",
+                "API requests refused because their key had none left",
+                limited.clone(),
+            );
             registry.register(
                 "viworks_api_requests",
                 "Answered API requests by method, route and status",
@@ -89,6 +97,8 @@ impl ApiState {
         Arc::new(Self {
             started: parts.clock.now(),
             refusals: Throttle::new(REFUSAL_AUDIT_INTERVAL),
+            quotas: Quotas::new(parts.limits.quota),
+            limited,
             streams: Arc::new(Semaphore::new(parts.limits.streams_max)),
             requests,
             openapi: openapi::document(),

@@ -279,6 +279,7 @@ impl Shared {
             streams_max: config.api.streams_max,
             header_timeout: config.api.header_timeout,
             request_timeout: config.api.request_timeout,
+            quota: config.api.quota,
             ..ApiLimits::default()
         };
         let bounds = data::QueueLimits {

@@ -2,6 +2,7 @@
 
 pub mod apikey;
 pub mod bearer;
+pub mod quota;
 mod secret;
 pub mod throttle;
 

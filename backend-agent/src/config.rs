@@ -8,6 +8,7 @@ use std::time::Duration;
 use viworks_common::id::TrustDomain;
 use viworks_common::key::BindingMode;
 use viworks_common::limits;
+use viworks_common::rate::Quota;
 use viworks_runtime::config::{Document, Environment, Problems, Section};
 use viworks_runtime::logging::{self, Format};
 
@@ -101,6 +102,8 @@ pub struct ApiConfig {
     pub header_timeout: Duration,
     /// For a whole request that is no stream.
     pub request_timeout: Duration,
+    /// What one API key may ask for.
+    pub quota: Quota,
 }
 
 /// Where the backend keeps what it must not lose.
@@ -375,6 +378,20 @@ fn read_api(section: &mut Section<'_>) -> ApiConfig {
             TIMEOUT,
             "For a whole request that is no stream.",
         ),
+        quota: Quota {
+            per_minute: section.integer(
+                "key_requests_per_minute",
+                6_000,
+                1..=100_000_000,
+                "Requests of one API key in a minute, in the long run; more get 429. A wait or an event stream is one request.",
+            ),
+            burst: section.integer(
+                "key_requests_burst",
+                500,
+                1..=1_000_000,
+                "Requests of one API key at once, after a pause.",
+            ),
+        },
     }
 }
 

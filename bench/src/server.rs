@@ -89,6 +89,8 @@ impl Server {
             .env("VIWORKS__API__LISTEN", &wanted.api)
             .env("VIWORKS__AGENTS__LISTEN", &wanted.agents)
             .env("VIWORKS__AGENTS__PER_SOURCE_MAX", "200000")
+            .env("VIWORKS__API__KEY_REQUESTS_PER_MINUTE", "100000000")
+            .env("VIWORKS__API__KEY_REQUESTS_BURST", "1000000")
             .env("VIWORKS__LOG__FILTER", "warn")
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use viworks_common::limits;
+use viworks_common::rate::Quota;
 
 /// What one client, and all of them together, may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub struct ApiLimits {
     pub body_bytes_max: usize,
     /// The pause between two comments on a silent event stream.
     pub heartbeat: Duration,
+    /// What one API key may ask for.
+    pub quota: Quota,
     /// How often the store is asked by somebody who waits, in case a notice was lost.
     pub recheck: Duration,
 }
@@ -38,6 +41,10 @@ impl Default for ApiLimits {
             head_bytes_max: 16 * 1024,
             body_bytes_max: limits::REQUEST_BODY_BYTES_MAX,
             heartbeat: Duration::from_secs(15),
+            quota: Quota {
+                per_minute: 6_000,
+                burst: 500,
+            },
             recheck: Duration::from_secs(1),
         }
     }

@@ -88,6 +88,10 @@ fn declare(operation: &mut Operation, access: Access) {
         Access::Scope(_) => &[
             ("401", "No credential that is accepted"),
             ("403", "The credential lacks the scope"),
+            (
+                "429",
+                "The key has no requests left for the moment: wait as `Retry-After` says. `RateLimit` and `RateLimit-Policy` come with every answer to a key",
+            ),
             ("default", "A problem"),
         ],
     };

@@ -51,6 +51,14 @@ impl ApiError {
         )
     }
 
+    pub(super) fn rate_limited(retry_after: Duration) -> Self {
+        Self::new(
+            ProblemCode::RateLimited,
+            "this key has made all the requests it may make for the moment; nothing was done",
+        )
+        .retry_after(retry_after)
+    }
+
     pub(super) fn parameter(field: &str, problem: &str, allowed: impl Into<String>) -> Self {
         Self::new(
             ProblemCode::InvalidParameter,
@@ -105,7 +113,7 @@ impl ApiError {
             | ProblemCode::NotOffered
             | ProblemCode::IdempotencyMismatch => StatusCode::UNPROCESSABLE_ENTITY,
             ProblemCode::Conflict | ProblemCode::TargetCount => StatusCode::CONFLICT,
-            ProblemCode::QueueFull => StatusCode::TOO_MANY_REQUESTS,
+            ProblemCode::QueueFull | ProblemCode::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             ProblemCode::Timeout | ProblemCode::Overloaded | ProblemCode::Unavailable => {
                 StatusCode::SERVICE_UNAVAILABLE
             }

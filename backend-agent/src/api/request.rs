@@ -12,6 +12,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tracing::Instrument;
 use viworks_common::api::{ProblemCode, REQUEST_ID, Scope};
+use viworks_common::rate::Taken;
 use viworks_runtime::random;
 
 use super::problem::ApiError;
@@ -109,8 +110,16 @@ pub(super) async fn authorise(
     let found = authenticate(&*state.store, &state.tenant, &parts.headers, now).await;
     match found {
         Ok(principal) if principal.may(scope) => {
-            parts.extensions.insert(principal);
-            next.run(Request::from_parts(parts, body)).await
+            let taken = state.quotas.take(principal.key_id, state.clock.now());
+            let mut answer = if let Taken::Refused { retry_after } = taken {
+                state.limited.inc();
+                ApiError::rate_limited(retry_after).into_response()
+            } else {
+                parts.extensions.insert(principal);
+                next.run(Request::from_parts(parts, body)).await
+            };
+            state.quotas.describe(taken, answer.headers_mut());
+            answer
         }
         Ok(principal) => {
             let actor = Actor::api_key(principal.key_id);

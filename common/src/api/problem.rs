@@ -61,6 +61,8 @@ codes! {
     Timeout = "VW-H-009", "request timed out", "nothing is half-done: look at the state, then try again";
     /// Too many requests at once.
     Overloaded = "VW-H-010", "too many requests at once", "wait as Retry-After says and try again";
+    /// The key has used up its requests for the moment.
+    RateLimited = "VW-H-011", "too many requests with this key", "wait as Retry-After says; RateLimit tells what is left";
     /// No such object.
     NotFound = "VW-N-001", "not found", "check the id or name";
     /// The object exists already or changed meanwhile.

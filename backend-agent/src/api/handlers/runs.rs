@@ -32,7 +32,7 @@ const DEADLINE_MS_MIN: u64 = 100;
     responses((status = 201, description = "Accepted; `Location` names the run", body = Run),
         (status = 200, description = "The same submission had been accepted before: that run", body = Run),
         (status = 422, description = "Something in it is not right; `errors` names each field", body = viworks_common::api::Problem, content_type = "application/problem+json"),
-        (status = 429, description = "A bound on waiting commands was reached; nothing was sent", body = viworks_common::api::Problem, content_type = "application/problem+json")))]
+        (status = 429, description = "A bound on waiting commands was reached, or the key has no requests left; nothing was sent", body = viworks_common::api::Problem, content_type = "application/problem+json")))]
 pub(in crate::api) async fn submit(
     State(state): Api,
     Caller(principal): Caller,

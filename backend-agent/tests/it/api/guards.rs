@@ -4,6 +4,7 @@ use axum::body::Body;
 use http::{Method, Request, StatusCode};
 use viworks_backend_agent::api::{Access, Endpoint, endpoints};
 use viworks_common::api::Scope;
+use viworks_common::rate::Quota;
 
 use super::harness::Backend;
 
@@ -180,4 +181,36 @@ async fn a_refused_request_is_in_the_audit_trail() {
     assert_eq!(record["outcome"], "refused", "{audit}");
     assert_eq!(record["request_id"], "refused-1");
     assert_eq!(record["object"], "scope:gateways:read");
+}
+
+#[tokio::test]
+async fn every_guarded_endpoint_says_what_its_key_has_left_and_stops_there() {
+    let quota = Quota {
+        per_minute: 1,
+        burst: 1,
+    };
+    let backend = Backend::with(|limits, _queue| limits.quota = quota).await;
+    for (endpoint, scope) in guarded() {
+        let key = backend.key_with(&[scope]).await;
+        let first = backend.send(request(&endpoint, Some(&key))).await;
+        assert_ne!(first.status, StatusCode::TOO_MANY_REQUESTS, "{endpoint:?}");
+        assert_eq!(
+            first.header("ratelimit"),
+            "\"burst\";r=0;t=60",
+            "{endpoint:?}"
+        );
+        assert!(
+            first
+                .header("ratelimit-policy")
+                .starts_with("\"key\";q=1;w=60")
+        );
+        let second = backend.send(request(&endpoint, Some(&key))).await;
+        second.problem(429, "VW-H-011");
+        let wait: u64 = second.header("retry-after").parse().unwrap();
+        assert!((1..=60).contains(&wait), "{endpoint:?}: {wait}");
+        // Another key is not concerned.
+        let other = backend.key_with(&[scope]).await;
+        let answer = backend.send(request(&endpoint, Some(&other))).await;
+        assert_ne!(answer.status, StatusCode::TOO_MANY_REQUESTS, "{endpoint:?}");
+    }
 }

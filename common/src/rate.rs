@@ -1,0 +1,149 @@
+//! Token buckets: how many requests somebody may make, as pure arithmetic over a monotonic clock.
+
+use std::time::Duration;
+
+use crate::time::Monotonic;
+
+/// The span a quota is stated for.
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// What a caller may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quota {
+    /// Requests in a minute, in the long run; at least 1.
+    pub per_minute: u32,
+    /// Requests at once after a pause; at least 1.
+    pub burst: u32,
+}
+
+impl Quota {
+    /// How long one request takes to come back.
+    #[must_use]
+    fn pace(self) -> Duration {
+        MINUTE / self.per_minute.max(1)
+    }
+}
+
+/// What became of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// It may go on.
+    Allowed {
+        /// Requests that may follow at once.
+        remaining: u32,
+        /// Until the whole burst is back.
+        reset: Duration,
+    },
+    /// It may not.
+    Refused {
+        /// Until the next one may.
+        retry_after: Duration,
+    },
+}
+
+/// What one caller has left. It is stored as the moment at which the whole burst will be back (GCRA), so an idle
+/// caller needs no bookkeeping.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Bucket {
+    full_at: Monotonic,
+}
+
+impl Bucket {
+    /// Takes one request at `now`. A refused one costs nothing.
+    pub fn take(&mut self, quota: Quota, now: Monotonic) -> Taken {
+        let pace = quota.pace();
+        let burst = quota.burst.max(1);
+        let used = self.full_at.saturating_since(now);
+        let after = used.saturating_add(pace);
+        let most = pace.saturating_mul(burst);
+        if after > most {
+            return Taken::Refused {
+                retry_after: after.saturating_sub(most),
+            };
+        }
+        self.full_at = now.saturating_add(after);
+        let left = most.saturating_sub(after).as_nanos() / pace.as_nanos().max(1);
+        Taken::Allowed {
+            remaining: u32::try_from(left).unwrap_or(u32::MAX),
+            reset: after,
+        }
+    }
+
+    /// Whether the whole burst is back: such a bucket says nothing that a new one does not.
+    #[must_use]
+    pub fn is_full(&self, now: Monotonic) -> bool {
+        self.full_at <= now
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(millis: u64) -> Monotonic {
+        Monotonic::from_duration(Duration::from_millis(millis))
+    }
+
+    #[test]
+    fn a_burst_goes_through_and_then_the_pace_holds() {
+        let quota = Quota {
+            per_minute: 60,
+            burst: 3,
+        };
+        let mut bucket = Bucket::default();
+        for remaining in [2, 1, 0] {
+            let Taken::Allowed {
+                remaining: left, ..
+            } = bucket.take(quota, at(0))
+            else {
+                panic!("refused within the burst");
+            };
+            assert_eq!(left, remaining);
+        }
+        let retry_after = Duration::from_secs(1);
+        assert_eq!(bucket.take(quota, at(0)), Taken::Refused { retry_after });
+        assert!(matches!(
+            bucket.take(quota, at(1_000)),
+            Taken::Allowed { .. }
+        ));
+        assert!(matches!(
+            bucket.take(quota, at(1_001)),
+            Taken::Refused { .. }
+        ));
+        assert!(bucket.is_full(at(4_001)));
+    }
+
+    proptest! {
+        /// However requests come, no span lets through more than the burst and what came back in it, and whoever waits
+        /// as told is let through.
+        #[test]
+        fn never_more_than_the_quota_and_the_told_wait_is_enough(
+            per_minute in 1_u32..100_000,
+            burst in 1_u32..50,
+            pauses in prop::collection::vec(0_u64..2_000, 1..200),
+        ) {
+            let quota = Quota { per_minute, burst };
+            let (mut bucket, mut now, mut allowed) = (Bucket::default(), 0, 0_u128);
+            for pause in pauses {
+                now += pause;
+                match bucket.take(quota, at(now)) {
+                    Taken::Allowed { remaining, .. } => {
+                        prop_assert!(remaining < burst);
+                        allowed += 1;
+                    }
+                    Taken::Refused { retry_after } => {
+                        let mut later = bucket;
+                        let then = at(now).saturating_add(retry_after);
+                        let taken = later.take(quota, then);
+                        let went_through = matches!(taken, Taken::Allowed { .. });
+                        prop_assert!(went_through);
+                    }
+                }
+                let back = Duration::from_millis(now).as_nanos() / quota.pace().as_nanos();
+                prop_assert!(allowed <= u128::from(burst) + back);
+            }
+        }
+    }
+}
