@@ -94,7 +94,7 @@ impl ApiError {
         self
     }
 
-    const fn status(&self) -> StatusCode {
+    pub(super) const fn status(&self) -> StatusCode {
         match self.code {
             ProblemCode::Unauthenticated => StatusCode::UNAUTHORIZED,
             ProblemCode::Forbidden => StatusCode::FORBIDDEN,
@@ -122,26 +122,32 @@ impl ApiError {
         }
     }
 
-    /// Writes the document into `response`, whose other headers stay.
-    pub(super) fn render(self, response: &mut Response, request_id: &str) {
-        let status = self.status();
-        let problem = Problem {
+    /// The document, as an answer to the request of this id.
+    pub(super) fn document(self, request_id: &str) -> Problem {
+        Problem {
             r#type: format!("urn:viworks:error:{}", self.code),
             title: self.code.title().to_owned(),
-            status: status.as_u16(),
+            status: self.status().as_u16(),
             code: self.code.code().to_owned(),
             detail: self.detail,
             request_id: request_id.to_owned(),
             errors: self.errors,
             retry_after_ms: self.retry_after.map(millis),
-        };
+        }
+    }
+
+    /// Writes the document into `response`, whose other headers stay.
+    pub(super) fn render(self, response: &mut Response, request_id: &str) {
+        let status = self.status();
+        let retry_after = self.retry_after;
+        let problem = self.document(request_id);
         let body = serde_json::to_vec(&problem)
             .expect("a problem document has string keys and finite numbers");
         *response.status_mut() = status;
         *response.body_mut() = Body::from(body);
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_MEDIA_TYPE));
-        if let Some(delay) = self.retry_after {
+        if let Some(delay) = retry_after {
             // Whole seconds, never zero: a client that rounds down would come back at once.
             let seconds = delay.as_millis().div_ceil(1_000).max(1);
             if let Ok(value) = HeaderValue::try_from(seconds.to_string()) {

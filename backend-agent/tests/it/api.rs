@@ -1,10 +1,13 @@
 //! The operators' API, through its real router over a real store.
 
 mod bad_input;
+mod contract;
+mod declared;
 mod follow;
 mod guards;
 mod harness;
 mod keys;
 mod reads;
+mod schema;
 mod serving;
 mod submit;

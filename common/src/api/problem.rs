@@ -38,7 +38,7 @@ macro_rules! codes {
 
 codes! {
     /// No credential, or one that is not accepted.
-    Unauthenticated = "VW-A-001", "not authenticated", "send `Authorization: Bearer vwk_…` with a key that is neither expired nor revoked";
+    Unauthenticated = "VW-A-001", "not authenticated", "present a key that is neither expired nor revoked: `Authorization: Bearer vwk_…`, or `viworks --token-file FILE`";
     /// The credential lacks a scope.
     Forbidden = "VW-A-002", "scope missing", "ask an administrator for a key with the scope that the detail names";
     /// A request that is not well-formed HTTP for this API.

@@ -31,6 +31,7 @@ const DEADLINE_MS_MIN: u64 = 100;
     params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 printable ASCII characters; makes the submission safe to repeat for 24 hours")),
     responses((status = 201, description = "Accepted; `Location` names the run", body = Run),
         (status = 200, description = "The same submission had been accepted before: that run", body = Run),
+        (status = 409, description = "Not the expected number of gateways; nothing was sent", body = viworks_common::api::Problem, content_type = "application/problem+json"),
         (status = 422, description = "Something in it is not right; `errors` names each field", body = viworks_common::api::Problem, content_type = "application/problem+json"),
         (status = 429, description = "A bound on waiting commands was reached, or the key has no requests left; nothing was sent", body = viworks_common::api::Problem, content_type = "application/problem+json")))]
 pub(in crate::api) async fn submit(

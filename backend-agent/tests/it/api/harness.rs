@@ -31,6 +31,8 @@ use viworks_runtime::probe::Readiness;
 use viworks_runtime::random;
 use viworks_runtime::sqlite::Options;
 
+use super::declared;
+
 /// Remembers what it was asked for.
 #[derive(Default)]
 pub(super) struct Nudges {
@@ -48,6 +50,9 @@ impl CommandNudge for Nudges {
     }
 }
 
+/// The database in a backend's folder.
+const DATABASE: &str = "backend.sqlite";
+
 pub(super) struct Backend {
     pub(super) store: Arc<dyn Store>,
     pub(super) tenant: Tenant,
@@ -58,7 +63,9 @@ pub(super) struct Backend {
     pub(super) stopping: CancellationToken,
     pub(super) limits: ApiLimits,
     key: String,
-    _folder: TempDir,
+    queue: QueueLimits,
+    seen: Mutex<BTreeSet<declared::Outcome>>,
+    folder: TempDir,
 }
 
 /// An answer, read whole.
@@ -103,13 +110,6 @@ impl Backend {
     }
 
     pub(super) async fn with(adjust: impl FnOnce(&mut ApiLimits, &mut QueueLimits)) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let options = Options::new(folder.path().join("backend.sqlite"));
-        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(options).await.unwrap());
-        let tenant = Tenant::default_tenant();
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let bus = Arc::new(RunBus::new(BusLimits::default(), 1));
-        let nudges = Arc::new(Nudges::default());
         let mut limits = ApiLimits {
             recheck: Duration::from_millis(100),
             ..ApiLimits::default()
@@ -120,6 +120,27 @@ impl Backend {
             retry_after: Duration::from_millis(20_500),
         };
         adjust(&mut limits, &mut queue);
+        let mut backend = Self::open(tempfile::tempdir().unwrap(), limits, queue, None).await;
+        backend.key = backend.key_with(Scope::ALL).await;
+        backend
+    }
+
+    /// A backend over the database in `folder`, with room for so many pages.
+    async fn open(
+        folder: TempDir,
+        limits: ApiLimits,
+        queue: QueueLimits,
+        pages: Option<u32>,
+    ) -> Self {
+        let mut options = Options::new(folder.path().join(DATABASE));
+        if let Some(pages) = pages {
+            options = options.max_page_count(pages);
+        }
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(options).await.unwrap());
+        let tenant = Tenant::default_tenant();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let bus = Arc::new(RunBus::new(BusLimits::default(), 1));
+        let nudges = Arc::new(Nudges::default());
         let commands = Commands::new(
             Arc::clone(&store),
             tenant.clone(),
@@ -141,7 +162,7 @@ impl Backend {
             limits,
             stopping: stopping.clone(),
         });
-        let mut backend = Self {
+        Self {
             router: ApiServer::router(state),
             store,
             tenant,
@@ -151,10 +172,49 @@ impl Backend {
             stopping,
             limits,
             key: String::new(),
-            _folder: folder,
-        };
-        backend.key = backend.key_with(Scope::ALL).await;
+            queue,
+            seen: Mutex::default(),
+            folder,
+        }
+    }
+
+    /// The same backend after a restart, on a disk with hardly any room left. What was seen is kept.
+    pub(super) async fn on_a_full_disk(self) -> Self {
+        self.store.close().await;
+        let path = self.folder.path().join(DATABASE);
+        let bytes = std::fs::metadata(path).unwrap().len();
+        let pages = u32::try_from(bytes / 4_096).unwrap() + 4;
+        let mut backend = Self::open(self.folder, self.limits, self.queue, Some(pages)).await;
+        backend.key = self.key;
+        backend.seen = self.seen;
         backend
+    }
+
+    /// Makes every API key in the database unreadable, as a fault of the disk might.
+    pub(super) async fn spoil_keys(&self) {
+        use sqlx::Connection;
+
+        let options =
+            sqlx::sqlite::SqliteConnectOptions::new().filename(self.folder.path().join(DATABASE));
+        let mut connection = sqlx::SqliteConnection::connect_with(&options)
+            .await
+            .unwrap();
+        let spoilt = sqlx::query("UPDATE api_keys SET scopes = 'x'")
+            .execute(&mut connection)
+            .await
+            .unwrap();
+        assert!(spoilt.rows_affected() > 0);
+        connection.close().await.unwrap();
+    }
+
+    /// Which statuses of which operations were answered so far.
+    pub(super) fn seen(&self) -> BTreeSet<declared::Outcome> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    /// A key with every scope.
+    pub(super) fn key(&self) -> &str {
+        &self.key
     }
 
     pub(super) async fn key_with(&self, scopes: &[Scope]) -> String {
@@ -171,14 +231,19 @@ impl Backend {
     }
 
     pub(super) async fn send(&self, request: Request<Body>) -> Answer {
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap();
-        Answer {
+        let answer = Answer {
             status: parts.status,
             headers: parts.headers,
             text: String::from_utf8(bytes.to_vec()).unwrap(),
-        }
+        };
+        let outcome = declared::check(&method, &path, &answer)
+            .unwrap_or_else(|error| panic!("not as described: {error}"));
+        self.seen.lock().unwrap().extend(outcome);
+        answer
     }
 
     pub(super) fn request(&self, method: Method, path: &str) -> http::request::Builder {
@@ -190,6 +255,11 @@ impl Backend {
 
     pub(super) async fn get(&self, path: &str) -> Answer {
         let request = self.request(Method::GET, path).body(Body::empty());
+        self.send(request.unwrap()).await
+    }
+
+    pub(super) async fn delete(&self, path: &str) -> Answer {
+        let request = self.request(Method::DELETE, path).body(Body::empty());
         self.send(request.unwrap()).await
     }
 

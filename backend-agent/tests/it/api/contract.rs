@@ -1,0 +1,415 @@
+//! The description as a contract: every status that an operation declares is reached, every example is true.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use axum::body::Body;
+use http::{Method, Request};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use viworks_backend_agent::api::{Access, endpoints};
+use viworks_common::api as dto;
+use viworks_common::api::Scope;
+use viworks_common::rate::Quota;
+
+use super::declared::{self, DOCUMENT, Outcome};
+use super::harness::{Backend, catalogue};
+use super::schema;
+
+/// A request for an operation whose path and body are the document's examples.
+fn plain(backend: &Backend, method: &Method, template: &str, operation: &Value) -> Asked {
+    let parameters = operation["parameters"].as_array();
+    let mut path = template.to_owned();
+    let mut needs_gateway = false;
+    for parameter in parameters.into_iter().flatten() {
+        let name = parameter["name"].as_str().unwrap();
+        if parameter["in"] == "path" {
+            let example = parameter["example"].as_str().unwrap();
+            path = path.replace(&format!("{{{name}}}"), example);
+        }
+        needs_gateway |= parameter["in"] == "query" && name == "gateway";
+    }
+    let body = operation.pointer("/requestBody/content/application~1json/example");
+    Asked {
+        method: method.clone(),
+        path,
+        query: if needs_gateway {
+            "gateway=gw-none".to_owned()
+        } else {
+            String::new()
+        },
+        key: Some(backend.key().to_owned()),
+        media_type: "application/json",
+        body: body.map(Value::to_string).unwrap_or_default(),
+    }
+}
+
+#[derive(Clone)]
+struct Asked {
+    method: Method,
+    path: String,
+    query: String,
+    key: Option<String>,
+    media_type: &'static str,
+    body: String,
+}
+
+impl Asked {
+    async fn send(self, backend: &Backend) -> u16 {
+        let mut request = Request::builder()
+            .method(self.method)
+            .uri(format!("{}?{}", self.path, self.query))
+            .header("content-type", self.media_type);
+        if let Some(key) = self.key {
+            request = request.header("authorization", format!("Bearer {key}"));
+        }
+        let request = request.body(Body::from(self.body)).unwrap();
+        backend.send(request).await.status.as_u16()
+    }
+}
+
+/// What the guard and the readers of input refuse, the same at every operation.
+async fn refusals(backend: &Backend) {
+    for (method, path, operation) in declared::operations() {
+        let good = plain(backend, &method, path, operation);
+        let unknown = Asked {
+            query: "no_such_parameter=1".to_owned(),
+            ..good.clone()
+        };
+        assert_eq!(unknown.send(backend).await, 422, "{path}");
+        if operation["security"] != json!([]) {
+            let anonymous = Asked {
+                key: None,
+                ..good.clone()
+            };
+            assert_eq!(anonymous.send(backend).await, 401, "{path}");
+            let scope = operation["security"][0]["apiKey"][0].as_str().unwrap();
+            let others: Vec<_> = Scope::ALL
+                .iter()
+                .copied()
+                .filter(|other| other.name() != scope)
+                .collect();
+            let weak = Asked {
+                key: Some(backend.key_with(&others).await),
+                ..good.clone()
+            };
+            assert_eq!(weak.send(backend).await, 403, "{path}");
+        }
+        if operation.get("requestBody").is_some() {
+            for (media_type, body, status) in [
+                ("application/json", "{".to_owned(), 400),
+                ("application/json", " ".repeat(3_000_000), 413),
+                ("text/plain", "{}".to_owned(), 415),
+                ("application/json", "{}".to_owned(), 422),
+            ] {
+                let bad = Asked {
+                    media_type,
+                    body,
+                    ..good.clone()
+                };
+                assert_eq!(bad.send(backend).await, status, "{path}");
+            }
+        }
+        if operation["responses"].get("404").is_some() {
+            assert_eq!(good.send(backend).await, 404, "{path}");
+        }
+    }
+}
+
+/// Every operation that needs a key, with a good request: what a fault behind the guard makes of it.
+async fn guarded(backend: &Backend, expected: u16) {
+    for (method, path, operation) in declared::operations() {
+        if operation["security"] != json!([]) {
+            let good = plain(backend, &method, path, operation);
+            assert_eq!(good.send(backend).await, expected, "{path}");
+        }
+    }
+}
+
+async fn successes(backend: &Backend) {
+    let holder = backend.connect("gw-1", catalogue()).await;
+    for path in [
+        "/livez",
+        "/readyz",
+        "/startupz",
+        "/openapi.json",
+        "/metrics",
+    ] {
+        assert_eq!(backend.get(path).await.status, 200, "{path}");
+    }
+    let body = json!({"command": "sys.uptime", "targets": "all"});
+    let key = [("idempotency-key", "contract")];
+    for status in [201, 200] {
+        let answer = backend.post_text("/v1/runs", body.to_string(), &key).await;
+        assert_eq!(answer.status, status, "{}", answer.text);
+    }
+    let run = backend.get("/v1/runs").await.json()["items"][0]["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let commands = backend
+        .get(&format!("/v1/runs/{run}/commands"))
+        .await
+        .json();
+    let command = commands["items"][0]["id"].as_str().unwrap();
+    let cancel = format!("/v1/runs/{run}/cancel");
+    assert_eq!(backend.post_text(&cancel, "", &[]).await.status, 200);
+    let made = backend
+        .post(
+            "/v1/apikeys",
+            &json!({"name": "x", "scopes": ["runs:read"]}),
+        )
+        .await;
+    assert_eq!(made.status, 201, "{}", made.text);
+    for path in [
+        "/v1/health".to_owned(),
+        "/v1/gateways".to_owned(),
+        format!("/v1/gateways/{}", holder.agent_id),
+        format!("/v1/runs/{run}"),
+        format!("/v1/runs/{run}/commands/{command}"),
+        format!("/v1/runs/{run}/wait"),
+        format!("/v1/runs/{run}/events"),
+        "/v1/telemetry?gateway=gw-1".to_owned(),
+        "/v1/telemetry/streams?gateway=gw-1".to_owned(),
+        "/v1/telemetry/gaps?gateway=gw-1".to_owned(),
+        "/v1/catalogue".to_owned(),
+        "/v1/catalogue/sys.uptime".to_owned(),
+        "/v1/audit".to_owned(),
+        "/v1/apikeys".to_owned(),
+    ] {
+        assert_eq!(backend.get(&path).await.status, 200, "{path}");
+    }
+    let key = made.json()["key"]["id"].as_str().unwrap().to_owned();
+    assert_eq!(
+        backend.delete(&format!("/v1/apikeys/{key}")).await.status,
+        204
+    );
+    let body = json!({"command": "sys.uptime", "targets": "all", "expect_targets": 7});
+    assert_eq!(backend.post("/v1/runs", &body).await.status, 409);
+    backend.readiness.latch("agents").set(false, "gone");
+    for path in ["/readyz", "/startupz"] {
+        assert_eq!(backend.get(path).await.status, 503, "{path}");
+    }
+}
+
+/// Every operation that writes, until the disk is full.
+async fn full_disk() -> BTreeSet<Outcome> {
+    let backend = Backend::with(|_limits, queue| {
+        (queue.per_gateway, queue.global) = (100_000, 100_000);
+    })
+    .await;
+    backend.connect("gw-1", catalogue()).await;
+    let (mut runs, mut keys) = (Vec::new(), Vec::new());
+    let body = json!({"name": "x", "scopes": ["runs:read"]});
+    for _ in 0..40 {
+        runs.push(backend.submit_uptime().await);
+        let made = backend.post("/v1/apikeys", &body).await.json();
+        keys.push(made["key"]["id"].as_str().unwrap().to_owned());
+    }
+    let backend = backend.on_a_full_disk().await;
+    let run = json!({"command": "sys.uptime", "targets": "all"});
+    until_full("submitRun", async || backend.post("/v1/runs", &run).await).await;
+    until_full("createApiKey", async || {
+        backend.post("/v1/apikeys", &body).await
+    })
+    .await;
+    let mut runs = runs.into_iter();
+    until_full("cancelRun", async || {
+        let run = runs.next().unwrap();
+        backend
+            .post_text(&format!("/v1/runs/{run}/cancel"), "", &[])
+            .await
+    })
+    .await;
+    let mut keys = keys.into_iter();
+    until_full("revokeApiKey", async || {
+        backend
+            .delete(&format!("/v1/apikeys/{}", keys.next().unwrap()))
+            .await
+    })
+    .await;
+    backend.seen()
+}
+
+async fn until_full(what: &str, mut ask: impl AsyncFnMut() -> super::harness::Answer) {
+    for _ in 0..5_000 {
+        let answer = ask().await;
+        if answer.status == 507 {
+            answer.problem(507, "VW-S-003");
+            return;
+        }
+        assert!(answer.status.is_success(), "{what}: {}", answer.text);
+    }
+    panic!("{what} never met a full disk");
+}
+
+#[tokio::test]
+async fn every_declared_status_of_every_operation_is_reached() {
+    let well = Backend::new().await;
+    refusals(&well).await;
+    successes(&well).await;
+    let hasty = Backend::with(|limits, _queue| {
+        limits.quota = Quota {
+            per_minute: 1,
+            burst: 1,
+        };
+    })
+    .await;
+    hasty.get("/v1/gateways").await;
+    guarded(&hasty, 429).await;
+    let away = Backend::new().await;
+    away.store.close().await;
+    guarded(&away, 503).await;
+    let faulty = Backend::new().await;
+    faulty.spoil_keys().await;
+    guarded(&faulty, 500).await;
+    let mut reached = full_disk().await;
+    for backend in [well, hasty, away, faulty] {
+        reached.extend(backend.seen());
+    }
+    let missing: Vec<_> = declared::outcomes().difference(&reached).cloned().collect();
+    assert!(missing.is_empty(), "no request produces {missing:?}");
+}
+
+#[tokio::test]
+async fn a_status_that_nothing_produces_and_one_that_is_not_declared_are_noticed() {
+    let backend = Backend::new().await;
+    refusals(&backend).await;
+    let reached = backend.seen();
+    let declared = declared::outcomes();
+    assert!(reached.contains(&("listRuns".to_owned(), 422)));
+    assert!(!reached.contains(&("submitRun".to_owned(), 507)));
+    assert!(declared.contains(&("submitRun".to_owned(), 507)));
+    let mut answer = backend.get("/v1/runs").await;
+    let check = |answer: &_| declared::check(&Method::GET, "/v1/runs", answer);
+    assert_eq!(check(&answer).unwrap(), Some(("listRuns".to_owned(), 200)));
+    answer.text = answer.text.replace("RunList", "Rubbish");
+    assert!(check(&answer).is_err(), "another body");
+    answer.status = http::StatusCode::IM_A_TEAPOT;
+    assert!(check(&answer).is_err(), "another status");
+}
+
+#[test]
+fn the_description_and_the_table_of_routes_have_the_same_operations() {
+    let described: BTreeSet<_> = declared::operations()
+        .map(|(method, path, _operation)| (method.to_string(), path.to_owned()))
+        .collect();
+    let routed: BTreeSet<_> = endpoints()
+        .into_iter()
+        .map(|endpoint| (endpoint.method.to_string(), endpoint.path))
+        .collect();
+    assert_eq!(described, routed);
+    assert_eq!(endpoints().len(), routed.len(), "no operation twice");
+    for endpoint in endpoints() {
+        let public = ["/livez", "/readyz", "/startupz", "/openapi.json"];
+        let is_public = endpoint.access == Access::Public;
+        assert_eq!(
+            is_public,
+            public.contains(&endpoint.path.as_str()),
+            "{endpoint:?}"
+        );
+    }
+    let ids: BTreeSet<_> = declared::operations()
+        .map(|(_method, _path, operation)| declared::id(operation))
+        .collect();
+    assert_eq!(ids.len(), routed.len(), "ids are unique");
+}
+
+type Reader = fn(&Value) -> Result<(), String>;
+
+fn reads<T: DeserializeOwned>(value: &Value) -> Result<(), String> {
+    serde_json::from_value::<T>(value.clone())
+        .map(drop)
+        .map_err(|error| error.to_string())
+}
+
+/// How an example of each schema is read by a program.
+fn readers() -> BTreeMap<&'static str, Reader> {
+    BTreeMap::from([
+        ("ApiKeyCreated", reads::<dto::ApiKeyCreated> as Reader),
+        ("ApiKeyList", reads::<dto::ApiKeyList>),
+        ("ApiKeyRequest", reads::<dto::ApiKeyRequest>),
+        ("AuditList", reads::<dto::AuditList>),
+        ("CatalogueCommand", reads::<dto::CatalogueCommand>),
+        ("CatalogueList", reads::<dto::CatalogueList>),
+        ("CommandList", reads::<dto::CommandList>),
+        ("CommandView", reads::<dto::CommandView>),
+        ("Gateway", reads::<dto::Gateway>),
+        ("GatewayList", reads::<dto::GatewayList>),
+        ("Health", reads::<dto::Health>),
+        ("Problem", reads::<dto::Problem>),
+        ("Run", reads::<dto::Run>),
+        ("RunCancelled", reads::<dto::RunCancelled>),
+        ("RunEvent", reads::<dto::RunEvent>),
+        ("RunList", reads::<dto::RunList>),
+        ("RunRequest", reads::<dto::RunRequest>),
+        ("RunWait", reads::<dto::RunWait>),
+        ("TelemetryGapList", reads::<dto::TelemetryGapList>),
+        ("TelemetryList", reads::<dto::TelemetryList>),
+        ("TelemetryStreamList", reads::<dto::TelemetryStreamList>),
+    ])
+}
+
+#[test]
+fn every_body_has_an_example_that_its_schema_and_its_type_accept() {
+    let readers = readers();
+    let mut read = 0;
+    for (_method, path, operation) in declared::operations() {
+        let bodies = operation["responses"]
+            .as_object()
+            .unwrap()
+            .values()
+            .chain(operation.get("requestBody"))
+            .filter_map(|body| body.get("content"));
+        for (media_type, media) in bodies.flat_map(|content| content.as_object().unwrap()) {
+            let example = &media["example"];
+            assert!(!example.is_null(), "{path} {media_type} has no example");
+            schema::check(&DOCUMENT, &media["schema"], example)
+                .unwrap_or_else(|error| panic!("{path}: {error}"));
+            if let Some(reference) = media["schema"]["$ref"].as_str() {
+                let name = reference.rsplit('/').next().unwrap();
+                let reader = readers
+                    .get(name)
+                    .unwrap_or_else(|| panic!("{name} is read by no program"));
+                reader(example).unwrap_or_else(|error| panic!("{path} {name}: {error}"));
+                read += 1;
+            }
+        }
+    }
+    assert!(read > 100, "{read}");
+}
+
+#[tokio::test]
+async fn every_parameter_has_an_example_that_the_backend_accepts() {
+    let backend = Backend::new().await;
+    backend.connect("gw-berlin-01", catalogue()).await;
+    for (method, path, operation) in declared::operations() {
+        let (mut path, mut query, mut headers) = (path.to_owned(), Vec::new(), Vec::new());
+        for parameter in operation["parameters"].as_array().into_iter().flatten() {
+            let (name, example) = (parameter["name"].as_str().unwrap(), &parameter["example"]);
+            schema::check(&DOCUMENT, &parameter["schema"], example)
+                .unwrap_or_else(|error| panic!("{path} {name}: {error}"));
+            let text = example
+                .as_str()
+                .map_or_else(|| example.to_string(), str::to_owned);
+            match parameter["in"].as_str().unwrap() {
+                "path" => path = path.replace(&format!("{{{name}}}"), &text),
+                "query" => query.push(format!("{name}={text}")),
+                _ => headers.push((name.to_owned(), text)),
+            }
+        }
+        let mut request = backend
+            .request(method, &format!("{path}?{}", query.join("&")))
+            .header("content-type", "application/json");
+        for (name, text) in headers {
+            request = request.header(name, text);
+        }
+        let body = operation
+            .pointer("/requestBody/content/application~1json/example")
+            .map(Value::to_string)
+            .unwrap_or_default();
+        let answer = backend.send(request.body(Body::from(body)).unwrap()).await;
+        // Well-formed names of what is not here.
+        let accepted = answer.status.is_success() || answer.status == 404;
+        assert!(accepted, "{path}: {}", answer.text);
+    }
+}
