@@ -9,7 +9,7 @@ use viworks_runtime::exit::ExitCode;
 use crate::client::Client;
 use crate::error::Failure;
 use crate::output::Format;
-use crate::{catalogue, context, demo, gateway, run, runs, telemetry};
+use crate::{catalogue, codes, context, demo, gateway, run, runs, telemetry};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -121,6 +121,14 @@ enum Verb {
     Telemetry(telemetry::Options),
     /// The exit codes of every program of ViWorkS
     ExitCodes,
+    /// What an error code means and what to do about it
+    #[command(
+        after_help = "Examples:\n  viworks error                   every code\n  viworks error VW-C-001          of the API\n  viworks error 4429              a close code, from an agent's log\n  viworks error agent_fork        the same by name"
+    )]
+    Error {
+        /// A code of the API, or the number or name of a close code; every code when absent
+        code: Option<String>,
+    },
 }
 
 /// Carries out what was asked.
@@ -153,33 +161,9 @@ pub async fn execute(arguments: Arguments) -> Result<ExitCode, Failure> {
         Verb::Gateway(verb) => gateway::execute(&client()?, verb, global.output).await,
         Verb::Command(verb) => catalogue::execute(&client()?, verb, global.output).await,
         Verb::Telemetry(options) => telemetry::execute(&client()?, &options, global.output).await,
-        Verb::ExitCodes => exit_codes(global.output),
+        Verb::ExitCodes => codes::exit_codes(global.output),
+        Verb::Error { code } => codes::errors(code.as_deref(), global.output),
     }
-}
-
-fn exit_codes(format: Format) -> Result<ExitCode, Failure> {
-    match format {
-        Format::Table => crate::output::table(
-            ["CODE", "NAME", "WHEN"],
-            ExitCode::ALL.iter().map(|code| {
-                [
-                    code.number().to_string(),
-                    code.name().to_owned(),
-                    code.meaning().to_owned(),
-                ]
-            }),
-        )?,
-        Format::Json => {
-            let items: Vec<_> = ExitCode::ALL
-                .iter()
-                .map(|code| serde_json::json!({"code": code.number(), "name": code.name(), "meaning": code.meaning()}))
-                .collect();
-            crate::output::json(
-                &serde_json::json!({"apiVersion": "viworks/v1", "kind": "ExitCodeList", "items": items}),
-            )?;
-        }
-    }
-    Ok(ExitCode::Ok)
 }
 
 /// Reads a span of time such as `30s`, `15m`, `2h` or `500ms`.

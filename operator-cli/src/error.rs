@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use serde_json::json;
-use viworks_common::api::Problem;
+use viworks_common::api::{Problem, ProblemCode};
 use viworks_runtime::exit::ExitCode;
 
 use crate::output::plain;
@@ -67,8 +67,15 @@ impl Failure {
                     writeln!(out, "    allowed: {}", plain(allowed))?;
                 }
             }
+            if let Ok(code) = problem.code.parse::<ProblemCode>() {
+                writeln!(out, "  fix: {}", code.advice())?;
+            }
             let request = &problem.request_id;
-            writeln!(out, "  help  {}   request {request}", problem.code)?;
+            writeln!(
+                out,
+                "  help  viworks error {}   request {request}",
+                problem.code
+            )?;
         }
         Ok(())
     }

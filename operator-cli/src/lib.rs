@@ -3,6 +3,7 @@
 pub mod catalogue;
 pub mod cli;
 pub mod client;
+pub mod codes;
 pub mod context;
 pub mod demo;
 pub mod error;
