@@ -11,26 +11,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::migrate::Migrator;
-use sqlx::pool::PoolConnection;
-use sqlx::sqlite::{
-    SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
-};
-use sqlx::{ConnectOptions, Sqlite, SqliteConnection, SqlitePool};
+use sqlx::sqlite::{SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
+use sqlx::{ConnectOptions, SqliteConnection};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
 
 use crate::lifecycle::Lifecycle;
 
 mod error;
 mod job;
+mod readers;
 mod schema;
 mod writer;
 
 pub use error::{Constraint, Error};
 pub use futures_util::future::BoxFuture;
+pub use readers::Reader;
 pub use writer::Counters;
 
 use job::{Job, TypedJob};
+use readers::Readers;
 use writer::{Message, Writer};
 
 /// How long [`Database::close`] waits for the jobs that were queued before it.
@@ -115,7 +114,7 @@ impl Options {
 #[derive(Debug, Clone)]
 pub struct Database {
     messages: mpsc::Sender<Message>,
-    readers: SqlitePool,
+    readers: Arc<Readers>,
     counters: Arc<Counters>,
     writer: Lifecycle,
 }
@@ -133,10 +132,11 @@ impl Database {
         schema::check_library(&mut connection).await?;
         schema::check_settings(&mut connection).await?;
         schema::migrate(&mut connection, migrator).await?;
-        let readers = SqlitePoolOptions::new()
-            .max_connections(options.readers_max)
-            .acquire_timeout(options.read_timeout)
-            .connect_lazy_with(options.connect_read_only());
+        let readers = Readers::new(
+            options.connect_read_only(),
+            options.readers_max,
+            options.read_timeout,
+        );
         let (messages, queue) = mpsc::channel(options.queue_depth_max.max(1));
         let counters = Arc::new(Counters::default());
         // A life of its own: the writer must outlive every task that may still write during a shutdown.
@@ -214,8 +214,8 @@ impl Database {
     /// # Errors
     ///
     /// When all readers stay busy, or the file cannot be opened.
-    pub async fn read(&self) -> Result<PoolConnection<Sqlite>, Error> {
-        Ok(self.readers.acquire().await?)
+    pub async fn read(&self) -> Result<Reader, Error> {
+        self.readers.lend().await
     }
 
     /// Moves the write-ahead log into the database file and cuts it, as far as readers allow.
@@ -237,7 +237,7 @@ impl Database {
     /// When the checkpoint fails; what was committed is safe all the same.
     pub async fn close(&self) -> Result<(), Error> {
         // A reader that is still out keeps its file open; that must not keep the writer from closing.
-        drop(timeout(CLOSE_TIME, self.readers.close()).await);
+        self.readers.close(CLOSE_TIME).await;
         let (reply, answer) = oneshot::channel();
         let closed = match self.send(Message::Close(reply)).await {
             Ok(()) => answer.await.unwrap_or(Err(Error::Closed)),

@@ -138,9 +138,7 @@ impl From<sqlx::Error> for Error {
 
 impl Error {
     fn without_code(error: sqlx::Error) -> Self {
-        if matches!(error, sqlx::Error::PoolTimedOut) {
-            Self::ReadersBusy
-        } else if matches!(error, sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed) {
+        if matches!(error, sqlx::Error::WorkerCrashed) {
             Self::Closed
         } else if matches!(error, sqlx::Error::Io(_)) {
             Self::Io(Arc::new(error))

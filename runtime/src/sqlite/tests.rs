@@ -1,6 +1,7 @@
 use std::borrow::Cow;
 use std::os::unix::fs::PermissionsExt;
 
+use futures_util::StreamExt;
 use futures_util::future::join_all;
 use sqlx::migrate::{Migration, MigrationType};
 use sqlx::{AssertSqlSafe, SqlSafeStr};
@@ -394,6 +395,29 @@ async fn readers_are_bounded() {
     drop(held);
     database.read().await.unwrap();
     database.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_reader_that_was_left_in_the_middle_serves_the_next_one() {
+    let (_folder, database) = database(|options| Options {
+        readers_max: 1,
+        ..options
+    })
+    .await;
+    insert(&database, "a").await.unwrap();
+    let mut reader = database.read().await.unwrap();
+    let mut numbers = sqlx::query_scalar::<_, i64>(
+        "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n LIMIT 100000) SELECT n FROM n",
+    )
+    .fetch(&mut *reader);
+    assert_eq!(numbers.next().await.unwrap().unwrap(), 1);
+    drop(numbers);
+    drop(reader);
+    assert_eq!(count(&database).await, 1);
+    insert(&database, "b").await.unwrap();
+    assert_eq!(count(&database).await, 2, "no snapshot is left open");
+    database.close().await.unwrap();
+    assert!(matches!(database.read().await, Err(Error::Closed)));
 }
 
 #[tokio::test]
