@@ -415,6 +415,11 @@ impl Store for SqliteStore {
         now: Timestamp,
     ) -> StoreResult<AcceptOutcome> {
         let holder = *holder;
+        if !accepted.awaiting_permit
+            && let Some(outcome) = read!(self, commands::accepted_before, tenant, holder, accepted)?
+        {
+            return Ok(outcome);
+        }
         let outcome = write!(self, commands::accept, [tenant], (holder, accepted, now))?;
         if matches!(outcome, AcceptOutcome::Go { .. }) {
             fault::point("store.release.after_commit");

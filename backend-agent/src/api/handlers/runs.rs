@@ -289,6 +289,7 @@ pub(in crate::api) async fn wait(
         .saturating_add(Duration::from_millis(timeout));
     // Subscribed before the first look, so that nothing falls between look and wait.
     let mut notices = state.commands.bus().subscribe(run_id, None);
+    let mut early = false;
     loop {
         let run = find(&state, run_id).await?;
         let left = end.saturating_since(state.clock.now());
@@ -304,12 +305,9 @@ pub(in crate::api) async fn wait(
         tokio::select! {
             () = state.stopping.cancelled() => {}
             () = tokio::time::sleep(left.min(state.limits.recheck)) => {}
-            () = notices.finished() => {
+            () = notices.finished(), if !early => {
                 notices = state.commands.bus().subscribe(run_id, None);
-                let run = find(&state, run_id).await?;
-                if !run.is_finished() {
-                    tokio::time::sleep(left.min(state.limits.recheck)).await;
-                }
+                early = true;
             }
         }
     }

@@ -1,7 +1,9 @@
 //! The append-only audit log.
 
 use serde_json::Value;
-use sqlx::SqliteConnection;
+use sqlx::query::Query;
+use sqlx::sqlite::SqliteArguments;
+use sqlx::{Sqlite, SqliteConnection};
 use viworks_common::id::Tenant;
 use viworks_common::time::Timestamp;
 
@@ -11,13 +13,23 @@ use crate::data::{
     Actor, ActorKind, AuditOutcome, AuditRecord, Listing, NewAuditRecord, Page, StoreResult,
 };
 
-pub(super) const APPEND: &str = "\
-INSERT INTO audit_log (tenant, seq, at, actor_kind, actor_id, action, object, outcome, detail, request_id)
-SELECT ?1, coalesce((SELECT max(seq) FROM audit_log WHERE tenant = ?1), 0) + 1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9";
+/// The statement that appends; its parameters are the tenant as the first, the time, and what [`bind`] binds.
+macro_rules! appending {
+    ($at:literal, $kind:literal, $id:literal, $action:literal, $object:literal, $outcome:literal, $detail:literal, $request:literal) => {
+        concat!(
+            "INSERT INTO audit_log (tenant, seq, at, actor_kind, actor_id, action, object, outcome, detail, request_id) \
+             SELECT $1, coalesce((SELECT max(seq) FROM audit_log WHERE tenant = $1), 0) + 1, ",
+            $at, ", ", $kind, ", ", $id, ", ", $action, ", ", $object, ", ", $outcome, ", ", $detail, ", ", $request
+        )
+    };
+}
+pub(super) use appending;
+
+pub(super) const APPEND: &str = appending!("$2", "$3", "$4", "$5", "$6", "$7", "$8", "$9");
 
 pub(super) const LIST: &str = "\
 SELECT seq, at, actor_kind, actor_id, action, object, outcome, detail, request_id
-FROM audit_log WHERE tenant = ?1 AND seq < ?2 ORDER BY seq DESC LIMIT ?3";
+FROM audit_log WHERE tenant = $1 AND seq < $2 ORDER BY seq DESC LIMIT $3";
 
 /// Appends a record inside the transaction of what it records.
 pub(super) async fn append(
@@ -26,9 +38,19 @@ pub(super) async fn append(
     record: &NewAuditRecord,
     now: Timestamp,
 ) -> StoreResult<()> {
-    sqlx::query(APPEND)
+    let append = sqlx::query(APPEND)
         .bind(tenant.as_str())
-        .bind(now.unix_micros())
+        .bind(now.unix_micros());
+    bind(append, record).execute(connection).await?;
+    Ok(())
+}
+
+/// Binds a record to the next seven parameters, in the order of the columns.
+pub(super) fn bind<'q>(
+    query: Query<'q, Sqlite, SqliteArguments>,
+    record: &'q NewAuditRecord,
+) -> Query<'q, Sqlite, SqliteArguments> {
+    query
         .bind(record.actor.kind.name())
         .bind(&record.actor.id)
         .bind(&record.action)
@@ -36,9 +58,6 @@ pub(super) async fn append(
         .bind(record.outcome.name())
         .bind(to_json(&record.detail))
         .bind(&record.actor.request_id)
-        .execute(connection)
-        .await?;
-    Ok(())
 }
 
 /// What most intents record.

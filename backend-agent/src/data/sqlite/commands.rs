@@ -15,7 +15,7 @@ use viworks_runtime::fault;
 
 use super::page::{Fetched, rows_wanted};
 use super::row::{Reader, int, to_json};
-use super::sessions::{fence, low_water};
+use super::sessions::fence;
 use super::settle::{self, CommandRow, Note};
 use super::{audit, outputs};
 use crate::data::{
@@ -61,10 +61,8 @@ pub(super) async fn lease(
     limits: LeaseLimits,
     now: Timestamp,
 ) -> StoreResult<Leased> {
-    fence(connection, tenant, holder.agent_id, holder.epoch).await?;
-    let window = low_water(connection, tenant, holder.agent_id)
-        .await?
-        .saturating_add(limits::ORDER_WINDOW);
+    let low_water = fence(connection, tenant, holder.agent_id, holder.epoch).await?;
+    let window = low_water.saturating_add(limits::ORDER_WINDOW);
     let rows = sqlx::query(QUEUED)
         .bind(tenant.as_str())
         .bind(holder.agent_id.to_string())
@@ -139,6 +137,38 @@ fn offer(row: &SqliteRow, command: &CommandRow) -> StoreResult<LeasedCommand> {
     })
 }
 
+/// The answer about a command that was permitted with its offer and is not waiting: mostly nothing is to be written, and
+/// then a look will do. `None` when it will not.
+pub(super) async fn accepted_before(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    holder: Holder,
+    accepted: Accepted,
+) -> StoreResult<Option<AcceptOutcome>> {
+    let held = settle::load(connection, tenant, holder, accepted.command_id).await?;
+    Ok(held
+        .command
+        .filter(|command| {
+            command.state == CommandState::Released
+                && command.released_to == Some(holder.agent_run_id)
+                && (accepted.idempotent || !command.idempotent)
+        })
+        .map(|command| permitted(&command, accepted)))
+}
+
+/// What a gateway is told about a command that its process may start.
+const fn permitted(command: &CommandRow, accepted: Accepted) -> AcceptOutcome {
+    if command.cancel_requested {
+        AcceptOutcome::Cancel
+    } else if accepted.awaiting_permit {
+        AcceptOutcome::Go {
+            deadline: command.deadline,
+        }
+    } else {
+        AcceptOutcome::Wait
+    }
+}
+
 /// Decides about the start permit of a command that its gateway has journalled.
 pub(super) async fn accept(
     connection: &mut SqliteConnection,
@@ -147,9 +177,8 @@ pub(super) async fn accept(
     accepted: Accepted,
     now: Timestamp,
 ) -> StoreResult<AcceptOutcome> {
-    fence(connection, tenant, holder.agent_id, holder.epoch).await?;
-    let found = settle::load(connection, tenant, holder.agent_id, accepted.command_id).await?;
-    let Some(mut command) = found else {
+    let held = settle::load(connection, tenant, holder, accepted.command_id).await?;
+    let Some(mut command) = held.command else {
         return Ok(AcceptOutcome::Drop);
     };
     if command.state.is_final() {
@@ -169,16 +198,9 @@ pub(super) async fn accept(
         CommandState::Released => {
             // Mostly there is nothing to write: the permit was given with the offer.
             if stricter {
-                settle::rewrite(connection, tenant, &command, now).await?;
+                settle::rewrite(connection, tenant, &command).await?;
             }
-            Ok(if command.cancel_requested {
-                AcceptOutcome::Cancel
-            } else if accepted.awaiting_permit {
-                let deadline = command.deadline;
-                AcceptOutcome::Go { deadline }
-            } else {
-                AcceptOutcome::Wait
-            })
+            Ok(permitted(&command, accepted))
         }
         CommandState::Running
         | CommandState::Succeeded
@@ -280,9 +302,8 @@ pub(super) async fn reject(
     holder: Holder,
     now: Timestamp,
 ) -> StoreResult<Option<Settled>> {
-    fence(connection, tenant, holder.agent_id, holder.epoch).await?;
-    let found = settle::load(connection, tenant, holder.agent_id, rejected.command_id).await?;
-    let Some(mut command) = found else {
+    let held = settle::load(connection, tenant, holder, rejected.command_id).await?;
+    let Some(mut command) = held.command else {
         return Ok(None);
     };
     if rejected.code.is_transient() {
@@ -317,9 +338,8 @@ pub(super) async fn start(
     started_at: Timestamp,
     now: Timestamp,
 ) -> StoreResult<bool> {
-    fence(connection, tenant, holder.agent_id, holder.epoch).await?;
-    let found = settle::load(connection, tenant, holder.agent_id, command_id).await?;
-    let Some(mut command) = found else {
+    let held = settle::load(connection, tenant, holder, command_id).await?;
+    let Some(mut command) = held.command else {
         return Ok(false);
     };
     command.started_at = Some(started_at);
@@ -347,9 +367,9 @@ pub(super) async fn complete(
     command_id: CommandId,
     now: Timestamp,
 ) -> StoreResult<CompleteOutcome> {
-    fence(connection, tenant, holder.agent_id, holder.epoch).await?;
-    let found = settle::load(connection, tenant, holder.agent_id, command_id).await?;
-    let Some(mut command) = found else {
+    let held = settle::load(connection, tenant, holder, command_id).await?;
+    let low_water = held.low_water;
+    let Some(mut command) = held.command else {
         keep_orphan(
             connection,
             tenant,
@@ -359,7 +379,6 @@ pub(super) async fn complete(
             now,
         )
         .await?;
-        let low_water = low_water(connection, tenant, holder.agent_id).await?;
         return Ok(CompleteOutcome::Orphan { low_water });
     };
     let result = to_json(&without_output(outcome));
@@ -383,7 +402,7 @@ pub(super) async fn complete(
     if news && decision == Transition::LateOutcome {
         keep_late_outcome(connection, tenant, &command, &result, now).await?;
     }
-    let low_water = low_water(connection, tenant, holder.agent_id).await?;
+    let low_water = command.low_water.unwrap_or(low_water);
     fault::point("store.result.before_commit");
     Ok(match decision {
         Transition::To(_) => CompleteOutcome::Completed {

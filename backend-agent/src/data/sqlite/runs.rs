@@ -16,8 +16,8 @@ use super::page::{Fetched, rows_wanted};
 use super::row::{Reader, int, to_json};
 use super::settle::{self, CommandRow, Note};
 use crate::data::{
-    Actor, AuditOutcome, Cancelled, Command, CommandRef, Counts, Idempotency, Listing, NewRun,
-    Page, Run, StoreError, StoreResult, Submission,
+    Actor, AuditOutcome, Cancelled, Command, CommandRef, Counts, Idempotency, Listing,
+    NewAuditRecord, NewRun, Page, Run, StoreError, StoreResult, Submission,
 };
 
 /// How long an `Idempotency-Key` is remembered.
@@ -30,7 +30,7 @@ macro_rules! runs {
          r.cancel_requested_at, r.finished_at, \
          (SELECT json_group_object(state, commands) FROM (SELECT c.state, count(*) AS commands FROM commands AS c \
           WHERE c.tenant = r.tenant AND c.run_id = r.run_id GROUP BY c.state)) AS states \
-         FROM runs AS r WHERE r.tenant = ?1 "
+         FROM runs AS r WHERE r.tenant = $1 "
     };
 }
 
@@ -43,72 +43,71 @@ macro_rules! commands {
          FROM commands AS c ", $index, " \
          JOIN runs AS r ON r.tenant = c.tenant AND r.run_id = c.run_id \
          JOIN gateways AS g ON g.tenant = c.tenant AND g.agent_id = c.agent_id \
-         WHERE c.tenant = ?1 ")
+         WHERE c.tenant = $1 ")
     };
 }
 
 pub(super) const KEY: &str = "\
 SELECT run_id, request_hash FROM idempotency_keys
-WHERE tenant = ?1 AND principal = ?2 AND route = ?3 AND key = ?4 AND created_at > ?5";
+WHERE tenant = $1 AND principal = $2 AND route = $3 AND key = $4 AND created_at > $5";
 
-pub(super) const REMEMBER_KEY: &str = "\
-INSERT OR REPLACE INTO idempotency_keys (tenant, principal, route, key, request_hash, run_id, created_at)
-VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+/// Everything that can stand against a run, in one row.
+pub(super) const CHECK: &str = "\
+SELECT (SELECT target.value FROM json_each($2) AS target WHERE NOT EXISTS (
+            SELECT 1 FROM gateways AS g WHERE g.tenant = $1 AND g.agent_id = target.value AND g.revoked_at IS NULL)
+        LIMIT 1) AS missing,
+       (SELECT g.agent_id FROM json_each($2) AS target
+        JOIN gateways AS g ON g.tenant = $1 AND g.agent_id = target.value WHERE g.open_commands >= $3 LIMIT 1) AS full,
+       (SELECT coalesce(sum(open_commands), 0) FROM gateways WHERE tenant = $1) AS open_commands";
 
-pub(super) const MISSING_TARGET: &str = "\
-SELECT target.value FROM json_each(?2) AS target WHERE NOT EXISTS (
-    SELECT 1 FROM gateways AS g WHERE g.tenant = ?1 AND g.agent_id = target.value AND g.revoked_at IS NULL) LIMIT 1";
+/// A run with all that belongs to it, as one script: each statement by itself would be a journey to the driver's thread
+/// and back. Its only row is the run.
+pub(super) const SUBMIT: &str = concat!(
+    "INSERT INTO runs (tenant, run_id, name, arguments, deadline, traceparent, reason, submitted_by, created_at, open_commands) \
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10); \
+     UPDATE gateways SET next_order = next_order + 1, open_commands = open_commands + 1 \
+     WHERE tenant = $1 AND agent_id IN (SELECT value FROM json_each($11)); \
+     INSERT INTO commands (tenant, command_id, run_id, agent_id, order_no, state, idempotent, risk, timeout_ms, \
+                           available_at, deadline, created_at) \
+     SELECT $1, new.value ->> 0, $2, g.agent_id, g.next_order - 1, 'queued', new.value ->> 2, new.value ->> 3, \
+            new.value ->> 4, $9, $5, $9 \
+     FROM json_each($12) AS new JOIN gateways AS g ON g.tenant = $1 AND g.agent_id = new.value ->> 1; \
+     INSERT OR REPLACE INTO idempotency_keys (tenant, principal, route, key, request_hash, run_id, created_at) \
+     SELECT $1, $13, $14, $15, $16, $2, $9 WHERE $13 IS NOT NULL; ",
+    audit::appending!("$9", "$17", "$18", "$19", "$20", "$21", "$22", "$23"),
+    "; ",
+    runs!(),
+    "AND r.run_id = $2"
+);
 
-pub(super) const FULL_TARGET: &str = "\
-SELECT g.agent_id FROM json_each(?2) AS target
-JOIN gateways AS g ON g.tenant = ?1 AND g.agent_id = target.value WHERE g.open_commands >= ?3 LIMIT 1";
+pub(super) const RUN: &str = concat!(runs!(), "AND r.run_id = $2");
 
-pub(super) const OPEN_COMMANDS: &str =
-    "SELECT coalesce(sum(open_commands), 0) FROM gateways WHERE tenant = ?1";
+pub(super) const LIST: &str = concat!(runs!(), "AND r.run_id < $2 ORDER BY r.run_id DESC LIMIT $3");
 
-pub(super) const CREATE_RUN: &str = "\
-INSERT INTO runs (tenant, run_id, name, arguments, deadline, traceparent, reason, submitted_by, created_at, open_commands)
-VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
-
-pub(super) const ASSIGN_ORDERS: &str = "\
-UPDATE gateways SET next_order = next_order + 1, open_commands = open_commands + 1
-WHERE tenant = ?1 AND agent_id IN (SELECT value FROM json_each(?2))";
-
-pub(super) const CREATE_COMMANDS: &str = "\
-INSERT INTO commands (tenant, command_id, run_id, agent_id, order_no, state, idempotent, risk, timeout_ms,
-                      available_at, deadline, created_at)
-SELECT ?1, new.value ->> 0, ?2, g.agent_id, g.next_order - 1, 'queued', new.value ->> 2, new.value ->> 3,
-       new.value ->> 4, ?4, ?5, ?4
-FROM json_each(?3) AS new JOIN gateways AS g ON g.tenant = ?1 AND g.agent_id = new.value ->> 1";
-
-pub(super) const RUN: &str = concat!(runs!(), "AND r.run_id = ?2");
-
-pub(super) const LIST: &str = concat!(runs!(), "AND r.run_id < ?2 ORDER BY r.run_id DESC LIMIT ?3");
-
-pub(super) const COMMAND: &str = concat!(commands!(""), "AND c.command_id = ?2");
+pub(super) const COMMAND: &str = concat!(commands!(""), "AND c.command_id = $2");
 
 pub(super) const COMMANDS: &str = concat!(
     // Without the hint SQLite walks the primary key, which visits the commands of every later run.
     commands!("INDEXED BY commands_by_run"),
-    "AND c.run_id = ?2 AND c.command_id > ?3 ORDER BY c.command_id LIMIT ?4"
+    "AND c.run_id = $2 AND c.command_id > $3 ORDER BY c.command_id LIMIT $4"
 );
 
 pub(super) const CANCEL_RUN: &str = "\
-UPDATE runs SET cancel_requested_at = coalesce(cancel_requested_at, ?3) WHERE tenant = ?1 AND run_id = ?2";
+UPDATE runs SET cancel_requested_at = coalesce(cancel_requested_at, $3) WHERE tenant = $1 AND run_id = $2";
 
 pub(super) const CANCEL_COMMANDS: &str = "\
-UPDATE commands INDEXED BY commands_by_run SET cancel_requested_at = coalesce(cancel_requested_at, ?3)
-WHERE tenant = ?1 AND run_id = ?2 AND finished_at IS NULL";
+UPDATE commands INDEXED BY commands_by_run SET cancel_requested_at = coalesce(cancel_requested_at, $3)
+WHERE tenant = $1 AND run_id = $2 AND finished_at IS NULL";
 
 pub(super) const COUNTS: &str = "\
-SELECT ?1 AS tenant,
-       (SELECT count(*) FROM gateways WHERE tenant = ?1 AND revoked_at IS NULL) AS gateways,
-       (SELECT count(*) FROM gateways WHERE tenant = ?1 AND session_epoch IS NOT NULL) AS connected,
-       (SELECT count(*) FROM runs WHERE tenant = ?1 AND finished_at IS NULL) AS open_runs,
+SELECT $1 AS tenant,
+       (SELECT count(*) FROM gateways WHERE tenant = $1 AND revoked_at IS NULL) AS gateways,
+       (SELECT count(*) FROM gateways WHERE tenant = $1 AND session_epoch IS NOT NULL) AS connected,
+       (SELECT count(*) FROM runs WHERE tenant = $1 AND finished_at IS NULL) AS open_runs,
        (SELECT json_group_object(state, commands) FROM (SELECT state, count(*) AS commands FROM commands
-        WHERE tenant = ?1 AND finished_at IS NULL GROUP BY state)) AS open_commands,
-       (SELECT count(*) FROM orphan_results WHERE tenant = ?1) AS orphans,
-       (SELECT count(*) FROM forks WHERE tenant = ?1) AS forks";
+        WHERE tenant = $1 AND finished_at IS NULL GROUP BY state)) AS open_commands,
+       (SELECT count(*) FROM orphan_results WHERE tenant = $1) AS orphans,
+       (SELECT count(*) FROM forks WHERE tenant = $1) AS forks";
 
 /// Accepts a run, or leaves only the audit record of its refusal, which is the inner error.
 pub(super) async fn submit(
@@ -124,31 +123,13 @@ pub(super) async fn submit(
     }
     if let Some(refusal) = refusal(connection, tenant, new).await? {
         let detail = json!({ "name": new.name, "targets": new.targets.len(), "reason": refusal.to_string() });
-        note(connection, tenant, new, AuditOutcome::Refused, detail, now).await?;
+        let record = record(new, AuditOutcome::Refused, detail);
+        audit::append(connection, tenant, &record, now).await?;
         return Ok(Err(refusal));
     }
-    insert(connection, tenant, new, now).await?;
-    if let Some(idempotency) = &new.idempotency {
-        sqlx::query(REMEMBER_KEY)
-            .bind(tenant.as_str())
-            .bind(&idempotency.principal)
-            .bind(&idempotency.route)
-            .bind(&idempotency.key)
-            .bind(idempotency.request_hash.as_slice())
-            .bind(new.run_id.to_string())
-            .bind(now.unix_micros())
-            .execute(&mut *connection)
-            .await?;
-    }
-    let detail = json!({
-        "name": new.name, "arguments": new.arguments, "targets": new.targets.len(), "deadline": new.deadline,
-        "reason": new.reason,
-    });
-    note(connection, tenant, new, AuditOutcome::Done, detail, now).await?;
+    let run = insert(connection, tenant, new, now).await?;
     fault::point("store.submit.before_commit");
-    Ok(Ok(Submission::Submitted(
-        expected(connection, tenant, new.run_id).await?,
-    )))
+    Ok(Ok(Submission::Submitted(run)))
 }
 
 /// What a key was used for.
@@ -194,13 +175,14 @@ async fn refusal(
         let what = "a gateway for this run".to_owned();
         return Ok(Some(StoreError::Missing { what }));
     }
-    let agents = to_json(&agents);
-    let missing: Option<String> = sqlx::query_scalar(MISSING_TARGET)
+    let row = sqlx::query(CHECK)
         .bind(tenant.as_str())
-        .bind(&agents)
-        .fetch_optional(&mut *connection)
+        .bind(to_json(&agents))
+        .bind(int(new.limits.per_gateway))
+        .fetch_one(connection)
         .await?;
-    if let Some(missing) = missing {
+    let reader = Reader::new("gateways", &row);
+    if let Some(missing) = reader.get::<Option<String>>("missing")? {
         let what = format!("gateway {missing}");
         return Ok(Some(StoreError::Missing { what }));
     }
@@ -211,21 +193,11 @@ async fn refusal(
             retry_after: new.limits.retry_after,
         }))
     };
-    let full_gateway: Option<String> = sqlx::query_scalar(FULL_TARGET)
-        .bind(tenant.as_str())
-        .bind(&agents)
-        .bind(int(new.limits.per_gateway))
-        .fetch_optional(&mut *connection)
-        .await?;
-    if let Some(agent_id) = full_gateway {
+    if let Some(agent_id) = reader.get::<Option<String>>("full")? {
         return full(format!("gateway {agent_id}"), new.limits.per_gateway);
     }
-    let open: i64 = sqlx::query_scalar(OPEN_COMMANDS)
-        .bind(tenant.as_str())
-        .fetch_one(connection)
-        .await?;
-    let wanted = i64::try_from(new.targets.len()).unwrap_or(i64::MAX);
-    if open.saturating_add(wanted) > int(new.limits.global) {
+    let wanted = u64::try_from(new.targets.len()).unwrap_or(u64::MAX);
+    if reader.count("open_commands")?.saturating_add(wanted) > new.limits.global {
         return full("the backend".to_owned(), new.limits.global);
     }
     Ok(None)
@@ -236,26 +208,8 @@ async fn insert(
     tenant: &Tenant,
     new: &NewRun,
     now: Timestamp,
-) -> StoreResult<()> {
-    sqlx::query(CREATE_RUN)
-        .bind(tenant.as_str())
-        .bind(new.run_id.to_string())
-        .bind(new.name.as_str())
-        .bind(to_json(&new.arguments))
-        .bind(new.deadline.unix_micros())
-        .bind(&new.traceparent)
-        .bind(&new.reason)
-        .bind(new.actor.to_string())
-        .bind(now.unix_micros())
-        .bind(i64::try_from(new.targets.len()).unwrap_or(i64::MAX))
-        .execute(&mut *connection)
-        .await?;
+) -> StoreResult<Run> {
     let agents: Vec<_> = new.targets.iter().map(|target| target.agent_id).collect();
-    sqlx::query(ASSIGN_ORDERS)
-        .bind(tenant.as_str())
-        .bind(to_json(&agents))
-        .execute(&mut *connection)
-        .await?;
     let commands: Vec<_> = new
         .targets
         .iter()
@@ -270,28 +224,36 @@ async fn insert(
             )
         })
         .collect();
-    sqlx::query(CREATE_COMMANDS)
+    let detail = json!({
+        "name": new.name, "arguments": new.arguments, "targets": new.targets.len(), "deadline": new.deadline,
+        "reason": new.reason,
+    });
+    let record = record(new, AuditOutcome::Done, detail);
+    let key = new.idempotency.as_ref();
+    let submit = sqlx::query(SUBMIT)
         .bind(tenant.as_str())
         .bind(new.run_id.to_string())
-        .bind(to_json(&commands))
-        .bind(now.unix_micros())
+        .bind(new.name.as_str())
+        .bind(to_json(&new.arguments))
         .bind(new.deadline.unix_micros())
-        .execute(connection)
-        .await?;
-    Ok(())
+        .bind(&new.traceparent)
+        .bind(&new.reason)
+        .bind(new.actor.to_string())
+        .bind(now.unix_micros())
+        .bind(i64::try_from(new.targets.len()).unwrap_or(i64::MAX))
+        .bind(to_json(&agents))
+        .bind(to_json(&commands))
+        .bind(key.map(|key| key.principal.as_str()))
+        .bind(key.map(|key| key.route.as_str()))
+        .bind(key.map(|key| key.key.as_str()))
+        .bind(key.map(|key| key.request_hash.as_slice()));
+    let row = audit::bind(submit, &record).fetch_one(connection).await?;
+    read_run(&row)
 }
 
-async fn note(
-    connection: &mut SqliteConnection,
-    tenant: &Tenant,
-    new: &NewRun,
-    outcome: AuditOutcome,
-    detail: serde_json::Value,
-    now: Timestamp,
-) -> StoreResult<()> {
+fn record(new: &NewRun, outcome: AuditOutcome, detail: serde_json::Value) -> NewAuditRecord {
     let object = format!("run:{}", new.run_id);
-    let record = audit::record(&new.actor, "run.submit", object, outcome, detail);
-    audit::append(connection, tenant, &record, now).await
+    audit::record(&new.actor, "run.submit", object, outcome, detail)
 }
 
 /// One run.

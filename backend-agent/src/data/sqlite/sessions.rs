@@ -103,21 +103,22 @@ SELECT agent_id, refused_agent_run_id, at, times, refused_epoch, refused_peer_ad
        accepted_install_id, accepted_boot_id, accepted_agent_run_id
 FROM forks WHERE tenant = ?1 AND agent_id = ?2 ORDER BY at DESC, refused_agent_run_id";
 
-/// Refuses what is done on behalf of an epoch that is not the current one. With one writer, what this has seen holds
-/// until the transaction ends.
+/// Refuses what is done on behalf of an epoch that is not the current one; answers up to which order everything of the
+/// gateway is final. With one writer, what this has seen holds until the transaction ends.
 pub(super) async fn fence(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
     agent_id: AgentId,
     epoch: u64,
-) -> StoreResult<()> {
-    let current: Option<i64> = sqlx::query_scalar(FENCE)
+) -> StoreResult<u64> {
+    let current = sqlx::query(FENCE)
         .bind(tenant.as_str())
         .bind(agent_id.to_string())
         .bind(int(epoch))
         .fetch_optional(connection)
-        .await?;
-    current.map(drop).ok_or(StoreError::Fenced)
+        .await?
+        .ok_or(StoreError::Fenced)?;
+    Reader::new("gateways", &current).count("low_water")
 }
 
 /// Up to which order everything of a gateway is final.

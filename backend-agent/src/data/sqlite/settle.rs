@@ -1,70 +1,90 @@
 //! The one place where a command changes its state, with everything that follows from its end.
 
 use serde_json::json;
-use sqlx::SqliteConnection;
-use sqlx::sqlite::SqliteRow;
+use sqlx::query::Query;
+use sqlx::sqlite::{SqliteArguments, SqliteRow};
+use sqlx::{Row, Sqlite, SqliteConnection};
 use viworks_common::command::{CommandEvent, CommandState, Transition, transition};
 use viworks_common::id::{AgentId, AgentRunId, CommandId, RunId, Tenant};
 use viworks_common::time::Timestamp;
 
 use super::audit;
 use super::row::{Reader, int};
-use crate::data::{Actor, AuditOutcome, Settled, StoreError, StoreResult};
+use crate::data::{Actor, AuditOutcome, Holder, Settled, StoreError, StoreResult};
 
 /// The columns that [`CommandRow::read`] reads.
-macro_rules! rows {
+macro_rules! columns {
     () => {
-        "SELECT command_id, run_id, agent_id, state, idempotent, attempt, available_at, deadline, released_to, \
-         released_at, started_at, cancel_requested_at, result IS NOT NULL AS has_result, \
-         late_outcome IS NOT NULL AS has_late_outcome FROM commands "
+        "c.command_id, c.run_id, c.agent_id, c.state, c.idempotent, c.attempt, c.available_at, c.deadline, \
+         c.released_to, c.released_at, c.started_at, c.cancel_requested_at, c.result IS NOT NULL AS has_result, \
+         c.late_outcome IS NOT NULL AS has_late_outcome "
     };
 }
 
+macro_rules! rows {
+    () => {
+        concat!("SELECT ", columns!(), "FROM commands AS c ")
+    };
+}
+
+/// Nothing where the session is fenced, the low-water mark alone where its gateway has no such command.
 pub(super) const LOAD: &str = concat!(
-    rows!(),
-    "WHERE tenant = ?1 AND command_id = ?2 AND agent_id = ?3"
+    "SELECT g.low_water, ",
+    columns!(),
+    "FROM gateways AS g \
+     LEFT JOIN commands AS c ON c.tenant = g.tenant AND c.command_id = $4 AND c.agent_id = g.agent_id \
+     WHERE g.tenant = $1 AND g.agent_id = $2 AND g.confirmed = $3 AND g.revoked_at IS NULL"
 );
 
 pub(super) const LOAD_OPEN_OF_GATEWAY: &str = concat!(
     rows!(),
-    "WHERE tenant = ?1 AND agent_id = ?2 AND order_no <= ?3 AND finished_at IS NULL ORDER BY order_no"
+    "WHERE tenant = $1 AND agent_id = $2 AND order_no <= $3 AND finished_at IS NULL ORDER BY order_no"
 );
 
 pub(super) const LOAD_OPEN_OF_RUN: &str = concat!(
     rows!(),
-    "INDEXED BY commands_by_run WHERE tenant = ?1 AND run_id = ?2 AND finished_at IS NULL ORDER BY command_id"
+    "INDEXED BY commands_by_run WHERE tenant = $1 AND run_id = $2 AND finished_at IS NULL ORDER BY command_id"
 );
 
 pub(super) const LOAD_UNSTARTED_PAST_DEADLINE: &str = concat!(
     rows!(),
-    "WHERE tenant = ?1 AND finished_at IS NULL AND state IN ('queued', 'dispatched') AND deadline <= ?2 ORDER BY deadline LIMIT ?3"
+    "WHERE tenant = $1 AND finished_at IS NULL AND state IN ('queued', 'dispatched') AND deadline <= $2 ORDER BY deadline LIMIT $3"
 );
 
 pub(super) const LOAD_OVERDUE: &str = concat!(
     rows!(),
-    "WHERE tenant = ?1 AND finished_at IS NULL AND state IN ('released', 'running') AND deadline <= ?2 AND deadline + 1000 * timeout_ms <= ?2 ORDER BY deadline LIMIT ?3"
+    "WHERE tenant = $1 AND finished_at IS NULL AND state IN ('released', 'running') AND deadline <= $2 AND deadline + 1000 * timeout_ms <= $2 ORDER BY deadline LIMIT $3"
 );
 
-pub(super) const MOVE: &str = "\
-UPDATE commands SET state = ?4, idempotent = ?5, attempt = ?6, available_at = ?7, released_to = ?8, released_at = ?9,
-       started_at = ?10, finished_at = ?11, result = coalesce(?12, result), reason = coalesce(?13, reason)
-WHERE tenant = ?1 AND command_id = ?2 AND state = ?3";
+macro_rules! change_state {
+    () => {
+        "UPDATE commands SET state = $4, idempotent = $5, attempt = $6, available_at = $7, released_to = $8, \
+         released_at = $9, started_at = $10, finished_at = $11, result = coalesce($12, result), \
+         reason = coalesce($13, reason) WHERE tenant = $1 AND command_id = $2 AND state = $3 RETURNING 1"
+    };
+}
 
-pub(super) const LEAVE_GATEWAY: &str = "\
-UPDATE gateways SET open_commands = open_commands - 1, low_water = max(low_water, coalesce(
-    (SELECT min(order_no) - 1 FROM commands WHERE tenant = ?1 AND agent_id = ?2 AND finished_at IS NULL),
-    next_order - 1))
-WHERE tenant = ?1 AND agent_id = ?2";
+pub(super) const MOVE: &str = change_state!();
+
+/// A command's end with all that follows from it, as one script: each statement by itself would be a journey to the
+/// driver's thread and back. Its rows are that of the command, the gateway's low-water mark, and whether the run is
+/// finished. Its parameters are `$n` because the driver miscounts the unused ones below the highest `?n` of a statement.
+pub(super) const FINISH: &str = concat!(
+    change_state!(),
+    "; UPDATE gateways SET open_commands = open_commands - 1, low_water = max(low_water, coalesce( \
+         (SELECT min(order_no) - 1 FROM commands WHERE tenant = $1 AND agent_id = $14 AND finished_at IS NULL), \
+         next_order - 1)) \
+       WHERE tenant = $1 AND agent_id = $14 RETURNING low_water; \
+       UPDATE runs SET open_commands = open_commands - 1, finished_at = CASE WHEN open_commands = 1 THEN $11 END \
+       WHERE tenant = $1 AND run_id = $15 RETURNING open_commands = 0; ",
+    audit::appending!("$11", "$16", "$17", "$18", "$19", "$20", "$21", "$22")
+);
 
 pub(super) const RAISE_LOW_WATER: &str = "\
 UPDATE gateways SET low_water = max(low_water, coalesce(
-    (SELECT min(order_no) - 1 FROM commands WHERE tenant = ?1 AND agent_id = ?2 AND finished_at IS NULL),
+    (SELECT min(order_no) - 1 FROM commands WHERE tenant = $1 AND agent_id = $2 AND finished_at IS NULL),
     next_order - 1))
-WHERE tenant = ?1 AND agent_id = ?2";
-
-pub(super) const LEAVE_RUN: &str = "\
-UPDATE runs SET open_commands = open_commands - 1, finished_at = CASE WHEN open_commands = 1 THEN ?3 END
-WHERE tenant = ?1 AND run_id = ?2 RETURNING open_commands = 0";
+WHERE tenant = $1 AND agent_id = $2";
 
 /// A command as its state changes see it.
 #[derive(Debug, Clone)]
@@ -84,6 +104,8 @@ pub(super) struct CommandRow {
     pub(super) has_result: bool,
     pub(super) has_late_outcome: bool,
     run_finished: bool,
+    /// The gateway's low-water mark, once the command's end moved it.
+    pub(super) low_water: Option<u64>,
 }
 
 impl CommandRow {
@@ -105,6 +127,7 @@ impl CommandRow {
             has_result: reader.get("has_result")?,
             has_late_outcome: reader.get("has_late_outcome")?,
             run_finished: false,
+            low_water: None,
         })
     }
 
@@ -142,20 +165,35 @@ pub(super) async fn raise_low_water(
     Ok(())
 }
 
-/// One command of one gateway.
+/// What a session has to do with.
+pub(super) struct Held {
+    /// Up to which order everything of its gateway is final.
+    pub(super) low_water: u64,
+    /// The command, when its gateway has it.
+    pub(super) command: Option<CommandRow>,
+}
+
+/// One command, for the session that holds its gateway. Any other is fenced.
 pub(super) async fn load(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
-    agent_id: AgentId,
+    holder: Holder,
     command_id: CommandId,
-) -> StoreResult<Option<CommandRow>> {
+) -> StoreResult<Held> {
     let row = sqlx::query(LOAD)
         .bind(tenant.as_str())
+        .bind(holder.agent_id.to_string())
+        .bind(int(holder.epoch))
         .bind(command_id.to_string())
-        .bind(agent_id.to_string())
         .fetch_optional(connection)
-        .await?;
-    row.as_ref().map(CommandRow::read).transpose()
+        .await?
+        .ok_or(StoreError::Fenced)?;
+    let reader = Reader::new("commands", &row);
+    let known: Option<String> = reader.get("command_id")?;
+    Ok(Held {
+        low_water: reader.count("low_water")?,
+        command: known.map(|_id| CommandRow::read(&row)).transpose()?,
+    })
 }
 
 /// The commands of a gateway up to `order` that are not final.
@@ -207,10 +245,11 @@ pub(super) async fn apply(
         | CommandState::Dead
         | CommandState::Indeterminate => {}
     }
-    write(connection, tenant, row, next, note, now).await?;
-    row.state = next;
+    let from = std::mem::replace(&mut row.state, next);
     if next.is_final() {
-        finish(connection, tenant, row, note, actor, now).await?;
+        finish(connection, tenant, row, from, note, actor, now).await?;
+    } else {
+        write(connection, tenant, row, from, note).await?;
     }
     Ok(decision)
 }
@@ -220,67 +259,77 @@ pub(super) async fn rewrite(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
     row: &CommandRow,
-    now: Timestamp,
 ) -> StoreResult<()> {
-    write(connection, tenant, row, row.state, Note::default(), now).await
+    write(connection, tenant, row, row.state, Note::default()).await
 }
 
-async fn write(
-    connection: &mut SqliteConnection,
-    tenant: &Tenant,
+/// Binds the parameters of a change of state.
+fn bind<'q>(
+    sql: &'static str,
+    tenant: &'q Tenant,
     row: &CommandRow,
-    next: CommandState,
-    note: Note<'_>,
-    now: Timestamp,
-) -> StoreResult<()> {
-    let done = sqlx::query(MOVE)
+    from: CommandState,
+    note: Note<'q>,
+    finished_at: Option<Timestamp>,
+) -> Query<'q, Sqlite, SqliteArguments> {
+    sqlx::query(sql)
         .bind(tenant.as_str())
         .bind(row.command_id.to_string())
+        .bind(from.name())
         .bind(row.state.name())
-        .bind(next.name())
         .bind(row.idempotent)
         .bind(row.attempt)
         .bind(row.available_at.unix_micros())
         .bind(row.released_to.map(|run| run.to_string()))
         .bind(row.released_at.map(Timestamp::unix_micros))
         .bind(row.started_at.map(Timestamp::unix_micros))
-        .bind(next.is_final().then_some(now.unix_micros()))
+        .bind(finished_at.map(Timestamp::unix_micros))
         .bind(note.result)
         .bind(note.reason)
-        .execute(connection)
+}
+
+async fn write(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    row: &CommandRow,
+    from: CommandState,
+    note: Note<'_>,
+) -> StoreResult<()> {
+    let written = bind(MOVE, tenant, row, from, note, None)
+        .fetch_optional(connection)
         .await?;
-    if done.rows_affected() == 1 {
-        return Ok(());
-    }
-    // There is one writer, so the row cannot have moved since it was read in this transaction.
-    Err(StoreError::Inconsistent {
+    written.map(drop).ok_or_else(|| moved(row))
+}
+
+/// There is one writer, so a row cannot have moved since it was read in this transaction.
+fn moved(row: &CommandRow) -> StoreError {
+    StoreError::Inconsistent {
         table: "commands",
         column: "state",
         row: row.command_id.to_string(),
-    })
+    }
 }
 
 async fn finish(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
     row: &mut CommandRow,
+    from: CommandState,
     note: Note<'_>,
     actor: &Actor,
     now: Timestamp,
 ) -> StoreResult<()> {
-    sqlx::query(LEAVE_GATEWAY)
-        .bind(tenant.as_str())
-        .bind(row.agent_id.to_string())
-        .execute(&mut *connection)
-        .await?;
-    row.run_finished = sqlx::query_scalar(LEAVE_RUN)
-        .bind(tenant.as_str())
-        .bind(row.run_id.to_string())
-        .bind(now.unix_micros())
-        .fetch_one(&mut *connection)
-        .await?;
     let detail = json!({ "state": row.state, "run_id": row.run_id, "agent_id": row.agent_id, "reason": note.reason });
     let object = format!("command:{}", row.command_id);
     let record = audit::record(actor, "command.end", object, AuditOutcome::Done, detail);
-    audit::append(connection, tenant, &record, now).await
+    let finish = bind(FINISH, tenant, row, from, note, Some(now))
+        .bind(row.agent_id.to_string())
+        .bind(row.run_id.to_string());
+    let rows = audit::bind(finish, &record).fetch_all(connection).await?;
+    let [_command, gateway, run] = rows.as_slice() else {
+        return Err(moved(row));
+    };
+    row.low_water = Some(Reader::new("gateways", gateway).count("low_water")?);
+    row.run_finished = run.try_get(0)?;
+    Ok(())
 }

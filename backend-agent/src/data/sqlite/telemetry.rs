@@ -111,7 +111,7 @@ pub(super) async fn commit(
     let mut outcomes = Vec::with_capacity(writes.len());
     for write in writes {
         match fence(connection, tenant, write.agent_id, write.epoch).await {
-            Ok(()) => {}
+            Ok(_low_water) => {}
             Err(StoreError::Fenced) => {
                 outcomes.push(TelemetryOutcome::Fenced);
                 continue;

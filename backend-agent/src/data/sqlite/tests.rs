@@ -39,13 +39,8 @@ const STATEMENTS: &[(&str, &str)] = &[
     ("outputs::KEEP", outputs::KEEP),
     ("outputs::LOAD", outputs::LOAD),
     ("runs::KEY", runs::KEY),
-    ("runs::REMEMBER_KEY", runs::REMEMBER_KEY),
-    ("runs::MISSING_TARGET", runs::MISSING_TARGET),
-    ("runs::FULL_TARGET", runs::FULL_TARGET),
-    ("runs::OPEN_COMMANDS", runs::OPEN_COMMANDS),
-    ("runs::CREATE_RUN", runs::CREATE_RUN),
-    ("runs::ASSIGN_ORDERS", runs::ASSIGN_ORDERS),
-    ("runs::CREATE_COMMANDS", runs::CREATE_COMMANDS),
+    ("runs::CHECK", runs::CHECK),
+    ("runs::SUBMIT", runs::SUBMIT),
     ("runs::RUN", runs::RUN),
     ("runs::LIST", runs::LIST),
     ("runs::COMMAND", runs::COMMAND),
@@ -78,9 +73,8 @@ const STATEMENTS: &[(&str, &str)] = &[
     ),
     ("settle::LOAD_OVERDUE", settle::LOAD_OVERDUE),
     ("settle::MOVE", settle::MOVE),
-    ("settle::LEAVE_GATEWAY", settle::LEAVE_GATEWAY),
+    ("settle::FINISH", settle::FINISH),
     ("settle::RAISE_LOW_WATER", settle::RAISE_LOW_WATER),
-    ("settle::LEAVE_RUN", settle::LEAVE_RUN),
     ("telemetry::POSITION", telemetry::POSITION),
     ("telemetry::POSITIONS", telemetry::POSITIONS),
     ("telemetry::INSERT", telemetry::INSERT),
@@ -101,9 +95,15 @@ const STATEMENTS: &[(&str, &str)] = &[
 ];
 
 async fn plan(connection: &mut SqliteConnection, sql: &'static str) -> String {
-    let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"));
-    let rows = sqlx::query(explain).fetch_all(connection).await.unwrap();
-    let lines: Vec<String> = rows.iter().map(|row| row.get("detail")).collect();
+    let mut lines = Vec::new();
+    for statement in sql.split(';') {
+        let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {statement}"));
+        let rows = sqlx::query(explain)
+            .fetch_all(&mut *connection)
+            .await
+            .unwrap();
+        lines.extend(rows.iter().map(|row| row.get::<String, _>("detail")));
+    }
     lines.join("\n")
 }
 
@@ -144,7 +144,7 @@ async fn hot_statements_use_their_indexes_and_sort_nothing() {
     for (sql, index) in [
         (commands::QUEUED, "queued_commands_by_gateway"),
         (commands::QUEUED_AGENTS, "queued_commands_by_gateway"),
-        (settle::LEAVE_GATEWAY, "open_commands_by_gateway"),
+        (settle::FINISH, "open_commands_by_gateway"),
         (settle::LOAD_OPEN_OF_GATEWAY, "open_commands_by_gateway"),
         (
             settle::LOAD_UNSTARTED_PAST_DEADLINE,
