@@ -115,12 +115,13 @@ impl Connection {
         }
     }
 
-    pub(super) async fn run(mut self) {
+    /// Runs it to its end. What happens now and then is boxed: thousands of sessions wait, and would carry its size.
+    pub(super) async fn run(mut self: Box<Self>) {
         self.inbound.metrics.connections.inc();
         self.inbound.metrics.openings.inc();
         let closed = loop {
             while let Some(event) = self.session.poll_event() {
-                self.on_event(event).await;
+                Box::pin(self.on_event(event)).await;
             }
             if let Some(closed) = self.session.closed() {
                 break closed.clone();
@@ -129,9 +130,9 @@ impl Connection {
             if matches!(step, Step::Received(Received::Lost)) {
                 break lost();
             }
-            self.on_step(step).await;
+            Box::pin(self.on_step(step)).await;
         };
-        self.finish(closed).await;
+        Box::pin(self.finish(closed)).await;
     }
 
     async fn next_step(&mut self) -> Step {
@@ -465,7 +466,7 @@ impl Connection {
         self.inbound.clock.now()
     }
 
-    async fn finish(mut self, closed: Closed) {
+    async fn finish(mut self: Box<Self>, closed: Closed) {
         let metrics = &self.inbound.metrics;
         metrics.connections.dec();
         if self.opening.is_some() {

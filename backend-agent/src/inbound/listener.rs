@@ -184,7 +184,7 @@ impl Handshake {
             (admitted, opening),
         );
         // A task of its own: this one's future carries the whole handshake and would keep its size.
-        let session = Box::pin(connection.run());
+        let session = Box::pin(Box::new(connection).run());
         drop(self.inbound.lifecycle.spawn("agent session", session));
     }
 

@@ -15,25 +15,28 @@ use viworks_runtime::fault;
 
 use super::page::{Fetched, rows_wanted};
 use super::row::{Reader, int, to_json};
-use super::sessions::fence;
 use super::settle::{self, CommandRow, Note};
 use super::{audit, outputs};
 use crate::data::{
     AcceptOutcome, Accepted, Actor, AuditOutcome, CommandResult, CompleteOutcome, Holder,
-    LeaseLimits, Leased, LeasedCommand, Listing, Page, Rejected, Settled, StoreResult,
+    LeaseLimits, Leased, LeasedCommand, Listing, Page, Rejected, Settled, StoreError, StoreResult,
 };
 
 /// Outcomes of unknown commands kept for one gateway; the oldest go first.
 const ORPHANS_PER_GATEWAY_MAX: i64 = 1_024;
 
+/// The low-water mark of the gateway, which a fenced session does not get, and what waits for it.
 pub(super) const QUEUED: &str = "\
+SELECT low_water FROM gateways WHERE tenant = $1 AND agent_id = $2 AND confirmed = $3 AND revoked_at IS NULL;
 SELECT c.command_id, c.run_id, c.agent_id, c.state, c.idempotent, c.attempt, c.available_at, c.deadline,
        c.released_to, c.released_at, c.started_at, c.cancel_requested_at, c.result IS NOT NULL AS has_result,
        c.late_outcome IS NOT NULL AS has_late_outcome, c.order_no, r.name, r.arguments, r.traceparent
 FROM commands AS c JOIN runs AS r ON r.tenant = c.tenant AND r.run_id = c.run_id
-WHERE c.tenant = ?1 AND c.agent_id = ?2 AND c.state = 'queued' AND c.order_no <= ?3
-  AND c.available_at <= ?4 AND c.deadline > ?4
-ORDER BY c.order_no LIMIT ?5";
+WHERE c.tenant = $1 AND c.agent_id = $2 AND c.state = 'queued'
+  AND c.order_no <= $4 + (SELECT low_water FROM gateways WHERE tenant = $1 AND agent_id = $2 AND confirmed = $3
+                          AND revoked_at IS NULL)
+  AND c.available_at <= $5 AND c.deadline > $5
+ORDER BY c.order_no LIMIT $6";
 
 pub(super) const QUEUED_AGENTS: &str = "\
 SELECT DISTINCT agent_id FROM commands
@@ -61,18 +64,18 @@ pub(super) async fn lease(
     limits: LeaseLimits,
     now: Timestamp,
 ) -> StoreResult<Leased> {
-    let low_water = fence(connection, tenant, holder.agent_id, holder.epoch).await?;
-    let window = low_water.saturating_add(limits::ORDER_WINDOW);
     let rows = sqlx::query(QUEUED)
         .bind(tenant.as_str())
         .bind(holder.agent_id.to_string())
-        .bind(int(window))
+        .bind(int(holder.epoch))
+        .bind(int(limits::ORDER_WINDOW))
         .bind(now.unix_micros())
         .bind(i64::try_from(limits.commands).unwrap_or(i64::MAX))
         .fetch_all(&mut *connection)
         .await?;
+    let (_gateway, rows) = rows.split_first().ok_or(StoreError::Fenced)?;
     let mut leased = Leased::default();
-    for row in &rows {
+    for row in rows {
         let mut command = CommandRow::read(row)?;
         if command.attempt >= limits.attempts_max {
             let note = Note {

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use serde_json::json;
-use sqlx::SqliteConnection;
-use sqlx::sqlite::SqliteRow;
+use sqlx::query::Query;
+use sqlx::sqlite::{SqliteArguments, SqliteRow};
+use sqlx::{Sqlite, SqliteConnection};
 use viworks_common::admission::{
     Admission, Confirmation, HelloFacts, IdentityRow, admit as decide, confirm as decide_confirm,
 };
@@ -13,7 +14,6 @@ use viworks_common::command::{CommandEvent, CommandState};
 use viworks_common::id::{AgentId, CommandId, SessionId, Tenant};
 use viworks_common::time::Timestamp;
 
-use super::agents::set_labels;
 use super::row::{Reader, int, to_json};
 use super::settle::{self, CommandRow, Note};
 use super::{audit, telemetry};
@@ -29,36 +29,55 @@ const ORDER_MAX: u64 = 1 << 53;
 pub(super) const FENCE: &str = "\
 SELECT low_water FROM gateways WHERE tenant = ?1 AND agent_id = ?2 AND confirmed = ?3 AND revoked_at IS NULL";
 
-pub(super) const LOW_WATER: &str =
-    "SELECT low_water FROM gateways WHERE tenant = ?1 AND agent_id = ?2";
-
+/// With a session's epoch and id, also whether that session is admitted and waits to be confirmed.
 pub(super) const IDENTITY: &str = "\
 SELECT g.agent_id, g.confirmed, g.issued, g.key_generation, g.last_agent_run_id, g.revoked_at, g.next_order,
-       g.low_water, g.session_epoch, s.session_id, s.agent_run_id, c.digest AS catalogue_digest
+       g.low_water, g.session_epoch, s.session_id, s.agent_run_id, c.digest AS catalogue_digest,
+       EXISTS (SELECT 1 FROM sessions AS n WHERE n.tenant = g.tenant AND n.agent_id = g.agent_id AND n.epoch = ?3
+               AND n.session_id = ?4 AND n.ended_at IS NULL) AS admitted
 FROM gateways AS g
 LEFT JOIN sessions AS s ON s.tenant = g.tenant AND s.agent_id = g.agent_id AND s.epoch = g.session_epoch
 LEFT JOIN catalogues AS c ON c.tenant = g.tenant AND c.agent_id = g.agent_id
 WHERE g.tenant = ?1 AND g.agent_id = ?2";
 
-pub(super) const SWAP: &str = "\
-UPDATE gateways SET confirmed = ?5, issued = ?6, key_generation = ?7, last_agent_run_id = ?8, next_order = ?9,
-       low_water = ?10, last_seen_at = ?11
-WHERE tenant = ?1 AND agent_id = ?2 AND confirmed = ?3 AND issued = ?4 AND revoked_at IS NULL";
+/// The compare-and-swap of an identity's counters, with whatever else changes in the row.
+macro_rules! swap {
+    ($more:literal) => {
+        concat!(
+            "UPDATE gateways SET confirmed = $5, issued = $6, key_generation = $7, last_agent_run_id = $8, \
+             next_order = $9, low_water = $10",
+            $more,
+            " WHERE tenant = $1 AND agent_id = $2 AND confirmed = $3 AND issued = $4 AND revoked_at IS NULL \
+             RETURNING low_water"
+        )
+    };
+}
 
-pub(super) const ADMITTED: &str = "\
-INSERT INTO sessions (tenant, agent_id, epoch, session_id, agent_run_id, install_id, boot_id, peer_address,
-                      fingerprint, agent_version, labels, pin_set_version, admitted_at)
-VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)";
+/// What a HELLO that is accepted changes. Its row is the low-water mark; none when somebody else moved the counters.
+pub(super) const ADMIT: &str = concat!(
+    swap!(", last_seen_at = $11"),
+    "; INSERT INTO sessions (tenant, agent_id, epoch, session_id, agent_run_id, install_id, boot_id, peer_address, \
+                             fingerprint, agent_version, labels, pin_set_version, admitted_at) \
+       VALUES ($1, $2, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $11)"
+);
 
-pub(super) const CONFIRMED: &str = "\
-UPDATE sessions SET confirmed_at = ?5
-WHERE tenant = ?1 AND agent_id = ?2 AND epoch = ?3 AND session_id = ?4 AND ended_at IS NULL
-RETURNING agent_id, agent_version, labels, pin_set_version";
-
-pub(super) const OCCUPY: &str = "\
-UPDATE gateways SET session_epoch = ?3, agent_version = ?4, pin_set_version = ?5, round_trip_us = NULL,
-       clock_skew_ms = NULL, spool_records = 0, spool_bytes = 0, commands_running = 0
-WHERE tenant = ?1 AND agent_id = ?2";
+/// What a confirmation changes: the session is the gateway's live one, what its HELLO said takes effect, and the one
+/// before it has ended. Its row is as that of [`ADMIT`].
+pub(super) const CONFIRM: &str = concat!(
+    swap!(
+        ", last_seen_at = $11, session_epoch = $12, \
+         (agent_version, pin_set_version) = (SELECT n.agent_version, n.pin_set_version FROM sessions AS n \
+             WHERE n.tenant = $1 AND n.agent_id = $2 AND n.epoch = $12), \
+         round_trip_us = NULL, clock_skew_ms = NULL, spool_records = 0, spool_bytes = 0, commands_running = 0"
+    ),
+    "; UPDATE sessions SET confirmed_at = $11 WHERE tenant = $1 AND agent_id = $2 AND epoch = $12; \
+     UPDATE sessions SET ended_at = $11, code = $14 \
+     WHERE tenant = $1 AND agent_id = $2 AND epoch = $13 AND ended_at IS NULL; \
+     DELETE FROM labels WHERE tenant = $1 AND agent_id = $2 AND source = $15; \
+     INSERT INTO labels (tenant, agent_id, key, source, value) \
+     SELECT $1, $2, label.key, $15, label.value \
+     FROM sessions AS n, json_each(n.labels) AS label WHERE n.tenant = $1 AND n.agent_id = $2 AND n.epoch = $12"
+);
 
 pub(super) const ENDED: &str = "\
 UPDATE sessions SET ended_at = ?4, code = ?5
@@ -121,35 +140,26 @@ pub(super) async fn fence(
     Reader::new("gateways", &current).count("low_water")
 }
 
-/// Up to which order everything of a gateway is final.
-pub(super) async fn low_water(
-    connection: &mut SqliteConnection,
-    tenant: &Tenant,
-    agent_id: AgentId,
-) -> StoreResult<u64> {
-    let row = sqlx::query(LOW_WATER)
-        .bind(tenant.as_str())
-        .bind(agent_id.to_string())
-        .fetch_one(connection)
-        .await?;
-    Reader::new("gateways", &row).count("low_water")
-}
-
 struct Identity {
     row: IdentityRow,
     live: Option<(SessionId, u64)>,
     live_run: Option<viworks_common::id::AgentRunId>,
     catalogue_digest: Option<String>,
+    /// The session that was asked about is admitted and waits to be confirmed.
+    admitted: bool,
 }
 
 async fn identity(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
     agent_id: AgentId,
+    session: Option<(u64, SessionId)>,
 ) -> StoreResult<Option<Identity>> {
     let row = sqlx::query(IDENTITY)
         .bind(tenant.as_str())
         .bind(agent_id.to_string())
+        .bind(session.map(|(epoch, _)| int(epoch)))
+        .bind(session.map(|(_, session_id)| session_id.to_string()))
         .fetch_optional(connection)
         .await?;
     let Some(row) = row else {
@@ -173,6 +183,7 @@ async fn identity(
         live,
         live_run: reader.parse_optional("agent_run_id")?,
         catalogue_digest: reader.get("catalogue_digest")?,
+        admitted: reader.get("admitted")?,
     }))
 }
 
@@ -183,7 +194,7 @@ pub(super) async fn admit(
     request: &AdmitRequest,
     now: Timestamp,
 ) -> StoreResult<AdmitOutcome> {
-    let Some(known) = identity(connection, tenant, request.agent_id).await? else {
+    let Some(known) = identity(connection, tenant, request.agent_id, None).await? else {
         return Ok(AdmitOutcome::Unknown);
     };
     let facts = HelloFacts {
@@ -246,18 +257,10 @@ pub(super) async fn admit(
             .await;
         }
     };
-    swap(
-        connection,
-        tenant,
-        request.agent_id,
-        &known.row,
-        &after,
-        now,
-    )
-    .await?;
-    insert_session(connection, tenant, request, issued, now).await?;
+    let mut low_water =
+        insert(connection, tenant, request, &known.row, &after, issued, now).await?;
     if let Some(highest_order) = rolled_back_to {
-        settle_rolled_back(connection, tenant, request, highest_order, now).await?;
+        low_water = settle_rolled_back(connection, tenant, request, highest_order, now).await?;
     }
     let committed = telemetry::settle_positions(
         connection,
@@ -281,7 +284,6 @@ pub(super) async fn admit(
         )
         .await?;
     }
-    let low_water = low_water(connection, tenant, request.agent_id).await?;
     Ok(AdmitOutcome::Accepted(Box::new(Admitted {
         presented,
         issued,
@@ -320,16 +322,16 @@ async fn refuse(
     Ok(outcome)
 }
 
-/// The compare-and-swap of an identity's counters.
-async fn swap(
-    connection: &mut SqliteConnection,
-    tenant: &Tenant,
+/// Binds the parameters of a compare-and-swap.
+fn swap<'q>(
+    sql: &'static str,
+    tenant: &'q Tenant,
     agent_id: AgentId,
     before: &IdentityRow,
     after: &IdentityRow,
     now: Timestamp,
-) -> StoreResult<()> {
-    let done = sqlx::query(SWAP)
+) -> Query<'q, Sqlite, SqliteArguments> {
+    sqlx::query(sql)
         .bind(tenant.as_str())
         .bind(agent_id.to_string())
         .bind(int(before.confirmed))
@@ -341,25 +343,28 @@ async fn swap(
         .bind(int(after.next_order))
         .bind(int(after.low_water))
         .bind(now.unix_micros())
-        .execute(connection)
-        .await?;
-    if done.rows_affected() == 1 {
-        Ok(())
-    } else {
-        Err(StoreError::Fenced)
-    }
 }
 
-async fn insert_session(
+/// Runs a compare-and-swap; answers the low-water mark.
+async fn swapped(
+    connection: &mut SqliteConnection,
+    swap: Query<'_, Sqlite, SqliteArguments>,
+) -> StoreResult<u64> {
+    let rows = swap.fetch_all(connection).await?;
+    let row = rows.first().ok_or(StoreError::Fenced)?;
+    Reader::new("gateways", row).count("low_water")
+}
+
+async fn insert(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
     request: &AdmitRequest,
+    before: &IdentityRow,
+    after: &IdentityRow,
     epoch: u64,
     now: Timestamp,
-) -> StoreResult<()> {
-    sqlx::query(ADMITTED)
-        .bind(tenant.as_str())
-        .bind(request.agent_id.to_string())
+) -> StoreResult<u64> {
+    let admit = swap(ADMIT, tenant, request.agent_id, before, after, now)
         .bind(int(epoch))
         .bind(request.session_id.to_string())
         .bind(request.agent_run_id.to_string())
@@ -369,11 +374,8 @@ async fn insert_session(
         .bind(request.fingerprint.as_slice())
         .bind(&request.agent_version)
         .bind(to_json(&request.labels))
-        .bind(int(request.pin_set_version))
-        .bind(now.unix_micros())
-        .execute(connection)
-        .await?;
-    Ok(())
+        .bind(int(request.pin_set_version));
+    swapped(connection, admit).await
 }
 
 /// The database forgot what happened since a backup: whatever may have run meanwhile can never be offered again.
@@ -383,7 +385,7 @@ async fn settle_rolled_back(
     request: &AdmitRequest,
     highest_order: u64,
     now: Timestamp,
-) -> StoreResult<()> {
+) -> StoreResult<u64> {
     let unreported: BTreeSet<_> = request.unreported.iter().copied().collect();
     let mut ended = 0_u64;
     for mut command in
@@ -409,7 +411,7 @@ async fn settle_rolled_back(
         .await?;
         ended += u64::from(command.state.is_final());
     }
-    settle::raise_low_water(connection, tenant, request.agent_id).await?;
+    let low_water = settle::raise_low_water(connection, tenant, request.agent_id).await?;
     let detail = json!({ "epoch": request.epoch, "highest_order": highest_order, "ended": ended });
     note(
         connection,
@@ -420,7 +422,8 @@ async fn settle_rolled_back(
         detail,
         now,
     )
-    .await
+    .await?;
+    Ok(low_water)
 }
 
 /// Confirms an epoch: from here on every older session is fenced.
@@ -430,10 +433,11 @@ pub(super) async fn confirm(
     request: &ConfirmRequest,
     now: Timestamp,
 ) -> StoreResult<ConfirmOutcome> {
-    let Some(known) = identity(connection, tenant, request.agent_id).await? else {
+    let asked = Some((request.issued, request.session_id));
+    let Some(known) = identity(connection, tenant, request.agent_id, asked).await? else {
         return Ok(ConfirmOutcome::Superseded);
     };
-    if known.row.revoked {
+    if known.row.revoked || !known.admitted {
         return Ok(ConfirmOutcome::Superseded);
     }
     let decision = decide_confirm(
@@ -446,65 +450,15 @@ pub(super) async fn confirm(
         Confirmation::Confirmed(after) => after,
         Confirmation::Superseded => return Ok(ConfirmOutcome::Superseded),
     };
-    let Some(session) = confirm_row(connection, tenant, request, now).await? else {
-        return Ok(ConfirmOutcome::Superseded);
-    };
-    swap(
-        connection,
-        tenant,
-        request.agent_id,
-        &known.row,
-        &after,
-        now,
-    )
-    .await?;
-    if let Some((_, epoch)) = known.live {
-        let code = CloseCode::Superseded;
-        mark_ended(connection, tenant, request.agent_id, epoch, code, now).await?;
-    }
-    occupy(connection, tenant, request, &session).await?;
-    let mut confirmed = settle_older(connection, tenant, request, now).await?;
-    confirmed.low_water = low_water(connection, tenant, request.agent_id).await?;
+    let confirm = swap(CONFIRM, tenant, request.agent_id, &known.row, &after, now)
+        .bind(int(request.issued))
+        .bind(known.live.map(|(_, epoch)| int(epoch)))
+        .bind(CloseCode::Superseded.name())
+        .bind(LabelSource::Gateway.name());
+    let low_water = swapped(connection, confirm).await?;
+    let mut confirmed = settle_older(connection, tenant, request, low_water, now).await?;
     confirmed.fenced = known.live.map(|(session_id, _)| session_id);
     Ok(ConfirmOutcome::Confirmed(Box::new(confirmed)))
-}
-
-async fn confirm_row(
-    connection: &mut SqliteConnection,
-    tenant: &Tenant,
-    request: &ConfirmRequest,
-    now: Timestamp,
-) -> StoreResult<Option<SqliteRow>> {
-    let row = sqlx::query(CONFIRMED)
-        .bind(tenant.as_str())
-        .bind(request.agent_id.to_string())
-        .bind(int(request.issued))
-        .bind(request.session_id.to_string())
-        .bind(now.unix_micros())
-        .fetch_optional(connection)
-        .await?;
-    Ok(row)
-}
-
-/// Makes a session the gateway's live one; what its HELLO said takes effect.
-async fn occupy(
-    connection: &mut SqliteConnection,
-    tenant: &Tenant,
-    request: &ConfirmRequest,
-    session: &SqliteRow,
-) -> StoreResult<()> {
-    let reader = Reader::new("sessions", session);
-    sqlx::query(OCCUPY)
-        .bind(tenant.as_str())
-        .bind(request.agent_id.to_string())
-        .bind(int(request.issued))
-        .bind(reader.get::<String>("agent_version")?)
-        .bind(reader.get::<i64>("pin_set_version")?)
-        .execute(&mut *connection)
-        .await?;
-    let labels: String = reader.get("labels")?;
-    let source = LabelSource::Gateway;
-    set_labels(connection, tenant, request.agent_id, source, &labels).await
 }
 
 /// What older sessions and processes left behind.
@@ -512,6 +466,7 @@ async fn settle_older(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
     request: &ConfirmRequest,
+    low_water: u64,
     now: Timestamp,
 ) -> StoreResult<Confirmed> {
     let unreported: BTreeSet<CommandId> = request.unreported.iter().copied().collect();
@@ -519,7 +474,7 @@ async fn settle_older(
         released: Vec::new(),
         cancel_requested: Vec::new(),
         ended_indeterminate: Vec::new(),
-        low_water: 0,
+        low_water,
         fenced: None,
     };
     for mut command in settle::load_open(connection, tenant, request.agent_id, u64::MAX).await? {
@@ -545,6 +500,7 @@ async fn settle_older(
             | CommandState::Dead
             | CommandState::Indeterminate => {}
         }
+        confirmed.low_water = command.low_water.unwrap_or(confirmed.low_water);
     }
     Ok(confirmed)
 }

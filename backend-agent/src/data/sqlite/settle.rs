@@ -84,7 +84,7 @@ pub(super) const RAISE_LOW_WATER: &str = "\
 UPDATE gateways SET low_water = max(low_water, coalesce(
     (SELECT min(order_no) - 1 FROM commands WHERE tenant = $1 AND agent_id = $2 AND finished_at IS NULL),
     next_order - 1))
-WHERE tenant = $1 AND agent_id = $2";
+WHERE tenant = $1 AND agent_id = $2 RETURNING low_water";
 
 /// A command as its state changes see it.
 #[derive(Debug, Clone)]
@@ -151,18 +151,18 @@ pub(super) struct Note<'a> {
     pub(super) result: Option<&'a str>,
 }
 
-/// Raises the low-water mark past orders that no command of this database has.
+/// Raises the low-water mark past orders that no command of this database has; answers where it is.
 pub(super) async fn raise_low_water(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
     agent_id: AgentId,
-) -> StoreResult<()> {
-    sqlx::query(RAISE_LOW_WATER)
+) -> StoreResult<u64> {
+    let row = sqlx::query(RAISE_LOW_WATER)
         .bind(tenant.as_str())
         .bind(agent_id.to_string())
-        .execute(connection)
+        .fetch_one(connection)
         .await?;
-    Ok(())
+    Reader::new("gateways", &row).count("low_water")
 }
 
 /// What a session has to do with.

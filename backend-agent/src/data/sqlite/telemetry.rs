@@ -11,20 +11,29 @@ use viworks_runtime::fault;
 
 use super::page::{Fetched, rows_wanted};
 use super::row::{Reader, int, to_json};
-use super::sessions::fence;
 use crate::data::{
-    Listing, Page, StoreError, StoreResult, StoredGap, StoredRecord, StreamSummary,
-    TelemetryCommit, TelemetryCursor, TelemetryOutcome, TelemetryQuery, TelemetryWrite,
+    Listing, Page, StoreResult, StoredGap, StoredRecord, StreamSummary, TelemetryCommit,
+    TelemetryCursor, TelemetryOutcome, TelemetryQuery, TelemetryWrite,
 };
 
 /// Rows in one statement: large enough to be fast, small enough to keep its document small.
 const CHUNK_ROWS: usize = 1_000;
 
-pub(super) const POSITION: &str = "\
-SELECT seq FROM telemetry_positions WHERE tenant = ?1 AND agent_id = ?2 AND spool_epoch = ?3";
+/// Which of the named sessions are live, and how far the named spool epochs are committed: a row for each live one.
+pub(super) const STANDING: &str = "\
+SELECT write.key AS number, p.seq
+FROM json_each(?2) AS write
+JOIN gateways AS g ON g.tenant = ?1 AND g.agent_id = write.value ->> 0 AND g.confirmed = write.value ->> 1
+     AND g.revoked_at IS NULL
+LEFT JOIN telemetry_positions AS p ON p.tenant = ?1 AND p.agent_id = write.value ->> 0
+     AND p.spool_epoch = write.value ->> 2";
 
 pub(super) const POSITIONS: &str = "\
 SELECT spool_epoch, seq FROM telemetry_positions WHERE tenant = ?1 AND agent_id = ?2 ORDER BY spool_epoch";
+
+pub(super) const POSITIONS_NAMED: &str = "\
+SELECT spool_epoch, seq FROM telemetry_positions
+WHERE tenant = ?1 AND agent_id = ?2 AND spool_epoch IN (SELECT value FROM json_each(?3))";
 
 pub(super) const INSERT: &str = "\
 INSERT INTO telemetry (tenant, agent_id, spool_epoch, seq, stream, observed_at, stored_at, fields)
@@ -107,32 +116,49 @@ pub(super) async fn commit(
     writes: &[TelemetryWrite],
     now: Timestamp,
 ) -> StoreResult<Vec<TelemetryOutcome>> {
+    let standing = standing(connection, tenant, writes).await?;
     let mut gathered = Gathered::default();
     let mut outcomes = Vec::with_capacity(writes.len());
-    for write in writes {
-        match fence(connection, tenant, write.agent_id, write.epoch).await {
-            Ok(_low_water) => {}
-            Err(StoreError::Fenced) => {
-                outcomes.push(TelemetryOutcome::Fenced);
-                continue;
-            }
-            Err(other) => return Err(other),
-        }
+    for (number, write) in writes.iter().enumerate() {
+        let Some(committed) = standing.get(&number) else {
+            outcomes.push(TelemetryOutcome::Fenced);
+            continue;
+        };
         if let Err(malformed) = check(&write.batch) {
             outcomes.push(TelemetryOutcome::Malformed(malformed));
             continue;
         }
         let origin = (write.agent_id, write.batch.spool_epoch);
-        let before = match gathered.positions.get(&origin) {
-            Some(seq) => *seq,
-            None => position(connection, tenant, origin.0, origin.1).await?,
-        };
+        let before = *gathered.positions.get(&origin).unwrap_or(committed);
         let added = gathered.add(origin, before, &write.batch, now);
         outcomes.push(TelemetryOutcome::Committed(added));
     }
     gathered.write(connection, tenant, now).await?;
     fault::point("store.telemetry.before_commit");
     Ok(outcomes)
+}
+
+/// For each write of a live session, how far its spool epoch is committed; zero when nothing is.
+async fn standing(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    writes: &[TelemetryWrite],
+) -> StoreResult<BTreeMap<usize, u64>> {
+    let named: Vec<_> = writes
+        .iter()
+        .map(|write| (write.agent_id, int(write.epoch), write.batch.spool_epoch))
+        .collect();
+    let rows = sqlx::query(STANDING)
+        .bind(tenant.as_str())
+        .bind(to_json(&named))
+        .fetch_all(connection)
+        .await?;
+    let read = |row: &SqliteRow| {
+        let reader = Reader::new("telemetry_positions", row);
+        let number = usize::try_from(reader.count("number")?).unwrap_or(usize::MAX);
+        Ok((number, reader.count_optional("seq")?.unwrap_or(0)))
+    };
+    rows.iter().map(read).collect()
 }
 
 fn check(batch: &Batch) -> Result<(), MalformedBatch> {
@@ -276,13 +302,26 @@ pub(super) async fn settle_positions(
         positions: Vec::with_capacity(named.len()),
         missing: 0,
     };
+    if named.is_empty() {
+        return Ok(settled);
+    }
+    let epochs: Vec<_> = named.iter().map(|asked| asked.spool_epoch).collect();
+    let rows = sqlx::query(POSITIONS_NAMED)
+        .bind(tenant.as_str())
+        .bind(agent_id.to_string())
+        .bind(to_json(&epochs))
+        .fetch_all(&mut *connection)
+        .await?;
+    let mut known = BTreeMap::new();
+    for row in &rows {
+        let position = read_position(row)?;
+        known.insert(position.spool_epoch, position.seq);
+    }
     let mut gathered = Gathered::default();
     for asked in named {
         let origin = (agent_id, asked.spool_epoch);
-        let before = match gathered.positions.get(&origin) {
-            Some(seq) => *seq,
-            None => position(connection, tenant, agent_id, asked.spool_epoch).await?,
-        };
+        let committed = known.get(&asked.spool_epoch);
+        let before = *gathered.positions.get(&origin).or(committed).unwrap_or(&0);
         // Numbers beyond the store's range would take centuries to reach.
         let told = asked.seq.min(i64::MAX.unsigned_abs());
         if told > before {
@@ -302,24 +341,6 @@ pub(super) async fn settle_positions(
     Ok(settled)
 }
 
-/// How far one spool epoch is committed; zero when nothing is.
-pub(super) async fn position(
-    connection: &mut SqliteConnection,
-    tenant: &Tenant,
-    agent_id: AgentId,
-    spool_epoch: AgentRunId,
-) -> StoreResult<u64> {
-    let row = sqlx::query(POSITION)
-        .bind(tenant.as_str())
-        .bind(agent_id.to_string())
-        .bind(spool_epoch.to_string())
-        .fetch_optional(connection)
-        .await?;
-    row.map_or(Ok(0), |row| {
-        Reader::new("telemetry_positions", &row).count("seq")
-    })
-}
-
 /// How far every spool epoch is committed.
 pub(super) async fn positions(
     connection: &mut SqliteConnection,
@@ -331,15 +352,15 @@ pub(super) async fn positions(
         .bind(agent_id.to_string())
         .fetch_all(connection)
         .await?;
-    rows.iter()
-        .map(|row| {
-            let reader = Reader::new("telemetry_positions", row);
-            Ok(Position {
-                spool_epoch: reader.parse("spool_epoch")?,
-                seq: reader.count("seq")?,
-            })
-        })
-        .collect()
+    rows.iter().map(read_position).collect()
+}
+
+fn read_position(row: &SqliteRow) -> StoreResult<Position> {
+    let reader = Reader::new("telemetry_positions", row);
+    Ok(Position {
+        spool_epoch: reader.parse("spool_epoch")?,
+        seq: reader.count("seq")?,
+    })
 }
 
 /// Records by time.
