@@ -33,6 +33,31 @@ impl Binaries {
         })
     }
 
+    /// The programs as they ship, optimised.
+    ///
+    /// # Panics
+    /// When they cannot be built.
+    #[must_use]
+    pub fn released() -> &'static Self {
+        static BUILT: OnceLock<Binaries> = OnceLock::new();
+        BUILT.get_or_init(|| {
+            let target = workspace().join("target");
+            build_into(
+                &target,
+                "release",
+                &[
+                    "--release",
+                    "-p",
+                    "viworks-operator-cli",
+                    "-p",
+                    "viworks-gateway-agent",
+                    "-p",
+                    "viworks-backend-agent",
+                ],
+            )
+        })
+    }
+
     /// The agents with crash points, in a target folder of their own.
     ///
     /// # Panics
@@ -84,22 +109,29 @@ pub fn workspace() -> PathBuf {
         .unwrap_or_default()
 }
 
-/// The target folder this very test was built into.
+/// The target folder this very program was built into: a test lies in `target/PROFILE/deps`, a program above it.
 fn target() -> PathBuf {
-    let exe = std::env::current_exe().expect("a running test has a path");
-    // target/debug/deps/test-0123: three levels up.
-    exe.ancestors()
-        .nth(3)
+    let exe = std::env::current_exe().expect("a running program has a path");
+    let profile = exe
+        .ancestors()
+        .skip(1)
+        .find(|folder| !folder.ends_with("deps"));
+    profile
+        .and_then(Path::parent)
         .map(Path::to_path_buf)
-        .expect("a test binary lies in target/PROFILE/deps")
+        .expect("a program lies in target/PROFILE")
 }
 
 fn build(packages: &[&str], own_folder: Option<&str>) -> Binaries {
     let target = own_folder.map_or_else(target, |name| target().join(name));
+    build_into(&target, "debug", packages)
+}
+
+fn build_into(target: &Path, profile: &str, packages: &[&str]) -> Binaries {
     let output = Command::new(env!("CARGO"))
         .current_dir(workspace())
         .args(["build", "--quiet", "--locked", "--target-dir"])
-        .arg(&target)
+        .arg(target)
         .args(packages)
         .stdin(Stdio::null())
         .output()
@@ -110,6 +142,6 @@ fn build(packages: &[&str], own_folder: Option<&str>) -> Binaries {
         String::from_utf8_lossy(&output.stderr)
     );
     Binaries {
-        folder: target.join("debug"),
+        folder: target.join(profile),
     }
 }

@@ -292,13 +292,7 @@ impl Deployment {
     /// # Panics
     /// When the database cannot be read.
     pub async fn stored_telemetry(&self, stream: &str) -> StoredTelemetry {
-        use sqlx::Connection;
-        let options = sqlx::sqlite::SqliteConnectOptions::new()
-            .filename(self.path().join("backend/state/backend.sqlite"))
-            .read_only(true);
-        let mut connection = sqlx::SqliteConnection::connect_with(&options)
-            .await
-            .expect("the database opens");
+        let mut connection = self.database().await;
         let (records, keys): (i64, i64) = sqlx::query_as(
             "SELECT count(*), count(DISTINCT agent_id || spool_epoch || seq) FROM telemetry WHERE stream = ?",
         )
@@ -318,6 +312,46 @@ impl Deployment {
             keys: count(keys),
             in_gaps: count(gaps),
         }
+    }
+
+    /// Every command that the database holds.
+    ///
+    /// # Panics
+    /// When the database cannot be read.
+    pub async fn stored_commands(&self) -> Vec<StoredCommand> {
+        let rows: Vec<(String, String, String)> = sqlx::query_as(
+            "SELECT c.command_id, r.name, c.state FROM commands AS c \
+             JOIN runs AS r ON r.tenant = c.tenant AND r.run_id = c.run_id",
+        )
+        .fetch_all(&mut self.database().await)
+        .await
+        .expect("commands can be listed");
+        rows.into_iter()
+            .map(|(id, name, state)| StoredCommand { id, name, state })
+            .collect()
+    }
+
+    /// How many commands are not final.
+    ///
+    /// # Panics
+    /// When the database cannot be read.
+    pub async fn open_commands(&self) -> usize {
+        let open: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM commands WHERE finished_at IS NULL")
+                .fetch_one(&mut self.database().await)
+                .await
+                .expect("commands can be counted");
+        usize::try_from(open).expect("counts are not negative")
+    }
+
+    async fn database(&self) -> sqlx::SqliteConnection {
+        use sqlx::Connection;
+        let options = sqlx::sqlite::SqliteConnectOptions::new()
+            .filename(self.path().join("backend/state/backend.sqlite"))
+            .read_only(true);
+        sqlx::SqliteConnection::connect_with(&options)
+            .await
+            .expect("the database opens")
     }
 
     /// Waits until a run is finished.
@@ -402,6 +436,17 @@ impl Deployment {
         })
         .await
     }
+}
+
+/// A command as the database has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredCommand {
+    /// Its id.
+    pub id: String,
+    /// The command's name.
+    pub name: String,
+    /// Its state.
+    pub state: String,
 }
 
 /// What a database holds of one stream.

@@ -9,3 +9,4 @@ mod limbo;
 mod points;
 mod refusals;
 mod reload;
+mod soak;

@@ -1,0 +1,167 @@
+//! A soak: real gateways and a real backend for an hour under faults, and an exact account at the end.
+
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program for people: the account on standard output, progress on standard error"
+)]
+
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use tokio::time::{Instant, sleep};
+use viworks_testkit::binaries::Binaries;
+use viworks_testkit::deployment::{Deployment, Start};
+
+use crate::account::Account;
+use crate::fleet::Fleet;
+use crate::memory::Memory;
+use crate::operator::Operator;
+use crate::relay::Relay;
+
+mod account;
+mod faults;
+mod fleet;
+mod memory;
+mod operator;
+mod relay;
+
+/// Run the shipped programs for a long time while processes are killed and stopped and connections cut, then account
+/// for every command and every record.
+#[derive(Debug, Parser)]
+#[command(name = "soak", version)]
+struct Cli {
+    /// How long faults are injected
+    #[arg(long, default_value_t = 60.0, value_parser = minutes)]
+    minutes: f64,
+    /// Gateways, each a process of the shipped agent
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(2..=1_000))]
+    agents: u16,
+}
+
+fn minutes(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_text| "not a number".to_owned())?;
+    if (0.2..=10_080.0).contains(&number) {
+        Ok(number)
+    } else {
+        Err("0.2 to 10080 are possible".to_owned())
+    }
+}
+
+/// How long the system may take to come to rest when the faults have ended.
+const REST_WITHIN: Duration = Duration::from_secs(600);
+
+fn main() -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("the runtime cannot be started");
+    let outcome = runtime.and_then(|runtime| runtime.block_on(soak(&Cli::parse())));
+    match outcome {
+        Ok(account) => {
+            println!("{account}");
+            if account.holds() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            }
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn soak(cli: &Cli) -> anyhow::Result<Account> {
+    eprintln!("building the programs …");
+    let programs = if cfg!(debug_assertions) {
+        Binaries::shipped()
+    } else {
+        Binaries::released()
+    };
+    let mut system = Deployment::new(programs);
+    let relay = Relay::open().await?;
+    let mut fleet = Fleet::issue(&system, usize::from(cli.agents), &relay.address());
+    system.start_backend(Start::default()).await;
+    relay.forward_to(system.agents_address());
+    fleet.start_all(&system)?;
+    let operator = Operator::new(&system)?;
+    operator.all_online(fleet.size()).await?;
+
+    let minutes = Duration::from_secs_f64(cli.minutes * 60.0);
+    eprintln!(
+        "{} gateways are online; faults for {} minutes …",
+        fleet.size(),
+        cli.minutes
+    );
+    let over = AtomicBool::new(false);
+    let folders = fleet.folders();
+    let until = Instant::now() + minutes;
+    let mut memory = Memory::default();
+    let (faults, (), submitted, fed) = tokio::join!(
+        async {
+            let faults = faults::inject(&mut system, &mut fleet, &relay, until, &mut memory).await;
+            over.store(true, Ordering::Relaxed);
+            // Whoever is asked for an answer must be able to give one.
+            fleet.repair().and(faults)
+        },
+        tell(until, &over),
+        operator.submit_until(&over),
+        fleet::feed_until(&folders, &over),
+    );
+    let (faults, submitted) = (faults?, submitted?);
+
+    eprintln!("the faults are over; waiting for the last commands and records …");
+    rest(&system, &fleet).await?;
+    let memory = memory.verdict();
+    if !system
+        .backend()
+        .stop(Duration::from_secs(60))
+        .await
+        .success()
+    {
+        bail!(
+            "the backend did not stop cleanly:\n{}",
+            system.backend().log()
+        );
+    }
+    let account = Account::take(&system, &fleet, submitted, fed, faults, memory).await?;
+    fleet.stop_all().await;
+    Ok(account)
+}
+
+/// Says every few minutes that the work goes on.
+async fn tell(until: Instant, over: &AtomicBool) {
+    let mut next = Instant::now() + Duration::from_secs(300);
+    while !over.load(Ordering::Relaxed) {
+        sleep(Duration::from_secs(1)).await;
+        if Instant::now() >= next {
+            let left = until.saturating_duration_since(Instant::now());
+            eprintln!("{} minutes left", left.as_secs().div_ceil(60));
+            next += Duration::from_secs(300);
+        }
+    }
+}
+
+/// Waits until every command is final and every record is acknowledged.
+async fn rest(system: &Deployment, fleet: &Fleet) -> anyhow::Result<()> {
+    let deadline = Instant::now() + REST_WITHIN;
+    let mut undelivered: Vec<_> = (0..fleet.size()).collect();
+    loop {
+        undelivered = fleet.undelivered(&undelivered).await;
+        let open = system.open_commands().await;
+        if open == 0 && undelivered.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            bail!(
+                "after {REST_WITHIN:?} of rest {open} commands are open, and the gateways {undelivered:?} have records to deliver"
+            );
+        }
+        sleep(Duration::from_millis(500)).await;
+    }
+}
