@@ -26,8 +26,8 @@ use crate::data::{Command, Page, Run};
 /// Follows a run live. A client that reconnects with `Last-Event-ID` goes on where it was; one that fell behind gets
 /// `missed` and every state as it stands. The stream ends after `finished`.
 #[utoipa::path(get, path = "/v1/runs/{run}/events", operation_id = "followRun", tag = "runs",
-    params(("run" = String, Path, description = "The run's id"),
-        ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event that was seen")),
+    params(("run" = String, Path, format = Uuid, description = "The run's id"),
+        ("Last-Event-ID" = String, Header, pattern = "^[0-9a-f]{16}-(0|[1-9][0-9]{0,18})$", description = "The id of the last event that was seen")),
     responses((status = 200, description = "Events; the data of each is a RunEvent", body = RunEvent, content_type = "text/event-stream")))]
 pub(super) async fn stream(
     State(state): Api,

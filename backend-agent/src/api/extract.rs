@@ -191,6 +191,7 @@ pub(super) struct PageParams {
     /// Where to go on: `next` of the page before.
     pub(super) cursor: Option<String>,
     /// Most rows wanted, 1 to 1000; 100 when absent.
+    #[param(minimum = 1, maximum = 1000)]
     pub(super) limit: Option<usize>,
 }
 

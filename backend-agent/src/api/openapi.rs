@@ -7,7 +7,7 @@ use utoipa::openapi::path::{Operation, ParameterBuilder, ParameterIn, PathItem};
 use utoipa::openapi::response::Response;
 use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
-use utoipa::openapi::{Content, Ref, RefOr};
+use utoipa::openapi::{Content, Ref, RefOr, Required};
 use viworks_common::api::{
     FieldProblem, IDEMPOTENCY_REPLAYED, PROBLEM_MEDIA_TYPE, Problem, ProblemCode, REQUEST_ID,
 };
@@ -208,14 +208,18 @@ fn headers(operation: &mut Operation, access: Access) {
 fn illustrate(operation: &mut Operation, examples: &Value) {
     let id = operation.operation_id.clone().unwrap_or_default();
     for parameter in operation.parameters.iter_mut().flatten().filter_map(inline) {
+        let optional = matches!(parameter.parameter_in, ParameterIn::Header);
         let own = format!("{id}.{}", parameter.name);
         let parameters = &examples["parameters"];
         let example = parameters
             .get(own)
             .or_else(|| parameters.get(&parameter.name));
-        *parameter = ParameterBuilder::from(std::mem::take(parameter))
-            .example(example.cloned())
-            .build();
+        let mut built = ParameterBuilder::from(std::mem::take(parameter)).example(example.cloned());
+        if optional {
+            // A header that is absent is no `null`, which is what an `Option` would be described as.
+            built = built.required(Required::False);
+        }
+        *parameter = built.build();
     }
     if let Some(body) = operation.request_body.as_mut().and_then(inline) {
         for content in body.content.values_mut().filter_map(inline) {

@@ -19,6 +19,9 @@ use crate::data::{self, Actor, NewApiKey, Store, StoreError};
 /// Characters of a key's name.
 pub const NAME_CHARS_MAX: usize = 64;
 
+/// The longest validity: ten years. A key that must live longer has no end at all.
+const LIFE_MAX: Duration = Duration::from_secs(3_650 * 24 * 3_600);
+
 /// A key to be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CreateKey {
@@ -39,8 +42,8 @@ pub enum CreateError {
     /// A key without scopes opens nothing.
     #[error("at least one scope is needed")]
     NoScope,
-    /// A validity of nothing.
-    #[error("the validity must be longer than zero")]
+    /// A validity of nothing, or beyond every plan.
+    #[error("the validity must be between a millisecond and ten years")]
     BadExpiry,
     /// The secret could not be written.
     #[error("failed to write the secret to {}", path.display())]
@@ -138,7 +141,11 @@ fn check(request: &CreateKey) -> Result<(), CreateError> {
     if request.scopes.is_empty() {
         return Err(CreateError::NoScope);
     }
-    if request.expires_in.is_some_and(|span| span.is_zero()) {
+    let possible = Duration::from_millis(1)..=LIFE_MAX;
+    if request
+        .expires_in
+        .is_some_and(|span| !possible.contains(&span))
+    {
         return Err(CreateError::BadExpiry);
     }
     Ok(())

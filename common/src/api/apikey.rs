@@ -13,10 +13,13 @@ use crate::time::Timestamp;
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ApiKeyRequest {
     /// What it is for: 1 to 64 characters, shown in lists and in the audit trail.
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 64))]
     pub name: String,
     /// What it may do; a key cannot grant what it does not have itself.
+    #[cfg_attr(feature = "openapi", schema(min_items = 1))]
     pub scopes: Vec<Scope>,
-    /// How long it is valid, in milliseconds; without an end when absent.
+    /// How long it is valid, in milliseconds, at most ten years; without an end when absent.
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 315360000000_u64))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_in_ms: Option<u64>,
 }

@@ -47,9 +47,11 @@ pub struct RunRequest {
     /// Which gateways.
     pub targets: Targets,
     /// How long the command may wait for its start, in milliseconds; 15 minutes when absent.
+    #[cfg_attr(feature = "openapi", schema(minimum = 100, maximum = 2592000000_u64))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_ms: Option<u64>,
     /// A time limit below the catalogue's, in milliseconds.
+    #[cfg_attr(feature = "openapi", schema(minimum = 1))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
     /// Refuse unless exactly so many gateways are meant: for scripts whose selection may grow overnight.

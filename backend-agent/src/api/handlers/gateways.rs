@@ -24,10 +24,12 @@ pub(in crate::api) struct ListParams {
     /// Only those that are revoked (`true`) or not (`false`).
     revoked: Option<bool>,
     /// Only those with this label, as `key=value`.
+    #[param(pattern = "^[^=]+=.*$")]
     label: Option<String>,
     /// Where to go on: `next` of the page before.
     cursor: Option<String>,
     /// Most rows wanted, 1 to 1000; 100 when absent.
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
 }
 

@@ -28,7 +28,7 @@ const DEADLINE_MS_MIN: u64 = 100;
 /// Submits a run. It is accepted whole or refused whole; repeating it with the same `Idempotency-Key` is harmless.
 #[utoipa::path(post, path = "/v1/runs", operation_id = "submitRun", tag = "runs",
     request_body = RunRequest,
-    params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 printable ASCII characters; makes the submission safe to repeat for 24 hours")),
+    params(("Idempotency-Key" = String, Header, pattern = "^[!-~]{1,255}$", description = "1 to 255 printable ASCII characters; makes the submission safe to repeat for 24 hours")),
     responses((status = 201, description = "Accepted; `Location` names the run", body = Run),
         (status = 200, description = "The same submission had been accepted before: that run", body = Run),
         (status = 409, description = "Not the expected number of gateways; nothing was sent", body = viworks_common::api::Problem, content_type = "application/problem+json"),
@@ -171,7 +171,7 @@ pub(in crate::api) async fn list(
 
 /// One run.
 #[utoipa::path(get, path = "/v1/runs/{run}", operation_id = "showRun", tag = "runs",
-    params(("run" = String, Path, description = "Its id")),
+    params(("run" = String, Path, format = Uuid, description = "Its id")),
     responses((status = 200, description = "The run", body = Run)))]
 pub(in crate::api) async fn show(
     State(state): Api,
@@ -183,7 +183,7 @@ pub(in crate::api) async fn show(
 
 /// The commands of a run, without their output.
 #[utoipa::path(get, path = "/v1/runs/{run}/commands", operation_id = "listCommands", tag = "runs",
-    params(("run" = String, Path, description = "The run's id"), PageParams),
+    params(("run" = String, Path, format = Uuid, description = "The run's id"), PageParams),
     responses((status = 200, description = "One page", body = CommandList)))]
 pub(in crate::api) async fn commands(
     State(state): Api,
@@ -208,7 +208,7 @@ pub(in crate::api) async fn commands(
 
 /// One command with what was kept of its output.
 #[utoipa::path(get, path = "/v1/runs/{run}/commands/{command}", operation_id = "showCommand", tag = "runs",
-    params(("run" = String, Path, description = "The run's id"), ("command" = String, Path, description = "The command's id")),
+    params(("run" = String, Path, format = Uuid, description = "The run's id"), ("command" = String, Path, format = Uuid, description = "The command's id")),
     responses((status = 200, description = "The command", body = CommandView)))]
 pub(in crate::api) async fn command(
     State(state): Api,
@@ -230,7 +230,7 @@ pub(in crate::api) async fn command(
 
 /// Cancels a run: what may not start yet never starts, the gateways of the rest are asked to end it.
 #[utoipa::path(post, path = "/v1/runs/{run}/cancel", operation_id = "cancelRun", tag = "runs",
-    params(("run" = String, Path, description = "Its id")),
+    params(("run" = String, Path, format = Uuid, description = "Its id")),
     responses((status = 200, description = "What that did", body = RunCancelled)))]
 pub(in crate::api) async fn cancel(
     State(state): Api,
@@ -266,12 +266,13 @@ pub(in crate::api) async fn cancel(
 #[into_params(parameter_in = Query)]
 pub(in crate::api) struct WaitParams {
     /// Milliseconds, at most 60000; 30000 when absent.
+    #[param(minimum = 0, maximum = 60000)]
     timeout_ms: Option<u64>,
 }
 
 /// Waits until a run is finished, or for the given time.
 #[utoipa::path(get, path = "/v1/runs/{run}/wait", operation_id = "waitForRun", tag = "runs",
-    params(("run" = String, Path, description = "Its id"), WaitParams),
+    params(("run" = String, Path, format = Uuid, description = "Its id"), WaitParams),
     responses((status = 200, description = "The run as it stands, finished or not", body = RunWait)))]
 pub(in crate::api) async fn wait(
     State(state): Api,

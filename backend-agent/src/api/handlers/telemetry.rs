@@ -25,7 +25,7 @@ use crate::data::{Page, TelemetryCursor, TelemetryQuery};
 #[into_params(parameter_in = Query)]
 pub(in crate::api) struct RecordParams {
     /// The gateway's id or name.
-    #[param(value_type = String)]
+    #[param(value_type = String, pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
     gateway: GatewayRef,
     /// Only this stream.
     #[param(value_type = Option<String>)]
@@ -40,6 +40,7 @@ pub(in crate::api) struct RecordParams {
     /// Where to go on: `next` of the page before.
     cursor: Option<String>,
     /// Most rows wanted, 1 to 1000; 100 when absent.
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
 }
 
@@ -56,7 +57,7 @@ enum Order {
 #[into_params(parameter_in = Query)]
 pub(in crate::api) struct GatewayParams {
     /// The gateway's id or name.
-    #[param(value_type = String)]
+    #[param(value_type = String, pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
     gateway: GatewayRef,
 }
 

@@ -183,3 +183,18 @@ async fn a_key_that_cannot_be_stored_leaves_no_file() {
     assert!(matches!(made, Err(CreateError::Store(_))), "{made:?}");
     assert!(!out.exists());
 }
+
+#[tokio::test]
+async fn a_validity_of_nothing_or_beyond_ten_years_is_refused() {
+    let backend = Backend::new().await;
+    for expires_in_ms in [0, 315_360_000_001, u64::MAX] {
+        let body = json!({"name": "x", "scopes": ["runs:read"], "expires_in_ms": expires_in_ms});
+        let problem = backend
+            .post("/v1/apikeys", &body)
+            .await
+            .problem(422, "VW-H-006");
+        assert_eq!(problem["errors"][0]["field"], "expires_in_ms");
+    }
+    let body = json!({"name": "x", "scopes": ["runs:read"], "expires_in_ms": 315_360_000_000_u64});
+    assert_eq!(backend.post("/v1/apikeys", &body).await.status, 201);
+}

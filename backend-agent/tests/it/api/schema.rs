@@ -1,6 +1,7 @@
 //! A small JSON Schema validator: exactly the keywords that our description uses, and an error for any other, so that
 //! nothing goes unchecked.
 
+use regex::Regex;
 use serde_json::Value;
 use viworks_common::time::Timestamp;
 
@@ -127,6 +128,12 @@ fn at(document: &Value, schema: &Value, value: &Value, place: &str) -> Result<()
                     .is_some_and(|items| (items.len() as u64) < least)
                 {
                     return wrong(format!("fewer than {least} items"));
+                }
+            }
+            "pattern" => {
+                let pattern = Regex::new(operand.as_str().unwrap()).unwrap();
+                if value.as_str().is_some_and(|text| !pattern.is_match(text)) {
+                    return wrong(format!("does not match {pattern}"));
                 }
             }
             "format" => format(operand.as_str().unwrap(), value).or_else(wrong)?,
