@@ -21,15 +21,18 @@ mod error;
 mod job;
 mod readers;
 mod schema;
+mod together;
 mod writer;
 
 pub use error::{Constraint, Error};
 pub use futures_util::future::BoxFuture;
 pub use readers::Reader;
+pub use together::Together;
 pub use writer::Counters;
 
 use job::{Job, TypedJob};
 use readers::Readers;
+use together::TogetherJob;
 use writer::{Message, Writer};
 
 /// How long [`Database::close`] waits for the jobs that were queued before it.
@@ -203,6 +206,32 @@ impl Database {
     {
         let (reply, answer) = oneshot::channel();
         let job: Box<dyn Job> = Box::new(TypedJob::new(job, reply));
+        self.send(Message::Job(job)).await?;
+        answer
+            .await
+            .unwrap_or_else(|_gone| Err(Error::Closed.into()))
+    }
+
+    /// Like [`Self::write`], for an intent that many have at once: the questions of one `group` that wait at the same
+    /// moment are handed to `work` together, so that their statements are executed once and not once for each.
+    ///
+    /// # Errors
+    ///
+    /// The question's own, or why the transaction could not be made or committed.
+    pub async fn write_together<G, Q, T, E>(
+        &self,
+        group: G,
+        question: Q,
+        work: Together<Q, T, E>,
+    ) -> Result<T, E>
+    where
+        G: Clone + Eq + Send + 'static,
+        Q: Clone + Send + Sync + 'static,
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        let job: Box<dyn Job> = Box::new(TogetherJob::new(group, question, work, reply));
         self.send(Message::Job(job)).await?;
         answer
             .await

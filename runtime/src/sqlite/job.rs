@@ -1,5 +1,6 @@
 //! A queued write, whatever its types are.
 
+use std::any::Any;
 use std::panic::AssertUnwindSafe;
 
 use futures_util::FutureExt;
@@ -20,6 +21,25 @@ pub(super) trait Job: Send {
 
     /// Gives whoever waits its outcome, or the reason why that did not come to pass.
     fn answer(self: Box<Self>, fate: Result<(), Error>);
+
+    /// How many wait.
+    fn questions(&self) -> usize {
+        1
+    }
+
+    /// Itself, for one of its kind.
+    fn as_any(&self) -> &dyn Any;
+
+    /// The same, by value.
+    fn into_any(self: Box<Self>) -> Box<dyn Any + Send>;
+
+    /// Takes over a job of its own kind; gives any other back.
+    fn absorb(&mut self, other: Box<dyn Job>) -> Option<Box<dyn Job>> {
+        Some(other)
+    }
+
+    /// A job for each that waits, after [`Verdict::Split`].
+    fn split(self: Box<Self>) -> Vec<Box<dyn Job>>;
 }
 
 /// What to do with the effects of a job.
@@ -29,6 +49,8 @@ pub(super) enum Verdict {
     Keep,
     /// Undo them.
     Undo,
+    /// Undo them, and carry out the job in its parts.
+    Split,
 }
 
 /// The job behind one call of `Database::write`.
@@ -50,9 +72,12 @@ impl<F, T, E> TypedJob<F, T, E> {
 
 impl<F, T, E> Job for TypedJob<F, T, E>
 where
-    F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, E>> + Clone + Send,
-    T: Send,
-    E: From<Error> + Send,
+    F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, E>>
+        + Clone
+        + Send
+        + 'static,
+    T: Send + 'static,
+    E: From<Error> + Send + 'static,
 {
     fn run<'c>(
         &'c mut self,
@@ -93,5 +118,17 @@ where
         };
         // Nobody waits any more; the effects stand all the same.
         drop(self.reply.send(outcome));
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any + Send> {
+        self
+    }
+
+    fn split(self: Box<Self>) -> Vec<Box<dyn Job>> {
+        vec![self]
     }
 }

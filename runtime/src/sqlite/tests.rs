@@ -531,3 +531,90 @@ async fn closing_finishes_what_was_queued_and_refuses_what_comes_later() {
     assert!(matches!(database.read().await, Err(Error::Closed)));
     database.close().await.unwrap();
 }
+
+/// Inserts names; one that begins with `no` is refused, one that is `bad` fails the whole, and each call notes its size.
+fn insert_all<'c>(
+    connection: &'c mut SqliteConnection,
+    names: Arc<Vec<(String, SizeLog)>>,
+) -> BoxFuture<'c, Result<Vec<Result<String, Error>>, Error>> {
+    Box::pin(async move {
+        let mut answers = Vec::new();
+        for (name, log) in names.iter() {
+            log.lock().unwrap().push(names.len());
+            if name.starts_with("no") {
+                answers.push(Err(Error::ReadersBusy));
+                continue;
+            }
+            let value = (name != "bad").then_some(name.as_str());
+            sqlx::query("INSERT INTO item (name) VALUES (?)")
+                .bind(value)
+                .execute(&mut *connection)
+                .await?;
+            answers.push(Ok(name.clone()));
+        }
+        Ok(answers)
+    })
+}
+
+type SizeLog = Arc<std::sync::Mutex<Vec<usize>>>;
+
+async fn together(
+    database: &Database,
+    group: u8,
+    names: &[&str],
+) -> (Vec<Result<String, Error>>, SizeLog) {
+    let log = SizeLog::default();
+    let calls = names.iter().map(|name| {
+        database.write_together(group, ((*name).to_owned(), Arc::clone(&log)), insert_all)
+    });
+    // What is queued before the writer looks is one batch.
+    (join_all(calls).await, log)
+}
+
+#[tokio::test]
+async fn questions_of_one_kind_are_answered_together_each_with_its_own_answer() {
+    let (_folder, database) = database(|options| options).await;
+    let (answers, log) = together(&database, 1, &["a", "no", "b"]).await;
+    assert_eq!(answers[0].as_deref().unwrap(), "a");
+    assert!(matches!(answers[1], Err(Error::ReadersBusy)));
+    assert_eq!(answers[2].as_deref().unwrap(), "b");
+    assert_eq!(count(&database).await, 2);
+    assert!(log.lock().unwrap().contains(&3), "they were one batch");
+    assert_eq!(database.counters().jobs_committed(), 3);
+    database.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_failure_of_the_whole_is_only_that_of_the_question_that_causes_it() {
+    let (_folder, database) = database(|options| options).await;
+    let (answers, _log) = together(&database, 1, &["a", "bad", "b", "c"]).await;
+    let right: Vec<_> = answers.iter().map(Result::is_ok).collect();
+    assert_eq!(right, [true, false, true, true]);
+    assert!(matches!(answers[1], Err(Error::Constraint { .. })));
+    assert_eq!(count(&database).await, 3, "nothing twice, nothing lost");
+    // The same beside other jobs, and for one alone.
+    let (beside, (answers, _log)) = tokio::join!(
+        insert(&database, "d"),
+        together(&database, 1, &["bad", "e"])
+    );
+    beside.unwrap();
+    assert!(answers[0].is_err() && answers[1].is_ok());
+    let (alone, _log) = together(&database, 1, &["bad"]).await;
+    assert!(alone[0].is_err());
+    assert_eq!(count(&database).await, 5);
+    database.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn groups_are_kept_apart() {
+    let (_folder, database) = database(|options| options).await;
+    let ((first, one), (second, two)) = tokio::join!(
+        together(&database, 1, &["a", "b"]),
+        together(&database, 2, &["c", "d", "e"])
+    );
+    assert!(first.iter().chain(&second).all(Result::is_ok));
+    assert!(one.lock().unwrap().iter().all(|size| *size <= 2));
+    assert!(two.lock().unwrap().iter().all(|size| *size <= 3));
+    assert_eq!(count(&database).await, 5);
+    database.close().await.unwrap();
+}

@@ -1,5 +1,6 @@
 //! The one writer: takes what waits, commits it together, answers everybody.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -86,10 +87,12 @@ impl Writer {
         while let Some(first) = self.queue.recv().await {
             let mut batch = Vec::new();
             let mut next = Some(first);
+            let mut taken = 0;
             while let Some(Message::Job(job)) = next.take_if(|next| matches!(next, Message::Job(_)))
             {
-                batch.push(job);
-                if batch.len() < self.batch_jobs_max {
+                gather(&mut batch, job);
+                taken += 1;
+                if taken < self.batch_jobs_max {
                     next = self.queue.try_recv().ok();
                 }
             }
@@ -118,7 +121,8 @@ impl Writer {
             Ok(kept) => {
                 let fate = self.commit().await;
                 let kept = if fate.is_ok() { kept } else { 0 };
-                self.counters.record(kept, batch.len() - kept);
+                let all: usize = batch.iter().map(|job| job.questions()).sum();
+                self.counters.record(kept, all - kept);
                 answer_all(batch, &fate);
             }
             Err(GivenUp) => {
@@ -133,19 +137,28 @@ impl Writer {
     /// Each statement is a journey to the driver's thread and back, so the savepoint of one job ends in the same journey
     /// in which that of the next begins. After some errors, a full database among them, SQLite rolls the whole
     /// transaction back by itself. The savepoint is gone then, which is how it shows.
-    async fn run_together(&mut self, batch: &mut [Box<dyn Job>]) -> Result<usize, GivenUp> {
+    async fn run_together(&mut self, batch: &mut Vec<Box<dyn Job>>) -> Result<usize, GivenUp> {
         let mut kept = 0;
         let mut turn = "SAVEPOINT job";
-        for job in batch {
+        let mut number = 0;
+        while let Some(job) = batch.get_mut(number) {
             self.execute_all(turn).await.map_err(|_gone| GivenUp)?;
-            turn = match job.run(&mut self.connection, true).await {
+            let verdict = job.run(&mut self.connection, true).await;
+            // What is rolled back to stays open.
+            turn = "ROLLBACK TO job";
+            match verdict {
                 Verdict::Keep => {
-                    kept += 1;
-                    "RELEASE job; SAVEPOINT job"
+                    kept += job.questions();
+                    turn = "RELEASE job; SAVEPOINT job";
                 }
-                // What is rolled back to stays open.
-                Verdict::Undo => "ROLLBACK TO job",
-            };
+                Verdict::Undo => {}
+                Verdict::Split => {
+                    let parts = batch.remove(number).split();
+                    batch.splice(number..number, parts);
+                    continue;
+                }
+            }
+            number += 1;
         }
         if turn == "ROLLBACK TO job" {
             self.execute_all(turn).await.map_err(|_gone| GivenUp)?;
@@ -157,27 +170,41 @@ impl Writer {
     }
 
     async fn commit_each(&mut self, batch: Vec<Box<dyn Job>>) {
-        for mut job in batch {
-            let fate = self.commit_alone(job.as_mut()).await;
-            job.answer(fate);
+        let mut waiting = VecDeque::from(batch);
+        while let Some(mut job) = waiting.pop_front() {
+            match self.commit_alone(job.as_mut()).await {
+                Some(fate) => job.answer(fate),
+                None => job
+                    .split()
+                    .into_iter()
+                    .rev()
+                    .for_each(|part| waiting.push_front(part)),
+            }
         }
     }
 
-    async fn commit_alone(&mut self, job: &mut dyn Job) -> Result<(), Error> {
-        self.execute("BEGIN IMMEDIATE").await?;
-        match job.run(&mut self.connection, false).await {
-            Verdict::Keep => {
-                let fate = self.commit().await;
-                self.counters
-                    .record(usize::from(fate.is_ok()), usize::from(fate.is_err()));
-                fate
-            }
-            Verdict::Undo => {
-                self.roll_back().await;
-                self.counters.record(0, 1);
-                Ok(())
-            }
+    /// Commits one job; `None` when it is to be carried out in its parts.
+    async fn commit_alone(&mut self, job: &mut dyn Job) -> Option<Result<(), Error>> {
+        if let Err(error) = self.execute("BEGIN IMMEDIATE").await {
+            return Some(Err(error));
         }
+        let verdict = job.run(&mut self.connection, false).await;
+        if verdict == Verdict::Keep {
+            let fate = self.commit().await;
+            let (kept, undone) = if fate.is_ok() {
+                (job.questions(), 0)
+            } else {
+                (0, job.questions())
+            };
+            self.counters.record(kept, undone);
+            return Some(fate);
+        }
+        self.roll_back().await;
+        if verdict == Verdict::Split {
+            return None;
+        }
+        self.counters.record(0, job.questions());
+        Some(Ok(()))
     }
 
     async fn commit(&mut self) -> Result<(), Error> {
@@ -221,6 +248,16 @@ impl Writer {
         sqlx::query(sql).execute(&mut self.connection).await?;
         Ok(())
     }
+}
+
+/// Adds a job to a batch; one of a kind that is there already becomes a part of that.
+fn gather(batch: &mut Vec<Box<dyn Job>>, job: Box<dyn Job>) {
+    let mut left = Some(job);
+    for known in &mut *batch {
+        let Some(job) = left.take() else { return };
+        left = known.absorb(job);
+    }
+    batch.extend(left);
 }
 
 fn answer_all(batch: Vec<Box<dyn Job>>, fate: &Result<(), Error>) {
