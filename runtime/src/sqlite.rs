@@ -222,7 +222,7 @@ impl Database {
         &self,
         group: G,
         question: Q,
-        work: Together<Q, T, E>,
+        work: Together<G, Q, T, E>,
     ) -> Result<T, E>
     where
         G: Clone + Eq + Send + 'static,

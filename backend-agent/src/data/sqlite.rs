@@ -41,6 +41,8 @@ use super::{
     TargetSelection, TelemetryCursor, TelemetryOutcome, TelemetryQuery, TelemetryWrite,
 };
 
+use commands::{Report, Taker};
+
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// The store of a backend that needs nothing else.
@@ -126,6 +128,22 @@ macro_rules! write {
         $store.database.write(move |connection| {
             Box::pin(async move { $function(connection, $(&$by_ref,)* $($by_value),*).await })
         }).await
+    }};
+}
+
+/// Runs a feature's function in one transaction with whatever of its kind waits at the same moment.
+macro_rules! together {
+    ($store:ident, $function:path, $tenant:ident, $question:expr) => {{
+        $store
+            .database
+            .write_together(
+                $tenant.to_owned(),
+                $question,
+                |connection, tenant, questions| {
+                    Box::pin(async move { $function(connection, &tenant, &questions).await })
+                },
+            )
+            .await
     }};
 }
 
@@ -399,8 +417,12 @@ impl Store for SqliteStore {
         limits: LeaseLimits,
         now: Timestamp,
     ) -> StoreResult<Leased> {
-        let holder = *holder;
-        let leased = write!(self, commands::lease, [tenant], (holder, limits, now))?;
+        let taker = Taker {
+            holder: *holder,
+            limits,
+            now,
+        };
+        let leased = together!(self, commands::lease, tenant, taker)?;
         if leased.commands.iter().any(|command| command.permitted) {
             fault::point("store.release.after_commit");
         }
@@ -463,13 +485,13 @@ impl Store for SqliteStore {
         outcome: Outcome,
         now: Timestamp,
     ) -> StoreResult<CompleteOutcome> {
-        let holder = *holder;
-        let completed = write!(
-            self,
-            commands::complete,
-            [tenant, outcome],
-            (holder, command_id, now)
-        )?;
+        let report = Report {
+            holder: *holder,
+            command_id,
+            outcome,
+            now,
+        };
+        let completed = together!(self, commands::complete, tenant, report)?;
         fault::point("store.result.after_commit");
         Ok(completed)
     }

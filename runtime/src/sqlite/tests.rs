@@ -535,6 +535,7 @@ async fn closing_finishes_what_was_queued_and_refuses_what_comes_later() {
 /// Inserts names; one that begins with `no` is refused, one that is `bad` fails the whole, and each call notes its size.
 fn insert_all<'c>(
     connection: &'c mut SqliteConnection,
+    _group: u8,
     names: Arc<Vec<(String, SizeLog)>>,
 ) -> BoxFuture<'c, Result<Vec<Result<String, Error>>, Error>> {
     Box::pin(async move {

@@ -12,17 +12,18 @@ use tokio::sync::oneshot;
 use super::Error;
 use super::job::{Job, Verdict};
 
-/// Answers questions of one kind in one transaction: one answer for each, in their order. An answer that is an error must
+/// Answers questions of one kind and group in one transaction: one answer for each, in their order. An answer that is an error must
 /// have no effect; an error of the whole undoes all, and each question is asked again by itself.
-pub type Together<Q, T, E> = for<'c> fn(
+pub type Together<G, Q, T, E> = for<'c> fn(
     &'c mut SqliteConnection,
+    G,
     Arc<Vec<Q>>,
 ) -> BoxFuture<'c, Result<Vec<Result<T, E>>, E>>;
 
 /// The questions behind some calls of `Database::write_together`.
 pub(super) struct TogetherJob<G, Q, T, E> {
     group: G,
-    work: Together<Q, T, E>,
+    work: Together<G, Q, T, E>,
     questions: Arc<Vec<Q>>,
     replies: Vec<oneshot::Sender<Result<T, E>>>,
     outcome: Option<Result<Vec<Result<T, E>>, E>>,
@@ -32,7 +33,7 @@ impl<G, Q, T, E> TogetherJob<G, Q, T, E> {
     pub(super) fn new(
         group: G,
         question: Q,
-        work: Together<Q, T, E>,
+        work: Together<G, Q, T, E>,
         reply: oneshot::Sender<Result<T, E>>,
     ) -> Self {
         Self {
@@ -57,10 +58,11 @@ where
         connection: &'c mut SqliteConnection,
         _keep_copy: bool,
     ) -> BoxFuture<'c, Verdict> {
-        let (work, questions) = (self.work, Arc::clone(&self.questions));
+        let (work, group) = (self.work, self.group.clone());
+        let questions = Arc::clone(&self.questions);
         Box::pin(async move {
             let guarded =
-                AssertUnwindSafe(async { work(connection, questions).await }).catch_unwind();
+                AssertUnwindSafe(async { work(connection, group, questions).await }).catch_unwind();
             let outcome = guarded
                 .await
                 .unwrap_or_else(|_payload| Err(Error::Panicked.into()));

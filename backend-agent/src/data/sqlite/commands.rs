@@ -1,5 +1,6 @@
 //! What sessions and reconcilers do with commands: lease, permit, refuse, start, complete, expire.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde_json::json;
@@ -15,7 +16,7 @@ use viworks_runtime::fault;
 
 use super::page::{Fetched, rows_wanted};
 use super::row::{Reader, int, to_json};
-use super::settle::{self, CommandRow, Note};
+use super::settle::{self, Change, CommandRow, Held, Note};
 use super::{audit, outputs};
 use crate::data::{
     AcceptOutcome, Accepted, Actor, AuditOutcome, CommandResult, CompleteOutcome, Holder,
@@ -25,18 +26,22 @@ use crate::data::{
 /// Outcomes of unknown commands kept for one gateway; the oldest go first.
 const ORPHANS_PER_GATEWAY_MAX: i64 = 1_024;
 
-/// The low-water mark of the gateway, which a fenced session does not get, and what waits for it.
+/// For each `[agent_id, epoch, now]`: nothing where the session is fenced, a row without a command where nothing waits,
+/// and otherwise the first of what waits. The last parameter bounds the commands of each.
 pub(super) const QUEUED: &str = "\
-SELECT low_water FROM gateways WHERE tenant = $1 AND agent_id = $2 AND confirmed = $3 AND revoked_at IS NULL;
-SELECT c.command_id, c.run_id, c.agent_id, c.state, c.idempotent, c.attempt, c.available_at, c.deadline,
-       c.released_to, c.released_at, c.started_at, c.cancel_requested_at, c.result IS NOT NULL AS has_result,
-       c.late_outcome IS NOT NULL AS has_late_outcome, c.order_no, r.name, r.arguments, r.traceparent
-FROM commands AS c JOIN runs AS r ON r.tenant = c.tenant AND r.run_id = c.run_id
-WHERE c.tenant = $1 AND c.agent_id = $2 AND c.state = 'queued'
-  AND c.order_no <= $4 + (SELECT low_water FROM gateways WHERE tenant = $1 AND agent_id = $2 AND confirmed = $3
-                          AND revoked_at IS NULL)
-  AND c.available_at <= $5 AND c.deadline > $5
-ORDER BY c.order_no LIMIT $6";
+SELECT e.key AS number, c.command_id, c.run_id, c.agent_id, c.state, c.idempotent, c.attempt, c.available_at,
+       c.deadline, c.released_to, c.released_at, c.started_at, c.cancel_requested_at,
+       c.result IS NOT NULL AS has_result, c.late_outcome IS NOT NULL AS has_late_outcome, c.order_no,
+       r.name, r.arguments, r.traceparent
+FROM json_each($2) AS e
+JOIN gateways AS g ON g.tenant = $1 AND g.agent_id = e.value ->> 0 AND g.confirmed = e.value ->> 1
+     AND g.revoked_at IS NULL
+LEFT JOIN commands AS c ON c.tenant = $1 AND c.command_id IN (
+    SELECT q.command_id FROM commands AS q
+    WHERE q.tenant = $1 AND q.agent_id = g.agent_id AND q.state = 'queued' AND q.order_no <= g.low_water + $3
+      AND q.available_at <= e.value ->> 2 AND q.deadline > e.value ->> 2
+    ORDER BY q.order_no LIMIT $4)
+LEFT JOIN runs AS r ON r.tenant = $1 AND r.run_id = c.run_id";
 
 pub(super) const QUEUED_AGENTS: &str = "\
 SELECT DISTINCT agent_id FROM commands
@@ -56,70 +61,116 @@ DELETE FROM orphan_results WHERE tenant = ?1 AND agent_id = ?2 AND command_id IN
     SELECT command_id FROM orphan_results WHERE tenant = ?1 AND agent_id = ?2
     ORDER BY received_at DESC, command_id LIMIT -1 OFFSET ?3)";
 
-/// Takes the next commands in order.
+/// A session that can take commands.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Taker {
+    pub(super) holder: Holder,
+    pub(super) limits: LeaseLimits,
+    pub(super) now: Timestamp,
+}
+
+/// Takes the next commands of several gateways in order.
 pub(super) async fn lease(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
-    holder: Holder,
-    limits: LeaseLimits,
-    now: Timestamp,
-) -> StoreResult<Leased> {
+    takers: &[Taker],
+) -> StoreResult<Vec<StoreResult<Leased>>> {
+    let document: Vec<_> = takers
+        .iter()
+        .map(|taker| {
+            let holder = &taker.holder;
+            (holder.agent_id, int(holder.epoch), taker.now.unix_micros())
+        })
+        .collect();
+    let most = takers.iter().map(|taker| taker.limits.commands).max();
     let rows = sqlx::query(QUEUED)
         .bind(tenant.as_str())
-        .bind(holder.agent_id.to_string())
-        .bind(int(holder.epoch))
+        .bind(to_json(&document))
         .bind(int(limits::ORDER_WINDOW))
-        .bind(now.unix_micros())
-        .bind(i64::try_from(limits.commands).unwrap_or(i64::MAX))
+        .bind(i64::try_from(most.unwrap_or(0)).unwrap_or(i64::MAX))
         .fetch_all(&mut *connection)
         .await?;
-    let (_gateway, rows) = rows.split_first().ok_or(StoreError::Fenced)?;
-    let mut leased = Leased::default();
-    for row in rows {
-        let mut command = CommandRow::read(row)?;
-        if command.attempt >= limits.attempts_max {
-            let note = Note {
-                reason: Some("the allowed number of deliveries is used up"),
-                ..Note::default()
-            };
-            let event = CommandEvent::AttemptsExhausted;
-            settle::apply(
-                connection,
-                tenant,
-                &mut command,
-                event,
-                note,
-                &Actor::system(),
-                now,
-            )
-            .await?;
-            leased.dead.push(command.settled());
+    let mut answers: Vec<_> = takers.iter().map(|_| Err(StoreError::Fenced)).collect();
+    let (mut changes, mut offers) = (Vec::new(), Vec::new());
+    let mut taken = vec![0; takers.len()];
+    let mut seen = BTreeSet::new();
+    for (number, _order, row) in in_order(&rows)? {
+        let reader = Reader::new("commands", row);
+        let (Some(taker), Some(answer), Some(taken)) = (
+            takers.get(number),
+            answers.get_mut(number),
+            taken.get_mut(number),
+        ) else {
+            continue;
+        };
+        if answer.is_err() {
+            *answer = Ok(Leased::default());
+        }
+        let waits = reader.get::<Option<&str>>("command_id")?.is_some();
+        if !waits || *taken >= taker.limits.commands {
             continue;
         }
+        let command = CommandRow::read(row)?;
+        // A session asks once at a time; should one ask twice, the first gets it.
+        if seen.insert(command.command_id) {
+            *taken += 1;
+            changes.push(take(command, taker));
+            offers.push((number, row));
+        }
+    }
+    settle::write_all(connection, tenant, &mut changes).await?;
+    for (change, (number, row)) in changes.iter().zip(&offers) {
+        if let Some(Ok(leased)) = answers.get_mut(*number) {
+            if change.row.state.is_final() {
+                leased.dead.push(change.row.settled());
+            } else {
+                leased.commands.push(offer(row, &change.row)?);
+            }
+        }
+    }
+    if changes
+        .iter()
+        .any(|change| change.row.state == CommandState::Released)
+    {
+        fault::point("store.release.before_commit");
+    }
+    Ok(answers)
+}
+
+/// Rows by taker and order.
+fn in_order(rows: &[SqliteRow]) -> StoreResult<Vec<(usize, Option<u64>, &SqliteRow)>> {
+    let mut ordered = Vec::with_capacity(rows.len());
+    for row in rows {
+        let reader = Reader::new("commands", row);
+        ordered.push((
+            reader.index("number")?,
+            reader.count_optional("order_no")?,
+            row,
+        ));
+    }
+    ordered.sort_by_key(|(number, order, _row)| (*number, *order));
+    Ok(ordered)
+}
+
+/// Decides what becomes of a waiting command whose turn it is.
+fn take(mut command: CommandRow, taker: &Taker) -> Change {
+    let exhausted = command.attempt >= taker.limits.attempts_max;
+    let note = Note {
+        reason: exhausted.then_some("the allowed number of deliveries is used up"),
+        ..Note::default()
+    };
+    let event = if exhausted {
+        CommandEvent::AttemptsExhausted
+    } else {
         command.attempt += 1;
-        let event = if command.idempotent {
-            command.released_to = Some(holder.agent_run_id);
+        if command.idempotent {
+            command.released_to = Some(taker.holder.agent_run_id);
             CommandEvent::Released
         } else {
             CommandEvent::Dispatched
-        };
-        let actor = Actor::system();
-        settle::apply(
-            connection,
-            tenant,
-            &mut command,
-            event,
-            Note::default(),
-            &actor,
-            now,
-        )
-        .await?;
-        leased.commands.push(offer(row, &command)?);
-    }
-    if leased.commands.iter().any(|command| command.permitted) {
-        fault::point("store.release.before_commit");
-    }
-    Ok(leased)
+        }
+    };
+    settle::change(command, event, note, &Actor::system(), taker.now)
 }
 
 fn offer(row: &SqliteRow, command: &CommandRow) -> StoreResult<LeasedCommand> {
@@ -201,7 +252,7 @@ pub(super) async fn accept(
         CommandState::Released => {
             // Mostly there is nothing to write: the permit was given with the offer.
             if stricter {
-                settle::rewrite(connection, tenant, &command).await?;
+                settle::rewrite(connection, tenant, &command, now).await?;
             }
             Ok(permitted(&command, accepted))
         }
@@ -361,62 +412,127 @@ pub(super) async fn start(
     Ok(matches!(decision, Transition::To(_)))
 }
 
-/// The gateway reported an outcome.
+/// A reported outcome.
+#[derive(Debug, Clone)]
+pub(super) struct Report {
+    pub(super) holder: Holder,
+    pub(super) command_id: CommandId,
+    pub(super) outcome: Outcome,
+    pub(super) now: Timestamp,
+}
+
+/// Gateways reported outcomes.
 pub(super) async fn complete(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
-    outcome: &Outcome,
-    holder: Holder,
-    command_id: CommandId,
-    now: Timestamp,
-) -> StoreResult<CompleteOutcome> {
-    let held = settle::load(connection, tenant, holder, command_id).await?;
-    let low_water = held.low_water;
-    let Some(mut command) = held.command else {
-        keep_orphan(
-            connection,
-            tenant,
-            outcome,
-            holder.agent_id,
-            command_id,
-            now,
-        )
-        .await?;
-        return Ok(CompleteOutcome::Orphan { low_water });
-    };
-    let result = to_json(&without_output(outcome));
-    let note = Note {
-        reason: None,
-        result: Some(&result),
-    };
-    command.started_at = outcome.started_at.or(command.started_at);
-    let actor = Actor::gateway(holder.agent_id);
-    let event = CommandEvent::Ended(outcome.state);
-    let decision =
-        settle::apply(connection, tenant, &mut command, event, note, &actor, now).await?;
-    let news = match decision {
-        Transition::To(_) => true,
-        Transition::LateOutcome => !command.has_result && !command.has_late_outcome,
-        Transition::Stay | Transition::Refused => false,
-    };
-    if news {
-        outputs::keep(connection, tenant, command_id, outcome).await?;
+    reports: &[Report],
+) -> StoreResult<Vec<StoreResult<CompleteOutcome>>> {
+    let wanted: Vec<_> = reports
+        .iter()
+        .map(|report| (report.holder, report.command_id))
+        .collect();
+    let mut held = settle::load_all(connection, tenant, &wanted).await?;
+    let mut round = Round::default();
+    for (number, report) in reports.iter().enumerate() {
+        round.judge(held.remove(&number), report);
     }
-    if news && decision == Transition::LateOutcome {
-        keep_late_outcome(connection, tenant, &command, &result, now).await?;
+    settle::write_all(connection, tenant, &mut round.changes).await?;
+    outputs::keep(connection, tenant, &round.outputs).await?;
+    for (command, report, result) in &round.late {
+        keep_late_outcome(connection, tenant, command, result, report.now).await?;
     }
-    let low_water = command.low_water.unwrap_or(low_water);
+    for report in &round.orphans {
+        keep_orphan(connection, tenant, report).await?;
+    }
     fault::point("store.result.before_commit");
-    Ok(match decision {
-        Transition::To(_) => CompleteOutcome::Completed {
-            settled: command.settled(),
-            low_water,
-        },
-        Transition::LateOutcome if news => CompleteOutcome::LateOutcome { low_water },
-        Transition::LateOutcome | Transition::Stay | Transition::Refused => {
-            CompleteOutcome::Repeated { low_water }
+    Ok(round.answers())
+}
+
+/// What outcomes that came together change.
+#[derive(Default)]
+struct Round<'a> {
+    judged: Vec<Judged>,
+    changes: Vec<Change>,
+    outputs: Vec<(CommandId, &'a Outcome)>,
+    late: Vec<(CommandRow, &'a Report, String)>,
+    orphans: Vec<&'a Report>,
+    seen: BTreeSet<CommandId>,
+}
+
+/// What one of them comes to.
+enum Judged {
+    Fenced,
+    /// The change with this number ends the command.
+    Ends(usize, u64),
+    Known(CompleteOutcome),
+}
+
+impl<'a> Round<'a> {
+    fn judge(&mut self, held: Option<Held>, report: &'a Report) {
+        let Some(Held { low_water, command }) = held else {
+            return self.judged.push(Judged::Fenced);
+        };
+        let Some(mut command) = command else {
+            self.orphans.push(report);
+            let orphan = CompleteOutcome::Orphan { low_water };
+            return self.judged.push(Judged::Known(orphan));
+        };
+        let repeated = Judged::Known(CompleteOutcome::Repeated { low_water });
+        // A gateway may say the same again before it was answered; the first time counts.
+        if !self.seen.insert(report.command_id) {
+            return self.judged.push(repeated);
         }
-    })
+        let outcome = &report.outcome;
+        let result = to_json(&without_output(outcome));
+        let note = Note {
+            reason: None,
+            result: Some(&result),
+        };
+        command.started_at = outcome.started_at.or(command.started_at);
+        let actor = Actor::gateway(report.holder.agent_id);
+        let event = CommandEvent::Ended(outcome.state);
+        let judged = match settle::step(command, event, note, &actor, report.now) {
+            (_, Ok(change)) => {
+                self.outputs.push((report.command_id, outcome));
+                self.changes.push(change);
+                Judged::Ends(self.changes.len() - 1, low_water)
+            }
+            (Transition::LateOutcome, Err(command))
+                if !command.has_result && !command.has_late_outcome =>
+            {
+                self.outputs.push((report.command_id, outcome));
+                self.late.push((command, report, result));
+                Judged::Known(CompleteOutcome::LateOutcome { low_water })
+            }
+            (_, Err(_)) => repeated,
+        };
+        self.judged.push(judged);
+    }
+
+    fn answers(self) -> Vec<StoreResult<CompleteOutcome>> {
+        let changes = self.changes;
+        self.judged
+            .into_iter()
+            .map(|judged| match judged {
+                Judged::Fenced => Err(StoreError::Fenced),
+                Judged::Known(outcome) => Ok(outcome),
+                Judged::Ends(number, low_water) => {
+                    let row = &changes
+                        .get(number)
+                        .ok_or_else(|| StoreError::Inconsistent {
+                            table: "commands",
+                            column: "state",
+                            row: number.to_string(),
+                        })?
+                        .row;
+                    Ok(CompleteOutcome::Completed {
+                        settled: row.settled(),
+                        low_water: row.low_water.unwrap_or(low_water),
+                    })
+                }
+            })
+            .collect()
+    }
 }
 
 fn without_output(outcome: &Outcome) -> CommandResult {
@@ -460,11 +576,15 @@ async fn keep_late_outcome(
 async fn keep_orphan(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
-    outcome: &Outcome,
-    agent_id: AgentId,
-    command_id: CommandId,
-    now: Timestamp,
+    report: &Report,
 ) -> StoreResult<()> {
+    let Report {
+        holder,
+        command_id,
+        outcome,
+        now,
+    } = report;
+    let (agent_id, now) = (holder.agent_id, *now);
     let kept = sqlx::query(KEEP_ORPHAN)
         .bind(tenant.as_str())
         .bind(agent_id.to_string())

@@ -1,39 +1,41 @@
 //! The retained output of commands, beside their rows.
 
-use sqlx::SqliteConnection;
+use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 use viworks_common::command::{Outcome, RetainedOutput};
 use viworks_common::id::{CommandId, Tenant};
 
 use super::row::{Reader, int};
 use crate::data::{CommandOutput, StoreResult};
 
-pub(super) const KEEP: &str = "\
-INSERT INTO command_outputs
-    (tenant, command_id, stdout_head, stdout_tail, stdout_cut, stderr_head, stderr_tail, stderr_cut)
-VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT DO NOTHING";
-
 pub(super) const LOAD: &str = "\
 SELECT command_id, stdout_head, stdout_tail, stdout_cut, stderr_head, stderr_tail, stderr_cut
 FROM command_outputs WHERE tenant = ?1 AND command_id = ?2";
 
-/// Keeps the output of the first outcome that is committed.
+/// Keeps the outputs of the first outcomes that are committed.
 pub(super) async fn keep(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
-    command_id: CommandId,
-    outcome: &Outcome,
+    outputs: &[(CommandId, &Outcome)],
 ) -> StoreResult<()> {
-    sqlx::query(KEEP)
-        .bind(tenant.as_str())
-        .bind(command_id.to_string())
-        .bind(outcome.stdout.head.as_slice())
-        .bind(outcome.stdout.tail.as_slice())
-        .bind(int(outcome.stdout.cut_bytes))
-        .bind(outcome.stderr.head.as_slice())
-        .bind(outcome.stderr.tail.as_slice())
-        .bind(int(outcome.stderr.cut_bytes))
-        .execute(connection)
-        .await?;
+    // Eight parameters each, of 32,766 that a statement may have.
+    for chunk in outputs.chunks(1_000) {
+        let mut insert: QueryBuilder<Sqlite> = QueryBuilder::new(
+            "INSERT INTO command_outputs \
+             (tenant, command_id, stdout_head, stdout_tail, stdout_cut, stderr_head, stderr_tail, stderr_cut) ",
+        );
+        insert.push_values(chunk, |mut row, (command_id, outcome)| {
+            row.push_bind(tenant.as_str().to_owned())
+                .push_bind(command_id.to_string())
+                .push_bind(outcome.stdout.head.to_vec())
+                .push_bind(outcome.stdout.tail.to_vec())
+                .push_bind(int(outcome.stdout.cut_bytes))
+                .push_bind(outcome.stderr.head.to_vec())
+                .push_bind(outcome.stderr.tail.to_vec())
+                .push_bind(int(outcome.stderr.cut_bytes));
+        });
+        insert.push(" ON CONFLICT DO NOTHING");
+        insert.build().execute(&mut *connection).await?;
+    }
     Ok(())
 }
 

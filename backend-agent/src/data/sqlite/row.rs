@@ -59,6 +59,11 @@ impl<'r> Reader<'r> {
         meaning(self.get(column)?).ok_or_else(|| self.inconsistent(column))
     }
 
+    /// A place in a document.
+    pub(super) fn index(&self, column: &'static str) -> StoreResult<usize> {
+        usize::try_from(self.count(column)?).map_err(|_large| self.inconsistent(column))
+    }
+
     /// A point in time.
     pub(super) fn time(&self, column: &'static str) -> StoreResult<Timestamp> {
         self.get(column).map(Timestamp::from_unix_micros)

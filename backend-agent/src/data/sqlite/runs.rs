@@ -103,8 +103,9 @@ pub(super) const COUNTS: &str = "\
 SELECT $1 AS tenant,
        (SELECT count(*) FROM gateways WHERE tenant = $1 AND revoked_at IS NULL) AS gateways,
        (SELECT count(*) FROM gateways WHERE tenant = $1 AND session_epoch IS NOT NULL) AS connected,
-       (SELECT count(*) FROM runs WHERE tenant = $1 AND finished_at IS NULL) AS open_runs,
-       (SELECT json_group_object(state, commands) FROM (SELECT state, count(*) AS commands FROM commands
+       (SELECT count(*) FROM runs INDEXED BY open_runs WHERE tenant = $1 AND finished_at IS NULL) AS open_runs,
+       (SELECT json_group_object(state, commands) FROM (SELECT state, count(*) AS commands
+        FROM commands INDEXED BY open_commands_by_deadline
         WHERE tenant = $1 AND finished_at IS NULL GROUP BY state)) AS open_commands,
        (SELECT count(*) FROM orphan_results WHERE tenant = $1) AS orphans,
        (SELECT count(*) FROM forks WHERE tenant = $1) AS forks";

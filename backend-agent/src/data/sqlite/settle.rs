@@ -1,16 +1,18 @@
 //! The one place where a command changes its state, with everything that follows from its end.
 
-use serde_json::json;
-use sqlx::query::Query;
-use sqlx::sqlite::{SqliteArguments, SqliteRow};
-use sqlx::{Row, Sqlite, SqliteConnection};
+use std::collections::{BTreeMap, BTreeSet};
+use std::slice;
+
+use serde_json::{Value, json};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Column, Row, SqliteConnection};
 use viworks_common::command::{CommandEvent, CommandState, Transition, transition};
 use viworks_common::id::{AgentId, AgentRunId, CommandId, RunId, Tenant};
 use viworks_common::time::Timestamp;
 
 use super::audit;
-use super::row::{Reader, int};
-use crate::data::{Actor, AuditOutcome, Holder, Settled, StoreError, StoreResult};
+use super::row::{Reader, int, to_json};
+use crate::data::{Actor, AuditOutcome, Holder, NewAuditRecord, Settled, StoreError, StoreResult};
 
 /// The columns that [`CommandRow::read`] reads.
 macro_rules! columns {
@@ -27,13 +29,15 @@ macro_rules! rows {
     };
 }
 
-/// Nothing where the session is fenced, the low-water mark alone where its gateway has no such command.
+/// For each `[agent_id, epoch, command_id]`: nothing where the session is fenced, the low-water mark alone where its
+/// gateway has no such command.
 pub(super) const LOAD: &str = concat!(
-    "SELECT g.low_water, ",
+    "SELECT e.key AS number, g.low_water, ",
     columns!(),
-    "FROM gateways AS g \
-     LEFT JOIN commands AS c ON c.tenant = g.tenant AND c.command_id = $4 AND c.agent_id = g.agent_id \
-     WHERE g.tenant = $1 AND g.agent_id = $2 AND g.confirmed = $3 AND g.revoked_at IS NULL"
+    "FROM json_each($2) AS e \
+     JOIN gateways AS g ON g.tenant = $1 AND g.agent_id = e.value ->> 0 AND g.confirmed = e.value ->> 1 \
+          AND g.revoked_at IS NULL \
+     LEFT JOIN commands AS c ON c.tenant = $1 AND c.command_id = e.value ->> 2 AND c.agent_id = g.agent_id"
 );
 
 pub(super) const LOAD_OPEN_OF_GATEWAY: &str = concat!(
@@ -56,28 +60,40 @@ pub(super) const LOAD_OVERDUE: &str = concat!(
     "WHERE tenant = $1 AND finished_at IS NULL AND state IN ('released', 'running') AND deadline <= $2 AND deadline + 1000 * timeout_ms <= $2 ORDER BY deadline LIMIT $3"
 );
 
-macro_rules! change_state {
+/// Moves commands; a row for each that was in the state it is moved from. Parameter 2 is a document of [`Change`]s, which
+/// the limit keeps in one piece: it is to be walked, and each command to be found by its key.
+macro_rules! change {
     () => {
-        "UPDATE commands SET state = $4, idempotent = $5, attempt = $6, available_at = $7, released_to = $8, \
-         released_at = $9, started_at = $10, finished_at = $11, result = coalesce($12, result), \
-         reason = coalesce($13, reason) WHERE tenant = $1 AND command_id = $2 AND state = $3 RETURNING 1"
+        "UPDATE commands SET state = e.value ->> 2, idempotent = e.value ->> 3, attempt = e.value ->> 4, \
+         available_at = e.value ->> 5, released_to = e.value ->> 6, released_at = e.value ->> 7, \
+         started_at = e.value ->> 8, finished_at = e.value ->> 9, result = coalesce(e.value ->> 10, result), \
+         reason = coalesce(e.value ->> 11, reason) \
+         FROM (SELECT value ->> 0 AS id, value FROM json_each($2) LIMIT -1) AS e \
+         WHERE tenant = $1 AND command_id = e.id AND state = e.value ->> 1 RETURNING command_id AS moved"
     };
 }
 
-pub(super) const MOVE: &str = change_state!();
+pub(super) const CHANGE: &str = change!();
 
-/// A command's end with all that follows from it, as one script: each statement by itself would be a journey to the
-/// driver's thread and back. Its rows are that of the command, the gateway's low-water mark, and whether the run is
-/// finished. Its parameters are `$n` because the driver miscounts the unused ones below the highest `?n` of a statement.
+/// Ends of commands with all that follows from them, as one script: each statement by itself would be a journey to the
+/// driver's thread and back. Its rows are those of the commands, of their gateways and of their runs. The parameters of
+/// scripts are `$n` because the driver miscounts the unused ones below the highest `?n` of a statement.
 pub(super) const FINISH: &str = concat!(
-    change_state!(),
-    "; UPDATE gateways SET open_commands = open_commands - 1, low_water = max(low_water, coalesce( \
-         (SELECT min(order_no) - 1 FROM commands WHERE tenant = $1 AND agent_id = $14 AND finished_at IS NULL), \
-         next_order - 1)) \
-       WHERE tenant = $1 AND agent_id = $14 RETURNING low_water; \
-       UPDATE runs SET open_commands = open_commands - 1, finished_at = CASE WHEN open_commands = 1 THEN $11 END \
-       WHERE tenant = $1 AND run_id = $15 RETURNING open_commands = 0; ",
-    audit::appending!("$11", "$16", "$17", "$18", "$19", "$20", "$21", "$22")
+    change!(),
+    "; UPDATE gateways SET open_commands = open_commands - e.ended, low_water = max(low_water, coalesce( \
+         (SELECT min(c.order_no) - 1 FROM commands AS c \
+          WHERE c.tenant = $1 AND c.agent_id = gateways.agent_id AND c.finished_at IS NULL), next_order - 1)) \
+       FROM (SELECT value ->> 12 AS agent_id, count(*) AS ended FROM json_each($2) GROUP BY 1) AS e \
+       WHERE tenant = $1 AND gateways.agent_id = e.agent_id RETURNING agent_id AS gateway, low_water; \
+       UPDATE runs SET open_commands = open_commands - e.ended, \
+         finished_at = CASE WHEN open_commands = e.ended THEN e.at END \
+       FROM (SELECT value ->> 13 AS run_id, count(*) AS ended, max(value ->> 9) AS at \
+             FROM json_each($2) GROUP BY 1) AS e \
+       WHERE tenant = $1 AND runs.run_id = e.run_id RETURNING run_id AS run, open_commands = 0 AS finished; \
+       INSERT INTO audit_log (tenant, seq, at, actor_kind, actor_id, action, object, outcome, detail, request_id) \
+       SELECT $1, coalesce((SELECT max(seq) FROM audit_log WHERE tenant = $1), 0) + 1 + key, value ->> 9, \
+              value ->> 14, value ->> 15, value ->> 16, value ->> 17, value ->> 18, value ->> 19, value ->> 20 \
+       FROM json_each($2)"
 );
 
 pub(super) const RAISE_LOW_WATER: &str = "\
@@ -180,20 +196,36 @@ pub(super) async fn load(
     holder: Holder,
     command_id: CommandId,
 ) -> StoreResult<Held> {
-    let row = sqlx::query(LOAD)
+    let mut held = load_all(connection, tenant, &[(holder, command_id)]).await?;
+    held.remove(&0).ok_or(StoreError::Fenced)
+}
+
+/// Commands, each for the session that holds its gateway, by their places in `wanted`; fenced ones are absent.
+pub(super) async fn load_all(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    wanted: &[(Holder, CommandId)],
+) -> StoreResult<BTreeMap<usize, Held>> {
+    let document: Vec<_> = wanted
+        .iter()
+        .map(|(holder, command_id)| (holder.agent_id, int(holder.epoch), command_id))
+        .collect();
+    let rows = sqlx::query(LOAD)
         .bind(tenant.as_str())
-        .bind(holder.agent_id.to_string())
-        .bind(int(holder.epoch))
-        .bind(command_id.to_string())
-        .fetch_optional(connection)
-        .await?
-        .ok_or(StoreError::Fenced)?;
-    let reader = Reader::new("commands", &row);
-    let known: Option<String> = reader.get("command_id")?;
-    Ok(Held {
-        low_water: reader.count("low_water")?,
-        command: known.map(|_id| CommandRow::read(&row)).transpose()?,
-    })
+        .bind(to_json(&document))
+        .fetch_all(connection)
+        .await?;
+    let mut held = BTreeMap::new();
+    for row in &rows {
+        let reader = Reader::new("commands", row);
+        let known: Option<String> = reader.get("command_id")?;
+        let one = Held {
+            low_water: reader.count("low_water")?,
+            command: known.map(|_id| CommandRow::read(row)).transpose()?,
+        };
+        held.insert(reader.index("number")?, one);
+    }
+    Ok(held)
 }
 
 /// The commands of a gateway up to `order` that are not final.
@@ -212,21 +244,28 @@ pub(super) async fn load_open(
     rows.iter().map(CommandRow::read).collect()
 }
 
-/// Lets `event` happen to a command: its row, its gateway's and its run's counters, and the audit record of its end.
-///
-/// What the caller changed in `row` (attempt, permit, times, the stricter idempotence) is written along with the state.
-pub(super) async fn apply(
-    connection: &mut SqliteConnection,
-    tenant: &Tenant,
-    row: &mut CommandRow,
+/// A change of one command's state, to be written.
+pub(super) struct Change {
+    /// The command as it is afterwards.
+    pub(super) row: CommandRow,
+    from: CommandState,
+    result: Option<String>,
+    record: NewAuditRecord,
+    at: Timestamp,
+}
+
+/// Lets `event` happen to a command in memory; the change is to be written with [`write_all`]. What the caller changed in
+/// `row` before (attempt, permit, times, the stricter idempotence) is written along with the state.
+pub(super) fn step(
+    mut row: CommandRow,
     event: CommandEvent,
     note: Note<'_>,
     actor: &Actor,
     now: Timestamp,
-) -> StoreResult<Transition> {
+) -> (Transition, Result<Change, CommandRow>) {
     let decision = transition(row.state, event, row.idempotent);
     let Transition::To(next) = decision else {
-        return Ok(decision);
+        return (decision, Err(row));
     };
     match next {
         CommandState::Queued | CommandState::Dispatched => {
@@ -246,10 +285,89 @@ pub(super) async fn apply(
         | CommandState::Indeterminate => {}
     }
     let from = std::mem::replace(&mut row.state, next);
-    if next.is_final() {
-        finish(connection, tenant, row, from, note, actor, now).await?;
-    } else {
-        write(connection, tenant, row, from, note).await?;
+    (decision, Ok(Change::new(row, from, note, actor, now)))
+}
+
+/// [`step`] for an event that always changes such a command's state.
+pub(super) fn change(
+    row: CommandRow,
+    event: CommandEvent,
+    note: Note<'_>,
+    actor: &Actor,
+    now: Timestamp,
+) -> Change {
+    let from = row.state;
+    match step(row, event, note, actor, now) {
+        (_, Ok(change)) => change,
+        (_, Err(row)) => Change::new(row, from, note, actor, now),
+    }
+}
+
+impl Change {
+    fn new(
+        row: CommandRow,
+        from: CommandState,
+        note: Note<'_>,
+        actor: &Actor,
+        at: Timestamp,
+    ) -> Self {
+        let detail = json!({ "state": row.state, "run_id": row.run_id, "agent_id": row.agent_id, "reason": note.reason });
+        let object = format!("command:{}", row.command_id);
+        Self {
+            from,
+            result: note.result.map(str::to_owned),
+            record: audit::record(actor, "command.end", object, AuditOutcome::Done, detail),
+            at,
+            row,
+        }
+    }
+
+    /// The document that the statements read.
+    fn document(&self) -> Value {
+        let (row, record) = (&self.row, &self.record);
+        let time = |at: Option<Timestamp>| at.map(Timestamp::unix_micros);
+        json!([
+            row.command_id,
+            self.from.name(),
+            row.state.name(),
+            row.idempotent,
+            row.attempt,
+            row.available_at.unix_micros(),
+            row.released_to,
+            time(row.released_at),
+            time(row.started_at),
+            time(row.state.is_final().then_some(self.at)),
+            self.result,
+            record.detail["reason"],
+            row.agent_id,
+            row.run_id,
+            record.actor.kind.name(),
+            record.actor.id,
+            record.action,
+            record.object,
+            record.outcome.name(),
+            to_json(&record.detail),
+            record.actor.request_id,
+        ])
+    }
+}
+
+/// Lets `event` happen to a command: its row, its gateway's and its run's counters, and the audit record of its end.
+///
+/// What the caller changed in `row` (attempt, permit, times, the stricter idempotence) is written along with the state.
+pub(super) async fn apply(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    row: &mut CommandRow,
+    event: CommandEvent,
+    note: Note<'_>,
+    actor: &Actor,
+    now: Timestamp,
+) -> StoreResult<Transition> {
+    let (decision, change) = step(row.clone(), event, note, actor, now);
+    if let Ok(mut change) = change {
+        write_all(connection, tenant, slice::from_mut(&mut change)).await?;
+        *row = change.row;
     }
     Ok(decision)
 }
@@ -259,77 +377,71 @@ pub(super) async fn rewrite(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
     row: &CommandRow,
-) -> StoreResult<()> {
-    write(connection, tenant, row, row.state, Note::default()).await
-}
-
-/// Binds the parameters of a change of state.
-fn bind<'q>(
-    sql: &'static str,
-    tenant: &'q Tenant,
-    row: &CommandRow,
-    from: CommandState,
-    note: Note<'q>,
-    finished_at: Option<Timestamp>,
-) -> Query<'q, Sqlite, SqliteArguments> {
-    sqlx::query(sql)
-        .bind(tenant.as_str())
-        .bind(row.command_id.to_string())
-        .bind(from.name())
-        .bind(row.state.name())
-        .bind(row.idempotent)
-        .bind(row.attempt)
-        .bind(row.available_at.unix_micros())
-        .bind(row.released_to.map(|run| run.to_string()))
-        .bind(row.released_at.map(Timestamp::unix_micros))
-        .bind(row.started_at.map(Timestamp::unix_micros))
-        .bind(finished_at.map(Timestamp::unix_micros))
-        .bind(note.result)
-        .bind(note.reason)
-}
-
-async fn write(
-    connection: &mut SqliteConnection,
-    tenant: &Tenant,
-    row: &CommandRow,
-    from: CommandState,
-    note: Note<'_>,
-) -> StoreResult<()> {
-    let written = bind(MOVE, tenant, row, from, note, None)
-        .fetch_optional(connection)
-        .await?;
-    written.map(drop).ok_or_else(|| moved(row))
-}
-
-/// There is one writer, so a row cannot have moved since it was read in this transaction.
-fn moved(row: &CommandRow) -> StoreError {
-    StoreError::Inconsistent {
-        table: "commands",
-        column: "state",
-        row: row.command_id.to_string(),
-    }
-}
-
-async fn finish(
-    connection: &mut SqliteConnection,
-    tenant: &Tenant,
-    row: &mut CommandRow,
-    from: CommandState,
-    note: Note<'_>,
-    actor: &Actor,
     now: Timestamp,
 ) -> StoreResult<()> {
-    let detail = json!({ "state": row.state, "run_id": row.run_id, "agent_id": row.agent_id, "reason": note.reason });
-    let object = format!("command:{}", row.command_id);
-    let record = audit::record(actor, "command.end", object, AuditOutcome::Done, detail);
-    let finish = bind(FINISH, tenant, row, from, note, Some(now))
-        .bind(row.agent_id.to_string())
-        .bind(row.run_id.to_string());
-    let rows = audit::bind(finish, &record).fetch_all(connection).await?;
-    let [_command, gateway, run] = rows.as_slice() else {
-        return Err(moved(row));
-    };
-    row.low_water = Some(Reader::new("gateways", gateway).count("low_water")?);
-    row.run_finished = run.try_get(0)?;
+    let actor = Actor::system();
+    let mut change = Change::new(row.clone(), row.state, Note::default(), &actor, now);
+    write_all(connection, tenant, slice::from_mut(&mut change)).await
+}
+
+/// Writes changes of different commands.
+pub(super) async fn write_all(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    changes: &mut [Change],
+) -> StoreResult<()> {
+    let (ends, moves): (Vec<_>, Vec<_>) = changes
+        .iter_mut()
+        .partition(|change| change.row.state.is_final());
+    run(connection, tenant, CHANGE, &moves).await?;
+    let rows = run(connection, tenant, FINISH, &ends).await?;
+    let (mut low_waters, mut finished) = (BTreeMap::new(), BTreeSet::new());
+    for row in &rows {
+        let reader = Reader::new("commands", row);
+        match row.column(0).name() {
+            "gateway" => {
+                low_waters.insert(
+                    reader.parse::<AgentId>("gateway")?,
+                    reader.count("low_water")?,
+                );
+            }
+            "run" if reader.get("finished")? => {
+                finished.insert(reader.parse::<RunId>("run")?);
+            }
+            _ => {}
+        }
+    }
+    // The last end of a run is the one that finishes it.
+    for change in ends.into_iter().rev() {
+        change.row.low_water = low_waters.get(&change.row.agent_id).copied();
+        change.row.run_finished = finished.remove(&change.row.run_id);
+    }
     Ok(())
+}
+
+async fn run(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    sql: &'static str,
+    changes: &[&mut Change],
+) -> StoreResult<Vec<SqliteRow>> {
+    let Some(first) = changes.first() else {
+        return Ok(Vec::new());
+    };
+    let document: Vec<_> = changes.iter().map(|change| change.document()).collect();
+    let rows = sqlx::query(sql)
+        .bind(tenant.as_str())
+        .bind(to_json(&document))
+        .fetch_all(connection)
+        .await?;
+    let moved = rows.iter().filter(|row| row.column(0).name() == "moved");
+    if moved.count() == changes.len() {
+        return Ok(rows);
+    }
+    // There is one writer, so a row cannot have moved since it was read in this transaction.
+    Err(StoreError::Inconsistent {
+        table: "commands",
+        column: "state",
+        row: first.row.command_id.to_string(),
+    })
 }

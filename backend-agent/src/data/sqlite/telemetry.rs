@@ -155,8 +155,10 @@ async fn standing(
         .await?;
     let read = |row: &SqliteRow| {
         let reader = Reader::new("telemetry_positions", row);
-        let number = usize::try_from(reader.count("number")?).unwrap_or(usize::MAX);
-        Ok((number, reader.count_optional("seq")?.unwrap_or(0)))
+        Ok((
+            reader.index("number")?,
+            reader.count_optional("seq")?.unwrap_or(0),
+        ))
     };
     rows.iter().map(read).collect()
 }
