@@ -15,6 +15,7 @@ mod row;
 mod runs;
 mod sessions;
 mod settle;
+mod submit;
 mod telemetry;
 mod upkeep;
 
@@ -42,6 +43,7 @@ use super::{
 };
 
 use commands::{Report, Taker};
+use submit::Asked;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
@@ -349,7 +351,7 @@ impl Store for SqliteStore {
         new: NewRun,
         now: Timestamp,
     ) -> StoreResult<Submission> {
-        let submission = write!(self, runs::submit, [tenant, new], (now))?;
+        let submission = together!(self, submit::submit, tenant, Asked { new, now })?;
         fault::point("store.submit.after_commit");
         submission
     }

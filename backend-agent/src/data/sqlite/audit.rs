@@ -1,9 +1,7 @@
 //! The append-only audit log.
 
 use serde_json::Value;
-use sqlx::query::Query;
-use sqlx::sqlite::SqliteArguments;
-use sqlx::{Sqlite, SqliteConnection};
+use sqlx::SqliteConnection;
 use viworks_common::id::Tenant;
 use viworks_common::time::Timestamp;
 
@@ -13,19 +11,9 @@ use crate::data::{
     Actor, ActorKind, AuditOutcome, AuditRecord, Listing, NewAuditRecord, Page, StoreResult,
 };
 
-/// The statement that appends; its parameters are the tenant as the first, the time, and what [`bind`] binds.
-macro_rules! appending {
-    ($at:literal, $kind:literal, $id:literal, $action:literal, $object:literal, $outcome:literal, $detail:literal, $request:literal) => {
-        concat!(
-            "INSERT INTO audit_log (tenant, seq, at, actor_kind, actor_id, action, object, outcome, detail, request_id) \
-             SELECT $1, coalesce((SELECT max(seq) FROM audit_log WHERE tenant = $1), 0) + 1, ",
-            $at, ", ", $kind, ", ", $id, ", ", $action, ", ", $object, ", ", $outcome, ", ", $detail, ", ", $request
-        )
-    };
-}
-pub(super) use appending;
-
-pub(super) const APPEND: &str = appending!("$2", "$3", "$4", "$5", "$6", "$7", "$8", "$9");
+pub(super) const APPEND: &str = "\
+INSERT INTO audit_log (tenant, seq, at, actor_kind, actor_id, action, object, outcome, detail, request_id)
+SELECT $1, coalesce((SELECT max(seq) FROM audit_log WHERE tenant = $1), 0) + 1, $2, $3, $4, $5, $6, $7, $8, $9";
 
 pub(super) const LIST: &str = "\
 SELECT seq, at, actor_kind, actor_id, action, object, outcome, detail, request_id
@@ -38,19 +26,9 @@ pub(super) async fn append(
     record: &NewAuditRecord,
     now: Timestamp,
 ) -> StoreResult<()> {
-    let append = sqlx::query(APPEND)
+    sqlx::query(APPEND)
         .bind(tenant.as_str())
-        .bind(now.unix_micros());
-    bind(append, record).execute(connection).await?;
-    Ok(())
-}
-
-/// Binds a record to the next seven parameters, in the order of the columns.
-pub(super) fn bind<'q>(
-    query: Query<'q, Sqlite, SqliteArguments>,
-    record: &'q NewAuditRecord,
-) -> Query<'q, Sqlite, SqliteArguments> {
-    query
+        .bind(now.unix_micros())
         .bind(record.actor.kind.name())
         .bind(&record.actor.id)
         .bind(&record.action)
@@ -58,6 +36,9 @@ pub(super) fn bind<'q>(
         .bind(record.outcome.name())
         .bind(to_json(&record.detail))
         .bind(&record.actor.request_id)
+        .execute(connection)
+        .await?;
+    Ok(())
 }
 
 /// What most intents record.

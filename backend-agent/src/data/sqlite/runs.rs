@@ -1,6 +1,6 @@
 //! Runs: accepted whole or refused whole, listed, shown and cancelled.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::json;
@@ -9,15 +9,14 @@ use sqlx::sqlite::SqliteRow;
 use viworks_common::command::{CommandEvent, CommandState, Transition};
 use viworks_common::id::{CommandId, RunId, Tenant};
 use viworks_common::time::Timestamp;
-use viworks_runtime::fault;
 
 use super::audit;
 use super::page::{Fetched, rows_wanted};
-use super::row::{Reader, int, to_json};
+use super::row::Reader;
 use super::settle::{self, CommandRow, Note};
 use crate::data::{
-    Actor, AuditOutcome, Cancelled, Command, CommandRef, Counts, Idempotency, Listing,
-    NewAuditRecord, NewRun, Page, Run, StoreError, StoreResult, Submission,
+    Actor, AuditOutcome, Cancelled, Command, CommandRef, Counts, Idempotency, Listing, Page, Run,
+    StoreError, StoreResult, Submission,
 };
 
 /// How long an `Idempotency-Key` is remembered.
@@ -51,35 +50,6 @@ pub(super) const KEY: &str = "\
 SELECT run_id, request_hash FROM idempotency_keys
 WHERE tenant = $1 AND principal = $2 AND route = $3 AND key = $4 AND created_at > $5";
 
-/// Everything that can stand against a run, in one row.
-pub(super) const CHECK: &str = "\
-SELECT (SELECT target.value FROM json_each($2) AS target WHERE NOT EXISTS (
-            SELECT 1 FROM gateways AS g WHERE g.tenant = $1 AND g.agent_id = target.value AND g.revoked_at IS NULL)
-        LIMIT 1) AS missing,
-       (SELECT g.agent_id FROM json_each($2) AS target
-        JOIN gateways AS g ON g.tenant = $1 AND g.agent_id = target.value WHERE g.open_commands >= $3 LIMIT 1) AS full,
-       (SELECT coalesce(sum(open_commands), 0) FROM gateways WHERE tenant = $1) AS open_commands";
-
-/// A run with all that belongs to it, as one script: each statement by itself would be a journey to the driver's thread
-/// and back. Its only row is the run.
-pub(super) const SUBMIT: &str = concat!(
-    "INSERT INTO runs (tenant, run_id, name, arguments, deadline, traceparent, reason, submitted_by, created_at, open_commands) \
-     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10); \
-     UPDATE gateways SET next_order = next_order + 1, open_commands = open_commands + 1 \
-     WHERE tenant = $1 AND agent_id IN (SELECT value FROM json_each($11)); \
-     INSERT INTO commands (tenant, command_id, run_id, agent_id, order_no, state, idempotent, risk, timeout_ms, \
-                           available_at, deadline, created_at) \
-     SELECT $1, new.value ->> 0, $2, g.agent_id, g.next_order - 1, 'queued', new.value ->> 2, new.value ->> 3, \
-            new.value ->> 4, $9, $5, $9 \
-     FROM json_each($12) AS new JOIN gateways AS g ON g.tenant = $1 AND g.agent_id = new.value ->> 1; \
-     INSERT OR REPLACE INTO idempotency_keys (tenant, principal, route, key, request_hash, run_id, created_at) \
-     SELECT $1, $13, $14, $15, $16, $2, $9 WHERE $13 IS NOT NULL; ",
-    audit::appending!("$9", "$17", "$18", "$19", "$20", "$21", "$22", "$23"),
-    "; ",
-    runs!(),
-    "AND r.run_id = $2"
-);
-
 pub(super) const RUN: &str = concat!(runs!(), "AND r.run_id = $2");
 
 pub(super) const LIST: &str = concat!(runs!(), "AND r.run_id < $2 ORDER BY r.run_id DESC LIMIT $3");
@@ -110,29 +80,6 @@ SELECT $1 AS tenant,
        (SELECT count(*) FROM orphan_results WHERE tenant = $1) AS orphans,
        (SELECT count(*) FROM forks WHERE tenant = $1) AS forks";
 
-/// Accepts a run, or leaves only the audit record of its refusal, which is the inner error.
-pub(super) async fn submit(
-    connection: &mut SqliteConnection,
-    tenant: &Tenant,
-    new: &NewRun,
-    now: Timestamp,
-) -> StoreResult<Result<Submission, StoreError>> {
-    if let Some(idempotency) = &new.idempotency
-        && let Some(earlier) = replay(connection, tenant, idempotency, now).await?
-    {
-        return Ok(Ok(earlier));
-    }
-    if let Some(refusal) = refusal(connection, tenant, new).await? {
-        let detail = json!({ "name": new.name, "targets": new.targets.len(), "reason": refusal.to_string() });
-        let record = record(new, AuditOutcome::Refused, detail);
-        audit::append(connection, tenant, &record, now).await?;
-        return Ok(Err(refusal));
-    }
-    let run = insert(connection, tenant, new, now).await?;
-    fault::point("store.submit.before_commit");
-    Ok(Ok(Submission::Submitted(run)))
-}
-
 /// What a key was used for.
 pub(super) async fn replay(
     connection: &mut SqliteConnection,
@@ -159,102 +106,6 @@ pub(super) async fn replay(
     Ok(Some(Submission::Replayed(
         expected(connection, tenant, run_id).await?,
     )))
-}
-
-/// The first reason against a run. There is one writer, so nothing can move before the rows are written.
-async fn refusal(
-    connection: &mut SqliteConnection,
-    tenant: &Tenant,
-    new: &NewRun,
-) -> StoreResult<Option<StoreError>> {
-    let agents: BTreeSet<_> = new.targets.iter().map(|target| target.agent_id).collect();
-    if agents.len() < new.targets.len() {
-        let what = "a command of this run for one of its gateways".to_owned();
-        return Ok(Some(StoreError::Conflict { what }));
-    }
-    if agents.is_empty() {
-        let what = "a gateway for this run".to_owned();
-        return Ok(Some(StoreError::Missing { what }));
-    }
-    let row = sqlx::query(CHECK)
-        .bind(tenant.as_str())
-        .bind(to_json(&agents))
-        .bind(int(new.limits.per_gateway))
-        .fetch_one(connection)
-        .await?;
-    let reader = Reader::new("gateways", &row);
-    if let Some(missing) = reader.get::<Option<String>>("missing")? {
-        let what = format!("gateway {missing}");
-        return Ok(Some(StoreError::Missing { what }));
-    }
-    let full = |scope: String, limit: u64| {
-        Ok(Some(StoreError::QueueFull {
-            scope,
-            limit,
-            retry_after: new.limits.retry_after,
-        }))
-    };
-    if let Some(agent_id) = reader.get::<Option<String>>("full")? {
-        return full(format!("gateway {agent_id}"), new.limits.per_gateway);
-    }
-    let wanted = u64::try_from(new.targets.len()).unwrap_or(u64::MAX);
-    if reader.count("open_commands")?.saturating_add(wanted) > new.limits.global {
-        return full("the backend".to_owned(), new.limits.global);
-    }
-    Ok(None)
-}
-
-async fn insert(
-    connection: &mut SqliteConnection,
-    tenant: &Tenant,
-    new: &NewRun,
-    now: Timestamp,
-) -> StoreResult<Run> {
-    let agents: Vec<_> = new.targets.iter().map(|target| target.agent_id).collect();
-    let commands: Vec<_> = new
-        .targets
-        .iter()
-        .map(|target| {
-            let timeout_ms = int(target.timeout_ms);
-            (
-                target.command_id,
-                target.agent_id,
-                target.idempotent,
-                target.risk,
-                timeout_ms,
-            )
-        })
-        .collect();
-    let detail = json!({
-        "name": new.name, "arguments": new.arguments, "targets": new.targets.len(), "deadline": new.deadline,
-        "reason": new.reason,
-    });
-    let record = record(new, AuditOutcome::Done, detail);
-    let key = new.idempotency.as_ref();
-    let submit = sqlx::query(SUBMIT)
-        .bind(tenant.as_str())
-        .bind(new.run_id.to_string())
-        .bind(new.name.as_str())
-        .bind(to_json(&new.arguments))
-        .bind(new.deadline.unix_micros())
-        .bind(&new.traceparent)
-        .bind(&new.reason)
-        .bind(new.actor.to_string())
-        .bind(now.unix_micros())
-        .bind(i64::try_from(new.targets.len()).unwrap_or(i64::MAX))
-        .bind(to_json(&agents))
-        .bind(to_json(&commands))
-        .bind(key.map(|key| key.principal.as_str()))
-        .bind(key.map(|key| key.route.as_str()))
-        .bind(key.map(|key| key.key.as_str()))
-        .bind(key.map(|key| key.request_hash.as_slice()));
-    let row = audit::bind(submit, &record).fetch_one(connection).await?;
-    read_run(&row)
-}
-
-fn record(new: &NewRun, outcome: AuditOutcome, detail: serde_json::Value) -> NewAuditRecord {
-    let object = format!("run:{}", new.run_id);
-    audit::record(&new.actor, "run.submit", object, outcome, detail)
 }
 
 /// One run.

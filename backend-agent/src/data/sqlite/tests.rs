@@ -5,7 +5,7 @@ use viworks_runtime::sqlite::Options;
 
 use super::{
     SqliteStore, agents, audit, catalogues, commands, keys, outputs, runs, sessions, settle,
-    telemetry, upkeep,
+    submit, telemetry, upkeep,
 };
 
 const STATEMENTS: &[(&str, &str)] = &[
@@ -38,8 +38,8 @@ const STATEMENTS: &[(&str, &str)] = &[
     ("keys::TOUCH", keys::TOUCH),
     ("outputs::LOAD", outputs::LOAD),
     ("runs::KEY", runs::KEY),
-    ("runs::CHECK", runs::CHECK),
-    ("runs::SUBMIT", runs::SUBMIT),
+    ("submit::STANDING", submit::STANDING),
+    ("submit::SUBMIT", submit::SUBMIT),
     ("runs::RUN", runs::RUN),
     ("runs::LIST", runs::LIST),
     ("runs::COMMAND", runs::COMMAND),

@@ -8,6 +8,8 @@ use viworks_backend_agent::data::{
 };
 use viworks_common::command::{CommandState, OutcomeState};
 
+use futures_util::future::join_all;
+
 use super::bed::{Bed, LIMITS, agent, at};
 
 async fn nothing_but_the_refusal_is_left(
@@ -155,6 +157,33 @@ pub(crate) async fn the_same_idempotency_key_and_request_answers_the_same_run(be
         .await
         .unwrap();
     assert_eq!(replayed, Submission::Replayed(run));
+    assert_eq!(bed.gateway_now(1).await.open_commands, 1);
+}
+
+pub(crate) async fn one_key_at_the_same_moment_is_one_run(bed: &Bed) {
+    bed.gateway(1).await;
+    let asked: Vec<_> = (0..6)
+        .map(|n| {
+            let mut new = bed.new_run(&[1], false);
+            // The last one is another request with the same key.
+            new.idempotency = Some(key(if n == 5 { 2 } else { 1 }));
+            new
+        })
+        .collect();
+    let answers = join_all(
+        asked
+            .into_iter()
+            .map(|new| bed.store.submit_run(&bed.tenant, new, at(11))),
+    )
+    .await;
+    let submitted = answers
+        .iter()
+        .filter(|answer| matches!(answer, Ok(Submission::Submitted(_))));
+    assert_eq!(submitted.count(), 1, "{answers:?}");
+    assert!(
+        matches!(answers[5], Ok(Submission::IdempotencyMismatch)),
+        "{answers:?}"
+    );
     assert_eq!(bed.gateway_now(1).await.open_commands, 1);
 }
 
