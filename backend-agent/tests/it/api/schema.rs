@@ -131,7 +131,8 @@ fn at(document: &Value, schema: &Value, value: &Value, place: &str) -> Result<()
                 }
             }
             "pattern" => {
-                let pattern = Regex::new(operand.as_str().unwrap()).unwrap();
+                let pattern = operand.as_str().unwrap_or_default();
+                let pattern = Regex::new(pattern).map_err(|error| error.to_string())?;
                 if value.as_str().is_some_and(|text| !pattern.is_match(text)) {
                     return wrong(format!("does not match {pattern}"));
                 }
