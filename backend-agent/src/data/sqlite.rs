@@ -30,7 +30,7 @@ use viworks_common::id::{AgentId, ApiKeyId, CommandId, CommandName, GatewayName,
 use viworks_common::telemetry::Position;
 use viworks_common::time::Timestamp;
 use viworks_runtime::fault;
-use viworks_runtime::sqlite::{Constraint, Database, Error, Options};
+use viworks_runtime::sqlite::{Constraint, Database, Error, Options, Together};
 
 use super::{
     AcceptOutcome, Accepted, Actor, AdmitOutcome, AdmitRequest, ApiKey, AuditRecord, Cancelled,
@@ -44,6 +44,9 @@ use super::{
 
 use commands::{Report, Taker};
 use submit::Asked;
+
+/// Targets of a run that is submitted together with others.
+const SMALL_RUN_TARGETS_MAX: usize = 100;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
@@ -133,20 +136,19 @@ macro_rules! write {
     }};
 }
 
-/// Runs a feature's function in one transaction with whatever of its kind waits at the same moment.
+/// Runs a feature's function in one transaction with whatever of its kind waits at the same moment; a question that is
+/// `alone` by an id of its own is with nobody.
 macro_rules! together {
-    ($store:ident, $function:path, $tenant:ident, $question:expr) => {{
-        $store
-            .database
-            .write_together(
-                $tenant.to_owned(),
-                $question,
-                |connection, tenant, questions| {
-                    Box::pin(async move { $function(connection, &tenant, &questions).await })
-                },
-            )
-            .await
+    ($store:ident, $function:path, $tenant:ident, $question:expr, alone: $alone:expr) => {{
+        let group: (Tenant, Option<RunId>) = ($tenant.to_owned(), $alone);
+        let work: Together<_, _, _, _> = |connection, (tenant, _alone), questions| {
+            Box::pin(async move { $function(connection, &tenant, &questions).await })
+        };
+        $store.database.write_together(group, $question, work).await
     }};
+    ($store:ident, $function:path, $tenant:ident, $question:expr) => {
+        together!($store, $function, $tenant, $question, alone: None)
+    };
 }
 
 /// Runs a feature's function on a reader.
@@ -351,7 +353,9 @@ impl Store for SqliteStore {
         new: NewRun,
         now: Timestamp,
     ) -> StoreResult<Submission> {
-        let submission = together!(self, submit::submit, tenant, Asked { new, now })?;
+        // Many large runs in one document would take memory without end.
+        let alone = (new.targets.len() > SMALL_RUN_TARGETS_MAX).then_some(new.run_id);
+        let submission = together!(self, submit::submit, tenant, Asked { new, now }, alone: alone)?;
         fault::point("store.submit.after_commit");
         submission
     }
