@@ -43,6 +43,7 @@ use super::{
 };
 
 use commands::{Report, Taker};
+use sessions::{Confirm, Hello};
 use submit::Asked;
 
 /// Targets of a run that is submitted together with others.
@@ -235,7 +236,7 @@ impl Store for SqliteStore {
         request: AdmitRequest,
         now: Timestamp,
     ) -> StoreResult<AdmitOutcome> {
-        write!(self, sessions::admit, [tenant, request], (now))
+        together!(self, sessions::admit_all, tenant, Hello { request, now })
     }
 
     async fn confirm_session(
@@ -244,7 +245,12 @@ impl Store for SqliteStore {
         request: ConfirmRequest,
         now: Timestamp,
     ) -> StoreResult<ConfirmOutcome> {
-        write!(self, sessions::confirm, [tenant, request], (now))
+        together!(
+            self,
+            sessions::confirm_all,
+            tenant,
+            Confirm { request, now }
+        )
     }
 
     async fn end_session(

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::json;
 use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteRow};
-use sqlx::{Sqlite, SqliteConnection};
+use sqlx::{Column, Row, Sqlite, SqliteConnection};
 use viworks_common::admission::{
     Admission, Confirmation, HelloFacts, IdentityRow, admit as decide, confirm as decide_confirm,
 };
@@ -62,7 +62,7 @@ pub(super) const ADMIT: &str = concat!(
 );
 
 /// What a confirmation changes: the session is the gateway's live one, what its HELLO said takes effect, and the one
-/// before it has ended. Its row is as that of [`ADMIT`].
+/// before it has ended. Its first row is as that of [`ADMIT`], the others are the gateway's open commands.
 pub(super) const CONFIRM: &str = concat!(
     swap!(
         ", last_seen_at = $11, session_epoch = $12, \
@@ -76,7 +76,8 @@ pub(super) const CONFIRM: &str = concat!(
      DELETE FROM labels WHERE tenant = $1 AND agent_id = $2 AND source = $15; \
      INSERT INTO labels (tenant, agent_id, key, source, value) \
      SELECT $1, $2, label.key, $15, label.value \
-     FROM sessions AS n, json_each(n.labels) AS label WHERE n.tenant = $1 AND n.agent_id = $2 AND n.epoch = $12"
+     FROM sessions AS n, json_each(n.labels) AS label WHERE n.tenant = $1 AND n.agent_id = $2 AND n.epoch = $12; ",
+    settle::open_of_gateway!()
 );
 
 pub(super) const ENDED: &str = "\
@@ -187,8 +188,48 @@ async fn identity(
     }))
 }
 
+/// A HELLO to be judged.
+#[derive(Debug, Clone)]
+pub(super) struct Hello {
+    pub(super) request: AdmitRequest,
+    pub(super) now: Timestamp,
+}
+
+/// Judges HELLOs that came together.
+pub(super) async fn admit_all(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    hellos: &[Hello],
+) -> StoreResult<Vec<StoreResult<AdmitOutcome>>> {
+    let mut answers = Vec::with_capacity(hellos.len());
+    for Hello { request, now } in hellos {
+        answers.push(Ok(admit(connection, tenant, request, *now).await?));
+    }
+    Ok(answers)
+}
+
+/// A CONFIRM to be judged.
+#[derive(Debug, Clone)]
+pub(super) struct Confirm {
+    pub(super) request: ConfirmRequest,
+    pub(super) now: Timestamp,
+}
+
+/// Confirms epochs whose gateways said so together.
+pub(super) async fn confirm_all(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    confirms: &[Confirm],
+) -> StoreResult<Vec<StoreResult<ConfirmOutcome>>> {
+    let mut answers = Vec::with_capacity(confirms.len());
+    for Confirm { request, now } in confirms {
+        answers.push(Ok(confirm(connection, tenant, request, *now).await?));
+    }
+    Ok(answers)
+}
+
 /// Judges a HELLO.
-pub(super) async fn admit(
+async fn admit(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
     request: &AdmitRequest,
@@ -345,14 +386,14 @@ fn swap<'q>(
         .bind(now.unix_micros())
 }
 
-/// Runs a compare-and-swap; answers the low-water mark.
-async fn swapped(
-    connection: &mut SqliteConnection,
-    swap: Query<'_, Sqlite, SqliteArguments>,
-) -> StoreResult<u64> {
-    let rows = swap.fetch_all(connection).await?;
-    let row = rows.first().ok_or(StoreError::Fenced)?;
-    Reader::new("gateways", row).count("low_water")
+/// Takes the rows of a compare-and-swap apart: the low-water mark, and what else was asked for.
+fn swapped(rows: &[SqliteRow]) -> StoreResult<(u64, &[SqliteRow])> {
+    let (gateway, more) = rows.split_first().ok_or(StoreError::Fenced)?;
+    // Nobody's row, when somebody else moved the counters and commands are open.
+    if gateway.column(0).name() != "low_water" {
+        return Err(StoreError::Fenced);
+    }
+    Ok((Reader::new("gateways", gateway).count("low_water")?, more))
 }
 
 async fn insert(
@@ -375,7 +416,8 @@ async fn insert(
         .bind(&request.agent_version)
         .bind(to_json(&request.labels))
         .bind(int(request.pin_set_version));
-    swapped(connection, admit).await
+    let rows = admit.fetch_all(connection).await?;
+    Ok(swapped(&rows)?.0)
 }
 
 /// The database forgot what happened since a backup: whatever may have run meanwhile can never be offered again.
@@ -427,7 +469,7 @@ async fn settle_rolled_back(
 }
 
 /// Confirms an epoch: from here on every older session is fenced.
-pub(super) async fn confirm(
+async fn confirm(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
     request: &ConfirmRequest,
@@ -455,8 +497,9 @@ pub(super) async fn confirm(
         .bind(known.live.map(|(_, epoch)| int(epoch)))
         .bind(CloseCode::Superseded.name())
         .bind(LabelSource::Gateway.name());
-    let low_water = swapped(connection, confirm).await?;
-    let mut confirmed = settle_older(connection, tenant, request, low_water, now).await?;
+    let rows = confirm.fetch_all(&mut *connection).await?;
+    let (low_water, open) = swapped(&rows)?;
+    let mut confirmed = settle_older(connection, tenant, request, (low_water, open), now).await?;
     confirmed.fenced = known.live.map(|(session_id, _)| session_id);
     Ok(ConfirmOutcome::Confirmed(Box::new(confirmed)))
 }
@@ -466,7 +509,7 @@ async fn settle_older(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
     request: &ConfirmRequest,
-    low_water: u64,
+    (low_water, open): (u64, &[SqliteRow]),
     now: Timestamp,
 ) -> StoreResult<Confirmed> {
     let unreported: BTreeSet<CommandId> = request.unreported.iter().copied().collect();
@@ -477,7 +520,8 @@ async fn settle_older(
         low_water,
         fenced: None,
     };
-    for mut command in settle::load_open(connection, tenant, request.agent_id, u64::MAX).await? {
+    for row in open {
+        let mut command = CommandRow::read(row)?;
         let journalled = unreported.contains(&command.command_id);
         match command.state {
             CommandState::Dispatched => requeue(connection, tenant, &mut command, now).await?,

@@ -29,6 +29,19 @@ macro_rules! rows {
     };
 }
 
+/// The commands of gateway `$2` that are not final.
+macro_rules! open_of_gateway {
+    () => {
+        concat!(
+            "SELECT c.command_id, c.run_id, c.agent_id, c.state, c.idempotent, c.attempt, c.available_at, c.deadline, \
+             c.released_to, c.released_at, c.started_at, c.cancel_requested_at, c.result IS NOT NULL AS has_result, \
+             c.late_outcome IS NOT NULL AS has_late_outcome FROM commands AS c \
+             WHERE c.tenant = $1 AND c.agent_id = $2 AND c.finished_at IS NULL ORDER BY c.order_no"
+        )
+    };
+}
+pub(super) use open_of_gateway;
+
 /// For each `[agent_id, epoch, command_id]`: nothing where the session is fenced, the low-water mark alone where its
 /// gateway has no such command.
 pub(super) const LOAD: &str = concat!(
