@@ -21,6 +21,8 @@ pub struct BusLimits {
     pub runs: usize,
     /// Events of one run.
     pub run_events: usize,
+    /// Events of all runs; those of finished runs that nobody watches make room first.
+    pub events: usize,
     /// Bytes of live output of one run.
     pub run_output_bytes: usize,
     /// Bytes of live output of all runs.
@@ -32,6 +34,7 @@ impl Default for BusLimits {
         Self {
             runs: 1_024,
             run_events: 8_192,
+            events: 32_768,
             run_output_bytes: 1024 * 1024,
             output_bytes: 64 * 1024 * 1024,
         }
@@ -141,6 +144,7 @@ struct Inner {
     channels: BTreeMap<RunId, Channel>,
     generation: u64,
     clock: u64,
+    events: usize,
     output_bytes: usize,
 }
 
@@ -203,10 +207,12 @@ impl Inner {
             .channels
             .iter()
             .min_by_key(|(_run_id, channel)| {
-                (channel.changes.receiver_count() > 0, channel.touched)
+                let watched = channel.changes.receiver_count() > 0;
+                (watched, !channel.finished, channel.touched)
             })
             .map(|(run_id, _channel)| *run_id);
         if let Some(channel) = silent.and_then(|run_id| self.channels.remove(&run_id)) {
+            self.events = self.events.saturating_sub(channel.ring.len());
             self.output_bytes = self.output_bytes.saturating_sub(channel.output_bytes);
         }
     }
@@ -222,6 +228,7 @@ impl RunBus {
                 channels: BTreeMap::new(),
                 generation,
                 clock: 0,
+                events: 0,
                 output_bytes: 0,
             }),
         }
@@ -245,18 +252,22 @@ impl RunBus {
         channel.ring.push_back(Arc::new(change));
         channel.output_bytes = channel.output_bytes.saturating_add(bytes);
         channel.finished |= run_finished;
-        let mut freed = 0_usize;
+        let (mut freed, mut dropped) = (0_usize, 0_usize);
         while channel.ring.len() > limits.run_events.max(1)
             || channel.output_bytes > limits.run_output_bytes
         {
             freed = freed.saturating_add(channel.drop_oldest());
+            dropped += 1;
         }
         channel.changes.send_replace(());
+        inner.events = inner.events.saturating_add(1).saturating_sub(dropped);
         inner.output_bytes = inner
             .output_bytes
             .saturating_add(bytes)
             .saturating_sub(freed);
-        while inner.output_bytes > limits.output_bytes {
+        while !inner.channels.is_empty()
+            && (inner.output_bytes > limits.output_bytes || inner.events > limits.events)
+        {
             inner.forget_most_silent();
         }
     }
@@ -428,10 +439,49 @@ mod tests {
         let limits = BusLimits {
             runs: 2,
             run_events: 4,
+            events: 100,
             run_output_bytes: 100,
             output_bytes: 150,
         };
         Arc::new(RunBus::new(limits, 7))
+    }
+
+    #[test]
+    fn many_runs_stay_within_one_bound_and_finished_ones_that_nobody_watches_go_first() {
+        let limits = BusLimits {
+            runs: 1_000,
+            run_events: 10,
+            events: 100,
+            ..BusLimits::default()
+        };
+        let bus = Arc::new(RunBus::new(limits, 7));
+        let mut watched = bus.subscribe(run(1), None);
+        bus.command_changed(run(1), change(CommandState::Succeeded), true);
+        bus.command_changed(run(2), change(CommandState::Running), false);
+        for number in 3..200 {
+            for _event in 0..20 {
+                bus.command_changed(run(number), change(CommandState::Succeeded), true);
+                assert!(bus.lock().events <= 100);
+            }
+        }
+        let held: usize = {
+            let inner = bus.lock();
+            inner
+                .channels
+                .values()
+                .map(|channel| channel.ring.len())
+                .sum()
+        };
+        assert_eq!(bus.lock().events, held, "the count is what is held");
+        assert!(
+            matches!(watched.poll_next(), Step::Event(..)),
+            "it is watched"
+        );
+        let mut running = bus.subscribe(run(2), None);
+        assert!(
+            matches!(running.poll_next(), Step::Event(..)),
+            "it is not finished"
+        );
     }
 
     #[test]

@@ -51,6 +51,10 @@ struct Desk {
 
 impl Desk {
     async fn open() -> Self {
+        Self::with(Start::default()).await
+    }
+
+    async fn with(backend: Start) -> Self {
         let mut system = Deployment::new(Binaries::shipped());
         let folders = ["gw-1", "gw-2"].map(|name| system.issue(name));
         for folder in &folders {
@@ -59,7 +63,7 @@ impl Desk {
             std::fs::write(&file, CATALOGUE).unwrap();
             std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
         }
-        system.start_backend(Start::default()).await;
+        system.start_backend(backend).await;
         let gateways = folders
             .iter()
             .map(|folder| {
@@ -251,6 +255,45 @@ async fn every_way_to_go_wrong_has_its_exit_code_and_says_what_to_do() {
     away.env("VIWORKS_SERVER", "http://127.0.0.1:1");
     let said = finish(away, PATIENCE).await.ended_with(69);
     assert!(said.stderr.contains("fix"), "{said:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_queue_refuses_the_whole_run_and_says_when_to_come_back() {
+    let desk = Desk::with(Start::default().with("VIWORKS__QUEUE__PER_GATEWAY", "1")).await;
+    let body = serde_json::json!({"command": "test.long", "targets": {"gateways": ["gw-1"]}});
+    let first = desk.system.post("/v1/runs", &body).await["id"].clone();
+    // It needs both gateways, and one of them is full: nothing goes to the other.
+    let said = desk
+        .run(&["run", "test.say", "word=a", "--all"])
+        .await
+        .ended_with(75);
+    assert!(
+        said.stderr.contains("queue full") && said.stderr.contains("try again in about"),
+        "{said:#?}"
+    );
+    let body =
+        serde_json::json!({"command": "test.say", "arguments": {"word": "a"}, "targets": "all"});
+    let (status, problem) = desk
+        .system
+        .request("POST", "/v1/runs", Some(&body))
+        .await
+        .unwrap();
+    assert_eq!((status, &problem["code"]), (429, &Value::from("VW-Q-001")));
+    assert!(problem["retry_after_ms"].as_u64() > Some(0), "{problem}");
+    let runs = desk.json(&["runs", "ls"], 0).await;
+    assert_eq!(runs["items"].as_array().unwrap().len(), 1, "{runs:#}");
+    assert_eq!(
+        desk.json(&["gateway", "show", "gw-2"], 0).await["queued_commands"],
+        0
+    );
+    let first = first.as_str().unwrap();
+    drop(desk.run(&["runs", "cancel", first]).await.ended_with(0));
+    desk.system.finished(first).await;
+    drop(
+        desk.run(&["run", "test.say", "word=a", "--all"])
+            .await
+            .ended_with(0),
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
