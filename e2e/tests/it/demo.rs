@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -197,12 +198,23 @@ async fn once_shows_three_answers_and_leaves_nothing_behind_twice_in_a_row() {
     place.assert_nothing_runs();
 }
 
+/// Takes a port. Another test's demo may have it for a moment; what somebody else keeps is just as taken.
+async fn hold(port: u16) -> Option<TcpListener> {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+            Ok(listener) => return Some(listener),
+            Err(_taken) if tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Err(_taken) => return None,
+        }
+    }
+}
+
 #[tokio::test]
 async fn taken_ports_are_no_obstacle() {
-    // When somebody else has one of them already, it is just as taken.
-    let holders: Vec<_> = [8_080, 8_081]
-        .map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)))
-        .into();
+    let holders = [hold(8_080).await, hold(8_081).await];
     let place = Place::new();
     let said = place.up(&["--once", "--agents", "3"]).await.ended_with(0);
     assert_three_answers(&said);

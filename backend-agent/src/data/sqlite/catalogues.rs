@@ -36,8 +36,10 @@ ORDER BY g.agent_id";
 pub(super) const TARGETS_SELECTED: &str = "\
 SELECT g.agent_id, g.name, g.revoked_at, c.digest IS NOT NULL AS reported,
        (SELECT entry.value FROM json_each(c.entries) AS entry WHERE entry.value ->> 'name' = ?2) AS entry
-FROM gateways AS g LEFT JOIN catalogues AS c ON c.tenant = g.tenant AND c.agent_id = g.agent_id
-WHERE g.tenant = ?1 AND (g.agent_id IN (SELECT value FROM json_each(?3)) OR g.name IN (SELECT value FROM json_each(?4)))
+FROM (SELECT value AS agent_id FROM json_each(?3)
+      UNION SELECT b.agent_id FROM json_each(?4) AS e CROSS JOIN gateways AS b ON b.tenant = ?1 AND b.name = e.value) AS s
+CROSS JOIN gateways AS g ON g.tenant = ?1 AND g.agent_id = s.agent_id
+LEFT JOIN catalogues AS c ON c.tenant = g.tenant AND c.agent_id = g.agent_id
 ORDER BY g.agent_id";
 
 /// Stores a report.

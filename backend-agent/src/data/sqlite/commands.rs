@@ -34,7 +34,7 @@ SELECT e.key AS number, c.command_id, c.run_id, c.agent_id, c.state, c.idempoten
        c.result IS NOT NULL AS has_result, c.late_outcome IS NOT NULL AS has_late_outcome, c.order_no,
        r.name, r.arguments, r.traceparent
 FROM json_each($2) AS e
-JOIN gateways AS g ON g.tenant = $1 AND g.agent_id = e.value ->> 0 AND g.confirmed = e.value ->> 1
+CROSS JOIN gateways AS g ON g.tenant = $1 AND g.agent_id = e.value ->> 0 AND g.confirmed = e.value ->> 1
      AND g.revoked_at IS NULL
 LEFT JOIN commands AS c ON c.tenant = $1 AND c.command_id IN (
     SELECT q.command_id FROM commands AS q

@@ -48,7 +48,7 @@ pub(super) const LOAD: &str = concat!(
     "SELECT e.key AS number, g.low_water, ",
     columns!(),
     "FROM json_each($2) AS e \
-     JOIN gateways AS g ON g.tenant = $1 AND g.agent_id = e.value ->> 0 AND g.confirmed = e.value ->> 1 \
+     CROSS JOIN gateways AS g ON g.tenant = $1 AND g.agent_id = e.value ->> 0 AND g.confirmed = e.value ->> 1 \
           AND g.revoked_at IS NULL \
      LEFT JOIN commands AS c ON c.tenant = $1 AND c.command_id = e.value ->> 2 AND c.agent_id = g.agent_id"
 );

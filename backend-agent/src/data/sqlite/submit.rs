@@ -20,7 +20,7 @@ use crate::data::{
 pub(super) const STANDING: &str = "\
 SELECT coalesce(sum(open_commands), 0) AS waiting FROM gateways WHERE tenant = $1;
 SELECT g.agent_id, g.next_order, g.open_commands FROM json_each($2) AS e
-JOIN gateways AS g ON g.tenant = $1 AND g.agent_id = e.value WHERE g.revoked_at IS NULL";
+CROSS JOIN gateways AS g ON g.tenant = $1 AND g.agent_id = e.value WHERE g.revoked_at IS NULL";
 
 /// One run. Several in one statement would make SQLite look for commands that wait for their run, by a walk over all.
 const INSERT_RUN: &str = "INSERT INTO runs (tenant, run_id, name, arguments, deadline, traceparent, reason, \

@@ -23,7 +23,7 @@ const CHUNK_ROWS: usize = 1_000;
 pub(super) const STANDING: &str = "\
 SELECT write.key AS number, p.seq
 FROM json_each(?2) AS write
-JOIN gateways AS g ON g.tenant = ?1 AND g.agent_id = write.value ->> 0 AND g.confirmed = write.value ->> 1
+CROSS JOIN gateways AS g ON g.tenant = ?1 AND g.agent_id = write.value ->> 0 AND g.confirmed = write.value ->> 1
      AND g.revoked_at IS NULL
 LEFT JOIN telemetry_positions AS p ON p.tenant = ?1 AND p.agent_id = write.value ->> 0
      AND p.spool_epoch = write.value ->> 2";

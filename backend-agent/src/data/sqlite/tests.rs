@@ -91,6 +91,15 @@ const STATEMENTS: &[(&str, &str)] = &[
     ("upkeep::VERSION", upkeep::VERSION),
 ];
 
+/// Statements that are about all gateways: lists, counts, and the sum of what waits.
+const OVER_ALL_GATEWAYS: &[&str] = &[
+    "catalogues::MERGE",
+    "catalogues::TARGETS_ALL",
+    "runs::COUNTS",
+    "sessions::OCCUPIED",
+    "submit::STANDING",
+];
+
 async fn plan(connection: &mut SqliteConnection, sql: &'static str) -> String {
     let mut lines = Vec::new();
     for statement in sql.split(';') {
@@ -117,9 +126,21 @@ async fn every_statement_is_prepared_and_none_reads_a_whole_table() {
     for (name, sql) in STATEMENTS {
         let plan = plan(&mut reader, sql).await;
         // By the tenant alone is no better than the whole table.
-        for whole in ["commands", "runs", "telemetry"] {
+        for whole in [
+            "commands",
+            "runs",
+            "telemetry",
+            "gateways",
+            "c",
+            "r",
+            "q",
+            "g",
+        ] {
             let whole = format!("SEARCH {whole} USING PRIMARY KEY (tenant=?)");
-            assert!(!plan.contains(&whole), "{name}: {plan}");
+            assert!(
+                !plan.contains(&whole) || OVER_ALL_GATEWAYS.contains(name),
+                "{name}: {plan}"
+            );
         }
         for line in plan.lines().filter(|line| line.starts_with("SCAN ")) {
             // A document's elements, a subquery's one row, and the table of migrations are short.
