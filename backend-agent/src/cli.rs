@@ -40,6 +40,9 @@ struct ConfigFlag {
     /// The configuration file
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// The backend's own folder, whatever the configuration says
+    #[arg(long, value_name = "DIR")]
+    state_folder: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -423,7 +426,12 @@ async fn revoke_gateway(config: &Config, gateway: &GatewayRef) -> anyhow::Result
 
 fn load(flag: &ConfigFlag) -> Result<Config, Problems> {
     let path = std::path::absolute(&flag.config).unwrap_or_else(|_no_folder| flag.config.clone());
-    Config::load(&path, &environment())
+    let mut environment = environment();
+    if let Some(folder) = &flag.state_folder {
+        let folder = std::path::absolute(folder).unwrap_or_else(|_no_folder| folder.clone());
+        environment = environment.with("VIWORKS__DATA__STATE_FOLDER", &folder.to_string_lossy());
+    }
+    Config::load(&path, &environment)
 }
 
 async fn open(config: &Config) -> Result<SqliteStore, StartError> {

@@ -37,6 +37,9 @@ enum Action {
         /// A file that is written once the agent serves.
         #[arg(long)]
         ready_file: Option<PathBuf>,
+        /// The agent's own folder, whatever the configuration says.
+        #[arg(long, value_name = "DIR")]
+        state_folder: Option<PathBuf>,
     },
     /// Checks the configuration and lists every problem.
     CheckConfig {
@@ -115,8 +118,18 @@ fn code_of(error: &anyhow::Error) -> ExitCode {
 
 fn act(action: Action) -> anyhow::Result<ExitCode> {
     match action {
-        Action::Run { config, ready_file } => {
-            let config = Config::load(&config, &environment())?;
+        Action::Run {
+            config,
+            ready_file,
+            state_folder,
+        } => {
+            let mut variables = environment();
+            if let Some(folder) = state_folder {
+                let folder = std::path::absolute(&folder).unwrap_or(folder);
+                variables =
+                    variables.with("VIWORKS__GATEWAY__STATE_FOLDER", &folder.to_string_lossy());
+            }
+            let config = Config::load(&config, &variables)?;
             fault::configure(&environment())?;
             logging::init(config.log.format, &config.log.filter)?;
             tls::install_provider();

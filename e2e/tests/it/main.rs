@@ -10,3 +10,4 @@ mod points;
 mod refusals;
 mod reload;
 mod soak;
+mod state;

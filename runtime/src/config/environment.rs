@@ -27,6 +27,13 @@ impl Environment {
         self.variables.get(name).map(String::as_str)
     }
 
+    /// The same with one more variable, which goes before one of the same name: what a flag says counts most.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.variables.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
     /// The names of the variables that mean to override a key.
     pub(super) fn overrides(&self) -> impl Iterator<Item = &str> {
         self.variables
