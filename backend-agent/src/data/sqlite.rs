@@ -8,7 +8,9 @@ mod agents;
 mod audit;
 mod catalogues;
 mod commands;
+mod forks;
 mod keys;
+mod opening;
 mod outputs;
 mod page;
 mod row;
@@ -43,7 +45,7 @@ use super::{
 };
 
 use commands::{Report, Taker};
-use sessions::{Confirm, Hello};
+use opening::{Confirm, Hello};
 use submit::Asked;
 
 /// Targets of a run that is submitted together with others.
@@ -236,7 +238,7 @@ impl Store for SqliteStore {
         request: AdmitRequest,
         now: Timestamp,
     ) -> StoreResult<AdmitOutcome> {
-        together!(self, sessions::admit_all, tenant, Hello { request, now })
+        together!(self, opening::admit_all, tenant, Hello { request, now })
     }
 
     async fn confirm_session(
@@ -245,12 +247,7 @@ impl Store for SqliteStore {
         request: ConfirmRequest,
         now: Timestamp,
     ) -> StoreResult<ConfirmOutcome> {
-        together!(
-            self,
-            sessions::confirm_all,
-            tenant,
-            Confirm { request, now }
-        )
+        together!(self, opening::confirm_all, tenant, Confirm { request, now })
     }
 
     async fn end_session(
@@ -283,11 +280,11 @@ impl Store for SqliteStore {
         request: &AdmitRequest,
         now: Timestamp,
     ) -> StoreResult<()> {
-        write!(self, sessions::record_fork, [tenant, request], (now))
+        write!(self, forks::record, [tenant, request], (now))
     }
 
     async fn list_forks(&self, tenant: &Tenant, agent_id: AgentId) -> StoreResult<Vec<Fork>> {
-        read!(self, sessions::list_forks, tenant, agent_id)
+        read!(self, forks::list, tenant, agent_id)
     }
 
     async fn list_sessions(

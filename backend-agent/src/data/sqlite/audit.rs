@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use sqlx::SqliteConnection;
-use viworks_common::id::Tenant;
+use viworks_common::id::{AgentId, Tenant};
 use viworks_common::time::Timestamp;
 
 use super::page::{Fetched, rows_wanted};
@@ -39,6 +39,21 @@ pub(super) async fn append(
         .execute(connection)
         .await?;
     Ok(())
+}
+
+/// Appends what a gateway did or tried.
+pub(super) async fn of_gateway(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    agent_id: AgentId,
+    action: &str,
+    outcome: AuditOutcome,
+    detail: Value,
+    now: Timestamp,
+) -> StoreResult<()> {
+    let object = format!("gateway:{agent_id}");
+    let record = record(&Actor::gateway(agent_id), action, object, outcome, detail);
+    append(connection, tenant, &record, now).await
 }
 
 /// What most intents record.

@@ -4,8 +4,8 @@ use sqlx::{Row, SqliteConnection};
 use viworks_runtime::sqlite::Options;
 
 use super::{
-    SqliteStore, agents, audit, catalogues, commands, keys, outputs, runs, sessions, settle,
-    submit, telemetry, upkeep,
+    SqliteStore, agents, audit, catalogues, commands, forks, keys, opening, outputs, runs,
+    sessions, settle, submit, telemetry, upkeep,
 };
 
 const STATEMENTS: &[(&str, &str)] = &[
@@ -48,9 +48,9 @@ const STATEMENTS: &[(&str, &str)] = &[
     ("runs::CANCEL_COMMANDS", runs::CANCEL_COMMANDS),
     ("runs::COUNTS", runs::COUNTS),
     ("sessions::FENCE", sessions::FENCE),
-    ("sessions::IDENTITY", sessions::IDENTITY),
-    ("sessions::ADMIT", sessions::ADMIT),
-    ("sessions::CONFIRM", sessions::CONFIRM),
+    ("opening::IDENTITY", opening::IDENTITY),
+    ("opening::ADMIT", opening::ADMIT),
+    ("opening::CONFIRM", opening::CONFIRM),
     ("sessions::ENDED", sessions::ENDED),
     ("sessions::VACATE", sessions::VACATE),
     ("sessions::OCCUPIED", sessions::OCCUPIED),
@@ -58,8 +58,8 @@ const STATEMENTS: &[(&str, &str)] = &[
     ("sessions::TOUCH", sessions::TOUCH),
     ("sessions::PINS", sessions::PINS),
     ("sessions::LIST", sessions::LIST),
-    ("sessions::RECORD_FORK", sessions::RECORD_FORK),
-    ("sessions::LIST_FORKS", sessions::LIST_FORKS),
+    ("forks::RECORD", forks::RECORD),
+    ("forks::LIST", forks::LIST),
     ("settle::LOAD", settle::LOAD),
     ("settle::LOAD_OPEN_OF_GATEWAY", settle::LOAD_OPEN_OF_GATEWAY),
     ("settle::LOAD_OPEN_OF_RUN", settle::LOAD_OPEN_OF_RUN),
