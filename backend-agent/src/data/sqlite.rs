@@ -4,10 +4,12 @@
 //! one reader. Because there is one writer, what a transaction has read holds until it commits; every guarded update
 //! still names the state it expects, and its count of rows is checked.
 
+mod admit;
 mod agents;
 mod audit;
 mod catalogues;
 mod commands;
+mod confirm;
 mod forks;
 mod keys;
 mod opening;
@@ -44,8 +46,9 @@ use super::{
     TargetSelection, TelemetryCursor, TelemetryOutcome, TelemetryQuery, TelemetryWrite,
 };
 
+use admit::Hello;
 use commands::{Report, Taker};
-use opening::{Confirm, Hello};
+use confirm::Confirm;
 use submit::Asked;
 
 /// Targets of a run that is submitted together with others.
@@ -238,7 +241,7 @@ impl Store for SqliteStore {
         request: AdmitRequest,
         now: Timestamp,
     ) -> StoreResult<AdmitOutcome> {
-        together!(self, opening::admit_all, tenant, Hello { request, now })
+        together!(self, admit::admit, tenant, Hello { request, now })
     }
 
     async fn confirm_session(
@@ -247,7 +250,7 @@ impl Store for SqliteStore {
         request: ConfirmRequest,
         now: Timestamp,
     ) -> StoreResult<ConfirmOutcome> {
-        together!(self, opening::confirm_all, tenant, Confirm { request, now })
+        together!(self, confirm::confirm, tenant, Confirm { request, now })
     }
 
     async fn end_session(

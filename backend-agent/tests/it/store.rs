@@ -80,6 +80,8 @@ suite! { on_sqlite, crate::store::sqlite,
         revocation_fences_at_once_and_ends_every_command,
         an_abandoned_session_is_ended_at_the_next_start,
         heartbeats_of_a_fenced_session_are_dropped,
+        gateways_that_come_back_together_each_get_their_own_answer,
+        whatever_many_sessions_left_open_is_ended_at_the_next_start,
         a_rolled_back_database_raises_its_counters,
         a_hello_learns_about_the_live_session,
     }

@@ -1,4 +1,4 @@
-//! Reads columns into domain types, and says which row could not be read.
+//! Between columns or documents and domain types; says which row could not be read.
 
 use std::str::FromStr;
 
@@ -8,6 +8,9 @@ use sqlx::{Decode, Row, Type};
 use viworks_common::time::Timestamp;
 
 use crate::data::{StoreError, StoreResult};
+
+/// Rows in one statement: large enough to be fast, small enough to keep its document small.
+pub(super) const CHUNK_ROWS: usize = 1_000;
 
 /// A row of `table` whose first column tells which.
 pub(super) struct Reader<'r> {

@@ -7,7 +7,7 @@ use viworks_common::command::{CommandEvent, CommandState};
 use viworks_common::id::{AgentId, Tenant};
 use viworks_common::time::Timestamp;
 
-use super::row::{Reader, int};
+use super::row::{CHUNK_ROWS, Reader, int, to_json};
 use super::settle::{self, CommandRow, Note};
 use crate::data::{Actor, SessionRecord, SessionTouch, StoreError, StoreResult};
 
@@ -22,16 +22,19 @@ pub(super) const VACATE: &str = "\
 UPDATE gateways SET session_epoch = NULL, last_seen_at = ?4
 WHERE tenant = ?1 AND agent_id = ?2 AND session_epoch = ?3";
 
-pub(super) const OCCUPIED: &str =
-    "SELECT agent_id, session_epoch FROM gateways WHERE tenant = ?1 AND session_epoch IS NOT NULL";
+pub(super) const VACATE_ALL: &str = "\
+UPDATE gateways SET session_epoch = NULL, last_seen_at = ?2 WHERE tenant = ?1 AND session_epoch IS NOT NULL";
 
-pub(super) const END_UNCONFIRMED: &str =
+pub(super) const END_ALL: &str =
     "UPDATE sessions SET ended_at = ?2, code = ?3 WHERE tenant = ?1 AND ended_at IS NULL";
 
+/// Stores the figures of `[agent_id, epoch, …]`; those of fenced sessions change nothing.
 pub(super) const TOUCH: &str = "\
-UPDATE gateways SET last_seen_at = ?4, round_trip_us = ?5, clock_skew_ms = ?6, spool_records = ?7, spool_bytes = ?8,
-       commands_running = ?9
-WHERE tenant = ?1 AND agent_id = ?2 AND confirmed = ?3 AND session_epoch = ?3 AND revoked_at IS NULL";
+UPDATE gateways SET last_seen_at = $3, round_trip_us = e.value ->> 2, clock_skew_ms = e.value ->> 3,
+       spool_records = e.value ->> 4, spool_bytes = e.value ->> 5, commands_running = e.value ->> 6
+FROM (SELECT value ->> 0 AS id, value FROM json_each($2) LIMIT -1) AS e
+WHERE tenant = $1 AND gateways.agent_id = e.id AND confirmed = e.value ->> 1 AND session_epoch = e.value ->> 1
+      AND revoked_at IS NULL";
 
 pub(super) const PINS: &str =
     "UPDATE gateways SET pin_set_version = ?3 WHERE tenant = ?1 AND agent_id = ?2";
@@ -111,53 +114,58 @@ pub(super) async fn end_abandoned(
     tenant: &Tenant,
     now: Timestamp,
 ) -> StoreResult<u64> {
-    let rows = sqlx::query(OCCUPIED)
+    let vacated = sqlx::query(VACATE_ALL)
         .bind(tenant.as_str())
-        .fetch_all(&mut *connection)
+        .bind(now.unix_micros())
+        .execute(&mut *connection)
         .await?;
-    let mut ended = 0;
-    for row in &rows {
-        let reader = Reader::new("gateways", row);
-        let agent_id = reader.parse("agent_id")?;
-        let epoch = reader.count("session_epoch")?;
-        end(
-            connection,
-            tenant,
-            agent_id,
-            epoch,
-            CloseCode::Internal,
-            now,
-        )
-        .await?;
-        ended += 1;
-    }
-    sqlx::query(END_UNCONFIRMED)
+    sqlx::query(END_ALL)
         .bind(tenant.as_str())
         .bind(now.unix_micros())
         .bind(CloseCode::Internal.name())
-        .execute(connection)
+        .execute(&mut *connection)
         .await?;
-    Ok(ended)
+    let lost: Vec<_> = settle::load_dispatched(connection, tenant).await?;
+    for some in lost.chunks(CHUNK_ROWS) {
+        let mut changes: Vec<_> = some
+            .iter()
+            .map(|command| {
+                let (event, note) = (CommandEvent::SessionLost, Note::default());
+                settle::change(command.clone(), event, note, &Actor::system(), now)
+            })
+            .collect();
+        settle::write_all(connection, tenant, &mut changes).await?;
+    }
+    Ok(vacated.rows_affected())
 }
 
-/// Stores heartbeats; the WHERE drops those of fenced sessions.
+/// Stores heartbeats.
 pub(super) async fn touch(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
     touches: &[SessionTouch],
     now: Timestamp,
 ) -> StoreResult<()> {
-    for touch in touches {
+    for some in touches.chunks(CHUNK_ROWS) {
+        let document: Vec<_> = some
+            .iter()
+            .map(|touch| {
+                let figures = &touch.figures;
+                (
+                    touch.agent_id,
+                    int(touch.epoch),
+                    figures.round_trip_us.map(int),
+                    figures.clock_skew_ms,
+                    int(figures.spool_records),
+                    int(figures.spool_bytes),
+                    figures.commands_running,
+                )
+            })
+            .collect();
         sqlx::query(TOUCH)
             .bind(tenant.as_str())
-            .bind(touch.agent_id.to_string())
-            .bind(int(touch.epoch))
+            .bind(to_json(&document))
             .bind(now.unix_micros())
-            .bind(touch.figures.round_trip_us.map(int))
-            .bind(touch.figures.clock_skew_ms)
-            .bind(int(touch.figures.spool_records))
-            .bind(int(touch.figures.spool_bytes))
-            .bind(i64::from(touch.figures.commands_running))
             .execute(&mut *connection)
             .await?;
     }

@@ -29,18 +29,17 @@ macro_rules! rows {
     };
 }
 
-/// The commands of gateway `$2` that are not final.
-macro_rules! open_of_gateway {
+/// The commands that are not final of the gateways whose ids come first in the elements of document `$2`.
+macro_rules! open_of_gateways {
     () => {
-        concat!(
-            "SELECT c.command_id, c.run_id, c.agent_id, c.state, c.idempotent, c.attempt, c.available_at, c.deadline, \
-             c.released_to, c.released_at, c.started_at, c.cancel_requested_at, c.result IS NOT NULL AS has_result, \
-             c.late_outcome IS NOT NULL AS has_late_outcome FROM commands AS c \
-             WHERE c.tenant = $1 AND c.agent_id = $2 AND c.finished_at IS NULL ORDER BY c.order_no"
-        )
+        "SELECT c.command_id, c.run_id, c.agent_id, c.state, c.idempotent, c.attempt, c.available_at, c.deadline, \
+         c.released_to, c.released_at, c.started_at, c.cancel_requested_at, c.result IS NOT NULL AS has_result, \
+         c.late_outcome IS NOT NULL AS has_late_outcome FROM json_each($2) AS e \
+         CROSS JOIN commands AS c INDEXED BY open_commands_by_gateway ON c.tenant = $1 AND c.agent_id = e.value ->> 0 AND c.finished_at IS NULL \
+         ORDER BY e.key, c.order_no"
     };
 }
-pub(super) use open_of_gateway;
+pub(super) use open_of_gateways;
 
 /// For each `[agent_id, epoch, command_id]`: nothing where the session is fenced, the low-water mark alone where its
 /// gateway has no such command.
@@ -114,6 +113,12 @@ UPDATE gateways SET low_water = max(low_water, coalesce(
     (SELECT min(order_no) - 1 FROM commands WHERE tenant = $1 AND agent_id = $2 AND finished_at IS NULL),
     next_order - 1))
 WHERE tenant = $1 AND agent_id = $2 RETURNING low_water";
+
+/// Over the commands that are not final, which are few beside the others.
+pub(super) const LOAD_DISPATCHED: &str = concat!(
+    rows!(),
+    "INDEXED BY open_commands_by_deadline WHERE tenant = $1 AND finished_at IS NULL AND state = 'dispatched'"
+);
 
 /// A command as its state changes see it.
 #[derive(Debug, Clone)]
@@ -252,6 +257,18 @@ pub(super) async fn load_open(
         .bind(tenant.as_str())
         .bind(agent_id.to_string())
         .bind(int(order))
+        .fetch_all(connection)
+        .await?;
+    rows.iter().map(CommandRow::read).collect()
+}
+
+/// The commands of all gateways that were offered and not permitted.
+pub(super) async fn load_dispatched(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+) -> StoreResult<Vec<CommandRow>> {
+    let rows = sqlx::query(LOAD_DISPATCHED)
+        .bind(tenant.as_str())
         .fetch_all(connection)
         .await?;
     rows.iter().map(CommandRow::read).collect()

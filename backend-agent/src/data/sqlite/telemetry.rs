@@ -10,14 +10,11 @@ use viworks_common::time::Timestamp;
 use viworks_runtime::fault;
 
 use super::page::{Fetched, rows_wanted};
-use super::row::{Reader, int, to_json};
+use super::row::{CHUNK_ROWS, Reader, int, to_json};
 use crate::data::{
     Listing, Page, StoreResult, StoredGap, StoredRecord, StreamSummary, TelemetryCommit,
     TelemetryCursor, TelemetryOutcome, TelemetryQuery, TelemetryWrite,
 };
-
-/// Rows in one statement: large enough to be fast, small enough to keep its document small.
-const CHUNK_ROWS: usize = 1_000;
 
 /// Which of the named sessions are live, and how far the named spool epochs are committed: a row for each live one.
 pub(super) const STANDING: &str = "\
@@ -31,9 +28,11 @@ LEFT JOIN telemetry_positions AS p ON p.tenant = ?1 AND p.agent_id = write.value
 pub(super) const POSITIONS: &str = "\
 SELECT spool_epoch, seq FROM telemetry_positions WHERE tenant = ?1 AND agent_id = ?2 ORDER BY spool_epoch";
 
+/// For each `[agent_id, spool_epoch]` how far it is committed; nothing where nothing is.
 pub(super) const POSITIONS_NAMED: &str = "\
-SELECT spool_epoch, seq FROM telemetry_positions
-WHERE tenant = ?1 AND agent_id = ?2 AND spool_epoch IN (SELECT value FROM json_each(?3))";
+SELECT p.agent_id, p.spool_epoch, p.seq
+FROM json_each($2) AS e
+CROSS JOIN telemetry_positions AS p ON p.tenant = $1 AND p.agent_id = e.value ->> 0 AND p.spool_epoch = e.value ->> 1";
 
 pub(super) const INSERT: &str = "\
 INSERT INTO telemetry (tenant, agent_id, spool_epoch, seq, stream, observed_at, stored_at, fields)
@@ -291,56 +290,71 @@ pub(super) struct Settled {
     pub(super) missing: u64,
 }
 
-/// Compares what a gateway remembers as acknowledged with what is committed. Nothing is acknowledged before it is
+/// Compares what gateways remember as acknowledged with what is committed. Nothing is acknowledged before it is
 /// committed, so whatever lies between the two was forgotten with a restored database: it becomes a gap.
 pub(super) async fn settle_positions(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
-    agent_id: AgentId,
-    named: &[Position],
+    named: &[(AgentId, &[Position])],
     now: Timestamp,
-) -> StoreResult<Settled> {
-    let mut settled = Settled {
-        positions: Vec::with_capacity(named.len()),
-        missing: 0,
-    };
-    if named.is_empty() {
-        return Ok(settled);
-    }
-    let epochs: Vec<_> = named.iter().map(|asked| asked.spool_epoch).collect();
-    let rows = sqlx::query(POSITIONS_NAMED)
-        .bind(tenant.as_str())
-        .bind(agent_id.to_string())
-        .bind(to_json(&epochs))
-        .fetch_all(&mut *connection)
-        .await?;
-    let mut known = BTreeMap::new();
-    for row in &rows {
-        let position = read_position(row)?;
-        known.insert(position.spool_epoch, position.seq);
-    }
+) -> StoreResult<Vec<Settled>> {
+    let known = known_positions(connection, tenant, named).await?;
     let mut gathered = Gathered::default();
-    for asked in named {
-        let origin = (agent_id, asked.spool_epoch);
-        let committed = known.get(&asked.spool_epoch);
-        let before = *gathered.positions.get(&origin).or(committed).unwrap_or(&0);
-        // Numbers beyond the store's range would take centuries to reach.
-        let told = asked.seq.min(i64::MAX.unsigned_abs());
-        if told > before {
-            settled.missing += told - before;
-            let reason = GapReason::BackendRolledBack;
-            gathered
-                .gaps
-                .push((agent_id, asked.spool_epoch, before + 1, told, reason));
-            gathered.positions.insert(origin, told);
+    let mut all = Vec::with_capacity(named.len());
+    for (agent_id, named) in named {
+        let mut settled = Settled {
+            positions: Vec::with_capacity(named.len()),
+            missing: 0,
+        };
+        for asked in *named {
+            let origin = (*agent_id, asked.spool_epoch);
+            let committed = known.get(&origin);
+            let before = *gathered.positions.get(&origin).or(committed).unwrap_or(&0);
+            // Numbers beyond the store's range would take centuries to reach.
+            let told = asked.seq.min(i64::MAX.unsigned_abs());
+            if told > before {
+                settled.missing += told - before;
+                let reason = GapReason::BackendRolledBack;
+                gathered
+                    .gaps
+                    .push((origin.0, origin.1, before + 1, told, reason));
+                gathered.positions.insert(origin, told);
+            }
+            settled.positions.push(Position {
+                spool_epoch: asked.spool_epoch,
+                seq: before.max(told),
+            });
         }
-        settled.positions.push(Position {
-            spool_epoch: asked.spool_epoch,
-            seq: before.max(told),
-        });
+        all.push(settled);
     }
     gathered.write(connection, tenant, now).await?;
-    Ok(settled)
+    Ok(all)
+}
+
+async fn known_positions(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    named: &[(AgentId, &[Position])],
+) -> StoreResult<BTreeMap<Origin, u64>> {
+    let document: Vec<_> = named
+        .iter()
+        .flat_map(|(agent_id, named)| named.iter().map(move |asked| (agent_id, asked.spool_epoch)))
+        .collect();
+    if document.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let rows = sqlx::query(POSITIONS_NAMED)
+        .bind(tenant.as_str())
+        .bind(to_json(&document))
+        .fetch_all(connection)
+        .await?;
+    rows.iter()
+        .map(|row| {
+            let position = read_position(row)?;
+            let agent_id = Reader::new("telemetry_positions", row).parse("agent_id")?;
+            Ok(((agent_id, position.spool_epoch), position.seq))
+        })
+        .collect()
 }
 
 /// How far every spool epoch is committed.

@@ -4,8 +4,8 @@ use sqlx::{Row, SqliteConnection};
 use viworks_runtime::sqlite::Options;
 
 use super::{
-    SqliteStore, agents, audit, catalogues, commands, forks, keys, opening, outputs, runs,
-    sessions, settle, submit, telemetry, upkeep,
+    SqliteStore, admit, agents, audit, catalogues, commands, confirm, forks, keys, opening,
+    outputs, runs, sessions, settle, submit, telemetry, upkeep,
 };
 
 const STATEMENTS: &[(&str, &str)] = &[
@@ -48,13 +48,13 @@ const STATEMENTS: &[(&str, &str)] = &[
     ("runs::CANCEL_COMMANDS", runs::CANCEL_COMMANDS),
     ("runs::COUNTS", runs::COUNTS),
     ("sessions::FENCE", sessions::FENCE),
-    ("opening::IDENTITY", opening::IDENTITY),
-    ("opening::ADMIT", opening::ADMIT),
-    ("opening::CONFIRM", opening::CONFIRM),
+    ("opening::IDENTITIES", opening::IDENTITIES),
+    ("admit::ADMIT", admit::ADMIT),
+    ("confirm::CONFIRM", confirm::CONFIRM),
     ("sessions::ENDED", sessions::ENDED),
     ("sessions::VACATE", sessions::VACATE),
-    ("sessions::OCCUPIED", sessions::OCCUPIED),
-    ("sessions::END_UNCONFIRMED", sessions::END_UNCONFIRMED),
+    ("sessions::VACATE_ALL", sessions::VACATE_ALL),
+    ("sessions::END_ALL", sessions::END_ALL),
     ("sessions::TOUCH", sessions::TOUCH),
     ("sessions::PINS", sessions::PINS),
     ("sessions::LIST", sessions::LIST),
@@ -63,6 +63,7 @@ const STATEMENTS: &[(&str, &str)] = &[
     ("settle::LOAD", settle::LOAD),
     ("settle::LOAD_OPEN_OF_GATEWAY", settle::LOAD_OPEN_OF_GATEWAY),
     ("settle::LOAD_OPEN_OF_RUN", settle::LOAD_OPEN_OF_RUN),
+    ("settle::LOAD_DISPATCHED", settle::LOAD_DISPATCHED),
     (
         "settle::LOAD_UNSTARTED_PAST_DEADLINE",
         settle::LOAD_UNSTARTED_PAST_DEADLINE,
@@ -96,7 +97,7 @@ const OVER_ALL_GATEWAYS: &[&str] = &[
     "catalogues::MERGE",
     "catalogues::TARGETS_ALL",
     "runs::COUNTS",
-    "sessions::OCCUPIED",
+    "sessions::VACATE_ALL",
     "submit::STANDING",
 ];
 

@@ -1,12 +1,16 @@
 //! Admission, epochs, forks, take-over and revocation.
 
+use std::collections::BTreeMap;
+
+use futures_util::future::join_all;
 use viworks_backend_agent::data::{
     Actor, AdmitOutcome, ConfirmOutcome, HeartbeatFigures, SessionTouch, StoreError,
 };
 use viworks_common::code::CloseCode;
 use viworks_common::command::CommandState;
+use viworks_common::telemetry::Position;
 
-use super::bed::{Bed, LEASE, agent, at};
+use super::bed::{Bed, LEASE, agent, at, process};
 
 pub(crate) async fn an_unknown_gateway_is_not_admitted(bed: &Bed) {
     assert_eq!(bed.admit(bed.hello(1, 1, 0)).await, AdmitOutcome::Unknown);
@@ -330,4 +334,151 @@ pub(crate) async fn a_hello_learns_about_the_live_session(bed: &Bed) {
     assert!(same.session_id == first.session_id && same.same_agent_run);
     let other = bed.admitted(bed.hello(1, 2, 1)).await.live_session.unwrap();
     assert!(other.epoch == first.holder.epoch && !other.same_agent_run);
+}
+
+pub(crate) async fn gateways_that_come_back_together_each_get_their_own_answer(bed: &Bed) {
+    const GATEWAYS: u64 = 12;
+    let mut before = Vec::new();
+    for n in 1..=GATEWAYS {
+        bed.gateway(n).await;
+        before.push(bed.session(n, n).await);
+    }
+    // Every second one has a command that was offered and not permitted.
+    let mut offered = Vec::new();
+    for session in before.iter().skip(1).step_by(2) {
+        let n = u64::try_from(offered.len()).unwrap() * 2 + 2;
+        offered.push((n, bed.command(n, false).await));
+        bed.lease(session).await;
+    }
+    let spool_epoch = process(500);
+    let mut hellos: Vec<_> = (1..=GATEWAYS).map(|n| bed.hello(n, 100 + n, 1)).collect();
+    for (n, hello) in (1_u64..).zip(&mut hellos) {
+        hello.labels = [("number".to_owned(), n.to_string())].into();
+        hello.agent_version = format!("2.0.{n}");
+        hello.telemetry = vec![Position {
+            spool_epoch,
+            seq: n - 1,
+        }];
+    }
+    // The first one twice, by two processes; strangers in between.
+    hellos.insert(3, bed.hello(1, 200, 1));
+    hellos.insert(5, bed.hello(99, 1, 0));
+    let mut guess = bed.hello(2, 201, 1);
+    guess.token_valid = false;
+    hellos.insert(7, guess);
+    let answers = join_all(hellos.iter().map(|hello| bed.admit(hello.clone()))).await;
+    assert_eq!(answers[5], AdmitOutcome::Unknown);
+    assert_eq!(answers[7], AdmitOutcome::BadToken);
+    let mut admitted = Vec::new();
+    for (hello, answer) in hellos.iter().zip(&answers) {
+        if let AdmitOutcome::Accepted(answer) = answer {
+            admitted.push((hello, answer));
+        }
+    }
+    assert_eq!(admitted.len(), 13);
+    for (n, (hello, answer)) in (1_u64..).zip(
+        admitted
+            .iter()
+            .filter(|(hello, _)| !hello.labels.is_empty()),
+    ) {
+        assert_eq!(hello.agent_id, agent(n));
+        let (presented, issued) = (answer.presented, answer.issued);
+        assert!(presented == 1 && issued >= 2, "{presented} {issued}");
+        assert_eq!(
+            answer.committed, hello.telemetry,
+            "what was acknowledged and is gone becomes a gap"
+        );
+        assert_eq!(answer.rolled_back, n > 1);
+        let live = answer.live_session.as_ref().unwrap();
+        assert_eq!(live.epoch, 1);
+        assert!(!live.same_agent_run);
+        let gaps = bed
+            .store
+            .telemetry_gaps(&bed.tenant, agent(n))
+            .await
+            .unwrap();
+        assert_eq!(gaps.len(), usize::from(n > 1));
+    }
+    let twins: Vec<_> = admitted
+        .iter()
+        .filter(|(hello, _)| hello.agent_id == agent(1))
+        .collect();
+    assert_ne!(
+        twins[0].1.issued, twins[1].1.issued,
+        "no epoch is issued twice"
+    );
+
+    let confirmed = join_all(
+        admitted
+            .iter()
+            .map(|(hello, answer)| bed.confirm(bed.confirm_of(hello, answer))),
+    )
+    .await;
+    let of = |n| {
+        admitted
+            .iter()
+            .zip(&confirmed)
+            .filter(move |((hello, _), _)| hello.agent_id == agent(n))
+            .filter(|(_, outcome)| matches!(outcome, ConfirmOutcome::Confirmed(_)))
+            .map(|((hello, answer), _)| (*hello, answer.issued))
+            .collect::<Vec<_>>()
+    };
+    for n in 1..=GATEWAYS {
+        let winners = of(n);
+        assert_eq!(winners.len(), 1, "gateway {n}");
+        let (hello, issued) = winners[0];
+        let now = bed.gateway_now(n).await;
+        let live = now.session.unwrap();
+        assert_eq!(
+            (live.session_id, live.epoch, now.confirmed),
+            (hello.session_id, issued, issued)
+        );
+        assert_eq!(now.agent_version.as_ref(), Some(&hello.agent_version));
+        let labels: BTreeMap<_, _> = now
+            .labels
+            .into_iter()
+            .map(|label| (label.key, label.value))
+            .collect();
+        assert_eq!(labels, hello.labels);
+        let sessions = bed
+            .store
+            .list_sessions(&bed.tenant, agent(n), 10)
+            .await
+            .unwrap();
+        let first = sessions.last().unwrap();
+        assert_eq!((first.epoch, first.code), (1, Some(CloseCode::Superseded)));
+    }
+    for (_, command_id) in offered {
+        assert_eq!(bed.state(command_id).await, CommandState::Queued);
+    }
+}
+
+pub(crate) async fn whatever_many_sessions_left_open_is_ended_at_the_next_start(bed: &Bed) {
+    let mut commands = Vec::new();
+    for n in 1..=5 {
+        bed.gateway(n).await;
+        let session = bed.session(n, n).await;
+        commands.push((bed.command(n, false).await, CommandState::Queued));
+        commands.push((bed.command(n, true).await, CommandState::Released));
+        bed.lease(&session).await;
+    }
+    let ended = bed
+        .store
+        .end_abandoned_sessions(&bed.tenant, at(50))
+        .await
+        .unwrap();
+    assert_eq!(ended, 5);
+    for (command_id, state) in commands {
+        assert_eq!(bed.state(command_id).await, state);
+    }
+    for n in 1..=5 {
+        let gateway = bed.gateway_now(n).await;
+        assert!(gateway.session.is_none() && gateway.last_seen_at == Some(at(50)));
+        let sessions = bed
+            .store
+            .list_sessions(&bed.tenant, agent(n), 10)
+            .await
+            .unwrap();
+        assert_eq!(sessions[0].code, Some(CloseCode::Internal));
+    }
 }
