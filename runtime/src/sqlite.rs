@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::lifecycle::Lifecycle;
 
 mod error;
+mod gathering;
 mod job;
 mod readers;
 mod schema;
@@ -30,6 +31,7 @@ pub use readers::Reader;
 pub use together::Together;
 pub use writer::Counters;
 
+use gathering::GatheringReader;
 use job::{Job, TypedJob};
 use readers::Readers;
 use together::TogetherJob;
@@ -51,9 +53,9 @@ pub struct Options {
     pub busy_timeout: Duration,
     /// What the write-ahead log is cut to after a checkpoint.
     pub journal_bytes_max: u32,
-    /// How many writes may wait; further ones wait outside the queue.
+    /// How many writes, and how many reads of those that are gathered, may wait; further ones wait outside the queue.
     pub queue_depth_max: usize,
-    /// How many writes share one commit.
+    /// How many writes share one commit, and how many such reads are carried out together.
     pub batch_jobs_max: usize,
     /// How many readers there are at once.
     pub readers_max: u32,
@@ -117,6 +119,7 @@ impl Options {
 #[derive(Debug, Clone)]
 pub struct Database {
     messages: mpsc::Sender<Message>,
+    reads: mpsc::Sender<Box<dyn Job>>,
     readers: Arc<Readers>,
     counters: Arc<Counters>,
     writer: Lifecycle,
@@ -151,8 +154,12 @@ impl Database {
             Arc::clone(&counters),
         );
         drop(writer.spawn("sqlite writer", task.run()));
+        let (reads, queue) = mpsc::channel(options.queue_depth_max.max(1));
+        let task = GatheringReader::new(Arc::clone(&readers), queue, options.batch_jobs_max);
+        drop(writer.spawn("sqlite reader", task.run(writer.clone())));
         Ok(Self {
             messages,
+            reads,
             readers,
             counters,
             writer,
@@ -233,6 +240,33 @@ impl Database {
         let (reply, answer) = oneshot::channel();
         let job: Box<dyn Job> = Box::new(TogetherJob::new(group, question, work, reply));
         self.send(Message::Job(job)).await?;
+        answer
+            .await
+            .unwrap_or_else(|_gone| Err(Error::Closed.into()))
+    }
+
+    /// Reads what many want at once: the questions of one `group` that wait at the same moment are handed to `work`
+    /// together. Each sees at least what was committed before it was asked.
+    ///
+    /// # Errors
+    ///
+    /// The question's own, or as [`Self::read`].
+    pub async fn read_together<G, Q, T, E>(
+        &self,
+        group: G,
+        question: Q,
+        work: Together<G, Q, T, E>,
+    ) -> Result<T, E>
+    where
+        G: Clone + Eq + Send + 'static,
+        Q: Clone + Send + Sync + 'static,
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        let job: Box<dyn Job> = Box::new(TogetherJob::new(group, question, work, reply));
+        let sent = self.reads.send(job).await;
+        sent.map_err(|_returned| Error::Closed)?;
         answer
             .await
             .unwrap_or_else(|_gone| Err(Error::Closed.into()))

@@ -132,6 +132,9 @@ impl FromStr for Cursor {
     }
 }
 
+/// Of so many runs one is forgotten when room is needed.
+const FORGOTTEN_TOGETHER: usize = 16;
+
 /// The bus of one process.
 #[derive(Debug)]
 pub struct RunBus {
@@ -183,8 +186,8 @@ impl Inner {
     fn channel(&mut self, run_id: RunId, limits: &BusLimits) -> &mut Channel {
         self.clock += 1;
         if !self.channels.contains_key(&run_id) {
-            while self.channels.len() >= limits.runs.max(1) {
-                self.forget_most_silent();
+            if self.channels.len() >= limits.runs.max(1) {
+                self.make_room();
             }
             self.generation = self.generation.wrapping_add(1);
         }
@@ -202,18 +205,32 @@ impl Inner {
         channel
     }
 
-    fn forget_most_silent(&mut self) {
-        let silent = self
+    /// Forgets the run that is missed least: unwatched before watched, finished before open, the most silent first.
+    /// While it looks at all of them, it forgets some more that are finished and that nobody watches.
+    fn make_room(&mut self) {
+        let mut runs: Vec<_> = self
             .channels
             .iter()
-            .min_by_key(|(_run_id, channel)| {
+            .map(|(run_id, channel)| {
                 let watched = channel.changes.receiver_count() > 0;
-                (watched, !channel.finished, channel.touched)
+                (watched, !channel.finished, channel.touched, *run_id)
             })
-            .map(|(run_id, _channel)| *run_id);
-        if let Some(channel) = silent.and_then(|run_id| self.channels.remove(&run_id)) {
-            self.events = self.events.saturating_sub(channel.ring.len());
-            self.output_bytes = self.output_bytes.saturating_sub(channel.output_bytes);
+            .collect();
+        let some = runs.len() / FORGOTTEN_TOGETHER;
+        if some < runs.len() {
+            runs.select_nth_unstable(some);
+        }
+        runs.truncate(some + 1);
+        let least = runs.iter().min().copied();
+        for (watched, open, touched, run_id) in runs {
+            let is_least = least == Some((watched, open, touched, run_id));
+            if !is_least && (watched || open) {
+                continue;
+            }
+            if let Some(channel) = self.channels.remove(&run_id) {
+                self.events = self.events.saturating_sub(channel.ring.len());
+                self.output_bytes = self.output_bytes.saturating_sub(channel.output_bytes);
+            }
         }
     }
 }
@@ -268,7 +285,7 @@ impl RunBus {
         while !inner.channels.is_empty()
             && (inner.output_bytes > limits.output_bytes || inner.events > limits.events)
         {
-            inner.forget_most_silent();
+            inner.make_room();
         }
     }
 
@@ -335,6 +352,16 @@ impl Subscription {
     #[must_use]
     pub const fn is_replaying(&self) -> bool {
         self.next < self.head
+    }
+
+    /// Whether the run was seen to move and not seen to end.
+    #[must_use]
+    pub fn is_under_way(&self) -> bool {
+        let inner = self.bus.lock();
+        inner
+            .channels
+            .get(&self.run_id)
+            .is_some_and(|channel| channel.next_seq() > 1 && !channel.finished)
     }
 
     /// What there is, without waiting.
@@ -562,6 +589,44 @@ mod tests {
         let _second = bus.subscribe(run(4), None);
         let _third = bus.subscribe(run(5), None);
         assert_eq!(watcher.poll_next(), Step::Forgotten);
+    }
+
+    #[test]
+    fn a_run_is_under_way_from_its_first_event_to_its_last() {
+        let bus = small();
+        let watcher = bus.subscribe(run(1), None);
+        assert!(!watcher.is_under_way(), "nothing is known of it");
+        bus.command_changed(run(1), change(CommandState::Running), false);
+        assert!(watcher.is_under_way());
+        bus.command_changed(run(1), change(CommandState::Succeeded), true);
+        assert!(!watcher.is_under_way());
+        let _second = bus.subscribe(run(2), None);
+        let _third = bus.subscribe(run(3), None);
+        assert!(!watcher.is_under_way(), "it was forgotten");
+    }
+
+    #[test]
+    fn room_is_made_for_some_runs_at_once_and_by_none_that_is_open_or_watched() {
+        let limits = BusLimits {
+            runs: 160,
+            ..BusLimits::default()
+        };
+        let bus = Arc::new(RunBus::new(limits, 7));
+        let watched: Vec<_> = (0..5)
+            .map(|number| bus.subscribe(run(number), None))
+            .collect();
+        for number in 0..160 {
+            bus.command_changed(run(number), change(CommandState::Running), number % 2 == 0);
+        }
+        bus.command_changed(run(1_000), change(CommandState::Running), false);
+        let inner = bus.lock();
+        assert_eq!(inner.channels.len(), 160 - 11 + 1);
+        let gone: Vec<_> = (0..160)
+            .filter(|number| !inner.channels.contains_key(&run(*number)))
+            .collect();
+        let silent: Vec<_> = (6..=26).step_by(2).collect();
+        assert_eq!(gone, silent);
+        drop((inner, watched));
     }
 
     #[test]

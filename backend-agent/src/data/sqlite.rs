@@ -157,6 +157,19 @@ macro_rules! together {
     };
 }
 
+/// Runs a feature's function on a reader with whatever of its kind is asked at the same moment.
+macro_rules! read_together {
+    ($store:ident, $function:path, $tenant:ident, $question:expr) => {{
+        let work: Together<_, _, _, _> = |connection, tenant: Tenant, questions| {
+            Box::pin(async move { $function(connection, &tenant, &questions).await })
+        };
+        $store
+            .database
+            .read_together($tenant.to_owned(), $question, work)
+            .await
+    }};
+}
+
 /// Runs a feature's function on a reader.
 macro_rules! read {
     ($store:ident, $function:path, $($argument:expr),*) => {{
@@ -232,7 +245,7 @@ impl Store for SqliteStore {
         agent_id: AgentId,
         spki: &[u8; 32],
     ) -> StoreResult<Option<Certificate>> {
-        read!(self, agents::certificate, tenant, spki, agent_id)
+        read_together!(self, agents::certificates, tenant, (agent_id, *spki))
     }
 
     async fn admit(
@@ -350,7 +363,18 @@ impl Store for SqliteStore {
         selection: &TargetSelection,
         command: &CommandName,
     ) -> StoreResult<Vec<Target>> {
-        read!(self, catalogues::resolve, tenant, selection, command)
+        match selection {
+            TargetSelection::All => read!(self, catalogues::resolve_all, tenant, command),
+            TargetSelection::Gateways(named) if named.len() <= SMALL_RUN_TARGETS_MAX => {
+                let named = (command.clone(), named.clone());
+                read_together!(self, catalogues::resolve, tenant, named)
+            }
+            TargetSelection::Gateways(named) => {
+                let named = [(command.clone(), named.clone())];
+                let mut answers = read!(self, catalogues::resolve, tenant, &named)?;
+                answers.pop().unwrap_or_else(|| Ok(Vec::new()))
+            }
+        }
     }
 
     async fn submit_run(
@@ -372,11 +396,11 @@ impl Store for SqliteStore {
         idempotency: &Idempotency,
         now: Timestamp,
     ) -> StoreResult<Option<Submission>> {
-        read!(self, runs::replay, tenant, idempotency, now)
+        read_together!(self, runs::replays, tenant, (idempotency.clone(), now))
     }
 
     async fn run(&self, tenant: &Tenant, run_id: RunId) -> StoreResult<Option<Run>> {
-        read!(self, runs::load, tenant, run_id)
+        read_together!(self, runs::load, tenant, run_id)
     }
 
     async fn list_runs(
@@ -450,7 +474,8 @@ impl Store for SqliteStore {
     ) -> StoreResult<AcceptOutcome> {
         let holder = *holder;
         if !accepted.awaiting_permit
-            && let Some(outcome) = read!(self, commands::accepted_before, tenant, holder, accepted)?
+            && let Some(outcome) =
+                read_together!(self, commands::accepted_before, tenant, (holder, accepted))?
         {
             return Ok(outcome);
         }
@@ -600,7 +625,7 @@ impl Store for SqliteStore {
         tenant: &Tenant,
         sha256: &[u8; 32],
     ) -> StoreResult<Option<ApiKey>> {
-        read!(self, keys::by_hash, tenant, sha256)
+        read_together!(self, keys::by_hash, tenant, *sha256)
     }
 
     async fn list_api_keys(&self, tenant: &Tenant) -> StoreResult<Vec<ApiKey>> {

@@ -1,4 +1,4 @@
-//! A queued write, whatever its types are.
+//! A queued write or read, whatever its types are.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::Error;
 
-/// A write that waits for its commit.
+/// A write that waits for its commit, or a read that waits for its turn.
 pub(super) trait Job: Send {
     /// Runs it; `keep_copy` says whether it may have to run again. Answers whether its effects are to be kept.
     fn run<'c>(
@@ -42,7 +42,7 @@ pub(super) trait Job: Send {
     fn split(self: Box<Self>) -> Vec<Box<dyn Job>>;
 }
 
-/// What to do with the effects of a job.
+/// What to do with the effects of a job; those of a read are none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// Commit them.
@@ -131,4 +131,14 @@ where
     fn split(self: Box<Self>) -> Vec<Box<dyn Job>> {
         vec![self]
     }
+}
+
+/// Adds a job to a batch; one of a kind that is there already becomes a part of that.
+pub(super) fn gather(batch: &mut Vec<Box<dyn Job>>, job: Box<dyn Job>) {
+    let mut left = Some(job);
+    for known in &mut *batch {
+        let Some(job) = left.take() else { return };
+        left = known.absorb(job);
+    }
+    batch.extend(left);
 }

@@ -619,3 +619,73 @@ async fn groups_are_kept_apart() {
     assert_eq!(count(&database).await, 5);
     database.close().await.unwrap();
 }
+
+/// Answers whether names are there; `no` is refused, `bad` fails the whole, and each call notes its size.
+fn find_all<'c>(
+    connection: &'c mut SqliteConnection,
+    _group: u8,
+    names: Arc<Vec<(String, SizeLog)>>,
+) -> BoxFuture<'c, Result<Vec<Result<bool, Error>>, Error>> {
+    Box::pin(async move {
+        let mut answers = Vec::new();
+        for (name, log) in names.iter() {
+            log.lock().unwrap().push(names.len());
+            let sql = match name.as_str() {
+                "no" => {
+                    answers.push(Err(Error::ReadersBusy));
+                    continue;
+                }
+                "panic" => panic!("on purpose"),
+                "bad" => "SELECT name FROM nothing WHERE name = ?",
+                _ => "SELECT name FROM item WHERE name = ?",
+            };
+            let found = sqlx::query(sql)
+                .bind(name)
+                .fetch_optional(&mut *connection)
+                .await?;
+            answers.push(Ok(found.is_some()));
+        }
+        Ok(answers)
+    })
+}
+
+#[tokio::test]
+async fn reads_of_one_kind_are_answered_together_each_with_its_own_answer() {
+    let (_folder, database) = database(|options| options).await;
+    let ask = |names: &'static [&'static str]| {
+        let database = database.clone();
+        async move {
+            let log = SizeLog::default();
+            let calls = names.iter().map(|name| {
+                database.read_together(1, ((*name).to_owned(), Arc::clone(&log)), find_all)
+            });
+            (join_all(calls).await, log)
+        }
+    };
+    insert(&database, "a").await.unwrap();
+    let (answers, log) = ask(&["a", "no", "b"]).await;
+    assert!(matches!(
+        answers[..],
+        [Ok(true), Err(Error::ReadersBusy), Ok(false)]
+    ));
+    assert!(log.lock().unwrap().contains(&3), "they were one batch");
+    // What is committed before a question is seen by it.
+    insert(&database, "b").await.unwrap();
+    let (answers, _log) = ask(&["b", "bad", "a", "panic", "c"]).await;
+    assert!(
+        matches!(
+            answers[..],
+            [
+                Ok(true),
+                Err(Error::Other(_)),
+                Ok(true),
+                Err(Error::Panicked),
+                Ok(false)
+            ]
+        ),
+        "{answers:?}"
+    );
+    database.close().await.unwrap();
+    let (answers, _log) = ask(&["a"]).await;
+    assert!(matches!(answers[..], [Err(Error::Closed)]), "{answers:?}");
+}

@@ -1,4 +1,4 @@
-//! Writes of one kind that wait at the same moment, carried out as one.
+//! Writes or reads of one kind that wait at the same moment, carried out as one.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -20,7 +20,7 @@ pub type Together<G, Q, T, E> = for<'c> fn(
     Arc<Vec<Q>>,
 ) -> BoxFuture<'c, Result<Vec<Result<T, E>>, E>>;
 
-/// The questions behind some calls of `Database::write_together`.
+/// The questions behind some calls of `Database::write_together` or `Database::read_together`.
 pub(super) struct TogetherJob<G, Q, T, E> {
     group: G,
     work: Together<G, Q, T, E>,

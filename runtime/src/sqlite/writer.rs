@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
 use super::Error;
-use super::job::{Job, Verdict};
+use super::job::{Job, Verdict, gather};
 
 /// What can be asked of the writer.
 pub(super) enum Message {
@@ -248,16 +248,6 @@ impl Writer {
         sqlx::query(sql).execute(&mut self.connection).await?;
         Ok(())
     }
-}
-
-/// Adds a job to a batch; one of a kind that is there already becomes a part of that.
-fn gather(batch: &mut Vec<Box<dyn Job>>, job: Box<dyn Job>) {
-    let mut left = Some(job);
-    for known in &mut *batch {
-        let Some(job) = left.take() else { return };
-        left = known.absorb(job);
-    }
-    batch.extend(left);
 }
 
 fn answer_all(batch: Vec<Box<dyn Job>>, fate: &Result<(), Error>) {

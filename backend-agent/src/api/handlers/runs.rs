@@ -290,17 +290,23 @@ pub(in crate::api) async fn wait(
         .saturating_add(Duration::from_millis(timeout));
     // Subscribed before the first look, so that nothing falls between look and wait.
     let mut notices = state.commands.bus().subscribe(run_id, None);
+    // A run that is known to be under way is not looked at before it has moved.
+    let mut look = !notices.is_under_way();
     let mut early = false;
     loop {
-        let run = find(&state, run_id).await?;
         let left = end.saturating_since(state.clock.now());
-        if run.is_finished() || left.is_zero() || state.stopping.is_cancelled() {
-            return Ok(Json(RunWait {
-                kind: Kind::RunWait,
-                finished: run.is_finished(),
-                run: view(run),
-            }));
+        let over = left.is_zero() || state.stopping.is_cancelled();
+        if look || over {
+            let run = find(&state, run_id).await?;
+            if run.is_finished() || over {
+                return Ok(Json(RunWait {
+                    kind: Kind::RunWait,
+                    finished: run.is_finished(),
+                    run: view(run),
+                }));
+            }
         }
+        look = true;
         // The bus may have announced the end before the store showed it, or may have forgotten the run: then the look
         // is repeated at the pace of the recheck, never in a spin.
         tokio::select! {

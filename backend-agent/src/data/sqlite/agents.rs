@@ -70,10 +70,12 @@ pub(super) const REGISTER: &str = "\
 INSERT INTO certificates (tenant, spki, agent_id, serial, not_after, fingerprint, registered_at)
 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
 
-pub(super) const CERTIFICATE: &str = "\
-SELECT c.agent_id, c.serial, c.not_after, c.fingerprint, g.revoked_at IS NOT NULL AS revoked, g.confirmed
-FROM certificates AS c JOIN gateways AS g ON g.tenant = c.tenant AND g.agent_id = c.agent_id
-WHERE c.tenant = ?1 AND c.agent_id = ?2 AND c.spki = ?3";
+/// For each `[agent_id, spki]` the certificate; nothing where that key is not registered for that gateway.
+pub(super) const CERTIFICATES: &str = "\
+SELECT e.key AS number, c.serial, c.not_after, c.fingerprint, g.revoked_at IS NOT NULL AS revoked, g.confirmed
+FROM json_each($2) AS e
+CROSS JOIN certificates AS c ON c.tenant = $1 AND c.spki = unhex(e.value ->> 1) AND c.agent_id = e.value ->> 0
+CROSS JOIN gateways AS g ON g.tenant = $1 AND g.agent_id = c.agent_id";
 
 /// Creates a gateway with its operator's labels.
 pub(super) async fn create(
@@ -321,30 +323,39 @@ pub(super) async fn register_certificate(
     .await
 }
 
-/// What is known about a presented key.
-pub(super) async fn certificate(
+/// The certificates with these keys, each where its key stands.
+pub(super) async fn certificates(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
-    spki: &[u8; 32],
-    agent_id: AgentId,
-) -> StoreResult<Option<Certificate>> {
-    let row = sqlx::query(CERTIFICATE)
+    wanted: &[(AgentId, [u8; 32])],
+) -> StoreResult<Vec<StoreResult<Option<Certificate>>>> {
+    let document: Vec<_> = wanted
+        .iter()
+        .map(|(agent_id, spki)| (agent_id, hex::encode(spki)))
+        .collect();
+    let rows = sqlx::query(CERTIFICATES)
         .bind(tenant.as_str())
-        .bind(agent_id.to_string())
-        .bind(spki.as_slice())
-        .fetch_optional(connection)
+        .bind(to_json(&document))
+        .fetch_all(connection)
         .await?;
-    let Some(row) = row else {
-        return Ok(None);
-    };
-    let reader = Reader::new("certificates", &row);
-    Ok(Some(Certificate {
+    let mut answers: Vec<_> = wanted.iter().map(|_| Ok(None)).collect();
+    for row in &rows {
+        let reader = Reader::new("certificates", row);
+        if let Some(answer) = answers.get_mut(reader.index("number")?) {
+            *answer = read_certificate(&reader).map(Some);
+        }
+    }
+    Ok(answers)
+}
+
+fn read_certificate(reader: &Reader<'_>) -> StoreResult<Certificate> {
+    Ok(Certificate {
         serial: reader.get("serial")?,
         not_after: reader.time("not_after")?,
         fingerprint: reader.digest("fingerprint")?,
         revoked: reader.get("revoked")?,
         confirmed: reader.count("confirmed")?,
-    }))
+    })
 }
 
 fn name_conflict<T>(error: StoreError, name: &GatewayName) -> StoreResult<T> {

@@ -9,7 +9,7 @@ use viworks_common::time::Timestamp;
 
 use super::row::{Reader, to_json};
 use super::sessions::fence;
-use crate::data::{GatewayRef, MergedEntry, StoreResult, StoredCatalogue, Target, TargetSelection};
+use crate::data::{GatewayRef, MergedEntry, StoreResult, StoredCatalogue, Target};
 
 pub(super) const SAVE: &str = "\
 INSERT INTO catalogues (tenant, agent_id, digest, reported_at, entries) VALUES (?1, ?2, ?3, ?4, ?5)
@@ -33,14 +33,18 @@ FROM gateways AS g LEFT JOIN catalogues AS c ON c.tenant = g.tenant AND c.agent_
 WHERE g.tenant = ?1 AND g.revoked_at IS NULL
 ORDER BY g.agent_id";
 
+/// For each `[command, agent_ids, names]` the gateways that are named.
 pub(super) const TARGETS_SELECTED: &str = "\
-SELECT g.agent_id, g.name, g.revoked_at, c.digest IS NOT NULL AS reported,
-       (SELECT entry.value FROM json_each(c.entries) AS entry WHERE entry.value ->> 'name' = ?2) AS entry
-FROM (SELECT value AS agent_id FROM json_each(?3)
-      UNION SELECT b.agent_id FROM json_each(?4) AS e CROSS JOIN gateways AS b ON b.tenant = ?1 AND b.name = e.value) AS s
-CROSS JOIN gateways AS g ON g.tenant = ?1 AND g.agent_id = s.agent_id
-LEFT JOIN catalogues AS c ON c.tenant = g.tenant AND c.agent_id = g.agent_id
-ORDER BY g.agent_id";
+SELECT s.number, g.agent_id, g.name, g.revoked_at, c.digest IS NOT NULL AS reported,
+       (SELECT entry.value FROM json_each(c.entries) AS entry WHERE entry.value ->> 'name' = s.command) AS entry
+FROM (SELECT q.key AS number, q.value ->> 0 AS command, i.value AS agent_id
+      FROM json_each($2) AS q CROSS JOIN json_each(q.value, '$[1]') AS i
+      UNION SELECT q.key, q.value ->> 0, b.agent_id
+      FROM json_each($2) AS q CROSS JOIN json_each(q.value, '$[2]') AS e
+      CROSS JOIN gateways AS b ON b.tenant = $1 AND b.name = e.value) AS s
+CROSS JOIN gateways AS g ON g.tenant = $1 AND g.agent_id = s.agent_id
+LEFT JOIN catalogues AS c ON c.tenant = $1 AND c.agent_id = g.agent_id
+ORDER BY s.number, g.agent_id";
 
 /// Stores a report.
 pub(super) async fn save(
@@ -106,43 +110,57 @@ pub(super) async fn merged(
         .collect()
 }
 
-/// The gateways of a selection, explicit ones in the order they were named, each once.
+/// Every gateway that is not revoked.
+pub(super) async fn resolve_all(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    command: &CommandName,
+) -> StoreResult<Vec<Target>> {
+    let rows = sqlx::query(TARGETS_ALL)
+        .bind(tenant.as_str())
+        .bind(command.as_str())
+        .fetch_all(connection)
+        .await?;
+    rows.iter().map(read_target).collect()
+}
+
+/// Gateways that are named for a command.
+pub(super) type Named = (CommandName, Vec<GatewayRef>);
+
+/// The gateways that several name, in the order they were named, each once.
 pub(super) async fn resolve(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
-    selection: &TargetSelection,
-    command: &CommandName,
-) -> StoreResult<Vec<Target>> {
-    let wanted = match selection {
-        TargetSelection::All => {
-            let rows = sqlx::query(TARGETS_ALL)
-                .bind(tenant.as_str())
-                .bind(command.as_str())
-                .fetch_all(connection)
-                .await?;
-            return rows.iter().map(read_target).collect();
-        }
-        TargetSelection::Gateways(wanted) => wanted,
-    };
-    let (mut ids, mut names) = (Vec::new(), Vec::new());
-    for reference in wanted {
-        match reference {
-            GatewayRef::Id(id) => ids.push(id),
-            GatewayRef::Name(name) => names.push(name),
-        }
-    }
+    wanted: &[Named],
+) -> StoreResult<Vec<StoreResult<Vec<Target>>>> {
+    let document: Vec<_> = wanted
+        .iter()
+        .map(|(command, named)| {
+            let (mut ids, mut names) = (Vec::new(), Vec::new());
+            for reference in named {
+                match reference {
+                    GatewayRef::Id(id) => ids.push(id),
+                    GatewayRef::Name(name) => names.push(name),
+                }
+            }
+            (command, ids, names)
+        })
+        .collect();
     let rows = sqlx::query(TARGETS_SELECTED)
         .bind(tenant.as_str())
-        .bind(command.as_str())
-        .bind(to_json(&ids))
-        .bind(to_json(&names))
+        .bind(to_json(&document))
         .fetch_all(connection)
         .await?;
-    let found = rows
-        .iter()
-        .map(read_target)
-        .collect::<StoreResult<Vec<Target>>>()?;
-    Ok(in_the_order_named(wanted, found))
+    let mut found: BTreeMap<usize, Vec<Target>> = BTreeMap::new();
+    for row in &rows {
+        let number = Reader::new("gateways", row).index("number")?;
+        found.entry(number).or_default().push(read_target(row)?);
+    }
+    let answers = wanted.iter().enumerate().map(|(number, (_, named))| {
+        let found = found.remove(&number).unwrap_or_default();
+        Ok(in_the_order_named(named, found))
+    });
+    Ok(answers.collect())
 }
 
 fn in_the_order_named(wanted: &[GatewayRef], found: Vec<Target>) -> Vec<Target> {

@@ -191,23 +191,33 @@ fn offer(row: &SqliteRow, command: &CommandRow) -> StoreResult<LeasedCommand> {
     })
 }
 
-/// The answer about a command that was permitted with its offer and is not waiting: mostly nothing is to be written, and
+/// The answers about commands that were permitted with their offers and are not waiting: mostly nothing is to be written, and
 /// then a look will do. `None` when it will not.
 pub(super) async fn accepted_before(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
-    holder: Holder,
-    accepted: Accepted,
-) -> StoreResult<Option<AcceptOutcome>> {
-    let held = settle::load(connection, tenant, holder, accepted.command_id).await?;
-    Ok(held
-        .command
-        .filter(|command| {
-            command.state == CommandState::Released
-                && command.released_to == Some(holder.agent_run_id)
-                && (accepted.idempotent || !command.idempotent)
-        })
-        .map(|command| permitted(&command, accepted)))
+    asked: &[(Holder, Accepted)],
+) -> StoreResult<Vec<StoreResult<Option<AcceptOutcome>>>> {
+    let wanted: Vec<_> = asked
+        .iter()
+        .map(|(holder, accepted)| (*holder, accepted.command_id))
+        .collect();
+    let mut held = settle::load_all(connection, tenant, &wanted).await?;
+    let answers = asked
+        .iter()
+        .enumerate()
+        .map(|(number, (holder, accepted))| {
+            let held = held.remove(&number).ok_or(StoreError::Fenced)?;
+            Ok(held
+                .command
+                .filter(|command| {
+                    command.state == CommandState::Released
+                        && command.released_to == Some(holder.agent_run_id)
+                        && (accepted.idempotent || !command.idempotent)
+                })
+                .map(|command| permitted(&command, *accepted)))
+        });
+    Ok(answers.collect())
 }
 
 /// What a gateway is told about a command that its process may start.

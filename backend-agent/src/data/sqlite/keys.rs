@@ -1,5 +1,7 @@
 //! API keys: only the digest of a secret is ever stored.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde_json::json;
 use sqlx::SqliteConnection;
 use viworks_common::id::{ApiKeyId, Tenant};
@@ -15,7 +17,7 @@ INSERT INTO api_keys (tenant, id, name, sha256, scopes, created_at, expires_at) 
 
 pub(super) const BY_HASH: &str = "\
 SELECT id, name, sha256, scopes, created_at, expires_at, revoked_at, last_used_at
-FROM api_keys WHERE tenant = ?1 AND sha256 = ?2";
+FROM api_keys WHERE tenant = ?1 AND sha256 IN (SELECT unhex(value) FROM json_each(?2))";
 
 pub(super) const LIST: &str = "\
 SELECT id, name, sha256, scopes, created_at, expires_at, revoked_at, last_used_at
@@ -55,18 +57,27 @@ pub(super) async fn create(
     audit::append(connection, tenant, &record, now).await
 }
 
-/// The key with a digest.
+/// The keys with these digests, each where its digest stands.
 pub(super) async fn by_hash(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
-    sha256: &[u8; 32],
-) -> StoreResult<Option<ApiKey>> {
-    let row = sqlx::query(BY_HASH)
+    digests: &[[u8; 32]],
+) -> StoreResult<Vec<StoreResult<Option<ApiKey>>>> {
+    let distinct: BTreeSet<_> = digests.iter().map(hex::encode).collect();
+    let rows = sqlx::query(BY_HASH)
         .bind(tenant.as_str())
-        .bind(sha256.as_slice())
-        .fetch_optional(connection)
+        .bind(to_json(&distinct))
+        .fetch_all(connection)
         .await?;
-    row.as_ref().map(read).transpose()
+    let mut found = BTreeMap::new();
+    for row in &rows {
+        let key = read(row)?;
+        found.insert(key.sha256, key);
+    }
+    Ok(digests
+        .iter()
+        .map(|digest| Ok(found.get(digest).cloned()))
+        .collect())
 }
 
 /// Every key.

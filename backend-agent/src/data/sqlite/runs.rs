@@ -1,6 +1,6 @@
 //! Runs: accepted whole or refused whole, listed, shown and cancelled.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde_json::json;
@@ -12,7 +12,7 @@ use viworks_common::time::Timestamp;
 
 use super::audit;
 use super::page::{Fetched, rows_wanted};
-use super::row::Reader;
+use super::row::{Reader, to_json};
 use super::settle::{self, CommandRow, Note};
 use crate::data::{
     Actor, AuditOutcome, Cancelled, Command, CommandRef, Counts, Idempotency, Listing, Page, Run,
@@ -46,11 +46,14 @@ macro_rules! commands {
     };
 }
 
-pub(super) const KEY: &str = "\
-SELECT run_id, request_hash FROM idempotency_keys
-WHERE tenant = $1 AND principal = $2 AND route = $3 AND key = $4 AND created_at > $5";
+/// For each `[principal, route, key, time]` what the key was used for after that time.
+pub(super) const KEYS: &str = "\
+SELECT e.key AS number, k.run_id, k.request_hash
+FROM json_each($2) AS e
+CROSS JOIN idempotency_keys AS k ON k.tenant = $1 AND k.principal = e.value ->> 0 AND k.route = e.value ->> 1
+     AND k.key = e.value ->> 2 AND k.created_at > e.value ->> 3";
 
-pub(super) const RUN: &str = concat!(runs!(), "AND r.run_id = $2");
+pub(super) const RUNS: &str = concat!(runs!(), "AND r.run_id IN (SELECT value FROM json_each($2))");
 
 pub(super) const LIST: &str = concat!(runs!(), "AND r.run_id < $2 ORDER BY r.run_id DESC LIMIT $3");
 
@@ -80,46 +83,73 @@ SELECT $1 AS tenant,
        (SELECT count(*) FROM orphan_results WHERE tenant = $1) AS orphans,
        (SELECT count(*) FROM forks WHERE tenant = $1) AS forks";
 
-/// What a key was used for.
-pub(super) async fn replay(
+/// What keys were used for, each where it stands.
+pub(super) async fn replays(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
-    idempotency: &Idempotency,
-    now: Timestamp,
-) -> StoreResult<Option<Submission>> {
-    let row = sqlx::query(KEY)
-        .bind(tenant.as_str())
-        .bind(&idempotency.principal)
-        .bind(&idempotency.route)
-        .bind(&idempotency.key)
-        .bind(now.saturating_sub(KEY_LIFE).unix_micros())
-        .fetch_optional(&mut *connection)
-        .await?;
-    let Some(row) = row else {
-        return Ok(None);
-    };
-    let reader = Reader::new("idempotency_keys", &row);
-    if reader.digest("request_hash")? != idempotency.request_hash {
-        return Ok(Some(Submission::IdempotencyMismatch));
+    asked: &[(Idempotency, Timestamp)],
+) -> StoreResult<Vec<StoreResult<Option<Submission>>>> {
+    let document: Vec<_> = asked
+        .iter()
+        .map(|(key, now)| {
+            let since = now.saturating_sub(KEY_LIFE).unix_micros();
+            (&key.principal, &key.route, &key.key, since)
+        })
+        .collect();
+    let mut answers: Vec<_> = asked.iter().map(|_| Ok(None)).collect();
+    if document.is_empty() {
+        return Ok(answers);
     }
-    let run_id = reader.parse("run_id")?;
-    Ok(Some(Submission::Replayed(
-        expected(connection, tenant, run_id).await?,
-    )))
+    let rows = sqlx::query(KEYS)
+        .bind(tenant.as_str())
+        .bind(to_json(&document))
+        .fetch_all(&mut *connection)
+        .await?;
+    let mut used = Vec::new();
+    for row in &rows {
+        let reader = Reader::new("idempotency_keys", row);
+        let number = reader.index("number")?;
+        let (Some((key, _now)), Some(answer)) = (asked.get(number), answers.get_mut(number)) else {
+            continue;
+        };
+        if reader.digest("request_hash")? == key.request_hash {
+            used.push((number, reader.parse("run_id")?));
+        } else {
+            *answer = Ok(Some(Submission::IdempotencyMismatch));
+        }
+    }
+    let runs: Vec<RunId> = used.iter().map(|(_, run_id)| *run_id).collect();
+    for ((number, run_id), run) in used.iter().zip(load(connection, tenant, &runs).await?) {
+        if let Some(answer) = answers.get_mut(*number) {
+            let run = run?.ok_or_else(|| missing(*run_id));
+            *answer = run.map(|run| Some(Submission::Replayed(run)));
+        }
+    }
+    Ok(answers)
 }
 
-/// One run.
+/// Runs, each where its id stands.
 pub(super) async fn load(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
-    run_id: RunId,
-) -> StoreResult<Option<Run>> {
-    let row = sqlx::query(RUN)
+    wanted: &[RunId],
+) -> StoreResult<Vec<StoreResult<Option<Run>>>> {
+    if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
+    let distinct: BTreeSet<_> = wanted.iter().collect();
+    let rows = sqlx::query(RUNS)
         .bind(tenant.as_str())
-        .bind(run_id.to_string())
-        .fetch_optional(connection)
+        .bind(to_json(&distinct))
+        .fetch_all(connection)
         .await?;
-    row.as_ref().map(read_run).transpose()
+    let mut found = BTreeMap::new();
+    for row in &rows {
+        let run = read_run(row)?;
+        found.insert(run.run_id, run);
+    }
+    let answers = wanted.iter().map(|run_id| Ok(found.get(run_id).cloned()));
+    Ok(answers.collect())
 }
 
 async fn expected(
@@ -127,12 +157,19 @@ async fn expected(
     tenant: &Tenant,
     run_id: RunId,
 ) -> StoreResult<Run> {
-    let found = load(connection, tenant, run_id).await?;
-    found.ok_or_else(|| StoreError::Inconsistent {
+    let mut found = load(connection, tenant, &[run_id]).await?;
+    found
+        .pop()
+        .unwrap_or(Ok(None))?
+        .ok_or_else(|| missing(run_id))
+}
+
+fn missing(run_id: RunId) -> StoreError {
+    StoreError::Inconsistent {
         table: "runs",
         column: "run_id",
         row: run_id.to_string(),
-    })
+    }
 }
 
 /// Runs, newest first.

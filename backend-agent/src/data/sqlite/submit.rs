@@ -11,7 +11,7 @@ use viworks_runtime::fault;
 
 use super::audit;
 use super::row::{Reader, int, to_json};
-use super::runs::replay;
+use super::runs::replays;
 use crate::data::{
     AuditOutcome, Idempotency, NewAuditRecord, NewRun, Run, StoreError, StoreResult, Submission,
 };
@@ -61,16 +61,17 @@ pub(super) async fn submit(
     asked: &[Asked],
 ) -> StoreResult<Vec<StoreResult<Answer>>> {
     let mut standing = standing(connection, tenant, asked).await?;
+    let mut earlier = earlier(connection, tenant, asked).await?;
     let mut answers = Vec::with_capacity(asked.len());
     let mut accepted = Accepted::default();
     let mut keys = BTreeMap::new();
-    for Asked { new, now } in asked {
+    for (number, Asked { new, now }) in asked.iter().enumerate() {
         if let Some(key) = &new.idempotency {
             if let Some(answer) = replayed(&keys, key) {
                 answers.push(Ok(Ok(answer)));
                 continue;
             }
-            if let Some(earlier) = replay(connection, tenant, key, *now).await? {
+            if let Some(earlier) = earlier.remove(&number) {
                 answers.push(Ok(Ok(earlier)));
                 continue;
             }
@@ -91,6 +92,31 @@ pub(super) async fn submit(
     }
     accepted.write(connection, tenant).await?;
     Ok(answers)
+}
+
+/// What was submitted before with the keys of these runs, by the places of the runs.
+async fn earlier(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    asked: &[Asked],
+) -> StoreResult<BTreeMap<usize, Submission>> {
+    let (mut numbers, mut keys) = (Vec::new(), Vec::new());
+    for (number, Asked { new, now }) in asked.iter().enumerate() {
+        if let Some(key) = &new.idempotency {
+            numbers.push(number);
+            keys.push((key.clone(), *now));
+        }
+    }
+    let mut earlier = BTreeMap::new();
+    for (number, replay) in numbers
+        .into_iter()
+        .zip(replays(connection, tenant, &keys).await?)
+    {
+        if let Some(replay) = replay? {
+            earlier.insert(number, replay);
+        }
+    }
+    Ok(earlier)
 }
 
 fn name(key: &Idempotency) -> (&str, &str, &str) {
