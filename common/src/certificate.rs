@@ -1,5 +1,6 @@
 //! Who a gateway's certificate speaks for: its one URI name, and nothing else in it.
 
+use sha2::{Digest, Sha256};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::id::{AgentId, Tenant, TrustDomain};
@@ -17,6 +18,8 @@ pub struct GatewayCertificate {
     pub not_before: Timestamp,
     /// The last moment at which it is valid.
     pub not_after: Timestamp,
+    /// SHA-256 over its subject public key info: what stays the same when it is renewed for the same key.
+    pub spki_sha256: [u8; 32],
 }
 
 /// Why a certificate names no gateway.
@@ -82,6 +85,7 @@ pub fn read(der: &[u8]) -> Result<GatewayCertificate, Unnamed> {
         identity,
         not_before: moment(validity.not_before.timestamp()),
         not_after: moment(validity.not_after.timestamp()),
+        spki_sha256: Sha256::digest(certificate.tbs_certificate.subject_pki.raw).into(),
     })
 }
 
@@ -132,6 +136,8 @@ mod tests {
         assert_eq!(uri(&read.trust_domain, &read.identity), URI);
         assert_eq!(read.not_before.unix_micros(), 1_767_225_600_000_000);
         assert_eq!(read.not_after.unix_micros(), 1_798_761_600_000_000);
+        let other = client(&[URI]).unwrap();
+        assert_ne!(read.spki_sha256, other.spki_sha256, "of another key");
     }
 
     #[test]

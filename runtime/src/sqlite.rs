@@ -13,7 +13,7 @@ use std::time::Duration;
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions, SqliteConnection};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::lifecycle::Lifecycle;
 
@@ -120,6 +120,8 @@ impl Options {
 pub struct Database {
     messages: mpsc::Sender<Message>,
     reads: mpsc::Sender<Box<dyn Job>>,
+    /// Held by whoever carries out reads of those that are gathered.
+    turn: Arc<Mutex<()>>,
     readers: Arc<Readers>,
     counters: Arc<Counters>,
     writer: Lifecycle,
@@ -155,11 +157,18 @@ impl Database {
         );
         drop(writer.spawn("sqlite writer", task.run()));
         let (reads, queue) = mpsc::channel(options.queue_depth_max.max(1));
-        let task = GatheringReader::new(Arc::clone(&readers), queue, options.batch_jobs_max);
+        let turn = Arc::default();
+        let task = GatheringReader::new(
+            Arc::clone(&readers),
+            queue,
+            Arc::clone(&turn),
+            options.batch_jobs_max,
+        );
         drop(writer.spawn("sqlite reader", task.run(writer.clone())));
         Ok(Self {
             messages,
             reads,
+            turn,
             readers,
             counters,
             writer,
@@ -265,8 +274,13 @@ impl Database {
     {
         let (reply, answer) = oneshot::channel();
         let job: Box<dyn Job> = Box::new(TogetherJob::new(group, question, work, reply));
-        let sent = self.reads.send(job).await;
-        sent.map_err(|_returned| Error::Closed)?;
+        if let Ok(_turn) = self.turn.try_lock() {
+            // With nobody to share with, the way to the gathering reader and back would only take time.
+            gathering::read(&mut *self.read().await?, job).await;
+        } else {
+            let sent = self.reads.send(job).await;
+            sent.map_err(|_returned| Error::Closed)?;
+        }
         answer
             .await
             .unwrap_or_else(|_gone| Err(Error::Closed.into()))

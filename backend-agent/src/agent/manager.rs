@@ -1,6 +1,7 @@
 //! Who is connected to this backend: supervises, supersedes, probes and drains sessions.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -85,6 +86,8 @@ pub struct Manager {
     take_overs: Mutex<BTreeMap<AgentId, VecDeque<Monotonic>>>,
     /// Processes that were alive when a copy of them spoke, until they are back.
     favoured: Mutex<BTreeMap<AgentId, (AgentRunId, Monotonic)>>,
+    /// Nudges of gateways that are not connected.
+    missed_nudges: AtomicU64,
     metrics: BackendMetrics,
 }
 
@@ -96,6 +99,7 @@ impl Manager {
             connected: Mutex::default(),
             take_overs: Mutex::default(),
             favoured: Mutex::default(),
+            missed_nudges: AtomicU64::default(),
             metrics,
         }
     }
@@ -108,6 +112,7 @@ impl Manager {
         epoch: u64,
         run: AgentRunId,
     ) -> Option<Desk> {
+        let nudged = Arc::new(Notify::new());
         let mut connected = lock(&self.connected);
         if let Some(other) = connected.get(&identity.agent_id) {
             if other.epoch >= epoch {
@@ -117,10 +122,11 @@ impl Manager {
                 CloseCode::Superseded,
                 "a newer session of this gateway was confirmed",
             );
+            // It may have been nudged, and is given nothing any more.
+            nudged.notify_one();
         }
         let (orders, received) = mpsc::channel(ORDERS_MAX);
         let (ending, ended) = watch::channel(None);
-        let nudged = Arc::new(Notify::new());
         let desk = Desk {
             orders: received,
             nudged: Arc::clone(&nudged),
@@ -169,10 +175,22 @@ impl Manager {
     pub fn nudge(&self, agent_id: AgentId) -> bool {
         let connected = lock(&self.connected);
         let entry = connected.get(&agent_id);
-        if let Some(entry) = entry {
-            entry.nudged.notify_one();
+        match entry {
+            Some(entry) => entry.nudged.notify_one(),
+            None => {
+                self.missed_nudges.fetch_add(1, Ordering::Relaxed);
+            }
         }
         entry.is_some()
+    }
+
+    /// How many nudges were for gateways that were not connected. Whoever reads it, looks for commands and is then
+    /// entered has missed none while it stays the same.
+    #[must_use]
+    pub fn missed_nudges(&self) -> u64 {
+        // Both this and the nudges are ordered by the lock.
+        let _connected = lock(&self.connected);
+        self.missed_nudges.load(Ordering::Relaxed)
     }
 
     /// Ends a gateway's session at once, for example because it was revoked.
@@ -297,6 +315,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
     use uuid::Uuid;
     use viworks_common::id::Tenant;
     use viworks_common::time::Timestamp;
@@ -345,6 +364,26 @@ mod tests {
         assert_eq!(*newer.ending.borrow(), None);
         manager.remove(identity().agent_id, session(2));
         assert!(manager.is_empty());
+    }
+
+    #[tokio::test]
+    async fn no_nudge_is_lost_while_a_session_is_being_entered() {
+        let manager = manager();
+        let agent = identity().agent_id;
+        let before = manager.missed_nudges();
+        assert!(!manager.nudge(agent), "it is not connected yet");
+        let older = manager
+            .register(&identity(), session(1), 1, run(1))
+            .unwrap();
+        assert_ne!(manager.missed_nudges(), before);
+        assert!(older.nudged.notified().now_or_never().is_none());
+        let before = manager.missed_nudges();
+        assert!(manager.nudge(agent), "the older session hears it");
+        let newer = manager
+            .register(&identity(), session(2), 2, run(1))
+            .unwrap();
+        assert_eq!(manager.missed_nudges(), before);
+        assert!(newer.nudged.notified().now_or_never().is_some());
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,7 +9,6 @@ use viworks_common::code::CloseCode;
 use viworks_common::id::TrustDomain;
 use viworks_common::key::Identity;
 use viworks_common::time::Timestamp;
-use viworks_runtime::tls;
 
 use crate::data::{Store, StoreError};
 
@@ -91,15 +90,15 @@ impl Registry {
             trust_domain,
             identity,
             not_after,
+            spki_sha256,
             ..
         } = certificate::read(leaf)?;
         if trust_domain != self.trust_domain {
             return Err(Unrecognised::ForeignTrustDomain(trust_domain));
         }
-        let spki = tls::spki_sha256(leaf).map_err(|_malformed| Unnamed::Malformed)?;
         let known = self
             .store
-            .certificate(&identity.tenant, identity.agent_id, &spki)
+            .certificate(&identity.tenant, identity.agent_id, &spki_sha256)
             .await?
             .ok_or(Unrecognised::NotRegistered)?;
         if known.revoked {

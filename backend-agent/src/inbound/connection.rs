@@ -337,6 +337,7 @@ impl Connection {
         let open = request.unreported.iter().copied().collect();
         let tenant = &self.peer.identity.tenant;
         let now = self.inbound.clock.wall();
+        let missed = self.inbound.manager.missed_nudges();
         let confirmed = match self
             .inbound
             .store
@@ -384,7 +385,10 @@ impl Connection {
         }
         info!(agent_id = %holder.agent_id, epoch, address = %self.address, "gateway connected");
         self.resume(&confirmed);
-        self.offer_commands().await;
+        // What was submitted after the confirmation and before the session was entered is known by its missed nudge.
+        if confirmed.waiting || self.inbound.manager.missed_nudges() != missed {
+            self.offer_commands().await;
+        }
     }
 
     /// What this process of the gateway was permitted or told before, it is told again.

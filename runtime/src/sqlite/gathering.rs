@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use sqlx::SqliteConnection;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 
 use super::job::{Job, Verdict, gather};
 use super::readers::Readers;
@@ -12,6 +12,7 @@ use crate::lifecycle::Lifecycle;
 pub(super) struct GatheringReader {
     readers: Arc<Readers>,
     queue: mpsc::Receiver<Box<dyn Job>>,
+    turn: Arc<Mutex<()>>,
     batch_jobs_max: usize,
 }
 
@@ -19,11 +20,13 @@ impl GatheringReader {
     pub(super) const fn new(
         readers: Arc<Readers>,
         queue: mpsc::Receiver<Box<dyn Job>>,
+        turn: Arc<Mutex<()>>,
         batch_jobs_max: usize,
     ) -> Self {
         Self {
             readers,
             queue,
+            turn,
             batch_jobs_max,
         }
     }
@@ -35,6 +38,8 @@ impl GatheringReader {
                 first = self.queue.recv() => first,
             };
             let Some(first) = first else { return };
+            // While somebody else has the turn, more of them come together here.
+            let turn = Arc::clone(&self.turn).lock_owned().await;
             let mut batch = Vec::new();
             gather(&mut batch, first);
             for _job in 1..self.batch_jobs_max {
@@ -44,6 +49,7 @@ impl GatheringReader {
                 }
             }
             self.answer(batch).await;
+            drop(turn);
         }
     }
 
@@ -65,7 +71,7 @@ impl GatheringReader {
 
 /// Answers what waits for one job. Where the whole failed, each question is asked by itself: one that cannot be answered
 /// spoils no other.
-async fn read(connection: &mut SqliteConnection, mut job: Box<dyn Job>) {
+pub(super) async fn read(connection: &mut SqliteConnection, mut job: Box<dyn Job>) {
     if job.run(connection, false).await != Verdict::Split {
         return job.answer(Ok(()));
     }

@@ -339,6 +339,8 @@ pub struct Confirmed {
     pub ended_indeterminate: Vec<CommandId>,
     /// Up to which order everything is final.
     pub low_water: u64,
+    /// Whether commands wait for it.
+    pub waiting: bool,
     /// The older session that is now fenced.
     pub fenced: Option<SessionId>,
 }

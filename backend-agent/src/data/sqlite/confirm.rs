@@ -200,6 +200,7 @@ async fn settle_older(
         cancel_requested: Vec::new(),
         ended_indeterminate: Vec::new(),
         low_water,
+        waiting: false,
         fenced: None,
     };
     for mut command in open {
@@ -225,6 +226,7 @@ async fn settle_older(
             | CommandState::Dead
             | CommandState::Indeterminate => {}
         }
+        confirmed.waiting |= command.state == CommandState::Queued;
         confirmed.low_water = command.low_water.unwrap_or(confirmed.low_water);
     }
     Ok(confirmed)

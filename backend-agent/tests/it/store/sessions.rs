@@ -448,6 +448,12 @@ pub(crate) async fn gateways_that_come_back_together_each_get_their_own_answer(b
         let first = sessions.last().unwrap();
         assert_eq!((first.epoch, first.code), (1, Some(CloseCode::Superseded)));
     }
+    for ((hello, _), outcome) in admitted.iter().zip(&confirmed) {
+        if let ConfirmOutcome::Confirmed(confirmed) = outcome {
+            let waits = |(n, _): &(u64, _)| agent(*n) == hello.agent_id;
+            assert_eq!(confirmed.waiting, offered.iter().any(waits));
+        }
+    }
     for (_, command_id) in offered {
         assert_eq!(bed.state(command_id).await, CommandState::Queued);
     }
