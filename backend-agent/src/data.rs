@@ -215,7 +215,6 @@ pub trait Store: Send + Sync {
         agent_id: AgentId,
         epoch: u64,
         version: u64,
-        now: Timestamp,
     ) -> StoreResult<()>;
 
     // Catalogues.

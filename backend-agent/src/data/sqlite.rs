@@ -49,6 +49,8 @@ use super::{
 use admit::Hello;
 use commands::{Report, Taker};
 use confirm::Confirm;
+use row::to_json;
+use sessions::PinReport;
 use submit::Asked;
 
 /// Targets of a run that is submitted together with others.
@@ -318,14 +320,13 @@ impl Store for SqliteStore {
         agent_id: AgentId,
         epoch: u64,
         version: u64,
-        now: Timestamp,
     ) -> StoreResult<()> {
-        write!(
-            self,
-            sessions::report_pins,
-            [tenant],
-            (agent_id, epoch, version, now)
-        )
+        let report = PinReport {
+            agent_id,
+            epoch,
+            version,
+        };
+        together!(self, sessions::report_pins, tenant, report)
     }
 
     async fn save_catalogue(
@@ -337,12 +338,14 @@ impl Store for SqliteStore {
         entries: Vec<CatalogueEntry>,
         now: Timestamp,
     ) -> StoreResult<()> {
-        write!(
-            self,
-            catalogues::save,
-            [tenant, digest, entries],
-            (agent_id, epoch, now)
-        )
+        let report = catalogues::Report {
+            agent_id,
+            epoch,
+            digest: digest.to_owned(),
+            entries: to_json(&entries),
+            now,
+        };
+        together!(self, catalogues::save, tenant, report)
     }
 
     async fn catalogue(

@@ -62,6 +62,7 @@ suite! { on_sqlite, crate::store::sqlite,
         labels_keep_their_source,
         text_with_nul_is_kept,
         the_catalogue_is_known_by_its_digest,
+        reports_at_the_same_moment_are_stored_each_for_itself,
         the_fleet_s_catalogue_counts_equal_entries,
         targets_are_resolved_in_the_order_named,
     }

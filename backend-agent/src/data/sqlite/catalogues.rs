@@ -2,18 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::SqliteConnection;
-use viworks_common::catalogue::CatalogueEntry;
+use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 use viworks_common::id::{AgentId, CommandName, Tenant};
 use viworks_common::time::Timestamp;
 
-use super::row::{Reader, to_json};
-use super::sessions::fence;
+use super::row::{CHUNK_ROWS, Reader, to_json};
+use super::sessions::{current, unless_fenced};
 use crate::data::{GatewayRef, MergedEntry, StoreResult, StoredCatalogue, Target};
-
-pub(super) const SAVE: &str = "\
-INSERT INTO catalogues (tenant, agent_id, digest, reported_at, entries) VALUES (?1, ?2, ?3, ?4, ?5)
-ON CONFLICT DO UPDATE SET digest = excluded.digest, reported_at = excluded.reported_at, entries = excluded.entries";
 
 pub(super) const LOAD: &str = "SELECT agent_id, digest, reported_at, entries FROM catalogues WHERE tenant = ?1 AND agent_id = ?2";
 
@@ -46,26 +41,52 @@ CROSS JOIN gateways AS g ON g.tenant = $1 AND g.agent_id = s.agent_id
 LEFT JOIN catalogues AS c ON c.tenant = $1 AND c.agent_id = g.agent_id
 ORDER BY s.number, g.agent_id";
 
-/// Stores a report.
+/// What a gateway reports that it allows.
+#[derive(Debug, Clone)]
+pub(super) struct Report {
+    pub(super) agent_id: AgentId,
+    pub(super) epoch: u64,
+    pub(super) digest: String,
+    /// The entries, as a document.
+    pub(super) entries: String,
+    pub(super) now: Timestamp,
+}
+
+/// Stores reports.
 pub(super) async fn save(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
-    digest: &str,
-    entries: &[CatalogueEntry],
-    agent_id: AgentId,
-    epoch: u64,
-    now: Timestamp,
-) -> StoreResult<()> {
-    fence(connection, tenant, agent_id, epoch).await?;
-    sqlx::query(SAVE)
-        .bind(tenant.as_str())
-        .bind(agent_id.to_string())
-        .bind(digest)
-        .bind(now.unix_micros())
-        .bind(to_json(entries))
-        .execute(connection)
-        .await?;
-    Ok(())
+    reports: &[Report],
+) -> StoreResult<Vec<StoreResult<()>>> {
+    let sessions: Vec<_> = reports
+        .iter()
+        .map(|report| (report.agent_id, report.epoch))
+        .collect();
+    let current = current(connection, tenant, &sessions).await?;
+    let kept: Vec<_> = reports
+        .iter()
+        .enumerate()
+        .filter(|(number, _)| current.contains(number))
+        .map(|(_, report)| report)
+        .collect();
+    for some in kept.chunks(CHUNK_ROWS) {
+        let mut insert: QueryBuilder<Sqlite> = QueryBuilder::new(
+            "INSERT INTO catalogues (tenant, agent_id, digest, reported_at, entries) ",
+        );
+        insert.push_values(some, |mut row, report| {
+            row.push_bind(tenant.as_str().to_owned())
+                .push_bind(report.agent_id.to_string())
+                .push_bind(report.digest.clone())
+                .push_bind(report.now.unix_micros())
+                .push_bind(report.entries.clone());
+        });
+        insert.push(
+            " ON CONFLICT DO UPDATE SET digest = excluded.digest, reported_at = excluded.reported_at, \
+             entries = excluded.entries",
+        );
+        insert.build().execute(&mut *connection).await?;
+    }
+    Ok(unless_fenced(&current, reports.len()))
 }
 
 /// The last report.

@@ -1,5 +1,7 @@
 //! Sessions that are open: the fence, heartbeats, and the end.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use sqlx::SqliteConnection;
 use sqlx::sqlite::SqliteRow;
 use viworks_common::code::CloseCode;
@@ -11,8 +13,11 @@ use super::row::{CHUNK_ROWS, Reader, int, to_json};
 use super::settle::{self, CommandRow, Note};
 use crate::data::{Actor, SessionRecord, SessionTouch, StoreError, StoreResult};
 
+/// The places of those `[agent_id, epoch]` that are current.
 pub(super) const FENCE: &str = "\
-SELECT low_water FROM gateways WHERE tenant = ?1 AND agent_id = ?2 AND confirmed = ?3 AND revoked_at IS NULL";
+SELECT e.key AS number FROM json_each($2) AS e
+CROSS JOIN gateways AS g ON g.tenant = $1 AND g.agent_id = e.value ->> 0 AND g.confirmed = e.value ->> 1
+     AND g.revoked_at IS NULL";
 
 pub(super) const ENDED: &str = "\
 UPDATE sessions SET ended_at = ?4, code = ?5
@@ -36,29 +41,45 @@ FROM (SELECT value ->> 0 AS id, value FROM json_each($2) LIMIT -1) AS e
 WHERE tenant = $1 AND gateways.agent_id = e.id AND confirmed = e.value ->> 1 AND session_epoch = e.value ->> 1
       AND revoked_at IS NULL";
 
-pub(super) const PINS: &str =
-    "UPDATE gateways SET pin_set_version = ?3 WHERE tenant = ?1 AND agent_id = ?2";
+pub(super) const PINS: &str = "\
+UPDATE gateways SET pin_set_version = e.value ->> 1
+FROM (SELECT value ->> 0 AS id, value FROM json_each($2) LIMIT -1) AS e
+WHERE tenant = $1 AND gateways.agent_id = e.id";
 
 pub(super) const LIST: &str = "\
 SELECT session_id, epoch, agent_run_id, peer_address, admitted_at, confirmed_at, ended_at, code
 FROM sessions WHERE tenant = ?1 AND agent_id = ?2 ORDER BY epoch DESC LIMIT ?3";
 
-/// Refuses what is done on behalf of an epoch that is not the current one; answers up to which order everything of the
-/// gateway is final. With one writer, what this has seen holds until the transaction ends.
-pub(super) async fn fence(
+/// Which of these sessions are the current ones of their gateways; anything else is done on behalf of a fenced one. With
+/// one writer, what this has seen holds until the transaction ends.
+pub(super) async fn current(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
-    agent_id: AgentId,
-    epoch: u64,
-) -> StoreResult<u64> {
-    let current = sqlx::query(FENCE)
+    sessions: &[(AgentId, u64)],
+) -> StoreResult<BTreeSet<usize>> {
+    let document: Vec<_> = sessions
+        .iter()
+        .map(|(agent_id, epoch)| (agent_id, int(*epoch)))
+        .collect();
+    let rows = sqlx::query(FENCE)
         .bind(tenant.as_str())
-        .bind(agent_id.to_string())
-        .bind(int(epoch))
-        .fetch_optional(connection)
-        .await?
-        .ok_or(StoreError::Fenced)?;
-    Reader::new("gateways", &current).count("low_water")
+        .bind(to_json(&document))
+        .fetch_all(connection)
+        .await?;
+    let read = |row| Reader::new("gateways", row).index("number");
+    rows.iter().map(read).collect()
+}
+
+/// One answer for each of so many questions: those of fenced sessions were not carried out.
+pub(super) fn unless_fenced(current: &BTreeSet<usize>, questions: usize) -> Vec<StoreResult<()>> {
+    let answer = |number| {
+        if current.contains(&number) {
+            Ok(())
+        } else {
+            Err(StoreError::Fenced)
+        }
+    };
+    (0..questions).map(answer).collect()
 }
 
 /// Ends a session; only what still belongs to it is touched.
@@ -172,23 +193,39 @@ pub(super) async fn touch(
     Ok(())
 }
 
-/// Stores the version of the trusted pin set.
+/// A reported version of the trusted pin set.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PinReport {
+    pub(super) agent_id: AgentId,
+    pub(super) epoch: u64,
+    pub(super) version: u64,
+}
+
+/// Stores versions of trusted pin sets.
 pub(super) async fn report_pins(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
-    agent_id: AgentId,
-    epoch: u64,
-    version: u64,
-    _now: Timestamp,
-) -> StoreResult<()> {
-    fence(connection, tenant, agent_id, epoch).await?;
+    reports: &[PinReport],
+) -> StoreResult<Vec<StoreResult<()>>> {
+    let sessions: Vec<_> = reports
+        .iter()
+        .map(|report| (report.agent_id, report.epoch))
+        .collect();
+    let current = current(connection, tenant, &sessions).await?;
+    // Of two reports of one session the later one counts.
+    let versions: BTreeMap<_, _> = reports
+        .iter()
+        .enumerate()
+        .filter(|(number, _)| current.contains(number))
+        .map(|(_, report)| (report.agent_id, int(report.version)))
+        .collect();
+    let document: Vec<_> = versions.into_iter().collect();
     sqlx::query(PINS)
         .bind(tenant.as_str())
-        .bind(agent_id.to_string())
-        .bind(int(version))
+        .bind(to_json(&document))
         .execute(connection)
         .await?;
-    Ok(())
+    Ok(unless_fenced(&current, reports.len()))
 }
 
 /// The latest sessions.

@@ -21,7 +21,6 @@ const STATEMENTS: &[(&str, &str)] = &[
     ("agents::CERTIFICATES", agents::CERTIFICATES),
     ("audit::APPEND", audit::APPEND),
     ("audit::LIST", audit::LIST),
-    ("catalogues::SAVE", catalogues::SAVE),
     ("catalogues::LOAD", catalogues::LOAD),
     ("catalogues::MERGE", catalogues::MERGE),
     ("catalogues::TARGETS_ALL", catalogues::TARGETS_ALL),

@@ -340,11 +340,11 @@ impl Connection {
         let Some((_, holder)) = self.live() else {
             return;
         };
-        let (tenant, now) = (&self.peer.identity.tenant, self.inbound.clock.wall());
+        let tenant = &self.peer.identity.tenant;
         let reported = self
             .inbound
             .store
-            .report_pins(tenant, holder.agent_id, holder.epoch, version, now)
+            .report_pins(tenant, holder.agent_id, holder.epoch, version)
             .await;
         if let Err(error) = reported {
             self.fail(&error);

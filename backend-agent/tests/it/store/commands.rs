@@ -589,7 +589,7 @@ pub(crate) async fn a_fenced_session_can_do_nothing(bed: &Bed) {
     ));
     assert!(matches!(
         bed.store
-            .report_pins(tenant, agent(1), holder.epoch, 9, at(30))
+            .report_pins(tenant, agent(1), holder.epoch, 9)
             .await,
         Err(StoreError::Fenced)
     ));

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use futures_util::future::join_all;
 use viworks_backend_agent::data::{
     Actor, GatewayFilter, GatewayRef, Label, LabelSource, NewCertificate, NewGateway, Page,
     StoreError, Target, TargetSelection,
@@ -333,6 +334,46 @@ pub(crate) async fn the_catalogue_is_known_by_its_digest(bed: &Bed) {
         .save_catalogue(&bed.tenant, agent(1), epoch, &digest, entries, at(4))
         .await;
     assert!(matches!(fenced, Err(StoreError::Fenced)));
+}
+
+pub(crate) async fn reports_at_the_same_moment_are_stored_each_for_itself(bed: &Bed) {
+    let mut sessions = Vec::new();
+    for n in 1..=6 {
+        bed.gateway(n).await;
+        sessions.push((n, bed.session(n, n).await.holder.epoch));
+    }
+    // The first again and later, the second on behalf of a session that is no more, and nobody.
+    sessions.extend([(1, 1), (2, 0), (99, 1)]);
+    let title = |number: usize| format!("Report {number}");
+    let saved = join_all(sessions.iter().enumerate().map(|(number, (n, epoch))| {
+        let entries = vec![entry("sys.uptime", &title(number))];
+        let digest = format!("{number:064}");
+        async move {
+            bed.store
+                .save_catalogue(&bed.tenant, agent(*n), *epoch, &digest, entries, at(3))
+                .await
+        }
+    }))
+    .await;
+    let pinned = join_all(sessions.iter().zip(1..).map(|((n, epoch), version)| {
+        bed.store
+            .report_pins(&bed.tenant, agent(*n), *epoch, version)
+    }))
+    .await;
+    for answers in [saved, pinned] {
+        let (good, bad) = answers.split_at(7);
+        assert!(good.iter().all(Result::is_ok), "{good:?}");
+        let fenced = |answer: &_| matches!(answer, Err(StoreError::Fenced));
+        assert!(bad.iter().all(fenced), "{bad:?}");
+    }
+    for (n, last) in (1..=6).zip([6, 1, 2, 3, 4, 5]) {
+        let stored = bed.store.catalogue(&bed.tenant, agent(n)).await;
+        let stored = stored.unwrap().unwrap();
+        assert_eq!(stored.entries[0].title, title(last));
+        assert_eq!(stored.digest, format!("{last:064}"));
+        let version = bed.gateway_now(n).await.pin_set_version;
+        assert_eq!(version, u64::try_from(last).unwrap() + 1);
+    }
 }
 
 pub(crate) async fn the_fleet_s_catalogue_counts_equal_entries(bed: &Bed) {
