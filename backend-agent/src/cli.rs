@@ -253,12 +253,15 @@ async fn serve(config: &Config, ready_file: Option<&Path>) -> anyhow::Result<Exi
     let mut signals = Signals::listen().context("failed to listen for signals")?;
     let mut hangups = Hangups::listen().context("failed to listen for SIGHUP")?;
     let lifecycle = Lifecycle::new();
+    let stopping = lifecycle.clone();
     drop(lifecycle.spawn("hangups", async move {
         loop {
-            hangups.next().await;
-            tracing::warn!(
-                "SIGHUP changes nothing here; restart the backend to read its configuration again"
-            );
+            tokio::select! {
+                () = stopping.stopping() => return,
+                () = hangups.next() => tracing::warn!(
+                    "SIGHUP changes nothing here; restart the backend to read its configuration again"
+                ),
+            }
         }
     }));
     let app = App::start(config, &lifecycle).await?;

@@ -93,10 +93,13 @@ impl Process {
     /// Asks it to stop and waits.
     ///
     /// # Panics
-    /// When it does not stop within `limit`.
+    /// When it does not stop within `limit`, or says that it had to drop a task that did not end.
     pub async fn stop(&mut self, limit: Duration) -> ExitStatus {
         self.signal(Signal::TERM);
-        self.wait(limit).await
+        let status = self.wait(limit).await;
+        let log = self.log();
+        assert!(!log.contains("the grace period is over"), "{log}");
+        status
     }
 }
 

@@ -11,3 +11,4 @@ mod refusals;
 mod reload;
 mod soak;
 mod state;
+mod stop;
