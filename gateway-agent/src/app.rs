@@ -67,7 +67,7 @@ async fn start(config: &Config, lifecycle: &Lifecycle) -> anyhow::Result<(Journa
     let folder = &config.gateway.state_folder;
     let hangups = Hangups::listen().context("failed to listen for SIGHUP")?;
     let catalogue = Current::new(load_catalogue(config)?);
-    let journal = Journal::open(&folder.join("journal.db"), config.journal_entries_max).await?;
+    let journal = Journal::open(&folder.join("journal.db"), config.journal.entries_max).await?;
     let opened = Spool::open(
         &folder.join("spool.db"),
         config.spool_bytes_max,
@@ -149,6 +149,12 @@ async fn start(config: &Config, lifecycle: &Lifecycle) -> anyhow::Result<(Journa
         lifecycle.clone(),
     );
     lifecycle.spawn_critical("catalogue", reload);
+    let reserve = journal.clone().keep_reserve(
+        Arc::clone(&clock),
+        config.journal.reserve_check,
+        lifecycle.clone(),
+    );
+    lifecycle.spawn_critical("journal reserve", reserve);
     lifecycle.spawn_critical("engine", engine.run());
     serve_api(lifecycle, listener, context);
     if let Some(interval) = config.collect_interval {

@@ -46,10 +46,19 @@ pub struct Config {
     pub spool_bytes_max: u64,
     /// `[collect]`: how often the host is read, if at all.
     pub collect_interval: Option<Duration>,
-    /// `[journal]`: commands remembered.
-    pub journal_entries_max: u32,
+    /// `[journal]`.
+    pub journal: JournalConfig,
     /// `[log]`.
     pub log: LogConfig,
+}
+
+/// The durable record of commands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JournalConfig {
+    /// Commands remembered.
+    pub entries_max: u32,
+    /// How often the disk is looked at for room for a reserve that was given up.
+    pub reserve_check: Duration,
 }
 
 /// What belongs to this host.
@@ -175,16 +184,28 @@ impl Config {
             collect_interval: read_collect(
                 &mut document.section("collect", "Host metrics as telemetry."),
             ),
-            journal_entries_max: document
-                .section("journal", "The durable record of commands.")
-                .integer(
-                    "entries_max",
-                    journal::ENTRIES_MAX_DEFAULT,
-                    256..=65_536,
-                    "Commands remembered; at the bound new ones are refused.",
-                ),
+            journal: read_journal(
+                &mut document.section("journal", "The durable record of commands."),
+            ),
             log: read_log(&mut document.section("log", "The log on the standard error output.")),
         }
+    }
+}
+
+fn read_journal(section: &mut Section<'_>) -> JournalConfig {
+    JournalConfig {
+        entries_max: section.integer(
+            "entries_max",
+            journal::ENTRIES_MAX_DEFAULT,
+            256..=65_536,
+            "Commands remembered; at the bound new ones are refused.",
+        ),
+        reserve_check: section.duration_ms(
+            "reserve_check_interval_ms",
+            seconds(60),
+            millis(100)..=seconds(3_600),
+            "How often the disk is looked at for room for the 16 MiB of reserve, after a full disk took them.",
+        ),
     }
 }
 

@@ -4,13 +4,17 @@
 //! or a restart does to an entry, is decided by the pure rules in `common::journal`.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use sqlx::SqliteConnection;
 use sqlx::migrate::Migrator;
 use viworks_common::command::{Outcome, OutcomeState};
 use viworks_common::id::{AgentRunId, CommandId};
 use viworks_common::journal::Entry;
+use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::fault;
+use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::sqlite::{self, BoxFuture, Database};
 
 mod reserve;
@@ -356,9 +360,21 @@ impl Journal {
         .await
     }
 
-    /// Tries to have the reserve again, after room was made on the disk.
-    pub fn restore_reserve(&self) -> bool {
-        self.reserve.set_aside()
+    /// Has the reserve again, once room was made on a disk that was full; looks for it until the agent stops.
+    pub async fn keep_reserve(
+        self,
+        clock: Arc<dyn Clock>,
+        interval: Duration,
+        lifecycle: Lifecycle,
+    ) {
+        loop {
+            let next = clock.now().saturating_add(interval);
+            tokio::select! {
+                () = lifecycle.stopping() => return,
+                () = sleep_until(&*clock, next) => {}
+            }
+            self.reserve.restore();
+        }
     }
 
     /// Closes the file.

@@ -9,6 +9,7 @@ use tempfile::TempDir;
 
 use crate::binaries::Binaries;
 use crate::process::{Process, eventually};
+use crate::small_disk;
 
 /// How long anything in a test may take before it counts as broken.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -29,6 +30,8 @@ pub struct Deployment {
 pub struct Start {
     /// Environment variables on top: settings (`VIWORKS__SECTION__KEY`) and crash points (`VIWORKS_FAULT`).
     pub environment: Vec<(String, String)>,
+    /// The size of the state folder's own disk in MiB; see [`small_disk`].
+    pub disk: Option<u32>,
 }
 
 impl Start {
@@ -37,6 +40,22 @@ impl Start {
     pub fn with(mut self, name: &str, value: impl Into<String>) -> Self {
         self.environment.push((name.to_owned(), value.into()));
         self
+    }
+
+    /// Keeps its state on a disk of so many MiB.
+    #[must_use]
+    pub const fn on_disk_of(mut self, mebibytes: u32) -> Self {
+        self.disk = Some(mebibytes);
+        self
+    }
+
+    fn command(self, program: &Path, state: &Path) -> Command {
+        let mut command = match self.disk {
+            Some(mebibytes) => small_disk::command(program, state, mebibytes),
+            None => Command::new(program),
+        };
+        command.envs(self.environment);
+        command
     }
 
     /// Dies at a crash point.
@@ -145,7 +164,8 @@ impl Deployment {
             .addresses
             .clone()
             .unwrap_or_else(|| ("127.0.0.1:0".to_owned(), "127.0.0.1:0".to_owned()));
-        let mut command = Command::new(self.binaries.backend());
+        let state = self.path().join("backend/state");
+        let mut command = start.command(&self.binaries.backend(), &state);
         command
             .args([
                 "serve",
@@ -155,8 +175,7 @@ impl Deployment {
                 text(&ready),
             ])
             .env("VIWORKS__API__LISTEN", api)
-            .env("VIWORKS__AGENTS__LISTEN", agents)
-            .envs(start.environment);
+            .env("VIWORKS__AGENTS__LISTEN", agents);
         let mut process = Process::start(&mut command, &self.path().join("backend.log"))
             .expect("the backend starts");
         let addresses: Value = eventually("the backend is ready", PATIENCE, async || {
@@ -219,14 +238,13 @@ impl Deployment {
     /// When it cannot be started.
     #[must_use]
     pub fn start_gateway(&self, folder: &Path, start: Start) -> Process {
-        let mut command = Command::new(self.binaries.gateway());
+        let mut command = start.command(&self.binaries.gateway(), &folder.join("state"));
         command
             .args(["run", "--config", text(&folder.join("gateway.toml"))])
             .env(
                 "VIWORKS__OUTBOUND__URL",
                 format!("wss://{}/agent/v1/connect", self.agents_address()),
-            )
-            .envs(start.environment);
+            );
         Process::start(&mut command, &folder.join("gateway.log")).expect("the gateway agent starts")
     }
 

@@ -8,4 +8,5 @@ pub mod process;
 pub mod rogue;
 pub mod sim;
 pub mod size;
+pub mod small_disk;
 pub mod websocket;

@@ -5,6 +5,7 @@
 mod cli;
 mod demo;
 mod flood;
+mod full_disk;
 mod limbo;
 mod points;
 mod refusals;

@@ -5,8 +5,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, fallocate};
-use tracing::{error, warn};
+use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use tracing::{error, info, warn};
 
 /// Bytes that are held back.
 pub const RESERVE_BYTES: u64 = 16 * 1024 * 1024;
@@ -34,6 +34,22 @@ impl Reserve {
                 false
             }
         }
+    }
+
+    /// Holds the space back again if it was given up and the disk has twice as much: the reserve must not be what fills it.
+    pub fn restore(&self) {
+        if self.path.exists() || self.free_bytes() < 2 * RESERVE_BYTES {
+            return;
+        }
+        if self.set_aside() {
+            info!(path = %self.path.display(), "the journal's reserve is held back again");
+        }
+    }
+
+    /// Bytes that this process could still write there; none when nobody can tell.
+    fn free_bytes(&self) -> u64 {
+        let folder = self.path.parent().unwrap_or(&self.path);
+        statvfs(folder).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 
     /// Gives the space up; false if there was none to give.
@@ -74,6 +90,13 @@ mod tests {
         assert!(blocks * 512 >= RESERVE_BYTES);
         assert!(reserve.give_up());
         assert!(!reserve.give_up());
-        assert!(reserve.set_aside());
+        reserve.restore();
+        let back = fs::metadata(folder.path().join("r")).unwrap();
+        assert!(back.blocks() * 512 >= RESERVE_BYTES);
+        reserve.restore();
+        assert_eq!(
+            fs::metadata(folder.path().join("r")).unwrap().ino(),
+            back.ino()
+        );
     }
 }

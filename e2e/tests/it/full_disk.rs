@@ -1,0 +1,217 @@
+//! Full disks: what was accepted stays, what cannot be kept is refused, and room is all it takes to go on.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_testkit::binaries::Binaries;
+use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
+use viworks_testkit::gateway::{AGAIN, ONCE, feed, local_request, mark_starts, started};
+use viworks_testkit::process::eventually;
+use viworks_testkit::small_disk::{fill, is_allowed, seen_by};
+
+const STREAM: &str = "test.full";
+
+/// Says so when this machine allows no file systems of a test's own.
+#[expect(clippy::print_stderr, reason = "a skipped check must be seen")]
+fn can_run() -> bool {
+    let can = is_allowed();
+    if !can {
+        eprintln!(
+            "SKIPPED: full disks: this machine allows no mounts, not even in a namespace of one's own"
+        );
+    }
+    can
+}
+
+async fn states(system: &Deployment, run: &str) -> Vec<String> {
+    let commands = system.commands(run).await;
+    let state = |command: &Value| command["state"].as_str().unwrap().to_owned();
+    commands.iter().map(state).collect()
+}
+
+/// Every run ended well, and nothing that must not run twice did.
+async fn all_succeeded(system: &Deployment, folder: &Path, runs: &[String]) {
+    for run in runs {
+        system.finished(run).await;
+        assert_eq!(states(system, run).await, ["succeeded"], "{run}");
+        for command in system.commands(run).await {
+            let starts = started(folder)[command["id"].as_str().unwrap()];
+            assert_eq!(starts, 1, "{command}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_whose_disk_is_full_runs_what_its_reserve_allows_and_the_rest_later() {
+    if !can_run() {
+        return;
+    }
+    let mut system = Deployment::new(Binaries::shipped());
+    let folder = system.issue("gw-1");
+    mark_starts(&folder);
+    system.start_backend(Start::default()).await;
+    let start = Start::default()
+        .with("VIWORKS__COLLECT__ENABLED", "false")
+        .with("VIWORKS__JOURNAL__RESERVE_CHECK_INTERVAL_MS", "100")
+        .on_disk_of(48);
+    let mut gateway = system.start_gateway(&folder, start);
+    system.online("gw-1").await;
+    let inside = seen_by(gateway.pid(), &folder);
+    let mut runs = vec![system.submit(ONCE, "before").await];
+    all_succeeded(&system, &folder, &runs).await;
+
+    // Everything but the reserve: commands go on.
+    let first = fill(&inside.join("state"), "first");
+    for (number, command) in [ONCE, AGAIN, ONCE].into_iter().enumerate() {
+        runs.push(system.submit(command, &format!("reserve-{number}")).await);
+    }
+    all_succeeded(&system, &folder, &runs).await;
+
+    // The reserve, too: whatever cannot be journalled is not started, and telemetry is refused, not lost.
+    let second = fill(&inside.join("state"), "second");
+    let mut number = 0;
+    let waiting = loop {
+        number += 1;
+        let run = system.submit(ONCE, &format!("full-{number}")).await;
+        let refused = eventually("it ends or is refused", PATIENCE, async || {
+            let state = states(&system, &run).await.pop()?;
+            let log = gateway.log();
+            let refused = log.matches("the command journal failed").count();
+            (state == "succeeded" || refused > 0).then_some(state != "succeeded")
+        })
+        .await;
+        runs.push(run.clone());
+        if refused {
+            break run;
+        }
+    };
+    assert!(gateway.log().contains("gave up the journal's reserve"));
+    let mut fed = 0;
+    eventually("telemetry is refused", PATIENCE, async || {
+        let record = json!({"stream": STREAM, "observed_at": SystemClock.wall().to_string(),
+            "fields": {"text": "x".repeat(1_000)}});
+        let records = json!({ "records": vec![record; 100] });
+        let (status, answer) = local_request(&inside, "POST", "/v1/telemetry", &records)
+            .await
+            .ok()?;
+        fed += if status == 200 { 100 } else { 0 };
+        (status == 503 && answer.contains("disk_full")).then_some(())
+    })
+    .await;
+    assert_ne!(states(&system, &waiting).await, ["succeeded"]);
+    assert!(gateway.ended().is_none(), "{}", gateway.log());
+
+    // Room is made: nobody has to do anything else.
+    std::fs::remove_file(first).unwrap();
+    std::fs::remove_file(second).unwrap();
+    all_succeeded(&system, &folder, &runs).await;
+    eventually("the reserve is back", PATIENCE, async || {
+        inside
+            .join("state/journal.db.reserve")
+            .exists()
+            .then_some(())
+    })
+    .await;
+    fed += feed(&inside, STREAM, 100).await.answered;
+    runs.push(system.submit(ONCE, "after").await);
+    all_succeeded(&system, &folder, &runs).await;
+    eventually("every record is delivered", PATIENCE, async || {
+        let (_status, text) = local_request(&inside, "GET", "/v1/status", &json!({}))
+            .await
+            .ok()?;
+        let status: Value = serde_json::from_str(&text).ok()?;
+        (status["spool"]["records"] == 0).then_some(())
+    })
+    .await;
+    assert!(gateway.stop(Duration::from_secs(30)).await.success());
+    assert!(
+        system
+            .backend()
+            .stop(Duration::from_secs(30))
+            .await
+            .success()
+    );
+    let stored = system.stored_telemetry(STREAM).await;
+    assert_eq!(
+        (stored.keys, stored.records + stored.in_gaps),
+        (stored.records, fed)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_whose_disk_is_full_refuses_what_it_cannot_keep_and_goes_on_when_there_is_room() {
+    if !can_run() {
+        return;
+    }
+    let mut system = Deployment::new(Binaries::shipped());
+    let folder = system.issue("gw-1");
+    mark_starts(&folder);
+    let start = Start::default()
+        .with("VIWORKS__API__KEY_REQUESTS_PER_MINUTE", "1000000")
+        .on_disk_of(32);
+    system.start_backend(start).await;
+    let state = seen_by(system.backend().pid(), &system.path().join("backend/state"));
+    let quick = Start::default().with("VIWORKS__OUTBOUND__BACKOFF_MAX_MS", "300");
+    let mut gateway = system.start_gateway(&folder, quick);
+    system.online("gw-1").await;
+    let mut runs = vec![system.submit(ONCE, "before").await];
+    all_succeeded(&system, &folder, &runs).await;
+
+    let ballast = fill(&state, "ballast");
+    // What still fits into the log is accepted, and counts.
+    let mut refused = None;
+    for number in 0..2_000 {
+        let body = json!({"command": ONCE, "targets": "all", "reason": "x".repeat(500)});
+        let (status, answer) = system
+            .request("POST", "/v1/runs", Some(&body))
+            .await
+            .unwrap();
+        match status {
+            201 => runs.push(answer["id"].as_str().unwrap().to_owned()),
+            // A gateway takes its time; its queue is not what this is about.
+            429 => tokio::time::sleep(Duration::from_millis(50)).await,
+            _ => {
+                refused = Some((number, status, answer));
+                break;
+            }
+        }
+    }
+    let (_number, status, answer) = refused.expect("a full disk refuses in the end");
+    assert_eq!(
+        (status, &answer["code"]),
+        (507, &json!("VW-S-003")),
+        "{answer}"
+    );
+    assert!(
+        system.backend().ended().is_none(),
+        "{}",
+        system.backend().log()
+    );
+    let (ready, _body) = system.request("GET", "/livez", None).await.unwrap();
+    assert_eq!(ready, 200);
+
+    std::fs::remove_file(ballast).unwrap();
+    all_succeeded(&system, &folder, &runs).await;
+    runs.push(system.submit(ONCE, "after").await);
+    all_succeeded(&system, &folder, &runs).await;
+    assert_eq!(
+        started(&folder).len(),
+        runs.len(),
+        "what was refused never ran"
+    );
+    eventually("it is ready again", PATIENCE, async || {
+        let (status, _body) = system.request("GET", "/readyz", None).await.ok()?;
+        (status == 200).then_some(())
+    })
+    .await;
+    assert!(gateway.stop(Duration::from_secs(30)).await.success());
+    assert!(
+        system
+            .backend()
+            .stop(Duration::from_secs(30))
+            .await
+            .success()
+    );
+}
