@@ -250,7 +250,10 @@ pub async fn down(data_dir: &Path) -> Result<(), Failure> {
     let up = up.filter(Process::is_alive);
     if up.is_none() && left_running(&layout).is_empty() {
         layout.forget_started()?;
-        output::note("nothing to stop: no demo runs here");
+        output::note(&format!(
+            "nothing to stop: no demo runs in {} (--data-dir names another folder)",
+            layout.root().display()
+        ));
         return Ok(());
     }
     stop_demo(&layout, up.as_ref()).await?;
