@@ -91,6 +91,14 @@ async fn soak(cli: &Cli) -> anyhow::Result<Account> {
     fleet.start_all(&system)?;
     let operator = Operator::new(&system)?;
     operator.all_online(fleet.size()).await?;
+    // Faults that hit nothing would prove nothing.
+    if relay.carried() < fleet.size() {
+        bail!(
+            "of {} gateways only {} are connected through the relay that cuts connections",
+            fleet.size(),
+            relay.carried()
+        );
+    }
 
     let minutes = Duration::from_secs_f64(cli.minutes * 60.0);
     eprintln!(

@@ -46,6 +46,11 @@ impl Relay {
         target.clone_into(&mut self.target.write().unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// How many connections it carries.
+    pub(crate) fn carried(&self) -> usize {
+        self.cut.receiver_count()
+    }
+
     /// Cuts one in `of` connections, without a word to either side; with 1 all of them.
     pub(crate) fn cut(&self, of: u16, which: u16) {
         // Without a connection there is nothing to cut.

@@ -28,7 +28,7 @@ pub struct Deployment {
 /// How to start a process.
 #[derive(Debug, Clone, Default)]
 pub struct Start {
-    /// Environment variables on top: settings (`VIWORKS__SECTION__KEY`) and crash points (`VIWORKS_FAULT`).
+    /// Environment variables on top of what a deployment sets itself: settings (`VIWORKS__SECTION__KEY`) and crash points (`VIWORKS_FAULT`).
     pub environment: Vec<(String, String)>,
     /// The size of the state folder's own disk in MiB; see [`small_disk`].
     pub disk: Option<u32>,
@@ -49,13 +49,11 @@ impl Start {
         self
     }
 
-    fn command(self, program: &Path, state: &Path) -> Command {
-        let mut command = match self.disk {
+    fn command(&self, program: &Path, state: &Path) -> Command {
+        match self.disk {
             Some(mebibytes) => small_disk::command(program, state, mebibytes),
             None => Command::new(program),
-        };
-        command.envs(self.environment);
-        command
+        }
     }
 
     /// Dies at a crash point.
@@ -175,7 +173,8 @@ impl Deployment {
                 text(&ready),
             ])
             .env("VIWORKS__API__LISTEN", api)
-            .env("VIWORKS__AGENTS__LISTEN", agents);
+            .env("VIWORKS__AGENTS__LISTEN", agents)
+            .envs(start.environment);
         let mut process = Process::start(&mut command, &self.path().join("backend.log"))
             .expect("the backend starts");
         let addresses: Value = eventually("the backend is ready", PATIENCE, async || {
@@ -244,7 +243,8 @@ impl Deployment {
             .env(
                 "VIWORKS__OUTBOUND__URL",
                 format!("wss://{}/agent/v1/connect", self.agents_address()),
-            );
+            )
+            .envs(start.environment);
         Process::start(&mut command, &folder.join("gateway.log")).expect("the gateway agent starts")
     }
 
