@@ -1,0 +1,106 @@
+//! What `viworks run` takes: its flags, and the request that they mean.
+
+use std::time::Duration;
+
+use clap::Args;
+use viworks_common::api::{GatewayRef, RequestedArguments, RunRequest, Targets};
+use viworks_common::command::Arguments;
+use viworks_common::id::CommandName;
+
+use crate::cli::span;
+use crate::error::Failure;
+
+/// What to run, and where.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// The command's name in the catalogue
+    pub(super) command: CommandName,
+    /// Its arguments, as name=value
+    #[arg(value_name = "NAME=VALUE")]
+    pub(super) arguments: Vec<String>,
+    /// Gateways, by name or id; repeat it or separate them by commas
+    #[arg(
+        short,
+        long,
+        value_name = "NAME",
+        value_delimiter = ',',
+        conflicts_with = "all"
+    )]
+    pub(super) gateway: Vec<String>,
+    /// Every gateway
+    #[arg(long)]
+    pub(super) all: bool,
+    /// Wait until every command is final (the default); with a limit, at most so long [e.g. --wait=60s]
+    #[arg(long, value_name = "LIMIT", num_args = 0..=1, require_equals = true, default_missing_value = "1d", value_parser = span)]
+    pub(super) wait: Option<Duration>,
+    /// Print the run and do not wait
+    #[arg(long, conflicts_with = "wait")]
+    pub(super) no_wait: bool,
+    /// How long a command may wait for its start; it never starts later
+    #[arg(long, value_name = "SPAN", value_parser = span)]
+    pub(super) expires: Option<Duration>,
+    /// End a command that runs longer than this
+    #[arg(long, value_name = "SPAN", value_parser = span)]
+    pub(super) timeout: Option<Duration>,
+    /// Do not ask before a command that changes something
+    #[arg(short, long)]
+    pub(super) yes: bool,
+    /// How many gateways are meant; needed for dangerous commands
+    #[arg(long, value_name = "N")]
+    pub(super) confirm: Option<u64>,
+    /// Why; kept with the run and in the audit trail
+    #[arg(long, value_name = "TEXT")]
+    pub(super) reason: Option<String>,
+    /// Say what would be run, and run nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Makes the submission safe to repeat: the same key never submits twice
+    #[arg(long, value_name = "KEY")]
+    pub(super) idempotency_key: Option<String>,
+}
+
+/// The request that the flags mean.
+pub(super) fn request(options: &Options) -> Result<RunRequest, Failure> {
+    let mut arguments = Arguments::new();
+    for text in &options.arguments {
+        let (name, value) = text.split_once('=').ok_or_else(|| {
+            Failure::usage(format!("{text:?} is no argument"))
+                .with("expected: name=value, such as unit=nginx")
+        })?;
+        let name = name
+            .parse()
+            .map_err(|error| Failure::usage(format!("{error}")))?;
+        if arguments.insert(name, value.to_owned()).is_some() {
+            return Err(Failure::usage(format!(
+                "the argument of {text:?} is given twice"
+            )));
+        }
+    }
+    let targets = match (options.all, options.gateway.as_slice()) {
+        (true, _) => Targets::All,
+        (false, []) => {
+            return Err(Failure::usage("no gateway was named")
+                .with("name them: -g gw-berlin,gw-lyon")
+                .with("or all of them: --all")
+                .with("which are there: viworks gateway ls"));
+        }
+        (false, names) => {
+            let references: Result<Vec<GatewayRef>, _> =
+                names.iter().map(|name| name.parse()).collect();
+            Targets::Gateways(references.map_err(|error| Failure::usage(format!("{error}")))?)
+        }
+    };
+    Ok(RunRequest {
+        command: options.command.clone(),
+        arguments: RequestedArguments(arguments),
+        targets,
+        deadline_ms: options.expires.map(milliseconds),
+        timeout_ms: options.timeout.map(milliseconds),
+        expect_targets: options.confirm,
+        reason: options.reason.clone(),
+    })
+}
+
+fn milliseconds(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
