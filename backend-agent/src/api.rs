@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use viworks_common::id::Tenant;
 use viworks_common::time::Monotonic;
 use viworks_runtime::clock::Clock;
+use viworks_runtime::conditions::Conditions;
 use viworks_runtime::metrics::Metrics;
 use viworks_runtime::probe::Readiness;
 
@@ -48,6 +49,8 @@ pub struct ApiParts {
     pub commands: Commands,
     /// What the probes answer from.
     pub readiness: Readiness,
+    /// What is wrong right now.
+    pub conditions: Conditions,
     /// What `/metrics` shows.
     pub metrics: Metrics,
     /// The bounds.
@@ -63,6 +66,7 @@ pub struct ApiState {
     clock: Arc<dyn Clock>,
     commands: Commands,
     readiness: Readiness,
+    conditions: Conditions,
     metrics: Metrics,
     limits: ApiLimits,
     stopping: CancellationToken,
@@ -107,6 +111,7 @@ impl ApiState {
             clock: parts.clock,
             commands: parts.commands,
             readiness: parts.readiness,
+            conditions: parts.conditions,
             metrics: parts.metrics,
             limits: parts.limits,
             stopping: parts.stopping,

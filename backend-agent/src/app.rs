@@ -10,6 +10,7 @@ use viworks_common::id::Tenant;
 use viworks_common::limits::DRAIN_TIME;
 use viworks_common::pin::PinSet;
 use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::conditions::Conditions;
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files::{self, FileError, FolderLock};
 use viworks_runtime::lifecycle::Lifecycle;
@@ -114,6 +115,7 @@ struct Shared {
     bus: Arc<RunBus>,
     heartbeats: Heartbeats,
     readiness: Readiness,
+    conditions: Conditions,
 }
 
 impl App {
@@ -167,6 +169,8 @@ impl Shared {
             env!("CARGO_PKG_VERSION"),
             clock.wall(),
         );
+        let conditions = Conditions::new(Arc::clone(&clock));
+        metrics.register(|registry| registry.register_collector(conditions.collector()));
         let counters = BackendMetrics::register(&metrics);
         let generation = u64::from_ne_bytes(random::bytes());
         Self {
@@ -176,6 +180,7 @@ impl Shared {
             bus: Arc::new(RunBus::new(BusLimits::default(), generation)),
             heartbeats: Heartbeats::default(),
             readiness: Readiness::new(),
+            conditions,
             clock,
             metrics,
             counters,
@@ -301,6 +306,7 @@ impl Shared {
             clock: Arc::clone(&self.clock),
             commands,
             readiness: readiness.clone(),
+            conditions: self.conditions.clone(),
             metrics: self.metrics.clone(),
             limits,
             stopping: lifecycle.stop_token(),

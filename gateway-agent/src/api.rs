@@ -3,7 +3,7 @@
 //! | Request | Answer |
 //! | --- | --- |
 //! | `GET /v1/status` | who this agent is, its connection, spool and executor |
-//! | `GET /v1/health` | each part; 503 when one does not work |
+//! | `GET /v1/health` | each part and what is wrong; 503 when one does not work |
 //! | `GET /v1/catalogue` | what may be run |
 //! | `POST /v1/telemetry` | takes records in; durable when answered, refusals listed one by one |
 //! | `POST /v1/commands/{name}` | runs a command through the single executor; root and the agent's own user only |
@@ -26,6 +26,7 @@ use viworks_common::id::AgentRunId;
 use viworks_common::limits;
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::Clock;
+use viworks_runtime::conditions::Conditions;
 use viworks_runtime::lifecycle::Lifecycle;
 
 use crate::audit::Audit;
@@ -135,6 +136,8 @@ pub struct Context {
     pub pins: Arc<Pins>,
     /// Every command run is recorded here first.
     pub audit: Audit,
+    /// What is wrong right now.
+    pub conditions: Conditions,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Ends running commands when the process stops.

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::conditions::Conditions;
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::lifecycle::{Hangups, Lifecycle, Signals, notify};
 use viworks_runtime::{ready_file, tls};
@@ -62,6 +63,7 @@ pub async fn run(config: Config, ready: Option<PathBuf>) -> anyhow::Result<ExitC
 
 async fn start(config: &Config, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, Spool)> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let conditions = Conditions::new(Arc::clone(&clock));
     let identity = Arc::new(Identity::load(config, &*clock)?);
     info!(agent_id = %identity.name.agent_id, agent_run_id = %identity.agent_run_id, "starting");
     let folder = &config.gateway.state_folder;
@@ -120,6 +122,7 @@ async fn start(config: &Config, lifecycle: &Lifecycle) -> anyhow::Result<(Journa
         catalogue: catalogue.clone(),
         pins: Arc::clone(&pins),
         audit: Audit::open(&folder.join("audit.log")).context("failed to open the audit log")?,
+        conditions,
         clock: Arc::clone(&clock),
         lifecycle: lifecycle.clone(),
     };

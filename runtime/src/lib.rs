@@ -2,10 +2,11 @@
 //!
 //! Everything impure that is not about the product lives here, each in one place: the clock ([`clock`]), randomness
 //! ([`random`]), the environment and the configuration file ([`config`]), tasks and shutdown ([`lifecycle`]), TLS
-//! material ([`tls`]), the embedded database ([`sqlite`]), and what a process shows of itself ([`logging`],
-//! [`metrics`], [`probe`], [`ready_file`], [`exit`]).
+//! material ([`tls`]), the embedded database ([`sqlite`]), and what a process shows of itself ([`conditions`],
+//! [`logging`], [`metrics`], [`probe`], [`ready_file`], [`exit`]).
 
 pub mod clock;
+pub mod conditions;
 pub mod config;
 pub mod exit;
 pub mod fault;

@@ -1,6 +1,7 @@
 //! The full health document: every latch, the store, and what waits.
 
 use viworks_common::api::{Health, HealthCheck, HealthStatus, Kind};
+use viworks_runtime::conditions::{Condition, Severity};
 
 use super::ApiState;
 use super::problem::millis;
@@ -22,6 +23,7 @@ pub(super) async fn health(state: &ApiState) -> Health {
             detail: latch.reason,
         })
         .collect();
+    checks.extend(state.conditions.list().iter().map(condition));
     checks.push(store(state).await);
     checks.push(fleet(state).await);
     if state.stopping.is_cancelled() {
@@ -42,6 +44,20 @@ pub(super) async fn health(state: &ApiState) -> Health {
         uptime_ms: millis(state.clock.now().saturating_since(state.started)),
         checks,
     }
+}
+
+/// What is wrong, and what to do about it.
+fn condition(found: &Condition) -> HealthCheck {
+    let status = match found.severity {
+        Severity::Warn => HealthStatus::Warn,
+        Severity::Fail => HealthStatus::Fail,
+    };
+    let mut detail = format!("{} (since {})", found.cause, found.since);
+    if !found.fix.is_empty() {
+        detail.push_str("; ");
+        detail.push_str(&found.fix);
+    }
+    check(&found.name, status, detail)
 }
 
 async fn store(state: &ApiState) -> HealthCheck {

@@ -5,6 +5,7 @@ use axum::extract;
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 use viworks_common::pin::PinSet;
+use viworks_runtime::conditions::Severity;
 
 use super::State;
 
@@ -21,6 +22,7 @@ pub(super) async fn status(extract::State(state): extract::State<State>) -> Json
     Json(json!({
         "agent": context.facts,
         "connection": context.status.connection(),
+        "conditions": context.conditions.list(),
         "pins": pins(&context.pins.current()),
         "spool": spool(&state),
         "commands": {
@@ -39,7 +41,9 @@ pub(super) async fn health(
     // Reading from the spool proves that its file can be read.
     let spool_failure = context.spool.positions().await.err().map(|e| e.to_string());
     let stopping = context.lifecycle.is_stopping();
-    let healthy = connection.connected && spool_failure.is_none() && !stopping;
+    let conditions = context.conditions.list();
+    let failing = context.conditions.worst() == Some(Severity::Fail);
+    let healthy = connection.connected && spool_failure.is_none() && !stopping && !failing;
     let status = if healthy {
         StatusCode::OK
     } else {
@@ -52,6 +56,7 @@ pub(super) async fn health(
             "spool": { "healthy": spool_failure.is_none(), "failure": spool_failure },
             "process": { "healthy": !stopping },
         },
+        "conditions": conditions,
     });
     (status, Json(body))
 }

@@ -54,9 +54,10 @@ pub(super) async fn show(socket: &Path, format: Format) -> anyhow::Result<ExitCo
     let (bytes, _served) = tokio::join!(ask, connection);
     let status: Value = serde_json::from_slice(&bytes?)?;
     match format {
-        Format::Table => print(&lines(&status)),
-        Format::Json => print(&format!("{status:#}\n")),
-    }
+        Format::Table => print(&lines(&status))?,
+        Format::Json => print(&format!("{status:#}\n"))?,
+    };
+    Ok(exit_code(&status))
 }
 
 /// The status as a person reads it: first whether it is connected, and if not, why and what to do.
@@ -103,6 +104,13 @@ fn lines(status: &Value) -> String {
             .is_some_and(|next| !next.is_null())
         {
             line("  next try", text("/connection/next_attempt"));
+        }
+    }
+    for condition in conditions(status) {
+        line(condition.label, condition.cause);
+        line("  since", condition.since);
+        if !condition.fix.is_empty() {
+            line("  fix", condition.fix);
         }
     }
     let pins = status.pointer("/pins/pins").and_then(Value::as_array);
@@ -153,6 +161,45 @@ fn lines(status: &Value) -> String {
     lines.concat()
 }
 
+/// What is wrong, as a person reads it.
+struct Shown {
+    label: &'static str,
+    cause: String,
+    since: String,
+    fix: String,
+}
+
+fn conditions(status: &Value) -> impl Iterator<Item = Shown> {
+    let listed = status.pointer("/conditions").and_then(Value::as_array);
+    listed.into_iter().flatten().map(|condition| {
+        let text = |key: &str| condition[key].as_str().unwrap_or_default().to_owned();
+        Shown {
+            label: if fails(condition) {
+                "FAILING"
+            } else {
+                "warning"
+            },
+            cause: format!("{}: {}", text("name"), text("cause")),
+            since: text("since"),
+            fix: text("fix"),
+        }
+    })
+}
+
+fn fails(condition: &Value) -> bool {
+    condition["severity"] == "fail"
+}
+
+/// A script learns from the exit code whether part of the agent's work is not done.
+fn exit_code(status: &Value) -> ExitCode {
+    let listed = status.pointer("/conditions").and_then(Value::as_array);
+    if listed.into_iter().flatten().any(fails) {
+        ExitCode::Error
+    } else {
+        ExitCode::Ok
+    }
+}
+
 fn measured(status: &Value) -> String {
     let round_trip = status
         .pointer("/connection/round_trip_us")
@@ -178,7 +225,7 @@ fn measured(status: &Value) -> String {
 mod tests {
     use serde_json::json;
 
-    use super::lines;
+    use super::{ExitCode, exit_code, lines};
 
     #[test]
     fn a_person_reads_first_why_there_is_no_connection_and_what_to_do() {
@@ -207,6 +254,24 @@ mod tests {
         );
         assert!(text.contains("2 trusted, set version 1"), "{text}");
         assert!(text.contains("log.tail: no journal"), "{text}");
+    }
+
+    #[test]
+    fn what_is_wrong_is_shown_with_its_fix_and_fails() {
+        let mut status = json!({
+            "connection": { "connected": true, "state": "connected", "url": "wss://b:8081" },
+            "conditions": [{
+                "name": "collector.disks", "severity": "warn", "cause": "no answer for 5 s", "fix": "look at the mount",
+                "since": "t3",
+            }],
+        });
+        let text = lines(&status);
+        let wanted = "warning      collector.disks: no answer for 5 s\n  since      t3\n  fix        look at the mount\n";
+        assert!(text.contains(wanted), "{text}");
+        assert_eq!(exit_code(&status), ExitCode::Ok);
+        status["conditions"][0]["severity"] = json!("fail");
+        assert!(lines(&status).contains("FAILING      collector.disks"));
+        assert_eq!(exit_code(&status), ExitCode::Error);
     }
 
     #[test]

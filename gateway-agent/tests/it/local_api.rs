@@ -22,6 +22,7 @@ use viworks_gateway_agent::executor::{Executor, Limits};
 use viworks_gateway_agent::outbound::pins::Pins;
 use viworks_gateway_agent::spool::{BYTES_MIN, Spool};
 use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::conditions::Conditions;
 use viworks_runtime::lifecycle::{Lifecycle, Task};
 
 const ECHO: &str = r#"
@@ -109,6 +110,7 @@ impl Server {
             catalogue: catalogue::Current::new(load(&commands).unwrap()),
             pins: Arc::new(Pins::open(folder.path(), [].into())),
             audit: Audit::open(&folder.path().join("audit.log")).unwrap(),
+            conditions: Conditions::new(Arc::clone(&clock)),
             clock,
             lifecycle: lifecycle.clone(),
         };

@@ -26,6 +26,7 @@ use viworks_common::catalogue::{Argument, ArgumentType, CatalogueEntry, Risk};
 use viworks_common::id::{AgentId, AgentRunId, BootId, CommandId, InstallId, SessionId, Tenant};
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::conditions::Conditions;
 use viworks_runtime::metrics::Metrics;
 use viworks_runtime::probe::Readiness;
 use viworks_runtime::random;
@@ -158,6 +159,7 @@ impl Backend {
             clock: Arc::clone(&clock),
             commands,
             readiness: readiness.clone(),
+            conditions: Conditions::new(Arc::clone(&clock)),
             metrics: Metrics::new("viworks-test", "0", clock.wall()),
             limits,
             stopping: stopping.clone(),

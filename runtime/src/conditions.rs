@@ -1,0 +1,219 @@
+//! What is wrong with this process right now, in words for whoever looks after it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::gauge::ConstGauge;
+use serde::Serialize;
+use tracing::{error, info, warn};
+use viworks_common::time::Timestamp;
+
+use crate::clock::Clock;
+
+/// Conditions that are kept at once; a part that would raise more is mistaken, and says it in the log only.
+const CONDITIONS_MAX: usize = 64;
+
+/// How bad a condition is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// The process does its work, and somebody should look.
+    Warn,
+    /// Part of its work is not done.
+    Fail,
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Condition {
+    /// The part that is concerned, such as `certificate` or `collector.disks`.
+    pub name: String,
+    /// How bad it is.
+    pub severity: Severity,
+    /// What was found, in one sentence.
+    pub cause: String,
+    /// What to do about it; empty when time heals it.
+    pub fix: String,
+    /// Since when, by the wall clock.
+    pub since: Timestamp,
+}
+
+/// Everything that is wrong with a process. Clones share it.
+///
+/// A part raises a condition as often as it finds it and clears it as often as it does not; only a change is logged.
+#[derive(Clone)]
+pub struct Conditions {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    clock: Arc<dyn Clock>,
+    current: Mutex<BTreeMap<String, Condition>>,
+}
+
+impl Conditions {
+    /// Nothing is wrong yet; `clock` says since when something is.
+    #[must_use]
+    pub fn new(clock: Arc<dyn Clock>) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                clock,
+                current: Mutex::default(),
+            }),
+        }
+    }
+
+    /// Says that something is wrong with `name`. A condition that is known keeps its beginning, and takes on the new
+    /// words.
+    pub fn raise(&self, name: &str, severity: Severity, cause: &str, fix: &str) {
+        let mut current = self.lock();
+        if let Some(known) = current.get_mut(name) {
+            let same = known.severity == severity;
+            known.severity = severity;
+            cause.clone_into(&mut known.cause);
+            fix.clone_into(&mut known.fix);
+            if same {
+                return;
+            }
+        } else if current.len() >= CONDITIONS_MAX {
+            drop(current);
+            error!(condition = name, cause, fix, "more is wrong than is kept");
+            return;
+        } else {
+            let condition = Condition {
+                name: name.to_owned(),
+                severity,
+                cause: cause.to_owned(),
+                fix: fix.to_owned(),
+                since: self.shared.clock.wall(),
+            };
+            current.insert(name.to_owned(), condition);
+        }
+        drop(current);
+        match severity {
+            Severity::Warn => warn!(condition = name, fix, "{cause}"),
+            Severity::Fail => error!(condition = name, fix, "{cause}"),
+        }
+    }
+
+    /// Says that nothing is wrong with `name`, or no more.
+    pub fn clear(&self, name: &str) {
+        let known = self.lock().remove(name);
+        if let Some(known) = known {
+            info!(condition = name, since = %known.since, "no longer: {}", known.cause);
+        }
+    }
+
+    /// All of them, by name.
+    #[must_use]
+    pub fn list(&self) -> Vec<Condition> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// The worst severity at this moment.
+    #[must_use]
+    pub fn worst(&self) -> Option<Severity> {
+        self.lock().values().map(|known| known.severity).max()
+    }
+
+    /// Shows each as `viworks_condition{name="…",severity="…"} 1`.
+    #[must_use]
+    pub fn collector(&self) -> Box<dyn Collector> {
+        Box::new(self.clone())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Condition>> {
+        // Every change is one insertion or removal, so a panic elsewhere leaves nothing half-done.
+        let guard = self.shared.current.lock();
+        guard.unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Conditions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Conditions").field(&self.list()).finish()
+    }
+}
+
+impl Collector for Conditions {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let conditions = self.list();
+        let mut family = encoder.encode_descriptor(
+            "viworks_condition",
+            "What is wrong right now, one series for each condition",
+            None,
+            MetricType::Gauge,
+        )?;
+        for condition in conditions {
+            let severity = match condition.severity {
+                Severity::Warn => "warn",
+                Severity::Fail => "fail",
+            };
+            let labels = [("name", condition.name.as_str()), ("severity", severity)];
+            ConstGauge::new(1_i64).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use viworks_common::time::Monotonic;
+
+    use super::*;
+    use crate::metrics::Metrics;
+
+    struct Stopped;
+
+    impl Clock for Stopped {
+        fn now(&self) -> Monotonic {
+            Monotonic::ORIGIN
+        }
+
+        fn wall(&self) -> Timestamp {
+            Timestamp::from_unix_micros(7)
+        }
+    }
+
+    #[test]
+    fn a_condition_is_there_until_it_is_cleared() {
+        let conditions = Conditions::new(Arc::new(Stopped));
+        assert_eq!(conditions.worst(), None);
+        conditions.raise("disk", Severity::Warn, "90 % full", "make room");
+        conditions.raise("disk", Severity::Fail, "full", "make room");
+        let listed = conditions.list();
+        assert_eq!(listed.len(), 1);
+        assert_eq!(
+            (listed[0].severity, listed[0].cause.as_str()),
+            (Severity::Fail, "full")
+        );
+        assert_eq!(conditions.worst(), Some(Severity::Fail));
+        conditions.clear("disk");
+        conditions.clear("disk");
+        assert_eq!(conditions.list(), []);
+    }
+
+    #[test]
+    fn conditions_are_bounded() {
+        let conditions = Conditions::new(Arc::new(Stopped));
+        for number in 0..2 * CONDITIONS_MAX {
+            conditions.raise(&format!("part {number}"), Severity::Warn, "odd", "");
+        }
+        assert_eq!(conditions.list().len(), CONDITIONS_MAX);
+    }
+
+    #[test]
+    fn metrics_show_each_condition() {
+        let conditions = Conditions::new(Arc::new(Stopped));
+        let metrics = Metrics::new("viworks-test", "1.2.3", Timestamp::from_unix_micros(0));
+        metrics.register(|registry| registry.register_collector(conditions.collector()));
+        conditions.raise("certificate", Severity::Warn, "expires soon", "renew it");
+        let text = metrics.encode().unwrap();
+        let line = "viworks_condition{name=\"certificate\",severity=\"warn\"} 1";
+        assert!(text.contains(line), "{text}");
+    }
+}
