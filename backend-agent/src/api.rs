@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use viworks_common::id::Tenant;
 use viworks_common::time::Monotonic;
-use viworks_runtime::clock::Clock;
+use viworks_runtime::clock::Timeline;
 use viworks_runtime::conditions::Conditions;
 use viworks_runtime::metrics::Metrics;
 use viworks_runtime::probe::Readiness;
@@ -44,7 +44,7 @@ pub struct ApiParts {
     /// Whose rows it shows.
     pub tenant: Tenant,
     /// Both kinds of time.
-    pub clock: Arc<dyn Clock>,
+    pub clock: Arc<Timeline>,
     /// Submitting, cancelling, watching.
     pub commands: Commands,
     /// What the probes answer from.
@@ -63,7 +63,7 @@ pub struct ApiParts {
 pub struct ApiState {
     store: Arc<dyn Store>,
     tenant: Tenant,
-    clock: Arc<dyn Clock>,
+    clock: Arc<Timeline>,
     commands: Commands,
     readiness: Readiness,
     conditions: Conditions,

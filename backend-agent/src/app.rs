@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tracing::info;
+use tracing::{info, warn};
 use viworks_common::id::Tenant;
 use viworks_common::limits::DRAIN_TIME;
 use viworks_common::pin::PinSet;
-use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::clock::{Clock, SystemClock, Timeline, boot_id};
 use viworks_runtime::conditions::Conditions;
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files::{self, FileError, FolderLock};
@@ -101,6 +101,7 @@ pub struct App {
     /// Where agents connect.
     pub agents: SocketAddr,
     store: Arc<dyn Store>,
+    clock: Arc<Timeline>,
     _lock: FolderLock,
 }
 
@@ -108,7 +109,7 @@ pub struct App {
 struct Shared {
     store: Arc<dyn Store>,
     tenant: Tenant,
-    clock: Arc<dyn Clock>,
+    clock: Arc<Timeline>,
     metrics: Metrics,
     counters: BackendMetrics,
     manager: Arc<Manager>,
@@ -125,12 +126,32 @@ impl App {
     ///
     /// When something it needs is missing. What had been started then stops with the lifecycle.
     pub async fn start(config: &Config, lifecycle: &Lifecycle) -> Result<Self, StartError> {
+        Self::start_by(config, lifecycle, Arc::new(SystemClock)).await
+    }
+
+    /// Starts everything by a clock of the caller's: tests set it while the backend runs.
+    ///
+    /// # Errors
+    ///
+    /// As [`App::start`].
+    pub async fn start_by(
+        config: &Config,
+        lifecycle: &Lifecycle,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, StartError> {
         files::create_private_folder(&config.data.state_folder)?;
         let lock = files::lock_folder(&config.data.state_folder)?;
         let store = SqliteStore::open(Options::new(&config.data.sqlite_file)).await?;
         let store: Arc<dyn Store> = Arc::new(store);
-        let shared = Shared::new(Arc::clone(&store));
-        let now = shared.clock.wall();
+        let clock = Arc::new(timeline(&*store, clock).await?);
+        // Stored before anything is read from it: a process that dies at once is continued all the same.
+        let anchor = clock.next_anchor();
+        match store.anchor_time_line(&anchor).await {
+            Ok(()) => clock.adopt(&anchor),
+            Err(error) => warn!(%error, "failed to store the time line; a job tries again"),
+        }
+        let shared = Shared::new(Arc::clone(&store), clock);
+        let now = shared.clock.line();
         let abandoned = store.end_abandoned_sessions(&shared.tenant, now).await?;
         info!(abandoned, "the database is ready");
 
@@ -142,6 +163,7 @@ impl App {
             address(&api, config.api.listen),
         );
 
+        let stored_at_the_end = Arc::clone(&shared.clock);
         let dispatcher = shared.start_dispatcher(config, lifecycle);
         shared.start_agents(config, lifecycle, agents, &dispatcher)?;
         shared.start_jobs(config, lifecycle);
@@ -151,25 +173,29 @@ impl App {
             agents: addresses.0,
             api: addresses.1,
             store,
+            clock: stored_at_the_end,
             _lock: lock,
         })
     }
 
     /// Closes the store. Call it when the lifecycle has shut down.
     pub async fn close(self) {
+        // The next process may follow after a boot: the less it does not know of, the better.
+        if let Err(error) = self.store.anchor_time_line(&self.clock.next_anchor()).await {
+            warn!(%error, "failed to store the time line at the end; the next process takes it up from a moment before");
+        }
         self.store.close().await;
     }
 }
 
 impl Shared {
-    fn new(store: Arc<dyn Store>) -> Self {
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    fn new(store: Arc<dyn Store>, clock: Arc<Timeline>) -> Self {
         let metrics = Metrics::new(
             "viworks-backend-agent",
             env!("CARGO_PKG_VERSION"),
             clock.wall(),
         );
-        let conditions = Conditions::new(Arc::clone(&clock));
+        let conditions = Conditions::new(Arc::<Timeline>::clone(&clock));
         metrics.register(|registry| registry.register_collector(conditions.collector()));
         let counters = BackendMetrics::register(&metrics);
         let generation = u64::from_ne_bytes(random::bytes());
@@ -221,7 +247,7 @@ impl Shared {
             telemetry: TelemetryProcessor::start(
                 Arc::clone(&self.store),
                 self.tenant.clone(),
-                Arc::clone(&self.clock),
+                Arc::<Timeline>::clone(&self.clock),
                 self.counters.clone(),
                 config.telemetry,
                 lifecycle,
@@ -263,6 +289,7 @@ impl Shared {
             clock: Arc::clone(&self.clock),
             metrics: self.counters.clone(),
             store_latch: self.readiness.latch("store"),
+            conditions: self.conditions.clone(),
             config: config.jobs,
         };
         jobs.start(lifecycle);
@@ -333,6 +360,15 @@ impl Shared {
             manager.drain_all(|spread| random::uniform(0..spread));
         }));
     }
+}
+
+/// Takes up the time line that `store` keeps.
+///
+/// # Errors
+/// As the store's.
+pub async fn timeline(store: &dyn Store, clock: Arc<dyn Clock>) -> Result<Timeline, StoreError> {
+    let stored = store.time_line().await?;
+    Ok(Timeline::resume(clock, boot_id(), stored.as_ref()))
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {

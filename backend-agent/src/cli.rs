@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -18,7 +19,7 @@ use viworks_runtime::lifecycle::{Hangups, Lifecycle, Signals, notify};
 use viworks_runtime::sqlite::Options;
 use viworks_runtime::{fault, files, logging, ready_file, tls};
 
-use crate::app::{App, GRACE, StartError};
+use crate::app::{App, GRACE, StartError, timeline};
 use crate::auth::apikey::{self, CreateError, CreateKey};
 use crate::config::{Config, reference};
 use crate::data::sqlite::SqliteStore;
@@ -308,13 +309,21 @@ async fn run_apikey(command: ApikeyCommand) -> anyhow::Result<ExitCode> {
                 scopes: scopes.0,
                 expires_in: expires_days.map(days),
             };
-            let created = apikey::create(&store, &tenant, request, &actor(), &out, now()).await;
+            let created = apikey::create(
+                &store,
+                &tenant,
+                request,
+                &actor(),
+                &out,
+                line(&store).await?,
+            )
+            .await;
             store.close().await;
             print(&format!("{}  {}", created?.id, out.display()))?;
         }
         ApikeyCommand::Ls(config) => {
             let store = open(&load(&config)?).await?;
-            let keys = apikey::list(&store, &tenant, now()).await;
+            let keys = apikey::list(&store, &tenant, line(&store).await?).await;
             store.close().await;
             for key in keys? {
                 let scopes: Vec<_> = key.scopes.iter().map(|scope| scope.name()).collect();
@@ -329,7 +338,7 @@ async fn run_apikey(command: ApikeyCommand) -> anyhow::Result<ExitCode> {
         }
         ApikeyCommand::Revoke { config, id } => {
             let store = open(&load(&config)?).await?;
-            let revoked = apikey::revoke(&store, &tenant, id, &actor(), now()).await;
+            let revoked = apikey::revoke(&store, &tenant, id, &actor(), line(&store).await?).await;
             store.close().await;
             if revoked?.is_none() {
                 say(&format!("error: there is no API key {id}"));
@@ -353,7 +362,7 @@ async fn run_pki(command: PkiCommand) -> anyhow::Result<()> {
                 trust_domain,
                 server_names,
             };
-            let made = init(&request, now())?;
+            let made = init(&request, SystemClock.wall())?;
             print(&format!("config  {}", made.config.display()))?;
             print(&format!("pin     {}", made.active))?;
             print(&format!("next    {}", made.next))?;
@@ -394,7 +403,17 @@ async fn issue_gateway(
     let store = open(config).await?;
     let tenant = Tenant::default_tenant();
     let name = request.name.clone();
-    let issued = issue(&store, &tenant, &office, request, delivery, &actor(), now()).await;
+    let clock = timeline(&store, Arc::new(SystemClock)).await?;
+    let issued = issue(
+        &store,
+        &tenant,
+        &office,
+        request,
+        delivery,
+        &actor(),
+        &clock,
+    )
+    .await;
     store.close().await;
     print(&format!(
         "{name}  {}  {}",
@@ -411,7 +430,7 @@ async fn revoke_gateway(config: &Config, gateway: &GatewayRef) -> anyhow::Result
             return Ok::<_, StoreError>(None);
         };
         store
-            .revoke_gateway(&tenant, found.agent_id, &actor(), now())
+            .revoke_gateway(&tenant, found.agent_id, &actor(), line(&store).await?)
             .await
     }
     .await;
@@ -442,8 +461,9 @@ async fn open(config: &Config) -> Result<SqliteStore, StartError> {
     Ok(SqliteStore::open(Options::new(&config.data.sqlite_file)).await?)
 }
 
-fn now() -> Timestamp {
-    SystemClock.wall()
+/// What the time line of the store reads; a running backend is on the same.
+async fn line(store: &SqliteStore) -> Result<Timestamp, StoreError> {
+    Ok(timeline(store, Arc::new(SystemClock)).await?.line())
 }
 
 fn actor() -> Actor {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use viworks_common::command::CommandState;
 use viworks_common::id::{AgentId, CommandId, RunId, Tenant};
-use viworks_runtime::clock::Clock;
+use viworks_runtime::clock::Timeline;
 
 use crate::data::{Actor, Cancelled, QueueLimits, Store, StoreResult};
 use bus::{CommandChange, RunBus};
@@ -32,7 +32,7 @@ pub trait CommandNudge: Send + Sync {
 pub struct Commands {
     store: Arc<dyn Store>,
     tenant: Tenant,
-    clock: Arc<dyn Clock>,
+    clock: Arc<Timeline>,
     bus: Arc<RunBus>,
     nudge: Arc<dyn CommandNudge>,
     limits: QueueLimits,
@@ -44,7 +44,7 @@ impl Commands {
     pub fn new(
         store: Arc<dyn Store>,
         tenant: Tenant,
-        clock: Arc<dyn Clock>,
+        clock: Arc<Timeline>,
         bus: Arc<RunBus>,
         nudge: Arc<dyn CommandNudge>,
         limits: QueueLimits,
@@ -71,7 +71,7 @@ impl Commands {
     /// # Errors
     /// As the store's.
     pub async fn cancel(&self, run_id: RunId, actor: &Actor) -> StoreResult<Option<Cancelled>> {
-        let now = self.clock.wall();
+        let now = self.clock.line();
         let cancelled = self
             .store
             .cancel_run(&self.tenant, run_id, actor, now)

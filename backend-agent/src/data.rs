@@ -1,7 +1,9 @@
 //! The store contract: one intent, one method, one transaction, its audit record included.
 //!
 //! Rules every implementation follows; the conformance suite in `tests/it/store.rs` holds them to it:
-//! - `now` is an argument; no method reads a clock. Every method takes the tenant, and every key contains it.
+//! - `now` is an argument, a reading of the time line ([`viworks_common::timeline`]), whose differences are elapsed time;
+//!   no method reads a clock. The audit log alone is in wall time, by what the stored anchor says of it.
+//! - Every method takes the tenant, and every key contains it.
 //! - Not found is `Ok(None)`. A row that contradicts the schema is [`StoreError::Inconsistent`].
 //! - When a method has returned, what it did survives a power cut.
 //! - What a session does carries its epoch; once a newer epoch is confirmed, or the gateway is revoked, the answer is
@@ -22,6 +24,7 @@ use viworks_common::id::{
 };
 use viworks_common::telemetry::Position;
 use viworks_common::time::Timestamp;
+use viworks_common::timeline::Anchored;
 
 pub use model::*;
 
@@ -448,6 +451,10 @@ pub trait Store: Send + Sync {
     ) -> StoreResult<()>;
     /// Deletes what has served: idempotency keys after a day, ended sessions after 30 days.
     async fn purge(&self, tenant: &Tenant, now: Timestamp) -> StoreResult<Purged>;
+    /// The anchor of the time line as it was stored last.
+    async fn time_line(&self) -> StoreResult<Option<Anchored>>;
+    /// Stores the anchor of the time line; what is audited from here on is in the wall time that it knows of.
+    async fn anchor_time_line(&self, anchored: &Anchored) -> StoreResult<()>;
     /// Whether the store works, by reading and by committing something.
     async fn health(&self) -> StoreResult<StoreHealth>;
     /// Finishes what is under way and closes; everything after this is [`StoreError::Unavailable`].

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use viworks_common::key::{BindingMode, MasterKey};
 use viworks_common::pin::PinSet;
-use viworks_runtime::clock::Clock;
+use viworks_runtime::clock::Timeline;
 use viworks_runtime::lifecycle::Lifecycle;
 
 use crate::agent::manager::Manager;
@@ -47,7 +47,7 @@ pub struct Inbound {
     /// The key every agent key follows from.
     pub master: Arc<MasterKey>,
     /// The time.
-    pub clock: Arc<dyn Clock>,
+    pub clock: Arc<Timeline>,
     /// What is counted.
     pub metrics: BackendMetrics,
     /// The terms.

@@ -7,7 +7,9 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 use viworks_common::code::CloseCode;
 use viworks_common::id::Tenant;
-use viworks_runtime::clock::Clock;
+use viworks_common::timeline::{APART_MAX, RENEWED_EVERY};
+use viworks_runtime::clock::Timeline;
+use viworks_runtime::conditions::{Conditions, Severity};
 use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::probe::Latch;
 
@@ -27,6 +29,14 @@ const HEARTBEATS: Duration = Duration::from_millis(500);
 /// How often the store must prove that it works.
 const HEALTH: Duration = Duration::from_secs(5);
 
+/// The condition of a wall clock that was set.
+const CLOCK: &str = "clock";
+
+/// What to do about it.
+const CLOCK_FIX: &str = "Nothing starts early or late because of it. Until the line has come to the wall clock, 43 s in a \
+                         day or all at once when the machine starts again, times of runs are shown as much off; the \
+                         audit log is in wall time. If the clock is wrong now, correct it.";
+
 /// What the jobs work with.
 pub struct Jobs {
     /// The truth.
@@ -40,11 +50,13 @@ pub struct Jobs {
     /// Who listens to commands.
     pub bus: Arc<RunBus>,
     /// The time.
-    pub clock: Arc<dyn Clock>,
+    pub clock: Arc<Timeline>,
     /// What is counted.
     pub metrics: BackendMetrics,
     /// Falls while the store cannot write.
     pub store_latch: Latch,
+    /// What is wrong with this process.
+    pub conditions: Conditions,
     /// How often.
     pub config: JobsConfig,
 }
@@ -57,17 +69,19 @@ enum Job {
     Revoked,
     Heartbeats,
     Health,
+    Clock,
     Purge,
 }
 
 impl Job {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Offer,
         Self::Expire,
         Self::Overdue,
         Self::Revoked,
         Self::Heartbeats,
         Self::Health,
+        Self::Clock,
         Self::Purge,
     ];
 
@@ -79,6 +93,7 @@ impl Job {
             Self::Revoked => "job: revoked",
             Self::Heartbeats => "job: heartbeats",
             Self::Health => "job: health",
+            Self::Clock => "job: clock",
             Self::Purge => "job: purge",
         }
     }
@@ -115,6 +130,7 @@ impl Jobs {
             Job::Expire | Job::Overdue | Job::Revoked => self.config.expire,
             Job::Heartbeats => HEARTBEATS,
             Job::Health => HEALTH,
+            Job::Clock => RENEWED_EVERY,
             Job::Purge => self.config.purge,
         }
     }
@@ -127,6 +143,7 @@ impl Jobs {
             Job::Revoked => self.cut_revoked().await,
             Job::Heartbeats => self.store_heartbeats().await,
             Job::Health => self.check_store().await,
+            Job::Clock => self.renew_time_line().await,
             Job::Purge => self.purge().await,
         }
     }
@@ -145,11 +162,33 @@ impl Jobs {
         health.map(drop)
     }
 
+    /// Lets the time line lean towards the wall clock, and says when the two are apart: then somebody has set the clock.
+    async fn renew_time_line(&self) -> StoreResult<()> {
+        let next = self.clock.next_anchor();
+        let apart = next.anchor.apart();
+        let seconds = next.anchor.wall_ahead / 1_000_000;
+        self.metrics.clock_apart.set(seconds);
+        if apart > APART_MAX {
+            let cause = format!(
+                "the wall clock was set: it is {} s {} the time line that deadlines and times of runs are on",
+                seconds.unsigned_abs(),
+                if seconds < 0 { "behind" } else { "ahead of" },
+            );
+            self.conditions
+                .raise(CLOCK, Severity::Warn, &cause, CLOCK_FIX);
+        } else {
+            self.conditions.clear(CLOCK);
+        }
+        self.store.anchor_time_line(&next).await?;
+        self.clock.adopt(&next);
+        Ok(())
+    }
+
     /// Lets every connected gateway for which commands wait look for them; the others look when they connect.
     async fn offer(&self) -> StoreResult<()> {
         let mut page = Page::first(STEP);
         loop {
-            let now = self.clock.wall();
+            let now = self.clock.line();
             let listing = self.store.queued_agents(&self.tenant, page, now).await?;
             for agent_id in &listing.items {
                 self.manager.nudge(*agent_id);
@@ -163,7 +202,7 @@ impl Jobs {
 
     async fn expire(&self) -> StoreResult<()> {
         loop {
-            let now = self.clock.wall();
+            let now = self.clock.line();
             let settled = self.store.expire_commands(&self.tenant, STEP, now).await?;
             self.announce(&settled, "its deadline passed before it could start");
             if settled.len() < STEP {
@@ -174,7 +213,7 @@ impl Jobs {
 
     async fn end_overdue(&self) -> StoreResult<()> {
         loop {
-            let now = self.clock.wall();
+            let now = self.clock.line();
             let wait = self.config.overdue_wait;
             let settled = self
                 .store
@@ -219,12 +258,12 @@ impl Jobs {
         if touches.is_empty() {
             return Ok(());
         }
-        let now = self.clock.wall();
+        let now = self.clock.line();
         self.store.touch_sessions(&self.tenant, touches, now).await
     }
 
     async fn purge(&self) -> StoreResult<()> {
-        let purged = self.store.purge(&self.tenant, self.clock.wall()).await?;
+        let purged = self.store.purge(&self.tenant, self.clock.line()).await?;
         if purged != crate::data::Purged::default() {
             info!(?purged, "deleted what has served");
         }
@@ -235,7 +274,7 @@ impl Jobs {
         for settled in settled {
             self.metrics.commands_final(settled.state, 1);
             let change = CommandChange {
-                at: self.clock.wall(),
+                at: self.clock.line(),
                 command_id: settled.command_id,
                 agent_id: settled.agent_id,
                 state: settled.state,

@@ -26,6 +26,8 @@ pub struct BackendMetrics {
     pub telemetry_commit_rows: Histogram,
     /// Batches that were not taken in, because the processor was full or the store away.
     pub telemetry_refused: Counter,
+    /// By how many seconds the wall clock is ahead of the time line.
+    pub clock_apart: Gauge,
     /// Offers in the queue.
     pub queue_depth: Gauge,
     /// Offers given up after too many attempts; the reconciler brings them back.
@@ -53,6 +55,7 @@ impl BackendMetrics {
             telemetry_refused: Counter::default(),
             queue_depth: Gauge::default(),
             queue_dead: Counter::default(),
+            clock_apart: Gauge::default(),
             job_failures: Counter::default(),
             handshakes: Family::default(),
             refusals: Family::default(),
@@ -95,6 +98,11 @@ impl BackendMetrics {
                 "commands_final",
                 "Commands by the final state an agent or job brought them to",
                 own.commands.clone(),
+            );
+            registry.register(
+                "clock_apart_seconds",
+                "By how much the wall clock is ahead of the time line",
+                own.clock_apart.clone(),
             );
             registry.register(
                 "queue_depth",

@@ -20,4 +20,5 @@ pub mod rate;
 pub mod session;
 pub mod telemetry;
 pub mod time;
+pub mod timeline;
 pub mod wire;

@@ -1,6 +1,5 @@
 //! Who this gateway is: its certificate, its keys, its installation, this process, and the lock that keeps it single.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -9,16 +8,13 @@ use viworks_common::certificate::{self, Unnamed};
 use viworks_common::id::{AgentId, AgentRunId, BootId, InstallId, Tenant, TrustDomain};
 use viworks_common::key::{AgentKey, Identity as Name, Secret};
 use viworks_common::time::Timestamp;
-use viworks_runtime::clock::Clock;
+use viworks_runtime::clock::{self, Clock};
 use viworks_runtime::files::{self, FileError, FolderLock};
 use viworks_runtime::random;
 use viworks_runtime::tls::{self, TlsError};
 
 use crate::config::Config;
 use crate::journal::Meta;
-
-/// Changes with every boot of the machine.
-const BOOT_ID_FILE: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Why the gateway does not know who it is.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +51,7 @@ pub enum IdentityError {
         file: String,
     },
     /// The kernel does not say which boot this is.
-    #[error("{BOOT_ID_FILE} holds no boot id")]
+    #[error("the kernel does not say which boot this is")]
     Boot,
 }
 
@@ -157,7 +153,7 @@ impl Identity {
             first_token: file.token.0,
             tls,
             install_id: install_id(folder)?,
-            boot_id: boot_id()?,
+            boot_id: clock::boot_id().ok_or(IdentityError::Boot)?,
             agent_run_id: AgentRunId::from_uuid(random::uuid_v7(clock.wall())),
             _lock: lock,
         })
@@ -207,11 +203,4 @@ fn install_id(folder: &Path) -> Result<InstallId, IdentityError> {
     let id = InstallId::from_uuid(random::uuid_v4());
     files::write_atomic(&path, format!("{id}\n").as_bytes())?;
     Ok(id)
-}
-
-fn boot_id() -> Result<BootId, IdentityError> {
-    fs::read_to_string(BOOT_ID_FILE)
-        .ok()
-        .and_then(|text| text.trim().parse().ok())
-        .ok_or(IdentityError::Boot)
 }

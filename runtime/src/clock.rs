@@ -1,9 +1,17 @@
 //! The only place that reads clocks.
 
+use std::fs;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
+use viworks_common::id::BootId;
 use viworks_common::time::{Monotonic, Timestamp};
+use viworks_common::timeline::{Anchor, Anchored, resume};
+
+/// Where the kernel says which boot this is.
+const BOOT_ID_FILE: &str = "/proc/sys/kernel/random/boot_id";
 
 /// The longest single nap of [`sleep_until`].
 ///
@@ -16,7 +24,8 @@ pub trait Clock: Send + Sync {
     /// The time that only moves forward; every deadline is measured on it.
     fn now(&self) -> Monotonic;
 
-    /// The time of day, for people and records. It can jump, so no decision rests on it.
+    /// The time of day, for people and records. It can jump, so no decision rests on it: whoever subtracts two readings,
+    /// or compares one with an earlier one, wants [`Timeline::line`].
     fn wall(&self) -> Timestamp;
 }
 
@@ -49,6 +58,105 @@ impl Clock for SystemClock {
     }
 }
 
+/// Which boot of the machine this is; readings of the monotonic clock belong to it.
+#[must_use]
+pub fn boot_id() -> Option<BootId> {
+    fs::read_to_string(BOOT_ID_FILE).ok()?.trim().parse().ok()
+}
+
+/// A clock with a time line beside it: wall time that never steps, which may be compared, subtracted and stored.
+pub struct Timeline {
+    clock: Arc<dyn Clock>,
+    boot_id: Option<BootId>,
+    anchor: RwLock<Anchor>,
+    /// What was read last: a new anchor, reckoned a moment before it is adopted, must not take anything back.
+    highest: AtomicI64,
+}
+
+impl std::fmt::Debug for Timeline {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Timeline")
+            .field("boot_id", &self.boot_id)
+            .field("anchor", &self.anchor())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Timeline {
+    /// Takes the line up from what was stored of it, or begins it at the wall clock.
+    #[must_use]
+    pub fn resume(
+        clock: Arc<dyn Clock>,
+        boot_id: Option<BootId>,
+        stored: Option<&Anchored>,
+    ) -> Self {
+        let anchor = resume(stored, boot_id, clock.wall(), clock.now());
+        Self {
+            clock,
+            boot_id,
+            anchor: RwLock::new(anchor),
+            highest: AtomicI64::new(i64::MIN),
+        }
+    }
+
+    /// A line of its own that nobody stores, for tests and tools.
+    #[must_use]
+    pub fn unstored(clock: Arc<dyn Clock>) -> Self {
+        Self::resume(clock, boot_id(), None)
+    }
+
+    /// The time that only moves forward.
+    #[must_use]
+    pub fn now(&self) -> Monotonic {
+        self.clock.now()
+    }
+
+    /// The time of day: data for people and peers, and what certificates are valid by. It steps.
+    #[must_use]
+    pub fn wall(&self) -> Timestamp {
+        self.clock.wall()
+    }
+
+    /// What the line reads: never less than before, whatever the wall clock does.
+    #[must_use]
+    pub fn line(&self) -> Timestamp {
+        let reads = self.anchor().read(self.clock.now()).unix_micros();
+        let before = self.highest.fetch_max(reads, Ordering::Relaxed);
+        Timestamp::from_unix_micros(reads.max(before))
+    }
+
+    /// The next anchor. To be stored first and then adopted, so that no process ever continues from an anchor that
+    /// another one has gone beyond.
+    #[must_use]
+    pub fn next_anchor(&self) -> Anchored {
+        let anchor = self.anchor().renew(self.clock.wall(), self.clock.now());
+        Anchored {
+            // No boot has this id: what is stored under it is only ever a lower bound.
+            boot_id: self.boot_id.unwrap_or(BootId::from_uuid(uuid::Uuid::nil())),
+            anchor,
+        }
+    }
+
+    /// Goes on from an anchor of [`Timeline::next_anchor`] that is stored by now.
+    pub fn adopt(&self, stored: &Anchored) {
+        *self.anchor.write().unwrap_or_else(PoisonError::into_inner) = stored.anchor;
+    }
+
+    fn anchor(&self) -> Anchor {
+        *self.anchor.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Clock for Timeline {
+    fn now(&self) -> Monotonic {
+        Self::now(self)
+    }
+
+    fn wall(&self) -> Timestamp {
+        Self::wall(self)
+    }
+}
+
 /// Sleeps until `clock` has reached `deadline`, also across a suspension of the machine.
 pub async fn sleep_until(clock: &dyn Clock, deadline: Monotonic) {
     loop {
@@ -64,7 +172,7 @@ pub async fn sleep_until(clock: &dyn Clock, deadline: Monotonic) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::AtomicU64;
 
     use super::*;
 
@@ -97,6 +205,44 @@ mod tests {
     fn wall_time_is_after_this_code_was_written() {
         let year_2026 = 1_767_225_600_000_000;
         assert!(SystemClock.wall().unix_micros() > year_2026);
+    }
+
+    /// Clocks that are set by hand.
+    #[derive(Default)]
+    struct ByHand {
+        now: AtomicU64,
+        wall: AtomicI64,
+    }
+
+    impl Clock for ByHand {
+        fn now(&self) -> Monotonic {
+            Monotonic::from_duration(Duration::from_micros(self.now.load(Ordering::Relaxed)))
+        }
+
+        fn wall(&self) -> Timestamp {
+            Timestamp::from_unix_micros(self.wall.load(Ordering::Relaxed))
+        }
+    }
+
+    #[test]
+    fn the_line_goes_on_beside_a_wall_clock_that_steps_and_through_a_new_process() {
+        let clock = Arc::new(ByHand::default());
+        clock.wall.store(1_000_000_000, Ordering::Relaxed);
+        let boot = boot_id();
+        assert!(boot.is_some(), "the kernel says which boot this is");
+        let line = Timeline::resume(Arc::clone(&clock) as Arc<dyn Clock>, boot, None);
+        assert_eq!(line.line().unix_micros(), 1_000_000_000);
+        clock.wall.store(0, Ordering::Relaxed);
+        clock.now.store(2_000_000, Ordering::Relaxed);
+        assert_eq!(line.line().unix_micros(), 1_002_000_000);
+        let stored = line.next_anchor();
+        line.adopt(&stored);
+        clock.now.store(4_000_000, Ordering::Relaxed);
+        let before = line.line();
+        assert_eq!(before.unix_micros(), 1_004_000_000 - 1_000, "it leans back");
+        let again = Timeline::resume(Arc::clone(&clock) as Arc<dyn Clock>, boot, Some(&stored));
+        assert_eq!(again.line(), before);
+        assert_eq!(again.wall().unix_micros(), 0);
     }
 
     #[tokio::test(start_paused = true)]

@@ -50,7 +50,7 @@ pub(super) async fn finish(
     next: Next,
 ) -> Response {
     let id = given_id(request.headers())
-        .unwrap_or_else(|| format!("req_{}", random::uuid_v7(state.clock.wall()).simple()));
+        .unwrap_or_else(|| format!("req_{}", random::uuid_v7(state.clock.line()).simple()));
     request.extensions_mut().insert(RequestId(id.clone()));
     let method = request.method().clone();
     let route = request
@@ -106,7 +106,7 @@ pub(super) async fn authorise(
     next: Next,
 ) -> Response {
     let (mut parts, body) = request.into_parts();
-    let now = state.clock.wall();
+    let now = state.clock.line();
     let found = authenticate(&*state.store, &state.tenant, &parts.headers, now).await;
     match found {
         Ok(principal) if principal.may(scope) => {
@@ -164,7 +164,7 @@ async fn refused(state: &ApiState, parts: &Parts, actor: Actor, scope: Scope, wh
     tracing::warn!(actor = %record.actor, %scope, why, left_out, "a request was refused");
     let stored = state
         .store
-        .append_audit(&state.tenant, record, state.clock.wall())
+        .append_audit(&state.tenant, record, state.clock.line())
         .await;
     if let Err(error) = stored {
         tracing::error!(%error, "a refusal was not recorded in the audit trail");

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 use viworks_common::id::{AgentId, CommandId, Tenant};
-use viworks_runtime::clock::Clock;
+use viworks_runtime::clock::Timeline;
 use viworks_runtime::fault;
 use viworks_runtime::lifecycle::Lifecycle;
 
@@ -26,7 +26,7 @@ pub struct Dispatcher {
     store: Arc<dyn Store>,
     queue: Arc<dyn CommandQueue>,
     manager: Arc<Manager>,
-    clock: Arc<dyn Clock>,
+    clock: Arc<Timeline>,
     metrics: BackendMetrics,
     tenant: Tenant,
     attempts_max: u32,
@@ -42,7 +42,7 @@ pub struct Parts {
     /// Who is connected.
     pub manager: Arc<Manager>,
     /// The time.
-    pub clock: Arc<dyn Clock>,
+    pub clock: Arc<Timeline>,
     /// What is counted.
     pub metrics: BackendMetrics,
     /// Whose commands.
@@ -116,7 +116,7 @@ impl Dispatcher {
         };
         let leased = self
             .store
-            .lease_commands(&self.tenant, holder, limits, self.clock.wall())
+            .lease_commands(&self.tenant, holder, limits, self.clock.line())
             .await;
         for hint in &hints {
             // An error means that the queue is away: its lease runs out, and the hint is found to be stale.

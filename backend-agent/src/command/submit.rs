@@ -132,7 +132,7 @@ impl Commands {
     pub async fn submit(&self, request: SubmitRequest) -> Result<Submitted, SubmitError> {
         // A repeated submission gets its run even when gateways or catalogues have changed since.
         if let Some(idempotency) = &request.idempotency {
-            let now = self.clock.wall();
+            let now = self.clock.line();
             let earlier = self
                 .store
                 .earlier_submission(&self.tenant, idempotency, now)
@@ -158,7 +158,7 @@ impl Commands {
         if let Some(expected) = request.expect_targets.filter(|expected| *expected != found) {
             return Err(SubmitError::TargetCount { expected, found });
         }
-        let now = self.clock.wall();
+        let now = self.clock.line();
         let new = NewRun {
             run_id: RunId::from_uuid(random::uuid_v7(now)),
             name: request.command,

@@ -21,6 +21,7 @@ mod sessions;
 mod settle;
 mod submit;
 mod telemetry;
+mod timeline;
 mod upkeep;
 
 use std::time::Duration;
@@ -33,6 +34,7 @@ use viworks_common::command::Outcome;
 use viworks_common::id::{AgentId, ApiKeyId, CommandId, CommandName, GatewayName, RunId, Tenant};
 use viworks_common::telemetry::Position;
 use viworks_common::time::Timestamp;
+use viworks_common::timeline::Anchored;
 use viworks_runtime::fault;
 use viworks_runtime::sqlite::{Constraint, Database, Error, Options, Together};
 
@@ -174,9 +176,9 @@ macro_rules! read_together {
 
 /// Runs a feature's function on a reader.
 macro_rules! read {
-    ($store:ident, $function:path, $($argument:expr),*) => {{
+    ($store:ident, $function:path, $($argument:expr),* $(,)?) => {{
         let mut connection = $store.database.read().await?;
-        $function(&mut connection, $($argument),*).await
+        $function(&mut connection $(, $argument)*).await
     }};
 }
 
@@ -673,6 +675,14 @@ impl Store for SqliteStore {
 
     async fn purge(&self, tenant: &Tenant, now: Timestamp) -> StoreResult<Purged> {
         write!(self, upkeep::purge, [tenant], (now))
+    }
+
+    async fn time_line(&self) -> StoreResult<Option<Anchored>> {
+        read!(self, timeline::load,)
+    }
+
+    async fn anchor_time_line(&self, anchored: &Anchored) -> StoreResult<()> {
+        write!(self, timeline::save, [anchored], ())
     }
 
     async fn health(&self) -> StoreResult<StoreHealth> {

@@ -336,7 +336,7 @@ impl Connection {
         };
         let open = request.unreported.iter().copied().collect();
         let tenant = &self.peer.identity.tenant;
-        let now = self.inbound.clock.wall();
+        let now = self.inbound.clock.line();
         let missed = self.inbound.manager.missed_nudges();
         let confirmed = match self
             .inbound
@@ -419,7 +419,7 @@ impl Connection {
     /// Time left until `deadline`, counted from the last message that was processed.
     fn permit(&self, deadline: Timestamp) -> Permit {
         Permit {
-            remaining_ms: millis(deadline.saturating_since(self.inbound.clock.wall())),
+            remaining_ms: millis(deadline.saturating_since(self.inbound.clock.line())),
             as_of: self.session.last_processed(),
         }
     }
@@ -496,7 +496,7 @@ impl Connection {
         self.inbound.manager.remove(agent_id, self.session_id);
         let code = closed.code.unwrap_or(CloseCode::Draining);
         let tenant = &self.peer.identity.tenant;
-        let now = self.inbound.clock.wall();
+        let now = self.inbound.clock.line();
         let ended = self
             .inbound
             .store

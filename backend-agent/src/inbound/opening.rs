@@ -51,7 +51,7 @@ impl Arrival<'_> {
         }
         let request = self.request();
         let tenant = &self.peer.identity.tenant;
-        let now = self.inbound.clock.wall();
+        let now = self.inbound.clock.line();
         let outcome = self.inbound.store.admit(tenant, request.clone(), now).await;
         let admitted = match outcome {
             Ok(AdmitOutcome::Accepted(admitted)) => admitted,
@@ -130,7 +130,7 @@ impl Arrival<'_> {
         let manager = &self.inbound.manager;
         if manager.probe(agent_id).await == Probed::Alive {
             let tenant = &self.peer.identity.tenant;
-            let now = self.inbound.clock.wall();
+            let now = self.inbound.clock.line();
             if let Err(error) = self.inbound.store.record_fork(tenant, request, now).await {
                 error!(%agent_id, %error, "failed to record a fork");
             }
@@ -269,7 +269,7 @@ pub(super) async fn security_event(
         outcome: AuditOutcome::Refused,
         detail: serde_json::json!({ "address": address.to_string() }),
     };
-    let now = inbound.clock.wall();
+    let now = inbound.clock.line();
     if let Err(error) = inbound
         .store
         .append_audit(&peer.identity.tenant, record, now)

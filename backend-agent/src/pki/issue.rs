@@ -10,6 +10,7 @@ use viworks_common::id::{AgentId, GatewayName, Tenant, TrustDomain};
 use viworks_common::key::{Identity, MasterKey, Secret};
 use viworks_common::pin::SpkiPin;
 use viworks_common::time::Timestamp;
+use viworks_runtime::clock::Timeline;
 use viworks_runtime::{files, random, tls};
 use zeroize::Zeroizing;
 
@@ -206,7 +207,7 @@ pub async fn issue(
     request: IssueRequest,
     delivery: &Delivery,
     actor: &Actor,
-    now: Timestamp,
+    clock: &Timeline,
 ) -> Result<AgentId, PkiError> {
     if let Some(agent_id) = delivery.unfinished()? {
         let known = store.gateway(tenant, &GatewayRef::Id(agent_id)).await?;
@@ -216,8 +217,9 @@ pub async fn issue(
         }
         delivery.clear()?;
     }
-    let (material, gateway) = make(tenant, office, request, now)?;
+    let (material, gateway) = make(tenant, office, request, clock.wall())?;
     delivery.begin(&material)?;
+    let now = clock.line();
     if let Err(error) = store.create_gateway(tenant, gateway, actor, now).await {
         // Nobody else knows of them.
         delivery.clear()?;

@@ -34,18 +34,21 @@ use crate::pki;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-struct Backend {
-    _folder: TempDir,
+pub(crate) struct Backend {
+    folder: TempDir,
     app: App,
     lifecycle: Lifecycle,
     office: Office,
     /// A second handle on the same file, as another process has it.
-    store: SqliteStore,
+    pub(crate) store: SqliteStore,
 }
 
 impl Backend {
     async fn start() -> Self {
-        let folder = pki::initialised();
+        Self::start_on(pki::initialised(), Arc::new(SystemClock)).await
+    }
+
+    pub(crate) async fn start_on(folder: TempDir, clock: Arc<dyn Clock>) -> Self {
         let mut config = pki::config(&folder);
         config.agents.listen.set_port(0);
         config.api.listen.set_port(0);
@@ -53,7 +56,7 @@ impl Backend {
         // What is tested here must not need the reconciler.
         config.jobs.offer = Duration::from_secs(3_600);
         let lifecycle = Lifecycle::new();
-        let app = App::start(&config, &lifecycle).await.unwrap();
+        let app = App::start_by(&config, &lifecycle, clock).await.unwrap();
         let second = App::start(&config, &lifecycle).await.err();
         assert!(
             matches!(second, Some(StartError::Folder(_))),
@@ -62,7 +65,7 @@ impl Backend {
         let office = Office::open(&config).unwrap();
         let store = pki::store(&config).await;
         Self {
-            _folder: folder,
+            folder,
             app,
             lifecycle,
             office,
@@ -70,7 +73,7 @@ impl Backend {
         }
     }
 
-    async fn join(&self, name: &str) -> Material {
+    pub(crate) async fn join(&self, name: &str) -> Material {
         pki::join(&self.store, &self.office, name, GATEWAY_LIFE)
             .await
             .unwrap()
@@ -121,7 +124,7 @@ impl Backend {
         }
     }
 
-    async fn dial(&self, material: &Material) -> Gateway {
+    pub(crate) async fn dial(&self, material: &Material) -> Gateway {
         let stream = self.tls(Some(&material.certificate)).await.unwrap();
         let value = tls::exporter(stream.get_ref().1).unwrap();
         let (socket, response) = client_async(request("/agent/v1/connect", true), stream)
@@ -149,11 +152,13 @@ impl Backend {
         }
     }
 
-    async fn stop(self) {
+    /// Stops it; its folder can be started on again.
+    pub(crate) async fn stop(self) -> TempDir {
         self.store.close().await;
         let outcome = self.lifecycle.shutdown(Duration::from_secs(20)).await;
         assert!(outcome.aborted.is_empty(), "{outcome:?}");
         self.app.close().await;
+        self.folder
     }
 }
 
@@ -170,14 +175,14 @@ fn request(path: &str, subprotocol: bool) -> tungstenite::handshake::client::Req
     request
 }
 
-struct Gateway {
+pub(crate) struct Gateway {
     socket: WebSocketStream<TlsStream<TcpStream>>,
-    session: AgentSession,
+    pub(crate) session: AgentSession,
     sent: Vec<Vec<u8>>,
 }
 
 impl Gateway {
-    async fn event(&mut self) -> Option<AgentEvent> {
+    pub(crate) async fn event(&mut self) -> Option<AgentEvent> {
         loop {
             while let Some(bytes) = self.session.poll_transmit(SystemClock.now()) {
                 self.sent.push(bytes.clone());
@@ -210,7 +215,7 @@ impl Gateway {
         }
     }
 
-    async fn hello(&mut self, run: u128, epoch: u64, token: &Secret) {
+    pub(crate) async fn hello(&mut self, run: u128, epoch: u64, token: &Secret) {
         assert!(matches!(
             self.event().await,
             Some(AgentEvent::Challenged { .. })
@@ -237,7 +242,7 @@ impl Gateway {
     }
 
     /// The gateway calls a session established when it has sent CONFIRM; an answer says that the backend committed it.
-    async fn round_trip(&mut self) {
+    pub(crate) async fn round_trip(&mut self) {
         let heartbeat = Heartbeat {
             sent_at_ms: 1,
             round_trip_us: None,
@@ -259,7 +264,7 @@ impl Gateway {
     }
 
     /// Opens the session; the issued epoch with its token, or the refusal.
-    async fn open(
+    pub(crate) async fn open(
         &mut self,
         run: u128,
         epoch: u64,
@@ -324,7 +329,7 @@ async fn a_gateway_connects_delivers_telemetry_and_comes_back_with_its_next_epoc
     assert_eq!(next.open(1, epoch, &token).await.unwrap().0, 2);
     assert_eq!(gateway.close_number().await, Some(4409));
     drop((gateway, next));
-    backend.stop().await;
+    drop(backend.stop().await);
 }
 
 #[tokio::test]
@@ -390,7 +395,7 @@ async fn a_certificate_that_is_not_registered_here_gets_no_session() {
     let mut gateway = backend.dial(&one).await;
     gateway.open(1, 0, &one.token).await.unwrap();
     drop(gateway);
-    backend.stop().await;
+    drop(backend.stop().await);
 }
 
 fn backend_copy(material: &Material) -> Material {
@@ -471,7 +476,7 @@ async fn what_is_no_message_of_ours_closes_the_connection_and_nothing_else() {
             .any(|entry| entry.record.action == "gateway.hello_replayed")
     );
     drop((gateway, replaying));
-    backend.stop().await;
+    drop(backend.stop().await);
 }
 
 #[tokio::test]
@@ -516,7 +521,7 @@ async fn a_second_machine_with_the_same_identity_is_refused_while_the_first_is_a
         CloseCode::IdentityFork
     );
     drop((live, copy, moved));
-    backend.stop().await;
+    drop(backend.stop().await);
 }
 
 #[tokio::test]
@@ -546,7 +551,7 @@ async fn revocation_cuts_the_live_session_and_refuses_the_next() {
             .await,
         Some(403)
     );
-    backend.stop().await;
+    drop(backend.stop().await);
 }
 
 #[tokio::test]
@@ -600,5 +605,5 @@ async fn a_busy_gateway_is_asked_again_by_its_session() {
         }
     }
     assert_eq!(attempts, [1, 2]);
-    backend.stop().await;
+    drop(backend.stop().await);
 }

@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -16,7 +17,7 @@ use viworks_backend_agent::pki::issue::{
 };
 use viworks_common::id::{AgentId, Tenant};
 use viworks_common::key::Identity;
-use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::clock::{Clock, SystemClock, Timeline};
 use viworks_runtime::config::Environment;
 use viworks_runtime::sqlite::Options;
 
@@ -164,7 +165,7 @@ async fn deliver(
         labels: [].into(),
         life: GATEWAY_LIFE,
     };
-    let (tenant, now) = (Tenant::default_tenant(), SystemClock.wall());
+    let tenant = Tenant::default_tenant();
     issue(
         store,
         &tenant,
@@ -172,7 +173,7 @@ async fn deliver(
         request,
         delivery,
         &Actor::system(),
-        now,
+        &Timeline::unstored(Arc::new(SystemClock)),
     )
     .await
 }

@@ -120,7 +120,7 @@ impl Backend {
         core.note(|| format!("{id:?} starts"));
         if self.instances.len() == 1 {
             self.store.end_abandoned();
-            core.recorder.committed(&self.store);
+            core.recorder.committed(&self.store, core.now);
         }
         let instance = &mut self.instances[id.0];
         instance.generation = instance.generation.next();
@@ -205,14 +205,14 @@ impl Backend {
         if core.dies(Dying::Backend(id)) {
             return;
         }
-        let wall = core.backend_wall();
+        let now = core.backend_now();
         let instance = &mut self.instances[id.0];
         let Some(waiting) = instance.jobs.get_mut(&job) else {
             return;
         };
-        let answer = waiting.intent.execute(&mut self.store, core, wall);
+        let answer = waiting.intent.execute(&mut self.store, core, now);
         waiting.answer = Some(answer);
-        core.recorder.committed(&self.store);
+        core.recorder.committed(&self.store, core.now);
         if core.dies(Dying::Backend(id)) {
             return;
         }
@@ -239,14 +239,15 @@ impl Backend {
 
     /// The reconcilers.
     fn tick(&mut self, id: InstanceId, core: &mut Core) {
-        let wall = core.backend_wall();
-        self.store.end_late(OVERDUE_WAIT, wall);
-        core.recorder.committed(&self.store);
+        core.line = core.line.renew(core.backend_wall(), core.now);
+        let now = core.backend_now();
+        self.store.end_late(OVERDUE_WAIT, now);
+        core.recorder.committed(&self.store, core.now);
         let instance = &mut self.instances[id.0];
         let queued: Vec<ConnectionId> = instance
             .manager
             .iter()
-            .filter(|(agent, _)| self.store.has_queued(**agent, wall))
+            .filter(|(agent, _)| self.store.has_queued(**agent, now))
             .map(|(_, (wire, _))| *wire)
             .collect();
         for wire in queued {

@@ -6,11 +6,12 @@ use std::time::Duration;
 use viworks_common::id::CommandId;
 use viworks_common::session::End;
 use viworks_common::time::{Monotonic, Timestamp};
+use viworks_common::timeline::Anchor;
 
 use super::network::{ConnectionId, Network};
 use super::random::Random;
 use super::recorder::Recorder;
-use super::scenario::{Rules, Scenario};
+use super::scenario::{Rule, Rules, Scenario};
 
 /// Lines of a trace that are kept.
 const TRACE_LINES: usize = 400;
@@ -88,6 +89,8 @@ pub(crate) enum Fault {
     Image,
     /// And somebody uses it.
     Restore,
+    /// Somebody sets the wall clock of the backend's host.
+    Clock,
 }
 
 /// What happens next.
@@ -147,6 +150,8 @@ pub(crate) struct Core {
     pub dying: Option<Process>,
     /// How far each backend's wall clock is off; they share one host's.
     pub backend_skew_micros: i64,
+    /// The stored anchor of the backend's time line; its processes come and go beside it.
+    pub line: Anchor,
     agenda: BTreeMap<(Monotonic, u64), Event>,
     serial: u64,
     trace: Option<VecDeque<String>>,
@@ -165,6 +170,7 @@ impl Core {
             turmoil: true,
             dying: None,
             backend_skew_micros: 0,
+            line: Anchor::begin(Timestamp::from_unix_micros(WALL_ORIGIN), Monotonic::ORIGIN),
             agenda: BTreeMap::new(),
             serial: 0,
             trace: traced.then(VecDeque::new),
@@ -189,7 +195,17 @@ impl Core {
         Some(event)
     }
 
-    /// The backend's wall clock.
+    /// What the backend's store is told to be now.
+    #[must_use]
+    pub(crate) fn backend_now(&self) -> Timestamp {
+        if self.rules.keep(Rule::TimeLine) {
+            self.line.read(self.now)
+        } else {
+            self.backend_wall()
+        }
+    }
+
+    /// The backend's wall clock: data for its peers.
     #[must_use]
     pub(crate) fn backend_wall(&self) -> Timestamp {
         self.wall(self.backend_skew_micros)

@@ -1,6 +1,7 @@
 //! The truth about a world, written down where it happens, and the invariants of the protocol stated over it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use viworks_common::command::CommandState;
 use viworks_common::id::{AgentId, AgentRunId, CommandId};
@@ -79,6 +80,8 @@ counts! {
     fenced,
     /// Start permits that were given.
     permits,
+    /// Times that the backend's wall clock was set.
+    steps,
 }
 
 /// A command that really ran.
@@ -103,6 +106,8 @@ pub(crate) struct Recorder {
     next_start: u64,
     permits: BTreeMap<(CommandId, AgentRunId), Monotonic>,
     finals: BTreeMap<CommandId, CommandState>,
+    /// Until when an operator wants a command to start, in true time, and what its span may be wrong by.
+    dues: BTreeMap<CommandId, (Monotonic, Duration)>,
     journalled: BTreeSet<u64>,
     reported: BTreeSet<u64>,
     spooled: BTreeMap<Key, i64>,
@@ -195,6 +200,12 @@ impl Recorder {
                 self.violated(|| format!("1: {command} is not idempotent and ran: {starts:?}"));
             }
         }
+        if let Some((due, tolerance)) = self.dues.get(&command)
+            && now > due.saturating_add(*tolerance)
+        {
+            let late = now.saturating_since(*due);
+            self.violated(|| format!("4: {command} started {late:?} after what its operator said"));
+        }
         match self.permits.get(&(command, run)) {
             None => self.violated(|| format!("1: {command} started in {run} without a permit")),
             Some(until) if now > *until => {
@@ -283,7 +294,15 @@ impl Recorder {
     }
 
     /// An operator's command was accepted.
-    pub(crate) fn submitted(&mut self, agent: AgentId, command: CommandId) {
+    pub(crate) fn submitted(
+        &mut self,
+        agent: AgentId,
+        command: CommandId,
+        (now, span): (Monotonic, Duration),
+    ) {
+        let tolerance = span / 1_000 + Duration::from_millis(1);
+        let due = now.saturating_add(span);
+        self.dues.insert(command, (due, tolerance));
         if !self.unsettled.contains(&agent) {
             self.fresh.insert(command);
         }
@@ -325,7 +344,7 @@ impl Recorder {
     }
 
     /// The store committed something. Invariant 2.
-    pub(crate) fn committed(&mut self, store: &Store) {
+    pub(crate) fn committed(&mut self, store: &Store, now: Monotonic) {
         for command in store.commands() {
             let before = self.finals.get(&command.id).copied();
             match before {
@@ -336,10 +355,29 @@ impl Recorder {
                 None if command.state.is_final() => {
                     self.finals.insert(command.id, command.state);
                     self.count_final(command.state);
+                    // A gateway may be early: delay counts against the permit.
+                    if command.state == CommandState::Expired && command.result.is_none() {
+                        self.given_up(command.id, now);
+                    }
                 }
                 Some(_) | None => {}
             }
         }
+    }
+
+    /// The backend ended a command by its deadline.
+    fn given_up(&mut self, command: CommandId, now: Monotonic) {
+        if let Some((due, tolerance)) = self.dues.get(&command)
+            && now.saturating_add(*tolerance) < *due
+        {
+            let early = due.saturating_since(now);
+            self.violated(|| format!("4: {command} was given up {early:?} before its deadline"));
+        }
+    }
+
+    /// A command was offered before an earlier one of its gateway that nothing keeps waiting.
+    pub(crate) fn overtaken(&mut self, earlier: CommandId, later: CommandId) {
+        self.violated(|| format!("12: {later} overtook {earlier}"));
     }
 
     const fn count_final(&mut self, state: CommandState) {

@@ -39,6 +39,8 @@ pub enum Rule {
     GapAfterRollback,
     /// What lies at or below the committed position is dropped.
     PositionDropsRepeats,
+    /// Deadlines and pauses are on a time line that does not step with the backend's wall clock.
+    TimeLine,
 }
 
 impl Rule {
@@ -60,6 +62,7 @@ impl Rule {
         Self::PermitCountsFromSending,
         Self::GapAfterRollback,
         Self::PositionDropsRepeats,
+        Self::TimeLine,
     ];
 }
 

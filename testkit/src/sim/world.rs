@@ -95,6 +95,11 @@ impl World {
         for _ in 0..scenario.faults {
             some_time(core, Event::Fault(Fault::Any));
         }
+        if scenario.jumps {
+            for _ in 0..3 {
+                some_time(core, Event::Fault(Fault::Clock));
+            }
+        }
         if scenario.storage != Storage::Sound {
             let image = core.random.span(Duration::ZERO, scenario.turmoil);
             let restore = core.random.span(image, scenario.turmoil);
@@ -165,6 +170,7 @@ impl World {
             Event::Submit => self.submit(),
             Event::Cancel => self.cancel(),
             Event::Fault(Fault::Any) => self.fault(),
+            Event::Fault(Fault::Clock) => self.set_clock(),
             Event::Fault(Fault::Image) => self.take_image(),
             Event::Fault(Fault::Restore) => self.restore(),
             Event::Heal => self.heal(),
@@ -184,13 +190,14 @@ impl World {
         let kind = Kind::draw(&mut core.random);
         let id = CommandId::from_uuid(core.random.uuid());
         let span = core.random.millis(500, 40_000);
-        let deadline = core.backend_wall().saturating_add(span);
+        let now = core.backend_now();
+        let deadline = now.saturating_add(span);
         core.note(|| format!("operator submits {id} {kind:?} for {agent} within {span:?}"));
         let what = (kind.name(), kind.believed_idempotent());
-        self.backend.store.submit(id, agent, what, deadline);
+        self.backend.store.submit(id, agent, what, (now, deadline));
         self.commands.push((id, agent, kind));
-        core.recorder.submitted(agent, id);
-        core.recorder.committed(&self.backend.store);
+        core.recorder.submitted(agent, id, (core.now, span));
+        core.recorder.committed(&self.backend.store, core.now);
         self.backend.nudge(agent, core);
     }
 
@@ -202,7 +209,7 @@ impl World {
         let (id, agent, _) = self.commands[core.random.index(self.commands.len())];
         core.note(|| format!("operator cancels {id}"));
         let requested = self.backend.store.cancel(id);
-        core.recorder.committed(&self.backend.store);
+        core.recorder.committed(&self.backend.store, core.now);
         if requested {
             self.backend.cancel(agent, id, core);
         }
@@ -326,6 +333,16 @@ impl World {
         } else {
             self.hosts[host.0].skew_micros = skew;
         }
+    }
+
+    /// An administrator, or a time server, sets the clock of the backend's host.
+    fn set_clock(&mut self) {
+        let core = &mut self.core;
+        let seconds = [-90, 3_600, -3_600, 20];
+        let step = seconds[core.random.index(seconds.len())] * 1_000_000;
+        core.note(|| format!("the backend's wall clock is set {step} us further"));
+        core.recorder.counts.steps += 1;
+        core.backend_skew_micros += step;
     }
 
     fn take_image(&mut self) {

@@ -37,7 +37,7 @@ pub(in crate::api) async fn create(
             expires_in: request.expires_in_ms.map(Duration::from_millis),
         },
         &principal.actor(&request_id),
-        state.clock.wall(),
+        state.clock.line(),
     )
     .await?;
     Ok((
@@ -57,7 +57,7 @@ pub(in crate::api) async fn list(
     State(state): Api,
     _params: Params<NoParams>,
 ) -> ApiResult<Json<ApiKeyList>> {
-    let keys = apikey::list(&*state.store, &state.tenant, state.clock.wall()).await?;
+    let keys = apikey::list(&*state.store, &state.tenant, state.clock.line()).await?;
     Ok(Json(ApiKeyList::new(keys, None)))
 }
 
@@ -77,7 +77,7 @@ pub(in crate::api) async fn revoke(
         &state.tenant,
         id,
         &principal.actor(&request_id),
-        state.clock.wall(),
+        state.clock.line(),
     )
     .await?
     .ok_or_else(|| ApiError::not_found("API key"))?;

@@ -13,13 +13,14 @@ use crate::data::{
 
 pub(super) const APPEND: &str = "\
 INSERT INTO audit_log (tenant, seq, at, actor_kind, actor_id, action, object, outcome, detail, request_id)
-SELECT $1, coalesce((SELECT max(seq) FROM audit_log WHERE tenant = $1), 0) + 1, $2, $3, $4, $5, $6, $7, $8, $9";
+SELECT $1, coalesce((SELECT max(seq) FROM audit_log WHERE tenant = $1), 0) + 1,
+       $2 + coalesce((SELECT wall_ahead FROM time_line WHERE one = 1), 0), $3, $4, $5, $6, $7, $8, $9";
 
 pub(super) const LIST: &str = "\
 SELECT seq, at, actor_kind, actor_id, action, object, outcome, detail, request_id
 FROM audit_log WHERE tenant = $1 AND seq < $2 ORDER BY seq DESC LIMIT $3";
 
-/// Appends a record inside the transaction of what it records.
+/// Appends a record, in wall time, inside the transaction of what it records.
 pub(super) async fn append(
     connection: &mut SqliteConnection,
     tenant: &Tenant,

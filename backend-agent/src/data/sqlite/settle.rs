@@ -103,7 +103,8 @@ pub(super) const FINISH: &str = concat!(
              FROM json_each($2) GROUP BY 1) AS e \
        WHERE tenant = $1 AND runs.run_id = e.run_id RETURNING run_id AS run, open_commands = 0 AS finished; \
        INSERT INTO audit_log (tenant, seq, at, actor_kind, actor_id, action, object, outcome, detail, request_id) \
-       SELECT $1, coalesce((SELECT max(seq) FROM audit_log WHERE tenant = $1), 0) + 1 + key, value ->> 9, \
+       SELECT $1, coalesce((SELECT max(seq) FROM audit_log WHERE tenant = $1), 0) + 1 + key, \
+              (value ->> 9) + coalesce((SELECT wall_ahead FROM time_line WHERE one = 1), 0), \
               value ->> 14, value ->> 15, value ->> 16, value ->> 17, value ->> 18, value ->> 19, value ->> 20 \
        FROM json_each($2)"
 );

@@ -40,7 +40,8 @@ INSERT OR REPLACE INTO idempotency_keys (tenant, principal, route, key, request_
 SELECT $1, value ->> 2, value ->> 3, value ->> 4, unhex(value ->> 5), value ->> 0, value ->> 1
 FROM json_each($2) WHERE value ->> 2 IS NOT NULL;
 INSERT INTO audit_log (tenant, seq, at, actor_kind, actor_id, action, object, outcome, detail, request_id)
-SELECT $1, coalesce((SELECT max(seq) FROM audit_log WHERE tenant = $1), 0) + 1 + key, value ->> 1,
+SELECT $1, coalesce((SELECT max(seq) FROM audit_log WHERE tenant = $1), 0) + 1 + key,
+       (value ->> 1) + coalesce((SELECT wall_ahead FROM time_line WHERE one = 1), 0),
        value ->> 6, value ->> 7, value ->> 8, value ->> 9, value ->> 10, value ->> 11, value ->> 12
 FROM json_each($2)";
 

@@ -5,7 +5,7 @@ use viworks_runtime::sqlite::Options;
 
 use super::{
     SqliteStore, admit, agents, audit, catalogues, commands, confirm, forks, keys, opening,
-    outputs, runs, sessions, settle, submit, telemetry, upkeep,
+    outputs, runs, sessions, settle, submit, telemetry, timeline, upkeep,
 };
 
 const STATEMENTS: &[(&str, &str)] = &[
@@ -87,6 +87,8 @@ const STATEMENTS: &[(&str, &str)] = &[
     ("telemetry::GAPS", telemetry::GAPS),
     ("upkeep::PURGE_KEYS", upkeep::PURGE_KEYS),
     ("upkeep::PURGE_SESSIONS", upkeep::PURGE_SESSIONS),
+    ("timeline::LOAD", timeline::LOAD),
+    ("timeline::SAVE", timeline::SAVE),
     ("upkeep::BEAT", upkeep::BEAT),
     ("upkeep::VERSION", upkeep::VERSION),
 ];

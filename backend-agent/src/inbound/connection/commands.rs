@@ -118,7 +118,7 @@ impl Connection {
             idempotent: accepted.idempotent,
             awaiting_permit: accepted.awaiting_permit,
         };
-        let (tenant, now) = (&self.peer.identity.tenant, self.inbound.clock.wall());
+        let (tenant, now) = (&self.peer.identity.tenant, self.inbound.clock.line());
         match self
             .inbound
             .store
@@ -150,7 +150,7 @@ impl Connection {
         let Some((_, holder)) = self.live() else {
             return;
         };
-        let (tenant, now) = (&self.peer.identity.tenant, self.inbound.clock.wall());
+        let (tenant, now) = (&self.peer.identity.tenant, self.inbound.clock.line());
         let command_id = rejected.command_id;
         let end = rejected.detail.floor_char_boundary(DETAIL_BYTES_MAX);
         let detail = rejected.detail[..end].to_owned();
@@ -212,7 +212,7 @@ impl Connection {
         let Some((_, holder)) = self.live() else {
             return;
         };
-        let (tenant, now) = (&self.peer.identity.tenant, self.inbound.clock.wall());
+        let (tenant, now) = (&self.peer.identity.tenant, self.inbound.clock.line());
         let CommandStarted {
             command_id,
             started_at,
@@ -239,7 +239,7 @@ impl Connection {
         };
         live.started
             .retain(|(_, started)| started.command_id != result.command_id);
-        let (tenant, now) = (&self.peer.identity.tenant, self.inbound.clock.wall());
+        let (tenant, now) = (&self.peer.identity.tenant, self.inbound.clock.line());
         let CommandResult {
             command_id,
             outcome,
@@ -279,7 +279,7 @@ impl Connection {
             return;
         };
         let chunk = OutputChunk {
-            at: self.inbound.clock.wall(),
+            at: self.inbound.clock.line(),
             command_id: output.command_id,
             agent_id: self.peer.identity.agent_id,
             stream: output.stream,
@@ -317,7 +317,7 @@ impl Connection {
         let Some((_, holder)) = self.live() else {
             return;
         };
-        let (tenant, now) = (&self.peer.identity.tenant, self.inbound.clock.wall());
+        let (tenant, now) = (&self.peer.identity.tenant, self.inbound.clock.line());
         let Catalogue { digest, commands } = catalogue;
         let saved = self
             .inbound
@@ -369,7 +369,7 @@ impl Connection {
             outcome: AuditOutcome::Noted,
             detail: serde_json::json!({ "kind": kind, "detail": detail }),
         };
-        let (tenant, now) = (&self.peer.identity.tenant, self.inbound.clock.wall());
+        let (tenant, now) = (&self.peer.identity.tenant, self.inbound.clock.line());
         if let Err(error) = self.inbound.store.append_audit(tenant, record, now).await {
             self.fail(&error);
         }
@@ -463,7 +463,7 @@ impl Connection {
         attempt: Option<u32>,
         reason: Option<String>,
     ) -> CommandChange {
-        let at: Timestamp = self.inbound.clock.wall();
+        let at: Timestamp = self.inbound.clock.line();
         CommandChange {
             at,
             command_id,

@@ -25,7 +25,7 @@ use viworks_common::api::Scope;
 use viworks_common::catalogue::{Argument, ArgumentType, CatalogueEntry, Risk};
 use viworks_common::id::{AgentId, AgentRunId, BootId, CommandId, InstallId, SessionId, Tenant};
 use viworks_common::time::Timestamp;
-use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::clock::{Clock, SystemClock, Timeline};
 use viworks_runtime::conditions::Conditions;
 use viworks_runtime::metrics::Metrics;
 use viworks_runtime::probe::Readiness;
@@ -139,7 +139,7 @@ impl Backend {
         }
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(options).await.unwrap());
         let tenant = Tenant::default_tenant();
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let clock = Arc::new(Timeline::unstored(Arc::new(SystemClock)));
         let bus = Arc::new(RunBus::new(BusLimits::default(), 1));
         let nudges = Arc::new(Nudges::default());
         let commands = Commands::new(
@@ -159,7 +159,7 @@ impl Backend {
             clock: Arc::clone(&clock),
             commands,
             readiness: readiness.clone(),
-            conditions: Conditions::new(Arc::clone(&clock)),
+            conditions: Conditions::new(Arc::<Timeline>::clone(&clock)),
             metrics: Metrics::new("viworks-test", "0", clock.wall()),
             limits,
             stopping: stopping.clone(),

@@ -123,7 +123,7 @@ impl Connection {
 
     /// Time left until `deadline`, counted from the last message that was processed.
     fn permit(&self, command: CommandId, deadline: Timestamp, core: &mut Core) -> Permit {
-        let remaining = deadline.saturating_since(core.backend_wall());
+        let remaining = deadline.saturating_since(core.backend_now());
         let remaining_ms = u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX);
         if let Some(live) = &self.live {
             let until = core.now.saturating_add(remaining);

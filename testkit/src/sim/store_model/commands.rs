@@ -48,7 +48,7 @@ impl Store {
         id: CommandId,
         agent: AgentId,
         (name, idempotent): (CommandName, bool),
-        deadline: Timestamp,
+        (now, deadline): (Timestamp, Timestamp),
     ) {
         let Some(gateway) = self.gateways.get_mut(&agent) else {
             return;
@@ -63,7 +63,7 @@ impl Store {
             idempotent,
             state: CommandState::Queued,
             attempt: 0,
-            available_at: Timestamp::from_unix_micros(i64::MIN),
+            available_at: now,
             deadline,
             released_to: None,
             cancel_requested: false,
@@ -101,6 +101,7 @@ impl Store {
             .low_water(holder.agent)
             .saturating_add(limits::ORDER_WINDOW);
         let mut leased = Vec::new();
+        let mut passed_over = None;
         for id in self.open(holder.agent, window) {
             let Some(command) = self.commands.get_mut(&id) else {
                 continue;
@@ -108,8 +109,18 @@ impl Store {
             let waits = command.state == CommandState::Queued
                 && command.available_at <= now
                 && command.deadline > now;
+            // What was never offered and is in time has nothing to wait for.
+            let fresh = command.state == CommandState::Queued && command.attempt == 0;
+            if fresh && command.deadline > now && !waits {
+                passed_over = passed_over.or(Some(id));
+            }
             if !waits || leased.len() >= room {
                 continue;
+            }
+            if let Some(earlier) = passed_over
+                && command.attempt == 0
+            {
+                recorder.overtaken(earlier, id);
             }
             if command.attempt >= ATTEMPTS_MAX {
                 self.apply(id, CommandEvent::AttemptsExhausted, None);

@@ -102,7 +102,7 @@ impl World {
         }
         if alone {
             self.backend.store.revoke(agent);
-            core.recorder.committed(&self.backend.store);
+            core.recorder.committed(&self.backend.store, core.now);
         }
     }
 
