@@ -220,7 +220,7 @@ fn start(cli: Cli) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()
         .context("failed to start the async runtime")?;
-    runtime.block_on(run(cli.command))
+    viworks_runtime::lifecycle::run_to_end(runtime, run(cli.command))
 }
 
 async fn run(command: Subcommands) -> anyhow::Result<ExitCode> {

@@ -20,6 +20,7 @@ use crate::collect;
 use crate::config::Config;
 use crate::engine::{Engine, Tools};
 use crate::executor::{Executor, Limits};
+use crate::host::disks::Prober;
 use crate::identity::Identity;
 use crate::journal::Journal;
 use crate::outbound::dial::Dialler;
@@ -30,6 +31,9 @@ use crate::status::Status;
 
 /// How long running commands and the last reports get when the agent stops.
 const GRACE: Duration = Duration::from_secs(20);
+
+/// How long the files get to be closed at the end.
+const CLOSE_TIME: Duration = Duration::from_secs(10);
 
 /// Pieces of live output that may wait for the session.
 const LIVE_MAX: usize = 64;
@@ -51,12 +55,17 @@ pub async fn run(config: Config, ready: Option<PathBuf>) -> anyhow::Result<ExitC
     drop(notify::spawn_watchdog(&lifecycle));
     let outcome = lifecycle.run(&mut signals, GRACE).await;
     let (journal, spool) = journal_and_spool;
-    // What was acknowledged is on disk already.
-    if let Err(error) = journal.close().await {
-        warn!(%error, "the journal did not close cleanly");
-    }
-    if let Err(error) = spool.close().await {
-        warn!(%error, "the spool did not close cleanly");
+    // What was acknowledged is on disk already; a disk that hangs does not keep the process.
+    let close = async {
+        if let Err(error) = journal.close().await {
+            warn!(%error, "the journal did not close cleanly");
+        }
+        if let Err(error) = spool.close().await {
+            warn!(%error, "the spool did not close cleanly");
+        }
+    };
+    if tokio::time::timeout(CLOSE_TIME, close).await.is_err() {
+        warn!("the journal and the spool could not be closed in time");
     }
     Ok(outcome.exit_code())
 }
@@ -122,7 +131,7 @@ async fn start(config: &Config, lifecycle: &Lifecycle) -> anyhow::Result<(Journa
         catalogue: catalogue.clone(),
         pins: Arc::clone(&pins),
         audit: Audit::open(&folder.join("audit.log")).context("failed to open the audit log")?,
-        conditions,
+        conditions: conditions.clone(),
         clock: Arc::clone(&clock),
         lifecycle: lifecycle.clone(),
     };
@@ -161,8 +170,15 @@ async fn start(config: &Config, lifecycle: &Lifecycle) -> anyhow::Result<(Journa
     lifecycle.spawn_critical("engine", engine.run());
     serve_api(lifecycle, listener, context);
     if let Some(interval) = config.collect_interval {
-        let work = collect::run(lifecycle.clone(), spool.clone(), clock, interval);
-        lifecycle.spawn_critical("collect", work);
+        let work = collect::run(collect::Parts {
+            spool: spool.clone(),
+            clock,
+            interval,
+            conditions,
+            prober: Prober::Process(catalogue::own_program()),
+            lifecycle: lifecycle.clone(),
+        });
+        drop(lifecycle.spawn("collectors", work));
     }
     lifecycle.spawn_critical("outbound", outbound::run(dialler, parts, live_out));
     Ok((journal, spool))

@@ -6,6 +6,9 @@
 
 use std::io::{self, Write};
 
+use crate::catalogue;
+use crate::host::disks::{self, Prober};
+
 mod gateway;
 mod network;
 mod ping;
@@ -47,7 +50,8 @@ pub enum BuiltinError {
 #[must_use]
 pub fn run(arguments: &[String]) -> u8 {
     let mut output = io::BufWriter::new(io::stdout().lock());
-    let result = dispatch(arguments, &mut output).and_then(|()| Ok(output.flush()?));
+    let prober = Prober::Process(catalogue::own_program());
+    let result = dispatch(arguments, &prober, &mut output).and_then(|()| Ok(output.flush()?));
     match result {
         Ok(()) => 0,
         Err(error) => {
@@ -72,7 +76,11 @@ pub fn unavailable(name: &str) -> Option<String> {
     }
 }
 
-fn dispatch(arguments: &[String], output: &mut dyn Write) -> Result<(), BuiltinError> {
+fn dispatch(
+    arguments: &[String],
+    prober: &Prober,
+    output: &mut dyn Write,
+) -> Result<(), BuiltinError> {
     let Some((name, rest)) = arguments.split_first() else {
         return Err(BuiltinError::Usage(format!(
             "{SUBCOMMAND} NAME [ARGUMENT]; names: {}",
@@ -88,7 +96,8 @@ fn dispatch(arguments: &[String], output: &mut dyn Write) -> Result<(), BuiltinE
         ("gateway.info", []) => gateway::info(output),
         ("sys.uptime", []) => system::uptime(output),
         ("sys.kernel", []) => system::kernel(output),
-        ("sys.disks", []) => system::disks(output),
+        ("sys.disks", []) => system::disks(output, prober),
+        (disks::PROBER, []) => Ok(disks::serve_probe(io::stdin().lock(), output)?),
         ("sys.memory", []) => system::memory(output),
         ("sys.processes", []) => system::processes(output, 20),
         ("sys.processes", [count]) => match count.parse() {
@@ -117,7 +126,7 @@ mod tests {
     fn run_to_text(arguments: &[&str]) -> Result<String, BuiltinError> {
         let arguments: Vec<String> = arguments.iter().map(|&text| text.to_owned()).collect();
         let mut output = Vec::new();
-        dispatch(&arguments, &mut output)?;
+        dispatch(&arguments, &Prober::Myself, &mut output)?;
         Ok(String::from_utf8_lossy(&output).into_owned())
     }
 

@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 use viworks_runtime::config::{Problems, environment};
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files::FileError;
+use viworks_runtime::lifecycle::run_to_end;
 use viworks_runtime::{fault, logging, tls};
 
 use crate::config::{self, Config};
@@ -133,7 +134,7 @@ fn act(action: Action) -> anyhow::Result<ExitCode> {
             fault::configure(&environment())?;
             logging::init(config.log.format, &config.log.filter)?;
             tls::install_provider();
-            runtime()?.block_on(app::run(config, ready_file))
+            run_to_end(runtime()?, app::run(config, ready_file))
         }
         Action::CheckConfig { config } => {
             Config::load(&config, &environment())?;
@@ -149,7 +150,7 @@ fn act(action: Action) -> anyhow::Result<ExitCode> {
                 Some(socket) => socket,
                 None => Config::load(&config, &environment())?.gateway.socket,
             };
-            runtime()?.block_on(status::show(&socket, output))
+            run_to_end(runtime()?, status::show(&socket, output))
         }
         Action::Builtin { arguments } => {
             // Unreachable by way of `main`, which looks first; the same all the same.

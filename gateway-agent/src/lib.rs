@@ -12,6 +12,7 @@ pub mod engine;
 pub mod executor;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
+pub mod host;
 pub mod identity;
 pub mod journal;
 pub mod outbound;

@@ -1,5 +1,7 @@
 //! Arguments in, exit code out.
 
 fn main() -> std::process::ExitCode {
-    viworks_gateway_agent::cli::main(std::env::args().collect())
+    // An argument that is no text is an unknown one, not a reason to panic.
+    let arguments = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned());
+    viworks_gateway_agent::cli::main(arguments.collect())
 }

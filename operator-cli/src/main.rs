@@ -19,7 +19,7 @@ fn main() -> std::process::ExitCode {
             return ExitCode::Error.into();
         }
     };
-    match runtime.block_on(cli::execute(arguments)) {
+    match viworks_runtime::lifecycle::run_to_end(runtime, cli::execute(arguments)) {
         Ok(exit) => exit.into(),
         Err(failure) => {
             failure.print(json);

@@ -1,10 +1,11 @@
 //! The process shell: what both agents need before they have a purpose.
 //!
 //! Everything impure that is not about the product lives here, each in one place: the clock ([`clock`]), randomness
-//! ([`random`]), the environment and the configuration file ([`config`]), tasks and shutdown ([`lifecycle`]), TLS
-//! material ([`tls`]), the embedded database ([`sqlite`]), and what a process shows of itself ([`conditions`],
-//! [`logging`], [`metrics`], [`probe`], [`ready_file`], [`exit`]).
+//! ([`random`]), the environment and the configuration file ([`config`]), tasks and shutdown ([`lifecycle`]), calls that
+//! may hang ([`blocking`]), TLS material ([`tls`]), the embedded database ([`sqlite`]), and what a process shows of
+//! itself ([`conditions`], [`logging`], [`metrics`], [`probe`], [`ready_file`], [`exit`]).
 
+pub mod blocking;
 pub mod clock;
 pub mod conditions;
 pub mod config;

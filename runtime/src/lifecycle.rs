@@ -27,6 +27,17 @@ pub use task::Task;
 /// thread needs longer, and nothing can be done about that one.
 const ABORT_TIME: Duration = Duration::from_secs(2);
 
+/// How long calls that block a thread get once everything else has ended.
+const THREADS_TIME: Duration = Duration::from_millis(500);
+
+/// Runs `work` to its end on `runtime`, and then ends without waiting for threads that hang in the operating system: a
+/// process that said it has stopped is gone.
+pub fn run_to_end<F: Future>(runtime: tokio::runtime::Runtime, work: F) -> F::Output {
+    let output = runtime.block_on(work);
+    runtime.shutdown_timeout(THREADS_TIME);
+    output
+}
+
 /// The tasks of a process or of one part of it. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Lifecycle {

@@ -6,19 +6,27 @@ use std::net::{IpAddr, ToSocketAddrs};
 
 use sysinfo::Networks;
 
-use super::table::{self, Align, printable};
+use super::table::{self, Align};
 use super::{BuiltinError, failed};
+use crate::host;
+use crate::host::interfaces::Ranks;
 
 pub(super) fn interfaces(output: &mut dyn Write) -> Result<(), BuiltinError> {
     let networks = Networks::new_with_refreshed_list().map_err(failed("interfaces"))?;
-    let mut rows: Vec<Vec<String>> = networks
+    let ranks = Ranks::read();
+    let mut ordered: Vec<_> = networks
         .iter()
-        .map(|(name, data)| {
+        .map(|(name, data)| (ranks.of(name), name, data))
+        .collect();
+    ordered.sort_by_key(|(rank, name, _data)| (*rank, *name));
+    let rows: Vec<Vec<String>> = ordered
+        .into_iter()
+        .map(|(_rank, name, data)| {
             let mut addresses: Vec<String> =
                 data.ip_networks().iter().map(ToString::to_string).collect();
             addresses.sort();
             vec![
-                printable(&name.to_string_lossy()),
+                host::printable(name),
                 data.operational_state().to_string(),
                 data.mac_address().to_string(),
                 data.mtu().to_string(),
@@ -28,7 +36,6 @@ pub(super) fn interfaces(output: &mut dyn Write) -> Result<(), BuiltinError> {
             ]
         })
         .collect();
-    rows.sort();
     let columns = [
         ("INTERFACE", Align::Left),
         ("STATE", Align::Left),

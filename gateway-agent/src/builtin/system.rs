@@ -4,10 +4,13 @@ use std::io::Write;
 use std::time::Duration;
 
 use rustix::system::uname;
-use sysinfo::{Disks, ProcessRefreshKind, ProcessesToUpdate, System};
+use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
 
 use super::table::{self, Align, printable};
 use super::{BuiltinError, failed};
+use crate::host;
+use crate::host::disks::{Answer, Disks, Prober};
+use crate::host::mounts::{self, LeftOut};
 
 pub(super) fn uptime(output: &mut dyn Write) -> Result<(), BuiltinError> {
     let seconds = System::uptime().map_err(failed("uptime"))?;
@@ -36,24 +39,32 @@ pub(super) fn kernel(output: &mut dyn Write) -> Result<(), BuiltinError> {
     Ok(())
 }
 
-pub(super) fn disks(output: &mut dyn Write) -> Result<(), BuiltinError> {
-    let disks = Disks::new_with_refreshed_list().map_err(failed("disks"))?;
-    let mut rows: Vec<Vec<String>> = disks
-        .iter()
-        .map(|disk| {
-            let (total, free) = (disk.total_space(), disk.available_space());
-            vec![
-                printable(&disk.mount_point().to_string_lossy()),
-                printable(&disk.file_system().to_string_lossy()),
-                table::bytes(total),
-                table::bytes(total.saturating_sub(free)),
-                table::bytes(free),
-                percent(total.saturating_sub(free), total),
-            ]
+pub(super) fn disks(output: &mut dyn Write, prober: &Prober) -> Result<(), BuiltinError> {
+    let unreadable = |error| BuiltinError::Failed(format!("the mounts cannot be read: {error}"));
+    let chosen = mounts::read(usize::MAX).map_err(unreadable)?;
+    let answers = Disks::new(prober.clone())
+        .ask(&chosen)
+        .map_err(|error| BuiltinError::Failed(format!("the disks cannot be asked: {error}")))?;
+    let rows: Vec<Vec<String>> = answers
+        .into_iter()
+        .filter_map(|(mount, answer)| {
+            let none = || "-".to_owned();
+            let [size, used, free, share] = match answer {
+                Answer::Usage(usage) => [
+                    table::bytes(usage.total),
+                    table::bytes(usage.used),
+                    table::bytes(usage.available),
+                    usage.percent().map_or_else(none, |p| format!("{p}%")),
+                ],
+                Answer::Silent => ["no answer".to_owned(), none(), none(), none()],
+                Answer::Refused(reason) => [printable(&reason), none(), none(), none()],
+                // As df does.
+                Answer::Nothing => return None,
+            };
+            let point = host::printable(mount.point.as_os_str());
+            Some(vec![point, printable(&mount.kind), size, used, free, share])
         })
         .collect();
-    rows.sort();
-    rows.dedup();
     let columns = [
         ("MOUNT", Align::Left),
         ("TYPE", Align::Left),
@@ -62,7 +73,28 @@ pub(super) fn disks(output: &mut dyn Write) -> Result<(), BuiltinError> {
         ("FREE", Align::Right),
         ("USE", Align::Right),
     ];
-    Ok(table::write(output, &columns, &rows)?)
+    table::write(output, &columns, &rows)?;
+    if let Some(note) = not_shown(&chosen.left_out) {
+        writeln!(output, "{note}")?;
+    }
+    Ok(())
+}
+
+/// What the table leaves out, in one line.
+fn not_shown(left_out: &LeftOut) -> Option<String> {
+    let reasons = [
+        (left_out.same_device, "of a device that is listed"),
+        (left_out.covered, "covered by another mount"),
+        (left_out.images, "read-only images"),
+        (left_out.unreadable, "not understood"),
+        (left_out.beyond, "more"),
+    ];
+    let said: Vec<String> = reasons
+        .iter()
+        .filter(|(count, _reason)| *count > 0)
+        .map(|(count, reason)| format!("{count} {reason}"))
+        .collect();
+    (!said.is_empty()).then(|| format!("not shown: mounts: {}", said.join(", ")))
 }
 
 pub(super) fn memory(output: &mut dyn Write) -> Result<(), BuiltinError> {
@@ -105,7 +137,7 @@ pub(super) fn processes(output: &mut dyn Write, count: usize) -> Result<(), Buil
                 process.pid().to_string(),
                 table::bytes(process.memory()),
                 duration(Duration::from_secs(process.run_time())),
-                printable(&process.name().to_string_lossy()),
+                host::printable(process.name()),
             ]
         })
         .collect();
@@ -116,13 +148,6 @@ pub(super) fn processes(output: &mut dyn Write, count: usize) -> Result<(), Buil
         ("NAME", Align::Left),
     ];
     Ok(table::write(output, &columns, &rows)?)
-}
-
-fn percent(part: u64, whole: u64) -> String {
-    match (u128::from(part) * 100).checked_div(u128::from(whole)) {
-        Some(percent) => format!("{percent}%"),
-        None => "-".to_owned(),
-    }
 }
 
 fn duration(span: Duration) -> String {

@@ -162,3 +162,19 @@ async fn signals_stop_the_process_and_a_second_one_hurries_it() {
         .await;
     assert_eq!(outcome.aborted, BTreeMap::from([("hangs", 1)]));
 }
+
+#[test]
+fn a_thread_that_hangs_does_not_keep_the_process() {
+    let (release, hang) = std::sync::mpsc::channel::<()>();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .build()
+        .unwrap();
+    let answer = run_to_end(runtime, async move {
+        drop(tokio::task::spawn_blocking(move || hang.recv()));
+        42
+    });
+    // Without an end to the waiting this is never reached: what the thread waits for is still held here.
+    assert_eq!(answer, 42);
+    drop(release);
+}
