@@ -18,7 +18,7 @@ use viworks_runtime::metrics::Metrics;
 use viworks_runtime::probe::Readiness;
 use viworks_runtime::sqlite::Options;
 use viworks_runtime::tls::{self, TlsError};
-use viworks_runtime::{random, sqlite};
+use viworks_runtime::{logging, random, sqlite};
 
 use crate::agent::manager::Manager;
 use crate::agent::registry::Registry;
@@ -169,6 +169,12 @@ impl App {
         shared.start_jobs(config, lifecycle);
         shared.start_api(config, lifecycle, api, dispatcher);
         shared.start_drain(lifecycle);
+        let watch = logging::watch(
+            shared.conditions.clone(),
+            Arc::clone(&shared.clock) as Arc<dyn Clock>,
+            lifecycle.clone(),
+        );
+        drop(lifecycle.spawn("log", watch));
         Ok(Self {
             agents: addresses.0,
             api: addresses.1,
@@ -197,6 +203,7 @@ impl Shared {
         );
         let conditions = Conditions::new(Arc::<Timeline>::clone(&clock));
         metrics.register(|registry| registry.register_collector(conditions.collector()));
+        logging::register(&metrics);
         let counters = BackendMetrics::register(&metrics);
         let generation = u64::from_ne_bytes(random::bytes());
         Self {

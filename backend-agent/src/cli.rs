@@ -204,14 +204,15 @@ pub fn main() -> std::process::ExitCode {
         }
     };
     tls::install_provider();
-    let result = start(cli);
-    match result {
-        Ok(code) => code.into(),
+    let code = match start(cli) {
+        Ok(code) => code,
         Err(error) => {
-            say(&format!("error: {error:#}"));
-            exit_code(&error).into()
+            logging::say(&format!("error: {error:#}"));
+            exit_code(&error)
         }
-    }
+    };
+    logging::flush();
+    code.into()
 }
 
 fn start(cli: Cli) -> anyhow::Result<ExitCode> {
@@ -250,7 +251,8 @@ async fn run(command: Subcommands) -> anyhow::Result<ExitCode> {
 }
 
 async fn serve(config: &Config, ready_file: Option<&Path>) -> anyhow::Result<ExitCode> {
-    logging::init(config.log.format, &config.log.filter)?;
+    let log = &config.log;
+    logging::init(log.format, &log.filter, log.waiting_bytes_max)?;
     let mut signals = Signals::listen().context("failed to listen for signals")?;
     let mut hangups = Hangups::listen().context("failed to listen for SIGHUP")?;
     let lifecycle = Lifecycle::new();

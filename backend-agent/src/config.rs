@@ -172,6 +172,8 @@ pub struct LogConfig {
     pub format: Format,
     /// What is logged.
     pub filter: String,
+    /// Bytes of lines that may wait for whoever takes the log.
+    pub waiting_bytes_max: usize,
 }
 
 impl Config {
@@ -532,5 +534,14 @@ fn read_log(section: &mut Section<'_>) -> LogConfig {
             "use a level (error, warn, info, debug, trace) or target=level pairs",
         );
     }
-    LogConfig { format, filter }
+    LogConfig {
+        format,
+        filter,
+        waiting_bytes_max: section.integer(
+            "waiting_bytes_max",
+            logging::WAITING_BYTES_DEFAULT,
+            16_384..=67_108_864,
+            "Bytes of lines that may wait for whoever takes the log; those that find no room are dropped and counted, and nothing waits for them.",
+        ),
+    }
 }

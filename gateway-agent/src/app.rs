@@ -11,7 +11,7 @@ use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::conditions::Conditions;
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::lifecycle::{Hangups, Lifecycle, Signals, notify};
-use viworks_runtime::{ready_file, tls};
+use viworks_runtime::{logging, ready_file, tls};
 
 use crate::api::{self, AgentFacts};
 use crate::audit::Audit;
@@ -73,6 +73,8 @@ pub async fn run(config: Config, ready: Option<PathBuf>) -> anyhow::Result<ExitC
 async fn start(config: &Config, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, Spool)> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let conditions = Conditions::new(Arc::clone(&clock));
+    let watch = logging::watch(conditions.clone(), Arc::clone(&clock), lifecycle.clone());
+    drop(lifecycle.spawn("log", watch));
     let identity = Arc::new(Identity::load(config, &*clock)?);
     info!(agent_id = %identity.name.agent_id, agent_run_id = %identity.agent_run_id, "starting");
     let folder = &config.gateway.state_folder;

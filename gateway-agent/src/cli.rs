@@ -97,13 +97,15 @@ pub fn main(arguments: Vec<String>) -> std::process::ExitCode {
             };
         }
     };
-    match act(parsed.action) {
-        Ok(code) => code.into(),
+    let code = match act(parsed.action) {
+        Ok(code) => code,
         Err(error) => {
-            drop(writeln!(std::io::stderr(), "error: {error:#}"));
-            code_of(&error).into()
+            logging::say(&format!("error: {error:#}"));
+            code_of(&error)
         }
-    }
+    };
+    logging::flush();
+    code.into()
 }
 
 fn code_of(error: &anyhow::Error) -> ExitCode {
@@ -132,7 +134,8 @@ fn act(action: Action) -> anyhow::Result<ExitCode> {
             }
             let config = Config::load(&config, &variables)?;
             fault::configure(&environment())?;
-            logging::init(config.log.format, &config.log.filter)?;
+            let log = &config.log;
+            logging::init(log.format, &log.filter, log.waiting_bytes_max)?;
             tls::install_provider();
             run_to_end(runtime()?, app::run(config, ready_file))
         }

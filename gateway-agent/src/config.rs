@@ -145,6 +145,8 @@ pub struct LogConfig {
     pub format: Format,
     /// What is logged.
     pub filter: String,
+    /// Bytes of lines that may wait for whoever takes the log.
+    pub waiting_bytes_max: usize,
 }
 
 impl Config {
@@ -464,7 +466,16 @@ fn read_log(section: &mut Section<'_>) -> LogConfig {
             "for example: filter = \"info\"",
         );
     }
-    LogConfig { format, filter }
+    LogConfig {
+        format,
+        filter,
+        waiting_bytes_max: section.integer(
+            "waiting_bytes_max",
+            logging::WAITING_BYTES_DEFAULT,
+            16_384..=67_108_864,
+            "Bytes of lines that may wait for whoever takes the log; those that find no room are dropped and counted, and nothing waits for them.",
+        ),
+    }
 }
 
 /// The parts of a URL that was checked, or whatever there is of one that was refused.

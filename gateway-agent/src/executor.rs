@@ -101,7 +101,8 @@ pub struct Executor {
 /// The right to run one command. Taken before the deadline is checked, so that waiting cannot make a start late.
 pub struct Slot {
     executor: Executor,
-    _permit: OwnedSemaphorePermit,
+    /// Shared with a start that hangs in the operating system: it holds the slot for as long as it hangs.
+    permit: Arc<OwnedSemaphorePermit>,
 }
 
 impl Executor {
@@ -127,7 +128,7 @@ impl Executor {
             .expect("the semaphore is never closed");
         Slot {
             executor: self.clone(),
-            _permit: permit,
+            permit: Arc::new(permit),
         }
     }
 
@@ -137,7 +138,7 @@ impl Executor {
         let permit = Arc::clone(&self.slots).try_acquire_owned().ok()?;
         Some(Slot {
             executor: self.clone(),
-            _permit: permit,
+            permit: Arc::new(permit),
         })
     }
 
@@ -176,15 +177,10 @@ impl Slot {
             );
         }
         let started = (clock.now(), clock.wall());
-        let mut process = match Process::spawn(&launch) {
+        let launch = Arc::new(launch);
+        let mut process = match self.start(&launch).await {
             Ok(process) => process,
-            Err(error) => {
-                let program = launch.program.display();
-                return Outcome::without_run(
-                    OutcomeState::Failed,
-                    format!("{program} could not be started: {error}"),
-                );
-            }
+            Err(outcome) => return *outcome,
         };
         let kept = launch.output_bytes_max;
         let (stdout, stderr) = process.take_pipes();
@@ -201,6 +197,36 @@ impl Slot {
         let output = output::share(kept, stdout, stderr);
         let duration = clock.now().saturating_since(started.0);
         outcome(ending, exit, started.1, duration, output)
+    }
+
+    /// Starts the program, on a thread that may wait for the disk that it lies on.
+    async fn start(&self, launch: &Arc<Launch>) -> Result<Process, Box<Outcome>> {
+        let (wanted, permit) = (Arc::clone(launch), Arc::clone(&self.permit));
+        let starting = tokio::task::spawn_blocking(move || {
+            let started = Process::spawn(&wanted);
+            drop(permit);
+            started
+        });
+        let program = launch.program.display();
+        let failed = |state, reason: String| Box::new(Outcome::without_run(state, &reason));
+        // One that starts after all is killed at once, because nobody takes it.
+        match tokio::time::timeout(launch.timeout, starting).await {
+            Ok(Ok(Ok(process))) => Ok(process),
+            Ok(Ok(Err(error))) => Err(failed(
+                OutcomeState::Failed,
+                format!("{program} could not be started: {error}"),
+            )),
+            Ok(Err(error)) => Err(failed(
+                OutcomeState::Indeterminate,
+                format!("{program} may have been started: {error}"),
+            )),
+            Err(_elapsed) => Err(failed(
+                OutcomeState::Indeterminate,
+                format!(
+                    "{program} hangs in the operating system: its start did not end within its time limit"
+                ),
+            )),
+        }
     }
 
     /// Watches over the leader and drains the output until the leader is dead, though not yet reaped, and nobody

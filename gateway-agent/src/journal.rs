@@ -373,7 +373,10 @@ impl Journal {
                 () = lifecycle.stopping() => return,
                 () = sleep_until(&*clock, next) => {}
             }
-            self.reserve.restore();
+            let reserve = self.reserve.clone();
+            let looked = lifecycle.spawn_blocking("journal reserve", move || reserve.restore());
+            // One look at a time, however long the disk takes for it.
+            looked.await;
         }
     }
 
@@ -383,6 +386,14 @@ impl Journal {
     /// When the last checkpoint fails; what was journalled is safe all the same.
     pub async fn close(&self) -> Result<(), JournalError> {
         Ok(self.database.close().await?)
+    }
+
+    /// Gives the reserve up, on a thread that may wait for the disk; false if there was none to give.
+    async fn give_up_reserve(&self) -> bool {
+        let reserve = self.reserve.clone();
+        tokio::task::spawn_blocking(move || reserve.give_up())
+            .await
+            .unwrap_or(false)
     }
 
     /// Writes; when the disk is full, gives the reserve up and tries once more.
@@ -396,7 +407,7 @@ impl Journal {
     {
         let first = self.database.write(job.clone()).await;
         match first {
-            Err(JournalError::Database(sqlite::Error::Full(_))) if self.reserve.give_up() => {
+            Err(JournalError::Database(sqlite::Error::Full(_))) if self.give_up_reserve().await => {
                 self.database.write(job).await
             }
             other => other,

@@ -1,8 +1,21 @@
 //! What the process says to whoever reads its log.
+//!
+//! Whoever logs never waits for whoever reads: see [`queue`].
 
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::panic::PanicHookInfo;
 use std::str::FromStr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+use rustix::event::{PollFd, PollFlags, poll};
+use tokio::sync::watch;
 use tracing::Subscriber;
 use tracing_subscriber::fmt::{self, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
@@ -10,7 +23,32 @@ use tracing_subscriber::registry::Registry;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
+use crate::clock::{Clock, SystemClock, sleep_until};
+use crate::conditions::{Conditions, Severity};
+use crate::lifecycle::Lifecycle;
+use crate::metrics::Metrics;
+
 mod escape;
+mod queue;
+
+pub use queue::Flow;
+
+use queue::Queue;
+
+/// Bytes of lines that may wait when the configuration does not say.
+pub const WAITING_BYTES_DEFAULT: usize = 1024 * 1024;
+
+/// How long the end of the process waits for its last lines.
+const FLUSH_TIME: Duration = Duration::from_secs(1);
+
+/// How long the log must flow again before nothing is wrong with it.
+const CALM_TIME: Duration = Duration::from_secs(5);
+
+/// The name of the condition that lines are dropped.
+const CONDITION: &str = "log";
+
+/// The lines of this process, once [`init`] was called.
+static LINES: OnceLock<Queue> = OnceLock::new();
 
 /// How a line of the log looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -54,6 +92,12 @@ pub enum LoggingError {
     /// It was set up before.
     #[error("failed to set up logging")]
     Twice(#[source] tracing_subscriber::util::TryInitError),
+    /// The standard error output cannot be used.
+    #[error("failed to open the log")]
+    Output(#[source] io::Error),
+    /// There is no thread that writes.
+    #[error("failed to start the thread that writes the log")]
+    Thread(#[source] io::Error),
 }
 
 /// Checks a filter such as `info,viworks_gateway_agent::outbound=debug`.
@@ -65,15 +109,182 @@ pub fn check_filter(filter: &str) -> Result<(), LoggingError> {
     parse_filter(filter).map(drop)
 }
 
-/// Sends the events of this process that pass `filter` to the standard error output, from now on.
+/// Sends the events of this process that pass `filter` to the standard error output, from now on; a panic is one of them.
+/// Nobody who logs waits for that output: `waiting_bytes_max` bytes of lines may wait. Call [`flush`] at the end.
 ///
 /// # Errors
 ///
 /// When the filter has no meaning, or logging was set up before.
-pub fn init(format: Format, filter: &str) -> Result<(), LoggingError> {
-    subscriber(format, filter, io::stderr)?
+pub fn init(format: Format, filter: &str, waiting_bytes_max: usize) -> Result<(), LoggingError> {
+    let lines = LINES.get_or_init(|| Queue::new(waiting_bytes_max));
+    subscriber(format, filter, move || Pusher(lines))?
         .try_init()
-        .map_err(LoggingError::Twice)
+        .map_err(LoggingError::Twice)?;
+    // Not the handle of the standard library: its lock would make everybody wait who says a last word there.
+    let output = io::stderr()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(LoggingError::Output)?;
+    std::thread::Builder::new()
+        .name("log".to_owned())
+        .spawn(move || {
+            let output = Patient(File::from(output));
+            lines.drain(output, |missing| missing_lines(format, missing));
+        })
+        .map_err(LoggingError::Thread)?;
+    std::panic::set_hook(Box::new(panicked));
+    Ok(())
+}
+
+/// Waits a moment for the last lines to be written. What nobody takes is given up: a process that was told to end, ends.
+pub fn flush() {
+    if let Some(lines) = LINES.get() {
+        // What could not be written has no other place to go.
+        let _written: bool = lines.flush(FLUSH_TIME);
+    }
+}
+
+/// Says a line as it stands: in the log when there is one, otherwise to the standard error output.
+pub fn say(line: &str) {
+    let text = format!("{line}\n");
+    match LINES.get() {
+        Some(lines) => lines.push(text.as_bytes()),
+        // Nobody is left to tell that nobody could be told.
+        None => drop(io::stderr().write_all(text.as_bytes())),
+    }
+}
+
+/// Whether the log flows; none before [`init`].
+#[must_use]
+pub fn flow() -> Option<watch::Receiver<Flow>> {
+    LINES.get().map(Queue::flow)
+}
+
+/// Says in `conditions`, until the process stops, whether lines of the log are being dropped.
+pub async fn watch(conditions: Conditions, clock: Arc<dyn Clock>, lifecycle: Lifecycle) {
+    if let Some(flow) = flow() {
+        tokio::select! {
+            biased;
+            () = lifecycle.stopping() => {}
+            () = tell(flow, conditions, clock) => {}
+        }
+    }
+}
+
+async fn tell(mut flow: watch::Receiver<Flow>, conditions: Conditions, clock: Arc<dyn Clock>) {
+    while becomes(&mut flow, true).await {
+        conditions.raise(
+            CONDITION,
+            Severity::Warn,
+            "nobody takes the lines of the log: those that find no room are dropped and counted",
+            "see that whatever reads the standard error output of this process works and has room",
+        );
+        // Until it has flowed for a while: a reader that is merely slow is one condition, not hundreds.
+        loop {
+            if !becomes(&mut flow, false).await {
+                return;
+            }
+            let calm = clock.now().saturating_add(CALM_TIME);
+            tokio::select! {
+                () = sleep_until(&*clock, calm) => break,
+                _stuck = becomes(&mut flow, true) => {}
+            }
+        }
+        conditions.clear(CONDITION);
+    }
+}
+
+/// Waits until the log is stuck or not; false when nobody can tell any more.
+async fn becomes(flow: &mut watch::Receiver<Flow>, stuck: bool) -> bool {
+    flow.wait_for(|flow| flow.stuck == stuck).await.is_ok()
+}
+
+/// Shows in `metrics` how many lines were dropped.
+pub fn register(metrics: &Metrics) {
+    metrics.register(|registry| registry.register_collector(Box::new(Dropped)));
+}
+
+#[derive(Debug)]
+struct Dropped;
+
+impl Collector for Dropped {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let lines = flow().map_or(0, |flow| flow.borrow().dropped);
+        let dropped = ConstCounter::new(lines);
+        dropped.encode(encoder.encode_descriptor(
+            "viworks_log_lines_dropped",
+            "Lines of the log that were dropped because nobody took them",
+            None,
+            dropped.metric_type(),
+        )?)
+    }
+}
+
+/// The line that stands where others are missing. It does not depend on the filter.
+fn missing_lines(format: Format, lines: u64) -> String {
+    let at = SystemClock.wall();
+    let message = "lines dropped: nobody took the log";
+    let mut text = match format {
+        Format::Human => format!("{at}  WARN viworks_runtime::logging: {lines} {message}"),
+        Format::Json => serde_json::json!({
+            "timestamp": at,
+            "level": "WARN",
+            "message": format!("{lines} {message}"),
+            "lines": lines,
+            "target": "viworks_runtime::logging",
+        })
+        .to_string(),
+    };
+    text.push('\n');
+    text
+}
+
+/// A panic is an event like others. The hook of the standard library would write it itself, and wait.
+fn panicked(info: &PanicHookInfo<'_>) {
+    let message = info.payload_as_str().unwrap_or("no message");
+    let place = info.location().map(ToString::to_string);
+    let thread = std::thread::current();
+    let thread = thread.name().unwrap_or("without a name");
+    let backtrace = Backtrace::capture();
+    if backtrace.status() == BacktraceStatus::Captured {
+        tracing::error!(thread, place, %backtrace, "panicked: {message}");
+    } else {
+        tracing::error!(thread, place, "panicked: {message}");
+    }
+}
+
+/// Writes each event into the queue, in one piece.
+struct Pusher(&'static Queue);
+
+impl Write for Pusher {
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        self.0.push(event);
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// An output whose other holder may have made it one that does not block.
+struct Patient(File);
+
+impl Write for Patient {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match self.0.write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    poll(&mut [PollFd::new(&self.0, PollFlags::OUT)], None)?;
+                }
+                written => return written,
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// What [`init`] installs, for any writer.

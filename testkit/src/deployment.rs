@@ -32,6 +32,8 @@ pub struct Start {
     pub environment: Vec<(String, String)>,
     /// The size of the state folder's own disk in MiB; see [`small_disk`].
     pub disk: Option<u32>,
+    /// Its standard error output is a pipe that is held open and not read.
+    pub unread: bool,
 }
 
 impl Start {
@@ -47,6 +49,21 @@ impl Start {
     pub const fn on_disk_of(mut self, mebibytes: u32) -> Self {
         self.disk = Some(mebibytes);
         self
+    }
+
+    /// Writes its log to a pipe that is held open and not read.
+    #[must_use]
+    pub const fn with_an_unread_log(mut self) -> Self {
+        self.unread = true;
+        self
+    }
+
+    fn process(&self, command: &mut Command, log: &Path) -> std::io::Result<Process> {
+        if self.unread {
+            Process::start_unread(command, log)
+        } else {
+            Process::start(command, log)
+        }
     }
 
     fn command(&self, program: &Path, state: &Path) -> Command {
@@ -154,7 +171,7 @@ impl Deployment {
     ///
     /// # Panics
     /// When it does not come up.
-    pub async fn start_backend(&mut self, start: Start) {
+    pub async fn start_backend(&mut self, mut start: Start) {
         let ready = self.path().join("backend-ready.json");
         drop(std::fs::remove_file(&ready));
         // After the first start the ports stay, so that gateways find it again.
@@ -174,8 +191,9 @@ impl Deployment {
             ])
             .env("VIWORKS__API__LISTEN", api)
             .env("VIWORKS__AGENTS__LISTEN", agents)
-            .envs(start.environment);
-        let mut process = Process::start(&mut command, &self.path().join("backend.log"))
+            .envs(std::mem::take(&mut start.environment));
+        let mut process = start
+            .process(&mut command, &self.path().join("backend.log"))
             .expect("the backend starts");
         let addresses: Value = eventually("the backend is ready", PATIENCE, async || {
             if let Some(status) = process.ended() {
@@ -236,7 +254,7 @@ impl Deployment {
     /// # Panics
     /// When it cannot be started.
     #[must_use]
-    pub fn start_gateway(&self, folder: &Path, start: Start) -> Process {
+    pub fn start_gateway(&self, folder: &Path, mut start: Start) -> Process {
         let mut command = start.command(&self.binaries.gateway(), &folder.join("state"));
         command
             .args(["run", "--config", text(&folder.join("gateway.toml"))])
@@ -244,8 +262,10 @@ impl Deployment {
                 "VIWORKS__OUTBOUND__URL",
                 format!("wss://{}/agent/v1/connect", self.agents_address()),
             )
-            .envs(start.environment);
-        Process::start(&mut command, &folder.join("gateway.log")).expect("the gateway agent starts")
+            .envs(std::mem::take(&mut start.environment));
+        start
+            .process(&mut command, &folder.join("gateway.log"))
+            .expect("the gateway agent starts")
     }
 
     /// Sends a request to the API and returns status and body.

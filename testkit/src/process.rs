@@ -1,7 +1,7 @@
 //! Child processes of a test: logged, waited for by condition, and always ended.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, PipeReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep};
 pub struct Process {
     child: Child,
     log: PathBuf,
+    unread: Option<PipeReader>,
 }
 
 impl Process {
@@ -31,7 +32,34 @@ impl Process {
         Ok(Self {
             child,
             log: log.to_owned(),
+            unread: None,
         })
+    }
+
+    /// Starts `command` with its standard error output in a pipe that is held open and not read, and the rest in `log`.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn start_unread(command: &mut Command, log: &Path) -> io::Result<Self> {
+        let (reader, writer) = io::pipe()?;
+        let file = File::options().create(true).append(true).open(log)?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(file)
+            .stderr(writer)
+            .spawn()?;
+        // The command keeps its end of the pipe, which would then never be at its end.
+        command.stderr(Stdio::null());
+        Ok(Self {
+            child,
+            log: log.to_owned(),
+            unread: Some(reader),
+        })
+    }
+
+    /// The end of the pipe that nobody has read so far.
+    pub const fn take_unread(&mut self) -> Option<PipeReader> {
+        self.unread.take()
     }
 
     /// Its number.

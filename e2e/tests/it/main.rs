@@ -13,3 +13,4 @@ mod reload;
 mod soak;
 mod state;
 mod stop;
+mod unread_log;

@@ -234,7 +234,7 @@ impl Connection<'_> {
         match event {
             AgentEvent::Challenged { server_time } => self.hello(server_time).await,
             AgentEvent::Welcomed(welcome) => self.welcomed(welcome).await,
-            AgentEvent::Established => self.established(),
+            AgentEvent::Established => self.established().await,
             AgentEvent::HeartbeatDue => self.heartbeat(),
             AgentEvent::RoundTrip { rtt, server_time } => {
                 let skew = self.skew(server_time);
@@ -350,7 +350,7 @@ impl Connection<'_> {
         self.session.confirm(self.parts.clock.now());
     }
 
-    fn established(&mut self) {
+    async fn established(&mut self) {
         let (Some(welcome), Some(messages)) = (self.welcome.take(), self.sender.take()) else {
             return;
         };
@@ -368,7 +368,7 @@ impl Connection<'_> {
             messages,
             low_water: welcome.low_water,
         });
-        self.settle_pins(welcome.pins);
+        self.settle_pins(welcome.pins).await;
         if !welcome.catalogue_known {
             self.announce_catalogue();
         }
@@ -382,9 +382,9 @@ impl Connection<'_> {
         self.control(AgentMessage::Catalogue(catalogue));
     }
 
-    fn settle_pins(&mut self, offered: Option<PinSet>) {
+    async fn settle_pins(&mut self, offered: Option<PinSet>) {
         let pins = &self.parts.pins;
-        match pins.proved(self.dialled_with, &self.pin) {
+        match pins.proved(self.dialled_with, &self.pin).await {
             Ok(true) => info!(
                 version = self.dialled_with,
                 "the new pin set has proved itself"
@@ -394,7 +394,7 @@ impl Connection<'_> {
         }
         if let Some(offered) = offered {
             let version = offered.version;
-            match pins.adopt(offered, &self.pin) {
+            match pins.adopt(offered, &self.pin).await {
                 Ok(()) => info!(version, "took over the backend's pin set"),
                 Err(error) => warn!(%error, version, "the backend's pin set was not taken over"),
             }

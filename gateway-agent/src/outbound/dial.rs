@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +12,8 @@ use rustls::RootCertStore;
 use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -34,6 +35,9 @@ const SUBPROTOCOL: &str = "viworks.agent.v1";
 
 /// Bytes that may wait in the kernel: more would put a command behind a backlog of telemetry.
 const NOTSENT_LOWAT_BYTES: u32 = 16 * 1024;
+
+/// Names that are looked up at once.
+const LOOKUPS_MAX: usize = 4;
 
 /// How long an address has before the next one is tried beside it (RFC 8305).
 const HEAD_START: Duration = Duration::from_millis(250);
@@ -155,11 +159,10 @@ pub async fn connect(host: &str, port: u16, times: &Timeouts) -> Result<TcpStrea
         host: host.to_owned(),
         reason,
     };
-    let addresses: Vec<SocketAddr> = timeout(times.resolve, lookup_host((host, port)))
+    let addresses = timeout(times.resolve, resolve(host, port))
         .await
         .map_err(|_elapsed| late(Step::Resolve, times.resolve))?
-        .map_err(|error| failed(error.to_string()))?
-        .collect();
+        .map_err(|error| failed(error.to_string()))?;
     let mut addresses = alternate(addresses).into_iter();
     let mut attempts = FuturesUnordered::new();
     let mut last = failed("it has no address".to_owned());
@@ -182,6 +185,26 @@ pub async fn connect(host: &str, port: u16, times: &Timeouts) -> Result<TcpStrea
         reason: error.to_string(),
     })?;
     Ok(stream)
+}
+
+/// The addresses of a name. The system's resolver cannot be interrupted: one that hangs keeps its thread, so only a few
+/// are asked at once, however often somebody dials.
+async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    static LOOKUPS: Semaphore = Semaphore::const_new(LOOKUPS_MAX);
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(address, port)]);
+    }
+    let slot = LOOKUPS.acquire().await.map_err(io::Error::other)?;
+    let host = host.to_owned();
+    tokio::task::spawn_blocking(move || {
+        let found = (host.as_str(), port)
+            .to_socket_addrs()
+            .map(Iterator::collect);
+        drop(slot);
+        found
+    })
+    .await
+    .map_err(io::Error::other)?
 }
 
 /// What is asked for in the upgrade, and the socket that the connection becomes.

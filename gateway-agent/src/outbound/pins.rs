@@ -24,6 +24,9 @@ pub enum PinsError {
     /// It cannot be kept.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The thread that writes it failed.
+    #[error("the pin set was not written")]
+    Thread(#[source] tokio::task::JoinError),
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -41,6 +44,8 @@ struct Kept {
 pub struct Pins {
     path: PathBuf,
     kept: Mutex<Kept>,
+    /// One change at a time; held while the file is written, which readers do not wait for.
+    changing: tokio::sync::Mutex<()>,
 }
 
 /// What one attempt to connect may accept.
@@ -78,6 +83,7 @@ impl Pins {
         Self {
             path,
             kept: Mutex::new(kept),
+            changing: tokio::sync::Mutex::new(()),
         }
     }
 
@@ -104,21 +110,20 @@ impl Pins {
     /// # Errors
     ///
     /// When a rule speaks against it or it cannot be kept; nothing changes then.
-    pub fn adopt(&self, offered: PinSet, live: &SpkiPin) -> Result<(), PinsError> {
-        let mut kept = self.lock();
+    pub async fn adopt(&self, offered: PinSet, live: &SpkiPin) -> Result<(), PinsError> {
+        let _turn = self.changing.lock().await;
+        let kept = self.lock().clone();
         kept.set
             .accepts(&offered, live)
             .map_err(PinsError::Refused)?;
         // One that never proved itself is not what a gateway falls back to.
-        let proved = kept.previous.clone().unwrap_or_else(|| kept.set.clone());
-        let next = Kept {
-            configured: kept.configured.clone(),
+        let proved = kept.previous.unwrap_or(kept.set);
+        self.keep(Kept {
+            configured: kept.configured,
             set: offered,
             previous: Some(proved),
-        };
-        self.keep(&next)?;
-        *kept = next;
-        Ok(())
+        })
+        .await
     }
 
     /// Notes that a session was confirmed whose server had the key `live` and which was dialled with `version`: the set
@@ -127,24 +132,29 @@ impl Pins {
     /// # Errors
     ///
     /// When that cannot be kept; the older set then stays acceptable.
-    pub fn proved(&self, version: u64, live: &SpkiPin) -> Result<bool, PinsError> {
-        let mut kept = self.lock();
+    pub async fn proved(&self, version: u64, live: &SpkiPin) -> Result<bool, PinsError> {
+        let _turn = self.changing.lock().await;
+        let kept = self.lock().clone();
         let proves = kept.set.version == version && kept.set.contains(live);
         if kept.previous.is_none() || !proves {
             return Ok(false);
         }
-        let next = Kept {
+        self.keep(Kept {
             previous: None,
-            ..kept.clone()
-        };
-        self.keep(&next)?;
-        *kept = next;
+            ..kept
+        })
+        .await?;
         Ok(true)
     }
 
-    fn keep(&self, kept: &Kept) -> Result<(), PinsError> {
-        let json = serde_json::to_vec(kept).map_err(PinsError::Encode)?;
-        Ok(files::write_atomic(&self.path, &json)?)
+    /// Writes the sets to the file, on a thread that may wait for the disk, and then takes them on.
+    async fn keep(&self, kept: Kept) -> Result<(), PinsError> {
+        let json = serde_json::to_vec(&kept).map_err(PinsError::Encode)?;
+        let path = self.path.clone();
+        let written = tokio::task::spawn_blocking(move || files::write_atomic(&path, &json));
+        written.await.map_err(PinsError::Thread)??;
+        *self.lock() = kept;
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
@@ -171,12 +181,13 @@ mod tests {
         }
     }
 
-    #[test]
-    fn an_adopted_set_is_durable_and_the_older_one_serves_until_it_has_proved_itself() {
+    #[tokio::test]
+    async fn an_adopted_set_is_durable_and_the_older_one_serves_until_it_has_proved_itself() {
         let folder = tempfile::tempdir().unwrap();
         let configured = pins(&[1, 2]);
         Pins::open(folder.path(), configured.clone())
             .adopt(set(7, &[2, 3]), &pin(2))
+            .await
             .unwrap();
         let opened = Pins::open(folder.path(), configured.clone());
         assert_eq!(opened.current(), set(7, &[2, 3]));
@@ -186,17 +197,17 @@ mod tests {
         };
         assert_eq!(opened.accepted(), both);
         // The session on which it came was dialled before; one on the older key proves nothing either.
-        assert!(!opened.proved(0, &pin(2)).unwrap());
-        assert!(!opened.proved(7, &pin(1)).unwrap());
+        assert!(!opened.proved(0, &pin(2)).await.unwrap());
+        assert!(!opened.proved(7, &pin(1)).await.unwrap());
         assert_eq!(opened.accepted(), both);
-        assert!(opened.proved(7, &pin(3)).unwrap());
-        assert!(!opened.proved(7, &pin(3)).unwrap());
+        assert!(opened.proved(7, &pin(3)).await.unwrap());
+        assert!(!opened.proved(7, &pin(3)).await.unwrap());
         let opened = Pins::open(folder.path(), configured);
         assert_eq!(opened.accepted().pins, pins(&[2, 3]));
     }
 
-    #[test]
-    fn what_breaks_a_rule_changes_nothing() {
+    #[tokio::test]
+    async fn what_breaks_a_rule_changes_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let opened = Pins::open(folder.path(), pins(&[1, 2]));
         for (offered, rule) in [
@@ -205,7 +216,7 @@ mod tests {
             (set(1, &[1]), PinSetRefusal::TooFew),
             (set(1, &[2, 3]), PinSetRefusal::LiveKeyMissing),
         ] {
-            match opened.adopt(offered, &pin(1)) {
+            match opened.adopt(offered, &pin(1)).await {
                 Err(PinsError::Refused(refused)) => assert_eq!(refused, rule),
                 other => panic!("not refused: {other:?}"),
             }
@@ -214,20 +225,20 @@ mod tests {
         assert!(!folder.path().join("pins.json").exists());
     }
 
-    #[test]
-    fn a_set_that_never_proved_itself_is_no_fallback() {
+    #[tokio::test]
+    async fn a_set_that_never_proved_itself_is_no_fallback() {
         let folder = tempfile::tempdir().unwrap();
         let opened = Pins::open(folder.path(), pins(&[1, 2]));
-        opened.adopt(set(1, &[2, 3]), &pin(2)).unwrap();
-        opened.adopt(set(2, &[2, 4]), &pin(2)).unwrap();
+        opened.adopt(set(1, &[2, 3]), &pin(2)).await.unwrap();
+        opened.adopt(set(2, &[2, 4]), &pin(2)).await.unwrap();
         assert_eq!(opened.accepted().pins, pins(&[1, 2, 4]));
     }
 
-    #[test]
-    fn a_configured_set_that_changed_is_the_one_in_force() {
+    #[tokio::test]
+    async fn a_configured_set_that_changed_is_the_one_in_force() {
         let folder = tempfile::tempdir().unwrap();
         let opened = Pins::open(folder.path(), pins(&[1, 2]));
-        opened.adopt(set(1, &[2, 3]), &pin(2)).unwrap();
+        opened.adopt(set(1, &[2, 3]), &pin(2)).await.unwrap();
         let opened = Pins::open(folder.path(), pins(&[8, 9]));
         assert_eq!(opened.current(), set(0, &[8, 9]));
     }

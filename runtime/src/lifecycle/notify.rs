@@ -1,18 +1,34 @@
 //! Tells the service manager how the process is; does nothing where there is none.
+//!
+//! The manager's socket takes a few notices and then makes the sender wait, so a thread of its own sends them.
+
+use std::sync::OnceLock;
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use sd_notify::NotifyState;
 use tracing::warn;
 
 use super::{Lifecycle, Task};
 
+/// Notices that may wait for a manager that takes none; more are dropped, and the watchdog's next one says the same.
+const NOTICES_MAX: usize = 16;
+
+#[derive(Debug)]
+enum Notice {
+    Ready,
+    Stopping,
+    Status(String),
+    Watchdog,
+}
+
 /// Starting is over.
 pub fn ready() {
-    send(&[NotifyState::Ready]);
+    send(Notice::Ready);
 }
 
 /// Shutdown has begun.
 pub fn stopping() {
-    send(&[NotifyState::Stopping]);
+    send(Notice::Stopping);
 }
 
 /// One line for `systemctl status`.
@@ -22,7 +38,7 @@ pub fn status(text: &str) {
         .chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect();
-    send(&[NotifyState::Status(&line)]);
+    send(Notice::Status(line));
 }
 
 /// Feeds the watchdog of the service manager until shutdown, if it has one.
@@ -36,15 +52,46 @@ pub fn spawn_watchdog(lifecycle: &Lifecycle) -> Option<Task<()>> {
         let mut ticks = tokio::time::interval(interval.max(std::time::Duration::from_millis(1)));
         loop {
             tokio::select! {
-                _ = ticks.tick() => send(&[NotifyState::Watchdog]),
+                _ = ticks.tick() => send(Notice::Watchdog),
                 () = aborting.stopping() => return,
             }
         }
     }))
 }
 
-fn send(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        warn!(%error, "failed to notify the service manager");
+fn send(notice: Notice) {
+    static NOTICES: OnceLock<Option<SyncSender<Notice>>> = OnceLock::new();
+    let Some(notices) = NOTICES.get_or_init(start) else {
+        return;
+    };
+    if let Err(error) = notices.try_send(notice) {
+        warn!(%error, "the service manager takes no notices");
+    }
+}
+
+/// The thread that sends, for as long as the process lives.
+fn start() -> Option<SyncSender<Notice>> {
+    let (notices, waiting) = sync_channel::<Notice>(NOTICES_MAX);
+    let started = std::thread::Builder::new()
+        .name("notify".to_owned())
+        .spawn(move || {
+            for notice in waiting {
+                let state = match &notice {
+                    Notice::Ready => NotifyState::Ready,
+                    Notice::Stopping => NotifyState::Stopping,
+                    Notice::Status(line) => NotifyState::Status(line),
+                    Notice::Watchdog => NotifyState::Watchdog,
+                };
+                if let Err(error) = sd_notify::notify(&[state]) {
+                    warn!(%error, "failed to notify the service manager");
+                }
+            }
+        });
+    match started {
+        Ok(_thread) => Some(notices),
+        Err(error) => {
+            warn!(%error, "there is no thread to notify the service manager");
+            None
+        }
     }
 }

@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
 use viworks_common::api::{Health, ProblemCode};
-use viworks_runtime::metrics;
+use viworks_runtime::metrics::CONTENT_TYPE as OPENMETRICS;
 
 use crate::api::Shared;
 use crate::api::extract::{NoParams, Params};
@@ -61,10 +61,14 @@ pub(in crate::api) async fn metrics(
     State(state): Api,
     _params: Params<NoParams>,
 ) -> ApiResult<Response> {
-    let text = state.metrics.encode().map_err(|_fault| {
-        ApiError::new(ProblemCode::Internal, "the metrics could not be written")
-    })?;
-    Ok(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
+    // It reads `/proc`, and writes out every series there is.
+    let metrics = state.metrics.clone();
+    let text = tokio::task::spawn_blocking(move || metrics.encode())
+        .await
+        .ok()
+        .and_then(Result::ok)
+        .ok_or_else(|| ApiError::new(ProblemCode::Internal, "the metrics could not be written"))?;
+    Ok(([(CONTENT_TYPE, OPENMETRICS)], text).into_response())
 }
 
 /// The backend's health, part by part.
