@@ -150,6 +150,8 @@ pub struct TelemetryConfig {
     pub rows_max: usize,
     /// Batches waiting to be committed.
     pub batches_waiting_max: usize,
+    /// Bytes of batches that wait.
+    pub waiting_bytes_max: usize,
 }
 
 /// How often the reconcilers run.
@@ -492,15 +494,21 @@ fn read_telemetry(section: &mut Section<'_>) -> TelemetryConfig {
         ),
         rows_max: section.integer(
             "rows_max",
-            20_000,
-            limits::BATCH_RECORDS_MAX..=200_000,
-            "Records in one transaction.",
+            1_000,
+            100..=200_000,
+            "Records in one transaction; fewer while commands come in.",
         ),
         batches_waiting_max: section.integer(
             "batches_waiting_max",
             4_096,
             1..=100_000,
-            "Batches waiting to be committed; beyond, sessions stop reading telemetry.",
+            "Batches waiting to be committed; beyond, sessions stop handing in telemetry.",
+        ),
+        waiting_bytes_max: section.integer(
+            "waiting_bytes_max",
+            64 * 1024 * 1024,
+            1024 * 1024..=1024 * 1024 * 1024,
+            "Bytes of batches of all sessions that wait, as they travelled; beyond, sessions with more than one batch waiting are not read.",
         ),
     }
 }

@@ -13,6 +13,7 @@
 pub mod model;
 pub mod sqlite;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -370,11 +371,13 @@ pub trait Store: Send + Sync {
 
     // Telemetry.
 
+    /// Whether writes come in that people wait for, so that telemetry should take little room.
+    fn is_busy(&self) -> bool;
     /// Stores batches of many gateways together with the positions they reach; one answer for each, in their order.
     async fn commit_telemetry(
         &self,
         tenant: &Tenant,
-        writes: Vec<TelemetryWrite>,
+        writes: Arc<[TelemetryWrite]>,
         now: Timestamp,
     ) -> StoreResult<Vec<TelemetryOutcome>>;
     /// How far the spool epochs of a gateway are committed.

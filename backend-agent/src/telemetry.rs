@@ -1,3 +1,4 @@
-//! Telemetry on its way into the store.
+//! Telemetry from all sessions into the store.
 
+mod line;
 pub mod processor;

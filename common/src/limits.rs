@@ -37,8 +37,16 @@ pub const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 pub const FRAME_BYTES_MAX: usize = 256 * 1024;
 /// Bytes of a message before CONFIRM, when nobody has proved anything.
 pub const OPENING_MESSAGE_BYTES_MAX: usize = 16 * 1024;
-/// Bytes of a body after decompression.
+/// Bytes of a body after decompression, whatever its kind; each kind of the agent has a narrower bound of its own.
 pub const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes of a TELEMETRY or OUTPUT body after decompression.
+pub const BULK_BODY_BYTES_MAX: usize = 32 * 1024;
+/// Bytes of a `COMMAND_RESULT` body after decompression.
+pub const RESULT_BODY_BYTES_MAX: usize = 256 * 1024;
+/// Bytes of a CATALOGUE body after decompression.
+pub const CATALOGUE_BODY_BYTES_MAX: usize = 1024 * 1024;
+/// Bytes of any other body from an agent after decompression: these say little.
+pub const SMALL_BODY_BYTES_MAX: usize = 16 * 1024;
 /// Bytes of one TELEMETRY or OUTPUT message, so that a command never waits behind a backlog.
 pub const BULK_MESSAGE_BYTES_MAX: usize = 16 * 1024;
 /// Bytes of a WebSocket read buffer; libraries default to 128 KiB for each connection.
@@ -153,7 +161,12 @@ const _: () = {
     assert!(OPENING_MESSAGE_BYTES_MAX <= FRAME_BYTES_MAX);
     assert!(BULK_MESSAGE_BYTES_MAX <= OPENING_MESSAGE_BYTES_MAX);
     // A result carries both retained streams as base64 with their framing.
-    assert!(RETAINED_OUTPUT_BYTES_MAX * 4 / 3 + 64 * 1024 <= MESSAGE_BYTES_MAX);
+    assert!(RETAINED_OUTPUT_BYTES_MAX * 4 / 3 + 64 * 1024 <= RESULT_BODY_BYTES_MAX);
+    assert!(RESULT_BODY_BYTES_MAX <= MESSAGE_BYTES_MAX && MESSAGE_BYTES_MAX <= BODY_BYTES_MAX);
+    assert!(CATALOGUE_BODY_BYTES_MAX <= BODY_BYTES_MAX);
+    // Whatever travels without compression is within the bounds of its kind.
+    assert!(BULK_MESSAGE_BYTES_MAX <= BULK_BODY_BYTES_MAX);
+    assert!(DETAIL_BYTES_MAX * 6 + 1_024 <= SMALL_BODY_BYTES_MAX);
     // Every unreported id (a UUID with its JSON quotes) fits into HELLO beside the rest.
     assert!(
         COMMANDS_UNREPORTED_MAX * 39

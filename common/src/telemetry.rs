@@ -9,6 +9,12 @@ use crate::id::{AgentRunId, FieldName, StreamName};
 use crate::limits;
 use crate::time::Timestamp;
 
+mod packed;
+mod rows;
+
+pub use packed::PackedBatch;
+pub use rows::BatchRows;
+
 /// One value of a record. Numbers are finite by construction.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
@@ -332,67 +338,11 @@ impl TryFrom<BatchColumns> for Batch {
     type Error = MalformedBatch;
 
     fn try_from(columns: BatchColumns) -> Result<Self, MalformedBatch> {
-        let count = columns.stream.len();
-        if count > limits::BATCH_RECORDS_MAX || columns.observed_at.len() != count {
-            return Err(MalformedBatch("the columns differ in length"));
-        }
-        if columns.fields.values().any(|column| column.len() != count) {
-            return Err(MalformedBatch("the columns differ in length"));
-        }
-        let mut records = Vec::with_capacity(count);
-        let mut observed_at = 0_i64;
-        for (position, delta) in columns.stream.iter().zip(&columns.observed_at) {
-            let stream = usize::try_from(*position)
-                .ok()
-                .and_then(|at| columns.streams.get(at));
-            let stream = stream
-                .ok_or(MalformedBatch("a stream index points nowhere"))?
-                .clone();
-            observed_at = observed_at.wrapping_add(*delta);
-            records.push(Record {
-                stream,
-                observed_at: Timestamp::from_unix_micros(observed_at),
-                fields: BTreeMap::new(),
-            });
-        }
-        for (name, column) in columns.fields {
-            for (record, value) in records.iter_mut().zip(column) {
-                if let Some(value) = value {
-                    record.fields.insert(name.clone(), value);
-                }
-            }
-        }
-        let records = number(records, columns.from_seq, &columns.gaps)?;
-        let batch = Self {
-            spool_epoch: columns.spool_epoch,
-            from_seq: columns.from_seq,
-            to_seq: columns.to_seq,
-            gaps: columns.gaps,
-            records,
-        };
-        batch.check_contiguous()?;
-        Ok(batch)
+        let mut rows = BatchRows::try_from(columns)?;
+        rows.next_part(usize::MAX, usize::MAX)
+            .map(|(batch, _bytes)| batch)
+            .ok_or(MalformedBatch("the covered range is empty"))
     }
-}
-
-/// Gives records their sequence numbers: consecutive from `from_seq`, jumping over the gaps.
-fn number(
-    records: Vec<Record>,
-    from_seq: u64,
-    gaps: &[Gap],
-) -> Result<Vec<(u64, Record)>, MalformedBatch> {
-    let overflow = MalformedBatch("the sequence numbers overflow");
-    let mut next = from_seq;
-    let mut gaps = gaps.iter().peekable();
-    let mut numbered = Vec::with_capacity(records.len());
-    for record in records {
-        while let Some(gap) = gaps.next_if(|gap| gap.from_seq == next) {
-            next = gap.to_seq.checked_add(1).ok_or_else(|| overflow.clone())?;
-        }
-        numbered.push((next, record));
-        next = next.checked_add(1).ok_or_else(|| overflow.clone())?;
-    }
-    Ok(numbered)
 }
 
 #[cfg(test)]
@@ -462,6 +412,53 @@ mod tests {
             let json = serde_json::to_vec(&BatchColumns::from(original.clone())).unwrap();
             let columns: BatchColumns = serde_json::from_slice(&json).unwrap();
             prop_assert_eq!(Batch::try_from(columns).unwrap(), original);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_batch_that_is_read_in_parts_is_the_same_batch(
+            from_seq in 1_u64..1_000,
+            layout in prop::collection::vec(any::<bool>(), 1..60),
+            records in 1_usize..9,
+            bytes in 1_usize..2_000,
+        ) {
+            let whole = batch(from_seq, &layout);
+            prop_assume!(whole.gaps.len() <= limits::BATCH_GAPS_MAX);
+            let mut rows = BatchRows::try_from(BatchColumns::from(whole.clone())).unwrap();
+            let (mut gaps, mut read, mut next) = (Vec::new(), Vec::new(), from_seq);
+            while let Some((part, _bytes)) = rows.next_part(records, bytes) {
+                prop_assert!(part.records.len() <= records);
+                part.check_contiguous().unwrap();
+                prop_assert_eq!(part.from_seq, next);
+                next = part.to_seq + 1;
+                gaps.extend(part.gaps);
+                read.extend(part.records);
+            }
+            prop_assert!(rows.is_done());
+            prop_assert_eq!(next, whole.to_seq + 1);
+            prop_assert_eq!((gaps, read), (whole.gaps, whole.records));
+        }
+    }
+
+    #[test]
+    fn columns_that_do_not_cover_their_range_are_malformed() {
+        let sound = BatchColumns::from(batch(1, &[true, false, true]));
+        let broken: [fn(&mut BatchColumns); 8] = [
+            |it| it.to_seq = 4,
+            |it| it.to_seq = u64::MAX,
+            |it| it.from_seq = 0,
+            |it| it.gaps[0].to_seq = 1,
+            |it| it.gaps[0].to_seq = u64::MAX,
+            |it| it.gaps[0].from_seq = u64::MAX,
+            |it| it.stream[0] = 7,
+            |it| it.observed_at.truncate(1),
+        ];
+        Batch::try_from(sound.clone()).unwrap();
+        for change in broken {
+            let mut columns = sound.clone();
+            change(&mut columns);
+            assert!(Batch::try_from(columns.clone()).is_err(), "{columns:?}");
         }
     }
 

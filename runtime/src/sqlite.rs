@@ -20,6 +20,7 @@ use crate::lifecycle::Lifecycle;
 mod error;
 mod gathering;
 mod job;
+mod pace;
 mod readers;
 mod schema;
 mod together;
@@ -36,6 +37,9 @@ use job::{Job, TypedJob};
 use readers::Readers;
 use together::TogetherJob;
 use writer::{Message, Writer};
+
+/// Bulk writes that wait; further ones wait outside.
+const BULK_JOBS_MAX: usize = 4;
 
 /// How long [`Database::close`] waits for the jobs that were queued before it.
 const CLOSE_TIME: Duration = Duration::from_secs(30);
@@ -119,6 +123,8 @@ impl Options {
 #[derive(Debug, Clone)]
 pub struct Database {
     messages: mpsc::Sender<Message>,
+    /// Writes that take long and that nobody sits and waits for.
+    bulk: mpsc::Sender<Box<dyn Job>>,
     reads: mpsc::Sender<Box<dyn Job>>,
     /// Held by whoever carries out reads of those that are gathered.
     turn: Arc<Mutex<()>>,
@@ -149,9 +155,11 @@ impl Database {
         let counters = Arc::new(Counters::default());
         // A life of its own: the writer must outlive every task that may still write during a shutdown.
         let writer = Lifecycle::new();
+        let (bulk, bulk_queue) = mpsc::channel(BULK_JOBS_MAX);
         let task = Writer::new(
             connection,
             queue,
+            bulk_queue,
             options.batch_jobs_max,
             Arc::clone(&counters),
         );
@@ -167,6 +175,7 @@ impl Database {
         drop(writer.spawn("sqlite reader", task.run(writer.clone())));
         Ok(Self {
             messages,
+            bulk,
             reads,
             turn,
             readers,
@@ -223,6 +232,30 @@ impl Database {
         let (reply, answer) = oneshot::channel();
         let job: Box<dyn Job> = Box::new(TypedJob::new(job, reply));
         self.send(Message::Job(job)).await?;
+        answer
+            .await
+            .unwrap_or_else(|_gone| Err(Error::Closed.into()))
+    }
+
+    /// Like [`Self::write`], for what takes long and nobody sits and waits for. It gets a transaction of its own when no
+    /// other write waits, and while others come in it rests between two of them.
+    ///
+    /// # Errors
+    ///
+    /// The job's own, or why the transaction could not be made or committed.
+    pub async fn write_bulk<T, E, F>(&self, job: F) -> Result<T, E>
+    where
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, E>>
+            + Clone
+            + Send
+            + 'static,
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        let job: Box<dyn Job> = Box::new(TypedJob::new(job, reply));
+        let sent = self.bulk.send(job).await;
+        sent.map_err(|_returned| Error::Closed)?;
         answer
             .await
             .unwrap_or_else(|_gone| Err(Error::Closed.into()))

@@ -21,8 +21,9 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::{WebSocketStream, client_async};
 use uuid::Uuid;
 use viworks_common::id::{AgentId, AgentRunId, BootId, InstallId, Tenant};
-use viworks_common::key::{AgentKey, Binding, BindingMode, Identity, Secret};
+use viworks_common::key::{AgentKey, Binding, BindingMode, Identity, Schedule, Secret};
 use viworks_common::session::{AgentEvent, AgentSession, AgentSessionConfig};
+use viworks_common::wire::envelope::{HEADER_BYTES, NONCE_BYTES, Packed, SESSION_ID_BYTES, seal};
 use viworks_common::wire::message::Hello;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::{random, tls};
@@ -100,8 +101,20 @@ pub struct Rogue {
     /// Its own address, by which the backend's log names it.
     pub address: SocketAddr,
     token: String,
+    schedule: Schedule,
+    challenge: Vec<u8>,
     /// Every message it sent.
     pub sent: Vec<Vec<u8>>,
+}
+
+/// An enrolled gateway with an established session that sends whatever it likes, with good tags.
+pub struct Hostile {
+    socket: WebSocketStream<TlsStream<TcpStream>>,
+    session: AgentSession,
+    key: Secret,
+    next: u64,
+    /// What the next session of this gateway has to present.
+    pub ratchet: (u64, String),
 }
 
 /// The first bytes of plain HTTP, without TLS.
@@ -200,26 +213,39 @@ impl Rogue {
         .await
         .map_err(|refused| anyhow!("not upgraded: {refused:?}"))?;
         let value = tls::exporter(socket.get_ref().get_ref().1)?;
+        let binding = Binding {
+            mode: BindingMode::Exporter,
+            value,
+        };
         let config = AgentSessionConfig {
             identity: material.identity.clone(),
             key: AgentKey::new(material.agent_key.clone()),
             key_generation: 1,
-            binding: Binding {
-                mode: BindingMode::Exporter,
-                value,
-            },
+            binding: binding.clone(),
             version_floor: 1,
             opening_timeout: PATIENCE,
         };
+        let mut socket = socket;
+        let challenge = read(&mut socket).await.context("no challenge")?;
+        let nonce = HEADER_BYTES + SESSION_ID_BYTES;
+        let nonce = challenge
+            .get(nonce..)
+            .and_then(|rest| rest.first_chunk::<NONCE_BYTES>())
+            .context("a challenge has a nonce")?;
+        let key = AgentKey::new(material.agent_key.clone());
+        let schedule = Schedule::new(nonce, &key, material.identity.clone(), &binding);
         let mut rogue = Self {
             socket,
             session: AgentSession::new(config, SystemClock.now()),
             address,
             token: material.token.clone(),
+            schedule,
+            challenge,
             sent: Vec::new(),
         };
-        let challenge = rogue.read().await.context("no challenge")?;
-        rogue.session.handle_frame(&challenge, SystemClock.now());
+        rogue
+            .session
+            .handle_frame(&rogue.challenge, SystemClock.now());
         anyhow::ensure!(matches!(
             rogue.session.poll_event(),
             Some(AgentEvent::Challenged { .. })
@@ -229,13 +255,49 @@ impl Rogue {
 
     /// Says HELLO as a process of the gateway would.
     pub async fn hello(&mut self) {
+        self.hello_again((0, self.token.clone())).await;
+    }
+
+    /// Opens a session, with the epoch and token of the one before.
+    ///
+    /// # Errors
+    /// When the backend does not welcome it.
+    pub async fn establish(mut self, ratchet: Option<(u64, String)>) -> anyhow::Result<Hostile> {
+        let ratchet = ratchet.unwrap_or_else(|| (0, self.token.clone()));
+        self.hello_again(ratchet).await;
+        let hello = self.sent.last().context("HELLO was sent")?;
+        let key = self
+            .schedule
+            .session_keys(&self.challenge, hello)
+            .agent_to_backend;
+        let answer = read(&mut self.socket).await.context("no answer to HELLO")?;
+        self.session.handle_frame(&answer, SystemClock.now());
+        let ratchet = match self.session.poll_event() {
+            Some(AgentEvent::Welcomed(welcome)) => (welcome.epoch, welcome.token),
+            other => return Err(anyhow!("not welcomed: {other:?}")),
+        };
+        self.session.confirm(SystemClock.now());
+        while let Some(bytes) = self.session.poll_transmit(SystemClock.now()) {
+            self.socket.send(Message::binary(bytes)).await?;
+        }
+        Ok(Hostile {
+            socket: self.socket,
+            session: self.session,
+            key,
+            // Behind HELLO and CONFIRM.
+            next: 3,
+            ratchet,
+        })
+    }
+
+    async fn hello_again(&mut self, (epoch, token): (u64, String)) {
         let run = random::uuid_v4();
         let hello = Hello {
             install_id: InstallId::from_uuid(run),
             boot_id: BootId::from_uuid(run),
             agent_run_id: AgentRunId::from_uuid(run),
-            epoch: 0,
-            token: self.token.clone(),
+            epoch,
+            token,
             agent_version: "rogue".to_owned(),
             version: 1,
             capabilities: Vec::new(),
@@ -261,22 +323,57 @@ impl Rogue {
     }
 
     /// How it ends, whatever comes before that.
-    pub async fn end(mut self) -> Refused {
+    pub async fn end(self) -> Refused {
+        end(self.socket).await
+    }
+}
+
+impl Hostile {
+    /// Sends a body of any kind; `false` when the other end has hung up or does not read.
+    pub async fn send(&mut self, kind: u8, body: &Packed) -> bool {
+        let sealed = seal(kind, 0, self.next, body, &self.key);
+        self.next += 1;
+        let sent = timeout(PATIENCE, self.socket.send(Message::binary(sealed))).await;
+        matches!(sent, Ok(Ok(())))
+    }
+
+    /// Reads until `wanted` says yes to an event; `None` when the session ends before.
+    pub async fn read_until<T>(
+        &mut self,
+        mut wanted: impl FnMut(&AgentEvent) -> Option<T>,
+    ) -> Option<T> {
         loop {
-            match timeout(PATIENCE, self.socket.next()).await {
-                Ok(Some(Ok(Message::Close(Some(frame))))) => {
-                    return Refused::Closed(frame.code.into());
+            while let Some(event) = self.session.poll_event() {
+                if let Some(found) = wanted(&event) {
+                    return Some(found);
                 }
-                Ok(Some(Ok(_))) => {}
-                Ok(Some(Err(_)) | None) | Err(_) => return Refused::Cut,
             }
+            let bytes = read(&mut self.socket).await?;
+            self.session.handle_frame(&bytes, SystemClock.now());
         }
     }
 
-    async fn read(&mut self) -> Option<Vec<u8>> {
-        match timeout(PATIENCE, self.socket.next()).await.ok()?? {
-            Ok(Message::Binary(bytes)) => Some(bytes.to_vec()),
-            Ok(_) | Err(_) => None,
+    /// How it ends, whatever comes before that.
+    pub async fn end(self) -> Refused {
+        end(self.socket).await
+    }
+}
+
+async fn read(socket: &mut WebSocketStream<TlsStream<TcpStream>>) -> Option<Vec<u8>> {
+    match timeout(PATIENCE, socket.next()).await.ok()?? {
+        Ok(Message::Binary(bytes)) => Some(bytes.to_vec()),
+        Ok(_) | Err(_) => None,
+    }
+}
+
+async fn end(mut socket: WebSocketStream<TlsStream<TcpStream>>) -> Refused {
+    loop {
+        match timeout(PATIENCE, socket.next()).await {
+            Ok(Some(Ok(Message::Close(Some(frame))))) => {
+                return Refused::Closed(frame.code.into());
+            }
+            Ok(Some(Ok(_))) => {}
+            Ok(Some(Err(_)) | None) | Err(_) => return Refused::Cut,
         }
     }
 }

@@ -24,6 +24,7 @@ mod telemetry;
 mod timeline;
 mod upkeep;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -570,13 +571,21 @@ impl Store for SqliteStore {
         read!(self, runs::counts, tenant)
     }
 
+    fn is_busy(&self) -> bool {
+        self.database.counters().is_busy()
+    }
+
     async fn commit_telemetry(
         &self,
         tenant: &Tenant,
-        writes: Vec<TelemetryWrite>,
+        writes: Arc<[TelemetryWrite]>,
         now: Timestamp,
     ) -> StoreResult<Vec<TelemetryOutcome>> {
-        let outcomes = write!(self, telemetry::commit, [tenant, writes], (now))?;
+        let tenant = tenant.clone();
+        let stored = self.database.write_bulk(move |connection| {
+            Box::pin(async move { telemetry::commit(connection, &tenant, &writes, now).await })
+        });
+        let outcomes = stored.await?;
         fault::point("store.telemetry.after_commit");
         Ok(outcomes)
     }

@@ -156,7 +156,14 @@ impl Connection {
                 None => std::future::pending().await,
             }
         };
-        let received = poll_fn(|context| socket.poll_step(context, session, clock.now()));
+        let reads = live.as_ref().is_none_or(|live| !live.stream.is_full());
+        let received = poll_fn(|context| {
+            if reads {
+                socket.poll_step(context, session, clock.now())
+            } else {
+                socket.poll_write(context, session, clock.now())
+            }
+        });
         let Some(live) = live else {
             return tokio::select! {
                 biased;
@@ -200,6 +207,10 @@ impl Connection {
                         "sending made no progress",
                         now,
                     );
+                }
+                if self.live.as_ref().is_some_and(|live| live.stream.is_full()) {
+                    // Its silence is ours: nothing is read until there is room again.
+                    self.session.heard(now);
                 }
                 self.session.handle_timeout(now);
                 self.offer_again(now).await;
@@ -284,7 +295,7 @@ impl Connection {
             BackendEvent::Confirmed { epoch } => self.on_confirmed(epoch).await,
             BackendEvent::Heartbeat(heartbeat) => self.on_heartbeat(&heartbeat),
             BackendEvent::ProbeAnswered { id } => self.on_probe_answered(id),
-            BackendEvent::Telemetry(columns) => self.on_batch(columns),
+            BackendEvent::Telemetry(batch) => self.on_batch(batch),
             BackendEvent::Accepted(accepted) => self.on_accepted(accepted).await,
             BackendEvent::Rejected(rejected) => self.on_rejected(rejected).await,
             BackendEvent::Started(started) => self.on_started(started),
@@ -367,7 +378,7 @@ impl Connection {
             started: VecDeque::new(),
             again_at: None,
             runs: commands::Runs::default(),
-            stream: Stream::default(),
+            stream: Stream::new(&holder),
             output_received: 0,
             probes: BTreeMap::new(),
             probe_id: 0,

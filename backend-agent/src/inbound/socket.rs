@@ -110,6 +110,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AgentSocket<S> {
         }
     }
 
+    /// Only moves what there is to say towards the network.
+    pub fn poll_write(
+        &mut self,
+        context: &mut Context<'_>,
+        outgoing: &mut impl Outgoing,
+        now: Monotonic,
+    ) -> Poll<Received> {
+        if self.poll_send(context, outgoing, now).is_err() {
+            return Poll::Ready(Received::Lost);
+        }
+        Poll::Pending
+    }
+
     fn poll_send(
         &mut self,
         context: &mut Context<'_>,

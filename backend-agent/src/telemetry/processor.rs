@@ -1,39 +1,84 @@
-//! Coalesces the batches of many gateways into one transaction every few milliseconds, and answers what is committed.
+//! Stores the batches of many gateways in short transactions, gateway after gateway, and answers what is committed.
 //!
-//! Bounded: when the store is slow or away, batches wait in a channel of fixed size, sessions stop handing in more,
-//! nothing is acknowledged, and the gateways' credit stops them. Commands do not pass through here.
+//! Bounded: batches wait as they travelled, within a budget of bytes for the whole process and a share of each session.
+//! When the store is slow or away, sessions stop handing in more, nothing is acknowledged, and the gateways' credit stops
+//! them. Commands do not pass through here, and while they come in, telemetry leaves the writer to them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tracing::{debug, warn};
-use viworks_common::id::Tenant;
+use viworks_common::id::{AgentId, Tenant};
+use viworks_common::telemetry::PackedBatch;
 use viworks_runtime::clock::Clock;
 use viworks_runtime::fault;
 use viworks_runtime::lifecycle::Lifecycle;
 
+use super::line::{Composed, Line, Room, Waiting};
 use crate::config::TelemetryConfig;
-use crate::data::{Store, TelemetryOutcome, TelemetryWrite};
+use crate::data::{Store, TelemetryCommit, TelemetryOutcome};
 use crate::metrics::BackendMetrics;
 
 /// The first and the longest wait for a store that is away.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
+/// What is stored together while others write.
+const ROOM_BUSY: Room = Room {
+    records: 256,
+    bytes: 64 * 1024,
+};
+
+/// Bytes that are stored together otherwise.
+const BYTES_IDLE: usize = 512 * 1024;
+
+/// Batches that are taken out of the channel before they are stored.
+const LINE_BATCHES_MAX: usize = 1_024;
+
+/// What became of a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// All of it is stored, refused or in a gap.
+    Committed(TelemetryCommit),
+    /// The session's epoch is no longer the current one.
+    Fenced,
+    /// It is no batch; nothing more of it was stored.
+    Malformed(String),
+}
+
 /// Where sessions hand in their batches. Clones share it.
 #[derive(Clone)]
 pub struct TelemetryProcessor {
-    waiting: mpsc::Sender<Waiting>,
+    waiting: mpsc::Sender<Waiting<Note>>,
+    budget: Arc<Semaphore>,
 }
 
 /// A place in the line, taken before a batch is handed in, so that the order of a session's batches is kept.
 pub struct Place {
-    permit: mpsc::OwnedPermit<Waiting>,
+    permit: mpsc::OwnedPermit<Waiting<Note>>,
 }
 
-struct Waiting {
-    write: TelemetryWrite,
-    answer: oneshot::Sender<TelemetryOutcome>,
+/// A batch to be stored.
+#[derive(Debug)]
+pub struct HandedIn {
+    /// The gateway.
+    pub agent_id: AgentId,
+    /// The epoch of the session it came over.
+    pub epoch: u64,
+    /// The batch.
+    pub batch: PackedBatch,
+    /// Its share of the budget, given back when the batch is dealt with; none for the first batch of a session.
+    pub share: Option<OwnedSemaphorePermit>,
+}
+
+/// What is remembered of a batch until it is dealt with.
+#[derive(Debug)]
+struct Note {
+    answer: oneshot::Sender<Answer>,
+    /// What its parts came to so far.
+    so_far: Option<TelemetryCommit>,
+    _share: Option<OwnedSemaphorePermit>,
 }
 
 struct Worker {
@@ -43,6 +88,7 @@ struct Worker {
     metrics: BackendMetrics,
     config: TelemetryConfig,
     lifecycle: Lifecycle,
+    line: Line<Note>,
 }
 
 impl TelemetryProcessor {
@@ -64,9 +110,13 @@ impl TelemetryProcessor {
             metrics,
             config,
             lifecycle: lifecycle.clone(),
+            line: Line::new(),
         };
         drop(lifecycle.spawn_critical("telemetry", worker.run(received)));
-        Self { waiting }
+        Self {
+            waiting,
+            budget: Arc::new(Semaphore::new(config.waiting_bytes_max)),
+        }
     }
 
     /// Waits for a place. `None` when the backend is stopping.
@@ -74,74 +124,125 @@ impl TelemetryProcessor {
         let permit = self.waiting.reserve_owned().await.ok()?;
         Some(Place { permit })
     }
+
+    /// A share of what may wait in this process, when there is room for it now.
+    #[must_use]
+    pub fn try_share(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let budget = Arc::clone(&self.budget);
+        budget.try_acquire_many_owned(bytes).ok()
+    }
+
+    /// Waits for a share, in turn. `None` when the backend is stopping.
+    pub async fn share(self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        self.budget.acquire_many_owned(bytes).await.ok()
+    }
 }
 
 impl Place {
     /// Hands in a batch; the answer comes when it is committed, and never when the backend stops before that.
     #[must_use]
-    pub fn hand_in(self, write: TelemetryWrite) -> oneshot::Receiver<TelemetryOutcome> {
+    pub fn hand_in(self, handed_in: HandedIn) -> oneshot::Receiver<Answer> {
         let (answer, outcome) = oneshot::channel();
-        drop(self.permit.send(Waiting { write, answer }));
+        drop(self.permit.send(Waiting {
+            agent_id: handed_in.agent_id,
+            epoch: handed_in.epoch,
+            batch: handed_in.batch,
+            note: Note {
+                answer,
+                so_far: None,
+                _share: handed_in.share,
+            },
+        }));
         outcome
     }
 }
 
 impl Worker {
-    async fn run(self, mut received: mpsc::Receiver<Waiting>) {
+    async fn run(mut self, mut received: mpsc::Receiver<Waiting<Note>>) {
         loop {
-            let first = tokio::select! {
-                biased;
-                first = received.recv() => first,
-                () = self.lifecycle.stopping() => received.try_recv().ok(),
+            if self.line.len() == 0 {
+                let first = tokio::select! {
+                    biased;
+                    first = received.recv() => first,
+                    () = self.lifecycle.stopping() => received.try_recv().ok(),
+                };
+                let Some(first) = first else { return };
+                self.collect(first, &mut received).await;
+            }
+            while self.line.len() < LINE_BATCHES_MAX
+                && let Ok(next) = received.try_recv()
+            {
+                self.line.push(next);
+            }
+            let room = if self.store.is_busy() {
+                ROOM_BUSY
+            } else {
+                Room {
+                    records: self.config.rows_max,
+                    bytes: BYTES_IDLE,
+                }
             };
-            let Some(first) = first else { return };
-            let batch = self.collect(first, &mut received).await;
-            if !self.commit(batch).await {
+            let composed = self.line.compose(room);
+            if !self.commit(composed).await {
                 return;
             }
         }
     }
 
-    /// Everything that comes within the time of coalescing, up to the bound of rows.
+    /// Everything that comes within the time of coalescing, up to what is stored together.
     async fn collect(
-        &self,
-        first: Waiting,
-        received: &mut mpsc::Receiver<Waiting>,
-    ) -> Vec<Waiting> {
-        let mut rows = first.write.batch.records.len();
-        let mut batch = vec![first];
+        &mut self,
+        first: Waiting<Note>,
+        received: &mut mpsc::Receiver<Waiting<Note>>,
+    ) {
+        let mut bytes = first.batch.body_bytes();
+        self.line.push(first);
         let pause = tokio::time::sleep(self.config.coalesce);
         tokio::pin!(pause);
-        while rows < self.config.rows_max {
+        while bytes < BYTES_IDLE {
             let next = tokio::select! {
                 biased;
                 next = received.recv() => next,
                 () = &mut pause => None,
             };
             let Some(next) = next else { break };
-            rows = rows.saturating_add(next.write.batch.records.len());
-            batch.push(next);
+            bytes = bytes.saturating_add(next.batch.body_bytes());
+            self.line.push(next);
         }
-        batch
     }
 
     /// Commits, however long that takes. `false` when the backend stops before it worked.
-    async fn commit(&self, batch: Vec<Waiting>) -> bool {
-        let (writes, answers): (Vec<_>, Vec<_>) = batch
-            .into_iter()
-            .map(|waiting| (waiting.write, waiting.answer))
-            .unzip();
+    async fn commit(&mut self, composed: Composed<Note>) -> bool {
+        let Composed {
+            writes,
+            numbers,
+            ending,
+            malformed,
+        } = composed;
+        for (note, reason) in malformed {
+            tell(note, Answer::Malformed(reason));
+        }
+        if writes.is_empty() {
+            return true;
+        }
+        let of: Vec<_> = writes
+            .iter()
+            .map(|write| write.agent_id)
+            .zip(numbers)
+            .collect();
+        let writes: Arc<[_]> = writes.into();
         let mut pause = RETRY.0;
         loop {
             let now = self.clock.wall();
-            match self
+            let stored = self
                 .store
-                .commit_telemetry(&self.tenant, writes.clone(), now)
-                .await
-            {
+                .commit_telemetry(&self.tenant, Arc::clone(&writes), now);
+            match stored.await {
                 Ok(outcomes) => {
                     fault::point("telemetry.committed.before_acknowledgement");
-                    self.answer(answers, outcomes);
+                    self.settle(of, outcomes, ending);
                     return true;
                 }
                 Err(error) => {
@@ -159,18 +260,38 @@ impl Worker {
         }
     }
 
-    fn answer(
-        &self,
-        answers: Vec<oneshot::Sender<TelemetryOutcome>>,
+    /// Adds up the parts of each batch, and answers those that end.
+    fn settle(
+        &mut self,
+        of: Vec<(AgentId, u64)>,
         outcomes: Vec<TelemetryOutcome>,
+        mut ending: BTreeMap<u64, Note>,
     ) {
         let mut rows = 0;
-        for (answer, outcome) in answers.into_iter().zip(outcomes) {
-            if let TelemetryOutcome::Committed(commit) = &outcome {
-                rows += commit.stored;
+        for ((agent_id, number), outcome) in of.into_iter().zip(outcomes) {
+            match outcome {
+                TelemetryOutcome::Committed(commit) => {
+                    rows += commit.stored;
+                    let note = ending
+                        .get_mut(&number)
+                        .or_else(|| self.line.note(agent_id, number));
+                    if let Some(note) = note {
+                        note.add(commit);
+                    }
+                }
+                TelemetryOutcome::Fenced => {
+                    self.give_up(agent_id, number, &mut ending, || Answer::Fenced);
+                }
+                TelemetryOutcome::Malformed(malformed) => {
+                    self.give_up(agent_id, number, &mut ending, || {
+                        Answer::Malformed(malformed.to_string())
+                    });
+                }
             }
-            if answer.send(outcome).is_err() {
-                debug!("the session of a committed batch has ended; its gateway will ask again");
+        }
+        for mut note in ending.into_values() {
+            if let Some(commit) = note.so_far.take() {
+                tell(note, Answer::Committed(commit));
             }
         }
         self.metrics.telemetry_rows.inc_by(rows);
@@ -179,5 +300,43 @@ impl Worker {
             reason = "far fewer rows than a double can count"
         )]
         self.metrics.telemetry_commit_rows.observe(rows as f64);
+    }
+
+    /// Nothing more of a batch will be stored; it is answered once.
+    fn give_up(
+        &mut self,
+        agent_id: AgentId,
+        number: u64,
+        ending: &mut BTreeMap<u64, Note>,
+        answer: impl FnOnce() -> Answer,
+    ) {
+        let note = ending
+            .remove(&number)
+            .or_else(|| self.line.give_up(agent_id, number));
+        if let Some(note) = note {
+            tell(note, answer());
+        }
+    }
+}
+
+impl Note {
+    fn add(&mut self, part: TelemetryCommit) {
+        let Some(sum) = &mut self.so_far else {
+            self.so_far = Some(part);
+            return;
+        };
+        sum.position = part.position;
+        sum.stored += part.stored;
+        sum.missing += part.missing;
+        sum.rolled_back |= part.rolled_back;
+        for (reason, records) in part.refused {
+            *sum.refused.entry(reason).or_default() += records;
+        }
+    }
+}
+
+fn tell(note: Note, answer: Answer) {
+    if note.answer.send(answer).is_err() {
+        debug!("the session of a batch has ended; its gateway will ask again");
     }
 }

@@ -4,7 +4,7 @@ use crate::key::Secret;
 use crate::limits;
 use crate::wire::envelope::{
     EnvelopeError, FLAG_ZSTD, HEADER_BYTES, KIND_HELLO, Packed, Phase, Sealed, TAG_BYTES, VERSION,
-    seal,
+    body_bytes_max, seal,
 };
 
 const KEY: Secret = Secret::from_bytes([0x2a; 32]);
@@ -67,13 +67,15 @@ fn as_signed_part(data: &[u8], phase: Phase) {
         Ok(opened) => {
             assert!(header_is_good);
             assert_eq!(opened.kind(), kind);
-            assert!(opened.body().len() <= limits::BODY_BYTES_MAX);
+            assert!(opened.body().len() <= body_bytes_max(kind));
             if flags == 0 {
                 assert_eq!(opened.body(), &data[HEADER_BYTES..]);
             }
         }
         Err(error) => assert!(
-            !header_is_good || flags == FLAG_ZSTD,
+            !header_is_good
+                || flags == FLAG_ZSTD
+                || data.len() - HEADER_BYTES > body_bytes_max(kind),
             "a good message was refused: {error}"
         ),
     }
@@ -101,8 +103,10 @@ fn as_body(data: &[u8]) {
             assert!(message.len() > limits::MESSAGE_BYTES_MAX);
             continue;
         };
+        assert_eq!(body.body_bytes(), data.len());
         match sealed.open(&KEY, 7) {
             Ok(opened) => assert_eq!(opened.body(), data),
+            Err(EnvelopeError::BodyTooLarge { limit, .. }) => assert!(data.len() > limit),
             Err(error) => panic!("what was sealed does not open: {error}"),
         }
     }

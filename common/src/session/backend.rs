@@ -18,10 +18,13 @@ use crate::code::CloseCode;
 use crate::id::CommandId;
 use crate::key::{Schedule, SessionKeys};
 use crate::limits;
+use crate::telemetry::PackedBatch;
 use crate::time::Monotonic;
-use crate::wire::envelope::{self, EnvelopeError, NONCE_BYTES, Packed, Phase, Sealed, VERSION};
+use crate::wire::envelope::{
+    self, EnvelopeError, KIND_TELEMETRY, NONCE_BYTES, Packed, Phase, Sealed, VERSION, Verified,
+};
 use crate::wire::message::{
-    AgentMessage, BackendMessage, Challenge, Hello, Probe, Refuse, Welcome,
+    AgentMessage, BackendMessage, Challenge, Hello, Priority, Probe, Refuse, Welcome,
 };
 
 /// HELLO was verified.
@@ -136,17 +139,25 @@ impl BackendSession {
                 self.fail(CloseCode::BadEnvelope, "a message before WELCOME was sent");
             }
             State::AwaitConfirm(Opening { link, .. }) | State::Confirming(Opening { link, .. }) => {
-                let opened = link.open(bytes, phase).map(|o| decode(&o));
-                self.dispatch(opened, bytes.len(), now);
+                let decoded = link.verify(bytes, phase).and_then(decode);
+                self.dispatch(decoded, bytes.len(), now);
             }
             State::Established(live) => {
-                let opened = live.link.open(bytes, phase).map(|o| decode(&o));
-                if opened.is_ok() {
+                let decoded = live.link.verify(bytes, phase).and_then(decode);
+                if decoded.is_ok() {
                     let silence = now.saturating_add(live.terms.silence);
                     self.timers.set(Timer::Silence, silence);
                 }
-                self.dispatch(opened, bytes.len(), now);
+                self.dispatch(decoded, bytes.len(), now);
             }
+        }
+    }
+
+    /// Counts this moment as a sign of life: the driver itself is not reading.
+    pub fn heard(&mut self, now: Monotonic) {
+        if let State::Established(live) = &self.state {
+            self.timers
+                .set(Timer::Silence, now.saturating_add(live.terms.silence));
         }
     }
 
@@ -415,10 +426,17 @@ impl BackendSession {
         Ok((deciding, version, event))
     }
 
-    fn dispatch(&mut self, opened: Result<Decoded, EnvelopeError>, bytes: usize, now: Monotonic) {
-        let message = match opened {
-            Ok(Ok(message)) => message,
-            Ok(Err(reason)) => return self.fail(CloseCode::BadEnvelope, &reason),
+    /// Acts on a frame of `frame_bytes` bytes; what waits because of it is counted as it costs.
+    fn dispatch(
+        &mut self,
+        decoded: Result<Decoded, EnvelopeError>,
+        frame_bytes: usize,
+        now: Monotonic,
+    ) {
+        let (message, bytes) = match decoded {
+            Ok(Decoded::Message(message, body_bytes)) => (message, frame_bytes.max(body_bytes)),
+            Ok(Decoded::Batch(batch)) => return self.batch(batch, frame_bytes),
+            Ok(Decoded::Malformed(reason)) => return self.fail(CloseCode::BadEnvelope, &reason),
             Err(error) => return self.fail(error.close_code(), &error.to_string()),
         };
         let state = self.state();
@@ -426,16 +444,15 @@ impl BackendSession {
             let reason = format!("{} is not legal in state {}", message.name(), state.name());
             return self.fail(CloseCode::BadEnvelope, &reason);
         }
-        if let Err((code, reason)) = self.charge(&message, bytes) {
+        if let Err((code, reason)) = self.charge(&message, frame_bytes) {
             return self.fail(code, reason);
         }
-        let event = match message {
-            // `allows` lets no HELLO come this far.
-            AgentMessage::Hello(_) => return,
+        let event = match *message {
+            // `allows` lets no HELLO come this far, and a batch went another way.
+            AgentMessage::Hello(_) | AgentMessage::Telemetry(_) => return,
             AgentMessage::Confirm(confirm) => return self.confirmed(confirm.epoch, bytes, now),
             AgentMessage::Heartbeat(heartbeat) => BackendEvent::Heartbeat(heartbeat),
             AgentMessage::ProbeAck(probe) => return self.probe_answered(probe.id, bytes),
-            AgentMessage::Telemetry(batch) => BackendEvent::Telemetry(batch),
             AgentMessage::CommandAccepted(accepted) => BackendEvent::Accepted(accepted),
             AgentMessage::CommandRejected(rejected) => BackendEvent::Rejected(rejected),
             AgentMessage::CommandStarted(started) => BackendEvent::Started(started),
@@ -449,6 +466,33 @@ impl BackendSession {
         self.events.push(event, bytes);
     }
 
+    /// Takes in a batch as it travelled: it is unpacked when its turn has come.
+    fn batch(&mut self, batch: PackedBatch, bytes: usize) {
+        let state = self.state();
+        if !state.takes_traffic() {
+            let reason = format!("Telemetry is not legal in state {}", state.name());
+            return self.fail(CloseCode::BadEnvelope, &reason);
+        }
+        if bytes > outbox::message_bytes_max(Priority::Telemetry) {
+            return self.fail(CloseCode::TooLarge, "the message is too large for its kind");
+        }
+        let granted = self
+            .terms()
+            .is_none_or(|terms| terms.telemetry.received(batch.wire_bytes()));
+        if !granted {
+            return self.fail(CloseCode::BadEnvelope, "the gateway exceeded its credit");
+        }
+        self.events.push(BackendEvent::Telemetry(batch), bytes);
+    }
+
+    const fn terms(&mut self) -> Option<&mut Terms> {
+        match &mut self.state {
+            State::AwaitConfirm(opening) | State::Confirming(opening) => Some(&mut opening.terms),
+            State::Established(live) => Some(&mut live.terms),
+            State::AwaitHello | State::Deciding(_) | State::Closed => None,
+        }
+    }
+
     /// Holds the agent to its credit, so that what waits here stays bounded whatever it sends.
     fn charge(
         &mut self,
@@ -459,12 +503,7 @@ impl BackendSession {
         if bytes > limit {
             return Err((CloseCode::TooLarge, "the message is too large for its kind"));
         }
-        let terms = match &mut self.state {
-            State::AwaitConfirm(opening) | State::Confirming(opening) => &mut opening.terms,
-            State::Established(live) => &mut live.terms,
-            State::AwaitHello | State::Deciding(_) | State::Closed => return Ok(()),
-        };
-        if terms.grant(message, bytes) {
+        if self.terms().is_none_or(|terms| terms.grant(message)) {
             Ok(())
         } else {
             Err((CloseCode::BadEnvelope, "the gateway exceeded its credit"))
@@ -541,18 +580,28 @@ fn new_link(keys: SessionKeys) -> Link {
     Link::new(keys.backend_to_agent, keys.agent_to_backend, 1, 2)
 }
 
-/// A message behind a verified tag, or why its body is not one.
-type Decoded = Result<AgentMessage, String>;
+/// What is behind a verified tag.
+enum Decoded {
+    /// A message, with the bytes of its body.
+    Message(Box<AgentMessage>, usize),
+    /// A batch, which is not read yet.
+    Batch(PackedBatch),
+    /// Why it is neither.
+    Malformed(String),
+}
 
-fn decode(opened: &envelope::Opened<'_>) -> Decoded {
-    match AgentMessage::decode(opened.kind(), opened.body()) {
-        Some(Ok(message)) => Ok(message),
-        Some(Err(error)) => Err(format!(
-            "the body of kind {:#04x} is malformed: {error}",
-            opened.kind()
-        )),
-        None => Err(format!("kind {:#04x} is not defined", opened.kind())),
+fn decode(verified: Verified<'_>) -> Result<Decoded, EnvelopeError> {
+    let (kind, bytes) = (verified.kind(), verified.body_bytes());
+    if kind == KIND_TELEMETRY {
+        return Ok(Decoded::Batch(PackedBatch::new(verified.keep())));
     }
+    Ok(match AgentMessage::decode(kind, verified.open()?.body()) {
+        Some(Ok(message)) => Decoded::Message(Box::new(message), bytes),
+        Some(Err(error)) => Decoded::Malformed(format!(
+            "the body of kind {kind:#04x} is malformed: {error}"
+        )),
+        None => Decoded::Malformed(format!("kind {kind:#04x} is not defined")),
+    })
 }
 
 /// The bounds of HELLO that its size does not imply.

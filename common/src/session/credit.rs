@@ -102,12 +102,13 @@ impl TelemetryWindow {
     }
 }
 
-/// What the backend holds an agent to: telemetry received and not acknowledged.
+/// What the backend holds an agent to: telemetry received and not acknowledged, as it travelled. Batches are neither
+/// unpacked nor parsed while they wait, so this is what they cost; they are answered one by one, in their order.
 #[derive(Debug)]
 pub(super) struct TelemetryDebt {
     limit: usize,
     bytes: usize,
-    batches: VecDeque<(AgentRunId, u64, usize)>,
+    batches: VecDeque<usize>,
 }
 
 impl TelemetryDebt {
@@ -120,21 +121,14 @@ impl TelemetryDebt {
     }
 
     /// Counts a batch; `false` when the agent had no credit for it.
-    pub(super) fn received(&mut self, spool_epoch: AgentRunId, to_seq: u64, bytes: usize) -> bool {
+    pub(super) fn received(&mut self, bytes: usize) -> bool {
         self.bytes += bytes;
-        self.batches.push_back((spool_epoch, to_seq, bytes));
+        self.batches.push_back(bytes);
         self.bytes <= self.limit
     }
 
-    pub(super) fn acknowledged(&mut self, position: Position) {
-        let mut released = 0;
-        self.batches.retain(|(spool_epoch, to_seq, bytes)| {
-            let covered = *spool_epoch == position.spool_epoch && *to_seq <= position.seq;
-            if covered {
-                released += bytes;
-            }
-            !covered
-        });
-        self.bytes -= released;
+    /// The oldest batch is answered.
+    pub(super) fn answered(&mut self) {
+        self.bytes -= self.batches.pop_front().unwrap_or(0);
     }
 }

@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 
 use crate::limits;
 
-/// Bytes of the frames behind waiting events.
-const WAITING_BYTES_MAX: usize = 4 * limits::MESSAGE_BYTES_MAX;
+/// Bytes of the bodies behind waiting events, unpacked where they are unpacked.
+const WAITING_BYTES_MAX: usize = 2 * limits::MESSAGE_BYTES_MAX;
 
 #[derive(Debug)]
 pub(super) struct Inbox<E> {
@@ -26,7 +26,7 @@ impl<E> Inbox<E> {
         self.events.len() < limits::OUTBOX_MESSAGES_MAX && self.bytes < WAITING_BYTES_MAX
     }
 
-    /// Adds an event that a frame of `bytes` bytes caused; zero for one that no frame caused.
+    /// Adds an event that is behind `bytes` bytes; zero for one that no frame caused.
     pub(super) fn push(&mut self, event: E, bytes: usize) {
         self.bytes += bytes;
         self.events.push_back((event, bytes));

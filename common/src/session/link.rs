@@ -1,7 +1,7 @@
 //! The keys and sequence numbers of one session, as one end sees them.
 
 use crate::key::Secret;
-use crate::wire::envelope::{self, EnvelopeError, Opened, Packed, Phase, Sealed};
+use crate::wire::envelope::{self, EnvelopeError, Opened, Packed, Phase, Sealed, Verified};
 
 /// Seals and opens in strict order: what was opened once cannot be opened again.
 #[derive(Debug)]
@@ -39,9 +39,18 @@ impl Link {
         bytes: &'a [u8],
         phase: Phase,
     ) -> Result<Opened<'a>, EnvelopeError> {
-        let opened = Sealed::new(bytes, phase)?.open(&self.receive_key, self.next_receive)?;
+        self.verify(bytes, phase)?.open()
+    }
+
+    /// The same without unpacking the body. A body that then cannot be unpacked ends the session, so its number is used up.
+    pub(super) fn verify<'a>(
+        &mut self,
+        bytes: &'a [u8],
+        phase: Phase,
+    ) -> Result<Verified<'a>, EnvelopeError> {
+        let verified = Sealed::new(bytes, phase)?.verify(&self.receive_key, self.next_receive)?;
         self.next_receive += 1;
-        Ok(opened)
+        Ok(verified)
     }
 
     /// The number of the last message that was sealed.

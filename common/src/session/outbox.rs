@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::SendRefusal;
 use crate::limits;
-use crate::wire::envelope::Packed;
+use crate::wire::envelope::{Packed, body_bytes_max};
 use crate::wire::message::Priority;
 
 const LANES: usize = 4;
@@ -77,6 +77,15 @@ pub(super) const fn message_bytes_max(priority: Priority) -> usize {
         Priority::Control | Priority::Command => limits::MESSAGE_BYTES_MAX,
         Priority::Output | Priority::Telemetry => limits::BULK_MESSAGE_BYTES_MAX,
     }
+}
+
+/// Whether a message of `kind` may have `body`, once that is unpacked.
+pub(super) const fn check_body(kind: u8, body: &Packed) -> Result<(), SendRefusal> {
+    let (bytes, limit) = (body.body_bytes(), body_bytes_max(kind));
+    if bytes > limit {
+        return Err(SendRefusal::TooLarge { bytes, limit });
+    }
+    Ok(())
 }
 
 /// Whether `body` may travel at all with this priority.

@@ -132,9 +132,13 @@ impl BackendState {
             | AgentMessage::Catalogue(_)
             | AgentMessage::PinReport(_)
             | AgentMessage::Event(_)
-            | AgentMessage::Bye(_) => {
-                matches!(self, Self::Confirming | Self::Established | Self::Draining)
-            }
+            | AgentMessage::Bye(_) => self.takes_traffic(),
         }
+    }
+
+    /// Whether the opening is over, as far as the agent can know.
+    #[must_use]
+    pub const fn takes_traffic(self) -> bool {
+        matches!(self, Self::Confirming | Self::Established | Self::Draining)
     }
 }

@@ -24,6 +24,21 @@ pub const FLAG_ZSTD: u8 = 0b0000_0001;
 pub const KIND_CHALLENGE: u8 = 0x01;
 /// The kind of HELLO.
 pub const KIND_HELLO: u8 = 0x02;
+/// The kind of TELEMETRY.
+pub const KIND_TELEMETRY: u8 = 0x12;
+
+/// Bytes of a body of `kind` after decompression: what it is unpacked into is bounded before it is unpacked.
+#[must_use]
+pub const fn body_bytes_max(kind: u8) -> usize {
+    match kind {
+        KIND_TELEMETRY | 0x16 => limits::BULK_BODY_BYTES_MAX,
+        0x17 => limits::RESULT_BODY_BYTES_MAX,
+        0x18 => limits::CATALOGUE_BODY_BYTES_MAX,
+        // What else an agent sends once it is confirmed.
+        0x10..=0x1f => limits::SMALL_BODY_BYTES_MAX,
+        _ => limits::BODY_BYTES_MAX,
+    }
+}
 
 /// Bodies below this size are not worth compressing.
 const COMPRESS_FROM_BYTES: usize = 512;
@@ -96,10 +111,14 @@ pub enum EnvelopeError {
     #[error("the compressed body is damaged or does not declare its size")]
     Compression,
     /// The body would exceed its limit after decompression.
-    #[error("the body declares {bytes} bytes after decompression, over the limit")]
+    #[error(
+        "the body has {bytes} bytes after decompression, over the {limit} allowed for its kind"
+    )]
     BodyTooLarge {
         /// What it declares.
         bytes: u64,
+        /// What is allowed.
+        limit: usize,
     },
 }
 
@@ -127,13 +146,19 @@ impl EnvelopeError {
 pub struct Packed {
     flags: u8,
     bytes: Vec<u8>,
+    body_bytes: usize,
 }
 
 impl Packed {
     /// A body that travels as it is.
     #[must_use]
     pub const fn plain(bytes: Vec<u8>) -> Self {
-        Self { flags: 0, bytes }
+        let body_bytes = bytes.len();
+        Self {
+            flags: 0,
+            bytes,
+            body_bytes,
+        }
     }
 
     /// A body that is compressed when it is large enough and becomes smaller.
@@ -146,6 +171,7 @@ impl Packed {
             Ok(smaller) if smaller.len() < bytes.len() => Self {
                 flags: FLAG_ZSTD,
                 bytes: smaller,
+                body_bytes: bytes.len(),
             },
             // Compression is a favour to the link: a body that resists it travels as it is.
             Ok(_) | Err(_) => Self::plain(bytes),
@@ -156,6 +182,20 @@ impl Packed {
     #[must_use]
     pub const fn wire_bytes(&self) -> usize {
         self.bytes.len()
+    }
+
+    /// Bytes of the body before it was packed.
+    #[must_use]
+    pub const fn body_bytes(&self) -> usize {
+        self.body_bytes
+    }
+
+    /// Unpacks the body.
+    ///
+    /// # Errors
+    /// When it is not one zstd frame of the size it declares.
+    pub fn unpack(&self) -> Result<Cow<'_, [u8]>, EnvelopeError> {
+        unpack(self.flags, &self.bytes, self.body_bytes)
     }
 
     /// Bytes of the whole message on the wire.
@@ -209,7 +249,52 @@ pub struct Sealed<'a> {
     phase: Phase,
 }
 
-/// A message whose tag, sequence number and flags were verified. Only [`Sealed`] makes one.
+/// A message whose tag, sequence number, flags and size were verified, with its body as it travelled. Only [`Sealed`]
+/// makes one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Verified<'a> {
+    kind: u8,
+    flags: u8,
+    body: &'a [u8],
+    body_bytes: usize,
+}
+
+impl<'a> Verified<'a> {
+    /// The message kind.
+    #[must_use]
+    pub const fn kind(&self) -> u8 {
+        self.kind
+    }
+
+    /// Bytes of the body after it is unpacked.
+    #[must_use]
+    pub const fn body_bytes(&self) -> usize {
+        self.body_bytes
+    }
+
+    /// Unpacks the body.
+    ///
+    /// # Errors
+    /// When it is not one zstd frame of the size it declares.
+    pub fn open(self) -> Result<Opened<'a>, EnvelopeError> {
+        Ok(Opened {
+            kind: self.kind,
+            body: unpack(self.flags, self.body, self.body_bytes)?,
+        })
+    }
+
+    /// Keeps the body as it travelled, for later.
+    #[must_use]
+    pub fn keep(self) -> Packed {
+        Packed {
+            flags: self.flags,
+            bytes: self.body.to_vec(),
+            body_bytes: self.body_bytes,
+        }
+    }
+}
+
+/// A message whose body was unpacked, too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Opened<'a> {
     kind: u8,
@@ -275,15 +360,23 @@ impl<'a> Sealed<'a> {
         }
     }
 
-    /// Verifies the tag over the exact bytes in constant time, then the header, then unpacks the body.
+    /// Verifies the tag over the exact bytes in constant time, then the header and the size of the body.
+    ///
+    /// # Errors
+    /// The first of these that fails.
+    pub fn verify(self, key: &Secret, sequence: u64) -> Result<Verified<'a>, EnvelopeError> {
+        if !key.verifies(&[self.signed], self.tag) {
+            return Err(EnvelopeError::BadTag);
+        }
+        self.check(sequence)
+    }
+
+    /// Verifies the message, and unpacks its body.
     ///
     /// # Errors
     /// The first of these that fails.
     pub fn open(self, key: &Secret, sequence: u64) -> Result<Opened<'a>, EnvelopeError> {
-        if !key.verifies(&[self.signed], self.tag) {
-            return Err(EnvelopeError::BadTag);
-        }
-        self.unpack(sequence)
+        self.verify(key, sequence)?.open()
     }
 
     /// Reads CHALLENGE, which no key protects: its bytes go into the keys of everything that follows.
@@ -297,10 +390,10 @@ impl<'a> Sealed<'a> {
         if self.claimed_kind() != KIND_CHALLENGE {
             return Err(EnvelopeError::NotChallenge(self.claimed_kind()));
         }
-        self.unpack(0)
+        self.check(0)?.open()
     }
 
-    fn unpack(self, sequence: u64) -> Result<Opened<'a>, EnvelopeError> {
+    fn check(self, sequence: u64) -> Result<Verified<'a>, EnvelopeError> {
         let (header, body) = self.signed.split_at(HEADER_BYTES);
         let [version, kind, flags, key_generation, ..] = *header else {
             return Err(EnvelopeError::TooShort {
@@ -325,32 +418,48 @@ impl<'a> Sealed<'a> {
         if (kind == KIND_HELLO) == (key_generation == 0) {
             return Err(EnvelopeError::KeyGeneration(key_generation));
         }
-        let body = if flags & FLAG_ZSTD == 0 {
-            Cow::Borrowed(body)
+        let declared = if flags & FLAG_ZSTD == 0 {
+            u64::try_from(body.len()).unwrap_or(u64::MAX)
         } else {
             match self.phase {
                 Phase::Opening => return Err(EnvelopeError::CompressedTooEarly),
-                Phase::Established => Cow::Owned(decompress(body)?),
+                Phase::Established => declared_bytes(body)?,
             }
         };
-        Ok(Opened { kind, body })
+        let limit = body_bytes_max(kind);
+        let body_bytes = usize::try_from(declared)
+            .ok()
+            .filter(|bytes| *bytes <= limit)
+            .ok_or(EnvelopeError::BodyTooLarge {
+                bytes: declared,
+                limit,
+            })?;
+        Ok(Verified {
+            kind,
+            flags,
+            body,
+            body_bytes,
+        })
     }
 }
 
-/// Unpacks one zstd frame. The declared size is checked before a byte is allocated, and bounds what is written.
-fn decompress(frame: &[u8]) -> Result<Vec<u8>, EnvelopeError> {
-    let declared = zstd::zstd_safe::get_frame_content_size(frame)
+/// What a zstd frame says about its content.
+fn declared_bytes(frame: &[u8]) -> Result<u64, EnvelopeError> {
+    zstd::zstd_safe::get_frame_content_size(frame)
         .ok()
         .flatten()
-        .ok_or(EnvelopeError::Compression)?;
-    let capacity = usize::try_from(declared)
-        .ok()
-        .filter(|bytes| *bytes <= limits::BODY_BYTES_MAX)
-        .ok_or(EnvelopeError::BodyTooLarge { bytes: declared })?;
-    let body =
-        zstd::bulk::decompress(frame, capacity).map_err(|_damaged| EnvelopeError::Compression)?;
-    if body.len() == capacity {
-        Ok(body)
+        .ok_or(EnvelopeError::Compression)
+}
+
+/// Unpacks a body whose size was checked before a byte is allocated, and bounds what is written.
+fn unpack(flags: u8, body: &[u8], body_bytes: usize) -> Result<Cow<'_, [u8]>, EnvelopeError> {
+    if flags & FLAG_ZSTD == 0 {
+        return Ok(Cow::Borrowed(body));
+    }
+    let unpacked =
+        zstd::bulk::decompress(body, body_bytes).map_err(|_damaged| EnvelopeError::Compression)?;
+    if unpacked.len() == body_bytes {
+        Ok(Cow::Owned(unpacked))
     } else {
         Err(EnvelopeError::Compression)
     }

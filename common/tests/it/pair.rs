@@ -8,7 +8,7 @@ use viworks_common::key::BindingMode;
 use viworks_common::limits;
 use viworks_common::session::state::{AgentState, BackendState};
 use viworks_common::session::{AgentEvent, BackendEvent, End, SendRefusal};
-use viworks_common::telemetry::Position;
+use viworks_common::telemetry::{PackedBatch, Position};
 use viworks_common::time::Monotonic;
 use viworks_common::wire::message::*;
 
@@ -106,7 +106,7 @@ fn nothing_behind_a_confirm_has_an_effect_before_it_is_committed() {
     pair.pump();
     assert_eq!(
         pair.backend_events.last(),
-        Some(&BackendEvent::Telemetry(batch(1, 3)))
+        Some(&BackendEvent::Telemetry(PackedBatch::pack(&batch(1, 3))))
     );
 }
 
@@ -656,7 +656,7 @@ fn perform(pair: &mut Pair, step: &Step, next_seq: &mut u64, accepted: &mut Vec<
     };
     let event = match message.clone() {
         AgentMessage::Heartbeat(body) => BackendEvent::Heartbeat(body),
-        AgentMessage::Telemetry(body) => BackendEvent::Telemetry(body),
+        AgentMessage::Telemetry(body) => BackendEvent::Telemetry(PackedBatch::pack(&body)),
         AgentMessage::Output(body) => BackendEvent::Output(body),
         AgentMessage::CommandStarted(body) => BackendEvent::Started(body),
         other => panic!("{} is not part of this test", other.name()),

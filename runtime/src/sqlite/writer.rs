@@ -2,14 +2,17 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use sqlx::{Connection, SqliteConnection};
 use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
+use viworks_common::time::Monotonic;
 
 use super::Error;
 use super::job::{Job, Verdict, gather};
+use super::pace::Pace;
+use crate::clock::{Clock, SystemClock, sleep_until};
 
 /// What can be asked of the writer.
 pub(super) enum Message {
@@ -27,6 +30,7 @@ pub struct Counters {
     commits: AtomicU64,
     jobs_committed: AtomicU64,
     jobs_undone: AtomicU64,
+    busy: AtomicBool,
 }
 
 impl Counters {
@@ -48,6 +52,12 @@ impl Counters {
         self.jobs_undone.load(Ordering::Relaxed)
     }
 
+    /// Whether short writes came in lately that somebody waits for, as of the last commit.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed)
+    }
+
     fn record(&self, committed: usize, undone: usize) {
         let add = |counter: &AtomicU64, count: usize| {
             counter.fetch_add(u64::try_from(count).unwrap_or(u64::MAX), Ordering::Relaxed);
@@ -60,8 +70,18 @@ impl Counters {
 pub(super) struct Writer {
     connection: SqliteConnection,
     queue: mpsc::Receiver<Message>,
+    bulk: mpsc::Receiver<Box<dyn Job>>,
     batch_jobs_max: usize,
     counters: Arc<Counters>,
+    pace: Pace,
+}
+
+/// What is to be done next.
+enum Next {
+    Message(Message),
+    Bulk(Box<dyn Job>),
+    /// Every handle is gone.
+    Gone,
 }
 
 /// The transaction is gone as a whole, with the effects of every job in it.
@@ -72,41 +92,100 @@ impl Writer {
     pub(super) fn new(
         connection: SqliteConnection,
         queue: mpsc::Receiver<Message>,
+        bulk: mpsc::Receiver<Box<dyn Job>>,
         batch_jobs_max: usize,
         counters: Arc<Counters>,
     ) -> Self {
         Self {
             connection,
             queue,
+            bulk,
             batch_jobs_max: batch_jobs_max.max(1),
             counters,
+            pace: Pace::default(),
         }
     }
 
     pub(super) async fn run(mut self) {
-        while let Some(first) = self.queue.recv().await {
-            let mut batch = Vec::new();
-            let mut next = Some(first);
-            let mut taken = 0;
-            while let Some(Message::Job(job)) = next.take_if(|next| matches!(next, Message::Job(_)))
-            {
-                gather(&mut batch, job);
-                taken += 1;
-                if taken < self.batch_jobs_max {
-                    next = self.queue.try_recv().ok();
+        loop {
+            match self.next().await {
+                Next::Message(first) => {
+                    if let Some(close) = self.take_together(first).await {
+                        return self.close(close).await;
+                    }
                 }
-            }
-            if !batch.is_empty() {
-                self.commit_together(batch).await;
-            }
-            match next {
-                Some(Message::Checkpoint(reply)) => drop(reply.send(self.checkpoint().await)),
-                Some(Message::Close(reply)) => return self.close(reply).await,
-                Some(Message::Job(_)) | None => {}
+                Next::Bulk(job) => self.write_bulk(job).await,
+                Next::Gone => break,
             }
         }
         // Every handle is gone without a close; the log is checkpointed when the file is opened again.
         drop(self.connection.close().await);
+    }
+
+    /// Short writes first; bulk when none waits and it has rested, or when it was passed over for too long.
+    async fn next(&mut self) -> Next {
+        if self.pace.is_bulk_due()
+            && let Ok(job) = self.bulk.try_recv()
+        {
+            return Next::Bulk(job);
+        }
+        let Self {
+            queue, bulk, pace, ..
+        } = self;
+        let rested = pace.rest_until();
+        let bulk = async {
+            sleep_until(&SystemClock, rested).await;
+            bulk.recv().await
+        };
+        tokio::select! {
+            biased;
+            message = queue.recv() => message.map_or(Next::Gone, Next::Message),
+            // Its senders go with those of the queue.
+            Some(job) = bulk => Next::Bulk(job),
+        }
+    }
+
+    /// Commits what waits together; answers whom to tell that the file is closed, when that was asked.
+    async fn take_together(
+        &mut self,
+        first: Message,
+    ) -> Option<oneshot::Sender<Result<(), Error>>> {
+        let mut batch = Vec::new();
+        let mut next = Some(first);
+        let mut taken = 0;
+        while let Some(Message::Job(job)) = next.take_if(|next| matches!(next, Message::Job(_))) {
+            gather(&mut batch, job);
+            taken += 1;
+            if taken < self.batch_jobs_max {
+                next = self.queue.try_recv().ok();
+            }
+        }
+        if !batch.is_empty() {
+            self.commit_together(batch).await;
+            let now = SystemClock.now();
+            self.pace.short(taken, now);
+            self.note_pace(now);
+        }
+        match next {
+            Some(Message::Checkpoint(reply)) => drop(reply.send(self.checkpoint().await)),
+            Some(Message::Close(reply)) => return Some(reply),
+            Some(Message::Job(_)) | None => {}
+        }
+        None
+    }
+
+    /// In a transaction of its own, so that nobody else waits for what it takes.
+    async fn write_bulk(&mut self, job: Box<dyn Job>) {
+        let begun = SystemClock.now();
+        self.commit_each(vec![job]).await;
+        let now = SystemClock.now();
+        self.pace.bulk(begun, now);
+        self.note_pace(now);
+    }
+
+    fn note_pace(&mut self, now: Monotonic) {
+        let busy = self.pace.is_busy(now);
+        self.counters.busy.store(busy, Ordering::Relaxed);
     }
 
     /// Commits the jobs in one transaction; if SQLite gives that up as a whole, in one each.
@@ -231,6 +310,10 @@ impl Writer {
     async fn close(mut self, reply: oneshot::Sender<Result<(), Error>>) {
         // Jobs queued behind the close see their channel go and answer `Closed`.
         self.queue.close();
+        while let Ok(job) = self.bulk.try_recv() {
+            self.commit_each(vec![job]).await;
+        }
+        self.bulk.close();
         let checkpointed = self.checkpoint().await;
         let closed = self.connection.close().await.map_err(Error::from);
         if let Err(error) = &closed {

@@ -1,117 +1,196 @@
-//! A session's telemetry on its way to being committed: in order, and bounded by the session's credit.
+//! A session's telemetry on its way to being committed: in order, bounded by the session's credit and by what may wait in
+//! the whole process, and unpacked only by whoever stores it.
 
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 
 use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
-use tokio::sync::oneshot;
+use futures_util::stream::FuturesOrdered;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use viworks_common::code::CloseCode;
-use viworks_common::telemetry::{Batch, BatchColumns};
+use viworks_common::id::AgentId;
+use viworks_common::limits::BULK_BODY_BYTES_MAX;
+use viworks_common::telemetry::PackedBatch;
 use viworks_common::wire::message::{BackendMessage, TelemetryAck};
 
 use super::Connection;
-use crate::data::{TelemetryOutcome, TelemetryWrite};
-use crate::telemetry::processor::{Place, TelemetryProcessor};
+use crate::data::Holder;
+use crate::telemetry::processor::{Answer, HandedIn, Place, TelemetryProcessor};
+
+/// Bytes, unpacked, that one session may have handed in at a time: enough to fill a transaction, and two of the largest.
+const HANDED_IN_BYTES_MAX: usize = 2 * BULK_BODY_BYTES_MAX;
+
+/// Batches that one session may have handed in at a time.
+const HANDED_IN_MAX: usize = 8;
 
 type Placing = Pin<Box<dyn Future<Output = Option<Place>> + Send>>;
+type Sharing = Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>;
+
+struct Parked {
+    batch: PackedBatch,
+    share: Option<OwnedSemaphorePermit>,
+}
 
 /// Batches that are not acknowledged.
-#[derive(Default)]
 pub(super) struct Stream {
+    agent_id: AgentId,
+    epoch: u64,
     /// Not handed in yet.
-    parked: VecDeque<TelemetryWrite>,
+    parked: VecDeque<Parked>,
+    /// A share of what may wait in the process, being waited for on behalf of the last that is parked. Until it is there,
+    /// nothing is read from the socket.
+    sharing: Option<Sharing>,
     /// A place in the processor's line, being waited for. Kept, so that it is not lost to those behind.
     placing: Option<Placing>,
     /// Handed in.
-    pending: FuturesUnordered<oneshot::Receiver<TelemetryOutcome>>,
+    pending: FuturesOrdered<oneshot::Receiver<Answer>>,
+    /// Unpacked bytes of each that is handed in.
+    handed_in: VecDeque<usize>,
 }
 
 /// What moved.
 pub(super) enum Progress {
-    /// A batch was handed in, or the processor is gone; nothing to be done about either.
-    HandedIn,
+    /// A batch was handed in or may wait, or the processor is gone; nothing to be done about any of it.
+    Moved,
     /// A batch was dealt with.
-    Done(TelemetryOutcome),
+    Done(Answer),
 }
 
 impl Stream {
+    pub(super) fn new(holder: &Holder) -> Self {
+        Self {
+            agent_id: holder.agent_id,
+            epoch: holder.epoch,
+            parked: VecDeque::new(),
+            sharing: None,
+            placing: None,
+            pending: FuturesOrdered::new(),
+            handed_in: VecDeque::new(),
+        }
+    }
+
+    /// Whether the session must not take in more.
+    pub(super) const fn is_full(&self) -> bool {
+        self.sharing.is_some()
+    }
+
+    fn park(&mut self, batch: PackedBatch, processor: &TelemetryProcessor) {
+        let bytes = batch.wire_bytes();
+        // One batch of each session may always wait: nobody is kept from the line by others.
+        let first = self.parked.is_empty() && self.pending.is_empty();
+        let share = if first {
+            None
+        } else {
+            processor.try_share(bytes)
+        };
+        if !first && share.is_none() {
+            self.sharing = Some(Box::pin(processor.clone().share(bytes)));
+        }
+        self.parked.push_back(Parked { batch, share });
+    }
+
+    /// Whether the next batch may be handed in.
+    fn may_hand_in(&self) -> bool {
+        let Some(next) = self.parked.front() else {
+            return false;
+        };
+        let bytes: usize = self.handed_in.iter().sum();
+        self.handed_in.is_empty()
+            || (self.handed_in.len() < HANDED_IN_MAX
+                && bytes + next.batch.body_bytes() <= HANDED_IN_BYTES_MAX)
+    }
+
+    fn hand_in(&mut self, place: Place) {
+        let Some(Parked { batch, share }) = self.parked.pop_front() else {
+            return;
+        };
+        self.handed_in.push_back(batch.body_bytes());
+        self.pending.push_back(place.hand_in(HandedIn {
+            agent_id: self.agent_id,
+            epoch: self.epoch,
+            batch,
+            share,
+        }));
+    }
+
     /// Waits for the next movement; for ever when nothing is under way. May be dropped and asked again.
     pub(super) async fn progress(&mut self, processor: &TelemetryProcessor) -> Progress {
-        if self.placing.is_none() && !self.parked.is_empty() {
+        if self.placing.is_none() && self.may_hand_in() {
             self.placing = Some(Box::pin(processor.clone().place()));
         }
         let Self {
-            parked,
+            sharing,
             placing,
             pending,
+            ..
         } = self;
-        let place = async {
-            match placing.as_mut() {
-                Some(placing) => placing.await,
-                None => std::future::pending().await,
-            }
-        };
-        let outcome = async {
-            loop {
-                match pending.next().await {
-                    Some(Ok(outcome)) => return outcome,
-                    // The backend stops before the commit; nothing is acknowledged.
-                    Some(Err(_stopping)) => {}
-                    None => return std::future::pending().await,
-                }
-            }
-        };
         tokio::select! {
             biased;
-            outcome = outcome => Progress::Done(outcome),
-            place = place => {
-                self.placing = None;
-                if let (Some(place), Some(write)) = (place, parked.pop_front()) {
-                    pending.push(place.hand_in(write));
+            answer = next_answer(pending) => {
+                self.handed_in.pop_front();
+                Progress::Done(answer)
+            }
+            share = next_of(sharing) => {
+                self.sharing = None;
+                if let Some(parked) = self.parked.back_mut() {
+                    parked.share = share;
                 }
-                Progress::HandedIn
+                Progress::Moved
+            }
+            place = next_of(placing) => {
+                self.placing = None;
+                if let Some(place) = place {
+                    self.hand_in(place);
+                }
+                Progress::Moved
             }
         }
     }
 }
 
+async fn next_answer(pending: &mut FuturesOrdered<oneshot::Receiver<Answer>>) -> Answer {
+    loop {
+        match pending.next().await {
+            Some(Ok(answer)) => return answer,
+            // The backend stops before the commit; nothing is acknowledged.
+            Some(Err(_stopping)) => {}
+            None => return std::future::pending().await,
+        }
+    }
+}
+
+async fn next_of<T>(waited_for: &mut Option<Pin<Box<dyn Future<Output = T> + Send>>>) -> T {
+    match waited_for {
+        Some(waited_for) => waited_for.await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Connection {
-    pub(super) fn on_batch(&mut self, columns: BatchColumns) {
-        let now = self.now();
-        let Some(live) = &mut self.live else { return };
-        match Batch::try_from(columns) {
-            Ok(batch) => live.stream.parked.push_back(TelemetryWrite {
-                agent_id: live.holder.agent_id,
-                epoch: live.holder.epoch,
-                batch,
-            }),
-            Err(malformed) => {
-                self.session
-                    .close(CloseCode::BadEnvelope, &malformed.to_string(), now);
-            }
+    pub(super) fn on_batch(&mut self, batch: PackedBatch) {
+        if let Some(live) = &mut self.live {
+            live.stream.park(batch, &self.inbound.telemetry);
         }
     }
 
     pub(super) fn on_telemetry(&mut self, progress: Progress) {
         let now = self.now();
         match progress {
-            Progress::HandedIn => {}
-            Progress::Done(TelemetryOutcome::Committed(commit)) => {
+            Progress::Moved => {}
+            Progress::Done(Answer::Committed(commit)) => {
                 let position = commit.position;
                 self.send(BackendMessage::TelemetryAck(TelemetryAck { position }));
             }
-            Progress::Done(TelemetryOutcome::Fenced) => {
+            Progress::Done(Answer::Fenced) => {
                 self.session.close(
                     CloseCode::Superseded,
                     "the session is no longer the current one",
                     now,
                 );
             }
-            Progress::Done(TelemetryOutcome::Malformed(malformed)) => {
-                self.session
-                    .close(CloseCode::BadEnvelope, &malformed.to_string(), now);
+            Progress::Done(Answer::Malformed(reason)) => {
+                self.session.close(CloseCode::BadEnvelope, &reason, now);
             }
         }
     }

@@ -46,12 +46,15 @@ fn batch(from_seq: u64, to_seq: u64) -> Batch {
 
 async fn commit(bed: &Bed, n: u64, batch: Batch) -> TelemetryCommit {
     let epoch = bed.gateway_now(n).await.confirmed;
-    let writes = vec![TelemetryWrite {
+    let writes = [TelemetryWrite {
         agent_id: agent(n),
         epoch,
         batch,
     }];
-    let outcomes = bed.store.commit_telemetry(&bed.tenant, writes, at(0)).await;
+    let outcomes = bed
+        .store
+        .commit_telemetry(&bed.tenant, writes.into(), at(0))
+        .await;
     let TelemetryOutcome::Committed(commit) = outcomes.unwrap().remove(0) else {
         panic!("the batch was fenced or malformed");
     };
@@ -237,7 +240,7 @@ pub(crate) async fn a_fenced_batch_is_not_stored_and_its_neighbour_is(bed: &Bed)
     };
     let outcomes = bed
         .store
-        .commit_telemetry(&bed.tenant, vec![write(1, 0), write(2, 1)], at(0))
+        .commit_telemetry(&bed.tenant, [write(1, 0), write(2, 1)].into(), at(0))
         .await
         .unwrap();
     assert!(
@@ -258,10 +261,10 @@ pub(crate) async fn a_malformed_batch_is_refused_alone(bed: &Bed) {
         batch,
     };
     // Two batches of one spool epoch in one commit follow each other.
-    let writes = vec![write(batch(1, 2)), write(holed), write(batch(3, 4))];
+    let writes = [write(batch(1, 2)), write(holed), write(batch(3, 4))];
     let outcomes = bed
         .store
-        .commit_telemetry(&bed.tenant, writes, at(0))
+        .commit_telemetry(&bed.tenant, writes.into(), at(0))
         .await
         .unwrap();
     assert!(matches!(outcomes[1], TelemetryOutcome::Malformed(_)));

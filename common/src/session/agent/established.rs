@@ -147,6 +147,7 @@ impl Established {
         let body = Packed::compressed(message.encode());
         let priority = message.priority();
         outbox::check_size(priority, &body)?;
+        outbox::check_body(message.kind(), &body)?;
         let wire_bytes = body.wire_bytes();
         let granted = match charge {
             Charge::Free | Charge::Heartbeat { .. } => true,

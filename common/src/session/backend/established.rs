@@ -8,7 +8,7 @@ use crate::session::SendRefusal;
 use crate::session::credit::TelemetryDebt;
 use crate::session::link::Link;
 use crate::session::outbox::{self, Outbox, Waiting};
-use crate::wire::envelope::{HEADER_BYTES, Packed, TAG_BYTES};
+use crate::wire::envelope::Packed;
 use crate::wire::message::{AgentMessage, BackendMessage, Welcome};
 
 /// Probes whose answer is still awaited.
@@ -50,14 +50,9 @@ impl Terms {
         }
     }
 
-    /// Counts a message of `bytes` bytes; `false` when the agent had no credit for it.
-    pub(super) fn grant(&mut self, message: &AgentMessage, bytes: usize) -> bool {
+    /// Counts a message; `false` when the agent had no credit for it.
+    pub(super) fn grant(&mut self, message: &AgentMessage) -> bool {
         match message {
-            AgentMessage::Telemetry(batch) => {
-                let body = bytes - HEADER_BYTES - TAG_BYTES;
-                self.telemetry
-                    .received(batch.spool_epoch, batch.to_seq, body)
-            }
             AgentMessage::Output(output) => {
                 let data = u64::try_from(output.data.len()).unwrap_or(u64::MAX);
                 self.output_received = self.output_received.saturating_add(data);
@@ -69,6 +64,8 @@ impl Terms {
             }
             AgentMessage::Hello(_)
             | AgentMessage::Confirm(_)
+            // Charged as it travelled, see `TelemetryDebt`.
+            | AgentMessage::Telemetry(_)
             | AgentMessage::Heartbeat(_)
             | AgentMessage::ProbeAck(_)
             | AgentMessage::CommandAccepted(_)
@@ -159,7 +156,7 @@ impl Established {
                 }
                 self.probes.push_back(probe.id);
             }
-            BackendMessage::TelemetryAck(ack) => terms.telemetry.acknowledged(ack.position),
+            BackendMessage::TelemetryAck(_) => terms.telemetry.answered(),
             BackendMessage::Command(command) => {
                 terms.commands_open.insert(command.command_id);
             }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::id::SessionId;
 use crate::key::{Binding, Identity, MasterKey};
 use crate::session::Closed;
-use crate::telemetry::BatchColumns;
+use crate::telemetry::PackedBatch;
 use crate::time::Timestamp;
 use crate::wire::envelope::NONCE_BYTES;
 use crate::wire::message::{
@@ -61,8 +61,9 @@ pub enum BackendEvent {
         /// The probe's id.
         id: u64,
     },
-    /// A batch. Answer with `TELEMETRY_ACK` at or beyond its end once that is committed.
-    Telemetry(BatchColumns),
+    /// A batch, neither unpacked nor parsed. Answer each, in their order, with `TELEMETRY_ACK` at or beyond its end once
+    /// that is committed; one that turns out to be malformed ends the session.
+    Telemetry(PackedBatch),
     /// An offer is durable on the gateway.
     Accepted(CommandAccepted),
     /// An offer is refused.

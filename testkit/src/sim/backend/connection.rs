@@ -407,8 +407,9 @@ impl Instance {
             (BackendEvent::ProbeAnswered { id }, Some(_)) => {
                 return self.probe_answered(wire, id, core);
             }
-            (BackendEvent::Telemetry(columns), Some(_)) => {
-                return self.on_batch(wire, Batch::try_from(columns).ok(), core);
+            (BackendEvent::Telemetry(batch), Some(_)) => {
+                let batch = batch.open().ok().and_then(|it| Batch::try_from(it).ok());
+                return self.on_batch(wire, batch, core);
             }
             (BackendEvent::Accepted(it), Some(holder)) => {
                 Intent::Accept(holder, it.command_id, it.idempotent, it.awaiting_permit)
