@@ -10,7 +10,9 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use viworks_common::api::Scope;
-use viworks_common::id::{ApiKeyId, GatewayName, Tenant, TrustDomain};
+use viworks_common::id::{
+    ApiKeyId, GatewayName, InvalidId, LabelKey, Tenant, TrustDomain, check_label_value,
+};
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::config::{Problems, environment};
@@ -177,13 +179,9 @@ fn scopes(text: &str) -> Result<Scopes, String> {
 
 fn label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("a label is written key=value")?;
-    let fits =
-        |text: &str| !text.is_empty() && text.len() <= viworks_common::limits::LABEL_BYTES_MAX;
-    if fits(key) && fits(value) {
-        Ok((key.to_owned(), value.to_owned()))
-    } else {
-        Err("key and value must have 1 to 63 characters".to_owned())
-    }
+    let key: LabelKey = key.parse().map_err(|error: InvalidId| error.to_string())?;
+    check_label_value(value).map_err(|error| error.to_string())?;
+    Ok((key.to_string(), value.to_owned()))
 }
 
 /// Runs the program with the arguments of this process.

@@ -2,15 +2,18 @@
 
 mod arguments;
 mod digest;
+mod report;
 mod template;
 
 pub use arguments::{ArgumentProblem, Grammar, check_arguments, check_entry};
 pub use digest::catalogue_digest;
+pub use report::{RefusedEntry, take_report};
 pub use template::{ArgvTemplate, ExpandRefusal, TemplateProblem};
 
 use serde::{Deserialize, Serialize};
 
 use crate::id::{ArgumentName, CommandName};
+use crate::text::deserialize_told_option;
 
 /// How much damage a command can do, as its author judged it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -86,5 +89,6 @@ pub struct CatalogueEntry {
     /// Bytes of output it may keep, both streams together.
     pub output_bytes_max: u64,
     /// Why it cannot run on this gateway, when it cannot.
+    #[serde(deserialize_with = "deserialize_told_option", default)]
     pub unavailable: Option<String>,
 }

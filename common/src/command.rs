@@ -7,6 +7,7 @@ use sha2::{Digest, Sha256};
 
 use crate::code::RejectCode;
 use crate::id::{ArgumentName, CommandName};
+use crate::text::deserialize_told_option;
 use crate::time::Timestamp;
 
 /// The arguments of a command as text, checked against the catalogue's types and patterns.
@@ -303,6 +304,7 @@ pub struct Outcome {
     /// What it wrote to its standard error.
     pub stderr: RetainedOutput,
     /// Why it was refused or could not run, in one sentence.
+    #[serde(deserialize_with = "deserialize_told_option", default)]
     pub reason: Option<String>,
     /// The refusal's code when it was rejected.
     pub reject_code: Option<RejectCode>,

@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
 use crate::limits;
+use crate::text::is_line;
 
 /// Text that is not an identifier of the wanted kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -177,6 +178,24 @@ fn label(text: &str) -> bool {
     text.chars().all(|c| edge(c) || c == '-') && text.starts_with(edge) && text.ends_with(edge)
 }
 
+fn word(text: &str) -> bool {
+    text.bytes()
+        .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_'))
+}
+
+/// Whether `text` can be the value of a label; it may be empty.
+///
+/// # Errors
+/// When it is too long or not one line.
+pub fn check_label_value(text: &str) -> Result<(), InvalidId> {
+    if is_line(text, limits::LABEL_BYTES_MAX) {
+        Ok(())
+    } else {
+        let expected = "at most 63 bytes on one line";
+        Err(InvalidId::new("label value", text, expected))
+    }
+}
+
 fn dotted(text: &str) -> bool {
     text.split('.').all(|part| {
         part.starts_with(|c: char| c.is_ascii_lowercase())
@@ -216,6 +235,24 @@ text_id!(
     /// One field of a telemetry record, such as `bytes_total`.
     FieldName, "field name", limits::FIELD_NAME_BYTES_MAX,
     "1 to 64 characters: dot-separated words of lower-case letters, digits, hyphens and underscores that start with a letter", dotted
+);
+text_id!(
+    /// The key of a label that a gateway or an operator gives, such as `site`.
+    LabelKey, "label key", limits::LABEL_BYTES_MAX,
+    "1 to 63 bytes on one line, without an equals sign", |text| is_line(text, limits::LABEL_BYTES_MAX) && !text.contains('=')
+);
+text_id!(
+    /// The version of an agent, such as `1.4.0` or `acme-agent 2`.
+    AgentVersion, "agent version", limits::AGENT_VERSION_BYTES_MAX,
+    "1 to 64 printable ASCII characters", |text| text.bytes().all(|byte| matches!(byte, b' '..=b'~'))
+);
+text_id!(
+    /// An ability that an agent announces.
+    Capability, "capability", limits::CAPABILITY_BYTES_MAX, "1 to 64 lower-case letters, digits, dots, hyphens and underscores", word
+);
+text_id!(
+    /// What an EVENT is about, such as `digest_mismatch`.
+    EventKind, "event kind", limits::EVENT_KIND_BYTES_MAX, "1 to 64 lower-case letters, digits, dots, hyphens and underscores", word
 );
 text_id!(
     /// The trust domain in the URI name of every certificate, such as `viworks.example.com`.

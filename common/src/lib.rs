@@ -19,6 +19,7 @@ pub mod pin;
 pub mod rate;
 pub mod session;
 pub mod telemetry;
+pub mod text;
 pub mod time;
 pub mod timeline;
 pub mod wire;

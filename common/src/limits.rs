@@ -28,6 +28,16 @@ pub const TRUST_DOMAIN_BYTES_MAX: usize = 255;
 pub const LABELS_MAX: usize = 16;
 /// Bytes of a label's key, and of its value.
 pub const LABEL_BYTES_MAX: usize = 63;
+/// Bytes of an agent's version.
+pub const AGENT_VERSION_BYTES_MAX: usize = 64;
+/// Abilities that one HELLO names.
+pub const CAPABILITIES_MAX: usize = 32;
+/// Bytes of the name of an ability.
+pub const CAPABILITY_BYTES_MAX: usize = 64;
+/// Bytes of the word that says what an EVENT is about.
+pub const EVENT_KIND_BYTES_MAX: usize = 64;
+/// The largest epoch, order, position, version or count of bytes that travels: every JSON reader keeps it exactly.
+pub const COUNTER_MAX: u64 = (1 << 53) - 1;
 /// Commands in one gateway's catalogue.
 pub const CATALOGUE_COMMANDS_MAX: usize = 256;
 

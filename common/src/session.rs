@@ -82,8 +82,7 @@ pub enum SendRefusal {
     Draining,
 }
 
-/// Cuts a reason to the length that travels.
+/// A reason as it travels: harmless, and no longer than such texts may be. Parts of it may be the other end's words.
 fn cut(reason: &str) -> String {
-    let end = reason.floor_char_boundary(crate::limits::DETAIL_BYTES_MAX);
-    reason[..end].to_owned()
+    crate::text::told(reason)
 }

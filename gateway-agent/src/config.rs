@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
+use viworks_common::id::{LabelKey, check_label_value};
 use viworks_common::key::BindingMode;
 use viworks_common::limits;
 use viworks_common::pin::{PINS_MAX, SpkiPin};
@@ -232,14 +233,16 @@ fn read_gateway(section: &mut Section<'_>) -> GatewayConfig {
         );
     }
     for (key, value) in &labels {
-        if key.len() > limits::LABEL_BYTES_MAX || value.len() > limits::LABEL_BYTES_MAX {
+        // The same words by which the backend checks what it is told.
+        let wrong = key
+            .parse::<LabelKey>()
+            .map(drop)
+            .and_then(|()| check_label_value(value));
+        if let Err(invalid) = wrong {
             section.problem(
                 "labels",
-                format!("the label {key:?} is too long"),
-                format!(
-                    "key and value have at most {} bytes each",
-                    limits::LABEL_BYTES_MAX
-                ),
+                invalid.to_string(),
+                format!("the label {key:?} is not reported like this"),
             );
         }
     }

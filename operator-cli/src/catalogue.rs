@@ -7,7 +7,7 @@ use viworks_runtime::exit::ExitCode;
 
 use crate::client::Client;
 use crate::error::Failure;
-use crate::output::{self, Format, plain};
+use crate::output::{self, Format, one_line};
 use crate::run;
 
 /// What to do with the catalogue.
@@ -72,7 +72,7 @@ fn show(entry: &CatalogueCommand, format: Format) -> Result<(), Failure> {
     if format == Format::Json {
         return output::json(entry);
     }
-    output::line(&format!("{}   {}", entry.name, plain(&entry.title)))?;
+    output::line(&format!("{}   {}", entry.name, one_line(&entry.title)))?;
     let repeat = if entry.idempotent {
         "may run twice"
     } else {
@@ -97,8 +97,8 @@ fn show(entry: &CatalogueCommand, format: Format) -> Result<(), Failure> {
         output::line(&format!(
             "  {:<12} {} ({}; {default})",
             argument.name.as_str(),
-            plain(&argument.description),
-            plain(&allowed)
+            one_line(&argument.description),
+            one_line(&allowed)
         ))?;
     }
     let Some(gateways) = &entry.gateways else {

@@ -4,9 +4,10 @@ use std::io::Write;
 
 use serde_json::json;
 use viworks_common::api::{Problem, ProblemCode};
+use viworks_common::text;
 use viworks_runtime::exit::ExitCode;
 
-use crate::output::plain;
+use crate::output::one_line;
 
 /// One failure, ready to be shown to a person or to a program.
 #[derive(Debug)]
@@ -46,25 +47,38 @@ impl Failure {
 
     /// Prints the failure on standard error: lines for people, one JSON object for programs.
     pub fn print(&self, json: bool) {
-        let mut stderr = std::io::stderr().lock();
-        // Nobody is left to tell when standard error is gone.
-        let _written = if json {
-            self.write_json(&mut stderr)
+        let mut text = Vec::new();
+        let composed = if json {
+            self.write_json(&mut text)
         } else {
-            self.write_text(&mut stderr)
+            self.write_text(&mut text)
         };
+        let text = String::from_utf8_lossy(&text);
+        let harmless = if json {
+            text::json(&text)
+        } else {
+            text::block(&text)
+        };
+        // Nobody is left to tell when standard error is gone.
+        let _written =
+            composed.and_then(|()| std::io::stderr().lock().write_all(harmless.as_bytes()));
     }
 
     fn write_text(&self, out: &mut impl Write) -> std::io::Result<()> {
-        writeln!(out, "error: {}", plain(&self.what))?;
+        writeln!(out, "error: {}", one_line(&self.what))?;
         for detail in &self.details {
-            writeln!(out, "  {}", plain(detail))?;
+            writeln!(out, "  {}", one_line(detail))?;
         }
         if let Some(problem) = &self.problem {
             for error in &problem.errors {
-                writeln!(out, "  {}: {}", plain(&error.field), plain(&error.problem))?;
+                writeln!(
+                    out,
+                    "  {}: {}",
+                    one_line(&error.field),
+                    one_line(&error.problem)
+                )?;
                 if let Some(allowed) = &error.allowed {
-                    writeln!(out, "    allowed: {}", plain(allowed))?;
+                    writeln!(out, "    allowed: {}", one_line(allowed))?;
                 }
             }
             if let Ok(code) = problem.code.parse::<ProblemCode>() {

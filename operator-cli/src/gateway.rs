@@ -7,7 +7,7 @@ use viworks_runtime::exit::ExitCode;
 
 use crate::client::Client;
 use crate::error::Failure;
-use crate::output::{self, Format, plain};
+use crate::output::{self, Format, one_line};
 
 /// What to do with gateways.
 #[derive(Debug, Subcommand)]
@@ -128,7 +128,7 @@ fn labels(gateway: &Gateway) -> String {
         .iter()
         .map(|label| format!("{}={}", label.key, label.value))
         .collect();
-    plain(&labels.join(","))
+    one_line(&labels.join(","))
 }
 
 fn show(gateway: &Gateway, format: Format) -> Result<(), Failure> {
@@ -198,5 +198,5 @@ fn show(gateway: &Gateway, format: Format) -> Result<(), Failure> {
         ));
     }
     rows.into_iter()
-        .try_for_each(|(name, value)| output::line(&format!("{name:<11} {}", plain(&value))))
+        .try_for_each(|(name, value)| output::line(&format!("{name:<11} {}", one_line(&value))))
 }

@@ -1,11 +1,11 @@
 //! What is printed: tables for people, JSON for programs, and never a control character from a gateway.
 
-use std::fmt::Write as _;
 use std::io::Write as _;
 
 use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table};
 use serde::Serialize;
+use viworks_common::text;
 use viworks_runtime::exit::ExitCode;
 
 use crate::error::Failure;
@@ -19,23 +19,14 @@ pub enum Format {
     Json,
 }
 
-/// Text with control characters made visible, so that what a gateway sends cannot drive a terminal.
+/// Text of several lines that cannot drive a terminal, whoever sent it.
 pub fn plain(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '\n' | '\t' => out.push(c),
-            // Bidirectional overrides reorder what a person reads.
-            '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => push_escaped(&mut out, c),
-            c if c.is_control() => push_escaped(&mut out, c),
-            c => out.push(c),
-        }
-    }
-    out
+    text::block(text).into_owned()
 }
 
-fn push_escaped(out: &mut String, c: char) {
-    write!(out, "\\u{{{:x}}}", u32::from(c)).expect("writing to a String cannot fail");
+/// The same for what belongs on one line, so that nobody's title forges the next one.
+pub fn one_line(text: &str) -> String {
+    text::line(text).into_owned()
 }
 
 /// The last line of `text` that is not empty, on one line.
@@ -59,7 +50,9 @@ pub fn raw(text: &str) -> Result<(), Failure> {
     write_all(text, "")
 }
 
+/// Whatever is printed passes here: escaping it once more changes nothing, and nothing is forgotten.
 fn write_all(text: &str, end: &str) -> Result<(), Failure> {
+    let text = text::block(text);
     let mut stdout = std::io::stdout().lock();
     let written = stdout
         .write_all(text.as_bytes())
@@ -77,14 +70,14 @@ fn write_all(text: &str, end: &str) -> Result<(), Failure> {
 /// Prints narration on standard error.
 pub fn note(text: &str) {
     // Narration is worth nothing when nobody can read it.
-    let _written = writeln!(std::io::stderr().lock(), "{text}");
+    let _written = writeln!(std::io::stderr().lock(), "{}", text::block(text));
 }
 
 /// Prints one JSON document.
 pub fn json(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|error| Failure::new(ExitCode::Error, error.to_string()))?;
-    line(&text)
+    line(&text::json(&text))
 }
 
 /// Prints rows under headings; cut to the terminal's width only on a terminal.
@@ -106,7 +99,7 @@ pub fn render<const N: usize>(
         .set_content_arrangement(ContentArrangement::Disabled)
         .set_header(headings);
     for row in rows {
-        table.add_row(row.map(|cell| plain(&cell).replace('\n', " ")));
+        table.add_row(row.map(|cell| one_line(&cell.replace(['\n', '\t'], " "))));
     }
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
@@ -118,7 +111,29 @@ pub fn render<const N: usize>(
 
 #[cfg(test)]
 mod tests {
-    use super::{last_line, plain, render};
+    use proptest::prelude::*;
+    use serde_json::json;
+    use viworks_common::text::is_unsafe;
+
+    use super::{last_line, one_line, plain, render};
+
+    proptest! {
+        /// Whatever bytes a peer sends, in whatever column: lines are the table's own.
+        #[test]
+        fn no_byte_string_from_a_peer_prints_a_control_character(
+            bytes in prop::collection::vec(any::<u8>(), 0..200),
+            hostile in "[\u{0}-\u{1f}\u{7f}-\u{9f}\u{200e}\u{202e}\u{2066}x]{0,60}",
+        ) {
+            let text = String::from_utf8_lossy(&bytes).into_owned() + &hostile;
+            let shown = render(["A", "B"], [[text.clone(), text.clone()]]);
+            prop_assert!(shown.lines().count() <= 2 && !shown.replace('\n', "").contains(is_unsafe));
+            prop_assert!(!one_line(&text).contains(is_unsafe));
+            prop_assert!(!last_line(&text).contains(|c| is_unsafe(c) && c != '\t'));
+            prop_assert!(!plain(&text).contains(|c| is_unsafe(c) && c != '\t' && c != '\n'));
+            let document = serde_json::to_string_pretty(&json!({ "x": text })).unwrap();
+            prop_assert!(!viworks_common::text::json(&document).replace('\n', "").contains(is_unsafe));
+        }
+    }
 
     #[test]
     fn control_characters_from_a_gateway_are_made_visible() {

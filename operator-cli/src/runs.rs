@@ -11,7 +11,7 @@ use viworks_runtime::exit::ExitCode;
 use crate::cli::span;
 use crate::client::Client;
 use crate::error::Failure;
-use crate::output::{self, Format, plain};
+use crate::output::{self, Format, one_line, plain};
 use crate::run;
 
 /// What to do with runs.
@@ -133,12 +133,12 @@ async fn show(client: &Client, id: &str, full: bool, format: Format) -> Result<E
             output::line(&format!(
                 "command   {} {}",
                 found.command,
-                plain(&arguments.join(" "))
+                one_line(&arguments.join(" "))
             ))?;
             output::line(&format!(
                 "created   {} by {}",
                 found.created_at,
-                plain(&found.created_by)
+                one_line(&found.created_by)
             ))?;
             output::line(&format!("deadline  {}", found.deadline))?;
             output::line(&format!("result    {}\n", counts(&found)))?;
@@ -162,7 +162,7 @@ fn print_full(command: &CommandView) -> Result<(), Failure> {
         return Ok(());
     };
     if let Some(reason) = &outcome.reason {
-        output::line(&plain(reason))?;
+        output::line(&one_line(reason))?;
     }
     for (name, view) in [("stdout", &outcome.stdout), ("stderr", &outcome.stderr)] {
         let Some(view) = view.as_ref().filter(|view| !view.head.text.is_empty()) else {

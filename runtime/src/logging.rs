@@ -3,6 +3,7 @@
 //! Whoever logs never waits for whoever reads: see [`queue`].
 
 use std::backtrace::{Backtrace, BacktraceStatus};
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -22,13 +23,13 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::Registry;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
+use viworks_common::text;
 
 use crate::clock::{Clock, SystemClock, sleep_until};
 use crate::conditions::{Conditions, Severity};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 
-mod escape;
 mod queue;
 
 pub use queue::Flow;
@@ -305,13 +306,19 @@ where
     let layer = match format {
         Format::Human => layer
             .with_ansi(false)
-            .with_writer(Escaping { inner: writer })
+            .with_writer(Escaping {
+                inner: writer,
+                escape: one_line,
+            })
             .boxed(),
         Format::Json => layer
             .json()
             .flatten_event(true)
             .with_span_list(false)
-            .with_writer(writer)
+            .with_writer(Escaping {
+                inner: writer,
+                escape: text::json,
+            })
             .boxed(),
     };
     Ok(registry.with(layer))
@@ -324,9 +331,24 @@ fn parse_filter(filter: &str) -> Result<EnvFilter, LoggingError> {
     })
 }
 
+/// How an event is made harmless.
+type Escape = fn(&str) -> Cow<'_, str>;
+
+/// An event for eyes: only the line break at its end stays.
+fn one_line(event: &str) -> Cow<'_, str> {
+    match event.strip_suffix('\n') {
+        Some(body) => match text::line(body) {
+            Cow::Borrowed(_) => Cow::Borrowed(event),
+            Cow::Owned(escaped) => Cow::Owned(escaped + "\n"),
+        },
+        None => text::line(event),
+    }
+}
+
 /// Makes writers that write one event as one harmless line.
 struct Escaping<W> {
     inner: W,
+    escape: Escape,
 }
 
 impl<'w, W: MakeWriter<'w>> MakeWriter<'w> for Escaping<W> {
@@ -335,6 +357,7 @@ impl<'w, W: MakeWriter<'w>> MakeWriter<'w> for Escaping<W> {
     fn make_writer(&'w self) -> Self::Writer {
         EscapingWriter {
             inner: self.inner.make_writer(),
+            escape: self.escape,
         }
     }
 }
@@ -342,12 +365,13 @@ impl<'w, W: MakeWriter<'w>> MakeWriter<'w> for Escaping<W> {
 /// Writes what it is given, which is one event with its line break, in one piece.
 struct EscapingWriter<W> {
     inner: W,
+    escape: Escape,
 }
 
 impl<W: Write> Write for EscapingWriter<W> {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         self.inner
-            .write_all(escape::line(&String::from_utf8_lossy(event)).as_bytes())?;
+            .write_all((self.escape)(&String::from_utf8_lossy(event)).as_bytes())?;
         Ok(event.len())
     }
 
@@ -418,14 +442,16 @@ mod tests {
 
     #[test]
     fn a_json_line_holds_the_fields_and_the_span() {
-        let text = logged(Format::Json, "info", || {
+        let event = logged(Format::Json, "info", || {
             let _span = info_span!("session", agent_id = "a1").entered();
-            info!(attempt = 3, "line\nbreak");
+            info!(attempt = 3, turned = "\u{202e}\u{9b}31m", "line\nbreak");
         });
-        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(text.lines().count(), 1);
+        assert!(!event.trim_end().contains(text::is_unsafe), "{event:?}");
+        let json: serde_json::Value = serde_json::from_str(&event).unwrap();
+        assert_eq!(event.lines().count(), 1);
         assert_eq!(json["message"], "line\nbreak");
         assert_eq!(json["attempt"], 3);
+        assert_eq!(json["turned"], "\u{202e}\u{9b}31m");
         assert_eq!(json["span"]["agent_id"], "a1");
         assert_eq!(json["level"], "INFO");
     }

@@ -24,7 +24,7 @@ use viworks_common::id::{AgentId, AgentRunId, BootId, InstallId, Tenant};
 use viworks_common::key::{AgentKey, Binding, BindingMode, Identity, Schedule, Secret};
 use viworks_common::session::{AgentEvent, AgentSession, AgentSessionConfig};
 use viworks_common::wire::envelope::{HEADER_BYTES, NONCE_BYTES, Packed, SESSION_ID_BYTES, seal};
-use viworks_common::wire::message::Hello;
+use viworks_common::wire::message::{AgentMessage, Heartbeat, Hello};
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::{random, tls};
 
@@ -255,7 +255,7 @@ impl Rogue {
 
     /// Says HELLO as a process of the gateway would.
     pub async fn hello(&mut self) {
-        self.hello_again((0, self.token.clone())).await;
+        self.hello_with(|_| {}).await;
     }
 
     /// Opens a session, with the epoch and token of the one before.
@@ -291,13 +291,22 @@ impl Rogue {
     }
 
     async fn hello_again(&mut self, (epoch, token): (u64, String)) {
+        self.hello_with(|hello| {
+            hello.epoch = epoch;
+            hello.token = token;
+        })
+        .await;
+    }
+
+    /// Says HELLO with something changed in it.
+    pub async fn hello_with(&mut self, change: impl FnOnce(&mut Hello)) {
         let run = random::uuid_v4();
-        let hello = Hello {
+        let mut hello = Hello {
             install_id: InstallId::from_uuid(run),
             boot_id: BootId::from_uuid(run),
             agent_run_id: AgentRunId::from_uuid(run),
-            epoch,
-            token,
+            epoch: 0,
+            token: self.token.clone(),
             agent_version: "rogue".to_owned(),
             version: 1,
             capabilities: Vec::new(),
@@ -309,8 +318,81 @@ impl Rogue {
             pin_set_version: 0,
             telemetry: Vec::new(),
         };
+        change(&mut hello);
         self.session
             .hello(hello, random::bytes(), SystemClock.now());
+        self.transmit().await;
+    }
+
+    /// Completes the opening after HELLO: until the backend has answered the first heartbeat, which says that the
+    /// confirmation is committed.
+    ///
+    /// # Errors
+    /// When the backend ends it.
+    pub async fn confirm(&mut self) -> anyhow::Result<()> {
+        loop {
+            match self.event().await? {
+                AgentEvent::Welcomed(_) => {
+                    self.session.confirm(SystemClock.now());
+                    self.transmit().await;
+                }
+                AgentEvent::HeartbeatDue => {
+                    self.say(AgentMessage::Heartbeat(Heartbeat {
+                        sent_at_ms: 1,
+                        round_trip_us: None,
+                        clock_skew_ms: None,
+                        spool_records: 0,
+                        spool_bytes: 0,
+                        commands_running: 0,
+                    }))
+                    .await?;
+                }
+                AgentEvent::RoundTrip { .. } => return Ok(()),
+                AgentEvent::Refused { code, reason, .. } => {
+                    return Err(anyhow!("refused: {code}: {reason}"));
+                }
+                AgentEvent::Challenged { .. }
+                | AgentEvent::Established
+                | AgentEvent::TelemetryAcknowledged(_)
+                | AgentEvent::Command(_)
+                | AgentEvent::Go(_)
+                | AgentEvent::Drop(_)
+                | AgentEvent::Cancel(_)
+                | AgentEvent::ResultAcknowledged { .. }
+                | AgentEvent::Draining { .. }
+                | AgentEvent::Closed(_) => {}
+            }
+        }
+    }
+
+    /// Says something in an established session.
+    ///
+    /// # Errors
+    /// When the session does not take it.
+    pub async fn say(&mut self, message: AgentMessage) -> anyhow::Result<()> {
+        self.session.send(message, SystemClock.now())?;
+        self.transmit().await;
+        Ok(())
+    }
+
+    /// The next thing that happens.
+    ///
+    /// # Errors
+    /// When the connection ends first.
+    pub async fn event(&mut self) -> anyhow::Result<AgentEvent> {
+        loop {
+            if let Some(event) = self.session.poll_event() {
+                return Ok(event);
+            }
+            let bytes = read(&mut self.socket)
+                .await
+                .context("the connection ended")?;
+            self.session.handle_frame(&bytes, SystemClock.now());
+            self.transmit().await;
+        }
+    }
+
+    async fn transmit(&mut self) {
         while let Some(bytes) = self.session.poll_transmit(SystemClock.now()) {
             self.sent.push(bytes.clone());
             self.send(Message::binary(bytes)).await;

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::{Argument, ArgumentType, CatalogueEntry};
 use crate::command::Arguments;
 use crate::id::ArgumentName;
-use crate::limits;
+use crate::{limits, text};
 
 /// Bytes of a pattern; longer ones are no longer reviewed by anybody.
 const PATTERN_BYTES_MAX: usize = 256;
@@ -18,11 +18,11 @@ const PATTERN_SIZE_MAX: usize = 256 * 1024;
 /// Values one choice may list.
 const CHOICES_MAX: usize = 64;
 /// Bytes of a title and of a description.
-const TEXT_BYTES_MAX: usize = 200;
+pub(super) const TEXT_BYTES_MAX: usize = 200;
 /// The shortest time limit.
-const TIMEOUT_MS_MIN: u64 = 100;
+pub(super) const TIMEOUT_MS_MIN: u64 = 100;
 /// The longest time limit: a day.
-const TIMEOUT_MS_MAX: u64 = 24 * 3_600 * 1_000;
+pub(super) const TIMEOUT_MS_MAX: u64 = 24 * 3_600 * 1_000;
 
 /// What is wrong with one argument, and what would be right.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -367,7 +367,7 @@ fn canonical_integer(value: &str) -> Option<i64> {
 }
 
 fn is_line(text: &str) -> bool {
-    text.len() <= TEXT_BYTES_MAX && !text.chars().any(char::is_control)
+    text::is_line(text, TEXT_BYTES_MAX)
 }
 
 fn one_line(text: &str) -> String {

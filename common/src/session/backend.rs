@@ -24,7 +24,7 @@ use crate::wire::envelope::{
     self, EnvelopeError, KIND_TELEMETRY, NONCE_BYTES, Packed, Phase, Sealed, VERSION, Verified,
 };
 use crate::wire::message::{
-    AgentMessage, BackendMessage, Challenge, Hello, Priority, Probe, Refuse, Welcome,
+    AgentMessage, BackendMessage, Challenge, Priority, Probe, Refuse, Welcome,
 };
 
 /// HELLO was verified.
@@ -33,6 +33,14 @@ struct Deciding {
     keys: SessionKeys,
     /// Commands that already use up credit.
     unreported: BTreeSet<CommandId>,
+}
+
+/// Why a first message is no HELLO.
+enum Unread {
+    /// Its sender has not proved anything: it only sees the connection close.
+    Unproved(CloseCode, String),
+    /// It is authentic and breaks a rule.
+    Malformed(Box<Deciding>, String),
 }
 
 /// The opening's second half: WELCOME is out, or CONFIRM was read as well.
@@ -355,15 +363,7 @@ impl BackendSession {
                     let reason = format!(
                         "the gateway speaks protocol versions up to {version}, this backend {VERSION}"
                     );
-                    let code = CloseCode::ProtocolTooOld;
-                    return self.refuse(
-                        Refuse {
-                            code,
-                            reason,
-                            retry_after_ms: None,
-                        },
-                        now,
-                    );
+                    return self.refuse_with(CloseCode::ProtocolTooOld, &reason, now);
                 }
                 self.timers.set(
                     Timer::Decision,
@@ -371,7 +371,11 @@ impl BackendSession {
                 );
                 self.events.push(event, bytes.len());
             }
-            Err((code, reason)) => self.fail(code, &reason),
+            Err(Unread::Unproved(code, reason)) => self.fail(code, &reason),
+            Err(Unread::Malformed(deciding, what)) => {
+                self.state = State::Deciding(*deciding);
+                self.violated(&format!("HELLO is malformed: {what}"), now);
+            }
         }
     }
 
@@ -379,14 +383,9 @@ impl BackendSession {
         &self,
         bytes: &[u8],
         now: Monotonic,
-    ) -> Result<(Deciding, u8, BackendEvent), (CloseCode, String)> {
-        let refused = |error: EnvelopeError| (error.close_code(), error.to_string());
-        let malformed = |what: &str| {
-            (
-                CloseCode::BadEnvelope,
-                format!("HELLO is malformed: {what}"),
-            )
-        };
+    ) -> Result<(Deciding, u8, BackendEvent), Unread> {
+        let refused =
+            |error: EnvelopeError| Unread::Unproved(error.close_code(), error.to_string());
         let sealed = Sealed::new(bytes, Phase::Opening).map_err(refused)?;
         let key_generation = sealed.claimed_key_generation();
         let identity = &self.config.identity;
@@ -402,6 +401,12 @@ impl BackendSession {
         );
         let hello_key = schedule.hello_key(&self.challenge);
         let opened = sealed.open(&hello_key, 1).map_err(refused)?;
+        let deciding = |unreported| Deciding {
+            keys: schedule.session_keys(&self.challenge, bytes),
+            unreported,
+        };
+        let malformed =
+            |what: &str| Unread::Malformed(Box::new(deciding(BTreeSet::new())), what.to_owned());
         let (client_nonce, json) = opened
             .body()
             .split_first_chunk::<NONCE_BYTES>()
@@ -411,11 +416,7 @@ impl BackendSession {
             Some(Err(error)) => return Err(malformed(&error.to_string())),
             Some(Ok(_)) | None => return Err(malformed("it is another message")),
         };
-        check_hello(&hello).map_err(malformed)?;
-        let deciding = Deciding {
-            keys: schedule.session_keys(&self.challenge, bytes),
-            unreported: hello.unreported.iter().copied().collect(),
-        };
+        let deciding = deciding(hello.unreported.iter().copied().collect());
         let version = hello.version;
         let event = BackendEvent::Hello {
             hello: Box::new(hello),
@@ -436,16 +437,16 @@ impl BackendSession {
         let (message, bytes) = match decoded {
             Ok(Decoded::Message(message, body_bytes)) => (message, frame_bytes.max(body_bytes)),
             Ok(Decoded::Batch(batch)) => return self.batch(batch, frame_bytes),
-            Ok(Decoded::Malformed(reason)) => return self.fail(CloseCode::BadEnvelope, &reason),
+            Ok(Decoded::Malformed(reason)) => return self.violated(&reason, now),
             Err(error) => return self.fail(error.close_code(), &error.to_string()),
         };
         let state = self.state();
         if !state.allows(&message) {
             let reason = format!("{} is not legal in state {}", message.name(), state.name());
-            return self.fail(CloseCode::BadEnvelope, &reason);
+            return self.violated(&reason, now);
         }
         if let Err((code, reason)) = self.charge(&message, frame_bytes) {
-            return self.fail(code, reason);
+            return self.refuse_with(code, reason, now);
         }
         let event = match *message {
             // `allows` lets no HELLO come this far, and a batch went another way.
@@ -552,6 +553,20 @@ impl BackendSession {
         });
     }
 
+    /// An authentic message that breaks a rule: its sender is told which, in a REFUSE that it can believe.
+    fn violated(&mut self, reason: &str, now: Monotonic) {
+        self.refuse_with(CloseCode::BadEnvelope, reason, now);
+    }
+
+    fn refuse_with(&mut self, code: CloseCode, reason: &str, now: Monotonic) {
+        let refuse = Refuse {
+            code,
+            reason: reason.to_owned(),
+            retry_after_ms: None,
+        };
+        self.refuse(refuse, now);
+    }
+
     fn fail(&mut self, code: CloseCode, reason: &str) {
         self.end(Closed {
             code: Some(code),
@@ -602,18 +617,4 @@ fn decode(verified: Verified<'_>) -> Result<Decoded, EnvelopeError> {
         )),
         None => Decoded::Malformed(format!("kind {kind:#04x} is not defined")),
     })
-}
-
-/// The bounds of HELLO that its size does not imply.
-fn check_hello(hello: &Hello) -> Result<(), &'static str> {
-    if hello.unreported.len() > limits::COMMANDS_UNREPORTED_MAX {
-        return Err("too many unreported commands");
-    }
-    if hello.telemetry.len() > limits::TELEMETRY_POSITIONS_MAX {
-        return Err("too many telemetry positions");
-    }
-    if hello.labels.len() > limits::LABELS_MAX {
-        return Err("too many labels");
-    }
-    Ok(())
 }

@@ -1,6 +1,7 @@
 //! A batch as it travelled: while it waits it costs what it cost the link, and nothing that it claims is believed yet.
 
 use super::BatchColumns;
+use crate::wire::check_batch;
 use crate::wire::envelope::Packed;
 
 /// A TELEMETRY body whose tag was verified, and that was neither unpacked nor parsed.
@@ -40,7 +41,10 @@ impl PackedBatch {
     /// One sentence, when it is damaged or no batch: a fault of the sender, which closes the session.
     pub fn open(&self) -> Result<BatchColumns, String> {
         let body = self.body.unpack().map_err(|error| error.to_string())?;
-        serde_json::from_slice(&body)
-            .map_err(|error| format!("the body of kind 0x12 is malformed: {error}"))
+        let malformed =
+            |error: &dyn std::fmt::Display| format!("the body of kind 0x12 is malformed: {error}");
+        let columns = serde_json::from_slice(&body).map_err(|error| malformed(&error))?;
+        check_batch(&columns).map_err(|violation| malformed(&violation))?;
+        Ok(columns)
     }
 }

@@ -11,6 +11,7 @@ use crate::id::{AgentRunId, BootId, CommandId, CommandName, InstallId};
 use crate::key::BindingMode;
 use crate::pin::PinSet;
 use crate::telemetry::{BatchColumns, Position};
+use crate::text::deserialize_told;
 use crate::time::Timestamp;
 
 macro_rules! body {
@@ -121,6 +122,7 @@ body! {
         /// The code.
         code: CloseCode,
         /// One sentence.
+        #[serde(deserialize_with = "deserialize_told")]
         reason: String,
         /// How long to wait, in milliseconds, when the backend knows.
         retry_after_ms: Option<u64>,
@@ -221,6 +223,7 @@ body! {
         /// Why.
         code: RejectCode,
         /// One sentence.
+        #[serde(deserialize_with = "deserialize_told")]
         detail: String,
     }
 }
@@ -294,6 +297,7 @@ body! {
         /// A stable word.
         kind: String,
         /// One sentence.
+        #[serde(deserialize_with = "deserialize_told")]
         detail: String,
     }
 }
@@ -301,6 +305,7 @@ body! {
     /// BYE: the gateway ends the session on purpose.
     Bye {
         /// One sentence.
+        #[serde(deserialize_with = "deserialize_told")]
         reason: String,
     }
 }
@@ -380,12 +385,16 @@ macro_rules! messages {
             /// Reads the body of a message of kind `kind`; `None` for an unknown kind.
             ///
             /// # Errors
-            /// When the body is no JSON of that kind.
+            /// When the body is no JSON of that kind, or something in it is not what this protocol allows.
             pub fn decode(kind: u8, body: &[u8]) -> Option<Result<Self, serde_json::Error>> {
-                match kind {
-                    $($kind => Some(serde_json::from_slice::<$body>(body).map(Self::$variant)),)*
-                    _ => None,
-                }
+                let decoded = match kind {
+                    $($kind => serde_json::from_slice::<$body>(body).map(Self::$variant),)*
+                    _ => return None,
+                };
+                Some(decoded.and_then(|message| {
+                    message.check().map_err(serde::de::Error::custom)?;
+                    Ok(message)
+                }))
             }
         }
     };

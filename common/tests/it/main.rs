@@ -11,5 +11,6 @@ mod hostile;
 mod legality;
 mod life_cycle;
 mod pair;
+mod strict;
 mod support;
 mod vectors;

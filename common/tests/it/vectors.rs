@@ -5,6 +5,9 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
+use viworks_common::catalogue::{
+    Argument, ArgumentType, CatalogueEntry, Risk, catalogue_digest, take_report,
+};
 use viworks_common::key::Secret;
 use viworks_common::wire::message::BackendMessage;
 
@@ -12,6 +15,49 @@ use crate::support::*;
 
 fn secret(key: &Secret) -> String {
     key.expose_hex()
+}
+
+/// One entry of every kind of argument, and one that cannot run; not in the order of their names.
+fn entries() -> Vec<CatalogueEntry> {
+    let argument = |name: &str, value: ArgumentType, default: Option<&str>| Argument {
+        name: name.parse().unwrap(),
+        description: format!("The {name}"),
+        value,
+        default: default.map(str::to_owned),
+    };
+    let entry = |name: &str, arguments: Vec<Argument>| CatalogueEntry {
+        name: name.parse().unwrap(),
+        title: format!("Does {name}, gründlich"),
+        risk: Risk::Change,
+        idempotent: false,
+        arguments,
+        timeout_ms: 30_000,
+        output_bytes_max: 65_536,
+        unavailable: None,
+    };
+    let pattern = "[a-z]{1,8}".to_owned();
+    let values = vec!["soft".to_owned(), "hard".to_owned()];
+    vec![
+        entry(
+            "service.restart",
+            vec![
+                argument("unit", ArgumentType::String { pattern }, None),
+                argument(
+                    "tries",
+                    ArgumentType::Integer { min: -1, max: 9 },
+                    Some("3"),
+                ),
+                argument("how", ArgumentType::Choice { values }, Some("soft")),
+                argument("wait", ArgumentType::Boolean, Some("true")),
+            ],
+        ),
+        CatalogueEntry {
+            risk: Risk::Read,
+            idempotent: true,
+            unavailable: Some("it needs /usr/bin/nothing".to_owned()),
+            ..entry("net.nothing", Vec::new())
+        },
+    ]
 }
 
 fn generated() -> Value {
@@ -53,6 +99,10 @@ fn generated() -> Value {
             "backend_to_agent": secret(&keys.backend_to_agent),
         },
         "command_digest": command(1).digest,
+        "catalogue": {
+            "commands": entries(),
+            "digest": hex::encode(catalogue_digest(&entries())),
+        },
         "messages": {
             "CHALLENGE": frame(&pair.to_agent[0], "backend", "none"),
             "HELLO": frame(&pair.to_backend[0], "agent", "hello_key"),
@@ -76,6 +126,11 @@ fn the_published_vectors_are_what_the_machines_write() {
     }
     let published: Value = serde_json::from_slice(&std::fs::read(path()).unwrap()).unwrap();
     assert_eq!(published, generated);
+}
+
+#[test]
+fn the_published_catalogue_is_one_that_a_backend_takes() {
+    assert_eq!(take_report(entries()), (entries(), Vec::new()));
 }
 
 #[test]

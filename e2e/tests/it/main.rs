@@ -13,4 +13,5 @@ mod reload;
 mod soak;
 mod state;
 mod stop;
+mod strict;
 mod unread_log;

@@ -16,6 +16,7 @@ use viworks_common::session::{
     AgentEvent, AgentSession, AgentSessionConfig, Closed, End, SendRefusal,
 };
 use viworks_common::telemetry::{Batch, Position};
+use viworks_common::text::told;
 use viworks_common::time::{Monotonic, Timestamp};
 use viworks_common::wire::message::{
     AgentMessage, Catalogue, Heartbeat, Hello, Output, Permit, PinReport, Welcome,
@@ -536,7 +537,10 @@ impl Connection<'_> {
         let (class, cause) = match received {
             Received::Closed(Some((number, reason))) => (
                 FailureClass::of_close_frame(number),
-                format!("the backend closed the connection: {number} {reason}"),
+                // Anybody on the path can have written this.
+                told(&format!(
+                    "the backend closed the connection: {number} {reason}"
+                )),
             ),
             Received::Closed(None) => (
                 FailureClass::Transient,

@@ -14,6 +14,7 @@ use viworks_common::api::{
 };
 use viworks_common::id::{CommandId, RunId};
 use viworks_common::limits::{DETAIL_BYTES_MAX, IDEMPOTENCY_KEY_BYTES_MAX};
+use viworks_common::wire::is_traceparent;
 
 use crate::api::ApiState;
 use crate::api::extract::{Caller, JsonBody, NoParams, PageParams, Params, Segment, Segments};
@@ -146,12 +147,7 @@ fn idempotency_key(headers: &HeaderMap) -> ApiResult<Option<String>> {
 /// A W3C trace context, when it has the right shape; anything else is somebody else's problem, not this request's.
 fn traceparent(headers: &HeaderMap) -> Option<String> {
     let text = headers.get("traceparent")?.to_str().ok()?;
-    let hex = |part: &str| {
-        part.bytes()
-            .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
-    };
-    let lengths: Vec<usize> = text.split('-').map(str::len).collect();
-    (lengths == [2, 32, 16, 2] && text.split('-').all(hex)).then(|| text.to_owned())
+    is_traceparent(text).then(|| text.to_owned())
 }
 
 /// Runs, latest first.

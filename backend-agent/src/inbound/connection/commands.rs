@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use tracing::{debug, warn};
+use viworks_common::catalogue::take_report;
+use viworks_common::code::CloseCode;
 use viworks_common::command::{CommandState, Outcome};
 use viworks_common::id::{CommandId, RunId};
-use viworks_common::limits::{COMMANDS_UNREPORTED_MAX, DETAIL_BYTES_MAX};
+use viworks_common::limits::COMMANDS_UNREPORTED_MAX;
 use viworks_common::time::{Monotonic, Timestamp};
 use viworks_common::wire::message::{
     BackendMessage, Catalogue, Command, CommandAccepted, CommandRef, CommandRejected,
@@ -152,8 +154,7 @@ impl Connection {
         };
         let (tenant, now) = (&self.peer.identity.tenant, self.inbound.clock.line());
         let command_id = rejected.command_id;
-        let end = rejected.detail.floor_char_boundary(DETAIL_BYTES_MAX);
-        let detail = rejected.detail[..end].to_owned();
+        let detail = rejected.detail;
         let rejected = Rejected {
             command_id,
             code: rejected.code,
@@ -317,8 +318,22 @@ impl Connection {
         let Some((_, holder)) = self.live() else {
             return;
         };
-        let (tenant, now) = (&self.peer.identity.tenant, self.inbound.clock.line());
         let Catalogue { digest, commands } = catalogue;
+        // Thousands of patterns may be compiled to find the one that is wrong: not on a thread that serves others.
+        let judged = self
+            .inbound
+            .lifecycle
+            .spawn_blocking("catalogue", move || take_report(commands));
+        let Some((commands, refused)) = judged.await else {
+            let reason = "the backend could not read the catalogue";
+            let now = self.now();
+            return self.session.close(CloseCode::Internal, reason, now);
+        };
+        for entry in &refused {
+            self.inbound.metrics.refused("catalogue_entry");
+            warn!(agent_id = %holder.agent_id, command = %entry.name, problem = entry.problem, "an entry of the gateway's catalogue is refused");
+        }
+        let (tenant, now) = (&self.peer.identity.tenant, self.inbound.clock.line());
         let saved = self
             .inbound
             .store
@@ -359,8 +374,7 @@ impl Connection {
         if live.runs.events > EVENTS_MAX {
             return self.inbound.metrics.refused("gateway_events");
         }
-        let cut = |text: &str| text[..text.floor_char_boundary(DETAIL_BYTES_MAX)].to_owned();
-        let (kind, detail) = (cut(&event.kind), cut(&event.detail));
+        let (kind, detail) = (&event.kind, &event.detail);
         warn!(agent_id = %holder.agent_id, kind, detail, "a gateway reports");
         let record = NewAuditRecord {
             actor: Actor::gateway(holder.agent_id),
