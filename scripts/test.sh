@@ -65,6 +65,10 @@ fi
 command -v cargo >/dev/null 2>&1 || { printf 'error: cargo was not found; install a Rust toolchain (https://rustup.rs)\n' >&2; exit 69; }
 need cc build-essential || { printf 'error: no C compiler (cc); on Debian: apt-get install build-essential\n' >&2; exit 69; }
 need openssl openssl || skip 'certificates against OpenSSL: openssl is missing'
+if ! need python3 python3; then
+  skip 'the reference agent in Python: python3 is missing'
+  export VIWORKS_WITHOUT_PYTHON=1
+fi
 need ping iputils-ping || printf 'note: ping is missing; net.ping uses its own fallback\n'
 cargo --version
 rustc --version

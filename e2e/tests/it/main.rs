@@ -8,6 +8,7 @@ mod flood;
 mod full_disk;
 mod limbo;
 mod points;
+mod reference_agent;
 mod refusals;
 mod reload;
 mod soak;
