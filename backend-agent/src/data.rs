@@ -47,8 +47,10 @@ pub enum StoreError {
     /// A bound on waiting commands was reached; the whole run was refused.
     #[error("{scope} already has its {limit} waiting commands")]
     QueueFull {
-        /// Whose bound it is: `the backend`, or a gateway's id.
+        /// Whose bound it is: `the backend`, or the first gateway's name.
         scope: String,
+        /// The gateways whose bound it is; empty when it is the backend's.
+        gateways: Vec<GatewayName>,
         /// The bound.
         limit: u64,
         /// When trying again makes sense.
@@ -281,6 +283,13 @@ pub trait Store: Send + Sync {
         run_id: RunId,
         page: Page<CommandId>,
     ) -> StoreResult<Listing<Command, CommandId>>;
+    /// The gateways that a run skipped, in the order of their ids.
+    async fn run_skipped(
+        &self,
+        tenant: &Tenant,
+        run_id: RunId,
+        page: Page<AgentId>,
+    ) -> StoreResult<Listing<SkippedGateway, AgentId>>;
     /// One command.
     async fn command(&self, tenant: &Tenant, command_id: CommandId)
     -> StoreResult<Option<Command>>;

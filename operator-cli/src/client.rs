@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use viworks_common::api::{
     CatalogueCommand, CatalogueList, CommandList, CommandView, Gateway, GatewayList,
     IDEMPOTENCY_KEY, Problem, Run, RunCancelled, RunEvent, RunList, RunRequest, RunWait,
-    TelemetryGapList, TelemetryList, TelemetryStreamList, WAIT_MS_MAX,
+    SkippedGateway, SkippedList, TelemetryGapList, TelemetryList, TelemetryStreamList, WAIT_MS_MAX,
 };
 use viworks_common::id::{CommandId, RunId};
 use viworks_runtime::exit::ExitCode;
@@ -148,6 +148,28 @@ impl Client {
         loop {
             let page: CommandList = self
                 .get(&format!("/v1/runs/{id}/commands"), &paged(cursor, PAGE))
+                .await?;
+            all.extend(page.items);
+            cursor = page.next;
+            if cursor.is_none() {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// The gateways that a run was meant for and that got no command.
+    pub async fn run_skipped(&self, run: &Run) -> Result<Vec<SkippedGateway>, Failure> {
+        let mut all = Vec::new();
+        let mut cursor = None;
+        if run.skipped == 0 {
+            return Ok(all);
+        }
+        loop {
+            let page: SkippedList = self
+                .get(
+                    &format!("/v1/runs/{}/skipped", run.id),
+                    &paged(cursor, PAGE),
+                )
                 .await?;
             all.extend(page.items);
             cursor = page.next;

@@ -34,6 +34,14 @@ pub async fn run(client: &Client, options: &Options, format: Format) -> Result<E
             Format::Table => output::line(&submitted.id.to_string())?,
             Format::Json => output::json(&submitted)?,
         }
+        if submitted.skipped > 0 {
+            output::note(&format!(
+                "{} gateways cannot take it and are skipped: {} runs show {}",
+                submitted.skipped,
+                program_name(),
+                submitted.id
+            ));
+        }
         output::note(&format!(
             "submitted to {} gateways; follow it: {} runs wait {}",
             submitted.total,
@@ -44,7 +52,7 @@ pub async fn run(client: &Client, options: &Options, format: Format) -> Result<E
     }
     let limit = options.wait.unwrap_or(Duration::from_secs(24 * 3_600));
     let exit = tokio::select! {
-        exit = follow(client, &submitted, limit, format) => exit?,
+        exit = follow(client, &submitted, limit, options.skip_unable, format) => exit?,
         signal = tokio::signal::ctrl_c() => {
             signal?;
             output::note("");
@@ -55,11 +63,13 @@ pub async fn run(client: &Client, options: &Options, format: Format) -> Result<E
     Ok(exit)
 }
 
-/// Shows a run live and then its result.
+/// Shows a run live and then its result. A gateway that was meant and skipped counts as one that gave no answer, unless
+/// whoever asks said that gateways may be skipped.
 pub async fn follow(
     client: &Client,
     run: &Run,
     limit: Duration,
+    may_skip: bool,
     format: Format,
 ) -> Result<ExitCode, Failure> {
     let mut live = Live::new(run.total > 1, format);
@@ -75,20 +85,24 @@ pub async fn follow(
         outcome?;
     }
     let commands = client.run_commands(run.id).await?;
+    let skipped = client.run_skipped(run).await?;
     live.flush();
     match format {
         Format::Json => {
             let run = client.run(run.id).await?;
             let commands = with_output(client, commands.clone()).await?;
             output::json(
-                &json!({"apiVersion": "viworks/v1", "kind": "RunResult", "run": run, "commands": commands}),
+                &json!({"apiVersion": "viworks/v1", "kind": "RunResult", "run": run, "commands": commands, "skipped": skipped}),
             )?;
         }
-        Format::Table => print_commands(&with_output(client, commands.clone()).await?)?,
+        Format::Table => print_commands(&with_output(client, commands.clone()).await?, &skipped)?,
     }
     let states: Vec<CommandState> = commands.iter().map(|command| command.state).collect();
-    let exit = exit_code(states.iter().copied());
-    output::note(&summary::summary(&states));
+    let mut exit = exit_code(states.iter().copied());
+    if exit == ExitCode::Ok && !skipped.is_empty() && !may_skip {
+        exit = ExitCode::NoAnswer;
+    }
+    output::note(&summary::summary(&states, skipped.len()));
     if exit == ExitCode::Pending {
         output::note(&format!("Follow  {} runs wait {}", program_name(), run.id));
     }

@@ -53,7 +53,7 @@ pub async fn execute(client: &Client, verb: Verb, format: Format) -> Result<Exit
         Verb::Show { id, full } => show(client, &id, full, format).await,
         Verb::Wait { id, timeout } => {
             let found = find(client, &id).await?;
-            run::follow(client, &found, timeout, format).await
+            run::follow(client, &found, timeout, false, format).await
         }
         Verb::Cancel { id } => cancel(client, &id, format).await,
     }
@@ -113,15 +113,21 @@ fn counts(run: &Run) -> String {
         .filter(|(_state, count)| **count > 0)
         .map(|(state, count)| format!("{count} {}", state.name()))
         .collect();
-    format!("{} of {}", parts.join(", "), run.total)
+    let skipped = if run.skipped > 0 {
+        format!(", {} skipped", run.skipped)
+    } else {
+        String::new()
+    };
+    format!("{} of {}{skipped}", parts.join(", "), run.total)
 }
 
 async fn show(client: &Client, id: &str, full: bool, format: Format) -> Result<ExitCode, Failure> {
     let found = find(client, id).await?;
     let commands = run::with_output(client, client.run_commands(found.id).await?).await?;
+    let skipped = client.run_skipped(&found).await?;
     match format {
         Format::Json => output::json(
-            &json!({"apiVersion": "viworks/v1", "kind": "RunResult", "run": found, "commands": commands}),
+            &json!({"apiVersion": "viworks/v1", "kind": "RunResult", "run": found, "commands": commands, "skipped": skipped}),
         )?,
         Format::Table => {
             let arguments: Vec<String> = found
@@ -145,7 +151,7 @@ async fn show(client: &Client, id: &str, full: bool, format: Format) -> Result<E
             if full {
                 commands.iter().try_for_each(print_full)?;
             } else {
-                run::print_commands(&commands)?;
+                run::print_commands(&commands, &skipped)?;
             }
         }
     }

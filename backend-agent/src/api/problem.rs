@@ -13,8 +13,15 @@ use viworks_common::api::{
 use crate::auth::apikey::CreateError;
 use crate::auth::bearer::AuthError;
 use crate::auth::risk_scope;
-use crate::command::submit::SubmitError;
+use crate::command::submit::{NotOffered, SubmitError};
 use crate::data::{self, StoreError};
+
+/// How to submit without the gateways that stand in the way.
+const WAYS_OUT: &str = "\"targets\": {\"all_except\": [names]}, or \"skip_unable\": true to leave out whoever cannot take it \
+                        (viworks run --all --except NAMES, or --skip-unable)";
+
+/// Gateways that one refusal names; a run may be for thousands.
+const GATEWAYS_NAMED_MAX: usize = 50;
 
 /// What a caller is told to wait when nothing better is known.
 const RETRY_SOON: Duration = Duration::from_secs(1);
@@ -87,6 +94,30 @@ impl ApiError {
             allowed,
         });
         self
+    }
+
+    /// Names the gateways that a submission speaks of, as many as a person reads.
+    fn naming(mut self, gateways: impl ExactSizeIterator<Item = (String, String)>) -> Self {
+        let more = gateways.len().saturating_sub(GATEWAYS_NAMED_MAX);
+        for (name, problem) in gateways.take(GATEWAYS_NAMED_MAX) {
+            self = self.with(format!("targets.gateways: {name}"), problem, None);
+        }
+        if more > 0 {
+            self = self.with("targets", format!("and {more} more gateways"), None);
+        }
+        self
+    }
+
+    /// Names the gateways that stand in a submission's way, and says how to leave them out.
+    fn hindered_by(self, gateways: impl ExactSizeIterator<Item = (String, String)>) -> Self {
+        if gateways.len() == 0 {
+            return self;
+        }
+        self.naming(gateways).with(
+            "targets",
+            "the gateways that are named can be left out",
+            Some(WAYS_OUT.to_owned()),
+        )
     }
 
     pub(super) const fn retry_after(mut self, delay: Duration) -> Self {
@@ -183,13 +214,25 @@ impl From<StoreError> for ApiError {
             ),
             StoreError::QueueFull {
                 scope,
+                gateways,
                 limit,
                 retry_after,
-            } => Self::new(
-                ProblemCode::QueueFull,
-                format!("{scope} already has its {limit} waiting commands; nothing was sent"),
-            )
-            .retry_after(retry_after),
+            } => {
+                let detail = if gateways.len() > 1 {
+                    format!(
+                        "{} gateways already have their {limit} waiting commands; nothing was sent",
+                        gateways.len()
+                    )
+                } else {
+                    format!("{scope} already has its {limit} waiting commands; nothing was sent")
+                };
+                let full = gateways
+                    .into_iter()
+                    .map(|name| (name.to_string(), "its queue is full".to_owned()));
+                Self::new(ProblemCode::QueueFull, detail)
+                    .hindered_by(full)
+                    .retry_after(retry_after)
+            }
             StoreError::Unavailable(_) => {
                 tracing::warn!(
                     error = chain(&error),
@@ -240,6 +283,12 @@ impl From<CreateError> for ApiError {
     }
 }
 
+fn refusing(gateways: Vec<NotOffered>) -> impl ExactSizeIterator<Item = (String, String)> {
+    gateways
+        .into_iter()
+        .map(|refused| (refused.gateway.to_string(), refused.problem))
+}
+
 impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> Self {
         let detail = error.to_string();
@@ -255,31 +304,23 @@ impl From<SubmitError> for ApiError {
                     Some(allowed),
                 )
             }
-            SubmitError::UnknownGateways(gateways) => gateways.into_iter().fold(
-                Self::new(ProblemCode::UnknownGateway, detail),
-                |error, (which, problem)| {
-                    error.with(
-                        format!("targets.gateways: {}", gateway_ref(&which)),
-                        problem,
-                        None,
-                    )
-                },
-            ),
+            SubmitError::UnknownGateways(gateways) => {
+                let named = gateways
+                    .into_iter()
+                    .map(|(which, problem)| (gateway_ref(&which), problem.to_owned()));
+                Self::new(ProblemCode::UnknownGateway, detail).naming(named)
+            }
             SubmitError::UnknownCommand => Self::new(ProblemCode::UnknownCommand, detail).with(
                 "command",
                 "in no targeted gateway's catalogue",
                 Some("a name that GET /v1/catalogue lists".to_owned()),
             ),
-            SubmitError::NotOffered(gateways) => gateways.into_iter().fold(
-                Self::new(ProblemCode::NotOffered, detail),
-                |error, refused| {
-                    error.with(
-                        format!("targets.gateways: {}", refused.gateway),
-                        refused.problem,
-                        None,
-                    )
-                },
-            ),
+            SubmitError::NotOffered(gateways) => {
+                Self::new(ProblemCode::NotOffered, detail).hindered_by(refusing(gateways))
+            }
+            SubmitError::BadArgumentsThere(gateways) => {
+                Self::new(ProblemCode::BadArguments, detail).hindered_by(refusing(gateways))
+            }
             SubmitError::BadArguments(arguments) => arguments.into_iter().fold(
                 Self::new(ProblemCode::BadArguments, detail),
                 |error, argument| {

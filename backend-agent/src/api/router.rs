@@ -77,6 +77,7 @@ pub(super) fn table() -> Vec<Row> {
         row(scope(Scope::RunsRead), Quick, routes!(runs::list)),
         row(scope(Scope::RunsRead), Quick, routes!(runs::show)),
         row(scope(Scope::RunsRead), Quick, routes!(runs::commands)),
+        row(scope(Scope::RunsRead), Quick, routes!(runs::skipped)),
         row(scope(Scope::RunsRead), Quick, routes!(runs::command)),
         row(scope(Scope::RunsWrite), Quick, routes!(runs::cancel)),
         row(scope(Scope::RunsRead), Own, routes!(runs::wait)),

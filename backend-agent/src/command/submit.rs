@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use viworks_common::catalogue::{ArgumentProblem, CatalogueEntry, Risk, check_arguments};
+use viworks_common::api::SkipCode;
+use viworks_common::catalogue::{Argument, ArgumentProblem, CatalogueEntry, Risk, check_arguments};
 use viworks_common::command::Arguments;
 use viworks_common::id::{AgentId, CommandId, CommandName, GatewayName, RunId};
 use viworks_common::limits;
@@ -11,7 +12,7 @@ use viworks_runtime::random;
 
 use super::Commands;
 use crate::data::{
-    Actor, GatewayRef, Idempotency, NewCommand, NewRun, Run, StoreError, Submission, Target,
+    Actor, GatewayRef, Idempotency, NewCommand, NewRun, Run, Skip, StoreError, Submission, Target,
     TargetSelection,
 };
 
@@ -28,7 +29,9 @@ pub struct SubmitRequest {
     pub deadline: Duration,
     /// A time limit below the catalogue's.
     pub timeout: Option<Duration>,
-    /// Refuse unless exactly so many gateways are meant.
+    /// Whether gateways that cannot take it are left out, instead of refusing the run.
+    pub skip_unable: bool,
+    /// Refuse unless exactly so many gateways get the command.
     pub expect_targets: Option<u64>,
     /// Why, in the operator's words.
     pub reason: Option<String>,
@@ -55,9 +58,25 @@ pub struct Submitted {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NotOffered {
     /// Which gateway.
+    pub agent_id: AgentId,
+    /// Its name.
     pub gateway: GatewayName,
-    /// Why.
+    /// Why, as a word.
+    pub code: SkipCode,
+    /// Why, in a sentence.
     pub problem: String,
+}
+
+impl NotOffered {
+    fn skip(self) -> Skip {
+        let mut detail = self.problem;
+        detail.truncate(detail.floor_char_boundary(limits::DETAIL_BYTES_MAX));
+        Skip {
+            agent_id: self.agent_id,
+            code: self.code,
+            detail,
+        }
+    }
 }
 
 /// Why nothing was submitted.
@@ -75,12 +94,15 @@ pub enum SubmitError {
     /// No gateway has this command.
     #[error("no gateway has this command in its catalogue")]
     UnknownCommand,
-    /// Named gateways that cannot take it.
-    #[error("not every named gateway can take this command")]
+    /// Gateways that cannot take it.
+    #[error("{} of the gateways that are meant cannot take this command; nothing was sent", .0.len())]
     NotOffered(Vec<NotOffered>),
-    /// Arguments that do not fit.
+    /// Arguments that fit no gateway's declaration.
     #[error("the arguments do not fit the command's declaration")]
     BadArguments(Vec<ArgumentProblem>),
+    /// Arguments that do not fit what some of the gateways declare.
+    #[error("the arguments do not fit what {} of the gateways declare; nothing was sent", .0.len())]
+    BadArgumentsThere(Vec<NotOffered>),
     /// The operator may not take this risk.
     #[error("this command's risk is {0:?}")]
     RiskNotAllowed(Risk),
@@ -88,7 +110,7 @@ pub enum SubmitError {
     #[error("a dangerous command needs a reason")]
     ReasonMissing,
     /// Another number of gateways than expected.
-    #[error("{found} gateways are meant and {expected} were expected")]
+    #[error("{found} gateways can take the command and {expected} were expected")]
     TargetCount {
         /// How many were expected.
         expected: u64,
@@ -121,7 +143,16 @@ fn answered(submission: Submission) -> Result<Submitted, SubmitError> {
 /// One gateway that can take the command.
 struct Candidate {
     agent_id: AgentId,
+    name: GatewayName,
     entry: CatalogueEntry,
+}
+
+/// What a run is for, sorted by what becomes of it.
+struct Selection {
+    candidates: Vec<Candidate>,
+    /// As they are stored with the run.
+    arguments: Arguments,
+    skipped: Vec<NotOffered>,
 }
 
 impl Commands {
@@ -141,8 +172,11 @@ impl Commands {
                 return answered(earlier);
             }
         }
-        let candidates = self.candidates(&request).await?;
-        let arguments = check_all(&request.arguments, &candidates)?;
+        let Selection {
+            candidates,
+            arguments,
+            skipped,
+        } = self.select(&request).await?;
         let risk = candidates
             .iter()
             .map(|candidate| candidate.entry.risk)
@@ -173,6 +207,8 @@ impl Commands {
                     timeout_ms: time_limit(&candidate.entry, request.timeout),
                 })
                 .collect(),
+            skipped: skipped.into_iter().map(NotOffered::skip).collect(),
+            skip_full: request.skip_unable,
             deadline: now.saturating_add(request.deadline),
             traceparent: request.traceparent,
             reason: request.reason,
@@ -194,19 +230,21 @@ impl Commands {
         answered(submission)
     }
 
-    /// The gateways that will get the command. Explicitly named gateways must all be able to take it; `all` means all
-    /// that can.
-    async fn candidates(&self, request: &SubmitRequest) -> Result<Vec<Candidate>, SubmitError> {
-        let explicit = match &request.targets {
-            TargetSelection::All => false,
+    /// The gateways that will get the command, and those that are meant and will not. Explicitly named gateways must
+    /// all be able to take it unless the request leaves out those that cannot; of `all`, those that do not have the
+    /// command are skipped, and one that has it and refuses these arguments refuses the run, by name.
+    async fn select(&self, request: &SubmitRequest) -> Result<Selection, SubmitError> {
+        let (named, explicit) = match &request.targets {
+            TargetSelection::All => (0, false),
+            TargetSelection::AllExcept(left_out) => (left_out.len(), false),
             TargetSelection::Gateways(named) if named.is_empty() => {
                 return Err(SubmitError::NoTarget("the list of gateways is empty"));
             }
-            TargetSelection::Gateways(named) if named.len() > limits::RUN_TARGETS_MAX => {
-                return Err(SubmitError::TooManyTargets(named.len()));
-            }
-            TargetSelection::Gateways(_) => true,
+            TargetSelection::Gateways(named) => (named.len(), true),
         };
+        if named > limits::RUN_TARGETS_MAX {
+            return Err(SubmitError::TooManyTargets(named));
+        }
         let targets = self
             .store
             .resolve_targets(&self.tenant, &request.targets, &request.command)
@@ -219,7 +257,7 @@ impl Commands {
         if !sorted.declared && sorted.reported {
             return Err(SubmitError::UnknownCommand);
         }
-        if explicit && !sorted.not_offered.is_empty() {
+        if explicit && !request.skip_unable && !sorted.not_offered.is_empty() {
             return Err(SubmitError::NotOffered(sorted.not_offered));
         }
         if sorted.candidates.is_empty() {
@@ -234,7 +272,21 @@ impl Commands {
         if sorted.candidates.len() > limits::RUN_TARGETS_MAX {
             return Err(SubmitError::TooManyTargets(sorted.candidates.len()));
         }
-        Ok(sorted.candidates)
+        let Checked {
+            arguments,
+            candidates,
+            misfits,
+        } = check_all(&request.arguments, sorted.candidates)?;
+        if !request.skip_unable && !misfits.is_empty() {
+            return Err(SubmitError::BadArgumentsThere(misfits));
+        }
+        let mut skipped = sorted.not_offered;
+        skipped.extend(misfits);
+        Ok(Selection {
+            candidates,
+            arguments,
+            skipped,
+        })
     }
 }
 
@@ -292,46 +344,101 @@ impl Sorted {
         reported: bool,
         entry: Option<CatalogueEntry>,
     ) {
-        let problem = match entry {
+        let (code, problem) = match entry {
             Some(entry) => match entry.unavailable {
                 None => {
-                    self.candidates.push(Candidate { agent_id, entry });
+                    self.candidates.push(Candidate {
+                        agent_id,
+                        name: gateway,
+                        entry,
+                    });
                     return;
                 }
-                Some(why) => format!("unavailable there: {why}"),
+                Some(why) => (
+                    SkipCode::CommandUnavailable,
+                    format!("unavailable there: {why}"),
+                ),
             },
-            None if reported => "not in this gateway's catalogue".to_owned(),
-            None => "this gateway has not connected yet, so what it allows is not known".to_owned(),
+            None if reported => (
+                SkipCode::NotInCatalogue,
+                "not in this gateway's catalogue".to_owned(),
+            ),
+            None => (
+                SkipCode::NeverConnected,
+                "this gateway has not connected yet, so what it allows is not known".to_owned(),
+            ),
         };
-        self.not_offered.push(NotOffered { gateway, problem });
+        self.not_offered.push(NotOffered {
+            agent_id,
+            gateway,
+            code,
+            problem,
+        });
     }
 }
 
-/// Checks the arguments against every distinct declaration. Defaults are filled in where all declarations agree on
-/// them; otherwise each gateway fills in its own.
-fn check_all(given: &Arguments, candidates: &[Candidate]) -> Result<Arguments, SubmitError> {
-    let mut declarations: Vec<&CatalogueEntry> = Vec::new();
-    let mut agreed: Option<Arguments> = None;
-    let mut differ = false;
+/// What the arguments come to on each gateway.
+struct Checked {
+    arguments: Arguments,
+    candidates: Vec<Candidate>,
+    /// Those whose own declaration the arguments do not fit.
+    misfits: Vec<NotOffered>,
+}
+
+/// Checks the arguments against every distinct declaration; what fits none of them is the operator's mistake. Defaults
+/// are filled in where all declarations agree on them; otherwise each gateway fills in its own.
+fn check_all(given: &Arguments, candidates: Vec<Candidate>) -> Result<Checked, SubmitError> {
+    let mut declarations: Vec<(Vec<Argument>, Result<Arguments, Vec<ArgumentProblem>>)> =
+        Vec::new();
+    let (mut fitting, mut misfits) = (Vec::with_capacity(candidates.len()), Vec::new());
     for candidate in candidates {
         let entry = &candidate.entry;
-        if declarations
+        let known = declarations
             .iter()
-            .any(|known| known.arguments == entry.arguments)
-        {
-            continue;
-        }
-        declarations.push(entry);
-        let checked = check_arguments(entry, given).map_err(SubmitError::BadArguments)?;
-        match &agreed {
-            None => agreed = Some(checked),
-            Some(first) => differ |= *first != checked,
+            .position(|(declared, _)| *declared == entry.arguments);
+        let number = known.unwrap_or_else(|| {
+            let checked = check_arguments(entry, given);
+            declarations.push((entry.arguments.clone(), checked));
+            declarations.len() - 1
+        });
+        match declarations.get(number).map(|(_, checked)| checked) {
+            Some(Err(problems)) => misfits.push(NotOffered {
+                agent_id: candidate.agent_id,
+                gateway: candidate.name,
+                code: SkipCode::BadArguments,
+                problem: in_words(problems),
+            }),
+            Some(Ok(_)) | None => fitting.push(candidate),
         }
     }
-    Ok(match agreed {
-        Some(agreed) if !differ => agreed,
-        Some(_) | None => given.clone(),
+    let mut agreed: Option<Arguments> = None;
+    let mut differ = false;
+    let mut refused = Vec::new();
+    for (_, checked) in declarations {
+        match (checked, &agreed) {
+            (Ok(checked), None) => agreed = Some(checked),
+            (Ok(checked), Some(first)) => differ |= *first != checked,
+            (Err(problems), _) => refused = problems,
+        }
+    }
+    let Some(agreed) = agreed else {
+        return Err(SubmitError::BadArguments(refused));
+    };
+    Ok(Checked {
+        arguments: if differ { given.clone() } else { agreed },
+        candidates: fitting,
+        misfits,
     })
+}
+
+fn in_words(problems: &[ArgumentProblem]) -> String {
+    let each = problems.iter().map(|found| {
+        format!(
+            "{}: {} (allowed: {})",
+            found.argument, found.problem, found.allowed
+        )
+    });
+    each.collect::<Vec<_>>().join("; ")
 }
 
 fn time_limit(entry: &CatalogueEntry, wanted: Option<Duration>) -> u64 {

@@ -44,9 +44,10 @@ use super::{
     Certificate, Command, CommandOutput, CompleteOutcome, ConfirmOutcome, ConfirmRequest, Counts,
     Fork, Gateway, GatewayFilter, GatewayRef, Holder, Idempotency, LeaseLimits, Leased, Listing,
     MergedEntry, NewApiKey, NewAuditRecord, NewCertificate, NewGateway, NewRun, Page, Purged,
-    Rejected, Revoked, Run, SessionRecord, SessionTouch, Settled, Store, StoreError, StoreHealth,
-    StoreResult, StoredCatalogue, StoredGap, StoredRecord, StreamSummary, Submission, Target,
-    TargetSelection, TelemetryCursor, TelemetryOutcome, TelemetryQuery, TelemetryWrite,
+    Rejected, Revoked, Run, SessionRecord, SessionTouch, Settled, SkippedGateway, Store,
+    StoreError, StoreHealth, StoreResult, StoredCatalogue, StoredGap, StoredRecord, StreamSummary,
+    Submission, Target, TargetSelection, TelemetryCursor, TelemetryOutcome, TelemetryQuery,
+    TelemetryWrite,
 };
 
 use admit::Hello;
@@ -371,6 +372,10 @@ impl Store for SqliteStore {
     ) -> StoreResult<Vec<Target>> {
         match selection {
             TargetSelection::All => read!(self, catalogues::resolve_all, tenant, command),
+            TargetSelection::AllExcept(left_out) => {
+                let all = read!(self, catalogues::resolve_all, tenant, command)?;
+                Ok(catalogues::without(all, left_out))
+            }
             TargetSelection::Gateways(named) if named.len() <= SMALL_RUN_TARGETS_MAX => {
                 let named = (command.clone(), named.clone());
                 read_together!(self, catalogues::resolve, tenant, named)
@@ -424,6 +429,15 @@ impl Store for SqliteStore {
         page: Page<CommandId>,
     ) -> StoreResult<Listing<Command, CommandId>> {
         read!(self, runs::commands, tenant, run_id, page)
+    }
+
+    async fn run_skipped(
+        &self,
+        tenant: &Tenant,
+        run_id: RunId,
+        page: Page<AgentId>,
+    ) -> StoreResult<Listing<SkippedGateway, AgentId>> {
+        read!(self, runs::skipped, tenant, run_id, page)
     }
 
     async fn command(

@@ -571,6 +571,8 @@ async fn a_busy_gateway_is_asked_again_by_its_session() {
             risk: viworks_common::catalogue::Risk::Read,
             timeout_ms: 60_000,
         }],
+        skipped: Vec::new(),
+        skip_full: false,
         deadline: now.saturating_add(Duration::from_secs(600)),
         traceparent: None,
         reason: None,

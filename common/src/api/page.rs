@@ -35,6 +35,7 @@ pub enum Kind {
     RunCancelled,
     RunList,
     RunWait,
+    SkippedList,
     TelemetryGapList,
     TelemetryList,
     TelemetryStreamList,

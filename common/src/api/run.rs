@@ -18,13 +18,15 @@ use crate::id::{ArgumentName, CommandId, CommandName, RunId};
 use crate::limits;
 use crate::time::Timestamp;
 
-/// Which gateways a run is for: `"all"` or `{"gateways": ["gw-berlin-01", …]}`.
+/// Which gateways a run is for: `"all"`, `{"all_except": ["gw-berlin-01", …]}` or `{"gateways": ["gw-berlin-01", …]}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Targets {
     /// Every gateway that is not revoked.
     All,
+    /// Every gateway that is not revoked, without these.
+    AllExcept(Vec<GatewayRef>),
     /// These, by name or id; naming one twice does not run the command twice.
     Gateways(Vec<GatewayRef>),
 }
@@ -54,7 +56,11 @@ pub struct RunRequest {
     #[cfg_attr(feature = "openapi", schema(minimum = 1))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
-    /// Refuse unless exactly so many gateways are meant: for scripts whose selection may grow overnight.
+    /// Leave out gateways that cannot take the command, whatever the reason, instead of refusing the run; they are
+    /// reported as skipped.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skip_unable: bool,
+    /// Refuse unless exactly so many gateways get the command: for scripts whose selection may grow overnight.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expect_targets: Option<u64>,
     /// Why, for the audit trail: at most 512 bytes; required where the command's risk is `danger`.
@@ -88,8 +94,11 @@ pub struct Run {
     pub arguments: Arguments,
     /// Whether every command is final.
     pub state: RunState,
-    /// How many commands it has: one for each gateway.
+    /// How many commands it has: one for each gateway that could take it.
     pub total: u64,
+    /// How many gateways were meant and got no command; `…/skipped` lists them with the reason.
+    #[serde(default)]
+    pub skipped: u64,
     /// How many of them are in which state; states without a command are absent.
     #[cfg_attr(feature = "openapi", schema(value_type = BTreeMap<String, u64>))]
     pub counts: BTreeMap<CommandState, u64>,
@@ -110,6 +119,69 @@ pub struct Run {
 list! {
     /// Runs, latest first.
     RunList of Run
+}
+
+/// Why a gateway that was meant got no command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum SkipCode {
+    /// Its catalogue does not have the command.
+    NotInCatalogue,
+    /// Its catalogue has the command, and what it needs is missing there.
+    CommandUnavailable,
+    /// It has not connected yet, so what it allows is not known.
+    NeverConnected,
+    /// The arguments do not fit its own declaration of the command.
+    BadArguments,
+    /// As many commands wait for it as may.
+    QueueFull,
+}
+
+impl SkipCode {
+    /// Every code.
+    pub const ALL: [Self; 5] = [
+        Self::NotInCatalogue,
+        Self::CommandUnavailable,
+        Self::NeverConnected,
+        Self::BadArguments,
+        Self::QueueFull,
+    ];
+
+    /// The word for it, the same on the wire and in the store.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NotInCatalogue => "not_in_catalogue",
+            Self::CommandUnavailable => "command_unavailable",
+            Self::NeverConnected => "never_connected",
+            Self::BadArguments => "bad_arguments",
+            Self::QueueFull => "queue_full",
+        }
+    }
+
+    /// The code with this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|code| code.name() == name)
+    }
+}
+
+/// A gateway that a run was meant for and that got no command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SkippedGateway {
+    /// Which gateway.
+    pub gateway: NamedGateway,
+    /// Why, as a word.
+    pub code: SkipCode,
+    /// Why, in a sentence.
+    pub detail: String,
+}
+
+list! {
+    /// The gateways that a run skipped, in the order of their ids.
+    SkippedList of SkippedGateway
 }
 
 /// Bytes that a command wrote: exactly, and as text.

@@ -392,6 +392,7 @@ async fn first_command(client: &Client, format: Format) -> Result<ExitCode, Fail
         targets: Targets::All,
         deadline_ms: None,
         timeout_ms: None,
+        skip_unable: false,
         expect_targets: None,
         reason: None,
     };
@@ -410,7 +411,7 @@ async fn first_command(client: &Client, format: Format) -> Result<ExitCode, Fail
     );
     output::note("");
     match format {
-        Format::Table => run::print_commands(&commands)?,
+        Format::Table => run::print_commands(&commands, &[])?,
         Format::Json => output::json(
             &serde_json::json!({"apiVersion": "viworks/v1", "kind": "RunResult", "run": finished.run, "commands": commands}),
         )?,

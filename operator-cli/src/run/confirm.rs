@@ -1,9 +1,10 @@
 //! What is asked before something changes, and what a dry run says.
 
+use std::collections::BTreeSet;
 use std::io::IsTerminal;
 
 use serde_json::json;
-use viworks_common::api::{RunRequest, Targets};
+use viworks_common::api::{Gateway, GatewayRef, GatewayStatus, RunRequest, Targets};
 use viworks_common::catalogue::Risk;
 use viworks_runtime::exit::ExitCode;
 
@@ -26,7 +27,7 @@ pub(super) async fn confirm(
         return Ok(());
     };
     let many = match &request.targets {
-        Targets::All => true,
+        Targets::All | Targets::AllExcept(_) => true,
         Targets::Gateways(names) => names.len() > 1,
     };
     match entry.risk {
@@ -73,17 +74,33 @@ pub(super) async fn dry_run(
 ) -> Result<ExitCode, Failure> {
     let entry = client.catalogue_command(request.command.as_str()).await?;
     let gateways = client.gateways().await?;
-    let meant: Vec<&str> = gateways
-        .iter()
-        .filter(|gateway| match &request.targets {
-            Targets::All => true,
-            Targets::Gateways(names) => names.iter().any(|name| {
-                name.to_string() == gateway.name.as_str()
-                    || name.to_string() == gateway.id.to_string()
-            }),
+    let named = |gateway: &Gateway, names: &[GatewayRef]| {
+        names.iter().any(|name| {
+            name.to_string() == gateway.name.as_str() || name.to_string() == gateway.id.to_string()
         })
-        .map(|gateway| gateway.name.as_str())
+    };
+    let able: BTreeSet<_> = entry
+        .gateways
+        .iter()
+        .flatten()
+        .filter(|has| has.unavailable.is_none())
+        .map(|has| has.gateway.id)
         .collect();
+    let meant = gateways.iter().filter(|gateway| match &request.targets {
+        Targets::All => gateway.status != GatewayStatus::Revoked,
+        Targets::AllExcept(left_out) => {
+            gateway.status != GatewayStatus::Revoked && !named(gateway, left_out)
+        }
+        Targets::Gateways(names) => named(gateway, names),
+    });
+    let (able, unable): (Vec<_>, Vec<_>) = meant.partition(|gateway| able.contains(&gateway.id));
+    let names = |gateways: Vec<&Gateway>| -> Vec<String> {
+        gateways
+            .into_iter()
+            .map(|gateway| gateway.name.to_string())
+            .collect()
+    };
+    let (meant, unable) = (names(able), names(unable));
     match format {
         Format::Table => {
             output::line(&format!(
@@ -93,9 +110,16 @@ pub(super) async fn dry_run(
                 meant.len(),
                 meant.join(" ")
             ))?;
+            if !unable.is_empty() {
+                output::line(&format!(
+                    "skipped, because they cannot run it: {} gateways: {}",
+                    unable.len(),
+                    unable.join(" ")
+                ))?;
+            }
         }
         Format::Json => output::json(
-            &json!({"apiVersion": "viworks/v1", "kind": "RunPlan", "request": request, "gateways": meant}),
+            &json!({"apiVersion": "viworks/v1", "kind": "RunPlan", "request": request, "gateways": meant, "skipped": unable}),
         )?,
     }
     output::note("nothing was run");

@@ -27,9 +27,15 @@ pub struct Options {
         conflicts_with = "all"
     )]
     pub(super) gateway: Vec<String>,
-    /// Every gateway
+    /// Every gateway; those that do not have the command are listed as skipped
     #[arg(long)]
     pub(super) all: bool,
+    /// With --all: not these, by name or id; repeat it or separate them by commas
+    #[arg(long, value_name = "NAME", value_delimiter = ',', requires = "all")]
+    pub(super) except: Vec<String>,
+    /// Skip gateways that cannot take the command, whatever the reason, instead of refusing the run
+    #[arg(long)]
+    pub(super) skip_unable: bool,
     /// Wait until every command is final (the default); with a limit, at most so long [e.g. --wait=60s]
     #[arg(long, value_name = "LIMIT", num_args = 0..=1, require_equals = true, default_missing_value = "1d", value_parser = span)]
     pub(super) wait: Option<Duration>,
@@ -77,18 +83,15 @@ pub(super) fn request(options: &Options) -> Result<RunRequest, Failure> {
         }
     }
     let targets = match (options.all, options.gateway.as_slice()) {
-        (true, _) => Targets::All,
+        (true, _) if options.except.is_empty() => Targets::All,
+        (true, _) => Targets::AllExcept(references(&options.except)?),
         (false, []) => {
             return Err(Failure::usage("no gateway was named")
                 .with("name them: -g gw-berlin,gw-lyon")
                 .with("or all of them: --all")
                 .with("which are there: viworks gateway ls"));
         }
-        (false, names) => {
-            let references: Result<Vec<GatewayRef>, _> =
-                names.iter().map(|name| name.parse()).collect();
-            Targets::Gateways(references.map_err(|error| Failure::usage(format!("{error}")))?)
-        }
+        (false, names) => Targets::Gateways(references(names)?),
     };
     Ok(RunRequest {
         command: options.command.clone(),
@@ -96,9 +99,15 @@ pub(super) fn request(options: &Options) -> Result<RunRequest, Failure> {
         targets,
         deadline_ms: options.expires.map(milliseconds),
         timeout_ms: options.timeout.map(milliseconds),
+        skip_unable: options.skip_unable,
         expect_targets: options.confirm,
         reason: options.reason.clone(),
     })
+}
+
+fn references(names: &[String]) -> Result<Vec<GatewayRef>, Failure> {
+    let references: Result<Vec<_>, _> = names.iter().map(|name| name.parse()).collect();
+    references.map_err(|error| Failure::usage(format!("{error}")))
 }
 
 fn milliseconds(span: Duration) -> u64 {

@@ -1,6 +1,6 @@
 //! What became of a run: a row for each gateway, one sentence, and an exit code.
 
-use viworks_common::api::CommandView;
+use viworks_common::api::{CommandView, SkippedGateway};
 use viworks_common::command::CommandState;
 use viworks_runtime::exit::ExitCode;
 
@@ -30,25 +30,33 @@ pub async fn with_output(
     Ok(complete)
 }
 
-/// One row for each gateway.
-pub fn print_commands(commands: &[CommandView]) -> Result<(), Failure> {
-    let mut commands: Vec<&CommandView> = commands.iter().collect();
-    commands.sort_by(|a, b| a.gateway.name.cmp(&b.gateway.name));
-    output::table(
-        ["GATEWAY", "STATUS", "EXIT", "TIME", "OUTPUT"],
-        commands.iter().map(|command| {
-            let outcome = command.outcome.as_ref();
-            [
-                command.gateway.name.to_string(),
-                word(command.state).to_owned(),
-                outcome
-                    .and_then(|outcome| outcome.exit_code)
-                    .map_or_else(|| "–".to_owned(), |code| code.to_string()),
-                outcome.map_or_else(|| "–".to_owned(), |outcome| duration(outcome.duration_ms)),
-                said(command),
-            ]
-        }),
-    )
+/// One row for each gateway that was meant, whether it got the command or not.
+pub fn print_commands(commands: &[CommandView], skipped: &[SkippedGateway]) -> Result<(), Failure> {
+    let ran = commands.iter().map(|command| {
+        let outcome = command.outcome.as_ref();
+        [
+            command.gateway.name.to_string(),
+            word(command.state).to_owned(),
+            outcome
+                .and_then(|outcome| outcome.exit_code)
+                .map_or_else(|| "–".to_owned(), |code| code.to_string()),
+            outcome.map_or_else(|| "–".to_owned(), |outcome| duration(outcome.duration_ms)),
+            said(command),
+        ]
+    });
+    let none = || "–".to_owned();
+    let left_out = skipped.iter().map(|skipped| {
+        [
+            skipped.gateway.name.to_string(),
+            "○ skipped".to_owned(),
+            none(),
+            none(),
+            plain(&skipped.detail),
+        ]
+    });
+    let mut rows: Vec<[String; 5]> = ran.chain(left_out).collect();
+    rows.sort();
+    output::table(["GATEWAY", "STATUS", "EXIT", "TIME", "OUTPUT"], rows)
 }
 
 /// The last line of what a command wrote, or why it did not run.
@@ -112,7 +120,7 @@ pub fn duration(ms: u64) -> String {
 }
 
 /// One sentence whose numbers add up to the number of targets.
-pub(super) fn summary(states: &[CommandState]) -> String {
+pub(super) fn summary(states: &[CommandState], skipped: usize) -> String {
     let count =
         |wanted: &[CommandState]| states.iter().filter(|state| wanted.contains(state)).count();
     let ok = count(&[CommandState::Succeeded]);
@@ -124,12 +132,13 @@ pub(super) fn summary(states: &[CommandState]) -> String {
         (failed, "failed"),
         (no_answer, "no answer"),
         (open, "still open"),
+        (skipped, "skipped"),
     ] {
         if number > 0 {
             parts.push(format!("{number} {word}"));
         }
     }
-    format!("{} = {}", parts.join(", "), states.len())
+    format!("{} = {}", parts.join(", "), states.len() + skipped)
 }
 
 /// Failed beats no answer beats pending; nothing targeted is not found.
@@ -190,8 +199,8 @@ mod tests {
     fn the_summary_adds_up() {
         use CommandState as S;
         assert_eq!(
-            summary(&[S::Succeeded, S::Failed, S::Dead, S::Queued]),
-            "1 ok, 1 failed, 1 no answer, 1 still open = 4"
+            summary(&[S::Succeeded, S::Failed, S::Dead, S::Queued], 2),
+            "1 ok, 1 failed, 1 no answer, 1 still open, 2 skipped = 6"
         );
     }
 }

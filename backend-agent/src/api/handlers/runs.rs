@@ -10,7 +10,8 @@ use serde::Deserialize;
 use viworks_common::api::{
     CommandList, CommandOutcome, CommandView, DEADLINE_MS_DEFAULT, DEADLINE_MS_MAX,
     IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, Kind, NamedGateway, ProblemCode, Run, RunCancelled,
-    RunList, RunRequest, RunState, RunWait, Targets, WAIT_MS_DEFAULT, WAIT_MS_MAX,
+    RunList, RunRequest, RunState, RunWait, SkippedGateway, SkippedList, Targets, WAIT_MS_DEFAULT,
+    WAIT_MS_MAX,
 };
 use viworks_common::id::{CommandId, RunId};
 use viworks_common::limits::{DETAIL_BYTES_MAX, IDEMPOTENCY_KEY_BYTES_MAX};
@@ -62,12 +63,16 @@ pub(in crate::api) async fn submit(
             arguments: request.arguments.0,
             targets: match request.targets {
                 Targets::All => TargetSelection::All,
+                Targets::AllExcept(left_out) => {
+                    TargetSelection::AllExcept(left_out.into_iter().map(stored_ref).collect())
+                }
                 Targets::Gateways(gateways) => {
                     TargetSelection::Gateways(gateways.into_iter().map(stored_ref).collect())
                 }
             },
             deadline,
             timeout,
+            skip_unable: request.skip_unable,
             expect_targets: request.expect_targets,
             reason,
             traceparent: traceparent(&headers),
@@ -202,6 +207,32 @@ pub(in crate::api) async fn commands(
     )))
 }
 
+/// The gateways that the run was meant for and that got no command, each with the reason.
+#[utoipa::path(get, path = "/v1/runs/{run}/skipped", operation_id = "listSkippedGateways", tag = "runs",
+    params(("run" = String, Path, format = Uuid, description = "The run's id"), PageParams),
+    responses((status = 200, description = "One page", body = SkippedList)))]
+pub(in crate::api) async fn skipped(
+    State(state): Api,
+    Segment(run_id): Segment<RunId>,
+    Params(params): Params<PageParams>,
+) -> ApiResult<Json<SkippedList>> {
+    let page = params.page()?;
+    find(&state, run_id).await?;
+    let listing = state.store.run_skipped(&state.tenant, run_id, page).await?;
+    let items = listing.items.into_iter().map(|found| SkippedGateway {
+        gateway: NamedGateway {
+            id: found.skip.agent_id,
+            name: found.gateway,
+        },
+        code: found.skip.code,
+        detail: found.skip.detail,
+    });
+    Ok(Json(SkippedList::new(
+        items.collect(),
+        listing.next.map(|id| id.to_string()),
+    )))
+}
+
 /// One command with what was kept of its output.
 #[utoipa::path(get, path = "/v1/runs/{run}/commands/{command}", operation_id = "showCommand", tag = "runs",
     params(("run" = String, Path, format = Uuid, description = "The run's id"), ("command" = String, Path, format = Uuid, description = "The command's id")),
@@ -329,6 +360,7 @@ pub(in crate::api) fn view(run: data::Run) -> Run {
         kind: Kind::Run,
         id: run.run_id,
         total: run.commands(),
+        skipped: run.skipped,
         state: if run.is_finished() {
             RunState::Finished
         } else {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use viworks_common::api::SkipCode;
 use viworks_common::catalogue::Risk;
 use viworks_common::code::RejectCode;
 use viworks_common::command::{Arguments, CommandState, OutcomeState, RetainedOutput};
@@ -22,6 +23,10 @@ pub struct NewRun {
     pub arguments: Arguments,
     /// One for each gateway; no gateway twice.
     pub targets: Vec<NewCommand>,
+    /// Gateways that are meant and get no command; none of them is among the targets.
+    pub skipped: Vec<Skip>,
+    /// Whether a target whose queue is full is skipped, instead of refusing the run.
+    pub skip_full: bool,
     /// No command starts after this.
     pub deadline: Timestamp,
     /// W3C trace context of the submission.
@@ -34,6 +39,26 @@ pub struct NewRun {
     pub idempotency: Option<Idempotency>,
     /// The bounds it is held against.
     pub limits: QueueLimits,
+}
+
+/// A gateway that is meant and gets no command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Skip {
+    /// Which gateway.
+    pub agent_id: AgentId,
+    /// Why, as a word.
+    pub code: SkipCode,
+    /// Why, in a sentence.
+    pub detail: String,
+}
+
+/// A stored [`Skip`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SkippedGateway {
+    /// The gateway's name, as it is now.
+    pub gateway: GatewayName,
+    /// What was stored.
+    pub skip: Skip,
 }
 
 /// One command of a new run.
@@ -111,6 +136,8 @@ pub struct Run {
     pub finished_at: Option<Timestamp>,
     /// How many commands are in each state that occurs.
     pub states: BTreeMap<CommandState, u64>,
+    /// How many gateways were meant and got no command.
+    pub skipped: u64,
 }
 
 impl Run {

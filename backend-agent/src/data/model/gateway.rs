@@ -400,6 +400,8 @@ pub struct MergedEntry {
 pub enum TargetSelection {
     /// Every gateway that is not revoked.
     All,
+    /// Every gateway that is not revoked, without these.
+    AllExcept(Vec<GatewayRef>),
     /// Exactly these.
     Gateways(Vec<GatewayRef>),
 }

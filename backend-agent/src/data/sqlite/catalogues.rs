@@ -1,6 +1,6 @@
 //! What each gateway allows, and what the fleet allows together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 use viworks_common::id::{AgentId, CommandName, Tenant};
@@ -143,6 +143,31 @@ pub(super) async fn resolve_all(
         .fetch_all(connection)
         .await?;
     rows.iter().map(read_target).collect()
+}
+
+/// What is left of `targets`; a gateway that is to be left out and does not exist is unknown, for it is a misspelling.
+pub(super) fn without(targets: Vec<Target>, left_out: &[GatewayRef]) -> Vec<Target> {
+    let mut unmet: BTreeSet<&GatewayRef> = left_out.iter().collect();
+    let wanted: BTreeSet<&GatewayRef> = unmet.clone();
+    let mut kept = Vec::with_capacity(targets.len());
+    for target in targets {
+        let named = match &target {
+            Target::Known { agent_id, name, .. } => {
+                let by = [GatewayRef::Id(*agent_id), GatewayRef::Name(name.clone())];
+                let named = by.iter().any(|reference| wanted.contains(reference));
+                for reference in &by {
+                    unmet.remove(reference);
+                }
+                named
+            }
+            Target::Unknown(_) => false,
+        };
+        if !named {
+            kept.push(target);
+        }
+    }
+    kept.extend(unmet.into_iter().cloned().map(Target::Unknown));
+    kept
 }
 
 /// Gateways that are named for a command.

@@ -6,8 +6,9 @@ use std::time::Duration;
 use serde_json::json;
 use sqlx::SqliteConnection;
 use sqlx::sqlite::SqliteRow;
+use viworks_common::api::SkipCode;
 use viworks_common::command::{CommandEvent, CommandState, Transition};
-use viworks_common::id::{CommandId, RunId, Tenant};
+use viworks_common::id::{AgentId, CommandId, RunId, Tenant};
 use viworks_common::time::Timestamp;
 
 use super::audit;
@@ -16,7 +17,7 @@ use super::row::{Reader, to_json};
 use super::settle::{self, CommandRow, Note};
 use crate::data::{
     Actor, AuditOutcome, Cancelled, Command, CommandRef, Counts, Idempotency, Listing, Page, Run,
-    StoreError, StoreResult, Submission,
+    Skip, SkippedGateway, StoreError, StoreResult, Submission,
 };
 
 /// How long an `Idempotency-Key` is remembered.
@@ -26,7 +27,7 @@ pub(super) const KEY_LIFE: Duration = Duration::from_secs(24 * 3_600);
 macro_rules! runs {
     () => {
         "SELECT r.run_id, r.name, r.arguments, r.deadline, r.traceparent, r.reason, r.submitted_by, r.created_at, \
-         r.cancel_requested_at, r.finished_at, \
+         r.cancel_requested_at, r.finished_at, r.skipped, \
          (SELECT json_group_object(state, commands) FROM (SELECT c.state, count(*) AS commands FROM commands AS c \
           WHERE c.tenant = r.tenant AND c.run_id = r.run_id GROUP BY c.state)) AS states \
          FROM runs AS r WHERE r.tenant = $1 "
@@ -64,6 +65,11 @@ pub(super) const COMMANDS: &str = concat!(
     commands!("INDEXED BY commands_by_run"),
     "AND c.run_id = $2 AND c.command_id > $3 ORDER BY c.command_id LIMIT $4"
 );
+
+pub(super) const SKIPPED: &str = "\
+SELECT s.agent_id, s.code, s.detail, g.name AS gateway
+FROM run_skips AS s JOIN gateways AS g ON g.tenant = s.tenant AND g.agent_id = s.agent_id
+WHERE s.tenant = $1 AND s.run_id = $2 AND s.agent_id > $3 ORDER BY s.agent_id LIMIT $4";
 
 pub(super) const CANCEL_RUN: &str = "\
 UPDATE runs SET cancel_requested_at = coalesce(cancel_requested_at, $3) WHERE tenant = $1 AND run_id = $2";
@@ -225,6 +231,38 @@ pub(super) async fn commands(
     Fetched::new(rows, page.limit).listing(read_command, |command| command.command_id)
 }
 
+/// The gateways that a run skipped.
+pub(super) async fn skipped(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    run_id: RunId,
+    page: Page<AgentId>,
+) -> StoreResult<Listing<SkippedGateway, AgentId>> {
+    let rows = sqlx::query(SKIPPED)
+        .bind(tenant.as_str())
+        .bind(run_id.to_string())
+        .bind(
+            page.after
+                .map_or_else(String::new, |after| after.to_string()),
+        )
+        .bind(rows_wanted(page.limit))
+        .fetch_all(connection)
+        .await?;
+    Fetched::new(rows, page.limit).listing(read_skipped, |skipped| skipped.skip.agent_id)
+}
+
+fn read_skipped(row: &SqliteRow) -> StoreResult<SkippedGateway> {
+    let reader = Reader::new("run_skips", row);
+    Ok(SkippedGateway {
+        gateway: reader.parse("gateway")?,
+        skip: Skip {
+            agent_id: reader.parse("agent_id")?,
+            code: reader.word("code", SkipCode::from_name)?,
+            detail: reader.get("detail")?,
+        },
+    })
+}
+
 /// Cancels what has no permit, and asks for the end of the rest.
 pub(super) async fn cancel(
     connection: &mut SqliteConnection,
@@ -324,6 +362,7 @@ fn read_run(row: &SqliteRow) -> StoreResult<Run> {
         cancel_requested_at: reader.time_optional("cancel_requested_at")?,
         finished_at: reader.time_optional("finished_at")?,
         states: states(&reader, "states")?,
+        skipped: reader.count("skipped")?,
     })
 }
 

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 use sqlx::{Column, QueryBuilder, Row, Sqlite, SqliteConnection};
+use viworks_common::api::SkipCode;
 use viworks_common::command::CommandState;
-use viworks_common::id::{AgentId, Tenant};
+use viworks_common::id::{AgentId, GatewayName, Tenant};
 use viworks_common::time::Timestamp;
 use viworks_runtime::fault;
 
@@ -19,15 +20,15 @@ use crate::data::{
 /// The waiting commands of all gateways, then the named gateways as they stand.
 pub(super) const STANDING: &str = "\
 SELECT coalesce(sum(open_commands), 0) AS waiting FROM gateways WHERE tenant = $1;
-SELECT g.agent_id, g.next_order, g.open_commands FROM json_each($2) AS e
+SELECT g.agent_id, g.name, g.next_order, g.open_commands FROM json_each($2) AS e
 CROSS JOIN gateways AS g ON g.tenant = $1 AND g.agent_id = e.value WHERE g.revoked_at IS NULL";
 
 /// One run. Several in one statement would make SQLite look for commands that wait for their run, by a walk over all.
 const INSERT_RUN: &str = "INSERT INTO runs (tenant, run_id, name, arguments, deadline, traceparent, reason, \
-                          submitted_by, created_at, open_commands) VALUES (";
+                          submitted_by, created_at, open_commands, skipped) VALUES (";
 
 /// All that belongs to accepted runs, as one script: each statement by itself would be a journey to the driver's thread
-/// and back. Parameter 2 is a document about runs, parameter 3 one of their commands.
+/// and back. Parameter 2 is a document about runs, parameter 3 one of their commands, parameter 4 one of who is skipped.
 pub(super) const SUBMIT: &str = "\
 UPDATE gateways SET next_order = next_order + e.more, open_commands = open_commands + e.more
 FROM (SELECT value ->> 2 AS agent_id, count(*) AS more FROM json_each($3) GROUP BY 1) AS e
@@ -36,6 +37,8 @@ INSERT INTO commands (tenant, command_id, run_id, agent_id, order_no, state, ide
                       available_at, deadline, created_at)
 SELECT $1, value ->> 0, value ->> 1, value ->> 2, value ->> 3, 'queued', value ->> 4, value ->> 5, value ->> 6,
        value ->> 7, value ->> 8, value ->> 7 FROM json_each($3);
+INSERT INTO run_skips (tenant, run_id, agent_id, code, detail)
+SELECT $1, value ->> 0, value ->> 1, value ->> 2, value ->> 3 FROM json_each($4);
 INSERT OR REPLACE INTO idempotency_keys (tenant, principal, route, key, request_hash, run_id, created_at)
 SELECT $1, value ->> 2, value ->> 3, value ->> 4, unhex(value ->> 5), value ->> 0, value ->> 1
 FROM json_each($2) WHERE value ->> 2 IS NOT NULL;
@@ -77,15 +80,18 @@ pub(super) async fn submit(
                 continue;
             }
         }
-        if let Err(refusal) = standing.judge(new) {
-            let detail = json!({ "name": new.name, "targets": new.targets.len(), "reason": refusal.to_string() });
-            let record = record(new, AuditOutcome::Refused, detail);
-            audit::append(connection, tenant, &record, *now).await?;
-            answers.push(Ok(Err(refusal)));
-            continue;
-        }
-        accepted.add(new, *now, &mut standing);
-        let run = run(new, *now);
+        let full = match standing.judge(new) {
+            Ok(full) => full,
+            Err(refusal) => {
+                let detail = json!({ "name": new.name, "targets": new.targets.len(), "reason": refusal.to_string() });
+                let record = record(new, AuditOutcome::Refused, detail);
+                audit::append(connection, tenant, &record, *now).await?;
+                answers.push(Ok(Err(refusal)));
+                continue;
+            }
+        };
+        accepted.add(new, *now, &full, &mut standing);
+        let run = run(new, *now, &full);
         if let Some(key) = &new.idempotency {
             keys.insert(name(key), (key.request_hash, run.clone()));
         }
@@ -140,9 +146,19 @@ fn replayed(
 /// The gateways that runs are for. There is one writer, so nothing can move before the rows are written.
 struct Standing {
     waiting: u64,
-    /// The next order and the waiting commands of each that is not revoked.
-    gateways: BTreeMap<AgentId, (u64, u64)>,
+    /// Each that is not revoked.
+    gateways: BTreeMap<AgentId, Counters>,
 }
+
+/// What counts for a gateway's next command.
+struct Counters {
+    name: GatewayName,
+    next_order: u64,
+    open: u64,
+}
+
+/// Targets whose queue is full.
+type FullQueues = BTreeSet<AgentId>;
 
 async fn standing(
     connection: &mut SqliteConnection,
@@ -165,7 +181,11 @@ async fn standing(
         if row.column(0).name() == "waiting" {
             standing.waiting = reader.count("waiting")?;
         } else {
-            let counters = (reader.count("next_order")?, reader.count("open_commands")?);
+            let counters = Counters {
+                name: reader.parse("name")?,
+                next_order: reader.count("next_order")?,
+                open: reader.count("open_commands")?,
+            };
             standing
                 .gateways
                 .insert(reader.parse("agent_id")?, counters);
@@ -175,8 +195,8 @@ async fn standing(
 }
 
 impl Standing {
-    /// The first reason against a run.
-    fn judge(&self, new: &NewRun) -> Result<(), StoreError> {
+    /// The first reason against a run; otherwise the targets that are skipped because their queues are full.
+    fn judge(&self, new: &NewRun) -> Result<FullQueues, StoreError> {
         let agents: BTreeSet<_> = new.targets.iter().map(|target| target.agent_id).collect();
         if agents.len() < new.targets.len() {
             let what = "a command of this run for one of its gateways".to_owned();
@@ -190,59 +210,78 @@ impl Standing {
             let what = format!("gateway {missing}");
             return Err(StoreError::Missing { what });
         }
-        let full = |scope: String, limit: u64| {
-            Err(StoreError::QueueFull {
-                scope,
-                limit,
-                retry_after: new.limits.retry_after,
-            })
-        };
-        let is_full = |id: &&AgentId| {
-            let gateway = self.gateways.get(id);
-            gateway.is_some_and(|(_, open)| *open >= new.limits.per_gateway)
-        };
-        if let Some(agent_id) = agents.iter().find(is_full) {
-            return full(format!("gateway {agent_id}"), new.limits.per_gateway);
+        let retry_after = new.limits.retry_after;
+        let full: Vec<_> = agents
+            .iter()
+            .filter_map(|id| self.gateways.get_key_value(id))
+            .filter(|(_, gateway)| gateway.open >= new.limits.per_gateway)
+            .collect();
+        if let Some((_, first)) = full.first()
+            && (!new.skip_full || full.len() == agents.len())
+        {
+            return Err(StoreError::QueueFull {
+                scope: format!("gateway {}", first.name),
+                gateways: full.iter().map(|(_, full)| full.name.clone()).collect(),
+                limit: new.limits.per_gateway,
+                retry_after,
+            });
         }
-        if self.waiting.saturating_add(count(new)) > new.limits.global {
-            return full("the backend".to_owned(), new.limits.global);
+        let full: FullQueues = full.into_iter().map(|(id, _)| *id).collect();
+        if self.waiting.saturating_add(count(new, &full)) > new.limits.global {
+            return Err(StoreError::QueueFull {
+                scope: "the backend".to_owned(),
+                gateways: Vec::new(),
+                limit: new.limits.global,
+                retry_after,
+            });
         }
-        Ok(())
+        Ok(full)
     }
 
     /// The order of a gateway's next command.
     fn next_order(&mut self, agent_id: AgentId) -> u64 {
         self.waiting += 1;
-        let (next_order, open) = self.gateways.entry(agent_id).or_default();
-        *open += 1;
-        let order = *next_order;
-        *next_order += 1;
+        let Some(gateway) = self.gateways.get_mut(&agent_id) else {
+            // Judged a moment ago: a run with a target that is not here was refused.
+            return 0;
+        };
+        gateway.open += 1;
+        let order = gateway.next_order;
+        gateway.next_order += 1;
         order
     }
 }
 
-fn count(new: &NewRun) -> u64 {
-    u64::try_from(new.targets.len()).unwrap_or(u64::MAX)
+/// How many commands a run gets when these targets are skipped.
+fn count(new: &NewRun, full: &FullQueues) -> u64 {
+    u64::try_from(new.targets.len().saturating_sub(full.len())).unwrap_or(u64::MAX)
+}
+
+/// How many gateways it skips.
+fn count_skipped(new: &NewRun, full: &FullQueues) -> u64 {
+    u64::try_from(new.skipped.len().saturating_add(full.len())).unwrap_or(u64::MAX)
 }
 
 /// What is written about accepted runs.
 #[derive(Default)]
 struct Accepted<'a> {
-    runs: Vec<(&'a NewRun, Timestamp)>,
+    runs: Vec<(&'a NewRun, Timestamp, u64, u64)>,
     /// Their keys and audit records.
     records: Vec<Value>,
     commands: Vec<Value>,
+    skipped: Vec<Value>,
 }
 
 impl<'a> Accepted<'a> {
-    fn add(&mut self, new: &'a NewRun, now: Timestamp, standing: &mut Standing) {
+    fn add(&mut self, new: &'a NewRun, now: Timestamp, full: &FullQueues, standing: &mut Standing) {
+        let (commands, skipped) = (count(new, full), count_skipped(new, full));
         let detail = json!({
-            "name": new.name, "arguments": new.arguments, "targets": new.targets.len(), "deadline": new.deadline,
-            "reason": new.reason,
+            "name": new.name, "arguments": new.arguments, "targets": commands, "skipped": skipped,
+            "deadline": new.deadline, "reason": new.reason,
         });
         let record = record(new, AuditOutcome::Done, detail);
         let key = new.idempotency.as_ref();
-        self.runs.push((new, now));
+        self.runs.push((new, now, commands, skipped));
         self.records.push(json!([
             new.run_id,
             now.unix_micros(),
@@ -258,7 +297,20 @@ impl<'a> Accepted<'a> {
             to_json(&record.detail),
             record.actor.request_id,
         ]));
+        for skip in &new.skipped {
+            let (code, detail) = (skip.code.name(), &skip.detail);
+            self.skipped
+                .push(json!([new.run_id, skip.agent_id, code, detail]));
+        }
         for target in &new.targets {
+            if full.contains(&target.agent_id) {
+                let limit = new.limits.per_gateway;
+                let detail = format!("{limit} commands wait for it, which is as many as may");
+                let code = SkipCode::QueueFull.name();
+                self.skipped
+                    .push(json!([new.run_id, target.agent_id, code, detail]));
+                continue;
+            }
             self.commands.push(json!([
                 target.command_id,
                 new.run_id,
@@ -278,7 +330,7 @@ impl<'a> Accepted<'a> {
             return Ok(());
         }
         let mut runs: QueryBuilder<Sqlite> = QueryBuilder::new("");
-        for (new, now) in &self.runs {
+        for (new, now, commands, skipped) in &self.runs {
             runs.push(INSERT_RUN);
             runs.separated(", ")
                 .push_bind(tenant.as_str().to_owned())
@@ -290,7 +342,8 @@ impl<'a> Accepted<'a> {
                 .push_bind(new.reason.clone())
                 .push_bind(new.actor.to_string())
                 .push_bind(now.unix_micros())
-                .push_bind(i64::try_from(new.targets.len()).unwrap_or(i64::MAX));
+                .push_bind(int(*commands))
+                .push_bind(int(*skipped));
             runs.push("); ");
         }
         runs.build().execute(&mut *connection).await?;
@@ -298,6 +351,7 @@ impl<'a> Accepted<'a> {
             .bind(tenant.as_str())
             .bind(to_json(&self.records))
             .bind(to_json(&self.commands))
+            .bind(to_json(&self.skipped))
             .execute(connection)
             .await?;
         fault::point("store.submit.before_commit");
@@ -311,7 +365,7 @@ fn record(new: &NewRun, outcome: AuditOutcome, detail: Value) -> NewAuditRecord 
 }
 
 /// An accepted run as it stands.
-fn run(new: &NewRun, now: Timestamp) -> Run {
+fn run(new: &NewRun, now: Timestamp, full: &FullQueues) -> Run {
     Run {
         run_id: new.run_id,
         name: new.name.clone(),
@@ -323,6 +377,7 @@ fn run(new: &NewRun, now: Timestamp) -> Run {
         created_at: now,
         cancel_requested_at: None,
         finished_at: None,
-        states: [(CommandState::Queued, count(new))].into(),
+        states: [(CommandState::Queued, count(new, full))].into(),
+        skipped: count_skipped(new, full),
     }
 }

@@ -43,6 +43,7 @@ const STATEMENTS: &[(&str, &str)] = &[
     ("runs::LIST", runs::LIST),
     ("runs::COMMAND", runs::COMMAND),
     ("runs::COMMANDS", runs::COMMANDS),
+    ("runs::SKIPPED", runs::SKIPPED),
     ("runs::CANCEL_RUN", runs::CANCEL_RUN),
     ("runs::CANCEL_COMMANDS", runs::CANCEL_COMMANDS),
     ("runs::COUNTS", runs::COUNTS),

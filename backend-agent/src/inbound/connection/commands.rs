@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 use viworks_common::catalogue::take_report;
 use viworks_common::code::CloseCode;
 use viworks_common::command::{CommandState, Outcome};
@@ -261,7 +261,7 @@ impl Connection {
             CompleteOutcome::Completed { settled, .. } => self.completed(&settled, summary),
             CompleteOutcome::LateOutcome { .. } | CompleteOutcome::Repeated { .. } => {}
             CompleteOutcome::Orphan { .. } => {
-                warn!(%command_id, agent_id = %holder.agent_id, "the result of a command that the database does not have was kept");
+                info!(%command_id, agent_id = %holder.agent_id, "the result of a command that the database does not have was kept");
             }
         }
         self.close_offer(command_id);

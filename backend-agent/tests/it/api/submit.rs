@@ -323,6 +323,151 @@ async fn a_full_queue_says_when_to_come_back_and_leaves_nothing_half_done() {
     assert_eq!(counts.open_runs, 1);
 }
 
+fn named(problem: &Value) -> Vec<&str> {
+    let errors = problem["errors"].as_array().unwrap().iter();
+    errors
+        .filter_map(|error| error["field"].as_str()?.strip_prefix("targets.gateways: "))
+        .collect()
+}
+
+/// A catalogue in which the name of a unit can be nothing at all.
+fn unfitting() -> Vec<viworks_common::catalogue::CatalogueEntry> {
+    let nothing = ArgumentType::Choice {
+        values: vec!["nothing-fits".to_owned()],
+    };
+    vec![
+        entry("sys.uptime", Risk::Read, Vec::new()),
+        entry(
+            "log.tail",
+            Risk::Read,
+            vec![argument("unit", nothing, None)],
+        ),
+    ]
+}
+
+#[tokio::test]
+async fn gateways_without_the_command_are_reported_as_skipped() {
+    let backend = Backend::new().await;
+    backend.connect("gw-1", catalogue()).await;
+    backend
+        .connect("gw-2", vec![entry("other.thing", Risk::Read, Vec::new())])
+        .await;
+    backend.register("gw-3").await;
+    let body = json!({"command": "sys.uptime", "targets": "all"});
+    let run = backend.post("/v1/runs", &body).await.json();
+    assert_eq!((&run["total"], &run["skipped"]), (&json!(1), &json!(2)));
+    let path = format!("/v1/runs/{}", run["id"].as_str().unwrap());
+    assert_eq!(backend.get(&path).await.json()["skipped"], 2);
+    let mut listed = Vec::new();
+    let mut page = backend.get(&format!("{path}/skipped?limit=1")).await.json();
+    loop {
+        assert_eq!(page["items"].as_array().unwrap().len(), 1);
+        listed.push((
+            page["items"][0]["gateway"]["name"]
+                .as_str()
+                .unwrap()
+                .to_owned(),
+            page["items"][0]["code"].as_str().unwrap().to_owned(),
+        ));
+        let Some(next) = page["next"].as_str() else {
+            break;
+        };
+        let path = format!("{path}/skipped?limit=1&cursor={next}");
+        page = backend.get(&path).await.json();
+    }
+    listed.sort();
+    let of = |name: &str, code: &str| (name.to_owned(), code.to_owned());
+    assert_eq!(
+        listed,
+        [
+            of("gw-2", "not_in_catalogue"),
+            of("gw-3", "never_connected")
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_gateway_that_nothing_fits_is_named_and_can_be_left_out() {
+    let backend = Backend::new().await;
+    backend.connect("gw-1", catalogue()).await;
+    backend.connect("gw-bad", unfitting()).await;
+    let mut body = json!({"command": "log.tail", "arguments": {"unit": "nginx"}, "targets": "all"});
+    let answer = backend.post("/v1/runs", &body).await;
+    let problem = answer.problem(422, "VW-C-002");
+    assert_eq!(named(&problem), ["gw-bad"], "{problem}");
+    assert!(answer.text.contains("skip_unable"), "{problem}");
+    body["targets"] = json!({"all_except": ["gw-bad"]});
+    let run = backend.post("/v1/runs", &body).await.json();
+    assert_eq!((&run["total"], &run["skipped"]), (&json!(1), &json!(0)));
+    for targets in [json!("all"), json!({"gateways": ["gw-1", "gw-bad"]})] {
+        body["targets"] = targets;
+        body["skip_unable"] = json!(true);
+        let run = backend.post("/v1/runs", &body).await.json();
+        assert_eq!((&run["total"], &run["skipped"]), (&json!(1), &json!(1)));
+        let path = format!("/v1/runs/{}/skipped", run["id"].as_str().unwrap());
+        let listed = backend.get(&path).await.json();
+        assert_eq!(listed["items"][0]["gateway"]["name"], "gw-bad");
+        assert_eq!(listed["items"][0]["code"], "bad_arguments");
+    }
+}
+
+#[tokio::test]
+async fn leaving_out_a_gateway_that_does_not_exist_is_refused() {
+    let backend = Backend::new().await;
+    backend.connect("gw-1", catalogue()).await;
+    let body = json!({"command": "sys.uptime", "targets": {"all_except": ["gw-typo"]}});
+    let problem = backend
+        .post("/v1/runs", &body)
+        .await
+        .problem(422, "VW-C-004");
+    assert_eq!(named(&problem), ["gw-typo"], "{problem}");
+}
+
+#[tokio::test]
+async fn gateways_whose_queues_are_full_are_named_and_can_be_left_out() {
+    let backend = Backend::with(|_limits, queue| queue.per_gateway = 1).await;
+    for name in ["gw-1", "gw-2", "gw-3"] {
+        backend.connect(name, catalogue()).await;
+    }
+    let full = json!({"command": "sys.uptime", "targets": {"gateways": ["gw-2", "gw-3"]}});
+    assert_eq!(
+        backend.post("/v1/runs", &full).await.status,
+        StatusCode::CREATED
+    );
+    let mut body = json!({"command": "sys.uptime", "targets": "all"});
+    let answer = backend.post("/v1/runs", &body).await;
+    let problem = answer.problem(429, "VW-Q-001");
+    let mut names = named(&problem);
+    names.sort_unstable();
+    assert_eq!(names, ["gw-2", "gw-3"], "{problem}");
+    body["skip_unable"] = json!(true);
+    let run = backend.post("/v1/runs", &body).await.json();
+    assert_eq!((&run["total"], &run["skipped"]), (&json!(1), &json!(2)));
+    let path = format!("/v1/runs/{}/skipped", run["id"].as_str().unwrap());
+    let listed = backend.get(&path).await.json();
+    let codes = listed["items"].as_array().unwrap().iter();
+    assert!(codes.into_iter().all(|item| item["code"] == "queue_full"));
+    let counts = backend.store.counts(&backend.tenant).await.unwrap();
+    assert_eq!(counts.open_commands.values().sum::<u64>(), 3);
+    // Where nobody is left, the run is refused as before.
+    backend
+        .post("/v1/runs", &body)
+        .await
+        .problem(429, "VW-Q-001");
+}
+
+#[tokio::test]
+async fn a_refusal_names_as_many_gateways_as_a_person_reads() {
+    let backend = Backend::new().await;
+    let names: Vec<_> = (0..60).map(|number| format!("gw-x{number}")).collect();
+    backend.connect("gw-1", catalogue()).await;
+    let body = json!({"command": "sys.uptime", "targets": {"gateways": names}});
+    let answer = backend.post("/v1/runs", &body).await;
+    let problem = answer.problem(422, "VW-C-004");
+    assert_eq!(named(&problem).len(), 50);
+    assert!(answer.text.contains("and 10 more gateways"), "{problem}");
+}
+
 #[tokio::test]
 async fn a_cancelled_run_is_finished_and_its_gateways_are_told() {
     let backend = Backend::new().await;

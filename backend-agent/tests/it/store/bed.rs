@@ -210,6 +210,8 @@ impl Bed {
                     timeout_ms: 60_000,
                 })
                 .collect(),
+            skipped: Vec::new(),
+            skip_full: false,
             deadline: at(3_600),
             traceparent: None,
             reason: None,

@@ -90,7 +90,7 @@ pub(crate) async fn a_run_over_a_gateway_s_bound_leaves_only_its_audit_record(be
     };
     let full = bed.store.submit_run(&bed.tenant, second, at(10)).await;
     assert!(
-        matches!(full, Err(StoreError::QueueFull { scope, .. }) if scope.contains(&agent(1).to_string()))
+        matches!(full, Err(StoreError::QueueFull { gateways, .. }) if gateways == [bed.gateway_now(1).await.name])
     );
     assert_eq!(bed.gateway_now(2).await.open_commands, 0);
 }
