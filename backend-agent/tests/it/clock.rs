@@ -73,6 +73,8 @@ async fn submit(
             risk: Risk::Read,
             timeout_ms: 60_000,
         }],
+        skipped: Vec::new(),
+        skip_full: false,
         deadline: now.saturating_add(Duration::from_secs(seconds)),
         traceparent: None,
         reason: None,

@@ -15,4 +15,5 @@ mod soak;
 mod state;
 mod stop;
 mod strict;
+mod targets;
 mod unread_log;
