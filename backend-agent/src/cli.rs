@@ -134,7 +134,7 @@ enum PkiCommand {
         /// Where the backend listens for agents, as the gateway sees it
         #[arg(long)]
         url: Option<String>,
-        /// How many days its certificate lives
+        /// How many days its certificate lives; 90 when left out
         #[arg(long, value_parser = clap::value_parser!(u64).range(1..=3_650))]
         days: Option<u64>,
         /// A gateway of the local demo: it may use commands that belong to its own user

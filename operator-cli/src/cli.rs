@@ -123,7 +123,7 @@ enum Verb {
     ExitCodes,
     /// What an error code means and what to do about it
     #[command(
-        after_help = "Examples:\n  viworks error                   every code\n  viworks error VW-C-001          of the API\n  viworks error 4429              a close code, from an agent's log\n  viworks error agent_fork        the same by name"
+        after_help = "Examples:\n  viworks error                   every code\n  viworks error VW-C-001          of the API\n  viworks error 4429              a close code, from an agent's log\n  viworks error identity_fork     the same by name"
     )]
     Error {
         /// A code of the API, or the number or name of a close code; every code when absent

@@ -22,7 +22,8 @@ use super::PkiError;
 /// Certificates begin a little in the past, because the clock of a new gateway may be behind.
 const BACKDATE: Duration = Duration::from_secs(3_600);
 
-/// How long the authority itself lives.
+/// How long the authority itself lives. Its key signs a few certificates and never meets a network; when it ends, every
+/// gateway and every backend needs a new root at once, so that it must outlive a rollout by years.
 pub const AUTHORITY_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
 
 /// A key that can sign certificates, with its certificate.

@@ -13,7 +13,7 @@ use super::authority::{Authority, Standby};
 use super::{PkiError, Secrecy, private_folder, template, write_new};
 
 /// How long the server's first certificate lives.
-const SERVER_LIFE: Duration = Duration::from_secs(397 * 24 * 3_600);
+const SERVER_LIFE: Duration = Duration::from_secs(90 * 24 * 3_600);
 
 /// Everything `pki init` writes.
 const NAMES: &[&str] = &[

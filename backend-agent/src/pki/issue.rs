@@ -19,8 +19,8 @@ use super::{PkiError, Secrecy, private_folder, template, write_new};
 use crate::config::{AgentsConfig, Config};
 use crate::data::{Actor, GatewayRef, NewCertificate, NewGateway, Store};
 
-/// How long a gateway's certificate lives.
-pub const GATEWAY_LIFE: Duration = Duration::from_secs(397 * 24 * 3_600);
+/// How long a gateway's certificate lives when nobody says: a stolen one is worth something for one season at most.
+pub const GATEWAY_LIFE: Duration = Duration::from_secs(90 * 24 * 3_600);
 
 /// The generation of a gateway's first key.
 const FIRST_GENERATION: u32 = 1;

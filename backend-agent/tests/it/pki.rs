@@ -20,6 +20,7 @@ use viworks_common::key::Identity;
 use viworks_runtime::clock::{Clock, SystemClock, Timeline};
 use viworks_runtime::config::Environment;
 use viworks_runtime::sqlite::Options;
+use viworks_runtime::tls;
 
 fn request(folder: &Path) -> InitRequest {
     InitRequest {
@@ -143,6 +144,25 @@ async fn a_gateway_gets_everything_it_needs_and_its_name_is_taken_for_ever() {
         .unwrap();
     assert_eq!(known.unwrap().agent_id, agent_id);
     openssl_agrees(folder.path());
+    store.close().await;
+}
+
+#[tokio::test]
+async fn certificates_live_for_ninety_days_and_only_the_authority_outlives_them() {
+    let folder = initialised();
+    let config = config(&folder);
+    let (office, store) = (Office::open(&config).unwrap(), store(&config).await);
+    let delivery = delivery(&folder);
+    deliver(&store, &office, "gw-1", &delivery).await.unwrap();
+    let now = SystemClock.wall().unix_micros() / 1_000_000;
+    let days = |name: &str| {
+        let certificate = tls::load_certificates(&folder.path().join(name)).unwrap();
+        let (_, parsed) = x509_parser::parse_x509_certificate(&certificate[0]).unwrap();
+        let seconds = parsed.validity().not_after.timestamp() - now;
+        (seconds + 3_600) / 86_400
+    };
+    assert_eq!((days("b/server.crt"), days("g/gateway.crt")), (90, 90));
+    assert!(days("b/ca.crt") > 3_600);
     store.close().await;
 }
 

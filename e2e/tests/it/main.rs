@@ -4,6 +4,7 @@
 
 mod cli;
 mod demo;
+mod documents;
 mod flood;
 mod full_disk;
 mod limbo;
