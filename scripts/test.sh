@@ -69,6 +69,7 @@ if ! need python3 python3; then
   skip 'the reference agent in Python: python3 is missing'
   export VIWORKS_WITHOUT_PYTHON=1
 fi
+need faketime faketime || skip 'a backend whose wall clock is set: faketime is missing'
 need ping iputils-ping || printf 'note: ping is missing; net.ping uses its own fallback\n'
 cargo --version
 rustc --version

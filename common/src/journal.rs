@@ -57,6 +57,8 @@ pub struct Entry {
     pub name: CommandName,
     /// Its arguments, as offered.
     pub arguments: Arguments,
+    /// The time limit that it was offered with, in milliseconds: it can only shorten the catalogue's.
+    pub timeout_ms: Option<u64>,
     /// Whether the gateway's catalogue called it idempotent when it was accepted.
     pub idempotent: bool,
     /// How far it has come.
@@ -255,6 +257,7 @@ mod tests {
             digest: DIGEST,
             name: "sys.uptime".parse().unwrap(),
             arguments: Arguments::new(),
+            timeout_ms: None,
             idempotent,
             state,
             agent_run_id: AgentRunId::from_uuid(Uuid::from_u128(2)),

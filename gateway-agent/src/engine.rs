@@ -335,6 +335,7 @@ impl Engine {
                     digest,
                     name: command.name.clone(),
                     arguments: command.arguments.clone(),
+                    timeout_ms: command.timeout_ms,
                     idempotent,
                     state: EntryState::Accepted,
                     agent_run_id: self.tools.agent_run_id,

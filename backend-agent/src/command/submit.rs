@@ -210,6 +210,7 @@ impl Commands {
             skipped: skipped.into_iter().map(NotOffered::skip).collect(),
             skip_full: request.skip_unable,
             deadline: now.saturating_add(request.deadline),
+            timeout_ms: request.timeout.map(millis),
             traceparent: request.traceparent,
             reason: request.reason,
             actor: request.actor,
@@ -443,8 +444,10 @@ fn in_words(problems: &[ArgumentProblem]) -> String {
 
 fn time_limit(entry: &CatalogueEntry, wanted: Option<Duration>) -> u64 {
     wanted
-        .map_or(entry.timeout_ms, |wanted| {
-            u64::try_from(wanted.as_millis()).unwrap_or(u64::MAX)
-        })
+        .map_or(entry.timeout_ms, millis)
         .min(entry.timeout_ms)
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }

@@ -15,7 +15,7 @@ use viworks_common::session::state::BackendState;
 use viworks_common::session::{BackendEvent, BackendSession, BackendSessionConfig, Closed, End};
 use viworks_common::time::{Monotonic, Timestamp};
 use viworks_common::wire::message::{
-    BackendMessage, CommandRef, CommandStarted, Drain, Go, Hello, Permit, Refuse,
+    BackendMessage, CommandRef, CommandStarted, Drain, Go, Hello, KEEPS_TIMEOUT, Permit, Refuse,
 };
 use viworks_runtime::{clock, random};
 
@@ -45,6 +45,8 @@ pub(super) struct Connection {
     /// The place among the openings, until the session is established.
     opening: Option<Turn>,
     welcomed: Option<ConfirmRequest>,
+    /// Whether the gateway keeps time limits below its catalogue's.
+    keeps_timeout: bool,
     live: Option<Live>,
 }
 
@@ -111,6 +113,7 @@ impl Connection {
             admitted,
             opening: Some(opening),
             welcomed: None,
+            keeps_timeout: false,
             live: None,
         }
     }
@@ -316,6 +319,8 @@ impl Connection {
         let now = self.now();
         match decision {
             Decision::Welcome(welcome, admitted) => {
+                let announced = hello.capabilities.iter();
+                self.keeps_timeout = announced.into_iter().any(|name| name == KEEPS_TIMEOUT);
                 self.welcomed = Some(ConfirmRequest {
                     agent_id: self.peer.identity.agent_id,
                     session_id: self.session_id,

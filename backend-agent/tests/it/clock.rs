@@ -76,6 +76,7 @@ async fn submit(
         skipped: Vec::new(),
         skip_full: false,
         deadline: now.saturating_add(Duration::from_secs(seconds)),
+        timeout_ms: None,
         traceparent: None,
         reason: None,
         actor: Actor::system(),

@@ -21,11 +21,15 @@ use viworks_backend_agent::data::{GatewayRef, NewCommand, NewRun, QueueLimits, S
 use viworks_backend_agent::pki::authority::{Authority, Issued};
 use viworks_backend_agent::pki::issue::{GATEWAY_LIFE, Material, Office};
 use viworks_common::code::{CloseCode, RejectCode};
-use viworks_common::id::{AgentRunId, BootId, CommandId, InstallId, RunId, Tenant};
+use viworks_common::command::CommandState;
+use viworks_common::id::{AgentId, AgentRunId, BootId, CommandId, InstallId, RunId, Tenant};
 use viworks_common::key::{AgentKey, Binding, BindingMode, Secret};
 use viworks_common::session::{AgentEvent, AgentSession, AgentSessionConfig};
 use viworks_common::telemetry::{Batch, Record};
-use viworks_common::wire::message::{AgentMessage, CommandRejected, Heartbeat, Hello};
+use viworks_common::time::Timestamp;
+use viworks_common::wire::message::{
+    AgentMessage, CommandRejected, Heartbeat, Hello, KEEPS_TIMEOUT,
+};
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::{random, tls};
@@ -146,6 +150,7 @@ impl Backend {
             opening_timeout: PATIENCE,
         };
         Gateway {
+            capabilities: Vec::new(),
             socket,
             session: AgentSession::new(config, SystemClock.now()),
             sent: Vec::new(),
@@ -176,6 +181,8 @@ fn request(path: &str, subprotocol: bool) -> tungstenite::handshake::client::Req
 }
 
 pub(crate) struct Gateway {
+    /// What its HELLO announces.
+    pub(crate) capabilities: Vec<String>,
     socket: WebSocketStream<TlsStream<TcpStream>>,
     pub(crate) session: AgentSession,
     sent: Vec<Vec<u8>>,
@@ -228,7 +235,7 @@ impl Gateway {
             token: token.expose_hex(),
             agent_version: "0.1.0".to_owned(),
             version: 1,
-            capabilities: Vec::new(),
+            capabilities: self.capabilities.clone(),
             catalogue_digest: "00".repeat(32),
             labels: [].into(),
             unreported: Vec::new(),
@@ -554,18 +561,14 @@ async fn revocation_cuts_the_live_session_and_refuses_the_next() {
     drop(backend.stop().await);
 }
 
-#[tokio::test]
-async fn a_busy_gateway_is_asked_again_by_its_session() {
-    let backend = Backend::start().await;
-    let material = backend.join("gw-1").await;
-    let now = SystemClock.wall();
-    let command_id = CommandId::from_uuid(Uuid::from_u128(1));
-    let run = NewRun {
+/// A command that may start within ten minutes.
+fn new_run(agent_id: AgentId, command_id: CommandId, now: Timestamp) -> NewRun {
+    NewRun {
         run_id: RunId::from_uuid(Uuid::from_u128(2)),
         name: "sys.uptime".parse().unwrap(),
         arguments: [].into(),
         targets: vec![NewCommand {
-            agent_id: material.identity.agent_id,
+            agent_id,
             command_id,
             idempotent: false,
             risk: viworks_common::catalogue::Risk::Read,
@@ -574,6 +577,7 @@ async fn a_busy_gateway_is_asked_again_by_its_session() {
         skipped: Vec::new(),
         skip_full: false,
         deadline: now.saturating_add(Duration::from_secs(600)),
+        timeout_ms: None,
         traceparent: None,
         reason: None,
         actor: viworks_backend_agent::data::Actor::system(),
@@ -583,7 +587,16 @@ async fn a_busy_gateway_is_asked_again_by_its_session() {
             global: 10,
             retry_after: Duration::from_secs(1),
         },
-    };
+    }
+}
+
+#[tokio::test]
+async fn a_busy_gateway_is_asked_again_by_its_session() {
+    let backend = Backend::start().await;
+    let material = backend.join("gw-1").await;
+    let now = SystemClock.wall();
+    let command_id = CommandId::from_uuid(Uuid::from_u128(1));
+    let run = new_run(material.identity.agent_id, command_id, now);
     let tenant = Tenant::default_tenant();
     backend.store.submit_run(&tenant, run, now).await.unwrap();
     let mut gateway = backend.dial(&material).await;
@@ -607,5 +620,52 @@ async fn a_busy_gateway_is_asked_again_by_its_session() {
         }
     }
     assert_eq!(attempts, [1, 2]);
+    drop(backend.stop().await);
+}
+
+#[tokio::test]
+async fn a_time_limit_goes_to_gateways_that_keep_it_and_to_no_others() {
+    let backend = Backend::start().await;
+    let tenant = Tenant::default_tenant();
+    let names = ["gw-new", "gw-old"];
+    for (number, (name, keeps)) in (1_u128..).zip(names.into_iter().zip([true, false])) {
+        let material = backend.join(name).await;
+        let now = SystemClock.wall();
+        let command_id = CommandId::from_uuid(Uuid::from_u128(number));
+        let mut run = new_run(material.identity.agent_id, command_id, now);
+        run.run_id = RunId::from_uuid(Uuid::from_u128(10 + number));
+        run.timeout_ms = Some(1_500);
+        backend.store.submit_run(&tenant, run, now).await.unwrap();
+        let mut gateway = backend.dial(&material).await;
+        if keeps {
+            gateway.capabilities = vec![KEEPS_TIMEOUT.to_owned()];
+        }
+        gateway.hello(number, 0, &material.token).await;
+        let welcomed = gateway.event().await;
+        assert!(matches!(welcomed, Some(AgentEvent::Welcomed(_))));
+        gateway.session.confirm(SystemClock.now());
+        assert!(matches!(
+            gateway.event().await,
+            Some(AgentEvent::Established)
+        ));
+        if keeps {
+            let limit = loop {
+                match gateway.event().await {
+                    Some(AgentEvent::Command(offered)) => break offered.timeout_ms,
+                    Some(_) => {}
+                    None => panic!("the session ended"),
+                }
+            };
+            assert_eq!(limit, Some(1_500));
+            continue;
+        }
+        // By its answer everything that waited was looked at.
+        gateway.round_trip().await;
+        let command = backend.store.command(&tenant, command_id).await;
+        let command = command.unwrap().unwrap();
+        assert_eq!(command.state, CommandState::Rejected);
+        let reason = command.result.unwrap().reason.unwrap();
+        assert!(reason.contains("too old to keep a time limit"), "{reason}");
+    }
     drop(backend.stop().await);
 }

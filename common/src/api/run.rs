@@ -52,7 +52,7 @@ pub struct RunRequest {
     #[cfg_attr(feature = "openapi", schema(minimum = 100, maximum = 2592000000_u64))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_ms: Option<u64>,
-    /// A time limit below the catalogue's, in milliseconds.
+    /// A time limit below the catalogue's, in milliseconds; a gateway whose agent is too old to keep it refuses the command.
     #[cfg_attr(feature = "openapi", schema(minimum = 1))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,

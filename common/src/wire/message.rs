@@ -14,6 +14,10 @@ use crate::telemetry::{BatchColumns, Position};
 use crate::text::deserialize_told;
 use crate::time::Timestamp;
 
+/// The capability of an agent that keeps the `timeout_ms` of COMMAND. Another one refuses a field that it does not know,
+/// and must not be sent it.
+pub const KEEPS_TIMEOUT: &str = "command_timeout";
+
 macro_rules! body {
     ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident : $type:ty,)* }) => {
         $(#[$doc])*
@@ -193,6 +197,9 @@ body! {
         deadline: Permit,
         /// Whether `deadline` is also the start permit (idempotent commands).
         permitted: bool,
+        /// A time limit below the catalogue's, in milliseconds; only to an agent with [`KEEPS_TIMEOUT`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        timeout_ms: Option<u64>,
     }
 }
 body! {

@@ -146,6 +146,7 @@ pub(crate) fn command(n: u128) -> Command {
             as_of: 2,
         },
         permitted: false,
+        timeout_ms: None,
     }
 }
 

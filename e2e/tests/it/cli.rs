@@ -157,6 +157,9 @@ async fn an_operator_runs_commands_and_reads_what_came_of_them() {
         (said.code == Some(0) && said.stdout.contains("host.cpu")).then_some(())
     })
     .await;
+    let limited = &["run", "test.long", "-g", "gw-1", "--timeout", "300ms"];
+    let result = desk.json(limited, 3).await;
+    assert_eq!(result["commands"][0]["state"], "timed_out", "{result:#}");
     let codes = desk.run(&["exit-codes"]).await.ended_with(0);
     assert!(codes.stdout.contains("unavailable"), "{codes:#?}");
 }

@@ -1,5 +1,7 @@
 //! One command from its permit to its journalled end.
 
+use std::time::Duration;
+
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -97,7 +99,13 @@ async fn attempt(
             outcome.reject_code = Some(RejectCode::NotAllowed);
             return Ok(Some(outcome));
         }
-        Ok(allowed) => allowed.launch(id),
+        Ok(allowed) => {
+            let mut launch = allowed.launch(id);
+            if let Some(limit) = entry.timeout_ms {
+                launch.timeout = launch.timeout.min(Duration::from_millis(limit));
+            }
+            launch
+        }
         Err(refusal) => {
             let mut outcome = Outcome::without_run(OutcomeState::Rejected, refusal.detail);
             outcome.reject_code = Some(refusal.code);

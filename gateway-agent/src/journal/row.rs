@@ -19,10 +19,11 @@ pub(super) type Row = (
     String,
     String,
     Option<String>,
+    Option<i64>,
 );
 
-pub(super) const SELECT_ALL: &str = "SELECT command_id, ordinal, digest, name, arguments, idempotent, state, agent_run_id, outcome FROM entry ORDER BY ordinal, command_id";
-pub(super) const SELECT_ONE: &str = "SELECT command_id, ordinal, digest, name, arguments, idempotent, state, agent_run_id, outcome FROM entry WHERE command_id = ?";
+pub(super) const SELECT_ALL: &str = "SELECT command_id, ordinal, digest, name, arguments, idempotent, state, agent_run_id, outcome, timeout_ms FROM entry ORDER BY ordinal, command_id";
+pub(super) const SELECT_ONE: &str = "SELECT command_id, ordinal, digest, name, arguments, idempotent, state, agent_run_id, outcome, timeout_ms FROM entry WHERE command_id = ?";
 
 /// A new entry, ready to be bound; shared because a job may have to run twice.
 #[derive(Debug, Clone)]
@@ -55,7 +56,7 @@ pub(super) async fn insert(
     let arguments = serde_json::to_string(&entry.arguments)
         .map_err(|_unserialisable| JournalError::Inconsistent("arguments"))?;
     let inserted = sqlx::query(
-        "INSERT INTO entry (command_id, ordinal, digest, name, arguments, idempotent, state, agent_run_id) VALUES (?, ?, ?, ?, ?, ?, 'accepted', ?) ON CONFLICT DO NOTHING",
+        "INSERT INTO entry (command_id, ordinal, digest, name, arguments, idempotent, state, agent_run_id, timeout_ms) VALUES (?, ?, ?, ?, ?, ?, 'accepted', ?, ?) ON CONFLICT DO NOTHING",
     )
     .bind(entry.command_id.to_string())
     .bind(stored.ordinal)
@@ -64,13 +65,14 @@ pub(super) async fn insert(
     .bind(arguments)
     .bind(entry.idempotent)
     .bind(entry.agent_run_id.to_string())
+    .bind(entry.timeout_ms.map(self::stored))
     .execute(connection)
     .await?;
     super::moved_one(&inserted, entry.command_id, "unknown")
 }
 
 pub(super) fn entry(row: Row) -> Result<Entry, JournalError> {
-    let (id, ordinal, digest, name, arguments, idempotent, state, run, outcome) = row;
+    let (id, ordinal, digest, name, arguments, idempotent, state, run, outcome, timeout_ms) = row;
     Ok(Entry {
         command_id: id.parse().map_err(|_bad| inconsistent("a command id"))?,
         order: restored(ordinal)?,
@@ -79,6 +81,7 @@ pub(super) fn entry(row: Row) -> Result<Entry, JournalError> {
             .parse()
             .map_err(|_bad| inconsistent("a command name"))?,
         arguments: serde_json::from_str(&arguments).map_err(|_bad| inconsistent("arguments"))?,
+        timeout_ms: timeout_ms.map(restored).transpose()?,
         idempotent,
         state: EntryState::from_name(&state).ok_or_else(|| inconsistent("a state"))?,
         agent_run_id: run

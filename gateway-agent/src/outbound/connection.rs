@@ -19,7 +19,7 @@ use viworks_common::telemetry::{Batch, Position};
 use viworks_common::text::told;
 use viworks_common::time::{Monotonic, Timestamp};
 use viworks_common::wire::message::{
-    AgentMessage, Catalogue, Heartbeat, Hello, Output, Permit, PinReport, Welcome,
+    AgentMessage, Catalogue, Heartbeat, Hello, KEEPS_TIMEOUT, Output, Permit, PinReport, Welcome,
 };
 use viworks_runtime::clock::sleep_until;
 use viworks_runtime::random;
@@ -321,7 +321,7 @@ impl Connection<'_> {
             token,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             version: 1,
-            capabilities: Vec::new(),
+            capabilities: vec![KEEPS_TIMEOUT.to_owned()],
             catalogue_digest: hex_of(&self.announced.digest()),
             labels: parts.labels.clone(),
             unreported: parts

@@ -134,6 +134,7 @@ fn offer(number: u8, name: &str, permitted: bool) -> Box<Command> {
             as_of: 0,
         },
         permitted,
+        timeout_ms: None,
     })
 }
 
@@ -281,6 +282,42 @@ async fn a_process_that_dies_in_the_middle_leaves_an_indeterminate_command() {
     assert_eq!(accepted.command_id, id(2));
     assert!(accepted.awaiting_permit);
     assert_eq!(bench.marks(), 0);
+    bench.die().await;
+}
+
+#[tokio::test]
+async fn a_time_limit_below_the_catalogues_ends_a_command_in_whatever_process_it_runs() {
+    // Ids of their own: a stray of this id in another test of this process would end them.
+    let limited = |number| {
+        let mut command = offer(number, "test.long", false);
+        command.timeout_ms = Some(200);
+        command
+    };
+    let bench = Bench::start().await;
+    let mut messages = bench.attach();
+    bench.tell(Input::Command(limited(71), later()));
+    bench.tell(Input::Command(limited(72), later()));
+    bench.tell(Input::Go(id(71), later()));
+    assert_eq!(outcome(&mut messages).await.state, OutcomeState::TimedOut);
+    let bench = Bench::open(bench.die().await, 2).await;
+    let mut messages = bench.attach();
+    assert_eq!(outcome(&mut messages).await.state, OutcomeState::TimedOut);
+    bench.tell(Input::Go(id(72), later()));
+    let ended = outcome(&mut messages).await;
+    assert_eq!(ended.state, OutcomeState::TimedOut, "the journal kept it");
+    assert!(ended.duration_ms >= 200, "{}", ended.duration_ms);
+    bench.die().await;
+}
+
+#[tokio::test]
+async fn a_time_limit_above_the_catalogues_changes_nothing() {
+    let bench = Bench::start().await;
+    let mut messages = bench.attach();
+    let mut command = offer(1, "test.mark", false);
+    command.timeout_ms = Some(u64::MAX);
+    bench.tell(Input::Command(command, later()));
+    bench.tell(Input::Go(id(1), later()));
+    assert_eq!(outcome(&mut messages).await.state, OutcomeState::Succeeded);
     bench.die().await;
 }
 

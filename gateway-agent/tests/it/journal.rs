@@ -22,6 +22,7 @@ fn entry(order: u64) -> Entry {
         digest: [9; 32],
         name: "service.restart".parse().unwrap(),
         arguments: Arguments::from([("unit".parse().unwrap(), "ssh".to_owned())]),
+        timeout_ms: (order % 2 == 1).then_some(order * 1_000),
         idempotent: false,
         state: EntryState::Accepted,
         agent_run_id: RUN,

@@ -45,7 +45,7 @@ pub struct Options {
     /// How long a command may wait for its start; it never starts later
     #[arg(long, value_name = "SPAN", value_parser = span)]
     pub(super) expires: Option<Duration>,
-    /// End a command that runs longer than this
+    /// End a command that runs longer than this, where the catalogue allows it longer
     #[arg(long, value_name = "SPAN", value_parser = span)]
     pub(super) timeout: Option<Duration>,
     /// Do not ask before a command that changes something

@@ -108,6 +108,8 @@ pub(crate) struct Recorder {
     finals: BTreeMap<CommandId, CommandState>,
     /// Until when an operator wants a command to start, in true time, and what its span may be wrong by.
     dues: BTreeMap<CommandId, (Monotonic, Duration)>,
+    /// The time limits that operators gave, in milliseconds.
+    limits: BTreeMap<CommandId, Option<u64>>,
     journalled: BTreeSet<u64>,
     reported: BTreeSet<u64>,
     spooled: BTreeMap<Key, i64>,
@@ -185,7 +187,7 @@ impl Recorder {
         &mut self,
         command: CommandId,
         (host, run): (HostId, AgentRunId),
-        may_run_again: bool,
+        (may_run_again, limit): (bool, Option<u64>),
         now: Monotonic,
     ) -> u64 {
         self.counts.starts += 1;
@@ -205,6 +207,14 @@ impl Recorder {
         {
             let late = now.saturating_since(*due);
             self.violated(|| format!("4: {command} started {late:?} after what its operator said"));
+        }
+        if let Some(asked) = self.limits.get(&command)
+            && *asked != limit
+        {
+            let asked = *asked;
+            self.violated(|| {
+                format!("4: {command} runs with limit {limit:?} instead of {asked:?}")
+            });
         }
         match self.permits.get(&(command, run)) {
             None => self.violated(|| format!("1: {command} started in {run} without a permit")),
@@ -299,7 +309,9 @@ impl Recorder {
         agent: AgentId,
         command: CommandId,
         (now, span): (Monotonic, Duration),
+        limit: Option<u64>,
     ) {
+        self.limits.insert(command, limit);
         let tolerance = span / 1_000 + Duration::from_millis(1);
         let due = now.saturating_add(span);
         self.dues.insert(command, (due, tolerance));

@@ -45,6 +45,7 @@ pub(crate) struct Command {
     pub attempt: u32,
     pub available_at: Timestamp,
     pub deadline: Timestamp,
+    pub timeout_ms: Option<u64>,
     pub released_to: Option<AgentRunId>,
     pub cancel_requested: bool,
     pub result: Option<Outcome>,

@@ -194,9 +194,16 @@ impl World {
         let deadline = now.saturating_add(span);
         core.note(|| format!("operator submits {id} {kind:?} for {agent} within {span:?}"));
         let what = (kind.name(), kind.believed_idempotent());
-        self.backend.store.submit(id, agent, what, (now, deadline));
+        let limit = core
+            .random
+            .once_in(2)
+            .then(|| 1 + core.random.below(10_000));
+        self.backend
+            .store
+            .submit(id, agent, what, (now, deadline), limit);
         self.commands.push((id, agent, kind));
-        core.recorder.submitted(agent, id, (core.now, span));
+        let when = (core.now, span);
+        core.recorder.submitted(agent, id, when, limit);
         core.recorder.committed(&self.backend.store, core.now);
         self.backend.nudge(agent, core);
     }

@@ -29,6 +29,8 @@ pub struct NewRun {
     pub skip_full: bool,
     /// No command starts after this.
     pub deadline: Timestamp,
+    /// The time limit that the operator gives it, in milliseconds; gateways are told of it.
+    pub timeout_ms: Option<u64>,
     /// W3C trace context of the submission.
     pub traceparent: Option<String>,
     /// Why, in the operator's words.
@@ -297,6 +299,8 @@ pub struct LeasedCommand {
     pub deadline: Timestamp,
     /// Whether the permit goes along: it is released already.
     pub permitted: bool,
+    /// The time limit of its run, in milliseconds, when its operator gave it one.
+    pub timeout_ms: Option<u64>,
 }
 
 /// A `COMMAND_ACCEPTED`.

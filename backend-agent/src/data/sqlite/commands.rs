@@ -32,7 +32,7 @@ pub(super) const QUEUED: &str = "\
 SELECT e.key AS number, c.command_id, c.run_id, c.agent_id, c.state, c.idempotent, c.attempt, c.available_at,
        c.deadline, c.released_to, c.released_at, c.started_at, c.cancel_requested_at,
        c.result IS NOT NULL AS has_result, c.late_outcome IS NOT NULL AS has_late_outcome, c.order_no,
-       r.name, r.arguments, r.traceparent
+       r.name, r.arguments, r.traceparent, r.timeout_ms
 FROM json_each($2) AS e
 CROSS JOIN gateways AS g ON g.tenant = $1 AND g.agent_id = e.value ->> 0 AND g.confirmed = e.value ->> 1
      AND g.revoked_at IS NULL
@@ -188,6 +188,7 @@ fn offer(row: &SqliteRow, command: &CommandRow) -> StoreResult<LeasedCommand> {
         traceparent: reader.get("traceparent")?,
         deadline: command.deadline,
         permitted: command.state == CommandState::Released,
+        timeout_ms: reader.count_optional("timeout_ms")?,
     })
 }
 

@@ -25,7 +25,7 @@ CROSS JOIN gateways AS g ON g.tenant = $1 AND g.agent_id = e.value WHERE g.revok
 
 /// One run. Several in one statement would make SQLite look for commands that wait for their run, by a walk over all.
 const INSERT_RUN: &str = "INSERT INTO runs (tenant, run_id, name, arguments, deadline, traceparent, reason, \
-                          submitted_by, created_at, open_commands, skipped) VALUES (";
+                          submitted_by, created_at, open_commands, skipped, timeout_ms) VALUES (";
 
 /// All that belongs to accepted runs, as one script: each statement by itself would be a journey to the driver's thread
 /// and back. Parameter 2 is a document about runs, parameter 3 one of their commands, parameter 4 one of who is skipped.
@@ -277,7 +277,7 @@ impl<'a> Accepted<'a> {
         let (commands, skipped) = (count(new, full), count_skipped(new, full));
         let detail = json!({
             "name": new.name, "arguments": new.arguments, "targets": commands, "skipped": skipped,
-            "deadline": new.deadline, "reason": new.reason,
+            "deadline": new.deadline, "timeout_ms": new.timeout_ms, "reason": new.reason,
         });
         let record = record(new, AuditOutcome::Done, detail);
         let key = new.idempotency.as_ref();
@@ -343,7 +343,8 @@ impl<'a> Accepted<'a> {
                 .push_bind(new.actor.to_string())
                 .push_bind(now.unix_micros())
                 .push_bind(int(*commands))
-                .push_bind(int(*skipped));
+                .push_bind(int(*skipped))
+                .push_bind(new.timeout_ms.map(int));
             runs.push("); ");
         }
         runs.build().execute(&mut *connection).await?;

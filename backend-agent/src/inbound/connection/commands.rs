@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tracing::{debug, info, warn};
 use viworks_common::catalogue::take_report;
-use viworks_common::code::CloseCode;
+use viworks_common::code::{CloseCode, RejectCode};
 use viworks_common::command::{CommandState, Outcome};
 use viworks_common::id::{CommandId, RunId};
 use viworks_common::limits::COMMANDS_UNREPORTED_MAX;
@@ -27,6 +27,10 @@ const BUSY_PAUSE: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// How long the start of a command waits for its end before it is stored by itself.
 const STARTED_PAUSE: std::time::Duration = std::time::Duration::from_millis(25);
+
+/// Why a command with a time limit is not offered to an agent that does not announce that it keeps one.
+const TIMEOUT_NOT_KEPT: &str = "this gateway's agent is too old to keep a time limit below its catalogue's: submit the \
+                                run without one, or update the agent";
 
 /// Commands whose runs are remembered.
 const RUNS_MAX: usize = 1_024;
@@ -78,10 +82,42 @@ impl Connection {
             self.settled(settled, Some("it could not be delivered".to_owned()));
         }
         for command in leased.commands {
-            if !self.offer(command) {
+            let sent = if command.timeout_ms.is_some() && !self.keeps_timeout {
+                self.withhold(&command).await
+            } else {
+                self.offer(command)
+            };
+            if !sent {
                 return;
             }
         }
+    }
+
+    /// Refuses a command on behalf of a gateway that would not keep its time limit: run without it, it could run for
+    /// longer than its operator was promised.
+    async fn withhold(&mut self, command: &LeasedCommand) -> bool {
+        let Some((_, holder)) = self.live() else {
+            return false;
+        };
+        let (tenant, now) = (&self.peer.identity.tenant, self.inbound.clock.line());
+        let rejected = Rejected {
+            command_id: command.command_id,
+            code: RejectCode::Unavailable,
+            detail: TIMEOUT_NOT_KEPT.to_owned(),
+            again_at: now,
+        };
+        let store = &self.inbound.store;
+        match store.reject_command(tenant, &holder, rejected, now).await {
+            Ok(Some(settled)) => self.settled(&settled, Some(TIMEOUT_NOT_KEPT.to_owned())),
+            Ok(None) => {}
+            Err(error) => {
+                self.fail(&error);
+                return false;
+            }
+        }
+        // Its place is free again, and something else may wait.
+        self.ask_again();
+        true
     }
 
     fn offer(&mut self, leased: LeasedCommand) -> bool {
@@ -107,6 +143,7 @@ impl Connection {
             traceparent: leased.traceparent,
             deadline,
             permitted: leased.permitted,
+            timeout_ms: leased.timeout_ms,
         }))
     }
 

@@ -213,6 +213,7 @@ impl Bed {
             skipped: Vec::new(),
             skip_full: false,
             deadline: at(3_600),
+            timeout_ms: None,
             traceparent: None,
             reason: None,
             actor: Actor::local("test").on_request("request-1"),

@@ -156,6 +156,7 @@ impl Connection {
             traceparent: None,
             deadline,
             permitted: leased.permitted,
+            timeout_ms: leased.timeout_ms,
         };
         self.send(BackendMessage::Command(command), core.now);
     }

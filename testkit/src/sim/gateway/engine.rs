@@ -215,6 +215,7 @@ impl Host {
                     digest,
                     name: command.name.clone(),
                     arguments: Arguments::new(),
+                    timeout_ms: command.timeout_ms,
                     idempotent,
                     state: EntryState::Accepted,
                     agent_run_id,

@@ -13,7 +13,9 @@ use viworks_common::session::{
     AgentEvent, AgentSession, AgentSessionConfig, Closed, End, SendRefusal,
 };
 use viworks_common::time::Monotonic;
-use viworks_common::wire::message::{AgentMessage, Heartbeat, Hello, Permit, Welcome};
+use viworks_common::wire::message::{
+    AgentMessage, Heartbeat, Hello, KEEPS_TIMEOUT, Permit, Welcome,
+};
 
 use super::super::core::{Core, GatewayStep, Process as Dying};
 use super::super::disk_model::Write;
@@ -265,7 +267,7 @@ impl Host {
             token: image.token.clone(),
             agent_version: "0.0.0".to_owned(),
             version: 1,
-            capabilities: Vec::new(),
+            capabilities: vec![KEEPS_TIMEOUT.to_owned()],
             catalogue_digest: "00".repeat(32),
             labels: BTreeMap::new(),
             unreported: image.unreported(),

@@ -99,9 +99,10 @@ impl Host {
             return self.finish(id, unstarted(OutcomeState::Expired), core);
         }
         let may_run_again = task.entry.idempotent;
+        let limit = task.entry.timeout_ms;
         let number = core
             .recorder
-            .started(id, (host, run), may_run_again, core.now);
+            .started(id, (host, run), (may_run_again, limit), core.now);
         core.note(|| format!("{host:?} STARTS {id} as number {number}"));
         task.stage = Stage::Running;
         task.number = number;

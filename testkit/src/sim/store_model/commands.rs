@@ -26,6 +26,7 @@ pub(crate) struct Leased {
     pub attempt: u32,
     pub deadline: Timestamp,
     pub permitted: bool,
+    pub timeout_ms: Option<u64>,
 }
 
 /// What an acceptance is answered with.
@@ -49,6 +50,7 @@ impl Store {
         agent: AgentId,
         (name, idempotent): (CommandName, bool),
         (now, deadline): (Timestamp, Timestamp),
+        timeout_ms: Option<u64>,
     ) {
         let Some(gateway) = self.gateways.get_mut(&agent) else {
             return;
@@ -65,6 +67,7 @@ impl Store {
             attempt: 0,
             available_at: now,
             deadline,
+            timeout_ms,
             released_to: None,
             cancel_requested: false,
             result: None,
@@ -151,6 +154,7 @@ impl Store {
             attempt: command.attempt,
             deadline: command.deadline,
             permitted,
+            timeout_ms: command.timeout_ms,
         })
     }
 

@@ -1,0 +1,163 @@
+//! The wall clock of a running backend is set: nothing starts late, ends early or is overtaken because of it.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use viworks_runtime::config::environment;
+use viworks_testkit::binaries::Binaries;
+use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
+use viworks_testkit::gateway::{ONCE, mark_starts, started};
+use viworks_testkit::process::eventually;
+
+/// Where Debian's package `faketime` has its library; another place is named by `VIWORKS_FAKETIME`.
+fn library() -> Option<PathBuf> {
+    if let Some(named) = environment().get("VIWORKS_FAKETIME") {
+        return Some(PathBuf::from(named));
+    }
+    let folders = std::fs::read_dir("/usr/lib").ok()?;
+    folders
+        .filter_map(Result::ok)
+        .map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"))
+        .find(|library| library.exists())
+}
+
+/// Says so when no clock can be set here.
+#[expect(clippy::print_stderr, reason = "a skipped check must be seen")]
+fn can_set_clocks() -> Option<PathBuf> {
+    let found = library();
+    if found.is_none() {
+        eprintln!(
+            "SKIPPED: a backend whose wall clock is set: the library of the package faketime is not installed"
+        );
+    }
+    found
+}
+
+/// A backend whose wall clock is what a file says: `+0`, `-90s`. Its monotonic clocks are the machine's.
+struct Clocked {
+    system: Deployment,
+    library: PathBuf,
+    folder: PathBuf,
+}
+
+impl Clocked {
+    async fn start(library: PathBuf) -> Self {
+        let system = Deployment::new(Binaries::shipped());
+        let folder = system.issue("gw-1");
+        mark_starts(&folder);
+        let mut own = Self {
+            system,
+            library,
+            folder,
+        };
+        own.set("+0");
+        own.serve().await;
+        // The catalogue is known from here on, and the gateway is away.
+        let gateway = own.gateway();
+        own.system.online("gw-1").await;
+        drop(gateway);
+        eventually("the gateway is away", PATIENCE, async || {
+            let gateway = own.system.get("/v1/gateways/gw-1").await;
+            (gateway["status"] != "online").then_some(())
+        })
+        .await;
+        own
+    }
+
+    async fn serve(&mut self) {
+        let start = Start::default()
+            .with("LD_PRELOAD", self.library.display().to_string())
+            .with("FAKETIME_TIMESTAMP_FILE", self.file().display().to_string())
+            .with("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+            .with("FAKETIME_NO_CACHE", "1");
+        self.system.start_backend(start).await;
+    }
+
+    fn file(&self) -> PathBuf {
+        self.system.path().join("clock")
+    }
+
+    fn set(&self, offset: &str) {
+        let next = self.system.path().join("clock.next");
+        std::fs::write(&next, offset).unwrap();
+        std::fs::rename(&next, self.file()).unwrap();
+    }
+
+    fn gateway(&self) -> viworks_testkit::process::Process {
+        self.system.start_gateway(&self.folder, Start::default())
+    }
+
+    async fn submit(&self, expires: Duration) -> String {
+        let expires = u64::try_from(expires.as_millis()).unwrap();
+        let body = json!({ "command": ONCE, "targets": "all", "deadline_ms": expires });
+        let run = self.system.post("/v1/runs", &body).await;
+        run["id"].as_str().unwrap().to_owned()
+    }
+
+    async fn state(&self, run: &str) -> Value {
+        self.system.commands(run).await[0]["state"].clone()
+    }
+
+    /// Waits for the backend to say in its health that its clock was set.
+    async fn noticed(&self) {
+        eventually("the condition is in the health", PATIENCE, async || {
+            let health = self.system.get("/v1/health").await;
+            let checks = health["checks"].as_array()?;
+            let clock = checks.iter().find(|check| check["name"] == "clock")?;
+            (clock["status"] == "warn").then_some(())
+        })
+        .await;
+    }
+}
+
+fn nothing_started(folder: &Path) {
+    assert_eq!(started(folder).len(), 0, "a command started");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_is_set_back_makes_no_command_late_also_across_a_restart() {
+    let Some(library) = can_set_clocks() else {
+        return;
+    };
+    let mut clocked = Clocked::start(library).await;
+    let first = clocked.submit(Duration::from_secs(2)).await;
+    clocked.set("-90s");
+    clocked.noticed().await;
+    clocked.system.finished(&first).await;
+    assert_eq!(clocked.state(&first).await, "expired");
+
+    let second = clocked.submit(Duration::from_secs(2)).await;
+    clocked.system.kill_backend();
+    clocked.set("-3600s");
+    clocked.serve().await;
+    clocked.system.finished(&second).await;
+    assert_eq!(clocked.state(&second).await, "expired");
+
+    // What is submitted now is neither held back by the older ones nor by the clock.
+    let third = clocked.submit(Duration::from_secs(60)).await;
+    let _gateway = clocked.gateway();
+    clocked.system.finished(&third).await;
+    assert_eq!(clocked.state(&third).await, "succeeded");
+    assert_eq!(started(&clocked.folder).len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_is_set_forward_ends_nothing_early_also_across_a_restart() {
+    let Some(library) = can_set_clocks() else {
+        return;
+    };
+    let mut clocked = Clocked::start(library).await;
+    let waiting = clocked.submit(Duration::from_secs(120)).await;
+    clocked.set("+3600s");
+    clocked.noticed().await;
+    clocked.system.kill_backend();
+    clocked.serve().await;
+    let brief = clocked.submit(Duration::from_millis(100)).await;
+    clocked.system.finished(&brief).await;
+    assert_eq!(clocked.state(&waiting).await, "queued", "the job looked");
+    nothing_started(&clocked.folder);
+    let _gateway = clocked.gateway();
+    clocked.system.finished(&waiting).await;
+    assert_eq!(clocked.state(&waiting).await, "succeeded");
+}
