@@ -20,8 +20,8 @@ pub use audit::{AuditList, AuditRecord};
 pub use catalogue::{CatalogueCommand, CatalogueGateway, CatalogueList};
 pub use event::RunEvent;
 pub use gateway::{
-    Gateway, GatewayList, GatewayRef, GatewaySession, GatewaySpool, GatewayStatus, Label,
-    LabelSource, NamedGateway,
+    Fork, ForkHolder, ForkList, Gateway, GatewayList, GatewayRef, GatewaySession, GatewaySpool,
+    GatewayStatus, Label, LabelSource, NamedGateway,
 };
 pub use health::{Health, HealthCheck, HealthStatus};
 pub use page::{ApiVersion, Kind};

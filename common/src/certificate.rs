@@ -1,5 +1,7 @@
 //! Who a gateway's certificate speaks for: its one URI name, and nothing else in it.
 
+use std::time::Duration;
+
 use sha2::{Digest, Sha256};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
@@ -39,6 +41,54 @@ pub enum Unnamed {
         "its URI {0:?} is not of the form spiffe://DOMAIN/tenant/TENANT/gateway/AGENT_ID in lower case"
     )]
     OtherForm(String),
+}
+
+/// The longest time before a certificate's end at which somebody is told.
+const WARNING_MAX: Duration = Duration::from_secs(30 * 24 * 3_600);
+
+/// Where a certificate is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    /// It has not begun.
+    NotYet,
+    /// Nobody needs to do anything.
+    Good,
+    /// It ends soon: in 30 days, or in a third of its life if that is less.
+    EndsSoon {
+        /// How much is left.
+        left: Duration,
+    },
+    /// It is over.
+    Ended,
+}
+
+/// Where a certificate of this validity is in its life at `now`.
+#[must_use]
+pub fn life(not_before: Timestamp, not_after: Timestamp, now: Timestamp) -> Life {
+    if now < not_before {
+        return Life::NotYet;
+    }
+    if now > not_after {
+        return Life::Ended;
+    }
+    let left = not_after.saturating_since(now);
+    let whole = not_after.saturating_since(not_before);
+    if left <= WARNING_MAX.min(whole / 3) {
+        Life::EndsSoon { left }
+    } else {
+        Life::Good
+    }
+}
+
+/// A span as people say it: days, hours or minutes, rounded down.
+#[must_use]
+pub fn in_words(span: Duration) -> String {
+    let minutes = span.as_secs() / 60;
+    match (minutes / (24 * 60), minutes / 60) {
+        (0, 0) => format!("{minutes} minutes"),
+        (0, hours) => format!("{hours} hours"),
+        (days, _) => format!("{days} days"),
+    }
 }
 
 /// The URI that names a gateway.
@@ -138,6 +188,31 @@ mod tests {
         assert_eq!(read.not_after.unix_micros(), 1_798_761_600_000_000);
         let other = client(&[URI]).unwrap();
         assert_ne!(read.spki_sha256, other.spki_sha256, "of another key");
+    }
+
+    #[test]
+    fn the_end_is_told_thirty_days_or_a_third_of_the_life_before_whichever_is_later() {
+        let day = Duration::from_secs(24 * 3_600);
+        let start = Timestamp::from_unix_micros(1_000_000);
+        let at = |days: u32| start.saturating_add(day * days);
+        let judged = |lives: u32, days: u32| life(start, at(lives), at(days));
+        assert_eq!(judged(397, 366), Life::Good);
+        assert_eq!(judged(397, 367), Life::EndsSoon { left: day * 30 });
+        assert_eq!(judged(90, 59), Life::Good);
+        assert_eq!(judged(90, 60), Life::EndsSoon { left: day * 30 });
+        assert_eq!(judged(9, 5), Life::Good);
+        assert_eq!(judged(9, 6), Life::EndsSoon { left: day * 3 });
+        assert_eq!(
+            judged(9, 9),
+            Life::EndsSoon {
+                left: Duration::ZERO
+            }
+        );
+        assert_eq!(judged(9, 10), Life::Ended);
+        assert_eq!(life(at(1), at(2), at(0)), Life::NotYet);
+        assert_eq!(in_words(day * 3), "3 days");
+        assert_eq!(in_words(day / 2), "12 hours");
+        assert_eq!(in_words(Duration::from_secs(61)), "1 minutes");
     }
 
     #[test]

@@ -16,7 +16,7 @@ mod timer;
 use crate::code::CloseCode;
 
 pub use self::agent::{AgentEvent, AgentSession, AgentSessionConfig};
-pub use self::backend::{BackendEvent, BackendSession, BackendSessionConfig};
+pub use self::backend::{BackendEvent, BackendSession, BackendSessionConfig, HELLO_UNPROVED};
 
 /// One of the two ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -98,6 +98,8 @@ pub struct Failure {
     pub cause: String,
     /// What to do about it; empty when time heals it.
     pub fix: String,
+    /// The code that `docs/errors` has a page for, where there is one.
+    pub code: Option<&'static str>,
 }
 
 /// Tells about the connection; implemented by whoever drives it.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::conditions::Conditions;
@@ -26,8 +26,10 @@ use crate::journal::Journal;
 use crate::outbound::dial::Dialler;
 use crate::outbound::pins::Pins;
 use crate::outbound::{self, Parts};
+use crate::reload::Reload;
 use crate::spool::Spool;
 use crate::status::Status;
+use crate::watch::Watch;
 
 /// How long running commands and the last reports get when the agent stops.
 const GRACE: Duration = Duration::from_secs(20);
@@ -137,6 +139,7 @@ async fn start(config: &Config, lifecycle: &Lifecycle) -> anyhow::Result<(Journa
         clock: Arc::clone(&clock),
         lifecycle: lifecycle.clone(),
     };
+    let reloads = watch::Sender::new(0);
     let parts = Parts {
         labels: config.gateway.labels.clone(),
         version_floor: config.outbound.version_floor,
@@ -149,26 +152,33 @@ async fn start(config: &Config, lifecycle: &Lifecycle) -> anyhow::Result<(Journa
         spool: spool.clone(),
         executor,
         pins,
+        reloads: reloads.clone(),
         status,
         clock: Arc::clone(&clock),
         lifecycle: lifecycle.clone(),
         identity,
     };
-    let folder = config.executor.commands_folder.clone();
-    let reload = catalogue::reload_on_hangup(
+    let reload = Reload {
         catalogue,
-        folder,
-        owners(config),
-        hangups,
-        lifecycle.clone(),
-    );
-    lifecycle.spawn_critical("catalogue", reload);
+        commands_folder: config.executor.commands_folder.clone(),
+        owners: owners(config),
+        conditions: conditions.clone(),
+        reloads,
+    };
+    lifecycle.spawn_critical("reload", reload.run(hangups, lifecycle.clone()));
     let reserve = journal.clone().keep_reserve(
         Arc::clone(&clock),
         config.journal.reserve_check,
         lifecycle.clone(),
     );
     lifecycle.spawn_critical("journal reserve", reserve);
+    let watch = Watch {
+        folder: config.gateway.state_folder.clone(),
+        journal: journal.clone(),
+        spool: spool.clone(),
+        conditions: conditions.clone(),
+    };
+    lifecycle.spawn_critical("watch", watch.run(Arc::clone(&clock), lifecycle.clone()));
     lifecycle.spawn_critical("engine", engine.run());
     serve_api(lifecycle, listener, context);
     if let Some(interval) = config.collect_interval {

@@ -22,7 +22,7 @@ mod file;
 mod load;
 mod ownership;
 
-pub use current::{Current, reload_on_hangup};
+pub use current::{Current, reload};
 pub use load::load;
 pub use ownership::Owners;
 

@@ -50,7 +50,10 @@ enum Action {
     },
     /// Prints the reference of all settings.
     ConfigReference,
-    /// Asks the running agent how it is: connected or why not, what it would do about that, and what waits.
+    /// Asks the running agent how it is: connected or why not, what to do about that, what is wrong, and what waits.
+    ///
+    /// Ends with 0 when it is connected and nothing fails, 69 when it is not connected or does not answer, 20 when it
+    /// is connected and a condition fails, 78 when the configuration cannot be read.
     Status {
         /// The configuration, which names the agent's socket.
         #[arg(long, default_value = "/etc/viworks/gateway.toml")]

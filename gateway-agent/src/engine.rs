@@ -383,10 +383,11 @@ impl Engine {
         start: bool,
         deadline: Monotonic,
     ) -> Result<(), JournalError> {
-        if let Err(error) = self.tools.journal.accept(&entry).await {
+        if let Err(error) = self.journal_accepted(&entry).await {
             let (code, detail) = match &error {
                 JournalError::Full(_) => (RejectCode::Busy, error.to_string()),
                 JournalError::Database(_)
+                | JournalError::Lost(_)
                 | JournalError::WrongState { .. }
                 | JournalError::Inconsistent(_) => {
                     (RejectCode::JournalUnavailable, error.to_string())
@@ -402,6 +403,14 @@ impl Engine {
             self.deadlines.insert(entry.command_id, deadline);
         }
         Ok(())
+    }
+
+    /// What must not run twice is accepted only while the next process will know of it.
+    async fn journal_accepted(&self, entry: &Entry) -> Result<(), JournalError> {
+        if !entry.idempotent {
+            self.tools.journal.kept().await?;
+        }
+        self.tools.journal.accept(entry).await
     }
 
     async fn permitted(

@@ -159,6 +159,12 @@ impl Identity {
         })
     }
 
+    /// Whether `epoch` is the one that the gateway was issued with.
+    #[must_use]
+    pub const fn is_first(&self, epoch: u64) -> bool {
+        epoch == self.first_epoch
+    }
+
     /// The ratchet to present: the journal's, or the one the gateway was issued with.
     #[must_use]
     pub fn ratchet(&self, meta: &Meta) -> (u64, String) {

@@ -17,9 +17,12 @@ use viworks_runtime::fault;
 use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::sqlite::{self, BoxFuture, Database};
 
+mod guard;
 mod reserve;
 mod row;
 
+use guard::Guard;
+pub use guard::Lost;
 pub use reserve::{RESERVE_BYTES, Reserve};
 
 static MIGRATOR: Migrator = sqlx::migrate!("migrations/journal");
@@ -45,6 +48,9 @@ pub enum JournalError {
         /// What it had to be.
         wanted: &'static str,
     },
+    /// Its folder is not what it was: what is written now may be gone with this process.
+    #[error("the state folder is lost: {0}")]
+    Lost(#[from] Lost),
     /// A row that this program cannot have written.
     #[error("the command journal is inconsistent: {0}")]
     Inconsistent(&'static str),
@@ -60,7 +66,7 @@ impl JournalError {
                 sqlite::Error::Io(_) | sqlite::Error::Corrupt(_) | sqlite::Error::Closed
             ),
             Self::Inconsistent(_) => true,
-            Self::Full(_) | Self::WrongState { .. } => false,
+            Self::Full(_) | Self::WrongState { .. } | Self::Lost(_) => false,
         }
     }
 }
@@ -90,6 +96,7 @@ pub struct Journal {
     database: Database,
     entries_max: u32,
     reserve: Reserve,
+    guard: Guard,
 }
 
 impl Journal {
@@ -101,11 +108,34 @@ impl Journal {
         let database = Database::open(sqlite::Options::new(path), &MIGRATOR).await?;
         let reserve = Reserve::new(reserve_path(path));
         reserve.set_aside();
+        let guard = Guard::new(path).map_err(|source| sqlite::Error::Open {
+            path: path.to_owned(),
+            source: Arc::new(source),
+        })?;
         Ok(Self {
             database,
             entries_max: entries_max.max(1),
             reserve,
+            guard,
         })
+    }
+
+    /// Whether the folder is still the one that was opened, and can be written: only then does the next process know
+    /// what this one did, and only then may anything start that must not run twice.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub async fn kept(&self) -> Result<(), Lost> {
+        let guard = self.guard.clone();
+        let looked = tokio::task::spawn_blocking(move || guard.check()).await;
+        // A look that panicked has shown nothing.
+        looked.unwrap_or(Ok(()))
+    }
+
+    /// Whether the reserve is set aside. It looks at the disk: not for a runtime thread.
+    #[must_use]
+    pub fn holds_reserve(&self) -> bool {
+        self.reserve.is_held()
     }
 
     /// Every entry, by order.
@@ -410,6 +440,11 @@ impl Journal {
             Err(JournalError::Database(sqlite::Error::Full(_))) if self.give_up_reserve().await => {
                 self.database.write(job).await
             }
+            // Nothing was written, and the process can say why for as long as it runs.
+            Err(JournalError::Database(sqlite::Error::Io(error))) => Err(match self.kept().await {
+                Ok(()) => JournalError::Database(sqlite::Error::Io(error)),
+                Err(lost) => JournalError::Lost(lost),
+            }),
             other => other,
         }
     }

@@ -16,5 +16,7 @@ pub mod host;
 pub mod identity;
 pub mod journal;
 pub mod outbound;
+pub mod reload;
 pub mod spool;
 pub mod status;
+pub mod watch;

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
-use viworks_common::session::backoff::{Backoff, BackoffSettings, FailureClass};
+use viworks_common::code::CloseCode;
+use viworks_common::session::backoff::{Backoff, BackoffSettings};
 use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::random;
 
+use crate::api::Failure;
 use crate::catalogue::Current;
 use crate::engine::EngineHandle;
 use crate::executor::{Executor, LiveOutput};
@@ -56,6 +58,8 @@ pub struct Parts {
     pub executor: Executor,
     /// The pin set.
     pub pins: Arc<Pins>,
+    /// Counts how often the files were read again: then what spoke against a connection may be mended.
+    pub reloads: watch::Sender<u64>,
     /// What people are told.
     pub status: Arc<Status>,
     /// Both clocks.
@@ -67,7 +71,11 @@ pub struct Parts {
 /// Keeps the gateway connected until the agent stops.
 pub async fn run(dialler: Dialler, parts: Parts, mut live: mpsc::Receiver<LiveOutput>) {
     let mut backoff = Backoff::with(parts.backoff);
+    let mut reloads = parts.reloads.subscribe();
+    let mut said: Option<String> = None;
     while !parts.lifecycle.is_stopping() {
+        // What was reloaded up to here is in use from here on.
+        reloads.mark_unchanged();
         parts.status.connecting();
         let accepted = parts.pins.accepted();
         let attempt = dialler.dial(accepted.pins);
@@ -76,7 +84,7 @@ pub async fn run(dialler: Dialler, parts: Parts, mut live: mpsc::Receiver<LiveOu
             () = parts.lifecycle.stopping() => return,
             dialled = attempt => dialled,
         };
-        let ended = match dialled {
+        let mut ended = match dialled {
             Ok(dialled) => {
                 // What ran while nobody listened is in the results.
                 while live.try_recv().is_ok() {}
@@ -89,49 +97,96 @@ pub async fn run(dialler: Dialler, parts: Parts, mut live: mpsc::Receiver<LiveOu
                 ))
                 .await
             }
-            Err(failure) => Ended {
-                class: failure.class(),
-                cause: failure.to_string(),
-                fix: failure.fix(),
-                confirmed_for: None,
-            },
+            Err(failure) => {
+                let wall = parts.clock.wall();
+                let failure = failure.with_certificate(parts.identity.not_after, wall);
+                Ended {
+                    class: failure.class(),
+                    cause: failure.to_string(),
+                    fix: failure.fix(),
+                    code: failure.code(),
+                    expected: false,
+                    confirmed_for: None,
+                }
+            }
         };
         if parts.lifecycle.is_stopping() {
             return;
         }
-        wait(&ended, &mut backoff, &parts).await;
+        let over = parts.identity.not_after < parts.clock.wall();
+        if ended.code == Some(CloseCode::CertUntrusted) && over {
+            ended.fix = failure::RENEW;
+        }
+        let delay = next_delay(&ended, &mut backoff);
+        say(&ended, delay, &mut said);
+        if ended.confirmed_for.is_some() && !ended.class.is_permanent() {
+            // Files that were read while all was well are no reason to hurry.
+            reloads.mark_unchanged();
+        }
+        if wait(ended, delay, &parts, &mut reloads).await == Waited::Reloaded {
+            // What spoke against the gateway may be mended; the history is that of the old files.
+            backoff = Backoff::with(parts.backoff);
+        }
     }
 }
 
-async fn wait(ended: &Ended, backoff: &mut Backoff, parts: &Parts) {
+/// How a wait came to its end.
+#[derive(Debug, PartialEq, Eq)]
+enum Waited {
+    Over,
+    Reloaded,
+}
+
+fn next_delay(ended: &Ended, backoff: &mut Backoff) -> Duration {
     if let Some(span) = ended.confirmed_for {
         backoff.confirmed_for(span);
     }
     let random = u64::from_ne_bytes(random::bytes());
-    let delay = backoff.next(ended.class, random);
-    let wall = parts.clock.wall();
-    let next = wall.saturating_add(delay);
-    parts.status.failed(&ended.cause, ended.fix, next, wall);
+    backoff.next(ended.class, random)
+}
+
+/// Whoever reads warnings alone learns of each lost session and of each new cause, and is not told the same again and
+/// again.
+fn say(ended: &Ended, delay: Duration, said: &mut Option<String>) {
+    let lost = ended.confirmed_for.is_some() && !ended.expected;
+    let new = said.as_ref() != Some(&ended.cause) && !ended.expected;
+    let (cause, fix) = (ended.cause.as_str(), ended.fix);
     let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
-    if ended.class == FailureClass::PermanentAuthenticated {
+    if lost {
         warn!(
-            cause = ended.cause,
-            fix = ended.fix,
-            delay_ms,
-            "no connection to the backend"
+            cause,
+            fix, delay_ms, "the connection to the backend is lost"
         );
+    } else if new {
+        warn!(cause, fix, delay_ms, "no connection to the backend");
     } else {
-        info!(
-            cause = ended.cause,
-            fix = ended.fix,
-            delay_ms,
-            "no connection to the backend"
-        );
+        info!(cause, fix, delay_ms, "no connection to the backend");
     }
+    *said = Some(ended.cause.clone());
+}
+
+async fn wait(
+    ended: Ended,
+    delay: Duration,
+    parts: &Parts,
+    reloads: &mut watch::Receiver<u64>,
+) -> Waited {
+    let wall = parts.clock.wall();
+    let failure = Failure {
+        at: wall,
+        cause: ended.cause,
+        fix: ended.fix.to_owned(),
+        code: ended.code.map(CloseCode::name),
+    };
+    parts.status.failed(failure, wall.saturating_add(delay));
     let due = parts.clock.now().saturating_add(delay);
     tokio::select! {
         biased;
-        () = parts.lifecycle.stopping() => {}
-        () = sleep_until(&*parts.clock, due) => {}
+        () = parts.lifecycle.stopping() => Waited::Over,
+        Ok(()) = reloads.changed() => {
+            info!("the files were read again: dialling at once");
+            Waited::Reloaded
+        }
+        () = sleep_until(&*parts.clock, due) => Waited::Over,
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use sqlx::Connection;
 use sqlx::migrate::Migrator;
@@ -122,6 +122,9 @@ struct Gauges {
     bytes: AtomicU64,
     dropped: AtomicU64,
     appends: AtomicU64,
+    /// Records that a full disk refused, and whether the last ones were.
+    refused: AtomicU64,
+    full: AtomicBool,
     appended: Notify,
 }
 
@@ -200,18 +203,41 @@ impl Spool {
         }
         let bodies = append::bodies(records)?;
         let (agent_run_id, pages_max) = (self.agent_run_id, self.pages_max);
-        let usage = self
+        let appended = self
             .database
             .write(move |connection| {
                 Box::pin(
                     async move { append::run(connection, agent_run_id, pages_max, bodies).await },
                 )
             })
-            .await?;
-        self.note(usage);
+            .await;
+        let full = appended.as_ref().is_err_and(SpoolError::is_full);
+        self.gauges.full.store(full, Ordering::Relaxed);
+        if full {
+            let count = u64::try_from(records.len()).unwrap_or(u64::MAX);
+            self.gauges.refused.fetch_add(count, Ordering::Relaxed);
+        }
+        self.note(appended?);
         self.gauges.appends.fetch_add(1, Ordering::Release);
         self.gauges.appended.notify_one();
         Ok(())
+    }
+
+    /// Whether a full disk refused the last records that were to be taken in.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.gauges.full.load(Ordering::Relaxed)
+    }
+
+    /// Records that a full disk refused in this process.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.gauges.refused.load(Ordering::Relaxed)
+    }
+
+    /// Notes that there is room: the next append finds out whether that is so.
+    pub fn has_room_again(&self) {
+        self.gauges.full.store(false, Ordering::Relaxed);
     }
 
     /// How often something was appended by this process; a change means that there is more to send.

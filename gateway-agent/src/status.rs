@@ -52,19 +52,15 @@ impl Status {
     }
 
     /// The attempt failed or the session ended; the next attempt comes at `next`.
-    pub fn failed(&self, cause: &str, fix: &str, next: Timestamp, now: Timestamp) {
+    pub fn failed(&self, failure: Failure, next: Timestamp) {
         let mut current = self.lock();
         if current.connected || current.since.is_none() {
-            current.since = Some(now);
+            current.since = Some(failure.at);
         }
         current.connected = false;
         "waiting".clone_into(&mut current.state);
         current.next_attempt = Some(next);
-        current.last_failure = Some(Failure {
-            at: now,
-            cause: cause.to_owned(),
-            fix: fix.to_owned(),
-        });
+        current.last_failure = Some(failure);
     }
 
     fn lock(&self) -> MutexGuard<'_, ConnectionStatus> {

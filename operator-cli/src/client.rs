@@ -7,9 +7,10 @@ use futures_util::StreamExt;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::de::DeserializeOwned;
 use viworks_common::api::{
-    CatalogueCommand, CatalogueList, CommandList, CommandView, Gateway, GatewayList,
-    IDEMPOTENCY_KEY, Problem, Run, RunCancelled, RunEvent, RunList, RunRequest, RunWait,
-    SkippedGateway, SkippedList, TelemetryGapList, TelemetryList, TelemetryStreamList, WAIT_MS_MAX,
+    CatalogueCommand, CatalogueList, CommandList, CommandView, Fork, ForkList, Gateway,
+    GatewayList, IDEMPOTENCY_KEY, Problem, Run, RunCancelled, RunEvent, RunList, RunRequest,
+    RunWait, SkippedGateway, SkippedList, TelemetryGapList, TelemetryList, TelemetryStreamList,
+    WAIT_MS_MAX,
 };
 use viworks_common::id::{CommandId, RunId};
 use viworks_runtime::exit::ExitCode;
@@ -93,6 +94,21 @@ impl Client {
     pub async fn gateway(&self, reference: &str) -> Result<Gateway, Failure> {
         self.get(&format!("/v1/gateways/{}", segment(reference)?), &[])
             .await
+    }
+
+    /// Every second holder of a gateway's identity, the latest first.
+    pub async fn forks(&self, reference: &str) -> Result<Vec<Fork>, Failure> {
+        let path = format!("/v1/gateways/{}/forks", segment(reference)?);
+        let mut all = Vec::new();
+        let mut cursor = None;
+        loop {
+            let page: ForkList = self.get(&path, &paged(cursor, PAGE)).await?;
+            all.extend(page.items);
+            cursor = page.next;
+            if cursor.is_none() {
+                return Ok(all);
+            }
+        }
     }
 
     /// What may be run, and where.

@@ -2,7 +2,8 @@
 
 use clap::Subcommand;
 use serde_json::json;
-use viworks_common::api::{Gateway, GatewayStatus};
+use viworks_common::api::{Fork, ForkHolder, Gateway, GatewayStatus};
+use viworks_common::time::Timestamp;
 use viworks_runtime::exit::ExitCode;
 
 use crate::client::Client;
@@ -20,6 +21,11 @@ pub enum Verb {
     },
     /// Show one gateway
     Show {
+        /// Its name or id
+        gateway: String,
+    },
+    /// Show every second holder of a gateway's identity beside the one that was accepted
+    Forks {
         /// Its name or id
         gateway: String,
     },
@@ -47,7 +53,25 @@ pub async fn execute(client: &Client, verb: Verb, format: Format) -> Result<Exit
             gateways.retain(|gateway| status.is_none_or(|status| gateway.status == status));
             ls(&gateways, format)?;
         }
-        Verb::Show { gateway } => show(&client.gateway(&gateway).await?, format)?,
+        Verb::Show { gateway } => {
+            let gateway = client.gateway(&gateway).await?;
+            show(&gateway, format)?;
+            if gateway.forks > 0 && format == Format::Table {
+                let forks = client.forks(&gateway.id.to_string()).await?;
+                if let Some(latest) = forks.first() {
+                    output::line("")?;
+                    side_by_side(latest)?;
+                }
+                if forks.len() > 1 {
+                    output::note(&format!(
+                        "{} more: viworks gateway forks {}",
+                        forks.len() - 1,
+                        gateway.name
+                    ));
+                }
+            }
+        }
+        Verb::Forks { gateway } => forks(&client.forks(&gateway).await?, format)?,
     }
     Ok(ExitCode::Ok)
 }
@@ -199,4 +223,87 @@ fn show(gateway: &Gateway, format: Format) -> Result<(), Failure> {
     }
     rows.into_iter()
         .try_for_each(|(name, value)| output::line(&format!("{name:<11} {}", one_line(&value))))
+}
+
+fn forks(forks: &[Fork], format: Format) -> Result<(), Failure> {
+    if format == Format::Json {
+        return output::json(
+            &json!({"apiVersion": "viworks/v1", "kind": "ForkList", "items": forks}),
+        );
+    }
+    for (number, fork) in forks.iter().enumerate() {
+        if number > 0 {
+            output::line("")?;
+        }
+        side_by_side(fork)?;
+    }
+    output::note(&format!("{} second holders of this identity", forks.len()));
+    Ok(())
+}
+
+/// Both holders in columns, and what the comparison says.
+fn side_by_side(fork: &Fork) -> Result<(), Failure> {
+    let time = |at: Option<Timestamp>| at.map_or_else(|| "–".to_owned(), |at| at.to_string());
+    let cells = |holder: &ForkHolder| {
+        [
+            holder.peer_address.clone(),
+            holder.epoch.to_string(),
+            holder.install_id.to_string(),
+            holder.boot_id.to_string(),
+            holder.agent_run_id.to_string(),
+            holder.certificate_sha256.clone(),
+            time(holder.since),
+            time(holder.last_seen),
+        ]
+    };
+    let refused = cells(&fork.refused);
+    let accepted = fork.accepted.as_ref().map(cells).unwrap_or_default();
+    let names = [
+        "address",
+        "epoch",
+        "installation",
+        "boot",
+        "process",
+        "certificate",
+        "since",
+        "last seen",
+    ];
+    let rows = names.into_iter().zip(refused.into_iter().zip(accepted));
+    output::table(
+        ["HOLDER", "REFUSED", "ACCEPTED"],
+        rows.map(|(name, (refused, accepted))| {
+            [name.to_owned(), plain(&refused), plain(&accepted)]
+        }),
+    )?;
+    output::note(&format!(
+        "it was refused {} times; {}",
+        fork.times,
+        verdict(fork)
+    ));
+    Ok(())
+}
+
+/// What the two have in common says whether there are two machines.
+fn verdict(fork: &Fork) -> &'static str {
+    let Some(accepted) = &fork.accepted else {
+        return "nobody holds this identity with a session";
+    };
+    let refused = &fork.refused;
+    match (
+        refused.boot_id == accepted.boot_id,
+        refused.install_id == accepted.install_id,
+    ) {
+        (true, false) => {
+            "one boot and two installations: the same machine, whose state folder was lost or replaced"
+        }
+        (true, true) => {
+            "one boot and one installation: the same machine, whose state folder was restored, or is used twice"
+        }
+        (false, true) => {
+            "one installation and two boots: a copied disk, or an older state that was restored"
+        }
+        (false, false) => {
+            "neither boot nor installation is the same: another machine, or a state folder that was lost with the old boot"
+        }
+    }
 }

@@ -9,4 +9,5 @@ pub mod rogue;
 pub mod sim;
 pub mod size;
 pub mod small_disk;
+pub mod stand_in;
 pub mod websocket;

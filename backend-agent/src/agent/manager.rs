@@ -86,6 +86,8 @@ pub struct Manager {
     take_overs: Mutex<BTreeMap<AgentId, VecDeque<Monotonic>>>,
     /// Processes that were alive when a copy of them spoke, until they are back.
     favoured: Mutex<BTreeMap<AgentId, (AgentRunId, Monotonic)>>,
+    /// When a HELLO without the gateway's key was last recorded, and how many came since.
+    unproved: Mutex<BTreeMap<AgentId, (Monotonic, u64)>>,
     /// Nudges of gateways that are not connected.
     missed_nudges: AtomicU64,
     metrics: BackendMetrics,
@@ -99,6 +101,7 @@ impl Manager {
             connected: Mutex::default(),
             take_overs: Mutex::default(),
             favoured: Mutex::default(),
+            unproved: Mutex::default(),
             missed_nudges: AtomicU64::default(),
             metrics,
         }
@@ -274,6 +277,28 @@ impl Manager {
             .map(|(_, until)| until.saturating_since(now))
     }
 
+    /// Whether a HELLO that was not made with the gateway's key is to be recorded, and how many were not before it: one
+    /// a minute for each gateway, so that whoever holds a certificate alone cannot fill the audit trail.
+    pub fn records_unproved(&self, agent_id: AgentId, now: Monotonic) -> Option<u64> {
+        let mut all = lock(&self.unproved);
+        if let Some((last, left_out)) = all.get_mut(&agent_id) {
+            if now.saturating_since(*last) < MINUTE {
+                *left_out = left_out.saturating_add(1);
+                return None;
+            }
+            *last = now;
+            return Some(std::mem::take(left_out));
+        }
+        if all.len() >= BUDGETS_MAX {
+            all.retain(|_, (last, _)| now.saturating_since(*last) < MINUTE);
+        }
+        if all.len() >= BUDGETS_MAX {
+            return None;
+        }
+        all.insert(agent_id, (now, 0));
+        Some(0)
+    }
+
     /// Asks every gateway to reconnect, spread over a time that grows with their number.
     pub fn drain_all(&self, mut random: impl FnMut(u64) -> u64) {
         let connected = lock(&self.connected);
@@ -410,6 +435,19 @@ mod tests {
         };
         let (probed, ()) = tokio::join!(manager.probe(identity().agent_id), answers);
         assert_eq!(probed, Probed::Alive);
+    }
+
+    #[test]
+    fn of_the_hellos_without_a_key_one_a_minute_is_recorded_with_the_number_of_the_others() {
+        let manager = manager();
+        let at = |seconds| Monotonic::from_duration(Duration::from_secs(seconds));
+        let agent = identity().agent_id;
+        assert_eq!(manager.records_unproved(agent, at(0)), Some(0));
+        assert_eq!(manager.records_unproved(agent, at(1)), None);
+        assert_eq!(manager.records_unproved(agent, at(59)), None);
+        let other = AgentId::from_uuid(Uuid::from_u128(2));
+        assert_eq!(manager.records_unproved(other, at(59)), Some(0));
+        assert_eq!(manager.records_unproved(agent, at(60)), Some(2));
     }
 
     #[test]

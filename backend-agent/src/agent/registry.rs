@@ -56,6 +56,21 @@ pub enum Unrecognised {
 }
 
 impl Unrecognised {
+    /// What its holder is told.
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::NoName(_) => "the certificate names no gateway",
+            Self::NotShown => "no certificate was shown",
+            Self::ForeignTrustDomain(_) => "the certificate belongs to another trust domain",
+            Self::NotRegistered => {
+                "the certificate's key is not registered for the gateway it names"
+            }
+            Self::Revoked => "this gateway was revoked",
+            Self::Store(_) => "the backend cannot look the certificate up at the moment",
+        }
+    }
+
     /// The code that says so.
     #[must_use]
     pub const fn code(&self) -> CloseCode {

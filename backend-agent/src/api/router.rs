@@ -73,6 +73,7 @@ pub(super) fn table() -> Vec<Row> {
         row(scope(Scope::HealthRead), Quick, routes!(probes::health)),
         row(scope(Scope::GatewaysRead), Quick, routes!(gateways::list)),
         row(scope(Scope::GatewaysRead), Quick, routes!(gateways::show)),
+        row(scope(Scope::GatewaysRead), Quick, routes!(gateways::forks)),
         row(scope(Scope::RunsWrite), Quick, routes!(runs::submit)),
         row(scope(Scope::RunsRead), Quick, routes!(runs::list)),
         row(scope(Scope::RunsRead), Quick, routes!(runs::show)),

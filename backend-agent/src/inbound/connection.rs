@@ -10,7 +10,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode as FrameC
 use tracing::{debug, info, warn};
 use viworks_common::code::CloseCode;
 use viworks_common::id::{CommandId, SessionId};
-use viworks_common::key::Binding;
+use viworks_common::key::{Binding, Identity};
 use viworks_common::session::state::BackendState;
 use viworks_common::session::{BackendEvent, BackendSession, BackendSessionConfig, Closed, End};
 use viworks_common::time::{Monotonic, Timestamp};
@@ -25,7 +25,7 @@ use super::opening::{Arrival, Decision, millis, security_event};
 use super::socket::{AgentSocket, Received};
 use crate::agent::manager::{Desk, Ending, Order};
 use crate::agent::registry::Peer;
-use crate::data::{ConfirmOutcome, ConfirmRequest, Confirmed, Holder, StoreError};
+use crate::data::{ConfirmOutcome, ConfirmRequest, Confirmed, GatewayRef, Holder, StoreError};
 
 mod commands;
 mod stream;
@@ -48,6 +48,8 @@ pub(super) struct Connection {
     /// Whether the gateway keeps time limits below its catalogue's.
     keeps_timeout: bool,
     live: Option<Live>,
+    /// A write found that the session is not the current one; why is not known yet.
+    fenced: bool,
 }
 
 /// What a confirmed session has.
@@ -115,6 +117,7 @@ impl Connection {
             welcomed: None,
             keeps_timeout: false,
             live: None,
+            fenced: false,
         }
     }
 
@@ -125,6 +128,7 @@ impl Connection {
         let closed = loop {
             while let Some(event) = self.session.poll_event() {
                 Box::pin(self.on_event(event)).await;
+                Box::pin(self.settle_fence()).await;
             }
             if let Some(closed) = self.session.closed() {
                 break closed.clone();
@@ -134,6 +138,7 @@ impl Connection {
                 break lost();
             }
             Box::pin(self.on_step(step)).await;
+            Box::pin(self.settle_fence()).await;
         };
         Box::pin(self.finish(closed)).await;
     }
@@ -219,11 +224,12 @@ impl Connection {
                 self.offer_again(now).await;
                 self.store_started(now).await;
             }
-            Step::Stopping => {
-                self.session
-                    .close(CloseCode::Draining, "the backend is stopping", now);
-            }
-            Step::Ending(ending) => self.session.close(ending.code, ending.reason, now),
+            Step::Stopping => self.refuse(draining()),
+            Step::Ending(ending) => self.refuse(Refuse {
+                code: ending.code,
+                reason: ending.reason.to_owned(),
+                retry_after_ms: None,
+            }),
             Step::Ordered(order) => self.on_order(order, now),
             Step::Nudged => self.offer_commands().await,
             Step::Telemetry(progress) => self.on_telemetry(progress),
@@ -244,6 +250,7 @@ impl Connection {
                 &self.peer,
                 self.address,
                 "gateway.hello_replayed",
+                0,
             )
             .await;
             self.session
@@ -251,6 +258,9 @@ impl Connection {
             return;
         }
         self.session.handle_frame(bytes, now);
+        if self.session.hello_was_unproved() {
+            note_unproved(&self.inbound, &self.peer, self.address, now).await;
+        }
     }
 
     fn on_order(&mut self, order: Order, now: Monotonic) {
@@ -361,8 +371,10 @@ impl Connection {
             .await
         {
             Ok(ConfirmOutcome::Confirmed(confirmed)) => confirmed,
+            // By a later session, or because it was revoked meanwhile.
             Ok(ConfirmOutcome::Superseded) => {
-                return self.refuse(superseded());
+                self.fenced = true;
+                return;
             }
             Err(error) => return self.fail(&error),
         };
@@ -396,8 +408,7 @@ impl Connection {
         self.session.established(now);
         if self.inbound.lifecycle.is_stopping() {
             // Everybody else has been told to come back; this one came too late for that.
-            let reason = "the backend is stopping";
-            return self.session.close(CloseCode::Draining, reason, now);
+            return self.refuse(draining());
         }
         info!(agent_id = %holder.agent_id, epoch, address = %self.address, "gateway connected");
         self.resume(&confirmed);
@@ -462,13 +473,8 @@ impl Connection {
     /// The store did not do it: a fenced session is over, and any other failure ends it, too, because nothing may be
     /// acknowledged that is not committed.
     fn fail(&mut self, error: &StoreError) {
-        let now = self.now();
         match error {
-            StoreError::Fenced => self.session.close(
-                CloseCode::Superseded,
-                "the session is no longer the current one",
-                now,
-            ),
+            StoreError::Fenced => self.fenced = true,
             StoreError::Conflict { .. }
             | StoreError::Missing { .. }
             | StoreError::QueueFull { .. }
@@ -476,10 +482,42 @@ impl Connection {
             | StoreError::Full(_)
             | StoreError::Inconsistent { .. } => {
                 warn!(agent_id = %self.peer.identity.agent_id, %error, "a session ends because of the store");
-                self.session
-                    .close(CloseCode::Internal, "the backend's store failed", now);
+                self.refuse(Refuse {
+                    code: CloseCode::Internal,
+                    reason: "the backend's store failed".to_owned(),
+                    retry_after_ms: None,
+                });
             }
         }
+    }
+
+    /// Ends a session that a write found to be fenced, and says by what: a later session, or an operator.
+    async fn settle_fence(&mut self) {
+        if !std::mem::take(&mut self.fenced) || self.session.closed().is_some() {
+            return;
+        }
+        let Identity { tenant, agent_id } = &self.peer.identity;
+        let which = GatewayRef::Id(*agent_id);
+        let revoked = match self.inbound.store.gateway(tenant, &which).await {
+            Ok(gateway) => gateway.is_some_and(|gateway| gateway.revoked_at.is_some()),
+            Err(error) => {
+                warn!(%agent_id, %error, "failed to find out why a session is fenced");
+                false
+            }
+        };
+        self.refuse(if revoked {
+            Refuse {
+                code: CloseCode::Revoked,
+                reason: "the gateway was revoked".to_owned(),
+                retry_after_ms: None,
+            }
+        } else {
+            Refuse {
+                code: CloseCode::Superseded,
+                reason: "the session is no longer the current one".to_owned(),
+                retry_after_ms: None,
+            }
+        });
     }
 
     fn now(&self) -> Monotonic {
@@ -523,6 +561,17 @@ impl Connection {
     }
 }
 
+/// Somebody has the gateway's certificate and not its key: files that were mixed up, or a thief.
+async fn note_unproved(inbound: &Inbound, peer: &Peer, address: SocketAddr, now: Monotonic) {
+    inbound.metrics.refused("wrong_agent_key");
+    let recorded = inbound
+        .manager
+        .records_unproved(peer.identity.agent_id, now);
+    if let Some(left_out) = recorded {
+        security_event(inbound, peer, address, "gateway.wrong_agent_key", left_out).await;
+    }
+}
+
 async fn next_ending(ending: &mut tokio::sync::watch::Receiver<Option<Ending>>) -> Ending {
     let superseded = || Ending {
         code: CloseCode::Superseded,
@@ -538,6 +587,14 @@ fn superseded() -> Refuse {
     Refuse {
         code: CloseCode::Superseded,
         reason: "another session of this gateway came in between".to_owned(),
+        retry_after_ms: None,
+    }
+}
+
+fn draining() -> Refuse {
+    Refuse {
+        code: CloseCode::Draining,
+        reason: "the backend is stopping".to_owned(),
         retry_after_ms: None,
     }
 }

@@ -141,7 +141,7 @@ impl Handshake {
             (Err(unrecognised), _) => {
                 metrics.refused(unrecognised.code().name());
                 warn!(%address, error = %unrecognised, "refused a client certificate");
-                Verdict::Refuse(unrecognised.code())
+                Verdict::Refuse(unrecognised.code(), unrecognised.reason())
             }
             (Ok(_), None) => {
                 metrics.refused("openings_full");

@@ -115,6 +115,7 @@ impl Arrival<'_> {
             self.peer,
             self.address,
             "gateway.hello_replayed",
+            0,
         )
         .await;
     }
@@ -234,12 +235,15 @@ fn refusal(outcome: &AdmitOutcome) -> Refuse {
         ),
         AdmitOutcome::Fork => refuse(
             CloseCode::IdentityFork,
-            "another machine with this identity has moved on",
+            "this gateway's state was lost or restored, or another machine holds a copy of its identity: the backend has seen a later session",
         ),
         // As little as possible: whoever guesses learns nothing.
         AdmitOutcome::BadToken => refuse(CloseCode::BadEnvelope, "HELLO was not accepted"),
         AdmitOutcome::Revoked => refuse(CloseCode::Revoked, "this gateway was revoked"),
-        AdmitOutcome::StaleKey => refuse(CloseCode::CertUntrusted, "this agent key was superseded"),
+        AdmitOutcome::StaleKey => refuse(
+            CloseCode::CertUntrusted,
+            "this agent key was superseded by a later one: use the identity file that was issued last",
+        ),
         AdmitOutcome::Unknown => refuse(CloseCode::CertUntrusted, "there is no such gateway"),
         AdmitOutcome::Accepted(_) => refuse(CloseCode::Internal, "accepted"),
     }
@@ -262,6 +266,7 @@ pub(super) async fn security_event(
     peer: &Peer,
     address: SocketAddr,
     action: &str,
+    left_out: u64,
 ) {
     let agent_id = peer.identity.agent_id;
     let record = NewAuditRecord {
@@ -269,7 +274,7 @@ pub(super) async fn security_event(
         action: action.to_owned(),
         object: format!("gateway:{agent_id}"),
         outcome: AuditOutcome::Refused,
-        detail: serde_json::json!({ "address": address.to_string() }),
+        detail: serde_json::json!({ "address": address.to_string(), "left_out": left_out }),
     };
     let now = inbound.clock.line();
     if let Err(error) = inbound

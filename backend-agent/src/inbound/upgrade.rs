@@ -32,6 +32,9 @@ const SUBPROTOCOL: &str = "viworks.agent.v1";
 /// Headers of a request.
 const HEADERS_MAX: usize = 32;
 
+/// When to come back when the backend cannot look a certificate up.
+const UNAVAILABLE_RETRY_SECONDS: u64 = 5;
+
 /// The largest request head.
 const HEAD_BYTES_MAX: usize = 8 * 1024;
 
@@ -69,8 +72,8 @@ pub enum Verdict {
     Welcome,
     /// Come back after this time.
     Later(Duration),
-    /// Not with this certificate.
-    Refuse(CloseCode),
+    /// Not with this certificate, for this reason.
+    Refuse(CloseCode, &'static str),
 }
 
 /// Reads one request and answers it. `None` when it did not become a WebSocket.
@@ -179,14 +182,14 @@ fn answer(request: &Request<Incoming>, place: Option<Place>, verdict: Verdict) -
                 .insert(RETRY_AFTER, HeaderValue::from(after.as_secs()));
             answer
         }
-        Verdict::Refuse(code) => {
-            let status = if code == CloseCode::Internal {
-                StatusCode::SERVICE_UNAVAILABLE
-            } else {
-                StatusCode::FORBIDDEN
-            };
-            problem(status, code.name(), code.advice())
+        Verdict::Refuse(CloseCode::Internal, reason) => {
+            let code = CloseCode::Internal.name();
+            let mut answer = problem(StatusCode::SERVICE_UNAVAILABLE, code, reason);
+            let after = HeaderValue::from(UNAVAILABLE_RETRY_SECONDS);
+            answer.headers_mut().insert(RETRY_AFTER, after);
+            answer
         }
+        Verdict::Refuse(code, reason) => problem(StatusCode::FORBIDDEN, code.name(), reason),
     }
 }
 

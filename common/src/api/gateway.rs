@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::page::{Kind, list};
-use crate::id::{AgentId, GatewayName, InvalidId, SessionId};
+use crate::id::{AgentId, AgentRunId, BootId, GatewayName, InstallId, InvalidId, SessionId};
 use crate::time::Timestamp;
 
 /// A gateway named by an operator: by id or by name.
@@ -197,6 +197,45 @@ pub struct Gateway {
     pub spool: Option<GatewaySpool>,
     /// How often a second holder of its identity was seen.
     pub forks: u64,
+}
+
+/// One of two holders of an identity.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ForkHolder {
+    /// The epoch that it presented, or holds.
+    pub epoch: u64,
+    /// Where it came from.
+    pub peer_address: String,
+    /// SHA-256 of the certificate it showed, 64 hexadecimal digits.
+    pub certificate_sha256: String,
+    /// Its installation: drawn once for a state folder.
+    pub install_id: InstallId,
+    /// Its boot: the same on two holders means one machine.
+    pub boot_id: BootId,
+    /// Its process.
+    pub agent_run_id: AgentRunId,
+    /// Since when it is known; not known of what an older version recorded.
+    pub since: Option<Timestamp>,
+    /// When it was last heard.
+    pub last_seen: Option<Timestamp>,
+}
+
+/// Two holders of one identity, side by side.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Fork {
+    /// How often the refused one spoke.
+    pub times: u64,
+    /// The one that was refused.
+    pub refused: ForkHolder,
+    /// The one that was accepted last when the other first spoke.
+    pub accepted: Option<ForkHolder>,
+}
+
+list! {
+    /// Forks of one gateway's identity, the latest first.
+    ForkList of Fork
 }
 
 list! {

@@ -28,6 +28,7 @@ pub enum Kind {
     CatalogueList,
     Command,
     CommandList,
+    ForkList,
     Gateway,
     GatewayList,
     Health,

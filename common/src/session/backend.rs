@@ -27,6 +27,9 @@ use crate::wire::message::{
     AgentMessage, BackendMessage, Challenge, Priority, Probe, Refuse, Welcome,
 };
 
+/// What a gateway is told whose HELLO does not prove its key; no more, because nobody proved to be that gateway.
+pub const HELLO_UNPROVED: &str = "HELLO is not made with this gateway's agent key";
+
 /// HELLO was verified.
 #[derive(Debug)]
 struct Deciding {
@@ -75,6 +78,8 @@ pub struct BackendSession {
     uncommitted: bool,
     /// `Confirmed` was handed out and is not answered: the events behind it wait.
     withheld: bool,
+    /// HELLO was not made with the key that its certificate stands for.
+    unproved: bool,
     closed: Option<Closed>,
 }
 
@@ -105,8 +110,16 @@ impl BackendSession {
             events: Inbox::new(),
             uncommitted: false,
             withheld: false,
+            unproved: false,
             closed: None,
         }
+    }
+
+    /// Whether HELLO came with a tag that this gateway's key did not make: a wrong agent key, another binding, or
+    /// somebody who has the certificate and nothing else.
+    #[must_use]
+    pub const fn hello_was_unproved(&self) -> bool {
+        self.unproved
     }
 
     /// The nonce a HELLO claims, before anything is verified: for looking it up, never for remembering it.
@@ -196,12 +209,15 @@ impl BackendSession {
                         "no authenticated message from the gateway in time",
                     );
                 }
-                Timer::Certificate => {
-                    self.fail(
-                        CloseCode::CertUntrusted,
-                        "the gateway's certificate has expired",
-                    );
-                }
+                // Authentic where there are keys: a bare close frame anybody could have sent.
+                Timer::Certificate => self.refuse(
+                    Refuse {
+                        code: CloseCode::CertUntrusted,
+                        reason: "the gateway's certificate has expired".to_owned(),
+                        retry_after_ms: None,
+                    },
+                    now,
+                ),
                 Timer::Drain => self.fail(CloseCode::Draining, "drained"),
                 // The agent's own.
                 Timer::Heartbeat => {}
@@ -380,7 +396,7 @@ impl BackendSession {
     }
 
     fn read_hello(
-        &self,
+        &mut self,
         bytes: &[u8],
         now: Monotonic,
     ) -> Result<(Deciding, u8, BackendEvent), Unread> {
@@ -400,7 +416,13 @@ impl BackendSession {
             &self.config.binding,
         );
         let hello_key = schedule.hello_key(&self.challenge);
-        let opened = sealed.open(&hello_key, 1).map_err(refused)?;
+        let opened = sealed.open(&hello_key, 1).map_err(|error| {
+            if error == EnvelopeError::BadTag {
+                self.unproved = true;
+                return Unread::Unproved(error.close_code(), HELLO_UNPROVED.to_owned());
+            }
+            refused(error)
+        })?;
         let deciding = |unreported| Deciding {
             keys: schedule.session_keys(&self.challenge, bytes),
             unreported,

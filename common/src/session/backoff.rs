@@ -32,6 +32,12 @@ pub enum FailureClass {
 }
 
 impl FailureClass {
+    /// Whether only a person, or a change of files, is expected to mend it.
+    #[must_use]
+    pub const fn is_permanent(self) -> bool {
+        matches!(self, Self::PermanentAuthenticated | Self::PermanentUnproved)
+    }
+
     /// The class of an authenticated REFUSE.
     #[must_use]
     pub fn of_refusal(code: CloseCode, retry_after: Option<Duration>) -> Self {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 use tracing::{error, info};
-use viworks_runtime::lifecycle::{Hangups, Lifecycle};
+use viworks_runtime::conditions::{Conditions, Severity};
 
 use super::{Catalogue, Owners};
 
@@ -42,32 +42,26 @@ impl Current {
     }
 }
 
-/// Reads the folder again at every SIGHUP, until the agent stops. A folder with a mistake in it changes nothing: every
-/// problem is logged, and the catalogue in force stays.
-pub async fn reload_on_hangup(
-    current: Current,
-    folder: PathBuf,
-    owners: Owners,
-    mut hangups: Hangups,
-    lifecycle: Lifecycle,
-) {
-    loop {
-        tokio::select! {
-            biased;
-            () = lifecycle.stopping() => return,
-            () = hangups.next() => {}
+/// The condition while a file that was read again cannot be used.
+const RELOAD: &str = "reload";
+
+/// Reads the folder again. A folder with a mistake in it changes nothing: every problem is said, and the catalogue in
+/// force stays.
+pub async fn reload(current: &Current, folder: PathBuf, owners: Owners, conditions: &Conditions) {
+    let (read, own) = (folder.clone(), super::own_program());
+    let loaded = tokio::task::spawn_blocking(move || super::load(&read, owners, own)).await;
+    let problems = match loaded {
+        Ok(Ok(catalogue)) => {
+            info!(commands = catalogue.len(), folder = %folder.display(), "read the catalogue again");
+            current.replace(catalogue);
+            conditions.clear(RELOAD);
+            return;
         }
-        let (read, own) = (folder.clone(), super::own_program());
-        let loaded = tokio::task::spawn_blocking(move || super::load(&read, owners, own)).await;
-        match loaded {
-            Ok(Ok(catalogue)) => {
-                info!(commands = catalogue.len(), folder = %folder.display(), "read the catalogue again");
-                current.replace(catalogue);
-            }
-            Ok(Err(problems)) => {
-                error!(%problems, "the catalogue has mistakes; the one in force stays");
-            }
-            Err(error) => error!(%error, "the catalogue was not read; the one in force stays"),
-        }
-    }
+        Ok(Err(problems)) => problems.to_string(),
+        Err(error) => error.to_string(),
+    };
+    error!(%problems, "the catalogue has mistakes; the one in force stays");
+    let cause = format!("the catalogue has mistakes; the one in force stays: {problems}");
+    let fix = "mend the files and send SIGHUP again; check-config lists every problem";
+    conditions.raise(RELOAD, Severity::Warn, &cause, fix);
 }

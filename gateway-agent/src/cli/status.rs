@@ -30,8 +30,9 @@ pub(super) async fn show(socket: &Path, format: Format) -> anyhow::Result<ExitCo
         Ok(stream) => stream,
         Err(error) => {
             let text = format!(
-                "error: the agent does not answer at {}: {error}\n  fix: see whether it runs: systemctl status viworks-gateway-agent\n",
-                socket.display()
+                "error: the agent does not answer at {}: {error}\n  fix: {}\n",
+                socket.display(),
+                look_for_agent()
             );
             drop(std::io::stderr().write_all(text.as_bytes()));
             return Ok(ExitCode::Unavailable);
@@ -93,6 +94,9 @@ fn lines(status: &Value) -> String {
         );
         if status.pointer("/connection/last_failure/cause").is_some() {
             line("  because", text("/connection/last_failure/cause"));
+            if let Some(Value::String(code)) = status.pointer("/connection/last_failure/code") {
+                line("  code", format!("{code} (docs/errors/{code}.md)"));
+            }
             line("  since", text("/connection/since"));
         }
         let fix = text("/connection/last_failure/fix");
@@ -190,15 +194,34 @@ fn fails(condition: &Value) -> bool {
     condition["severity"] == "fail"
 }
 
-/// A script learns from the exit code whether part of the agent's work is not done.
+/// A script learns from the exit code whether there is a connection, and whether part of the agent's work is not done.
 fn exit_code(status: &Value) -> ExitCode {
     let listed = status.pointer("/conditions").and_then(Value::as_array);
-    if listed.into_iter().flatten().any(fails) {
-        ExitCode::Error
+    if status.pointer("/connection/connected") != Some(&Value::Bool(true)) {
+        ExitCode::Unavailable
+    } else if listed.into_iter().flatten().any(fails) {
+        ExitCode::NoGo
     } else {
         ExitCode::Ok
     }
 }
+
+/// Where to look for the agent itself: a unit is named only where the service manager is there and has one.
+fn look_for_agent() -> String {
+    let managed = Path::new("/run/systemd/system").is_dir();
+    let unit = ["/etc", "/run", "/usr/local/lib", "/usr/lib", "/lib"]
+        .iter()
+        .map(|root| Path::new(root).join("systemd/system").join(UNIT))
+        .any(|file| file.exists());
+    if managed && unit {
+        format!("see whether it runs: systemctl status {UNIT}")
+    } else {
+        "see whether it runs: pgrep -f viworks-gateway-agent; its log is where its standard error output goes, and in a container: the container's log".to_owned()
+    }
+}
+
+/// The service as the installation names it.
+const UNIT: &str = "viworks-gateway-agent.service";
 
 fn measured(status: &Value) -> String {
     let round_trip = status
@@ -271,7 +294,10 @@ mod tests {
         assert_eq!(exit_code(&status), ExitCode::Ok);
         status["conditions"][0]["severity"] = json!("fail");
         assert!(lines(&status).contains("FAILING      collector.disks"));
-        assert_eq!(exit_code(&status), ExitCode::Error);
+        assert_eq!(exit_code(&status), ExitCode::NoGo);
+        // Without a connection that is what counts.
+        status["connection"]["connected"] = json!(false);
+        assert_eq!(exit_code(&status), ExitCode::Unavailable);
     }
 
     #[test]

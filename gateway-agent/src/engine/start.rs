@@ -53,6 +53,16 @@ pub(super) async fn run(
             )
             .await;
         }
+        // Nothing can be kept, and the backend can still be told; without a session it finds out that nobody knows.
+        Err(JournalError::Lost(lost)) => {
+            warn!(command_id = %id, %lost, "a command ended and its outcome cannot be kept");
+            let result = CommandResult {
+                command_id: id,
+                outcome,
+            };
+            let message = Box::new(AgentMessage::CommandResult(result));
+            tell(&engine, Input::Say(message)).await;
+        }
         // The outcome is known to nobody but this process, and cannot be kept: the next one must find the truth.
         Err(error) => lifecycle.fail(
             ExitCode::Error,
@@ -117,6 +127,15 @@ async fn attempt(
             OutcomeState::Expired,
             "its deadline passed before it was started",
         );
+    }
+    if !entry.idempotent
+        && let Err(lost) = tools.journal.kept().await
+    {
+        // Its start would be forgotten with this process, and a later one could start it again.
+        let reason = format!("the gateway's state folder is lost: {lost}");
+        let mut outcome = Outcome::without_run(OutcomeState::Rejected, reason);
+        outcome.reject_code = Some(RejectCode::JournalUnavailable);
+        return Ok(Some(outcome));
     }
     tools.journal.mark_started(id, tools.agent_run_id).await?;
     // The write takes time of its own, and a disk can hang: what is late now must not start either.

@@ -52,6 +52,12 @@ impl Reserve {
         statvfs(folder).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 
+    /// Whether the space is held back.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.path.exists()
+    }
+
     /// Gives the space up; false if there was none to give.
     pub fn give_up(&self) -> bool {
         match fs::remove_file(&self.path) {

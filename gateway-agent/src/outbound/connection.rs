@@ -10,13 +10,14 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 use viworks_common::code::CloseCode;
 use viworks_common::id::AgentRunId;
+use viworks_common::limits::DETAIL_BYTES_MAX;
 use viworks_common::pin::{PinSet, SpkiPin};
 use viworks_common::session::backoff::FailureClass;
+use viworks_common::session::state::AgentState;
 use viworks_common::session::{
-    AgentEvent, AgentSession, AgentSessionConfig, Closed, End, SendRefusal,
+    AgentEvent, AgentSession, AgentSessionConfig, Closed, End, HELLO_UNPROVED, SendRefusal,
 };
 use viworks_common::telemetry::{Batch, Position};
-use viworks_common::text::told;
 use viworks_common::time::{Monotonic, Timestamp};
 use viworks_common::wire::message::{
     AgentMessage, Catalogue, Heartbeat, Hello, KEEPS_TIMEOUT, Output, Permit, PinReport, Welcome,
@@ -26,6 +27,7 @@ use viworks_runtime::random;
 
 use super::Parts;
 use super::dial::Dialled;
+use super::failure::printable;
 use super::socket::{AgentSocket, Received};
 use crate::catalogue;
 use crate::engine::{Input, hex_of};
@@ -50,8 +52,26 @@ pub struct Ended {
     pub cause: String,
     /// What to do about it; empty when there is nothing to do.
     pub fix: &'static str,
+    /// The code for it, where there is one.
+    pub code: Option<CloseCode>,
+    /// Whether this was expected, so that nobody needs to look.
+    pub expected: bool,
     /// How long it was confirmed.
     pub confirmed_for: Option<Duration>,
+}
+
+/// What to do when HELLO is not taken for ours.
+const WRONG_KEY: &str = "check that [identity] identity_file is the one that was issued with this certificate; where a proxy ends TLS, set binding = \"certificate\" on both ends; if the backend's master key was replaced, issue this gateway again";
+
+/// What to do when HELLO is authentic and its token is not.
+const WRONG_TOKEN: &str = "the state folder or the identity file belongs to another time or another gateway: put back the files that belong together, or revoke this gateway and issue its name again";
+
+/// Why a connection is over, without what the session adds.
+struct Closing {
+    class: FailureClass,
+    cause: String,
+    fix: &'static str,
+    code: Option<CloseCode>,
 }
 
 /// Runs one session to its end.
@@ -91,6 +111,8 @@ pub async fn run(
         committed: VecDeque::new(),
         look_again: true,
         draining_until: None,
+        presented: None,
+        drained: false,
     };
     let ended = connection.drive(live).await;
     // Its messages go nowhere now; the engine notices by the closed channel.
@@ -121,6 +143,10 @@ struct Connection<'p> {
     committed: VecDeque<Position>,
     look_again: bool,
     draining_until: Option<Monotonic>,
+    /// The epoch in HELLO.
+    presented: Option<u64>,
+    /// The backend asked to reconnect.
+    drained: bool,
 }
 
 /// What the loop waited for.
@@ -271,6 +297,7 @@ impl Connection<'_> {
                 self.told = Some(FailureClass::Told {
                     after: reconnect_after,
                 });
+                self.drained = true;
                 let now = self.parts.clock.now();
                 self.forward(now);
                 self.session.close("drained", now);
@@ -293,6 +320,7 @@ impl Connection<'_> {
         }
         match self.compose_hello().await {
             Ok(hello) => {
+                self.presented = Some(hello.epoch);
                 let nonce = random::bytes();
                 self.session.hello(hello, nonce, self.parts.clock.now());
             }
@@ -534,32 +562,28 @@ impl Connection<'_> {
     }
 
     fn lost(&self, received: Received) -> Ended {
-        let (class, cause) = match received {
-            Received::Closed(Some((number, reason))) => (
-                FailureClass::of_close_frame(number),
-                // Anybody on the path can have written this.
-                told(&format!(
-                    "the backend closed the connection: {number} {reason}"
-                )),
-            ),
-            Received::Closed(None) => (
-                FailureClass::Transient,
-                "the backend closed the connection".to_owned(),
-            ),
-            Received::Text(_) => (
-                FailureClass::Transient,
-                "the backend sent something that the protocol does not have".to_owned(),
-            ),
-            Received::Stuck => (
-                FailureClass::Transient,
-                "sending made no progress".to_owned(),
-            ),
-            Received::Lost(reason) => (
-                FailureClass::Transient,
-                format!("the connection was lost: {reason}"),
-            ),
-            Received::Frame(_) => (FailureClass::Transient, String::new()),
+        let plain = |cause: String| Closing {
+            class: FailureClass::Transient,
+            cause,
+            fix: "",
+            code: None,
         };
+        let closing = match received {
+            Received::Closed(Some((number, reason))) => self.closed_by_frame(number, &reason),
+            Received::Closed(None) => plain("the backend closed the connection".to_owned()),
+            Received::Text(_) => {
+                plain("the backend sent something that the protocol does not have".to_owned())
+            }
+            Received::Stuck => plain("sending made no progress".to_owned()),
+            Received::Lost(reason) => plain(format!("the connection was lost: {reason}")),
+            Received::Frame(_) => plain(String::new()),
+        };
+        let Closing {
+            class,
+            cause,
+            fix,
+            code,
+        } = closing;
         Ended {
             class: match class {
                 FailureClass::Transient => self.told.unwrap_or(class),
@@ -569,8 +593,37 @@ impl Connection<'_> {
                 | FailureClass::Slot { .. } => class,
             },
             cause,
-            fix: "",
+            fix,
+            code,
+            expected: false,
             confirmed_for: self.confirmed_for(),
+        }
+    }
+
+    /// What a close frame says that no REFUSE came before: shown as the server's words, because nobody signed them.
+    fn closed_by_frame(&self, number: u16, reason: &str) -> Closing {
+        let named = reason.split(':').next().and_then(CloseCode::from_name);
+        let code = named.filter(|code| code.number() == number);
+        let hello_answered = self.session.state() == AgentState::AwaitWelcome;
+        let unproved = reason.contains(HELLO_UNPROVED) || reason.contains("authentication tag");
+        if hello_answered && code == Some(CloseCode::BadEnvelope) && unproved {
+            return Closing {
+                class: FailureClass::PermanentUnproved,
+                cause: format!(
+                    "the backend does not accept this gateway's agent key: it closed the connection with {number} (not signed)"
+                ),
+                fix: WRONG_KEY,
+                code,
+            };
+        }
+        Closing {
+            class: FailureClass::of_close_frame(number),
+            cause: format!(
+                "the backend closed the connection: {number} {} (not signed)",
+                printable(reason, DETAIL_BYTES_MAX)
+            ),
+            fix: code.map_or("", CloseCode::advice),
+            code,
         }
     }
 
@@ -588,11 +641,41 @@ impl Connection<'_> {
             (None, End::Agent, Some(code)) => own(code),
             (None, End::Agent | End::Backend, _) => FailureClass::Transient,
         };
+        let said = format!("{}: {}", closed.name(), closed.reason);
+        let advice = closed.code.map_or("", CloseCode::advice);
+        let (code, cause, fix) = match (closed.by, closed.code) {
+            (End::Backend, Some(CloseCode::IdentityFork)) => {
+                (closed.code, said + &self.own_state(), advice)
+            }
+            // Behind a right key: what is wrong is what the key vouches for.
+            (End::Backend, Some(CloseCode::BadEnvelope)) if self.confirmed_at.is_none() => {
+                (closed.code, said, WRONG_TOKEN)
+            }
+            (End::Agent, None) if self.drained => {
+                let draining = CloseCode::Draining;
+                let cause = format!("{}: the backend asked to reconnect", draining.name());
+                (Some(draining), cause, draining.advice())
+            }
+            (End::Agent | End::Backend, code) => (code, said, advice),
+        };
         Ended {
             class,
-            cause: format!("{}: {}", closed.name(), closed.reason),
-            fix: closed.code.map_or("", CloseCode::advice),
+            cause,
+            fix,
+            code,
+            expected: self.drained,
             confirmed_for: self.confirmed_for(),
+        }
+    }
+
+    /// What this gateway knows about its own part in a fork.
+    fn own_state(&self) -> String {
+        match self.presented {
+            Some(epoch) if self.parts.identity.is_first(epoch) => format!(
+                "; the state folder here holds no session yet (epoch {epoch}, as issued): it was emptied or never moved here, or this is a copy of the files as issued"
+            ),
+            Some(epoch) => format!("; the state folder here is at epoch {epoch}"),
+            None => String::new(),
         }
     }
 

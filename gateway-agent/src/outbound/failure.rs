@@ -1,16 +1,27 @@
 //! Why an attempt to connect failed: a stable word, one sentence, what to do about it, and when to try again.
 
 use std::error::Error as _;
+use std::fmt;
 use std::io;
 use std::time::Duration;
 
 use rustls::{AlertDescription, CertificateError, Error as TlsError};
 use tokio_tungstenite::tungstenite::Error as WsError;
 use tokio_tungstenite::tungstenite::error::ProtocolError;
+use viworks_common::code::CloseCode;
+use viworks_common::limits::DETAIL_BYTES_MAX;
 use viworks_common::pin::SpkiPin;
 use viworks_common::session::backoff::FailureClass;
+use viworks_common::text;
+use viworks_common::time::Timestamp;
 
 use super::pinning::PinMismatch;
+
+/// The alert for a certificate that has ended, by the TLS library's name.
+const CERTIFICATE_EXPIRED: &str = "CertificateExpired";
+
+/// What to do about it.
+pub(super) const RENEW: &str = "put a renewed certificate, and its key, where [identity] certificate_file and key_file point; they are read again before the next attempt, or at once with SIGHUP";
 
 /// A step of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,6 +126,25 @@ pub enum DialFailure {
         /// `Retry-After`.
         retry_after: Option<Duration>,
     },
+    /// The server answered the upgrade with a refusal and said why. Nobody signed that, so it is believed for the next
+    /// attempt and not for ever.
+    #[error("the server says {said} (HTTP {status}, not signed)")]
+    Declined {
+        /// The status.
+        status: u16,
+        /// What it says.
+        said: Said,
+        /// `Retry-After`.
+        retry_after: Option<Duration>,
+    },
+    /// The server ended the connection, and this gateway's certificate has ended by its own clock.
+    #[error("this gateway's certificate ended at {not_after}: {consequence}")]
+    CertificateEnded {
+        /// The end of its life.
+        not_after: Timestamp,
+        /// What became of the attempt.
+        consequence: String,
+    },
     /// The server does not speak this protocol.
     #[error("the server did not agree to the subprotocol viworks.agent.v1")]
     Subprotocol,
@@ -126,10 +156,106 @@ pub enum DialFailure {
     },
 }
 
+/// A refusal in a server's own words, fit to be shown: bounded, and without control characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Said {
+    /// Its code, such as `revoked`.
+    pub code: String,
+    /// One sentence.
+    pub detail: String,
+}
+
+impl Said {
+    /// Reads a problem document (RFC 9457). None when the body is something else, for example a proxy's page.
+    #[must_use]
+    pub fn read(body: &[u8]) -> Option<Self> {
+        let problem: serde_json::Value = serde_json::from_slice(body).ok()?;
+        let text = |name: &str| problem.get(name).and_then(serde_json::Value::as_str);
+        let code = text("code")?;
+        if code.is_empty() {
+            return None;
+        }
+        Some(Self {
+            code: printable(code, CODE_BYTES_MAX),
+            detail: printable(text("detail").unwrap_or_default(), DETAIL_BYTES_MAX),
+        })
+    }
+
+    /// The code, if it is one of ours.
+    #[must_use]
+    pub fn known(&self) -> Option<CloseCode> {
+        CloseCode::from_name(&self.code)
+    }
+}
+
+impl fmt::Display for Said {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code, self.detail)
+    }
+}
+
+/// Longer than every code there is.
+const CODE_BYTES_MAX: usize = 64;
+
+/// Words of somebody who proved nothing, cut and without what would do more than appear.
+pub(super) fn printable(words: &str, bytes_max: usize) -> String {
+    let end = words.floor_char_boundary(bytes_max);
+    text::line(&words[..end]).into_owned()
+}
+
 impl DialFailure {
+    /// The same failure with what the gateway knows about itself: a server that turns away a certificate which has
+    /// ended does not always get to say so.
+    #[must_use]
+    pub fn with_certificate(self, not_after: Timestamp, now: Timestamp) -> Self {
+        let may_be_why = matches!(
+            self,
+            Self::TlsAlert {
+                certificate: true,
+                ..
+            } | Self::Network {
+                step: Step::Tls | Step::Upgrade,
+                ..
+            } | Self::Tls { .. }
+        );
+        if may_be_why && not_after < now {
+            Self::CertificateEnded {
+                not_after,
+                consequence: self.to_string(),
+            }
+        } else {
+            self
+        }
+    }
+
+    /// The code for it, where there is one.
+    #[must_use]
+    pub fn code(&self) -> Option<CloseCode> {
+        match self {
+            Self::Declined { said, .. } => said.known(),
+            Self::CertificateEnded { .. }
+            | Self::TlsAlert {
+                certificate: true, ..
+            } => Some(CloseCode::CertUntrusted),
+            Self::Subprotocol => Some(CloseCode::ProtocolTooOld),
+            Self::Dns { .. }
+            | Self::Refused { .. }
+            | Self::Timeout { .. }
+            | Self::Network { .. }
+            | Self::TlsAlert { .. }
+            | Self::PinMismatch { .. }
+            | Self::CertificateTime { .. }
+            | Self::CertificateName { .. }
+            | Self::CertificateUntrusted { .. }
+            | Self::Tls { .. }
+            | Self::HttpStatus { .. }
+            | Self::NotWebSocket { .. } => None,
+        }
+    }
+
     /// What to do about it, in one sentence.
     #[must_use]
-    pub const fn fix(&self) -> &'static str {
+    pub fn fix(&self) -> &'static str {
         match self {
             Self::Dns { .. } => "check the host in [outbound] url and the gateway's DNS",
             Self::Refused { .. } => {
@@ -138,8 +264,11 @@ impl DialFailure {
             Self::Timeout { .. } | Self::Network { .. } => {
                 "check the network path: a firewall may drop this traffic"
             }
-            Self::TlsAlert { certificate, .. } => {
-                if *certificate {
+            Self::CertificateEnded { .. } => RENEW,
+            Self::TlsAlert { alert, certificate } => {
+                if alert == CERTIFICATE_EXPIRED {
+                    RENEW
+                } else if *certificate {
                     "check that the gateway's certificate is valid and issued by the backend's own authority"
                 } else {
                     "look at the backend's log at the same time"
@@ -158,10 +287,11 @@ impl DialFailure {
                 "check that [outbound] ca_file is the authority of the backend's certificate"
             }
             Self::Tls { .. } => "check that the port speaks TLS 1.3 and is not intercepted",
-            Self::HttpStatus { code, .. } => match *code {
-                429 | 503 => "no action: the gateway tries again when it was told to",
-                _ => "check that [outbound] url leads to the backend's listener for agents",
+            Self::Declined { said, status, .. } => match said.known() {
+                Some(code) => code.advice(),
+                None => fix_of_status(*status),
             },
+            Self::HttpStatus { code, .. } => fix_of_status(*code),
             Self::Subprotocol | Self::NotWebSocket { .. } => {
                 "check that [outbound] url leads to the backend and that no proxy strips the upgrade"
             }
@@ -190,7 +320,13 @@ impl DialFailure {
             Self::CertificateTime { .. }
             | Self::CertificateName { .. }
             | Self::CertificateUntrusted { .. }
+            | Self::CertificateEnded { .. }
             | Self::Subprotocol => FailureClass::PermanentUnproved,
+            Self::Declined {
+                status,
+                retry_after,
+                ..
+            } => FailureClass::of_http_status(*status, *retry_after),
             Self::HttpStatus { code, retry_after } => {
                 FailureClass::of_http_status(*code, *retry_after)
             }
@@ -270,15 +406,26 @@ impl DialFailure {
     #[must_use]
     pub(super) fn of_upgrade(error: &WsError) -> Self {
         match error {
-            WsError::Http(answer) => Self::HttpStatus {
-                code: answer.status().as_u16(),
-                retry_after: answer
+            WsError::Http(answer) => {
+                let status = answer.status().as_u16();
+                let retry_after = answer
                     .headers()
                     .get("retry-after")
                     .and_then(|value| value.to_str().ok())
                     .and_then(|text| text.trim().parse().ok())
-                    .map(Duration::from_secs),
-            },
+                    .map(Duration::from_secs);
+                match answer.body().as_deref().and_then(Said::read) {
+                    Some(said) => Self::Declined {
+                        status,
+                        said,
+                        retry_after,
+                    },
+                    None => Self::HttpStatus {
+                        code: status,
+                        retry_after,
+                    },
+                }
+            }
             WsError::Protocol(ProtocolError::SecWebSocketSubProtocolError(_)) => Self::Subprotocol,
             WsError::Io(error) => Self::of_io(error, Step::Upgrade),
             WsError::ConnectionClosed
@@ -296,5 +443,67 @@ impl DialFailure {
                     .map_or_else(|| error.to_string(), ToString::to_string),
             },
         }
+    }
+}
+
+const fn fix_of_status(status: u16) -> &'static str {
+    match status {
+        429 | 503 => "no action: the gateway tries again when it was told to",
+        400 | 401 | 403 => {
+            "look in the backend's log for this gateway's address; a proxy in between may refuse it, too"
+        }
+        _ => "check that [outbound] url leads to the backend's listener for agents",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_server_says_is_shown_without_what_would_forge_a_line() {
+        let body = br#"{"code":"revoked","detail":"gone\nconnection   connected","status":403}"#;
+        let said = Said::read(body).unwrap();
+        assert_eq!(said.known(), Some(CloseCode::Revoked));
+        let shown = said.to_string();
+        assert!(!shown.contains('\n') && shown.contains("gone"), "{shown}");
+        let long = format!(r#"{{"code":"{0}","detail":"{0}"}}"#, "x".repeat(10_000));
+        let said = Said::read(long.as_bytes()).unwrap();
+        assert_eq!((said.code.len(), said.detail.len()), (64, DETAIL_BYTES_MAX));
+        for page in [
+            "<html>403</html>",
+            "",
+            "{}",
+            r#"{"code":""}"#,
+            r#"{"code":7}"#,
+        ] {
+            assert_eq!(Said::read(page.as_bytes()), None, "{page}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_has_ended_is_named_where_it_may_be_the_cause_and_nowhere_else() {
+        let (past, now) = (
+            Timestamp::from_unix_micros(1),
+            Timestamp::from_unix_micros(2),
+        );
+        let cut = DialFailure::Network {
+            step: Step::Upgrade,
+            reason: "Broken pipe".to_owned(),
+        };
+        let named = cut.clone().with_certificate(past, now);
+        assert!(
+            named
+                .to_string()
+                .contains("certificate ended at 1970-01-01"),
+            "{named}"
+        );
+        assert_eq!(named.class(), FailureClass::PermanentUnproved);
+        assert!(named.fix().contains("SIGHUP"));
+        assert_eq!(cut.clone().with_certificate(now, past), cut);
+        let refused = DialFailure::Refused {
+            address: "127.0.0.1:1".to_owned(),
+        };
+        assert_eq!(refused.clone().with_certificate(past, now), refused);
     }
 }

@@ -4,9 +4,12 @@ use axum::Json;
 use axum::extract::State;
 use serde::Deserialize;
 use viworks_common::api::{
-    Gateway, GatewayList, GatewayRef, GatewaySession, GatewaySpool, GatewayStatus, Kind, Label,
-    LabelSource,
+    Fork, ForkHolder, ForkList, Gateway, GatewayList, GatewayRef, GatewaySession, GatewaySpool,
+    GatewayStatus, Kind, Label, LabelSource,
 };
+
+use viworks_common::id::AgentRunId;
+use viworks_common::time::Timestamp;
 
 use crate::api::ApiState;
 use crate::api::extract::{NoParams, Params, Segment, page};
@@ -79,6 +82,82 @@ pub(in crate::api) async fn show(
     Ok(Json(view(&state, found).await?))
 }
 
+/// Which page of the forks.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(in crate::api) struct ForkParams {
+    /// Where to go on: `next` of the page before.
+    cursor: Option<String>,
+    /// Most rows wanted, 1 to 1000; 100 when absent.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<usize>,
+}
+
+/// Every second holder of a gateway's identity beside the one that was accepted, the latest first.
+#[utoipa::path(get, path = "/v1/gateways/{gateway}/forks", operation_id = "listGatewayForks", tag = "gateways",
+    params(("gateway" = String, Path, description = "Its id or its name"), ForkParams),
+    responses((status = 200, description = "One page", body = ForkList)))]
+pub(in crate::api) async fn forks(
+    State(state): Api,
+    Segment(which): Segment<GatewayRef>,
+    Params(params): Params<ForkParams>,
+) -> ApiResult<Json<ForkList>> {
+    let page = page::<AgentRunId>(params.cursor.as_deref(), params.limit)?;
+    let gateway = find(&state, which).await?;
+    // Bounded where they are recorded.
+    let forks = state
+        .store
+        .list_forks(&state.tenant, gateway.agent_id)
+        .await?;
+    let seen = page.after.map_or(0, |after| {
+        forks
+            .iter()
+            .position(|fork| fork.refused.agent_run_id == after)
+            .map_or(0, |last| last + 1)
+    });
+    let more = forks.len().saturating_sub(seen) > page.limit;
+    let items: Vec<Fork> = forks
+        .into_iter()
+        .skip(seen)
+        .take(page.limit)
+        .map(|fork| side_by_side(fork, gateway.last_seen_at))
+        .collect();
+    let next = items
+        .last()
+        .filter(|_last| more)
+        .map(|last| last.refused.agent_run_id.to_string());
+    Ok(Json(ForkList::new(items, next)))
+}
+
+fn side_by_side(fork: data::Fork, last_seen: Option<Timestamp>) -> Fork {
+    let refused = holder(fork.refused, fork.first_at, Some(fork.at));
+    Fork {
+        times: fork.times,
+        refused,
+        accepted: fork
+            .accepted
+            .map(|party| holder(party, fork.accepted_since, last_seen)),
+    }
+}
+
+fn holder(
+    party: data::ForkParty,
+    since: Option<Timestamp>,
+    last_seen: Option<Timestamp>,
+) -> ForkHolder {
+    ForkHolder {
+        epoch: party.epoch,
+        peer_address: party.peer_address,
+        certificate_sha256: hex::encode(party.fingerprint),
+        install_id: party.install_id,
+        boot_id: party.boot_id,
+        agent_run_id: party.agent_run_id,
+        since,
+        last_seen,
+    }
+}
+
 /// The gateway with an id or a name.
 pub(in crate::api) async fn find(state: &ApiState, which: GatewayRef) -> ApiResult<data::Gateway> {
     state
@@ -134,7 +213,7 @@ async fn view(state: &ApiState, gateway: data::Gateway) -> ApiResult<Gateway> {
 async fn status(
     state: &ApiState,
     gateway: &data::Gateway,
-) -> ApiResult<(GatewayStatus, viworks_common::time::Timestamp)> {
+) -> ApiResult<(GatewayStatus, Timestamp)> {
     if let Some(at) = gateway.revoked_at {
         return Ok((GatewayStatus::Revoked, at));
     }

@@ -350,12 +350,16 @@ pub struct Confirmed {
 pub struct Fork {
     /// When the refused one last spoke.
     pub at: Timestamp,
+    /// When it first did; not known of what an older version recorded.
+    pub first_at: Option<Timestamp>,
     /// How often it did.
     pub times: u64,
     /// The one that was refused.
     pub refused: ForkParty,
     /// The last one that was accepted.
     pub accepted: Option<ForkParty>,
+    /// Since when that one held its session.
+    pub accepted_since: Option<Timestamp>,
 }
 
 /// One side of a fork.

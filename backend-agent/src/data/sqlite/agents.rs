@@ -6,6 +6,7 @@ use sqlx::sqlite::SqliteRow;
 use viworks_common::code::CloseCode;
 use viworks_common::command::CommandEvent;
 use viworks_common::id::{AgentId, GatewayName, SessionId, Tenant};
+use viworks_common::limits::GATEWAY_NAME_BYTES_MAX;
 use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::Constraint;
 
@@ -77,7 +78,38 @@ FROM json_each($2) AS e
 CROSS JOIN certificates AS c ON c.tenant = $1 AND c.spki = unhex(e.value ->> 1) AND c.agent_id = e.value ->> 0
 CROSS JOIN gateways AS g ON g.tenant = $1 AND g.agent_id = c.agent_id";
 
-/// Creates a gateway with its operator's labels.
+/// Frees the name of a revoked gateway, so that it can be issued again as a new identity: the old one keeps its id, its
+/// history and a name that says what became of it.
+async fn release_name(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    name: &GatewayName,
+    actor: &Actor,
+    now: Timestamp,
+) -> StoreResult<()> {
+    let holder = load(connection, tenant, &GatewayRef::Name(name.clone())).await?;
+    let Some(holder) = holder.filter(|holder| holder.revoked_at.is_some()) else {
+        return Ok(());
+    };
+    let kept = retired_name(name, holder.agent_id);
+    rename(connection, tenant, &kept, actor, holder.agent_id, now)
+        .await
+        .map(drop)
+}
+
+/// The name of a revoked gateway whose name went to another: as long as a name may be, and with the end of the id, which
+/// no other gateway has.
+fn retired_name(name: &GatewayName, agent_id: AgentId) -> GatewayName {
+    let id = agent_id.to_string();
+    let tail = format!("-revoked-{}", id.rsplit('-').next().unwrap_or_default());
+    let room = GATEWAY_NAME_BYTES_MAX.saturating_sub(tail.len());
+    let end = name.as_str().floor_char_boundary(room);
+    format!("{}{tail}", &name.as_str()[..end])
+        .parse()
+        .unwrap_or_else(|_never| name.clone())
+}
+
+/// Creates a gateway with its operator's labels. The name of a revoked one is free.
 pub(super) async fn create(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
@@ -85,6 +117,7 @@ pub(super) async fn create(
     actor: &Actor,
     now: Timestamp,
 ) -> StoreResult<()> {
+    release_name(connection, tenant, &new.name, actor, now).await?;
     sqlx::query(CREATE)
         .bind(tenant.as_str())
         .bind(new.agent_id.to_string())

@@ -10,21 +10,31 @@ use super::audit;
 use super::row::{Reader, int};
 use crate::data::{AdmitRequest, AuditOutcome, Fork, ForkParty, StoreResult};
 
+/// Second holders of one identity that are kept; the audit trail has every one.
+const KEPT_MAX: i64 = 256;
+
 pub(super) const RECORD: &str = "\
 INSERT INTO forks (tenant, agent_id, refused_agent_run_id, at, refused_epoch, refused_peer_address,
     refused_fingerprint, refused_install_id, refused_boot_id, accepted_epoch, accepted_peer_address,
-    accepted_fingerprint, accepted_install_id, accepted_boot_id, accepted_agent_run_id)
-SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, s.epoch, s.peer_address, s.fingerprint, s.install_id, s.boot_id, s.agent_run_id
+    accepted_fingerprint, accepted_install_id, accepted_boot_id, accepted_agent_run_id, first_at, accepted_since)
+SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, s.epoch, s.peer_address, s.fingerprint, s.install_id, s.boot_id, s.agent_run_id,
+       ?4, s.confirmed_at
 FROM (SELECT 1) LEFT JOIN (SELECT * FROM sessions WHERE tenant = ?1 AND agent_id = ?2
     ORDER BY confirmed_at IS NULL, epoch DESC LIMIT 1) AS s
 WHERE true
 ON CONFLICT DO UPDATE SET at = excluded.at, times = times + 1, refused_epoch = excluded.refused_epoch,
     refused_peer_address = excluded.refused_peer_address, refused_fingerprint = excluded.refused_fingerprint";
 
+/// Keeps the newest: a copy that starts again and again is a new process each time.
+pub(super) const KEEP_NEWEST: &str = "\
+DELETE FROM forks WHERE tenant = ?1 AND agent_id = ?2 AND refused_agent_run_id IN (
+    SELECT refused_agent_run_id FROM forks WHERE tenant = ?1 AND agent_id = ?2
+    ORDER BY at DESC, refused_agent_run_id LIMIT -1 OFFSET ?3)";
+
 pub(super) const LIST: &str = "\
 SELECT agent_id, refused_agent_run_id, at, times, refused_epoch, refused_peer_address, refused_fingerprint,
        refused_install_id, refused_boot_id, accepted_epoch, accepted_peer_address, accepted_fingerprint,
-       accepted_install_id, accepted_boot_id, accepted_agent_run_id
+       accepted_install_id, accepted_boot_id, accepted_agent_run_id, first_at, accepted_since
 FROM forks WHERE tenant = ?1 AND agent_id = ?2 ORDER BY at DESC, refused_agent_run_id";
 
 /// Records a second holder, once for each of its processes, beside the last session that was accepted.
@@ -44,6 +54,12 @@ pub(super) async fn record(
         .bind(request.fingerprint.as_slice())
         .bind(request.install_id.to_string())
         .bind(request.boot_id.to_string())
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query(KEEP_NEWEST)
+        .bind(tenant.as_str())
+        .bind(request.agent_id.to_string())
+        .bind(KEPT_MAX)
         .execute(&mut *connection)
         .await?;
     let detail = json!({
@@ -91,6 +107,8 @@ fn read(row: &SqliteRow) -> StoreResult<Fork> {
     };
     Ok(Fork {
         at: reader.time("at")?,
+        first_at: reader.time_optional("first_at")?,
+        accepted_since: reader.time_optional("accepted_since")?,
         times: reader.count("times")?,
         refused: ForkParty {
             epoch: reader.count("refused_epoch")?,

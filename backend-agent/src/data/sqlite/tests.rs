@@ -60,6 +60,7 @@ const STATEMENTS: &[(&str, &str)] = &[
     ("sessions::LIST", sessions::LIST),
     ("forks::RECORD", forks::RECORD),
     ("forks::LIST", forks::LIST),
+    ("forks::KEEP_NEWEST", forks::KEEP_NEWEST),
     ("settle::LOAD", settle::LOAD),
     ("settle::LOAD_OPEN_OF_GATEWAY", settle::LOAD_OPEN_OF_GATEWAY),
     ("settle::LOAD_OPEN_OF_RUN", settle::LOAD_OPEN_OF_RUN),

@@ -182,13 +182,7 @@ impl Connection {
                 let position = commit.position;
                 self.send(BackendMessage::TelemetryAck(TelemetryAck { position }));
             }
-            Progress::Done(Answer::Fenced) => {
-                self.session.close(
-                    CloseCode::Superseded,
-                    "the session is no longer the current one",
-                    now,
-                );
-            }
+            Progress::Done(Answer::Fenced) => self.fenced = true,
             Progress::Done(Answer::Malformed(reason)) => {
                 self.session.close(CloseCode::BadEnvelope, &reason, now);
             }

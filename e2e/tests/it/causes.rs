@@ -1,0 +1,497 @@
+//! Why a gateway is not connected, as the `status` of the shipped gateway tells it: the true cause, what to do, and when
+//! it tries again.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
+use rustix::process::Signal;
+use serde_json::Value;
+use time::OffsetDateTime;
+use viworks_common::code::CloseCode;
+use viworks_common::key::BindingMode;
+use viworks_common::session::HELLO_UNPROVED;
+use viworks_common::time::Timestamp;
+use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_testkit::binaries::Binaries;
+use viworks_testkit::deployment::{Deployment, PATIENCE, Start, run, text};
+use viworks_testkit::gateway::{AGAIN, ONCE, mark_starts, started};
+use viworks_testkit::process::{Process, Said, eventually, finish};
+use viworks_testkit::rogue::{Material, Rogue};
+use viworks_testkit::stand_in::{Answer, StandIn};
+
+/// What `status` says, by its JSON, and how it ends.
+pub(crate) async fn status(binaries: &Binaries, socket: &Path) -> Said {
+    let mut command = Command::new(binaries.gateway());
+    command.args(["status", "--socket", text(socket), "-o", "json"]);
+    finish(command, PATIENCE).await
+}
+
+/// Waits until `status` holds, and answers with it.
+pub(crate) async fn status_where(
+    what: &str,
+    binaries: &Binaries,
+    socket: &Path,
+    mut holds: impl FnMut(&Value) -> bool,
+) -> (Value, i32) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let said = status(binaries, socket).await;
+        if let (Ok(json), Some(code)) = (serde_json::from_str(&said.stdout), said.code)
+            && holds(&json)
+        {
+            return (json, code);
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{what}: {said:#?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn failure(status: &Value) -> &Value {
+    &status["connection"]["last_failure"]
+}
+
+/// Waits until the last failure has this code, and checks what belongs to each: not connected, an exit code that says so.
+async fn fails_with(binaries: &Binaries, folder: &Path, code: &str) -> Value {
+    let socket = folder.join("state/api.sock");
+    let what = format!("the last failure is {code}");
+    let (status, exit) = status_where(&what, binaries, &socket, |status| {
+        failure(status)["code"] == code
+    })
+    .await;
+    assert_eq!(status["connection"]["connected"], false, "{status:#}");
+    assert_eq!(exit, 69, "{status:#}");
+    status
+}
+
+/// How long after the failure the next attempt comes.
+fn delay(status: &Value) -> Duration {
+    let time = |value: &Value| Timestamp::parse(value.as_str().unwrap()).unwrap();
+    let next = &status["connection"]["next_attempt"];
+    time(next).saturating_since(time(&failure(status)["at"]))
+}
+
+fn cause(status: &Value) -> &str {
+    failure(status)["cause"].as_str().unwrap()
+}
+
+fn gateway_of(system: &Deployment, folder: &Path, url: &str) -> Process {
+    let mut command = Command::new(system.binaries().gateway());
+    command
+        .args(["run", "--config", text(&folder.join("gateway.toml"))])
+        .env("VIWORKS__OUTBOUND__URL", url);
+    Process::start(&mut command, &folder.join("gateway.log")).unwrap()
+}
+
+/// A certificate for the key that a gateway has, as its authority would renew it.
+pub(crate) fn renew(system: &Deployment, folder: &Path, lives: time::Duration) {
+    let read = |path: PathBuf| std::fs::read_to_string(path).unwrap();
+    let backend = system.path().join("backend");
+    let authority = KeyPair::from_pem(&read(backend.join("ca.key"))).unwrap();
+    let issuer = Issuer::from_ca_cert_pem(&read(backend.join("ca.crt")), authority).unwrap();
+    let material = Material::read(folder).unwrap();
+    let name = format!(
+        "spiffe://viworks.internal/tenant/{}/gateway/{}",
+        material.identity.tenant, material.identity.agent_id
+    );
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::URI(name.try_into().unwrap())];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    let now =
+        OffsetDateTime::from_unix_timestamp(SystemClock.wall().unix_millis() / 1_000).unwrap();
+    params.not_before = now - Duration::from_secs(3_600);
+    params.not_after = now + lives;
+    let key = KeyPair::from_pem(&read(folder.join("gateway.key"))).unwrap();
+    let certificate = params.signed_by(&key, &issuer).unwrap();
+    let draft = folder.join("gateway.crt.new");
+    std::fs::write(&draft, certificate.pem()).unwrap();
+    std::fs::rename(draft, folder.join("gateway.crt")).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_signed_refusal_shows_its_code_its_reason_and_what_to_do() {
+    let system = Deployment::new(Binaries::shipped());
+    let folder = system.issue("gw-1");
+    let first = Answer::Refuse(CloseCode::Internal, "a first word".to_owned());
+    let backend = system.path().join("backend");
+    let stand_in = StandIn::start(&backend, first).await.unwrap();
+    let gateway = gateway_of(&system, &folder, &stand_in.url);
+    fails_with(system.binaries(), &folder, "internal").await;
+    for code in CloseCode::ALL {
+        let reason = format!("because of {}", code.name());
+        stand_in.answer(Answer::Refuse(*code, reason.clone()));
+        // Whatever it waits for: a reload is what somebody does who mended the cause.
+        gateway.signal(Signal::HUP);
+        let status = fails_with(system.binaries(), &folder, code.name()).await;
+        assert!(cause(&status).contains(&reason), "{status:#}");
+        assert!(!cause(&status).contains("not signed"), "{status:#}");
+        let fix = failure(&status)["fix"].as_str().unwrap();
+        if *code == CloseCode::BadEnvelope {
+            assert!(fix.contains("state folder"), "{status:#}");
+        } else {
+            assert_eq!(fix, code.advice(), "{status:#}");
+        }
+        if code.is_permanent() {
+            assert!(delay(&status) >= Duration::from_secs(15 * 60), "{status:#}");
+        }
+    }
+    let mut command = Command::new(system.binaries().gateway());
+    let socket = folder.join("state/api.sock");
+    command.args(["status", "--socket", text(&socket)]);
+    let said = finish(command, PATIENCE).await.ended_with(69);
+    assert!(said.stdout.contains("because of draining"), "{said:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nobody_signed_is_shown_as_such_with_what_to_do_and_asked_again_soon() {
+    let system = Deployment::new(Binaries::shipped());
+    let folder = system.issue("gw-1");
+    let backend = system.path().join("backend");
+    let problem = |status: &str, code: &str, more: &str| {
+        let body = format!(r#"{{"code":"{code}","detail":"the words of {code}"}}"#);
+        Answer::Http(format!(
+            "HTTP/1.1 {status}\r\nContent-Type: application/problem+json\r\n{more}Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        ))
+    };
+    let first = problem("403 Forbidden", "revoked", "");
+    let stand_in = StandIn::start(&backend, first).await.unwrap();
+    let gateway = gateway_of(&system, &folder, &stand_in.url);
+    // It listens for SIGHUP by then.
+    fails_with(system.binaries(), &folder, "revoked").await;
+    let minute = Duration::from_secs(60);
+    let mut answers = vec![
+        (CloseCode::Revoked, problem("403 Forbidden", "revoked", "")),
+        (
+            CloseCode::CertUntrusted,
+            problem("403 Forbidden", "cert_untrusted", ""),
+        ),
+        (
+            CloseCode::ProtocolTooOld,
+            problem("400 Bad Request", "protocol_too_old", ""),
+        ),
+        (
+            CloseCode::RateLimited,
+            problem(
+                "503 Service Unavailable",
+                "rate_limited",
+                "Retry-After: 40\r\n",
+            ),
+        ),
+        (
+            CloseCode::ProtocolTooOld,
+            Answer::Challenge(2, 3, BindingMode::Exporter),
+        ),
+        (
+            CloseCode::BindingMismatch,
+            Answer::Challenge(1, 1, BindingMode::Certificate),
+        ),
+        (CloseCode::Draining, Answer::Drain(Duration::from_secs(50))),
+    ];
+    let frames = CloseCode::ALL
+        .iter()
+        .map(|code| (*code, Answer::CloseFrame(*code)));
+    answers.extend(frames);
+    for (code, answer) in answers {
+        let by_frame = matches!(answer, Answer::CloseFrame(_));
+        let by_http = matches!(answer, Answer::Http(_));
+        // Never the same twice in a row, so that what is seen is the answer to this one.
+        stand_in.answer(Answer::Refuse(
+            CloseCode::Superseded,
+            "in between".to_owned(),
+        ));
+        gateway.signal(Signal::HUP);
+        fails_with(system.binaries(), &folder, "superseded").await;
+        let what = format!("{answer:?}");
+        stand_in.answer(answer);
+        gateway.signal(Signal::HUP);
+        let socket = folder.join("state/api.sock");
+        let (status, exit) = status_where(&what, system.binaries(), &socket, |status| {
+            let failure = failure(status);
+            let own = failure["cause"]
+                .as_str()
+                .is_some_and(|cause| !cause.contains("in between"));
+            failure["code"] == code.name() && own
+        })
+        .await;
+        assert_eq!(exit, 69, "{what}: {status:#}");
+        assert_eq!(failure(&status)["fix"], code.advice(), "{what}: {status:#}");
+        let unsigned = cause(&status).contains("not signed");
+        assert_eq!(unsigned, by_frame || by_http, "{what}: {status:#}");
+        if by_http {
+            let words = format!("the words of {}", code.name());
+            assert!(cause(&status).contains(&words), "{what}: {status:#}");
+        }
+        assert!(delay(&status) <= minute, "{what}: {status:#}");
+    }
+    // A proxy's page says nothing of ours.
+    let page = "HTTP/1.1 403 Forbidden\r\nContent-Length: 9\r\n\r\n<b>no</b>".to_owned();
+    stand_in.answer(Answer::Http(page));
+    gateway.signal(Signal::HUP);
+    let socket = folder.join("state/api.sock");
+    let (status, _exit) = status_where("a page", system.binaries(), &socket, |status| {
+        failure(status)["cause"] == "the server answered 403 instead of 101"
+    })
+    .await;
+    let fix = failure(&status)["fix"].as_str().unwrap();
+    assert!(fix.contains("proxy"), "{status:#}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_gateway_knows_at_once_and_dials_at_once_after_a_reload() {
+    let mut system = Deployment::new(Binaries::shipped());
+    let folder = system.issue("gw-1");
+    system
+        .start_backend(Start::default().with("VIWORKS__JOBS__EXPIRE_INTERVAL_MS", "200"))
+        .await;
+    let gateway = system.start_gateway(&folder, Start::default());
+    system.online("gw-1").await;
+    run(
+        &system.binaries().backend(),
+        &[
+            "gateway",
+            "revoke",
+            "gw-1",
+            "--config",
+            text(&system.backend_config()),
+        ],
+    );
+    let told = fails_with(system.binaries(), &folder, "revoked").await;
+    assert!(!cause(&told).contains("not signed"), "{told:#}");
+    assert_eq!(failure(&told)["fix"], CloseCode::Revoked.advice());
+    assert!(delay(&told) >= Duration::from_secs(15 * 60), "{told:#}");
+    let log = gateway.log();
+    let warned = |line: &&str| {
+        line.contains("WARN") && line.contains("the connection to the backend is lost")
+    };
+    assert!(log.lines().any(|line| warned(&line)), "{log}");
+
+    // The same is asked again at once, and the upgrade says why it is refused.
+    gateway.signal(Signal::HUP);
+    let socket = folder.join("state/api.sock");
+    let (status, _exit) = status_where(
+        "the upgrade is refused",
+        system.binaries(),
+        &socket,
+        |status| {
+            failure(status)["cause"]
+                .as_str()
+                .is_some_and(|cause| cause.contains("HTTP 403"))
+        },
+    )
+    .await;
+    assert_eq!(failure(&status)["code"], "revoked", "{status:#}");
+    assert!(delay(&status) <= Duration::from_secs(60), "{status:#}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_is_not_registered_or_has_another_key_is_told_so() {
+    let mut system = Deployment::new(Binaries::shipped());
+    let folder = system.issue("gw-1");
+    system.start_backend(Start::default()).await;
+    let identity = folder.join("identity.json");
+    let right = std::fs::read_to_string(&identity).unwrap();
+    let mut wrong: Value = serde_json::from_str(&right).unwrap();
+    wrong["agent_key"] = Value::from("09".repeat(32));
+    std::fs::write(&identity, wrong.to_string()).unwrap();
+    let mut gateway = system.start_gateway(&folder, Start::default());
+    let socket = folder.join("state/api.sock");
+    let (status, exit) = status_where("the key is named", system.binaries(), &socket, |status| {
+        failure(status)["cause"]
+            .as_str()
+            .is_some_and(|cause| cause.contains("does not accept this gateway's agent key"))
+    })
+    .await;
+    assert_eq!(
+        (exit, &failure(&status)["code"]),
+        (69, &Value::from("bad_envelope"))
+    );
+    let fix = failure(&status)["fix"].as_str().unwrap();
+    assert!(fix.contains("identity_file"), "{status:#}");
+    assert!(
+        system.backend().log().contains(HELLO_UNPROVED),
+        "{}",
+        system.backend().log()
+    );
+    let id = wrong["agent_id"].as_str().unwrap();
+    let audit = system.get("/v1/audit?limit=1000").await;
+    let event = audit["items"].as_array().unwrap().iter().find(|record| {
+        record["action"] == "gateway.wrong_agent_key" && record["object"] == format!("gateway:{id}")
+    });
+    assert!(event.is_some(), "{audit:#}");
+    assert!(gateway.stop(Duration::from_secs(30)).await.success());
+
+    std::fs::write(&identity, &right).unwrap();
+    let stranger = system.issue("gw-2");
+    let key = KeyPair::generate().unwrap();
+    std::fs::write(stranger.join("gateway.key"), key.serialize_pem()).unwrap();
+    renew(&system, &stranger, time::Duration::HOUR);
+    let _unregistered = system.start_gateway(&stranger, Start::default());
+    let status = fails_with(system.binaries(), &stranger, "cert_untrusted").await;
+    assert!(cause(&status).contains("not registered"), "{status:#}");
+    assert_eq!(failure(&status)["fix"], CloseCode::CertUntrusted.advice());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_that_has_ended_is_named_and_so_is_a_full_house() {
+    let mut system = Deployment::new(Binaries::shipped());
+    let (folder, busy) = (system.issue("gw-1"), system.issue("gw-2"));
+    system
+        .start_backend(
+            Start::default()
+                .with("VIWORKS__AGENTS__OPENINGS_MAX", "1")
+                .with("VIWORKS__AGENTS__HELLO_TIMEOUT_MS", "20000"),
+        )
+        .await;
+    // Valid when it starts is not asked: a gateway must be able to say what is wrong.
+    renew(&system, &folder, -time::Duration::MINUTE);
+    let mut gateway = system.start_gateway(&folder, Start::default());
+    let status = fails_with(system.binaries(), &folder, "cert_untrusted").await;
+    assert!(
+        cause(&status).contains("certificate ended at"),
+        "{status:#}"
+    );
+    let fix = failure(&status)["fix"].as_str().unwrap();
+    assert!(fix.contains("renewed certificate"), "{status:#}");
+    assert!(gateway.stop(Duration::from_secs(30)).await.success());
+
+    let agents = system.agents_address().to_owned();
+    let holder = Rogue::challenged(&agents, &Material::read(&busy).unwrap())
+        .await
+        .unwrap();
+    let _gateway = system.start_gateway(&busy, Start::default());
+    let status = fails_with(system.binaries(), &busy, "rate_limited").await;
+    assert_eq!(failure(&status)["fix"], CloseCode::RateLimited.advice());
+    drop(holder);
+    system.online("gw-2").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_state_folder_is_named_beside_the_copy_and_the_name_can_be_issued_again() {
+    let mut system = Deployment::new(Binaries::shipped());
+    let folder = system.issue("gw-1");
+    system.start_backend(Start::default()).await;
+    let mut gateway = system.start_gateway(&folder, Start::default());
+    let first = system.online("gw-1").await;
+    assert!(gateway.stop(Duration::from_secs(30)).await.success());
+    std::fs::remove_dir_all(folder.join("state")).unwrap();
+    let mut refused = system.start_gateway(&folder, Start::default());
+    let status = fails_with(system.binaries(), &folder, "identity_fork").await;
+    let cause = cause(&status).to_owned();
+    assert!(cause.contains("state was lost or restored"), "{status:#}");
+    assert!(cause.contains("holds no session yet"), "{status:#}");
+    assert_eq!(failure(&status)["fix"], CloseCode::IdentityFork.advice());
+
+    // Both holders are seen, by the API and by the command line.
+    let forks = system.get("/v1/gateways/gw-1/forks").await;
+    let fork = &forks["items"][0];
+    assert_ne!(
+        fork["refused"]["install_id"],
+        fork["accepted"]["install_id"]
+    );
+    assert_eq!(fork["refused"]["boot_id"], fork["accepted"]["boot_id"]);
+    let cli = |arguments: &[&str]| {
+        let mut command = Command::new(system.binaries().cli());
+        command
+            .args(["--server", &system.api_url(), "--token-file"])
+            .arg(system.path().join("operator.key"))
+            .args(arguments);
+        command
+    };
+    for verb in ["show", "forks"] {
+        let said = finish(cli(&["gateway", verb, "gw-1"]), PATIENCE)
+            .await
+            .ended_with(0);
+        for side in ["refused", "accepted"] {
+            let install = fork[side]["install_id"].as_str().unwrap();
+            assert!(said.stdout.contains(install), "{said:#?}");
+        }
+        let all = format!("{}{}", said.stdout, said.stderr);
+        assert!(all.contains("state folder was lost"), "{said:#?}");
+    }
+
+    // The way out that the page describes.
+    let config = system.backend_config();
+    let backend = system.binaries().backend();
+    run(
+        &backend,
+        &["gateway", "revoke", "gw-1", "--config", text(&config)],
+    );
+    let again = system.path().join("gateways/again");
+    run(
+        &backend,
+        &[
+            "pki",
+            "issue-gateway",
+            "gw-1",
+            "--config",
+            text(&config),
+            "--out",
+            text(&again),
+            "--demo",
+        ],
+    );
+    let _new = system.start_gateway(&again, Start::default());
+    let now = system.online("gw-1").await;
+    assert_ne!(now["id"], first["id"]);
+    let old = system
+        .get(&format!("/v1/gateways/{}", first["id"].as_str().unwrap()))
+        .await;
+    assert_eq!(old["status"], "revoked");
+    assert!(
+        old["name"].as_str().unwrap().starts_with("gw-1-revoked-"),
+        "{old:#}"
+    );
+    assert!(refused.stop(Duration::from_secs(30)).await.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_folder_that_is_lost_under_a_running_agent_is_noticed_and_starts_nothing_twice() {
+    let mut system = Deployment::new(Binaries::shipped());
+    let folder = system.issue("gw-1");
+    mark_starts(&folder);
+    system.start_backend(Start::default()).await;
+    let socket = system.path().join("gw.sock");
+    let start = Start::default().with("VIWORKS__GATEWAY__SOCKET", text(&socket));
+    let mut gateway = system.start_gateway(&folder, start);
+    system.online("gw-1").await;
+    let aside = folder.join("aside");
+    std::fs::rename(folder.join("state"), &aside).unwrap();
+    let condition = |status: &Value| {
+        status["conditions"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .any(|condition| condition["name"] == "state_folder" && condition["severity"] == "fail")
+    };
+    let (status, exit) = status_where("it is noticed", system.binaries(), &socket, condition).await;
+    assert_eq!(
+        (exit, &status["connection"]["connected"]),
+        (20, &Value::from(true))
+    );
+
+    let once = system.submit(ONCE, "once").await;
+    let again = system.submit(AGAIN, "again").await;
+    system.finished(&again).await;
+    assert_eq!(system.commands(&again).await[0]["state"], "succeeded");
+    eventually("it is refused with a reason", PATIENCE, async || {
+        let log = gateway.log();
+        log.contains("the state folder is lost").then_some(())
+    })
+    .await;
+    assert_eq!(started(&folder).len(), 1);
+    assert_ne!(system.commands(&once).await[0]["state"], "succeeded");
+
+    // Back where it was: nothing has to be restarted.
+    std::fs::rename(&aside, folder.join("state")).unwrap();
+    system.finished(&once).await;
+    assert_eq!(system.commands(&once).await[0]["state"], "succeeded");
+    assert_eq!(started(&folder).len(), 2);
+    let (_status, exit) = status_where("all is well", system.binaries(), &socket, |status| {
+        !condition(status)
+    })
+    .await;
+    assert_eq!(exit, 0);
+    assert!(gateway.stop(Duration::from_secs(30)).await.success());
+}

@@ -1,0 +1,44 @@
+//! SIGHUP: reads again what may change while the agent runs, each file as a whole or not at all.
+
+use std::path::PathBuf;
+
+use tokio::sync::watch;
+use viworks_runtime::conditions::Conditions;
+use viworks_runtime::lifecycle::{Hangups, Lifecycle};
+
+use crate::catalogue::{self, Current, Owners};
+
+/// What is read again.
+#[derive(Debug)]
+pub struct Reload {
+    /// What may run.
+    pub catalogue: Current,
+    /// Where it stands.
+    pub commands_folder: PathBuf,
+    /// Whose files of it are trusted.
+    pub owners: Owners,
+    /// Where a file that cannot be used is told.
+    pub conditions: Conditions,
+    /// Raised after each round: what spoke against a connection may be mended.
+    pub reloads: watch::Sender<u64>,
+}
+
+impl Reload {
+    /// Reads again at every SIGHUP, until the agent stops.
+    pub async fn run(self, mut hangups: Hangups, lifecycle: Lifecycle) {
+        loop {
+            tokio::select! {
+                biased;
+                () = lifecycle.stopping() => return,
+                () = hangups.next() => {}
+            }
+            self.once().await;
+        }
+    }
+
+    async fn once(&self) {
+        let folder = self.commands_folder.clone();
+        catalogue::reload(&self.catalogue, folder, self.owners, &self.conditions).await;
+        self.reloads.send_modify(|count| *count += 1);
+    }
+}
