@@ -1,5 +1,6 @@
 //! The operators' REST API v1: one table of routes, problems for everything that goes wrong, bounds on everything.
 
+mod budget;
 mod events;
 mod extract;
 mod handlers;
@@ -14,6 +15,7 @@ mod serve;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Bytes;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use tokio::sync::Semaphore;
@@ -29,6 +31,8 @@ use crate::auth::quota::Quotas;
 use crate::auth::throttle::Throttle;
 use crate::command::Commands;
 use crate::data::Store;
+
+use budget::Budget;
 
 pub use limits::ApiLimits;
 pub use router::{Access, Endpoint, endpoints};
@@ -76,7 +80,9 @@ pub struct ApiState {
     limited: Counter,
     streams: Arc<Semaphore>,
     requests: Family<[(&'static str, String); 3], Counter>,
-    openapi: String,
+    /// One copy, however many ask for it.
+    openapi: Bytes,
+    budget: Budget,
 }
 
 type Shared = Arc<ApiState>;
@@ -105,7 +111,12 @@ impl ApiState {
             limited,
             streams: Arc::new(Semaphore::new(parts.limits.streams_max)),
             requests,
-            openapi: openapi::document(),
+            openapi: Bytes::from(openapi::document()),
+            budget: Budget::new(
+                parts.limits.bodies_bytes_max,
+                parts.limits.answers_bytes_max,
+                &parts.metrics,
+            ),
             store: parts.store,
             tenant: parts.tenant,
             clock: parts.clock,

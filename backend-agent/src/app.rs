@@ -315,6 +315,11 @@ impl Shared {
         readiness.latch("agents").set(true, "listening");
         let limits = ApiLimits {
             connections_max: config.api.connections_max,
+            per_source_max: config.api.per_source_max,
+            per_key_max: config.api.per_key_max,
+            send_timeout: config.api.send_timeout,
+            bodies_bytes_max: config.api.bodies_bytes_max,
+            answers_bytes_max: config.api.answers_bytes_max,
             streams_max: config.api.streams_max,
             header_timeout: config.api.header_timeout,
             request_timeout: config.api.request_timeout,
@@ -349,6 +354,7 @@ impl Shared {
             listener,
             ApiServer::router(state),
             limits,
+            self.metrics.clone(),
             lifecycle.clone(),
         );
         drop(lifecycle.spawn_critical("operators' listener", served));

@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use viworks_common::api::Scope;
 use viworks_common::catalogue::Risk;
 use viworks_common::id::ApiKeyId;
+use viworks_common::time::Timestamp;
 
 use crate::data::Actor;
 
@@ -23,6 +24,8 @@ pub struct Principal {
     pub key_id: ApiKeyId,
     /// What it may do.
     pub scopes: BTreeSet<Scope>,
+    /// When its key ends, if it does.
+    pub expires_at: Option<Timestamp>,
 }
 
 impl Principal {
@@ -30,6 +33,19 @@ impl Principal {
     #[must_use]
     pub fn may(&self, scope: Scope) -> bool {
         self.scopes.contains(&scope)
+    }
+
+    /// What a key with these scopes may do and this one may not; a scope that this version does not know is one of them.
+    pub fn lacks<'s>(&self, scopes: impl IntoIterator<Item = &'s str>) -> Option<&'s str> {
+        let own: BTreeSet<&str> = self.scopes.iter().map(|scope| scope.name()).collect();
+        scopes.into_iter().find(|scope| !own.contains(scope))
+    }
+
+    /// Whether a key that ends then, or never, would outlive this one.
+    #[must_use]
+    pub fn is_outlived_by(&self, expires_at: Option<Timestamp>) -> bool {
+        self.expires_at
+            .is_some_and(|own| expires_at.is_none_or(|end| end > own))
     }
 
     /// As it stands in the audit trail.

@@ -13,6 +13,7 @@ use viworks_common::api::Scope;
 use viworks_common::id::{
     ApiKeyId, GatewayName, InvalidId, LabelKey, Tenant, TrustDomain, check_label_value,
 };
+use viworks_common::limits::PAGE_ROWS_MAX;
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::config::{Problems, environment};
@@ -25,7 +26,7 @@ use crate::app::{App, GRACE, StartError, timeline};
 use crate::auth::apikey::{self, CreateError, CreateKey};
 use crate::config::{Config, reference};
 use crate::data::sqlite::SqliteStore;
-use crate::data::{Actor, GatewayRef, Store, StoreError};
+use crate::data::{Actor, GatewayRef, Page, Store, StoreError};
 use crate::pki::PkiError;
 use crate::pki::init::{InitRequest, init};
 use crate::pki::issue::{Delivery, GATEWAY_LIFE, IssueRequest, Office, issue};
@@ -323,18 +324,9 @@ async fn run_apikey(command: ApikeyCommand) -> anyhow::Result<ExitCode> {
         }
         ApikeyCommand::Ls(config) => {
             let store = open(&load(&config)?).await?;
-            let keys = apikey::list(&store, &tenant, line(&store).await?).await;
+            let listed = list_keys(&store, &tenant).await;
             store.close().await;
-            for key in keys? {
-                let scopes: Vec<_> = key.scopes.iter().map(|scope| scope.name()).collect();
-                print(&format!(
-                    "{}  {:?}  {}  {}",
-                    key.id,
-                    key.status,
-                    key.name,
-                    scopes.join(",")
-                ))?;
-            }
+            listed?;
         }
         ApikeyCommand::Revoke { config, id } => {
             let store = open(&load(&config)?).await?;
@@ -348,6 +340,29 @@ async fn run_apikey(command: ApikeyCommand) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::Ok)
+}
+
+/// Prints every key, page after page.
+async fn list_keys(store: &SqliteStore, tenant: &Tenant) -> anyhow::Result<()> {
+    let now = line(store).await?;
+    let mut page = Page::first(PAGE_ROWS_MAX);
+    loop {
+        let listing = apikey::list(store, tenant, page, now).await?;
+        for key in listing.items {
+            let scopes: Vec<_> = key.scopes.iter().map(|scope| scope.name()).collect();
+            print(&format!(
+                "{}  {:?}  {}  {}",
+                key.id,
+                key.status,
+                key.name,
+                scopes.join(",")
+            ))?;
+        }
+        match listing.next {
+            Some(next) => page = Page::after(next, PAGE_ROWS_MAX),
+            None => return Ok(()),
+        }
+    }
 }
 
 async fn run_pki(command: PkiCommand) -> anyhow::Result<()> {

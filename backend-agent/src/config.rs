@@ -96,6 +96,16 @@ pub struct ApiConfig {
     pub listen: SocketAddr,
     /// Open sockets.
     pub connections_max: usize,
+    /// Open sockets of one source that have shown no valid key.
+    pub per_source_max: usize,
+    /// Open sockets that have shown the same key.
+    pub per_key_max: usize,
+    /// For a client to take what is sent to it.
+    pub send_timeout: Duration,
+    /// Bytes of all bodies together.
+    pub bodies_bytes_max: usize,
+    /// Bytes of all answers together.
+    pub answers_bytes_max: usize,
     /// Event streams at once.
     pub streams_max: usize,
     /// For the headers of a request.
@@ -363,7 +373,17 @@ fn read_api(section: &mut Section<'_>) -> ApiConfig {
             loopback(8080),
             "Where operators connect; port 0 takes a free one.",
         ),
-        connections_max: section.integer("connections_max", 1_024, 1..=100_000, "Open sockets."),
+        connections_max: section.integer("connections_max", 1_024, 1..=100_000, "Open sockets. Beyond, and at three quarters for those that have shown no valid key, a newcomer takes the place of the stranger who has held one longest."),
+        per_source_max: section.integer("per_source_max", 256, 1..=100_000, "Open sockets of one IPv4 address or IPv6 /64 network that have shown no valid key; a newcomer from there takes the place of the oldest."),
+        per_key_max: section.integer("per_key_max", 512, 1..=100_000, "Open sockets that have shown the same valid key; at the next one the socket is cut that has been idle longest."),
+        send_timeout: section.duration_ms(
+            "send_timeout_ms",
+            seconds(10),
+            TIMEOUT,
+            "For a client to take at least 4 KiB of what is sent to it, or all of it; then its socket is cut.",
+        ),
+        bodies_bytes_max: section.integer("bodies_bytes_max", 8_388_608, 1_048_576..=1_073_741_824, "Bytes of the bodies of all requests together; beyond, requests get 503."),
+        answers_bytes_max: section.integer("answers_bytes_max", 67_108_864, 1_048_576..=4_294_967_296, "Bytes of all answers together that clients have not taken yet; beyond, requests get 503. Event streams are bounded by their number."),
         streams_max: section.integer(
             "streams_max",
             256,

@@ -21,7 +21,7 @@ use viworks_common::catalogue::CatalogueEntry;
 use viworks_common::code::CloseCode;
 use viworks_common::command::Outcome;
 use viworks_common::id::{
-    AgentId, AgentRunId, ApiKeyId, CommandId, CommandName, GatewayName, RunId, Tenant,
+    AgentId, AgentRunId, ApiKeyId, CommandId, CommandName, GatewayName, RunId, StreamName, Tenant,
 };
 use viworks_common::telemetry::Position;
 use viworks_common::time::Timestamp;
@@ -408,13 +408,15 @@ pub trait Store: Send + Sync {
         &self,
         tenant: &Tenant,
         agent_id: AgentId,
-    ) -> StoreResult<Vec<StreamSummary>>;
+        page: Page<StreamName>,
+    ) -> StoreResult<Listing<StreamSummary, StreamName>>;
     /// What will never arrive from a gateway, in the order of spool epoch and number.
     async fn telemetry_gaps(
         &self,
         tenant: &Tenant,
         agent_id: AgentId,
-    ) -> StoreResult<Vec<StoredGap>>;
+        page: Page<GapCursor>,
+    ) -> StoreResult<Listing<StoredGap, GapCursor>>;
 
     // API keys.
 
@@ -432,8 +434,14 @@ pub trait Store: Send + Sync {
         tenant: &Tenant,
         sha256: &[u8; 32],
     ) -> StoreResult<Option<ApiKey>>;
-    /// API keys in the order of their creation.
-    async fn list_api_keys(&self, tenant: &Tenant) -> StoreResult<Vec<ApiKey>>;
+    /// An API key, whatever its state.
+    async fn api_key(&self, tenant: &Tenant, id: ApiKeyId) -> StoreResult<Option<ApiKey>>;
+    /// API keys, latest first.
+    async fn list_api_keys(
+        &self,
+        tenant: &Tenant,
+        page: Page<ApiKeyId>,
+    ) -> StoreResult<Listing<ApiKey, ApiKeyId>>;
     /// Revokes an API key; `None` when there is no such key.
     async fn revoke_api_key(
         &self,

@@ -16,6 +16,7 @@ pub mod journal;
 pub mod key;
 pub mod limits;
 pub mod pin;
+pub mod places;
 pub mod rate;
 pub mod session;
 pub mod telemetry;

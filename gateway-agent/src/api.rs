@@ -8,8 +8,9 @@
 //! | `POST /v1/telemetry` | takes records in; durable when answered, refusals listed one by one |
 //! | `POST /v1/commands/{name}` | runs a command through the single executor; root and the agent's own user only |
 //!
-//! Problems are RFC 9457 documents. Connections over [`ServeLimits::connections_max`] wait until one ends; a caller who
-//! stalls in a request's head is cut off, and one who stalls in its body is answered with 408.
+//! Problems are RFC 9457 documents. At [`ServeLimits::connections_max`], or with as many connections of one user as that
+//! one may have, a newcomer takes the place of the one that has been idle longest. A caller who stalls in a request's head
+//! or does not read its answer is cut off, and one who stalls in its body is answered with 408.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};

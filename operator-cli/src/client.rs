@@ -113,7 +113,16 @@ impl Client {
 
     /// What may be run, and where.
     pub async fn catalogue(&self) -> Result<CatalogueList, Failure> {
-        self.get("/v1/catalogue", &[]).await
+        let mut all = CatalogueList::new(Vec::new(), None);
+        let mut cursor = None;
+        loop {
+            let page: CatalogueList = self.get("/v1/catalogue", &paged(cursor, PAGE)).await?;
+            all.items.extend(page.items);
+            cursor = page.next;
+            if cursor.is_none() {
+                return Ok(all);
+            }
+        }
     }
 
     /// One command of the catalogue.
@@ -314,14 +323,34 @@ impl Client {
 
     /// The streams of one gateway.
     pub async fn telemetry_streams(&self, gateway: &str) -> Result<TelemetryStreamList, Failure> {
-        self.get("/v1/telemetry/streams", &[("gateway", gateway.to_owned())])
-            .await
+        let mut all = TelemetryStreamList::new(Vec::new(), None);
+        let mut cursor = None;
+        loop {
+            let mut query = paged(cursor, PAGE);
+            query.push(("gateway", gateway.to_owned()));
+            let page: TelemetryStreamList = self.get("/v1/telemetry/streams", &query).await?;
+            all.items.extend(page.items);
+            cursor = page.next;
+            if cursor.is_none() {
+                return Ok(all);
+            }
+        }
     }
 
     /// The reported gaps of one gateway.
     pub async fn telemetry_gaps(&self, gateway: &str) -> Result<TelemetryGapList, Failure> {
-        self.get("/v1/telemetry/gaps", &[("gateway", gateway.to_owned())])
-            .await
+        let mut all = TelemetryGapList::new(Vec::new(), None);
+        let mut cursor = None;
+        loop {
+            let mut query = paged(cursor, PAGE);
+            query.push(("gateway", gateway.to_owned()));
+            let page: TelemetryGapList = self.get("/v1/telemetry/gaps", &query).await?;
+            all.items.extend(page.items);
+            cursor = page.next;
+            if cursor.is_none() {
+                return Ok(all);
+            }
+        }
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {

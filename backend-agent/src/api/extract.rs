@@ -4,7 +4,6 @@ use std::fmt::Display;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
@@ -15,6 +14,7 @@ use viworks_common::api::{FieldProblem, ProblemCode};
 use viworks_common::limits::{PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX};
 
 use super::ApiState;
+use super::budget::Held;
 use super::problem::{ApiError, ApiResult};
 use crate::auth::Principal;
 use crate::data::Page;
@@ -23,6 +23,8 @@ use crate::data::Page;
 pub(super) struct JsonBody<T> {
     pub(super) value: T,
     pub(super) sha256: [u8; 32],
+    /// What the body takes of the room for all bodies, until the request is answered.
+    _held: Held,
 }
 
 impl<T: DeserializeOwned> FromRequest<Arc<ApiState>> for JsonBody<T> {
@@ -31,12 +33,12 @@ impl<T: DeserializeOwned> FromRequest<Arc<ApiState>> for JsonBody<T> {
     async fn from_request(request: Request, state: &Arc<ApiState>) -> ApiResult<Self> {
         check_media_type(&request)?;
         let limit = state.limits.body_bytes_max;
-        let bytes = axum::body::to_bytes(request.into_body(), limit)
-            .await
-            .map_err(|error| body_error(&error, limit))?;
+        let mut held = state.budget.read(request.into_body(), limit).await?;
+        let bytes = std::mem::take(&mut held.bytes);
         Ok(Self {
             value: parse(&bytes)?,
             sha256: Sha256::digest(&bytes).into(),
+            _held: held,
         })
     }
 }
@@ -66,21 +68,7 @@ fn check_media_type(request: &Request) -> ApiResult<()> {
     ))
 }
 
-fn body_error(error: &axum::Error, limit: usize) -> ApiError {
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        if cause.is::<http_body_util::LengthLimitError>() {
-            return ApiError::new(
-                ProblemCode::BodyTooLarge,
-                format!("the body is larger than {limit} bytes"),
-            );
-        }
-        source = cause.source();
-    }
-    ApiError::new(ProblemCode::BadRequest, "the body did not arrive whole")
-}
-
-fn parse<T: DeserializeOwned>(bytes: &Bytes) -> ApiResult<T> {
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {
     serde_json::from_slice::<serde::de::IgnoredAny>(bytes).map_err(|cause| not_json(&cause))?;
     // A derived reader would take an array for the fields in their order.
     if bytes.trim_ascii_start().first() != Some(&b'{') {

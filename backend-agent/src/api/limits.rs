@@ -8,12 +8,18 @@ use viworks_common::rate::Quota;
 /// What one client, and all of them together, may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ApiLimits {
-    /// Connections at once; more wait in the kernel's backlog.
+    /// Connections at once; beyond, a newcomer takes the place of the stranger who has held one longest.
     pub connections_max: usize,
+    /// Connections of one IPv4 address or IPv6 /64 network that have shown no valid key.
+    pub per_source_max: usize,
+    /// Connections that have shown the same key.
+    pub per_key_max: usize,
     /// Event streams at once.
     pub streams_max: usize,
     /// How long a client may take to send a request's head, or idle between two.
     pub header_timeout: Duration,
+    /// How long a client may leave untouched what is sent to it.
+    pub send_timeout: Duration,
     /// How long a request may take, body included; waits and event streams have their own bounds.
     pub request_timeout: Duration,
     /// Headers of a request.
@@ -22,6 +28,10 @@ pub struct ApiLimits {
     pub head_bytes_max: usize,
     /// Bytes of a request's body.
     pub body_bytes_max: usize,
+    /// Bytes of all requests' bodies together.
+    pub bodies_bytes_max: usize,
+    /// Bytes of all answers together that clients have not taken yet.
+    pub answers_bytes_max: usize,
     /// The pause between two comments on a silent event stream.
     pub heartbeat: Duration,
     /// What one API key may ask for.
@@ -34,12 +44,17 @@ impl Default for ApiLimits {
     fn default() -> Self {
         Self {
             connections_max: 1_024,
+            per_source_max: 256,
+            per_key_max: 512,
             streams_max: 256,
             header_timeout: Duration::from_secs(10),
+            send_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(30),
             headers_max: 64,
             head_bytes_max: 16 * 1024,
             body_bytes_max: limits::REQUEST_BODY_BYTES_MAX,
+            bodies_bytes_max: 8 * 1024 * 1024,
+            answers_bytes_max: 64 * 1024 * 1024,
             heartbeat: Duration::from_secs(15),
             quota: Quota {
                 per_minute: 6_000,

@@ -102,7 +102,11 @@ fn refusals(operation: &mut Operation, access: Access, writes: bool) {
             ParameterIn::Query => parameter.name == "gateway",
             ParameterIn::QueryString | ParameterIn::Header | ParameterIn::Cookie => false,
         });
-    let mut codes = vec![ProblemCode::InvalidParameter];
+    let mut codes = vec![
+        ProblemCode::InvalidParameter,
+        ProblemCode::BadRequest,
+        ProblemCode::UnsupportedMediaType,
+    ];
     operation.security = Some(match access {
         Access::Public => Vec::new(),
         Access::Scope(scope) => {
@@ -120,11 +124,7 @@ fn refusals(operation: &mut Operation, access: Access, writes: bool) {
         codes.push(ProblemCode::NotFound);
     }
     if operation.request_body.is_some() {
-        codes.extend([
-            ProblemCode::BadRequest,
-            ProblemCode::BodyTooLarge,
-            ProblemCode::UnsupportedMediaType,
-        ]);
+        codes.push(ProblemCode::BodyTooLarge);
     }
     if writes {
         codes.push(ProblemCode::StorageFull);

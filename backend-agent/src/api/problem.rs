@@ -24,7 +24,7 @@ const WAYS_OUT: &str = "\"targets\": {\"all_except\": [names]}, or \"skip_unable
 const GATEWAYS_NAMED_MAX: usize = 50;
 
 /// What a caller is told to wait when nothing better is known.
-const RETRY_SOON: Duration = Duration::from_secs(1);
+pub(super) const RETRY_SOON: Duration = Duration::from_secs(1);
 
 /// Why a request is not answered as asked. It becomes a document where the request's id is known.
 #[derive(Debug, Clone)]

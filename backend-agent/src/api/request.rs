@@ -7,18 +7,31 @@ use std::sync::Arc;
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use http::header::CACHE_CONTROL;
+use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use tracing::Instrument;
 use viworks_common::api::{ProblemCode, REQUEST_ID, Scope};
 use viworks_common::rate::Taken;
 use viworks_runtime::random;
 
 use super::problem::ApiError;
+use super::serve::ApiSeat;
 use super::{ApiState, Shared};
 use crate::auth::bearer::{AuthError, authenticate};
 use crate::data::{Actor, ActorKind, AuditOutcome, NewAuditRecord};
+
+/// What every answer tells a browser: it is data, belongs into no page and no frame, and leaves no trace.
+const SECURITY_HEADERS: [(&str, &str); 5] = [
+    ("x-content-type-options", "nosniff"),
+    (
+        "content-security-policy",
+        "default-src 'none'; frame-ancestors 'none'",
+    ),
+    ("x-frame-options", "DENY"),
+    ("referrer-policy", "no-referrer"),
+    ("cross-origin-resource-policy", "same-origin"),
+];
 
 /// Characters of a request id that a client may bring.
 const REQUEST_ID_CHARS_MAX: usize = 64;
@@ -65,10 +78,12 @@ pub(super) async fn finish(
     }
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(
-        HeaderName::from_static("x-content-type-options"),
-        HeaderValue::from_static("nosniff"),
-    );
+    for (name, value) in SECURITY_HEADERS {
+        headers.insert(
+            HeaderName::from_static(name),
+            HeaderValue::from_static(value),
+        );
+    }
     if let Ok(value) = HeaderValue::try_from(&id) {
         headers.insert(HeaderName::from_static(REQUEST_ID), value);
     }
@@ -99,6 +114,83 @@ fn given_id(headers: &HeaderMap) -> Option<String> {
     valid.then(|| text.to_owned())
 }
 
+/// Refuses what a proxy and we might read differently: more than one host, or two lengths; and a body in an encoding that
+/// nobody here takes off.
+pub(super) async fn well_formed(request: Request, next: Next) -> Response {
+    match oddity(&request) {
+        None => next.run(request).await,
+        Some(error) => error.into_response(),
+    }
+}
+
+fn oddity(request: &Request) -> Option<ApiError> {
+    let headers = request.headers();
+    let mut hosts = headers.get_all(HOST).iter();
+    let odd = |detail: &str, field: &str, allowed: &str| {
+        ApiError::new(ProblemCode::BadRequest, detail).with(
+            field,
+            "not valid",
+            Some(allowed.to_owned()),
+        )
+    };
+    match (hosts.next(), hosts.next()) {
+        (_, Some(_)) => {
+            return Some(odd(
+                "the request has more than one Host",
+                "Host",
+                "one Host header",
+            ));
+        }
+        (Some(host), None) if !is_host(host.as_bytes()) => {
+            return Some(odd(
+                "the Host is not valid",
+                "Host",
+                "a name or an address, with a port or without",
+            ));
+        }
+        // A request that came over a socket knows where it came from, and whom it is for.
+        (None, None)
+            if request.version() == Version::HTTP_11
+                && request.extensions().get::<Peer>().is_some() =>
+        {
+            return Some(odd("the request has no Host", "Host", "one Host header"));
+        }
+        (Some(_) | None, None) => {}
+    }
+    if headers.contains_key(TRANSFER_ENCODING) && headers.contains_key(CONTENT_LENGTH) {
+        return Some(odd(
+            "the request has two lengths",
+            "Content-Length",
+            "Content-Length or Transfer-Encoding",
+        ));
+    }
+    let encoded = headers.get_all(CONTENT_ENCODING).iter().any(|value| {
+        value
+            .to_str()
+            .map_or(true, |text| !text.trim().eq_ignore_ascii_case("identity"))
+    });
+    encoded.then(|| {
+        ApiError::new(
+            ProblemCode::UnsupportedMediaType,
+            "the body has an encoding that is not taken off here",
+        )
+        .with(
+            "Content-Encoding",
+            "not supported",
+            Some("identity, or none".to_owned()),
+        )
+    })
+}
+
+/// Whether these are bytes of a host: no list, no blank, no user.
+fn is_host(host: &[u8]) -> bool {
+    let fits = |byte: &u8| {
+        byte.is_ascii_alphanumeric()
+            || matches!(*byte, b'.' | b'-' | b'_' | b'~' | b':' | b'[' | b']' | b'%')
+    };
+    host.iter().all(fits)
+}
+
 /// The guard of a route: a principal with its scope, or no handler.
 pub(super) async fn authorise(
     State((state, scope)): State<(Shared, Scope)>,
@@ -108,6 +200,12 @@ pub(super) async fn authorise(
     let (mut parts, body) = request.into_parts();
     let now = state.clock.line();
     let found = authenticate(&*state.store, &state.tenant, &parts.headers, now).await;
+    if let Ok(principal) = &found
+        && let Some(seat) = parts.extensions.get::<ApiSeat>()
+    {
+        // Whoever shows a key keeps its place.
+        seat.vouch(principal.key_id);
+    }
     match found {
         Ok(principal) if principal.may(scope) => {
             let taken = state.quotas.take(principal.key_id, state.clock.now());
@@ -116,7 +214,8 @@ pub(super) async fn authorise(
                 ApiError::rate_limited(retry_after).into_response()
             } else {
                 parts.extensions.insert(principal);
-                next.run(Request::from_parts(parts, body)).await
+                let answer = next.run(Request::from_parts(parts, body)).await;
+                state.budget.answer(answer).await
             };
             state.quotas.describe(taken, answer.headers_mut());
             answer

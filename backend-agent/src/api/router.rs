@@ -2,7 +2,7 @@
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::MethodRouter;
 use http::Method;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -13,7 +13,9 @@ use utoipa_axum::routes;
 use viworks_common::api::Scope;
 
 use super::handlers::{apikeys, audit, catalogue, gateways, probes, runs, telemetry};
-use super::request::{authorise, finish, in_time, method_not_allowed, no_such_path, panicked};
+use super::request::{
+    authorise, finish, in_time, method_not_allowed, no_such_path, panicked, well_formed,
+};
 use super::{Shared, events};
 
 /// Who may use a route.
@@ -151,6 +153,7 @@ pub(super) fn build(state: Shared) -> Router {
         .fallback(no_such_path)
         .layer(DefaultBodyLimit::max(state.limits.body_bytes_max))
         .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn(well_formed))
         .layer(from_fn_with_state(state.clone(), finish))
         .with_state(state)
 }

@@ -1,14 +1,28 @@
 //! Takes connections and serves them within their bounds.
+//!
+//! Nobody waits for a place: at a bound the stranger goes who has held one longest without a request being worked on.
+//! Whoever shows a valid key keeps its place.
 
+use std::error::Error as _;
+use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::ServiceExt;
+use viworks_common::id::ApiKeyId;
+use viworks_common::places::{Bound, PlaceLimits, network};
+use viworks_runtime::door::{Door, LetIn, Seat};
 use viworks_runtime::lifecycle::Lifecycle;
+use viworks_runtime::metrics::Metrics;
+use viworks_runtime::progress::Progress;
 
 use super::limits::ApiLimits;
 use super::request::Peer;
@@ -16,78 +30,196 @@ use super::request::Peer;
 /// The pause after a failed accept: out of descriptors is not cured by trying faster.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves until the lifecycle stops; connections then finish the request they are in. Connections over the bound wait
-/// in the kernel's backlog.
+/// What somebody is told for whom there is no place.
+const NO_PLACE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+
+/// Against whom a connection counts.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Source {
+    /// As long as it has shown no valid key.
+    Network(IpAddr),
+    /// The key it has shown.
+    Key(ApiKeyId),
+}
+
+/// The place of a connection, as its requests see it.
+#[derive(Debug, Clone)]
+pub(super) struct ApiSeat {
+    seat: Arc<Seat<Source>>,
+    counters: Counters,
+}
+
+impl ApiSeat {
+    /// It showed a valid key.
+    pub(super) fn vouch(&self, key: ApiKeyId) {
+        if self.seat.vouch(&Source::Key(key)) {
+            self.counters.cut("key_full");
+        }
+    }
+}
+
+/// What is counted about connections.
+#[derive(Debug, Clone, Default)]
+struct Counters {
+    open: Gauge,
+    refused: Family<[(&'static str, &'static str); 1], Counter>,
+    cut: Family<[(&'static str, &'static str); 1], Counter>,
+}
+
+impl Counters {
+    fn register(metrics: &Metrics) -> Self {
+        let own = Self::default();
+        metrics.register(|registry| {
+            registry.register(
+                "viworks_api_connections",
+                "Open connections of operators",
+                own.open.clone(),
+            );
+            registry.register(
+                "viworks_api_connections_refused",
+                "Connections of operators for which there was no place, by bound",
+                own.refused.clone(),
+            );
+            registry.register(
+                "viworks_api_connections_cut",
+                "Connections of operators that were cut: at which bound a newcomer took the place, or a peer that did not read",
+                own.cut.clone(),
+            );
+        });
+        own
+    }
+
+    fn refused(&self, bound: Bound) {
+        self.refused.get_or_create(&[("bound", bound.name())]).inc();
+    }
+
+    fn cut(&self, reason: &'static str) {
+        self.cut.get_or_create(&[("reason", reason)]).inc();
+    }
+}
+
+/// Serves until the lifecycle stops; connections then finish the request they are in.
 pub async fn serve(
     listener: TcpListener,
     router: axum::Router,
     limits: ApiLimits,
+    metrics: Metrics,
     lifecycle: Lifecycle,
 ) {
-    let permits = Arc::new(Semaphore::new(limits.connections_max));
+    let counters = Counters::register(&metrics);
+    let door = Door::new(PlaceLimits {
+        total: limits.connections_max,
+        per_source: limits.per_source_max,
+        per_known: limits.per_key_max,
+    });
     loop {
-        let accepted = async {
-            let permit = Arc::clone(&permits).acquire_owned().await;
-            (permit, listener.accept().await)
-        };
-        let (permit, accepted) = tokio::select! {
+        let accepted = tokio::select! {
             biased;
             () = lifecycle.stopping() => return,
-            accepted = accepted => accepted,
+            accepted = listener.accept() => accepted,
         };
-        let Ok(permit) = permit else { return };
-        match accepted {
-            Ok((socket, peer)) => {
-                let served = connection(
-                    socket,
-                    Peer(peer),
-                    router.clone(),
-                    limits,
-                    lifecycle.clone(),
-                    permit,
-                );
-                drop(lifecycle.spawn("api connection", served));
-            }
+        let (socket, peer) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "a connection to the API could not be accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        match door.enter(&Source::Network(network(peer.ip())), false) {
+            Ok(LetIn { seat, ousted }) => {
+                if let Some(bound) = ousted {
+                    counters.cut(bound.name());
+                }
+                let connection = Connection {
+                    peer: Peer(peer),
+                    limits,
+                    seat: ApiSeat {
+                        seat: Arc::new(seat),
+                        counters: counters.clone(),
+                    },
+                };
+                let served = connection.serve(socket, router.clone(), lifecycle.clone());
+                drop(lifecycle.spawn("api connection", served));
+            }
+            Err(bound) => {
+                counters.refused(bound);
+                // A fresh socket has room for so much; one that has not is of no use to anybody.
+                drop(socket.try_write(NO_PLACE));
             }
         }
     }
 }
 
-async fn connection(
-    socket: TcpStream,
+struct Connection {
     peer: Peer,
-    router: axum::Router,
     limits: ApiLimits,
-    lifecycle: Lifecycle,
-    _permit: OwnedSemaphorePermit,
-) {
-    if let Err(error) = socket.set_nodelay(true) {
-        tracing::debug!(%error, "a connection was gone before it was served");
-        return;
-    }
-    let service = hyper::service::service_fn(move |mut request: http::Request<_>| {
-        request.extensions_mut().insert(peer);
-        router.clone().oneshot(request)
-    });
-    let serving = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_timeout)
-        .max_headers(limits.headers_max)
-        .max_buf_size(limits.head_bytes_max)
-        .serve_connection(TokioIo::new(socket), service);
-    let mut serving = std::pin::pin!(serving);
-    let result = tokio::select! {
-        biased;
-        result = serving.as_mut() => result,
-        () = lifecycle.stopping() => {
-            serving.as_mut().graceful_shutdown();
-            serving.await
+    seat: ApiSeat,
+}
+
+impl Connection {
+    async fn serve(self, socket: TcpStream, router: axum::Router, lifecycle: Lifecycle) {
+        let Self { peer, limits, seat } = self;
+        let counters = seat.counters.clone();
+        if let Err(error) = prepare(&socket, limits.send_timeout) {
+            tracing::debug!(%error, "a connection was gone before it was served");
+            return;
         }
-    };
-    if let Err(error) = result {
-        tracing::debug!(%error, peer = %peer.0, "an API connection ended early");
+        counters.open.inc();
+        let cut = seat.seat.cut();
+        let service = hyper::service::service_fn(move |mut request: http::Request<_>| {
+            let (router, place) = (router.clone(), Arc::clone(&seat.seat));
+            request.extensions_mut().insert(peer);
+            request.extensions_mut().insert(seat.clone());
+            async move {
+                place.busy(true);
+                let answer = router.oneshot(request).await;
+                place.busy(false);
+                answer
+            }
+        });
+        let socket = Progress::new(socket, limits.send_timeout, cut.clone());
+        let serving = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.header_timeout)
+            .max_headers(limits.headers_max)
+            .max_buf_size(limits.head_bytes_max)
+            .serve_connection(TokioIo::new(socket), service);
+        let mut serving = std::pin::pin!(serving);
+        let result = tokio::select! {
+            biased;
+            result = serving.as_mut() => Some(result),
+            () = cut.cancelled() => None,
+            () = lifecycle.stopping() => {
+                serving.as_mut().graceful_shutdown();
+                Some(serving.await)
+            }
+        };
+        counters.open.dec();
+        if let Some(Err(error)) = result {
+            if timed_out(&error) {
+                counters.cut("send_timeout");
+            }
+            tracing::debug!(%error, peer = %peer.0, "an API connection ended early");
+        }
     }
+}
+
+/// A peer that acknowledges nothing is given up by the operating system as well.
+fn prepare(socket: &TcpStream, send_timeout: Duration) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    SockRef::from(socket).set_tcp_user_timeout(Some(send_timeout))
+}
+
+/// Whether the peer did not take what was sent to it.
+fn timed_out(error: &hyper::Error) -> bool {
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let io = cause.downcast_ref::<io::Error>();
+        if io.is_some_and(|cause| cause.kind() == io::ErrorKind::TimedOut) {
+            return true;
+        }
+        source = cause.source();
+    }
+    false
 }

@@ -14,7 +14,7 @@ use viworks_runtime::files::{FileError, sync_folder};
 use viworks_runtime::random;
 
 use super::ApiSecret;
-use crate::data::{self, Actor, NewApiKey, Store, StoreError};
+use crate::data::{self, Actor, Listing, NewApiKey, Page, Store, StoreError};
 
 /// Characters of a key's name.
 pub const NAME_CHARS_MAX: usize = 64;
@@ -106,17 +106,19 @@ pub async fn create(
     }
 }
 
-/// Every key, latest first.
+/// One page of the keys, latest first.
 ///
 /// # Errors
 /// As the store's.
 pub async fn list(
     store: &dyn Store,
     tenant: &Tenant,
+    page: Page<ApiKeyId>,
     now: Timestamp,
-) -> Result<Vec<ApiKey>, StoreError> {
-    let keys = store.list_api_keys(tenant).await?;
-    Ok(keys.into_iter().rev().map(|key| view(key, now)).collect())
+) -> Result<Listing<ApiKey, ApiKeyId>, StoreError> {
+    let Listing { items, next } = store.list_api_keys(tenant, page).await?;
+    let items = items.into_iter().map(|key| view(key, now)).collect();
+    Ok(Listing { items, next })
 }
 
 /// Revokes a key; `None` when there is no such key.

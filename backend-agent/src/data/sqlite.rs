@@ -32,7 +32,9 @@ use sqlx::migrate::Migrator;
 use viworks_common::catalogue::CatalogueEntry;
 use viworks_common::code::CloseCode;
 use viworks_common::command::Outcome;
-use viworks_common::id::{AgentId, ApiKeyId, CommandId, CommandName, GatewayName, RunId, Tenant};
+use viworks_common::id::{
+    AgentId, ApiKeyId, CommandId, CommandName, GatewayName, RunId, StreamName, Tenant,
+};
 use viworks_common::telemetry::Position;
 use viworks_common::time::Timestamp;
 use viworks_common::timeline::Anchored;
@@ -42,9 +44,9 @@ use viworks_runtime::sqlite::{Constraint, Database, Error, Options, Together};
 use super::{
     AcceptOutcome, Accepted, Actor, AdmitOutcome, AdmitRequest, ApiKey, AuditRecord, Cancelled,
     Certificate, Command, CommandOutput, CompleteOutcome, ConfirmOutcome, ConfirmRequest, Counts,
-    Fork, Gateway, GatewayFilter, GatewayRef, Holder, Idempotency, LeaseLimits, Leased, Listing,
-    MergedEntry, NewApiKey, NewAuditRecord, NewCertificate, NewGateway, NewRun, Page, Purged,
-    Rejected, Revoked, Run, SessionRecord, SessionTouch, Settled, SkippedGateway, Store,
+    Fork, GapCursor, Gateway, GatewayFilter, GatewayRef, Holder, Idempotency, LeaseLimits, Leased,
+    Listing, MergedEntry, NewApiKey, NewAuditRecord, NewCertificate, NewGateway, NewRun, Page,
+    Purged, Rejected, Revoked, Run, SessionRecord, SessionTouch, Settled, SkippedGateway, Store,
     StoreError, StoreHealth, StoreResult, StoredCatalogue, StoredGap, StoredRecord, StreamSummary,
     Submission, Target, TargetSelection, TelemetryCursor, TelemetryOutcome, TelemetryQuery,
     TelemetryWrite,
@@ -626,16 +628,18 @@ impl Store for SqliteStore {
         &self,
         tenant: &Tenant,
         agent_id: AgentId,
-    ) -> StoreResult<Vec<StreamSummary>> {
-        read!(self, telemetry::streams, tenant, agent_id)
+        page: Page<StreamName>,
+    ) -> StoreResult<Listing<StreamSummary, StreamName>> {
+        read!(self, telemetry::streams, tenant, agent_id, page)
     }
 
     async fn telemetry_gaps(
         &self,
         tenant: &Tenant,
         agent_id: AgentId,
-    ) -> StoreResult<Vec<StoredGap>> {
-        read!(self, telemetry::gaps, tenant, agent_id)
+        page: Page<GapCursor>,
+    ) -> StoreResult<Listing<StoredGap, GapCursor>> {
+        read!(self, telemetry::gaps, tenant, agent_id, page)
     }
 
     async fn create_api_key(
@@ -656,8 +660,16 @@ impl Store for SqliteStore {
         read_together!(self, keys::by_hash, tenant, *sha256)
     }
 
-    async fn list_api_keys(&self, tenant: &Tenant) -> StoreResult<Vec<ApiKey>> {
-        read!(self, keys::list, tenant)
+    async fn api_key(&self, tenant: &Tenant, id: ApiKeyId) -> StoreResult<Option<ApiKey>> {
+        read!(self, keys::by_id, tenant, id)
+    }
+
+    async fn list_api_keys(
+        &self,
+        tenant: &Tenant,
+        page: Page<ApiKeyId>,
+    ) -> StoreResult<Listing<ApiKey, ApiKeyId>> {
+        read!(self, keys::list, tenant, page)
     }
 
     async fn revoke_api_key(

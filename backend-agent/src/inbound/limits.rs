@@ -4,13 +4,14 @@
 //! take whatever they can get do not keep the fleet from coming back.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use moka::sync::Cache;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use viworks_common::limits::RETRY_AFTER_MAX;
+use viworks_common::places::network;
 
 /// One in so many places is kept for sources that held a session recently.
 const RESERVED_SHARE: usize = 4;
@@ -217,16 +218,6 @@ impl Drop for Admitted {
             if *held == 0 {
                 sources.remove(&self.source);
             }
-        }
-    }
-}
-
-/// Whoever has one IPv6 address has its whole /64.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(address) => IpAddr::V4(address),
-        IpAddr::V6(address) => {
-            IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)))
         }
     }
 }

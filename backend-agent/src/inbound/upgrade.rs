@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
-    CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_PROTOCOL, UPGRADE,
+    CONNECTION, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_PROTOCOL, UPGRADE,
 };
 use http::{Request, Response, StatusCode};
 use http_body_util::{Empty, Full};
@@ -125,6 +125,10 @@ fn config(bounds: SocketBounds) -> WebSocketConfig {
 type Answer = Response<http_body_util::Either<Empty<Bytes>, Full<Bytes>>>;
 
 fn answer(request: &Request<Incoming>, place: Option<Place>, verdict: Verdict) -> Answer {
+    if request.headers().get_all(HOST).iter().count() > 1 {
+        let detail = "a request has one Host";
+        return problem(StatusCode::BAD_REQUEST, "bad_request", detail);
+    }
     if let Some(Place { path, .. }) = place
         && request.uri().path() != path
     {

@@ -81,3 +81,26 @@ async fn the_bounds_of_a_session_hold() {
 async fn messages_of_sixteen_mebibytes_come_back_under_wider_bounds() {
     play(cases::large(), SocketBounds::of_messages(64 << 20)).await;
 }
+
+#[tokio::test]
+async fn a_request_with_two_hosts_is_refused() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let asking = async {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = "GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\nupgrade: websocket\r\nconnection: upgrade\r\n\
+                       sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    let serving = async {
+        let (stream, _address) = listener.accept().await.unwrap();
+        echo::serve(stream, SocketBounds::SESSION).await;
+    };
+    let (answer, ()) = tokio::join!(asking, serving);
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+}

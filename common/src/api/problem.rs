@@ -50,7 +50,7 @@ codes! {
     /// The body is larger than the limit.
     BodyTooLarge = "VW-H-004", "request body too large", "send less at once";
     /// The body is no JSON by its content type.
-    UnsupportedMediaType = "VW-H-005", "unsupported media type", "send `Content-Type: application/json`";
+    UnsupportedMediaType = "VW-H-005", "unsupported media type", "send `Content-Type: application/json` and no `Content-Encoding`";
     /// The body is JSON and not what this operation takes.
     InvalidBody = "VW-H-006", "request body not valid", "errors names each field and what is allowed";
     /// A query parameter or path segment is unknown or not valid.

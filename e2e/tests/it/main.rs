@@ -19,4 +19,5 @@ mod state;
 mod stop;
 mod strict;
 mod targets;
+mod unread_api;
 mod unread_log;

@@ -1,25 +1,27 @@
 //! Takes connections on the unix socket and serves them within their bounds.
 
-use std::error::Error as _;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::{self, Body};
+use axum::body::Body;
 use axum::extract::{ConnectInfo, Request};
 use axum::http::StatusCode;
+use axum::http::header::{CONTENT_ENCODING, HOST};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use http_body_util::LengthLimitError;
+use http_body_util::BodyExt;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tower::ServiceExt;
 use viworks_common::limits;
+use viworks_common::places::PlaceLimits;
+use viworks_runtime::door::{Door, LetIn, Seat};
 use viworks_runtime::lifecycle::Lifecycle;
+use viworks_runtime::progress::Progress;
 
 use super::Peer;
 use super::problem::Problem;
@@ -27,14 +29,28 @@ use super::problem::Problem;
 /// The pause after a failed accept: out of descriptors is not cured by trying faster.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Bytes of a body that is too large that are read all the same.
+const DISCARDED_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// The largest request head.
+const HEAD_BYTES_MAX: usize = 16 * 1024;
+
+/// What somebody is told for whom there is no place.
+const NO_PLACE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+
 /// What local programs may take up. Both times are well below the grace period of a shutdown, so that a caller who
 /// stalls does not hold it up.
 #[derive(Debug, Clone, Copy)]
 pub struct ServeLimits {
-    /// Connections that are served at once; more wait in the kernel's backlog until one ends.
+    /// Connections at once. Beyond, and at three quarters for users who may not run commands, a newcomer takes the
+    /// place of the one that has been idle longest.
     pub connections_max: usize,
+    /// Connections of one user.
+    pub per_user_max: usize,
     /// How long a request's head may take, and a connection may be idle.
     pub header_timeout: Duration,
+    /// How long a caller may leave untouched what is sent to it.
+    pub send_timeout: Duration,
     /// How long a request's whole body may take.
     pub body_timeout: Duration,
 }
@@ -43,6 +59,8 @@ impl Default for ServeLimits {
     fn default() -> Self {
         Self {
             connections_max: 32,
+            per_user_max: 16,
+            send_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(10),
         }
@@ -59,26 +77,54 @@ pub(super) async fn run(
     let router = router.layer(middleware::from_fn(move |request: Request, next: Next| {
         whole_body(request, next, body_timeout)
     }));
-    let permits = Arc::new(Semaphore::new(limits.connections_max));
+    let door = Door::new(PlaceLimits {
+        total: limits.connections_max,
+        per_source: limits.per_user_max,
+        // A user is known from the start.
+        per_known: limits.per_user_max,
+    });
     loop {
-        let accepted = async {
-            let permit = Arc::clone(&permits).acquire_owned().await;
-            (permit, listener.accept().await)
-        };
-        let (permit, accepted) = tokio::select! {
+        let accepted = tokio::select! {
             biased;
             () = lifecycle.stopping() => return Ok(()),
-            accepted = accepted => accepted,
+            accepted = listener.accept() => accepted,
         };
-        let permit = permit.map_err(io::Error::other)?;
-        match accepted {
-            Ok((socket, _address)) => {
-                let served = connection(socket, router.clone(), limits, lifecycle.clone(), permit);
-                drop(lifecycle.spawn("api connection", served));
-            }
+        let socket = match accepted {
+            Ok((socket, _address)) => socket,
             Err(error) => {
                 tracing::warn!(%error, "a connection to the local API could not be accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let peer = Peer::of(&socket);
+        match door.enter(&peer.uid, peer.may_run_commands()) {
+            Ok(LetIn { seat, ousted }) => {
+                if let Some(bound) = ousted {
+                    tracing::debug!(
+                        actor = peer.actor(),
+                        bound = bound.name(),
+                        "a connection to the local API was cut for a newcomer"
+                    );
+                }
+                let served = connection(
+                    socket,
+                    peer,
+                    router.clone(),
+                    limits,
+                    lifecycle.clone(),
+                    seat,
+                );
+                drop(lifecycle.spawn("api connection", served));
+            }
+            Err(bound) => {
+                tracing::debug!(
+                    actor = peer.actor(),
+                    bound = bound.name(),
+                    "no place for a connection to the local API"
+                );
+                // A fresh socket has room for so much; one that has not is of no use to anybody.
+                drop(socket.try_write(NO_PLACE));
             }
         }
     }
@@ -86,24 +132,35 @@ pub(super) async fn run(
 
 async fn connection(
     socket: UnixStream,
+    peer: Peer,
     router: Router,
     limits: ServeLimits,
     lifecycle: Lifecycle,
-    _permit: OwnedSemaphorePermit,
+    seat: Seat<Option<u32>>,
 ) {
-    let peer = Peer::of(&socket);
+    let cut = seat.cut();
+    let seat = Arc::new(seat);
     let service = hyper::service::service_fn(move |mut request: http::Request<_>| {
         request.extensions_mut().insert(ConnectInfo(peer));
-        router.clone().oneshot(request)
+        let (router, seat) = (router.clone(), Arc::clone(&seat));
+        async move {
+            seat.busy(true);
+            let answer = router.oneshot(request).await;
+            seat.busy(false);
+            answer
+        }
     });
+    let socket = Progress::new(socket, limits.send_timeout, cut.clone());
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout)
+        .max_buf_size(HEAD_BYTES_MAX)
         .serve_connection(TokioIo::new(socket), service);
     let mut serving = std::pin::pin!(serving);
     let result = tokio::select! {
         biased;
         result = serving.as_mut() => result,
+        () = cut.cancelled() => return,
         () = lifecycle.stopping() => {
             serving.as_mut().graceful_shutdown();
             serving.await
@@ -117,22 +174,39 @@ async fn connection(
 /// Takes the whole body in before anything else is done, so that a caller who stalls holds nothing but its own
 /// connection.
 async fn whole_body(request: Request, next: Next, within: Duration) -> Response {
+    let headers = request.headers();
+    if headers.get_all(HOST).iter().count() > 1 {
+        let detail = "a request has one Host";
+        return Problem::new(
+            StatusCode::BAD_REQUEST,
+            "bad_request",
+            "Bad request",
+            detail,
+        )
+        .into_response();
+    }
+    if headers
+        .get_all(CONTENT_ENCODING)
+        .iter()
+        .any(|value| value != "identity")
+    {
+        return Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_encoding",
+            "The body has an encoding that is not taken off here",
+            "send it without Content-Encoding",
+        )
+        .into_response();
+    }
     let (head, body) = request.into_parts();
-    let read = body::to_bytes(body, limits::REQUEST_BODY_BYTES_MAX);
-    let problem = match timeout(within, read).await {
-        Ok(Ok(bytes)) => return next.run(Request::from_parts(head, Body::from(bytes))).await,
-        Ok(Err(error))
-            if error
-                .source()
-                .is_some_and(|cause| cause.is::<LengthLimitError>()) =>
-        {
-            Problem::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "body_too_large",
-                "The body is too large",
-                format!("at most {} bytes", limits::REQUEST_BODY_BYTES_MAX),
-            )
-        }
+    let problem = match timeout(within, collect(body)).await {
+        Ok(Ok(Some(bytes))) => return next.run(Request::from_parts(head, Body::from(bytes))).await,
+        Ok(Ok(None)) => Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "body_too_large",
+            "The body is too large",
+            format!("at most {} bytes", limits::REQUEST_BODY_BYTES_MAX),
+        ),
         Ok(Err(error)) => Problem::new(
             StatusCode::BAD_REQUEST,
             "malformed_body",
@@ -147,4 +221,26 @@ async fn whole_body(request: Request, next: Next, within: Duration) -> Response 
         ),
     };
     problem.into_response()
+}
+
+/// The whole body; none when it is too large. Some of what is too much is read all the same, because a socket that is
+/// closed with something unread in it takes the answer along.
+async fn collect(mut body: Body) -> Result<Option<Vec<u8>>, axum::Error> {
+    let mut bytes = Vec::new();
+    let mut length: usize = 0;
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame?.into_data() else {
+            continue;
+        };
+        length = length.saturating_add(data.len());
+        if length <= limits::REQUEST_BODY_BYTES_MAX {
+            bytes.extend_from_slice(&data);
+        } else {
+            bytes = Vec::new();
+            if length > limits::REQUEST_BODY_BYTES_MAX + DISCARDED_BYTES_MAX {
+                break;
+            }
+        }
+    }
+    Ok((length <= limits::REQUEST_BODY_BYTES_MAX).then_some(bytes))
 }

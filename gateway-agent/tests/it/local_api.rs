@@ -285,7 +285,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const GET_HEALTH: &str = "GET /v1/health HTTP/1.1\r\nhost: local\r\n\r\n";
 
 #[tokio::test]
-async fn a_connection_over_the_limit_waits_for_a_place() {
+async fn a_connection_over_the_limit_takes_the_place_of_an_idle_one() {
     let server = Server::start_within(ServeLimits {
         connections_max: 1,
         ..ServeLimits::default()
@@ -295,14 +295,75 @@ async fn a_connection_over_the_limit_waits_for_a_place() {
     let mut first = server.connect(GET_HEALTH).await;
     first.read_exact(&mut byte).await.unwrap();
     let mut second = server.connect(GET_HEALTH).await;
-    let early = timeout(Duration::from_millis(200), second.read_exact(&mut byte)).await;
-    assert!(early.is_err(), "it was served beside the first");
-    drop(first);
     timeout(PATIENCE, second.read_exact(&mut byte))
         .await
         .unwrap()
         .unwrap();
+    let mut rest = Vec::new();
+    timeout(PATIENCE, first.read_to_end(&mut rest))
+        .await
+        .expect("the idle one is closed")
+        .unwrap();
     drop(second);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn callers_who_read_nothing_keep_nobody_out_and_are_cut() {
+    let server = Server::start_within(ServeLimits {
+        connections_max: 8,
+        per_user_max: 4,
+        send_timeout: Duration::from_millis(200),
+        ..ServeLimits::default()
+    })
+    .await;
+    let request = "GET /v1/status HTTP/1.1\r\nhost: gateway\r\n\r\n".repeat(2_000);
+    let mut silent = Vec::new();
+    for _ in 0..12 {
+        let mut stream = server.connect("").await;
+        // More than the socket takes; it may be cut while it is sent.
+        let sent = timeout(
+            Duration::from_millis(50),
+            stream.write_all(request.as_bytes()),
+        )
+        .await;
+        drop(sent);
+        silent.push(stream);
+        let mut other = server.connect(GET_HEALTH).await;
+        let mut byte = [0; 1];
+        timeout(PATIENCE, other.read_exact(&mut byte))
+            .await
+            .unwrap()
+            .unwrap();
+    }
+    for mut stream in silent {
+        let mut rest = Vec::new();
+        let ended = timeout(PATIENCE, stream.read_to_end(&mut rest)).await;
+        drop(ended.expect("a caller who reads nothing is cut"));
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn two_hosts_and_encoded_bodies_are_refused() {
+    let server = Server::start_within(ServeLimits::default()).await;
+    for (headers, status) in [
+        ("host: a\r\nhost: b\r\n", "400"),
+        ("host: a\r\ncontent-encoding: gzip\r\n", "415"),
+        ("host: a\r\ncontent-encoding: identity\r\n", "200"),
+    ] {
+        let request = format!("GET /v1/catalogue HTTP/1.1\r\n{headers}connection: close\r\n\r\n");
+        let mut stream = server.connect(&request).await;
+        let mut answer = String::new();
+        timeout(PATIENCE, stream.read_to_string(&mut answer))
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}")),
+            "{answer}"
+        );
+    }
     server.stop().await;
 }
 

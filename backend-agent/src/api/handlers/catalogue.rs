@@ -8,18 +8,20 @@ use viworks_common::api::{CatalogueCommand, CatalogueGateway, CatalogueList, Kin
 use viworks_common::catalogue::CatalogueEntry;
 use viworks_common::id::CommandName;
 
-use crate::api::extract::{NoParams, Params, Segment};
+use crate::api::extract::{NoParams, PageParams, Params, Segment};
 use crate::api::problem::{ApiError, ApiResult};
 use crate::api::request::Api;
-use crate::data::{MergedEntry, Target, TargetSelection};
+use crate::data::{MergedEntry, Page, Target, TargetSelection};
 
 /// Every command that any gateway allows, by name.
 #[utoipa::path(get, path = "/v1/catalogue", operation_id = "listCatalogue", tag = "catalogue",
-    responses((status = 200, description = "All of them", body = CatalogueList)))]
+    params(PageParams),
+    responses((status = 200, description = "One page", body = CatalogueList)))]
 pub(in crate::api) async fn list(
     State(state): Api,
-    _params: Params<NoParams>,
+    Params(params): Params<PageParams>,
 ) -> ApiResult<Json<CatalogueList>> {
+    let Page { after, limit } = params.page::<CommandName>()?;
     let mut by_name: BTreeMap<CommandName, Vec<MergedEntry>> = BTreeMap::new();
     for merged in state.store.merged_catalogue(&state.tenant).await? {
         by_name
@@ -27,11 +29,19 @@ pub(in crate::api) async fn list(
             .or_default()
             .push(merged);
     }
-    let items = by_name
+    let behind = by_name
+        .into_iter()
+        .filter(|(name, _entries)| after.as_ref().is_none_or(|after| name > after));
+    let mut page: Vec<_> = behind.take(limit.saturating_add(1)).collect();
+    let more = page.len() > limit;
+    page.truncate(limit);
+    let last = page.last().filter(|_last| more);
+    let next = last.map(|(name, _entries)| name.to_string());
+    let items = page
         .into_iter()
         .filter_map(|(name, entries)| merge(name, &entries))
         .collect();
-    Ok(Json(CatalogueList::new(items, None)))
+    Ok(Json(CatalogueList::new(items, next)))
 }
 
 /// One command, and which gateways have it.

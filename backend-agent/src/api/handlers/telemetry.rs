@@ -17,7 +17,7 @@ use super::gateways;
 use crate::api::extract::{Params, page};
 use crate::api::problem::{ApiError, ApiResult};
 use crate::api::request::Api;
-use crate::data::{Page, TelemetryCursor, TelemetryQuery};
+use crate::data::{GapCursor, Page, TelemetryCursor, TelemetryQuery};
 
 /// Which records.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
@@ -59,6 +59,11 @@ pub(in crate::api) struct GatewayParams {
     /// The gateway's id or name.
     #[param(value_type = String, pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
     gateway: GatewayRef,
+    /// Where to go on: `next` of the page before.
+    cursor: Option<String>,
+    /// Most rows wanted, 1 to 1000; 100 when absent.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<usize>,
 }
 
 /// Stored records of a gateway, by time of observation.
@@ -113,40 +118,50 @@ pub(in crate::api) async fn records(
 /// The streams of a gateway.
 #[utoipa::path(get, path = "/v1/telemetry/streams", operation_id = "listTelemetryStreams", tag = "telemetry",
     params(GatewayParams),
-    responses((status = 200, description = "All of them", body = TelemetryStreamList)))]
+    responses((status = 200, description = "One page", body = TelemetryStreamList)))]
 pub(in crate::api) async fn streams(
     State(state): Api,
     Params(params): Params<GatewayParams>,
 ) -> ApiResult<Json<TelemetryStreamList>> {
+    let page = page(params.cursor.as_deref(), params.limit)?;
     let gateway = gateways::find(&state, params.gateway).await?;
-    let streams = state
+    let listing = state
         .store
-        .telemetry_streams(&state.tenant, gateway.agent_id)
+        .telemetry_streams(&state.tenant, gateway.agent_id, page)
         .await?;
-    let items = streams
+    let next = listing.next.map(|stream: StreamName| stream.to_string());
+    let items = listing
+        .items
         .into_iter()
         .map(|summary| TelemetryStream {
             stream: summary.stream,
             newest: summary.newest,
         })
         .collect();
-    Ok(Json(TelemetryStreamList::new(items, None)))
+    Ok(Json(TelemetryStreamList::new(items, next)))
 }
 
 /// What will never arrive from a gateway, and why.
 #[utoipa::path(get, path = "/v1/telemetry/gaps", operation_id = "listTelemetryGaps", tag = "telemetry",
     params(GatewayParams),
-    responses((status = 200, description = "All of them", body = TelemetryGapList)))]
+    responses((status = 200, description = "One page", body = TelemetryGapList)))]
 pub(in crate::api) async fn gaps(
     State(state): Api,
     Params(params): Params<GatewayParams>,
 ) -> ApiResult<Json<TelemetryGapList>> {
+    let after: Page<GapText> = page(params.cursor.as_deref(), params.limit)?;
+    let page = Page {
+        after: after.after.map(|cursor| cursor.0),
+        limit: after.limit,
+    };
     let gateway = gateways::find(&state, params.gateway).await?;
-    let gaps = state
+    let listing = state
         .store
-        .telemetry_gaps(&state.tenant, gateway.agent_id)
+        .telemetry_gaps(&state.tenant, gateway.agent_id, page)
         .await?;
-    let items = gaps
+    let next = listing.next.map(|cursor| GapText(cursor).to_string());
+    let items = listing
+        .items
         .into_iter()
         .map(|stored| TelemetryGap {
             spool_epoch: stored.spool_epoch,
@@ -161,7 +176,7 @@ pub(in crate::api) async fn gaps(
             reported_at: stored.stored_at,
         })
         .collect();
-    Ok(Json(TelemetryGapList::new(items, None)))
+    Ok(Json(TelemetryGapList::new(items, next)))
 }
 
 /// A place among records as text: time, spool epoch and number.
@@ -195,5 +210,26 @@ impl FromStr for CursorText {
             return Err(());
         }
         Ok(Self(cursor))
+    }
+}
+
+/// A place among gaps as text: spool epoch and number.
+struct GapText(GapCursor);
+
+impl fmt::Display for GapText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}_{}", self.0.spool_epoch, self.0.from_seq)
+    }
+}
+
+impl FromStr for GapText {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (epoch, seq) = text.split_once('_').ok_or(())?;
+        Ok(Self(GapCursor {
+            spool_epoch: epoch.parse().map_err(|_id| ())?,
+            from_seq: seq.parse().map_err(|_digits| ())?,
+        }))
     }
 }

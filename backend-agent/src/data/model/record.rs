@@ -69,6 +69,15 @@ pub struct TelemetryCursor {
     pub seq: u64,
 }
 
+/// A place among the gaps of a gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GapCursor {
+    /// The process that appended what is missing.
+    pub spool_epoch: AgentRunId,
+    /// The first missing number.
+    pub from_seq: u64,
+}
+
 /// One stored record.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredRecord {

@@ -8,9 +8,10 @@ use viworks_common::id::{ApiKeyId, Tenant};
 use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::Constraint;
 
+use super::page::{Fetched, rows_wanted};
 use super::row::{Reader, to_json};
 use super::{audit, conflict_or};
-use crate::data::{Actor, ApiKey, AuditOutcome, NewApiKey, StoreResult};
+use crate::data::{Actor, ApiKey, AuditOutcome, Listing, NewApiKey, Page, StoreResult};
 
 pub(super) const CREATE: &str = "\
 INSERT INTO api_keys (tenant, id, name, sha256, scopes, created_at, expires_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
@@ -21,7 +22,11 @@ FROM api_keys WHERE tenant = ?1 AND sha256 IN (SELECT unhex(value) FROM json_eac
 
 pub(super) const LIST: &str = "\
 SELECT id, name, sha256, scopes, created_at, expires_at, revoked_at, last_used_at
-FROM api_keys WHERE tenant = ?1 ORDER BY id";
+FROM api_keys WHERE tenant = ?1 AND id < ?2 ORDER BY id DESC LIMIT ?3";
+
+pub(super) const BY_ID: &str = "\
+SELECT id, name, sha256, scopes, created_at, expires_at, revoked_at, last_used_at
+FROM api_keys WHERE tenant = ?1 AND id = ?2";
 
 pub(super) const REVOKE: &str = "\
 UPDATE api_keys SET revoked_at = coalesce(revoked_at, ?3) WHERE tenant = ?1 AND id = ?2";
@@ -80,16 +85,37 @@ pub(super) async fn by_hash(
         .collect())
 }
 
-/// Every key.
+/// The key with this id.
+pub(super) async fn by_id(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    id: ApiKeyId,
+) -> StoreResult<Option<ApiKey>> {
+    let row = sqlx::query(BY_ID)
+        .bind(tenant.as_str())
+        .bind(id.to_string())
+        .fetch_optional(connection)
+        .await?;
+    row.as_ref().map(read).transpose()
+}
+
+/// The keys, latest first.
 pub(super) async fn list(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
-) -> StoreResult<Vec<ApiKey>> {
+    page: Page<ApiKeyId>,
+) -> StoreResult<Listing<ApiKey, ApiKeyId>> {
+    // Every id begins with a hexadecimal digit, which sorts before this.
+    let before = page
+        .after
+        .map_or_else(|| "~".to_owned(), |after| after.to_string());
     let rows = sqlx::query(LIST)
         .bind(tenant.as_str())
+        .bind(before)
+        .bind(rows_wanted(page.limit))
         .fetch_all(connection)
         .await?;
-    rows.iter().map(read).collect()
+    Fetched::new(rows, page.limit).listing(read, |key| key.id)
 }
 
 /// Revokes a key; once is enough.

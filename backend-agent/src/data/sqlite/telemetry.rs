@@ -12,7 +12,7 @@ use viworks_runtime::fault;
 use super::page::{Fetched, rows_wanted};
 use super::row::{CHUNK_ROWS, Reader, int, to_json};
 use crate::data::{
-    Listing, Page, StoreResult, StoredGap, StoredRecord, StreamSummary, TelemetryCommit,
+    GapCursor, Listing, Page, StoreResult, StoredGap, StoredRecord, StreamSummary, TelemetryCommit,
     TelemetryCursor, TelemetryOutcome, TelemetryQuery, TelemetryWrite,
 };
 
@@ -90,11 +90,13 @@ pub(super) const STREAM_BACKWARD: &str = concat!(
 );
 
 pub(super) const STREAMS: &str = "\
-SELECT stream, newest FROM telemetry_streams WHERE tenant = ?1 AND agent_id = ?2 ORDER BY stream";
+SELECT stream, newest FROM telemetry_streams
+WHERE tenant = ?1 AND agent_id = ?2 AND stream > ?3 ORDER BY stream LIMIT ?4";
 
 pub(super) const GAPS: &str = "\
 SELECT spool_epoch, from_seq, to_seq, reason, stored_at
-FROM telemetry_gaps WHERE tenant = ?1 AND agent_id = ?2 ORDER BY spool_epoch, from_seq";
+FROM telemetry_gaps WHERE tenant = ?1 AND agent_id = ?2 AND (spool_epoch, from_seq) > (?3, ?4)
+ORDER BY spool_epoch, from_seq LIMIT ?5";
 
 type Origin = (AgentId, AgentRunId);
 
@@ -440,21 +442,23 @@ pub(super) async fn streams(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
     agent_id: AgentId,
-) -> StoreResult<Vec<StreamSummary>> {
+    page: Page<StreamName>,
+) -> StoreResult<Listing<StreamSummary, StreamName>> {
     let rows = sqlx::query(STREAMS)
         .bind(tenant.as_str())
         .bind(agent_id.to_string())
+        .bind(page.after.as_ref().map_or("", StreamName::as_str))
+        .bind(rows_wanted(page.limit))
         .fetch_all(connection)
         .await?;
-    rows.iter()
-        .map(|row| {
-            let reader = Reader::new("telemetry_streams", row);
-            Ok(StreamSummary {
-                stream: reader.parse("stream")?,
-                newest: reader.time("newest")?,
-            })
+    let read = |row: &SqliteRow| {
+        let reader = Reader::new("telemetry_streams", row);
+        Ok(StreamSummary {
+            stream: reader.parse("stream")?,
+            newest: reader.time("newest")?,
         })
-        .collect()
+    };
+    Fetched::new(rows, page.limit).listing(read, |summary| summary.stream.clone())
 }
 
 /// What will never arrive.
@@ -462,24 +466,35 @@ pub(super) async fn gaps(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
     agent_id: AgentId,
-) -> StoreResult<Vec<StoredGap>> {
+    page: Page<GapCursor>,
+) -> StoreResult<Listing<StoredGap, GapCursor>> {
+    // Every epoch begins with a hexadecimal digit, which sorts behind nothing at all.
+    let (epoch, seq) = page.after.map_or_else(
+        || (String::new(), 0),
+        |after| (after.spool_epoch.to_string(), after.from_seq),
+    );
     let rows = sqlx::query(GAPS)
         .bind(tenant.as_str())
         .bind(agent_id.to_string())
+        .bind(epoch)
+        .bind(i64::try_from(seq).unwrap_or(i64::MAX))
+        .bind(rows_wanted(page.limit))
         .fetch_all(connection)
         .await?;
-    rows.iter()
-        .map(|row| {
-            let reader = Reader::new("telemetry_gaps", row);
-            Ok(StoredGap {
-                spool_epoch: reader.parse("spool_epoch")?,
-                gap: Gap {
-                    from_seq: reader.count("from_seq")?,
-                    to_seq: reader.count("to_seq")?,
-                    reason: reader.word("reason", GapReason::from_name)?,
-                },
-                stored_at: reader.time("stored_at")?,
-            })
+    let read = |row: &SqliteRow| {
+        let reader = Reader::new("telemetry_gaps", row);
+        Ok(StoredGap {
+            spool_epoch: reader.parse("spool_epoch")?,
+            gap: Gap {
+                from_seq: reader.count("from_seq")?,
+                to_seq: reader.count("to_seq")?,
+                reason: reader.word("reason", GapReason::from_name)?,
+            },
+            stored_at: reader.time("stored_at")?,
         })
-        .collect()
+    };
+    Fetched::new(rows, page.limit).listing(read, |stored| GapCursor {
+        spool_epoch: stored.spool_epoch,
+        from_seq: stored.gap.from_seq,
+    })
 }

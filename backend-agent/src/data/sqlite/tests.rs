@@ -33,6 +33,7 @@ const STATEMENTS: &[(&str, &str)] = &[
     ("keys::CREATE", keys::CREATE),
     ("keys::BY_HASH", keys::BY_HASH),
     ("keys::LIST", keys::LIST),
+    ("keys::BY_ID", keys::BY_ID),
     ("keys::REVOKE", keys::REVOKE),
     ("keys::TOUCH", keys::TOUCH),
     ("outputs::LOAD", outputs::LOAD),

@@ -39,6 +39,7 @@ fn plain(backend: &Backend, method: &Method, template: &str, operation: &Value) 
         },
         key: Some(backend.key().to_owned()),
         media_type: "application/json",
+        headers: &[],
         body: body.map(Value::to_string).unwrap_or_default(),
     }
 }
@@ -50,6 +51,7 @@ struct Asked {
     query: String,
     key: Option<String>,
     media_type: &'static str,
+    headers: &'static [(&'static str, &'static str)],
     body: String,
 }
 
@@ -59,6 +61,9 @@ impl Asked {
             .method(self.method)
             .uri(format!("{}?{}", self.path, self.query))
             .header("content-type", self.media_type);
+        for (name, value) in self.headers {
+            request = request.header(*name, *value);
+        }
         if let Some(key) = self.key {
             request = request.header("authorization", format!("Bearer {key}"));
         }
@@ -66,6 +71,24 @@ impl Asked {
         backend.send(request).await.status.as_u16()
     }
 }
+
+/// What no operation takes, whatever it does with it.
+const ODD: &[(&[(&str, &str)], u16)] = &[
+    (&[("host", "a"), ("host", "a")], 400),
+    (&[("host", "a"), ("host", "b")], 400),
+    (&[("host", "a, b")], 400),
+    (&[("host", "user@a")], 400),
+    (
+        &[("transfer-encoding", "chunked"), ("content-length", "3")],
+        400,
+    ),
+    (&[("content-encoding", "gzip")], 415),
+    (&[("content-encoding", "identity, zstd")], 415),
+    (
+        &[("content-encoding", "identity"), ("content-encoding", "br")],
+        415,
+    ),
+];
 
 /// What the guard and the readers of input refuse, the same at every operation.
 async fn refusals(backend: &Backend) {
@@ -76,6 +99,13 @@ async fn refusals(backend: &Backend) {
             ..good.clone()
         };
         assert_eq!(unknown.send(backend).await, 422, "{path}");
+        for (headers, status) in ODD {
+            let odd = Asked {
+                headers,
+                ..good.clone()
+            };
+            assert_eq!(odd.send(backend).await, *status, "{path} {headers:?}");
+        }
         if operation["security"] != json!([]) {
             let anonymous = Asked {
                 key: None,

@@ -106,6 +106,10 @@ fn headers(id: &str, status: u16, response: &Value, answer: &Answer) -> Result<(
         "content-length",
         "cache-control",
         "x-content-type-options",
+        "content-security-policy",
+        "x-frame-options",
+        "referrer-policy",
+        "cross-origin-resource-policy",
     ];
     for name in answer.headers.keys().map(http::HeaderName::as_str) {
         let declared = response["headers"].get(name).is_some();

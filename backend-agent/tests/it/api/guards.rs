@@ -155,6 +155,11 @@ async fn every_answer_names_its_request_and_is_not_to_be_stored() {
         let answer = backend.send(request.body(Body::empty()).unwrap()).await;
         assert_eq!(answer.header("x-request-id"), "client-7.a_B");
         assert_eq!(answer.header("cache-control"), "no-store");
+        assert_eq!(answer.header("x-content-type-options"), "nosniff");
+        assert_eq!(answer.header("x-frame-options"), "DENY");
+        assert_eq!(answer.header("referrer-policy"), "no-referrer");
+        let policy = answer.header("content-security-policy");
+        assert!(policy.contains("frame-ancestors 'none'"), "{policy}");
     }
     for id in ["a b", "<script>", &"x".repeat(65), ""] {
         let request = backend

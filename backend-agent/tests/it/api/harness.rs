@@ -63,6 +63,7 @@ pub(super) struct Backend {
     pub(super) readiness: Readiness,
     pub(super) stopping: CancellationToken,
     pub(super) limits: ApiLimits,
+    pub(super) metrics: Metrics,
     key: String,
     queue: QueueLimits,
     seen: Mutex<BTreeSet<declared::Outcome>>,
@@ -153,6 +154,7 @@ impl Backend {
         let readiness = Readiness::new();
         readiness.latch("store").set(true, "open");
         let stopping = CancellationToken::new();
+        let metrics = Metrics::new("viworks-test", "0", clock.wall());
         let state = ApiState::new(ApiParts {
             store: Arc::clone(&store),
             tenant: tenant.clone(),
@@ -160,7 +162,7 @@ impl Backend {
             commands,
             readiness: readiness.clone(),
             conditions: Conditions::new(Arc::<Timeline>::clone(&clock)),
-            metrics: Metrics::new("viworks-test", "0", clock.wall()),
+            metrics: metrics.clone(),
             limits,
             stopping: stopping.clone(),
         });
@@ -173,6 +175,7 @@ impl Backend {
             readiness,
             stopping,
             limits,
+            metrics,
             key: String::new(),
             queue,
             seen: Mutex::default(),

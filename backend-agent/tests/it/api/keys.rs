@@ -9,7 +9,7 @@ use http::{Method, Request, StatusCode};
 use serde_json::json;
 use viworks_backend_agent::auth::ApiSecret;
 use viworks_backend_agent::auth::apikey::{self, CreateError, CreateKey};
-use viworks_backend_agent::data::Actor;
+use viworks_backend_agent::data::{Actor, Page};
 use viworks_common::api::Scope;
 
 use super::harness::{Answer, Backend, now};
@@ -158,9 +158,11 @@ async fn the_first_key_comes_in_a_private_file_that_replaces_none() {
     );
     assert!(matches!(make().await, Err(CreateError::Write { .. })));
     assert_eq!(std::fs::read_to_string(&out).unwrap(), text);
-    let keys = apikey::list(&*backend.store, &backend.tenant, now())
+    let all = Page::first(1_000);
+    let keys = apikey::list(&*backend.store, &backend.tenant, all, now())
         .await
-        .unwrap();
+        .unwrap()
+        .items;
     assert_eq!(keys.iter().filter(|listed| listed.name == "ci").count(), 1);
     assert!(keys.iter().any(|listed| listed.id == key.id));
 }
@@ -197,4 +199,55 @@ async fn a_validity_of_nothing_or_beyond_ten_years_is_refused() {
     }
     let body = json!({"name": "x", "scopes": ["runs:read"], "expires_in_ms": 315_360_000_000_u64});
     assert_eq!(backend.post("/v1/apikeys", &body).await.status, 201);
+}
+
+#[tokio::test]
+async fn a_key_cannot_revoke_what_is_stronger_nor_make_what_outlives_it() {
+    let backend = Backend::new().await;
+    let weak = CreateKey {
+        expires_in: Some(Duration::from_secs(3_600)),
+        ..wanted(&[Scope::ApikeysAdmin, Scope::RunsRead])
+    };
+    let actor = Actor::local("test");
+    let (own, secret) = apikey::issue(&*backend.store, &backend.tenant, weak, &actor, now())
+        .await
+        .unwrap();
+    let ask = async |method: Method, path: String, body: String| {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("authorization", format!("Bearer {}", secret.expose()))
+            .header("content-type", "application/json");
+        backend.send(request.body(Body::from(body)).unwrap()).await
+    };
+    let listed = backend.get("/v1/apikeys").await.json();
+    let strong = listed["items"].as_array().unwrap().last().unwrap()["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let answer = ask(
+        Method::DELETE,
+        format!("/v1/apikeys/{strong}"),
+        String::new(),
+    )
+    .await;
+    answer.problem(403, "VW-A-002");
+    assert_eq!(
+        backend.get("/v1/gateways").await.status,
+        200,
+        "it still opens"
+    );
+    for (expires_in_ms, status) in [(None, 403), (Some(7_200_000), 403), (Some(60_000), 201)] {
+        let body = json!({"name": "x", "scopes": ["runs:read"], "expires_in_ms": expires_in_ms});
+        let answer = ask(Method::POST, "/v1/apikeys".to_owned(), body.to_string()).await;
+        assert_eq!(answer.status, status, "{}", answer.text);
+    }
+    // What is not stronger it may revoke, itself included.
+    let answer = ask(
+        Method::DELETE,
+        format!("/v1/apikeys/{}", own.id),
+        String::new(),
+    )
+    .await;
+    assert_eq!(answer.status, StatusCode::NO_CONTENT, "{}", answer.text);
 }

@@ -207,3 +207,76 @@ async fn a_store_that_is_away_is_a_problem_that_passes() {
     answer.problem(503, "VW-S-001");
     assert_eq!(answer.header("retry-after"), "1");
 }
+
+#[tokio::test]
+async fn every_list_comes_in_pages_that_make_the_whole() {
+    let backend = Backend::new().await;
+    backend.connect("gw-1", catalogue()).await;
+    backend.connect("gw-2", catalogue()).await;
+    for _ in 0..3 {
+        backend.submit_uptime().await;
+        backend
+            .key_with(&[viworks_common::api::Scope::RunsRead])
+            .await;
+    }
+    let lists: Vec<&str> = super::declared::operations()
+        .filter(|(_method, _path, operation)| {
+            let schema = &operation["responses"]["200"]["content"]["application/json"]["schema"];
+            schema["$ref"]
+                .as_str()
+                .is_some_and(|name| name.ends_with("List"))
+        })
+        .map(|(_method, path, operation)| {
+            let names: Vec<_> = operation["parameters"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|parameter| parameter["name"].as_str().unwrap())
+                .collect();
+            assert!(
+                names.contains(&"cursor") && names.contains(&"limit"),
+                "{path}"
+            );
+            path
+        })
+        .collect();
+    assert!(lists.len() >= 9, "{lists:?}");
+    let run = backend.get("/v1/runs").await.json()["items"][0]["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let mut paged = 0;
+    for path in lists {
+        let path = path.replace("{run}", &run).replace("{gateway}", "gw-1");
+        let gateway = if path.contains("telemetry") {
+            "&gateway=gw-1"
+        } else {
+            ""
+        };
+        let whole = backend
+            .get(&format!("{path}?limit=1000{gateway}"))
+            .await
+            .json();
+        let whole = whole["items"].as_array().unwrap().clone();
+        let (mut pages, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let page = backend
+                .get(&format!("{path}?limit=1{gateway}{cursor}"))
+                .await
+                .json();
+            let items = page["items"].as_array().unwrap();
+            assert!(items.len() <= 1, "{page}");
+            pages.extend(items.iter().cloned());
+            match page["next"].as_str() {
+                Some(next) => cursor = format!("&cursor={next}"),
+                None => break,
+            }
+        }
+        if path != "/v1/audit" && path != "/v1/apikeys" {
+            assert_eq!(pages, whole, "{path}");
+        }
+        assert_eq!(pages.len(), whole.len(), "{path}");
+        paged += usize::from(pages.len() > 1);
+    }
+    assert!(paged >= 6, "{paged}");
+}

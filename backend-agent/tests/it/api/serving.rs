@@ -16,7 +16,13 @@ async fn start(backend: &Backend, limits: ApiLimits) -> (SocketAddr, Lifecycle) 
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let lifecycle = Lifecycle::new();
-    let serving = serve(listener, backend.router.clone(), limits, lifecycle.clone());
+    let serving = serve(
+        listener,
+        backend.router.clone(),
+        limits,
+        backend.metrics.clone(),
+        lifecycle.clone(),
+    );
     drop(lifecycle.spawn("api", serving));
     (address, lifecycle)
 }
@@ -90,35 +96,145 @@ async fn too_many_headers_are_refused() {
     let headers: String = (0..100)
         .map(|number| format!("x-{number}: 1\r\n"))
         .collect();
-    let head = format!("GET /livez HTTP/1.1\r\n{headers}\r\n");
+    let head = format!("GET /livez HTTP/1.1\r\nhost: x\r\n{headers}\r\n");
     socket.write_all(head.as_bytes()).await.unwrap();
     assert!(read_all(&mut socket).await.starts_with("HTTP/1.1 431"));
     lifecycle.shutdown(PATIENCE).await;
 }
 
+/// Sends a request and reads nothing.
+async fn silent(address: SocketAddr, request: &str) -> TcpStream {
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    socket.write_all(request.as_bytes()).await.unwrap();
+    socket
+}
+
+async fn status_of(address: SocketAddr, key: &str) -> String {
+    let request = format!(
+        "GET /v1/gateways HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\nconnection: close\r\n\r\n"
+    );
+    let mut socket = silent(address, &request).await;
+    let answer = read_all(&mut socket).await;
+    answer.lines().next().unwrap_or_default().to_owned()
+}
+
 #[tokio::test]
-async fn connections_over_the_bound_wait_for_a_place() {
+async fn strangers_who_read_nothing_keep_nobody_out_and_are_cut() {
     let backend = Backend::new().await;
     let limits = ApiLimits {
-        connections_max: 1,
+        connections_max: 16,
+        per_source_max: 8,
+        send_timeout: Duration::from_millis(500),
+        header_timeout: Duration::from_secs(1),
         ..backend.limits
     };
     let (address, lifecycle) = start(&backend, limits).await;
-    let request = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
-    let mut first = TcpStream::connect(address).await.unwrap();
-    first.write_all(request).await.unwrap();
-    let mut byte = [0; 1];
-    first.read_exact(&mut byte).await.unwrap();
-    let mut second = TcpStream::connect(address).await.unwrap();
-    second.write_all(request).await.unwrap();
-    let early =
-        tokio::time::timeout(Duration::from_millis(200), second.read_exact(&mut byte)).await;
-    assert!(early.is_err(), "there was no place for the second");
-    drop(first);
-    tokio::time::timeout(PATIENCE, second.read_exact(&mut byte))
-        .await
-        .unwrap()
-        .unwrap();
+    let request = "GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n".repeat(64);
+    let mut strangers = Vec::new();
+    for _ in 0..40 {
+        strangers.push(silent(address, &request).await);
+        assert_eq!(status_of(address, backend.key()).await, "HTTP/1.1 200 OK");
+    }
+    let text = backend.metrics.encode().unwrap();
+    let cut = |reason: &str| {
+        let line = format!("viworks_api_connections_cut_total{{reason=\"{reason}\"}} ");
+        text.contains(&line)
+    };
+    assert!(cut("source_full"), "{text}");
+    for mut socket in strangers {
+        // However it ends, it ends.
+        let mut rest = Vec::new();
+        let ended = tokio::time::timeout(PATIENCE, socket.read_to_end(&mut rest)).await;
+        drop(ended.expect("a stranger's socket is closed"));
+    }
+    lifecycle.shutdown(PATIENCE).await;
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_take_its_answer_is_cut_and_counted() {
+    let backend = Backend::new().await;
+    let limits = ApiLimits {
+        send_timeout: Duration::from_millis(300),
+        ..backend.limits
+    };
+    let (address, lifecycle) = start(&backend, limits).await;
+    let request = "GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n".repeat(200);
+    let _silent = silent(address, &request).await;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let text = backend.metrics.encode().unwrap();
+        if text.contains("viworks_api_connections_cut_total{reason=\"send_timeout\"} 1")
+            && text.contains("viworks_api_connections 0")
+        {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{text}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    lifecycle.shutdown(PATIENCE).await;
+}
+
+#[tokio::test]
+async fn whoever_showed_a_key_keeps_its_place_and_where_nobody_can_go_the_newcomer_is_told_so() {
+    let backend = Backend::new().await;
+    let limits = ApiLimits {
+        connections_max: 2,
+        ..backend.limits
+    };
+    let (address, lifecycle) = start(&backend, limits).await;
+    let request = format!(
+        "GET /v1/gateways HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\r\n",
+        backend.key()
+    );
+    let mut holders = Vec::new();
+    for _ in 0..2 {
+        let mut holder = silent(address, &request).await;
+        let mut byte = [0; 1];
+        holder.read_exact(&mut byte).await.unwrap();
+        holders.push(holder);
+    }
+    let mut late = silent(address, "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    let answer = read_all(&mut late).await;
+    assert!(
+        answer.is_empty() || answer.starts_with("HTTP/1.1 503"),
+        "{answer}"
+    );
+    let text = backend.metrics.encode().unwrap();
+    assert!(
+        text.contains("viworks_api_connections_refused_total{bound=\"full\"} 1"),
+        "{text}"
+    );
+    drop(holders);
+    lifecycle.shutdown(PATIENCE).await;
+}
+
+#[tokio::test]
+async fn one_key_that_reads_nothing_keeps_no_other_key_out() {
+    let backend = Backend::new().await;
+    let limits = ApiLimits {
+        connections_max: 16,
+        per_key_max: 4,
+        ..backend.limits
+    };
+    let (address, lifecycle) = start(&backend, limits).await;
+    let greedy = backend
+        .key_with(&[viworks_common::api::Scope::GatewaysRead])
+        .await;
+    let request =
+        format!("GET /v1/gateways HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {greedy}\r\n\r\n");
+    let mut held = Vec::new();
+    for _ in 0..40 {
+        let mut socket = silent(address, &request).await;
+        let mut byte = [0; 1];
+        socket.read_exact(&mut byte).await.unwrap();
+        held.push(socket);
+        assert_eq!(status_of(address, backend.key()).await, "HTTP/1.1 200 OK");
+    }
+    let text = backend.metrics.encode().unwrap();
+    assert!(
+        text.contains("viworks_api_connections_cut_total{reason=\"key_full\"} 36"),
+        "{text}"
+    );
     lifecycle.shutdown(PATIENCE).await;
 }
 
@@ -136,4 +252,24 @@ async fn an_idle_connection_does_not_hold_up_the_end() {
     let outcome = lifecycle.shutdown(PATIENCE).await;
     assert!(outcome.aborted.is_empty(), "{outcome:?}");
     assert!(TcpStream::connect(address).await.is_err());
+}
+
+#[tokio::test]
+async fn a_request_over_a_socket_has_exactly_one_host() {
+    let backend = Backend::new().await;
+    let (address, lifecycle) = start(&backend, backend.limits).await;
+    for (hosts, status) in [
+        ("", "400"),
+        ("host: a\r\nhost: b\r\n", "400"),
+        ("host: a\r\n", "200"),
+    ] {
+        let request = format!("GET /livez HTTP/1.1\r\n{hosts}connection: close\r\n\r\n");
+        let mut socket = silent(address, &request).await;
+        let answer = read_all(&mut socket).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}")),
+            "{hosts}: {answer}"
+        );
+    }
+    lifecycle.shutdown(PATIENCE).await;
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use futures_util::future::join_all;
 use viworks_backend_agent::data::{
-    Actor, AdmitOutcome, ConfirmOutcome, HeartbeatFigures, SessionTouch, StoreError,
+    Actor, AdmitOutcome, ConfirmOutcome, HeartbeatFigures, Page, SessionTouch, StoreError,
 };
 use viworks_common::code::CloseCode;
 use viworks_common::command::CommandState;
@@ -394,9 +394,10 @@ pub(crate) async fn gateways_that_come_back_together_each_get_their_own_answer(b
         assert!(!live.same_agent_run);
         let gaps = bed
             .store
-            .telemetry_gaps(&bed.tenant, agent(n))
+            .telemetry_gaps(&bed.tenant, agent(n), Page::first(1_000))
             .await
-            .unwrap();
+            .unwrap()
+            .items;
         assert_eq!(gaps.len(), usize::from(n > 1));
     }
     let twins: Vec<_> = admitted

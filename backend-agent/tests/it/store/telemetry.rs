@@ -83,9 +83,10 @@ async fn stored(bed: &Bed, n: u64) -> Vec<u64> {
 async fn gaps(bed: &Bed, n: u64) -> Vec<(u64, u64, GapReason)> {
     let gaps = bed
         .store
-        .telemetry_gaps(&bed.tenant, agent(n))
+        .telemetry_gaps(&bed.tenant, agent(n), Page::first(1_000))
         .await
-        .unwrap();
+        .unwrap()
+        .items;
     gaps.iter()
         .map(|StoredGap { gap, .. }| (gap.from_seq, gap.to_seq, gap.reason))
         .collect()
@@ -314,9 +315,10 @@ pub(crate) async fn records_are_queried_by_stream_range_and_page(bed: &Bed) {
     assert!(one.fields == record(1).fields && one.observed_at == at(1) && one.stored_at == at(0));
     let streams = bed
         .store
-        .telemetry_streams(&bed.tenant, agent(1))
+        .telemetry_streams(&bed.tenant, agent(1), Page::first(1_000))
         .await
-        .unwrap();
+        .unwrap()
+        .items;
     let newest: BTreeSet<_> = streams
         .iter()
         .map(|summary| (summary.stream.as_str(), summary.newest))
