@@ -34,7 +34,7 @@ fn request(folder: &Path) -> InitRequest {
 
 /// A folder with everything of a new backend in `b`.
 pub(crate) fn initialised() -> TempDir {
-    viworks_runtime::tls::install_provider();
+    tls::install_provider();
     let folder = tempfile::tempdir().unwrap();
     init(&request(&folder.path().join("b")), SystemClock.wall()).unwrap();
     folder

@@ -223,7 +223,7 @@ fn typed(body: &[&str]) -> String {
     let mut script = String::new();
     let mut goes_on = false;
     for line in body {
-        let typed = line.strip_prefix("$ ").or(goes_on.then_some(*line));
+        let typed = line.strip_prefix("$ ").or_else(|| goes_on.then_some(*line));
         goes_on = typed.is_some_and(|line| line.ends_with('\\'));
         if let Some(line) = typed {
             script += line;
