@@ -13,15 +13,14 @@
 //! or does not read its answer is cut off, and one who stalls in its body is answered with 408.
 
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
 use serde::Serialize;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use viworks_common::id::AgentRunId;
 use viworks_common::limits;
@@ -39,10 +38,12 @@ use crate::spool::Spool;
 mod commands;
 mod problem;
 mod serve;
+mod socket;
 mod status;
 mod telemetry;
 
 pub use serve::ServeLimits;
+pub use socket::{Socket, bind};
 
 /// Telemetry requests that are served at once; more are told to come back.
 const INTAKES_MAX: usize = 8;
@@ -147,62 +148,25 @@ pub struct Context {
     pub lifecycle: Lifecycle,
 }
 
-/// Binds the socket, readable and writable for owner and group. A socket file that nobody answers is replaced.
-///
-/// # Errors
-/// When somebody does, or the path cannot be used.
-pub async fn bind(path: &Path) -> Result<UnixListener, ApiError> {
-    let failed = |source| ApiError::Io {
-        path: path.to_owned(),
-        source,
-    };
-    match std::fs::symlink_metadata(path) {
-        Ok(metadata) if !metadata.file_type().is_socket() => {
-            return Err(ApiError::NotASocket(path.to_owned()));
-        }
-        Ok(_) => match UnixStream::connect(path).await {
-            Ok(_answered) => return Err(ApiError::InUse(path.to_owned())),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-            Err(error) => return Err(failed(error)),
-        },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed(error)),
-    }
-    // Made beside its place and moved there, so that it never stands there with the wrong permissions.
-    let mut draft = path.as_os_str().to_owned();
-    draft.push(".new");
-    let draft = PathBuf::from(draft);
-    match std::fs::remove_file(&draft) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed(error)),
-    }
-    let listener = UnixListener::bind(&draft).map_err(failed)?;
-    let permissions = std::fs::Permissions::from_mode(0o660);
-    std::fs::set_permissions(&draft, permissions).map_err(failed)?;
-    std::fs::rename(&draft, path).map_err(failed)?;
-    Ok(listener)
-}
-
 /// Serves until the lifecycle stops; connections then finish the request they are in.
 ///
 /// # Errors
 /// When the listener fails.
-pub async fn serve(listener: UnixListener, context: Context) -> io::Result<()> {
-    serve_within(listener, context, ServeLimits::default()).await
+pub async fn serve(socket: Socket, context: Context) -> io::Result<()> {
+    serve_within(socket, context, ServeLimits::default()).await
 }
 
 /// Like [`serve`], with other bounds.
 ///
 /// # Errors
 /// When the listener fails.
-pub async fn serve_within(
-    listener: UnixListener,
-    context: Context,
-    limits: ServeLimits,
-) -> io::Result<()> {
-    let lifecycle = context.lifecycle.clone();
-    serve::run(listener, router(context), limits, lifecycle).await
+pub async fn serve_within(socket: Socket, context: Context, limits: ServeLimits) -> io::Result<()> {
+    let shell = serve::Shell {
+        lifecycle: context.lifecycle.clone(),
+        clock: Arc::clone(&context.clock),
+        conditions: context.conditions.clone(),
+    };
+    serve::run(socket, router(context), limits, shell).await
 }
 
 fn router(context: Context) -> Router {

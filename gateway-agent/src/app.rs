@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
+use viworks_runtime::blocking;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::conditions::Conditions;
 use viworks_runtime::exit::ExitCode;
@@ -81,7 +82,10 @@ async fn start(config: &Config, lifecycle: &Lifecycle) -> anyhow::Result<(Journa
     info!(agent_id = %identity.name.agent_id, agent_run_id = %identity.agent_run_id, "starting");
     let folder = &config.gateway.state_folder;
     let hangups = Hangups::listen().context("failed to listen for SIGHUP")?;
-    let catalogue = Current::new(load_catalogue(config)?);
+    let own = config.clone();
+    let load = move || load_catalogue(&own);
+    let loaded = blocking::call("catalogue", catalogue::LOAD_TIME, load).await;
+    let catalogue = Current::new(loaded.context("the catalogue cannot be read")??);
     let journal = Journal::open(&folder.join("journal.db"), config.journal.entries_max).await?;
     let opened = Spool::open(
         &folder.join("spool.db"),
@@ -98,6 +102,7 @@ async fn start(config: &Config, lifecycle: &Lifecycle) -> anyhow::Result<(Journa
             parallel_max: config.executor.parallel_max,
             kill_grace: config.executor.kill_grace,
         },
+        catalogue::own_program(),
         Arc::clone(&clock),
     );
     let (live, live_out) = mpsc::channel(LIVE_MAX);
@@ -196,7 +201,7 @@ async fn start(config: &Config, lifecycle: &Lifecycle) -> anyhow::Result<(Journa
     Ok((journal, spool))
 }
 
-fn serve_api(lifecycle: &Lifecycle, listener: tokio::net::UnixListener, context: api::Context) {
+fn serve_api(lifecycle: &Lifecycle, listener: api::Socket, context: api::Context) {
     let failing = lifecycle.clone();
     lifecycle.spawn_critical("api", async move {
         if let Err(error) = api::serve(listener, context).await {

@@ -5,12 +5,17 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use serde::Serialize;
 use viworks_common::time::Timestamp;
+use viworks_runtime::blocking;
 
 /// Bytes of one file; then it is put aside as `NAME.1`, and the one before that is gone.
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// How long the disk may take for an entry.
+const APPEND_TIME: Duration = Duration::from_secs(30);
 
 /// One entry.
 #[derive(Debug, Clone, Serialize)]
@@ -67,7 +72,7 @@ impl Audit {
         let mut line = serde_json::to_vec(&record)?;
         line.push(b'\n');
         let log = Arc::clone(&self.file);
-        tokio::task::spawn_blocking(move || {
+        blocking::call("audit", APPEND_TIME, move || {
             log.lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .append(&line)

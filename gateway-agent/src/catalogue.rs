@@ -14,6 +14,8 @@ use viworks_common::code::RejectCode;
 use viworks_common::command::Arguments;
 use viworks_common::id::{CommandId, CommandName};
 
+use viworks_runtime::blocking::{self, Unanswered};
+
 use crate::builtin;
 use crate::executor::Launch;
 
@@ -25,6 +27,12 @@ mod ownership;
 pub use current::{Current, reload};
 pub use load::load;
 pub use ownership::Owners;
+
+/// How long a look at the files that a command needs may take.
+const LOOK_TIME: Duration = Duration::from_secs(2);
+
+/// How long reading the whole catalogue may take.
+pub const LOAD_TIME: Duration = Duration::from_secs(60);
 
 /// The shipped catalogue: file names and contents, as they are installed to `commands.d`.
 pub const SHIPPED: &[(&str, &str)] = &[
@@ -84,13 +92,27 @@ struct Definition {
 }
 
 impl Definition {
-    /// Why it cannot run at this moment, when it cannot.
+    /// Why it cannot run at this moment, when it cannot. Asks the file system, within a time limit of its own.
     fn unavailable(&self, owners: Owners) -> Option<String> {
-        let missing = self.requires.iter().find(|path| !path.exists());
-        self.program.unavailable(owners).or_else(|| {
-            missing.map(|path| format!("it needs {}, which is not there", path.display()))
-        })
+        let look = self.look(owners);
+        blocking::wait("catalogue", LOOK_TIME, look).unwrap_or_else(|error| Some(silent(&error)))
     }
+
+    /// A look at the files that it needs.
+    fn look(&self, owners: Owners) -> impl FnOnce() -> Option<String> + Send + 'static {
+        let (program, requires) = (self.program.clone(), self.requires.clone());
+        move || {
+            let missing = || requires.iter().find(|path| !path.exists());
+            program.unavailable(owners).or_else(|| {
+                missing().map(|path| format!("it needs {}, which is not there", path.display()))
+            })
+        }
+    }
+}
+
+/// In words, that a look at the files has no answer.
+fn silent(error: &Unanswered) -> String {
+    format!("the files it needs could not be looked at: {error}")
 }
 
 /// Every allowed command.
@@ -117,6 +139,7 @@ pub struct Refusal {
 #[derive(Debug, Clone)]
 pub struct Allowed<'c> {
     definition: &'c Definition,
+    owners: Owners,
     own_program: &'c Path,
     arguments: Vec<String>,
 }
@@ -149,7 +172,8 @@ impl Catalogue {
         self.definitions.is_empty()
     }
 
-    /// Checks a request by the catalogue: name, arguments, and that its program is there at this moment.
+    /// Checks a request by the catalogue: name and arguments. Whether its program is there at this moment is another
+    /// question: [`Allowed::available`].
     ///
     /// # Errors
     /// Why this gateway does not run it.
@@ -171,15 +195,9 @@ impl Catalogue {
                 detail: format!("{name}: {refusal}"),
                 problems: Vec::new(),
             })?;
-        if let Some(reason) = definition.unavailable(self.owners) {
-            return Err(Refusal {
-                code: RejectCode::Unavailable,
-                detail: format!("{name} cannot run on this gateway: {reason}"),
-                problems: Vec::new(),
-            });
-        }
         Ok(Allowed {
             definition,
+            owners: self.owners,
             own_program: &self.own_program,
             arguments,
         })
@@ -187,6 +205,26 @@ impl Catalogue {
 }
 
 impl Allowed<'_> {
+    /// Whether its program and what else it needs are there at this moment.
+    ///
+    /// # Errors
+    /// Why it cannot run on this gateway right now; a file system that does not answer is a reason.
+    pub async fn available(&self) -> Result<(), Refusal> {
+        let look = self.definition.look(self.owners);
+        let found = blocking::call("catalogue", LOOK_TIME, look).await;
+        match found.unwrap_or_else(|error| Some(silent(&error))) {
+            None => Ok(()),
+            Some(reason) => Err(Refusal {
+                code: RejectCode::Unavailable,
+                detail: format!(
+                    "{} cannot run on this gateway: {reason}",
+                    self.definition.entry.name
+                ),
+                problems: Vec::new(),
+            }),
+        }
+    }
+
     /// Whether running it twice does no harm, in this gateway's own judgement.
     #[must_use]
     pub const fn idempotent(&self) -> bool {

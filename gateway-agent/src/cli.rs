@@ -13,7 +13,7 @@ use viworks_runtime::{fault, logging, tls};
 
 use crate::config::{self, Config};
 use crate::identity::IdentityError;
-use crate::{app, builtin};
+use crate::{app, builtin, launcher};
 
 mod status;
 
@@ -83,6 +83,12 @@ pub fn main(arguments: Vec<String>) -> std::process::ExitCode {
         .is_some_and(|first| first == builtin::SUBCOMMAND)
     {
         return builtin::run(arguments.get(2..).unwrap_or_default()).into();
+    }
+    if arguments
+        .get(1)
+        .is_some_and(|first| first == launcher::SUBCOMMAND)
+    {
+        return launcher::run(arguments.get(2..).unwrap_or_default()).into();
     }
     let mut arguments = arguments;
     if arguments.len() < 2 {

@@ -23,6 +23,7 @@ use viworks_common::time::Monotonic;
 use viworks_common::wire::message::{
     AgentMessage, Command, CommandAccepted, CommandRejected, CommandResult, CommandStarted, Event,
 };
+use viworks_runtime::blocking;
 use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::lifecycle::Lifecycle;
@@ -35,6 +36,9 @@ mod start;
 
 /// Events that may wait: offers, permits and requests about as many commands as may be unreported, and their ends.
 const INPUTS_MAX: usize = 8 * limits::COMMANDS_UNREPORTED_MAX;
+
+/// How long the search for processes of an earlier agent may take.
+const STRAYS_TIME: Duration = Duration::from_secs(30);
 
 /// How long running commands get to end by themselves when the agent stops; then they are ended and reported.
 const STOP_TIME: Duration = Duration::from_secs(10);
@@ -141,7 +145,8 @@ impl Engine {
             warn!(commands = ?interrupted, "commands were interrupted by the end of the last agent process");
             let ids = interrupted.clone();
             // Before anything can start again: nothing of the old process may run beside it.
-            if let Err(error) = tokio::task::spawn_blocking(move || end_strays(&ids)).await {
+            let search = move || end_strays(&ids);
+            if let Err(error) = blocking::call("strays", STRAYS_TIME, search).await {
                 error!(%error, "the search for left-over processes failed");
             }
         }
@@ -303,12 +308,14 @@ impl Engine {
             return Ok(());
         }
         let known = self.tools.journal.entry(id).await?;
-        let checked = self
-            .tools
-            .catalogue
-            .get()
-            .check(&command.name, &command.arguments)
-            .map(|allowed| Idempotent(allowed.idempotent()));
+        let catalogue = self.tools.catalogue.get();
+        let checked = match catalogue.check(&command.name, &command.arguments) {
+            Ok(allowed) => {
+                let available = allowed.available().await;
+                available.map(|()| Idempotent(allowed.idempotent()))
+            }
+            Err(refusal) => Err(refusal),
+        };
         let stopping = self.tools.lifecycle.is_stopping();
         let local = LocalView {
             verdict: match &checked {

@@ -1,8 +1,8 @@
 //! The single executor: runs one prepared command without a shell, bounded in time and output, and always reaps it.
 //!
 //! The connection and the local API both come here; there is no second path. A command is the leader of its own
-//! process group. Whatever happens, the group is killed before the leader is reaped, because until then its number
-//! cannot belong to anybody else; and nothing that a descendant holds open can hold the executor.
+//! session, without a terminal. Whatever happens, its session is ended before the leader is reaped, because until then
+//! its number cannot belong to anybody else; and nothing that a descendant holds open can hold the executor.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -11,10 +11,13 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 use viworks_common::command::{Outcome, OutcomeState, RetainedOutput};
 use viworks_common::id::CommandId;
+use viworks_common::limits;
 use viworks_common::time::{Monotonic, Timestamp};
 use viworks_common::wire::message::OutputStream;
+use viworks_runtime::blocking;
 use viworks_runtime::clock::{Clock, sleep_until};
 
 mod output;
@@ -23,6 +26,7 @@ mod strays;
 
 use output::Collector;
 use process::{Exit, Process};
+use strays::Ended;
 pub use strays::end_strays;
 
 /// The variable that marks a command and all its descendants.
@@ -36,6 +40,9 @@ const DRAIN_TIME: Duration = Duration::from_secs(1);
 const LAST_DRAIN_TIME: Duration = Duration::from_millis(100);
 /// How long a killed leader may take to be gone; longer only when the kernel itself is stuck.
 const REAP_TIME: Duration = Duration::from_secs(10);
+
+/// How long the search for what a command left behind may take.
+const STRAYS_TIME: Duration = Duration::from_secs(10);
 
 /// The bounds of an executor.
 #[derive(Debug, Clone, Copy)]
@@ -95,20 +102,20 @@ pub const LIVE_BYTES_MAX: usize = 8 * 1024;
 pub struct Executor {
     limits: Limits,
     slots: Arc<Semaphore>,
+    launcher: PathBuf,
     clock: Arc<dyn Clock>,
 }
 
 /// The right to run one command. Taken before the deadline is checked, so that waiting cannot make a start late.
 pub struct Slot {
     executor: Executor,
-    /// Shared with a start that hangs in the operating system: it holds the slot for as long as it hangs.
-    permit: Arc<OwnedSemaphorePermit>,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Executor {
-    /// An executor with these bounds.
+    /// An executor with these bounds. `launcher` is the agent's program, which every command begins as.
     #[must_use]
-    pub fn new(limits: Limits, clock: Arc<dyn Clock>) -> Self {
+    pub fn new(limits: Limits, launcher: PathBuf, clock: Arc<dyn Clock>) -> Self {
         let parallel_max = limits.parallel_max.clamp(1, Semaphore::MAX_PERMITS);
         Self {
             limits: Limits {
@@ -116,6 +123,7 @@ impl Executor {
                 ..limits
             },
             slots: Arc::new(Semaphore::new(parallel_max)),
+            launcher,
             clock,
         }
     }
@@ -128,7 +136,7 @@ impl Executor {
             .expect("the semaphore is never closed");
         Slot {
             executor: self.clone(),
-            permit: Arc::new(permit),
+            _permit: permit,
         }
     }
 
@@ -138,7 +146,7 @@ impl Executor {
         let permit = Arc::clone(&self.slots).try_acquire_owned().ok()?;
         Some(Slot {
             executor: self.clone(),
-            permit: Arc::new(permit),
+            _permit: permit,
         })
     }
 
@@ -177,60 +185,47 @@ impl Slot {
             );
         }
         let started = (clock.now(), clock.wall());
-        let launch = Arc::new(launch);
-        let mut process = match self.start(&launch).await {
-            Ok(process) => process,
-            Err(outcome) => return *outcome,
+        let unstarted = |reason: String| {
+            let program = launch.program.display();
+            Outcome::without_run(
+                OutcomeState::Failed,
+                format!("{program} could not be started: {reason}"),
+            )
+        };
+        // What starts here is this very program, which is in memory; what may wait for a disk does so in that process.
+        let spawned = Process::spawn(&self.executor.launcher, &launch);
+        let (mut process, mut report) = match spawned {
+            Ok(spawned) => spawned,
+            Err(error) => return unstarted(error.to_string()),
         };
         let kept = launch.output_bytes_max;
         let (stdout, stderr) = process.take_pipes();
         let mut stdout = Collector::new(launch.command_id, OutputStream::Stdout, stdout, kept);
         let mut stderr = Collector::new(launch.command_id, OutputStream::Stderr, stderr, kept);
-        let ending = {
+        let (ending, ended) = {
             let drain = async {
-                tokio::join!(stdout.drain(live.as_ref()), stderr.drain(live.as_ref()));
+                tokio::join!(
+                    report.read(),
+                    stdout.drain(live.as_ref()),
+                    stderr.drain(live.as_ref())
+                );
             };
             self.supervise(&process, &launch, started.0, &cancel, drain)
                 .await
         };
         let exit = process.reap(REAP_TIME).await;
+        let failure = report.failure();
+        if let (Ending::Exited, Some(reason)) = (ending, &failure) {
+            return unstarted(reason.clone());
+        }
         let output = output::share(kept, stdout, stderr);
         let duration = clock.now().saturating_since(started.0);
-        outcome(ending, exit, started.1, duration, output)
-    }
-
-    /// Starts the program, on a thread that may wait for the disk that it lies on.
-    async fn start(&self, launch: &Arc<Launch>) -> Result<Process, Box<Outcome>> {
-        let (wanted, permit) = (Arc::clone(launch), Arc::clone(&self.permit));
-        let starting = tokio::task::spawn_blocking(move || {
-            let started = Process::spawn(&wanted);
-            drop(permit);
-            started
-        });
-        let program = launch.program.display();
-        let failed = |state, reason: String| Box::new(Outcome::without_run(state, &reason));
-        // One that starts after all is killed at once, because nobody takes it.
-        match tokio::time::timeout(launch.timeout, starting).await {
-            Ok(Ok(Ok(process))) => Ok(process),
-            Ok(Ok(Err(error))) => Err(failed(
-                OutcomeState::Failed,
-                format!("{program} could not be started: {error}"),
-            )),
-            Ok(Err(error)) => Err(failed(
-                OutcomeState::Indeterminate,
-                format!("{program} may have been started: {error}"),
-            )),
-            Err(_elapsed) => Err(failed(
-                OutcomeState::Indeterminate,
-                format!(
-                    "{program} hangs in the operating system: its start did not end within its time limit"
-                ),
-            )),
-        }
+        let note = note(ending, failure, &ended);
+        outcome(ending, exit, note, started.1, duration, output)
     }
 
     /// Watches over the leader and drains the output until the leader is dead, though not yet reaped, and nobody
-    /// writes any more.
+    /// writes any more; what had to be ended for that is returned.
     async fn supervise(
         &self,
         process: &Process,
@@ -238,7 +233,7 @@ impl Slot {
         started: Monotonic,
         cancel: &CancellationToken,
         drain: impl Future<Output = ()>,
-    ) -> Ending {
+    ) -> (Ending, Ended) {
         let mut drain = std::pin::pin!(drain);
         let mut drained = false;
         let ending = {
@@ -254,16 +249,23 @@ impl Slot {
         if !drained {
             drained = tokio::time::timeout(DRAIN_TIME, &mut drain).await.is_ok();
         }
+        // A descendant that left the session still carries the command's id in its environment. One that did so and
+        // holds no output either is meant to stay.
+        let everywhere = !drained || ending != Ending::Exited;
+        let (session, id) = (process.session(), launch.command_id);
+        let search = move || strays::end_left_behind(session, &id, everywhere);
+        let ended = match blocking::call("strays", STRAYS_TIME, search).await {
+            Ok(ended) => ended,
+            Err(error) => {
+                warn!(command_id = %id, %error, "no search for what a command left behind");
+                Ended::default()
+            }
+        };
         process.kill_group();
-        if !drained || ending != Ending::Exited {
-            // A descendant that left the group still carries the command's id in its environment.
-            let id = launch.command_id;
-            drop(tokio::task::spawn_blocking(move || end_strays(&[id])).await);
-        }
         if !drained {
             drop(tokio::time::timeout(LAST_DRAIN_TIME, &mut drain).await);
         }
-        ending
+        (ending, ended)
     }
 
     /// Waits until the leader is dead, and sees to it when its time is up.
@@ -292,9 +294,23 @@ impl Slot {
     }
 }
 
+/// What is to be said beside how it ended.
+fn note(ending: Ending, failure: Option<String>, ended: &Ended) -> Option<String> {
+    match ending {
+        Ending::Exited => ended.said().map(|who| {
+            format!("what it left running in its session or with its output was ended: {who}")
+        }),
+        // Everything that belongs to it is ended then; that is no news.
+        Ending::TimedOut | Ending::Cancelled => {
+            failure.map(|reason| format!("its program had not begun: {reason}"))
+        }
+    }
+}
+
 fn outcome(
     ending: Ending,
     exit: Exit,
+    note: Option<String>,
     started_at: Timestamp,
     duration: Duration,
     (stdout, stderr): (RetainedOutput, RetainedOutput),
@@ -329,7 +345,15 @@ fn outcome(
         duration_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
         stdout,
         stderr,
-        reason: lost.or(reason),
+        reason: joined([lost.or(reason), note]),
         reject_code: None,
     }
+}
+
+/// Reasons one after another, as far as there are any and a message has room.
+fn joined<const N: usize>(reasons: [Option<String>; N]) -> Option<String> {
+    let said: Vec<String> = reasons.into_iter().flatten().collect();
+    let mut text = said.join("; ");
+    text.truncate(text.floor_char_boundary(limits::DETAIL_BYTES_MAX));
+    (!text.is_empty()).then_some(text)
 }

@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use sqlx::SqliteConnection;
 use sqlx::migrate::Migrator;
+use tracing::warn;
 use viworks_common::command::{Outcome, OutcomeState};
 use viworks_common::id::{AgentRunId, CommandId};
 use viworks_common::journal::Entry;
+use viworks_runtime::blocking::{self, Unanswered};
 use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::fault;
 use viworks_runtime::lifecycle::Lifecycle;
@@ -24,6 +26,12 @@ mod row;
 use guard::Guard;
 pub use guard::Lost;
 pub use reserve::{RESERVE_BYTES, Reserve};
+
+/// How long a look at the state folder may take.
+const LOOK_TIME: Duration = Duration::from_secs(10);
+
+/// How long the disk may take to make or remove the reserve.
+const RESERVE_TIME: Duration = Duration::from_secs(60);
 
 static MIGRATOR: Migrator = sqlx::migrate!("migrations/journal");
 
@@ -127,9 +135,14 @@ impl Journal {
     /// What is wrong.
     pub async fn kept(&self) -> Result<(), Lost> {
         let guard = self.guard.clone();
-        let looked = tokio::task::spawn_blocking(move || guard.check()).await;
-        // A look that panicked has shown nothing.
-        looked.unwrap_or(Ok(()))
+        let look = move || guard.check();
+        match blocking::call("state folder", LOOK_TIME, look).await {
+            Ok(looked) => looked,
+            // What may run depends on it, and the look is short.
+            Err(Unanswered::NoThread(_)) => self.guard.check(),
+            // A look that hangs or panicked has shown nothing.
+            Err(Unanswered::Late(_) | Unanswered::Hanging(_) | Unanswered::Panicked) => Ok(()),
+        }
     }
 
     /// Whether the reserve is set aside. It looks at the disk: not for a runtime thread.
@@ -404,9 +417,11 @@ impl Journal {
                 () = sleep_until(&*clock, next) => {}
             }
             let reserve = self.reserve.clone();
-            let looked = lifecycle.spawn_blocking("journal reserve", move || reserve.restore());
-            // One look at a time, however long the disk takes for it.
-            looked.await;
+            let look = move || reserve.restore();
+            if let Err(error) = blocking::call("journal reserve", RESERVE_TIME, look).await {
+                // Without a thread, or with a disk that hangs, there will be another time.
+                warn!(%error, "the journal's reserve was not looked at");
+            }
         }
     }
 
@@ -421,9 +436,13 @@ impl Journal {
     /// Gives the reserve up, on a thread that may wait for the disk; false if there was none to give.
     async fn give_up_reserve(&self) -> bool {
         let reserve = self.reserve.clone();
-        tokio::task::spawn_blocking(move || reserve.give_up())
-            .await
-            .unwrap_or(false)
+        let give_up = move || reserve.give_up();
+        match blocking::call("journal reserve", RESERVE_TIME, give_up).await {
+            Ok(given) => given,
+            // Commands need it more than this thread needs to be quick.
+            Err(Unanswered::NoThread(_)) => self.reserve.give_up(),
+            Err(Unanswered::Late(_) | Unanswered::Hanging(_) | Unanswered::Panicked) => false,
+        }
     }
 
     /// Writes; when the disk is full, gives the reserve up and tries once more.

@@ -15,6 +15,7 @@ pub mod fuzz;
 pub mod host;
 pub mod identity;
 pub mod journal;
+pub mod launcher;
 pub mod outbound;
 pub mod reload;
 pub mod spool;

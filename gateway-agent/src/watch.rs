@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::statvfs;
+use viworks_runtime::blocking;
 use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::conditions::{Conditions, Severity};
 use viworks_runtime::lifecycle::Lifecycle;
@@ -14,6 +15,9 @@ use crate::spool::Spool;
 
 /// How often it looks.
 const INTERVAL: Duration = Duration::from_secs(2);
+
+/// How long a look at the disk may take.
+const LOOK_TIME: Duration = Duration::from_secs(10);
 
 /// Free bytes with which readings are taken in again.
 const ROOM_BYTES: u64 = 1024 * 1024;
@@ -66,8 +70,9 @@ impl Watch {
 
     async fn disk(&self) {
         let (folder, journal) = (self.folder.clone(), self.journal.clone());
-        let looked = tokio::task::spawn_blocking(move || (room(&folder), journal.holds_reserve()));
-        let Ok((room, reserve)) = looked.await else {
+        let look = move || (room(&folder), journal.holds_reserve());
+        let Ok((room, reserve)) = blocking::call("disk", LOOK_TIME, look).await else {
+            // Without a thread, or with a disk that hangs, there will be another time.
             return;
         };
         if room >= ROOM_BYTES {

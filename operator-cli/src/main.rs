@@ -5,6 +5,9 @@ use viworks_operator_cli::{cli, error, output};
 use viworks_runtime::exit::ExitCode;
 
 fn main() -> std::process::ExitCode {
+    if let Some(code) = viworks_runtime::lifecycle::init::run_if_first() {
+        return code;
+    }
     let arguments = cli::Arguments::parse();
     let json = arguments.global.output == output::Format::Json;
     viworks_runtime::tls::install_provider();

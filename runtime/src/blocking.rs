@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -100,6 +100,31 @@ pub async fn call<T: Send + 'static>(
         Ok(Err(_gone)) => Err(Unanswered::Panicked),
         Err(_elapsed) => Err(Unanswered::Late(limit)),
     }
+}
+
+/// Like [`call`], for code that is on a thread of its own already: waits on this thread.
+///
+/// # Errors
+/// As for [`call`].
+pub fn wait<T: Send + 'static>(
+    name: &'static str,
+    limit: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Unanswered> {
+    let place = Place::take(name)?;
+    let (reply, answer) = sync_channel(1);
+    thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || {
+            let output = work();
+            drop(place);
+            drop(reply.try_send(output));
+        })
+        .map_err(Unanswered::NoThread)?;
+    answer.recv_timeout(limit).map_err(|error| match error {
+        RecvTimeoutError::Timeout => Unanswered::Late(limit),
+        RecvTimeoutError::Disconnected => Unanswered::Panicked,
+    })
 }
 
 /// Makes the function that a worker's thread calls, on that thread.

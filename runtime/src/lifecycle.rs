@@ -16,6 +16,7 @@ use tracing::{error, info, warn};
 
 use crate::exit::ExitCode;
 
+pub mod init;
 pub mod notify;
 mod signal;
 mod task;

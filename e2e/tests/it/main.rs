@@ -9,6 +9,7 @@ mod demo;
 mod documents;
 mod flood;
 mod full_disk;
+mod host;
 mod limbo;
 mod points;
 mod reference_agent;

@@ -48,7 +48,11 @@ pub(super) async fn run(
     let Json(request) = body.map_err(|rejection| telemetry::malformed(&rejection))?;
     let parsed: CommandName = name.parse().map_err(|_invalid| unknown(&name))?;
     let catalogue = context.catalogue.get();
-    let allowed = match catalogue.check(&parsed, &request.arguments) {
+    let checked = match catalogue.check(&parsed, &request.arguments) {
+        Ok(allowed) => allowed.available().await.map(|()| allowed),
+        Err(refusal) => Err(refusal),
+    };
+    let allowed = match checked {
         Ok(allowed) => allowed,
         Err(refusal) => {
             audit(&state, peer, &name, "refused", &refusal.detail).await?;

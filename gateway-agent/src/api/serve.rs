@@ -14,17 +14,19 @@ use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tower::ServiceExt;
 use viworks_common::limits;
 use viworks_common::places::PlaceLimits;
+use viworks_runtime::clock::{Clock, sleep_until};
+use viworks_runtime::conditions::Conditions;
 use viworks_runtime::door::{Door, LetIn, Seat};
 use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::progress::Progress;
 
-use super::Peer;
 use super::problem::Problem;
+use super::{Peer, Socket};
 
 /// The pause after a failed accept: out of descriptors is not cured by trying faster.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -53,6 +55,8 @@ pub struct ServeLimits {
     pub send_timeout: Duration,
     /// How long a request's whole body may take.
     pub body_timeout: Duration,
+    /// How often is looked whether the socket's file still stands.
+    pub socket_check: Duration,
 }
 
 impl Default for ServeLimits {
@@ -63,16 +67,25 @@ impl Default for ServeLimits {
             send_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(10),
+            socket_check: Duration::from_secs(5),
         }
     }
 }
 
+/// What the server needs of the process.
+pub(super) struct Shell {
+    pub(super) lifecycle: Lifecycle,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) conditions: Conditions,
+}
+
 pub(super) async fn run(
-    listener: UnixListener,
+    mut socket: Socket,
     router: Router,
     limits: ServeLimits,
-    lifecycle: Lifecycle,
+    shell: Shell,
 ) -> io::Result<()> {
+    let lifecycle = &shell.lifecycle;
     let body_timeout = limits.body_timeout;
     let router = router.layer(middleware::from_fn(move |request: Request, next: Next| {
         whole_body(request, next, body_timeout)
@@ -83,11 +96,18 @@ pub(super) async fn run(
         // A user is known from the start.
         per_known: limits.per_user_max,
     });
+    let next_look = || shell.clock.now().saturating_add(limits.socket_check);
+    let mut look = next_look();
     loop {
         let accepted = tokio::select! {
             biased;
             () = lifecycle.stopping() => return Ok(()),
-            accepted = listener.accept() => accepted,
+            () = sleep_until(&*shell.clock, look) => {
+                look = next_look();
+                socket.keep(&shell.conditions).await;
+                continue;
+            }
+            accepted = socket.listener.accept() => accepted,
         };
         let socket = match accepted {
             Ok((socket, _address)) => socket,

@@ -30,8 +30,18 @@ pub(super) fn ping(output: &mut dyn Write, host: &str) -> Result<(), BuiltinErro
         .first()
         .copied()
         .ok_or_else(|| BuiltinError::Failed(format!("{host} has no address")))?;
-    if let Some(tool) = TOOLS.iter().find(|tool| Path::new(tool).exists()) {
-        return by_tool(output, tool, address);
+    by_any_means(output, TOOLS, address)
+}
+
+fn by_any_means(
+    output: &mut dyn Write,
+    tools: &[&str],
+    address: IpAddr,
+) -> Result<(), BuiltinError> {
+    for tool in tools.iter().filter(|tool| Path::new(tool).exists()) {
+        if let Some(answer) = by_tool(output, tool, address)? {
+            return answer;
+        }
     }
     match icmp_socket(address) {
         Ok(socket) => by_icmp(output, &socket, address),
@@ -40,24 +50,37 @@ pub(super) fn ping(output: &mut dyn Write, host: &str) -> Result<(), BuiltinErro
     }
 }
 
-fn by_tool(output: &mut dyn Write, tool: &str, address: IpAddr) -> Result<(), BuiltinError> {
+/// What the system's tool finds; `None` when it may not be used, or cannot send.
+fn by_tool(
+    output: &mut dyn Write,
+    tool: &str,
+    address: IpAddr,
+) -> Result<Option<Result<(), BuiltinError>>, BuiltinError> {
     let attempts = ATTEMPTS.to_string();
     let patience = PATIENCE.as_secs().to_string();
     let result = Command::new(tool)
         .args(["-n", "-c", &attempts, "-W", &patience, &address.to_string()])
         .stdin(Stdio::null())
-        .output()
-        .map_err(|error| BuiltinError::Failed(format!("{tool}: {error}")))?;
+        .output();
+    // Not for this user, not for this machine, or gone since.
+    let Ok(result) = result else {
+        return Ok(None);
+    };
+    // Every ping sums up what it sent; one that lacks a right or a capability never comes to that.
+    let sent = String::from_utf8_lossy(&result.stdout).contains("packets transmitted");
+    if !sent && !result.status.success() {
+        return Ok(None);
+    }
     output.write_all(&result.stdout)?;
     if result.status.success() {
-        return Ok(());
+        return Ok(Some(Ok(())));
     }
     let said = String::from_utf8_lossy(&result.stderr);
-    Err(BuiltinError::Failed(if said.trim().is_empty() {
+    Ok(Some(Err(BuiltinError::Failed(if said.trim().is_empty() {
         format!("{address} did not answer")
     } else {
         said.trim().to_owned()
-    }))
+    }))))
 }
 
 fn icmp_socket(address: IpAddr) -> io::Result<Socket> {
@@ -186,6 +209,53 @@ mod tests {
     fn a_request_with_its_checksum_sums_to_zero() {
         let request = echo_request(IpAddr::from([127, 0, 0, 1]), 7);
         assert_eq!(internet_checksum(&request), 0);
+    }
+
+    /// A program that stands where ping would.
+    fn tool(folder: &Path, name: &str, script: &str, mode: u32) -> String {
+        use std::os::unix::fs::PermissionsExt;
+        let path = folder.join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn a_ping_that_may_not_be_used_is_done_without() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = IpAddr::from([127, 0, 0, 1]);
+        let denied =
+            "echo 'PING 127.0.0.1: 56 data bytes'; echo 'Operation not permitted' >&2; exit 2";
+        let useless = [
+            tool(folder.path(), "not-executable", "exit 0", 0o644),
+            tool(folder.path(), "denied", denied, 0o755),
+        ];
+        let useless: Vec<&str> = useless.iter().map(String::as_str).collect();
+        let mut output = Vec::new();
+        by_any_means(&mut output, &useless, home).unwrap();
+        let text = String::from_utf8(output).unwrap();
+        assert!(text.contains("answered: 3 of 3"), "{text}");
+        assert!(!text.contains("data bytes"), "{text}");
+    }
+
+    #[test]
+    fn a_ping_that_works_has_the_last_word() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = IpAddr::from([127, 0, 0, 1]);
+        let summary = "echo '3 packets transmitted, 0 received, 100% packet loss'";
+        let silent = tool(
+            folder.path(),
+            "silent",
+            &format!("{summary}; exit 1"),
+            0o755,
+        );
+        let good = tool(folder.path(), "good", "echo fine", 0o755);
+        let mut output = Vec::new();
+        let refusal = by_any_means(&mut output, &[&silent, &good], home).unwrap_err();
+        assert!(refusal.to_string().contains("did not answer"), "{refusal}");
+        output.clear();
+        by_any_means(&mut output, &[&good, &silent], home).unwrap();
+        assert_eq!(output, b"fine\n");
     }
 
     #[test]

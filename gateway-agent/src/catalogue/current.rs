@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 use tracing::{error, info};
+use viworks_runtime::blocking;
 use viworks_runtime::conditions::{Conditions, Severity};
 
 use super::{Catalogue, Owners};
@@ -49,7 +50,8 @@ const RELOAD: &str = "reload";
 /// force stays.
 pub async fn reload(current: &Current, folder: PathBuf, owners: Owners, conditions: &Conditions) {
     let (read, own) = (folder.clone(), super::own_program());
-    let loaded = tokio::task::spawn_blocking(move || super::load(&read, owners, own)).await;
+    let load = move || super::load(&read, owners, own);
+    let loaded = blocking::call("catalogue", super::LOAD_TIME, load).await;
     let problems = match loaded {
         Ok(Ok(catalogue)) => {
             info!(commands = catalogue.len(), folder = %folder.display(), "read the catalogue again");

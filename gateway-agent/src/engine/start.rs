@@ -101,7 +101,12 @@ async fn attempt(
         slot = tools.executor.slot() => slot,
     };
     // The permit may be older than the catalogue.
-    let launch = match tools.catalogue.get().check(&entry.name, &entry.arguments) {
+    let catalogue = tools.catalogue.get();
+    let allowed = match catalogue.check(&entry.name, &entry.arguments) {
+        Ok(allowed) => allowed.available().await.map(|()| allowed),
+        Err(refusal) => Err(refusal),
+    };
+    let launch = match allowed {
         // Its permit was given for a command that may run twice, and it no longer is one.
         Ok(allowed) if entry.idempotent && !allowed.idempotent() => {
             let reason = "the catalogue changed between acceptance and start";

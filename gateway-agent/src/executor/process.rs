@@ -1,19 +1,24 @@
-//! One running command: its process group, and a handle that tells of the leader's death without reaping it.
+//! One running command: its session, and a handle that tells of the leader's death without reaping it.
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, kill_process_group, pidfd_open};
+use tokio::io::AsyncReadExt;
 use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 use tracing::warn;
 
 use super::{COMMAND_ID_VARIABLE, COMMAND_PATH, Launch};
+use crate::launcher;
 
-/// The leader of a process group. Dropped before it is reaped, the whole group is killed.
+/// The leader of a session. Dropped before it is reaped, the whole process group is killed.
 pub(super) struct Process {
     child: Child,
     group: Pid,
@@ -33,30 +38,78 @@ pub(super) enum Exit {
     Unknown(String),
 }
 
+/// What the launcher says of the command's start.
+pub(super) struct Report {
+    socket: UnixStream,
+    said: Vec<u8>,
+    ended: bool,
+}
+
+impl Report {
+    /// Reads until the program has taken over, or until it is known why not. Can be dropped and called again.
+    pub(super) async fn read(&mut self) {
+        let mut buffer = [0; 512];
+        while !self.ended {
+            match self.socket.read(&mut buffer).await {
+                Ok(0) | Err(_) => self.ended = true,
+                Ok(read) => self
+                    .said
+                    .extend_from_slice(buffer.get(..read).unwrap_or_default()),
+            }
+            // Nothing that a launcher says is so long.
+            self.ended |= self.said.len() > 4_096;
+        }
+    }
+
+    /// Why the program did not start, if it did not.
+    pub(super) fn failure(&self) -> Option<String> {
+        match self.said.split_first() {
+            Some((&launcher::READY, [])) if self.ended => None,
+            Some((&launcher::READY, [])) => Some("the operating system did not answer".to_owned()),
+            Some((&launcher::READY, reason)) => Some(String::from_utf8_lossy(reason).into_owned()),
+            Some(_) | None => Some("it ended before its program began".to_owned()),
+        }
+    }
+}
+
 impl Process {
-    pub(super) fn spawn(launch: &Launch) -> io::Result<Self> {
-        let mut child = Command::new(&launch.program)
-            .args(&launch.arguments)
+    /// Starts a launcher of `program`, an agent, which becomes the command.
+    pub(super) fn spawn(program: &Path, launch: &Launch) -> io::Result<(Self, Report)> {
+        let (socket, theirs) = std::os::unix::net::UnixStream::pair()?;
+        socket.set_nonblocking(true)?;
+        let report = Report {
+            socket: UnixStream::from_std(socket)?,
+            said: Vec::new(),
+            ended: false,
+        };
+        let arguments = launcher::arguments(
+            &launch.working_directory,
+            launch.environment.iter(),
+            &launch.program,
+            &launch.arguments,
+        );
+        let mut child = Command::new(program)
+            .args(arguments)
             .env_clear()
             .env("PATH", COMMAND_PATH)
             .env("LANG", "C.UTF-8")
-            .envs(&launch.environment)
             .env(COMMAND_ID_VARIABLE, launch.command_id.to_string())
-            .current_dir(&launch.working_directory)
-            .stdin(Stdio::null())
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .process_group(0)
             .kill_on_drop(true)
             .spawn()?;
         let watched = watch(&child);
         match watched {
-            Ok((group, alive)) => Ok(Self {
-                child,
-                group,
-                alive,
-                reaped: false,
-            }),
+            Ok((group, alive)) => {
+                let process = Self {
+                    child,
+                    group,
+                    alive,
+                    reaped: false,
+                };
+                Ok((process, report))
+            }
             Err(error) => {
                 // Unwatched it must not run. What it did until here is a start all the same, and reported as failed.
                 child.start_kill()?;
@@ -67,6 +120,11 @@ impl Process {
 
     pub(super) fn take_pipes(&mut self) -> (Option<ChildStdout>, Option<ChildStderr>) {
         (self.child.stdout.take(), self.child.stderr.take())
+    }
+
+    /// The session that it leads, which has its number.
+    pub(super) const fn session(&self) -> Pid {
+        self.group
     }
 
     /// Completes when the leader is dead.
@@ -108,9 +166,14 @@ impl Process {
         if self.reaped {
             return;
         }
-        match kill_process_group(self.group, signal) {
+        let sent = match kill_process_group(self.group, signal) {
+            // A launcher that has not come to open its session is alone, and has no group of its own yet.
+            Err(Errno::SRCH) => kill_process(self.group, signal),
+            sent => sent,
+        };
+        match sent {
             // Gone already, or nothing left in it that may be signalled.
-            Ok(()) | Err(rustix::io::Errno::SRCH | rustix::io::Errno::PERM) => {}
+            Ok(()) | Err(Errno::SRCH | Errno::PERM) => {}
             Err(error) => warn!(%error, group = %self.group, "cannot signal a process group"),
         }
     }

@@ -24,6 +24,7 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use viworks_common::key::{Binding, BindingMode};
 use viworks_common::limits::{self, SocketBounds};
 use viworks_common::pin::SpkiPin;
+use viworks_runtime::blocking::{self, Unanswered};
 use viworks_runtime::tls;
 
 use super::failure::{DialFailure, Step};
@@ -159,10 +160,15 @@ pub async fn connect(host: &str, port: u16, times: &Timeouts) -> Result<TcpStrea
         host: host.to_owned(),
         reason,
     };
-    let addresses = timeout(times.resolve, resolve(host, port))
+    let addresses = timeout(times.resolve, resolve(host, port, times.resolve))
         .await
         .map_err(|_elapsed| late(Step::Resolve, times.resolve))?
-        .map_err(|error| failed(error.to_string()))?;
+        .map_err(|error| match error {
+            Unresolved::Unanswered(Unanswered::Late(limit)) => late(Step::Resolve, limit),
+            // No thread at the moment, such as under a limit on processes: the next attempt asks again.
+            Unresolved::Unanswered(error) => failed(error.to_string()),
+            Unresolved::Refused(error) => failed(error.to_string()),
+        })?;
     let mut addresses = alternate(addresses).into_iter();
     let mut attempts = FuturesUnordered::new();
     let mut last = failed("it has no address".to_owned());
@@ -187,24 +193,37 @@ pub async fn connect(host: &str, port: u16, times: &Timeouts) -> Result<TcpStrea
     Ok(stream)
 }
 
+/// Why a name has no addresses.
+enum Unresolved {
+    /// The resolver said so.
+    Refused(io::Error),
+    /// It did not say anything.
+    Unanswered(Unanswered),
+}
+
 /// The addresses of a name. The system's resolver cannot be interrupted: one that hangs keeps its thread, so only a few
 /// are asked at once, however often somebody dials.
-async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+async fn resolve(host: &str, port: u16, limit: Duration) -> Result<Vec<SocketAddr>, Unresolved> {
     static LOOKUPS: Semaphore = Semaphore::const_new(LOOKUPS_MAX);
     if let Ok(address) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(address, port)]);
     }
-    let slot = LOOKUPS.acquire().await.map_err(io::Error::other)?;
+    let slot = LOOKUPS
+        .acquire()
+        .await
+        .map_err(|error| Unresolved::Refused(io::Error::other(error)))?;
     let host = host.to_owned();
-    tokio::task::spawn_blocking(move || {
+    let look_up = move || {
         let found = (host.as_str(), port)
             .to_socket_addrs()
             .map(Iterator::collect);
         drop(slot);
         found
-    })
-    .await
-    .map_err(io::Error::other)?
+    };
+    blocking::call("resolve", limit, look_up)
+        .await
+        .map_err(Unresolved::Unanswered)?
+        .map_err(Unresolved::Refused)
 }
 
 /// What is asked for in the upgrade, and the socket that the connection becomes.

@@ -6,11 +6,16 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 use viworks_common::pin::{PinSet, PinSetRefusal, SpkiPin};
+use viworks_runtime::blocking::{self, Unanswered};
 use viworks_runtime::files::{self, FileError};
+
+/// How long the disk may take for the file.
+const WRITE_TIME: Duration = Duration::from_secs(30);
 
 /// Why an offered set is not taken over.
 #[derive(Debug, thiserror::Error)]
@@ -26,7 +31,7 @@ pub enum PinsError {
     File(#[from] FileError),
     /// The thread that writes it failed.
     #[error("the pin set was not written")]
-    Thread(#[source] tokio::task::JoinError),
+    Thread(#[source] Unanswered),
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -151,8 +156,10 @@ impl Pins {
     async fn keep(&self, kept: Kept) -> Result<(), PinsError> {
         let json = serde_json::to_vec(&kept).map_err(PinsError::Encode)?;
         let path = self.path.clone();
-        let written = tokio::task::spawn_blocking(move || files::write_atomic(&path, &json));
-        written.await.map_err(PinsError::Thread)??;
+        let write = move || files::write_atomic(&path, &json);
+        blocking::call("pins", WRITE_TIME, write)
+            .await
+            .map_err(PinsError::Thread)??;
         *self.lock() = kept;
         Ok(())
     }

@@ -70,7 +70,11 @@ impl Bench {
             agent_run_id: AgentRunId::from_uuid(Uuid::from_u128(run)),
             catalogue: catalogue::Current::new(catalogue),
             journal: journal.clone(),
-            executor: Executor::new(Limits::default(), Arc::clone(&clock)),
+            executor: Executor::new(
+                Limits::default(),
+                env!("CARGO_BIN_EXE_viworks-gateway-agent").into(),
+                Arc::clone(&clock),
+            ),
             clock,
             lifecycle: lifecycle.clone(),
             live,

@@ -23,7 +23,8 @@ fn executor() -> Executor {
         parallel_max: 2,
         kill_grace: Duration::from_millis(200),
     };
-    Executor::new(limits, Arc::new(SystemClock))
+    let launcher = env!("CARGO_BIN_EXE_viworks-gateway-agent").into();
+    Executor::new(limits, launcher, Arc::new(SystemClock))
 }
 
 fn shell(script: &str) -> Launch {
@@ -212,6 +213,67 @@ async fn a_grandchild_that_holds_the_pipe_holds_nobody_and_is_ended() {
     assert!(took < Duration::from_secs(4), "{took:?}");
     let pid = String::from_utf8(outcome.stdout.head).unwrap();
     until("the end of the grandchild", || !lives(&pid)).await;
+    let reason = outcome.reason.unwrap();
+    let named = format!("sleep (process {})", pid.trim());
+    assert!(reason.contains(&named), "{reason}");
+}
+
+#[tokio::test]
+async fn what_stays_in_the_session_is_ended_and_named_whatever_its_group_and_output() {
+    let script = "set -m; sleep 600 </dev/null >/dev/null 2>&1 & echo $!";
+    let outcome = run(shell(script)).await;
+    assert_eq!(outcome.state, OutcomeState::Succeeded);
+    let pid = String::from_utf8(outcome.stdout.head).unwrap();
+    until("the end of the job", || !lives(&pid)).await;
+    let named = format!("sleep (process {})", pid.trim());
+    let reason = outcome.reason.unwrap();
+    assert!(reason.contains(&named), "{reason}");
+}
+
+#[tokio::test]
+async fn what_leaves_the_session_and_holds_no_output_stays_as_documented() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pid");
+    let script = format!(
+        "setsid sh -c 'echo $$ > {0}.new; mv {0}.new {0}; exec sleep 600' </dev/null >/dev/null 2>&1 & while [ ! -e {0} ]; do :; done",
+        file.display()
+    );
+    let outcome = run(shell(&script)).await;
+    assert_eq!(outcome.state, OutcomeState::Succeeded);
+    assert_eq!(outcome.reason, None);
+    let pid = std::fs::read_to_string(file).unwrap();
+    assert!(lives(&pid));
+    let pid = rustix::process::Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+#[tokio::test]
+async fn a_command_leads_a_session_of_its_own_without_a_terminal() {
+    let script = "read -r pid name state parent group session terminal rest < /proc/self/stat; \
+        echo $pid $group $session $terminal; (: < /dev/tty) 2>/dev/null || echo none";
+    let mut launch = shell(script);
+    launch.timeout = Duration::from_secs(5);
+    let outcome = run(launch).await;
+    assert_eq!(outcome.state, OutcomeState::Succeeded, "{outcome:?}");
+    let text = String::from_utf8(outcome.stdout.head).unwrap();
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let [pid, group, session, terminal, tty] = words[..] else {
+        panic!("{text}");
+    };
+    assert_eq!((group, session), (pid, pid));
+    assert_eq!((terminal, tty), ("0", "none"));
+}
+
+#[tokio::test]
+async fn a_folder_that_cannot_be_entered_is_named() {
+    let launch = Launch {
+        working_directory: PathBuf::from("/nonexistent/folder"),
+        ..shell("true")
+    };
+    let outcome = run(launch).await;
+    assert_eq!(outcome.state, OutcomeState::Failed);
+    assert!(outcome.reason.unwrap().contains("/nonexistent/folder"));
+    assert_eq!(outcome.started_at, None);
 }
 
 #[tokio::test]

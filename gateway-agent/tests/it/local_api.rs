@@ -62,6 +62,7 @@ struct Server {
     folder: TempDir,
     spool: Spool,
     lifecycle: Lifecycle,
+    conditions: Conditions,
     task: Task<io::Result<()>>,
 }
 
@@ -97,6 +98,7 @@ impl Server {
             .spool;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let lifecycle = Lifecycle::new();
+        let conditions = Conditions::new(Arc::clone(&clock));
         let context = Context {
             facts: AgentFacts {
                 agent_id: None,
@@ -106,11 +108,15 @@ impl Server {
             },
             status: Arc::new(Connected),
             spool: spool.clone(),
-            executor: Executor::new(Limits::default(), Arc::clone(&clock)),
+            executor: Executor::new(
+                Limits::default(),
+                env!("CARGO_BIN_EXE_viworks-gateway-agent").into(),
+                Arc::clone(&clock),
+            ),
             catalogue: catalogue::Current::new(load(&commands).unwrap()),
             pins: Arc::new(Pins::open(folder.path(), [].into())),
             audit: Audit::open(&folder.path().join("audit.log")).unwrap(),
-            conditions: Conditions::new(Arc::clone(&clock)),
+            conditions: conditions.clone(),
             clock,
             lifecycle: lifecycle.clone(),
         };
@@ -120,6 +126,7 @@ impl Server {
             folder,
             spool,
             lifecycle,
+            conditions,
             task,
         }
     }
@@ -534,4 +541,43 @@ fn a_catalogue_that_others_could_change_is_refused() {
     }
     assert!(load(&commands).is_ok());
     assert!(load(&folder.path().join("nowhere")).is_err());
+}
+
+#[tokio::test]
+async fn a_socket_whose_file_is_gone_is_bound_again_and_one_that_is_taken_is_told_of() {
+    let server = Server::start_within(ServeLimits {
+        socket_check: Duration::from_millis(10),
+        ..ServeLimits::default()
+    })
+    .await;
+    let path = server.folder.path().join("api.sock");
+    let mode = || std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(), 0o660);
+    std::fs::remove_file(&path).unwrap();
+    while !path.exists() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let (status, _body) = server.request("GET", "/v1/status", None).await;
+    assert_eq!((status, mode()), (200, 0o660));
+    // Somebody else's file is not touched.
+    std::fs::remove_file(&path).unwrap();
+    let taken = std::fs::File::create_new(&path);
+    let raised = |severity: &str| {
+        let listed = server.conditions.list();
+        listed
+            .iter()
+            .any(|found| found.name == "socket" && format!("{:?}", found.severity) == severity)
+    };
+    if taken.is_ok() {
+        while !raised("Fail") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(path.is_file());
+        std::fs::remove_file(&path).unwrap();
+    }
+    while raised("Fail") || !path.exists() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let (status, _body) = server.request("GET", "/v1/status", None).await;
+    assert_eq!(status, 200);
 }

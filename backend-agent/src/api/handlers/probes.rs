@@ -54,6 +54,9 @@ pub(in crate::api) async fn openapi(State(state): Api, _params: Params<NoParams>
     ([(CONTENT_TYPE, "application/json")], state.openapi.clone()).into_response()
 }
 
+/// How long writing out the metrics may take.
+const ENCODE_TIME: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// Everything that is counted and measured.
 #[utoipa::path(get, path = "/metrics", operation_id = "metrics", tag = "health",
     responses((status = 200, description = "OpenMetrics text", body = String, content_type = "application/openmetrics-text")))]
@@ -63,7 +66,8 @@ pub(in crate::api) async fn metrics(
 ) -> ApiResult<Response> {
     // It reads `/proc`, and writes out every series there is.
     let metrics = state.metrics.clone();
-    let text = tokio::task::spawn_blocking(move || metrics.encode())
+    let encode = move || metrics.encode();
+    let text = viworks_runtime::blocking::call("metrics", ENCODE_TIME, encode)
         .await
         .ok()
         .and_then(Result::ok)

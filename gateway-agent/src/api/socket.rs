@@ -1,0 +1,110 @@
+//! The socket of the local API: bound where it stands, never for a moment with wrong permissions, and bound again when somebody takes it away.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, fchmod};
+use socket2::{Domain, SockAddr, Type};
+use tokio::net::{UnixListener, UnixStream};
+use viworks_runtime::conditions::{Conditions, Severity};
+
+use super::ApiError;
+
+/// What owner and group may do.
+const MODE: u32 = 0o660;
+/// Callers that may wait to be accepted.
+const BACKLOG: i32 = 128;
+/// The name of the condition.
+const CONDITION: &str = "socket";
+
+/// A bound socket.
+#[derive(Debug)]
+pub struct Socket {
+    pub(super) listener: UnixListener,
+    path: PathBuf,
+    /// Device and number of its file.
+    file: (u64, u64),
+}
+
+/// Binds the socket, readable and writable for owner and group. A socket file that nobody answers is replaced.
+///
+/// # Errors
+/// When somebody does, or the path cannot be used.
+pub async fn bind(path: &Path) -> Result<Socket, ApiError> {
+    let failed = |source| ApiError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(ApiError::NotASocket(path.to_owned()));
+        }
+        Ok(_) => match UnixStream::connect(path).await {
+            Ok(_answered) => return Err(ApiError::InUse(path.to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                fs::remove_file(path).map_err(failed)?;
+            }
+            // Gone meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(error)),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    in_place(path).map_err(failed)
+}
+
+/// Binds where the socket is to stand, for cleaners of temporary folders spare a socket by the path that it was bound to.
+fn in_place(path: &Path) -> io::Result<Socket> {
+    let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    // The file is made with the mode of the socket, less what the umask takes away; so it is never too open.
+    fchmod(&socket, Mode::from_raw_mode(MODE))?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    let metadata = fs::symlink_metadata(path)?;
+    if metadata.permissions().mode() & 0o777 != MODE {
+        fs::set_permissions(path, Permissions::from_mode(MODE))?;
+    }
+    socket.listen(BACKLOG)?;
+    Ok(Socket {
+        listener: UnixListener::from_std(socket.into())?,
+        path: path.to_owned(),
+        file: (metadata.dev(), metadata.ino()),
+    })
+}
+
+impl Socket {
+    /// Whether its file still stands where it was bound.
+    fn stands(&self) -> bool {
+        fs::symlink_metadata(&self.path)
+            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.file)
+    }
+
+    /// Binds it again if somebody removed or replaced its file, and says so.
+    pub(super) async fn keep(&mut self, conditions: &Conditions) {
+        if self.stands() {
+            conditions.clear(CONDITION);
+            return;
+        }
+        let path = self.path.display().to_string();
+        match bind(&self.path).await {
+            Ok(socket) => {
+                conditions.raise(
+                    CONDITION,
+                    Severity::Warn,
+                    &format!("{path} was removed or replaced by somebody, and was made again"),
+                    "find out what cleans that folder",
+                );
+                *self = socket;
+            }
+            Err(error) => conditions.raise(
+                CONDITION,
+                Severity::Fail,
+                &format!("{path} was removed or replaced by somebody: {error}"),
+                "remove what stands there, or make its folder again; the agent tries by itself",
+            ),
+        }
+    }
+}
