@@ -14,6 +14,7 @@ use viworks_common::id::{
     ApiKeyId, GatewayName, InvalidId, LabelKey, Tenant, TrustDomain, check_label_value,
 };
 use viworks_common::limits::PAGE_ROWS_MAX;
+use viworks_common::text;
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::config::{Problems, environment};
@@ -490,12 +491,13 @@ const fn days(days: u64) -> Duration {
 }
 
 fn print(line: &str) -> anyhow::Result<()> {
-    writeln!(std::io::stdout(), "{line}").context("failed to write to the standard output")
+    let harmless = text::block(line);
+    writeln!(std::io::stdout(), "{harmless}").context("failed to write to the standard output")
 }
 
 /// For people; a closed standard error output is no reason to fail.
 fn say(line: &str) {
-    drop(writeln!(std::io::stderr(), "{line}"));
+    drop(writeln!(std::io::stderr(), "{}", text::block(line)));
 }
 
 fn exit_code(error: &anyhow::Error) -> ExitCode {

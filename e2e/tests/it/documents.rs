@@ -123,6 +123,19 @@ const PROMISES: &[(&str, &str, &[&str])] = &[
     ),
     (
         "docs/api.md",
+        "One gateway cannot veto the fleet",
+        &[
+            "a_gateway_that_nothing_fits_is_named_and_can_be_left_out",
+            "gateways_whose_queues_are_full_are_named_and_can_be_left_out",
+        ],
+    ),
+    (
+        "docs/api.md",
+        "`expect_targets`",
+        &["all_means_every_gateway_that_can"],
+    ),
+    (
+        "docs/api.md",
         "`deadline_ms`",
         &["a_time_limit_can_only_become_shorter"],
     ),
@@ -166,6 +179,15 @@ const PROMISES: &[(&str, &str, &[&str])] = &[
         "docs/api.md",
         "**Probes**",
         &["probes_and_the_description_are_public"],
+    ),
+    (
+        "docs/api.md",
+        "**Connections**",
+        &[
+            "whoever_showed_a_key_keeps_its_place_and_where_nobody_can_go_the_newcomer_is_told_so",
+            "a_client_that_does_not_take_its_answer_is_cut_and_counted",
+            "two_hosts_and_encoded_bodies_are_refused",
+        ],
     ),
     (
         "docs/api.md",

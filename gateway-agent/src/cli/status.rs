@@ -8,6 +8,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::UnixStream;
+use viworks_common::text::{block, json};
 use viworks_runtime::exit::ExitCode;
 
 use super::print;
@@ -55,8 +56,9 @@ pub(super) async fn show(socket: &Path, format: Format) -> anyhow::Result<ExitCo
     let (bytes, _served) = tokio::join!(ask, connection);
     let status: Value = serde_json::from_slice(&bytes?)?;
     match format {
-        Format::Table => print(&lines(&status))?,
-        Format::Json => print(&format!("{status:#}\n"))?,
+        // Causes may be the other end's words.
+        Format::Table => print(&block(&lines(&status)))?,
+        Format::Json => print(&json(&format!("{status:#}\n")))?,
     };
     Ok(exit_code(&status))
 }
