@@ -272,7 +272,7 @@ fn side_by_side(fork: &Fork) -> Result<(), Failure> {
     output::table(
         ["HOLDER", "REFUSED", "ACCEPTED"],
         rows.map(|(name, (refused, accepted))| {
-            [name.to_owned(), plain(&refused), plain(&accepted)]
+            [name.to_owned(), one_line(&refused), one_line(&accepted)]
         }),
     )?;
     output::note(&format!(
