@@ -32,6 +32,9 @@ use crate::pki::PkiError;
 use crate::pki::init::{InitRequest, init};
 use crate::pki::issue::{Delivery, GATEWAY_LIFE, IssueRequest, Office, issue};
 
+/// How long closing the database may take at the end.
+const CLOSE_TIME: Duration = Duration::from_secs(10);
+
 /// The backend of ViWorkS.
 #[derive(Debug, Parser)]
 #[command(name = "viworks-backend-agent", version, about)]
@@ -267,7 +270,20 @@ async fn serve(config: &Config, ready_file: Option<&Path>) -> anyhow::Result<Exi
             }
         }
     }));
-    let app = App::start(config, &lifecycle).await?;
+    // A task of its own: a file that hangs in the operating system must not keep the process from hearing that it should
+    // end.
+    let starting = {
+        let (config, within) = (config.clone(), lifecycle.clone());
+        let started = Box::pin(async move { App::start(&config, &within).await });
+        lifecycle.spawn("start", started)
+    };
+    let app = tokio::select! {
+        started = starting => started.context("the start did not come to its end")??,
+        signal = signals.next() => {
+            tracing::info!(%signal, "told to end before it had started");
+            return Ok(ExitCode::Ok);
+        }
+    };
     tracing::info!(api = %app.api, agents = %app.agents, "listening");
     if let Some(path) = ready_file {
         let addresses: BTreeMap<&str, SocketAddr> =
@@ -278,7 +294,10 @@ async fn serve(config: &Config, ready_file: Option<&Path>) -> anyhow::Result<Exi
     let watchdog = notify::spawn_watchdog(&lifecycle);
     let outcome = lifecycle.run(&mut signals, GRACE).await;
     drop(watchdog);
-    app.close().await;
+    // What was acknowledged is on disk already; a disk that hangs does not keep the process.
+    if tokio::time::timeout(CLOSE_TIME, app.close()).await.is_err() {
+        tracing::warn!("the database could not be closed in time");
+    }
     Ok(outcome.exit_code())
 }
 

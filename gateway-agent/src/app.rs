@@ -49,7 +49,20 @@ const LIVE_MAX: usize = 64;
 pub async fn run(config: Config, ready: Option<PathBuf>) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::listen().context("failed to listen for signals")?;
     let lifecycle = Lifecycle::new();
-    let journal_and_spool = start(&config, &lifecycle).await?;
+    // A task of its own: a file that hangs in the operating system must not keep the process from hearing that it should
+    // end.
+    let starting = {
+        let (config, within) = (config.clone(), lifecycle.clone());
+        let started = Box::pin(async move { start(&config, &within).await });
+        lifecycle.spawn("start", started)
+    };
+    let journal_and_spool = tokio::select! {
+        started = starting => started.context("the start did not come to its end")??,
+        signal = signals.next() => {
+            info!(%signal, "told to end before it had started");
+            return Ok(ExitCode::Ok);
+        }
+    };
     if let Some(path) = ready {
         let socket = serde_json::json!({ "api": config.gateway.socket });
         ready_file::write(&path, &socket)?;
