@@ -164,6 +164,153 @@ mod tests {
         assert!(text.contains("127.0.0.1"), "{text}");
     }
 
+    /// What a tool of the system says; `None` when this system has no such tool.
+    fn said_by(program: &str, arguments: &[&str]) -> Option<String> {
+        let output = std::process::Command::new(program)
+            .args(arguments)
+            .env("LC_ALL", "C")
+            .output()
+            .ok()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        output.status.success().then_some(said)
+    }
+
+    fn value(text: &str, key: &str) -> String {
+        let line = |line: &str| Some(line.split_once(": ")?.1.to_owned());
+        text.lines()
+            .find(|found| found.starts_with(key))
+            .and_then(line)
+            .unwrap_or_else(|| panic!("{key} is missing from {text}"))
+    }
+
+    #[test]
+    fn the_host_is_named_and_counted_as_its_own_tools_do() {
+        let info = run_to_text(&["gateway.info"]).unwrap();
+        let kernel = run_to_text(&["sys.kernel"]).unwrap();
+        for (text, key, program, arguments) in [
+            (&info, "host", "uname", &["-n"][..]),
+            (&info, "kernel", "uname", &["-r"]),
+            (&info, "architecture", "uname", &["-m"]),
+            (&info, "processors", "nproc", &[]),
+            (&kernel, "system", "uname", &["-s"]),
+            (&kernel, "release", "uname", &["-r"]),
+            (&kernel, "version", "uname", &["-v"]),
+            (&kernel, "machine", "uname", &["-m"]),
+        ] {
+            if let Some(said) = said_by(program, arguments) {
+                assert_eq!(value(text, key), said.trim(), "{key}: {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn memory_is_that_of_the_kernel() {
+        let text = run_to_text(&["sys.memory"]).unwrap();
+        let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap();
+        for (ours, theirs) in [
+            ("total_bytes", "MemTotal"),
+            ("swap_total_bytes", "SwapTotal"),
+        ] {
+            let theirs = value(&meminfo, theirs);
+            let kibibytes: u64 = theirs.trim().trim_end_matches(" kB").parse().unwrap();
+            assert_eq!(value(&text, ours), (kibibytes * 1024).to_string(), "{text}");
+        }
+    }
+
+    #[test]
+    fn interfaces_are_those_of_the_kernel_with_their_addresses_the_uplink_first() {
+        let text = run_to_text(&["net.interfaces"]).unwrap();
+        let rows: Vec<Vec<&str>> = text
+            .lines()
+            .skip(1)
+            .map(|line| line.split_whitespace().collect())
+            .collect();
+        let named: std::collections::BTreeSet<&str> = rows.iter().map(|row| row[0]).collect();
+        for entry in std::fs::read_dir("/sys/class/net").unwrap().flatten() {
+            let name = entry.file_name().into_string().unwrap();
+            let Ok(mtu) = std::fs::read_to_string(entry.path().join("mtu")) else {
+                // A file such as bonding_masters, or gone meanwhile.
+                continue;
+            };
+            assert!(named.contains(name.as_str()), "{name}: {text}");
+            let row = rows.iter().find(|row| row[0] == name).unwrap();
+            assert!(row.contains(&mtu.trim()), "{name} has MTU {mtu}: {text}");
+        }
+        for line in said_by("ip", &["-o", "addr", "show"])
+            .unwrap_or_default()
+            .lines()
+        {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let row = rows.iter().find(|row| row[0] == words[1]).unwrap();
+            assert!(
+                row.contains(&words[3]),
+                "{} of {}: {text}",
+                words[3],
+                words[1]
+            );
+        }
+        let route = said_by("ip", &["-o", "route", "show", "default"]).unwrap_or_default();
+        let mut words = route.split_whitespace().skip_while(|word| *word != "dev");
+        if let Some(uplink) = words.nth(1) {
+            assert_eq!(rows[0][0], uplink, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_process_has_the_memory_that_the_kernel_counts() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("600")
+            .spawn()
+            .unwrap();
+        let status = format!("/proc/{}/status", child.id());
+        let text = loop {
+            let text = run_to_text(&["sys.processes", "100000"]).unwrap();
+            // Until exec it is this program.
+            if text.lines().any(|line| {
+                let words: Vec<&str> = line.split_whitespace().collect();
+                words.first() == Some(&child.id().to_string().as_str())
+                    && words.last() == Some(&"sleep")
+            }) {
+                break text;
+            }
+        };
+        let status = std::fs::read_to_string(status).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let resident = value(&status, "VmRSS")
+            .trim()
+            .trim_end_matches(" kB")
+            .to_owned();
+        let theirs = table::bytes(resident.trim().parse::<u64>().unwrap() * 1024);
+        let row = text
+            .lines()
+            .find(|line| line.trim_start().starts_with(&child.id().to_string()))
+            .unwrap();
+        let (ours, theirs) = (row.split_whitespace().nth(1), theirs.split(' ').next());
+        let number = |text: Option<&str>| text.unwrap().parse::<f64>().unwrap();
+        // The counters of single threads are added up a moment later.
+        assert!(
+            (number(ours) - number(theirs)).abs() <= 0.3 * number(theirs),
+            "{row} {theirs:?}"
+        );
+    }
+
+    #[test]
+    fn names_resolve_as_they_do_for_everybody_else() {
+        let text = run_to_text(&["net.resolve", "localhost"]).unwrap();
+        let Some(said) = said_by("getent", &["ahosts", "localhost"]) else {
+            return;
+        };
+        let unique = |text: &str| {
+            let first = |line: &str| line.split_whitespace().next().map(str::to_owned);
+            text.lines()
+                .filter_map(first)
+                .collect::<std::collections::BTreeSet<_>>()
+        };
+        // It leaves out what this host has no use for.
+        assert!(unique(&said).is_subset(&unique(&text)), "{said}: {text}");
+    }
+
     #[test]
     fn an_unknown_name_or_argument_is_a_usage_error() {
         for arguments in [

@@ -341,3 +341,89 @@ async fn a_socket_is_bound_where_it_stands_and_made_again_when_a_cleaner_took_it
     condition(&folder, "socket", false).await;
     assert!(gateway.stop(Duration::from_secs(30)).await.success());
 }
+
+/// Mounts that a careless reader of the table loses, inside a namespace of their own; then a program.
+const MOUNTS: &str = "\
+set -e
+cd \"$1\"
+odd=$(printf 'gr\\374n\\ttab')
+mkdir -p \"$odd\" sysvol processed one two
+mount -t tmpfs -o size=8m tmpfs \"$odd\"
+mount -t tmpfs -o size=8m tmpfs sysvol
+mount -t tmpfs -o size=8m tmpfs processed
+mkdir sysvol/part
+head -c 2097152 /dev/zero > sysvol/part/data
+mount --bind sysvol/part one
+mount --bind sysvol/part two
+mount -t proc proc processed
+shift
+exec \"$@\"";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn disks_are_listed_once_each_whatever_their_names_and_counted_as_df_counts() {
+    let system = Deployment::new(Binaries::shipped());
+    let folder = system.path().join("mounts");
+    std::fs::create_dir(&folder).unwrap();
+    let by = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        MOUNTS,
+        "sh",
+        text(&folder),
+    ];
+    if !geteuid().is_root() || !can("mounts of every kind", &[&by[..], &["/bin/true"]].concat()) {
+        return;
+    }
+    let said = |command: &[&str]| {
+        let output = Command::new(by[0])
+            .args(&by[1..])
+            .args(command)
+            .env("LC_ALL", "C")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let agent = Binaries::shipped().gateway();
+    let table = said(&[text(&agent), "builtin", "sys.disks"]);
+    let row = |end: &str| {
+        let rows: Vec<&str> = table.lines().filter(|line| line.contains(end)).collect();
+        assert_eq!(rows.len(), 1, "{end}: {table}");
+        rows[0].to_owned()
+    };
+    row(r"mounts/gr\xfcn\x09tab");
+    let sysvol = row("mounts/sysvol ");
+    assert!(
+        sysvol.contains("8.0 MiB") && sysvol.contains("2.0 MiB"),
+        "{table}"
+    );
+    assert!(
+        !table.contains("mounts/one") && !table.contains("mounts/two"),
+        "{table}"
+    );
+    assert!(!table.contains("mounts/processed"), "{table}");
+    let note = table.lines().find(|line| line.starts_with("not shown: "));
+    assert!(
+        note.is_some_and(|note| note.contains("of a device that is listed")),
+        "{table}"
+    );
+    // Where it is mounted in the whole, df is of the same mind, to the percent.
+    for line in said(&["df", "-P", "/", text(&folder.join("sysvol"))])
+        .lines()
+        .skip(1)
+    {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let (percent, mount) = (words[4], words[5]);
+        let ours = table
+            .lines()
+            .find(|row| row.starts_with(&format!("{mount} ")));
+        let ours = ours.and_then(|row| row.split_whitespace().last()).unwrap();
+        let number = |text: &str| text.trim_end_matches('%').parse::<i32>().unwrap();
+        assert!(
+            (number(ours) - number(percent)).abs() <= 1,
+            "{line}: {table}"
+        );
+    }
+}
