@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +22,7 @@ use viworks_runtime::config::{Problems, environment};
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::lifecycle::{Hangups, Lifecycle, Signals, notify};
 use viworks_runtime::sqlite::Options;
+use viworks_runtime::stdout::{self, PrintError};
 use viworks_runtime::{fault, files, logging, ready_file, tls};
 
 use crate::app::{App, GRACE, StartError, timeline};
@@ -209,6 +211,9 @@ pub fn main() -> std::process::ExitCode {
     tls::install_provider();
     let code = match start(cli) {
         Ok(code) => code,
+        Err(error) if matches!(error.downcast_ref(), Some(PrintError::ReaderGone)) => {
+            ExitCode::ReaderGone
+        }
         Err(error) => {
             logging::say(&format!("error: {error:#}"));
             exit_code(&error)
@@ -221,6 +226,8 @@ pub fn main() -> std::process::ExitCode {
 fn start(cli: Cli) -> anyhow::Result<ExitCode> {
     fault::configure(&environment())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        // Said here, because the library would read a variable of its own and panic where that is no number.
+        .worker_threads(std::thread::available_parallelism().map_or(1, NonZero::get))
         .enable_all()
         .build()
         .context("failed to start the async runtime")?;
@@ -511,7 +518,7 @@ const fn days(days: u64) -> Duration {
 
 fn print(line: &str) -> anyhow::Result<()> {
     let harmless = text::block(line);
-    writeln!(std::io::stdout(), "{harmless}").context("failed to write to the standard output")
+    Ok(stdout::print(&format!("{harmless}\n"))?)
 }
 
 /// For people; a closed standard error output is no reason to fail.

@@ -92,6 +92,7 @@ impl Commands {
                     exit_code: None,
                     duration_ms: None,
                     reason: None,
+                    written: None,
                 },
                 index == last && cancelled.run.is_finished(),
             );

@@ -282,6 +282,7 @@ impl Jobs {
                 exit_code: None,
                 duration_ms: None,
                 reason: Some(reason.to_owned()),
+                written: None,
             };
             self.bus
                 .command_changed(settled.run_id, change, settled.run_finished);

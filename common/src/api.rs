@@ -18,7 +18,7 @@ mod telemetry;
 pub use apikey::{ApiKey, ApiKeyCreated, ApiKeyList, ApiKeyRequest, ApiKeyStatus};
 pub use audit::{AuditList, AuditRecord};
 pub use catalogue::{CatalogueCommand, CatalogueGateway, CatalogueList};
-pub use event::RunEvent;
+pub use event::{MissedOutput, RunEvent};
 pub use gateway::{
     Fork, ForkHolder, ForkList, Gateway, GatewayList, GatewayRef, GatewaySession, GatewaySpool,
     GatewayStatus, Label, LabelSource, NamedGateway,

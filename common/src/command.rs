@@ -285,6 +285,17 @@ pub struct RetainedOutput {
     pub cut_bytes: u64,
 }
 
+impl RetainedOutput {
+    /// Bytes that were written, kept or not.
+    #[must_use]
+    pub fn total_bytes(&self) -> u64 {
+        let kept = self.head.len().saturating_add(self.tail.len());
+        u64::try_from(kept)
+            .unwrap_or(u64::MAX)
+            .saturating_add(self.cut_bytes)
+    }
+}
+
 /// How a command ended on the gateway: journalled there, committed with the state on the backend.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

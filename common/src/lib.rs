@@ -15,6 +15,7 @@ pub mod id;
 pub mod journal;
 pub mod key;
 pub mod limits;
+pub mod output;
 pub mod pin;
 pub mod places;
 pub mod rate;

@@ -6,6 +6,8 @@
 
 use std::io::{self, Write};
 
+use viworks_runtime::exit::ExitCode;
+
 use crate::catalogue;
 use crate::host::disks::{self, Prober};
 
@@ -56,6 +58,11 @@ pub fn run(arguments: &[String]) -> u8 {
         Ok(()) => 0,
         Err(error) => {
             drop(output.flush());
+            if let BuiltinError::Output(error) = &error
+                && error.kind() == io::ErrorKind::BrokenPipe
+            {
+                return ExitCode::ReaderGone.number();
+            }
             // If standard error is gone as well, the exit code has to do.
             drop(writeln!(io::stderr(), "{error}"));
             match error {

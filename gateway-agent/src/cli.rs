@@ -1,6 +1,5 @@
 //! The agent's command line.
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -9,6 +8,7 @@ use viworks_runtime::config::{Problems, environment};
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files::FileError;
 use viworks_runtime::lifecycle::run_to_end;
+use viworks_runtime::stdout::{self, PrintError};
 use viworks_runtime::{fault, logging, tls};
 
 use crate::config::{self, Config};
@@ -108,6 +108,9 @@ pub fn main(arguments: Vec<String>) -> std::process::ExitCode {
     };
     let code = match act(parsed.action) {
         Ok(code) => code,
+        Err(error) if matches!(error.downcast_ref(), Some(PrintError::ReaderGone)) => {
+            ExitCode::ReaderGone
+        }
         Err(error) => {
             logging::say(&format!("error: {error:#}"));
             code_of(&error)
@@ -185,8 +188,6 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 }
 
 fn print(text: &str) -> anyhow::Result<ExitCode> {
-    std::io::stdout()
-        .write_all(text.as_bytes())
-        .context("failed to write the output")?;
+    stdout::print(text)?;
     Ok(ExitCode::Ok)
 }

@@ -14,7 +14,7 @@ use crate::{catalogue, codes, context, demo, gateway, run, runs, telemetry};
 const EXIT_CODES: &str = "\
 Exit codes:
   0 ok            3 failed        6 conflict     9 declined       75 busy        130 interrupted
-  1 error         4 login         7 no_answer   20 no_go          77 forbidden
+  1 error         4 login         7 no_answer   20 no_go          77 forbidden   141 reader_gone
   2 usage         5 not_found     8 pending     69 unavailable    78 config
 
 Examples:
@@ -34,30 +34,39 @@ pub struct Arguments {
     verb: Verb,
 }
 
+/// Where the help of a verb shows the flags that every verb has.
+const GLOBAL: &str = "Options of every verb";
+
 /// Flags of every verb.
 #[derive(Debug, Clone, Args)]
 pub struct Global {
-    /// How results are printed
+    /// How results are printed: table or json
     #[arg(
         short,
         long,
         global = true,
-        value_enum,
+        help_heading = GLOBAL,
+        value_parser = format,
+        value_name = "FORMAT",
         default_value = "table",
         env = "VIWORKS_OUTPUT"
     )]
     pub output: Format,
     /// The backend's API, such as `http://127.0.0.1:8080`
-    #[arg(long, global = true, env = "VIWORKS_SERVER", value_name = "URL")]
+    #[arg(long, global = true, help_heading = GLOBAL, env = "VIWORKS_SERVER", value_name = "URL")]
     pub server: Option<String>,
     /// A file that holds the API key
-    #[arg(long, global = true, env = "VIWORKS_TOKEN_FILE", value_name = "FILE")]
+    #[arg(long, global = true, help_heading = GLOBAL, env = "VIWORKS_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
+    /// Send the API key to another machine even where the address is http:// and everybody on the way can read it
+    #[arg(long, global = true, help_heading = GLOBAL)]
+    pub allow_http: bool,
     /// Use this context instead of the selected one
     #[arg(
         short,
         long,
         global = true,
+        help_heading = GLOBAL,
         env = "VIWORKS_CONTEXT",
         value_name = "NAME"
     )]
@@ -66,6 +75,7 @@ pub struct Global {
     #[arg(
         long,
         global = true,
+        help_heading = GLOBAL,
         env = "VIWORKS_CONFIG_DIR",
         value_name = "DIR",
         hide = true
@@ -90,14 +100,14 @@ enum Verb {
         #[arg(long)]
         reset: bool,
         /// Where certificates, databases and logs live
-        #[arg(long, default_value = ".viworks/dev", value_name = "DIR")]
+        #[arg(long, default_value = demo::layout::DEFAULT_FOLDER, value_name = "DIR")]
         data_dir: PathBuf,
     },
     /// Stop the local demo
     #[command(after_help = "Example:\n  viworks down")]
     Down {
         /// Where the demo lives
-        #[arg(long, default_value = ".viworks/dev", value_name = "DIR")]
+        #[arg(long, default_value = demo::layout::DEFAULT_FOLDER, value_name = "DIR")]
         data_dir: PathBuf,
     },
     /// Run an allow-listed command on gateways
@@ -136,7 +146,11 @@ pub async fn execute(arguments: Arguments) -> Result<ExitCode, Failure> {
     let global = arguments.global;
     let client = || -> Result<Client, Failure> {
         let target = context::resolve(&global)?;
-        Client::new(&target.server, target.token_file.as_deref())
+        Client::new(
+            &target.server,
+            target.token_file.as_deref(),
+            global.allow_http,
+        )
     };
     match arguments.verb {
         Verb::Up {
@@ -164,6 +178,23 @@ pub async fn execute(arguments: Arguments) -> Result<ExitCode, Failure> {
         Verb::ExitCodes => codes::exit_codes(global.output),
         Verb::Error { code } => codes::errors(code.as_deref(), global.output),
     }
+}
+
+/// Reads a format; a variable that is empty is one that is not set.
+fn format(text: &str) -> Result<Format, String> {
+    match text {
+        "" | "table" => Ok(Format::Table),
+        "json" => Ok(Format::Json),
+        _ => Err("expected table or json".to_owned()),
+    }
+}
+
+/// Reads how many rows are wanted: at least one.
+pub fn rows(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|rows| *rows > 0)
+        .ok_or_else(|| "expected a whole number from 1".to_owned())
 }
 
 /// Reads a span of time such as `30s`, `15m`, `2h` or `500ms`.

@@ -1,10 +1,12 @@
 //! The REST API as typed calls; a refusal becomes a failure with the right exit code.
 
+mod route;
+
 use std::path::Path;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
 use viworks_common::api::{
     CatalogueCommand, CatalogueList, CommandList, CommandView, Fork, ForkList, Gateway,
@@ -13,6 +15,7 @@ use viworks_common::api::{
     WAIT_MS_MAX,
 };
 use viworks_common::id::{CommandId, RunId};
+use viworks_runtime::config::environment;
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files;
 
@@ -31,17 +34,23 @@ pub struct Client {
     http: reqwest::Client,
     server: String,
     token: Option<String>,
+    /// What a person should know about the way there when it fails.
+    way: Vec<String>,
 }
 
 impl Client {
-    /// A client for `server`, with the key in `token_file`.
-    pub fn new(server: &str, token_file: Option<&Path>) -> Result<Self, Failure> {
-        if !server.starts_with("http://") && !server.starts_with("https://") {
-            return Err(
+    /// A client for `server`, with the key in `token_file`. Over plain HTTP the key goes to this machine only, unless
+    /// `allow_http`.
+    pub fn new(server: &str, token_file: Option<&Path>, allow_http: bool) -> Result<Self, Failure> {
+        let url = Url::parse(server)
+            .ok()
+            .filter(|url| matches!(url.scheme(), "http" | "https") && url.host_str().is_some())
+            .filter(|url| url.query().is_none() && url.fragment().is_none())
+            .ok_or_else(|| {
                 Failure::usage(format!("{server:?} is no address of a backend"))
-                    .with("expected: http://HOST:PORT or https://HOST"),
-            );
-        }
+                    .with("expected: http://HOST:PORT or https://HOST")
+            })?;
+        route::check_secrecy(&url, token_file.is_some(), allow_http)?;
         let token = match token_file {
             None => None,
             Some(file) => {
@@ -64,7 +73,38 @@ impl Client {
                 Some(text)
             }
         };
-        let http = reqwest::Client::builder()
+        let environment = environment();
+        let proxy = route::proxy(&url, &environment);
+        let mut way = Vec::new();
+        // The library reads no proxy from the environment by itself, and follows nobody to another address with the key.
+        let mut builder = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none());
+        if let Some(proxy) = &proxy {
+            way.push(format!(
+                "through the proxy {}; NO_PROXY={} reaches it directly",
+                proxy.shown(),
+                url.host_str().unwrap_or_default()
+            ));
+            builder = builder.proxy(reqwest::Proxy::all(&proxy.url).map_err(|_invalid| {
+                Failure::new(
+                    ExitCode::Config,
+                    format!("{} names no proxy that can be used", proxy.variable),
+                )
+                .with("expected: http://HOST:PORT")
+            })?);
+        }
+        if url.scheme() == "https" {
+            way.extend(
+                ["SSL_CERT_FILE", "SSL_CERT_DIR"]
+                    .into_iter()
+                    .filter_map(|name| Some((name, environment.get(name)?)))
+                    .map(|(name, value)| {
+                        format!("{name}={value} decides whose certificates are trusted")
+                    }),
+            );
+        }
+        let http = builder
             .connect_timeout(Duration::from_secs(10))
             .user_agent(concat!("viworks/", env!("CARGO_PKG_VERSION")))
             .build()
@@ -73,6 +113,7 @@ impl Client {
             http,
             server: server.trim_end_matches('/').to_owned(),
             token,
+            way,
         })
     }
 
@@ -386,18 +427,29 @@ impl Client {
 
     async fn checked(&self, builder: RequestBuilder) -> Result<Response, Failure> {
         let response = builder.send().await.map_err(|error| {
-            Failure::new(
+            let failure = Failure::new(
                 ExitCode::Unavailable,
                 format!("{} cannot be reached: {}", self.server, causes(&error)),
-            )
-            .with("fix: is the backend running? viworks up starts one on this machine")
+            );
+            self.way
+                .iter()
+                .fold(failure, |failure, word| failure.with(word.clone()))
+                .with("fix: is the backend running? viworks up starts one on this machine")
         })?;
         if response.status().is_success() {
             return Ok(response);
         }
         let status = response.status();
         let text = response.text().await.unwrap_or_default();
-        Err(refusal(status, &text))
+        let refusal = refusal(status, &text);
+        if refusal.problem.is_some() {
+            return Err(refusal);
+        }
+        // Somebody else answered: whoever stands in between is worth a word.
+        Err(self
+            .way
+            .iter()
+            .fold(refusal, |refusal, word| refusal.with(word.clone())))
     }
 }
 
@@ -474,6 +526,7 @@ fn refusal(status: StatusCode, text: &str) -> Failure {
 }
 
 fn causes(error: &dyn std::error::Error) -> String {
+    // The last cause says what happened; those before it say which call failed.
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

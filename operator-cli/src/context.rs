@@ -37,16 +37,22 @@ struct Context {
 /// Flag before environment before context.
 pub fn resolve(global: &Global) -> Result<Target, Failure> {
     let contexts = load(global.config_dir.as_deref())?;
-    let name = global.context.as_ref().or(contexts.current.as_ref());
+    let given = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
+    let name = given(&global.context).or_else(|| contexts.current.clone());
     let context = match name {
-        Some(name) => Some(contexts.contexts.get(name).ok_or_else(|| {
+        Some(name) => Some(contexts.contexts.get(&name).ok_or_else(|| {
             let known: Vec<&str> = contexts.contexts.keys().map(String::as_str).collect();
-            Failure::new(ExitCode::NotFound, format!("there is no context {name:?}"))
-                .with(format!("known contexts: {}", known.join(" ")))
+            Failure::new(ExitCode::NotFound, format!("there is no context {name:?}")).with(
+                if known.is_empty() {
+                    "none is known here; viworks up makes one".to_owned()
+                } else {
+                    format!("known contexts: {}", known.join(" "))
+                },
+            )
         })?),
         None => None,
     };
-    let server = global.server.clone().or_else(|| context.map(|context| context.server.clone())).ok_or_else(|| {
+    let server = given(&global.server).or_else(|| context.map(|context| context.server.clone())).ok_or_else(|| {
         Failure::new(ExitCode::Usage, "no backend was named")
             .with("fix: viworks up starts one here; or name one: --server URL --token-file FILE (VIWORKS_SERVER, VIWORKS_TOKEN_FILE)")
     })?;
@@ -56,41 +62,93 @@ pub fn resolve(global: &Global) -> Result<Target, Failure> {
         .and_then(|context| context.token_file.clone());
     Ok(Target {
         server,
-        token_file: global.token_file.clone().or(remembered),
+        token_file: global
+            .token_file
+            .clone()
+            .filter(|file| !file.as_os_str().is_empty())
+            .or(remembered),
     })
 }
 
-/// Remembers the demo as a context, and selects it unless another one is selected.
-pub fn select_demo(
+/// A demo that was remembered.
+#[derive(Debug)]
+pub struct Remembered {
+    /// Its context.
+    pub name: String,
+    /// Whether that is the selected one.
+    pub selected: bool,
+    /// The selected one.
+    pub current: String,
+}
+
+/// Remembers a demo as a context of its own, and selects it unless another one is selected that still has a meaning.
+pub fn remember_demo(
     config_dir: Option<&Path>,
     server: &str,
+    folder: &Path,
     token_file: &Path,
-) -> Result<(), Failure> {
+) -> Result<Remembered, Failure> {
+    let Some(file) = file(config_dir) else {
+        return Err(Failure::new(
+            ExitCode::Config,
+            "neither HOME nor XDG_CONFIG_HOME says where",
+        ));
+    };
     let mut contexts = load(config_dir)?;
+    let name = contexts.name_for(token_file);
     contexts.contexts.insert(
-        "demo".to_owned(),
+        name.clone(),
         Context {
             server: server.to_owned(),
             token_file: Some(token_file.to_owned()),
         },
     );
-    match contexts.current.as_deref() {
-        None | Some("demo") => contexts.current = Some("demo".to_owned()),
-        Some(other) => crate::output::note(&format!(
-            "  context {other} stays selected; use the demo with: viworks -c demo …"
-        )),
-    }
-    let Some(file) = file(config_dir) else {
-        return Ok(());
+    let current = match contexts.current.take() {
+        Some(current) if current != name && contexts.has_meaning(&current) => current,
+        Some(_) | None => name.clone(),
+    };
+    contexts.current = Some(current.clone());
+    let cannot = |error: &dyn std::fmt::Display| {
+        Failure::new(ExitCode::Error, error.to_string())
+            .with(format!("beside {}", folder.display()))
     };
     if let Some(folder) = file.parent() {
-        files::create_private_folder(folder)
-            .map_err(|error| Failure::new(ExitCode::Error, error.to_string()))?;
+        files::create_private_folder(folder).map_err(|error| cannot(&error))?;
     }
-    let text = toml::to_string(&contexts)
-        .map_err(|error| Failure::new(ExitCode::Error, error.to_string()))?;
-    files::write_atomic(&file, text.as_bytes())
-        .map_err(|error| Failure::new(ExitCode::Error, error.to_string()))
+    let text = toml::to_string(&contexts).map_err(|error| cannot(&error))?;
+    files::write_atomic(&file, text.as_bytes()).map_err(|error| cannot(&error))?;
+    Ok(Remembered {
+        selected: current == name,
+        name,
+        current,
+    })
+}
+
+impl Contexts {
+    /// The name of the demo with this key: its own, or one that is free. A demo whose folder is gone needs none any more.
+    fn name_for(&self, token_file: &Path) -> String {
+        let own = self
+            .contexts
+            .iter()
+            .find(|(_name, context)| context.token_file.as_deref() == Some(token_file));
+        if let Some((name, _context)) = own {
+            return name.clone();
+        }
+        (1..)
+            .map(|number| match number {
+                1 => "demo".to_owned(),
+                number => format!("demo-{number}"),
+            })
+            .find(|name| !self.contexts.contains_key(name) || !self.has_meaning(name))
+            .unwrap_or_else(|| "demo".to_owned())
+    }
+
+    /// Whether a context can still be used: what has lost its key cannot.
+    fn has_meaning(&self, name: &str) -> bool {
+        self.contexts
+            .get(name)
+            .is_some_and(|context| context.token_file.as_deref().is_none_or(Path::exists))
+    }
 }
 
 fn load(config_dir: Option<&Path>) -> Result<Contexts, Failure> {
@@ -120,16 +178,16 @@ fn file(config_dir: Option<&Path>) -> Option<PathBuf> {
         Some(folder) => folder.to_owned(),
         None => {
             let environment = config::environment();
-            let base = environment
-                .get("XDG_CONFIG_HOME")
-                .filter(|path| !path.is_empty())
-                .map(PathBuf::from);
-            base.or_else(|| {
+            // The XDG base directory specification: what is not absolute is not valid and means nothing.
+            let absolute = |name: &str| {
                 environment
-                    .get("HOME")
-                    .map(|home| Path::new(home).join(".config"))
-            })?
-            .join("viworks")
+                    .get(name)
+                    .map(PathBuf::from)
+                    .filter(|path| path.is_absolute())
+            };
+            absolute("XDG_CONFIG_HOME")
+                .or_else(|| absolute("HOME").map(|home| home.join(".config")))?
+                .join("viworks")
         }
     };
     Some(folder.join("config.toml"))

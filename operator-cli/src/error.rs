@@ -20,6 +20,8 @@ pub struct Failure {
     pub details: Vec<String>,
     /// The backend's own words, when it had any.
     pub problem: Option<Box<Problem>>,
+    /// Whether there is nobody to tell: who read standard output has gone, as `head` does.
+    pub quiet: bool,
 }
 
 impl Failure {
@@ -30,6 +32,18 @@ impl Failure {
             what: what.into(),
             details: Vec::new(),
             problem: None,
+            quiet: false,
+        }
+    }
+
+    /// Who read standard output has gone: nothing is wrong, and nothing is left to say.
+    pub fn reader_gone() -> Self {
+        Self {
+            quiet: true,
+            ..Self::new(
+                ExitCode::ReaderGone,
+                "the reader of standard output has gone",
+            )
         }
     }
 
@@ -47,6 +61,10 @@ impl Failure {
 
     /// Prints the failure on standard error: lines for people, one JSON object for programs.
     pub fn print(&self, json: bool) {
+        crate::output::clear_status();
+        if self.quiet {
+            return;
+        }
         let mut text = Vec::new();
         let composed = if json {
             self.write_json(&mut text)

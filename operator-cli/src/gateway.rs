@@ -4,10 +4,12 @@ use clap::Subcommand;
 use serde_json::json;
 use viworks_common::api::{Fork, ForkHolder, Gateway, GatewayStatus};
 use viworks_common::time::Timestamp;
+use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::exit::ExitCode;
 
 use crate::client::Client;
 use crate::error::Failure;
+use crate::human;
 use crate::output::{self, Format, one_line};
 
 /// What to do with gateways.
@@ -82,6 +84,7 @@ fn ls(gateways: &[Gateway], format: Format) -> Result<(), Failure> {
             &json!({"apiVersion": "viworks/v1", "kind": "GatewayList", "items": gateways}),
         ),
         Format::Table => {
+            let now = SystemClock.wall();
             output::table(
                 [
                     "NAME",
@@ -100,14 +103,13 @@ fn ls(gateways: &[Gateway], format: Format) -> Result<(), Failure> {
                             .agent_version
                             .clone()
                             .unwrap_or_else(|| "–".to_owned()),
-                        gateway.round_trip_us.map_or_else(
-                            || "–".to_owned(),
-                            |us| format!("{}.{} ms", us / 1_000, us % 1_000 / 100),
-                        ),
+                        gateway
+                            .round_trip_us
+                            .map_or_else(|| "–".to_owned(), milliseconds),
                         gateway.queued_commands.to_string(),
                         gateway
                             .last_seen
-                            .map_or_else(|| "never".to_owned(), |at| at.to_string()),
+                            .map_or_else(|| "never".to_owned(), |at| human::relative(at, now)),
                         labels(gateway),
                     ]
                 }),
@@ -126,14 +128,22 @@ fn ls(gateways: &[Gateway], format: Format) -> Result<(), Failure> {
                 .filter(|(count, _name)| *count > 0)
                 .map(|(count, name)| format!("{count} {name}"))
                 .collect();
-            output::note(&format!(
-                "{} gateways: {}",
-                gateways.len(),
-                counts.join(", ")
-            ));
+            output::note(&if gateways.is_empty() {
+                "no gateways".to_owned()
+            } else {
+                format!(
+                    "{}: {}",
+                    human::counted(gateways.len(), "gateway", "gateways"),
+                    counts.join(", ")
+                )
+            });
             Ok(())
         }
     }
+}
+
+fn milliseconds(us: u64) -> String {
+    format!("{}.{} ms", us / 1_000, us % 1_000 / 100)
 }
 
 const fn word(status: GatewayStatus) -> &'static str {
@@ -160,12 +170,14 @@ fn show(gateway: &Gateway, format: Format) -> Result<(), Failure> {
         return output::json(gateway);
     }
     let unknown = || "–".to_owned();
+    let now = SystemClock.wall();
+    let times = |at| human::relative_and_exact(at, now);
     let mut rows = vec![
         ("name", gateway.name.to_string()),
         ("id", gateway.id.to_string()),
         (
             "status",
-            format!("{} since {}", word(gateway.status), gateway.since),
+            format!("{} since {}", word(gateway.status), times(gateway.since)),
         ),
         (
             "version",
@@ -174,15 +186,11 @@ fn show(gateway: &Gateway, format: Format) -> Result<(), Failure> {
         ("labels", labels(gateway)),
         (
             "last seen",
-            gateway
-                .last_seen
-                .map_or_else(|| "never".to_owned(), |at| at.to_string()),
+            gateway.last_seen.map_or_else(|| "never".to_owned(), times),
         ),
         (
             "round trip",
-            gateway
-                .round_trip_us
-                .map_or_else(unknown, |us| format!("{us} us")),
+            gateway.round_trip_us.map_or_else(unknown, milliseconds),
         ),
         (
             "clock skew",

@@ -1,17 +1,19 @@
 //! What is printed: tables for people, JSON for programs, and never a control character from a gateway.
 
 use std::io::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table};
 use serde::Serialize;
 use viworks_common::text;
 use viworks_runtime::exit::ExitCode;
+use viworks_runtime::stdout::{self, PrintError};
 
 use crate::error::Failure;
 
 /// How results are printed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// Aligned columns.
     Table,
@@ -52,25 +54,51 @@ pub fn raw(text: &str) -> Result<(), Failure> {
 
 /// Whatever is printed passes here: escaping it once more changes nothing, and nothing is forgotten.
 fn write_all(text: &str, end: &str) -> Result<(), Failure> {
+    clear_status();
     let text = text::block(text);
-    let mut stdout = std::io::stdout().lock();
-    let written = stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.write_all(end.as_bytes()))
-        .and_then(|()| stdout.flush());
-    match written {
+    match stdout::print(&format!("{text}{end}")) {
         Ok(()) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
-            Err(Failure::new(ExitCode::Error, "standard output was closed"))
-        }
-        Err(error) => Err(error.into()),
+        Err(PrintError::ReaderGone) => Err(Failure::reader_gone()),
+        Err(error @ PrintError::Failed(_)) => Err(Failure::new(ExitCode::Error, error.to_string())),
     }
 }
 
 /// Prints narration on standard error.
 pub fn note(text: &str) {
+    clear_status();
     // Narration is worth nothing when nobody can read it.
     let _written = writeln!(std::io::stderr().lock(), "{}", text::block(text));
+}
+
+/// Whether the last line of the terminal is a status line.
+static STATUS: AtomicBool = AtomicBool::new(false);
+/// Columns of a terminal that does not say how many it has.
+const COLUMNS: usize = 80;
+
+/// Shows `text` as the last line of the terminal on standard error, in place of the one before. Only for a terminal.
+pub fn status(text: &str) {
+    let columns = terminal_size::terminal_size_of(std::io::stderr())
+        .map_or(COLUMNS, |(width, _height)| usize::from(width.0));
+    let text = plain(text).replace('\n', " ");
+    let cut: String = match text.char_indices().nth(columns.saturating_sub(1)) {
+        Some((end, _letter)) => text
+            .chars()
+            .take(columns.saturating_sub(2))
+            .chain(['…'])
+            .take(end)
+            .collect(),
+        None => text,
+    };
+    STATUS.store(true, Ordering::Relaxed);
+    // A status is worth nothing when nobody can read it.
+    let _written = write!(std::io::stderr().lock(), "\r\x1b[K{cut}");
+}
+
+/// Takes the status line away, so that something else can be printed.
+pub fn clear_status() {
+    if STATUS.swap(false, Ordering::Relaxed) {
+        let _written = write!(std::io::stderr().lock(), "\r\x1b[K");
+    }
 }
 
 /// Prints one JSON document.

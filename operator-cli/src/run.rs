@@ -4,7 +4,9 @@ mod confirm;
 mod flags;
 mod live;
 mod summary;
+mod waiting;
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::json;
@@ -14,6 +16,7 @@ use viworks_runtime::exit::ExitCode;
 
 pub use self::flags::Options;
 use self::live::Live;
+pub use self::live::Told;
 pub use self::summary::{duration, exit_code, print_commands, with_output, word};
 use crate::client::Client;
 use crate::error::Failure;
@@ -72,30 +75,38 @@ pub async fn follow(
     may_skip: bool,
     format: Format,
 ) -> Result<ExitCode, Failure> {
-    let mut live = Live::new(run.total > 1, format);
-    let followed = tokio::time::timeout(
-        limit,
-        client.follow(run.id, |event| {
-            live.show(&event);
-            Ok(())
-        }),
-    )
-    .await;
-    if let Ok(outcome) = followed {
-        outcome?;
-    }
-    let commands = client.run_commands(run.id).await?;
     let skipped = client.run_skipped(run).await?;
-    live.flush();
+    let many = run.total > 1 || !skipped.is_empty();
+    let live = Mutex::new(Live::new(run.id, many, format));
+    let follow = client.follow(run.id, |event| {
+        live.lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .event(event)
+    });
+    tokio::select! {
+        followed = tokio::time::timeout(limit, follow) => {
+            if let Ok(outcome) = followed {
+                outcome?;
+            }
+        }
+        failure = waiting::tell(client, run, &live) => return Err(failure),
+    }
+    output::clear_status();
+    let mut live = live.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let commands = with_output(client, client.run_commands(run.id).await?).await?;
+    for command in &commands {
+        live.complete(command)?;
+    }
     match format {
         Format::Json => {
             let run = client.run(run.id).await?;
-            let commands = with_output(client, commands.clone()).await?;
             output::json(
                 &json!({"apiVersion": "viworks/v1", "kind": "RunResult", "run": run, "commands": commands, "skipped": skipped}),
             )?;
         }
-        Format::Table => print_commands(&with_output(client, commands.clone()).await?, &skipped)?,
+        Format::Table if many => print_commands(&commands, &skipped, |id| live.told(id))?,
+        // The output of one gateway stands alone, so that a pipe gets that and nothing else.
+        Format::Table => output::note(&summary::rows(&commands, &skipped, |id| live.told(id))),
     }
     let states: Vec<CommandState> = commands.iter().map(|command| command.state).collect();
     let mut exit = exit_code(states.iter().copied());

@@ -6,11 +6,13 @@ use clap::Subcommand;
 use serde_json::json;
 use viworks_common::api::{CommandView, OutputView, Run};
 use viworks_common::id::RunId;
+use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::exit::ExitCode;
 
-use crate::cli::span;
+use crate::cli::{rows, span};
 use crate::client::Client;
 use crate::error::Failure;
+use crate::human;
 use crate::output::{self, Format, one_line, plain};
 use crate::run;
 
@@ -20,7 +22,7 @@ pub enum Verb {
     /// List runs, latest first
     Ls {
         /// Most rows
-        #[arg(long, default_value_t = 20)]
+        #[arg(long, value_name = "ROWS", value_parser = rows, default_value = "20")]
         limit: usize,
     },
     /// Show one run: its request, and what every gateway answered
@@ -83,6 +85,7 @@ async fn find(client: &Client, text: &str) -> Result<Run, Failure> {
 
 async fn ls(client: &Client, limit: usize, format: Format) -> Result<ExitCode, Failure> {
     let runs = client.runs(limit).await?;
+    let now = SystemClock.wall();
     match format {
         Format::Json => {
             output::json(&json!({"apiVersion": "viworks/v1", "kind": "RunList", "items": runs}))?;
@@ -94,16 +97,32 @@ async fn ls(client: &Client, limit: usize, format: Format) -> Result<ExitCode, F
                     [
                         run.id.to_string(),
                         run.command.to_string(),
-                        run.created_at.to_string(),
-                        run.created_by.clone(),
+                        human::relative(run.created_at, now),
+                        by(run),
                         counts(run),
                     ]
                 }),
             )?;
-            output::note(&format!("{} runs", runs.len()));
+            output::note(&if runs.is_empty() {
+                format!(
+                    "nothing was run yet; what can be: {} command ls",
+                    run::program_name()
+                )
+            } else if runs.len() == limit {
+                format!("the latest {limit}; more with --limit")
+            } else {
+                human::counted(runs.len(), "run", "runs")
+            });
         }
     }
     Ok(ExitCode::Ok)
+}
+
+/// Who submitted a run: a key by its name.
+fn by(run: &Run) -> String {
+    run.created_by_name
+        .clone()
+        .unwrap_or_else(|| run.created_by.clone())
 }
 
 fn counts(run: &Run) -> String {
@@ -141,17 +160,33 @@ async fn show(client: &Client, id: &str, full: bool, format: Format) -> Result<E
                 found.command,
                 one_line(&arguments.join(" "))
             ))?;
+            let now = SystemClock.wall();
+            let times = |at| human::relative_and_exact(at, now);
             output::line(&format!(
                 "created   {} by {}",
-                found.created_at,
-                one_line(&found.created_by)
+                times(found.created_at),
+                one_line(&by(&found))
             ))?;
-            output::line(&format!("deadline  {}", found.deadline))?;
+            if let Some(reason) = &found.reason {
+                output::line(&format!("reason    {}", one_line(reason)))?;
+            }
+            output::line(&format!("deadline  {}", times(found.deadline)))?;
+            if let Some(at) = found.cancelled_at {
+                output::line(&format!("cancelled {}", times(at)))?;
+            }
+            if let Some(at) = found.finished_at {
+                output::line(&format!("finished  {}", times(at)))?;
+            }
             output::line(&format!("result    {}\n", counts(&found)))?;
             if full {
                 commands.iter().try_for_each(print_full)?;
             } else {
-                run::print_commands(&commands, &skipped)?;
+                run::print_commands(&commands, &skipped, |_id| run::Told::default())?;
+                output::note(&format!(
+                    "the last line of each; everything that was kept: {} runs show {} --full",
+                    run::program_name(),
+                    found.id
+                ));
             }
         }
     }
@@ -164,14 +199,19 @@ fn print_full(command: &CommandView) -> Result<(), Failure> {
         command.gateway.name,
         run::word(command.state)
     ))?;
-    let Some(outcome) = &command.outcome else {
-        return Ok(());
-    };
-    if let Some(reason) = &outcome.reason {
+    let outcome = command.outcome.as_ref();
+    let reason = outcome
+        .and_then(|outcome| outcome.reason.as_ref())
+        .or(command.reason.as_ref());
+    if let Some(reason) = reason {
         output::line(&one_line(reason))?;
     }
+    let Some(outcome) = outcome else {
+        return Ok(());
+    };
     for (name, view) in [("stdout", &outcome.stdout), ("stderr", &outcome.stderr)] {
-        let Some(view) = view.as_ref().filter(|view| !view.head.text.is_empty()) else {
+        let empty = |view: &OutputView| view.head.text.is_empty() && view.cut_bytes == 0;
+        let Some(view) = view.as_ref().filter(|view| !empty(view)) else {
             continue;
         };
         output::line(&format!("── {name}"))?;
@@ -183,8 +223,11 @@ fn print_full(command: &CommandView) -> Result<(), Failure> {
 fn text(view: &OutputView) -> String {
     let mut text = plain(&view.head.text);
     if view.cut_bytes > 0 {
-        text.push_str("\n… ");
-        text.push_str(&view.cut_bytes.to_string());
+        if !text.is_empty() && !text.ends_with('\n') {
+            text.push('\n');
+        }
+        text.push_str("… ");
+        text.push_str(&human::count(view.cut_bytes));
         text.push_str(" bytes were not kept …\n");
         text.push_str(&plain(&view.tail.text));
     }
@@ -199,10 +242,19 @@ async fn cancel(client: &Client, id: &str, format: Format) -> Result<ExitCode, F
     let answer = client.cancel(found.id).await?;
     match format {
         Format::Json => output::json(&answer)?,
-        Format::Table => output::line(&format!(
-            "{} cancelled, {} asked to stop on their gateway, {} were final already",
-            answer.cancelled, answer.requested, answer.final_before
-        ))?,
+        Format::Table => {
+            output::line(&format!(
+                "{} cancelled, {} asked to stop on their gateway, {} were final already",
+                answer.cancelled, answer.requested, answer.final_before
+            ))?;
+            if answer.requested > 0 {
+                output::note(&format!(
+                    "what came of it: {} runs wait {}",
+                    run::program_name(),
+                    found.id
+                ));
+            }
+        }
     }
     Ok(ExitCode::Ok)
 }

@@ -9,10 +9,12 @@ use viworks_common::telemetry::FieldValue;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::exit::ExitCode;
 
-use crate::cli::span;
+use crate::cli::{rows, span};
 use crate::client::Client;
 use crate::error::Failure;
+use crate::human;
 use crate::output::{self, Format};
+use crate::run::program_name;
 
 /// Which records.
 #[derive(Debug, Args)]
@@ -26,8 +28,8 @@ pub struct Options {
     /// How far back
     #[arg(long, value_name = "SPAN", value_parser = span, default_value = "1h")]
     since: Duration,
-    /// Most records
-    #[arg(long, default_value_t = 50)]
+    /// Most records, the newest of them
+    #[arg(long, value_name = "ROWS", value_parser = rows, default_value = "50")]
     limit: usize,
     /// Show the counted ranges that were dropped, and why
     #[arg(long, conflicts_with = "stream")]
@@ -51,6 +53,7 @@ pub async fn execute(
 
 async fn gaps(client: &Client, options: &Options, format: Format) -> Result<ExitCode, Failure> {
     let list = client.telemetry_gaps(&options.gateway).await?;
+    let now = SystemClock.wall();
     match format {
         Format::Json => output::json(&list)?,
         Format::Table => {
@@ -58,7 +61,7 @@ async fn gaps(client: &Client, options: &Options, format: Format) -> Result<Exit
                 ["REPORTED", "SPOOL EPOCH", "FROM", "TO", "RECORDS", "REASON"],
                 list.items.iter().map(|gap| {
                     [
-                        gap.reported_at.to_string(),
+                        human::relative(gap.reported_at, now),
                         gap.spool_epoch.to_string(),
                         gap.from_seq.to_string(),
                         gap.to_seq.to_string(),
@@ -67,7 +70,7 @@ async fn gaps(client: &Client, options: &Options, format: Format) -> Result<Exit
                     ]
                 }),
             )?;
-            output::note(&format!("{} gaps", list.items.len()));
+            output::note(&human::counted(list.items.len(), "gap", "gaps"));
         }
     }
     Ok(ExitCode::Ok)
@@ -75,16 +78,30 @@ async fn gaps(client: &Client, options: &Options, format: Format) -> Result<Exit
 
 async fn streams(client: &Client, options: &Options, format: Format) -> Result<ExitCode, Failure> {
     let list = client.telemetry_streams(&options.gateway).await?;
+    let now = SystemClock.wall();
     match format {
         Format::Json => output::json(&list)?,
         Format::Table => {
             output::table(
                 ["STREAM", "NEWEST"],
-                list.items
-                    .iter()
-                    .map(|stream| [stream.stream.to_string(), stream.newest.to_string()]),
+                list.items.iter().map(|stream| {
+                    [
+                        stream.stream.to_string(),
+                        human::relative(stream.newest, now),
+                    ]
+                }),
             )?;
-            output::note("one stream: viworks telemetry -g NAME --stream host.cpu");
+            let program = program_name();
+            output::note(&match list.items.first() {
+                Some(first) => format!(
+                    "one stream: {program} telemetry -g {} --stream {}",
+                    options.gateway, first.stream
+                ),
+                None => format!(
+                    "nothing arrived yet; whether it is connected: {program} gateway show {}",
+                    options.gateway
+                ),
+            });
         }
     }
     Ok(ExitCode::Ok)
@@ -96,7 +113,8 @@ async fn records(
     stream: &str,
     format: Format,
 ) -> Result<ExitCode, Failure> {
-    let from = SystemClock.wall().saturating_sub(options.since);
+    let now = SystemClock.wall();
+    let from = now.saturating_sub(options.since);
     let mut records: Vec<TelemetryRecord> = Vec::new();
     let mut cursor: Option<String> = None;
     while records.len() < options.limit {
@@ -104,6 +122,8 @@ async fn records(
             ("gateway", options.gateway.clone()),
             ("stream", stream.to_owned()),
             ("from", from.to_string()),
+            // The newest is what is looked for; what --limit leaves out is old.
+            ("order", "desc".to_owned()),
             (
                 "limit",
                 (options.limit - records.len()).min(500).to_string(),
@@ -126,17 +146,20 @@ async fn records(
                 ["OBSERVED", "STREAM", "FIELDS"],
                 records.iter().map(|record| {
                     [
-                        record.observed_at.to_string(),
+                        human::relative(record.observed_at, now),
                         record.stream.to_string(),
                         fields(record),
                     ]
                 }),
             )?;
             output::note(&format!(
-                "{} records since {from}{}",
-                records.len(),
+                "{} of the last {}, newest first{}",
+                human::counted(records.len(), "record", "records"),
+                human::span(options.since),
                 if cursor.is_some() {
-                    "; more with --limit"
+                    "; older ones with --limit"
+                } else if records.is_empty() {
+                    "; further back with --since"
                 } else {
                     ""
                 }

@@ -38,11 +38,13 @@ pub enum ExitCode {
     Config = 78,
     /// Interrupted from the keyboard.
     Interrupted = 130,
+    /// Who read the standard output went away, as `head` does: 128 and SIGPIPE, as for every other program.
+    ReaderGone = 141,
 }
 
 impl ExitCode {
     /// Every code, in ascending order.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Ok,
         Self::Error,
         Self::Usage,
@@ -59,6 +61,7 @@ impl ExitCode {
         Self::Forbidden,
         Self::Config,
         Self::Interrupted,
+        Self::ReaderGone,
     ];
 
     /// The number the process ends with.
@@ -87,6 +90,7 @@ impl ExitCode {
             Self::Forbidden => "forbidden",
             Self::Config => "config",
             Self::Interrupted => "interrupted",
+            Self::ReaderGone => "reader_gone",
         }
     }
 
@@ -112,6 +116,7 @@ impl ExitCode {
             Self::Forbidden => "authenticated, but the scope is missing",
             Self::Config => "configuration invalid, incomplete or unsafe: start refused",
             Self::Interrupted => "interrupted with Ctrl-C",
+            Self::ReaderGone => "who read the output went away before its end, as head does",
         }
     }
 }
@@ -137,7 +142,7 @@ mod tests {
         let numbers: Vec<_> = ExitCode::ALL.iter().map(|code| code.number()).collect();
         assert_eq!(
             numbers,
-            [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 20, 69, 75, 77, 78, 130]
+            [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 20, 69, 75, 77, 78, 130, 141]
         );
         let names: std::collections::BTreeSet<_> =
             ExitCode::ALL.iter().map(|code| code.name()).collect();

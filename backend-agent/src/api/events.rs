@@ -10,21 +10,23 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::sync::OwnedSemaphorePermit;
-use viworks_common::api::{NamedGateway, OutputBytes, ProblemCode, RunEvent};
+use viworks_common::api::{MissedOutput, NamedGateway, OutputBytes, ProblemCode, RunEvent};
 use viworks_common::command::CommandState;
 use viworks_common::id::{AgentId, CommandId, RunId};
 use viworks_common::limits::PAGE_ROWS_MAX;
+use viworks_common::wire::message::OutputStream;
 
 use super::extract::{NoParams, Params, Segment};
 use super::handlers::runs::{find, view};
 use super::problem::{ApiError, ApiResult};
 use super::request::Api;
 use super::{ApiState, Shared};
-use crate::command::bus::{Cursor, RunChange, Step, Subscription};
+use crate::command::bus::{Cursor, OutputChunk, RunChange, Step, Subscription, Written};
 use crate::data::{Command, Page, Run};
 
 /// Follows a run live. A client that reconnects with `Last-Event-ID` goes on where it was; one that fell behind gets
-/// `missed` and every state as it stands. The stream ends after `finished`.
+/// `missed` and every state as it stands. `missed` also names each range of output that does not come, where it would
+/// have come, by command and stream; the stream ends after `finished`.
 #[utoipa::path(get, path = "/v1/runs/{run}/events", operation_id = "followRun", tag = "runs",
     params(("run" = String, Path, format = Uuid, description = "The run's id"),
         ("Last-Event-ID" = String, Header, pattern = "^[0-9a-f]{16}-(0|[1-9][0-9]{0,18})$", description = "The id of the last event that was seen")),
@@ -51,6 +53,9 @@ pub(super) async fn stream(
         subscription: None,
         names: BTreeMap::new(),
         told: BTreeMap::new(),
+        from_the_start: after.is_none(),
+        reached: BTreeMap::new(),
+        written: BTreeMap::new(),
         ready: VecDeque::new(),
         done: false,
         _permit: permit,
@@ -84,6 +89,9 @@ fn last_event_id(headers: &HeaderMap) -> ApiResult<Option<Cursor>> {
     })
 }
 
+/// Ranges named in one event: far below what a client reads as one.
+const MISSED_TOGETHER: usize = 256;
+
 /// Events that one client's queue takes from the ring at once.
 const BATCH: usize = 64;
 
@@ -108,6 +116,12 @@ struct Follower {
     names: BTreeMap<AgentId, NamedGateway>,
     /// The last state of each command that was made ready for the client.
     told: BTreeMap<CommandId, CommandState>,
+    /// Whether the client has seen nothing before this stream; what another one brought it is not known here.
+    from_the_start: bool,
+    /// Behind the last byte of each output that was made ready.
+    reached: BTreeMap<(CommandId, OutputStream), u64>,
+    /// How much commands that ended wrote in all.
+    written: BTreeMap<CommandId, (AgentId, Written)>,
     ready: VecDeque<(Option<Cursor>, RunEvent)>,
     done: bool,
     _permit: OwnedSemaphorePermit,
@@ -177,6 +191,7 @@ impl Follower {
             }
         }
         self.restate().await?;
+        self.tell_missing_ends();
         let run = Box::new(view(run));
         self.ready.push_back((None, RunEvent::Finished { run }));
         self.done = true;
@@ -186,6 +201,10 @@ impl Follower {
     /// Gets every state ready that the client was not told.
     async fn restate(&mut self) -> ApiResult<()> {
         for command in self.load().await? {
+            if let Some(written) = written(&command) {
+                self.written
+                    .insert(command.command_id, (command.agent_id, written));
+            }
             let known = self.told.insert(command.command_id, command.state);
             if known != Some(command.state) {
                 self.ready.push_back((None, as_event(command)));
@@ -203,7 +222,7 @@ impl Follower {
         self.load().await?;
         if !subscription.resumed() {
             if self.after.take().is_some() {
-                self.ready.push_back((None, RunEvent::Missed { events: 0 }));
+                self.missed(0, Vec::new());
             }
             self.replay_output(&mut subscription);
             self.restate().await?;
@@ -220,9 +239,7 @@ impl Follower {
                         self.push(cursor, &change);
                     }
                 }
-                Step::Missed(events) => {
-                    self.ready.push_back((None, RunEvent::Missed { events }));
-                }
+                Step::Missed(events) => self.missed(events, Vec::new()),
                 Step::Pending | Step::Forgotten => return,
             }
         }
@@ -260,7 +277,7 @@ impl Follower {
             match subscription.poll_next() {
                 Step::Event(cursor, change) => self.push(cursor, &change),
                 Step::Missed(events) => {
-                    self.ready.push_back((None, RunEvent::Missed { events }));
+                    self.missed(events, Vec::new());
                     return Drained::Gap;
                 }
                 Step::Forgotten => return Drained::Forgotten,
@@ -274,6 +291,10 @@ impl Follower {
         let agent_id = match change {
             RunChange::Command(change) => {
                 self.told.insert(change.command_id, change.state);
+                if let Some(written) = change.written {
+                    self.written
+                        .insert(change.command_id, (change.agent_id, written));
+                }
                 change.agent_id
             }
             RunChange::Output(chunk) => chunk.agent_id,
@@ -282,6 +303,9 @@ impl Follower {
         let Some(gateway) = self.names.get(&agent_id).cloned() else {
             return;
         };
+        if let RunChange::Output(chunk) = change {
+            self.tell_hole_before(chunk, &gateway);
+        }
         let event = match change {
             RunChange::Command(change) => RunEvent::Command {
                 at: change.at,
@@ -292,6 +316,8 @@ impl Follower {
                 exit_code: change.exit_code,
                 duration_ms: change.duration_ms,
                 reason: change.reason.clone(),
+                stdout_bytes: change.written.map(|written| written.stdout),
+                stderr_bytes: change.written.map(|written| written.stderr),
             },
             RunChange::Output(chunk) => RunEvent::Output {
                 at: chunk.at,
@@ -304,6 +330,76 @@ impl Follower {
         };
         self.ready.push_back((Some(cursor), event));
     }
+
+    fn missed(&mut self, events: u64, output: Vec<MissedOutput>) {
+        self.ready
+            .push_back((None, RunEvent::Missed { events, output }));
+    }
+
+    /// Says what lies between a piece and the one before it: a bound on its way, or this client, lost it.
+    fn tell_hole_before(&mut self, chunk: &OutputChunk, gateway: &NamedGateway) {
+        let place = (chunk.command_id, chunk.stream);
+        let reached = match self.reached.get(&place) {
+            // A command that was run again begins again.
+            Some(reached) if chunk.offset < *reached => 0,
+            Some(reached) => *reached,
+            None if self.from_the_start => 0,
+            None => chunk.offset,
+        };
+        let bytes = u64::try_from(chunk.data.len()).unwrap_or(u64::MAX);
+        self.reached
+            .insert(place, chunk.offset.saturating_add(bytes));
+        if chunk.offset > reached {
+            let hole = MissedOutput {
+                command_id: chunk.command_id,
+                gateway: gateway.clone(),
+                stream: chunk.stream,
+                offset: reached,
+                bytes: chunk.offset - reached,
+            };
+            self.missed(0, vec![hole]);
+        }
+    }
+
+    /// Says what commands wrote behind the last piece that came.
+    fn tell_missing_ends(&mut self) {
+        let mut holes = Vec::new();
+        for (command_id, (agent_id, written)) in &self.written {
+            let Some(gateway) = self.names.get(agent_id) else {
+                continue;
+            };
+            for (stream, total) in [
+                (OutputStream::Stdout, written.stdout),
+                (OutputStream::Stderr, written.stderr),
+            ] {
+                let reached = match self.reached.get(&(*command_id, stream)) {
+                    Some(reached) => *reached,
+                    None if self.from_the_start => 0,
+                    None => continue,
+                };
+                if total > reached {
+                    holes.push(MissedOutput {
+                        command_id: *command_id,
+                        gateway: gateway.clone(),
+                        stream,
+                        offset: reached,
+                        bytes: total - reached,
+                    });
+                }
+            }
+        }
+        for some in holes.chunks(MISSED_TOGETHER) {
+            self.missed(0, some.to_vec());
+        }
+    }
+}
+
+fn written(command: &Command) -> Option<Written> {
+    let result = command.result.as_ref()?;
+    Some(Written {
+        stdout: result.stdout_bytes?,
+        stderr: result.stderr_bytes?,
+    })
 }
 
 /// A command's state as the store has it.
@@ -326,6 +422,8 @@ fn as_event(command: Command) -> RunEvent {
         reason: command
             .reason
             .or_else(|| result.and_then(|result| result.reason.clone())),
+        stdout_bytes: result.and_then(|result| result.stdout_bytes),
+        stderr_bytes: result.and_then(|result| result.stderr_bytes),
     }
 }
 

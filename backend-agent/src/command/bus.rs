@@ -60,6 +60,17 @@ pub struct CommandChange {
     pub duration_ms: Option<u64>,
     /// Why, when there is more to say.
     pub reason: Option<String>,
+    /// What it wrote, in bytes, when it ended.
+    pub written: Option<Written>,
+}
+
+/// How much a command wrote in all, by which a watcher knows what it was not shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Written {
+    /// To its standard output.
+    pub stdout: u64,
+    /// To its standard error.
+    pub stderr: u64,
 }
 
 /// A command wrote something.
@@ -449,6 +460,7 @@ mod tests {
             exit_code: None,
             duration_ms: None,
             reason: None,
+            written: None,
         }
     }
 

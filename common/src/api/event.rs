@@ -11,7 +11,8 @@ use crate::wire::message::OutputStream;
 
 /// One event: the `data` of a server-sent event whose `event` is the same word and whose `id` resumes the stream.
 ///
-/// A stream may repeat a state after a reconnect, and live output is best effort; what is retained of it is in the command.
+/// A stream may repeat a state after a reconnect, and live output is best effort: pieces come whole, in order and between
+/// letters, and what lies between them is told by `missed`. What is retained of it is in the command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -34,6 +35,12 @@ pub enum RunEvent {
         duration_ms: Option<u64>,
         /// Why, when there is more to say.
         reason: Option<String>,
+        /// Bytes it wrote to its standard output, when it ended and that is known.
+        #[serde(default)]
+        stdout_bytes: Option<u64>,
+        /// Bytes it wrote to its standard error, when it ended and that is known.
+        #[serde(default)]
+        stderr_bytes: Option<u64>,
     },
     /// A command wrote something.
     Output {
@@ -50,16 +57,36 @@ pub enum RunEvent {
         /// The bytes.
         data: OutputBytes,
     },
-    /// Events were lost because the reader or the buffer fell behind; states follow as they stand.
+    /// Something was not received: events that the reader or a buffer fell behind, and output that never came live.
+    /// States follow as they stand; what is retained of the output is in the command.
     Missed {
-        /// How many, as far as is known.
+        /// How many events fell out of the backend's buffer, as far as is known; 0 when only `output` is meant.
         events: u64,
+        /// Output that this stream does not bring, by command and stream.
+        #[serde(default)]
+        output: Vec<MissedOutput>,
     },
     /// Every command is final; the stream ends after this.
     Finished {
         /// The run as it stands.
         run: Box<Run>,
     },
+}
+
+/// A range of one command's output that does not come live.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct MissedOutput {
+    /// Which command.
+    pub command_id: CommandId,
+    /// Its gateway.
+    pub gateway: NamedGateway,
+    /// Which stream.
+    pub stream: OutputStream,
+    /// The position of the first byte that is missing.
+    pub offset: u64,
+    /// How many bytes are missing.
+    pub bytes: u64,
 }
 
 impl RunEvent {

@@ -106,6 +106,9 @@ pub struct Run {
     pub created_at: Timestamp,
     /// Who submitted it.
     pub created_by: String,
+    /// The name of the API key that submitted it, where that is known.
+    #[serde(default)]
+    pub created_by_name: Option<String>,
     /// Until when its commands may start.
     pub deadline: Timestamp,
     /// Why, in the submitter's words.
@@ -255,6 +258,12 @@ pub struct CommandOutcome {
     pub reason: Option<String>,
     /// The refusal's code when it was rejected.
     pub reject_code: Option<RejectCode>,
+    /// Bytes it wrote to its standard output, kept or not; absent for commands of earlier versions.
+    #[serde(default)]
+    pub stdout_bytes: Option<u64>,
+    /// Bytes it wrote to its standard error, kept or not; absent for commands of earlier versions.
+    #[serde(default)]
+    pub stderr_bytes: Option<u64>,
 }
 
 /// One command: one run on one gateway.

@@ -1,16 +1,16 @@
 //! The operator's command line against a real backend and real gateways: what it prints, and what it ends with.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::Value;
-use viworks_testkit::binaries::Binaries;
-use viworks_testkit::deployment::{Deployment, PATIENCE, Start, run, text};
-use viworks_testkit::gateway::{ONCE, mark_starts};
-use viworks_testkit::process::{Process, Said, eventually, finish};
+use viworks_testkit::deployment::{PATIENCE, Start, run, text};
+use viworks_testkit::gateway::ONCE;
+use viworks_testkit::process::{Process, eventually, finish};
+
+use super::desk::Desk;
 
 const CATALOGUE: &str = r#"
 [[command]]
@@ -43,72 +43,13 @@ argv = ["/bin/sleep", "60"]
 timeout_ms = 120000
 "#;
 
-struct Desk {
-    system: Deployment,
-    token: PathBuf,
-    _gateways: Vec<Process>,
-}
-
-impl Desk {
-    async fn open() -> Self {
-        Self::with(Start::default()).await
-    }
-
-    async fn with(backend: Start) -> Self {
-        let mut system = Deployment::new(Binaries::shipped());
-        let folders = ["gw-1", "gw-2"].map(|name| system.issue(name));
-        for folder in &folders {
-            mark_starts(folder);
-            let file = folder.join("commands.d/cli.toml");
-            std::fs::write(&file, CATALOGUE).unwrap();
-            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
-        }
-        system.start_backend(backend).await;
-        let gateways = folders
-            .iter()
-            .map(|folder| {
-                let quick = Start::default().with("VIWORKS__COLLECT__INTERVAL_MS", "100");
-                system.start_gateway(folder, quick)
-            })
-            .collect();
-        system.online("gw-1").await;
-        system.online("gw-2").await;
-        let token = system.path().join("operator.key");
-        Self {
-            system,
-            token,
-            _gateways: gateways,
-        }
-    }
-
-    fn command(&self, token: &Path, arguments: &[&str]) -> Command {
-        let mut command = Command::new(self.system.binaries().cli());
-        command
-            .args(arguments)
-            .current_dir(self.system.path())
-            .env("HOME", self.system.path())
-            .env("VIWORKS_CONFIG_DIR", self.system.path().join("config"))
-            .env("VIWORKS_SERVER", self.system.api_url())
-            .env("VIWORKS_TOKEN_FILE", token)
-            .env_remove("VIWORKS_CONTEXT")
-            .env_remove("VIWORKS_OUTPUT");
-        command
-    }
-
-    async fn run(&self, arguments: &[&str]) -> Said {
-        finish(self.command(&self.token, arguments), PATIENCE).await
-    }
-
-    /// What it prints with `-o json`, and nothing else beside it.
-    async fn json(&self, arguments: &[&str], code: i32) -> Value {
-        let said = self.run(&[arguments, &["-o", "json"]].concat()).await;
-        said.ended_with(code).json()
-    }
+async fn open() -> Desk {
+    Desk::open(CATALOGUE, Start::default()).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operator_runs_commands_and_reads_what_came_of_them() {
-    let desk = Desk::open().await;
+    let desk = open().await;
     let said = desk.run(&["gateway", "ls"]).await.ended_with(0);
     assert!(
         said.stdout.contains("gw-1") && said.stdout.contains("online"),
@@ -166,7 +107,7 @@ async fn an_operator_runs_commands_and_reads_what_came_of_them() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_way_to_go_wrong_has_its_exit_code_and_says_what_to_do() {
-    let desk = Desk::open().await;
+    let desk = open().await;
     let said = desk.run(&["run", "test.fail", "--all"]).await.ended_with(3);
     assert!(said.stdout.contains("failed"), "{said:#?}");
     let said = desk.run(&["run", "test.nothing", "--all"]).await;
@@ -262,7 +203,11 @@ async fn every_way_to_go_wrong_has_its_exit_code_and_says_what_to_do() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_queue_refuses_the_whole_run_and_says_when_to_come_back() {
-    let desk = Desk::with(Start::default().with("VIWORKS__QUEUE__PER_GATEWAY", "1")).await;
+    let desk = Desk::open(
+        CATALOGUE,
+        Start::default().with("VIWORKS__QUEUE__PER_GATEWAY", "1"),
+    )
+    .await;
     let body = serde_json::json!({"command": "test.long", "targets": {"gateways": ["gw-1"]}});
     let first = desk.system.post("/v1/runs", &body).await["id"].clone();
     // It needs both gateways, and one of them is full: nothing goes to the other.
@@ -301,7 +246,7 @@ async fn a_full_queue_refuses_the_whole_run_and_says_when_to_come_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ctrl_c_ends_the_waiting_and_not_the_work() {
-    let desk = Desk::open().await;
+    let desk = open().await;
     let mut command = desk.command(&desk.token, &["run", "test.long", "-g", "gw-1"]);
     let mut waiting = Process::start(&mut command, &desk.system.path().join("run.log")).unwrap();
     let id = eventually("it runs", PATIENCE, async || {
@@ -327,7 +272,7 @@ async fn ctrl_c_ends_the_waiting_and_not_the_work() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_subcommand_explains_itself_and_a_closed_pipe_is_no_crash() {
-    let desk = Desk::open().await;
+    let desk = open().await;
     for path in [
         &["up"][..],
         &["down"],

@@ -23,6 +23,8 @@ struct Place {
     folder: TempDir,
     program: PathBuf,
     user: Option<u32>,
+    /// Where the demo lives, when not at the usual place.
+    data: Option<PathBuf>,
 }
 
 impl Place {
@@ -33,6 +35,7 @@ impl Place {
             folder,
             program: Binaries::shipped().cli(),
             user: None,
+            data: None,
         }
     }
 
@@ -62,7 +65,9 @@ impl Place {
     }
 
     fn data(&self) -> PathBuf {
-        self.home().join("demo data")
+        self.data
+            .clone()
+            .unwrap_or_else(|| self.home().join("demo data"))
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -91,11 +96,17 @@ impl Place {
             .await
     }
 
+    fn log(&self, number: u32) -> PathBuf {
+        self.folder.path().join(format!("up-{number}.log"))
+    }
+
     /// Starts a demo that stays, and waits until its first command is answered.
     async fn stay(&self) -> Process {
         let data = self.data();
         let mut command = self.command(&["up", "--data-dir", text(&data)]);
-        let mut up = Process::start(&mut command, &self.folder.path().join("up.log")).unwrap();
+        let free = |number: &u32| !self.log(*number).exists();
+        let log = self.log((1..).find(free).unwrap());
+        let mut up = Process::start(&mut command, &log).unwrap();
         eventually("the demo is up", PATIENCE, async || {
             if let Some(status) = up.ended() {
                 panic!("viworks up ended with {status}:\n{}", up.log());
@@ -272,7 +283,19 @@ async fn a_second_up_finds_the_first_and_down_stops_all_of_it() {
 
     // The demo is the selected context: no address, no key.
     let said = place.run(&["run", "sys.uptime", "--all"]).await;
-    assert_three_answers(&said.ended_with(0));
+    let mut said = said.ended_with(0);
+    // What the commands wrote comes first, each line behind its gateway's name; the table of answers follows.
+    let (output, table): (Vec<&str>, Vec<&str>) =
+        said.stdout.lines().partition(|line| line.contains('│'));
+    for name in ["gw-berlin", "gw-lyon", "gw-oslo"] {
+        let line = format!("{name} │ uptime: ");
+        assert!(
+            output.iter().any(|said| said.starts_with(&line)),
+            "{said:#?}"
+        );
+    }
+    said.stdout = table.join("\n");
+    assert_three_answers(&said);
 
     let data = place.data();
     let down = ["down", "--data-dir", text(&data)];
@@ -367,4 +390,216 @@ async fn reset_starts_over_and_leaves_foreign_folders_alone() {
 fn write(file: &Path, content: &str) {
     std::fs::create_dir_all(file.parent().unwrap()).unwrap();
     std::fs::write(file, content).unwrap();
+}
+
+#[tokio::test]
+async fn a_deep_folder_is_no_obstacle_and_its_hints_can_be_pasted() {
+    let mut place = Place::new();
+    let deep = place
+        .home()
+        .join("a folder ".repeat(9))
+        .join("deep".repeat(20));
+    std::fs::create_dir_all(&deep).unwrap();
+    place.data = Some(deep.join("demo"));
+    let mut up = place.stay().await;
+    let log = up.log();
+    let sockets = std::fs::read_link(place.data().join("run/sockets")).unwrap();
+    assert!(sockets.join("gw-berlin.sock").exists(), "{log}");
+
+    // What it says can be pasted, from anywhere.
+    let hint = |start: &str| {
+        log.lines()
+            .find_map(|line| line.trim_start().strip_prefix(start))
+            .unwrap_or_else(|| panic!("no hint {start}: {log}"))
+            .replace("(second terminal)", "")
+    };
+    let paste = async |line: &str| {
+        let mut command = place.command(&[]);
+        let shell = format!("{line}\nexit $?");
+        let environment: Vec<_> = command
+            .get_envs()
+            .map(|(name, value)| (name.to_owned(), value.map(std::ffi::OsStr::to_owned)))
+            .collect();
+        command = Command::new("/bin/sh");
+        command.args(["-c", &shell]).current_dir("/");
+        for (name, value) in environment {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        finish(command, PATIENCE).await
+    };
+    let said = paste(&hint("Next")).await.ended_with(0);
+    assert_eq!(said.stdout.matches("✓ ok").count(), 3, "{said:#?}");
+    drop(paste(&hint("Stop      Ctrl-C, or")).await.ended_with(0));
+    assert!(up.wait(PATIENCE).await.success(), "{}", up.log());
+    assert!(!sockets.exists(), "nothing stays behind");
+    place.assert_nothing_runs();
+
+    // The folder of sockets goes away as well when the demo could not remove it.
+    let mut up = place.stay().await;
+    let sockets = std::fs::read_link(place.data().join("run/sockets")).unwrap();
+    up.kill();
+    let down = ["down", "--data-dir", text(place.data.as_ref().unwrap())];
+    drop(place.run(&down).await.ended_with(0));
+    assert!(!sockets.exists(), "{}", sockets.display());
+    place.assert_nothing_runs();
+}
+
+#[tokio::test]
+async fn a_second_demo_has_a_context_of_its_own() {
+    let mut place = Place::new();
+    let mut first = place.stay().await;
+    let first_data = place.data();
+    place.data = Some(place.home().join("second"));
+    let mut second = place.stay().await;
+    assert!(
+        second.log().contains("context demo stays selected"),
+        "{}",
+        second.log()
+    );
+    assert!(
+        second.log().contains("-c demo-2 run sys.uptime"),
+        "{}",
+        second.log()
+    );
+    let ids = async |context: &[&str]| {
+        let list = ["gateway", "ls", "-o", "json"];
+        let said = place.run(&[context, &list].concat()).await;
+        said.ended_with(0).json()["items"][0]["id"].clone()
+    };
+    let (selected, one, two) = (
+        ids(&[]).await,
+        ids(&["-c", "demo"]).await,
+        ids(&["-c", "demo-2"]).await,
+    );
+    assert_eq!(selected, one);
+    assert_ne!(one, two);
+    second.signal(Signal::INT);
+    assert!(second.wait(PATIENCE).await.success(), "{}", second.log());
+    first.signal(Signal::INT);
+    assert!(first.wait(PATIENCE).await.success(), "{}", first.log());
+    assert!(!first_data.join("run/demo.json").exists());
+    place.assert_nothing_runs();
+}
+
+#[tokio::test]
+async fn a_terminal_that_is_closed_ends_its_demo_and_nohup_keeps_it() {
+    let place = Place::new();
+    let mut up = place.stay().await;
+    up.signal(Signal::HUP);
+    assert!(up.wait(PATIENCE).await.success(), "{}", up.log());
+    place.assert_nothing_runs();
+
+    let data = place.data();
+    let mut command = Command::new("/usr/bin/nohup");
+    let demo = place.command(&["up", "--data-dir", text(&data)]);
+    command
+        .arg(demo.get_program())
+        .args(demo.get_args())
+        .current_dir(place.home());
+    for (name, value) in demo.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let mut up = Process::start(&mut command, &place.folder.path().join("nohup.log")).unwrap();
+    eventually("the demo is up", PATIENCE, async || {
+        up.log().contains("Ctrl-C").then_some(())
+    })
+    .await;
+    up.signal(Signal::HUP);
+    assert_three_answers(&place.up(&["--once"]).await.ended_with(0));
+    assert!(up.ended().is_none(), "{}", up.log());
+    up.signal(Signal::INT);
+    assert!(up.wait(PATIENCE).await.success(), "{}", up.log());
+    place.assert_nothing_runs();
+}
+
+#[tokio::test]
+async fn fewer_gateways_than_before_are_not_waited_for() {
+    let place = Place::new();
+    drop(place.up(&["--once", "--agents", "5"]).await.ended_with(0));
+    let said = place.up(&["--once", "--agents", "2"]).await.ended_with(0);
+    assert_eq!(said.stdout.lines().count(), 3, "{said:#?}");
+    assert!(said.stderr.contains("2 of 2 answered"), "{said:#?}");
+    place.assert_nothing_runs();
+}
+
+#[tokio::test]
+async fn nothing_outside_the_folder_is_needed() {
+    let place = Place::new();
+    write(&place.home().join("no folder"), "");
+    let config = place.home().join("no folder/config");
+    let data = place.data();
+    for home in [Some(&config), None] {
+        let mut command = place.command(&["up", "--once", "--data-dir", text(&data)]);
+        match home {
+            Some(home) => command.env("VIWORKS_CONFIG_DIR", home),
+            None => command
+                .env_remove("VIWORKS_CONFIG_DIR")
+                .env_remove("HOME")
+                .env_remove("XDG_CONFIG_HOME"),
+        };
+        let said = finish(command, PATIENCE).await.ended_with(0);
+        assert_three_answers(&said);
+        assert!(
+            said.stderr.contains("no context was remembered"),
+            "{said:#?}"
+        );
+    }
+    // How to use it without a context is in its hints.
+    let mut command = place.command(&["up", "--data-dir", text(&data)]);
+    command.env("VIWORKS_CONFIG_DIR", &config);
+    let mut up = Process::start(&mut command, &place.folder.path().join("up.log")).unwrap();
+    eventually("the demo is up", PATIENCE, async || {
+        up.log().contains("Ctrl-C").then_some(())
+    })
+    .await;
+    let token = data.join("operator.key");
+    assert!(
+        up.log()
+            .contains(&format!("--token-file '{}'", token.display())),
+        "{}",
+        up.log()
+    );
+    up.signal(Signal::INT);
+    assert!(up.wait(PATIENCE).await.success(), "{}", up.log());
+    place.assert_nothing_runs();
+}
+
+#[tokio::test]
+async fn a_proxy_in_the_environment_does_not_come_between_the_demo_and_itself() {
+    let place = Place::new();
+    let data = place.data();
+    let mut command = place.command(&["up", "--once", "--data-dir", text(&data)]);
+    for variable in ["http_proxy", "https_proxy", "ALL_PROXY"] {
+        command.env(variable, "http://127.0.0.1:1");
+    }
+    assert_three_answers(&finish(command, PATIENCE).await.ended_with(0));
+    place.assert_nothing_runs();
+}
+
+#[tokio::test]
+async fn whose_demo_it_is_is_said_to_who_may_not_stop_it() {
+    if !is_root() {
+        // Only root can be two users.
+        return;
+    }
+    let mut place = Place::of_nobody();
+    drop(place.up(&["--once"]).await.ended_with(0));
+    place.user = Some(NOBODY - 1);
+    let data = place.data();
+    for verb in ["down", "up"] {
+        let said = place
+            .run(&[verb, "--data-dir", text(&data)])
+            .await
+            .ended_with(77);
+        assert!(
+            said.stderr.contains("65534") && said.stderr.contains("sudo"),
+            "{said:#?}"
+        );
+    }
 }

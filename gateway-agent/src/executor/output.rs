@@ -6,6 +6,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::mpsc;
 use viworks_common::command::RetainedOutput;
 use viworks_common::id::CommandId;
+use viworks_common::output::{begun_letter, cut_head, cut_tail};
 use viworks_common::wire::message::OutputStream;
 
 use super::{LIVE_BYTES_MAX, LiveOutput};
@@ -16,6 +17,8 @@ pub(super) struct Collector<R> {
     stream: OutputStream,
     pipe: Option<R>,
     kept: Kept,
+    /// The beginning of a letter whose end has not been read yet: it goes live with that, not before.
+    begun: Vec<u8>,
 }
 
 impl<R: AsyncRead + Unpin> Collector<R> {
@@ -30,16 +33,20 @@ impl<R: AsyncRead + Unpin> Collector<R> {
             stream,
             pipe,
             kept: Kept::new(limit),
+            begun: Vec::new(),
         }
     }
 
     /// Reads until everybody has closed the other end. Can be dropped and called again.
     pub(super) async fn drain(&mut self, live: Option<&mpsc::Sender<LiveOutput>>) {
-        let mut buffer = vec![0; LIVE_BYTES_MAX];
+        // What is held back of a letter goes before what is read next.
+        let mut buffer = vec![0; LIVE_BYTES_MAX - 3];
         while let Some(pipe) = &mut self.pipe {
             let read = match pipe.read(&mut buffer).await {
                 Ok(0) | Err(_) => {
                     self.pipe = None;
+                    let rest = std::mem::take(&mut self.begun);
+                    self.pass_on(live, rest);
                     return;
                 }
                 Ok(read) => read,
@@ -47,17 +54,27 @@ impl<R: AsyncRead + Unpin> Collector<R> {
             let Some(data) = buffer.get(..read) else {
                 return;
             };
-            if let Some(live) = live {
-                // A reader that is too slow misses pieces; it sees that by their offsets.
-                drop(live.try_send(LiveOutput {
-                    command_id: self.command_id,
-                    stream: self.stream,
-                    offset: self.kept.total,
-                    data: data.to_vec(),
-                }));
-            }
             self.kept.push(data);
+            let mut piece = std::mem::take(&mut self.begun);
+            piece.extend_from_slice(data);
+            self.begun = piece.split_off(piece.len() - begun_letter(&piece));
+            self.pass_on(live, piece);
         }
+    }
+
+    /// Sends a piece live that ends before what is held back.
+    fn pass_on(&self, live: Option<&mpsc::Sender<LiveOutput>>, data: Vec<u8>) {
+        let Some(live) = live.filter(|_live| !data.is_empty()) else {
+            return;
+        };
+        let behind = length(data.len() + self.begun.len());
+        // A reader that is too slow misses pieces; it sees that by their offsets.
+        drop(live.try_send(LiveOutput {
+            command_id: self.command_id,
+            stream: self.stream,
+            offset: self.kept.total.saturating_sub(behind),
+            data,
+        }));
     }
 }
 
@@ -140,6 +157,9 @@ impl Kept {
         }
         head.truncate(head_max);
         tail.drain(..tail.len().saturating_sub(tail_max));
+        // Never inside a letter, and not inside a line where one ends close by.
+        head.truncate(cut_head(&head));
+        tail.drain(..cut_tail(&tail));
         let cut_bytes = self.total - length(head.len() + tail.len());
         RetainedOutput {
             head,
@@ -174,6 +194,56 @@ mod tests {
         let seen = length(kept.head.len() + kept.tail.len());
         assert_eq!(seen + kept.cut_bytes, length(whole.len()));
         assert!(kept.cut_bytes > 0 || kept.tail.is_empty());
+    }
+
+    #[test]
+    fn what_is_kept_of_text_is_whole_lines() {
+        let lines: Vec<Vec<u8>> = (0..1_000)
+            .map(|number| format!("línea {number}\n").into_bytes())
+            .collect();
+        let whole = lines.concat();
+        let kept = collector(1_000, &lines).kept.finish(1_000);
+        check(&kept, &whole);
+        assert!(kept.head.ends_with(b"\n"));
+        assert!(kept.tail.starts_with("línea ".as_bytes()));
+        assert!(kept.head.len() > 480 && kept.tail.len() > 480);
+    }
+
+    #[test]
+    fn one_long_line_is_cut_between_letters() {
+        for limit in 100..104 {
+            let kept = collector(limit, &["€".repeat(1_000).into_bytes()])
+                .kept
+                .finish(limit);
+            assert!(std::str::from_utf8(&kept.head).is_ok(), "{limit}");
+            assert!(std::str::from_utf8(&kept.tail).is_ok(), "{limit}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_letter_is_in_one_live_piece_wherever_the_pipe_divides_it() {
+        use tokio::io::AsyncWriteExt;
+
+        let (mut writer, reader) = tokio::io::duplex(1);
+        let (sender, mut pieces) = mpsc::channel(64);
+        let id = CommandId::from_uuid(uuid::Uuid::from_u128(1));
+        let mut collector = Collector::new(id, OutputStream::Stdout, Some(reader), 100);
+        let write = async {
+            writer.write_all("aé€😀\u{ff}".as_bytes()).await.unwrap();
+            writer.write_all(b"\xe2\x82").await.unwrap();
+            drop(writer);
+        };
+        tokio::join!(write, collector.drain(Some(&sender)));
+        drop(sender);
+        let mut at = 0;
+        let mut texts = Vec::new();
+        while let Some(piece) = pieces.recv().await {
+            assert_eq!(piece.offset, at);
+            at += length(piece.data.len());
+            texts.push(String::from_utf8_lossy(&piece.data).into_owned());
+        }
+        assert_eq!(texts, ["a", "é", "€", "😀", "ÿ", "\u{fffd}"]);
+        assert_eq!(at, 14);
     }
 
     proptest! {

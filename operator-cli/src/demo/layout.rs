@@ -7,6 +7,23 @@ use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files;
 
 use crate::error::Failure;
+use crate::run;
+
+/// Where a demo lives unless it is said.
+pub const DEFAULT_FOLDER: &str = ".viworks/dev";
+/// Bytes of a socket's path: 107 by unix(7), less what a name beside it may add.
+const SOCKET_PATH_MAX: usize = 90;
+const SOCKETS_PREFIX: &str = "viworks-";
+
+/// `text` as one word of a shell.
+pub fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@%+,".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
+}
 
 /// The demo's folder.
 #[derive(Debug, Clone)]
@@ -55,6 +72,116 @@ impl Layout {
     /// Where a process writes its addresses once it is ready.
     pub fn ready(&self, name: &str) -> PathBuf {
         self.root.join("run").join(format!("{name}.json"))
+    }
+
+    /// A short way to a gateway's socket, where the one in its own folder would be longer than the system takes.
+    pub fn short_socket(&self, name: &str) -> Result<Option<PathBuf>, Failure> {
+        let own = self.gateway(name).join("state/api.sock");
+        if own.as_os_str().len() <= SOCKET_PATH_MAX {
+            return Ok(None);
+        }
+        let folder = match self.sockets() {
+            Some(folder) => folder,
+            None => self.make_sockets()?,
+        };
+        Ok(Some(folder.join(format!("{name}.sock"))))
+    }
+
+    /// The folder of the sockets, when they are not in the gateways' own.
+    pub fn sockets(&self) -> Option<PathBuf> {
+        std::fs::read_link(self.sockets_link()).ok()
+    }
+
+    fn sockets_link(&self) -> PathBuf {
+        self.root.join("run").join("sockets")
+    }
+
+    /// Makes a private folder with a short name, and a link to it by which the next `up` or `down` removes it.
+    fn make_sockets(&self) -> Result<PathBuf, Failure> {
+        let folder = tempfile::Builder::new()
+            .prefix(SOCKETS_PREFIX)
+            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
+            .tempdir_in("/tmp")
+            .map_err(|error| {
+                Failure::new(
+                    ExitCode::Error,
+                    format!(
+                        "the demo's folder is too deep for sockets, and /tmp takes none: {error}"
+                    ),
+                )
+                .with("fix: use another place: viworks up --data-dir DIR")
+            })?;
+        std::os::unix::fs::symlink(folder.path(), self.sockets_link())?;
+        // From here on the link says that it is there.
+        Ok(folder.keep())
+    }
+
+    /// Removes the folder of the sockets, when there is one.
+    pub fn remove_sockets(&self) {
+        let Some(folder) = self.sockets() else {
+            return;
+        };
+        // Only what `make_sockets` makes is removed, whatever somebody made of the link.
+        let ours = folder.parent() == Some(Path::new("/tmp"))
+            && folder
+                .file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with(SOCKETS_PREFIX));
+        if ours
+            && let Err(error) = std::fs::remove_dir_all(&folder)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            crate::output::note(&format!("{} stays behind: {error}", folder.display()));
+        }
+        // Without its folder the link does no harm.
+        let _removed = std::fs::remove_file(self.sockets_link());
+    }
+
+    /// How to stop this demo, to be pasted.
+    pub fn down(&self) -> String {
+        self.verb("down")
+    }
+
+    /// How to start this demo, to be pasted.
+    pub fn up(&self) -> String {
+        self.verb("up")
+    }
+
+    fn verb(&self, verb: &str) -> String {
+        let program = quoted(&run::program_name());
+        let usual = std::path::absolute(DEFAULT_FOLDER).is_ok_and(|usual| usual == self.root);
+        if usual {
+            format!("{program} {verb}")
+        } else {
+            format!(
+                "{program} {verb} --data-dir {}",
+                quoted(&self.root.to_string_lossy())
+            )
+        }
+    }
+
+    /// Says whose demo it is to who may not touch it.
+    pub fn refuse_strangers(&self) -> Result<(), Failure> {
+        use std::os::unix::fs::MetadataExt;
+
+        let me = rustix::process::geteuid();
+        let whose = match std::fs::symlink_metadata(&self.root) {
+            Ok(found) if me.is_root() || found.uid() == me.as_raw() => return Ok(()),
+            Ok(found) => format!("belongs to user {}", found.uid()),
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                "is in a folder of another user".to_owned()
+            }
+            // Whatever it is, the next step meets it and says so.
+            Err(_absent) => return Ok(()),
+        };
+        Err(Failure::new(
+            ExitCode::Forbidden,
+            format!(
+                "the demo in {} {whose}, and you are user {}",
+                self.root.display(),
+                me.as_raw()
+            ),
+        )
+        .with("fix: be that user or root (sudo), or name a folder of your own: --data-dir DIR"))
     }
 
     fn started(&self) -> PathBuf {
@@ -160,7 +287,16 @@ fn start_ticks(pid: u32) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::Process;
+    use super::{Process, quoted};
+
+    #[test]
+    fn what_is_pasted_is_one_word() {
+        assert_eq!(quoted("a/b-c.d"), "a/b-c.d");
+        assert_eq!(quoted("a b"), "'a b'");
+        assert_eq!(quoted("it's"), "'it'\\''s'");
+        assert_eq!(quoted("$(x)"), "'$(x)'");
+        assert_eq!(quoted(""), "''");
+    }
 
     #[test]
     fn this_process_is_alive_and_its_predecessor_is_not() {

@@ -246,9 +246,11 @@ pub fn left_running(layout: &Layout) -> Vec<Process> {
 /// `viworks down`: stops what an earlier `up` started, and only that.
 pub async fn down(data_dir: &Path) -> Result<(), Failure> {
     let layout = Layout::at(data_dir)?;
+    layout.refuse_strangers()?;
     let up = layout.load_started().map(|started| started.up);
     let up = up.filter(Process::is_alive);
     if up.is_none() && left_running(&layout).is_empty() {
+        layout.remove_sockets();
         layout.forget_started()?;
         output::note(&format!(
             "nothing to stop: no demo runs in {} (--data-dir names another folder)",
@@ -257,10 +259,12 @@ pub async fn down(data_dir: &Path) -> Result<(), Failure> {
         return Ok(());
     }
     stop_demo(&layout, up.as_ref()).await?;
+    layout.remove_sockets();
     layout.forget_started()?;
-    output::note(
-        "the demo is stopped; its data stays (viworks up starts it again, viworks up --reset starts over)",
-    );
+    let up = layout.up();
+    output::note(&format!(
+        "the demo is stopped; its data stays ({up} starts it again, {up} --reset starts over)"
+    ));
     Ok(())
 }
 

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep};
-use viworks_common::api::{GatewayStatus, RequestedArguments, RunRequest, Targets};
+use viworks_common::api::{GatewayRef, GatewayStatus, RequestedArguments, RunRequest, Targets};
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files;
 
-use super::layout::{Addresses, Layout, Process, Started};
+use super::layout::{Addresses, Layout, Process, Started, quoted};
 use super::processes::{Programs, Running, left_running, run_to_end, stop, stop_demo};
 use crate::client::Client;
 use crate::error::Failure;
@@ -50,6 +50,7 @@ fn gateway_name(index: usize) -> String {
 pub async fn up(options: &Options) -> Result<ExitCode, Failure> {
     let programs = Programs::find()?;
     let layout = Layout::at(&options.data_dir)?;
+    layout.refuse_strangers()?;
     if let Some(started) = layout.load_started() {
         if started.up.is_alive() {
             return reuse(options, &layout, &started).await;
@@ -60,6 +61,7 @@ pub async fn up(options: &Options) -> Result<ExitCode, Failure> {
         output::note("an earlier demo was interrupted; stopping what it left running");
         stop_demo(&layout, None).await?;
     }
+    layout.remove_sockets();
     if options.reset && layout.root().exists() {
         refuse_foreign_folder(&layout)?;
         std::fs::remove_dir_all(layout.root())?;
@@ -67,8 +69,10 @@ pub async fn up(options: &Options) -> Result<ExitCode, Failure> {
     }
     layout.create()?;
     let _lock = files::lock_folder(layout.root()).map_err(|error| {
-        Failure::new(ExitCode::Conflict, error.to_string())
-            .with("fix: viworks down, or use another place: viworks up --data-dir DIR")
+        Failure::new(ExitCode::Conflict, error.to_string()).with(format!(
+            "fix: {}, or use another place: viworks up --data-dir DIR",
+            layout.down()
+        ))
     })?;
 
     output::note(&format!(
@@ -86,6 +90,7 @@ pub async fn up(options: &Options) -> Result<ExitCode, Failure> {
         output::note("stopping …");
     }
     stop(&mut running).await;
+    layout.remove_sockets();
     layout.forget_started()?;
     // Ctrl-C is how a demo that runs until stopped is stopped.
     match outcome {
@@ -101,10 +106,32 @@ async fn interruption() {
     ) else {
         return std::future::pending().await;
     };
+    // A terminal that is closed ends what it shows; under nohup it does not.
+    let hangup = async {
+        if hangups_are_ignored() {
+            return std::future::pending().await;
+        }
+        match signal(SignalKind::hangup()) {
+            Ok(mut hangup) => hangup.recv().await,
+            Err(_not_to_be_had) => std::future::pending().await,
+        }
+    };
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        _ = hangup => {}
     }
+}
+
+/// Whether this process was started to outlive its terminal, by proc(5).
+fn hangups_are_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    // Signal 1 is the lowest bit.
+    ignored.is_some_and(|mask| mask & 1 == 1)
 }
 
 /// Only a folder that `up` made is removed.
@@ -138,7 +165,11 @@ async fn start_and_serve(
     let step = Instant::now();
     start_gateways(programs, layout, &names, &addresses, running)?;
     save(layout, Some(&addresses), running)?;
-    let client = Client::new(&format!("http://{}", addresses.api), Some(&layout.token()))?;
+    let client = Client::new(
+        &format!("http://{}", addresses.api),
+        Some(&layout.token()),
+        false,
+    )?;
     wait_until_online(&client, &names, running).await?;
     report(
         &format!("{} gateways", names.len()),
@@ -146,18 +177,49 @@ async fn start_and_serve(
         "connected over mutual TLS",
         step,
     );
-    context::select_demo(
-        options.config_dir.as_deref(),
-        &format!("http://{}", addresses.api),
-        &layout.token(),
-    )?;
-
-    let exit = first_command(&client, options.format).await?;
+    let target = remember(options, layout, &addresses);
+    let exit = first_command(&client, &names, options.format).await?;
     if options.once {
         return Ok(exit);
     }
-    hints(&addresses);
+    hints(layout, &addresses, &target);
     watch(running).await
+}
+
+/// Remembers the demo as a context, and returns the flags by which other commands find it: none when it is selected.
+fn remember(options: &Options, layout: &Layout, addresses: &Addresses) -> String {
+    let server = format!("http://{}", addresses.api);
+    let remembered = context::remember_demo(
+        options.config_dir.as_deref(),
+        &server,
+        layout.root(),
+        &layout.token(),
+    );
+    match remembered {
+        Ok(context) if context.selected => String::new(),
+        Ok(context) => {
+            output::note(&format!(
+                "  context {} stays selected; this demo is context {}",
+                context.current, context.name
+            ));
+            format!(" -c {}", context.name)
+        }
+        Err(failure) => {
+            // Everything the demo needs is in its own folder; a context only saves typing.
+            output::note(&format!(
+                "  no context was remembered: {}{}",
+                failure.what,
+                failure
+                    .details
+                    .first()
+                    .map_or_else(String::new, |detail| format!(" ({detail})"))
+            ));
+            format!(
+                " --server {server} --token-file {}",
+                quoted(&layout.token().to_string_lossy())
+            )
+        }
+    }
 }
 
 fn summary(names: &[String]) -> String {
@@ -305,10 +367,13 @@ fn start_gateways(
 ) -> Result<(), Failure> {
     for name in names {
         let config = layout.gateway(name).join("gateway.toml");
-        let environment = [(
+        let mut environment = vec![(
             "VIWORKS__OUTBOUND__URL",
             format!("wss://{}/agent/v1/connect", addresses.agents),
         )];
+        if let Some(socket) = layout.short_socket(name)? {
+            environment.push(("VIWORKS__GATEWAY__SOCKET", path(&socket)?.to_owned()));
+        }
         running.push(Running::start(
             layout,
             name,
@@ -375,21 +440,29 @@ async fn wait_until_online(
                     missing.join(" ")
                 ),
             )
-            .with("see the logs folder beside the demo's data"));
+            .with("see the logs folder in the demo's folder"));
         }
         sleep(Duration::from_millis(25)).await;
     }
 }
 
-async fn first_command(client: &Client, format: Format) -> Result<ExitCode, Failure> {
+async fn first_command(
+    client: &Client,
+    names: &[String],
+    format: Format,
+) -> Result<ExitCode, Failure> {
     let step = Instant::now();
     let command = FIRST_COMMAND
         .parse()
         .map_err(|error| Failure::new(ExitCode::Error, format!("{error}")))?;
+    let targets: Result<Vec<GatewayRef>, _> = names.iter().map(|name| name.parse()).collect();
     let request = RunRequest {
         command,
         arguments: RequestedArguments::default(),
-        targets: Targets::All,
+        // Not all that are registered: an earlier demo in this folder may have had more.
+        targets: Targets::Gateways(
+            targets.map_err(|error| Failure::new(ExitCode::Error, format!("{error}")))?,
+        ),
         deadline_ms: None,
         timeout_ms: None,
         skip_unable: false,
@@ -411,7 +484,7 @@ async fn first_command(client: &Client, format: Format) -> Result<ExitCode, Fail
     );
     output::note("");
     match format {
-        Format::Table => run::print_commands(&commands, &[])?,
+        Format::Table => run::print_commands(&commands, &[], |_id| run::Told::default())?,
         Format::Json => output::json(
             &serde_json::json!({"apiVersion": "viworks/v1", "kind": "RunResult", "run": finished.run, "commands": commands}),
         )?,
@@ -420,15 +493,21 @@ async fn first_command(client: &Client, format: Format) -> Result<ExitCode, Fail
     Ok(run::exit_code(commands.iter().map(|command| command.state)))
 }
 
-fn hints(addresses: &Addresses) {
-    let program = run::program_name();
-    let lines = [
+fn hints(layout: &Layout, addresses: &Addresses, target: &str) {
+    let program = quoted(&run::program_name());
+    let mut lines = vec![
         format!("  API       http://{}/openapi.json", addresses.api),
-        format!("  Next      {program} run sys.uptime --all     (second terminal)"),
-        format!("            {program} gateway ls"),
-        format!("            {program} telemetry -g gw-berlin --stream host.cpu"),
-        format!("  Stop      Ctrl-C, or {program} down"),
+        format!("  Next      {program}{target} run sys.uptime --all     (second terminal)"),
+        format!("            {program}{target} gateway ls"),
+        format!("            {program}{target} telemetry -g gw-berlin --stream host.cpu"),
+        format!("  Stop      Ctrl-C, or {}", layout.down()),
     ];
+    if let Some(folder) = layout.sockets() {
+        lines.push(format!(
+            "  Sockets   {} (the demo's folder is too deep for them)",
+            quoted(&folder.to_string_lossy())
+        ));
+    }
     for line in lines {
         output::note(&line);
     }
@@ -457,7 +536,10 @@ async fn reuse(options: &Options, layout: &Layout, started: &Started) -> Result<
                 started.up.pid
             ),
         )
-        .with("fix: viworks down, then viworks up --reset"));
+        .with(format!(
+            "fix: {}, then viworks up --reset again",
+            layout.down()
+        )));
     }
     let Some(addresses) = &started.addresses else {
         return Err(Failure::new(
@@ -468,26 +550,46 @@ async fn reuse(options: &Options, layout: &Layout, started: &Started) -> Result<
                 started.up.pid
             ),
         )
-        .with("fix: try again in a moment, or stop it with viworks down"));
+        .with(format!(
+            "fix: try again in a moment, or stop it with {}",
+            layout.down()
+        )));
     };
     output::note(&format!(
         "already running (pid {}): API http://{}",
         started.up.pid, addresses.api
     ));
-    let client = Client::new(&format!("http://{}", addresses.api), Some(&layout.token()))?;
+    let client = Client::new(
+        &format!("http://{}", addresses.api),
+        Some(&layout.token()),
+        false,
+    )?;
+    let online: Vec<String> = client
+        .gateways()
+        .await?
+        .iter()
+        .filter(|gateway| gateway.status == GatewayStatus::Online)
+        .map(|gateway| gateway.name.to_string())
+        .collect();
     if !options.once {
-        let online = client
-            .gateways()
-            .await?
-            .iter()
-            .filter(|gateway| gateway.status == GatewayStatus::Online)
-            .count();
         output::note(&format!(
-            "{online} gateways online; stop it with Ctrl-C there, or viworks down"
+            "{} gateways online; stop it with Ctrl-C there, or {}",
+            online.len(),
+            layout.down()
         ));
+        if online.len() != options.agents {
+            output::note(&format!(
+                "it has its own number of gateways; for {} of them: {}, then viworks up --agents {}",
+                options.agents,
+                layout.down(),
+                options.agents
+            ));
+        }
+        let target = remember(options, layout, addresses);
+        hints(layout, addresses, &target);
         return Ok(ExitCode::Ok);
     }
-    first_command(&client, options.format).await
+    first_command(&client, &online, options.format).await
 }
 
 fn report(what: &str, subject: &str, detail: &str, since: Instant) {

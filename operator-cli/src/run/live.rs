@@ -1,76 +1,310 @@
-//! A run's output while it comes.
+//! A run's output while it comes: whole lines on standard output, and a word wherever something is not shown.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use viworks_common::api::RunEvent;
-use viworks_common::id::{CommandId, GatewayName};
+use tokio::time::Instant;
+use viworks_common::api::{CommandView, OutputView, RunEvent};
+use viworks_common::command::CommandState;
+use viworks_common::id::{CommandId, GatewayName, RunId};
+use viworks_common::output::{Lines, Shown};
 use viworks_common::wire::message::OutputStream;
 
+use super::program_name;
+use crate::error::Failure;
+use crate::human;
 use crate::output::{self, Format, plain};
 
-/// Live output as whole lines, each behind its gateway's name when there are several.
+/// How long the only line of one of several gateways is kept for its row in the table.
+const HELD_FOR: Duration = Duration::from_secs(2);
+
+/// What is shown of a run, and what is known of its commands.
 pub(super) struct Live {
+    run: RunId,
     many: bool,
     format: Format,
-    open: BTreeMap<(CommandId, OutputStream), (GatewayName, String)>,
+    commands: BTreeMap<CommandId, Command>,
+}
+
+/// One command of the run.
+pub(super) struct Command {
+    /// Its gateway.
+    pub(super) gateway: GatewayName,
+    /// Its state, once that was told.
+    pub(super) state: Option<CommandState>,
+    stdout: Lines,
+    stderr: Lines,
+    /// The first line, while it may be the only one: then the table shows it.
+    held: Option<(Instant, String)>,
+    /// Lines on standard output.
+    printed: u64,
+    /// Bytes that are not there.
+    not_shown: u64,
+    /// Whether a line was begun and not ended.
+    parted: bool,
+}
+
+/// What a table says of the output of one command.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Told {
+    /// The only line, when the table is to show it.
+    pub held: Option<String>,
+    /// Lines that were printed before the table.
+    pub printed: u64,
+    /// Bytes that are nowhere to be seen.
+    pub not_shown: u64,
 }
 
 impl Live {
-    pub(super) const fn new(many: bool, format: Format) -> Self {
+    pub(super) const fn new(run: RunId, many: bool, format: Format) -> Self {
         Self {
+            run,
             many,
             format,
-            open: BTreeMap::new(),
+            commands: BTreeMap::new(),
         }
     }
 
-    pub(super) fn show(&mut self, event: &RunEvent) {
+    /// The commands by their ids, as far as they were told.
+    pub(super) fn commands(&self) -> impl Iterator<Item = &Command> {
+        self.commands.values()
+    }
+
+    /// What was told of one command's output.
+    pub(super) fn told(&self, command: CommandId) -> Told {
+        self.commands
+            .get(&command)
+            .map_or_else(Told::default, |command| Told {
+                held: command.held.as_ref().map(|(_since, line)| line.clone()),
+                printed: command.printed,
+                not_shown: command.not_shown,
+            })
+    }
+
+    pub(super) fn event(&mut self, event: RunEvent) -> Result<(), Failure> {
         match event {
             RunEvent::Output {
                 command_id,
                 gateway,
                 stream,
+                offset,
                 data,
                 ..
             } => {
-                if self.format == Format::Json {
-                    return;
-                }
-                let (name, text) = self
-                    .open
-                    .entry((*command_id, *stream))
-                    .or_insert_with(|| (gateway.name.clone(), String::new()));
-                text.push_str(&data.text);
-                let name = name.clone();
-                while let Some(end) = text.find('\n') {
-                    let line: String = text.drain(..=end).collect();
-                    print_line(self.many, &name, &line);
-                }
+                let Some(bytes) = data.decode() else {
+                    return Ok(());
+                };
+                self.command(command_id, &gateway.name);
+                self.show(command_id, stream, |lines, show| {
+                    lines.push(offset, &bytes, show);
+                })
             }
-            RunEvent::Missed { events } => {
-                output::note(&format!(
-                    "({events} live events were not received; the retained output is complete up to its stated bounds)"
-                ));
+            RunEvent::Command {
+                command_id,
+                gateway,
+                state,
+                ..
+            } => {
+                self.command(command_id, &gateway.name).state = Some(state);
+                Ok(())
             }
-            RunEvent::Command { .. } | RunEvent::Finished { .. } => {}
+            // The offsets say the same, and more exactly: what is missing is told where it is missing.
+            RunEvent::Missed { .. } | RunEvent::Finished { .. } => Ok(()),
         }
     }
 
-    pub(super) fn flush(&mut self) {
-        for (name, text) in std::mem::take(&mut self.open).into_values() {
-            if !text.is_empty() {
-                print_line(self.many, &name, &text);
+    /// Prints lines that were held for long enough.
+    pub(super) fn release_old(&mut self) -> Result<(), Failure> {
+        let now = Instant::now();
+        let old: Vec<CommandId> = self
+            .commands
+            .iter()
+            .filter(|(_id, command)| {
+                command
+                    .held
+                    .as_ref()
+                    .is_some_and(|(since, _line)| now.duration_since(*since) >= HELD_FOR)
+            })
+            .map(|(id, _command)| *id)
+            .collect();
+        old.into_iter().try_for_each(|id| self.release(id))
+    }
+
+    /// Shows what the retained output of a command has that did not come live, and says how much is missing for good.
+    pub(super) fn complete(&mut self, command: &CommandView) -> Result<(), Failure> {
+        self.command(command.id, &command.gateway.name).state = Some(command.state);
+        let outcome = command.outcome.as_ref();
+        for (stream, view, written) in [
+            (
+                OutputStream::Stdout,
+                outcome.and_then(|outcome| outcome.stdout.as_ref()),
+                outcome.and_then(|outcome| outcome.stdout_bytes),
+            ),
+            (
+                OutputStream::Stderr,
+                outcome.and_then(|outcome| outcome.stderr.as_ref()),
+                outcome.and_then(|outcome| outcome.stderr_bytes),
+            ),
+        ] {
+            let retained = view.and_then(Retained::of);
+            self.show(command.id, stream, |lines, show| {
+                if let Some(retained) = &retained {
+                    retained.fill(lines, show);
+                }
+                let written = retained.as_ref().map(Retained::written).or(written);
+                lines.end(written, show);
+            })?;
+        }
+        Ok(())
+    }
+
+    fn command(&mut self, id: CommandId, gateway: &GatewayName) -> &mut Command {
+        self.commands.entry(id).or_insert_with(|| Command {
+            gateway: gateway.clone(),
+            state: None,
+            stdout: Lines::default(),
+            stderr: Lines::default(),
+            held: None,
+            printed: 0,
+            not_shown: 0,
+            parted: false,
+        })
+    }
+
+    fn show(
+        &mut self,
+        id: CommandId,
+        stream: OutputStream,
+        change: impl FnOnce(&mut Lines, &mut dyn FnMut(Shown)),
+    ) -> Result<(), Failure> {
+        let Some(command) = self.commands.get_mut(&id) else {
+            return Ok(());
+        };
+        let mut shown = Vec::new();
+        let lines = match stream {
+            OutputStream::Stdout => &mut command.stdout,
+            OutputStream::Stderr => &mut command.stderr,
+        };
+        change(lines, &mut |one| shown.push(one));
+        if self.format == Format::Json {
+            // The document at the end holds what was retained.
+            return Ok(());
+        }
+        for one in shown {
+            match one {
+                Shown::Line(line) => {
+                    let text = text(&line);
+                    let command = self.commands.get_mut(&id);
+                    if let Some(command) = command
+                        && self.many
+                        && command.printed == 0
+                        && command.held.is_none()
+                        && !command.parted
+                    {
+                        command.held = Some((Instant::now(), text));
+                        continue;
+                    }
+                    self.release(id)?;
+                    self.print(id, &text, true)?;
+                }
+                Shown::Part(part) => {
+                    self.release(id)?;
+                    self.print(id, &text(&part), false)?;
+                }
+                Shown::Missing(bytes) => {
+                    self.release(id)?;
+                    let marker = format!(
+                        "… {} bytes not shown; whole as far as kept: {} runs show {} --full",
+                        human::count(bytes),
+                        program_name(),
+                        self.run
+                    );
+                    self.print(id, &marker, true)?;
+                    if let Some(command) = self.commands.get_mut(&id) {
+                        command.not_shown = command.not_shown.saturating_add(bytes);
+                        command.printed = command.printed.saturating_sub(1);
+                    }
+                }
             }
+        }
+        Ok(())
+    }
+
+    fn release(&mut self, id: CommandId) -> Result<(), Failure> {
+        let held = self
+            .commands
+            .get_mut(&id)
+            .and_then(|command| command.held.take());
+        match held {
+            Some((_since, line)) => self.print(id, &line, true),
+            None => Ok(()),
+        }
+    }
+
+    /// One line of one gateway, or a part of one, behind the gateway's name when there are several. A line that goes on
+    /// behind others has another bar.
+    fn print(&mut self, id: CommandId, text: &str, ends: bool) -> Result<(), Failure> {
+        let Some(command) = self.commands.get_mut(&id) else {
+            return Ok(());
+        };
+        let goes_on = std::mem::replace(&mut command.parted, !ends);
+        if ends {
+            command.printed = command.printed.saturating_add(1);
+        }
+        if self.many {
+            let bar = if goes_on { '┆' } else { '│' };
+            output::line(&format!("{} {bar} {text}", command.gateway))
+        } else if ends {
+            output::line(text)
+        } else {
+            output::raw(text)
         }
     }
 }
 
-/// Live lines are narration: the result on standard output holds the retained output.
-fn print_line(many: bool, gateway: &GatewayName, line: &str) {
-    let line = plain(line.trim_end_matches(['\n', '\r']));
-    if many {
-        output::note(&format!("{gateway} │ {line}"));
-    } else {
-        output::note(&line);
+/// Bytes of a gateway as text that drives no terminal.
+fn text(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    plain(text.trim_end_matches('\r'))
+}
+
+/// The retained output of one stream.
+struct Retained {
+    head: Vec<u8>,
+    tail: Vec<u8>,
+    cut_bytes: u64,
+}
+
+impl Retained {
+    fn of(view: &OutputView) -> Option<Self> {
+        Some(Self {
+            head: view.head.decode()?,
+            tail: view.tail.decode()?,
+            cut_bytes: view.cut_bytes,
+        })
+    }
+
+    fn head_bytes(&self) -> u64 {
+        u64::try_from(self.head.len()).unwrap_or(u64::MAX)
+    }
+
+    fn tail_at(&self) -> u64 {
+        self.head_bytes().saturating_add(self.cut_bytes)
+    }
+
+    fn written(&self) -> u64 {
+        let tail = u64::try_from(self.tail.len()).unwrap_or(u64::MAX);
+        self.tail_at().saturating_add(tail)
+    }
+
+    /// Gives what lies behind the last byte that came live.
+    fn fill(&self, lines: &mut Lines, show: &mut dyn FnMut(Shown)) {
+        for (at, bytes) in [(0, &self.head), (self.tail_at(), &self.tail)] {
+            let from = lines.reached().max(at);
+            let skipped = usize::try_from(from - at).unwrap_or(usize::MAX);
+            if let Some(rest) = bytes.get(skipped..).filter(|rest| !rest.is_empty()) {
+                lines.push(from, rest, show);
+            }
+        }
     }
 }

@@ -2,10 +2,13 @@
 
 use viworks_common::api::{CommandView, SkippedGateway};
 use viworks_common::command::CommandState;
+use viworks_common::id::CommandId;
 use viworks_runtime::exit::ExitCode;
 
+use super::live::Told;
 use crate::client::Client;
 use crate::error::Failure;
+use crate::human;
 use crate::output::{self, last_line, plain};
 
 /// How many commands' output is fetched for a table; beyond that the run's page is the better reader.
@@ -31,7 +34,20 @@ pub async fn with_output(
 }
 
 /// One row for each gateway that was meant, whether it got the command or not.
-pub fn print_commands(commands: &[CommandView], skipped: &[SkippedGateway]) -> Result<(), Failure> {
+pub fn print_commands(
+    commands: &[CommandView],
+    skipped: &[SkippedGateway],
+    told: impl Fn(CommandId) -> Told,
+) -> Result<(), Failure> {
+    output::line(&rows(commands, skipped, told))
+}
+
+/// The rows as text.
+pub(super) fn rows(
+    commands: &[CommandView],
+    skipped: &[SkippedGateway],
+    told: impl Fn(CommandId) -> Told,
+) -> String {
     let ran = commands.iter().map(|command| {
         let outcome = command.outcome.as_ref();
         [
@@ -41,7 +57,7 @@ pub fn print_commands(commands: &[CommandView], skipped: &[SkippedGateway]) -> R
                 .and_then(|outcome| outcome.exit_code)
                 .map_or_else(|| "–".to_owned(), |code| code.to_string()),
             outcome.map_or_else(|| "–".to_owned(), |outcome| duration(outcome.duration_ms)),
-            said(command),
+            in_a_word(command, told(command.id)),
         ]
     });
     let none = || "–".to_owned();
@@ -56,7 +72,42 @@ pub fn print_commands(commands: &[CommandView], skipped: &[SkippedGateway]) -> R
     });
     let mut rows: Vec<[String; 5]> = ran.chain(left_out).collect();
     rows.sort();
-    output::table(["GATEWAY", "STATUS", "EXIT", "TIME", "OUTPUT"], rows)
+    output::render(["GATEWAY", "STATUS", "EXIT", "TIME", "OUTPUT"], rows)
+}
+
+/// What the table says of a command's output, never without what is missing.
+fn in_a_word(command: &CommandView, told: Told) -> String {
+    let why = said(command);
+    let well = matches!(
+        command.state,
+        CommandState::Succeeded | CommandState::Running
+    );
+    let mut text = match told.held {
+        Some(line) if well || why.is_empty() => line,
+        None if well && told.printed > 0 => {
+            let lines = if told.printed == 1 { "line" } else { "lines" };
+            format!("{} {lines} above", human::count(told.printed))
+        }
+        Some(_) | None => why,
+    };
+    let not_kept = command.outcome.as_ref().map_or(0, |outcome| {
+        [&outcome.stdout, &outcome.stderr]
+            .into_iter()
+            .flatten()
+            .fold(0_u64, |sum, view| sum.saturating_add(view.cut_bytes))
+    });
+    for (bytes, what) in [(told.not_shown, "not shown"), (not_kept, "not kept")] {
+        if bytes > 0 {
+            if !text.is_empty() {
+                text.push(' ');
+            }
+            text.push_str("… ");
+            text.push_str(&human::count(bytes));
+            text.push_str(" bytes ");
+            text.push_str(what);
+        }
+    }
+    text
 }
 
 /// The last line of what a command wrote, or why it did not run.

@@ -371,6 +371,7 @@ pub(in crate::api) fn view(run: data::Run) -> Run {
         counts: run.states,
         created_at: run.created_at,
         created_by: run.submitted_by,
+        created_by_name: run.submitter,
         deadline: run.deadline,
         reason: run.reason,
         finished_at: run.finished_at,
@@ -389,6 +390,8 @@ fn command_view(command: data::Command, output: Option<&CommandOutput>) -> Comma
         stderr: output.map(|output| (&output.stderr).into()),
         reason: result.reason,
         reject_code: result.reject_code,
+        stdout_bytes: result.stdout_bytes,
+        stderr_bytes: result.stderr_bytes,
     });
     CommandView {
         kind: Kind::Command,

@@ -130,6 +130,8 @@ pub struct Run {
     pub reason: Option<String>,
     /// Who submitted it, as `kind:id`.
     pub submitted_by: String,
+    /// The name of the API key that did; none where a key is not known by name, and right after the submission.
+    pub submitter: Option<String>,
     /// When.
     pub created_at: Timestamp,
     /// When an operator first cancelled it.
@@ -218,6 +220,12 @@ pub struct CommandResult {
     pub reason: Option<String>,
     /// The refusal's code.
     pub reject_code: Option<RejectCode>,
+    /// What it wrote to its standard output, in bytes; older rows do not say.
+    #[serde(default)]
+    pub stdout_bytes: Option<u64>,
+    /// What it wrote to its standard error, in bytes; older rows do not say.
+    #[serde(default)]
+    pub stderr_bytes: Option<u64>,
 }
 
 /// What was kept of a command's output.

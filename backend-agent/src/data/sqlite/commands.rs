@@ -382,6 +382,8 @@ pub(super) async fn reject(
         duration_ms: 0,
         reason: Some(rejected.detail.clone()),
         reject_code: Some(rejected.code),
+        stdout_bytes: Some(0),
+        stderr_bytes: Some(0),
     });
     let stays = command.state != CommandState::Released && rejected.code.is_transient();
     let note = Note {
@@ -555,6 +557,8 @@ fn without_output(outcome: &Outcome) -> CommandResult {
         duration_ms: outcome.duration_ms,
         reason: outcome.reason.clone(),
         reject_code: outcome.reject_code,
+        stdout_bytes: Some(outcome.stdout.total_bytes()),
+        stderr_bytes: Some(outcome.stderr.total_bytes()),
     }
 }
 

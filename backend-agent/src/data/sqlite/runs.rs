@@ -27,6 +27,8 @@ pub(super) const KEY_LIFE: Duration = Duration::from_secs(24 * 3_600);
 macro_rules! runs {
     () => {
         "SELECT r.run_id, r.name, r.arguments, r.deadline, r.traceparent, r.reason, r.submitted_by, r.created_at, \
+         (SELECT k.name FROM api_keys AS k WHERE k.tenant = r.tenant AND r.submitted_by LIKE 'apikey:%' \
+          AND k.id = substr(r.submitted_by, 8)) AS submitter, \
          r.cancel_requested_at, r.finished_at, r.skipped, \
          (SELECT json_group_object(state, commands) FROM (SELECT c.state, count(*) AS commands FROM commands AS c \
           WHERE c.tenant = r.tenant AND c.run_id = r.run_id GROUP BY c.state)) AS states \
@@ -358,6 +360,7 @@ fn read_run(row: &SqliteRow) -> StoreResult<Run> {
         traceparent: reader.get("traceparent")?,
         reason: reader.get("reason")?,
         submitted_by: reader.get("submitted_by")?,
+        submitter: reader.get("submitter")?,
         created_at: reader.time("created_at")?,
         cancel_requested_at: reader.time_optional("cancel_requested_at")?,
         finished_at: reader.time_optional("finished_at")?,

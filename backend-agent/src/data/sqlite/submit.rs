@@ -375,6 +375,7 @@ fn run(new: &NewRun, now: Timestamp, full: &FullQueues) -> Run {
         traceparent: new.traceparent.clone(),
         reason: new.reason.clone(),
         submitted_by: new.actor.to_string(),
+        submitter: None,
         created_at: now,
         cancel_requested_at: None,
         finished_at: None,

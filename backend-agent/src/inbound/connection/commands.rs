@@ -16,7 +16,7 @@ use viworks_common::wire::message::{
 use viworks_runtime::fault;
 
 use super::{Connection, Live};
-use crate::command::bus::{CommandChange, OutputChunk};
+use crate::command::bus::{CommandChange, OutputChunk, Written};
 use crate::data::{
     AcceptOutcome, Accepted, Actor, AuditOutcome, CompleteOutcome, HeartbeatFigures, Holder,
     LeasedCommand, NewAuditRecord, Rejected, SessionTouch, Settled,
@@ -501,6 +501,7 @@ impl Connection {
         let change = CommandChange {
             exit_code: summary.exit_code,
             duration_ms: Some(summary.duration_ms),
+            written: Some(summary.written),
             ..self.change(settled.command_id, settled.state, None, summary.reason)
         };
         let bus = &self.inbound.bus;
@@ -524,6 +525,7 @@ impl Connection {
             exit_code: None,
             duration_ms: None,
             reason,
+            written: None,
         }
     }
 }
@@ -533,6 +535,7 @@ struct Summary {
     exit_code: Option<i32>,
     duration_ms: u64,
     reason: Option<String>,
+    written: Written,
 }
 
 impl Summary {
@@ -541,6 +544,10 @@ impl Summary {
             exit_code: outcome.exit_code,
             duration_ms: outcome.duration_ms,
             reason: outcome.reason.clone(),
+            written: Written {
+                stdout: outcome.stdout.total_bytes(),
+                stderr: outcome.stderr.total_bytes(),
+            },
         }
     }
 }

@@ -151,6 +151,66 @@ async fn a_follower_sees_states_live_output_and_the_end() {
 }
 
 #[tokio::test]
+async fn a_follower_is_told_each_range_of_output_that_does_not_come() {
+    let backend = Backend::new().await;
+    let (holder, run, command) = one_run(&backend).await;
+    // A beginning that nobody remembers, and a hole behind the first piece.
+    for (offset, text) in [(5, "first"), (10, "second"), (1_000, "third")] {
+        backend
+            .bus
+            .output(run, output(&holder, command, offset, text));
+    }
+    let mut change = viworks_backend_agent::command::bus::CommandChange {
+        at: now(),
+        command_id: command,
+        agent_id: holder.agent_id,
+        state: viworks_common::command::CommandState::Running,
+        attempt: None,
+        exit_code: None,
+        duration_ms: None,
+        reason: None,
+        written: None,
+    };
+    let mut events = backend
+        .follow(&format!("/v1/runs/{run}/events"), None)
+        .await;
+    let mut heard = Vec::new();
+    let mut ended = false;
+    while let Some((event, _id, data)) = next(&mut events).await {
+        match event.as_str() {
+            "missed" => {
+                assert_eq!(data["events"], 0, "{data}");
+                for hole in data["output"].as_array().unwrap() {
+                    assert_eq!(hole["command_id"], command.to_string());
+                    assert_eq!(
+                        (&hole["gateway"]["name"], &hole["stream"]),
+                        (&json!("gw-1"), &json!("stdout"))
+                    );
+                    heard.push(format!("-{}+{}", hole["offset"], hole["bytes"]));
+                }
+            }
+            "output" => heard.push(data["data"]["text"].as_str().unwrap().to_owned()),
+            "command" if !ended => {
+                ended = true;
+                change.written = Some(viworks_backend_agent::command::bus::Written {
+                    stdout: 2_000,
+                    stderr: 0,
+                });
+                backend.bus.command_changed(run, change.clone(), false);
+                backend
+                    .post_text(&format!("/v1/runs/{run}/cancel"), "", &[])
+                    .await;
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(
+        heard,
+        ["-0+5", "first", "second", "-16+984", "third", "-1005+995"]
+    );
+}
+
+#[tokio::test]
 async fn a_follower_that_comes_back_goes_on_where_it_was() {
     let backend = Backend::new().await;
     let (holder, run, command) = one_run(&backend).await;

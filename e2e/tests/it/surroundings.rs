@@ -1,0 +1,208 @@
+//! What surrounds the programs and is none of their business: proxies, closed pipes, odd variables, no home.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use viworks_testkit::deployment::{PATIENCE, Start, text};
+use viworks_testkit::process::finish;
+
+use super::desk::Desk;
+
+const CATALOGUE: &str = r#"
+[[command]]
+name = "test.say"
+title = "says something"
+risk = "read"
+idempotent = true
+argv = ["/bin/echo", "hello"]
+timeout_ms = 20000
+"#;
+
+/// A proxy that counts who comes and answers nobody. It ends with the test's process.
+fn proxy() -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let came = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&came);
+    drop(std::thread::spawn(move || {
+        for connection in listener.incoming() {
+            count.fetch_add(1, Ordering::SeqCst);
+            drop(connection);
+        }
+    }));
+    (address, came)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_to_this_machine_goes_through_no_proxy_and_a_key_goes_nowhere_in_clear() {
+    let desk = Desk::open(CATALOGUE, Start::default()).await;
+    let (address, came) = proxy();
+    let variables = [
+        "http_proxy",
+        "https_proxy",
+        "HTTPS_PROXY",
+        "all_proxy",
+        "ALL_PROXY",
+    ];
+    for server in [
+        desk.system.api_url(),
+        desk.system.api_url().replace("127.0.0.1", "localhost"),
+    ] {
+        let mut command = desk.command(&desk.token, &["gateway", "ls"]);
+        command.env("VIWORKS_SERVER", server);
+        for variable in variables {
+            command.env(variable, format!("http://{address}"));
+        }
+        let said = finish(command, PATIENCE).await.ended_with(0);
+        assert!(said.stdout.contains("gw-1"), "{said:#?}");
+    }
+    assert_eq!(came.load(Ordering::SeqCst), 0, "nobody asked the proxy");
+
+    // In clear to another machine: refused before anything is sent.
+    let elsewhere = |arguments: &[&str], server: &str| {
+        let mut command = desk.command(&desk.token, arguments);
+        command.env("VIWORKS_SERVER", server);
+        for variable in variables {
+            command.env(variable, format!("http://user:secret@{address}"));
+        }
+        finish(command, PATIENCE)
+    };
+    let said = elsewhere(&["gateway", "ls"], "http://backend.example").await;
+    let said = said.ended_with(2);
+    assert!(said.stderr.contains("--allow-http"), "{said:#?}");
+    assert_eq!(came.load(Ordering::SeqCst), 0);
+
+    // A proxy that is used is named, and its password is not.
+    for (arguments, server, variable) in [
+        (
+            &["gateway", "ls"][..],
+            "https://backend.example",
+            "https_proxy",
+        ),
+        (
+            &["gateway", "ls", "--allow-http"],
+            "http://backend.example",
+            "http_proxy",
+        ),
+    ] {
+        let said = elsewhere(arguments, server).await.ended_with(69);
+        assert!(
+            said.stderr.contains(variable) && said.stderr.contains(&address.to_string()),
+            "{said:#?}"
+        );
+        assert!(!said.stderr.contains("secret"), "{said:#?}");
+    }
+    assert!(came.load(Ordering::SeqCst) > 0, "the proxy was used");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_goes_away_ends_every_program_without_a_word() {
+    let desk = Desk::open(CATALOGUE, Start::default()).await;
+    let binaries = desk.system.binaries();
+    let config = desk.system.backend_config();
+    let gateway = desk.system.path().join("gateways/gw-1/gateway.toml");
+    let mut commands: Vec<Command> = [
+        &["gateway", "ls"][..],
+        &["gateway", "show", "gw-1"],
+        &["command", "ls"],
+        &["command", "show", "test.say"],
+        &["runs", "ls"],
+        &["run", "test.say", "--all"],
+        &["run", "test.say", "-g", "gw-1"],
+        &["telemetry", "-g", "gw-1"],
+        &["telemetry", "-g", "gw-1", "--gaps"],
+        &["exit-codes"],
+        &["error"],
+        &["gateway", "ls", "-o", "json"],
+        &["run", "test.say", "--all", "-o", "json"],
+        &["--help"],
+    ]
+    .iter()
+    .map(|arguments| desk.command(&desk.token, arguments))
+    .collect();
+    for (program, arguments) in [
+        (binaries.backend(), vec!["config-reference"]),
+        (
+            binaries.backend(),
+            vec!["check-config", "--config", text(&config)],
+        ),
+        (
+            binaries.backend(),
+            vec!["apikey", "list", "--config", text(&config)],
+        ),
+        (binaries.gateway(), vec!["config-reference"]),
+        (
+            binaries.gateway(),
+            vec!["check-config", "--config", text(&gateway)],
+        ),
+        (
+            binaries.gateway(),
+            vec!["status", "--config", text(&gateway)],
+        ),
+        (binaries.gateway(), vec!["builtin", "gateway.info"]),
+    ] {
+        let mut command = Command::new(program);
+        command.args(arguments);
+        commands.push(command);
+    }
+    for mut command in commands {
+        let named = format!("{command:?}");
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        command
+            .stdin(Stdio::null())
+            .stdout(writer)
+            .stderr(Stdio::piped())
+            .env_remove("VIWORKS_FAULT");
+        let output = tokio::process::Command::from(command)
+            .kill_on_drop(true)
+            .output();
+        let output = tokio::time::timeout(PATIENCE, output)
+            .await
+            .unwrap()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        let quiet = !["error", "panicked", "roken pipe"]
+            .iter()
+            .any(|word| said.contains(word));
+        assert!(quiet, "{named}: {said}");
+        // Help is printed by a library that takes it for said.
+        assert!(
+            matches!(output.status.code(), Some(0 | 141)),
+            "{named}: {:?}",
+            output.status
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn variables_of_libraries_and_empty_ones_change_nothing() {
+    let backend = Start::default()
+        .with("TOKIO_WORKER_THREADS", "none")
+        .with("RUST_LOG", "trace")
+        .with("http_proxy", "http://127.0.0.1:1")
+        .with("SSL_CERT_FILE", "/nowhere");
+    let desk = Desk::open(CATALOGUE, backend).await;
+    let mut command = desk.command(&desk.token, &["run", "test.say", "--all"]);
+    for (variable, value) in [
+        ("VIWORKS_CONTEXT", ""),
+        ("VIWORKS_OUTPUT", ""),
+        ("XDG_CONFIG_HOME", "not/absolute"),
+        ("TOKIO_WORKER_THREADS", "none"),
+        ("RUST_LOG", "trace"),
+        ("COLUMNS", "1"),
+        ("TZ", "nowhere"),
+        ("LC_ALL", "nowhere"),
+        ("CLICOLOR_FORCE", "1"),
+        ("NO_COLOR", ""),
+        ("SSL_CERT_FILE", "/nowhere"),
+    ] {
+        command.env(variable, value);
+    }
+    command.env_remove("HOME").env_remove("VIWORKS_CONFIG_DIR");
+    let said = finish(command, PATIENCE).await.ended_with(0);
+    assert_eq!(said.stdout.matches("✓ ok").count(), 2, "{said:#?}");
+    assert!(!said.stdout.contains('\x1b'), "{said:#?}");
+}
