@@ -17,7 +17,6 @@ use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::metrics::Metrics;
 use viworks_runtime::probe::Readiness;
 use viworks_runtime::sqlite::Options;
-use viworks_runtime::tls::{self, TlsError};
 use viworks_runtime::{logging, random, sqlite};
 
 use crate::agent::manager::Manager;
@@ -37,9 +36,8 @@ use crate::inbound::listener::Listener;
 use crate::inbound::replay::{ReplayCache, ReplayLimits};
 use crate::inbound::{Inbound, Terms};
 use crate::jobs::Jobs;
+use crate::material::ServerMaterial;
 use crate::metrics::BackendMetrics;
-use crate::pki::PkiError;
-use crate::pki::issue::{load_master, server_pins};
 use crate::telemetry::processor::TelemetryProcessor;
 
 /// How long a stop may take: draining, then a moment for the last commits.
@@ -63,12 +61,6 @@ pub enum StartError {
     /// The database does not answer.
     #[error("failed to prepare the database")]
     Store(#[from] StoreError),
-    /// Certificates or keys cannot be used.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// The master key cannot be used.
-    #[error(transparent)]
-    Keys(#[from] PkiError),
     /// An address cannot be listened on.
     #[error("failed to listen on {address}")]
     Listen {
@@ -86,10 +78,13 @@ impl StartError {
     pub const fn exit_code(&self) -> ExitCode {
         match self {
             Self::Folder(FileError::Locked { .. }) => ExitCode::Conflict,
-            Self::Tls(_) | Self::Keys(_) => ExitCode::Config,
-            Self::Folder(_) | Self::Database(_) | Self::Store(_) | Self::Listen { .. } => {
-                ExitCode::Error
-            }
+            Self::Database(sqlite::Error::Unsafe(_)) => ExitCode::Config,
+            Self::Folder(FileError::Io { .. })
+            | Self::Database(_)
+            | Self::Store(_)
+            | Self::Listen { .. } => ExitCode::Error,
+            // What others could change or read.
+            Self::Folder(_) => ExitCode::Config,
         }
     }
 }
@@ -125,8 +120,12 @@ impl App {
     /// # Errors
     ///
     /// When something it needs is missing. What had been started then stops with the lifecycle.
-    pub async fn start(config: &Config, lifecycle: &Lifecycle) -> Result<Self, StartError> {
-        Self::start_by(config, lifecycle, Arc::new(SystemClock)).await
+    pub async fn start(
+        config: &Config,
+        material: ServerMaterial,
+        lifecycle: &Lifecycle,
+    ) -> Result<Self, StartError> {
+        Self::start_by(config, material, lifecycle, Arc::new(SystemClock)).await
     }
 
     /// Starts everything by a clock of the caller's: tests set it while the backend runs.
@@ -136,6 +135,7 @@ impl App {
     /// As [`App::start`].
     pub async fn start_by(
         config: &Config,
+        material: ServerMaterial,
         lifecycle: &Lifecycle,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, StartError> {
@@ -165,7 +165,7 @@ impl App {
 
         let stored_at_the_end = Arc::clone(&shared.clock);
         let dispatcher = shared.start_dispatcher(config, lifecycle);
-        shared.start_agents(config, lifecycle, agents, &dispatcher)?;
+        shared.start_agents(config, material, lifecycle, agents, &dispatcher);
         shared.start_jobs(config, lifecycle);
         shared.start_api(config, lifecycle, api, dispatcher);
         shared.start_drain(lifecycle);
@@ -237,14 +237,12 @@ impl Shared {
     fn start_agents(
         &self,
         config: &Config,
+        material: ServerMaterial,
         lifecycle: &Lifecycle,
         listener: TcpListener,
         dispatcher: &Arc<Dispatcher>,
-    ) -> Result<(), StartError> {
+    ) {
         let agents = &config.agents;
-        let identity = tls::Identity::load(&agents.certificate_file, &agents.key_file)?;
-        let roots = tls::roots(tls::load_certificates(&agents.client_ca_file)?)?;
-        let server = tls::server_config(identity, roots)?;
         let handshake = agents.tls_timeout + agents.upgrade_timeout + agents.hello_timeout;
         let inbound = Inbound {
             store: Arc::clone(&self.store),
@@ -266,14 +264,14 @@ impl Shared {
                 total: agents.connections_max.saturating_mul(NONCES_PER_AGENT),
                 per_agent: NONCES_PER_AGENT,
             }),
-            master: Arc::new(load_master(&config.keys.master_key_file)?),
+            master: Arc::new(material.master),
             clock: Arc::clone(&self.clock),
             metrics: self.counters.clone(),
             terms: Terms::from(agents),
             lifecycle: lifecycle.clone(),
             pins: PinSet {
                 version: agents.pin_set_version,
-                pins: server_pins(agents)?.into_iter().collect(),
+                pins: material.pins,
             },
         };
         let gate = Gate::new(AdmissionLimits {
@@ -281,9 +279,8 @@ impl Shared {
             per_source: agents.per_source_max,
             openings: agents.openings_max,
         });
-        let listener = Listener::new(listener, server, gate, Arc::new(inbound));
+        let listener = Listener::new(listener, material.server, gate, Arc::new(inbound));
         drop(lifecycle.spawn_critical("agents' listener", listener.run()));
-        Ok(())
     }
 
     fn start_jobs(&self, config: &Config, lifecycle: &Lifecycle) {

@@ -18,7 +18,7 @@ use viworks_common::limits::PAGE_ROWS_MAX;
 use viworks_common::text;
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::{Clock, SystemClock};
-use viworks_runtime::config::{Problems, environment};
+use viworks_runtime::config::{Environment, Problems, environment};
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::lifecycle::{Hangups, Lifecycle, Signals, notify};
 use viworks_runtime::sqlite::Options;
@@ -33,6 +33,7 @@ use crate::data::{Actor, GatewayRef, Page, Store, StoreError};
 use crate::pki::PkiError;
 use crate::pki::init::{InitRequest, init};
 use crate::pki::issue::{Delivery, GATEWAY_LIFE, IssueRequest, Office, issue};
+use crate::setup::Setup;
 
 /// How long closing the database may take at the end.
 const CLOSE_TIME: Duration = Duration::from_secs(10);
@@ -237,11 +238,12 @@ fn start(cli: Cli) -> anyhow::Result<ExitCode> {
 async fn run(command: Subcommands) -> anyhow::Result<ExitCode> {
     match command {
         Subcommands::Serve { config, ready_file } => {
-            return Box::pin(serve(&load(&config)?, ready_file.as_deref())).await;
+            return Box::pin(serve(load_all(&config)?, ready_file.as_deref())).await;
         }
         Subcommands::CheckConfig(config) => {
-            let loaded = load(&config)?;
-            check(&loaded)?;
+            for warning in load_all(&config)?.warnings {
+                say(&format!("warning: {warning}"));
+            }
             print(&format!("{} is valid", config.config.display()))?;
         }
         Subcommands::ConfigReference => print(reference::markdown().trim_end())?,
@@ -260,9 +262,13 @@ async fn run(command: Subcommands) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::Ok)
 }
 
-async fn serve(config: &Config, ready_file: Option<&Path>) -> anyhow::Result<ExitCode> {
+async fn serve(setup: Setup, ready_file: Option<&Path>) -> anyhow::Result<ExitCode> {
+    let config = &setup.config;
     let log = &config.log;
     logging::init(log.format, &log.filter, log.waiting_bytes_max)?;
+    for warning in &setup.warnings {
+        tracing::warn!(%warning, "starting all the same");
+    }
     let mut signals = Signals::listen().context("failed to listen for signals")?;
     let mut hangups = Hangups::listen().context("failed to listen for SIGHUP")?;
     let lifecycle = Lifecycle::new();
@@ -281,7 +287,8 @@ async fn serve(config: &Config, ready_file: Option<&Path>) -> anyhow::Result<Exi
     // end.
     let starting = {
         let (config, within) = (config.clone(), lifecycle.clone());
-        let started = Box::pin(async move { App::start(&config, &within).await });
+        let material = setup.material;
+        let started = Box::pin(async move { App::start(&config, material, &within).await });
         lifecycle.spawn("start", started)
     };
     let app = tokio::select! {
@@ -306,19 +313,6 @@ async fn serve(config: &Config, ready_file: Option<&Path>) -> anyhow::Result<Exi
         tracing::warn!("the database could not be closed in time");
     }
     Ok(outcome.exit_code())
-}
-
-/// What the start would find out, without starting.
-fn check(config: &Config) -> Result<(), StartError> {
-    let agents = &config.agents;
-    let identity = tls::Identity::load(&agents.certificate_file, &agents.key_file)?;
-    let roots = tls::roots(tls::load_certificates(&agents.client_ca_file)?)?;
-    tls::server_config(identity, roots)?;
-    crate::pki::issue::load_master(&config.keys.master_key_file)?;
-    if config.keys.ca_key_file.is_some() {
-        Office::open(config)?;
-    }
-    Ok(())
 }
 
 async fn run_apikey(command: ApikeyCommand) -> anyhow::Result<ExitCode> {
@@ -489,13 +483,24 @@ async fn revoke_gateway(config: &Config, gateway: &GatewayRef) -> anyhow::Result
 }
 
 fn load(flag: &ConfigFlag) -> Result<Config, Problems> {
+    let (path, environment) = place(flag);
+    Config::load(&path, &environment)
+}
+
+/// What the start reads, and the check as well.
+fn load_all(flag: &ConfigFlag) -> Result<Setup, Problems> {
+    let (path, environment) = place(flag);
+    Setup::load(&path, &environment, SystemClock.wall())
+}
+
+fn place(flag: &ConfigFlag) -> (PathBuf, Environment) {
     let path = std::path::absolute(&flag.config).unwrap_or_else(|_no_folder| flag.config.clone());
     let mut environment = environment();
     if let Some(folder) = &flag.state_folder {
         let folder = std::path::absolute(folder).unwrap_or_else(|_no_folder| folder.clone());
         environment = environment.with("VIWORKS__DATA__STATE_FOLDER", &folder.to_string_lossy());
     }
-    Config::load(&path, &environment)
+    (path, environment)
 }
 
 async fn open(config: &Config) -> Result<SqliteStore, StartError> {

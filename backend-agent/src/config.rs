@@ -202,7 +202,7 @@ impl Config {
     }
 
     /// Reads every section. `None` only when a problem was noted.
-    fn read(document: &mut Document) -> Option<Self> {
+    pub(crate) fn read(document: &mut Document) -> Option<Self> {
         let agents = read_agents(
             &mut document.section("agents", "The listener for gateway agents (mutual TLS)."),
         );
@@ -366,13 +366,21 @@ fn read_agents(section: &mut Section<'_>) -> Option<AgentsConfig> {
 }
 
 fn read_api(section: &mut Section<'_>) -> ApiConfig {
-    ApiConfig {
-        listen: section.parsed(
+    let listen = section.parsed(
+        "listen",
+        "loopback address:port",
+        loopback(8080),
+        "Where operators connect, in plain text and therefore on a loopback address only: a proxy that ends TLS stands in front of it for others. Port 0 takes a free one.",
+    );
+    if !listen.ip().to_canonical().is_loopback() {
+        section.problem(
             "listen",
-            "address:port",
-            loopback(8080),
-            "Where operators connect; port 0 takes a free one.",
-        ),
+            format!("{listen} is not a loopback address, and API keys would cross the network in plain text"),
+            "listen on 127.0.0.1 or [::1], behind a proxy that ends TLS",
+        );
+    }
+    ApiConfig {
+        listen,
         connections_max: section.integer("connections_max", 1_024, 1..=100_000, "Open sockets. Beyond, and at three quarters for those that have shown no valid key, a newcomer takes the place of the stranger who has held one longest."),
         per_source_max: section.integer("per_source_max", 256, 1..=100_000, "Open sockets of one IPv4 address or IPv6 /64 network that have shown no valid key; a newcomer from there takes the place of the oldest."),
         per_key_max: section.integer("per_key_max", 512, 1..=100_000, "Open sockets that have shown the same valid key; at the next one the socket is cut that has been idle longest."),

@@ -14,6 +14,8 @@ pub mod data;
 pub mod fuzz;
 pub mod inbound;
 pub mod jobs;
+pub mod material;
 pub mod metrics;
 pub mod pki;
+pub mod setup;
 pub mod telemetry;

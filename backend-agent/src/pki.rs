@@ -1,9 +1,8 @@
 //! The product's own authority: who may be a gateway, and what a gateway and a backend need to know each other.
 
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use viworks_runtime::config::Problem;
 use viworks_runtime::files::{self, FileError};
 use viworks_runtime::tls::TlsError;
 
@@ -55,12 +54,56 @@ pub enum PkiError {
         /// The file.
         path: PathBuf,
     },
+    /// A file does not hold a key that can be used.
+    #[error("the key in {} cannot be used: {reason}", path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// The authority's key is not its certificate's.
+    #[error("the key in {} does not fit the first certificate in {}", key.display(), certificate.display())]
+    Authority {
+        /// The certificate's file.
+        certificate: PathBuf,
+        /// The key's file.
+        key: PathBuf,
+    },
     /// The authority's private key is not on this machine.
     #[error("this backend has no authority of its own; set ca_key_file in [keys]")]
     NoAuthority,
     /// The database refused.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl PkiError {
+    /// As a problem of the file that is to blame, or of `otherwise` where none is.
+    #[must_use]
+    pub fn problem(&self, otherwise: &Path) -> Problem {
+        match self {
+            Self::File(error) => error.problem(),
+            Self::Tls(error) => error.problem(otherwise),
+            Self::MasterKey { path } => Problem::of_file(
+                path,
+                self.to_string(),
+                "it must be the file that pki init wrote: with another key no gateway is recognised",
+            ),
+            Self::Key { path, .. } => Problem::of_file(path, self.to_string(), ""),
+            Self::Authority { key, .. } => Problem::of_file(
+                key,
+                self.to_string(),
+                "both must come from the same pki init; the authority's own certificate comes first in its file",
+            ),
+            Self::Exists { .. }
+            | Self::Write { .. }
+            | Self::Certificate(_)
+            | Self::Name { .. }
+            | Self::NoAuthority
+            | Self::Store(_) => Problem::of_file(otherwise, self.to_string(), ""),
+        }
+    }
 }
 
 /// Makes a folder for its owner alone; one that is there must hold nothing yet of what is going to be written.
@@ -88,21 +131,11 @@ fn write_new(path: &Path, contents: &[u8], secrecy: Secrecy) -> Result<(), PkiEr
         Secrecy::Public => 0o644,
         Secrecy::Secret => 0o600,
     };
-    let opened = std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(path);
-    let written = opened.and_then(|mut file| {
-        file.write_all(contents)?;
-        file.sync_all()
-    });
-    written.map_err(|source| {
-        let path = path.to_owned();
-        if source.kind() == std::io::ErrorKind::AlreadyExists {
+    files::write_new(path, contents, mode).map_err(|error| match error.into_io() {
+        Ok((path, source)) if source.kind() == std::io::ErrorKind::AlreadyExists => {
             PkiError::Exists { path }
-        } else {
-            PkiError::Write { path, source }
         }
+        Ok((path, source)) => PkiError::Write { path, source },
+        Err(error) => error.into(),
     })
 }

@@ -43,7 +43,7 @@ mod status;
 mod telemetry;
 
 pub use serve::ServeLimits;
-pub use socket::{Socket, bind};
+pub use socket::{Socket, bind, examine_socket};
 
 /// Telemetry requests that are served at once; more are told to come back.
 const INTAKES_MAX: usize = 8;

@@ -12,11 +12,11 @@ use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::conditions::Conditions;
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::lifecycle::{Hangups, Lifecycle, Signals, notify};
-use viworks_runtime::{logging, ready_file, tls};
+use viworks_runtime::{logging, ready_file};
 
 use crate::api::{self, AgentFacts};
 use crate::audit::Audit;
-use crate::catalogue::{self, Catalogue, Current, Owners, SHIPPED};
+use crate::catalogue::{self, Catalogue, Current, SHIPPED};
 use crate::collect;
 use crate::config::Config;
 use crate::engine::{Engine, Tools};
@@ -28,6 +28,7 @@ use crate::outbound::dial::Dialler;
 use crate::outbound::pins::Pins;
 use crate::outbound::{self, Parts};
 use crate::reload::Reload;
+use crate::setup::{Setup, owners};
 use crate::spool::Spool;
 use crate::status::Status;
 use crate::watch::Watch;
@@ -46,14 +47,18 @@ const LIVE_MAX: usize = 64;
 /// # Errors
 ///
 /// When it cannot start.
-pub async fn run(config: Config, ready: Option<PathBuf>) -> anyhow::Result<ExitCode> {
+pub async fn run(setup: Setup, ready: Option<PathBuf>) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::listen().context("failed to listen for signals")?;
     let lifecycle = Lifecycle::new();
+    for warning in &setup.warnings {
+        warn!(%warning, "starting all the same");
+    }
+    let socket = setup.config.gateway.socket.clone();
     // A task of its own: a file that hangs in the operating system must not keep the process from hearing that it should
     // end.
     let starting = {
-        let (config, within) = (config.clone(), lifecycle.clone());
-        let started = Box::pin(async move { start(&config, &within).await });
+        let within = lifecycle.clone();
+        let started = Box::pin(async move { start(setup, &within).await });
         lifecycle.spawn("start", started)
     };
     let journal_and_spool = tokio::select! {
@@ -64,7 +69,7 @@ pub async fn run(config: Config, ready: Option<PathBuf>) -> anyhow::Result<ExitC
         }
     };
     if let Some(path) = ready {
-        let socket = serde_json::json!({ "api": config.gateway.socket });
+        let socket = serde_json::json!({ "api": socket });
         ready_file::write(&path, &socket)?;
     }
     notify::ready();
@@ -86,19 +91,31 @@ pub async fn run(config: Config, ready: Option<PathBuf>) -> anyhow::Result<ExitC
     Ok(outcome.exit_code())
 }
 
-async fn start(config: &Config, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, Spool)> {
+async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, Spool)> {
+    let Setup {
+        ref config,
+        material,
+        catalogue,
+        ..
+    } = setup;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let conditions = Conditions::new(Arc::clone(&clock));
     let watch = logging::watch(conditions.clone(), Arc::clone(&clock), lifecycle.clone());
     drop(lifecycle.spawn("log", watch));
-    let identity = Arc::new(Identity::load(config, &*clock)?);
-    info!(agent_id = %identity.name.agent_id, agent_run_id = %identity.agent_run_id, "starting");
     let folder = &config.gateway.state_folder;
+    let identity = Arc::new(Identity::take(folder, &material, &*clock)?);
+    info!(agent_id = %identity.name.agent_id, agent_run_id = %identity.agent_run_id, "starting");
     let hangups = Hangups::listen().context("failed to listen for SIGHUP")?;
-    let own = config.clone();
-    let load = move || load_catalogue(&own);
-    let loaded = blocking::call("catalogue", catalogue::LOAD_TIME, load).await;
-    let catalogue = Current::new(loaded.context("the catalogue cannot be read")??);
+    let catalogue = match catalogue {
+        Some(catalogue) => catalogue,
+        None => {
+            let own = config.clone();
+            let made = blocking::call("catalogue", catalogue::LOAD_TIME, move || make_demo(&own));
+            made.await.context("the catalogue cannot be made")??
+        }
+    };
+    info!(commands = catalogue.len(), folder = %config.executor.commands_folder.display(), "read the catalogue");
+    let catalogue = Current::new(catalogue);
     let journal = Journal::open(&folder.join("journal.db"), config.journal.entries_max).await?;
     let opened = Spool::open(
         &folder.join("spool.db"),
@@ -131,10 +148,9 @@ async fn start(config: &Config, lifecycle: &Lifecycle) -> anyhow::Result<(Journa
     .await?;
     let url = format!("wss://{}:{}", config.outbound.host, config.outbound.port);
     let status = Arc::new(Status::new(url));
-    let roots = tls::roots(tls::load_certificates(&config.outbound.ca_file)?)?;
     let dialler = Dialler::new(
         config.outbound.clone(),
-        roots,
+        material.roots,
         identity.tls.clone(),
         identity.fingerprint,
     );
@@ -152,7 +168,7 @@ async fn start(config: &Config, lifecycle: &Lifecycle) -> anyhow::Result<(Journa
         executor: executor.clone(),
         catalogue: catalogue.clone(),
         pins: Arc::clone(&pins),
-        audit: Audit::open(&folder.join("audit.log")).context("failed to open the audit log")?,
+        audit: Audit::open(&folder.join("audit.log"))?,
         conditions: conditions.clone(),
         clock: Arc::clone(&clock),
         lifecycle: lifecycle.clone(),
@@ -223,30 +239,15 @@ fn serve_api(lifecycle: &Lifecycle, listener: api::Socket, context: api::Context
     });
 }
 
-/// Reads what may run; in a demo, a missing folder is filled with the shipped catalogue.
-fn load_catalogue(config: &Config) -> anyhow::Result<Catalogue> {
+/// Fills the missing folder of a demo with the shipped catalogue.
+fn make_demo(config: &Config) -> anyhow::Result<Catalogue> {
     let folder = &config.executor.commands_folder;
-    if config.executor.allow_own_commands {
-        fill_demo(folder)?;
-    }
-    let catalogue = catalogue::load(folder, owners(config), catalogue::own_program())?;
-    info!(commands = catalogue.len(), folder = %folder.display(), "read the catalogue");
-    Ok(catalogue)
-}
-
-/// Whose catalogue files are trusted.
-const fn owners(config: &Config) -> Owners {
-    if config.executor.allow_own_commands {
-        Owners::RootAndOwn
-    } else {
-        Owners::Root
-    }
+    fill_demo(folder)?;
+    let own = catalogue::own_program();
+    Ok(catalogue::load(folder, owners(config), own)?)
 }
 
 fn fill_demo(folder: &Path) -> anyhow::Result<()> {
-    if folder.exists() {
-        return Ok(());
-    }
     viworks_runtime::files::create_private_folder(folder)?;
     for (name, contents) in SHIPPED {
         viworks_runtime::files::write_atomic(&folder.join(name), contents.as_bytes())?;

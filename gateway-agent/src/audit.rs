@@ -1,8 +1,7 @@
 //! The local, append-only audit log: what was asked of this gateway, by whom, and how it ended. One JSON object a line.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,6 +9,7 @@ use std::time::Duration;
 use serde::Serialize;
 use viworks_common::time::Timestamp;
 use viworks_runtime::blocking;
+use viworks_runtime::files::{self, FileError};
 
 /// Bytes of one file; then it is put aside as `NAME.1`, and the one before that is gone.
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
@@ -51,10 +51,15 @@ impl Audit {
     /// Opens or makes the file, for the owner only.
     ///
     /// # Errors
-    /// When it cannot be opened.
-    pub fn open(path: &Path) -> io::Result<Self> {
-        let file = open(path)?;
-        let bytes = file.metadata()?.len();
+    /// When it cannot be opened, is a link, or others could change it.
+    pub fn open(path: &Path) -> Result<Self, FileError> {
+        let file = files::open_append(path)?;
+        let bytes = file.metadata().map_err(|source| FileError::Io {
+            action: "examine",
+            path: path.to_owned(),
+            source,
+        })?;
+        let bytes = bytes.len();
         Ok(Self {
             file: Arc::new(Mutex::new(LogFile {
                 path: path.to_owned(),
@@ -89,7 +94,7 @@ impl LogFile {
             let mut aside = self.path.as_os_str().to_owned();
             aside.push(".1");
             fs::rename(&self.path, aside)?;
-            self.file = open(&self.path)?;
+            self.file = files::open_append(&self.path).map_err(io::Error::other)?;
             self.bytes = 0;
         }
         self.file.write_all(line)?;
@@ -97,12 +102,4 @@ impl LogFile {
         self.bytes = self.bytes.saturating_add(length);
         Ok(())
     }
-}
-
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(path)
 }

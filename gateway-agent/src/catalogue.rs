@@ -26,7 +26,7 @@ mod ownership;
 
 pub use current::{Current, reload};
 pub use load::load;
-pub use ownership::Owners;
+pub use viworks_runtime::files::Owners;
 
 /// How long a look at the files that a command needs may take.
 const LOOK_TIME: Duration = Duration::from_secs(2);

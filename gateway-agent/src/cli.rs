@@ -1,9 +1,10 @@
 //! The agent's command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::config::{Problems, environment};
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files::FileError;
@@ -13,6 +14,7 @@ use viworks_runtime::{fault, logging, tls};
 
 use crate::config::{self, Config};
 use crate::identity::IdentityError;
+use crate::setup::Setup;
 use crate::{app, builtin, launcher};
 
 mod status;
@@ -42,11 +44,15 @@ enum Action {
         #[arg(long, value_name = "DIR")]
         state_folder: Option<PathBuf>,
     },
-    /// Checks the configuration and lists every problem.
+    /// Checks everything that a start reads, and lists every problem: the configuration, the files that it names, the
+    /// catalogue and the agent's own folder.
     CheckConfig {
         /// The configuration.
         #[arg(long, default_value = "/etc/viworks/gateway.toml")]
         config: PathBuf,
+        /// The agent's own folder, whatever the configuration says.
+        #[arg(long, value_name = "DIR")]
+        state_folder: Option<PathBuf>,
     },
     /// Prints the reference of all settings.
     ConfigReference,
@@ -138,21 +144,20 @@ fn act(action: Action) -> anyhow::Result<ExitCode> {
             ready_file,
             state_folder,
         } => {
-            let mut variables = environment();
-            if let Some(folder) = state_folder {
-                let folder = std::path::absolute(&folder).unwrap_or(folder);
-                variables =
-                    variables.with("VIWORKS__GATEWAY__STATE_FOLDER", &folder.to_string_lossy());
-            }
-            let config = Config::load(&config, &variables)?;
+            let setup = load(&config, state_folder)?;
             fault::configure(&environment())?;
-            let log = &config.log;
+            let log = &setup.config.log;
             logging::init(log.format, &log.filter, log.waiting_bytes_max)?;
             tls::install_provider();
-            run_to_end(runtime()?, app::run(config, ready_file))
+            run_to_end(runtime()?, app::run(setup, ready_file))
         }
-        Action::CheckConfig { config } => {
-            Config::load(&config, &environment())?;
+        Action::CheckConfig {
+            config,
+            state_folder,
+        } => {
+            for warning in load(&config, state_folder)?.warnings {
+                drop(writeln!(std::io::stderr(), "warning: {warning}"));
+            }
             print(&format!("{} is valid\n", config.display()))
         }
         Action::ConfigReference => print(&config::reference::markdown()),
@@ -163,7 +168,7 @@ fn act(action: Action) -> anyhow::Result<ExitCode> {
         } => {
             let socket = match socket {
                 Some(socket) => socket,
-                None => Config::load(&config, &environment())?.gateway.socket,
+                None => Config::load_to_ask(&config, &environment())?.gateway.socket,
             };
             run_to_end(runtime()?, status::show(&socket, output))
         }
@@ -177,6 +182,16 @@ fn act(action: Action) -> anyhow::Result<ExitCode> {
             })
         }
     }
+}
+
+/// What the start reads, and the check as well.
+fn load(config: &Path, state_folder: Option<PathBuf>) -> Result<Setup, Problems> {
+    let mut variables = environment();
+    if let Some(folder) = state_folder {
+        let folder = std::path::absolute(&folder).unwrap_or(folder);
+        variables = variables.with("VIWORKS__GATEWAY__STATE_FOLDER", &folder.to_string_lossy());
+    }
+    Setup::load(config, &variables, SystemClock.wall())
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

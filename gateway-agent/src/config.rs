@@ -163,7 +163,20 @@ impl Config {
         Ok(config)
     }
 
-    fn read(document: &mut Document) -> Self {
+    /// The same for somebody who only asks the running agent: the files that are named are not looked at, which may be
+    /// the agent's alone.
+    ///
+    /// # Errors
+    ///
+    /// All problems at once.
+    pub fn load_to_ask(path: &Path, environment: &Environment) -> Result<Self, Problems> {
+        let mut document = Document::load_to_ask(path, environment)?;
+        let config = Self::read(&mut document);
+        document.finish()?;
+        Ok(config)
+    }
+
+    pub(crate) fn read(document: &mut Document) -> Self {
         Self {
             gateway: read_gateway(&mut document.section("gateway", "What belongs to this host.")),
             identity: read_identity(&mut document.section(

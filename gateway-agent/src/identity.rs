@@ -2,19 +2,19 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-use sha2::{Digest, Sha256};
-use viworks_common::certificate::{self, Unnamed};
-use viworks_common::id::{AgentId, AgentRunId, BootId, InstallId, Tenant, TrustDomain};
+use viworks_common::id::{AgentRunId, BootId, InstallId};
 use viworks_common::key::{AgentKey, Identity as Name, Secret};
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::{self, Clock};
+use viworks_runtime::config::Problem;
 use viworks_runtime::files::{self, FileError, FolderLock};
-use viworks_runtime::random;
-use viworks_runtime::tls::{self, TlsError};
+use viworks_runtime::{random, tls};
 
-use crate::config::Config;
 use crate::journal::Meta;
+use crate::material::Material;
+
+/// The installation's id, in the state folder.
+pub const INSTALL_ID_FILE: &str = "install_id";
 
 /// Why the gateway does not know who it is.
 #[derive(Debug, thiserror::Error)]
@@ -22,65 +22,31 @@ pub enum IdentityError {
     /// A file.
     #[error(transparent)]
     File(#[from] FileError),
-    /// Certificate or key.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// The identity file.
-    #[error("{} is not an identity file: {reason}", path.display())]
-    NotAnIdentity {
+    /// The file of the installation's id.
+    #[error("{} holds no installation id: {reason}", path.display())]
+    NotAnInstallation {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it; never its contents.
+        /// What is wrong with it.
         reason: String,
-    },
-    /// The certificate names no gateway.
-    #[error("{} names no gateway", path.display())]
-    Certificate {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: Unnamed,
-    },
-    /// Certificate and identity file belong to different gateways.
-    #[error("the certificate belongs to {certificate}, the identity file to {file}")]
-    Mismatch {
-        /// The URI in the certificate.
-        certificate: String,
-        /// The URI that the identity file stands for.
-        file: String,
     },
     /// The kernel does not say which boot this is.
     #[error("the kernel does not say which boot this is")]
     Boot,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct IdentityFile {
-    tenant: Tenant,
-    agent_id: AgentId,
-    trust_domain: TrustDomain,
-    key_generation: u8,
-    agent_key: zeroize_on_drop::Hex,
-    epoch: u64,
-    token: zeroize_on_drop::Hex,
-}
-
-/// Secrets between the file and their type.
-mod zeroize_on_drop {
-    use serde::{Deserialize, Deserializer};
-    use viworks_common::key::Secret;
-
-    /// 64 hexadecimal digits.
-    pub(super) struct Hex(pub(super) Secret);
-
-    impl<'de> Deserialize<'de> for Hex {
-        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-            let text = <&str>::deserialize(deserializer)?;
-            Secret::from_hex(text)
-                .map(Self)
-                .ok_or_else(|| serde::de::Error::custom("a secret is not 64 hexadecimal digits"))
+impl IdentityError {
+    /// As a problem of the file that is to blame.
+    #[must_use]
+    pub fn problem(&self) -> Problem {
+        match self {
+            Self::File(error) => error.problem(),
+            Self::NotAnInstallation { path, .. } => Problem::of_file(
+                path,
+                self.to_string(),
+                "remove it; the backend then takes this for another installation of the same gateway",
+            ),
+            Self::Boot => Problem::of_file(Path::new("/proc"), self.to_string(), ""),
         }
     }
 }
@@ -113,45 +79,27 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Locks the state folder and reads everything.
+    /// Locks the state folder, for the gateway that the material says this is.
     ///
     /// # Errors
     ///
-    /// When another process has the folder, or a file is missing, unsafe or of another gateway.
-    pub fn load(config: &Config, clock: &dyn Clock) -> Result<Self, IdentityError> {
-        let folder = &config.gateway.state_folder;
+    /// When another process has the folder, or what it holds of the installation is unsafe or broken.
+    pub fn take(
+        folder: &Path,
+        material: &Material,
+        clock: &dyn Clock,
+    ) -> Result<Self, IdentityError> {
         files::create_private_folder(folder)?;
         let lock = files::lock_folder(folder)?;
-        let file = read_file(&config.identity.identity_file)?;
-        let name = Name {
-            tenant: file.tenant,
-            agent_id: file.agent_id,
-        };
-        let path = &config.identity.certificate_file;
-        let tls = tls::Identity::load(path, &config.identity.key_file)?;
-        let leaf = tls
-            .chain
-            .first()
-            .ok_or_else(|| TlsError::NoCertificate { path: path.clone() })?;
-        let read = certificate::read(leaf).map_err(|source| IdentityError::Certificate {
-            path: path.clone(),
-            source,
-        })?;
-        if read.identity != name || read.trust_domain != file.trust_domain {
-            return Err(IdentityError::Mismatch {
-                certificate: certificate::uri(&read.trust_domain, &read.identity),
-                file: certificate::uri(&file.trust_domain, &name),
-            });
-        }
         Ok(Self {
-            fingerprint: Sha256::digest(leaf).into(),
-            not_after: read.not_after,
-            name,
-            key: AgentKey::new(file.agent_key.0),
-            key_generation: file.key_generation,
-            first_epoch: file.epoch,
-            first_token: file.token.0,
-            tls,
+            fingerprint: material.fingerprint,
+            not_after: material.not_after,
+            name: material.name.clone(),
+            key: material.key.clone(),
+            key_generation: material.key_generation,
+            first_epoch: material.first_epoch,
+            first_token: material.first_token.clone(),
+            tls: material.tls.clone(),
             install_id: install_id(folder)?,
             boot_id: clock::boot_id().ok_or(IdentityError::Boot)?,
             agent_run_id: AgentRunId::from_uuid(random::uuid_v7(clock.wall())),
@@ -176,37 +124,34 @@ impl Identity {
     }
 }
 
-fn read_file(path: &Path) -> Result<IdentityFile, IdentityError> {
-    let bytes = files::read_private(path)?;
-    let file: IdentityFile =
-        serde_json::from_slice(&bytes).map_err(|error| IdentityError::NotAnIdentity {
-            path: path.to_owned(),
-            reason: error.to_string(),
-        })?;
-    if file.key_generation == 0 {
-        return Err(IdentityError::NotAnIdentity {
-            path: path.to_owned(),
-            reason: "key_generation starts at 1".to_owned(),
-        });
-    }
-    Ok(file)
+/// The installation's id, if one was drawn before.
+///
+/// # Errors
+///
+/// When its file is unsafe or broken.
+pub fn known_install_id(folder: &Path) -> Result<Option<InstallId>, IdentityError> {
+    let path = folder.join(INSTALL_ID_FILE);
+    let bytes = match files::read_private(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.is_missing() => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let text = String::from_utf8_lossy(&bytes);
+    let parsed = text.trim().parse();
+    parsed
+        .map(Some)
+        .map_err(|error| IdentityError::NotAnInstallation {
+            path,
+            reason: format!("{error}"),
+        })
 }
 
 /// The installation's id: drawn once, kept in the state folder.
 fn install_id(folder: &Path) -> Result<InstallId, IdentityError> {
-    let path = folder.join("install_id");
-    if path.exists() {
-        let bytes = files::read_private(&path)?;
-        let text = String::from_utf8_lossy(&bytes);
-        return text
-            .trim()
-            .parse()
-            .map_err(|error| IdentityError::NotAnIdentity {
-                path: path.clone(),
-                reason: format!("{error}"),
-            });
+    if let Some(known) = known_install_id(folder)? {
+        return Ok(known);
     }
     let id = InstallId::from_uuid(random::uuid_v4());
-    files::write_atomic(&path, format!("{id}\n").as_bytes())?;
+    files::write_atomic(&folder.join(INSTALL_ID_FILE), format!("{id}\n").as_bytes())?;
     Ok(id)
 }

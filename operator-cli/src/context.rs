@@ -10,6 +10,9 @@ use viworks_runtime::{config, files};
 use crate::cli::Global;
 use crate::error::Failure;
 
+/// The largest file of contexts that is read.
+const CONTEXTS_BYTES_MAX: u64 = 1024 * 1024;
+
 /// Where to send requests and which key to show.
 #[derive(Debug)]
 pub struct Target {
@@ -155,16 +158,19 @@ fn load(config_dir: Option<&Path>) -> Result<Contexts, Failure> {
     let Some(file) = file(config_dir) else {
         return Ok(Contexts::default());
     };
-    let text = match std::fs::read_to_string(&file) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Ok(Contexts::default());
-        }
+    // Whoever could change it could have the key sent to another server.
+    let text = match files::read_trusted(&file, CONTEXTS_BYTES_MAX) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(error) if error.is_missing() => return Ok(Contexts::default()),
         Err(error) => {
-            return Err(Failure::new(
+            let failure = Failure::new(
                 ExitCode::Config,
-                format!("{} cannot be read: {error}", file.display()),
-            ));
+                format!("the contexts cannot be used: {}", error.cause()),
+            );
+            return Err(match error.fix() {
+                fix if fix.is_empty() => failure,
+                fix => failure.with(format!("fix: {fix}")),
+            });
         }
     };
     toml::from_str(&text).map_err(|error| {

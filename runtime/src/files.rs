@@ -1,13 +1,25 @@
-//! Files that must survive a crash, must not be shared, or must not be readable by others.
+//! Files that must survive a crash, must not be shared, or must not be changed or read by others.
+//!
+//! Whatever is read or written for a promise goes through here: nothing is opened through a link, and what was opened
+//! is judged, with every folder above it. Who could change a file decides whether it is trusted, so its owner counts
+//! as much as its mode.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::fs::{File, TryLockError};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{OFlags, Stat};
 use zeroize::Zeroizing;
 
 use crate::random;
+
+mod error;
+mod folder;
+
+pub use error::FileError;
+pub use folder::{Folder, Owners, is_hidden};
+
+use folder::Holder;
 
 /// The largest private file that is read: a key, a token, a certificate chain.
 const PRIVATE_BYTES_MAX: u64 = 1024 * 1024;
@@ -15,92 +27,49 @@ const PRIVATE_BYTES_MAX: u64 = 1024 * 1024;
 /// The name of the file that [`lock_folder`] locks.
 const LOCK_FILE: &str = ".lock";
 
-/// Why a file could not be used.
-#[derive(Debug, thiserror::Error)]
-pub enum FileError {
-    /// The operating system refused.
-    #[error("failed to {action} {}", path.display())]
-    Io {
-        /// What was tried, as a verb.
-        action: &'static str,
-        /// Where.
-        path: PathBuf,
-        /// The refusal.
-        #[source]
-        source: io::Error,
-    },
-    /// Others than the owner can read a file that must be private.
-    #[error("{} can be read by others (mode {mode:04o}); run: chmod 600 {}", path.display(), path.display())]
-    OthersCanRead {
-        /// The file.
-        path: PathBuf,
-        /// Its permission bits.
-        mode: u32,
-    },
-    /// Others than root and this user can change a file that decides something.
-    #[error("{} can be changed by others (mode {mode:04o}, owner {owner}); it must belong to root or the agent's user and run: chmod go-w {}", path.display(), path.display())]
-    OthersCanWrite {
-        /// The file, or its folder.
-        path: PathBuf,
-        /// Its permission bits.
-        mode: u32,
-        /// The user id of its owner.
-        owner: u32,
-    },
-    /// It is a folder, a device or something else that is not read like a file.
-    #[error("{} is not a regular file", path.display())]
-    NotAFile {
-        /// What is there.
-        path: PathBuf,
-    },
-    /// It is far larger than anything that belongs there.
-    #[error("{} is larger than {limit} bytes", path.display())]
-    TooLarge {
-        /// The file.
-        path: PathBuf,
-        /// The bound.
-        limit: u64,
-    },
-    /// Another process holds the folder.
-    #[error("{} is in use by {}", path.display(), holder.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}")))]
-    Locked {
-        /// The folder.
-        path: PathBuf,
-        /// The process that holds it, as it wrote into the lock file.
-        holder: Option<u32>,
-    },
-}
-
-impl FileError {
-    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Io {
-            action,
-            path,
-            source,
-        }
-    }
-}
+/// What SQLite keeps beside a database.
+const DATABASE_SUFFIXES: [&str; 4] = ["", "-wal", "-shm", "-journal"];
 
 /// Replaces `path` with `contents`, readable by the owner only: after a crash the old or the new contents are there,
-/// whole, and once this returns it is the new ones.
+/// whole, and once this returns it is the new ones. A link of that name is replaced, not followed.
 ///
 /// # Errors
 ///
 /// When a step fails; the old file is then still in place.
 pub fn write_atomic(path: &Path, contents: &[u8]) -> Result<(), FileError> {
-    let folder = folder_of(path);
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let (folder, name) = Folder::holding(path, Owners::RootAndOwn, Holder::Sticky)?;
     let suffix = u32::from_ne_bytes(random::bytes());
-    let temporary = folder.join(format!(".{name}.{suffix:08x}.tmp"));
-    let written = write_new(&temporary, contents)
-        .and_then(|()| fs::rename(&temporary, path).map_err(FileError::io("replace", path)));
+    let temporary = format!(".{}.{suffix:08x}.tmp", name.to_string_lossy());
+    let temporary = Path::new(&temporary).as_os_str();
+    let written = folder.create_new(temporary, 0o600).and_then(|mut file| {
+        file.write_all(contents)
+            .and_then(|()| file.sync_all())
+            .map_err(FileError::io("write", path))
+    });
+    let written = written.and_then(|()| folder.rename(temporary, &name));
     if written.is_err() {
         // Best effort: the failure that matters is the one about to be returned.
-        drop(fs::remove_file(&temporary));
+        drop(folder.remove(temporary));
     }
     written?;
-    sync_folder(folder)
+    folder.sync()
+}
+
+/// Writes a file that must not be there yet, with these permissions, durably.
+///
+/// # Errors
+///
+/// When something is there already, a link included, or a step fails; nothing is left then.
+pub fn write_new(path: &Path, contents: &[u8], mode: u32) -> Result<(), FileError> {
+    let (folder, name) = Folder::holding(path, Owners::RootAndOwn, Holder::Closed)?;
+    let mut file = folder.create_new(&name, mode)?;
+    let written = file.write_all(contents).and_then(|()| file.sync_all());
+    if let Err(source) = written {
+        // Best effort, as above.
+        drop(folder.remove(&name));
+        return Err(FileError::io("write", path)(source));
+    }
+    folder.sync()
 }
 
 /// Makes the names in `folder` durable.
@@ -118,14 +87,9 @@ pub fn sync_folder(folder: &Path) -> Result<(), FileError> {
 ///
 /// # Errors
 ///
-/// When it cannot be made, or is there and something else than a folder.
+/// When it cannot be made, is there and something else than a folder, or others can change it or a folder above it.
 pub fn create_private_folder(folder: &Path) -> Result<(), FileError> {
-    use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
-        .map_err(FileError::io("create the folder", folder))
+    Folder::create(folder, Owners::RootAndOwn).map(drop)
 }
 
 /// Exclusive use of a folder by this process, until dropped or the process dies.
@@ -142,14 +106,8 @@ pub struct FolderLock {
 /// [`FileError::Locked`] names the process that has it.
 pub fn lock_folder(folder: &Path) -> Result<FolderLock, FileError> {
     let path = folder.join(LOCK_FILE);
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(FileError::io("open", &path))?;
+    let opened = Folder::open(folder, Owners::RootAndOwn)?;
+    let mut file = opened.open_own(Path::new(LOCK_FILE).as_os_str(), OFlags::RDWR)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
@@ -169,20 +127,63 @@ pub fn lock_folder(folder: &Path) -> Result<FolderLock, FileError> {
     Ok(FolderLock { _file: file })
 }
 
-/// Reads a private file whole, and refuses it if others can read it. The check is made on the opened file, so that
-/// it cannot be exchanged in between.
+/// Opens a file to append to it, and makes it for the owner only if it is missing.
 ///
 /// # Errors
 ///
-/// When it is missing, not a file, too large, or readable by others.
-pub fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError> {
-    let file = File::open(path).map_err(FileError::io("open", path))?;
-    let metadata = file.metadata().map_err(FileError::io("examine", path))?;
-    check_private(path, &metadata)?;
-    read_bounded(path, file, PRIVATE_BYTES_MAX).map(Zeroizing::new)
+/// When it is a link or no file, or others can change it, exchange it or put another one into its folder.
+pub fn open_append(path: &Path) -> Result<File, FileError> {
+    let (folder, name) = Folder::holding(path, Owners::RootAndOwn, Holder::Closed)?;
+    folder.open_own(&name, OFlags::WRONLY | OFlags::APPEND)
 }
 
-/// Reads a file of at most `limit` bytes whole.
+/// Opens a file to write it from its start, and makes it for the owner only if it is missing.
+///
+/// # Errors
+///
+/// As [`open_append`].
+pub fn open_write(path: &Path) -> Result<File, FileError> {
+    let (folder, name) = Folder::holding(path, Owners::RootAndOwn, Holder::Closed)?;
+    folder.open_own(&name, OFlags::WRONLY)
+}
+
+/// Makes a database's file before SQLite does, which would let others read it, and refuses to have it opened where
+/// somebody else could change or exchange it or what SQLite keeps beside it.
+///
+/// # Errors
+///
+/// As [`open_append`].
+pub fn prepare_database(path: &Path) -> Result<(), FileError> {
+    let (folder, name) = Folder::holding(path, Owners::RootAndOwn, Holder::Closed)?;
+    for file in database_files(&name) {
+        examine_if_there(&folder, &file)?;
+    }
+    folder.open_own(&name, OFlags::WRONLY).map(drop)
+}
+
+/// Reads a private file whole, and refuses it if others can read or change it, or exchange it in a folder above it.
+///
+/// # Errors
+///
+/// When it is missing, a link, not a file, too large, or not private.
+pub fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError> {
+    let (file, stat) = open(path, Owners::RootAndOwn)?;
+    check_private(path, &stat)?;
+    read_text(path, file, PRIVATE_BYTES_MAX).map(Zeroizing::new)
+}
+
+/// Reads a file of at most `limit` bytes whole, and refuses it if others than root and this user can change it, or
+/// exchange it in a folder above it.
+///
+/// # Errors
+///
+/// When it is missing, a link, not a file, larger, or others can change it.
+pub fn read_trusted(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
+    let (file, _) = open(path, Owners::RootAndOwn)?;
+    read_text(path, file, limit)
+}
+
+/// Reads a file of at most `limit` bytes whole, whoever could change it.
 ///
 /// # Errors
 ///
@@ -195,70 +196,136 @@ pub fn read_at_most(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
             path: path.to_owned(),
         });
     }
-    read_bounded(path, file, limit)
+    read_text(path, file, limit)
 }
 
-/// The metadata of a regular file.
+/// Refuses a file that others could change, without reading it.
 ///
 /// # Errors
 ///
-/// When it is missing or something else.
-pub fn examine_file(path: &Path) -> Result<fs::Metadata, FileError> {
-    let metadata = fs::metadata(path).map_err(FileError::io("examine", path))?;
-    if !metadata.is_file() {
-        return Err(FileError::NotAFile {
-            path: path.to_owned(),
+/// When it is missing, a link, not a file, or others can change it, or exchange it in a folder above it.
+pub fn examine(path: &Path) -> Result<(), FileError> {
+    let (folder, name) = Folder::holding(path, Owners::RootAndOwn, Holder::Closed)?;
+    folder.examine(&name).map(drop)
+}
+
+/// The same, and refuses a file that others can read.
+///
+/// # Errors
+///
+/// As [`examine`], or [`FileError::OthersCanRead`].
+pub fn examine_private(path: &Path) -> Result<(), FileError> {
+    let (folder, name) = Folder::holding(path, Owners::RootAndOwn, Holder::Closed)?;
+    check_private(path, &folder.examine(&name)?)
+}
+
+/// Refuses a program that could be exchanged by others than `owners`. Links are followed where they are themselves
+/// `owners`', as those of distributions are.
+///
+/// # Errors
+///
+/// When it is missing, not a file, or others can change it or exchange something on the way to it.
+pub fn examine_program(path: &Path, owners: Owners) -> Result<u32, FileError> {
+    folder::resolve_file(path, owners).map(|stat| stat.st_mode & 0o7777)
+}
+
+/// Finds out, without changing anything, what would keep this process from using a folder of its own and the files of
+/// these names in it; a folder that is missing must be possible to make.
+#[must_use]
+pub fn examine_state(path: &Path, files: &[&str], databases: &[&str]) -> Vec<FileError> {
+    let folder = match Folder::open(path, Owners::RootAndOwn) {
+        Ok(folder) => folder,
+        Err(error) if error.is_missing() => {
+            return examine_creatable(path).err().into_iter().collect();
+        }
+        Err(error) => return vec![error],
+    };
+    let mut errors: Vec<FileError> = folder.refuse_unless_writable().err().into_iter().collect();
+    let files = files.iter().map(|name| (*name).into());
+    let databases = databases
+        .iter()
+        .flat_map(|name| database_files(name.as_ref()));
+    for name in files.chain(databases) {
+        let examined = examine_if_there(&folder, &name).and_then(|there| {
+            if there {
+                folder.refuse_unless_file_writable(&name)
+            } else {
+                Ok(())
+            }
         });
+        errors.extend(examined.err());
     }
-    Ok(metadata)
+    errors
 }
 
-/// Refuses a file that anybody but its owner can read or change.
+/// Finds out whether a folder could be made.
 ///
 /// # Errors
 ///
-/// [`FileError::OthersCanRead`], or why it could not be examined.
-pub fn refuse_if_others_can_read(path: &Path) -> Result<(), FileError> {
-    let metadata = fs::metadata(path).map_err(FileError::io("examine", path))?;
-    check_private(path, &metadata)
-}
-
-/// Refuses a file that anybody but root and this process's user can change, directly or by exchanging it in its
-/// folder.
-///
-/// # Errors
-///
-/// [`FileError::OthersCanWrite`], or why it could not be examined.
-pub fn refuse_if_others_can_write(path: &Path) -> Result<(), FileError> {
-    let real = fs::canonicalize(path).map_err(FileError::io("examine", path))?;
-    check_unwritable(&real)?;
-    check_unwritable(folder_of(&real))
-}
-
-fn check_unwritable(path: &Path) -> Result<(), FileError> {
-    let metadata = fs::metadata(path).map_err(FileError::io("examine", path))?;
-    let mode = metadata.permissions().mode();
-    let owner = metadata.uid();
-    let trusted = owner == 0 || owner == rustix::process::geteuid().as_raw();
-    // In a sticky folder nobody can remove or rename what belongs to somebody else.
-    let sticky = metadata.is_dir() && mode & 0o1000 != 0;
-    if !trusted || (mode & 0o022 != 0 && !sticky) {
-        return Err(FileError::OthersCanWrite {
-            path: path.to_owned(),
-            mode: mode & 0o7777,
-            owner,
-        });
+/// Why not.
+pub fn examine_creatable(path: &Path) -> Result<(), FileError> {
+    let absolute = std::path::absolute(path).map_err(FileError::io("find", path))?;
+    for above in absolute.ancestors().skip(1) {
+        match Folder::open_for_new(above) {
+            Ok(folder) => return folder.refuse_unless_writable(),
+            Err(error) if error.is_missing() => {}
+            Err(error) => return Err(error),
+        }
     }
     Ok(())
 }
 
-fn check_private(path: &Path, metadata: &fs::Metadata) -> Result<(), FileError> {
-    if !metadata.is_file() {
-        return Err(FileError::NotAFile {
-            path: path.to_owned(),
-        });
+/// The path of the other file of a pair, such as a draft: the same with `suffix` behind it.
+#[must_use]
+pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+impl Folder {
+    /// A folder in which another one may be made: a sticky one will do.
+    fn open_for_new(path: &Path) -> Result<Self, FileError> {
+        let below = path.join("new");
+        Self::holding(&below, Owners::RootAndOwn, Holder::Sticky).map(|(folder, _)| folder)
     }
-    let mode = metadata.permissions().mode() & 0o7777;
+
+    /// Reads a file in it of at most `limit` bytes whole.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open_file`], or when it is larger.
+    pub fn read(&self, name: &std::ffi::OsStr, limit: u64) -> Result<Vec<u8>, FileError> {
+        let (file, _) = self.open_file(name)?;
+        read_text(&self.asked(name), file, limit)
+    }
+}
+
+fn open(path: &Path, owners: Owners) -> Result<(File, Stat), FileError> {
+    let (folder, name) = Folder::holding(path, owners, Holder::Closed)?;
+    folder.open_file(&name)
+}
+
+fn database_files(name: &std::ffi::OsStr) -> impl Iterator<Item = std::ffi::OsString> {
+    let name = name.to_owned();
+    DATABASE_SUFFIXES.iter().map(move |suffix| {
+        let mut file = name.clone();
+        file.push(suffix);
+        file
+    })
+}
+
+/// Whether there is such a file; refused if others can change it.
+fn examine_if_there(folder: &Folder, name: &std::ffi::OsStr) -> Result<bool, FileError> {
+    match folder.examine(name) {
+        Ok(_) => Ok(true),
+        Err(error) if error.is_missing() => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn check_private(path: &Path, stat: &Stat) -> Result<(), FileError> {
+    let mode = stat.st_mode & 0o7777;
     if mode & 0o077 != 0 {
         return Err(FileError::OthersCanRead {
             path: path.to_owned(),
@@ -268,158 +335,25 @@ fn check_private(path: &Path, metadata: &fs::Metadata) -> Result<(), FileError> 
     Ok(())
 }
 
-fn read_bounded(path: &Path, file: File, limit: u64) -> Result<Vec<u8>, FileError> {
+fn read_text(path: &Path, file: File, limit: u64) -> Result<Vec<u8>, FileError> {
     let mut contents = Vec::new();
     file.take(limit.saturating_add(1))
         .read_to_end(&mut contents)
         .map_err(FileError::io("read", path))?;
-    if u64::try_from(contents.len()).is_ok_and(|length| length <= limit) {
-        return Ok(contents);
+    if !u64::try_from(contents.len()).is_ok_and(|length| length <= limit) {
+        return Err(FileError::TooLarge {
+            path: path.to_owned(),
+            limit,
+        });
     }
-    Err(FileError::TooLarge {
-        path: path.to_owned(),
-        limit,
-    })
-}
-
-fn write_new(path: &Path, contents: &[u8]) -> Result<(), FileError> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(FileError::io("create", path))?;
-    file.write_all(contents)
-        .and_then(|()| file.sync_all())
-        .map_err(FileError::io("write", path))
-}
-
-/// The folder that holds `path`; a bare name stands in the working folder.
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        Some(_) | None => Path::new("."),
+    if let Some(encoding) = folder::marked(&contents) {
+        return Err(FileError::Marked {
+            path: path.to_owned(),
+            encoding,
+        });
     }
+    Ok(contents)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn set_mode(path: &Path, mode: u32) {
-        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-    }
-
-    #[test]
-    fn an_atomic_write_replaces_the_contents_and_leaves_nothing_beside_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("state.json");
-        write_atomic(&path, b"old").unwrap();
-        write_atomic(&path, b"new").unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"new");
-        assert_eq!(
-            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o600
-        );
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn a_failed_atomic_write_keeps_the_old_contents_and_cleans_up() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("taken");
-        fs::create_dir(&path).unwrap();
-        let error = write_atomic(&path, b"new").unwrap_err();
-        assert!(
-            matches!(
-                error,
-                FileError::Io {
-                    action: "replace",
-                    ..
-                }
-            ),
-            "{error:?}"
-        );
-        assert!(path.is_dir());
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn a_second_lock_names_the_process_that_has_the_first() {
-        let folder = tempfile::tempdir().unwrap();
-        let first = lock_folder(folder.path()).unwrap();
-        let error = lock_folder(folder.path()).unwrap_err();
-        let holder = std::process::id();
-        assert!(
-            error
-                .to_string()
-                .ends_with(&format!("is in use by process {holder}")),
-            "{error}"
-        );
-        drop(first);
-        drop(lock_folder(folder.path()).unwrap());
-    }
-
-    #[test]
-    fn a_key_that_others_can_read_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("key.pem");
-        fs::write(&path, "secret").unwrap();
-        for mode in [0o640, 0o604, 0o610, 0o602] {
-            set_mode(&path, mode);
-            assert!(
-                matches!(read_private(&path), Err(FileError::OthersCanRead { mode: found, .. }) if found == mode)
-            );
-            assert!(refuse_if_others_can_read(&path).is_err());
-        }
-        set_mode(&path, 0o400);
-        assert_eq!(read_private(&path).unwrap().as_slice(), b"secret");
-        refuse_if_others_can_read(&path).unwrap();
-    }
-
-    #[test]
-    fn a_folder_is_not_a_key() {
-        let folder = tempfile::tempdir().unwrap();
-        assert!(matches!(
-            read_private(folder.path()),
-            Err(FileError::NotAFile { .. })
-        ));
-    }
-
-    #[test]
-    fn a_file_others_can_change_is_refused_and_so_is_one_in_such_a_folder() {
-        let outer = tempfile::tempdir().unwrap();
-        let folder = outer.path().join("commands.d");
-        fs::create_dir(&folder).unwrap();
-        let path = folder.join("commands.toml");
-        fs::write(&path, "").unwrap();
-        set_mode(&folder, 0o755);
-        set_mode(&path, 0o644);
-        refuse_if_others_can_write(&path).unwrap();
-        set_mode(&path, 0o664);
-        assert!(matches!(
-            refuse_if_others_can_write(&path),
-            Err(FileError::OthersCanWrite { mode: 0o664, .. })
-        ));
-        set_mode(&path, 0o644);
-        set_mode(&folder, 0o777);
-        assert!(matches!(
-            refuse_if_others_can_write(&path),
-            Err(FileError::OthersCanWrite { mode: 0o777, .. })
-        ));
-        set_mode(&folder, 0o1777);
-        refuse_if_others_can_write(&path).unwrap();
-    }
-
-    #[test]
-    fn a_file_above_the_limit_is_not_read() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("big");
-        fs::write(&path, [0; 11]).unwrap();
-        assert!(matches!(
-            read_at_most(&path, 10),
-            Err(FileError::TooLarge { limit: 10, .. })
-        ));
-        assert_eq!(read_at_most(&path, 11).unwrap().len(), 11);
-    }
-}
+mod tests;

@@ -4,8 +4,6 @@
 //! the writer takes everything that waits, runs each job inside its own savepoint of one transaction, commits once,
 //! and only then answers everybody. A job that fails undoes itself and nothing else.
 
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +13,7 @@ use sqlx::sqlite::{SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, Sq
 use sqlx::{ConnectOptions, SqliteConnection};
 use tokio::sync::{Mutex, mpsc, oneshot};
 
+use crate::files;
 use crate::lifecycle::Lifecycle;
 
 mod error;
@@ -141,7 +140,7 @@ impl Database {
     /// When the file cannot be opened, has a schema that this program does not know, or the SQLite at hand is too old
     /// or does not take the settings that durability rests on.
     pub async fn open(options: Options, migrator: &Migrator) -> Result<Self, Error> {
-        create_private(&options)?;
+        files::prepare_database(&options.path)?;
         let mut connection = options.connect().connect().await?;
         schema::check_library(&mut connection).await?;
         schema::check_settings(&mut connection).await?;
@@ -376,20 +375,6 @@ impl Database {
             .await
             .map_err(|_returned| Error::Closed)
     }
-}
-
-/// Makes the file before SQLite does, which would let others read it. Its side files take over the permissions.
-fn create_private(options: &Options) -> Result<(), Error> {
-    let made = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&options.path);
-    made.map(drop).map_err(|source| Error::Open {
-        path: options.path.clone(),
-        source: Arc::new(source),
-    })
 }
 
 #[cfg(test)]

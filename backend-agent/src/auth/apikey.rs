@@ -1,17 +1,17 @@
 //! Making, listing and revoking API keys, for the API and for the backend's own command line.
 
 use std::collections::BTreeSet;
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use viworks_common::api::{ApiKey, ApiKeyStatus, Kind, Scope};
 use viworks_common::id::{ApiKeyId, Tenant};
 use viworks_common::time::Timestamp;
-use viworks_runtime::files::{FileError, sync_folder};
+use viworks_runtime::files::{self, FileError};
 use viworks_runtime::random;
+use zeroize::Zeroizing;
 
 use super::ApiSecret;
 use crate::data::{self, Actor, Listing, NewApiKey, Page, Store, StoreError};
@@ -54,7 +54,7 @@ pub enum CreateError {
         #[source]
         source: io::Error,
     },
-    /// The secret's folder could not be synchronised.
+    /// Others could change where the secret goes.
     #[error(transparent)]
     File(#[from] FileError),
     /// The store said no.
@@ -212,25 +212,9 @@ fn view(key: data::ApiKey, now: Timestamp) -> ApiKey {
 }
 
 fn write_secret(out: &Path, secret: &ApiSecret) -> Result<(), CreateError> {
-    let failed = |source| CreateError::Write {
-        path: out.to_owned(),
-        source,
-    };
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(out)
-        .map_err(failed)?;
-    let written = writeln!(file, "{}", secret.expose()).and_then(|()| file.sync_all());
-    if let Err(source) = written {
-        drop(fs::remove_file(out));
-        return Err(failed(source));
-    }
-    let folder = out
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty())
-        .unwrap_or_else(|| Path::new("."));
-    sync_folder(folder)?;
-    Ok(())
+    let line = Zeroizing::new(format!("{}\n", secret.expose()));
+    files::write_new(out, line.as_bytes(), 0o600).map_err(|error| match error.into_io() {
+        Ok((path, source)) => CreateError::Write { path, source },
+        Err(error) => error.into(),
+    })
 }

@@ -97,6 +97,7 @@ impl From<Error> for StoreError {
             | Error::Corrupt(_)
             | Error::Io(_)
             | Error::Open { .. }
+            | Error::Unsafe(_)
             | Error::SchemaTooNew { .. }
             | Error::Migrate(_)
             | Error::LibraryTooOld { .. }

@@ -92,8 +92,7 @@ impl Office {
             .ca_key_file
             .as_ref()
             .ok_or(PkiError::NoAuthority)?;
-        let certificate = read(&config.agents.client_ca_file)?;
-        let authority = Authority::load(&certificate, &read_secret(key_file)?)?;
+        let authority = load_authority(&config.agents.client_ca_file, key_file)?;
         let pins = server_pins(&config.agents)?;
         Ok(Self {
             authority,
@@ -115,9 +114,40 @@ pub fn server_pins(agents: &AgentsConfig) -> Result<Vec<SpkiPin>, PkiError> {
         pins.push(SpkiPin::from_digest(tls::spki_sha256(leaf)?));
     }
     if let Some(next) = &agents.next_key_file {
-        pins.push(Standby::load(&read_secret(next)?)?.pin);
+        // First for what it says of a file that holds no key, or an encrypted one.
+        tls::load_key(next)?;
+        let standby = Standby::load(&read_secret(next)?);
+        pins.push(standby.map_err(|error| unusable(next, &error))?.pin);
     }
     Ok(pins)
+}
+
+/// Reads the authority: its certificate, the first in its file, and its private key.
+///
+/// # Errors
+///
+/// When a file is not what it should be, or one does not fit the other.
+pub fn load_authority(certificate_file: &Path, key_file: &Path) -> Result<Authority, PkiError> {
+    let certificates = tls::load_certificates(certificate_file)?;
+    tls::load_key(key_file)?;
+    let key = read_secret(key_file)?;
+    let standby = Standby::load(&key).map_err(|error| unusable(key_file, &error))?;
+    let first = certificates.first().map(AsRef::as_ref).unwrap_or_default();
+    if standby.pin != SpkiPin::from_digest(tls::spki_sha256(first)?) {
+        return Err(PkiError::Authority {
+            certificate: certificate_file.to_owned(),
+            key: key_file.to_owned(),
+        });
+    }
+    Authority::load(&read(certificate_file)?, &key).map_err(|error| unusable(key_file, &error))
+}
+
+fn unusable(path: &Path, error: &PkiError) -> PkiError {
+    let cause = std::error::Error::source(error);
+    PkiError::Key {
+        path: path.to_owned(),
+        reason: cause.map_or_else(|| error.to_string(), ToString::to_string),
+    }
 }
 
 /// Reads the master key.
@@ -134,7 +164,7 @@ pub fn load_master(path: &Path) -> Result<MasterKey, PkiError> {
 }
 
 fn read(path: &Path) -> Result<String, PkiError> {
-    let bytes = files::read_at_most(path, 1024 * 1024)?;
+    let bytes = files::read_trusted(path, 1024 * 1024)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 

@@ -18,6 +18,7 @@ use uuid::Uuid;
 use viworks_backend_agent::app::{App, StartError};
 use viworks_backend_agent::data::sqlite::SqliteStore;
 use viworks_backend_agent::data::{GatewayRef, NewCommand, NewRun, QueueLimits, Store};
+use viworks_backend_agent::material::ServerMaterial;
 use viworks_backend_agent::pki::authority::{Authority, Issued};
 use viworks_backend_agent::pki::issue::{GATEWAY_LIFE, Material, Office};
 use viworks_common::code::{CloseCode, RejectCode};
@@ -60,8 +61,10 @@ impl Backend {
         // What is tested here must not need the reconciler.
         config.jobs.offer = Duration::from_secs(3_600);
         let lifecycle = Lifecycle::new();
-        let app = App::start_by(&config, &lifecycle, clock).await.unwrap();
-        let second = App::start(&config, &lifecycle).await.err();
+        let material = ServerMaterial::load(&config).unwrap();
+        let app = App::start_by(&config, material.clone(), &lifecycle, clock);
+        let app = app.await.unwrap();
+        let second = App::start(&config, material, &lifecycle).await.err();
         assert!(
             matches!(second, Some(StartError::Folder(_))),
             "a second backend on the same state must not start"

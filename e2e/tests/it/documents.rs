@@ -82,7 +82,8 @@ const PROMISES: &[(&str, &str, &[&str])] = &[
         "SECURITY.md",
         "What a gateway may run",
         &[
-            "a_file_others_can_change_is_refused_and_so_is_one_in_such_a_folder",
+            "a_file_below_a_folder_that_others_can_change_is_refused_however_deep",
+            "a_catalogue_that_another_user_swaps_while_it_is_read_is_never_taken",
             "arguments_reach_the_program_unchanged",
         ],
     ),
@@ -102,6 +103,16 @@ const PROMISES: &[(&str, &str, &[&str])] = &[
             "a_key_that_others_can_read_is_refused",
             "senseless_urls_are_refused",
             "every_problem_is_listed_at_once_with_its_line",
+            "a_plain_text_api_for_others_is_refused_by_a_backends_check_and_start",
+        ],
+    ),
+    (
+        "SECURITY.md",
+        "Files that others than root",
+        &[
+            "what_belongs_to_another_user_is_refused_by_a_gateways_check_and_start",
+            "what_belongs_to_another_user_is_refused_by_a_backends_check_and_start",
+            "a_gateways_links_are_refused_by_check_and_start",
         ],
     ),
     (

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 mod causes;
+mod checks;
 mod cli;
 mod clock;
 mod demo;

@@ -9,11 +9,16 @@ use rustix::fs::{Mode, fchmod};
 use socket2::{Domain, SockAddr, Type};
 use tokio::net::{UnixListener, UnixStream};
 use viworks_runtime::conditions::{Conditions, Severity};
+use viworks_runtime::config::Problem;
+use viworks_runtime::files::{self, FileError};
 
 use super::ApiError;
+use crate::config::GatewayConfig;
 
 /// What owner and group may do.
 const MODE: u32 = 0o660;
+/// The bytes of a path that fit into the address of a unix socket, without the zero behind it.
+const PATH_BYTES_MAX: usize = 107;
 /// Callers that may wait to be accepted.
 const BACKLOG: i32 = 128;
 /// The name of the condition.
@@ -26,6 +31,45 @@ pub struct Socket {
     path: PathBuf,
     /// Device and number of its file.
     file: (u64, u64),
+}
+
+/// Finds out, without binding it, what would keep the socket from being bound.
+#[must_use]
+pub fn examine_socket(config: &GatewayConfig) -> Vec<Problem> {
+    let path = &config.socket;
+    let length = path.as_os_str().len();
+    if length > PATH_BYTES_MAX {
+        let message = format!(
+            "the path of the socket is too long: {} has {length} bytes, and the system takes {PATH_BYTES_MAX}",
+            path.display(),
+        );
+        let help = "set socket in [gateway] to a short path, such as /run/viworks/api.sock";
+        return vec![Problem::of_file(path, message, help)];
+    }
+    let folder = path.parent().unwrap_or_else(|| Path::new("/"));
+    // The state folder is examined as that, and made where it is missing.
+    if folder != config.state_folder {
+        let examined = files::examine_state(folder, &[], &[]);
+        if !examined.is_empty() {
+            return examined.iter().map(FileError::problem).collect();
+        }
+        if !folder.exists() {
+            let message = format!("the folder of the socket is missing: {}", folder.display());
+            return vec![Problem::of_file(
+                path,
+                message,
+                "make it, for the agent's user",
+            )];
+        }
+    }
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            let error = ApiError::NotASocket(path.to_owned());
+            vec![Problem::of_file(path, error.to_string(), "")]
+        }
+        // Nothing there, or nothing that this user may see: both were examined above.
+        Ok(_) | Err(_) => Vec::new(),
+    }
 }
 
 /// Binds the socket, readable and writable for owner and group. A socket file that nobody answers is replaced.

@@ -1,17 +1,21 @@
 //! Loads a folder of catalogue files and lists everything that is wrong with them.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use viworks_common::id::CommandName;
 use viworks_common::limits;
-use viworks_runtime::config::{Document, Environment, Place, Problems};
+use viworks_runtime::config::{Document, Environment, Place, Problem, Problems};
+use viworks_runtime::files::{self, FileError, Folder};
 
-use super::{Catalogue, Definition, Owners, file, ownership};
+use super::{Catalogue, Definition, Owners, file};
 
 /// Files in the folder; beyond that somebody made a mistake.
 const FILES_MAX: usize = 256;
+
+/// The largest file that is read.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Reads every `*.toml` of `folder`, in the order of their names. `own_program` is the agent's program, which serves
 /// the built-in commands; `/proc/self/exe` survives its own replacement by an upgrade.
@@ -19,10 +23,10 @@ const FILES_MAX: usize = 256;
 /// # Errors
 /// Everything that is wrong in all files, each with its place.
 pub fn load(folder: &Path, owners: Owners, own_program: PathBuf) -> Result<Catalogue, Problems> {
-    let paths = match list(folder, owners) {
-        Ok(paths) => paths,
-        Err(message) => return Err(refused(folder, message, owners)),
-    };
+    // Opened once: whoever could exchange it afterwards exchanges nothing that is read here.
+    let opened = Folder::open(folder, owners)
+        .map_err(|error| Problems::new(vec![refused(&error, owners)]))?;
+    let names = list(folder, &opened, owners)?;
     let mut problems: Option<Problems> = None;
     let mut note = |more: Problems| {
         problems = Some(match problems.take() {
@@ -32,12 +36,14 @@ pub fn load(folder: &Path, owners: Owners, own_program: PathBuf) -> Result<Catal
     };
     let mut definitions: BTreeMap<CommandName, Definition> = BTreeMap::new();
     let mut places: BTreeMap<CommandName, Place> = BTreeMap::new();
-    for path in paths {
-        if let Err(message) = ownership::check(&path, owners) {
-            note(refused(&path, message, owners));
-            continue;
-        }
-        let mut document = match Document::load(&path, &Environment::default()) {
+    for name in names {
+        let path = folder.join(&name);
+        let read = opened.read(&name, FILE_BYTES_MAX);
+        let document = match &read {
+            Ok(bytes) => Document::from_bytes(&path, bytes, &Environment::default()),
+            Err(error) => Err(Problems::new(vec![refused(error, owners)])),
+        };
+        let mut document = match document {
             Ok(document) => document,
             Err(more) => {
                 note(more);
@@ -56,7 +62,11 @@ pub fn load(folder: &Path, owners: Owners, own_program: PathBuf) -> Result<Catal
             definitions.len(),
             limits::CATALOGUE_COMMANDS_MAX
         );
-        note(problem(folder, message, "remove some"));
+        note(Problems::new(vec![Problem::of_file(
+            folder,
+            message,
+            "remove some",
+        )]));
     }
     match problems {
         Some(problems) => Err(problems),
@@ -68,35 +78,36 @@ pub fn load(folder: &Path, owners: Owners, own_program: PathBuf) -> Result<Catal
     }
 }
 
-fn list(folder: &Path, owners: Owners) -> Result<Vec<PathBuf>, String> {
-    ownership::check(folder, owners)?;
-    let failed = |error: std::io::Error| format!("{} cannot be listed: {error}", folder.display());
-    let mut paths = Vec::new();
-    for entry in fs::read_dir(folder).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        let hidden = path
-            .file_name()
-            .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-        if !hidden
-            && path
+/// The names of the files to read, in their order.
+fn list(folder: &Path, opened: &Folder, owners: Owners) -> Result<Vec<OsString>, Problems> {
+    let names = opened
+        .names()
+        .map_err(|error| Problems::new(vec![refused(&error, owners)]))?;
+    let counts = |name: &OsString| {
+        !files::is_hidden(name)
+            && Path::new(name)
                 .extension()
                 .is_some_and(|extension| extension == "toml")
-        {
-            paths.push(path);
-        }
-    }
-    if paths.len() > FILES_MAX {
-        return Err(format!(
+    };
+    let mut names: Vec<OsString> = names.into_iter().filter(counts).collect();
+    if names.len() > FILES_MAX {
+        let message = format!(
             "{} holds {} files, at most {FILES_MAX} are read",
             folder.display(),
-            paths.len()
-        ));
+            names.len()
+        );
+        return Err(Problems::new(vec![Problem::of_file(
+            folder,
+            message,
+            "remove some",
+        )]));
     }
-    paths.sort();
-    Ok(paths)
+    names.sort();
+    Ok(names)
 }
 
-fn refused(path: &Path, message: String, owners: Owners) -> Problems {
+/// What must hold of every file that says what may run.
+fn refused(error: &FileError, owners: Owners) -> Problem {
     let help = match owners {
         Owners::Root => {
             "the catalogue decides what may run: the folder and its files must belong to root, and nobody else may write them or a folder above them"
@@ -105,14 +116,11 @@ fn refused(path: &Path, message: String, owners: Owners) -> Problems {
             "the folder and its files must belong to root or to the agent's user, and nobody else may write them or a folder above them"
         }
     };
-    problem(path, message, help)
-}
-
-fn problem(path: &Path, message: String, help: &str) -> Problems {
-    let mut document = Document::parse(path, "", &Environment::default());
-    document.problem(message, help);
-    match document.finish() {
-        Err(problems) => problems,
-        Ok(()) => unreachable!("a document with a problem does not finish well"),
-    }
+    let fix = error.fix();
+    let help = if fix.is_empty() {
+        help.to_owned()
+    } else {
+        format!("{help}; {fix}")
+    };
+    Problem::of_file(error.path(), error.cause(), help)
 }

@@ -1,12 +1,12 @@
 //! Disk space that is held back so that commands can be journalled when everything else has filled the disk.
 
-use std::fs::{self, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use tracing::{error, info, warn};
+use viworks_runtime::files;
 
 /// Bytes that are held back.
 pub const RESERVE_BYTES: u64 = 16 * 1024 * 1024;
@@ -70,12 +70,7 @@ impl Reserve {
     }
 
     fn allocate(&self) -> std::io::Result<()> {
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&self.path)?;
+        let file = files::open_write(&self.path).map_err(std::io::Error::other)?;
         // Real blocks, not a hole: a sparse file would free nothing when it is removed.
         Ok(fallocate(&file, FallocateFlags::empty(), 0, RESERVE_BYTES)?)
     }

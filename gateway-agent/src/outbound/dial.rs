@@ -71,13 +71,13 @@ impl Dialler {
     #[must_use]
     pub fn new(
         config: OutboundConfig,
-        roots: RootCertStore,
+        roots: Arc<RootCertStore>,
         identity: tls::Identity,
         fingerprint: [u8; 32],
     ) -> Self {
         Self {
             config,
-            roots: Arc::new(roots),
+            roots,
             identity,
             fingerprint,
         }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rcgen::{
@@ -81,7 +82,7 @@ fn dialler(world: &World, trusted: &World, address: SocketAddr) -> Dialler {
 
 fn dialler_with(config: OutboundConfig, world: &World, trusted: &World) -> Dialler {
     let roots = tls::roots([trusted.authority.clone()]).unwrap();
-    Dialler::new(config, roots, world.gateway.clone(), [0; 32])
+    Dialler::new(config, Arc::new(roots), world.gateway.clone(), [0; 32])
 }
 
 /// Serves every connection the same answer to the upgrade, over TLS.

@@ -206,7 +206,9 @@ impl Layout {
 
     /// What an earlier `up` started and did not stop.
     pub fn load_started(&self) -> Option<Started> {
-        serde_json::from_slice(&std::fs::read(self.started()).ok()?).ok()
+        // Whoever could change it could have other processes ended.
+        let started = files::read_trusted(&self.started(), 1024 * 1024).ok()?;
+        serde_json::from_slice(&started).ok()
     }
 
     /// Remembers what was started.

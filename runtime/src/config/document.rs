@@ -10,7 +10,7 @@ use super::problem::{Place, Problem, Problems};
 use super::section::Section;
 use super::suggest;
 use super::tree::{self, Table, Value};
-use crate::files;
+use crate::files::{self, FileError};
 
 /// The largest configuration file that is read.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -56,35 +56,61 @@ pub struct Document {
     keys: Vec<KeyReference>,
     sections: Vec<SectionReference>,
     free_tables: BTreeSet<String>,
+    /// The files and folders that the configuration names, with the key and its place.
+    named: BTreeMap<PathBuf, (String, Place)>,
+    /// Whether the files that are named are looked at.
+    examines: bool,
 }
 
 impl Document {
-    /// Reads the file. Errors of syntax and duplicate keys are noted, to be reported with everything else.
+    /// Reads the file, which others must not be able to change. Errors of syntax and duplicate keys are noted, to be
+    /// reported with everything else.
+    ///
+    /// # Errors
+    ///
+    /// When the file is missing, too large or not UTF-8, or others can change it.
+    pub fn load(path: &Path, environment: &Environment) -> Result<Self, Problems> {
+        let bytes = files::read_trusted(path, FILE_BYTES_MAX);
+        Self::from_bytes(
+            path,
+            &bytes.map_err(|error| unread(path, &error))?,
+            environment,
+        )
+    }
+
+    /// The same for somebody who only asks where something is and starts nothing with it: neither the file nor those
+    /// that it names need to be safe for this user.
     ///
     /// # Errors
     ///
     /// When the file is missing, too large or not UTF-8.
-    pub fn load(path: &Path, environment: &Environment) -> Result<Self, Problems> {
-        let refuse = |message: String, help: &str| {
-            let place = Place::File(path.to_owned());
-            Problems::new(vec![Problem {
-                place,
+    pub fn load_to_ask(path: &Path, environment: &Environment) -> Result<Self, Problems> {
+        let bytes = files::read_at_most(path, FILE_BYTES_MAX);
+        let bytes = bytes.map_err(|error| unread(path, &error))?;
+        let mut document = Self::from_bytes(path, &bytes, environment)?;
+        document.examines = false;
+        Ok(document)
+    }
+
+    /// The same for what was read already.
+    ///
+    /// # Errors
+    ///
+    /// When it is not UTF-8.
+    pub fn from_bytes(
+        path: &Path,
+        bytes: &[u8],
+        environment: &Environment,
+    ) -> Result<Self, Problems> {
+        let text = std::str::from_utf8(bytes).map_err(|error| {
+            let message = format!("not UTF-8: {error}");
+            Problems::new(vec![Problem::of_file(
+                path,
                 message,
-                help: help.to_owned(),
-            }])
-        };
-        let bytes = files::read_at_most(path, FILE_BYTES_MAX).map_err(|error| {
-            let cause = std::error::Error::source(&error)
-                .map(|cause| format!(": {cause}"))
-                .unwrap_or_default();
-            refuse(
-                format!("{error}{cause}"),
-                "the file must exist and be readable",
-            )
+                "save the file as UTF-8",
+            )])
         })?;
-        let text = String::from_utf8(bytes)
-            .map_err(|error| refuse(format!("not UTF-8: {error}"), "save the file as UTF-8"))?;
-        Ok(Self::parse(path, &text, environment))
+        Ok(Self::parse(path, text, environment))
     }
 
     /// The same for a text at hand; `path` is what problems name and what relative paths start from.
@@ -104,6 +130,8 @@ impl Document {
             keys: Vec::new(),
             sections: Vec::new(),
             free_tables: BTreeSet::new(),
+            named: BTreeMap::new(),
+            examines: true,
         };
         for error in errors {
             let place = document.line(error.span().unwrap_or_default());
@@ -181,6 +209,27 @@ impl Document {
         self.push(Place::File(self.path.clone()), message.into(), help.into());
     }
 
+    /// Notes problems of files that the configuration names, at the place where it does; what was noted before is not
+    /// said twice.
+    pub fn adopt(&mut self, problems: impl IntoIterator<Item = Problem>) {
+        for problem in problems {
+            let known = |noted: &Problem| noted.message.ends_with(&problem.message);
+            if self.problems.iter().any(known) {
+                continue;
+            }
+            let named = match &problem.place {
+                Place::File(path) => self.named.get(path),
+                Place::Line { .. } | Place::Variable(_) => None,
+            };
+            match named.cloned() {
+                Some((key, place)) => {
+                    self.push(place, format!("{key}: {}", problem.message), problem.help);
+                }
+                None => self.problems.push(problem),
+            }
+        }
+    }
+
     /// The folder of the file, from which relative paths start.
     #[must_use]
     pub fn folder(&self) -> &Path {
@@ -193,6 +242,14 @@ impl Document {
             message,
             help,
         });
+    }
+
+    pub(super) fn name_path(&mut self, path: &Path, key: &str, place: Place) {
+        self.named.insert(path.to_owned(), (key.to_owned(), place));
+    }
+
+    pub(super) const fn examines(&self) -> bool {
+        self.examines
     }
 
     pub(super) fn declare(&mut self, key: KeyReference) {
@@ -381,4 +438,12 @@ impl Document {
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
         })
     }
+}
+
+fn unread(path: &Path, error: &FileError) -> Problems {
+    let mut help = error.fix();
+    if help.is_empty() {
+        "the file must exist and be readable".clone_into(&mut help);
+    }
+    Problems::new(vec![Problem::of_file(path, error.cause(), help)])
 }

@@ -1,7 +1,7 @@
 //! What is wrong with a configuration, and where.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::exit::ExitCode;
 
@@ -14,6 +14,18 @@ pub struct Problem {
     pub message: String,
     /// What to do about it; empty where the message says it all.
     pub help: String,
+}
+
+impl Problem {
+    /// A problem of a file as a whole.
+    #[must_use]
+    pub fn of_file(path: &Path, message: impl Into<String>, help: impl Into<String>) -> Self {
+        Self {
+            place: Place::File(path.to_owned()),
+            message: message.into(),
+            help: help.into(),
+        }
+    }
 }
 
 /// Where a value comes from.
@@ -61,15 +73,35 @@ pub struct Problems {
 }
 
 impl Problems {
-    pub(super) fn new(mut problems: Vec<Problem>) -> Self {
+    /// All of these.
+    #[must_use]
+    pub fn new(mut problems: Vec<Problem>) -> Self {
         problems.sort();
         problems.dedup();
         Self { problems }
     }
 
+    /// Refuses if there are any.
+    ///
+    /// # Errors
+    ///
+    /// All of them.
+    pub fn refuse(problems: Vec<Problem>) -> Result<(), Self> {
+        if problems.is_empty() {
+            return Ok(());
+        }
+        Err(Self::new(problems))
+    }
+
     /// One by one.
     pub fn iter(&self) -> impl Iterator<Item = &Problem> {
         self.problems.iter()
+    }
+
+    /// One by one, to be put somewhere else.
+    #[must_use]
+    pub fn into_vec(self) -> Vec<Problem> {
+        self.problems
     }
 
     /// Those of several files together.

@@ -275,7 +275,7 @@ impl<'d> Section<'d> {
     /// A path that must be given.
     pub fn required_path(&mut self, key: &str, help: &str) -> PathBuf {
         let path: String = self.required(key, "path", Shape::Text, help, value::string);
-        self.resolve(&path)
+        self.name(key, &path)
     }
 
     /// A path with a default.
@@ -288,35 +288,38 @@ impl<'d> Section<'d> {
             help,
             value::string,
         );
-        self.resolve(path.as_deref().unwrap_or(default))
+        match path {
+            Some(path) => self.name(key, &path),
+            None => self.resolve(default),
+        }
     }
 
     /// A path that may be left out.
     pub fn optional_path(&mut self, key: &str, help: &str) -> Option<PathBuf> {
         let path = self.optional(key, "path", Shape::Text, help, value::string)?;
-        Some(self.resolve(&path))
+        Some(self.name(key, &path))
     }
 
     /// The path of a file that must be given and be there.
     pub fn file(&mut self, key: &str, help: &str) -> PathBuf {
-        self.checked_file(key, help, true, check_file)
+        self.checked_file(key, help, true, files::examine)
             .unwrap_or_default()
     }
 
     /// The path of a file that may be left out, but must be there if given.
     pub fn optional_file(&mut self, key: &str, help: &str) -> Option<PathBuf> {
-        self.checked_file(key, help, false, check_file)
+        self.checked_file(key, help, false, files::examine)
     }
 
     /// The path of a file that must be given, be there, and be closed to others.
     pub fn secret_file(&mut self, key: &str, help: &str) -> PathBuf {
-        self.checked_file(key, help, true, files::refuse_if_others_can_read)
+        self.checked_file(key, help, true, files::examine_private)
             .unwrap_or_default()
     }
 
     /// The path of a file that may be left out, but must be there and be closed to others if given.
     pub fn optional_secret_file(&mut self, key: &str, help: &str) -> Option<PathBuf> {
-        self.checked_file(key, help, false, files::refuse_if_others_can_read)
+        self.checked_file(key, help, false, files::examine_private)
     }
 
     /// Every element of the array of tables `[[name]]` in this section, read by `read`.
@@ -452,11 +455,13 @@ impl<'d> Section<'d> {
             required,
             value::string,
         )?;
-        let path = self.resolve(&path);
-        if let Err(error) = check(&path) {
+        let path = self.name(key, &path);
+        if self.document.examines()
+            && let Err(error) = check(&path)
+        {
             let place = self.place(key);
-            let (message, help) = describe(key, &error);
-            self.document.push(place, message, help);
+            let message = format!("{key}: {}", error.cause());
+            self.document.push(place, message, error.fix());
         }
         Some(path)
     }
@@ -599,6 +604,14 @@ impl<'d> Section<'d> {
         }
     }
 
+    /// Resolves a path that a key gives, and remembers which key that was.
+    fn name(&mut self, key: &str, path: &str) -> PathBuf {
+        let path = self.resolve(path);
+        let place = self.place(key);
+        self.document.name_path(&path, key, place);
+        path
+    }
+
     fn resolve(&self, path: &str) -> PathBuf {
         self.document.folder().join(path)
     }
@@ -629,22 +642,6 @@ fn choose<T: Copy>(choices: &[(&str, T)], wanted: &str) -> Option<T> {
         .iter()
         .find(|(word, _)| *word == wanted)
         .map(|(_, value)| *value)
-}
-
-fn check_file(path: &std::path::Path) -> Result<(), FileError> {
-    files::examine_file(path).map(drop)
-}
-
-fn describe(key: &str, error: &FileError) -> (String, String) {
-    let cause = std::error::Error::source(error)
-        .map(|cause| format!(": {cause}"))
-        .unwrap_or_default();
-    let message = format!("{key}: {error}{cause}");
-    // The message for a file that others can read ends with what to run.
-    message.rsplit_once("; run: ").map_or_else(
-        || (message.clone(), String::new()),
-        |(message, command)| (message.to_owned(), format!("run: {command}")),
-    )
 }
 
 fn quoted(text: &str) -> String {

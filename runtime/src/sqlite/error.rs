@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use sqlx::migrate::MigrateError;
 
+use crate::files::FileError;
+
 /// A failure of the database. It can be cloned, because a failed commit fails every job in it.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
@@ -43,6 +45,9 @@ pub enum Error {
         #[source]
         source: Arc<std::io::Error>,
     },
+    /// Others could change the file or exchange it.
+    #[error(transparent)]
+    Unsafe(Arc<FileError>),
     /// A newer program has migrated the file; going back needs a backup.
     #[error(
         "the database schema has version {found}, this program knows versions up to {known}; use the newer program or restore a backup"
@@ -167,6 +172,18 @@ impl Error {
             kind,
             names,
             source: Arc::new(error),
+        }
+    }
+}
+
+impl From<FileError> for Error {
+    fn from(error: FileError) -> Self {
+        match error.into_io() {
+            Ok((path, source)) => Self::Open {
+                path,
+                source: Arc::new(source),
+            },
+            Err(error) => Self::Unsafe(Arc::new(error)),
         }
     }
 }

@@ -20,6 +20,28 @@ pub(super) fn keys(mut text: &[u8]) -> io::Result<Vec<PrivateKeyDer<'static>>> {
         .collect()
 }
 
+/// How many blocks of certificates begin in `text`, wherever on a line: the reader skips without a word what does not
+/// begin one, such as a block behind blanks.
+pub(super) fn certificate_blocks(text: &[u8]) -> usize {
+    let text = String::from_utf8_lossy(text);
+    let labels = text.split("-----BEGIN ").skip(1);
+    labels
+        .filter_map(|rest| rest.split_once("-----").map(|(label, _)| label))
+        .filter(|label| label.ends_with("CERTIFICATE"))
+        .count()
+}
+
+/// Whether `text` speaks of a private key, readable or not.
+pub(super) fn mentions_a_key(text: &[u8]) -> bool {
+    String::from_utf8_lossy(text).contains("PRIVATE KEY-----")
+}
+
+/// Whether `text` speaks of a private key that a passphrase protects, in either form that there is.
+pub(super) fn mentions_an_encrypted_key(text: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(text);
+    text.contains("BEGIN ENCRYPTED PRIVATE KEY") || text.contains("Proc-Type: 4,ENCRYPTED")
+}
+
 fn private_key(item: Item) -> Option<PrivateKeyDer<'static>> {
     if let Item::Pkcs8Key(key) = item {
         Some(key.into())

@@ -9,6 +9,7 @@ use rustls::{ClientConnection, Connection, ServerConnection};
 use rustls_pki_types::{PrivatePkcs8KeyDer, ServerName};
 
 use super::*;
+use crate::files::FileError;
 
 struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
@@ -274,4 +275,153 @@ fn installing_the_provider_again_does_no_harm() {
     install_provider();
     install_provider();
     assert!(CryptoProvider::get_default().is_some());
+}
+
+/// A folder with `chain.pem` and `key.pem` of a certificate for both purposes.
+fn files_of(
+    params: &CertificateParams,
+) -> (tempfile::TempDir, std::path::PathBuf, std::path::PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let (chain, key) = (
+        folder.path().join("chain.pem"),
+        folder.path().join("key.pem"),
+    );
+    let pair = KeyPair::generate().unwrap();
+    fs::write(&chain, params.self_signed(&pair).unwrap().pem()).unwrap();
+    fs::write(&key, pair.serialize_pem()).unwrap();
+    for (path, mode) in [(&chain, 0o644), (&key, 0o600)] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    (folder, chain, key)
+}
+
+fn named() -> CertificateParams {
+    CertificateParams::new(vec!["backend.test".to_owned()]).unwrap()
+}
+
+#[test]
+fn a_key_of_another_certificate_is_refused_as_it_is_read() {
+    let (_one, chain, _) = files_of(&named());
+    let (_other, _, key) = files_of(&named());
+    let error = Identity::load(&chain, &key).unwrap_err();
+    assert!(matches!(error, TlsError::KeyMismatch { .. }), "{error:?}");
+    let problem = error.problem(&chain);
+    assert!(problem.message.contains("does not fit"), "{problem}");
+    assert!(!problem.help.is_empty());
+}
+
+#[test]
+fn everything_wrong_with_an_identity_is_said_at_once() {
+    let (_folder, chain, key) = files_of(&named());
+    fs::write(&chain, "").unwrap();
+    fs::write(&key, "").unwrap();
+    let errors = Identity::load_for(Purpose::Client, &chain, &key).unwrap_err();
+    assert!(
+        matches!(
+            errors[..],
+            [
+                TlsError::NoCertificate { .. },
+                TlsError::NotOneKey { found: 0, .. }
+            ]
+        ),
+        "{errors:?}"
+    );
+}
+
+#[test]
+fn a_certificate_is_for_what_it_says() {
+    use rcgen::ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
+    let with = |usages: Vec<rcgen::ExtendedKeyUsagePurpose>| {
+        let mut params = named();
+        params.extended_key_usages = usages;
+        params
+    };
+    let mut authority = named();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    for (params, server, client) in [
+        (named(), true, true),
+        (with(vec![ServerAuth]), true, false),
+        (with(vec![ClientAuth]), false, true),
+        (with(vec![ClientAuth, ServerAuth]), true, true),
+        (authority, false, false),
+        (CertificateParams::default(), false, true),
+    ] {
+        let (_folder, chain, key) = files_of(&params);
+        for (purpose, expected) in [(Purpose::Server, server), (Purpose::Client, client)] {
+            let loaded = Identity::load_for(purpose, &chain, &key);
+            assert_eq!(loaded.is_ok(), expected, "{purpose:?} {loaded:?}");
+        }
+    }
+}
+
+#[test]
+fn an_encrypted_key_is_named_in_either_form() {
+    let (_folder, chain, key) = files_of(&named());
+    let old = "-----BEGIN EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nAAAA\n-----END EC PRIVATE KEY-----\n";
+    let new = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
+    for text in [old, new] {
+        fs::write(&key, text).unwrap();
+        let error = load_key(&key).unwrap_err();
+        assert!(matches!(error, TlsError::EncryptedKey { .. }), "{error:?}");
+    }
+    let certificate = fs::read(&chain).unwrap();
+    fs::write(&key, certificate).unwrap();
+    let error = load_key(&key).unwrap_err();
+    assert!(
+        matches!(error, TlsError::CertificateAsKey { .. }),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn no_block_of_a_certificate_file_is_skipped() {
+    let (_folder, chain, _) = files_of(&named());
+    let good = fs::read_to_string(&chain).unwrap();
+    for bad in [
+        format!(" {good}"),
+        format!("{good} {good}"),
+        format!("note: {good}{good}"),
+        good.replace("CERTIFICATE", "TRUSTED CERTIFICATE"),
+    ] {
+        fs::write(&chain, &bad).unwrap();
+        let error = load_certificates(&chain).unwrap_err();
+        assert!(
+            matches!(error, TlsError::Skipped { .. }),
+            "{error:?}\n{bad}"
+        );
+    }
+    fs::write(&chain, format!("a comment\n{good}\n{good}")).unwrap();
+    assert_eq!(load_certificates(&chain).unwrap().len(), 2);
+    fs::write(&chain, format!("\u{feff}{good}{good}")).unwrap();
+    let error = load_certificates(&chain).unwrap_err();
+    assert!(
+        matches!(error, TlsError::File(FileError::Marked { .. })),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn a_key_beside_a_certificate_must_be_private() {
+    let (_folder, chain, key) = files_of(&named());
+    let both = [fs::read(&chain).unwrap(), fs::read(&key).unwrap()].concat();
+    fs::write(&chain, both).unwrap();
+    let error = load_certificates(&chain).unwrap_err();
+    assert!(matches!(error, TlsError::KeyInside { .. }), "{error:?}");
+    fs::set_permissions(&chain, fs::Permissions::from_mode(0o600)).unwrap();
+    Identity::load(&chain, &chain).unwrap();
+}
+
+#[test]
+fn roots_come_from_an_authority() {
+    let authority = Authority::new("authority");
+    let (_folder, chain, _) = files_of(&named());
+    // Signed by itself: an anchor from before authorities said what they are.
+    load_roots(&chain).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let leaf = named().signed_by(&key, &authority.issuer).unwrap().pem();
+    fs::write(&chain, &leaf).unwrap();
+    let error = load_roots(&chain).unwrap_err();
+    assert!(matches!(error, TlsError::NoAuthority { .. }), "{error:?}");
+    fs::write(&chain, format!("{leaf}{}", authority.issuer.pem())).unwrap();
+    assert_eq!(load_roots(&chain).unwrap().len(), 2);
 }

@@ -1,0 +1,132 @@
+//! Certificates and keys as the configuration names them: read whole, judged, and fitted to each other, with everything
+//! that is wrong at once.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+use viworks_common::key::MasterKey;
+use viworks_common::pin::SpkiPin;
+use viworks_common::time::Timestamp;
+use viworks_runtime::config::{Problem, Problems};
+use viworks_runtime::tls::{self, Purpose};
+
+use crate::config::{AgentsConfig, Config};
+use crate::pki::issue::{load_authority, load_master, server_pins};
+
+/// What the listener for agents works with.
+#[derive(Debug, Clone)]
+pub struct ServerMaterial {
+    /// The listener's side of TLS: its own certificate and the authority of the gateways'.
+    pub server: Arc<ServerConfig>,
+    /// The first moment of the server's certificate.
+    pub not_before: Timestamp,
+    /// The end of it.
+    pub not_after: Timestamp,
+    /// What every agent key follows from.
+    pub master: MasterKey,
+    /// The pins of the server's key and of the one that will follow it.
+    pub pins: BTreeSet<SpkiPin>,
+}
+
+impl ServerMaterial {
+    /// Reads all files that the configuration names, at the start and whenever they may have been renewed.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong with them, each with its file.
+    pub fn load(config: &Config) -> Result<Self, Problems> {
+        let mut problems = Vec::new();
+        let server = load_server(&config.agents)
+            .map_err(|found| problems.extend(found))
+            .ok();
+        let master_file = &config.keys.master_key_file;
+        let master = load_master(master_file)
+            .map_err(|error| problems.push(error.problem(master_file)))
+            .ok();
+        let certificate = &config.agents.certificate_file;
+        let pins = server_pins(&config.agents)
+            .map_err(|error| problems.push(error.problem(certificate)))
+            .ok();
+        if let Some(key) = &config.keys.ca_key_file {
+            let authority = load_authority(&config.agents.client_ca_file, key);
+            problems.extend(authority.err().map(|error| error.problem(key)));
+        }
+        match (server, master, pins) {
+            (Some((server, not_before, not_after)), Some(master), Some(pins))
+                if problems.is_empty() =>
+            {
+                Ok(Self {
+                    server,
+                    not_before,
+                    not_after,
+                    master,
+                    pins: pins.into_iter().collect(),
+                })
+            }
+            _incomplete => Err(Problems::new(problems)),
+        }
+    }
+
+    /// What does not keep the backend from starting.
+    #[must_use]
+    pub fn warnings(&self, config: &Config, now: Timestamp) -> Vec<Problem> {
+        let agents = &config.agents;
+        let mut warnings = Vec::new();
+        warnings.extend(self.dates(&agents.certificate_file, now));
+        if let Some(next) = &agents.next_key_file
+            && self.pins.len() < 2
+        {
+            let message = format!("the key in {} is the one in use", next.display());
+            let help = "make another one, so that gateways pin a key that can follow";
+            warnings.push(Problem::of_file(next, message, help));
+        }
+        warnings
+    }
+
+    /// No reason not to start: the clock that reads the dates may be the one that is wrong, and operators need the API.
+    fn dates(&self, path: &Path, now: Timestamp) -> Option<Problem> {
+        let (message, help) = if now > self.not_after {
+            (
+                format!(
+                    "the certificate in {} expired at {}",
+                    path.display(),
+                    self.not_after
+                ),
+                "renew it for the same key; until then no gateway connects",
+            )
+        } else if now < self.not_before {
+            (
+                format!(
+                    "the certificate in {} is not valid before {}",
+                    path.display(),
+                    self.not_before
+                ),
+                "set this machine's clock; until then no gateway connects",
+            )
+        } else {
+            return None;
+        };
+        Some(Problem::of_file(path, message, help))
+    }
+}
+
+type Server = (Arc<ServerConfig>, Timestamp, Timestamp);
+
+fn load_server(agents: &AgentsConfig) -> Result<Server, Vec<Problem>> {
+    let mut problems = Vec::new();
+    let chain = &agents.certificate_file;
+    let identity = tls::Identity::load_for(Purpose::Server, chain, &agents.key_file)
+        .map_err(|errors| problems.extend(errors.iter().map(|error| error.problem(chain))));
+    let ca = &agents.client_ca_file;
+    let roots = tls::load_roots(ca).map_err(|error| problems.push(error.problem(ca)));
+    let (Ok(identity), Ok(roots)) = (identity, roots) else {
+        return Err(problems);
+    };
+    let refused = |error: tls::TlsError| vec![error.problem(chain)];
+    let leaf = identity.chain.first().map(AsRef::as_ref);
+    let (not_before, not_after) = tls::validity(leaf.unwrap_or_default()).map_err(refused)?;
+    let server = tls::server_config(identity, roots).map_err(refused)?;
+    Ok((server, not_before, not_after))
+}

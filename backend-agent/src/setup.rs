@@ -1,0 +1,79 @@
+//! Everything that a start reads before it changes anything. `check-config` and `serve` both come through here, so that
+//! what the one takes for valid the other starts with.
+
+use std::path::Path;
+
+use viworks_common::time::Timestamp;
+use viworks_runtime::config::{Document, Environment, Place, Problem, Problems};
+use viworks_runtime::files::{self, FileError};
+
+use crate::config::{Config, DataConfig};
+use crate::material::ServerMaterial;
+
+/// What the backend keeps in its state folder, beside its database.
+const STATE_FILES: [&str; 1] = [".lock"];
+
+/// What the backend starts with.
+#[derive(Debug)]
+pub struct Setup {
+    /// The configuration.
+    pub config: Config,
+    /// Certificates and keys.
+    pub material: ServerMaterial,
+    /// What somebody should know, and no reason not to start.
+    pub warnings: Vec<Problem>,
+}
+
+impl Setup {
+    /// Reads the configuration and everything that it names, and leaves no trace.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong, with file and line.
+    pub fn load(path: &Path, environment: &Environment, now: Timestamp) -> Result<Self, Problems> {
+        let mut document = Document::load(path, environment)?;
+        let config = Config::read(&mut document);
+        let mut loaded = None;
+        if let Some(config) = &config {
+            let mut problems = examine_state(&config.data);
+            match ServerMaterial::load(config) {
+                Ok(material) => loaded = Some(material),
+                Err(found) => problems.extend(found.into_vec()),
+            }
+            // A file whose key is missing was noted as that.
+            problems.retain(|problem| problem.place != Place::File(Path::new("").to_owned()));
+            document.adopt(problems);
+        }
+        document.finish()?;
+        let (Some(config), Some(material)) = (config, loaded) else {
+            return Err(Problems::new(vec![Problem::of_file(
+                path,
+                "the configuration is incomplete",
+                "",
+            )]));
+        };
+        Ok(Self {
+            warnings: material.warnings(&config, now),
+            config,
+            material,
+        })
+    }
+}
+
+fn examine_state(data: &DataConfig) -> Vec<Problem> {
+    let mut errors = files::examine_state(&data.state_folder, &STATE_FILES, &[]);
+    let database = &data.sqlite_file;
+    let name = database.file_name().and_then(std::ffi::OsStr::to_str);
+    if let (Some(folder), Some(name)) = (database.parent(), name) {
+        errors.extend(files::examine_state(folder, &[], &[name]));
+        // The state folder is made where it is missing, what lies deeper is not.
+        if folder != data.state_folder && !folder.exists() {
+            errors.push(FileError::Io {
+                action: "open",
+                path: folder.to_owned(),
+                source: std::io::ErrorKind::NotFound.into(),
+            });
+        }
+    }
+    errors.iter().map(FileError::problem).collect()
+}

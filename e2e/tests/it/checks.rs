@@ -1,0 +1,214 @@
+//! What a check takes for valid a start starts with, and what a start refuses a check refuses with the same words.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType, date_time_ymd};
+use viworks_testkit::binaries::Binaries;
+use viworks_testkit::deployment::{Deployment, PATIENCE, Start, text};
+use viworks_testkit::process::{Process, Said, eventually, finish};
+use viworks_testkit::small_disk;
+
+mod backend;
+mod gateway;
+
+/// Somebody who is neither root nor whoever runs the tests.
+const STRANGER: u32 = 65_533;
+
+/// A program that has not ended by then was not refused.
+const SOON: Duration = Duration::from_secs(20);
+
+/// One way to spoil a sound folder.
+struct Case {
+    name: &'static str,
+    spoil: fn(&Folder),
+    /// What must be said of it, by both.
+    causes: &'static [&'static str],
+}
+
+/// The folder of one agent, to be spoiled.
+struct Folder {
+    path: PathBuf,
+    /// Beside it: where the folder's files may be linked to.
+    aside: PathBuf,
+    /// Sound folders of the backend and of two gateways.
+    sound: PathBuf,
+    /// The configuration's name.
+    config: &'static str,
+}
+
+impl Folder {
+    fn at(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.at(name)).unwrap()
+    }
+
+    fn write(&self, name: &str, contents: impl AsRef<[u8]>) {
+        // Written in place, so that the mode stays.
+        fs::write(self.at(name), contents).unwrap();
+    }
+
+    fn private(&self, name: &str, contents: impl AsRef<[u8]>) {
+        self.write(name, contents);
+        self.mode(name, 0o600);
+    }
+
+    fn mode(&self, name: &str, mode: u32) {
+        fs::set_permissions(self.at(name), Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn own(&self, name: &str) {
+        chown(self.at(name), Some(STRANGER), Some(STRANGER)).unwrap();
+    }
+
+    /// Puts a file elsewhere and a link in its place.
+    fn link(&self, name: &str) {
+        let target = self.aside.join("target");
+        fs::rename(self.at(name), &target).unwrap();
+        symlink(target, self.at(name)).unwrap();
+    }
+
+    /// A link where there was nothing, to a file that must stay as it is.
+    fn trap(&self, name: &str) {
+        let victim = self.aside.join("victim");
+        fs::write(&victim, "untouched").unwrap();
+        fs::create_dir_all(self.at(name).parent().unwrap()).unwrap();
+        symlink(victim, self.at(name)).unwrap();
+    }
+
+    fn mark(&self, name: &str) {
+        let contents = fs::read(self.at(name)).unwrap();
+        self.write(name, [b"\xef\xbb\xbf".as_slice(), &contents].concat());
+    }
+
+    fn configure(&self, from: &str, to: &str) {
+        let text = self.read(self.config);
+        assert!(text.contains(from), "{from} is not in:\n{text}");
+        self.write(self.config, text.replace(from, to));
+    }
+
+    fn sound(&self, path: &str) -> Vec<u8> {
+        fs::read(self.sound.join(path)).unwrap()
+    }
+
+    /// A certificate and its key by the sound backend's authority.
+    fn issue(&self, params: &CertificateParams) -> (String, String) {
+        let read = |name: &str| String::from_utf8(self.sound(&format!("backend/{name}"))).unwrap();
+        let authority = KeyPair::from_pem(&read("ca.key")).unwrap();
+        let issuer = Issuer::from_ca_cert_pem(&read("ca.crt"), authority).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &issuer).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+}
+
+/// A backend's folder and two gateways', as the product makes them.
+struct Sound {
+    system: Deployment,
+}
+
+impl Sound {
+    fn new() -> Self {
+        let system = Deployment::new(Binaries::shipped());
+        let gateways = [system.issue("gw-1"), system.issue("gw-2")];
+        for folder in &gateways {
+            let commands = folder.join("commands.d");
+            fs::create_dir(&commands).unwrap();
+            fs::write(commands.join("10.toml"), GOOD_COMMAND).unwrap();
+            for (path, mode) in [(commands.clone(), 0o755), (commands.join("10.toml"), 0o644)] {
+                fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+            }
+        }
+        Self { system }
+    }
+
+    /// A copy of one of the folders, with modes.
+    fn copy(&self, from: &str, config: &'static str) -> (tempfile::TempDir, Folder) {
+        let place = tempfile::tempdir().unwrap();
+        let aside = place.path().join("aside");
+        fs::create_dir(&aside).unwrap();
+        let path = place.path().join("agent");
+        let copied = Command::new("cp")
+            .arg("-a")
+            .arg(self.system.path().join(from))
+            .arg(&path)
+            .status()
+            .unwrap();
+        assert!(copied.success());
+        let folder = Folder {
+            path,
+            aside,
+            sound: self.system.path().to_owned(),
+            config,
+        };
+        (place, folder)
+    }
+}
+
+const GOOD_COMMAND: &str = "[[command]]\nname = \"test.good\"\ntitle = \"good\"\nrisk = \"read\"\n\
+                            idempotent = true\nargv = [\"/bin/true\"]\n";
+
+/// Both programs' answers to one spoiled folder must be one answer.
+async fn hold(
+    sound: &Sound,
+    from: &str,
+    config: &'static str,
+    case: &Case,
+    programs: [Command; 2],
+) {
+    let (_place, folder) = sound.copy(from, config);
+    (case.spoil)(&folder);
+    let mut answers: Vec<Said> = Vec::new();
+    for mut command in programs {
+        command.arg("--config").arg(folder.at(config));
+        let said = finish(command, SOON).await;
+        assert_eq!(said.code, Some(78), "{}: {said:#?}", case.name);
+        answers.push(said);
+    }
+    let [check, run] = &answers[..] else {
+        panic!("two programs ran");
+    };
+    assert_eq!(check.stderr, run.stderr, "{}", case.name);
+    for cause in case.causes {
+        assert!(
+            check.stderr.contains(cause),
+            "{}: {cause}\n{}",
+            case.name,
+            check.stderr
+        );
+    }
+    let victim = folder.aside.join("victim");
+    if victim.exists() {
+        assert_eq!(
+            fs::read_to_string(victim).unwrap(),
+            "untouched",
+            "{}",
+            case.name
+        );
+    }
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// A command that sees a folder read-only.
+fn read_only(program: &Path, folder: &Path) -> Command {
+    let mut command = Command::new("unshare");
+    if !is_root() {
+        command.args(["--user", "--map-root-user"]);
+    }
+    let script =
+        "mount --bind \"$1\" \"$1\" && mount -o remount,ro,bind \"$1\" && shift && exec \"$@\"";
+    command
+        .args(["--mount", "sh", "-c", script, "sh"])
+        .arg(folder)
+        .arg(program);
+    command
+}

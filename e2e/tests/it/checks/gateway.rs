@@ -1,0 +1,692 @@
+use super::*;
+
+const CONFIG: &str = "gateway.toml";
+
+fn programs(sound: &Sound) -> [Command; 2] {
+    ["check-config", "run"].map(|action| {
+        let mut command = Command::new(sound.system.binaries().gateway());
+        command.arg(action);
+        command
+    })
+}
+
+async fn hold_all(cases: &[Case]) {
+    let sound = Sound::new();
+    for case in cases {
+        hold(&sound, "gateways/gw-1", CONFIG, case, programs(&sound)).await;
+    }
+}
+
+const ENCRYPTED: &str =
+    "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIIB\n-----END ENCRYPTED PRIVATE KEY-----\n";
+
+#[tokio::test]
+async fn a_gateways_broken_key_material_is_named_by_check_and_start() {
+    hold_all(&[
+        Case {
+            name: "another gateway's key",
+            spoil: |folder| folder.private("gateway.key", folder.sound("gateways/gw-2/gateway.key")),
+            causes: &["gateway.key", "does not fit", "gateway.toml:"],
+        },
+        Case {
+            name: "another gateway's identity file",
+            spoil: |folder| {
+                folder.private("identity.json", folder.sound("gateways/gw-2/identity.json"));
+            },
+            causes: &["identity.json", "but the certificate is of"],
+        },
+        Case {
+            name: "an encrypted key",
+            spoil: |folder| folder.write("gateway.key", ENCRYPTED),
+            causes: &["gateway.key", "encrypted", "openssl"],
+        },
+        Case {
+            name: "an encrypted key of the older form",
+            spoil: |folder| {
+                folder.write(
+                    "gateway.key",
+                    "-----BEGIN EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nMIIB\n-----END EC PRIVATE KEY-----\n",
+                );
+            },
+            causes: &["gateway.key", "encrypted"],
+        },
+        Case {
+            name: "a certificate as key",
+            spoil: |folder| folder.write("gateway.key", folder.read("gateway.crt")),
+            causes: &["gateway.key", "a certificate instead of a private key"],
+        },
+        Case {
+            name: "an empty key",
+            spoil: |folder| folder.write("gateway.key", ""),
+            causes: &["gateway.key", "0 private keys"],
+        },
+        Case {
+            name: "two keys",
+            spoil: |folder| folder.write("gateway.key", folder.read("gateway.key").repeat(2)),
+            causes: &["gateway.key", "2 private keys"],
+        },
+        Case {
+            name: "a broken key",
+            spoil: |folder| {
+                let text = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
+                folder.write("gateway.key", text);
+            },
+            causes: &["gateway.key", "cannot be used"],
+        },
+        Case {
+            name: "half a certificate",
+            spoil: |folder| {
+                let text = folder.read("gateway.crt");
+                folder.write("gateway.crt", text.split_at(300).0);
+            },
+            causes: &["gateway.crt", "PEM"],
+        },
+        Case {
+            name: "a block that would be skipped",
+            spoil: |folder| folder.write("gateway.crt", format!("  {}", folder.read("gateway.crt"))),
+            causes: &["gateway.crt", "2 blocks of certificates", "only 1"],
+        },
+        Case {
+            name: "what is no certificate",
+            spoil: |folder| {
+                let text = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+                folder.write("gateway.crt", text);
+            },
+            causes: &["gateway.crt", "cannot be read"],
+        },
+        Case {
+            name: "the authority's certificate",
+            spoil: |folder| {
+                folder.write("gateway.crt", folder.sound("backend/ca.crt"));
+                folder.private("gateway.key", folder.sound("backend/ca.key"));
+            },
+            causes: &["gateway.crt", "authority's"],
+        },
+        Case {
+            name: "a server's certificate",
+            spoil: |folder| {
+                folder.write("gateway.crt", folder.sound("backend/server.crt"));
+                folder.private("gateway.key", folder.sound("backend/server.key"));
+            },
+            causes: &["gateway.crt", "not for client authentication"],
+        },
+        Case {
+            name: "a key beside a certificate that all can read",
+            spoil: |folder| {
+                let both = format!("{}{}", folder.read("gateway.crt"), folder.read("gateway.key"));
+                folder.write("gateway.crt", both);
+            },
+            causes: &["gateway.crt", "private key", "read by others"],
+        },
+        Case {
+            name: "an authority file without certificates",
+            spoil: |folder| folder.write("ca.crt", "# nothing yet\n"),
+            causes: &["ca.crt", "holds no certificate"],
+        },
+        Case {
+            name: "an authority file with a gateway's certificate",
+            spoil: |folder| {
+                let chain = folder.read("gateway.crt");
+                let end = "-----END CERTIFICATE-----\n";
+                let leaf = format!("{}{end}", chain.split_once(end).unwrap().0);
+                folder.write("ca.crt", leaf);
+            },
+            causes: &["ca.crt", "no authority's certificate"],
+        },
+        Case {
+            name: "half an identity file",
+            spoil: |folder| {
+                let text = folder.read("identity.json");
+                folder.write("identity.json", text.split_at(50).0);
+            },
+            causes: &["identity.json", "not an identity file"],
+        },
+        Case {
+            name: "a secret of the wrong length",
+            spoil: |folder| {
+                let text = folder.read("identity.json");
+                folder.write("identity.json", text.replace("\"token\": \"", "\"token\": \"00"));
+            },
+            causes: &["identity.json", "64 hexadecimal digits"],
+        },
+        Case {
+            name: "everything at once",
+            spoil: |folder| {
+                folder.write("gateway.key", ENCRYPTED);
+                folder.write("ca.crt", "");
+                folder.mark("identity.json");
+                folder.write("commands.d/10.toml", "nonsense");
+                folder.configure("[outbound]", "[gateway]\nlabls = 1\n[outbound]");
+                folder.trap("state/audit.log");
+                folder.mode("state", 0o700);
+            },
+            causes: &[
+                "encrypted",
+                "holds no certificate",
+                "byte-order mark",
+                "10.toml:1",
+                "labls",
+                "audit.log is a link",
+            ],
+        },
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn a_byte_order_mark_is_named_by_a_gateways_check_and_start() {
+    hold_all(&[
+        Case {
+            name: "key",
+            spoil: |folder| folder.mark("gateway.key"),
+            causes: &["gateway.key begins with a byte-order mark"],
+        },
+        Case {
+            name: "certificate",
+            spoil: |folder| folder.mark("gateway.crt"),
+            causes: &["gateway.crt begins with a byte-order mark"],
+        },
+        Case {
+            name: "authority",
+            spoil: |folder| folder.mark("ca.crt"),
+            causes: &["ca.crt begins with a byte-order mark"],
+        },
+        Case {
+            name: "identity",
+            spoil: |folder| folder.mark("identity.json"),
+            causes: &["identity.json begins with a byte-order mark"],
+        },
+        Case {
+            name: "configuration",
+            spoil: |folder| folder.mark("gateway.toml"),
+            causes: &["gateway.toml begins with a byte-order mark"],
+        },
+        Case {
+            name: "catalogue",
+            spoil: |folder| folder.mark("commands.d/10.toml"),
+            causes: &["10.toml begins with a byte-order mark"],
+        },
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn a_gateways_broken_catalogue_and_socket_are_named_by_check_and_start() {
+    hold_all(&[
+        Case {
+            name: "a mistake",
+            spoil: |folder| folder.write("commands.d/10.toml", "[[command]]\nargw = []\n"),
+            causes: &["10.toml:", "argw"],
+        },
+        Case {
+            name: "a missing folder",
+            spoil: |folder| {
+                folder.configure("allow_own_commands = \"for_demo_only\"", "");
+                fs::remove_dir_all(folder.at("commands.d")).unwrap();
+            },
+            causes: &["commands.d"],
+        },
+        Case {
+            name: "a file in its place",
+            spoil: |folder| {
+                fs::remove_dir_all(folder.at("commands.d")).unwrap();
+                folder.write("commands.d", "");
+            },
+            causes: &["commands.d", "not a folder"],
+        },
+        Case {
+            name: "a file that others can change",
+            spoil: |folder| folder.mode("commands.d/10.toml", 0o666),
+            causes: &["10.toml can be changed by others (mode 0666)"],
+        },
+        Case {
+            name: "a folder that others can change",
+            spoil: |folder| folder.mode("commands.d", 0o775),
+            causes: &["commands.d can be changed by others (mode 0775)"],
+        },
+        Case {
+            name: "a sticky folder",
+            spoil: |folder| folder.mode("commands.d", 0o1777),
+            causes: &["commands.d can be changed by others (mode 1777)"],
+        },
+        Case {
+            name: "a link",
+            spoil: |folder| folder.link("commands.d/10.toml"),
+            causes: &["10.toml is a link"],
+        },
+        Case {
+            name: "a socket path that is too long",
+            spoil: |folder| {
+                let socket = format!("[gateway]\nsocket = \"{}\"\n[outbound]", "s".repeat(120));
+                folder.configure("[outbound]", &socket);
+            },
+            causes: &["gateway.toml:", "socket", "too long"],
+        },
+        Case {
+            name: "a file in the socket's place",
+            spoil: |folder| {
+                folder.configure("[outbound]", "[gateway]\nsocket = \"plain\"\n[outbound]");
+                folder.write("plain", "");
+            },
+            causes: &["plain is not a socket"],
+        },
+        Case {
+            name: "no folder for the socket",
+            spoil: |folder| {
+                folder.configure(
+                    "[outbound]",
+                    "[gateway]\nsocket = \"no/api.sock\"\n[outbound]",
+                );
+            },
+            causes: &["the folder of the socket is missing"],
+        },
+        Case {
+            name: "a socket that others could exchange",
+            spoil: |folder| {
+                fs::create_dir(folder.at("open")).unwrap();
+                folder.mode("open", 0o1777);
+                folder.configure(
+                    "[outbound]",
+                    "[gateway]\nsocket = \"open/api.sock\"\n[outbound]",
+                );
+            },
+            causes: &["open can be changed by others (mode 1777)"],
+        },
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn a_gateways_files_that_others_could_change_are_refused_by_check_and_start() {
+    hold_all(&[
+        Case {
+            name: "the configuration",
+            spoil: |folder| folder.mode("gateway.toml", 0o666),
+            causes: &[
+                "gateway.toml can be changed by others (mode 0666)",
+                "chmod go-w",
+            ],
+        },
+        Case {
+            name: "its folder",
+            spoil: |folder| folder.mode("", 0o777),
+            causes: &["agent can be changed by others (mode 0777)"],
+        },
+        Case {
+            name: "its folder, sticky",
+            spoil: |folder| folder.mode("", 0o1777),
+            causes: &["agent can be changed by others (mode 1777)"],
+        },
+        Case {
+            name: "a folder above",
+            spoil: |folder| folder.mode("..", 0o777),
+            causes: &["can be changed by others (mode 0777)"],
+        },
+        Case {
+            name: "the certificate",
+            spoil: |folder| folder.mode("gateway.crt", 0o664),
+            causes: &["gateway.crt can be changed by others"],
+        },
+        Case {
+            name: "the authority",
+            spoil: |folder| folder.mode("ca.crt", 0o646),
+            causes: &["ca.crt can be changed by others"],
+        },
+        Case {
+            name: "the state folder",
+            spoil: |folder| {
+                fs::create_dir(folder.at("state")).unwrap();
+                folder.mode("state", 0o770);
+            },
+            causes: &["state can be changed by others (mode 0770)"],
+        },
+        Case {
+            name: "the key, which all can read",
+            spoil: |folder| folder.mode("gateway.key", 0o644),
+            causes: &["gateway.key can be read by others (mode 0644)", "chmod 600"],
+        },
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn a_gateways_links_are_refused_by_check_and_start() {
+    hold_all(&[
+        Case {
+            name: "the configuration",
+            spoil: |folder| folder.link("gateway.toml"),
+            causes: &["gateway.toml is a link"],
+        },
+        Case {
+            name: "the key",
+            spoil: |folder| folder.link("gateway.key"),
+            causes: &["gateway.key is a link"],
+        },
+        Case {
+            name: "the certificate",
+            spoil: |folder| folder.link("gateway.crt"),
+            causes: &["gateway.crt is a link"],
+        },
+        Case {
+            name: "the authority",
+            spoil: |folder| folder.link("ca.crt"),
+            causes: &["ca.crt is a link"],
+        },
+        Case {
+            name: "the identity file",
+            spoil: |folder| folder.link("identity.json"),
+            causes: &["identity.json is a link"],
+        },
+        Case {
+            name: "audit.log",
+            spoil: |folder| folder.trap("state/audit.log"),
+            causes: &["state/audit.log is a link"],
+        },
+        Case {
+            name: "journal.db",
+            spoil: |folder| folder.trap("state/journal.db"),
+            causes: &["state/journal.db is a link"],
+        },
+        Case {
+            name: "journal.db-wal",
+            spoil: |folder| folder.trap("state/journal.db-wal"),
+            causes: &["state/journal.db-wal is a link"],
+        },
+        Case {
+            name: "spool.db",
+            spoil: |folder| folder.trap("state/spool.db"),
+            causes: &["state/spool.db is a link"],
+        },
+        Case {
+            name: "the reserve",
+            spoil: |folder| folder.trap("state/journal.db.reserve"),
+            causes: &["state/journal.db.reserve is a link"],
+        },
+        Case {
+            name: "pins.json",
+            spoil: |folder| folder.trap("state/pins.json"),
+            causes: &["state/pins.json is a link"],
+        },
+        Case {
+            name: "install_id",
+            spoil: |folder| folder.trap("state/install_id"),
+            causes: &["state/install_id is a link"],
+        },
+        Case {
+            name: "the lock",
+            spoil: |folder| folder.trap("state/.lock"),
+            causes: &["state/.lock is a link"],
+        },
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn a_gateways_broken_state_is_named_by_check_and_start() {
+    hold_all(&[
+        Case {
+            name: "a file in its place",
+            spoil: |folder| folder.write("state", ""),
+            causes: &["state is not a folder"],
+        },
+        Case {
+            name: "an installation id that is none",
+            spoil: |folder| {
+                fs::create_dir(folder.at("state")).unwrap();
+                folder.private("state/install_id", "x\n");
+            },
+            causes: &["install_id holds no installation id"],
+        },
+        Case {
+            name: "a folder in a file's place",
+            spoil: |folder| fs::create_dir_all(folder.at("state/audit.log")).unwrap(),
+            causes: &["audit.log is not a regular file"],
+        },
+    ])
+    .await;
+    if !small_disk::is_allowed() {
+        return;
+    }
+    let sound = Sound::new();
+    let case = Case {
+        name: "a state folder that cannot be written",
+        spoil: |folder| fs::create_dir(folder.at("state")).unwrap(),
+        causes: &["state", "Read-only file system"],
+    };
+    let (_place, folder) = sound.copy("gateways/gw-1", CONFIG);
+    (case.spoil)(&folder);
+    let mut answers = Vec::new();
+    for action in ["check-config", "run"] {
+        let mut command = read_only(&sound.system.binaries().gateway(), &folder.at("state"));
+        command.args([action, "--config", text(&folder.at(CONFIG))]);
+        let said = finish(command, SOON).await.ended_with(78);
+        assert!(said.stderr.contains("Read-only file system"), "{said:#?}");
+        answers.push(said.stderr);
+    }
+    assert_eq!(answers[0], answers[1]);
+}
+
+#[tokio::test]
+async fn what_belongs_to_another_user_is_refused_by_a_gateways_check_and_start() {
+    if !is_root() {
+        return;
+    }
+    const OF_STRANGER: &str = "belongs to user 65533";
+    hold_all(&[
+        Case {
+            name: "the configuration",
+            spoil: |folder| folder.own("gateway.toml"),
+            causes: &["gateway.toml", OF_STRANGER],
+        },
+        Case {
+            name: "its folder",
+            spoil: |folder| folder.own(""),
+            causes: &["agent", OF_STRANGER],
+        },
+        Case {
+            name: "a folder above",
+            spoil: |folder| folder.own(".."),
+            causes: &[OF_STRANGER],
+        },
+        Case {
+            name: "the key",
+            spoil: |folder| folder.own("gateway.key"),
+            causes: &["gateway.key", OF_STRANGER],
+        },
+        Case {
+            name: "the certificate",
+            spoil: |folder| folder.own("gateway.crt"),
+            causes: &["gateway.crt", OF_STRANGER],
+        },
+        Case {
+            name: "the authority",
+            spoil: |folder| folder.own("ca.crt"),
+            causes: &["ca.crt", OF_STRANGER],
+        },
+        Case {
+            name: "the identity file",
+            spoil: |folder| folder.own("identity.json"),
+            causes: &["identity.json", OF_STRANGER],
+        },
+        Case {
+            name: "the catalogue",
+            spoil: |folder| folder.own("commands.d"),
+            causes: &["commands.d", OF_STRANGER],
+        },
+        Case {
+            name: "a file of the catalogue",
+            spoil: |folder| folder.own("commands.d/10.toml"),
+            causes: &["10.toml", OF_STRANGER],
+        },
+        Case {
+            name: "the state folder",
+            spoil: |folder| {
+                fs::create_dir(folder.at("state")).unwrap();
+                folder.own("state");
+            },
+            causes: &["state", OF_STRANGER],
+        },
+        Case {
+            name: "a state folder behind a link",
+            spoil: |folder| {
+                chown(&folder.aside, Some(STRANGER), None).unwrap();
+                symlink(&folder.aside, folder.at("state")).unwrap();
+            },
+            causes: &["aside", OF_STRANGER],
+        },
+        Case {
+            name: "the pins",
+            spoil: |folder| {
+                fs::create_dir(folder.at("state")).unwrap();
+                folder.private("state/pins.json", "{}");
+                folder.own("state/pins.json");
+            },
+            causes: &["pins.json", OF_STRANGER],
+        },
+    ])
+    .await;
+}
+
+/// A gateway's certificate with other dates, of the identity in the folder.
+fn dated(folder: &Folder, years: std::ops::Range<i32>) {
+    let identity: serde_json::Value = serde_json::from_str(&folder.read("identity.json")).unwrap();
+    let field = |name: &str| identity[name].as_str().unwrap().to_owned();
+    let uri = format!(
+        "spiffe://{}/tenant/{}/gateway/{}",
+        field("trust_domain"),
+        field("tenant"),
+        field("agent_id")
+    );
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    params.not_before = date_time_ymd(years.start, 1, 1);
+    params.not_after = date_time_ymd(years.end, 1, 1);
+    let (certificate, key) = folder.issue(&params);
+    folder.write("gateway.crt", certificate);
+    folder.private("gateway.key", key);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_out_of_its_time_is_a_warning_of_check_and_start() {
+    let sound = Sound::new();
+    for (years, word) in [
+        (2020..2021, "expired at"),
+        (2090..2091, "is not valid before"),
+    ] {
+        let (_place, folder) = sound.copy("gateways/gw-1", CONFIG);
+        dated(&folder, years);
+        let [mut check, mut run] = programs(&sound);
+        check.arg("--config").arg(folder.at(CONFIG));
+        let said = finish(check, SOON).await.ended_with(0);
+        assert!(said.stderr.contains(word), "{said:#?}");
+        assert!(said.stdout.contains("is valid"), "{said:#?}");
+        run.arg("--config").arg(folder.at(CONFIG));
+        let mut running = Process::start(&mut run, &folder.at("log")).unwrap();
+        eventually("the start warns as well", PATIENCE, async || {
+            running.log().contains(word).then_some(())
+        })
+        .await;
+        eventually("it serves", PATIENCE, async || {
+            folder.at("state/api.sock").exists().then_some(())
+        })
+        .await;
+        assert!(running.stop(PATIENCE).await.success());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sound_gateway_is_valid_leaves_no_trace_and_starts() {
+    let sound = Sound::new();
+    let (_place, folder) = sound.copy("gateways/gw-1", CONFIG);
+    // Blanks, a folder above that all may write, and a link to a folder.
+    fs::create_dir(folder.at("with blank")).unwrap();
+    symlink("with blank", folder.at("linked")).unwrap();
+    folder.configure(
+        "[outbound]",
+        "[gateway]\nstate_folder = \"linked/state\"\n[outbound]",
+    );
+    let names = |path: &Path| {
+        let mut names: Vec<_> = fs::read_dir(path)
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
+        names.sort();
+        names
+    };
+    let before = names(&folder.path);
+    let [mut check, mut run] = programs(&sound);
+    check.arg("--config").arg(folder.at(CONFIG));
+    let said = finish(check, SOON).await.ended_with(0);
+    assert!(said.stdout.contains("is valid"), "{said:#?}");
+    assert_eq!(names(&folder.path), before);
+    assert!(names(&folder.at("with blank")).is_empty());
+    run.arg("--config").arg(folder.at(CONFIG));
+    let mut running = Process::start(&mut run, &folder.aside.join("log")).unwrap();
+    eventually("it serves", PATIENCE, async || {
+        folder.at("linked/state/api.sock").exists().then_some(())
+    })
+    .await;
+    // A check beside a running agent finds nothing wrong with it.
+    let [mut check, _] = programs(&sound);
+    check.arg("--config").arg(folder.at(CONFIG));
+    drop(finish(check, SOON).await.ended_with(0));
+    assert!(running.stop(PATIENCE).await.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_catalogue_that_another_user_swaps_while_it_is_read_is_never_taken() {
+    if !is_root() {
+        return;
+    }
+    let mut system = Deployment::new(Binaries::shipped());
+    let folder = system.issue("gw-1");
+    // The other user must be able to get there.
+    for path in [
+        system.path().to_owned(),
+        system.path().join("gateways"),
+        folder.clone(),
+    ] {
+        fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
+    }
+    let commands = folder.join("commands.d");
+    fs::create_dir(&commands).unwrap();
+    fs::write(commands.join("10.toml"), GOOD_COMMAND).unwrap();
+    system.start_backend(Start::default()).await;
+    let mut gateway = system.start_gateway(&folder, Start::default());
+    let before = system.online("gw-1").await["catalogue_digest"].clone();
+
+    fs::set_permissions(&commands, Permissions::from_mode(0o1777)).unwrap();
+    let evil = folder.join("evil");
+    fs::create_dir(&evil).unwrap();
+    fs::write(
+        evil.join("evil.toml"),
+        GOOD_COMMAND.replace("test.good", "test.evil"),
+    )
+    .unwrap();
+    chown(&evil, Some(STRANGER), None).unwrap();
+    chown(evil.join("evil.toml"), Some(STRANGER), None).unwrap();
+    // A link that leads to root's own file when it is looked at, and to another one when it is opened.
+    let script = "while :; do ln -sfn \"$1/10.toml\" \"$1/20.toml\"; ln -sfn \"$2/evil.toml\" \"$1/20.toml\"; done";
+    let mut swap = Command::new("sh");
+    swap.args(["-c", script, "sh"]).arg(&commands).arg(&evil);
+    std::os::unix::process::CommandExt::uid(&mut swap, STRANGER);
+    let mut swapping = Process::start(&mut swap, &folder.join("swap.log")).unwrap();
+    eventually("the link is there", PATIENCE, async || {
+        commands.join("20.toml").symlink_metadata().ok().map(drop)
+    })
+    .await;
+    for reload in 1..=400 {
+        gateway.signal(rustix::process::Signal::HUP);
+        eventually("the reload is over", PATIENCE, async || {
+            let log = gateway.log();
+            assert!(!log.contains("read the catalogue again"), "{log}");
+            (log.matches("the one in force stays").count() >= reload).then_some(())
+        })
+        .await;
+    }
+    swapping.kill();
+    let after = system.online("gw-1").await["catalogue_digest"].clone();
+    assert_eq!(after, before);
+    assert!(gateway.stop(PATIENCE).await.success());
+}

@@ -1,0 +1,120 @@
+//! Everything that a start reads before it changes anything. `check-config` and `run` both come through here, so that
+//! what the one takes for valid the other starts with.
+
+use std::path::Path;
+
+use viworks_common::time::Timestamp;
+use viworks_runtime::config::{Document, Environment, Place, Problem, Problems};
+use viworks_runtime::files;
+
+use crate::api;
+use crate::catalogue::{self, Catalogue, Owners};
+use crate::config::Config;
+use crate::identity::{self, INSTALL_ID_FILE};
+use crate::material::Material;
+
+/// What the agent keeps in its state folder, beside its databases.
+const STATE_FILES: [&str; 6] = [
+    ".lock",
+    INSTALL_ID_FILE,
+    "audit.log",
+    "audit.log.1",
+    "journal.db.reserve",
+    "pins.json",
+];
+
+/// The agent's databases, each with what SQLite keeps beside it.
+const STATE_DATABASES: [&str; 2] = ["journal.db", "spool.db"];
+
+/// What the agent starts with.
+#[derive(Debug)]
+pub struct Setup {
+    /// The configuration.
+    pub config: Config,
+    /// Who the gateway is and whom it trusts.
+    pub material: Material,
+    /// What may run; none where a demo is still to be given its catalogue.
+    pub catalogue: Option<Catalogue>,
+    /// What somebody should know, and no reason not to start.
+    pub warnings: Vec<Problem>,
+}
+
+impl Setup {
+    /// Reads the configuration and everything that it names, and leaves no trace.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong, with file and line.
+    pub fn load(path: &Path, environment: &Environment, now: Timestamp) -> Result<Self, Problems> {
+        let path = std::path::absolute(path).unwrap_or_else(|_no_folder| path.to_owned());
+        let mut document = Document::load(&path, environment)?;
+        let config = Config::read(&mut document);
+        let mut problems = Vec::new();
+        let material = collect(&mut problems, Material::load(&config));
+        let catalogue = collect(&mut problems, read_catalogue(&config));
+        problems.extend(examine_state(&config));
+        problems.extend(api::examine_socket(&config.gateway));
+        // A file whose key is missing was noted as that.
+        problems.retain(|problem| problem.place != Place::File(Path::new("").to_owned()));
+        document.adopt(problems);
+        document.finish()?;
+        let (Some(material), Some(catalogue)) = (material, catalogue) else {
+            return Err(Problems::new(vec![Problem::of_file(
+                &path,
+                "the configuration is incomplete",
+                "",
+            )]));
+        };
+        Ok(Self {
+            warnings: material.warnings(&config, now),
+            config,
+            material,
+            catalogue,
+        })
+    }
+}
+
+fn collect<T>(problems: &mut Vec<Problem>, result: Result<T, Problems>) -> Option<T> {
+    match result {
+        Ok(value) => Some(value),
+        Err(found) => {
+            problems.extend(found.into_vec());
+            None
+        }
+    }
+}
+
+/// Whose catalogue files are trusted.
+#[must_use]
+pub const fn owners(config: &Config) -> Owners {
+    if config.executor.allow_own_commands {
+        Owners::RootAndOwn
+    } else {
+        Owners::Root
+    }
+}
+
+/// Reads what may run; in a demo, a missing folder is filled with the shipped catalogue by the start itself.
+fn read_catalogue(config: &Config) -> Result<Option<Catalogue>, Problems> {
+    let folder = &config.executor.commands_folder;
+    if config.executor.allow_own_commands && folder.symlink_metadata().is_err() {
+        let possible = files::examine_creatable(folder);
+        return possible
+            .map(|()| None)
+            .map_err(|error| Problems::new(vec![error.problem()]));
+    }
+    catalogue::load(folder, owners(config), catalogue::own_program()).map(Some)
+}
+
+fn examine_state(config: &Config) -> Vec<Problem> {
+    let folder = &config.gateway.state_folder;
+    let errors = files::examine_state(folder, &STATE_FILES, &STATE_DATABASES);
+    let known = identity::known_install_id(folder).err();
+    let mut problems: Vec<Problem> = errors.iter().map(files::FileError::problem).collect();
+    // Where nothing is yet, or the folder itself is no good, that is what was said.
+    let known = known.map(|error| error.problem());
+    if errors.is_empty() {
+        problems.extend(known);
+    }
+    problems
+}

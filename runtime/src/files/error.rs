@@ -1,0 +1,249 @@
+//! Why a file cannot be used, and what to do about it.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::config::Problem;
+
+/// Why a file could not be used.
+#[derive(Debug)]
+pub enum FileError {
+    /// The operating system refused.
+    Io {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// The refusal.
+        source: io::Error,
+    },
+    /// Others than the owner can read a file that must be private.
+    OthersCanRead {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Others can change a file that decides something, or exchange it in a folder above it.
+    OthersCanWrite {
+        /// The file, or the folder.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// It belongs to a user who is not trusted with it, and who could change it at any time.
+    Owner {
+        /// The file, or a folder above it, or a link on the way.
+        path: PathBuf,
+        /// The user id of its owner.
+        owner: u32,
+        /// Whether this process's own user would be trusted, or only root.
+        own_is_trusted: bool,
+    },
+    /// It is a link where only the file itself will do.
+    Link {
+        /// The link.
+        path: PathBuf,
+    },
+    /// It is a folder, a device or something else that is not read like a file.
+    NotAFile {
+        /// What is there.
+        path: PathBuf,
+    },
+    /// It is a file or something else where a folder is needed.
+    NotAFolder {
+        /// What is there.
+        path: PathBuf,
+    },
+    /// It is far larger than anything that belongs there.
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The bound.
+        limit: u64,
+    },
+    /// It begins with a mark of its encoding, which would hide its first line.
+    Marked {
+        /// The file.
+        path: PathBuf,
+        /// The encoding.
+        encoding: &'static str,
+    },
+    /// Another process holds the folder.
+    Locked {
+        /// The folder.
+        path: PathBuf,
+        /// The process that holds it, as it wrote into the lock file.
+        holder: Option<u32>,
+    },
+}
+
+impl FileError {
+    pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
+    }
+
+    /// The file or folder that is to blame.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Io { path, .. }
+            | Self::OthersCanRead { path, .. }
+            | Self::OthersCanWrite { path, .. }
+            | Self::Owner { path, .. }
+            | Self::Link { path }
+            | Self::NotAFile { path }
+            | Self::NotAFolder { path }
+            | Self::TooLarge { path, .. }
+            | Self::Marked { path, .. }
+            | Self::Locked { path, .. } => path,
+        }
+    }
+
+    /// As a problem of that file or folder.
+    #[must_use]
+    pub fn problem(&self) -> Problem {
+        Problem::of_file(self.path(), self.cause(), self.fix())
+    }
+
+    /// What the operating system refused, and where.
+    ///
+    /// # Errors
+    ///
+    /// Itself, when it was not the operating system that refused.
+    pub fn into_io(self) -> Result<(PathBuf, io::Error), Self> {
+        if let Self::Io { path, source, .. } = self {
+            Ok((path, source))
+        } else {
+            Err(self)
+        }
+    }
+
+    /// Whether nothing is there.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+
+    /// What is wrong, in one sentence with the system's own words, without what to do about it.
+    #[must_use]
+    pub fn cause(&self) -> String {
+        match self {
+            Self::Io { source, .. } => format!("{}: {source}", self.what()),
+            Self::OthersCanRead { .. }
+            | Self::OthersCanWrite { .. }
+            | Self::Owner { .. }
+            | Self::Link { .. }
+            | Self::NotAFile { .. }
+            | Self::NotAFolder { .. }
+            | Self::TooLarge { .. }
+            | Self::Marked { .. }
+            | Self::Locked { .. } => self.what(),
+        }
+    }
+
+    /// What to do about it; empty where the cause says it all.
+    #[must_use]
+    pub fn fix(&self) -> String {
+        match self {
+            Self::OthersCanRead { path, .. } => format!("run: chmod 600 {}", quoted(path)),
+            Self::OthersCanWrite { mode, .. } if mode & 0o1000 != 0 => {
+                "use a folder of its own, such as one in there".to_owned()
+            }
+            Self::OthersCanWrite { path, .. } => format!("run: chmod go-w {}", quoted(path)),
+            Self::Owner {
+                path,
+                own_is_trusted,
+                ..
+            } => {
+                let own = rustix::process::geteuid();
+                let users = if *own_is_trusted && !own.is_root() {
+                    format!("root or to user {}, as whom this runs", own.as_raw())
+                } else {
+                    "root".to_owned()
+                };
+                format!(
+                    "it must belong to {users}; if that is right for it, run: chown -h root {}",
+                    quoted(path)
+                )
+            }
+            Self::Link { .. } => {
+                "put the file itself in its place, or name what the link leads to".to_owned()
+            }
+            Self::Marked { .. } => "save it as UTF-8 without a byte-order mark".to_owned(),
+            Self::Io { .. }
+            | Self::NotAFile { .. }
+            | Self::NotAFolder { .. }
+            | Self::TooLarge { .. }
+            | Self::Locked { .. } => String::new(),
+        }
+    }
+
+    fn what(&self) -> String {
+        let path = self.path().display();
+        match self {
+            Self::Io { action, .. } => format!("failed to {action} {path}"),
+            Self::OthersCanRead { mode, .. } => {
+                format!("{path} can be read by others (mode {mode:04o})")
+            }
+            Self::OthersCanWrite { mode, .. } => {
+                format!("{path} can be changed by others (mode {mode:04o})")
+            }
+            Self::Owner { owner, .. } => {
+                format!("{path} belongs to user {owner}, who could change it")
+            }
+            Self::Link { .. } => format!("{path} is a link, and links are not followed here"),
+            Self::NotAFile { .. } => format!("{path} is not a regular file"),
+            Self::NotAFolder { .. } => format!("{path} is not a folder"),
+            Self::TooLarge { limit, .. } => format!("{path} is larger than {limit} bytes"),
+            Self::Marked { encoding, .. } => {
+                format!("{path} begins with a byte-order mark ({encoding})")
+            }
+            Self::Locked { holder, .. } => {
+                let holder = holder.map_or_else(
+                    || "another process".to_owned(),
+                    |pid| format!("process {pid}"),
+                );
+                format!("{path} is in use by {holder}")
+            }
+        }
+    }
+}
+
+impl fmt::Display for FileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what())?;
+        let fix = self.fix();
+        if fix.is_empty() {
+            return Ok(());
+        }
+        write!(f, "; {fix}")
+    }
+}
+
+impl std::error::Error for FileError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        if let Self::Io { source, .. } = self {
+            Some(source)
+        } else {
+            None
+        }
+    }
+}
+
+/// A path as a shell takes it.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%".contains(c);
+    if text.chars().all(plain) {
+        text
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
+}
