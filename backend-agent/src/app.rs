@@ -13,7 +13,7 @@ use viworks_runtime::clock::{Clock, SystemClock, Timeline, boot_id};
 use viworks_runtime::conditions::Conditions;
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files::{self, FileError, FolderLock};
-use viworks_runtime::lifecycle::Lifecycle;
+use viworks_runtime::lifecycle::{Hangups, Lifecycle};
 use viworks_runtime::metrics::Metrics;
 use viworks_runtime::probe::Readiness;
 use viworks_runtime::sqlite::Options;
@@ -38,6 +38,7 @@ use crate::inbound::{Inbound, Terms};
 use crate::jobs::Jobs;
 use crate::material::ServerMaterial;
 use crate::metrics::BackendMetrics;
+use crate::reload::{Reload, Tools};
 use crate::telemetry::processor::TelemetryProcessor;
 
 /// How long a stop may take: draining, then a moment for the last commits.
@@ -97,6 +98,8 @@ pub struct App {
     pub agents: SocketAddr,
     store: Arc<dyn Store>,
     clock: Arc<Timeline>,
+    /// Until somebody says with which signals.
+    reload: Option<Reload>,
     _lock: FolderLock,
 }
 
@@ -165,7 +168,7 @@ impl App {
 
         let stored_at_the_end = Arc::clone(&shared.clock);
         let dispatcher = shared.start_dispatcher(config, lifecycle);
-        shared.start_agents(config, material, lifecycle, agents, &dispatcher);
+        let reload = shared.start_agents(config, material, lifecycle, agents, &dispatcher);
         shared.start_jobs(config, lifecycle);
         shared.start_api(config, lifecycle, api, dispatcher);
         shared.start_drain(lifecycle);
@@ -180,8 +183,17 @@ impl App {
             api: addresses.1,
             store,
             clock: stored_at_the_end,
+            reload: Some(reload),
             _lock: lock,
         })
+    }
+
+    /// Takes renewed certificates over at each of these signals, and tells when one ends.
+    pub fn reload_on(&mut self, hangups: Hangups, lifecycle: &Lifecycle) {
+        if let Some(reload) = self.reload.take() {
+            let task = reload.run(hangups, lifecycle.clone());
+            drop(lifecycle.spawn_critical("reload", task));
+        }
     }
 
     /// Closes the store. Call it when the lifecycle has shut down.
@@ -241,7 +253,7 @@ impl Shared {
         lifecycle: &Lifecycle,
         listener: TcpListener,
         dispatcher: &Arc<Dispatcher>,
-    ) {
+    ) -> Reload {
         let agents = &config.agents;
         let handshake = agents.tls_timeout + agents.upgrade_timeout + agents.hello_timeout;
         let inbound = Inbound {
@@ -264,14 +276,14 @@ impl Shared {
                 total: agents.connections_max.saturating_mul(NONCES_PER_AGENT),
                 per_agent: NONCES_PER_AGENT,
             }),
-            master: Arc::new(material.master),
+            master: Arc::new(material.master.clone()),
             clock: Arc::clone(&self.clock),
             metrics: self.counters.clone(),
             terms: Terms::from(agents),
             lifecycle: lifecycle.clone(),
             pins: PinSet {
                 version: agents.pin_set_version,
-                pins: material.pins,
+                pins: material.pins.clone(),
             },
         };
         let gate = Gate::new(AdmissionLimits {
@@ -279,8 +291,16 @@ impl Shared {
             per_source: agents.per_source_max,
             openings: agents.openings_max,
         });
-        let listener = Listener::new(listener, material.server, gate, Arc::new(inbound));
+        let tools = Tools {
+            manager: Arc::clone(&self.manager),
+            metrics: self.counters.clone(),
+            conditions: self.conditions.clone(),
+            clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
+        };
+        let (reload, server) = Reload::new(config.clone(), material, tools);
+        let listener = Listener::new(listener, server, gate, Arc::new(inbound));
         drop(lifecycle.spawn_critical("agents' listener", listener.run()));
+        reload
     }
 
     fn start_jobs(&self, config: &Config, lifecycle: &Lifecycle) {

@@ -270,19 +270,8 @@ async fn serve(setup: Setup, ready_file: Option<&Path>) -> anyhow::Result<ExitCo
         tracing::warn!(%warning, "starting all the same");
     }
     let mut signals = Signals::listen().context("failed to listen for signals")?;
-    let mut hangups = Hangups::listen().context("failed to listen for SIGHUP")?;
+    let hangups = Hangups::listen().context("failed to listen for SIGHUP")?;
     let lifecycle = Lifecycle::new();
-    let stopping = lifecycle.clone();
-    drop(lifecycle.spawn("hangups", async move {
-        loop {
-            tokio::select! {
-                () = stopping.stopping() => return,
-                () = hangups.next() => tracing::warn!(
-                    "SIGHUP changes nothing here; restart the backend to read its configuration again"
-                ),
-            }
-        }
-    }));
     // A task of its own: a file that hangs in the operating system must not keep the process from hearing that it should
     // end.
     let starting = {
@@ -291,13 +280,14 @@ async fn serve(setup: Setup, ready_file: Option<&Path>) -> anyhow::Result<ExitCo
         let started = Box::pin(async move { App::start(&config, material, &within).await });
         lifecycle.spawn("start", started)
     };
-    let app = tokio::select! {
+    let mut app = tokio::select! {
         started = starting => started.context("the start did not come to its end")??,
         signal = signals.next() => {
             tracing::info!(%signal, "told to end before it had started");
             return Ok(ExitCode::Ok);
         }
     };
+    app.reload_on(hangups, &lifecycle);
     tracing::info!(api = %app.api, agents = %app.agents, "listening");
     if let Some(path) = ready_file {
         let addresses: BTreeMap<&str, SocketAddr> =

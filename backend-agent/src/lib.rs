@@ -17,5 +17,6 @@ pub mod jobs;
 pub mod material;
 pub mod metrics;
 pub mod pki;
+pub mod reload;
 pub mod setup;
 pub mod telemetry;

@@ -26,6 +26,8 @@ pub struct ServerMaterial {
     pub not_after: Timestamp,
     /// What every agent key follows from.
     pub master: MasterKey,
+    /// The pin of the server's key.
+    pub pin: SpkiPin,
     /// The pins of the server's key and of the one that will follow it.
     pub pins: BTreeSet<SpkiPin>,
 }
@@ -53,11 +55,13 @@ impl ServerMaterial {
             let authority = load_authority(&config.agents.client_ca_file, key);
             problems.extend(authority.err().map(|error| error.problem(key)));
         }
-        match (server, master, pins) {
-            (Some((server, not_before, not_after)), Some(master), Some(pins))
+        let pin = pins.as_ref().and_then(|pins| pins.first().copied());
+        match (server, master, pins, pin) {
+            (Some((server, not_before, not_after)), Some(master), Some(pins), Some(pin))
                 if problems.is_empty() =>
             {
                 Ok(Self {
+                    pin,
                     server,
                     not_before,
                     not_after,

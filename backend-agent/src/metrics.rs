@@ -6,6 +6,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use viworks_common::code::CloseCode;
 use viworks_common::command::CommandState;
+use viworks_common::time::Timestamp;
 use viworks_runtime::metrics::Metrics;
 
 /// One label with a value from a closed set, so that nobody outside can add time series.
@@ -34,6 +35,9 @@ pub struct BackendMetrics {
     pub queue_dead: Counter,
     /// Failed background jobs.
     pub job_failures: Counter,
+    /// Gateways whose certificate ends soon or has ended.
+    pub gateway_certificates_ending: Gauge,
+    certificates: Family<Label, Gauge>,
     handshakes: Family<Label, Counter>,
     refusals: Family<Label, Counter>,
     closes: Family<Label, Counter>,
@@ -57,6 +61,8 @@ impl BackendMetrics {
             queue_dead: Counter::default(),
             clock_apart: Gauge::default(),
             job_failures: Counter::default(),
+            gateway_certificates_ending: Gauge::default(),
+            certificates: Family::default(),
             handshakes: Family::default(),
             refusals: Family::default(),
             closes: Family::default(),
@@ -130,6 +136,16 @@ impl BackendMetrics {
                 own.telemetry_refused.clone(),
             );
             registry.register(
+                "certificate_not_after_seconds",
+                "When the backend's own certificates end, in seconds since 1970",
+                own.certificates.clone(),
+            );
+            registry.register(
+                "gateway_certificates_ending",
+                "Gateways seen by this process whose certificate ends soon or has ended",
+                own.gateway_certificates_ending.clone(),
+            );
+            registry.register(
                 "job_failures",
                 "Failed runs of background jobs",
                 own.job_failures.clone(),
@@ -148,6 +164,13 @@ impl BackendMetrics {
         self.refusals.get_or_create(&[("reason", reason)]).inc();
     }
 
+    /// When a certificate of the backend's own ends.
+    pub fn certificate_ends(&self, name: &'static str, not_after: Timestamp) {
+        self.certificates
+            .get_or_create(&[("certificate", name)])
+            .set(not_after.unix_millis() / 1_000);
+    }
+
     /// A session ended.
     pub fn closed(&self, code: CloseCode) {
         self.closes.get_or_create(&[("code", code.name())]).inc();
@@ -163,8 +186,6 @@ impl BackendMetrics {
 
 #[cfg(test)]
 mod tests {
-    use viworks_common::time::Timestamp;
-
     use super::*;
 
     #[test]

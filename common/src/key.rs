@@ -114,7 +114,7 @@ pub struct Identity {
 }
 
 /// The backend's master key: every agent key and every ratchet token follows from it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MasterKey(Secret);
 
 impl MasterKey {

@@ -19,12 +19,12 @@ use crate::audit::Audit;
 use crate::catalogue::{self, Catalogue, Current, SHIPPED};
 use crate::collect;
 use crate::config::Config;
+use crate::credentials::Credentials;
 use crate::engine::{Engine, Tools};
 use crate::executor::{Executor, Limits};
 use crate::host::disks::Prober;
 use crate::identity::Identity;
 use crate::journal::Journal;
-use crate::outbound::dial::Dialler;
 use crate::outbound::pins::Pins;
 use crate::outbound::{self, Parts};
 use crate::reload::Reload;
@@ -96,6 +96,7 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         ref config,
         material,
         catalogue,
+        source,
         ..
     } = setup;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -148,12 +149,6 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
     .await?;
     let url = format!("wss://{}:{}", config.outbound.host, config.outbound.port);
     let status = Arc::new(Status::new(url));
-    let dialler = Dialler::new(
-        config.outbound.clone(),
-        material.roots,
-        identity.tls.clone(),
-        identity.fingerprint,
-    );
     let listener = api::bind(&config.gateway.socket).await?;
     let pins = Arc::new(Pins::open(folder, config.outbound.pins.clone()));
     let context = api::Context {
@@ -174,6 +169,12 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         lifecycle: lifecycle.clone(),
     };
     let reloads = watch::Sender::new(0);
+    let credentials = Credentials::new(
+        config.clone(),
+        material,
+        conditions.clone(),
+        Arc::clone(&clock),
+    );
     let parts = Parts {
         labels: config.gateway.labels.clone(),
         version_floor: config.outbound.version_floor,
@@ -185,20 +186,25 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         journal: journal.clone(),
         spool: spool.clone(),
         executor,
-        pins,
+        pins: Arc::clone(&pins),
         reloads: reloads.clone(),
         status,
         clock: Arc::clone(&clock),
         lifecycle: lifecycle.clone(),
+        credentials: credentials.clone(),
         identity,
     };
     let reload = Reload {
         catalogue,
         commands_folder: config.executor.commands_folder.clone(),
         owners: owners(config),
+        credentials: credentials.clone(),
+        pins: Arc::clone(&pins),
+        source,
         conditions: conditions.clone(),
-        reloads,
+        reloads: reloads.clone(),
     };
+    lifecycle.spawn_critical("credentials", credentials.watch(reloads, lifecycle.clone()));
     lifecycle.spawn_critical("reload", reload.run(hangups, lifecycle.clone()));
     let reserve = journal.clone().keep_reserve(
         Arc::clone(&clock),
@@ -226,7 +232,10 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         });
         drop(lifecycle.spawn("collectors", work));
     }
-    lifecycle.spawn_critical("outbound", outbound::run(dialler, parts, live_out));
+    lifecycle.spawn_critical(
+        "outbound",
+        outbound::run(config.outbound.clone(), parts, live_out),
+    );
     Ok((journal, spool))
 }
 

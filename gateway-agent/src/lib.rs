@@ -8,6 +8,7 @@ pub mod catalogue;
 pub mod cli;
 pub mod collect;
 pub mod config;
+pub mod credentials;
 pub mod engine;
 pub mod executor;
 #[cfg(any(test, feature = "fuzzing"))]

@@ -13,6 +13,8 @@ use viworks_runtime::random;
 
 use crate::api::Failure;
 use crate::catalogue::Current;
+use crate::config::OutboundConfig;
+use crate::credentials::Credentials;
 use crate::engine::EngineHandle;
 use crate::executor::{Executor, LiveOutput};
 use crate::identity::Identity;
@@ -34,6 +36,8 @@ use pins::Pins;
 /// Everything a session needs of the agent.
 #[derive(Clone)]
 pub struct Parts {
+    /// Certificate, keys and authority, as they are on disk.
+    pub credentials: Credentials,
     /// Who the gateway is.
     pub identity: Arc<Identity>,
     /// Labels for HELLO.
@@ -69,7 +73,7 @@ pub struct Parts {
 }
 
 /// Keeps the gateway connected until the agent stops.
-pub async fn run(dialler: Dialler, parts: Parts, mut live: mpsc::Receiver<LiveOutput>) {
+pub async fn run(outbound: OutboundConfig, parts: Parts, mut live: mpsc::Receiver<LiveOutput>) {
     let mut backoff = Backoff::with(parts.backoff);
     let mut reloads = parts.reloads.subscribe();
     let mut said: Option<String> = None;
@@ -78,11 +82,23 @@ pub async fn run(dialler: Dialler, parts: Parts, mut live: mpsc::Receiver<LiveOu
         reloads.mark_unchanged();
         parts.status.connecting();
         let accepted = parts.pins.accepted();
-        let attempt = dialler.dial(accepted.pins);
-        let dialled = tokio::select! {
+        let pins = accepted.pins.clone();
+        let attempt = async {
+            // Renewed files count from this attempt on.
+            parts.credentials.refresh().await;
+            let material = parts.credentials.get();
+            let dialler = Dialler::new(
+                outbound.clone(),
+                Arc::clone(&material.roots),
+                material.tls.clone(),
+                material.fingerprint,
+            );
+            (dialler.dial(pins).await, material)
+        };
+        let (dialled, material) = tokio::select! {
             biased;
             () = parts.lifecycle.stopping() => return,
-            dialled = attempt => dialled,
+            attempted = attempt => attempted,
         };
         let mut ended = match dialled {
             Ok(dialled) => {
@@ -92,6 +108,7 @@ pub async fn run(dialler: Dialler, parts: Parts, mut live: mpsc::Receiver<LiveOu
                 Box::pin(connection::run(
                     dialled,
                     accepted.version,
+                    &material,
                     &parts,
                     &mut live,
                 ))
@@ -99,7 +116,7 @@ pub async fn run(dialler: Dialler, parts: Parts, mut live: mpsc::Receiver<LiveOu
             }
             Err(failure) => {
                 let wall = parts.clock.wall();
-                let failure = failure.with_certificate(parts.identity.not_after, wall);
+                let failure = failure.with_certificate(material.not_after, wall);
                 Ended {
                     class: failure.class(),
                     cause: failure.to_string(),
@@ -113,7 +130,7 @@ pub async fn run(dialler: Dialler, parts: Parts, mut live: mpsc::Receiver<LiveOu
         if parts.lifecycle.is_stopping() {
             return;
         }
-        let over = parts.identity.not_after < parts.clock.wall();
+        let over = material.not_after < parts.clock.wall();
         if ended.code == Some(CloseCode::CertUntrusted) && over {
             ended.fix = failure::RENEW;
         }

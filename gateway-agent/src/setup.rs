@@ -1,7 +1,7 @@
 //! Everything that a start reads before it changes anything. `check-config` and `run` both come through here, so that
 //! what the one takes for valid the other starts with.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use viworks_common::time::Timestamp;
 use viworks_runtime::config::{Document, Environment, Place, Problem, Problems};
@@ -26,9 +26,20 @@ const STATE_FILES: [&str; 6] = [
 /// The agent's databases, each with what SQLite keeps beside it.
 const STATE_DATABASES: [&str; 2] = ["journal.db", "spool.db"];
 
+/// Where the configuration came from, to read it again.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// The file.
+    pub path: PathBuf,
+    /// What overrides it.
+    pub environment: Environment,
+}
+
 /// What the agent starts with.
 #[derive(Debug)]
 pub struct Setup {
+    /// Where it came from.
+    pub source: Source,
     /// The configuration.
     pub config: Config,
     /// Who the gateway is and whom it trusts.
@@ -66,6 +77,10 @@ impl Setup {
             )]));
         };
         Ok(Self {
+            source: Source {
+                path,
+                environment: environment.clone(),
+            },
             warnings: material.warnings(&config, now),
             config,
             material,

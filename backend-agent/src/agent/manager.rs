@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
+use viworks_common::certificate::{Life, life};
 use viworks_common::code::CloseCode;
 use viworks_common::id::{AgentId, AgentRunId, CommandId, SessionId};
 use viworks_common::key::Identity;
 use viworks_common::limits::{FAVOUR_TIME, PROBE_TIMEOUT, TAKE_OVERS_PER_MINUTE_MAX};
-use viworks_common::time::Monotonic;
+use viworks_common::time::{Monotonic, Timestamp};
 
 use crate::metrics::BackendMetrics;
 
@@ -22,6 +23,9 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 /// Identities that are remembered at once: whose take-overs are counted, and whose owner is favoured.
 const BUDGETS_MAX: usize = 10_000;
+
+/// Gateways whose certificates are remembered at once; those beyond are not warned of here, but by themselves.
+const CERTIFICATES_MAX: usize = 100_000;
 
 /// What a session is asked to do from outside.
 #[derive(Debug)]
@@ -86,6 +90,8 @@ pub struct Manager {
     take_overs: Mutex<BTreeMap<AgentId, VecDeque<Monotonic>>>,
     /// Processes that were alive when a copy of them spoke, until they are back.
     favoured: Mutex<BTreeMap<AgentId, (AgentRunId, Monotonic)>>,
+    /// The lives of the certificates that gateways connected with.
+    certificates: Mutex<BTreeMap<AgentId, (Timestamp, Timestamp)>>,
     /// When a HELLO without the gateway's key was last recorded, and how many came since.
     unproved: Mutex<BTreeMap<AgentId, (Monotonic, u64)>>,
     /// Nudges of gateways that are not connected.
@@ -101,6 +107,7 @@ impl Manager {
             connected: Mutex::default(),
             take_overs: Mutex::default(),
             favoured: Mutex::default(),
+            certificates: Mutex::default(),
             unproved: Mutex::default(),
             missed_nudges: AtomicU64::default(),
             metrics,
@@ -277,6 +284,27 @@ impl Manager {
             .map(|(_, until)| until.saturating_since(now))
     }
 
+    /// Notes the life of the certificate that a gateway connected with.
+    pub fn note_certificate(&self, agent_id: AgentId, not_before: Timestamp, not_after: Timestamp) {
+        let mut certificates = lock(&self.certificates);
+        if certificates.len() < CERTIFICATES_MAX || certificates.contains_key(&agent_id) {
+            certificates.insert(agent_id, (not_before, not_after));
+        }
+    }
+
+    /// The gateways whose certificate ends soon or has ended, the first to end first, of those that connected to this
+    /// process.
+    #[must_use]
+    pub fn ending_certificates(&self, now: Timestamp) -> Vec<(AgentId, Timestamp)> {
+        let certificates = lock(&self.certificates);
+        let ending = certificates.iter().filter(|(_, (from, to))| {
+            matches!(life(*from, *to, now), Life::EndsSoon { .. } | Life::Ended)
+        });
+        let mut ending: Vec<_> = ending.map(|(agent_id, (_, to))| (*agent_id, *to)).collect();
+        ending.sort_unstable_by_key(|(agent_id, to)| (*to, *agent_id));
+        ending
+    }
+
     /// Whether a HELLO that was not made with the gateway's key is to be recorded, and how many were not before it: one
     /// a minute for each gateway, so that whoever holds a certificate alone cannot fill the audit trail.
     pub fn records_unproved(&self, agent_id: AgentId, now: Monotonic) -> Option<u64> {
@@ -343,7 +371,6 @@ mod tests {
     use futures_util::FutureExt;
     use uuid::Uuid;
     use viworks_common::id::Tenant;
-    use viworks_common::time::Timestamp;
     use viworks_runtime::metrics::Metrics;
 
     use super::*;
@@ -435,6 +462,21 @@ mod tests {
         };
         let (probed, ()) = tokio::join!(manager.probe(identity().agent_id), answers);
         assert_eq!(probed, Probed::Alive);
+    }
+
+    #[test]
+    fn the_certificates_that_end_soon_are_known_until_they_are_renewed() {
+        let manager = manager();
+        let at = |days: i64| Timestamp::from_unix_micros(days * 24 * 3_600 * 1_000_000);
+        let agent = |n| AgentId::from_uuid(Uuid::from_u128(n));
+        manager.note_certificate(agent(1), at(0), at(100));
+        manager.note_certificate(agent(2), at(0), at(90));
+        manager.note_certificate(agent(3), at(0), at(300));
+        assert!(manager.ending_certificates(at(50)).is_empty());
+        let ending = [(agent(2), at(90)), (agent(1), at(100))];
+        assert_eq!(manager.ending_certificates(at(80)), ending);
+        manager.note_certificate(agent(2), at(79), at(200));
+        assert_eq!(manager.ending_certificates(at(80)), ending[1..]);
     }
 
     #[test]

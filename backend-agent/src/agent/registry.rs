@@ -26,6 +26,10 @@ pub struct Peer {
     pub identity: Identity,
     /// SHA-256 of the certificate.
     pub fingerprint: [u8; 32],
+    /// The first moment of the certificate's life.
+    pub not_before: Timestamp,
+    /// The end of it.
+    pub not_after: Timestamp,
     /// How long the certificate is still valid.
     pub remaining: Duration,
     /// The gateway's confirmed epoch when it was recognised.
@@ -104,6 +108,7 @@ impl Registry {
         let GatewayCertificate {
             trust_domain,
             identity,
+            not_before,
             not_after,
             spki_sha256,
             ..
@@ -122,6 +127,8 @@ impl Registry {
         Ok(Peer {
             identity,
             fingerprint: Sha256::digest(leaf).into(),
+            not_before,
+            not_after,
             remaining: not_after.saturating_since(now),
             confirmed: known.confirmed,
         })

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode as FrameCode;
 use tracing::{debug, info, warn};
+use viworks_common::certificate::{Life, in_words, life};
 use viworks_common::code::CloseCode;
 use viworks_common::id::{CommandId, SessionId};
 use viworks_common::key::{Binding, Identity};
@@ -387,6 +388,12 @@ impl Connection {
         ) else {
             return self.refuse(superseded());
         };
+        let peer = &self.peer;
+        manager.note_certificate(holder.agent_id, peer.not_before, peer.not_after);
+        let ends = life(peer.not_before, peer.not_after, self.inbound.clock.wall());
+        if let Life::EndsSoon { left } = ends {
+            warn!(agent_id = %holder.agent_id, not_after = %peer.not_after, "a gateway's certificate ends in {}", in_words(left));
+        }
         self.live = Some(Live {
             desk,
             holder,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use rustls::ServerConfig;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -32,7 +33,8 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(200);
 /// The listener for agents.
 pub struct Listener {
     listener: TcpListener,
-    acceptor: TlsAcceptor,
+    /// What a reload replaces; connections that are there keep theirs.
+    config: watch::Receiver<Arc<ServerConfig>>,
     gate: Gate,
     inbound: Arc<Inbound>,
 }
@@ -42,13 +44,13 @@ impl Listener {
     #[must_use]
     pub fn new(
         listener: TcpListener,
-        config: Arc<ServerConfig>,
+        config: watch::Receiver<Arc<ServerConfig>>,
         gate: Gate,
         inbound: Arc<Inbound>,
     ) -> Self {
         Self {
             listener,
-            acceptor: TlsAcceptor::from(config),
+            config,
             gate,
             inbound,
         }
@@ -73,7 +75,7 @@ impl Listener {
         match self.gate.admit(address.ip()) {
             Ok(admitted) => {
                 let handshake = Handshake {
-                    acceptor: self.acceptor.clone(),
+                    acceptor: TlsAcceptor::from(Arc::clone(&self.config.borrow())),
                     gate: self.gate.clone(),
                     inbound: Arc::clone(&self.inbound),
                     address,

@@ -18,6 +18,7 @@ mod points;
 mod reference_agent;
 mod refusals;
 mod reload;
+mod renewals;
 mod soak;
 mod state;
 mod stop;

@@ -32,6 +32,7 @@ use super::socket::{AgentSocket, Received};
 use crate::catalogue;
 use crate::engine::{Input, hex_of};
 use crate::executor::LiveOutput;
+use crate::material::Material;
 use crate::spool::SpoolError;
 
 /// Messages of the engine that may wait for the session; a result can be large, so there are few.
@@ -80,14 +81,15 @@ struct Closing {
 pub async fn run(
     dialled: Dialled,
     dialled_with: u64,
+    material: &Material,
     parts: &Parts,
     live: &mut mpsc::Receiver<LiveOutput>,
 ) -> Ended {
     let now = parts.clock.now();
     let config = AgentSessionConfig {
-        identity: parts.identity.name.clone(),
-        key: parts.identity.key.clone(),
-        key_generation: parts.identity.key_generation,
+        identity: material.name.clone(),
+        key: material.key.clone(),
+        key_generation: material.key_generation,
         binding: dialled.binding,
         version_floor: parts.version_floor,
         opening_timeout: parts.opening_timeout,

@@ -92,6 +92,24 @@ impl Pins {
         }
     }
 
+    /// Takes over another configured set, in place of whatever was in force. True when it is another one.
+    pub fn configure(&self, configured: BTreeSet<SpkiPin>) -> bool {
+        let mut kept = self.lock();
+        if kept.configured == configured {
+            return false;
+        }
+        // As after a restart; what was kept for the older one is passed over by then.
+        *kept = Kept {
+            set: PinSet {
+                version: 0,
+                pins: configured.clone(),
+            },
+            configured,
+            previous: None,
+        };
+        true
+    }
+
     /// The newest set.
     #[must_use]
     pub fn current(&self) -> PinSet {
@@ -248,5 +266,8 @@ mod tests {
         opened.adopt(set(1, &[2, 3]), &pin(2)).await.unwrap();
         let opened = Pins::open(folder.path(), pins(&[8, 9]));
         assert_eq!(opened.current(), set(0, &[8, 9]));
+        assert!(!opened.configure(pins(&[8, 9])));
+        assert!(opened.configure(pins(&[9, 10])));
+        assert_eq!(opened.accepted().pins, pins(&[9, 10]));
     }
 }

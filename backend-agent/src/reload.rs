@@ -1,0 +1,211 @@
+//! SIGHUP: takes over a renewed server certificate, its key and the authority of the gateways' certificates, and tells
+//! when one of them ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use tokio::sync::watch;
+use tracing::{info, warn};
+use viworks_common::certificate::{Life, in_words, life};
+use viworks_common::time::Timestamp;
+use viworks_runtime::blocking;
+use viworks_runtime::clock::{Clock, sleep_until};
+use viworks_runtime::conditions::{Conditions, Severity};
+use viworks_runtime::lifecycle::{Hangups, Lifecycle};
+use viworks_runtime::tls;
+
+use crate::agent::manager::Manager;
+use crate::config::Config;
+use crate::material::ServerMaterial;
+use crate::metrics::BackendMetrics;
+
+/// How often the ends of certificates are looked at.
+const INTERVAL: Duration = Duration::from_secs(30);
+
+/// How long reading files may take.
+const READ_TIME: Duration = Duration::from_secs(10);
+
+/// Gateways that are named when their certificates end.
+const NAMED_MAX: usize = 5;
+
+const RELOAD: &str = "reload";
+const RELOAD_FIX: &str = "mend the files and send SIGHUP again; check-config lists every problem";
+const RENEW: &str = "renew it for the same key, or for the one in next_key_file, and send SIGHUP";
+
+/// What is read again, and what was read last.
+pub struct Reload {
+    config: Config,
+    current: ServerMaterial,
+    server: watch::Sender<Arc<ServerConfig>>,
+    manager: Arc<Manager>,
+    metrics: BackendMetrics,
+    conditions: Conditions,
+    clock: Arc<dyn Clock>,
+}
+
+/// With what a reload tells and counts.
+pub struct Tools {
+    /// Knows the certificates of connected gateways.
+    pub manager: Arc<Manager>,
+    /// What is counted.
+    pub metrics: BackendMetrics,
+    /// Where it is told.
+    pub conditions: Conditions,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Reload {
+    /// Begins with what the start has read; the listener takes its side of TLS from the receiver.
+    #[must_use]
+    pub fn new(
+        config: Config,
+        material: ServerMaterial,
+        tools: Tools,
+    ) -> (Self, watch::Receiver<Arc<ServerConfig>>) {
+        let (server, receiver) = watch::channel(Arc::clone(&material.server));
+        let Tools {
+            manager,
+            metrics,
+            conditions,
+            clock,
+        } = tools;
+        let own = Self {
+            config,
+            current: material,
+            server,
+            manager,
+            metrics,
+            conditions,
+            clock,
+        };
+        (own, receiver)
+    }
+
+    /// Works until the backend stops.
+    pub async fn run(mut self, mut hangups: Hangups, lifecycle: Lifecycle) {
+        loop {
+            self.tell_lives().await;
+            let next = self.clock.now().saturating_add(INTERVAL);
+            tokio::select! {
+                () = lifecycle.stopping() => return,
+                () = hangups.next() => self.read_again().await,
+                () = sleep_until(&*self.clock, next) => {}
+            }
+        }
+    }
+
+    async fn read_again(&mut self) {
+        let config = self.config.clone();
+        let load = move || ServerMaterial::load(&config);
+        let loaded = blocking::call("material", READ_TIME, load).await;
+        let problems = match loaded {
+            Ok(Ok(material)) => match self.take_over(material) {
+                Ok(()) => return self.conditions.clear(RELOAD),
+                Err(reason) => reason.to_owned(),
+            },
+            Ok(Err(problems)) => problems.to_string(),
+            Err(error) => error.to_string(),
+        };
+        let cause = format!(
+            "what SIGHUP asked to be read again cannot be used, and what was read before stays in force: {problems}"
+        );
+        self.conditions
+            .raise(RELOAD, Severity::Warn, &cause, RELOAD_FIX);
+    }
+
+    fn take_over(&mut self, material: ServerMaterial) -> Result<(), &'static str> {
+        if !self.current.pins.contains(&material.pin) {
+            return Err(
+                "the server's certificate has a key that is neither the one in use nor the one in next_key_file: gateways that pin those two would be cut off",
+            );
+        }
+        let other_master = material.master != self.current.master;
+        let pins = std::mem::take(&mut self.current.pins);
+        self.server.send_replace(Arc::clone(&material.server));
+        info!(not_after = %material.not_after, "read the server's certificate, its key and the gateways' authority again; new connections use them");
+        if other_master {
+            warn!(
+                "the master key is another one; it, and every agent key that follows from it, is the old one until a restart"
+            );
+        }
+        // The pins that gateways are offered belong to the configuration that was started with.
+        self.current = ServerMaterial {
+            pins,
+            master: self.current.master.clone(),
+            ..material
+        };
+        warn!(
+            "SIGHUP changes nothing else here; restart the backend to read its configuration, its master key and next_key_file again"
+        );
+        Ok(())
+    }
+
+    async fn tell_lives(&self) {
+        let (from, to) = (self.current.not_before, self.current.not_after);
+        self.tell("server", "the server's certificate", from, to);
+        let path = self.config.agents.client_ca_file.clone();
+        let read = blocking::call("authority", READ_TIME, move || {
+            let certificates = tls::load_certificates(&path).ok()?;
+            let lives = certificates
+                .iter()
+                .filter_map(|one| tls::validity(one).ok());
+            // The one that ends last: an older one beside it is being replaced.
+            lives.max_by_key(|(_from, to)| *to)
+        });
+        // What cannot be read now was read at the start, and is told of at the next reload.
+        if let Ok(Some((from, to))) = read.await {
+            self.tell(
+                "ca",
+                "the authority of the gateways' certificates",
+                from,
+                to,
+            );
+        }
+        self.tell_gateways();
+    }
+
+    fn tell(&self, name: &'static str, what: &str, from: Timestamp, to: Timestamp) {
+        self.metrics.certificate_ends(name, to);
+        let condition = format!("certificate.{name}");
+        let (severity, cause) = match life(from, to, self.clock.wall()) {
+            Life::Good => return self.conditions.clear(&condition),
+            Life::EndsSoon { left } => (
+                Severity::Warn,
+                format!("{what} ends in {}, at {to}", in_words(left)),
+            ),
+            Life::Ended => (Severity::Fail, format!("{what} ended at {to}")),
+            Life::NotYet => (
+                Severity::Fail,
+                format!("{what} is not valid before {from}, by this machine's clock"),
+            ),
+        };
+        self.conditions.raise(&condition, severity, &cause, RENEW);
+    }
+
+    /// Of the gateways that connected to this process: those whose certificate ends soon, or has ended.
+    fn tell_gateways(&self) {
+        const NAME: &str = "certificate.gateways";
+        let ending = self.manager.ending_certificates(self.clock.wall());
+        let count = ending.len();
+        self.metrics
+            .gateway_certificates_ending
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
+        if ending.is_empty() {
+            return self.conditions.clear(NAME);
+        }
+        let named: Vec<_> = ending
+            .iter()
+            .take(NAMED_MAX)
+            .map(|(agent_id, to)| format!("{agent_id} at {to}"))
+            .collect();
+        let more = if count > named.len() { ", …" } else { "" };
+        let cause = format!(
+            "the certificates of {count} gateways end soon or have ended: {}{more}",
+            named.join(", ")
+        );
+        let fix = "renew each for its own key and put it where that gateway's certificate_file points; it takes it over by itself";
+        self.conditions.raise(NAME, Severity::Warn, &cause, fix);
+    }
+}

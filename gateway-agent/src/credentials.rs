@@ -1,0 +1,160 @@
+//! The certificates and keys in force: read again when their files may have been renewed, and watched for their end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tracing::info;
+use viworks_common::certificate::{Life, in_words, life};
+use viworks_runtime::blocking;
+use viworks_runtime::clock::{Clock, sleep_until};
+use viworks_runtime::conditions::{Conditions, Severity};
+use viworks_runtime::lifecycle::Lifecycle;
+
+use crate::config::Config;
+use crate::material::Material;
+
+/// How often the files are looked at while nothing else asks for them.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// How long reading them may take.
+const READ_TIME: Duration = Duration::from_secs(5);
+
+/// The condition while the certificate ends soon, or has ended.
+const CERTIFICATE: &str = "certificate";
+const RENEW: &str = "put a renewed certificate, and its key, where [identity] certificate_file and key_file point; they are taken over within seconds, or at once with SIGHUP";
+
+/// The condition while files that came later cannot be used.
+const RELOAD: &str = "reload.certificate";
+const RELOAD_FIX: &str = "mend the files; check-config lists every problem";
+
+/// The material in force. Clones share it.
+#[derive(Clone)]
+pub struct Credentials {
+    config: Arc<Config>,
+    current: watch::Sender<Arc<Material>>,
+    conditions: Conditions,
+    clock: Arc<dyn Clock>,
+}
+
+impl Credentials {
+    /// Begins with what the start has read.
+    #[must_use]
+    pub fn new(
+        config: Config,
+        material: Material,
+        conditions: Conditions,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let own = Self {
+            config: Arc::new(config),
+            current: watch::Sender::new(Arc::new(material)),
+            conditions,
+            clock,
+        };
+        own.tell_life();
+        own
+    }
+
+    /// What is in force at this moment.
+    #[must_use]
+    pub fn get(&self) -> Arc<Material> {
+        Arc::clone(&self.current.borrow())
+    }
+
+    /// Reads the files again. What cannot be used changes nothing and is told. True when something else is in force now.
+    pub async fn refresh(&self) -> bool {
+        let config = Arc::clone(&self.config);
+        // A disk may hang: then those read before are good enough to dial with.
+        let loaded =
+            blocking::call("credentials", READ_TIME, move || Material::load(&config)).await;
+        let changed = match loaded {
+            Ok(Ok(material)) => self.take_over(material),
+            Ok(Err(problems)) => {
+                self.refuse(&problems.to_string());
+                false
+            }
+            Err(error) => {
+                self.refuse(&error.to_string());
+                false
+            }
+        };
+        self.tell_life();
+        changed
+    }
+
+    fn take_over(&self, material: Material) -> bool {
+        let before = self.get();
+        if material.name != before.name {
+            self.refuse(
+                "they belong to another gateway; an agent changes who it is only by a restart",
+            );
+            return false;
+        }
+        self.conditions.clear(RELOAD);
+        if same(&before, &material) {
+            return false;
+        }
+        info!(not_after = %material.not_after, "certificate, key or authority were renewed; the next connection uses them");
+        self.current.send_replace(Arc::new(material));
+        true
+    }
+
+    fn refuse(&self, problems: &str) {
+        let cause = format!(
+            "the files of certificate, key or authority cannot be used, and those read before stay in force: {problems}"
+        );
+        self.conditions
+            .raise(RELOAD, Severity::Warn, &cause, RELOAD_FIX);
+    }
+
+    fn tell_life(&self) {
+        let material = self.get();
+        let (not_before, not_after) = (material.not_before, material.not_after);
+        let (severity, cause) = match life(not_before, not_after, self.clock.wall()) {
+            Life::Good => return self.conditions.clear(CERTIFICATE),
+            Life::EndsSoon { left } => (
+                Severity::Warn,
+                format!(
+                    "this gateway's certificate ends in {}, at {not_after}",
+                    in_words(left)
+                ),
+            ),
+            Life::Ended => (
+                Severity::Fail,
+                format!("this gateway's certificate ended at {not_after}"),
+            ),
+            Life::NotYet => (
+                Severity::Fail,
+                format!(
+                    "this gateway's certificate is not valid before {not_before}, by this machine's clock"
+                ),
+            ),
+        };
+        self.conditions.raise(CERTIFICATE, severity, &cause, RENEW);
+    }
+
+    /// Looks at the files until the agent stops; each change is counted in `reloads`, so that a gateway that waits
+    /// because of its certificate dials at once.
+    pub async fn watch(self, reloads: watch::Sender<u64>, lifecycle: Lifecycle) {
+        loop {
+            let next = self.clock.now().saturating_add(INTERVAL);
+            tokio::select! {
+                () = lifecycle.stopping() => return,
+                () = sleep_until(&*self.clock, next) => {}
+            }
+            if self.refresh().await {
+                reloads.send_modify(|count| *count += 1);
+            }
+        }
+    }
+}
+
+fn same(before: &Material, after: &Material) -> bool {
+    before.fingerprint == after.fingerprint
+        && before.tls.chain == after.tls.chain
+        && before.tls.key == after.tls.key
+        && before.key_generation == after.key_generation
+        && before.key.secret() == after.key.secret()
+        && before.roots.roots == after.roots.roots
+}
