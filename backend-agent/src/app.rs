@@ -144,7 +144,9 @@ impl App {
     ) -> Result<Self, StartError> {
         files::create_private_folder(&config.data.state_folder)?;
         let lock = files::lock_folder(&config.data.state_folder)?;
-        let store = SqliteStore::open(Options::new(&config.data.sqlite_file)).await?;
+        let store = SqliteStore::open(Options::new(&config.data.sqlite_file))
+            .await?
+            .telemetry_limits(config.telemetry.limits);
         let store: Arc<dyn Store> = Arc::new(store);
         let clock = Arc::new(timeline(&*store, clock).await?);
         // Stored before anything is read from it: a process that dies at once is continued all the same.
@@ -266,6 +268,7 @@ impl Shared {
                 self.tenant.clone(),
                 Arc::<Timeline>::clone(&self.clock),
                 self.counters.clone(),
+                self.conditions.clone(),
                 config.telemetry,
                 lifecycle,
             ),

@@ -12,6 +12,8 @@ use viworks_common::rate::Quota;
 use viworks_runtime::config::{Document, Environment, Problems, Section};
 use viworks_runtime::logging::{self, Format};
 
+use crate::data::TelemetryLimits;
+
 pub mod reference;
 
 const fn seconds(seconds: u64) -> Duration {
@@ -162,6 +164,8 @@ pub struct TelemetryConfig {
     pub batches_waiting_max: usize,
     /// Bytes of batches that wait.
     pub waiting_bytes_max: usize,
+    /// What one gateway may have stored.
+    pub limits: TelemetryLimits,
 }
 
 /// How often the reconcilers run.
@@ -538,6 +542,18 @@ fn read_telemetry(section: &mut Section<'_>) -> TelemetryConfig {
             1024 * 1024..=1024 * 1024 * 1024,
             "Bytes of batches of all sessions that wait, as they travelled; beyond, sessions with more than one batch waiting are not read.",
         ),
+        limits: read_telemetry_limits(section),
+    }
+}
+
+fn read_telemetry_limits(section: &mut Section<'_>) -> TelemetryLimits {
+    let default = TelemetryLimits::default();
+    TelemetryLimits {
+        epochs_per_day: section.integer("gateway_epochs_per_day", default.epochs_per_day, 1..=1_000_000, "Spool epochs, which are starts of its agent, that one gateway may begin on a day (UTC). Beyond this and each of the next four bounds, records are refused, counted and told."),
+        streams: section.integer("gateway_streams_max", default.streams, 1..=1_000_000, "Streams that one gateway may have at all."),
+        records_per_day: section.integer("gateway_records_per_day", default.records_per_day, 1..=10_000_000_000, "Records of one gateway on a day."),
+        bytes_per_day: section.integer("gateway_bytes_per_day", default.bytes_per_day, 1024..=1 << 50, "Bytes of one gateway's records on a day, as stored, indexes included."),
+        gaps_per_day: section.integer("gateway_gaps_per_day", default.gaps_per_day, 1..=100_000_000, "Gaps that one gateway may report on a day."),
     }
 }
 

@@ -418,6 +418,13 @@ pub trait Store: Send + Sync {
         page: Page<GapCursor>,
     ) -> StoreResult<Listing<StoredGap, GapCursor>>;
 
+    /// What was refused of a gateway's telemetry, by spool epoch and reason.
+    async fn telemetry_refusals(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+    ) -> StoreResult<Vec<StoredRefusal>>;
+
     // API keys.
 
     /// Creates an API key; only the digest of its secret is stored.

@@ -6,6 +6,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use viworks_common::code::CloseCode;
 use viworks_common::command::CommandState;
+use viworks_common::telemetry::RecordRefusal;
 use viworks_common::time::Timestamp;
 use viworks_runtime::metrics::Metrics;
 
@@ -29,6 +30,8 @@ pub struct BackendMetrics {
     pub telemetry_refused: Counter,
     /// By how many seconds the wall clock is ahead of the time line.
     pub clock_apart: Gauge,
+    /// Records whose time the backend derived.
+    pub telemetry_retimed: Counter,
     /// Offers in the queue.
     pub queue_depth: Gauge,
     /// Offers given up after too many attempts; the reconciler brings them back.
@@ -38,6 +41,7 @@ pub struct BackendMetrics {
     /// Gateways whose certificate ends soon or has ended.
     pub gateway_certificates_ending: Gauge,
     certificates: Family<Label, Gauge>,
+    telemetry_records_refused: Family<Label, Counter>,
     handshakes: Family<Label, Counter>,
     refusals: Family<Label, Counter>,
     closes: Family<Label, Counter>,
@@ -57,6 +61,8 @@ impl BackendMetrics {
                 1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0, 4_096.0, 16_384.0,
             ]),
             telemetry_refused: Counter::default(),
+            telemetry_retimed: Counter::default(),
+            telemetry_records_refused: Family::default(),
             queue_depth: Gauge::default(),
             queue_dead: Counter::default(),
             clock_apart: Gauge::default(),
@@ -146,6 +152,16 @@ impl BackendMetrics {
                 own.gateway_certificates_ending.clone(),
             );
             registry.register(
+                "telemetry_refused_records",
+                "Telemetry records that were not stored, by reason",
+                own.telemetry_records_refused.clone(),
+            );
+            registry.register(
+                "telemetry_retimed_records",
+                "Stored records whose time the backend derived, because the gateway's clock is wrong",
+                own.telemetry_retimed.clone(),
+            );
+            registry.register(
                 "job_failures",
                 "Failed runs of background jobs",
                 own.job_failures.clone(),
@@ -169,6 +185,13 @@ impl BackendMetrics {
         self.certificates
             .get_or_create(&[("certificate", name)])
             .set(not_after.unix_millis() / 1_000);
+    }
+
+    /// Records were refused.
+    pub fn telemetry_records_refused(&self, reason: RecordRefusal, records: u64) {
+        self.telemetry_records_refused
+            .get_or_create(&[("reason", reason.name())])
+            .inc_by(records);
     }
 
     /// A session ended.

@@ -1,4 +1,5 @@
-//! Telemetry from all sessions into the store.
+//! Telemetry on its way into the store.
 
 mod line;
 pub mod processor;
+mod watch;

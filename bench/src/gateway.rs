@@ -183,6 +183,7 @@ impl<U: FnOnce()> Driver<'_, U> {
             AgentEvent::Refused { code, reason, .. } => bail!("refused: {code:?} {reason}"),
             AgentEvent::Draining { .. } => bail!("asked to reconnect"),
             AgentEvent::Drop(_)
+            | AgentEvent::TelemetryRefused(_)
             | AgentEvent::Cancel(_)
             | AgentEvent::ResultAcknowledged { .. }
             | AgentEvent::Closed(_) => {}

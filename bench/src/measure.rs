@@ -4,6 +4,7 @@ use crate::report::Figure;
 
 mod commands;
 mod fleet;
+mod hostile;
 mod telemetry;
 
 /// What can be measured.
@@ -15,11 +16,13 @@ pub(crate) enum Measurement {
     Fleet,
     /// Rates of telemetry.
     Telemetry,
+    /// What a hostile gateway costs, and the commands of others meanwhile.
+    Hostile,
 }
 
 impl Measurement {
     /// All of them.
-    pub(crate) const ALL: [Self; 3] = [Self::Commands, Self::Fleet, Self::Telemetry];
+    pub(crate) const ALL: [Self; 4] = [Self::Commands, Self::Fleet, Self::Telemetry, Self::Hostile];
 }
 
 /// Sizes.
@@ -75,5 +78,6 @@ pub(crate) async fn run(what: Measurement, plan: &Plan) -> anyhow::Result<Vec<Fi
         Measurement::Commands => Box::pin(commands::measure(plan)).await,
         Measurement::Fleet => Box::pin(fleet::measure(plan)).await,
         Measurement::Telemetry => Box::pin(telemetry::measure(plan)).await,
+        Measurement::Hostile => Box::pin(hostile::measure(plan)).await,
     }
 }

@@ -138,6 +138,26 @@ impl Server {
         Ok(kib * 1024)
     }
 
+    /// Forgets the peak of its memory (`clear_refs`, proc(5)).
+    pub(crate) fn forget_peak(&self) -> anyhow::Result<()> {
+        Ok(std::fs::write(
+            format!("/proc/{}/clear_refs", self.child.id()),
+            "5",
+        )?)
+    }
+
+    /// The peak of its resident memory, in bytes: `VmHWM` of `status` (proc(5)).
+    pub(crate) fn peak_bytes(&self) -> anyhow::Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib: u64 = line
+            .and_then(|line| line.trim().strip_suffix("kB"))
+            .context("no VmHWM in status")?
+            .trim()
+            .parse()?;
+        Ok(kib * 1024)
+    }
+
     /// Processor time used so far, user and system: fields 14 and 15 of `stat` (proc(5)).
     pub(crate) fn cpu_time(&self) -> anyhow::Result<Duration> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;

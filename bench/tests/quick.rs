@@ -16,7 +16,7 @@ fn a_quick_run_yields_every_figure() {
     let report = std::fs::read(&json).expect("the figures were written");
     let report: serde_json::Value = serde_json::from_slice(&report).expect("they are JSON");
     let figures = report["figures"].as_array().expect("a list of figures");
-    assert_eq!(figures.len(), 10, "{report:#}");
+    assert_eq!(figures.len(), 12, "{report:#}");
     for figure in figures {
         for side in ["ours", "reference"] {
             let value = figure[side].as_f64().unwrap_or_default();

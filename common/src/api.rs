@@ -33,8 +33,8 @@ pub use run::{
 };
 pub use scope::{InvalidScope, Scope};
 pub use telemetry::{
-    TelemetryGap, TelemetryGapList, TelemetryList, TelemetryRecord, TelemetryStream,
-    TelemetryStreamList,
+    TelemetryGap, TelemetryGapList, TelemetryList, TelemetryRecord, TelemetryRefusal,
+    TelemetryRefusalList, TelemetryStream, TelemetryStreamList,
 };
 
 /// The media type of a problem document.

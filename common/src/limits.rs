@@ -119,10 +119,12 @@ pub const PERMANENT_BACKOFF_MIN: Duration = Duration::from_secs(15 * 60);
 pub const PERMANENT_BACKOFF_MAX: Duration = Duration::from_secs(60 * 60);
 /// A session confirmed for this long resets the backoff.
 pub const BACKOFF_RESET_AFTER: Duration = Duration::from_secs(60);
-/// How far in the past a telemetry record may lie.
+/// How far in the past the time of a telemetry record is believed.
 pub const OBSERVED_PAST_MAX: Duration = Duration::from_secs(400 * 24 * 3_600);
-/// How far in the future a telemetry record may lie.
+/// How far in the future the time of a telemetry record is believed.
 pub const OBSERVED_FUTURE_MAX: Duration = Duration::from_secs(3_600);
+/// A gateway's clock that differs from the backend's by this much is corrected by what was measured.
+pub const SKEW_CORRECTED_FROM: Duration = Duration::from_secs(60);
 
 /// Gateways that one run may target.
 pub const RUN_TARGETS_MAX: usize = 20_000;

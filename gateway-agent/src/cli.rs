@@ -1,5 +1,6 @@
 //! The agent's command line.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;

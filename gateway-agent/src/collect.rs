@@ -97,11 +97,10 @@ async fn collect(parts: Parts) {
             () = parts.lifecycle.stopping() => return,
             records = join_all(asked) => records,
         };
-        let now = parts.clock.wall();
         let sound: Vec<Record> = records
             .into_iter()
             .flatten()
-            .filter(|record| spool::check(record, now).is_ok())
+            .filter(|record| spool::check(record).is_ok())
             .collect();
         match parts.spool.append(&sound).await {
             Ok(_taken) => parts.conditions.clear("collector"),

@@ -8,6 +8,7 @@ use tracing::{info, warn};
 use viworks_common::code::CloseCode;
 use viworks_common::session::backoff::{Backoff, BackoffSettings};
 use viworks_runtime::clock::{Clock, sleep_until};
+use viworks_runtime::conditions::Conditions;
 use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::random;
 
@@ -66,6 +67,8 @@ pub struct Parts {
     pub reloads: watch::Sender<u64>,
     /// What people are told.
     pub status: Arc<Status>,
+    /// What is wrong.
+    pub conditions: Conditions,
     /// Both clocks.
     pub clock: Arc<dyn Clock>,
     /// Shutdown.

@@ -6,8 +6,8 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use sqlx::Connection;
 use sqlx::migrate::Migrator;
@@ -15,7 +15,6 @@ use tokio::sync::Notify;
 use viworks_common::id::AgentRunId;
 use viworks_common::limits;
 use viworks_common::telemetry::{Batch, Position, Record, RecordRefusal};
-use viworks_common::time::Timestamp;
 use viworks_runtime::fault;
 use viworks_runtime::sqlite::{self, Database};
 
@@ -33,6 +32,12 @@ pub const BYTES_MIN: u64 = 512 * 1024;
 pub const BATCH_BYTES_MAX: usize = limits::BULK_MESSAGE_BYTES_MAX - 1024;
 /// Bytes of one record in a batch, so that every record fits into one.
 pub const RECORD_BYTES_MAX: usize = BATCH_BYTES_MAX - batch::FRAME_BYTES;
+
+/// Reasons of refused records that are told apart.
+const REFUSAL_REASONS_MAX: usize = 16;
+
+// What fits into a batch also fits into what the backend unpacks.
+const _: () = assert!(BATCH_BYTES_MAX <= limits::BULK_BODY_BYTES_MAX);
 
 /// Why the spool cannot do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -82,12 +87,12 @@ impl IntakeRefusal {
     }
 }
 
-/// Whether the spool would take in `record`, as seen at wall time `now`.
+/// Whether the spool would take in `record`.
 ///
 /// # Errors
 /// The first rule it breaks.
-pub fn check(record: &Record, now: Timestamp) -> Result<(), IntakeRefusal> {
-    record.check(now).map_err(IntakeRefusal::Record)?;
+pub fn check(record: &Record) -> Result<(), IntakeRefusal> {
+    record.check().map_err(IntakeRefusal::Record)?;
     if batch::record_bytes(record) > RECORD_BYTES_MAX {
         return Err(IntakeRefusal::TooLarge);
     }
@@ -126,6 +131,8 @@ struct Gauges {
     refused: AtomicU64,
     full: AtomicBool,
     appended: Notify,
+    /// Records that the backend did not store.
+    unstored: Mutex<BTreeMap<String, u64>>,
 }
 
 /// A spool that was just opened.
@@ -341,6 +348,30 @@ impl Spool {
             bytes_max: u64::from(self.pages_max) * PAGE_BYTES,
             dropped: self.gauges.dropped.load(Ordering::Relaxed),
         }
+    }
+
+    /// Notes that the backend did not store records, since this process started.
+    pub fn note_unstored(&self, reason: &str, records: u64) {
+        let mut unstored = self
+            .gauges
+            .unstored
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        // A backend that invents reasons is counted under one.
+        let known = unstored.len() < REFUSAL_REASONS_MAX || unstored.contains_key(reason);
+        let reason = if known { reason } else { "other" };
+        let sum = unstored.entry(reason.to_owned()).or_default();
+        *sum = sum.saturating_add(records);
+    }
+
+    /// Records that the backend did not store, by reason, since this process started.
+    #[must_use]
+    pub fn unstored(&self) -> BTreeMap<String, u64> {
+        self.gauges
+            .unstored
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Closes the file.

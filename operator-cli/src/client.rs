@@ -11,8 +11,8 @@ use serde::de::DeserializeOwned;
 use viworks_common::api::{
     CatalogueCommand, CatalogueList, CommandList, CommandView, Fork, ForkList, Gateway,
     GatewayList, IDEMPOTENCY_KEY, Problem, Run, RunCancelled, RunEvent, RunList, RunRequest,
-    RunWait, SkippedGateway, SkippedList, TelemetryGapList, TelemetryList, TelemetryStreamList,
-    WAIT_MS_MAX,
+    RunWait, SkippedGateway, SkippedList, TelemetryGapList, TelemetryList, TelemetryRefusalList,
+    TelemetryStreamList, WAIT_MS_MAX,
 };
 use viworks_common::id::{CommandId, RunId};
 use viworks_runtime::config::environment;
@@ -376,6 +376,12 @@ impl Client {
                 return Ok(all);
             }
         }
+    }
+
+    /// What was refused of one gateway's telemetry.
+    pub async fn telemetry_refusals(&self, gateway: &str) -> Result<TelemetryRefusalList, Failure> {
+        self.get("/v1/telemetry/refusals", &[("gateway", gateway.to_owned())])
+            .await
     }
 
     /// The reported gaps of one gateway.

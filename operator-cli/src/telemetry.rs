@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
-use viworks_common::api::TelemetryRecord;
+use viworks_common::api::{TelemetryRecord, TelemetryRefusal};
 use viworks_common::telemetry::FieldValue;
+use viworks_common::time::Timestamp;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::exit::ExitCode;
 
@@ -31,7 +32,7 @@ pub struct Options {
     /// Most records, the newest of them
     #[arg(long, value_name = "ROWS", value_parser = rows, default_value = "50")]
     limit: usize,
-    /// Show the counted ranges that were dropped, and why
+    /// Show the counted ranges that were dropped and the records that were refused, and why
     #[arg(long, conflicts_with = "stream")]
     gaps: bool,
 }
@@ -54,8 +55,14 @@ pub async fn execute(
 async fn gaps(client: &Client, options: &Options, format: Format) -> Result<ExitCode, Failure> {
     let list = client.telemetry_gaps(&options.gateway).await?;
     let now = SystemClock.wall();
+    let refusals = client.telemetry_refusals(&options.gateway).await?.items;
     match format {
-        Format::Json => output::json(&list)?,
+        Format::Json => output::json(&json!({
+            "apiVersion": list.api_version,
+            "kind": list.kind,
+            "items": list.items,
+            "refusals": refusals,
+        }))?,
         Format::Table => {
             output::table(
                 ["REPORTED", "SPOOL EPOCH", "FROM", "TO", "RECORDS", "REASON"],
@@ -71,9 +78,35 @@ async fn gaps(client: &Client, options: &Options, format: Format) -> Result<Exit
                 }),
             )?;
             output::note(&human::counted(list.items.len(), "gap", "gaps"));
+            if !refusals.is_empty() {
+                refused(&refusals)?;
+            }
         }
     }
     Ok(ExitCode::Ok)
+}
+
+/// What arrived and was not stored.
+fn refused(refusals: &[TelemetryRefusal]) -> Result<(), Failure> {
+    let time = |at: Option<Timestamp>| at.map_or_else(|| "-".to_owned(), |at| at.to_string());
+    output::table(
+        ["LAST REFUSED", "SPOOL EPOCH", "RECORDS", "REASON"],
+        refusals.iter().map(|refusal| {
+            [
+                time(refusal.last_at),
+                refusal
+                    .spool_epoch
+                    .map_or_else(|| "any other".to_owned(), |epoch| epoch.to_string()),
+                refusal.records.to_string(),
+                refusal.reason.name().to_owned(),
+            ]
+        }),
+    )?;
+    let records = refusals
+        .iter()
+        .fold(0_u64, |sum, it| sum.saturating_add(it.records));
+    output::note(&format!("{records} records were refused"));
+    Ok(())
 }
 
 async fn streams(client: &Client, options: &Options, format: Format) -> Result<ExitCode, Failure> {

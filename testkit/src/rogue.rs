@@ -24,7 +24,7 @@ use viworks_common::id::{AgentId, AgentRunId, BootId, InstallId, Tenant};
 use viworks_common::key::{AgentKey, Binding, BindingMode, Identity, Schedule, Secret};
 use viworks_common::session::{AgentEvent, AgentSession, AgentSessionConfig};
 use viworks_common::wire::envelope::{HEADER_BYTES, NONCE_BYTES, Packed, SESSION_ID_BYTES, seal};
-use viworks_common::wire::message::{AgentMessage, Heartbeat, Hello};
+use viworks_common::wire::message::{AgentMessage, Heartbeat, Hello, TELEMETRY_REFUSALS};
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::{random, tls};
 
@@ -309,7 +309,7 @@ impl Rogue {
             token: self.token.clone(),
             agent_version: "rogue".to_owned(),
             version: 1,
-            capabilities: Vec::new(),
+            capabilities: vec![TELEMETRY_REFUSALS.to_owned()],
             catalogue_digest: "00".repeat(32),
             labels: [].into(),
             unreported: Vec::new(),
@@ -360,6 +360,7 @@ impl Rogue {
                 | AgentEvent::Cancel(_)
                 | AgentEvent::ResultAcknowledged { .. }
                 | AgentEvent::Draining { .. }
+                | AgentEvent::TelemetryRefused(_)
                 | AgentEvent::Closed(_) => {}
             }
         }

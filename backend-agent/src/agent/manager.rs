@@ -11,6 +11,7 @@ use viworks_common::code::CloseCode;
 use viworks_common::id::{AgentId, AgentRunId, CommandId, SessionId};
 use viworks_common::key::Identity;
 use viworks_common::limits::{FAVOUR_TIME, PROBE_TIMEOUT, TAKE_OVERS_PER_MINUTE_MAX};
+use viworks_common::rate::{Bucket, Quota, Taken};
 use viworks_common::time::{Monotonic, Timestamp};
 
 use crate::metrics::BackendMetrics;
@@ -26,6 +27,24 @@ const BUDGETS_MAX: usize = 10_000;
 
 /// Gateways whose certificates are remembered at once; those beyond are not warned of here, but by themselves.
 const CERTIFICATES_MAX: usize = 100_000;
+
+/// Sessions that one gateway may open.
+const OPENINGS: Quota = Quota {
+    per_minute: 60,
+    burst: 60,
+};
+/// Records that one gateway may add to the audit log by what it reports or does wrong.
+const NOTES: Quota = Quota {
+    per_minute: 1,
+    burst: 200,
+};
+
+/// What a gateway has left.
+#[derive(Debug, Default)]
+struct Paces {
+    openings: Bucket,
+    notes: Bucket,
+}
 
 /// What a session is asked to do from outside.
 #[derive(Debug)]
@@ -94,6 +113,8 @@ pub struct Manager {
     certificates: Mutex<BTreeMap<AgentId, (Timestamp, Timestamp)>>,
     /// When a HELLO without the gateway's key was last recorded, and how many came since.
     unproved: Mutex<BTreeMap<AgentId, (Monotonic, u64)>>,
+    /// Openings and notes of each gateway, beyond which it waits or is only counted.
+    paces: Mutex<BTreeMap<AgentId, Paces>>,
     /// Nudges of gateways that are not connected.
     missed_nudges: AtomicU64,
     metrics: BackendMetrics,
@@ -109,6 +130,7 @@ impl Manager {
             favoured: Mutex::default(),
             certificates: Mutex::default(),
             unproved: Mutex::default(),
+            paces: Mutex::default(),
             missed_nudges: AtomicU64::default(),
             metrics,
         }
@@ -254,6 +276,37 @@ impl Manager {
             times.push_back(now);
         }
         allowed
+    }
+
+    /// Uses up one opening of a session.
+    ///
+    /// # Errors
+    /// When to try again.
+    pub fn may_open(&self, agent_id: AgentId, now: Monotonic) -> Result<(), Duration> {
+        match self.pace(agent_id, now, |paces| paces.openings.take(OPENINGS, now)) {
+            Taken::Allowed { .. } => Ok(()),
+            Taken::Refused { retry_after } => Err(retry_after),
+        }
+    }
+
+    /// Uses up one record that a gateway may add to the audit log.
+    pub fn may_note(&self, agent_id: AgentId, now: Monotonic) -> bool {
+        let taken = self.pace(agent_id, now, |paces| paces.notes.take(NOTES, now));
+        matches!(taken, Taken::Allowed { .. })
+    }
+
+    fn pace(
+        &self,
+        agent_id: AgentId,
+        now: Monotonic,
+        take: impl FnOnce(&mut Paces) -> Taken,
+    ) -> Taken {
+        let mut all = lock(&self.paces);
+        if all.len() >= BUDGETS_MAX && !all.contains_key(&agent_id) {
+            all.retain(|_, paces| !paces.openings.is_full(now) || !paces.notes.is_full(now));
+        }
+        // Only gateways that exist come this far, so their number is bounded by the registry.
+        take(all.entry(agent_id).or_default())
     }
 
     /// Keeps an identity for the process of its live session: a copy was refused in its favour, and until it has

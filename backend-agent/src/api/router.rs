@@ -96,6 +96,11 @@ pub(super) fn table() -> Vec<Row> {
             routes!(telemetry::streams),
         ),
         row(scope(Scope::TelemetryRead), Quick, routes!(telemetry::gaps)),
+        row(
+            scope(Scope::TelemetryRead),
+            Quick,
+            routes!(telemetry::refusals),
+        ),
         row(scope(Scope::CatalogueRead), Quick, routes!(catalogue::list)),
         row(scope(Scope::CatalogueRead), Quick, routes!(catalogue::show)),
         row(scope(Scope::AuditRead), Quick, routes!(audit::list)),

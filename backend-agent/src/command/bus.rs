@@ -36,7 +36,7 @@ impl Default for BusLimits {
             run_events: 8_192,
             events: 32_768,
             run_output_bytes: 1024 * 1024,
-            output_bytes: 64 * 1024 * 1024,
+            output_bytes: 8 * 1024 * 1024,
         }
     }
 }

@@ -47,9 +47,9 @@ use super::{
     Fork, GapCursor, Gateway, GatewayFilter, GatewayRef, Holder, Idempotency, LeaseLimits, Leased,
     Listing, MergedEntry, NewApiKey, NewAuditRecord, NewCertificate, NewGateway, NewRun, Page,
     Purged, Rejected, Revoked, Run, SessionRecord, SessionTouch, Settled, SkippedGateway, Store,
-    StoreError, StoreHealth, StoreResult, StoredCatalogue, StoredGap, StoredRecord, StreamSummary,
-    Submission, Target, TargetSelection, TelemetryCursor, TelemetryOutcome, TelemetryQuery,
-    TelemetryWrite,
+    StoreError, StoreHealth, StoreResult, StoredCatalogue, StoredGap, StoredRecord, StoredRefusal,
+    StreamSummary, Submission, Target, TargetSelection, TelemetryCursor, TelemetryLimits,
+    TelemetryOutcome, TelemetryQuery, TelemetryWrite,
 };
 
 use admit::Hello;
@@ -68,6 +68,7 @@ static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 #[derive(Debug, Clone)]
 pub struct SqliteStore {
     database: Database,
+    telemetry: TelemetryLimits,
 }
 
 impl SqliteStore {
@@ -77,7 +78,17 @@ impl SqliteStore {
     /// When the file cannot be opened or its schema is not ours.
     pub async fn open(options: Options) -> Result<Self, Error> {
         let database = Database::open(options, &MIGRATIONS).await?;
-        Ok(Self { database })
+        Ok(Self {
+            database,
+            telemetry: TelemetryLimits::default(),
+        })
+    }
+
+    /// The same, with these bounds of what a gateway may have stored.
+    #[must_use]
+    pub const fn telemetry_limits(mut self, limits: TelemetryLimits) -> Self {
+        self.telemetry = limits;
+        self
     }
 
     /// The database beneath, for its metrics.
@@ -263,7 +274,13 @@ impl Store for SqliteStore {
         request: AdmitRequest,
         now: Timestamp,
     ) -> StoreResult<AdmitOutcome> {
-        together!(self, admit::admit, tenant, Hello { request, now })
+        let limits = self.telemetry;
+        let hello = Hello {
+            request,
+            limits,
+            now,
+        };
+        together!(self, admit::admit, tenant, hello)
     }
 
     async fn confirm_session(
@@ -598,9 +615,11 @@ impl Store for SqliteStore {
         writes: Arc<[TelemetryWrite]>,
         now: Timestamp,
     ) -> StoreResult<Vec<TelemetryOutcome>> {
-        let tenant = tenant.clone();
+        let (tenant, limits) = (tenant.clone(), self.telemetry);
         let stored = self.database.write_bulk(move |connection| {
-            Box::pin(async move { telemetry::commit(connection, &tenant, &writes, now).await })
+            Box::pin(
+                async move { telemetry::commit(connection, &tenant, &writes, limits, now).await },
+            )
         });
         let outcomes = stored.await?;
         fault::point("store.telemetry.after_commit");
@@ -641,6 +660,14 @@ impl Store for SqliteStore {
         page: Page<GapCursor>,
     ) -> StoreResult<Listing<StoredGap, GapCursor>> {
         read!(self, telemetry::gaps, tenant, agent_id, page)
+    }
+
+    async fn telemetry_refusals(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+    ) -> StoreResult<Vec<StoredRefusal>> {
+        read!(self, telemetry::refusals, tenant, agent_id)
     }
 
     async fn create_api_key(

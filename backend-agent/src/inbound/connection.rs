@@ -17,6 +17,7 @@ use viworks_common::session::{BackendEvent, BackendSession, BackendSessionConfig
 use viworks_common::time::{Monotonic, Timestamp};
 use viworks_common::wire::message::{
     BackendMessage, CommandRef, CommandStarted, Drain, Go, Hello, KEEPS_TIMEOUT, Permit, Refuse,
+    TELEMETRY_REFUSALS,
 };
 use viworks_runtime::{clock, random};
 
@@ -29,8 +30,10 @@ use crate::agent::registry::Peer;
 use crate::data::{ConfirmOutcome, ConfirmRequest, Confirmed, GatewayRef, Holder, StoreError};
 
 mod commands;
+mod rates;
 mod stream;
 
+use rates::Rates;
 use stream::Stream;
 
 /// One connection from its upgrade to its end.
@@ -48,6 +51,8 @@ pub(super) struct Connection {
     welcomed: Option<ConfirmRequest>,
     /// Whether the gateway keeps time limits below its catalogue's.
     keeps_timeout: bool,
+    /// Whether HELLO asked for what is refused of its telemetry.
+    tells_refusals: bool,
     live: Option<Live>,
     /// A write found that the session is not the current one; why is not known yet.
     fenced: bool,
@@ -67,6 +72,7 @@ struct Live {
     again_at: Option<Monotonic>,
     /// Whose runs the commands are, for those who watch.
     runs: commands::Runs,
+    rates: Rates,
     stream: Stream,
     output_received: u64,
     probes: BTreeMap<u64, oneshot::Sender<()>>,
@@ -117,6 +123,7 @@ impl Connection {
             opening: Some(opening),
             welcomed: None,
             keeps_timeout: false,
+            tells_refusals: false,
             live: None,
             fenced: false,
         }
@@ -286,6 +293,17 @@ impl Connection {
 
     /// Every event, once.
     async fn on_event(&mut self, event: BackendEvent) {
+        let now = self.now();
+        if let Some(live) = &mut self.live
+            && !live.rates.allow(&event, now)
+        {
+            self.inbound.metrics.refused("message_rate");
+            return self.session.close(
+                CloseCode::RateLimited,
+                "the gateway repeats itself too often",
+                now,
+            );
+        }
         match event {
             BackendEvent::Hello {
                 hello,
@@ -330,8 +348,9 @@ impl Connection {
         let now = self.now();
         match decision {
             Decision::Welcome(welcome, admitted) => {
-                let announced = hello.capabilities.iter();
-                self.keeps_timeout = announced.into_iter().any(|name| name == KEEPS_TIMEOUT);
+                let announces = |name: &str| hello.capabilities.iter().any(|known| known == name);
+                self.keeps_timeout = announces(KEEPS_TIMEOUT);
+                self.tells_refusals = announces(TELEMETRY_REFUSALS);
                 self.welcomed = Some(ConfirmRequest {
                     agent_id: self.peer.identity.agent_id,
                     session_id: self.session_id,
@@ -402,7 +421,8 @@ impl Connection {
             started: VecDeque::new(),
             again_at: None,
             runs: commands::Runs::default(),
-            stream: Stream::new(&holder),
+            rates: Rates::new(self.inbound.terms.heartbeat_interval),
+            stream: Stream::new(&holder, self.tells_refusals),
             output_received: 0,
             probes: BTreeMap::new(),
             probe_id: 0,

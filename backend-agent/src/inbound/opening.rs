@@ -46,6 +46,9 @@ impl Arrival<'_> {
         if let Err(refuse) = self.is_fresh().await {
             return Decision::Refuse(refuse);
         }
+        if let Err(refuse) = self.is_paced() {
+            return Decision::Refuse(refuse);
+        }
         if let Err(refuse) = self.is_welcome() {
             return Decision::Refuse(refuse);
         }
@@ -91,6 +94,22 @@ impl Arrival<'_> {
                 "too many sessions were opened in a short time",
             )),
         }
+    }
+
+    /// Each opening leaves rows behind: whoever opens sessions without end waits.
+    fn is_paced(&self) -> Result<(), Refuse> {
+        let now = self.inbound.clock.now();
+        let agent_id = self.peer.identity.agent_id;
+        let Err(wait) = self.inbound.manager.may_open(agent_id, now) else {
+            return Ok(());
+        };
+        Err(Refuse {
+            retry_after_ms: Some(millis(wait)),
+            ..refuse(
+                CloseCode::RateLimited,
+                "too many sessions were opened in a short time",
+            )
+        })
     }
 
     /// While the owner of an identity is on its way past a copy, nobody else may move its counters.
@@ -269,6 +288,10 @@ pub(super) async fn security_event(
     left_out: u64,
 ) {
     let agent_id = peer.identity.agent_id;
+    // Kept for good, so bounded: further ones are counted.
+    if !inbound.manager.may_note(agent_id, inbound.clock.now()) {
+        return inbound.metrics.refused("security_events");
+    }
     let record = NewAuditRecord {
         actor: Actor::gateway(agent_id),
         action: action.to_owned(),

@@ -47,6 +47,7 @@ impl Room {
 pub(super) struct Waiting<T> {
     pub(super) agent_id: AgentId,
     pub(super) epoch: u64,
+    pub(super) skew_ms: Option<i64>,
     pub(super) batch: PackedBatch,
     pub(super) note: T,
 }
@@ -61,6 +62,7 @@ enum Rows {
 struct Job<T> {
     number: u64,
     epoch: u64,
+    skew_ms: Option<i64>,
     rows: Rows,
     note: T,
 }
@@ -115,6 +117,7 @@ impl<T> Line<T> {
         queue.push_back(Job {
             number: self.number,
             epoch: waiting.epoch,
+            skew_ms: waiting.skew_ms,
             rows: Rows::Packed(waiting.batch),
             note: waiting.note,
         });
@@ -191,6 +194,7 @@ impl<T> Line<T> {
                 let write = TelemetryWrite {
                     agent_id,
                     epoch: job.epoch,
+                    skew_ms: job.skew_ms,
                     batch,
                 };
                 own.take(&write, bytes);
@@ -267,6 +271,7 @@ mod tests {
         line.push(Waiting {
             agent_id: agent(n),
             epoch: 1,
+            skew_ms: None,
             batch: PackedBatch::pack(&columns(from_seq, count)),
             note: from_seq,
         });
@@ -332,6 +337,7 @@ mod tests {
         line.push(Waiting {
             agent_id: agent(1),
             epoch: 1,
+            skew_ms: None,
             batch: PackedBatch::pack(&holed),
             note: 7,
         });

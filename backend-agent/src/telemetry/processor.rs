@@ -13,10 +13,12 @@ use tracing::{debug, warn};
 use viworks_common::id::{AgentId, Tenant};
 use viworks_common::telemetry::PackedBatch;
 use viworks_runtime::clock::Clock;
+use viworks_runtime::conditions::Conditions;
 use viworks_runtime::fault;
 use viworks_runtime::lifecycle::Lifecycle;
 
 use super::line::{Composed, Line, Room, Waiting};
+use super::watch::Watch;
 use crate::config::TelemetryConfig;
 use crate::data::{Store, TelemetryCommit, TelemetryOutcome};
 use crate::metrics::BackendMetrics;
@@ -66,6 +68,8 @@ pub struct HandedIn {
     pub agent_id: AgentId,
     /// The epoch of the session it came over.
     pub epoch: u64,
+    /// The gateway's clock minus the backend's, in milliseconds, as last measured.
+    pub skew_ms: Option<i64>,
     /// The batch.
     pub batch: PackedBatch,
     /// Its share of the budget, given back when the batch is dealt with; none for the first batch of a session.
@@ -89,6 +93,7 @@ struct Worker {
     config: TelemetryConfig,
     lifecycle: Lifecycle,
     line: Line<Note>,
+    watch: Watch,
 }
 
 impl TelemetryProcessor {
@@ -99,9 +104,11 @@ impl TelemetryProcessor {
         tenant: Tenant,
         clock: Arc<dyn Clock>,
         metrics: BackendMetrics,
+        conditions: Conditions,
         config: TelemetryConfig,
         lifecycle: &Lifecycle,
     ) -> Self {
+        let (metrics_of_watch, clock_of_watch) = (metrics.clone(), Arc::clone(&clock));
         let (waiting, received) = mpsc::channel(config.batches_waiting_max);
         let worker = Worker {
             store,
@@ -111,6 +118,7 @@ impl TelemetryProcessor {
             config,
             lifecycle: lifecycle.clone(),
             line: Line::new(),
+            watch: Watch::new(metrics_of_watch, clock_of_watch, conditions),
         };
         drop(lifecycle.spawn_critical("telemetry", worker.run(received)));
         Self {
@@ -148,6 +156,7 @@ impl Place {
         drop(self.permit.send(Waiting {
             agent_id: handed_in.agent_id,
             epoch: handed_in.epoch,
+            skew_ms: handed_in.skew_ms,
             batch: handed_in.batch,
             note: Note {
                 answer,
@@ -176,6 +185,7 @@ impl Worker {
             {
                 self.line.push(next);
             }
+            self.watch.look();
             let room = if self.store.is_busy() {
                 ROOM_BUSY
             } else {
@@ -272,6 +282,8 @@ impl Worker {
             match outcome {
                 TelemetryOutcome::Committed(commit) => {
                     rows += commit.stored;
+                    self.metrics.telemetry_retimed.inc_by(commit.retimed);
+                    self.watch.refused(agent_id, &commit.refused);
                     let note = ending
                         .get_mut(&number)
                         .or_else(|| self.line.note(agent_id, number));
@@ -327,10 +339,12 @@ impl Note {
         };
         sum.position = part.position;
         sum.stored += part.stored;
-        sum.missing += part.missing;
+        sum.retimed += part.retimed;
+        sum.missing = sum.missing.saturating_add(part.missing);
         sum.rolled_back |= part.rolled_back;
         for (reason, records) in part.refused {
-            *sum.refused.entry(reason).or_default() += records;
+            let refused = sum.refused.entry(reason).or_default();
+            *refused = refused.saturating_add(records);
         }
     }
 }

@@ -68,13 +68,7 @@ async fn of(role: Role, plan: &Plan) -> anyhow::Result<Measured> {
     let server = Server::start(role, &system, None).await?;
     let fleet = Fleet::start(role, &system, &server, 0..plan.command_agents)?;
     fleet.all_up().await?;
-    let operator = Arc::new(Operator {
-        role,
-        http: reqwest::Client::new(),
-        api: format!("http://{}", server.addresses.api),
-        token: system.token.clone(),
-        agents: plan.command_agents,
-    });
+    let operator = Arc::new(Operator::new(role, &system, &server, plan.command_agents));
     for number in 0..WARM_UP.min(plan.commands_alone) {
         operator.command(number).await?;
     }
@@ -97,7 +91,8 @@ async fn of(role: Role, plan: &Plan) -> anyhow::Result<Measured> {
     })
 }
 
-struct Operator {
+/// Somebody who runs commands.
+pub(super) struct Operator {
     role: Role,
     http: reqwest::Client,
     api: String,
@@ -106,6 +101,17 @@ struct Operator {
 }
 
 impl Operator {
+    /// One with every right.
+    pub(super) fn new(role: Role, system: &System, server: &Server, agents: usize) -> Self {
+        Self {
+            role,
+            http: reqwest::Client::new(),
+            api: format!("http://{}", server.addresses.api),
+            token: system.token.clone(),
+            agents,
+        }
+    }
+
     /// Runs `commands`, a hundred in flight; how long that took.
     async fn together(self: &Arc<Self>, commands: usize) -> anyhow::Result<Duration> {
         let next = Arc::new(AtomicUsize::new(0));
@@ -130,7 +136,7 @@ impl Operator {
     }
 
     /// Submits one command and waits until its result is known.
-    async fn command(&self, number: usize) -> anyhow::Result<()> {
+    pub(super) async fn command(&self, number: usize) -> anyhow::Result<()> {
         let agent = name(number % self.agents);
         match self.role {
             Role::Reference => {

@@ -94,7 +94,7 @@ async fn connect(agents: &str, material: &Material) -> anyhow::Result<Hostile> {
     let material = rogue::Material {
         certificate: rogue::Certificate {
             chain: material.certificate.certificate.clone().into_bytes(),
-            key: material.certificate.key.clone().into_bytes(),
+            key: material.certificate.key.as_bytes().to_vec(),
         },
         authority: material.authority.clone().into_bytes(),
         identity: material.identity.clone(),

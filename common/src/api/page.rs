@@ -39,6 +39,7 @@ pub enum Kind {
     SkippedList,
     TelemetryGapList,
     TelemetryList,
+    TelemetryRefusalList,
     TelemetryStreamList,
 }
 

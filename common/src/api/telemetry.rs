@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::page::list;
 use crate::id::{AgentRunId, StreamName};
-use crate::telemetry::{Fields, GapReason};
+use crate::telemetry::{Fields, GapReason, RecordRefusal, TimeSource};
 use crate::time::Timestamp;
 
 /// One stored record.
@@ -13,8 +13,14 @@ use crate::time::Timestamp;
 pub struct TelemetryRecord {
     /// Its stream.
     pub stream: StreamName,
-    /// When it was observed, by the gateway's wall clock.
+    /// When it was observed.
     pub observed_at: Timestamp,
+    /// Whose clock says so.
+    #[serde(default = "by_the_gateway")]
+    pub time_source: TimeSource,
+    /// What the gateway's clock said, where that is something else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway_time: Option<Timestamp>,
     /// When it was stored.
     pub stored_at: Timestamp,
     /// The process of the gateway agent that took it in.
@@ -24,6 +30,11 @@ pub struct TelemetryRecord {
     /// What was observed.
     #[cfg_attr(feature = "openapi", schema(value_type = std::collections::BTreeMap<String, serde_json::Value>))]
     pub fields: Fields,
+}
+
+/// What it was before there was anything else.
+const fn by_the_gateway() -> TimeSource {
+    TimeSource::Gateway
 }
 
 list! {
@@ -67,4 +78,29 @@ pub struct TelemetryGap {
 list! {
     /// The gaps of a gateway.
     TelemetryGapList of TelemetryGap
+}
+
+/// Records that were not stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TelemetryRefusal {
+    /// The process of the gateway agent that had taken the records in; absent for all those of processes that are one too
+    /// many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spool_epoch: Option<AgentRunId>,
+    /// Why.
+    pub reason: RecordRefusal,
+    /// How many records.
+    pub records: u64,
+    /// When the first of them was refused; absent when that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_at: Option<Timestamp>,
+    /// When the last of them was refused; absent when that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_at: Option<Timestamp>,
+}
+
+list! {
+    /// What was refused of a gateway's telemetry.
+    TelemetryRefusalList of TelemetryRefusal
 }

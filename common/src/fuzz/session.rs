@@ -394,6 +394,7 @@ impl AgentDriver {
             | AgentEvent::HeartbeatDue
             | AgentEvent::RoundTrip { .. }
             | AgentEvent::TelemetryAcknowledged(_)
+            | AgentEvent::TelemetryRefused(_)
             | AgentEvent::Command(_)
             | AgentEvent::Go(_)
             | AgentEvent::Drop(_)

@@ -374,6 +374,10 @@ impl AgentSession {
                 if let State::Established(live) = &mut self.state {
                     live.telemetry.acknowledged(ack.position, now);
                 }
+                if !ack.refused.is_empty() {
+                    self.events
+                        .push(AgentEvent::TelemetryRefused(ack.refused), bytes);
+                }
                 self.events
                     .push(AgentEvent::TelemetryAcknowledged(ack.position), bytes);
             }

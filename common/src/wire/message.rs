@@ -18,6 +18,9 @@ use crate::time::Timestamp;
 /// and must not be sent it.
 pub const KEEPS_TIMEOUT: &str = "command_timeout";
 
+/// The capability of an agent that wants to know which records were refused.
+pub const TELEMETRY_REFUSALS: &str = "telemetry_refusals";
+
 macro_rules! body {
     ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident : $type:ty,)* }) => {
         $(#[$doc])*
@@ -165,6 +168,21 @@ body! {
     TelemetryAck {
         /// The committed position.
         position: Position,
+        /// Records of the batch that are not stored, by reason; sent to agents with the capability
+        /// [`TELEMETRY_REFUSALS`] alone, and left out when there are none.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        refused: BTreeMap<String, u64>,
+    }
+}
+
+impl TelemetryAck {
+    /// Everything is stored or in a gap.
+    #[must_use]
+    pub const fn of(position: Position) -> Self {
+        Self {
+            position,
+            refused: BTreeMap::new(),
+        }
     }
 }
 body! {

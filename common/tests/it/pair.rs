@@ -410,7 +410,7 @@ fn noisy_batch(seq: u64) -> viworks_common::telemetry::BatchColumns {
 fn acknowledge(pair: &mut Pair, seq: u64) {
     let spool_epoch = agent_run_id();
     let position = Position { spool_epoch, seq };
-    pair.send_backend(BackendMessage::TelemetryAck(TelemetryAck { position }));
+    pair.send_backend(BackendMessage::TelemetryAck(TelemetryAck::of(position)));
 }
 
 #[test]

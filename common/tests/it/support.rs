@@ -262,6 +262,7 @@ pub(crate) fn backend_messages() -> Vec<BackendMessage> {
                 spool_epoch: agent_run_id(),
                 seq: 3,
             },
+            refused: [("stream_limit".to_owned(), 2)].into(),
         }),
         BackendMessage::Command(command(1)),
         BackendMessage::Go(Go {

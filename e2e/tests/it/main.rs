@@ -12,6 +12,7 @@ mod documents;
 mod flood;
 mod full_disk;
 mod host;
+mod hostile;
 mod limbo;
 mod live;
 mod points;

@@ -77,5 +77,6 @@ fn spool(state: &State) -> Value {
         "bytes": figures.bytes,
         "bytes_max": figures.bytes_max,
         "dropped": figures.dropped,
+        "refused_by_backend": state.context.spool.unstored(),
     })
 }

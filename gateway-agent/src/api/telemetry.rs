@@ -115,7 +115,7 @@ fn judge(value: Value, now: Timestamp) -> Result<Record, (&'static str, Option<S
         observed_at: given.observed_at.unwrap_or(now),
         fields: given.fields,
     };
-    spool::check(&record, now).map_err(|refusal| (refusal.name(), None))?;
+    spool::check(&record).map_err(|refusal| (refusal.name(), None))?;
     Ok(record)
 }
 

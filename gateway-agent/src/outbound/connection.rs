@@ -20,9 +20,11 @@ use viworks_common::session::{
 use viworks_common::telemetry::{Batch, Position};
 use viworks_common::time::{Monotonic, Timestamp};
 use viworks_common::wire::message::{
-    AgentMessage, Catalogue, Heartbeat, Hello, KEEPS_TIMEOUT, Output, Permit, PinReport, Welcome,
+    AgentMessage, Catalogue, Heartbeat, Hello, KEEPS_TIMEOUT, Output, Permit, PinReport,
+    TELEMETRY_REFUSALS, Welcome,
 };
 use viworks_runtime::clock::sleep_until;
+use viworks_runtime::conditions::Severity;
 use viworks_runtime::random;
 
 use super::Parts;
@@ -270,6 +272,7 @@ impl Connection<'_> {
                 self.measured.0 = Some(u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX));
                 self.parts.status.measured(rtt, skew);
             }
+            AgentEvent::TelemetryRefused(refused) => self.refused(&refused),
             AgentEvent::TelemetryAcknowledged(position) => {
                 self.look_again = true;
                 // One entry per epoch: a later position covers an earlier one.
@@ -312,6 +315,30 @@ impl Connection<'_> {
         }
     }
 
+    /// What the backend did not store is counted here, too: it will not come back.
+    fn refused(&self, refused: &BTreeMap<String, u64>) {
+        for (reason, records) in refused {
+            self.parts.spool.note_unstored(reason, *records);
+        }
+        let all: Vec<String> = self
+            .parts
+            .spool
+            .unstored()
+            .into_iter()
+            .map(|(reason, records)| format!("{records} ({reason})"))
+            .collect();
+        let cause = format!(
+            "the backend did not store telemetry records of this gateway: {}",
+            all.join(", ")
+        );
+        self.parts.conditions.raise(
+            "telemetry.refused",
+            Severity::Warn,
+            &cause,
+            "`viworks telemetry --gaps` lists them; the bounds are in [telemetry] of the backend's configuration",
+        );
+    }
+
     async fn hello(&mut self, server_time: Timestamp) {
         let skew = self.skew(server_time);
         if skew.unsigned_abs() > 5_000 {
@@ -351,7 +378,7 @@ impl Connection<'_> {
             token,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             version: 1,
-            capabilities: vec![KEEPS_TIMEOUT.to_owned()],
+            capabilities: vec![KEEPS_TIMEOUT.to_owned(), TELEMETRY_REFUSALS.to_owned()],
             catalogue_digest: hex_of(&self.announced.digest()),
             labels: parts.labels.clone(),
             unreported: parts

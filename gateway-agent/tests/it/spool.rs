@@ -366,6 +366,6 @@ async fn a_damaged_file_is_put_aside_and_replaced() {
 
 #[test]
 fn a_record_that_fits_into_no_batch_is_refused_beforehand() {
-    assert_eq!(check(&record(14_000), NOW), Ok(()));
-    assert_eq!(check(&record(20_000), NOW), Err(IntakeRefusal::TooLarge));
+    assert_eq!(check(&record(14_000)), Ok(()));
+    assert_eq!(check(&record(20_000)), Err(IntakeRefusal::TooLarge));
 }

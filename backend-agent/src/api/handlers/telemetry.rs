@@ -7,8 +7,8 @@ use axum::Json;
 use axum::extract::State;
 use serde::Deserialize;
 use viworks_common::api::{
-    GatewayRef, TelemetryGap, TelemetryGapList, TelemetryList, TelemetryRecord, TelemetryStream,
-    TelemetryStreamList,
+    GatewayRef, TelemetryGap, TelemetryGapList, TelemetryList, TelemetryRecord, TelemetryRefusal,
+    TelemetryRefusalList, TelemetryStream, TelemetryStreamList,
 };
 use viworks_common::id::StreamName;
 use viworks_common::time::Timestamp;
@@ -103,6 +103,8 @@ pub(in crate::api) async fn records(
         .map(|record| TelemetryRecord {
             stream: record.stream,
             observed_at: record.observed_at,
+            time_source: record.time_source,
+            gateway_time: record.gateway_time,
             stored_at: record.stored_at,
             spool_epoch: record.spool_epoch,
             seq: record.seq,
@@ -177,6 +179,32 @@ pub(in crate::api) async fn gaps(
         })
         .collect();
     Ok(Json(TelemetryGapList::new(items, next)))
+}
+
+/// Which records of a gateway were refused, and why.
+#[utoipa::path(get, path = "/v1/telemetry/refusals", operation_id = "listTelemetryRefusals", tag = "telemetry",
+    params(GatewayParams),
+    responses((status = 200, description = "All of them", body = TelemetryRefusalList)))]
+pub(in crate::api) async fn refusals(
+    State(state): Api,
+    Params(params): Params<GatewayParams>,
+) -> ApiResult<Json<TelemetryRefusalList>> {
+    let gateway = gateways::find(&state, params.gateway).await?;
+    let refusals = state
+        .store
+        .telemetry_refusals(&state.tenant, gateway.agent_id)
+        .await?;
+    let items = refusals
+        .into_iter()
+        .map(|stored| TelemetryRefusal {
+            spool_epoch: stored.spool_epoch,
+            reason: stored.reason,
+            records: stored.records,
+            first_at: stored.first_at,
+            last_at: stored.last_at,
+        })
+        .collect();
+    Ok(Json(TelemetryRefusalList::new(items, None)))
 }
 
 /// A place among records as text: time, spool epoch and number.

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use viworks_common::id::{AgentId, AgentRunId, ApiKeyId, StreamName};
-use viworks_common::telemetry::{Batch, Fields, Gap, MalformedBatch, Position, RecordRefusal};
+use viworks_common::telemetry::{
+    Batch, Fields, Gap, MalformedBatch, Position, RecordRefusal, TimeSource,
+};
 use viworks_common::time::Timestamp;
 
 use super::Actor;
@@ -15,8 +17,37 @@ pub struct TelemetryWrite {
     pub agent_id: AgentId,
     /// The epoch of the session it came over.
     pub epoch: u64,
+    /// The gateway's clock minus the backend's, in milliseconds, as last measured.
+    pub skew_ms: Option<i64>,
     /// The batch.
     pub batch: Batch,
+}
+
+/// What one gateway may have stored. What is beyond is refused, counted and told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TelemetryLimits {
+    /// Spool epochs that it may begin on a day.
+    pub epochs_per_day: u64,
+    /// Streams that it may have at all.
+    pub streams: u64,
+    /// Records on a day.
+    pub records_per_day: u64,
+    /// Bytes of records on a day, indexes included.
+    pub bytes_per_day: u64,
+    /// Gaps that it may report on a day.
+    pub gaps_per_day: u64,
+}
+
+impl Default for TelemetryLimits {
+    fn default() -> Self {
+        Self {
+            epochs_per_day: 1_000,
+            streams: 1_000,
+            records_per_day: 5_000_000,
+            bytes_per_day: 2 * 1024 * 1024 * 1024,
+            gaps_per_day: 10_000,
+        }
+    }
 }
 
 /// What became of one batch.
@@ -37,6 +68,8 @@ pub struct TelemetryCommit {
     pub position: Position,
     /// Records stored that were not stored before.
     pub stored: u64,
+    /// Those of them whose time is not what the gateway's clock said.
+    pub retimed: u64,
     /// Records refused, by reason.
     pub refused: BTreeMap<RecordRefusal, u64>,
     /// Records newly covered by gaps, the backend's own included.
@@ -87,8 +120,12 @@ pub struct StoredRecord {
     pub seq: u64,
     /// Its stream.
     pub stream: StreamName,
-    /// When it was observed, by the gateway's wall clock.
+    /// When it was observed.
     pub observed_at: Timestamp,
+    /// By whose clock.
+    pub time_source: TimeSource,
+    /// What the gateway's clock said, where that is something else.
+    pub gateway_time: Option<Timestamp>,
     /// When it was stored.
     pub stored_at: Timestamp,
     /// Its fields.
@@ -113,6 +150,21 @@ pub struct StoredGap {
     pub gap: Gap,
     /// When it was stored.
     pub stored_at: Timestamp,
+}
+
+/// Records of a gateway that were refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredRefusal {
+    /// Their spool epoch; none for those that were refused because of it.
+    pub spool_epoch: Option<AgentRunId>,
+    /// Why.
+    pub reason: RecordRefusal,
+    /// How many.
+    pub records: u64,
+    /// When the first of them was refused, if that is known.
+    pub first_at: Option<Timestamp>,
+    /// When the last of them was refused, if that is known.
+    pub last_at: Option<Timestamp>,
 }
 
 /// An API key to be created.

@@ -15,6 +15,7 @@ use super::settle::{self, Note};
 use super::{audit, forks, telemetry};
 use crate::data::{
     Actor, AdmitOutcome, AdmitRequest, Admitted, AuditOutcome, LiveSession, StoreResult,
+    TelemetryLimits,
 };
 
 /// No order that a gateway claims to have seen raises its counter further: a lie cannot exhaust the numbers.
@@ -29,10 +30,22 @@ pub(super) const ADMIT: &str = concat!(
             unhex(value ->> 16), value ->> 17, value ->> 18, value ->> 19, value ->> 9 FROM json_each($2)"
 );
 
+/// Sessions of one gateway whose history is kept.
+const SESSIONS_KEPT: u64 = 1_000;
+
+/// Forgets the oldest sessions of gateways that opened very many: `[agent_id, epoch]`.
+pub(super) const FORGET_SESSIONS: &str = "\
+DELETE FROM sessions WHERE (tenant, agent_id, epoch) IN (
+    SELECT s.tenant, s.agent_id, s.epoch FROM json_each(?2) AS e
+    CROSS JOIN sessions AS s ON s.tenant = ?1 AND s.agent_id = e.value ->> 0 AND s.epoch <= e.value ->> 1)
+AND ended_at IS NOT NULL";
+
 /// A HELLO to be judged.
 #[derive(Debug, Clone)]
 pub(super) struct Hello {
     pub(super) request: AdmitRequest,
+    /// What the gateway may have stored.
+    pub(super) limits: TelemetryLimits,
     pub(super) now: Timestamp,
 }
 
@@ -188,6 +201,21 @@ async fn write(
         .fetch_all(&mut *connection)
         .await?;
     opening::check_swapped(&rows, accepted.len())?;
+    let old: Vec<_> = accepted
+        .iter()
+        .filter(|accepted| accepted.issued > SESSIONS_KEPT)
+        .map(|accepted| {
+            let last = int(accepted.issued - SESSIONS_KEPT);
+            (accepted.hello.request.agent_id, last)
+        })
+        .collect();
+    if !old.is_empty() {
+        sqlx::query(FORGET_SESSIONS)
+            .bind(tenant.as_str())
+            .bind(to_json(&old))
+            .execute(&mut *connection)
+            .await?;
+    }
     let named: Vec<_> = accepted
         .iter()
         .map(|accepted| {
@@ -195,7 +223,11 @@ async fn write(
             (request.agent_id, request.telemetry.as_slice())
         })
         .collect();
-    let positions = telemetry::settle_positions(connection, tenant, &named, now).await?;
+    let limits = accepted
+        .first()
+        .map(|it| it.hello.limits)
+        .unwrap_or_default();
+    let positions = telemetry::settle_positions(connection, tenant, &named, limits, now).await?;
     let mut answers = Vec::with_capacity(accepted.len());
     for (accepted, positions) in accepted.iter().zip(positions) {
         let admitted = admitted(connection, tenant, accepted, positions).await?;
@@ -206,7 +238,7 @@ async fn write(
 
 impl Accepted<'_> {
     fn document(&self) -> Vec<serde_json::Value> {
-        let Hello { request, now } = self.hello;
+        let Hello { request, now, .. } = self.hello;
         let session = [
             json!(int(self.issued)),
             json!(request.session_id),
@@ -236,7 +268,7 @@ async fn admitted(
     accepted: &Accepted<'_>,
     positions: telemetry::Settled,
 ) -> StoreResult<Admitted> {
-    let Hello { request, now } = accepted.hello;
+    let Hello { request, now, .. } = accepted.hello;
     let mut low_water = accepted.after.low_water;
     if let Some(highest_order) = accepted.rolled_back_to {
         low_water = settle_rolled_back(connection, tenant, request, highest_order, *now).await?;

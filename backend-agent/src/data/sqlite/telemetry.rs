@@ -1,20 +1,32 @@
 //! Telemetry: batches of many gateways in one statement each, with the positions they reach.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::SqliteConnection;
 use sqlx::sqlite::SqliteRow;
 use viworks_common::id::{AgentId, AgentRunId, StreamName, Tenant};
-use viworks_common::telemetry::{Batch, Gap, GapReason, MalformedBatch, Position, RecordRefusal};
+use viworks_common::telemetry::{
+    Batch, Gap, GapReason, MalformedBatch, Position, RecordRefusal, TimeSource, observed,
+};
 use viworks_common::time::Timestamp;
 use viworks_runtime::fault;
 
+use self::usage::Usages;
 use super::page::{Fetched, rows_wanted};
 use super::row::{CHUNK_ROWS, Reader, int, to_json};
 use crate::data::{
-    GapCursor, Listing, Page, StoreResult, StoredGap, StoredRecord, StreamSummary, TelemetryCommit,
-    TelemetryCursor, TelemetryOutcome, TelemetryQuery, TelemetryWrite,
+    GapCursor, Listing, Page, StoreResult, StoredGap, StoredRecord, StoredRefusal, StreamSummary,
+    TelemetryCommit, TelemetryCursor, TelemetryLimits, TelemetryOutcome, TelemetryQuery,
+    TelemetryWrite,
 };
+
+pub(super) mod usage;
+
+/// Refusals of spool epochs that are not known by themselves are counted under this one.
+const NO_EPOCH: AgentRunId = AgentRunId::from_uuid(uuid::Uuid::nil());
+
+/// The most records that one count names; beyond that nobody counts.
+const COUNT_MAX: u64 = 1 << 53;
 
 /// Which of the named sessions are live, and how far the named spool epochs are committed: a row for each live one.
 pub(super) const STANDING: &str = "\
@@ -35,8 +47,9 @@ FROM json_each($2) AS e
 CROSS JOIN telemetry_positions AS p ON p.tenant = $1 AND p.agent_id = e.value ->> 0 AND p.spool_epoch = e.value ->> 1";
 
 pub(super) const INSERT: &str = "\
-INSERT INTO telemetry (tenant, agent_id, spool_epoch, seq, stream, observed_at, stored_at, fields)
-SELECT ?1, value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, ?2, value ->> 5 FROM json_each(?3)
+INSERT INTO telemetry (tenant, agent_id, spool_epoch, seq, stream, observed_at, stored_at, fields, time_source, gateway_time)
+SELECT ?1, value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, ?2, value ->> 5, value ->> 6, value ->> 7
+FROM json_each(?3)
 WHERE true ON CONFLICT DO NOTHING";
 
 pub(super) const MOVE_POSITIONS: &str = "\
@@ -54,14 +67,14 @@ INSERT INTO telemetry_gaps (tenant, agent_id, spool_epoch, from_seq, to_seq, rea
 SELECT ?1, value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, ?2 FROM json_each(?3)";
 
 pub(super) const COUNT_REFUSALS: &str = "\
-INSERT INTO telemetry_refusals (tenant, agent_id, spool_epoch, reason, records)
-SELECT ?1, value ->> 0, value ->> 1, value ->> 2, value ->> 3 FROM json_each(?2)
-WHERE true ON CONFLICT DO UPDATE SET records = records + excluded.records";
+INSERT INTO telemetry_refusals (tenant, agent_id, spool_epoch, reason, records, first_at, last_at)
+SELECT ?1, value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 4 FROM json_each(?2)
+WHERE true ON CONFLICT DO UPDATE SET records = min(records + excluded.records, 9007199254740992), last_at = excluded.last_at";
 
 /// The columns that [`read`] reads.
 macro_rules! rows {
     () => {
-        "SELECT spool_epoch, seq, stream, observed_at, stored_at, fields FROM telemetry \
+        "SELECT spool_epoch, seq, stream, observed_at, stored_at, fields, time_source, gateway_time FROM telemetry \
          WHERE tenant = ?1 AND agent_id = ?2 AND observed_at >= ?3 AND observed_at < ?4 "
     };
 }
@@ -98,13 +111,29 @@ SELECT spool_epoch, from_seq, to_seq, reason, stored_at
 FROM telemetry_gaps WHERE tenant = ?1 AND agent_id = ?2 AND (spool_epoch, from_seq) > (?3, ?4)
 ORDER BY spool_epoch, from_seq LIMIT ?5";
 
+pub(super) const REFUSALS: &str = "\
+SELECT spool_epoch, reason, records, first_at, last_at
+FROM telemetry_refusals WHERE tenant = ?1 AND agent_id = ?2 ORDER BY spool_epoch, reason";
+
 type Origin = (AgentId, AgentRunId);
 
+/// A row as it is written.
+type Row = (
+    AgentId,
+    AgentRunId,
+    u64,
+    StreamName,
+    i64,
+    String,
+    &'static str,
+    Option<i64>,
+);
+
 /// What a whole commit writes, gathered over its batches.
-#[derive(Default)]
 struct Gathered {
+    usages: Usages,
     positions: BTreeMap<Origin, u64>,
-    rows: Vec<(AgentId, AgentRunId, u64, StreamName, i64, String)>,
+    rows: Vec<Row>,
     streams: BTreeMap<(AgentId, StreamName), i64>,
     gaps: Vec<(AgentId, AgentRunId, u64, u64, GapReason)>,
     refusals: BTreeMap<(AgentId, AgentRunId, RecordRefusal), u64>,
@@ -115,10 +144,24 @@ pub(super) async fn commit(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
     writes: &[TelemetryWrite],
+    limits: TelemetryLimits,
     now: Timestamp,
 ) -> StoreResult<Vec<TelemetryOutcome>> {
     let standing = standing(connection, tenant, writes).await?;
-    let mut gathered = Gathered::default();
+    // Of those only that may write: whoever is fenced leaves no trace.
+    let live = || {
+        let live = writes.iter().enumerate();
+        live.filter(|(number, _)| standing.contains_key(number))
+    };
+    let agents = live().map(|(_, write)| write.agent_id).collect();
+    let streams = live()
+        .flat_map(|(_, write)| {
+            let records = write.batch.records.iter();
+            records.map(move |(_, record)| (write.agent_id, &record.stream))
+        })
+        .collect();
+    let usages = Usages::load(connection, tenant, &agents, &streams, limits, now).await?;
+    let mut gathered = Gathered::new(usages);
     let mut outcomes = Vec::with_capacity(writes.len());
     for (number, write) in writes.iter().enumerate() {
         let Some(committed) = standing.get(&number) else {
@@ -130,8 +173,11 @@ pub(super) async fn commit(
             continue;
         }
         let origin = (write.agent_id, write.batch.spool_epoch);
-        let before = *gathered.positions.get(&origin).unwrap_or(committed);
-        let added = gathered.add(origin, before, &write.batch, now);
+        let before = gathered.positions.get(&origin).copied().or(*committed);
+        let added = match before {
+            None if !gathered.usages.epoch(origin.0) => gathered.refuse_epoch(origin, &write.batch),
+            before => gathered.add(origin, before.unwrap_or(0), write, now),
+        };
         outcomes.push(TelemetryOutcome::Committed(added));
     }
     gathered.write(connection, tenant, now).await?;
@@ -139,12 +185,12 @@ pub(super) async fn commit(
     Ok(outcomes)
 }
 
-/// For each write of a live session, how far its spool epoch is committed; zero when nothing is.
+/// For each write of a live session, how far its spool epoch is committed, when it is known.
 async fn standing(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
     writes: &[TelemetryWrite],
-) -> StoreResult<BTreeMap<usize, u64>> {
+) -> StoreResult<BTreeMap<usize, Option<u64>>> {
     let named: Vec<_> = writes
         .iter()
         .map(|write| (write.agent_id, int(write.epoch), write.batch.spool_epoch))
@@ -156,10 +202,7 @@ async fn standing(
         .await?;
     let read = |row: &SqliteRow| {
         let reader = Reader::new("telemetry_positions", row);
-        Ok((
-            reader.index("number")?,
-            reader.count_optional("seq")?.unwrap_or(0),
-        ))
+        Ok((reader.index("number")?, reader.count_optional("seq")?))
     };
     rows.iter().map(read).collect()
 }
@@ -173,20 +216,72 @@ fn check(batch: &Batch) -> Result<(), MalformedBatch> {
 }
 
 impl Gathered {
+    const fn new(usages: Usages) -> Self {
+        Self {
+            usages,
+            positions: BTreeMap::new(),
+            rows: Vec::new(),
+            streams: BTreeMap::new(),
+            gaps: Vec::new(),
+            refusals: BTreeMap::new(),
+        }
+    }
+
+    /// Counts a batch of a spool epoch that is one too many: nothing of it is kept but the count.
+    fn refuse_epoch(&mut self, origin: Origin, batch: &Batch) -> TelemetryCommit {
+        let records = (batch.to_seq - batch.from_seq).saturating_add(1);
+        let mut commit = TelemetryCommit {
+            position: Position {
+                spool_epoch: origin.1,
+                seq: batch.to_seq,
+            },
+            stored: 0,
+            retimed: 0,
+            refused: BTreeMap::new(),
+            missing: 0,
+            rolled_back: false,
+        };
+        self.refuse(
+            (origin.0, NO_EPOCH),
+            RecordRefusal::EpochLimit,
+            records,
+            &mut commit,
+        );
+        commit
+    }
+
+    fn refuse(
+        &mut self,
+        origin: Origin,
+        reason: RecordRefusal,
+        records: u64,
+        commit: &mut TelemetryCommit,
+    ) {
+        let own = commit.refused.entry(reason).or_default();
+        *own = own.saturating_add(records).min(COUNT_MAX);
+        let sum = self
+            .refusals
+            .entry((origin.0, origin.1, reason))
+            .or_default();
+        *sum = sum.saturating_add(records).min(COUNT_MAX);
+    }
+
     /// Adds what lies beyond `before`.
     fn add(
         &mut self,
         origin: Origin,
         before: u64,
-        batch: &Batch,
+        write: &TelemetryWrite,
         now: Timestamp,
     ) -> TelemetryCommit {
+        let batch = &write.batch;
         let mut commit = TelemetryCommit {
             position: Position {
                 spool_epoch: origin.1,
                 seq: before.max(batch.to_seq),
             },
             stored: 0,
+            retimed: 0,
             refused: BTreeMap::new(),
             missing: 0,
             rolled_back: batch.from_seq > before + 1,
@@ -200,30 +295,50 @@ impl Gathered {
         for gap in forgotten.iter().chain(&batch.gaps) {
             if gap.to_seq > before {
                 let from = gap.from_seq.max(before + 1);
-                commit.missing += gap.to_seq - from + 1;
-                self.gaps
-                    .push((origin.0, origin.1, from, gap.to_seq, gap.reason));
+                let records = (gap.to_seq - from).saturating_add(1);
+                if self.usages.gap(origin.0) {
+                    commit.missing = commit.missing.saturating_add(records);
+                    self.gaps
+                        .push((origin.0, origin.1, from, gap.to_seq, gap.reason));
+                } else {
+                    self.refuse(origin, RecordRefusal::GapLimit, records, &mut commit);
+                }
             }
         }
         for (seq, record) in batch.records.iter().filter(|(seq, _)| *seq > before) {
-            if let Err(refusal) = record.check(now) {
-                *commit.refused.entry(refusal).or_default() += 1;
-                *self
-                    .refusals
-                    .entry((origin.0, origin.1, refusal))
-                    .or_default() += 1;
-                continue;
-            }
+            let fields = record.check().and_then(|()| {
+                let fields = to_json(&record.fields);
+                let taken = self.usages.record(origin.0, &record.stream, &fields);
+                taken.map(|()| fields)
+            });
+            let fields = match fields {
+                Ok(fields) => fields,
+                Err(reason) => {
+                    self.refuse(origin, reason, 1, &mut commit);
+                    continue;
+                }
+            };
             commit.stored += 1;
-            let at = record.observed_at.unix_micros();
+            let said = record.observed_at.unix_micros();
+            let (at, source) = observed(record.observed_at, write.skew_ms, now);
+            let at = at.unix_micros();
+            let gateway_time = (source != TimeSource::Gateway).then_some(said);
+            commit.retimed += u64::from(gateway_time.is_some());
             let newest = self
                 .streams
                 .entry((origin.0, record.stream.clone()))
                 .or_insert(at);
             *newest = at.max(*newest);
-            let fields = to_json(&record.fields);
-            self.rows
-                .push((origin.0, origin.1, *seq, record.stream.clone(), at, fields));
+            self.rows.push((
+                origin.0,
+                origin.1,
+                *seq,
+                record.stream.clone(),
+                at,
+                fields,
+                source.name(),
+                gateway_time,
+            ));
         }
         commit
     }
@@ -257,7 +372,9 @@ impl Gathered {
         let refusals: Vec<_> = self
             .refusals
             .iter()
-            .map(|((agent, epoch, reason), records)| (agent, epoch, reason.name(), records))
+            .map(|((agent, epoch, reason), records)| {
+                (agent, epoch, reason.name(), records, now.unix_micros())
+            })
             .collect();
         for (sql, document, any) in [
             (MOVE_STREAMS, to_json(&streams), !streams.is_empty()),
@@ -272,6 +389,7 @@ impl Gathered {
                     .await?;
             }
         }
+        self.usages.save(connection, tenant).await?;
         if !self.gaps.is_empty() {
             sqlx::query(INSERT_GAPS)
                 .bind(tenant.as_str())
@@ -298,10 +416,27 @@ pub(super) async fn settle_positions(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
     named: &[(AgentId, &[Position])],
+    limits: TelemetryLimits,
     now: Timestamp,
 ) -> StoreResult<Vec<Settled>> {
     let known = known_positions(connection, tenant, named).await?;
-    let mut gathered = Gathered::default();
+    let is_news = |agent_id: &AgentId, asked: &Position| {
+        let origin = (*agent_id, asked.spool_epoch);
+        asked.seq > known.get(&origin).copied().unwrap_or(0)
+    };
+    let agents: BTreeSet<_> = named
+        .iter()
+        .filter(|(agent_id, named)| named.iter().any(|asked| is_news(agent_id, asked)))
+        .map(|(agent_id, _)| *agent_id)
+        .collect();
+    let streams = BTreeSet::new();
+    let anything = !agents.is_empty();
+    let usages = if anything {
+        Usages::load(connection, tenant, &agents, &streams, limits, now).await?
+    } else {
+        Usages::none(limits)
+    };
+    let mut gathered = Gathered::new(usages);
     let mut all = Vec::with_capacity(named.len());
     for (agent_id, named) in named {
         let mut settled = Settled {
@@ -311,11 +446,14 @@ pub(super) async fn settle_positions(
         for asked in *named {
             let origin = (*agent_id, asked.spool_epoch);
             let committed = known.get(&origin);
-            let before = *gathered.positions.get(&origin).or(committed).unwrap_or(&0);
+            let before = gathered.positions.get(&origin).or(committed).copied();
+            // One more than it may have is answered as it asks, and not kept.
+            let kept = before.is_some() || asked.seq == 0 || gathered.usages.epoch(origin.0);
+            let before = before.unwrap_or(0);
             // Numbers beyond the store's range would take centuries to reach.
             let told = asked.seq.min(i64::MAX.unsigned_abs());
-            if told > before {
-                settled.missing += told - before;
+            if told > before && kept && gathered.usages.gap(origin.0) {
+                settled.missing = settled.missing.saturating_add(told - before);
                 let reason = GapReason::BackendRolledBack;
                 gathered
                     .gaps
@@ -329,7 +467,9 @@ pub(super) async fn settle_positions(
         }
         all.push(settled);
     }
-    gathered.write(connection, tenant, now).await?;
+    if anything {
+        gathered.write(connection, tenant, now).await?;
+    }
     Ok(all)
 }
 
@@ -434,6 +574,8 @@ fn read(row: &SqliteRow) -> StoreResult<StoredRecord> {
         observed_at: reader.time("observed_at")?,
         stored_at: reader.time("stored_at")?,
         fields: reader.json("fields")?,
+        time_source: reader.word("time_source", TimeSource::from_name)?,
+        gateway_time: reader.time_optional("gateway_time")?,
     })
 }
 
@@ -497,4 +639,30 @@ pub(super) async fn gaps(
         spool_epoch: stored.spool_epoch,
         from_seq: stored.gap.from_seq,
     })
+}
+
+/// What was refused.
+pub(super) async fn refusals(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    agent_id: AgentId,
+) -> StoreResult<Vec<StoredRefusal>> {
+    let rows = sqlx::query(REFUSALS)
+        .bind(tenant.as_str())
+        .bind(agent_id.to_string())
+        .fetch_all(connection)
+        .await?;
+    rows.iter()
+        .map(|row| {
+            let reader = Reader::new("telemetry_refusals", row);
+            let spool_epoch = reader.parse("spool_epoch")?;
+            Ok(StoredRefusal {
+                spool_epoch: (spool_epoch != NO_EPOCH).then_some(spool_epoch),
+                reason: reader.word("reason", RecordRefusal::from_name)?,
+                records: reader.count("records")?,
+                first_at: reader.time_optional("first_at")?,
+                last_at: reader.time_optional("last_at")?,
+            })
+        })
+        .collect()
 }

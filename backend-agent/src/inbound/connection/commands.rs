@@ -130,6 +130,7 @@ impl Connection {
         let command_id = leased.command_id;
         if let Some((live, _)) = self.live() {
             live.open.insert(command_id);
+            live.rates.offered();
             live.runs.remember(command_id, leased.run_id);
         }
         self.moved(leased.run_id, command_id, state, Some(leased.attempt), None);
@@ -314,6 +315,17 @@ impl Connection {
         let Some((live, _)) = self.live() else { return };
         live.output_received = live.output_received.saturating_add(bytes);
         let Some(run_id) = self.find_run(output.command_id).await else {
+            let now = self.now();
+            if let Some((live, _)) = self.live()
+                && !live.rates.unknown_output(now)
+            {
+                self.inbound.metrics.refused("message_rate");
+                self.session.close(
+                    CloseCode::RateLimited,
+                    "output of too many commands that nobody knows",
+                    now,
+                );
+            }
             return;
         };
         let chunk = OutputChunk {
@@ -333,6 +345,7 @@ impl Connection {
             return;
         };
         let output_bytes = live.output_received.saturating_add(window);
+        live.stream.skew_ms = heartbeat.clock_skew_ms;
         self.inbound.heartbeats.note(SessionTouch {
             agent_id: holder.agent_id,
             epoch: holder.epoch,
@@ -408,7 +421,10 @@ impl Connection {
             return;
         };
         live.runs.events = live.runs.events.saturating_add(1);
-        if live.runs.events > EVENTS_MAX {
+        let within = live.runs.events <= EVENTS_MAX;
+        let now = self.now();
+        // Kept for good, so bounded over all sessions of a gateway, too.
+        if !within || !self.inbound.manager.may_note(holder.agent_id, now) {
             return self.inbound.metrics.refused("gateway_events");
         }
         let (kind, detail) = (&event.kind, &event.detail);

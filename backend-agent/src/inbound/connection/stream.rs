@@ -36,6 +36,10 @@ struct Parked {
 pub(super) struct Stream {
     agent_id: AgentId,
     epoch: u64,
+    /// The gateway's clock minus the backend's, as it measured that last.
+    pub(super) skew_ms: Option<i64>,
+    /// Whether the gateway wants to know what was refused.
+    pub(super) tells_refusals: bool,
     /// Not handed in yet.
     parked: VecDeque<Parked>,
     /// A share of what may wait in the process, being waited for on behalf of the last that is parked. Until it is there,
@@ -58,10 +62,12 @@ pub(super) enum Progress {
 }
 
 impl Stream {
-    pub(super) fn new(holder: &Holder) -> Self {
+    pub(super) fn new(holder: &Holder, tells_refusals: bool) -> Self {
         Self {
             agent_id: holder.agent_id,
             epoch: holder.epoch,
+            skew_ms: None,
+            tells_refusals,
             parked: VecDeque::new(),
             sharing: None,
             placing: None,
@@ -109,6 +115,7 @@ impl Stream {
         self.pending.push_back(place.hand_in(HandedIn {
             agent_id: self.agent_id,
             epoch: self.epoch,
+            skew_ms: self.skew_ms,
             batch,
             share,
         }));
@@ -179,8 +186,18 @@ impl Connection {
         match progress {
             Progress::Moved => {}
             Progress::Done(Answer::Committed(commit)) => {
-                let position = commit.position;
-                self.send(BackendMessage::TelemetryAck(TelemetryAck { position }));
+                let tells = self
+                    .live
+                    .as_ref()
+                    .is_some_and(|live| live.stream.tells_refusals);
+                let mut ack = TelemetryAck::of(commit.position);
+                if tells {
+                    let refused = commit.refused.into_iter();
+                    ack.refused = refused
+                        .map(|(reason, records)| (reason.name().to_owned(), records))
+                        .collect();
+                }
+                self.send(BackendMessage::TelemetryAck(ack));
             }
             Progress::Done(Answer::Fenced) => self.fenced = true,
             Progress::Done(Answer::Malformed(reason)) => {

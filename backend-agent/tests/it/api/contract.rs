@@ -203,6 +203,7 @@ async fn successes(backend: &Backend) {
         "/v1/telemetry?gateway=gw-1".to_owned(),
         "/v1/telemetry/streams?gateway=gw-1".to_owned(),
         "/v1/telemetry/gaps?gateway=gw-1".to_owned(),
+        "/v1/telemetry/refusals?gateway=gw-1".to_owned(),
         "/v1/catalogue".to_owned(),
         "/v1/catalogue/sys.uptime".to_owned(),
         "/v1/audit".to_owned(),
@@ -379,6 +380,7 @@ fn readers() -> BTreeMap<&'static str, Reader> {
         ("RunWait", reads::<dto::RunWait>),
         ("TelemetryGapList", reads::<dto::TelemetryGapList>),
         ("TelemetryList", reads::<dto::TelemetryList>),
+        ("TelemetryRefusalList", reads::<dto::TelemetryRefusalList>),
         ("TelemetryStreamList", reads::<dto::TelemetryStreamList>),
     ])
 }

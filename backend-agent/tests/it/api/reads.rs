@@ -105,6 +105,7 @@ async fn telemetry_is_read_by_stream_range_and_page() {
     let write = TelemetryWrite {
         agent_id: holder.agent_id,
         epoch: holder.epoch,
+        skew_ms: None,
         batch: Batch {
             spool_epoch: holder.agent_run_id,
             from_seq: 1,

@@ -49,6 +49,7 @@ async fn commit(bed: &Bed, n: u64, batch: Batch) -> TelemetryCommit {
     let writes = [TelemetryWrite {
         agent_id: agent(n),
         epoch,
+        skew_ms: None,
         batch,
     }];
     let outcomes = bed
@@ -237,6 +238,7 @@ pub(crate) async fn a_fenced_batch_is_not_stored_and_its_neighbour_is(bed: &Bed)
     let write = |n, epoch| TelemetryWrite {
         agent_id: agent(n),
         epoch,
+        skew_ms: None,
         batch: batch(1, 3),
     };
     let outcomes = bed
@@ -259,6 +261,7 @@ pub(crate) async fn a_malformed_batch_is_refused_alone(bed: &Bed) {
     let write = |batch| TelemetryWrite {
         agent_id: agent(1),
         epoch: 1,
+        skew_ms: None,
         batch,
     };
     // Two batches of one spool epoch in one commit follow each other.

@@ -1,5 +1,6 @@
 //! What the gateway brings to a session, and what its driver must know or answer.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::code::CloseCode;
@@ -48,6 +49,8 @@ pub enum AgentEvent {
         /// The backend's wall clock when it answered.
         server_time: Timestamp,
     },
+    /// So many records of a batch are not stored, by reason; its acknowledgement follows.
+    TelemetryRefused(BTreeMap<String, u64>),
     /// Everything up to this position is committed.
     TelemetryAcknowledged(Position),
     /// An offer.

@@ -291,7 +291,10 @@ impl Connection {
                 }
             }
             (Intent::Telemetry(..), Answer::Committed(position)) if acknowledge => {
-                self.send(BackendMessage::TelemetryAck(TelemetryAck { position }), now);
+                self.send(
+                    BackendMessage::TelemetryAck(TelemetryAck::of(position)),
+                    now,
+                );
             }
             _ => {}
         }

@@ -449,7 +449,7 @@ impl Instance {
                 spool_epoch: batch.spool_epoch,
                 seq: batch.to_seq,
             };
-            let ack = TelemetryAck { position };
+            let ack = TelemetryAck::of(position);
             connection.send(BackendMessage::TelemetryAck(ack), core.now);
         }
         if let Some(live) = &mut connection.live {

@@ -206,7 +206,7 @@ impl Host {
             AgentEvent::Welcomed(welcome) => self.welcomed(welcome, core),
             AgentEvent::Established => self.established(core),
             AgentEvent::HeartbeatDue => self.heartbeat(core),
-            AgentEvent::RoundTrip { .. } => {}
+            AgentEvent::RoundTrip { .. } | AgentEvent::TelemetryRefused(_) => {}
             AgentEvent::TelemetryAcknowledged(position) => {
                 self.write(Write::Acknowledge(position), After::Nothing, core);
             }
@@ -455,6 +455,7 @@ fn summary(event: &AgentEvent) -> String {
         | AgentEvent::HeartbeatDue
         | AgentEvent::RoundTrip { .. }
         | AgentEvent::TelemetryAcknowledged(_)
+        | AgentEvent::TelemetryRefused(_)
         | AgentEvent::Go(_)
         | AgentEvent::Drop(_)
         | AgentEvent::Cancel(_)

@@ -1,0 +1,84 @@
+//! Tells whoever looks after the backend that records are refused: by metric, log and health.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::warn;
+use viworks_common::id::AgentId;
+use viworks_common::telemetry::RecordRefusal;
+use viworks_common::time::Monotonic;
+use viworks_runtime::clock::Clock;
+use viworks_runtime::conditions::{Conditions, Severity};
+
+use crate::metrics::BackendMetrics;
+
+const CONDITION: &str = "telemetry.refused";
+/// How long after the last refusal health speaks of it, and how often a gateway's refusals are logged.
+const HOUR: Duration = Duration::from_secs(3_600);
+/// Gateways whose last line in the log is remembered.
+const LOGGED_MAX: usize = 10_000;
+
+/// What was refused lately.
+pub(super) struct Watch {
+    metrics: BackendMetrics,
+    clock: Arc<dyn Clock>,
+    conditions: Conditions,
+    last: Option<Monotonic>,
+    logged: BTreeMap<AgentId, Monotonic>,
+}
+
+impl Watch {
+    pub(super) const fn new(
+        metrics: BackendMetrics,
+        clock: Arc<dyn Clock>,
+        conditions: Conditions,
+    ) -> Self {
+        Self {
+            metrics,
+            clock,
+            conditions,
+            last: None,
+            logged: BTreeMap::new(),
+        }
+    }
+
+    /// Records of a gateway were refused.
+    pub(super) fn refused(&mut self, agent_id: AgentId, refused: &BTreeMap<RecordRefusal, u64>) {
+        if refused.is_empty() {
+            return;
+        }
+        for (reason, records) in refused {
+            self.metrics.telemetry_records_refused(*reason, *records);
+        }
+        let now = self.clock.now();
+        self.last = Some(now);
+        let reasons: Vec<_> = refused.keys().map(|reason| reason.name()).collect();
+        let reasons = reasons.join(", ");
+        let cause = format!("telemetry is refused, last of gateway {agent_id}: {reasons}");
+        let fix = "`viworks telemetry --gateway NAME --gaps` lists what; the bounds are in [telemetry] of the configuration";
+        self.conditions
+            .raise(CONDITION, Severity::Warn, &cause, fix);
+        let last = self.logged.get(&agent_id).copied();
+        if last.is_some_and(|last| now.saturating_since(last) < HOUR) {
+            return;
+        }
+        if self.logged.len() >= LOGGED_MAX {
+            self.logged.clear();
+        }
+        self.logged.insert(agent_id, now);
+        warn!(%agent_id, reasons, "telemetry of a gateway is refused; more of it within the hour is only counted");
+    }
+
+    /// Health stops speaking of what is long over.
+    pub(super) fn look(&mut self) {
+        let now = self.clock.now();
+        if self
+            .last
+            .take_if(|last| now.saturating_since(*last) >= HOUR)
+            .is_some()
+        {
+            self.conditions.clear(CONDITION);
+        }
+    }
+}
