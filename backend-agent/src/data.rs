@@ -423,7 +423,8 @@ pub trait Store: Send + Sync {
         &self,
         tenant: &Tenant,
         agent_id: AgentId,
-    ) -> StoreResult<Vec<StoredRefusal>>;
+        page: Page<RefusalCursor>,
+    ) -> StoreResult<Listing<StoredRefusal, RefusalCursor>>;
 
     // API keys.
 

@@ -380,8 +380,18 @@ impl Client {
 
     /// What was refused of one gateway's telemetry.
     pub async fn telemetry_refusals(&self, gateway: &str) -> Result<TelemetryRefusalList, Failure> {
-        self.get("/v1/telemetry/refusals", &[("gateway", gateway.to_owned())])
-            .await
+        let mut all = TelemetryRefusalList::new(Vec::new(), None);
+        let mut cursor = None;
+        loop {
+            let mut query = paged(cursor, PAGE);
+            query.push(("gateway", gateway.to_owned()));
+            let page: TelemetryRefusalList = self.get("/v1/telemetry/refusals", &query).await?;
+            all.items.extend(page.items);
+            cursor = page.next;
+            if cursor.is_none() {
+                return Ok(all);
+            }
+        }
     }
 
     /// The reported gaps of one gateway.

@@ -46,10 +46,10 @@ use super::{
     Certificate, Command, CommandOutput, CompleteOutcome, ConfirmOutcome, ConfirmRequest, Counts,
     Fork, GapCursor, Gateway, GatewayFilter, GatewayRef, Holder, Idempotency, LeaseLimits, Leased,
     Listing, MergedEntry, NewApiKey, NewAuditRecord, NewCertificate, NewGateway, NewRun, Page,
-    Purged, Rejected, Revoked, Run, SessionRecord, SessionTouch, Settled, SkippedGateway, Store,
-    StoreError, StoreHealth, StoreResult, StoredCatalogue, StoredGap, StoredRecord, StoredRefusal,
-    StreamSummary, Submission, Target, TargetSelection, TelemetryCursor, TelemetryLimits,
-    TelemetryOutcome, TelemetryQuery, TelemetryWrite,
+    Purged, RefusalCursor, Rejected, Revoked, Run, SessionRecord, SessionTouch, Settled,
+    SkippedGateway, Store, StoreError, StoreHealth, StoreResult, StoredCatalogue, StoredGap,
+    StoredRecord, StoredRefusal, StreamSummary, Submission, Target, TargetSelection,
+    TelemetryCursor, TelemetryLimits, TelemetryOutcome, TelemetryQuery, TelemetryWrite,
 };
 
 use admit::Hello;
@@ -666,8 +666,9 @@ impl Store for SqliteStore {
         &self,
         tenant: &Tenant,
         agent_id: AgentId,
-    ) -> StoreResult<Vec<StoredRefusal>> {
-        read!(self, telemetry::refusals, tenant, agent_id)
+        page: Page<RefusalCursor>,
+    ) -> StoreResult<Listing<StoredRefusal, RefusalCursor>> {
+        read!(self, telemetry::refusals, tenant, agent_id, page)
     }
 
     async fn create_api_key(

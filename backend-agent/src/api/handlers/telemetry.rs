@@ -11,13 +11,14 @@ use viworks_common::api::{
     TelemetryRefusalList, TelemetryStream, TelemetryStreamList,
 };
 use viworks_common::id::StreamName;
+use viworks_common::telemetry::RecordRefusal;
 use viworks_common::time::Timestamp;
 
 use super::gateways;
 use crate::api::extract::{Params, page};
 use crate::api::problem::{ApiError, ApiResult};
 use crate::api::request::Api;
-use crate::data::{GapCursor, Page, TelemetryCursor, TelemetryQuery};
+use crate::data::{GapCursor, Page, RefusalCursor, TelemetryCursor, TelemetryQuery};
 
 /// Which records.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
@@ -184,17 +185,24 @@ pub(in crate::api) async fn gaps(
 /// Which records of a gateway were refused, and why.
 #[utoipa::path(get, path = "/v1/telemetry/refusals", operation_id = "listTelemetryRefusals", tag = "telemetry",
     params(GatewayParams),
-    responses((status = 200, description = "All of them", body = TelemetryRefusalList)))]
+    responses((status = 200, description = "One page", body = TelemetryRefusalList)))]
 pub(in crate::api) async fn refusals(
     State(state): Api,
     Params(params): Params<GatewayParams>,
 ) -> ApiResult<Json<TelemetryRefusalList>> {
+    let after: Page<RefusalText> = page(params.cursor.as_deref(), params.limit)?;
+    let page = Page {
+        after: after.after.map(|cursor| cursor.0),
+        limit: after.limit,
+    };
     let gateway = gateways::find(&state, params.gateway).await?;
-    let refusals = state
+    let listing = state
         .store
-        .telemetry_refusals(&state.tenant, gateway.agent_id)
+        .telemetry_refusals(&state.tenant, gateway.agent_id, page)
         .await?;
-    let items = refusals
+    let next = listing.next.map(|cursor| RefusalText(cursor).to_string());
+    let items = listing
+        .items
         .into_iter()
         .map(|stored| TelemetryRefusal {
             spool_epoch: stored.spool_epoch,
@@ -204,7 +212,7 @@ pub(in crate::api) async fn refusals(
             last_at: stored.last_at,
         })
         .collect();
-    Ok(Json(TelemetryRefusalList::new(items, None)))
+    Ok(Json(TelemetryRefusalList::new(items, next)))
 }
 
 /// A place among records as text: time, spool epoch and number.
@@ -258,6 +266,33 @@ impl FromStr for GapText {
         Ok(Self(GapCursor {
             spool_epoch: epoch.parse().map_err(|_id| ())?,
             from_seq: seq.parse().map_err(|_digits| ())?,
+        }))
+    }
+}
+
+/// A place among refusals as text: reason and, where there is one, spool epoch.
+struct RefusalText(RefusalCursor);
+
+impl fmt::Display for RefusalText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let reason = self.0.reason.name();
+        match self.0.spool_epoch {
+            Some(epoch) => write!(f, "{reason}.{epoch}"),
+            None => f.write_str(reason),
+        }
+    }
+}
+
+impl FromStr for RefusalText {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (reason, epoch) = text
+            .split_once('.')
+            .map_or((text, None), |(reason, epoch)| (reason, Some(epoch)));
+        Ok(Self(RefusalCursor {
+            spool_epoch: epoch.map(str::parse).transpose().map_err(|_id| ())?,
+            reason: RecordRefusal::from_name(reason).ok_or(())?,
         }))
     }
 }

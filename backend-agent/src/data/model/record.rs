@@ -111,6 +111,15 @@ pub struct GapCursor {
     pub from_seq: u64,
 }
 
+/// A place among the refusals of a gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RefusalCursor {
+    /// The process that appended what was refused; none for those that are one too many.
+    pub spool_epoch: Option<AgentRunId>,
+    /// Why.
+    pub reason: RecordRefusal,
+}
+
 /// One stored record.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredRecord {

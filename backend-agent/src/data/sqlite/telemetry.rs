@@ -15,9 +15,9 @@ use self::usage::Usages;
 use super::page::{Fetched, rows_wanted};
 use super::row::{CHUNK_ROWS, Reader, int, to_json};
 use crate::data::{
-    GapCursor, Listing, Page, StoreResult, StoredGap, StoredRecord, StoredRefusal, StreamSummary,
-    TelemetryCommit, TelemetryCursor, TelemetryLimits, TelemetryOutcome, TelemetryQuery,
-    TelemetryWrite,
+    GapCursor, Listing, Page, RefusalCursor, StoreResult, StoredGap, StoredRecord, StoredRefusal,
+    StreamSummary, TelemetryCommit, TelemetryCursor, TelemetryLimits, TelemetryOutcome,
+    TelemetryQuery, TelemetryWrite,
 };
 
 pub(super) mod usage;
@@ -113,7 +113,8 @@ ORDER BY spool_epoch, from_seq LIMIT ?5";
 
 pub(super) const REFUSALS: &str = "\
 SELECT spool_epoch, reason, records, first_at, last_at
-FROM telemetry_refusals WHERE tenant = ?1 AND agent_id = ?2 ORDER BY spool_epoch, reason";
+FROM telemetry_refusals WHERE tenant = ?1 AND agent_id = ?2 AND (spool_epoch, reason) > (?3, ?4)
+ORDER BY spool_epoch, reason LIMIT ?5";
 
 type Origin = (AgentId, AgentRunId);
 
@@ -646,23 +647,36 @@ pub(super) async fn refusals(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
     agent_id: AgentId,
-) -> StoreResult<Vec<StoredRefusal>> {
+    page: Page<RefusalCursor>,
+) -> StoreResult<Listing<StoredRefusal, RefusalCursor>> {
+    let (epoch, reason) = page.after.map_or_else(
+        || (String::new(), ""),
+        |after| {
+            let epoch = after.spool_epoch.unwrap_or(NO_EPOCH);
+            (epoch.to_string(), after.reason.name())
+        },
+    );
     let rows = sqlx::query(REFUSALS)
         .bind(tenant.as_str())
         .bind(agent_id.to_string())
+        .bind(epoch)
+        .bind(reason)
+        .bind(rows_wanted(page.limit))
         .fetch_all(connection)
         .await?;
-    rows.iter()
-        .map(|row| {
-            let reader = Reader::new("telemetry_refusals", row);
-            let spool_epoch = reader.parse("spool_epoch")?;
-            Ok(StoredRefusal {
-                spool_epoch: (spool_epoch != NO_EPOCH).then_some(spool_epoch),
-                reason: reader.word("reason", RecordRefusal::from_name)?,
-                records: reader.count("records")?,
-                first_at: reader.time_optional("first_at")?,
-                last_at: reader.time_optional("last_at")?,
-            })
+    let read = |row: &SqliteRow| {
+        let reader = Reader::new("telemetry_refusals", row);
+        let spool_epoch = reader.parse("spool_epoch")?;
+        Ok(StoredRefusal {
+            spool_epoch: (spool_epoch != NO_EPOCH).then_some(spool_epoch),
+            reason: reader.word("reason", RecordRefusal::from_name)?,
+            records: reader.count("records")?,
+            first_at: reader.time_optional("first_at")?,
+            last_at: reader.time_optional("last_at")?,
         })
-        .collect()
+    };
+    Fetched::new(rows, page.limit).listing(read, |stored| RefusalCursor {
+        spool_epoch: stored.spool_epoch,
+        reason: stored.reason,
+    })
 }
