@@ -162,6 +162,29 @@ const PROMISES: &[(&str, &str, &[&str])] = &[
     ),
     (
         "docs/api.md",
+        "`missed` with `events`",
+        &["a_follower_is_told_each_range_of_output_that_does_not_come"],
+    ),
+    (
+        "docs/api.md",
+        "`missed` with `output`",
+        &[
+            "a_follower_is_told_each_range_of_output_that_does_not_come",
+            "events_tell_programs_what_they_do_not_bring",
+        ],
+    ),
+    (
+        "docs/api.md",
+        "A piece whose `offset`",
+        &["a_command_that_is_run_again_begins_again"],
+    ),
+    (
+        "docs/api.md",
+        "Pieces end between letters",
+        &["a_letter_is_in_one_live_piece_wherever_the_pipe_divides_it"],
+    ),
+    (
+        "docs/api.md",
         "**Lists**",
         &["gateways_are_listed_by_page_and_shown_by_name_and_id"],
     ),
