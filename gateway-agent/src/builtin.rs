@@ -183,7 +183,7 @@ mod tests {
     }
 
     fn value(text: &str, key: &str) -> String {
-        let line = |line: &str| Some(line.split_once(": ")?.1.to_owned());
+        let line = |line: &str| Some(line.split_once(':')?.1.trim().to_owned());
         text.lines()
             .find(|found| found.starts_with(key))
             .and_then(line)
@@ -281,9 +281,10 @@ mod tests {
                 break text;
             }
         };
-        let status = std::fs::read_to_string(status).unwrap();
+        let status = std::fs::read_to_string(status);
         child.kill().unwrap();
         child.wait().unwrap();
+        let status = status.unwrap();
         let resident = value(&status, "VmRSS")
             .trim()
             .trim_end_matches(" kB")
