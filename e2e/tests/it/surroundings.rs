@@ -130,7 +130,7 @@ async fn a_reader_that_goes_away_ends_every_program_without_a_word() {
         ),
         (
             binaries.backend(),
-            vec!["apikey", "list", "--config", text(&config)],
+            vec!["apikey", "ls", "--config", text(&config)],
         ),
         (binaries.gateway(), vec!["config-reference"]),
         (
