@@ -52,13 +52,17 @@ fn failure(status: &Value) -> &Value {
     &status["connection"]["last_failure"]
 }
 
+/// Whether it waits for its next attempt. While it dials again, as after a reload, the last failure stays.
+fn is_waiting(status: &Value) -> bool {
+    !status["connection"]["next_attempt"].is_null()
+}
+
 /// Waits until the last failure has this code, and checks what belongs to each: not connected, an exit code that says so.
 async fn fails_with(binaries: &Binaries, folder: &Path, code: &str) -> Value {
     let socket = folder.join("state/api.sock");
     let what = format!("the last failure is {code}");
-    // While it dials again, as after a reload, the last failure stays and no next attempt is known.
     let (status, exit) = status_where(&what, binaries, &socket, |status| {
-        failure(status)["code"] == code && !status["connection"]["next_attempt"].is_null()
+        failure(status)["code"] == code && is_waiting(status)
     })
     .await;
     assert_eq!(status["connection"]["connected"], false, "{status:#}");
@@ -213,7 +217,7 @@ async fn what_nobody_signed_is_shown_as_such_with_what_to_do_and_asked_again_soo
             let own = failure["cause"]
                 .as_str()
                 .is_some_and(|cause| !cause.contains("in between"));
-            failure["code"] == code.name() && own
+            failure["code"] == code.name() && own && is_waiting(status)
         })
         .await;
         assert_eq!(exit, 69, "{what}: {status:#}");
@@ -279,6 +283,7 @@ async fn a_revoked_gateway_knows_at_once_and_dials_at_once_after_a_reload() {
             failure(status)["cause"]
                 .as_str()
                 .is_some_and(|cause| cause.contains("HTTP 403"))
+                && is_waiting(status)
         },
     )
     .await;
