@@ -26,6 +26,7 @@ use crate::status::Status;
 pub mod connection;
 pub mod dial;
 pub mod failure;
+mod live;
 pub mod pinning;
 pub mod pins;
 pub mod socket;

@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 use viworks_common::api::CatalogueCommand;
-use viworks_common::catalogue::{Argument, ArgumentType, Risk};
+use viworks_common::catalogue::{Argument, ArgumentType};
 use viworks_runtime::exit::ExitCode;
 
 use crate::client::Client;
@@ -35,7 +35,7 @@ pub async fn execute(client: &Client, verb: Verb, format: Format) -> Result<Exit
                         let names: Vec<String> = entry.arguments.iter().map(short).collect();
                         [
                             entry.name.to_string(),
-                            risk(entry.risk).to_owned(),
+                            entry.risk.name().to_owned(),
                             names.join(" "),
                             format!(
                                 "{} of {}",
@@ -51,14 +51,6 @@ pub async fn execute(client: &Client, verb: Verb, format: Format) -> Result<Exit
         Verb::Show { name } => show(&client.catalogue_command(&name).await?, format)?,
     }
     Ok(ExitCode::Ok)
-}
-
-const fn risk(risk: Risk) -> &'static str {
-    match risk {
-        Risk::Read => "read",
-        Risk::Change => "change",
-        Risk::Danger => "danger",
-    }
 }
 
 fn short(argument: &Argument) -> String {
@@ -80,7 +72,7 @@ fn show(entry: &CatalogueCommand, format: Format) -> Result<(), Failure> {
     };
     output::line(&format!(
         "risk {}, {repeat}, ended after {}",
-        risk(entry.risk),
+        entry.risk.name(),
         run::duration(entry.timeout_ms)
     ))?;
     for argument in &entry.arguments {

@@ -19,7 +19,11 @@ pub fn count(number: u64) -> String {
 
 /// A number with the word for what it counts.
 pub fn counted(number: usize, one: &str, several: &str) -> String {
-    let number = u64::try_from(number).unwrap_or(u64::MAX);
+    counted_all(u64::try_from(number).unwrap_or(u64::MAX), one, several)
+}
+
+/// The same for a number that came from the backend.
+pub fn counted_all(number: u64, one: &str, several: &str) -> String {
     format!(
         "{} {}",
         count(number),

@@ -54,6 +54,19 @@ pub struct Submitted {
     pub replayed: bool,
 }
 
+/// What a submission would do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Planned {
+    /// The highest risk of the command on one of the gateways.
+    pub risk: Risk,
+    /// As they would be stored with the run.
+    pub arguments: Arguments,
+    /// Those that would get the command.
+    pub gateways: Vec<(AgentId, GatewayName)>,
+    /// Those that are meant and would not.
+    pub skipped: Vec<NotOffered>,
+}
+
 /// A gateway that cannot take the command, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NotOffered {
@@ -104,7 +117,7 @@ pub enum SubmitError {
     #[error("the arguments do not fit what {} of the gateways declare; nothing was sent", .0.len())]
     BadArgumentsThere(Vec<NotOffered>),
     /// The operator may not take this risk.
-    #[error("this command's risk is {0:?}")]
+    #[error("this command's risk is {}", .0.name())]
     RiskNotAllowed(Risk),
     /// A dangerous command needs a reason.
     #[error("a dangerous command needs a reason")]
@@ -155,6 +168,12 @@ struct Selection {
     skipped: Vec<NotOffered>,
 }
 
+/// A selection that may be submitted.
+struct Admitted {
+    selection: Selection,
+    risk: Risk,
+}
+
 impl Commands {
     /// Accepts a run whole, or refuses it whole; then wakes dispatch.
     ///
@@ -172,26 +191,15 @@ impl Commands {
                 return answered(earlier);
             }
         }
-        let Selection {
-            candidates,
-            arguments,
-            skipped,
-        } = self.select(&request).await?;
-        let risk = candidates
-            .iter()
-            .map(|candidate| candidate.entry.risk)
-            .max()
-            .unwrap_or(Risk::Danger);
-        if !request.risks.contains(&risk) {
-            return Err(SubmitError::RiskNotAllowed(risk));
-        }
-        if risk == Risk::Danger && request.reason.is_none() {
-            return Err(SubmitError::ReasonMissing);
-        }
-        let found = u64::try_from(candidates.len()).unwrap_or(u64::MAX);
-        if let Some(expected) = request.expect_targets.filter(|expected| *expected != found) {
-            return Err(SubmitError::TargetCount { expected, found });
-        }
+        let Admitted {
+            selection:
+                Selection {
+                    candidates,
+                    arguments,
+                    skipped,
+                },
+            risk: _,
+        } = self.admit(&request).await?;
         let now = self.clock.line();
         let new = NewRun {
             run_id: RunId::from_uuid(random::uuid_v7(now)),
@@ -229,6 +237,47 @@ impl Commands {
             }
         }
         answered(submission)
+    }
+
+    /// What a submission would do, by the same checks; nothing is stored. Whether queues have room shows only when it is
+    /// submitted.
+    ///
+    /// # Errors
+    /// Why nothing would be submitted.
+    pub async fn plan(&self, request: &SubmitRequest) -> Result<Planned, SubmitError> {
+        let Admitted { selection, risk } = self.admit(request).await?;
+        Ok(Planned {
+            risk,
+            arguments: selection.arguments,
+            gateways: selection
+                .candidates
+                .into_iter()
+                .map(|candidate| (candidate.agent_id, candidate.name))
+                .collect(),
+            skipped: selection.skipped,
+        })
+    }
+
+    /// Everything that is checked before something is stored.
+    async fn admit(&self, request: &SubmitRequest) -> Result<Admitted, SubmitError> {
+        let selection = self.select(request).await?;
+        let candidates = &selection.candidates;
+        let risk = candidates
+            .iter()
+            .map(|candidate| candidate.entry.risk)
+            .max()
+            .unwrap_or(Risk::Danger);
+        if !request.risks.contains(&risk) {
+            return Err(SubmitError::RiskNotAllowed(risk));
+        }
+        if risk == Risk::Danger && request.reason.is_none() {
+            return Err(SubmitError::ReasonMissing);
+        }
+        let found = u64::try_from(candidates.len()).unwrap_or(u64::MAX);
+        if let Some(expected) = request.expect_targets.filter(|expected| *expected != found) {
+            return Err(SubmitError::TargetCount { expected, found });
+        }
+        Ok(Admitted { selection, risk })
     }
 
     /// The gateways that will get the command, and those that are meant and will not. Explicitly named gateways must

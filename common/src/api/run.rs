@@ -182,6 +182,23 @@ pub struct SkippedGateway {
     pub detail: String,
 }
 
+/// What a submission would do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RunPlan {
+    /// What this is.
+    pub kind: Kind,
+    /// The highest risk that the command has on one of its gateways.
+    pub risk: Risk,
+    /// Its arguments, defaults included.
+    #[cfg_attr(feature = "openapi", schema(value_type = BTreeMap<String, String>))]
+    pub arguments: Arguments,
+    /// The gateways that would get a command.
+    pub gateways: Vec<NamedGateway>,
+    /// The gateways that are meant and would get none.
+    pub skipped: Vec<SkippedGateway>,
+}
+
 list! {
     /// The gateways that a run skipped, in the order of their ids.
     SkippedList of SkippedGateway

@@ -15,6 +15,7 @@ mod host;
 mod hostile;
 mod limbo;
 mod live;
+mod newcomer;
 mod points;
 mod reference_agent;
 mod refusals;

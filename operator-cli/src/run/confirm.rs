@@ -1,17 +1,20 @@
 //! What is asked before something changes, and what a dry run says.
 
-use std::collections::BTreeSet;
 use std::io::IsTerminal;
 
 use serde_json::json;
-use viworks_common::api::{Gateway, GatewayRef, GatewayStatus, RunRequest, Targets};
+use viworks_common::api::{GatewayRef, NamedGateway, RunRequest, Targets};
 use viworks_common::catalogue::Risk;
 use viworks_runtime::exit::ExitCode;
 
 use super::flags::Options;
 use crate::client::Client;
 use crate::error::Failure;
+use crate::human;
 use crate::output::{self, Format};
+
+/// Gateways that a question names.
+const NAMED: usize = 5;
 
 /// Asks before something changes: a person by prompt, a script by flag.
 pub(super) async fn confirm(
@@ -32,9 +35,15 @@ pub(super) async fn confirm(
     };
     match entry.risk {
         Risk::Read => Ok(()),
-        Risk::Change if options.yes || !many => Ok(()),
+        Risk::Change if options.yes => Ok(()),
+        // A script that names one gateway means it; a person may have slipped.
+        Risk::Change if !many && !std::io::stdin().is_terminal() => Ok(()),
         Risk::Change => ask(
-            &format!("{} changes something on several gateways.", request.command),
+            &format!(
+                "{} changes something on {}.",
+                request.command,
+                whom(&request.targets)
+            ),
             "--yes",
         ),
         Risk::Danger if options.confirm.is_some() => Ok(()),
@@ -43,6 +52,25 @@ pub(super) async fn confirm(
             format!("{} can cause an outage", request.command),
         )
         .with("say how many gateways you mean: --confirm=N (viworks run … --dry-run counts them)")),
+    }
+}
+
+/// The gateways of a selection, as a person names them.
+fn whom(targets: &Targets) -> String {
+    match targets {
+        Targets::All => "every gateway".to_owned(),
+        Targets::AllExcept(left_out) => {
+            format!("every gateway except {}", named(left_out))
+        }
+        Targets::Gateways(names) => named(names),
+    }
+}
+
+fn named(names: &[GatewayRef]) -> String {
+    let shown: Vec<String> = names.iter().take(NAMED).map(ToString::to_string).collect();
+    match names.len().saturating_sub(NAMED) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
     }
 }
 
@@ -66,66 +94,40 @@ fn ask(what: &str, flag: &str) -> Result<(), Failure> {
     }
 }
 
-/// Says what would be run and where.
+/// Says what would be run and where; the backend decides it by the code that a submission meets.
 pub(super) async fn dry_run(
     client: &Client,
     request: &RunRequest,
     format: Format,
 ) -> Result<ExitCode, Failure> {
-    let entry = client.catalogue_command(request.command.as_str()).await?;
-    let gateways = client.gateways().await?;
-    let named = |gateway: &Gateway, names: &[GatewayRef]| {
-        names.iter().any(|name| {
-            name.to_string() == gateway.name.as_str() || name.to_string() == gateway.id.to_string()
-        })
-    };
-    let able: BTreeSet<_> = entry
-        .gateways
-        .iter()
-        .flatten()
-        .filter(|has| has.unavailable.is_none())
-        .map(|has| has.gateway.id)
-        .collect();
-    let meant = gateways.iter().filter(|gateway| match &request.targets {
-        Targets::All => gateway.status != GatewayStatus::Revoked,
-        Targets::AllExcept(left_out) => {
-            gateway.status != GatewayStatus::Revoked && !named(gateway, left_out)
-        }
-        Targets::Gateways(names) => named(gateway, names),
-    });
-    let (able, unable): (Vec<_>, Vec<_>) = meant.partition(|gateway| able.contains(&gateway.id));
-    let names = |gateways: Vec<&Gateway>| -> Vec<String> {
-        gateways
-            .into_iter()
-            .map(|gateway| gateway.name.to_string())
-            .collect()
-    };
-    let (meant, unable) = (names(able), names(unable));
+    let plan = client.plan(request).await?;
+    let meant = names(plan.gateways.iter());
+    let skipped = names(plan.skipped.iter().map(|skipped| &skipped.gateway));
     match format {
         Format::Table => {
             output::line(&format!(
-                "{} ({:?}) on {} gateways: {}",
+                "{} ({}) on {}: {}",
                 request.command,
-                entry.risk,
-                meant.len(),
+                plan.risk.name(),
+                human::counted(meant.len(), "gateway", "gateways"),
                 meant.join(" ")
             ))?;
-            if !unable.is_empty() {
+            if !skipped.is_empty() {
                 output::line(&format!(
-                    "skipped, because they cannot run it: {} gateways: {}",
-                    unable.len(),
-                    unable.join(" ")
+                    "skipped, because they cannot run it: {}: {}",
+                    human::counted(skipped.len(), "gateway", "gateways"),
+                    skipped.join(" ")
                 ))?;
             }
         }
         Format::Json => output::json(
-            &json!({"apiVersion": "viworks/v1", "kind": "RunPlan", "request": request, "gateways": meant, "skipped": unable}),
+            &json!({"apiVersion": "viworks/v1", "kind": "RunPlan", "request": request, "gateways": meant, "skipped": skipped}),
         )?,
     }
     output::note("nothing was run");
-    Ok(if meant.is_empty() {
-        ExitCode::NotFound
-    } else {
-        ExitCode::Ok
-    })
+    Ok(ExitCode::Ok)
+}
+
+fn names<'g>(gateways: impl Iterator<Item = &'g NamedGateway>) -> Vec<String> {
+    gateways.map(|gateway| gateway.name.to_string()).collect()
 }
