@@ -150,9 +150,9 @@ async fn a_file_that_holds_no_key_is_named_before_anything_is_sent() {
     let desk = desk().await;
     for (name, content) in [
         ("two-lines", &b"vwk_one\nvwk_two\n"[..]),
-        ("binary", b"\x00\x01\xff\xfe"),
-        ("empty", b" \n"),
-        ("words", b"my key"),
+        ("binary", &b"\x00\x01\xff\xfe"[..]),
+        ("empty", &b" \n"[..]),
+        ("words", &b"my key"[..]),
     ] {
         let file = desk.system.path().join(name);
         std::fs::write(&file, content).unwrap();
@@ -290,10 +290,10 @@ async fn the_quickstart_means_folders_from_where_the_person_stands_and_runs_unde
                 format!("--data-dir\n{}", text(&meant)),
             ),
             (
-                &["--data-dir=my demo"],
+                &["--data-dir=my demo"][..],
                 format!("--data-dir={}", text(&meant)),
             ),
-            (&["--data-dir", "/a b"], "--data-dir\n/a b".to_owned()),
+            (&["--data-dir", "/a b"][..], "--data-dir\n/a b".to_owned()),
         ] {
             let mut quickstart = Command::new(shell);
             quickstart
