@@ -4,7 +4,6 @@ pub mod apikey;
 pub mod bearer;
 pub mod quota;
 mod secret;
-pub mod throttle;
 
 use std::collections::BTreeSet;
 

@@ -110,6 +110,8 @@ pub struct ApiConfig {
     pub answers_bytes_max: usize,
     /// Event streams at once.
     pub streams_max: usize,
+    /// Event streams of one key at once.
+    pub streams_per_key_max: usize,
     /// For the headers of a request.
     pub header_timeout: Duration,
     /// For a whole request that is no stream.
@@ -401,6 +403,12 @@ fn read_api(section: &mut Section<'_>) -> ApiConfig {
             256,
             1..=10_000,
             "Event streams at once; more get 503.",
+        ),
+        streams_per_key_max: section.integer(
+            "streams_per_key_max",
+            128,
+            1..=10_000,
+            "Event streams of one key at once; more get 503.",
         ),
         header_timeout: section.duration_ms(
             "header_timeout_ms",

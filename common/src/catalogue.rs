@@ -7,7 +7,7 @@ mod template;
 
 pub use arguments::{ArgumentProblem, Grammar, check_arguments, check_entry};
 pub use digest::catalogue_digest;
-pub use report::{RefusedEntry, take_report};
+pub use report::{RefusedEntry, take_report_while};
 pub use template::{ArgvTemplate, ExpandRefusal, TemplateProblem};
 
 use serde::{Deserialize, Serialize};

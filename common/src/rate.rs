@@ -49,6 +49,11 @@ pub struct Bucket {
 }
 
 impl Bucket {
+    /// The whole burst is there.
+    pub const NEW: Self = Self {
+        full_at: Monotonic::ORIGIN,
+    };
+
     /// Takes one request at `now`. A refused one costs nothing.
     pub fn take(&mut self, quota: Quota, now: Monotonic) -> Taken {
         let pace = quota.pace();

@@ -16,15 +16,13 @@ use viworks_common::journal::Entry;
 use viworks_runtime::blocking::{self, Unanswered};
 use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::fault;
+use viworks_runtime::files::{Guard, Lost};
 use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::sqlite::{self, BoxFuture, Database};
 
-mod guard;
 mod reserve;
 mod row;
 
-use guard::Guard;
-pub use guard::Lost;
 pub use reserve::{RESERVE_BYTES, Reserve};
 
 /// How long a look at the state folder may take.

@@ -11,6 +11,7 @@ mod catalogues;
 mod commands;
 mod confirm;
 mod forks;
+mod ground;
 mod keys;
 mod opening;
 mod outputs;
@@ -55,6 +56,7 @@ use super::{
 use admit::Hello;
 use commands::{Report, Taker};
 use confirm::Confirm;
+use ground::Ground;
 use row::to_json;
 use sessions::PinReport;
 use submit::Asked;
@@ -68,6 +70,7 @@ static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 #[derive(Debug, Clone)]
 pub struct SqliteStore {
     database: Database,
+    ground: Ground,
     telemetry: TelemetryLimits,
 }
 
@@ -77,9 +80,11 @@ impl SqliteStore {
     /// # Errors
     /// When the file cannot be opened or its schema is not ours.
     pub async fn open(options: Options) -> Result<Self, Error> {
+        let file = options.path.clone();
         let database = Database::open(options, &MIGRATIONS).await?;
         Ok(Self {
             database,
+            ground: Ground::new(&file)?,
             telemetry: TelemetryLimits::default(),
         })
     }
@@ -155,6 +160,7 @@ fn conflict_or<E: Into<StoreError>>(
 /// Runs a feature's function in one transaction: first its arguments by reference, then those by value.
 macro_rules! write {
     ($store:ident, $function:path, [$($by_ref:ident),*], ($($by_value:expr),*)) => {{
+        $store.ground.check()?;
         $(let $by_ref = $by_ref.to_owned();)*
         $store.database.write(move |connection| {
             Box::pin(async move { $function(connection, $(&$by_ref,)* $($by_value),*).await })
@@ -170,6 +176,7 @@ macro_rules! together {
         let work: Together<_, _, _, _> = |connection, (tenant, _alone), questions| {
             Box::pin(async move { $function(connection, &tenant, &questions).await })
         };
+        $store.ground.check()?;
         $store.database.write_together(group, $question, work).await
     }};
     ($store:ident, $function:path, $tenant:ident, $question:expr) => {
@@ -616,6 +623,7 @@ impl Store for SqliteStore {
         now: Timestamp,
     ) -> StoreResult<Vec<TelemetryOutcome>> {
         let (tenant, limits) = (tenant.clone(), self.telemetry);
+        self.ground.check()?;
         let stored = self.database.write_bulk(move |connection| {
             Box::pin(
                 async move { telemetry::commit(connection, &tenant, &writes, limits, now).await },
@@ -751,6 +759,9 @@ impl Store for SqliteStore {
 
     async fn health(&self) -> StoreResult<StoreHealth> {
         let tenant = Tenant::default_tenant();
+        if let Some(lost) = self.ground.look().await {
+            return Err(StoreError::Unavailable(Box::new(lost)));
+        }
         write!(self, upkeep::health, [tenant], ())
     }
 

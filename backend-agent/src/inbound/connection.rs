@@ -22,6 +22,7 @@ use viworks_common::wire::message::{
 use viworks_runtime::{clock, random};
 
 use super::Inbound;
+use super::judge::Judged;
 use super::limits::{Admitted, Turn};
 use super::opening::{Arrival, Decision, millis, security_event};
 use super::socket::{AgentSocket, Received};
@@ -73,11 +74,20 @@ struct Live {
     /// Whose runs the commands are, for those who watch.
     runs: commands::Runs,
     rates: Rates,
+    /// A catalogue that is being judged; a later one takes its place.
+    judging: Option<Judging>,
     stream: Stream,
     output_received: u64,
     probes: BTreeMap<u64, oneshot::Sender<()>>,
     probe_id: u64,
     draining: bool,
+}
+
+/// A catalogue that is being judged.
+struct Judging {
+    /// As its gateway names it.
+    digest: String,
+    verdict: oneshot::Receiver<Judged>,
 }
 
 /// What happened next.
@@ -88,6 +98,7 @@ enum Step {
     Ending(Ending),
     Ordered(Order),
     Nudged,
+    Judged(Option<Judged>),
     Telemetry(stream::Progress),
 }
 
@@ -188,7 +199,12 @@ impl Connection {
                 () = due => Step::Deadline,
             };
         };
-        let Live { desk, stream, .. } = live;
+        let Live {
+            desk,
+            stream,
+            judging,
+            ..
+        } = live;
         tokio::select! {
             biased;
             ending = next_ending(&mut desk.ending) => Step::Ending(ending),
@@ -196,6 +212,7 @@ impl Connection {
             received = received => Step::Received(received),
             () = due => Step::Deadline,
             () = desk.nudged.notified() => Step::Nudged,
+            judged = next_judged(judging) => Step::Judged(judged),
             progress = stream.progress(&inbound.telemetry) => Step::Telemetry(progress),
         }
     }
@@ -240,6 +257,7 @@ impl Connection {
             }),
             Step::Ordered(order) => self.on_order(order, now),
             Step::Nudged => self.offer_commands().await,
+            Step::Judged(judged) => self.on_judged(judged).await,
             Step::Telemetry(progress) => self.on_telemetry(progress),
         }
     }
@@ -333,7 +351,7 @@ impl Connection {
             BackendEvent::Started(started) => self.on_started(started),
             BackendEvent::Output(output) => self.on_output(output).await,
             BackendEvent::Result(result) => self.on_result(*result).await,
-            BackendEvent::Catalogue(catalogue) => self.on_catalogue(catalogue).await,
+            BackendEvent::Catalogue(catalogue) => self.on_catalogue(catalogue),
             BackendEvent::PinReport(report) => self.on_pin_report(report.version).await,
             BackendEvent::Event(event) => self.on_gateway_event(&event).await,
             BackendEvent::Bye { reason } => {
@@ -422,6 +440,7 @@ impl Connection {
             again_at: None,
             runs: commands::Runs::default(),
             rates: Rates::new(self.inbound.terms.heartbeat_interval),
+            judging: None,
             stream: Stream::new(&holder, self.tells_refusals),
             output_received: 0,
             probes: BTreeMap::new(),
@@ -596,6 +615,14 @@ async fn note_unproved(inbound: &Inbound, peer: &Peer, address: SocketAddr, now:
         .records_unproved(peer.identity.agent_id, now);
     if let Some(left_out) = recorded {
         security_event(inbound, peer, address, "gateway.wrong_agent_key", left_out).await;
+    }
+}
+
+/// What became of the catalogue that is being judged; none when it took too long.
+async fn next_judged(judging: &mut Option<Judging>) -> Option<Judged> {
+    match judging {
+        Some(judging) => (&mut judging.verdict).await.ok(),
+        None => std::future::pending().await,
     }
 }
 
