@@ -299,7 +299,7 @@ impl Connection {
             CompleteOutcome::Completed { settled, .. } => self.completed(&settled, summary),
             CompleteOutcome::LateOutcome { .. } | CompleteOutcome::Repeated { .. } => {}
             CompleteOutcome::Orphan { .. } => {
-                info!(%command_id, agent_id = %holder.agent_id, "the result of a command that the database does not have was kept");
+                info!(%command_id, gateway = %self.peer.name, agent_id = %holder.agent_id, "the result of a command that the database does not have was kept");
             }
         }
         self.close_offer(command_id);
@@ -381,7 +381,7 @@ impl Connection {
         };
         for entry in &refused {
             self.inbound.metrics.refused("catalogue_entry");
-            warn!(agent_id = %holder.agent_id, command = %entry.name, problem = entry.problem, "an entry of the gateway's catalogue is refused");
+            warn!(gateway = %self.peer.name, agent_id = %holder.agent_id, command = %entry.name, problem = entry.problem, "an entry of the gateway's catalogue is refused");
         }
         let (tenant, now) = (&self.peer.identity.tenant, self.inbound.clock.line());
         let saved = self
@@ -428,11 +428,11 @@ impl Connection {
             return self.inbound.metrics.refused("gateway_events");
         }
         let (kind, detail) = (&event.kind, &event.detail);
-        warn!(agent_id = %holder.agent_id, kind, detail, "a gateway reports");
+        warn!(gateway = %self.peer.name, agent_id = %holder.agent_id, kind, detail, "a gateway reports");
         let record = NewAuditRecord {
             actor: Actor::gateway(holder.agent_id),
             action: "gateway.event".to_owned(),
-            object: format!("gateway:{}", holder.agent_id),
+            object: Actor::gateway(holder.agent_id).to_string(),
             outcome: AuditOutcome::Noted,
             detail: serde_json::json!({ "kind": kind, "detail": detail }),
         };
