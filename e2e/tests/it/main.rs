@@ -20,6 +20,7 @@ mod reference_agent;
 mod refusals;
 mod reload;
 mod renewals;
+mod shown;
 mod soak;
 mod state;
 mod stop;
