@@ -138,6 +138,7 @@ const PROMISES: &[(&str, &str, &[&str])] = &[
         &[
             "a_gateway_that_nothing_fits_is_named_and_can_be_left_out",
             "gateways_whose_queues_are_full_are_named_and_can_be_left_out",
+            "a_gateway_that_claims_a_higher_risk_is_named_and_can_be_left_out",
         ],
     ),
     (
