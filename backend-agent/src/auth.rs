@@ -22,6 +22,8 @@ pub use secret::ApiSecret;
 pub struct Principal {
     /// The key it presented.
     pub key_id: ApiKeyId,
+    /// The key's name.
+    pub name: String,
     /// What it may do.
     pub scopes: BTreeSet<Scope>,
     /// When its key ends, if it does.

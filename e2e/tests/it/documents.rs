@@ -220,6 +220,7 @@ const PROMISES: &[(&str, &str, &[&str])] = &[
         "**Connections**",
         &[
             "whoever_showed_a_key_keeps_its_place_and_where_nobody_can_go_the_newcomer_is_told_so",
+            "a_key_that_waits_eleven_hundred_times_stops_nobody",
             "a_client_that_does_not_take_its_answer_is_cut_and_counted",
             "two_hosts_and_encoded_bodies_are_refused",
         ],
