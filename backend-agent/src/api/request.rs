@@ -266,26 +266,47 @@ fn no_room(state: &ApiState, principal: &Principal, bound: Bound) -> Response {
 
 /// Leaves a trace of a refusal, at a rate that nobody can raise from outside.
 async fn refused(state: &ApiState, parts: &Parts, actor: Actor, scope: Scope, why: &str) {
+    let request_id = parts.extensions.get::<RequestId>().map(|id| id.0.clone());
+    let actor = Actor {
+        request_id,
+        ..actor
+    };
+    let detail = serde_json::json!({
+        "why": why,
+        "method": parts.method.as_str(),
+        "peer": peer(parts),
+    });
+    record_refusal(
+        state,
+        actor,
+        "api.request",
+        format!("scope:{scope}"),
+        detail,
+    )
+    .await;
+}
+
+/// Appends a refusal to the audit trail, and says how many were left out before it.
+pub(super) async fn record_refusal(
+    state: &ApiState,
+    actor: Actor,
+    action: &str,
+    object: String,
+    mut detail: serde_json::Value,
+) {
     let Some(left_out) = state.refusals.take(state.clock.now()) else {
         return;
     };
-    let request_id = parts.extensions.get::<RequestId>().map(|id| id.0.clone());
+    detail["left_out_before"] = left_out.into();
+    let why = detail["why"].as_str().unwrap_or_default();
+    tracing::warn!(%actor, action, object, why, left_out, "a request was refused");
     let record = NewAuditRecord {
-        actor: Actor {
-            request_id,
-            ..actor
-        },
-        action: "api.request".to_owned(),
-        object: format!("scope:{scope}"),
+        actor,
+        action: action.to_owned(),
+        object,
         outcome: AuditOutcome::Refused,
-        detail: serde_json::json!({
-            "why": why,
-            "method": parts.method.as_str(),
-            "peer": peer(parts),
-            "left_out_before": left_out,
-        }),
+        detail,
     };
-    tracing::warn!(actor = %record.actor, %scope, why, left_out, "a request was refused");
     let stored = state
         .store
         .append_audit(&state.tenant, record, state.clock.line())
