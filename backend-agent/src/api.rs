@@ -1,6 +1,7 @@
 //! The operators' REST API v1: one table of routes, problems for everything that goes wrong, bounds on everything.
 
 mod budget;
+mod crowd;
 mod events;
 mod extract;
 mod handlers;
@@ -34,6 +35,7 @@ use crate::data::Store;
 use crate::throttle::Throttle;
 
 use budget::Budget;
+use crowd::Crowd;
 use streams::Streams;
 
 pub use limits::ApiLimits;
@@ -88,6 +90,7 @@ pub struct ApiState {
     /// One copy, however many ask for it.
     openapi: Bytes,
     budget: Budget,
+    crowd: Crowd,
 }
 
 type Shared = Arc<ApiState>;
@@ -122,6 +125,10 @@ impl ApiState {
                 parts.limits.answers_bytes_max,
                 &parts.metrics,
             ),
+            crowd: Crowd::new(
+                Arc::<Timeline>::clone(&parts.clock),
+                parts.conditions.clone(),
+            ),
             store: parts.store,
             tenant: parts.tenant,
             clock: parts.clock,
@@ -132,6 +139,11 @@ impl ApiState {
             limits: parts.limits,
             stopping: parts.stopping,
         })
+    }
+
+    /// Takes back what health says of crowds that are gone, until the backend stops.
+    pub async fn watch_crowds(self: Arc<Self>) {
+        self.crowd.watch(&self.stopping).await;
     }
 }
 

@@ -373,6 +373,7 @@ impl Shared {
             limits,
             stopping: lifecycle.stop_token(),
         });
+        drop(lifecycle.spawn("crowds", Arc::clone(&state).watch_crowds()));
         let served = api::serve(
             listener,
             ApiServer::router(state),

@@ -389,7 +389,7 @@ fn read_api(section: &mut Section<'_>) -> ApiConfig {
         listen,
         connections_max: section.integer("connections_max", 1_024, 1..=100_000, "Open sockets. Beyond, and at three quarters for those that have shown no valid key, a newcomer takes the place of the stranger who has held one longest."),
         per_source_max: section.integer("per_source_max", 256, 1..=100_000, "Open sockets of one IPv4 address or IPv6 /64 network that have shown no valid key; a newcomer from there takes the place of the oldest."),
-        per_key_max: section.integer("per_key_max", 512, 1..=100_000, "Open sockets that have shown the same valid key; at the next one the socket is cut that has been idle longest."),
+        per_key_max: section.integer("per_key_max", 512, 1..=100_000, "Open sockets that have shown the same valid key; at the next one the socket is cut that has been idle longest, and when none is idle the request gets 429."),
         send_timeout: section.duration_ms(
             "send_timeout_ms",
             seconds(10),

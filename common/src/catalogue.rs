@@ -28,6 +28,18 @@ pub enum Risk {
     Danger,
 }
 
+impl Risk {
+    /// The word for it, the same on the wire.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Change => "change",
+            Self::Danger => "danger",
+        }
+    }
+}
+
 /// What a value of an argument must look like.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode as FrameCode;
 use tracing::{debug, info, warn};
-use viworks_common::certificate::{Life, in_words, life};
+use viworks_common::certificate::{Life, life};
 use viworks_common::code::CloseCode;
+use viworks_common::human;
 use viworks_common::id::{CommandId, SessionId};
 use viworks_common::key::{Binding, Identity};
 use viworks_common::session::state::BackendState;
@@ -355,7 +356,7 @@ impl Connection {
             BackendEvent::PinReport(report) => self.on_pin_report(report.version).await,
             BackendEvent::Event(event) => self.on_gateway_event(&event).await,
             BackendEvent::Bye { reason } => {
-                debug!(agent_id = %self.peer.identity.agent_id, reason, "the gateway says goodbye");
+                debug!(gateway = %self.peer.name, agent_id = %self.peer.identity.agent_id, reason, "the gateway says goodbye");
             }
             // The loop asks `closed` itself.
             BackendEvent::Closed(_) => {}
@@ -426,10 +427,10 @@ impl Connection {
             return self.refuse(superseded());
         };
         let peer = &self.peer;
-        manager.note_certificate(holder.agent_id, peer.not_before, peer.not_after);
+        manager.note_certificate(holder.agent_id, &peer.name, peer.not_before, peer.not_after);
         let ends = life(peer.not_before, peer.not_after, self.inbound.clock.wall());
         if let Life::EndsSoon { left } = ends {
-            warn!(agent_id = %holder.agent_id, not_after = %peer.not_after, "a gateway's certificate ends in {}", in_words(left));
+            warn!(gateway = %peer.name, agent_id = %holder.agent_id, not_after = %peer.not_after, "a gateway's certificate ends in {}", human::span(left));
         }
         self.live = Some(Live {
             desk,
@@ -441,7 +442,7 @@ impl Connection {
             runs: commands::Runs::default(),
             rates: Rates::new(self.inbound.terms.heartbeat_interval),
             judging: None,
-            stream: Stream::new(&holder, self.tells_refusals),
+            stream: Stream::new(&holder, &self.peer.name, self.tells_refusals),
             output_received: 0,
             probes: BTreeMap::new(),
             probe_id: 0,
@@ -456,7 +457,7 @@ impl Connection {
             // Everybody else has been told to come back; this one came too late for that.
             return self.refuse(draining());
         }
-        info!(agent_id = %holder.agent_id, epoch, address = %self.address, "gateway connected");
+        info!(gateway = %self.peer.name, agent_id = %holder.agent_id, epoch, address = %self.address, "gateway connected");
         self.resume(&confirmed);
         // What was submitted after the confirmation and before the session was entered is known by its missed nudge.
         if confirmed.waiting || self.inbound.manager.missed_nudges() != missed {
@@ -469,7 +470,7 @@ impl Connection {
         let ended = u64::try_from(confirmed.ended_indeterminate.len()).unwrap_or(u64::MAX);
         if ended > 0 {
             use viworks_common::command::CommandState::Indeterminate;
-            warn!(agent_id = %self.peer.identity.agent_id, commands = ended, "an earlier process of the gateway is gone without a trace of its commands");
+            warn!(gateway = %self.peer.name, agent_id = %self.peer.identity.agent_id, commands = ended, "an earlier process of the gateway is gone without a trace of its commands");
             self.inbound.metrics.commands_final(Indeterminate, ended);
         }
         for command in &confirmed.released {
@@ -504,7 +505,7 @@ impl Connection {
             Ok(()) => true,
             Err(refusal) => {
                 if self.session.closed().is_none() {
-                    warn!(agent_id = %self.peer.identity.agent_id, message = name, %refusal, "a message could not be queued");
+                    warn!(gateway = %self.peer.name, agent_id = %self.peer.identity.agent_id, message = name, %refusal, "a message could not be queued");
                     self.session.close(
                         CloseCode::Internal,
                         "the backend could not queue a message",
@@ -527,7 +528,7 @@ impl Connection {
             | StoreError::Unavailable(_)
             | StoreError::Full(_)
             | StoreError::Inconsistent { .. } => {
-                warn!(agent_id = %self.peer.identity.agent_id, %error, "a session ends because of the store");
+                warn!(gateway = %self.peer.name, agent_id = %self.peer.identity.agent_id, %error, "a session ends because of the store");
                 self.refuse(Refuse {
                     code: CloseCode::Internal,
                     reason: "the backend's store failed".to_owned(),
@@ -547,7 +548,7 @@ impl Connection {
         let revoked = match self.inbound.store.gateway(tenant, &which).await {
             Ok(gateway) => gateway.is_some_and(|gateway| gateway.revoked_at.is_some()),
             Err(error) => {
-                warn!(%agent_id, %error, "failed to find out why a session is fenced");
+                warn!(gateway = %self.peer.name, %agent_id, %error, "failed to find out why a session is fenced");
                 false
             }
         };
@@ -583,9 +584,9 @@ impl Connection {
         let (address, code, reason) = (self.address, closed.name(), &closed.reason);
         // The one line about it. Whoever never got a session is somebody to look at, unless the line was cut.
         if self.live.is_some() || closed.code == Some(CloseCode::HeartbeatTimeout) {
-            info!(%agent_id, %address, code, reason, "session ended");
+            info!(gateway = %self.peer.name, %agent_id, %address, code, reason, "session ended");
         } else {
-            warn!(%agent_id, %address, code, reason, "refused a session");
+            warn!(gateway = %self.peer.name, %agent_id, %address, code, reason, "refused a session");
         }
         let now = self.now();
         let code = FrameCode::from(closed.number());
@@ -602,7 +603,7 @@ impl Connection {
             .store
             .end_session(tenant, agent_id, live.holder.epoch, code, now);
         if let Err(error) = ended.await {
-            warn!(%agent_id, %error, "failed to record the end of a session; the next one settles it");
+            warn!(gateway = %self.peer.name, %agent_id, %error, "failed to record the end of a session; the next one settles it");
         }
     }
 }

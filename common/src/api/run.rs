@@ -139,16 +139,19 @@ pub enum SkipCode {
     BadArguments,
     /// As many commands wait for it as may.
     QueueFull,
+    /// Its catalogue gives the command a risk that the request may not take.
+    RiskNotAllowed,
 }
 
 impl SkipCode {
     /// Every code.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::NotInCatalogue,
         Self::CommandUnavailable,
         Self::NeverConnected,
         Self::BadArguments,
         Self::QueueFull,
+        Self::RiskNotAllowed,
     ];
 
     /// The word for it, the same on the wire and in the store.
@@ -160,6 +163,7 @@ impl SkipCode {
             Self::NeverConnected => "never_connected",
             Self::BadArguments => "bad_arguments",
             Self::QueueFull => "queue_full",
+            Self::RiskNotAllowed => "risk_not_allowed",
         }
     }
 

@@ -300,7 +300,7 @@ impl Connection {
             CompleteOutcome::Completed { settled, .. } => self.completed(&settled, summary),
             CompleteOutcome::LateOutcome { .. } | CompleteOutcome::Repeated { .. } => {}
             CompleteOutcome::Orphan { .. } => {
-                info!(%command_id, agent_id = %holder.agent_id, "the result of a command that the database does not have was kept");
+                info!(%command_id, gateway = %self.peer.name, agent_id = %holder.agent_id, "the result of a command that the database does not have was kept");
             }
         }
         self.close_offer(command_id);
@@ -400,7 +400,7 @@ impl Connection {
         }
         if let Some(first) = refused.first() {
             // The first says what is wrong; `command show` tells of all.
-            warn!(agent_id = %holder.agent_id, entries = refused.len(), command = %first.name, problem = first.problem, "entries of the gateway's catalogue are refused");
+            warn!(gateway = %self.peer.name, agent_id = %holder.agent_id, entries = refused.len(), command = %first.name, problem = first.problem, "entries of the gateway's catalogue are refused");
         }
         let (tenant, now) = (&self.peer.identity.tenant, self.inbound.clock.line());
         let saved = self
@@ -447,11 +447,11 @@ impl Connection {
             return self.inbound.metrics.refused("gateway_events");
         }
         let (kind, detail) = (&event.kind, &event.detail);
-        warn!(agent_id = %holder.agent_id, kind, detail, "a gateway reports");
+        warn!(gateway = %self.peer.name, agent_id = %holder.agent_id, kind, detail, "a gateway reports");
         let record = NewAuditRecord {
             actor: Actor::gateway(holder.agent_id),
             action: "gateway.event".to_owned(),
-            object: format!("gateway:{}", holder.agent_id),
+            object: Actor::gateway(holder.agent_id).to_string(),
             outcome: AuditOutcome::Noted,
             detail: serde_json::json!({ "kind": kind, "detail": detail }),
         };
