@@ -95,7 +95,7 @@ pub fn main(arguments: Vec<String>) -> std::process::ExitCode {
         .get(1)
         .is_some_and(|first| first == launcher::SUBCOMMAND)
     {
-        return launcher::run(arguments.get(2..).unwrap_or_default()).into();
+        return launcher::run().into();
     }
     let mut arguments = arguments;
     if arguments.len() < 2 {
