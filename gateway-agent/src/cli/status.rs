@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 use std::path::Path;
+use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1;
@@ -28,20 +29,65 @@ pub(super) enum Format {
     Json,
 }
 
+/// How long the agent may take for its whole answer, which it has in memory.
+const ANSWER_TIME: Duration = Duration::from_secs(8);
+
 /// Asks the agent behind `socket`.
 pub(super) async fn show(socket: &Path, format: Format) -> anyhow::Result<ExitCode> {
-    let stream = match UnixStream::connect(socket).await {
-        Ok(stream) => stream,
-        Err(error) => {
-            let text = format!(
-                "error: the agent does not answer at {}: {error}\n  fix: {}\n",
-                socket.display(),
-                look_for_agent()
-            );
-            drop(std::io::stderr().write_all(text.as_bytes()));
-            return Ok(ExitCode::Unavailable);
+    // Connecting waits, too, once as many callers wait as the socket has room for.
+    match tokio::time::timeout(ANSWER_TIME, ask(socket)).await {
+        Ok(Ok(status)) => {
+            match format {
+                // Causes may be the other end's words.
+                Format::Table => print(&block(&lines(&status, SystemClock.wall())))?,
+                Format::Json => print(&json(&format!("{status:#}\n")))?,
+            };
+            Ok(exit_code(&status))
         }
-    };
+        Ok(Err(Unanswered::NobodyThere(error))) => {
+            let fix = look_for_agent();
+            Ok(no_answer(
+                &format!("does not answer at {}: {error}", socket.display()),
+                &fix,
+            ))
+        }
+        Ok(Err(Unanswered::Broken(error))) => Err(error),
+        Err(_elapsed) => {
+            let what = format!(
+                "takes the connection at {} and does not answer within {} s",
+                socket.display(),
+                ANSWER_TIME.as_secs()
+            );
+            let fix = "its process is there and stands still: see whether it is stopped (state T) or waits for a disk (state D) with ps -o pid,stat,args -C viworks-gateway; if neither passes, end it with SIGKILL and start it again, which loses nothing that it had acknowledged";
+            Ok(no_answer(&what, fix))
+        }
+    }
+}
+
+/// Says that there is no status, and what to do.
+fn no_answer(what: &str, fix: &str) -> ExitCode {
+    let text = format!("error: the agent {what}\n  fix: {fix}\n");
+    // If nobody reads it, the exit code has to do.
+    drop(std::io::stderr().write_all(text.as_bytes()));
+    ExitCode::Unavailable
+}
+
+/// Why there is no status.
+enum Unanswered {
+    /// Nobody takes the connection.
+    NobodyThere(std::io::Error),
+    /// What came is no status.
+    Broken(anyhow::Error),
+}
+
+async fn ask(socket: &Path) -> Result<Value, Unanswered> {
+    let stream = UnixStream::connect(socket)
+        .await
+        .map_err(Unanswered::NobodyThere)?;
+    read(stream).await.map_err(Unanswered::Broken)
+}
+
+async fn read(stream: UnixStream) -> anyhow::Result<Value> {
     let (mut requests, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let request = http::Request::get("/v1/status")
         .header("Host", "localhost")
@@ -57,13 +103,7 @@ pub(super) async fn show(socket: &Path, format: Format) -> anyhow::Result<ExitCo
         Ok::<_, anyhow::Error>(bytes.to_bytes())
     };
     let (bytes, _served) = tokio::join!(ask, connection);
-    let status: Value = serde_json::from_slice(&bytes?)?;
-    match format {
-        // Causes may be the other end's words.
-        Format::Table => print(&block(&lines(&status, SystemClock.wall())))?,
-        Format::Json => print(&json(&format!("{status:#}\n")))?,
-    };
-    Ok(exit_code(&status))
+    Ok(serde_json::from_slice(&bytes?)?)
 }
 
 /// The status as a person reads it: first whether it is connected, and if not, why and what to do.

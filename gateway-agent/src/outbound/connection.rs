@@ -36,6 +36,7 @@ use crate::engine::{Input, hex_of};
 use crate::executor::LiveOutput;
 use crate::material::Material;
 use crate::spool::SpoolError;
+use crate::watch::TELEMETRY_REFUSED;
 
 /// Messages of the engine that may wait for the session; a result can be large, so there are few.
 const MESSAGES_MAX: usize = 32;
@@ -331,8 +332,9 @@ impl Connection<'_> {
             "the backend did not store telemetry records of this gateway: {}",
             all.join(", ")
         );
+        // The watch ends it once that is long over.
         self.parts.conditions.raise(
-            "telemetry.refused",
+            TELEMETRY_REFUSED,
             Severity::Warn,
             &cause,
             "`viworks telemetry --gaps` lists them; the bounds are in [telemetry] of the backend's configuration",
