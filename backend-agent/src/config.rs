@@ -57,6 +57,8 @@ pub struct AgentsConfig {
     pub certificate_file: PathBuf,
     /// Its private key.
     pub key_file: PathBuf,
+    /// Where gateways reach the listener; what new ones are told.
+    pub public_url: Option<String>,
     /// The private key that will follow it; only its pin is used.
     pub next_key_file: Option<PathBuf>,
     /// The version of the pin set that both keys make; raise it with every change.
@@ -254,6 +256,11 @@ fn read_agents(section: &mut Section<'_>) -> Option<AgentsConfig> {
         loopback(8081),
         "Where agents connect; port 0 takes a free one.",
     );
+    let public_url = section.optional_url(
+        "public_url",
+        &["wss"],
+        "Where gateways reach it, when not at `listen`: pki issue-gateway tells them.",
+    );
     let certificate_file = section.file("certificate_file", "The server's certificate chain, PEM.");
     let key_file = section.secret_file(
         "key_file",
@@ -350,6 +357,7 @@ fn read_agents(section: &mut Section<'_>) -> Option<AgentsConfig> {
     );
     Some(AgentsConfig {
         listen,
+        public_url,
         certificate_file,
         key_file,
         next_key_file,

@@ -28,8 +28,8 @@ pub use page::{ApiVersion, Kind};
 pub use problem::{FieldProblem, InvalidProblemCode, Problem, ProblemCode};
 pub use run::{
     CommandList, CommandOutcome, CommandView, OutputBytes, OutputView, RequestedArguments, Run,
-    RunCancelled, RunList, RunRequest, RunState, RunWait, SkipCode, SkippedGateway, SkippedList,
-    Targets,
+    PlannedGateway, RunCancelled, RunList, RunPlan, RunRequest, RunState, RunWait, SkipCode, SkippedGateway,
+    SkippedList, Targets,
 };
 pub use scope::{InvalidScope, Scope};
 pub use telemetry::{

@@ -22,7 +22,12 @@ pub fn count(number: u64) -> String {
 /// A number with the word for what it counts.
 #[must_use]
 pub fn counted(number: usize, one: &str, several: &str) -> String {
-    let number = u64::try_from(number).unwrap_or(u64::MAX);
+    counted_all(u64::try_from(number).unwrap_or(u64::MAX), one, several)
+}
+
+/// The same for a number that came from the backend.
+#[must_use]
+pub fn counted_all(number: u64, one: &str, several: &str) -> String {
     format!(
         "{} {}",
         count(number),

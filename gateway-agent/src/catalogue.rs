@@ -26,30 +26,11 @@ mod ownership;
 pub use current::{Current, reload};
 pub use load::load;
 pub use look::{LOOKER, serve as serve_look};
+pub use viworks_common::catalogue::SHIPPED;
 pub use viworks_runtime::files::Owners;
 
 /// How long reading the whole catalogue may take.
 pub const LOAD_TIME: Duration = Duration::from_secs(60);
-
-/// The shipped catalogue: file names and contents, as they are installed to `commands.d`.
-pub const SHIPPED: &[(&str, &str)] = &[
-    (
-        "10-gateway.toml",
-        include_str!("../catalogue/10-gateway.toml"),
-    ),
-    (
-        "20-system.toml",
-        include_str!("../catalogue/20-system.toml"),
-    ),
-    (
-        "30-network.toml",
-        include_str!("../catalogue/30-network.toml"),
-    ),
-    (
-        "40-services.toml",
-        include_str!("../catalogue/40-services.toml"),
-    ),
-];
 
 /// The agent's program, which serves the built-in commands; this path survives its replacement by an upgrade.
 #[must_use]

@@ -104,13 +104,12 @@ pub fn main(arguments: Vec<String>) -> std::process::ExitCode {
     let parsed = match Arguments::try_parse_from(arguments) {
         Ok(parsed) => parsed,
         Err(error) => {
-            // If nobody reads it, the exit code has to do.
-            drop(error.print());
-            return if error.use_stderr() {
-                ExitCode::Usage.into()
-            } else {
-                ExitCode::Ok.into()
-            };
+            if error.use_stderr() {
+                // If nobody reads it, the exit code has to do.
+                drop(error.print());
+                return ExitCode::Usage.into();
+            }
+            return asked(&error.render().to_string()).into();
         }
     };
     let code = match act(parsed.action) {
@@ -125,6 +124,19 @@ pub fn main(arguments: Vec<String>) -> std::process::ExitCode {
     };
     logging::flush();
     code.into()
+}
+
+/// Prints the help or the version.
+fn asked(text: &str) -> ExitCode {
+    match stdout::print(text) {
+        Ok(()) => ExitCode::Ok,
+        Err(PrintError::ReaderGone) => ExitCode::ReaderGone,
+        Err(error @ PrintError::Failed(_)) => {
+            logging::say(&format!("error: {error}"));
+            logging::flush();
+            ExitCode::Error
+        }
+    }
 }
 
 fn code_of(error: &anyhow::Error) -> ExitCode {

@@ -27,6 +27,7 @@ pub mod configured;
 pub mod connection;
 pub mod dial;
 pub mod failure;
+mod live;
 pub mod pinning;
 pub mod pins;
 pub mod socket;

@@ -148,7 +148,9 @@ async fn records(
     format: Format,
 ) -> Result<ExitCode, Failure> {
     let now = SystemClock.wall();
-    let from = now.saturating_sub(options.since);
+    // Nothing is older than the beginning of what a time can say.
+    let beginning = Timestamp::from_unix_micros(0);
+    let from = now.saturating_sub(options.since).max(beginning);
     let mut records: Vec<TelemetryRecord> = Vec::new();
     let mut cursor: Option<String> = None;
     while records.len() < options.limit {
@@ -170,6 +172,9 @@ async fn records(
         if cursor.is_none() {
             break;
         }
+    }
+    if records.is_empty() {
+        say_whether_it_is_there(client, options, stream).await?;
     }
     match format {
         Format::Json => output::json(
@@ -201,6 +206,29 @@ async fn records(
         }
     }
     Ok(ExitCode::Ok)
+}
+
+/// A misspelt stream has no records either.
+async fn say_whether_it_is_there(
+    client: &Client,
+    options: &Options,
+    stream: &str,
+) -> Result<(), Failure> {
+    let known = client.telemetry_streams(&options.gateway).await?.items;
+    if known.iter().any(|known| known.stream.as_str() == stream) {
+        return Ok(());
+    }
+    let names: Vec<&str> = known.iter().map(|known| known.stream.as_str()).collect();
+    output::note(&if names.is_empty() {
+        format!("{} has delivered no stream yet", options.gateway)
+    } else {
+        format!(
+            "{} has no stream {stream:?}; it has: {}",
+            options.gateway,
+            names.join(" ")
+        )
+    });
+    Ok(())
 }
 
 fn fields(record: &TelemetryRecord) -> String {

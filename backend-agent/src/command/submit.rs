@@ -55,6 +55,28 @@ pub struct Submitted {
     pub replayed: bool,
 }
 
+/// What a submission would do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Planned {
+    /// As they would be stored with the run.
+    pub arguments: Arguments,
+    /// Those that would get the command.
+    pub gateways: Vec<PlannedGateway>,
+    /// Those that are meant and would not.
+    pub skipped: Vec<NotOffered>,
+}
+
+/// A gateway that would get the command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedGateway {
+    /// Which gateway.
+    pub agent_id: AgentId,
+    /// Its name.
+    pub gateway: GatewayName,
+    /// What the command can do there, as the gateway says.
+    pub risk: Risk,
+}
+
 /// A gateway that cannot take the command, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NotOffered {
@@ -105,7 +127,7 @@ pub enum SubmitError {
     #[error("the arguments do not fit what {} of the gateways declare; nothing was sent", .0.len())]
     BadArgumentsThere(Vec<NotOffered>),
     /// The operator may not take this risk.
-    #[error("this command's risk is {risk:?}")]
+    #[error("this command's risk is {}", risk.name())]
     RiskNotAllowed {
         /// The highest that is not allowed.
         risk: Risk,
@@ -182,11 +204,7 @@ impl Commands {
             candidates,
             arguments,
             skipped,
-        } = within_its_risks(self.select(&request).await?, &request)?;
-        let found = u64::try_from(candidates.len()).unwrap_or(u64::MAX);
-        if let Some(expected) = request.expect_targets.filter(|expected| *expected != found) {
-            return Err(SubmitError::TargetCount { expected, found });
-        }
+        } = self.admit(&request).await?;
         let now = self.clock.line();
         let new = NewRun {
             run_id: RunId::from_uuid(random::uuid_v7(now)),
@@ -224,6 +242,39 @@ impl Commands {
             }
         }
         answered(submission)
+    }
+
+    /// What a submission would do, by the same checks; nothing is stored. Whether queues have room shows only when it is
+    /// submitted.
+    ///
+    /// # Errors
+    /// Why nothing would be submitted.
+    pub async fn plan(&self, request: &SubmitRequest) -> Result<Planned, SubmitError> {
+        let selection = self.admit(request).await?;
+        Ok(Planned {
+            arguments: selection.arguments,
+            gateways: selection
+                .candidates
+                .into_iter()
+                .map(|candidate| PlannedGateway {
+                    agent_id: candidate.agent_id,
+                    gateway: candidate.name,
+                    risk: candidate.entry.risk,
+                })
+                .collect(),
+            skipped: selection.skipped,
+        })
+    }
+
+    /// Everything that is checked before something is stored.
+    async fn admit(&self, request: &SubmitRequest) -> Result<Selection, SubmitError> {
+        let selection = within_its_risks(self.select(request).await?, request)?;
+        let candidates = &selection.candidates;
+        let found = u64::try_from(candidates.len()).unwrap_or(u64::MAX);
+        if let Some(expected) = request.expect_targets.filter(|expected| *expected != found) {
+            return Err(SubmitError::TargetCount { expected, found });
+        }
+        Ok(selection)
     }
 
     /// The gateways that will get the command, and those that are meant and will not. Explicitly named gateways must

@@ -186,6 +186,31 @@ pub struct SkippedGateway {
     pub detail: String,
 }
 
+/// A gateway that would get a command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PlannedGateway {
+    /// The gateway.
+    pub gateway: NamedGateway,
+    /// What the command can do there, as the gateway says.
+    pub risk: Risk,
+}
+
+/// What a submission would do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RunPlan {
+    /// What this is.
+    pub kind: Kind,
+    /// Its arguments, defaults included.
+    #[cfg_attr(feature = "openapi", schema(value_type = BTreeMap<String, String>))]
+    pub arguments: Arguments,
+    /// The gateways that would get a command.
+    pub gateways: Vec<PlannedGateway>,
+    /// The gateways that are meant and would get none.
+    pub skipped: Vec<SkippedGateway>,
+}
+
 list! {
     /// The gateways that a run skipped, in the order of their ids.
     SkippedList of SkippedGateway

@@ -16,6 +16,7 @@ mod host;
 mod hostile;
 mod limbo;
 mod live;
+mod newcomer;
 mod old_database;
 mod points;
 mod reference_agent;

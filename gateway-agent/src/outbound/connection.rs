@@ -30,6 +30,7 @@ use viworks_runtime::random;
 use super::Parts;
 use super::dial::Dialled;
 use super::failure::printable;
+use super::live::Shares;
 use super::socket::{AgentSocket, Received};
 use crate::catalogue;
 use crate::engine::{Input, hex_of};
@@ -118,6 +119,7 @@ pub async fn run(
         draining_until: None,
         presented: None,
         drained: false,
+        shares: Shares::default(),
     };
     let ended = connection.drive(live).await;
     // Its messages go nowhere now; the engine notices by the closed channel.
@@ -152,6 +154,8 @@ struct Connection<'p> {
     presented: Option<u64>,
     /// The backend asked to reconnect.
     drained: bool,
+    /// How much live output went out of which command.
+    shares: Shares,
 }
 
 /// What the loop waited for.
@@ -533,6 +537,11 @@ impl Connection<'_> {
 
     /// Live output is best effort: without credit it is left out, the result has it.
     fn output(&mut self, piece: LiveOutput) {
+        let bytes = u64::try_from(piece.data.len()).unwrap_or(u64::MAX);
+        let credit = self.session.output_credit();
+        if !self.shares.take(piece.command_id, bytes, credit) {
+            return;
+        }
         let message = AgentMessage::Output(Output {
             command_id: piece.command_id,
             stream: piece.stream,

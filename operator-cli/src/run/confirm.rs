@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal;
 
 use serde_json::json;
-use viworks_common::api::{GatewayRef, GatewayStatus, NamedGateway, RunRequest, Targets};
+use viworks_common::api::{GatewayRef, NamedGateway, RunRequest, Targets};
 use viworks_common::catalogue::Risk;
 use viworks_common::human;
 use viworks_runtime::exit::ExitCode;
@@ -16,6 +16,8 @@ use crate::output::{self, Format};
 
 /// Gateways that a refusal names.
 const NAMED_MAX: usize = 10;
+/// Gateways that a question names.
+const NAMED: usize = 5;
 
 /// Asks before something changes: a person by prompt, a script by flag.
 pub(super) async fn confirm(
@@ -50,9 +52,15 @@ pub(super) async fn confirm(
     };
     match highest {
         Risk::Read => Ok(()),
-        Risk::Change if options.yes || !many => Ok(()),
+        Risk::Change if options.yes => Ok(()),
+        // A script that names one gateway means it; a person may have slipped.
+        Risk::Change if !many && !std::io::stdin().is_terminal() => Ok(()),
         Risk::Change => ask(
-            &format!("{} changes something on several gateways.", request.command),
+            &format!(
+                "{} changes something on {}.",
+                request.command,
+                whom(&request.targets)
+            ),
             "--yes",
         ),
         Risk::Danger if options.confirm.is_some() => Ok(()),
@@ -112,6 +120,25 @@ fn is_meant(targets: &Targets, gateway: &NamedGateway) -> bool {
     }
 }
 
+/// The gateways of a selection, as a person names them.
+fn whom(targets: &Targets) -> String {
+    match targets {
+        Targets::All => "every gateway".to_owned(),
+        Targets::AllExcept(left_out) => {
+            format!("every gateway except {}", named(left_out))
+        }
+        Targets::Gateways(names) => named(names),
+    }
+}
+
+fn named(names: &[GatewayRef]) -> String {
+    let shown: Vec<String> = names.iter().take(NAMED).map(ToString::to_string).collect();
+    match names.len().saturating_sub(NAMED) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
 fn ask(what: &str, flag: &str) -> Result<(), Failure> {
     if !std::io::stdin().is_terminal() {
         return Err(
@@ -132,43 +159,20 @@ fn ask(what: &str, flag: &str) -> Result<(), Failure> {
     }
 }
 
-/// Says what would be run and where.
+/// Says what would be run and where; the backend decides it by the code that a submission meets.
 pub(super) async fn dry_run(
     client: &Client,
     request: &RunRequest,
     format: Format,
 ) -> Result<ExitCode, Failure> {
-    let entry = client.catalogue_command(request.command.as_str()).await?;
-    let gateways = client.gateways().await?;
-    let able: BTreeMap<_, _> = entry
-        .gateways
-        .iter()
-        .flatten()
-        .filter(|has| has.unavailable.is_none())
-        .map(|has| (has.gateway.id, has.risk.unwrap_or(entry.risk)))
-        .collect();
-    let meant = gateways.iter().filter(|gateway| {
-        let named = NamedGateway {
-            id: gateway.id,
-            name: gateway.name.clone(),
-        };
-        let there = gateway.status != GatewayStatus::Revoked
-            || matches!(request.targets, Targets::Gateways(_));
-        there && is_meant(&request.targets, &named)
-    });
-    let (mut meant_names, mut unable) = (Vec::new(), Vec::new());
+    let plan = client.plan(request).await?;
     let mut risks: BTreeMap<Risk, Vec<String>> = BTreeMap::new();
-    for gateway in meant {
-        let name = gateway.name.to_string();
-        match able.get(&gateway.id) {
-            Some(risk) => {
-                risks.entry(*risk).or_default().push(name.clone());
-                meant_names.push(name);
-            }
-            None => unable.push(name),
-        }
+    for planned in &plan.gateways {
+        let names = risks.entry(planned.risk).or_default();
+        names.push(planned.gateway.name.to_string());
     }
-    let meant = meant_names;
+    let meant = names(plan.gateways.iter().map(|planned| &planned.gateway));
+    let skipped = names(plan.skipped.iter().map(|skipped| &skipped.gateway));
     match format {
         Format::Table => {
             // A line for each risk: who gives the command another one than the others stands alone.
@@ -181,22 +185,22 @@ pub(super) async fn dry_run(
                     names.join(" ")
                 ))?;
             }
-            if !unable.is_empty() {
+            if !skipped.is_empty() {
                 output::line(&format!(
-                    "skipped, because they cannot run it: {} gateways: {}",
-                    unable.len(),
-                    unable.join(" ")
+                    "skipped, because they cannot run it: {}: {}",
+                    human::counted(skipped.len(), "gateway", "gateways"),
+                    skipped.join(" ")
                 ))?;
             }
         }
         Format::Json => output::json(
-            &json!({"apiVersion": "viworks/v1", "kind": "RunPlan", "request": request, "gateways": meant, "risks": risks, "skipped": unable}),
+            &json!({"apiVersion": "viworks/v1", "kind": "RunPlan", "request": request, "gateways": meant, "risks": risks, "skipped": skipped}),
         )?,
     }
     output::note("nothing was run");
-    Ok(if meant.is_empty() {
-        ExitCode::NotFound
-    } else {
-        ExitCode::Ok
-    })
+    Ok(ExitCode::Ok)
+}
+
+fn names<'g>(gateways: impl Iterator<Item = &'g NamedGateway>) -> Vec<String> {
+    gateways.map(|gateway| gateway.name.to_string()).collect()
 }

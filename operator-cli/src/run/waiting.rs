@@ -163,7 +163,9 @@ fn reason(gateway: &Gateway, now: viworks_common::time::Timestamp) -> String {
     };
     match gateway.status {
         GatewayStatus::Online => match gateway.queued_commands {
-            0 | 1 => "online, about to start".to_owned(),
+            // Its end is known there, and what tells it here has not been read yet.
+            0 => "online, its answer is on the way".to_owned(),
+            1 => "online, about to start".to_owned(),
             queued => format!("online, {queued} commands in its queue"),
         },
         GatewayStatus::Offline => format!("offline{}", seen()),
