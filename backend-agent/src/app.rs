@@ -267,7 +267,7 @@ impl Shared {
             telemetry: TelemetryProcessor::start(
                 Arc::clone(&self.store),
                 self.tenant.clone(),
-                Arc::<Timeline>::clone(&self.clock),
+                Arc::clone(&self.clock),
                 self.counters.clone(),
                 self.conditions.clone(),
                 config.telemetry,

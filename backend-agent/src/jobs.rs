@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
-use viworks_common::code::CloseCode;
 use viworks_common::id::Tenant;
 use viworks_common::timeline::{APART_MAX, RENEWED_EVERY};
 use viworks_runtime::clock::Timeline;
@@ -240,7 +239,7 @@ impl Jobs {
     }
 
     /// Ends the sessions of gateways that another process, such as the command line, has revoked. Their writes fail
-    /// already; this closes the socket.
+    /// already; this closes the socket, and forgets them.
     async fn cut_revoked(&self) -> StoreResult<()> {
         let filter = GatewayFilter {
             revoked: Some(true),
@@ -253,11 +252,7 @@ impl Jobs {
                 .list_gateways(&self.tenant, &filter, page)
                 .await?;
             for gateway in &listing.items {
-                self.manager.end(
-                    gateway.agent_id,
-                    CloseCode::Revoked,
-                    "the gateway was revoked",
-                );
+                self.manager.revoked(gateway.agent_id);
             }
             match listing.next {
                 Some(next) => page = Page::after(next, STEP),

@@ -53,6 +53,17 @@ impl Bucket {
     pub const NEW: Self = Self {
         full_at: Monotonic::ORIGIN,
     };
+    /// One whose whole burst will be back at this moment: one that was kept somewhere.
+    #[must_use]
+    pub const fn full_at(full_at: Monotonic) -> Self {
+        Self { full_at }
+    }
+
+    /// When the whole burst will be back: all there is to keep.
+    #[must_use]
+    pub const fn is_full_at(&self) -> Monotonic {
+        self.full_at
+    }
 
     /// Takes one request at `now`. A refused one costs nothing.
     pub fn take(&mut self, quota: Quota, now: Monotonic) -> Taken {

@@ -82,7 +82,7 @@ async fn store(state: &ApiState) -> HealthCheck {
 }
 
 async fn fleet(state: &ApiState) -> HealthCheck {
-    match state.store.counts(&state.tenant).await {
+    match state.store.counts(&state.tenant, state.clock.line()).await {
         Ok(counts) => {
             let open: u64 = counts.open_commands.values().sum();
             let status = if counts.forks > 0 || counts.orphans > 0 {

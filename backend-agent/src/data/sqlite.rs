@@ -7,6 +7,7 @@
 mod admit;
 mod agents;
 mod audit;
+mod budget;
 mod catalogues;
 mod commands;
 mod confirm;
@@ -608,8 +609,8 @@ impl Store for SqliteStore {
         write!(self, commands::end_overdue, [tenant], (wait, limit, now))
     }
 
-    async fn counts(&self, tenant: &Tenant) -> StoreResult<Counts> {
-        read!(self, runs::counts, tenant)
+    async fn counts(&self, tenant: &Tenant, now: Timestamp) -> StoreResult<Counts> {
+        read!(self, runs::counts, tenant, now)
     }
 
     fn is_busy(&self) -> bool {
@@ -620,14 +621,16 @@ impl Store for SqliteStore {
         &self,
         tenant: &Tenant,
         writes: Arc<[TelemetryWrite]>,
+        wall: Timestamp,
         now: Timestamp,
     ) -> StoreResult<Vec<TelemetryOutcome>> {
         let (tenant, limits) = (tenant.clone(), self.telemetry);
         self.ground.check()?;
         let stored = self.database.write_bulk(move |connection| {
-            Box::pin(
-                async move { telemetry::commit(connection, &tenant, &writes, limits, now).await },
-            )
+            Box::pin(async move {
+                let times = telemetry::Times { wall, now };
+                telemetry::commit(connection, &tenant, &writes, limits, times).await
+            })
         });
         let outcomes = stored.await?;
         fault::point("store.telemetry.after_commit");
@@ -743,6 +746,16 @@ impl Store for SqliteStore {
         now: Timestamp,
     ) -> StoreResult<()> {
         write!(self, audit::append, [tenant, record], (now))
+    }
+
+    async fn note_gateway(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        record: NewAuditRecord,
+        now: Timestamp,
+    ) -> StoreResult<bool> {
+        write!(self, audit::note, [tenant, record], (agent_id, now))
     }
 
     async fn purge(&self, tenant: &Tenant, now: Timestamp) -> StoreResult<Purged> {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode as FrameCode;
@@ -17,8 +18,8 @@ use viworks_common::session::state::BackendState;
 use viworks_common::session::{BackendEvent, BackendSession, BackendSessionConfig, Closed, End};
 use viworks_common::time::{Monotonic, Timestamp};
 use viworks_common::wire::message::{
-    BackendMessage, CommandRef, CommandStarted, Drain, Go, Hello, KEEPS_TIMEOUT, Permit, Refuse,
-    TELEMETRY_REFUSALS,
+    BackendMessage, CommandRef, CommandStarted, Drain, Go, Hello, KEEPS_TIMEOUT, Permit,
+    RESULT_REFUSALS, Refuse, TELEMETRY_REFUSALS,
 };
 use viworks_runtime::{clock, random};
 
@@ -28,14 +29,13 @@ use super::limits::{Admitted, Turn};
 use super::opening::{Arrival, Decision, millis, security_event};
 use super::socket::{AgentSocket, Received};
 use crate::agent::manager::{Desk, Ending, Order};
+use crate::agent::rates::Pace;
 use crate::agent::registry::Peer;
 use crate::data::{ConfirmOutcome, ConfirmRequest, Confirmed, GatewayRef, Holder, StoreError};
 
 mod commands;
-mod rates;
 mod stream;
 
-use rates::Rates;
 use stream::Stream;
 
 /// One connection from its upgrade to its end.
@@ -55,6 +55,8 @@ pub(super) struct Connection {
     keeps_timeout: bool,
     /// Whether HELLO asked for what is refused of its telemetry.
     tells_refusals: bool,
+    /// Whether HELLO asked for which results are not kept.
+    tells_not_kept: bool,
     live: Option<Live>,
     /// A write found that the session is not the current one; why is not known yet.
     fenced: bool,
@@ -74,7 +76,7 @@ struct Live {
     again_at: Option<Monotonic>,
     /// Whose runs the commands are, for those who watch.
     runs: commands::Runs,
-    rates: Rates,
+    pace: Pace,
     /// A catalogue that is being judged; a later one takes its place.
     judging: Option<Judging>,
     stream: Stream,
@@ -136,6 +138,7 @@ impl Connection {
             welcomed: None,
             keeps_timeout: false,
             tells_refusals: false,
+            tells_not_kept: false,
             live: None,
             fenced: false,
         }
@@ -272,21 +275,18 @@ impl Connection {
                 .replay
                 .contains(self.peer.identity.agent_id, &nonce)
         {
-            security_event(
-                &self.inbound,
-                &self.peer,
-                self.address,
-                "gateway.hello_replayed",
-                0,
-            )
-            .await;
+            let action = "gateway.hello_replayed";
+            security_event(&self.inbound, &self.peer, self.address, action).await;
             self.session
                 .close(CloseCode::Replay, "this HELLO was used before", now);
             return;
         }
         self.session.handle_frame(bytes, now);
         if self.session.hello_was_unproved() {
-            note_unproved(&self.inbound, &self.peer, self.address, now).await;
+            // Somebody has the gateway's certificate and not its key: files that were mixed up, or a thief.
+            self.inbound.metrics.refused("wrong_agent_key");
+            let action = "gateway.wrong_agent_key";
+            security_event(&self.inbound, &self.peer, self.address, action).await;
         }
     }
 
@@ -313,15 +313,10 @@ impl Connection {
     /// Every event, once.
     async fn on_event(&mut self, event: BackendEvent) {
         let now = self.now();
-        if let Some(live) = &mut self.live
-            && !live.rates.allow(&event, now)
+        if let Some(live) = &self.live
+            && let Err(wait) = live.pace.allow(&event, now)
         {
-            self.inbound.metrics.refused("message_rate");
-            return self.session.close(
-                CloseCode::RateLimited,
-                "the gateway repeats itself too often",
-                now,
-            );
+            return self.slow_down("the gateway repeats itself too often", wait);
         }
         match event {
             BackendEvent::Hello {
@@ -370,6 +365,7 @@ impl Connection {
                 let announces = |name: &str| hello.capabilities.iter().any(|known| known == name);
                 self.keeps_timeout = announces(KEEPS_TIMEOUT);
                 self.tells_refusals = announces(TELEMETRY_REFUSALS);
+                self.tells_not_kept = announces(RESULT_REFUSALS);
                 self.welcomed = Some(ConfirmRequest {
                     agent_id: self.peer.identity.agent_id,
                     session_id: self.session_id,
@@ -388,6 +384,16 @@ impl Connection {
         self.inbound.metrics.refused(refuse.code.name());
         let now = self.now();
         self.session.refuse(refuse, now);
+    }
+
+    /// Ends the session of a gateway that says too much, and says when it may go on.
+    fn slow_down(&mut self, reason: &str, wait: Duration) {
+        self.inbound.metrics.refused("message_rate");
+        self.refuse(Refuse {
+            code: CloseCode::RateLimited,
+            reason: reason.to_owned(),
+            retry_after_ms: Some(millis(wait)),
+        });
     }
 
     async fn on_confirmed(&mut self, epoch: u64) {
@@ -432,6 +438,7 @@ impl Connection {
         if let Life::EndsSoon { left } = ends {
             warn!(gateway = %peer.name, agent_id = %holder.agent_id, not_after = %peer.not_after, "a gateway's certificate ends in {}", human::span(left));
         }
+        let heartbeats = self.inbound.terms.heartbeat_interval;
         self.live = Some(Live {
             desk,
             holder,
@@ -440,7 +447,7 @@ impl Connection {
             started: VecDeque::new(),
             again_at: None,
             runs: commands::Runs::default(),
-            rates: Rates::new(self.inbound.terms.heartbeat_interval),
+            pace: manager.pace(holder.agent_id, heartbeats, self.inbound.clock.now()),
             judging: None,
             stream: Stream::new(&holder, &self.peer.name, self.tells_refusals),
             output_received: 0,
@@ -585,8 +592,8 @@ impl Connection {
         // The one line about it. Whoever never got a session is somebody to look at, unless the line was cut.
         if self.live.is_some() || closed.code == Some(CloseCode::HeartbeatTimeout) {
             info!(gateway = %self.peer.name, %agent_id, %address, code, reason, "session ended");
-        } else {
-            warn!(gateway = %self.peer.name, %agent_id, %address, code, reason, "refused a session");
+        } else if let Some(left_out) = self.inbound.manager.may_log(agent_id, self.now()) {
+            warn!(gateway = %self.peer.name, %agent_id, %address, code, reason, left_out, "refused a session");
         }
         let now = self.now();
         let code = FrameCode::from(closed.number());
@@ -605,17 +612,6 @@ impl Connection {
         if let Err(error) = ended.await {
             warn!(gateway = %self.peer.name, %agent_id, %error, "failed to record the end of a session; the next one settles it");
         }
-    }
-}
-
-/// Somebody has the gateway's certificate and not its key: files that were mixed up, or a thief.
-async fn note_unproved(inbound: &Inbound, peer: &Peer, address: SocketAddr, now: Monotonic) {
-    inbound.metrics.refused("wrong_agent_key");
-    let recorded = inbound
-        .manager
-        .records_unproved(peer.identity.agent_id, now);
-    if let Some(left_out) = recorded {
-        security_event(inbound, peer, address, "gateway.wrong_agent_key", left_out).await;
     }
 }
 

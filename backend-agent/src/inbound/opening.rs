@@ -61,6 +61,10 @@ impl Arrival<'_> {
             Ok(refused) => return Decision::Refuse(refusal(&refused)),
             Err(error) => return Decision::Refuse(unavailable(&error)),
         };
+        for (reason, records) in &admitted.refused {
+            let metrics = &self.inbound.metrics;
+            metrics.telemetry_records_refused(*reason, *records);
+        }
         if admitted.rolled_back {
             // A gateway can claim any counter, so this is about that gateway: an alarm for the whole backend would be
             // one that any of them can ring. The audit trail has what was claimed and what became of it.
@@ -129,14 +133,8 @@ impl Arrival<'_> {
     }
 
     async fn replayed(&self) {
-        security_event(
-            self.inbound,
-            self.peer,
-            self.address,
-            "gateway.hello_replayed",
-            0,
-        )
-        .await;
+        let action = "gateway.hello_replayed";
+        security_event(self.inbound, self.peer, self.address, action).await;
     }
 
     /// Of two processes with one identity, the one that is alive keeps it.
@@ -284,14 +282,14 @@ pub(super) async fn security_event(
     inbound: &Inbound,
     peer: &Peer,
     address: SocketAddr,
-    action: &str,
-    left_out: u64,
+    action: &'static str,
 ) {
     let agent_id = peer.identity.agent_id;
-    // Kept for good, so bounded: further ones are counted.
-    if !inbound.manager.may_note(agent_id, inbound.clock.now()) {
+    // It costs its sender next to nothing, and is not to cost the store more: further ones are counted.
+    let (now, manager) = (inbound.clock.now(), &inbound.manager);
+    let Some(left_out) = manager.records(agent_id, action, now) else {
         return inbound.metrics.refused("security_events");
-    }
+    };
     let record = NewAuditRecord {
         actor: Actor::gateway(agent_id),
         action: action.to_owned(),
@@ -300,11 +298,10 @@ pub(super) async fn security_event(
         detail: serde_json::json!({ "address": address.to_string(), "left_out": left_out }),
     };
     let now = inbound.clock.line();
-    if let Err(error) = inbound
-        .store
-        .append_audit(&peer.identity.tenant, record, now)
-        .await
-    {
-        error!(gateway = %peer.name, %agent_id, %error, action, "failed to audit a security event");
+    let (tenant, store) = (&peer.identity.tenant, &inbound.store);
+    match store.note_gateway(tenant, agent_id, record, now).await {
+        Ok(true) => {}
+        Ok(false) => inbound.metrics.refused("security_events"),
+        Err(error) => error!(gateway = %peer.name, %agent_id, %error, action, "failed to audit a security event"),
     }
 }

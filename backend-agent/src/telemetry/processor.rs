@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tracing::{debug, warn};
 use viworks_common::id::{AgentId, GatewayName, Tenant};
 use viworks_common::telemetry::PackedBatch;
-use viworks_runtime::clock::Clock;
+use viworks_runtime::clock::Timeline;
 use viworks_runtime::conditions::Conditions;
 use viworks_runtime::fault;
 use viworks_runtime::lifecycle::Lifecycle;
@@ -91,7 +91,7 @@ struct Note {
 struct Worker {
     store: Arc<dyn Store>,
     tenant: Tenant,
-    clock: Arc<dyn Clock>,
+    clock: Arc<Timeline>,
     metrics: BackendMetrics,
     config: TelemetryConfig,
     lifecycle: Lifecycle,
@@ -105,13 +105,13 @@ impl TelemetryProcessor {
     pub fn start(
         store: Arc<dyn Store>,
         tenant: Tenant,
-        clock: Arc<dyn Clock>,
+        clock: Arc<Timeline>,
         metrics: BackendMetrics,
         conditions: Conditions,
         config: TelemetryConfig,
         lifecycle: &Lifecycle,
     ) -> Self {
-        let (metrics_of_watch, clock_of_watch) = (metrics.clone(), Arc::clone(&clock));
+        let (metrics_of_watch, clock_of_watch) = (metrics.clone(), Arc::<Timeline>::clone(&clock));
         let (waiting, received) = mpsc::channel(config.batches_waiting_max);
         let worker = Worker {
             store,
@@ -249,10 +249,10 @@ impl Worker {
         let writes: Arc<[_]> = writes.into();
         let mut pause = RETRY.0;
         loop {
-            let now = self.clock.wall();
+            let (wall, now) = (self.clock.wall(), self.clock.line());
             let stored = self
                 .store
-                .commit_telemetry(&self.tenant, Arc::clone(&writes), now);
+                .commit_telemetry(&self.tenant, Arc::clone(&writes), wall, now);
             match stored.await {
                 Ok(outcomes) => {
                     fault::point("telemetry.committed.before_acknowledgement");

@@ -7,7 +7,7 @@ use viworks_common::code::CloseCode;
 use viworks_common::id::{
     AgentId, AgentRunId, BootId, CommandId, GatewayName, InstallId, SessionId,
 };
-use viworks_common::telemetry::Position;
+use viworks_common::telemetry::{Position, RecordRefusal};
 use viworks_common::time::Timestamp;
 
 use super::OpenCommand;
@@ -289,6 +289,8 @@ pub struct Admitted {
     pub catalogue_known: bool,
     /// Whether HELLO proved that the database had been rolled back: an alarm.
     pub rolled_back: bool,
+    /// Telemetry records that it says were acknowledged and that are beyond what may be kept of it, by reason.
+    pub refused: BTreeMap<RecordRefusal, u64>,
     /// The session that is confirmed now, if one is.
     pub live_session: Option<LiveSession>,
 }

@@ -5,6 +5,7 @@ use sqlx::SqliteConnection;
 use viworks_common::id::{AgentId, Tenant};
 use viworks_common::time::Timestamp;
 
+use super::budget::{self, NOTES};
 use super::page::{Fetched, rows_wanted};
 use super::row::{Reader, int, to_json};
 use crate::data::model::{api_key_word, gateway_word};
@@ -77,7 +78,7 @@ pub(super) async fn append(
     Ok(())
 }
 
-/// Appends what a gateway did or tried.
+/// Appends what a gateway did or tried, as far as it may add to the log; `false` when it is only counted.
 pub(super) async fn of_gateway(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
@@ -86,11 +87,34 @@ pub(super) async fn of_gateway(
     outcome: AuditOutcome,
     detail: Value,
     now: Timestamp,
-) -> StoreResult<()> {
+) -> StoreResult<bool> {
     let actor = Actor::gateway(agent_id);
     let object = actor.to_string();
     let record = record(&actor, action, object, outcome, detail);
-    append(connection, tenant, &record, now).await
+    note(connection, tenant, &record, agent_id, now).await
+}
+
+/// Appends a record that a gateway caused, with the number of those that were left out before it, unless this one has to be
+/// left out, too: the log is kept for good.
+pub(super) async fn note(
+    connection: &mut SqliteConnection,
+    tenant: &Tenant,
+    record: &NewAuditRecord,
+    agent_id: AgentId,
+    now: Timestamp,
+) -> StoreResult<bool> {
+    let Some(earlier) = budget::take(connection, tenant, agent_id, NOTES, now).await? else {
+        return Ok(false);
+    };
+    let mut record = record.clone();
+    if earlier > 0
+        && let Value::Object(detail) = &mut record.detail
+    {
+        let own = detail.get("left_out").and_then(Value::as_u64).unwrap_or(0);
+        detail.insert("left_out".to_owned(), own.saturating_add(earlier).into());
+    }
+    append(connection, tenant, &record, now).await?;
+    Ok(true)
 }
 
 /// What most intents record.

@@ -24,6 +24,9 @@ use crate::data::{
 /// How long an `Idempotency-Key` is remembered.
 pub(super) const KEY_LIFE: Duration = Duration::from_secs(24 * 3_600);
 
+/// How long health speaks of what a gateway did wrong. A second holder that goes on comes back within the hour.
+const RECENT: Duration = Duration::from_secs(24 * 3_600);
+
 /// The columns that [`read_run`] reads.
 macro_rules! runs {
     () => {
@@ -90,8 +93,10 @@ SELECT $1 AS tenant,
        (SELECT json_group_object(state, commands) FROM (SELECT state, count(*) AS commands
         FROM commands INDEXED BY open_commands_by_deadline
         WHERE tenant = $1 AND finished_at IS NULL GROUP BY state)) AS open_commands,
-       (SELECT count(*) FROM orphan_results WHERE tenant = $1) AS orphans,
-       (SELECT count(*) FROM forks WHERE tenant = $1) AS forks";
+       (SELECT count(*) FROM orphan_results AS o CROSS JOIN gateways AS g ON g.tenant = o.tenant AND g.agent_id = o.agent_id
+        WHERE o.tenant = $1 AND o.received_at > $2 AND g.revoked_at IS NULL) AS orphans,
+       (SELECT count(*) FROM forks AS f CROSS JOIN gateways AS g ON g.tenant = f.tenant AND g.agent_id = f.agent_id
+        WHERE f.tenant = $1 AND f.at > $2 AND g.revoked_at IS NULL) AS forks";
 
 /// What keys were used for, each where it stands.
 pub(super) async fn replays(
@@ -332,9 +337,11 @@ pub(super) async fn cancel(
 pub(super) async fn counts(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
+    now: Timestamp,
 ) -> StoreResult<Counts> {
     let row = sqlx::query(COUNTS)
         .bind(tenant.as_str())
+        .bind(now.saturating_sub(RECENT).unix_micros())
         .fetch_one(connection)
         .await?;
     let reader = Reader::new("commands", &row);

@@ -12,7 +12,7 @@ use viworks_common::code::CloseCode;
 use viworks_common::id::{AgentId, GatewayName};
 use viworks_common::limits::BULK_BODY_BYTES_MAX;
 use viworks_common::telemetry::PackedBatch;
-use viworks_common::wire::message::{BackendMessage, TelemetryAck};
+use viworks_common::wire::message::{BackendMessage, Refuse, TelemetryAck};
 
 use super::Connection;
 use crate::data::Holder;
@@ -185,7 +185,6 @@ impl Connection {
     }
 
     pub(super) fn on_telemetry(&mut self, progress: Progress) {
-        let now = self.now();
         match progress {
             Progress::Moved => {}
             Progress::Done(Answer::Committed(commit)) => {
@@ -203,9 +202,11 @@ impl Connection {
                 self.send(BackendMessage::TelemetryAck(ack));
             }
             Progress::Done(Answer::Fenced) => self.fenced = true,
-            Progress::Done(Answer::Malformed(reason)) => {
-                self.session.close(CloseCode::BadEnvelope, &reason, now);
-            }
+            Progress::Done(Answer::Malformed(reason)) => self.refuse(Refuse {
+                code: CloseCode::BadEnvelope,
+                reason,
+                retry_after_ms: None,
+            }),
         }
     }
 }
