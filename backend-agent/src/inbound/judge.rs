@@ -68,7 +68,7 @@ impl Judge {
         let _given = Given(Arc::clone(&given_up));
         let work = move || {
             // Of this thread only; one that may not yield judges all the same.
-            drop(nice(NICE));
+            let _refused = nice(NICE).err();
             take_report_while(entries, || !given_up.load(Ordering::Relaxed))
         };
         match blocking::call("catalogue", JUDGING_TIME, work).await {

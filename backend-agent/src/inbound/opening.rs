@@ -302,6 +302,8 @@ pub(super) async fn security_event(
     match store.note_gateway(tenant, agent_id, record, now).await {
         Ok(true) => {}
         Ok(false) => inbound.metrics.refused("security_events"),
-        Err(error) => error!(gateway = %peer.name, %agent_id, %error, action, "failed to audit a security event"),
+        Err(error) => {
+            error!(gateway = %peer.name, %agent_id, %error, action, "failed to audit a security event")
+        }
     }
 }

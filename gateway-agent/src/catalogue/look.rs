@@ -39,8 +39,8 @@ pub const LOOKER: &str = "host.look";
 
 /// File systems of the kernel on disks or in memory. Any other may wait for a program or for another machine.
 const AT_HOME: &[&str] = &[
-    "bcachefs", "btrfs", "erofs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "rootfs", "squashfs", "tmpfs",
-    "ubifs", "vfat", "xfs", "zfs",
+    "bcachefs", "btrfs", "erofs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "rootfs",
+    "squashfs", "tmpfs", "ubifs", "vfat", "xfs", "zfs",
 ];
 
 impl Question {

@@ -7,7 +7,6 @@ use std::time::Duration;
 use viworks_runtime::blocking::Worker;
 use viworks_runtime::files::{Guard, Lost};
 
-
 /// How long a look may take.
 const LOOK_TIME: Duration = Duration::from_secs(10);
 

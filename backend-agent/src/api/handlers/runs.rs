@@ -9,9 +9,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::Deserialize;
 use viworks_common::api::{
     CommandList, CommandOutcome, CommandView, DEADLINE_MS_DEFAULT, DEADLINE_MS_MAX,
-    IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, Kind, NamedGateway, ProblemCode, Run, RunCancelled,
-    PlannedGateway, RunList, RunPlan, RunRequest, RunState, RunWait, SkippedGateway, SkippedList, Targets,
-    WAIT_MS_DEFAULT, WAIT_MS_MAX,
+    IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, Kind, NamedGateway, PlannedGateway, ProblemCode, Run,
+    RunCancelled, RunList, RunPlan, RunRequest, RunState, RunWait, SkippedGateway, SkippedList,
+    Targets, WAIT_MS_DEFAULT, WAIT_MS_MAX,
 };
 use viworks_common::id::{CommandId, RunId};
 use viworks_common::limits::{DETAIL_BYTES_MAX, IDEMPOTENCY_KEY_BYTES_MAX};
