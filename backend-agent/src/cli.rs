@@ -17,6 +17,7 @@ use viworks_common::id::{
 use viworks_common::limits::PAGE_ROWS_MAX;
 use viworks_common::text;
 use viworks_common::time::Timestamp;
+use viworks_runtime::blocking;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::config::{Environment, Problems, environment};
 use viworks_runtime::exit::ExitCode;
@@ -35,6 +36,9 @@ use crate::pki::PkiError;
 use crate::pki::init::{InitRequest, init};
 use crate::pki::issue::{Delivery, GATEWAY_LIFE, IssueRequest, Office, issue};
 use crate::setup::Setup;
+
+/// How long everything that a start reads may take.
+const LOAD_TIME: Duration = Duration::from_secs(60);
 
 /// How long closing the database may take at the end.
 const CLOSE_TIME: Duration = Duration::from_secs(10);
@@ -248,7 +252,7 @@ fn start(cli: Cli) -> anyhow::Result<ExitCode> {
 async fn run(command: Subcommands) -> anyhow::Result<ExitCode> {
     match command {
         Subcommands::Serve { config, ready_file } => {
-            return Box::pin(serve(load_all(&config)?, ready_file.as_deref())).await;
+            return Box::pin(serve(move || load_all(&config), ready_file.as_deref())).await;
         }
         Subcommands::CheckConfig(config) => {
             for warning in load_all(&config)?.warnings {
@@ -272,18 +276,28 @@ async fn run(command: Subcommands) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::Ok)
 }
 
-async fn serve(setup: Setup, ready_file: Option<&Path>) -> anyhow::Result<ExitCode> {
+async fn serve(
+    load: impl FnOnce() -> Result<Setup, Problems> + Send + 'static,
+    ready_file: Option<&Path>,
+) -> anyhow::Result<ExitCode> {
+    // Before anything is read, and on a thread of its own: a file that hangs in the operating system must not keep the
+    // process from hearing that it should end.
+    let mut signals = Signals::listen().context("failed to listen for signals")?;
+    let hangups = Hangups::listen().context("failed to listen for SIGHUP")?;
+    let setup = tokio::select! {
+        loaded = blocking::call("setup", LOAD_TIME, load) => {
+            loaded.context("what the backend starts with could not be read")??
+        }
+        _told = signals.next() => return Ok(ExitCode::Ok),
+    };
     let config = &setup.config;
     let log = &config.log;
     logging::init(log.format, &log.filter, log.waiting_bytes_max)?;
     for warning in &setup.warnings {
         tracing::warn!(%warning, "starting all the same");
     }
-    let mut signals = Signals::listen().context("failed to listen for signals")?;
-    let hangups = Hangups::listen().context("failed to listen for SIGHUP")?;
     let lifecycle = Lifecycle::new();
-    // A task of its own: a file that hangs in the operating system must not keep the process from hearing that it should
-    // end.
+    // A task of its own, for the same reason.
     let starting = {
         let (config, within) = (config.clone(), lifecycle.clone());
         let material = setup.material;

@@ -112,6 +112,8 @@ pub struct ApiConfig {
     pub answers_bytes_max: usize,
     /// Event streams at once.
     pub streams_max: usize,
+    /// Event streams of one key at once.
+    pub streams_per_key_max: usize,
     /// For the headers of a request.
     pub header_timeout: Duration,
     /// For a whole request that is no stream.
@@ -395,7 +397,7 @@ fn read_api(section: &mut Section<'_>) -> ApiConfig {
         listen,
         connections_max: section.integer("connections_max", 1_024, 1..=100_000, "Open sockets. Beyond, and at three quarters for those that have shown no valid key, a newcomer takes the place of the stranger who has held one longest."),
         per_source_max: section.integer("per_source_max", 256, 1..=100_000, "Open sockets of one IPv4 address or IPv6 /64 network that have shown no valid key; a newcomer from there takes the place of the oldest."),
-        per_key_max: section.integer("per_key_max", 512, 1..=100_000, "Open sockets that have shown the same valid key; at the next one the socket is cut that has been idle longest."),
+        per_key_max: section.integer("per_key_max", 512, 1..=100_000, "Open sockets that have shown the same valid key; at the next one the socket is cut that has been idle longest, and when none is idle the request gets 429."),
         send_timeout: section.duration_ms(
             "send_timeout_ms",
             seconds(10),
@@ -409,6 +411,12 @@ fn read_api(section: &mut Section<'_>) -> ApiConfig {
             256,
             1..=10_000,
             "Event streams at once; more get 503.",
+        ),
+        streams_per_key_max: section.integer(
+            "streams_per_key_max",
+            128,
+            1..=10_000,
+            "Event streams of one key at once; more get 503.",
         ),
         header_timeout: section.duration_ms(
             "header_timeout_ms",

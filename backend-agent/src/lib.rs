@@ -21,3 +21,4 @@ pub mod pki;
 pub mod reload;
 pub mod setup;
 pub mod telemetry;
+pub mod throttle;

@@ -8,7 +8,7 @@ mod template;
 
 pub use arguments::{ArgumentProblem, Grammar, check_arguments, check_entry};
 pub use digest::catalogue_digest;
-pub use report::{RefusedEntry, take_report};
+pub use report::{RefusedEntry, take_report_while};
 pub use shipped::SHIPPED;
 pub use template::{ArgvTemplate, ExpandRefusal, TemplateProblem};
 
@@ -31,7 +31,7 @@ pub enum Risk {
 }
 
 impl Risk {
-    /// The word for it, as in a catalogue.
+    /// The word for it, the same on the wire.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

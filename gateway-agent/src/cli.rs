@@ -10,8 +10,8 @@ use viworks_runtime::config::{Problems, environment};
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files::FileError;
 use viworks_runtime::lifecycle::run_to_end;
+use viworks_runtime::logging;
 use viworks_runtime::stdout::{self, PrintError};
-use viworks_runtime::{fault, logging, tls};
 
 use crate::config::{self, Config};
 use crate::identity::IdentityError;
@@ -95,7 +95,7 @@ pub fn main(arguments: Vec<String>) -> std::process::ExitCode {
         .get(1)
         .is_some_and(|first| first == launcher::SUBCOMMAND)
     {
-        return launcher::run(arguments.get(2..).unwrap_or_default()).into();
+        return launcher::run().into();
     }
     let mut arguments = arguments;
     if arguments.len() < 2 {
@@ -157,12 +157,8 @@ fn act(action: Action) -> anyhow::Result<ExitCode> {
             ready_file,
             state_folder,
         } => {
-            let setup = load(&config, state_folder)?;
-            fault::configure(&environment())?;
-            let log = &setup.config.log;
-            logging::init(log.format, &log.filter, log.waiting_bytes_max)?;
-            tls::install_provider();
-            run_to_end(runtime()?, app::run(setup, ready_file))
+            let load = move || load(&config, state_folder);
+            run_to_end(runtime()?, app::run(load, ready_file))
         }
         Action::CheckConfig {
             config,

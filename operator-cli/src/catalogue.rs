@@ -35,7 +35,7 @@ pub async fn execute(client: &Client, verb: Verb, format: Format) -> Result<Exit
                         let names: Vec<String> = entry.arguments.iter().map(short).collect();
                         [
                             entry.name.to_string(),
-                            entry.risk.name().to_owned(),
+                            risks(entry),
                             names.join(" "),
                             format!(
                                 "{} of {}",
@@ -51,6 +51,18 @@ pub async fn execute(client: &Client, verb: Verb, format: Format) -> Result<Exit
         Verb::Show { name } => show(&client.catalogue_command(&name).await?, format)?,
     }
     Ok(ExitCode::Ok)
+}
+
+/// The risk, and where gateways differ in it, on how many it is which.
+fn risks(entry: &CatalogueCommand) -> String {
+    if entry.risks.len() < 2 {
+        return entry.risk.name().to_owned();
+    }
+    let each = entry
+        .risks
+        .iter()
+        .map(|(risk, gateways)| format!("{} on {gateways}", risk.name()));
+    each.collect::<Vec<_>>().join(", ")
 }
 
 fn short(argument: &Argument) -> String {
@@ -72,7 +84,7 @@ fn show(entry: &CatalogueCommand, format: Format) -> Result<(), Failure> {
     };
     output::line(&format!(
         "risk {}, {repeat}, ended after {}",
-        entry.risk.name(),
+        risks(entry),
         run::duration(entry.timeout_ms)
     ))?;
     for argument in &entry.arguments {
@@ -98,10 +110,11 @@ fn show(entry: &CatalogueCommand, format: Format) -> Result<(), Failure> {
     };
     output::line("")?;
     output::table(
-        ["GATEWAY", "AVAILABLE"],
+        ["GATEWAY", "RISK", "AVAILABLE"],
         gateways.iter().map(|one| {
             [
                 one.gateway.name.to_string(),
+                one.risk.unwrap_or(entry.risk).name().to_owned(),
                 one.unavailable
                     .as_ref()
                     .map_or_else(|| "yes".to_owned(), |reason| format!("no: {reason}")),

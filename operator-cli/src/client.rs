@@ -23,6 +23,9 @@ use crate::error::{Failure, chain};
 
 /// How long one ordinary request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long the backend may send nothing at all, neither an event nor a heartbeat.
+const SILENCE_MAX: Duration = Duration::from_secs(75);
 /// Items asked for on one page.
 const PAGE: usize = 500;
 /// Bytes of one server-sent event, far above what the backend sends.
@@ -105,6 +108,8 @@ impl Client {
         }
         let http = builder
             .connect_timeout(Duration::from_secs(10))
+            // A stream of events has no end that could be waited for; one that is alive is never silent for so long.
+            .read_timeout(SILENCE_MAX)
             .user_agent(concat!("viworks/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| Failure::new(ExitCode::Error, error.to_string()))?;

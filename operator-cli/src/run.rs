@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde_json::json;
 use viworks_common::api::Run;
 use viworks_common::command::CommandState;
+use viworks_common::human;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::exit::ExitCode;
 
@@ -21,7 +22,6 @@ pub use self::live::Told;
 pub use self::summary::{duration, exit_code, print_commands, with_output, word};
 use crate::client::Client;
 use crate::error::Failure;
-use crate::human;
 use crate::output::{self, Format};
 
 /// Submits and, unless told otherwise, waits.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 use viworks_common::api::{TelemetryRecord, TelemetryRefusal};
+use viworks_common::human;
 use viworks_common::telemetry::FieldValue;
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::{Clock, SystemClock};
@@ -13,7 +14,6 @@ use viworks_runtime::exit::ExitCode;
 use crate::cli::{rows, span};
 use crate::client::Client;
 use crate::error::Failure;
-use crate::human;
 use crate::output::{self, Format};
 use crate::run::program_name;
 
@@ -79,7 +79,7 @@ async fn gaps(client: &Client, options: &Options, format: Format) -> Result<Exit
             )?;
             output::note(&human::counted(list.items.len(), "gap", "gaps"));
             if !refusals.is_empty() {
-                refused(&refusals)?;
+                refused(&refusals, now)?;
             }
         }
     }
@@ -87,8 +87,9 @@ async fn gaps(client: &Client, options: &Options, format: Format) -> Result<Exit
 }
 
 /// What arrived and was not stored.
-fn refused(refusals: &[TelemetryRefusal]) -> Result<(), Failure> {
-    let time = |at: Option<Timestamp>| at.map_or_else(|| "-".to_owned(), |at| at.to_string());
+fn refused(refusals: &[TelemetryRefusal], now: Timestamp) -> Result<(), Failure> {
+    let time =
+        |at: Option<Timestamp>| at.map_or_else(|| "–".to_owned(), |at| human::relative(at, now));
     output::table(
         ["LAST REFUSED", "SPOOL EPOCH", "RECORDS", "REASON"],
         refusals.iter().map(|refusal| {
@@ -105,7 +106,7 @@ fn refused(refusals: &[TelemetryRefusal]) -> Result<(), Failure> {
     let records = refusals
         .iter()
         .fold(0_u64, |sum, it| sum.saturating_add(it.records));
-    output::note(&format!("{records} records were refused"));
+    output::note(&format!("{} records were refused", human::count(records)));
     Ok(())
 }
 

@@ -7,10 +7,12 @@
 mod admit;
 mod agents;
 mod audit;
+mod budget;
 mod catalogues;
 mod commands;
 mod confirm;
 mod forks;
+mod ground;
 mod keys;
 mod opening;
 mod outputs;
@@ -55,6 +57,7 @@ use super::{
 use admit::Hello;
 use commands::{Report, Taker};
 use confirm::Confirm;
+use ground::Ground;
 use row::to_json;
 use sessions::PinReport;
 use submit::Asked;
@@ -68,6 +71,7 @@ static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 #[derive(Debug, Clone)]
 pub struct SqliteStore {
     database: Database,
+    ground: Ground,
     telemetry: TelemetryLimits,
 }
 
@@ -77,9 +81,11 @@ impl SqliteStore {
     /// # Errors
     /// When the file cannot be opened or its schema is not ours.
     pub async fn open(options: Options) -> Result<Self, Error> {
+        let file = options.path.clone();
         let database = Database::open(options, &MIGRATIONS).await?;
         Ok(Self {
             database,
+            ground: Ground::new(&file)?,
             telemetry: TelemetryLimits::default(),
         })
     }
@@ -155,6 +161,7 @@ fn conflict_or<E: Into<StoreError>>(
 /// Runs a feature's function in one transaction: first its arguments by reference, then those by value.
 macro_rules! write {
     ($store:ident, $function:path, [$($by_ref:ident),*], ($($by_value:expr),*)) => {{
+        $store.ground.check()?;
         $(let $by_ref = $by_ref.to_owned();)*
         $store.database.write(move |connection| {
             Box::pin(async move { $function(connection, $(&$by_ref,)* $($by_value),*).await })
@@ -170,6 +177,7 @@ macro_rules! together {
         let work: Together<_, _, _, _> = |connection, (tenant, _alone), questions| {
             Box::pin(async move { $function(connection, &tenant, &questions).await })
         };
+        $store.ground.check()?;
         $store.database.write_together(group, $question, work).await
     }};
     ($store:ident, $function:path, $tenant:ident, $question:expr) => {
@@ -601,8 +609,8 @@ impl Store for SqliteStore {
         write!(self, commands::end_overdue, [tenant], (wait, limit, now))
     }
 
-    async fn counts(&self, tenant: &Tenant) -> StoreResult<Counts> {
-        read!(self, runs::counts, tenant)
+    async fn counts(&self, tenant: &Tenant, now: Timestamp) -> StoreResult<Counts> {
+        read!(self, runs::counts, tenant, now)
     }
 
     fn is_busy(&self) -> bool {
@@ -613,13 +621,16 @@ impl Store for SqliteStore {
         &self,
         tenant: &Tenant,
         writes: Arc<[TelemetryWrite]>,
+        wall: Timestamp,
         now: Timestamp,
     ) -> StoreResult<Vec<TelemetryOutcome>> {
         let (tenant, limits) = (tenant.clone(), self.telemetry);
+        self.ground.check()?;
         let stored = self.database.write_bulk(move |connection| {
-            Box::pin(
-                async move { telemetry::commit(connection, &tenant, &writes, limits, now).await },
-            )
+            Box::pin(async move {
+                let times = telemetry::Times { wall, now };
+                telemetry::commit(connection, &tenant, &writes, limits, times).await
+            })
         });
         let outcomes = stored.await?;
         fault::point("store.telemetry.after_commit");
@@ -737,6 +748,16 @@ impl Store for SqliteStore {
         write!(self, audit::append, [tenant, record], (now))
     }
 
+    async fn note_gateway(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        record: NewAuditRecord,
+        now: Timestamp,
+    ) -> StoreResult<bool> {
+        write!(self, audit::note, [tenant, record], (agent_id, now))
+    }
+
     async fn purge(&self, tenant: &Tenant, now: Timestamp) -> StoreResult<Purged> {
         write!(self, upkeep::purge, [tenant], (now))
     }
@@ -751,6 +772,9 @@ impl Store for SqliteStore {
 
     async fn health(&self) -> StoreResult<StoreHealth> {
         let tenant = Tenant::default_tenant();
+        if let Some(lost) = self.ground.look().await {
+            return Err(StoreError::Unavailable(Box::new(lost)));
+        }
         write!(self, upkeep::health, [tenant], ())
     }
 

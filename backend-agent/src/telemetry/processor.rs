@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tracing::{debug, warn};
-use viworks_common::id::{AgentId, Tenant};
+use viworks_common::id::{AgentId, GatewayName, Tenant};
 use viworks_common::telemetry::PackedBatch;
-use viworks_runtime::clock::Clock;
+use viworks_runtime::clock::Timeline;
 use viworks_runtime::conditions::Conditions;
 use viworks_runtime::fault;
 use viworks_runtime::lifecycle::Lifecycle;
@@ -64,6 +64,8 @@ pub struct Place {
 /// A batch to be stored.
 #[derive(Debug)]
 pub struct HandedIn {
+    /// The gateway's name.
+    pub gateway: GatewayName,
     /// The gateway.
     pub agent_id: AgentId,
     /// The epoch of the session it came over.
@@ -79,6 +81,7 @@ pub struct HandedIn {
 /// What is remembered of a batch until it is dealt with.
 #[derive(Debug)]
 struct Note {
+    gateway: GatewayName,
     answer: oneshot::Sender<Answer>,
     /// What its parts came to so far.
     so_far: Option<TelemetryCommit>,
@@ -88,7 +91,7 @@ struct Note {
 struct Worker {
     store: Arc<dyn Store>,
     tenant: Tenant,
-    clock: Arc<dyn Clock>,
+    clock: Arc<Timeline>,
     metrics: BackendMetrics,
     config: TelemetryConfig,
     lifecycle: Lifecycle,
@@ -102,13 +105,13 @@ impl TelemetryProcessor {
     pub fn start(
         store: Arc<dyn Store>,
         tenant: Tenant,
-        clock: Arc<dyn Clock>,
+        clock: Arc<Timeline>,
         metrics: BackendMetrics,
         conditions: Conditions,
         config: TelemetryConfig,
         lifecycle: &Lifecycle,
     ) -> Self {
-        let (metrics_of_watch, clock_of_watch) = (metrics.clone(), Arc::clone(&clock));
+        let (metrics_of_watch, clock_of_watch) = (metrics.clone(), Arc::<Timeline>::clone(&clock));
         let (waiting, received) = mpsc::channel(config.batches_waiting_max);
         let worker = Worker {
             store,
@@ -159,6 +162,7 @@ impl Place {
             skew_ms: handed_in.skew_ms,
             batch: handed_in.batch,
             note: Note {
+                gateway: handed_in.gateway,
                 answer,
                 so_far: None,
                 _share: handed_in.share,
@@ -245,10 +249,10 @@ impl Worker {
         let writes: Arc<[_]> = writes.into();
         let mut pause = RETRY.0;
         loop {
-            let now = self.clock.wall();
+            let (wall, now) = (self.clock.wall(), self.clock.line());
             let stored = self
                 .store
-                .commit_telemetry(&self.tenant, Arc::clone(&writes), now);
+                .commit_telemetry(&self.tenant, Arc::clone(&writes), wall, now);
             match stored.await {
                 Ok(outcomes) => {
                     fault::point("telemetry.committed.before_acknowledgement");
@@ -283,11 +287,11 @@ impl Worker {
                 TelemetryOutcome::Committed(commit) => {
                     rows += commit.stored;
                     self.metrics.telemetry_retimed.inc_by(commit.retimed);
-                    self.watch.refused(agent_id, &commit.refused);
                     let note = ending
                         .get_mut(&number)
                         .or_else(|| self.line.note(agent_id, number));
                     if let Some(note) = note {
+                        self.watch.refused(agent_id, &note.gateway, &commit.refused);
                         note.add(commit);
                     }
                 }

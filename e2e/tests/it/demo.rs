@@ -11,6 +11,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
+use viworks_common::group::Accounts;
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{PATIENCE, text};
 use viworks_testkit::process::{Process, Said, eventually, finish};
@@ -41,6 +42,10 @@ impl Place {
 
     /// The same for a user without rights, who gets copies of the programs where they can be read.
     fn of_nobody() -> Self {
+        Self::of_user(NOBODY)
+    }
+
+    fn of_user(user: u32) -> Self {
         let mut place = Self::new();
         let programs = place.folder.path().join("bin");
         std::fs::create_dir(&programs).unwrap();
@@ -55,8 +60,8 @@ impl Place {
             std::fs::set_permissions(folder, open.clone()).unwrap();
         }
         let home = place.home();
-        std::os::unix::fs::chown(&home, Some(NOBODY), Some(NOBODY)).unwrap();
-        place.user = Some(NOBODY);
+        std::os::unix::fs::chown(&home, Some(user), Some(user)).unwrap();
+        place.user = Some(user);
         place
     }
 
@@ -258,6 +263,42 @@ async fn an_ordinary_user_needs_nothing_more_than_root_does() {
             assert_eq!(made.mode() & 0o077, 0);
         }
     }
+}
+
+/// A user, not root, whose group is nobody else's by what this system knows.
+fn user_with_a_group_of_its_own() -> Option<u32> {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let (passwd, group) = (read("/etc/passwd"), read("/etc/group"));
+    let nsswitch = read("/etc/nsswitch.conf");
+    let accounts = Accounts {
+        passwd: &passwd,
+        group: &group,
+        nsswitch: &nsswitch,
+    };
+    let id = |line: &str| line.split(':').nth(2)?.parse::<u32>().ok();
+    let mut users = passwd.lines().filter_map(id);
+    users.find(|user| *user != 0 && accounts.are_private(*user))
+}
+
+#[tokio::test]
+#[expect(clippy::print_stderr, reason = "a skipped check must be seen")]
+async fn folders_that_ones_own_group_may_write_are_good_enough_and_those_of_another_are_not() {
+    let Some(user) = user_with_a_group_of_its_own().filter(|_user| is_root()) else {
+        eprintln!("SKIPPED: being a user whose group is nobody else's takes root, and such a user");
+        return;
+    };
+    let place = Place::of_user(user);
+    // As a clone is made under `umask 002`.
+    let open = std::fs::Permissions::from_mode(0o775);
+    std::fs::set_permissions(place.home(), open.clone()).unwrap();
+    let said = place.up(&["--once"]).await.ended_with(0);
+    assert_three_answers(&said);
+    std::os::unix::fs::chown(place.home(), None, Some(NOBODY)).unwrap();
+    std::fs::set_permissions(place.home(), open).unwrap();
+    let said = place.up(&["--once"]).await;
+    assert_ne!(said.code, Some(0), "{said:#?}");
+    assert!(said.stderr.contains("chmod go-w"), "{said:#?}");
+    place.assert_nothing_runs();
 }
 
 #[tokio::test]

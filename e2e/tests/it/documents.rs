@@ -141,6 +141,7 @@ const PROMISES: &[(&str, &str, &[&str])] = &[
         &[
             "a_gateway_that_nothing_fits_is_named_and_can_be_left_out",
             "gateways_whose_queues_are_full_are_named_and_can_be_left_out",
+            "a_gateway_that_claims_a_higher_risk_is_named_and_can_be_left_out",
         ],
     ),
     (
@@ -222,6 +223,7 @@ const PROMISES: &[(&str, &str, &[&str])] = &[
         "**Connections**",
         &[
             "whoever_showed_a_key_keeps_its_place_and_where_nobody_can_go_the_newcomer_is_told_so",
+            "a_key_that_waits_eleven_hundred_times_stops_nobody",
             "a_client_that_does_not_take_its_answer_is_cut_and_counted",
             "two_hosts_and_encoded_bodies_are_refused",
         ],

@@ -9,7 +9,7 @@ use futures_util::future::{BoxFuture, OptionFuture};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 use viworks_common::code::CloseCode;
-use viworks_common::id::AgentRunId;
+use viworks_common::id::{AgentRunId, CommandId};
 use viworks_common::limits::DETAIL_BYTES_MAX;
 use viworks_common::pin::{PinSet, SpkiPin};
 use viworks_common::session::backoff::FailureClass;
@@ -21,7 +21,7 @@ use viworks_common::telemetry::{Batch, Position};
 use viworks_common::time::{Monotonic, Timestamp};
 use viworks_common::wire::message::{
     AgentMessage, Catalogue, Heartbeat, Hello, KEEPS_TIMEOUT, Output, Permit, PinReport,
-    TELEMETRY_REFUSALS, Welcome,
+    RESULT_REFUSALS, TELEMETRY_REFUSALS, Welcome,
 };
 use viworks_runtime::clock::sleep_until;
 use viworks_runtime::conditions::Severity;
@@ -37,6 +37,7 @@ use crate::engine::{Input, hex_of};
 use crate::executor::LiveOutput;
 use crate::material::Material;
 use crate::spool::SpoolError;
+use crate::watch::TELEMETRY_REFUSED;
 
 /// Messages of the engine that may wait for the session; a result can be large, so there are few.
 const MESSAGES_MAX: usize = 32;
@@ -119,6 +120,7 @@ pub async fn run(
         presented: None,
         drained: false,
         shares: Shares::default(),
+        results_not_kept: 0,
     };
     let ended = connection.drive(live).await;
     // Its messages go nowhere now; the engine notices by the closed channel.
@@ -155,6 +157,8 @@ struct Connection<'p> {
     drained: bool,
     /// How much live output went out of which command.
     shares: Shares,
+    /// Results of this session that the backend only counted.
+    results_not_kept: u64,
 }
 
 /// What the loop waited for.
@@ -297,10 +301,16 @@ impl Connection<'_> {
             AgentEvent::ResultAcknowledged {
                 command_id,
                 low_water,
-            } => self.tell(Input::ResultAcknowledged {
-                command_id,
-                low_water,
-            }),
+                kept,
+            } => {
+                if !kept {
+                    self.result_not_kept(command_id);
+                }
+                self.tell(Input::ResultAcknowledged {
+                    command_id,
+                    low_water,
+                });
+            }
             AgentEvent::Draining { reconnect_after } => {
                 info!(?reconnect_after, "the backend asks to reconnect");
                 self.told = Some(FailureClass::Told {
@@ -335,11 +345,30 @@ impl Connection<'_> {
             "the backend did not store telemetry records of this gateway: {}",
             all.join(", ")
         );
+        // The watch ends it once that is long over.
         self.parts.conditions.raise(
-            "telemetry.refused",
+            TELEMETRY_REFUSED,
             Severity::Warn,
             &cause,
             "`viworks telemetry --gaps` lists them; the bounds are in [telemetry] of the backend's configuration",
+        );
+    }
+
+    /// The backend neither knows the command nor kept what this gateway says became of it.
+    fn result_not_kept(&mut self, command_id: CommandId) {
+        if self.results_not_kept == 0 {
+            warn!(%command_id, "the backend did not keep the result of a command that it does not know; more of them are counted");
+        }
+        self.results_not_kept += 1;
+        let cause = format!(
+            "the backend did not keep {} results of commands that it does not know, in the last session that had any",
+            self.results_not_kept
+        );
+        self.parts.conditions.raise(
+            "results.not_kept",
+            Severity::Warn,
+            &cause,
+            "was the backend's database restored or replaced? The audit log of this gateway has what ran",
         );
     }
 
@@ -382,7 +411,9 @@ impl Connection<'_> {
             token,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             version: 1,
-            capabilities: vec![KEEPS_TIMEOUT.to_owned(), TELEMETRY_REFUSALS.to_owned()],
+            capabilities: [KEEPS_TIMEOUT, TELEMETRY_REFUSALS, RESULT_REFUSALS]
+                .map(str::to_owned)
+                .to_vec(),
             catalogue_digest: hex_of(&self.announced.digest()),
             labels: parts.labels.clone(),
             unreported: parts

@@ -1,18 +1,21 @@
 //! What is asked before something changes, and what a dry run says.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 
 use serde_json::json;
 use viworks_common::api::{GatewayRef, NamedGateway, RunRequest, Targets};
 use viworks_common::catalogue::Risk;
+use viworks_common::human;
 use viworks_runtime::exit::ExitCode;
 
 use super::flags::Options;
 use crate::client::Client;
 use crate::error::Failure;
-use crate::human;
 use crate::output::{self, Format};
 
+/// Gateways that a refusal names.
+const NAMED_MAX: usize = 10;
 /// Gateways that a question names.
 const NAMED: usize = 5;
 
@@ -33,7 +36,21 @@ pub(super) async fn confirm(
         Targets::All | Targets::AllExcept(_) => true,
         Targets::Gateways(names) => names.len() > 1,
     };
-    match entry.risk {
+    // What a gateway that is not meant says about the risk is of no concern. Without a reason nothing dangerous is
+    // sent: where gateways may be skipped, those are.
+    let skips_danger = request.skip_unable && request.reason.is_none();
+    let meant: Vec<(&NamedGateway, Risk)> = entry
+        .gateways
+        .iter()
+        .flatten()
+        .filter(|has| has.unavailable.is_none() && is_meant(&request.targets, &has.gateway))
+        .map(|has| (&has.gateway, has.risk.unwrap_or(entry.risk)))
+        .filter(|(_gateway, risk)| !(skips_danger && *risk == Risk::Danger))
+        .collect();
+    let Some(highest) = meant.iter().map(|(_gateway, risk)| *risk).max() else {
+        return Ok(());
+    };
+    match highest {
         Risk::Read => Ok(()),
         Risk::Change if options.yes => Ok(()),
         // A script that names one gateway means it; a person may have slipped.
@@ -47,11 +64,59 @@ pub(super) async fn confirm(
             "--yes",
         ),
         Risk::Danger if options.confirm.is_some() => Ok(()),
-        Risk::Danger => Err(Failure::new(
-            ExitCode::Declined,
-            format!("{} can cause an outage", request.command),
-        )
-        .with("say how many gateways you mean: --confirm=N (viworks run … --dry-run counts them)")),
+        Risk::Danger => {
+            let dangerous = meant.iter().filter(|(_gateway, risk)| *risk == highest);
+            let names: Vec<String> = dangerous
+                .map(|(gateway, _risk)| gateway.name.to_string())
+                .collect();
+            let place = if names.len() == meant.len() {
+                String::new()
+            } else {
+                format!(
+                    " on {} of {} gateways: {}",
+                    names.len(),
+                    meant.len(),
+                    listed(&names)
+                )
+            };
+            let failure = Failure::new(
+                ExitCode::Declined,
+                format!("{} can cause an outage{place}", request.command),
+            )
+            .with(
+                "say how many gateways you mean: --confirm=N (viworks run … --dry-run counts them)",
+            );
+            Err(if place.is_empty() {
+                failure
+            } else {
+                failure
+                    .with("or leave those out: --except NAMES, or --skip-unable without --reason")
+            })
+        }
+    }
+}
+
+/// Names, as many as a person reads.
+fn listed(names: &[String]) -> String {
+    let shown = names.iter().take(NAMED_MAX).cloned();
+    let text = shown.collect::<Vec<_>>().join(" ");
+    match names.len().saturating_sub(NAMED_MAX) {
+        0 => text,
+        more => format!("{text} and {more} more"),
+    }
+}
+
+fn is_meant(targets: &Targets, gateway: &NamedGateway) -> bool {
+    let named = |names: &[GatewayRef]| {
+        names.iter().any(|name| match name {
+            GatewayRef::Id(id) => *id == gateway.id,
+            GatewayRef::Name(name) => *name == gateway.name,
+        })
+    };
+    match targets {
+        Targets::All => true,
+        Targets::AllExcept(left_out) => !named(left_out),
+        Targets::Gateways(names) => named(names),
     }
 }
 
@@ -101,17 +166,25 @@ pub(super) async fn dry_run(
     format: Format,
 ) -> Result<ExitCode, Failure> {
     let plan = client.plan(request).await?;
-    let meant = names(plan.gateways.iter());
+    let mut risks: BTreeMap<Risk, Vec<String>> = BTreeMap::new();
+    for planned in &plan.gateways {
+        let names = risks.entry(planned.risk).or_default();
+        names.push(planned.gateway.name.to_string());
+    }
+    let meant = names(plan.gateways.iter().map(|planned| &planned.gateway));
     let skipped = names(plan.skipped.iter().map(|skipped| &skipped.gateway));
     match format {
         Format::Table => {
-            output::line(&format!(
-                "{} ({}) on {}: {}",
-                request.command,
-                plan.risk.name(),
-                human::counted(meant.len(), "gateway", "gateways"),
-                meant.join(" ")
-            ))?;
+            // A line for each risk: who gives the command another one than the others stands alone.
+            for (risk, names) in &risks {
+                output::line(&format!(
+                    "{} ({}) on {}: {}",
+                    request.command,
+                    risk.name(),
+                    human::counted(names.len(), "gateway", "gateways"),
+                    names.join(" ")
+                ))?;
+            }
             if !skipped.is_empty() {
                 output::line(&format!(
                     "skipped, because they cannot run it: {}: {}",
@@ -121,7 +194,7 @@ pub(super) async fn dry_run(
             }
         }
         Format::Json => output::json(
-            &json!({"apiVersion": "viworks/v1", "kind": "RunPlan", "request": request, "gateways": meant, "skipped": skipped}),
+            &json!({"apiVersion": "viworks/v1", "kind": "RunPlan", "request": request, "gateways": meant, "risks": risks, "skipped": skipped}),
         )?,
     }
     output::note("nothing was run");

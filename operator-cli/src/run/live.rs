@@ -6,13 +6,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 use viworks_common::api::{CommandView, OutputView, RunEvent};
 use viworks_common::command::CommandState;
+use viworks_common::human;
 use viworks_common::id::{CommandId, GatewayName, RunId};
 use viworks_common::output::{Lines, Shown};
 use viworks_common::wire::message::OutputStream;
 
 use super::program_name;
 use crate::error::Failure;
-use crate::human;
 use crate::output::{self, Format, plain};
 
 /// How long the only line of one of several gateways is kept for its row in the table.

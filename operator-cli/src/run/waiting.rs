@@ -8,13 +8,13 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use viworks_common::api::{Gateway, GatewayStatus, Run};
 use viworks_common::command::CommandState;
+use viworks_common::human;
 use viworks_common::id::GatewayName;
 use viworks_runtime::clock::{Clock, SystemClock};
 
 use super::live::Live;
 use crate::client::Client;
 use crate::error::Failure;
-use crate::human;
 use crate::output;
 
 /// How often a terminal's line is renewed.

@@ -9,9 +9,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::Deserialize;
 use viworks_common::api::{
     CommandList, CommandOutcome, CommandView, DEADLINE_MS_DEFAULT, DEADLINE_MS_MAX,
-    IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, Kind, NamedGateway, ProblemCode, Run, RunCancelled,
-    RunList, RunPlan, RunRequest, RunState, RunWait, SkippedGateway, SkippedList, Targets,
-    WAIT_MS_DEFAULT, WAIT_MS_MAX,
+    IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, Kind, NamedGateway, PlannedGateway, ProblemCode, Run,
+    RunCancelled, RunList, RunPlan, RunRequest, RunState, RunWait, SkippedGateway, SkippedList,
+    Targets, WAIT_MS_DEFAULT, WAIT_MS_MAX,
 };
 use viworks_common::id::{CommandId, RunId};
 use viworks_common::limits::{DETAIL_BYTES_MAX, IDEMPOTENCY_KEY_BYTES_MAX};
@@ -93,12 +93,17 @@ pub(in crate::api) async fn plan(
     let planned = state.commands.plan(&request).await?;
     Ok(Json(RunPlan {
         kind: Kind::RunPlan,
-        risk: planned.risk,
         arguments: planned.arguments,
         gateways: planned
             .gateways
             .into_iter()
-            .map(|(id, name)| NamedGateway { id, name })
+            .map(|planned| PlannedGateway {
+                gateway: NamedGateway {
+                    id: planned.agent_id,
+                    name: planned.gateway,
+                },
+                risk: planned.risk,
+            })
             .collect(),
         skipped: planned
             .skipped

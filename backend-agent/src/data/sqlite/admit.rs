@@ -182,7 +182,8 @@ async fn refuse(
         detail,
         hello.now,
     )
-    .await
+    .await?;
+    Ok(())
 }
 
 /// Writes accepted HELLOs, and what they prove about the database; answers them by their places.
@@ -273,9 +274,13 @@ async fn admitted(
     if let Some(highest_order) = accepted.rolled_back_to {
         low_water = settle_rolled_back(connection, tenant, request, highest_order, *now).await?;
     }
-    if positions.missing > 0 {
-        let detail =
-            json!({ "epoch": request.epoch, "telemetry_records_missing": positions.missing });
+    let refused = positions.refused;
+    let rolled_back = positions.missing > 0 || !refused.is_empty();
+    if rolled_back {
+        let detail = json!({
+            "epoch": request.epoch, "telemetry_records_missing": positions.missing,
+            "telemetry_records_refused": refused,
+        });
         audit::of_gateway(
             connection,
             tenant,
@@ -292,7 +297,8 @@ async fn admitted(
         presented: accepted.presented,
         issued: accepted.issued,
         low_water,
-        rolled_back: accepted.rolled_back_to.is_some() || positions.missing > 0,
+        rolled_back: accepted.rolled_back_to.is_some() || rolled_back,
+        refused,
         committed: positions.positions,
         catalogue_known: known.catalogue_digest.as_deref() == Some(&request.catalogue_digest),
         live_session: known.live.map(|(session_id, epoch)| LiveSession {

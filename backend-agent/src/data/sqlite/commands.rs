@@ -14,6 +14,7 @@ use viworks_common::limits;
 use viworks_common::time::Timestamp;
 use viworks_runtime::fault;
 
+use super::budget::{self, ORPHANS};
 use super::page::{Fetched, rows_wanted};
 use super::row::{Reader, int, to_json};
 use super::settle::{self, Change, CommandRow, Held, Note};
@@ -23,8 +24,9 @@ use crate::data::{
     LeaseLimits, Leased, LeasedCommand, Listing, Page, Rejected, Settled, StoreError, StoreResult,
 };
 
-/// Outcomes of unknown commands kept for one gateway; the oldest go first.
+/// Outcomes of unknown commands kept for one gateway, and bytes of them; the oldest go first.
 const ORPHANS_PER_GATEWAY_MAX: i64 = 1_024;
+const ORPHAN_BYTES_PER_GATEWAY_MAX: i64 = 8 * 1024 * 1024;
 
 /// For each `[agent_id, epoch, now]`: nothing where the session is fenced, a row without a command where nothing waits,
 /// and otherwise the first of what waits. The last parameter bounds the commands of each.
@@ -53,13 +55,18 @@ UPDATE commands SET late_outcome = ?3
 WHERE tenant = ?1 AND command_id = ?2 AND state = 'indeterminate' AND late_outcome IS NULL";
 
 pub(super) const KEEP_ORPHAN: &str = "\
-INSERT INTO orphan_results (tenant, agent_id, command_id, received_at, outcome) VALUES (?1, ?2, ?3, ?4, ?5)
-ON CONFLICT DO NOTHING";
+INSERT INTO orphan_results (tenant, agent_id, command_id, received_at, outcome, bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+
+pub(super) const HAS_ORPHAN: &str = "\
+SELECT 1 FROM orphan_results WHERE tenant = ?1 AND agent_id = ?2 AND command_id = ?3";
 
 pub(super) const TRIM_ORPHANS: &str = "\
 DELETE FROM orphan_results WHERE tenant = ?1 AND agent_id = ?2 AND command_id IN (
-    SELECT command_id FROM orphan_results WHERE tenant = ?1 AND agent_id = ?2
-    ORDER BY received_at DESC, command_id LIMIT -1 OFFSET ?3)";
+    SELECT command_id FROM (
+        SELECT command_id, row_number() OVER newest AS place, sum(bytes) OVER newest AS sum
+        FROM orphan_results INDEXED BY orphan_results_by_gateway WHERE tenant = ?1 AND agent_id = ?2
+        WINDOW newest AS (ORDER BY received_at DESC, command_id DESC ROWS UNBOUNDED PRECEDING))
+    WHERE place > ?3 OR sum > ?4)";
 
 /// A session that can take commands.
 #[derive(Debug, Clone, Copy)]
@@ -454,8 +461,13 @@ pub(super) async fn complete(
     for (command, report, result) in &round.late {
         keep_late_outcome(connection, tenant, command, result, report.now).await?;
     }
-    for report in &round.orphans {
-        keep_orphan(connection, tenant, report).await?;
+    for (place, report) in std::mem::take(&mut round.orphans) {
+        if !keep_orphan(connection, tenant, report).await?
+            && let Some(Judged::Known(CompleteOutcome::Orphan { kept, .. })) =
+                round.judged.get_mut(place)
+        {
+            *kept = false;
+        }
     }
     fault::point("store.result.before_commit");
     Ok(round.answers())
@@ -468,7 +480,8 @@ struct Round<'a> {
     changes: Vec<Change>,
     outputs: Vec<(CommandId, &'a Outcome)>,
     late: Vec<(CommandRow, &'a Report, String)>,
-    orphans: Vec<&'a Report>,
+    /// Each with its place among the answers.
+    orphans: Vec<(usize, &'a Report)>,
     seen: BTreeSet<CommandId>,
 }
 
@@ -486,8 +499,11 @@ impl<'a> Round<'a> {
             return self.judged.push(Judged::Fenced);
         };
         let Some(mut command) = command else {
-            self.orphans.push(report);
-            let orphan = CompleteOutcome::Orphan { low_water };
+            self.orphans.push((self.judged.len(), report));
+            let orphan = CompleteOutcome::Orphan {
+                low_water,
+                kept: true,
+            };
             return self.judged.push(Judged::Known(orphan));
         };
         let repeated = Judged::Known(CompleteOutcome::Repeated { low_water });
@@ -588,11 +604,12 @@ async fn keep_late_outcome(
     audit::append(connection, tenant, &record, now).await
 }
 
+/// Keeps the outcome of a command that nobody knows; `false` when its gateway left too many, and it is only counted.
 async fn keep_orphan(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
     report: &Report,
-) -> StoreResult<()> {
+) -> StoreResult<bool> {
     let Report {
         holder,
         command_id,
@@ -600,34 +617,45 @@ async fn keep_orphan(
         now,
     } = report;
     let (agent_id, now) = (holder.agent_id, *now);
-    let kept = sqlx::query(KEEP_ORPHAN)
+    let known = sqlx::query(HAS_ORPHAN)
+        .bind(tenant.as_str())
+        .bind(agent_id.to_string())
+        .bind(command_id.to_string())
+        .fetch_optional(&mut *connection)
+        .await?;
+    if known.is_some() {
+        return Ok(true);
+    }
+    let Some(left_out) = budget::take(connection, tenant, agent_id, ORPHANS, now).await? else {
+        return Ok(false);
+    };
+    let text = to_json(outcome);
+    let bytes = i64::try_from(text.len()).unwrap_or(i64::MAX);
+    sqlx::query(KEEP_ORPHAN)
         .bind(tenant.as_str())
         .bind(agent_id.to_string())
         .bind(command_id.to_string())
         .bind(now.unix_micros())
-        .bind(to_json(outcome))
+        .bind(text)
+        .bind(bytes)
         .execute(&mut *connection)
         .await?;
-    if kept.rows_affected() == 0 {
-        return Ok(());
-    }
     sqlx::query(TRIM_ORPHANS)
         .bind(tenant.as_str())
         .bind(agent_id.to_string())
         .bind(ORPHANS_PER_GATEWAY_MAX)
+        .bind(ORPHAN_BYTES_PER_GATEWAY_MAX)
         .execute(&mut *connection)
         .await?;
-    let object = format!("command:{command_id}");
-    let detail = json!({ "agent_id": agent_id, "state": outcome.state });
-    let actor = Actor::gateway(agent_id);
     let record = audit::record(
-        &actor,
+        &Actor::gateway(agent_id),
         "command.orphan",
-        object,
+        format!("command:{command_id}"),
         AuditOutcome::Noted,
-        detail,
+        json!({ "agent_id": agent_id, "state": outcome.state, "results_not_kept_before": left_out }),
     );
-    audit::append(connection, tenant, &record, now).await
+    audit::note(connection, tenant, &record, agent_id, now).await?;
+    Ok(true)
 }
 
 /// Gateways with commands to lease.

@@ -10,7 +10,7 @@ use super::audit;
 use super::row::{Reader, int};
 use crate::data::{AdmitRequest, AuditOutcome, Fork, ForkParty, StoreResult};
 
-/// Second holders of one identity that are kept; the audit trail has every one.
+/// Second holders of one identity that are kept.
 const KEPT_MAX: i64 = 256;
 
 pub(super) const RECORD: &str = "\
@@ -75,7 +75,8 @@ pub(super) async fn record(
         detail,
         now,
     )
-    .await
+    .await?;
+    Ok(())
 }
 
 /// The recorded forks.

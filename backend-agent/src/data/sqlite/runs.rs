@@ -15,6 +15,7 @@ use super::audit;
 use super::page::{Fetched, rows_wanted};
 use super::row::{Reader, to_json};
 use super::settle::{self, CommandRow, Note};
+use crate::data::model::api_key_word;
 use crate::data::{
     Actor, AuditOutcome, Cancelled, Command, CommandRef, Counts, Idempotency, Listing, Page, Run,
     Skip, SkippedGateway, StoreError, StoreResult, Submission,
@@ -23,16 +24,20 @@ use crate::data::{
 /// How long an `Idempotency-Key` is remembered.
 pub(super) const KEY_LIFE: Duration = Duration::from_secs(24 * 3_600);
 
+/// How long health speaks of what a gateway did wrong. A second holder that goes on comes back within the hour.
+const RECENT: Duration = Duration::from_secs(24 * 3_600);
+
 /// The columns that [`read_run`] reads.
 macro_rules! runs {
     () => {
-        "SELECT r.run_id, r.name, r.arguments, r.deadline, r.traceparent, r.reason, r.submitted_by, r.created_at, \
-         (SELECT k.name FROM api_keys AS k WHERE k.tenant = r.tenant AND r.submitted_by LIKE 'apikey:%' \
-          AND k.id = substr(r.submitted_by, 8)) AS submitter, \
+        concat!("SELECT r.run_id, r.name, r.arguments, r.deadline, r.traceparent, r.reason, r.submitted_by, r.created_at, \
+         (SELECT k.name FROM api_keys AS k WHERE k.tenant = r.tenant \
+          AND instr(r.submitted_by, '", api_key_word!(), ":') = 1 \
+          AND k.id = substr(r.submitted_by, 1 + length('", api_key_word!(), ":'))) AS submitter, \
          r.cancel_requested_at, r.finished_at, r.skipped, \
          (SELECT json_group_object(state, commands) FROM (SELECT c.state, count(*) AS commands FROM commands AS c \
           WHERE c.tenant = r.tenant AND c.run_id = r.run_id GROUP BY c.state)) AS states \
-         FROM runs AS r WHERE r.tenant = $1 "
+         FROM runs AS r WHERE r.tenant = $1 ")
     };
 }
 
@@ -88,8 +93,10 @@ SELECT $1 AS tenant,
        (SELECT json_group_object(state, commands) FROM (SELECT state, count(*) AS commands
         FROM commands INDEXED BY open_commands_by_deadline
         WHERE tenant = $1 AND finished_at IS NULL GROUP BY state)) AS open_commands,
-       (SELECT count(*) FROM orphan_results WHERE tenant = $1) AS orphans,
-       (SELECT count(*) FROM forks WHERE tenant = $1) AS forks";
+       (SELECT count(*) FROM orphan_results AS o CROSS JOIN gateways AS g ON g.tenant = o.tenant AND g.agent_id = o.agent_id
+        WHERE o.tenant = $1 AND o.received_at > $2 AND g.revoked_at IS NULL) AS orphans,
+       (SELECT count(*) FROM forks AS f CROSS JOIN gateways AS g ON g.tenant = f.tenant AND g.agent_id = f.agent_id
+        WHERE f.tenant = $1 AND f.at > $2 AND g.revoked_at IS NULL) AS forks";
 
 /// What keys were used for, each where it stands.
 pub(super) async fn replays(
@@ -330,9 +337,11 @@ pub(super) async fn cancel(
 pub(super) async fn counts(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
+    now: Timestamp,
 ) -> StoreResult<Counts> {
     let row = sqlx::query(COUNTS)
         .bind(tenant.as_str())
+        .bind(now.saturating_sub(RECENT).unix_micros())
         .fetch_one(connection)
         .await?;
     let reader = Reader::new("commands", &row);

@@ -118,6 +118,15 @@ ORDER BY spool_epoch, reason LIMIT ?5";
 
 type Origin = (AgentId, AgentRunId);
 
+/// When batches are stored.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Times {
+    /// By the wall clock: what gateways' clocks are held against.
+    pub(super) wall: Timestamp,
+    /// On the time line: what is stored, and what days are counted by.
+    pub(super) now: Timestamp,
+}
+
 /// A row as it is written.
 type Row = (
     AgentId,
@@ -146,7 +155,7 @@ pub(super) async fn commit(
     tenant: &Tenant,
     writes: &[TelemetryWrite],
     limits: TelemetryLimits,
-    now: Timestamp,
+    Times { wall, now }: Times,
 ) -> StoreResult<Vec<TelemetryOutcome>> {
     let standing = standing(connection, tenant, writes).await?;
     // Of those only that may write: whoever is fenced leaves no trace.
@@ -174,10 +183,12 @@ pub(super) async fn commit(
             continue;
         }
         let origin = (write.agent_id, write.batch.spool_epoch);
-        let before = gathered.positions.get(&origin).copied().or(*committed);
-        let added = match before {
-            None if !gathered.usages.epoch(origin.0) => gathered.refuse_epoch(origin, &write.batch),
-            before => gathered.add(origin, before.unwrap_or(0), write, now),
+        let known = gathered.positions.get(&origin).copied().or(*committed);
+        let before = known.unwrap_or_else(|| gathered.usages.refused_to(origin.0, origin.1));
+        let added = if known.is_some() || gathered.usages.epoch(origin.0) {
+            gathered.add(origin, before, write, wall)
+        } else {
+            gathered.refuse_epoch(origin, before, &write.batch)
         };
         outcomes.push(TelemetryOutcome::Committed(added));
     }
@@ -228,9 +239,10 @@ impl Gathered {
         }
     }
 
-    /// Counts a batch of a spool epoch that is one too many: nothing of it is kept but the count.
-    fn refuse_epoch(&mut self, origin: Origin, batch: &Batch) -> TelemetryCommit {
-        let records = (batch.to_seq - batch.from_seq).saturating_add(1);
+    /// Counts what lies beyond `before` in a batch of a spool epoch that is one too many: nothing of it is kept but the
+    /// count.
+    fn refuse_epoch(&mut self, origin: Origin, before: u64, batch: &Batch) -> TelemetryCommit {
+        let records = batch.to_seq.saturating_sub(before.max(batch.from_seq - 1));
         let mut commit = TelemetryCommit {
             position: Position {
                 spool_epoch: origin.1,
@@ -242,12 +254,12 @@ impl Gathered {
             missing: 0,
             rolled_back: false,
         };
-        self.refuse(
-            (origin.0, NO_EPOCH),
-            RecordRefusal::EpochLimit,
-            records,
-            &mut commit,
-        );
+        if records > 0 {
+            let counted = (origin.0, NO_EPOCH);
+            let reason = RecordRefusal::EpochLimit;
+            self.refuse(counted, reason, records, &mut commit.refused);
+            self.usages.refuse_epoch(origin.0, origin.1, batch.to_seq);
+        }
         commit
     }
 
@@ -256,9 +268,9 @@ impl Gathered {
         origin: Origin,
         reason: RecordRefusal,
         records: u64,
-        commit: &mut TelemetryCommit,
+        refused: &mut BTreeMap<RecordRefusal, u64>,
     ) {
-        let own = commit.refused.entry(reason).or_default();
+        let own = refused.entry(reason).or_default();
         *own = own.saturating_add(records).min(COUNT_MAX);
         let sum = self
             .refusals
@@ -273,7 +285,7 @@ impl Gathered {
         origin: Origin,
         before: u64,
         write: &TelemetryWrite,
-        now: Timestamp,
+        wall: Timestamp,
     ) -> TelemetryCommit {
         let batch = &write.batch;
         let mut commit = TelemetryCommit {
@@ -302,7 +314,8 @@ impl Gathered {
                     self.gaps
                         .push((origin.0, origin.1, from, gap.to_seq, gap.reason));
                 } else {
-                    self.refuse(origin, RecordRefusal::GapLimit, records, &mut commit);
+                    let reason = RecordRefusal::GapLimit;
+                    self.refuse(origin, reason, records, &mut commit.refused);
                 }
             }
         }
@@ -315,13 +328,13 @@ impl Gathered {
             let fields = match fields {
                 Ok(fields) => fields,
                 Err(reason) => {
-                    self.refuse(origin, reason, 1, &mut commit);
+                    self.refuse(origin, reason, 1, &mut commit.refused);
                     continue;
                 }
             };
             commit.stored += 1;
             let said = record.observed_at.unix_micros();
-            let (at, source) = observed(record.observed_at, write.skew_ms, now);
+            let (at, source) = observed(record.observed_at, write.skew_ms, wall);
             let at = at.unix_micros();
             let gateway_time = (source != TimeSource::Gateway).then_some(said);
             commit.retimed += u64::from(gateway_time.is_some());
@@ -409,10 +422,13 @@ pub(super) struct Settled {
     pub(super) positions: Vec<Position>,
     /// Records that were committed and are gone: the database was restored to before them.
     pub(super) missing: u64,
+    /// Such records that are beyond what may be kept of their gateway, by reason.
+    pub(super) refused: BTreeMap<RecordRefusal, u64>,
 }
 
 /// Compares what gateways remember as acknowledged with what is committed. Nothing is acknowledged before it is
-/// committed, so whatever lies between the two was forgotten with a restored database: it becomes a gap.
+/// committed, so whatever lies between the two was forgotten with a restored database: it becomes a gap, or is counted as
+/// refused where its gateway has had as many gaps or spool epochs as it may.
 pub(super) async fn settle_positions(
     connection: &mut SqliteConnection,
     tenant: &Tenant,
@@ -443,23 +459,36 @@ pub(super) async fn settle_positions(
         let mut settled = Settled {
             positions: Vec::with_capacity(named.len()),
             missing: 0,
+            refused: BTreeMap::new(),
         };
         for asked in *named {
             let origin = (*agent_id, asked.spool_epoch);
             let committed = known.get(&origin);
-            let before = gathered.positions.get(&origin).or(committed).copied();
-            // One more than it may have is answered as it asks, and not kept.
-            let kept = before.is_some() || asked.seq == 0 || gathered.usages.epoch(origin.0);
-            let before = before.unwrap_or(0);
+            let known = gathered.positions.get(&origin).or(committed).copied();
+            let before = known.unwrap_or_else(|| gathered.usages.refused_to(origin.0, origin.1));
             // Numbers beyond the store's range would take centuries to reach.
             let told = asked.seq.min(i64::MAX.unsigned_abs());
-            if told > before && kept && gathered.usages.gap(origin.0) {
-                settled.missing = settled.missing.saturating_add(told - before);
-                let reason = GapReason::BackendRolledBack;
-                gathered
-                    .gaps
-                    .push((origin.0, origin.1, before + 1, told, reason));
-                gathered.positions.insert(origin, told);
+            if told > before {
+                let forgotten = told - before;
+                if known.is_none() && !gathered.usages.epoch(origin.0) {
+                    // One more than it may have is answered as it asks, and only counted.
+                    let counted = (origin.0, NO_EPOCH);
+                    let reason = RecordRefusal::EpochLimit;
+                    gathered.refuse(counted, reason, forgotten, &mut settled.refused);
+                    gathered.usages.refuse_epoch(origin.0, origin.1, told);
+                } else {
+                    if gathered.usages.gap(origin.0) {
+                        settled.missing = settled.missing.saturating_add(forgotten);
+                        let reason = GapReason::BackendRolledBack;
+                        gathered
+                            .gaps
+                            .push((origin.0, origin.1, before + 1, told, reason));
+                    } else {
+                        let reason = RecordRefusal::GapLimit;
+                        gathered.refuse(origin, reason, forgotten, &mut settled.refused);
+                    }
+                    gathered.positions.insert(origin, told);
+                }
             }
             settled.positions.push(Position {
                 spool_epoch: asked.spool_epoch,

@@ -4,7 +4,7 @@ use sqlx::{Row, SqliteConnection};
 use viworks_runtime::sqlite::Options;
 
 use super::{
-    SqliteStore, admit, agents, audit, catalogues, commands, confirm, forks, keys, opening,
+    SqliteStore, admit, agents, audit, budget, catalogues, commands, confirm, forks, keys, opening,
     outputs, runs, sessions, settle, submit, telemetry, timeline, upkeep,
 };
 
@@ -21,6 +21,8 @@ const STATEMENTS: &[(&str, &str)] = &[
     ("agents::CERTIFICATES", agents::CERTIFICATES),
     ("audit::APPEND", audit::APPEND),
     ("audit::LIST", audit::LIST),
+    ("budget::LOAD", budget::LOAD),
+    ("budget::SAVE", budget::SAVE),
     ("catalogues::LOAD", catalogues::LOAD),
     ("catalogues::MERGE", catalogues::MERGE),
     ("catalogues::TARGETS_ALL", catalogues::TARGETS_ALL),
@@ -28,6 +30,7 @@ const STATEMENTS: &[(&str, &str)] = &[
     ("commands::QUEUED", commands::QUEUED),
     ("commands::QUEUED_AGENTS", commands::QUEUED_AGENTS),
     ("commands::KEEP_LATE_OUTCOME", commands::KEEP_LATE_OUTCOME),
+    ("commands::HAS_ORPHAN", commands::HAS_ORPHAN),
     ("commands::KEEP_ORPHAN", commands::KEEP_ORPHAN),
     ("commands::TRIM_ORPHANS", commands::TRIM_ORPHANS),
     ("keys::CREATE", keys::CREATE),

@@ -16,7 +16,7 @@ async fn nothing_but_the_refusal_is_left(
     bed: &Bed,
     refused: StoreResult<Submission>,
 ) -> StoreError {
-    let counts = bed.store.counts(&bed.tenant).await.unwrap();
+    let counts = bed.store.counts(&bed.tenant, at(40)).await.unwrap();
     assert!(
         counts.open_runs == 0 && counts.open_commands.is_empty(),
         "{counts:?}"

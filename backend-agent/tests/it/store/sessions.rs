@@ -489,3 +489,21 @@ pub(crate) async fn whatever_many_sessions_left_open_is_ended_at_the_next_start(
         assert_eq!(sessions[0].code, Some(CloseCode::Internal));
     }
 }
+
+pub(crate) async fn refused_hellos_without_end_leave_so_many_audit_records(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    let refused = async || {
+        let mut guessed = bed.hello(1, 1, 1);
+        guessed.token_valid = false;
+        assert_eq!(bed.admit(guessed).await, AdmitOutcome::BadToken);
+        let copy = bed.hello(1, 9, 0);
+        assert_eq!(bed.admit(copy).await, AdmitOutcome::Fork);
+    };
+    for _ in 0..150 {
+        refused().await;
+    }
+    let audited = bed.audited().await;
+    let of = |action: &str| audited.iter().filter(|it| *it == action).count();
+    assert_eq!(of("session.open") + of("identity.fork"), 200);
+}

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::SqliteConnection;
-use viworks_common::id::{AgentId, StreamName, Tenant};
+use viworks_common::id::{AgentId, AgentRunId, StreamName, Tenant};
 use viworks_common::telemetry::RecordRefusal;
 use viworks_common::time::Timestamp;
 
@@ -16,7 +16,7 @@ const DAY_MICROS: i64 = 24 * 3_600 * 1_000_000;
 const ROW_BYTES: usize = 300;
 
 pub(in crate::data::sqlite) const USAGE: &str = "\
-SELECT u.agent_id, u.day, u.epochs, u.records, u.bytes, u.gaps, u.streams
+SELECT u.agent_id, u.day, u.epochs, u.records, u.bytes, u.gaps, u.streams, u.refused_epoch, u.refused_seq
 FROM json_each(?2) AS e
 CROSS JOIN telemetry_usage AS u ON u.tenant = ?1 AND u.agent_id = e.value ->> 0";
 
@@ -26,25 +26,31 @@ FROM json_each(?2) AS e
 CROSS JOIN telemetry_streams AS t ON t.tenant = ?1 AND t.agent_id = e.value ->> 0 AND t.stream = e.value ->> 1";
 
 pub(in crate::data::sqlite) const SAVE_USAGE: &str = "\
-INSERT INTO telemetry_usage (tenant, agent_id, day, epochs, records, bytes, gaps, streams)
-SELECT ?1, value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6 FROM json_each(?2)
+INSERT INTO telemetry_usage (tenant, agent_id, day, epochs, records, bytes, gaps, streams, refused_epoch, refused_seq)
+SELECT ?1, value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7,
+       value ->> 8
+FROM json_each(?2)
 WHERE true ON CONFLICT DO UPDATE SET day = excluded.day, epochs = excluded.epochs, records = excluded.records,
-    bytes = excluded.bytes, gaps = excluded.gaps, streams = excluded.streams";
+    bytes = excluded.bytes, gaps = excluded.gaps, streams = excluded.streams,
+    refused_epoch = excluded.refused_epoch, refused_seq = excluded.refused_seq";
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Usage {
+    /// The day that the counts are of.
+    day: i64,
     epochs: u64,
     records: u64,
     bytes: u64,
     gaps: u64,
     streams: u64,
+    /// The spool epoch that was refused last, and up to which record.
+    refused: Option<(AgentRunId, u64)>,
 }
 
 /// What some gateways use, and what they may.
 #[derive(Debug)]
 pub(super) struct Usages {
     limits: TelemetryLimits,
-    day: i64,
     usages: BTreeMap<AgentId, Usage>,
     streams: BTreeSet<(AgentId, StreamName)>,
 }
@@ -59,10 +65,14 @@ impl Usages {
         limits: TelemetryLimits,
         now: Timestamp,
     ) -> StoreResult<Self> {
+        let day = now.unix_micros().div_euclid(DAY_MICROS);
+        let fresh = Usage {
+            day,
+            ..Usage::default()
+        };
         let mut own = Self {
             limits,
-            day: now.unix_micros().div_euclid(DAY_MICROS),
-            usages: agents.iter().map(|it| (*it, Usage::default())).collect(),
+            usages: agents.iter().map(|it| (*it, fresh)).collect(),
             streams: BTreeSet::new(),
         };
         let agents: Vec<_> = agents.iter().map(|agent_id| [agent_id]).collect();
@@ -75,10 +85,15 @@ impl Usages {
             let reader = Reader::new("telemetry_usage", row);
             let mut usage = Usage {
                 streams: reader.count("streams")?,
-                ..Usage::default()
+                refused: reader
+                    .parse_optional("refused_epoch")?
+                    .zip(Some(reader.count("refused_seq")?)),
+                ..fresh
             };
-            // Another day, whichever way the clock went, begins anew.
-            if reader.get::<i64>("day")? == own.day {
+            // Only a later day begins anew.
+            let known = reader.get::<i64>("day")?;
+            if known >= day {
+                usage.day = known;
                 usage.epochs = reader.count("epochs")?;
                 usage.records = reader.count("records")?;
                 usage.bytes = reader.count("bytes")?;
@@ -106,7 +121,6 @@ impl Usages {
     pub(super) const fn none(limits: TelemetryLimits) -> Self {
         Self {
             limits,
-            day: 0,
             usages: BTreeMap::new(),
             streams: BTreeSet::new(),
         }
@@ -116,6 +130,17 @@ impl Usages {
     pub(super) fn epoch(&mut self, agent_id: AgentId) -> bool {
         let limit = self.limits.epochs_per_day;
         take(&mut self.usage(agent_id).epochs, 1, limit)
+    }
+
+    /// Up to which record a spool epoch that is not known was refused already, as far as that is remembered.
+    pub(super) fn refused_to(&self, agent_id: AgentId, spool_epoch: AgentRunId) -> u64 {
+        let refused = self.usages.get(&agent_id).and_then(|usage| usage.refused);
+        refused.map_or(0, |(epoch, seq)| if epoch == spool_epoch { seq } else { 0 })
+    }
+
+    /// Remembers up to which record a spool epoch is refused. One for each gateway: it sends one after the other.
+    pub(super) fn refuse_epoch(&mut self, agent_id: AgentId, spool_epoch: AgentRunId, seq: u64) {
+        self.usage(agent_id).refused = Some((spool_epoch, seq));
     }
 
     /// Whether one more gap may be kept.
@@ -170,7 +195,19 @@ impl Usages {
                     usage.streams,
                 ]
                 .map(int);
-                (agent_id, self.day, epochs, records, bytes, gaps, streams)
+                let (refused_epoch, refused_seq) = usage.refused.unzip();
+                let refused_seq = int(refused_seq.unwrap_or(0));
+                (
+                    agent_id,
+                    usage.day,
+                    epochs,
+                    records,
+                    bytes,
+                    gaps,
+                    streams,
+                    refused_epoch,
+                    refused_seq,
+                )
             })
             .collect();
         sqlx::query(SAVE_USAGE)
