@@ -92,7 +92,10 @@ fn check(figure: &Value) {
                 other => panic!("an unknown kind of target: {other}"),
             })
         }
-        _ => None,
+        Value::Null => None,
+        Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
+            panic!("not a target: {figure:#}")
+        }
     };
     assert_eq!(figure["met"].as_bool(), met, "{figure:#}");
     let what = figure["what"].as_str().unwrap_or_default();

@@ -90,6 +90,7 @@ impl Default for Judge {
 #[cfg(test)]
 mod tests {
     use viworks_common::catalogue::{Argument, ArgumentType, Risk};
+    use viworks_runtime::lifecycle::Lifecycle;
 
     use super::*;
 
@@ -121,14 +122,15 @@ mod tests {
     #[tokio::test]
     async fn whoever_has_gone_gives_the_turn_back_and_leaves_no_work_behind() {
         let judge = Judge::new();
+        let lifecycle = Lifecycle::new();
         let mut tasks = Vec::new();
         for _gone in 0..20 {
             let (verdict, gone) = oneshot::channel();
             drop(gone);
-            tasks.push(tokio::spawn(judge.clone().run(costly(), verdict)));
+            tasks.push(lifecycle.spawn("gone", judge.clone().run(costly(), verdict)));
         }
         let (verdict, answer) = oneshot::channel();
-        let waiting = tokio::spawn(judge.clone().run(costly(), verdict));
+        let waiting = lifecycle.spawn("goes", judge.clone().run(costly(), verdict));
         // It has begun, and then its gateway goes.
         while blocking::under_way().get("catalogue") != Some(&1) {
             tokio::task::yield_now().await;

@@ -303,7 +303,7 @@ pub(super) async fn security_event(
         Ok(true) => {}
         Ok(false) => inbound.metrics.refused("security_events"),
         Err(error) => {
-            error!(gateway = %peer.name, %agent_id, %error, action, "failed to audit a security event")
+            error!(gateway = %peer.name, %agent_id, %error, action, "failed to audit a security event");
         }
     }
 }

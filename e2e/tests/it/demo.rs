@@ -281,7 +281,6 @@ fn user_with_a_group_of_its_own() -> Option<u32> {
 }
 
 #[tokio::test]
-#[expect(clippy::print_stderr, reason = "a skipped check must be seen")]
 async fn folders_that_ones_own_group_may_write_are_good_enough_and_those_of_another_are_not() {
     let Some(user) = user_with_a_group_of_its_own().filter(|_user| is_root()) else {
         eprintln!("SKIPPED: being a user whose group is nobody else's takes root, and such a user");

@@ -51,7 +51,8 @@ async fn an_agent_that_stands_still_is_told_from_one_that_is_gone() {
         "{said:?}"
     );
     gateway.signal(Signal::CONT);
-    status().await.ended_with(0);
+    let said = status().await.ended_with(0);
+    assert!(said.stdout.contains("connected"), "{said:?}");
     assert!(gateway.stop(Duration::from_secs(30)).await.success());
     let said = status().await.ended_with(69);
     assert!(said.stderr.contains("does not answer at"), "{said:?}");

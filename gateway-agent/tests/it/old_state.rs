@@ -49,7 +49,7 @@ async fn commands_of_an_earlier_version_go_on() {
             (4, EntryState::Accepted, true, None),
         ]
     );
-    let finished = entries.get(1).unwrap();
+    let finished = &entries[1];
     assert_eq!(finished.agent_run_id, OLD_RUN);
     assert_eq!(finished.digest, [9; 32]);
     assert_eq!(

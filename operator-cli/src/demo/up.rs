@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep};
 use viworks_common::api::{GatewayRef, GatewayStatus, RequestedArguments, RunRequest, Targets};
+use viworks_common::human;
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files;
 
@@ -15,7 +16,7 @@ use super::processes::{Programs, Running, left_running, run_to_end, stop, stop_d
 use crate::client::Client;
 use crate::error::{Failure, chain};
 use crate::output::{self, Format};
-use crate::{context, human, run};
+use crate::{context, run};
 
 /// What `up` was asked for.
 #[derive(Debug, Clone)]
