@@ -8,6 +8,7 @@ mod handlers;
 mod health;
 pub mod limits;
 pub mod openapi;
+mod pace;
 mod problem;
 mod request;
 mod router;

@@ -72,7 +72,7 @@ impl Credentials {
         let changed = match loaded {
             Ok(Ok(material)) => self.take_over(material),
             Ok(Err(problems)) => {
-                self.refuse(&problems.to_string());
+                self.refuse(&problems.in_one_line());
                 false
             }
             Err(error) => {

@@ -25,6 +25,7 @@ use viworks_runtime::metrics::Metrics;
 use viworks_runtime::progress::Progress;
 
 use super::limits::ApiLimits;
+use super::pace::Pace;
 use super::request::{ALWAYS, Peer};
 
 /// The pause after a failed accept: out of descriptors is not cured by trying faster.
@@ -58,6 +59,7 @@ pub(super) enum Source {
 #[derive(Debug, Clone)]
 pub(super) struct ApiSeat {
     seat: Arc<Seat<Source>>,
+    pace: Arc<Pace>,
     counters: Counters,
 }
 
@@ -68,6 +70,7 @@ impl ApiSeat {
     ///
     /// The bound, when there is no room for another connection that has.
     pub(super) fn vouch(&self, key: ApiKeyId) -> Result<(), Bound> {
+        self.pace.know();
         match self.seat.vouch(&Source::Key(key)) {
             Ok(None) => Ok(()),
             Ok(Some(bound)) => {
@@ -161,6 +164,7 @@ pub async fn serve(
                     limits,
                     seat: ApiSeat {
                         seat: Arc::new(seat),
+                        pace: Arc::new(Pace::new()),
                         counters: counters.clone(),
                     },
                 };
@@ -194,9 +198,11 @@ impl Connection {
         let cut = seat.seat.cut();
         let service = hyper::service::service_fn(move |mut request: http::Request<_>| {
             let (router, place) = (router.clone(), Arc::clone(&seat.seat));
+            let pace = Arc::clone(&seat.pace);
             request.extensions_mut().insert(peer);
             request.extensions_mut().insert(seat.clone());
             async move {
+                pace.next().await;
                 place.busy(true);
                 let answer = router.oneshot(request).await;
                 place.busy(false);

@@ -59,7 +59,7 @@ pub async fn reload(current: &Current, folder: PathBuf, owners: Owners, conditio
             conditions.clear(RELOAD);
             return;
         }
-        Ok(Err(problems)) => problems.to_string(),
+        Ok(Err(problems)) => problems.in_one_line(),
         Err(error) => error.to_string(),
     };
     error!(%problems, "the catalogue has mistakes; the one in force stays");
