@@ -339,6 +339,7 @@ impl Shared {
             answers_bytes_max: config.api.answers_bytes_max,
             streams_max: config.api.streams_max,
             streams_per_key_max: config.api.streams_per_key_max,
+            waits_per_key_max: config.api.waits_per_key_max,
             header_timeout: config.api.header_timeout,
             request_timeout: config.api.request_timeout,
             quota: config.api.quota,

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use viworks_common::api::{ApiKeyStatus, Scope};
+use viworks_common::human;
 use viworks_common::id::{
     ApiKeyId, GatewayName, InvalidId, LabelKey, Tenant, TrustDomain, check_label_value,
 };
@@ -403,9 +404,11 @@ async fn list_keys(store: &SqliteStore, tenant: &Tenant) -> anyhow::Result<()> {
                 status(key.status),
                 key.name,
                 scopes.join(","),
-                key.created_at,
-                key.expires_at
-                    .map_or_else(|| "never expires".to_owned(), |at| format!("expires {at}"))
+                human::relative(key.created_at, now),
+                key.expires_at.map_or_else(
+                    || "never expires".to_owned(),
+                    |at| format!("expires {}", human::relative_and_exact(at, now))
+                )
             ))?;
         }
         match listing.next {
