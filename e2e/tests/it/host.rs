@@ -253,7 +253,7 @@ async fn a_gateway_whose_start_hangs_in_a_file_ends_when_it_is_told_to() {
     let commands = format!("VIWORKS__EXECUTOR__COMMANDS_FOLDER={}", commands.display());
     let by = [
         "env",
-        &commands,
+        commands.as_str(),
         "unshare",
         "--mount",
         env!("CARGO_BIN_EXE_hung_mount"),
