@@ -221,6 +221,10 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         credentials: credentials.clone(),
         identity,
     };
+    let fresh = catalogue
+        .clone()
+        .keep_fresh(Arc::clone(&clock), lifecycle.clone());
+    lifecycle.spawn_critical("catalogue", fresh);
     let reload = Reload {
         catalogue,
         commands_folder: config.executor.commands_folder.clone(),

@@ -63,7 +63,7 @@ pub struct ServeLimits {
     pub send_timeout: Duration,
     /// How long a request's whole body may take.
     pub body_timeout: Duration,
-    /// Bytes of bodies that are held at once. A quarter is for those who may run commands, the rest for all others.
+    /// Bytes of bodies that are held at once. Half of it is for those who may run commands, the rest for all others.
     pub bodies_bytes_max: usize,
     /// How often is looked whether the socket's file still stands.
     pub socket_check: Duration,
@@ -205,7 +205,7 @@ struct Bodies {
 impl Bodies {
     fn new(bytes_max: usize) -> Self {
         let bytes_max = bytes_max.min(Semaphore::MAX_PERMITS);
-        let known = bytes_max / 4;
+        let known = bytes_max / 2;
         Self {
             known: Arc::new(Semaphore::new(known)),
             others: Arc::new(Semaphore::new(bytes_max - known)),
