@@ -15,6 +15,7 @@ use tokio_rustls::server::TlsStream;
 use tracing::{info, warn};
 use viworks_common::key::{Binding, BindingMode};
 use viworks_common::limits::SEND_PROGRESS_TIMEOUT;
+use viworks_runtime::throttle::{LOG_LINES, Throttle};
 use viworks_runtime::{random, tls};
 
 use super::Inbound;
@@ -23,7 +24,6 @@ use super::limits::{Admitted, Gate};
 use super::socket::AgentSocket;
 use super::upgrade::{self, Rules, Verdict};
 use crate::agent::registry::{Peer, Unrecognised};
-use crate::throttle::{LOG_LINES, Throttle};
 
 /// Unsent bytes in the kernel above which the socket takes no more, so that a command never waits behind telemetry.
 const UNSENT_BYTES_MAX: u32 = 16 * 1024;
