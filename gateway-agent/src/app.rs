@@ -44,6 +44,9 @@ const CLOSE_TIME: Duration = Duration::from_secs(10);
 /// How long everything that a start reads may take.
 const LOAD_TIME: Duration = Duration::from_secs(60);
 
+/// How long a small file may take that tells others where this process listens.
+const FILE_TIME: Duration = Duration::from_secs(5);
+
 /// Pieces of live output that may wait for the session.
 const LIVE_MAX: usize = 64;
 
@@ -89,7 +92,11 @@ pub async fn run(
     };
     if let Some(path) = ready {
         let socket = serde_json::json!({ "api": socket });
-        ready_file::write(&path, &socket)?;
+        blocking::call("ready file", FILE_TIME, move || {
+            ready_file::write(&path, &socket)
+        })
+        .await
+        .context("the ready file could not be written")??;
     }
     notify::ready();
     drop(notify::spawn_watchdog(&lifecycle));
