@@ -237,10 +237,12 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         commands_folder: config.executor.commands_folder.clone(),
         owners: owners(config),
         credentials: credentials.clone(),
-        pins: configured_pins,
+        pins: configured_pins.clone(),
         conditions: conditions.clone(),
         reloads: reloads.clone(),
     };
+    let pins_watch = configured_pins.watch(Arc::clone(&clock), reloads.clone(), lifecycle.clone());
+    lifecycle.spawn_critical("configured pins", pins_watch);
     lifecycle.spawn_critical("credentials", credentials.watch(reloads, lifecycle.clone()));
     lifecycle.spawn_critical("reload", reload.run(hangups, lifecycle.clone()));
     let reserve = journal.clone().keep_reserve(
