@@ -26,6 +26,7 @@ use viworks_runtime::conditions::{Conditions, Severity};
 use viworks_runtime::door::{Door, LetIn, Seat};
 use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::progress::Progress;
+use viworks_runtime::throttle::{LOG_LINES, Throttle};
 
 use super::problem::Problem;
 use super::{Peer, Socket};
@@ -103,6 +104,7 @@ pub(super) async fn run(
         whole_body(request, next, body_timeout, bodies.clone())
     }));
     let mut crowd = Crowd::default();
+    let unaccepted = Throttle::new(LOG_LINES);
     let door = Door::new(PlaceLimits {
         total: limits.connections_max,
         per_source: limits.per_user_max,
@@ -126,7 +128,9 @@ pub(super) async fn run(
         let socket = match accepted {
             Ok((socket, _address)) => socket,
             Err(error) => {
-                tracing::warn!(%error, "a connection to the local API could not be accepted");
+                if let Some(left_out) = unaccepted.take(shell.clock.now()) {
+                    tracing::warn!(%error, left_out, "a connection to the local API could not be accepted");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
