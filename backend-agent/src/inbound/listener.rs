@@ -58,6 +58,7 @@ impl Listener {
             lines: Arc::new(Lines {
                 strangers: Throttle::new(LOG_LINES),
                 refused: Throttle::new(LOG_LINES),
+                unaccepted: Throttle::new(LOG_LINES),
             }),
         }
     }
@@ -105,7 +106,9 @@ impl Listener {
                 | io::ErrorKind::Interrupted
         );
         if !concerns_one {
-            warn!(%error, "cannot accept connections; trying again");
+            if let Some(left_out) = self.lines.unaccepted.take(self.inbound.clock.now()) {
+                warn!(%error, left_out, "cannot accept connections; trying again");
+            }
             sleep(EXHAUSTED_PAUSE).await;
         }
     }
@@ -117,6 +120,8 @@ struct Lines {
     strangers: Throttle,
     /// Those with one that is refused: a flood of the others must not hide them.
     refused: Throttle,
+    /// About connections that could not be accepted.
+    unaccepted: Throttle,
 }
 
 struct Handshake {
