@@ -29,11 +29,11 @@ use viworks_runtime::clock::Timeline;
 use viworks_runtime::conditions::Conditions;
 use viworks_runtime::metrics::Metrics;
 use viworks_runtime::probe::Readiness;
+use viworks_runtime::throttle::Throttle;
 
 use crate::auth::quota::Quotas;
 use crate::command::Commands;
 use crate::data::Store;
-use crate::throttle::Throttle;
 
 use budget::Budget;
 use crowd::Crowd;

@@ -19,10 +19,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tower::ServiceExt;
 use viworks_common::id::ApiKeyId;
 use viworks_common::places::{Bound, PlaceLimits, network};
+use viworks_runtime::clock::{Clock as _, SystemClock};
 use viworks_runtime::door::{Door, LetIn, Seat};
 use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::metrics::Metrics;
 use viworks_runtime::progress::Progress;
+use viworks_runtime::throttle::{LOG_LINES, Throttle};
 
 use super::limits::ApiLimits;
 use super::pace::Pace;
@@ -140,6 +142,7 @@ pub async fn serve(
         per_known: limits.per_key_max,
     });
     let no_place = no_place();
+    let unaccepted = Throttle::new(LOG_LINES);
     loop {
         let accepted = tokio::select! {
             biased;
@@ -149,7 +152,9 @@ pub async fn serve(
         let (socket, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, "a connection to the API could not be accepted");
+                if let Some(left_out) = unaccepted.take(SystemClock.now()) {
+                    tracing::warn!(%error, left_out, "a connection to the API could not be accepted");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
