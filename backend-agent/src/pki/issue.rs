@@ -363,9 +363,10 @@ impl Delivery {
         let folder = self.folder.join(CATALOGUE);
         for (name, contents) in SHIPPED {
             let path = folder.join(name);
-            let unchanged = files::read_trusted(&path, 1024 * 1024)
-                .is_ok_and(|found| found == contents.as_bytes());
-            if unchanged {
+            // Whole, or as far as an interrupted call came.
+            let as_written = files::read_trusted(&path, 1024 * 1024)
+                .is_ok_and(|found| contents.as_bytes().starts_with(&found));
+            if as_written {
                 remove(&path)?;
             }
         }

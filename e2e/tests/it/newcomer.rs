@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use tempfile::TempDir;
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start, text};
 use viworks_testkit::process::{Process, Said, finish};
@@ -149,9 +150,9 @@ async fn a_file_that_holds_no_key_is_named_before_anything_is_sent() {
     let desk = desk().await;
     for (name, content) in [
         ("two-lines", &b"vwk_one\nvwk_two\n"[..]),
-        ("binary", b"\x00\x01\xff\xfe"),
-        ("empty", b" \n"),
-        ("words", b"my key"),
+        ("binary", &b"\x00\x01\xff\xfe"[..]),
+        ("empty", &b" \n"[..]),
+        ("words", &b"my key"[..]),
     ] {
         let file = desk.system.path().join(name);
         std::fs::write(&file, content).unwrap();
@@ -265,6 +266,49 @@ async fn slips_of_the_hand_are_answered_in_the_words_of_the_command_line() {
     assert!(said.stdout.len() < 3_000, "{}", said.stdout.len());
 }
 
+#[tokio::test]
+async fn the_quickstart_means_folders_from_where_the_person_stands_and_runs_under_any_shell() {
+    let place = TempDir::with_prefix("viworks person ").unwrap();
+    let (programs, target) = (place.path().join("bin"), place.path().join("target"));
+    let debug = target.join("debug");
+    std::fs::create_dir(&programs).unwrap();
+    std::fs::create_dir_all(&debug).unwrap();
+    // What it builds is somebody else's test; here it is what it starts.
+    Desk::script(&programs, "cargo", "exit 0");
+    Desk::script(&debug, "viworks", "printf '%s\\n' \"$@\"");
+    let mut path = vec![programs];
+    path.extend(std::env::split_paths(
+        &std::env::var_os("PATH").unwrap_or_default(),
+    ));
+    let path = std::env::join_paths(path).unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/quickstart.sh");
+    let meant = place.path().join("my demo");
+    for shell in ["sh", "bash"] {
+        for (given, passed) in [
+            (
+                &["--data-dir", "my demo"][..],
+                format!("--data-dir\n{}", text(&meant)),
+            ),
+            (
+                &["--data-dir=my demo"][..],
+                format!("--data-dir={}", text(&meant)),
+            ),
+            (&["--data-dir", "/a b"][..], "--data-dir\n/a b".to_owned()),
+        ] {
+            let mut quickstart = Command::new(shell);
+            quickstart
+                .arg(&script)
+                .args(given)
+                .arg("--once")
+                .current_dir(place.path())
+                .env("PATH", &path)
+                .env("CARGO_TARGET_DIR", &target);
+            let said = finish(quickstart, PATIENCE).await.ended_with(0);
+            assert_eq!(said.stdout, format!("up\n{passed}\n--once\n"), "{said:#?}");
+        }
+    }
+}
+
 /// A backend's folder as `pki init` makes it.
 fn installation() -> (Deployment, PathBuf) {
     let system = Deployment::new(Binaries::shipped());
@@ -286,7 +330,7 @@ async fn an_address_that_no_gateway_can_use_registers_nothing() {
             "--out",
             text(&out),
         ];
-        backend(&[&issue, more].concat()).await
+        backend(&[&issue[..], more].concat()).await
     };
     for url in [
         "http://x",

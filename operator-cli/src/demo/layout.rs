@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use viworks_common::catalogue::SHIPPED;
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::{config, files};
 
@@ -253,6 +254,22 @@ impl Layout {
                 format!("{} cannot be removed: {error}", path.display()),
             )
         })
+    }
+
+    /// Puts the shipped catalogue beside what somebody kept of one; a folder that is absent is filled by its gateway.
+    pub fn complete_catalogue(&self, gateway: &str) -> Result<(), Failure> {
+        let folder = self.gateway(gateway).join("commands.d");
+        if !folder.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+            return Ok(());
+        }
+        for (name, contents) in SHIPPED {
+            let file = folder.join(name);
+            if file.symlink_metadata().is_err() {
+                files::write_new(&file, contents.as_bytes(), 0o600)
+                    .map_err(|error| cannot_write(&error))?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes what an interrupted start left of the backend.

@@ -274,6 +274,7 @@ async fn prepare(programs: &Programs, layout: &Layout, names: &[String]) -> Resu
                 "--demo",
             ];
             run_to_end(layout, &programs.backend, &arguments).await?;
+            layout.complete_catalogue(name)?;
         }
     }
     let token = layout.token();
