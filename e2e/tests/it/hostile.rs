@@ -394,7 +394,7 @@ async fn results_that_nobody_asked_for_leave_little_behind_however_often_their_g
     assert!((100..=205).contains(&orphans), "{orphans}");
     let refused = r#"viworks_agent_refusals_total{reason="orphan_result"}"#;
     let said = scene.system.backend().log();
-    assert!(said.matches("does not have").count() <= 70);
+    assert!(said.matches("does not have").count() <= 100);
 
     // Its share of the audit log is used up, whatever it does next.
     let agents = scene.system.agents_address();

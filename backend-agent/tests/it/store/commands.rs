@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use viworks_backend_agent::data::{
-    AcceptOutcome, Accepted, CompleteOutcome, LeaseLimits, Page, Rejected, StoreError,
+    AcceptOutcome, Accepted, Actor, CompleteOutcome, LeaseLimits, Page, Rejected, StoreError,
 };
 use viworks_common::code::{CloseCode, RejectCode};
 use viworks_common::command::{CommandState, OutcomeState, digest};
