@@ -31,6 +31,7 @@ use crate::config::{Config, QueueConfig};
 use crate::data::sqlite::SqliteStore;
 use crate::data::{self, Store, StoreError};
 use crate::inbound::heartbeats::Heartbeats;
+use crate::inbound::judge::Judge;
 use crate::inbound::limits::{AdmissionLimits, Gate};
 use crate::inbound::listener::Listener;
 use crate::inbound::replay::{ReplayCache, ReplayLimits};
@@ -281,6 +282,7 @@ impl Shared {
             }),
             master: Arc::new(material.master.clone()),
             clock: Arc::clone(&self.clock),
+            judge: Judge::new(),
             metrics: self.counters.clone(),
             terms: Terms::from(agents),
             lifecycle: lifecycle.clone(),
@@ -341,6 +343,7 @@ impl Shared {
             bodies_bytes_max: config.api.bodies_bytes_max,
             answers_bytes_max: config.api.answers_bytes_max,
             streams_max: config.api.streams_max,
+            streams_per_key_max: config.api.streams_per_key_max,
             header_timeout: config.api.header_timeout,
             request_timeout: config.api.request_timeout,
             quota: config.api.quota,
@@ -370,6 +373,7 @@ impl Shared {
             limits,
             stopping: lifecycle.stop_token(),
         });
+        drop(lifecycle.spawn("crowds", Arc::clone(&state).watch_crowds()));
         let served = api::serve(
             listener,
             ApiServer::router(state),

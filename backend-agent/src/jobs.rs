@@ -15,7 +15,7 @@ use viworks_runtime::probe::Latch;
 use crate::agent::manager::Manager;
 use crate::command::bus::{CommandChange, RunBus};
 use crate::config::JobsConfig;
-use crate::data::{GatewayFilter, Page, Settled, Store, StoreResult};
+use crate::data::{GatewayFilter, Page, Settled, Store, StoreError, StoreResult};
 use crate::inbound::heartbeats::Heartbeats;
 use crate::metrics::BackendMetrics;
 
@@ -26,7 +26,14 @@ const STEP: usize = 500;
 const HEARTBEATS: Duration = Duration::from_millis(500);
 
 /// How often the store must prove that it works.
-const HEALTH: Duration = Duration::from_secs(5);
+const HEALTH: Duration = Duration::from_secs(2);
+
+/// The condition of a store that does not commit.
+const STORE: &str = "store.commits";
+
+const STORE_FIX: &str = "Nothing is accepted or acknowledged until it commits again, so nothing is lost by waiting. If the \
+                         folder was moved, put it back before this backend is restarted: a restart would begin with an \
+                         empty database. If the disk is full, make room; nothing has to be restarted.";
 
 /// The condition of a wall clock that was set.
 const CLOCK: &str = "clock";
@@ -156,7 +163,13 @@ impl Jobs {
                 self.store_latch
                     .set(problem.is_none(), problem.unwrap_or("open"));
             }
-            Err(error) => self.store_latch.set(false, error.to_string()),
+            Err(error) => self.store_latch.set(false, in_full(error)),
+        }
+        match &health {
+            Ok(_) => self.conditions.clear(STORE),
+            Err(error) => self
+                .conditions
+                .raise(STORE, Severity::Fail, &in_full(error), STORE_FIX),
         }
         health.map(drop)
     }
@@ -283,4 +296,16 @@ impl Jobs {
                 .command_changed(settled.run_id, change, settled.run_finished);
         }
     }
+}
+
+/// An error with everything beneath it.
+fn in_full(error: &StoreError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
 }

@@ -3,11 +3,13 @@
 mod arguments;
 mod digest;
 mod report;
+mod shipped;
 mod template;
 
 pub use arguments::{ArgumentProblem, Grammar, check_arguments, check_entry};
 pub use digest::catalogue_digest;
-pub use report::{RefusedEntry, take_report};
+pub use report::{RefusedEntry, take_report_while};
+pub use shipped::SHIPPED;
 pub use template::{ArgvTemplate, ExpandRefusal, TemplateProblem};
 
 use serde::{Deserialize, Serialize};
@@ -26,6 +28,18 @@ pub enum Risk {
     Change,
     /// Can cause an outage or lose data.
     Danger,
+}
+
+impl Risk {
+    /// The word for it, the same on the wire.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Change => "change",
+            Self::Danger => "danger",
+        }
+    }
 }
 
 /// What a value of an argument must look like.

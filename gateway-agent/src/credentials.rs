@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tracing::info;
-use viworks_common::certificate::{Life, in_words, life};
+use viworks_common::certificate::{Life, life};
+use viworks_common::human;
 use viworks_runtime::blocking;
 use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::conditions::{Conditions, Severity};
@@ -111,26 +112,16 @@ impl Credentials {
     fn tell_life(&self) {
         let material = self.get();
         let (not_before, not_after) = (material.not_before, material.not_after);
-        let (severity, cause) = match life(not_before, not_after, self.clock.wall()) {
-            Life::Good => return self.conditions.clear(CERTIFICATE),
-            Life::EndsSoon { left } => (
-                Severity::Warn,
-                format!(
-                    "this gateway's certificate ends in {}, at {not_after}",
-                    in_words(left)
-                ),
-            ),
-            Life::Ended => (
-                Severity::Fail,
-                format!("this gateway's certificate ended at {not_after}"),
-            ),
-            Life::NotYet => (
-                Severity::Fail,
-                format!(
-                    "this gateway's certificate is not valid before {not_before}, by this machine's clock"
-                ),
-            ),
+        let now = self.clock.wall();
+        let found = life(not_before, not_after, now);
+        let Some(cause) = human::life(found, not_before, not_after, now) else {
+            return self.conditions.clear(CERTIFICATE);
         };
+        let severity = match found {
+            Life::Good | Life::EndsSoon { .. } => Severity::Warn,
+            Life::Ended | Life::NotYet => Severity::Fail,
+        };
+        let cause = format!("this gateway's certificate {cause}");
         self.conditions.raise(CERTIFICATE, severity, &cause, RENEW);
     }
 

@@ -12,6 +12,8 @@ use std::time::Duration;
 use serde_json::json;
 use viworks_common::api::Run;
 use viworks_common::command::CommandState;
+use viworks_common::human;
+use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::exit::ExitCode;
 
 pub use self::flags::Options;
@@ -29,9 +31,16 @@ pub async fn run(client: &Client, options: &Options, format: Format) -> Result<E
     if options.dry_run {
         return confirm::dry_run(client, &request, format).await;
     }
-    let submitted = client
+    let (submitted, replayed) = client
         .submit(&request, options.idempotency_key.as_deref())
         .await?;
+    if replayed {
+        output::note(&format!(
+            "nothing new was run: this is the run {} that the same key submitted {}",
+            submitted.id,
+            human::relative(submitted.created_at, SystemClock.wall())
+        ));
+    }
     if options.no_wait {
         match format {
             Format::Table => output::line(&submitted.id.to_string())?,
@@ -39,15 +48,15 @@ pub async fn run(client: &Client, options: &Options, format: Format) -> Result<E
         }
         if submitted.skipped > 0 {
             output::note(&format!(
-                "{} gateways cannot take it and are skipped: {} runs show {}",
-                submitted.skipped,
+                "{} not able to take it and skipped: {} runs show {}",
+                human::counted_all(submitted.skipped, "gateway is", "gateways are"),
                 program_name(),
                 submitted.id
             ));
         }
         output::note(&format!(
-            "submitted to {} gateways; follow it: {} runs wait {}",
-            submitted.total,
+            "submitted to {}; follow it: {} runs wait {}",
+            human::counted_all(submitted.total, "gateway", "gateways"),
             program_name(),
             submitted.id
         ));

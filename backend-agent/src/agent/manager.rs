@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use viworks_common::certificate::{Life, life};
 use viworks_common::code::CloseCode;
-use viworks_common::id::{AgentId, AgentRunId, CommandId, SessionId};
+use viworks_common::id::{AgentId, AgentRunId, CommandId, GatewayName, SessionId};
 use viworks_common::key::Identity;
 use viworks_common::limits::{FAVOUR_TIME, PROBE_TIMEOUT, TAKE_OVERS_PER_MINUTE_MAX};
 use viworks_common::rate::{Bucket, Quota, Taken};
@@ -92,6 +92,14 @@ pub struct Desk {
     pub ending: watch::Receiver<Option<Ending>>,
 }
 
+/// What a gateway showed when it connected.
+#[derive(Debug)]
+struct Shown {
+    name: GatewayName,
+    not_before: Timestamp,
+    not_after: Timestamp,
+}
+
 #[derive(Debug)]
 struct Entry {
     session_id: SessionId,
@@ -124,8 +132,8 @@ pub struct Manager {
     take_overs: Mutex<BTreeMap<AgentId, VecDeque<Monotonic>>>,
     /// Processes that were alive when a copy of them spoke, until they are back.
     favoured: Mutex<BTreeMap<AgentId, (AgentRunId, Monotonic)>>,
-    /// The lives of the certificates that gateways connected with.
-    certificates: Mutex<BTreeMap<AgentId, (Timestamp, Timestamp)>>,
+    /// The names of gateways that connected, and the lives of the certificates that they did it with.
+    certificates: Mutex<BTreeMap<AgentId, Shown>>,
     /// When something that costs its sender nothing was last recorded, by what it is, and how often it came since.
     recorded: Mutex<BTreeMap<(AgentId, &'static str), (Monotonic, u64)>>,
     /// What each gateway may still do, over all its sessions.
@@ -370,24 +378,49 @@ impl Manager {
             .map(|(_, until)| until.saturating_since(now))
     }
 
-    /// Notes the life of the certificate that a gateway connected with.
-    pub fn note_certificate(&self, agent_id: AgentId, not_before: Timestamp, not_after: Timestamp) {
+    /// Notes the name of a gateway, and the life of the certificate that it connected with.
+    pub fn note_certificate(
+        &self,
+        agent_id: AgentId,
+        name: &GatewayName,
+        not_before: Timestamp,
+        not_after: Timestamp,
+    ) {
         let mut certificates = lock(&self.certificates);
         if certificates.len() < CERTIFICATES_MAX || certificates.contains_key(&agent_id) {
-            certificates.insert(agent_id, (not_before, not_after));
+            let shown = Shown {
+                name: name.clone(),
+                not_before,
+                not_after,
+            };
+            certificates.insert(agent_id, shown);
         }
+    }
+
+    /// The name of a gateway that connected to this process; its id otherwise.
+    #[must_use]
+    pub fn name_of(&self, agent_id: AgentId) -> String {
+        let certificates = lock(&self.certificates);
+        certificates
+            .get(&agent_id)
+            .map_or_else(|| agent_id.to_string(), |shown| shown.name.to_string())
     }
 
     /// The gateways whose certificate ends soon or has ended, the first to end first, of those that connected to this
     /// process.
     #[must_use]
-    pub fn ending_certificates(&self, now: Timestamp) -> Vec<(AgentId, Timestamp)> {
+    pub fn ending_certificates(&self, now: Timestamp) -> Vec<(GatewayName, Timestamp)> {
         let certificates = lock(&self.certificates);
-        let ending = certificates.iter().filter(|(_, (from, to))| {
-            matches!(life(*from, *to, now), Life::EndsSoon { .. } | Life::Ended)
+        let ending = certificates.values().filter(|shown| {
+            matches!(
+                life(shown.not_before, shown.not_after, now),
+                Life::EndsSoon { .. } | Life::Ended
+            )
         });
-        let mut ending: Vec<_> = ending.map(|(agent_id, (_, to))| (*agent_id, *to)).collect();
-        ending.sort_unstable_by_key(|(agent_id, to)| (*to, *agent_id));
+        let mut ending: Vec<_> = ending
+            .map(|shown| (shown.name.clone(), shown.not_after))
+            .collect();
+        ending.sort_unstable_by(|(name, to), (other, later)| (to, name).cmp(&(later, other)));
         ending
     }
 
@@ -555,14 +588,19 @@ mod tests {
         let manager = manager();
         let at = |days: i64| Timestamp::from_unix_micros(days * 24 * 3_600 * 1_000_000);
         let agent = |n| AgentId::from_uuid(Uuid::from_u128(n));
-        manager.note_certificate(agent(1), at(0), at(100));
-        manager.note_certificate(agent(2), at(0), at(90));
-        manager.note_certificate(agent(3), at(0), at(300));
+        let name = |n: u128| format!("gw-{n}").parse::<GatewayName>().unwrap();
+        let note =
+            |n: u128, from, to| manager.note_certificate(agent(n), &name(n), at(from), at(to));
+        note(1, 0, 100);
+        note(2, 0, 90);
+        note(3, 0, 300);
         assert!(manager.ending_certificates(at(50)).is_empty());
-        let ending = [(agent(2), at(90)), (agent(1), at(100))];
+        let ending = [(name(2), at(90)), (name(1), at(100))];
         assert_eq!(manager.ending_certificates(at(80)), ending);
-        manager.note_certificate(agent(2), at(79), at(200));
+        note(2, 79, 200);
         assert_eq!(manager.ending_certificates(at(80)), ending[1..]);
+        assert_eq!(manager.name_of(agent(2)), "gw-2");
+        assert_eq!(manager.name_of(agent(4)), agent(4).to_string());
         manager.revoked(agent(1));
         assert!(manager.ending_certificates(at(80)).is_empty());
     }

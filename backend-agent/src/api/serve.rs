@@ -1,7 +1,7 @@
 //! Takes connections and serves them within their bounds.
 //!
 //! Nobody waits for a place: at a bound the stranger goes who has held one longest without a request being worked on.
-//! Whoever shows a valid key keeps its place.
+//! Whoever shows a valid key keeps its place, as far as that key, and all keys together, may have places.
 
 use std::error::Error as _;
 use std::io;
@@ -25,13 +25,25 @@ use viworks_runtime::metrics::Metrics;
 use viworks_runtime::progress::Progress;
 
 use super::limits::ApiLimits;
-use super::request::Peer;
+use super::request::{ALWAYS, Peer};
 
 /// The pause after a failed accept: out of descriptors is not cured by trying faster.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What somebody is told for whom there is no place.
-const NO_PLACE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+/// What somebody is told for whom there is no place, with what every other answer has as well.
+fn no_place() -> String {
+    let mut answer = "HTTP/1.1 503 Service Unavailable\r\n".to_owned();
+    let own = [
+        ("retry-after", "1"),
+        ("connection", "close"),
+        ("content-length", "0"),
+    ];
+    for (name, value) in own.into_iter().chain(ALWAYS) {
+        answer.extend([name, ": ", value, "\r\n"]);
+    }
+    answer.push_str("\r\n");
+    answer
+}
 
 /// Against whom a connection counts.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,9 +63,21 @@ pub(super) struct ApiSeat {
 
 impl ApiSeat {
     /// It showed a valid key.
-    pub(super) fn vouch(&self, key: ApiKeyId) {
-        if self.seat.vouch(&Source::Key(key)) {
-            self.counters.cut("key_full");
+    ///
+    /// # Errors
+    ///
+    /// The bound, when there is no room for another connection that has.
+    pub(super) fn vouch(&self, key: ApiKeyId) -> Result<(), Bound> {
+        match self.seat.vouch(&Source::Key(key)) {
+            Ok(None) => Ok(()),
+            Ok(Some(bound)) => {
+                self.counters.cut(bound.name());
+                Ok(())
+            }
+            Err(bound) => {
+                self.counters.refused(bound);
+                Err(bound)
+            }
         }
     }
 }
@@ -112,6 +136,7 @@ pub async fn serve(
         per_source: limits.per_source_max,
         per_known: limits.per_key_max,
     });
+    let no_place = no_place();
     loop {
         let accepted = tokio::select! {
             biased;
@@ -145,7 +170,7 @@ pub async fn serve(
             Err(bound) => {
                 counters.refused(bound);
                 // A fresh socket has room for so much; one that has not is of no use to anybody.
-                drop(socket.try_write(NO_PLACE));
+                drop(socket.try_write(no_place.as_bytes()));
             }
         }
     }
@@ -222,4 +247,21 @@ fn timed_out(error: &hyper::Error) -> bool {
         source = cause.source();
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_finds_no_place_gets_the_headers_of_every_other_answer() {
+        let answer = no_place();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert_eq!(body, "");
+        assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
+        for (name, value) in ALWAYS {
+            assert!(head.contains(&format!("\r\n{name}: {value}")), "{head}");
+        }
+        assert!(head.contains("\r\ncache-control: no-store"), "{head}");
+    }
 }

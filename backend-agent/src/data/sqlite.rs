@@ -12,6 +12,7 @@ mod catalogues;
 mod commands;
 mod confirm;
 mod forks;
+mod ground;
 mod keys;
 mod opening;
 mod outputs;
@@ -56,6 +57,7 @@ use super::{
 use admit::Hello;
 use commands::{Report, Taker};
 use confirm::Confirm;
+use ground::Ground;
 use row::to_json;
 use sessions::PinReport;
 use submit::Asked;
@@ -69,6 +71,7 @@ static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 #[derive(Debug, Clone)]
 pub struct SqliteStore {
     database: Database,
+    ground: Ground,
     telemetry: TelemetryLimits,
 }
 
@@ -78,9 +81,11 @@ impl SqliteStore {
     /// # Errors
     /// When the file cannot be opened or its schema is not ours.
     pub async fn open(options: Options) -> Result<Self, Error> {
+        let file = options.path.clone();
         let database = Database::open(options, &MIGRATIONS).await?;
         Ok(Self {
             database,
+            ground: Ground::new(&file)?,
             telemetry: TelemetryLimits::default(),
         })
     }
@@ -156,6 +161,7 @@ fn conflict_or<E: Into<StoreError>>(
 /// Runs a feature's function in one transaction: first its arguments by reference, then those by value.
 macro_rules! write {
     ($store:ident, $function:path, [$($by_ref:ident),*], ($($by_value:expr),*)) => {{
+        $store.ground.check()?;
         $(let $by_ref = $by_ref.to_owned();)*
         $store.database.write(move |connection| {
             Box::pin(async move { $function(connection, $(&$by_ref,)* $($by_value),*).await })
@@ -171,6 +177,7 @@ macro_rules! together {
         let work: Together<_, _, _, _> = |connection, (tenant, _alone), questions| {
             Box::pin(async move { $function(connection, &tenant, &questions).await })
         };
+        $store.ground.check()?;
         $store.database.write_together(group, $question, work).await
     }};
     ($store:ident, $function:path, $tenant:ident, $question:expr) => {
@@ -618,6 +625,7 @@ impl Store for SqliteStore {
         now: Timestamp,
     ) -> StoreResult<Vec<TelemetryOutcome>> {
         let (tenant, limits) = (tenant.clone(), self.telemetry);
+        self.ground.check()?;
         let stored = self.database.write_bulk(move |connection| {
             Box::pin(async move {
                 let times = telemetry::Times { wall, now };
@@ -764,6 +772,9 @@ impl Store for SqliteStore {
 
     async fn health(&self) -> StoreResult<StoreHealth> {
         let tenant = Tenant::default_tenant();
+        if let Some(lost) = self.ground.look().await {
+            return Err(StoreError::Unavailable(Box::new(lost)));
+        }
         write!(self, upkeep::health, [tenant], ())
     }
 

@@ -23,6 +23,7 @@ use super::limits::{Admitted, Gate};
 use super::socket::AgentSocket;
 use super::upgrade::{self, Rules, Verdict};
 use crate::agent::registry::{Peer, Unrecognised};
+use crate::throttle::{LOG_LINES, Throttle};
 
 /// Unsent bytes in the kernel above which the socket takes no more, so that a command never waits behind telemetry.
 const UNSENT_BYTES_MAX: u32 = 16 * 1024;
@@ -37,6 +38,7 @@ pub struct Listener {
     config: watch::Receiver<Arc<ServerConfig>>,
     gate: Gate,
     inbound: Arc<Inbound>,
+    lines: Arc<Lines>,
 }
 
 impl Listener {
@@ -53,6 +55,10 @@ impl Listener {
             config,
             gate,
             inbound,
+            lines: Arc::new(Lines {
+                strangers: Throttle::new(LOG_LINES),
+                refused: Throttle::new(LOG_LINES),
+            }),
         }
     }
 
@@ -76,6 +82,7 @@ impl Listener {
             Ok(admitted) => {
                 let handshake = Handshake {
                     acceptor: TlsAcceptor::from(Arc::clone(&self.config.borrow())),
+                    lines: Arc::clone(&self.lines),
                     gate: self.gate.clone(),
                     inbound: Arc::clone(&self.inbound),
                     address,
@@ -104,8 +111,17 @@ impl Listener {
     }
 }
 
+/// Bounds of what connections without a session write into the log; the metrics count all of them.
+struct Lines {
+    /// Those without a certificate of ours.
+    strangers: Throttle,
+    /// Those with one that is refused: a flood of the others must not hide them.
+    refused: Throttle,
+}
+
 struct Handshake {
     acceptor: TlsAcceptor,
+    lines: Arc<Lines>,
     gate: Gate,
     inbound: Arc<Inbound>,
     address: SocketAddr,
@@ -128,12 +144,16 @@ impl Handshake {
             Ok(Ok(secured)) => secured,
             Ok(Err(error)) => {
                 metrics.handshake("tls_failed");
-                info!(%address, %error, "a TLS handshake failed");
+                self.strangers(
+                    |left_out| info!(%address, %error, left_out, "a TLS handshake failed"),
+                );
                 return;
             }
             Err(_elapsed) => {
                 metrics.handshake("tls_timeout");
-                info!(%address, "a TLS handshake took too long");
+                self.strangers(
+                    |left_out| info!(%address, left_out, "a TLS handshake took too long"),
+                );
                 return;
             }
         };
@@ -142,7 +162,9 @@ impl Handshake {
         let verdict = match (&recognised, &opening) {
             (Err(unrecognised), _) => {
                 metrics.refused(unrecognised.code().name());
-                warn!(%address, error = %unrecognised, "refused a client certificate");
+                if let Some(left_out) = self.lines.refused.take(self.inbound.clock.now()) {
+                    warn!(%address, error = %unrecognised, left_out, "refused a client certificate");
+                }
                 Verdict::Refuse(unrecognised.code(), unrecognised.reason())
             }
             (Ok(_), None) => {
@@ -162,13 +184,15 @@ impl Handshake {
                 metrics.handshake("not_upgraded");
                 // What is wrong with a certificate was said above.
                 if recognised.is_ok() && opening.is_some() {
-                    info!(%address, "a request of an agent was answered and not upgraded");
+                    self.strangers(|left_out| {
+                        info!(%address, left_out, "a request of an agent was answered and not upgraded");
+                    });
                 }
                 return;
             }
             Err(_elapsed) => {
                 metrics.handshake("upgrade_timeout");
-                info!(%address, "an upgrade took too long");
+                self.strangers(|left_out| info!(%address, left_out, "an upgrade took too long"));
                 return;
             }
         };
@@ -188,6 +212,13 @@ impl Handshake {
         // A task of its own: this one's future carries the whole handshake and would keep its size.
         let session = Box::pin(Box::new(connection).run());
         drop(self.inbound.lifecycle.spawn("agent session", session));
+    }
+
+    /// Writes a line that anybody who reaches the port can cause, unless there were too many of them.
+    fn strangers(&self, line: impl FnOnce(u64)) {
+        if let Some(left_out) = self.lines.strangers.take(self.inbound.clock.now()) {
+            line(left_out);
+        }
     }
 
     async fn recognise(

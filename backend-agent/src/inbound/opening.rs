@@ -62,11 +62,11 @@ impl Arrival<'_> {
             Err(error) => return Decision::Refuse(unavailable(&error)),
         };
         let telemetry = &self.inbound.telemetry;
-        telemetry.refused(request.agent_id, &admitted.refused);
+        telemetry.refused(request.agent_id, &self.peer.name, &admitted.refused);
         if admitted.rolled_back {
             // A gateway can claim any counter, so this is about that gateway: an alarm for the whole backend would be
             // one that any of them can ring. The audit trail has what was claimed and what became of it.
-            info!(agent_id = %request.agent_id, epoch = admitted.presented, "a gateway claims to be ahead of the database; its counters were raised");
+            info!(gateway = %self.peer.name, agent_id = %request.agent_id, epoch = admitted.presented, "a gateway claims to be ahead of the database; its counters were raised");
         }
         if let Err(refuse) = self.settle_take_over(&request, &admitted).await {
             return Decision::Refuse(refuse);
@@ -150,7 +150,7 @@ impl Arrival<'_> {
             let tenant = &self.peer.identity.tenant;
             let now = self.inbound.clock.line();
             if let Err(error) = self.inbound.store.record_fork(tenant, request, now).await {
-                error!(%agent_id, %error, "failed to record a fork");
+                error!(gateway = %self.peer.name, %agent_id, %error, "failed to record a fork");
             }
             // Its next HELLO moves the ratchet past the copy.
             manager.favour(agent_id, self.inbound.clock.now());
@@ -163,7 +163,7 @@ impl Arrival<'_> {
         // It may have been refused in favour of this silence on another connection.
         self.is_welcome()?;
         if manager.may_take_over(agent_id, self.inbound.clock.now()) {
-            info!(%agent_id, address = %self.address, "taking over from a session that does not answer");
+            info!(gateway = %self.peer.name, %agent_id, address = %self.address, "taking over from a session that does not answer");
             return Ok(());
         }
         Err(Refuse {
@@ -291,7 +291,7 @@ pub(super) async fn security_event(
     let record = NewAuditRecord {
         actor: Actor::gateway(agent_id),
         action: action.to_owned(),
-        object: format!("gateway:{agent_id}"),
+        object: Actor::gateway(agent_id).to_string(),
         outcome: AuditOutcome::Refused,
         detail: serde_json::json!({ "address": address.to_string(), "left_out": left_out }),
     };
@@ -300,6 +300,8 @@ pub(super) async fn security_event(
     match store.note_gateway(tenant, agent_id, record, now).await {
         Ok(true) => {}
         Ok(false) => inbound.metrics.refused("security_events"),
-        Err(error) => error!(%agent_id, %error, action, "failed to audit a security event"),
+        Err(error) => {
+            error!(gateway = %peer.name, %agent_id, %error, action, "failed to audit a security event")
+        }
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tracing::{debug, warn};
-use viworks_common::id::{AgentId, Tenant};
+use viworks_common::id::{AgentId, GatewayName, Tenant};
 use viworks_common::telemetry::{PackedBatch, RecordRefusal};
 use viworks_runtime::clock::Timeline;
 use viworks_runtime::conditions::Conditions;
@@ -68,6 +68,8 @@ pub struct Place {
 /// A batch to be stored.
 #[derive(Debug)]
 pub struct HandedIn {
+    /// The gateway's name.
+    pub gateway: GatewayName,
     /// The gateway.
     pub agent_id: AgentId,
     /// The epoch of the session it came over.
@@ -83,6 +85,7 @@ pub struct HandedIn {
 /// What is remembered of a batch until it is dealt with.
 #[derive(Debug)]
 struct Note {
+    gateway: GatewayName,
     answer: oneshot::Sender<Answer>,
     /// What its parts came to so far.
     so_far: Option<TelemetryCommit>,
@@ -135,8 +138,13 @@ impl TelemetryProcessor {
     }
 
     /// Tells of records that were refused before any batch came: a gateway's HELLO speaks of them.
-    pub fn refused(&self, agent_id: AgentId, refused: &BTreeMap<RecordRefusal, u64>) {
-        lock(&self.watch).refused(agent_id, refused);
+    pub fn refused(
+        &self,
+        agent_id: AgentId,
+        gateway: &GatewayName,
+        refused: &BTreeMap<RecordRefusal, u64>,
+    ) {
+        lock(&self.watch).refused(agent_id, gateway, refused);
     }
 
     /// Waits for a place. `None` when the backend is stopping.
@@ -171,6 +179,7 @@ impl Place {
             skew_ms: handed_in.skew_ms,
             batch: handed_in.batch,
             note: Note {
+                gateway: handed_in.gateway,
                 answer,
                 so_far: None,
                 _share: handed_in.share,
@@ -299,11 +308,11 @@ impl Worker {
                 TelemetryOutcome::Committed(commit) => {
                     rows += commit.stored;
                     self.metrics.telemetry_retimed.inc_by(commit.retimed);
-                    lock(&self.watch).refused(agent_id, &commit.refused);
                     let note = ending
                         .get_mut(&number)
                         .or_else(|| self.line.note(agent_id, number));
                     if let Some(note) = note {
+                        lock(&self.watch).refused(agent_id, &note.gateway, &commit.refused);
                         note.add(commit);
                     }
                 }

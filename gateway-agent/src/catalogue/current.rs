@@ -51,7 +51,7 @@ const RELOAD: &str = "reload";
 pub async fn reload(current: &Current, folder: PathBuf, owners: Owners, conditions: &Conditions) {
     let (read, own) = (folder.clone(), super::own_program());
     let load = move || super::load(&read, owners, own);
-    let loaded = blocking::call("catalogue", super::LOAD_TIME, load).await;
+    let loaded = blocking::call("catalogue reload", super::LOAD_TIME, load).await;
     let problems = match loaded {
         Ok(Ok(catalogue)) => {
             info!(commands = catalogue.len(), folder = %folder.display(), "read the catalogue again");

@@ -30,12 +30,14 @@ use viworks_runtime::random;
 use super::Parts;
 use super::dial::Dialled;
 use super::failure::printable;
+use super::live::Shares;
 use super::socket::{AgentSocket, Received};
 use crate::catalogue;
 use crate::engine::{Input, hex_of};
 use crate::executor::LiveOutput;
 use crate::material::Material;
 use crate::spool::SpoolError;
+use crate::watch::TELEMETRY_REFUSED;
 
 /// Messages of the engine that may wait for the session; a result can be large, so there are few.
 const MESSAGES_MAX: usize = 32;
@@ -122,6 +124,7 @@ pub async fn run(
         draining_until: None,
         presented: None,
         drained: false,
+        shares: Shares::default(),
         results_not_kept: 0,
         // An earlier session may have told of something.
         refused_at: Some(now),
@@ -159,6 +162,8 @@ struct Connection<'p> {
     presented: Option<u64>,
     /// The backend asked to reconnect.
     drained: bool,
+    /// How much live output went out of which command.
+    shares: Shares,
     /// Results of this session that the backend only counted.
     results_not_kept: u64,
     /// When the backend last did not keep something, while status speaks of it.
@@ -350,6 +355,7 @@ impl Connection<'_> {
             "the backend did not store telemetry records of this gateway: {}",
             all.join(", ")
         );
+        // The watch ends it once that is long over.
         self.parts.conditions.raise(
             TELEMETRY_REFUSED,
             Severity::Warn,
@@ -581,6 +587,11 @@ impl Connection<'_> {
 
     /// Live output is best effort: without credit it is left out, the result has it.
     fn output(&mut self, piece: LiveOutput) {
+        let bytes = u64::try_from(piece.data.len()).unwrap_or(u64::MAX);
+        let credit = self.session.output_credit();
+        if !self.shares.take(piece.command_id, bytes, credit) {
+            return;
+        }
         let message = AgentMessage::Output(Output {
             command_id: piece.command_id,
             stream: piece.stream,

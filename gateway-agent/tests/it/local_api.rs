@@ -283,6 +283,45 @@ async fn a_command_that_may_not_run_is_a_problem_that_says_why() {
     server.stop().await;
 }
 
+#[tokio::test]
+async fn bodies_are_bounded_altogether_and_a_crowd_is_told_of() {
+    let server = Server::start_within(ServeLimits {
+        bodies_bytes_max: 4_096,
+        connections_max: 1,
+        ..ServeLimits::default()
+    })
+    .await;
+    let mut byte = [0; 1];
+    let head = "POST /v1/telemetry HTTP/1.1\r\nhost: local\r\ncontent-type: application/json\r\ncontent-length: 2048\r\n\r\n";
+    let mut caller = server
+        .connect(&format!("{head}{}", " ".repeat(2_048)))
+        .await;
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        caller.read_exact(&mut byte).await.unwrap();
+        answer.extend(byte);
+    }
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert!(
+        !server
+            .conditions
+            .list()
+            .iter()
+            .any(|found| found.name == "socket.crowded")
+    );
+    // The only place there is goes to the newcomer.
+    let (status, _body) = server.request("GET", "/v1/status", None).await;
+    assert_eq!(status, 200);
+    let found = server.conditions.list();
+    let found = found
+        .iter()
+        .find(|found| found.name == "socket.crowded")
+        .unwrap();
+    assert!(found.cause.contains("1 connections"), "{found:?}");
+    server.stop().await;
+}
+
 /// Far longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(20);
 

@@ -198,6 +198,8 @@ pub struct NewCertificate {
 /// A registered certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Certificate {
+    /// The name of its gateway.
+    pub gateway: GatewayName,
     /// The serial number, in hexadecimal.
     pub serial: String,
     /// When it ends.

@@ -73,7 +73,8 @@ VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
 
 /// For each `[agent_id, spki]` the certificate; nothing where that key is not registered for that gateway.
 pub(super) const CERTIFICATES: &str = "\
-SELECT e.key AS number, c.serial, c.not_after, c.fingerprint, g.revoked_at IS NOT NULL AS revoked, g.confirmed
+SELECT e.key AS number, c.serial, c.not_after, c.fingerprint, g.revoked_at IS NOT NULL AS revoked, g.confirmed,
+       g.name AS gateway
 FROM json_each($2) AS e
 CROSS JOIN certificates AS c ON c.tenant = $1 AND c.spki = unhex(e.value ->> 1) AND c.agent_id = e.value ->> 0
 CROSS JOIN gateways AS g ON g.tenant = $1 AND g.agent_id = c.agent_id";
@@ -383,6 +384,7 @@ pub(super) async fn certificates(
 
 fn read_certificate(reader: &Reader<'_>) -> StoreResult<Certificate> {
     Ok(Certificate {
+        gateway: reader.parse("gateway")?,
         serial: reader.get("serial")?,
         not_after: reader.time("not_after")?,
         fingerprint: reader.digest("fingerprint")?,

@@ -8,6 +8,7 @@ use viworks_common::time::Timestamp;
 use super::budget::{self, NOTES};
 use super::page::{Fetched, rows_wanted};
 use super::row::{Reader, int, to_json};
+use crate::data::model::{api_key_word, gateway_word};
 use crate::data::{
     Actor, ActorKind, AuditOutcome, AuditRecord, Listing, NewAuditRecord, Page, StoreResult,
 };
@@ -17,9 +18,43 @@ INSERT INTO audit_log (tenant, seq, at, actor_kind, actor_id, action, object, ou
 SELECT $1, coalesce((SELECT max(seq) FROM audit_log WHERE tenant = $1), 0) + 1,
        $2 + coalesce((SELECT wall_ahead FROM time_line WHERE one = 1), 0), $3, $4, $5, $6, $7, $8, $9";
 
-pub(super) const LIST: &str = "\
-SELECT seq, at, actor_kind, actor_id, action, object, outcome, detail, request_id
-FROM audit_log WHERE tenant = $1 AND seq < $2 ORDER BY seq DESC LIMIT $3";
+/// The name of the key or of the gateway that a text such as `gateway:01…` means, as two values of which one is null.
+macro_rules! name_of {
+    ($text:literal) => {
+        concat!(
+            "(SELECT k.name FROM api_keys AS k WHERE k.tenant = a.tenant AND instr(",
+            $text,
+            ", '",
+            api_key_word!(),
+            ":') = 1 AND k.id = substr(",
+            $text,
+            ", 1 + length('",
+            api_key_word!(),
+            ":'))), \
+             (SELECT g.name FROM gateways AS g WHERE g.tenant = a.tenant AND instr(",
+            $text,
+            ", '",
+            gateway_word!(),
+            ":') = 1 AND g.agent_id = substr(",
+            $text,
+            ", 1 + length('",
+            gateway_word!(),
+            ":')))"
+        )
+    };
+}
+
+pub(super) const LIST: &str = concat!(
+    "\
+SELECT a.seq, a.at, a.actor_kind, a.actor_id, a.action, a.object, a.outcome, a.detail, a.request_id,
+       coalesce(",
+    name_of!("a.actor_kind || ':' || a.actor_id"),
+    ") AS actor_name,
+       coalesce(",
+    name_of!("a.object"),
+    ") AS object_name
+FROM audit_log AS a WHERE a.tenant = $1 AND a.seq < $2 ORDER BY a.seq DESC LIMIT $3"
+);
 
 /// Appends a record, in wall time, inside the transaction of what it records.
 pub(super) async fn append(
@@ -53,8 +88,9 @@ pub(super) async fn of_gateway(
     detail: Value,
     now: Timestamp,
 ) -> StoreResult<bool> {
-    let object = format!("gateway:{agent_id}");
-    let record = record(&Actor::gateway(agent_id), action, object, outcome, detail);
+    let actor = Actor::gateway(agent_id);
+    let object = actor.to_string();
+    let record = record(&actor, action, object, outcome, detail);
     note(connection, tenant, &record, agent_id, now).await
 }
 
@@ -118,6 +154,8 @@ fn read(row: &sqlx::sqlite::SqliteRow) -> StoreResult<AuditRecord> {
     Ok(AuditRecord {
         seq: reader.count("seq")?,
         at: reader.time("at")?,
+        actor_name: reader.get("actor_name")?,
+        object_name: reader.get("object_name")?,
         record: NewAuditRecord {
             actor: Actor {
                 kind: reader.word("actor_kind", ActorKind::from_name)?,

@@ -57,7 +57,7 @@ pub(super) async fn create(
             || format!("API key {}", new.id),
         ))?;
     let detail = json!({ "name": new.name, "scopes": new.scopes, "expires_at": new.expires_at });
-    let object = format!("api_key:{}", new.id);
+    let object = Actor::api_key(new.id).to_string();
     let record = audit::record(actor, "api_key.create", object, AuditOutcome::Done, detail);
     audit::append(connection, tenant, &record, now).await
 }
@@ -135,7 +135,7 @@ pub(super) async fn revoke(
     if done.rows_affected() == 0 {
         return Ok(None);
     }
-    let object = format!("api_key:{id}");
+    let object = Actor::api_key(id).to_string();
     let record = audit::record(
         actor,
         "api_key.revoke",

@@ -15,6 +15,7 @@ use super::audit;
 use super::page::{Fetched, rows_wanted};
 use super::row::{Reader, to_json};
 use super::settle::{self, CommandRow, Note};
+use crate::data::model::api_key_word;
 use crate::data::{
     Actor, AuditOutcome, Cancelled, Command, CommandRef, Counts, Idempotency, Listing, Page, Run,
     Skip, SkippedGateway, StoreError, StoreResult, Submission,
@@ -29,13 +30,14 @@ const RECENT: Duration = Duration::from_secs(24 * 3_600);
 /// The columns that [`read_run`] reads.
 macro_rules! runs {
     () => {
-        "SELECT r.run_id, r.name, r.arguments, r.deadline, r.traceparent, r.reason, r.submitted_by, r.created_at, \
-         (SELECT k.name FROM api_keys AS k WHERE k.tenant = r.tenant AND r.submitted_by LIKE 'apikey:%' \
-          AND k.id = substr(r.submitted_by, 8)) AS submitter, \
+        concat!("SELECT r.run_id, r.name, r.arguments, r.deadline, r.traceparent, r.reason, r.submitted_by, r.created_at, \
+         (SELECT k.name FROM api_keys AS k WHERE k.tenant = r.tenant \
+          AND instr(r.submitted_by, '", api_key_word!(), ":') = 1 \
+          AND k.id = substr(r.submitted_by, 1 + length('", api_key_word!(), ":'))) AS submitter, \
          r.cancel_requested_at, r.finished_at, r.skipped, \
          (SELECT json_group_object(state, commands) FROM (SELECT c.state, count(*) AS commands FROM commands AS c \
           WHERE c.tenant = r.tenant AND c.run_id = r.run_id GROUP BY c.state)) AS states \
-         FROM runs AS r WHERE r.tenant = $1 "
+         FROM runs AS r WHERE r.tenant = $1 ")
     };
 }
 

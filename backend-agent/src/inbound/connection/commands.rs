@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
-use viworks_common::catalogue::take_report;
 use viworks_common::code::{CloseCode, RejectCode};
 use viworks_common::command::{CommandState, Outcome};
 use viworks_common::id::{CommandId, RunId};
@@ -15,7 +15,8 @@ use viworks_common::wire::message::{
 };
 use viworks_runtime::fault;
 
-use super::{Connection, Inbound, Live};
+use super::super::judge::Judged;
+use super::{Connection, Inbound, Judging, Live};
 use crate::command::bus::{CommandChange, OutputChunk, Written};
 use crate::data::{
     AcceptOutcome, Accepted, Actor, AuditOutcome, CompleteOutcome, HeartbeatFigures, Holder,
@@ -381,24 +382,42 @@ impl Connection {
         }));
     }
 
-    pub(super) async fn on_catalogue(&mut self, catalogue: Catalogue) {
-        let Some((_, holder)) = self.live() else {
+    /// Has a catalogue judged, while the session goes on: a catalogue can take long, and only its own gateway may have to
+    /// wait for it.
+    pub(super) fn on_catalogue(&mut self, catalogue: Catalogue) {
+        let judge = self.inbound.judge.clone();
+        let Some((live, _)) = self.live() else {
             return;
         };
         let Catalogue { digest, commands } = catalogue;
-        // Thousands of patterns may be compiled to find the one that is wrong: not on a thread that serves others.
-        let judged = self
-            .inbound
-            .lifecycle
-            .spawn_blocking("catalogue", move || take_report(commands));
-        let Some((commands, refused)) = judged.await else {
-            let reason = "the backend could not read the catalogue";
+        let (verdict, judged) = oneshot::channel();
+        live.judging = Some(Judging {
+            digest,
+            verdict: judged,
+        });
+        let task = judge.run(commands, verdict);
+        drop(self.inbound.lifecycle.spawn("catalogue", task));
+    }
+
+    /// Keeps a catalogue that was judged.
+    pub(super) async fn on_judged(&mut self, judged: Option<Judged>) {
+        let Some((live, holder)) = self.live() else {
+            return;
+        };
+        let Some(Judging { digest, .. }) = live.judging.take() else {
+            return;
+        };
+        let Some((commands, refused)) = judged else {
+            let reason = "the backend could not judge the catalogue in time";
             let now = self.now();
             return self.session.close(CloseCode::Internal, reason, now);
         };
-        for entry in &refused {
+        for _entry in &refused {
             self.inbound.metrics.refused("catalogue_entry");
-            warn!(agent_id = %holder.agent_id, command = %entry.name, problem = entry.problem, "an entry of the gateway's catalogue is refused");
+        }
+        if let Some(first) = refused.first() {
+            // The first says what is wrong; `command show` tells of all.
+            warn!(gateway = %self.peer.name, agent_id = %holder.agent_id, entries = refused.len(), command = %first.name, problem = first.problem, "entries of the gateway's catalogue are refused");
         }
         let (tenant, now) = (&self.peer.identity.tenant, self.inbound.clock.line());
         let saved = self
@@ -445,7 +464,7 @@ impl Connection {
         let record = NewAuditRecord {
             actor: Actor::gateway(holder.agent_id),
             action: "gateway.event".to_owned(),
-            object: format!("gateway:{}", holder.agent_id),
+            object: Actor::gateway(holder.agent_id).to_string(),
             outcome: AuditOutcome::Noted,
             detail: serde_json::json!({ "kind": kind, "detail": detail }),
         };

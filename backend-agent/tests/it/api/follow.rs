@@ -278,3 +278,23 @@ async fn event_streams_are_bounded() {
     let mut second = backend.follow(&path, None).await;
     assert!(next(&mut second).await.is_some());
 }
+
+#[tokio::test]
+async fn a_key_that_took_all_its_event_streams_leaves_room_for_others() {
+    let backend = Backend::with(|limits, _queue| limits.streams_per_key_max = 1).await;
+    let (_holder, run, _command) = one_run(&backend).await;
+    let path = format!("/v1/runs/{run}/events");
+    let _first = backend.follow(&path, None).await;
+    let answer = backend.get(&path).await;
+    answer.problem(503, "VW-H-010");
+    assert!(answer.text.contains("this key"), "{}", answer.text);
+    let other = backend
+        .key_with(&[viworks_common::api::Scope::RunsRead])
+        .await;
+    let request = http::Request::get(&path)
+        .header("authorization", format!("Bearer {other}"))
+        .body(axum::body::Body::empty())
+        .unwrap();
+    let answer = tower::ServiceExt::oneshot(backend.router.clone(), request);
+    assert_eq!(answer.await.unwrap().status(), http::StatusCode::OK);
+}

@@ -6,9 +6,12 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use viworks_backend_agent::api::{ApiLimits, serve};
+use viworks_backend_agent::command::bus::OutputChunk;
+use viworks_common::id::RunId;
+use viworks_common::wire::message::OutputStream;
 use viworks_runtime::lifecycle::Lifecycle;
 
-use super::harness::Backend;
+use super::harness::{Backend, catalogue, now};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -99,6 +102,59 @@ async fn too_many_headers_are_refused() {
     let head = format!("GET /livez HTTP/1.1\r\nhost: x\r\n{headers}\r\n");
     socket.write_all(head.as_bytes()).await.unwrap();
     assert!(read_all(&mut socket).await.starts_with("HTTP/1.1 431"));
+    lifecycle.shutdown(PATIENCE).await;
+}
+
+#[tokio::test]
+async fn a_follower_who_reads_nothing_is_cut_and_its_place_is_free_again() {
+    let backend = Backend::with(|limits, _queue| {
+        limits.send_timeout = Duration::from_millis(300);
+        limits.streams_max = 1;
+    })
+    .await;
+    let (address, lifecycle) = start(&backend, backend.limits).await;
+    let holder = backend.connect("gw-1", catalogue()).await;
+    let run = backend.submit_uptime().await;
+    let commands = backend.get(&format!("/v1/runs/{run}/commands")).await;
+    let command = commands.json()["items"][0]["id"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    let key = backend
+        .key_with(&[viworks_common::api::Scope::RunsRead])
+        .await;
+    let request = format!(
+        "GET /v1/runs/{run}/events HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n\r\n"
+    );
+    let _silent = silent(address, &request).await;
+    let run: RunId = run.parse().unwrap();
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let mut offset = 0;
+    loop {
+        // More than the kernel takes for somebody who does not read.
+        let data = vec![b'x'; 64 * 1024];
+        let bytes = u64::try_from(data.len()).unwrap();
+        let chunk = OutputChunk {
+            at: now(),
+            command_id: command,
+            agent_id: holder.agent_id,
+            stream: OutputStream::Stdout,
+            offset,
+            data,
+        };
+        offset += bytes;
+        backend.bus.output(run, chunk);
+        let text = backend.metrics.encode().unwrap();
+        if text.contains("viworks_api_connections_cut_total{reason=\"send_timeout\"} 1") {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{text}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // Anything but 200 fails in here.
+    let path = format!("/v1/runs/{run}/events");
+    drop(backend.follow(&path, None).await);
     lifecycle.shutdown(PATIENCE).await;
 }
 
