@@ -8,11 +8,12 @@ mod handlers;
 mod health;
 pub mod limits;
 pub mod openapi;
+mod pace;
 mod problem;
 mod request;
 mod router;
 mod serve;
-mod streams;
+mod shares;
 
 use std::sync::Arc;
 
@@ -28,15 +29,15 @@ use viworks_runtime::clock::Timeline;
 use viworks_runtime::conditions::Conditions;
 use viworks_runtime::metrics::Metrics;
 use viworks_runtime::probe::Readiness;
+use viworks_runtime::throttle::Throttle;
 
 use crate::auth::quota::Quotas;
 use crate::command::Commands;
 use crate::data::Store;
-use crate::throttle::Throttle;
 
 use budget::Budget;
 use crowd::Crowd;
-use streams::Streams;
+use shares::Shares;
 
 pub use limits::ApiLimits;
 pub use router::{Access, Endpoint, endpoints};
@@ -85,7 +86,8 @@ pub struct ApiState {
     refusals: Throttle,
     quotas: Quotas,
     limited: Counter,
-    streams: Streams,
+    streams: Shares,
+    waits: Shares,
     requests: Family<[(&'static str, String); 3], Counter>,
     /// One copy, however many ask for it.
     openapi: Bytes,
@@ -117,7 +119,17 @@ impl ApiState {
             refusals: Throttle::new(REFUSAL_RECORDS),
             quotas: Quotas::new(parts.limits.quota),
             limited,
-            streams: Streams::new(parts.limits.streams_max, parts.limits.streams_per_key_max),
+            streams: Shares::new(
+                "event streams",
+                parts.limits.streams_max,
+                parts.limits.streams_per_key_max,
+            ),
+            // Altogether there are no more than connections.
+            waits: Shares::new(
+                "waits",
+                parts.limits.connections_max,
+                parts.limits.waits_per_key_max,
+            ),
             requests,
             openapi: Bytes::from(openapi::document()),
             budget: Budget::new(

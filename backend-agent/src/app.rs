@@ -77,16 +77,11 @@ pub enum StartError {
 impl StartError {
     /// What the process ends with.
     #[must_use]
-    pub const fn exit_code(&self) -> ExitCode {
+    pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Folder(FileError::Locked { .. }) => ExitCode::Conflict,
+            Self::Folder(error) => error.exit_code(),
             Self::Database(sqlite::Error::Unsafe(_)) => ExitCode::Config,
-            Self::Folder(FileError::Io { .. })
-            | Self::Database(_)
-            | Self::Store(_)
-            | Self::Listen { .. } => ExitCode::Error,
-            // What others could change or read.
-            Self::Folder(_) => ExitCode::Config,
+            Self::Database(_) | Self::Store(_) | Self::Listen { .. } => ExitCode::Error,
         }
     }
 }
@@ -344,6 +339,7 @@ impl Shared {
             answers_bytes_max: config.api.answers_bytes_max,
             streams_max: config.api.streams_max,
             streams_per_key_max: config.api.streams_per_key_max,
+            waits_per_key_max: config.api.waits_per_key_max,
             header_timeout: config.api.header_timeout,
             request_timeout: config.api.request_timeout,
             quota: config.api.quota,

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use viworks_common::api::{ApiKeyStatus, Scope};
+use viworks_common::human;
 use viworks_common::id::{
     ApiKeyId, GatewayName, InvalidId, LabelKey, Tenant, TrustDomain, check_label_value,
 };
@@ -39,6 +40,9 @@ use crate::setup::Setup;
 
 /// How long everything that a start reads may take.
 const LOAD_TIME: Duration = Duration::from_secs(60);
+
+/// How long a small file may take that tells others where this process listens.
+const FILE_TIME: Duration = Duration::from_secs(5);
 
 /// How long closing the database may take at the end.
 const CLOSE_TIME: Duration = Duration::from_secs(10);
@@ -316,17 +320,28 @@ async fn serve(
     if let Some(path) = ready_file {
         let addresses: BTreeMap<&str, SocketAddr> =
             BTreeMap::from([("api", app.api), ("agents", app.agents)]);
-        ready_file::write(path, &addresses)?;
+        let path = path.to_owned();
+        blocking::call("ready file", FILE_TIME, move || {
+            ready_file::write(&path, &addresses)
+        })
+        .await
+        .context("the ready file could not be written")??;
     }
-    if let Err(error) = listening::note(&config.data.state_folder, app.agents) {
-        tracing::warn!(%error, "new gateways are told the configured address");
+    let (folder, agents) = (config.data.state_folder.clone(), app.agents);
+    let note = move || listening::note(&folder, agents).map_err(|error| error.to_string());
+    let noted = blocking::call("listening", FILE_TIME, note).await;
+    if let Err(error) = noted.unwrap_or_else(|error| Err(error.to_string())) {
+        tracing::warn!(error, "new gateways are told the configured address");
     }
     notify::ready();
     let watchdog = notify::spawn_watchdog(&lifecycle);
     let outcome = lifecycle.run(&mut signals, GRACE).await;
     drop(watchdog);
-    listening::forget(&config.data.state_folder);
-    // What was acknowledged is on disk already; a disk that hangs does not keep the process.
+    let folder = config.data.state_folder.clone();
+    let forget = move || listening::forget(&folder);
+    // What stays behind is known for that; a disk that hangs does not keep the process.
+    drop(blocking::call("listening", FILE_TIME, forget).await);
+    // What was acknowledged is on disk already.
     if tokio::time::timeout(CLOSE_TIME, app.close()).await.is_err() {
         tracing::warn!("the database could not be closed in time");
     }
@@ -403,9 +418,11 @@ async fn list_keys(store: &SqliteStore, tenant: &Tenant) -> anyhow::Result<()> {
                 status(key.status),
                 key.name,
                 scopes.join(","),
-                key.created_at,
-                key.expires_at
-                    .map_or_else(|| "never expires".to_owned(), |at| format!("expires {at}"))
+                human::relative(key.created_at, now),
+                key.expires_at.map_or_else(
+                    || "never expires".to_owned(),
+                    |at| format!("expires {}", human::relative_and_exact(at, now))
+                )
             ))?;
         }
         match listing.next {

@@ -114,6 +114,8 @@ pub struct ApiConfig {
     pub streams_max: usize,
     /// Event streams of one key at once.
     pub streams_per_key_max: usize,
+    /// Waits for a run's end of one key at once.
+    pub waits_per_key_max: usize,
     /// For the headers of a request.
     pub header_timeout: Duration,
     /// For a whole request that is no stream.
@@ -417,6 +419,12 @@ fn read_api(section: &mut Section<'_>) -> ApiConfig {
             128,
             1..=10_000,
             "Event streams of one key at once; more get 503.",
+        ),
+        waits_per_key_max: section.integer(
+            "waits_per_key_max",
+            128,
+            1..=10_000,
+            "Waits of one key at once for the end of a run; more get 503.",
         ),
         header_timeout: section.duration_ms(
             "header_timeout_ms",

@@ -21,4 +21,3 @@ pub mod pki;
 pub mod reload;
 pub mod setup;
 pub mod telemetry;
-pub mod throttle;

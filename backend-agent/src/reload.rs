@@ -106,7 +106,7 @@ impl Reload {
                 Ok(()) => return self.conditions.clear(RELOAD),
                 Err(reason) => reason.to_owned(),
             },
-            Ok(Err(problems)) => problems.to_string(),
+            Ok(Err(problems)) => problems.in_one_line(),
             Err(error) => error.to_string(),
         };
         let cause = format!(

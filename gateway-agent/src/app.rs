@@ -44,6 +44,9 @@ const CLOSE_TIME: Duration = Duration::from_secs(10);
 /// How long everything that a start reads may take.
 const LOAD_TIME: Duration = Duration::from_secs(60);
 
+/// How long a small file may take that tells others where this process listens.
+const FILE_TIME: Duration = Duration::from_secs(5);
+
 /// Pieces of live output that may wait for the session.
 const LIVE_MAX: usize = 64;
 
@@ -89,7 +92,11 @@ pub async fn run(
     };
     if let Some(path) = ready {
         let socket = serde_json::json!({ "api": socket });
-        ready_file::write(&path, &socket)?;
+        blocking::call("ready file", FILE_TIME, move || {
+            ready_file::write(&path, &socket)
+        })
+        .await
+        .context("the ready file could not be written")??;
     }
     notify::ready();
     drop(notify::spawn_watchdog(&lifecycle));
@@ -221,15 +228,21 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         credentials: credentials.clone(),
         identity,
     };
+    let fresh = catalogue
+        .clone()
+        .keep_fresh(Arc::clone(&clock), lifecycle.clone());
+    lifecycle.spawn_critical("catalogue", fresh);
     let reload = Reload {
         catalogue,
         commands_folder: config.executor.commands_folder.clone(),
         owners: owners(config),
         credentials: credentials.clone(),
-        pins: configured_pins,
+        pins: configured_pins.clone(),
         conditions: conditions.clone(),
         reloads: reloads.clone(),
     };
+    let pins_watch = configured_pins.watch(Arc::clone(&clock), reloads.clone(), lifecycle.clone());
+    lifecycle.spawn_critical("configured pins", pins_watch);
     lifecycle.spawn_critical("credentials", credentials.watch(reloads, lifecycle.clone()));
     lifecycle.spawn_critical("reload", reload.run(hangups, lifecycle.clone()));
     let reserve = journal.clone().keep_reserve(

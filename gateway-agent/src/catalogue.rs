@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tracing::info;
 use viworks_common::catalogue::{
     ArgumentProblem, ArgvTemplate, CatalogueEntry, Grammar, catalogue_digest,
 };
@@ -114,6 +115,31 @@ impl Catalogue {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.definitions.is_empty()
+    }
+
+    /// The same, after another look at those that could not run; none when nothing is new.
+    async fn looked_again(&self) -> Option<Self> {
+        let mut new = Vec::new();
+        for (name, definition) in &self.definitions {
+            if definition.entry.unavailable.is_none() {
+                continue;
+            }
+            let reason = look::unavailable(definition, self.owners).await;
+            if reason != definition.entry.unavailable {
+                new.push((name.clone(), reason));
+            }
+        }
+        if new.is_empty() {
+            return None;
+        }
+        let mut after = self.clone();
+        for (name, reason) in new {
+            info!(command = %name, reason, "whether a command can run has changed");
+            if let Some(definition) = after.definitions.get_mut(&name) {
+                definition.entry.unavailable = reason;
+            }
+        }
+        Some(after)
     }
 
     /// Checks a request by the catalogue: name and arguments. Whether its program is there at this moment is another

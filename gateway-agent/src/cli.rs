@@ -8,7 +8,6 @@ use clap::{Parser, Subcommand};
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::config::{Problems, environment};
 use viworks_runtime::exit::ExitCode;
-use viworks_runtime::files::FileError;
 use viworks_runtime::lifecycle::run_to_end;
 use viworks_runtime::logging;
 use viworks_runtime::stdout::{self, PrintError};
@@ -144,7 +143,7 @@ fn code_of(error: &anyhow::Error) -> ExitCode {
         return ExitCode::Config;
     }
     match error.downcast_ref::<IdentityError>() {
-        Some(IdentityError::File(FileError::Locked { .. })) => ExitCode::Conflict,
+        Some(IdentityError::File(error)) => error.exit_code(),
         Some(_) => ExitCode::Config,
         None => ExitCode::Error,
     }

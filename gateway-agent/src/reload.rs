@@ -43,7 +43,7 @@ impl Reload {
 
     async fn once(&self) {
         self.credentials.refresh().await;
-        self.pins.refresh().await;
+        let _changed: bool = self.pins.refresh().await;
         let folder = self.commands_folder.clone();
         catalogue::reload(&self.catalogue, folder, self.owners, &self.conditions).await;
         self.reloads.send_modify(|count| *count += 1);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::fs::statvfs;
 use viworks_common::rate::Lately;
-use viworks_runtime::blocking;
+use viworks_runtime::blocking::Worker;
 use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::conditions::{Conditions, Severity};
 use viworks_runtime::lifecycle::Lifecycle;
@@ -52,6 +52,7 @@ impl Watch {
     /// Looks until the agent stops.
     pub async fn run(self, clock: Arc<dyn Clock>, lifecycle: Lifecycle) {
         let mut lately = Lately::default();
+        let mut disk = self.disk_worker();
         loop {
             let next = clock.now().saturating_add(INTERVAL);
             tokio::select! {
@@ -59,7 +60,7 @@ impl Watch {
                 () = sleep_until(&*clock, next) => {}
             }
             let kept = self.folder().await;
-            self.disk(kept).await;
+            self.disk(&mut disk, kept).await;
             let unstored = self.spool.unstored();
             if lately.is_over(unstored.values().sum(), REFUSED_TIME, clock.now()) {
                 self.conditions.clear(TELEMETRY_REFUSED);
@@ -85,10 +86,17 @@ impl Watch {
         }
     }
 
-    async fn disk(&self, kept: bool) {
+    /// Looks at the disk, on one thread of its own: the free bytes, and whether the reserve is there.
+    fn disk_worker(&self) -> Worker<(), (u64, bool)> {
         let (folder, journal) = (self.folder.clone(), self.journal.clone());
-        let look = move || (room(&folder), journal.holds_reserve());
-        let Ok((room, reserve)) = blocking::call("disk", LOOK_TIME, look).await else {
+        Worker::new("disk", move || {
+            let (folder, journal) = (folder.clone(), journal.clone());
+            move |()| (room(&folder), journal.holds_reserve())
+        })
+    }
+
+    async fn disk(&self, worker: &mut Worker<(), (u64, bool)>, kept: bool) {
+        let Ok((room, reserve)) = worker.ask((), LOOK_TIME).await else {
             // Without a thread, or with a disk that hangs, there will be another time.
             return;
         };

@@ -10,8 +10,8 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
 use viworks_common::api::{
     CatalogueCommand, CatalogueList, CommandList, CommandView, Fork, ForkList, Gateway,
-    GatewayList, IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, Problem, Run, RunCancelled, RunEvent,
-    RunList, RunPlan, RunRequest, RunWait, SkippedGateway, SkippedList, TelemetryGapList,
+    GatewayList, IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, Problem, ProblemCode, Run, RunCancelled,
+    RunEvent, RunList, RunPlan, RunRequest, RunWait, SkippedGateway, SkippedList, TelemetryGapList,
     TelemetryList, TelemetryRefusalList, TelemetryStreamList, WAIT_MS_MAX,
 };
 use viworks_common::id::{CommandId, RunId};
@@ -20,6 +20,7 @@ use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files;
 
 use crate::error::{Failure, chain};
+use crate::output;
 
 /// How long one ordinary request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -292,6 +293,20 @@ impl Client {
         }
     }
 
+    /// Waits until a run is finished, through what passes.
+    async fn wait_out(&self, id: RunId) -> Result<(), Failure> {
+        let mut failed = 0_u32;
+        loop {
+            match self.wait(id, Duration::from_millis(WAIT_MS_MAX)).await {
+                Ok(answer) if answer.finished => return Ok(()),
+                Ok(_goes_on) => failed = 0,
+                Err(failure) if failure.exit == ExitCode::Unavailable && failed < 5 => failed += 1,
+                Err(failure) => return Err(failure),
+            }
+            tokio::time::sleep(Duration::from_millis(200 << failed)).await;
+        }
+    }
+
     /// Follows a run's events until it is finished; `handle` sees each.
     pub async fn follow(
         &self,
@@ -305,25 +320,36 @@ impl Client {
             if let Some(id) = &last_id {
                 builder = builder.header("last-event-id", id);
             }
-            let response = self.checked(builder).await?;
             let before = last_id.clone();
-            if self
-                .read_events(response, &mut last_id, &mut handle)
-                .await?
-            {
-                return Ok(());
-            }
-            // The stream ended early: the backend restarted or a proxy cut it. It resumes where it stopped.
+            let ended = match self.checked(builder).await {
+                Ok(response) => {
+                    if self
+                        .read_events(response, &mut last_id, &mut handle)
+                        .await?
+                    {
+                        return Ok(());
+                    }
+                    // The backend restarted or a proxy cut it. It resumes where it stopped.
+                    Failure::new(ExitCode::Unavailable, "the event stream keeps ending")
+                }
+                // That nobody can watch the run says nothing about the run: its end can be waited for all the same.
+                Err(failure) if failure.is(ProblemCode::Overloaded) => {
+                    output::note(&format!(
+                        "live output is not shown, because the backend is too busy for it ({}); waiting for the end",
+                        failure.what
+                    ));
+                    return self.wait_out(id).await;
+                }
+                Err(failure) if failure.exit == ExitCode::Unavailable => failure,
+                Err(failure) => return Err(failure),
+            };
             silent_attempts = if before == last_id {
                 silent_attempts + 1
             } else {
                 0
             };
             if silent_attempts > 5 {
-                return Err(
-                    Failure::new(ExitCode::Unavailable, "the event stream keeps ending")
-                        .with(format!("see: viworks runs show {id}")),
-                );
+                return Err(ended);
             }
             tokio::time::sleep(Duration::from_millis(200 << silent_attempts)).await;
         }

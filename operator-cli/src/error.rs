@@ -69,6 +69,13 @@ impl Failure {
         }
     }
 
+    /// Whether the backend gave this reason.
+    pub fn is(&self, code: ProblemCode) -> bool {
+        self.problem
+            .as_ref()
+            .is_some_and(|problem| problem.code == code.code())
+    }
+
     /// Wrong flags or arguments.
     pub fn usage(what: impl Into<String>) -> Self {
         Self::new(ExitCode::Usage, what)

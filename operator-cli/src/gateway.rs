@@ -305,7 +305,7 @@ fn verdict(fork: &Fork) -> &'static str {
         refused.install_id == accepted.install_id,
     ) {
         (true, false) => {
-            "one boot and two installations: the same machine, whose state folder was lost or replaced"
+            "one boot and two installations: the same machine; either its state folder was lost or replaced, or two agents run there (two containers have one boot): look for the second before anything is revoked"
         }
         (true, true) => {
             "one boot and one installation: the same machine, whose state folder was restored, or is used twice"

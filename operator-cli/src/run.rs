@@ -13,6 +13,7 @@ use serde_json::json;
 use viworks_common::api::Run;
 use viworks_common::command::CommandState;
 use viworks_common::human;
+use viworks_common::id::RunId;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::exit::ExitCode;
 
@@ -64,7 +65,9 @@ pub async fn run(client: &Client, options: &Options, format: Format) -> Result<E
     }
     let limit = options.wait.unwrap_or(Duration::from_secs(24 * 3_600));
     let exit = tokio::select! {
-        exit = follow(client, &submitted, limit, options.skip_unable, format) => exit?,
+        exit = follow(client, &submitted, limit, options.skip_unable, format) => {
+            exit.map_err(|failure| went_on(failure, submitted.id))?
+        }
         signal = tokio::signal::ctrl_c() => {
             signal?;
             output::note("");
@@ -73,6 +76,17 @@ pub async fn run(client: &Client, options: &Options, format: Format) -> Result<E
         }
     };
     Ok(exit)
+}
+
+/// The run was accepted before this failed, and whoever believes that nothing was done submits it twice.
+fn went_on(failure: Failure, run: RunId) -> Failure {
+    if failure.quiet {
+        return failure;
+    }
+    failure.with(format!(
+        "the run was accepted and goes on without this command: {0} runs wait {run}   cancel it: {0} runs cancel {run}",
+        program_name()
+    ))
 }
 
 /// Shows a run live and then its result. A gateway that was meant and skipped counts as one that gave no answer, unless

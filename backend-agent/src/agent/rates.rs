@@ -26,8 +26,9 @@ const COMMANDS: Quota = Quota {
 )]
 const UNKNOWN: Quota = Quota {
     per_minute: 60,
-    burst: 2 * COMMANDS_UNREPORTED_MAX as u32,
+    burst: 512,
 };
+const _: () = assert!(UNKNOWN.burst as usize == 2 * COMMANDS_UNREPORTED_MAX);
 /// Messages about one command that was offered.
 const PER_OFFER: u32 = 8;
 /// Messages that offers allow at once.

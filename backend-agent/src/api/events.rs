@@ -19,8 +19,8 @@ use viworks_common::wire::message::OutputStream;
 use super::extract::{NoParams, Params, Segment};
 use super::handlers::runs::{find, view};
 use super::problem::{ApiError, ApiResult};
-use super::request::Api;
-use super::streams::StreamPlace;
+use super::request::{Api, share};
+use super::shares::Share;
 use super::{ApiState, Shared};
 use crate::auth::Principal;
 use crate::command::bus::{Cursor, OutputChunk, RunChange, Step, Subscription, Written};
@@ -41,9 +41,7 @@ pub(super) async fn stream(
     headers: HeaderMap,
 ) -> ApiResult<Response> {
     let after = last_event_id(&headers)?;
-    let place = state.streams.enter(principal.key_id).map_err(|full| {
-        ApiError::new(ProblemCode::Overloaded, full.to_string()).retry_after(state.limits.heartbeat)
-    })?;
+    let place = share(&state, &state.streams, &principal, state.limits.heartbeat)?;
     find(&state, run_id).await?;
     let heartbeat = state.limits.heartbeat;
     let follower = Follower {
@@ -124,7 +122,7 @@ struct Follower {
     written: BTreeMap<CommandId, (AgentId, Written)>,
     ready: VecDeque<(Option<Cursor>, RunEvent)>,
     done: bool,
-    _place: StreamPlace,
+    _place: Share,
 }
 
 impl Follower {

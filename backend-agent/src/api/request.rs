@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
@@ -16,8 +17,9 @@ use viworks_common::places::Bound;
 use viworks_common::rate::Taken;
 use viworks_runtime::random;
 
-use super::problem::{ApiError, RETRY_SOON};
+use super::problem::{ApiError, ApiResult, RETRY_SOON};
 use super::serve::ApiSeat;
+use super::shares::{Full, Share, Shares};
 use super::{ApiState, Shared};
 use crate::auth::Principal;
 use crate::auth::bearer::{AuthError, authenticate};
@@ -262,6 +264,21 @@ fn no_room(state: &ApiState, principal: &Principal, bound: Bound) -> Response {
         .headers_mut()
         .insert(CONNECTION, HeaderValue::from_static("close"));
     answer
+}
+
+/// Takes one of what a key may have so many of; where it has all of them, health says so.
+pub(super) fn share(
+    state: &ApiState,
+    shares: &Shares,
+    principal: &Principal,
+    retry_after: Duration,
+) -> ApiResult<Share> {
+    shares.enter(principal.key_id).map_err(|full| {
+        if let Full::OfKey(what) = full {
+            state.crowd.refused(&principal.name, what);
+        }
+        ApiError::new(ProblemCode::Overloaded, full.to_string()).retry_after(retry_after)
+    })
 }
 
 /// Leaves a trace of a refusal, at a rate that nobody can raise from outside.

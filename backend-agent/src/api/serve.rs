@@ -19,12 +19,15 @@ use tokio::net::{TcpListener, TcpStream};
 use tower::ServiceExt;
 use viworks_common::id::ApiKeyId;
 use viworks_common::places::{Bound, PlaceLimits, network};
+use viworks_runtime::clock::{Clock as _, SystemClock};
 use viworks_runtime::door::{Door, LetIn, Seat};
 use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::metrics::Metrics;
 use viworks_runtime::progress::Progress;
+use viworks_runtime::throttle::{LOG_LINES, Throttle};
 
 use super::limits::ApiLimits;
+use super::pace::Pace;
 use super::request::{ALWAYS, Peer};
 
 /// The pause after a failed accept: out of descriptors is not cured by trying faster.
@@ -58,6 +61,7 @@ pub(super) enum Source {
 #[derive(Debug, Clone)]
 pub(super) struct ApiSeat {
     seat: Arc<Seat<Source>>,
+    pace: Arc<Pace>,
     counters: Counters,
 }
 
@@ -68,6 +72,7 @@ impl ApiSeat {
     ///
     /// The bound, when there is no room for another connection that has.
     pub(super) fn vouch(&self, key: ApiKeyId) -> Result<(), Bound> {
+        self.pace.know();
         match self.seat.vouch(&Source::Key(key)) {
             Ok(None) => Ok(()),
             Ok(Some(bound)) => {
@@ -137,6 +142,7 @@ pub async fn serve(
         per_known: limits.per_key_max,
     });
     let no_place = no_place();
+    let unaccepted = Throttle::new(LOG_LINES);
     loop {
         let accepted = tokio::select! {
             biased;
@@ -146,7 +152,9 @@ pub async fn serve(
         let (socket, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, "a connection to the API could not be accepted");
+                if let Some(left_out) = unaccepted.take(SystemClock.now()) {
+                    tracing::warn!(%error, left_out, "a connection to the API could not be accepted");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
@@ -161,6 +169,7 @@ pub async fn serve(
                     limits,
                     seat: ApiSeat {
                         seat: Arc::new(seat),
+                        pace: Arc::new(Pace::new()),
                         counters: counters.clone(),
                     },
                 };
@@ -194,9 +203,11 @@ impl Connection {
         let cut = seat.seat.cut();
         let service = hyper::service::service_fn(move |mut request: http::Request<_>| {
             let (router, place) = (router.clone(), Arc::clone(&seat.seat));
+            let pace = Arc::clone(&seat.pace);
             request.extensions_mut().insert(peer);
             request.extensions_mut().insert(seat.clone());
             async move {
+                pace.next().await;
                 place.busy(true);
                 let answer = router.oneshot(request).await;
                 place.busy(false);

@@ -308,8 +308,17 @@ impl Commands {
             return Err(SubmitError::NotOffered(sorted.not_offered));
         }
         if sorted.candidates.is_empty() {
-            return Err(if !sorted.any {
+            let left_out = matches!(request.targets, TargetSelection::AllExcept(_));
+            return Err(if !sorted.any && left_out {
+                SubmitError::NoTarget(
+                    "no gateway is left: all that are registered are to be left out",
+                )
+            } else if !sorted.any {
                 SubmitError::NoTarget("no gateway is registered")
+            } else if !sorted.reported && left_out {
+                SubmitError::NoTarget(
+                    "none of the gateways that are left has connected and reported its catalogue",
+                )
             } else if !sorted.reported {
                 SubmitError::NoTarget("no gateway has connected and reported its catalogue")
             } else {

@@ -15,6 +15,7 @@ use tokio_rustls::server::TlsStream;
 use tracing::{info, warn};
 use viworks_common::key::{Binding, BindingMode};
 use viworks_common::limits::SEND_PROGRESS_TIMEOUT;
+use viworks_runtime::throttle::{LOG_LINES, Throttle};
 use viworks_runtime::{random, tls};
 
 use super::Inbound;
@@ -23,7 +24,6 @@ use super::limits::{Admitted, Gate};
 use super::socket::AgentSocket;
 use super::upgrade::{self, Rules, Verdict};
 use crate::agent::registry::{Peer, Unrecognised};
-use crate::throttle::{LOG_LINES, Throttle};
 
 /// Unsent bytes in the kernel above which the socket takes no more, so that a command never waits behind telemetry.
 const UNSENT_BYTES_MAX: u32 = 16 * 1024;
@@ -58,6 +58,7 @@ impl Listener {
             lines: Arc::new(Lines {
                 strangers: Throttle::new(LOG_LINES),
                 refused: Throttle::new(LOG_LINES),
+                unaccepted: Throttle::new(LOG_LINES),
             }),
         }
     }
@@ -105,7 +106,9 @@ impl Listener {
                 | io::ErrorKind::Interrupted
         );
         if !concerns_one {
-            warn!(%error, "cannot accept connections; trying again");
+            if let Some(left_out) = self.lines.unaccepted.take(self.inbound.clock.now()) {
+                warn!(%error, left_out, "cannot accept connections; trying again");
+            }
             sleep(EXHAUSTED_PAUSE).await;
         }
     }
@@ -117,6 +120,8 @@ struct Lines {
     strangers: Throttle,
     /// Those with one that is refused: a flood of the others must not hide them.
     refused: Throttle,
+    /// About connections that could not be accepted.
+    unaccepted: Throttle,
 }
 
 struct Handshake {

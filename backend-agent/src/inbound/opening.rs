@@ -61,10 +61,8 @@ impl Arrival<'_> {
             Ok(refused) => return Decision::Refuse(refusal(&refused)),
             Err(error) => return Decision::Refuse(unavailable(&error)),
         };
-        for (reason, records) in &admitted.refused {
-            let metrics = &self.inbound.metrics;
-            metrics.telemetry_records_refused(*reason, *records);
-        }
+        let telemetry = &self.inbound.telemetry;
+        telemetry.refused(request.agent_id, &self.peer.name, &admitted.refused);
         if admitted.rolled_back {
             // A gateway can claim any counter, so this is about that gateway: an alarm for the whole backend would be
             // one that any of them can ring. The audit trail has what was claimed and what became of it.

@@ -5,13 +5,13 @@
 //! them. Commands do not pass through here, and while they come in, telemetry leaves the writer to them.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tracing::{debug, warn};
 use viworks_common::id::{AgentId, GatewayName, Tenant};
-use viworks_common::telemetry::PackedBatch;
+use viworks_common::telemetry::{PackedBatch, RecordRefusal};
 use viworks_runtime::clock::Timeline;
 use viworks_runtime::conditions::Conditions;
 use viworks_runtime::fault;
@@ -25,6 +25,9 @@ use crate::metrics::BackendMetrics;
 
 /// The first and the longest wait for a store that is away.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// How often somebody looks whether what is told of refusals is over, while nothing comes in.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
 
 /// What is stored together while others write.
 const ROOM_BUSY: Room = Room {
@@ -54,6 +57,7 @@ pub enum Answer {
 pub struct TelemetryProcessor {
     waiting: mpsc::Sender<Waiting<Note>>,
     budget: Arc<Semaphore>,
+    watch: Arc<Mutex<Watch>>,
 }
 
 /// A place in the line, taken before a batch is handed in, so that the order of a session's batches is kept.
@@ -96,7 +100,7 @@ struct Worker {
     config: TelemetryConfig,
     lifecycle: Lifecycle,
     line: Line<Note>,
-    watch: Watch,
+    watch: Arc<Mutex<Watch>>,
 }
 
 impl TelemetryProcessor {
@@ -111,7 +115,9 @@ impl TelemetryProcessor {
         config: TelemetryConfig,
         lifecycle: &Lifecycle,
     ) -> Self {
-        let (metrics_of_watch, clock_of_watch) = (metrics.clone(), Arc::<Timeline>::clone(&clock));
+        let clock_of_watch = Arc::<Timeline>::clone(&clock);
+        let watch = Watch::new(metrics.clone(), clock_of_watch, conditions);
+        let watch = Arc::new(Mutex::new(watch));
         let (waiting, received) = mpsc::channel(config.batches_waiting_max);
         let worker = Worker {
             store,
@@ -121,13 +127,24 @@ impl TelemetryProcessor {
             config,
             lifecycle: lifecycle.clone(),
             line: Line::new(),
-            watch: Watch::new(metrics_of_watch, clock_of_watch, conditions),
+            watch: Arc::clone(&watch),
         };
         drop(lifecycle.spawn_critical("telemetry", worker.run(received)));
         Self {
             waiting,
             budget: Arc::new(Semaphore::new(config.waiting_bytes_max)),
+            watch,
         }
+    }
+
+    /// Tells of records that were refused before any batch came: a gateway's HELLO speaks of them.
+    pub fn refused(
+        &self,
+        agent_id: AgentId,
+        gateway: &GatewayName,
+        refused: &BTreeMap<RecordRefusal, u64>,
+    ) {
+        lock(&self.watch).refused(agent_id, gateway, refused);
     }
 
     /// Waits for a place. `None` when the backend is stopping.
@@ -180,6 +197,10 @@ impl Worker {
                     biased;
                     first = received.recv() => first,
                     () = self.lifecycle.stopping() => received.try_recv().ok(),
+                    () = tokio::time::sleep(LOOK_EVERY) => {
+                        lock(&self.watch).look();
+                        continue;
+                    }
                 };
                 let Some(first) = first else { return };
                 self.collect(first, &mut received).await;
@@ -189,7 +210,7 @@ impl Worker {
             {
                 self.line.push(next);
             }
-            self.watch.look();
+            lock(&self.watch).look();
             let room = if self.store.is_busy() {
                 ROOM_BUSY
             } else {
@@ -291,7 +312,7 @@ impl Worker {
                         .get_mut(&number)
                         .or_else(|| self.line.note(agent_id, number));
                     if let Some(note) = note {
-                        self.watch.refused(agent_id, &note.gateway, &commit.refused);
+                        lock(&self.watch).refused(agent_id, &note.gateway, &commit.refused);
                         note.add(commit);
                     }
                 }
@@ -351,6 +372,11 @@ impl Note {
             *refused = refused.saturating_add(records);
         }
     }
+}
+
+fn lock(watch: &Mutex<Watch>) -> MutexGuard<'_, Watch> {
+    // Nothing panics while it is held.
+    watch.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn tell(note: Note, answer: Answer) {

@@ -41,9 +41,20 @@ async fn answer(api: &str, path: &str, key: Option<&Path>) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_that_waits_eleven_hundred_times_stops_nobody() {
+    busy(Start::default(), "HTTP/1.1 503").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_whose_every_connection_is_worked_on_gets_no_further_one() {
+    let start = Start::default().with("VIWORKS__API__WAITS_PER_KEY_MAX", "10000");
+    busy(start, "HTTP/1.1 429").await;
+}
+
+/// One key waits on eleven hundred connections; what is beyond its share is answered with `refusal`.
+async fn busy(start: Start, refusal: &'static str) {
     const SLOW: &str = "[[command]]\nname = \"test.slow\"\ntitle = \"takes its time\"\nrisk = \"read\"\nidempotent = true\n\
                         argv = [\"/bin/sleep\", \"600\"]\ntimeout_ms = 900000\n";
-    let start = Start::default()
+    let start = start
         .with("VIWORKS__API__KEY_REQUESTS_BURST", "100000")
         .with("VIWORKS__API__KEY_REQUESTS_PER_MINUTE", "1000000");
     let desk = Desk::of(&["gw-1"], SLOW, start).await;
@@ -67,7 +78,7 @@ async fn a_key_that_waits_eleven_hundred_times_stops_nobody() {
             let mut refused = false;
             while let Ok(bytes @ 1..) = socket.read(&mut answer).await {
                 let text = String::from_utf8_lossy(&answer[..bytes]);
-                if !refused && text.starts_with("HTTP/1.1 429") {
+                if !refused && text.starts_with(refusal) {
                     refused = true;
                     seen.refused.fetch_add(1, Ordering::SeqCst);
                 }

@@ -234,6 +234,7 @@ const PROMISES: &[(&str, &str, &[&str])] = &[
         &[
             "a_body_over_the_limit_is_refused_with_or_without_a_length",
             "a_body_that_never_comes_ends_at_the_request_timeout",
+            "a_key_that_waits_as_often_as_it_may_leaves_room_for_others",
         ],
     ),
     (

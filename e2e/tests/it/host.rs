@@ -244,16 +244,11 @@ fn has_thread(pid: u32, name: &str) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_gateway_whose_start_hangs_in_a_file_ends_when_it_is_told_to() {
-    let mut system = Deployment::new(Binaries::shipped());
-    let folder = system.issue("gw-1");
+async fn an_agent_whose_start_hangs_in_a_file_ends_when_it_is_told_to() {
+    let system = Deployment::new(Binaries::shipped());
     let dead = system.path().join("dead mount");
     std::fs::create_dir(&dead).unwrap();
-    let commands = dead.join("commands.d");
-    let commands = format!("VIWORKS__EXECUTOR__COMMANDS_FOLDER={}", commands.display());
     let by = [
-        "env",
-        &commands,
         "unshare",
         "--mount",
         env!("CARGO_BIN_EXE_hung_mount"),
@@ -264,14 +259,25 @@ async fn a_gateway_whose_start_hangs_in_a_file_ends_when_it_is_told_to() {
     if !can("a start that hangs", &[&by[..], &["/bin/true"]].concat()) {
         return;
     }
-    system.start_backend(Start::default()).await;
-    let mut gateway = start_by(&system, &folder, &by, &Binaries::shipped().gateway());
-    eventually("it reads what hangs", PATIENCE, async || {
-        has_thread(gateway.pid(), "setup").then_some(())
-    })
-    .await;
-    let status = gateway.stop(Duration::from_secs(30)).await;
-    assert!(status.success(), "{status}: {}", gateway.log());
+    let binaries = Binaries::shipped();
+    for (program, verb) in [(binaries.gateway(), "run"), (binaries.backend(), "serve")] {
+        let (first, rest) = by.split_first().unwrap();
+        let mut command = Command::new(first);
+        let configuration = dead.join("agent.toml");
+        command
+            .args(rest)
+            .arg(&program)
+            .args([verb, "--config"])
+            .arg(configuration);
+        let log = system.path().join(format!("{verb}.log"));
+        let mut agent = Process::start(&mut command, &log).unwrap();
+        eventually("it reads what hangs", PATIENCE, async || {
+            has_thread(agent.pid(), "setup").then_some(())
+        })
+        .await;
+        let status = agent.stop(Duration::from_secs(30)).await;
+        assert!(status.success(), "{verb}: {status}: {}", agent.log());
+    }
 }
 
 /// What becomes that user.

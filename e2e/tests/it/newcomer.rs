@@ -383,6 +383,11 @@ async fn an_address_that_no_gateway_can_use_registers_nothing() {
             "{line}"
         );
         assert!(line.ends_with("never expires"), "{line}");
+        let created = line.split("created ").nth(1).unwrap();
+        assert!(
+            created.contains(" ago") || created.starts_with("now"),
+            "{line}"
+        );
     }
 }
 

@@ -142,12 +142,15 @@ async fn every_gateway_that_was_meant_is_accounted_for() {
         assert!(said.stdout.contains(name), "{said:#?}");
     }
 
-    // A dry run tells both lists; a gateway that does not exist cannot be left out.
+    // A dry run tells both lists, and is refused where the run would be; a gateway that does not exist cannot be left out.
     let said = fleet
-        .viworks(&[&say[..], &["--dry-run"]].concat())
+        .viworks(&[&say[..], &["--except", "gw-odd", "--dry-run"]].concat())
         .await
         .ended_with(0);
     assert!(said.stdout.contains("gw-without"), "{said:#?}");
+    let refused = [&say[..], &["--dry-run"]].concat();
+    let said = fleet.viworks(&refused).await.ended_with(2);
+    assert!(said.stderr.contains("gw-odd"), "{said:#?}");
     let said = fleet
         .viworks(&[&say[..], &["--except", "gw-typo"]].concat())
         .await;
@@ -215,7 +218,10 @@ async fn a_gateway_that_claims_a_higher_risk_is_named_and_can_be_left_out() {
     let row = |name: &str| said.stdout.lines().find(|line| line.starts_with(name));
     assert!(row("gw-odd").unwrap().contains("danger"), "{said:#?}");
     assert!(row("gw-can").unwrap().contains("read"), "{said:#?}");
-    let said = fleet.viworks(&with(&["--dry-run"])).await.ended_with(0);
+    let said = fleet
+        .viworks(&with(&["--dry-run", "--reason", "a test"]))
+        .await
+        .ended_with(0);
     let row = |risk: &str| said.stdout.lines().find(|line| line.contains(risk));
     let dangerous = row("(danger)").unwrap();
     assert!(dangerous.contains("gw-odd"), "{said:#?}");

@@ -26,6 +26,7 @@ use viworks_runtime::conditions::{Conditions, Severity};
 use viworks_runtime::door::{Door, LetIn, Seat};
 use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::progress::Progress;
+use viworks_runtime::throttle::{LOG_LINES, Throttle};
 
 use super::problem::Problem;
 use super::{Peer, Socket};
@@ -63,7 +64,7 @@ pub struct ServeLimits {
     pub send_timeout: Duration,
     /// How long a request's whole body may take.
     pub body_timeout: Duration,
-    /// Bytes of bodies that are held at once. A quarter is for those who may run commands, the rest for all others.
+    /// Bytes of bodies that are held at once. Half of it is for those who may run commands, the rest for all others.
     pub bodies_bytes_max: usize,
     /// How often is looked whether the socket's file still stands.
     pub socket_check: Duration,
@@ -103,6 +104,7 @@ pub(super) async fn run(
         whole_body(request, next, body_timeout, bodies.clone())
     }));
     let mut crowd = Crowd::default();
+    let unaccepted = Throttle::new(LOG_LINES);
     let door = Door::new(PlaceLimits {
         total: limits.connections_max,
         per_source: limits.per_user_max,
@@ -126,7 +128,9 @@ pub(super) async fn run(
         let socket = match accepted {
             Ok((socket, _address)) => socket,
             Err(error) => {
-                tracing::warn!(%error, "a connection to the local API could not be accepted");
+                if let Some(left_out) = unaccepted.take(shell.clock.now()) {
+                    tracing::warn!(%error, left_out, "a connection to the local API could not be accepted");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
@@ -205,7 +209,7 @@ struct Bodies {
 impl Bodies {
     fn new(bytes_max: usize) -> Self {
         let bytes_max = bytes_max.min(Semaphore::MAX_PERMITS);
-        let known = bytes_max / 4;
+        let known = bytes_max / 2;
         Self {
             known: Arc::new(Semaphore::new(known)),
             others: Arc::new(Semaphore::new(bytes_max - known)),

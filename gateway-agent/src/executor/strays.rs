@@ -46,6 +46,8 @@ pub(super) struct Ended {
     ended: BTreeMap<i32, String>,
     /// Those that hang in the operating system.
     hanging: BTreeMap<i32, String>,
+    /// Those that this agent may not end.
+    foreign: BTreeMap<i32, String>,
     /// Why the search did not come to its end.
     unfinished: Option<String>,
 }
@@ -73,7 +75,12 @@ impl Ended {
             .unfinished
             .as_ref()
             .map(|reason| format!("something that it left running may still be there: {reason}"));
-        let said: Vec<String> = [ended, unfinished, hanging].into_iter().flatten().collect();
+        let foreign = named(&self.foreign)
+            .map(|who| format!("what it left running may not be ended by this agent: {who}"));
+        let said: Vec<String> = [ended, unfinished, hanging, foreign]
+            .into_iter()
+            .flatten()
+            .collect();
         (!said.is_empty()).then(|| said.join("; "))
     }
 }
@@ -131,10 +138,10 @@ fn end(wanted: &Wanted) -> Ended {
     let deadline = SystemClock.now().saturating_add(SEARCH_TIME);
     let mut result = Ended::default();
     // Found once, and perhaps only late with its own end.
-    await_ends(&find(wanted, &result.hanging), OWN_END_TIME);
+    await_ends(&find(wanted, &result), OWN_END_TIME);
     loop {
         // Those in the hands of the kernel end when they leave them, and are not waited for twice.
-        let found = find(wanted, &result.hanging);
+        let found = find(wanted, &result);
         if found.is_empty() {
             break;
         }
@@ -143,9 +150,15 @@ fn end(wanted: &Wanted) -> Ended {
             result.unfinished = Some(reason);
             break;
         }
-        let (killed, untouchable): (Vec<_>, Vec<_>) = found
-            .into_iter()
-            .partition(|stray| pidfd_send_signal(&stray.handle, Signal::KILL).is_ok());
+        let mut killed = Vec::new();
+        for stray in found {
+            match pidfd_send_signal(&stray.handle, Signal::KILL) {
+                Ok(()) => killed.push(stray),
+                // It has come to its own end.
+                Err(Errno::SRCH) => {}
+                Err(_denied) => drop(result.foreign.insert(stray.number, stray.name)),
+            }
+        }
         // Until they are gone they would be found again.
         await_ends(&killed, END_TIME);
         for stray in killed {
@@ -156,10 +169,6 @@ fn end(wanted: &Wanted) -> Ended {
             };
             place.insert(stray.number, stray.name);
         }
-        let left = untouchable.into_iter();
-        result
-            .hanging
-            .extend(left.map(|stray| (stray.number, stray.name)));
     }
     if let Some(said) = result.said() {
         let (ended, hanging) = (result.ended.len(), result.hanging.len());
@@ -176,8 +185,8 @@ struct Stray {
     handle: OwnedFd,
 }
 
-/// Those that are there, except `known`; at most [`HELD_MAX`].
-fn find(wanted: &Wanted, known: &BTreeMap<i32, String>) -> Vec<Stray> {
+/// Those that are there and about which something can be done yet; at most [`HELD_MAX`].
+fn find(wanted: &Wanted, so_far: &Ended) -> Vec<Stray> {
     let entries = match fs::read_dir("/proc") {
         Ok(entries) => entries,
         Err(error) => {
@@ -190,7 +199,8 @@ fn find(wanted: &Wanted, known: &BTreeMap<i32, String>) -> Vec<Stray> {
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
         .filter(|number| Some(*number) != own && Some(*number) != wanted.session)
-        .filter(|number| !known.contains_key(number))
+        .filter(|number| !so_far.hanging.contains_key(number))
+        .filter(|number| !so_far.foreign.contains_key(number))
         .filter_map(|number| find_one(number, wanted))
         .take(HELD_MAX)
         .collect()

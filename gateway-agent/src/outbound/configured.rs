@@ -5,17 +5,23 @@ use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tracing::info;
 use viworks_common::pin::SpkiPin;
 use viworks_runtime::blocking::PerKey;
+use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::conditions::{Conditions, Severity};
 use viworks_runtime::config::Environment;
+use viworks_runtime::lifecycle::Lifecycle;
 
 use super::pins::Pins;
 use crate::config::Config;
 
 /// The condition while the configuration that was read again cannot be used.
 const CONFIGURATION: &str = "reload.configuration";
+
+/// How often the file is looked at while nothing else asks for it.
+const INTERVAL: Duration = Duration::from_secs(10);
 
 /// How long reading it may take.
 const READ_TIME: Duration = Duration::from_secs(5);
@@ -51,8 +57,8 @@ impl ConfiguredPins {
     }
 
     /// Reads the file again. Of the configuration, the pins alone are taken over; everything else needs a restart. A
-    /// file that cannot be used changes nothing and is told.
-    pub async fn refresh(&self) {
+    /// file that cannot be used changes nothing and is told. True when others are in force now.
+    pub async fn refresh(&self) -> bool {
         let environment = self.environment.clone();
         let read = move |path: &PathBuf| {
             let read = Config::load(path, &environment);
@@ -62,10 +68,11 @@ impl ConfiguredPins {
         let problems = match READS.ask(self.path.clone(), READ_TIME, read).await {
             Ok(Ok(configured)) => {
                 self.conditions.clear(CONFIGURATION);
-                if self.pins.configure(configured) {
+                let changed = self.pins.configure(configured);
+                if changed {
                     info!("took over the configured pins; any other setting needs a restart");
                 }
-                return;
+                return changed;
             }
             Ok(Err(problems)) => problems,
             Err(error) => error.to_string(),
@@ -73,8 +80,29 @@ impl ConfiguredPins {
         let cause = format!(
             "the configuration cannot be used, and what the agent started with stays in force: {problems}"
         );
-        let fix = "mend the file; it is read again before the next attempt to connect, or at once with SIGHUP, and check-config lists every problem";
+        let fix = "mend the file; it is read again within seconds, or at once with SIGHUP, and check-config lists every problem";
         self.conditions
             .raise(CONFIGURATION, Severity::Warn, &cause, fix);
+        false
+    }
+
+    /// Looks at the file until the agent stops; each change is counted in `reloads`, so that a gateway that waits because
+    /// of its pins dials at once.
+    pub async fn watch(
+        self,
+        clock: Arc<dyn Clock>,
+        reloads: watch::Sender<u64>,
+        lifecycle: Lifecycle,
+    ) {
+        loop {
+            let next = clock.now().saturating_add(INTERVAL);
+            tokio::select! {
+                () = lifecycle.stopping() => return,
+                () = sleep_until(&*clock, next) => {}
+            }
+            if self.refresh().await {
+                reloads.send_modify(|count| *count += 1);
+            }
+        }
     }
 }

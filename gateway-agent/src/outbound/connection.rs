@@ -48,6 +48,11 @@ const TICK: Duration = Duration::from_millis(250);
 /// How long a session waits for the last acknowledgement when the agent stops.
 const DRAIN_TIME: Duration = Duration::from_secs(18);
 
+/// How long after the last of them status and health speak of what the backend did not keep.
+const REFUSALS_TOLD: Duration = Duration::from_secs(3_600);
+const TELEMETRY_REFUSED: &str = "telemetry.refused";
+const RESULTS_NOT_KEPT: &str = "results.not_kept";
+
 /// How a session, or an attempt at one, came to its end.
 #[derive(Debug)]
 pub struct Ended {
@@ -121,6 +126,8 @@ pub async fn run(
         drained: false,
         shares: Shares::default(),
         results_not_kept: 0,
+        // An earlier session may have told of something.
+        refused_at: Some(now),
     };
     let ended = connection.drive(live).await;
     // Its messages go nowhere now; the engine notices by the closed channel.
@@ -159,6 +166,8 @@ struct Connection<'p> {
     shares: Shares,
     /// Results of this session that the backend only counted.
     results_not_kept: u64,
+    /// When the backend last did not keep something, while status speaks of it.
+    refused_at: Option<Monotonic>,
 }
 
 /// What the loop waited for.
@@ -330,7 +339,8 @@ impl Connection<'_> {
     }
 
     /// What the backend did not store is counted here, too: it will not come back.
-    fn refused(&self, refused: &BTreeMap<String, u64>) {
+    fn refused(&mut self, refused: &BTreeMap<String, u64>) {
+        self.refused_at = Some(self.parts.clock.now());
         for (reason, records) in refused {
             self.parts.spool.note_unstored(reason, *records);
         }
@@ -360,16 +370,26 @@ impl Connection<'_> {
             warn!(%command_id, "the backend did not keep the result of a command that it does not know; more of them are counted");
         }
         self.results_not_kept += 1;
+        self.refused_at = Some(self.parts.clock.now());
         let cause = format!(
             "the backend did not keep {} results of commands that it does not know, in the last session that had any",
             self.results_not_kept
         );
         self.parts.conditions.raise(
-            "results.not_kept",
+            RESULTS_NOT_KEPT,
             Severity::Warn,
             &cause,
             "was the backend's database restored or replaced? The audit log of this gateway has what ran",
         );
+    }
+
+    /// Status and health stop speaking of what is long over.
+    fn forget_refusals(&mut self, now: Monotonic) {
+        let over = |at: &mut Monotonic| now.saturating_since(*at) >= REFUSALS_TOLD;
+        if self.refused_at.take_if(over).is_some() {
+            self.parts.conditions.clear(TELEMETRY_REFUSED);
+            self.parts.conditions.clear(RESULTS_NOT_KEPT);
+        }
     }
 
     async fn hello(&mut self, server_time: Timestamp) {
@@ -499,6 +519,7 @@ impl Connection<'_> {
     fn heartbeat(&mut self) {
         let figures = self.parts.spool.figures();
         let now = self.parts.clock.now();
+        self.forget_refusals(now);
         let heartbeat = Heartbeat {
             sent_at_ms: u64::try_from(now.as_duration().as_millis()).unwrap_or(u64::MAX),
             round_trip_us: self.measured.0,

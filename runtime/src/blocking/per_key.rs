@@ -52,7 +52,7 @@ struct Ending<K: Ord, A> {
     calls: Calls<K, A>,
     key: K,
     call: Arc<Call<A>>,
-    _place: Place,
+    place: Option<Place>,
 }
 
 impl<K, A> PerKey<K, A>
@@ -144,7 +144,7 @@ where
             calls: Arc::clone(&self.calls),
             key: key.clone(),
             call: Arc::clone(&call),
-            _place: place,
+            place: Some(place),
         };
         calls.insert(key, Arc::clone(&call));
         // Whoever ends it takes it out again, here as well when there is no thread for it.
@@ -168,6 +168,8 @@ impl<K: Ord, A> Ending<K, A> {
 
 impl<K: Ord, A> Drop for Ending<K, A> {
     fn drop(&mut self) {
+        // Before anybody hears of it, who may ask the next at once.
+        drop(self.place.take());
         lock(&self.calls).remove(&self.key);
         let mut state = lock(&self.call.state);
         if matches!(*state, State::UnderWay { .. }) {
@@ -283,6 +285,15 @@ mod tests {
             }
         }
         drop(held);
+    }
+
+    #[tokio::test]
+    async fn a_place_is_free_again_when_its_answer_is_there() {
+        let questions = PerKey::new("one place", 1);
+        for number in 0..1_000 {
+            let answer = questions.ask(number, SOON, |key| *key).await;
+            assert_eq!(answer.ok(), Some(number));
+        }
     }
 
     #[tokio::test]

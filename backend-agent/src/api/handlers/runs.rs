@@ -19,8 +19,8 @@ use viworks_common::wire::is_traceparent;
 
 use crate::api::ApiState;
 use crate::api::extract::{Caller, JsonBody, NoParams, PageParams, Params, Segment, Segments};
-use crate::api::problem::{ApiError, ApiResult, stored_ref};
-use crate::api::request::{Api, RequestId};
+use crate::api::problem::{ApiError, ApiResult, RETRY_SOON, stored_ref};
+use crate::api::request::{Api, RequestId, share};
 use crate::auth::Principal;
 use crate::command::submit::SubmitRequest;
 use crate::data::{self, CommandOutput, Idempotency, TargetSelection};
@@ -357,6 +357,7 @@ pub(in crate::api) struct WaitParams {
     responses((status = 200, description = "The run as it stands, finished or not", body = RunWait)))]
 pub(in crate::api) async fn wait(
     State(state): Api,
+    Caller(principal): Caller,
     Segment(run_id): Segment<RunId>,
     Params(params): Params<WaitParams>,
 ) -> ApiResult<Json<RunWait>> {
@@ -365,6 +366,8 @@ pub(in crate::api) async fn wait(
         let allowed = format!("0 to {WAIT_MS_MAX}");
         return Err(ApiError::parameter("timeout_ms", "out of range", allowed));
     }
+    // Held until the answer: whoever waits is worked on, so nobody can take its connection away.
+    let _share = share(&state, &state.waits, &principal, RETRY_SOON)?;
     let end = state
         .clock
         .now()

@@ -7,6 +7,7 @@ use sqlx::SqliteConnection;
 use viworks_common::admission::{Admission, HelloFacts, IdentityRow, admit as decide};
 use viworks_common::command::CommandEvent;
 use viworks_common::id::Tenant;
+use viworks_common::limits::COUNTER_MAX;
 use viworks_common::time::Timestamp;
 
 use super::opening::{self, Identity};
@@ -18,8 +19,9 @@ use crate::data::{
     TelemetryLimits,
 };
 
-/// No order that a gateway claims to have seen raises its counter further: a lie cannot exhaust the numbers.
-const ORDER_MAX: u64 = 1 << 53;
+/// No order that a gateway claims to have seen raises its counter further: a lie cannot exhaust the numbers. Half of them
+/// are left, more than a gateway can be sent in its life.
+const ORDER_MAX: u64 = COUNTER_MAX / 2;
 
 /// What accepted HELLOs change.
 pub(super) const ADMIT: &str = concat!(

@@ -35,9 +35,10 @@ pub(super) const ORPHANS: Budget = Budget {
     kind: "orphan",
     quota: Quota {
         per_minute: 1,
-        burst: COMMANDS_UNREPORTED_MAX as u32,
+        burst: 256,
     },
 };
+const _: () = assert!(ORPHANS.quota.burst as usize == COMMANDS_UNREPORTED_MAX);
 
 pub(super) const LOAD: &str = "\
 SELECT full_at, left_out FROM gateway_budgets WHERE tenant = ?1 AND agent_id = ?2 AND kind = ?3";

@@ -79,7 +79,8 @@ FROM run_skips AS s JOIN gateways AS g ON g.tenant = s.tenant AND g.agent_id = s
 WHERE s.tenant = $1 AND s.run_id = $2 AND s.agent_id > $3 ORDER BY s.agent_id LIMIT $4";
 
 pub(super) const CANCEL_RUN: &str = "\
-UPDATE runs SET cancel_requested_at = coalesce(cancel_requested_at, $3) WHERE tenant = $1 AND run_id = $2";
+UPDATE runs SET cancel_requested_at = coalesce(cancel_requested_at, CASE WHEN finished_at IS NULL THEN $3 END)
+WHERE tenant = $1 AND run_id = $2";
 
 pub(super) const CANCEL_COMMANDS: &str = "\
 UPDATE commands INDEXED BY commands_by_run SET cancel_requested_at = coalesce(cancel_requested_at, $3)

@@ -303,13 +303,15 @@ impl Connection {
             CompleteOutcome::Orphan { kept, .. } => self.orphan(command_id, kept),
         }
         self.close_offer(command_id);
-        if self.session.closed().is_none() {
-            self.send(BackendMessage::ResultAck(ResultAck {
-                command_id,
-                low_water,
-                not_kept: not_kept && self.tells_not_kept,
-            }));
+        // One too many of them ended the session: nothing is offered to it any more.
+        if self.session.closed().is_some() {
+            return;
         }
+        self.send(BackendMessage::ResultAck(ResultAck {
+            command_id,
+            low_water,
+            not_kept: not_kept && self.tells_not_kept,
+        }));
         self.offer_more().await;
     }
 
@@ -325,7 +327,7 @@ impl Connection {
             "orphan_result_not_kept"
         });
         if let Some(left_out) = manager.may_log(agent_id, now) {
-            info!(%command_id, %agent_id, kept, left_out, "the result of a command that the database does not have");
+            info!(gateway = %self.peer.name, %agent_id, %command_id, kept, left_out, "the result of a command that the database does not have");
         }
         let within = self.live().map(|(live, _)| live.pace.unknown(now));
         if let Some(Err(wait)) = within {
@@ -471,7 +473,9 @@ impl Connection {
         let (tenant, now) = (&self.peer.identity.tenant, self.inbound.clock.line());
         let (store, agent_id) = (&self.inbound.store, holder.agent_id);
         match store.note_gateway(tenant, agent_id, record, now).await {
-            Ok(true) => warn!(%agent_id, kind, detail, "a gateway reports"),
+            Ok(true) => {
+                warn!(gateway = %self.peer.name, %agent_id, kind, detail, "a gateway reports");
+            }
             // Kept for good, so bounded over all sessions of a gateway, too.
             Ok(false) => self.inbound.metrics.refused("gateway_events"),
             Err(error) => self.fail(&error),

@@ -158,6 +158,45 @@ async fn a_follower_who_reads_nothing_is_cut_and_its_place_is_free_again() {
     lifecycle.shutdown(PATIENCE).await;
 }
 
+/// Answers of `/livez` so far.
+fn probes_answered(backend: &Backend) -> u64 {
+    let text = backend.metrics.encode().unwrap();
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("viworks_api_requests_total") && line.contains("/livez"));
+    line.map_or(0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
+}
+
+#[tokio::test]
+async fn a_stranger_that_asks_a_thousand_times_at_once_is_answered_at_its_pace() {
+    let backend = Backend::new().await;
+    let (address, lifecycle) = start(&backend, backend.limits).await;
+    let key = backend
+        .key_with(&[viworks_common::api::Scope::GatewaysRead])
+        .await;
+    let began = tokio::time::Instant::now();
+    let requests = "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n".repeat(1_000);
+    let mut stranger = silent(address, &requests).await;
+    let mut answers = [0; 64 * 1024];
+    while probes_answered(&backend) < 20 {
+        assert!(stranger.read(&mut answers).await.unwrap() > 0);
+    }
+    // Who has a key asks as often as its quota allows, on one connection.
+    let request =
+        format!("GET /v1/gateways HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n\r\n");
+    let last = format!(
+        "GET /v1/gateways HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Bearer {key}\r\n\r\n"
+    );
+    let mut known = silent(address, &(request.repeat(99) + &last)).await;
+    let text = read_all(&mut known).await;
+    assert_eq!(text.matches("HTTP/1.1 200").count(), 100, "{text}");
+    // Five in each second since, whatever the machine: the law of the pace, not its speed.
+    let answered = probes_answered(&backend);
+    let most = 21 + began.elapsed().as_millis() / 200;
+    assert!(u128::from(answered) <= most, "{answered} of {most}");
+    lifecycle.shutdown(PATIENCE).await;
+}
+
 /// Sends a request and reads nothing.
 async fn silent(address: SocketAddr, request: &str) -> TcpStream {
     let mut socket = TcpStream::connect(address).await.unwrap();

@@ -8,6 +8,7 @@ use viworks_backend_agent::data::{
 };
 use viworks_common::code::CloseCode;
 use viworks_common::command::CommandState;
+use viworks_common::limits::COUNTER_MAX;
 use viworks_common::telemetry::Position;
 
 use super::bed::{Bed, LEASE, agent, at, process};
@@ -324,6 +325,16 @@ pub(crate) async fn a_rolled_back_database_raises_its_counters(bed: &Bed) {
             .await
             .contains(&"database.rolled_back".to_owned())
     );
+}
+
+pub(crate) async fn a_gateway_that_claims_every_number_gets_orders_that_it_takes(bed: &Bed) {
+    bed.gateway(1).await;
+    let mut hello = bed.hello(1, 1, 1);
+    hello.highest_order = COUNTER_MAX;
+    hello.low_water = COUNTER_MAX;
+    bed.open(hello).await;
+    let command = bed.command(1, true).await;
+    assert!(bed.command_now(command).await.order < COUNTER_MAX);
 }
 
 pub(crate) async fn a_hello_learns_about_the_live_session(bed: &Bed) {
