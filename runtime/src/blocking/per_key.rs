@@ -52,7 +52,7 @@ struct Ending<K: Ord, A> {
     calls: Calls<K, A>,
     key: K,
     call: Arc<Call<A>>,
-    _place: Place,
+    place: Option<Place>,
 }
 
 impl<K, A> PerKey<K, A>
@@ -144,7 +144,7 @@ where
             calls: Arc::clone(&self.calls),
             key: key.clone(),
             call: Arc::clone(&call),
-            _place: place,
+            place: Some(place),
         };
         calls.insert(key, Arc::clone(&call));
         // Whoever ends it takes it out again, here as well when there is no thread for it.
@@ -161,14 +161,26 @@ where
 }
 
 impl<K: Ord, A> Ending<K, A> {
-    fn answer(self, answer: A) {
+    fn answer(mut self, answer: A) {
+        self.leave();
         *lock(&self.call.state) = State::Answered(answer);
+    }
+
+    /// Gives its place back, before anybody hears of the answer, who may ask the next at once.
+    fn leave(&mut self) {
+        drop(self.place.take());
+        let mut calls = lock(&self.calls);
+        // Somebody may have asked the same again by now.
+        let own = calls.get(&self.key);
+        if own.is_some_and(|call| Arc::ptr_eq(call, &self.call)) {
+            calls.remove(&self.key);
+        }
     }
 }
 
 impl<K: Ord, A> Drop for Ending<K, A> {
     fn drop(&mut self) {
-        lock(&self.calls).remove(&self.key);
+        self.leave();
         let mut state = lock(&self.call.state);
         if matches!(*state, State::UnderWay { .. }) {
             *state = State::Lost;
@@ -283,6 +295,15 @@ mod tests {
             }
         }
         drop(held);
+    }
+
+    #[tokio::test]
+    async fn a_place_is_free_again_when_its_answer_is_there() {
+        let questions = PerKey::new("one place", 1);
+        for number in 0..1_000 {
+            let answer = questions.ask(number, SOON, |key| *key).await;
+            assert_eq!(answer.ok(), Some(number));
+        }
     }
 
     #[tokio::test]
