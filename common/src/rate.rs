@@ -49,6 +49,11 @@ pub struct Bucket {
 }
 
 impl Bucket {
+    /// The whole burst is there.
+    pub const NEW: Self = Self {
+        full_at: Monotonic::ORIGIN,
+    };
+
     /// One whose whole burst will be back at this moment: one that was kept somewhere.
     #[must_use]
     pub const fn full_at(full_at: Monotonic) -> Self {

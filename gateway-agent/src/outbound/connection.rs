@@ -48,9 +48,8 @@ const TICK: Duration = Duration::from_millis(250);
 /// How long a session waits for the last acknowledgement when the agent stops.
 const DRAIN_TIME: Duration = Duration::from_secs(18);
 
-/// How long after the last of them status and health speak of what the backend did not keep.
+/// How long after the last of them status and health speak of results that the backend did not keep.
 const REFUSALS_TOLD: Duration = Duration::from_secs(3_600);
-const TELEMETRY_REFUSED: &str = "telemetry.refused";
 const RESULTS_NOT_KEPT: &str = "results.not_kept";
 
 /// How a session, or an attempt at one, came to its end.
@@ -340,7 +339,6 @@ impl Connection<'_> {
 
     /// What the backend did not store is counted here, too: it will not come back.
     fn refused(&mut self, refused: &BTreeMap<String, u64>) {
-        self.refused_at = Some(self.parts.clock.now());
         for (reason, records) in refused {
             self.parts.spool.note_unstored(reason, *records);
         }
@@ -383,11 +381,10 @@ impl Connection<'_> {
         );
     }
 
-    /// Status and health stop speaking of what is long over.
+    /// Status and health stop speaking of results that were not kept long ago.
     fn forget_refusals(&mut self, now: Monotonic) {
         let over = |at: &mut Monotonic| now.saturating_since(*at) >= REFUSALS_TOLD;
         if self.refused_at.take_if(over).is_some() {
-            self.parts.conditions.clear(TELEMETRY_REFUSED);
             self.parts.conditions.clear(RESULTS_NOT_KEPT);
         }
     }

@@ -161,16 +161,26 @@ where
 }
 
 impl<K: Ord, A> Ending<K, A> {
-    fn answer(self, answer: A) {
+    fn answer(mut self, answer: A) {
+        self.leave();
         *lock(&self.call.state) = State::Answered(answer);
+    }
+
+    /// Gives its place back, before anybody hears of the answer, who may ask the next at once.
+    fn leave(&mut self) {
+        drop(self.place.take());
+        let mut calls = lock(&self.calls);
+        // Somebody may have asked the same again by now.
+        let own = calls.get(&self.key);
+        if own.is_some_and(|call| Arc::ptr_eq(call, &self.call)) {
+            calls.remove(&self.key);
+        }
     }
 }
 
 impl<K: Ord, A> Drop for Ending<K, A> {
     fn drop(&mut self) {
-        // Before anybody hears of it, who may ask the next at once.
-        drop(self.place.take());
-        lock(&self.calls).remove(&self.key);
+        self.leave();
         let mut state = lock(&self.call.state);
         if matches!(*state, State::UnderWay { .. }) {
             *state = State::Lost;
