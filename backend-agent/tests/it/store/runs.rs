@@ -306,6 +306,9 @@ pub(crate) async fn a_cancel_before_the_permit_ends_the_command(bed: &Bed) {
         .unwrap()
         .unwrap();
     assert_eq!(again.run.cancel_requested_at, Some(at(22)));
+    assert_eq!(bed.state(dispatched).await, CommandState::Cancelled);
+    let answer = bed.accept(&session, dispatched, false).await;
+    assert_eq!(answer, viworks_backend_agent::data::AcceptOutcome::Drop);
 }
 
 pub(crate) async fn a_cancel_of_a_finished_run_leaves_it_as_it_ended(bed: &Bed) {
@@ -335,9 +338,6 @@ pub(crate) async fn a_cancel_of_a_finished_run_leaves_it_as_it_ended(bed: &Bed) 
         .unwrap();
     assert!(cancelled.cancelled.is_empty() && cancelled.requested.is_empty());
     assert!(cancelled.run.is_finished() && cancelled.run.cancel_requested_at.is_none());
-    assert_eq!(bed.state(dispatched).await, CommandState::Cancelled);
-    let answer = bed.accept(&session, dispatched, false).await;
-    assert_eq!(answer, viworks_backend_agent::data::AcceptOutcome::Drop);
 }
 
 pub(crate) async fn a_cancel_after_the_permit_is_a_request(bed: &Bed) {
