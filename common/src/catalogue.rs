@@ -28,6 +28,27 @@ pub enum Risk {
     Danger,
 }
 
+impl Risk {
+    /// Every risk.
+    pub const ALL: &[Self] = &[Self::Read, Self::Change, Self::Danger];
+
+    /// The word in documents and in the store.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Change => "change",
+            Self::Danger => "danger",
+        }
+    }
+
+    /// The risk with a name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|risk| risk.name() == name)
+    }
+}
+
 /// What a value of an argument must look like.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
