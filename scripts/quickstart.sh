@@ -1,5 +1,9 @@
 #!/usr/bin/env bash
 # Builds ViWorkS and runs its main job on this machine: a backend, three gateways over real mutual TLS, a first command.
+if [ -z "${BASH_VERSION:-}" ]; then
+  # Called as `sh quickstart.sh`.
+  exec bash "$0" "$@"
+fi
 set -euo pipefail
 
 usage() {
@@ -11,17 +15,33 @@ gateways as separate processes on loopback, and a first command answered by all 
 
   --once          run it, print the answers, stop everything and exit
   --agents N      how many gateways (default 3)
-  --data-dir DIR  where certificates, databases and logs live (default .viworks/dev)
-  --reset         remove the data of an earlier run first
+  --data-dir DIR  where certificates, databases and logs live (default .viworks/dev in the repository)
+  --reset         remove what an earlier run made there first
 
 Needs a Rust toolchain and a C compiler. Ctrl-C stops everything it started.
 TXT
 }
 
-for argument in "$@"; do
-  case "$argument" in
-    -h | --help) usage; exit 0 ;;
+# A folder is meant from where the person stands, not from the repository.
+from_here() {
+  case "$1" in
+    /*) printf '%s' "$1" ;;
+    *) printf '%s/%s' "$PWD" "$1" ;;
   esac
+}
+
+arguments=()
+while [ $# -gt 0 ]; do
+  case "$1" in
+    -h | --help) usage; exit 0 ;;
+    --data-dir=*) arguments+=("--data-dir=$(from_here "${1#--data-dir=}")") ;;
+    --data-dir)
+      arguments+=("$1")
+      if [ $# -gt 1 ]; then shift; arguments+=("$(from_here "$1")"); fi
+      ;;
+    *) arguments+=("$1") ;;
+  esac
+  shift
 done
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
@@ -47,7 +67,7 @@ fi
 
 target=${CARGO_TARGET_DIR:-target}
 if [ ! -x "$target/debug/viworks" ]; then
-  say 'Building ViWorkS: the first build takes 2 to 5 minutes, later starts take seconds.'
+  say 'Building ViWorkS: the first build takes about 6 minutes on two cores, later starts take seconds.'
 fi
 cargo build --quiet --locked -p viworks-operator-cli -p viworks-gateway-agent -p viworks-backend-agent
-exec "$target/debug/viworks" up "$@"
+exec "$target/debug/viworks" up ${arguments[@]+"${arguments[@]}"}

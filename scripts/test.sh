@@ -70,6 +70,9 @@ if ! need python3 python3; then
   export VIWORKS_WITHOUT_PYTHON=1
 fi
 need faketime faketime || skip 'a backend whose wall clock is set: faketime is missing'
+if [ "$(id -u)" -ne 0 ] || ! unshare --mount true 2>/dev/null; then
+  skip 'mounts that hang, limits on processes, process 1: they need root and namespaces'
+fi
 need ping iputils-ping || printf 'note: ping is missing; net.ping uses its own fallback\n'
 cargo --version
 rustc --version

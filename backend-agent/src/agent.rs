@@ -1,4 +1,5 @@
 //! Gateways as the backend knows them: who exists, and who is connected.
 
 pub mod manager;
+pub mod rates;
 pub mod registry;

@@ -1,45 +1,53 @@
 //! The operators' REST API v1: one table of routes, problems for everything that goes wrong, bounds on everything.
 
 mod budget;
+mod crowd;
 mod events;
 mod extract;
 mod handlers;
 mod health;
 pub mod limits;
 pub mod openapi;
+mod pace;
 mod problem;
 mod request;
 mod router;
 mod serve;
+mod shares;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::Bytes;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use tokio::sync::Semaphore;
+
 use tokio_util::sync::CancellationToken;
 use viworks_common::id::Tenant;
+use viworks_common::rate::Quota;
 use viworks_common::time::Monotonic;
 use viworks_runtime::clock::Timeline;
 use viworks_runtime::conditions::Conditions;
 use viworks_runtime::metrics::Metrics;
 use viworks_runtime::probe::Readiness;
+use viworks_runtime::throttle::Throttle;
 
 use crate::auth::quota::Quotas;
-use crate::auth::throttle::Throttle;
 use crate::command::Commands;
 use crate::data::Store;
 
 use budget::Budget;
+use crowd::Crowd;
+use shares::Shares;
 
 pub use limits::ApiLimits;
 pub use router::{Access, Endpoint, endpoints};
 pub use serve::serve;
 
-/// How often a refused request leaves an audit record.
-const REFUSAL_AUDIT_INTERVAL: Duration = Duration::from_secs(1);
+/// How often refused requests leave an audit record.
+const REFUSAL_RECORDS: Quota = Quota {
+    per_minute: 60,
+    burst: 1,
+};
 
 /// What the API stands on.
 pub struct ApiParts {
@@ -78,11 +86,13 @@ pub struct ApiState {
     refusals: Throttle,
     quotas: Quotas,
     limited: Counter,
-    streams: Arc<Semaphore>,
+    streams: Shares,
+    waits: Shares,
     requests: Family<[(&'static str, String); 3], Counter>,
     /// One copy, however many ask for it.
     openapi: Bytes,
     budget: Budget,
+    crowd: Crowd,
 }
 
 type Shared = Arc<ApiState>;
@@ -106,16 +116,30 @@ impl ApiState {
         });
         Arc::new(Self {
             started: parts.clock.now(),
-            refusals: Throttle::new(REFUSAL_AUDIT_INTERVAL),
+            refusals: Throttle::new(REFUSAL_RECORDS),
             quotas: Quotas::new(parts.limits.quota),
             limited,
-            streams: Arc::new(Semaphore::new(parts.limits.streams_max)),
+            streams: Shares::new(
+                "event streams",
+                parts.limits.streams_max,
+                parts.limits.streams_per_key_max,
+            ),
+            // Altogether there are no more than connections.
+            waits: Shares::new(
+                "waits",
+                parts.limits.connections_max,
+                parts.limits.waits_per_key_max,
+            ),
             requests,
             openapi: Bytes::from(openapi::document()),
             budget: Budget::new(
                 parts.limits.bodies_bytes_max,
                 parts.limits.answers_bytes_max,
                 &parts.metrics,
+            ),
+            crowd: Crowd::new(
+                Arc::<Timeline>::clone(&parts.clock),
+                parts.conditions.clone(),
             ),
             store: parts.store,
             tenant: parts.tenant,
@@ -127,6 +151,11 @@ impl ApiState {
             limits: parts.limits,
             stopping: parts.stopping,
         })
+    }
+
+    /// Takes back what health says of crowds that are gone, until the backend stops.
+    pub async fn watch_crowds(self: Arc<Self>) {
+        self.crowd.watch(&self.stopping).await;
     }
 }
 

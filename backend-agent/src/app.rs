@@ -31,6 +31,7 @@ use crate::config::{Config, QueueConfig};
 use crate::data::sqlite::SqliteStore;
 use crate::data::{self, Store, StoreError};
 use crate::inbound::heartbeats::Heartbeats;
+use crate::inbound::judge::Judge;
 use crate::inbound::limits::{AdmissionLimits, Gate};
 use crate::inbound::listener::Listener;
 use crate::inbound::replay::{ReplayCache, ReplayLimits};
@@ -76,16 +77,11 @@ pub enum StartError {
 impl StartError {
     /// What the process ends with.
     #[must_use]
-    pub const fn exit_code(&self) -> ExitCode {
+    pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Folder(FileError::Locked { .. }) => ExitCode::Conflict,
+            Self::Folder(error) => error.exit_code(),
             Self::Database(sqlite::Error::Unsafe(_)) => ExitCode::Config,
-            Self::Folder(FileError::Io { .. })
-            | Self::Database(_)
-            | Self::Store(_)
-            | Self::Listen { .. } => ExitCode::Error,
-            // What others could change or read.
-            Self::Folder(_) => ExitCode::Config,
+            Self::Database(_) | Self::Store(_) | Self::Listen { .. } => ExitCode::Error,
         }
     }
 }
@@ -266,7 +262,7 @@ impl Shared {
             telemetry: TelemetryProcessor::start(
                 Arc::clone(&self.store),
                 self.tenant.clone(),
-                Arc::<Timeline>::clone(&self.clock),
+                Arc::clone(&self.clock),
                 self.counters.clone(),
                 self.conditions.clone(),
                 config.telemetry,
@@ -281,6 +277,7 @@ impl Shared {
             }),
             master: Arc::new(material.master.clone()),
             clock: Arc::clone(&self.clock),
+            judge: Judge::new(),
             metrics: self.counters.clone(),
             terms: Terms::from(agents),
             lifecycle: lifecycle.clone(),
@@ -341,6 +338,8 @@ impl Shared {
             bodies_bytes_max: config.api.bodies_bytes_max,
             answers_bytes_max: config.api.answers_bytes_max,
             streams_max: config.api.streams_max,
+            streams_per_key_max: config.api.streams_per_key_max,
+            waits_per_key_max: config.api.waits_per_key_max,
             header_timeout: config.api.header_timeout,
             request_timeout: config.api.request_timeout,
             quota: config.api.quota,
@@ -370,6 +369,7 @@ impl Shared {
             limits,
             stopping: lifecycle.stop_token(),
         });
+        drop(lifecycle.spawn("crowds", Arc::clone(&state).watch_crowds()));
         let served = api::serve(
             listener,
             ApiServer::router(state),

@@ -4,7 +4,6 @@ pub mod apikey;
 pub mod bearer;
 pub mod quota;
 mod secret;
-pub mod throttle;
 
 use std::collections::BTreeSet;
 
@@ -22,6 +21,8 @@ pub use secret::ApiSecret;
 pub struct Principal {
     /// The key it presented.
     pub key_id: ApiKeyId,
+    /// The key's name.
+    pub name: String,
     /// What it may do.
     pub scopes: BTreeSet<Scope>,
     /// When its key ends, if it does.
@@ -35,17 +36,21 @@ impl Principal {
         self.scopes.contains(&scope)
     }
 
-    /// What a key with these scopes may do and this one may not; a scope that this version does not know is one of them.
-    pub fn lacks<'s>(&self, scopes: impl IntoIterator<Item = &'s str>) -> Option<&'s str> {
+    /// Why a key with these scopes that ends then, or never, is stronger than this one, when it is: it may do what this
+    /// one may not, or for longer. A scope that this version does not know is one that it has not.
+    pub fn is_weaker_than<'s>(
+        &self,
+        scopes: impl IntoIterator<Item = &'s str>,
+        expires_at: Option<Timestamp>,
+    ) -> Option<String> {
         let own: BTreeSet<&str> = self.scopes.iter().map(|scope| scope.name()).collect();
-        scopes.into_iter().find(|scope| !own.contains(scope))
-    }
-
-    /// Whether a key that ends then, or never, would outlive this one.
-    #[must_use]
-    pub fn is_outlived_by(&self, expires_at: Option<Timestamp>) -> bool {
+        if let Some(scope) = scopes.into_iter().find(|scope| !own.contains(scope)) {
+            return Some(format!("this needs the scope {scope}, as that key has it"));
+        }
+        let outlives = |own| expires_at.is_none_or(|end| end > own);
         self.expires_at
-            .is_some_and(|own| expires_at.is_none_or(|end| end > own))
+            .is_some_and(outlives)
+            .then(|| "that key ends later than this one".to_owned())
     }
 
     /// As it stands in the audit trail.

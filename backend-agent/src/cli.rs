@@ -10,13 +10,15 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use viworks_common::api::Scope;
+use viworks_common::api::{ApiKeyStatus, Scope};
+use viworks_common::human;
 use viworks_common::id::{
     ApiKeyId, GatewayName, InvalidId, LabelKey, Tenant, TrustDomain, check_label_value,
 };
 use viworks_common::limits::PAGE_ROWS_MAX;
 use viworks_common::text;
 use viworks_common::time::Timestamp;
+use viworks_runtime::blocking;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::config::{Environment, Problems, environment};
 use viworks_runtime::exit::ExitCode;
@@ -30,10 +32,17 @@ use crate::auth::apikey::{self, CreateError, CreateKey};
 use crate::config::{Config, reference};
 use crate::data::sqlite::SqliteStore;
 use crate::data::{Actor, GatewayRef, Page, Store, StoreError};
+use crate::listening;
 use crate::pki::PkiError;
 use crate::pki::init::{InitRequest, init};
 use crate::pki::issue::{Delivery, GATEWAY_LIFE, IssueRequest, Office, issue};
 use crate::setup::Setup;
+
+/// How long everything that a start reads may take.
+const LOAD_TIME: Duration = Duration::from_secs(60);
+
+/// How long a small file may take that tells others where this process listens.
+const FILE_TIME: Duration = Duration::from_secs(5);
 
 /// How long closing the database may take at the end.
 const CLOSE_TIME: Duration = Duration::from_secs(10);
@@ -127,7 +136,7 @@ enum PkiCommand {
         #[arg(long = "server-name", default_values = ["localhost", "127.0.0.1", "::1"])]
         server_names: Vec<String>,
     },
-    /// Let a gateway join and write everything it needs
+    /// Let a gateway join and write everything it needs: keys, identity, configuration and the shipped catalogue
     IssueGateway {
         #[command(flatten)]
         config: ConfigFlag,
@@ -139,7 +148,7 @@ enum PkiCommand {
         /// A label as key=value; may be repeated
         #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
         labels: Vec<(String, String)>,
-        /// Where the backend listens for agents, as the gateway sees it
+        /// Where the gateway reaches the backend: wss://HOST:PORT; `public_url` of [agents], or where it listens, when left out
         #[arg(long)]
         url: Option<String>,
         /// How many days its certificate lives; 90 when left out
@@ -198,15 +207,12 @@ pub fn main() -> std::process::ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            let failed = error.use_stderr();
-            // Without a place to write to, only the exit code is left.
-            drop(error.print());
-            return if failed {
-                ExitCode::Usage
-            } else {
-                ExitCode::Ok
+            if error.use_stderr() {
+                // Without a place to write to, only the exit code is left.
+                drop(error.print());
+                return ExitCode::Usage.into();
             }
-            .into();
+            return asked(&error.render().to_string()).into();
         }
     };
     tls::install_provider();
@@ -224,6 +230,18 @@ pub fn main() -> std::process::ExitCode {
     code.into()
 }
 
+/// Prints the help or the version.
+fn asked(text: &str) -> ExitCode {
+    match stdout::print(text) {
+        Ok(()) => ExitCode::Ok,
+        Err(PrintError::ReaderGone) => ExitCode::ReaderGone,
+        Err(error @ PrintError::Failed(_)) => {
+            say(&format!("error: {error}"));
+            ExitCode::Error
+        }
+    }
+}
+
 fn start(cli: Cli) -> anyhow::Result<ExitCode> {
     fault::configure(&environment())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -238,7 +256,7 @@ fn start(cli: Cli) -> anyhow::Result<ExitCode> {
 async fn run(command: Subcommands) -> anyhow::Result<ExitCode> {
     match command {
         Subcommands::Serve { config, ready_file } => {
-            return Box::pin(serve(load_all(&config)?, ready_file.as_deref())).await;
+            return Box::pin(serve(move || load_all(&config), ready_file.as_deref())).await;
         }
         Subcommands::CheckConfig(config) => {
             for warning in load_all(&config)?.warnings {
@@ -262,18 +280,28 @@ async fn run(command: Subcommands) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::Ok)
 }
 
-async fn serve(setup: Setup, ready_file: Option<&Path>) -> anyhow::Result<ExitCode> {
+async fn serve(
+    load: impl FnOnce() -> Result<Setup, Problems> + Send + 'static,
+    ready_file: Option<&Path>,
+) -> anyhow::Result<ExitCode> {
+    // Before anything is read, and on a thread of its own: a file that hangs in the operating system must not keep the
+    // process from hearing that it should end.
+    let mut signals = Signals::listen().context("failed to listen for signals")?;
+    let hangups = Hangups::listen().context("failed to listen for SIGHUP")?;
+    let setup = tokio::select! {
+        loaded = blocking::call("setup", LOAD_TIME, load) => {
+            loaded.context("what the backend starts with could not be read")??
+        }
+        _told = signals.next() => return Ok(ExitCode::Ok),
+    };
     let config = &setup.config;
     let log = &config.log;
     logging::init(log.format, &log.filter, log.waiting_bytes_max)?;
     for warning in &setup.warnings {
         tracing::warn!(%warning, "starting all the same");
     }
-    let mut signals = Signals::listen().context("failed to listen for signals")?;
-    let hangups = Hangups::listen().context("failed to listen for SIGHUP")?;
     let lifecycle = Lifecycle::new();
-    // A task of its own: a file that hangs in the operating system must not keep the process from hearing that it should
-    // end.
+    // A task of its own, for the same reason.
     let starting = {
         let (config, within) = (config.clone(), lifecycle.clone());
         let material = setup.material;
@@ -292,13 +320,28 @@ async fn serve(setup: Setup, ready_file: Option<&Path>) -> anyhow::Result<ExitCo
     if let Some(path) = ready_file {
         let addresses: BTreeMap<&str, SocketAddr> =
             BTreeMap::from([("api", app.api), ("agents", app.agents)]);
-        ready_file::write(path, &addresses)?;
+        let path = path.to_owned();
+        blocking::call("ready file", FILE_TIME, move || {
+            ready_file::write(&path, &addresses)
+        })
+        .await
+        .context("the ready file could not be written")??;
+    }
+    let (folder, agents) = (config.data.state_folder.clone(), app.agents);
+    let note = move || listening::note(&folder, agents).map_err(|error| error.to_string());
+    let noted = blocking::call("listening", FILE_TIME, note).await;
+    if let Err(error) = noted.unwrap_or_else(|error| Err(error.to_string())) {
+        tracing::warn!(error, "new gateways are told the configured address");
     }
     notify::ready();
     let watchdog = notify::spawn_watchdog(&lifecycle);
     let outcome = lifecycle.run(&mut signals, GRACE).await;
     drop(watchdog);
-    // What was acknowledged is on disk already; a disk that hangs does not keep the process.
+    let folder = config.data.state_folder.clone();
+    let forget = move || listening::forget(&folder);
+    // What stays behind is known for that; a disk that hangs does not keep the process.
+    drop(blocking::call("listening", FILE_TIME, forget).await);
+    // What was acknowledged is on disk already.
     if tokio::time::timeout(CLOSE_TIME, app.close()).await.is_err() {
         tracing::warn!("the database could not be closed in time");
     }
@@ -353,6 +396,14 @@ async fn run_apikey(command: ApikeyCommand) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::Ok)
 }
 
+const fn status(status: ApiKeyStatus) -> &'static str {
+    match status {
+        ApiKeyStatus::Active => "active",
+        ApiKeyStatus::Expired => "expired",
+        ApiKeyStatus::Revoked => "revoked",
+    }
+}
+
 /// Prints every key, page after page.
 async fn list_keys(store: &SqliteStore, tenant: &Tenant) -> anyhow::Result<()> {
     let now = line(store).await?;
@@ -362,11 +413,16 @@ async fn list_keys(store: &SqliteStore, tenant: &Tenant) -> anyhow::Result<()> {
         for key in listing.items {
             let scopes: Vec<_> = key.scopes.iter().map(|scope| scope.name()).collect();
             print(&format!(
-                "{}  {:?}  {}  {}",
+                "{}  {}  {}  {}  created {}  {}",
                 key.id,
-                key.status,
+                status(key.status),
                 key.name,
-                scopes.join(",")
+                scopes.join(","),
+                human::relative(key.created_at, now),
+                key.expires_at.map_or_else(
+                    || "never expires".to_owned(),
+                    |at| format!("expires {}", human::relative_and_exact(at, now))
+                )
             ))?;
         }
         match listing.next {
@@ -403,12 +459,16 @@ async fn run_pki(command: PkiCommand) -> anyhow::Result<()> {
             demo,
         } => {
             let config = load(&config)?;
+            let url = match url {
+                Some(url) => url,
+                None => url_for_gateways(&config, demo)?,
+            };
             let delivery = Delivery {
                 folder: out,
-                url: url
-                    .unwrap_or_else(|| format!("wss://{}/agent/v1/connect", config.agents.listen)),
+                url,
                 demo,
             };
+            delivery.check()?;
             let request = IssueRequest {
                 name,
                 labels: labels.into_iter().collect(),
@@ -418,6 +478,30 @@ async fn run_pki(command: PkiCommand) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Where gateways reach this backend, as far as it is known here.
+fn url_for_gateways(config: &Config, demo: bool) -> Result<String, PkiError> {
+    if let Some(url) = &config.agents.public_url {
+        return Ok(url.clone());
+    }
+    // A port may be another one than is configured.
+    let address = listening::agents(&config.data.state_folder).unwrap_or(config.agents.listen);
+    if address.ip().is_unspecified() || address.port() == 0 {
+        return Err(PkiError::Url {
+            message: format!("{address} does not say where gateways reach this backend"),
+            help: format!(
+                "say it: --url wss://HOST:{}, or public_url in [agents]",
+                address.port()
+            ),
+        });
+    }
+    if address.ip().is_loopback() && !demo {
+        say(&format!(
+            "the gateway will look for the backend on its own machine, at {address}; for another one: --url wss://HOST:PORT, or public_url in [agents]"
+        ));
+    }
+    Ok(format!("wss://{address}/agent/v1/connect"))
 }
 
 async fn issue_gateway(
@@ -542,10 +626,22 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
             _ => None,
         }
     });
-    let exists = matches!(
-        error.downcast_ref::<PkiError>(),
-        Some(PkiError::Exists { .. })
-    );
+    match error.downcast_ref::<CreateError>() {
+        Some(CreateError::BadName | CreateError::NoScope | CreateError::BadExpiry) => {
+            return ExitCode::Usage;
+        }
+        Some(CreateError::Write { source, .. })
+            if source.kind() == std::io::ErrorKind::AlreadyExists =>
+        {
+            return ExitCode::Conflict;
+        }
+        Some(CreateError::Write { .. } | CreateError::File(_) | CreateError::Store(_)) | None => {}
+    }
+    let exists = match error.downcast_ref::<PkiError>() {
+        Some(PkiError::Url { .. }) => return ExitCode::Usage,
+        Some(PkiError::Exists { .. }) => true,
+        Some(_) | None => false,
+    };
     if exists || matches!(store, Some(StoreError::Conflict { .. })) {
         return ExitCode::Conflict;
     }

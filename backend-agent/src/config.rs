@@ -57,6 +57,8 @@ pub struct AgentsConfig {
     pub certificate_file: PathBuf,
     /// Its private key.
     pub key_file: PathBuf,
+    /// Where gateways reach the listener; what new ones are told.
+    pub public_url: Option<String>,
     /// The private key that will follow it; only its pin is used.
     pub next_key_file: Option<PathBuf>,
     /// The version of the pin set that both keys make; raise it with every change.
@@ -110,6 +112,10 @@ pub struct ApiConfig {
     pub answers_bytes_max: usize,
     /// Event streams at once.
     pub streams_max: usize,
+    /// Event streams of one key at once.
+    pub streams_per_key_max: usize,
+    /// Waits for a run's end of one key at once.
+    pub waits_per_key_max: usize,
     /// For the headers of a request.
     pub header_timeout: Duration,
     /// For a whole request that is no stream.
@@ -252,6 +258,11 @@ fn read_agents(section: &mut Section<'_>) -> Option<AgentsConfig> {
         loopback(8081),
         "Where agents connect; port 0 takes a free one.",
     );
+    let public_url = section.optional_url(
+        "public_url",
+        &["wss"],
+        "Where gateways reach it, when not at `listen`: pki issue-gateway tells them.",
+    );
     let certificate_file = section.file("certificate_file", "The server's certificate chain, PEM.");
     let key_file = section.secret_file(
         "key_file",
@@ -348,6 +359,7 @@ fn read_agents(section: &mut Section<'_>) -> Option<AgentsConfig> {
     );
     Some(AgentsConfig {
         listen,
+        public_url,
         certificate_file,
         key_file,
         next_key_file,
@@ -387,7 +399,7 @@ fn read_api(section: &mut Section<'_>) -> ApiConfig {
         listen,
         connections_max: section.integer("connections_max", 1_024, 1..=100_000, "Open sockets. Beyond, and at three quarters for those that have shown no valid key, a newcomer takes the place of the stranger who has held one longest."),
         per_source_max: section.integer("per_source_max", 256, 1..=100_000, "Open sockets of one IPv4 address or IPv6 /64 network that have shown no valid key; a newcomer from there takes the place of the oldest."),
-        per_key_max: section.integer("per_key_max", 512, 1..=100_000, "Open sockets that have shown the same valid key; at the next one the socket is cut that has been idle longest."),
+        per_key_max: section.integer("per_key_max", 512, 1..=100_000, "Open sockets that have shown the same valid key; at the next one the socket is cut that has been idle longest, and when none is idle the request gets 429."),
         send_timeout: section.duration_ms(
             "send_timeout_ms",
             seconds(10),
@@ -401,6 +413,18 @@ fn read_api(section: &mut Section<'_>) -> ApiConfig {
             256,
             1..=10_000,
             "Event streams at once; more get 503.",
+        ),
+        streams_per_key_max: section.integer(
+            "streams_per_key_max",
+            128,
+            1..=10_000,
+            "Event streams of one key at once; more get 503.",
+        ),
+        waits_per_key_max: section.integer(
+            "waits_per_key_max",
+            128,
+            1..=10_000,
+            "Waits of one key at once for the end of a run; more get 503.",
         ),
         header_timeout: section.duration_ms(
             "header_timeout_ms",

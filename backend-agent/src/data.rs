@@ -376,18 +376,20 @@ pub trait Store: Send + Sync {
         limit: usize,
         now: Timestamp,
     ) -> StoreResult<Vec<Settled>>;
-    /// How many of what there is.
-    async fn counts(&self, tenant: &Tenant) -> StoreResult<Counts>;
+    /// How many of what there is; of what gateways did wrong, what is a day old at most.
+    async fn counts(&self, tenant: &Tenant, now: Timestamp) -> StoreResult<Counts>;
 
     // Telemetry.
 
     /// Whether writes come in that people wait for, so that telemetry should take little room.
     fn is_busy(&self) -> bool;
     /// Stores batches of many gateways together with the positions they reach; one answer for each, in their order.
+    /// `wall` is only what gateways' clocks are held against.
     async fn commit_telemetry(
         &self,
         tenant: &Tenant,
         writes: Arc<[TelemetryWrite]>,
+        wall: Timestamp,
         now: Timestamp,
     ) -> StoreResult<Vec<TelemetryOutcome>>;
     /// How far the spool epochs of a gateway are committed.
@@ -478,6 +480,15 @@ pub trait Store: Send + Sync {
         record: NewAuditRecord,
         now: Timestamp,
     ) -> StoreResult<()>;
+    /// The same about a gateway, which cannot add to the log without end: `false` when it is only counted, for the next
+    /// record of this gateway to tell.
+    async fn note_gateway(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        record: NewAuditRecord,
+        now: Timestamp,
+    ) -> StoreResult<bool>;
     /// Deletes what has served: idempotency keys after a day, ended sessions after 30 days.
     async fn purge(&self, tenant: &Tenant, now: Timestamp) -> StoreResult<Purged>;
     /// The anchor of the time line as it was stored last.

@@ -19,6 +19,7 @@ use crate::telemetry::processor::TelemetryProcessor;
 
 pub mod connection;
 pub mod heartbeats;
+pub mod judge;
 pub mod limits;
 pub mod listener;
 mod opening;
@@ -48,6 +49,8 @@ pub struct Inbound {
     pub master: Arc<MasterKey>,
     /// The time.
     pub clock: Arc<Timeline>,
+    /// Who judges what gateways say that they allow.
+    pub judge: judge::Judge,
     /// What is counted.
     pub metrics: BackendMetrics,
     /// The terms.

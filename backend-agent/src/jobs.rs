@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
-use viworks_common::code::CloseCode;
 use viworks_common::id::Tenant;
 use viworks_common::timeline::{APART_MAX, RENEWED_EVERY};
 use viworks_runtime::clock::Timeline;
@@ -16,7 +15,7 @@ use viworks_runtime::probe::Latch;
 use crate::agent::manager::Manager;
 use crate::command::bus::{CommandChange, RunBus};
 use crate::config::JobsConfig;
-use crate::data::{GatewayFilter, Page, Settled, Store, StoreResult};
+use crate::data::{GatewayFilter, Page, Settled, Store, StoreError, StoreResult};
 use crate::inbound::heartbeats::Heartbeats;
 use crate::metrics::BackendMetrics;
 
@@ -27,7 +26,14 @@ const STEP: usize = 500;
 const HEARTBEATS: Duration = Duration::from_millis(500);
 
 /// How often the store must prove that it works.
-const HEALTH: Duration = Duration::from_secs(5);
+const HEALTH: Duration = Duration::from_secs(2);
+
+/// The condition of a store that does not commit.
+const STORE: &str = "store.commits";
+
+const STORE_FIX: &str = "Nothing is accepted or acknowledged until it commits again, so nothing is lost by waiting. If the \
+                         folder was moved, put it back before this backend is restarted: a restart would begin with an \
+                         empty database. If the disk is full, make room; nothing has to be restarted.";
 
 /// The condition of a wall clock that was set.
 const CLOCK: &str = "clock";
@@ -157,7 +163,13 @@ impl Jobs {
                 self.store_latch
                     .set(problem.is_none(), problem.unwrap_or("open"));
             }
-            Err(error) => self.store_latch.set(false, error.to_string()),
+            Err(error) => self.store_latch.set(false, in_full(error)),
+        }
+        match &health {
+            Ok(_) => self.conditions.clear(STORE),
+            Err(error) => self
+                .conditions
+                .raise(STORE, Severity::Fail, &in_full(error), STORE_FIX),
         }
         health.map(drop)
     }
@@ -227,7 +239,7 @@ impl Jobs {
     }
 
     /// Ends the sessions of gateways that another process, such as the command line, has revoked. Their writes fail
-    /// already; this closes the socket.
+    /// already; this closes the socket, and forgets them.
     async fn cut_revoked(&self) -> StoreResult<()> {
         let filter = GatewayFilter {
             revoked: Some(true),
@@ -240,11 +252,7 @@ impl Jobs {
                 .list_gateways(&self.tenant, &filter, page)
                 .await?;
             for gateway in &listing.items {
-                self.manager.end(
-                    gateway.agent_id,
-                    CloseCode::Revoked,
-                    "the gateway was revoked",
-                );
+                self.manager.revoked(gateway.agent_id);
             }
             match listing.next {
                 Some(next) => page = Page::after(next, STEP),
@@ -288,4 +296,16 @@ impl Jobs {
                 .command_changed(settled.run_id, change, settled.run_finished);
         }
     }
+}
+
+/// An error with everything beneath it.
+fn in_full(error: &StoreError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
 }

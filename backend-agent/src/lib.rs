@@ -14,6 +14,7 @@ pub mod data;
 pub mod fuzz;
 pub mod inbound;
 pub mod jobs;
+mod listening;
 pub mod material;
 pub mod metrics;
 pub mod pki;

@@ -70,6 +70,23 @@ pub enum PkiError {
         /// The key's file.
         key: PathBuf,
     },
+    /// Gateways would not find the backend by this.
+    #[error("{message}; {help}")]
+    Url {
+        /// What is wrong with it.
+        message: String,
+        /// What to do about that.
+        help: String,
+    },
+    /// A registered gateway's folder is not complete.
+    #[error("the gateway is registered, and {} is not complete; run the same command again, it goes on where this one ended", folder.display())]
+    Unfinished {
+        /// The folder.
+        folder: PathBuf,
+        /// What went wrong.
+        #[source]
+        source: Box<Self>,
+    },
     /// The authority's private key is not on this machine.
     #[error("this backend has no authority of its own; set ca_key_file in [keys]")]
     NoAuthority,
@@ -100,6 +117,8 @@ impl PkiError {
             | Self::Write { .. }
             | Self::Certificate(_)
             | Self::Name { .. }
+            | Self::Url { .. }
+            | Self::Unfinished { .. }
             | Self::NoAuthority
             | Self::Store(_) => Problem::of_file(otherwise, self.to_string(), ""),
         }

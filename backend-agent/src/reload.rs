@@ -7,7 +7,8 @@ use std::time::Duration;
 use rustls::ServerConfig;
 use tokio::sync::watch;
 use tracing::{info, warn};
-use viworks_common::certificate::{Life, in_words, life};
+use viworks_common::certificate::{Life, life};
+use viworks_common::human;
 use viworks_common::time::Timestamp;
 use viworks_runtime::blocking;
 use viworks_runtime::clock::{Clock, sleep_until};
@@ -105,7 +106,7 @@ impl Reload {
                 Ok(()) => return self.conditions.clear(RELOAD),
                 Err(reason) => reason.to_owned(),
             },
-            Ok(Err(problems)) => problems.to_string(),
+            Ok(Err(problems)) => problems.in_one_line(),
             Err(error) => error.to_string(),
         };
         let cause = format!(
@@ -169,25 +170,24 @@ impl Reload {
     fn tell(&self, name: &'static str, what: &str, from: Timestamp, to: Timestamp) {
         self.metrics.certificate_ends(name, to);
         let condition = format!("certificate.{name}");
-        let (severity, cause) = match life(from, to, self.clock.wall()) {
-            Life::Good => return self.conditions.clear(&condition),
-            Life::EndsSoon { left } => (
-                Severity::Warn,
-                format!("{what} ends in {}, at {to}", in_words(left)),
-            ),
-            Life::Ended => (Severity::Fail, format!("{what} ended at {to}")),
-            Life::NotYet => (
-                Severity::Fail,
-                format!("{what} is not valid before {from}, by this machine's clock"),
-            ),
+        let now = self.clock.wall();
+        let found = life(from, to, now);
+        let Some(cause) = human::life(found, from, to, now) else {
+            return self.conditions.clear(&condition);
         };
+        let severity = match found {
+            Life::Good | Life::EndsSoon { .. } => Severity::Warn,
+            Life::Ended | Life::NotYet => Severity::Fail,
+        };
+        let cause = format!("{what} {cause}");
         self.conditions.raise(&condition, severity, &cause, RENEW);
     }
 
     /// Of the gateways that connected to this process: those whose certificate ends soon, or has ended.
     fn tell_gateways(&self) {
         const NAME: &str = "certificate.gateways";
-        let ending = self.manager.ending_certificates(self.clock.wall());
+        let now = self.clock.wall();
+        let ending = self.manager.ending_certificates(now);
         let count = ending.len();
         self.metrics
             .gateway_certificates_ending
@@ -198,7 +198,7 @@ impl Reload {
         let named: Vec<_> = ending
             .iter()
             .take(NAMED_MAX)
-            .map(|(agent_id, to)| format!("{agent_id} at {to}"))
+            .map(|(name, to)| format!("{name} {}", human::relative_and_exact(*to, now)))
             .collect();
         let more = if count > named.len() { ", …" } else { "" };
         let cause = format!(

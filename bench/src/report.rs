@@ -56,6 +56,9 @@ pub(crate) struct Figure {
     ratio: f64,
     target: Option<Target>,
     met: Option<bool>,
+    /// What a hostile gateway sent while this was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hostile_messages: Option<u64>,
 }
 
 impl Figure {
@@ -69,7 +72,14 @@ impl Figure {
             ratio: ours / reference,
             target: None,
             met: None,
+            hostile_messages: None,
         }
+    }
+
+    /// With what a hostile gateway sent meanwhile.
+    pub(crate) const fn beside(mut self, hostile_messages: u64) -> Self {
+        self.hostile_messages = Some(hostile_messages);
+        self
     }
 
     /// With what it has to reach.

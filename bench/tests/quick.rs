@@ -1,6 +1,42 @@
-//! The benchmark works from end to end: every measurement yields a figure for both sides. Speed is not tested here.
+//! The benchmark works from end to end: every figure is measured on both sides, and hostile gateways were at work. Speed is
+//! not tested here, and no target has to be met: the build is not optimised and the sizes are small.
 
 use std::process::Command;
+
+use serde_json::Value;
+
+/// The figures with their units and whether they aim at something.
+const FIGURES: &[(&str, &str, bool)] = &[
+    ("command p50, 1 in flight", "milliseconds", true),
+    ("command p99, 1 in flight", "milliseconds", false),
+    ("commands, 1 in flight", "per_second", false),
+    ("commands, 100 in flight", "per_second", true),
+    ("memory per idle agent, 10 agents", "kib", false),
+    ("memory per idle agent, 40 agents", "kib", true),
+    ("processor time per connect", "microseconds", true),
+    ("40 agents back after kill -9", "seconds", true),
+    ("fresh telemetry records", "per_second", true),
+    ("repeated telemetry records", "per_second", false),
+    (
+        "command p50 beside a flood of telemetry, and before",
+        "milliseconds",
+        true,
+    ),
+    ("memory for a flood of telemetry, and before", "kib", true),
+    (
+        "command p50 beside a flood of results and output, and before",
+        "milliseconds",
+        true,
+    ),
+    (
+        "memory for a flood of results and output, and before",
+        "kib",
+        true,
+    ),
+];
+
+/// What a hostile gateway sends at once at least, before anything makes it wait.
+const AT_ONCE: u64 = 64;
 
 #[test]
 fn a_quick_run_yields_every_figure() {
@@ -14,15 +50,53 @@ fn a_quick_run_yields_every_figure() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
     let report = std::fs::read(&json).expect("the figures were written");
-    let report: serde_json::Value = serde_json::from_slice(&report).expect("they are JSON");
+    let report: Value = serde_json::from_slice(&report).expect("they are JSON");
     let figures = report["figures"].as_array().expect("a list of figures");
-    assert_eq!(figures.len(), 12, "{report:#}");
+    let shape: Vec<_> = figures.iter().map(shape).collect();
+    assert_eq!(shape, FIGURES, "{report:#}");
     for figure in figures {
-        for side in ["ours", "reference"] {
-            let value = figure[side].as_f64().unwrap_or_default();
-            assert!(value > 0.0, "{figure:#}");
-        }
+        check(figure);
     }
     let table = String::from_utf8_lossy(&output.stdout);
-    assert!(table.contains("commands, 100 in flight"), "{table}");
+    for (what, ..) in FIGURES {
+        assert!(table.contains(what), "{what}: {table}");
+    }
+    assert!(table.contains("not optimised") == cfg!(debug_assertions));
+}
+
+fn shape(figure: &Value) -> (&str, &str, bool) {
+    let text = |name: &str| figure[name].as_str().unwrap_or_default();
+    (text("what"), text("unit"), !figure["target"].is_null())
+}
+
+/// What follows from the two sides is what the report says, and a hostile gateway that is named was at work.
+fn check(figure: &Value) {
+    let number = |name: &str| figure[name].as_f64();
+    let (Some(ours), Some(reference)) = (number("ours"), number("reference")) else {
+        panic!("a side is missing: {figure:#}");
+    };
+    assert!(ours >= 0.0 && reference > 0.0, "{figure:#}");
+    let ratio = number("ratio").expect("both sides are numbers");
+    assert!(
+        (ratio * reference - ours).abs() <= ours * 1e-9,
+        "{figure:#}"
+    );
+    let met = figure["target"].as_object().map(|target| {
+        let (kind, bound) = target.iter().next().expect("a target has a kind");
+        let bound = bound.as_f64().expect("a target has a bound");
+        match kind.as_str() {
+            "times_at_most" => ratio <= bound,
+            "times_at_least" => ratio >= bound,
+            "most" => ours <= bound,
+            other => panic!("an unknown kind of target: {other}"),
+        }
+    });
+    assert_eq!(figure["met"].as_bool(), met, "{figure:#}");
+    let what = figure["what"].as_str().unwrap_or_default();
+    let sent = figure["hostile_messages"].as_u64();
+    if what.contains("flood") {
+        assert!(sent.is_some_and(|sent| sent >= AT_ONCE), "{figure:#}");
+    } else {
+        assert_eq!(sent, None, "{figure:#}");
+    }
 }

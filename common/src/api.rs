@@ -27,9 +27,9 @@ pub use health::{Health, HealthCheck, HealthStatus};
 pub use page::{ApiVersion, Kind};
 pub use problem::{FieldProblem, InvalidProblemCode, Problem, ProblemCode};
 pub use run::{
-    CommandList, CommandOutcome, CommandView, OutputBytes, OutputView, RequestedArguments, Run,
-    RunCancelled, RunList, RunRequest, RunState, RunWait, SkipCode, SkippedGateway, SkippedList,
-    Targets,
+    CommandList, CommandOutcome, CommandView, OutputBytes, OutputView, PlannedGateway,
+    RequestedArguments, Run, RunCancelled, RunList, RunPlan, RunRequest, RunState, RunWait,
+    SkipCode, SkippedGateway, SkippedList, Targets,
 };
 pub use scope::{InvalidScope, Scope};
 pub use telemetry::{

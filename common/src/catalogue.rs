@@ -3,11 +3,13 @@
 mod arguments;
 mod digest;
 mod report;
+mod shipped;
 mod template;
 
 pub use arguments::{ArgumentProblem, Grammar, check_arguments, check_entry};
 pub use digest::catalogue_digest;
-pub use report::{RefusedEntry, take_report};
+pub use report::{RefusedEntry, take_report_while};
+pub use shipped::SHIPPED;
 pub use template::{ArgvTemplate, ExpandRefusal, TemplateProblem};
 
 use serde::{Deserialize, Serialize};

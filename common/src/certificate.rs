@@ -80,17 +80,6 @@ pub fn life(not_before: Timestamp, not_after: Timestamp, now: Timestamp) -> Life
     }
 }
 
-/// A span as people say it: days, hours or minutes, rounded down.
-#[must_use]
-pub fn in_words(span: Duration) -> String {
-    let minutes = span.as_secs() / 60;
-    match (minutes / (24 * 60), minutes / 60) {
-        (0, 0) => format!("{minutes} minutes"),
-        (0, hours) => format!("{hours} hours"),
-        (days, _) => format!("{days} days"),
-    }
-}
-
 /// The URI that names a gateway.
 #[must_use]
 pub fn uri(trust_domain: &TrustDomain, identity: &Identity) -> String {
@@ -210,9 +199,6 @@ mod tests {
         );
         assert_eq!(judged(9, 10), Life::Ended);
         assert_eq!(life(at(1), at(2), at(0)), Life::NotYet);
-        assert_eq!(in_words(day * 3), "3 days");
-        assert_eq!(in_words(day / 2), "12 hours");
-        assert_eq!(in_words(Duration::from_secs(61)), "1 minutes");
     }
 
     #[test]

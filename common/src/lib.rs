@@ -11,6 +11,8 @@ pub mod code;
 pub mod command;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
+pub mod group;
+pub mod human;
 pub mod id;
 pub mod journal;
 pub mod key;

@@ -78,6 +78,8 @@ pub struct Lines {
     /// Bytes left out since a hole, while the beginning of a line is looked for.
     searched: Option<u64>,
     hidden: u64,
+    /// Whether the last line that was shown is one that was broken off.
+    broken: bool,
 }
 
 impl Lines {
@@ -85,6 +87,17 @@ impl Lines {
     #[must_use]
     pub const fn reached(&self) -> u64 {
         self.reached
+    }
+
+    /// Goes back behind the last byte that was shown: what was left out since then, and what was only gathered, can be
+    /// given again from what was retained.
+    pub fn rewind(&mut self) {
+        let not_shown = self.hidden.saturating_add(length(self.line.len()));
+        self.reached = self.reached.saturating_sub(not_shown);
+        self.hidden = 0;
+        self.line.clear();
+        // The rest of a line that was broken off is no line.
+        self.searched = self.broken.then_some(0);
     }
 
     /// Takes the piece of the stream at `offset`.
@@ -145,6 +158,7 @@ impl Lines {
         if self.parted {
             // It was shown in part already; what follows is no part of it.
             self.show_line(show);
+            self.broken = true;
         } else {
             self.hidden = self.hidden.saturating_add(length(self.line.len()));
             self.line.clear();
@@ -156,6 +170,7 @@ impl Lines {
     fn show_line(&mut self, show: &mut dyn FnMut(Shown)) {
         self.show_hidden(show);
         self.parted = false;
+        self.broken = false;
         show(Shown::Line(std::mem::take(&mut self.line)));
     }
 
@@ -185,6 +200,44 @@ mod tests {
         assert_eq!(begun_letter(b"\xf0\x9f\x98"), 3);
         assert_eq!(begun_letter(b"\x80\x80\x80\x80"), 0);
         assert_eq!(begun_letter(b"\xff"), 0);
+    }
+
+    #[test]
+    fn what_was_left_out_behind_the_last_shown_byte_can_be_given_again() {
+        let shown = |pieces: &[(u64, &[u8])], again: &[u8]| {
+            let mut lines = Lines::default();
+            let mut shown = Vec::new();
+            for (offset, data) in pieces {
+                lines.push(*offset, data, &mut |one| shown.push(one));
+            }
+            lines.rewind();
+            let from = usize::try_from(lines.reached()).unwrap();
+            let rest = &again[from..];
+            lines.push(lines.reached(), rest, &mut |one| shown.push(one));
+            lines.end(Some(length(again.len())), &mut |one| shown.push(one));
+            shown
+        };
+        let line = |text: &[u8]| Shown::Line(text.to_vec());
+        let whole = b"one\ntwo\nthree\n";
+        let all = [line(b"one"), line(b"two"), line(b"three")];
+        // The beginning was lost, and what came was the rest of a line.
+        assert_eq!(shown(&[(10, b"ree\n")], whole), all);
+        assert_eq!(shown(&[(0, b"one\n"), (10, b"re")], whole), all);
+        assert_eq!(shown(&[], whole), all);
+        assert_eq!(shown(&[(0, whole)], whole), all);
+        // The rest of a line that was broken off is not shown as one.
+        let long = [b"x".repeat(LINE_BYTES_MAX + 1), b"yy\nz\n".to_vec()].concat();
+        let part = &long[..=LINE_BYTES_MAX];
+        let end = length(LINE_BYTES_MAX + 2);
+        assert_eq!(
+            shown(&[(0, part), (end, b"y")], &long),
+            [
+                Shown::Part(part.to_vec()),
+                line(b""),
+                Shown::Missing(3),
+                line(b"z")
+            ]
+        );
     }
 
     #[test]

@@ -3,12 +3,18 @@
 //! At a bound the newcomer is let in and the longest held place that nobody works on is taken away instead: whoever
 //! holds connections without using them then cannot keep anybody else out. Only where every place is worked on is the
 //! newcomer refused.
+//!
+//! Whoever is known takes the strangers' last places neither: everybody is a stranger at first, so without them nobody
+//! would get in any more, not even to ask whether the process lives.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 
 /// One place in so many is kept for those who are known.
 const KEPT_SHARE: usize = 4;
+
+/// One place in so many is kept for newcomers, whom nobody vouches for yet.
+const NEWCOMERS_SHARE: usize = 16;
 
 /// How many may come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +37,8 @@ pub enum Bound {
     Full,
     /// The source has as many as it may have.
     SourceFull,
+    /// Who was vouched for, such as a key, has as many as it may have.
+    KnownFull,
 }
 
 impl Bound {
@@ -40,6 +48,7 @@ impl Bound {
         match self {
             Self::Full => "full",
             Self::SourceFull => "source_full",
+            Self::KnownFull => "key_full",
         }
     }
 }
@@ -99,7 +108,7 @@ impl<S: Ord + Clone> Places<S> {
         } else if self.is_full(known) {
             // Whoever is known gives way to itself before it is refused.
             let own = || known.then(|| self.idle_of(source, true)).flatten();
-            let victim = self.idle_stranger().or_else(own).ok_or(Bound::Full)?;
+            let victim = self.idle_of_most(false).or_else(own).ok_or(Bound::Full)?;
             Some((victim, Bound::Full))
         } else {
             None
@@ -126,17 +135,31 @@ impl<S: Ord + Clone> Places<S> {
     }
 
     /// Whoever has this place is known from now on as `known`, wherever it comes from: it counts against that, and no
-    /// longer as a stranger. When that has as many as it may have, the one goes that has been idle longest.
-    pub fn vouch(&mut self, place: Place, known: &S) -> Option<Place> {
-        let held = self.held.get(&place)?;
+    /// longer as a stranger. When that has as many as it may have, the one goes that has been idle longest; when all who
+    /// are known have as many as they may have together, the same of the one that has the most.
+    ///
+    /// # Errors
+    ///
+    /// The bound, when nobody could go because every place is worked on. Nothing has changed then.
+    pub fn vouch(&mut self, place: Place, known: &S) -> Result<Option<(Place, Bound)>, Bound> {
+        let Some(held) = self.held.get(&place) else {
+            return Ok(None);
+        };
         if held.known && held.source == *known {
-            return None;
+            return Ok(None);
         }
         let (source, was_known) = (held.source.clone(), held.known);
         let own = self.sources.get(known).map_or(0, BTreeSet::len);
-        let full = own >= self.limits.per_known;
-        let ousted = full.then(|| self.idle_of(known, true)).flatten();
-        if let Some(victim) = ousted {
+        let ousted = if own >= self.limits.per_known {
+            let victim = self.idle_of(known, true).ok_or(Bound::KnownFull)?;
+            Some((victim, Bound::KnownFull))
+        } else if !was_known && self.held.len() - self.strangers >= self.known_max() {
+            let victim = self.idle_of_most(true).ok_or(Bound::Full)?;
+            Some((victim, Bound::Full))
+        } else {
+            None
+        };
+        if let Some((victim, _bound)) = ousted {
             self.leave(victim);
         }
         self.forget(&source, place);
@@ -146,7 +169,7 @@ impl<S: Ord + Clone> Places<S> {
             held.known = true;
         }
         self.strangers -= usize::from(!was_known);
-        ousted
+        Ok(ousted)
     }
 
     /// Says whether a request of this place is being worked on.
@@ -182,6 +205,11 @@ impl<S: Ord + Clone> Places<S> {
             || (!known && self.strangers >= self.limits.total - kept)
     }
 
+    /// How many may be known by what was vouched for.
+    const fn known_max(&self) -> usize {
+        self.limits.total - self.limits.total / NEWCOMERS_SHARE
+    }
+
     /// The longest held place of a source that nobody works on; a stranger does not take that of somebody known.
     fn idle_of(&self, source: &S, known: bool) -> Option<Place> {
         let places = self.sources.get(source)?;
@@ -193,13 +221,13 @@ impl<S: Ord + Clone> Places<S> {
         places.iter().copied().find(gives_way)
     }
 
-    /// The longest held idle place of a stranger, from the source that has the most.
-    fn idle_stranger(&self) -> Option<Place> {
+    /// The longest held idle place of those who are known, or of strangers, from the source that has the most.
+    fn idle_of_most(&self, known: bool) -> Option<Place> {
         let idle = self.sources.values().filter_map(|places| {
             let gives_way = |place: &Place| {
                 self.held
                     .get(place)
-                    .is_some_and(|held| !held.busy && !held.known)
+                    .is_some_and(|held| !held.busy && held.known == known)
             };
             let victim = places.iter().copied().find(gives_way)?;
             Some((places.len(), victim))
@@ -281,7 +309,7 @@ mod tests {
         let holders: Vec<Place> = (0..8)
             .map(|_| {
                 let place = entered(&mut places, 1);
-                places.vouch(place, &100);
+                assert_eq!(places.vouch(place, &100), Ok(None));
                 place
             })
             .collect();
@@ -315,16 +343,46 @@ mod tests {
             ..LIMITS
         });
         let held: Vec<Place> = (0..3).map(|_| entered(&mut places, 1)).collect();
-        assert_eq!(places.vouch(held[0], &100), None);
-        assert_eq!(places.vouch(held[1], &100), None);
-        assert_eq!(places.vouch(held[1], &100), None);
-        assert_eq!(places.vouch(held[2], &100), Some(held[0]));
+        assert_eq!(places.vouch(held[0], &100), Ok(None));
+        assert_eq!(places.vouch(held[1], &100), Ok(None));
+        assert_eq!(places.vouch(held[1], &100), Ok(None));
+        let first = Ok(Some((held[0], Bound::KnownFull)));
+        assert_eq!(places.vouch(held[2], &100), first);
         assert_eq!(places.len(), 2);
         places.busy(held[1], true);
         places.busy(held[2], true);
         let more = entered(&mut places, 1);
-        assert_eq!(places.vouch(more, &100), None);
-        assert_eq!(places.vouch(more, &101), None);
+        assert_eq!(places.vouch(more, &100), Err(Bound::KnownFull));
+        assert_eq!(places.len(), 3);
+        assert_eq!(places.vouch(more, &101), Ok(None));
+    }
+
+    #[test]
+    fn keys_together_leave_places_to_newcomers_and_the_greediest_gives_way() {
+        let mut places = Places::new(PlaceLimits {
+            total: 16,
+            per_source: 16,
+            per_known: 12,
+        });
+        let known: Vec<Place> = (0..15)
+            .map(|number| {
+                let place = entered(&mut places, 1);
+                let key = if number < 12 { 100 } else { 101 };
+                assert_eq!(places.vouch(place, &key), Ok(None));
+                place
+            })
+            .collect();
+        let newcomer = entered(&mut places, 2);
+        let first = Ok(Some((known[0], Bound::Full)));
+        assert_eq!(places.vouch(newcomer, &102), first);
+        for place in known.iter().chain([&newcomer]) {
+            places.busy(*place, true);
+        }
+        let late = entered(&mut places, 2);
+        assert_eq!(places.vouch(late, &103), Err(Bound::Full));
+        // It is there all the same, and whoever comes next takes its place.
+        let next = places.enter(&3, false).unwrap();
+        assert_eq!(next.ousted, Some((late, Bound::Full)));
     }
 
     #[test]
@@ -360,7 +418,8 @@ mod tests {
     proptest! {
         #[test]
         fn the_bounds_hold_whatever_comes(steps in prop::collection::vec(step(), 0..200)) {
-            let mut places = Places::new(LIMITS);
+            let limits = PlaceLimits { per_known: 3, ..LIMITS };
+            let mut places = Places::new(limits);
             let mut all = Vec::new();
             for step in steps {
                 let pick = |n: usize| all.get(n % all.len().max(1)).copied().unwrap_or(0);
@@ -371,7 +430,11 @@ mod tests {
                         }
                     }
                     Step::Vouch(n) => {
-                        places.vouch(pick(n), &(100 + u8::from(n % 2 == 0)));
+                        let key = 100 + u8::from(n % 2 == 0);
+                        let before = places.len();
+                        let vouched = places.vouch(pick(n), &key);
+                        let gone = usize::from(matches!(vouched, Ok(Some(_))));
+                        prop_assert_eq!(places.len(), before - gone);
                     }
                     Step::Busy(n, busy) => places.busy(pick(n), busy),
                     Step::Leave(n) => places.leave(pick(n)),
@@ -381,7 +444,7 @@ mod tests {
                 prop_assert_eq!(places.strangers, strangers);
                 prop_assert!(strangers <= LIMITS.total - LIMITS.total / KEPT_SHARE);
                 for (source, counted) in &places.sources {
-                    let most = if *source < 100 { LIMITS.per_source } else { LIMITS.total };
+                    let most = if *source < 100 { limits.per_source } else { limits.per_known };
                     prop_assert!((1..=most).contains(&counted.len()));
                     prop_assert!(counted.iter().all(|place| places.held.contains_key(place)));
                 }

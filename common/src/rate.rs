@@ -49,6 +49,23 @@ pub struct Bucket {
 }
 
 impl Bucket {
+    /// The whole burst is there.
+    pub const NEW: Self = Self {
+        full_at: Monotonic::ORIGIN,
+    };
+
+    /// One whose whole burst will be back at this moment: one that was kept somewhere.
+    #[must_use]
+    pub const fn full_at(full_at: Monotonic) -> Self {
+        Self { full_at }
+    }
+
+    /// When the whole burst will be back: all there is to keep.
+    #[must_use]
+    pub const fn is_full_at(&self) -> Monotonic {
+        self.full_at
+    }
+
     /// Takes one request at `now`. A refused one costs nothing.
     pub fn take(&mut self, quota: Quota, now: Monotonic) -> Taken {
         let pace = quota.pace();
@@ -73,6 +90,26 @@ impl Bucket {
     #[must_use]
     pub fn is_full(&self, now: Monotonic) -> bool {
         self.full_at <= now
+    }
+}
+
+/// When a counter went up last, as far as somebody has looked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lately {
+    count: u64,
+    last: Option<Monotonic>,
+}
+
+impl Lately {
+    /// Whether a counter that stands at `count` went up for the last time so long ago that nobody has to be told any
+    /// more; true once.
+    pub fn is_over(&mut self, count: u64, span: Duration, now: Monotonic) -> bool {
+        if count != self.count {
+            self.count = count;
+            self.last = Some(now);
+        }
+        let over = |last: &mut Monotonic| now.saturating_since(*last) >= span;
+        self.last.take_if(over).is_some()
     }
 }
 
@@ -113,6 +150,19 @@ mod tests {
             Taken::Refused { .. }
         ));
         assert!(bucket.is_full(at(4_001)));
+    }
+
+    #[test]
+    fn what_is_over_is_told_once() {
+        let span = Duration::from_secs(60);
+        let mut lately = Lately::default();
+        assert!(!lately.is_over(0, span, at(0)));
+        assert!(!lately.is_over(0, span, at(900_000)), "there was nothing");
+        assert!(!lately.is_over(5, span, at(1_000_000)));
+        assert!(!lately.is_over(6, span, at(1_059_999)));
+        assert!(!lately.is_over(6, span, at(1_119_998)));
+        assert!(lately.is_over(6, span, at(1_119_999)));
+        assert!(!lately.is_over(6, span, at(1_120_000)), "it was told");
     }
 
     proptest! {

@@ -24,10 +24,13 @@ use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use viworks_common::id::AgentRunId;
 use viworks_common::limits;
+use viworks_common::rate::Quota;
 use viworks_common::time::Timestamp;
+use viworks_runtime::blocking::Unanswered;
 use viworks_runtime::clock::Clock;
 use viworks_runtime::conditions::Conditions;
 use viworks_runtime::lifecycle::Lifecycle;
+use viworks_runtime::throttle::{LOG_LINES, Throttle, Throttles};
 
 use crate::audit::Audit;
 use crate::catalogue::Current;
@@ -48,6 +51,15 @@ pub use socket::{Socket, bind, examine_socket};
 /// Telemetry requests that are served at once; more are told to come back.
 const INTAKES_MAX: usize = 8;
 
+/// Entries about one user who may run nothing.
+const ONCE_A_MINUTE: Quota = Quota {
+    per_minute: 1,
+    burst: 1,
+};
+
+/// Users whose entries are told apart.
+const USERS_MAX: usize = 256;
+
 /// Why there is no local API.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
@@ -57,6 +69,15 @@ pub enum ApiError {
     /// Something that is no socket stands there.
     #[error("{} is not a socket; remove it or choose another path", .0.display())]
     NotASocket(PathBuf),
+    /// Its folder does not answer.
+    #[error("cannot listen on {}", path.display())]
+    Silent {
+        /// Where.
+        path: PathBuf,
+        /// Why there is no answer.
+        #[source]
+        source: Unanswered,
+    },
     /// The operating system refused.
     #[error("cannot listen on {}", path.display())]
     Io {
@@ -173,6 +194,8 @@ fn router(context: Context) -> Router {
     let state = State {
         context,
         intakes: Arc::new(Semaphore::new(INTAKES_MAX)),
+        not_permitted: Arc::new(Throttles::new(ONCE_A_MINUTE, USERS_MAX)),
+        unspooled: Arc::new(Throttle::new(LOG_LINES)),
     };
     Router::new()
         .route("/v1/status", get(status::status))
@@ -190,6 +213,10 @@ fn router(context: Context) -> Router {
 struct State {
     context: Context,
     intakes: Arc<Semaphore>,
+    /// Entries in the audit log about users who may run nothing: they cost a disk write each, and take up the log.
+    not_permitted: Arc<Throttles<Option<u32>>>,
+    /// Lines in the log about telemetry that the spool refused.
+    unspooled: Arc<Throttle>,
 }
 
 /// Who is at the other end of the socket, as the kernel says.

@@ -10,9 +10,10 @@ use tracing::{info, warn};
 use viworks_runtime::blocking;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::conditions::Conditions;
+use viworks_runtime::config::{Problems, environment};
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::lifecycle::{Hangups, Lifecycle, Signals, notify};
-use viworks_runtime::{logging, ready_file};
+use viworks_runtime::{fault, logging, ready_file, tls};
 
 use crate::api::{self, AgentFacts};
 use crate::audit::Audit;
@@ -25,6 +26,7 @@ use crate::executor::{Executor, Limits};
 use crate::host::disks::Prober;
 use crate::identity::Identity;
 use crate::journal::Journal;
+use crate::outbound::configured::ConfiguredPins;
 use crate::outbound::pins::Pins;
 use crate::outbound::{self, Parts};
 use crate::reload::Reload;
@@ -39,23 +41,43 @@ const GRACE: Duration = Duration::from_secs(20);
 /// How long the files get to be closed at the end.
 const CLOSE_TIME: Duration = Duration::from_secs(10);
 
+/// How long everything that a start reads may take.
+const LOAD_TIME: Duration = Duration::from_secs(60);
+
+/// How long a small file may take that tells others where this process listens.
+const FILE_TIME: Duration = Duration::from_secs(5);
+
 /// Pieces of live output that may wait for the session.
 const LIVE_MAX: usize = 64;
 
-/// Runs the agent until it is told to stop.
+/// Runs the agent, by what `load` reads, until it is told to stop.
 ///
 /// # Errors
 ///
 /// When it cannot start.
-pub async fn run(setup: Setup, ready: Option<PathBuf>) -> anyhow::Result<ExitCode> {
+pub async fn run(
+    load: impl FnOnce() -> Result<Setup, Problems> + Send + 'static,
+    ready: Option<PathBuf>,
+) -> anyhow::Result<ExitCode> {
+    // Before anything is read, and on a thread of its own: a file that hangs in the operating system must not keep the
+    // process from hearing that it should end.
     let mut signals = Signals::listen().context("failed to listen for signals")?;
+    let setup = tokio::select! {
+        loaded = blocking::call("setup", LOAD_TIME, load) => {
+            loaded.context("what the agent starts with could not be read")??
+        }
+        _told = signals.next() => return Ok(ExitCode::Ok),
+    };
+    fault::configure(&environment())?;
+    let log = &setup.config.log;
+    logging::init(log.format, &log.filter, log.waiting_bytes_max)?;
+    tls::install_provider();
     let lifecycle = Lifecycle::new();
     for warning in &setup.warnings {
         warn!(%warning, "starting all the same");
     }
     let socket = setup.config.gateway.socket.clone();
-    // A task of its own: a file that hangs in the operating system must not keep the process from hearing that it should
-    // end.
+    // A task of its own, for the same reason.
     let starting = {
         let within = lifecycle.clone();
         let started = Box::pin(async move { start(setup, &within).await });
@@ -70,7 +92,11 @@ pub async fn run(setup: Setup, ready: Option<PathBuf>) -> anyhow::Result<ExitCod
     };
     if let Some(path) = ready {
         let socket = serde_json::json!({ "api": socket });
-        ready_file::write(&path, &socket)?;
+        blocking::call("ready file", FILE_TIME, move || {
+            ready_file::write(&path, &socket)
+        })
+        .await
+        .context("the ready file could not be written")??;
     }
     notify::ready();
     drop(notify::spawn_watchdog(&lifecycle));
@@ -175,6 +201,12 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         conditions.clone(),
         Arc::clone(&clock),
     );
+    let configured_pins = ConfiguredPins::new(
+        source.path,
+        source.environment,
+        Arc::clone(&pins),
+        conditions.clone(),
+    );
     let parts = Parts {
         labels: config.gateway.labels.clone(),
         version_floor: config.outbound.version_floor,
@@ -187,6 +219,7 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         spool: spool.clone(),
         executor,
         pins: Arc::clone(&pins),
+        configured_pins: configured_pins.clone(),
         reloads: reloads.clone(),
         status,
         conditions: conditions.clone(),
@@ -195,16 +228,21 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         credentials: credentials.clone(),
         identity,
     };
+    let fresh = catalogue
+        .clone()
+        .keep_fresh(Arc::clone(&clock), lifecycle.clone());
+    lifecycle.spawn_critical("catalogue", fresh);
     let reload = Reload {
         catalogue,
         commands_folder: config.executor.commands_folder.clone(),
         owners: owners(config),
         credentials: credentials.clone(),
-        pins: Arc::clone(&pins),
-        source,
+        pins: configured_pins.clone(),
         conditions: conditions.clone(),
         reloads: reloads.clone(),
     };
+    let pins_watch = configured_pins.watch(Arc::clone(&clock), reloads.clone(), lifecycle.clone());
+    lifecycle.spawn_critical("configured pins", pins_watch);
     lifecycle.spawn_critical("credentials", credentials.watch(reloads, lifecycle.clone()));
     lifecycle.spawn_critical("reload", reload.run(hangups, lifecycle.clone()));
     let reserve = journal.clone().keep_reserve(

@@ -105,6 +105,13 @@ fn dispatch(
         ("sys.kernel", []) => system::kernel(output),
         ("sys.disks", []) => system::disks(output, prober),
         (disks::PROBER, []) => Ok(disks::serve_probe(io::stdin().lock(), output)?),
+        (catalogue::LOOKER, [kind, path]) => match catalogue::serve_look(kind, path) {
+            Some(said) => Ok(writeln!(output, "{said}")?),
+            None => Err(BuiltinError::Usage(format!(
+                "{} KIND PATH",
+                catalogue::LOOKER
+            ))),
+        },
         ("sys.memory", []) => system::memory(output),
         ("sys.processes", []) => system::processes(output, 20),
         ("sys.processes", [count]) => match count.parse() {

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tracing::info;
 use viworks_common::catalogue::{
     ArgumentProblem, ArgvTemplate, CatalogueEntry, Grammar, catalogue_digest,
 };
@@ -14,45 +15,23 @@ use viworks_common::code::RejectCode;
 use viworks_common::command::Arguments;
 use viworks_common::id::{CommandId, CommandName};
 
-use viworks_runtime::blocking::{self, Unanswered};
-
 use crate::builtin;
 use crate::executor::Launch;
 
 mod current;
 mod file;
 mod load;
+mod look;
 mod ownership;
 
 pub use current::{Current, reload};
 pub use load::load;
+pub use look::{LOOKER, serve as serve_look};
+pub use viworks_common::catalogue::SHIPPED;
 pub use viworks_runtime::files::Owners;
-
-/// How long a look at the files that a command needs may take.
-const LOOK_TIME: Duration = Duration::from_secs(2);
 
 /// How long reading the whole catalogue may take.
 pub const LOAD_TIME: Duration = Duration::from_secs(60);
-
-/// The shipped catalogue: file names and contents, as they are installed to `commands.d`.
-pub const SHIPPED: &[(&str, &str)] = &[
-    (
-        "10-gateway.toml",
-        include_str!("../catalogue/10-gateway.toml"),
-    ),
-    (
-        "20-system.toml",
-        include_str!("../catalogue/20-system.toml"),
-    ),
-    (
-        "30-network.toml",
-        include_str!("../catalogue/30-network.toml"),
-    ),
-    (
-        "40-services.toml",
-        include_str!("../catalogue/40-services.toml"),
-    ),
-];
 
 /// The agent's program, which serves the built-in commands; this path survives its replacement by an upgrade.
 #[must_use]
@@ -69,16 +48,6 @@ enum Program {
     Builtin(String),
 }
 
-impl Program {
-    /// Why it cannot run on this gateway right now.
-    fn unavailable(&self, owners: Owners) -> Option<String> {
-        match self {
-            Self::File(path) => ownership::check_program(path, owners).err(),
-            Self::Builtin(name) => builtin::unavailable(name),
-        }
-    }
-}
-
 /// One allowed command.
 #[derive(Debug, Clone)]
 struct Definition {
@@ -89,30 +58,6 @@ struct Definition {
     requires: Vec<PathBuf>,
     working_directory: PathBuf,
     environment: BTreeMap<String, String>,
-}
-
-impl Definition {
-    /// Why it cannot run at this moment, when it cannot. Asks the file system, within a time limit of its own.
-    fn unavailable(&self, owners: Owners) -> Option<String> {
-        let look = self.look(owners);
-        blocking::wait("catalogue", LOOK_TIME, look).unwrap_or_else(|error| Some(silent(&error)))
-    }
-
-    /// A look at the files that it needs.
-    fn look(&self, owners: Owners) -> impl FnOnce() -> Option<String> + Send + 'static {
-        let (program, requires) = (self.program.clone(), self.requires.clone());
-        move || {
-            let missing = || requires.iter().find(|path| !path.exists());
-            program.unavailable(owners).or_else(|| {
-                missing().map(|path| format!("it needs {}, which is not there", path.display()))
-            })
-        }
-    }
-}
-
-/// In words, that a look at the files has no answer.
-fn silent(error: &Unanswered) -> String {
-    format!("the files it needs could not be looked at: {error}")
 }
 
 /// Every allowed command.
@@ -172,6 +117,31 @@ impl Catalogue {
         self.definitions.is_empty()
     }
 
+    /// The same, after another look at those that could not run; none when nothing is new.
+    async fn looked_again(&self) -> Option<Self> {
+        let mut new = Vec::new();
+        for (name, definition) in &self.definitions {
+            if definition.entry.unavailable.is_none() {
+                continue;
+            }
+            let reason = look::unavailable(definition, self.owners).await;
+            if reason != definition.entry.unavailable {
+                new.push((name.clone(), reason));
+            }
+        }
+        if new.is_empty() {
+            return None;
+        }
+        let mut after = self.clone();
+        for (name, reason) in new {
+            info!(command = %name, reason, "whether a command can run has changed");
+            if let Some(definition) = after.definitions.get_mut(&name) {
+                definition.entry.unavailable = reason;
+            }
+        }
+        Some(after)
+    }
+
     /// Checks a request by the catalogue: name and arguments. Whether its program is there at this moment is another
     /// question: [`Allowed::available`].
     ///
@@ -205,14 +175,13 @@ impl Catalogue {
 }
 
 impl Allowed<'_> {
-    /// Whether its program and what else it needs are there at this moment.
+    /// Whether its program and what else it needs are there at this moment. Looks at them, for at most a few seconds, and
+    /// not at all while an earlier look at one of them hangs.
     ///
     /// # Errors
     /// Why it cannot run on this gateway right now; a file system that does not answer is a reason.
     pub async fn available(&self) -> Result<(), Refusal> {
-        let look = self.definition.look(self.owners);
-        let found = blocking::call("catalogue", LOOK_TIME, look).await;
-        match found.unwrap_or_else(|error| Some(silent(&error))) {
+        match look::unavailable(self.definition, self.owners).await {
             None => Ok(()),
             Some(reason) => Err(Refusal {
                 code: RejectCode::Unavailable,

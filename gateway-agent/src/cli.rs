@@ -8,10 +8,9 @@ use clap::{Parser, Subcommand};
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::config::{Problems, environment};
 use viworks_runtime::exit::ExitCode;
-use viworks_runtime::files::FileError;
 use viworks_runtime::lifecycle::run_to_end;
+use viworks_runtime::logging;
 use viworks_runtime::stdout::{self, PrintError};
-use viworks_runtime::{fault, logging, tls};
 
 use crate::config::{self, Config};
 use crate::identity::IdentityError;
@@ -95,7 +94,7 @@ pub fn main(arguments: Vec<String>) -> std::process::ExitCode {
         .get(1)
         .is_some_and(|first| first == launcher::SUBCOMMAND)
     {
-        return launcher::run(arguments.get(2..).unwrap_or_default()).into();
+        return launcher::run().into();
     }
     let mut arguments = arguments;
     if arguments.len() < 2 {
@@ -104,13 +103,12 @@ pub fn main(arguments: Vec<String>) -> std::process::ExitCode {
     let parsed = match Arguments::try_parse_from(arguments) {
         Ok(parsed) => parsed,
         Err(error) => {
-            // If nobody reads it, the exit code has to do.
-            drop(error.print());
-            return if error.use_stderr() {
-                ExitCode::Usage.into()
-            } else {
-                ExitCode::Ok.into()
-            };
+            if error.use_stderr() {
+                // If nobody reads it, the exit code has to do.
+                drop(error.print());
+                return ExitCode::Usage.into();
+            }
+            return asked(&error.render().to_string()).into();
         }
     };
     let code = match act(parsed.action) {
@@ -127,12 +125,25 @@ pub fn main(arguments: Vec<String>) -> std::process::ExitCode {
     code.into()
 }
 
+/// Prints the help or the version.
+fn asked(text: &str) -> ExitCode {
+    match stdout::print(text) {
+        Ok(()) => ExitCode::Ok,
+        Err(PrintError::ReaderGone) => ExitCode::ReaderGone,
+        Err(error @ PrintError::Failed(_)) => {
+            logging::say(&format!("error: {error}"));
+            logging::flush();
+            ExitCode::Error
+        }
+    }
+}
+
 fn code_of(error: &anyhow::Error) -> ExitCode {
     if error.is::<Problems>() {
         return ExitCode::Config;
     }
     match error.downcast_ref::<IdentityError>() {
-        Some(IdentityError::File(FileError::Locked { .. })) => ExitCode::Conflict,
+        Some(IdentityError::File(error)) => error.exit_code(),
         Some(_) => ExitCode::Config,
         None => ExitCode::Error,
     }
@@ -145,12 +156,8 @@ fn act(action: Action) -> anyhow::Result<ExitCode> {
             ready_file,
             state_folder,
         } => {
-            let setup = load(&config, state_folder)?;
-            fault::configure(&environment())?;
-            let log = &setup.config.log;
-            logging::init(log.format, &log.filter, log.waiting_bytes_max)?;
-            tls::install_provider();
-            run_to_end(runtime()?, app::run(setup, ready_file))
+            let load = move || load(&config, state_folder);
+            run_to_end(runtime()?, app::run(load, ready_file))
         }
         Action::CheckConfig {
             config,

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tracing::info;
-use viworks_common::certificate::{Life, in_words, life};
-use viworks_runtime::blocking;
+use viworks_common::certificate::{Life, life};
+use viworks_common::human;
+use viworks_runtime::blocking::Worker;
 use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::conditions::{Conditions, Severity};
+use viworks_runtime::config::Problems;
 use viworks_runtime::lifecycle::Lifecycle;
 
 use crate::config::Config;
@@ -31,7 +33,8 @@ const RELOAD_FIX: &str = "mend the files; check-config lists every problem";
 /// The material in force. Clones share it.
 #[derive(Clone)]
 pub struct Credentials {
-    config: Arc<Config>,
+    /// Reads the files for all who ask, on one thread, however long a disk hangs.
+    reader: Arc<Mutex<Worker<(), Result<Material, Problems>>>>,
     current: watch::Sender<Arc<Material>>,
     conditions: Conditions,
     clock: Arc<dyn Clock>,
@@ -46,8 +49,13 @@ impl Credentials {
         conditions: Conditions,
         clock: Arc<dyn Clock>,
     ) -> Self {
+        let config = Arc::new(config);
+        let reader = Worker::new("credentials", move || {
+            let config = Arc::clone(&config);
+            move |()| Material::load(&config)
+        });
         let own = Self {
-            config: Arc::new(config),
+            reader: Arc::new(Mutex::new(reader)),
             current: watch::Sender::new(Arc::new(material)),
             conditions,
             clock,
@@ -64,14 +72,12 @@ impl Credentials {
 
     /// Reads the files again. What cannot be used changes nothing and is told. True when something else is in force now.
     pub async fn refresh(&self) -> bool {
-        let config = Arc::clone(&self.config);
         // A disk may hang: then those read before are good enough to dial with.
-        let loaded =
-            blocking::call("credentials", READ_TIME, move || Material::load(&config)).await;
+        let loaded = self.reader.lock().await.ask((), READ_TIME).await;
         let changed = match loaded {
             Ok(Ok(material)) => self.take_over(material),
             Ok(Err(problems)) => {
-                self.refuse(&problems.to_string());
+                self.refuse(&problems.in_one_line());
                 false
             }
             Err(error) => {
@@ -111,26 +117,16 @@ impl Credentials {
     fn tell_life(&self) {
         let material = self.get();
         let (not_before, not_after) = (material.not_before, material.not_after);
-        let (severity, cause) = match life(not_before, not_after, self.clock.wall()) {
-            Life::Good => return self.conditions.clear(CERTIFICATE),
-            Life::EndsSoon { left } => (
-                Severity::Warn,
-                format!(
-                    "this gateway's certificate ends in {}, at {not_after}",
-                    in_words(left)
-                ),
-            ),
-            Life::Ended => (
-                Severity::Fail,
-                format!("this gateway's certificate ended at {not_after}"),
-            ),
-            Life::NotYet => (
-                Severity::Fail,
-                format!(
-                    "this gateway's certificate is not valid before {not_before}, by this machine's clock"
-                ),
-            ),
+        let now = self.clock.wall();
+        let found = life(not_before, not_after, now);
+        let Some(cause) = human::life(found, not_before, not_after, now) else {
+            return self.conditions.clear(CERTIFICATE);
         };
+        let severity = match found {
+            Life::Good | Life::EndsSoon { .. } => Severity::Warn,
+            Life::Ended | Life::NotYet => Severity::Fail,
+        };
+        let cause = format!("this gateway's certificate {cause}");
         self.conditions.raise(CERTIFICATE, severity, &cause, RENEW);
     }
 

@@ -310,10 +310,9 @@ impl Engine {
         let known = self.tools.journal.entry(id).await?;
         let catalogue = self.tools.catalogue.get();
         let checked = match catalogue.check(&command.name, &command.arguments) {
-            Ok(allowed) => {
-                let available = allowed.available().await;
-                available.map(|()| Idempotent(allowed.idempotent()))
-            }
+            // Whether its files are there is asked where it starts, in its own task: a look may take its time, and this
+            // loop serves all commands.
+            Ok(allowed) => Ok(Idempotent(allowed.idempotent())),
             Err(refusal) => Err(refusal),
         };
         let stopping = self.tools.lifecycle.is_stopping();

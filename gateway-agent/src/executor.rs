@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -38,8 +39,8 @@ pub const COMMAND_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 const DRAIN_TIME: Duration = Duration::from_secs(1);
 /// How long output is read after everybody who could write was killed.
 const LAST_DRAIN_TIME: Duration = Duration::from_millis(100);
-/// How long a killed leader may take to be gone; longer only when the kernel itself is stuck.
-const REAP_TIME: Duration = Duration::from_secs(10);
+/// How long a killed leader may take to be gone; longer only when the kernel itself is stuck. Waited for once.
+const REAP_TIME: Duration = Duration::from_secs(2);
 
 /// How long the search for what a command left behind may take.
 const STRAYS_TIME: Duration = Duration::from_secs(10);
@@ -169,6 +170,23 @@ enum Ending {
     Cancelled,
 }
 
+/// What ends a command that does not end by itself.
+#[derive(Clone, Copy)]
+struct Limit<'a> {
+    deadline: Monotonic,
+    /// Whether its program has taken over from the launcher.
+    begun: &'a AtomicBool,
+    cancel: &'a CancellationToken,
+}
+
+/// A command whose leader is dead, or hangs in the kernel.
+struct Supervised {
+    ending: Ending,
+    hangs: bool,
+    /// What had to be ended beside it.
+    ended: Ended,
+}
+
 impl Slot {
     /// Runs the command to its end and reports how it ended. If the future is dropped, the group is killed.
     pub async fn run(
@@ -202,18 +220,35 @@ impl Slot {
         let (stdout, stderr) = process.take_pipes();
         let mut stdout = Collector::new(launch.command_id, OutputStream::Stdout, stdout, kept);
         let mut stderr = Collector::new(launch.command_id, OutputStream::Stderr, stderr, kept);
-        let (ending, ended) = {
+        let begun = AtomicBool::new(false);
+        let supervised = {
             let drain = async {
+                let begin = async {
+                    report.read().await;
+                    begun.store(true, Ordering::Relaxed);
+                };
                 tokio::join!(
-                    report.read(),
+                    begin,
                     stdout.drain(live.as_ref()),
                     stderr.drain(live.as_ref())
                 );
             };
-            self.supervise(&process, &launch, started.0, &cancel, drain)
+            let limits = Limit {
+                deadline: started.0.saturating_add(launch.timeout),
+                begun: &begun,
+                cancel: &cancel,
+            };
+            self.supervise(&process, launch.command_id, limits, drain)
                 .await
         };
-        let exit = process.reap(REAP_TIME).await;
+        let Supervised {
+            ending,
+            hangs,
+            ended,
+        } = supervised;
+        let exit = process
+            .reap(if hangs { Duration::ZERO } else { REAP_TIME })
+            .await;
         let failure = report.failure();
         if let (Ending::Exited, Some(reason)) = (ending, &failure) {
             return unstarted(reason.clone());
@@ -229,19 +264,18 @@ impl Slot {
     async fn supervise(
         &self,
         process: &Process,
-        launch: &Launch,
-        started: Monotonic,
-        cancel: &CancellationToken,
+        id: CommandId,
+        limit: Limit<'_>,
         drain: impl Future<Output = ()>,
-    ) -> (Ending, Ended) {
+    ) -> Supervised {
         let mut drain = std::pin::pin!(drain);
         let mut drained = false;
-        let ending = {
-            let mut end = std::pin::pin!(self.end(process, launch, started, cancel));
+        let (ending, hangs) = {
+            let mut end = std::pin::pin!(self.end(process, limit));
             loop {
                 tokio::select! {
                     biased;
-                    ending = &mut end => break ending,
+                    ended = &mut end => break ended,
                     () = &mut drain, if !drained => drained = true,
                 }
             }
@@ -252,59 +286,58 @@ impl Slot {
         // A descendant that left the session still carries the command's id in its environment. One that did so and
         // holds no output either is meant to stay.
         let everywhere = !drained || ending != Ending::Exited;
-        let (session, id) = (process.session(), launch.command_id);
+        let session = process.session();
         let search = move || strays::end_left_behind(session, &id, everywhere);
         let ended = match blocking::call("strays", STRAYS_TIME, search).await {
             Ok(ended) => ended,
             Err(error) => {
                 warn!(command_id = %id, %error, "no search for what a command left behind");
-                Ended::default()
+                Ended::unfinished(format!("the search for it has no result: {error}"))
             }
         };
         process.kill_group();
         if !drained {
             drop(tokio::time::timeout(LAST_DRAIN_TIME, &mut drain).await);
         }
-        (ending, ended)
+        Supervised {
+            ending,
+            hangs,
+            ended,
+        }
     }
 
-    /// Waits until the leader is dead, and sees to it when its time is up.
-    async fn end(
-        &self,
-        process: &Process,
-        launch: &Launch,
-        started: Monotonic,
-        cancel: &CancellationToken,
-    ) -> Ending {
-        let deadline = started.saturating_add(launch.timeout);
+    /// Waits until the leader is dead, and sees to it when its time is up. True when it hangs all the same.
+    async fn end(&self, process: &Process, limit: Limit<'_>) -> (Ending, bool) {
         let ending = tokio::select! {
             biased;
-            () = process.exited() => return Ending::Exited,
-            () = cancel.cancelled() => Ending::Cancelled,
-            () = sleep_until(&*self.executor.clock, deadline) => Ending::TimedOut,
+            () = process.exited() => return (Ending::Exited, false),
+            () = limit.cancel.cancelled() => Ending::Cancelled,
+            () = sleep_until(&*self.executor.clock, limit.deadline) => Ending::TimedOut,
         };
-        process.terminate_group();
-        let grace = self.executor.limits.kill_grace;
-        if tokio::time::timeout(grace, process.exited()).await.is_err() {
-            process.kill_group();
-            // Only a process that hangs in the kernel survives this; it is reported, not waited for.
-            drop(tokio::time::timeout(REAP_TIME, process.exited()).await);
+        // A program that has not begun has nothing to put in order.
+        if limit.begun.load(Ordering::Relaxed) {
+            process.terminate_group();
+            let grace = self.executor.limits.kill_grace;
+            if tokio::time::timeout(grace, process.exited()).await.is_ok() {
+                return (ending, false);
+            }
         }
-        ending
+        process.kill_group();
+        // Only a process that hangs in the kernel survives this; it is reported, not waited for.
+        let gone = tokio::time::timeout(REAP_TIME, process.exited()).await;
+        (ending, gone.is_err())
     }
 }
 
 /// What is to be said beside how it ended.
 fn note(ending: Ending, failure: Option<String>, ended: &Ended) -> Option<String> {
-    match ending {
-        Ending::Exited => ended.said().map(|who| {
-            format!("what it left running in its session or with its output was ended: {who}")
-        }),
-        // Everything that belongs to it is ended then; that is no news.
+    let unbegun = match ending {
+        Ending::Exited => None,
         Ending::TimedOut | Ending::Cancelled => {
             failure.map(|reason| format!("its program had not begun: {reason}"))
         }
-    }
+    };
+    joined([unbegun, ended.said()])
 }
 
 fn outcome(

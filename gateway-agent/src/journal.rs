@@ -14,19 +14,16 @@ use viworks_common::journal::Entry;
 use viworks_runtime::blocking::{self, Unanswered};
 use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::fault;
+use viworks_runtime::files::{Guard, Lost};
 use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::sqlite::{self, Connection, Database, Migration, Row, migration, params};
 
-mod guard;
+mod lookout;
 mod reserve;
 mod row;
 
-use guard::Guard;
-pub use guard::Lost;
+use lookout::Lookout;
 pub use reserve::{RESERVE_BYTES, Reserve};
-
-/// How long a look at the state folder may take.
-const LOOK_TIME: Duration = Duration::from_secs(10);
 
 /// How long the disk may take to make or remove the reserve.
 const RESERVE_TIME: Duration = Duration::from_secs(60);
@@ -99,7 +96,7 @@ pub struct Journal {
     database: Database,
     entries_max: u32,
     reserve: Reserve,
-    guard: Guard,
+    lookout: Arc<Lookout>,
 }
 
 impl Journal {
@@ -119,7 +116,7 @@ impl Journal {
             database,
             entries_max: entries_max.max(1),
             reserve,
-            guard,
+            lookout: Arc::new(Lookout::new(path.parent().unwrap_or(path), guard)),
         })
     }
 
@@ -129,15 +126,7 @@ impl Journal {
     /// # Errors
     /// What is wrong.
     pub async fn kept(&self) -> Result<(), Lost> {
-        let guard = self.guard.clone();
-        let look = move || guard.check();
-        match blocking::call("state folder", LOOK_TIME, look).await {
-            Ok(looked) => looked,
-            // What may run depends on it, and the look is short.
-            Err(Unanswered::NoThread(_)) => self.guard.check(),
-            // A look that hangs or panicked has shown nothing.
-            Err(Unanswered::Late(_) | Unanswered::Hanging(_) | Unanswered::Panicked) => Ok(()),
-        }
+        self.lookout.look().await
     }
 
     /// Whether the reserve is set aside. It looks at the disk: not for a runtime thread.

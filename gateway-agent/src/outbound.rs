@@ -23,13 +23,16 @@ use crate::journal::Journal;
 use crate::spool::Spool;
 use crate::status::Status;
 
+pub mod configured;
 pub mod connection;
 pub mod dial;
 pub mod failure;
+mod live;
 pub mod pinning;
 pub mod pins;
 pub mod socket;
 
+use configured::ConfiguredPins;
 use connection::Ended;
 use dial::Dialler;
 use pins::Pins;
@@ -63,6 +66,8 @@ pub struct Parts {
     pub executor: Executor,
     /// The pin set.
     pub pins: Arc<Pins>,
+    /// The configured pins, which it follows.
+    pub configured_pins: ConfiguredPins,
     /// Counts how often the files were read again: then what spoke against a connection may be mended.
     pub reloads: watch::Sender<u64>,
     /// What people are told.
@@ -84,11 +89,10 @@ pub async fn run(outbound: OutboundConfig, parts: Parts, mut live: mpsc::Receive
         // What was reloaded up to here is in use from here on.
         reloads.mark_unchanged();
         parts.status.connecting();
-        let accepted = parts.pins.accepted();
-        let pins = accepted.pins.clone();
         let attempt = async {
             // Renewed files count from this attempt on.
-            parts.credentials.refresh().await;
+            tokio::join!(parts.credentials.refresh(), parts.configured_pins.refresh());
+            let accepted = parts.pins.accepted();
             let material = parts.credentials.get();
             let dialler = Dialler::new(
                 outbound.clone(),
@@ -96,9 +100,10 @@ pub async fn run(outbound: OutboundConfig, parts: Parts, mut live: mpsc::Receive
                 material.tls.clone(),
                 material.fingerprint,
             );
-            (dialler.dial(pins).await, material)
+            let dialled = dialler.dial(accepted.pins).await;
+            (dialled, material, accepted.version)
         };
-        let (dialled, material) = tokio::select! {
+        let (dialled, material, pins_version) = tokio::select! {
             biased;
             () = parts.lifecycle.stopping() => return,
             attempted = attempt => attempted,
@@ -110,7 +115,7 @@ pub async fn run(outbound: OutboundConfig, parts: Parts, mut live: mpsc::Receive
                 // Boxed: a session outlives the attempt's buffers by far.
                 Box::pin(connection::run(
                     dialled,
-                    accepted.version,
+                    pins_version,
                     &material,
                     &parts,
                     &mut live,

@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 use viworks_common::api::CatalogueCommand;
-use viworks_common::catalogue::{Argument, ArgumentType, Risk};
+use viworks_common::catalogue::{Argument, ArgumentType};
 use viworks_runtime::exit::ExitCode;
 
 use crate::client::Client;
@@ -35,7 +35,7 @@ pub async fn execute(client: &Client, verb: Verb, format: Format) -> Result<Exit
                         let names: Vec<String> = entry.arguments.iter().map(short).collect();
                         [
                             entry.name.to_string(),
-                            risk(entry.risk).to_owned(),
+                            risks(entry),
                             names.join(" "),
                             format!(
                                 "{} of {}",
@@ -53,12 +53,16 @@ pub async fn execute(client: &Client, verb: Verb, format: Format) -> Result<Exit
     Ok(ExitCode::Ok)
 }
 
-const fn risk(risk: Risk) -> &'static str {
-    match risk {
-        Risk::Read => "read",
-        Risk::Change => "change",
-        Risk::Danger => "danger",
+/// The risk, and where gateways differ in it, on how many it is which.
+fn risks(entry: &CatalogueCommand) -> String {
+    if entry.risks.len() < 2 {
+        return entry.risk.name().to_owned();
     }
+    let each = entry
+        .risks
+        .iter()
+        .map(|(risk, gateways)| format!("{} on {gateways}", risk.name()));
+    each.collect::<Vec<_>>().join(", ")
 }
 
 fn short(argument: &Argument) -> String {
@@ -80,7 +84,7 @@ fn show(entry: &CatalogueCommand, format: Format) -> Result<(), Failure> {
     };
     output::line(&format!(
         "risk {}, {repeat}, ended after {}",
-        risk(entry.risk),
+        risks(entry),
         run::duration(entry.timeout_ms)
     ))?;
     for argument in &entry.arguments {
@@ -106,10 +110,11 @@ fn show(entry: &CatalogueCommand, format: Format) -> Result<(), Failure> {
     };
     output::line("")?;
     output::table(
-        ["GATEWAY", "AVAILABLE"],
+        ["GATEWAY", "RISK", "AVAILABLE"],
         gateways.iter().map(|one| {
             [
                 one.gateway.name.to_string(),
+                one.risk.unwrap_or(entry.risk).name().to_owned(),
                 one.unavailable
                     .as_ref()
                     .map_or_else(|| "yes".to_owned(), |reason| format!("no: {reason}")),

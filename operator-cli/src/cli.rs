@@ -96,7 +96,7 @@ enum Verb {
         /// Run the first command, print the answers, stop everything
         #[arg(long)]
         once: bool,
-        /// Remove the data of an earlier demo first
+        /// Remove what an earlier demo made here first; whatever else lies there stays
         #[arg(long)]
         reset: bool,
         /// Where certificates, databases and logs live
@@ -129,6 +129,12 @@ enum Verb {
         after_help = "Examples:\n  viworks telemetry -g gw-berlin\n  viworks telemetry -g gw-berlin --stream host.cpu --since 1h -o json"
     )]
     Telemetry(telemetry::Options),
+    /// Contexts: the backends that are remembered, and which one is meant when none is named
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  viworks context ls\n  viworks context use demo-2"
+    )]
+    Context(context::Verb),
     /// The exit codes of every program of ViWorkS
     ExitCodes,
     /// What an error code means and what to do about it
@@ -175,6 +181,7 @@ pub async fn execute(arguments: Arguments) -> Result<ExitCode, Failure> {
         Verb::Gateway(verb) => gateway::execute(&client()?, verb, global.output).await,
         Verb::Command(verb) => catalogue::execute(&client()?, verb, global.output).await,
         Verb::Telemetry(options) => telemetry::execute(&client()?, &options, global.output).await,
+        Verb::Context(verb) => context::execute(global.config_dir.as_deref(), &verb, global.output),
         Verb::ExitCodes => codes::exit_codes(global.output),
         Verb::Error { code } => codes::errors(code.as_deref(), global.output),
     }

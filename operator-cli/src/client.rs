@@ -10,19 +10,23 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
 use viworks_common::api::{
     CatalogueCommand, CatalogueList, CommandList, CommandView, Fork, ForkList, Gateway,
-    GatewayList, IDEMPOTENCY_KEY, Problem, Run, RunCancelled, RunEvent, RunList, RunRequest,
-    RunWait, SkippedGateway, SkippedList, TelemetryGapList, TelemetryList, TelemetryRefusalList,
-    TelemetryStreamList, WAIT_MS_MAX,
+    GatewayList, IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, Problem, ProblemCode, Run, RunCancelled,
+    RunEvent, RunList, RunPlan, RunRequest, RunWait, SkippedGateway, SkippedList, TelemetryGapList,
+    TelemetryList, TelemetryRefusalList, TelemetryStreamList, WAIT_MS_MAX,
 };
 use viworks_common::id::{CommandId, RunId};
 use viworks_runtime::config::environment;
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files;
 
-use crate::error::Failure;
+use crate::error::{Failure, chain};
+use crate::output;
 
 /// How long one ordinary request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long the backend may send nothing at all, neither an event nor a heartbeat.
+const SILENCE_MAX: Duration = Duration::from_secs(75);
 /// Items asked for on one page.
 const PAGE: usize = 500;
 /// Bytes of one server-sent event, far above what the backend sends.
@@ -57,20 +61,19 @@ impl Client {
                 let bytes = files::read_private(file).map_err(|error| {
                     Failure::new(
                         ExitCode::Config,
-                        format!("the API key cannot be used: {error}"),
+                        format!("the API key cannot be used: {}", chain(&error)),
                     )
                 })?;
-                let text = std::str::from_utf8(&bytes)
-                    .unwrap_or_default()
-                    .trim()
-                    .to_owned();
-                if text.is_empty() {
+                let text = std::str::from_utf8(&bytes).unwrap_or_default().trim();
+                // What a header takes, and one word: two lines or bytes of a picture are no key.
+                if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
                     return Err(Failure::new(
                         ExitCode::Config,
                         format!("{} holds no API key", file.display()),
-                    ));
+                    )
+                    .with("fix: name the file that apikey create wrote: one line, vwk_… and nothing else"));
                 }
-                Some(text)
+                Some(text.to_owned())
             }
         };
         let environment = environment();
@@ -106,6 +109,8 @@ impl Client {
         }
         let http = builder
             .connect_timeout(Duration::from_secs(10))
+            // A stream of events has no end that could be waited for; one that is alive is never silent for so long.
+            .read_timeout(SILENCE_MAX)
             .user_agent(concat!("viworks/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| Failure::new(ExitCode::Error, error.to_string()))?;
@@ -172,16 +177,27 @@ impl Client {
             .await
     }
 
-    /// Submits a run; with a key the submission is safe to repeat.
+    /// Submits a run; with a key the submission is safe to repeat. Says whether it is the answer to an earlier one.
     pub async fn submit(
         &self,
         request: &RunRequest,
         idempotency_key: Option<&str>,
-    ) -> Result<Run, Failure> {
+    ) -> Result<(Run, bool), Failure> {
         let mut builder = self.request(Method::POST, "/v1/runs").json(request);
         if let Some(key) = idempotency_key {
             builder = builder.header(IDEMPOTENCY_KEY, key);
         }
+        let response = self.checked(builder.timeout(REQUEST_TIMEOUT)).await?;
+        let replayed = response
+            .headers()
+            .get(IDEMPOTENCY_REPLAYED)
+            .is_some_and(|value| value == "true");
+        Ok((read(response).await?, replayed))
+    }
+
+    /// What a submission would do; nothing is run.
+    pub async fn plan(&self, request: &RunRequest) -> Result<RunPlan, Failure> {
+        let builder = self.request(Method::POST, "/v1/runs/plan").json(request);
         self.answer(builder.timeout(REQUEST_TIMEOUT)).await
     }
 
@@ -277,6 +293,20 @@ impl Client {
         }
     }
 
+    /// Waits until a run is finished, through what passes.
+    async fn wait_out(&self, id: RunId) -> Result<(), Failure> {
+        let mut failed = 0_u32;
+        loop {
+            match self.wait(id, Duration::from_millis(WAIT_MS_MAX)).await {
+                Ok(answer) if answer.finished => return Ok(()),
+                Ok(_goes_on) => failed = 0,
+                Err(failure) if failure.exit == ExitCode::Unavailable && failed < 5 => failed += 1,
+                Err(failure) => return Err(failure),
+            }
+            tokio::time::sleep(Duration::from_millis(200 << failed)).await;
+        }
+    }
+
     /// Follows a run's events until it is finished; `handle` sees each.
     pub async fn follow(
         &self,
@@ -290,25 +320,36 @@ impl Client {
             if let Some(id) = &last_id {
                 builder = builder.header("last-event-id", id);
             }
-            let response = self.checked(builder).await?;
             let before = last_id.clone();
-            if self
-                .read_events(response, &mut last_id, &mut handle)
-                .await?
-            {
-                return Ok(());
-            }
-            // The stream ended early: the backend restarted or a proxy cut it. It resumes where it stopped.
+            let ended = match self.checked(builder).await {
+                Ok(response) => {
+                    if self
+                        .read_events(response, &mut last_id, &mut handle)
+                        .await?
+                    {
+                        return Ok(());
+                    }
+                    // The backend restarted or a proxy cut it. It resumes where it stopped.
+                    Failure::new(ExitCode::Unavailable, "the event stream keeps ending")
+                }
+                // That nobody can watch the run says nothing about the run: its end can be waited for all the same.
+                Err(failure) if failure.is(ProblemCode::Overloaded) => {
+                    output::note(&format!(
+                        "live output is not shown, because the backend is too busy for it ({}); waiting for the end",
+                        failure.what
+                    ));
+                    return self.wait_out(id).await;
+                }
+                Err(failure) if failure.exit == ExitCode::Unavailable => failure,
+                Err(failure) => return Err(failure),
+            };
             silent_attempts = if before == last_id {
                 silent_attempts + 1
             } else {
                 0
             };
             if silent_attempts > 5 {
-                return Err(
-                    Failure::new(ExitCode::Unavailable, "the event stream keeps ending")
-                        .with(format!("see: viworks runs show {id}")),
-                );
+                return Err(ended);
             }
             tokio::time::sleep(Duration::from_millis(200 << silent_attempts)).await;
         }
@@ -432,13 +473,7 @@ impl Client {
     }
 
     async fn answer<T: DeserializeOwned>(&self, builder: RequestBuilder) -> Result<T, Failure> {
-        let response = self.checked(builder).await?;
-        response.json().await.map_err(|error| {
-            Failure::new(
-                ExitCode::Error,
-                format!("the backend's answer cannot be read: {}", causes(&error)),
-            )
-        })
+        read(self.checked(builder).await?).await
     }
 
     async fn checked(&self, builder: RequestBuilder) -> Result<Response, Failure> {
@@ -467,6 +502,15 @@ impl Client {
             .iter()
             .fold(refusal, |refusal, word| refusal.with(word.clone())))
     }
+}
+
+async fn read<T: DeserializeOwned>(response: Response) -> Result<T, Failure> {
+    response.json().await.map_err(|error| {
+        Failure::new(
+            ExitCode::Error,
+            format!("the backend's answer cannot be read: {}", causes(&error)),
+        )
+    })
 }
 
 fn paged(cursor: Option<String>, limit: usize) -> Vec<(&'static str, String)> {

@@ -1,14 +1,19 @@
-//! Which backend and which key: from flags, the environment, or a remembered context.
+//! Which backend and which key: from flags, the environment, or a remembered context; and the contexts themselves.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use clap::Subcommand;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::{config, files};
 
 use crate::cli::Global;
-use crate::error::Failure;
+use crate::demo::layout::Layout;
+use crate::error::{Failure, chain};
+use crate::output::{self, Format};
+use crate::run;
 
 /// The largest file of contexts that is read.
 const CONTEXTS_BYTES_MAX: u64 = 1024 * 1024;
@@ -43,21 +48,25 @@ pub fn resolve(global: &Global) -> Result<Target, Failure> {
     let given = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
     let name = given(&global.context).or_else(|| contexts.current.clone());
     let context = match name {
-        Some(name) => Some(contexts.contexts.get(&name).ok_or_else(|| {
-            let known: Vec<&str> = contexts.contexts.keys().map(String::as_str).collect();
-            Failure::new(ExitCode::NotFound, format!("there is no context {name:?}")).with(
-                if known.is_empty() {
-                    "none is known here; viworks up makes one".to_owned()
-                } else {
-                    format!("known contexts: {}", known.join(" "))
-                },
-            )
-        })?),
+        Some(name) => Some(
+            contexts
+                .contexts
+                .get(&name)
+                .ok_or_else(|| contexts.unknown(&name))?,
+        ),
         None => None,
     };
     let server = given(&global.server).or_else(|| context.map(|context| context.server.clone())).ok_or_else(|| {
-        Failure::new(ExitCode::Usage, "no backend was named")
-            .with("fix: viworks up starts one here; or name one: --server URL --token-file FILE (VIWORKS_SERVER, VIWORKS_TOKEN_FILE)")
+        let failure = Failure::new(ExitCode::Usage, "no backend was named")
+            .with("fix: viworks up starts one here; or name one: --server URL --token-file FILE (VIWORKS_SERVER, VIWORKS_TOKEN_FILE)");
+        match contexts.names().as_slice() {
+            [] => failure,
+            names => failure.with(format!(
+                "or select a context that is known: {} context use NAME ({})",
+                run::program_name(),
+                names.join(" ")
+            )),
+        }
     })?;
     // A remembered key belongs to the remembered server and goes to no other.
     let remembered = context
@@ -92,12 +101,10 @@ pub fn remember_demo(
     token_file: &Path,
 ) -> Result<Remembered, Failure> {
     let Some(file) = file(config_dir) else {
-        return Err(Failure::new(
-            ExitCode::Config,
-            "neither HOME nor XDG_CONFIG_HOME says where",
-        ));
+        return Err(nowhere());
     };
     let mut contexts = load(config_dir)?;
+    contexts.forget_stopped(token_file);
     let name = contexts.name_for(token_file);
     contexts.contexts.insert(
         name.clone(),
@@ -111,15 +118,9 @@ pub fn remember_demo(
         Some(_) | None => name.clone(),
     };
     contexts.current = Some(current.clone());
-    let cannot = |error: &dyn std::fmt::Display| {
-        Failure::new(ExitCode::Error, error.to_string())
-            .with(format!("beside {}", folder.display()))
-    };
-    if let Some(folder) = file.parent() {
-        files::create_private_folder(folder).map_err(|error| cannot(&error))?;
-    }
-    let text = toml::to_string(&contexts).map_err(|error| cannot(&error))?;
-    files::write_atomic(&file, text.as_bytes()).map_err(|error| cannot(&error))?;
+    contexts
+        .save(&file)
+        .map_err(|failure| failure.with(format!("beside {}", folder.display())))?;
     Ok(Remembered {
         selected: current == name,
         name,
@@ -127,7 +128,169 @@ pub fn remember_demo(
     })
 }
 
+/// Forgets the demo with this key, which has stopped.
+pub fn forget_demo(config_dir: Option<&Path>, token_file: &Path) {
+    let forgotten = || -> Result<(), Failure> {
+        let Some(file) = file(config_dir) else {
+            return Ok(());
+        };
+        let mut contexts = load(config_dir)?;
+        let before = contexts.contexts.len();
+        contexts
+            .contexts
+            .retain(|_name, context| context.token_file.as_deref() != Some(token_file));
+        if contexts.contexts.len() == before {
+            return Ok(());
+        }
+        contexts.deselect_missing();
+        contexts.save(&file)
+    };
+    // The demo is over all the same, and the next one forgets what could not be forgotten here.
+    drop(forgotten());
+}
+
+/// What to do with contexts.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// List the contexts; the selected one is marked
+    Ls,
+    /// Select a context for the commands that name none
+    Use {
+        /// Its name
+        name: String,
+    },
+    /// Forget a context; the backend and the key stay what they are
+    Rm {
+        /// Its name
+        name: String,
+    },
+}
+
+/// Carries it out.
+pub fn execute(
+    config_dir: Option<&Path>,
+    verb: &Verb,
+    format: Format,
+) -> Result<ExitCode, Failure> {
+    let mut contexts = load(config_dir)?;
+    let (name, removes) = match verb {
+        Verb::Ls => return contexts.list(format),
+        Verb::Use { name } => (name, false),
+        Verb::Rm { name } => (name, true),
+    };
+    if !contexts.contexts.contains_key(name) {
+        return Err(contexts.unknown(name));
+    }
+    let file = file(config_dir).ok_or_else(nowhere)?;
+    if removes {
+        contexts.contexts.remove(name);
+        contexts.deselect_missing();
+    } else {
+        contexts.current = Some(name.clone());
+    }
+    contexts.save(&file)?;
+    output::note(&match (&contexts.current, removes) {
+        (Some(current), _) => format!("context {current} is selected"),
+        (None, _) => "no context is selected".to_owned(),
+    });
+    Ok(ExitCode::Ok)
+}
+
+fn nowhere() -> Failure {
+    Failure::new(
+        ExitCode::Config,
+        "neither HOME nor XDG_CONFIG_HOME says where",
+    )
+}
+
 impl Contexts {
+    fn names(&self) -> Vec<&str> {
+        self.contexts.keys().map(String::as_str).collect()
+    }
+
+    fn unknown(&self, name: &str) -> Failure {
+        let known = self.names();
+        Failure::new(ExitCode::NotFound, format!("there is no context {name:?}")).with(
+            if known.is_empty() {
+                "none is known here; viworks up makes one".to_owned()
+            } else {
+                format!("known contexts: {}", known.join(" "))
+            },
+        )
+    }
+
+    fn list(&self, format: Format) -> Result<ExitCode, Failure> {
+        let selected = |name: &str| self.current.as_deref() == Some(name);
+        match format {
+            Format::Json => {
+                let items: Vec<_> = self
+                    .contexts
+                    .iter()
+                    .map(|(name, context)| {
+                        json!({
+                            "name": name,
+                            "server": context.server,
+                            "token_file": context.token_file,
+                            "selected": selected(name),
+                        })
+                    })
+                    .collect();
+                output::json(
+                    &json!({"apiVersion": "viworks/v1", "kind": "ContextList", "items": items}),
+                )?;
+            }
+            Format::Table => {
+                output::table(
+                    ["SELECTED", "CONTEXT", "SERVER", "KEY"],
+                    self.contexts.iter().map(|(name, context)| {
+                        let file = context.token_file.as_ref();
+                        [
+                            if selected(name) { "*" } else { "" }.to_owned(),
+                            name.clone(),
+                            context.server.clone(),
+                            file.map_or_else(|| "–".to_owned(), |file| file.display().to_string()),
+                        ]
+                    }),
+                )?;
+                if self.contexts.is_empty() {
+                    output::note("no context is known; viworks up makes one");
+                }
+            }
+        }
+        Ok(ExitCode::Ok)
+    }
+
+    fn save(&self, file: &Path) -> Result<(), Failure> {
+        let cannot = |error: &dyn std::error::Error| Failure::new(ExitCode::Error, chain(error));
+        if let Some(folder) = file.parent() {
+            files::create_private_folder(folder).map_err(|error| cannot(&error))?;
+        }
+        let text = toml::to_string(self).map_err(|error| cannot(&error))?;
+        files::write_atomic(file, text.as_bytes()).map_err(|error| cannot(&error))
+    }
+
+    /// Forgets demos that were ended without a word; `but` is the one that just started.
+    fn forget_stopped(&mut self, but: &Path) {
+        self.contexts.retain(|_name, context| {
+            let Some(token) = context.token_file.as_deref().filter(|token| *token != but) else {
+                return true;
+            };
+            let folder = token.parent().and_then(|folder| Layout::at(folder).ok());
+            folder.is_none_or(|folder| {
+                let started = folder.load_started();
+                !folder.is_demo() || started.is_some_and(|started| started.up.is_alive())
+            })
+        });
+        self.deselect_missing();
+    }
+
+    fn deselect_missing(&mut self) {
+        self.current = self
+            .current
+            .take()
+            .filter(|current| self.contexts.contains_key(current));
+    }
+
     /// The name of the demo with this key: its own, or one that is free. A demo whose folder is gone needs none any more.
     fn name_for(&self, token_file: &Path) -> String {
         let own = self

@@ -2,6 +2,7 @@
 
 pub mod layout;
 pub mod processes;
+mod remove;
 pub mod up;
 
 pub use processes::down;

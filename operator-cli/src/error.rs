@@ -9,6 +9,28 @@ use viworks_runtime::exit::ExitCode;
 
 use crate::output::one_line;
 
+/// Fields of a submission, and the flags that they come from.
+const FLAGS: [(&str, &str); 6] = [
+    ("deadline_ms", "--expires"),
+    ("timeout_ms", "--timeout"),
+    ("skip_unable", "--skip-unable"),
+    ("expect_targets", "--confirm"),
+    ("reason", "--reason"),
+    ("Idempotency-Key", "--idempotency-key"),
+];
+
+/// How to run without the gateways that stand in the way, which the API says in its own words.
+const WITHOUT_THEM: &str =
+    "leave them out (of -g, or of --all with --except NAMES), or add --skip-unable";
+
+/// A field of the API in the words of the command line.
+fn flag(field: &str) -> &str {
+    FLAGS
+        .iter()
+        .find(|(name, _flag)| *name == field)
+        .map_or(field, |(_name, flag)| flag)
+}
+
 /// One failure, ready to be shown to a person or to a program.
 #[derive(Debug)]
 pub struct Failure {
@@ -45,6 +67,13 @@ impl Failure {
                 "the reader of standard output has gone",
             )
         }
+    }
+
+    /// Whether the backend gave this reason.
+    pub fn is(&self, code: ProblemCode) -> bool {
+        self.problem
+            .as_ref()
+            .is_some_and(|problem| problem.code == code.code())
     }
 
     /// Wrong flags or arguments.
@@ -92,10 +121,12 @@ impl Failure {
                 writeln!(
                     out,
                     "  {}: {}",
-                    one_line(&error.field),
+                    one_line(flag(&error.field)),
                     one_line(&error.problem)
                 )?;
                 if let Some(allowed) = &error.allowed {
+                    let of_the_api = allowed.contains("all_except");
+                    let allowed = if of_the_api { WITHOUT_THEM } else { allowed };
                     writeln!(out, "    allowed: {}", one_line(allowed))?;
                 }
             }
@@ -124,6 +155,21 @@ impl Failure {
         };
         writeln!(out, "{value}")
     }
+}
+
+/// An error with everything that it was caused by, each said once.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        source = cause.source();
+    }
+    text
 }
 
 impl From<std::io::Error> for Failure {

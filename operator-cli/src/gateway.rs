@@ -3,13 +3,13 @@
 use clap::Subcommand;
 use serde_json::json;
 use viworks_common::api::{Fork, ForkHolder, Gateway, GatewayStatus};
+use viworks_common::human;
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::exit::ExitCode;
 
 use crate::client::Client;
 use crate::error::Failure;
-use crate::human;
 use crate::output::{self, Format, one_line};
 
 /// What to do with gateways.
@@ -251,7 +251,10 @@ fn forks(forks: &[Fork], format: Format) -> Result<(), Failure> {
 
 /// Both holders in columns, and what the comparison says.
 fn side_by_side(fork: &Fork) -> Result<(), Failure> {
-    let time = |at: Option<Timestamp>| at.map_or_else(|| "–".to_owned(), |at| at.to_string());
+    let now = SystemClock.wall();
+    let time = |at: Option<Timestamp>| {
+        at.map_or_else(|| "–".to_owned(), |at| human::relative_and_exact(at, now))
+    };
     let cells = |holder: &ForkHolder| {
         [
             holder.peer_address.clone(),
@@ -302,7 +305,7 @@ fn verdict(fork: &Fork) -> &'static str {
         refused.install_id == accepted.install_id,
     ) {
         (true, false) => {
-            "one boot and two installations: the same machine, whose state folder was lost or replaced"
+            "one boot and two installations: the same machine; either its state folder was lost or replaced, or two agents run there (two containers have one boot): look for the second before anything is revoked"
         }
         (true, true) => {
             "one boot and one installation: the same machine, whose state folder was restored, or is used twice"

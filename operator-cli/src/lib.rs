@@ -8,7 +8,6 @@ pub mod context;
 pub mod demo;
 pub mod error;
 pub mod gateway;
-pub mod human;
 pub mod output;
 pub mod run;
 pub mod runs;

@@ -4,11 +4,30 @@ use clap::Parser;
 use viworks_operator_cli::{cli, error, output};
 use viworks_runtime::exit::ExitCode;
 
+/// What was asked for is the help or the version, or it was not understood.
+fn not_parsed(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() {
+        // If nobody reads it, the exit code has to do.
+        drop(error.print());
+        return ExitCode::Usage;
+    }
+    match output::raw(&error.render().to_string()) {
+        Ok(()) => ExitCode::Ok,
+        Err(failure) => {
+            failure.print(false);
+            failure.exit
+        }
+    }
+}
+
 fn main() -> std::process::ExitCode {
     if let Some(code) = viworks_runtime::lifecycle::init::run_if_first() {
         return code;
     }
-    let arguments = cli::Arguments::parse();
+    let arguments = match cli::Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return not_parsed(&error).into(),
+    };
     let json = arguments.global.output == output::Format::Json;
     viworks_runtime::tls::install_provider();
     let runtime = match tokio::runtime::Builder::new_multi_thread()

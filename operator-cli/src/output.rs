@@ -31,15 +31,26 @@ pub fn one_line(text: &str) -> String {
     text::line(text).into_owned()
 }
 
-/// The last line of `text` that is not empty, on one line.
+/// Letters of one line of output in a table.
+const LINE_LETTERS_MAX: usize = 200;
+
+/// The last line of `text` that is not empty, on one line that a table can hold.
 pub fn last_line(text: &str) -> String {
-    plain(
+    short(&plain(
         text.lines()
             .rev()
             .find(|line| !line.trim().is_empty())
             .unwrap_or("")
             .trim_end(),
-    )
+    ))
+}
+
+/// A line as a table holds it: of a very long one the beginning.
+pub fn short(line: &str) -> String {
+    match line.char_indices().nth(LINE_LETTERS_MAX) {
+        Some((end, _letter)) => format!("{}…", line.get(..end).unwrap_or(line)),
+        None => line.to_owned(),
+    }
 }
 
 /// Prints data on standard output; a closed pipe ends the output, not the program.
@@ -169,6 +180,13 @@ mod tests {
             plain("a\x1b[31mb\u{202e}c\td"),
             "a\\u{1b}[31mb\\u{202e}c\td"
         );
+    }
+
+    #[test]
+    fn a_very_long_line_does_not_fill_a_table() {
+        let long = "é".repeat(3_000_000);
+        assert_eq!(last_line(&long), format!("{}…", "é".repeat(200)));
+        assert_eq!(last_line(&"x".repeat(200)), "x".repeat(200));
     }
 
     #[test]

@@ -12,6 +12,9 @@ use std::time::Duration;
 use serde_json::json;
 use viworks_common::api::Run;
 use viworks_common::command::CommandState;
+use viworks_common::human;
+use viworks_common::id::RunId;
+use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::exit::ExitCode;
 
 pub use self::flags::Options;
@@ -29,9 +32,16 @@ pub async fn run(client: &Client, options: &Options, format: Format) -> Result<E
     if options.dry_run {
         return confirm::dry_run(client, &request, format).await;
     }
-    let submitted = client
+    let (submitted, replayed) = client
         .submit(&request, options.idempotency_key.as_deref())
         .await?;
+    if replayed {
+        output::note(&format!(
+            "nothing new was run: this is the run {} that the same key submitted {}",
+            submitted.id,
+            human::relative(submitted.created_at, SystemClock.wall())
+        ));
+    }
     if options.no_wait {
         match format {
             Format::Table => output::line(&submitted.id.to_string())?,
@@ -39,15 +49,15 @@ pub async fn run(client: &Client, options: &Options, format: Format) -> Result<E
         }
         if submitted.skipped > 0 {
             output::note(&format!(
-                "{} gateways cannot take it and are skipped: {} runs show {}",
-                submitted.skipped,
+                "{} not able to take it and skipped: {} runs show {}",
+                human::counted_all(submitted.skipped, "gateway is", "gateways are"),
                 program_name(),
                 submitted.id
             ));
         }
         output::note(&format!(
-            "submitted to {} gateways; follow it: {} runs wait {}",
-            submitted.total,
+            "submitted to {}; follow it: {} runs wait {}",
+            human::counted_all(submitted.total, "gateway", "gateways"),
             program_name(),
             submitted.id
         ));
@@ -55,7 +65,9 @@ pub async fn run(client: &Client, options: &Options, format: Format) -> Result<E
     }
     let limit = options.wait.unwrap_or(Duration::from_secs(24 * 3_600));
     let exit = tokio::select! {
-        exit = follow(client, &submitted, limit, options.skip_unable, format) => exit?,
+        exit = follow(client, &submitted, limit, options.skip_unable, format) => {
+            exit.map_err(|failure| went_on(failure, submitted.id))?
+        }
         signal = tokio::signal::ctrl_c() => {
             signal?;
             output::note("");
@@ -64,6 +76,17 @@ pub async fn run(client: &Client, options: &Options, format: Format) -> Result<E
         }
     };
     Ok(exit)
+}
+
+/// The run was accepted before this failed, and whoever believes that nothing was done submits it twice.
+fn went_on(failure: Failure, run: RunId) -> Failure {
+    if failure.quiet {
+        return failure;
+    }
+    failure.with(format!(
+        "the run was accepted and goes on without this command: {0} runs wait {run}   cancel it: {0} runs cancel {run}",
+        program_name()
+    ))
 }
 
 /// Shows a run live and then its result. A gateway that was meant and skipped counts as one that gave no answer, unless

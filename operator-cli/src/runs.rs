@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::Subcommand;
 use serde_json::json;
 use viworks_common::api::{CommandView, OutputView, Run};
+use viworks_common::human;
 use viworks_common::id::RunId;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::exit::ExitCode;
@@ -12,7 +13,6 @@ use viworks_runtime::exit::ExitCode;
 use crate::cli::{rows, span};
 use crate::client::Client;
 use crate::error::Failure;
-use crate::human;
 use crate::output::{self, Format, one_line, plain};
 use crate::run;
 

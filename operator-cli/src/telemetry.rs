@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 use viworks_common::api::{TelemetryRecord, TelemetryRefusal};
+use viworks_common::human;
 use viworks_common::telemetry::FieldValue;
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::{Clock, SystemClock};
@@ -13,7 +14,6 @@ use viworks_runtime::exit::ExitCode;
 use crate::cli::{rows, span};
 use crate::client::Client;
 use crate::error::Failure;
-use crate::human;
 use crate::output::{self, Format};
 use crate::run::program_name;
 
@@ -79,7 +79,7 @@ async fn gaps(client: &Client, options: &Options, format: Format) -> Result<Exit
             )?;
             output::note(&human::counted(list.items.len(), "gap", "gaps"));
             if !refusals.is_empty() {
-                refused(&refusals)?;
+                refused(&refusals, now)?;
             }
         }
     }
@@ -87,8 +87,9 @@ async fn gaps(client: &Client, options: &Options, format: Format) -> Result<Exit
 }
 
 /// What arrived and was not stored.
-fn refused(refusals: &[TelemetryRefusal]) -> Result<(), Failure> {
-    let time = |at: Option<Timestamp>| at.map_or_else(|| "-".to_owned(), |at| at.to_string());
+fn refused(refusals: &[TelemetryRefusal], now: Timestamp) -> Result<(), Failure> {
+    let time =
+        |at: Option<Timestamp>| at.map_or_else(|| "–".to_owned(), |at| human::relative(at, now));
     output::table(
         ["LAST REFUSED", "SPOOL EPOCH", "RECORDS", "REASON"],
         refusals.iter().map(|refusal| {
@@ -105,7 +106,7 @@ fn refused(refusals: &[TelemetryRefusal]) -> Result<(), Failure> {
     let records = refusals
         .iter()
         .fold(0_u64, |sum, it| sum.saturating_add(it.records));
-    output::note(&format!("{records} records were refused"));
+    output::note(&format!("{} records were refused", human::count(records)));
     Ok(())
 }
 
@@ -147,7 +148,9 @@ async fn records(
     format: Format,
 ) -> Result<ExitCode, Failure> {
     let now = SystemClock.wall();
-    let from = now.saturating_sub(options.since);
+    // Nothing is older than the beginning of what a time can say.
+    let beginning = Timestamp::from_unix_micros(0);
+    let from = now.saturating_sub(options.since).max(beginning);
     let mut records: Vec<TelemetryRecord> = Vec::new();
     let mut cursor: Option<String> = None;
     while records.len() < options.limit {
@@ -169,6 +172,9 @@ async fn records(
         if cursor.is_none() {
             break;
         }
+    }
+    if records.is_empty() {
+        say_whether_it_is_there(client, options, stream).await?;
     }
     match format {
         Format::Json => output::json(
@@ -200,6 +206,29 @@ async fn records(
         }
     }
     Ok(ExitCode::Ok)
+}
+
+/// A misspelt stream has no records either.
+async fn say_whether_it_is_there(
+    client: &Client,
+    options: &Options,
+    stream: &str,
+) -> Result<(), Failure> {
+    let known = client.telemetry_streams(&options.gateway).await?.items;
+    if known.iter().any(|known| known.stream.as_str() == stream) {
+        return Ok(());
+    }
+    let names: Vec<&str> = known.iter().map(|known| known.stream.as_str()).collect();
+    output::note(&if names.is_empty() {
+        format!("{} has delivered no stream yet", options.gateway)
+    } else {
+        format!(
+            "{} has no stream {stream:?}; it has: {}",
+            options.gateway,
+            names.join(" ")
+        )
+    });
+    Ok(())
 }
 
 fn fields(record: &TelemetryRecord) -> String {

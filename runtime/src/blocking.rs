@@ -14,6 +14,10 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+mod per_key;
+
+pub use per_key::PerKey;
+
 /// Calls of one name that may be under way at once; beyond that they are refused, because those before them hang.
 pub const CALLS_MAX: usize = 64;
 
@@ -36,15 +40,15 @@ pub enum Unanswered {
     Panicked,
 }
 
-/// One of the calls of its name, until the thread that makes it has ended.
+/// One of the calls of a name, until the thread that makes it has ended.
 #[derive(Debug)]
 struct Place(&'static str);
 
 impl Place {
-    fn take(name: &'static str) -> Result<Self, Unanswered> {
+    fn take(name: &'static str, calls_max: usize) -> Result<Self, Unanswered> {
         let mut calls = calls();
         let count = calls.entry(name).or_default();
-        if *count >= CALLS_MAX {
+        if *count >= calls_max {
             return Err(Unanswered::Hanging(*count));
         }
         *count += 1;
@@ -84,7 +88,7 @@ pub async fn call<T: Send + 'static>(
     limit: Duration,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Unanswered> {
-    let place = Place::take(name)?;
+    let place = Place::take(name, CALLS_MAX)?;
     let (reply, answer) = oneshot::channel();
     thread::Builder::new()
         .name(name.to_owned())
@@ -111,7 +115,7 @@ pub fn wait<T: Send + 'static>(
     limit: Duration,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Unanswered> {
-    let place = Place::take(name)?;
+    let place = Place::take(name, CALLS_MAX)?;
     let (reply, answer) = sync_channel(1);
     thread::Builder::new()
         .name(name.to_owned())

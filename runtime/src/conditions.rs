@@ -10,12 +10,20 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::gauge::ConstGauge;
 use serde::Serialize;
 use tracing::{error, info, warn};
-use viworks_common::time::Timestamp;
+use viworks_common::human;
+use viworks_common::rate::{Bucket, Quota, Taken};
+use viworks_common::time::{Monotonic, Timestamp};
 
 use crate::clock::Clock;
 
 /// Conditions that are kept at once; a part that would raise more is mistaken, and says it in the log only.
 const CONDITIONS_MAX: usize = 64;
+
+/// How often one condition is logged again because something else is its cause now.
+const AGAIN: Quota = Quota {
+    per_minute: 1,
+    burst: 10,
+};
 
 /// How bad a condition is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -44,7 +52,8 @@ pub struct Condition {
 
 /// Everything that is wrong with a process. Clones share it.
 ///
-/// A part raises a condition as often as it finds it and clears it as often as it does not; only a change is logged.
+/// A part raises a condition as often as it finds it and clears it as often as it does not; only a change is logged, and
+/// another number or time in the same sentence is none.
 #[derive(Clone)]
 pub struct Conditions {
     shared: Arc<Shared>,
@@ -52,7 +61,29 @@ pub struct Conditions {
 
 struct Shared {
     clock: Arc<dyn Clock>,
-    current: Mutex<BTreeMap<String, Condition>>,
+    current: Mutex<BTreeMap<String, Kept>>,
+}
+
+/// A condition with what the log has of it.
+struct Kept {
+    condition: Condition,
+    /// The cause that was logged last.
+    logged: String,
+    again: Bucket,
+}
+
+impl Kept {
+    /// Whether the log is to have what it is now.
+    fn is_news(&mut self, severity: Severity, now: Monotonic) -> bool {
+        let worse_or_better = self.condition.severity != severity;
+        let other = !human::same_but_for_numbers(&self.logged, &self.condition.cause);
+        let news = worse_or_better
+            || other && matches!(self.again.take(AGAIN, now), Taken::Allowed { .. });
+        if news {
+            self.logged.clone_from(&self.condition.cause);
+        }
+        news
+    }
 }
 
 impl Conditions {
@@ -72,11 +103,11 @@ impl Conditions {
     pub fn raise(&self, name: &str, severity: Severity, cause: &str, fix: &str) {
         let mut current = self.lock();
         if let Some(known) = current.get_mut(name) {
-            let same = known.severity == severity;
-            known.severity = severity;
-            cause.clone_into(&mut known.cause);
-            fix.clone_into(&mut known.fix);
-            if same {
+            cause.clone_into(&mut known.condition.cause);
+            fix.clone_into(&mut known.condition.fix);
+            let news = known.is_news(severity, self.shared.clock.now());
+            known.condition.severity = severity;
+            if !news {
                 return;
             }
         } else if current.len() >= CONDITIONS_MAX {
@@ -91,7 +122,12 @@ impl Conditions {
                 fix: fix.to_owned(),
                 since: self.shared.clock.wall(),
             };
-            current.insert(name.to_owned(), condition);
+            let kept = Kept {
+                condition,
+                logged: cause.to_owned(),
+                again: Bucket::default(),
+            };
+            current.insert(name.to_owned(), kept);
         }
         drop(current);
         match severity {
@@ -103,21 +139,26 @@ impl Conditions {
     /// Says that nothing is wrong with `name`, or no more.
     pub fn clear(&self, name: &str) {
         let known = self.lock().remove(name);
-        if let Some(known) = known {
-            info!(condition = name, since = %known.since, "no longer: {}", known.cause);
+        if let Some(Kept { condition, .. }) = known {
+            info!(condition = name, since = %condition.since, "no longer: {}", condition.cause);
         }
     }
 
     /// All of them, by name.
     #[must_use]
     pub fn list(&self) -> Vec<Condition> {
-        self.lock().values().cloned().collect()
+        let current = self.lock();
+        current
+            .values()
+            .map(|kept| kept.condition.clone())
+            .collect()
     }
 
     /// The worst severity at this moment.
     #[must_use]
     pub fn worst(&self) -> Option<Severity> {
-        self.lock().values().map(|known| known.severity).max()
+        let current = self.lock();
+        current.values().map(|kept| kept.condition.severity).max()
     }
 
     /// Shows each as `viworks_condition{name="…",severity="…"} 1`.
@@ -126,7 +167,7 @@ impl Conditions {
         Box::new(self.clone())
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Condition>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Kept>> {
         // Every change is one insertion or removal, so a panic elsewhere leaves nothing half-done.
         let guard = self.shared.current.lock();
         guard.unwrap_or_else(PoisonError::into_inner)
@@ -162,8 +203,6 @@ impl Collector for Conditions {
 
 #[cfg(test)]
 mod tests {
-    use viworks_common::time::Monotonic;
-
     use super::*;
     use crate::metrics::Metrics;
 
@@ -195,6 +234,31 @@ mod tests {
         conditions.clear("disk");
         conditions.clear("disk");
         assert_eq!(conditions.list(), []);
+    }
+
+    #[test]
+    fn another_cause_is_news_another_number_is_none_and_news_has_a_bound() {
+        let conditions = Conditions::new(Arc::new(Stopped));
+        let logged = || {
+            let current = conditions.lock();
+            current
+                .get("reload")
+                .map(|kept| kept.logged.clone())
+                .unwrap()
+        };
+        let raise = |cause: &str| conditions.raise("reload", Severity::Warn, cause, "mend it");
+        raise("the key cannot be read, attempt 1");
+        raise("the key cannot be read, attempt 2");
+        assert_eq!(logged(), "the key cannot be read, attempt 1");
+        raise("the certificate cannot be read");
+        assert_eq!(logged(), "the certificate cannot be read");
+        for part in "abcdefghijklmnopqrstuvwxyz".chars() {
+            raise(&format!("part {part} cannot be read"));
+        }
+        assert_eq!(logged(), "part i cannot be read");
+        assert_eq!(conditions.list()[0].cause, "part z cannot be read");
+        conditions.raise("reload", Severity::Fail, "part z cannot be read", "");
+        assert_eq!(logged(), "part z cannot be read");
     }
 
     #[test]

@@ -37,3 +37,4 @@ pub use document::{Document, KeyReference, SectionReference};
 pub use environment::{Environment, environment};
 pub use problem::{Place, Problem, Problems};
 pub use section::Section;
+pub use url::check as check_url;

@@ -96,18 +96,21 @@ impl<S: Ord + Clone> Door<S> {
 }
 
 impl<S: Ord + Clone> Seat<S> {
-    /// It brought what makes it known as `known`: from now on no stranger takes its place. True when that has as many as
-    /// it may have, and the one had to go that was idle longest.
-    #[must_use]
-    pub fn vouch(&self, known: &S) -> bool {
+    /// It brought what makes it known as `known`: from now on no stranger takes its place. At which bound another one had
+    /// to go for that.
+    ///
+    /// # Errors
+    ///
+    /// The bound that was met, when nobody could be put out: then it is no more known than before.
+    pub fn vouch(&self, known: &S) -> Result<Option<Bound>, Bound> {
         let mut inside = self.door.lock();
-        let ousted = inside.places.vouch(self.place, known);
-        if let Some(victim) = ousted
+        let ousted = inside.places.vouch(self.place, known)?;
+        if let Some((victim, _bound)) = ousted
             && let Some(cut) = inside.cuts.remove(&victim)
         {
             cut.cancel();
         }
-        ousted.is_some()
+        Ok(ousted.map(|(_victim, bound)| bound))
     }
 
     /// Says whether a request of it is being worked on.
@@ -143,7 +146,7 @@ mod tests {
         });
         let first = door.enter(&1, false).unwrap().seat;
         let second = door.enter(&1, false).unwrap().seat;
-        assert!(!second.vouch(&100));
+        assert_eq!(second.vouch(&100), Ok(None));
         let third = door.enter(&1, false).unwrap().seat;
         let next = door.enter(&1, false).unwrap();
         assert_eq!(next.ousted, Some(Bound::SourceFull));

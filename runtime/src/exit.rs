@@ -24,7 +24,7 @@ pub enum ExitCode {
     NoAnswer = 7,
     /// Waiting ended while work was still in progress.
     Pending = 8,
-    /// The prompt was answered with no, or would have been needed where none is allowed.
+    /// The prompt was answered with no, or would have been needed where there is no terminal for one.
     Declined = 9,
     /// At least one required check failed.
     NoGo = 20,
@@ -109,7 +109,9 @@ impl ExitCode {
                 "none failed, but at least one target did not answer in time, was offline, or expired"
             }
             Self::Pending => "waiting ended, work still in progress",
-            Self::Declined => "you said no at the prompt, or a prompt was needed with --no-input",
+            Self::Declined => {
+                "you said no at the prompt, or a prompt was needed and there was no terminal for it"
+            }
             Self::NoGo => "at least one required check failed",
             Self::Unavailable => "backend not reachable",
             Self::Busy => "queue full, rate limited or draining: try again",

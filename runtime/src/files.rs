@@ -15,9 +15,11 @@ use crate::random;
 
 mod error;
 mod folder;
+mod guard;
 
 pub use error::FileError;
 pub use folder::{Folder, Owners, is_hidden};
+pub use guard::{Guard, Lost};
 
 use folder::Holder;
 

@@ -3,7 +3,7 @@
 //! Everything impure that is not about the product lives here, each in one place: the clock ([`clock`]), randomness
 //! ([`random`]), the environment and the configuration file ([`config`]), tasks and shutdown ([`lifecycle`]), calls that
 //! may hang ([`blocking`]), TLS material ([`tls`]), the embedded database ([`sqlite`]), and what a process shows of
-//! itself ([`conditions`], [`logging`], [`metrics`], [`probe`], [`ready_file`], [`stdout`], [`exit`]).
+//! itself ([`conditions`], [`logging`], [`metrics`], [`probe`], [`ready_file`], [`stdout`], [`throttle`], [`exit`]).
 
 pub mod blocking;
 pub mod clock;
@@ -22,4 +22,5 @@ pub mod random;
 pub mod ready_file;
 pub mod sqlite;
 pub mod stdout;
+pub mod throttle;
 pub mod tls;

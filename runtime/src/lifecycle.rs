@@ -150,26 +150,6 @@ impl Lifecycle {
         self.start(name, future, Panic::Fatal)
     }
 
-    /// Runs `work` where it may block a thread. Shutdown waits for it, but an abort only stops the waiting.
-    pub fn spawn_blocking<T: Send + 'static>(
-        &self,
-        name: &'static str,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Task<T> {
-        let handle = tokio::task::spawn_blocking(work);
-        let waits = async move {
-            match handle.await {
-                Ok(output) => output,
-                Err(error) => match error.try_into_panic() {
-                    Ok(payload) => std::panic::resume_unwind(payload),
-                    // Cancelled, which happens only when the runtime itself goes away.
-                    Err(_cancelled) => std::future::pending().await,
-                },
-            }
-        };
-        self.start(name, waits, Panic::Contained)
-    }
-
     #[expect(
         clippy::disallowed_methods,
         reason = "this is the one place that starts tasks"

@@ -24,7 +24,9 @@ use viworks_common::id::{AgentId, AgentRunId, BootId, InstallId, Tenant};
 use viworks_common::key::{AgentKey, Binding, BindingMode, Identity, Schedule, Secret};
 use viworks_common::session::{AgentEvent, AgentSession, AgentSessionConfig};
 use viworks_common::wire::envelope::{HEADER_BYTES, NONCE_BYTES, Packed, SESSION_ID_BYTES, seal};
-use viworks_common::wire::message::{AgentMessage, Heartbeat, Hello, TELEMETRY_REFUSALS};
+use viworks_common::wire::message::{
+    AgentMessage, Heartbeat, Hello, RESULT_REFUSALS, TELEMETRY_REFUSALS,
+};
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::{random, tls};
 
@@ -309,7 +311,9 @@ impl Rogue {
             token: self.token.clone(),
             agent_version: "rogue".to_owned(),
             version: 1,
-            capabilities: vec![TELEMETRY_REFUSALS.to_owned()],
+            capabilities: [TELEMETRY_REFUSALS, RESULT_REFUSALS]
+                .map(str::to_owned)
+                .to_vec(),
             catalogue_digest: "00".repeat(32),
             labels: [].into(),
             unreported: Vec::new(),

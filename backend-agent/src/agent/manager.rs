@@ -8,12 +8,13 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use viworks_common::certificate::{Life, life};
 use viworks_common::code::CloseCode;
-use viworks_common::id::{AgentId, AgentRunId, CommandId, SessionId};
+use viworks_common::id::{AgentId, AgentRunId, CommandId, GatewayName, SessionId};
 use viworks_common::key::Identity;
 use viworks_common::limits::{FAVOUR_TIME, PROBE_TIMEOUT, TAKE_OVERS_PER_MINUTE_MAX};
 use viworks_common::rate::{Bucket, Quota, Taken};
 use viworks_common::time::{Monotonic, Timestamp};
 
+use super::rates::{Pace, Rates};
 use crate::metrics::BackendMetrics;
 
 /// Orders that may wait for one session.
@@ -33,17 +34,31 @@ const OPENINGS: Quota = Quota {
     per_minute: 60,
     burst: 60,
 };
-/// Records that one gateway may add to the audit log by what it reports or does wrong.
-const NOTES: Quota = Quota {
-    per_minute: 1,
-    burst: 200,
+/// Lines about what one gateway does wrong that the log takes.
+const LINES: Quota = Quota {
+    per_minute: 6,
+    burst: 60,
 };
 
 /// What a gateway has left.
 #[derive(Debug, Default)]
 struct Paces {
     openings: Bucket,
-    notes: Bucket,
+    lines: Bucket,
+    /// Lines that were left out since the last.
+    lines_left_out: u64,
+    /// Shared with its sessions.
+    rates: Arc<Mutex<Rates>>,
+}
+
+impl Paces {
+    /// Whether it says nothing that a new one does not.
+    fn is_full(&self, now: Monotonic) -> bool {
+        self.openings.is_full(now)
+            && self.lines.is_full(now)
+            && Arc::strong_count(&self.rates) == 1
+            && lock(&self.rates).are_full(now)
+    }
 }
 
 /// What a session is asked to do from outside.
@@ -75,6 +90,14 @@ pub struct Desk {
     pub nudged: Arc<Notify>,
     /// Whether it must end.
     pub ending: watch::Receiver<Option<Ending>>,
+}
+
+/// What a gateway showed when it connected.
+#[derive(Debug)]
+struct Shown {
+    name: GatewayName,
+    not_before: Timestamp,
+    not_after: Timestamp,
 }
 
 #[derive(Debug)]
@@ -109,11 +132,11 @@ pub struct Manager {
     take_overs: Mutex<BTreeMap<AgentId, VecDeque<Monotonic>>>,
     /// Processes that were alive when a copy of them spoke, until they are back.
     favoured: Mutex<BTreeMap<AgentId, (AgentRunId, Monotonic)>>,
-    /// The lives of the certificates that gateways connected with.
-    certificates: Mutex<BTreeMap<AgentId, (Timestamp, Timestamp)>>,
-    /// When a HELLO without the gateway's key was last recorded, and how many came since.
-    unproved: Mutex<BTreeMap<AgentId, (Monotonic, u64)>>,
-    /// Openings and notes of each gateway, beyond which it waits or is only counted.
+    /// The names of gateways that connected, and the lives of the certificates that they did it with.
+    certificates: Mutex<BTreeMap<AgentId, Shown>>,
+    /// When something that costs its sender nothing was last recorded, by what it is, and how often it came since.
+    recorded: Mutex<BTreeMap<(AgentId, &'static str), (Monotonic, u64)>>,
+    /// What each gateway may still do, over all its sessions.
     paces: Mutex<BTreeMap<AgentId, Paces>>,
     /// Nudges of gateways that are not connected.
     missed_nudges: AtomicU64,
@@ -129,7 +152,7 @@ impl Manager {
             take_overs: Mutex::default(),
             favoured: Mutex::default(),
             certificates: Mutex::default(),
-            unproved: Mutex::default(),
+            recorded: Mutex::default(),
             paces: Mutex::default(),
             missed_nudges: AtomicU64::default(),
             metrics,
@@ -232,6 +255,15 @@ impl Manager {
         }
     }
 
+    /// Ends the session of a gateway that was revoked, and forgets what was remembered of it: nobody is to be warned of a
+    /// certificate that nothing accepts.
+    pub fn revoked(&self, agent_id: AgentId) {
+        self.end(agent_id, CloseCode::Revoked, "the gateway was revoked");
+        lock(&self.certificates).remove(&agent_id);
+        lock(&self.favoured).remove(&agent_id);
+        lock(&self.take_overs).remove(&agent_id);
+    }
+
     /// Gives an order; `false` when the gateway is not connected here or its session is stuck.
     pub fn order(&self, agent_id: AgentId, order: Order) -> bool {
         lock(&self.connected)
@@ -283,27 +315,36 @@ impl Manager {
     /// # Errors
     /// When to try again.
     pub fn may_open(&self, agent_id: AgentId, now: Monotonic) -> Result<(), Duration> {
-        match self.pace(agent_id, now, |paces| paces.openings.take(OPENINGS, now)) {
+        let opening = self.paces(agent_id, now, |paces| paces.openings.take(OPENINGS, now));
+        match opening {
             Taken::Allowed { .. } => Ok(()),
             Taken::Refused { retry_after } => Err(retry_after),
         }
     }
 
-    /// Uses up one record that a gateway may add to the audit log.
-    pub fn may_note(&self, agent_id: AgentId, now: Monotonic) -> bool {
-        let taken = self.pace(agent_id, now, |paces| paces.notes.take(NOTES, now));
-        matches!(taken, Taken::Allowed { .. })
+    /// Uses up one line that the log takes about a gateway, and says how many were left out since the last. `None` when
+    /// this one is left out, too.
+    pub fn may_log(&self, agent_id: AgentId, now: Monotonic) -> Option<u64> {
+        self.paces(agent_id, now, |paces| match paces.lines.take(LINES, now) {
+            Taken::Allowed { .. } => Some(std::mem::take(&mut paces.lines_left_out)),
+            Taken::Refused { .. } => {
+                paces.lines_left_out = paces.lines_left_out.saturating_add(1);
+                None
+            }
+        })
     }
 
-    fn pace(
-        &self,
-        agent_id: AgentId,
-        now: Monotonic,
-        take: impl FnOnce(&mut Paces) -> Taken,
-    ) -> Taken {
+    /// What a gateway may say, in whichever of its sessions.
+    #[must_use]
+    pub fn pace(&self, agent_id: AgentId, heartbeats: Duration, now: Monotonic) -> Pace {
+        let rates = self.paces(agent_id, now, |paces| Arc::clone(&paces.rates));
+        Pace::new(rates, heartbeats)
+    }
+
+    fn paces<T>(&self, agent_id: AgentId, now: Monotonic, take: impl FnOnce(&mut Paces) -> T) -> T {
         let mut all = lock(&self.paces);
         if all.len() >= BUDGETS_MAX && !all.contains_key(&agent_id) {
-            all.retain(|_, paces| !paces.openings.is_full(now) || !paces.notes.is_full(now));
+            all.retain(|_, paces| !paces.is_full(now));
         }
         // Only gateways that exist come this far, so their number is bounded by the registry.
         take(all.entry(agent_id).or_default())
@@ -337,32 +378,57 @@ impl Manager {
             .map(|(_, until)| until.saturating_since(now))
     }
 
-    /// Notes the life of the certificate that a gateway connected with.
-    pub fn note_certificate(&self, agent_id: AgentId, not_before: Timestamp, not_after: Timestamp) {
+    /// Notes the name of a gateway, and the life of the certificate that it connected with.
+    pub fn note_certificate(
+        &self,
+        agent_id: AgentId,
+        name: &GatewayName,
+        not_before: Timestamp,
+        not_after: Timestamp,
+    ) {
         let mut certificates = lock(&self.certificates);
         if certificates.len() < CERTIFICATES_MAX || certificates.contains_key(&agent_id) {
-            certificates.insert(agent_id, (not_before, not_after));
+            let shown = Shown {
+                name: name.clone(),
+                not_before,
+                not_after,
+            };
+            certificates.insert(agent_id, shown);
         }
+    }
+
+    /// The name of a gateway that connected to this process; its id otherwise.
+    #[must_use]
+    pub fn name_of(&self, agent_id: AgentId) -> String {
+        let certificates = lock(&self.certificates);
+        certificates
+            .get(&agent_id)
+            .map_or_else(|| agent_id.to_string(), |shown| shown.name.to_string())
     }
 
     /// The gateways whose certificate ends soon or has ended, the first to end first, of those that connected to this
     /// process.
     #[must_use]
-    pub fn ending_certificates(&self, now: Timestamp) -> Vec<(AgentId, Timestamp)> {
+    pub fn ending_certificates(&self, now: Timestamp) -> Vec<(GatewayName, Timestamp)> {
         let certificates = lock(&self.certificates);
-        let ending = certificates.iter().filter(|(_, (from, to))| {
-            matches!(life(*from, *to, now), Life::EndsSoon { .. } | Life::Ended)
+        let ending = certificates.values().filter(|shown| {
+            matches!(
+                life(shown.not_before, shown.not_after, now),
+                Life::EndsSoon { .. } | Life::Ended
+            )
         });
-        let mut ending: Vec<_> = ending.map(|(agent_id, (_, to))| (*agent_id, *to)).collect();
-        ending.sort_unstable_by_key(|(agent_id, to)| (*to, *agent_id));
+        let mut ending: Vec<_> = ending
+            .map(|shown| (shown.name.clone(), shown.not_after))
+            .collect();
+        ending.sort_unstable_by(|(name, to), (other, later)| (to, name).cmp(&(later, other)));
         ending
     }
 
-    /// Whether a HELLO that was not made with the gateway's key is to be recorded, and how many were not before it: one
-    /// a minute for each gateway, so that whoever holds a certificate alone cannot fill the audit trail.
-    pub fn records_unproved(&self, agent_id: AgentId, now: Monotonic) -> Option<u64> {
-        let mut all = lock(&self.unproved);
-        if let Some((last, left_out)) = all.get_mut(&agent_id) {
+    /// Whether something that costs its sender nothing, such as a HELLO that was not made with the gateway's key, is to be
+    /// recorded, and how many were not before it: one a minute for each gateway.
+    pub fn records(&self, agent_id: AgentId, what: &'static str, now: Monotonic) -> Option<u64> {
+        let mut all = lock(&self.recorded);
+        if let Some((last, left_out)) = all.get_mut(&(agent_id, what)) {
             if now.saturating_since(*last) < MINUTE {
                 *left_out = left_out.saturating_add(1);
                 return None;
@@ -376,7 +442,7 @@ impl Manager {
         if all.len() >= BUDGETS_MAX {
             return None;
         }
-        all.insert(agent_id, (now, 0));
+        all.insert((agent_id, what), (now, 0));
         Some(0)
     }
 
@@ -522,14 +588,21 @@ mod tests {
         let manager = manager();
         let at = |days: i64| Timestamp::from_unix_micros(days * 24 * 3_600 * 1_000_000);
         let agent = |n| AgentId::from_uuid(Uuid::from_u128(n));
-        manager.note_certificate(agent(1), at(0), at(100));
-        manager.note_certificate(agent(2), at(0), at(90));
-        manager.note_certificate(agent(3), at(0), at(300));
+        let name = |n: u128| format!("gw-{n}").parse::<GatewayName>().unwrap();
+        let note =
+            |n: u128, from, to| manager.note_certificate(agent(n), &name(n), at(from), at(to));
+        note(1, 0, 100);
+        note(2, 0, 90);
+        note(3, 0, 300);
         assert!(manager.ending_certificates(at(50)).is_empty());
-        let ending = [(agent(2), at(90)), (agent(1), at(100))];
+        let ending = [(name(2), at(90)), (name(1), at(100))];
         assert_eq!(manager.ending_certificates(at(80)), ending);
-        manager.note_certificate(agent(2), at(79), at(200));
+        note(2, 79, 200);
         assert_eq!(manager.ending_certificates(at(80)), ending[1..]);
+        assert_eq!(manager.name_of(agent(2)), "gw-2");
+        assert_eq!(manager.name_of(agent(4)), agent(4).to_string());
+        manager.revoked(agent(1));
+        assert!(manager.ending_certificates(at(80)).is_empty());
     }
 
     #[test]
@@ -537,12 +610,23 @@ mod tests {
         let manager = manager();
         let at = |seconds| Monotonic::from_duration(Duration::from_secs(seconds));
         let agent = identity().agent_id;
-        assert_eq!(manager.records_unproved(agent, at(0)), Some(0));
-        assert_eq!(manager.records_unproved(agent, at(1)), None);
-        assert_eq!(manager.records_unproved(agent, at(59)), None);
+        assert_eq!(manager.records(agent, "x", at(0)), Some(0));
+        assert_eq!(manager.records(agent, "x", at(1)), None);
+        assert_eq!(manager.records(agent, "x", at(59)), None);
         let other = AgentId::from_uuid(Uuid::from_u128(2));
-        assert_eq!(manager.records_unproved(other, at(59)), Some(0));
-        assert_eq!(manager.records_unproved(agent, at(60)), Some(2));
+        assert_eq!(manager.records(other, "x", at(59)), Some(0));
+        assert_eq!(manager.records(agent, "x", at(60)), Some(2));
+    }
+
+    #[test]
+    fn of_the_lines_about_a_gateway_the_log_takes_so_many_and_the_number_of_the_others() {
+        let manager = manager();
+        let at = |seconds| Monotonic::from_duration(Duration::from_secs(seconds));
+        let agent = identity().agent_id;
+        let taken = (0..1_000).filter(|_| manager.may_log(agent, at(0)) == Some(0));
+        assert_eq!(taken.count(), 60);
+        assert_eq!(manager.may_log(agent, at(10)), Some(940));
+        assert_eq!(manager.may_log(agent, at(10)), None);
     }
 
     #[test]

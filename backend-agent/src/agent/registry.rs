@@ -6,7 +6,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 use viworks_common::certificate::{self, GatewayCertificate, Unnamed};
 use viworks_common::code::CloseCode;
-use viworks_common::id::TrustDomain;
+use viworks_common::id::{GatewayName, TrustDomain};
 use viworks_common::key::Identity;
 use viworks_common::time::Timestamp;
 
@@ -24,6 +24,8 @@ pub struct Registry {
 pub struct Peer {
     /// The gateway.
     pub identity: Identity,
+    /// Its name.
+    pub name: GatewayName,
     /// SHA-256 of the certificate.
     pub fingerprint: [u8; 32],
     /// The first moment of the certificate's life.
@@ -126,6 +128,7 @@ impl Registry {
         }
         Ok(Peer {
             identity,
+            name: known.gateway,
             fingerprint: Sha256::digest(leaf).into(),
             not_before,
             not_after,

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::extract::State;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use http::{HeaderMap, HeaderName, HeaderValue};
-use tokio::sync::OwnedSemaphorePermit;
 use viworks_common::api::{MissedOutput, NamedGateway, OutputBytes, ProblemCode, RunEvent};
 use viworks_common::command::CommandState;
 use viworks_common::id::{AgentId, CommandId, RunId};
@@ -19,8 +19,10 @@ use viworks_common::wire::message::OutputStream;
 use super::extract::{NoParams, Params, Segment};
 use super::handlers::runs::{find, view};
 use super::problem::{ApiError, ApiResult};
-use super::request::Api;
+use super::request::{Api, share};
+use super::shares::Share;
 use super::{ApiState, Shared};
+use crate::auth::Principal;
 use crate::command::bus::{Cursor, OutputChunk, RunChange, Step, Subscription, Written};
 use crate::data::{Command, Page, Run};
 
@@ -33,17 +35,13 @@ use crate::data::{Command, Page, Run};
     responses((status = 200, description = "Events; the data of each is a RunEvent", body = RunEvent, content_type = "text/event-stream")))]
 pub(super) async fn stream(
     State(state): Api,
+    Extension(principal): Extension<Principal>,
     Segment(run_id): Segment<RunId>,
     _params: Params<NoParams>,
     headers: HeaderMap,
 ) -> ApiResult<Response> {
     let after = last_event_id(&headers)?;
-    let permit = Arc::clone(&state.streams)
-        .try_acquire_owned()
-        .map_err(|_none| {
-            ApiError::new(ProblemCode::Overloaded, "too many event streams are open")
-                .retry_after(state.limits.heartbeat)
-        })?;
+    let place = share(&state, &state.streams, &principal, state.limits.heartbeat)?;
     find(&state, run_id).await?;
     let heartbeat = state.limits.heartbeat;
     let follower = Follower {
@@ -58,7 +56,7 @@ pub(super) async fn stream(
         written: BTreeMap::new(),
         ready: VecDeque::new(),
         done: false,
-        _permit: permit,
+        _place: place,
     };
     let events = stream::unfold(follower, Follower::next);
     let mut response = Sse::new(events)
@@ -124,7 +122,7 @@ struct Follower {
     written: BTreeMap<CommandId, (AgentId, Written)>,
     ready: VecDeque<(Option<Cursor>, RunEvent)>,
     done: bool,
-    _permit: OwnedSemaphorePermit,
+    _place: Share,
 }
 
 impl Follower {

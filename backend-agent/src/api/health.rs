@@ -1,6 +1,8 @@
 //! The full health document: every latch, the store, and what waits.
 
 use viworks_common::api::{Health, HealthCheck, HealthStatus, Kind};
+use viworks_common::human;
+use viworks_common::time::Timestamp;
 use viworks_runtime::conditions::{Condition, Severity};
 
 use super::ApiState;
@@ -21,9 +23,12 @@ pub(super) async fn health(state: &ApiState) -> Health {
                 HealthStatus::Fail
             },
             detail: latch.reason,
+            since: None,
         })
         .collect();
-    checks.extend(state.conditions.list().iter().map(condition));
+    let now = state.clock.wall();
+    let conditions = state.conditions.list();
+    checks.extend(conditions.iter().map(|found| condition(found, now)));
     checks.push(store(state).await);
     checks.push(fleet(state).await);
     if state.stopping.is_cancelled() {
@@ -47,17 +52,20 @@ pub(super) async fn health(state: &ApiState) -> Health {
 }
 
 /// What is wrong, and what to do about it.
-fn condition(found: &Condition) -> HealthCheck {
+fn condition(found: &Condition, now: Timestamp) -> HealthCheck {
     let status = match found.severity {
         Severity::Warn => HealthStatus::Warn,
         Severity::Fail => HealthStatus::Fail,
     };
-    let mut detail = format!("{} (since {})", found.cause, found.since);
+    let mut detail = format!("{} ({})", found.cause, human::relative(found.since, now));
     if !found.fix.is_empty() {
         detail.push_str("; ");
         detail.push_str(&found.fix);
     }
-    check(&found.name, status, detail)
+    HealthCheck {
+        since: Some(found.since),
+        ..check(&found.name, status, detail)
+    }
 }
 
 async fn store(state: &ApiState) -> HealthCheck {
@@ -74,7 +82,7 @@ async fn store(state: &ApiState) -> HealthCheck {
 }
 
 async fn fleet(state: &ApiState) -> HealthCheck {
-    match state.store.counts(&state.tenant).await {
+    match state.store.counts(&state.tenant, state.clock.line()).await {
         Ok(counts) => {
             let open: u64 = counts.open_commands.values().sum();
             let status = if counts.forks > 0 || counts.orphans > 0 {
@@ -97,5 +105,6 @@ fn check(name: &str, status: HealthStatus, detail: impl Into<String>) -> HealthC
         name: name.to_owned(),
         status,
         detail: detail.into(),
+        since: None,
     }
 }

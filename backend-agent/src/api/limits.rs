@@ -16,6 +16,10 @@ pub struct ApiLimits {
     pub per_key_max: usize,
     /// Event streams at once.
     pub streams_max: usize,
+    /// Event streams of one key.
+    pub streams_per_key_max: usize,
+    /// Waits for a run's end of one key.
+    pub waits_per_key_max: usize,
     /// How long a client may take to send a request's head, or idle between two.
     pub header_timeout: Duration,
     /// How long a client may leave untouched what is sent to it.
@@ -47,6 +51,8 @@ impl Default for ApiLimits {
             per_source_max: 256,
             per_key_max: 512,
             streams_max: 256,
+            streams_per_key_max: 128,
+            waits_per_key_max: 128,
             header_timeout: Duration::from_secs(10),
             send_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(30),

@@ -331,9 +331,20 @@ impl From<SubmitError> for ApiError {
                     )
                 },
             ),
-            SubmitError::RiskNotAllowed(risk) => Self::forbidden(risk_scope(risk)),
-            SubmitError::ReasonMissing => {
+            SubmitError::RiskNotAllowed { risk, gateways } => {
+                let mut error = Self::forbidden(risk_scope(risk));
+                if !gateways.is_empty() {
+                    error.detail = format!(
+                        "{} on {} of the gateways that are meant; nothing was sent",
+                        error.detail,
+                        gateways.len()
+                    );
+                }
+                error.hindered_by(refusing(gateways))
+            }
+            SubmitError::ReasonMissing(gateways) => {
                 Self::body_field("reason", "missing", "why, in 1 to 512 bytes")
+                    .hindered_by(refusing(gateways))
             }
             SubmitError::TargetCount { expected, .. } => {
                 Self::new(ProblemCode::TargetCount, detail.clone()).with(

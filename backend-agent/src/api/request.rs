@@ -3,26 +3,31 @@
 use std::any::Any;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use tracing::Instrument;
 use viworks_common::api::{ProblemCode, REQUEST_ID, Scope};
+use viworks_common::places::Bound;
 use viworks_common::rate::Taken;
 use viworks_runtime::random;
 
-use super::problem::ApiError;
+use super::problem::{ApiError, ApiResult, RETRY_SOON};
 use super::serve::ApiSeat;
+use super::shares::{Full, Share, Shares};
 use super::{ApiState, Shared};
+use crate::auth::Principal;
 use crate::auth::bearer::{AuthError, authenticate};
 use crate::data::{Actor, ActorKind, AuditOutcome, NewAuditRecord};
 
 /// What every answer tells a browser: it is data, belongs into no page and no frame, and leaves no trace.
-const SECURITY_HEADERS: [(&str, &str); 5] = [
+pub(super) const ALWAYS: [(&str, &str); 6] = [
+    ("cache-control", "no-store"),
     ("x-content-type-options", "nosniff"),
     (
         "content-security-policy",
@@ -77,8 +82,7 @@ pub(super) async fn finish(
         error.render(&mut response, &id);
     }
     let headers = response.headers_mut();
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    for (name, value) in SECURITY_HEADERS {
+    for (name, value) in ALWAYS {
         headers.insert(
             HeaderName::from_static(name),
             HeaderValue::from_static(value),
@@ -203,8 +207,10 @@ pub(super) async fn authorise(
     if let Ok(principal) = &found
         && let Some(seat) = parts.extensions.get::<ApiSeat>()
     {
-        // Whoever shows a key keeps its place.
-        seat.vouch(principal.key_id);
+        // Whoever shows a key keeps its place, when there is one.
+        if let Err(bound) = seat.vouch(principal.key_id) {
+            return no_room(&state, principal, bound);
+        }
     }
     match found {
         Ok(principal) if principal.may(scope) => {
@@ -239,28 +245,85 @@ pub(super) async fn authorise(
     }
 }
 
+/// Refuses a key's request for want of a place, and ends its connection.
+fn no_room(state: &ApiState, principal: &Principal, bound: Bound) -> Response {
+    let error = if bound == Bound::KnownFull {
+        state.crowd.refused(&principal.name, "connections");
+        ApiError::new(
+            ProblemCode::RateLimited,
+            "this key has all the connections it may have, and each has a request that is being worked on; nothing was done",
+        )
+    } else {
+        ApiError::new(
+            ProblemCode::Overloaded,
+            "too many connections have requests that are being worked on; nothing was done",
+        )
+    };
+    let mut answer = error.retry_after(RETRY_SOON).into_response();
+    answer
+        .headers_mut()
+        .insert(CONNECTION, HeaderValue::from_static("close"));
+    answer
+}
+
+/// Takes one of what a key may have so many of; where it has all of them, health says so.
+pub(super) fn share(
+    state: &ApiState,
+    shares: &Shares,
+    principal: &Principal,
+    retry_after: Duration,
+) -> ApiResult<Share> {
+    shares.enter(principal.key_id).map_err(|full| {
+        if let Full::OfKey(what) = full {
+            state.crowd.refused(&principal.name, what);
+        }
+        ApiError::new(ProblemCode::Overloaded, full.to_string()).retry_after(retry_after)
+    })
+}
+
 /// Leaves a trace of a refusal, at a rate that nobody can raise from outside.
 async fn refused(state: &ApiState, parts: &Parts, actor: Actor, scope: Scope, why: &str) {
+    let request_id = parts.extensions.get::<RequestId>().map(|id| id.0.clone());
+    let actor = Actor {
+        request_id,
+        ..actor
+    };
+    let detail = serde_json::json!({
+        "why": why,
+        "method": parts.method.as_str(),
+        "peer": peer(parts),
+    });
+    record_refusal(
+        state,
+        actor,
+        "api.request",
+        format!("scope:{scope}"),
+        detail,
+    )
+    .await;
+}
+
+/// Appends a refusal to the audit trail, and says how many were left out before it.
+pub(super) async fn record_refusal(
+    state: &ApiState,
+    actor: Actor,
+    action: &str,
+    object: String,
+    mut detail: serde_json::Value,
+) {
     let Some(left_out) = state.refusals.take(state.clock.now()) else {
         return;
     };
-    let request_id = parts.extensions.get::<RequestId>().map(|id| id.0.clone());
+    detail["left_out_before"] = left_out.into();
+    let why = detail["why"].as_str().unwrap_or_default();
+    tracing::warn!(%actor, action, object, why, left_out, "a request was refused");
     let record = NewAuditRecord {
-        actor: Actor {
-            request_id,
-            ..actor
-        },
-        action: "api.request".to_owned(),
-        object: format!("scope:{scope}"),
+        actor,
+        action: action.to_owned(),
+        object,
         outcome: AuditOutcome::Refused,
-        detail: serde_json::json!({
-            "why": why,
-            "method": parts.method.as_str(),
-            "peer": peer(parts),
-            "left_out_before": left_out,
-        }),
+        detail,
     };
-    tracing::warn!(actor = %record.actor, %scope, why, left_out, "a request was refused");
     let stored = state
         .store
         .append_audit(&state.tenant, record, state.clock.line())

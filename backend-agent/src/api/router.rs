@@ -77,6 +77,7 @@ pub(super) fn table() -> Vec<Row> {
         row(scope(Scope::GatewaysRead), Quick, routes!(gateways::show)),
         row(scope(Scope::GatewaysRead), Quick, routes!(gateways::forks)),
         row(scope(Scope::RunsWrite), Quick, routes!(runs::submit)),
+        row(scope(Scope::RunsWrite), Quick, routes!(runs::plan)),
         row(scope(Scope::RunsRead), Quick, routes!(runs::list)),
         row(scope(Scope::RunsRead), Quick, routes!(runs::show)),
         row(scope(Scope::RunsRead), Quick, routes!(runs::commands)),

@@ -1,7 +1,7 @@
 //! Takes connections and serves them within their bounds.
 //!
 //! Nobody waits for a place: at a bound the stranger goes who has held one longest without a request being worked on.
-//! Whoever shows a valid key keeps its place.
+//! Whoever shows a valid key keeps its place, as far as that key, and all keys together, may have places.
 
 use std::error::Error as _;
 use std::io;
@@ -19,19 +19,34 @@ use tokio::net::{TcpListener, TcpStream};
 use tower::ServiceExt;
 use viworks_common::id::ApiKeyId;
 use viworks_common::places::{Bound, PlaceLimits, network};
+use viworks_runtime::clock::{Clock as _, SystemClock};
 use viworks_runtime::door::{Door, LetIn, Seat};
 use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::metrics::Metrics;
 use viworks_runtime::progress::Progress;
+use viworks_runtime::throttle::{LOG_LINES, Throttle};
 
 use super::limits::ApiLimits;
-use super::request::Peer;
+use super::pace::Pace;
+use super::request::{ALWAYS, Peer};
 
 /// The pause after a failed accept: out of descriptors is not cured by trying faster.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What somebody is told for whom there is no place.
-const NO_PLACE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+/// What somebody is told for whom there is no place, with what every other answer has as well.
+fn no_place() -> String {
+    let mut answer = "HTTP/1.1 503 Service Unavailable\r\n".to_owned();
+    let own = [
+        ("retry-after", "1"),
+        ("connection", "close"),
+        ("content-length", "0"),
+    ];
+    for (name, value) in own.into_iter().chain(ALWAYS) {
+        answer.extend([name, ": ", value, "\r\n"]);
+    }
+    answer.push_str("\r\n");
+    answer
+}
 
 /// Against whom a connection counts.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,14 +61,28 @@ pub(super) enum Source {
 #[derive(Debug, Clone)]
 pub(super) struct ApiSeat {
     seat: Arc<Seat<Source>>,
+    pace: Arc<Pace>,
     counters: Counters,
 }
 
 impl ApiSeat {
     /// It showed a valid key.
-    pub(super) fn vouch(&self, key: ApiKeyId) {
-        if self.seat.vouch(&Source::Key(key)) {
-            self.counters.cut("key_full");
+    ///
+    /// # Errors
+    ///
+    /// The bound, when there is no room for another connection that has.
+    pub(super) fn vouch(&self, key: ApiKeyId) -> Result<(), Bound> {
+        self.pace.know();
+        match self.seat.vouch(&Source::Key(key)) {
+            Ok(None) => Ok(()),
+            Ok(Some(bound)) => {
+                self.counters.cut(bound.name());
+                Ok(())
+            }
+            Err(bound) => {
+                self.counters.refused(bound);
+                Err(bound)
+            }
         }
     }
 }
@@ -112,6 +141,8 @@ pub async fn serve(
         per_source: limits.per_source_max,
         per_known: limits.per_key_max,
     });
+    let no_place = no_place();
+    let unaccepted = Throttle::new(LOG_LINES);
     loop {
         let accepted = tokio::select! {
             biased;
@@ -121,7 +152,9 @@ pub async fn serve(
         let (socket, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, "a connection to the API could not be accepted");
+                if let Some(left_out) = unaccepted.take(SystemClock.now()) {
+                    tracing::warn!(%error, left_out, "a connection to the API could not be accepted");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
@@ -136,6 +169,7 @@ pub async fn serve(
                     limits,
                     seat: ApiSeat {
                         seat: Arc::new(seat),
+                        pace: Arc::new(Pace::new()),
                         counters: counters.clone(),
                     },
                 };
@@ -145,7 +179,7 @@ pub async fn serve(
             Err(bound) => {
                 counters.refused(bound);
                 // A fresh socket has room for so much; one that has not is of no use to anybody.
-                drop(socket.try_write(NO_PLACE));
+                drop(socket.try_write(no_place.as_bytes()));
             }
         }
     }
@@ -169,9 +203,11 @@ impl Connection {
         let cut = seat.seat.cut();
         let service = hyper::service::service_fn(move |mut request: http::Request<_>| {
             let (router, place) = (router.clone(), Arc::clone(&seat.seat));
+            let pace = Arc::clone(&seat.pace);
             request.extensions_mut().insert(peer);
             request.extensions_mut().insert(seat.clone());
             async move {
+                pace.next().await;
                 place.busy(true);
                 let answer = router.oneshot(request).await;
                 place.busy(false);
@@ -222,4 +258,21 @@ fn timed_out(error: &hyper::Error) -> bool {
         source = cause.source();
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_finds_no_place_gets_the_headers_of_every_other_answer() {
+        let answer = no_place();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert_eq!(body, "");
+        assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
+        for (name, value) in ALWAYS {
+            assert!(head.contains(&format!("\r\n{name}: {value}")), "{head}");
+        }
+        assert!(head.contains("\r\ncache-control: no-store"), "{head}");
+    }
 }

@@ -71,6 +71,7 @@ pub async fn authenticate(
     }
     Ok(Principal {
         key_id: key.id,
+        name: key.name,
         expires_at: key.expires_at,
         // A scope that this version does not know opens nothing.
         scopes: key

@@ -87,7 +87,7 @@ impl Dispatcher {
             match self.queue.offer(&self.key(agent_id), command_id).await {
                 Ok(_) => fault::point("queue.offered.before_lease"),
                 Err(error @ (QueueError::Full { .. } | QueueError::Unavailable { .. })) => {
-                    debug!(%agent_id, %command_id, %error, "not offered; the reconciler will");
+                    debug!(gateway = self.manager.name_of(agent_id), %agent_id, %command_id, %error, "not offered; the reconciler will");
                 }
             }
             self.count_depth().await;
@@ -140,7 +140,7 @@ impl Dispatcher {
         match self.queue.retry(key, command_id, self.clock.now()).await? {
             Retried::Dead => {
                 self.metrics.queue_dead.inc();
-                warn!(agent_id = %key.agent_id, %command_id, "an offer was given up; the reconciler will make it again");
+                warn!(gateway = self.manager.name_of(key.agent_id), agent_id = %key.agent_id, %command_id, "an offer was given up; the reconciler will make it again");
             }
             Retried::After(_) | Retried::Unknown => {}
         }

@@ -11,6 +11,7 @@ use viworks_common::limits;
 use viworks_runtime::random;
 
 use super::Commands;
+use crate::auth::risk_scope;
 use crate::data::{
     Actor, GatewayRef, Idempotency, NewCommand, NewRun, Run, Skip, StoreError, Submission, Target,
     TargetSelection,
@@ -52,6 +53,28 @@ pub struct Submitted {
     pub run: Run,
     /// Whether the same request had been accepted before.
     pub replayed: bool,
+}
+
+/// What a submission would do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Planned {
+    /// As they would be stored with the run.
+    pub arguments: Arguments,
+    /// Those that would get the command.
+    pub gateways: Vec<PlannedGateway>,
+    /// Those that are meant and would not.
+    pub skipped: Vec<NotOffered>,
+}
+
+/// A gateway that would get the command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedGateway {
+    /// Which gateway.
+    pub agent_id: AgentId,
+    /// Its name.
+    pub gateway: GatewayName,
+    /// What the command can do there, as the gateway says.
+    pub risk: Risk,
 }
 
 /// A gateway that cannot take the command, and why.
@@ -104,11 +127,16 @@ pub enum SubmitError {
     #[error("the arguments do not fit what {} of the gateways declare; nothing was sent", .0.len())]
     BadArgumentsThere(Vec<NotOffered>),
     /// The operator may not take this risk.
-    #[error("this command's risk is {0:?}")]
-    RiskNotAllowed(Risk),
-    /// A dangerous command needs a reason.
+    #[error("this command's risk is {}", risk.name())]
+    RiskNotAllowed {
+        /// The highest that is not allowed.
+        risk: Risk,
+        /// Where it is, when that is not the same everywhere.
+        gateways: Vec<NotOffered>,
+    },
+    /// A dangerous command needs a reason; where it is dangerous, when that is not everywhere.
     #[error("a dangerous command needs a reason")]
-    ReasonMissing,
+    ReasonMissing(Vec<NotOffered>),
     /// Another number of gateways than expected.
     #[error("{found} gateways can take the command and {expected} were expected")]
     TargetCount {
@@ -176,22 +204,7 @@ impl Commands {
             candidates,
             arguments,
             skipped,
-        } = self.select(&request).await?;
-        let risk = candidates
-            .iter()
-            .map(|candidate| candidate.entry.risk)
-            .max()
-            .unwrap_or(Risk::Danger);
-        if !request.risks.contains(&risk) {
-            return Err(SubmitError::RiskNotAllowed(risk));
-        }
-        if risk == Risk::Danger && request.reason.is_none() {
-            return Err(SubmitError::ReasonMissing);
-        }
-        let found = u64::try_from(candidates.len()).unwrap_or(u64::MAX);
-        if let Some(expected) = request.expect_targets.filter(|expected| *expected != found) {
-            return Err(SubmitError::TargetCount { expected, found });
-        }
+        } = self.admit(&request).await?;
         let now = self.clock.line();
         let new = NewRun {
             run_id: RunId::from_uuid(random::uuid_v7(now)),
@@ -231,6 +244,39 @@ impl Commands {
         answered(submission)
     }
 
+    /// What a submission would do, by the same checks; nothing is stored. Whether queues have room shows only when it is
+    /// submitted.
+    ///
+    /// # Errors
+    /// Why nothing would be submitted.
+    pub async fn plan(&self, request: &SubmitRequest) -> Result<Planned, SubmitError> {
+        let selection = self.admit(request).await?;
+        Ok(Planned {
+            arguments: selection.arguments,
+            gateways: selection
+                .candidates
+                .into_iter()
+                .map(|candidate| PlannedGateway {
+                    agent_id: candidate.agent_id,
+                    gateway: candidate.name,
+                    risk: candidate.entry.risk,
+                })
+                .collect(),
+            skipped: selection.skipped,
+        })
+    }
+
+    /// Everything that is checked before something is stored.
+    async fn admit(&self, request: &SubmitRequest) -> Result<Selection, SubmitError> {
+        let selection = within_its_risks(self.select(request).await?, request)?;
+        let candidates = &selection.candidates;
+        let found = u64::try_from(candidates.len()).unwrap_or(u64::MAX);
+        if let Some(expected) = request.expect_targets.filter(|expected| *expected != found) {
+            return Err(SubmitError::TargetCount { expected, found });
+        }
+        Ok(selection)
+    }
+
     /// The gateways that will get the command, and those that are meant and will not. Explicitly named gateways must
     /// all be able to take it unless the request leaves out those that cannot; of `all`, those that do not have the
     /// command are skipped, and one that has it and refuses these arguments refuses the run, by name.
@@ -262,8 +308,17 @@ impl Commands {
             return Err(SubmitError::NotOffered(sorted.not_offered));
         }
         if sorted.candidates.is_empty() {
-            return Err(if !sorted.any {
+            let left_out = matches!(request.targets, TargetSelection::AllExcept(_));
+            return Err(if !sorted.any && left_out {
+                SubmitError::NoTarget(
+                    "no gateway is left: all that are registered are to be left out",
+                )
+            } else if !sorted.any {
                 SubmitError::NoTarget("no gateway is registered")
+            } else if !sorted.reported && left_out {
+                SubmitError::NoTarget(
+                    "none of the gateways that are left has connected and reported its catalogue",
+                )
             } else if !sorted.reported {
                 SubmitError::NoTarget("no gateway has connected and reported its catalogue")
             } else {
@@ -289,6 +344,84 @@ impl Commands {
             skipped,
         })
     }
+}
+
+/// Why a request may not do what has this risk.
+fn objection(risk: Risk, request: &SubmitRequest) -> Option<String> {
+    let name = risk.name();
+    if !request.risks.contains(&risk) {
+        let scope = risk_scope(risk);
+        return Some(format!(
+            "its risk there is {name}, which needs the scope {scope}"
+        ));
+    }
+    let unexplained = risk == Risk::Danger && request.reason.is_none();
+    unexplained.then(|| format!("its risk there is {name}, which needs a reason"))
+}
+
+/// What a gateway says about the risk is its own affair: where it is more than the request may take, that gateway is
+/// named, and left out when gateways may be.
+fn within_its_risks(
+    selection: Selection,
+    request: &SubmitRequest,
+) -> Result<Selection, SubmitError> {
+    let Selection {
+        candidates,
+        arguments,
+        mut skipped,
+    } = selection;
+    let lowest = candidates
+        .iter()
+        .map(|candidate| candidate.entry.risk)
+        .min();
+    let (mut fitting, mut refused) = (Vec::with_capacity(candidates.len()), Vec::new());
+    for candidate in candidates {
+        match objection(candidate.entry.risk, request) {
+            None => fitting.push(candidate),
+            Some(problem) => refused.push((candidate, problem)),
+        }
+    }
+    let risks = refused
+        .iter()
+        .map(|(candidate, _problem)| candidate.entry.risk);
+    let Some(highest) = risks.max() else {
+        return Ok(Selection {
+            candidates: fitting,
+            arguments,
+            skipped,
+        });
+    };
+    let not_offered = refused
+        .into_iter()
+        .map(|(candidate, problem)| NotOffered {
+            agent_id: candidate.agent_id,
+            gateway: candidate.name,
+            code: SkipCode::RiskNotAllowed,
+            problem,
+        })
+        .collect();
+    if request.skip_unable && !fitting.is_empty() {
+        skipped.extend::<Vec<_>>(not_offered);
+        return Ok(Selection {
+            candidates: fitting,
+            arguments,
+            skipped,
+        });
+    }
+    // Where it is the same everywhere, a list of every gateway would say no more.
+    let gateways = if lowest == Some(highest) {
+        Vec::new()
+    } else {
+        not_offered
+    };
+    Err(if request.risks.contains(&highest) {
+        SubmitError::ReasonMissing(gateways)
+    } else {
+        SubmitError::RiskNotAllowed {
+            risk: highest,
+            gateways,
+        }
+    })
 }
 
 /// Resolved targets by what they mean for the submission.

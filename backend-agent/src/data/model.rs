@@ -12,6 +12,22 @@ pub use command::*;
 pub use gateway::*;
 pub use record::*;
 
+/// The word for the bearer of an API key, for statements as well.
+macro_rules! api_key_word {
+    () => {
+        "api_key"
+    };
+}
+pub(in crate::data) use api_key_word;
+
+/// The word for a gateway, for statements as well.
+macro_rules! gateway_word {
+    () => {
+        "gateway"
+    };
+}
+pub(in crate::data) use gateway_word;
+
 /// What kind of principal did something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ActorKind {
@@ -41,8 +57,8 @@ impl ActorKind {
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
-            Self::ApiKey => "api_key",
-            Self::Gateway => "gateway",
+            Self::ApiKey => api_key_word!(),
+            Self::Gateway => gateway_word!(),
             Self::Local => "local",
             Self::System => "system",
             Self::Anonymous => "anonymous",

@@ -6,11 +6,13 @@
 mod admit;
 mod agents;
 mod audit;
+mod budget;
 mod catalogues;
 mod certificates;
 mod confirm;
 mod contract;
 mod forks;
+mod ground;
 mod keys;
 mod lease;
 mod opening;
@@ -34,6 +36,7 @@ use viworks_runtime::sqlite::{Constraint, Database, Error, Migration, Options, m
 
 use super::{StoreError, StoreResult, TelemetryLimits};
 
+use ground::Ground;
 use tx::{Tx, View};
 
 const MIGRATIONS: &[Migration] = &[
@@ -52,13 +55,18 @@ const MIGRATIONS: &[Migration] = &[
         "../../migrations/sqlite",
         "0008_keep_the_time_limit_of_a_run.sql"
     ),
-    migration!("../../migrations/sqlite", "0009_count_open_commands.sql"),
+    migration!(
+        "../../migrations/sqlite",
+        "0009_bound_what_a_gateway_leaves_behind.sql"
+    ),
+    migration!("../../migrations/sqlite", "0010_count_open_commands.sql"),
 ];
 
 /// The store of a backend that needs nothing else.
 #[derive(Debug, Clone)]
 pub struct SqliteStore {
     database: Database,
+    ground: Ground,
     telemetry: TelemetryLimits,
 }
 
@@ -68,9 +76,11 @@ impl SqliteStore {
     /// # Errors
     /// When the file cannot be opened or its schema is not ours.
     pub async fn open(options: Options) -> Result<Self, Error> {
+        let file = options.path.clone();
         let database = Database::open(options, MIGRATIONS).await?;
         Ok(Self {
             database,
+            ground: Ground::new(&file)?,
             telemetry: TelemetryLimits::default(),
         })
     }
@@ -88,13 +98,14 @@ impl SqliteStore {
         &self.database
     }
 
-    /// Carries out an intent in one transaction.
+    /// Carries out an intent in one transaction, unless what it commits would be gone with this process.
     async fn write<T: Send + 'static>(
         &self,
         tenant: &Tenant,
         now: Timestamp,
         intent: impl Fn(&Tx<'_>) -> StoreResult<T> + Send + 'static,
     ) -> StoreResult<T> {
+        self.ground.check()?;
         let tenant = tenant.clone();
         self.database
             .write(move |connection| Tx::run(connection, &tenant, now, &intent))

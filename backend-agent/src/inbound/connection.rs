@@ -4,36 +4,38 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode as FrameCode;
 use tracing::{debug, info, warn};
-use viworks_common::certificate::{Life, in_words, life};
+use viworks_common::certificate::{Life, life};
 use viworks_common::code::CloseCode;
+use viworks_common::human;
 use viworks_common::id::{CommandId, SessionId};
 use viworks_common::key::{Binding, Identity};
 use viworks_common::session::state::BackendState;
 use viworks_common::session::{BackendEvent, BackendSession, BackendSessionConfig, Closed, End};
 use viworks_common::time::{Monotonic, Timestamp};
 use viworks_common::wire::message::{
-    BackendMessage, CommandRef, CommandStarted, Drain, Go, Hello, KEEPS_TIMEOUT, Permit, Refuse,
-    TELEMETRY_REFUSALS,
+    BackendMessage, CommandRef, CommandStarted, Drain, Go, Hello, KEEPS_TIMEOUT, Permit,
+    RESULT_REFUSALS, Refuse, TELEMETRY_REFUSALS,
 };
 use viworks_runtime::{clock, random};
 
 use super::Inbound;
+use super::judge::Judged;
 use super::limits::{Admitted, Turn};
 use super::opening::{Arrival, Decision, millis, security_event};
 use super::socket::{AgentSocket, Received};
 use crate::agent::manager::{Desk, Ending, Order};
+use crate::agent::rates::Pace;
 use crate::agent::registry::Peer;
 use crate::data::{ConfirmOutcome, ConfirmRequest, Confirmed, GatewayRef, Holder, StoreError};
 
 mod commands;
-mod rates;
 mod stream;
 
-use rates::Rates;
 use stream::Stream;
 
 /// One connection from its upgrade to its end.
@@ -53,6 +55,8 @@ pub(super) struct Connection {
     keeps_timeout: bool,
     /// Whether HELLO asked for what is refused of its telemetry.
     tells_refusals: bool,
+    /// Whether HELLO asked for which results are not kept.
+    tells_not_kept: bool,
     live: Option<Live>,
     /// A write found that the session is not the current one; why is not known yet.
     fenced: bool,
@@ -72,12 +76,21 @@ struct Live {
     again_at: Option<Monotonic>,
     /// Whose runs the commands are, for those who watch.
     runs: commands::Runs,
-    rates: Rates,
+    pace: Pace,
+    /// A catalogue that is being judged; a later one takes its place.
+    judging: Option<Judging>,
     stream: Stream,
     output_received: u64,
     probes: BTreeMap<u64, oneshot::Sender<()>>,
     probe_id: u64,
     draining: bool,
+}
+
+/// A catalogue that is being judged.
+struct Judging {
+    /// As its gateway names it.
+    digest: String,
+    verdict: oneshot::Receiver<Judged>,
 }
 
 /// What happened next.
@@ -88,6 +101,7 @@ enum Step {
     Ending(Ending),
     Ordered(Order),
     Nudged,
+    Judged(Option<Judged>),
     Telemetry(stream::Progress),
 }
 
@@ -124,6 +138,7 @@ impl Connection {
             welcomed: None,
             keeps_timeout: false,
             tells_refusals: false,
+            tells_not_kept: false,
             live: None,
             fenced: false,
         }
@@ -188,7 +203,12 @@ impl Connection {
                 () = due => Step::Deadline,
             };
         };
-        let Live { desk, stream, .. } = live;
+        let Live {
+            desk,
+            stream,
+            judging,
+            ..
+        } = live;
         tokio::select! {
             biased;
             ending = next_ending(&mut desk.ending) => Step::Ending(ending),
@@ -196,6 +216,7 @@ impl Connection {
             received = received => Step::Received(received),
             () = due => Step::Deadline,
             () = desk.nudged.notified() => Step::Nudged,
+            judged = next_judged(judging) => Step::Judged(judged),
             progress = stream.progress(&inbound.telemetry) => Step::Telemetry(progress),
         }
     }
@@ -240,6 +261,7 @@ impl Connection {
             }),
             Step::Ordered(order) => self.on_order(order, now),
             Step::Nudged => self.offer_commands().await,
+            Step::Judged(judged) => self.on_judged(judged).await,
             Step::Telemetry(progress) => self.on_telemetry(progress),
         }
     }
@@ -253,21 +275,18 @@ impl Connection {
                 .replay
                 .contains(self.peer.identity.agent_id, &nonce)
         {
-            security_event(
-                &self.inbound,
-                &self.peer,
-                self.address,
-                "gateway.hello_replayed",
-                0,
-            )
-            .await;
+            let action = "gateway.hello_replayed";
+            security_event(&self.inbound, &self.peer, self.address, action).await;
             self.session
                 .close(CloseCode::Replay, "this HELLO was used before", now);
             return;
         }
         self.session.handle_frame(bytes, now);
         if self.session.hello_was_unproved() {
-            note_unproved(&self.inbound, &self.peer, self.address, now).await;
+            // Somebody has the gateway's certificate and not its key: files that were mixed up, or a thief.
+            self.inbound.metrics.refused("wrong_agent_key");
+            let action = "gateway.wrong_agent_key";
+            security_event(&self.inbound, &self.peer, self.address, action).await;
         }
     }
 
@@ -294,15 +313,10 @@ impl Connection {
     /// Every event, once.
     async fn on_event(&mut self, event: BackendEvent) {
         let now = self.now();
-        if let Some(live) = &mut self.live
-            && !live.rates.allow(&event, now)
+        if let Some(live) = &self.live
+            && let Err(wait) = live.pace.allow(&event, now)
         {
-            self.inbound.metrics.refused("message_rate");
-            return self.session.close(
-                CloseCode::RateLimited,
-                "the gateway repeats itself too often",
-                now,
-            );
+            return self.slow_down("the gateway repeats itself too often", wait);
         }
         match event {
             BackendEvent::Hello {
@@ -333,11 +347,11 @@ impl Connection {
             BackendEvent::Started(started) => self.on_started(started),
             BackendEvent::Output(output) => self.on_output(output).await,
             BackendEvent::Result(result) => self.on_result(*result).await,
-            BackendEvent::Catalogue(catalogue) => self.on_catalogue(catalogue).await,
+            BackendEvent::Catalogue(catalogue) => self.on_catalogue(catalogue),
             BackendEvent::PinReport(report) => self.on_pin_report(report.version).await,
             BackendEvent::Event(event) => self.on_gateway_event(&event).await,
             BackendEvent::Bye { reason } => {
-                debug!(agent_id = %self.peer.identity.agent_id, reason, "the gateway says goodbye");
+                debug!(gateway = %self.peer.name, agent_id = %self.peer.identity.agent_id, reason, "the gateway says goodbye");
             }
             // The loop asks `closed` itself.
             BackendEvent::Closed(_) => {}
@@ -351,6 +365,7 @@ impl Connection {
                 let announces = |name: &str| hello.capabilities.iter().any(|known| known == name);
                 self.keeps_timeout = announces(KEEPS_TIMEOUT);
                 self.tells_refusals = announces(TELEMETRY_REFUSALS);
+                self.tells_not_kept = announces(RESULT_REFUSALS);
                 self.welcomed = Some(ConfirmRequest {
                     agent_id: self.peer.identity.agent_id,
                     session_id: self.session_id,
@@ -369,6 +384,16 @@ impl Connection {
         self.inbound.metrics.refused(refuse.code.name());
         let now = self.now();
         self.session.refuse(refuse, now);
+    }
+
+    /// Ends the session of a gateway that says too much, and says when it may go on.
+    fn slow_down(&mut self, reason: &str, wait: Duration) {
+        self.inbound.metrics.refused("message_rate");
+        self.refuse(Refuse {
+            code: CloseCode::RateLimited,
+            reason: reason.to_owned(),
+            retry_after_ms: Some(millis(wait)),
+        });
     }
 
     async fn on_confirmed(&mut self, epoch: u64) {
@@ -408,11 +433,12 @@ impl Connection {
             return self.refuse(superseded());
         };
         let peer = &self.peer;
-        manager.note_certificate(holder.agent_id, peer.not_before, peer.not_after);
+        manager.note_certificate(holder.agent_id, &peer.name, peer.not_before, peer.not_after);
         let ends = life(peer.not_before, peer.not_after, self.inbound.clock.wall());
         if let Life::EndsSoon { left } = ends {
-            warn!(agent_id = %holder.agent_id, not_after = %peer.not_after, "a gateway's certificate ends in {}", in_words(left));
+            warn!(gateway = %peer.name, agent_id = %holder.agent_id, not_after = %peer.not_after, "a gateway's certificate ends in {}", human::span(left));
         }
+        let heartbeats = self.inbound.terms.heartbeat_interval;
         self.live = Some(Live {
             desk,
             holder,
@@ -421,8 +447,9 @@ impl Connection {
             started: VecDeque::new(),
             again_at: None,
             runs: commands::Runs::default(),
-            rates: Rates::new(self.inbound.terms.heartbeat_interval),
-            stream: Stream::new(&holder, self.tells_refusals),
+            pace: manager.pace(holder.agent_id, heartbeats, self.inbound.clock.now()),
+            judging: None,
+            stream: Stream::new(&holder, &self.peer.name, self.tells_refusals),
             output_received: 0,
             probes: BTreeMap::new(),
             probe_id: 0,
@@ -437,7 +464,7 @@ impl Connection {
             // Everybody else has been told to come back; this one came too late for that.
             return self.refuse(draining());
         }
-        info!(agent_id = %holder.agent_id, epoch, address = %self.address, "gateway connected");
+        info!(gateway = %self.peer.name, agent_id = %holder.agent_id, epoch, address = %self.address, "gateway connected");
         self.resume(&confirmed);
         // What was submitted after the confirmation and before the session was entered is known by its missed nudge.
         if confirmed.waiting || self.inbound.manager.missed_nudges() != missed {
@@ -450,7 +477,7 @@ impl Connection {
         let ended = u64::try_from(confirmed.ended_indeterminate.len()).unwrap_or(u64::MAX);
         if ended > 0 {
             use viworks_common::command::CommandState::Indeterminate;
-            warn!(agent_id = %self.peer.identity.agent_id, commands = ended, "an earlier process of the gateway is gone without a trace of its commands");
+            warn!(gateway = %self.peer.name, agent_id = %self.peer.identity.agent_id, commands = ended, "an earlier process of the gateway is gone without a trace of its commands");
             self.inbound.metrics.commands_final(Indeterminate, ended);
         }
         for command in &confirmed.released {
@@ -485,7 +512,7 @@ impl Connection {
             Ok(()) => true,
             Err(refusal) => {
                 if self.session.closed().is_none() {
-                    warn!(agent_id = %self.peer.identity.agent_id, message = name, %refusal, "a message could not be queued");
+                    warn!(gateway = %self.peer.name, agent_id = %self.peer.identity.agent_id, message = name, %refusal, "a message could not be queued");
                     self.session.close(
                         CloseCode::Internal,
                         "the backend could not queue a message",
@@ -508,7 +535,7 @@ impl Connection {
             | StoreError::Unavailable(_)
             | StoreError::Full(_)
             | StoreError::Inconsistent { .. } => {
-                warn!(agent_id = %self.peer.identity.agent_id, %error, "a session ends because of the store");
+                warn!(gateway = %self.peer.name, agent_id = %self.peer.identity.agent_id, %error, "a session ends because of the store");
                 self.refuse(Refuse {
                     code: CloseCode::Internal,
                     reason: "the backend's store failed".to_owned(),
@@ -528,7 +555,7 @@ impl Connection {
         let revoked = match self.inbound.store.gateway(tenant, &which).await {
             Ok(gateway) => gateway.is_some_and(|gateway| gateway.revoked_at.is_some()),
             Err(error) => {
-                warn!(%agent_id, %error, "failed to find out why a session is fenced");
+                warn!(gateway = %self.peer.name, %agent_id, %error, "failed to find out why a session is fenced");
                 false
             }
         };
@@ -564,9 +591,9 @@ impl Connection {
         let (address, code, reason) = (self.address, closed.name(), &closed.reason);
         // The one line about it. Whoever never got a session is somebody to look at, unless the line was cut.
         if self.live.is_some() || closed.code == Some(CloseCode::HeartbeatTimeout) {
-            info!(%agent_id, %address, code, reason, "session ended");
-        } else {
-            warn!(%agent_id, %address, code, reason, "refused a session");
+            info!(gateway = %self.peer.name, %agent_id, %address, code, reason, "session ended");
+        } else if let Some(left_out) = self.inbound.manager.may_log(agent_id, self.now()) {
+            warn!(gateway = %self.peer.name, %agent_id, %address, code, reason, left_out, "refused a session");
         }
         let now = self.now();
         let code = FrameCode::from(closed.number());
@@ -583,19 +610,16 @@ impl Connection {
             .store
             .end_session(tenant, agent_id, live.holder.epoch, code, now);
         if let Err(error) = ended.await {
-            warn!(%agent_id, %error, "failed to record the end of a session; the next one settles it");
+            warn!(gateway = %self.peer.name, %agent_id, %error, "failed to record the end of a session; the next one settles it");
         }
     }
 }
 
-/// Somebody has the gateway's certificate and not its key: files that were mixed up, or a thief.
-async fn note_unproved(inbound: &Inbound, peer: &Peer, address: SocketAddr, now: Monotonic) {
-    inbound.metrics.refused("wrong_agent_key");
-    let recorded = inbound
-        .manager
-        .records_unproved(peer.identity.agent_id, now);
-    if let Some(left_out) = recorded {
-        security_event(inbound, peer, address, "gateway.wrong_agent_key", left_out).await;
+/// What became of the catalogue that is being judged; none when it took too long.
+async fn next_judged(judging: &mut Option<Judging>) -> Option<Judged> {
+    match judging {
+        Some(judging) => (&mut judging.verdict).await.ok(),
+        None => std::future::pending().await,
     }
 }
 

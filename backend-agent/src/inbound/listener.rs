@@ -15,6 +15,7 @@ use tokio_rustls::server::TlsStream;
 use tracing::{info, warn};
 use viworks_common::key::{Binding, BindingMode};
 use viworks_common::limits::SEND_PROGRESS_TIMEOUT;
+use viworks_runtime::throttle::{LOG_LINES, Throttle};
 use viworks_runtime::{random, tls};
 
 use super::Inbound;
@@ -37,6 +38,7 @@ pub struct Listener {
     config: watch::Receiver<Arc<ServerConfig>>,
     gate: Gate,
     inbound: Arc<Inbound>,
+    lines: Arc<Lines>,
 }
 
 impl Listener {
@@ -53,6 +55,11 @@ impl Listener {
             config,
             gate,
             inbound,
+            lines: Arc::new(Lines {
+                strangers: Throttle::new(LOG_LINES),
+                refused: Throttle::new(LOG_LINES),
+                unaccepted: Throttle::new(LOG_LINES),
+            }),
         }
     }
 
@@ -76,6 +83,7 @@ impl Listener {
             Ok(admitted) => {
                 let handshake = Handshake {
                     acceptor: TlsAcceptor::from(Arc::clone(&self.config.borrow())),
+                    lines: Arc::clone(&self.lines),
                     gate: self.gate.clone(),
                     inbound: Arc::clone(&self.inbound),
                     address,
@@ -98,14 +106,27 @@ impl Listener {
                 | io::ErrorKind::Interrupted
         );
         if !concerns_one {
-            warn!(%error, "cannot accept connections; trying again");
+            if let Some(left_out) = self.lines.unaccepted.take(self.inbound.clock.now()) {
+                warn!(%error, left_out, "cannot accept connections; trying again");
+            }
             sleep(EXHAUSTED_PAUSE).await;
         }
     }
 }
 
+/// Bounds of what connections without a session write into the log; the metrics count all of them.
+struct Lines {
+    /// Those without a certificate of ours.
+    strangers: Throttle,
+    /// Those with one that is refused: a flood of the others must not hide them.
+    refused: Throttle,
+    /// About connections that could not be accepted.
+    unaccepted: Throttle,
+}
+
 struct Handshake {
     acceptor: TlsAcceptor,
+    lines: Arc<Lines>,
     gate: Gate,
     inbound: Arc<Inbound>,
     address: SocketAddr,
@@ -128,12 +149,16 @@ impl Handshake {
             Ok(Ok(secured)) => secured,
             Ok(Err(error)) => {
                 metrics.handshake("tls_failed");
-                info!(%address, %error, "a TLS handshake failed");
+                self.strangers(
+                    |left_out| info!(%address, %error, left_out, "a TLS handshake failed"),
+                );
                 return;
             }
             Err(_elapsed) => {
                 metrics.handshake("tls_timeout");
-                info!(%address, "a TLS handshake took too long");
+                self.strangers(
+                    |left_out| info!(%address, left_out, "a TLS handshake took too long"),
+                );
                 return;
             }
         };
@@ -142,7 +167,9 @@ impl Handshake {
         let verdict = match (&recognised, &opening) {
             (Err(unrecognised), _) => {
                 metrics.refused(unrecognised.code().name());
-                warn!(%address, error = %unrecognised, "refused a client certificate");
+                if let Some(left_out) = self.lines.refused.take(self.inbound.clock.now()) {
+                    warn!(%address, error = %unrecognised, left_out, "refused a client certificate");
+                }
                 Verdict::Refuse(unrecognised.code(), unrecognised.reason())
             }
             (Ok(_), None) => {
@@ -162,13 +189,15 @@ impl Handshake {
                 metrics.handshake("not_upgraded");
                 // What is wrong with a certificate was said above.
                 if recognised.is_ok() && opening.is_some() {
-                    info!(%address, "a request of an agent was answered and not upgraded");
+                    self.strangers(|left_out| {
+                        info!(%address, left_out, "a request of an agent was answered and not upgraded");
+                    });
                 }
                 return;
             }
             Err(_elapsed) => {
                 metrics.handshake("upgrade_timeout");
-                info!(%address, "an upgrade took too long");
+                self.strangers(|left_out| info!(%address, left_out, "an upgrade took too long"));
                 return;
             }
         };
@@ -188,6 +217,13 @@ impl Handshake {
         // A task of its own: this one's future carries the whole handshake and would keep its size.
         let session = Box::pin(Box::new(connection).run());
         drop(self.inbound.lifecycle.spawn("agent session", session));
+    }
+
+    /// Writes a line that anybody who reaches the port can cause, unless there were too many of them.
+    fn strangers(&self, line: impl FnOnce(u64)) {
+        if let Some(left_out) = self.lines.strangers.take(self.inbound.clock.now()) {
+            line(left_out);
+        }
     }
 
     async fn recognise(

@@ -61,10 +61,12 @@ impl Arrival<'_> {
             Ok(refused) => return Decision::Refuse(refusal(&refused)),
             Err(error) => return Decision::Refuse(unavailable(&error)),
         };
+        let telemetry = &self.inbound.telemetry;
+        telemetry.refused(request.agent_id, &self.peer.name, &admitted.refused);
         if admitted.rolled_back {
             // A gateway can claim any counter, so this is about that gateway: an alarm for the whole backend would be
             // one that any of them can ring. The audit trail has what was claimed and what became of it.
-            info!(agent_id = %request.agent_id, epoch = admitted.presented, "a gateway claims to be ahead of the database; its counters were raised");
+            info!(gateway = %self.peer.name, agent_id = %request.agent_id, epoch = admitted.presented, "a gateway claims to be ahead of the database; its counters were raised");
         }
         if let Err(refuse) = self.settle_take_over(&request, &admitted).await {
             return Decision::Refuse(refuse);
@@ -129,14 +131,8 @@ impl Arrival<'_> {
     }
 
     async fn replayed(&self) {
-        security_event(
-            self.inbound,
-            self.peer,
-            self.address,
-            "gateway.hello_replayed",
-            0,
-        )
-        .await;
+        let action = "gateway.hello_replayed";
+        security_event(self.inbound, self.peer, self.address, action).await;
     }
 
     /// Of two processes with one identity, the one that is alive keeps it.
@@ -154,7 +150,7 @@ impl Arrival<'_> {
             let tenant = &self.peer.identity.tenant;
             let now = self.inbound.clock.line();
             if let Err(error) = self.inbound.store.record_fork(tenant, request, now).await {
-                error!(%agent_id, %error, "failed to record a fork");
+                error!(gateway = %self.peer.name, %agent_id, %error, "failed to record a fork");
             }
             // Its next HELLO moves the ratchet past the copy.
             manager.favour(agent_id, self.inbound.clock.now());
@@ -167,7 +163,7 @@ impl Arrival<'_> {
         // It may have been refused in favour of this silence on another connection.
         self.is_welcome()?;
         if manager.may_take_over(agent_id, self.inbound.clock.now()) {
-            info!(%agent_id, address = %self.address, "taking over from a session that does not answer");
+            info!(gateway = %self.peer.name, %agent_id, address = %self.address, "taking over from a session that does not answer");
             return Ok(());
         }
         Err(Refuse {
@@ -284,27 +280,28 @@ pub(super) async fn security_event(
     inbound: &Inbound,
     peer: &Peer,
     address: SocketAddr,
-    action: &str,
-    left_out: u64,
+    action: &'static str,
 ) {
     let agent_id = peer.identity.agent_id;
-    // Kept for good, so bounded: further ones are counted.
-    if !inbound.manager.may_note(agent_id, inbound.clock.now()) {
+    // It costs its sender next to nothing, and is not to cost the store more: further ones are counted.
+    let (now, manager) = (inbound.clock.now(), &inbound.manager);
+    let Some(left_out) = manager.records(agent_id, action, now) else {
         return inbound.metrics.refused("security_events");
-    }
+    };
     let record = NewAuditRecord {
         actor: Actor::gateway(agent_id),
         action: action.to_owned(),
-        object: format!("gateway:{agent_id}"),
+        object: Actor::gateway(agent_id).to_string(),
         outcome: AuditOutcome::Refused,
         detail: serde_json::json!({ "address": address.to_string(), "left_out": left_out }),
     };
     let now = inbound.clock.line();
-    if let Err(error) = inbound
-        .store
-        .append_audit(&peer.identity.tenant, record, now)
-        .await
-    {
-        error!(%agent_id, %error, action, "failed to audit a security event");
+    let (tenant, store) = (&peer.identity.tenant, &inbound.store);
+    match store.note_gateway(tenant, agent_id, record, now).await {
+        Ok(true) => {}
+        Ok(false) => inbound.metrics.refused("security_events"),
+        Err(error) => {
+            error!(gateway = %peer.name, %agent_id, %error, action, "failed to audit a security event");
+        }
     }
 }

@@ -63,15 +63,24 @@ pub fn init(request: &InitRequest, now: Timestamp) -> Result<Initialised, PkiErr
     let chain = format!("{}{}", server.certificate, authority.certificate());
     let public = |name: &str, text: &str| write(folder, name, text, Secrecy::Public);
     let secret = |name: &str, text: &str| write(folder, name, text, Secrecy::Secret);
-    public("ca.crt", authority.certificate())?;
-    secret("ca.key", &authority_key)?;
-    public("server.crt", &chain)?;
-    secret("server.key", &server.key)?;
-    secret("next.key", &next.key)?;
-    secret("master.key", &master.expose_hex())?;
-    // Last: whoever finds the configuration finds everything it names.
-    secret("backend.toml", &template::backend(&request.trust_domain))?;
-    files::sync_folder(folder)?;
+    let write_all = || {
+        public("ca.crt", authority.certificate())?;
+        secret("ca.key", &authority_key)?;
+        public("server.crt", &chain)?;
+        secret("server.key", &server.key)?;
+        secret("next.key", &next.key)?;
+        secret("master.key", &master.expose_hex())?;
+        // Last: whoever finds the configuration finds everything it names.
+        secret("backend.toml", &template::backend(&request.trust_domain))?;
+        files::sync_folder(folder).map_err(PkiError::from)
+    };
+    if let Err(error) = write_all() {
+        // None of these was there before: half of them would only stand in the way of the next attempt.
+        for name in NAMES {
+            drop(std::fs::remove_file(folder.join(name)));
+        }
+        return Err(error);
+    }
     Ok(Initialised {
         config: folder.join("backend.toml"),
         active: SpkiPin::from_digest(server.facts.spki),

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use serde::Serialize;
 use uuid::Uuid;
+use viworks_common::catalogue::SHIPPED;
 use viworks_common::id::{AgentId, GatewayName, Tenant, TrustDomain};
 use viworks_common::key::{Identity, MasterKey, Secret};
 use viworks_common::pin::SpkiPin;
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::Timeline;
+use viworks_runtime::config::check_url;
 use viworks_runtime::{files, random, tls};
 use zeroize::Zeroizing;
 
@@ -33,6 +35,9 @@ const NAMES: &[&str] = &[
     "identity.json",
     "gateway.toml",
 ];
+
+/// The folder of the catalogue.
+const CATALOGUE: &str = "commands.d";
 
 /// Marks a folder whose files are not all written, or whose gateway is not registered; holds its id.
 const UNFINISHED: &str = ".unfinished";
@@ -239,10 +244,11 @@ pub async fn issue(
     actor: &Actor,
     clock: &Timeline,
 ) -> Result<AgentId, PkiError> {
+    delivery.check()?;
     if let Some(agent_id) = delivery.unfinished()? {
         let known = store.gateway(tenant, &GatewayRef::Id(agent_id)).await?;
         if known.is_some_and(|known| known.name == request.name) {
-            delivery.finish(&office.pins)?;
+            delivery.complete(&office.pins)?;
             return Ok(agent_id);
         }
         delivery.clear()?;
@@ -255,7 +261,7 @@ pub async fn issue(
         delivery.clear()?;
         return Err(error.into());
     }
-    delivery.finish(&office.pins)?;
+    delivery.complete(&office.pins)?;
     Ok(material.identity.agent_id)
 }
 
@@ -271,6 +277,15 @@ pub struct Delivery {
 }
 
 impl Delivery {
+    /// Refuses what the gateway would refuse, before anything is written or registered.
+    ///
+    /// # Errors
+    ///
+    /// When its address is none that a gateway can use.
+    pub fn check(&self) -> Result<(), PkiError> {
+        check_url(&self.url, &["wss"]).map_err(|(message, help)| PkiError::Url { message, help })
+    }
+
     /// The gateway whose files were begun here and not finished.
     fn unfinished(&self) -> Result<Option<AgentId>, PkiError> {
         let path = self.folder.join(UNFINISHED);
@@ -288,6 +303,9 @@ impl Delivery {
 
     /// Removes what was begun.
     fn clear(&self) -> Result<(), PkiError> {
+        if !self.demo {
+            self.clear_catalogue()?;
+        }
         // The mark goes last: without it the others would be somebody's.
         for name in NAMES.iter().copied().chain([UNFINISHED]) {
             remove(&self.folder.join(name))?;
@@ -318,8 +336,51 @@ impl Delivery {
             &identity_file(material),
             Secrecy::Secret,
         )?;
+        // A demo's gateway fills its own.
+        if !self.demo {
+            self.write_catalogue()?;
+        }
         files::sync_folder(&self.folder)?;
         Ok(())
+    }
+
+    /// What the gateway may run: the shipped catalogue, where there is none yet. What somebody wrote stays as it is.
+    fn write_catalogue(&self) -> Result<(), PkiError> {
+        let folder = self.folder.join(CATALOGUE);
+        if folder.symlink_metadata().is_ok() {
+            return Ok(());
+        }
+        files::create_private_folder(&folder)?;
+        for (name, contents) in SHIPPED {
+            write_new(&folder.join(name), contents.as_bytes(), Secrecy::Public)?;
+        }
+        files::sync_folder(&folder)?;
+        Ok(())
+    }
+
+    /// Removes what `write_catalogue` wrote and nobody changed.
+    fn clear_catalogue(&self) -> Result<(), PkiError> {
+        let folder = self.folder.join(CATALOGUE);
+        for (name, contents) in SHIPPED {
+            let path = folder.join(name);
+            // Whole, or as far as an interrupted call came.
+            let as_written = files::read_trusted(&path, 1024 * 1024)
+                .is_ok_and(|found| contents.as_bytes().starts_with(&found));
+            if as_written {
+                remove(&path)?;
+            }
+        }
+        // With somebody's files in it, it stays.
+        drop(std::fs::remove_dir(&folder));
+        Ok(())
+    }
+
+    /// The last step, and what to do when it fails: the gateway is registered by then.
+    fn complete(&self, pins: &[SpkiPin]) -> Result<(), PkiError> {
+        self.finish(pins).map_err(|error| PkiError::Unfinished {
+            folder: self.folder.clone(),
+            source: Box::new(error),
+        })
     }
 
     /// Writes the configuration, with which the gateway can start.

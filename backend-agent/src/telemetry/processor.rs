@@ -5,14 +5,14 @@
 //! them. Commands do not pass through here, and while they come in, telemetry leaves the writer to them.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tracing::{debug, warn};
-use viworks_common::id::{AgentId, Tenant};
-use viworks_common::telemetry::PackedBatch;
-use viworks_runtime::clock::Clock;
+use viworks_common::id::{AgentId, GatewayName, Tenant};
+use viworks_common::telemetry::{PackedBatch, RecordRefusal};
+use viworks_runtime::clock::Timeline;
 use viworks_runtime::conditions::Conditions;
 use viworks_runtime::fault;
 use viworks_runtime::lifecycle::Lifecycle;
@@ -25,6 +25,9 @@ use crate::metrics::BackendMetrics;
 
 /// The first and the longest wait for a store that is away.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// How often somebody looks whether what is told of refusals is over, while nothing comes in.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
 
 /// What is stored together while others write.
 const ROOM_BUSY: Room = Room {
@@ -54,6 +57,7 @@ pub enum Answer {
 pub struct TelemetryProcessor {
     waiting: mpsc::Sender<Waiting<Note>>,
     budget: Arc<Semaphore>,
+    watch: Arc<Mutex<Watch>>,
 }
 
 /// A place in the line, taken before a batch is handed in, so that the order of a session's batches is kept.
@@ -64,6 +68,8 @@ pub struct Place {
 /// A batch to be stored.
 #[derive(Debug)]
 pub struct HandedIn {
+    /// The gateway's name.
+    pub gateway: GatewayName,
     /// The gateway.
     pub agent_id: AgentId,
     /// The epoch of the session it came over.
@@ -79,6 +85,7 @@ pub struct HandedIn {
 /// What is remembered of a batch until it is dealt with.
 #[derive(Debug)]
 struct Note {
+    gateway: GatewayName,
     answer: oneshot::Sender<Answer>,
     /// What its parts came to so far.
     so_far: Option<TelemetryCommit>,
@@ -88,12 +95,12 @@ struct Note {
 struct Worker {
     store: Arc<dyn Store>,
     tenant: Tenant,
-    clock: Arc<dyn Clock>,
+    clock: Arc<Timeline>,
     metrics: BackendMetrics,
     config: TelemetryConfig,
     lifecycle: Lifecycle,
     line: Line<Note>,
-    watch: Watch,
+    watch: Arc<Mutex<Watch>>,
 }
 
 impl TelemetryProcessor {
@@ -102,13 +109,15 @@ impl TelemetryProcessor {
     pub fn start(
         store: Arc<dyn Store>,
         tenant: Tenant,
-        clock: Arc<dyn Clock>,
+        clock: Arc<Timeline>,
         metrics: BackendMetrics,
         conditions: Conditions,
         config: TelemetryConfig,
         lifecycle: &Lifecycle,
     ) -> Self {
-        let (metrics_of_watch, clock_of_watch) = (metrics.clone(), Arc::clone(&clock));
+        let clock_of_watch = Arc::<Timeline>::clone(&clock);
+        let watch = Watch::new(metrics.clone(), clock_of_watch, conditions);
+        let watch = Arc::new(Mutex::new(watch));
         let (waiting, received) = mpsc::channel(config.batches_waiting_max);
         let worker = Worker {
             store,
@@ -118,13 +127,24 @@ impl TelemetryProcessor {
             config,
             lifecycle: lifecycle.clone(),
             line: Line::new(),
-            watch: Watch::new(metrics_of_watch, clock_of_watch, conditions),
+            watch: Arc::clone(&watch),
         };
         drop(lifecycle.spawn_critical("telemetry", worker.run(received)));
         Self {
             waiting,
             budget: Arc::new(Semaphore::new(config.waiting_bytes_max)),
+            watch,
         }
+    }
+
+    /// Tells of records that were refused before any batch came: a gateway's HELLO speaks of them.
+    pub fn refused(
+        &self,
+        agent_id: AgentId,
+        gateway: &GatewayName,
+        refused: &BTreeMap<RecordRefusal, u64>,
+    ) {
+        lock(&self.watch).refused(agent_id, gateway, refused);
     }
 
     /// Waits for a place. `None` when the backend is stopping.
@@ -159,6 +179,7 @@ impl Place {
             skew_ms: handed_in.skew_ms,
             batch: handed_in.batch,
             note: Note {
+                gateway: handed_in.gateway,
                 answer,
                 so_far: None,
                 _share: handed_in.share,
@@ -176,6 +197,10 @@ impl Worker {
                     biased;
                     first = received.recv() => first,
                     () = self.lifecycle.stopping() => received.try_recv().ok(),
+                    () = tokio::time::sleep(LOOK_EVERY) => {
+                        lock(&self.watch).look();
+                        continue;
+                    }
                 };
                 let Some(first) = first else { return };
                 self.collect(first, &mut received).await;
@@ -185,7 +210,7 @@ impl Worker {
             {
                 self.line.push(next);
             }
-            self.watch.look();
+            lock(&self.watch).look();
             let room = if self.store.is_busy() {
                 ROOM_BUSY
             } else {
@@ -245,10 +270,10 @@ impl Worker {
         let writes: Arc<[_]> = writes.into();
         let mut pause = RETRY.0;
         loop {
-            let now = self.clock.wall();
+            let (wall, now) = (self.clock.wall(), self.clock.line());
             let stored = self
                 .store
-                .commit_telemetry(&self.tenant, Arc::clone(&writes), now);
+                .commit_telemetry(&self.tenant, Arc::clone(&writes), wall, now);
             match stored.await {
                 Ok(outcomes) => {
                     fault::point("telemetry.committed.before_acknowledgement");
@@ -283,11 +308,11 @@ impl Worker {
                 TelemetryOutcome::Committed(commit) => {
                     rows += commit.stored;
                     self.metrics.telemetry_retimed.inc_by(commit.retimed);
-                    self.watch.refused(agent_id, &commit.refused);
                     let note = ending
                         .get_mut(&number)
                         .or_else(|| self.line.note(agent_id, number));
                     if let Some(note) = note {
+                        lock(&self.watch).refused(agent_id, &note.gateway, &commit.refused);
                         note.add(commit);
                     }
                 }
@@ -347,6 +372,11 @@ impl Note {
             *refused = refused.saturating_add(records);
         }
     }
+}
+
+fn lock(watch: &Mutex<Watch>) -> MutexGuard<'_, Watch> {
+    // Nothing panics while it is held.
+    watch.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn tell(note: Note, answer: Answer) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::warn;
-use viworks_common::id::AgentId;
+use viworks_common::id::{AgentId, GatewayName};
 use viworks_common::telemetry::RecordRefusal;
 use viworks_common::time::Monotonic;
 use viworks_runtime::clock::Clock;
@@ -44,7 +44,12 @@ impl Watch {
     }
 
     /// Records of a gateway were refused.
-    pub(super) fn refused(&mut self, agent_id: AgentId, refused: &BTreeMap<RecordRefusal, u64>) {
+    pub(super) fn refused(
+        &mut self,
+        agent_id: AgentId,
+        gateway: &GatewayName,
+        refused: &BTreeMap<RecordRefusal, u64>,
+    ) {
         if refused.is_empty() {
             return;
         }
@@ -55,10 +60,12 @@ impl Watch {
         self.last = Some(now);
         let reasons: Vec<_> = refused.keys().map(|reason| reason.name()).collect();
         let reasons = reasons.join(", ");
-        let cause = format!("telemetry is refused, last of gateway {agent_id}: {reasons}");
-        let fix = "`viworks telemetry --gateway NAME --gaps` lists what; the bounds are in [telemetry] of the configuration";
+        let cause = format!("telemetry is refused, last of {gateway}: {reasons}");
+        let fix = format!(
+            "`viworks telemetry --gateway {gateway} --gaps` lists what; the bounds are in [telemetry] of the configuration"
+        );
         self.conditions
-            .raise(CONDITION, Severity::Warn, &cause, fix);
+            .raise(CONDITION, Severity::Warn, &cause, &fix);
         let last = self.logged.get(&agent_id).copied();
         if last.is_some_and(|last| now.saturating_since(last) < HOUR) {
             return;
@@ -67,7 +74,7 @@ impl Watch {
             self.logged.clear();
         }
         self.logged.insert(agent_id, now);
-        warn!(%agent_id, reasons, "telemetry of a gateway is refused; more of it within the hour is only counted");
+        warn!(%gateway, %agent_id, reasons, "telemetry of a gateway is refused; more of it within the hour is only counted");
     }
 
     /// Health stops speaking of what is long over.

@@ -6,12 +6,16 @@ use std::time::Duration;
 
 use uuid::Uuid;
 use viworks_backend_agent::app::timeline;
-use viworks_backend_agent::data::{Actor, NewCommand, NewRun, Page, QueueLimits, Store};
+use viworks_backend_agent::data::{
+    Actor, NewCommand, NewRun, Page, QueueLimits, Store, TelemetryQuery,
+};
 use viworks_common::catalogue::Risk;
 use viworks_common::command::CommandState;
-use viworks_common::id::{AgentId, CommandId, RunId, Tenant};
+use viworks_common::id::{AgentId, AgentRunId, CommandId, RunId, Tenant};
 use viworks_common::session::AgentEvent;
+use viworks_common::telemetry::{Batch, FieldValue, Record, TimeSource};
 use viworks_common::time::{Monotonic, Timestamp};
+use viworks_common::wire::message::AgentMessage;
 use viworks_runtime::clock::{Clock, SystemClock};
 
 use crate::inbound::{Backend, Gateway};
@@ -224,5 +228,55 @@ async fn the_audit_log_is_in_wall_time() {
     let at = audit.unwrap().items[0].at;
     let ahead = created_at.saturating_since(at);
     assert!((3_590..3_610).contains(&ahead.as_secs()), "{ahead:?}");
+    drop(backend.stop().await);
+}
+
+#[tokio::test]
+async fn telemetry_is_stored_on_the_line_and_what_a_gateway_says_is_held_against_the_wall_clock() {
+    let clock = Arc::new(Stepped::default());
+    let backend = Backend::start_on(pki::initialised(), Arc::<Stepped>::clone(&clock)).await;
+    let material = backend.join("gw-1").await;
+    let mut gateway = backend.dial(&material).await;
+    gateway.open(1, 0, &material.token).await.unwrap();
+    // The backend's clock had been two days behind, and the gateway's is right.
+    clock.set(48 * HOUR);
+    let said = clock.wall();
+    let record = Record {
+        stream: "host.cpu".parse().unwrap(),
+        observed_at: said,
+        fields: [("load".parse().unwrap(), FieldValue::Number(0.5))].into(),
+    };
+    let batch = Batch {
+        spool_epoch: AgentRunId::from_uuid(Uuid::from_u128(1)),
+        from_seq: 1,
+        to_seq: 1,
+        gaps: Vec::new(),
+        records: vec![(1, record)],
+    };
+    let message = AgentMessage::Telemetry(batch.into());
+    gateway.session.send(message, SystemClock.now()).unwrap();
+    loop {
+        match gateway.event().await {
+            Some(AgentEvent::TelemetryAcknowledged(_)) => break,
+            Some(_) => {}
+            None => panic!("the session ended"),
+        }
+    }
+    let everything = TelemetryQuery {
+        stream: None,
+        from: Timestamp::from_unix_micros(i64::MIN),
+        until: Timestamp::from_unix_micros(i64::MAX),
+        newest_first: false,
+    };
+    let (tenant, agent_id) = (Tenant::default_tenant(), material.identity.agent_id);
+    let found = backend
+        .store
+        .query_telemetry(&tenant, agent_id, &everything, Page::first(1))
+        .await;
+    let stored = found.unwrap().items.remove(0);
+    assert_eq!(stored.time_source, TimeSource::Gateway);
+    assert_eq!(stored.observed_at, said);
+    let ahead = said.saturating_since(stored.stored_at).as_secs();
+    assert!((47 * 3_600..49 * 3_600).contains(&ahead), "{ahead} s");
     drop(backend.stop().await);
 }

@@ -15,10 +15,16 @@ pub struct AuditRecord {
     pub at: Timestamp,
     /// Who.
     pub actor: String,
+    /// The name of the API key or gateway that it was, where that is known.
+    #[serde(default)]
+    pub actor_name: Option<String>,
     /// What was done, a stable word such as `run.submit`.
     pub action: String,
     /// On what, such as `gateway:01…`.
     pub object: String,
+    /// The name of the API key or gateway that it is, where that is known.
+    #[serde(default)]
+    pub object_name: Option<String>,
     /// How it ended: `done`, `refused` or `noted`.
     pub outcome: String,
     /// The request that led to it, as in the log.

@@ -1,5 +1,7 @@
 //! The catalogue over all gateways: what may be run, and where.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::gateway::NamedGateway;
@@ -13,6 +15,9 @@ use crate::id::CommandName;
 pub struct CatalogueGateway {
     /// Which gateway.
     pub gateway: NamedGateway,
+    /// The damage that it can do there, as that gateway says.
+    #[serde(default)]
+    pub risk: Option<Risk>,
     /// Why it cannot run there, when it cannot.
     pub unavailable: Option<String>,
 }
@@ -30,6 +35,10 @@ pub struct CatalogueCommand {
     pub title: String,
     /// The greatest damage it can do on any of these gateways.
     pub risk: Risk,
+    /// How many gateways say which risk; more than one deserves a look.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = BTreeMap<String, u64>))]
+    pub risks: BTreeMap<Risk, u64>,
     /// Whether every one of these gateways calls it idempotent.
     pub idempotent: bool,
     /// Its arguments.

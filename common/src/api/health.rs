@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::page::Kind;
+use crate::time::Timestamp;
 
 /// How a part is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -27,6 +28,9 @@ pub struct HealthCheck {
     pub status: HealthStatus,
     /// What was found.
     pub detail: String,
+    /// Since when something is wrong, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
 }
 
 /// The backend's health, part by part.

@@ -35,6 +35,7 @@ pub enum Kind {
     Run,
     RunCancelled,
     RunList,
+    RunPlan,
     RunWait,
     SkippedList,
     TelemetryGapList,

@@ -139,16 +139,19 @@ pub enum SkipCode {
     BadArguments,
     /// As many commands wait for it as may.
     QueueFull,
+    /// Its catalogue gives the command a risk that the request may not take.
+    RiskNotAllowed,
 }
 
 impl SkipCode {
     /// Every code.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::NotInCatalogue,
         Self::CommandUnavailable,
         Self::NeverConnected,
         Self::BadArguments,
         Self::QueueFull,
+        Self::RiskNotAllowed,
     ];
 
     /// The word for it, the same on the wire and in the store.
@@ -160,6 +163,7 @@ impl SkipCode {
             Self::NeverConnected => "never_connected",
             Self::BadArguments => "bad_arguments",
             Self::QueueFull => "queue_full",
+            Self::RiskNotAllowed => "risk_not_allowed",
         }
     }
 
@@ -180,6 +184,31 @@ pub struct SkippedGateway {
     pub code: SkipCode,
     /// Why, in a sentence.
     pub detail: String,
+}
+
+/// A gateway that would get a command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PlannedGateway {
+    /// The gateway.
+    pub gateway: NamedGateway,
+    /// What the command can do there, as the gateway says.
+    pub risk: Risk,
+}
+
+/// What a submission would do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RunPlan {
+    /// What this is.
+    pub kind: Kind,
+    /// Its arguments, defaults included.
+    #[cfg_attr(feature = "openapi", schema(value_type = BTreeMap<String, String>))]
+    pub arguments: Arguments,
+    /// The gateways that would get a command.
+    pub gateways: Vec<PlannedGateway>,
+    /// The gateways that are meant and would get none.
+    pub skipped: Vec<SkippedGateway>,
 }
 
 list! {

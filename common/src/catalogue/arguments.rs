@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use regex::{Regex, RegexBuilder};
+use regex_syntax::ast::parse::ParserBuilder;
 use serde::Serialize;
 
 use super::{Argument, ArgumentType, CatalogueEntry};
@@ -15,6 +16,8 @@ use crate::{limits, text};
 const PATTERN_BYTES_MAX: usize = 256;
 /// Bytes a compiled pattern may take, so that `(a{1000}){1000}` is refused instead of compiled.
 const PATTERN_SIZE_MAX: usize = 256 * 1024;
+/// How deep a pattern may be nested.
+const PATTERN_NEST_MAX: u32 = 32;
 /// Values one choice may list.
 const CHOICES_MAX: usize = 64;
 /// Bytes of a title and of a description.
@@ -347,17 +350,18 @@ fn compile(pattern: &str) -> Result<Regex, String> {
     if pattern.len() > PATTERN_BYTES_MAX {
         return Err(format!("is longer than {PATTERN_BYTES_MAX} bytes"));
     }
-    let build = |source: &str| {
-        RegexBuilder::new(source)
-            .size_limit(PATTERN_SIZE_MAX)
-            .dfa_size_limit(PATTERN_SIZE_MAX)
-            .nest_limit(32)
-            .build()
-            .map_err(|error| one_line(&error.to_string()))
-    };
-    // Alone first: `a)|(b` is no pattern, but would become one between the anchors and widen them.
-    build(pattern)?;
-    build(&format!(r"\A(?:{pattern})\z"))
+    // Read alone first: `a)|(b` is no pattern, but would become one between the anchors and widen them.
+    ParserBuilder::new()
+        .nest_limit(PATTERN_NEST_MAX)
+        .build()
+        .parse(pattern)
+        .map_err(|error| one_line(&error.to_string()))?;
+    RegexBuilder::new(&format!(r"\A(?:{pattern})\z"))
+        .size_limit(PATTERN_SIZE_MAX)
+        .dfa_size_limit(PATTERN_SIZE_MAX)
+        .nest_limit(PATTERN_NEST_MAX)
+        .build()
+        .map_err(|error| one_line(&error.to_string()))
 }
 
 /// An integer in its one decimal spelling: no plus sign, no leading zeros, no spaces.

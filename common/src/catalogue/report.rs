@@ -19,22 +19,28 @@ pub struct RefusedEntry {
 ///
 /// A refused entry stays visible under its name and cannot be run: nobody wonders where it went, and one entry of one
 /// gateway costs neither that gateway its session nor the fleet its other commands.
-#[must_use]
-pub fn take_report(entries: Vec<CatalogueEntry>) -> (Vec<CatalogueEntry>, Vec<RefusedEntry>) {
+///
+/// Before each entry it is asked whether to go on, because many patterns take long; none when not.
+pub fn take_report_while(
+    entries: Vec<CatalogueEntry>,
+    goes_on: impl Fn() -> bool,
+) -> Option<(Vec<CatalogueEntry>, Vec<RefusedEntry>)> {
     let mut refused = Vec::new();
-    let kept = entries
-        .into_iter()
-        .map(|entry| match first_problem(&entry) {
-            None => entry,
+    let mut kept = Vec::with_capacity(entries.len());
+    for entry in entries {
+        if !goes_on() {
+            return None;
+        }
+        match first_problem(&entry) {
+            None => kept.push(entry),
             Some(problem) => {
-                let kept = without_meaning(&entry, &problem);
+                kept.push(without_meaning(&entry, &problem));
                 let name = entry.name;
                 refused.push(RefusedEntry { name, problem });
-                kept
             }
-        })
-        .collect();
-    (kept, refused)
+        }
+    }
+    Some((kept, refused))
 }
 
 fn first_problem(entry: &CatalogueEntry) -> Option<String> {
@@ -71,6 +77,10 @@ mod tests {
     use super::*;
     use crate::catalogue::{Argument, ArgumentType, Risk};
 
+    fn take_report(entries: Vec<CatalogueEntry>) -> (Vec<CatalogueEntry>, Vec<RefusedEntry>) {
+        take_report_while(entries, || true).unwrap()
+    }
+
     fn entry(title: &str, value: ArgumentType) -> CatalogueEntry {
         CatalogueEntry {
             name: "a.b".parse().unwrap(),
@@ -93,6 +103,10 @@ mod tests {
     fn an_entry_that_keeps_the_rules_is_taken_as_it_is() {
         let good = vec![entry("A title", ArgumentType::Boolean)];
         assert_eq!(take_report(good.clone()), (good, Vec::new()));
+        assert_eq!(
+            take_report_while(vec![entry("a", ArgumentType::Boolean)], || false),
+            None
+        );
     }
 
     #[test]

@@ -398,6 +398,7 @@ impl AgentSession {
                 let event = AgentEvent::ResultAcknowledged {
                     command_id: ack.command_id,
                     low_water: ack.low_water,
+                    kept: !ack.not_kept,
                 };
                 self.events.push(event, bytes);
             }

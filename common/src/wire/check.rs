@@ -2,7 +2,7 @@
 //!
 //! A message that breaks one of these rules closes the session. Two things are settled more gently, because closing
 //! would cost more than it protects: prose is escaped and cut (`text::told`), and a catalogue's entry that breaks a rule
-//! of its own is refused by itself (`catalogue::take_report`).
+//! of its own is refused by itself (`catalogue::take_report_while`).
 
 use std::collections::BTreeSet;
 

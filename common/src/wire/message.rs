@@ -21,6 +21,9 @@ pub const KEEPS_TIMEOUT: &str = "command_timeout";
 /// The capability of an agent that wants to know which records were refused.
 pub const TELEMETRY_REFUSALS: &str = "telemetry_refusals";
 
+/// The capability of an agent that wants to know which results were not kept.
+pub const RESULT_REFUSALS: &str = "result_refusals";
+
 macro_rules! body {
     ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident : $type:ty,)* }) => {
         $(#[$doc])*
@@ -291,6 +294,10 @@ body! {
         command_id: CommandId,
         /// Up to which order everything is final.
         low_water: u64,
+        /// The backend has no such command, and has kept as many results without one as it keeps: it is only counted. Sent
+        /// to agents with the capability [`RESULT_REFUSALS`] alone, and left out otherwise.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        not_kept: bool,
     }
 }
 body! {

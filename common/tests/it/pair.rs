@@ -528,6 +528,7 @@ fn commands_have_credit_until_their_result_is_acknowledged() {
     pair.send_backend(BackendMessage::ResultAck(ResultAck {
         command_id: command_id(0xc9),
         low_water: 17,
+        not_kept: false,
     }));
     pair.send_backend(BackendMessage::Command(command(4)));
 }

@@ -277,6 +277,7 @@ pub(crate) fn backend_messages() -> Vec<BackendMessage> {
         BackendMessage::ResultAck(ResultAck {
             command_id,
             low_water: 18,
+            not_kept: false,
         }),
         BackendMessage::Drain(Drain {
             reconnect_after_ms: 500,

@@ -1,6 +1,7 @@
-//! A file system that takes requests and answers none, and a program that runs beside it: `hung-mount FOLDER PROGRAM ARGUMENT…`.
+//! A file system that answers no requests, and a program that runs beside it: `hung-mount [--deaf] FOLDER PROGRAM ARGUMENT…`.
 //!
-//! Run in a mount namespace of its own, so that nobody else meets it. It stays until the program has ended.
+//! It takes requests in, and then the kernel lets nobody go who made one, not even to die; a deaf one does not come to
+//! that. Run in a mount namespace of its own, so that nobody else meets it. It stays until the program is gone.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -9,12 +10,20 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use anyhow::Context as _;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mount::{MountFlags, mount};
-use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::process::{PidfdFlags, getppid, pidfd_open};
 
 const DEVICE: &str = "/dev/fuse";
 /// As the first argument: be the server, with the device as standard input.
 const SERVE: &str = "--serve";
+/// As the first argument, or the server's second: take no requests in.
+const DEAF: &str = "--deaf";
+/// How long it stays when nothing happens any more: a program that never ends must not leave it here for ever.
+const LIFE: Timespec = Timespec {
+    tv_sec: 300,
+    tv_nsec: 0,
+};
 /// The kernel's first request, which has to be answered for others to be sent.
 const INIT: u32 = 26;
 /// The bytes of what heads a request, and an answer.
@@ -25,9 +34,13 @@ const INIT_ANSWER: usize = 64;
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let first = arguments.next().context("a folder is missing")?;
+    let mut first = arguments.next().context("a folder is missing")?;
     if first == SERVE {
-        return serve();
+        return serve(arguments.next().is_some_and(|second| second == DEAF));
+    }
+    let deaf = first == DEAF;
+    if deaf {
+        first = arguments.next().context("a folder is missing")?;
     }
     let program = arguments.next().context("a program is missing")?;
     let device = File::options()
@@ -50,6 +63,7 @@ fn main() -> anyhow::Result<()> {
     .context("failed to mount")?;
     Command::new(std::env::current_exe()?)
         .arg(SERVE)
+        .args(deaf.then_some(DEAF))
         .stdin(Stdio::from(OwnedFd::from(device)))
         .stdout(Stdio::null())
         .spawn()
@@ -57,12 +71,24 @@ fn main() -> anyhow::Result<()> {
     Err(Command::new(program).args(arguments).exec().into())
 }
 
-/// Answers the first request and takes in all others.
-fn serve() -> anyhow::Result<()> {
-    set_parent_process_death_signal(Some(Signal::KILL))?;
+/// Answers the first request and takes in all others, unless it is deaf, until whoever started it is gone for good.
+fn serve(deaf: bool) -> anyhow::Result<()> {
+    let served = getppid().context("nobody is served")?;
+    // Readable only once every thread of it is gone.
+    let served = pidfd_open(served, PidfdFlags::empty())?;
     let mut device = File::from(rustix::io::dup(rustix::stdio::stdin())?);
     let mut request = vec![0; 256 * 1024];
+    let mut listening = true;
     loop {
+        let mut ready = [
+            PollFd::new(&served, PollFlags::IN),
+            PollFd::new(&device, PollFlags::IN),
+        ];
+        let watched = if listening { 2 } else { 1 };
+        let moved = poll(&mut ready[..watched], Some(&LIFE))?;
+        if moved == 0 || !ready[0].revents().is_empty() {
+            return Ok(());
+        }
         let length = device.read(&mut request)?;
         anyhow::ensure!(length >= HEAD, "a request is cut short");
         let word = |place: usize| -> u32 {
@@ -83,5 +109,6 @@ fn serve() -> anyhow::Result<()> {
         let write_max = ANSWER_HEAD + 20;
         answer[write_max..write_max + 4].copy_from_slice(&4096_u32.to_ne_bytes());
         device.write_all(&answer)?;
+        listening = !deaf;
     }
 }

@@ -286,6 +286,9 @@ async fn every_subcommand_explains_itself_and_a_closed_pipe_is_no_crash() {
         &["gateway", "show"],
         &["command", "ls"],
         &["telemetry"],
+        &["context", "ls"],
+        &["context", "use"],
+        &["context", "rm"],
         &["exit-codes"],
         &["error"],
     ] {

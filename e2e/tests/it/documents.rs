@@ -21,6 +21,9 @@ const PAGES: &[&str] = &[
     "docs/performance.md",
 ];
 
+/// A page of its own: it needs root, and no demo.
+const INSTALL: &str = "docs/install.md";
+
 /// Blocks that are allowed not to run: more is a page that nobody checks.
 const NOT_RUN_MAX: usize = 13;
 
@@ -138,6 +141,7 @@ const PROMISES: &[(&str, &str, &[&str])] = &[
         &[
             "a_gateway_that_nothing_fits_is_named_and_can_be_left_out",
             "gateways_whose_queues_are_full_are_named_and_can_be_left_out",
+            "a_gateway_that_claims_a_higher_risk_is_named_and_can_be_left_out",
         ],
     ),
     (
@@ -219,6 +223,7 @@ const PROMISES: &[(&str, &str, &[&str])] = &[
         "**Connections**",
         &[
             "whoever_showed_a_key_keeps_its_place_and_where_nobody_can_go_the_newcomer_is_told_so",
+            "a_key_that_waits_eleven_hundred_times_stops_nobody",
             "a_client_that_does_not_take_its_answer_is_cut_and_counted",
             "two_hosts_and_encoded_bodies_are_refused",
         ],
@@ -229,6 +234,7 @@ const PROMISES: &[(&str, &str, &[&str])] = &[
         &[
             "a_body_over_the_limit_is_refused_with_or_without_a_length",
             "a_body_that_never_comes_ends_at_the_request_timeout",
+            "a_key_that_waits_as_often_as_it_may_leaves_room_for_others",
         ],
     ),
     (
@@ -396,6 +402,40 @@ async fn what_a_reader_pastes_works_as_printed() {
     assert!(ended.code().is_some(), "{ended:?}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_first_installation_by_hand_works_as_printed() {
+    let every = blocks(&page(INSTALL));
+    assert!(every.iter().all(|block| block.not_run.is_none()));
+    if !rustix::process::geteuid().is_root() {
+        // A catalogue is trusted only when it belongs to root, as the page says.
+        return;
+    }
+    let folder = TempDir::with_prefix("viworks install ").unwrap();
+    std::fs::create_dir(folder.path().join("target")).unwrap();
+    let programs = Binaries::shipped().cli();
+    let programs = programs.parent().unwrap();
+    std::os::unix::fs::symlink(programs, folder.path().join("target/debug")).unwrap();
+    let steps: Vec<String> = every.into_iter().map(|block| block.script).collect();
+    // Whatever fails, nothing stays.
+    let steps = steps.join("\n");
+    let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let holders = [free(), free()];
+    let [api, agents] = holders
+        .each_ref()
+        .map(|holder| holder.local_addr().unwrap().port().to_string());
+    // Somebody else may have the ports of the page.
+    let steps = steps.replace("9080", &api).replace("9081", &agents);
+    drop(holders);
+    let script =
+        format!("set -euo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n{steps}");
+    let mut shell = Command::new("bash");
+    shell.args(["-c", &script]);
+    environment(&mut shell, folder.path());
+    let said = finish(shell, PATIENCE).await;
+    assert_eq!(said.code, Some(0), "{script}\n{said:#?}");
+    assert!(said.stdout.contains("gw-first"), "{said:#?}");
+}
+
 #[test]
 fn every_scope_is_in_the_table_and_no_other() {
     let text = page("docs/api.md");
@@ -481,6 +521,7 @@ fn every_program_that_is_named_exists() {
             "docs/configuration_backend.md",
             "docs/configuration_gateway.md",
             "docs/protocol.md",
+            INSTALL,
         ]
         .map(str::to_owned),
     ) {

@@ -82,9 +82,13 @@ fn start_by(system: &Deployment, folder: &Path, by: &[&str], program: &Path) -> 
     Process::start(&mut command, &folder.join("gateway.log")).unwrap()
 }
 
-/// Whether a program can be run; says so when not.
+/// Whether root may do that with this machine, by running a program; says so when not.
 #[expect(clippy::print_stderr, reason = "a skipped check must be seen")]
 fn can(what: &str, command: &[&str]) -> bool {
+    if !geteuid().is_root() {
+        eprintln!("SKIPPED: {what}: only root can try it");
+        return false;
+    }
     let (first, rest) = command.split_first().unwrap();
     let can = Command::new(first)
         .args(rest)
@@ -111,19 +115,31 @@ async fn a_mount_that_hangs_holds_up_nothing_but_itself_and_is_named() {
         env!("CARGO_BIN_EXE_hung_mount"),
         text(&dead),
     ];
-    if !geteuid().is_root() || !can("a mount that hangs", &[&by[..], &["/bin/true"]].concat()) {
+    if !can("a mount that hangs", &[&by[..], &["/bin/true"]].concat()) {
         return;
     }
     mark_starts(&folder);
-    let inside = format!("working_directory = \"{}\"", dead.display());
+    let inside = format!(
+        "working_directory = \"{}\"\nenvironment = {{ DB_PASSWORD = \"hunter2\" }}",
+        dead.display()
+    );
     write(
         &folder,
         "lost.toml",
-        &script("test.lost", "true", &inside).replace("20000", "1000"),
+        &script("test.lost", "true", &inside).replace("20000", "3000"),
     );
+    // More of them than may hang of any one kind.
+    let many: String = (0..100)
+        .map(|n| {
+            let program = text(&dead.join(format!("tool-{n}"))).to_owned();
+            script(&format!("test.many-{n}"), "true", "").replace("/bin/sh", &program)
+        })
+        .collect();
+    write(&folder, "many.toml", &many);
     let program = script("test.gone", "true", "").replace("/bin/sh", text(&dead.join("tool")));
     write(&folder, "gone.toml", &program);
     write(&folder, "disks.toml", &builtin("sys.disks"));
+    write(&folder, "uptime.toml", &builtin("sys.uptime"));
     system.start_backend(Start::default()).await;
     let mut gateway = start_by(&system, &folder, &by, &Binaries::shipped().gateway());
     system.online("gw-1").await;
@@ -158,9 +174,42 @@ async fn a_mount_that_hangs_holds_up_nothing_but_itself_and_is_named() {
     );
     assert_eq!(outcome(&system, ONCE, "1").await["state"], "succeeded");
 
-    // What is started there hangs by itself, until its time is up.
+    // Read again, all of that costs one look's time; commands go on meanwhile, and afterwards.
+    gateway.signal(Signal::HUP);
+    for n in 0..20 {
+        let run = outcome(&system, "sys.uptime", &format!("beside-{n}")).await;
+        assert_eq!(run["state"], "succeeded", "{run}");
+    }
+    let (code, answer) = local_request(&folder, "POST", "/v1/commands/test.many-7", &json!({}))
+        .await
+        .unwrap();
+    assert!(
+        code == 503 && answer.contains("it did not answer"),
+        "{answer}"
+    );
+
+    // What is started there hangs by itself, until its time is up, and tells nobody what it was given.
+    let lost = system.submit("test.lost", "lost").await;
+    let held = eventually("the command waits for its folder", PATIENCE, async || {
+        let all = command_lines();
+        let agent = text(&Binaries::shipped().gateway()).to_owned();
+        let is_held = |line: &String| {
+            let mut words = line.split(' ');
+            let program = words.next().unwrap_or_default();
+            (program == "/proc/self/exe" || program == agent) && words.next() == Some("launch")
+        };
+        all.iter().any(is_held).then_some(all)
+    })
+    .await;
+    assert!(
+        held.iter().all(|line| !line.contains("hunter2")),
+        "{held:?}"
+    );
+    system.finished(&lost).await;
     let lost = outcome(&system, "test.lost", "lost").await;
     assert_eq!(lost["state"], "timed_out", "{lost}");
+    let took = lost["outcome"]["duration_ms"].as_u64().unwrap();
+    assert!(took < 10_000, "{took}: {lost}");
     let body = json!({"command": "test.gone", "targets": "all"});
     let (_status, refused) = system
         .request("POST", "/v1/runs", Some(&body))
@@ -174,6 +223,61 @@ async fn a_mount_that_hangs_holds_up_nothing_but_itself_and_is_named() {
 
     let status = gateway.stop(Duration::from_secs(30)).await;
     assert!(status.success(), "{status}: {}", gateway.log());
+}
+
+/// What everybody on this machine can read of every process.
+fn command_lines() -> Vec<String> {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    processes
+        .filter_map(|process| std::fs::read(process.path().join("cmdline")).ok())
+        .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
+        .collect()
+}
+
+/// Whether a process has a thread of that name.
+fn has_thread(pid: u32, name: &str) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter();
+    threads.flatten().flatten().any(|thread| {
+        let found = std::fs::read_to_string(thread.path().join("comm"));
+        found.is_ok_and(|found| found.trim() == name)
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_whose_start_hangs_in_a_file_ends_when_it_is_told_to() {
+    let system = Deployment::new(Binaries::shipped());
+    let dead = system.path().join("dead mount");
+    std::fs::create_dir(&dead).unwrap();
+    let by = [
+        "unshare",
+        "--mount",
+        env!("CARGO_BIN_EXE_hung_mount"),
+        // What the kernel does not let go of even to die could be ended by nobody.
+        "--deaf",
+        text(&dead),
+    ];
+    if !can("a start that hangs", &[&by[..], &["/bin/true"]].concat()) {
+        return;
+    }
+    let binaries = Binaries::shipped();
+    for (program, verb) in [(binaries.gateway(), "run"), (binaries.backend(), "serve")] {
+        let (first, rest) = by.split_first().unwrap();
+        let mut command = Command::new(first);
+        let configuration = dead.join("agent.toml");
+        command
+            .args(rest)
+            .arg(&program)
+            .args([verb, "--config"])
+            .arg(configuration);
+        let log = system.path().join(format!("{verb}.log"));
+        let mut agent = Process::start(&mut command, &log).unwrap();
+        eventually("it reads what hangs", PATIENCE, async || {
+            has_thread(agent.pid(), "setup").then_some(())
+        })
+        .await;
+        let status = agent.stop(Duration::from_secs(30)).await;
+        assert!(status.success(), "{verb}: {status}: {}", agent.log());
+    }
 }
 
 /// What becomes that user.
@@ -213,7 +317,7 @@ fn give_to_nobody(folder: &Path) {
 async fn a_limit_on_processes_ends_no_agent_and_heals_when_it_is_lifted() {
     let by = AS_NOBODY;
     let useful = [&by[..], &["prlimit", "--nproc=500:", "/bin/true"]].concat();
-    if !geteuid().is_root() || !can("a limit on processes", &useful) {
+    if !can("a limit on processes", &useful) {
         return;
     }
     let mut system = Deployment::new(Binaries::shipped());
@@ -268,7 +372,7 @@ fn child_of(pid: u32) -> Option<Pid> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn process_1_reaps_whoever_is_left_and_passes_signals_on() {
     let by = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
-    if !geteuid().is_root() || !can("process 1", &[&by[..], &["/bin/true"]].concat()) {
+    if !can("process 1", &[&by[..], &["/bin/true"]].concat()) {
         return;
     }
     let mut system = Deployment::new(Binaries::shipped());
@@ -373,7 +477,7 @@ async fn disks_are_listed_once_each_whatever_their_names_and_counted_as_df_count
         "sh",
         text(&folder),
     ];
-    if !geteuid().is_root() || !can("mounts of every kind", &[&by[..], &["/bin/true"]].concat()) {
+    if !can("mounts of every kind", &[&by[..], &["/bin/true"]].concat()) {
         return;
     }
     let said = |command: &[&str]| {

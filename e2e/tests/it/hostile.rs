@@ -6,10 +6,15 @@ use std::time::Duration;
 
 use serde_json::json;
 use uuid::Uuid;
+use viworks_common::code::CloseCode;
+use viworks_common::command::{Outcome, OutcomeState, RetainedOutput};
+use viworks_common::id::CommandId;
 use viworks_common::session::AgentEvent;
 use viworks_common::time::Timestamp;
 use viworks_common::wire::envelope::Packed;
+use viworks_common::wire::message::CommandResult;
 use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::random;
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
 use viworks_testkit::gateway::{ONCE, mark_starts};
@@ -17,9 +22,16 @@ use viworks_testkit::process::{Process, eventually};
 use viworks_testkit::rogue::{Hostile, Material, Refused, Rogue};
 
 const TELEMETRY: u8 = 0x12;
+const RESULT: u8 = 0x17;
+
+/// Sessions in which a gateway floods the backend, one after another.
+const SESSIONS: usize = 6;
 
 /// What one enrolled gateway may cost, in KiB.
 const COST_KIB: u64 = 16 * 1_024;
+
+/// What results that nobody asked for may take on the backend's disk, its write-ahead log included, in KiB.
+const STORED_KIB: u64 = 40 * 1_024;
 
 /// Batches of one session within its credit, as they were counted in the field.
 const BATCHES: u64 = 553;
@@ -83,6 +95,27 @@ impl Scene {
 
     fn cost_kib(&mut self, idle: u64) -> u64 {
         self.backend_kib("VmHWM:").saturating_sub(idle)
+    }
+
+    /// What the backend's database takes on its disk, in KiB.
+    fn stored_kib(&self) -> u64 {
+        let files = std::fs::read_dir(self.system.path().join("backend/state")).unwrap();
+        let sizes = files.map(|file| file.unwrap().metadata().unwrap().len());
+        sizes.sum::<u64>() / 1_024
+    }
+
+    /// The actions of the newest audit records.
+    async fn audited(&self) -> Vec<String> {
+        let (mut actions, mut path) = (Vec::new(), "/v1/audit?limit=500".to_owned());
+        loop {
+            let page = self.system.get(&path).await;
+            let items = page["items"].as_array().unwrap().iter();
+            actions.extend(items.map(|it| it["action"].as_str().unwrap().to_owned()));
+            let Some(next) = page["next"].as_str() else {
+                return actions;
+            };
+            path = format!("/v1/audit?limit=500&cursor={next}");
+        }
     }
 
     async fn metric(&self, line: &str) -> u64 {
@@ -294,6 +327,123 @@ async fn a_gateway_that_repeats_itself_without_end_is_closed_with_a_code() {
     scene.command("after").await;
     let cost = scene.cost_kib(idle);
     assert!(cost <= COST_KIB, "{cost} KiB");
+    scene.stopped().await;
+}
+
+fn result_kept(event: &AgentEvent) -> Option<bool> {
+    if let AgentEvent::ResultAcknowledged { kept, .. } = event {
+        Some(*kept)
+    } else {
+        None
+    }
+}
+
+/// What an authentic REFUSE says.
+fn refusal(event: &AgentEvent) -> Option<(CloseCode, String, Option<Duration>)> {
+    if let AgentEvent::Refused {
+        code,
+        reason,
+        retry_after,
+    } = event
+    {
+        Some((*code, reason.clone(), *retry_after))
+    } else {
+        None
+    }
+}
+
+/// The result of a command that nobody asked for, with much output in few bytes.
+fn unasked() -> Packed {
+    let stdout = RetainedOutput {
+        head: vec![b'x'; 96 * 1_024],
+        ..RetainedOutput::default()
+    };
+    let result = CommandResult {
+        command_id: CommandId::from_uuid(random::uuid_v4()),
+        outcome: Outcome {
+            state: OutcomeState::Succeeded,
+            exit_code: Some(0),
+            signal: None,
+            started_at: None,
+            duration_ms: 1,
+            stdout,
+            stderr: RetainedOutput::default(),
+            reason: None,
+            reject_code: None,
+        },
+    };
+    Packed::compressed(serde_json::to_vec(&result).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_contradicts_itself_is_refused_with_an_authentic_reason() {
+    let scene = scene(Start::default()).await;
+    let mut hostile = scene.connect(None).await;
+    let holed = json!({
+        "spool_epoch": Uuid::from_u128(1), "from_seq": 1, "to_seq": 3, "gaps": [], "streams": ["a"],
+        "stream": [0], "observed_at": [1], "fields": {"value": [1]},
+    });
+    let body = Packed::compressed(holed.to_string().into_bytes());
+    assert!(hostile.send(TELEMETRY, &body).await);
+    let (code, reason, _) = hostile.read_until(refusal).await.unwrap();
+    assert_eq!(code, CloseCode::BadEnvelope);
+    assert!(reason.contains("telemetry batch"), "{reason}");
+    assert_eq!(hostile.end().await, Refused::Closed(4400));
+    scene.stopped().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn results_that_nobody_asked_for_leave_little_behind_however_often_their_gateway_reconnects()
+{
+    let mut scene = scene(Start::default()).await;
+    let idle = scene.idle_kib();
+    let before = (scene.stored_kib(), scene.audited().await.len());
+    let mut hostile = scene.connect(None).await;
+    let mut kept = 0;
+    for _ in 0..300 {
+        assert!(hostile.send(RESULT, &unasked()).await);
+        kept += u64::from(hostile.read_until(result_kept).await.unwrap());
+    }
+    assert!((256..=260).contains(&kept), "{kept} of 300 are kept");
+    let mut ratchet = Some(hostile.ratchet.clone());
+    drop(hostile);
+    for session in 0..SESSIONS {
+        let mut hostile = scene.connect(ratchet.take()).await;
+        let mut sent = 0;
+        while sent < 600 && hostile.send(RESULT, &unasked()).await {
+            sent += 1;
+        }
+        ratchet = Some(hostile.ratchet.clone());
+        let (code, _reason, wait) = hostile.read_until(refusal).await.unwrap();
+        assert_eq!(code, CloseCode::RateLimited);
+        assert!(wait.is_some_and(|wait| wait <= Duration::from_secs(60)));
+        assert_eq!(hostile.end().await, Refused::Closed(4429), "{session}");
+    }
+    scene.command("after").await;
+    let stored = scene.stored_kib().saturating_sub(before.0);
+    assert!(stored <= STORED_KIB, "{stored} KiB stored");
+    let cost = scene.cost_kib(idle);
+    assert!(cost <= COST_KIB, "{cost} KiB");
+    let audited = scene.audited().await;
+    let orphans = audited.iter().filter(|it| *it == "command.orphan").count();
+    assert!((100..=205).contains(&orphans), "{orphans}");
+    let refused = r#"viworks_agent_refusals_total{reason="orphan_result"}"#;
+    let said = scene.system.backend().log();
+    assert!(said.matches("does not have").count() <= 100);
+
+    // Its share of the audit log is used up, whatever it does next.
+    let agents = scene.system.agents_address();
+    for _ in 0..20 {
+        let mut rogue = Rogue::challenged(agents, &scene.material).await.unwrap();
+        rogue
+            .hello_with(|hello| hello.token = "00".repeat(32))
+            .await;
+        let end = rogue.end().await;
+        assert!(matches!(end, Refused::Closed(4400 | 4429)), "{end:?}");
+    }
+    let more = scene.audited().await.len() - audited.len();
+    assert!(more <= 3, "{more} records");
+    assert!(scene.metric(refused).await > 0);
     scene.stopped().await;
 }
 

@@ -19,6 +19,11 @@ fn catalogue(folder: &Path) -> String {
         "letters",
         r"printf '\303'; sleep 0.1; printf '\251\342'; sleep 0.1; printf '\202'; sleep 0.1; printf '\254 end\n'",
     );
+    let steps = Desk::script(
+        folder,
+        "steps",
+        "printf '%0900d\\n' 1; printf '%0900d\\n' 2; printf '%0900d\\n' 3 >&2; echo four; echo end >&2",
+    );
     let both = Desk::script(folder, "both", "echo out; echo err >&2; echo more");
     [
         (
@@ -26,6 +31,7 @@ fn catalogue(folder: &Path) -> String {
             format!(r#"["/usr/bin/seq", "-f", "line %08.0f the quick brown fox", "{LINES}"]"#),
         ),
         ("test.letters", format!(r#"["{}"]"#, letters.display())),
+        ("test.steps", format!(r#"["{}"]"#, steps.display())),
         ("test.both", format!(r#"["{}"]"#, both.display())),
         ("test.long", r#"["/bin/sleep", "60"]"#.to_owned()),
     ]
@@ -120,6 +126,40 @@ async fn a_flood_is_shown_without_an_invented_line_and_every_byte_is_accounted_f
             .filter_map(|line| line.strip_prefix(&prefix))
             .collect();
         assert_accounted(&own.join("\n"));
+    }
+}
+
+/// What a small command writes in several pieces, whatever came before it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_small_output_is_shown_whole_after_a_flood() {
+    let folder = TempDir::new().unwrap();
+    let desk = desk(&folder).await;
+    drop(
+        desk.run(&["run", "test.flood", "-g", "gw-1"])
+            .await
+            .ended_with(0),
+    );
+    let all = [
+        format!("{:0900}", 1),
+        format!("{:0900}", 2),
+        format!("{:0900}", 3),
+        "end".to_owned(),
+        "four".to_owned(),
+    ];
+    for round in 0..12 {
+        let said = desk
+            .run(&["run", "test.steps", "-g", "gw-1"])
+            .await
+            .ended_with(0);
+        let mut lines: Vec<&str> = said.stdout.lines().collect();
+        lines.sort_unstable();
+        assert_eq!(lines, all, "round {round}: {said:#?}");
+        let listed = desk.json(&["runs", "ls"], 0).await;
+        let id = listed["items"][0]["id"].as_str().unwrap().to_owned();
+        let late = desk.run(&["runs", "wait", &id]).await.ended_with(0);
+        let mut lines: Vec<&str> = late.stdout.lines().collect();
+        lines.sort_unstable();
+        assert_eq!(lines, all, "round {round}: {late:#?}");
     }
 }
 

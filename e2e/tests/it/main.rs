@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+mod busy_api;
 mod causes;
 mod checks;
 mod cli;
@@ -15,11 +16,14 @@ mod host;
 mod hostile;
 mod limbo;
 mod live;
+mod newcomer;
+mod old_database;
 mod points;
 mod reference_agent;
 mod refusals;
 mod reload;
 mod renewals;
+mod shown;
 mod soak;
 mod state;
 mod stop;

@@ -45,7 +45,7 @@ async fn a_gateway_takes_a_renewed_certificate_over_and_tells_its_end_before_it_
         told["cause"]
             .as_str()
             .unwrap()
-            .contains("ends in 0 minutes"),
+            .contains("certificate ends in "),
         "{status:#}"
     );
     assert!(
@@ -166,10 +166,12 @@ async fn a_backend_takes_a_renewed_certificate_over_on_sighup_and_refuses_a_key_
             .cloned()
     })
     .await;
-    assert!(
-        health["detail"].as_str().unwrap().contains("ends in"),
-        "{health:#}"
-    );
+    let detail = health["detail"].as_str().unwrap();
+    assert!(detail.contains("ends in"), "{health:#}");
+    // To the second for people, exact as data.
+    let since = health["since"].as_str().unwrap();
+    assert!(since.ends_with('Z'), "{health:#}");
+    assert!(!detail.contains(since), "{health:#}");
     let (_status, metrics) = system.request("GET", "/metrics", None).await.unwrap();
     let metrics = metrics.as_str().unwrap();
     for name in ["server", "ca"] {
@@ -192,5 +194,32 @@ async fn a_backend_takes_a_renewed_certificate_over_on_sighup_and_refuses_a_key_
     })
     .await;
     assert_eq!(shown(&system, &material).await, renewed.as_ref());
+    assert!(gateway.stop(Duration::from_secs(30)).await.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_takes_mended_pins_over_without_being_told() {
+    let mut system = Deployment::new(Binaries::shipped());
+    let folder = system.issue("gw-1");
+    let socket = folder.join("state/api.sock");
+    let configuration = folder.join("gateway.toml");
+    let sound = std::fs::read_to_string(&configuration).unwrap();
+    let pins = sound.split('"').filter(|text| text.starts_with("sha256/"));
+    let broken = pins.fold(sound.clone(), |text, pin| {
+        let (start, end) = pin.split_at("sha256/AAAA".len());
+        assert_ne!(start, "sha256/AAAA");
+        text.replace(pin, &format!("sha256/AAAA{end}"))
+    });
+    assert_ne!(broken, sound);
+    std::fs::write(&configuration, broken).unwrap();
+    system.start_backend(Start::default()).await;
+    let mut gateway = system.start_gateway(&folder, Start::default());
+    let refused = |status: &Value| {
+        let cause = status["connection"]["last_failure"]["cause"].as_str();
+        cause.is_some_and(|cause| cause.contains("pin"))
+    };
+    status_where("no pin fits", system.binaries(), &socket, refused).await;
+    std::fs::write(&configuration, sound).unwrap();
+    system.online("gw-1").await;
     assert!(gateway.stop(Duration::from_secs(30)).await.success());
 }

@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
+use serde_json::json;
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
 use viworks_testkit::gateway::mark_starts;
@@ -10,12 +11,17 @@ use viworks_testkit::process::{Process, Said, finish};
 
 /// `test.say` with a word of this pattern.
 fn catalogue(pattern: &str) -> String {
+    catalogue_of("read", pattern)
+}
+
+/// The same with a risk.
+fn catalogue_of(risk: &str, pattern: &str) -> String {
     format!(
         r#"
 [[command]]
 name = "test.say"
 title = "says what it is told"
-risk = "read"
+risk = "{risk}"
 idempotent = true
 argv = ["/bin/echo", "{{word}}"]
 timeout_ms = 20000
@@ -28,20 +34,15 @@ pattern = "{pattern}"
     )
 }
 
-/// Three gateways: one that can, one whose declaration no word fits, one that does not have the command.
+/// Gateways with a catalogue of their own each.
 struct Fleet {
     system: Deployment,
     _gateways: Vec<Process>,
 }
 
 impl Fleet {
-    async fn start() -> Self {
+    async fn start<const N: usize>(catalogues: [(&'static str, Option<String>); N]) -> Self {
         let mut system = Deployment::new(Binaries::shipped());
-        let catalogues = [
-            ("gw-can", Some(catalogue("[a-z]{1,8}"))),
-            ("gw-odd", Some(catalogue("[0-9]{900}"))),
-            ("gw-without", None),
-        ];
         let folders = catalogues.map(|(name, catalogue)| {
             let folder = system.issue(name);
             mark_starts(&folder);
@@ -65,16 +66,17 @@ impl Fleet {
     }
 
     async fn viworks(&self, arguments: &[&str]) -> Said {
+        self.with_key("operator.key", arguments).await
+    }
+
+    async fn with_key(&self, key: &str, arguments: &[&str]) -> Said {
         let mut command = Command::new(self.system.binaries().cli());
         command
             .args(arguments)
             .env("HOME", self.system.path())
             .env("VIWORKS_CONFIG_DIR", self.system.path().join("config"))
             .env("VIWORKS_SERVER", self.system.api_url())
-            .env(
-                "VIWORKS_TOKEN_FILE",
-                self.system.path().join("operator.key"),
-            )
+            .env("VIWORKS_TOKEN_FILE", self.system.path().join(key))
             .env_remove("VIWORKS_CONTEXT")
             .env_remove("VIWORKS_OUTPUT");
         finish(command, PATIENCE).await
@@ -83,7 +85,12 @@ impl Fleet {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_gateway_that_was_meant_is_accounted_for() {
-    let fleet = Fleet::start().await;
+    let fleet = Fleet::start([
+        ("gw-can", Some(catalogue("[a-z]{1,8}"))),
+        ("gw-odd", Some(catalogue("[0-9]{900}"))),
+        ("gw-without", None),
+    ])
+    .await;
     let say = ["run", "test.say", "word=hello", "--all"];
 
     // One gateway refuses the arguments: nothing is sent, it is named, and so is the way out.
@@ -135,15 +142,91 @@ async fn every_gateway_that_was_meant_is_accounted_for() {
         assert!(said.stdout.contains(name), "{said:#?}");
     }
 
-    // A dry run tells both lists; a gateway that does not exist cannot be left out.
+    // A dry run tells both lists, and is refused where the run would be; a gateway that does not exist cannot be left out.
     let said = fleet
-        .viworks(&[&say[..], &["--dry-run"]].concat())
+        .viworks(&[&say[..], &["--except", "gw-odd", "--dry-run"]].concat())
         .await
         .ended_with(0);
     assert!(said.stdout.contains("gw-without"), "{said:#?}");
+    let refused = [&say[..], &["--dry-run"]].concat();
+    let said = fleet.viworks(&refused).await.ended_with(2);
+    assert!(said.stderr.contains("gw-odd"), "{said:#?}");
     let said = fleet
         .viworks(&[&say[..], &["--except", "gw-typo"]].concat())
         .await;
     assert_ne!(said.code, Some(0), "{said:#?}");
     assert!(said.stderr.contains("gw-typo"), "{said:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_claims_a_higher_risk_is_named_and_can_be_left_out() {
+    let fleet = Fleet::start([
+        ("gw-can", Some(catalogue("[a-z]{1,8}"))),
+        ("gw-too", Some(catalogue("[a-z]{1,8}"))),
+        ("gw-odd", Some(catalogue_of("danger", "[a-z]{1,8}"))),
+    ])
+    .await;
+    let scopes = ["runs:write", "runs:read", "catalogue:read", "gateways:read"];
+    let made = fleet
+        .system
+        .post("/v1/apikeys", &json!({"name": "looks", "scopes": scopes}))
+        .await;
+    let key = fleet.system.path().join("looks.key");
+    std::fs::write(&key, made["secret"].as_str().unwrap()).unwrap();
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let say = ["run", "test.say", "word=hello", "--all"];
+    let with = |more: &[&'static str]| [&say[..], more].concat();
+    let looks = async |more: &[&'static str]| fleet.with_key("looks.key", &with(more)).await;
+
+    // The key may not take that risk: the refusal names who claims it, and the way out.
+    let said = looks(&["--confirm", "3", "--reason", "a test"]);
+    let said = said.await;
+    assert_ne!(said.code, Some(0), "{said:#?}");
+    assert!(said.stderr.contains("runs:write:danger"), "{said:#?}");
+    assert!(said.stderr.contains("gw-odd"), "{said:#?}");
+    assert!(said.stderr.contains("--except"), "{said:#?}");
+    assert!(!said.stderr.contains("gw-can"), "{said:#?}");
+
+    // Without it the run goes ahead, and nobody has to confirm what is meant by nobody else.
+    let said = looks(&["--except", "gw-odd"]);
+    let said = said.await.ended_with(0);
+    assert!(said.stderr.contains("2 ok = 2"), "{said:#?}");
+    let said = looks(&["--skip-unable", "-o", "json"]);
+    let result = said.await.ended_with(0).json();
+    assert_eq!(result["run"]["total"], 2, "{result:#}");
+    assert_eq!(
+        result["skipped"][0]["gateway"]["name"], "gw-odd",
+        "{result:#}"
+    );
+    assert_eq!(
+        result["skipped"][0]["code"], "risk_not_allowed",
+        "{result:#}"
+    );
+
+    // Whoever may take the risk is told where it is, before and after.
+    let said = fleet.viworks(&say).await;
+    assert_ne!(said.code, Some(0), "{said:#?}");
+    assert!(said.stderr.contains("gw-odd"), "{said:#?}");
+    let said = fleet
+        .viworks(&with(&["--confirm", "3"]))
+        .await
+        .ended_with(2);
+    assert!(said.stderr.contains("reason"), "{said:#?}");
+    assert!(said.stderr.contains("gw-odd"), "{said:#?}");
+    assert!(!said.stderr.contains("gw-can"), "{said:#?}");
+    let said = fleet.viworks(&["command", "show", "test.say"]).await;
+    let row = |name: &str| said.stdout.lines().find(|line| line.starts_with(name));
+    assert!(row("gw-odd").unwrap().contains("danger"), "{said:#?}");
+    assert!(row("gw-can").unwrap().contains("read"), "{said:#?}");
+    let said = fleet
+        .viworks(&with(&["--dry-run", "--reason", "a test"]))
+        .await
+        .ended_with(0);
+    let row = |risk: &str| said.stdout.lines().find(|line| line.contains(risk));
+    let dangerous = row("(danger)").unwrap();
+    assert!(dangerous.contains("gw-odd"), "{said:#?}");
+    assert!(!dangerous.contains("gw-can"), "{said:#?}");
+    let arguments = ["--confirm", "3", "--reason", "a test"];
+    let said = fleet.viworks(&with(&arguments)).await.ended_with(0);
+    assert!(said.stderr.contains("3 ok = 3"), "{said:#?}");
 }

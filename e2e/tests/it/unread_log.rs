@@ -1,11 +1,9 @@
 //! A log that nobody reads: both agents go on, answer, say what is missing, and end when they are told to.
 
 use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::Duration;
 
-use rustix::process::Signal;
 use serde_json::Value;
 use tokio::net::TcpStream;
 use viworks_testkit::binaries::Binaries;
@@ -116,28 +114,4 @@ async fn strangers_cannot_stop_a_backend_by_filling_a_log_that_nobody_reads() {
     })
     .await;
     assert!(system.backend().stop(SOON).await.success());
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_gateway_whose_start_hangs_in_a_file_ends_when_it_is_told_to() {
-    let mut system = Deployment::new(Binaries::shipped());
-    let folder = system.issue("gw-1");
-    system.start_backend(Start::default()).await;
-    std::fs::create_dir_all(folder.join("state")).unwrap();
-    let private = std::fs::Permissions::from_mode(0o700);
-    std::fs::set_permissions(folder.join("state"), private).unwrap();
-    // Nobody ever reads from it, so opening it for writing never ends.
-    let made = Command::new("mkfifo")
-        .arg(folder.join("state/audit.log"))
-        .status();
-    assert!(made.unwrap().success());
-    let mut gateway = system.start_gateway(&folder, Start::default());
-    eventually("it is starting, or was refused", PATIENCE, async || {
-        let log = gateway.log();
-        (log.contains("starting") || log.contains("not a regular file")).then_some(())
-    })
-    .await;
-    gateway.signal(Signal::TERM);
-    // Whether it hung or was refused by then: it ends.
-    gateway.wait(SOON).await;
 }

@@ -37,7 +37,14 @@ pub(super) async fn run(
 ) -> Result<Json<Ran>, Problem> {
     let context = &state.context;
     if !peer.may_run_commands() {
-        audit(&state, peer, &name, "refused", "not permitted").await?;
+        // One who asks without end must not push everybody else's entries out of the log.
+        if let Some(left_out) = state.not_permitted.take(peer.uid, context.clock.now()) {
+            let detail = match left_out {
+                0 => "not permitted".to_owned(),
+                more => format!("not permitted; {more} more of this user were left out before it"),
+            };
+            audit(&state, peer, &name, "refused", &detail).await?;
+        }
         return Err(Problem::new(
             StatusCode::FORBIDDEN,
             "not_permitted",

@@ -15,15 +15,18 @@ use http_body_util::BodyExt;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::UnixStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tower::ServiceExt;
 use viworks_common::limits;
 use viworks_common::places::PlaceLimits;
+use viworks_common::rate::Lately;
 use viworks_runtime::clock::{Clock, sleep_until};
-use viworks_runtime::conditions::Conditions;
+use viworks_runtime::conditions::{Conditions, Severity};
 use viworks_runtime::door::{Door, LetIn, Seat};
 use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::progress::Progress;
+use viworks_runtime::throttle::{LOG_LINES, Throttle};
 
 use super::problem::Problem;
 use super::{Peer, Socket};
@@ -33,6 +36,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Bytes of a body that is too large that are read all the same.
 const DISCARDED_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// The condition while connections are cut or refused.
+const CROWDED: &str = "socket.crowded";
+
+/// How long after the last one that is told.
+const CROWDED_TIME: Duration = Duration::from_secs(60);
 
 /// The largest request head.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
@@ -55,6 +64,8 @@ pub struct ServeLimits {
     pub send_timeout: Duration,
     /// How long a request's whole body may take.
     pub body_timeout: Duration,
+    /// Bytes of bodies that are held at once. Half of it is for those who may run commands, the rest for all others.
+    pub bodies_bytes_max: usize,
     /// How often is looked whether the socket's file still stands.
     pub socket_check: Duration,
 }
@@ -67,6 +78,7 @@ impl Default for ServeLimits {
             send_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(10),
+            bodies_bytes_max: 8 * 1024 * 1024,
             socket_check: Duration::from_secs(5),
         }
     }
@@ -87,9 +99,12 @@ pub(super) async fn run(
 ) -> io::Result<()> {
     let lifecycle = &shell.lifecycle;
     let body_timeout = limits.body_timeout;
+    let bodies = Bodies::new(limits.bodies_bytes_max);
     let router = router.layer(middleware::from_fn(move |request: Request, next: Next| {
-        whole_body(request, next, body_timeout)
+        whole_body(request, next, body_timeout, bodies.clone())
     }));
+    let mut crowd = Crowd::default();
+    let unaccepted = Throttle::new(LOG_LINES);
     let door = Door::new(PlaceLimits {
         total: limits.connections_max,
         per_source: limits.per_user_max,
@@ -104,6 +119,7 @@ pub(super) async fn run(
             () = lifecycle.stopping() => return Ok(()),
             () = sleep_until(&*shell.clock, look) => {
                 look = next_look();
+                crowd.look(&shell);
                 socket.keep(&shell.conditions).await;
                 continue;
             }
@@ -112,7 +128,9 @@ pub(super) async fn run(
         let socket = match accepted {
             Ok((socket, _address)) => socket,
             Err(error) => {
-                tracing::warn!(%error, "a connection to the local API could not be accepted");
+                if let Some(left_out) = unaccepted.take(shell.clock.now()) {
+                    tracing::warn!(%error, left_out, "a connection to the local API could not be accepted");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
@@ -121,6 +139,7 @@ pub(super) async fn run(
         match door.enter(&peer.uid, peer.may_run_commands()) {
             Ok(LetIn { seat, ousted }) => {
                 if let Some(bound) = ousted {
+                    crowd.turned_away(peer, &shell);
                     tracing::debug!(
                         actor = peer.actor(),
                         bound = bound.name(),
@@ -138,6 +157,7 @@ pub(super) async fn run(
                 drop(lifecycle.spawn("api connection", served));
             }
             Err(bound) => {
+                crowd.turned_away(peer, &shell);
                 tracing::debug!(
                     actor = peer.actor(),
                     bound = bound.name(),
@@ -146,6 +166,62 @@ pub(super) async fn run(
                 // A fresh socket has room for so much; one that has not is of no use to anybody.
                 drop(socket.try_write(NO_PLACE));
             }
+        }
+    }
+}
+
+/// Tells of connections that were cut or refused for want of a place, while it goes on.
+#[derive(Debug, Default)]
+struct Crowd {
+    turned_away: u64,
+    lately: Lately,
+}
+
+impl Crowd {
+    fn turned_away(&mut self, last: Peer, shell: &Shell) {
+        self.turned_away = self.turned_away.saturating_add(1);
+        let cause = format!(
+            "the local API has no place left: {} connections were cut or refused since this process started, the last because of {}",
+            self.turned_away,
+            last.actor()
+        );
+        let fix = "find the program of that user that opens connections and keeps them: ss -xp shows who holds the other end; one connection is enough for many requests";
+        shell.conditions.raise(CROWDED, Severity::Warn, &cause, fix);
+        self.look(shell);
+    }
+
+    fn look(&mut self, shell: &Shell) {
+        let now = shell.clock.now();
+        if self.lately.is_over(self.turned_away, CROWDED_TIME, now) {
+            shell.conditions.clear(CROWDED);
+        }
+    }
+}
+
+/// Bytes of bodies that may still be taken in.
+#[derive(Debug, Clone)]
+struct Bodies {
+    /// For those who may run commands: nobody else's bodies keep theirs out.
+    known: Arc<Semaphore>,
+    others: Arc<Semaphore>,
+}
+
+impl Bodies {
+    fn new(bytes_max: usize) -> Self {
+        let bytes_max = bytes_max.min(Semaphore::MAX_PERMITS);
+        let known = bytes_max / 2;
+        Self {
+            known: Arc::new(Semaphore::new(known)),
+            others: Arc::new(Semaphore::new(bytes_max - known)),
+        }
+    }
+
+    /// Of which its bodies take.
+    fn of(&self, peer: Option<Peer>) -> &Arc<Semaphore> {
+        if peer.is_some_and(Peer::may_run_commands) {
+            &self.known
+        } else {
+            &self.others
         }
     }
 }
@@ -193,7 +269,7 @@ async fn connection(
 
 /// Takes the whole body in before anything else is done, so that a caller who stalls holds nothing but its own
 /// connection.
-async fn whole_body(request: Request, next: Next, within: Duration) -> Response {
+async fn whole_body(request: Request, next: Next, within: Duration, bodies: Bodies) -> Response {
     let headers = request.headers();
     if headers.get_all(HOST).iter().count() > 1 {
         let detail = "a request has one Host";
@@ -219,9 +295,22 @@ async fn whole_body(request: Request, next: Next, within: Duration) -> Response 
         .into_response();
     }
     let (head, body) = request.into_parts();
-    let problem = match timeout(within, collect(body)).await {
-        Ok(Ok(Some(bytes))) => return next.run(Request::from_parts(head, Body::from(bytes))).await,
-        Ok(Ok(None)) => Problem::new(
+    let peer = head.extensions.get().map(|ConnectInfo(peer)| *peer);
+    let problem = match timeout(within, collect(body, bodies.of(peer))).await {
+        Ok(Ok(Collected::Whole(bytes, held))) => {
+            let request = Request::from_parts(head, Body::from(bytes));
+            let answer = next.run(request).await;
+            drop(held);
+            return answer;
+        }
+        Ok(Ok(Collected::NoRoom)) => Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "bodies_full",
+            "Too much is being sent at once",
+            "as many bytes of bodies as may be held are held",
+        )
+        .retry_after(1),
+        Ok(Ok(Collected::TooLarge)) => Problem::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             "body_too_large",
             "The body is too large",
@@ -243,24 +332,44 @@ async fn whole_body(request: Request, next: Next, within: Duration) -> Response 
     problem.into_response()
 }
 
-/// The whole body; none when it is too large. Some of what is too much is read all the same, because a socket that is
-/// closed with something unread in it takes the answer along.
-async fn collect(mut body: Body) -> Result<Option<Vec<u8>>, axum::Error> {
-    let mut bytes = Vec::new();
+/// What became of a body.
+enum Collected {
+    /// It is here, and takes so much of the room.
+    Whole(Vec<u8>, Option<OwnedSemaphorePermit>),
+    TooLarge,
+    NoRoom,
+}
+
+/// The whole body. Some of one that is not taken is read all the same, because a socket that is closed with something
+/// unread in it takes the answer along.
+async fn collect(mut body: Body, room: &Arc<Semaphore>) -> Result<Collected, axum::Error> {
+    let mut taken = Collected::Whole(Vec::new(), None);
     let mut length: usize = 0;
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame?.into_data() else {
             continue;
         };
         length = length.saturating_add(data.len());
-        if length <= limits::REQUEST_BODY_BYTES_MAX {
-            bytes.extend_from_slice(&data);
-        } else {
-            bytes = Vec::new();
-            if length > limits::REQUEST_BODY_BYTES_MAX + DISCARDED_BYTES_MAX {
-                break;
-            }
+        if length > limits::REQUEST_BODY_BYTES_MAX + DISCARDED_BYTES_MAX {
+            return Ok(Collected::TooLarge);
         }
+        let Collected::Whole(bytes, held) = &mut taken else {
+            continue;
+        };
+        if length > limits::REQUEST_BODY_BYTES_MAX {
+            taken = Collected::TooLarge;
+            continue;
+        }
+        let more = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        let Ok(permit) = Arc::clone(room).try_acquire_many_owned(more) else {
+            taken = Collected::NoRoom;
+            continue;
+        };
+        match held {
+            Some(held) => held.merge(permit),
+            None => *held = Some(permit),
+        }
+        bytes.extend_from_slice(&data);
     }
-    Ok((length <= limits::REQUEST_BODY_BYTES_MAX).then_some(bytes))
+    Ok(taken)
 }

@@ -3,11 +3,14 @@
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{Mode, fchmod};
 use socket2::{Domain, SockAddr, Type};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
+use viworks_runtime::blocking::{self, Worker};
 use viworks_runtime::conditions::{Conditions, Severity};
 use viworks_runtime::config::Problem;
 use viworks_runtime::files::{self, FileError};
@@ -24,13 +27,21 @@ const BACKLOG: i32 = 128;
 /// The name of the condition.
 const CONDITION: &str = "socket";
 
+/// How long a look at the socket's file may take. Newcomers wait for it once; while it hangs, nobody looks again.
+const LOOK_TIME: Duration = Duration::from_secs(1);
+/// How long it may take to bind.
+const BIND_TIME: Duration = Duration::from_secs(5);
+
+/// Device and number of a file.
+type FileId = (u64, u64);
+
 /// A bound socket.
-#[derive(Debug)]
 pub struct Socket {
     pub(super) listener: UnixListener,
     path: PathBuf,
-    /// Device and number of its file.
-    file: (u64, u64),
+    file: FileId,
+    /// Looks whether its file still stands, on a thread of its own.
+    look: Worker<(PathBuf, FileId), bool>,
 }
 
 /// Finds out, without binding it, what would keep the socket from being bound.
@@ -77,6 +88,28 @@ pub fn examine_socket(config: &GatewayConfig) -> Vec<Problem> {
 /// # Errors
 /// When somebody does, or the path cannot be used.
 pub async fn bind(path: &Path) -> Result<Socket, ApiError> {
+    let own = path.to_owned();
+    let bound = blocking::call("socket", BIND_TIME, move || replace(&own)).await;
+    let (listener, file) = bound.map_err(|source| ApiError::Silent {
+        path: path.to_owned(),
+        source,
+    })??;
+    let listener = UnixListener::from_std(listener).map_err(|source| ApiError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(Socket {
+        listener,
+        path: path.to_owned(),
+        file,
+        look: Worker::new("socket", || {
+            |(path, file): (PathBuf, FileId)| stands(&path, file)
+        }),
+    })
+}
+
+/// Binds in place of a socket that nobody answers. Blocks.
+fn replace(path: &Path) -> Result<(net::UnixListener, FileId), ApiError> {
     let failed = |source| ApiError::Io {
         path: path.to_owned(),
         source,
@@ -85,7 +118,7 @@ pub async fn bind(path: &Path) -> Result<Socket, ApiError> {
         Ok(metadata) if !metadata.file_type().is_socket() => {
             return Err(ApiError::NotASocket(path.to_owned()));
         }
-        Ok(_) => match UnixStream::connect(path).await {
+        Ok(_) => match net::UnixStream::connect(path) {
             Ok(_answered) => return Err(ApiError::InUse(path.to_owned())),
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 fs::remove_file(path).map_err(failed)?;
@@ -101,7 +134,7 @@ pub async fn bind(path: &Path) -> Result<Socket, ApiError> {
 }
 
 /// Binds where the socket is to stand, for cleaners of temporary folders spare a socket by the path that it was bound to.
-fn in_place(path: &Path) -> io::Result<Socket> {
+fn in_place(path: &Path) -> io::Result<(net::UnixListener, FileId)> {
     let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     // The file is made with the mode of the socket, less what the umask takes away; so it is never too open.
@@ -112,27 +145,28 @@ fn in_place(path: &Path) -> io::Result<Socket> {
         fs::set_permissions(path, Permissions::from_mode(MODE))?;
     }
     socket.listen(BACKLOG)?;
-    Ok(Socket {
-        listener: UnixListener::from_std(socket.into())?,
-        path: path.to_owned(),
-        file: (metadata.dev(), metadata.ino()),
-    })
+    Ok((socket.into(), (metadata.dev(), metadata.ino())))
+}
+
+/// Whether that file still stands where it was bound. Blocks.
+fn stands(path: &Path, file: FileId) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == file)
 }
 
 impl Socket {
-    /// Whether its file still stands where it was bound.
-    fn stands(&self) -> bool {
-        fs::symlink_metadata(&self.path)
-            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.file)
-    }
-
     /// Binds it again if somebody removed or replaced its file, and says so.
     pub(super) async fn keep(&mut self, conditions: &Conditions) {
-        if self.stands() {
-            conditions.clear(CONDITION);
-            return;
-        }
         let path = self.path.display().to_string();
+        let question = (self.path.clone(), self.file);
+        match self.look.ask(question, LOOK_TIME).await {
+            Ok(true) => return conditions.clear(CONDITION),
+            Ok(false) => {}
+            Err(error) => {
+                let cause = format!("whether {path} still stands is not known: {error}");
+                let fix = "see what keeps the disk of that folder from answering";
+                return conditions.raise(CONDITION, Severity::Warn, &cause, fix);
+            }
+        }
         match bind(&self.path).await {
             Ok(socket) => {
                 conditions.raise(

@@ -87,7 +87,9 @@ pub(super) async fn intake(
         }
     }
     state.context.spool.append(&sound).await.map_err(|error| {
-        warn!(%error, "the spool refused telemetry from a local program");
+        if let Some(left_out) = state.unspooled.take(state.context.clock.now()) {
+            warn!(%error, left_out, "the spool refused telemetry from a local program");
+        }
         let code = if error.is_full() {
             "disk_full"
         } else {

@@ -44,9 +44,17 @@ fn by_any_means(
         }
     }
     match icmp_socket(address) {
-        Ok(socket) => by_icmp(output, &socket, address),
+        Ok(socket) => by_socket(output, &socket, address),
         // Not permitted to this user: the kernel's ping_group_range.
         Err(_denied) => by_tcp(output, address),
+    }
+}
+
+fn by_socket(output: &mut dyn Write, socket: &Socket, address: IpAddr) -> Result<(), BuiltinError> {
+    // A packet filter of this host refuses only what is sent. Nobody counts the answer to this one.
+    match (&*socket).write_all(&echo_request(address, 0)) {
+        Ok(()) => by_icmp(output, socket, address),
+        Err(_refused) => by_tcp(output, address),
     }
 }
 
@@ -236,6 +244,19 @@ mod tests {
         let text = String::from_utf8(output).unwrap();
         assert!(text.contains("answered: 3 of 3"), "{text}");
         assert!(!text.contains("data bytes"), "{text}");
+    }
+
+    #[test]
+    fn icmp_that_is_refused_when_it_is_sent_is_done_without() {
+        // It was never told where to send.
+        let mute = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+        let mut output = Vec::new();
+        by_socket(&mut output, &mute, IpAddr::from([127, 0, 0, 1])).unwrap();
+        let text = String::from_utf8(output).unwrap();
+        assert!(
+            text.contains("by tcp in ") && text.contains("answered: 3 of 3"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -2,13 +2,19 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tracing::{error, info};
 use viworks_runtime::blocking;
+use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::conditions::{Conditions, Severity};
+use viworks_runtime::lifecycle::Lifecycle;
 
 use super::{Catalogue, Owners};
+
+/// How often commands that could not run are looked at again.
+const FRESH_TIME: Duration = Duration::from_secs(60);
 
 /// The catalogue in force. Clones share it.
 #[derive(Debug, Clone)]
@@ -36,6 +42,35 @@ impl Current {
         self.sender.send_replace(Arc::new(catalogue));
     }
 
+    /// Looks again at commands that could not run when somebody looked last: what they need may have come since.
+    pub async fn look_again(&self) {
+        let before = self.get();
+        let Some(after) = before.looked_again().await else {
+            return;
+        };
+        let after = Arc::new(after);
+        self.sender.send_if_modified(|now| {
+            // One that was loaded meanwhile knows better.
+            let same = Arc::ptr_eq(now, &before);
+            if same {
+                *now = after;
+            }
+            same
+        });
+    }
+
+    /// Does so now and then, until the agent stops.
+    pub async fn keep_fresh(self, clock: Arc<dyn Clock>, lifecycle: Lifecycle) {
+        loop {
+            let next = clock.now().saturating_add(FRESH_TIME);
+            tokio::select! {
+                () = lifecycle.stopping() => return,
+                () = sleep_until(&*clock, next) => {}
+            }
+            self.look_again().await;
+        }
+    }
+
     /// Tells when it was replaced.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<Arc<Catalogue>> {
@@ -51,7 +86,7 @@ const RELOAD: &str = "reload";
 pub async fn reload(current: &Current, folder: PathBuf, owners: Owners, conditions: &Conditions) {
     let (read, own) = (folder.clone(), super::own_program());
     let load = move || super::load(&read, owners, own);
-    let loaded = blocking::call("catalogue", super::LOAD_TIME, load).await;
+    let loaded = blocking::call("catalogue reload", super::LOAD_TIME, load).await;
     let problems = match loaded {
         Ok(Ok(catalogue)) => {
             info!(commands = catalogue.len(), folder = %folder.display(), "read the catalogue again");
@@ -59,7 +94,7 @@ pub async fn reload(current: &Current, folder: PathBuf, owners: Owners, conditio
             conditions.clear(RELOAD);
             return;
         }
-        Ok(Err(problems)) => problems.to_string(),
+        Ok(Err(problems)) => problems.in_one_line(),
         Err(error) => error.to_string(),
     };
     error!(%problems, "the catalogue has mistakes; the one in force stays");

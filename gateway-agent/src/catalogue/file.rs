@@ -11,7 +11,7 @@ use viworks_common::id::{ArgumentName, CommandName};
 use viworks_common::limits;
 use viworks_runtime::config::{Document, Place, Section};
 
-use super::{Definition, Owners, Program};
+use super::{Definition, Program};
 use crate::builtin;
 use crate::executor::COMMAND_ID_VARIABLE;
 
@@ -25,11 +25,10 @@ const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 /// Reads all commands; what is wrong with them is noted in the document.
 pub(super) fn read(
     document: &mut Document,
-    owners: Owners,
     places: &mut BTreeMap<CommandName, Place>,
 ) -> BTreeMap<CommandName, Definition> {
     let commands = document.tables("command", "One allowed command.", |section| {
-        let definition = command(section, owners)?;
+        let definition = command(section)?;
         let name = definition.entry.name.clone();
         if let Some(first) = places.get(&name) {
             let message = format!("command {name} is defined twice");
@@ -42,7 +41,7 @@ pub(super) fn read(
     commands.into_iter().flatten().collect()
 }
 
-fn command(section: &mut Section<'_>, owners: Owners) -> Option<Definition> {
+fn command(section: &mut Section<'_>) -> Option<Definition> {
     let name: Option<CommandName> =
         section.required_parsed("name", "command name", "What the command is asked for by.");
     let title = section.required_str("title", "A few words for people.");
@@ -95,7 +94,8 @@ fn command(section: &mut Section<'_>, owners: Owners) -> Option<Definition> {
         unavailable: None,
     };
     let (grammar, argv, program) = check(section, &entry, &argv)?;
-    let mut definition = Definition {
+    // Whether its files are there is asked for all commands together.
+    Some(Definition {
         entry,
         grammar,
         argv,
@@ -103,9 +103,7 @@ fn command(section: &mut Section<'_>, owners: Owners) -> Option<Definition> {
         requires,
         working_directory,
         environment,
-    };
-    definition.entry.unavailable = definition.unavailable(owners);
-    Some(definition)
+    })
 }
 
 /// What must exist for the command to make sense, beside its program.

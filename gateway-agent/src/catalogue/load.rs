@@ -9,7 +9,7 @@ use viworks_common::limits;
 use viworks_runtime::config::{Document, Environment, Place, Problem, Problems};
 use viworks_runtime::files::{self, FileError, Folder};
 
-use super::{Catalogue, Definition, Owners, file};
+use super::{Catalogue, Definition, Owners, file, look};
 
 /// Files in the folder; beyond that somebody made a mistake.
 const FILES_MAX: usize = 256;
@@ -50,7 +50,7 @@ pub fn load(folder: &Path, owners: Owners, own_program: PathBuf) -> Result<Catal
                 continue;
             }
         };
-        let found = file::read(&mut document, owners, &mut places);
+        let found = file::read(&mut document, &mut places);
         match document.finish() {
             Ok(()) => definitions.extend(found),
             Err(more) => note(more),
@@ -70,11 +70,14 @@ pub fn load(folder: &Path, owners: Owners, own_program: PathBuf) -> Result<Catal
     }
     match problems {
         Some(problems) => Err(problems),
-        None => Ok(Catalogue {
-            definitions,
-            owners,
-            own_program,
-        }),
+        None => {
+            look::note_unavailable(definitions.values_mut(), owners);
+            Ok(Catalogue {
+                definitions,
+                owners,
+                own_program,
+            })
+        }
     }
 }
 

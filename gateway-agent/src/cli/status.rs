@@ -2,13 +2,17 @@
 
 use std::io::Write as _;
 use std::path::Path;
+use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::UnixStream;
+use viworks_common::human;
 use viworks_common::text::{block, json};
+use viworks_common::time::Timestamp;
+use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::exit::ExitCode;
 
 use super::print;
@@ -25,20 +29,65 @@ pub(super) enum Format {
     Json,
 }
 
+/// How long the agent may take for its whole answer, which it has in memory.
+const ANSWER_TIME: Duration = Duration::from_secs(8);
+
 /// Asks the agent behind `socket`.
 pub(super) async fn show(socket: &Path, format: Format) -> anyhow::Result<ExitCode> {
-    let stream = match UnixStream::connect(socket).await {
-        Ok(stream) => stream,
-        Err(error) => {
-            let text = format!(
-                "error: the agent does not answer at {}: {error}\n  fix: {}\n",
-                socket.display(),
-                look_for_agent()
-            );
-            drop(std::io::stderr().write_all(text.as_bytes()));
-            return Ok(ExitCode::Unavailable);
+    // Connecting waits, too, once as many callers wait as the socket has room for.
+    match tokio::time::timeout(ANSWER_TIME, ask(socket)).await {
+        Ok(Ok(status)) => {
+            match format {
+                // Causes may be the other end's words.
+                Format::Table => print(&block(&lines(&status, SystemClock.wall())))?,
+                Format::Json => print(&json(&format!("{status:#}\n")))?,
+            };
+            Ok(exit_code(&status))
         }
-    };
+        Ok(Err(Unanswered::NobodyThere(error))) => {
+            let fix = look_for_agent();
+            Ok(no_answer(
+                &format!("does not answer at {}: {error}", socket.display()),
+                &fix,
+            ))
+        }
+        Ok(Err(Unanswered::Broken(error))) => Err(error),
+        Err(_elapsed) => {
+            let what = format!(
+                "takes the connection at {} and does not answer within {} s",
+                socket.display(),
+                ANSWER_TIME.as_secs()
+            );
+            let fix = "its process is there and stands still: see whether it is stopped (state T) or waits for a disk (state D) with ps -o pid,stat,args -C viworks-gateway; if neither passes, end it with SIGKILL and start it again, which loses nothing that it had acknowledged";
+            Ok(no_answer(&what, fix))
+        }
+    }
+}
+
+/// Says that there is no status, and what to do.
+fn no_answer(what: &str, fix: &str) -> ExitCode {
+    let text = format!("error: the agent {what}\n  fix: {fix}\n");
+    // If nobody reads it, the exit code has to do.
+    drop(std::io::stderr().write_all(text.as_bytes()));
+    ExitCode::Unavailable
+}
+
+/// Why there is no status.
+enum Unanswered {
+    /// Nobody takes the connection.
+    NobodyThere(std::io::Error),
+    /// What came is no status.
+    Broken(anyhow::Error),
+}
+
+async fn ask(socket: &Path) -> Result<Value, Unanswered> {
+    let stream = UnixStream::connect(socket)
+        .await
+        .map_err(Unanswered::NobodyThere)?;
+    read(stream).await.map_err(Unanswered::Broken)
+}
+
+async fn read(stream: UnixStream) -> anyhow::Result<Value> {
     let (mut requests, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let request = http::Request::get("/v1/status")
         .header("Host", "localhost")
@@ -54,22 +103,17 @@ pub(super) async fn show(socket: &Path, format: Format) -> anyhow::Result<ExitCo
         Ok::<_, anyhow::Error>(bytes.to_bytes())
     };
     let (bytes, _served) = tokio::join!(ask, connection);
-    let status: Value = serde_json::from_slice(&bytes?)?;
-    match format {
-        // Causes may be the other end's words.
-        Format::Table => print(&block(&lines(&status)))?,
-        Format::Json => print(&json(&format!("{status:#}\n")))?,
-    };
-    Ok(exit_code(&status))
+    Ok(serde_json::from_slice(&bytes?)?)
 }
 
 /// The status as a person reads it: first whether it is connected, and if not, why and what to do.
-fn lines(status: &Value) -> String {
+fn lines(status: &Value, now: Timestamp) -> String {
     let text = |pointer: &str| match status.pointer(pointer) {
         None | Some(Value::Null) => "unknown".to_owned(),
         Some(Value::String(text)) => text.clone(),
         Some(other) => other.to_string(),
     };
+    let time = |pointer: &str| moment(status.pointer(pointer), now);
     let number = |pointer: &str| status.pointer(pointer).and_then(Value::as_u64);
     let mut lines = Vec::new();
     let mut line = |what: &str, value: String| lines.push(format!("{what:<12} {value}\n"));
@@ -81,7 +125,7 @@ fn lines(status: &Value) -> String {
             format!(
                 "connected to {} since {}",
                 text("/connection/url"),
-                text("/connection/since")
+                time("/connection/since")
             ),
         );
         line("session", format!("epoch {epoch}, {}", measured(status)));
@@ -99,7 +143,7 @@ fn lines(status: &Value) -> String {
             if let Some(Value::String(code)) = status.pointer("/connection/last_failure/code") {
                 line("  code", format!("{code} (docs/errors/{code}.md)"));
             }
-            line("  since", text("/connection/since"));
+            line("  since", time("/connection/since"));
         }
         let fix = text("/connection/last_failure/fix");
         if fix != "unknown" && !fix.is_empty() {
@@ -109,10 +153,10 @@ fn lines(status: &Value) -> String {
             .pointer("/connection/next_attempt")
             .is_some_and(|next| !next.is_null())
         {
-            line("  next try", text("/connection/next_attempt"));
+            line("  next try", time("/connection/next_attempt"));
         }
     }
-    for condition in conditions(status) {
+    for condition in conditions(status, now) {
         line(condition.label, condition.cause);
         line("  since", condition.since);
         if !condition.fix.is_empty() {
@@ -161,10 +205,21 @@ fn lines(status: &Value) -> String {
             text("/agent/agent_id"),
             text("/agent/version"),
             text("/agent/agent_run_id"),
-            text("/agent/started_at")
+            time("/agent/started_at")
         ),
     );
     lines.concat()
+}
+
+/// A time as seen from now; whatever else the agent wrote there, as it stands.
+fn moment(value: Option<&Value>, now: Timestamp) -> String {
+    let Some(text) = value.and_then(Value::as_str) else {
+        return "unknown".to_owned();
+    };
+    Timestamp::parse(text).map_or_else(
+        |_other| text.to_owned(),
+        |at| human::relative_and_exact(at, now),
+    )
 }
 
 /// What is wrong, as a person reads it.
@@ -175,9 +230,9 @@ struct Shown {
     fix: String,
 }
 
-fn conditions(status: &Value) -> impl Iterator<Item = Shown> {
+fn conditions(status: &Value, now: Timestamp) -> impl Iterator<Item = Shown> {
     let listed = status.pointer("/conditions").and_then(Value::as_array);
-    listed.into_iter().flatten().map(|condition| {
+    listed.into_iter().flatten().map(move |condition| {
         let text = |key: &str| condition[key].as_str().unwrap_or_default().to_owned();
         Shown {
             label: if fails(condition) {
@@ -186,7 +241,7 @@ fn conditions(status: &Value) -> impl Iterator<Item = Shown> {
                 "warning"
             },
             cause: format!("{}: {}", text("name"), text("cause")),
-            since: text("since"),
+            since: moment(condition.get("since"), now),
             fix: text("fix"),
         }
     })
@@ -250,15 +305,20 @@ fn measured(status: &Value) -> String {
 mod tests {
     use serde_json::json;
 
-    use super::{ExitCode, exit_code, lines};
+    use super::{ExitCode, Timestamp, exit_code};
+
+    fn lines(status: &serde_json::Value) -> String {
+        super::lines(status, Timestamp::parse("2026-11-26T12:00:00Z").unwrap())
+    }
 
     #[test]
     fn a_person_reads_first_why_there_is_no_connection_and_what_to_do() {
         let status = json!({
             "agent": { "agent_id": "a", "agent_run_id": "r", "version": "0.1.0", "started_at": "then" },
             "connection": {
-                "connected": false, "state": "waiting", "url": "wss://b:8081", "since": "t1", "epoch": 3,
-                "round_trip_us": null, "clock_skew_ms": null, "next_attempt": "t2",
+                "connected": false, "state": "waiting", "url": "wss://b:8081",
+                "since": "2026-11-26T11:58:30.123456Z", "epoch": 3, "round_trip_us": null, "clock_skew_ms": null,
+                "next_attempt": "2026-11-26T12:00:20.5Z",
                 "last_failure": { "at": "t1", "cause": "b:8081 refused the connection", "fix": "start the backend" },
             },
             "pins": { "version": 1, "pins": ["sha256/x", "sha256/y"] },
@@ -272,9 +332,9 @@ mod tests {
             [
                 "connection   waiting, not connected to wss://b:8081",
                 "  because    b:8081 refused the connection",
-                "  since      t1",
+                "  since      1 min 29 s ago (2026-11-26T11:58:30Z)",
                 "  fix        start the backend",
-                "  next try   t2",
+                "  next try   in 20 s (2026-11-26T12:00:20Z)",
             ]
         );
         assert!(text.contains("2 trusted, set version 1"), "{text}");
@@ -287,11 +347,11 @@ mod tests {
             "connection": { "connected": true, "state": "connected", "url": "wss://b:8081" },
             "conditions": [{
                 "name": "collector.disks", "severity": "warn", "cause": "no answer for 5 s", "fix": "look at the mount",
-                "since": "t3",
+                "since": "2026-11-26T11:00:00Z",
             }],
         });
         let text = lines(&status);
-        let wanted = "warning      collector.disks: no answer for 5 s\n  since      t3\n  fix        look at the mount\n";
+        let wanted = "warning      collector.disks: no answer for 5 s\n  since      1 h 0 min ago (2026-11-26T11:00:00Z)\n  fix        look at the mount\n";
         assert!(text.contains(wanted), "{text}");
         assert_eq!(exit_code(&status), ExitCode::Ok);
         status["conditions"][0]["severity"] = json!("fail");
@@ -306,13 +366,13 @@ mod tests {
     fn a_connected_agent_says_how_well() {
         let status = json!({
             "connection": {
-                "connected": true, "state": "connected", "url": "wss://b:8081", "since": "t1", "epoch": 3,
-                "round_trip_us": 1_540, "clock_skew_ms": -12, "next_attempt": null, "last_failure": null,
+                "connected": true, "state": "connected", "url": "wss://b:8081",
+                "since": "2026-11-26T11:59:00Z", "epoch": 3, "round_trip_us": 1_540, "clock_skew_ms": -12, "next_attempt": null, "last_failure": null,
             },
         });
         let text = lines(&status);
         assert!(
-            text.starts_with("connection   connected to wss://b:8081 since t1\n"),
+            text.starts_with("connection   connected to wss://b:8081 since 1 min 0 s ago (2026-11-26T11:59:00Z)\n"),
             "{text}"
         );
         assert!(

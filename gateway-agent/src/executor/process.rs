@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, kill_process_group, pidfd_open};
-use tokio::io::AsyncReadExt;
 use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 use tracing::warn;
 
 use super::{COMMAND_ID_VARIABLE, COMMAND_PATH, Launch};
-use crate::launcher;
+use crate::launcher::{self, Instructions};
 
 /// The leader of a session. Dropped before it is reaped, the whole process group is killed.
 pub(super) struct Process {
@@ -38,16 +38,21 @@ pub(super) enum Exit {
     Unknown(String),
 }
 
-/// What the launcher says of the command's start.
+/// What the launcher is told, and says of the command's start.
 pub(super) struct Report {
     socket: UnixStream,
+    instructions: Vec<u8>,
+    /// Bytes of them that are written.
+    told: usize,
     said: Vec<u8>,
     ended: bool,
 }
 
 impl Report {
-    /// Reads until the program has taken over, or until it is known why not. Can be dropped and called again.
+    /// Tells the launcher what to become, and reads until the program has taken over, or until it is known why not. Can
+    /// be dropped and called again.
     pub(super) async fn read(&mut self) {
+        self.tell().await;
         let mut buffer = [0; 512];
         while !self.ended {
             match self.socket.read(&mut buffer).await {
@@ -58,6 +63,22 @@ impl Report {
             }
             // Nothing that a launcher says is so long.
             self.ended |= self.said.len() > 4_096;
+        }
+    }
+
+    async fn tell(&mut self) {
+        while self.told < self.instructions.len() {
+            let rest = self.instructions.get(self.told..).unwrap_or_default();
+            match self.socket.write(rest).await {
+                Ok(written) if written > 0 => self.told += written,
+                // It is gone; what it said, if anything, can still be read.
+                Ok(_) | Err(_) => return,
+            }
+        }
+        if !self.instructions.is_empty() {
+            // The end of the instructions; without it the launcher goes on waiting, until its time is up.
+            drop(self.socket.shutdown().await);
+            self.instructions = Vec::new();
         }
     }
 
@@ -77,19 +98,22 @@ impl Process {
     pub(super) fn spawn(program: &Path, launch: &Launch) -> io::Result<(Self, Report)> {
         let (socket, theirs) = std::os::unix::net::UnixStream::pair()?;
         socket.set_nonblocking(true)?;
+        let instructions = Instructions {
+            folder: launch.working_directory.clone(),
+            environment: launch.environment.clone().into_iter().collect(),
+            program: launch.program.clone(),
+            arguments: launch.arguments.clone(),
+        };
         let report = Report {
             socket: UnixStream::from_std(socket)?,
+            instructions: instructions.to_bytes()?,
+            told: 0,
             said: Vec::new(),
             ended: false,
         };
-        let arguments = launcher::arguments(
-            &launch.working_directory,
-            launch.environment.iter(),
-            &launch.program,
-            &launch.arguments,
-        );
+        // Nothing else in it: everybody on the machine can read a command line.
         let mut child = Command::new(program)
-            .args(arguments)
+            .arg(launcher::SUBCOMMAND)
             .env_clear()
             .env("PATH", COMMAND_PATH)
             .env("LANG", "C.UTF-8")

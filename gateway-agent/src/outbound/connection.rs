@@ -9,7 +9,7 @@ use futures_util::future::{BoxFuture, OptionFuture};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 use viworks_common::code::CloseCode;
-use viworks_common::id::AgentRunId;
+use viworks_common::id::{AgentRunId, CommandId};
 use viworks_common::limits::DETAIL_BYTES_MAX;
 use viworks_common::pin::{PinSet, SpkiPin};
 use viworks_common::session::backoff::FailureClass;
@@ -21,7 +21,7 @@ use viworks_common::telemetry::{Batch, Position};
 use viworks_common::time::{Monotonic, Timestamp};
 use viworks_common::wire::message::{
     AgentMessage, Catalogue, Heartbeat, Hello, KEEPS_TIMEOUT, Output, Permit, PinReport,
-    TELEMETRY_REFUSALS, Welcome,
+    RESULT_REFUSALS, TELEMETRY_REFUSALS, Welcome,
 };
 use viworks_runtime::clock::sleep_until;
 use viworks_runtime::conditions::Severity;
@@ -30,12 +30,14 @@ use viworks_runtime::random;
 use super::Parts;
 use super::dial::Dialled;
 use super::failure::printable;
+use super::live::Shares;
 use super::socket::{AgentSocket, Received};
 use crate::catalogue;
 use crate::engine::{Input, hex_of};
 use crate::executor::LiveOutput;
 use crate::material::Material;
 use crate::spool::SpoolError;
+use crate::watch::TELEMETRY_REFUSED;
 
 /// Messages of the engine that may wait for the session; a result can be large, so there are few.
 const MESSAGES_MAX: usize = 32;
@@ -45,6 +47,10 @@ const TICK: Duration = Duration::from_millis(250);
 
 /// How long a session waits for the last acknowledgement when the agent stops.
 const DRAIN_TIME: Duration = Duration::from_secs(18);
+
+/// How long after the last of them status and health speak of results that the backend did not keep.
+const REFUSALS_TOLD: Duration = Duration::from_secs(3_600);
+const RESULTS_NOT_KEPT: &str = "results.not_kept";
 
 /// How a session, or an attempt at one, came to its end.
 #[derive(Debug)]
@@ -117,6 +123,10 @@ pub async fn run(
         draining_until: None,
         presented: None,
         drained: false,
+        shares: Shares::default(),
+        results_not_kept: 0,
+        // An earlier session may have told of something.
+        refused_at: Some(now),
     };
     let ended = connection.drive(live).await;
     // Its messages go nowhere now; the engine notices by the closed channel.
@@ -151,6 +161,12 @@ struct Connection<'p> {
     presented: Option<u64>,
     /// The backend asked to reconnect.
     drained: bool,
+    /// How much live output went out of which command.
+    shares: Shares,
+    /// Results of this session that the backend only counted.
+    results_not_kept: u64,
+    /// When the backend last did not keep something, while status speaks of it.
+    refused_at: Option<Monotonic>,
 }
 
 /// What the loop waited for.
@@ -293,10 +309,16 @@ impl Connection<'_> {
             AgentEvent::ResultAcknowledged {
                 command_id,
                 low_water,
-            } => self.tell(Input::ResultAcknowledged {
-                command_id,
-                low_water,
-            }),
+                kept,
+            } => {
+                if !kept {
+                    self.result_not_kept(command_id);
+                }
+                self.tell(Input::ResultAcknowledged {
+                    command_id,
+                    low_water,
+                });
+            }
             AgentEvent::Draining { reconnect_after } => {
                 info!(?reconnect_after, "the backend asks to reconnect");
                 self.told = Some(FailureClass::Told {
@@ -316,7 +338,7 @@ impl Connection<'_> {
     }
 
     /// What the backend did not store is counted here, too: it will not come back.
-    fn refused(&self, refused: &BTreeMap<String, u64>) {
+    fn refused(&mut self, refused: &BTreeMap<String, u64>) {
         for (reason, records) in refused {
             self.parts.spool.note_unstored(reason, *records);
         }
@@ -331,12 +353,40 @@ impl Connection<'_> {
             "the backend did not store telemetry records of this gateway: {}",
             all.join(", ")
         );
+        // The watch ends it once that is long over.
         self.parts.conditions.raise(
-            "telemetry.refused",
+            TELEMETRY_REFUSED,
             Severity::Warn,
             &cause,
             "`viworks telemetry --gaps` lists them; the bounds are in [telemetry] of the backend's configuration",
         );
+    }
+
+    /// The backend neither knows the command nor kept what this gateway says became of it.
+    fn result_not_kept(&mut self, command_id: CommandId) {
+        if self.results_not_kept == 0 {
+            warn!(%command_id, "the backend did not keep the result of a command that it does not know; more of them are counted");
+        }
+        self.results_not_kept += 1;
+        self.refused_at = Some(self.parts.clock.now());
+        let cause = format!(
+            "the backend did not keep {} results of commands that it does not know, in the last session that had any",
+            self.results_not_kept
+        );
+        self.parts.conditions.raise(
+            RESULTS_NOT_KEPT,
+            Severity::Warn,
+            &cause,
+            "was the backend's database restored or replaced? The audit log of this gateway has what ran",
+        );
+    }
+
+    /// Status and health stop speaking of results that were not kept long ago.
+    fn forget_refusals(&mut self, now: Monotonic) {
+        let over = |at: &mut Monotonic| now.saturating_since(*at) >= REFUSALS_TOLD;
+        if self.refused_at.take_if(over).is_some() {
+            self.parts.conditions.clear(RESULTS_NOT_KEPT);
+        }
     }
 
     async fn hello(&mut self, server_time: Timestamp) {
@@ -378,7 +428,9 @@ impl Connection<'_> {
             token,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             version: 1,
-            capabilities: vec![KEEPS_TIMEOUT.to_owned(), TELEMETRY_REFUSALS.to_owned()],
+            capabilities: [KEEPS_TIMEOUT, TELEMETRY_REFUSALS, RESULT_REFUSALS]
+                .map(str::to_owned)
+                .to_vec(),
             catalogue_digest: hex_of(&self.announced.digest()),
             labels: parts.labels.clone(),
             unreported: parts
@@ -464,6 +516,7 @@ impl Connection<'_> {
     fn heartbeat(&mut self) {
         let figures = self.parts.spool.figures();
         let now = self.parts.clock.now();
+        self.forget_refusals(now);
         let heartbeat = Heartbeat {
             sent_at_ms: u64::try_from(now.as_duration().as_millis()).unwrap_or(u64::MAX),
             round_trip_us: self.measured.0,
@@ -531,6 +584,11 @@ impl Connection<'_> {
 
     /// Live output is best effort: without credit it is left out, the result has it.
     fn output(&mut self, piece: LiveOutput) {
+        let bytes = u64::try_from(piece.data.len()).unwrap_or(u64::MAX);
+        let credit = self.session.output_credit();
+        if !self.shares.take(piece.command_id, bytes, credit) {
+            return;
+        }
         let message = AgentMessage::Output(Output {
             command_id: piece.command_id,
             stream: piece.stream,

@@ -118,6 +118,73 @@ async fn the_environment_is_what_was_declared_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn nothing_of_a_command_stands_in_the_command_line_of_its_launcher() {
+    let folder = tempfile::tempdir().unwrap();
+    let seen = folder.path().join("seen");
+    // In place of the launcher: everybody can read what it is called with, for as long as it is there.
+    let launcher = folder.path().join("launcher");
+    let script = format!(
+        "#!/bin/sh\ntr '\\0' ' ' < /proc/$$/cmdline > {}\nexit 127\n",
+        seen.display()
+    );
+    std::fs::write(&launcher, script).unwrap();
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&launcher, executable).unwrap();
+    let mut launch = shell("echo of no use to anybody");
+    launch
+        .environment
+        .insert("DB_PASSWORD".to_owned(), "hunter2".to_owned());
+    let executor = Executor::new(Limits::default(), launcher, Arc::new(SystemClock));
+    let outcome = executor
+        .slot()
+        .await
+        .run(launch, CancellationToken::new(), None)
+        .await;
+    assert_eq!(outcome.state, OutcomeState::Failed, "{outcome:?}");
+    let seen = std::fs::read_to_string(seen).unwrap();
+    assert!(seen.trim_end().ends_with("/launcher launch"), "{seen}");
+}
+
+#[tokio::test]
+async fn much_that_is_left_running_is_ended_at_once_and_said() {
+    let script = "i=0; while [ $i -lt 200 ]; do sleep 1000 & i=$((i+1)); done; exit 0";
+    let before = SystemClock.now();
+    let outcome = run(shell(&format!(
+        "{{ {script}; }} >/dev/null 2>&1 </dev/null"
+    )))
+    .await;
+    let took = SystemClock.now().saturating_since(before);
+    assert_eq!(outcome.state, OutcomeState::Succeeded);
+    let reason = outcome.reason.unwrap();
+    assert!(reason.contains("was ended: sleep (process "), "{reason}");
+    assert!(reason.ends_with(" and 192 more"), "{reason}");
+    assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+#[tokio::test]
+async fn much_that_fled_the_session_is_ended_soon_after_the_time_limit_and_said() {
+    let script = "trap '' TERM; i=0; while [ $i -lt 200 ]; do setsid sleep 1000 & i=$((i+1)); done; \
+                  echo ready; while :; do sleep 1000; done";
+    let mut launch = shell(script);
+    launch.timeout = Duration::from_secs(3);
+    let id = launch.command_id;
+    let outcome = run(launch).await;
+    assert_eq!(outcome.state, OutcomeState::TimedOut);
+    assert_eq!(outcome.stdout.head, b"ready\n");
+    let reason = outcome.reason.unwrap();
+    assert!(
+        reason.starts_with("it ran into its time limit; "),
+        "{reason}"
+    );
+    assert!(
+        reason.contains("sleep (process ") && reason.contains(" more"),
+        "{reason}"
+    );
+    assert!(outcome.duration_ms < 6_000, "{}", outcome.duration_ms);
+    assert_eq!(end_strays(&[id]), 0, "nothing is left");
+}
+
+#[tokio::test]
 async fn standard_input_is_empty_and_the_folder_is_the_declared_one() {
     let outcome = run(shell("cat; pwd")).await;
     assert_eq!(outcome.stdout.head, b"/\n");

@@ -21,6 +21,7 @@ use viworks_gateway_agent::catalogue::{self, Catalogue, Owners, SHIPPED};
 use viworks_gateway_agent::executor::{Executor, Limits};
 use viworks_gateway_agent::outbound::pins::Pins;
 use viworks_gateway_agent::spool::{BYTES_MIN, Spool};
+use viworks_runtime::blocking;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::conditions::Conditions;
 use viworks_runtime::lifecycle::{Lifecycle, Task};
@@ -280,6 +281,128 @@ async fn a_command_that_may_not_run_is_a_problem_that_says_why() {
     assert_eq!((status, code.as_str()), (503, "unavailable"));
     assert_eq!(server.request("GET", "/v1/nothing", None).await.0, 404);
     assert_eq!(server.request("GET", "/v1/telemetry", None).await.0, 405);
+    server.stop().await;
+}
+
+/// Says so when not.
+#[expect(clippy::print_stderr, reason = "a skipped check must be seen")]
+fn can_become_another() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        eprintln!("SKIPPED: requests of another user: only root can become one");
+    }
+    root
+}
+
+/// A request of a user who may run nothing, and the first line of its answer. Only root can become that user.
+fn ask_as_nobody(socket: &Path) -> String {
+    use std::io::{Read, Write};
+    let socket = socket.to_owned();
+    let ask = move || {
+        let nobody = rustix::process::Uid::from_raw(65_534);
+        rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+        let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+        let request = "POST /v1/commands/test.echo HTTP/1.1\r\nhost: local\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer.lines().next().unwrap_or_default().to_owned()
+    };
+    // A thread of its own, whose user that is from then on.
+    std::thread::spawn(ask).join().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_who_may_run_nothing_does_not_fill_the_audit_log() {
+    if !can_become_another() {
+        return;
+    }
+    let server = Server::start().await;
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(server.folder.path(), open).unwrap();
+    let socket = server.folder.path().join("api.sock");
+    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o666)).unwrap();
+    for _again in 0..40 {
+        let asked = socket.clone();
+        let answer = blocking::call("nobody", Duration::from_secs(30), move || {
+            ask_as_nobody(&asked)
+        })
+        .await;
+        assert_eq!(answer.unwrap(), "HTTP/1.1 403 Forbidden");
+    }
+    let log = std::fs::read_to_string(server.folder.path().join("audit.log")).unwrap();
+    assert_eq!(log.lines().count(), 1, "{log}");
+    assert!(
+        log.contains("uid:65534") && log.contains("not permitted"),
+        "{log}"
+    );
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_missing_is_available_once_it_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("tool");
+    let text = ECHO.replace("/nonexistent/tool", program.to_str().unwrap());
+    let commands = write_catalogue(folder.path(), &[("test.toml", &text)]);
+    let current = catalogue::Current::new(load(&commands).unwrap());
+    let mut changes = current.changes();
+    changes.mark_unchanged();
+    let unavailable = || {
+        let entries = current.get().entries();
+        let found = entries
+            .into_iter()
+            .filter(|entry| entry.unavailable.is_some());
+        found
+            .map(|entry| entry.name.to_string())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(unavailable(), ["test.missing"]);
+    current.look_again().await;
+    assert!(!changes.has_changed().unwrap(), "nothing is new");
+    std::fs::write(&program, "#!/bin/sh\n").unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    current.look_again().await;
+    assert!(changes.has_changed().unwrap());
+    assert_eq!(unavailable(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn bodies_are_bounded_altogether_and_a_crowd_is_told_of() {
+    let server = Server::start_within(ServeLimits {
+        bodies_bytes_max: 2_048,
+        connections_max: 1,
+        ..ServeLimits::default()
+    })
+    .await;
+    let mut byte = [0; 1];
+    let head = "POST /v1/telemetry HTTP/1.1\r\nhost: local\r\ncontent-type: application/json\r\ncontent-length: 2048\r\n\r\n";
+    let mut caller = server
+        .connect(&format!("{head}{}", " ".repeat(2_048)))
+        .await;
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        caller.read_exact(&mut byte).await.unwrap();
+        answer.extend(byte);
+    }
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert!(
+        !server
+            .conditions
+            .list()
+            .iter()
+            .any(|found| found.name == "socket.crowded")
+    );
+    // The only place there is goes to the newcomer.
+    let (status, _body) = server.request("GET", "/v1/status", None).await;
+    assert_eq!(status, 200);
+    let found = server.conditions.list();
+    let found = found
+        .iter()
+        .find(|found| found.name == "socket.crowded")
+        .unwrap();
+    assert!(found.cause.contains("1 connections"), "{found:?}");
     server.stop().await;
 }
 

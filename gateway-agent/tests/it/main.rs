@@ -9,4 +9,5 @@ mod engine;
 mod executor;
 mod journal;
 mod local_api;
+mod old_state;
 mod spool;

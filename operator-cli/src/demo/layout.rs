@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use viworks_common::catalogue::SHIPPED;
 use viworks_runtime::exit::ExitCode;
-use viworks_runtime::files;
+use viworks_runtime::{config, files};
 
-use crate::error::Failure;
+use super::remove;
+use crate::error::{Failure, chain};
 use crate::run;
 
 /// Where a demo lives unless it is said.
@@ -14,6 +16,9 @@ pub const DEFAULT_FOLDER: &str = ".viworks/dev";
 /// Bytes of a socket's path: 107 by unix(7), less what a name beside it may add.
 const SOCKET_PATH_MAX: usize = 90;
 const SOCKETS_PREFIX: &str = "viworks-";
+/// The file by which a folder is known as one that `up` made.
+const MARK_FILE: &str = ".viworks-demo";
+const MARK_TEXT: &str = "`viworks up` made this folder; `viworks up --reset` removes what it made here, and nothing else.\n";
 
 /// `text` as one word of a shell.
 pub fn quoted(text: &str) -> String {
@@ -118,7 +123,7 @@ impl Layout {
 
     /// Removes the folder of the sockets, when there is one.
     pub fn remove_sockets(&self) {
-        let Some(folder) = self.sockets() else {
+        let Some(folder) = self.sockets().filter(|_folder| self.is_demo()) else {
             return;
         };
         // Only what `make_sockets` makes is removed, whatever somebody made of the link.
@@ -126,10 +131,7 @@ impl Layout {
             && folder
                 .file_name()
                 .is_some_and(|name| name.to_string_lossy().starts_with(SOCKETS_PREFIX));
-        if ours
-            && let Err(error) = std::fs::remove_dir_all(&folder)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
+        if ours && let Err(error) = remove::sockets(&folder) {
             crate::output::note(&format!("{} stays behind: {error}", folder.display()));
         }
         // Without its folder the link does no harm.
@@ -184,28 +186,135 @@ impl Layout {
         .with("fix: be that user or root (sudo), or name a folder of your own: --data-dir DIR"))
     }
 
+    /// Whether `up` made this folder.
+    pub fn is_demo(&self) -> bool {
+        let is_file = |path: PathBuf| path.symlink_metadata().is_ok_and(|found| found.is_file());
+        let is_folder = |name: &str| {
+            let found = self.root.join(name).symlink_metadata();
+            found.is_ok_and(|found| found.is_dir())
+        };
+        // Earlier versions left no mark.
+        let as_before = || {
+            is_file(self.backend_config()) && ["gateways", "logs", "run"].into_iter().all(is_folder)
+        };
+        is_file(self.root.join(MARK_FILE)) || as_before()
+    }
+
+    /// Refuses a folder in which somebody else keeps something, and one that nobody gives to a demo.
+    pub fn refuse_foreign(&self) -> Result<(), Failure> {
+        let refused = |why: &str| {
+            Err(Failure::new(
+                ExitCode::Config,
+                format!("{} {why} and is left alone", self.root.display()),
+            )
+            .with("fix: name a folder that is new, empty, or a demo's: --data-dir DIR"))
+        };
+        let found = match std::fs::symlink_metadata(&self.root) {
+            Ok(found) => found,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => {
+                return Err(Failure::new(
+                    ExitCode::Error,
+                    format!("{} cannot be used: {error}", self.root.display()),
+                ));
+            }
+        };
+        if found.is_symlink() {
+            return refused("is a link");
+        }
+        if !found.is_dir() {
+            return refused("is no folder");
+        }
+        let canonical = std::fs::canonicalize(&self.root)?;
+        let home = config::environment().get("HOME").map(PathBuf::from);
+        let is_home = home
+            .and_then(|home| std::fs::canonicalize(home).ok())
+            .is_some_and(|home| home == canonical);
+        if canonical.parent().is_none() {
+            return refused("is the root of everything");
+        }
+        if is_home {
+            return refused("is your home");
+        }
+        if self.is_demo() || std::fs::read_dir(&self.root)?.next().is_none() {
+            return Ok(());
+        }
+        refused("holds files and is not a demo's folder")
+    }
+
+    /// Removes what `up` and the programs that it starts made, and says what is left. Of a folder that is no demo's,
+    /// nothing.
+    pub fn remove_demo(&self) -> Result<Vec<PathBuf>, Failure> {
+        if !self.is_demo() {
+            return Ok(Vec::new());
+        }
+        remove::demo(&self.root, MARK_FILE).map_err(|(path, error)| {
+            Failure::new(
+                ExitCode::Error,
+                format!("{} cannot be removed: {error}", path.display()),
+            )
+        })
+    }
+
+    /// Puts the shipped catalogue beside what somebody kept of one; a folder that is absent is filled by its gateway.
+    pub fn complete_catalogue(&self, gateway: &str) -> Result<(), Failure> {
+        let folder = self.gateway(gateway).join("commands.d");
+        if !folder.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+            return Ok(());
+        }
+        for (name, contents) in SHIPPED {
+            let file = folder.join(name);
+            if file.symlink_metadata().is_err() {
+                files::write_new(&file, contents.as_bytes(), 0o600)
+                    .map_err(|error| cannot_write(&error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what an interrupted start left of the backend.
+    pub fn remove_backend(&self) -> Result<(), Failure> {
+        remove::backend(&self.backend()).map_err(|(path, error)| {
+            Failure::new(
+                ExitCode::Error,
+                format!("{} cannot be removed: {error}", path.display()),
+            )
+        })
+    }
+
     fn started(&self) -> PathBuf {
         self.root.join("run").join("demo.json")
     }
 
     /// Makes the folders, readable by their owner alone.
     pub fn create(&self) -> Result<(), Failure> {
+        // The mark comes before what it marks, so that an interrupted start can be started over.
+        files::create_private_folder(&self.root).map_err(|error| cannot_write(&error))?;
+        self.mark()?;
         for folder in [
-            self.root.clone(),
             self.root.join("logs"),
             self.root.join("run"),
             self.root.join("gateways"),
         ] {
-            files::create_private_folder(&folder).map_err(|error| {
-                Failure::new(ExitCode::Error, error.to_string())
-                    .with("fix: use another place: viworks up --data-dir DIR")
-            })?;
+            files::create_private_folder(&folder).map_err(|error| cannot_write(&error))?;
+        }
+        Ok(())
+    }
+
+    fn mark(&self) -> Result<(), Failure> {
+        let mark = self.root.join(MARK_FILE);
+        if mark.symlink_metadata().is_err() {
+            files::write_new(&mark, MARK_TEXT.as_bytes(), 0o600)
+                .map_err(|error| cannot_write(&error))?;
         }
         Ok(())
     }
 
     /// What an earlier `up` started and did not stop.
     pub fn load_started(&self) -> Option<Started> {
+        if !self.is_demo() {
+            return None;
+        }
         // Whoever could change it could have other processes ended.
         let started = files::read_trusted(&self.started(), 1024 * 1024).ok()?;
         serde_json::from_slice(&started).ok()
@@ -216,17 +325,26 @@ impl Layout {
         let text = serde_json::to_vec_pretty(started)
             .map_err(|error| Failure::new(ExitCode::Error, error.to_string()))?;
         files::write_atomic(&self.started(), &text)
-            .map_err(|error| Failure::new(ExitCode::Error, error.to_string()))
+            .map_err(|error| Failure::new(ExitCode::Error, chain(&error)))
     }
 
     /// Forgets it.
     pub fn forget_started(&self) -> Result<(), Failure> {
+        if !self.is_demo() {
+            return Ok(());
+        }
         match std::fs::remove_file(self.started()) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// A folder or file that cannot be made, with its cause.
+fn cannot_write(error: &files::FileError) -> Failure {
+    Failure::new(ExitCode::Error, chain(error))
+        .with("fix: use another place: viworks up --data-dir DIR")
 }
 
 /// What `up` started.

@@ -7,13 +7,14 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep};
 use viworks_common::api::{GatewayRef, GatewayStatus, RequestedArguments, RunRequest, Targets};
+use viworks_common::human;
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files;
 
 use super::layout::{Addresses, Layout, Process, Started, quoted};
 use super::processes::{Programs, Running, left_running, run_to_end, stop, stop_demo};
 use crate::client::Client;
-use crate::error::Failure;
+use crate::error::{Failure, chain};
 use crate::output::{self, Format};
 use crate::{context, run};
 
@@ -51,6 +52,7 @@ pub async fn up(options: &Options) -> Result<ExitCode, Failure> {
     let programs = Programs::find()?;
     let layout = Layout::at(&options.data_dir)?;
     layout.refuse_strangers()?;
+    layout.refuse_foreign()?;
     if let Some(started) = layout.load_started() {
         if started.up.is_alive() {
             return reuse(options, &layout, &started).await;
@@ -62,18 +64,11 @@ pub async fn up(options: &Options) -> Result<ExitCode, Failure> {
         stop_demo(&layout, None).await?;
     }
     layout.remove_sockets();
-    if options.reset && layout.root().exists() {
-        refuse_foreign_folder(&layout)?;
-        std::fs::remove_dir_all(layout.root())?;
-        output::note(&format!("removed {}", layout.root().display()));
+    if options.reset {
+        reset(&layout)?;
     }
     layout.create()?;
-    let _lock = files::lock_folder(layout.root()).map_err(|error| {
-        Failure::new(ExitCode::Conflict, error.to_string()).with(format!(
-            "fix: {}, or use another place: viworks up --data-dir DIR",
-            layout.down()
-        ))
-    })?;
+    let _lock = files::lock_folder(layout.root()).map_err(|error| in_use(&layout, &error))?;
 
     output::note(&format!(
         "ViWorkS {} · demo on this machine · SQLite + in-process queue\n",
@@ -92,6 +87,7 @@ pub async fn up(options: &Options) -> Result<ExitCode, Failure> {
     stop(&mut running).await;
     layout.remove_sockets();
     layout.forget_started()?;
+    context::forget_demo(options.config_dir.as_deref(), &layout.token());
     // Ctrl-C is how a demo that runs until stopped is stopped.
     match outcome {
         Ok(ExitCode::Interrupted) if !options.once => Ok(ExitCode::Ok),
@@ -134,22 +130,27 @@ fn hangups_are_ignored() -> bool {
     ignored.is_some_and(|mask| mask & 1 == 1)
 }
 
-/// Only a folder that `up` made is removed.
-fn refuse_foreign_folder(layout: &Layout) -> Result<(), Failure> {
-    let made_here = layout.root().join("gateways").is_dir() && layout.root().join("run").is_dir();
-    let empty = std::fs::read_dir(layout.root())?.next().is_none();
-    if made_here || empty {
-        Ok(())
-    } else {
-        Err(Failure::new(
-            ExitCode::Config,
-            format!(
-                "{} does not look like a demo's folder and is left alone",
-                layout.root().display()
-            ),
-        )
-        .with("fix: name the folder that viworks up made, or remove it yourself"))
+/// Removes what an earlier `up` made, and says what it left alone.
+fn reset(layout: &Layout) -> Result<(), Failure> {
+    if !layout.is_demo() {
+        return Ok(());
     }
+    // Whoever holds the lock uses what would be removed.
+    let lock = files::lock_folder(layout.root()).map_err(|error| in_use(layout, &error))?;
+    let left = layout.remove_demo()?;
+    drop(lock);
+    output::note(&format!("removed the demo in {}", layout.root().display()));
+    for path in left {
+        output::note(&format!("  left alone: {}", path.display()));
+    }
+    Ok(())
+}
+
+fn in_use(layout: &Layout, error: &files::FileError) -> Failure {
+    Failure::new(ExitCode::Conflict, chain(error)).with(format!(
+        "fix: {}, or use another place: viworks up --data-dir DIR",
+        layout.down()
+    ))
 }
 
 async fn start_and_serve(
@@ -163,25 +164,27 @@ async fn start_and_serve(
 
     let addresses = start_backend(programs, layout, running).await?;
     let step = Instant::now();
-    start_gateways(programs, layout, &names, &addresses, running)?;
-    save(layout, Some(&addresses), running)?;
     let client = Client::new(
         &format!("http://{}", addresses.api),
         Some(&layout.token()),
         false,
     )?;
-    wait_until_online(&client, &names, running).await?;
+    let names = without_revoked(&client, layout, names).await?;
+    start_gateways(programs, layout, &names, &addresses, running)?;
+    save(layout, Some(&addresses), running)?;
+    wait_until_online(&client, layout, &names, running).await?;
     report(
-        &format!("{} gateways", names.len()),
+        &human::counted(names.len(), "gateway", "gateways"),
         &summary(&names),
         "connected over mutual TLS",
         step,
     );
-    let target = remember(options, layout, &addresses);
     let exit = first_command(&client, &names, options.format).await?;
+    // A demo that is over in a moment is nobody's context.
     if options.once {
         return Ok(exit);
     }
+    let target = remember(options, layout, &addresses);
     hints(layout, &addresses, &target);
     watch(running).await
 }
@@ -238,9 +241,7 @@ async fn prepare(programs: &Programs, layout: &Layout, names: &[String]) -> Resu
     if !config.exists() {
         let dir = layout.backend();
         // What an interrupted start left: without its configuration nothing was ever made with it.
-        if dir.exists() {
-            std::fs::remove_dir_all(&dir)?;
-        }
+        layout.remove_backend()?;
         run_to_end(
             layout,
             &programs.backend,
@@ -273,6 +274,7 @@ async fn prepare(programs: &Programs, layout: &Layout, names: &[String]) -> Resu
                 "--demo",
             ];
             run_to_end(layout, &programs.backend, &arguments).await?;
+            layout.complete_catalogue(name)?;
         }
     }
     let token = layout.token();
@@ -293,7 +295,10 @@ async fn prepare(programs: &Programs, layout: &Layout, names: &[String]) -> Resu
     }
     report(
         "identities",
-        &format!("{} gateways, 1 operator", names.len()),
+        &format!(
+            "{}, 1 operator",
+            human::counted(names.len(), "gateway", "gateways")
+        ),
         "in the embedded database",
         step,
     );
@@ -404,8 +409,48 @@ fn save(
     })
 }
 
+/// The gateways that are worth a start: one that was revoked never gets a session again.
+async fn without_revoked(
+    client: &Client,
+    layout: &Layout,
+    mut names: Vec<String>,
+) -> Result<Vec<String>, Failure> {
+    let revoked: Vec<String> = client
+        .gateways()
+        .await?
+        .iter()
+        .filter(|gateway| gateway.status == GatewayStatus::Revoked)
+        .map(|gateway| gateway.name.to_string())
+        .collect();
+    for name in names.iter().filter(|name| revoked.contains(name)) {
+        output::note(&format!(
+            "  {name} was revoked and is left out; {}",
+            new_identity(layout, name)
+        ));
+    }
+    names.retain(|name| !revoked.contains(name));
+    if names.is_empty() {
+        return Err(
+            Failure::new(ExitCode::Config, "every gateway of this demo was revoked")
+                .with(format!("fix: start over: {} --reset", layout.up())),
+        );
+    }
+    Ok(names)
+}
+
+/// How a revoked gateway of the demo gets an identity again.
+fn new_identity(layout: &Layout, name: &str) -> String {
+    format!(
+        "for a new identity under its name: mv {folder} {old}, then {up}",
+        folder = quoted(&layout.gateway(name).to_string_lossy()),
+        old = quoted(&layout.gateway(&format!("{name}-revoked")).to_string_lossy()),
+        up = layout.up()
+    )
+}
+
 async fn wait_until_online(
     client: &Client,
+    layout: &Layout,
     names: &[String],
     running: &mut [Running],
 ) -> Result<(), Failure> {
@@ -426,6 +471,16 @@ async fn wait_until_online(
         if missing.is_empty() {
             return Ok(());
         }
+        // Nothing that is waited for mends this.
+        if let Some(revoked) = gateways.iter().find(|gateway| {
+            gateway.status == GatewayStatus::Revoked && missing.contains(&gateway.name.as_str())
+        }) {
+            return Err(
+                Failure::new(ExitCode::Config, format!("{} was revoked", revoked.name)).with(
+                    format!("fix: {}", new_identity(layout, revoked.name.as_str())),
+                ),
+            );
+        }
         for one in running.iter_mut() {
             if let Some(failure) = one.ended()? {
                 return Err(failure);
@@ -440,7 +495,14 @@ async fn wait_until_online(
                     missing.join(" ")
                 ),
             )
-            .with("see the logs folder in the demo's folder"));
+            .with(format!(
+                "why, by its own words: {}",
+                missing
+                    .iter()
+                    .map(|name| quoted(&layout.log(name).to_string_lossy()))
+                    .collect::<Vec<_>>()
+                    .join(" ")
+            )));
         }
         sleep(Duration::from_millis(25)).await;
     }
@@ -469,7 +531,7 @@ async fn first_command(
         expect_targets: None,
         reason: None,
     };
-    let submitted = client.submit(&request, None).await?;
+    let (submitted, _replayed) = client.submit(&request, None).await?;
     let finished = client.wait(submitted.id, Duration::from_secs(20)).await?;
     let commands = run::with_output(client, client.run_commands(submitted.id).await?).await?;
     let answered = commands
@@ -573,8 +635,8 @@ async fn reuse(options: &Options, layout: &Layout, started: &Started) -> Result<
         .collect();
     if !options.once {
         output::note(&format!(
-            "{} gateways online; stop it with Ctrl-C there, or {}",
-            online.len(),
+            "{} online; stop it with Ctrl-C there, or {}",
+            human::counted(online.len(), "gateway", "gateways"),
             layout.down()
         ));
         if online.len() != options.agents {

@@ -1,17 +1,23 @@
 //! What is asked before something changes, and what a dry run says.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 
 use serde_json::json;
-use viworks_common::api::{Gateway, GatewayRef, GatewayStatus, RunRequest, Targets};
+use viworks_common::api::{GatewayRef, NamedGateway, RunRequest, Targets};
 use viworks_common::catalogue::Risk;
+use viworks_common::human;
 use viworks_runtime::exit::ExitCode;
 
 use super::flags::Options;
 use crate::client::Client;
 use crate::error::Failure;
 use crate::output::{self, Format};
+
+/// Gateways that a refusal names.
+const NAMED_MAX: usize = 10;
+/// Gateways that a question names.
+const NAMED: usize = 5;
 
 /// Asks before something changes: a person by prompt, a script by flag.
 pub(super) async fn confirm(
@@ -30,19 +36,106 @@ pub(super) async fn confirm(
         Targets::All | Targets::AllExcept(_) => true,
         Targets::Gateways(names) => names.len() > 1,
     };
-    match entry.risk {
+    // What a gateway that is not meant says about the risk is of no concern. Without a reason nothing dangerous is
+    // sent: where gateways may be skipped, those are.
+    let skips_danger = request.skip_unable && request.reason.is_none();
+    let meant: Vec<(&NamedGateway, Risk)> = entry
+        .gateways
+        .iter()
+        .flatten()
+        .filter(|has| has.unavailable.is_none() && is_meant(&request.targets, &has.gateway))
+        .map(|has| (&has.gateway, has.risk.unwrap_or(entry.risk)))
+        .filter(|(_gateway, risk)| !(skips_danger && *risk == Risk::Danger))
+        .collect();
+    let Some(highest) = meant.iter().map(|(_gateway, risk)| *risk).max() else {
+        return Ok(());
+    };
+    match highest {
         Risk::Read => Ok(()),
-        Risk::Change if options.yes || !many => Ok(()),
+        Risk::Change if options.yes => Ok(()),
+        // A script that names one gateway means it; a person may have slipped.
+        Risk::Change if !many && !std::io::stdin().is_terminal() => Ok(()),
         Risk::Change => ask(
-            &format!("{} changes something on several gateways.", request.command),
+            &format!(
+                "{} changes something on {}.",
+                request.command,
+                whom(&request.targets)
+            ),
             "--yes",
         ),
         Risk::Danger if options.confirm.is_some() => Ok(()),
-        Risk::Danger => Err(Failure::new(
-            ExitCode::Declined,
-            format!("{} can cause an outage", request.command),
-        )
-        .with("say how many gateways you mean: --confirm=N (viworks run … --dry-run counts them)")),
+        Risk::Danger => {
+            let dangerous = meant.iter().filter(|(_gateway, risk)| *risk == highest);
+            let names: Vec<String> = dangerous
+                .map(|(gateway, _risk)| gateway.name.to_string())
+                .collect();
+            let place = if names.len() == meant.len() {
+                String::new()
+            } else {
+                format!(
+                    " on {} of {} gateways: {}",
+                    names.len(),
+                    meant.len(),
+                    listed(&names)
+                )
+            };
+            let failure = Failure::new(
+                ExitCode::Declined,
+                format!("{} can cause an outage{place}", request.command),
+            )
+            .with(
+                "say how many gateways you mean: --confirm=N (viworks run … --dry-run counts them)",
+            );
+            Err(if place.is_empty() {
+                failure
+            } else {
+                failure
+                    .with("or leave those out: --except NAMES, or --skip-unable without --reason")
+            })
+        }
+    }
+}
+
+/// Names, as many as a person reads.
+fn listed(names: &[String]) -> String {
+    let shown = names.iter().take(NAMED_MAX).cloned();
+    let text = shown.collect::<Vec<_>>().join(" ");
+    match names.len().saturating_sub(NAMED_MAX) {
+        0 => text,
+        more => format!("{text} and {more} more"),
+    }
+}
+
+fn is_meant(targets: &Targets, gateway: &NamedGateway) -> bool {
+    let named = |names: &[GatewayRef]| {
+        names.iter().any(|name| match name {
+            GatewayRef::Id(id) => *id == gateway.id,
+            GatewayRef::Name(name) => *name == gateway.name,
+        })
+    };
+    match targets {
+        Targets::All => true,
+        Targets::AllExcept(left_out) => !named(left_out),
+        Targets::Gateways(names) => named(names),
+    }
+}
+
+/// The gateways of a selection, as a person names them.
+fn whom(targets: &Targets) -> String {
+    match targets {
+        Targets::All => "every gateway".to_owned(),
+        Targets::AllExcept(left_out) => {
+            format!("every gateway except {}", named(left_out))
+        }
+        Targets::Gateways(names) => named(names),
+    }
+}
+
+fn named(names: &[GatewayRef]) -> String {
+    let shown: Vec<String> = names.iter().take(NAMED).map(ToString::to_string).collect();
+    match names.len().saturating_sub(NAMED) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
     }
 }
 
@@ -66,66 +159,48 @@ fn ask(what: &str, flag: &str) -> Result<(), Failure> {
     }
 }
 
-/// Says what would be run and where.
+/// Says what would be run and where; the backend decides it by the code that a submission meets.
 pub(super) async fn dry_run(
     client: &Client,
     request: &RunRequest,
     format: Format,
 ) -> Result<ExitCode, Failure> {
-    let entry = client.catalogue_command(request.command.as_str()).await?;
-    let gateways = client.gateways().await?;
-    let named = |gateway: &Gateway, names: &[GatewayRef]| {
-        names.iter().any(|name| {
-            name.to_string() == gateway.name.as_str() || name.to_string() == gateway.id.to_string()
-        })
-    };
-    let able: BTreeSet<_> = entry
-        .gateways
-        .iter()
-        .flatten()
-        .filter(|has| has.unavailable.is_none())
-        .map(|has| has.gateway.id)
-        .collect();
-    let meant = gateways.iter().filter(|gateway| match &request.targets {
-        Targets::All => gateway.status != GatewayStatus::Revoked,
-        Targets::AllExcept(left_out) => {
-            gateway.status != GatewayStatus::Revoked && !named(gateway, left_out)
-        }
-        Targets::Gateways(names) => named(gateway, names),
-    });
-    let (able, unable): (Vec<_>, Vec<_>) = meant.partition(|gateway| able.contains(&gateway.id));
-    let names = |gateways: Vec<&Gateway>| -> Vec<String> {
-        gateways
-            .into_iter()
-            .map(|gateway| gateway.name.to_string())
-            .collect()
-    };
-    let (meant, unable) = (names(able), names(unable));
+    let plan = client.plan(request).await?;
+    let mut risks: BTreeMap<Risk, Vec<String>> = BTreeMap::new();
+    for planned in &plan.gateways {
+        let names = risks.entry(planned.risk).or_default();
+        names.push(planned.gateway.name.to_string());
+    }
+    let meant = names(plan.gateways.iter().map(|planned| &planned.gateway));
+    let skipped = names(plan.skipped.iter().map(|skipped| &skipped.gateway));
     match format {
         Format::Table => {
-            output::line(&format!(
-                "{} ({:?}) on {} gateways: {}",
-                request.command,
-                entry.risk,
-                meant.len(),
-                meant.join(" ")
-            ))?;
-            if !unable.is_empty() {
+            // A line for each risk: who gives the command another one than the others stands alone.
+            for (risk, names) in &risks {
                 output::line(&format!(
-                    "skipped, because they cannot run it: {} gateways: {}",
-                    unable.len(),
-                    unable.join(" ")
+                    "{} ({}) on {}: {}",
+                    request.command,
+                    risk.name(),
+                    human::counted(names.len(), "gateway", "gateways"),
+                    names.join(" ")
+                ))?;
+            }
+            if !skipped.is_empty() {
+                output::line(&format!(
+                    "skipped, because they cannot run it: {}: {}",
+                    human::counted(skipped.len(), "gateway", "gateways"),
+                    skipped.join(" ")
                 ))?;
             }
         }
         Format::Json => output::json(
-            &json!({"apiVersion": "viworks/v1", "kind": "RunPlan", "request": request, "gateways": meant, "skipped": unable}),
+            &json!({"apiVersion": "viworks/v1", "kind": "RunPlan", "request": request, "gateways": meant, "risks": risks, "skipped": skipped}),
         )?,
     }
     output::note("nothing was run");
-    Ok(if meant.is_empty() {
-        ExitCode::NotFound
-    } else {
-        ExitCode::Ok
-    })
+    Ok(ExitCode::Ok)
+}
+
+fn names<'g>(gateways: impl Iterator<Item = &'g NamedGateway>) -> Vec<String> {
+    gateways.map(|gateway| gateway.name.to_string()).collect()
 }

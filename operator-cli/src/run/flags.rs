@@ -46,9 +46,9 @@ pub struct Options {
     #[arg(long, value_name = "SPAN", value_parser = span)]
     pub(super) expires: Option<Duration>,
     /// End a command that runs longer than this, where the catalogue allows it longer
-    #[arg(long, value_name = "SPAN", value_parser = span)]
+    #[arg(long, value_name = "SPAN", value_parser = some_time)]
     pub(super) timeout: Option<Duration>,
-    /// Do not ask before a command that changes something
+    /// Do not ask before a command that changes something: a terminal is asked, a script needs this for several gateways
     #[arg(short, long)]
     pub(super) yes: bool,
     /// How many gateways are meant; needed for dangerous commands
@@ -63,6 +63,16 @@ pub struct Options {
     /// Makes the submission safe to repeat: the same key never submits twice
     #[arg(long, value_name = "KEY")]
     pub(super) idempotency_key: Option<String>,
+}
+
+/// Reads a span of time that is longer than none.
+fn some_time(text: &str) -> Result<Duration, String> {
+    match span(text)? {
+        Duration::ZERO => {
+            Err("no time at all ends every command at once; expected 1ms or more".to_owned())
+        }
+        some => Ok(some),
+    }
 }
 
 /// The request that the flags mean.

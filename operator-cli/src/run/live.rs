@@ -6,17 +6,20 @@ use std::time::Duration;
 use tokio::time::Instant;
 use viworks_common::api::{CommandView, OutputView, RunEvent};
 use viworks_common::command::CommandState;
+use viworks_common::human;
 use viworks_common::id::{CommandId, GatewayName, RunId};
 use viworks_common::output::{Lines, Shown};
 use viworks_common::wire::message::OutputStream;
 
 use super::program_name;
 use crate::error::Failure;
-use crate::human;
 use crate::output::{self, Format, plain};
 
 /// How long the only line of one of several gateways is kept for its row in the table.
 const HELD_FOR: Duration = Duration::from_secs(2);
+
+/// Bytes behind a hole that wait for the end of their command: what is retained may fill the hole by then.
+const BEHIND_HOLE_BYTES_MAX: usize = 64 * 1024;
 
 /// What is shown of a run, and what is known of its commands.
 pub(super) struct Live {
@@ -34,6 +37,8 @@ pub(super) struct Command {
     pub(super) state: Option<CommandState>,
     stdout: Lines,
     stderr: Lines,
+    /// What came behind a hole and is not shown yet, both streams in their order.
+    behind: Option<Behind>,
     /// The first line, while it may be the only one: then the table shows it.
     held: Option<(Instant, String)>,
     /// Lines on standard output.
@@ -42,6 +47,20 @@ pub(super) struct Command {
     not_shown: u64,
     /// Whether a line was begun and not ended.
     parted: bool,
+}
+
+/// Pieces that came behind a hole.
+struct Behind {
+    since: Instant,
+    bytes: usize,
+    pieces: Vec<Piece>,
+}
+
+/// A piece of one stream.
+struct Piece {
+    stream: OutputStream,
+    offset: u64,
+    data: Vec<u8>,
 }
 
 /// What a table says of the output of one command.
@@ -95,9 +114,14 @@ impl Live {
                     return Ok(());
                 };
                 self.command(command_id, &gateway.name);
-                self.show(command_id, stream, |lines, show| {
-                    lines.push(offset, &bytes, show);
-                })
+                self.piece(
+                    command_id,
+                    Piece {
+                        stream,
+                        offset,
+                        data: bytes,
+                    },
+                )
             }
             RunEvent::Command {
                 command_id,
@@ -113,9 +137,70 @@ impl Live {
         }
     }
 
+    /// Shows a piece, or keeps it for a moment when something is missing before it: the end of a short command brings
+    /// that.
+    fn piece(&mut self, id: CommandId, piece: Piece) -> Result<(), Failure> {
+        let Some(command) = self.commands.get_mut(&id) else {
+            return Ok(());
+        };
+        let reached = command.lines(piece.stream).reached();
+        if command.behind.is_none() && piece.offset <= reached {
+            return self.show(id, piece.stream, |lines, show| {
+                lines.push(piece.offset, &piece.data, show);
+            });
+        }
+        let begins_again = command.behind.as_ref().is_some_and(|behind| {
+            let same = behind
+                .pieces
+                .iter()
+                .rfind(|last| last.stream == piece.stream);
+            same.is_some_and(|last| piece.offset < last.offset)
+        });
+        if begins_again {
+            // What another attempt wrote is no part of this one.
+            self.show_behind(id)?;
+            return self.piece(id, piece);
+        }
+        let behind = command.behind.get_or_insert_with(|| Behind {
+            since: Instant::now(),
+            bytes: 0,
+            pieces: Vec::new(),
+        });
+        behind.bytes = behind.bytes.saturating_add(piece.data.len());
+        behind.pieces.push(piece);
+        if behind.bytes > BEHIND_HOLE_BYTES_MAX {
+            self.show_behind(id)?;
+        }
+        Ok(())
+    }
+
+    /// Shows what came behind a hole, and that there is one.
+    fn show_behind(&mut self, id: CommandId) -> Result<(), Failure> {
+        let behind = self
+            .commands
+            .get_mut(&id)
+            .and_then(|command| command.behind.take());
+        for piece in behind.into_iter().flat_map(|behind| behind.pieces) {
+            self.show(id, piece.stream, |lines, show| {
+                lines.push(piece.offset, &piece.data, show);
+            })?;
+        }
+        Ok(())
+    }
+
     /// Prints lines that were held for long enough.
     pub(super) fn release_old(&mut self) -> Result<(), Failure> {
         let now = Instant::now();
+        let waited: Vec<CommandId> = self
+            .commands
+            .iter()
+            .filter(|(_id, command)| {
+                let behind = command.behind.as_ref();
+                behind.is_some_and(|behind| now.duration_since(behind.since) >= HELD_FOR)
+            })
+            .map(|(id, _command)| *id)
+            .collect();
+        waited.into_iter().try_for_each(|id| self.show_behind(id))?;
         let old: Vec<CommandId> = self
             .commands
             .iter()
@@ -133,6 +218,11 @@ impl Live {
     /// Shows what the retained output of a command has that did not come live, and says how much is missing for good.
     pub(super) fn complete(&mut self, command: &CommandView) -> Result<(), Failure> {
         self.command(command.id, &command.gateway.name).state = Some(command.state);
+        let behind = self
+            .commands
+            .get_mut(&command.id)
+            .and_then(|command| command.behind.take());
+        let came: Vec<Piece> = behind.map_or_else(Vec::new, |behind| behind.pieces);
         let outcome = command.outcome.as_ref();
         for (stream, view, written) in [
             (
@@ -147,9 +237,11 @@ impl Live {
             ),
         ] {
             let retained = view.and_then(Retained::of);
+            let came = came.iter().filter(|piece| piece.stream == stream);
             self.show(command.id, stream, |lines, show| {
-                if let Some(retained) = &retained {
-                    retained.fill(lines, show);
+                match &retained {
+                    Some(retained) => retained.fill(came, lines, show),
+                    None => came.for_each(|piece| lines.push(piece.offset, &piece.data, show)),
                 }
                 let written = retained.as_ref().map(Retained::written).or(written);
                 lines.end(written, show);
@@ -164,6 +256,7 @@ impl Live {
             state: None,
             stdout: Lines::default(),
             stderr: Lines::default(),
+            behind: None,
             held: None,
             printed: 0,
             not_shown: 0,
@@ -181,11 +274,7 @@ impl Live {
             return Ok(());
         };
         let mut shown = Vec::new();
-        let lines = match stream {
-            OutputStream::Stdout => &mut command.stdout,
-            OutputStream::Stderr => &mut command.stderr,
-        };
-        change(lines, &mut |one| shown.push(one));
+        change(command.lines(stream), &mut |one| shown.push(one));
         if self.format == Format::Json {
             // The document at the end holds what was retained.
             return Ok(());
@@ -200,6 +289,7 @@ impl Live {
                         && command.printed == 0
                         && command.held.is_none()
                         && !command.parted
+                        && output::short(&text) == text
                     {
                         command.held = Some((Instant::now(), text));
                         continue;
@@ -262,6 +352,15 @@ impl Live {
     }
 }
 
+impl Command {
+    const fn lines(&mut self, stream: OutputStream) -> &mut Lines {
+        match stream {
+            OutputStream::Stdout => &mut self.stdout,
+            OutputStream::Stderr => &mut self.stderr,
+        }
+    }
+}
+
 /// Bytes of a gateway as text that drives no terminal.
 fn text(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
@@ -297,9 +396,21 @@ impl Retained {
         self.tail_at().saturating_add(tail)
     }
 
-    /// Gives what lies behind the last byte that came live.
-    fn fill(&self, lines: &mut Lines, show: &mut dyn FnMut(Shown)) {
-        for (at, bytes) in [(0, &self.head), (self.tail_at(), &self.tail)] {
+    /// Gives what lies behind the last byte that was shown: of what was kept, and of what came live and waits.
+    fn fill<'p>(
+        &self,
+        came: impl Iterator<Item = &'p Piece>,
+        lines: &mut Lines,
+        show: &mut dyn FnMut(Shown),
+    ) {
+        lines.rewind();
+        let kept = [(0, &self.head), (self.tail_at(), &self.tail)];
+        let mut pieces: Vec<(u64, &Vec<u8>)> = kept
+            .into_iter()
+            .chain(came.map(|piece| (piece.offset, &piece.data)))
+            .collect();
+        pieces.sort_by_key(|(at, _bytes)| *at);
+        for (at, bytes) in pieces {
             let from = lines.reached().max(at);
             let skipped = usize::try_from(from - at).unwrap_or(usize::MAX);
             if let Some(rest) = bytes.get(skipped..).filter(|rest| !rest.is_empty()) {

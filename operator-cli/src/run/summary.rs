@@ -2,13 +2,13 @@
 
 use viworks_common::api::{CommandView, SkippedGateway};
 use viworks_common::command::CommandState;
+use viworks_common::human;
 use viworks_common::id::CommandId;
 use viworks_runtime::exit::ExitCode;
 
 use super::live::Told;
 use crate::client::Client;
 use crate::error::Failure;
-use crate::human;
 use crate::output::{self, last_line, plain};
 
 /// How many commands' output is fetched for a table; beyond that the run's page is the better reader.
@@ -96,6 +96,14 @@ fn in_a_word(command: &CommandView, told: Told) -> String {
             .flatten()
             .fold(0_u64, |sum, view| sum.saturating_add(view.cut_bytes))
     });
+    let aside = if well { reason(command) } else { String::new() };
+    if !aside.is_empty() && aside != text {
+        if !text.is_empty() {
+            text.push(' ');
+        }
+        text.push_str("⚠ ");
+        text.push_str(&aside);
+    }
     for (bytes, what) in [(told.not_shown, "not shown"), (not_kept, "not kept")] {
         if bytes > 0 {
             if !text.is_empty() {
@@ -126,21 +134,24 @@ fn said(command: &CommandView) -> String {
     };
     let stdout = text(&outcome.stdout).unwrap_or_default();
     let stderr = text(&outcome.stderr).unwrap_or_default();
-    let reason = outcome
-        .reason
-        .clone()
-        .or_else(|| command.reason.clone())
-        .unwrap_or_default();
     let preferred = if command.state == CommandState::Succeeded {
-        [stdout, stderr, reason]
+        // Its reason is told beside it: it is not what became of the command.
+        [stdout, stderr, String::new()]
     } else {
-        [reason, stderr, stdout]
+        [reason(command), stderr, stdout]
     };
     preferred
         .iter()
         .map(|text| last_line(text))
         .find(|line| !line.is_empty())
         .unwrap_or_default()
+}
+
+/// What the gateway, or the backend, says about a command's end, such as what it left running.
+fn reason(command: &CommandView) -> String {
+    let outcome = command.outcome.as_ref();
+    let said = outcome.and_then(|outcome| outcome.reason.as_deref());
+    last_line(said.or(command.reason.as_deref()).unwrap_or_default())
 }
 
 /// A state as a table shows it: a shape and a word.

@@ -8,13 +8,13 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use viworks_common::api::{Gateway, GatewayStatus, Run};
 use viworks_common::command::CommandState;
+use viworks_common::human;
 use viworks_common::id::GatewayName;
 use viworks_runtime::clock::{Clock, SystemClock};
 
 use super::live::Live;
 use crate::client::Client;
 use crate::error::Failure;
-use crate::human;
 use crate::output;
 
 /// How often a terminal's line is renewed.
@@ -163,7 +163,9 @@ fn reason(gateway: &Gateway, now: viworks_common::time::Timestamp) -> String {
     };
     match gateway.status {
         GatewayStatus::Online => match gateway.queued_commands {
-            0 | 1 => "online, about to start".to_owned(),
+            // Its end is known there, and what tells it here has not been read yet.
+            0 => "online, its answer is on the way".to_owned(),
+            1 => "online, about to start".to_owned(),
             queued => format!("online, {queued} commands in its queue"),
         },
         GatewayStatus::Offline => format!("offline{}", seen()),

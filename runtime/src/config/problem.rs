@@ -104,6 +104,16 @@ impl Problems {
         self.problems
     }
 
+    /// All of them in one line, for a process that goes on without what they are about.
+    #[must_use]
+    pub fn in_one_line(&self) -> String {
+        let each = self.problems.iter().map(|problem| {
+            let Problem { place, message, .. } = problem;
+            format!("{place}: {message}")
+        });
+        each.collect::<Vec<_>>().join("; ")
+    }
+
     /// Those of several files together.
     #[must_use]
     pub fn join(mut self, others: Self) -> Self {

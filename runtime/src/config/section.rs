@@ -161,6 +161,17 @@ impl<'d> Section<'d> {
         })
     }
 
+    /// The same, and it may be left out.
+    pub fn optional_url(&mut self, key: &str, schemes: &[&str], help: &str) -> Option<String> {
+        let kind = format!("URL ({})", schemes.join(", "));
+        self.optional(key, &kind, Shape::Text, help, |key, value| {
+            let text = value::string(key, value)?;
+            url::check(&text, schemes)
+                .map_err(|(message, help)| Refusal::new(format!("{key}: {message}"), help))?;
+            Ok(text)
+        })
+    }
+
     /// An integer within a range.
     pub fn integer<T>(&mut self, key: &str, default: T, range: RangeInclusive<T>, help: &str) -> T
     where

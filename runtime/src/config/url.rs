@@ -3,8 +3,15 @@
 /// Why a URL will not do: the message, and the help.
 pub(super) type Refusal = (String, String);
 
+/// Characters that no URL holds as they are (RFC 3986).
+const NEVER: [char; 9] = ['"', '<', '>', '\\', '^', '`', '{', '|', '}'];
+
 /// Checks that `url` has one of `schemes`, a host, and nothing that does not belong into a configuration.
-pub(super) fn check(url: &str, schemes: &[&str]) -> Result<(), Refusal> {
+///
+/// # Errors
+///
+/// What is wrong with it, and what to do about that.
+pub fn check(url: &str, schemes: &[&str]) -> Result<(), Refusal> {
     let wanted = || {
         schemes
             .iter()
@@ -48,7 +55,8 @@ fn check_authority(url: &str, authority: &str) -> Result<(), Refusal> {
         Some((host, port)) if !authority.ends_with(']') => (host, Some(port)),
         Some(_) | None => (authority, None),
     };
-    if url.contains(|c: char| c.is_whitespace() || c.is_control()) || host.is_empty() {
+    let no_part = |c: char| c.is_whitespace() || c.is_control() || NEVER.contains(&c);
+    if url.contains(no_part) || host.is_empty() {
         return Err((
             format!("{url:?} has no usable host"),
             "for example wss://agents.example.org:8081".to_owned(),
@@ -120,6 +128,9 @@ mod tests {
             "wss://h:x",
             "wss://h:65536",
             "wss://::1:80",
+            "wss://h\"x",
+            "wss://h/\n[executor]",
+            "wss://h/a\\b",
         ] {
             assert!(check(url, &["wss"]).is_err(), "{url}");
         }

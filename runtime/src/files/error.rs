@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::config::Problem;
+use crate::exit::ExitCode;
 
 /// Why a file could not be used.
 #[derive(Debug)]
@@ -80,6 +81,40 @@ pub enum FileError {
 }
 
 impl FileError {
+    /// What a process that cannot start because of it ends with, the same for every program: a service manager tries again
+    /// what may pass, and not what somebody has to mend.
+    #[must_use]
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Locked { .. } => ExitCode::Conflict,
+            Self::Io { source, .. } => {
+                let stays = matches!(
+                    source.kind(),
+                    io::ErrorKind::NotFound
+                        | io::ErrorKind::PermissionDenied
+                        | io::ErrorKind::NotADirectory
+                        | io::ErrorKind::IsADirectory
+                        | io::ErrorKind::ReadOnlyFilesystem
+                        | io::ErrorKind::InvalidInput
+                        | io::ErrorKind::Unsupported
+                );
+                if stays {
+                    ExitCode::Config
+                } else {
+                    ExitCode::Error
+                }
+            }
+            Self::OthersCanRead { .. }
+            | Self::OthersCanWrite { .. }
+            | Self::Owner { .. }
+            | Self::Link { .. }
+            | Self::NotAFile { .. }
+            | Self::NotAFolder { .. }
+            | Self::TooLarge { .. }
+            | Self::Marked { .. } => ExitCode::Config,
+        }
+    }
+
     pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io {

@@ -8,12 +8,13 @@ use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
+use viworks_common::group::Accounts;
 
 use super::error::FileError;
 
@@ -22,6 +23,9 @@ const LINKS_MAX: usize = 40;
 
 /// In a folder with this bit nobody can remove or rename what belongs to somebody else.
 const STICKY: u32 = 0o1000;
+
+/// Where lists of permissions beyond the mode are kept.
+const LISTS: [&str; 2] = ["system.posix_acl_access", "system.nfs4_acl"];
 
 /// Whose files are trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -291,7 +295,7 @@ fn walk(asked: &Path, owners: Owners, holder: Holder, create: bool) -> Result<Fo
         return Err(FileError::NotAFolder { path });
     }
     if holder == Holder::Closed || stat.st_mode & STICKY == 0 {
-        refuse_writable(&path, &stat)?;
+        refuse_writable_folder(&fd, &path, &stat)?;
     }
     Ok(Folder {
         fd,
@@ -343,7 +347,7 @@ fn step_through(
             return Err(FileError::NotAFolder { path: next });
         }
         if !is_last && stat.st_mode & STICKY == 0 {
-            refuse_writable(&next, &stat)?;
+            refuse_writable_folder(&opened, &next, &stat)?;
         }
         at = if name == ".." {
             at.parent()
@@ -398,6 +402,45 @@ fn components(path: &Path) -> VecDeque<OsString> {
 
 fn stat(file: impl std::os::fd::AsFd, path: &Path) -> Result<Stat, FileError> {
     fs::fstat(file).map_err(|error| FileError::io("examine", path)(io::Error::from(error)))
+}
+
+/// Refuses a folder that others can write. The private group of this process's own user is nobody else.
+fn refuse_writable_folder(fd: &OwnedFd, path: &Path, stat: &Stat) -> Result<(), FileError> {
+    let refused = refuse_writable(path, stat);
+    if refused.is_err() && stat.st_mode & 0o002 == 0 && is_own_groups_alone(fd, stat) {
+        return Ok(());
+    }
+    refused
+}
+
+/// Whether whoever may write a folder as its group is for certain this process's user, who is not root.
+fn is_own_groups_alone(fd: &OwnedFd, stat: &Stat) -> bool {
+    let me = rustix::process::geteuid();
+    if me.is_root() || stat.st_uid != me.as_raw() || stat.st_gid != stat.st_uid {
+        return false;
+    }
+    // With such a list the group's bits are the most that anybody in it may do, and say nothing about the group.
+    let itself = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let has_list = LISTS.iter().any(|name| {
+        let mut nothing = [0_u8; 0];
+        let found = fs::getxattr(itself.as_str(), *name, &mut nothing[..]);
+        !matches!(found, Err(Errno::NODATA | Errno::NOTSUP))
+    });
+    let read = |path: &str| std::fs::read_to_string(path);
+    let (Ok(passwd), Ok(group)) = (read("/etc/passwd"), read("/etc/group")) else {
+        return false;
+    };
+    let nsswitch = match read("/etc/nsswitch.conf") {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        Err(_unreadable) => return false,
+    };
+    let accounts = Accounts {
+        passwd: &passwd,
+        group: &group,
+        nsswitch: &nsswitch,
+    };
+    !has_list && accounts.are_private(stat.st_uid)
 }
 
 fn refuse_writable(path: &Path, stat: &Stat) -> Result<(), FileError> {

@@ -58,7 +58,6 @@ async fn an_abort_cuts_the_grace_period_short() {
 async fn a_task_gives_its_output() {
     let lifecycle = Lifecycle::new();
     assert_eq!(lifecycle.spawn("adds", async { 40 + 2 }).await, Some(42));
-    assert_eq!(lifecycle.spawn_blocking("adds", || 40 + 2).await, Some(42));
 }
 
 #[tokio::test]

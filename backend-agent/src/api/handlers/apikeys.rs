@@ -5,13 +5,17 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
+use serde_json::json;
 use viworks_common::api::{ApiKeyCreated, ApiKeyList, ApiKeyRequest, Kind, ProblemCode};
 use viworks_common::id::ApiKeyId;
 
+use crate::api::ApiState;
 use crate::api::extract::{Caller, JsonBody, NoParams, PageParams, Params, Segment};
 use crate::api::problem::{ApiError, ApiResult};
-use crate::api::request::{Api, RequestId};
+use crate::api::request::{Api, RequestId, record_refusal};
+use crate::auth::Principal;
 use crate::auth::apikey::{self, CreateKey};
+use crate::data::Actor;
 
 /// Makes a key. Its secret is in this answer and nowhere else. A key cannot grant what it does not have itself, nor for
 /// longer than it has it itself.
@@ -26,17 +30,21 @@ pub(in crate::api) async fn create(
     body: JsonBody<ApiKeyRequest>,
 ) -> ApiResult<(StatusCode, Json<ApiKeyCreated>)> {
     let request = body.value;
-    if let Some(scope) = request.scopes.iter().find(|scope| !principal.may(**scope)) {
-        return Err(ApiError::forbidden(*scope));
-    }
     let now = state.clock.line();
     let expires_in = request.expires_in_ms.map(Duration::from_millis);
     let expires_at = expires_in.map(|span| now.saturating_add(span));
-    if principal.is_outlived_by(expires_at) {
-        return Err(ApiError::new(
-            ProblemCode::Forbidden,
-            "a key that ends cannot make one that ends later",
-        ));
+    let scopes = request.scopes.iter().map(|scope| scope.name());
+    if let Some(why) = principal.is_weaker_than(scopes, expires_at) {
+        let object = format!("api_key {:?}", request.name);
+        return Err(too_strong(
+            &state,
+            &principal,
+            &request_id,
+            "api_key.create",
+            object,
+            why,
+        )
+        .await);
     }
     let (key, secret) = apikey::issue(
         &*state.store,
@@ -60,6 +68,20 @@ pub(in crate::api) async fn create(
     ))
 }
 
+/// Refuses what is about a key that is stronger than the one that asks, and leaves a trace of it.
+async fn too_strong(
+    state: &ApiState,
+    principal: &Principal,
+    request_id: &str,
+    action: &str,
+    object: String,
+    why: String,
+) -> ApiError {
+    let detail = json!({ "why": why });
+    record_refusal(state, principal.actor(request_id), action, object, detail).await;
+    ApiError::new(ProblemCode::Forbidden, why)
+}
+
 /// Every key, latest first.
 #[utoipa::path(get, path = "/v1/apikeys", operation_id = "listApiKeys", tag = "apikeys",
     params(PageParams),
@@ -76,7 +98,7 @@ pub(in crate::api) async fn list(
     )))
 }
 
-/// Revokes a key at once. A key cannot revoke one that may do what it may not do itself.
+/// Revokes a key at once. A key cannot revoke one that may do what it may not do itself, nor one that ends later.
 #[utoipa::path(delete, path = "/v1/apikeys/{key}", operation_id = "revokeApiKey", tag = "apikeys",
     params(("key" = String, Path, description = "Its id")),
     responses((status = 204, description = "It opens nothing any more")))]
@@ -92,11 +114,18 @@ pub(in crate::api) async fn revoke(
         .api_key(&state.tenant, id)
         .await?
         .ok_or_else(|| ApiError::not_found("API key"))?;
-    if let Some(scope) = principal.lacks(found.scopes.iter().map(String::as_str)) {
-        return Err(ApiError::new(
-            ProblemCode::Forbidden,
-            format!("that key has the scope {scope}, which this one has not"),
-        ));
+    let scopes = found.scopes.iter().map(String::as_str);
+    if let Some(why) = principal.is_weaker_than(scopes, found.expires_at) {
+        let object = Actor::api_key(id).to_string();
+        return Err(too_strong(
+            &state,
+            &principal,
+            &request_id,
+            "api_key.revoke",
+            object,
+            why,
+        )
+        .await);
     }
     apikey::revoke(
         &*state.store,

@@ -72,6 +72,7 @@ pub(in crate::api) async fn show(
         };
         gateways.push(CatalogueGateway {
             gateway: NamedGateway { id: agent_id, name },
+            risk: Some(entry.risk),
             unavailable: entry.unavailable.clone(),
         });
         match entries.iter_mut().find(|known| known.entry == entry) {
@@ -107,12 +108,18 @@ fn merge(name: CommandName, entries: &[MergedEntry]) -> Option<CatalogueCommand>
             .map(|merged| merged.gateways)
             .sum()
     };
+    let mut risks = BTreeMap::new();
+    for merged in entries {
+        let gateways: &mut u64 = risks.entry(merged.entry.risk).or_default();
+        *gateways = gateways.saturating_add(merged.gateways);
+    }
     let (shown, _count) = definitions.iter().max_by_key(|(_known, count)| *count)?;
     Some(CatalogueCommand {
         kind: Kind::CatalogueCommand,
         name,
         title: shown.title.clone(),
-        risk: definitions.iter().map(|(entry, _count)| entry.risk).max()?,
+        risk: *risks.keys().next_back()?,
+        risks,
         idempotent: definitions.iter().all(|(entry, _count)| entry.idempotent),
         arguments: shown.arguments.clone(),
         timeout_ms: shown.timeout_ms,

@@ -9,9 +9,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::Deserialize;
 use viworks_common::api::{
     CommandList, CommandOutcome, CommandView, DEADLINE_MS_DEFAULT, DEADLINE_MS_MAX,
-    IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, Kind, NamedGateway, ProblemCode, Run, RunCancelled,
-    RunList, RunRequest, RunState, RunWait, SkippedGateway, SkippedList, Targets, WAIT_MS_DEFAULT,
-    WAIT_MS_MAX,
+    IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, Kind, NamedGateway, PlannedGateway, ProblemCode, Run,
+    RunCancelled, RunList, RunPlan, RunRequest, RunState, RunWait, SkippedGateway, SkippedList,
+    Targets, WAIT_MS_DEFAULT, WAIT_MS_MAX,
 };
 use viworks_common::id::{CommandId, RunId};
 use viworks_common::limits::{DETAIL_BYTES_MAX, IDEMPOTENCY_KEY_BYTES_MAX};
@@ -19,8 +19,9 @@ use viworks_common::wire::is_traceparent;
 
 use crate::api::ApiState;
 use crate::api::extract::{Caller, JsonBody, NoParams, PageParams, Params, Segment, Segments};
-use crate::api::problem::{ApiError, ApiResult, stored_ref};
-use crate::api::request::{Api, RequestId};
+use crate::api::problem::{ApiError, ApiResult, RETRY_SOON, stored_ref};
+use crate::api::request::{Api, RequestId, share};
+use crate::auth::Principal;
 use crate::command::submit::SubmitRequest;
 use crate::data::{self, CommandOutput, Idempotency, TargetSelection};
 
@@ -45,47 +46,16 @@ pub(in crate::api) async fn submit(
     body: JsonBody<RunRequest>,
 ) -> ApiResult<Response> {
     let key = idempotency_key(&headers)?;
-    let request = body.value;
     let actor = principal.actor(&request_id);
-    let (deadline, timeout) = times(&request)?;
-    let reason = request.reason.filter(|reason| !reason.trim().is_empty());
-    if reason
-        .as_ref()
-        .is_some_and(|reason| reason.len() > DETAIL_BYTES_MAX)
-    {
-        let allowed = format!("at most {DETAIL_BYTES_MAX} bytes");
-        return Err(ApiError::body_field("reason", "too long", allowed));
-    }
-    let submitted = state
-        .commands
-        .submit(SubmitRequest {
-            command: request.command,
-            arguments: request.arguments.0,
-            targets: match request.targets {
-                Targets::All => TargetSelection::All,
-                Targets::AllExcept(left_out) => {
-                    TargetSelection::AllExcept(left_out.into_iter().map(stored_ref).collect())
-                }
-                Targets::Gateways(gateways) => {
-                    TargetSelection::Gateways(gateways.into_iter().map(stored_ref).collect())
-                }
-            },
-            deadline,
-            timeout,
-            skip_unable: request.skip_unable,
-            expect_targets: request.expect_targets,
-            reason,
-            traceparent: traceparent(&headers),
-            idempotency: key.map(|key| Idempotency {
-                principal: actor.to_string(),
-                route: "POST /v1/runs".to_owned(),
-                key,
-                request_hash: body.sha256,
-            }),
-            risks: principal.risks(),
-            actor,
-        })
-        .await?;
+    let mut request = submission(body.value, &principal, actor)?;
+    request.traceparent = traceparent(&headers);
+    request.idempotency = key.map(|key| Idempotency {
+        principal: request.actor.to_string(),
+        route: "POST /v1/runs".to_owned(),
+        key,
+        request_hash: body.sha256,
+    });
+    let submitted = state.commands.submit(request).await?;
     let location = format!("/v1/runs/{}", submitted.run.run_id);
     let status = if submitted.replayed {
         StatusCode::OK
@@ -103,6 +73,90 @@ pub(in crate::api) async fn submit(
         );
     }
     Ok(response)
+}
+
+/// What a submission would do: which gateways would get the command, or why it would be refused. Nothing is run.
+#[utoipa::path(post, path = "/v1/runs/plan", operation_id = "planRun", tag = "runs",
+    request_body = RunRequest,
+    responses((status = 200, description = "What would be submitted", body = RunPlan),
+        (status = 409, description = "Not the expected number of gateways", body = viworks_common::api::Problem, content_type = "application/problem+json"),
+        (status = 422, description = "Something in it is not right; `errors` names each field", body = viworks_common::api::Problem, content_type = "application/problem+json")))]
+pub(in crate::api) async fn plan(
+    State(state): Api,
+    Caller(principal): Caller,
+    RequestId(request_id): RequestId,
+    _params: Params<NoParams>,
+    body: JsonBody<RunRequest>,
+) -> ApiResult<Json<RunPlan>> {
+    let actor = principal.actor(&request_id);
+    let request = submission(body.value, &principal, actor)?;
+    let planned = state.commands.plan(&request).await?;
+    Ok(Json(RunPlan {
+        kind: Kind::RunPlan,
+        arguments: planned.arguments,
+        gateways: planned
+            .gateways
+            .into_iter()
+            .map(|planned| PlannedGateway {
+                gateway: NamedGateway {
+                    id: planned.agent_id,
+                    name: planned.gateway,
+                },
+                risk: planned.risk,
+            })
+            .collect(),
+        skipped: planned
+            .skipped
+            .into_iter()
+            .map(|left_out| SkippedGateway {
+                gateway: NamedGateway {
+                    id: left_out.agent_id,
+                    name: left_out.gateway,
+                },
+                code: left_out.code,
+                detail: left_out.problem,
+            })
+            .collect(),
+    }))
+}
+
+/// What the body asks for, by whoever asks.
+fn submission(
+    request: RunRequest,
+    principal: &Principal,
+    actor: data::Actor,
+) -> ApiResult<SubmitRequest> {
+    let (deadline, timeout) = times(&request)?;
+    let reason = request.reason.filter(|reason| !reason.trim().is_empty());
+    if reason
+        .as_ref()
+        .is_some_and(|reason| reason.len() > DETAIL_BYTES_MAX)
+    {
+        let allowed = format!("at most {DETAIL_BYTES_MAX} bytes");
+        return Err(ApiError::body_field("reason", "too long", allowed));
+    }
+    Ok(SubmitRequest {
+        command: request.command,
+        arguments: request.arguments.0,
+        targets: match request.targets {
+            Targets::All => TargetSelection::All,
+            Targets::AllExcept(left_out) => {
+                TargetSelection::AllExcept(left_out.into_iter().map(stored_ref).collect())
+            }
+            Targets::Gateways(gateways) => {
+                TargetSelection::Gateways(gateways.into_iter().map(stored_ref).collect())
+            }
+        },
+        deadline,
+        timeout,
+        skip_unable: request.skip_unable,
+        expect_targets: request.expect_targets,
+        reason,
+        traceparent: None,
+        idempotency: None,
+        risks: principal.risks(),
+        actor,
+    })
 }
 
 fn times(request: &RunRequest) -> ApiResult<(Duration, Option<Duration>)> {
@@ -303,6 +357,7 @@ pub(in crate::api) struct WaitParams {
     responses((status = 200, description = "The run as it stands, finished or not", body = RunWait)))]
 pub(in crate::api) async fn wait(
     State(state): Api,
+    Caller(principal): Caller,
     Segment(run_id): Segment<RunId>,
     Params(params): Params<WaitParams>,
 ) -> ApiResult<Json<RunWait>> {
@@ -311,6 +366,8 @@ pub(in crate::api) async fn wait(
         let allowed = format!("0 to {WAIT_MS_MAX}");
         return Err(ApiError::parameter("timeout_ms", "out of range", allowed));
     }
+    // Held until the answer: whoever waits is worked on, so nobody can take its connection away.
+    let _share = share(&state, &state.waits, &principal, RETRY_SOON)?;
     let end = state
         .clock
         .now()

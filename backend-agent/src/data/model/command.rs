@@ -386,10 +386,12 @@ pub enum CompleteOutcome {
         /// Up to which order everything is final.
         low_water: u64,
     },
-    /// There is no such command; the outcome is kept as an orphan.
+    /// There is no such command; the outcome is kept as an orphan, as far as its gateway may leave any.
     Orphan {
         /// Up to which order everything is final.
         low_water: u64,
+        /// Whether it is kept, and not only counted.
+        kept: bool,
     },
 }
 
@@ -401,7 +403,7 @@ impl CompleteOutcome {
             Self::Completed { low_water, .. }
             | Self::LateOutcome { low_water }
             | Self::Repeated { low_water }
-            | Self::Orphan { low_water } => low_water,
+            | Self::Orphan { low_water, .. } => low_water,
         }
     }
 }
@@ -417,8 +419,8 @@ pub struct Counts {
     pub open_runs: u64,
     /// Commands that are not final, by state, of those states that occur.
     pub open_commands: BTreeMap<CommandState, u64>,
-    /// Outcomes of unknown commands.
+    /// Outcomes of unknown commands that gateways which are not revoked reported within a day.
     pub orphans: u64,
-    /// Recorded forks.
+    /// Second holders of the identities of such gateways that were seen within a day.
     pub forks: u64,
 }

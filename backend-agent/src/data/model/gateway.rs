@@ -7,7 +7,7 @@ use viworks_common::code::CloseCode;
 use viworks_common::id::{
     AgentId, AgentRunId, BootId, CommandId, GatewayName, InstallId, SessionId,
 };
-use viworks_common::telemetry::Position;
+use viworks_common::telemetry::{Position, RecordRefusal};
 use viworks_common::time::Timestamp;
 
 use super::OpenCommand;
@@ -198,6 +198,8 @@ pub struct NewCertificate {
 /// A registered certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Certificate {
+    /// The name of its gateway.
+    pub gateway: GatewayName,
     /// The serial number, in hexadecimal.
     pub serial: String,
     /// When it ends.
@@ -287,6 +289,8 @@ pub struct Admitted {
     pub catalogue_known: bool,
     /// Whether HELLO proved that the database had been rolled back: an alarm.
     pub rolled_back: bool,
+    /// Telemetry records that it says were acknowledged and that are beyond what may be kept of it, by reason.
+    pub refused: BTreeMap<RecordRefusal, u64>,
     /// The session that is confirmed now, if one is.
     pub live_session: Option<LiveSession>,
 }

@@ -269,6 +269,10 @@ pub struct AuditRecord {
     pub seq: u64,
     /// When.
     pub at: Timestamp,
+    /// The name of the key or gateway that acted, where that is known.
+    pub actor_name: Option<String>,
+    /// The name of the key or gateway that was acted on, where that is known.
+    pub object_name: Option<String>,
     /// What was recorded.
     pub record: NewAuditRecord,
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::json;
 use viworks_common::admission::{Admission, HelloFacts, IdentityRow, admit as decide};
 use viworks_common::command::CommandEvent;
+use viworks_common::limits::COUNTER_MAX;
 use viworks_runtime::sqlite::params;
 
 use super::opening::{self, Identity};
@@ -17,8 +18,9 @@ use crate::data::{
     TelemetryLimits,
 };
 
-/// No order that a gateway claims to have seen raises its counter further: a lie cannot exhaust the numbers.
-const ORDER_MAX: u64 = 1 << 53;
+/// No order that a gateway claims to have seen raises its counter further: a lie cannot exhaust the numbers. Half of them
+/// are left, more than a gateway can be sent in its life.
+const ORDER_MAX: u64 = COUNTER_MAX / 2;
 
 pub(super) const OPEN: &str = "\
 INSERT INTO sessions (tenant, agent_id, epoch, session_id, agent_run_id, install_id, boot_id, peer_address,
@@ -112,7 +114,7 @@ fn refuse(tx: &Tx<'_>, request: &AdmitRequest, why: &str) -> StoreResult<()> {
     let (peer_address, epoch) = (&request.peer_address, request.epoch);
     let detail = json!({ "why": why, "peer_address": peer_address, "epoch": epoch });
     let (action, outcome) = ("session.open", AuditOutcome::Refused);
-    audit::of_gateway(tx, request.agent_id, action, outcome, &detail)
+    audit::of_gateway(tx, request.agent_id, action, outcome, detail).map(drop)
 }
 
 /// Writes an accepted HELLO, and what it proves about the database.
@@ -143,17 +145,22 @@ fn open(tx: &Tx<'_>, accepted: &Accepted<'_>, limits: &TelemetryLimits) -> Store
         Some(highest_order) => settle_rolled_back(tx, request, *highest_order)?,
         None => after.low_water,
     };
-    if remembered.missing > 0 {
-        let detail =
-            json!({ "epoch": request.epoch, "telemetry_records_missing": remembered.missing });
+    let refused = remembered.refused;
+    let forgotten = remembered.missing > 0 || !refused.is_empty();
+    if forgotten {
+        let detail = json!({
+            "epoch": request.epoch, "telemetry_records_missing": remembered.missing,
+            "telemetry_records_refused": refused,
+        });
         let (action, outcome) = ("telemetry.rolled_back", AuditOutcome::Noted);
-        audit::of_gateway(tx, agent_id, action, outcome, &detail)?;
+        audit::of_gateway(tx, agent_id, action, outcome, detail)?;
     }
     Ok(Admitted {
         presented: *presented,
         issued: *issued,
         low_water,
-        rolled_back: rolled_back_to.is_some() || remembered.missing > 0,
+        rolled_back: rolled_back_to.is_some() || forgotten,
+        refused,
         committed: remembered.positions,
         catalogue_known: known.catalogue_digest.as_deref() == Some(&request.catalogue_digest),
         live_session: known.live.map(|(session_id, epoch)| LiveSession {
@@ -183,6 +190,6 @@ fn settle_rolled_back(tx: &Tx<'_>, request: &AdmitRequest, highest_order: u64) -
     let low_water = settle::raise_low_water(tx, agent_id)?;
     let detail = json!({ "epoch": request.epoch, "highest_order": highest_order, "ended": ended });
     let (action, outcome) = ("database.rolled_back", AuditOutcome::Noted);
-    audit::of_gateway(tx, agent_id, action, outcome, &detail)?;
+    audit::of_gateway(tx, agent_id, action, outcome, detail)?;
     Ok(low_water)
 }

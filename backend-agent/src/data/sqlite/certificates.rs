@@ -14,7 +14,8 @@ INSERT INTO certificates (tenant, spki, agent_id, serial, not_after, fingerprint
 VALUES (:tenant, :spki, :agent_id, :serial, :not_after, :fingerprint, :now)";
 
 pub(super) const LOAD: &str = "\
-SELECT c.serial, c.not_after, c.fingerprint, g.revoked_at IS NOT NULL AS revoked, g.confirmed
+SELECT c.serial, c.not_after, c.fingerprint, g.revoked_at IS NOT NULL AS revoked, g.confirmed,
+       g.name AS gateway
 FROM certificates AS c
 CROSS JOIN gateways AS g ON g.tenant = c.tenant AND g.agent_id = c.agent_id
 WHERE c.tenant = :tenant AND c.spki = :spki AND c.agent_id = :agent_id";
@@ -53,6 +54,7 @@ pub(super) fn load(
     view.optional(LOAD, params! { agent_id, spki }, |row| {
         let row = Reader::new("certificates", row);
         Ok(Certificate {
+            gateway: row.get("gateway")?,
             serial: row.get("serial")?,
             not_after: row.get("not_after")?,
             fingerprint: row.get("fingerprint")?,

@@ -28,9 +28,9 @@ use crate::data::{
     Fork, GapCursor, Gateway, GatewayFilter, GatewayRef, Holder, Idempotency, LeaseLimits, Leased,
     Listing, MergedEntry, NewApiKey, NewAuditRecord, NewCertificate, NewGateway, NewRun, Page,
     Purged, RefusalCursor, Rejected, Revoked, Run, SessionRecord, SessionTouch, Settled,
-    SkippedGateway, Store, StoreHealth, StoreResult, StoredCatalogue, StoredGap, StoredRecord,
-    StoredRefusal, StreamSummary, Submission, Target, TargetSelection, TelemetryCursor,
-    TelemetryOutcome, TelemetryQuery, TelemetryWrite,
+    SkippedGateway, Store, StoreError, StoreHealth, StoreResult, StoredCatalogue, StoredGap,
+    StoredRecord, StoredRefusal, StreamSummary, Submission, Target, TargetSelection,
+    TelemetryCursor, TelemetryOutcome, TelemetryQuery, TelemetryWrite,
 };
 
 #[async_trait]
@@ -201,6 +201,7 @@ impl Store for SqliteStore {
         version: u64,
     ) -> StoreResult<()> {
         let tenant = tenant.clone();
+        self.ground.check()?;
         let report = move |connection: &Connection| {
             let view = View::new(connection, &tenant);
             sessions::report_pins(&view, agent_id, epoch, version)
@@ -445,8 +446,8 @@ impl Store for SqliteStore {
             .await
     }
 
-    async fn counts(&self, tenant: &Tenant) -> StoreResult<Counts> {
-        self.read(tenant, runs::counts).await
+    async fn counts(&self, tenant: &Tenant, now: Timestamp) -> StoreResult<Counts> {
+        self.read(tenant, move |view| runs::counts(view, now)).await
     }
 
     fn is_busy(&self) -> bool {
@@ -457,12 +458,14 @@ impl Store for SqliteStore {
         &self,
         tenant: &Tenant,
         writes: Arc<[TelemetryWrite]>,
+        wall: Timestamp,
         now: Timestamp,
     ) -> StoreResult<Vec<TelemetryOutcome>> {
+        self.ground.check()?;
         let (tenant, limits) = (tenant.clone(), self.telemetry);
         let commit = move |connection: &Connection| {
             Tx::run(connection, &tenant, now, |tx| {
-                telemetry::commit(tx, &writes, &limits)
+                telemetry::commit(tx, &writes, &limits, wall)
             })
         };
         let outcomes = self.database.write_bulk(commit).await?;
@@ -596,6 +599,19 @@ impl Store for SqliteStore {
             .await
     }
 
+    async fn note_gateway(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        record: NewAuditRecord,
+        now: Timestamp,
+    ) -> StoreResult<bool> {
+        self.write(tenant, now, move |tx| {
+            audit::note(tx, agent_id, record.clone())
+        })
+        .await
+    }
+
     async fn purge(&self, tenant: &Tenant, now: Timestamp) -> StoreResult<Purged> {
         self.write(tenant, now, upkeep::purge).await
     }
@@ -605,12 +621,17 @@ impl Store for SqliteStore {
     }
 
     async fn anchor_time_line(&self, anchored: &Anchored) -> StoreResult<()> {
+        self.ground.check()?;
         let anchored = *anchored;
         let save = move |connection: &Connection| timeline::save(connection, &anchored);
         self.database.write(save).await
     }
 
     async fn health(&self) -> StoreResult<StoreHealth> {
+        if let Some(lost) = self.ground.look().await {
+            return Err(StoreError::Unavailable(Box::new(lost)));
+        }
+        self.ground.check()?;
         let tenant = Tenant::default_tenant();
         let beat = move |connection: &Connection| upkeep::health(&View::new(connection, &tenant));
         self.database.write(beat).await

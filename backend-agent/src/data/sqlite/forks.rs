@@ -9,7 +9,7 @@ use super::row::Reader;
 use super::tx::{Tx, View};
 use crate::data::{AdmitRequest, AuditOutcome, Fork, ForkParty, StoreResult};
 
-/// Second holders of one identity that are kept; the audit trail has every one.
+/// Second holders of one identity that are kept.
 const KEPT_MAX: i64 = 256;
 
 pub(super) const RECORD: &str = "\
@@ -62,8 +62,9 @@ pub(super) fn record(tx: &Tx<'_>, request: &AdmitRequest) -> StoreResult<()> {
         *agent_id,
         "identity.fork",
         AuditOutcome::Refused,
-        &detail,
+        detail,
     )
+    .map(drop)
 }
 
 /// The recorded forks.

@@ -93,7 +93,7 @@ fn note(
     id: ApiKeyId,
     detail: &serde_json::Value,
 ) -> StoreResult<()> {
-    let object = format!("api_key:{id}");
+    let object = Actor::api_key(id).to_string();
     audit::append(tx, actor, action, &object, AuditOutcome::Done, detail)
 }
 

@@ -7,32 +7,39 @@ use viworks_common::time::Timestamp;
 use viworks_runtime::fault;
 use viworks_runtime::sqlite::params;
 
-use super::row::to_json;
+use super::budget::{self, ORPHANS};
+use super::row::{column, to_json};
 use super::sessions::fence;
 use super::tx::Tx;
 use super::{audit, outputs, settle};
 use crate::data::ledger::command::{self, Completion, Standing};
 use crate::data::{
-    AcceptOutcome, Accepted, Actor, AuditOutcome, CommandResult, CompleteOutcome, Holder, Rejected,
-    Settled, StoreResult,
+    AcceptOutcome, Accepted, Actor, AuditOutcome, CommandResult, CompleteOutcome, Holder,
+    NewAuditRecord, Rejected, Settled, StoreResult,
 };
 
-/// Outcomes of unknown commands kept for one gateway; the oldest go first.
+/// Outcomes of unknown commands kept for one gateway, and bytes of them; the oldest go first.
 const ORPHANS_PER_GATEWAY_MAX: i64 = 1_024;
+const ORPHAN_BYTES_PER_GATEWAY_MAX: i64 = 8 * 1024 * 1024;
 
 pub(super) const KEEP_LATE_OUTCOME: &str = "\
 UPDATE commands SET late_outcome = :result
 WHERE tenant = :tenant AND command_id = :command_id AND state = 'indeterminate' AND late_outcome IS NULL";
 
 pub(super) const KEEP_ORPHAN: &str = "\
-INSERT INTO orphan_results (tenant, agent_id, command_id, received_at, outcome)
-VALUES (:tenant, :agent_id, :command_id, :now, :outcome)
-ON CONFLICT DO NOTHING";
+INSERT INTO orphan_results (tenant, agent_id, command_id, received_at, outcome, bytes)
+VALUES (:tenant, :agent_id, :command_id, :now, :outcome, :bytes)";
+
+pub(super) const HAS_ORPHAN: &str = "\
+SELECT command_id FROM orphan_results WHERE tenant = :tenant AND agent_id = :agent_id AND command_id = :command_id";
 
 pub(super) const TRIM_ORPHANS: &str = "\
 DELETE FROM orphan_results WHERE tenant = :tenant AND agent_id = :agent_id AND command_id IN (
-    SELECT command_id FROM orphan_results WHERE tenant = :tenant AND agent_id = :agent_id
-    ORDER BY received_at DESC, command_id LIMIT -1 OFFSET :kept)";
+    SELECT command_id FROM (
+        SELECT command_id, row_number() OVER newest AS place, sum(bytes) OVER newest AS sum
+        FROM orphan_results INDEXED BY orphan_results_by_gateway WHERE tenant = :tenant AND agent_id = :agent_id
+        WINDOW newest AS (ORDER BY received_at DESC, command_id DESC ROWS UNBOUNDED PRECEDING))
+    WHERE place > :most OR sum > :most_bytes)";
 
 /// Decides about the start permit of a command that its gateway has journalled.
 pub(super) fn accept(
@@ -94,8 +101,8 @@ pub(super) fn complete(
 ) -> StoreResult<CompleteOutcome> {
     let low_water = fence(tx, holder.agent_id, holder.epoch)?;
     let Some(standing) = settle::load(tx, holder.agent_id, command_id)? else {
-        keep_orphan(tx, holder, command_id, outcome)?;
-        return Ok(CompleteOutcome::Orphan { low_water });
+        let kept = keep_orphan(tx, holder, command_id, outcome)?;
+        return Ok(CompleteOutcome::Orphan { low_water, kept });
     };
     let before = standing.clone();
     let completed = match command::complete(standing, outcome, tx.now) {
@@ -129,42 +136,42 @@ fn keep_late_outcome(tx: &Tx<'_>, command: &Standing, result: &CommandResult) ->
     let result = to_json(result);
     tx.execute(KEEP_LATE_OUTCOME, params! { command_id, result })?;
     let detail = json!({ "run_id": run_id, "agent_id": agent_id });
-    let action = "command.late_outcome";
-    note(tx, &Actor::gateway(*agent_id), action, *command_id, &detail)
+    let (actor, object) = (Actor::gateway(*agent_id), format!("command:{command_id}"));
+    let (action, outcome) = ("command.late_outcome", AuditOutcome::Noted);
+    audit::append(tx, &actor, action, &object, outcome, &detail)
 }
 
+/// Keeps the outcome of a command that nobody knows; `false` when its gateway left too many, and it is only counted.
 fn keep_orphan(
     tx: &Tx<'_>,
     holder: &Holder,
     command_id: CommandId,
     outcome: &Outcome,
-) -> StoreResult<()> {
+) -> StoreResult<bool> {
     let agent_id = holder.agent_id;
-    let detail = json!({ "agent_id": agent_id, "state": outcome.state });
-    let outcome = to_json(outcome);
-    if tx.execute(KEEP_ORPHAN, params! { agent_id, command_id, outcome })? == 0 {
-        return Ok(());
+    let known = column::<CommandId>("orphan_results", "command_id");
+    let known = tx.optional(HAS_ORPHAN, params! { agent_id, command_id }, known)?;
+    if known.is_some() {
+        return Ok(true);
     }
+    let Some(left_out) = budget::take(tx, agent_id, ORPHANS)? else {
+        return Ok(false);
+    };
+    let text = to_json(outcome);
+    let bytes = text.len();
     tx.execute(
-        TRIM_ORPHANS,
-        params! { agent_id, kept: ORPHANS_PER_GATEWAY_MAX },
+        KEEP_ORPHAN,
+        params! { agent_id, command_id, outcome: text, bytes },
     )?;
-    note(
-        tx,
-        &Actor::gateway(agent_id),
-        "command.orphan",
-        command_id,
-        &detail,
-    )
-}
-
-fn note(
-    tx: &Tx<'_>,
-    actor: &Actor,
-    action: &str,
-    command_id: CommandId,
-    detail: &serde_json::Value,
-) -> StoreResult<()> {
-    let object = format!("command:{command_id}");
-    audit::append(tx, actor, action, &object, AuditOutcome::Noted, detail)
+    let (most, most_bytes) = (ORPHANS_PER_GATEWAY_MAX, ORPHAN_BYTES_PER_GATEWAY_MAX);
+    tx.execute(TRIM_ORPHANS, params! { agent_id, most, most_bytes })?;
+    let record = NewAuditRecord {
+        actor: Actor::gateway(agent_id),
+        action: "command.orphan".to_owned(),
+        object: format!("command:{command_id}"),
+        outcome: AuditOutcome::Noted,
+        detail: json!({ "agent_id": agent_id, "state": outcome.state, "results_not_kept_before": left_out }),
+    };
+    audit::note(tx, agent_id, record)?;
+    Ok(true)
 }

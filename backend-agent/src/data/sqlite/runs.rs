@@ -15,6 +15,7 @@ use super::row::Reader;
 use super::tx::{Tx, View};
 use super::{audit, settle};
 use crate::data::ledger::command;
+use crate::data::model::api_key_word;
 use crate::data::{
     Actor, AuditOutcome, Cancelled, Command, CommandRef, Counts, Idempotency, Listing, Page, Run,
     Skip, SkippedGateway, StoreError, StoreResult, Submission,
@@ -23,16 +24,20 @@ use crate::data::{
 /// How long an `Idempotency-Key` is remembered.
 pub(super) const KEY_LIFE: Duration = Duration::from_secs(24 * 3_600);
 
+/// How long health speaks of what a gateway did wrong. A second holder that goes on comes back within the hour.
+const RECENT: Duration = Duration::from_secs(24 * 3_600);
+
 /// The columns that [`read_run`] reads.
 macro_rules! runs {
     () => {
-        "SELECT r.run_id, r.name, r.arguments, r.deadline, r.traceparent, r.reason, r.submitted_by, r.created_at, \
-         (SELECT k.name FROM api_keys AS k WHERE k.tenant = r.tenant AND r.submitted_by LIKE 'apikey:%' \
-          AND k.id = substr(r.submitted_by, 8)) AS submitter, \
+        concat!("SELECT r.run_id, r.name, r.arguments, r.deadline, r.traceparent, r.reason, r.submitted_by, r.created_at, \
+         (SELECT k.name FROM api_keys AS k WHERE k.tenant = r.tenant \
+          AND instr(r.submitted_by, '", api_key_word!(), ":') = 1 \
+          AND k.id = substr(r.submitted_by, 1 + length('", api_key_word!(), ":'))) AS submitter, \
          r.cancel_requested_at, r.finished_at, r.skipped, \
          (SELECT json_group_object(state, commands) FROM (SELECT c.state, count(*) AS commands FROM commands AS c \
           WHERE c.tenant = r.tenant AND c.run_id = r.run_id GROUP BY c.state)) AS states \
-         FROM runs AS r WHERE r.tenant = :tenant "
+         FROM runs AS r WHERE r.tenant = :tenant ")
     };
 }
 
@@ -75,7 +80,8 @@ FROM run_skips AS s JOIN gateways AS g ON g.tenant = s.tenant AND g.agent_id = s
 WHERE s.tenant = :tenant AND s.run_id = :run_id AND s.agent_id > :after ORDER BY s.agent_id LIMIT :limit";
 
 pub(super) const CANCEL_RUN: &str = "\
-UPDATE runs SET cancel_requested_at = coalesce(cancel_requested_at, :now) WHERE tenant = :tenant AND run_id = :run_id";
+UPDATE runs SET cancel_requested_at = coalesce(cancel_requested_at, CASE WHEN finished_at IS NULL THEN :now END)
+WHERE tenant = :tenant AND run_id = :run_id";
 
 pub(super) const CANCEL_COMMANDS: &str = "\
 UPDATE commands INDEXED BY commands_by_run SET cancel_requested_at = coalesce(cancel_requested_at, :now)
@@ -89,8 +95,10 @@ SELECT :tenant AS tenant,
        (SELECT json_group_object(state, commands) FROM (SELECT state, count(*) AS commands
         FROM commands INDEXED BY open_commands_by_deadline
         WHERE tenant = :tenant AND finished_at IS NULL GROUP BY state)) AS open_commands,
-       (SELECT count(*) FROM orphan_results WHERE tenant = :tenant) AS orphans,
-       (SELECT count(*) FROM forks WHERE tenant = :tenant) AS forks";
+       (SELECT count(*) FROM orphan_results AS o CROSS JOIN gateways AS g ON g.tenant = o.tenant AND g.agent_id = o.agent_id
+        WHERE o.tenant = :tenant AND o.received_at > :since AND g.revoked_at IS NULL) AS orphans,
+       (SELECT count(*) FROM forks AS f CROSS JOIN gateways AS g ON g.tenant = f.tenant AND g.agent_id = f.agent_id
+        WHERE f.tenant = :tenant AND f.at > :since AND g.revoked_at IS NULL) AS forks";
 
 /// What a key was used for.
 pub(super) fn replay(
@@ -214,8 +222,9 @@ pub(super) fn cancel(tx: &Tx<'_>, run_id: RunId, actor: &Actor) -> StoreResult<O
 }
 
 /// How many of what there is.
-pub(super) fn counts(view: &View<'_>) -> StoreResult<Counts> {
-    view.one(COUNTS, &[], |row| {
+pub(super) fn counts(view: &View<'_>, now: Timestamp) -> StoreResult<Counts> {
+    let since = now.saturating_sub(RECENT);
+    view.one(COUNTS, params! { since }, |row| {
         let row = Reader::new("commands", row);
         Ok(Counts {
             gateways: row.get("gateways")?,

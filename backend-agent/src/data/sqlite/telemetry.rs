@@ -1,9 +1,10 @@
 //! Telemetry on its way in: batches, with the positions they reach.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use viworks_common::id::{AgentId, AgentRunId, StreamName};
-use viworks_common::telemetry::{Gap, Position};
+use viworks_common::telemetry::{Gap, Position, RecordRefusal};
+use viworks_common::time::Timestamp;
 use viworks_runtime::fault;
 use viworks_runtime::sqlite::{Row, params};
 
@@ -23,7 +24,7 @@ SELECT seq FROM telemetry_positions
 WHERE tenant = :tenant AND agent_id = :agent_id AND spool_epoch = :spool_epoch";
 
 pub(super) const USAGE: &str = "\
-SELECT agent_id, day, epochs, records, bytes, gaps, streams FROM telemetry_usage
+SELECT agent_id, day, epochs, records, bytes, gaps, streams, refused_epoch, refused_seq FROM telemetry_usage
 WHERE tenant = :tenant AND agent_id = :agent_id";
 
 pub(super) const STREAM: &str = "\
@@ -52,21 +53,23 @@ VALUES (:tenant, :agent_id, :spool_epoch, :reason, :records, :now, :now)
 ON CONFLICT DO UPDATE SET records = min(records + excluded.records, 9007199254740992), last_at = excluded.last_at";
 
 pub(super) const SAVE_USAGE: &str = "\
-INSERT INTO telemetry_usage (tenant, agent_id, day, epochs, records, bytes, gaps, streams)
-VALUES (:tenant, :agent_id, :day, :epochs, :records, :bytes, :gaps, :streams)
+INSERT INTO telemetry_usage (tenant, agent_id, day, epochs, records, bytes, gaps, streams, refused_epoch, refused_seq)
+VALUES (:tenant, :agent_id, :day, :epochs, :records, :bytes, :gaps, :streams, :refused_epoch, :refused_seq)
 ON CONFLICT DO UPDATE SET day = excluded.day, epochs = excluded.epochs, records = excluded.records,
-    bytes = excluded.bytes, gaps = excluded.gaps, streams = excluded.streams";
+    bytes = excluded.bytes, gaps = excluded.gaps, streams = excluded.streams,
+    refused_epoch = excluded.refused_epoch, refused_seq = excluded.refused_seq";
 
-/// Stores batches of many gateways, one after another.
+/// Stores batches of many gateways, one after another. `wall` is what their clocks are held against.
 pub(super) fn commit(
     tx: &Tx<'_>,
     writes: &[TelemetryWrite],
     limits: &TelemetryLimits,
+    wall: Timestamp,
 ) -> StoreResult<Vec<TelemetryOutcome>> {
     let mut outcomes = Vec::with_capacity(writes.len());
     for write in writes {
         outcomes.push(match fence(tx, write.agent_id, write.epoch) {
-            Ok(_low_water) => commit_one(tx, write, limits)?,
+            Ok(_low_water) => commit_one(tx, write, limits, wall)?,
             // Whoever is fenced leaves no trace.
             Err(StoreError::Fenced) => TelemetryOutcome::Fenced,
             Err(error) => return Err(error),
@@ -80,6 +83,7 @@ fn commit_one(
     tx: &Tx<'_>,
     write: &TelemetryWrite,
     limits: &TelemetryLimits,
+    wall: Timestamp,
 ) -> StoreResult<TelemetryOutcome> {
     let batch = &write.batch;
     if let Err(malformed) = intake::check(batch) {
@@ -103,7 +107,7 @@ fn commit_one(
         limits: *limits,
     };
     let before = facts.usage;
-    let taken = intake::intake(batch, write.skew_ms, facts, tx.now);
+    let taken = intake::intake(batch, write.skew_ms, facts, wall);
     write_intake(tx, agent_id, spool_epoch, &taken)?;
     if taken.usage != before {
         save_usage(tx, agent_id, &taken.usage)?;
@@ -136,15 +140,22 @@ fn write_intake(
     for gap in &taken.gaps {
         insert_gap(tx, agent_id, spool_epoch, gap)?;
     }
-    let spool_epoch = taken.refused_under;
     for (reason, records) in &taken.commit.refused {
-        let reason = reason.name();
-        tx.execute(
-            COUNT_REFUSALS,
-            params! { agent_id, spool_epoch, reason, records },
-        )?;
+        count_refused(tx, agent_id, taken.refused_under, *reason, *records)?;
     }
     Ok(())
+}
+
+fn count_refused(
+    tx: &Tx<'_>,
+    agent_id: AgentId,
+    spool_epoch: AgentRunId,
+    reason: RecordRefusal,
+    records: u64,
+) -> StoreResult<()> {
+    let reason = reason.name();
+    let params = params! { agent_id, spool_epoch, reason, records };
+    tx.execute(COUNT_REFUSALS, params).map(drop)
 }
 
 fn insert_gap(
@@ -178,6 +189,10 @@ fn usage(tx: &Tx<'_>, agent_id: AgentId) -> StoreResult<Usage> {
             bytes: row.get("bytes")?,
             gaps: row.get("gaps")?,
             streams: row.get("streams")?,
+            refused: match row.get("refused_epoch")? {
+                Some(epoch) => Some((epoch, row.get("refused_seq")?)),
+                None => None,
+            },
         })
     })?;
     Ok(usage.unwrap_or_default().today(tx.now))
@@ -191,8 +206,13 @@ fn save_usage(tx: &Tx<'_>, agent_id: AgentId, usage: &Usage) -> StoreResult<()> 
         bytes,
         gaps,
         streams,
+        refused,
     } = usage;
-    let params = params! { agent_id, day, epochs, records, bytes, gaps, streams };
+    let (refused_epoch, refused_seq) = refused.unzip();
+    let refused_seq = refused_seq.unwrap_or(0);
+    let params = params! {
+        agent_id, day, epochs, records, bytes, gaps, streams, refused_epoch, refused_seq,
+    };
     tx.execute(SAVE_USAGE, params).map(drop)
 }
 
@@ -202,6 +222,8 @@ pub(super) struct Settled {
     pub(super) positions: Vec<Position>,
     /// Records that were committed and are gone: the database was restored to before them.
     pub(super) missing: u64,
+    /// Such records that are beyond what may be kept of their gateway, by reason.
+    pub(super) refused: BTreeMap<RecordRefusal, u64>,
 }
 
 /// Compares what a gateway remembers as acknowledged with what is committed.
@@ -214,6 +236,7 @@ pub(super) fn settle_positions(
     let mut settled = Settled {
         positions: Vec::with_capacity(named.len()),
         missing: 0,
+        refused: BTreeMap::new(),
     };
     if named.is_empty() {
         return Ok(settled);
@@ -228,7 +251,12 @@ pub(super) fn settle_positions(
             let forgotten = (gap.to_seq - gap.from_seq).saturating_add(1);
             settled.missing = settled.missing.saturating_add(forgotten);
             insert_gap(tx, agent_id, spool_epoch, &gap)?;
-            let seq = gap.to_seq;
+        }
+        if let Some((under, reason, records)) = remembered.refused {
+            intake::add(&mut settled.refused, reason, records);
+            count_refused(tx, agent_id, under, reason, records)?;
+        }
+        if let Some(seq) = remembered.moved_to {
             tx.execute(MOVE_POSITION, params! { agent_id, spool_epoch, seq })?;
         }
         settled.positions.push(remembered.position);

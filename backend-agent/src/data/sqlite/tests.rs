@@ -8,9 +8,9 @@ use rusqlite::Connection;
 use viworks_runtime::sqlite::Options;
 
 use super::{
-    SqliteStore, admit, agents, audit, catalogues, certificates, confirm, forks, keys, lease,
-    opening, outputs, reports, runs, sessions, settle, submit, targets, telemetry, timeline, tx,
-    upkeep,
+    SqliteStore, admit, agents, audit, budget, catalogues, certificates, confirm, forks, keys,
+    lease, opening, outputs, reports, runs, sessions, settle, submit, targets, telemetry, timeline,
+    tx, upkeep,
 };
 
 const STATEMENTS: &[(&str, &str)] = &[
@@ -25,6 +25,8 @@ const STATEMENTS: &[(&str, &str)] = &[
     ("agents::REVOKE", agents::REVOKE),
     ("audit::APPEND", audit::APPEND),
     ("audit::LIST", audit::LIST),
+    ("budget::LOAD", budget::LOAD),
+    ("budget::SAVE", budget::SAVE),
     ("catalogues::LOAD", catalogues::LOAD),
     ("catalogues::MERGE", catalogues::MERGE),
     ("catalogues::SAVE", catalogues::SAVE),
@@ -49,6 +51,7 @@ const STATEMENTS: &[(&str, &str)] = &[
     ("opening::SWAP", opening::SWAP),
     ("outputs::KEEP", outputs::KEEP),
     ("outputs::LOAD", outputs::LOAD),
+    ("reports::HAS_ORPHAN", reports::HAS_ORPHAN),
     ("reports::KEEP_LATE_OUTCOME", reports::KEEP_LATE_OUTCOME),
     ("reports::KEEP_ORPHAN", reports::KEEP_ORPHAN),
     ("reports::TRIM_ORPHANS", reports::TRIM_ORPHANS),

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
-use viworks_common::catalogue::take_report;
 use viworks_common::code::{CloseCode, RejectCode};
 use viworks_common::command::{CommandState, Outcome};
 use viworks_common::id::{CommandId, RunId};
@@ -15,7 +15,8 @@ use viworks_common::wire::message::{
 };
 use viworks_runtime::fault;
 
-use super::{Connection, Live};
+use super::super::judge::Judged;
+use super::{Connection, Inbound, Judging, Live};
 use crate::command::bus::{CommandChange, OutputChunk, Written};
 use crate::data::{
     AcceptOutcome, Accepted, Actor, AuditOutcome, CompleteOutcome, HeartbeatFigures, Holder,
@@ -130,7 +131,7 @@ impl Connection {
         let command_id = leased.command_id;
         if let Some((live, _)) = self.live() {
             live.open.insert(command_id);
-            live.rates.offered();
+            live.pace.offered();
             live.runs.remember(command_id, leased.run_id);
         }
         self.moved(leased.run_id, command_id, state, Some(leased.attempt), None);
@@ -295,19 +296,43 @@ impl Connection {
         };
         fault::point("result.committed.before_acknowledgement");
         let low_water = completed.low_water();
+        let not_kept = matches!(completed, CompleteOutcome::Orphan { kept: false, .. });
         match completed {
             CompleteOutcome::Completed { settled, .. } => self.completed(&settled, summary),
             CompleteOutcome::LateOutcome { .. } | CompleteOutcome::Repeated { .. } => {}
-            CompleteOutcome::Orphan { .. } => {
-                info!(%command_id, agent_id = %holder.agent_id, "the result of a command that the database does not have was kept");
-            }
+            CompleteOutcome::Orphan { kept, .. } => self.orphan(command_id, kept),
         }
         self.close_offer(command_id);
+        // One too many of them ended the session: nothing is offered to it any more.
+        if self.session.closed().is_some() {
+            return;
+        }
         self.send(BackendMessage::ResultAck(ResultAck {
             command_id,
             low_water,
+            not_kept: not_kept && self.tells_not_kept,
         }));
         self.offer_more().await;
+    }
+
+    /// The database was restored to before a command, or its gateway made it up.
+    fn orphan(&mut self, command_id: CommandId, kept: bool) {
+        let (now, agent_id) = (self.now(), self.peer.identity.agent_id);
+        let Inbound {
+            metrics, manager, ..
+        } = &*self.inbound;
+        metrics.refused(if kept {
+            "orphan_result"
+        } else {
+            "orphan_result_not_kept"
+        });
+        if let Some(left_out) = manager.may_log(agent_id, now) {
+            info!(gateway = %self.peer.name, %agent_id, %command_id, kept, left_out, "the result of a command that the database does not have");
+        }
+        let within = self.live().map(|(live, _)| live.pace.unknown(now));
+        if let Some(Err(wait)) = within {
+            self.slow_down("results of too many commands that nobody knows", wait);
+        }
     }
 
     pub(super) async fn on_output(&mut self, output: Output) {
@@ -317,14 +342,9 @@ impl Connection {
         let Some(run_id) = self.find_run(output.command_id).await else {
             let now = self.now();
             if let Some((live, _)) = self.live()
-                && !live.rates.unknown_output(now)
+                && let Err(wait) = live.pace.unknown(now)
             {
-                self.inbound.metrics.refused("message_rate");
-                self.session.close(
-                    CloseCode::RateLimited,
-                    "output of too many commands that nobody knows",
-                    now,
-                );
+                self.slow_down("output of too many commands that nobody knows", wait);
             }
             return;
         };
@@ -364,24 +384,42 @@ impl Connection {
         }));
     }
 
-    pub(super) async fn on_catalogue(&mut self, catalogue: Catalogue) {
-        let Some((_, holder)) = self.live() else {
+    /// Has a catalogue judged, while the session goes on: a catalogue can take long, and only its own gateway may have to
+    /// wait for it.
+    pub(super) fn on_catalogue(&mut self, catalogue: Catalogue) {
+        let judge = self.inbound.judge.clone();
+        let Some((live, _)) = self.live() else {
             return;
         };
         let Catalogue { digest, commands } = catalogue;
-        // Thousands of patterns may be compiled to find the one that is wrong: not on a thread that serves others.
-        let judged = self
-            .inbound
-            .lifecycle
-            .spawn_blocking("catalogue", move || take_report(commands));
-        let Some((commands, refused)) = judged.await else {
-            let reason = "the backend could not read the catalogue";
+        let (verdict, judged) = oneshot::channel();
+        live.judging = Some(Judging {
+            digest,
+            verdict: judged,
+        });
+        let task = judge.run(commands, verdict);
+        drop(self.inbound.lifecycle.spawn("catalogue", task));
+    }
+
+    /// Keeps a catalogue that was judged.
+    pub(super) async fn on_judged(&mut self, judged: Option<Judged>) {
+        let Some((live, holder)) = self.live() else {
+            return;
+        };
+        let Some(Judging { digest, .. }) = live.judging.take() else {
+            return;
+        };
+        let Some((commands, refused)) = judged else {
+            let reason = "the backend could not judge the catalogue in time";
             let now = self.now();
             return self.session.close(CloseCode::Internal, reason, now);
         };
-        for entry in &refused {
+        for _entry in &refused {
             self.inbound.metrics.refused("catalogue_entry");
-            warn!(agent_id = %holder.agent_id, command = %entry.name, problem = entry.problem, "an entry of the gateway's catalogue is refused");
+        }
+        if let Some(first) = refused.first() {
+            // The first says what is wrong; `command show` tells of all.
+            warn!(gateway = %self.peer.name, agent_id = %holder.agent_id, entries = refused.len(), command = %first.name, problem = first.problem, "entries of the gateway's catalogue are refused");
         }
         let (tenant, now) = (&self.peer.identity.tenant, self.inbound.clock.line());
         let saved = self
@@ -421,24 +459,26 @@ impl Connection {
             return;
         };
         live.runs.events = live.runs.events.saturating_add(1);
-        let within = live.runs.events <= EVENTS_MAX;
-        let now = self.now();
-        // Kept for good, so bounded over all sessions of a gateway, too.
-        if !within || !self.inbound.manager.may_note(holder.agent_id, now) {
+        if live.runs.events > EVENTS_MAX {
             return self.inbound.metrics.refused("gateway_events");
         }
         let (kind, detail) = (&event.kind, &event.detail);
-        warn!(agent_id = %holder.agent_id, kind, detail, "a gateway reports");
         let record = NewAuditRecord {
             actor: Actor::gateway(holder.agent_id),
             action: "gateway.event".to_owned(),
-            object: format!("gateway:{}", holder.agent_id),
+            object: Actor::gateway(holder.agent_id).to_string(),
             outcome: AuditOutcome::Noted,
             detail: serde_json::json!({ "kind": kind, "detail": detail }),
         };
         let (tenant, now) = (&self.peer.identity.tenant, self.inbound.clock.line());
-        if let Err(error) = self.inbound.store.append_audit(tenant, record, now).await {
-            self.fail(&error);
+        let (store, agent_id) = (&self.inbound.store, holder.agent_id);
+        match store.note_gateway(tenant, agent_id, record, now).await {
+            Ok(true) => {
+                warn!(gateway = %self.peer.name, %agent_id, kind, detail, "a gateway reports");
+            }
+            // Kept for good, so bounded over all sessions of a gateway, too.
+            Ok(false) => self.inbound.metrics.refused("gateway_events"),
+            Err(error) => self.fail(&error),
         }
     }
 

@@ -9,10 +9,10 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use viworks_common::code::CloseCode;
-use viworks_common::id::AgentId;
+use viworks_common::id::{AgentId, GatewayName};
 use viworks_common::limits::BULK_BODY_BYTES_MAX;
 use viworks_common::telemetry::PackedBatch;
-use viworks_common::wire::message::{BackendMessage, TelemetryAck};
+use viworks_common::wire::message::{BackendMessage, Refuse, TelemetryAck};
 
 use super::Connection;
 use crate::data::Holder;
@@ -34,6 +34,7 @@ struct Parked {
 
 /// Batches that are not acknowledged.
 pub(super) struct Stream {
+    gateway: GatewayName,
     agent_id: AgentId,
     epoch: u64,
     /// The gateway's clock minus the backend's, as it measured that last.
@@ -62,8 +63,9 @@ pub(super) enum Progress {
 }
 
 impl Stream {
-    pub(super) fn new(holder: &Holder, tells_refusals: bool) -> Self {
+    pub(super) fn new(holder: &Holder, gateway: &GatewayName, tells_refusals: bool) -> Self {
         Self {
+            gateway: gateway.clone(),
             agent_id: holder.agent_id,
             epoch: holder.epoch,
             skew_ms: None,
@@ -113,6 +115,7 @@ impl Stream {
         };
         self.handed_in.push_back(batch.body_bytes());
         self.pending.push_back(place.hand_in(HandedIn {
+            gateway: self.gateway.clone(),
             agent_id: self.agent_id,
             epoch: self.epoch,
             skew_ms: self.skew_ms,
@@ -182,7 +185,6 @@ impl Connection {
     }
 
     pub(super) fn on_telemetry(&mut self, progress: Progress) {
-        let now = self.now();
         match progress {
             Progress::Moved => {}
             Progress::Done(Answer::Committed(commit)) => {
@@ -200,9 +202,11 @@ impl Connection {
                 self.send(BackendMessage::TelemetryAck(ack));
             }
             Progress::Done(Answer::Fenced) => self.fenced = true,
-            Progress::Done(Answer::Malformed(reason)) => {
-                self.session.close(CloseCode::BadEnvelope, &reason, now);
-            }
+            Progress::Done(Answer::Malformed(reason)) => self.refuse(Refuse {
+                code: CloseCode::BadEnvelope,
+                reason,
+                retry_after_ms: None,
+            }),
         }
     }
 }

@@ -218,6 +218,9 @@ async fn successes(backend: &Backend) {
     );
     let body = json!({"command": "sys.uptime", "targets": "all", "expect_targets": 7});
     assert_eq!(backend.post("/v1/runs", &body).await.status, 409);
+    assert_eq!(backend.post("/v1/runs/plan", &body).await.status, 409);
+    let body = json!({"command": "sys.uptime", "targets": "all"});
+    assert_eq!(backend.post("/v1/runs/plan", &body).await.status, 200);
     backend.readiness.latch("agents").set(false, "gone");
     for path in ["/readyz", "/startupz"] {
         assert_eq!(backend.get(path).await.status, 503, "{path}");
@@ -376,6 +379,7 @@ fn readers() -> BTreeMap<&'static str, Reader> {
         ("RunCancelled", reads::<dto::RunCancelled>),
         ("RunEvent", reads::<dto::RunEvent>),
         ("RunList", reads::<dto::RunList>),
+        ("RunPlan", reads::<dto::RunPlan>),
         ("RunRequest", reads::<dto::RunRequest>),
         ("RunWait", reads::<dto::RunWait>),
         ("TelemetryGapList", reads::<dto::TelemetryGapList>),

@@ -278,3 +278,70 @@ async fn event_streams_are_bounded() {
     let mut second = backend.follow(&path, None).await;
     assert!(next(&mut second).await.is_some());
 }
+
+#[tokio::test]
+async fn a_key_that_took_all_its_event_streams_leaves_room_for_others() {
+    let backend = Backend::with(|limits, _queue| limits.streams_per_key_max = 1).await;
+    let (_holder, run, _command) = one_run(&backend).await;
+    let path = format!("/v1/runs/{run}/events");
+    let _first = backend.follow(&path, None).await;
+    let answer = backend.get(&path).await;
+    answer.problem(503, "VW-H-010");
+    assert!(answer.text.contains("this key"), "{}", answer.text);
+    let other = backend
+        .key_with(&[viworks_common::api::Scope::RunsRead])
+        .await;
+    let request = http::Request::get(&path)
+        .header("authorization", format!("Bearer {other}"))
+        .body(axum::body::Body::empty())
+        .unwrap();
+    let answer = tower::ServiceExt::oneshot(backend.router.clone(), request);
+    assert_eq!(answer.await.unwrap().status(), http::StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_key_that_waits_as_often_as_it_may_leaves_room_for_others() {
+    let backend = Backend::with(|limits, _queue| limits.waits_per_key_max = 1).await;
+    let (_holder, run, _command) = one_run(&backend).await;
+    let path = format!("/v1/runs/{run}/wait?timeout_ms=60000");
+    let mut waiting = std::pin::pin!(wait_again_and_again(&backend, &path));
+    // Once that is where it waits, it has the one that there is.
+    let refused = async {
+        loop {
+            let answer = backend.get(&path_of_no_time(&path)).await;
+            if answer.status == 503 {
+                return answer;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let answer = tokio::select! {
+        () = waiting.as_mut() => unreachable!("it asks again"),
+        answer = refused => answer,
+    };
+    answer.problem(503, "VW-H-010");
+    assert!(answer.text.contains("this key"), "{}", answer.text);
+    let health = backend.get("/v1/health").await;
+    assert!(health.text.contains("api.key_full"), "{}", health.text);
+    let other = backend
+        .key_with(&[viworks_common::api::Scope::RunsRead])
+        .await;
+    let request = http::Request::get(path_of_no_time(&path))
+        .header("authorization", format!("Bearer {other}"))
+        .body(axum::body::Body::empty())
+        .unwrap();
+    let answer = tower::ServiceExt::oneshot(backend.router.clone(), request);
+    assert_eq!(answer.await.unwrap().status(), http::StatusCode::OK);
+}
+
+/// Waits, and asks again when somebody else had the place at that moment.
+async fn wait_again_and_again(backend: &Backend, path: &str) {
+    loop {
+        backend.get(path).await.problem(503, "VW-H-010");
+    }
+}
+
+/// The same wait, without waiting.
+fn path_of_no_time(path: &str) -> String {
+    path.replace("60000", "0")
+}

@@ -237,6 +237,20 @@ async fn a_key_cannot_revoke_what_is_stronger_nor_make_what_outlives_it() {
         200,
         "it still opens"
     );
+    // Nor one that may do the same for longer; each refusal leaves a record.
+    let equal = wanted(&[Scope::ApikeysAdmin, Scope::RunsRead]);
+    let (endless, _secret) = apikey::issue(&*backend.store, &backend.tenant, equal, &actor, now())
+        .await
+        .unwrap();
+    let path = format!("/v1/apikeys/{}", endless.id);
+    let answer = ask(Method::DELETE, path, String::new()).await;
+    answer.problem(403, "VW-A-002");
+    let audit = backend.get("/v1/audit").await.json();
+    let refused = |record: &serde_json::Value| {
+        record["action"] == "api_key.revoke" && record["outcome"] == "refused"
+    };
+    let records = audit["items"].as_array().unwrap();
+    assert!(records.iter().any(refused), "{audit:#}");
     for (expires_in_ms, status) in [(None, 403), (Some(7_200_000), 403), (Some(60_000), 201)] {
         let body = json!({"name": "x", "scopes": ["runs:read"], "expires_in_ms": expires_in_ms});
         let answer = ask(Method::POST, "/v1/apikeys".to_owned(), body.to_string()).await;

@@ -121,7 +121,7 @@ async fn telemetry_is_read_by_stream_range_and_page() {
     };
     let stored = backend
         .store
-        .commit_telemetry(&backend.tenant, [write].into(), at)
+        .commit_telemetry(&backend.tenant, [write].into(), at, at)
         .await
         .unwrap();
     assert!(

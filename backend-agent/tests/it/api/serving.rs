@@ -6,9 +6,12 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use viworks_backend_agent::api::{ApiLimits, serve};
+use viworks_backend_agent::command::bus::OutputChunk;
+use viworks_common::id::RunId;
+use viworks_common::wire::message::OutputStream;
 use viworks_runtime::lifecycle::Lifecycle;
 
-use super::harness::Backend;
+use super::harness::{Backend, catalogue, now};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -99,6 +102,98 @@ async fn too_many_headers_are_refused() {
     let head = format!("GET /livez HTTP/1.1\r\nhost: x\r\n{headers}\r\n");
     socket.write_all(head.as_bytes()).await.unwrap();
     assert!(read_all(&mut socket).await.starts_with("HTTP/1.1 431"));
+    lifecycle.shutdown(PATIENCE).await;
+}
+
+#[tokio::test]
+async fn a_follower_who_reads_nothing_is_cut_and_its_place_is_free_again() {
+    let backend = Backend::with(|limits, _queue| {
+        limits.send_timeout = Duration::from_millis(300);
+        limits.streams_max = 1;
+    })
+    .await;
+    let (address, lifecycle) = start(&backend, backend.limits).await;
+    let holder = backend.connect("gw-1", catalogue()).await;
+    let run = backend.submit_uptime().await;
+    let commands = backend.get(&format!("/v1/runs/{run}/commands")).await;
+    let command = commands.json()["items"][0]["id"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    let key = backend
+        .key_with(&[viworks_common::api::Scope::RunsRead])
+        .await;
+    let request = format!(
+        "GET /v1/runs/{run}/events HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n\r\n"
+    );
+    let _silent = silent(address, &request).await;
+    let run: RunId = run.parse().unwrap();
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let mut offset = 0;
+    loop {
+        // More than the kernel takes for somebody who does not read.
+        let data = vec![b'x'; 64 * 1024];
+        let bytes = u64::try_from(data.len()).unwrap();
+        let chunk = OutputChunk {
+            at: now(),
+            command_id: command,
+            agent_id: holder.agent_id,
+            stream: OutputStream::Stdout,
+            offset,
+            data,
+        };
+        offset += bytes;
+        backend.bus.output(run, chunk);
+        let text = backend.metrics.encode().unwrap();
+        if text.contains("viworks_api_connections_cut_total{reason=\"send_timeout\"} 1") {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{text}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // Anything but 200 fails in here.
+    let path = format!("/v1/runs/{run}/events");
+    drop(backend.follow(&path, None).await);
+    lifecycle.shutdown(PATIENCE).await;
+}
+
+/// Answers of `/livez` so far.
+fn probes_answered(backend: &Backend) -> u64 {
+    let text = backend.metrics.encode().unwrap();
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("viworks_api_requests_total") && line.contains("/livez"));
+    line.map_or(0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
+}
+
+#[tokio::test]
+async fn a_stranger_that_asks_a_thousand_times_at_once_is_answered_at_its_pace() {
+    let backend = Backend::new().await;
+    let (address, lifecycle) = start(&backend, backend.limits).await;
+    let key = backend
+        .key_with(&[viworks_common::api::Scope::GatewaysRead])
+        .await;
+    let began = tokio::time::Instant::now();
+    let requests = "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n".repeat(1_000);
+    let mut stranger = silent(address, &requests).await;
+    let mut answers = [0; 64 * 1024];
+    while probes_answered(&backend) < 20 {
+        assert!(stranger.read(&mut answers).await.unwrap() > 0);
+    }
+    // Who has a key asks as often as its quota allows, on one connection.
+    let request =
+        format!("GET /v1/gateways HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n\r\n");
+    let last = format!(
+        "GET /v1/gateways HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Bearer {key}\r\n\r\n"
+    );
+    let mut known = silent(address, &(request.repeat(99) + &last)).await;
+    let text = read_all(&mut known).await;
+    assert_eq!(text.matches("HTTP/1.1 200").count(), 100, "{text}");
+    // Five in each second since, whatever the machine: the law of the pace, not its speed.
+    let answered = probes_answered(&backend);
+    let most = 21 + began.elapsed().as_millis() / 200;
+    assert!(u128::from(answered) <= most, "{answered} of {most}");
     lifecycle.shutdown(PATIENCE).await;
 }
 

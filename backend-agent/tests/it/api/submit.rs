@@ -318,7 +318,7 @@ async fn a_full_queue_says_when_to_come_back_and_leaves_nothing_half_done() {
     let problem = answer.problem(429, "VW-Q-001");
     assert_eq!(problem["retry_after_ms"], 20_500);
     assert_eq!(answer.header("retry-after"), "21");
-    let counts = backend.store.counts(&backend.tenant).await.unwrap();
+    let counts = backend.store.counts(&backend.tenant, now()).await.unwrap();
     assert_eq!(counts.open_commands.values().sum::<u64>(), 1);
     assert_eq!(counts.open_runs, 1);
 }
@@ -447,7 +447,7 @@ async fn gateways_whose_queues_are_full_are_named_and_can_be_left_out() {
     let listed = backend.get(&path).await.json();
     let codes = listed["items"].as_array().unwrap().iter();
     assert!(codes.into_iter().all(|item| item["code"] == "queue_full"));
-    let counts = backend.store.counts(&backend.tenant).await.unwrap();
+    let counts = backend.store.counts(&backend.tenant, now()).await.unwrap();
     assert_eq!(counts.open_commands.values().sum::<u64>(), 3);
     // Where nobody is left, the run is refused as before.
     backend

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use viworks_backend_agent::data::{
-    AcceptOutcome, Accepted, CompleteOutcome, LeaseLimits, Page, Rejected, StoreError,
+    AcceptOutcome, Accepted, Actor, CompleteOutcome, LeaseLimits, Page, Rejected, StoreError,
 };
 use viworks_common::code::{CloseCode, RejectCode};
 use viworks_common::command::{CommandState, OutcomeState, digest};
@@ -390,9 +390,87 @@ pub(crate) async fn an_unknown_result_is_an_orphan(bed: &Bed) {
         let orphan = bed
             .complete(&session, unknown, OutcomeState::Succeeded)
             .await;
-        assert_eq!(orphan, CompleteOutcome::Orphan { low_water: 0 });
+        assert_eq!(
+            orphan,
+            CompleteOutcome::Orphan {
+                low_water: 0,
+                kept: true
+            }
+        );
     }
-    assert_eq!(bed.store.counts(&bed.tenant).await.unwrap().orphans, 1);
+    assert_eq!(
+        bed.store.counts(&bed.tenant, at(40)).await.unwrap().orphans,
+        1
+    );
+}
+
+pub(crate) async fn of_results_that_nobody_asked_for_so_many_are_kept_and_the_others_counted(
+    bed: &Bed,
+) {
+    bed.gateway(1).await;
+    let session = bed.session(1, 1).await;
+    let mut large = outcome(OutcomeState::Succeeded);
+    large.stdout.head = vec![b'x'; 96 * 1_024];
+    let report = async |seconds| {
+        let (command_id, outcome) = (bed.command_id(), large.clone());
+        bed.store
+            .complete_command(
+                &bed.tenant,
+                &session.holder,
+                command_id,
+                outcome,
+                at(seconds),
+            )
+            .await
+            .unwrap()
+    };
+    let told = |kept| CompleteOutcome::Orphan { low_water: 0, kept };
+    for number in 0..300 {
+        assert_eq!(report(30).await, told(number < 256), "{number}");
+    }
+    let counts = bed.store.counts(&bed.tenant, at(40)).await.unwrap();
+    assert_eq!(counts.orphans, 63, "eight mebibytes of them");
+    let orphans = async || {
+        let page = Page::first(1_000);
+        let listed = bed.store.list_audit(&bed.tenant, page).await.unwrap();
+        let records = listed.items.into_iter().map(|stored| stored.record);
+        let orphans = records.filter(|record| record.action == "command.orphan");
+        orphans.map(|record| record.detail).collect::<Vec<_>>()
+    };
+    assert_eq!(orphans().await.len(), 200);
+    assert_eq!(report(91).await, told(true));
+    let found = orphans().await;
+    assert!(
+        found.len() == 201 && found[0]["left_out"] == 56,
+        "{}",
+        found[0]
+    );
+    assert_eq!(found[0]["results_not_kept_before"], 44);
+}
+
+pub(crate) async fn health_speaks_of_gateways_that_are_not_revoked_and_of_a_day(bed: &Bed) {
+    let counted = async |seconds| {
+        let counts = bed.store.counts(&bed.tenant, at(seconds)).await.unwrap();
+        (counts.orphans, counts.forks)
+    };
+    for n in [1, 2] {
+        bed.gateway(n).await;
+        let session = bed.session(n, n).await;
+        let unknown = bed.command_id();
+        bed.complete(&session, unknown, OutcomeState::Succeeded)
+            .await;
+        bed.store
+            .record_fork(&bed.tenant, &bed.hello(n, 8, 1), at(30))
+            .await
+            .unwrap();
+    }
+    assert_eq!(counted(40).await, (2, 2));
+    bed.store
+        .revoke_gateway(&bed.tenant, agent(1), &Actor::local("test"), at(41))
+        .await
+        .unwrap();
+    assert_eq!(counted(42).await, (1, 1));
+    assert_eq!(counted(30 + 24 * 3_600).await, (0, 0));
 }
 
 pub(crate) async fn another_gateway_s_result_is_an_orphan(bed: &Bed) {

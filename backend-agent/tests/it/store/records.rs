@@ -179,7 +179,7 @@ pub(crate) async fn counts_follow_the_rows(bed: &Bed) {
     let session = bed.session(1, 1).await;
     bed.submit(bed.new_run(&[1, 2], false)).await;
     bed.lease(&session).await;
-    let counts = bed.store.counts(&bed.tenant).await.unwrap();
+    let counts = bed.store.counts(&bed.tenant, at(40)).await.unwrap();
     assert!(counts.gateways == 2 && counts.connected == 1 && counts.open_runs == 1);
     let states = BTreeMap::from([(CommandState::Queued, 1), (CommandState::Dispatched, 1)]);
     assert_eq!(counts.open_commands, states);
@@ -196,7 +196,11 @@ pub(crate) async fn a_closed_store_is_unavailable(bed: &Bed) {
         .unwrap_err();
     assert_eq!(refused.retry(), Retry::Later);
     assert_eq!(
-        bed.store.counts(&bed.tenant).await.unwrap_err().retry(),
+        bed.store
+            .counts(&bed.tenant, at(40))
+            .await
+            .unwrap_err()
+            .retry(),
         Retry::Later
     );
 }

@@ -10,13 +10,13 @@ use viworks_common::command::{CommandState, OutcomeState};
 
 use futures_util::future::join_all;
 
-use super::bed::{Bed, LIMITS, agent, at};
+use super::bed::{Bed, LEASE, LIMITS, agent, at, outcome};
 
 async fn nothing_but_the_refusal_is_left(
     bed: &Bed,
     refused: StoreResult<Submission>,
 ) -> StoreError {
-    let counts = bed.store.counts(&bed.tenant).await.unwrap();
+    let counts = bed.store.counts(&bed.tenant, at(40)).await.unwrap();
     assert!(
         counts.open_runs == 0 && counts.open_commands.is_empty(),
         "{counts:?}"
@@ -299,9 +299,45 @@ pub(crate) async fn a_cancel_before_the_permit_ends_the_command(bed: &Bed) {
         .unwrap();
     assert!(cancelled.cancelled.len() == 2 && cancelled.requested.is_empty());
     assert!(cancelled.run.is_finished() && cancelled.run.cancel_requested_at == Some(at(22)));
+    let again = bed
+        .store
+        .cancel_run(&bed.tenant, run_id, &Actor::local("test"), at(23))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(again.run.cancel_requested_at, Some(at(22)));
     assert_eq!(bed.state(dispatched).await, CommandState::Cancelled);
     let answer = bed.accept(&session, dispatched, false).await;
     assert_eq!(answer, viworks_backend_agent::data::AcceptOutcome::Drop);
+}
+
+pub(crate) async fn a_cancel_of_a_finished_run_leaves_it_as_it_ended(bed: &Bed) {
+    bed.gateway(1).await;
+    let session = bed.session(1, 1).await;
+    let command_id = bed.command(1, true).await;
+    let run_id = bed.command_now(command_id).await.run_id;
+    bed.store
+        .lease_commands(&bed.tenant, &session.holder, LEASE, at(20))
+        .await
+        .unwrap();
+    bed.store
+        .complete_command(
+            &bed.tenant,
+            &session.holder,
+            command_id,
+            outcome(OutcomeState::Succeeded),
+            at(21),
+        )
+        .await
+        .unwrap();
+    let cancelled = bed
+        .store
+        .cancel_run(&bed.tenant, run_id, &Actor::local("test"), at(22))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(cancelled.cancelled.is_empty() && cancelled.requested.is_empty());
+    assert!(cancelled.run.is_finished() && cancelled.run.cancel_requested_at.is_none());
 }
 
 pub(crate) async fn a_cancel_after_the_permit_is_a_request(bed: &Bed) {

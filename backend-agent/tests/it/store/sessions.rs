@@ -8,6 +8,7 @@ use viworks_backend_agent::data::{
 };
 use viworks_common::code::CloseCode;
 use viworks_common::command::CommandState;
+use viworks_common::limits::COUNTER_MAX;
 use viworks_common::telemetry::Position;
 
 use super::bed::{Bed, LEASE, agent, at, process};
@@ -326,6 +327,16 @@ pub(crate) async fn a_rolled_back_database_raises_its_counters(bed: &Bed) {
     );
 }
 
+pub(crate) async fn a_gateway_that_claims_every_number_gets_orders_that_it_takes(bed: &Bed) {
+    bed.gateway(1).await;
+    let mut hello = bed.hello(1, 1, 1);
+    hello.highest_order = COUNTER_MAX;
+    hello.low_water = COUNTER_MAX;
+    bed.open(hello).await;
+    let command = bed.command(1, true).await;
+    assert!(bed.command_now(command).await.order < COUNTER_MAX);
+}
+
 pub(crate) async fn a_hello_learns_about_the_live_session(bed: &Bed) {
     bed.gateway(1).await;
     let first = bed.session(1, 1).await;
@@ -488,4 +499,22 @@ pub(crate) async fn whatever_many_sessions_left_open_is_ended_at_the_next_start(
             .unwrap();
         assert_eq!(sessions[0].code, Some(CloseCode::Internal));
     }
+}
+
+pub(crate) async fn refused_hellos_without_end_leave_so_many_audit_records(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    let refused = async || {
+        let mut guessed = bed.hello(1, 1, 1);
+        guessed.token_valid = false;
+        assert_eq!(bed.admit(guessed).await, AdmitOutcome::BadToken);
+        let copy = bed.hello(1, 9, 0);
+        assert_eq!(bed.admit(copy).await, AdmitOutcome::Fork);
+    };
+    for _ in 0..150 {
+        refused().await;
+    }
+    let audited = bed.audited().await;
+    let of = |action: &str| audited.iter().filter(|it| *it == action).count();
+    assert_eq!(of("session.open") + of("identity.fork"), 200);
 }

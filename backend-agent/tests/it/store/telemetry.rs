@@ -45,21 +45,55 @@ pub(crate) fn batch(from_seq: u64, to_seq: u64) -> Batch {
 }
 
 pub(crate) async fn commit(bed: &Bed, n: u64, batch: Batch) -> TelemetryCommit {
+    commit_all(bed, n, vec![batch], 0).await.remove(0)
+}
+
+/// Commits batches of one gateway together, at so many seconds on the line.
+async fn commit_all(bed: &Bed, n: u64, batches: Vec<Batch>, seconds: i64) -> Vec<TelemetryCommit> {
     let epoch = bed.gateway_now(n).await.confirmed;
-    let writes = [TelemetryWrite {
-        agent_id: agent(n),
-        epoch,
-        skew_ms: None,
-        batch,
-    }];
+    let writes: Vec<_> = batches
+        .into_iter()
+        .map(|batch| TelemetryWrite {
+            agent_id: agent(n),
+            epoch,
+            skew_ms: None,
+            batch,
+        })
+        .collect();
     let outcomes = bed
         .store
-        .commit_telemetry(&bed.tenant, writes.into(), at(0))
+        .commit_telemetry(&bed.tenant, writes.into(), at(0), at(seconds))
         .await;
-    let TelemetryOutcome::Committed(commit) = outcomes.unwrap().remove(0) else {
-        panic!("the batch was fenced or malformed");
-    };
-    commit
+    let commits = outcomes.unwrap().into_iter().map(|outcome| {
+        let TelemetryOutcome::Committed(commit) = outcome else {
+            panic!("the batch was fenced or malformed");
+        };
+        commit
+    });
+    commits.collect()
+}
+
+/// Batches of one record, each of a spool epoch of its own.
+fn epochs(from: u64, count: u64) -> Vec<Batch> {
+    let numbered = (from..from + count).map(|number| Batch {
+        spool_epoch: process(number),
+        ..batch(1, 1)
+    });
+    numbered.collect()
+}
+
+/// What was refused, by reason, over all spool epochs.
+async fn refusals(bed: &Bed, n: u64) -> BTreeMap<RecordRefusal, u64> {
+    let listed = bed
+        .store
+        .telemetry_refusals(&bed.tenant, agent(n), Page::first(1_000))
+        .await
+        .unwrap();
+    let mut sums = BTreeMap::new();
+    for refusal in listed.items {
+        *sums.entry(refusal.reason).or_default() += refusal.records;
+    }
+    sums
 }
 
 fn everything(stream: Option<&str>) -> TelemetryQuery {
@@ -230,6 +264,108 @@ pub(crate) async fn a_refused_record_is_counted_and_does_not_fail_its_batch(bed:
     assert_eq!(stored(bed, 1).await, [1, 4]);
 }
 
+pub(crate) async fn a_day_that_goes_back_gives_no_gateway_more_than_its_share(bed: &Bed) {
+    const DAY: i64 = 24 * 3_600;
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    let refused = |commits: Vec<TelemetryCommit>| {
+        let refused = commits
+            .iter()
+            .map(|commit| commit.refused.values().sum::<u64>());
+        refused.sum::<u64>()
+    };
+    let most = 1_000;
+    assert_eq!(
+        refused(commit_all(bed, 1, epochs(1_000, most), DAY).await),
+        0
+    );
+    // HELLO looks at the same counts, on a day that is over.
+    let mut hello = bed.hello(1, 1, 1);
+    hello.telemetry = vec![Position {
+        spool_epoch: process(1),
+        seq: 5,
+    }];
+    let admitted = bed.admitted(hello).await;
+    assert_eq!(
+        admitted.refused,
+        BTreeMap::from([(RecordRefusal::EpochLimit, 5)])
+    );
+    assert_eq!(refused(commit_all(bed, 1, epochs(5_000, 3), 0).await), 3);
+    assert_eq!(refused(commit_all(bed, 1, epochs(6_000, 3), DAY).await), 3);
+    assert_eq!(
+        refused(commit_all(bed, 1, epochs(7_000, 3), 2 * DAY).await),
+        0
+    );
+}
+
+pub(crate) async fn what_is_refused_of_one_epoch_too_many_is_counted_once(bed: &Bed) {
+    const DAY: i64 = 24 * 3_600;
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    commit_all(bed, 1, epochs(1_000, 1_000), 0).await;
+    let refused = |records| BTreeMap::from([(RecordRefusal::EpochLimit, records)]);
+    // Its acknowledgement was lost, and the second time it comes with more.
+    assert_eq!(commit(bed, 1, batch(1, 3)).await.refused, refused(3));
+    assert_eq!(commit(bed, 1, batch(1, 3)).await.refused, BTreeMap::new());
+    assert_eq!(commit(bed, 1, batch(2, 7)).await.refused, refused(4));
+    // In HELLO it says how far it was acknowledged, as often as it connects.
+    for told in [7, 7, 9, 9] {
+        let mut hello = bed.hello(1, 1, 1);
+        let position = Position {
+            spool_epoch: batch(1, 1).spool_epoch,
+            seq: told,
+        };
+        hello.telemetry = vec![position];
+        let admitted = bed.admitted(hello).await;
+        assert_eq!(admitted.committed, [position]);
+    }
+    assert_eq!(refusals(bed, 1).await, refused(9));
+    assert!(gaps(bed, 1).await.is_empty());
+    bed.session(1, 1).await;
+    // On the next day it may come, and nothing of it is counted twice.
+    let next = commit_all(bed, 1, vec![batch(8, 12)], DAY).await.remove(0);
+    assert!(
+        next.stored == 3 && next.missing == 0 && !next.rolled_back,
+        "{next:?}"
+    );
+    assert_eq!(refusals(bed, 1).await, refused(9));
+}
+
+pub(crate) async fn what_hello_claims_beyond_the_bound_of_gaps_is_counted_once(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    let holed = |batch_number: u64| {
+        let from_seq = 1 + batch_number * 128;
+        let odd = (from_seq..from_seq + 128).step_by(2);
+        let mut holed = batch(from_seq, from_seq + 127);
+        holed.gaps = odd
+            .map(|seq| Gap {
+                from_seq: seq,
+                to_seq: seq,
+                reason: GapReason::SpoolFull,
+            })
+            .collect();
+        holed.records.retain(|(seq, _)| seq.is_multiple_of(2));
+        holed
+    };
+    let most = 10_000;
+    let commits = commit_all(bed, 1, (0..157).map(holed).collect(), 0).await;
+    let missing: u64 = commits.iter().map(|commit| commit.missing).sum();
+    assert_eq!(missing, most);
+    let before = 157 * 64 - most;
+    let last = commits.last().unwrap().position;
+    for _ in 0..2 {
+        let mut hello = bed.hello(1, 1, 1);
+        hello.telemetry = vec![Position {
+            seq: last.seq + 100,
+            ..last
+        }];
+        bed.admitted(hello).await;
+    }
+    let refused = BTreeMap::from([(RecordRefusal::GapLimit, before + 100)]);
+    assert_eq!(refusals(bed, 1).await, refused);
+}
+
 pub(crate) async fn a_fenced_batch_is_not_stored_and_its_neighbour_is(bed: &Bed) {
     bed.gateway(1).await;
     bed.gateway(2).await;
@@ -243,7 +379,7 @@ pub(crate) async fn a_fenced_batch_is_not_stored_and_its_neighbour_is(bed: &Bed)
     };
     let outcomes = bed
         .store
-        .commit_telemetry(&bed.tenant, [write(1, 0), write(2, 1)].into(), at(0))
+        .commit_telemetry(&bed.tenant, [write(1, 0), write(2, 1)].into(), at(0), at(0))
         .await
         .unwrap();
     assert!(
@@ -268,7 +404,7 @@ pub(crate) async fn a_malformed_batch_is_refused_alone(bed: &Bed) {
     let writes = [write(batch(1, 2)), write(holed), write(batch(3, 4))];
     let outcomes = bed
         .store
-        .commit_telemetry(&bed.tenant, writes.into(), at(0))
+        .commit_telemetry(&bed.tenant, writes.into(), at(0), at(0))
         .await
         .unwrap();
     assert!(matches!(outcomes[1], TelemetryOutcome::Malformed(_)));

@@ -67,6 +67,8 @@ pub enum AgentEvent {
         command_id: CommandId,
         /// Up to which order everything is final.
         low_water: u64,
+        /// Whether the backend has it, and not only counted it.
+        kept: bool,
     },
     /// Finish what is under way, [`AgentSession::close`](super::AgentSession::close), and reconnect after the delay.
     Draining {

@@ -285,6 +285,7 @@ impl Connection {
                 let ack = ResultAck {
                     command_id,
                     low_water,
+                    not_kept: false,
                 };
                 if acknowledge {
                     self.send(BackendMessage::ResultAck(ack), now);

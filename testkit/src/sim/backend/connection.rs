@@ -424,6 +424,7 @@ impl Instance {
                     let ack = ResultAck {
                         command_id: it.command_id,
                         low_water: 0,
+                        not_kept: false,
                     };
                     connection.send(BackendMessage::ResultAck(ack), now);
                 }

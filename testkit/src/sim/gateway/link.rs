@@ -223,6 +223,7 @@ impl Host {
             AgentEvent::ResultAcknowledged {
                 command_id,
                 low_water,
+                ..
             } => self.tell(Input::ResultAcknowledged(command_id, low_water), core),
             AgentEvent::Draining { reconnect_after } => {
                 let now = self.clock(core);

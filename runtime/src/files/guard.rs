@@ -1,4 +1,4 @@
-//! Notices that the state folder is lost under a running agent: removed, replaced, or no longer writable.
+//! Notices that a state folder is lost under a running process: removed, replaced, or no longer writable.
 //!
 //! What was opened stays usable after its name is gone, so nothing fails by itself: only a look at the names tells.
 
@@ -11,14 +11,14 @@ use std::sync::Arc;
 use rustix::fs::{Access, access};
 use rustix::io::Errno;
 
-/// Why the folder is no longer what the agent opened.
+/// Why the folder is no longer what the process opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Lost {
     /// Nothing is there.
-    #[error("{} was removed while the agent runs", .0.display())]
+    #[error("{} was removed while this process runs", .0.display())]
     Removed(PathBuf),
     /// Something else is there.
-    #[error("{} was replaced by another while the agent runs", .0.display())]
+    #[error("{} was replaced by another while this process runs", .0.display())]
     Replaced(PathBuf),
     /// It is there, and nothing can be written.
     #[error("{} cannot be written any more: {reason}", path.display())]
@@ -56,9 +56,9 @@ impl FileId {
     }
 }
 
-/// Remembers what was opened.
+/// Remembers what was opened. Clones share it.
 #[derive(Debug, Clone)]
-pub(super) struct Guard {
+pub struct Guard {
     folder: Arc<Path>,
     opened: Arc<[(PathBuf, FileId)]>,
 }
@@ -69,7 +69,7 @@ impl Guard {
     /// # Errors
     ///
     /// When one of them is gone already.
-    pub(super) fn new(file: &Path) -> io::Result<Self> {
+    pub fn new(file: &Path) -> io::Result<Self> {
         let folder = file.parent().unwrap_or(file);
         // A link to the folder may point elsewhere tomorrow; what counts is where it leads then.
         let real = fs::canonicalize(folder)?;
@@ -88,7 +88,7 @@ impl Guard {
     /// # Errors
     ///
     /// What is wrong.
-    pub(super) fn check(&self) -> Result<(), Lost> {
+    pub fn check(&self) -> Result<(), Lost> {
         for (path, id) in &*self.opened {
             match FileId::of(path) {
                 Ok(found) if found == *id => {}

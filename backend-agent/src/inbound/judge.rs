@@ -1,0 +1,150 @@
+//! Judges catalogues one after another, on a thread that yields to all others, and stops where nobody waits any more.
+//!
+//! A catalogue of a few hundred bytes can name thousands of patterns, and each must be compiled to find the one that is
+//! wrong. So however many gateways report at once, one catalogue is judged at a time; a gateway that has gone, or has
+//! reported another meanwhile, gives its turn back.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::process::nice;
+use tokio::sync::{Semaphore, oneshot};
+use viworks_common::catalogue::{CatalogueEntry, RefusedEntry, take_report_while};
+use viworks_runtime::blocking;
+
+/// How long one catalogue may take. The largest takes seconds; what takes longer is given up, not waited for.
+const JUDGING_TIME: Duration = Duration::from_secs(60);
+
+/// How much the thread yields: as far as it goes.
+const NICE: i32 = 19;
+
+/// The entries as they are kept, and which of them were refused.
+pub type Judged = (Vec<CatalogueEntry>, Vec<RefusedEntry>);
+
+/// Whose turn it is. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Judge {
+    turn: Arc<Semaphore>,
+}
+
+/// Tells the thread that nobody waits any more, when it is dropped.
+struct Given(Arc<AtomicBool>);
+
+impl Drop for Given {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Judge {
+    /// Nothing is judged yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            turn: Arc::new(Semaphore::new(1)),
+        }
+    }
+
+    /// Judges `entries` when it is their turn and sends what came of it; nothing when it took too long. Ends early when
+    /// nobody receives it any more.
+    pub async fn run(self, entries: Vec<CatalogueEntry>, mut verdict: oneshot::Sender<Judged>) {
+        let judged = tokio::select! {
+            biased;
+            () = verdict.closed() => return,
+            judged = self.judge(entries) => judged,
+        };
+        if let Some(judged) = judged {
+            drop(verdict.send(judged));
+        }
+    }
+
+    async fn judge(&self, entries: Vec<CatalogueEntry>) -> Option<Judged> {
+        let Ok(_turn) = self.turn.acquire().await else {
+            // It is never closed.
+            return None;
+        };
+        let given_up = Arc::new(AtomicBool::new(false));
+        let _given = Given(Arc::clone(&given_up));
+        let work = move || {
+            // Of this thread only; one that may not yield judges all the same.
+            let _refused = nice(NICE).err();
+            take_report_while(entries, || !given_up.load(Ordering::Relaxed))
+        };
+        match blocking::call("catalogue", JUDGING_TIME, work).await {
+            Ok(judged) => judged,
+            Err(error) => {
+                tracing::warn!(%error, "a gateway's catalogue could not be judged");
+                None
+            }
+        }
+    }
+}
+
+impl Default for Judge {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use viworks_common::catalogue::{Argument, ArgumentType, Risk};
+    use viworks_runtime::lifecycle::Lifecycle;
+
+    use super::*;
+
+    fn costly() -> Vec<CatalogueEntry> {
+        let arguments = (0..32)
+            .map(|number| Argument {
+                name: format!("a{number}").parse().unwrap(),
+                description: String::new(),
+                value: ArgumentType::String {
+                    pattern: "(?:[a-z]{1,95}|[0-9]{1,95})".to_owned(),
+                },
+                default: None,
+            })
+            .collect::<Vec<_>>();
+        (0..64)
+            .map(|number| CatalogueEntry {
+                name: format!("a.c{number}").parse().unwrap(),
+                title: "a title".to_owned(),
+                risk: Risk::Read,
+                idempotent: true,
+                arguments: arguments.clone(),
+                timeout_ms: 1_000,
+                output_bytes_max: 1_000,
+                unavailable: None,
+            })
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn whoever_has_gone_gives_the_turn_back_and_leaves_no_work_behind() {
+        let judge = Judge::new();
+        let lifecycle = Lifecycle::new();
+        let mut tasks = Vec::new();
+        for _gone in 0..20 {
+            let (verdict, gone) = oneshot::channel();
+            drop(gone);
+            tasks.push(lifecycle.spawn("gone", judge.clone().run(costly(), verdict)));
+        }
+        let (verdict, answer) = oneshot::channel();
+        let waiting = lifecycle.spawn("goes", judge.clone().run(costly(), verdict));
+        // It has begun, and then its gateway goes.
+        while blocking::under_way().get("catalogue") != Some(&1) {
+            tokio::task::yield_now().await;
+        }
+        drop(answer);
+        waiting.await.unwrap();
+        while blocking::under_way().contains_key("catalogue") {
+            tokio::task::yield_now().await;
+        }
+        for task in tasks {
+            task.await.unwrap();
+        }
+        let (verdict, answer) = oneshot::channel();
+        judge.run(Vec::new(), verdict).await;
+        assert_eq!(answer.await.unwrap(), (Vec::new(), Vec::new()));
+    }
+}

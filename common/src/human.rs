@@ -1,0 +1,202 @@
+//! Numbers and times as people read them; programs get them exactly, in JSON.
+
+use std::time::Duration;
+
+use crate::certificate::Life;
+use crate::time::Timestamp;
+
+/// A number with its thousands apart.
+#[must_use]
+pub fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A number with the word for what it counts.
+#[must_use]
+pub fn counted(number: usize, one: &str, several: &str) -> String {
+    counted_all(u64::try_from(number).unwrap_or(u64::MAX), one, several)
+}
+
+/// The same for a number that came from the backend.
+#[must_use]
+pub fn counted_all(number: u64, one: &str, several: &str) -> String {
+    format!(
+        "{} {}",
+        count(number),
+        if number == 1 { one } else { several }
+    )
+}
+
+/// A span of time in its largest unit or two.
+#[must_use]
+pub fn span(span: Duration) -> String {
+    let seconds = span.as_secs();
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3_600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        3_600..172_800 => format!("{} h {} min", seconds / 3_600, seconds % 3_600 / 60),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+/// A time as seen from now: `3 min 5 s ago`, `in 12 min 0 s`.
+#[must_use]
+pub fn relative(at: Timestamp, now: Timestamp) -> String {
+    let (behind, ahead) = (now.saturating_since(at), at.saturating_since(now));
+    if ahead >= Duration::from_secs(1) {
+        format!("in {}", span(ahead))
+    } else if behind >= Duration::from_secs(1) {
+        format!("{} ago", span(behind))
+    } else {
+        "now".to_owned()
+    }
+}
+
+/// A time as seen from now, with the exact one behind it to the second.
+#[must_use]
+pub fn relative_and_exact(at: Timestamp, now: Timestamp) -> String {
+    format!("{} ({})", relative(at, now), to_the_second(at))
+}
+
+/// A time of this day, in UTC: the clock that every machine of a fleet shares.
+#[must_use]
+pub fn clock_utc(at: Timestamp) -> String {
+    let text = to_the_second(at);
+    match text.split_once('T') {
+        Some((_day, clock)) => clock.replace('Z', " UTC"),
+        None => text,
+    }
+}
+
+/// What is to be said of a certificate's life, behind words for the certificate; nothing while all is well.
+#[must_use]
+pub fn life(
+    life: Life,
+    not_before: Timestamp,
+    not_after: Timestamp,
+    now: Timestamp,
+) -> Option<String> {
+    match life {
+        Life::Good => None,
+        Life::EndsSoon { .. } => Some(format!("ends {}", relative_and_exact(not_after, now))),
+        Life::Ended => Some(format!("ended {}", relative_and_exact(not_after, now))),
+        Life::NotYet => Some(format!(
+            "begins to be valid only {}, by this machine's clock",
+            relative_and_exact(not_before, now)
+        )),
+    }
+}
+
+/// Whether two sentences say the same but for the numbers and times in them.
+#[must_use]
+pub fn same_but_for_numbers(one: &str, other: &str) -> bool {
+    words(one).eq(words(other))
+}
+
+/// The words of a sentence that are neither a number nor the unit of one.
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    const UNITS: [&str; 8] = ["us", "ms", "s", "min", "h", "day", "days", "KiB"];
+    let mut behind_number = false;
+    text.split_whitespace().filter(move |word| {
+        let digits = word.contains(|c: char| c.is_ascii_digit());
+        let only_digits = word
+            .chars()
+            .all(|c| c.is_ascii_digit() || c.is_ascii_punctuation() || matches!(c, 'T' | 'Z'));
+        let number = digits && only_digits;
+        let trimmed = word.trim_matches(|c: char| c.is_ascii_punctuation());
+        let unit = behind_number && UNITS.contains(&trimmed);
+        behind_number = number;
+        !number && !unit
+    })
+}
+
+fn to_the_second(at: Timestamp) -> String {
+    let text = at.to_string();
+    match text.split_once('.') {
+        Some((seconds, _fraction)) => format!("{seconds}Z"),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_unix_micros(seconds * 1_000_000 + 1_234)
+    }
+
+    #[test]
+    fn numbers_have_their_thousands_apart() {
+        assert_eq!(count(0), "0");
+        assert_eq!(count(999), "999");
+        assert_eq!(count(1_234), "1,234");
+        assert_eq!(count(12_345_678), "12,345,678");
+        assert_eq!(counted(1, "run", "runs"), "1 run");
+        assert_eq!(counted(0, "run", "runs"), "0 runs");
+    }
+
+    #[test]
+    fn times_are_said_from_now() {
+        let now = at(1_000_000);
+        assert_eq!(relative(now, now), "now");
+        assert_eq!(relative(at(999_940), now), "1 min 0 s ago");
+        assert_eq!(relative(at(1_000_720), now), "in 12 min 0 s");
+        assert_eq!(relative(at(1_000_000 - 7_200), now), "2 h 0 min ago");
+        assert_eq!(relative(at(1_000_000 - 864_000), now), "10 days ago");
+        assert_eq!(
+            relative_and_exact(at(0), at(5)),
+            "5 s ago (1970-01-01T00:00:00Z)"
+        );
+        assert_eq!(clock_utc(at(3_661)), "01:01:01 UTC");
+    }
+
+    #[test]
+    fn a_certificate_is_spoken_of_only_when_its_end_or_beginning_is_near() {
+        let (from, to) = (at(0), at(90 * 86_400));
+        let said = |seconds: i64| {
+            let now = at(seconds);
+            life(crate::certificate::life(from, to, now), from, to, now)
+        };
+        assert_eq!(said(86_400), None);
+        assert_eq!(
+            said(87 * 86_400).unwrap(),
+            "ends in 3 days (1970-04-01T00:00:00Z)"
+        );
+        assert_eq!(
+            said(90 * 86_400 + 3_600).unwrap(),
+            "ended 1 h 0 min ago (1970-04-01T00:00:00Z)"
+        );
+        assert!(
+            said(-60)
+                .unwrap()
+                .starts_with("begins to be valid only in 1 min")
+        );
+    }
+
+    #[test]
+    fn another_number_is_not_another_sentence_and_another_name_is() {
+        let same = same_but_for_numbers;
+        assert!(same(
+            "it ends in 3 h 5 min (2026-11-29T17:00:00Z); 7 records",
+            "it ends in 12 days (2026-12-09T17:00:00Z); 1,234 records"
+        ));
+        assert!(!same(
+            "telemetry of gw-1 is refused",
+            "telemetry of gw-2 is refused"
+        ));
+        assert!(!same(
+            "the key cannot be read",
+            "the certificate cannot be read"
+        ));
+        assert!(!same("one", "one more"));
+    }
+}
