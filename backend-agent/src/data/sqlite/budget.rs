@@ -28,10 +28,6 @@ pub(super) const NOTES: Budget = Budget {
 
 /// Results of commands that nobody knows: at once as many as a journal holds, so that none is lost with a database that
 /// was restored.
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "a journal holds about a thousand"
-)]
 pub(super) const ORPHANS: Budget = Budget {
     kind: "orphan",
     quota: Quota {
