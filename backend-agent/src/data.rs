@@ -10,6 +10,7 @@
 //!   [`StoreError::Fenced`] and nothing has changed.
 //! - A command changes its state only as [`viworks_common::command::transition`] allows, guarded by the state it had.
 
+pub mod ledger;
 pub mod model;
 pub mod sqlite;
 

@@ -10,7 +10,6 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::routing::post;
 use futures_util::{SinkExt, StreamExt};
-use sqlx::migrate::Migrator;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio_rustls::TlsAcceptor;
@@ -20,13 +19,16 @@ use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, 
 use uuid::Uuid;
 use viworks_runtime::config::environment;
 use viworks_runtime::lifecycle::Lifecycle;
-use viworks_runtime::sqlite::{self, Database, Options};
+use viworks_runtime::sqlite::{self, Database, Migration, Options, migration, params};
 use viworks_runtime::{random, ready_file, tls};
 
 use crate::dial;
 use crate::server::Addresses;
 
-static MIGRATOR: Migrator = sqlx::migrate!("migrations/reference");
+const MIGRATIONS: &[Migration] = &[migration!(
+    "../migrations/reference",
+    "0001_create_reference.sql"
+)];
 
 /// Commands on their way to one agent.
 const QUEUE: usize = 256;
@@ -58,7 +60,7 @@ pub(crate) async fn serve() -> anyhow::Result<()> {
     let relay = Relay {
         agents: Arc::default(),
         waiting: Arc::default(),
-        database: Database::open(Options::new(folder.join("reference.db")), &MIGRATOR).await?,
+        database: Database::open(Options::new(folder.join("reference.db")), MIGRATIONS).await?,
     };
     let variables = environment();
     let listen = |name: &str| variables.get(name).unwrap_or("127.0.0.1:0").to_owned();
@@ -137,17 +139,11 @@ fn protocol(request: &Request, mut response: Response) -> Result<Response, Error
 async fn run(State(relay): State<Relay>, Path(agent): Path<String>) -> StatusCode {
     let id = random::uuid_v4();
     let stored = agent.clone();
-    let committed: Result<(), sqlite::Error> = relay
+    let committed: Result<_, sqlite::Error> = relay
         .database
         .write(move |connection| {
-            Box::pin(async move {
-                sqlx::query("INSERT INTO command (id, agent) VALUES (?, ?)")
-                    .bind(id.to_string())
-                    .bind(stored)
-                    .execute(connection)
-                    .await?;
-                Ok(())
-            })
+            let sql = "INSERT INTO command (id, agent) VALUES (:id, :agent)";
+            connection.execute(sql, params! { id: id.to_string(), agent: stored })
         })
         .await;
     if committed.is_err() {

@@ -31,7 +31,10 @@ pub enum Risk {
 }
 
 impl Risk {
-    /// The word for it, the same on the wire.
+    /// Every risk.
+    pub const ALL: &[Self] = &[Self::Read, Self::Change, Self::Danger];
+
+    /// The word in documents and in the store.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -39,6 +42,12 @@ impl Risk {
             Self::Change => "change",
             Self::Danger => "danger",
         }
+    }
+
+    /// The risk with a name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|risk| risk.name() == name)
     }
 }
 

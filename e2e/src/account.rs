@@ -27,14 +27,14 @@ pub(crate) struct Account {
 
 impl Account {
     /// Reads the stopped backend's database and the gateways' marks.
-    pub(crate) async fn take(
+    pub(crate) fn take(
         system: &Deployment,
         fleet: &Fleet,
         runs: usize,
         fed: Fed,
         faults: Faults,
         memory: Verdict,
-    ) -> anyhow::Result<Self> {
+    ) -> Self {
         let mut marks: BTreeMap<String, usize> = BTreeMap::new();
         for folder in fleet.folders() {
             for (id, times) in started(&folder) {
@@ -46,12 +46,12 @@ impl Account {
             commands: BTreeMap::new(),
             starts: marks.values().sum(),
             fed,
-            stored: system.stored_telemetry(STREAM).await,
+            stored: system.stored_telemetry(STREAM),
             memory,
             findings: Vec::new(),
         };
         let mut known = 0;
-        for command in system.stored_commands().await {
+        for command in system.stored_commands() {
             known += 1;
             let starts = marks.remove(&command.id).unwrap_or(0);
             account.check(&command.id, &command.name, &command.state, starts);
@@ -73,7 +73,7 @@ impl Account {
         account.check_telemetry();
         let grew = account.memory.grew();
         account.expect(!grew, || "memory grew".to_owned());
-        Ok(account)
+        account
     }
 
     fn check(&mut self, id: &str, name: &str, state: &str, starts: usize) {

@@ -137,7 +137,7 @@ async fn soak(cli: &Cli) -> anyhow::Result<Account> {
             system.backend().log()
         );
     }
-    let account = Account::take(&system, &fleet, submitted, fed, faults, memory).await?;
+    let account = Account::take(&system, &fleet, submitted, fed, faults, memory);
     fleet.stop_all().await;
     Ok(account)
 }
@@ -161,7 +161,7 @@ async fn rest(system: &Deployment, fleet: &Fleet) -> anyhow::Result<()> {
     let mut undelivered: Vec<_> = (0..fleet.size()).collect();
     loop {
         undelivered = fleet.undelivered(&undelivered).await;
-        let open = system.open_commands().await;
+        let open = system.open_commands();
         if open == 0 && undelivered.is_empty() {
             return Ok(());
         }

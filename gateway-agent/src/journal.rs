@@ -7,8 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::SqliteConnection;
-use sqlx::migrate::Migrator;
 use tracing::warn;
 use viworks_common::command::{Outcome, OutcomeState};
 use viworks_common::id::{AgentRunId, CommandId};
@@ -18,7 +16,7 @@ use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::fault;
 use viworks_runtime::files::{Guard, Lost};
 use viworks_runtime::lifecycle::Lifecycle;
-use viworks_runtime::sqlite::{self, BoxFuture, Database};
+use viworks_runtime::sqlite::{self, Connection, Database, Migration, Row, migration, params};
 
 mod lookout;
 mod reserve;
@@ -30,7 +28,10 @@ pub use reserve::{RESERVE_BYTES, Reserve};
 /// How long the disk may take to make or remove the reserve.
 const RESERVE_TIME: Duration = Duration::from_secs(60);
 
-static MIGRATOR: Migrator = sqlx::migrate!("migrations/journal");
+const MIGRATIONS: &[Migration] = &[
+    migration!("../migrations/journal", "0001_entries_and_ratchet.sql"),
+    migration!("../migrations/journal", "0002_time_limits.sql"),
+];
 
 /// Entries that are kept when the configuration does not say: everything unreported, and a long tail of reported ones
 /// that wait for the low-water mark.
@@ -76,12 +77,6 @@ impl JournalError {
     }
 }
 
-impl From<sqlx::Error> for JournalError {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Database(error.into())
-    }
-}
-
 /// What must never go backwards.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Meta {
@@ -110,7 +105,7 @@ impl Journal {
     /// # Errors
     /// When there can be no journal at that place; the agent must not run without one.
     pub async fn open(path: &Path, entries_max: u32) -> Result<Self, JournalError> {
-        let database = Database::open(sqlite::Options::new(path), &MIGRATOR).await?;
+        let database = Database::open(sqlite::Options::new(path), MIGRATIONS).await?;
         let reserve = Reserve::new(reserve_path(path));
         reserve.set_aside();
         let guard = Guard::new(path).map_err(|source| sqlite::Error::Open {
@@ -145,11 +140,8 @@ impl Journal {
     /// # Errors
     /// When the file fails.
     pub async fn load(&self) -> Result<Vec<Entry>, JournalError> {
-        let mut connection = self.database.read().await?;
-        let rows: Vec<row::Row> = sqlx::query_as(row::SELECT_ALL)
-            .fetch_all(&mut *connection)
-            .await?;
-        rows.into_iter().map(row::entry).collect()
+        let load = |connection: &Connection| connection.all(row::SELECT_ALL, &[], row::entry);
+        self.database.read(load).await
     }
 
     /// One entry.
@@ -157,12 +149,11 @@ impl Journal {
     /// # Errors
     /// When the file fails.
     pub async fn entry(&self, command_id: CommandId) -> Result<Option<Entry>, JournalError> {
-        let mut connection = self.database.read().await?;
-        let row: Option<row::Row> = sqlx::query_as(row::SELECT_ONE)
-            .bind(command_id.to_string())
-            .fetch_optional(&mut *connection)
-            .await?;
-        row.map(row::entry).transpose()
+        self.database
+            .read(move |connection| {
+                connection.optional(row::SELECT_ONE, params! { command_id }, row::entry)
+            })
+            .await
     }
 
     /// Every command whose result the backend has not acknowledged, by order.
@@ -170,18 +161,11 @@ impl Journal {
     /// # Errors
     /// When the file fails.
     pub async fn unreported(&self) -> Result<Vec<CommandId>, JournalError> {
-        let mut connection = self.database.read().await?;
-        let ids: Vec<String> = sqlx::query_scalar(
-            "SELECT command_id FROM entry WHERE state <> 'reported' ORDER BY ordinal, command_id",
-        )
-        .fetch_all(&mut *connection)
-        .await?;
-        ids.iter()
-            .map(|id| {
-                id.parse()
-                    .map_err(|_invalid| JournalError::Inconsistent("a command id"))
-            })
-            .collect()
+        let load = |connection: &Connection| {
+            let sql = "SELECT command_id FROM entry WHERE state <> 'reported' ORDER BY ordinal, command_id";
+            connection.all(sql, &[], |row| row::read(row, "command_id"))
+        };
+        self.database.read(load).await
     }
 
     /// Marks and ratchet.
@@ -189,17 +173,20 @@ impl Journal {
     /// # Errors
     /// When the file fails.
     pub async fn meta(&self) -> Result<Meta, JournalError> {
-        let mut connection = self.database.read().await?;
-        let (low_water, highest_order, epoch, token): (i64, i64, i64, String) =
-            sqlx::query_as("SELECT low_water, highest_order, epoch, token FROM meta")
-                .fetch_one(&mut *connection)
-                .await?;
-        Ok(Meta {
-            low_water: row::restored(low_water)?,
-            highest_order: row::restored(highest_order)?,
-            epoch: row::restored(epoch)?,
-            token,
-        })
+        let read = |row: &Row<'_>| {
+            Ok(Meta {
+                low_water: row::read(row, "low_water")?,
+                highest_order: row::read(row, "highest_order")?,
+                epoch: row::read(row, "epoch")?,
+                token: row::read(row, "token")?,
+            })
+        };
+        self.database
+            .read(move |connection| {
+                let sql = "SELECT low_water, highest_order, epoch, token FROM meta";
+                connection.one(sql, &[], read)
+            })
+            .await
     }
 
     /// Takes in a new entry in state *accepted* and raises the highest order with it.
@@ -208,14 +195,13 @@ impl Journal {
     /// [`JournalError::Full`] at the bound, [`JournalError::WrongState`] if the id is known, or when the file fails.
     pub async fn accept(&self, entry: &Entry) -> Result<(), JournalError> {
         let entries_max = self.entries_max;
-        let stored = row::Stored::new(entry);
+        let entry = entry.clone();
         self.write(move |connection| {
-            Box::pin(async move {
-                row::insert(connection, &stored, entries_max).await?;
-                raise_highest_order(connection, stored.ordinal).await?;
-                fault::point("journal.accepted.before_commit");
-                Ok(())
-            })
+            row::insert(connection, &entry, entries_max)?;
+            let sql = "UPDATE meta SET highest_order = max(highest_order, :order)";
+            connection.execute(sql, params! { order: entry.order })?;
+            fault::point("journal.accepted.before_commit");
+            Ok(())
         })
         .await?;
         fault::point("journal.accepted.after_commit");
@@ -231,18 +217,13 @@ impl Journal {
         command_id: CommandId,
         agent_run_id: AgentRunId,
     ) -> Result<(), JournalError> {
+        const MOVE: &str = "\
+            UPDATE entry SET state = 'started', agent_run_id = :agent_run_id
+            WHERE command_id = :command_id AND state = 'accepted'";
         self.write(move |connection| {
-            Box::pin(async move {
-                let moved = sqlx::query(
-                    "UPDATE entry SET state = 'started', agent_run_id = ? WHERE command_id = ? AND state = 'accepted'",
-                )
-                .bind(agent_run_id.to_string())
-                .bind(command_id.to_string())
-                .execute(connection)
-                .await?;
-                fault::point("journal.started.before_commit");
-                moved_one(&moved, command_id, "accepted")
-            })
+            let moved = connection.execute(MOVE, params! { command_id, agent_run_id })?;
+            fault::point("journal.started.before_commit");
+            moved_one(moved, command_id, "accepted")
         })
         .await?;
         fault::point("journal.started.after_commit");
@@ -258,19 +239,14 @@ impl Journal {
         command_id: CommandId,
         outcome: &Outcome,
     ) -> Result<(), JournalError> {
-        let json = row::outcome_json(outcome)?;
+        const MOVE: &str = "\
+            UPDATE entry SET state = 'finished', outcome = :outcome
+            WHERE command_id = :command_id AND state IN ('accepted', 'started')";
+        let outcome = row::outcome_json(outcome)?;
         self.write(move |connection| {
-            Box::pin(async move {
-                let moved = sqlx::query(
-                    "UPDATE entry SET state = 'finished', outcome = ? WHERE command_id = ? AND state IN ('accepted', 'started')",
-                )
-                .bind(json)
-                .bind(command_id.to_string())
-                .execute(connection)
-                .await?;
-                fault::point("journal.finished.before_commit");
-                moved_one(&moved, command_id, "accepted or started")
-            })
+            let moved = connection.execute(MOVE, params! { command_id, outcome })?;
+            fault::point("journal.finished.before_commit");
+            moved_one(moved, command_id, "accepted or started")
         })
         .await?;
         fault::point("journal.finished.after_commit");
@@ -282,17 +258,13 @@ impl Journal {
     /// # Errors
     /// [`JournalError::WrongState`] if it has no result, or when the file fails.
     pub async fn mark_reported(&self, command_id: CommandId) -> Result<(), JournalError> {
+        const MOVE: &str = "\
+            UPDATE entry SET state = 'reported'
+            WHERE command_id = :command_id AND state IN ('finished', 'reported')";
         self.write(move |connection| {
-            Box::pin(async move {
-                let moved = sqlx::query(
-                    "UPDATE entry SET state = 'reported' WHERE command_id = ? AND state IN ('finished', 'reported')",
-                )
-                .bind(command_id.to_string())
-                .execute(connection)
-                .await?;
-                fault::point("journal.reported.before_commit");
-                moved_one(&moved, command_id, "finished")
-            })
+            let moved = connection.execute(MOVE, params! { command_id })?;
+            fault::point("journal.reported.before_commit");
+            moved_one(moved, command_id, "finished")
         })
         .await?;
         fault::point("journal.reported.after_commit");
@@ -308,17 +280,12 @@ impl Journal {
         command_id: CommandId,
         agent_run_id: AgentRunId,
     ) -> Result<(), JournalError> {
+        const MOVE: &str = "\
+            UPDATE entry SET state = 'accepted', agent_run_id = :agent_run_id
+            WHERE command_id = :command_id AND state = 'started' AND idempotent = 1";
         self.write(move |connection| {
-            Box::pin(async move {
-                let moved = sqlx::query(
-                    "UPDATE entry SET state = 'accepted', agent_run_id = ? WHERE command_id = ? AND state = 'started' AND idempotent = 1",
-                )
-                .bind(agent_run_id.to_string())
-                .bind(command_id.to_string())
-                .execute(connection)
-                .await?;
-                moved_one(&moved, command_id, "started and idempotent")
-            })
+            let moved = connection.execute(MOVE, params! { command_id, agent_run_id })?;
+            moved_one(moved, command_id, "started and idempotent")
         })
         .await
     }
@@ -329,19 +296,13 @@ impl Journal {
     /// # Errors
     /// When the file fails.
     pub async fn discard(&self, command_id: CommandId) -> Result<bool, JournalError> {
+        const MOVE: &str = "\
+            UPDATE entry SET state = 'reported', outcome = :outcome
+            WHERE command_id = :command_id AND state = 'accepted'";
         let withdrawn = Outcome::without_run(OutcomeState::Cancelled, "the backend withdrew it");
-        let json = row::outcome_json(&withdrawn)?;
+        let outcome = row::outcome_json(&withdrawn)?;
         self.write(move |connection| {
-            Box::pin(async move {
-                let moved = sqlx::query(
-                    "UPDATE entry SET state = 'reported', outcome = ? WHERE command_id = ? AND state = 'accepted'",
-                )
-                .bind(json)
-                .bind(command_id.to_string())
-                .execute(connection)
-                .await?;
-                Ok(moved.rows_affected() == 1)
-            })
+            Ok(connection.execute(MOVE, params! { command_id, outcome })? == 1)
         })
         .await
     }
@@ -351,20 +312,13 @@ impl Journal {
     /// # Errors
     /// When the file fails.
     pub async fn forget_up_to(&self, low_water: u64) -> Result<u64, JournalError> {
-        let low_water = row::stored(low_water);
+        const FORGET: &str = "\
+            DELETE FROM entry WHERE state = 'reported' AND ordinal <= (SELECT low_water FROM meta)";
         self.write(move |connection| {
-            Box::pin(async move {
-                sqlx::query("UPDATE meta SET low_water = max(low_water, ?)")
-                    .bind(low_water)
-                    .execute(&mut *connection)
-                    .await?;
-                let forgotten = sqlx::query(
-                    "DELETE FROM entry WHERE state = 'reported' AND ordinal <= (SELECT low_water FROM meta)",
-                )
-                .execute(connection)
-                .await?;
-                Ok(forgotten.rows_affected())
-            })
+            let sql = "UPDATE meta SET low_water = max(low_water, :low_water)";
+            connection.execute(sql, params! { low_water })?;
+            let forgotten = connection.execute(FORGET, &[])?;
+            Ok(u64::try_from(forgotten).unwrap_or(u64::MAX))
         })
         .await
     }
@@ -374,20 +328,13 @@ impl Journal {
     /// # Errors
     /// [`JournalError::Inconsistent`] for an older epoch, or when the file fails.
     pub async fn store_epoch(&self, epoch: u64, token: &str) -> Result<(), JournalError> {
-        let (epoch, token) = (row::stored(epoch), token.to_owned());
+        let token = token.to_owned();
         self.write(move |connection| {
-            Box::pin(async move {
-                let moved = sqlx::query("UPDATE meta SET epoch = ?, token = ? WHERE epoch <= ?")
-                    .bind(epoch)
-                    .bind(token)
-                    .bind(epoch)
-                    .execute(connection)
-                    .await?;
-                if moved.rows_affected() == 0 {
-                    return Err(JournalError::Inconsistent("an epoch that goes backwards"));
-                }
-                Ok(())
-            })
+            let sql = "UPDATE meta SET epoch = :epoch, token = :token WHERE epoch <= :epoch";
+            if connection.execute(sql, params! { epoch, token })? == 0 {
+                return Err(JournalError::Inconsistent("an epoch that goes backwards"));
+            }
+            Ok(())
         })
         .await
     }
@@ -437,16 +384,16 @@ impl Journal {
     /// Writes; when the disk is full, gives the reserve up and tries once more.
     async fn write<T, F>(&self, job: F) -> Result<T, JournalError>
     where
-        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, JournalError>>
-            + Clone
-            + Send
-            + 'static,
+        F: Fn(&Connection) -> Result<T, JournalError> + Send + Sync + 'static,
         T: Send + 'static,
     {
-        let first = self.database.write(job.clone()).await;
+        let job = Arc::new(job);
+        let again = Arc::clone(&job);
+        let first = self.database.write(move |connection| job(connection)).await;
         match first {
             Err(JournalError::Database(sqlite::Error::Full(_))) if self.give_up_reserve().await => {
-                self.database.write(job).await
+                let again = move |connection: &Connection| again(connection);
+                self.database.write(again).await
             }
             // Nothing was written, and the process can say why for as long as it runs.
             Err(JournalError::Database(sqlite::Error::Io(error))) => Err(match self.kept().await {
@@ -458,23 +405,12 @@ impl Journal {
     }
 }
 
-async fn raise_highest_order(
-    connection: &mut SqliteConnection,
-    order: i64,
-) -> Result<(), JournalError> {
-    sqlx::query("UPDATE meta SET highest_order = max(highest_order, ?)")
-        .bind(order)
-        .execute(connection)
-        .await?;
-    Ok(())
-}
-
 fn moved_one(
-    result: &sqlx::sqlite::SqliteQueryResult,
+    moved: usize,
     command_id: CommandId,
     wanted: &'static str,
 ) -> Result<(), JournalError> {
-    if result.rows_affected() == 1 {
+    if moved == 1 {
         return Ok(());
     }
     Err(JournalError::WrongState { command_id, wanted })

@@ -9,20 +9,21 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use sqlx::Connection;
-use sqlx::migrate::Migrator;
 use tokio::sync::Notify;
 use viworks_common::id::AgentRunId;
 use viworks_common::limits;
 use viworks_common::telemetry::{Batch, Position, Record, RecordRefusal};
 use viworks_runtime::fault;
-use viworks_runtime::sqlite::{self, Database};
+use viworks_runtime::sqlite::{self, Column, Database, Migration, Row, migration};
 
 mod append;
 mod batch;
 mod trim;
 
-static MIGRATOR: Migrator = sqlx::migrate!("migrations/spool");
+const MIGRATIONS: &[Migration] = &[migration!(
+    "../migrations/spool",
+    "0001_records_gaps_and_positions.sql"
+)];
 
 /// Bytes of a page.
 const PAGE_BYTES: u64 = 4096;
@@ -58,12 +59,6 @@ impl SpoolError {
     #[must_use]
     pub const fn is_full(&self) -> bool {
         matches!(self, Self::Database(sqlite::Error::Full(_)))
-    }
-}
-
-impl From<sqlx::Error> for SpoolError {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Database(error.into())
     }
 }
 
@@ -180,7 +175,7 @@ impl Spool {
     ) -> Result<Self, SpoolError> {
         let pages_max = u32::try_from(bytes_max.max(BYTES_MIN) / PAGE_BYTES).unwrap_or(u32::MAX);
         let options = sqlite::Options::new(path).max_page_count(pages_max);
-        let database = Database::open(options, &MIGRATOR).await?;
+        let database = Database::open(options, MIGRATIONS).await?;
         let spool = Self {
             database,
             agent_run_id,
@@ -190,10 +185,8 @@ impl Spool {
         let usage = spool
             .database
             .write(move |connection| {
-                Box::pin(async move {
-                    trim::forget_delivered(connection, agent_run_id).await?;
-                    trim::usage(connection).await
-                })
+                trim::forget_delivered(connection, agent_run_id)?;
+                trim::usage(connection)
             })
             .await?;
         spool.note(usage);
@@ -212,11 +205,7 @@ impl Spool {
         let (agent_run_id, pages_max) = (self.agent_run_id, self.pages_max);
         let appended = self
             .database
-            .write(move |connection| {
-                Box::pin(
-                    async move { append::run(connection, agent_run_id, pages_max, bodies).await },
-                )
-            })
+            .write(move |connection| append::run(connection, agent_run_id, pages_max, &bodies))
             .await;
         let full = appended.as_ref().is_err_and(SpoolError::is_full);
         self.gauges.full.store(full, Ordering::Relaxed);
@@ -274,9 +263,7 @@ impl Spool {
             batch::Next::Nothing => Ok(None),
             batch::Next::Unreadable { epoch, seq } => {
                 self.database
-                    .write(move |connection| {
-                        Box::pin(async move { trim::mark_damaged(connection, epoch, seq).await })
-                    })
+                    .write(move |connection| trim::mark_damaged(connection, epoch, seq))
                     .await?;
                 match self.look(after, room).await? {
                     batch::Next::Batch(batch) => Ok(Some(batch)),
@@ -287,15 +274,15 @@ impl Spool {
         }
     }
 
-    /// Looks at one state of the file: between its tables, nothing may change.
     async fn look(
         &self,
         after: &BTreeMap<AgentRunId, u64>,
         room: usize,
     ) -> Result<batch::Next, SpoolError> {
-        let mut connection = self.database.read().await?;
-        let mut snapshot = connection.begin().await?;
-        batch::next(&mut snapshot, after, room).await
+        let after = after.clone();
+        self.database
+            .read(move |connection| batch::next(connection, &after, room))
+            .await
     }
 
     /// Notes that the backend has committed everything up to `position`, and trims it.
@@ -307,11 +294,9 @@ impl Spool {
         let usage = self
             .database
             .write(move |connection| {
-                Box::pin(async move {
-                    let usage = trim::acknowledge(connection, position, own).await?;
-                    fault::point("spool.trimmed.before_commit");
-                    Ok::<_, SpoolError>(usage)
-                })
+                let usage = trim::acknowledge(connection, position, own)?;
+                fault::point("spool.trimmed.before_commit");
+                Ok::<_, SpoolError>(usage)
             })
             .await?;
         fault::point("spool.trimmed.after_commit");
@@ -325,18 +310,20 @@ impl Spool {
     /// # Errors
     /// When the file fails.
     pub async fn positions(&self) -> Result<Vec<Position>, SpoolError> {
-        let mut connection = self.database.read().await?;
-        let mut snapshot = connection.begin().await?;
-        let waiting = batch::waiting_epochs(&mut snapshot).await?;
-        let mut positions: Vec<Position> = waiting
-            .into_iter()
-            .map(|epoch| Position {
-                spool_epoch: epoch.agent_run_id,
-                seq: epoch.acknowledged,
+        self.database
+            .read(|connection| {
+                let waiting = batch::waiting_epochs(connection)?;
+                let mut positions: Vec<Position> = waiting
+                    .into_iter()
+                    .map(|epoch| Position {
+                        spool_epoch: epoch.agent_run_id,
+                        seq: epoch.acknowledged,
+                    })
+                    .collect();
+                positions.extend(trim::delivered(connection)?);
+                Ok(positions)
             })
-            .collect();
-        positions.extend(trim::delivered(&mut snapshot).await?);
-        Ok(positions)
+            .await
     }
 
     /// How full it is, as of the last change.
@@ -415,12 +402,7 @@ fn put_aside(path: &Path, agent_run_id: AgentRunId) -> Result<PathBuf, SpoolErro
     Ok(aside)
 }
 
-/// A sequence number as SQLite stores it. Numbers beyond `i64` would take centuries to reach.
-fn stored(seq: u64) -> i64 {
-    i64::try_from(seq).unwrap_or(i64::MAX)
-}
-
-/// A sequence number as SQLite returns it.
-fn restored(seq: i64) -> Result<u64, SpoolError> {
-    u64::try_from(seq).map_err(|_negative| SpoolError::Inconsistent("a negative number"))
+/// What a column holds.
+fn read<T: Column>(row: &Row<'_>, column: &'static str) -> Result<T, SpoolError> {
+    row.get(column).ok_or(SpoolError::Inconsistent(column))
 }

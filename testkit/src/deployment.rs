@@ -329,21 +329,22 @@ impl Deployment {
     ///
     /// # Panics
     /// When the database cannot be read.
-    pub async fn stored_telemetry(&self, stream: &str) -> StoredTelemetry {
-        let mut connection = self.database().await;
-        let (records, keys): (i64, i64) = sqlx::query_as(
-            "SELECT count(*), count(DISTINCT agent_id || spool_epoch || seq) FROM telemetry WHERE stream = ?",
-        )
-        .bind(stream)
-        .fetch_one(&mut connection)
-        .await
-        .expect("telemetry can be counted");
-        let gaps: i64 = sqlx::query_scalar(
-            "SELECT coalesce(sum(to_seq - from_seq + 1), 0) FROM telemetry_gaps",
-        )
-        .fetch_one(&mut connection)
-        .await
-        .expect("gaps can be counted");
+    pub fn stored_telemetry(&self, stream: &str) -> StoredTelemetry {
+        let database = self.database();
+        let (records, keys) = database
+            .query_row(
+                "SELECT count(*), count(DISTINCT agent_id || spool_epoch || seq) FROM telemetry WHERE stream = ?",
+                [stream],
+                |row| Ok((row.get(0)?, row.get(1)?)),
+            )
+            .expect("telemetry can be counted");
+        let gaps = database
+            .query_row(
+                "SELECT coalesce(sum(to_seq - from_seq + 1), 0) FROM telemetry_gaps",
+                [],
+                |row| row.get(0),
+            )
+            .expect("gaps can be counted");
         let count = |number: i64| usize::try_from(number).expect("counts are not negative");
         StoredTelemetry {
             records: count(records),
@@ -356,40 +357,47 @@ impl Deployment {
     ///
     /// # Panics
     /// When the database cannot be read.
-    pub async fn stored_commands(&self) -> Vec<StoredCommand> {
-        let rows: Vec<(String, String, String)> = sqlx::query_as(
-            "SELECT c.command_id, r.name, c.state FROM commands AS c \
-             JOIN runs AS r ON r.tenant = c.tenant AND r.run_id = c.run_id",
-        )
-        .fetch_all(&mut self.database().await)
-        .await
-        .expect("commands can be listed");
-        rows.into_iter()
-            .map(|(id, name, state)| StoredCommand { id, name, state })
-            .collect()
+    pub fn stored_commands(&self) -> Vec<StoredCommand> {
+        let database = self.database();
+        let mut statement = database
+            .prepare(
+                "SELECT c.command_id, r.name, c.state FROM commands AS c \
+                 JOIN runs AS r ON r.tenant = c.tenant AND r.run_id = c.run_id",
+            )
+            .expect("commands can be listed");
+        let stored = |row: &rusqlite::Row<'_>| {
+            Ok(StoredCommand {
+                id: row.get(0)?,
+                name: row.get(1)?,
+                state: row.get(2)?,
+            })
+        };
+        statement
+            .query_map([], stored)
+            .and_then(Iterator::collect)
+            .expect("commands can be listed")
     }
 
     /// How many commands are not final.
     ///
     /// # Panics
     /// When the database cannot be read.
-    pub async fn open_commands(&self) -> usize {
-        let open: i64 =
-            sqlx::query_scalar("SELECT count(*) FROM commands WHERE finished_at IS NULL")
-                .fetch_one(&mut self.database().await)
-                .await
-                .expect("commands can be counted");
+    pub fn open_commands(&self) -> usize {
+        let open: i64 = self
+            .database()
+            .query_row(
+                "SELECT count(*) FROM commands WHERE finished_at IS NULL",
+                [],
+                |row| row.get(0),
+            )
+            .expect("commands can be counted");
         usize::try_from(open).expect("counts are not negative")
     }
 
-    async fn database(&self) -> sqlx::SqliteConnection {
-        use sqlx::Connection;
-        let options = sqlx::sqlite::SqliteConnectOptions::new()
-            .filename(self.path().join("backend/state/backend.sqlite"))
-            .read_only(true);
-        sqlx::SqliteConnection::connect_with(&options)
-            .await
-            .expect("the database opens")
+    fn database(&self) -> rusqlite::Connection {
+        let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
+        let path = self.path().join("backend/state/backend.sqlite");
+        rusqlite::Connection::open_with_flags(path, flags).expect("the database opens")
     }
 
     /// Waits until a run is finished.

@@ -3,6 +3,7 @@
 pub mod binaries;
 pub mod corpus;
 pub mod deployment;
+pub mod dump;
 pub mod gateway;
 pub mod process;
 pub mod rogue;

@@ -20,10 +20,6 @@ const COMMANDS: Quota = Quota {
 };
 /// Results and output of commands that nobody knows: at once twice what a journal holds, for an honest gateway tells such
 /// a result once, and once more when the connection was lost before it was acknowledged.
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "a journal holds about a thousand"
-)]
 const UNKNOWN: Quota = Quota {
     per_minute: 60,
     burst: 512,

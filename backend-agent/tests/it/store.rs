@@ -21,9 +21,36 @@ async fn sqlite(folder: &TempDir) -> Arc<dyn Store> {
     Arc::new(SqliteStore::open(options).await.unwrap())
 }
 
-/// Runs the whole suite against what `$open`, an `async fn(&TempDir) -> Arc<dyn Store>`, opens.
+/// Holds every counter of the closed store in a folder against what it counts.
+fn sqlite_counts_are_right(folder: &TempDir) {
+    let database = rusqlite::Connection::open(folder.path().join("backend.db")).unwrap();
+    let counts = |sql: &str| -> Vec<(String, i64)> {
+        let mut statement = database.prepare(sql).unwrap();
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)));
+        rows.unwrap().collect::<Result<_, _>>().unwrap()
+    };
+    for (counted, real) in [
+        (
+            "SELECT tenant, commands FROM open_commands WHERE commands > 0 ORDER BY tenant",
+            "SELECT tenant, count(*) FROM commands WHERE finished_at IS NULL GROUP BY tenant ORDER BY tenant",
+        ),
+        (
+            "SELECT agent_id, open_commands FROM gateways WHERE open_commands > 0 ORDER BY agent_id",
+            "SELECT agent_id, count(*) FROM commands WHERE finished_at IS NULL GROUP BY tenant, agent_id ORDER BY agent_id",
+        ),
+        (
+            "SELECT run_id, open_commands FROM runs WHERE open_commands > 0 ORDER BY run_id",
+            "SELECT run_id, count(*) FROM commands WHERE finished_at IS NULL GROUP BY run_id ORDER BY run_id",
+        ),
+    ] {
+        assert_eq!(counts(counted), counts(real), "{counted}");
+    }
+}
+
+/// Runs the whole suite against what `$open`, an `async fn(&TempDir) -> Arc<dyn Store>`, opens; `$check` looks at each
+/// store when it is closed.
 macro_rules! suite {
-    ($store:ident, $open:path, $($module:ident { $($behaviour:ident,)* })*) => {
+    ($store:ident, $open:path, $check:path, $($module:ident { $($behaviour:ident,)* })*) => {
         mod $store {
             $(mod $module {
                 $(#[tokio::test]
@@ -33,6 +60,7 @@ macro_rules! suite {
                     let bed = crate::store::bed::Bed::new(store);
                     crate::store::$module::$behaviour(&bed).await;
                     bed.store.close().await;
+                    $check(&folder);
                 })*
             })*
 
@@ -50,7 +78,7 @@ macro_rules! suite {
     };
 }
 
-suite! { on_sqlite, crate::store::sqlite,
+suite! { on_sqlite, crate::store::sqlite, crate::store::sqlite_counts_are_right,
     gateways {
         a_gateway_is_found_by_id_and_by_name,
         a_name_is_unique_within_its_tenant_only,
@@ -160,31 +188,103 @@ suite! { on_sqlite, crate::store::sqlite,
     }
 }
 
-/// What only SQLite has: triggers and statements that can be prepared.
+/// What only SQLite has: triggers, and files of earlier versions.
 mod sqlite_only {
-    use sqlx::Connection;
+    use viworks_backend_agent::data::{GatewayRef, Page, TelemetryQuery};
+    use viworks_common::command::{CommandState, OutcomeState};
+    use viworks_common::time::Timestamp;
+
+    use super::bed::{Bed, agent};
 
     #[tokio::test]
     async fn the_audit_log_cannot_be_changed_or_deleted() {
         let folder = tempfile::tempdir().unwrap();
-        let store = super::sqlite(&folder).await;
-        let bed = super::bed::Bed::new(store);
+        let bed = Bed::new(super::sqlite(&folder).await);
         bed.gateway(1).await;
         bed.store.close().await;
-        let url = format!("sqlite://{}", folder.path().join("backend.db").display());
-        let mut connection = sqlx::SqliteConnection::connect(&url).await.unwrap();
+        let database = rusqlite::Connection::open(folder.path().join("backend.db")).unwrap();
         for sql in [
             "UPDATE audit_log SET action = 'x'",
             "DELETE FROM audit_log",
             "DELETE FROM gateways",
         ] {
-            let refused = sqlx::query(sql).execute(&mut connection).await.unwrap_err();
+            let refused = database.execute(sql, []).unwrap_err();
             assert!(
                 refused.to_string().contains("append-only")
                     || refused.to_string().contains("never used again"),
                 "{refused}"
             );
         }
-        connection.close().await.unwrap();
+    }
+
+    /// Made by version 8 of the schema on its driver: `records::fill`, then gateway 2 with three commands, two of them
+    /// taken, and three records.
+    #[tokio::test]
+    async fn a_database_of_an_earlier_version_opens_and_goes_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let dump = include_str!("../fixtures/backend_0008.sql");
+        viworks_testkit::dump::restore(&folder.path().join("backend.db"), dump);
+        let old = Bed::new(super::sqlite(&folder).await);
+        // Its ids are taken.
+        for _taken in 0..100 {
+            let _id = old.run_id();
+        }
+
+        // The same was done by today's version.
+        let beside = tempfile::tempdir().unwrap();
+        let new = Bed::new(super::sqlite(&beside).await);
+        let filled = super::records::fill(&new).await;
+        let (found, expected) = (old.command_now(filled.2.command_id).await, &filled.2);
+        assert_eq!(&found, expected);
+        let by_name = GatewayRef::Name("gw-1".parse().unwrap());
+        let gateway = old.store.gateway(&old.tenant, &by_name).await.unwrap();
+        assert_eq!(gateway.as_ref(), Some(&filled.0));
+        let audit = old.store.list_audit(&old.tenant, Page::first(100)).await;
+        let audit = audit.unwrap().items;
+        assert_eq!(audit[audit.len() - filled.3.len()..], filled.3[..]);
+        new.store.close().await;
+
+        let gateway = old.gateway_now(2).await;
+        assert_eq!((gateway.open_commands, gateway.next_order), (3, 4));
+        let query = TelemetryQuery {
+            stream: None,
+            from: Timestamp::from_unix_micros(0),
+            until: Timestamp::from_unix_micros(i64::MAX),
+            newest_first: false,
+        };
+        let page = Page::first(10);
+        let records = old
+            .store
+            .query_telemetry(&old.tenant, agent(2), &query, page);
+        assert_eq!(records.await.unwrap().items.len(), 3);
+
+        // It goes on: the same process comes back, and everything comes to its end.
+        let session = old.session(2, 1).await;
+        let waiting = session
+            .confirmed
+            .released
+            .iter()
+            .map(|open| open.command_id);
+        let leased = old.lease(&session).await;
+        let mut commands: Vec<_> = waiting.collect();
+        commands.extend(leased.iter().map(|command| command.command_id));
+        commands.sort_unstable();
+        commands.dedup();
+        assert_eq!(commands.len(), 3, "{:?}", session.confirmed);
+        for command_id in commands {
+            old.accept(&session, command_id, false).await;
+            old.complete(&session, command_id, OutcomeState::Succeeded)
+                .await;
+            assert_eq!(old.state(command_id).await, CommandState::Succeeded);
+        }
+        let again = old.command(2, true).await;
+        assert_eq!(old.state(again).await, CommandState::Queued);
+        super::telemetry::commit(&old, 2, super::telemetry::batch(1, 5)).await;
+        let records = old
+            .store
+            .query_telemetry(&old.tenant, agent(2), &query, page);
+        assert_eq!(records.await.unwrap().items.len(), 5);
+        old.store.close().await;
+        super::sqlite_counts_are_right(&folder);
     }
 }

@@ -1,10 +1,11 @@
 //! Fresh and repeated telemetry, beside the fastest way to load the same rows into the same tables.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use anyhow::bail;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{ConnectOptions, Connection, QueryBuilder, Sqlite};
+use rusqlite::types::Value;
+use rusqlite::{Connection, params_from_iter};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use viworks_backend_agent::data::Store;
@@ -88,44 +89,58 @@ async fn deliver(
 async fn bulk_load(system: &System, plan: &Plan) -> anyhow::Result<Duration> {
     let path = system.place("floor.sqlite");
     SqliteStore::open(Options::new(&path)).await?.close().await;
-    let mut connection = SqliteConnectOptions::new()
-        .filename(&path)
-        .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full)
-        .connect()
-        .await?;
+    let mut connection = Connection::open(&path)?;
+    connection.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;")?;
     let began = Instant::now();
     for _agent in 0..plan.telemetry_agents {
         let (agent, epoch) = (random::uuid_v4().to_string(), random::uuid_v4().to_string());
         let mut next = 1;
         while next <= plan.telemetry_records {
             let until = (next + TRANSACTION_ROWS - 1).min(plan.telemetry_records);
-            let mut transaction = connection.begin().await?;
+            let transaction = connection.transaction()?;
             while next <= until {
                 let last = (next + STATEMENT_ROWS - 1).min(until);
-                let rows = (next..=last)
-                    .map(|seq| Ok((seq, record(seq)?)))
-                    .collect::<anyhow::Result<Vec<_>>>()?;
-                let mut insert: QueryBuilder<Sqlite> = QueryBuilder::new(
-                    "INSERT INTO telemetry (tenant, agent_id, spool_epoch, seq, stream, observed_at, stored_at, fields) ",
-                );
-                insert.push_values(&rows, |mut row, (seq, record)| {
-                    row.push_bind("default")
-                        .push_bind(&agent)
-                        .push_bind(&epoch)
-                        .push_bind(i64::try_from(*seq).unwrap_or(i64::MAX))
-                        .push_bind(record.stream.as_str())
-                        .push_bind(record.observed_at.unix_micros())
-                        .push_bind(record.observed_at.unix_micros())
-                        .push_bind(serde_json::to_string(&record.fields).unwrap_or_default());
-                });
-                insert.build().execute(&mut *transaction).await?;
+                load_rows(&transaction, (&agent, &epoch), next..=last)?;
                 next = last + 1;
             }
-            transaction.commit().await?;
+            transaction.commit()?;
         }
     }
     let took = began.elapsed();
-    connection.close().await?;
+    connection.close().map_err(|(_connection, error)| error)?;
     Ok(took)
+}
+
+/// Inserts the records with these numbers by one statement.
+fn load_rows(
+    connection: &Connection,
+    (agent, epoch): (&str, &str),
+    numbers: RangeInclusive<u64>,
+) -> anyhow::Result<()> {
+    let mut values = Vec::new();
+    let mut rows = Vec::new();
+    for seq in numbers {
+        let record = record(seq)?;
+        let at = record.observed_at.unix_micros();
+        let texts = |text: &str| Value::Text(text.to_owned());
+        values.extend([
+            texts("default"),
+            texts(agent),
+            texts(epoch),
+            Value::Integer(i64::try_from(seq)?),
+            texts(record.stream.as_str()),
+            Value::Integer(at),
+            Value::Integer(at),
+            Value::Text(serde_json::to_string(&record.fields)?),
+        ]);
+        rows.push("(?, ?, ?, ?, ?, ?, ?, ?)");
+    }
+    let sql = format!(
+        "INSERT INTO telemetry (tenant, agent_id, spool_epoch, seq, stream, observed_at, stored_at, fields) VALUES {}",
+        rows.join(", ")
+    );
+    connection
+        .prepare_cached(&sql)?
+        .execute(params_from_iter(values))?;
+    Ok(())
 }

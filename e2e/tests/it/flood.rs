@@ -120,7 +120,7 @@ async fn kills_amid_commands_and_telemetry_lose_nothing_and_repeat_nothing() {
             .await
             .success()
     );
-    let stored = system.stored_telemetry(STREAM).await;
+    let stored = system.stored_telemetry(STREAM);
     assert_eq!(stored.records, stored.keys, "no key is stored twice");
     let delivered = stored.records + stored.in_gaps;
     assert!(

@@ -133,7 +133,7 @@ async fn a_gateway_whose_disk_is_full_runs_what_its_reserve_allows_and_the_rest_
             .await
             .success()
     );
-    let stored = system.stored_telemetry(STREAM).await;
+    let stored = system.stored_telemetry(STREAM);
     assert_eq!(
         (stored.keys, stored.records + stored.in_gaps),
         (stored.records, fed)

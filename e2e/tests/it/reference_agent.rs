@@ -164,12 +164,12 @@ async fn an_agent_written_from_the_page_serves_through_restarts_of_both_ends() {
             .await
             .success()
     );
-    let stored = system.stored_telemetry("ref.tick").await;
+    let stored = system.stored_telemetry("ref.tick");
     assert_eq!(
         (stored.records, stored.keys, stored.in_gaps),
         (2 * RECORDS, 2 * RECORDS, 0)
     );
-    assert_eq!(system.open_commands().await, 0);
+    assert_eq!(system.open_commands(), 0);
     let log = agent.log();
     assert!(
         !log.contains("broken") && !log.contains("Traceback"),

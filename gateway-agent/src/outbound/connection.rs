@@ -338,7 +338,7 @@ impl Connection<'_> {
     }
 
     /// What the backend did not store is counted here, too: it will not come back.
-    fn refused(&mut self, refused: &BTreeMap<String, u64>) {
+    fn refused(&self, refused: &BTreeMap<String, u64>) {
         for (reason, records) in refused {
             self.parts.spool.note_unstored(reason, *records);
         }

@@ -1,13 +1,11 @@
 //! Appends records, and gives up the oldest ones when the file comes near its bound.
 
-use std::sync::Arc;
-
-use sqlx::SqliteConnection;
 use viworks_common::id::AgentRunId;
 use viworks_common::telemetry::{GapReason, Record};
+use viworks_runtime::sqlite::{Connection, params};
 
 use super::trim::{self, Usage};
-use super::{RECORD_BYTES_MAX, SpoolError, batch, stored};
+use super::{RECORD_BYTES_MAX, SpoolError, batch, read};
 
 /// Bytes that are inserted before the room is looked at again; far below what is kept free.
 const CHUNK_BYTES: usize = 16 * 1024;
@@ -22,8 +20,8 @@ const DROP_MIN: u64 = 32;
 /// One in so many records is given up at a time.
 const DROP_SHARE: u64 = 64;
 
-/// The stored form of `records`, shared so that the job can be cloned.
-pub(super) fn bodies(records: &[Record]) -> Result<Arc<[String]>, SpoolError> {
+/// The stored form of `records`.
+pub(super) fn bodies(records: &[Record]) -> Result<Vec<String>, SpoolError> {
     records
         .iter()
         .map(|record| {
@@ -35,34 +33,30 @@ pub(super) fn bodies(records: &[Record]) -> Result<Arc<[String]>, SpoolError> {
         .collect()
 }
 
-pub(super) async fn run(
-    connection: &mut SqliteConnection,
+pub(super) fn run(
+    connection: &Connection,
     agent_run_id: AgentRunId,
     pages_max: u32,
-    bodies: Arc<[String]>,
+    bodies: &[String],
 ) -> Result<Usage, SpoolError> {
-    let (epoch, mut next) = own_epoch(connection, agent_run_id).await?;
-    make_room(connection, pages_max).await?;
-    let (mut chunk_bytes, mut chunk_records) = (0, 0_i64);
-    for body in bodies.iter() {
+    let (epoch, mut seq) = own_epoch(connection, agent_run_id)?;
+    make_room(connection, pages_max)?;
+    let (mut chunk_bytes, mut chunk_records) = (0, 0);
+    for body in bodies {
         if chunk_bytes > CHUNK_BYTES {
-            count(connection, epoch, next, chunk_records).await?;
-            // Giving up records touches no sequence number, so `next` stays right.
-            make_room(connection, pages_max).await?;
+            count(connection, epoch, seq, chunk_records)?;
+            // Giving up records touches no sequence number, so `seq` stays right.
+            make_room(connection, pages_max)?;
             (chunk_bytes, chunk_records) = (0, 0);
         }
-        sqlx::query("INSERT INTO record (epoch, seq, body) VALUES (?, ?, ?)")
-            .bind(epoch)
-            .bind(next)
-            .bind(body)
-            .execute(&mut *connection)
-            .await?;
-        next += 1;
+        let sql = "INSERT INTO record (epoch, seq, body) VALUES (:epoch, :seq, :body)";
+        connection.execute(sql, params! { epoch, seq, body })?;
+        seq += 1;
         chunk_records += 1;
         chunk_bytes += cost(body);
     }
-    count(connection, epoch, next, chunk_records).await?;
-    trim::usage(connection).await
+    count(connection, epoch, seq, chunk_records)?;
+    trim::usage(connection)
 }
 
 /// At most so many bytes of the file a body takes.
@@ -75,80 +69,59 @@ const fn cost(body: &str) -> usize {
 }
 
 /// Brings the counters up to what was inserted since the last call.
-async fn count(
-    connection: &mut SqliteConnection,
+fn count(
+    connection: &Connection,
     epoch: i64,
-    next: i64,
-    records: i64,
+    next_seq: u64,
+    records: u64,
 ) -> Result<(), SpoolError> {
-    sqlx::query("UPDATE usage SET records = records + ?")
-        .bind(records)
-        .execute(&mut *connection)
-        .await?;
-    sqlx::query("UPDATE epoch SET next_seq = ? WHERE id = ?")
-        .bind(next)
-        .bind(epoch)
-        .execute(connection)
-        .await?;
+    let sql = "UPDATE usage SET records = records + :records";
+    connection.execute(sql, params! { records })?;
+    let sql = "UPDATE epoch SET next_seq = :next_seq WHERE id = :epoch";
+    connection.execute(sql, params! { epoch, next_seq })?;
     Ok(())
 }
 
-async fn own_epoch(
-    connection: &mut SqliteConnection,
-    agent_run_id: AgentRunId,
-) -> Result<(i64, i64), SpoolError> {
-    sqlx::query(
-        "INSERT INTO epoch (agent_run_id, next_seq, acknowledged) VALUES (?, 1, 0) ON CONFLICT DO NOTHING",
-    )
-    .bind(agent_run_id.to_string())
-    .execute(&mut *connection)
-    .await?;
-    let row = sqlx::query_as("SELECT id, next_seq FROM epoch WHERE agent_run_id = ?")
-        .bind(agent_run_id.to_string())
-        .fetch_one(connection)
-        .await?;
-    Ok(row)
+fn own_epoch(connection: &Connection, agent_run_id: AgentRunId) -> Result<(i64, u64), SpoolError> {
+    const BEGIN: &str = "\
+        INSERT INTO epoch (agent_run_id, next_seq, acknowledged) VALUES (:agent_run_id, 1, 0)
+        ON CONFLICT DO NOTHING";
+    connection.execute(BEGIN, params! { agent_run_id })?;
+    let sql = "SELECT id, next_seq FROM epoch WHERE agent_run_id = :agent_run_id";
+    connection.one(sql, params! { agent_run_id }, |row| {
+        Ok((read(row, "id")?, read(row, "next_seq")?))
+    })
 }
 
 /// Gives up the oldest records until an eighth of the file is free.
-async fn make_room(connection: &mut SqliteConnection, pages_max: u32) -> Result<(), SpoolError> {
+fn make_room(connection: &Connection, pages_max: u32) -> Result<(), SpoolError> {
     let bound = u64::from(pages_max) - u64::from(pages_max) / 8;
     loop {
-        let usage = trim::usage(connection).await?;
+        let usage = trim::usage(connection)?;
         if usage.live_pages <= bound || usage.records == 0 {
             return Ok(());
         }
-        give_up_oldest(connection, (usage.records / DROP_SHARE).max(DROP_MIN)).await?;
+        give_up_oldest(connection, (usage.records / DROP_SHARE).max(DROP_MIN))?;
     }
 }
 
 /// Gives up the `count` oldest records of the oldest epoch that has any, and leaves a gap in their place.
-async fn give_up_oldest(connection: &mut SqliteConnection, count: u64) -> Result<(), SpoolError> {
-    let oldest: Option<(i64, i64)> =
-        sqlx::query_as("SELECT epoch, seq FROM record ORDER BY epoch, seq LIMIT 1")
-            .fetch_optional(&mut *connection)
-            .await?;
+fn give_up_oldest(connection: &Connection, count: u64) -> Result<(), SpoolError> {
+    const LAST: &str = "\
+        SELECT max(seq) AS seq FROM (SELECT seq FROM record WHERE epoch = :epoch ORDER BY seq LIMIT :count)";
+    let oldest = "SELECT epoch, seq FROM record ORDER BY epoch, seq LIMIT 1";
+    let oldest = connection.optional(oldest, &[], |row| {
+        Ok::<_, SpoolError>((read::<i64>(row, "epoch")?, read::<u64>(row, "seq")?))
+    })?;
     let Some((epoch, first)) = oldest else {
         return Ok(());
     };
-    let last: i64 = sqlx::query_scalar(
-        "SELECT max(seq) FROM (SELECT seq FROM record WHERE epoch = ? ORDER BY seq LIMIT ?)",
-    )
-    .bind(epoch)
-    .bind(stored(count))
-    .fetch_one(&mut *connection)
-    .await?;
-    let dropped = sqlx::query("DELETE FROM record WHERE epoch = ? AND seq BETWEEN ? AND ?")
-        .bind(epoch)
-        .bind(first)
-        .bind(last)
-        .execute(&mut *connection)
-        .await?
-        .rows_affected();
-    sqlx::query("UPDATE usage SET records = records - ?, dropped = dropped + ?")
-        .bind(stored(dropped))
-        .bind(stored(dropped))
-        .execute(&mut *connection)
-        .await?;
-    trim::add_gap(connection, epoch, first, last, GapReason::SpoolFull).await
+    let last = connection.one(LAST, params! { epoch, count }, |row| {
+        read::<u64>(row, "seq")
+    })?;
+    let sql = "DELETE FROM record WHERE epoch = :epoch AND seq BETWEEN :first AND :last";
+    let dropped = connection.execute(sql, params! { epoch, first, last })?;
+    let sql = "UPDATE usage SET records = records - :dropped, dropped = dropped + :dropped";
+    connection.execute(sql, params! { dropped })?;
+    trim::add_gap(connection, epoch, first, last, GapReason::SpoolFull)
 }

@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sqlx::SqliteConnection;
 use viworks_common::id::{AgentRunId, FieldName, StreamName};
 use viworks_common::limits;
 use viworks_common::telemetry::{Batch, FieldValue, Gap, GapReason, Record};
+use viworks_runtime::sqlite::{Connection, params};
 
-use super::{SpoolError, restored, stored};
+use super::{SpoolError, read};
 
 /// Bytes of a batch's body beside its gaps, streams and columns.
 pub(super) const FRAME_BYTES: usize = 300;
@@ -25,7 +25,7 @@ pub(super) enum Next {
     /// Nothing that may be sent now.
     Nothing,
     /// A record that is none; it has to become a gap first.
-    Unreadable { epoch: i64, seq: i64 },
+    Unreadable { epoch: i64, seq: u64 },
 }
 
 /// An epoch that has something waiting.
@@ -37,88 +37,76 @@ pub(super) struct Waiting {
 }
 
 /// The oldest epochs with something waiting, as many as one HELLO names; younger ones wait until these are delivered.
-pub(super) async fn waiting_epochs(
-    connection: &mut SqliteConnection,
-) -> Result<Vec<Waiting>, SpoolError> {
-    let rows: Vec<(i64, String, i64, i64)> = sqlx::query_as(
-        "SELECT id, agent_run_id, acknowledged, next_seq FROM epoch WHERE acknowledged < next_seq - 1 ORDER BY id LIMIT ?",
-    )
-    .bind(stored(u64::try_from(limits::SPOOL_EPOCHS_NAMED_MAX).unwrap_or(u64::MAX)))
-    .fetch_all(connection)
-    .await?;
-    rows.into_iter()
-        .map(|(id, run, acknowledged, next)| {
-            Ok(Waiting {
-                id,
-                agent_run_id: run
-                    .parse()
-                    .map_err(|_invalid| SpoolError::Inconsistent("an epoch's run id"))?,
-                acknowledged: restored(acknowledged)?,
-                last: restored(next - 1)?,
-            })
+pub(super) fn waiting_epochs(connection: &Connection) -> Result<Vec<Waiting>, SpoolError> {
+    const WAITING: &str = "\
+        SELECT id, agent_run_id, acknowledged, next_seq FROM epoch
+        WHERE acknowledged < next_seq - 1 ORDER BY id LIMIT :limit";
+    let limit = limits::SPOOL_EPOCHS_NAMED_MAX;
+    connection.all(WAITING, params! { limit }, |row| {
+        Ok(Waiting {
+            id: read(row, "id")?,
+            agent_run_id: read(row, "agent_run_id")?,
+            acknowledged: read(row, "acknowledged")?,
+            last: read::<u64>(row, "next_seq")?.saturating_sub(1),
         })
-        .collect()
+    })
 }
 
-pub(super) async fn next(
-    connection: &mut SqliteConnection,
+pub(super) fn next(
+    connection: &Connection,
     after: &BTreeMap<AgentRunId, u64>,
     room: usize,
 ) -> Result<Next, SpoolError> {
-    for epoch in waiting_epochs(connection).await? {
+    for epoch in waiting_epochs(connection)? {
         let sent = after.get(&epoch.agent_run_id).copied().unwrap_or_default();
         let from_seq = epoch.acknowledged.max(sent).saturating_add(1);
         if from_seq <= epoch.last {
             // Oldest first: if its next record does not fit into the room, a younger epoch does not overtake it.
-            return read(connection, &epoch, from_seq, room).await;
+            return read_batch(connection, &epoch, from_seq, room);
         }
     }
     Ok(Next::Nothing)
 }
 
-async fn read(
-    connection: &mut SqliteConnection,
+fn read_batch(
+    connection: &Connection,
     epoch: &Waiting,
     from_seq: u64,
     room: usize,
 ) -> Result<Next, SpoolError> {
-    let gaps: Vec<(i64, i64, String)> = sqlx::query_as(
-        "SELECT from_seq, to_seq, reason FROM gap WHERE epoch = ? AND to_seq >= ? ORDER BY from_seq LIMIT ?",
-    )
-    .bind(epoch.id)
-    .bind(stored(from_seq))
-    .bind(stored(u64::try_from(limits::BATCH_GAPS_MAX).unwrap_or(u64::MAX)))
-    .fetch_all(&mut *connection)
-    .await?;
-    let records: Vec<(i64, String)> = sqlx::query_as(
-        "SELECT seq, body FROM record WHERE epoch = ? AND seq >= ? ORDER BY seq LIMIT ?",
-    )
-    .bind(epoch.id)
-    .bind(stored(from_seq))
-    .bind(stored(rows_that_could_fit(room)))
-    .fetch_all(connection)
-    .await?;
+    const GAPS: &str = "\
+        SELECT from_seq, to_seq, reason FROM gap
+        WHERE epoch = :epoch AND to_seq >= :from_seq ORDER BY from_seq LIMIT :limit";
+    const RECORDS: &str = "\
+        SELECT seq, body FROM record WHERE epoch = :epoch AND seq >= :from_seq ORDER BY seq LIMIT :limit";
+    let (id, limit) = (epoch.id, limits::BATCH_GAPS_MAX);
+    let gaps = connection.all(GAPS, params! { epoch: id, from_seq, limit }, |row| {
+        let reason = row.text("reason").and_then(GapReason::from_name);
+        Ok::<_, SpoolError>(Gap {
+            from_seq: read(row, "from_seq")?,
+            to_seq: read(row, "to_seq")?,
+            reason: reason.ok_or(SpoolError::Inconsistent("reason"))?,
+        })
+    })?;
+    let limit = rows_that_could_fit(room);
+    let records = connection.all(RECORDS, params! { epoch: id, from_seq, limit }, |row| {
+        let record: Option<Record> = row
+            .text("body")
+            .and_then(|body| serde_json::from_str(body).ok());
+        Ok::<_, SpoolError>((read::<u64>(row, "seq")?, record))
+    })?;
     let mut builder = Builder::new(from_seq, room);
     let mut full = false;
     let mut gaps = gaps.into_iter().peekable();
     let mut records = records.into_iter().peekable();
     while !full {
-        if let Some((from, to, reason)) = gaps.next_if(|(from, _, _)| *from <= stored(builder.next))
-        {
-            let gap = Gap {
-                from_seq: restored(from)?.max(from_seq),
-                to_seq: restored(to)?,
-                reason: GapReason::from_name(&reason)
-                    .ok_or(SpoolError::Inconsistent("a gap's reason"))?,
-            };
-            full = !builder.gap(gap);
-        } else if let Some((seq, body)) = records.next_if(|(seq, _)| *seq == stored(builder.next)) {
-            let Ok(record) = serde_json::from_str(&body) else {
+        if let Some(gap) = gaps.next_if(|gap| gap.from_seq <= builder.next) {
+            let from_seq = gap.from_seq.max(from_seq);
+            full = !builder.gap(Gap { from_seq, ..gap });
+        } else if let Some((seq, record)) = records.next_if(|(seq, _)| *seq == builder.next) {
+            let Some(record) = record else {
                 if builder.is_empty() {
-                    return Ok(Next::Unreadable {
-                        epoch: epoch.id,
-                        seq,
-                    });
+                    return Ok(Next::Unreadable { epoch: id, seq });
                 }
                 break;
             };
@@ -134,8 +122,8 @@ async fn read(
 }
 
 /// Every record costs at least its row; more than that need not be read.
-fn rows_that_could_fit(room: usize) -> u64 {
-    u64::try_from((room / ROW_BYTES).clamp(1, limits::BATCH_RECORDS_MAX)).unwrap_or(1)
+fn rows_that_could_fit(room: usize) -> usize {
+    (room / ROW_BYTES).clamp(1, limits::BATCH_RECORDS_MAX)
 }
 
 /// Builds a batch and an upper bound of the bytes of its columns.

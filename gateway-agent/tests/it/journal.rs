@@ -196,3 +196,34 @@ async fn the_ratchet_never_goes_back() {
     let meta = journal.meta().await.unwrap();
     assert_eq!((meta.epoch, meta.token.as_str()), (5, "five"));
 }
+
+/// Made by version 2 of the schema on its driver: one entry in each state, by order.
+#[tokio::test]
+async fn a_journal_of_an_earlier_version_opens_and_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal.db");
+    let dump = include_str!("../fixtures/journal_0002.sql");
+    viworks_testkit::dump::restore(&path, dump);
+    let journal = open(&path).await;
+    let entries = journal.load().await.unwrap();
+    let states: Vec<_> = entries.iter().map(|entry| entry.state).collect();
+    let wanted = [
+        EntryState::Accepted,
+        EntryState::Started,
+        EntryState::Finished,
+        EntryState::Reported,
+    ];
+    assert_eq!(states, wanted);
+    assert_eq!(entries[0], entry(1));
+    assert_eq!(entries[1].agent_run_id, LATER_RUN);
+    assert_eq!(entries[2].outcome, Some(done()));
+    let meta = journal.meta().await.unwrap();
+    assert_eq!((meta.epoch, meta.token.as_str()), (7, "token"));
+    assert_eq!((meta.highest_order, meta.low_water), (4, 0));
+    assert_eq!(journal.unreported().await.unwrap(), [id(1), id(2), id(3)]);
+    journal.mark_started(id(1), LATER_RUN).await.unwrap();
+    journal.accept(&entry(5)).await.unwrap();
+    assert_eq!(journal.forget_up_to(4).await.unwrap(), 1);
+    journal.close().await.unwrap();
+    assert_eq!(open(&path).await.load().await.unwrap().len(), 4);
+}

@@ -369,3 +369,22 @@ fn a_record_that_fits_into_no_batch_is_refused_beforehand() {
     assert_eq!(check(&record(14_000)), Ok(()));
     assert_eq!(check(&record(20_000)), Err(IntakeRefusal::TooLarge));
 }
+
+/// Made by version 1 of the schema on its driver: twenty records of process 1, five of them acknowledged.
+#[tokio::test]
+async fn a_spool_of_an_earlier_version_opens_and_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("spool.db");
+    let dump = include_str!("../fixtures/spool_0001.sql");
+    viworks_testkit::dump::restore(&path, dump);
+    let spool = open(&path, run(2)).await;
+    assert_eq!(spool.figures().records, 15);
+    spool.append(&[record(10), record(10)]).await.unwrap();
+    let mut backend = Backend::default();
+    backend.committed.insert(run(1), 5);
+    backend.drain(&spool).await;
+    assert_eq!(backend.committed, [(run(1), 20), (run(2), 2)].into());
+    assert_eq!(backend.stored.len(), 17);
+    assert_eq!(spool.figures().records, 0);
+    spool.close().await.unwrap();
+}

@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use sqlx::migrate::MigrateError;
-
+use super::MigrateError;
 use crate::files::FileError;
 
 /// A failure of the database. It can be cloned, because a failed commit fails every job in it.
@@ -12,10 +11,10 @@ use crate::files::FileError;
 pub enum Error {
     /// The page limit or the disk: free something and try again.
     #[error("the database is full")]
-    Full(#[source] Arc<sqlx::Error>),
+    Full(#[source] Arc<rusqlite::Error>),
     /// Another process holds the file: try again.
     #[error("the database is locked by another process")]
-    Busy(#[source] Arc<sqlx::Error>),
+    Busy(#[source] Arc<rusqlite::Error>),
     /// All readers were busy for too long: try again.
     #[error("no reader became free in time")]
     ReadersBusy,
@@ -28,15 +27,15 @@ pub enum Error {
         names: String,
         /// As SQLite tells it.
         #[source]
-        source: Arc<sqlx::Error>,
+        source: Arc<rusqlite::Error>,
     },
     /// The file is damaged or is no database.
     #[error("the database file is corrupt")]
-    Corrupt(#[source] Arc<sqlx::Error>),
+    Corrupt(#[source] Arc<rusqlite::Error>),
     /// The disk failed.
     #[error("failed to read or write the database file")]
-    Io(#[source] Arc<sqlx::Error>),
-    /// The file cannot be opened or made.
+    Io(#[source] Arc<rusqlite::Error>),
+    /// The file cannot be opened or made, or the system has no thread for it.
     #[error("failed to open the database {}", path.display())]
     Open {
         /// The file.
@@ -87,7 +86,7 @@ pub enum Error {
     Closed,
     /// Anything else, most likely a bug.
     #[error("the database failed")]
-    Other(#[source] Arc<sqlx::Error>),
+    Other(#[source] Arc<rusqlite::Error>),
 }
 
 /// The kinds of rules a schema has.
@@ -121,13 +120,10 @@ impl Error {
     }
 }
 
-impl From<sqlx::Error> for Error {
-    fn from(error: sqlx::Error) -> Self {
-        let code = error
-            .as_database_error()
-            .and_then(|error| error.code()?.parse::<i32>().ok());
-        let Some(code) = code else {
-            return Self::without_code(error);
+impl From<rusqlite::Error> for Error {
+    fn from(error: rusqlite::Error) -> Self {
+        let Some(code) = error.sqlite_error().map(|error| error.extended_code) else {
+            return Self::Other(Arc::new(error));
         };
         // The low byte is the primary result code, the rest says more about it.
         match code & 0xff {
@@ -142,17 +138,7 @@ impl From<sqlx::Error> for Error {
 }
 
 impl Error {
-    fn without_code(error: sqlx::Error) -> Self {
-        if matches!(error, sqlx::Error::WorkerCrashed) {
-            Self::Closed
-        } else if matches!(error, sqlx::Error::Io(_)) {
-            Self::Io(Arc::new(error))
-        } else {
-            Self::Other(Arc::new(error))
-        }
-    }
-
-    fn constraint(code: i32, error: sqlx::Error) -> Self {
+    fn constraint(code: i32, error: rusqlite::Error) -> Self {
         let kind = match code >> 8 {
             1 => Constraint::Check,
             3 => Constraint::ForeignKey,
@@ -161,9 +147,7 @@ impl Error {
             8 => Constraint::Unique,
             _ => Constraint::Other,
         };
-        let message = error
-            .as_database_error()
-            .map_or("", |error| error.message());
+        let message = error.to_string();
         let names = message
             .split_once("constraint failed: ")
             .map_or("", |(_, names)| names)
@@ -171,6 +155,13 @@ impl Error {
         Self::Constraint {
             kind,
             names,
+            source: Arc::new(error),
+        }
+    }
+
+    pub(super) fn no_thread(path: PathBuf, error: std::io::Error) -> Self {
+        Self::Open {
+            path,
             source: Arc::new(error),
         }
     }

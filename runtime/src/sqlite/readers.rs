@@ -1,109 +1,231 @@
-//! Connections that only read, lent one at a time.
-//!
-//! The driver's own pool asks each connection whether it still lives, when it is lent and when it comes back. Each such
-//! question is a journey to another thread, as long as the read itself, and a connection to a local file cannot be lost.
+//! Connections that only read, each on a thread of its own.
 
-use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::Duration;
 
-use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{ConnectOptions, Connection, SqliteConnection};
+use rusqlite::OpenFlags;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
+use tracing::warn;
 
-use super::Error;
+use super::job::{Job, TypedJob};
+use super::{Connection, Error, Options};
 
-/// All readers of a database.
+/// All readers of a database. The threads end with the last handle.
+#[derive(Debug, Clone)]
+pub(super) struct Readers(Arc<Handle>);
+
 #[derive(Debug)]
-pub(super) struct Readers {
-    options: SqliteConnectOptions,
-    wait: Duration,
-    max: u32,
+struct Handle(Arc<Shared>);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    options: Options,
+    /// Room for reads that wait.
     room: Arc<Semaphore>,
-    idle: Mutex<Vec<SqliteConnection>>,
+    /// A permit for each reader that there may be; its thread holds it.
+    threads: Arc<Semaphore>,
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<Waiting>,
+    /// Readers that have nothing to do.
+    idle: usize,
+    numbers: u64,
+    closed: bool,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State")
+            .field("waiting", &self.waiting.len())
+            .field("idle", &self.idle)
+            .field("closed", &self.closed)
+            .finish_non_exhaustive()
+    }
+}
+
+struct Waiting {
+    number: u64,
+    job: Box<dyn Job>,
+    /// Its place among those that wait.
+    _place: OwnedSemaphorePermit,
 }
 
 impl Readers {
-    /// At most `max` at once, each opened when it is first needed; who wants another waits for at most `wait`.
-    pub(super) fn new(options: SqliteConnectOptions, max: u32, wait: Duration) -> Arc<Self> {
-        let max = max.max(1);
-        Arc::new(Self {
+    /// Starts the first; others start when reads wait.
+    pub(super) fn start(options: Options) -> Result<Self, Error> {
+        let threads = usize::try_from(options.readers_max.max(1)).unwrap_or(usize::MAX);
+        let shared = Arc::new(Shared {
+            room: Arc::new(Semaphore::new(options.queue_depth_max.max(1))),
+            threads: Arc::new(Semaphore::new(threads)),
+            state: Mutex::default(),
+            wake: Condvar::new(),
             options,
-            wait,
-            max,
-            room: Arc::new(Semaphore::new(usize::try_from(max).unwrap_or(usize::MAX))),
-            idle: Mutex::default(),
-        })
+        });
+        // There is one from here on, whatever the system has to spare later.
+        shared.start_one()?;
+        Ok(Self(Arc::new(Handle(shared))))
     }
 
-    /// Lends one.
-    pub(super) async fn lend(self: &Arc<Self>) -> Result<Reader, Error> {
-        let room = timeout(self.wait, Arc::clone(&self.room).acquire_owned())
-            .await
-            .map_err(|_elapsed| Error::ReadersBusy)?
-            .map_err(|_closed| Error::Closed)?;
-        let idle = self.idle().pop();
-        let connection = match idle {
-            Some(connection) => connection,
-            None => self.options.connect().await?,
+    /// Runs `job` on a reader.
+    pub(super) async fn read<T, E, F>(&self, job: F) -> Result<T, E>
+    where
+        F: Fn(&Connection) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        let shared = &self.0.0;
+        let (job, mut answer) = TypedJob::new(job);
+        let mut number = None;
+        let answered = timeout(shared.options.read_timeout, async {
+            let place = Arc::clone(&shared.room).acquire_owned().await;
+            let place = place.map_err(|_closed| Error::Closed)?;
+            number = Some(shared.enqueue(Box::new(job), place)?);
+            Ok::<_, Error>((&mut answer).await)
+        })
+        .await;
+        let answered = match answered {
+            Ok(answered) => answered?,
+            // One that runs already is waited for: how long a read takes is not bounded here.
+            Err(_elapsed) if number.is_some_and(|number| !shared.withdraw(number)) => answer.await,
+            Err(_elapsed) => return Err(Error::ReadersBusy.into()),
         };
-        Ok(Reader {
-            connection: Some(connection),
-            readers: Arc::clone(self),
-            _room: room,
-        })
+        answered.unwrap_or_else(|_gone| Err(Error::Closed.into()))
     }
 
-    /// Lends no more and closes those that are not lent; waits a while for the others first.
+    /// Takes no more reads, and waits a while until those before are answered and the file is closed.
     pub(super) async fn close(&self, wait: Duration) {
-        let all = timeout(wait, self.room.acquire_many(self.max)).await;
+        let shared = &self.0.0;
+        shared.close();
+        let all = shared
+            .threads
+            .acquire_many(shared.options.readers_max.max(1));
+        drop(timeout(wait, all).await);
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing can panic while it is held, and a queue cannot be half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enqueue(
+        self: &Arc<Self>,
+        job: Box<dyn Job>,
+        place: OwnedSemaphorePermit,
+    ) -> Result<u64, Error> {
+        let mut state = self.state();
+        if state.closed {
+            return Err(Error::Closed);
+        }
+        state.numbers += 1;
+        let number = state.numbers;
+        state.waiting.push_back(Waiting {
+            number,
+            job,
+            _place: place,
+        });
+        let more = state.waiting.len() > state.idle;
+        drop(state);
+        self.wake.notify_one();
+        if more && let Err(error) = self.start_one() {
+            // Those that there are will come to it.
+            warn!(%error, "no further reader of the database");
+        }
+        Ok(number)
+    }
+
+    /// Takes a read back; false if it runs already.
+    fn withdraw(&self, number: u64) -> bool {
+        let mut state = self.state();
+        let before = state.waiting.len();
+        state.waiting.retain(|waiting| waiting.number != number);
+        state.waiting.len() < before
+    }
+
+    /// Starts one more reader, if there may be one.
+    fn start_one(self: &Arc<Self>) -> Result<(), Error> {
+        let Ok(permit) = Arc::clone(&self.threads).try_acquire_owned() else {
+            return Ok(());
+        };
+        let shared = Arc::clone(self);
+        let work = move || {
+            shared.serve();
+            drop(permit);
+        };
+        thread::Builder::new()
+            .name("sqlite reader".to_owned())
+            .spawn(work)
+            .map(drop)
+            .map_err(|error| Error::no_thread(self.options.path.clone(), error))
+    }
+
+    /// The life of one reader.
+    fn serve(&self) {
+        let mut kept = None;
+        while let Some(mut job) = self.next() {
+            let connection = match kept.take().map_or_else(|| self.open(), Ok) {
+                Ok(connection) => connection,
+                Err(error) => {
+                    job.answer(Err(error));
+                    continue;
+                }
+            };
+            let begun = connection.execute("BEGIN", &[]);
+            let fate = begun.map(|_nothing| {
+                job.run(&connection);
+            });
+            // There is nothing to keep; this lets go of what was seen.
+            if connection.execute("ROLLBACK", &[]).is_ok() {
+                kept = Some(connection);
+            }
+            job.answer(fate);
+        }
+    }
+
+    /// The next read that somebody still waits for; `None` when there will be no more.
+    fn next(&self) -> Option<Box<dyn Job>> {
+        let mut state = self.state();
+        loop {
+            while let Some(Waiting { job, .. }) = state.waiting.pop_front() {
+                if !job.is_abandoned() {
+                    return Some(job);
+                }
+            }
+            if state.closed {
+                return None;
+            }
+            state.idle += 1;
+            state = self
+                .wake
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+            state.idle -= 1;
+        }
+    }
+
+    fn open(&self) -> Result<Connection, Error> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let inner = rusqlite::Connection::open_with_flags(&self.options.path, flags)?;
+        Connection::new(inner, &self.options)
+    }
+
+    fn close(&self) {
+        self.state().closed = true;
         self.room.close();
-        drop(all);
-        let idle = std::mem::take(&mut *self.idle());
-        for connection in idle {
-            drop(connection.close().await);
-        }
-    }
-
-    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<SqliteConnection>> {
-        // Nothing can panic while it is held, and a stack of connections cannot be half changed.
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A connection that sees what is committed and cannot write. It goes back when it is dropped.
-#[derive(Debug)]
-pub struct Reader {
-    connection: Option<SqliteConnection>,
-    readers: Arc<Readers>,
-    _room: OwnedSemaphorePermit,
-}
-
-impl Deref for Reader {
-    type Target = SqliteConnection;
-
-    fn deref(&self) -> &SqliteConnection {
-        self.connection
-            .as_ref()
-            .expect("a reader has its connection until it is dropped")
-    }
-}
-
-impl DerefMut for Reader {
-    fn deref_mut(&mut self) -> &mut SqliteConnection {
-        self.connection
-            .as_mut()
-            .expect("a reader has its connection until it is dropped")
-    }
-}
-
-impl Drop for Reader {
-    fn drop(&mut self) {
-        if let Some(connection) = self.connection.take()
-            && !self.readers.room.is_closed()
-        {
-            self.readers.idle().push(connection);
-        }
+        self.wake.notify_all();
     }
 }

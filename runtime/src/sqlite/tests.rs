@@ -1,95 +1,131 @@
-use std::borrow::Cow;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::mpsc;
+use std::sync::{Condvar, Mutex};
 
-use futures_util::StreamExt;
-use futures_util::future::join_all;
-use sqlx::migrate::{Migration, MigrationType};
-use sqlx::{AssertSqlSafe, SqlSafeStr};
+use futures_util::future::{join_all, poll_immediate};
 use tempfile::TempDir;
+use tokio::task::JoinSet;
 
 use super::*;
 
-const TABLE: &str = "CREATE TABLE item (
+const TABLE: Migration = Migration {
+    file: "0001_make_the_table.sql",
+    sql: "CREATE TABLE item (
     id INTEGER PRIMARY KEY,
     name TEXT NOT NULL UNIQUE,
     size INTEGER NOT NULL DEFAULT 0 CONSTRAINT size_is_positive CHECK (size >= 0),
     parent INTEGER REFERENCES item (id),
     body BLOB
-) STRICT";
+) STRICT",
+};
 
-fn migrator(statements: &[&'static str]) -> Migrator {
-    let migration = |(index, sql): (usize, &&'static str)| {
-        let version = i64::try_from(index).unwrap() + 1;
-        Migration::new(
-            version,
-            Cow::Borrowed("test"),
-            MigrationType::Simple,
-            sql.into_sql_str(),
-            false,
-        )
-    };
-    Migrator::with_migrations(statements.iter().enumerate().map(migration).collect())
-}
+const MIGRATIONS: &[Migration] = &[TABLE];
+
+const INSERT: &str = "INSERT INTO item (name) VALUES (:name)";
 
 async fn database(options: impl FnOnce(Options) -> Options) -> (TempDir, Database) {
     let folder = tempfile::tempdir().unwrap();
     let options = options(Options::new(folder.path().join("test.db")));
-    let database = Database::open(options, &migrator(&[TABLE])).await.unwrap();
+    let database = Database::open(options, MIGRATIONS).await.unwrap();
     (folder, database)
 }
 
-async fn insert(database: &Database, name: impl Into<String>) -> Result<i64, Error> {
+async fn insert(database: &Database, name: impl Into<String>) -> Result<usize, Error> {
     let name = name.into();
     database
+        .write(move |connection| connection.execute(INSERT, params! { name }))
+        .await
+}
+
+async fn insert_body(database: &Database, name: String, bytes: usize) -> Result<usize, Error> {
+    database
         .write(move |connection| {
-            Box::pin(async move {
-                let inserted = sqlx::query("INSERT INTO item (name) VALUES (?)")
-                    .bind(name)
-                    .execute(connection)
-                    .await?;
-                Ok(inserted.last_insert_rowid())
-            })
+            let (sql, body) = (
+                "INSERT INTO item (name, body) VALUES (:name, :body)",
+                vec![7_u8; bytes],
+            );
+            connection.execute(sql, params! { name, body })
         })
         .await
 }
 
-async fn insert_body(database: &Database, name: String, bytes: usize) -> Result<(), Error> {
+async fn execute(database: &Database, sql: &'static str) -> Result<usize, Error> {
     database
-        .write(move |connection| {
-            Box::pin(async move {
-                let insert = sqlx::query("INSERT INTO item (name, body) VALUES (?, ?)").bind(name);
-                insert.bind(vec![7_u8; bytes]).execute(connection).await?;
-                Ok(())
-            })
-        })
+        .write(move |connection| connection.execute(sql, &[]))
         .await
 }
 
-async fn execute(database: &Database, sql: &'static str) -> Result<(), Error> {
-    database
-        .write(move |connection| {
-            Box::pin(async move {
-                sqlx::query(sql).execute(connection).await?;
-                Ok(())
-            })
-        })
-        .await
+fn count_items(connection: &Connection) -> Result<i64, Error> {
+    connection.one("SELECT count(*) AS items FROM item", &[], |row| {
+        Ok(row.get("items").unwrap())
+    })
 }
 
 async fn count(database: &Database) -> i64 {
-    let mut reader = database.read().await.unwrap();
-    sqlx::query_scalar("SELECT count(*) FROM item")
-        .fetch_one(&mut *reader)
-        .await
-        .unwrap()
+    database.read(count_items).await.unwrap()
 }
 
-async fn pragma(database: &Database, name: &'static str) -> String {
+/// A gate that a job can wait at.
+#[derive(Clone, Default)]
+struct Gate(Arc<(Mutex<bool>, Condvar)>);
+
+impl Gate {
+    fn open(&self) {
+        *self.0.0.lock().unwrap() = true;
+        self.0.1.notify_all();
+    }
+
+    fn wait(&self) {
+        let guard = self.0.0.lock().unwrap();
+        drop(self.0.1.wait_while(guard, |open| !*open).unwrap());
+    }
+}
+
+/// Keeps the writer in a job until the gate opens, so that what is queued meanwhile is one batch.
+async fn hold_writer(database: &Database, tasks: &mut JoinSet<Result<(), Error>>) -> Gate {
+    let gate = Gate::default();
+    let (inside, entered) = oneshot::channel();
+    let inside = Mutex::new(Some(inside));
+    let (database, held) = (database.clone(), gate.clone());
+    tasks.spawn(async move {
+        database
+            .write(move |_connection| {
+                if let Some(inside) = inside.lock().unwrap().take() {
+                    inside.send(()).unwrap();
+                }
+                held.wait();
+                Ok::<_, Error>(())
+            })
+            .await
+    });
+    entered.await.unwrap();
+    gate
+}
+
+/// Queues jobs behind a held writer; their answers in the order of the jobs.
+async fn as_one_batch<T, F>(database: &Database, jobs: Vec<F>) -> Vec<Result<T, Error>>
+where
+    F: Future<Output = Result<T, Error>>,
+{
+    let mut tasks = JoinSet::new();
+    let gate = hold_writer(database, &mut tasks).await;
+    let many = jobs.len();
+    let queued = async {
+        while database.queue_depth() < many {
+            tokio::task::yield_now().await;
+        }
+        gate.open();
+    };
+    let (answers, ()) = tokio::join!(join_all(jobs), queued);
+    tasks.join_next().await.unwrap().unwrap().unwrap();
+    answers
+}
+
+async fn pragma(database: &Database, sql: &'static str) -> String {
     database
-        .write::<_, Error, _>(move |connection| {
-            Box::pin(async move {
-                let sql = AssertSqlSafe(format!("SELECT CAST({name} AS TEXT) FROM pragma_{name}"));
-                Ok(sqlx::query_scalar(sql).fetch_one(connection).await?)
+        .write(move |connection| {
+            connection.one(sql, &[], |row| {
+                Ok::<_, Error>(row.name().unwrap().to_owned())
             })
         })
         .await
@@ -99,40 +135,64 @@ async fn pragma(database: &Database, name: &'static str) -> String {
 #[tokio::test]
 async fn the_writer_has_the_settings_that_durability_rests_on() {
     let (_folder, database) = database(|options| options.max_page_count(500)).await;
-    assert_eq!(pragma(&database, "synchronous").await, "2");
-    assert_eq!(pragma(&database, "journal_mode").await, "wal");
-    assert_eq!(pragma(&database, "foreign_keys").await, "1");
-    assert_eq!(pragma(&database, "auto_vacuum").await, "2");
-    assert_eq!(pragma(&database, "max_page_count").await, "500");
-    assert_eq!(
-        pragma(&database, "journal_size_limit").await,
-        (16 * 1024 * 1024).to_string()
-    );
+    for (sql, wanted) in [
+        (
+            "SELECT CAST(synchronous AS TEXT) FROM pragma_synchronous",
+            "2",
+        ),
+        (
+            "SELECT CAST(journal_mode AS TEXT) FROM pragma_journal_mode",
+            "wal",
+        ),
+        (
+            "SELECT CAST(foreign_keys AS TEXT) FROM pragma_foreign_keys",
+            "1",
+        ),
+        (
+            "SELECT CAST(trusted_schema AS TEXT) FROM pragma_trusted_schema",
+            "0",
+        ),
+        (
+            "SELECT CAST(auto_vacuum AS TEXT) FROM pragma_auto_vacuum",
+            "2",
+        ),
+        (
+            "SELECT CAST(page_size AS TEXT) FROM pragma_page_size",
+            "4096",
+        ),
+        (
+            "SELECT CAST(max_page_count AS TEXT) FROM pragma_max_page_count",
+            "500",
+        ),
+        (
+            "SELECT CAST(journal_size_limit AS TEXT) FROM pragma_journal_size_limit",
+            "16777216",
+        ),
+    ] {
+        assert_eq!(pragma(&database, sql).await, wanted, "{sql}");
+    }
     database.close().await.unwrap();
 }
 
-#[tokio::test]
-async fn weaker_settings_are_refused() {
+#[test]
+fn weaker_settings_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let options = Options::new(folder.path().join("test.db"));
-    let mut weak = options
-        .connect()
-        .synchronous(SqliteSynchronous::Normal)
-        .create_if_missing(true)
-        .connect()
-        .await
-        .unwrap();
-    let error = schema::check_settings(&mut weak).await.unwrap_err();
-    assert!(
-        matches!(
-            error,
-            Error::Setting {
-                setting: "synchronous",
-                ..
-            }
-        ),
-        "{error}"
-    );
+    schema::check_settings(&schema::connect(&options).unwrap()).unwrap();
+    for (weaker, name) in [
+        ("PRAGMA synchronous = NORMAL", "synchronous"),
+        ("PRAGMA foreign_keys = OFF", "foreign_keys"),
+        ("PRAGMA trusted_schema = ON", "trusted_schema"),
+        ("PRAGMA journal_mode = DELETE", "journal_mode"),
+    ] {
+        let connection = schema::connect(&options).unwrap();
+        connection.inner().execute_batch(weaker).unwrap();
+        let error = schema::check_settings(&connection).unwrap_err();
+        assert!(
+            matches!(error, Error::Setting { setting, .. } if setting == name),
+            "{error}"
+        );
+    }
 }
 
 #[tokio::test]
@@ -155,18 +215,33 @@ async fn the_file_is_for_the_owner_only() {
 async fn what_was_written_is_there_after_closing_and_opening() {
     let (folder, database) = database(|options| options).await;
     insert(&database, "kept").await.unwrap();
+    assert_eq!(count(&database).await, 1);
     database.close().await.unwrap();
     assert!(
         !folder.path().join("test.db-wal").exists(),
         "everything is in the one file"
     );
-    let database = Database::open(
-        Options::new(folder.path().join("test.db")),
-        &migrator(&[TABLE]),
-    )
-    .await
-    .unwrap();
+    let options = Options::new(folder.path().join("test.db"));
+    let database = Database::open(options, MIGRATIONS).await.unwrap();
     assert_eq!(count(&database).await, 1);
+    database.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_last_handle_closes_the_file() {
+    let (folder, database) = database(|options| options).await;
+    insert(&database, "kept").await.unwrap();
+    assert_eq!(count(&database).await, 1);
+    let (queued, clone) = (insert(&database, "queued"), database.clone());
+    queued.await.unwrap();
+    drop((database, clone));
+    let log = folder.path().join("test.db-wal");
+    while log.exists() {
+        tokio::task::yield_now().await;
+    }
+    let options = Options::new(folder.path().join("test.db"));
+    let database = Database::open(options, MIGRATIONS).await.unwrap();
+    assert_eq!(count(&database).await, 2);
     database.close().await.unwrap();
 }
 
@@ -174,13 +249,34 @@ async fn what_was_written_is_there_after_closing_and_opening() {
 async fn ten_thousand_concurrent_writes_share_few_commits() {
     let (_folder, database) = database(|options| options).await;
     let writes = (0..10_000).map(|index| insert(&database, format!("item {index}")));
-    for result in join_all(writes).await {
-        result.unwrap();
-    }
+    let mut tasks = JoinSet::new();
+    let gate = hold_writer(&database, &mut tasks).await;
+    let open = async {
+        while database.queue_depth() < 1_024 {
+            tokio::task::yield_now().await;
+        }
+        gate.open();
+    };
+    let (results, ()) = tokio::join!(join_all(writes), open);
+    assert!(results.iter().all(Result::is_ok));
     assert_eq!(count(&database).await, 10_000);
-    assert_eq!(database.counters().jobs_committed(), 10_000);
+    assert_eq!(database.counters().jobs_committed(), 10_001);
     let commits = database.counters().commits();
     assert!(commits <= 10_000 / 20, "{commits} commits");
+    database.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_waits_at_the_same_moment_is_one_commit() {
+    let (_folder, database) = database(|options| options).await;
+    let jobs = (0..200).map(|index| insert(&database, format!("item {index}")));
+    let answers = as_one_batch(&database, jobs.collect()).await;
+    assert!(answers.iter().all(Result::is_ok));
+    assert_eq!(
+        database.counters().commits(),
+        2,
+        "the first job's and theirs"
+    );
     database.close().await.unwrap();
 }
 
@@ -189,26 +285,27 @@ async fn a_failing_job_leaves_its_neighbours_in_the_same_commit() {
     let (_folder, database) = database(|options| options).await;
     insert(&database, "taken").await.unwrap();
     let commits = database.counters().commits();
-    // The first write occupies the writer; the rest queue up behind it and are one batch.
-    let names = (0..50).map(|index| {
-        if index % 5 == 4 {
+    let is_taken = |index: usize| index % 5 == 4;
+    let jobs = (0..50).map(|index| {
+        let name = if is_taken(index) {
             "taken".to_owned()
         } else {
             format!("item {index}")
-        }
+        };
+        insert(&database, name)
     });
-    let results = join_all(names.map(|name| insert(&database, name))).await;
-    for (index, result) in results.into_iter().enumerate() {
-        if index % 5 == 4 {
-            let error = result.unwrap_err();
+    let answers = as_one_batch(&database, jobs.collect()).await;
+    for (index, answer) in answers.into_iter().enumerate() {
+        if is_taken(index) {
+            let error = answer.unwrap_err();
             assert!(error.is_constraint(Constraint::Unique), "{error:?}");
         } else {
-            result.unwrap();
+            answer.unwrap();
         }
     }
     assert_eq!(count(&database).await, 41);
     assert_eq!(database.counters().jobs_undone(), 10);
-    assert!(database.counters().commits() - commits <= 3);
+    assert_eq!(database.counters().commits() - commits, 2);
     database.close().await.unwrap();
 }
 
@@ -227,21 +324,15 @@ async fn everything_a_failed_job_did_is_undone_and_its_own_error_comes_back() {
     let (_folder, database) = database(|options| options).await;
     let attempt = |name: &'static str, refuse: bool| {
         database.write(move |connection| {
-            Box::pin(async move {
-                for part in 0..3 {
-                    let insert = sqlx::query("INSERT INTO item (name) VALUES (?)")
-                        .bind(format!("{name} {part}"));
-                    insert
-                        .execute(&mut *connection)
-                        .await
-                        .map_err(|error| Refused::from(Error::from(error)))?;
-                }
-                if refuse {
-                    Err(Refused::Balance(-1))
-                } else {
-                    Ok(())
-                }
-            })
+            for part in 0..3 {
+                let name = format!("{name} {part}");
+                connection.execute(INSERT, params! { name })?;
+            }
+            if refuse {
+                Err(Refused::Balance(-1))
+            } else {
+                Ok(())
+            }
         })
     };
     // Alone, and in company.
@@ -253,6 +344,7 @@ async fn everything_a_failed_job_did_is_undone_and_its_own_error_comes_back() {
         tokio::join!(attempt("a", false), attempt("b", true), attempt("c", false));
     assert!(first.is_ok() && third.is_ok());
     assert!(matches!(second, Err(Refused::Balance(-1))));
+    assert!(matches!(attempt("a", false).await, Err(Refused::Database)));
     assert_eq!(count(&database).await, 6);
     database.close().await.unwrap();
 }
@@ -260,18 +352,26 @@ async fn everything_a_failed_job_did_is_undone_and_its_own_error_comes_back() {
 #[tokio::test]
 async fn a_job_that_panics_harms_nobody_else() {
     let (_folder, database) = database(|options| options).await;
-    let panics = database.write::<(), Error, _>(|connection| {
-        Box::pin(async move {
-            sqlx::query("INSERT INTO item (name) VALUES ('half done')")
-                .execute(connection)
-                .await?;
+    let panics = || {
+        database.write::<usize, Error, _>(|connection| {
+            let name = "half done";
+            connection.execute(INSERT, params! { name })?;
             panic!("planted")
         })
-    });
-    let (first, second, third) =
-        tokio::join!(insert(&database, "a"), panics, insert(&database, "b"));
-    assert!(first.is_ok() && third.is_ok());
-    assert!(matches!(second, Err(Error::Panicked)));
+    };
+    let insert = |name: &'static str| insert(&database, name);
+    let jobs: Vec<std::pin::Pin<Box<dyn Future<Output = _>>>> = vec![
+        Box::pin(insert("a")),
+        Box::pin(panics()),
+        Box::pin(insert("b")),
+    ];
+    let answers = as_one_batch(&database, jobs).await;
+    assert!(answers[0].is_ok() && answers[2].is_ok());
+    assert!(matches!(answers[1], Err(Error::Panicked)));
+    // Alone, and on a reader.
+    assert!(matches!(panics().await, Err(Error::Panicked)));
+    let reading = database.read::<(), Error, _>(|_connection| panic!("planted"));
+    assert!(matches!(reading.await, Err(Error::Panicked)));
     assert_eq!(count(&database).await, 2);
     database.close().await.unwrap();
 }
@@ -282,7 +382,7 @@ async fn a_full_database_says_so_and_works_again_after_a_delete() {
     let mut stored = 0;
     let error = loop {
         match insert_body(&database, format!("item {stored}"), 8_000).await {
-            Ok(()) => stored += 1,
+            Ok(_one) => stored += 1,
             Err(error) => break error,
         }
     };
@@ -301,17 +401,23 @@ async fn a_full_database_says_so_and_works_again_after_a_delete() {
 #[tokio::test]
 async fn a_job_that_finds_the_database_full_does_not_take_its_batch_with_it() {
     let (_folder, database) = database(|options| options.max_page_count(64)).await;
-    let small = || (0..10).map(|index| insert(&database, format!("small {index}")));
-    let before: Vec<_> = small().take(5).collect();
-    let after: Vec<_> = small().skip(5).collect();
-    let huge = insert_body(&database, "huge".to_owned(), 4 * 1024 * 1024);
-    let (before, huge, after) = tokio::join!(join_all(before), huge, join_all(after));
+    let small = |index: usize| insert(&database, format!("small {index}"));
+    let mut jobs: Vec<std::pin::Pin<Box<dyn Future<Output = _>>>> = Vec::new();
+    jobs.extend((0..5).map(|index| Box::pin(small(index)) as _));
+    jobs.push(Box::pin(insert_body(
+        &database,
+        "huge".to_owned(),
+        4 * 1024 * 1024,
+    )));
+    jobs.extend((5..10).map(|index| Box::pin(small(index)) as _));
+    let commits = database.counters().commits();
+    let mut answers = as_one_batch(&database, jobs).await;
+    let huge = answers.remove(5);
     assert!(matches!(huge, Err(Error::Full(_))), "{huge:?}");
-    assert!(
-        before.iter().chain(&after).all(Result::is_ok),
-        "{before:?} {after:?}"
-    );
+    assert!(answers.iter().all(Result::is_ok), "{answers:?}");
     assert_eq!(count(&database).await, 10);
+    let commits = database.counters().commits() - commits;
+    assert_eq!(commits, 11, "the first job's, and each again by itself");
     database.close().await.unwrap();
 }
 
@@ -364,18 +470,66 @@ async fn broken_rules_of_the_schema_have_a_kind_and_a_name() {
 }
 
 #[tokio::test]
+async fn a_parameter_is_bound_by_its_name_or_refused() {
+    let (_folder, database) = database(|options| options).await;
+    let (name, size) = ("a", 3_u64);
+    let wrong: Vec<std::pin::Pin<Box<dyn Future<Output = _>>>> = vec![
+        Box::pin(database.write(move |connection| connection.execute(INSERT, params! { size }))),
+        Box::pin(
+            database.write(move |connection| connection.execute(INSERT, params! { name, size })),
+        ),
+        Box::pin(database.write(move |connection| connection.execute(INSERT, &[]))),
+    ];
+    for answer in join_all(wrong).await {
+        let error: Error = answer.unwrap_err();
+        assert!(matches!(error, Error::Other(_)), "{error:?}");
+    }
+    assert_eq!(count(&database).await, 0);
+    database.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn values_come_back_as_they_went_in_or_not_at_all() {
+    let (_folder, database) = database(|options| options).await;
+    let (name, size, body) = ("a\0é", 3_u64, [7_u8, 0, 9]);
+    database
+        .write(move |connection| {
+            let sql = "INSERT INTO item (name, size, body) VALUES (:name, :size, :body)";
+            connection.execute(sql, params! { name, size, body })
+        })
+        .await
+        .unwrap();
+    database
+        .read(|connection| {
+            connection.one("SELECT name, size, body, parent FROM item", &[], |row| {
+                assert_eq!(row.get::<String>("name").unwrap(), "a\0é");
+                assert_eq!(row.text("name"), row.name());
+                assert_eq!(row.get::<u64>("size"), Some(3));
+                assert_eq!(row.get::<[u8; 3]>("body"), Some([7, 0, 9]));
+                assert_eq!(row.get::<Option<i64>>("parent"), Some(None));
+                assert_eq!(row.get::<i64>("parent"), None);
+                assert_eq!(row.get::<[u8; 4]>("body"), None);
+                assert_eq!(row.get::<u64>("name"), None);
+                assert_eq!(row.get::<u64>("nothing"), None);
+                Ok::<_, Error>(())
+            })
+        })
+        .await
+        .unwrap();
+    database.close().await.unwrap();
+}
+
+#[tokio::test]
 async fn readers_cannot_write_and_see_only_what_is_committed() {
     let (_folder, database) = database(|options| options).await;
-    let mut reader = database.read().await.unwrap();
-    let refused = sqlx::query("INSERT INTO item (name) VALUES ('x')")
-        .execute(&mut *reader)
-        .await
-        .unwrap_err();
+    let name = "x";
+    let refused = database
+        .read(move |connection| connection.execute(INSERT, params! { name }))
+        .await;
     assert!(
-        matches!(Error::from(refused), Error::Io(_)),
-        "a read-only file"
+        matches!(refused, Err(Error::Io(_))),
+        "a read-only file: {refused:?}"
     );
-    drop(reader);
     assert_eq!(count(&database).await, 0);
     insert(&database, "a").await.unwrap();
     assert_eq!(count(&database).await, 1);
@@ -383,41 +537,98 @@ async fn readers_cannot_write_and_see_only_what_is_committed() {
 }
 
 #[tokio::test]
-async fn readers_are_bounded() {
-    let (_folder, database) = database(|options| Options {
-        readers_max: 1,
-        read_timeout: Duration::from_millis(100),
-        ..options
-    })
-    .await;
-    let held = database.read().await.unwrap();
-    assert!(matches!(database.read().await, Err(Error::ReadersBusy)));
-    drop(held);
-    database.read().await.unwrap();
+async fn a_read_sees_one_state_between_its_statements() {
+    let (_folder, database) = database(|options| options).await;
+    insert(&database, "a").await.unwrap();
+    let (inside, entered) = mpsc::channel();
+    let gate = Gate::default();
+    let held = gate.clone();
+    let reading = database.read(move |connection| {
+        let before = count_items(connection)?;
+        inside.send(()).unwrap();
+        held.wait();
+        Ok::<_, Error>((before, count_items(connection)?))
+    });
+    let writing = async {
+        while entered.try_recv().is_err() {
+            tokio::task::yield_now().await;
+        }
+        insert(&database, "b").await.unwrap();
+        gate.open();
+    };
+    let (seen, ()) = tokio::join!(reading, writing);
+    assert_eq!(seen.unwrap(), (1, 1));
+    assert_eq!(count(&database).await, 2, "no snapshot is left open");
     database.close().await.unwrap();
 }
 
 #[tokio::test]
-async fn a_reader_that_was_left_in_the_middle_serves_the_next_one() {
+async fn readers_are_bounded() {
+    let (_folder, database) = database(|options| Options {
+        readers_max: 2,
+        read_timeout: Duration::from_millis(100),
+        ..options
+    })
+    .await;
+    let gate = Gate::default();
+    let mut held = JoinSet::new();
+    let (inside, mut entered) = tokio::sync::mpsc::channel(2);
+    for _reader in 0..2 {
+        let (database, gate, inside) = (database.clone(), gate.clone(), inside.clone());
+        held.spawn(async move {
+            database
+                .read(move |_connection| {
+                    inside.blocking_send(()).unwrap();
+                    gate.wait();
+                    Ok::<_, Error>(())
+                })
+                .await
+        });
+        entered.recv().await.unwrap();
+    }
+    let refused = database.read(count_items).await;
+    assert!(matches!(refused, Err(Error::ReadersBusy)), "{refused:?}");
+    gate.open();
+    while let Some(answer) = held.join_next().await {
+        answer.unwrap().unwrap();
+    }
+    assert_eq!(count(&database).await, 0);
+    database.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_read_that_nobody_waits_for_is_not_carried_out() {
     let (_folder, database) = database(|options| Options {
         readers_max: 1,
         ..options
     })
     .await;
-    insert(&database, "a").await.unwrap();
-    let mut reader = database.read().await.unwrap();
-    let mut numbers = sqlx::query_scalar::<_, i64>(
-        "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n LIMIT 100000) SELECT n FROM n",
-    )
-    .fetch(&mut *reader);
-    assert_eq!(numbers.next().await.unwrap().unwrap(), 1);
-    drop(numbers);
-    drop(reader);
-    assert_eq!(count(&database).await, 1);
-    insert(&database, "b").await.unwrap();
-    assert_eq!(count(&database).await, 2, "no snapshot is left open");
+    let gate = Gate::default();
+    let held = gate.clone();
+    let (inside, entered) = oneshot::channel();
+    let inside = Mutex::new(Some(inside));
+    let holding = database.read(move |_connection| {
+        inside.lock().unwrap().take().unwrap().send(()).unwrap();
+        held.wait();
+        Ok::<_, Error>(())
+    });
+    let (carried_out, looked) = mpsc::channel();
+    let abandoning = async {
+        entered.await.unwrap();
+        let mut abandoned = Box::pin(database.read(move |_connection| {
+            carried_out.send(()).unwrap();
+            Ok::<_, Error>(())
+        }));
+        // It is queued behind the one that holds the reader.
+        assert!(poll_immediate(&mut abandoned).await.is_none());
+        drop(abandoned);
+        gate.open();
+    };
+    let (answer, ()) = tokio::join!(holding, abandoning);
+    answer.unwrap();
+    assert_eq!(count(&database).await, 0);
+    assert!(looked.try_recv().is_err());
     database.close().await.unwrap();
-    assert!(matches!(database.read().await, Err(Error::Closed)));
 }
 
 #[tokio::test]
@@ -427,47 +638,66 @@ async fn a_file_held_by_another_process_is_busy() {
         ..options
     })
     .await;
-    let mut other = Options::new(folder.path().join("test.db"))
-        .connect()
-        .connect()
-        .await
-        .unwrap();
-    sqlx::query("BEGIN IMMEDIATE")
-        .execute(&mut other)
-        .await
-        .unwrap();
-    let results = tokio::join!(
-        insert(&database, "a"),
-        insert(&database, "b"),
-        insert(&database, "c")
-    );
-    for result in [results.0, results.1, results.2] {
-        let error = result.unwrap_err();
+    let other = schema::connect(&Options::new(folder.path().join("test.db"))).unwrap();
+    other.execute("BEGIN IMMEDIATE", &[]).unwrap();
+    for answer in join_all(["a", "b", "c"].map(|name| insert(&database, name))).await {
+        let error = answer.unwrap_err();
         assert!(
             matches!(error, Error::Busy(_)) && error.is_transient(),
             "{error:?}"
         );
     }
-    sqlx::query("ROLLBACK").execute(&mut other).await.unwrap();
+    other.execute("ROLLBACK", &[]).unwrap();
     insert(&database, "a").await.unwrap();
+    drop(other);
     database.close().await.unwrap();
 }
 
 #[tokio::test]
+async fn bulk_waits_for_short_writes_and_is_not_lost_at_the_close() {
+    let (_folder, database) = database(|options| options).await;
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let note = |what: &'static str| {
+        let order = Arc::clone(&order);
+        move |_connection: &Connection| {
+            order.lock().unwrap().push(what);
+            Ok::<_, Error>(())
+        }
+    };
+    let mut tasks = JoinSet::new();
+    let gate = hold_writer(&database, &mut tasks).await;
+    let bulk = database.write_bulk(note("bulk"));
+    let short = database.write(note("short"));
+    let queued = async {
+        while database.queue_depth() < 1 {
+            tokio::task::yield_now().await;
+        }
+        gate.open();
+    };
+    let (bulk, short, ()) = tokio::join!(bulk, short, queued);
+    bulk.unwrap();
+    short.unwrap();
+    assert_eq!(*order.lock().unwrap(), ["short", "bulk"]);
+    let (bulk, closed) = tokio::join!(database.write_bulk(note("last")), database.close());
+    bulk.unwrap();
+    closed.unwrap();
+}
+
+#[tokio::test]
 async fn a_schema_from_a_newer_program_is_refused() {
+    const NEWER: &[Migration] = &[
+        TABLE,
+        Migration {
+            file: "0002_make_another.sql",
+            sql: "CREATE TABLE later (id INTEGER PRIMARY KEY)",
+        },
+    ];
     let (folder, database) = database(|options| options).await;
     database.close().await.unwrap();
-    let path = folder.path().join("test.db");
-    let newer = migrator(&[TABLE, "CREATE TABLE later (id INTEGER PRIMARY KEY)"]);
-    Database::open(Options::new(&path), &newer)
-        .await
-        .unwrap()
-        .close()
-        .await
-        .unwrap();
-    let error = Database::open(Options::new(&path), &migrator(&[TABLE]))
-        .await
-        .unwrap_err();
+    let options = Options::new(folder.path().join("test.db"));
+    let newer = Database::open(options.clone(), NEWER).await.unwrap();
+    newer.close().await.unwrap();
+    let error = Database::open(options, MIGRATIONS).await.unwrap_err();
     assert!(
         matches!(error, Error::SchemaTooNew { found: 2, known: 1 }),
         "{error}"
@@ -475,14 +705,46 @@ async fn a_schema_from_a_newer_program_is_refused() {
 }
 
 #[tokio::test]
-async fn a_migration_that_was_changed_afterwards_is_refused() {
+async fn a_migration_that_was_changed_or_removed_afterwards_is_refused() {
+    const CHANGED: &[Migration] = &[Migration {
+        sql: "CREATE TABLE item (id INTEGER PRIMARY KEY)",
+        ..TABLE
+    }];
+    const REMOVED: &[Migration] = &[Migration {
+        file: "0002_make_another.sql",
+        sql: "CREATE TABLE later (id INTEGER PRIMARY KEY)",
+    }];
     let (folder, database) = database(|options| options).await;
     database.close().await.unwrap();
-    let changed = migrator(&["CREATE TABLE item (id INTEGER PRIMARY KEY)"]);
-    let error = Database::open(Options::new(folder.path().join("test.db")), &changed)
-        .await
-        .unwrap_err();
+    for other in [CHANGED, REMOVED] {
+        let options = Options::new(folder.path().join("test.db"));
+        let error = Database::open(options, other).await.unwrap_err();
+        assert!(matches!(error, Error::Migrate(_)), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_migration_that_fails_leaves_nothing() {
+    const BROKEN: &[Migration] = &[
+        TABLE,
+        Migration {
+            file: "0002_break.sql",
+            sql: "CREATE TABLE half (id INTEGER PRIMARY KEY); CREATE TABLE item (id INTEGER)",
+        },
+    ];
+    const RIGHT: &[Migration] = &[
+        TABLE,
+        Migration {
+            file: "0002_make_another.sql",
+            sql: "CREATE TABLE half (id INTEGER PRIMARY KEY)",
+        },
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options::new(folder.path().join("test.db"));
+    let error = Database::open(options.clone(), BROKEN).await.unwrap_err();
     assert!(matches!(error, Error::Migrate(_)), "{error}");
+    let database = Database::open(options, RIGHT).await.unwrap();
+    database.close().await.unwrap();
 }
 
 #[tokio::test]
@@ -490,7 +752,7 @@ async fn a_damaged_file_is_called_corrupt() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("test.db");
     std::fs::write(&path, [b'x'; 8192]).unwrap();
-    let error = Database::open(Options::new(&path), &migrator(&[TABLE]))
+    let error = Database::open(Options::new(&path), MIGRATIONS)
         .await
         .unwrap_err();
     assert!(matches!(error, Error::Corrupt(_)), "{error:?}");
@@ -500,26 +762,18 @@ async fn a_damaged_file_is_called_corrupt() {
 async fn a_missing_folder_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let options = Options::new(folder.path().join("none/test.db"));
-    let error = Database::open(options, &migrator(&[TABLE]))
-        .await
-        .unwrap_err();
+    let error = Database::open(options, MIGRATIONS).await.unwrap_err();
     assert!(error.to_string().ends_with("none/test.db"), "{error}");
 }
 
 #[tokio::test]
-async fn a_checkpoint_moves_the_log_into_the_file() {
-    let (folder, database) = database(|options| options).await;
-    insert(&database, "a").await.unwrap();
-    let log = folder.path().join("test.db-wal");
-    assert!(std::fs::metadata(&log).unwrap().len() > 0);
-    database.checkpoint().await.unwrap();
-    assert_eq!(std::fs::metadata(&log).unwrap().len(), 0);
-    database.close().await.unwrap();
-}
-
-#[tokio::test]
 async fn closing_finishes_what_was_queued_and_refuses_what_comes_later() {
-    let (_folder, database) = database(|options| options).await;
+    // Some of them wait outside the queue.
+    let (_folder, database) = database(|options| Options {
+        queue_depth_max: 16,
+        ..options
+    })
+    .await;
     let queued = join_all((0..100).map(|index| insert(&database, format!("item {index}"))));
     let (results, closed) = tokio::join!(queued, database.close());
     closed.unwrap();
@@ -528,169 +782,9 @@ async fn closing_finishes_what_was_queued_and_refuses_what_comes_later() {
         insert(&database, "late").await,
         Err(Error::Closed)
     ));
-    assert!(matches!(database.read().await, Err(Error::Closed)));
-    database.close().await.unwrap();
-}
-
-/// Inserts names; one that begins with `no` is refused, one that is `bad` fails the whole, and each call notes its size.
-fn insert_all<'c>(
-    connection: &'c mut SqliteConnection,
-    _group: u8,
-    names: Arc<Vec<(String, SizeLog)>>,
-) -> BoxFuture<'c, Result<Vec<Result<String, Error>>, Error>> {
-    Box::pin(async move {
-        let mut answers = Vec::new();
-        for (name, log) in names.iter() {
-            log.lock().unwrap().push(names.len());
-            if name.starts_with("no") {
-                answers.push(Err(Error::ReadersBusy));
-                continue;
-            }
-            let value = (name != "bad").then_some(name.as_str());
-            sqlx::query("INSERT INTO item (name) VALUES (?)")
-                .bind(value)
-                .execute(&mut *connection)
-                .await?;
-            answers.push(Ok(name.clone()));
-        }
-        Ok(answers)
-    })
-}
-
-type SizeLog = Arc<std::sync::Mutex<Vec<usize>>>;
-
-async fn together(
-    database: &Database,
-    group: u8,
-    names: &[&str],
-) -> (Vec<Result<String, Error>>, SizeLog) {
-    let log = SizeLog::default();
-    let calls = names.iter().map(|name| {
-        database.write_together(group, ((*name).to_owned(), Arc::clone(&log)), insert_all)
-    });
-    // What is queued before the writer looks is one batch.
-    (join_all(calls).await, log)
-}
-
-#[tokio::test]
-async fn questions_of_one_kind_are_answered_together_each_with_its_own_answer() {
-    let (_folder, database) = database(|options| options).await;
-    let (answers, log) = together(&database, 1, &["a", "no", "b"]).await;
-    assert_eq!(answers[0].as_deref().unwrap(), "a");
-    assert!(matches!(answers[1], Err(Error::ReadersBusy)));
-    assert_eq!(answers[2].as_deref().unwrap(), "b");
-    assert_eq!(count(&database).await, 2);
-    assert!(log.lock().unwrap().contains(&3), "they were one batch");
-    assert_eq!(database.counters().jobs_committed(), 3);
-    database.close().await.unwrap();
-}
-
-#[tokio::test]
-async fn a_failure_of_the_whole_is_only_that_of_the_question_that_causes_it() {
-    let (_folder, database) = database(|options| options).await;
-    let (answers, _log) = together(&database, 1, &["a", "bad", "b", "c"]).await;
-    let right: Vec<_> = answers.iter().map(Result::is_ok).collect();
-    assert_eq!(right, [true, false, true, true]);
-    assert!(matches!(answers[1], Err(Error::Constraint { .. })));
-    assert_eq!(count(&database).await, 3, "nothing twice, nothing lost");
-    // The same beside other jobs, and for one alone.
-    let (beside, (answers, _log)) = tokio::join!(
-        insert(&database, "d"),
-        together(&database, 1, &["bad", "e"])
-    );
-    beside.unwrap();
-    assert!(answers[0].is_err() && answers[1].is_ok());
-    let (alone, _log) = together(&database, 1, &["bad"]).await;
-    assert!(alone[0].is_err());
-    assert_eq!(count(&database).await, 5);
-    database.close().await.unwrap();
-}
-
-#[tokio::test]
-async fn groups_are_kept_apart() {
-    let (_folder, database) = database(|options| options).await;
-    let ((first, one), (second, two)) = tokio::join!(
-        together(&database, 1, &["a", "b"]),
-        together(&database, 2, &["c", "d", "e"])
-    );
-    assert!(first.iter().chain(&second).all(Result::is_ok));
-    assert!(one.lock().unwrap().iter().all(|size| *size <= 2));
-    assert!(two.lock().unwrap().iter().all(|size| *size <= 3));
-    assert_eq!(count(&database).await, 5);
-    database.close().await.unwrap();
-}
-
-/// Answers whether names are there; `no` is refused, `bad` fails the whole, and each call notes its size.
-fn find_all<'c>(
-    connection: &'c mut SqliteConnection,
-    _group: u8,
-    names: Arc<Vec<(String, SizeLog)>>,
-) -> BoxFuture<'c, Result<Vec<Result<bool, Error>>, Error>> {
-    Box::pin(async move {
-        let mut answers = Vec::new();
-        for (name, log) in names.iter() {
-            log.lock().unwrap().push(names.len());
-            let sql = match name.as_str() {
-                "no" => {
-                    answers.push(Err(Error::ReadersBusy));
-                    continue;
-                }
-                "panic" => panic!("on purpose"),
-                "bad" => "SELECT name FROM nothing WHERE name = ?",
-                _ => "SELECT name FROM item WHERE name = ?",
-            };
-            let found = sqlx::query(sql)
-                .bind(name)
-                .fetch_optional(&mut *connection)
-                .await?;
-            answers.push(Ok(found.is_some()));
-        }
-        Ok(answers)
-    })
-}
-
-#[tokio::test]
-async fn reads_of_one_kind_are_answered_together_each_with_its_own_answer() {
-    let (_folder, database) = database(|options| options).await;
-    let ask = |names: &'static [&'static str]| {
-        let database = database.clone();
-        async move {
-            let log = SizeLog::default();
-            let calls = names.iter().map(|name| {
-                database.read_together(1, ((*name).to_owned(), Arc::clone(&log)), find_all)
-            });
-            (join_all(calls).await, log)
-        }
-    };
-    insert(&database, "a").await.unwrap();
-    let (answers, log) = ask(&["a", "no", "b", "a"]).await;
     assert!(matches!(
-        answers[..],
-        [Ok(true), Err(Error::ReadersBusy), Ok(false), Ok(true)]
+        database.read(count_items).await,
+        Err(Error::Closed)
     ));
-    let sizes = log.lock().unwrap().clone();
-    assert_eq!(
-        sizes,
-        [1, 3, 3, 3],
-        "the first alone, what came meanwhile together"
-    );
-    // What is committed before a question is seen by it.
-    insert(&database, "b").await.unwrap();
-    let (answers, _log) = ask(&["b", "bad", "a", "panic", "c"]).await;
-    assert!(
-        matches!(
-            answers[..],
-            [
-                Ok(true),
-                Err(Error::Other(_)),
-                Ok(true),
-                Err(Error::Panicked),
-                Ok(false)
-            ]
-        ),
-        "{answers:?}"
-    );
     database.close().await.unwrap();
-    let (answers, _log) = ask(&["a"]).await;
-    assert!(matches!(answers[..], [Err(Error::Closed)]), "{answers:?}");
 }

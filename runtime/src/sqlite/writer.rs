@@ -3,26 +3,34 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 
-use sqlx::{Connection, SqliteConnection};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::warn;
 use viworks_common::time::Monotonic;
 
-use super::Error;
-use super::job::{Job, Verdict, gather};
+use super::job::Job;
 use super::pace::Pace;
-use crate::clock::{Clock, SystemClock, sleep_until};
+use super::schema::{self, Migration};
+use super::{Connection, Error, Options};
+use crate::clock::{Clock, SystemClock};
+
+/// A job, and the room that it takes while it waits.
+pub(super) type Queued = (Box<dyn Job>, OwnedSemaphorePermit);
 
 /// What can be asked of the writer.
 pub(super) enum Message {
     /// Run and commit it.
-    Job(Box<dyn Job>),
-    /// Move the log into the file.
-    Checkpoint(oneshot::Sender<Result<(), Error>>),
-    /// Checkpoint and end.
+    Write(Queued),
+    /// The same, when others leave room for it.
+    Bulk(Queued),
+    /// End.
     Close(oneshot::Sender<Result<(), Error>>),
 }
+
+/// The way to the writer. It has no bound of its own: every job holds a place in a room that has.
+pub(super) type Sender = mpsc::Sender<Message>;
 
 /// What the writer has done so far.
 #[derive(Debug, Default)]
@@ -68,9 +76,14 @@ impl Counters {
 }
 
 pub(super) struct Writer {
-    connection: SqliteConnection,
-    queue: mpsc::Receiver<Message>,
-    bulk: mpsc::Receiver<Box<dyn Job>>,
+    connection: Connection,
+    messages: mpsc::Receiver<Message>,
+    writes: VecDeque<Queued>,
+    bulk: VecDeque<Queued>,
+    /// Whom to tell that the file is closed, once that was asked for.
+    closing: Option<oneshot::Sender<Result<(), Error>>>,
+    /// Nobody can ask for anything any more.
+    alone: bool,
     batch_jobs_max: usize,
     counters: Arc<Counters>,
     pace: Pace,
@@ -78,10 +91,8 @@ pub(super) struct Writer {
 
 /// What is to be done next.
 enum Next {
-    Message(Message),
-    Bulk(Box<dyn Job>),
-    /// Every handle is gone.
-    Gone,
+    Together,
+    Bulk(Queued),
 }
 
 /// The transaction is gone as a whole, with the effects of every job in it.
@@ -89,95 +100,120 @@ enum Next {
 struct GivenUp;
 
 impl Writer {
-    pub(super) fn new(
-        connection: SqliteConnection,
-        queue: mpsc::Receiver<Message>,
-        bulk: mpsc::Receiver<Box<dyn Job>>,
-        batch_jobs_max: usize,
+    /// Opens the file on a thread of its own, which goes on as the writer.
+    pub(super) async fn start(
+        options: Options,
+        migrations: &'static [Migration],
         counters: Arc<Counters>,
-    ) -> Self {
-        Self {
-            connection,
-            queue,
-            bulk,
-            batch_jobs_max: batch_jobs_max.max(1),
-            counters,
-            pace: Pace::default(),
-        }
-    }
-
-    pub(super) async fn run(mut self) {
-        loop {
-            match self.next().await {
-                Next::Message(first) => {
-                    if let Some(close) = self.take_together(first).await {
-                        return self.close(close).await;
-                    }
-                }
-                Next::Bulk(job) => self.write_bulk(job).await,
-                Next::Gone => break,
+    ) -> Result<Sender, Error> {
+        let (sender, messages) = mpsc::channel();
+        let (reply, opened) = oneshot::channel();
+        let path = options.path.clone();
+        let work = move || match schema::open(&options, migrations) {
+            Ok(connection) => {
+                // Whoever opens it may have gone; then there is nothing to wait for either.
+                drop(reply.send(Ok(())));
+                let writer = Self {
+                    connection,
+                    messages,
+                    writes: VecDeque::new(),
+                    bulk: VecDeque::new(),
+                    closing: None,
+                    alone: false,
+                    batch_jobs_max: options.batch_jobs_max.max(1),
+                    counters,
+                    pace: Pace::default(),
+                };
+                writer.run();
             }
-        }
-        // Every handle is gone without a close; the log is checkpointed when the file is opened again.
-        drop(self.connection.close().await);
-    }
-
-    /// Short writes first; bulk when none waits and it has rested, or when it was passed over for too long.
-    async fn next(&mut self) -> Next {
-        if self.pace.is_bulk_due()
-            && let Ok(job) = self.bulk.try_recv()
-        {
-            return Next::Bulk(job);
-        }
-        let Self {
-            queue, bulk, pace, ..
-        } = self;
-        let rested = pace.rest_until();
-        let bulk = async {
-            sleep_until(&SystemClock, rested).await;
-            bulk.recv().await
+            Err(error) => drop(reply.send(Err(error))),
         };
-        tokio::select! {
-            biased;
-            message = queue.recv() => message.map_or(Next::Gone, Next::Message),
-            // Its senders go with those of the queue.
-            Some(job) = bulk => Next::Bulk(job),
+        thread::Builder::new()
+            .name("sqlite writer".to_owned())
+            .spawn(work)
+            .map_err(|error| Error::no_thread(path, error))?;
+        opened.await.unwrap_or(Err(Error::Panicked))?;
+        Ok(sender)
+    }
+
+    fn run(mut self) {
+        while let Some(next) = self.next() {
+            match next {
+                Next::Together => self.write_together(),
+                Next::Bulk((job, place)) => {
+                    drop(place);
+                    self.write_bulk(job);
+                }
+            }
+        }
+        self.close();
+    }
+
+    /// Short writes first; bulk when none waits and it has rested, or when it was passed over for too long. `None` when
+    /// everything is done and there will be no more.
+    fn next(&mut self) -> Option<Next> {
+        loop {
+            while let Ok(message) = self.messages.try_recv() {
+                self.sort(message);
+            }
+            let rest = self.pace.rest_until().saturating_since(SystemClock.now());
+            let ending = self.alone || self.closing.is_some();
+            let room_for_bulk = self.writes.is_empty() && (rest.is_zero() || ending);
+            if (room_for_bulk || self.pace.is_bulk_due())
+                && let Some(job) = self.bulk.pop_front()
+            {
+                return Some(Next::Bulk(job));
+            }
+            if !self.writes.is_empty() {
+                return Some(Next::Together);
+            }
+            if ending {
+                return None;
+            }
+            let received = if self.bulk.is_empty() {
+                self.messages.recv().map_err(RecvTimeoutError::from)
+            } else {
+                self.messages.recv_timeout(rest)
+            };
+            match received {
+                Ok(message) => self.sort(message),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => self.alone = true,
+            }
         }
     }
 
-    /// Commits what waits together; answers whom to tell that the file is closed, when that was asked.
-    async fn take_together(
-        &mut self,
-        first: Message,
-    ) -> Option<oneshot::Sender<Result<(), Error>>> {
-        let mut batch = Vec::new();
-        let mut next = Some(first);
-        let mut taken = 0;
-        while let Some(Message::Job(job)) = next.take_if(|next| matches!(next, Message::Job(_))) {
-            gather(&mut batch, job);
-            taken += 1;
-            if taken < self.batch_jobs_max {
-                next = self.queue.try_recv().ok();
-            }
+    fn sort(&mut self, message: Message) {
+        // Who comes after the close sees its channel go and answers `Closed`.
+        if self.closing.is_some() {
+            return;
         }
-        if !batch.is_empty() {
-            self.commit_together(batch).await;
-            let now = SystemClock.now();
-            self.pace.short(taken, now);
-            self.note_pace(now);
+        match message {
+            Message::Write(job) => self.writes.push_back(job),
+            Message::Bulk(job) => self.bulk.push_back(job),
+            Message::Close(reply) => self.closing = Some(reply),
         }
-        match next {
-            Some(Message::Checkpoint(reply)) => drop(reply.send(self.checkpoint().await)),
-            Some(Message::Close(reply)) => return Some(reply),
-            Some(Message::Job(_)) | None => {}
-        }
-        None
+    }
+
+    /// Commits what waits together.
+    fn write_together(&mut self) {
+        let taken = self.writes.len().min(self.batch_jobs_max);
+        // Their places are free again from here on.
+        let batch: Vec<_> = self
+            .writes
+            .drain(..taken)
+            .map(|(job, _place)| job)
+            .collect();
+        self.commit_together(batch);
+        let now = SystemClock.now();
+        self.pace.short(taken, now);
+        self.note_pace(now);
     }
 
     /// In a transaction of its own, so that nobody else waits for what it takes.
-    async fn write_bulk(&mut self, job: Box<dyn Job>) {
+    fn write_bulk(&mut self, job: Box<dyn Job>) {
         let begun = SystemClock.now();
-        self.commit_each(vec![job]).await;
+        self.commit_alone(job);
         let now = SystemClock.now();
         self.pace.bulk(begun, now);
         self.note_pace(now);
@@ -189,147 +225,97 @@ impl Writer {
     }
 
     /// Commits the jobs in one transaction; if SQLite gives that up as a whole, in one each.
-    async fn commit_together(&mut self, mut batch: Vec<Box<dyn Job>>) {
-        if batch.len() == 1 {
-            return self.commit_each(batch).await;
-        }
-        if let Err(error) = self.execute("BEGIN IMMEDIATE").await {
-            return answer_all(batch, &Err(error));
-        }
-        match self.run_together(&mut batch).await {
-            Ok(kept) => {
-                let fate = self.commit().await;
+    fn commit_together(&self, mut batch: Vec<Box<dyn Job>>) {
+        if batch.len() > 1 {
+            if let Err(error) = self.execute("BEGIN IMMEDIATE") {
+                return answer_all(batch, &Err(error));
+            }
+            if let Ok(kept) = self.run_together(&mut batch) {
+                let fate = self.commit();
                 let kept = if fate.is_ok() { kept } else { 0 };
-                let all: usize = batch.iter().map(|job| job.questions()).sum();
-                self.counters.record(kept, all - kept);
-                answer_all(batch, &fate);
+                self.counters.record(kept, batch.len() - kept);
+                return answer_all(batch, &fate);
             }
-            Err(GivenUp) => {
-                self.roll_back().await;
-                self.commit_each(batch).await;
-            }
+            self.roll_back();
+        }
+        for job in batch {
+            self.commit_alone(job);
         }
     }
 
     /// Runs every job in the open transaction; answers how many of them have effects.
     ///
-    /// Each statement is a journey to the driver's thread and back, so the savepoint of one job ends in the same journey
-    /// in which that of the next begins. After some errors, a full database among them, SQLite rolls the whole
-    /// transaction back by itself. The savepoint is gone then, which is how it shows.
-    async fn run_together(&mut self, batch: &mut Vec<Box<dyn Job>>) -> Result<usize, GivenUp> {
+    /// After some errors, a full database among them, SQLite rolls the whole transaction back by itself.
+    fn run_together(&self, batch: &mut [Box<dyn Job>]) -> Result<usize, GivenUp> {
+        let given_up = |_error| GivenUp;
         let mut kept = 0;
-        let mut turn = "SAVEPOINT job";
-        let mut number = 0;
-        while let Some(job) = batch.get_mut(number) {
-            self.execute_all(turn).await.map_err(|_gone| GivenUp)?;
-            let verdict = job.run(&mut self.connection, true).await;
-            // What is rolled back to stays open.
-            turn = "ROLLBACK TO job";
-            match verdict {
-                Verdict::Keep => {
-                    kept += job.questions();
-                    turn = "RELEASE job; SAVEPOINT job";
-                }
-                Verdict::Undo => {}
-                Verdict::Split => {
-                    let parts = batch.remove(number).split();
-                    batch.splice(number..number, parts);
-                    continue;
-                }
+        for job in batch {
+            self.execute("SAVEPOINT job").map_err(given_up)?;
+            let worked = job.run(&self.connection);
+            if self.connection.inner().is_autocommit() {
+                return Err(GivenUp);
             }
-            number += 1;
+            if worked {
+                kept += 1;
+            } else {
+                self.execute("ROLLBACK TO job").map_err(given_up)?;
+            }
+            self.execute("RELEASE job").map_err(given_up)?;
         }
-        if turn == "ROLLBACK TO job" {
-            self.execute_all(turn).await.map_err(|_gone| GivenUp)?;
-        }
-        self.execute_all("RELEASE job")
-            .await
-            .map_err(|_gone| GivenUp)?;
         Ok(kept)
     }
 
-    async fn commit_each(&mut self, batch: Vec<Box<dyn Job>>) {
-        let mut waiting = VecDeque::from(batch);
-        while let Some(mut job) = waiting.pop_front() {
-            match self.commit_alone(job.as_mut()).await {
-                Some(fate) => job.answer(fate),
-                None => job
-                    .split()
-                    .into_iter()
-                    .rev()
-                    .for_each(|part| waiting.push_front(part)),
-            }
+    fn commit_alone(&self, mut job: Box<dyn Job>) {
+        if let Err(error) = self.execute("BEGIN IMMEDIATE") {
+            return job.answer(Err(error));
         }
+        let fate = if job.run(&self.connection) {
+            let fate = self.commit();
+            let kept = usize::from(fate.is_ok());
+            self.counters.record(kept, 1 - kept);
+            fate
+        } else {
+            self.roll_back();
+            self.counters.record(0, 1);
+            Ok(())
+        };
+        job.answer(fate);
     }
 
-    /// Commits one job; `None` when it is to be carried out in its parts.
-    async fn commit_alone(&mut self, job: &mut dyn Job) -> Option<Result<(), Error>> {
-        if let Err(error) = self.execute("BEGIN IMMEDIATE").await {
-            return Some(Err(error));
-        }
-        let verdict = job.run(&mut self.connection, false).await;
-        if verdict == Verdict::Keep {
-            let fate = self.commit().await;
-            let (kept, undone) = if fate.is_ok() {
-                (job.questions(), 0)
-            } else {
-                (0, job.questions())
-            };
-            self.counters.record(kept, undone);
-            return Some(fate);
-        }
-        self.roll_back().await;
-        if verdict == Verdict::Split {
-            return None;
-        }
-        self.counters.record(0, job.questions());
-        Some(Ok(()))
-    }
-
-    async fn commit(&mut self) -> Result<(), Error> {
-        let committed = self.execute("COMMIT").await;
+    fn commit(&self) -> Result<(), Error> {
+        let committed = self.execute("COMMIT");
         match &committed {
             Ok(()) => {
                 self.counters.commits.fetch_add(1, Ordering::Relaxed);
             }
-            Err(_) => self.roll_back().await,
+            Err(_) => self.roll_back(),
         }
         committed
     }
 
     /// Ends the transaction without effects. Where SQLite has ended it already, that is an error without meaning; in
     /// any other case the next `BEGIN` fails and tells.
-    async fn roll_back(&mut self) {
-        drop(self.execute("ROLLBACK").await);
+    fn roll_back(&self) {
+        drop(self.execute("ROLLBACK"));
     }
 
-    async fn checkpoint(&mut self) -> Result<(), Error> {
-        self.execute("PRAGMA wal_checkpoint(TRUNCATE)").await
+    fn execute(&self, sql: &'static str) -> Result<(), Error> {
+        self.connection.execute(sql, &[]).map(drop)
     }
 
-    async fn close(mut self, reply: oneshot::Sender<Result<(), Error>>) {
-        // Jobs queued behind the close see their channel go and answer `Closed`.
-        self.queue.close();
-        while let Ok(job) = self.bulk.try_recv() {
-            self.commit_each(vec![job]).await;
-        }
-        self.bulk.close();
-        let checkpointed = self.checkpoint().await;
-        let closed = self.connection.close().await.map_err(Error::from);
+    /// Moves the log into the file and closes that.
+    fn close(self) {
+        let checkpoint = "PRAGMA wal_checkpoint(TRUNCATE)";
+        let moved: Result<_, Error> = self.connection.all(checkpoint, &[], |_row| Ok(()));
+        let closed = self.connection.into_inner().close();
+        let closed = closed.map_err(|(_connection, error)| Error::from(error));
         if let Err(error) = &closed {
             warn!(%error, "failed to close the database");
         }
-        drop(reply.send(checkpointed.and(closed)));
-    }
-
-    async fn execute_all(&mut self, sql: &'static str) -> Result<(), Error> {
-        sqlx::raw_sql(sql).execute(&mut self.connection).await?;
-        Ok(())
-    }
-
-    async fn execute(&mut self, sql: &'static str) -> Result<(), Error> {
-        sqlx::query(sql).execute(&mut self.connection).await?;
-        Ok(())
+        if let Some(reply) = self.closing {
+            // Nobody waits for it any more.
+            drop(reply.send(moved.and(closed)));
+        }
     }
 }
 

@@ -1,13 +1,13 @@
 //! The append-only audit log.
 
 use serde_json::Value;
-use sqlx::SqliteConnection;
-use viworks_common::id::{AgentId, Tenant};
-use viworks_common::time::Timestamp;
+use viworks_common::id::AgentId;
+use viworks_runtime::sqlite::{Row, params};
 
 use super::budget::{self, NOTES};
-use super::page::{Fetched, rows_wanted};
-use super::row::{Reader, int, to_json};
+use super::page::{listing, rows_wanted};
+use super::row::{Reader, to_json};
+use super::tx::{Tx, View};
 use crate::data::model::{api_key_word, gateway_word};
 use crate::data::{
     Actor, ActorKind, AuditOutcome, AuditRecord, Listing, NewAuditRecord, Page, StoreResult,
@@ -15,8 +15,9 @@ use crate::data::{
 
 pub(super) const APPEND: &str = "\
 INSERT INTO audit_log (tenant, seq, at, actor_kind, actor_id, action, object, outcome, detail, request_id)
-SELECT $1, coalesce((SELECT max(seq) FROM audit_log WHERE tenant = $1), 0) + 1,
-       $2 + coalesce((SELECT wall_ahead FROM time_line WHERE one = 1), 0), $3, $4, $5, $6, $7, $8, $9";
+SELECT :tenant, coalesce((SELECT max(seq) FROM audit_log WHERE tenant = :tenant), 0) + 1,
+       :now + coalesce((SELECT wall_ahead FROM time_line WHERE one = 1), 0),
+       :actor_kind, :actor_id, :action, :object, :outcome, :detail, :request_id";
 
 /// The name of the key or of the gateway that a text such as `gateway:01…` means, as two values of which one is null.
 macro_rules! name_of {
@@ -53,119 +54,102 @@ SELECT a.seq, a.at, a.actor_kind, a.actor_id, a.action, a.object, a.outcome, a.d
        coalesce(",
     name_of!("a.object"),
     ") AS object_name
-FROM audit_log AS a WHERE a.tenant = $1 AND a.seq < $2 ORDER BY a.seq DESC LIMIT $3"
+FROM audit_log AS a WHERE a.tenant = :tenant AND a.seq < :before ORDER BY a.seq DESC LIMIT :limit"
 );
 
 /// Appends a record, in wall time, inside the transaction of what it records.
-pub(super) async fn append(
-    connection: &mut SqliteConnection,
-    tenant: &Tenant,
-    record: &NewAuditRecord,
-    now: Timestamp,
+pub(super) fn append(
+    tx: &Tx<'_>,
+    actor: &Actor,
+    action: &str,
+    object: &str,
+    outcome: AuditOutcome,
+    detail: &Value,
 ) -> StoreResult<()> {
-    sqlx::query(APPEND)
-        .bind(tenant.as_str())
-        .bind(now.unix_micros())
-        .bind(record.actor.kind.name())
-        .bind(&record.actor.id)
-        .bind(&record.action)
-        .bind(&record.object)
-        .bind(record.outcome.name())
-        .bind(to_json(&record.detail))
-        .bind(&record.actor.request_id)
-        .execute(connection)
-        .await?;
+    let (actor_kind, actor_id, request_id) = (actor.kind.name(), &actor.id, &actor.request_id);
+    let (outcome, detail) = (outcome.name(), to_json(detail));
+    tx.execute(
+        APPEND,
+        params! { actor_kind, actor_id, action, object, outcome, detail, request_id },
+    )?;
     Ok(())
 }
 
+/// Appends what no other intent records.
+pub(super) fn append_record(tx: &Tx<'_>, record: &NewAuditRecord) -> StoreResult<()> {
+    let NewAuditRecord {
+        actor,
+        action,
+        object,
+        outcome,
+        detail,
+    } = record;
+    append(tx, actor, action, object, *outcome, detail)
+}
+
 /// Appends what a gateway did or tried, as far as it may add to the log; `false` when it is only counted.
-pub(super) async fn of_gateway(
-    connection: &mut SqliteConnection,
-    tenant: &Tenant,
+pub(super) fn of_gateway(
+    tx: &Tx<'_>,
     agent_id: AgentId,
     action: &str,
     outcome: AuditOutcome,
     detail: Value,
-    now: Timestamp,
 ) -> StoreResult<bool> {
     let actor = Actor::gateway(agent_id);
-    let object = actor.to_string();
-    let record = record(&actor, action, object, outcome, detail);
-    note(connection, tenant, &record, agent_id, now).await
+    let record = NewAuditRecord {
+        object: actor.to_string(),
+        actor,
+        action: action.to_owned(),
+        outcome,
+        detail,
+    };
+    note(tx, agent_id, record)
 }
 
 /// Appends a record that a gateway caused, with the number of those that were left out before it, unless this one has to be
 /// left out, too: the log is kept for good.
-pub(super) async fn note(
-    connection: &mut SqliteConnection,
-    tenant: &Tenant,
-    record: &NewAuditRecord,
+pub(super) fn note(
+    tx: &Tx<'_>,
     agent_id: AgentId,
-    now: Timestamp,
+    mut record: NewAuditRecord,
 ) -> StoreResult<bool> {
-    let Some(earlier) = budget::take(connection, tenant, agent_id, NOTES, now).await? else {
+    let Some(earlier) = budget::take(tx, agent_id, NOTES)? else {
         return Ok(false);
     };
-    let mut record = record.clone();
     if earlier > 0
         && let Value::Object(detail) = &mut record.detail
     {
         let own = detail.get("left_out").and_then(Value::as_u64).unwrap_or(0);
         detail.insert("left_out".to_owned(), own.saturating_add(earlier).into());
     }
-    append(connection, tenant, &record, now).await?;
+    append_record(tx, &record)?;
     Ok(true)
 }
 
-/// What most intents record.
-pub(super) fn record(
-    actor: &Actor,
-    action: &str,
-    object: String,
-    outcome: AuditOutcome,
-    detail: Value,
-) -> NewAuditRecord {
-    NewAuditRecord {
-        actor: actor.clone(),
-        action: action.to_owned(),
-        object,
-        outcome,
-        detail,
-    }
-}
-
 /// The log, newest first.
-pub(super) async fn list(
-    connection: &mut SqliteConnection,
-    tenant: &Tenant,
-    page: Page<u64>,
-) -> StoreResult<Listing<AuditRecord, u64>> {
-    let rows = sqlx::query(LIST)
-        .bind(tenant.as_str())
-        .bind(page.after.map_or(i64::MAX, int))
-        .bind(rows_wanted(page.limit))
-        .fetch_all(connection)
-        .await?;
-    Fetched::new(rows, page.limit).listing(read, |record| record.seq)
+pub(super) fn list(view: &View<'_>, page: Page<u64>) -> StoreResult<Listing<AuditRecord, u64>> {
+    let (before, limit) = (page.after.unwrap_or(u64::MAX), rows_wanted(page.limit));
+    let rows = view.all(LIST, params! { before, limit }, read)?;
+    Ok(listing(rows, page.limit, |record| record.seq))
 }
 
-fn read(row: &sqlx::sqlite::SqliteRow) -> StoreResult<AuditRecord> {
-    let reader = Reader::new("audit_log", row);
+fn read(row: &Row<'_>) -> StoreResult<AuditRecord> {
+    let row = Reader::new("audit_log", row);
     Ok(AuditRecord {
-        seq: reader.count("seq")?,
-        at: reader.time("at")?,
-        actor_name: reader.get("actor_name")?,
-        object_name: reader.get("object_name")?,
+        seq: row.get("seq")?,
+        at: row.get("at")?,
+        actor_name: row.get("actor_name")?,
+        object_name: row.get("object_name")?,
         record: NewAuditRecord {
             actor: Actor {
-                kind: reader.word("actor_kind", ActorKind::from_name)?,
-                id: reader.get("actor_id")?,
-                request_id: reader.get("request_id")?,
+                kind: row.word("actor_kind", ActorKind::from_name)?,
+                id: row.get("actor_id")?,
+                request_id: row.get("request_id")?,
             },
-            action: reader.get("action")?,
-            object: reader.get("object")?,
-            outcome: reader.word("outcome", AuditOutcome::from_name)?,
-            detail: reader.json("detail")?,
+            action: row.get("action")?,
+            object: row.get("object")?,
+            outcome: row.word("outcome", AuditOutcome::from_name)?,
+            detail: row.json("detail")?,
         },
     })
 }

@@ -1,12 +1,13 @@
 //! How much a gateway may add to what is kept for good, over all its sessions and across restarts.
 
-use sqlx::SqliteConnection;
-use viworks_common::id::{AgentId, Tenant};
+use viworks_common::id::AgentId;
 use viworks_common::limits::COMMANDS_UNREPORTED_MAX;
 use viworks_common::rate::{Bucket, Quota, Taken};
 use viworks_common::time::{Monotonic, Timestamp};
+use viworks_runtime::sqlite::params;
 
-use super::row::{Reader, int};
+use super::row::Reader;
+use super::tx::Tx;
 use crate::data::StoreResult;
 
 /// What is counted, and how much of it is kept.
@@ -27,10 +28,6 @@ pub(super) const NOTES: Budget = Budget {
 
 /// Results of commands that nobody knows: at once as many as a journal holds, so that none is lost with a database that
 /// was restored.
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "a journal holds about a thousand"
-)]
 pub(super) const ORPHANS: Budget = Budget {
     kind: "orphan",
     quota: Quota {
@@ -41,49 +38,31 @@ pub(super) const ORPHANS: Budget = Budget {
 const _: () = assert!(ORPHANS.quota.burst as usize == COMMANDS_UNREPORTED_MAX);
 
 pub(super) const LOAD: &str = "\
-SELECT full_at, left_out FROM gateway_budgets WHERE tenant = ?1 AND agent_id = ?2 AND kind = ?3";
+SELECT full_at, left_out FROM gateway_budgets WHERE tenant = :tenant AND agent_id = :agent_id AND kind = :kind";
 
 pub(super) const SAVE: &str = "\
-INSERT INTO gateway_budgets (tenant, agent_id, kind, full_at, left_out) VALUES (?1, ?2, ?3, ?4, ?5)
+INSERT INTO gateway_budgets (tenant, agent_id, kind, full_at, left_out)
+VALUES (:tenant, :agent_id, :kind, :full_at, :left_out)
 ON CONFLICT DO UPDATE SET full_at = excluded.full_at, left_out = excluded.left_out";
 
 /// Takes one from what a gateway has left, and says how many were left out since the last that was kept. `None` when this
 /// one is left out, too, and only counted.
-pub(super) async fn take(
-    connection: &mut SqliteConnection,
-    tenant: &Tenant,
-    agent_id: AgentId,
-    budget: Budget,
-    now: Timestamp,
-) -> StoreResult<Option<u64>> {
-    let row = sqlx::query(LOAD)
-        .bind(tenant.as_str())
-        .bind(agent_id.to_string())
-        .bind(budget.kind)
-        .fetch_optional(&mut *connection)
-        .await?;
-    let (mut bucket, left_out) = match &row {
-        Some(row) => {
-            let reader = Reader::new("gateway_budgets", row);
-            let full_at = on_line(reader.time("full_at")?);
-            (Bucket::full_at(full_at), reader.count("left_out")?)
-        }
-        None => (Bucket::default(), 0),
-    };
-    let kept = match bucket.take(budget.quota, on_line(now)) {
+pub(super) fn take(tx: &Tx<'_>, agent_id: AgentId, budget: Budget) -> StoreResult<Option<u64>> {
+    let kind = budget.kind;
+    let known = tx.optional(LOAD, params! { agent_id, kind }, |row| {
+        let row = Reader::new("gateway_budgets", row);
+        let full_at = on_line(row.get("full_at")?);
+        Ok((Bucket::full_at(full_at), row.get::<u64>("left_out")?))
+    })?;
+    let (mut bucket, left_out) = known.unwrap_or_default();
+    let kept = match bucket.take(budget.quota, on_line(tx.now)) {
         Taken::Allowed { .. } => Some(left_out),
         Taken::Refused { .. } => None,
     };
     let left_out = kept.map_or_else(|| left_out.saturating_add(1), |_told| 0);
     let full_at = bucket.is_full_at().as_duration().as_micros();
-    sqlx::query(SAVE)
-        .bind(tenant.as_str())
-        .bind(agent_id.to_string())
-        .bind(budget.kind)
-        .bind(i64::try_from(full_at).unwrap_or(i64::MAX))
-        .bind(int(left_out))
-        .execute(connection)
-        .await?;
+    let full_at = u64::try_from(full_at).unwrap_or(u64::MAX);
+    tx.execute(SAVE, params! { agent_id, kind, full_at, left_out })?;
     Ok(kept)
 }
 

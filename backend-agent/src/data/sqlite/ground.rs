@@ -23,7 +23,10 @@ pub(super) struct Ground {
 impl Ground {
     /// Remembers the file, which was just opened.
     pub(super) fn new(file: &Path) -> Result<Self, Error> {
-        let guard = Guard::new(file).map_err(sqlx::Error::Io)?;
+        let guard = Guard::new(file).map_err(|source| Error::Open {
+            path: file.to_owned(),
+            source: Arc::new(source),
+        })?;
         Ok(Self {
             guard,
             lost: Arc::default(),

@@ -1,46 +1,36 @@
 //! Keyset pages: one row more than wanted tells whether there is a next page.
 
-use sqlx::sqlite::SqliteRow;
 use viworks_common::limits;
 
-use crate::data::{Listing, StoreResult};
+use crate::data::Listing;
 
 /// The limit of the statement for a page of `limit` rows.
-pub(super) fn rows_wanted(limit: usize) -> i64 {
-    i64::try_from(held(limit) + 1).unwrap_or(i64::MAX)
+pub(super) fn rows_wanted(limit: usize) -> usize {
+    held(limit) + 1
 }
 
 fn held(limit: usize) -> usize {
     limit.clamp(1, limits::PAGE_ROWS_MAX)
 }
 
-/// The rows of a statement that asked for [`rows_wanted`].
-pub(super) struct Fetched {
-    rows: Vec<SqliteRow>,
+/// The page of `limit` rows whose statement asked for [`rows_wanted`].
+pub(super) fn listing<T, K>(
+    mut items: Vec<T>,
     limit: usize,
+    key: impl Fn(&T) -> K,
+) -> Listing<T, K> {
+    let more = items.len() > held(limit);
+    items.truncate(held(limit));
+    let next = items.last().filter(|_last| more).map(key);
+    Listing { items, next }
 }
 
-impl Fetched {
-    pub(super) fn new(rows: Vec<SqliteRow>, limit: usize) -> Self {
-        Self {
-            rows,
-            limit: held(limit),
-        }
-    }
+/// The key of a page whose rows follow `after`; what begins with a hexadecimal digit sorts behind nothing at all.
+pub(super) fn following(after: Option<impl ToString>) -> String {
+    after.map_or_else(String::new, |after| after.to_string())
+}
 
-    pub(super) fn listing<T, K>(
-        mut self,
-        read: impl Fn(&SqliteRow) -> StoreResult<T>,
-        key: impl Fn(&T) -> K,
-    ) -> StoreResult<Listing<T, K>> {
-        let more = self.rows.len() > self.limit;
-        self.rows.truncate(self.limit);
-        let items = self
-            .rows
-            .iter()
-            .map(read)
-            .collect::<StoreResult<Vec<T>>>()?;
-        let next = items.last().filter(|_last| more).map(key);
-        Ok(Listing { items, next })
-    }
+/// The key of a page whose rows come before `after`, and so before what no id begins with.
+pub(super) fn preceding(after: Option<impl ToString>) -> String {
+    after.map_or_else(|| "~".to_owned(), |after| after.to_string())
 }

@@ -1,20 +1,20 @@
-//! Runs: accepted whole or refused whole, listed, shown and cancelled.
+//! Runs: listed, shown and cancelled.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde_json::json;
-use sqlx::SqliteConnection;
-use sqlx::sqlite::SqliteRow;
 use viworks_common::api::SkipCode;
-use viworks_common::command::{CommandEvent, CommandState, Transition};
-use viworks_common::id::{AgentId, CommandId, RunId, Tenant};
+use viworks_common::catalogue::Risk;
+use viworks_common::command::CommandState;
+use viworks_common::id::{AgentId, CommandId, RunId};
 use viworks_common::time::Timestamp;
+use viworks_runtime::sqlite::{Row, params};
 
-use super::audit;
-use super::page::{Fetched, rows_wanted};
-use super::row::{Reader, to_json};
-use super::settle::{self, CommandRow, Note};
+use super::page::{following, listing, preceding, rows_wanted};
+use super::row::Reader;
+use super::tx::{Tx, View};
+use super::{audit, settle};
+use crate::data::ledger::command;
 use crate::data::model::api_key_word;
 use crate::data::{
     Actor, AuditOutcome, Cancelled, Command, CommandRef, Counts, Idempotency, Listing, Page, Run,
@@ -37,7 +37,7 @@ macro_rules! runs {
          r.cancel_requested_at, r.finished_at, r.skipped, \
          (SELECT json_group_object(state, commands) FROM (SELECT c.state, count(*) AS commands FROM commands AS c \
           WHERE c.tenant = r.tenant AND c.run_id = r.run_id GROUP BY c.state)) AS states \
-         FROM runs AS r WHERE r.tenant = $1 ")
+         FROM runs AS r WHERE r.tenant = :tenant ")
     };
 }
 
@@ -50,359 +50,234 @@ macro_rules! commands {
          FROM commands AS c ", $index, " \
          JOIN runs AS r ON r.tenant = c.tenant AND r.run_id = c.run_id \
          JOIN gateways AS g ON g.tenant = c.tenant AND g.agent_id = c.agent_id \
-         WHERE c.tenant = $1 ")
+         WHERE c.tenant = :tenant ")
     };
 }
 
-/// For each `[principal, route, key, time]` what the key was used for after that time.
-pub(super) const KEYS: &str = "\
-SELECT e.key AS number, k.run_id, k.request_hash
-FROM json_each($2) AS e
-CROSS JOIN idempotency_keys AS k ON k.tenant = $1 AND k.principal = e.value ->> 0 AND k.route = e.value ->> 1
-     AND k.key = e.value ->> 2 AND k.created_at > e.value ->> 3";
+/// What a key was used for, not too long ago.
+pub(super) const KEY: &str = "\
+SELECT run_id, request_hash FROM idempotency_keys
+WHERE tenant = :tenant AND principal = :principal AND route = :route AND key = :key AND created_at > :since";
 
-pub(super) const RUNS: &str = concat!(runs!(), "AND r.run_id IN (SELECT value FROM json_each($2))");
+pub(super) const RUN: &str = concat!(runs!(), "AND r.run_id = :run_id");
 
-pub(super) const LIST: &str = concat!(runs!(), "AND r.run_id < $2 ORDER BY r.run_id DESC LIMIT $3");
+pub(super) const LIST: &str = concat!(
+    runs!(),
+    "AND r.run_id < :before ORDER BY r.run_id DESC LIMIT :limit"
+);
 
-pub(super) const COMMAND: &str = concat!(commands!(""), "AND c.command_id = $2");
+pub(super) const COMMAND: &str = concat!(commands!(""), "AND c.command_id = :command_id");
 
 pub(super) const COMMANDS: &str = concat!(
     // Without the hint SQLite walks the primary key, which visits the commands of every later run.
     commands!("INDEXED BY commands_by_run"),
-    "AND c.run_id = $2 AND c.command_id > $3 ORDER BY c.command_id LIMIT $4"
+    "AND c.run_id = :run_id AND c.command_id > :after ORDER BY c.command_id LIMIT :limit"
 );
 
 pub(super) const SKIPPED: &str = "\
 SELECT s.agent_id, s.code, s.detail, g.name AS gateway
 FROM run_skips AS s JOIN gateways AS g ON g.tenant = s.tenant AND g.agent_id = s.agent_id
-WHERE s.tenant = $1 AND s.run_id = $2 AND s.agent_id > $3 ORDER BY s.agent_id LIMIT $4";
+WHERE s.tenant = :tenant AND s.run_id = :run_id AND s.agent_id > :after ORDER BY s.agent_id LIMIT :limit";
 
 pub(super) const CANCEL_RUN: &str = "\
-UPDATE runs SET cancel_requested_at = coalesce(cancel_requested_at, CASE WHEN finished_at IS NULL THEN $3 END)
-WHERE tenant = $1 AND run_id = $2";
+UPDATE runs SET cancel_requested_at = coalesce(cancel_requested_at, CASE WHEN finished_at IS NULL THEN :now END)
+WHERE tenant = :tenant AND run_id = :run_id";
 
 pub(super) const CANCEL_COMMANDS: &str = "\
-UPDATE commands INDEXED BY commands_by_run SET cancel_requested_at = coalesce(cancel_requested_at, $3)
-WHERE tenant = $1 AND run_id = $2 AND finished_at IS NULL";
+UPDATE commands INDEXED BY commands_by_run SET cancel_requested_at = coalesce(cancel_requested_at, :now)
+WHERE tenant = :tenant AND run_id = :run_id AND finished_at IS NULL";
 
 pub(super) const COUNTS: &str = "\
-SELECT $1 AS tenant,
-       (SELECT count(*) FROM gateways WHERE tenant = $1 AND revoked_at IS NULL) AS gateways,
-       (SELECT count(*) FROM gateways WHERE tenant = $1 AND session_epoch IS NOT NULL) AS connected,
-       (SELECT count(*) FROM runs INDEXED BY open_runs WHERE tenant = $1 AND finished_at IS NULL) AS open_runs,
+SELECT :tenant AS tenant,
+       (SELECT count(*) FROM gateways WHERE tenant = :tenant AND revoked_at IS NULL) AS gateways,
+       (SELECT count(*) FROM gateways WHERE tenant = :tenant AND session_epoch IS NOT NULL) AS connected,
+       (SELECT count(*) FROM runs INDEXED BY open_runs WHERE tenant = :tenant AND finished_at IS NULL) AS open_runs,
        (SELECT json_group_object(state, commands) FROM (SELECT state, count(*) AS commands
         FROM commands INDEXED BY open_commands_by_deadline
-        WHERE tenant = $1 AND finished_at IS NULL GROUP BY state)) AS open_commands,
+        WHERE tenant = :tenant AND finished_at IS NULL GROUP BY state)) AS open_commands,
        (SELECT count(*) FROM orphan_results AS o CROSS JOIN gateways AS g ON g.tenant = o.tenant AND g.agent_id = o.agent_id
-        WHERE o.tenant = $1 AND o.received_at > $2 AND g.revoked_at IS NULL) AS orphans,
+        WHERE o.tenant = :tenant AND o.received_at > :since AND g.revoked_at IS NULL) AS orphans,
        (SELECT count(*) FROM forks AS f CROSS JOIN gateways AS g ON g.tenant = f.tenant AND g.agent_id = f.agent_id
-        WHERE f.tenant = $1 AND f.at > $2 AND g.revoked_at IS NULL) AS forks";
+        WHERE f.tenant = :tenant AND f.at > :since AND g.revoked_at IS NULL) AS forks";
 
-/// What keys were used for, each where it stands.
-pub(super) async fn replays(
-    connection: &mut SqliteConnection,
-    tenant: &Tenant,
-    asked: &[(Idempotency, Timestamp)],
-) -> StoreResult<Vec<StoreResult<Option<Submission>>>> {
-    let document: Vec<_> = asked
-        .iter()
-        .map(|(key, now)| {
-            let since = now.saturating_sub(KEY_LIFE).unix_micros();
-            (&key.principal, &key.route, &key.key, since)
-        })
-        .collect();
-    let mut answers: Vec<_> = asked.iter().map(|_| Ok(None)).collect();
-    if document.is_empty() {
-        return Ok(answers);
-    }
-    let rows = sqlx::query(KEYS)
-        .bind(tenant.as_str())
-        .bind(to_json(&document))
-        .fetch_all(&mut *connection)
-        .await?;
-    let mut used = Vec::new();
-    for row in &rows {
-        let reader = Reader::new("idempotency_keys", row);
-        let number = reader.index("number")?;
-        let (Some((key, _now)), Some(answer)) = (asked.get(number), answers.get_mut(number)) else {
-            continue;
-        };
-        if reader.digest("request_hash")? == key.request_hash {
-            used.push((number, reader.parse("run_id")?));
-        } else {
-            *answer = Ok(Some(Submission::IdempotencyMismatch));
+/// What a key was used for.
+pub(super) fn replay(
+    view: &View<'_>,
+    asked: &Idempotency,
+    now: Timestamp,
+) -> StoreResult<Option<Submission>> {
+    let Idempotency {
+        principal,
+        route,
+        key,
+        request_hash,
+    } = asked;
+    let since = now.saturating_sub(KEY_LIFE);
+    let used = view.optional(KEY, params! { principal, route, key, since }, |row| {
+        let row = Reader::new("idempotency_keys", row);
+        let run_id: RunId = row.get("run_id")?;
+        Ok((run_id, row.get::<[u8; 32]>("request_hash")?))
+    })?;
+    Ok(match used {
+        Some((run_id, hash)) if hash == *request_hash => {
+            Some(Submission::Replayed(expected(view, run_id)?))
         }
-    }
-    let runs: Vec<RunId> = used.iter().map(|(_, run_id)| *run_id).collect();
-    for ((number, run_id), run) in used.iter().zip(load(connection, tenant, &runs).await?) {
-        if let Some(answer) = answers.get_mut(*number) {
-            let run = run?.ok_or_else(|| missing(*run_id));
-            *answer = run.map(|run| Some(Submission::Replayed(run)));
-        }
-    }
-    Ok(answers)
-}
-
-/// Runs, each where its id stands.
-pub(super) async fn load(
-    connection: &mut SqliteConnection,
-    tenant: &Tenant,
-    wanted: &[RunId],
-) -> StoreResult<Vec<StoreResult<Option<Run>>>> {
-    if wanted.is_empty() {
-        return Ok(Vec::new());
-    }
-    let distinct: BTreeSet<_> = wanted.iter().collect();
-    let rows = sqlx::query(RUNS)
-        .bind(tenant.as_str())
-        .bind(to_json(&distinct))
-        .fetch_all(connection)
-        .await?;
-    let mut found = BTreeMap::new();
-    for row in &rows {
-        let run = read_run(row)?;
-        found.insert(run.run_id, run);
-    }
-    let answers = wanted.iter().map(|run_id| Ok(found.get(run_id).cloned()));
-    Ok(answers.collect())
-}
-
-async fn expected(
-    connection: &mut SqliteConnection,
-    tenant: &Tenant,
-    run_id: RunId,
-) -> StoreResult<Run> {
-    let mut found = load(connection, tenant, &[run_id]).await?;
-    found
-        .pop()
-        .unwrap_or(Ok(None))?
-        .ok_or_else(|| missing(run_id))
-}
-
-fn missing(run_id: RunId) -> StoreError {
-    StoreError::Inconsistent {
-        table: "runs",
-        column: "run_id",
-        row: run_id.to_string(),
-    }
-}
-
-/// Runs, newest first.
-pub(super) async fn list(
-    connection: &mut SqliteConnection,
-    tenant: &Tenant,
-    page: Page<RunId>,
-) -> StoreResult<Listing<Run, RunId>> {
-    // Every id begins with a hexadecimal digit, which sorts before this.
-    let before = page
-        .after
-        .map_or_else(|| "~".to_owned(), |after| after.to_string());
-    let rows = sqlx::query(LIST)
-        .bind(tenant.as_str())
-        .bind(before)
-        .bind(rows_wanted(page.limit))
-        .fetch_all(connection)
-        .await?;
-    Fetched::new(rows, page.limit).listing(read_run, |run| run.run_id)
-}
-
-/// One command.
-pub(super) async fn command(
-    connection: &mut SqliteConnection,
-    tenant: &Tenant,
-    command_id: CommandId,
-) -> StoreResult<Option<Command>> {
-    let row = sqlx::query(COMMAND)
-        .bind(tenant.as_str())
-        .bind(command_id.to_string())
-        .fetch_optional(connection)
-        .await?;
-    row.as_ref().map(read_command).transpose()
-}
-
-/// The commands of a run.
-pub(super) async fn commands(
-    connection: &mut SqliteConnection,
-    tenant: &Tenant,
-    run_id: RunId,
-    page: Page<CommandId>,
-) -> StoreResult<Listing<Command, CommandId>> {
-    let rows = sqlx::query(COMMANDS)
-        .bind(tenant.as_str())
-        .bind(run_id.to_string())
-        .bind(
-            page.after
-                .map_or_else(String::new, |after| after.to_string()),
-        )
-        .bind(rows_wanted(page.limit))
-        .fetch_all(connection)
-        .await?;
-    Fetched::new(rows, page.limit).listing(read_command, |command| command.command_id)
-}
-
-/// The gateways that a run skipped.
-pub(super) async fn skipped(
-    connection: &mut SqliteConnection,
-    tenant: &Tenant,
-    run_id: RunId,
-    page: Page<AgentId>,
-) -> StoreResult<Listing<SkippedGateway, AgentId>> {
-    let rows = sqlx::query(SKIPPED)
-        .bind(tenant.as_str())
-        .bind(run_id.to_string())
-        .bind(
-            page.after
-                .map_or_else(String::new, |after| after.to_string()),
-        )
-        .bind(rows_wanted(page.limit))
-        .fetch_all(connection)
-        .await?;
-    Fetched::new(rows, page.limit).listing(read_skipped, |skipped| skipped.skip.agent_id)
-}
-
-fn read_skipped(row: &SqliteRow) -> StoreResult<SkippedGateway> {
-    let reader = Reader::new("run_skips", row);
-    Ok(SkippedGateway {
-        gateway: reader.parse("gateway")?,
-        skip: Skip {
-            agent_id: reader.parse("agent_id")?,
-            code: reader.word("code", SkipCode::from_name)?,
-            detail: reader.get("detail")?,
-        },
+        Some(_other) => Some(Submission::IdempotencyMismatch),
+        None => None,
     })
 }
 
-/// Cancels what has no permit, and asks for the end of the rest.
-pub(super) async fn cancel(
-    connection: &mut SqliteConnection,
-    tenant: &Tenant,
-    actor: &Actor,
+/// A run.
+pub(super) fn load(view: &View<'_>, run_id: RunId) -> StoreResult<Option<Run>> {
+    view.optional(RUN, params! { run_id }, read_run)
+}
+
+fn expected(view: &View<'_>, run_id: RunId) -> StoreResult<Run> {
+    load(view, run_id)?.ok_or_else(|| StoreError::Inconsistent {
+        table: "runs",
+        column: "run_id",
+        row: run_id.to_string(),
+    })
+}
+
+/// Runs, newest first.
+pub(super) fn list(view: &View<'_>, page: Page<RunId>) -> StoreResult<Listing<Run, RunId>> {
+    let (before, limit) = (preceding(page.after), rows_wanted(page.limit));
+    let rows = view.all(LIST, params! { before, limit }, read_run)?;
+    Ok(listing(rows, page.limit, |run| run.run_id))
+}
+
+/// One command.
+pub(super) fn command(view: &View<'_>, command_id: CommandId) -> StoreResult<Option<Command>> {
+    view.optional(COMMAND, params! { command_id }, read_command)
+}
+
+/// The commands of a run.
+pub(super) fn commands(
+    view: &View<'_>,
     run_id: RunId,
-    now: Timestamp,
-) -> StoreResult<Option<Cancelled>> {
-    let known = sqlx::query(CANCEL_RUN)
-        .bind(tenant.as_str())
-        .bind(run_id.to_string())
-        .bind(now.unix_micros())
-        .execute(&mut *connection)
-        .await?;
-    if known.rows_affected() == 0 {
+    page: Page<CommandId>,
+) -> StoreResult<Listing<Command, CommandId>> {
+    let (after, limit) = (following(page.after), rows_wanted(page.limit));
+    let rows = view.all(COMMANDS, params! { run_id, after, limit }, read_command)?;
+    Ok(listing(rows, page.limit, |command| command.command_id))
+}
+
+/// The gateways that a run skipped.
+pub(super) fn skipped(
+    view: &View<'_>,
+    run_id: RunId,
+    page: Page<AgentId>,
+) -> StoreResult<Listing<SkippedGateway, AgentId>> {
+    let (after, limit) = (following(page.after), rows_wanted(page.limit));
+    let rows = view.all(SKIPPED, params! { run_id, after, limit }, |row| {
+        let row = Reader::new("run_skips", row);
+        Ok(SkippedGateway {
+            gateway: row.get("gateway")?,
+            skip: Skip {
+                agent_id: row.get("agent_id")?,
+                code: row.word("code", SkipCode::from_name)?,
+                detail: row.get("detail")?,
+            },
+        })
+    })?;
+    Ok(listing(rows, page.limit, |skipped| skipped.skip.agent_id))
+}
+
+/// Cancels what has no permit, and asks for the end of the rest.
+pub(super) fn cancel(tx: &Tx<'_>, run_id: RunId, actor: &Actor) -> StoreResult<Option<Cancelled>> {
+    if tx.execute(CANCEL_RUN, params! { run_id })? == 0 {
         return Ok(None);
     }
-    sqlx::query(CANCEL_COMMANDS)
-        .bind(tenant.as_str())
-        .bind(run_id.to_string())
-        .bind(now.unix_micros())
-        .execute(&mut *connection)
-        .await?;
-    let rows = sqlx::query(settle::LOAD_OPEN_OF_RUN)
-        .bind(tenant.as_str())
-        .bind(run_id.to_string())
-        .fetch_all(&mut *connection)
-        .await?;
+    tx.execute(CANCEL_COMMANDS, params! { run_id })?;
     let (mut cancelled, mut requested) = (Vec::new(), Vec::new());
-    for row in &rows {
-        let mut command = CommandRow::read(row)?;
+    for standing in settle::load_open_of_run(tx, run_id)? {
         let reference = CommandRef {
-            command_id: command.command_id,
-            agent_id: command.agent_id,
+            command_id: standing.command_id,
+            agent_id: standing.agent_id,
         };
-        let reason = Note {
-            reason: Some("cancelled by an operator"),
-            ..Note::default()
-        };
-        let event = CommandEvent::CancelRequested;
-        let decision =
-            settle::apply(connection, tenant, &mut command, event, reason, actor, now).await?;
-        match decision {
-            Transition::To(_) => cancelled.push(reference),
-            Transition::Stay | Transition::LateOutcome | Transition::Refused => {
-                requested.push(reference);
-            }
+        let (changes, is_over) = command::cancel(standing, tx.now);
+        settle::write(tx, &changes, actor)?;
+        if is_over {
+            cancelled.push(reference);
+        } else {
+            requested.push(reference);
         }
     }
     let detail = json!({ "cancelled": cancelled.len(), "requested": requested.len() });
     let object = format!("run:{run_id}");
-    let record = audit::record(actor, "run.cancel", object, AuditOutcome::Done, detail);
-    audit::append(connection, tenant, &record, now).await?;
-    let run = expected(connection, tenant, run_id).await?;
+    audit::append(
+        tx,
+        actor,
+        "run.cancel",
+        &object,
+        AuditOutcome::Done,
+        &detail,
+    )?;
     Ok(Some(Cancelled {
         cancelled,
         requested,
-        run,
+        run: expected(tx, run_id)?,
     }))
 }
 
 /// How many of what there is.
-pub(super) async fn counts(
-    connection: &mut SqliteConnection,
-    tenant: &Tenant,
-    now: Timestamp,
-) -> StoreResult<Counts> {
-    let row = sqlx::query(COUNTS)
-        .bind(tenant.as_str())
-        .bind(now.saturating_sub(RECENT).unix_micros())
-        .fetch_one(connection)
-        .await?;
-    let reader = Reader::new("commands", &row);
-    Ok(Counts {
-        gateways: reader.count("gateways")?,
-        connected: reader.count("connected")?,
-        open_runs: reader.count("open_runs")?,
-        open_commands: states(&reader, "open_commands")?,
-        orphans: reader.count("orphans")?,
-        forks: reader.count("forks")?,
+pub(super) fn counts(view: &View<'_>, now: Timestamp) -> StoreResult<Counts> {
+    let since = now.saturating_sub(RECENT);
+    view.one(COUNTS, params! { since }, |row| {
+        let row = Reader::new("commands", row);
+        Ok(Counts {
+            gateways: row.get("gateways")?,
+            connected: row.get("connected")?,
+            open_runs: row.get("open_runs")?,
+            open_commands: row.json("open_commands")?,
+            orphans: row.get("orphans")?,
+            forks: row.get("forks")?,
+        })
     })
 }
 
-fn states(reader: &Reader<'_>, column: &'static str) -> StoreResult<BTreeMap<CommandState, u64>> {
-    reader.json(column)
-}
-
-fn read_run(row: &SqliteRow) -> StoreResult<Run> {
-    let reader = Reader::new("runs", row);
+fn read_run(row: &Row<'_>) -> StoreResult<Run> {
+    let row = Reader::new("runs", row);
     Ok(Run {
-        run_id: reader.parse("run_id")?,
-        name: reader.parse("name")?,
-        arguments: reader.json("arguments")?,
-        deadline: reader.time("deadline")?,
-        traceparent: reader.get("traceparent")?,
-        reason: reader.get("reason")?,
-        submitted_by: reader.get("submitted_by")?,
-        submitter: reader.get("submitter")?,
-        created_at: reader.time("created_at")?,
-        cancel_requested_at: reader.time_optional("cancel_requested_at")?,
-        finished_at: reader.time_optional("finished_at")?,
-        states: states(&reader, "states")?,
-        skipped: reader.count("skipped")?,
+        run_id: row.get("run_id")?,
+        name: row.get("name")?,
+        arguments: row.json("arguments")?,
+        deadline: row.get("deadline")?,
+        traceparent: row.get("traceparent")?,
+        reason: row.get("reason")?,
+        submitted_by: row.get("submitted_by")?,
+        submitter: row.get("submitter")?,
+        created_at: row.get("created_at")?,
+        cancel_requested_at: row.get("cancel_requested_at")?,
+        finished_at: row.get("finished_at")?,
+        states: row.json("states")?,
+        skipped: row.get("skipped")?,
     })
 }
 
-fn read_command(row: &SqliteRow) -> StoreResult<Command> {
-    let reader = Reader::new("commands", row);
+fn read_command(row: &Row<'_>) -> StoreResult<Command> {
+    let row = Reader::new("commands", row);
     Ok(Command {
-        command_id: reader.parse("command_id")?,
-        run_id: reader.parse("run_id")?,
-        agent_id: reader.parse("agent_id")?,
-        gateway: reader.parse("gateway")?,
-        order: reader.count("order_no")?,
-        name: reader.parse("name")?,
-        state: reader.word("state", CommandState::from_name)?,
-        idempotent: reader.get("idempotent")?,
-        risk: reader.word("risk", |word| {
-            serde_json::from_value(serde_json::Value::from(word)).ok()
-        })?,
-        timeout_ms: reader.count("timeout_ms")?,
-        attempt: reader.small("attempt")?,
-        deadline: reader.time("deadline")?,
-        created_at: reader.time("created_at")?,
-        released_at: reader.time_optional("released_at")?,
-        started_at: reader.time_optional("started_at")?,
-        finished_at: reader.time_optional("finished_at")?,
-        cancel_requested_at: reader.time_optional("cancel_requested_at")?,
-        result: reader.json_optional("result")?,
-        late_outcome: reader.json_optional("late_outcome")?,
-        reason: reader.get("reason")?,
+        command_id: row.get("command_id")?,
+        run_id: row.get("run_id")?,
+        agent_id: row.get("agent_id")?,
+        gateway: row.get("gateway")?,
+        order: row.get("order_no")?,
+        name: row.get("name")?,
+        state: row.word("state", CommandState::from_name)?,
+        idempotent: row.get("idempotent")?,
+        risk: row.word("risk", Risk::from_name)?,
+        timeout_ms: row.get("timeout_ms")?,
+        attempt: row.get("attempt")?,
+        deadline: row.get("deadline")?,
+        created_at: row.get("created_at")?,
+        released_at: row.get("released_at")?,
+        started_at: row.get("started_at")?,
+        finished_at: row.get("finished_at")?,
+        cancel_requested_at: row.get("cancel_requested_at")?,
+        result: row.json_optional("result")?,
+        late_outcome: row.json_optional("late_outcome")?,
+        reason: row.get("reason")?,
     })
 }

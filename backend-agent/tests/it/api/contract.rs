@@ -296,7 +296,7 @@ async fn every_declared_status_of_every_operation_is_reached() {
     away.store.close().await;
     guarded(&away, 503).await;
     let faulty = Backend::new().await;
-    faulty.spoil_keys().await;
+    faulty.spoil_keys();
     guarded(&faulty, 500).await;
     let mut reached = full_disk().await;
     for backend in [well, hasty, away, faulty] {

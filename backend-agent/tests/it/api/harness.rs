@@ -196,20 +196,10 @@ impl Backend {
     }
 
     /// Makes every API key in the database unreadable, as a fault of the disk might.
-    pub(super) async fn spoil_keys(&self) {
-        use sqlx::Connection;
-
-        let options =
-            sqlx::sqlite::SqliteConnectOptions::new().filename(self.folder.path().join(DATABASE));
-        let mut connection = sqlx::SqliteConnection::connect_with(&options)
-            .await
-            .unwrap();
-        let spoilt = sqlx::query("UPDATE api_keys SET scopes = 'x'")
-            .execute(&mut connection)
-            .await
-            .unwrap();
-        assert!(spoilt.rows_affected() > 0);
-        connection.close().await.unwrap();
+    pub(super) fn spoil_keys(&self) {
+        let database = rusqlite::Connection::open(self.folder.path().join(DATABASE)).unwrap();
+        let spoilt = database.execute("UPDATE api_keys SET scopes = 'x'", []);
+        assert!(spoilt.unwrap() > 0);
     }
 
     /// Which statuses of which operations were answered so far.

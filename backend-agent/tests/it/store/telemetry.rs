@@ -33,7 +33,7 @@ fn record(seq: u64) -> Record {
     }
 }
 
-fn batch(from_seq: u64, to_seq: u64) -> Batch {
+pub(crate) fn batch(from_seq: u64, to_seq: u64) -> Batch {
     let records = (from_seq..=to_seq).map(|seq| (seq, record(seq))).collect();
     Batch {
         spool_epoch: process(1),
@@ -44,7 +44,7 @@ fn batch(from_seq: u64, to_seq: u64) -> Batch {
     }
 }
 
-async fn commit(bed: &Bed, n: u64, batch: Batch) -> TelemetryCommit {
+pub(crate) async fn commit(bed: &Bed, n: u64, batch: Batch) -> TelemetryCommit {
     commit_all(bed, n, vec![batch], 0).await.remove(0)
 }
 
