@@ -569,7 +569,13 @@ fn refusal(status: StatusCode, text: &str) -> Failure {
         Ok(problem) => {
             // What was named does not exist, or nothing was meant at all.
             let absent = ["VW-C-001", "VW-C-003", "VW-C-004"].contains(&problem.code.as_str());
-            let exit = if absent { ExitCode::NotFound } else { exit };
+            let exit = if absent {
+                ExitCode::NotFound
+            } else if problem.code == ProblemCode::IdempotencyMismatch.code() {
+                ExitCode::Conflict
+            } else {
+                exit
+            };
             let mut failure =
                 Failure::new(exit, problem.title.to_lowercase()).with(problem.detail.clone());
             if let Some(wait) = problem.retry_after_ms {
@@ -628,6 +634,7 @@ mod tests {
         let exit = |code| refusal(StatusCode::UNPROCESSABLE_ENTITY, &problem(code)).exit;
         assert_eq!(exit("VW-C-004"), ExitCode::NotFound);
         assert_eq!(exit("VW-C-002"), ExitCode::Usage);
+        assert_eq!(exit("VW-C-007"), ExitCode::Conflict);
     }
 
     #[test]

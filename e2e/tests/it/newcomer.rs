@@ -163,7 +163,7 @@ async fn a_file_that_holds_no_key_is_named_before_anything_is_sent() {
         assert!(said.stderr.contains("holds no API key"), "{said:#?}");
         assert!(said.stderr.contains("fix: "), "{said:#?}");
     }
-    let missing = desk.command(Path::new("/nonexistent"), &["gateway", "ls"]);
+    let missing = desk.command(&desk.system.path().join("missing"), &["gateway", "ls"]);
     let said = finish(missing, PATIENCE).await.ended_with(78);
     assert!(said.stderr.contains("No such file"), "{said:#?}");
 }

@@ -38,7 +38,10 @@ impl Shares {
             None => {
                 self.sent.push_back((command, sent));
                 if self.sent.len() > COMMANDS_MAX {
-                    self.sent.pop_front();
+                    // Whoever sent least: a flood is not forgotten because many small ones came after it.
+                    let least = (0..self.sent.len() - 1)
+                        .min_by_key(|place| self.sent.get(*place).map_or(0, |(_id, sent)| *sent));
+                    least.and_then(|place| self.sent.remove(place));
                 }
             }
         }
