@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use serde_json::json;
 use uuid::Uuid;
+use viworks_common::catalogue::{Argument, ArgumentType, CatalogueEntry, Risk};
 use viworks_common::code::CloseCode;
 use viworks_common::command::{Outcome, OutcomeState, RetainedOutput};
 use viworks_common::id::CommandId;
 use viworks_common::session::AgentEvent;
 use viworks_common::time::Timestamp;
 use viworks_common::wire::envelope::Packed;
-use viworks_common::wire::message::CommandResult;
+use viworks_common::wire::message::{Catalogue, CommandResult};
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::random;
 use viworks_testkit::binaries::Binaries;
@@ -325,6 +326,74 @@ async fn a_gateway_that_repeats_itself_without_end_is_closed_with_a_code() {
         assert_eq!(hostile.end().await, Refused::Closed(4429), "{kind:#04x}");
     }
     scene.command("after").await;
+    let cost = scene.cost_kib(idle);
+    assert!(cost <= COST_KIB, "{cost} KiB");
+    scene.stopped().await;
+}
+
+/// A catalogue whose patterns take long to compile; different ones by `salt`.
+fn costly_catalogue(salt: usize) -> Packed {
+    let arguments: Vec<_> = (0..31)
+        .map(|number| Argument {
+            name: format!("a{number}").parse().unwrap(),
+            description: String::new(),
+            value: ArgumentType::String {
+                pattern: format!("(?:[a-z]{{1,95}}|[0-9]{{1,{}}})", 60 + salt),
+            },
+            default: None,
+        })
+        .collect();
+    let commands: Vec<_> = (0..256)
+        .map(|number| CatalogueEntry {
+            name: format!("a.c{number}").parse().unwrap(),
+            title: "a title".to_owned(),
+            risk: Risk::Read,
+            idempotent: true,
+            arguments: arguments.clone(),
+            timeout_ms: 1_000,
+            output_bytes_max: 1_000,
+            unavailable: None,
+        })
+        .collect();
+    let catalogue = Catalogue {
+        digest: "00".repeat(32),
+        commands,
+    };
+    Packed::compressed(serde_json::to_vec(&catalogue).unwrap())
+}
+
+/// How many of the backend's threads judge catalogues.
+fn judging(pid: u32) -> usize {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let names =
+        tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    names.filter(|name| name.trim() == "catalogue").count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn catalogues_that_take_long_to_judge_hold_up_nobody_and_go_with_their_gateway() {
+    let mut scene = scene(Start::default()).await;
+    let idle = scene.idle_kib();
+    let pid = scene.system.backend().pid();
+    let mut ratchet = None;
+    for session in 0..SESSIONS {
+        let mut hostile = scene.connect(ratchet.take()).await;
+        assert!(hostile.send(0x18, &costly_catalogue(session)).await);
+        eventually("a catalogue is judged", PATIENCE, async || {
+            (judging(pid) > 0).then_some(())
+        })
+        .await;
+        ratchet = Some(hostile.ratchet.clone());
+        assert!(judging(pid) <= 1, "one at a time");
+        scene.command(&format!("beside {session}")).await;
+    }
+    // The last of them is gone as well by now.
+    eventually(
+        "nobody judges what nobody waits for",
+        PATIENCE,
+        async || (judging(pid) == 0).then_some(()),
+    )
+    .await;
     let cost = scene.cost_kib(idle);
     assert!(cost <= COST_KIB, "{cost} KiB");
     scene.stopped().await;
