@@ -128,7 +128,7 @@ async fn a_gateway_that_lies_about_itself_is_told_and_nobody_is_fooled() {
     }
     let log = system.backend().log();
     assert!(
-        log.contains("an entry of the gateway's catalogue is refused"),
+        log.contains("entries of the gateway's catalogue are refused"),
         "{log}"
     );
     assert!(!log.lines().any(|line| line.starts_with("2026-01-01 ERROR")));
