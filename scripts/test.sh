@@ -12,7 +12,7 @@ documentation, dependency policy, shell scripts, and the quickstart.
 
   --no-install    install nothing; checks whose tool is missing are skipped, loudly
 
-Exit code 0 means that every check passed. On two cores a first run takes about fifteen minutes, a later one less.
+Exit code 0 means that every check passed. On two cores a first run takes about twenty minutes, a later one less.
 TXT
 }
 
