@@ -123,6 +123,12 @@ impl<R: Rulebook> Claims<R> {
         }
     }
 
+    /// The identity was revoked: whom it was kept for, and how often it changed hands, is of no interest any more.
+    pub fn forget(&mut self, agent: AgentId) {
+        self.favoured.remove(&agent);
+        self.take_overs.remove(&agent);
+    }
+
     /// How long another process than `run` is favoured: nobody else may move the counters of its identity meanwhile.
     #[must_use]
     pub fn favours_another(

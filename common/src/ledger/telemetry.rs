@@ -80,20 +80,31 @@ pub struct Usage {
     pub gaps: u64,
     /// Streams that it has.
     pub streams: u64,
+    /// The spool epoch that was refused last, and up to which record. One is enough: a gateway sends one after the other.
+    pub refused: Option<(AgentRunId, u64)>,
 }
 
 impl Usage {
-    /// The same today: another day, whichever way the clock went, begins anew.
+    /// The same today: only a later day begins anew.
     #[must_use]
     pub fn today(self, now: Timestamp) -> Self {
         let day = now.unix_micros().div_euclid(DAY_MICROS);
-        if self.day == day {
+        if self.day >= day {
             return self;
         }
         Self {
             day,
             streams: self.streams,
+            refused: self.refused,
             ..Self::default()
+        }
+    }
+
+    /// Up to which record a spool epoch that is not known was refused already, as far as that is remembered.
+    fn refused_to(&self, spool_epoch: AgentRunId) -> u64 {
+        match self.refused {
+            Some((epoch, seq)) if epoch == spool_epoch => seq,
+            Some(_) | None => 0,
         }
     }
 
@@ -177,14 +188,14 @@ pub fn check(batch: &Batch) -> Result<(), MalformedBatch> {
     Ok(())
 }
 
-/// What lies beyond what is committed of a batch that was checked.
+/// What lies beyond what is committed of a batch that was checked. `wall` is what its gateway's clock is held against.
 #[must_use]
 pub fn intake<'b>(
     rules: impl Rulebook,
     batch: &'b Batch,
     skew_ms: Option<i64>,
     facts: Facts,
-    now: Timestamp,
+    wall: Timestamp,
 ) -> Intake<'b> {
     let Facts {
         committed,
@@ -192,13 +203,11 @@ pub fn intake<'b>(
         streams,
         limits,
     } = facts;
+    let before = committed.unwrap_or_else(|| usage.refused_to(batch.spool_epoch));
     let known = committed.is_some() || usage.epoch(&limits);
-    let before = committed.unwrap_or(0);
     let mut taken = Intake::new(batch, before, known, usage);
     if !known {
-        // Nothing of it is kept but the count.
-        let records = (batch.to_seq - batch.from_seq).saturating_add(1);
-        taken.commit.refuse(RecordRefusal::EpochLimit, records);
+        taken.refuse_epoch(batch, before);
         return taken;
     }
     taken.take_gaps(rules, batch, before, &limits);
@@ -207,7 +216,7 @@ pub fn intake<'b>(
     } else {
         0
     };
-    taken.take_records(batch, beyond, streams, &limits, skew_ms, now);
+    taken.take_records(batch, beyond, streams, &limits, skew_ms, wall);
     taken
 }
 
@@ -236,6 +245,16 @@ impl<'b> Intake<'b> {
                 missing: 0,
                 rolled_back: known && batch.from_seq > before + 1,
             },
+        }
+    }
+
+    /// Nothing of what lies beyond `before` is kept but the count.
+    fn refuse_epoch(&mut self, batch: &Batch, before: u64) {
+        let told = before.max(batch.from_seq.saturating_sub(1));
+        let records = batch.to_seq.saturating_sub(told);
+        if records > 0 {
+            self.commit.refuse(RecordRefusal::EpochLimit, records);
+            self.usage.refused = Some((batch.spool_epoch, batch.to_seq));
         }
     }
 
@@ -268,7 +287,7 @@ impl<'b> Intake<'b> {
         mut streams: BTreeSet<StreamName>,
         limits: &Limits,
         skew_ms: Option<i64>,
-        now: Timestamp,
+        wall: Timestamp,
     ) {
         for (seq, record) in batch.records.iter().filter(|(seq, _)| *seq > before) {
             let fields = match self.admit(record, &mut streams, limits) {
@@ -278,7 +297,7 @@ impl<'b> Intake<'b> {
                     continue;
                 }
             };
-            let (observed_at, time_source) = observed(record.observed_at, skew_ms, now);
+            let (observed_at, time_source) = observed(record.observed_at, skew_ms, wall);
             let own = time_source == TimeSource::Gateway;
             self.commit.stored += 1;
             self.commit.retimed += u64::from(!own);
@@ -332,19 +351,29 @@ fn document(fields: &Fields) -> String {
 
 impl Commit {
     fn refuse(&mut self, reason: RecordRefusal, records: u64) {
-        let sum = self.refused.entry(reason).or_default();
-        *sum = sum.saturating_add(records).min(COUNT_MAX);
+        add(&mut self.refused, reason, records);
     }
 }
 
+/// Adds refused records to their sums.
+pub fn add(refused: &mut BTreeMap<RecordRefusal, u64>, reason: RecordRefusal, records: u64) {
+    let sum = refused.entry(reason).or_default();
+    *sum = sum.saturating_add(records).min(COUNT_MAX);
+}
+
 /// What a gateway remembers as acknowledged, beside what is committed. Nothing is acknowledged before it is committed, so
-/// whatever lies between the two was forgotten with a restored database: it becomes a gap.
+/// whatever lies between the two was forgotten with a restored database: it becomes a gap, or is counted as refused where
+/// its gateway has had as many gaps or spool epochs as it may.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remembered {
     /// The answer: how far its spool epoch is committed.
     pub position: Position,
+    /// The position to be stored.
+    pub moved_to: Option<u64>,
     /// What was forgotten and is noted as missing.
     pub gap: Option<Gap>,
+    /// What was forgotten and is refused: the spool epoch under which it is counted, why, and how many.
+    pub refused: Option<(AgentRunId, RecordRefusal, u64)>,
 }
 
 /// Compares one remembered position with what is committed.
@@ -356,27 +385,44 @@ pub fn remembered(
     usage: &mut Usage,
     limits: &Limits,
 ) -> Remembered {
-    // One more than it may have is answered as it asks, and not kept.
-    let kept = committed.is_some() || asked.seq == 0 || usage.epoch(limits);
-    let before = committed.unwrap_or(0);
+    let spool_epoch = asked.spool_epoch;
+    let before = committed.unwrap_or_else(|| usage.refused_to(spool_epoch));
     // Numbers beyond the store's range would take centuries to reach.
     let told = if rules.keeps(Rule::GapAfterRollback) {
         asked.seq.min(i64::MAX.unsigned_abs())
     } else {
         before
     };
-    let forgotten = told > before && kept && usage.gap(limits);
-    Remembered {
+    let mut remembered = Remembered {
         position: Position {
-            spool_epoch: asked.spool_epoch,
+            spool_epoch,
             seq: before.max(told),
         },
-        gap: forgotten.then_some(Gap {
+        moved_to: None,
+        gap: None,
+        refused: None,
+    };
+    if told <= before {
+        return remembered;
+    }
+    let forgotten = told - before;
+    if committed.is_none() && !usage.epoch(limits) {
+        // One more than it may have is answered as it asks, and only counted.
+        usage.refused = Some((spool_epoch, told));
+        remembered.refused = Some((NO_EPOCH, RecordRefusal::EpochLimit, forgotten));
+        return remembered;
+    }
+    remembered.moved_to = Some(told);
+    if usage.gap(limits) {
+        remembered.gap = Some(Gap {
             from_seq: before + 1,
             to_seq: told,
             reason: GapReason::BackendRolledBack,
-        }),
+        });
+    } else {
+        remembered.refused = Some((spool_epoch, RecordRefusal::GapLimit, forgotten));
     }
+    remembered
 }
 
 #[cfg(test)]
@@ -531,8 +577,35 @@ mod tests {
         assert_eq!((gap.from_seq, gap.to_seq), (4, 5));
         let less = remember(2, Some(3));
         assert_eq!((less.position, less.gap), (asked(3), None));
+        assert_eq!((more.moved_to, less.moved_to), (Some(5), None));
         let nothing = remember(0, None);
         assert_eq!((nothing.position, nothing.gap), (asked(0), None));
+    }
+
+    #[test]
+    fn what_is_beyond_a_bound_is_counted_once_however_often_it_comes() {
+        let none = Limits {
+            epochs_per_day: 0,
+            gaps_per_day: 0,
+            ..Limits::default()
+        };
+        let some = batch(1, 3);
+        let mut facts = facts(None, none);
+        facts.usage = take(&some, None, none).usage;
+        let again = intake(Complete, &some, None, facts.clone(), NOW);
+        assert!(again.commit.refused.is_empty());
+        assert_eq!(again.commit.position.seq, 3);
+        let asked = Position {
+            spool_epoch: run(1),
+            seq: 5,
+        };
+        let told = remembered(Complete, asked, None, &mut facts.usage, &none);
+        let epoch = (NO_EPOCH, RecordRefusal::EpochLimit, 2);
+        assert_eq!((told.position, told.moved_to), (asked, None));
+        assert_eq!(told.refused, Some(epoch));
+        let told = remembered(Complete, asked, Some(1), &mut facts.usage, &none);
+        assert_eq!(told.refused, Some((run(1), RecordRefusal::GapLimit, 4)));
+        assert_eq!((told.gap, told.moved_to), (None, Some(5)));
     }
 
     #[test]
@@ -552,11 +625,19 @@ mod tests {
             bytes: 3,
             gaps: 4,
             streams: 5,
+            refused: Some((run(1), 9)),
         };
         assert_eq!(used.today(NOW), used);
+        let yesterday = NOW.saturating_sub(std::time::Duration::from_secs(24 * 3_600));
+        assert_eq!(
+            used.today(yesterday),
+            used,
+            "a clock that goes back begins nothing"
+        );
         let tomorrow = NOW.saturating_add(std::time::Duration::from_secs(24 * 3_600));
         let begun = used.today(tomorrow);
         assert_eq!((begun.records, begun.streams), (0, 5));
+        assert_eq!(begun.refused, used.refused);
     }
 
     proptest! {

@@ -39,7 +39,9 @@ impl Store {
             let known = remembered(self.rules, *asked, committed, &mut usage, &limits);
             if let Some(gap) = known.gap {
                 self.keep_gap(agent, run, gap, recorder);
-                self.positions.insert((agent, run), gap.to_seq);
+            }
+            if let Some(seq) = known.moved_to {
+                self.positions.insert((agent, run), seq);
             }
             positions.push(known.position);
         }
