@@ -5,6 +5,7 @@
 //! or CONFIRMs makes an honest gateway look like a fork, while a copy that fell behind is always below `confirmed`.
 
 use crate::id::AgentRunId;
+use crate::rules::{Complete, Rule, Rulebook};
 
 /// What the backend remembers about one identity; every field only grows, except who spoke last.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,6 +99,12 @@ pub enum Admission {
 /// Decides about a HELLO whose MAC was verified.
 #[must_use]
 pub fn admit(row: &IdentityRow, hello: &HelloFacts) -> Admission {
+    admit_under(Complete, row, hello)
+}
+
+/// The same by other rules.
+#[must_use]
+pub fn admit_under(rules: impl Rulebook, row: &IdentityRow, hello: &HelloFacts) -> Admission {
     if row.revoked {
         return Admission::Revoked;
     }
@@ -106,6 +113,9 @@ pub fn admit(row: &IdentityRow, hello: &HelloFacts) -> Admission {
     }
     if !hello.token_valid {
         return Admission::BadToken;
+    }
+    if hello.epoch != row.confirmed && !rules.keeps(Rule::EpochRange) {
+        return Admission::Fork;
     }
     if hello.epoch < row.confirmed {
         // A process may die with its HELLO under way: its successor can be confirmed before that arrives. Whoever was in

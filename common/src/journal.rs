@@ -1,9 +1,12 @@
 //! The gateway's journal as pure rules: what an entry allows, whatever is delivered twice, late or after a restart.
 
+use std::sync::Arc;
+
 use crate::code::RejectCode;
 use crate::command::{Arguments, Outcome};
 use crate::id::{AgentRunId, CommandId, CommandName};
 use crate::limits;
+use crate::rules::{Rule, Rulebook};
 
 /// How far a journalled command has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -111,29 +114,31 @@ pub enum OnCommand {
     SecurityEvent,
 }
 
-/// Decides about COMMAND.
+/// Decides about COMMAND with an id that the journal holds: it is answered from there.
 #[must_use]
-pub fn on_command(
-    known: Option<&Entry>,
-    digest: &[u8; 32],
+pub fn on_known_command(entry: &Entry, digest: &[u8; 32], permitted: bool) -> OnCommand {
+    if entry.digest != *digest {
+        return OnCommand::SecurityEvent;
+    }
+    match entry.state {
+        EntryState::Accepted => OnCommand::Announce {
+            start: permitted && entry.idempotent,
+        },
+        EntryState::Started => OnCommand::ResendStarted,
+        EntryState::Finished | EntryState::Reported => OnCommand::ResendResult,
+    }
+}
+
+/// Decides about COMMAND with an id that the journal does not hold.
+#[must_use]
+pub fn on_new_command(
+    rules: impl Rulebook,
     order: u64,
     permitted: bool,
     local: &LocalView,
 ) -> OnCommand {
-    if let Some(entry) = known {
-        if entry.digest != *digest {
-            return OnCommand::SecurityEvent;
-        }
-        return match entry.state {
-            EntryState::Accepted => OnCommand::Announce {
-                start: permitted && entry.idempotent,
-            },
-            EntryState::Started => OnCommand::ResendStarted,
-            EntryState::Finished | EntryState::Reported => OnCommand::ResendResult,
-        };
-    }
     // Everything up to the mark is final: an unknown id there ran and was forgotten.
-    if order <= local.low_water {
+    if order <= local.low_water && rules.keeps(Rule::LowWaterForgetting) {
         return OnCommand::Reject(RejectCode::Stale);
     }
     match local.verdict {
@@ -142,7 +147,7 @@ pub fn on_command(
             OnCommand::Reject(RejectCode::Busy)
         }
         Ok(Idempotent(idempotent)) => OnCommand::Accept {
-            start: permitted && idempotent && !local.expired,
+            start: (permitted && idempotent && !local.expired) || !rules.keeps(Rule::Permit),
             idempotent,
         },
     }
@@ -161,9 +166,12 @@ pub enum OnGo {
 
 /// Decides about GO, which only ever reaches the run it was given to, on an authenticated session of that run.
 #[must_use]
-pub fn on_go(known: Option<&Entry>) -> OnGo {
+pub fn on_go(rules: impl Rulebook, known: Option<&Entry>) -> OnGo {
     match known.map(|entry| entry.state) {
         Some(EntryState::Accepted) => OnGo::Start,
+        Some(EntryState::Finished | EntryState::Reported) if !rules.keeps(Rule::PermitConsumed) => {
+            OnGo::Start
+        }
         // Acknowledged, and permitted all the same: the backend's database was restored to before that.
         Some(EntryState::Finished | EntryState::Reported) => OnGo::ResendResult,
         Some(EntryState::Started) | None => OnGo::Ignore,
@@ -227,18 +235,77 @@ pub enum OnRestart {
 
 /// Decides about an entry of an earlier process.
 #[must_use]
-pub const fn on_restart(entry: &Entry) -> OnRestart {
+pub fn on_restart(rules: impl Rulebook, entry: &Entry) -> OnRestart {
+    let again = entry.idempotent || !rules.keeps(Rule::InterruptedIsIndeterminate);
     match entry.state {
         EntryState::Accepted | EntryState::Finished | EntryState::Reported => OnRestart::Keep,
-        EntryState::Started if entry.idempotent => OnRestart::AwaitPermitAgain,
+        EntryState::Started if again => OnRestart::AwaitPermitAgain,
         EntryState::Started => OnRestart::FinishIndeterminate,
     }
 }
 
 /// Whether an entry may be forgotten: by the low-water mark, never by time.
 #[must_use]
-pub fn may_forget(state: EntryState, order: u64, low_water: u64) -> bool {
-    state == EntryState::Reported && order <= low_water
+pub fn may_forget(rules: impl Rulebook, state: EntryState, order: u64, low_water: u64) -> bool {
+    let marked = order <= low_water || !rules.keeps(Rule::LowWaterForgetting);
+    state == EntryState::Reported && marked
+}
+
+/// One durable change of the journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// A new entry, which also raises the highest order.
+    Accept(Box<Entry>),
+    /// An accepted entry is about to run, in this process.
+    Start(CommandId, AgentRunId),
+    /// An entry ended, whether it ran or not.
+    Finish(CommandId, Arc<Outcome>),
+    /// The backend has committed its outcome.
+    Report(CommandId),
+    /// The backend withdrew an accepted entry: it never starts, and needs no report.
+    Discard(CommandId),
+    /// A started entry of an earlier process may run again, in this one, once it has a new permit.
+    AwaitAgain(CommandId, AgentRunId),
+    /// Everything up to this order is final: what is reported there is forgotten.
+    LowWater(u64),
+}
+
+impl Step {
+    /// The entry that it is about.
+    #[must_use]
+    pub fn command_id(&self) -> Option<CommandId> {
+        match self {
+            Self::Accept(entry) => Some(entry.command_id),
+            Self::Start(id, _)
+            | Self::Finish(id, _)
+            | Self::Report(id)
+            | Self::Discard(id)
+            | Self::AwaitAgain(id, _) => Some(*id),
+            Self::LowWater(_) => None,
+        }
+    }
+
+    /// The state in which it leaves an entry that is there; `None` when it does not start from the state of that one.
+    #[must_use]
+    pub fn leaves(&self, rules: impl Rulebook, entry: &Entry) -> Option<EntryState> {
+        use EntryState::{Accepted, Finished, Reported, Started};
+
+        let next = match (self, entry.state) {
+            (Self::Start(..), Accepted) => Started,
+            (Self::Start(..), Finished | Reported) if !rules.keeps(Rule::PermitConsumed) => Started,
+            (Self::Finish(..), Accepted | Started) => Finished,
+            (Self::Report(_), Finished | Reported) => Reported,
+            (Self::Discard(_), Accepted) => Reported,
+            (Self::AwaitAgain(..), Started)
+                if entry.idempotent || !rules.keeps(Rule::InterruptedIsIndeterminate) =>
+            {
+                Accepted
+            }
+            (Self::Accept(_), _) if !rules.keeps(Rule::KnownIdAnswered) => Accepted,
+            _ => return None,
+        };
+        Some(next)
+    }
 }
 
 #[cfg(test)]
@@ -247,6 +314,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::rules::Complete;
 
     const DIGEST: [u8; 32] = [7; 32];
 
@@ -285,21 +353,24 @@ mod tests {
             permitted in any::<bool>(), order in 1_u64..10, low_water in 0_u64..10, known in prop::option::of(0_usize..4)
         ) {
             let known = known.map(|state| entry(STATES[state], false));
-            let decision = on_command(known.as_ref(), &DIGEST, order, permitted, &LocalView { low_water, ..FREE });
+            let decision = match &known {
+                Some(entry) => on_known_command(entry, &DIGEST, permitted),
+                None => on_new_command(Complete, order, permitted, &LocalView { low_water, ..FREE }),
+            };
             let starts = matches!(decision, OnCommand::Accept { start: true, .. } | OnCommand::Announce { start: true });
             prop_assert!(!starts);
         }
 
         #[test]
         fn an_unknown_order_up_to_the_mark_is_never_accepted(order in 0_u64..20, low_water in 0_u64..20, permitted in any::<bool>()) {
-            let decision = on_command(None, &DIGEST, order, permitted, &LocalView { low_water, ..FREE });
+            let decision = on_new_command(Complete, order, permitted, &LocalView { low_water, ..FREE });
             prop_assert_eq!(matches!(decision, OnCommand::Accept { .. }), order > low_water);
         }
     }
 
     #[test]
     fn a_known_id_is_answered_from_the_journal() {
-        let decide = |state| on_command(Some(&entry(state, true)), &DIGEST, 5, true, &FREE);
+        let decide = |state| on_known_command(&entry(state, true), &DIGEST, true);
         assert_eq!(
             decide(EntryState::Accepted),
             OnCommand::Announce { start: true }
@@ -308,13 +379,7 @@ mod tests {
         assert_eq!(decide(EntryState::Finished), OnCommand::ResendResult);
         assert_eq!(decide(EntryState::Reported), OnCommand::ResendResult);
         assert_eq!(
-            on_command(
-                Some(&entry(EntryState::Finished, true)),
-                &[8; 32],
-                5,
-                true,
-                &FREE
-            ),
+            on_known_command(&entry(EntryState::Finished, true), &[8; 32], true),
             OnCommand::SecurityEvent
         );
     }
@@ -322,25 +387,25 @@ mod tests {
     #[test]
     fn a_permit_is_consumed_by_the_start() {
         assert_eq!(
-            on_go(Some(&entry(EntryState::Accepted, false))),
+            on_go(Complete, Some(&entry(EntryState::Accepted, false))),
             OnGo::Start
         );
         assert_eq!(
-            on_go(Some(&entry(EntryState::Started, false))),
+            on_go(Complete, Some(&entry(EntryState::Started, false))),
             OnGo::Ignore
         );
         assert_eq!(
-            on_go(Some(&entry(EntryState::Finished, false))),
+            on_go(Complete, Some(&entry(EntryState::Finished, false))),
             OnGo::ResendResult
         );
-        assert_eq!(on_go(None), OnGo::Ignore);
+        assert_eq!(on_go(Complete, None), OnGo::Ignore);
     }
 
     #[test]
     fn whoever_asks_about_what_is_over_is_told_its_outcome_again() {
         for state in [EntryState::Finished, EntryState::Reported] {
             assert_eq!(
-                on_go(Some(&entry(state, false))),
+                on_go(Complete, Some(&entry(state, false))),
                 OnGo::ResendResult,
                 "a restored database permits it again"
             );
@@ -373,23 +438,57 @@ mod tests {
     #[test]
     fn an_interrupted_command_is_indeterminate_unless_it_may_run_twice() {
         assert_eq!(
-            on_restart(&entry(EntryState::Started, false)),
+            on_restart(Complete, &entry(EntryState::Started, false)),
             OnRestart::FinishIndeterminate
         );
         assert_eq!(
-            on_restart(&entry(EntryState::Started, true)),
+            on_restart(Complete, &entry(EntryState::Started, true)),
             OnRestart::AwaitPermitAgain
         );
         assert_eq!(
-            on_restart(&entry(EntryState::Accepted, false)),
+            on_restart(Complete, &entry(EntryState::Accepted, false)),
             OnRestart::Keep
         );
     }
 
     #[test]
     fn nothing_is_forgotten_before_it_is_reported_and_final_everywhere() {
-        assert!(may_forget(EntryState::Reported, 5, 5));
-        assert!(!may_forget(EntryState::Reported, 6, 5));
-        assert!(!may_forget(EntryState::Finished, 1, 5));
+        assert!(may_forget(Complete, EntryState::Reported, 5, 5));
+        assert!(!may_forget(Complete, EntryState::Reported, 6, 5));
+        assert!(!may_forget(Complete, EntryState::Finished, 1, 5));
+    }
+
+    #[test]
+    fn a_step_starts_only_from_where_it_belongs() {
+        use EntryState::{Accepted, Finished, Reported, Started};
+
+        let id = entry(Accepted, false).command_id;
+        let run = AgentRunId::from_uuid(Uuid::from_u128(3));
+        let outcome = Arc::new(Outcome::without_run(
+            crate::command::OutcomeState::Expired,
+            "late",
+        ));
+        let leaves = |step: &Step, idempotent| {
+            STATES.map(|state| step.leaves(Complete, &entry(state, idempotent)))
+        };
+        let start = Step::Start(id, run);
+        assert_eq!(leaves(&start, true), [Some(Started), None, None, None]);
+        let finish = Step::Finish(id, outcome);
+        assert_eq!(
+            leaves(&finish, false),
+            [Some(Finished), Some(Finished), None, None]
+        );
+        let report = Step::Report(id);
+        assert_eq!(
+            leaves(&report, false),
+            [None, None, Some(Reported), Some(Reported)]
+        );
+        let discard = Step::Discard(id);
+        assert_eq!(leaves(&discard, false), [Some(Reported), None, None, None]);
+        let again = Step::AwaitAgain(id, run);
+        assert_eq!(leaves(&again, true), [None, Some(Accepted), None, None]);
+        assert_eq!(leaves(&again, false), [None; 4]);
+        let accept = Step::Accept(Box::new(entry(Accepted, true)));
+        assert_eq!(leaves(&accept, true), [None; 4], "a known id is not new");
     }
 }

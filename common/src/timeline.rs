@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use crate::id::BootId;
+use crate::rules::{Complete, Rule, Rulebook};
 use crate::time::{Monotonic, Timestamp};
 
 /// How much slower or faster than real time the line may run while it leans towards the wall clock: 43 s in a day.
@@ -67,7 +68,17 @@ impl Anchor {
     /// The same line, anchored at `now`: from here on it leans towards what the wall clock says by now.
     #[must_use]
     pub fn renew(&self, wall: Timestamp, now: Monotonic) -> Self {
-        let reads = self.read(now);
+        self.renew_under(Complete, wall, now)
+    }
+
+    /// The same by other rules.
+    #[must_use]
+    pub fn renew_under(&self, rules: impl Rulebook, wall: Timestamp, now: Monotonic) -> Self {
+        let reads = if rules.keeps(Rule::TimeLine) {
+            self.read(now)
+        } else {
+            wall
+        };
         Self {
             at: now.max(self.at),
             reads,

@@ -1,28 +1,24 @@
-//! The command engine: between the session's events, the journal and the executor, whether or not there is a session.
+//! Drives the command engine of `common::engine`: carries its writes to the journal, its starts to the executor and its
+//! words to the session, and brings back what came of them.
 //!
-//! One task decides, by the pure rules of `common::journal`, one event at a time; each command that may start runs in a
-//! task of its own, which journals its start and its end itself. So a lost connection loses nothing: the next session is
-//! told what the journal holds.
+//! It decides nothing. Writes of different commands wait for the disk together, and so share commits; a session that
+//! takes nothing holds up its own requests and nothing else.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use futures_util::future::{BoxFuture, ready};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
-use viworks_common::code::RejectCode;
-use viworks_common::command::{self, Outcome, OutcomeState};
+use viworks_common::engine::{Asked, Effect, Input as Told, Now, Unwritten, Write};
 use viworks_common::id::{AgentRunId, CommandId};
-use viworks_common::journal::{
-    self as rules, Entry, EntryState, Idempotent, LocalView, OnCancel, OnCommand, OnDrop, OnGo,
-    OnRestart,
-};
+use viworks_common::journal::Step;
 use viworks_common::limits;
 use viworks_common::time::Monotonic;
-use viworks_common::wire::message::{
-    AgentMessage, Command, CommandAccepted, CommandRejected, CommandResult, CommandStarted, Event,
-};
+use viworks_common::wire::message::{AgentMessage, Command};
 use viworks_runtime::blocking;
 use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::exit::ExitCode;
@@ -32,18 +28,21 @@ use crate::catalogue::Current;
 use crate::executor::{Executor, LiveOutput, end_strays};
 use crate::journal::{Journal, JournalError};
 
-mod start;
+mod command;
+mod outbox;
 
-/// Events that may wait: offers, permits and requests about as many commands as may be unreported, and their ends.
+use outbox::Outbox;
+
+/// Requests of the session that may wait: offers, permits and the rest about as many commands as may be unreported.
 const INPUTS_MAX: usize = 8 * limits::COMMANDS_UNREPORTED_MAX;
+
+/// Words of command tasks that may wait; each has two to say.
+const TASKS_MAX: usize = 2 * limits::COMMANDS_UNREPORTED_MAX;
 
 /// How long the search for processes of an earlier agent may take.
 const STRAYS_TIME: Duration = Duration::from_secs(30);
 
-/// How long running commands get to end by themselves when the agent stops; then they are ended and reported.
-const STOP_TIME: Duration = Duration::from_secs(10);
-
-/// What the engine is told.
+/// What a session tells the engine.
 #[derive(Debug)]
 pub enum Input {
     /// A session is confirmed: everything to say goes there now, beginning with what the journal holds.
@@ -68,10 +67,6 @@ pub enum Input {
         /// Up to which order everything is final.
         low_water: u64,
     },
-    /// A task that runs a command has something to say.
-    Say(Box<AgentMessage>),
-    /// A task that runs a command has ended.
-    Ended(CommandId),
 }
 
 /// The way to the engine. Clones share it.
@@ -88,7 +83,7 @@ impl EngineHandle {
         self.inputs.try_send(input).is_ok()
     }
 
-    /// How many commands have started and not ended.
+    /// How many commands have started and not ended, or ended without having been told.
     #[must_use]
     pub fn active(&self) -> usize {
         *self.active.borrow()
@@ -114,17 +109,28 @@ pub struct Tools {
     pub live: mpsc::Sender<LiveOutput>,
 }
 
-/// The engine's own state.
+/// What an effect that takes time came to.
+enum Done {
+    Told(Told),
+    Written(Option<CommandId>, Result<(), JournalError>),
+}
+
+/// A task that runs a command, from its preparation on.
+struct Task {
+    /// Lets it start what it has prepared.
+    begin: Option<oneshot::Sender<()>>,
+    cancel: CancellationToken,
+}
+
+/// The machine and what it is connected to.
 pub struct Engine {
     tools: Tools,
+    machine: viworks_common::engine::Engine,
     inputs: mpsc::Receiver<Input>,
-    /// For the tasks it starts.
-    own: mpsc::Sender<Input>,
-    session: Option<mpsc::Sender<AgentMessage>>,
-    running: HashMap<CommandId, CancellationToken>,
-    /// Until when accepted commands may still start.
-    deadlines: HashMap<CommandId, Monotonic>,
-    low_water: u64,
+    own: (mpsc::Sender<Told>, mpsc::Receiver<Told>),
+    under_way: FuturesUnordered<BoxFuture<'static, Done>>,
+    tasks: HashMap<CommandId, Task>,
+    outbox: Outbox,
     active: watch::Sender<usize>,
 }
 
@@ -136,459 +142,225 @@ impl Engine {
     /// When the journal fails; the agent must not run then.
     pub async fn recover(tools: Tools) -> Result<(Self, EngineHandle), JournalError> {
         let entries = tools.journal.load().await?;
-        let interrupted: Vec<CommandId> = entries
-            .iter()
-            .filter(|entry| entry.state == EntryState::Started)
-            .map(|entry| entry.command_id)
-            .collect();
-        if !interrupted.is_empty() {
-            warn!(commands = ?interrupted, "commands were interrupted by the end of the last agent process");
-            let ids = interrupted.clone();
-            // Before anything can start again: nothing of the old process may run beside it.
-            let search = move || end_strays(&ids);
-            if let Err(error) = blocking::call("strays", STRAYS_TIME, search).await {
-                error!(%error, "the search for left-over processes failed");
-            }
-        }
-        for entry in &entries {
-            match rules::on_restart(entry) {
-                OnRestart::Keep => {}
-                OnRestart::AwaitPermitAgain => {
-                    tools
-                        .journal
-                        .await_again(entry.command_id, tools.agent_run_id)
-                        .await?;
-                }
-                OnRestart::FinishIndeterminate => {
-                    let outcome = Outcome::without_run(
-                        OutcomeState::Indeterminate,
-                        "the gateway agent ended while it ran",
-                    );
-                    tools.journal.finish(entry.command_id, &outcome).await?;
-                }
-            }
-        }
         let low_water = tools.journal.meta().await?.low_water;
-        let (own, inputs) = mpsc::channel(INPUTS_MAX);
+        let machine =
+            viworks_common::engine::Engine::recover(tools.agent_run_id, entries, low_water);
+        let (sender, inputs) = mpsc::channel(INPUTS_MAX);
         let (active, watched) = watch::channel(0);
         let handle = EngineHandle {
-            inputs: own.clone(),
+            inputs: sender,
             active: watched,
         };
-        let engine = Self {
+        let mut engine = Self {
+            outbox: Outbox::new(tools.journal.clone()),
             tools,
+            machine,
             inputs,
-            own,
-            session: None,
-            running: HashMap::new(),
-            deadlines: HashMap::new(),
-            low_water,
+            own: mpsc::channel(TASKS_MAX),
+            under_way: FuturesUnordered::new(),
+            tasks: HashMap::new(),
             active,
         };
+        engine.perform();
+        while !engine.machine.is_settled() {
+            match engine.under_way.next().await {
+                Some(Done::Written(_, Err(error))) => return Err(error),
+                Some(done) => engine.done(done),
+                // Whatever is not settled is being written.
+                None => break,
+            }
+        }
         Ok((engine, handle))
     }
 
     /// Works until the agent stops and nothing runs any more. A journal that fails for good ends the agent.
     pub async fn run(mut self) {
         let lifecycle = self.tools.lifecycle.clone();
-        let mut ending: Option<Monotonic> = None;
-        loop {
-            if lifecycle.is_stopping() {
-                if self.running.is_empty() {
-                    return;
-                }
-                ending.get_or_insert_with(|| self.tools.clock.now().saturating_add(STOP_TIME));
-            }
-            let clock = Arc::clone(&self.tools.clock);
-            let expiry = self.deadlines.values().copied().chain(ending).min();
-            let result = tokio::select! {
+        let clock = Arc::clone(&self.tools.clock);
+        let mut stopping = false;
+        while !(self.machine.is_done() && self.outbox.is_empty()) {
+            let due = self.machine.poll_timeout();
+            let room = self.machine.has_room() && self.outbox.has_room();
+            tokio::select! {
                 biased;
-                () = lifecycle.stopping(), if ending.is_none() => Ok(()),
-                input = self.inputs.recv() => match input {
-                    Some(input) => self.handle(input).await,
+                () = lifecycle.stopping(), if !stopping => {
+                    stopping = true;
+                    self.tell(Told::Stopping);
+                }
+                Some(done) = self.under_way.next(), if !self.under_way.is_empty() => self.done(done),
+                Some(told) = self.own.1.recv() => self.tell(told),
+                () = self.outbox.pass_on(), if !self.outbox.is_empty() => {}
+                input = self.inputs.recv(), if room => match input {
+                    Some(input) => self.asked(input),
                     None => return,
                 },
-                () = sleep_until(&*clock, expiry.unwrap_or_default()), if expiry.is_some() => {
-                    if ending.is_some_and(|due| due <= clock.now()) {
-                        info!(commands = self.running.len(), "ending commands that still run");
-                        self.running.values().for_each(CancellationToken::cancel);
-                        // Their tasks journal how they ended; the grace period of the shutdown bounds them.
-                        ending = Some(clock.now().saturating_add(STOP_TIME));
-                    }
-                    self.expire().await
+                () = sleep_until(&*clock, due.unwrap_or_default()), if due.is_some() => {
+                    self.tell(Told::Timeout);
                 }
-            };
-            if let Err(error) = result
-                && !self.survives(&error)
-            {
-                return;
             }
+            let untold = usize::from(!self.outbox.is_empty());
+            let active = self.machine.active().max(untold);
+            self.active.send_if_modified(|known| {
+                let changed = *known != active;
+                *known = active;
+                changed
+            });
         }
     }
 
-    /// Whether the engine can go on after a failure of the journal.
-    fn survives(&self, error: &JournalError) -> bool {
-        if error.is_fatal() {
-            let reason = format!("the command journal failed: {error}");
-            self.tools.lifecycle.fail(ExitCode::Error, reason);
-            return false;
-        }
-        // The other end has not been told, so it offers or sends again.
-        warn!(%error, "the command journal refused a step");
-        true
-    }
-
-    async fn handle(&mut self, input: Input) -> Result<(), JournalError> {
-        match input {
+    fn asked(&mut self, input: Input) {
+        let told = match input {
             Input::Attach {
                 messages,
                 low_water,
             } => {
-                self.session = Some(messages);
-                self.announce(low_water).await
+                self.outbox.attach(messages);
+                Told::Attached(low_water)
             }
-            Input::Command(command, deadline) => self.offered(&command, deadline).await,
-            Input::Go(command_id, deadline) => self.permitted(command_id, deadline).await,
-            Input::Drop(command_id) => self.dropped(command_id).await,
-            Input::Cancel(command_id) => self.cancelled(command_id).await,
+            Input::Command(command, deadline) => {
+                Told::Asked(command.command_id, Asked::Offer(command, deadline))
+            }
+            Input::Go(id, deadline) => Told::Asked(id, Asked::Go(deadline)),
+            Input::Drop(id) => Told::Asked(id, Asked::Drop),
+            Input::Cancel(id) => Told::Asked(id, Asked::Cancel),
             Input::ResultAcknowledged {
                 command_id,
                 low_water,
-            } => {
-                // An unknown or unfinished one has nothing to note.
-                match self.tools.journal.mark_reported(command_id).await {
-                    Ok(()) | Err(JournalError::WrongState { .. }) => {}
-                    Err(error) => return Err(error),
-                }
-                self.forget(low_water).await
-            }
-            Input::Say(message) => {
-                self.say(*message).await;
-                Ok(())
-            }
-            Input::Ended(command_id) => {
-                self.running.remove(&command_id);
-                self.active.send_replace(self.running.len());
-                Ok(())
-            }
-        }
-    }
-
-    /// Tells a new session what the journal holds.
-    async fn announce(&mut self, low_water: u64) -> Result<(), JournalError> {
-        self.forget(low_water).await?;
-        for entry in self.tools.journal.load().await? {
-            match entry.state {
-                EntryState::Accepted => {
-                    let awaiting_permit = !self.running.contains_key(&entry.command_id);
-                    self.say(accepted(&entry, awaiting_permit)).await;
-                }
-                EntryState::Started => self.say(self.started(entry.command_id)).await,
-                EntryState::Finished => self.resend(&entry).await,
-                EntryState::Reported => {}
-            }
-        }
-        Ok(())
-    }
-
-    async fn offered(
-        &mut self,
-        command: &Command,
-        deadline: Monotonic,
-    ) -> Result<(), JournalError> {
-        let id = command.command_id;
-        let digest = command::digest(&command.name, &command.arguments);
-        if hex_of(&digest) != command.digest {
-            self.reject(
-                id,
-                RejectCode::DigestMismatch,
-                "name, arguments and digest do not fit",
-            )
-            .await;
-            return Ok(());
-        }
-        let known = self.tools.journal.entry(id).await?;
-        let catalogue = self.tools.catalogue.get();
-        let checked = match catalogue.check(&command.name, &command.arguments) {
-            // Whether its files are there is asked where it starts, in its own task: a look may take its time, and this
-            // loop serves all commands.
-            Ok(allowed) => Ok(Idempotent(allowed.idempotent())),
-            Err(refusal) => Err(refusal),
+            } => Told::Asked(command_id, Asked::Acknowledged(low_water)),
         };
-        let stopping = self.tools.lifecycle.is_stopping();
-        let local = LocalView {
-            verdict: match &checked {
-                Ok(_) if stopping => Err(RejectCode::Busy),
-                Ok(idempotent) => Ok(*idempotent),
-                Err(refusal) => Err(refusal.code),
-            },
-            unreported: self.tools.journal.unreported().await?.len(),
-            low_water: self.low_water,
-            expired: deadline <= self.tools.clock.now(),
+        self.tell(told);
+    }
+
+    fn done(&mut self, done: Done) {
+        match done {
+            Done::Told(told) => self.tell(told),
+            Done::Written(of, Ok(())) => self.tell(Told::Written(of, Ok(()))),
+            Done::Written(of, Err(error)) => {
+                // The other end has not been told, so it offers or sends again.
+                warn!(command_id = ?of, %error, "the command journal refused a step");
+                self.tell(Told::Written(of, Err(unwritten(&error))));
+            }
+        }
+    }
+
+    fn tell(&mut self, told: Told) {
+        if let Told::Exited(id, outcome) = &told {
+            info!(command_id = %id, state = ?outcome.state, exit_code = outcome.exit_code, "a command ended");
+            self.tasks.remove(id);
+        }
+        let now = Now {
+            clock: self.tools.clock.now(),
+            wall: self.tools.clock.wall(),
         };
-        let decision = rules::on_command(
-            known.as_ref(),
-            &digest,
-            command.order,
-            command.permitted,
-            &local,
-        );
-        match (decision, known) {
-            (OnCommand::Accept { start, idempotent }, _) => {
-                let entry = Entry {
-                    command_id: id,
-                    order: command.order,
-                    digest,
-                    name: command.name.clone(),
-                    arguments: command.arguments.clone(),
-                    timeout_ms: command.timeout_ms,
-                    idempotent,
-                    state: EntryState::Accepted,
-                    agent_run_id: self.tools.agent_run_id,
-                    outcome: None,
-                };
-                self.accept(entry, start, deadline).await?;
-            }
-            (OnCommand::Announce { start }, Some(entry)) => {
-                let running = self.running.contains_key(&id);
-                self.say(accepted(&entry, !start && !running)).await;
-                if start {
-                    self.start(entry, deadline);
-                } else if !running {
-                    self.deadlines.insert(id, deadline);
+        self.machine.handle(told, now);
+        self.perform();
+    }
+
+    fn perform(&mut self) {
+        while let Some(effect) = self.machine.poll_effect() {
+            match effect {
+                Effect::EndLeftovers(ids) => self.end_leftovers(ids),
+                Effect::Write(write) => {
+                    let journal = self.tools.journal.clone();
+                    self.under_way.push(Box::pin(async move {
+                        let of = write.step.command_id();
+                        Done::Written(of, carry_out(&journal, write).await)
+                    }));
                 }
-            }
-            (OnCommand::ResendStarted, _) => self.say(self.started(id)).await,
-            (OnCommand::ResendResult, Some(entry)) => self.resend(&entry).await,
-            (OnCommand::Reject(code), _) => {
-                let detail = match &checked {
-                    Err(refusal) if refusal.code == code => refusal.detail.as_str(),
-                    Ok(_) | Err(_) => code.name(),
-                };
-                self.reject(id, code, detail).await;
-            }
-            (OnCommand::SecurityEvent, _) => {
-                let detail = format!("command {id} came again with another digest");
-                warn!(detail, "security event");
-                self.say(AgentMessage::Event(Event {
-                    kind: "digest_mismatch".to_owned(),
-                    detail: detail.clone(),
-                }))
-                .await;
-                self.reject(id, RejectCode::DigestMismatch, &detail).await;
-            }
-            // The rules answer so only about an entry that is there.
-            (OnCommand::Announce { .. } | OnCommand::ResendResult, None) => {}
-        }
-        Ok(())
-    }
-
-    async fn accept(
-        &mut self,
-        entry: Entry,
-        start: bool,
-        deadline: Monotonic,
-    ) -> Result<(), JournalError> {
-        if let Err(error) = self.journal_accepted(&entry).await {
-            let (code, detail) = match &error {
-                JournalError::Full(_) => (RejectCode::Busy, error.to_string()),
-                JournalError::Database(_)
-                | JournalError::Lost(_)
-                | JournalError::WrongState { .. }
-                | JournalError::Inconsistent(_) => {
-                    (RejectCode::JournalUnavailable, error.to_string())
+                Effect::Check(command) => {
+                    let verdict = command::check(&self.tools.catalogue, &command);
+                    let told = Told::Checked(command.command_id, verdict);
+                    self.under_way.push(Box::pin(ready(Done::Told(told))));
                 }
-            };
-            self.reject(entry.command_id, code, &detail).await;
-            return if error.is_fatal() { Err(error) } else { Ok(()) };
-        }
-        self.say(accepted(&entry, !start)).await;
-        if start {
-            self.start(entry, deadline);
-        } else {
-            self.deadlines.insert(entry.command_id, deadline);
-        }
-        Ok(())
-    }
-
-    /// What must not run twice is accepted only while the next process will know of it.
-    async fn journal_accepted(&self, entry: &Entry) -> Result<(), JournalError> {
-        if !entry.idempotent {
-            self.tools.journal.kept().await?;
-        }
-        self.tools.journal.accept(entry).await
-    }
-
-    async fn permitted(
-        &mut self,
-        command_id: CommandId,
-        deadline: Monotonic,
-    ) -> Result<(), JournalError> {
-        let known = self.tools.journal.entry(command_id).await?;
-        match (rules::on_go(known.as_ref()), known) {
-            (OnGo::Start, Some(entry)) => self.start(entry, deadline),
-            (OnGo::ResendResult, Some(entry)) => self.resend(&entry).await,
-            (OnGo::Ignore, _) | (OnGo::Start | OnGo::ResendResult, None) => {}
-        }
-        Ok(())
-    }
-
-    async fn dropped(&mut self, command_id: CommandId) -> Result<(), JournalError> {
-        if self.running.contains_key(&command_id) {
-            return Ok(());
-        }
-        let known = self.tools.journal.entry(command_id).await?;
-        match rules::on_drop(known.as_ref()) {
-            OnDrop::Discard => {
-                self.deadlines.remove(&command_id);
-                self.tools.journal.discard(command_id).await?;
+                Effect::Prepare(entry) => {
+                    let (begin, begun) = oneshot::channel();
+                    let cancel = CancellationToken::new();
+                    let task = Task {
+                        begin: Some(begin),
+                        cancel: cancel.clone(),
+                    };
+                    self.tasks.insert(entry.command_id, task);
+                    let (tools, own) = (self.tools.clone(), self.own.0.clone());
+                    let work = command::run(tools, own, *entry, begun, cancel);
+                    self.tools.lifecycle.spawn("command", work);
+                }
+                Effect::Abandon(id) => {
+                    if let Some(task) = self.tasks.remove(&id) {
+                        task.cancel.cancel();
+                    }
+                }
+                Effect::Launch(id) => {
+                    let task = self.tasks.get_mut(&id);
+                    if let Some(begin) = task.and_then(|task| task.begin.take()) {
+                        // It waits for this word, unless the process is being torn down.
+                        let _gone = begin.send(()).is_err();
+                    }
+                }
+                Effect::End(id) => {
+                    info!(command_id = %id, "ending a command");
+                    if let Some(task) = self.tasks.get(&id) {
+                        task.cancel.cancel();
+                    }
+                }
+                Effect::Say(message) => self.say(message),
+                Effect::Report(id, outcome) => self.outbox.report(id, outcome),
+                Effect::Resend(id) => self.outbox.resend(id),
+                Effect::Fail(reason) => self.tools.lifecycle.fail(ExitCode::Error, reason),
             }
-            OnDrop::Ignore => {}
         }
-        Ok(())
     }
 
-    async fn cancelled(&mut self, command_id: CommandId) -> Result<(), JournalError> {
-        // Started, or about to be: its task sees to it.
-        if let Some(cancel) = self.running.get(&command_id) {
-            cancel.cancel();
-            return Ok(());
+    fn say(&mut self, message: Box<AgentMessage>) {
+        if let AgentMessage::CommandRejected(it) = &*message {
+            info!(command_id = %it.command_id, code = %it.code, detail = it.detail, "refused a command");
+        } else if let AgentMessage::Event(event) = &*message {
+            warn!(detail = event.detail, "security event");
         }
-        let known = self.tools.journal.entry(command_id).await?;
-        match (rules::on_cancel(known.as_ref()), known) {
-            (OnCancel::FinishCancelled, _) => {
-                let reason = "cancelled before it was started";
-                self.finish_unstarted(command_id, OutcomeState::Cancelled, reason)
-                    .await
+        self.outbox.say(message);
+    }
+
+    /// Before anything can start again: nothing of the old process may run beside it.
+    fn end_leftovers(&mut self, ids: Vec<CommandId>) {
+        warn!(commands = ?ids, "commands were interrupted by the end of the last agent process");
+        self.under_way.push(Box::pin(async move {
+            let search = move || end_strays(&ids);
+            if let Err(error) = blocking::call("strays", STRAYS_TIME, search).await {
+                error!(%error, "the search for left-over processes failed");
             }
-            (OnCancel::ResendResult, Some(entry)) => {
-                self.resend(&entry).await;
-                Ok(())
-            }
-            (OnCancel::End | OnCancel::Ignore, _) | (OnCancel::ResendResult, None) => Ok(()),
-        }
-    }
-
-    /// Finishes what has waited for its permit beyond its deadline.
-    async fn expire(&mut self) -> Result<(), JournalError> {
-        let now = self.tools.clock.now();
-        let due: Vec<CommandId> = self
-            .deadlines
-            .iter()
-            .filter(|(_, deadline)| **deadline <= now)
-            .map(|(id, _)| *id)
-            .collect();
-        for command_id in due {
-            let reason = "its deadline passed before it was started";
-            self.finish_unstarted(command_id, OutcomeState::Expired, reason)
-                .await?;
-        }
-        Ok(())
-    }
-
-    async fn finish_unstarted(
-        &mut self,
-        command_id: CommandId,
-        state: OutcomeState,
-        reason: &str,
-    ) -> Result<(), JournalError> {
-        self.deadlines.remove(&command_id);
-        let outcome = Outcome::without_run(state, reason);
-        match self.tools.journal.finish(command_id, &outcome).await {
-            Ok(()) => {}
-            // It has been dropped meanwhile.
-            Err(JournalError::WrongState { .. }) => return Ok(()),
-            Err(error) => return Err(error),
-        }
-        let result = CommandResult {
-            command_id,
-            outcome,
-        };
-        self.say(AgentMessage::CommandResult(result)).await;
-        Ok(())
-    }
-
-    /// Starts a task for an entry that has its permit; a second permit finds it started.
-    fn start(&mut self, entry: Entry, deadline: Monotonic) {
-        let id = entry.command_id;
-        self.deadlines.remove(&id);
-        if self.running.contains_key(&id) {
-            return;
-        }
-        let cancel = CancellationToken::new();
-        self.running.insert(id, cancel.clone());
-        self.active.send_replace(self.running.len());
-        let task = start::run(
-            self.tools.clone(),
-            self.own.clone(),
-            entry,
-            deadline,
-            cancel,
-        );
-        self.tools.lifecycle.spawn("command", task);
-    }
-
-    async fn forget(&mut self, low_water: u64) -> Result<(), JournalError> {
-        if low_water > self.low_water {
-            self.tools.journal.forget_up_to(low_water).await?;
-            self.low_water = low_water;
-        }
-        Ok(())
-    }
-
-    async fn reject(&mut self, command_id: CommandId, code: RejectCode, detail: &str) {
-        info!(%command_id, %code, detail, "refused a command");
-        let end = detail.floor_char_boundary(limits::DETAIL_BYTES_MAX);
-        self.say(AgentMessage::CommandRejected(CommandRejected {
-            command_id,
-            code,
-            detail: detail[..end].to_owned(),
-        }))
-        .await;
-    }
-
-    async fn resend(&mut self, entry: &Entry) {
-        if let Some(outcome) = &entry.outcome {
-            let result = CommandResult {
-                command_id: entry.command_id,
-                outcome: outcome.clone(),
-            };
-            self.say(AgentMessage::CommandResult(result)).await;
-        }
-    }
-
-    fn started(&self, command_id: CommandId) -> AgentMessage {
-        AgentMessage::CommandStarted(CommandStarted {
-            command_id,
-            started_at: self.tools.clock.wall(),
-        })
-    }
-
-    /// Hands a message to the session, if there is one; the next one is told by the journal.
-    async fn say(&mut self, message: AgentMessage) {
-        if let Some(session) = &self.session
-            && session.send(message).await.is_err()
-        {
-            self.session = None;
-        }
+            Done::Told(Told::LeftoversEnded)
+        }));
     }
 }
 
-fn accepted(entry: &Entry, awaiting_permit: bool) -> AgentMessage {
-    AgentMessage::CommandAccepted(CommandAccepted {
-        command_id: entry.command_id,
-        idempotent: entry.idempotent,
-        awaiting_permit,
-    })
+/// What must not run twice is accepted and started only while the next process will know of it.
+async fn carry_out(journal: &Journal, write: Write) -> Result<(), JournalError> {
+    if write.kept {
+        journal.kept().await?;
+    }
+    match write.step {
+        Step::Accept(entry) => journal.accept(&entry).await,
+        Step::Start(id, run) => journal.mark_started(id, run).await,
+        Step::Finish(id, outcome) => journal.finish(id, &outcome).await,
+        Step::Report(id) => journal.mark_reported(id).await,
+        Step::Discard(id) => match journal.discard(id).await? {
+            true => Ok(()),
+            false => Err(JournalError::WrongState {
+                command_id: id,
+                wanted: "accepted",
+            }),
+        },
+        Step::AwaitAgain(id, run) => journal.await_again(id, run).await,
+        Step::LowWater(mark) => journal.forget_up_to(mark).await.map(drop),
+    }
 }
 
-/// Lower-case hexadecimal digits.
-pub(crate) fn hex_of(digest: &[u8; 32]) -> String {
-    use std::fmt::Write;
-    digest
-        .iter()
-        .fold(String::with_capacity(64), |mut text, byte| {
-            write!(text, "{byte:02x}").expect("writing to a string succeeds");
-            text
-        })
+fn unwritten(error: &JournalError) -> Unwritten {
+    let detail = error.to_string();
+    match error {
+        _ if error.is_fatal() => Unwritten::Fatal(detail),
+        JournalError::Full(_) => Unwritten::Full(detail),
+        JournalError::Lost(lost) => Unwritten::Lost(lost.to_string()),
+        JournalError::WrongState { .. } => Unwritten::WrongState(detail),
+        JournalError::Database(_) | JournalError::Inconsistent(_) => Unwritten::Refused(detail),
+    }
 }

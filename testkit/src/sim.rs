@@ -1,7 +1,7 @@
 //! The simulation: whole worlds from one number each, in which real rules meet modelled storage and everything that fails.
 //!
-//! Both session machines, admission, the command life-cycle, the journal rules and the reconnect policy are the product's
-//! own code. Modelled are what they stand on: the store, the gateway's disk, the network, the clocks. A world first goes
+//! Both session machines, the gateway's command engine, admission, the command life-cycle and the reconnect policy are the
+//! product's own code. Modelled are what they stand on: the store, the gateway's disk, the network, the clocks. A world first goes
 //! through turmoil, then is healed and must come to rest; a recorder that sees the truth checks the invariants of
 //! `docs/protocol.md` all the way. Equal seeds give equal worlds.
 
@@ -21,7 +21,7 @@ mod store_model;
 mod world;
 
 pub use self::recorder::Counts;
-pub use self::scenario::{Rule, Rules};
+pub use self::scenario::Rules;
 
 /// A world in which an invariant did not hold.
 #[derive(Debug)]

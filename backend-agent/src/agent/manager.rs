@@ -1,16 +1,17 @@
 //! Who is connected to this backend: supervises, supersedes, probes and drains sessions.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use viworks_common::certificate::{Life, life};
+use viworks_common::claims::{Claims, Entered, IDENTITIES_MAX, Newcomer, Probed, Verdict};
 use viworks_common::code::CloseCode;
 use viworks_common::id::{AgentId, AgentRunId, CommandId, GatewayName, SessionId};
 use viworks_common::key::Identity;
-use viworks_common::limits::{FAVOUR_TIME, PROBE_TIMEOUT, TAKE_OVERS_PER_MINUTE_MAX};
+use viworks_common::limits::PROBE_TIMEOUT;
 use viworks_common::rate::{Bucket, Quota, Taken};
 use viworks_common::time::{Monotonic, Timestamp};
 
@@ -20,11 +21,8 @@ use crate::metrics::BackendMetrics;
 /// Orders that may wait for one session.
 const ORDERS_MAX: usize = 64;
 
-/// The span of the take-over budget.
+/// How often a HELLO without the gateway's key is recorded.
 const MINUTE: Duration = Duration::from_secs(60);
-
-/// Identities that are remembered at once: whose take-overs are counted, and whose owner is favoured.
-const BUDGETS_MAX: usize = 10_000;
 
 /// Gateways whose certificates are remembered at once; those beyond are not warned of here, but by themselves.
 const CERTIFICATES_MAX: usize = 100_000;
@@ -104,7 +102,6 @@ struct Shown {
 struct Entry {
     session_id: SessionId,
     epoch: u64,
-    run: AgentRunId,
     orders: mpsc::Sender<Order>,
     nudged: Arc<Notify>,
     ending: watch::Sender<Option<Ending>>,
@@ -116,22 +113,12 @@ impl Entry {
     }
 }
 
-/// What probing a session brought.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Probed {
-    /// Its gateway answered.
-    Alive,
-    /// Nobody answered, or there is no such session here.
-    Silent,
-}
-
 /// The connected agents of this process.
 #[derive(Debug)]
 pub struct Manager {
     connected: Mutex<BTreeMap<AgentId, Entry>>,
-    take_overs: Mutex<BTreeMap<AgentId, VecDeque<Monotonic>>>,
-    /// Processes that were alive when a copy of them spoke, until they are back.
-    favoured: Mutex<BTreeMap<AgentId, (AgentRunId, Monotonic)>>,
+    /// Who keeps an identity. Locked after `connected`, never before it.
+    claims: Mutex<Claims>,
     /// The names of gateways that connected, and the lives of the certificates that they did it with.
     certificates: Mutex<BTreeMap<AgentId, Shown>>,
     /// When something that costs its sender nothing was last recorded, by what it is, and how often it came since.
@@ -149,8 +136,7 @@ impl Manager {
     pub fn new(metrics: BackendMetrics) -> Self {
         Self {
             connected: Mutex::default(),
-            take_overs: Mutex::default(),
-            favoured: Mutex::default(),
+            claims: Mutex::default(),
             certificates: Mutex::default(),
             recorded: Mutex::default(),
             paces: Mutex::default(),
@@ -169,10 +155,11 @@ impl Manager {
     ) -> Option<Desk> {
         let nudged = Arc::new(Notify::new());
         let mut connected = lock(&self.connected);
+        let entered = lock(&self.claims).enter(identity.agent_id, epoch, run);
+        if entered == Entered::Overtaken {
+            return None;
+        }
         if let Some(other) = connected.get(&identity.agent_id) {
-            if other.epoch >= epoch {
-                return None;
-            }
             other.end(
                 CloseCode::Superseded,
                 "a newer session of this gateway was confirmed",
@@ -190,13 +177,10 @@ impl Manager {
         let entry = Entry {
             session_id,
             epoch,
-            run,
             orders,
             nudged,
             ending,
         };
-        // Its ratchet has passed every copy.
-        lock(&self.favoured).remove(&identity.agent_id);
         connected.insert(identity.agent_id, entry);
         self.count(&connected);
         Some(desk)
@@ -205,10 +189,9 @@ impl Manager {
     /// Removes a session that has ended; a newer one of the same gateway stays.
     pub fn remove(&self, agent_id: AgentId, session_id: SessionId) {
         let mut connected = lock(&self.connected);
-        if connected
-            .get(&agent_id)
-            .is_some_and(|entry| entry.session_id == session_id)
-        {
+        let entry = connected.get(&agent_id);
+        if let Some(entry) = entry.filter(|entry| entry.session_id == session_id) {
+            lock(&self.claims).leave(agent_id, entry.epoch);
             connected.remove(&agent_id);
             self.count(&connected);
         }
@@ -260,8 +243,7 @@ impl Manager {
     pub fn revoked(&self, agent_id: AgentId) {
         self.end(agent_id, CloseCode::Revoked, "the gateway was revoked");
         lock(&self.certificates).remove(&agent_id);
-        lock(&self.favoured).remove(&agent_id);
-        lock(&self.take_overs).remove(&agent_id);
+        lock(&self.claims).forget(agent_id);
     }
 
     /// Gives an order; `false` when the gateway is not connected here or its session is stuck.
@@ -283,31 +265,21 @@ impl Manager {
         }
     }
 
-    /// Uses up one take-over of an identity by another process; `false` when it had its share of this minute.
-    pub fn may_take_over(&self, agent_id: AgentId, now: Monotonic) -> bool {
-        let mut all = lock(&self.take_overs);
-        if all.len() >= BUDGETS_MAX && !all.contains_key(&agent_id) {
-            all.retain(|_, times| {
-                times
-                    .back()
-                    .is_some_and(|last| now.saturating_since(*last) < MINUTE)
-            });
-            if all.len() >= BUDGETS_MAX {
-                return false;
-            }
-        }
-        let times = all.entry(agent_id).or_default();
-        while times
-            .front()
-            .is_some_and(|first| now.saturating_since(*first) >= MINUTE)
-        {
-            times.pop_front();
-        }
-        let allowed = times.len() < TAKE_OVERS_PER_MINUTE_MAX;
-        if allowed {
-            times.push_back(now);
-        }
-        allowed
+    /// What an admitted newcomer meets; `confirmed` says whether the confirmed session there is, if any, is of the same
+    /// process.
+    pub fn on_newcomer(&self, confirmed: Option<bool>) -> Newcomer {
+        lock(&self.claims).on_newcomer(confirmed)
+    }
+
+    /// Who keeps an identity after its confirmed session was probed for the sake of `newcomer`.
+    pub fn on_probed(
+        &self,
+        agent_id: AgentId,
+        newcomer: AgentRunId,
+        probed: Probed,
+        now: Monotonic,
+    ) -> Verdict {
+        lock(&self.claims).on_probed(agent_id, newcomer, probed, now)
     }
 
     /// Uses up one opening of a session.
@@ -343,25 +315,11 @@ impl Manager {
 
     fn paces<T>(&self, agent_id: AgentId, now: Monotonic, take: impl FnOnce(&mut Paces) -> T) -> T {
         let mut all = lock(&self.paces);
-        if all.len() >= BUDGETS_MAX && !all.contains_key(&agent_id) {
+        if all.len() >= IDENTITIES_MAX && !all.contains_key(&agent_id) {
             all.retain(|_, paces| !paces.is_full(now));
         }
         // Only gateways that exist come this far, so their number is bounded by the registry.
         take(all.entry(agent_id).or_default())
-    }
-
-    /// Keeps an identity for the process of its live session: a copy was refused in its favour, and until it has
-    /// reconnected, and its ratchet has passed the copy, the two look the same.
-    pub fn favour(&self, agent_id: AgentId, now: Monotonic) {
-        let live = lock(&self.connected).get(&agent_id).map(|entry| entry.run);
-        let Some(run) = live else { return };
-        let mut favoured = lock(&self.favoured);
-        if favoured.len() >= BUDGETS_MAX {
-            favoured.retain(|_, (_, until)| *until > now);
-        }
-        if favoured.len() < BUDGETS_MAX {
-            favoured.insert(agent_id, (run, now.saturating_add(FAVOUR_TIME)));
-        }
     }
 
     /// How long another process than `run` is favoured.
@@ -372,10 +330,7 @@ impl Manager {
         run: AgentRunId,
         now: Monotonic,
     ) -> Option<Duration> {
-        let favoured = lock(&self.favoured).get(&agent_id).copied();
-        favoured
-            .filter(|(favourite, until)| *favourite != run && *until > now)
-            .map(|(_, until)| until.saturating_since(now))
+        lock(&self.claims).favours_another(agent_id, run, now)
     }
 
     /// Notes the name of a gateway, and the life of the certificate that it connected with.
@@ -436,10 +391,10 @@ impl Manager {
             *last = now;
             return Some(std::mem::take(left_out));
         }
-        if all.len() >= BUDGETS_MAX {
+        if all.len() >= IDENTITIES_MAX {
             all.retain(|_, (last, _)| now.saturating_since(*last) < MINUTE);
         }
-        if all.len() >= BUDGETS_MAX {
+        if all.len() >= IDENTITIES_MAX {
             return None;
         }
         all.insert((agent_id, what), (now, 0));
@@ -627,39 +582,6 @@ mod tests {
         assert_eq!(taken.count(), 60);
         assert_eq!(manager.may_log(agent, at(10)), Some(940));
         assert_eq!(manager.may_log(agent, at(10)), None);
-    }
-
-    #[test]
-    fn take_overs_are_budgeted_per_minute() {
-        let manager = manager();
-        let at = |seconds| Monotonic::from_duration(Duration::from_secs(seconds));
-        let agent = identity().agent_id;
-        for second in 0..3 {
-            assert!(manager.may_take_over(agent, at(second)));
-        }
-        assert!(!manager.may_take_over(agent, at(59)));
-        assert!(manager.may_take_over(agent, at(60)));
-    }
-
-    #[test]
-    fn who_was_alive_when_a_copy_spoke_is_favoured_until_it_is_back() {
-        let manager = manager();
-        let at = |seconds| Monotonic::from_duration(Duration::from_secs(seconds));
-        let agent = identity().agent_id;
-        manager.favour(agent, at(0));
-        assert_eq!(manager.favours_another(agent, run(2), at(0)), None);
-        let _desk = manager
-            .register(&identity(), session(1), 1, run(1))
-            .unwrap();
-        manager.favour(agent, at(0));
-        assert_eq!(manager.favours_another(agent, run(1), at(1)), None);
-        let wait = manager.favours_another(agent, run(2), at(30)).unwrap();
-        assert_eq!(wait, Duration::from_secs(60));
-        assert_eq!(manager.favours_another(agent, run(2), at(90)), None);
-        let _desk = manager
-            .register(&identity(), session(2), 2, run(1))
-            .unwrap();
-        assert_eq!(manager.favours_another(agent, run(2), at(30)), None);
     }
 
     #[test]

@@ -1,6 +1,3 @@
-//! Decisions of the store: facts in, changes and answers out. Nothing here reads or writes anything, so that every store
-//! asks the same functions, and a simulation can.
+//! The ledger's decisions in the words of this agent's contract. What is decided, is decided in `common::ledger`.
 
-pub mod command;
-pub mod intake;
 pub mod submission;

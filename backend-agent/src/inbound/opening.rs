@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tracing::{error, info};
+use viworks_common::claims::{Newcomer, Verdict};
 use viworks_common::code::CloseCode;
 use viworks_common::id::SessionId;
 use viworks_common::key::Secret;
@@ -12,7 +13,7 @@ use viworks_common::wire::message::{Credits, Hello, Refuse, Welcome};
 
 use super::Inbound;
 use super::replay::Remembered;
-use crate::agent::manager::{Order, Probed};
+use crate::agent::manager::Order;
 use crate::agent::registry::Peer;
 use crate::data::{
     Actor, AdmitOutcome, AdmitRequest, Admitted, AuditOutcome, NewAuditRecord, StoreError,
@@ -118,16 +119,8 @@ impl Arrival<'_> {
     fn is_welcome(&self) -> Result<(), Refuse> {
         let (agent_id, run) = (self.peer.identity.agent_id, self.hello.agent_run_id);
         let now = self.inbound.clock.now();
-        let Some(wait) = self.inbound.manager.favours_another(agent_id, run, now) else {
-            return Ok(());
-        };
-        Err(Refuse {
-            retry_after_ms: Some(millis(wait)),
-            ..refuse(
-                CloseCode::RateLimited,
-                "another machine with this identity is about to reconnect",
-            )
-        })
+        let favoured = self.inbound.manager.favours_another(agent_id, run, now);
+        favoured.map_or(Ok(()), |wait| Err(favours_another(wait)))
     }
 
     async fn replayed(&self) {
@@ -141,38 +134,40 @@ impl Arrival<'_> {
         request: &AdmitRequest,
         admitted: &Admitted,
     ) -> Result<(), Refuse> {
-        if admitted.live_session.is_none_or(|live| live.same_agent_run) {
-            return Ok(());
-        }
         let agent_id = request.agent_id;
         let manager = &self.inbound.manager;
-        if manager.probe(agent_id).await == Probed::Alive {
-            let tenant = &self.peer.identity.tenant;
-            let now = self.inbound.clock.line();
-            if let Err(error) = self.inbound.store.record_fork(tenant, request, now).await {
-                error!(gateway = %self.peer.name, %agent_id, %error, "failed to record a fork");
-            }
-            // Its next HELLO moves the ratchet past the copy.
-            manager.favour(agent_id, self.inbound.clock.now());
-            let _ordered = manager.order(agent_id, Order::Drain(Duration::ZERO));
-            return Err(refuse(
-                CloseCode::IdentityFork,
-                "another machine with this identity is connected and alive",
-            ));
-        }
-        // It may have been refused in favour of this silence on another connection.
-        self.is_welcome()?;
-        if manager.may_take_over(agent_id, self.inbound.clock.now()) {
-            info!(gateway = %self.peer.name, %agent_id, address = %self.address, "taking over from a session that does not answer");
+        let confirmed = admitted.live_session.map(|live| live.same_agent_run);
+        if manager.on_newcomer(confirmed) == Newcomer::Welcome {
             return Ok(());
         }
-        Err(Refuse {
-            retry_after_ms: Some(60_000),
-            ..refuse(
-                CloseCode::RateLimited,
-                "this identity changed hands too often in a minute",
-            )
-        })
+        let probed = manager.probe(agent_id).await;
+        let now = self.inbound.clock.now();
+        match manager.on_probed(agent_id, request.agent_run_id, probed, now) {
+            Verdict::TakeOver => {
+                info!(gateway = %self.peer.name, %agent_id, address = %self.address, "taking over from a session that does not answer");
+                Ok(())
+            }
+            Verdict::Fork => {
+                let tenant = &self.peer.identity.tenant;
+                let now = self.inbound.clock.line();
+                if let Err(error) = self.inbound.store.record_fork(tenant, request, now).await {
+                    error!(gateway = %self.peer.name, %agent_id, %error, "failed to record a fork");
+                }
+                let _ordered = manager.order(agent_id, Order::Drain(Duration::ZERO));
+                Err(refuse(
+                    CloseCode::IdentityFork,
+                    "another machine with this identity is connected and alive",
+                ))
+            }
+            Verdict::Favoured(wait) => Err(favours_another(wait)),
+            Verdict::Exhausted(wait) => Err(Refuse {
+                retry_after_ms: Some(millis(wait)),
+                ..refuse(
+                    CloseCode::RateLimited,
+                    "this identity changed hands too often in a minute",
+                )
+            }),
+        }
     }
 
     fn request(&self) -> AdmitRequest {
@@ -238,6 +233,16 @@ fn refuse(code: CloseCode, reason: &str) -> Refuse {
         code,
         reason: reason.to_owned(),
         retry_after_ms: None,
+    }
+}
+
+fn favours_another(wait: Duration) -> Refuse {
+    Refuse {
+        retry_after_ms: Some(millis(wait)),
+        ..refuse(
+            CloseCode::RateLimited,
+            "another machine with this identity is about to reconnect",
+        )
     }
 }
 

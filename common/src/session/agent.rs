@@ -19,12 +19,14 @@ use super::{Closed, End, SendRefusal, cut};
 use crate::code::CloseCode;
 use crate::key::Schedule;
 use crate::limits;
+use crate::rules::{Rule, Rulebook};
 use crate::time::Monotonic;
 use crate::wire::envelope::{
     self, EnvelopeError, KIND_HELLO, NONCE_BYTES, Packed, Phase, SESSION_ID_BYTES, Sealed, VERSION,
 };
 use crate::wire::message::{
-    AgentMessage, BackendMessage, Bye, Challenge, Confirm, HeartbeatAck, Hello, Refuse, Welcome,
+    AgentMessage, BackendMessage, Bye, Challenge, Confirm, HeartbeatAck, Hello, Permit, Refuse,
+    Welcome,
 };
 
 /// CHALLENGE was read.
@@ -246,6 +248,18 @@ impl AgentSession {
             | State::Welcomed(_)
             | State::Closed => 0,
         }
+    }
+
+    /// Until when a permit holds that arrived at `now`, on this gateway's own clock: it counts from when the frame that it
+    /// names was sent, so delay can only end it early.
+    #[must_use]
+    pub fn deadline(&self, rules: impl Rulebook, permit: &Permit, now: Monotonic) -> Monotonic {
+        let from = if rules.keeps(Rule::PermitCountsFromSending) {
+            self.sent_at(permit.as_of)
+        } else {
+            now
+        };
+        from.saturating_add(Duration::from_millis(permit.remaining_ms))
     }
 
     /// When the frame with sequence `as_of` was sent, for counting a permit: never later than the truth.

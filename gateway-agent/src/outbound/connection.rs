@@ -9,9 +9,11 @@ use futures_util::future::{BoxFuture, OptionFuture};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 use viworks_common::code::CloseCode;
+use viworks_common::command::format_digest;
 use viworks_common::id::{AgentRunId, CommandId};
 use viworks_common::limits::DETAIL_BYTES_MAX;
 use viworks_common::pin::{PinSet, SpkiPin};
+use viworks_common::rules::Complete;
 use viworks_common::session::backoff::FailureClass;
 use viworks_common::session::state::AgentState;
 use viworks_common::session::{
@@ -33,7 +35,7 @@ use super::failure::printable;
 use super::live::Shares;
 use super::socket::{AgentSocket, Received};
 use crate::catalogue;
-use crate::engine::{Input, hex_of};
+use crate::engine::Input;
 use crate::executor::LiveOutput;
 use crate::material::Material;
 use crate::spool::SpoolError;
@@ -431,7 +433,7 @@ impl Connection<'_> {
             capabilities: [KEEPS_TIMEOUT, TELEMETRY_REFUSALS, RESULT_REFUSALS]
                 .map(str::to_owned)
                 .to_vec(),
-            catalogue_digest: hex_of(&self.announced.digest()),
+            catalogue_digest: format_digest(&self.announced.digest()),
             labels: parts.labels.clone(),
             unreported: parts
                 .journal
@@ -486,7 +488,7 @@ impl Connection<'_> {
 
     fn announce_catalogue(&mut self) {
         let catalogue = Catalogue {
-            digest: hex_of(&self.announced.digest()),
+            digest: format_digest(&self.announced.digest()),
             commands: self.announced.entries(),
         };
         self.control(AgentMessage::Catalogue(catalogue));
@@ -550,8 +552,7 @@ impl Connection<'_> {
     /// Until when a permit holds, on this gateway's own clock: delay can only end it early.
     fn deadline(&self, permit: &Permit) -> Monotonic {
         self.session
-            .sent_at(permit.as_of)
-            .saturating_add(Duration::from_millis(permit.remaining_ms))
+            .deadline(Complete, permit, self.parts.clock.now())
     }
 
     fn tell(&mut self, input: Input) {

@@ -3,18 +3,18 @@
 //! What a connection asks of the store is committed in one step and answered in another; between them, and at each of
 //! them, the process may die.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use viworks_common::id::{AgentId, AgentRunId, CommandId, Tenant};
+use viworks_common::claims::{Claims, Entered};
+use viworks_common::id::{AgentId, CommandId, Tenant};
 use viworks_common::key::{Identity, MasterKey};
-use viworks_common::limits::TAKE_OVERS_PER_MINUTE_MAX;
 use viworks_common::session::End;
-use viworks_common::time::Monotonic;
 
 use super::core::{BackendStep, Core, Event, Generation, InstanceId, Process as Dying};
 use super::network::{ConnectionId, Received};
+use super::scenario::Rules;
 use super::store_model::{Holder, Store};
 
 mod answer;
@@ -28,8 +28,6 @@ use intent::{Answer, Intent};
 const TICK: Duration = Duration::from_secs(3);
 /// How long after its deadline the owner of a permitted command waits.
 const OVERDUE_WAIT: Duration = Duration::from_secs(30);
-/// The span of the take-over budget.
-const MINUTE: Duration = Duration::from_secs(60);
 
 /// One process.
 #[derive(Debug)]
@@ -40,9 +38,7 @@ pub(crate) struct Instance {
     connections: BTreeMap<ConnectionId, Connection>,
     /// Confirmed sessions.
     manager: BTreeMap<AgentId, (ConnectionId, u64)>,
-    take_overs: BTreeMap<AgentId, VecDeque<Monotonic>>,
-    /// Processes that were alive when a copy of them spoke, until they are back.
-    favoured: BTreeMap<AgentId, (AgentRunId, Monotonic)>,
+    claims: Claims<Rules>,
     nonces: BTreeSet<[u8; 32]>,
     jobs: BTreeMap<u64, Job>,
     next_job: u64,
@@ -70,15 +66,19 @@ pub(crate) struct Backend {
 impl Backend {
     /// Processes that have not started, over a store.
     #[must_use]
-    pub(crate) fn new(store: Store, instances: usize, master: &Arc<MasterKey>) -> Self {
+    pub(crate) fn new(
+        store: Store,
+        instances: usize,
+        master: &Arc<MasterKey>,
+        rules: Rules,
+    ) -> Self {
         let instance = |n| Instance {
             id: InstanceId(n),
             generation: Generation(0),
             up: false,
             connections: BTreeMap::new(),
             manager: BTreeMap::new(),
-            take_overs: BTreeMap::new(),
-            favoured: BTreeMap::new(),
+            claims: Claims::under(rules),
             nonces: BTreeSet::new(),
             jobs: BTreeMap::new(),
             next_job: 0,
@@ -119,7 +119,7 @@ impl Backend {
         }
         core.note(|| format!("{id:?} starts"));
         if self.instances.len() == 1 {
-            self.store.end_abandoned();
+            self.store.end_abandoned(core.backend_now());
             core.recorder.committed(&self.store, core.now);
         }
         let instance = &mut self.instances[id.0];
@@ -141,8 +141,7 @@ impl Backend {
         core.listening.remove(&(id, instance.generation));
         instance.up = false;
         instance.manager.clear();
-        instance.take_overs.clear();
-        instance.favoured.clear();
+        instance.claims = Claims::under(core.rules);
         instance.nonces.clear();
         instance.jobs.clear();
         let noticed = core.random.below(3) > 0;
@@ -239,7 +238,8 @@ impl Backend {
 
     /// The reconcilers.
     fn tick(&mut self, id: InstanceId, core: &mut Core) {
-        core.line = core.line.renew(core.backend_wall(), core.now);
+        let wall = core.backend_wall();
+        core.line = core.line.renew_under(core.rules, wall, core.now);
         let now = core.backend_now();
         self.store.end_late(OVERDUE_WAIT, now);
         core.recorder.committed(&self.store, core.now);
@@ -321,41 +321,22 @@ impl Instance {
 
     /// Enters a confirmed session; an older one of the same gateway is closed. False when a newer one is there.
     fn register(&mut self, holder: Holder, wire: ConnectionId, core: &mut Core) -> bool {
-        if let Some((older, epoch)) = self.manager.get(&holder.agent).copied() {
-            if epoch >= holder.epoch {
-                return false;
-            }
+        match self.claims.enter(holder.agent, holder.epoch, holder.run) {
+            Entered::Overtaken => return false,
+            Entered::First | Entered::Supersedes => {}
+        }
+        let older = self.manager.insert(holder.agent, (wire, holder.epoch));
+        if let Some((older, _)) = older {
             self.order(older, Order::End, core);
         }
-        self.manager.insert(holder.agent, (wire, holder.epoch));
-        self.favoured.remove(&holder.agent);
         true
     }
 
-    /// Whether the identity is kept for another process.
-    fn favours_another(&self, agent: AgentId, run: AgentRunId, now: Monotonic) -> bool {
-        let favoured = self.favoured.get(&agent);
-        favoured.is_some_and(|(favourite, until)| *favourite != run && *until > now)
-    }
-
     fn remove(&mut self, agent: AgentId, wire: ConnectionId) {
-        if self
-            .manager
-            .get(&agent)
-            .is_some_and(|(known, _)| *known == wire)
-        {
+        let known = self.manager.get(&agent).copied();
+        if let Some((_, epoch)) = known.filter(|(known, _)| *known == wire) {
+            self.claims.leave(agent, epoch);
             self.manager.remove(&agent);
         }
-    }
-
-    /// Uses up one take-over of an identity; false when it had its share of this minute.
-    fn may_take_over(&mut self, agent: AgentId, now: Monotonic) -> bool {
-        let times = self.take_overs.entry(agent).or_default();
-        times.retain(|at| now.saturating_since(*at) < MINUTE);
-        let allowed = times.len() < TAKE_OVERS_PER_MINUTE_MAX;
-        if allowed {
-            times.push_back(now);
-        }
-        allowed
     }
 }

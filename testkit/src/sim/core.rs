@@ -11,7 +11,7 @@ use viworks_common::timeline::Anchor;
 use super::network::{ConnectionId, Network};
 use super::random::Random;
 use super::recorder::Recorder;
-use super::scenario::{Rule, Rules, Scenario};
+use super::scenario::{Rules, Scenario};
 
 /// Lines of a trace that are kept.
 const TRACE_LINES: usize = 400;
@@ -49,14 +49,14 @@ pub(crate) enum GatewayStep {
     Timer,
     /// The engine takes its next input.
     Engine,
-    /// Accepted commands may be past their deadline.
+    /// The engine wanted to be woken.
     Expire,
     /// The oldest write is durable.
     Synced,
     /// A permitted command looks for a slot.
     Begin(CommandId),
-    /// A running command ends by itself.
-    Exit(CommandId),
+    /// A running command ends, by itself or because somebody wants it.
+    Exit(CommandId, bool),
     /// The collector has records.
     Observe,
 }
@@ -198,11 +198,7 @@ impl Core {
     /// What the backend's store is told to be now.
     #[must_use]
     pub(crate) fn backend_now(&self) -> Timestamp {
-        if self.rules.keep(Rule::TimeLine) {
-            self.line.read(self.now)
-        } else {
-            self.backend_wall()
-        }
+        self.line.read(self.now)
     }
 
     /// The backend's wall clock: data for its peers.

@@ -1,32 +1,23 @@
 //! A gateway's disk: what is durable, what is on its way there, and what a crash leaves of it.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use viworks_common::command::{Outcome, OutcomeState};
 use viworks_common::id::{AgentRunId, CommandId};
-use viworks_common::journal::{Entry, EntryState, may_forget};
+use viworks_common::journal::{Entry, EntryState, Step, may_forget};
 use viworks_common::telemetry::Position;
 use viworks_common::time::Timestamp;
 
 use super::random::Random;
-use super::scenario::{Rule, Rules};
+use super::scenario::Rules;
 use super::spool_model::Spool;
 
 /// One transaction, of the journal or of the spool.
 #[derive(Debug, Clone)]
 pub(crate) enum Write {
-    /// A new entry, which also raises the highest order.
-    Accept(Box<Entry>),
-    /// An accepted entry is about to run.
-    Started(CommandId, AgentRunId),
-    /// An entry ended, whether it ran or not.
-    Finish(CommandId, Outcome),
-    /// The backend has its outcome.
-    Reported(CommandId),
-    /// The backend withdrew it.
-    Discard(CommandId),
-    /// Everything up to this order is final.
-    LowWater(u64),
+    /// A step of the journal.
+    Journal(Step),
     /// The ratchet moved.
     Epoch(u64, String),
     /// Records.
@@ -99,45 +90,7 @@ impl Image {
     fn apply(&mut self, write: Write, rules: Rules) -> Written {
         let mut written = Written::default();
         written.done = match write {
-            Write::Accept(entry) => {
-                self.highest_order = self.highest_order.max(entry.order);
-                self.entries.insert(entry.command_id, *entry);
-                true
-            }
-            Write::Started(id, run) => self.change(id, &[EntryState::Accepted], |entry| {
-                entry.state = EntryState::Started;
-                entry.agent_run_id = run;
-            }),
-            Write::Finish(id, outcome) => {
-                let from = [EntryState::Accepted, EntryState::Started];
-                self.change(id, &from, |entry| {
-                    entry.state = EntryState::Finished;
-                    entry.outcome = Some(outcome);
-                })
-            }
-            Write::Reported(id) => {
-                let done = self.change(id, &[EntryState::Finished], |entry| {
-                    entry.state = EntryState::Reported;
-                });
-                if done && !rules.keep(Rule::LowWaterForgetting) {
-                    self.entries.remove(&id);
-                }
-                done
-            }
-            Write::Discard(id) => self.change(id, &[EntryState::Accepted], |entry| {
-                let reason = "the backend withdrew it";
-                entry.state = EntryState::Reported;
-                entry.outcome = Some(Outcome::without_run(OutcomeState::Cancelled, reason));
-            }),
-            Write::LowWater(mark) => {
-                if rules.keep(Rule::LowWaterForgetting) {
-                    self.low_water = self.low_water.max(mark);
-                }
-                let mark = self.low_water;
-                self.entries
-                    .retain(|_, entry| !may_forget(entry.state, entry.order, mark));
-                true
-            }
+            Write::Journal(step) => self.step(step, rules),
             Write::Epoch(epoch, token) => {
                 let newer = epoch >= self.epoch;
                 if newer {
@@ -157,19 +110,46 @@ impl Image {
         written
     }
 
-    fn change(
-        &mut self,
-        id: CommandId,
-        from: &[EntryState],
-        change: impl FnOnce(&mut Entry),
-    ) -> bool {
-        match self.entries.get_mut(&id) {
-            Some(entry) if from.contains(&entry.state) => {
-                change(entry);
-                true
+    /// Whether the step started from where it may.
+    fn step(&mut self, step: Step, rules: Rules) -> bool {
+        let id = match step {
+            Step::LowWater(mark) => {
+                self.low_water = self.low_water.max(mark);
+                let mark = self.low_water;
+                self.entries
+                    .retain(|_, it| !may_forget(rules, it.state, it.order, mark));
+                return true;
             }
-            Some(_) | None => false,
+            Step::Accept(entry) if !self.entries.contains_key(&entry.command_id) => {
+                self.highest_order = self.highest_order.max(entry.order);
+                self.entries.insert(entry.command_id, *entry);
+                return true;
+            }
+            Step::Accept(ref entry) => entry.command_id,
+            Step::Start(id, _)
+            | Step::Finish(id, _)
+            | Step::Report(id)
+            | Step::Discard(id)
+            | Step::AwaitAgain(id, _) => id,
+        };
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return false;
+        };
+        let Some(next) = step.leaves(rules, entry) else {
+            return false;
+        };
+        entry.state = next;
+        match step {
+            Step::Start(_, run) | Step::AwaitAgain(_, run) => entry.agent_run_id = run,
+            Step::Finish(_, outcome) => entry.outcome = Some(Arc::unwrap_or_clone(outcome)),
+            Step::Discard(_) => {
+                let reason = "the backend withdrew it";
+                entry.outcome = Some(Outcome::without_run(OutcomeState::Cancelled, reason));
+            }
+            Step::Accept(again) => *entry = *again,
+            Step::Report(_) | Step::LowWater(_) => {}
         }
+        true
     }
 }
 

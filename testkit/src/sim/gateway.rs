@@ -1,14 +1,13 @@
 //! A gateway: a machine with a disk, and on it, most of the time, a process of the agent.
 //!
-//! The process drives the real session machine and decides by the real journal rules. Its engine, its command tasks and
-//! its connection take turns as the product's tasks do: each write to the disk is a step of its own, at which it may die.
+//! The process drives the product's session machine and command engine. What surrounds them takes turns as the product's
+//! tasks do: each write to the disk is a step of its own, at which it may die.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use viworks_common::command::{Outcome, OutcomeState};
 use viworks_common::id::{AgentId, AgentRunId, CommandId};
-use viworks_common::journal::{EntryState, OnRestart, on_restart};
+use viworks_common::journal::Step;
 use viworks_common::key::{AgentKey, Identity};
 use viworks_common::session::backoff::Backoff;
 use viworks_common::time::{Monotonic, Timestamp};
@@ -16,13 +15,11 @@ use viworks_common::time::{Monotonic, Timestamp};
 use super::core::{Core, Event, GatewayStep, Generation, HostId, Process as Dying};
 use super::disk_model::{Disk, Image, Write, Written};
 use super::network::ConnectionId;
-use super::scenario::Rule;
 
 mod engine;
 mod link;
-mod task;
 
-use engine::{Engine, Then};
+use engine::Engine;
 use link::Link;
 pub(crate) use link::binding;
 
@@ -66,6 +63,8 @@ pub(crate) struct Process {
     /// Its name in every permit and spool epoch.
     pub run: AgentRunId,
     engine: Engine,
+    /// What an earlier process left behind is settled.
+    dialled: bool,
     link: Option<Link>,
     backoff: Backoff,
     /// What follows each write that is on its way.
@@ -76,9 +75,7 @@ pub(crate) struct Process {
 /// What follows a write.
 #[derive(Debug, Clone)]
 enum After {
-    Engine(Then),
-    TaskStarted(CommandId),
-    TaskFinished(CommandId, Outcome),
+    Journalled(Option<CommandId>),
     EpochKept(ConnectionId),
     Nothing,
 }
@@ -153,48 +150,32 @@ impl Host {
         let run = AgentRunId::from_uuid(core.random.uuid());
         let id = self.id;
         core.note(|| format!("{id:?} boots as {run}"));
-        if !self.recover(run, core) {
-            return;
-        }
         self.disk.image.spool.forget_delivered(run);
         self.process = Some(Process {
             run,
-            engine: Engine::new(self.disk.image.low_water),
+            engine: Engine::new(core.rules, run, &self.disk.image),
+            dialled: false,
             link: None,
             backoff: Backoff::new(),
             after: VecDeque::new(),
             last_sync: core.now,
         });
-        core.after(Duration::ZERO, self.event(GatewayStep::Dial));
+        self.perform(core);
+        self.dial_when_settled(core);
         let pause = core.random.millis(50, 2_000);
         core.after(pause, self.event(GatewayStep::Observe));
     }
 
-    /// False when it dies on the way.
-    fn recover(&mut self, run: AgentRunId, core: &mut Core) -> bool {
-        let entries: Vec<_> = self.disk.image.entries.values().cloned().collect();
-        for entry in entries {
-            let id = entry.command_id;
-            match on_restart(&entry) {
-                OnRestart::Keep => continue,
-                OnRestart::AwaitPermitAgain => {
-                    if let Some(entry) = self.disk.image.entries.get_mut(&id) {
-                        entry.state = EntryState::Accepted;
-                        entry.agent_run_id = run;
-                    }
-                }
-                OnRestart::FinishIndeterminate => {
-                    let reason = "the gateway agent ended while it ran";
-                    let outcome = Outcome::without_run(OutcomeState::Indeterminate, reason);
-                    self.disk.write(Write::Finish(id, outcome));
-                    self.disk.sync();
-                }
-            }
-            if core.dies(Dying::Gateway(self.id)) {
-                return false;
-            }
+    /// What an earlier process left behind is settled before this one dials.
+    fn dial_when_settled(&mut self, core: &mut Core) {
+        let event = self.event(GatewayStep::Dial);
+        if let Some(process) = &mut self.process
+            && !process.dialled
+            && process.engine.is_settled()
+        {
+            process.dialled = true;
+            core.after(Duration::ZERO, event);
         }
-        true
     }
 
     /// Ends the process as kill -9 or a power cut does. Returns the connection it had.
@@ -221,7 +202,7 @@ impl Host {
 
     /// The recorder learns what is durable.
     fn witness(&self, write: &Write, written: &Written, core: &mut Core) {
-        if let Write::Finish(_, outcome) = write
+        if let Write::Journal(Step::Finish(_, outcome)) = write
             && written.done
         {
             core.recorder.journalled(outcome.duration_ms);
@@ -244,10 +225,10 @@ impl Host {
             GatewayStep::Dialled => self.dialled(core),
             GatewayStep::Timer => self.pump(core),
             GatewayStep::Engine => self.engine_step(core),
-            GatewayStep::Expire => self.expire(core),
+            GatewayStep::Expire => self.wake(core),
             GatewayStep::Synced => self.synced(core),
             GatewayStep::Begin(id) => self.begin(id, core),
-            GatewayStep::Exit(id) => self.exit(id, core),
+            GatewayStep::Exit(id, ended) => self.exit(id, ended, core),
             GatewayStep::Observe => self.observe(core),
         }
     }
@@ -283,12 +264,7 @@ impl Host {
         let done = core.now.saturating_add(delay).max(process.last_sync);
         process.last_sync = done;
         core.at(done, event);
-        if core.rules.keep(Rule::JournalFirst) {
-            process.after.push_back(after);
-        } else {
-            process.after.push_back(After::Nothing);
-            self.go_on_after(after, true, core);
-        }
+        process.after.push_back(after);
     }
 
     fn synced(&mut self, core: &mut Core) {
@@ -318,9 +294,10 @@ impl Host {
 
     fn go_on_after(&mut self, after: After, done: bool, core: &mut Core) {
         match after {
-            After::Engine(then) => self.engine_synced(then, done, core),
-            After::TaskStarted(id) => self.task_started(id, done, core),
-            After::TaskFinished(id, outcome) => self.task_finished(id, outcome, core),
+            After::Journalled(of) => {
+                self.journalled(of, done, core);
+                self.dial_when_settled(core);
+            }
             After::EpochKept(wire) => self.epoch_kept(wire, done, core),
             After::Nothing => self.look_again(core),
         }

@@ -358,18 +358,19 @@ impl Recorder {
     /// The store committed something. Invariant 2.
     pub(crate) fn committed(&mut self, store: &Store, now: Monotonic) {
         for command in store.commands() {
-            let before = self.finals.get(&command.id).copied();
+            let facts = &command.facts;
+            let before = self.finals.get(&facts.command_id).copied();
             match before {
-                Some(before) if before != command.state => {
-                    let (id, after) = (command.id, command.state);
+                Some(before) if before != facts.state => {
+                    let (id, after) = (facts.command_id, facts.state);
                     self.violated(|| format!("2: {id} was {before:?} and became {after:?}"));
                 }
-                None if command.state.is_final() => {
-                    self.finals.insert(command.id, command.state);
-                    self.count_final(command.state);
+                None if facts.state.is_final() => {
+                    self.finals.insert(facts.command_id, facts.state);
+                    self.count_final(facts.state);
                     // A gateway may be early: delay counts against the permit.
-                    if command.state == CommandState::Expired && command.result.is_none() {
-                        self.given_up(command.id, now);
+                    if facts.state == CommandState::Expired && command.result.is_none() {
+                        self.given_up(facts.command_id, now);
                     }
                 }
                 Some(_) | None => {}
@@ -416,8 +417,8 @@ impl Recorder {
         self.fresh.clear();
         self.finals = store
             .commands()
-            .filter(|command| command.state.is_final())
-            .map(|command| (command.id, command.state))
+            .map(|command| (command.facts.command_id, command.facts.state))
+            .filter(|(_, state)| state.is_final())
             .collect();
     }
 }

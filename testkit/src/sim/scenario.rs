@@ -2,71 +2,11 @@
 
 use std::time::Duration;
 
+use viworks_common::rules::{Rule, Rulebook};
+
 use super::random::Random;
 
-/// A rule of the protocol that a test may switch off, to see that the simulation notices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Rule {
-    /// What is not idempotent waits for GO.
-    Permit,
-    /// A permit holds for one process of the gateway agent.
-    PermitBoundToRun,
-    /// GO is consumed by the start.
-    PermitConsumed,
-    /// A known id is answered from the journal.
-    KnownIdAnswered,
-    /// Entries are forgotten by the low-water mark, and unknown orders below it are stale.
-    LowWaterForgetting,
-    /// Nothing is acknowledged before it is committed.
-    AckAfterCommit,
-    /// The gateway says and does what a write stands for after the write is durable.
-    JournalFirst,
-    /// Results are sent until they are acknowledged.
-    ResultsResent,
-    /// Writes carry the epoch of their session.
-    EpochFence,
-    /// Every epoch between the confirmed and the issued one is acceptable.
-    EpochRange,
-    /// CONFIRM is sent after the epoch is durable.
-    DurableBeforeConfirm,
-    /// The live session is probed before another process takes over.
-    ProbeBeforeTakeOver,
-    /// After a copy was refused, the identity is kept for its live owner until that is back.
-    FavourTheLive,
-    /// A permit counts from when the frame it names was sent.
-    PermitCountsFromSending,
-    /// A hole behind a restored database becomes a gap.
-    GapAfterRollback,
-    /// What lies at or below the committed position is dropped.
-    PositionDropsRepeats,
-    /// Deadlines and pauses are on a time line that does not step with the backend's wall clock.
-    TimeLine,
-}
-
-impl Rule {
-    /// Every rule.
-    pub const ALL: &[Self] = &[
-        Self::Permit,
-        Self::PermitBoundToRun,
-        Self::PermitConsumed,
-        Self::KnownIdAnswered,
-        Self::LowWaterForgetting,
-        Self::AckAfterCommit,
-        Self::JournalFirst,
-        Self::ResultsResent,
-        Self::EpochFence,
-        Self::EpochRange,
-        Self::DurableBeforeConfirm,
-        Self::ProbeBeforeTakeOver,
-        Self::FavourTheLive,
-        Self::PermitCountsFromSending,
-        Self::GapAfterRollback,
-        Self::PositionDropsRepeats,
-        Self::TimeLine,
-    ];
-}
-
-/// The rules in force.
+/// The rules in force: the product's own, or all of them but one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Rules {
     off: Option<Rule>,
@@ -84,10 +24,10 @@ impl Rules {
     pub const fn without(rule: Rule) -> Self {
         Self { off: Some(rule) }
     }
+}
 
-    /// Whether `rule` is in force.
-    #[must_use]
-    pub fn keep(self, rule: Rule) -> bool {
+impl Rulebook for Rules {
+    fn keeps(self, rule: Rule) -> bool {
         self.off != Some(rule)
     }
 }

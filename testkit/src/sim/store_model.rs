@@ -1,22 +1,26 @@
-//! The backend's database: the same intents as the real stores, each one atomic, over plain maps.
+//! The backend's database: the same intents as the real stores, each one atomic, over plain maps. What becomes of them the
+//! ledger decides, as it does for the real ones.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use viworks_common::admission::IdentityRow;
-use viworks_common::command::{CommandEvent, CommandState, Outcome, Transition, transition};
-use viworks_common::id::{AgentId, AgentRunId, CommandId, CommandName};
+use viworks_common::command::Outcome;
+use viworks_common::id::{AgentId, AgentRunId, CommandId, CommandName, StreamName};
+use viworks_common::ledger::command::low_water;
+use viworks_common::ledger::session::may_write;
+use viworks_common::ledger::telemetry::Usage;
+use viworks_common::ledger::{Change, Command as Facts};
 use viworks_common::telemetry::Gap;
-use viworks_common::time::Timestamp;
 
 use super::recorder::{Key, Recorder};
-use super::scenario::{Rule, Rules};
+use super::scenario::Rules;
 
 mod commands;
 mod sessions;
 mod telemetry;
 
-pub(crate) use commands::{AcceptOutcome, Leased};
-pub(crate) use sessions::{AdmitRequest, Admitted, ConfirmRequest, Confirmed, Refusal};
+pub(crate) use commands::Leased;
+pub(crate) use sessions::{AdmitRequest, Admitted, ConfirmRequest, Refusal};
 
 /// On whose behalf a session writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,18 +40,11 @@ pub(crate) struct Fenced;
 /// A command.
 #[derive(Debug, Clone)]
 pub(crate) struct Command {
-    pub id: CommandId,
-    pub agent: AgentId,
+    /// What decisions depend on.
+    pub facts: Facts,
     pub order: u64,
     pub name: CommandName,
-    pub idempotent: bool,
-    pub state: CommandState,
-    pub attempt: u32,
-    pub available_at: Timestamp,
-    pub deadline: Timestamp,
     pub timeout_ms: Option<u64>,
-    pub released_to: Option<AgentRunId>,
-    pub cancel_requested: bool,
     pub result: Option<Outcome>,
     pub late_outcome: Option<Outcome>,
 }
@@ -72,6 +69,8 @@ pub(crate) struct Store {
     telemetry: BTreeMap<Key, i64>,
     positions: BTreeMap<(AgentId, AgentRunId), u64>,
     gaps: Vec<(AgentId, AgentRunId, Gap)>,
+    usages: BTreeMap<AgentId, Usage>,
+    streams: BTreeSet<(AgentId, StreamName)>,
 }
 
 impl Store {
@@ -90,6 +89,8 @@ impl Store {
             telemetry: BTreeMap::new(),
             positions: BTreeMap::new(),
             gaps: Vec::new(),
+            usages: BTreeMap::new(),
+            streams: BTreeSet::new(),
         }
     }
 
@@ -138,8 +139,7 @@ impl Store {
 
     fn fence(&self, holder: Holder, recorder: &mut Recorder) -> Result<(), Fenced> {
         let row = self.gateways.get(&holder.agent).map(|known| &known.row);
-        let current = row.is_some_and(|row| row.confirmed == holder.epoch && !row.revoked);
-        if current || !self.rules.keep(Rule::EpochFence) {
+        if row.is_some_and(|row| may_write(self.rules, row, holder.epoch)) {
             recorder.wrote(holder.agent, holder.epoch);
             return Ok(());
         }
@@ -148,56 +148,45 @@ impl Store {
     }
 
     /// The commands of a gateway up to `order` that are not final, in order.
-    fn open(&self, agent: AgentId, order: u64) -> Vec<CommandId> {
-        let mut open: Vec<(u64, CommandId)> = self
+    fn open(&self, agent: AgentId, order: u64) -> Vec<Facts> {
+        let of_gateway = |it: &&Command| it.facts.agent_id == agent && !it.facts.state.is_final();
+        let mut open: Vec<&Command> = self
             .commands
             .values()
-            .filter(|command| command.agent == agent && !command.state.is_final())
+            .filter(of_gateway)
             .filter(|command| command.order <= order)
-            .map(|command| (command.order, command.id))
             .collect();
-        open.sort_unstable();
-        open.into_iter().map(|(_, id)| id).collect()
+        open.sort_unstable_by_key(|command| command.order);
+        open.into_iter().map(|it| it.facts.clone()).collect()
     }
 
-    /// Lets `event` happen to a command, with what follows from its end.
-    fn apply(
-        &mut self,
-        id: CommandId,
-        event: CommandEvent,
-        result: Option<&Outcome>,
-    ) -> Transition {
-        let Some(command) = self.commands.get_mut(&id) else {
-            return Transition::Refused;
-        };
-        let decision = transition(command.state, event, command.idempotent);
-        let Transition::To(next) = decision else {
-            return decision;
-        };
-        command.state = next;
-        if matches!(next, CommandState::Queued | CommandState::Dispatched) {
-            command.released_to = None;
+    /// Writes what was decided, with what follows from ends.
+    fn write(&mut self, changes: impl IntoIterator<Item = Change>, result: Option<&Outcome>) {
+        let mut ended = BTreeSet::new();
+        for change in changes {
+            let Some(command) = self.commands.get_mut(&change.command.command_id) else {
+                continue;
+            };
+            if change.ends() {
+                ended.insert(change.command.agent_id);
+            }
+            if change.result.is_some() {
+                command.result = result.cloned();
+            }
+            command.facts = change.command;
         }
-        if let Some(result) = result {
-            command.result = Some(result.clone());
-        }
-        let agent = command.agent;
-        if next.is_final() {
+        for agent in ended {
             self.raise_low_water(agent);
         }
-        decision
     }
 
     fn raise_low_water(&mut self, agent: AgentId) {
-        let lowest = self
-            .commands
-            .values()
-            .filter(|command| command.agent == agent && !command.state.is_final())
-            .map(|command| command.order)
-            .min();
+        let of_gateway = |it: &&Command| it.facts.agent_id == agent && !it.facts.state.is_final();
+        let open = self.commands.values().filter(of_gateway);
+        let lowest = open.map(|command| command.order).min();
         if let Some(gateway) = self.gateways.get_mut(&agent) {
-            let mark = lowest.unwrap_or(gateway.row.next_order).saturating_sub(1);
-            gateway.row.low_water = mark.max(gateway.row.low_water);
+            let row = &mut gateway.row;
+            row.low_water = low_water(row.low_water, lowest, row.next_order);
         }
     }
 

@@ -55,7 +55,7 @@ impl World {
             hosts.push(Host::new(HostId(n), identity, key, disk));
         }
         let store = Store::new(rules, hosts.iter().map(Host::agent));
-        let backend = Backend::new(store, scenario.instances, &master);
+        let backend = Backend::new(store, scenario.instances, &master, rules);
         let core = Core::new(random, scenario, rules, traced);
         let mut world = Self {
             core,
@@ -198,9 +198,11 @@ impl World {
             .random
             .once_in(2)
             .then(|| 1 + core.random.below(10_000));
-        self.backend
-            .store
-            .submit(id, agent, what, (now, deadline), limit);
+        let store = &mut self.backend.store;
+        if !store.submit(id, agent, what, (now, deadline), limit) {
+            core.note(|| format!("{id} is refused"));
+            return;
+        }
         self.commands.push((id, agent, kind));
         let when = (core.now, span);
         core.recorder.submitted(agent, id, when, limit);
@@ -215,7 +217,7 @@ impl World {
         }
         let (id, agent, _) = self.commands[core.random.index(self.commands.len())];
         core.note(|| format!("operator cancels {id}"));
-        let requested = self.backend.store.cancel(id);
+        let requested = self.backend.store.cancel(id, core.backend_now());
         core.recorder.committed(&self.backend.store, core.now);
         if requested {
             self.backend.cancel(agent, id, core);

@@ -4,8 +4,9 @@ use std::num::NonZero;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use viworks_common::rules::Rule;
 use viworks_runtime::config::environment;
-use viworks_testkit::sim::{self, Counts, Failure, Rule, Rules};
+use viworks_testkit::sim::{self, Counts, Failure, Rules};
 
 /// Worlds in an ordinary run.
 const SEEDS: u64 = 10_000;

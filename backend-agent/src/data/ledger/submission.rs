@@ -1,24 +1,14 @@
-//! Whether a run may be submitted, as a whole or not at all.
+//! Whether a run may be submitted, as a whole or not at all, and what it is when it was.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use viworks_common::api::SkipCode;
 use viworks_common::command::CommandState;
-use viworks_common::id::{AgentId, GatewayName};
+use viworks_common::id::AgentId;
+use viworks_common::ledger::submit::{self, Bounds, Counters, Refusal};
 use viworks_common::time::Timestamp;
 
 use crate::data::{NewRun, Run, Skip, StoreError};
-
-/// What counts for a gateway's next command.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Counters {
-    /// Its name.
-    pub name: GatewayName,
-    /// The order of the next command.
-    pub next_order: u64,
-    /// Commands of it that are not final.
-    pub open: u64,
-}
 
 /// Targets whose queue is full.
 pub type FullQueues = BTreeSet<AgentId>;
@@ -33,45 +23,43 @@ pub fn judge(
     gateways: &BTreeMap<AgentId, Counters>,
     waiting: u64,
 ) -> Result<FullQueues, StoreError> {
-    let agents: BTreeSet<_> = new.targets.iter().map(|target| target.agent_id).collect();
-    if agents.len() < new.targets.len() {
-        let what = "a command of this run for one of its gateways".to_owned();
-        return Err(StoreError::Conflict { what });
-    }
-    if agents.is_empty() {
-        let what = "a gateway for this run".to_owned();
-        return Err(StoreError::Missing { what });
-    }
-    if let Some(missing) = agents.iter().find(|id| !gateways.contains_key(id)) {
-        let what = format!("gateway {missing}");
-        return Err(StoreError::Missing { what });
-    }
-    let retry_after = new.limits.retry_after;
-    let full: Vec<_> = agents
-        .iter()
-        .filter_map(|id| gateways.get_key_value(id))
-        .filter(|(_, gateway)| gateway.open >= new.limits.per_gateway)
-        .collect();
-    if let Some((_, first)) = full.first()
-        && (!new.skip_full || full.len() == agents.len())
-    {
-        return Err(StoreError::QueueFull {
-            scope: format!("gateway {}", first.name),
-            gateways: full.iter().map(|(_, full)| full.name.clone()).collect(),
-            limit: new.limits.per_gateway,
+    let targets = new.targets.iter().map(|target| target.agent_id);
+    let bounds = Bounds {
+        per_gateway: new.limits.per_gateway,
+        global: new.limits.global,
+    };
+    submit::judge(targets, new.skip_full, bounds, gateways, waiting)
+        .map_err(|refusal| refused(new, refusal))
+}
+
+fn refused(new: &NewRun, refusal: Refusal) -> StoreError {
+    let limits = &new.limits;
+    let retry_after = limits.retry_after;
+    match refusal {
+        Refusal::Doubled => StoreError::Conflict {
+            what: "a command of this run for one of its gateways".to_owned(),
+        },
+        Refusal::Nobody => StoreError::Missing {
+            what: "a gateway for this run".to_owned(),
+        },
+        Refusal::Unknown(missing) => StoreError::Missing {
+            what: format!("gateway {missing}"),
+        },
+        Refusal::Full(gateways) => StoreError::QueueFull {
+            scope: gateways
+                .first()
+                .map_or_else(String::new, |first| format!("gateway {first}")),
+            gateways,
+            limit: limits.per_gateway,
             retry_after,
-        });
-    }
-    let full: FullQueues = full.into_iter().map(|(id, _)| *id).collect();
-    if waiting.saturating_add(count(new, &full)) > new.limits.global {
-        return Err(StoreError::QueueFull {
+        },
+        Refusal::AllFull => StoreError::QueueFull {
             scope: "the backend".to_owned(),
             gateways: Vec::new(),
-            limit: new.limits.global,
+            limit: limits.global,
             retry_after,
-        });
+        },
     }
-    Ok(full)
 }
 
 /// How many commands a run gets when these targets are skipped.

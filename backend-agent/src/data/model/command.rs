@@ -6,8 +6,9 @@ use std::time::Duration;
 use viworks_common::api::SkipCode;
 use viworks_common::catalogue::Risk;
 use viworks_common::code::RejectCode;
-use viworks_common::command::{Arguments, CommandState, OutcomeState, RetainedOutput};
+use viworks_common::command::{Arguments, CommandState, RetainedOutput};
 use viworks_common::id::{AgentId, CommandId, CommandName, GatewayName, RunId};
+pub use viworks_common::ledger::Ended as CommandResult;
 use viworks_common::time::Timestamp;
 
 use super::Actor;
@@ -201,31 +202,6 @@ pub struct Command {
     pub late_outcome: Option<CommandResult>,
     /// Why it ended, when no outcome says so.
     pub reason: Option<String>,
-}
-
-/// An outcome without its output.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct CommandResult {
-    /// How it ended, in the gateway's words.
-    pub state: OutcomeState,
-    /// The exit code, when it exited.
-    pub exit_code: Option<i32>,
-    /// The signal that ended it, when one did.
-    pub signal: Option<i32>,
-    /// When it started, by the gateway's wall clock.
-    pub started_at: Option<Timestamp>,
-    /// How long it ran, in milliseconds.
-    pub duration_ms: u64,
-    /// Why it was refused or could not run.
-    pub reason: Option<String>,
-    /// The refusal's code.
-    pub reject_code: Option<RejectCode>,
-    /// What it wrote to its standard output, in bytes; older rows do not say.
-    #[serde(default)]
-    pub stdout_bytes: Option<u64>,
-    /// What it wrote to its standard error, in bytes; older rows do not say.
-    #[serde(default)]
-    pub stderr_bytes: Option<u64>,
 }
 
 /// What was kept of a command's output.

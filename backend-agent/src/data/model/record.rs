@@ -1,11 +1,10 @@
 //! Telemetry, API keys, the audit log and the store's own state.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use viworks_common::id::{AgentId, AgentRunId, ApiKeyId, StreamName};
-use viworks_common::telemetry::{
-    Batch, Fields, Gap, MalformedBatch, Position, RecordRefusal, TimeSource,
-};
+pub use viworks_common::ledger::telemetry::{Commit as TelemetryCommit, Limits as TelemetryLimits};
+use viworks_common::telemetry::{Batch, Fields, Gap, MalformedBatch, RecordRefusal, TimeSource};
 use viworks_common::time::Timestamp;
 
 use super::Actor;
@@ -23,33 +22,6 @@ pub struct TelemetryWrite {
     pub batch: Batch,
 }
 
-/// What one gateway may have stored. What is beyond is refused, counted and told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TelemetryLimits {
-    /// Spool epochs that it may begin on a day.
-    pub epochs_per_day: u64,
-    /// Streams that it may have at all.
-    pub streams: u64,
-    /// Records on a day.
-    pub records_per_day: u64,
-    /// Bytes of records on a day, indexes included.
-    pub bytes_per_day: u64,
-    /// Gaps that it may report on a day.
-    pub gaps_per_day: u64,
-}
-
-impl Default for TelemetryLimits {
-    fn default() -> Self {
-        Self {
-            epochs_per_day: 1_000,
-            streams: 1_000,
-            records_per_day: 5_000_000,
-            bytes_per_day: 2 * 1024 * 1024 * 1024,
-            gaps_per_day: 10_000,
-        }
-    }
-}
-
 /// What became of one batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TelemetryOutcome {
@@ -59,23 +31,6 @@ pub enum TelemetryOutcome {
     Fenced,
     /// The batch contradicts itself; nothing of it was stored.
     Malformed(MalformedBatch),
-}
-
-/// What a batch added.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TelemetryCommit {
-    /// The committed position.
-    pub position: Position,
-    /// Records stored that were not stored before.
-    pub stored: u64,
-    /// Those of them whose time is not what the gateway's clock said.
-    pub retimed: u64,
-    /// Records refused, by reason.
-    pub refused: BTreeMap<RecordRefusal, u64>,
-    /// Records newly covered by gaps, the backend's own included.
-    pub missing: u64,
-    /// Whether the batch began beyond the position: the backend's database was rolled back.
-    pub rolled_back: bool,
 }
 
 /// Which records are wanted.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::json;
 use viworks_common::admission::{Admission, HelloFacts, IdentityRow, admit as decide};
-use viworks_common::command::CommandEvent;
+use viworks_common::ledger::session;
 use viworks_common::limits::COUNTER_MAX;
 use viworks_runtime::sqlite::params;
 
@@ -12,7 +12,6 @@ use super::opening::{self, Identity};
 use super::row::to_json;
 use super::tx::Tx;
 use super::{audit, forks, settle, telemetry};
-use crate::data::ledger::command;
 use crate::data::{
     Actor, AdmitOutcome, AdmitRequest, Admitted, AuditOutcome, LiveSession, StoreResult,
     TelemetryLimits,
@@ -173,20 +172,12 @@ fn open(tx: &Tx<'_>, accepted: &Accepted<'_>, limits: &TelemetryLimits) -> Store
 
 /// The database forgot what happened since a backup: whatever may have run meanwhile can never be offered again.
 fn settle_rolled_back(tx: &Tx<'_>, request: &AdmitRequest, highest_order: u64) -> StoreResult<u64> {
-    let reason = "the backend's database was rolled back past it";
     let agent_id = request.agent_id;
     let unreported: BTreeSet<_> = request.unreported.iter().copied().collect();
-    let mut ended = 0_u64;
-    for standing in settle::load_open(tx, agent_id, highest_order)? {
-        if unreported.contains(&standing.command_id) {
-            continue;
-        }
-        let (changes, _to) =
-            command::happen(standing, CommandEvent::RolledBack, Some(reason), tx.now);
-        settle::write(tx, &changes, &Actor::system())?;
-        let last = changes.last();
-        ended += u64::from(last.is_some_and(|change| change.command.state.is_final()));
-    }
+    let open = settle::load_open(tx, agent_id, highest_order)?;
+    let changes = session::settle_rolled_back(open, &unreported, tx.now);
+    settle::write(tx, &changes, &Actor::system())?;
+    let ended = changes.iter().filter(|change| change.ends()).count();
     let low_water = settle::raise_low_water(tx, agent_id)?;
     let detail = json!({ "epoch": request.epoch, "highest_order": highest_order, "ended": ended });
     let (action, outcome) = ("database.rolled_back", AuditOutcome::Noted);

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 use viworks_common::code::CloseCode;
 use viworks_common::id::{AgentId, GatewayName};
+use viworks_common::ledger::end;
 use viworks_common::limits::GATEWAY_NAME_BYTES_MAX;
 use viworks_runtime::sqlite::{Constraint, Error, Row, params};
 
@@ -10,7 +11,6 @@ use super::page::{following, listing, rows_wanted};
 use super::row::{Reader, to_json};
 use super::tx::{Tx, View};
 use super::{audit, certificates, conflict_or, sessions, settle};
-use crate::data::ledger::command;
 use crate::data::{
     Actor, AuditOutcome, Gateway, GatewayFilter, GatewayRef, GatewaySession, HeartbeatFigures,
     Label, LabelSource, Listing, NewGateway, Page, Revoked, StoreError, StoreResult,
@@ -178,7 +178,7 @@ pub(super) fn revoke(
         sessions::mark_ended(tx, agent_id, session.epoch, CloseCode::Revoked)?;
     }
     for standing in settle::load_open(tx, agent_id, u64::MAX)? {
-        settle::write(tx, &command::revoke(standing, tx.now), actor)?;
+        settle::write(tx, &end::revoke(standing, tx.now), actor)?;
     }
     note(tx, actor, "gateway.revoke", agent_id, &json!({}))?;
     Ok(Some(Revoked {

@@ -2,13 +2,16 @@
 
 use viworks_common::admission::{Confirmation, confirm as decide};
 use viworks_common::code::CloseCode;
+use viworks_common::ledger::session::settle_older;
+use viworks_common::rules::Complete;
 use viworks_runtime::sqlite::params;
 
 use super::opening::{self, Identity};
 use super::tx::Tx;
 use super::{sessions, settle};
-use crate::data::ledger::command;
-use crate::data::{Actor, ConfirmOutcome, ConfirmRequest, LabelSource, StoreResult};
+use crate::data::{
+    Actor, ConfirmOutcome, ConfirmRequest, Confirmed, LabelSource, OpenCommand, StoreResult,
+};
 
 /// The session is its gateway's live one, and what its HELLO said takes effect.
 pub(super) const TAKE_EFFECT: &str = "\
@@ -50,11 +53,23 @@ pub(super) fn confirm(tx: &Tx<'_>, request: &ConfirmRequest) -> StoreResult<Conf
     tx.execute(REMOVE_LABELS, params! { agent_id, source })?;
     tx.execute(ADD_LABELS, params! { agent_id, source, epoch })?;
     let open = settle::load_open(tx, agent_id, u64::MAX)?;
-    let (changes, mut confirmed) =
-        command::settle_older(open, request.agent_run_id, &request.unreported, tx.now);
-    let written = settle::write(tx, &changes, &Actor::system())?;
-    confirmed.low_water = written.low_water.unwrap_or(after.low_water);
-    confirmed.fenced = known.live.map(|(session_id, _)| session_id);
+    let unreported = request.unreported.iter().copied().collect();
+    let older = settle_older(Complete, open, request.agent_run_id, &unreported, tx.now);
+    let written = settle::write(tx, &older.changes, &Actor::system())?;
+    let released = older.released.into_iter();
+    let confirmed = Confirmed {
+        released: released
+            .map(|(command_id, deadline)| OpenCommand {
+                command_id,
+                deadline,
+            })
+            .collect(),
+        cancel_requested: older.cancel_requested,
+        ended_indeterminate: older.ended_indeterminate,
+        low_water: written.low_water.unwrap_or(after.low_water),
+        waiting: older.waiting,
+        fenced: known.live.map(|(session_id, _)| session_id),
+    };
     Ok(ConfirmOutcome::Confirmed(Box::new(confirmed)))
 }
 

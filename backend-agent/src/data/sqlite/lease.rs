@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use viworks_common::command::{Arguments, CommandEvent, CommandState, digest};
+use viworks_common::command::{Arguments, CommandState, digest};
 use viworks_common::id::{AgentId, CommandName};
-use viworks_common::limits;
+use viworks_common::ledger::{end, lease as decide};
 use viworks_common::time::Timestamp;
 use viworks_runtime::fault;
 use viworks_runtime::sqlite::{Row, params};
@@ -14,7 +14,6 @@ use super::row::{Reader, column};
 use super::sessions::fence;
 use super::settle;
 use super::tx::{Tx, View};
-use crate::data::ledger::command;
 use crate::data::{
     Actor, Holder, LeaseLimits, Leased, LeasedCommand, Listing, Page, Settled, StoreResult,
 };
@@ -40,22 +39,21 @@ ORDER BY agent_id LIMIT :limit";
 pub(super) fn lease(tx: &Tx<'_>, holder: &Holder, limits: LeaseLimits) -> StoreResult<Leased> {
     let agent_id = holder.agent_id;
     let low_water = fence(tx, agent_id, holder.epoch)?;
-    let order = low_water.saturating_add(limits::ORDER_WINDOW);
+    let order = decide::window(low_water);
     let limit = limits.commands;
     let waiting = tx.all(QUEUED, params! { agent_id, order, limit }, |row| {
         Ok((settle::read(row)?, offer(row)?))
     })?;
     let mut leased = Leased::default();
     for (standing, mut offer) in waiting {
-        let changes = command::lease(standing, holder.agent_run_id, limits.attempts_max, tx.now);
-        let written = settle::write(tx, &changes, &Actor::system())?;
-        let Some(change) = changes.last() else {
+        let (run, attempts_max) = (holder.agent_run_id, limits.attempts_max);
+        let Some(change) = decide::take(standing, run, attempts_max, tx.now) else {
             continue;
         };
-        if change.command.state.is_final() {
-            leased
-                .dead
-                .push(change.command.settled(written.run_finished));
+        let written = settle::write(tx, [&change], &Actor::system())?;
+        if change.ends() {
+            let dead = settle::settled(&change.command, written.run_finished);
+            leased.dead.push(dead);
             continue;
         }
         offer.attempt = change.command.attempt;
@@ -102,23 +100,15 @@ pub(super) fn queued_agents(
 /// Ends what could not start in time.
 pub(super) fn expire(tx: &Tx<'_>, limit: usize) -> StoreResult<Vec<Settled>> {
     let (sql, past) = (settle::LOAD_UNSTARTED_PAST_DEADLINE, tx.now);
-    let (event, reason) = (
-        CommandEvent::DeadlinePassed,
-        "its deadline passed before it could start",
-    );
     settle::each(tx, sql, params! { past, limit }, |standing| {
-        command::happen(standing, event, Some(reason), tx.now).0
+        end::expire(standing, tx.now)
     })
 }
 
 /// Ends what was permitted and never heard of again.
 pub(super) fn end_overdue(tx: &Tx<'_>, wait: Duration, limit: usize) -> StoreResult<Vec<Settled>> {
     let (sql, past) = (settle::LOAD_OVERDUE, tx.now.saturating_sub(wait));
-    let (event, reason) = (
-        CommandEvent::WaitExhausted,
-        "its gateway did not report an outcome in the allowed time",
-    );
     settle::each(tx, sql, params! { past, limit }, |standing| {
-        command::happen(standing, event, Some(reason), tx.now).0
+        end::give_up(standing, wait, tx.now)
     })
 }

@@ -1,8 +1,11 @@
 //! What a gateway says about its commands: accepted, refused, started, ended.
 
-use serde_json::json;
 use viworks_common::command::Outcome;
-use viworks_common::id::CommandId;
+use viworks_common::id::{AgentId, CommandId};
+use viworks_common::ledger::Record;
+use viworks_common::ledger::end::{self, Reported};
+use viworks_common::ledger::permit::{self, Permit};
+use viworks_common::rules::Complete;
 use viworks_common::time::Timestamp;
 use viworks_runtime::fault;
 use viworks_runtime::sqlite::params;
@@ -12,10 +15,9 @@ use super::row::{column, to_json};
 use super::sessions::fence;
 use super::tx::Tx;
 use super::{audit, outputs, settle};
-use crate::data::ledger::command::{self, Completion, Standing};
 use crate::data::{
-    AcceptOutcome, Accepted, Actor, AuditOutcome, CommandResult, CompleteOutcome, Holder,
-    NewAuditRecord, Rejected, Settled, StoreResult,
+    AcceptOutcome, Accepted, Actor, AuditOutcome, CompleteOutcome, Holder, NewAuditRecord,
+    Rejected, Settled, StoreResult,
 };
 
 /// Outcomes of unknown commands kept for one gateway, and bytes of them; the oldest go first.
@@ -48,15 +50,24 @@ pub(super) fn accept(
     accepted: Accepted,
 ) -> StoreResult<AcceptOutcome> {
     fence(tx, holder.agent_id, holder.epoch)?;
-    let Some(standing) = settle::load(tx, holder.agent_id, accepted.command_id)? else {
-        return Ok(AcceptOutcome::Drop);
+    let standing = settle::load(tx, holder.agent_id, accepted.command_id)?;
+    let said = permit::Accepted {
+        idempotent: accepted.idempotent,
+        awaiting_permit: accepted.awaiting_permit,
     };
-    let (changes, outcome) = command::accept(standing, holder.agent_run_id, accepted, tx.now);
-    settle::write(tx, &changes, &Actor::system())?;
-    if !changes.is_empty() && matches!(outcome, AcceptOutcome::Go { .. }) {
-        fault::point("store.release.before_commit");
-    }
-    Ok(outcome)
+    let (permit, change) = permit::accept(Complete, standing, holder.agent_run_id, said, tx.now);
+    settle::write(tx, &change, &Actor::system())?;
+    Ok(match permit {
+        Permit::Go(deadline) => {
+            if change.is_some() {
+                fault::point("store.release.before_commit");
+            }
+            AcceptOutcome::Go { deadline }
+        }
+        Permit::Drop => AcceptOutcome::Drop,
+        Permit::Cancel => AcceptOutcome::Cancel,
+        Permit::Wait => AcceptOutcome::Wait,
+    })
 }
 
 /// The gateway refused a command on arrival.
@@ -70,10 +81,16 @@ pub(super) fn reject(
         return Ok(None);
     };
     let before = standing.clone();
-    let changes = command::reject(standing, rejected, tx.now);
-    let written = settle::write(tx, &changes, &Actor::gateway(holder.agent_id))?;
-    let after = changes.last().map_or(&before, |change| &change.command);
-    Ok(Some(after.settled(written.run_finished)))
+    let Rejected {
+        code,
+        detail,
+        again_at,
+        ..
+    } = rejected;
+    let change = end::reject(standing, *code, detail.clone(), *again_at, tx.now);
+    let written = settle::write(tx, &change, &Actor::system())?;
+    let after = change.as_ref().map_or(&before, |change| &change.command);
+    Ok(Some(settle::settled(after, written.run_finished)))
 }
 
 /// The gateway started a command.
@@ -87,9 +104,9 @@ pub(super) fn start(
     let Some(standing) = settle::load(tx, holder.agent_id, command_id)? else {
         return Ok(false);
     };
-    let (changes, is_news) = command::start(standing, started_at, tx.now);
-    settle::write(tx, &changes, &Actor::gateway(holder.agent_id))?;
-    Ok(is_news)
+    let change = end::start(standing, started_at, tx.now);
+    settle::write(tx, &change, &Actor::system())?;
+    Ok(change.is_some())
 }
 
 /// The gateway reported how a command ended.
@@ -100,55 +117,41 @@ pub(super) fn complete(
     outcome: &Outcome,
 ) -> StoreResult<CompleteOutcome> {
     let low_water = fence(tx, holder.agent_id, holder.epoch)?;
-    let Some(standing) = settle::load(tx, holder.agent_id, command_id)? else {
-        let kept = keep_orphan(tx, holder, command_id, outcome)?;
-        return Ok(CompleteOutcome::Orphan { low_water, kept });
-    };
-    let before = standing.clone();
-    let completed = match command::complete(standing, outcome, tx.now) {
-        Completion::Ends(change) => {
-            let actor = Actor::gateway(holder.agent_id);
-            let written = settle::write(tx, std::slice::from_ref(&*change), &actor)?;
+    let standing = settle::load(tx, holder.agent_id, command_id)?;
+    let whose = (holder.agent_id, command_id);
+    let completed = match end::report(standing, whose, outcome, tx.now) {
+        Reported::Ends(change) => {
+            let written = settle::write(tx, [&*change], &Actor::system())?;
             outputs::keep(tx, command_id, outcome)?;
             CompleteOutcome::Completed {
-                settled: change.command.settled(written.run_finished),
+                settled: settle::settled(&change.command, written.run_finished),
                 low_water: written.low_water.unwrap_or(low_water),
             }
         }
-        Completion::Late(result) => {
+        Reported::Late(ended, record) => {
             outputs::keep(tx, command_id, outcome)?;
-            keep_late_outcome(tx, &before, &result)?;
+            let result = to_json(&*ended);
+            tx.execute(KEEP_LATE_OUTCOME, params! { command_id, result })?;
+            settle::note(tx, &record, &Actor::system())?;
             CompleteOutcome::LateOutcome { low_water }
         }
-        Completion::Repeated => CompleteOutcome::Repeated { low_water },
+        Reported::Repeated => CompleteOutcome::Repeated { low_water },
+        Reported::Orphan(record) => {
+            let kept = keep_orphan(tx, whose, outcome, record)?;
+            return Ok(CompleteOutcome::Orphan { low_water, kept });
+        }
     };
     fault::point("store.result.before_commit");
     Ok(completed)
 }
 
-fn keep_late_outcome(tx: &Tx<'_>, command: &Standing, result: &CommandResult) -> StoreResult<()> {
-    let Standing {
-        command_id,
-        run_id,
-        agent_id,
-        ..
-    } = command;
-    let result = to_json(result);
-    tx.execute(KEEP_LATE_OUTCOME, params! { command_id, result })?;
-    let detail = json!({ "run_id": run_id, "agent_id": agent_id });
-    let (actor, object) = (Actor::gateway(*agent_id), format!("command:{command_id}"));
-    let (action, outcome) = ("command.late_outcome", AuditOutcome::Noted);
-    audit::append(tx, &actor, action, &object, outcome, &detail)
-}
-
 /// Keeps the outcome of a command that nobody knows; `false` when its gateway left too many, and it is only counted.
 fn keep_orphan(
     tx: &Tx<'_>,
-    holder: &Holder,
-    command_id: CommandId,
+    (agent_id, command_id): (AgentId, CommandId),
     outcome: &Outcome,
+    record: Record,
 ) -> StoreResult<bool> {
-    let agent_id = holder.agent_id;
     let known = column::<CommandId>("orphan_results", "command_id");
     let known = tx.optional(HAS_ORPHAN, params! { agent_id, command_id }, known)?;
     if known.is_some() {
@@ -165,12 +168,14 @@ fn keep_orphan(
     )?;
     let (most, most_bytes) = (ORPHANS_PER_GATEWAY_MAX, ORPHAN_BYTES_PER_GATEWAY_MAX);
     tx.execute(TRIM_ORPHANS, params! { agent_id, most, most_bytes })?;
+    let mut detail = record.detail;
+    detail["results_not_kept_before"] = left_out.into();
     let record = NewAuditRecord {
         actor: Actor::gateway(agent_id),
-        action: "command.orphan".to_owned(),
-        object: format!("command:{command_id}"),
+        action: record.action.to_owned(),
+        object: record.object,
         outcome: AuditOutcome::Noted,
-        detail: json!({ "agent_id": agent_id, "state": outcome.state, "results_not_kept_before": left_out }),
+        detail,
     };
     audit::note(tx, agent_id, record)?;
     Ok(true)

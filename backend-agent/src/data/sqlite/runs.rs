@@ -7,6 +7,7 @@ use viworks_common::api::SkipCode;
 use viworks_common::catalogue::Risk;
 use viworks_common::command::CommandState;
 use viworks_common::id::{AgentId, CommandId, RunId};
+use viworks_common::ledger::end;
 use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{Row, params};
 
@@ -14,7 +15,6 @@ use super::page::{following, listing, preceding, rows_wanted};
 use super::row::Reader;
 use super::tx::{Tx, View};
 use super::{audit, settle};
-use crate::data::ledger::command;
 use crate::data::model::api_key_word;
 use crate::data::{
     Actor, AuditOutcome, Cancelled, Command, CommandRef, Counts, Idempotency, Listing, Page, Run,
@@ -196,9 +196,9 @@ pub(super) fn cancel(tx: &Tx<'_>, run_id: RunId, actor: &Actor) -> StoreResult<O
             command_id: standing.command_id,
             agent_id: standing.agent_id,
         };
-        let (changes, is_over) = command::cancel(standing, tx.now);
-        settle::write(tx, &changes, actor)?;
-        if is_over {
+        let change = end::cancel(standing, tx.now);
+        settle::write(tx, &change, actor)?;
+        if change.is_some() {
             cancelled.push(reference);
         } else {
             requested.push(reference);

@@ -1,14 +1,13 @@
 //! Sessions that are open: the fence, heartbeats, and the end.
 
 use viworks_common::code::CloseCode;
-use viworks_common::command::{CommandEvent, CommandState};
 use viworks_common::id::AgentId;
+use viworks_common::ledger::session;
 use viworks_runtime::sqlite::{Row, params};
 
 use super::row::{Reader, column};
 use super::settle;
 use super::tx::{Tx, View};
-use crate::data::ledger::command;
 use crate::data::{Actor, SessionRecord, SessionTouch, StoreError, StoreResult};
 
 pub(super) const FENCE: &str = "\
@@ -62,10 +61,8 @@ pub(super) fn end(
         return Ok(false);
     }
     for standing in settle::load_open(tx, agent_id, u64::MAX)? {
-        if standing.state == CommandState::Dispatched {
-            let (changes, _to) = command::happen(standing, CommandEvent::SessionLost, None, tx.now);
-            settle::write(tx, &changes, &Actor::system())?;
-        }
+        let lost = session::lose(standing, tx.now);
+        settle::write(tx, &lost, &Actor::system())?;
     }
     Ok(true)
 }
@@ -86,7 +83,7 @@ pub(super) fn end_abandoned(tx: &Tx<'_>) -> StoreResult<u64> {
     let vacated = tx.execute(VACATE_ALL, &[])?;
     tx.execute(END_ALL, params! { code: CloseCode::Internal.name() })?;
     settle::each(tx, settle::LOAD_DISPATCHED, &[], |standing| {
-        command::happen(standing, CommandEvent::SessionLost, None, tx.now).0
+        session::lose(standing, tx.now)
     })?;
     Ok(u64::try_from(vacated).unwrap_or(u64::MAX))
 }

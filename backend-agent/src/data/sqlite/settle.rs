@@ -1,15 +1,16 @@
 //! The one place where a command changes its state, with everything that follows from its end.
 
-use serde_json::json;
+use std::time::Duration;
+
 use viworks_common::command::CommandState;
 use viworks_common::id::{AgentId, CommandId, RunId};
+use viworks_common::ledger::{By, Change, Command, Record, Stance};
 use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{Params, Row, params};
 
 use super::audit;
 use super::row::{Reader, column, to_json};
 use super::tx::{Tx, View};
-use crate::data::ledger::command::{Change, Standing};
 use crate::data::{Actor, AuditOutcome, Settled, StoreError, StoreResult};
 
 /// The columns that [`read`] reads.
@@ -17,7 +18,7 @@ macro_rules! columns {
     () => {
         "c.command_id, c.run_id, c.agent_id, c.state, c.idempotent, c.attempt, c.available_at, c.deadline, \
          c.released_to, c.released_at, c.started_at, c.cancel_requested_at, c.result IS NOT NULL AS has_result, \
-         c.late_outcome IS NOT NULL AS has_late_outcome "
+         c.late_outcome IS NOT NULL AS has_late_outcome, c.timeout_ms AS allowed_ms "
     };
 }
 pub(super) use columns;
@@ -89,9 +90,9 @@ UPDATE gateways SET low_water = max(low_water, coalesce(
     next_order - 1))
 WHERE tenant = :tenant AND agent_id = :agent_id RETURNING low_water";
 
-pub(super) fn read(row: &Row<'_>) -> StoreResult<Standing> {
+pub(super) fn read(row: &Row<'_>) -> StoreResult<Command> {
     let row = Reader::new("commands", row);
-    Ok(Standing {
+    Ok(Command {
         command_id: row.get("command_id")?,
         run_id: row.get("run_id")?,
         agent_id: row.get("agent_id")?,
@@ -100,6 +101,7 @@ pub(super) fn read(row: &Row<'_>) -> StoreResult<Standing> {
         attempt: row.get("attempt")?,
         available_at: row.get("available_at")?,
         deadline: row.get("deadline")?,
+        timeout: Duration::from_millis(row.get("allowed_ms")?),
         released_to: row.get("released_to")?,
         released_at: row.get("released_at")?,
         started_at: row.get("started_at")?,
@@ -116,7 +118,7 @@ pub(super) fn load(
     view: &View<'_>,
     agent_id: AgentId,
     command_id: CommandId,
-) -> StoreResult<Option<Standing>> {
+) -> StoreResult<Option<Command>> {
     view.optional(LOAD, params! { agent_id, command_id }, read)
 }
 
@@ -125,7 +127,7 @@ pub(super) fn load_open(
     view: &View<'_>,
     agent_id: AgentId,
     order: u64,
-) -> StoreResult<Vec<Standing>> {
+) -> StoreResult<Vec<Command>> {
     view.all(LOAD_OPEN_OF_GATEWAY, params! { agent_id, order }, read)
 }
 
@@ -145,13 +147,29 @@ pub(super) struct Written {
     pub(super) run_finished: bool,
 }
 
-/// Writes changes in their order, with all that follows from the ends among them.
-pub(super) fn write(tx: &Tx<'_>, changes: &[Change], actor: &Actor) -> StoreResult<Written> {
+/// How a command is told of, once it has moved.
+pub(super) const fn settled(command: &Command, run_finished: bool) -> Settled {
+    Settled {
+        command_id: command.command_id,
+        agent_id: command.agent_id,
+        run_id: command.run_id,
+        state: command.state,
+        run_finished,
+    }
+}
+
+/// Writes changes in their order, with all that follows from the ends among them. `caller` is whoever asked for them.
+pub(super) fn write<'c>(
+    tx: &Tx<'_>,
+    changes: impl IntoIterator<Item = &'c Change>,
+    caller: &Actor,
+) -> StoreResult<Written> {
     let mut written = Written::default();
     for change in changes {
         move_one(tx, change)?;
-        if change.command.state.is_final() {
-            let end = end(tx, change, actor)?;
+        if let Some(record) = change.record() {
+            let end = end(tx, &change.command)?;
+            note(tx, &record, caller)?;
             written.low_water = Some(end.low_water);
             written.run_finished |= end.run_finished;
         }
@@ -160,7 +178,7 @@ pub(super) fn write(tx: &Tx<'_>, changes: &[Change], actor: &Actor) -> StoreResu
 }
 
 fn move_one(tx: &Tx<'_>, change: &Change) -> StoreResult<()> {
-    let Standing {
+    let Command {
         command_id,
         idempotent,
         attempt,
@@ -173,7 +191,7 @@ fn move_one(tx: &Tx<'_>, change: &Change) -> StoreResult<()> {
     let (from, state, reason) = (
         change.from.name(),
         change.command.state.name(),
-        &change.reason,
+        change.reason.as_deref(),
     );
     let finished_at = change.command.state.is_final().then_some(tx.now);
     let result = change.result.as_ref().map(to_json);
@@ -192,14 +210,10 @@ fn move_one(tx: &Tx<'_>, change: &Change) -> StoreResult<()> {
     })
 }
 
-fn end(tx: &Tx<'_>, change: &Change, actor: &Actor) -> StoreResult<End> {
-    let Standing {
-        command_id,
-        agent_id,
-        run_id,
-        state,
-        ..
-    } = &change.command;
+fn end(tx: &Tx<'_>, command: &Command) -> StoreResult<End> {
+    let Command {
+        agent_id, run_id, ..
+    } = command;
     let low_water = tx.one(
         END_OF_GATEWAY,
         params! { agent_id },
@@ -207,21 +221,31 @@ fn end(tx: &Tx<'_>, change: &Change, actor: &Actor) -> StoreResult<End> {
     )?;
     let run_finished = tx.one(END_OF_RUN, params! { run_id }, column("runs", "finished"))?;
     tx.count_open(-1);
-    let detail =
-        json!({ "state": state, "run_id": run_id, "agent_id": agent_id, "reason": change.reason });
-    let object = format!("command:{command_id}");
-    audit::append(
-        tx,
-        actor,
-        "command.end",
-        &object,
-        AuditOutcome::Done,
-        &detail,
-    )?;
     Ok(End {
         low_water,
         run_finished,
     })
+}
+
+/// Appends an audit record that a decision left; `caller` is whoever asked for it.
+pub(super) fn note(tx: &Tx<'_>, record: &Record, caller: &Actor) -> StoreResult<()> {
+    let actor = match record.by {
+        By::System => Actor::system(),
+        By::Gateway(agent_id) => Actor::gateway(agent_id),
+        By::Caller => caller.clone(),
+    };
+    let outcome = match record.stance {
+        Stance::Done => AuditOutcome::Done,
+        Stance::Refused => AuditOutcome::Refused,
+        Stance::Noted => AuditOutcome::Noted,
+    };
+    let Record {
+        action,
+        object,
+        detail,
+        ..
+    } = record;
+    audit::append(tx, &actor, action, object, outcome, detail)
 }
 
 /// Raises the low-water mark past orders that no command of this database has; answers where it is.
@@ -231,7 +255,7 @@ pub(super) fn raise_low_water(tx: &Tx<'_>, agent_id: AgentId) -> StoreResult<u64
 }
 
 /// The commands of a run that are not final.
-pub(super) fn load_open_of_run(view: &View<'_>, run_id: RunId) -> StoreResult<Vec<Standing>> {
+pub(super) fn load_open_of_run(view: &View<'_>, run_id: RunId) -> StoreResult<Vec<Command>> {
     view.all(LOAD_OPEN_OF_RUN, params! { run_id }, read)
 }
 
@@ -240,15 +264,15 @@ pub(super) fn each(
     tx: &Tx<'_>,
     sql: &'static str,
     params: Params<'_>,
-    happen: impl Fn(Standing) -> Vec<Change>,
+    happen: impl Fn(Command) -> Option<Change>,
 ) -> StoreResult<Vec<Settled>> {
-    let mut settled = Vec::new();
+    let mut all = Vec::new();
     for command in tx.all(sql, params, read)? {
         let before = command.clone();
-        let changes = happen(command);
-        let written = write(tx, &changes, &Actor::system())?;
-        let after = changes.last().map_or(&before, |change| &change.command);
-        settled.push(after.settled(written.run_finished));
+        let change = happen(command);
+        let written = write(tx, &change, &Actor::system())?;
+        let after = change.as_ref().map_or(&before, |change| &change.command);
+        all.push(settled(after, written.run_finished));
     }
-    Ok(settled)
+    Ok(all)
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use viworks_common::id::AgentId;
+use viworks_common::ledger::submit::Counters;
 use viworks_runtime::fault;
 use viworks_runtime::sqlite::params;
 
@@ -11,7 +12,7 @@ use super::audit;
 use super::row::{Reader, column, to_json};
 use super::runs::replay;
 use super::tx::Tx;
-use crate::data::ledger::submission::{self, Counters, FullQueues};
+use crate::data::ledger::submission::{self, FullQueues};
 use crate::data::{AuditOutcome, NewCommand, NewRun, Skip, StoreError, StoreResult, Submission};
 
 /// How many commands of all gateways are not final.

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use viworks_common::id::{AgentId, AgentRunId, StreamName};
+use viworks_common::ledger::telemetry::{self as ledger, Facts, Intake, Usage};
+use viworks_common::rules::Complete;
 use viworks_common::telemetry::{Gap, Position, RecordRefusal};
 use viworks_common::time::Timestamp;
 use viworks_runtime::fault;
@@ -11,7 +13,6 @@ use viworks_runtime::sqlite::{Row, params};
 use super::row::{Reader, column};
 use super::sessions::fence;
 use super::tx::{Tx, View};
-use crate::data::ledger::intake::{self, Facts, Intake, Usage};
 use crate::data::{StoreError, StoreResult, TelemetryLimits, TelemetryOutcome, TelemetryWrite};
 
 pub(super) mod queries;
@@ -86,7 +87,7 @@ fn commit_one(
     wall: Timestamp,
 ) -> StoreResult<TelemetryOutcome> {
     let batch = &write.batch;
-    if let Err(malformed) = intake::check(batch) {
+    if let Err(malformed) = ledger::check(batch) {
         return Ok(TelemetryOutcome::Malformed(malformed));
     }
     let (agent_id, spool_epoch) = (write.agent_id, batch.spool_epoch);
@@ -107,7 +108,7 @@ fn commit_one(
         limits: *limits,
     };
     let before = facts.usage;
-    let taken = intake::intake(batch, write.skew_ms, facts, wall);
+    let taken = ledger::intake(Complete, batch, write.skew_ms, facts, wall);
     write_intake(tx, agent_id, spool_epoch, &taken)?;
     if taken.usage != before {
         save_usage(tx, agent_id, &taken.usage)?;
@@ -246,14 +247,14 @@ pub(super) fn settle_positions(
     for asked in named {
         let spool_epoch = asked.spool_epoch;
         let committed = committed(tx, agent_id, spool_epoch)?;
-        let remembered = intake::remembered(*asked, committed, &mut used, limits);
+        let remembered = ledger::remembered(Complete, *asked, committed, &mut used, limits);
         if let Some(gap) = remembered.gap {
             let forgotten = (gap.to_seq - gap.from_seq).saturating_add(1);
             settled.missing = settled.missing.saturating_add(forgotten);
             insert_gap(tx, agent_id, spool_epoch, &gap)?;
         }
         if let Some((under, reason, records)) = remembered.refused {
-            intake::add(&mut settled.refused, reason, records);
+            ledger::add(&mut settled.refused, reason, records);
             count_refused(tx, agent_id, under, reason, records)?;
         }
         if let Some(seq) = remembered.moved_to {

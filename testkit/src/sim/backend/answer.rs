@@ -2,19 +2,20 @@
 
 use std::time::Duration;
 
+use viworks_common::claims::{Newcomer, Probed, Verdict};
 use viworks_common::code::CloseCode;
 use viworks_common::key::MasterKey;
-use viworks_common::limits::{FAVOUR_TIME, PROBE_TIMEOUT};
+use viworks_common::ledger::permit::Permit;
+use viworks_common::ledger::session::Older;
+use viworks_common::limits::PROBE_TIMEOUT;
+use viworks_common::rules::{Rule, Rulebook};
 use viworks_common::wire::message::{
     BackendMessage, CommandRef, Credits, ResultAck, TelemetryAck, Welcome,
 };
 
 use super::super::core::{BackendStep, Core};
 use super::super::network::ConnectionId;
-use super::super::scenario::Rule;
-use super::super::store_model::{
-    AcceptOutcome, Admitted, ConfirmRequest, Confirmed, Holder, Refusal,
-};
+use super::super::store_model::{Admitted, ConfirmRequest, Holder, Refusal};
 use super::connection::{Connection, Live, Order, refusal};
 use super::intent::{Answer, Intent};
 use super::{Backend, Instance};
@@ -77,46 +78,39 @@ impl Instance {
 
     /// Of two processes with one identity, the one that is alive keeps it.
     fn admitted(&mut self, wire: ConnectionId, admitted: Admitted, core: &mut Core) {
-        let over = self.event(BackendStep::ProbeOver(wire));
         let Some(connection) = self.connections.get_mut(&wire) else {
             return;
         };
-        let other_is_live = admitted.live_same_run == Some(false);
+        let newcomer = self.claims.on_newcomer(admitted.live_same_run);
         let agent = connection.agent;
         if let Some(arrival) = &mut connection.arrival {
             arrival.admitted = Some(admitted);
         }
-        if !other_is_live {
+        if newcomer == Newcomer::Welcome {
             return self.welcome(wire, core);
         }
-        match self.manager.get(&agent).copied() {
-            Some((live, _)) if core.rules.keep(Rule::ProbeBeforeTakeOver) => {
-                if let Some(connection) = self.connections.get_mut(&wire) {
-                    connection.waiting = true;
-                }
-                self.order(live, Order::Probe(wire), core);
-                core.after(PROBE_TIMEOUT, over);
-            }
-            Some(_) | None => self.take_over(wire, core),
+        let Some((live, _)) = self.manager.get(&agent).copied() else {
+            return self.probed(wire, Probed::Silent, core);
+        };
+        if let Some(connection) = self.connections.get_mut(&wire) {
+            connection.waiting = true;
         }
+        self.order(live, Order::Probe(wire), core);
+        core.after(PROBE_TIMEOUT, self.event(BackendStep::ProbeOver(wire)));
     }
 
     /// Nobody answered in time.
-    pub(super) fn probe_over(&mut self, wire: ConnectionId, core: &Core) {
+    pub(super) fn probe_over(&mut self, wire: ConnectionId, core: &mut Core) {
         let Some(connection) = self.connections.get_mut(&wire) else {
             return;
         };
-        let undecided = connection
-            .arrival
-            .as_ref()
-            .is_some_and(|it| it.admitted.is_some());
-        if connection.waiting && undecided && !connection.is_over() {
+        if connection.waiting && connection.is_undecided() {
             connection.waiting = false;
-            self.take_over(wire, core);
+            self.probed(wire, Probed::Silent, core);
         }
     }
 
-    /// The live session answered: the newcomer is another machine.
+    /// The live session answered.
     pub(super) fn probe_answered(&mut self, wire: ConnectionId, id: u64, core: &mut Core) {
         let connection = self.connections.get_mut(&wire);
         let Some(live) = connection.and_then(|it| it.live.as_mut()) else {
@@ -126,13 +120,41 @@ impl Instance {
             return;
         };
         let newcomer = live.probes.remove(index);
-        let Some(connection) = self.connections.get_mut(&newcomer) else {
+        // Its probe may be over already.
+        if let Some(connection) = self.connections.get_mut(&newcomer)
+            && connection.is_undecided()
+        {
+            connection.waiting = false;
+            self.probed(newcomer, Probed::Alive, core);
+            core.after(Duration::ZERO, self.event(BackendStep::Turn(newcomer)));
+        }
+    }
+
+    /// Of two processes with one identity, one keeps it.
+    fn probed(&mut self, wire: ConnectionId, probed: Probed, core: &mut Core) {
+        let Some(connection) = self.connections.get_mut(&wire) else {
             return;
         };
-        // Its probe may be over already.
-        let arrival = connection.arrival.take_if(|it| it.admitted.is_some());
-        if let Some(arrival) = arrival {
-            self.ask(newcomer, Intent::Fork(Box::new(arrival.request)), core);
+        let Some(arrival) = &connection.arrival else {
+            return;
+        };
+        let (agent, run) = (connection.agent, arrival.request.facts.agent_run_id);
+        match self.claims.on_probed(agent, run, probed, core.now) {
+            Verdict::TakeOver => self.welcome(wire, core),
+            Verdict::Fork => {
+                let arrival = connection.arrival.take();
+                connection.waiting = true;
+                if let Some(arrival) = arrival {
+                    self.ask(wire, Intent::Fork(Box::new(arrival.request)), core);
+                }
+            }
+            Verdict::Favoured(wait) | Verdict::Exhausted(wait) => {
+                let reason =
+                    "this identity is kept for another process, or changes hands too often";
+                let mut refuse = refusal(CloseCode::RateLimited, reason);
+                refuse.retry_after_ms = u64::try_from(wait.as_millis()).ok();
+                connection.session.refuse(refuse, core.now);
+            }
         }
     }
 
@@ -148,31 +170,11 @@ impl Instance {
         if let Some((live, _)) = self.manager.get(&agent).copied() {
             let holder = self.connections.get(&live).and_then(|it| it.live.as_ref());
             if let Some(run) = holder.map(|live| live.holder.run) {
-                let until = core.now.saturating_add(FAVOUR_TIME);
-                self.favoured.insert(agent, (run, until));
                 if !core.turmoil && core.network.is_sound(live) {
                     core.recorder.protected(agent, run);
                 }
             }
             self.order(live, Order::Drain, core);
-        }
-    }
-
-    fn take_over(&mut self, wire: ConnectionId, core: &Core) {
-        let Some(connection) = self.connections.get(&wire) else {
-            return;
-        };
-        let agent = connection.agent;
-        if self.may_take_over(agent, core.now) {
-            return self.welcome(wire, core);
-        }
-        if let Some(connection) = self.connections.get_mut(&wire) {
-            let mut refuse = refusal(
-                CloseCode::RateLimited,
-                "this identity changes hands too often",
-            );
-            refuse.retry_after_ms = Some(60_000);
-            connection.session.refuse(refuse, core.now);
         }
     }
 
@@ -198,7 +200,7 @@ impl Instance {
         connection.session.welcome(welcome, core.now);
     }
 
-    fn confirmed(&mut self, wire: ConnectionId, confirmed: Confirmed, core: &mut Core) {
+    fn confirmed(&mut self, wire: ConnectionId, confirmed: Older, core: &mut Core) {
         let Some(request) = self
             .connections
             .get_mut(&wire)
@@ -253,7 +255,7 @@ impl Connection {
     /// What concerns nobody but this session.
     fn told(&mut self, intent: &Intent, answer: Answer, core: &mut Core) {
         let now = core.now;
-        let acknowledge = core.rules.keep(Rule::AckAfterCommit);
+        let acknowledge = core.rules.keeps(Rule::AckAfterCommit);
         match (intent, answer) {
             (Intent::Lease(_, room), Answer::Leased(leased)) => {
                 if let Some(live) = &mut self.live {
@@ -267,15 +269,15 @@ impl Connection {
                 let command_id = *id;
                 let command = CommandRef { command_id };
                 match outcome {
-                    AcceptOutcome::Go(deadline) => self.go(command_id, deadline, core),
-                    AcceptOutcome::Drop => {
+                    Permit::Go(deadline) => self.go(command_id, deadline, core),
+                    Permit::Drop => {
                         self.close_offer(command_id);
                         self.send(BackendMessage::CommandDrop(command), now);
                     }
-                    AcceptOutcome::Cancel => {
+                    Permit::Cancel => {
                         self.send(BackendMessage::CommandCancel(command), now);
                     }
-                    AcceptOutcome::Wait => {}
+                    Permit::Wait => {}
                 }
             }
             (Intent::Reject(_, id, _), _) => self.close_offer(*id),

@@ -9,6 +9,7 @@ use viworks_common::command::{Arguments, digest};
 use viworks_common::id::{AgentId, CommandId, SessionId};
 use viworks_common::key::Secret;
 use viworks_common::limits::{CHALLENGE_AGE_MAX, HANDSHAKE_STEP_TIMEOUT};
+use viworks_common::rules::{Rule, Rulebook};
 use viworks_common::session::state::BackendState;
 use viworks_common::session::{BackendEvent, BackendSession, BackendSessionConfig, End};
 use viworks_common::telemetry::Batch;
@@ -21,7 +22,6 @@ use viworks_common::wire::message::{
 use super::super::core::{BackendStep, Core};
 use super::super::gateway::binding;
 use super::super::network::ConnectionId;
-use super::super::scenario::Rule;
 use super::super::store_model::{AdmitRequest, Admitted, ConfirmRequest, Holder, Leased, Store};
 use super::intent::Intent;
 use super::{Backend, Instance};
@@ -95,6 +95,15 @@ impl Live {
 impl Connection {
     pub(super) const fn is_over(&self) -> bool {
         self.over
+    }
+
+    /// Whether it waits for what a probe brings.
+    pub(super) fn is_undecided(&self) -> bool {
+        let admitted = self
+            .arrival
+            .as_ref()
+            .is_some_and(|it| it.admitted.is_some());
+        admitted && !self.over
     }
 
     pub(super) fn hold(&mut self, bytes: Vec<u8>) {
@@ -420,7 +429,7 @@ impl Instance {
             }
             (BackendEvent::Started(it), Some(holder)) => Intent::Start(holder, it.command_id),
             (BackendEvent::Result(it), Some(holder)) => {
-                if !core.rules.keep(Rule::AckAfterCommit) {
+                if !core.rules.keeps(Rule::AckAfterCommit) {
                     let ack = ResultAck {
                         command_id: it.command_id,
                         low_water: 0,
@@ -445,7 +454,7 @@ impl Instance {
                 .violated(|| "5: a gateway sent a malformed batch".to_owned());
             return;
         };
-        if !core.rules.keep(Rule::AckAfterCommit) {
+        if !core.rules.keeps(Rule::AckAfterCommit) {
             let position = viworks_common::telemetry::Position {
                 spool_epoch: batch.spool_epoch,
                 seq: batch.to_seq,
@@ -477,8 +486,7 @@ impl Instance {
             return connection.session.refuse(refuse, core.now);
         }
         let (agent, run) = (connection.agent, hello.agent_run_id);
-        let favours_another =
-            core.rules.keep(Rule::FavourTheLive) && self.favours_another(agent, run, core.now);
+        let favours_another = self.claims.favours_another(agent, run, core.now).is_some();
         let Some(connection) = self.connections.get_mut(&wire) else {
             return;
         };

@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use viworks_common::code::CloseCode;
+use viworks_common::engine::Asked;
 use viworks_common::id::{AgentRunId, BootId, InstallId};
 use viworks_common::key::{Binding, BindingMode};
 use viworks_common::limits;
+use viworks_common::rules::{Rule, Rulebook};
 use viworks_common::session::backoff::FailureClass;
 use viworks_common::session::state::AgentState;
 use viworks_common::session::{
@@ -20,8 +22,6 @@ use viworks_common::wire::message::{
 use super::super::core::{Core, GatewayStep, Process as Dying};
 use super::super::disk_model::Write;
 use super::super::network::{ConnectionId, Received};
-use super::super::scenario::Rule;
-use super::engine::Input;
 use super::{After, Host};
 
 /// How long a copy waits that ignores what it is told.
@@ -212,19 +212,20 @@ impl Host {
             }
             AgentEvent::Command(command) => {
                 let deadline = self.deadline(&command.deadline, core);
-                self.tell(Input::Command(command, deadline), core);
+                let id = command.command_id;
+                self.ask(id, Asked::Offer(command, deadline), core);
             }
             AgentEvent::Go(go) => {
                 let deadline = self.deadline(&go.permit, core);
-                self.tell(Input::Go(go.command_id, deadline), core);
+                self.ask(go.command_id, Asked::Go(deadline), core);
             }
-            AgentEvent::Drop(id) => self.tell(Input::Drop(id), core),
-            AgentEvent::Cancel(id) => self.tell(Input::Cancel(id), core),
+            AgentEvent::Drop(id) => self.ask(id, Asked::Drop, core),
+            AgentEvent::Cancel(id) => self.ask(id, Asked::Cancel, core),
             AgentEvent::ResultAcknowledged {
                 command_id,
                 low_water,
                 ..
-            } => self.tell(Input::ResultAcknowledged(command_id, low_water), core),
+            } => self.ask(command_id, Asked::Acknowledged(low_water), core),
             AgentEvent::Draining { reconnect_after } => {
                 let now = self.clock(core);
                 if let Some(link) = self.link() {
@@ -247,13 +248,9 @@ impl Host {
 
     fn deadline(&mut self, permit: &Permit, core: &Core) -> Monotonic {
         let now = self.clock(core);
-        let remaining = Duration::from_millis(permit.remaining_ms);
-        let counted = core.rules.keep(Rule::PermitCountsFromSending);
-        let from = match self.link() {
-            Some(link) if counted => link.session.sent_at(permit.as_of),
-            Some(_) | None => now,
-        };
-        from.saturating_add(remaining)
+        let rules = core.rules;
+        self.link()
+            .map_or(now, |link| link.session.deadline(rules, permit, now))
     }
 
     fn hello(&mut self, core: &mut Core) {
@@ -288,7 +285,7 @@ impl Host {
     fn welcomed(&mut self, welcome: Box<Welcome>, core: &mut Core) {
         let now = self.clock(core);
         let write = Write::Epoch(welcome.epoch, welcome.token.clone());
-        let durable_first = core.rules.keep(Rule::DurableBeforeConfirm);
+        let durable_first = core.rules.keeps(Rule::DurableBeforeConfirm);
         let Some(link) = self.link() else { return };
         let wire = link.wire;
         link.welcome = Some(welcome);
@@ -328,7 +325,7 @@ impl Host {
         for position in &welcome.committed {
             self.write(Write::Acknowledge(*position), After::Nothing, core);
         }
-        self.tell(Input::Attach(wire, welcome.low_water), core);
+        self.attach(wire, welcome.low_water, core);
         self.look(now);
     }
 

@@ -1,21 +1,32 @@
 //! What sessions, operators and reconcilers do with commands.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use viworks_common::code::RejectCode;
-use viworks_common::command::{CommandEvent, CommandState, Outcome, OutcomeState, Transition};
-use viworks_common::id::{AgentId, CommandId, CommandName};
-use viworks_common::limits;
+use viworks_common::command::{CommandState, Outcome, OutcomeState};
+use viworks_common::id::{AgentId, CommandId, CommandName, RunId};
+use viworks_common::ledger::end::{self, Reported};
+use viworks_common::ledger::lease;
+use viworks_common::ledger::permit::{self, Accepted, Permit};
+use viworks_common::ledger::submit::{Bounds, Counters, judge};
+use viworks_common::ledger::{Change, Command as Facts};
 use viworks_common::time::Timestamp;
 
 use super::super::recorder::Recorder;
-use super::super::scenario::Rule;
 use super::{Command, Fenced, Holder, Store};
 
 /// Deliveries before a command is dead; worlds are short, so that it takes a storm.
 const ATTEMPTS_MAX: u32 = 16;
 /// How soon a gateway that was busy is asked again.
 const BUSY_PAUSE: Duration = Duration::from_secs(2);
+/// How long a command may run by its gateway's catalogue.
+const TIME_LIMIT: Duration = Duration::from_secs(6);
+/// No world comes near them.
+const BOUNDS: Bounds = Bounds {
+    per_gateway: 1_000,
+    global: 10_000,
+};
 
 /// A command for a session.
 #[derive(Debug, Clone)]
@@ -29,21 +40,8 @@ pub(crate) struct Leased {
     pub timeout_ms: Option<u64>,
 }
 
-/// What an acceptance is answered with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum AcceptOutcome {
-    /// It may start.
-    Go(Timestamp),
-    /// It never may.
-    Drop,
-    /// It is to be cancelled.
-    Cancel,
-    /// Nothing.
-    Wait,
-}
-
 impl Store {
-    /// Accepts an operator's submission.
+    /// Accepts an operator's submission, unless something speaks against it.
     pub(crate) fn submit(
         &mut self,
         id: CommandId,
@@ -51,41 +49,71 @@ impl Store {
         (name, idempotent): (CommandName, bool),
         (now, deadline): (Timestamp, Timestamp),
         timeout_ms: Option<u64>,
-    ) {
+    ) -> bool {
+        let counters = self.counters();
+        let waiting = counters.values().map(|it| it.open).sum();
+        if judge([agent], false, BOUNDS, &counters, waiting).is_err() {
+            return false;
+        }
         let Some(gateway) = self.gateways.get_mut(&agent) else {
-            return;
+            return false;
         };
         let order = gateway.row.next_order;
         gateway.row.next_order += 1;
-        let command = Command {
-            id,
-            agent,
-            order,
-            name,
-            idempotent,
+        let facts = Facts {
+            command_id: id,
+            run_id: RunId::from_uuid(*id.as_uuid()),
+            agent_id: agent,
             state: CommandState::Queued,
+            idempotent,
             attempt: 0,
             available_at: now,
             deadline,
-            timeout_ms,
+            timeout: TIME_LIMIT,
             released_to: None,
+            released_at: None,
+            started_at: None,
             cancel_requested: false,
+            has_result: false,
+            has_late_outcome: false,
+        };
+        let command = Command {
+            facts,
+            order,
+            name,
+            timeout_ms,
             result: None,
             late_outcome: None,
         };
         self.commands.insert(id, command);
+        true
+    }
+
+    fn counters(&self) -> BTreeMap<AgentId, Counters> {
+        let known = self.gateways.iter().filter(|(_, it)| !it.row.revoked);
+        let counters = known.map(|(agent, gateway)| {
+            let open = self.open(*agent, u64::MAX).len();
+            let counters = Counters {
+                name: "sim".parse().expect("a valid name"),
+                next_order: gateway.row.next_order,
+                open: u64::try_from(open).unwrap_or(u64::MAX),
+            };
+            (*agent, counters)
+        });
+        counters.collect()
     }
 
     /// Cancels what has no permit; true when the gateway must be asked.
-    pub(crate) fn cancel(&mut self, id: CommandId) -> bool {
-        let Some(command) = self.commands.get_mut(&id) else {
+    pub(crate) fn cancel(&mut self, id: CommandId, now: Timestamp) -> bool {
+        let known = self.commands.get_mut(&id);
+        let Some(command) = known.filter(|it| !it.facts.state.is_final()) else {
             return false;
         };
-        if command.state.is_final() {
-            return false;
-        }
-        command.cancel_requested = true;
-        self.apply(id, CommandEvent::CancelRequested, None) == Transition::Stay
+        command.facts.cancel_requested = true;
+        let change = end::cancel(command.facts.clone(), now);
+        let must_be_asked = change.is_none();
+        self.write(change, None);
+        must_be_asked
     }
 
     /// Takes the next commands in order.
@@ -100,60 +128,26 @@ impl Store {
         recorder: &mut Recorder,
     ) -> Result<Vec<Leased>, Fenced> {
         self.fence(holder, recorder)?;
-        let window = self
-            .low_water(holder.agent)
-            .saturating_add(limits::ORDER_WINDOW);
-        let mut leased = Vec::new();
-        let mut passed_over = None;
-        for id in self.open(holder.agent, window) {
-            let Some(command) = self.commands.get_mut(&id) else {
-                continue;
-            };
-            let waits = command.state == CommandState::Queued
-                && command.available_at <= now
-                && command.deadline > now;
-            // What was never offered and is in time has nothing to wait for.
-            let fresh = command.state == CommandState::Queued && command.attempt == 0;
-            if fresh && command.deadline > now && !waits {
-                passed_over = passed_over.or(Some(id));
-            }
-            if !waits || leased.len() >= room {
-                continue;
-            }
-            if let Some(earlier) = passed_over
-                && command.attempt == 0
-            {
-                recorder.overtaken(earlier, id);
-            }
-            if command.attempt >= ATTEMPTS_MAX {
-                self.apply(id, CommandEvent::AttemptsExhausted, None);
-                continue;
-            }
-            command.attempt += 1;
-            let event = if command.idempotent {
-                CommandEvent::Released
-            } else {
-                CommandEvent::Dispatched
-            };
-            self.apply(id, event, None);
-            leased.extend(self.offer(id, holder));
-        }
+        let window = lease::window(self.low_water(holder.agent));
+        let open = self.open(holder.agent, window);
+        let take = |it: &Facts| lease::take(it.clone(), holder.run, ATTEMPTS_MAX, now);
+        let changes: Vec<Change> = open.iter().filter_map(take).take(room).collect();
+        look_for_overtaking(&open, &changes, now, recorder);
+        let offers = changes.iter().filter(|change| !change.ends());
+        let leased = offers.filter_map(|it| self.offer(&it.command)).collect();
+        self.write(changes, None);
         Ok(leased)
     }
 
-    fn offer(&mut self, id: CommandId, holder: Holder) -> Option<Leased> {
-        let command = self.commands.get_mut(&id)?;
-        let permitted = command.state == CommandState::Released;
-        if permitted {
-            command.released_to = Some(holder.run);
-        }
+    fn offer(&self, facts: &Facts) -> Option<Leased> {
+        let command = self.commands.get(&facts.command_id)?;
         Some(Leased {
-            id,
+            id: facts.command_id,
             order: command.order,
             name: command.name.clone(),
-            attempt: command.attempt,
-            deadline: command.deadline,
-            permitted,
+            attempt: facts.attempt,
+            deadline: facts.deadline,
+            permitted: facts.state == CommandState::Released,
             timeout_ms: command.timeout_ms,
         })
     }
@@ -161,12 +155,14 @@ impl Store {
     /// Whether a gateway has commands to lease.
     #[must_use]
     pub(crate) fn has_queued(&self, agent: AgentId, now: Timestamp) -> bool {
-        self.commands.values().any(|command| {
-            command.agent == agent
-                && command.state == CommandState::Queued
-                && command.available_at <= now
-                && command.deadline > now
-        })
+        let mut commands = self.commands.values().map(|command| &command.facts);
+        commands.any(|facts| facts.agent_id == agent && lease::waits(facts, now))
+    }
+
+    /// A command, when it is one of the session's gateway.
+    fn held(&self, holder: Holder, id: CommandId) -> Option<Facts> {
+        let facts = self.commands.get(&id).map(|command| command.facts.clone());
+        facts.filter(|facts| facts.agent_id == holder.agent)
     }
 
     /// Decides about the start permit of a command that its gateway has journalled.
@@ -177,72 +173,15 @@ impl Store {
         &mut self,
         holder: Holder,
         id: CommandId,
-        (idempotent, awaiting_permit): (bool, bool),
+        accepted: Accepted,
         now: Timestamp,
         recorder: &mut Recorder,
-    ) -> Result<AcceptOutcome, Fenced> {
+    ) -> Result<Permit, Fenced> {
         self.fence(holder, recorder)?;
-        let bound = self.rules.keep(Rule::PermitBoundToRun);
-        let Some(command) = self.commands.get_mut(&id) else {
-            return Ok(AcceptOutcome::Drop);
-        };
-        if command.agent != holder.agent || command.state.is_final() {
-            return Ok(AcceptOutcome::Drop);
-        }
-        command.idempotent &= idempotent;
-        let elsewhere = bound && command.released_to != Some(holder.run);
-        Ok(match command.state {
-            CommandState::Queued | CommandState::Dispatched => self.release(id, holder, now),
-            CommandState::Released | CommandState::Running if elsewhere => {
-                self.release_again(id, holder, now)
-            }
-            CommandState::Released if command.cancel_requested => AcceptOutcome::Cancel,
-            CommandState::Released if awaiting_permit => AcceptOutcome::Go(command.deadline),
-            CommandState::Released
-            | CommandState::Running
-            | CommandState::Succeeded
-            | CommandState::Failed
-            | CommandState::TimedOut
-            | CommandState::Rejected
-            | CommandState::Expired
-            | CommandState::Cancelled
-            | CommandState::Dead
-            | CommandState::Indeterminate => AcceptOutcome::Wait,
-        })
-    }
-
-    fn release(&mut self, id: CommandId, holder: Holder, now: Timestamp) -> AcceptOutcome {
-        let Some(command) = self.commands.get(&id) else {
-            return AcceptOutcome::Drop;
-        };
-        let (deadline, state) = (command.deadline, command.state);
-        if deadline <= now {
-            self.apply(id, CommandEvent::DeadlinePassed, None);
-            return AcceptOutcome::Drop;
-        }
-        if state == CommandState::Queued {
-            self.apply(id, CommandEvent::Dispatched, None);
-        }
-        self.apply(id, CommandEvent::Released, None);
-        if let Some(command) = self.commands.get_mut(&id) {
-            command.released_to = Some(holder.run);
-        }
-        AcceptOutcome::Go(deadline)
-    }
-
-    fn release_again(&mut self, id: CommandId, holder: Holder, now: Timestamp) -> AcceptOutcome {
-        self.apply(id, CommandEvent::RunGone, None);
-        let Some(command) = self.commands.get(&id) else {
-            return AcceptOutcome::Drop;
-        };
-        if command.state.is_final() {
-            return AcceptOutcome::Drop;
-        }
-        if command.cancel_requested {
-            self.apply(id, CommandEvent::CancelRequested, None);
-            return AcceptOutcome::Drop;
-        }
-        self.release(id, holder, now)
+        let held = self.held(holder, id);
+        let (permit, change) = permit::accept(self.rules, held, holder.run, accepted, now);
+        self.write(change, None);
+        Ok(permit)
     }
 
     /// The gateway refused a command on arrival.
@@ -261,12 +200,11 @@ impl Store {
         if code == RejectCode::Stale {
             recorder.stale(id);
         }
-        if let Some(command) = self.commands.get_mut(&id) {
-            if code.is_transient() {
-                command.available_at = now.saturating_add(BUSY_PAUSE);
-            }
+        if let Some(held) = self.held(holder, id) {
+            let again_at = now.saturating_add(BUSY_PAUSE);
+            let change = end::reject(held, code, code.name().to_owned(), again_at, now);
             let outcome = Outcome::without_run(OutcomeState::Rejected, code.name());
-            self.apply(id, CommandEvent::Rejected(code), Some(&outcome));
+            self.write(change, Some(&outcome));
         }
         Ok(())
     }
@@ -279,10 +217,14 @@ impl Store {
         &mut self,
         holder: Holder,
         id: CommandId,
+        now: Timestamp,
         recorder: &mut Recorder,
     ) -> Result<(), Fenced> {
         self.fence(holder, recorder)?;
-        self.apply(id, CommandEvent::Started, None);
+        let change = self
+            .held(holder, id)
+            .and_then(|held| end::start(held, now, now));
+        self.write(change, None);
         Ok(())
     }
 
@@ -295,56 +237,56 @@ impl Store {
         holder: Holder,
         id: CommandId,
         outcome: &Outcome,
+        now: Timestamp,
         recorder: &mut Recorder,
     ) -> Result<u64, Fenced> {
         self.fence(holder, recorder)?;
         recorder.outcome_committed(outcome.duration_ms);
-        if self.commands.contains_key(&id) {
-            let event = CommandEvent::Ended(outcome.state);
-            if self.apply(id, event, Some(outcome)) == Transition::LateOutcome
-                && let Some(command) = self.commands.get_mut(&id)
-                && command.result.is_none()
-                && command.late_outcome.is_none()
-            {
-                recorder.counts.late_outcomes += 1;
-                command.late_outcome = Some(outcome.clone());
+        let held = self.held(holder, id);
+        match end::report(held, (holder.agent, id), outcome, now) {
+            Reported::Ends(change) => self.write([*change], Some(outcome)),
+            Reported::Late(..) => {
+                if let Some(command) = self.commands.get_mut(&id) {
+                    recorder.counts.late_outcomes += 1;
+                    command.facts.has_late_outcome = true;
+                    command.late_outcome = Some(outcome.clone());
+                }
             }
-        } else {
-            self.orphans.insert(id);
+            Reported::Repeated => {}
+            Reported::Orphan(_) => {
+                self.orphans.insert(id);
+            }
         }
         Ok(self.low_water(holder.agent))
     }
 
     /// Ends what could not start in time, and what was permitted and never heard of again.
-    pub(crate) fn end_late(&mut self, overdue_wait: Duration, now: Timestamp) {
-        let late: Vec<(CommandId, CommandEvent)> = self
-            .commands
-            .values()
-            .filter_map(|command| match command.state {
-                CommandState::Queued | CommandState::Dispatched if command.deadline <= now => {
-                    Some((command.id, CommandEvent::DeadlinePassed))
-                }
-                CommandState::Released | CommandState::Running
-                    if command.deadline.saturating_add(overdue_wait) <= now =>
-                {
-                    Some((command.id, CommandEvent::WaitExhausted))
-                }
-                CommandState::Queued
-                | CommandState::Dispatched
-                | CommandState::Released
-                | CommandState::Running
-                | CommandState::Succeeded
-                | CommandState::Failed
-                | CommandState::TimedOut
-                | CommandState::Rejected
-                | CommandState::Expired
-                | CommandState::Cancelled
-                | CommandState::Dead
-                | CommandState::Indeterminate => None,
-            })
-            .collect();
-        for (id, event) in late {
-            self.apply(id, event, None);
+    pub(crate) fn end_late(&mut self, wait: Duration, now: Timestamp) {
+        let late = |command: &Command| {
+            let facts = &command.facts;
+            end::expire(facts.clone(), now).or_else(|| end::give_up(facts.clone(), wait, now))
+        };
+        let changes: Vec<Change> = self.commands.values().filter_map(late).collect();
+        self.write(changes, None);
+    }
+}
+
+/// Invariant 12: what was never offered and is in time has nothing to wait for.
+fn look_for_overtaking(
+    open: &[Facts],
+    changes: &[Change],
+    now: Timestamp,
+    recorder: &mut Recorder,
+) {
+    let fresh = |it: &&Facts| it.state == CommandState::Queued && it.attempt == 0;
+    let mut passed_over = None;
+    for facts in open.iter().filter(fresh).filter(|it| it.deadline > now) {
+        let id = facts.command_id;
+        let taken = changes.iter().any(|it| it.command.command_id == id);
+        match passed_over {
+            Some(earlier) if taken => recorder.overtaken(earlier, id),
+            None if !lease::waits(facts, now) => passed_over = Some(id),
+            Some(_) | None => {}
         }
     }
 }

@@ -1,17 +1,15 @@
 //! HELLO, CONFIRM, the end of a session, forks and revocation.
 
-use std::collections::BTreeSet;
-
 use viworks_common::admission::{
-    Admission, Confirmation, HelloFacts, admit as decide, confirm as decide_confirm, revoke,
+    Admission, Confirmation, HelloFacts, admit_under, confirm as decide_confirm, revoke,
 };
-use viworks_common::command::{CommandEvent, CommandState};
 use viworks_common::id::{AgentId, AgentRunId, CommandId};
+use viworks_common::ledger::session::{Older, lose, settle_older, settle_rolled_back};
+use viworks_common::ledger::{Change, end};
 use viworks_common::telemetry::Position;
 use viworks_common::time::Timestamp;
 
 use super::super::recorder::Recorder;
-use super::super::scenario::Rule;
 use super::{Holder, Store};
 
 /// A HELLO, as the store sees it.
@@ -72,15 +70,6 @@ pub(crate) struct ConfirmRequest {
     pub unreported: Vec<CommandId>,
 }
 
-/// What a confirmed session is told.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Confirmed {
-    /// Released to this process, and until when they may start: GO again.
-    pub released: Vec<(CommandId, Timestamp)>,
-    /// To be cancelled: said again.
-    pub cancel_requested: Vec<CommandId>,
-}
-
 impl Store {
     /// Judges a HELLO.
     ///
@@ -89,40 +78,42 @@ impl Store {
     pub(crate) fn admit(
         &mut self,
         request: &AdmitRequest,
+        now: Timestamp,
         recorder: &mut Recorder,
     ) -> Result<Admitted, Refusal> {
         let agent = request.agent;
         let Some(known) = self.gateways.get(&agent).cloned() else {
             return Err(Refusal::Revoked);
         };
-        let (presented, issued, after, rolled_back_to) = match self.judge(&known.row, request) {
-            Admission::Accept {
-                presented,
-                issued,
-                row,
-            } => (presented, issued, row, None),
-            Admission::RolledBack {
-                presented,
-                issued,
-                row,
-                highest_order,
-            } => (presented, issued, row, Some(highest_order)),
-            Admission::Late => return Err(Refusal::Late),
-            Admission::Fork => {
-                self.record_fork(agent, request.facts.agent_run_id, recorder);
-                return Err(Refusal::Fork);
-            }
-            Admission::BadToken => return Err(Refusal::BadToken),
-            Admission::Revoked => return Err(Refusal::Revoked),
-            Admission::StaleKey => return Err(Refusal::StaleKey),
-        };
+        let (presented, issued, after, rolled_back_to) =
+            match admit_under(self.rules, &known.row, &request.facts) {
+                Admission::Accept {
+                    presented,
+                    issued,
+                    row,
+                } => (presented, issued, row, None),
+                Admission::RolledBack {
+                    presented,
+                    issued,
+                    row,
+                    highest_order,
+                } => (presented, issued, row, Some(highest_order)),
+                Admission::Late => return Err(Refusal::Late),
+                Admission::Fork => {
+                    self.record_fork(agent, request.facts.agent_run_id, recorder);
+                    return Err(Refusal::Fork);
+                }
+                Admission::BadToken => return Err(Refusal::BadToken),
+                Admission::Revoked => return Err(Refusal::Revoked),
+                Admission::StaleKey => return Err(Refusal::StaleKey),
+            };
         if let Some(gateway) = self.gateways.get_mut(&agent) {
             gateway.row = after;
         }
         if let Some(highest_order) = rolled_back_to {
-            self.settle_rolled_back(request, highest_order);
+            self.settle_rolled_back(request, highest_order, now);
         }
-        let committed = self.settle_positions(agent, &request.telemetry, recorder);
+        let committed = self.settle_positions(agent, &request.telemetry, now, recorder);
         Ok(Admitted {
             presented,
             issued,
@@ -130,17 +121,6 @@ impl Store {
             committed,
             live_same_run: known.live.map(|(_, run)| run == request.facts.agent_run_id),
         })
-    }
-
-    fn judge(
-        &self,
-        row: &viworks_common::admission::IdentityRow,
-        request: &AdmitRequest,
-    ) -> Admission {
-        if !self.rules.keep(Rule::EpochRange) && request.facts.epoch != row.confirmed {
-            return Admission::Fork;
-        }
-        decide(row, &request.facts)
     }
 
     /// Two holders of one identity were seen.
@@ -154,12 +134,10 @@ impl Store {
         recorder.forked(agent, refused);
     }
 
-    fn settle_rolled_back(&mut self, request: &AdmitRequest, highest_order: u64) {
-        for id in self.open(request.agent, highest_order) {
-            if !request.unreported.contains(&id) {
-                self.apply(id, CommandEvent::RolledBack, None);
-            }
-        }
+    fn settle_rolled_back(&mut self, request: &AdmitRequest, highest_order: u64, now: Timestamp) {
+        let open = self.open(request.agent, highest_order);
+        let unreported = request.unreported.iter().copied().collect();
+        self.write(settle_rolled_back(open, &unreported, now), None);
         self.raise_low_water(request.agent);
     }
 
@@ -167,8 +145,9 @@ impl Store {
     pub(crate) fn confirm(
         &mut self,
         request: &ConfirmRequest,
+        now: Timestamp,
         recorder: &mut Recorder,
-    ) -> Option<Confirmed> {
+    ) -> Option<Older> {
         let gateway = self.gateways.get_mut(&request.agent)?;
         let decision = decide_confirm(&gateway.row, request.presented, request.issued, request.run);
         match decision {
@@ -182,66 +161,15 @@ impl Store {
         recorder.counts.sessions += 1;
         recorder.wrote(request.agent, request.issued);
         recorder.settled(request.agent, request.run);
-        Some(self.settle_older(request))
-    }
-
-    fn settle_older(&mut self, request: &ConfirmRequest) -> Confirmed {
-        let unreported: BTreeSet<CommandId> = request.unreported.iter().copied().collect();
-        let mut confirmed = Confirmed::default();
-        for id in self.open(request.agent, u64::MAX) {
-            let Some(command) = self.commands.get(&id) else {
-                continue;
-            };
-            let bound = self.rules.keep(Rule::PermitBoundToRun);
-            let here = command.released_to == Some(request.run) || !bound;
-            match command.state {
-                CommandState::Dispatched => {
-                    self.apply(id, CommandEvent::SessionLost, None);
-                }
-                CommandState::Released | CommandState::Running => {
-                    if !unreported.contains(&id) && (!here || command.idempotent) {
-                        self.run_gone(id);
-                    }
-                    self.sort_open(id, here, &mut confirmed);
-                }
-                CommandState::Queued
-                | CommandState::Succeeded
-                | CommandState::Failed
-                | CommandState::TimedOut
-                | CommandState::Rejected
-                | CommandState::Expired
-                | CommandState::Cancelled
-                | CommandState::Dead
-                | CommandState::Indeterminate => {}
-            }
-        }
-        confirmed
-    }
-
-    fn sort_open(&self, id: CommandId, here: bool, confirmed: &mut Confirmed) {
-        let Some(command) = self.commands.get(&id) else {
-            return;
-        };
-        if command.state == CommandState::Indeterminate {
-            return;
-        }
-        if command.released_to.is_some() && command.cancel_requested {
-            confirmed.cancel_requested.push(id);
-        } else if command.state == CommandState::Released && here {
-            confirmed.released.push((id, command.deadline));
-        }
-    }
-
-    fn run_gone(&mut self, id: CommandId) {
-        self.apply(id, CommandEvent::RunGone, None);
-        let queued = self.commands.get(&id);
-        if queued.is_some_and(|it| it.state == CommandState::Queued && it.cancel_requested) {
-            self.apply(id, CommandEvent::CancelRequested, None);
-        }
+        let open = self.open(request.agent, u64::MAX);
+        let unreported = request.unreported.iter().copied().collect();
+        let older = settle_older(self.rules, open, request.run, &unreported, now);
+        self.write(older.changes.clone(), None);
+        Some(older)
     }
 
     /// Ends a session; only what still belongs to it is touched.
-    pub(crate) fn end_session(&mut self, holder: Holder) {
+    pub(crate) fn end_session(&mut self, holder: Holder, now: Timestamp) {
         let Some(gateway) = self.gateways.get_mut(&holder.agent) else {
             return;
         };
@@ -249,13 +177,13 @@ impl Store {
             return;
         }
         gateway.live = None;
-        for id in self.open(holder.agent, u64::MAX) {
-            self.apply(id, CommandEvent::SessionLost, None);
-        }
+        let held = self.open(holder.agent, u64::MAX);
+        let lost: Vec<Change> = held.into_iter().filter_map(|it| lose(it, now)).collect();
+        self.write(lost, None);
     }
 
     /// Ends what the only process before this one left open.
-    pub(crate) fn end_abandoned(&mut self) {
+    pub(crate) fn end_abandoned(&mut self, now: Timestamp) {
         let live: Vec<Holder> = self
             .gateways
             .iter()
@@ -266,27 +194,21 @@ impl Store {
             })
             .collect();
         for holder in live {
-            self.end_session(holder);
+            self.end_session(holder, now);
         }
     }
 
     /// An operator gives an identity up: every epoch is fenced, and every command ends.
-    pub(crate) fn revoke(&mut self, agent: AgentId) {
+    pub(crate) fn revoke(&mut self, agent: AgentId, now: Timestamp) {
         if let Some(gateway) = self.gateways.get_mut(&agent) {
             gateway.row = revoke(&gateway.row);
             gateway.live = None;
         }
-        for id in self.open(agent, u64::MAX) {
-            let permitted = self
-                .commands
-                .get(&id)
-                .is_some_and(|it| it.released_to.is_some());
-            let event = if permitted {
-                CommandEvent::WaitExhausted
-            } else {
-                CommandEvent::CancelRequested
-            };
-            self.apply(id, event, None);
-        }
+        let open = self.open(agent, u64::MAX);
+        let ends: Vec<Change> = open
+            .into_iter()
+            .filter_map(|command| end::revoke(command, now))
+            .collect();
+        self.write(ends, None);
     }
 }

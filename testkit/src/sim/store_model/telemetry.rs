@@ -1,18 +1,26 @@
 //! Batches, positions and gaps, as the real stores commit them.
 
 use viworks_common::id::{AgentId, AgentRunId};
-use viworks_common::telemetry::{Batch, Gap, GapReason, Position};
+use viworks_common::ledger::telemetry::{Facts, Limits, Usage, check, intake, remembered};
+use viworks_common::telemetry::{Batch, Gap, Position};
+use viworks_common::time::Timestamp;
 
 use super::super::recorder::Recorder;
-use super::super::scenario::Rule;
 use super::{Fenced, Holder, Store};
 
 impl Store {
-    /// How far one spool epoch is committed; zero when nothing is.
-    #[must_use]
-    pub(crate) fn position(&self, agent: AgentId, spool_epoch: AgentRunId) -> u64 {
-        let position = self.positions.get(&(agent, spool_epoch));
-        position.copied().unwrap_or_default()
+    fn usage(&self, agent: AgentId, now: Timestamp) -> Usage {
+        let usage = self.usages.get(&agent).copied().unwrap_or_default();
+        usage.today(now)
+    }
+
+    fn position(&self, agent: AgentId, spool_epoch: AgentRunId) -> Option<u64> {
+        self.positions.get(&(agent, spool_epoch)).copied()
+    }
+
+    fn keep_gap(&mut self, agent: AgentId, run: AgentRunId, gap: Gap, recorder: &mut Recorder) {
+        recorder.gap(agent, run, gap, self);
+        self.gaps.push((agent, run, gap));
     }
 
     /// Says how far the epochs are committed that a gateway names; what it knows beyond that was forgotten.
@@ -20,26 +28,25 @@ impl Store {
         &mut self,
         agent: AgentId,
         named: &[Position],
+        now: Timestamp,
         recorder: &mut Recorder,
     ) -> Vec<Position> {
-        let settle = |asked: &Position| {
-            let before = self.position(agent, asked.spool_epoch);
-            if asked.seq > before && self.rules.keep(Rule::GapAfterRollback) {
-                let gap = Gap {
-                    from_seq: before + 1,
-                    to_seq: asked.seq,
-                    reason: GapReason::BackendRolledBack,
-                };
-                recorder.gap(agent, asked.spool_epoch, gap, self);
-                self.gaps.push((agent, asked.spool_epoch, gap));
-                self.positions.insert((agent, asked.spool_epoch), asked.seq);
+        let mut usage = self.usage(agent, now);
+        let mut positions = Vec::new();
+        for asked in named {
+            let run = asked.spool_epoch;
+            let (committed, limits) = (self.position(agent, run), Limits::default());
+            let known = remembered(self.rules, *asked, committed, &mut usage, &limits);
+            if let Some(gap) = known.gap {
+                self.keep_gap(agent, run, gap, recorder);
             }
-            Position {
-                spool_epoch: asked.spool_epoch,
-                seq: self.position(agent, asked.spool_epoch),
+            if let Some(seq) = known.moved_to {
+                self.positions.insert((agent, run), seq);
             }
-        };
-        named.iter().map(settle).collect()
+            positions.push(known.position);
+        }
+        self.usages.insert(agent, usage);
+        positions
     }
 
     /// Stores what of a batch lies beyond the position, and moves the position with it.
@@ -50,41 +57,36 @@ impl Store {
         &mut self,
         holder: Holder,
         batch: &Batch,
+        now: Timestamp,
         recorder: &mut Recorder,
     ) -> Result<Position, Fenced> {
         self.fence(holder, recorder)?;
         let (agent, run) = (holder.agent, batch.spool_epoch);
-        let before = self.position(agent, run);
-        let position = before.max(batch.to_seq);
-        self.positions.insert((agent, run), position);
-        let forgotten = (batch.from_seq > before + 1 && self.rules.keep(Rule::GapAfterRollback))
-            .then(|| Gap {
-                from_seq: before + 1,
-                to_seq: batch.from_seq - 1,
-                reason: GapReason::BackendRolledBack,
-            });
-        for gap in forgotten.iter().chain(&batch.gaps) {
-            if gap.to_seq > before {
-                let clipped = Gap {
-                    from_seq: gap.from_seq.max(before + 1),
-                    ..*gap
-                };
-                recorder.gap(agent, run, clipped, self);
-                self.gaps.push((agent, run, clipped));
-            }
+        if let Err(malformed) = check(batch) {
+            recorder.violated(|| format!("5: a gateway sent a batch that is {malformed:?}"));
         }
-        let repeats_dropped = self.rules.keep(Rule::PositionDropsRepeats);
-        for (seq, record) in &batch.records {
-            if repeats_dropped && *seq <= before {
-                continue;
-            }
-            let (key, value) = ((agent, run, *seq), record.observed_at.unix_micros());
-            let new = self.telemetry.insert(key, value).is_none();
-            recorder.stored(key, value, new);
+        let streams = self.streams.iter().filter(|(of, _)| *of == agent);
+        let facts = Facts {
+            committed: self.position(agent, run),
+            usage: self.usage(agent, now),
+            streams: streams.map(|(_, stream)| stream.clone()).collect(),
+            limits: Limits::default(),
+        };
+        let taken = intake(self.rules, batch, None, facts, now);
+        self.usages.insert(agent, taken.usage);
+        if let Some(seq) = taken.position {
+            self.positions.insert((agent, run), seq);
         }
-        Ok(Position {
-            spool_epoch: run,
-            seq: position,
-        })
+        for gap in taken.gaps {
+            self.keep_gap(agent, run, gap, recorder);
+        }
+        for row in taken.rows {
+            self.streams.insert((agent, row.stream.clone()));
+            let key = (agent, run, row.seq);
+            let said = row.gateway_time.unwrap_or(row.observed_at).unix_micros();
+            let new = self.telemetry.insert(key, said).is_none();
+            recorder.stored(key, said, new);
+        }
+        Ok(taken.commit.position)
     }
 }

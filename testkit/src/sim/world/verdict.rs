@@ -53,9 +53,10 @@ impl World {
             .backend
             .store
             .commands()
-            .find(|it| !it.state.is_final());
+            .map(|command| &command.facts)
+            .find(|facts| !facts.state.is_final());
         if let Some(open) = open {
-            return Some(format!("{} is still {:?}", open.id, open.state));
+            return Some(format!("{} is still {:?}", open.command_id, open.state));
         }
         let restless = self.hosts.iter().find(|host| !host.is_quiet());
         restless.map(Host::unrest)
@@ -101,7 +102,7 @@ impl World {
             core.recorder.excuse((agent, run, seq));
         }
         if alone {
-            self.backend.store.revoke(agent);
+            self.backend.store.revoke(agent, core.backend_now());
             core.recorder.committed(&self.backend.store, core.now);
         }
     }
@@ -131,7 +132,12 @@ impl World {
     fn judge_commands(&mut self) {
         for (id, _, kind) in &self.commands {
             let rolled_back = self.core.scenario.storage == Storage::BackendRestored;
-            let Some(command) = self.backend.store.commands().find(|it| it.id == *id) else {
+            let Some(command) = self
+                .backend
+                .store
+                .commands()
+                .find(|it| it.facts.command_id == *id)
+            else {
                 // Submitted after the backup.
                 if !rolled_back {
                     self.core
@@ -167,7 +173,7 @@ fn judge_command(
     hosts: &[Host],
     core: &mut Core,
 ) {
-    let id = command.id;
+    let id = command.facts.command_id;
     let starts = core.recorder.starts(id).to_vec();
     let told = command.result.as_ref().or(command.late_outcome.as_ref());
     let ran = |number: u64| starts.iter().any(|start| start.number == number);
@@ -181,10 +187,10 @@ fn judge_command(
         core.recorder
             .violated(|| format!("3: {id} has an outcome of a run that never was"));
     }
-    let sure = command.state == CommandState::Indeterminate
+    let sure = command.facts.state == CommandState::Indeterminate
         || told.is_some_and(|it| ran(it.duration_ms) || it.state == OutcomeState::Indeterminate);
     if !starts.is_empty() && kind != Kind::Again && !sure && !rolled_back {
-        let state = command.state;
+        let state = command.facts.state;
         core.recorder
             .violated(|| format!("1: {id} ran, and ended as {state:?}"));
     }

@@ -1,10 +1,10 @@
 //! Stored telemetry as it is asked for: records by time, streams, gaps and refusals.
 
 use viworks_common::id::{AgentId, StreamName};
+use viworks_common::ledger::telemetry::NO_EPOCH;
 use viworks_common::telemetry::{Gap, GapReason, RecordRefusal, TimeSource};
 use viworks_runtime::sqlite::{Row, params};
 
-use crate::data::ledger::intake::NO_EPOCH;
 use crate::data::sqlite::page::{following, listing, rows_wanted};
 use crate::data::sqlite::row::Reader;
 use crate::data::sqlite::tx::View;

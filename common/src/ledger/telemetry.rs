@@ -2,14 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use viworks_common::id::{AgentRunId, StreamName};
-use viworks_common::telemetry::{
+use crate::id::{AgentRunId, StreamName};
+use crate::rules::{Rule, Rulebook};
+use crate::telemetry::{
     Batch, Fields, Gap, GapReason, MalformedBatch, Position, Record, RecordRefusal, TimeSource,
     observed,
 };
-use viworks_common::time::Timestamp;
-
-use crate::data::{TelemetryCommit, TelemetryLimits};
+use crate::time::Timestamp;
 
 const DAY_MICROS: i64 = 24 * 3_600 * 1_000_000;
 
@@ -21,6 +20,50 @@ const COUNT_MAX: u64 = 1 << 53;
 
 /// Refusals of spool epochs that are not known by themselves are counted under this one.
 pub const NO_EPOCH: AgentRunId = AgentRunId::from_uuid(uuid::Uuid::nil());
+
+/// What one gateway may have stored. What is beyond is refused, counted and told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Spool epochs that it may begin on a day.
+    pub epochs_per_day: u64,
+    /// Streams that it may have at all.
+    pub streams: u64,
+    /// Records on a day.
+    pub records_per_day: u64,
+    /// Bytes of records on a day, indexes included.
+    pub bytes_per_day: u64,
+    /// Gaps that it may report on a day.
+    pub gaps_per_day: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            epochs_per_day: 1_000,
+            streams: 1_000,
+            records_per_day: 5_000_000,
+            bytes_per_day: 2 * 1024 * 1024 * 1024,
+            gaps_per_day: 10_000,
+        }
+    }
+}
+
+/// What a batch added.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Commit {
+    /// The committed position.
+    pub position: Position,
+    /// Records stored that were not stored before.
+    pub stored: u64,
+    /// Those of them whose time is not what the gateway's clock said.
+    pub retimed: u64,
+    /// Records refused, by reason.
+    pub refused: BTreeMap<RecordRefusal, u64>,
+    /// Records newly covered by gaps, the backend's own included.
+    pub missing: u64,
+    /// Whether the batch began beyond the position: the backend's database was rolled back.
+    pub rolled_back: bool,
+}
 
 /// What a gateway has had stored on a day; its streams are counted for good.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -66,12 +109,12 @@ impl Usage {
     }
 
     /// Whether one more spool epoch may be known.
-    const fn epoch(&mut self, limits: &TelemetryLimits) -> bool {
+    const fn epoch(&mut self, limits: &Limits) -> bool {
         take(&mut self.epochs, limits.epochs_per_day)
     }
 
     /// Whether one more gap may be kept.
-    const fn gap(&mut self, limits: &TelemetryLimits) -> bool {
+    const fn gap(&mut self, limits: &Limits) -> bool {
         take(&mut self.gaps, limits.gaps_per_day)
     }
 }
@@ -94,7 +137,7 @@ pub struct Facts {
     /// Those streams of the batch that it has.
     pub streams: BTreeSet<StreamName>,
     /// What it may.
-    pub limits: TelemetryLimits,
+    pub limits: Limits,
 }
 
 /// A record as it is stored.
@@ -130,7 +173,7 @@ pub struct Intake<'b> {
     /// What the gateway has had stored afterwards.
     pub usage: Usage,
     /// The answer.
-    pub commit: TelemetryCommit,
+    pub commit: Commit,
 }
 
 /// Whether a batch can be what it says.
@@ -148,6 +191,7 @@ pub fn check(batch: &Batch) -> Result<(), MalformedBatch> {
 /// What lies beyond what is committed of a batch that was checked. `wall` is what its gateway's clock is held against.
 #[must_use]
 pub fn intake<'b>(
+    rules: impl Rulebook,
     batch: &'b Batch,
     skew_ms: Option<i64>,
     facts: Facts,
@@ -166,8 +210,13 @@ pub fn intake<'b>(
         taken.refuse_epoch(batch, before);
         return taken;
     }
-    taken.take_gaps(batch, before, &limits);
-    taken.take_records(batch, before, streams, &limits, skew_ms, wall);
+    taken.take_gaps(rules, batch, before, &limits);
+    let beyond = if rules.keeps(Rule::PositionDropsRepeats) {
+        before
+    } else {
+        0
+    };
+    taken.take_records(batch, beyond, streams, &limits, skew_ms, wall);
     taken
 }
 
@@ -185,7 +234,7 @@ impl<'b> Intake<'b> {
             gaps: Vec::new(),
             refused_under: if known { batch.spool_epoch } else { NO_EPOCH },
             usage,
-            commit: TelemetryCommit {
+            commit: Commit {
                 position: Position {
                     spool_epoch: batch.spool_epoch,
                     seq,
@@ -209,8 +258,9 @@ impl<'b> Intake<'b> {
         }
     }
 
-    fn take_gaps(&mut self, batch: &Batch, before: u64, limits: &TelemetryLimits) {
-        let forgotten = self.commit.rolled_back.then_some(Gap {
+    fn take_gaps(&mut self, rules: impl Rulebook, batch: &Batch, before: u64, limits: &Limits) {
+        let hole = self.commit.rolled_back && rules.keeps(Rule::GapAfterRollback);
+        let forgotten = hole.then(|| Gap {
             from_seq: before + 1,
             to_seq: batch.from_seq - 1,
             reason: GapReason::BackendRolledBack,
@@ -235,7 +285,7 @@ impl<'b> Intake<'b> {
         batch: &'b Batch,
         before: u64,
         mut streams: BTreeSet<StreamName>,
-        limits: &TelemetryLimits,
+        limits: &Limits,
         skew_ms: Option<i64>,
         wall: Timestamp,
     ) {
@@ -270,7 +320,7 @@ impl<'b> Intake<'b> {
         &mut self,
         record: &Record,
         streams: &mut BTreeSet<StreamName>,
-        limits: &TelemetryLimits,
+        limits: &Limits,
     ) -> Result<String, RecordRefusal> {
         record.check()?;
         let fields = document(&record.fields);
@@ -299,7 +349,7 @@ fn document(fields: &Fields) -> String {
     serde_json::to_string(fields).expect("fields have string keys and values that can be written")
 }
 
-impl TelemetryCommit {
+impl Commit {
     fn refuse(&mut self, reason: RecordRefusal, records: u64) {
         add(&mut self.refused, reason, records);
     }
@@ -329,15 +379,20 @@ pub struct Remembered {
 /// Compares one remembered position with what is committed.
 #[must_use]
 pub fn remembered(
+    rules: impl Rulebook,
     asked: Position,
     committed: Option<u64>,
     usage: &mut Usage,
-    limits: &TelemetryLimits,
+    limits: &Limits,
 ) -> Remembered {
     let spool_epoch = asked.spool_epoch;
     let before = committed.unwrap_or_else(|| usage.refused_to(spool_epoch));
     // Numbers beyond the store's range would take centuries to reach.
-    let told = asked.seq.min(i64::MAX.unsigned_abs());
+    let told = if rules.keeps(Rule::GapAfterRollback) {
+        asked.seq.min(i64::MAX.unsigned_abs())
+    } else {
+        before
+    };
     let mut remembered = Remembered {
         position: Position {
             spool_epoch,
@@ -368,4 +423,244 @@ pub fn remembered(
         remembered.refused = Some((spool_epoch, RecordRefusal::GapLimit, forgotten));
     }
     remembered
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::rules::Complete;
+    use crate::telemetry::FieldValue;
+
+    const NOW: Timestamp = Timestamp::from_unix_micros(1_795_000_000_000_000);
+
+    fn run(n: u128) -> AgentRunId {
+        AgentRunId::from_uuid(Uuid::from_u128(n))
+    }
+
+    fn batch(from_seq: u64, to_seq: u64) -> Batch {
+        let record = || Record {
+            stream: "sys".parse().unwrap(),
+            observed_at: NOW,
+            fields: [("n".parse().unwrap(), FieldValue::Flag(true))].into(),
+        };
+        Batch {
+            spool_epoch: run(1),
+            from_seq,
+            to_seq,
+            gaps: Vec::new(),
+            records: (from_seq..=to_seq).map(|seq| (seq, record())).collect(),
+        }
+    }
+
+    fn gap(from_seq: u64, to_seq: u64) -> Batch {
+        let gap = Gap {
+            from_seq,
+            to_seq,
+            reason: GapReason::SpoolFull,
+        };
+        Batch {
+            gaps: vec![gap],
+            records: Vec::new(),
+            ..batch(from_seq, to_seq)
+        }
+    }
+
+    fn facts(committed: Option<u64>, limits: Limits) -> Facts {
+        Facts {
+            committed,
+            usage: Usage::default().today(NOW),
+            streams: BTreeSet::new(),
+            limits,
+        }
+    }
+
+    fn take(batch: &Batch, committed: Option<u64>, limits: Limits) -> Intake<'_> {
+        intake(Complete, batch, None, facts(committed, limits), NOW)
+    }
+
+    #[test]
+    fn a_repeated_batch_adds_nothing_and_reaches_the_same_position() {
+        let repeated = batch(1, 4);
+        let taken = take(&repeated, Some(4), Limits::default());
+        assert_eq!((taken.position, taken.commit.stored), (Some(4), 0));
+        // Half of it is new.
+        let half = batch(3, 6);
+        let taken = take(&half, Some(4), Limits::default());
+        assert_eq!((taken.position, taken.commit.stored), (Some(6), 2));
+        let seqs: Vec<u64> = taken.rows.iter().map(|row| row.seq).collect();
+        assert_eq!(seqs, [5, 6]);
+    }
+
+    #[test]
+    fn a_hole_before_a_batch_was_forgotten_by_the_database() {
+        let later = batch(5, 6);
+        let taken = take(&later, Some(2), Limits::default());
+        assert!(taken.commit.rolled_back);
+        assert_eq!(taken.commit.missing, 2);
+        assert_eq!((taken.gaps[0].from_seq, taken.gaps[0].to_seq), (3, 4));
+        assert_eq!(taken.gaps[0].reason, GapReason::BackendRolledBack);
+    }
+
+    #[test]
+    fn a_gap_is_clipped_to_what_is_not_committed() {
+        let gap = gap(1, 4);
+        let taken = take(&gap, Some(2), Limits::default());
+        assert_eq!(taken.commit.missing, 2);
+        assert_eq!((taken.gaps[0].from_seq, taken.gaps[0].to_seq), (3, 4));
+        let taken = take(&gap, Some(4), Limits::default());
+        assert_eq!(taken.commit.missing, 0);
+    }
+
+    #[test]
+    fn what_is_beyond_a_bound_is_counted_and_the_position_passes_it() {
+        let none = Limits {
+            epochs_per_day: 0,
+            ..Limits::default()
+        };
+        let some = batch(1, 3);
+        let taken = take(&some, None, none);
+        assert_eq!(taken.commit.position.seq, 3);
+        assert_eq!(
+            taken.commit.refused,
+            [(RecordRefusal::EpochLimit, 3)].into()
+        );
+        assert_eq!(taken.refused_under, NO_EPOCH);
+        assert!(taken.rows.is_empty() && taken.position.is_none());
+        let few = Limits {
+            gaps_per_day: 0,
+            records_per_day: 1,
+            ..Limits::default()
+        };
+        let hole = gap(1, 5);
+        let taken = take(&hole, None, few);
+        assert_eq!(taken.commit.refused, [(RecordRefusal::GapLimit, 5)].into());
+        let taken = take(&some, None, few);
+        assert_eq!(taken.commit.stored, 1);
+        assert_eq!(
+            taken.commit.refused,
+            [(RecordRefusal::RecordLimit, 2)].into()
+        );
+        let narrow = Limits {
+            bytes_per_day: 400,
+            ..Limits::default()
+        };
+        let taken = take(&some, None, narrow);
+        assert_eq!(taken.commit.refused, [(RecordRefusal::ByteLimit, 2)].into());
+        let nothing = Limits {
+            streams: 0,
+            ..Limits::default()
+        };
+        let taken = take(&some, None, nothing);
+        assert_eq!(
+            taken.commit.refused,
+            [(RecordRefusal::StreamLimit, 3)].into()
+        );
+    }
+
+    #[test]
+    fn what_a_gateway_remembers_and_the_database_does_not_is_a_gap() {
+        let asked = |seq| Position {
+            spool_epoch: run(1),
+            seq,
+        };
+        let mut usage = Usage::default();
+        let mut remember = |seq, committed| {
+            let limits = Limits::default();
+            remembered(Complete, asked(seq), committed, &mut usage, &limits)
+        };
+        let more = remember(5, Some(3));
+        assert_eq!(more.position, asked(5));
+        let gap = more.gap.unwrap();
+        assert_eq!((gap.from_seq, gap.to_seq), (4, 5));
+        let less = remember(2, Some(3));
+        assert_eq!((less.position, less.gap), (asked(3), None));
+        assert_eq!((more.moved_to, less.moved_to), (Some(5), None));
+        let nothing = remember(0, None);
+        assert_eq!((nothing.position, nothing.gap), (asked(0), None));
+    }
+
+    #[test]
+    fn what_is_beyond_a_bound_is_counted_once_however_often_it_comes() {
+        let none = Limits {
+            epochs_per_day: 0,
+            gaps_per_day: 0,
+            ..Limits::default()
+        };
+        let some = batch(1, 3);
+        let mut facts = facts(None, none);
+        facts.usage = take(&some, None, none).usage;
+        let again = intake(Complete, &some, None, facts.clone(), NOW);
+        assert!(again.commit.refused.is_empty());
+        assert_eq!(again.commit.position.seq, 3);
+        let asked = Position {
+            spool_epoch: run(1),
+            seq: 5,
+        };
+        let told = remembered(Complete, asked, None, &mut facts.usage, &none);
+        let epoch = (NO_EPOCH, RecordRefusal::EpochLimit, 2);
+        assert_eq!((told.position, told.moved_to), (asked, None));
+        assert_eq!(told.refused, Some(epoch));
+        let told = remembered(Complete, asked, Some(1), &mut facts.usage, &none);
+        assert_eq!(told.refused, Some((run(1), RecordRefusal::GapLimit, 4)));
+        assert_eq!((told.gap, told.moved_to), (None, Some(5)));
+    }
+
+    #[test]
+    fn a_batch_that_contradicts_itself_is_refused() {
+        let mut broken = batch(1, 3);
+        broken.records.remove(1);
+        assert!(check(&broken).is_err());
+        assert!(check(&batch(1, 3)).is_ok());
+    }
+
+    #[test]
+    fn a_day_begins_anew_and_streams_count_for_good() {
+        let used = Usage {
+            day: NOW.unix_micros().div_euclid(DAY_MICROS),
+            epochs: 1,
+            records: 2,
+            bytes: 3,
+            gaps: 4,
+            streams: 5,
+            refused: Some((run(1), 9)),
+        };
+        assert_eq!(used.today(NOW), used);
+        let yesterday = NOW.saturating_sub(std::time::Duration::from_secs(24 * 3_600));
+        assert_eq!(
+            used.today(yesterday),
+            used,
+            "a clock that goes back begins nothing"
+        );
+        let tomorrow = NOW.saturating_add(std::time::Duration::from_secs(24 * 3_600));
+        let begun = used.today(tomorrow);
+        assert_eq!((begun.records, begun.streams), (0, 5));
+        assert_eq!(begun.refused, used.refused);
+    }
+
+    proptest! {
+        /// Everything up to the position is stored once, in a gap once, or refused, whatever is repeated.
+        #[test]
+        fn every_number_is_accounted_for_exactly_once(
+            parts in prop::collection::vec((1_u64..30, 0_u64..6, any::<bool>()), 1..20)
+        ) {
+            let limits = Limits { records_per_day: 20, gaps_per_day: 3, ..Limits::default() };
+            let mut known = facts(Some(0), limits);
+            let (mut position, mut told) = (0, 0);
+            for (from, more, is_gap) in parts {
+                let part = if is_gap { gap(from, from + more) } else { batch(from, from + more) };
+                let taken = intake(Complete, &part, None, known.clone(), NOW);
+                let commit = &taken.commit;
+                prop_assert!(commit.position.seq >= position);
+                position = commit.position.seq;
+                told += commit.stored + commit.missing + commit.refused.values().sum::<u64>();
+                known.committed = taken.position;
+                known.usage = taken.usage;
+                known.streams.extend(taken.newest.keys().map(|stream| (*stream).clone()));
+            }
+            prop_assert_eq!(told, position);
+        }
+    }
 }

@@ -1,0 +1,304 @@
+//! Who keeps an identity: one live session, a probe before another process takes over, a budget of take-overs, and favour
+//! for whoever was alive when a copy spoke.
+//!
+//! These are the claims that one process of the backend knows of. Epochs in the store fence what it does not know.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use crate::id::{AgentId, AgentRunId};
+use crate::limits::{FAVOUR_TIME, TAKE_OVERS_PER_MINUTE_MAX};
+use crate::rules::{Complete, Rule, Rulebook};
+use crate::time::Monotonic;
+
+/// The span of the take-over budget.
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Identities that are remembered at once: whose take-overs are counted, and whose owner is favoured.
+pub const IDENTITIES_MAX: usize = 10_000;
+
+/// What becomes of a confirmed session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entered {
+    /// It holds the identity, and nobody did.
+    First,
+    /// It holds the identity; the older session is closed.
+    Supersedes,
+    /// A newer session is there.
+    Overtaken,
+}
+
+/// What an admitted newcomer meets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Newcomer {
+    /// Nobody else holds a confirmed session.
+    Welcome,
+    /// Another process does: find out whether it is alive.
+    Probe,
+}
+
+/// What probing a session brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Probed {
+    /// Its gateway answered.
+    Alive,
+    /// Nobody answered, or there is no such session here.
+    Silent,
+}
+
+/// Who of two processes keeps the identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The newcomer.
+    TakeOver,
+    /// The one that answered: the newcomer is another machine. The live one is to reconnect, because its next HELLO moves
+    /// the ratchet past the copy.
+    Fork,
+    /// Nobody for so long: the newcomer may have been refused in favour of this very silence on another connection.
+    Favoured(Duration),
+    /// Nobody for so long: the identity changed hands too often.
+    Exhausted(Duration),
+}
+
+/// The claims to identities, as far as one process knows; `R` is [`Complete`] in everything that ships.
+#[derive(Debug)]
+pub struct Claims<R = Complete> {
+    rules: R,
+    live: BTreeMap<AgentId, (u64, AgentRunId)>,
+    take_overs: BTreeMap<AgentId, VecDeque<Monotonic>>,
+    /// Processes that were alive when a copy of them spoke, until they are back.
+    favoured: BTreeMap<AgentId, (AgentRunId, Monotonic)>,
+}
+
+impl Claims {
+    /// Nobody is here.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self::under(Complete)
+    }
+}
+
+impl Default for Claims {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<R: Rulebook> Claims<R> {
+    /// The same by other rules.
+    #[must_use]
+    pub const fn under(rules: R) -> Self {
+        Self {
+            rules,
+            live: BTreeMap::new(),
+            take_overs: BTreeMap::new(),
+            favoured: BTreeMap::new(),
+        }
+    }
+
+    /// A session of `epoch` was confirmed.
+    #[must_use]
+    pub fn enter(&mut self, agent: AgentId, epoch: u64, run: AgentRunId) -> Entered {
+        let older = self.live.get(&agent).map(|(epoch, _)| *epoch);
+        if older.is_some_and(|older| older >= epoch) {
+            return Entered::Overtaken;
+        }
+        self.live.insert(agent, (epoch, run));
+        // Its ratchet has passed every copy.
+        self.favoured.remove(&agent);
+        match older {
+            Some(_) => Entered::Supersedes,
+            None => Entered::First,
+        }
+    }
+
+    /// The session of `epoch` ended; a newer one stays.
+    pub fn leave(&mut self, agent: AgentId, epoch: u64) {
+        if self
+            .live
+            .get(&agent)
+            .is_some_and(|(live, _)| *live == epoch)
+        {
+            self.live.remove(&agent);
+        }
+    }
+
+    /// The identity was revoked: whom it was kept for, and how often it changed hands, is of no interest any more.
+    pub fn forget(&mut self, agent: AgentId) {
+        self.favoured.remove(&agent);
+        self.take_overs.remove(&agent);
+    }
+
+    /// How long another process than `run` is favoured: nobody else may move the counters of its identity meanwhile.
+    #[must_use]
+    pub fn favours_another(
+        &self,
+        agent: AgentId,
+        run: AgentRunId,
+        now: Monotonic,
+    ) -> Option<Duration> {
+        let favoured = self.favoured.get(&agent);
+        favoured
+            .filter(|(favourite, until)| *favourite != run && *until > now)
+            .filter(|_| self.rules.keeps(Rule::FavourTheLive))
+            .map(|(_, until)| until.saturating_since(now))
+    }
+
+    /// A newcomer was admitted; `confirmed` says whether the confirmed session there is, if any, is of the same process.
+    #[must_use]
+    pub const fn on_newcomer(&self, confirmed: Option<bool>) -> Newcomer {
+        match confirmed {
+            Some(false) => Newcomer::Probe,
+            Some(true) | None => Newcomer::Welcome,
+        }
+    }
+
+    /// The confirmed session was probed for the sake of `newcomer`.
+    #[must_use]
+    pub fn on_probed(
+        &mut self,
+        agent: AgentId,
+        newcomer: AgentRunId,
+        probed: Probed,
+        now: Monotonic,
+    ) -> Verdict {
+        if probed == Probed::Alive && self.rules.keeps(Rule::ProbeBeforeTakeOver) {
+            self.favour(agent, now);
+            return Verdict::Fork;
+        }
+        if let Some(wait) = self.favours_another(agent, newcomer, now) {
+            return Verdict::Favoured(wait);
+        }
+        if self.may_take_over(agent, now) {
+            return Verdict::TakeOver;
+        }
+        Verdict::Exhausted(MINUTE)
+    }
+
+    /// Keeps an identity for the process of its live session: a copy was refused in its favour, and until it has
+    /// reconnected, and its ratchet has passed the copy, the two look the same.
+    fn favour(&mut self, agent: AgentId, now: Monotonic) {
+        let Some((_, run)) = self.live.get(&agent) else {
+            return;
+        };
+        if self.favoured.len() >= IDENTITIES_MAX {
+            self.favoured.retain(|_, (_, until)| *until > now);
+        }
+        if self.favoured.len() < IDENTITIES_MAX {
+            let until = now.saturating_add(FAVOUR_TIME);
+            self.favoured.insert(agent, (*run, until));
+        }
+    }
+
+    /// Uses up one take-over of an identity by another process; `false` when it had its share of this minute.
+    fn may_take_over(&mut self, agent: AgentId, now: Monotonic) -> bool {
+        let is_past = |at: &Monotonic| now.saturating_since(*at) >= MINUTE;
+        if self.take_overs.len() >= IDENTITIES_MAX && !self.take_overs.contains_key(&agent) {
+            self.take_overs
+                .retain(|_, times| times.back().is_some_and(|last| !is_past(last)));
+            if self.take_overs.len() >= IDENTITIES_MAX {
+                return false;
+            }
+        }
+        let times = self.take_overs.entry(agent).or_default();
+        while times.front().is_some_and(is_past) {
+            times.pop_front();
+        }
+        let allowed = times.len() < TAKE_OVERS_PER_MINUTE_MAX;
+        if allowed {
+            times.push_back(now);
+        }
+        allowed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn agent() -> AgentId {
+        AgentId::from_uuid(Uuid::from_u128(1))
+    }
+
+    fn run(n: u128) -> AgentRunId {
+        AgentRunId::from_uuid(Uuid::from_u128(n))
+    }
+
+    const fn at(seconds: u64) -> Monotonic {
+        Monotonic::from_duration(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn a_newer_session_supersedes_and_the_late_end_of_the_older_one_does_not_touch_it() {
+        let mut claims = Claims::new();
+        assert_eq!(claims.enter(agent(), 1, run(1)), Entered::First);
+        assert_eq!(claims.enter(agent(), 2, run(1)), Entered::Supersedes);
+        assert_eq!(claims.enter(agent(), 1, run(1)), Entered::Overtaken);
+        claims.leave(agent(), 1);
+        assert_eq!(claims.enter(agent(), 2, run(1)), Entered::Overtaken);
+        claims.leave(agent(), 2);
+        assert_eq!(claims.enter(agent(), 3, run(1)), Entered::First);
+    }
+
+    #[test]
+    fn only_another_process_is_probed_for() {
+        let claims = Claims::new();
+        assert_eq!(claims.on_newcomer(None), Newcomer::Welcome);
+        assert_eq!(claims.on_newcomer(Some(true)), Newcomer::Welcome);
+        assert_eq!(claims.on_newcomer(Some(false)), Newcomer::Probe);
+    }
+
+    #[test]
+    fn take_overs_are_budgeted_per_minute() {
+        let mut claims = Claims::new();
+        let mut silent = |second| claims.on_probed(agent(), run(2), Probed::Silent, at(second));
+        for second in 0..3 {
+            assert_eq!(silent(second), Verdict::TakeOver);
+        }
+        assert_eq!(silent(59), Verdict::Exhausted(MINUTE));
+        assert_eq!(silent(60), Verdict::TakeOver);
+    }
+
+    #[test]
+    fn who_was_alive_when_a_copy_spoke_is_favoured_until_it_is_back() {
+        let mut claims = Claims::new();
+        assert_eq!(claims.enter(agent(), 1, run(1)), Entered::First);
+        let verdict = claims.on_probed(agent(), run(2), Probed::Alive, at(0));
+        assert_eq!(verdict, Verdict::Fork);
+        assert_eq!(claims.favours_another(agent(), run(1), at(1)), None);
+        let wait = claims.favours_another(agent(), run(2), at(30));
+        assert_eq!(wait, Some(Duration::from_secs(60)));
+        // Silence on another connection does not undo it.
+        let verdict = claims.on_probed(agent(), run(2), Probed::Silent, at(30));
+        assert_eq!(verdict, Verdict::Favoured(Duration::from_secs(60)));
+        assert_eq!(claims.favours_another(agent(), run(2), at(90)), None);
+        assert_eq!(claims.enter(agent(), 2, run(1)), Entered::Supersedes);
+        assert_eq!(claims.favours_another(agent(), run(2), at(30)), None);
+    }
+
+    proptest! {
+        #[test]
+        fn nobody_takes_over_from_a_live_holder_whatever_the_order(
+            answers in prop::collection::vec((any::<bool>(), 0_u64..40), 1..60)
+        ) {
+            let mut claims = Claims::new();
+            prop_assert_eq!(claims.enter(agent(), 1, run(1)), Entered::First);
+            let (mut now, mut taken) = (0, Vec::new());
+            for (alive, pause) in answers {
+                now += pause;
+                let probed = if alive { Probed::Alive } else { Probed::Silent };
+                let verdict = claims.on_probed(agent(), run(2), probed, at(now));
+                prop_assert_eq!(alive, verdict == Verdict::Fork);
+                if verdict == Verdict::TakeOver {
+                    taken.push(now);
+                }
+            }
+            for window in taken.windows(TAKE_OVERS_PER_MINUTE_MAX + 1) {
+                prop_assert!(window[TAKE_OVERS_PER_MINUTE_MAX] - window[0] >= 60);
+            }
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! One command from its permit to its journalled end.
+
+use std::sync::Arc;
+
+use super::{Effect, Engine, Now, RETRY_TIME, Refused, STOP_TIME, Stage, Unwritten};
+use crate::code::RejectCode;
+use crate::command::{Outcome, OutcomeState};
+use crate::id::CommandId;
+use crate::journal::{EntryState, Idempotent, Step};
+use crate::rules::{Rule, Rulebook};
+use crate::time::Monotonic;
+use crate::wire::message::{AgentMessage, CommandResult};
+
+const LATE: &str = "its deadline passed before it was started";
+pub(super) const CANCELLED: &str = "cancelled before it was started";
+const STOPPED: &str = "the gateway agent stopped before it was started";
+
+impl<R: Rulebook> Engine<R> {
+    /// An accepted command has its permit until `deadline`.
+    pub(super) fn permit(&mut self, id: CommandId, deadline: Monotonic, now: Now) {
+        let Some(known) = self.known.get_mut(&id) else {
+            return;
+        };
+        known.deadline = Some(deadline);
+        known.stage = Stage::Waiting;
+        if self.is_late(id, now) {
+            self.finish_unstarted(id, OutcomeState::Expired, LATE);
+        } else if self.is_stopping() {
+            self.give_up(id);
+        } else if let Some(known) = self.known.get_mut(&id) {
+            known.stage = Stage::Preparing;
+            let entry = Box::new(known.entry.clone());
+            self.effects.push_back(Effect::Prepare(entry));
+        }
+    }
+
+    /// The agent stops before a permitted command has started.
+    fn give_up(&mut self, id: CommandId) {
+        let Some(known) = self.known.get_mut(&id) else {
+            return;
+        };
+        if known.entry.idempotent {
+            // The next process announces it, and gets a fresh permit.
+            known.stage = Stage::Waiting;
+        } else {
+            self.finish_unstarted(id, OutcomeState::Cancelled, STOPPED);
+        }
+    }
+
+    fn is_late(&self, id: CommandId, now: Now) -> bool {
+        let deadline = self.known.get(&id).and_then(|known| known.deadline);
+        self.rules.keeps(Rule::DeadlineAtStart) && deadline.is_some_and(|it| it <= now.clock)
+    }
+
+    pub(super) fn prepared(
+        &mut self,
+        id: CommandId,
+        verdict: Result<Idempotent, Refused>,
+        now: Now,
+    ) {
+        let Some(known) = self.known.get(&id) else {
+            return;
+        };
+        if !matches!(known.stage, Stage::Preparing) {
+            return;
+        }
+        let idempotent = known.entry.idempotent;
+        match verdict {
+            Err(refused) => self.refuse_start(id, refused.code, refused.detail),
+            // Its permit was given for a command that may run twice, and it no longer is one.
+            Ok(Idempotent(false)) if idempotent => {
+                let reason = "the catalogue changed between acceptance and start";
+                self.refuse_start(id, RejectCode::NotAllowed, reason.to_owned());
+            }
+            Ok(_) if self.is_late(id, now) => {
+                self.finish_unstarted(id, OutcomeState::Expired, LATE);
+            }
+            Ok(_) => {
+                self.set_stage(id, Stage::Starting { cancelled: false });
+                self.write(Step::Start(id, self.run));
+                self.presume(id, now);
+            }
+        }
+    }
+
+    fn refuse_start(&mut self, id: CommandId, code: RejectCode, reason: String) {
+        let mut outcome = Outcome::without_run(OutcomeState::Rejected, reason);
+        outcome.reject_code = Some(code);
+        self.finish(id, outcome);
+    }
+
+    pub(super) fn exited(&mut self, id: CommandId, outcome: Outcome) {
+        if matches!(self.stage(id), Some(Stage::Running)) {
+            self.finish(id, outcome);
+        }
+    }
+
+    pub(super) fn finish_unstarted(&mut self, id: CommandId, state: OutcomeState, reason: &str) {
+        self.finish(id, Outcome::without_run(state, reason));
+    }
+
+    /// Its end is decided; whatever was prepared for it is not wanted.
+    fn finish(&mut self, id: CommandId, outcome: Outcome) {
+        if matches!(
+            self.stage(id),
+            Some(Stage::Preparing | Stage::Starting { .. })
+        ) {
+            self.effects.push_back(Effect::Abandon(id));
+        }
+        self.write_end(id, Arc::new(outcome));
+    }
+
+    fn write_end(&mut self, id: CommandId, outcome: Arc<Outcome>) {
+        self.set_stage(id, Stage::Finishing(Arc::clone(&outcome)));
+        self.write(Step::Finish(id, outcome));
+    }
+
+    /// Without the rule that the journal comes first, what a write stands for happens at once.
+    pub(super) fn presume(&mut self, id: CommandId, now: Now) {
+        if !self.rules.keeps(Rule::JournalFirst) {
+            self.durable(id, now);
+        }
+    }
+
+    pub(super) fn written(
+        &mut self,
+        of: Option<CommandId>,
+        result: Result<(), Unwritten>,
+        now: Now,
+    ) {
+        self.writes = self.writes.saturating_sub(1);
+        if let Err(Unwritten::Fatal(detail)) = &result {
+            if let Some(id) = of
+                && matches!(self.stage(id), Some(Stage::Accepting { .. }))
+            {
+                self.reject(id, RejectCode::JournalUnavailable, detail);
+            }
+            return self.fail(format!("the command journal failed: {detail}"));
+        }
+        match (of, result) {
+            (None, result) => self.marked(result.is_ok()),
+            (Some(id), Ok(())) => self.durable(id, now),
+            (Some(id), Err(unwritten)) => self.unwritten(id, &unwritten, now),
+        }
+    }
+
+    /// What was to be written of a command is durable.
+    fn durable(&mut self, id: CommandId, now: Now) {
+        let Some(known) = self.known.get_mut(&id) else {
+            return;
+        };
+        match std::mem::replace(&mut known.stage, Stage::Waiting) {
+            Stage::Settling(step) => return self.settled(id, &step, now),
+            Stage::Accepting { start } => {
+                let deadline = known.deadline;
+                self.say_accepted(id, !start);
+                if start && let Some(deadline) = deadline {
+                    self.permit(id, deadline, now);
+                }
+            }
+            Stage::Starting { cancelled } => self.started(id, cancelled, now),
+            Stage::Finishing(outcome) => {
+                self.moved(id, EntryState::Finished, Stage::Finished);
+                self.effects.push_back(Effect::Report(id, outcome));
+            }
+            Stage::Discarding => self.moved(id, EntryState::Reported, Stage::Reported),
+            Stage::Reporting(low_water) => {
+                // It may be forgotten by this; what was asked meanwhile is then asked about an unknown command.
+                let held = std::mem::take(&mut known.held);
+                self.held -= held.len();
+                self.moved(id, EntryState::Reported, Stage::Reported);
+                self.forget(low_water);
+                for asked in held {
+                    self.asked(id, asked, now);
+                }
+            }
+            // Nothing of it is being written.
+            other @ (Stage::Checking(..)
+            | Stage::Waiting
+            | Stage::Preparing
+            | Stage::Running
+            | Stage::Unwritten(..)
+            | Stage::Finished
+            | Stage::Reported
+            | Stage::Unkept) => known.stage = other,
+        }
+        self.release(id, now);
+    }
+
+    /// The start is durable. The write takes time of its own, and a disk can hang: what is late now must not start.
+    fn started(&mut self, id: CommandId, cancelled: bool, now: Now) {
+        self.moved(id, EntryState::Started, Stage::Starting { cancelled });
+        if cancelled {
+            self.finish_unstarted(id, OutcomeState::Cancelled, CANCELLED);
+        } else if self.is_late(id, now) {
+            self.finish_unstarted(id, OutcomeState::Expired, LATE);
+        } else {
+            self.set_stage(id, Stage::Running);
+            self.effects.push_back(Effect::Launch(id));
+            self.say_started(id, now);
+        }
+    }
+
+    /// What was to be written of a command is not, and the journal as a whole goes on.
+    fn unwritten(&mut self, id: CommandId, unwritten: &Unwritten, now: Now) {
+        let Some(known) = self.known.get_mut(&id) else {
+            return;
+        };
+        let ran = known.entry.state == EntryState::Started;
+        match std::mem::replace(&mut known.stage, Stage::Waiting) {
+            Stage::Settling(_) => {
+                let detail = unwritten.detail();
+                return self.fail(format!(
+                    "what an earlier process left of command {id} cannot be settled: {detail}"
+                ));
+            }
+            Stage::Accepting { .. } => {
+                let code = match unwritten {
+                    Unwritten::Full(_) => RejectCode::Busy,
+                    Unwritten::Lost(_)
+                    | Unwritten::WrongState(_)
+                    | Unwritten::Refused(_)
+                    | Unwritten::Fatal(_) => RejectCode::JournalUnavailable,
+                };
+                let detail = match unwritten {
+                    Unwritten::Lost(lost) => format!("the state folder is lost: {lost}"),
+                    Unwritten::Full(_)
+                    | Unwritten::WrongState(_)
+                    | Unwritten::Refused(_)
+                    | Unwritten::Fatal(_) => unwritten.detail().to_owned(),
+                };
+                self.reject(id, code, &detail);
+                return self.forgo(id, now);
+            }
+            Stage::Starting { .. } => {
+                self.effects.push_back(Effect::Abandon(id));
+                if let Unwritten::Lost(lost) = unwritten {
+                    // Its start would be forgotten with this process, and a later one could start it again.
+                    let reason = format!("the gateway's state folder is lost: {lost}");
+                    self.refuse_start(id, RejectCode::JournalUnavailable, reason);
+                }
+                // Otherwise it waits for another permit, or for its deadline.
+            }
+            Stage::Finishing(outcome) => return self.unfinished(id, outcome, unwritten, ran, now),
+            // It waits on, and the backend decides again.
+            Stage::Discarding => {}
+            Stage::Reporting(low_water) => {
+                known.stage = Stage::Finished;
+                self.forget(low_water);
+            }
+            other @ (Stage::Checking(..)
+            | Stage::Waiting
+            | Stage::Preparing
+            | Stage::Running
+            | Stage::Unwritten(..)
+            | Stage::Finished
+            | Stage::Reported
+            | Stage::Unkept) => known.stage = other,
+        }
+        self.release(id, now);
+    }
+
+    /// Its end cannot be journalled.
+    fn unfinished(
+        &mut self,
+        id: CommandId,
+        outcome: Arc<Outcome>,
+        unwritten: &Unwritten,
+        ran: bool,
+        now: Now,
+    ) {
+        match unwritten {
+            // Nothing can be kept, and the backend can still be told; without a session it finds out that nobody knows.
+            Unwritten::Lost(_) => {
+                self.set_stage(id, Stage::Unkept);
+                self.say(AgentMessage::CommandResult(CommandResult {
+                    command_id: id,
+                    outcome: Arc::unwrap_or_clone(outcome),
+                }));
+                self.release(id, now);
+            }
+            // The outcome is known to nobody but this process: the next one must find the truth.
+            _ if ran => self.fail(format!(
+                "the outcome of command {id} cannot be journalled: {}",
+                unwritten.detail()
+            )),
+            // The journal knows better.
+            Unwritten::WrongState(_) => self.forgo(id, now),
+            Unwritten::Full(_) | Unwritten::Refused(_) | Unwritten::Fatal(_) => {
+                let again = now.clock.saturating_add(RETRY_TIME);
+                self.set_stage(id, Stage::Unwritten(outcome, again));
+                self.release(id, now);
+            }
+        }
+    }
+
+    /// Ends what has waited beyond its deadline, and what runs on although the agent stops.
+    pub(super) fn timeout(&mut self, now: Now) {
+        let ids: Vec<CommandId> = self.known.keys().copied().collect();
+        for id in ids {
+            match self.stage(id) {
+                Some(Stage::Waiting) if self.is_due(id, now) => {
+                    self.finish_unstarted(id, OutcomeState::Expired, LATE);
+                }
+                Some(Stage::Preparing) if self.is_late(id, now) => {
+                    self.finish_unstarted(id, OutcomeState::Expired, LATE);
+                }
+                Some(Stage::Unwritten(outcome, again)) if *again <= now.clock => {
+                    let outcome = Arc::clone(outcome);
+                    self.write_end(id, outcome);
+                }
+                Some(_) | None => {}
+            }
+        }
+        if self.stopping.is_some_and(|due| due <= now.clock) {
+            // How they ended is journalled; the grace period of the shutdown bounds that.
+            self.stopping = Some(now.clock.saturating_add(STOP_TIME));
+            self.end_all();
+        }
+    }
+
+    fn is_due(&self, id: CommandId, now: Now) -> bool {
+        let deadline = self.known.get(&id).and_then(|known| known.deadline);
+        deadline.is_some_and(|deadline| deadline <= now.clock)
+    }
+
+    fn end_all(&mut self) {
+        for (id, known) in &mut self.known {
+            match &mut known.stage {
+                Stage::Running => self.effects.push_back(Effect::End(*id)),
+                Stage::Starting { cancelled } => *cancelled = true,
+                Stage::Settling(_)
+                | Stage::Checking(..)
+                | Stage::Accepting { .. }
+                | Stage::Waiting
+                | Stage::Preparing
+                | Stage::Finishing(_)
+                | Stage::Unwritten(..)
+                | Stage::Discarding
+                | Stage::Finished
+                | Stage::Reporting(_)
+                | Stage::Reported
+                | Stage::Unkept => {}
+            }
+        }
+    }
+
+    /// Nothing starts any more that waits for its slot; what runs may end by itself for a while.
+    pub(super) fn stop(&mut self, now: Now) {
+        if self.is_stopping() {
+            return;
+        }
+        self.stopping = Some(now.clock.saturating_add(STOP_TIME));
+        let preparing = |(id, known): (&CommandId, &super::Known)| {
+            matches!(known.stage, Stage::Preparing).then_some(*id)
+        };
+        let ids: Vec<CommandId> = self.known.iter().filter_map(preparing).collect();
+        for id in ids {
+            self.effects.push_back(Effect::Abandon(id));
+            self.set_stage(id, Stage::Waiting);
+            self.give_up(id);
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! How commands end: by what their gateway reports, by an operator, by time, by the end of their gateway.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::command::{By, Change, Command, Course, Ended};
+use super::permit::{CANCELLED, LATE};
+use super::record::{Record, Stance};
+use crate::code::RejectCode;
+use crate::command::{CommandEvent, CommandState, Outcome, OutcomeState, Transition};
+use crate::id::{AgentId, CommandId};
+use crate::time::Timestamp;
+
+const UNHEARD: &str = "its gateway did not report an outcome in the allowed time";
+const REVOKED: &str = "its gateway was revoked";
+
+/// The gateway refused a command on arrival; it may be offered again at `again_at` when the refusal is of the moment.
+#[must_use]
+pub fn reject(
+    command: Command,
+    code: RejectCode,
+    detail: String,
+    again_at: Timestamp,
+    now: Timestamp,
+) -> Option<Change> {
+    let by = By::Gateway(command.agent_id);
+    let mut course = Course::new(command);
+    if code.is_transient() {
+        course.command.available_at = again_at;
+    }
+    let mut outcome = Outcome::without_run(OutcomeState::Rejected, detail.clone());
+    outcome.reject_code = Some(code);
+    course.because(CommandEvent::Rejected(code), detail, now);
+    let change = course.change(by, now)?;
+    Some(if change.ends() {
+        kept(change, &outcome)
+    } else {
+        change
+    })
+}
+
+/// An outcome is kept as the command's result.
+fn kept(mut change: Change, outcome: &Outcome) -> Change {
+    change.result = Some(Ended::from(outcome));
+    change.command.has_result = true;
+    change
+}
+
+/// The gateway started a command.
+#[must_use]
+pub fn start(command: Command, started_at: Timestamp, now: Timestamp) -> Option<Change> {
+    let by = By::Gateway(command.agent_id);
+    let mut course = Course::new(command);
+    course.command.started_at = Some(started_at);
+    course.on(CommandEvent::Started, now);
+    course.change(by, now)
+}
+
+/// What a reported outcome comes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reported {
+    /// It ends the command, and is its result.
+    Ends(Box<Change>),
+    /// It came after the command was given up, and is kept beside that.
+    Late(Box<Ended>, Record),
+    /// It is known already, or contradicts what is: the first one counts.
+    Repeated,
+    /// Nobody here knows such a command: it is kept by itself.
+    Orphan(Record),
+}
+
+/// A gateway reported an outcome; `command` is what the store has of it.
+#[must_use]
+pub fn report(
+    command: Option<Command>,
+    (agent_id, command_id): (AgentId, CommandId),
+    outcome: &Outcome,
+    now: Timestamp,
+) -> Reported {
+    let by = By::Gateway(agent_id);
+    let object = format!("command:{command_id}");
+    let Some(command) = command else {
+        return Reported::Orphan(Record {
+            by,
+            action: "command.orphan",
+            object,
+            stance: Stance::Noted,
+            detail: json!({ "agent_id": agent_id, "state": outcome.state }),
+        });
+    };
+    let is_first = !command.has_result && !command.has_late_outcome;
+    let run_id = command.run_id;
+    let mut course = Course::new(command);
+    course.command.started_at = outcome.started_at.or(course.command.started_at);
+    let decision = course.on(CommandEvent::Ended(outcome.state), now);
+    if let Some(change) = course.change(by, now) {
+        return Reported::Ends(Box::new(kept(change, outcome)));
+    }
+    if decision == Transition::LateOutcome && is_first {
+        let record = Record {
+            by,
+            action: "command.late_outcome",
+            object,
+            stance: Stance::Noted,
+            detail: json!({ "run_id": run_id, "agent_id": agent_id }),
+        };
+        return Reported::Late(Box::new(Ended::from(outcome)), record);
+    }
+    Reported::Repeated
+}
+
+/// An operator wants the end of a command: without a permit it ends here, with one its gateway is asked, which is `None`.
+#[must_use]
+pub fn cancel(command: Command, now: Timestamp) -> Option<Change> {
+    let mut course = Course::new(command);
+    course.command.cancel_requested = true;
+    course.because(CommandEvent::CancelRequested, CANCELLED, now);
+    course.change(By::Caller, now)
+}
+
+/// Ends what could not start in time.
+#[must_use]
+pub fn expire(command: Command, now: Timestamp) -> Option<Change> {
+    if command.deadline > now {
+        return None;
+    }
+    let mut course = Course::new(command);
+    course.because(CommandEvent::DeadlinePassed, LATE, now);
+    course.change(By::System, now)
+}
+
+/// Whether a permitted command should have been heard of: it may start until its deadline, then run for its time, and
+/// its gateway may be away for `wait` with the outcome.
+#[must_use]
+pub fn is_overdue(command: &Command, wait: Duration, now: Timestamp) -> bool {
+    matches!(
+        command.state,
+        CommandState::Released | CommandState::Running
+    ) && command
+        .deadline
+        .saturating_add(command.timeout)
+        .saturating_add(wait)
+        <= now
+}
+
+/// Ends what was permitted and never heard of again.
+#[must_use]
+pub fn give_up(command: Command, wait: Duration, now: Timestamp) -> Option<Change> {
+    if !is_overdue(&command, wait, now) {
+        return None;
+    }
+    let mut course = Course::new(command);
+    course.because(CommandEvent::WaitExhausted, UNHEARD, now);
+    course.change(By::System, now)
+}
+
+/// Its gateway was revoked. Without a permit it never ran; with one, nobody will ever be heard again who could tell.
+#[must_use]
+pub fn revoke(command: Command, now: Timestamp) -> Option<Change> {
+    let event = if command.released_to.is_some() {
+        CommandEvent::WaitExhausted
+    } else {
+        CommandEvent::CancelRequested
+    };
+    let mut course = Course::new(command);
+    course.because(event, REVOKED, now);
+    course.change(By::Caller, now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::command::tests::{NOW, agent, command};
+    use super::*;
+
+    fn after(change: Option<Change>) -> CommandState {
+        change.expect("something changes").command.state
+    }
+
+    fn told(known: Command, state: OutcomeState) -> Reported {
+        let whose = (known.agent_id, known.command_id);
+        report(Some(known), whose, &Outcome::without_run(state, ""), NOW)
+    }
+
+    #[test]
+    fn a_refusal_of_the_moment_is_offered_again_and_any_other_ends_the_command() {
+        let later = NOW.saturating_add(Duration::from_secs(2));
+        let refuse = |code| {
+            let offered = command(CommandState::Dispatched, false);
+            reject(offered, code, "no".to_owned(), later, NOW).unwrap()
+        };
+        let busy = refuse(RejectCode::Busy);
+        assert_eq!(busy.command.state, CommandState::Queued);
+        assert_eq!(busy.command.available_at, later);
+        assert!(busy.result.is_none() && !busy.command.has_result);
+        let refused = refuse(RejectCode::NotAllowed);
+        assert_eq!(refused.command.state, CommandState::Rejected);
+        assert!(refused.result.is_some() && refused.command.has_result);
+        assert_eq!(refused.by, By::Gateway(agent()));
+    }
+
+    #[test]
+    fn a_start_is_noted_once() {
+        let started = start(command(CommandState::Released, false), NOW, NOW).unwrap();
+        assert_eq!(started.command.started_at, Some(NOW));
+        assert_eq!(start(started.command, NOW, NOW), None);
+        assert_eq!(
+            start(command(CommandState::Cancelled, false), NOW, NOW),
+            None
+        );
+    }
+
+    #[test]
+    fn the_first_outcome_counts() {
+        let running = command(CommandState::Running, false);
+        let Reported::Ends(change) = told(running, OutcomeState::Succeeded) else {
+            panic!("it ends");
+        };
+        assert_eq!(change.command.state, CommandState::Succeeded);
+        assert!(change.result.is_some());
+        assert_eq!(
+            told(change.command, OutcomeState::Failed),
+            Reported::Repeated
+        );
+    }
+
+    #[test]
+    fn an_outcome_after_the_end_is_kept_beside_it_once() {
+        let given_up = command(CommandState::Indeterminate, false);
+        let late = told(given_up.clone(), OutcomeState::Succeeded);
+        assert!(
+            matches!(late, Reported::Late(_, record) if record.action == "command.late_outcome")
+        );
+        let known = Command {
+            has_late_outcome: true,
+            ..given_up.clone()
+        };
+        assert_eq!(told(known, OutcomeState::Succeeded), Reported::Repeated);
+        // The gateway itself called it indeterminate: then that was its outcome.
+        let own = Command {
+            has_result: true,
+            ..given_up
+        };
+        assert_eq!(told(own, OutcomeState::Succeeded), Reported::Repeated);
+    }
+
+    #[test]
+    fn an_outcome_of_an_unknown_command_is_kept_by_itself() {
+        let known = command(CommandState::Running, false);
+        let whose = (known.agent_id, known.command_id);
+        let outcome = Outcome::without_run(OutcomeState::Failed, "");
+        let told = report(None, whose, &outcome, NOW);
+        assert!(matches!(told, Reported::Orphan(record) if record.action == "command.orphan"));
+    }
+
+    #[test]
+    fn a_cancel_ends_what_has_no_permit_and_asks_for_the_end_of_the_rest() {
+        for state in [CommandState::Queued, CommandState::Dispatched] {
+            assert_eq!(
+                after(cancel(command(state, false), NOW)),
+                CommandState::Cancelled
+            );
+        }
+        for state in [CommandState::Released, CommandState::Running] {
+            assert_eq!(cancel(command(state, false), NOW), None);
+        }
+    }
+
+    #[test]
+    fn only_what_has_no_permit_expires_and_not_before_its_deadline() {
+        let waiting = command(CommandState::Queued, false);
+        assert_eq!(expire(waiting.clone(), NOW), None);
+        let due = waiting.deadline;
+        assert_eq!(after(expire(waiting, due)), CommandState::Expired);
+        assert_eq!(expire(command(CommandState::Released, false), due), None);
+    }
+
+    #[test]
+    fn what_was_permitted_is_given_up_after_deadline_time_limit_and_wait() {
+        let wait = Duration::from_secs(10);
+        let running = command(CommandState::Running, false);
+        let due = running.deadline.saturating_add(running.timeout + wait);
+        let before = due.saturating_sub(Duration::from_micros(1));
+        assert_eq!(give_up(running.clone(), wait, before), None);
+        let given_up = give_up(running, wait, due);
+        assert_eq!(after(given_up), CommandState::Indeterminate);
+        let waiting = command(CommandState::Queued, false);
+        assert_eq!(give_up(waiting, wait, due), None);
+    }
+
+    #[test]
+    fn revoking_a_gateway_ends_everything() {
+        let ends = |state| after(revoke(command(state, false), NOW));
+        assert_eq!(ends(CommandState::Queued), CommandState::Cancelled);
+        assert_eq!(ends(CommandState::Dispatched), CommandState::Cancelled);
+        assert_eq!(ends(CommandState::Released), CommandState::Indeterminate);
+        assert_eq!(ends(CommandState::Running), CommandState::Indeterminate);
+    }
+}

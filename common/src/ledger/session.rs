@@ -1,0 +1,243 @@
+//! What sessions come to: the fence, and what older sessions, ended sessions and restored databases leave behind.
+
+use std::collections::BTreeSet;
+
+use super::command::{By, Change, Command, Course};
+use super::permit::CANCELLED;
+use crate::admission::IdentityRow;
+use crate::command::{CommandEvent, CommandState};
+use crate::id::{AgentRunId, CommandId};
+use crate::rules::{Rule, Rulebook};
+use crate::time::Timestamp;
+
+const NO_TRACE: &str =
+    "the process of the gateway agent that held its permit is gone and left no trace of it";
+const ROLLED_BACK: &str = "the backend's database was rolled back past it";
+
+/// Whether a session of `epoch` may change what belongs to its gateway.
+#[must_use]
+pub fn may_write(rules: impl Rulebook, row: &IdentityRow, epoch: u64) -> bool {
+    (row.confirmed == epoch && !row.revoked) || !rules.keeps(Rule::EpochFence)
+}
+
+/// What older sessions and processes left behind, once a newer session is confirmed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Older {
+    /// What is to be written.
+    pub changes: Vec<Change>,
+    /// Permitted to this process, and until when they may start: GO again.
+    pub released: Vec<(CommandId, Timestamp)>,
+    /// To be cancelled: said again.
+    pub cancel_requested: Vec<CommandId>,
+    /// Whose fate nobody will ever know.
+    pub ended_indeterminate: Vec<CommandId>,
+    /// Whether commands wait to be offered.
+    pub waiting: bool,
+}
+
+/// Settles what is open of a gateway, in order, for its process `run`, which has a journal of `unreported` commands.
+#[must_use]
+pub fn settle_older(
+    rules: impl Rulebook,
+    open: impl IntoIterator<Item = Command>,
+    run: AgentRunId,
+    unreported: &BTreeSet<CommandId>,
+    now: Timestamp,
+) -> Older {
+    let mut older = Older::default();
+    for command in open {
+        let mut course = Course::new(command);
+        let journalled = unreported.contains(&course.command.command_id);
+        let bound = rules.keeps(Rule::PermitBoundToRun);
+        let here = course.command.released_to == Some(run) || !bound;
+        match course.command.state {
+            CommandState::Dispatched => {
+                course.on(CommandEvent::SessionLost, now);
+            }
+            CommandState::Released | CommandState::Running => {
+                // The same process without a trace of it: an inline permit that never arrived may be given again. One
+                // that is not idempotent was journalled before its permit, so it is asked about once more.
+                if !journalled && (!here || course.command.idempotent) {
+                    run_gone(&mut course, now);
+                }
+                older.sort(&course.command, here);
+            }
+            CommandState::Queued
+            | CommandState::Succeeded
+            | CommandState::Failed
+            | CommandState::TimedOut
+            | CommandState::Rejected
+            | CommandState::Expired
+            | CommandState::Cancelled
+            | CommandState::Dead
+            | CommandState::Indeterminate => {}
+        }
+        older.waiting |= course.command.state == CommandState::Queued;
+        older.changes.extend(course.change(By::System, now));
+    }
+    older
+}
+
+impl Older {
+    fn sort(&mut self, command: &Command, here: bool) {
+        let id = command.command_id;
+        if command.state == CommandState::Indeterminate {
+            self.ended_indeterminate.push(id);
+        } else if command.released_to.is_some() && command.cancel_requested {
+            self.cancel_requested.push(id);
+        } else if command.state == CommandState::Released && here {
+            self.released.push((id, command.deadline));
+        }
+    }
+}
+
+fn run_gone(course: &mut Course, now: Timestamp) {
+    if course.command.idempotent {
+        // It goes back to the queue, which is no reason for an operator.
+        course.on(CommandEvent::RunGone, now);
+    } else {
+        course.because(CommandEvent::RunGone, NO_TRACE, now);
+    }
+    if course.command.state == CommandState::Queued && course.command.cancel_requested {
+        course.because(CommandEvent::CancelRequested, CANCELLED, now);
+    }
+}
+
+/// The session that held a command ended: what was offered and not permitted goes back to the queue.
+#[must_use]
+pub fn lose(command: Command, now: Timestamp) -> Option<Change> {
+    let mut course = Course::new(command);
+    course.on(CommandEvent::SessionLost, now);
+    course.change(By::System, now)
+}
+
+/// The database forgot what happened since a backup: whatever may have run meanwhile, and is not in the gateway's journal,
+/// can never be offered again.
+#[must_use]
+pub fn settle_rolled_back(
+    open: impl IntoIterator<Item = Command>,
+    unreported: &BTreeSet<CommandId>,
+    now: Timestamp,
+) -> Vec<Change> {
+    let forgotten = |command: &Command| !unreported.contains(&command.command_id);
+    let end = |command| {
+        let mut course = Course::new(command);
+        course.because(CommandEvent::RolledBack, ROLLED_BACK, now);
+        course.change(By::System, now)
+    };
+    open.into_iter().filter(forgotten).filter_map(end).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::command::tests::{NOW, command, run};
+    use super::*;
+    use crate::rules::Complete;
+
+    fn settle(open: Command, journalled: bool) -> Older {
+        let unreported = journalled.then_some(open.command_id);
+        settle_older(
+            Complete,
+            [open],
+            run(1),
+            &unreported.into_iter().collect(),
+            NOW,
+        )
+    }
+
+    fn of_another(state: CommandState, idempotent: bool) -> Command {
+        Command {
+            released_to: Some(run(2)),
+            ..command(state, idempotent)
+        }
+    }
+
+    #[test]
+    fn only_the_session_of_the_confirmed_epoch_may_write() {
+        let row = IdentityRow {
+            confirmed: 5,
+            issued: 6,
+            ..IdentityRow::fresh(1)
+        };
+        assert!(may_write(Complete, &row, 5));
+        assert!(!may_write(Complete, &row, 4));
+        assert!(!may_write(Complete, &row, 6));
+        let revoked = IdentityRow {
+            revoked: true,
+            ..row
+        };
+        assert!(!may_write(Complete, &revoked, 5));
+    }
+
+    #[test]
+    fn what_was_only_offered_is_offered_again() {
+        let older = settle(command(CommandState::Dispatched, false), false);
+        assert_eq!(older.changes[0].command.state, CommandState::Queued);
+        assert!(older.waiting);
+    }
+
+    #[test]
+    fn a_permit_of_this_process_is_said_again() {
+        let older = settle(command(CommandState::Released, false), true);
+        assert_eq!(older.released.len(), 1);
+        assert!(older.changes.is_empty());
+        // Without a trace of it: what may not run twice was journalled before its permit, and is asked about again.
+        let older = settle(command(CommandState::Released, false), false);
+        assert_eq!(older.released.len(), 1);
+        // What may was permitted inline, and that may never have arrived.
+        let older = settle(command(CommandState::Released, true), false);
+        assert_eq!(older.changes[0].command.state, CommandState::Queued);
+        assert!(older.waiting && older.released.is_empty());
+    }
+
+    #[test]
+    fn a_permit_of_a_process_without_a_trace_is_indeterminate_unless_it_may_run_twice() {
+        for state in [CommandState::Released, CommandState::Running] {
+            let older = settle(of_another(state, false), false);
+            assert_eq!(older.changes[0].command.state, CommandState::Indeterminate);
+            assert_eq!(older.ended_indeterminate.len(), 1);
+            let older = settle(of_another(state, true), false);
+            assert_eq!(older.changes[0].command.state, CommandState::Queued);
+            // Its journal will tell.
+            let older = settle(of_another(state, false), true);
+            assert!(older.changes.is_empty() && older.ended_indeterminate.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_wish_for_its_end_survives_the_session() {
+        let wanted = |command| Command {
+            cancel_requested: true,
+            ..command
+        };
+        let older = settle(wanted(command(CommandState::Running, false)), true);
+        assert_eq!(older.cancel_requested.len(), 1);
+        let older = settle(wanted(of_another(CommandState::Released, true)), false);
+        assert_eq!(older.changes[0].command.state, CommandState::Cancelled);
+        assert!(older.cancel_requested.is_empty());
+    }
+
+    #[test]
+    fn the_end_of_a_session_takes_back_offers_and_no_permits() {
+        let held = [
+            command(CommandState::Dispatched, false),
+            command(CommandState::Released, false),
+            command(CommandState::Queued, false),
+        ];
+        let [offered, permitted, queued] = held.map(|command| lose(command, NOW));
+        assert_eq!(offered.unwrap().command.state, CommandState::Queued);
+        assert_eq!((permitted, queued), (None, None));
+    }
+
+    #[test]
+    fn a_restored_database_ends_what_may_have_run_and_nothing_that_is_journalled() {
+        let queued = command(CommandState::Queued, false);
+        let none = BTreeSet::new();
+        let changes = settle_rolled_back([queued.clone()], &none, NOW);
+        assert_eq!(changes[0].command.state, CommandState::Indeterminate);
+        let known = [queued.command_id].into();
+        assert!(settle_rolled_back([queued], &known, NOW).is_empty());
+        let again = command(CommandState::Queued, true);
+        assert!(settle_rolled_back([again], &none, NOW).is_empty());
+    }
+}
