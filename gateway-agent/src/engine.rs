@@ -320,7 +320,7 @@ impl Engine {
     }
 
     /// Before anything can start again: nothing of the old process may run beside it.
-    fn end_leftovers(&mut self, ids: Vec<CommandId>) {
+    fn end_leftovers(&self, ids: Vec<CommandId>) {
         warn!(commands = ?ids, "commands were interrupted by the end of the last agent process");
         self.under_way.push(Box::pin(async move {
             let search = move || end_strays(&ids);

@@ -233,7 +233,7 @@ mod tests {
         );
         let known = Command {
             has_late_outcome: true,
-            ..given_up.clone()
+            ..given_up
         };
         assert_eq!(told(known, OutcomeState::Succeeded), Reported::Repeated);
         // The gateway itself called it indeterminate: then that was its outcome.

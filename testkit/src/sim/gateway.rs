@@ -289,16 +289,16 @@ impl Host {
         let Some(after) = process.after.pop_front() else {
             return;
         };
-        self.go_on_after(after, written.done, core);
+        self.go_on_after(&after, written.done, core);
     }
 
-    fn go_on_after(&mut self, after: After, done: bool, core: &mut Core) {
+    fn go_on_after(&mut self, after: &After, done: bool, core: &mut Core) {
         match after {
             After::Journalled(of) => {
-                self.journalled(of, done, core);
+                self.journalled(*of, done, core);
                 self.dial_when_settled(core);
             }
-            After::EpochKept(wire) => self.epoch_kept(wire, done, core),
+            After::EpochKept(wire) => self.epoch_kept(*wire, done, core),
             After::Nothing => self.look_again(core),
         }
     }

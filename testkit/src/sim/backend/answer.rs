@@ -169,10 +169,11 @@ impl Instance {
         // Its next HELLO moves the ratchet past the copy.
         if let Some((live, _)) = self.manager.get(&agent).copied() {
             let holder = self.connections.get(&live).and_then(|it| it.live.as_ref());
-            if let Some(run) = holder.map(|live| live.holder.run) {
-                if !core.turmoil && core.network.is_sound(live) {
-                    core.recorder.protected(agent, run);
-                }
+            if let Some(run) = holder.map(|live| live.holder.run)
+                && !core.turmoil
+                && core.network.is_sound(live)
+            {
+                core.recorder.protected(agent, run);
             }
             self.order(live, Order::Drain, core);
         }
