@@ -7,7 +7,7 @@ mod secret;
 
 use std::collections::BTreeSet;
 
-use viworks_common::api::Scope;
+use viworks_api::Scope;
 use viworks_common::catalogue::Risk;
 use viworks_common::id::ApiKeyId;
 use viworks_common::time::Timestamp;

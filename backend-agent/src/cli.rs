@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use viworks_common::api::{ApiKeyStatus, Scope};
+use viworks_api::{ApiKeyStatus, Scope};
 use viworks_common::human;
 use viworks_common::id::{
     ApiKeyId, GatewayName, InvalidId, LabelKey, Tenant, TrustDomain, check_label_value,

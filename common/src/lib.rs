@@ -4,7 +4,6 @@
 //! without a socket, a file or a database is decided in this crate and tested in microseconds.
 
 pub mod admission;
-pub mod api;
 pub mod catalogue;
 pub mod certificate;
 pub mod claims;

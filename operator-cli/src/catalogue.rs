@@ -1,7 +1,7 @@
 //! `viworks command`: what may be run, with which arguments, and where.
 
 use clap::Subcommand;
-use viworks_common::api::CatalogueCommand;
+use viworks_api::CatalogueCommand;
 use viworks_common::catalogue::{Argument, ArgumentType};
 use viworks_runtime::exit::ExitCode;
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
-use viworks_common::api::{
+use viworks_api::{
     CatalogueCommand, CatalogueList, CommandList, CommandView, Fork, ForkList, Gateway,
     GatewayList, IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, Problem, ProblemCode, Run, RunCancelled,
     RunEvent, RunList, RunPlan, RunRequest, RunWait, SkippedGateway, SkippedList, TelemetryGapList,

@@ -1,7 +1,7 @@
 //! The codes that programs end with and that errors carry: what each means and what to do about it.
 
 use serde_json::{Value, json};
-use viworks_common::api::ProblemCode;
+use viworks_api::ProblemCode;
 use viworks_common::code::CloseCode;
 use viworks_runtime::exit::ExitCode;
 

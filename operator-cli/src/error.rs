@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use serde_json::json;
-use viworks_common::api::{Problem, ProblemCode};
+use viworks_api::{Problem, ProblemCode};
 use viworks_common::text;
 use viworks_runtime::exit::ExitCode;
 

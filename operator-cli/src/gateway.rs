@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 use serde_json::json;
-use viworks_common::api::{Fork, ForkHolder, Gateway, GatewayStatus};
+use viworks_api::{Fork, ForkHolder, Gateway, GatewayStatus};
 use viworks_common::human;
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::{Clock, SystemClock};

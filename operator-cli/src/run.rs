@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::json;
-use viworks_common::api::Run;
+use viworks_api::Run;
 use viworks_common::command::CommandState;
 use viworks_common::human;
 use viworks_common::id::RunId;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use serde_json::json;
-use viworks_common::api::{CommandView, OutputView, Run};
+use viworks_api::{CommandView, OutputView, Run};
 use viworks_common::human;
 use viworks_common::id::RunId;
 use viworks_runtime::clock::{Clock, SystemClock};

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
-use viworks_common::api::{TelemetryRecord, TelemetryRefusal};
+use viworks_api::{TelemetryRecord, TelemetryRefusal};
 use viworks_common::human;
 use viworks_common::telemetry::FieldValue;
 use viworks_common::time::Timestamp;

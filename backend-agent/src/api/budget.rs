@@ -8,7 +8,7 @@ use http_body_util::BodyExt;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use viworks_common::api::ProblemCode;
+use viworks_api::ProblemCode;
 use viworks_runtime::metrics::Metrics;
 
 use super::problem::{ApiError, ApiResult, RETRY_SOON};

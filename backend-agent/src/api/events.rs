@@ -10,7 +10,7 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use http::{HeaderMap, HeaderName, HeaderValue};
-use viworks_common::api::{MissedOutput, NamedGateway, OutputBytes, ProblemCode, RunEvent};
+use viworks_api::{MissedOutput, NamedGateway, OutputBytes, ProblemCode, RunEvent};
 use viworks_common::command::CommandState;
 use viworks_common::id::{AgentId, CommandId, RunId};
 use viworks_common::limits::PAGE_ROWS_MAX;

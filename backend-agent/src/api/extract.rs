@@ -10,7 +10,7 @@ use http::request::Parts;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
-use viworks_common::api::{FieldProblem, ProblemCode};
+use viworks_api::{FieldProblem, ProblemCode};
 use viworks_common::limits::{PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX};
 
 use super::ApiState;

@@ -1,6 +1,6 @@
 //! The full health document: every latch, the store, and what waits.
 
-use viworks_common::api::{Health, HealthCheck, HealthStatus, Kind};
+use viworks_api::{Health, HealthCheck, HealthStatus, Kind};
 use viworks_common::human;
 use viworks_common::time::Timestamp;
 use viworks_runtime::conditions::{Condition, Severity};

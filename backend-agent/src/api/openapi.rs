@@ -8,7 +8,7 @@ use utoipa::openapi::response::Response;
 use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{Content, Ref, RefOr, Required};
-use viworks_common::api::{
+use viworks_api::{
     FieldProblem, IDEMPOTENCY_REPLAYED, PROBLEM_MEDIA_TYPE, Problem, ProblemCode, REQUEST_ID,
 };
 

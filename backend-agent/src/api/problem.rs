@@ -6,9 +6,7 @@ use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, StatusCode};
-use viworks_common::api::{
-    FieldProblem, GatewayRef, PROBLEM_MEDIA_TYPE, Problem, ProblemCode, Scope,
-};
+use viworks_api::{FieldProblem, GatewayRef, PROBLEM_MEDIA_TYPE, Problem, ProblemCode, Scope};
 
 use crate::auth::apikey::CreateError;
 use crate::auth::bearer::AuthError;

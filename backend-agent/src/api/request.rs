@@ -12,7 +12,7 @@ use http::header::{CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, HOST, TRANSFER_
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use tracing::Instrument;
-use viworks_common::api::{ProblemCode, REQUEST_ID, Scope};
+use viworks_api::{ProblemCode, REQUEST_ID, Scope};
 use viworks_common::places::Bound;
 use viworks_common::rate::Taken;
 use viworks_runtime::random;

@@ -10,7 +10,7 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::path::Paths;
 use utoipa::openapi::schema::Schema;
 use utoipa_axum::routes;
-use viworks_common::api::Scope;
+use viworks_api::Scope;
 
 use super::handlers::{apikeys, audit, catalogue, gateways, probes, runs, telemetry};
 use super::request::{

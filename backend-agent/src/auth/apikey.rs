@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use viworks_common::api::{ApiKey, ApiKeyStatus, Kind, Scope};
+use viworks_api::{ApiKey, ApiKeyStatus, Kind, Scope};
 use viworks_common::id::{ApiKeyId, Tenant};
 use viworks_common::time::Timestamp;
 use viworks_runtime::files::{self, FileError};

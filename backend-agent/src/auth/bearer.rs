@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use subtle::ConstantTimeEq;
-use viworks_common::api::Scope;
+use viworks_api::Scope;
 use viworks_common::id::Tenant;
 use viworks_common::time::Timestamp;
 

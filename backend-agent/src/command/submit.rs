@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use viworks_common::api::SkipCode;
+use viworks_api::SkipCode;
 use viworks_common::catalogue::{Argument, ArgumentProblem, CatalogueEntry, Risk, check_arguments};
 use viworks_common::command::Arguments;
 use viworks_common::id::{AgentId, CommandId, CommandName, GatewayName, RunId};

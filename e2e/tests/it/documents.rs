@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use viworks_common::api::Scope;
+use viworks_api::Scope;
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::PATIENCE;
 use viworks_testkit::process::{Process, eventually, finish};

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep};
-use viworks_common::api::{GatewayRef, GatewayStatus, RequestedArguments, RunRequest, Targets};
+use viworks_api::{GatewayRef, GatewayStatus, RequestedArguments, RunRequest, Targets};
 use viworks_common::human;
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files;

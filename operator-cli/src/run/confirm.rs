@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal;
 
 use serde_json::json;
-use viworks_common::api::{GatewayRef, NamedGateway, RunRequest, Targets};
+use viworks_api::{GatewayRef, NamedGateway, RunRequest, Targets};
 use viworks_common::catalogue::Risk;
 use viworks_common::human;
 use viworks_runtime::exit::ExitCode;

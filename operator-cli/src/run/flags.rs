@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use viworks_common::api::{GatewayRef, RequestedArguments, RunRequest, Targets};
+use viworks_api::{GatewayRef, RequestedArguments, RunRequest, Targets};
 use viworks_common::command::Arguments;
 use viworks_common::id::CommandName;
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use viworks_common::api::{CommandView, OutputView, RunEvent};
+use viworks_api::{CommandView, OutputView, RunEvent};
 use viworks_common::command::CommandState;
 use viworks_common::human;
 use viworks_common::id::{CommandId, GatewayName, RunId};

@@ -1,6 +1,6 @@
 //! What became of a run: a row for each gateway, one sentence, and an exit code.
 
-use viworks_common::api::{CommandView, SkippedGateway};
+use viworks_api::{CommandView, SkippedGateway};
 use viworks_common::command::CommandState;
 use viworks_common::human;
 use viworks_common::id::CommandId;
@@ -123,7 +123,7 @@ fn said(command: &CommandView) -> String {
     let Some(outcome) = &command.outcome else {
         return plain(command.reason.as_deref().unwrap_or(""));
     };
-    let text = |view: &Option<viworks_common::api::OutputView>| {
+    let text = |view: &Option<viworks_api::OutputView>| {
         view.as_ref().map(|view| {
             if view.cut_bytes > 0 {
                 view.tail.text.clone()

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
-use viworks_common::api::{Gateway, GatewayStatus, Run};
+use viworks_api::{Gateway, GatewayStatus, Run};
 use viworks_common::command::CommandState;
 use viworks_common::human;
 use viworks_common::id::GatewayName;

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
 use serde_json::json;
-use viworks_common::api::{ApiKeyCreated, ApiKeyList, ApiKeyRequest, Kind, ProblemCode};
+use viworks_api::{ApiKeyCreated, ApiKeyList, ApiKeyRequest, Kind, ProblemCode};
 use viworks_common::id::ApiKeyId;
 
 use crate::api::ApiState;

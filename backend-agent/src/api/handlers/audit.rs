@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::extract::State;
-use viworks_common::api::{AuditList, AuditRecord};
+use viworks_api::{AuditList, AuditRecord};
 
 use crate::api::extract::{PageParams, Params};
 use crate::api::problem::ApiResult;

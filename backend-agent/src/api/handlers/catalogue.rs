@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::State;
-use viworks_common::api::{CatalogueCommand, CatalogueGateway, CatalogueList, Kind, NamedGateway};
+use viworks_api::{CatalogueCommand, CatalogueGateway, CatalogueList, Kind, NamedGateway};
 use viworks_common::catalogue::CatalogueEntry;
 use viworks_common::id::CommandName;
 

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use serde::Deserialize;
-use viworks_common::api::{
+use viworks_api::{
     Fork, ForkHolder, ForkList, Gateway, GatewayList, GatewayRef, GatewaySession, GatewaySpool,
     GatewayStatus, Kind, Label, LabelSource,
 };

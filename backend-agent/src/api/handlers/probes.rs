@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
-use viworks_common::api::{Health, ProblemCode};
+use viworks_api::{Health, ProblemCode};
 use viworks_runtime::metrics::CONTENT_TYPE as OPENMETRICS;
 
 use crate::api::Shared;

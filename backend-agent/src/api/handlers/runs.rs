@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::Deserialize;
-use viworks_common::api::{
+use viworks_api::{
     CommandList, CommandOutcome, CommandView, DEADLINE_MS_DEFAULT, DEADLINE_MS_MAX,
     IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, Kind, NamedGateway, PlannedGateway, ProblemCode, Run,
     RunCancelled, RunList, RunPlan, RunRequest, RunState, RunWait, SkippedGateway, SkippedList,
@@ -34,9 +34,9 @@ const DEADLINE_MS_MIN: u64 = 100;
     params(("Idempotency-Key" = String, Header, pattern = "^[!-~]{1,255}$", description = "1 to 255 printable ASCII characters; makes the submission safe to repeat for 24 hours")),
     responses((status = 201, description = "Accepted; `Location` names the run", body = Run),
         (status = 200, description = "The same submission had been accepted before: that run", body = Run),
-        (status = 409, description = "Not the expected number of gateways; nothing was sent", body = viworks_common::api::Problem, content_type = "application/problem+json"),
-        (status = 422, description = "Something in it is not right; `errors` names each field", body = viworks_common::api::Problem, content_type = "application/problem+json"),
-        (status = 429, description = "A bound on waiting commands was reached, or the key has no requests left; nothing was sent", body = viworks_common::api::Problem, content_type = "application/problem+json")))]
+        (status = 409, description = "Not the expected number of gateways; nothing was sent", body = viworks_api::Problem, content_type = "application/problem+json"),
+        (status = 422, description = "Something in it is not right; `errors` names each field", body = viworks_api::Problem, content_type = "application/problem+json"),
+        (status = 429, description = "A bound on waiting commands was reached, or the key has no requests left; nothing was sent", body = viworks_api::Problem, content_type = "application/problem+json")))]
 pub(in crate::api) async fn submit(
     State(state): Api,
     Caller(principal): Caller,
@@ -79,8 +79,8 @@ pub(in crate::api) async fn submit(
 #[utoipa::path(post, path = "/v1/runs/plan", operation_id = "planRun", tag = "runs",
     request_body = RunRequest,
     responses((status = 200, description = "What would be submitted", body = RunPlan),
-        (status = 409, description = "Not the expected number of gateways", body = viworks_common::api::Problem, content_type = "application/problem+json"),
-        (status = 422, description = "Something in it is not right; `errors` names each field", body = viworks_common::api::Problem, content_type = "application/problem+json")))]
+        (status = 409, description = "Not the expected number of gateways", body = viworks_api::Problem, content_type = "application/problem+json"),
+        (status = 422, description = "Something in it is not right; `errors` names each field", body = viworks_api::Problem, content_type = "application/problem+json")))]
 pub(in crate::api) async fn plan(
     State(state): Api,
     Caller(principal): Caller,

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use axum::Json;
 use axum::extract::State;
 use serde::Deserialize;
-use viworks_common::api::{
+use viworks_api::{
     GatewayRef, TelemetryGap, TelemetryGapList, TelemetryList, TelemetryRecord, TelemetryRefusal,
     TelemetryRefusalList, TelemetryStream, TelemetryStreamList,
 };

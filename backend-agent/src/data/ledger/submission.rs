@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use viworks_common::api::SkipCode;
+use viworks_api::SkipCode;
 use viworks_common::command::CommandState;
 use viworks_common::id::AgentId;
 use viworks_common::ledger::submit::{self, Bounds, Counters, Refusal};

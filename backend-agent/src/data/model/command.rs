@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use viworks_common::api::SkipCode;
+use viworks_api::SkipCode;
 use viworks_common::catalogue::Risk;
 use viworks_common::code::RejectCode;
 use viworks_common::command::{Arguments, CommandState, RetainedOutput};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use viworks_common::api::SkipCode;
+use viworks_api::SkipCode;
 use viworks_common::catalogue::Risk;
 use viworks_common::command::CommandState;
 use viworks_common::id::{AgentId, CommandId, RunId};

@@ -201,7 +201,7 @@ async fn headers_that_are_not_right_are_named() {
 #[tokio::test]
 async fn two_credentials_are_none() {
     let backend = Backend::new().await;
-    let key = backend.key_with(viworks_common::api::Scope::ALL).await;
+    let key = backend.key_with(viworks_api::Scope::ALL).await;
     let bearer = format!("Bearer {key}");
     let request = Request::get("/v1/gateways")
         .header("authorization", &bearer)

@@ -6,9 +6,9 @@ use axum::body::Body;
 use http::{Method, Request};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use viworks_api as dto;
+use viworks_api::Scope;
 use viworks_backend_agent::api::{Access, endpoints};
-use viworks_common::api as dto;
-use viworks_common::api::Scope;
 use viworks_common::rate::Quota;
 
 use super::declared::{self, DOCUMENT, Outcome};

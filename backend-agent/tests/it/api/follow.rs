@@ -288,9 +288,7 @@ async fn a_key_that_took_all_its_event_streams_leaves_room_for_others() {
     let answer = backend.get(&path).await;
     answer.problem(503, "VW-H-010");
     assert!(answer.text.contains("this key"), "{}", answer.text);
-    let other = backend
-        .key_with(&[viworks_common::api::Scope::RunsRead])
-        .await;
+    let other = backend.key_with(&[viworks_api::Scope::RunsRead]).await;
     let request = http::Request::get(&path)
         .header("authorization", format!("Bearer {other}"))
         .body(axum::body::Body::empty())
@@ -323,9 +321,7 @@ async fn a_key_that_waits_as_often_as_it_may_leaves_room_for_others() {
     assert!(answer.text.contains("this key"), "{}", answer.text);
     let health = backend.get("/v1/health").await;
     assert!(health.text.contains("api.key_full"), "{}", health.text);
-    let other = backend
-        .key_with(&[viworks_common::api::Scope::RunsRead])
-        .await;
+    let other = backend.key_with(&[viworks_api::Scope::RunsRead]).await;
     let request = http::Request::get(path_of_no_time(&path))
         .header("authorization", format!("Bearer {other}"))
         .body(axum::body::Body::empty())

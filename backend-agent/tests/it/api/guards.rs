@@ -2,8 +2,8 @@
 
 use axum::body::Body;
 use http::{Method, Request, StatusCode};
+use viworks_api::Scope;
 use viworks_backend_agent::api::{Access, Endpoint, endpoints};
-use viworks_common::api::Scope;
 use viworks_common::rate::Quota;
 
 use super::harness::Backend;

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use uuid::Uuid;
+use viworks_api::Scope;
 use viworks_backend_agent::api::{ApiLimits, ApiParts, ApiServer, ApiState};
 use viworks_backend_agent::auth::apikey::{self, CreateKey};
 use viworks_backend_agent::command::bus::{BusLimits, RunBus};
@@ -21,7 +22,6 @@ use viworks_backend_agent::data::{
     Actor, AdmitOutcome, AdmitRequest, ConfirmOutcome, ConfirmRequest, Holder, NewGateway,
     QueueLimits, Store,
 };
-use viworks_common::api::Scope;
 use viworks_common::catalogue::{Argument, ArgumentType, CatalogueEntry, Risk};
 use viworks_common::id::{AgentId, AgentRunId, BootId, CommandId, InstallId, SessionId, Tenant};
 use viworks_common::time::Timestamp;

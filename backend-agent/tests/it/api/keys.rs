@@ -7,10 +7,10 @@ use std::time::Duration;
 use axum::body::Body;
 use http::{Method, Request, StatusCode};
 use serde_json::json;
+use viworks_api::Scope;
 use viworks_backend_agent::auth::ApiSecret;
 use viworks_backend_agent::auth::apikey::{self, CreateError, CreateKey};
 use viworks_backend_agent::data::{Actor, Page};
-use viworks_common::api::Scope;
 
 use super::harness::{Answer, Backend, now};
 

@@ -216,9 +216,7 @@ async fn every_list_comes_in_pages_that_make_the_whole() {
     backend.connect("gw-2", catalogue()).await;
     for _ in 0..3 {
         backend.submit_uptime().await;
-        backend
-            .key_with(&[viworks_common::api::Scope::RunsRead])
-            .await;
+        backend.key_with(&[viworks_api::Scope::RunsRead]).await;
     }
     let lists: Vec<&str> = super::declared::operations()
         .filter(|(_method, _path, operation)| {

@@ -75,9 +75,7 @@ async fn a_body_that_never_comes_ends_at_the_request_timeout() {
     let backend =
         Backend::with(|limits, _queue| limits.request_timeout = Duration::from_millis(300)).await;
     let (address, lifecycle) = start(&backend, backend.limits).await;
-    let key = backend
-        .key_with(&[viworks_common::api::Scope::RunsWrite])
-        .await;
+    let key = backend.key_with(&[viworks_api::Scope::RunsWrite]).await;
     let mut socket = TcpStream::connect(address).await.unwrap();
     let head = format!(
         "POST /v1/runs HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{{"
@@ -121,9 +119,7 @@ async fn a_follower_who_reads_nothing_is_cut_and_its_place_is_free_again() {
         .unwrap()
         .parse()
         .unwrap();
-    let key = backend
-        .key_with(&[viworks_common::api::Scope::RunsRead])
-        .await;
+    let key = backend.key_with(&[viworks_api::Scope::RunsRead]).await;
     let request = format!(
         "GET /v1/runs/{run}/events HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n\r\n"
     );
@@ -171,9 +167,7 @@ fn probes_answered(backend: &Backend) -> u64 {
 async fn a_stranger_that_asks_a_thousand_times_at_once_is_answered_at_its_pace() {
     let backend = Backend::new().await;
     let (address, lifecycle) = start(&backend, backend.limits).await;
-    let key = backend
-        .key_with(&[viworks_common::api::Scope::GatewaysRead])
-        .await;
+    let key = backend.key_with(&[viworks_api::Scope::GatewaysRead]).await;
     let began = tokio::time::Instant::now();
     let requests = "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n".repeat(1_000);
     let mut stranger = silent(address, &requests).await;
@@ -312,9 +306,7 @@ async fn one_key_that_reads_nothing_keeps_no_other_key_out() {
         ..backend.limits
     };
     let (address, lifecycle) = start(&backend, limits).await;
-    let greedy = backend
-        .key_with(&[viworks_common::api::Scope::GatewaysRead])
-        .await;
+    let greedy = backend.key_with(&[viworks_api::Scope::GatewaysRead]).await;
     let request =
         format!("GET /v1/gateways HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {greedy}\r\n\r\n");
     let mut held = Vec::new();

@@ -2,7 +2,7 @@
 
 use http::StatusCode;
 use serde_json::{Value, json};
-use viworks_common::api::Scope;
+use viworks_api::Scope;
 use viworks_common::catalogue::{ArgumentType, Risk};
 
 use super::harness::{Backend, argument, catalogue, entry, now};

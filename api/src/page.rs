@@ -52,9 +52,9 @@ macro_rules! list {
         pub struct $name {
             /// The API's version.
             #[serde(rename = "apiVersion")]
-            pub api_version: crate::api::ApiVersion,
+            pub api_version: crate::ApiVersion,
             /// What this is.
-            pub kind: crate::api::Kind,
+            pub kind: crate::Kind,
             /// One page of rows.
             pub items: Vec<$item>,
             /// The `cursor` of the next page; absent on the last one.
@@ -66,7 +66,7 @@ macro_rules! list {
             /// One page.
             #[must_use]
             pub const fn new(items: Vec<$item>, next: Option<String>) -> Self {
-                Self { api_version: crate::api::ApiVersion::V1, kind: crate::api::Kind::$name, items, next }
+                Self { api_version: crate::ApiVersion::V1, kind: crate::Kind::$name, items, next }
             }
         }
     };

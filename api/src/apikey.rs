@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::page::{Kind, list};
-use super::scope::Scope;
-use crate::id::ApiKeyId;
-use crate::time::Timestamp;
+use crate::page::{Kind, list};
+use crate::scope::Scope;
+use viworks_common::id::ApiKeyId;
+use viworks_common::time::Timestamp;
 
 /// A request for a key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

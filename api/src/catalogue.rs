@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::gateway::NamedGateway;
-use super::page::{Kind, list};
-use crate::catalogue::{Argument, Risk};
-use crate::id::CommandName;
+use crate::gateway::NamedGateway;
+use crate::page::{Kind, list};
+use viworks_common::catalogue::{Argument, Risk};
+use viworks_common::id::CommandName;
 
 /// One gateway that has a command in its catalogue.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

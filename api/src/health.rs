@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::page::Kind;
-use crate::time::Timestamp;
+use crate::page::Kind;
+use viworks_common::time::Timestamp;
 
 /// How a part is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

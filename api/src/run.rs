@@ -9,14 +9,14 @@ use base64::engine::general_purpose::STANDARD;
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::gateway::{GatewayRef, NamedGateway};
-use super::page::{Kind, list};
-use crate::catalogue::Risk;
-use crate::code::RejectCode;
-use crate::command::{Arguments, CommandState, RetainedOutput};
-use crate::id::{ArgumentName, CommandId, CommandName, RunId};
-use crate::limits;
-use crate::time::Timestamp;
+use crate::gateway::{GatewayRef, NamedGateway};
+use crate::page::{Kind, list};
+use viworks_common::catalogue::Risk;
+use viworks_common::code::RejectCode;
+use viworks_common::command::{Arguments, CommandState, RetainedOutput};
+use viworks_common::id::{ArgumentName, CommandId, CommandName, RunId};
+use viworks_common::limits;
+use viworks_common::time::Timestamp;
 
 /// Which gateways a run is for: `"all"`, `{"all_except": ["gw-berlin-01", …]}` or `{"gateways": ["gw-berlin-01", …]}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

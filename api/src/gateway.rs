@@ -5,9 +5,11 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::page::{Kind, list};
-use crate::id::{AgentId, AgentRunId, BootId, GatewayName, InstallId, InvalidId, SessionId};
-use crate::time::Timestamp;
+use crate::page::{Kind, list};
+use viworks_common::id::{
+    AgentId, AgentRunId, BootId, GatewayName, InstallId, InvalidId, SessionId,
+};
+use viworks_common::time::Timestamp;
 
 /// A gateway named by an operator: by id or by name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

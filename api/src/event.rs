@@ -2,12 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::gateway::NamedGateway;
-use super::run::{OutputBytes, Run};
-use crate::command::CommandState;
-use crate::id::CommandId;
-use crate::time::Timestamp;
-use crate::wire::message::OutputStream;
+use crate::gateway::NamedGateway;
+use crate::run::{OutputBytes, Run};
+use viworks_common::command::CommandState;
+use viworks_common::id::CommandId;
+use viworks_common::time::Timestamp;
+use viworks_common::wire::message::OutputStream;
 
 /// One event: the `data` of a server-sent event whose `event` is the same word and whose `id` resumes the stream.
 ///

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::page::list;
-use crate::time::Timestamp;
+use crate::page::list;
+use viworks_common::time::Timestamp;
 
 /// One audit record: who did what to what, and how it ended.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

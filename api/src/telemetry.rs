@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::page::list;
-use crate::id::{AgentRunId, StreamName};
-use crate::telemetry::{Fields, GapReason, RecordRefusal, TimeSource};
-use crate::time::Timestamp;
+use crate::page::list;
+use viworks_common::id::{AgentRunId, StreamName};
+use viworks_common::telemetry::{Fields, GapReason, RecordRefusal, TimeSource};
+use viworks_common::time::Timestamp;
 
 /// One stored record.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
