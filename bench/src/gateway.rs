@@ -24,8 +24,11 @@ use viworks_runtime::{random, tls};
 
 use crate::dial::Socket;
 
-/// The only command there is.
+/// A command that may run twice: its permit comes with its offer.
 pub(crate) const COMMAND: &str = "bench.echo";
+
+/// A command that must not run twice: it waits for a permit of its own.
+pub(crate) const ONCE: &str = "bench.once";
 
 /// Records in one batch; a body of about 10 KiB.
 pub(crate) const BATCH_RECORDS: u64 = 150;
@@ -48,16 +51,19 @@ pub(crate) struct Feed {
 }
 
 fn entries() -> anyhow::Result<Vec<CatalogueEntry>> {
-    Ok(vec![CatalogueEntry {
-        name: COMMAND.parse()?,
-        title: "answers at once".to_owned(),
-        risk: Risk::Read,
-        idempotent: true,
-        arguments: Vec::new(),
-        timeout_ms: 60_000,
-        output_bytes_max: 1_024,
-        unavailable: None,
-    }])
+    let entry = |name: &str, idempotent| {
+        anyhow::Ok(CatalogueEntry {
+            name: name.parse()?,
+            title: "answers at once".to_owned(),
+            risk: Risk::Read,
+            idempotent,
+            arguments: Vec::new(),
+            timeout_ms: 60_000,
+            output_bytes_max: 1_024,
+            unavailable: None,
+        })
+    };
+    Ok(vec![entry(COMMAND, true)?, entry(ONCE, false)?])
 }
 
 impl Gateway {
@@ -172,7 +178,7 @@ impl<U: FnOnce()> Driver<'_, U> {
             AgentEvent::Command(command) => {
                 self.send(AgentMessage::CommandAccepted(CommandAccepted {
                     command_id: command.command_id,
-                    idempotent: true,
+                    idempotent: command.name.as_str() == COMMAND,
                     awaiting_permit: !command.permitted,
                 }))?;
                 if command.permitted {

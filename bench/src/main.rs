@@ -1,4 +1,5 @@
-//! Measures the backend beside a bare reference in the same run: agents over real TLS and real sessions, five numbers.
+//! Measures the backend beside a bare reference in the same run: agents over real TLS and real sessions, and the gateway
+//! agent that ships.
 
 #![expect(
     clippy::print_stdout,
@@ -15,6 +16,7 @@ use clap::Parser;
 use crate::measure::{Measurement, Plan};
 use crate::server::Role;
 
+mod agent;
 mod bare;
 mod dial;
 mod fleet;
@@ -38,12 +40,18 @@ struct Cli {
     /// Agents of the largest fleet
     #[arg(long, value_name = "N")]
     agents: Option<usize>,
+    /// Measure everything so many times, and report the median of each figure
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
+    repeat: u8,
     /// Write the figures as JSON to this file, too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
+    if let Some(arguments) = agent::arguments_of_this_process() {
+        return viworks_gateway_agent::cli::main(arguments);
+    }
     viworks_runtime::tls::install_provider();
     match Role::of_this_process() {
         Some(Role::Ours) => viworks_backend_agent::cli::main(),
@@ -85,12 +93,16 @@ async fn measure_all(cli: Cli) -> anyhow::Result<()> {
     } else {
         cli.only
     };
-    let mut figures = Vec::new();
-    for measurement in chosen {
-        eprintln!("measuring {measurement:?} …");
-        figures.extend(measure::run(measurement, &plan).await?);
+    let mut runs = Vec::new();
+    for _repetition in 0..cli.repeat {
+        let mut figures = Vec::new();
+        for measurement in &chosen {
+            eprintln!("measuring {measurement:?} …");
+            figures.extend(measure::run(*measurement, &plan).await?);
+        }
+        runs.push(figures);
     }
-    let report = report::Report::new(figures);
+    let report = report::Report::new(runs);
     println!("{report}");
     if let Some(path) = cli.json {
         let json = serde_json::to_vec_pretty(&report)?;

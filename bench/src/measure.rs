@@ -1,17 +1,24 @@
-//! The five numbers, each measured on ours and on the reference, one after the other.
+//! What is measured, each figure on ours and on the reference, one after the other.
 
 use crate::report::Figure;
 
+mod agent;
 mod commands;
 mod fleet;
 mod hostile;
+mod operator;
+mod submission;
 mod telemetry;
 
 /// What can be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Measurement {
-    /// Latency and rate of commands.
+    /// Latency and rate of commands, of such that may run twice and of such that must not.
     Commands,
+    /// Commands on the gateway agent that ships, with its journal.
+    Agent,
+    /// What submitting costs when many gateways are registered.
+    Submission,
     /// Memory of idle agents, processor time of connecting, and the way back after a kill.
     Fleet,
     /// Rates of telemetry.
@@ -22,7 +29,14 @@ pub(crate) enum Measurement {
 
 impl Measurement {
     /// All of them.
-    pub(crate) const ALL: [Self; 4] = [Self::Commands, Self::Fleet, Self::Telemetry, Self::Hostile];
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Commands,
+        Self::Agent,
+        Self::Submission,
+        Self::Fleet,
+        Self::Telemetry,
+        Self::Hostile,
+    ];
 }
 
 /// Sizes.
@@ -34,6 +48,12 @@ pub(crate) struct Plan {
     pub(crate) commands_alone: usize,
     /// Commands with a hundred in flight.
     pub(crate) commands_together: usize,
+    /// Commands on one gateway agent that ships, with one in flight.
+    pub(crate) real_alone: usize,
+    /// Commands on one gateway agent that ships, with a hundred in flight.
+    pub(crate) real_together: usize,
+    /// Submissions on each side of a comparison.
+    pub(crate) submissions: usize,
     /// Agents of the smaller fleet.
     pub(crate) agents_few: usize,
     /// Agents of the larger fleet.
@@ -51,6 +71,9 @@ impl Plan {
             command_agents: 100,
             commands_alone: 2_000,
             commands_together: 20_000,
+            real_alone: 500,
+            real_together: 2_000,
+            submissions: 1_500,
             agents_few: 1_000,
             agents: 10_000,
             telemetry_agents: 50,
@@ -64,6 +87,9 @@ impl Plan {
             command_agents: 4,
             commands_alone: 20,
             commands_together: 100,
+            real_alone: 10,
+            real_together: 20,
+            submissions: 20,
             agents_few: 10,
             agents: 40,
             telemetry_agents: 2,
@@ -76,6 +102,8 @@ impl Plan {
 pub(crate) async fn run(what: Measurement, plan: &Plan) -> anyhow::Result<Vec<Figure>> {
     match what {
         Measurement::Commands => Box::pin(commands::measure(plan)).await,
+        Measurement::Agent => Box::pin(agent::measure(plan)).await,
+        Measurement::Submission => Box::pin(submission::measure(plan)).await,
         Measurement::Fleet => Box::pin(fleet::measure(plan)).await,
         Measurement::Telemetry => Box::pin(telemetry::measure(plan)).await,
         Measurement::Hostile => Box::pin(hostile::measure(plan)).await,

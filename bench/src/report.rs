@@ -59,6 +59,9 @@ pub(crate) struct Figure {
     /// What a hostile gateway sent while this was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     hostile_messages: Option<u64>,
+    /// What every repetition came to, where there were some: of these the median is reported.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    repeated: Vec<f64>,
 }
 
 impl Figure {
@@ -73,6 +76,29 @@ impl Figure {
             target: None,
             met: None,
             hostile_messages: None,
+            repeated: Vec::new(),
+        }
+    }
+
+    /// Of the same figure, measured again and again, the one in the middle: by its ratio, or by ours where that is what
+    /// has to reach something. None of none.
+    pub(crate) fn median(mut repetitions: Vec<Self>) -> Option<Self> {
+        repetitions.sort_by(|a, b| a.decisive().total_cmp(&b.decisive()));
+        let repeated = if repetitions.len() > 1 {
+            repetitions.iter().map(Self::decisive).collect()
+        } else {
+            Vec::new()
+        };
+        let middle = repetitions.len().saturating_sub(1) / 2;
+        let median = repetitions.into_iter().nth(middle)?;
+        Some(Self { repeated, ..median })
+    }
+
+    /// What repetitions are compared by.
+    const fn decisive(&self) -> f64 {
+        match self.target {
+            Some(Target::Most(_)) => self.ours,
+            Some(Target::TimesAtMost(_) | Target::TimesAtLeast(_)) | None => self.ratio,
         }
     }
 
@@ -93,6 +119,14 @@ impl Figure {
         self
     }
 
+    /// From the least repetition to the greatest; empty where there was one.
+    fn span(&self) -> String {
+        match (self.repeated.first(), self.repeated.last()) {
+            (Some(least), Some(greatest)) => format!("{least:.2}–{greatest:.2}"),
+            _ => String::new(),
+        }
+    }
+
     fn target(&self) -> String {
         match self.target {
             Some(Target::TimesAtMost(times)) => format!("≤ {times} ×"),
@@ -107,6 +141,7 @@ impl Figure {
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     conditions: Conditions,
+    repetitions: usize,
     figures: Vec<Figure>,
 }
 
@@ -121,11 +156,18 @@ struct Conditions {
 }
 
 impl Report {
-    /// The report of a run on this machine.
-    pub(crate) fn new(figures: Vec<Figure>) -> Self {
+    /// The report of runs on this machine, each of which measured the same figures in the same order.
+    pub(crate) fn new(runs: Vec<Vec<Figure>>) -> Self {
+        let repetitions = runs.len();
+        let mut runs: Vec<_> = runs.into_iter().map(Vec::into_iter).collect();
+        let next = || {
+            let each = runs.iter_mut().filter_map(Iterator::next);
+            Figure::median(each.collect())
+        };
         Self {
             conditions: Conditions::here(),
-            figures,
+            repetitions,
+            figures: std::iter::from_fn(next).collect(),
         }
     }
 }
@@ -160,9 +202,16 @@ impl Conditions {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = Table::new();
-        table
-            .load_style(NOTHING)
-            .set_header(["", "ours", "reference", "", "ratio", "target", ""]);
+        table.load_style(NOTHING).set_header([
+            "",
+            "ours",
+            "reference",
+            "",
+            "ratio",
+            "",
+            "target",
+            "",
+        ]);
         for figure in &self.figures {
             table.add_row([
                 figure.what.clone(),
@@ -170,6 +219,7 @@ impl fmt::Display for Report {
                 number(figure.reference),
                 figure.unit.name().to_owned(),
                 format!("{:.2}", figure.ratio),
+                figure.span(),
                 figure.target(),
                 match figure.met {
                     Some(true) => "✓".to_owned(),
@@ -200,6 +250,13 @@ impl fmt::Display for Report {
                 "This build is not optimised; its figures mean nothing: cargo run --profile dist -p viworks-bench"
             )?;
         }
+        if self.repetitions > 1 {
+            writeln!(
+                f,
+                "Medians of {} runs; behind each ratio the least and the greatest (of ours where that has a target).",
+                self.repetitions
+            )?;
+        }
         write!(
             f,
             "Server and agents share these processors; loopback; SQLite with synchronous FULL."
@@ -212,5 +269,43 @@ fn number(value: f64) -> String {
         format!("{value:.0}")
     } else {
         format!("{value:.2}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn figure(ours: f64, reference: f64) -> Figure {
+        Figure::new("latency", Unit::Milliseconds, (ours, reference))
+    }
+
+    #[test]
+    fn the_median_is_a_run_that_was_measured() {
+        let runs = [(3.0, 1.0), (8.0, 4.0), (9.0, 1.0)].map(|sides| vec![figure(sides.0, sides.1)]);
+        let report = Report::new(runs.to_vec());
+        let [median] = &report.figures[..] else {
+            panic!("one figure: {:?}", report.figures);
+        };
+        assert_eq!(
+            (median.ours, median.reference, median.ratio),
+            (3.0, 1.0, 3.0)
+        );
+        assert_eq!(median.repeated, [2.0, 3.0, 9.0]);
+    }
+
+    #[test]
+    fn what_has_a_bound_of_its_own_is_compared_by_it() {
+        let bounded = |ours, reference| figure(ours, reference).aiming(Target::Most(24.0));
+        let runs = vec![bounded(23.0, 1.0), bounded(20.0, 20.0), bounded(25.0, 24.0)];
+        let median = Figure::median(runs).expect("there are some");
+        assert_eq!((median.ours, median.met), (23.0, Some(true)));
+    }
+
+    #[test]
+    fn one_run_is_reported_as_it_is() {
+        let only = Figure::median(vec![figure(2.0, 1.0)]).expect("there is one");
+        assert!(only.repeated.is_empty());
+        assert_eq!(only.span(), "");
     }
 }

@@ -13,9 +13,11 @@ use viworks_backend_agent::config::Config;
 use viworks_backend_agent::data::sqlite::SqliteStore;
 use viworks_backend_agent::data::{Actor, Store};
 use viworks_backend_agent::pki::init::{InitRequest, init};
-use viworks_backend_agent::pki::issue::{GATEWAY_LIFE, IssueRequest, Material, Office, make};
+use viworks_backend_agent::pki::issue::{
+    Delivery, GATEWAY_LIFE, IssueRequest, Material, Office, issue, make,
+};
 use viworks_common::id::Tenant;
-use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::clock::{Clock, SystemClock, Timeline};
 use viworks_runtime::config::Environment;
 use viworks_runtime::sqlite::Options;
 
@@ -51,8 +53,7 @@ impl System {
             memories: Arc::default(),
             token: String::new(),
         };
-        let config = Config::load(&system.config(), &Environment::default())
-            .map_err(|problems| anyhow::anyhow!("{problems}"))?;
+        let config = system.configuration()?;
         viworks_runtime::files::create_private_folder(&config.data.state_folder)?;
         let store = SqliteStore::open(Options::new(&config.data.sqlite_file)).await?;
         let office = Office::open(&config)?;
@@ -65,6 +66,34 @@ impl System {
         system.token = operator(&store).await?;
         store.close().await;
         Ok(system)
+    }
+
+    /// Writes what one more gateway needs to a folder of its own; no server may run meanwhile.
+    pub(crate) async fn issue(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let config = self.configuration()?;
+        let store = SqliteStore::open(Options::new(&config.data.sqlite_file)).await?;
+        let office = Office::open(&config)?;
+        let request = IssueRequest {
+            name: name.parse()?,
+            labels: [].into(),
+            life: GATEWAY_LIFE,
+        };
+        let delivery = Delivery {
+            folder: self.place(name),
+            // Said anew whenever an agent is started.
+            url: "wss://127.0.0.1:1/agent/v1/connect".to_owned(),
+            demo: true,
+        };
+        let (tenant, actor) = (Tenant::default_tenant(), Actor::system());
+        let clock = Timeline::unstored(Arc::new(SystemClock));
+        issue(&store, &tenant, &office, request, &delivery, &actor, &clock).await?;
+        store.close().await;
+        Ok(delivery.folder)
+    }
+
+    fn configuration(&self) -> anyhow::Result<Config> {
+        Config::load(&self.config(), &Environment::default())
+            .map_err(|problems| anyhow::anyhow!("{problems}"))
     }
 
     /// The backend's configuration.

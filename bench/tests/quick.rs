@@ -11,6 +11,32 @@ const FIGURES: &[(&str, &str, bool)] = &[
     ("command p99, 1 in flight", "milliseconds", false),
     ("commands, 1 in flight", "per_second", false),
     ("commands, 100 in flight", "per_second", true),
+    (
+        "not idempotent: command p50, 1 in flight",
+        "milliseconds",
+        false,
+    ),
+    (
+        "not idempotent: commands, 100 in flight",
+        "per_second",
+        false,
+    ),
+    (
+        "real agent: command p50, 1 in flight",
+        "milliseconds",
+        false,
+    ),
+    (
+        "real agent: not idempotent, command p50, 1 in flight",
+        "milliseconds",
+        false,
+    ),
+    ("real agent: commands, 100 in flight", "per_second", false),
+    (
+        "submission p50 with 40 gateways, and with 4",
+        "milliseconds",
+        true,
+    ),
     ("memory per idle agent, 10 agents", "kib", false),
     ("memory per idle agent, 40 agents", "kib", true),
     ("processor time per connect", "microseconds", true),
@@ -98,5 +124,29 @@ fn check(figure: &Value) {
         assert!(sent.is_some_and(|sent| sent >= AT_ONCE), "{figure:#}");
     } else {
         assert_eq!(sent, None, "{figure:#}");
+    }
+}
+
+#[test]
+fn a_repeated_run_yields_medians() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let json = folder.path().join("figures.json");
+    let output = Command::new(env!("CARGO_BIN_EXE_viworks-bench"))
+        .args(["--quick", "--only", "submission", "--repeat", "3", "--json"])
+        .arg(&json)
+        .output()
+        .expect("the benchmark starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let report = std::fs::read(&json).expect("the figures were written");
+    let report: Value = serde_json::from_slice(&report).expect("they are JSON");
+    assert_eq!(report["repetitions"], 3, "{report:#}");
+    let figures = report["figures"].as_array().expect("a list of figures");
+    assert_eq!(figures.len(), 1, "{report:#}");
+    for figure in figures {
+        check(figure);
+        let repeated = figure["repeated"].as_array().expect("three of them");
+        assert_eq!(repeated.len(), 3, "{figure:#}");
+        assert_eq!(repeated.get(1), Some(&figure["ratio"]), "{figure:#}");
     }
 }

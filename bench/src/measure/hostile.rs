@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use viworks_backend_agent::pki::issue::Material;
 use viworks_common::command::{Outcome, OutcomeState, RetainedOutput};
 use viworks_common::id::CommandId;
@@ -18,11 +18,11 @@ use viworks_runtime::random;
 use viworks_testkit::rogue::{self, Hostile, Rogue};
 
 use super::Plan;
-use super::commands::Operator;
+use super::operator::Operator;
 use crate::fleet::Fleet;
 use crate::report::{Figure, Target, Unit};
 use crate::server::{Role, Server};
-use crate::system::System;
+use crate::system::{System, name};
 
 /// Records of a batch, as many as one may have.
 const RECORDS: u64 = 2_000;
@@ -71,10 +71,12 @@ async fn beside(attack: Attack, plan: &Plan) -> anyhow::Result<Vec<Figure>> {
     let server = Server::start(Role::Ours, &system, None).await?;
     let fleet = Fleet::start(Role::Ours, &system, &server, 0..plan.command_agents)?;
     fleet.all_up().await?;
-    let operator = Operator::new(Role::Ours, &system, &server, plan.command_agents);
+    let agents = (0..plan.command_agents).map(name);
+    let operator = Operator::new(Role::Ours, &system, &server, agents);
     let commands = plan.commands_alone.div_ceil(4);
-    median(&operator, commands).await?;
-    let before = median(&operator, commands).await?;
+    operator.ready().await?;
+    operator.alone(commands).await?;
+    let before = operator.alone(commands).await?.median();
     let idle = server.resident_bytes()?;
 
     let material = system
@@ -95,7 +97,7 @@ async fn beside(attack: Attack, plan: &Plan) -> anyhow::Result<Vec<Figure>> {
     };
     sleep(WARM_UP).await;
     let before_it = sent.load(Ordering::Relaxed);
-    let during = median(&operator, commands).await?;
+    let during = operator.alone(commands).await?.median();
     let sent = sent.load(Ordering::Relaxed);
     let peak = server.peak_bytes()?;
     if let Some(ended) = attacker.try_join_next() {
@@ -111,7 +113,7 @@ async fn beside(attack: Attack, plan: &Plan) -> anyhow::Result<Vec<Figure>> {
         Figure::new(
             format!("command p50 beside {}, and before", attack.name()),
             Unit::Milliseconds,
-            (millis(during), millis(before)),
+            (during, before),
         )
         .aiming(Target::TimesAtMost(2.0))
         .beside(sent),
@@ -123,23 +125,6 @@ async fn beside(attack: Attack, plan: &Plan) -> anyhow::Result<Vec<Figure>> {
         .aiming(Target::Most(COST_KIB))
         .beside(sent),
     ])
-}
-
-fn millis(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1_000.0
-}
-
-async fn median(operator: &Operator, commands: usize) -> anyhow::Result<Duration> {
-    let mut took = Vec::with_capacity(commands);
-    for number in 0..commands {
-        let started = Instant::now();
-        operator.command(number).await?;
-        took.push(started.elapsed());
-    }
-    took.sort_unstable();
-    took.get(took.len() / 2)
-        .copied()
-        .context("no command was run")
 }
 
 fn of_rogue(material: &Material) -> rogue::Material {

@@ -1,0 +1,198 @@
+//! Somebody who runs commands, one after another or a hundred at a time, and looks at the clock.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use crate::gateway::COMMAND;
+use crate::server::{Role, Server};
+use crate::system::System;
+
+/// Submissions in flight at once.
+const TOGETHER: usize = 100;
+
+/// How long an agent may take until a command succeeds on it, and how long to wait before the next attempt.
+const READY_WITHIN: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// How long single commands took.
+pub(super) struct Latencies {
+    sorted: Vec<Duration>,
+    all: Duration,
+}
+
+impl Latencies {
+    /// Of these; none of nothing.
+    pub(super) fn new(mut took: Vec<Duration>) -> anyhow::Result<Self> {
+        anyhow::ensure!(!took.is_empty(), "no command was run");
+        let all = took.iter().sum();
+        took.sort_unstable();
+        Ok(Self { sorted: took, all })
+    }
+
+    /// What so many of a hundred stayed below, in milliseconds.
+    pub(super) fn percentile(&self, percent: usize) -> f64 {
+        let at = self.sorted.len() * percent / 100;
+        let took = self.sorted.get(at).or_else(|| self.sorted.last());
+        took.map_or(0.0, Duration::as_secs_f64) * 1_000.0
+    }
+
+    /// The median, in milliseconds.
+    pub(super) fn median(&self) -> f64 {
+        self.percentile(50)
+    }
+
+    /// Commands in each second, one after another.
+    pub(super) fn per_second(&self) -> f64 {
+        self.sorted.len() as f64 / self.all.as_secs_f64()
+    }
+}
+
+/// Somebody with every right, who runs one command on some agents in turn.
+#[derive(Clone)]
+pub(super) struct Operator {
+    role: Role,
+    http: reqwest::Client,
+    api: String,
+    token: String,
+    agents: Arc<[String]>,
+    command: &'static str,
+}
+
+impl Operator {
+    /// One who runs a command that may run twice.
+    pub(super) fn new(
+        role: Role,
+        system: &System,
+        server: &Server,
+        agents: impl IntoIterator<Item = String>,
+    ) -> Self {
+        Self {
+            role,
+            http: reqwest::Client::new(),
+            api: format!("http://{}", server.addresses.api),
+            token: system.token.clone(),
+            agents: agents.into_iter().collect(),
+            command: COMMAND,
+        }
+    }
+
+    /// The same, who runs this command.
+    pub(super) fn running(&self, command: &'static str) -> Self {
+        Self {
+            command,
+            ..self.clone()
+        }
+    }
+
+    /// Runs a command on every agent. One that is connected takes none until the backend has judged its catalogue, so
+    /// nothing counts before this.
+    pub(super) async fn ready(&self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + READY_WITHIN;
+        for number in 0..self.agents.len() {
+            while let Err(refused) = self.command(number).await {
+                if Instant::now() >= deadline {
+                    return Err(refused).with_context(|| format!("on {:?}", self.agent(number)));
+                }
+                sleep(PAUSE).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs `commands`, one after another.
+    pub(super) async fn alone(&self, commands: usize) -> anyhow::Result<Latencies> {
+        let mut took = Vec::with_capacity(commands);
+        for number in 0..commands {
+            let started = Instant::now();
+            self.command(number).await?;
+            took.push(started.elapsed());
+        }
+        Latencies::new(took)
+    }
+
+    /// Runs `commands`, a hundred in flight; how many in each second.
+    pub(super) async fn together(&self, commands: usize) -> anyhow::Result<f64> {
+        let next = Arc::new(AtomicUsize::new(0));
+        let began = Instant::now();
+        let mut workers = JoinSet::new();
+        for _worker in 0..TOGETHER {
+            let (own, next) = (self.clone(), Arc::clone(&next));
+            workers.spawn(async move {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= commands {
+                        return anyhow::Ok(());
+                    }
+                    own.command(number).await?;
+                }
+            });
+        }
+        while let Some(worker) = workers.join_next().await {
+            worker??;
+        }
+        Ok(commands as f64 / began.elapsed().as_secs_f64())
+    }
+
+    /// Submits one command and waits until its result is known.
+    pub(super) async fn command(&self, number: usize) -> anyhow::Result<()> {
+        match self.role {
+            Role::Reference => {
+                let url = format!("{}/run/{}", self.api, self.agent(number)?);
+                self.http.post(url).send().await?.error_for_status()?;
+                Ok(())
+            }
+            Role::Ours => self.submit_and_wait(number).await,
+        }
+    }
+
+    async fn submit_and_wait(&self, number: usize) -> anyhow::Result<()> {
+        let run = self.submit(number).await?;
+        self.wait(&run).await
+    }
+
+    fn agent(&self, number: usize) -> anyhow::Result<&str> {
+        let agent = self.agents.get(number % self.agents.len().max(1));
+        Ok(agent.context("there are agents")?)
+    }
+
+    /// Submits one command to ours; the run that it became.
+    pub(super) async fn submit(&self, number: usize) -> anyhow::Result<String> {
+        let agent = self.agent(number)?;
+        let body = json!({ "command": self.command, "targets": { "gateways": [agent] } });
+        let submitted: Value = self
+            .http
+            .post(format!("{}/v1/runs", self.api))
+            .bearer_auth(&self.token)
+            .json(&body)
+            .send()
+            .await?
+            .error_for_status()?
+            .json()
+            .await?;
+        let run = submitted["id"].as_str().context("a run has an id")?;
+        Ok(run.to_owned())
+    }
+
+    /// Waits until a run has succeeded.
+    pub(super) async fn wait(&self, run: &str) -> anyhow::Result<()> {
+        let waited: Value = self
+            .http
+            .get(format!("{}/v1/runs/{run}/wait", self.api))
+            .bearer_auth(&self.token)
+            .send()
+            .await?
+            .error_for_status()?
+            .json()
+            .await?;
+        if waited["run"]["state"] != "finished" && waited["finished"] != true {
+            bail!("the run is not finished: {waited}");
+        }
+        Ok(())
+    }
+}
