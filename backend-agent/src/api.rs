@@ -114,6 +114,10 @@ impl ApiState {
                 requests.clone(),
             );
         });
+        let crowd = Crowd::new(
+            Arc::<Timeline>::clone(&parts.clock),
+            parts.conditions.clone(),
+        );
         Arc::new(Self {
             started: parts.clock.now(),
             refusals: Throttle::new(REFUSAL_RECORDS),
@@ -136,11 +140,9 @@ impl ApiState {
                 parts.limits.bodies_bytes_max,
                 parts.limits.answers_bytes_max,
                 &parts.metrics,
+                crowd.clone(),
             ),
-            crowd: Crowd::new(
-                Arc::<Timeline>::clone(&parts.clock),
-                parts.conditions.clone(),
-            ),
+            crowd,
             store: parts.store,
             tenant: parts.tenant,
             clock: parts.clock,

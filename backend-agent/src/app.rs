@@ -21,7 +21,7 @@ use viworks_runtime::{logging, random, sqlite};
 
 use crate::agent::manager::Manager;
 use crate::agent::registry::Registry;
-use crate::api::{self, ApiLimits, ApiParts, ApiServer, ApiState};
+use crate::api::{self, ApiLimits, ApiParts, ApiState};
 use crate::command::Commands;
 use crate::command::bus::{BusLimits, RunBus};
 use crate::command::dispatch::{Dispatcher, Parts};
@@ -370,13 +370,7 @@ impl Shared {
             stopping: lifecycle.stop_token(),
         });
         drop(lifecycle.spawn("crowds", Arc::clone(&state).watch_crowds()));
-        let served = api::serve(
-            listener,
-            ApiServer::router(state),
-            limits,
-            self.metrics.clone(),
-            lifecycle.clone(),
-        );
+        let served = api::serve(listener, state, limits, lifecycle.clone());
         drop(lifecycle.spawn_critical("operators' listener", served));
         let (latch, stopping) = (readiness.latch("agents"), lifecycle.stop_token());
         drop(lifecycle.spawn("readiness", async move {

@@ -3,8 +3,9 @@
 //! Everything impure that is not about the product lives here, each in one place: the clock ([`clock`]), randomness
 //! ([`random`]), the environment and the configuration file ([`config`]), tasks and shutdown ([`lifecycle`]), calls that
 //! may hang ([`blocking`]), TLS material ([`tls`]), the embedded database ([`sqlite`]), and what a process shows of
-//! itself ([`conditions`], [`logging`], [`metrics`], [`probe`], [`ready_file`], [`stdout`], [`throttle`], [`exit`]).
+//! itself ([`answers`], [`conditions`], [`logging`], [`metrics`], [`probe`], [`ready_file`], [`stdout`], [`throttle`], [`exit`]).
 
+pub mod answers;
 pub mod blocking;
 pub mod clock;
 pub mod conditions;

@@ -11,6 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use viworks_api::ProblemCode;
 use viworks_runtime::metrics::Metrics;
 
+use super::crowd::Crowd;
 use super::problem::{ApiError, ApiResult, RETRY_SOON};
 
 /// What is counted at once.
@@ -23,12 +24,12 @@ const DISCARDED_BYTES_MAX: usize = 4 * 1024 * 1024;
 const SMALL_BYTES: u64 = 16 * 1024;
 
 /// The room for bodies and answers.
-#[derive(Debug)]
 pub(super) struct Budget {
     bodies: Arc<Semaphore>,
     answers: Arc<Semaphore>,
     answers_units: usize,
     refused: Family<[(&'static str, &'static str); 1], Counter>,
+    crowd: Crowd,
 }
 
 /// A body that was read, with the room it takes; that is given back when this is dropped.
@@ -39,7 +40,12 @@ pub(super) struct Held {
 }
 
 impl Budget {
-    pub(super) fn new(bodies_bytes: usize, answers_bytes: usize, metrics: &Metrics) -> Self {
+    pub(super) fn new(
+        bodies_bytes: usize,
+        answers_bytes: usize,
+        metrics: &Metrics,
+        crowd: Crowd,
+    ) -> Self {
         let units = |bytes: usize| (bytes / UNIT).clamp(1, Semaphore::MAX_PERMITS);
         let refused = Family::default();
         metrics.register(|registry| {
@@ -54,6 +60,7 @@ impl Budget {
             answers: Arc::new(Semaphore::new(units(answers_bytes))),
             answers_units: units(answers_bytes),
             refused,
+            crowd,
         }
     }
 
@@ -92,7 +99,7 @@ impl Budget {
             let Ok(room) = Arc::clone(&self.bodies).try_acquire_many_owned(more) else {
                 drop(held);
                 discard(body).await;
-                return Err(self.overloaded("bodies"));
+                return Err(self.overloaded("bodies", "bytes of bodies"));
             };
             units = units.max(wanted);
             match held.room.as_mut() {
@@ -114,7 +121,9 @@ impl Budget {
         // One that is larger than all the room goes out alone.
         let units = u32::try_from(units.min(self.answers_units)).unwrap_or(u32::MAX);
         let Ok(room) = Arc::clone(&self.answers).try_acquire_many_owned(units) else {
-            return self.overloaded("answers").into_response();
+            return self
+                .overloaded("answers", "bytes of answers")
+                .into_response();
         };
         let (head, body) = answer.into_parts();
         match axum::body::to_bytes(body, usize::MAX).await {
@@ -129,11 +138,12 @@ impl Budget {
         }
     }
 
-    fn overloaded(&self, what: &'static str) -> ApiError {
-        self.refused.get_or_create(&[("held", what)]).inc();
+    fn overloaded(&self, held: &'static str, what: &str) -> ApiError {
+        self.refused.get_or_create(&[("held", held)]).inc();
+        self.crowd.full(what);
         ApiError::new(
             ProblemCode::Overloaded,
-            format!("all requests together hold too many bytes of {what}; nothing was done"),
+            format!("all requests together hold too many {what}; nothing was done"),
         )
         .retry_after(RETRY_SOON)
     }
@@ -166,22 +176,32 @@ impl AsRef<[u8]> for Sent {
 #[cfg(test)]
 mod tests {
     use viworks_common::time::Timestamp;
+    use viworks_runtime::clock::SystemClock;
+    use viworks_runtime::conditions::Conditions;
 
     use super::*;
 
-    fn budget(bodies: usize, answers: usize) -> (Budget, Metrics) {
+    fn budget(bodies: usize, answers: usize) -> (Budget, Metrics, Conditions) {
         let metrics = Metrics::new("test", "0", Timestamp::from_unix_micros(0));
-        (Budget::new(bodies, answers, &metrics), metrics)
+        let conditions = Conditions::new(Arc::new(SystemClock));
+        let crowd = Crowd::new(Arc::new(SystemClock), conditions.clone());
+        let budget = Budget::new(bodies, answers, &metrics, crowd);
+        (budget, metrics, conditions)
     }
 
     #[tokio::test]
     async fn bodies_share_their_room_and_give_it_back() {
-        let (budget, metrics) = budget(8 * UNIT, UNIT);
+        let (budget, metrics, conditions) = budget(8 * UNIT, UNIT);
         let body = || Body::from(vec![b' '; 5 * UNIT]);
         let first = budget.read(body(), 10 * UNIT).await.unwrap();
         assert_eq!(first.bytes.len(), 5 * UNIT);
         let refused = budget.read(body(), 10 * UNIT).await.unwrap_err();
         assert_eq!(refused.status(), http::StatusCode::SERVICE_UNAVAILABLE);
+        let told = conditions.list();
+        assert!(
+            told.iter().any(|found| found.name == "api.full"),
+            "{told:?}"
+        );
         drop(first);
         budget.read(body(), 10 * UNIT).await.unwrap();
         let large = budget.read(body(), UNIT).await.unwrap_err();
@@ -195,12 +215,17 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_holds_its_room_until_its_bytes_are_gone() {
-        let (budget, _metrics) = budget(UNIT, 64 * UNIT);
+        let (budget, _metrics, conditions) = budget(UNIT, 64 * UNIT);
         let answer = || Response::new(Body::from(vec![b'x'; 40 * UNIT]));
         let first = budget.answer(answer()).await;
         assert_eq!(first.status(), http::StatusCode::OK);
         let second = budget.answer(answer()).await;
         assert_eq!(second.status(), http::StatusCode::SERVICE_UNAVAILABLE);
+        let told = conditions.list();
+        assert!(
+            told.iter().any(|found| found.name == "api.full"),
+            "{told:?}"
+        );
         let small = budget.answer(Response::new(Body::from("ok"))).await;
         assert_eq!(small.status(), http::StatusCode::OK);
         let bytes = axum::body::to_bytes(first.into_body(), usize::MAX)

@@ -1,4 +1,4 @@
-//! Tells whoever looks after the backend that a key has more under way than it may have, as long as that lasts.
+//! Tells whoever looks after the backend that requests are refused for want of room, as long as that lasts.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -8,19 +8,34 @@ use viworks_common::time::Monotonic;
 use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::conditions::{Conditions, Severity};
 
-const CONDITION: &str = "api.key_full";
-const FIX: &str = "find out what uses that key, and revoke it if nobody knows: viworks-backend-agent apikey ls; the bounds are those of [api] whose names have per_key in them";
+/// One key has all that it may have.
+const KEY_FULL: &str = "api.key_full";
+const KEY_FULL_FIX: &str = "find out what uses that key, and revoke it if nobody knows: viworks-backend-agent apikey ls; the bounds are those of [api] whose names have per_key in them";
+
+/// All together have all that there is.
+const FULL: &str = "api.full";
+const FULL_FIX: &str = "find out who asks for so much at once: the metric viworks_api_requests counts by route, viworks_api_connections_refused by bound; then bound the greedy, or raise the bounds of [api]";
 
 /// How long after the last refusal health speaks of it.
 const QUIET: Duration = Duration::from_secs(10);
 /// How often is looked whether it is over.
 const INTERVAL: Duration = Duration::from_secs(5);
 
-/// What was refused lately.
+/// What was refused lately. Clones share it.
+#[derive(Clone)]
 pub(super) struct Crowd {
     clock: Arc<dyn Clock>,
     conditions: Conditions,
-    last: Mutex<Option<Monotonic>>,
+    last: Arc<Mutex<Last>>,
+}
+
+/// When somebody was refused last.
+#[derive(Default)]
+struct Last {
+    /// Because of what one key has.
+    of_key: Option<Monotonic>,
+    /// Because of what all have.
+    altogether: Option<Monotonic>,
 }
 
 impl Crowd {
@@ -28,18 +43,27 @@ impl Crowd {
         Self {
             clock,
             conditions,
-            last: Mutex::default(),
+            last: Arc::default(),
         }
     }
 
     /// A request was refused because the key of this name has all the `what` that it may have.
-    pub(super) fn refused(&self, key: &str, what: &str) {
-        *self.last() = Some(self.clock.now());
+    pub(super) fn key_full(&self, key: &str, what: &str) {
+        self.last().of_key = Some(self.clock.now());
         let cause = format!(
             "requests of the API key {key:?} are refused: it has all the {what} it may have"
         );
         self.conditions
-            .raise(CONDITION, Severity::Warn, &cause, FIX);
+            .raise(KEY_FULL, Severity::Warn, &cause, KEY_FULL_FIX);
+    }
+
+    /// A request was refused because all together have all the `what` that there may be.
+    pub(super) fn full(&self, what: &str) {
+        self.last().altogether = Some(self.clock.now());
+        let cause =
+            format!("requests are refused, whoever sends them: all {what} that may be are in use");
+        self.conditions
+            .raise(FULL, Severity::Warn, &cause, FULL_FIX);
     }
 
     /// Looks whether it is over until the backend stops.
@@ -50,17 +74,26 @@ impl Crowd {
                 () = stopping.cancelled() => return,
                 () = sleep_until(&*self.clock, next) => {}
             }
-            let now = self.clock.now();
-            let over = self
-                .last()
-                .take_if(|last| now.saturating_since(*last) >= QUIET);
-            if over.is_some() {
-                self.conditions.clear(CONDITION);
-            }
+            self.look();
         }
     }
 
-    fn last(&self) -> MutexGuard<'_, Option<Monotonic>> {
+    fn look(&self) {
+        let now = self.clock.now();
+        let over = |last: &mut Option<Monotonic>| {
+            last.take_if(|last| now.saturating_since(*last) >= QUIET)
+                .is_some()
+        };
+        let mut last = self.last();
+        if over(&mut last.of_key) {
+            self.conditions.clear(KEY_FULL);
+        }
+        if over(&mut last.altogether) {
+            self.conditions.clear(FULL);
+        }
+    }
+
+    fn last(&self) -> MutexGuard<'_, Last> {
         // Nothing panics while it is held.
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -15,6 +15,7 @@ use tracing::Instrument;
 use viworks_api::{ProblemCode, REQUEST_ID, Scope};
 use viworks_common::places::Bound;
 use viworks_common::rate::Taken;
+use viworks_runtime::answers::ALWAYS;
 use viworks_runtime::random;
 
 use super::problem::{ApiError, ApiResult, RETRY_SOON};
@@ -24,19 +25,6 @@ use super::{ApiState, Shared};
 use crate::auth::Principal;
 use crate::auth::bearer::{AuthError, authenticate};
 use crate::data::{Actor, ActorKind, AuditOutcome, NewAuditRecord};
-
-/// What every answer tells a browser: it is data, belongs into no page and no frame, and leaves no trace.
-pub(super) const ALWAYS: [(&str, &str); 6] = [
-    ("cache-control", "no-store"),
-    ("x-content-type-options", "nosniff"),
-    (
-        "content-security-policy",
-        "default-src 'none'; frame-ancestors 'none'",
-    ),
-    ("x-frame-options", "DENY"),
-    ("referrer-policy", "no-referrer"),
-    ("cross-origin-resource-policy", "same-origin"),
-];
 
 /// Characters of a request id that a client may bring.
 const REQUEST_ID_CHARS_MAX: usize = 64;
@@ -248,12 +236,13 @@ pub(super) async fn authorise(
 /// Refuses a key's request for want of a place, and ends its connection.
 fn no_room(state: &ApiState, principal: &Principal, bound: Bound) -> Response {
     let error = if bound == Bound::KnownFull {
-        state.crowd.refused(&principal.name, "connections");
+        state.crowd.key_full(&principal.name, "connections");
         ApiError::new(
             ProblemCode::RateLimited,
             "this key has all the connections it may have, and each has a request that is being worked on; nothing was done",
         )
     } else {
+        state.crowd.full("connections");
         ApiError::new(
             ProblemCode::Overloaded,
             "too many connections have requests that are being worked on; nothing was done",
@@ -266,7 +255,7 @@ fn no_room(state: &ApiState, principal: &Principal, bound: Bound) -> Response {
     answer
 }
 
-/// Takes one of what a key may have so many of; where it has all of them, health says so.
+/// Takes one of what there may be so many of; where a key, or all together, have all of them, health says so.
 pub(super) fn share(
     state: &ApiState,
     shares: &Shares,
@@ -274,8 +263,9 @@ pub(super) fn share(
     retry_after: Duration,
 ) -> ApiResult<Share> {
     shares.enter(principal.key_id).map_err(|full| {
-        if let Full::OfKey(what) = full {
-            state.crowd.refused(&principal.name, what);
+        match full {
+            Full::OfKey(what) => state.crowd.key_full(&principal.name, what),
+            Full::Altogether(what) => state.crowd.full(what),
         }
         ApiError::new(ProblemCode::Overloaded, full.to_string()).retry_after(retry_after)
     })

@@ -19,6 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tower::ServiceExt;
 use viworks_common::id::ApiKeyId;
 use viworks_common::places::{Bound, PlaceLimits, network};
+use viworks_runtime::answers::no_place;
 use viworks_runtime::clock::{Clock as _, SystemClock};
 use viworks_runtime::door::{Door, LetIn, Seat};
 use viworks_runtime::lifecycle::Lifecycle;
@@ -28,25 +29,11 @@ use viworks_runtime::throttle::{LOG_LINES, Throttle};
 
 use super::limits::ApiLimits;
 use super::pace::Pace;
-use super::request::{ALWAYS, Peer};
+use super::request::Peer;
+use super::{ApiServer, ApiState};
 
 /// The pause after a failed accept: out of descriptors is not cured by trying faster.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// What somebody is told for whom there is no place, with what every other answer has as well.
-fn no_place() -> String {
-    let mut answer = "HTTP/1.1 503 Service Unavailable\r\n".to_owned();
-    let own = [
-        ("retry-after", "1"),
-        ("connection", "close"),
-        ("content-length", "0"),
-    ];
-    for (name, value) in own.into_iter().chain(ALWAYS) {
-        answer.extend([name, ": ", value, "\r\n"]);
-    }
-    answer.push_str("\r\n");
-    answer
-}
 
 /// Against whom a connection counts.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -130,12 +117,12 @@ impl Counters {
 /// Serves until the lifecycle stops; connections then finish the request they are in.
 pub async fn serve(
     listener: TcpListener,
-    router: axum::Router,
+    state: Arc<ApiState>,
     limits: ApiLimits,
-    metrics: Metrics,
     lifecycle: Lifecycle,
 ) {
-    let counters = Counters::register(&metrics);
+    let counters = Counters::register(&state.metrics);
+    let router = ApiServer::router(Arc::clone(&state));
     let door = Door::new(PlaceLimits {
         total: limits.connections_max,
         per_source: limits.per_source_max,
@@ -178,6 +165,9 @@ pub async fn serve(
             }
             Err(bound) => {
                 counters.refused(bound);
+                if bound == Bound::Full {
+                    state.crowd.full("connections");
+                }
                 // A fresh socket has room for so much; one that has not is of no use to anybody.
                 drop(socket.try_write(no_place.as_bytes()));
             }
@@ -258,21 +248,4 @@ fn timed_out(error: &hyper::Error) -> bool {
         source = cause.source();
     }
     false
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn whoever_finds_no_place_gets_the_headers_of_every_other_answer() {
-        let answer = no_place();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        assert_eq!(body, "");
-        assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
-        for (name, value) in ALWAYS {
-            assert!(head.contains(&format!("\r\n{name}: {value}")), "{head}");
-        }
-        assert!(head.contains("\r\ncache-control: no-store"), "{head}");
-    }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Request};
-use axum::http::StatusCode;
 use axum::http::header::{CONTENT_ENCODING, HOST};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
@@ -21,6 +21,7 @@ use tower::ServiceExt;
 use viworks_common::limits;
 use viworks_common::places::PlaceLimits;
 use viworks_common::rate::Lately;
+use viworks_runtime::answers::{ALWAYS, no_place};
 use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::conditions::{Conditions, Severity};
 use viworks_runtime::door::{Door, LetIn, Seat};
@@ -45,9 +46,6 @@ const CROWDED_TIME: Duration = Duration::from_secs(60);
 
 /// The largest request head.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
-
-/// What somebody is told for whom there is no place.
-const NO_PLACE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
 /// What local programs may take up. Both times are well below the grace period of a shutdown, so that a caller who
 /// stalls does not hold it up.
@@ -100,9 +98,12 @@ pub(super) async fn run(
     let lifecycle = &shell.lifecycle;
     let body_timeout = limits.body_timeout;
     let bodies = Bodies::new(limits.bodies_bytes_max);
-    let router = router.layer(middleware::from_fn(move |request: Request, next: Next| {
-        whole_body(request, next, body_timeout, bodies.clone())
-    }));
+    let router = router
+        .layer(middleware::from_fn(move |request: Request, next: Next| {
+            whole_body(request, next, body_timeout, bodies.clone())
+        }))
+        .layer(middleware::map_response(with_headers));
+    let no_place = no_place();
     let mut crowd = Crowd::default();
     let unaccepted = Throttle::new(LOG_LINES);
     let door = Door::new(PlaceLimits {
@@ -164,7 +165,7 @@ pub(super) async fn run(
                     "no place for a connection to the local API"
                 );
                 // A fresh socket has room for so much; one that has not is of no use to anybody.
-                drop(socket.try_write(NO_PLACE));
+                drop(socket.try_write(no_place.as_bytes()));
             }
         }
     }
@@ -265,6 +266,17 @@ async fn connection(
     if let Err(error) = result {
         tracing::debug!(%error, "a connection to the local API ended early");
     }
+}
+
+/// Adds what every answer has.
+async fn with_headers(mut answer: Response) -> Response {
+    for (name, value) in ALWAYS {
+        answer.headers_mut().insert(
+            HeaderName::from_static(name),
+            HeaderValue::from_static(value),
+        );
+    }
+    answer
 }
 
 /// Takes the whole body in before anything else is done, so that a caller who stalls holds nothing but its own

@@ -21,6 +21,7 @@ use viworks_gateway_agent::catalogue::{self, Catalogue, Owners, SHIPPED};
 use viworks_gateway_agent::executor::{Executor, Limits};
 use viworks_gateway_agent::outbound::pins::Pins;
 use viworks_gateway_agent::spool::{BYTES_MIN, Spool};
+use viworks_runtime::answers::ALWAYS;
 use viworks_runtime::blocking;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::conditions::Conditions;
@@ -77,6 +78,13 @@ fn write_catalogue(folder: &Path, files: &[(&str, &str)]) -> PathBuf {
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
     }
     commands
+}
+
+/// What every answer has, of this API as of the backend's.
+fn has_headers(head: &str) {
+    for (name, value) in ALWAYS {
+        assert!(head.contains(&format!("\r\n{name}: {value}")), "{head}");
+    }
 }
 
 fn load(folder: &Path) -> Result<Catalogue, String> {
@@ -147,6 +155,7 @@ impl Server {
         stream.read_to_string(&mut answer).await.unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        has_headers(head);
         if status >= 400 && path != "/v1/health" {
             assert!(
                 head.contains("content-type: application/problem+json"),
@@ -387,6 +396,7 @@ async fn bodies_are_bounded_altogether_and_a_crowd_is_told_of() {
     }
     let answer = String::from_utf8_lossy(&answer).into_owned();
     assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    has_headers(&answer);
     assert!(
         !server
             .conditions
@@ -468,6 +478,30 @@ async fn callers_who_read_nothing_keep_nobody_out_and_are_cut() {
         let ended = timeout(PATIENCE, stream.read_to_end(&mut rest)).await;
         drop(ended.expect("a caller who reads nothing is cut"));
     }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_caller_for_whom_there_is_no_place_gets_the_headers_of_every_other_answer() {
+    let server = Server::start_within(ServeLimits {
+        connections_max: 1,
+        ..ServeLimits::default()
+    })
+    .await;
+    let mut busy = server
+        .connect("POST /v1/telemetry HTTP/1.1\r\nhost: local\r\nexpect: 100-continue\r\ncontent-length: 9\r\n\r\n")
+        .await;
+    let mut byte = [0; 1];
+    // Whoever is told to go on has a request that is being worked on, and stays.
+    let told = timeout(PATIENCE, busy.read_exact(&mut byte)).await;
+    told.unwrap().unwrap();
+    let mut late = server.connect("").await;
+    let mut answer = String::new();
+    let ended = timeout(PATIENCE, late.read_to_string(&mut answer)).await;
+    ended.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    has_headers(&answer);
+    drop(busy);
     server.stop().await;
 }
 

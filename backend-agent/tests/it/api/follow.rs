@@ -274,6 +274,8 @@ async fn event_streams_are_bounded() {
     let answer = backend.get(&path).await;
     answer.problem(503, "VW-H-010");
     assert!(!answer.header("retry-after").is_empty());
+    let health = backend.get("/v1/health").await;
+    assert!(health.text.contains("api.full"), "{}", health.text);
     drop(first);
     let mut second = backend.follow(&path, None).await;
     assert!(next(&mut second).await.is_some());

@@ -58,6 +58,7 @@ pub(super) struct Backend {
     pub(super) store: Arc<dyn Store>,
     pub(super) tenant: Tenant,
     pub(super) router: axum::Router,
+    pub(super) state: Arc<ApiState>,
     pub(super) bus: Arc<RunBus>,
     pub(super) nudges: Arc<Nudges>,
     pub(super) readiness: Readiness,
@@ -167,7 +168,8 @@ impl Backend {
             stopping: stopping.clone(),
         });
         Self {
-            router: ApiServer::router(state),
+            router: ApiServer::router(Arc::clone(&state)),
+            state,
             store,
             tenant,
             bus,

@@ -1,6 +1,7 @@
 //! The API on a socket: slow clients, many clients, and the end.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -21,9 +22,8 @@ async fn start(backend: &Backend, limits: ApiLimits) -> (SocketAddr, Lifecycle) 
     let lifecycle = Lifecycle::new();
     let serving = serve(
         listener,
-        backend.router.clone(),
+        Arc::clone(&backend.state),
         limits,
-        backend.metrics.clone(),
         lifecycle.clone(),
     );
     drop(lifecycle.spawn("api", serving));
@@ -293,6 +293,8 @@ async fn whoever_showed_a_key_keeps_its_place_and_where_nobody_can_go_the_newcom
         text.contains("viworks_api_connections_refused_total{bound=\"full\"} 1"),
         "{text}"
     );
+    let health = backend.get("/v1/health").await;
+    assert!(health.text.contains("api.full"), "{}", health.text);
     drop(holders);
     lifecycle.shutdown(PATIENCE).await;
 }
@@ -358,5 +360,44 @@ async fn a_request_over_a_socket_has_exactly_one_host() {
             "{hosts}: {answer}"
         );
     }
+    lifecycle.shutdown(PATIENCE).await;
+}
+
+#[tokio::test]
+async fn keys_that_keep_every_place_of_keys_busy_together_are_told_of_in_health() {
+    let backend = Backend::new().await;
+    let limits = ApiLimits {
+        connections_max: 16,
+        ..backend.limits
+    };
+    let (address, lifecycle) = start(&backend, limits).await;
+    let _holder = backend.connect("gw-1", catalogue()).await;
+    let run = backend.submit_uptime().await;
+    let wait = |key: &str, millis: u32| {
+        format!(
+            "GET /v1/runs/{run}/wait?timeout_ms={millis} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\nconnection: close\r\n\r\n"
+        )
+    };
+    let mut waiting = Vec::new();
+    // The last of the sixteen places is for newcomers.
+    for _ in 0..15 {
+        let key = backend
+            .key_with(&[viworks_common::api::Scope::RunsRead])
+            .await;
+        waiting.push(silent(address, &wait(&key, 60_000)).await);
+    }
+    // Once all of them are where they wait, nobody else gets in with a key.
+    let refusal = loop {
+        let mut socket = silent(address, &wait(backend.key(), 0)).await;
+        let answer = read_all(&mut socket).await;
+        if answer.starts_with("HTTP/1.1 503 ") && answer.contains("VW-H-010") {
+            break answer;
+        }
+    };
+    assert!(refusal.contains("too many connections"), "{refusal}");
+    let health = backend.get("/v1/health").await;
+    assert!(health.text.contains("api.full"), "{}", health.text);
+    assert!(!health.text.contains("api.key_full"), "{}", health.text);
+    drop(waiting);
     lifecycle.shutdown(PATIENCE).await;
 }
