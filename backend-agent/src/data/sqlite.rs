@@ -60,6 +60,10 @@ const MIGRATIONS: &[Migration] = &[
         "0009_bound_what_a_gateway_leaves_behind.sql"
     ),
     migration!("../../migrations/sqlite", "0010_count_open_commands.sql"),
+    migration!(
+        "../../migrations/sqlite",
+        "0011_remember_refused_spool_epochs.sql"
+    ),
 ];
 
 /// The store of a backend that needs nothing else.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::id::{AgentRunId, StreamName};
+use crate::limits::TELEMETRY_POSITIONS_MAX;
 use crate::rules::{Rule, Rulebook};
 use crate::telemetry::{
     Batch, Fields, Gap, GapReason, MalformedBatch, Position, Record, RecordRefusal, TimeSource,
@@ -17,6 +18,10 @@ const ROW_BYTES: usize = 300;
 
 /// The most records that one count names; beyond that nobody counts.
 const COUNT_MAX: u64 = 1 << 53;
+
+/// Spool epochs of one gateway of which is remembered how far they were refused as one too many; the latest stay. Twice
+/// as many as one HELLO may name, so that whoever names them again and again has each counted once.
+pub const REFUSED_EPOCHS_MAX: usize = 2 * TELEMETRY_POSITIONS_MAX;
 
 /// Refusals of spool epochs that are not known by themselves are counted under this one.
 pub const NO_EPOCH: AgentRunId = AgentRunId::from_uuid(uuid::Uuid::nil());
@@ -80,8 +85,6 @@ pub struct Usage {
     pub gaps: u64,
     /// Streams that it has.
     pub streams: u64,
-    /// The spool epoch that was refused last, and up to which record. One is enough: a gateway sends one after the other.
-    pub refused: Option<(AgentRunId, u64)>,
 }
 
 impl Usage {
@@ -95,16 +98,7 @@ impl Usage {
         Self {
             day,
             streams: self.streams,
-            refused: self.refused,
             ..Self::default()
-        }
-    }
-
-    /// Up to which record a spool epoch that is not known was refused already, as far as that is remembered.
-    fn refused_to(&self, spool_epoch: AgentRunId) -> u64 {
-        match self.refused {
-            Some((epoch, seq)) if epoch == spool_epoch => seq,
-            Some(_) | None => 0,
         }
     }
 
@@ -127,11 +121,27 @@ const fn take(used: &mut u64, limit: u64) -> bool {
     true
 }
 
+/// How far a spool epoch has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reached {
+    /// How far it is committed; `None` when it is not known.
+    pub committed: Option<u64>,
+    /// Up to which record it was refused as one too many, as far as that is remembered.
+    pub refused: u64,
+}
+
+impl Reached {
+    /// Up to which record everything is accounted for.
+    fn accounted(self) -> u64 {
+        self.committed.unwrap_or(self.refused)
+    }
+}
+
 /// What is known of a gateway before its batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
-    /// How far the batch's spool epoch is committed; `None` when it is not known.
-    pub committed: Option<u64>,
+    /// How far the batch's spool epoch has come.
+    pub reached: Reached,
     /// What it has had stored, today.
     pub usage: Usage,
     /// Those streams of the batch that it has.
@@ -170,6 +180,8 @@ pub struct Intake<'b> {
     pub gaps: Vec<Gap>,
     /// The spool epoch under which refusals are counted.
     pub refused_under: AgentRunId,
+    /// Up to which record the spool epoch is refused as one too many from now on.
+    pub refused_to: Option<u64>,
     /// What the gateway has had stored afterwards.
     pub usage: Usage,
     /// The answer.
@@ -198,13 +210,13 @@ pub fn intake<'b>(
     wall: Timestamp,
 ) -> Intake<'b> {
     let Facts {
-        committed,
+        reached,
         mut usage,
         streams,
         limits,
     } = facts;
-    let before = committed.unwrap_or_else(|| usage.refused_to(batch.spool_epoch));
-    let known = committed.is_some() || usage.epoch(&limits);
+    let before = reached.accounted();
+    let known = reached.committed.is_some() || usage.epoch(&limits);
     let mut taken = Intake::new(batch, before, known, usage);
     if !known {
         taken.refuse_epoch(batch, before);
@@ -233,6 +245,7 @@ impl<'b> Intake<'b> {
             newest: BTreeMap::new(),
             gaps: Vec::new(),
             refused_under: if known { batch.spool_epoch } else { NO_EPOCH },
+            refused_to: None,
             usage,
             commit: Commit {
                 position: Position {
@@ -254,7 +267,7 @@ impl<'b> Intake<'b> {
         let records = batch.to_seq.saturating_sub(told);
         if records > 0 {
             self.commit.refuse(RecordRefusal::EpochLimit, records);
-            self.usage.refused = Some((batch.spool_epoch, batch.to_seq));
+            self.refused_to = Some(batch.to_seq);
         }
     }
 
@@ -374,6 +387,8 @@ pub struct Remembered {
     pub gap: Option<Gap>,
     /// What was forgotten and is refused: the spool epoch under which it is counted, why, and how many.
     pub refused: Option<(AgentRunId, RecordRefusal, u64)>,
+    /// Up to which record the spool epoch is refused as one too many from now on.
+    pub refused_to: Option<u64>,
 }
 
 /// Compares one remembered position with what is committed.
@@ -381,12 +396,12 @@ pub struct Remembered {
 pub fn remembered(
     rules: impl Rulebook,
     asked: Position,
-    committed: Option<u64>,
+    reached: Reached,
     usage: &mut Usage,
     limits: &Limits,
 ) -> Remembered {
     let spool_epoch = asked.spool_epoch;
-    let before = committed.unwrap_or_else(|| usage.refused_to(spool_epoch));
+    let before = reached.accounted();
     // Numbers beyond the store's range would take centuries to reach.
     let told = if rules.keeps(Rule::GapAfterRollback) {
         asked.seq.min(i64::MAX.unsigned_abs())
@@ -401,14 +416,15 @@ pub fn remembered(
         moved_to: None,
         gap: None,
         refused: None,
+        refused_to: None,
     };
     if told <= before {
         return remembered;
     }
     let forgotten = told - before;
-    if committed.is_none() && !usage.epoch(limits) {
+    if reached.committed.is_none() && !usage.epoch(limits) {
         // One more than it may have is answered as it asks, and only counted.
-        usage.refused = Some((spool_epoch, told));
+        remembered.refused_to = Some(told);
         remembered.refused = Some((NO_EPOCH, RecordRefusal::EpochLimit, forgotten));
         return remembered;
     }
@@ -468,9 +484,16 @@ mod tests {
         }
     }
 
+    fn reached(committed: Option<u64>) -> Reached {
+        Reached {
+            committed,
+            refused: 0,
+        }
+    }
+
     fn facts(committed: Option<u64>, limits: Limits) -> Facts {
         Facts {
-            committed,
+            reached: reached(committed),
             usage: Usage::default().today(NOW),
             streams: BTreeSet::new(),
             limits,
@@ -569,7 +592,8 @@ mod tests {
         let mut usage = Usage::default();
         let mut remember = |seq, committed| {
             let limits = Limits::default();
-            remembered(Complete, asked(seq), committed, &mut usage, &limits)
+            let reached = reached(committed);
+            remembered(Complete, asked(seq), reached, &mut usage, &limits)
         };
         let more = remember(5, Some(3));
         assert_eq!(more.position, asked(5));
@@ -591,7 +615,7 @@ mod tests {
         };
         let some = batch(1, 3);
         let mut facts = facts(None, none);
-        facts.usage = take(&some, None, none).usage;
+        facts.reached.refused = take(&some, None, none).refused_to.unwrap();
         let again = intake(Complete, &some, None, facts.clone(), NOW);
         assert!(again.commit.refused.is_empty());
         assert_eq!(again.commit.position.seq, 3);
@@ -599,11 +623,11 @@ mod tests {
             spool_epoch: run(1),
             seq: 5,
         };
-        let told = remembered(Complete, asked, None, &mut facts.usage, &none);
+        let told = remembered(Complete, asked, facts.reached, &mut facts.usage, &none);
         let epoch = (NO_EPOCH, RecordRefusal::EpochLimit, 2);
         assert_eq!((told.position, told.moved_to), (asked, None));
-        assert_eq!(told.refused, Some(epoch));
-        let told = remembered(Complete, asked, Some(1), &mut facts.usage, &none);
+        assert_eq!((told.refused, told.refused_to), (Some(epoch), Some(5)));
+        let told = remembered(Complete, asked, reached(Some(1)), &mut facts.usage, &none);
         assert_eq!(told.refused, Some((run(1), RecordRefusal::GapLimit, 4)));
         assert_eq!((told.gap, told.moved_to), (None, Some(5)));
     }
@@ -625,7 +649,6 @@ mod tests {
             bytes: 3,
             gaps: 4,
             streams: 5,
-            refused: Some((run(1), 9)),
         };
         assert_eq!(used.today(NOW), used);
         let yesterday = NOW.saturating_sub(std::time::Duration::from_secs(24 * 3_600));
@@ -637,7 +660,6 @@ mod tests {
         let tomorrow = NOW.saturating_add(std::time::Duration::from_secs(24 * 3_600));
         let begun = used.today(tomorrow);
         assert_eq!((begun.records, begun.streams), (0, 5));
-        assert_eq!(begun.refused, used.refused);
     }
 
     proptest! {
@@ -656,7 +678,7 @@ mod tests {
                 prop_assert!(commit.position.seq >= position);
                 position = commit.position.seq;
                 told += commit.stored + commit.missing + commit.refused.values().sum::<u64>();
-                known.committed = taken.position;
+                known.reached.committed = taken.position;
                 known.usage = taken.usage;
                 known.streams.extend(taken.newest.keys().map(|stream| (*stream).clone()));
             }

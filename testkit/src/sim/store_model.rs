@@ -70,6 +70,7 @@ pub(crate) struct Store {
     positions: BTreeMap<(AgentId, AgentRunId), u64>,
     gaps: Vec<(AgentId, AgentRunId, Gap)>,
     usages: BTreeMap<AgentId, Usage>,
+    refused_epochs: BTreeMap<(AgentId, AgentRunId), u64>,
     streams: BTreeSet<(AgentId, StreamName)>,
 }
 
@@ -90,6 +91,7 @@ impl Store {
             positions: BTreeMap::new(),
             gaps: Vec::new(),
             usages: BTreeMap::new(),
+            refused_epochs: BTreeMap::new(),
             streams: BTreeSet::new(),
         }
     }

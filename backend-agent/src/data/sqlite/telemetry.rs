@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use viworks_common::id::{AgentId, AgentRunId, StreamName};
-use viworks_common::ledger::telemetry::{self as ledger, Facts, Intake, Usage};
+use viworks_common::ledger::telemetry::{
+    self as ledger, Facts, Intake, REFUSED_EPOCHS_MAX, Reached, Usage,
+};
 use viworks_common::rules::Complete;
 use viworks_common::telemetry::{Gap, Position, RecordRefusal};
 use viworks_common::time::Timestamp;
@@ -25,8 +27,22 @@ SELECT seq FROM telemetry_positions
 WHERE tenant = :tenant AND agent_id = :agent_id AND spool_epoch = :spool_epoch";
 
 pub(super) const USAGE: &str = "\
-SELECT agent_id, day, epochs, records, bytes, gaps, streams, refused_epoch, refused_seq FROM telemetry_usage
+SELECT agent_id, day, epochs, records, bytes, gaps, streams FROM telemetry_usage
 WHERE tenant = :tenant AND agent_id = :agent_id";
+
+pub(super) const REFUSED_TO: &str = "\
+SELECT seq FROM telemetry_refused_epochs
+WHERE tenant = :tenant AND agent_id = :agent_id AND spool_epoch = :spool_epoch";
+
+pub(super) const REMEMBER_REFUSED: &str = "\
+INSERT INTO telemetry_refused_epochs (tenant, agent_id, spool_epoch, seq, refused_at)
+VALUES (:tenant, :agent_id, :spool_epoch, :seq, :now)
+ON CONFLICT DO UPDATE SET seq = excluded.seq, refused_at = excluded.refused_at";
+
+pub(super) const KEEP_LATEST_REFUSED: &str = "\
+DELETE FROM telemetry_refused_epochs WHERE tenant = :tenant AND agent_id = :agent_id AND spool_epoch IN (
+    SELECT spool_epoch FROM telemetry_refused_epochs WHERE tenant = :tenant AND agent_id = :agent_id
+    ORDER BY refused_at DESC, spool_epoch LIMIT -1 OFFSET :kept)";
 
 pub(super) const STREAM: &str = "\
 SELECT stream FROM telemetry_streams WHERE tenant = :tenant AND agent_id = :agent_id AND stream = :stream";
@@ -54,11 +70,10 @@ VALUES (:tenant, :agent_id, :spool_epoch, :reason, :records, :now, :now)
 ON CONFLICT DO UPDATE SET records = min(records + excluded.records, 9007199254740992), last_at = excluded.last_at";
 
 pub(super) const SAVE_USAGE: &str = "\
-INSERT INTO telemetry_usage (tenant, agent_id, day, epochs, records, bytes, gaps, streams, refused_epoch, refused_seq)
-VALUES (:tenant, :agent_id, :day, :epochs, :records, :bytes, :gaps, :streams, :refused_epoch, :refused_seq)
+INSERT INTO telemetry_usage (tenant, agent_id, day, epochs, records, bytes, gaps, streams)
+VALUES (:tenant, :agent_id, :day, :epochs, :records, :bytes, :gaps, :streams)
 ON CONFLICT DO UPDATE SET day = excluded.day, epochs = excluded.epochs, records = excluded.records,
-    bytes = excluded.bytes, gaps = excluded.gaps, streams = excluded.streams,
-    refused_epoch = excluded.refused_epoch, refused_seq = excluded.refused_seq";
+    bytes = excluded.bytes, gaps = excluded.gaps, streams = excluded.streams";
 
 /// Stores batches of many gateways, one after another. `wall` is what their clocks are held against.
 pub(super) fn commit(
@@ -102,7 +117,7 @@ fn commit_one(
         streams.extend(tx.optional(STREAM, params! { agent_id, stream }, known)?);
     }
     let facts = Facts {
-        committed: committed(tx, agent_id, spool_epoch)?,
+        reached: reached(tx, agent_id, spool_epoch)?,
         usage: usage(tx, agent_id)?,
         streams,
         limits: *limits,
@@ -144,7 +159,23 @@ fn write_intake(
     for (reason, records) in &taken.commit.refused {
         count_refused(tx, agent_id, taken.refused_under, *reason, *records)?;
     }
-    Ok(())
+    remember_refused(tx, agent_id, spool_epoch, taken.refused_to)
+}
+
+/// Remembers how far a spool epoch was refused as one too many.
+fn remember_refused(
+    tx: &Tx<'_>,
+    agent_id: AgentId,
+    spool_epoch: AgentRunId,
+    seq: Option<u64>,
+) -> StoreResult<()> {
+    let Some(seq) = seq else {
+        return Ok(());
+    };
+    tx.execute(REMEMBER_REFUSED, params! { agent_id, spool_epoch, seq })?;
+    let kept = REFUSED_EPOCHS_MAX;
+    tx.execute(KEEP_LATEST_REFUSED, params! { agent_id, kept })
+        .map(drop)
 }
 
 fn count_refused(
@@ -170,13 +201,20 @@ fn insert_gap(
     tx.execute(INSERT_GAP, params).map(drop)
 }
 
-fn committed(
-    view: &View<'_>,
-    agent_id: AgentId,
-    spool_epoch: AgentRunId,
-) -> StoreResult<Option<u64>> {
+/// How far a spool epoch has come; whether it was refused matters only where it is not known.
+fn reached(view: &View<'_>, agent_id: AgentId, spool_epoch: AgentRunId) -> StoreResult<Reached> {
     let read = column("telemetry_positions", "seq");
-    view.optional(POSITION, params! { agent_id, spool_epoch }, read)
+    let committed = view.optional(POSITION, params! { agent_id, spool_epoch }, read)?;
+    let refused = if committed.is_none() {
+        let read = column("telemetry_refused_epochs", "seq");
+        view.optional(REFUSED_TO, params! { agent_id, spool_epoch }, read)?
+    } else {
+        None
+    };
+    Ok(Reached {
+        committed,
+        refused: refused.unwrap_or(0),
+    })
 }
 
 /// What a gateway has had stored today.
@@ -190,10 +228,6 @@ fn usage(tx: &Tx<'_>, agent_id: AgentId) -> StoreResult<Usage> {
             bytes: row.get("bytes")?,
             gaps: row.get("gaps")?,
             streams: row.get("streams")?,
-            refused: match row.get("refused_epoch")? {
-                Some(epoch) => Some((epoch, row.get("refused_seq")?)),
-                None => None,
-            },
         })
     })?;
     Ok(usage.unwrap_or_default().today(tx.now))
@@ -207,13 +241,8 @@ fn save_usage(tx: &Tx<'_>, agent_id: AgentId, usage: &Usage) -> StoreResult<()> 
         bytes,
         gaps,
         streams,
-        refused,
     } = usage;
-    let (refused_epoch, refused_seq) = refused.unzip();
-    let refused_seq = refused_seq.unwrap_or(0);
-    let params = params! {
-        agent_id, day, epochs, records, bytes, gaps, streams, refused_epoch, refused_seq,
-    };
+    let params = params! { agent_id, day, epochs, records, bytes, gaps, streams };
     tx.execute(SAVE_USAGE, params).map(drop)
 }
 
@@ -246,8 +275,8 @@ pub(super) fn settle_positions(
     let mut used = before;
     for asked in named {
         let spool_epoch = asked.spool_epoch;
-        let committed = committed(tx, agent_id, spool_epoch)?;
-        let remembered = ledger::remembered(Complete, *asked, committed, &mut used, limits);
+        let reached = reached(tx, agent_id, spool_epoch)?;
+        let remembered = ledger::remembered(Complete, *asked, reached, &mut used, limits);
         if let Some(gap) = remembered.gap {
             let forgotten = (gap.to_seq - gap.from_seq).saturating_add(1);
             settled.missing = settled.missing.saturating_add(forgotten);
@@ -260,6 +289,7 @@ pub(super) fn settle_positions(
         if let Some(seq) = remembered.moved_to {
             tx.execute(MOVE_POSITION, params! { agent_id, spool_epoch, seq })?;
         }
+        remember_refused(tx, agent_id, spool_epoch, remembered.refused_to)?;
         settled.positions.push(remembered.position);
     }
     if used != before {

@@ -331,6 +331,30 @@ pub(crate) async fn what_is_refused_of_one_epoch_too_many_is_counted_once(bed: &
     assert_eq!(refusals(bed, 1).await, refused(9));
 }
 
+pub(crate) async fn what_is_refused_of_several_epochs_in_alternation_is_counted_once(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    commit_all(bed, 1, epochs(1_000, 1_000), 0).await;
+    let many = 32;
+    let refused = BTreeMap::from([(RecordRefusal::EpochLimit, many)]);
+    // A HELLO names so many of them, and a gateway sends them in turn.
+    for _ in 0..3 {
+        commit_all(bed, 1, epochs(5_000, many), 0).await;
+        assert_eq!(refusals(bed, 1).await, refused);
+    }
+    for _ in 0..3 {
+        let mut hello = bed.hello(1, 1, 1);
+        let named = epochs(5_000, many).into_iter().map(|batch| Position {
+            spool_epoch: batch.spool_epoch,
+            seq: batch.to_seq + 1,
+        });
+        hello.telemetry = named.collect();
+        bed.admitted(hello).await;
+    }
+    let refused = BTreeMap::from([(RecordRefusal::EpochLimit, 2 * many)]);
+    assert_eq!(refusals(bed, 1).await, refused);
+}
+
 pub(crate) async fn what_hello_claims_beyond_the_bound_of_gaps_is_counted_once(bed: &Bed) {
     bed.gateway(1).await;
     bed.session(1, 1).await;

@@ -1,7 +1,7 @@
 //! Batches, positions and gaps, as the real stores commit them.
 
 use viworks_common::id::{AgentId, AgentRunId};
-use viworks_common::ledger::telemetry::{Facts, Limits, Usage, check, intake, remembered};
+use viworks_common::ledger::telemetry::{Facts, Limits, Reached, Usage, check, intake, remembered};
 use viworks_common::telemetry::{Batch, Gap, Position};
 use viworks_common::time::Timestamp;
 
@@ -14,8 +14,12 @@ impl Store {
         usage.today(now)
     }
 
-    fn position(&self, agent: AgentId, spool_epoch: AgentRunId) -> Option<u64> {
-        self.positions.get(&(agent, spool_epoch)).copied()
+    fn reached(&self, agent: AgentId, spool_epoch: AgentRunId) -> Reached {
+        let key = (agent, spool_epoch);
+        Reached {
+            committed: self.positions.get(&key).copied(),
+            refused: self.refused_epochs.get(&key).copied().unwrap_or(0),
+        }
     }
 
     fn keep_gap(&mut self, agent: AgentId, run: AgentRunId, gap: Gap, recorder: &mut Recorder) {
@@ -35,13 +39,16 @@ impl Store {
         let mut positions = Vec::new();
         for asked in named {
             let run = asked.spool_epoch;
-            let (committed, limits) = (self.position(agent, run), Limits::default());
-            let known = remembered(self.rules, *asked, committed, &mut usage, &limits);
+            let (reached, limits) = (self.reached(agent, run), Limits::default());
+            let known = remembered(self.rules, *asked, reached, &mut usage, &limits);
             if let Some(gap) = known.gap {
                 self.keep_gap(agent, run, gap, recorder);
             }
             if let Some(seq) = known.moved_to {
                 self.positions.insert((agent, run), seq);
+            }
+            if let Some(seq) = known.refused_to {
+                self.refused_epochs.insert((agent, run), seq);
             }
             positions.push(known.position);
         }
@@ -67,7 +74,7 @@ impl Store {
         }
         let streams = self.streams.iter().filter(|(of, _)| *of == agent);
         let facts = Facts {
-            committed: self.position(agent, run),
+            reached: self.reached(agent, run),
             usage: self.usage(agent, now),
             streams: streams.map(|(_, stream)| stream.clone()).collect(),
             limits: Limits::default(),
@@ -76,6 +83,9 @@ impl Store {
         self.usages.insert(agent, taken.usage);
         if let Some(seq) = taken.position {
             self.positions.insert((agent, run), seq);
+        }
+        if let Some(seq) = taken.refused_to {
+            self.refused_epochs.insert((agent, run), seq);
         }
         for gap in taken.gaps {
             self.keep_gap(agent, run, gap, recorder);
