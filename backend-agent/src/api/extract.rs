@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
@@ -17,7 +18,7 @@ use super::ApiState;
 use super::budget::Held;
 use super::problem::{ApiError, ApiResult};
 use crate::auth::Principal;
-use crate::data::Page;
+use crate::data::{Listing, Page};
 
 /// A JSON body and the digest of its bytes.
 pub(super) struct JsonBody<T> {
@@ -204,6 +205,16 @@ pub(super) fn page<K: FromStr>(cursor: Option<&str>, limit: Option<usize>) -> Ap
         )
     })?;
     Ok(Page { after, limit })
+}
+
+/// A page as it is answered.
+pub(super) fn listed<T, K: Display, V, L>(
+    listing: Listing<T, K>,
+    view: impl FnMut(T) -> V,
+    list: impl FnOnce(Vec<V>, Option<String>) -> L,
+) -> Json<L> {
+    let items = listing.items.into_iter().map(view).collect();
+    Json(list(items, listing.next.map(|next| next.to_string())))
 }
 
 /// A path segment. What is not even well-formed does not exist.

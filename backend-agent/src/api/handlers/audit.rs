@@ -4,9 +4,10 @@ use axum::Json;
 use axum::extract::State;
 use viworks_api::{AuditList, AuditRecord};
 
-use crate::api::extract::{PageParams, Params};
+use crate::api::extract::{PageParams, Params, listed};
 use crate::api::problem::ApiResult;
 use crate::api::request::Api;
+use crate::data;
 
 /// Audit records, latest first.
 #[utoipa::path(get, path = "/v1/audit", operation_id = "listAudit", tag = "audit",
@@ -20,24 +21,17 @@ pub(in crate::api) async fn list(
         .store
         .list_audit(&state.tenant, params.page()?)
         .await?;
-    let items = listing
-        .items
-        .into_iter()
-        .map(|stored| AuditRecord {
-            id: stored.seq,
-            at: stored.at,
-            actor: stored.record.actor.to_string(),
-            actor_name: stored.actor_name,
-            action: stored.record.action,
-            object: stored.record.object,
-            object_name: stored.object_name,
-            outcome: stored.record.outcome.name().to_owned(),
-            request_id: stored.record.actor.request_id,
-            detail: stored.record.detail,
-        })
-        .collect();
-    Ok(Json(AuditList::new(
-        items,
-        listing.next.map(|seq| seq.to_string()),
-    )))
+    let view = |stored: data::AuditRecord| AuditRecord {
+        id: stored.seq,
+        at: stored.at,
+        actor: stored.record.actor.to_string(),
+        actor_name: stored.actor_name,
+        action: stored.record.action,
+        object: stored.record.object,
+        object_name: stored.object_name,
+        outcome: stored.record.outcome.name().to_owned(),
+        request_id: stored.record.actor.request_id,
+        detail: stored.record.detail,
+    };
+    Ok(listed(listing, view, AuditList::new))
 }

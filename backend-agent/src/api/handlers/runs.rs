@@ -18,7 +18,9 @@ use viworks_common::limits::{DETAIL_BYTES_MAX, IDEMPOTENCY_KEY_BYTES_MAX};
 use viworks_common::wire::is_traceparent;
 
 use crate::api::ApiState;
-use crate::api::extract::{Caller, JsonBody, NoParams, PageParams, Params, Segment, Segments};
+use crate::api::extract::{
+    Caller, JsonBody, NoParams, PageParams, Params, Segment, Segments, listed,
+};
 use crate::api::problem::{ApiError, ApiResult, RETRY_SOON, stored_ref};
 use crate::api::request::{Api, RequestId, share};
 use crate::auth::Principal;
@@ -218,10 +220,7 @@ pub(in crate::api) async fn list(
     Params(params): Params<PageParams>,
 ) -> ApiResult<Json<RunList>> {
     let listing = state.store.list_runs(&state.tenant, params.page()?).await?;
-    Ok(Json(RunList::new(
-        listing.items.into_iter().map(view).collect(),
-        listing.next.map(|id| id.to_string()),
-    )))
+    Ok(listed(listing, view, RunList::new))
 }
 
 /// One run.
@@ -251,14 +250,8 @@ pub(in crate::api) async fn commands(
         .store
         .run_commands(&state.tenant, run_id, page)
         .await?;
-    Ok(Json(CommandList::new(
-        listing
-            .items
-            .into_iter()
-            .map(|command| command_view(command, None))
-            .collect(),
-        listing.next.map(|id| id.to_string()),
-    )))
+    let view = |command| command_view(command, None);
+    Ok(listed(listing, view, CommandList::new))
 }
 
 /// The gateways that the run was meant for and that got no command, each with the reason.
@@ -273,18 +266,15 @@ pub(in crate::api) async fn skipped(
     let page = params.page()?;
     find(&state, run_id).await?;
     let listing = state.store.run_skipped(&state.tenant, run_id, page).await?;
-    let items = listing.items.into_iter().map(|found| SkippedGateway {
+    let view = |found: data::SkippedGateway| SkippedGateway {
         gateway: NamedGateway {
             id: found.skip.agent_id,
             name: found.gateway,
         },
         code: found.skip.code,
         detail: found.skip.detail,
-    });
-    Ok(Json(SkippedList::new(
-        items.collect(),
-        listing.next.map(|id| id.to_string()),
-    )))
+    };
+    Ok(listed(listing, view, SkippedList::new))
 }
 
 /// One command with what was kept of its output.

@@ -15,10 +15,13 @@ use viworks_common::telemetry::RecordRefusal;
 use viworks_common::time::Timestamp;
 
 use super::gateways;
-use crate::api::extract::{Params, page};
+use crate::api::extract::{Params, listed, page};
 use crate::api::problem::{ApiError, ApiResult};
 use crate::api::request::Api;
-use crate::data::{GapCursor, Page, RefusalCursor, TelemetryCursor, TelemetryQuery};
+use crate::data::{
+    GapCursor, RefusalCursor, StoredGap, StoredRecord, StoredRefusal, StreamSummary,
+    TelemetryCursor, TelemetryQuery,
+};
 
 /// Which records.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
@@ -75,7 +78,7 @@ pub(in crate::api) async fn records(
     State(state): Api,
     Params(params): Params<RecordParams>,
 ) -> ApiResult<Json<TelemetryList>> {
-    let after: Page<CursorText> = page(params.cursor.as_deref(), params.limit)?;
+    let page = page(params.cursor.as_deref(), params.limit)?;
     let query = TelemetryQuery {
         stream: params.stream,
         from: params.from.unwrap_or(Timestamp::from_unix_micros(i64::MIN)),
@@ -90,32 +93,21 @@ pub(in crate::api) async fn records(
         ));
     }
     let gateway = gateways::find(&state, params.gateway).await?;
-    let page = Page {
-        after: after.after.map(|cursor| cursor.0),
-        limit: after.limit,
-    };
     let listing = state
         .store
         .query_telemetry(&state.tenant, gateway.agent_id, &query, page)
         .await?;
-    let items = listing
-        .items
-        .into_iter()
-        .map(|record| TelemetryRecord {
-            stream: record.stream,
-            observed_at: record.observed_at,
-            time_source: record.time_source,
-            gateway_time: record.gateway_time,
-            stored_at: record.stored_at,
-            spool_epoch: record.spool_epoch,
-            seq: record.seq,
-            fields: record.fields,
-        })
-        .collect();
-    Ok(Json(TelemetryList::new(
-        items,
-        listing.next.map(|cursor| CursorText(cursor).to_string()),
-    )))
+    let view = |record: StoredRecord| TelemetryRecord {
+        stream: record.stream,
+        observed_at: record.observed_at,
+        time_source: record.time_source,
+        gateway_time: record.gateway_time,
+        stored_at: record.stored_at,
+        spool_epoch: record.spool_epoch,
+        seq: record.seq,
+        fields: record.fields,
+    };
+    Ok(listed(listing, view, TelemetryList::new))
 }
 
 /// The streams of a gateway.
@@ -132,16 +124,11 @@ pub(in crate::api) async fn streams(
         .store
         .telemetry_streams(&state.tenant, gateway.agent_id, page)
         .await?;
-    let next = listing.next.map(|stream: StreamName| stream.to_string());
-    let items = listing
-        .items
-        .into_iter()
-        .map(|summary| TelemetryStream {
-            stream: summary.stream,
-            newest: summary.newest,
-        })
-        .collect();
-    Ok(Json(TelemetryStreamList::new(items, next)))
+    let view = |summary: StreamSummary| TelemetryStream {
+        stream: summary.stream,
+        newest: summary.newest,
+    };
+    Ok(listed(listing, view, TelemetryStreamList::new))
 }
 
 /// What will never arrive from a gateway, and why.
@@ -152,34 +139,25 @@ pub(in crate::api) async fn gaps(
     State(state): Api,
     Params(params): Params<GatewayParams>,
 ) -> ApiResult<Json<TelemetryGapList>> {
-    let after: Page<GapText> = page(params.cursor.as_deref(), params.limit)?;
-    let page = Page {
-        after: after.after.map(|cursor| cursor.0),
-        limit: after.limit,
-    };
+    let page = page(params.cursor.as_deref(), params.limit)?;
     let gateway = gateways::find(&state, params.gateway).await?;
     let listing = state
         .store
         .telemetry_gaps(&state.tenant, gateway.agent_id, page)
         .await?;
-    let next = listing.next.map(|cursor| GapText(cursor).to_string());
-    let items = listing
-        .items
-        .into_iter()
-        .map(|stored| TelemetryGap {
-            spool_epoch: stored.spool_epoch,
-            from_seq: stored.gap.from_seq,
-            to_seq: stored.gap.to_seq,
-            records: stored
-                .gap
-                .to_seq
-                .saturating_sub(stored.gap.from_seq)
-                .saturating_add(1),
-            reason: stored.gap.reason,
-            reported_at: stored.stored_at,
-        })
-        .collect();
-    Ok(Json(TelemetryGapList::new(items, next)))
+    let view = |StoredGap {
+                    spool_epoch,
+                    gap,
+                    stored_at,
+                }| TelemetryGap {
+        spool_epoch,
+        from_seq: gap.from_seq,
+        to_seq: gap.to_seq,
+        records: gap.to_seq.saturating_sub(gap.from_seq).saturating_add(1),
+        reason: gap.reason,
+        reported_at: stored_at,
+    };
+    Ok(listed(listing, view, TelemetryGapList::new))
 }
 
 /// Which records of a gateway were refused, and why.
@@ -190,54 +168,42 @@ pub(in crate::api) async fn refusals(
     State(state): Api,
     Params(params): Params<GatewayParams>,
 ) -> ApiResult<Json<TelemetryRefusalList>> {
-    let after: Page<RefusalText> = page(params.cursor.as_deref(), params.limit)?;
-    let page = Page {
-        after: after.after.map(|cursor| cursor.0),
-        limit: after.limit,
-    };
+    let page = page(params.cursor.as_deref(), params.limit)?;
     let gateway = gateways::find(&state, params.gateway).await?;
     let listing = state
         .store
         .telemetry_refusals(&state.tenant, gateway.agent_id, page)
         .await?;
-    let next = listing.next.map(|cursor| RefusalText(cursor).to_string());
-    let items = listing
-        .items
-        .into_iter()
-        .map(|stored| TelemetryRefusal {
-            spool_epoch: stored.spool_epoch,
-            reason: stored.reason,
-            records: stored.records,
-            first_at: stored.first_at,
-            last_at: stored.last_at,
-        })
-        .collect();
-    Ok(Json(TelemetryRefusalList::new(items, next)))
+    let view = |refusal: StoredRefusal| TelemetryRefusal {
+        spool_epoch: refusal.spool_epoch,
+        reason: refusal.reason,
+        records: refusal.records,
+        first_at: refusal.first_at,
+        last_at: refusal.last_at,
+    };
+    Ok(listed(listing, view, TelemetryRefusalList::new))
 }
 
-/// A place among records as text: time, spool epoch and number.
-struct CursorText(TelemetryCursor);
-
-impl fmt::Display for CursorText {
+/// As text: time, spool epoch and number.
+impl fmt::Display for TelemetryCursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let cursor = &self.0;
         write!(
             f,
             "{}_{}_{}",
-            cursor.observed_at.unix_micros(),
-            cursor.spool_epoch,
-            cursor.seq
+            self.observed_at.unix_micros(),
+            self.spool_epoch,
+            self.seq
         )
     }
 }
 
-impl FromStr for CursorText {
+impl FromStr for TelemetryCursor {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
         let mut parts = text.split('_');
         let mut next = || parts.next().ok_or(());
-        let cursor = TelemetryCursor {
+        let cursor = Self {
             observed_at: Timestamp::from_unix_micros(next()?.parse().map_err(|_digits| ())?),
             spool_epoch: next()?.parse().map_err(|_id| ())?,
             seq: next()?.parse().map_err(|_digits| ())?,
@@ -245,54 +211,50 @@ impl FromStr for CursorText {
         if parts.next().is_some() {
             return Err(());
         }
-        Ok(Self(cursor))
+        Ok(cursor)
     }
 }
 
-/// A place among gaps as text: spool epoch and number.
-struct GapText(GapCursor);
-
-impl fmt::Display for GapText {
+/// As text: spool epoch and number.
+impl fmt::Display for GapCursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}_{}", self.0.spool_epoch, self.0.from_seq)
+        write!(f, "{}_{}", self.spool_epoch, self.from_seq)
     }
 }
 
-impl FromStr for GapText {
+impl FromStr for GapCursor {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
         let (epoch, seq) = text.split_once('_').ok_or(())?;
-        Ok(Self(GapCursor {
+        Ok(Self {
             spool_epoch: epoch.parse().map_err(|_id| ())?,
             from_seq: seq.parse().map_err(|_digits| ())?,
-        }))
+        })
     }
 }
 
-/// A place among refusals as text: reason and, where there is one, spool epoch.
-struct RefusalText(RefusalCursor);
-
-impl fmt::Display for RefusalText {
+/// As text: reason and, where there is one, spool epoch.
+impl fmt::Display for RefusalCursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let reason = self.0.reason.name();
-        match self.0.spool_epoch {
+        let reason = self.reason.name();
+        match self.spool_epoch {
             Some(epoch) => write!(f, "{reason}.{epoch}"),
             None => f.write_str(reason),
         }
     }
 }
 
-impl FromStr for RefusalText {
+impl FromStr for RefusalCursor {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
         let (reason, epoch) = text
             .split_once('.')
             .map_or((text, None), |(reason, epoch)| (reason, Some(epoch)));
-        Ok(Self(RefusalCursor {
+        Ok(Self {
             spool_epoch: epoch.map(str::parse).transpose().map_err(|_id| ())?,
             reason: RecordRefusal::from_name(reason).ok_or(())?,
-        }))
+        })
     }
 }
