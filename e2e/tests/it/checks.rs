@@ -21,6 +21,35 @@ const STRANGER: u32 = 65_533;
 /// A program that has not ended by then was not refused.
 const SOON: Duration = Duration::from_secs(20);
 
+/// One of the two agents.
+struct Agent {
+    /// Its sound folder.
+    folder: &'static str,
+    /// Its configuration's name.
+    config: &'static str,
+    /// The verb that starts it.
+    start: &'static str,
+    program: fn(&Binaries) -> PathBuf,
+    /// What its programs are told beside the configuration.
+    environment: &'static [(&'static str, &'static str)],
+}
+
+const BACKEND: Agent = Agent {
+    folder: "backend",
+    config: "backend.toml",
+    start: "serve",
+    program: Binaries::backend,
+    environment: &[("VIWORKS__AGENTS__LISTEN", "127.0.0.1:0")],
+};
+
+const GATEWAY: Agent = Agent {
+    folder: "gateways/gw-1",
+    config: "gateway.toml",
+    start: "run",
+    program: Binaries::gateway,
+    environment: &[],
+};
+
 /// One way to spoil a sound folder.
 struct Case {
     name: &'static str,
@@ -154,45 +183,101 @@ impl Sound {
 const GOOD_COMMAND: &str = "[[command]]\nname = \"test.good\"\ntitle = \"good\"\nrisk = \"read\"\n\
                             idempotent = true\nargv = [\"/bin/true\"]\n";
 
-/// Both programs' answers to one spoiled folder must be one answer.
-async fn hold(
-    sound: &Sound,
-    from: &str,
-    config: &'static str,
-    case: &Case,
-    programs: [Command; 2],
-) {
-    let (_place, folder) = sound.copy(from, config);
-    (case.spoil)(&folder);
-    let mut answers: Vec<Said> = Vec::new();
-    for mut command in programs {
-        command.arg("--config").arg(folder.at(config));
-        let said = finish(command, SOON).await;
-        assert_eq!(said.code, Some(78), "{}: {said:#?}", case.name);
-        answers.push(said);
+impl Agent {
+    /// Its check and its start, which both read the configuration of `folder`.
+    fn programs(&self, sound: &Sound, folder: &Folder) -> [Command; 2] {
+        let program = (self.program)(sound.system.binaries());
+        self.actions().map(|action| {
+            let mut command = Command::new(&program);
+            command
+                .args([action, "--config", text(&folder.at(self.config))])
+                .envs(self.environment.iter().copied());
+            command
+        })
     }
-    let [check, run] = &answers[..] else {
-        panic!("two programs ran");
-    };
-    assert_eq!(check.stderr, run.stderr, "{}", case.name);
-    for cause in case.causes {
-        assert!(
-            check.stderr.contains(cause),
-            "{}: {cause}\n{}",
-            case.name,
-            check.stderr
-        );
+
+    fn actions(&self) -> [&'static str; 2] {
+        ["check-config", self.start]
     }
-    let victim = folder.aside.join("victim");
-    if victim.exists() {
-        assert_eq!(
-            fs::read_to_string(victim).unwrap(),
-            "untouched",
-            "{}",
-            case.name
-        );
+
+    fn copy(&self, sound: &Sound) -> (tempfile::TempDir, Folder) {
+        sound.copy(self.folder, self.config)
+    }
+
+    async fn hold_all(&self, cases: &[Case]) {
+        let sound = Sound::new();
+        for case in cases {
+            self.hold(&sound, case.name, case.spoil, case.causes).await;
+        }
+    }
+
+    /// Each of these files, spoiled in the same way, must be named with the same words.
+    async fn hold_each(&self, files: &[&str], spoil: fn(&Folder, &str), words: &str) {
+        let sound = Sound::new();
+        for file in files {
+            let name = match *file {
+                "" => "agent",
+                // The folder above has a name of its own each time.
+                ".." => "",
+                file => file,
+            };
+            let cause = format!("{name} {words}");
+            let spoil = |folder: &Folder| spoil(folder, file);
+            self.hold(&sound, file, spoil, &[&cause]).await;
+        }
+    }
+
+    /// Both programs' answers to one spoiled folder must be one answer.
+    async fn hold(&self, sound: &Sound, name: &str, spoil: impl Fn(&Folder), causes: &[&str]) {
+        let (_place, folder) = self.copy(sound);
+        spoil(&folder);
+        let mut answers: Vec<Said> = Vec::new();
+        for command in self.programs(sound, &folder) {
+            let said = finish(command, SOON).await;
+            assert_eq!(said.code, Some(78), "{name}: {said:#?}");
+            answers.push(said);
+        }
+        let [check, run] = &answers[..] else {
+            panic!("two programs ran");
+        };
+        assert_eq!(check.stderr, run.stderr, "{name}");
+        for cause in causes {
+            assert!(
+                check.stderr.contains(cause),
+                "{name}: {cause}\n{}",
+                check.stderr
+            );
+        }
+        let victim = folder.aside.join("victim");
+        if victim.exists() {
+            let now = fs::read_to_string(victim).unwrap();
+            assert_eq!(now, "untouched", "{name}");
+        }
+    }
+
+    /// A state folder on a disk that takes nothing must be named by both with the same words.
+    async fn hold_on_a_read_only_disk(&self) {
+        if !small_disk::is_allowed() {
+            return;
+        }
+        let sound = Sound::new();
+        let (_place, folder) = self.copy(&sound);
+        fs::create_dir_all(folder.at("state")).unwrap();
+        let program = (self.program)(sound.system.binaries());
+        let mut answers = Vec::new();
+        for action in self.actions() {
+            let mut command = read_only(&program, &folder.at("state"));
+            command.args([action, "--config", text(&folder.at(self.config))]);
+            let said = finish(command, SOON).await.ended_with(78);
+            assert!(said.stderr.contains("Read-only file system"), "{said:#?}");
+            answers.push(said.stderr);
+        }
+        assert_eq!(answers[0], answers[1]);
     }
 }
+
+/// What is said of a file that belongs to [`STRANGER`].
+const OF_STRANGER: &str = "belongs to user 65533";
 
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()

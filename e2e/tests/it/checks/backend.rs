@@ -1,22 +1,9 @@
+//! Every way to spoil a backend's folder, and what its check and its start say of it.
+
 use super::*;
 
-const CONFIG: &str = "backend.toml";
-
-fn programs(sound: &Sound) -> [Command; 2] {
-    ["check-config", "serve"].map(|action| {
-        let mut command = Command::new(sound.system.binaries().backend());
-        command
-            .arg(action)
-            .env("VIWORKS__AGENTS__LISTEN", "127.0.0.1:0");
-        command
-    })
-}
-
 async fn hold_all(cases: &[Case]) {
-    let sound = Sound::new();
-    for case in cases {
-        hold(&sound, "backend", CONFIG, case, programs(&sound)).await;
-    }
+    BACKEND.hold_all(cases).await;
 }
 
 #[tokio::test]
@@ -126,44 +113,17 @@ async fn a_backends_broken_key_material_is_named_by_check_and_start() {
 
 #[tokio::test]
 async fn a_byte_order_mark_is_named_by_a_backends_check_and_start() {
-    hold_all(&[
-        Case {
-            name: "server.crt",
-            spoil: |folder| folder.mark("server.crt"),
-            causes: &["server.crt begins with a byte-order mark"],
-        },
-        Case {
-            name: "server.key",
-            spoil: |folder| folder.mark("server.key"),
-            causes: &["server.key begins with a byte-order mark"],
-        },
-        Case {
-            name: "next.key",
-            spoil: |folder| folder.mark("next.key"),
-            causes: &["next.key begins with a byte-order mark"],
-        },
-        Case {
-            name: "ca.crt",
-            spoil: |folder| folder.mark("ca.crt"),
-            causes: &["ca.crt begins with a byte-order mark"],
-        },
-        Case {
-            name: "ca.key",
-            spoil: |folder| folder.mark("ca.key"),
-            causes: &["ca.key begins with a byte-order mark"],
-        },
-        Case {
-            name: "master.key",
-            spoil: |folder| folder.mark("master.key"),
-            causes: &["master.key begins with a byte-order mark"],
-        },
-        Case {
-            name: "backend.toml",
-            spoil: |folder| folder.mark("backend.toml"),
-            causes: &["backend.toml begins with a byte-order mark"],
-        },
-    ])
-    .await;
+    let files = [
+        "server.crt",
+        "server.key",
+        "next.key",
+        "ca.crt",
+        "ca.key",
+        "master.key",
+        "backend.toml",
+    ];
+    let words = "begins with a byte-order mark";
+    BACKEND.hold_each(&files, Folder::mark, words).await;
 }
 
 #[tokio::test]
@@ -243,21 +203,6 @@ async fn a_backends_files_that_others_could_change_are_refused_by_check_and_star
             causes: &["backend.sqlite can be changed by others"],
         },
         Case {
-            name: "the configuration, a link",
-            spoil: |folder| folder.link("backend.toml"),
-            causes: &["backend.toml is a link"],
-        },
-        Case {
-            name: "the master key, a link",
-            spoil: |folder| folder.link("master.key"),
-            causes: &["master.key is a link"],
-        },
-        Case {
-            name: "the database, a link",
-            spoil: |folder| folder.link("state/backend.sqlite"),
-            causes: &["backend.sqlite is a link"],
-        },
-        Case {
             name: "the log of the database, a link",
             spoil: |folder| {
                 let wal = folder.at("state/backend.sqlite-wal");
@@ -295,20 +240,9 @@ async fn a_backends_files_that_others_could_change_are_refused_by_check_and_star
         },
     ])
     .await;
-    if !small_disk::is_allowed() {
-        return;
-    }
-    let sound = Sound::new();
-    let (_place, folder) = sound.copy("backend", CONFIG);
-    let mut answers = Vec::new();
-    for action in ["check-config", "serve"] {
-        let mut command = read_only(&sound.system.binaries().backend(), &folder.at("state"));
-        command.args([action, "--config", text(&folder.at(CONFIG))]);
-        let said = finish(command, SOON).await.ended_with(78);
-        assert!(said.stderr.contains("Read-only file system"), "{said:#?}");
-        answers.push(said.stderr);
-    }
-    assert_eq!(answers[0], answers[1]);
+    let links = ["backend.toml", "master.key", "state/backend.sqlite"];
+    BACKEND.hold_each(&links, Folder::link, "is a link").await;
+    BACKEND.hold_on_a_read_only_disk().await;
 }
 
 #[tokio::test]
@@ -316,72 +250,31 @@ async fn what_belongs_to_another_user_is_refused_by_a_backends_check_and_start()
     if !is_root() {
         return;
     }
-    const OF_STRANGER: &str = "belongs to user 65533";
-    hold_all(&[
-        Case {
-            name: "the configuration",
-            spoil: |folder| folder.own("backend.toml"),
-            causes: &["backend.toml", OF_STRANGER],
-        },
-        Case {
-            name: "its folder",
-            spoil: |folder| folder.own(""),
-            causes: &["agent", OF_STRANGER],
-        },
-        Case {
-            name: "a folder above",
-            spoil: |folder| folder.own(".."),
-            causes: &[OF_STRANGER],
-        },
-        Case {
-            name: "the master key",
-            spoil: |folder| folder.own("master.key"),
-            causes: &["master.key", OF_STRANGER],
-        },
-        Case {
-            name: "the server's key",
-            spoil: |folder| folder.own("server.key"),
-            causes: &["server.key", OF_STRANGER],
-        },
-        Case {
-            name: "the server's certificate",
-            spoil: |folder| folder.own("server.crt"),
-            causes: &["server.crt", OF_STRANGER],
-        },
-        Case {
-            name: "the authority",
-            spoil: |folder| folder.own("ca.crt"),
-            causes: &["ca.crt", OF_STRANGER],
-        },
-        Case {
-            name: "the authority's key",
-            spoil: |folder| folder.own("ca.key"),
-            causes: &["ca.key", OF_STRANGER],
-        },
-        Case {
-            name: "the state folder",
-            spoil: |folder| folder.own("state"),
-            causes: &["state", OF_STRANGER],
-        },
-        Case {
-            name: "the database",
-            spoil: |folder| folder.own("state/backend.sqlite"),
-            causes: &["backend.sqlite", OF_STRANGER],
-        },
-    ])
-    .await;
+    let files = [
+        "backend.toml",
+        "",
+        "..",
+        "master.key",
+        "server.key",
+        "server.crt",
+        "ca.crt",
+        "ca.key",
+        "state",
+        "state/backend.sqlite",
+    ];
+    BACKEND.hold_each(&files, Folder::own, OF_STRANGER).await;
 }
 
 #[tokio::test]
 async fn what_a_backend_writes_goes_through_no_link_and_into_no_open_folder() {
     let sound = Sound::new();
-    let (_place, folder) = sound.copy("backend", CONFIG);
+    let (_place, folder) = BACKEND.copy(&sound);
     folder.trap("out.key");
     let victim = folder.aside.join("victim");
     let key = |out: PathBuf| {
         let mut command = Command::new(sound.system.binaries().backend());
         command.args(["apikey", "create", "--scopes", "all", "--config"]);
-        command.arg(folder.at(CONFIG)).arg("--out").arg(out);
+        command.arg(folder.at(BACKEND.config)).arg("--out").arg(out);
         command
     };
     let said = finish(key(folder.at("out.key")), SOON).await;
@@ -416,7 +309,7 @@ async fn what_a_backend_writes_goes_through_no_link_and_into_no_open_folder() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_expired_server_certificate_and_a_taken_port_are_not_the_checks() {
     let sound = Sound::new();
-    let (_place, folder) = sound.copy("backend", CONFIG);
+    let (_place, folder) = BACKEND.copy(&sound);
     let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     params.not_before = date_time_ymd(2020, 1, 1);
@@ -426,9 +319,8 @@ async fn an_expired_server_certificate_and_a_taken_port_are_not_the_checks() {
     folder.private("server.key", key);
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let [mut check, mut run] = programs(&sound);
+    let [mut check, mut run] = BACKEND.programs(&sound, &folder);
     for command in [&mut check, &mut run] {
-        command.arg("--config").arg(folder.at(CONFIG));
         command.env("VIWORKS__API__LISTEN", &address);
     }
     let said = finish(check, SOON).await.ended_with(0);

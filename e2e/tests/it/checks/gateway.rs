@@ -1,20 +1,9 @@
+//! Every way to spoil a gateway's folder, and what its check and its start say of it.
+
 use super::*;
 
-const CONFIG: &str = "gateway.toml";
-
-fn programs(sound: &Sound) -> [Command; 2] {
-    ["check-config", "run"].map(|action| {
-        let mut command = Command::new(sound.system.binaries().gateway());
-        command.arg(action);
-        command
-    })
-}
-
 async fn hold_all(cases: &[Case]) {
-    let sound = Sound::new();
-    for case in cases {
-        hold(&sound, "gateways/gw-1", CONFIG, case, programs(&sound)).await;
-    }
+    GATEWAY.hold_all(cases).await;
 }
 
 const ENCRYPTED: &str =
@@ -175,39 +164,16 @@ async fn a_gateways_broken_key_material_is_named_by_check_and_start() {
 
 #[tokio::test]
 async fn a_byte_order_mark_is_named_by_a_gateways_check_and_start() {
-    hold_all(&[
-        Case {
-            name: "key",
-            spoil: |folder| folder.mark("gateway.key"),
-            causes: &["gateway.key begins with a byte-order mark"],
-        },
-        Case {
-            name: "certificate",
-            spoil: |folder| folder.mark("gateway.crt"),
-            causes: &["gateway.crt begins with a byte-order mark"],
-        },
-        Case {
-            name: "authority",
-            spoil: |folder| folder.mark("ca.crt"),
-            causes: &["ca.crt begins with a byte-order mark"],
-        },
-        Case {
-            name: "identity",
-            spoil: |folder| folder.mark("identity.json"),
-            causes: &["identity.json begins with a byte-order mark"],
-        },
-        Case {
-            name: "configuration",
-            spoil: |folder| folder.mark("gateway.toml"),
-            causes: &["gateway.toml begins with a byte-order mark"],
-        },
-        Case {
-            name: "catalogue",
-            spoil: |folder| folder.mark("commands.d/10.toml"),
-            causes: &["10.toml begins with a byte-order mark"],
-        },
-    ])
-    .await;
+    let files = [
+        "gateway.key",
+        "gateway.crt",
+        "ca.crt",
+        "identity.json",
+        "gateway.toml",
+        "commands.d/10.toml",
+    ];
+    let words = "begins with a byte-order mark";
+    GATEWAY.hold_each(&files, Folder::mark, words).await;
 }
 
 #[tokio::test]
@@ -351,74 +317,25 @@ async fn a_gateways_files_that_others_could_change_are_refused_by_check_and_star
 
 #[tokio::test]
 async fn a_gateways_links_are_refused_by_check_and_start() {
-    hold_all(&[
-        Case {
-            name: "the configuration",
-            spoil: |folder| folder.link("gateway.toml"),
-            causes: &["gateway.toml is a link"],
-        },
-        Case {
-            name: "the key",
-            spoil: |folder| folder.link("gateway.key"),
-            causes: &["gateway.key is a link"],
-        },
-        Case {
-            name: "the certificate",
-            spoil: |folder| folder.link("gateway.crt"),
-            causes: &["gateway.crt is a link"],
-        },
-        Case {
-            name: "the authority",
-            spoil: |folder| folder.link("ca.crt"),
-            causes: &["ca.crt is a link"],
-        },
-        Case {
-            name: "the identity file",
-            spoil: |folder| folder.link("identity.json"),
-            causes: &["identity.json is a link"],
-        },
-        Case {
-            name: "audit.log",
-            spoil: |folder| folder.trap("state/audit.log"),
-            causes: &["state/audit.log is a link"],
-        },
-        Case {
-            name: "journal.db",
-            spoil: |folder| folder.trap("state/journal.db"),
-            causes: &["state/journal.db is a link"],
-        },
-        Case {
-            name: "journal.db-wal",
-            spoil: |folder| folder.trap("state/journal.db-wal"),
-            causes: &["state/journal.db-wal is a link"],
-        },
-        Case {
-            name: "spool.db",
-            spoil: |folder| folder.trap("state/spool.db"),
-            causes: &["state/spool.db is a link"],
-        },
-        Case {
-            name: "the reserve",
-            spoil: |folder| folder.trap("state/journal.db.reserve"),
-            causes: &["state/journal.db.reserve is a link"],
-        },
-        Case {
-            name: "pins.json",
-            spoil: |folder| folder.trap("state/pins.json"),
-            causes: &["state/pins.json is a link"],
-        },
-        Case {
-            name: "install_id",
-            spoil: |folder| folder.trap("state/install_id"),
-            causes: &["state/install_id is a link"],
-        },
-        Case {
-            name: "the lock",
-            spoil: |folder| folder.trap("state/.lock"),
-            causes: &["state/.lock is a link"],
-        },
-    ])
-    .await;
+    let there = [
+        "gateway.toml",
+        "gateway.key",
+        "gateway.crt",
+        "ca.crt",
+        "identity.json",
+    ];
+    GATEWAY.hold_each(&there, Folder::link, "is a link").await;
+    let written = [
+        "state/audit.log",
+        "state/journal.db",
+        "state/journal.db-wal",
+        "state/spool.db",
+        "state/journal.db.reserve",
+        "state/pins.json",
+        "state/install_id",
+        "state/.lock",
+    ];
+    GATEWAY.hold_each(&written, Folder::trap, "is a link").await;
 }
 
 #[tokio::test]
@@ -444,26 +361,7 @@ async fn a_gateways_broken_state_is_named_by_check_and_start() {
         },
     ])
     .await;
-    if !small_disk::is_allowed() {
-        return;
-    }
-    let sound = Sound::new();
-    let case = Case {
-        name: "a state folder that cannot be written",
-        spoil: |folder| fs::create_dir(folder.at("state")).unwrap(),
-        causes: &["state", "Read-only file system"],
-    };
-    let (_place, folder) = sound.copy("gateways/gw-1", CONFIG);
-    (case.spoil)(&folder);
-    let mut answers = Vec::new();
-    for action in ["check-config", "run"] {
-        let mut command = read_only(&sound.system.binaries().gateway(), &folder.at("state"));
-        command.args([action, "--config", text(&folder.at(CONFIG))]);
-        let said = finish(command, SOON).await.ended_with(78);
-        assert!(said.stderr.contains("Read-only file system"), "{said:#?}");
-        answers.push(said.stderr);
-    }
-    assert_eq!(answers[0], answers[1]);
+    GATEWAY.hold_on_a_read_only_disk().await;
 }
 
 #[tokio::test]
@@ -471,53 +369,19 @@ async fn what_belongs_to_another_user_is_refused_by_a_gateways_check_and_start()
     if !is_root() {
         return;
     }
-    const OF_STRANGER: &str = "belongs to user 65533";
+    let files = [
+        "gateway.toml",
+        "",
+        "..",
+        "gateway.key",
+        "gateway.crt",
+        "ca.crt",
+        "identity.json",
+        "commands.d",
+        "commands.d/10.toml",
+    ];
+    GATEWAY.hold_each(&files, Folder::own, OF_STRANGER).await;
     hold_all(&[
-        Case {
-            name: "the configuration",
-            spoil: |folder| folder.own("gateway.toml"),
-            causes: &["gateway.toml", OF_STRANGER],
-        },
-        Case {
-            name: "its folder",
-            spoil: |folder| folder.own(""),
-            causes: &["agent", OF_STRANGER],
-        },
-        Case {
-            name: "a folder above",
-            spoil: |folder| folder.own(".."),
-            causes: &[OF_STRANGER],
-        },
-        Case {
-            name: "the key",
-            spoil: |folder| folder.own("gateway.key"),
-            causes: &["gateway.key", OF_STRANGER],
-        },
-        Case {
-            name: "the certificate",
-            spoil: |folder| folder.own("gateway.crt"),
-            causes: &["gateway.crt", OF_STRANGER],
-        },
-        Case {
-            name: "the authority",
-            spoil: |folder| folder.own("ca.crt"),
-            causes: &["ca.crt", OF_STRANGER],
-        },
-        Case {
-            name: "the identity file",
-            spoil: |folder| folder.own("identity.json"),
-            causes: &["identity.json", OF_STRANGER],
-        },
-        Case {
-            name: "the catalogue",
-            spoil: |folder| folder.own("commands.d"),
-            causes: &["commands.d", OF_STRANGER],
-        },
-        Case {
-            name: "a file of the catalogue",
-            spoil: |folder| folder.own("commands.d/10.toml"),
-            causes: &["10.toml", OF_STRANGER],
-        },
         Case {
             name: "the state folder",
             spoil: |folder| {
@@ -574,14 +438,12 @@ async fn a_certificate_out_of_its_time_is_a_warning_of_check_and_start() {
         (2020..2021, "expired at"),
         (2090..2091, "is not valid before"),
     ] {
-        let (_place, folder) = sound.copy("gateways/gw-1", CONFIG);
+        let (_place, folder) = GATEWAY.copy(&sound);
         dated(&folder, years);
-        let [mut check, mut run] = programs(&sound);
-        check.arg("--config").arg(folder.at(CONFIG));
+        let [check, mut run] = GATEWAY.programs(&sound, &folder);
         let said = finish(check, SOON).await.ended_with(0);
         assert!(said.stderr.contains(word), "{said:#?}");
         assert!(said.stdout.contains("is valid"), "{said:#?}");
-        run.arg("--config").arg(folder.at(CONFIG));
         let mut running = Process::start(&mut run, &folder.at("log")).unwrap();
         eventually("the start warns as well", PATIENCE, async || {
             running.log().contains(word).then_some(())
@@ -598,7 +460,7 @@ async fn a_certificate_out_of_its_time_is_a_warning_of_check_and_start() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sound_gateway_is_valid_leaves_no_trace_and_starts() {
     let sound = Sound::new();
-    let (_place, folder) = sound.copy("gateways/gw-1", CONFIG);
+    let (_place, folder) = GATEWAY.copy(&sound);
     // Blanks, a folder above that all may write, and a link to a folder.
     fs::create_dir(folder.at("with blank")).unwrap();
     symlink("with blank", folder.at("linked")).unwrap();
@@ -615,21 +477,18 @@ async fn a_sound_gateway_is_valid_leaves_no_trace_and_starts() {
         names
     };
     let before = names(&folder.path);
-    let [mut check, mut run] = programs(&sound);
-    check.arg("--config").arg(folder.at(CONFIG));
+    let [check, mut run] = GATEWAY.programs(&sound, &folder);
     let said = finish(check, SOON).await.ended_with(0);
     assert!(said.stdout.contains("is valid"), "{said:#?}");
     assert_eq!(names(&folder.path), before);
     assert!(names(&folder.at("with blank")).is_empty());
-    run.arg("--config").arg(folder.at(CONFIG));
     let mut running = Process::start(&mut run, &folder.aside.join("log")).unwrap();
     eventually("it serves", PATIENCE, async || {
         folder.at("linked/state/api.sock").exists().then_some(())
     })
     .await;
     // A check beside a running agent finds nothing wrong with it.
-    let [mut check, _] = programs(&sound);
-    check.arg("--config").arg(folder.at(CONFIG));
+    let [check, _] = GATEWAY.programs(&sound, &folder);
     drop(finish(check, SOON).await.ended_with(0));
     assert!(running.stop(PATIENCE).await.success());
 }
