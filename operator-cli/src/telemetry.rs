@@ -26,14 +26,14 @@ pub struct Options {
     /// One stream, such as host.cpu; without it the streams are listed
     #[arg(long)]
     stream: Option<String>,
-    /// How far back
-    #[arg(long, value_name = "SPAN", value_parser = span, default_value = "1h")]
+    /// How far back the records of the stream go
+    #[arg(long, value_name = "SPAN", value_parser = span, default_value = "1h", requires = "stream")]
     since: Duration,
-    /// Most records, the newest of them
-    #[arg(long, value_name = "ROWS", value_parser = rows, default_value = "50")]
+    /// Most records of the stream, the newest of them
+    #[arg(long, value_name = "ROWS", value_parser = rows, default_value = "50", requires = "stream")]
     limit: usize,
     /// Show the counted ranges that were dropped and the records that were refused, and why
-    #[arg(long, conflicts_with = "stream")]
+    #[arg(long, conflicts_with_all = ["stream", "since", "limit"])]
     gaps: bool,
 }
 

@@ -12,20 +12,7 @@ use viworks_testkit::process::{Process, eventually, finish};
 
 use super::desk::Desk;
 
-const CATALOGUE: &str = r#"
-[[command]]
-name = "test.say"
-title = "says what it is told"
-risk = "read"
-idempotent = true
-argv = ["/bin/echo", "{word}"]
-timeout_ms = 20000
-[[command.argument]]
-name = "word"
-description = "what it says"
-type = "string"
-pattern = "[a-z]{1,8}"
-
+const MORE: &str = r#"
 [[command]]
 name = "test.fail"
 title = "fails"
@@ -44,7 +31,7 @@ timeout_ms = 120000
 "#;
 
 async fn open() -> Desk {
-    Desk::open(CATALOGUE, Start::default()).await
+    Desk::that_speaks(MORE, Start::default()).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -161,7 +148,7 @@ async fn every_way_to_go_wrong_has_its_exit_code_and_says_what_to_do() {
     );
 
     let unreadable = desk.system.path().join("nowhere.key");
-    let said = finish(desk.command(&unreadable, &["gateway", "ls"]), PATIENCE).await;
+    let said = desk.run_with(&unreadable, &["gateway", "ls"]).await;
     assert!(
         matches!(said.code, Some(4 | 78)) && said.stderr.contains("nowhere.key"),
         "{said:#?}"
@@ -170,7 +157,7 @@ async fn every_way_to_go_wrong_has_its_exit_code_and_says_what_to_do() {
     std::fs::write(&wrong, format!("vwk_{}\n", "0".repeat(64))).unwrap();
     std::fs::set_permissions(&wrong, std::fs::Permissions::from_mode(0o600)).unwrap();
     drop(
-        finish(desk.command(&wrong, &["gateway", "ls"]), PATIENCE)
+        desk.run_with(&wrong, &["gateway", "ls"])
             .await
             .ended_with(4),
     );
@@ -191,7 +178,7 @@ async fn every_way_to_go_wrong_has_its_exit_code_and_says_what_to_do() {
         ],
     );
     drop(
-        finish(desk.command(&narrow, &["gateway", "ls"]), PATIENCE)
+        desk.run_with(&narrow, &["gateway", "ls"])
             .await
             .ended_with(77),
     );
@@ -203,8 +190,8 @@ async fn every_way_to_go_wrong_has_its_exit_code_and_says_what_to_do() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_queue_refuses_the_whole_run_and_says_when_to_come_back() {
-    let desk = Desk::open(
-        CATALOGUE,
+    let desk = Desk::that_speaks(
+        MORE,
         Start::default().with("VIWORKS__QUEUE__PER_GATEWAY", "1"),
     )
     .await;

@@ -10,6 +10,26 @@ use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
 use viworks_testkit::gateway::mark_starts;
 use viworks_testkit::process::{Process, Said, finish};
 
+/// A catalogue with `test.say`, which says a word of this pattern and has this risk.
+pub(crate) fn say(risk: &str, pattern: &str) -> String {
+    format!(
+        r#"
+[[command]]
+name = "test.say"
+title = "says what it is told"
+risk = "{risk}"
+idempotent = true
+argv = ["/bin/echo", "{{word}}"]
+timeout_ms = 20000
+[[command.argument]]
+name = "word"
+description = "what it says"
+type = "string"
+pattern = "{pattern}"
+"#
+    )
+}
+
 /// The desk and all that runs for it.
 pub(crate) struct Desk {
     pub(crate) system: Deployment,
@@ -23,15 +43,34 @@ impl Desk {
         Self::of(&["gw-1", "gw-2"], catalogue, backend).await
     }
 
+    /// Two gateways that can say a word, and have `more` commands.
+    pub(crate) async fn that_speaks(more: &str, backend: Start) -> Self {
+        let catalogue = say("read", "[a-z]{1,8}") + more;
+        Self::open(&catalogue, backend).await
+    }
+
     /// These gateways.
     pub(crate) async fn of(names: &[&str], catalogue: &str, backend: Start) -> Self {
+        let catalogues: Vec<_> = names
+            .iter()
+            .map(|name| (*name, Some(catalogue.to_owned())))
+            .collect();
+        Self::of_each(&catalogues, backend).await
+    }
+
+    /// These gateways, each with its own catalogue or with none.
+    pub(crate) async fn of_each(catalogues: &[(&str, Option<String>)], backend: Start) -> Self {
         let mut system = Deployment::new(Binaries::shipped());
-        let folders: Vec<PathBuf> = names.iter().map(|name| system.issue(name)).collect();
-        for folder in &folders {
-            mark_starts(folder);
-            let file = folder.join("commands.d/cli.toml");
-            std::fs::write(&file, catalogue).unwrap();
-            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let mut folders = Vec::new();
+        for (name, catalogue) in catalogues {
+            let folder = system.issue(name);
+            mark_starts(&folder);
+            if let Some(catalogue) = catalogue {
+                let file = folder.join("commands.d/desk.toml");
+                std::fs::write(&file, catalogue).unwrap();
+                std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+            }
+            folders.push(folder);
         }
         system.start_backend(backend).await;
         let gateways = folders
@@ -41,7 +80,7 @@ impl Desk {
                 system.start_gateway(folder, quick)
             })
             .collect();
-        for name in names {
+        for (name, _catalogue) in catalogues {
             system.online(name).await;
         }
         let token = system.path().join("operator.key");
@@ -77,7 +116,12 @@ impl Desk {
 
     /// What it says.
     pub(crate) async fn run(&self, arguments: &[&str]) -> Said {
-        finish(self.command(&self.token, arguments), PATIENCE).await
+        self.run_with(&self.token, arguments).await
+    }
+
+    /// What it says to the holder of a key.
+    pub(crate) async fn run_with(&self, token: &Path, arguments: &[&str]) -> Said {
+        finish(self.command(token, arguments), PATIENCE).await
     }
 
     /// What it prints with `-o json`, and nothing else beside it.

@@ -11,20 +11,7 @@ use viworks_testkit::process::{Process, Said, finish};
 
 use super::desk::Desk;
 
-const CATALOGUE: &str = r#"
-[[command]]
-name = "test.say"
-title = "says what it is told"
-risk = "read"
-idempotent = true
-argv = ["/bin/echo", "{word}"]
-timeout_ms = 20000
-[[command.argument]]
-name = "word"
-description = "what it says"
-type = "string"
-pattern = "[a-z]{1,8}"
-
+const MORE: &str = r#"
 [[command]]
 name = "test.change"
 title = "changes nothing, and says it might"
@@ -43,7 +30,7 @@ timeout_ms = 20000
 "#;
 
 async fn desk() -> Desk {
-    Desk::open(CATALOGUE, Start::default()).await
+    Desk::that_speaks(MORE, Start::default()).await
 }
 
 async fn backend(arguments: &[&str]) -> Said {
@@ -158,7 +145,7 @@ async fn a_file_that_holds_no_key_is_named_before_anything_is_sent() {
         std::fs::write(&file, content).unwrap();
         let private = <std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o600);
         std::fs::set_permissions(&file, private).unwrap();
-        let said = finish(desk.command(&file, &["gateway", "ls"]), PATIENCE).await;
+        let said = desk.run_with(&file, &["gateway", "ls"]).await;
         let said = said.ended_with(78);
         assert!(said.stderr.contains("holds no API key"), "{said:#?}");
         assert!(said.stderr.contains("fix: "), "{said:#?}");
@@ -252,6 +239,17 @@ async fn slips_of_the_hand_are_answered_in_the_words_of_the_command_line() {
         "99999999d",
     ];
     drop(desk.run(&far).await.ended_with(0));
+    // What would be ignored is refused.
+    for (ignored, named) in [
+        (&["--since", "99999999d"][..], "--stream"),
+        (&["--limit", "5"], "--stream"),
+        (&["--gaps", "--since", "1h"], "--since"),
+        (&["--gaps", "--limit", "5"], "--limit"),
+    ] {
+        let arguments = [&["telemetry", "-g", "gw-1"], ignored].concat();
+        let said = desk.run(&arguments).await.ended_with(2);
+        assert!(said.stderr.contains(named), "{said:#?}");
+    }
     let unknown = ["telemetry", "-g", "gw-1", "--stream", "nope"];
     let said = desk.run(&unknown).await.ended_with(0);
     assert!(said.stderr.contains("no stream"), "{said:#?}");

@@ -1,107 +1,33 @@
 //! The list that an operator meant is the list that is reported, and no gateway can veto a run for all others unnamed.
 
 use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
 
 use serde_json::json;
-use viworks_testkit::binaries::Binaries;
-use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
-use viworks_testkit::gateway::mark_starts;
-use viworks_testkit::process::{Process, Said, finish};
+use viworks_testkit::deployment::Start;
 
-/// `test.say` with a word of this pattern.
-fn catalogue(pattern: &str) -> String {
-    catalogue_of("read", pattern)
-}
+use super::desk::{Desk, say};
 
-/// The same with a risk.
-fn catalogue_of(risk: &str, pattern: &str) -> String {
-    format!(
-        r#"
-[[command]]
-name = "test.say"
-title = "says what it is told"
-risk = "{risk}"
-idempotent = true
-argv = ["/bin/echo", "{{word}}"]
-timeout_ms = 20000
-[[command.argument]]
-name = "word"
-description = "what it says"
-type = "string"
-pattern = "{pattern}"
-"#
-    )
-}
-
-/// Gateways with a catalogue of their own each.
-struct Fleet {
-    system: Deployment,
-    _gateways: Vec<Process>,
-}
-
-impl Fleet {
-    async fn start<const N: usize>(catalogues: [(&'static str, Option<String>); N]) -> Self {
-        let mut system = Deployment::new(Binaries::shipped());
-        let folders = catalogues.map(|(name, catalogue)| {
-            let folder = system.issue(name);
-            mark_starts(&folder);
-            if let Some(catalogue) = catalogue {
-                let file = folder.join("commands.d/say.toml");
-                std::fs::write(&file, catalogue).unwrap();
-                std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
-            }
-            (name, folder)
-        });
-        system.start_backend(Start::default()).await;
-        let mut gateways = Vec::new();
-        for (name, folder) in &folders {
-            gateways.push(system.start_gateway(folder, Start::default()));
-            system.online(name).await;
-        }
-        Self {
-            system,
-            _gateways: gateways,
-        }
-    }
-
-    async fn viworks(&self, arguments: &[&str]) -> Said {
-        self.with_key("operator.key", arguments).await
-    }
-
-    async fn with_key(&self, key: &str, arguments: &[&str]) -> Said {
-        let mut command = Command::new(self.system.binaries().cli());
-        command
-            .args(arguments)
-            .env("HOME", self.system.path())
-            .env("VIWORKS_CONFIG_DIR", self.system.path().join("config"))
-            .env("VIWORKS_SERVER", self.system.api_url())
-            .env("VIWORKS_TOKEN_FILE", self.system.path().join(key))
-            .env_remove("VIWORKS_CONTEXT")
-            .env_remove("VIWORKS_OUTPUT");
-        finish(command, PATIENCE).await
-    }
-}
+const WORDS: &str = "[a-z]{1,8}";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_gateway_that_was_meant_is_accounted_for() {
-    let fleet = Fleet::start([
-        ("gw-can", Some(catalogue("[a-z]{1,8}"))),
-        ("gw-odd", Some(catalogue("[0-9]{900}"))),
+    let catalogues = [
+        ("gw-can", Some(say("read", WORDS))),
+        ("gw-odd", Some(say("read", "[0-9]{900}"))),
         ("gw-without", None),
-    ])
-    .await;
+    ];
+    let desk = Desk::of_each(&catalogues, Start::default()).await;
     let say = ["run", "test.say", "word=hello", "--all"];
 
     // One gateway refuses the arguments: nothing is sent, it is named, and so is the way out.
-    let said = fleet.viworks(&say).await.ended_with(2);
+    let said = desk.run(&say).await.ended_with(2);
     assert!(said.stderr.contains("gw-odd"), "{said:#?}");
     assert!(said.stderr.contains("--except"), "{said:#?}");
     assert!(!said.stderr.contains("gw-can"), "{said:#?}");
 
     // Without it the run goes ahead, and whoever lacks the command is in the list and in the exit code.
-    let said = fleet
-        .viworks(&[&say[..], &["--except", "gw-odd"]].concat())
+    let said = desk
+        .run(&[&say[..], &["--except", "gw-odd"]].concat())
         .await
         .ended_with(7);
     assert!(said.stdout.contains("gw-without"), "{said:#?}");
@@ -110,8 +36,8 @@ async fn every_gateway_that_was_meant_is_accounted_for() {
     assert!(said.stderr.contains("1 ok, 1 skipped = 2"), "{said:#?}");
 
     // Whoever says that gateways may be skipped gets all of them listed, and a good exit code.
-    let said = fleet
-        .viworks(&[&say[..], &["--skip-unable", "-o", "json"]].concat())
+    let said = desk
+        .run(&[&say[..], &["--skip-unable", "-o", "json"]].concat())
         .await
         .ended_with(0);
     let result = said.json();
@@ -137,22 +63,22 @@ async fn every_gateway_that_was_meant_is_accounted_for() {
 
     // It is still known later.
     let run = result["run"]["id"].as_str().unwrap();
-    let said = fleet.viworks(&["runs", "show", run]).await.ended_with(0);
+    let said = desk.run(&["runs", "show", run]).await.ended_with(0);
     for name in ["gw-can", "gw-odd", "gw-without"] {
         assert!(said.stdout.contains(name), "{said:#?}");
     }
 
     // A dry run tells both lists, and is refused where the run would be; a gateway that does not exist cannot be left out.
-    let said = fleet
-        .viworks(&[&say[..], &["--except", "gw-odd", "--dry-run"]].concat())
+    let said = desk
+        .run(&[&say[..], &["--except", "gw-odd", "--dry-run"]].concat())
         .await
         .ended_with(0);
     assert!(said.stdout.contains("gw-without"), "{said:#?}");
     let refused = [&say[..], &["--dry-run"]].concat();
-    let said = fleet.viworks(&refused).await.ended_with(2);
+    let said = desk.run(&refused).await.ended_with(2);
     assert!(said.stderr.contains("gw-odd"), "{said:#?}");
-    let said = fleet
-        .viworks(&[&say[..], &["--except", "gw-typo"]].concat())
+    let said = desk
+        .run(&[&say[..], &["--except", "gw-typo"]].concat())
         .await;
     assert_ne!(said.code, Some(0), "{said:#?}");
     assert!(said.stderr.contains("gw-typo"), "{said:#?}");
@@ -160,23 +86,23 @@ async fn every_gateway_that_was_meant_is_accounted_for() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gateway_that_claims_a_higher_risk_is_named_and_can_be_left_out() {
-    let fleet = Fleet::start([
-        ("gw-can", Some(catalogue("[a-z]{1,8}"))),
-        ("gw-too", Some(catalogue("[a-z]{1,8}"))),
-        ("gw-odd", Some(catalogue_of("danger", "[a-z]{1,8}"))),
-    ])
-    .await;
+    let catalogues = [
+        ("gw-can", Some(say("read", WORDS))),
+        ("gw-too", Some(say("read", WORDS))),
+        ("gw-odd", Some(say("danger", WORDS))),
+    ];
+    let desk = Desk::of_each(&catalogues, Start::default()).await;
     let scopes = ["runs:write", "runs:read", "catalogue:read", "gateways:read"];
-    let made = fleet
+    let made = desk
         .system
         .post("/v1/apikeys", &json!({"name": "looks", "scopes": scopes}))
         .await;
-    let key = fleet.system.path().join("looks.key");
+    let key = desk.system.path().join("looks.key");
     std::fs::write(&key, made["secret"].as_str().unwrap()).unwrap();
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
     let say = ["run", "test.say", "word=hello", "--all"];
     let with = |more: &[&'static str]| [&say[..], more].concat();
-    let looks = async |more: &[&'static str]| fleet.with_key("looks.key", &with(more)).await;
+    let looks = async |more: &[&'static str]| desk.run_with(&key, &with(more)).await;
 
     // The key may not take that risk: the refusal names who claims it, and the way out.
     let said = looks(&["--confirm", "3", "--reason", "a test"]);
@@ -204,22 +130,19 @@ async fn a_gateway_that_claims_a_higher_risk_is_named_and_can_be_left_out() {
     );
 
     // Whoever may take the risk is told where it is, before and after.
-    let said = fleet.viworks(&say).await;
+    let said = desk.run(&say).await;
     assert_ne!(said.code, Some(0), "{said:#?}");
     assert!(said.stderr.contains("gw-odd"), "{said:#?}");
-    let said = fleet
-        .viworks(&with(&["--confirm", "3"]))
-        .await
-        .ended_with(2);
+    let said = desk.run(&with(&["--confirm", "3"])).await.ended_with(2);
     assert!(said.stderr.contains("reason"), "{said:#?}");
     assert!(said.stderr.contains("gw-odd"), "{said:#?}");
     assert!(!said.stderr.contains("gw-can"), "{said:#?}");
-    let said = fleet.viworks(&["command", "show", "test.say"]).await;
+    let said = desk.run(&["command", "show", "test.say"]).await;
     let row = |name: &str| said.stdout.lines().find(|line| line.starts_with(name));
     assert!(row("gw-odd").unwrap().contains("danger"), "{said:#?}");
     assert!(row("gw-can").unwrap().contains("read"), "{said:#?}");
-    let said = fleet
-        .viworks(&with(&["--dry-run", "--reason", "a test"]))
+    let said = desk
+        .run(&with(&["--dry-run", "--reason", "a test"]))
         .await
         .ended_with(0);
     let row = |risk: &str| said.stdout.lines().find(|line| line.contains(risk));
@@ -227,6 +150,6 @@ async fn a_gateway_that_claims_a_higher_risk_is_named_and_can_be_left_out() {
     assert!(dangerous.contains("gw-odd"), "{said:#?}");
     assert!(!dangerous.contains("gw-can"), "{said:#?}");
     let arguments = ["--confirm", "3", "--reason", "a test"];
-    let said = fleet.viworks(&with(&arguments)).await.ended_with(0);
+    let said = desk.run(&with(&arguments)).await.ended_with(0);
     assert!(said.stderr.contains("3 ok = 3"), "{said:#?}");
 }
