@@ -199,6 +199,9 @@ pub struct Gateway {
     pub spool: Option<GatewaySpool>,
     /// How often a second holder of its identity was seen.
     pub forks: u64,
+    /// Results that it reported of commands that the backend does not have, as many as are kept.
+    #[serde(default)]
+    pub orphans: u64,
 }
 
 /// One of two holders of an identity.

@@ -9,6 +9,7 @@ mod catalogue;
 mod event;
 mod gateway;
 mod health;
+mod orphan;
 mod page;
 mod problem;
 mod run;
@@ -24,6 +25,7 @@ pub use gateway::{
     GatewayStatus, Label, LabelSource, NamedGateway,
 };
 pub use health::{Health, HealthCheck, HealthStatus};
+pub use orphan::{OrphanList, OrphanResult};
 pub use page::{ApiVersion, Kind};
 pub use problem::{FieldProblem, InvalidProblemCode, Problem, ProblemCode};
 pub use run::{

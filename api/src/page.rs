@@ -32,6 +32,7 @@ pub enum Kind {
     Gateway,
     GatewayList,
     Health,
+    OrphanList,
     Run,
     RunCancelled,
     RunList,

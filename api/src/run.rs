@@ -277,10 +277,10 @@ pub struct CommandOutcome {
     pub started_at: Option<Timestamp>,
     /// How long it ran.
     pub duration_ms: u64,
-    /// What it wrote to its standard output; only when one command is shown.
+    /// What it wrote to its standard output; not in the list of a run's commands.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stdout: Option<OutputView>,
-    /// What it wrote to its standard error; only when one command is shown.
+    /// What it wrote to its standard error; not in the list of a run's commands.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stderr: Option<OutputView>,
     /// Why it was refused or could not run.

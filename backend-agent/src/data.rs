@@ -429,6 +429,14 @@ pub trait Store: Send + Sync {
         page: Page<RefusalCursor>,
     ) -> StoreResult<Listing<StoredRefusal, RefusalCursor>>;
 
+    /// The kept outcomes of commands that nobody knows, as a gateway reported them, the latest first.
+    async fn orphans(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        page: Page<OrphanCursor>,
+    ) -> StoreResult<Listing<Orphan, OrphanCursor>>;
+
     // API keys.
 
     /// Creates an API key; only the digest of its secret is stored.

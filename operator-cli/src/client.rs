@@ -10,9 +10,10 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
 use viworks_api::{
     CatalogueCommand, CatalogueList, CommandList, CommandView, Fork, ForkList, Gateway,
-    GatewayList, IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, Problem, ProblemCode, Run, RunCancelled,
-    RunEvent, RunList, RunPlan, RunRequest, RunWait, SkippedGateway, SkippedList, TelemetryGapList,
-    TelemetryList, TelemetryRefusalList, TelemetryStreamList, WAIT_MS_MAX,
+    GatewayList, IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, OrphanList, OrphanResult, Problem,
+    ProblemCode, Run, RunCancelled, RunEvent, RunList, RunPlan, RunRequest, RunWait,
+    SkippedGateway, SkippedList, TelemetryGapList, TelemetryList, TelemetryRefusalList,
+    TelemetryStreamList, WAIT_MS_MAX,
 };
 use viworks_common::id::{CommandId, RunId};
 use viworks_runtime::config::environment;
@@ -149,6 +150,21 @@ impl Client {
         let mut cursor = None;
         loop {
             let page: ForkList = self.get(&path, &paged(cursor, PAGE)).await?;
+            all.extend(page.items);
+            cursor = page.next;
+            if cursor.is_none() {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// What a gateway reported of commands that the backend does not have, the latest first.
+    pub async fn orphans(&self, reference: &str) -> Result<Vec<OrphanResult>, Failure> {
+        let path = format!("/v1/gateways/{}/orphans", segment(reference)?);
+        let mut all = Vec::new();
+        let mut cursor = None;
+        loop {
+            let page: OrphanList = self.get(&path, &paged(cursor, PAGE)).await?;
             all.extend(page.items);
             cursor = page.next;
             if cursor.is_none() {

@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 use serde_json::json;
-use viworks_api::{Fork, ForkHolder, Gateway, GatewayStatus};
+use viworks_api::{Fork, ForkHolder, Gateway, GatewayStatus, OrphanResult};
 use viworks_common::human;
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::{Clock, SystemClock};
@@ -11,6 +11,7 @@ use viworks_runtime::exit::ExitCode;
 use crate::client::Client;
 use crate::error::Failure;
 use crate::output::{self, Format, one_line};
+use crate::run::program_name;
 
 /// What to do with gateways.
 #[derive(Debug, Subcommand)]
@@ -28,6 +29,11 @@ pub enum Verb {
     },
     /// Show every second holder of a gateway's identity beside the one that was accepted
     Forks {
+        /// Its name or id
+        gateway: String,
+    },
+    /// List results that a gateway reported of commands that the backend does not have; their output with -o json
+    Orphans {
         /// Its name or id
         gateway: String,
     },
@@ -74,6 +80,7 @@ pub async fn execute(client: &Client, verb: Verb, format: Format) -> Result<Exit
             }
         }
         Verb::Forks { gateway } => forks(&client.forks(&gateway).await?, format)?,
+        Verb::Orphans { gateway } => orphans(&client.orphans(&gateway).await?, format)?,
     }
     Ok(ExitCode::Ok)
 }
@@ -214,6 +221,21 @@ fn show(gateway: &Gateway, format: Format) -> Result<(), Failure> {
         ),
         ("forks", gateway.forks.to_string()),
     ];
+    if gateway.orphans > 0 {
+        rows.push((
+            "orphans",
+            format!(
+                "{}: {} gateway orphans {}",
+                human::counted_all(
+                    gateway.orphans,
+                    "result of a command that the backend does not have",
+                    "results of commands that the backend does not have"
+                ),
+                program_name(),
+                gateway.name
+            ),
+        ));
+    }
     if let Some(session) = &gateway.session {
         rows.push((
             "session",
@@ -246,6 +268,41 @@ fn forks(forks: &[Fork], format: Format) -> Result<(), Failure> {
         side_by_side(fork)?;
     }
     output::note(&format!("{} second holders of this identity", forks.len()));
+    Ok(())
+}
+
+fn orphans(orphans: &[OrphanResult], format: Format) -> Result<(), Failure> {
+    if format == Format::Json {
+        return output::json(
+            &json!({"apiVersion": "viworks/v1", "kind": "OrphanList", "items": orphans}),
+        );
+    }
+    let now = SystemClock.wall();
+    let bytes = |count: Option<u64>| human::count(count.unwrap_or(0));
+    output::table(
+        ["REPORTED", "COMMAND", "STATE", "EXIT", "STDOUT", "STDERR"],
+        orphans.iter().map(|orphan| {
+            let outcome = &orphan.outcome;
+            [
+                human::relative(orphan.received_at, now),
+                orphan.command_id.to_string(),
+                orphan.state.name().to_owned(),
+                outcome
+                    .exit_code
+                    .map_or_else(|| "–".to_owned(), |code| code.to_string()),
+                bytes(outcome.stdout_bytes),
+                bytes(outcome.stderr_bytes),
+            ]
+        }),
+    )?;
+    output::note(&format!(
+        "{}; the output that was kept: -o json",
+        human::counted(
+            orphans.len(),
+            "result of a command that the backend does not have",
+            "results of commands that the backend does not have"
+        )
+    ));
     Ok(())
 }
 

@@ -4,6 +4,7 @@ pub(super) mod apikeys;
 pub(super) mod audit;
 pub(super) mod catalogue;
 pub(super) mod gateways;
+pub(super) mod orphans;
 pub(super) mod probes;
 pub(super) mod runs;
 pub(super) mod telemetry;

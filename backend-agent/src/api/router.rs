@@ -12,7 +12,7 @@ use utoipa::openapi::schema::Schema;
 use utoipa_axum::routes;
 use viworks_api::Scope;
 
-use super::handlers::{apikeys, audit, catalogue, gateways, probes, runs, telemetry};
+use super::handlers::{apikeys, audit, catalogue, gateways, orphans, probes, runs, telemetry};
 use super::request::{
     authorise, finish, in_time, method_not_allowed, no_such_path, panicked, well_formed,
 };
@@ -76,6 +76,7 @@ pub(super) fn table() -> Vec<Row> {
         row(scope(Scope::GatewaysRead), Quick, routes!(gateways::list)),
         row(scope(Scope::GatewaysRead), Quick, routes!(gateways::show)),
         row(scope(Scope::GatewaysRead), Quick, routes!(gateways::forks)),
+        row(scope(Scope::RunsRead), Quick, routes!(orphans::list)),
         row(scope(Scope::RunsWrite), Quick, routes!(runs::submit)),
         row(scope(Scope::RunsWrite), Quick, routes!(runs::plan)),
         row(scope(Scope::RunsRead), Quick, routes!(runs::list)),

@@ -16,6 +16,7 @@ mod ground;
 mod keys;
 mod lease;
 mod opening;
+mod orphans;
 mod outputs;
 mod page;
 mod reports;

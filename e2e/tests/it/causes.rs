@@ -21,6 +21,8 @@ use viworks_testkit::process::{Process, Said, eventually, finish};
 use viworks_testkit::rogue::{Material, Rogue};
 use viworks_testkit::stand_in::{Answer, StandIn};
 
+use super::desk::viworks;
+
 /// What `status` says, by its JSON, and how it ends.
 pub(crate) async fn status(binaries: &Binaries, socket: &Path) -> Said {
     let mut command = Command::new(binaries.gateway());
@@ -397,18 +399,10 @@ async fn a_lost_state_folder_is_named_beside_the_copy_and_the_name_can_be_issued
         fork["accepted"]["install_id"]
     );
     assert_eq!(fork["refused"]["boot_id"], fork["accepted"]["boot_id"]);
-    let cli = |arguments: &[&str]| {
-        let mut command = Command::new(system.binaries().cli());
-        command
-            .args(["--server", &system.api_url(), "--token-file"])
-            .arg(system.path().join("operator.key"))
-            .args(arguments);
-        command
-    };
+    let token = system.path().join("operator.key");
     for verb in ["show", "forks"] {
-        let said = finish(cli(&["gateway", verb, "gw-1"]), PATIENCE)
-            .await
-            .ended_with(0);
+        let command = viworks(&system, &token, &["gateway", verb, "gw-1"]);
+        let said = finish(command, PATIENCE).await.ended_with(0);
         for side in ["refused", "accepted"] {
             let install = fork[side]["install_id"].as_str().unwrap();
             assert!(said.stdout.contains(install), "{said:#?}");

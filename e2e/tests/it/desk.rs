@@ -30,6 +30,21 @@ pattern = "{pattern}"
     )
 }
 
+/// The command line with a key, as somebody types it who has nothing else on this machine.
+pub(crate) fn viworks(system: &Deployment, token: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(system.binaries().cli());
+    command
+        .args(arguments)
+        .current_dir(system.path())
+        .env("HOME", system.path())
+        .env("VIWORKS_CONFIG_DIR", system.path().join("config"))
+        .env("VIWORKS_SERVER", system.api_url())
+        .env("VIWORKS_TOKEN_FILE", token)
+        .env_remove("VIWORKS_CONTEXT")
+        .env_remove("VIWORKS_OUTPUT");
+    command
+}
+
 /// The desk and all that runs for it.
 pub(crate) struct Desk {
     pub(crate) system: Deployment,
@@ -101,17 +116,7 @@ impl Desk {
 
     /// The command line with a key.
     pub(crate) fn command(&self, token: &Path, arguments: &[&str]) -> Command {
-        let mut command = Command::new(self.system.binaries().cli());
-        command
-            .args(arguments)
-            .current_dir(self.system.path())
-            .env("HOME", self.system.path())
-            .env("VIWORKS_CONFIG_DIR", self.system.path().join("config"))
-            .env("VIWORKS_SERVER", self.system.api_url())
-            .env("VIWORKS_TOKEN_FILE", token)
-            .env_remove("VIWORKS_CONTEXT")
-            .env_remove("VIWORKS_OUTPUT");
-        command
+        viworks(&self.system, token, arguments)
     }
 
     /// What it says.

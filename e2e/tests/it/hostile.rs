@@ -19,8 +19,10 @@ use viworks_runtime::random;
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
 use viworks_testkit::gateway::{ONCE, mark_starts};
-use viworks_testkit::process::{Process, eventually};
+use viworks_testkit::process::{Process, Said, eventually, finish};
 use viworks_testkit::rogue::{Hostile, Material, Refused, Rogue};
+
+use super::desk::viworks;
 
 const TELEMETRY: u8 = 0x12;
 const RESULT: u8 = 0x17;
@@ -117,6 +119,13 @@ impl Scene {
             };
             path = format!("/v1/audit?limit=500&cursor={next}");
         }
+    }
+
+    /// What the command line says to an operator.
+    async fn viworks(&self, arguments: &[&str]) -> Said {
+        let token = self.system.path().join("operator.key");
+        let command = viworks(&self.system, &token, arguments);
+        finish(command, PATIENCE).await.ended_with(0)
     }
 
     async fn metric(&self, line: &str) -> u64 {
@@ -499,6 +508,27 @@ async fn results_that_nobody_asked_for_leave_little_behind_however_often_their_g
     let refused = r#"viworks_agent_refusals_total{reason="orphan_result"}"#;
     let said = scene.system.backend().log();
     assert!(said.matches("does not have").count() <= 100);
+
+    // What is kept of them is listed, and shown to whoever looks at that gateway.
+    let one = scene.system.get("/v1/gateways/gw-hostile").await;
+    let kept = one["orphans"].as_u64().unwrap();
+    assert!((1..=256).contains(&kept), "{one:#}");
+    let listed = scene
+        .system
+        .get("/v1/gateways/gw-hostile/orphans?limit=1")
+        .await;
+    let outcome = &listed["items"][0]["outcome"];
+    assert_eq!(outcome["stdout_bytes"], 96 * 1_024, "{listed:#}");
+    assert!(listed["next"].is_string(), "{listed:#}");
+    let said = scene.viworks(&["gateway", "show", "gw-hostile"]).await;
+    assert!(said.stdout.contains("gateway orphans"), "{said:#?}");
+    let said = scene.viworks(&["gateway", "orphans", "gw-hostile"]).await;
+    let id = listed["items"][0]["command_id"].as_str().unwrap();
+    assert!(said.stdout.contains(id), "{said:#?}");
+    assert!(
+        said.stderr.contains(&format!("{kept} results")),
+        "{said:#?}"
+    );
 
     // Its share of the audit log is used up, whatever it does next.
     let agents = scene.system.agents_address();

@@ -156,10 +156,12 @@ async fn a_reader_that_goes_away_ends_every_program_without_a_word() {
             .stdout(writer)
             .stderr(Stdio::piped())
             .env_remove("VIWORKS_FAULT");
-        let output = tokio::process::Command::from(command)
+        // `output` would give it another standard output.
+        let running = tokio::process::Command::from(command)
             .kill_on_drop(true)
-            .output();
-        let output = tokio::time::timeout(PATIENCE, output)
+            .spawn()
+            .unwrap();
+        let output = tokio::time::timeout(PATIENCE, running.wait_with_output())
             .await
             .unwrap()
             .unwrap();

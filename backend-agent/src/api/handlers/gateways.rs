@@ -206,6 +206,7 @@ async fn view(state: &ApiState, gateway: data::Gateway) -> ApiResult<Gateway> {
             bytes: figures.spool_bytes,
         }),
         forks: gateway.forks,
+        orphans: gateway.orphans,
     })
 }
 

@@ -426,19 +426,28 @@ pub(in crate::api) fn view(run: data::Run) -> Run {
     }
 }
 
-fn command_view(command: data::Command, output: Option<&CommandOutput>) -> CommandView {
-    let result = command.result.or(command.late_outcome);
-    let outcome = result.map(|result| CommandOutcome {
+/// How a command ended, without its output.
+pub(super) fn outcome_view(result: data::CommandResult) -> CommandOutcome {
+    CommandOutcome {
         exit_code: result.exit_code,
         signal: result.signal,
         started_at: result.started_at,
         duration_ms: result.duration_ms,
-        stdout: output.map(|output| (&output.stdout).into()),
-        stderr: output.map(|output| (&output.stderr).into()),
+        stdout: None,
+        stderr: None,
         reason: result.reason,
         reject_code: result.reject_code,
         stdout_bytes: result.stdout_bytes,
         stderr_bytes: result.stderr_bytes,
+    }
+}
+
+fn command_view(command: data::Command, output: Option<&CommandOutput>) -> CommandView {
+    let result = command.result.or(command.late_outcome);
+    let outcome = result.map(|result| CommandOutcome {
+        stdout: output.map(|output| (&output.stdout).into()),
+        stderr: output.map(|output| (&output.stderr).into()),
+        ..outcome_view(result)
     });
     CommandView {
         kind: Kind::Command,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use viworks_api::SkipCode;
 use viworks_common::catalogue::Risk;
 use viworks_common::code::RejectCode;
-use viworks_common::command::{Arguments, CommandState, RetainedOutput};
+use viworks_common::command::{Arguments, CommandState, Outcome, RetainedOutput};
 use viworks_common::id::{AgentId, CommandId, CommandName, GatewayName, RunId};
 pub use viworks_common::ledger::Ended as CommandResult;
 use viworks_common::time::Timestamp;
@@ -382,6 +382,26 @@ impl CompleteOutcome {
             | Self::Orphan { low_water, .. } => low_water,
         }
     }
+}
+
+/// The outcome of a command that nobody knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Orphan {
+    /// The command, as its gateway names it.
+    pub command_id: CommandId,
+    /// When it was reported.
+    pub received_at: Timestamp,
+    /// What was reported.
+    pub outcome: Outcome,
+}
+
+/// A place among the orphans of a gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OrphanCursor {
+    /// When it was reported.
+    pub received_at: Timestamp,
+    /// Which one of that moment.
+    pub command_id: CommandId,
 }
 
 /// How many of what there is.

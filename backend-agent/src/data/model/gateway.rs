@@ -126,6 +126,8 @@ pub struct Gateway {
     pub low_water: u64,
     /// Recorded forks.
     pub forks: u64,
+    /// Kept outcomes of commands that nobody knows.
+    pub orphans: u64,
 }
 
 /// The live session of a gateway.

@@ -25,7 +25,9 @@ macro_rules! rows {
          s.session_id, s.agent_run_id, s.peer_address, s.confirmed_at, c.digest AS catalogue_digest, \
          (SELECT json_group_array(json_array(key, value, source)) FROM labels AS l \
           WHERE l.tenant = g.tenant AND l.agent_id = g.agent_id) AS labels, \
-         (SELECT count(*) FROM forks AS f WHERE f.tenant = g.tenant AND f.agent_id = g.agent_id) AS forks \
+         (SELECT count(*) FROM forks AS f WHERE f.tenant = g.tenant AND f.agent_id = g.agent_id) AS forks, \
+         (SELECT count(*) FROM orphan_results AS o INDEXED BY orphan_results_by_gateway \
+          WHERE o.tenant = g.tenant AND o.agent_id = g.agent_id) AS orphans \
          FROM gateways AS g \
          LEFT JOIN sessions AS s ON s.tenant = g.tenant AND s.agent_id = g.agent_id AND s.epoch = g.session_epoch \
          LEFT JOIN catalogues AS c ON c.tenant = g.tenant AND c.agent_id = g.agent_id \
@@ -223,6 +225,7 @@ fn read(row: &Row<'_>) -> StoreResult<Gateway> {
         next_order: row.get("next_order")?,
         low_water: row.get("low_water")?,
         forks: row.get("forks")?,
+        orphans: row.get("orphans")?,
     })
 }
 

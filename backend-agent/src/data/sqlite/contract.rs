@@ -20,16 +20,16 @@ use super::telemetry::queries;
 use super::tx::{Tx, View};
 use super::{
     SqliteStore, admit, agents, audit, catalogues, certificates, confirm, forks, keys, lease,
-    outputs, reports, runs, sessions, submit, targets, telemetry, timeline, upkeep,
+    orphans, outputs, reports, runs, sessions, submit, targets, telemetry, timeline, upkeep,
 };
 use crate::data::{
     AcceptOutcome, Accepted, Actor, AdmitOutcome, AdmitRequest, ApiKey, AuditRecord, Cancelled,
     Certificate, Command, CommandOutput, CompleteOutcome, ConfirmOutcome, ConfirmRequest, Counts,
     Fork, GapCursor, Gateway, GatewayFilter, GatewayRef, Holder, Idempotency, LeaseLimits, Leased,
-    Listing, MergedEntry, NewApiKey, NewAuditRecord, NewCertificate, NewGateway, NewRun, Page,
-    Purged, RefusalCursor, Rejected, Revoked, Run, SessionRecord, SessionTouch, Settled,
-    SkippedGateway, Store, StoreError, StoreHealth, StoreResult, StoredCatalogue, StoredGap,
-    StoredRecord, StoredRefusal, StreamSummary, Submission, Target, TargetSelection,
+    Listing, MergedEntry, NewApiKey, NewAuditRecord, NewCertificate, NewGateway, NewRun, Orphan,
+    OrphanCursor, Page, Purged, RefusalCursor, Rejected, Revoked, Run, SessionRecord, SessionTouch,
+    Settled, SkippedGateway, Store, StoreError, StoreHealth, StoreResult, StoredCatalogue,
+    StoredGap, StoredRecord, StoredRefusal, StreamSummary, Submission, Target, TargetSelection,
     TelemetryCursor, TelemetryOutcome, TelemetryQuery, TelemetryWrite,
 };
 
@@ -523,6 +523,16 @@ impl Store for SqliteStore {
         page: Page<RefusalCursor>,
     ) -> StoreResult<Listing<StoredRefusal, RefusalCursor>> {
         self.read(tenant, move |view| queries::refusals(view, agent_id, page))
+            .await
+    }
+
+    async fn orphans(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        page: Page<OrphanCursor>,
+    ) -> StoreResult<Listing<Orphan, OrphanCursor>> {
+        self.read(tenant, move |view| orphans::list(view, agent_id, page))
             .await
     }
 

@@ -9,8 +9,8 @@ use viworks_runtime::sqlite::Options;
 
 use super::{
     SqliteStore, admit, agents, audit, budget, catalogues, certificates, confirm, forks, keys,
-    lease, opening, outputs, reports, runs, sessions, settle, submit, targets, telemetry, timeline,
-    tx, upkeep,
+    lease, opening, orphans, outputs, reports, runs, sessions, settle, submit, targets, telemetry,
+    timeline, tx, upkeep,
 };
 
 const STATEMENTS: &[(&str, &str)] = &[
@@ -49,6 +49,7 @@ const STATEMENTS: &[(&str, &str)] = &[
     ("lease::QUEUED_AGENTS", lease::QUEUED_AGENTS),
     ("opening::IDENTITY", opening::IDENTITY),
     ("opening::SWAP", opening::SWAP),
+    ("orphans::LIST", orphans::LIST),
     ("outputs::KEEP", outputs::KEEP),
     ("outputs::LOAD", outputs::LOAD),
     ("reports::HAS_ORPHAN", reports::HAS_ORPHAN),

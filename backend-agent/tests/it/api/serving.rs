@@ -381,9 +381,7 @@ async fn keys_that_keep_every_place_of_keys_busy_together_are_told_of_in_health(
     let mut waiting = Vec::new();
     // The last of the sixteen places is for newcomers.
     for _ in 0..15 {
-        let key = backend
-            .key_with(&[viworks_common::api::Scope::RunsRead])
-            .await;
+        let key = backend.key_with(&[viworks_api::Scope::RunsRead]).await;
         waiting.push(silent(address, &wait(&key, 60_000)).await);
     }
     // Once all of them are where they wait, nobody else gets in with a key.

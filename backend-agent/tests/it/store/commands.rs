@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use viworks_backend_agent::data::{
-    AcceptOutcome, Accepted, Actor, CompleteOutcome, LeaseLimits, Page, Rejected, StoreError,
+    AcceptOutcome, Accepted, Actor, CompleteOutcome, LeaseLimits, Orphan, Page, Rejected,
+    StoreError,
 };
 use viworks_common::code::{CloseCode, RejectCode};
 use viworks_common::command::{CommandState, OutcomeState, digest};
@@ -402,6 +403,49 @@ pub(crate) async fn an_unknown_result_is_an_orphan(bed: &Bed) {
         bed.store.counts(&bed.tenant, at(40)).await.unwrap().orphans,
         1
     );
+    assert_eq!(bed.gateway_now(1).await.orphans, 1);
+}
+
+pub(crate) async fn orphans_are_listed_by_page_the_latest_first(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.gateway(2).await;
+    let session = bed.session(1, 1).await;
+    let other = bed.session(2, 2).await;
+    let mut reported = Vec::new();
+    for _ in 0..5 {
+        reported.push(bed.command_id());
+    }
+    for unknown in &reported {
+        bed.complete(&session, *unknown, OutcomeState::Failed).await;
+    }
+    let theirs = bed.command_id();
+    bed.complete(&other, theirs, OutcomeState::Succeeded).await;
+    let mut listed = Vec::new();
+    let mut page = Page::first(2);
+    loop {
+        let found = bed.store.orphans(&bed.tenant, agent(1), page).await;
+        let found = found.unwrap();
+        assert!(found.items.len() <= 2);
+        listed.extend(found.items);
+        let Some(next) = found.next else {
+            break;
+        };
+        page = Page {
+            after: Some(next),
+            limit: 2,
+        };
+    }
+    let place = |orphan: &Orphan| (orphan.received_at, orphan.command_id);
+    assert!(listed.is_sorted_by(|one, next| place(one) > place(next)));
+    assert!(
+        listed
+            .iter()
+            .all(|orphan| orphan.outcome.state == OutcomeState::Failed)
+    );
+    let mut ids: Vec<_> = listed.iter().map(|orphan| orphan.command_id).collect();
+    ids.sort_unstable();
+    reported.sort_unstable();
+    assert_eq!(ids, reported);
 }
 
 pub(crate) async fn of_results_that_nobody_asked_for_so_many_are_kept_and_the_others_counted(
