@@ -67,6 +67,18 @@ async fn condition(folder: &Path, name: &str, there: bool) -> Option<Value> {
 
 /// Starts a gateway by way of another program.
 fn start_by(system: &Deployment, folder: &Path, by: &[&str], program: &Path) -> Process {
+    let every = Duration::from_secs(1);
+    start_that_reads(system, folder, by, program, every)
+}
+
+/// The same with an interval between readings of the host.
+fn start_that_reads(
+    system: &Deployment,
+    folder: &Path,
+    by: &[&str],
+    program: &Path,
+    every: Duration,
+) -> Process {
     let (first, rest) = by.split_first().unwrap();
     let mut command = Command::new(first);
     command
@@ -77,7 +89,10 @@ fn start_by(system: &Deployment, folder: &Path, by: &[&str], program: &Path) -> 
             "VIWORKS__OUTBOUND__URL",
             format!("wss://{}/agent/v1/connect", system.agents_address()),
         )
-        .env("VIWORKS__COLLECT__INTERVAL_MS", "1000")
+        .env(
+            "VIWORKS__COLLECT__INTERVAL_MS",
+            every.as_millis().to_string(),
+        )
         .env("VIWORKS__EXECUTOR__KILL_GRACE_MS", "200");
     Process::start(&mut command, &folder.join("gateway.log")).unwrap()
 }
@@ -335,7 +350,9 @@ async fn a_limit_on_processes_ends_no_agent_and_heals_when_it_is_lifted() {
         std::fs::set_permissions(part, std::fs::Permissions::from_mode(0o755)).unwrap();
     }
     system.start_backend(Start::default()).await;
-    let mut gateway = start_by(&system, &folder, &by, &program);
+    // A thread that waits for work stays for ten seconds: whoever reads more often needs no new one.
+    let every = Duration::from_secs(11);
+    let mut gateway = start_that_reads(&system, &folder, &by, &program, every);
     system.online("gw-1").await;
     assert_eq!(
         outcome(&system, "sys.uptime", "before").await["state"],
