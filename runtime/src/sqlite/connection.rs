@@ -1,6 +1,7 @@
 //! A connection as jobs see it: static statements, prepared once, with parameters and columns by name.
 
 use rusqlite::CachedStatement;
+use rusqlite::config::DbConfig;
 
 use super::value::{Bind, Column, Value};
 use super::{Error, Options};
@@ -37,6 +38,9 @@ impl Connection {
         inner.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
         inner.busy_timeout(options.busy_timeout)?;
         inner.execute_batch("PRAGMA trusted_schema = OFF")?;
+        // A plan that looks at the values of parameters is made anew whenever they change: statements would be parsed each
+        // time, and the plans that tests look at would not be those that run.
+        inner.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         Ok(Self(inner))
     }
 

@@ -106,6 +106,8 @@ pub(super) fn connect(options: &Options) -> Result<Connection, Error> {
         journal_bytes_max,
         ..
     } = options;
+    // A log of as many pages as may be kept: the longer it is, the fewer pages are written twice.
+    let log_pages = journal_bytes_max / page_size.max(&1);
     // The size of a page and what a file does with free ones are settled when it is made, which the log's mode does.
     connection.inner().execute_batch(&format!(
         "PRAGMA page_size = {page_size};
@@ -113,6 +115,8 @@ pub(super) fn connect(options: &Options) -> Result<Connection, Error> {
          PRAGMA journal_mode = WAL;
          PRAGMA synchronous = FULL;
          PRAGMA foreign_keys = ON;
+         PRAGMA temp_store = MEMORY;
+         PRAGMA wal_autocheckpoint = {log_pages};
          PRAGMA journal_size_limit = {journal_bytes_max};"
     ))?;
     if let Some(pages) = options.max_page_count {
