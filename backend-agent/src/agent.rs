@@ -3,3 +3,4 @@
 pub mod manager;
 pub mod rates;
 pub mod registry;
+pub mod shelf;

@@ -31,6 +31,7 @@ use viworks_runtime::metrics::Metrics;
 use viworks_runtime::probe::Readiness;
 use viworks_runtime::throttle::Throttle;
 
+use crate::auth::principals::Principals;
 use crate::auth::quota::Quotas;
 use crate::command::Commands;
 use crate::data::Store;
@@ -84,6 +85,7 @@ pub struct ApiState {
     stopping: CancellationToken,
     started: Monotonic,
     refusals: Throttle,
+    principals: Principals,
     quotas: Quotas,
     limited: Counter,
     streams: Shares,
@@ -121,6 +123,7 @@ impl ApiState {
         Arc::new(Self {
             started: parts.clock.now(),
             refusals: Throttle::new(REFUSAL_RECORDS),
+            principals: Principals::default(),
             quotas: Quotas::new(parts.limits.quota),
             limited,
             streams: Shares::new(

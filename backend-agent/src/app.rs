@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tracing::{info, warn};
 use viworks_common::id::Tenant;
+use viworks_common::ledger::lease::Backoff;
 use viworks_common::limits::DRAIN_TIME;
 use viworks_common::pin::PinSet;
 use viworks_runtime::clock::{Clock, SystemClock, Timeline, boot_id};
@@ -22,11 +23,11 @@ use viworks_runtime::{logging, random, sqlite};
 use crate::agent::manager::Manager;
 use crate::agent::registry::Registry;
 use crate::api::{self, ApiLimits, ApiParts, ApiState};
-use crate::command::Commands;
 use crate::command::bus::{BusLimits, RunBus};
 use crate::command::dispatch::{Dispatcher, Parts};
 use crate::command::queue::memory::MemoryQueue;
-use crate::command::queue::{self, CommandQueue};
+use crate::command::queue::{CommandQueue, HintLimits};
+use crate::command::{Commands, Parts as CommandParts};
 use crate::config::{Config, QueueConfig};
 use crate::data::sqlite::SqliteStore;
 use crate::data::{self, Store, StoreError};
@@ -167,7 +168,7 @@ impl App {
         let stored_at_the_end = Arc::clone(&shared.clock);
         let dispatcher = shared.start_dispatcher(config, lifecycle);
         let reload = shared.start_agents(config, material, lifecycle, agents, &dispatcher);
-        shared.start_jobs(config, lifecycle);
+        shared.start_jobs(config, lifecycle, &dispatcher);
         shared.start_api(config, lifecycle, api, dispatcher);
         shared.start_drain(lifecycle);
         let watch = logging::watch(
@@ -231,7 +232,7 @@ impl Shared {
     }
 
     fn start_dispatcher(&self, config: &Config, lifecycle: &Lifecycle) -> Arc<Dispatcher> {
-        let queue: Arc<dyn CommandQueue> = Arc::new(MemoryQueue::new(queue_limits(&config.queue)));
+        let queue: Arc<dyn CommandQueue> = Arc::new(MemoryQueue::new(hint_limits(&config.queue)));
         let parts = Parts {
             store: Arc::clone(&self.store),
             queue,
@@ -240,6 +241,10 @@ impl Shared {
             metrics: self.counters.clone(),
             tenant: self.tenant.clone(),
             attempts_max: config.queue.attempts_max,
+            backoff: Backoff {
+                first: config.queue.backoff,
+                longest: config.queue.backoff_max,
+            },
         };
         Dispatcher::start(parts, lifecycle)
     }
@@ -303,11 +308,12 @@ impl Shared {
         reload
     }
 
-    fn start_jobs(&self, config: &Config, lifecycle: &Lifecycle) {
+    fn start_jobs(&self, config: &Config, lifecycle: &Lifecycle, dispatcher: &Arc<Dispatcher>) {
         let jobs = Jobs {
             store: Arc::clone(&self.store),
             tenant: self.tenant.clone(),
             manager: Arc::clone(&self.manager),
+            dispatcher: Arc::clone(dispatcher),
             heartbeats: self.heartbeats.clone(),
             bus: Arc::clone(&self.bus),
             clock: Arc::clone(&self.clock),
@@ -350,14 +356,15 @@ impl Shared {
             global: u64::try_from(config.queue.total).unwrap_or(u64::MAX),
             retry_after: QUEUE_RETRY_AFTER,
         };
-        let commands = Commands::new(
-            Arc::clone(&self.store),
-            self.tenant.clone(),
-            Arc::clone(&self.clock),
-            Arc::clone(&self.bus),
-            dispatcher,
-            bounds,
-        );
+        let commands = Commands::new(CommandParts {
+            store: Arc::clone(&self.store),
+            tenant: self.tenant.clone(),
+            clock: Arc::clone(&self.clock),
+            bus: Arc::clone(&self.bus),
+            nudge: dispatcher,
+            limits: bounds,
+            lifecycle: lifecycle.clone(),
+        });
         let state = ApiState::new(ApiParts {
             store: Arc::clone(&self.store),
             tenant: self.tenant.clone(),
@@ -409,14 +416,10 @@ fn address(listener: &TcpListener, wanted: SocketAddr) -> SocketAddr {
     listener.local_addr().unwrap_or(wanted)
 }
 
-const fn queue_limits(config: &QueueConfig) -> queue::QueueLimits {
-    queue::QueueLimits {
+const fn hint_limits(config: &QueueConfig) -> HintLimits {
+    HintLimits {
         per_agent: config.per_gateway,
         total: config.total,
-        attempts_max: config.attempts_max,
         lease: config.lease,
-        backoff: config.backoff,
-        backoff_max: config.backoff_max,
-        dead_letters_max: 1_000,
     }
 }

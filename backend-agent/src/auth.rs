@@ -2,6 +2,7 @@
 
 pub mod apikey;
 pub mod bearer;
+pub mod principals;
 pub mod quota;
 mod secret;
 

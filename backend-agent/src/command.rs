@@ -10,12 +10,21 @@ use std::sync::Arc;
 use viworks_common::command::CommandState;
 use viworks_common::id::{AgentId, CommandId, RunId, Tenant};
 use viworks_runtime::clock::Timeline;
+use viworks_runtime::lifecycle::Lifecycle;
 
+use crate::agent::shelf::Kept;
 use crate::data::{Actor, Cancelled, QueueLimits, Store, StoreResult};
 use bus::{CommandChange, RunBus};
+use submit::Known;
 
 /// What submitting and cancelling ask of dispatch. Both are hints: the reconciler finds what a lost one was about.
 pub trait CommandNudge: Send + Sync {
+    /// Keeps room in the session of a gateway for a command that is about to be submitted, so that it can be offered there
+    /// at once. By default there is none, and commands wait to be looked for.
+    fn keep(&self, agent_id: &AgentId, with_timeout: bool) -> Option<Kept> {
+        let _nobody = (agent_id, with_timeout);
+        None
+    }
     /// Commands wait for this gateway.
     fn nudge(&self, agent_id: &AgentId);
     /// This command waits for this gateway. By default no more than a nudge.
@@ -35,27 +44,51 @@ pub struct Commands {
     clock: Arc<Timeline>,
     bus: Arc<RunBus>,
     nudge: Arc<dyn CommandNudge>,
+    known: Arc<Known>,
     limits: QueueLimits,
+    lifecycle: Lifecycle,
+}
+
+/// What it is made of.
+pub struct Parts {
+    /// The truth.
+    pub store: Arc<dyn Store>,
+    /// Whose commands.
+    pub tenant: Tenant,
+    /// The time.
+    pub clock: Arc<Timeline>,
+    /// Who listens to commands.
+    pub bus: Arc<RunBus>,
+    /// The way to sessions.
+    pub nudge: Arc<dyn CommandNudge>,
+    /// The bounds that runs are held against.
+    pub limits: QueueLimits,
+    /// What submissions outlive their requests in.
+    pub lifecycle: Lifecycle,
 }
 
 impl Commands {
     /// Wires it.
     #[must_use]
-    pub fn new(
-        store: Arc<dyn Store>,
-        tenant: Tenant,
-        clock: Arc<Timeline>,
-        bus: Arc<RunBus>,
-        nudge: Arc<dyn CommandNudge>,
-        limits: QueueLimits,
-    ) -> Self {
-        Self {
+    pub fn new(parts: Parts) -> Self {
+        let Parts {
             store,
             tenant,
             clock,
             bus,
             nudge,
             limits,
+            lifecycle,
+        } = parts;
+        Self {
+            store,
+            tenant,
+            clock,
+            bus,
+            nudge,
+            known: Arc::default(),
+            limits,
+            lifecycle,
         }
     }
 

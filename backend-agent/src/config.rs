@@ -151,11 +151,11 @@ pub struct QueueConfig {
     pub total: usize,
     /// Deliveries before a command is dead.
     pub attempts_max: u32,
-    /// How long an offer is leased.
+    /// How long a hint may be dealt with before it is given again.
     pub lease: Duration,
-    /// The first delay after a failed delivery.
+    /// How soon a command is offered again that its gateway was too busy for, at first.
     pub backoff: Duration,
-    /// The longest delay.
+    /// The longest such delay.
     pub backoff_max: Duration,
 }
 
@@ -523,19 +523,19 @@ fn read_queue(section: &mut Section<'_>) -> QueueConfig {
             "lease_ms",
             seconds(30),
             millis(100)..=seconds(600),
-            "How long an offer is leased.",
+            "How long a hint that commands wait may be dealt with before it is given again.",
         ),
         backoff: section.duration_ms(
             "backoff_ms",
             seconds(1),
             millis(10)..=seconds(60),
-            "The first delay after a failed delivery; it doubles.",
+            "How soon a command that its gateway was too busy for is offered again; doubles with each delivery.",
         ),
         backoff_max: section.duration_ms(
             "backoff_max_ms",
             seconds(60),
             millis(10)..=seconds(3_600),
-            "The longest delay.",
+            "The longest such delay.",
         ),
     }
 }

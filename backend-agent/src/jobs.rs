@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
+use viworks_common::command::CommandState;
 use viworks_common::id::Tenant;
 use viworks_common::timeline::{APART_MAX, RENEWED_EVERY};
 use viworks_runtime::clock::Timeline;
@@ -14,6 +15,7 @@ use viworks_runtime::probe::Latch;
 
 use crate::agent::manager::Manager;
 use crate::command::bus::{CommandChange, RunBus};
+use crate::command::dispatch::Dispatcher;
 use crate::config::JobsConfig;
 use crate::data::{GatewayFilter, Page, Settled, Store, StoreError, StoreResult};
 use crate::inbound::heartbeats::Heartbeats;
@@ -51,6 +53,8 @@ pub struct Jobs {
     pub tenant: Tenant,
     /// Who is connected.
     pub manager: Arc<Manager>,
+    /// Whose hints are swept.
+    pub dispatcher: Arc<Dispatcher>,
     /// Heartbeats to be stored.
     pub heartbeats: Heartbeats,
     /// Who listens to commands.
@@ -198,6 +202,11 @@ impl Jobs {
 
     /// Lets every connected gateway for which commands wait look for them; the others look when they connect.
     async fn offer(&self) -> StoreResult<()> {
+        self.dispatcher.sweep().await;
+        let counts = self.store.counts(&self.tenant, self.clock.line()).await?;
+        let waiting = counts.open_commands.get(&CommandState::Queued);
+        let waiting = i64::try_from(waiting.copied().unwrap_or(0)).unwrap_or(i64::MAX);
+        self.metrics.queue_depth.set(waiting);
         let mut page = Page::first(STEP);
         loop {
             let now = self.clock.line();

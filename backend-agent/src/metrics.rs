@@ -32,9 +32,9 @@ pub struct BackendMetrics {
     pub clock_apart: Gauge,
     /// Records whose time the backend derived.
     pub telemetry_retimed: Counter,
-    /// Offers in the queue.
+    /// Commands that wait to be offered.
     pub queue_depth: Gauge,
-    /// Offers given up after too many attempts; the reconciler brings them back.
+    /// Commands that ended because their deliveries were used up.
     pub queue_dead: Counter,
     /// Failed background jobs.
     pub job_failures: Counter,
@@ -118,12 +118,12 @@ impl BackendMetrics {
             );
             registry.register(
                 "queue_depth",
-                "Offers waiting or leased",
+                "Commands that wait to be offered, as of the last look",
                 own.queue_depth.clone(),
             );
             registry.register(
                 "queue_dead_letters",
-                "Offers given up",
+                "Commands that could not be delivered",
                 own.queue_dead.clone(),
             );
             registry.register(

@@ -5,17 +5,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use viworks_common::certificate::{Life, life};
 use viworks_common::claims::{Claims, Entered, IDENTITIES_MAX, Newcomer, Probed, Verdict};
 use viworks_common::code::CloseCode;
 use viworks_common::id::{AgentId, AgentRunId, CommandId, GatewayName, SessionId};
 use viworks_common::key::Identity;
+use viworks_common::ledger::lease::Place;
 use viworks_common::limits::PROBE_TIMEOUT;
 use viworks_common::rate::{Bucket, Quota, Taken};
 use viworks_common::time::{Monotonic, Timestamp};
 
 use super::rates::{Pace, Rates};
+use super::shelf::{Kept, Shelf};
 use crate::metrics::BackendMetrics;
 
 /// Orders that may wait for one session.
@@ -66,8 +68,6 @@ pub enum Order {
     Probe(oneshot::Sender<()>),
     /// Let the gateway reconnect after this delay.
     Drain(Duration),
-    /// Ask the gateway to end a command.
-    Cancel(CommandId),
 }
 
 /// Why a session must end at once.
@@ -84,8 +84,6 @@ pub struct Ending {
 pub struct Desk {
     /// What it is asked to do.
     pub orders: mpsc::Receiver<Order>,
-    /// Whether commands may wait.
-    pub nudged: Arc<Notify>,
     /// Whether it must end.
     pub ending: watch::Receiver<Option<Ending>>,
 }
@@ -103,7 +101,7 @@ struct Entry {
     session_id: SessionId,
     epoch: u64,
     orders: mpsc::Sender<Order>,
-    nudged: Arc<Notify>,
+    shelf: Arc<Shelf>,
     ending: watch::Sender<Option<Ending>>,
 }
 
@@ -150,10 +148,9 @@ impl Manager {
         &self,
         identity: &Identity,
         session_id: SessionId,
-        epoch: u64,
-        run: AgentRunId,
+        shelf: &Arc<Shelf>,
     ) -> Option<Desk> {
-        let nudged = Arc::new(Notify::new());
+        let Place { epoch, run } = shelf.place();
         let mut connected = lock(&self.connected);
         let entered = lock(&self.claims).enter(identity.agent_id, epoch, run);
         if entered == Entered::Overtaken {
@@ -165,20 +162,19 @@ impl Manager {
                 "a newer session of this gateway was confirmed",
             );
             // It may have been nudged, and is given nothing any more.
-            nudged.notify_one();
+            shelf.nudge();
         }
         let (orders, received) = mpsc::channel(ORDERS_MAX);
         let (ending, ended) = watch::channel(None);
         let desk = Desk {
             orders: received,
-            nudged: Arc::clone(&nudged),
             ending: ended,
         };
         let entry = Entry {
             session_id,
             epoch,
             orders,
-            nudged,
+            shelf: Arc::clone(shelf),
             ending,
         };
         connected.insert(identity.agent_id, entry);
@@ -214,12 +210,26 @@ impl Manager {
         let connected = lock(&self.connected);
         let entry = connected.get(&agent_id);
         match entry {
-            Some(entry) => entry.nudged.notify_one(),
+            Some(entry) => entry.shelf.nudge(),
             None => {
                 self.missed_nudges.fetch_add(1, Ordering::Relaxed);
             }
         }
         entry.is_some()
+    }
+
+    /// Keeps room for a command in the session of a gateway. `None` when it has none, or is not connected here.
+    #[must_use]
+    pub fn keep(&self, agent_id: AgentId, with_timeout: bool) -> Option<Kept> {
+        let connected = lock(&self.connected);
+        connected.get(&agent_id)?.shelf.keep(with_timeout)
+    }
+
+    /// Asks a gateway to end a command, when it is connected here. Another is told when it connects.
+    pub fn cancel(&self, agent_id: AgentId, command_id: CommandId) {
+        if let Some(entry) = lock(&self.connected).get(&agent_id) {
+            entry.shelf.cancel(command_id);
+        }
     }
 
     /// How many nudges were for gateways that were not connected. Whoever reads it, looks for commands and is then
@@ -442,6 +452,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use futures_util::FutureExt;
     use uuid::Uuid;
     use viworks_common::id::Tenant;
@@ -469,20 +481,25 @@ mod tests {
         SessionId::from_uuid(Uuid::from_u128(n))
     }
 
+    fn shelf(epoch: u64) -> Arc<Shelf> {
+        let place = Place { epoch, run: run(1) };
+        Arc::new(Shelf::new(place, 1, BTreeSet::new(), true))
+    }
+
     #[test]
     fn a_newer_session_closes_the_older_one_and_a_late_removal_does_not_touch_it() {
         let manager = manager();
         let older = manager
-            .register(&identity(), session(1), 1, run(1))
+            .register(&identity(), session(1), &shelf(1))
             .unwrap();
         let newer = manager
-            .register(&identity(), session(2), 2, run(1))
+            .register(&identity(), session(2), &shelf(2))
             .unwrap();
         let ending = older.ending.borrow().clone().unwrap();
         assert_eq!(ending.code, CloseCode::Superseded);
         assert!(
             manager
-                .register(&identity(), session(3), 1, run(1))
+                .register(&identity(), session(3), &shelf(1))
                 .is_none()
         );
         manager.remove(identity().agent_id, session(1));
@@ -498,18 +515,16 @@ mod tests {
         let agent = identity().agent_id;
         let before = manager.missed_nudges();
         assert!(!manager.nudge(agent), "it is not connected yet");
-        let older = manager
-            .register(&identity(), session(1), 1, run(1))
-            .unwrap();
+        let (older, newer) = (shelf(1), shelf(2));
+        let _older = manager.register(&identity(), session(1), &older).unwrap();
         assert_ne!(manager.missed_nudges(), before);
-        assert!(older.nudged.notified().now_or_never().is_none());
+        assert!(older.changed().now_or_never().is_none());
         let before = manager.missed_nudges();
         assert!(manager.nudge(agent), "the older session hears it");
-        let newer = manager
-            .register(&identity(), session(2), 2, run(1))
-            .unwrap();
+        let _newer = manager.register(&identity(), session(2), &newer).unwrap();
         assert_eq!(manager.missed_nudges(), before);
-        assert!(newer.nudged.notified().now_or_never().is_some());
+        assert!(newer.changed().now_or_never().is_some());
+        assert!(newer.take().look);
     }
 
     #[tokio::test(start_paused = true)]
@@ -517,7 +532,7 @@ mod tests {
         let manager = manager();
         assert_eq!(manager.probe(identity().agent_id).await, Probed::Silent);
         let _desk = manager
-            .register(&identity(), session(1), 1, run(1))
+            .register(&identity(), session(1), &shelf(1))
             .unwrap();
         assert_eq!(manager.probe(identity().agent_id).await, Probed::Silent);
     }
@@ -526,7 +541,7 @@ mod tests {
     async fn a_session_that_answers_a_probe_is_alive() {
         let manager = manager();
         let mut desk = manager
-            .register(&identity(), session(1), 1, run(1))
+            .register(&identity(), session(1), &shelf(1))
             .unwrap();
         let answers = async {
             let Some(Order::Probe(answered)) = desk.orders.recv().await else {
@@ -588,7 +603,7 @@ mod tests {
     fn draining_gives_every_gateway_its_own_delay() {
         let manager = manager();
         let mut desk = manager
-            .register(&identity(), session(1), 1, run(1))
+            .register(&identity(), session(1), &shelf(1))
             .unwrap();
         manager.drain_all(|spread| spread / 2);
         let Ok(Order::Drain(after)) = desk.orders.try_recv() else {

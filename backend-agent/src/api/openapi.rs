@@ -199,8 +199,11 @@ fn headers(operation: &mut Operation, access: Access) {
         match status {
             "401" => add("www-authenticate", "The way to authenticate"),
             "429" | "503" => add("retry-after", "Whole seconds to wait"),
-            "200" | "201" if submits => add("location", "The run"),
+            "200" | "201" | "202" if submits => add("location", "The run"),
             _ => {}
+        }
+        if submits && status == "202" {
+            add("link", "Where to wait on: `rel=\"monitor\"`");
         }
         if submits && status == "200" {
             add(

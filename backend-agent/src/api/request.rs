@@ -12,7 +12,7 @@ use http::header::{CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, HOST, TRANSFER_
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use tracing::Instrument;
-use viworks_api::{ProblemCode, REQUEST_ID, Scope};
+use viworks_api::{ProblemCode, REQUEST_ID, Scope, WAIT_MS_MAX};
 use viworks_common::places::Bound;
 use viworks_common::rate::Taken;
 use viworks_runtime::answers::ALWAYS;
@@ -190,8 +190,14 @@ pub(super) async fn authorise(
     next: Next,
 ) -> Response {
     let (mut parts, body) = request.into_parts();
-    let now = state.clock.line();
-    let found = authenticate(&*state.store, &state.tenant, &parts.headers, now).await;
+    let found = authenticate(
+        &*state.store,
+        &state.tenant,
+        &state.principals,
+        &parts.headers,
+        &state.clock,
+    )
+    .await;
     if let Ok(principal) = &found
         && let Some(seat) = parts.extensions.get::<ApiSeat>()
     {
@@ -330,9 +336,9 @@ fn peer(parts: &Parts) -> String {
         .map_or_else(|| "unknown".to_owned(), |peer| peer.0.ip().to_string())
 }
 
-/// Bounds the time of a request.
+/// Bounds the time of a request. One that asks to be kept waiting gets so much more.
 pub(super) async fn in_time(State(state): State<Shared>, request: Request, next: Next) -> Response {
-    let limit = state.limits.request_timeout;
+    let limit = state.limits.request_timeout + asked_wait(request.uri().query());
     match tokio::time::timeout(limit, next.run(request)).await {
         Ok(response) => response,
         Err(_elapsed) => ApiError::new(
@@ -342,6 +348,14 @@ pub(super) async fn in_time(State(state): State<Shared>, request: Request, next:
         .retry_after(limit)
         .into_response(),
     }
+}
+
+/// How long a query asks to wait; what is no such time, its handler refuses.
+fn asked_wait(query: Option<&str>) -> Duration {
+    let mut pairs = query.unwrap_or_default().split('&');
+    let millis = pairs.find_map(|pair| pair.strip_prefix("wait_ms="));
+    let millis: u64 = millis.and_then(|text| text.parse().ok()).unwrap_or(0);
+    Duration::from_millis(millis.min(WAIT_MS_MAX))
 }
 
 /// A handler panicked: one request fails, the process goes on.

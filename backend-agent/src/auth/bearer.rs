@@ -8,7 +8,9 @@ use subtle::ConstantTimeEq;
 use viworks_api::Scope;
 use viworks_common::id::Tenant;
 use viworks_common::time::Timestamp;
+use viworks_runtime::clock::Timeline;
 
+use super::principals::Principals;
 use super::{ApiSecret, Principal};
 use crate::data::{Store, StoreError};
 
@@ -36,8 +38,9 @@ pub enum AuthError {
 pub async fn authenticate(
     store: &dyn Store,
     tenant: &Tenant,
+    principals: &Principals,
     headers: &HeaderMap,
-    now: Timestamp,
+    clock: &Timeline,
 ) -> Result<Principal, AuthError> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let value = values.next().ok_or(AuthError::Missing)?;
@@ -53,19 +56,47 @@ pub async fn authenticate(
         .and_then(|(_scheme, token)| ApiSecret::parse(token))
         .ok_or(AuthError::Refused)?;
     let digest = secret.sha256();
-    let found = store.api_key_by_hash(tenant, &digest).await?;
+    let began = clock.now();
+    let principal = match principals.find(&digest, began) {
+        Ok(principal) => principal,
+        Err(lookup) => {
+            let principal = look_up(store, tenant, &digest, clock.line()).await?;
+            principals.remember(lookup, digest, &principal, began);
+            principal
+        }
+    };
+    // Looked at each time: a key may end within the moment for which it is remembered.
+    let ended = principal.expires_at.is_some_and(|end| end <= clock.line());
+    if ended {
+        Err(AuthError::Refused)
+    } else {
+        Ok(principal)
+    }
+}
+
+async fn look_up(
+    store: &dyn Store,
+    tenant: &Tenant,
+    digest: &[u8; 32],
+    now: Timestamp,
+) -> Result<Principal, AuthError> {
+    let found = store.api_key_by_hash(tenant, digest).await?;
     // The same steps for a known and an unknown key: an unknown one is compared with a digest that nothing has.
     let never = [0; 32];
     let stored = found.as_ref().map_or(&never, |key| &key.sha256);
-    let equal = bool::from(stored.ct_eq(&digest));
+    let equal = bool::from(stored.ct_eq(digest));
     let key = found.filter(|_key| equal).ok_or(AuthError::Refused)?;
-    if key.revoked_at.is_some() || key.expires_at.is_some_and(|end| end <= now) {
+    if key.revoked_at.is_some() {
         return Err(AuthError::Refused);
     }
     let stale = key
         .last_used_at
         .is_none_or(|last| now.saturating_since(last) >= TOUCH_INTERVAL);
-    if stale && let Err(error) = store.touch_api_key(tenant, key.id, now).await {
+    let ended = key.expires_at.is_some_and(|end| end <= now);
+    if stale
+        && !ended
+        && let Err(error) = store.touch_api_key(tenant, key.id, now).await
+    {
         // When a key was last used is nice to know; the request does not depend on it.
         tracing::warn!(key = %key.id, %error, "the time of last use of an API key was not stored");
     }

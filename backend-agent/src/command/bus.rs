@@ -14,6 +14,8 @@ use viworks_common::id::{AgentId, CommandId, RunId};
 use viworks_common::time::Timestamp;
 use viworks_common::wire::message::OutputStream;
 
+use crate::data::Run;
+
 /// The bounds of a bus.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BusLimits {
@@ -171,6 +173,8 @@ struct Channel {
     ring: VecDeque<Arc<RunChange>>,
     output_bytes: usize,
     finished: bool,
+    /// The run as it ended.
+    outcome: Option<Arc<Run>>,
     /// Receivers wake on every change and end when the channel is dropped.
     changes: watch::Sender<()>,
 }
@@ -210,6 +214,7 @@ impl Inner {
             ring: VecDeque::new(),
             output_bytes: 0,
             finished: false,
+            outcome: None,
             changes: watch::Sender::new(()),
         });
         channel.touched = touched;
@@ -264,15 +269,20 @@ impl RunBus {
 
     /// A command of the run moved; `run_finished` when that made the whole run final.
     pub fn command_changed(&self, run_id: RunId, change: CommandChange, run_finished: bool) {
-        self.publish(run_id, RunChange::Command(change), run_finished);
+        self.publish(run_id, RunChange::Command(change), run_finished, None);
+    }
+
+    /// A command of the run moved, which made the whole run final: `run`, as it was committed.
+    pub fn run_ended(&self, run_id: RunId, change: CommandChange, run: Run) {
+        self.publish(run_id, RunChange::Command(change), true, Some(run));
     }
 
     /// A command of the run wrote something.
     pub fn output(&self, run_id: RunId, chunk: OutputChunk) {
-        self.publish(run_id, RunChange::Output(chunk), false);
+        self.publish(run_id, RunChange::Output(chunk), false, None);
     }
 
-    fn publish(&self, run_id: RunId, change: RunChange, run_finished: bool) {
+    fn publish(&self, run_id: RunId, change: RunChange, run_finished: bool, run: Option<Run>) {
         let mut inner = self.lock();
         let limits = &self.limits;
         let bytes = change.output_bytes();
@@ -280,6 +290,10 @@ impl RunBus {
         channel.ring.push_back(Arc::new(change));
         channel.output_bytes = channel.output_bytes.saturating_add(bytes);
         channel.finished |= run_finished;
+        // For those who wait now; whoever comes later looks at the store.
+        if channel.changes.receiver_count() > 0 && run.is_some() {
+            channel.outcome = run.map(Arc::new);
+        }
         let (mut freed, mut dropped) = (0_usize, 0_usize);
         while channel.ring.len() > limits.run_events.max(1)
             || channel.output_bytes > limits.run_output_bytes
@@ -409,20 +423,22 @@ impl Subscription {
         drop(self.changes.changed().await);
     }
 
-    /// Waits until the run is known to be finished, or is forgotten.
-    pub async fn finished(&mut self) {
+    /// Waits until the run is known to be finished, or is forgotten; the run as it ended, if that is at hand.
+    pub async fn finished(&mut self) -> Option<Arc<Run>> {
         loop {
             self.changes.mark_unchanged();
-            let done = {
+            {
                 let inner = self.bus.lock();
-                inner
-                    .channels
-                    .get(&self.run_id)
-                    .filter(|channel| channel.generation == self.generation)
-                    .is_none_or(|channel| channel.finished)
-            };
-            if done || self.changes.changed().await.is_err() {
-                return;
+                let channel = inner.channels.get(&self.run_id);
+                let own = channel.filter(|channel| channel.generation == self.generation);
+                match own {
+                    None => return None,
+                    Some(channel) if channel.finished => return channel.outcome.clone(),
+                    Some(_) => {}
+                }
+            }
+            if self.changes.changed().await.is_err() {
+                return None;
             }
         }
     }

@@ -4,17 +4,20 @@
 //! that a lost, doubled or stale hint changes nothing.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 use viworks_common::id::{AgentId, CommandId, Tenant};
+use viworks_common::ledger::lease::Backoff;
 use viworks_runtime::clock::Timeline;
 use viworks_runtime::fault;
 use viworks_runtime::lifecycle::Lifecycle;
 
 use super::CommandNudge;
-use super::queue::{CommandQueue, QueueError, QueueKey, Retried};
-use crate::agent::manager::{Manager, Order};
+use super::queue::{CommandQueue, QueueError, QueueKey};
+use crate::agent::manager::Manager;
+use crate::agent::shelf::Kept;
 use crate::data::{Holder, LeaseLimits, Leased, Store, StoreError, StoreResult};
 use crate::metrics::BackendMetrics;
 
@@ -30,6 +33,7 @@ pub struct Dispatcher {
     metrics: BackendMetrics,
     tenant: Tenant,
     attempts_max: u32,
+    backoff: Backoff,
     announced: mpsc::Sender<(AgentId, CommandId)>,
 }
 
@@ -49,6 +53,8 @@ pub struct Parts {
     pub tenant: Tenant,
     /// Deliveries before a command is dead.
     pub attempts_max: u32,
+    /// Between two of them, where a gateway is busy.
+    pub backoff: Backoff,
 }
 
 impl Dispatcher {
@@ -64,6 +70,7 @@ impl Dispatcher {
             metrics: parts.metrics,
             tenant: parts.tenant,
             attempts_max: parts.attempts_max,
+            backoff: parts.backoff,
             announced,
         });
         let task = Arc::clone(&own).fill(received, lifecycle.clone());
@@ -84,13 +91,12 @@ impl Dispatcher {
                     None => return,
                 },
             };
-            match self.queue.offer(&self.key(agent_id), command_id).await {
-                Ok(_) => fault::point("queue.offered.before_lease"),
+            match self.queue.offer(&self.key(agent_id), &[command_id]).await {
+                Ok(()) => fault::point("queue.offered.before_lease"),
                 Err(error @ (QueueError::Full { .. } | QueueError::Unavailable { .. })) => {
                     debug!(gateway = self.manager.name_of(agent_id), %agent_id, %command_id, %error, "not offered; the reconciler will");
                 }
             }
-            self.count_depth().await;
             self.manager.nudge(agent_id);
         }
     }
@@ -102,8 +108,7 @@ impl Dispatcher {
     /// As the store's; the hints are then kept for later.
     pub async fn take(&self, holder: &Holder, room: usize) -> StoreResult<Leased> {
         let key = self.key(holder.agent_id);
-        let now = self.clock.now();
-        let hints = match self.queue.lease(&key, room, now).await {
+        let hints = match self.queue.take(&key, room, self.clock.now()).await {
             Ok(hints) => hints,
             Err(error) => {
                 warn!(%error, "the queue gave no hints");
@@ -118,40 +123,36 @@ impl Dispatcher {
             .store
             .lease_commands(&self.tenant, holder, limits, self.clock.line())
             .await;
-        for hint in &hints {
-            // An error means that the queue is away: its lease runs out, and the hint is found to be stale.
-            let settled = match &leased {
-                Ok(_) | Err(StoreError::Fenced) => self
-                    .queue
-                    .acknowledge(&key, hint.command_id)
-                    .await
-                    .map(|_| ()),
-                Err(_) => self.hand_back(&key, hint.command_id).await,
-            };
-            if let Err(error) = settled {
-                warn!(%error, "the queue did not take a hint back");
-            }
+        // What was not looked at comes back by itself.
+        let looked = matches!(leased, Ok(_) | Err(StoreError::Fenced));
+        if looked
+            && !hints.is_empty()
+            && let Err(error) = self.queue.done(&key, &hints).await
+        {
+            warn!(%error, "the queue did not take hints back");
         }
-        self.count_depth().await;
+        if let Ok(leased) = &leased {
+            let dead = u64::try_from(leased.dead.len()).unwrap_or(u64::MAX);
+            self.metrics.queue_dead.inc_by(dead);
+        }
         leased
     }
 
-    async fn hand_back(&self, key: &QueueKey, command_id: CommandId) -> Result<(), QueueError> {
-        match self.queue.retry(key, command_id, self.clock.now()).await? {
-            Retried::Dead => {
-                self.metrics.queue_dead.inc();
-                warn!(gateway = self.manager.name_of(key.agent_id), agent_id = %key.agent_id, %command_id, "an offer was given up; the reconciler will make it again");
-            }
-            Retried::After(_) | Retried::Unknown => {}
-        }
-        Ok(())
+    /// How long a command rests that its gateway was too busy for, after so many deliveries.
+    #[must_use]
+    pub fn rest(&self, attempt: u32) -> Duration {
+        self.backoff.after(attempt)
     }
 
-    async fn count_depth(&self) {
-        if let Ok(depth) = self.queue.depth().await {
-            self.metrics
-                .queue_depth
-                .set(i64::try_from(depth).unwrap_or(i64::MAX));
+    /// Wakes whoever was given hints and did not deal with them.
+    pub async fn sweep(&self) {
+        match self.queue.sweep(self.clock.now()).await {
+            Ok(woken) => {
+                for key in woken {
+                    self.manager.nudge(key.agent_id);
+                }
+            }
+            Err(error) => warn!(%error, "the queue was not swept"),
         }
     }
 
@@ -164,6 +165,10 @@ impl Dispatcher {
 }
 
 impl CommandNudge for Dispatcher {
+    fn keep(&self, agent_id: &AgentId, with_timeout: bool) -> Option<Kept> {
+        self.manager.keep(*agent_id, with_timeout)
+    }
+
     fn nudge(&self, agent_id: &AgentId) {
         self.manager.nudge(*agent_id);
     }
@@ -177,6 +182,6 @@ impl CommandNudge for Dispatcher {
 
     fn cancel(&self, agent_id: &AgentId, command_id: CommandId) {
         // Not connected: the next session is told by its confirmation.
-        let _told = self.manager.order(*agent_id, Order::Cancel(command_id));
+        self.manager.cancel(*agent_id, command_id);
     }
 }

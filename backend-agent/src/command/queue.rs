@@ -1,4 +1,5 @@
-//! The bounded queue of offers: which agent may have something to fetch. A hint that the database can rebuild.
+//! The queue as a wake-up: hints that commands may wait for a gateway. The database has the commands, so a hint that is lost,
+//! doubled or stale changes nothing; how many wait, and which are dead, only the database says.
 
 use std::time::Duration;
 
@@ -8,34 +9,15 @@ use viworks_common::time::Monotonic;
 
 pub mod memory;
 
-/// The bounds of a queue and its policy of retries.
+/// The bounds of a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct QueueLimits {
-    /// Offers of one agent, waiting or leased.
+pub struct HintLimits {
+    /// Hints of one gateway.
     pub per_agent: usize,
-    /// Offers of all agents.
+    /// Hints of all gateways.
     pub total: usize,
-    /// After how many leases without success an offer becomes a dead letter.
-    pub attempts_max: u32,
-    /// How long a lease lasts before somebody else may take the offer.
+    /// After how long a hint that was taken and not dealt with is put back.
     pub lease: Duration,
-    /// The delay after the first failure; doubles with each further one.
-    pub backoff: Duration,
-    /// The longest delay.
-    pub backoff_max: Duration,
-    /// How many dead letters are kept; older ones make room.
-    pub dead_letters_max: usize,
-}
-
-impl QueueLimits {
-    /// The delay after `attempt` leases have failed.
-    #[must_use]
-    pub fn delay(&self, attempt: u32) -> Duration {
-        let doublings = attempt.saturating_sub(1).min(20);
-        self.backoff
-            .saturating_mul(1 << doublings)
-            .min(self.backoff_max)
-    }
 }
 
 /// Whose queue.
@@ -43,14 +25,14 @@ impl QueueLimits {
 pub struct QueueKey {
     /// The tenant.
     pub tenant: Tenant,
-    /// The agent.
+    /// The gateway.
     pub agent_id: AgentId,
 }
 
 /// Which bound was reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// That of one agent.
+    /// That of one gateway.
     Agent,
     /// That of the whole queue.
     Total,
@@ -60,7 +42,7 @@ pub enum Scope {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum QueueError {
     /// It refuses; it never makes room by forgetting what was not handed out.
-    #[error("the queue is full: {limit} offers ({scope:?})")]
+    #[error("the queue is full: {limit} hints ({scope:?})")]
     Full {
         /// Which bound.
         scope: Scope,
@@ -75,74 +57,23 @@ pub enum QueueError {
     },
 }
 
-/// What became of an offer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Offered {
-    /// It waits.
-    Added,
-    /// It was waiting or leased already.
-    Present,
-}
-
-/// An offer handed out for a while.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lease {
-    /// The command.
-    pub command_id: CommandId,
-    /// How often it was handed out, this time included.
-    pub attempt: u32,
-}
-
-/// What became of an offer that was handed back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Retried {
-    /// It will be handed out again after this delay.
-    After(Duration),
-    /// It was handed out too often and lies with the dead letters.
-    Dead,
-    /// It was not leased: somebody acknowledged it, or it never was there.
-    Unknown,
-}
-
-/// An offer that was given up.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeadLetter {
-    /// Whose.
-    pub key: QueueKey,
-    /// The command.
-    pub command_id: CommandId,
-    /// How often it was handed out.
-    pub attempts: u32,
-}
-
-/// The contract. Offers are handed out in the order in which they came, at least once.
+/// The contract. Hints of a gateway are handed out in the order in which they came, at least once.
 #[async_trait]
 pub trait CommandQueue: Send + Sync {
-    /// Adds an offer; adding it twice is harmless.
-    async fn offer(&self, key: &QueueKey, command_id: CommandId) -> Result<Offered, QueueError>;
+    /// Adds hints, all or none of them; adding one twice is harmless.
+    async fn offer(&self, key: &QueueKey, commands: &[CommandId]) -> Result<(), QueueError>;
 
-    /// Hands out at most `limit` offers of one agent that wait, whose backoff is over, or whose lease ran out.
-    async fn lease(
+    /// Hands out at most `limit` hints of one gateway.
+    async fn take(
         &self,
         key: &QueueKey,
         limit: usize,
         now: Monotonic,
-    ) -> Result<Vec<Lease>, QueueError>;
+    ) -> Result<Vec<CommandId>, QueueError>;
 
-    /// Removes an offer that was dealt with; `false` when it was not there.
-    async fn acknowledge(&self, key: &QueueKey, command_id: CommandId) -> Result<bool, QueueError>;
+    /// Removes hints that were dealt with; one that is not there is no mistake.
+    async fn done(&self, key: &QueueKey, commands: &[CommandId]) -> Result<(), QueueError>;
 
-    /// Hands back a leased offer that could not be dealt with.
-    async fn retry(
-        &self,
-        key: &QueueKey,
-        command_id: CommandId,
-        now: Monotonic,
-    ) -> Result<Retried, QueueError>;
-
-    /// Offers of all agents, waiting or leased.
-    async fn depth(&self) -> Result<usize, QueueError>;
-
-    /// What was given up, oldest first, bounded.
-    async fn dead_letters(&self) -> Result<Vec<DeadLetter>, QueueError>;
+    /// Puts back what was taken too long ago, and says for whom: those are to be woken.
+    async fn sweep(&self, now: Monotonic) -> Result<Vec<QueueKey>, QueueError>;
 }

@@ -19,7 +19,7 @@ use viworks_runtime::throttle::{LOG_LINES, Throttle};
 use viworks_runtime::{random, tls};
 
 use super::Inbound;
-use super::connection::Connection;
+use super::connection::{self, Opening};
 use super::limits::{Admitted, Gate};
 use super::socket::AgentSocket;
 use super::upgrade::{self, Rules, Verdict};
@@ -206,7 +206,7 @@ impl Handshake {
         let (Ok((peer, binding)), Some(opening)) = (recognised, opening) else {
             return;
         };
-        let connection = Connection::new(
+        let opening = Opening::new(
             Arc::clone(&self.inbound),
             AgentSocket::new(socket),
             peer,
@@ -215,7 +215,7 @@ impl Handshake {
             (admitted, opening),
         );
         // A task of its own: this one's future carries the whole handshake and would keep its size.
-        let session = Box::pin(Box::new(connection).run());
+        let session = Box::pin(connection::serve(opening));
         drop(self.inbound.lifecycle.spawn("agent session", session));
     }
 

@@ -76,6 +76,8 @@ async fn submit(
             idempotent: false,
             risk: Risk::Read,
             timeout_ms: 60_000,
+            remembered: None,
+            place: None,
         }],
         skipped: Vec::new(),
         skip_full: false,

@@ -576,6 +576,8 @@ fn new_run(agent_id: AgentId, command_id: CommandId, now: Timestamp) -> NewRun {
             idempotent: false,
             risk: viworks_common::catalogue::Risk::Read,
             timeout_ms: 60_000,
+            remembered: None,
+            place: None,
         }],
         skipped: Vec::new(),
         skip_full: false,

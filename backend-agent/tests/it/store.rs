@@ -1,6 +1,7 @@
 //! The conformance suite of the store contract: every behaviour once, for every store.
 
 mod bed;
+mod births;
 mod commands;
 mod gateways;
 mod records;
@@ -132,6 +133,15 @@ suite! { on_sqlite, crate::store::sqlite, crate::store::sqlite_counts_are_right,
         a_cancel_of_a_finished_run_leaves_it_as_it_ended,
         a_cancel_after_the_permit_is_a_request,
         an_unknown_run_is_none,
+    }
+    births {
+        a_command_is_offered_at_its_birth_to_the_session_that_kept_room,
+        a_birth_for_a_session_that_is_gone_waits,
+        a_birth_passes_by_nothing_that_waits,
+        a_birth_beyond_the_order_window_waits,
+        what_was_offered_at_its_birth_and_never_arrived_is_offered_again,
+        a_gateway_that_is_not_what_was_remembered_gets_nothing,
+        the_last_result_of_a_run_answers_with_the_run_as_it_ended,
     }
     commands {
         a_lease_takes_commands_in_order_and_once,

@@ -151,9 +151,13 @@ impl Operator {
         }
     }
 
+    /// Submits one command to ours, and has it answered with the end of its run.
     async fn submit_and_wait(&self, number: usize) -> anyhow::Result<()> {
-        let run = self.submit(number).await?;
-        self.wait(&run).await
+        let run = self.post(number, "/v1/runs?wait_ms=30000").await?;
+        if run["state"] != "finished" || run["counts"] != json!({ "succeeded": 1 }) {
+            bail!("the run has not succeeded: {run}");
+        }
+        Ok(())
     }
 
     fn agent(&self, number: usize) -> anyhow::Result<&str> {
@@ -163,20 +167,23 @@ impl Operator {
 
     /// Submits one command to ours; the run that it became.
     pub(super) async fn submit(&self, number: usize) -> anyhow::Result<String> {
+        let submitted = self.post(number, "/v1/runs").await?;
+        let run = submitted["id"].as_str().context("a run has an id")?;
+        Ok(run.to_owned())
+    }
+
+    async fn post(&self, number: usize, path: &str) -> anyhow::Result<Value> {
         let agent = self.agent(number)?;
         let body = json!({ "command": self.command, "targets": { "gateways": [agent] } });
-        let submitted: Value = self
+        let answer = self
             .http
-            .post(format!("{}/v1/runs", self.api))
+            .post(format!("{}{path}", self.api))
             .bearer_auth(&self.token)
             .json(&body)
             .send()
             .await?
-            .error_for_status()?
-            .json()
-            .await?;
-        let run = submitted["id"].as_str().context("a run has an id")?;
-        Ok(run.to_owned())
+            .error_for_status()?;
+        Ok(answer.json().await?)
     }
 
     /// Waits until a run has succeeded.

@@ -1,5 +1,7 @@
 //! Leases: which commands a session is offered next, in the order in which they were submitted.
 
+use std::time::Duration;
+
 use super::command::{By, Change, Command, Course};
 use crate::command::{CommandEvent, CommandState};
 use crate::id::AgentRunId;
@@ -47,10 +49,63 @@ pub fn take(
     course.change(By::System, now)
 }
 
+/// How long a command rests that its gateway was too busy for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backoff {
+    /// After its first delivery; twice as long after each further one.
+    pub first: Duration,
+    /// The longest.
+    pub longest: Duration,
+}
+
+impl Backoff {
+    /// The rest after `attempt` deliveries.
+    #[must_use]
+    pub fn after(&self, attempt: u32) -> Duration {
+        let doublings = attempt.saturating_sub(1).min(20);
+        self.first.saturating_mul(1 << doublings).min(self.longest)
+    }
+}
+
+/// A session that has kept room for a command that is being submitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The session's epoch.
+    pub epoch: u64,
+    /// The gateway's process.
+    pub run: AgentRunId,
+}
+
+/// What a gateway is like at the moment when a command is submitted for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scene {
+    /// The epoch of its live session.
+    pub session_epoch: Option<u64>,
+    /// Up to which order everything of it is final.
+    pub low_water: u64,
+    /// Whether an older command waits.
+    pub waits: bool,
+}
+
+/// Offers a command at its birth, in the transaction that submits it: to the session that has kept room for it, if that is
+/// still its gateway's live one, and nothing older is passed by.
+#[must_use]
+pub fn at_birth(
+    command: Command,
+    order: u64,
+    place: Place,
+    scene: Scene,
+    now: Timestamp,
+) -> Option<Change> {
+    let live = scene.session_epoch == Some(place.epoch);
+    if !live || scene.waits || order > window(scene.low_water) {
+        return None;
+    }
+    take(command, place.run, u32::MAX, now)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::super::command::tests::{NOW, command, run};
     use super::*;
 
@@ -99,6 +154,65 @@ mod tests {
         assert_eq!(change.command.state, CommandState::Dead);
         assert_eq!(change.command.attempt, 3);
         assert!(change.ends());
+    }
+
+    #[test]
+    fn a_new_command_is_offered_at_its_birth_only_to_the_live_session_in_its_turn() {
+        let new = |idempotent| Command {
+            attempt: 0,
+            ..queued(idempotent)
+        };
+        let place = Place {
+            epoch: 4,
+            run: run(1),
+        };
+        let scene = Scene {
+            session_epoch: Some(4),
+            low_water: 7,
+            waits: false,
+        };
+        let last = window(7);
+        for (idempotent, state) in [
+            (true, CommandState::Released),
+            (false, CommandState::Dispatched),
+        ] {
+            let born = at_birth(new(idempotent), last, place, scene, NOW).unwrap();
+            assert_eq!(
+                (born.from, born.command.state),
+                (CommandState::Queued, state)
+            );
+            assert_eq!(born.command.attempt, 1);
+            assert_eq!(born.command.released_to, idempotent.then(|| run(1)));
+        }
+        assert_eq!(at_birth(new(true), last + 1, place, scene, NOW), None);
+        let elsewhere = [
+            Scene {
+                session_epoch: Some(5),
+                ..scene
+            },
+            Scene {
+                session_epoch: None,
+                ..scene
+            },
+            Scene {
+                waits: true,
+                ..scene
+            },
+        ];
+        for scene in elsewhere {
+            assert_eq!(at_birth(new(true), 8, place, scene, NOW), None);
+        }
+    }
+
+    #[test]
+    fn a_rest_doubles_with_each_delivery_up_to_the_longest() {
+        let seconds = Duration::from_secs;
+        let backoff = Backoff {
+            first: seconds(1),
+            longest: seconds(60),
+        };
+        let rests = [0, 1, 2, 3, 6, 7, 8, u32::MAX].map(|attempt| backoff.after(attempt));
+        assert_eq!(rests, [1, 1, 2, 4, 32, 60, 60, 60].map(seconds));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Acceptance of a run: its targets and the bounds of the queues.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use crate::id::{AgentId, GatewayName};
 
@@ -40,16 +40,16 @@ pub enum Refusal {
 }
 
 /// The first reason against a run for `targets`; otherwise those of them that are skipped because their queues are full, as
-/// far as the run allows that. `gateways` are those of the targets that exist and are not revoked, `waiting` the open
+/// far as the run allows that. `gateways` knows those of the targets that exist and are not revoked, `waiting` are the open
 /// commands of all.
 ///
 /// # Errors
 /// Why it is refused.
-pub fn judge(
+pub fn judge<'g>(
     targets: impl IntoIterator<Item = AgentId>,
     skip_full: bool,
     bounds: Bounds,
-    gateways: &BTreeMap<AgentId, Counters>,
+    gateways: impl Fn(AgentId) -> Option<&'g Counters>,
     waiting: u64,
 ) -> Result<BTreeSet<AgentId>, Refusal> {
     let mut agents = BTreeSet::new();
@@ -61,12 +61,12 @@ pub fn judge(
     if agents.is_empty() {
         return Err(Refusal::Nobody);
     }
-    if let Some(unknown) = agents.iter().find(|id| !gateways.contains_key(id)) {
+    if let Some(unknown) = agents.iter().find(|id| gateways(**id).is_none()) {
         return Err(Refusal::Unknown(*unknown));
     }
     let full: Vec<(&AgentId, &Counters)> = agents
         .iter()
-        .filter_map(|id| gateways.get_key_value(id))
+        .filter_map(|id| gateways(*id).map(|gateway| (id, gateway)))
         .filter(|(_, gateway)| gateway.open >= bounds.per_gateway)
         .collect();
     if !full.is_empty() && (!skip_full || full.len() == agents.len()) {
@@ -82,6 +82,8 @@ pub fn judge(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use proptest::prelude::*;
     use uuid::Uuid;
 
@@ -114,13 +116,9 @@ mod tests {
         skip_full: bool,
     ) -> Result<BTreeSet<AgentId>, Refusal> {
         let targets = targets.iter().copied().map(agent);
-        judge(
-            targets,
-            skip_full,
-            BOUNDS,
-            &gateways(open),
-            open.iter().sum(),
-        )
+        let gateways = gateways(open);
+        let find = |id| gateways.get(&id);
+        judge(targets, skip_full, BOUNDS, find, open.iter().sum())
     }
 
     #[test]

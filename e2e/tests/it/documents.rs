@@ -128,6 +128,15 @@ const PROMISES: &[(&str, &str, &[&str])] = &[
     ),
     (
         "docs/api.md",
+        "With `wait_ms`",
+        &[
+            "a_submission_that_waits_is_answered_with_the_end_of_its_run",
+            "a_submission_that_waited_in_vain_says_where_to_wait_on",
+            "a_key_that_waits_as_often_as_it_may_leaves_room_for_others",
+        ],
+    ),
+    (
+        "docs/api.md",
         "A run is accepted whole",
         &[
             "a_submission_that_is_not_right_names_the_field_and_what_is_allowed",

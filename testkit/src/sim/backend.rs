@@ -10,12 +10,13 @@ use std::time::Duration;
 use viworks_common::claims::{Claims, Entered};
 use viworks_common::id::{AgentId, CommandId, Tenant};
 use viworks_common::key::{Identity, MasterKey};
+use viworks_common::ledger::lease::Place;
 use viworks_common::session::End;
 
 use super::core::{BackendStep, Core, Event, Generation, InstanceId, Process as Dying};
 use super::network::{ConnectionId, Received};
 use super::scenario::Rules;
-use super::store_model::{Holder, Store};
+use super::store_model::{Holder, Leased, Store};
 
 mod answer;
 mod connection;
@@ -41,8 +42,25 @@ pub(crate) struct Instance {
     claims: Claims<Rules>,
     nonces: BTreeSet<[u8; 32]>,
     jobs: BTreeMap<u64, Job>,
+    /// Offered at their birth, and on their way to sessions.
+    deliveries: BTreeMap<u64, (ConnectionId, Leased)>,
     next_job: u64,
     master: Arc<MasterKey>,
+}
+
+/// Room in a session.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    instance: InstanceId,
+    wire: ConnectionId,
+    place: Place,
+}
+
+impl Kept {
+    /// Whose room it is.
+    pub(crate) const fn place(&self) -> Place {
+        self.place
+    }
 }
 
 /// Something asked of the store.
@@ -81,6 +99,7 @@ impl Backend {
             claims: Claims::under(rules),
             nonces: BTreeSet::new(),
             jobs: BTreeMap::new(),
+            deliveries: BTreeMap::new(),
             next_job: 0,
             master: Arc::clone(master),
         };
@@ -144,6 +163,7 @@ impl Backend {
         instance.claims = Claims::under(core.rules);
         instance.nonces.clear();
         instance.jobs.clear();
+        instance.deliveries.clear();
         let noticed = core.random.below(3) > 0;
         for (wire, connection) in std::mem::take(&mut instance.connections) {
             if connection.is_over() {
@@ -174,6 +194,7 @@ impl Backend {
             BackendStep::Commit(job) => self.commit(id, job, core),
             BackendStep::Reply(job) => self.reply(id, job, core),
             BackendStep::ProbeOver(wire) => self.probe_over(id, wire, core),
+            BackendStep::Deliver(number) => instance.arrive(number, core),
             BackendStep::Tick => self.tick(id, core),
         }
     }
@@ -275,12 +296,49 @@ impl Backend {
         }
     }
 
+    /// Keeps room for a command that an operator submits, where a session of its gateway has some.
+    pub(crate) fn keep(&mut self, agent: AgentId, core: &Core) -> Option<Kept> {
+        let credit = usize::try_from(core.scenario.command_credit).unwrap_or(usize::MAX);
+        for instance in &mut self.instances {
+            if let Some((wire, _)) = instance.manager.get(&agent).copied()
+                && let Some(connection) = instance.connections.get_mut(&wire)
+                && let Some(place) = connection.keep(credit)
+            {
+                let instance = instance.id;
+                return Some(Kept {
+                    instance,
+                    wire,
+                    place,
+                });
+            }
+        }
+        None
+    }
+
+    /// Gives room back that was not used.
+    pub(crate) fn give_back(&mut self, kept: &Kept) {
+        let instance = &mut self.instances[kept.instance.0];
+        if let Some(connection) = instance.connections.get_mut(&kept.wire) {
+            connection.give_back();
+        }
+    }
+
+    /// Sends a command on its way that was offered at its birth.
+    pub(crate) fn deliver(&mut self, kept: &Kept, offer: Leased, core: &mut Core) {
+        let instance = &mut self.instances[kept.instance.0];
+        instance.next_job += 1;
+        let number = instance.next_job;
+        instance.deliveries.insert(number, (kept.wire, offer));
+        let pause = core.random.span(Duration::ZERO, core.scenario.sync / 4);
+        core.after(pause, instance.event(BackendStep::Deliver(number)));
+    }
+
     /// Whether nothing is under way in any process.
     #[must_use]
     pub(crate) fn is_quiet(&self) -> bool {
-        self.instances
-            .iter()
-            .all(|instance| instance.up && instance.jobs.is_empty())
+        self.instances.iter().all(|instance| {
+            instance.up && instance.jobs.is_empty() && instance.deliveries.is_empty()
+        })
     }
 }
 
@@ -303,6 +361,16 @@ impl Instance {
         );
         let pause = core.random.span(Duration::ZERO, core.scenario.sync);
         core.after(pause, self.event(BackendStep::Commit(job)));
+    }
+
+    fn arrive(&mut self, number: u64, core: &mut Core) {
+        let Some((wire, offer)) = self.deliveries.remove(&number) else {
+            return;
+        };
+        if let Some(connection) = self.connections.get_mut(&wire) {
+            connection.put(offer);
+            self.turn(wire, core);
+        }
     }
 
     fn nudge(&mut self, wire: ConnectionId, core: &mut Core) {

@@ -76,6 +76,8 @@ pub(crate) enum BackendStep {
     Reply(u64),
     /// A probe was not answered.
     ProbeOver(ConnectionId),
+    /// What was offered at its birth reaches its session.
+    Deliver(u64),
     /// The reconcilers run.
     Tick,
 }

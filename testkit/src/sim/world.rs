@@ -8,7 +8,7 @@ use viworks_common::key::{MasterKey, Secret};
 use viworks_common::session::End;
 use viworks_common::time::Monotonic;
 
-use super::backend::Backend;
+use super::backend::{Backend, Kept};
 use super::core::{Core, Event, Fault, HostId, InstanceId, Process};
 use super::disk_model::{Disk, Image};
 use super::gateway::Host;
@@ -198,16 +198,29 @@ impl World {
             .random
             .once_in(2)
             .then(|| 1 + core.random.below(10_000));
+        let kept = self.backend.keep(agent, core);
+        let place = kept.as_ref().map(Kept::place);
         let store = &mut self.backend.store;
-        if !store.submit(id, agent, what, (now, deadline), limit) {
+        let Some(offer) = store.submit(id, agent, what, (now, deadline), limit, place) else {
             core.note(|| format!("{id} is refused"));
+            if let Some(kept) = &kept {
+                self.backend.give_back(kept);
+            }
             return;
-        }
+        };
         self.commands.push((id, agent, kind));
         let when = (core.now, span);
         core.recorder.submitted(agent, id, when, limit);
         core.recorder.committed(&self.backend.store, core.now);
-        self.backend.nudge(agent, core);
+        match (kept, offer) {
+            (Some(kept), Some(offer)) => self.backend.deliver(&kept, offer, core),
+            (kept, _) => {
+                if let Some(kept) = &kept {
+                    self.backend.give_back(kept);
+                }
+                self.backend.nudge(agent, core);
+            }
+        }
     }
 
     fn cancel(&mut self) {

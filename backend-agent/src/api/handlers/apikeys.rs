@@ -127,14 +127,16 @@ pub(in crate::api) async fn revoke(
         )
         .await);
     }
-    apikey::revoke(
+    let revoked = apikey::revoke(
         &*state.store,
         &state.tenant,
         id,
         &principal.actor(&request_id),
         state.clock.line(),
     )
-    .await?
-    .ok_or_else(|| ApiError::not_found("API key"))?;
+    .await;
+    // Whatever became of it: nobody is believed without another look.
+    state.principals.forget();
+    revoked?.ok_or_else(|| ApiError::not_found("API key"))?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -1,5 +1,7 @@
 //! The catalogue over all gateways.
 
+use std::sync::Arc;
+
 use std::collections::BTreeMap;
 
 use axum::Json;
@@ -64,10 +66,12 @@ pub(in crate::api) async fn show(
             agent_id,
             name,
             revoked: false,
-            entry: Some(entry),
-            ..
+            report: Some(report),
         } = target
         else {
+            continue;
+        };
+        let Some(entry) = report.entry else {
             continue;
         };
         gateways.push(CatalogueGateway {
@@ -75,9 +79,12 @@ pub(in crate::api) async fn show(
             risk: Some(entry.risk),
             unavailable: entry.unavailable.clone(),
         });
-        match entries.iter_mut().find(|known| known.entry == entry) {
+        match entries.iter_mut().find(|known| known.entry == *entry) {
             Some(known) => known.gateways += 1,
-            None => entries.push(MergedEntry { entry, gateways: 1 }),
+            None => entries.push(MergedEntry {
+                entry: Arc::unwrap_or_clone(entry),
+                gateways: 1,
+            }),
         }
     }
     let mut merged =

@@ -1,5 +1,6 @@
 //! Runs: submit, list, show, commands with their output, cancel, wait.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -16,6 +17,7 @@ use viworks_api::{
 use viworks_common::id::{CommandId, RunId};
 use viworks_common::limits::{DETAIL_BYTES_MAX, IDEMPOTENCY_KEY_BYTES_MAX};
 use viworks_common::wire::is_traceparent;
+use viworks_runtime::random;
 
 use crate::api::ApiState;
 use crate::api::extract::{
@@ -24,18 +26,31 @@ use crate::api::extract::{
 use crate::api::problem::{ApiError, ApiResult, RETRY_SOON, stored_ref};
 use crate::api::request::{Api, RequestId, share};
 use crate::auth::Principal;
-use crate::command::submit::SubmitRequest;
+use crate::command::bus::Subscription;
+use crate::command::submit::{SubmitRequest, Submitted};
 use crate::data::{self, CommandOutput, Idempotency, TargetSelection};
 
 /// The shortest time a command may be given to start.
 const DEADLINE_MS_MIN: u64 = 100;
 
-/// Submits a run. It is accepted whole or refused whole; repeating it with the same `Idempotency-Key` is harmless.
+/// Whether to wait for the end of what is submitted.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(in crate::api) struct SubmitParams {
+    /// Milliseconds to wait for the run to finish, at most 60000; not at all when absent.
+    #[param(minimum = 0, maximum = 60000)]
+    wait_ms: Option<u64>,
+}
+
+/// Submits a run. It is accepted whole or refused whole; repeating it with the same `Idempotency-Key` is harmless. With
+/// `wait_ms` the answer comes when the run is finished, or after so long.
 #[utoipa::path(post, path = "/v1/runs", operation_id = "submitRun", tag = "runs",
     request_body = RunRequest,
-    params(("Idempotency-Key" = String, Header, pattern = "^[!-~]{1,255}$", description = "1 to 255 printable ASCII characters; makes the submission safe to repeat for 24 hours")),
-    responses((status = 201, description = "Accepted; `Location` names the run", body = Run),
-        (status = 200, description = "The same submission had been accepted before: that run", body = Run),
+    params(SubmitParams, ("Idempotency-Key" = String, Header, pattern = "^[!-~]{1,255}$", description = "1 to 255 printable ASCII characters; makes the submission safe to repeat for 24 hours")),
+    responses((status = 201, description = "Accepted, and finished if `wait_ms` was given; `Location` names the run", body = Run),
+        (status = 202, description = "Accepted, and not finished within `wait_ms`; `Location` names the run, and `Link` where to wait on", body = Run),
+        (status = 200, description = "The same submission had been accepted before: that run, as it stands after `wait_ms` at most", body = Run),
         (status = 409, description = "Not the expected number of gateways; nothing was sent", body = viworks_api::Problem, content_type = "application/problem+json"),
         (status = 422, description = "Something in it is not right; `errors` names each field", body = viworks_api::Problem, content_type = "application/problem+json"),
         (status = 429, description = "A bound on waiting commands was reached, or the key has no requests left; nothing was sent", body = viworks_api::Problem, content_type = "application/problem+json")))]
@@ -43,13 +58,14 @@ pub(in crate::api) async fn submit(
     State(state): Api,
     Caller(principal): Caller,
     RequestId(request_id): RequestId,
-    _params: Params<NoParams>,
+    Params(params): Params<SubmitParams>,
     headers: HeaderMap,
     body: JsonBody<RunRequest>,
 ) -> ApiResult<Response> {
+    let wait = wait_time("wait_ms", params.wait_ms)?;
     let key = idempotency_key(&headers)?;
     let actor = principal.actor(&request_id);
-    let mut request = submission(body.value, &principal, actor)?;
+    let mut request = submission(&state, body.value, &principal, actor)?;
     request.traceparent = traceparent(&headers);
     request.idempotency = key.map(|key| Idempotency {
         principal: request.actor.to_string(),
@@ -57,19 +73,42 @@ pub(in crate::api) async fn submit(
         key,
         request_hash: body.sha256,
     });
-    let submitted = state.commands.submit(request).await?;
-    let location = format!("/v1/runs/{}", submitted.run.run_id);
-    let status = if submitted.replayed {
-        StatusCode::OK
-    } else {
-        StatusCode::CREATED
+    // Before anything is sent: whoever may not wait is told so, and nothing it could have waited for is missed.
+    let waits = match wait {
+        Some(wait) => {
+            let share = share(&state, &state.waits, &principal, RETRY_SOON)?;
+            Some((
+                wait,
+                share,
+                state.commands.bus().subscribe(request.run_id, None),
+            ))
+        }
+        None => None,
     };
-    let mut response = (status, Json(view(submitted.run))).into_response();
-    if let Ok(value) = HeaderValue::try_from(location) {
-        response.headers_mut().insert(http::header::LOCATION, value);
+    let Submitted { mut run, replayed } = state.commands.submit(request).await?;
+    if let Some((wait, _share, notices)) = waits {
+        let notices = if replayed { None } else { Some(notices) };
+        run = ended(&state, run.run_id, notices, wait).await?;
     }
-    if submitted.replayed {
-        response.headers_mut().insert(
+    let finished = run.is_finished();
+    let status = match (replayed, wait) {
+        (true, _) => StatusCode::OK,
+        (false, Some(_)) if !finished => StatusCode::ACCEPTED,
+        (false, _) => StatusCode::CREATED,
+    };
+    let location = format!("/v1/runs/{}", run.run_id);
+    let mut response = (status, Json(view(run))).into_response();
+    let headers = response.headers_mut();
+    if status == StatusCode::ACCEPTED
+        && let Ok(value) = HeaderValue::try_from(format!("<{location}/wait>; rel=\"monitor\""))
+    {
+        headers.insert(http::header::LINK, value);
+    }
+    if let Ok(value) = HeaderValue::try_from(location) {
+        headers.insert(http::header::LOCATION, value);
+    }
+    if replayed {
+        headers.insert(
             HeaderName::from_static(IDEMPOTENCY_REPLAYED),
             HeaderValue::from_static("true"),
         );
@@ -91,7 +130,7 @@ pub(in crate::api) async fn plan(
     body: JsonBody<RunRequest>,
 ) -> ApiResult<Json<RunPlan>> {
     let actor = principal.actor(&request_id);
-    let request = submission(body.value, &principal, actor)?;
+    let request = submission(&state, body.value, &principal, actor)?;
     let planned = state.commands.plan(&request).await?;
     Ok(Json(RunPlan {
         kind: Kind::RunPlan,
@@ -124,6 +163,7 @@ pub(in crate::api) async fn plan(
 
 /// What the body asks for, by whoever asks.
 fn submission(
+    state: &ApiState,
     request: RunRequest,
     principal: &Principal,
     actor: data::Actor,
@@ -138,6 +178,7 @@ fn submission(
         return Err(ApiError::body_field("reason", "too long", allowed));
     }
     Ok(SubmitRequest {
+        run_id: RunId::from_uuid(random::uuid_v7(state.clock.line())),
         command: request.command,
         arguments: request.arguments.0,
         targets: match request.targets {
@@ -351,33 +392,47 @@ pub(in crate::api) async fn wait(
     Segment(run_id): Segment<RunId>,
     Params(params): Params<WaitParams>,
 ) -> ApiResult<Json<RunWait>> {
-    let timeout = params.timeout_ms.unwrap_or(WAIT_MS_DEFAULT);
-    if timeout > WAIT_MS_MAX {
-        let allowed = format!("0 to {WAIT_MS_MAX}");
-        return Err(ApiError::parameter("timeout_ms", "out of range", allowed));
-    }
+    let wait = wait_time("timeout_ms", params.timeout_ms)?;
+    let wait = wait.unwrap_or(Duration::from_millis(WAIT_MS_DEFAULT));
     // Held until the answer: whoever waits is worked on, so nobody can take its connection away.
     let _share = share(&state, &state.waits, &principal, RETRY_SOON)?;
-    let end = state
-        .clock
-        .now()
-        .saturating_add(Duration::from_millis(timeout));
+    let run = ended(&state, run_id, None, wait).await?;
+    Ok(Json(RunWait {
+        kind: Kind::RunWait,
+        finished: run.is_finished(),
+        run: view(run),
+    }))
+}
+
+fn wait_time(parameter: &'static str, millis: Option<u64>) -> ApiResult<Option<Duration>> {
+    if millis.is_some_and(|millis| millis > WAIT_MS_MAX) {
+        let allowed = format!("0 to {WAIT_MS_MAX}");
+        return Err(ApiError::parameter(parameter, "out of range", allowed));
+    }
+    Ok(millis.map(Duration::from_millis))
+}
+
+/// The run once it is finished, or as it stands after `wait`. `notices` are those of a run that has just been submitted.
+async fn ended(
+    state: &ApiState,
+    run_id: RunId,
+    notices: Option<Subscription>,
+    wait: Duration,
+) -> ApiResult<data::Run> {
+    let end = state.clock.now().saturating_add(wait);
     // Subscribed before the first look, so that nothing falls between look and wait.
-    let mut notices = state.commands.bus().subscribe(run_id, None);
+    let is_new = notices.is_some();
+    let mut notices = notices.unwrap_or_else(|| state.commands.bus().subscribe(run_id, None));
     // A run that is known to be under way is not looked at before it has moved.
-    let mut look = !notices.is_under_way();
+    let mut look = !is_new && !notices.is_under_way();
     let mut early = false;
     loop {
         let left = end.saturating_since(state.clock.now());
         let over = left.is_zero() || state.stopping.is_cancelled();
         if look || over {
-            let run = find(&state, run_id).await?;
+            let run = find(state, run_id).await?;
             if run.is_finished() || over {
-                return Ok(Json(RunWait {
-                    kind: Kind::RunWait,
-                    finished: run.is_finished(),
-                    run: view(run),
-                }));
+                return Ok(run);
             }
         }
         look = true;
@@ -386,7 +441,11 @@ pub(in crate::api) async fn wait(
         tokio::select! {
             () = state.stopping.cancelled() => {}
             () = tokio::time::sleep(left.min(state.limits.recheck)) => {}
-            () = notices.finished(), if !early => {
+            run = notices.finished(), if !early => {
+                // What ended while somebody waited is known as it was committed.
+                if let Some(run) = run {
+                    return Ok(Arc::unwrap_or_clone(run));
+                }
                 notices = state.commands.bus().subscribe(run_id, None);
                 early = true;
             }

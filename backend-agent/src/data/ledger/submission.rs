@@ -1,26 +1,28 @@
 //! Whether a run may be submitted, as a whole or not at all, and what it is when it was.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use viworks_api::SkipCode;
-use viworks_common::command::CommandState;
+use viworks_common::command::{CommandState, digest};
 use viworks_common::id::AgentId;
+use viworks_common::ledger::Command;
 use viworks_common::ledger::submit::{self, Bounds, Counters, Refusal};
 use viworks_common::time::Timestamp;
 
-use crate::data::{NewRun, Run, Skip, StoreError};
+use crate::data::{LeasedCommand, NewCommand, NewRun, Run, Skip, StoreError};
 
 /// Targets whose queue is full.
 pub type FullQueues = BTreeSet<AgentId>;
 
-/// The first reason against a run; otherwise the targets that are skipped because their queues are full. `gateways` are
+/// The first reason against a run; otherwise the targets that are skipped because their queues are full. `gateways` knows
 /// those of the targets that exist and are not revoked, `waiting` are the tenant's commands that are not final.
 ///
 /// # Errors
 /// The refusal.
-pub fn judge(
+pub fn judge<'g>(
     new: &NewRun,
-    gateways: &BTreeMap<AgentId, Counters>,
+    gateways: impl Fn(AgentId) -> Option<&'g Counters>,
     waiting: u64,
 ) -> Result<FullQueues, StoreError> {
     let targets = new.targets.iter().map(|target| target.agent_id);
@@ -82,7 +84,7 @@ pub fn skips(new: &NewRun, full: &FullQueues) -> Vec<Skip> {
 
 /// An accepted run as it stands.
 #[must_use]
-pub fn run(new: &NewRun, now: Timestamp, commands: u64, skipped: u64) -> Run {
+pub fn run(new: &NewRun, now: Timestamp, states: BTreeMap<CommandState, u64>, skipped: u64) -> Run {
     Run {
         run_id: new.run_id,
         name: new.name.clone(),
@@ -95,7 +97,47 @@ pub fn run(new: &NewRun, now: Timestamp, commands: u64, skipped: u64) -> Run {
         created_at: now,
         cancel_requested_at: None,
         finished_at: None,
-        states: [(CommandState::Queued, commands)].into(),
+        states,
         skipped,
+    }
+}
+
+/// One of its commands before anything has happened to it.
+#[must_use]
+pub const fn command(new: &NewRun, target: &NewCommand, now: Timestamp) -> Command {
+    Command {
+        command_id: target.command_id,
+        run_id: new.run_id,
+        agent_id: target.agent_id,
+        state: CommandState::Queued,
+        idempotent: target.idempotent,
+        attempt: 0,
+        available_at: now,
+        deadline: new.deadline,
+        timeout: Duration::from_millis(target.timeout_ms),
+        released_to: None,
+        released_at: None,
+        started_at: None,
+        cancel_requested: false,
+        has_result: false,
+        has_late_outcome: false,
+    }
+}
+
+/// What is sent of a command that was offered at its birth.
+#[must_use]
+pub fn offer(new: &NewRun, command: &Command, order: u64) -> LeasedCommand {
+    LeasedCommand {
+        command_id: command.command_id,
+        run_id: new.run_id,
+        order,
+        name: new.name.clone(),
+        arguments: new.arguments.clone(),
+        digest: digest(&new.name, &new.arguments),
+        attempt: command.attempt,
+        traceparent: new.traceparent.clone(),
+        deadline: new.deadline,
+        permitted: command.state == CommandState::Released,
+        timeout_ms: new.timeout_ms,
     }
 }

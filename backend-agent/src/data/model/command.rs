@@ -9,6 +9,7 @@ use viworks_common::code::RejectCode;
 use viworks_common::command::{Arguments, CommandState, Outcome, RetainedOutput};
 use viworks_common::id::{AgentId, CommandId, CommandName, GatewayName, RunId};
 pub use viworks_common::ledger::Ended as CommandResult;
+pub use viworks_common::ledger::lease::Place;
 use viworks_common::time::Timestamp;
 
 use super::Actor;
@@ -77,6 +78,19 @@ pub struct NewCommand {
     pub risk: Risk,
     /// The time limit by the gateway's catalogue, in milliseconds.
     pub timeout_ms: u64,
+    /// What of the gateway was remembered when the command was checked, instead of being read.
+    pub remembered: Option<Remembered>,
+    /// The session that has kept room for it: there it is offered at once, if that is in turn.
+    pub place: Option<Place>,
+}
+
+/// What a gateway was when it was last read. Where it is something else by now, nothing is submitted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remembered {
+    /// Its name.
+    pub name: GatewayName,
+    /// When it reported its catalogue.
+    pub reported_at: Timestamp,
 }
 
 /// An `Idempotency-Key` and what it was used for.
@@ -107,11 +121,29 @@ pub struct QueueLimits {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Submission {
     /// The run exists now.
-    Submitted(Run),
+    Submitted {
+        /// As it stands.
+        run: Run,
+        /// Those of its commands that were offered at once, in order of the gateways.
+        offered: Vec<Offered>,
+    },
     /// The same request had been accepted before: that run, as it is now.
     Replayed(Run),
     /// The `Idempotency-Key` had been used for another request.
     IdempotencyMismatch,
+    /// A gateway is not what was remembered of it; nothing was submitted.
+    Outdated,
+}
+
+/// A command that was offered in the transaction that submitted it, and is still to be sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offered {
+    /// To which gateway.
+    pub agent_id: AgentId,
+    /// In which session.
+    pub epoch: u64,
+    /// What is sent.
+    pub command: LeasedCommand,
 }
 
 /// A run with its counters.
@@ -343,7 +375,7 @@ pub struct Settled {
 }
 
 /// What became of a `COMMAND_RESULT`; every case is acknowledged with its low-water mark.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CompleteOutcome {
     /// The command is final with this outcome.
     Completed {
@@ -351,6 +383,8 @@ pub enum CompleteOutcome {
         settled: Settled,
         /// Up to which order everything is final.
         low_water: u64,
+        /// The run as it ended, when this made all of it final.
+        run: Option<Box<Run>>,
     },
     /// The command had ended as indeterminate; the outcome is kept beside it.
     LateOutcome {
@@ -375,11 +409,11 @@ impl CompleteOutcome {
     /// What `RESULT_ACK` carries.
     #[must_use]
     pub const fn low_water(&self) -> u64 {
-        match *self {
+        match self {
             Self::Completed { low_water, .. }
             | Self::LateOutcome { low_water }
             | Self::Repeated { low_water }
-            | Self::Orphan { low_water, .. } => low_water,
+            | Self::Orphan { low_water, .. } => *low_water,
         }
     }
 }

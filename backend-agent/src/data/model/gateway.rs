@@ -1,6 +1,7 @@
 //! Gateways, their certificates, sessions and catalogues.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use viworks_common::catalogue::CatalogueEntry;
 use viworks_common::code::CloseCode;
@@ -427,13 +428,20 @@ pub enum Target {
         name: GatewayName,
         /// Whether it was revoked.
         revoked: bool,
-        /// Whether it ever reported a catalogue.
-        reported: bool,
-        /// What its catalogue says about the command.
-        entry: Option<CatalogueEntry>,
+        /// What its catalogue says about the command, if it ever reported one.
+        report: Option<Report>,
     },
     /// It does not exist.
     Unknown(GatewayRef),
+}
+
+/// What a gateway's catalogue says about one command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// When the catalogue was reported.
+    pub reported_at: Timestamp,
+    /// The command's entry, if it has one.
+    pub entry: Option<Arc<CatalogueEntry>>,
 }
 
 /// One ended or live session, for a gateway's history.

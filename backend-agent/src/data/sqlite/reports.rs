@@ -14,7 +14,7 @@ use super::budget::{self, ORPHANS};
 use super::row::{column, to_json};
 use super::sessions::fence;
 use super::tx::Tx;
-use super::{audit, outputs, settle};
+use super::{audit, outputs, runs, settle};
 use crate::data::{
     AcceptOutcome, Accepted, Actor, AuditOutcome, CompleteOutcome, Holder, NewAuditRecord,
     Rejected, Settled, StoreResult,
@@ -123,9 +123,14 @@ pub(super) fn complete(
         Reported::Ends(change) => {
             let written = settle::write(tx, [&*change], &Actor::system())?;
             outputs::keep(tx, command_id, outcome)?;
+            let run = match written.run_finished {
+                true => runs::load(tx, change.command.run_id)?.map(Box::new),
+                false => None,
+            };
             CompleteOutcome::Completed {
                 settled: settle::settled(&change.command, written.run_finished),
                 low_water: written.low_water.unwrap_or(low_water),
+                run,
             }
         }
         Reported::Late(ended, record) => {

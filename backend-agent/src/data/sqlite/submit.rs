@@ -3,8 +3,12 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
+use viworks_common::command::CommandState;
 use viworks_common::id::AgentId;
+use viworks_common::ledger::Command;
+use viworks_common::ledger::lease::{Scene, at_birth};
 use viworks_common::ledger::submit::Counters;
+use viworks_common::time::Timestamp;
 use viworks_runtime::fault;
 use viworks_runtime::sqlite::params;
 
@@ -12,15 +16,22 @@ use super::audit;
 use super::row::{Reader, column, to_json};
 use super::runs::replay;
 use super::tx::Tx;
-use crate::data::ledger::submission::{self, FullQueues};
-use crate::data::{AuditOutcome, NewCommand, NewRun, Skip, StoreError, StoreResult, Submission};
+use crate::data::ledger::submission;
+use crate::data::{
+    AuditOutcome, NewCommand, NewRun, Offered, Remembered, Skip, StoreError, StoreResult,
+    Submission,
+};
 
 /// How many commands of all gateways are not final.
 pub(super) const WAITING: &str = "SELECT commands FROM open_commands WHERE tenant = :tenant";
 
-pub(super) const COUNTERS: &str = "\
-SELECT name, next_order, open_commands FROM gateways
-WHERE tenant = :tenant AND agent_id = :agent_id AND revoked_at IS NULL";
+/// What a gateway's next command depends on.
+pub(super) const GATEWAY: &str = "\
+SELECT g.agent_id, g.name, g.next_order, g.open_commands, g.session_epoch, g.low_water,
+       EXISTS (SELECT 1 FROM commands AS c INDEXED BY queued_commands_by_gateway
+               WHERE c.tenant = g.tenant AND c.agent_id = g.agent_id AND c.state = 'queued') AS waits,
+       (SELECT reported_at FROM catalogues AS k WHERE k.tenant = g.tenant AND k.agent_id = g.agent_id) AS reported_at
+FROM gateways AS g WHERE g.tenant = :tenant AND g.agent_id = :agent_id AND g.revoked_at IS NULL";
 
 pub(super) const COUNT: &str = "\
 UPDATE gateways SET next_order = next_order + 1, open_commands = open_commands + 1
@@ -33,10 +44,10 @@ VALUES (:tenant, :run_id, :name, :arguments, :deadline, :traceparent, :reason, :
         :commands, :skipped, :timeout_ms)";
 
 pub(super) const INSERT_COMMAND: &str = "\
-INSERT INTO commands (tenant, command_id, run_id, agent_id, order_no, state, idempotent, risk, timeout_ms,
-                      available_at, deadline, created_at)
-VALUES (:tenant, :command_id, :run_id, :agent_id, :order, 'queued', :idempotent, :risk, :timeout_ms,
-        :now, :deadline, :now)";
+INSERT INTO commands (tenant, command_id, run_id, agent_id, order_no, state, idempotent, risk, timeout_ms, attempt,
+                      released_to, released_at, available_at, deadline, created_at)
+VALUES (:tenant, :command_id, :run_id, :agent_id, :order, :state, :idempotent, :risk, :timeout_ms, :attempt,
+        :released_to, :released_at, :now, :deadline, :now)";
 
 pub(super) const INSERT_SKIP: &str = "\
 INSERT INTO run_skips (tenant, run_id, agent_id, code, detail) VALUES (:tenant, :run_id, :agent_id, :code, :detail)";
@@ -48,6 +59,19 @@ VALUES (:tenant, :principal, :route, :key, :request_hash, :run_id, :now)";
 /// What became of a run; a refusal is the inner error, and only its audit record remains.
 pub(super) type Answer = Result<Submission, StoreError>;
 
+/// A gateway that a run is for, as it is found.
+struct Found {
+    counters: Counters,
+    scene: Scene,
+    reported_at: Option<Timestamp>,
+}
+
+impl Found {
+    fn is(&self, remembered: &Remembered) -> bool {
+        self.counters.name == remembered.name && self.reported_at == Some(remembered.reported_at)
+    }
+}
+
 /// Accepts a run, or refuses it.
 pub(super) fn submit(tx: &Tx<'_>, new: &NewRun) -> StoreResult<Answer> {
     if let Some(key) = &new.idempotency
@@ -55,9 +79,13 @@ pub(super) fn submit(tx: &Tx<'_>, new: &NewRun) -> StoreResult<Answer> {
     {
         return Ok(Ok(earlier));
     }
-    let gateways = counters(tx, new)?;
+    let found = find(tx, new)?;
+    if is_outdated(new, &found) {
+        return Ok(Ok(Submission::Outdated));
+    }
+    let counters = |agent_id| found.get(&agent_id).map(|found| &found.counters);
     let waiting = tx.optional(WAITING, &[], column("open_commands", "commands"))?;
-    let full = match submission::judge(new, &gateways, waiting.unwrap_or(0)) {
+    let full = match submission::judge(new, counters, waiting.unwrap_or(0)) {
         Ok(full) => full,
         Err(refusal) => {
             let detail = json!({ "name": new.name, "targets": new.targets.len(), "reason": refusal.to_string() });
@@ -67,27 +95,44 @@ pub(super) fn submit(tx: &Tx<'_>, new: &NewRun) -> StoreResult<Answer> {
     };
     let (commands, skips) = (submission::count(new, &full), submission::skips(new, &full));
     let skipped = u64::try_from(skips.len()).unwrap_or(u64::MAX);
-    write(tx, new, &gateways, &full, &skips)?;
+    insert_run(tx, new, commands, &skips)?;
+    let mut run = submission::run(new, tx.now, BTreeMap::new(), skipped);
+    let mut offered = Vec::new();
+    for target in &new.targets {
+        let found = found.get(&target.agent_id);
+        if let Some(found) = found.filter(|_| !full.contains(&target.agent_id)) {
+            let (state, offer) = insert_command(tx, new, target, found)?;
+            *run.states.entry(state).or_default() += 1;
+            offered.extend(offer);
+        }
+    }
     let detail = json!({
         "name": new.name, "arguments": new.arguments, "targets": commands, "skipped": skipped,
         "deadline": new.deadline, "timeout_ms": new.timeout_ms, "reason": new.reason,
     });
     note(tx, new, AuditOutcome::Done, &detail)?;
     fault::point("store.submit.before_commit");
-    let run = submission::run(new, tx.now, commands, skipped);
-    Ok(Ok(Submission::Submitted(run)))
+    Ok(Ok(Submission::Submitted { run, offered }))
 }
 
 /// The gateways that a run is for, each that is not revoked.
-fn counters(tx: &Tx<'_>, new: &NewRun) -> StoreResult<BTreeMap<AgentId, Counters>> {
+fn find(tx: &Tx<'_>, new: &NewRun) -> StoreResult<BTreeMap<AgentId, Found>> {
     let mut gateways = BTreeMap::new();
     for NewCommand { agent_id, .. } in &new.targets {
-        let found = tx.optional(COUNTERS, params! { agent_id }, |row| {
+        let found = tx.optional(GATEWAY, params! { agent_id }, |row| {
             let row = Reader::new("gateways", row);
-            Ok(Counters {
-                name: row.get("name")?,
-                next_order: row.get("next_order")?,
-                open: row.get("open_commands")?,
+            Ok(Found {
+                counters: Counters {
+                    name: row.get("name")?,
+                    next_order: row.get("next_order")?,
+                    open: row.get("open_commands")?,
+                },
+                scene: Scene {
+                    session_epoch: row.get("session_epoch")?,
+                    low_water: row.get("low_water")?,
+                    waits: row.get("waits")?,
+                },
+                reported_at: row.get("reported_at")?,
             })
         })?;
         gateways.extend(found.map(|found| (*agent_id, found)));
@@ -95,13 +140,16 @@ fn counters(tx: &Tx<'_>, new: &NewRun) -> StoreResult<BTreeMap<AgentId, Counters
     Ok(gateways)
 }
 
-fn write(
-    tx: &Tx<'_>,
-    new: &NewRun,
-    gateways: &BTreeMap<AgentId, Counters>,
-    full: &FullQueues,
-    skips: &[Skip],
-) -> StoreResult<()> {
+/// Whether a gateway is not what the run was checked against. One that is gone is told of by the decision.
+fn is_outdated(new: &NewRun, found: &BTreeMap<AgentId, Found>) -> bool {
+    new.targets.iter().any(|target| {
+        let remembered = target.remembered.as_ref();
+        let both = remembered.zip(found.get(&target.agent_id));
+        both.is_some_and(|(remembered, found)| !found.is(remembered))
+    })
+}
+
+fn insert_run(tx: &Tx<'_>, new: &NewRun, commands: u64, skips: &[Skip]) -> StoreResult<()> {
     let NewRun {
         run_id,
         name,
@@ -112,17 +160,11 @@ fn write(
         ..
     } = new;
     let (arguments, submitted_by) = (to_json(&new.arguments), new.actor.to_string());
-    let (commands, skipped) = (submission::count(new, full), skips.len());
+    let skipped = skips.len();
     let params = params! {
         run_id, name, arguments, deadline, traceparent, reason, submitted_by, commands, skipped, timeout_ms,
     };
     tx.execute(INSERT_RUN, params)?;
-    for target in &new.targets {
-        let counters = gateways.get(&target.agent_id);
-        if let Some(counters) = counters.filter(|_| !full.contains(&target.agent_id)) {
-            insert_command(tx, new, target, counters.next_order)?;
-        }
-    }
     for Skip {
         agent_id,
         code,
@@ -141,22 +183,47 @@ fn write(
     Ok(())
 }
 
-fn insert_command(tx: &Tx<'_>, new: &NewRun, target: &NewCommand, order: u64) -> StoreResult<()> {
-    let NewCommand {
-        agent_id,
+/// Writes a command, offered already if a session has kept room for it and it is its turn.
+fn insert_command(
+    tx: &Tx<'_>,
+    new: &NewRun,
+    target: &NewCommand,
+    found: &Found,
+) -> StoreResult<(CommandState, Option<Offered>)> {
+    let order = found.counters.next_order;
+    let born = submission::command(new, target, tx.now);
+    let offer = target
+        .place
+        .and_then(|place| at_birth(born.clone(), order, place, found.scene, tx.now));
+    let command = offer.as_ref().map_or(&born, |offer| &offer.command);
+    let Command {
         command_id,
+        run_id,
+        agent_id,
         idempotent,
-        timeout_ms,
-        risk,
-    } = target;
-    let (run_id, deadline) = (&new.run_id, &new.deadline);
-    let risk = risk.name();
+        attempt,
+        released_to,
+        released_at,
+        deadline,
+        ..
+    } = command;
+    let (state, risk, timeout_ms) = (command.state.name(), target.risk.name(), target.timeout_ms);
     tx.execute(COUNT, params! { agent_id })?;
-    let params =
-        params! { command_id, run_id, agent_id, order, idempotent, risk, timeout_ms, deadline };
+    let params = params! {
+        command_id, run_id, agent_id, order, state, idempotent, risk, timeout_ms, attempt, released_to, released_at,
+        deadline,
+    };
     tx.execute(INSERT_COMMAND, params)?;
     tx.count_open(1);
-    Ok(())
+    let offered = target
+        .place
+        .filter(|_| offer.is_some())
+        .map(|place| Offered {
+            agent_id: *agent_id,
+            epoch: place.epoch,
+            command: submission::offer(new, command, order),
+        });
+    Ok((command.state, offered))
 }
 
 fn note(tx: &Tx<'_>, new: &NewRun, outcome: AuditOutcome, detail: &Value) -> StoreResult<()> {

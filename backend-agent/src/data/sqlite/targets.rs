@@ -1,6 +1,7 @@
 //! The gateways that a run is for, and what each says about its command.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use viworks_common::id::CommandName;
 use viworks_common::time::Timestamp;
@@ -8,12 +9,12 @@ use viworks_runtime::sqlite::{Row, params};
 
 use super::row::Reader;
 use super::tx::View;
-use crate::data::{GatewayRef, StoreResult, Target, TargetSelection};
+use crate::data::{GatewayRef, Report, StoreResult, Target, TargetSelection};
 
 /// The columns that [`read`] reads.
 macro_rules! rows {
     () => {
-        "SELECT g.agent_id, g.name, g.revoked_at, c.digest IS NOT NULL AS reported, \
+        "SELECT g.agent_id, g.name, g.revoked_at, c.reported_at, \
          (SELECT entry.value FROM json_each(c.entries) AS entry WHERE entry.value ->> 'name' = :command) AS entry \
          FROM gateways AS g LEFT JOIN catalogues AS c ON c.tenant = g.tenant AND c.agent_id = g.agent_id \
          WHERE g.tenant = :tenant "
@@ -93,11 +94,17 @@ fn in_the_order_named(
 
 fn read(row: &Row<'_>) -> StoreResult<Target> {
     let row = Reader::new("gateways", row);
+    let report = match row.get::<Option<Timestamp>>("reported_at")? {
+        Some(reported_at) => Some(Report {
+            reported_at,
+            entry: row.json_optional("entry")?.map(Arc::new),
+        }),
+        None => None,
+    };
     Ok(Target::Known {
         agent_id: row.get("agent_id")?,
         name: row.get("name")?,
         revoked: row.get::<Option<Timestamp>>("revoked_at")?.is_some(),
-        reported: row.get("reported")?,
-        entry: row.json_optional("entry")?,
+        report,
     })
 }

@@ -87,7 +87,7 @@ const STATEMENTS: &[(&str, &str)] = &[
     ),
     ("settle::RAISE_LOW_WATER", settle::RAISE_LOW_WATER),
     ("submit::COUNT", submit::COUNT),
-    ("submit::COUNTERS", submit::COUNTERS),
+    ("submit::GATEWAY", submit::GATEWAY),
     ("submit::INSERT_COMMAND", submit::INSERT_COMMAND),
     ("submit::INSERT_RUN", submit::INSERT_RUN),
     ("submit::INSERT_SKIP", submit::INSERT_SKIP),

@@ -14,7 +14,7 @@ use viworks_common::limits::BULK_BODY_BYTES_MAX;
 use viworks_common::telemetry::PackedBatch;
 use viworks_common::wire::message::{BackendMessage, Refuse, TelemetryAck};
 
-use super::Connection;
+use super::live::Live;
 use crate::data::Holder;
 use crate::telemetry::processor::{Answer, HandedIn, Place, TelemetryProcessor};
 
@@ -39,8 +39,6 @@ pub(super) struct Stream {
     epoch: u64,
     /// The gateway's clock minus the backend's, as it measured that last.
     pub(super) skew_ms: Option<i64>,
-    /// Whether the gateway wants to know what was refused.
-    pub(super) tells_refusals: bool,
     /// Not handed in yet.
     parked: VecDeque<Parked>,
     /// A share of what may wait in the process, being waited for on behalf of the last that is parked. Until it is there,
@@ -63,13 +61,12 @@ pub(super) enum Progress {
 }
 
 impl Stream {
-    pub(super) fn new(holder: &Holder, gateway: &GatewayName, tells_refusals: bool) -> Self {
+    pub(super) fn new(holder: &Holder, gateway: &GatewayName) -> Self {
         Self {
             gateway: gateway.clone(),
             agent_id: holder.agent_id,
             epoch: holder.epoch,
             skew_ms: None,
-            tells_refusals,
             parked: VecDeque::new(),
             sharing: None,
             placing: None,
@@ -177,32 +174,26 @@ async fn next_of<T>(waited_for: &mut Option<Pin<Box<dyn Future<Output = T> + Sen
     }
 }
 
-impl Connection {
+impl Live {
     pub(super) fn on_batch(&mut self, batch: PackedBatch) {
-        if let Some(live) = &mut self.live {
-            live.stream.park(batch, &self.inbound.telemetry);
-        }
+        self.stream.park(batch, &self.line.inbound.telemetry);
     }
 
     pub(super) fn on_telemetry(&mut self, progress: Progress) {
         match progress {
             Progress::Moved => {}
             Progress::Done(Answer::Committed(commit)) => {
-                let tells = self
-                    .live
-                    .as_ref()
-                    .is_some_and(|live| live.stream.tells_refusals);
                 let mut ack = TelemetryAck::of(commit.position);
-                if tells {
+                if self.announced.tells_refusals {
                     let refused = commit.refused.into_iter();
                     ack.refused = refused
                         .map(|(reason, records)| (reason.name().to_owned(), records))
                         .collect();
                 }
-                self.send(BackendMessage::TelemetryAck(ack));
+                self.line.send(BackendMessage::TelemetryAck(ack));
             }
-            Progress::Done(Answer::Fenced) => self.fenced = true,
-            Progress::Done(Answer::Malformed(reason)) => self.refuse(Refuse {
+            Progress::Done(Answer::Fenced) => self.line.fenced = true,
+            Progress::Done(Answer::Malformed(reason)) => self.line.refuse(Refuse {
                 code: CloseCode::BadEnvelope,
                 reason,
                 retry_after_ms: None,

@@ -172,6 +172,8 @@ async fn successes(backend: &Backend) {
         let answer = backend.post_text("/v1/runs", body.to_string(), &key).await;
         assert_eq!(answer.status, status, "{}", answer.text);
     }
+    let answer = backend.post("/v1/runs?wait_ms=1", &body).await;
+    assert_eq!(answer.status, 202, "{}", answer.text);
     let run = backend.get("/v1/runs").await.json()["items"][0]["id"]
         .as_str()
         .unwrap()

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use http::StatusCode;
 use serde_json::{Value, json};
 use viworks_backend_agent::command::bus::OutputChunk;
 use viworks_backend_agent::data::Holder;
@@ -73,6 +74,67 @@ async fn a_wait_ends_when_the_run_does() {
     .await
     .unwrap();
     assert_eq!(waited.json()["finished"], true);
+}
+
+fn uptime() -> Value {
+    json!({"command": "sys.uptime", "targets": {"gateways": ["gw-1"]}})
+}
+
+#[tokio::test]
+async fn a_submission_that_waits_is_answered_with_the_end_of_its_run() {
+    let backend = Backend::with(|limits, _queue| limits.recheck = Duration::from_secs(3_600)).await;
+    backend.connect("gw-1", catalogue()).await;
+    let cancel = async {
+        // Whoever waits is not the only one who knows the run.
+        let run = loop {
+            let runs = backend.get("/v1/runs").await.json();
+            if let Some(id) = runs["items"][0]["id"].as_str() {
+                break id.to_owned();
+            }
+            tokio::task::yield_now().await;
+        };
+        let path = format!("/v1/runs/{run}/cancel");
+        backend.post_text(&path, "", &[]).await
+    };
+    let body = uptime();
+    let (answer, _cancelled) = tokio::time::timeout(PATIENCE, async {
+        tokio::join!(backend.post("/v1/runs?wait_ms=60000", &body), cancel)
+    })
+    .await
+    .unwrap();
+    assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text);
+    let run = answer.json();
+    assert_eq!(run["state"], "finished");
+    assert_eq!(run["counts"], json!({"cancelled": 1}));
+}
+
+#[tokio::test]
+async fn a_submission_that_waited_in_vain_says_where_to_wait_on() {
+    let backend = Backend::new().await;
+    backend.connect("gw-1", catalogue()).await;
+    let answer = backend.post("/v1/runs?wait_ms=1", &uptime()).await;
+    assert_eq!(answer.status, StatusCode::ACCEPTED, "{}", answer.text);
+    let run = answer.json();
+    assert_eq!(run["state"], "running");
+    let path = format!("/v1/runs/{}", run["id"].as_str().unwrap());
+    assert_eq!(answer.header("location"), path);
+    assert_eq!(
+        answer.header("link"),
+        format!("<{path}/wait>; rel=\"monitor\"")
+    );
+    let waited = backend.get(&format!("{path}/wait?timeout_ms=1")).await;
+    assert_eq!(waited.json()["finished"], false);
+    for wrong in ["60001", "-1", "soon", ""] {
+        let path = format!("/v1/runs?wait_ms={wrong}");
+        let answer = backend.post(&path, &uptime()).await;
+        answer.problem(422, "VW-H-007");
+    }
+    let runs = backend.get("/v1/runs").await.json();
+    assert_eq!(
+        runs["items"].as_array().unwrap().len(),
+        1,
+        "nothing else was sent"
+    );
 }
 
 #[tokio::test]
@@ -296,12 +358,17 @@ async fn a_key_that_took_all_its_event_streams_leaves_room_for_others() {
         .body(axum::body::Body::empty())
         .unwrap();
     let answer = tower::ServiceExt::oneshot(backend.router.clone(), request);
-    assert_eq!(answer.await.unwrap().status(), http::StatusCode::OK);
+    assert_eq!(answer.await.unwrap().status(), StatusCode::OK);
 }
 
 #[tokio::test]
 async fn a_key_that_waits_as_often_as_it_may_leaves_room_for_others() {
-    let backend = Backend::with(|limits, _queue| limits.waits_per_key_max = 1).await;
+    let backend = Backend::with(|limits, _queue| {
+        limits.waits_per_key_max = 1;
+        // It asks until the other one waits.
+        limits.quota.burst = 1_000_000;
+    })
+    .await;
     let (_holder, run, _command) = one_run(&backend).await;
     let path = format!("/v1/runs/{run}/wait?timeout_ms=60000");
     let mut waiting = std::pin::pin!(wait_again_and_again(&backend, &path));
@@ -323,13 +390,18 @@ async fn a_key_that_waits_as_often_as_it_may_leaves_room_for_others() {
     assert!(answer.text.contains("this key"), "{}", answer.text);
     let health = backend.get("/v1/health").await;
     assert!(health.text.contains("api.key_full"), "{}", health.text);
+    // A submission that may not wait sends nothing.
+    let answer = backend.post("/v1/runs?wait_ms=10", &uptime()).await;
+    answer.problem(503, "VW-H-010");
+    let runs = backend.get("/v1/runs").await.json();
+    assert_eq!(runs["items"].as_array().unwrap().len(), 1);
     let other = backend.key_with(&[viworks_api::Scope::RunsRead]).await;
     let request = http::Request::get(path_of_no_time(&path))
         .header("authorization", format!("Bearer {other}"))
         .body(axum::body::Body::empty())
         .unwrap();
     let answer = tower::ServiceExt::oneshot(backend.router.clone(), request);
-    assert_eq!(answer.await.unwrap().status(), http::StatusCode::OK);
+    assert_eq!(answer.await.unwrap().status(), StatusCode::OK);
 }
 
 /// Waits, and asks again when somebody else had the place at that moment.

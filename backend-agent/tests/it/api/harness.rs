@@ -16,7 +16,7 @@ use viworks_api::Scope;
 use viworks_backend_agent::api::{ApiLimits, ApiParts, ApiServer, ApiState};
 use viworks_backend_agent::auth::apikey::{self, CreateKey};
 use viworks_backend_agent::command::bus::{BusLimits, RunBus};
-use viworks_backend_agent::command::{CommandNudge, Commands};
+use viworks_backend_agent::command::{CommandNudge, Commands, Parts};
 use viworks_backend_agent::data::sqlite::SqliteStore;
 use viworks_backend_agent::data::{
     Actor, AdmitOutcome, AdmitRequest, ConfirmOutcome, ConfirmRequest, Holder, NewGateway,
@@ -27,6 +27,7 @@ use viworks_common::id::{AgentId, AgentRunId, BootId, CommandId, InstallId, Sess
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::{Clock, SystemClock, Timeline};
 use viworks_runtime::conditions::Conditions;
+use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::metrics::Metrics;
 use viworks_runtime::probe::Readiness;
 use viworks_runtime::random;
@@ -144,14 +145,15 @@ impl Backend {
         let clock = Arc::new(Timeline::unstored(Arc::new(SystemClock)));
         let bus = Arc::new(RunBus::new(BusLimits::default(), 1));
         let nudges = Arc::new(Nudges::default());
-        let commands = Commands::new(
-            Arc::clone(&store),
-            tenant.clone(),
-            Arc::clone(&clock),
-            Arc::clone(&bus),
-            Arc::clone(&nudges) as Arc<dyn CommandNudge>,
-            queue,
-        );
+        let commands = Commands::new(Parts {
+            store: Arc::clone(&store),
+            tenant: tenant.clone(),
+            clock: Arc::clone(&clock),
+            bus: Arc::clone(&bus),
+            nudge: Arc::clone(&nudges) as Arc<dyn CommandNudge>,
+            limits: queue,
+            lifecycle: Lifecycle::new(),
+        });
         let readiness = Readiness::new();
         readiness.latch("store").set(true, "open");
         let stopping = CancellationToken::new();

@@ -208,6 +208,8 @@ impl Bed {
                     idempotent,
                     risk: Risk::Change,
                     timeout_ms: 60_000,
+                    remembered: None,
+                    place: None,
                 })
                 .collect(),
             skipped: Vec::new(),
@@ -224,7 +226,7 @@ impl Bed {
 
     pub(crate) async fn submit(&self, new: NewRun) -> Run {
         let submission = self.store.submit_run(&self.tenant, new, at(10)).await;
-        let Submission::Submitted(run) = submission.unwrap() else {
+        let Submission::Submitted { run, .. } = submission.unwrap() else {
             panic!("the run was answered from an earlier one");
         };
         run

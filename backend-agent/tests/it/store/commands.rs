@@ -312,7 +312,7 @@ pub(crate) async fn a_command_completes_once(bed: &Bed) {
         .complete(&session, command_id, OutcomeState::Succeeded)
         .await;
     assert!(
-        matches!(first, CompleteOutcome::Completed { settled, low_water: 1 } if settled.run_finished && settled.state == CommandState::Succeeded)
+        matches!(first, CompleteOutcome::Completed { settled, low_water: 1, run: Some(_) } if settled.run_finished && settled.state == CommandState::Succeeded)
     );
     let again = bed
         .complete(&session, command_id, OutcomeState::Failed)

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use futures_util::future::join_all;
 use viworks_backend_agent::data::{
-    Actor, GatewayFilter, GatewayRef, Label, LabelSource, NewCertificate, NewGateway, Page,
+    Actor, GatewayFilter, GatewayRef, Label, LabelSource, NewCertificate, NewGateway, Page, Report,
     StoreError, Target, TargetSelection,
 };
 use viworks_common::catalogue::{CatalogueEntry, Risk};
@@ -432,13 +432,13 @@ pub(crate) async fn targets_are_resolved_in_the_order_named(bed: &Bed) {
         .unwrap();
     assert_eq!(targets.len(), 3, "{targets:?}");
     assert!(
-        matches!(&targets[0], Target::Known { agent_id, reported: true, entry: Some(entry), .. } if *agent_id == agent(2) && entry.title == "Kernel")
+        matches!(&targets[0], Target::Known { agent_id, report: Some(Report { entry: Some(entry), .. }), .. } if *agent_id == agent(2) && entry.title == "Kernel")
     );
     assert!(
         matches!(&targets[1], Target::Unknown(GatewayRef::Name(name)) if name.as_str() == "gw-9")
     );
     assert!(
-        matches!(&targets[2], Target::Known { agent_id, reported: false, entry: None, .. } if *agent_id == agent(1))
+        matches!(&targets[2], Target::Known { agent_id, report: None, .. } if *agent_id == agent(1))
     );
     bed.store
         .revoke_gateway(&bed.tenant, agent(3), &Actor::local("test"), at(4))

@@ -178,7 +178,7 @@ pub(crate) async fn one_key_at_the_same_moment_is_one_run(bed: &Bed) {
     .await;
     let submitted = answers
         .iter()
-        .filter(|answer| matches!(answer, Ok(Submission::Submitted(_))));
+        .filter(|answer| matches!(answer, Ok(Submission::Submitted { .. })));
     assert_eq!(submitted.count(), 1, "{answers:?}");
     assert!(
         matches!(answers[5], Ok(Submission::IdempotencyMismatch)),
@@ -223,7 +223,7 @@ pub(crate) async fn a_key_is_forgotten_after_a_day(bed: &Bed) {
     let mut next = bed.new_run(&[1], false);
     next.idempotency = Some(key(2));
     let submitted = bed.store.submit_run(&bed.tenant, next, day).await.unwrap();
-    assert!(matches!(submitted, Submission::Submitted(_)));
+    assert!(matches!(submitted, Submission::Submitted { .. }));
     let purged = bed
         .store
         .purge(&bed.tenant, at(11 + 48 * 3_600))

@@ -8,6 +8,7 @@ use viworks_common::code::CloseCode;
 use viworks_common::command::{Arguments, digest};
 use viworks_common::id::{AgentId, CommandId, SessionId};
 use viworks_common::key::Secret;
+use viworks_common::ledger::lease::Place;
 use viworks_common::limits::{CHALLENGE_AGE_MAX, HANDSHAKE_STEP_TIMEOUT};
 use viworks_common::rules::{Rule, Rulebook};
 use viworks_common::session::state::BackendState;
@@ -55,6 +56,7 @@ pub(super) struct Connection {
     pub(super) welcomed: Option<ConfirmRequest>,
     pub(super) live: Option<Live>,
     orders: VecDeque<Order>,
+    offered: VecDeque<Leased>,
     pub(super) nudged: bool,
     woken_at: Option<Monotonic>,
 }
@@ -71,6 +73,12 @@ pub(super) struct Arrival {
 pub(super) struct Live {
     pub(super) holder: Holder,
     pub(super) open: BTreeSet<CommandId>,
+    /// Room for commands that are being submitted.
+    kept: usize,
+    /// Sent with their permit.
+    permitted: BTreeSet<CommandId>,
+    /// Cancelled before they were sent.
+    early: BTreeSet<CommandId>,
     pub(super) more: bool,
     pub(super) draining: bool,
     batches: VecDeque<Batch>,
@@ -83,6 +91,9 @@ impl Live {
         Self {
             holder,
             open,
+            kept: 0,
+            permitted: BTreeSet::new(),
+            early: BTreeSet::new(),
             more: false,
             draining: false,
             batches: VecDeque::new(),
@@ -122,6 +133,61 @@ impl Connection {
         self.orders.push_back(order);
     }
 
+    /// Keeps room for a command that is being submitted.
+    pub(super) fn keep(&mut self, credit: usize) -> Option<Place> {
+        if self.over {
+            return None;
+        }
+        let live = self.live.as_mut()?;
+        if live.draining || live.open.len() + live.kept >= credit {
+            return None;
+        }
+        live.kept += 1;
+        Some(Place {
+            epoch: live.holder.epoch,
+            run: live.holder.run,
+        })
+    }
+
+    pub(super) fn give_back(&mut self) {
+        if let Some(live) = &mut self.live {
+            live.kept = live.kept.saturating_sub(1);
+            self.nudged |= live.more;
+        }
+    }
+
+    /// Puts a command there that was offered at its birth.
+    pub(super) fn put(&mut self, offer: Leased) {
+        if let Some(live) = &mut self.live {
+            live.kept = live.kept.saturating_sub(1);
+            live.open.insert(offer.id);
+            self.offered.push_back(offer);
+        }
+    }
+
+    fn cancel(&mut self, command_id: CommandId, now: Monotonic) {
+        if let Some(live) = &mut self.live
+            && !live.open.contains(&command_id)
+            && live.kept > 0
+        {
+            live.early.insert(command_id);
+        }
+        let cancel = CommandRef { command_id };
+        self.send(BackendMessage::CommandCancel(cancel), now);
+    }
+
+    /// Sends what others put there; a cancel that came before it follows it.
+    fn offer_put(&mut self, core: &mut Core) {
+        while let Some(offer) = self.offered.pop_front() {
+            let id = offer.id;
+            self.offer(offer, core);
+            let early = |live: &mut Live| live.early.remove(&id);
+            if self.live.as_mut().is_some_and(early) {
+                self.cancel(id, core.now);
+            }
+        }
+    }
+
     /// Hands a message to the session. One that it does not take ends it: the next session settles everything.
     pub(super) fn send(&mut self, message: BackendMessage, now: Monotonic) {
         if self.session.send(message, now).is_err() && self.session.closed().is_none() {
@@ -153,6 +219,9 @@ impl Connection {
         let deadline = self.permit(leased.id, leased.deadline, core);
         if let Some(live) = &mut self.live {
             live.open.insert(leased.id);
+            if leased.permitted {
+                live.permitted.insert(leased.id);
+            }
         }
         let arguments = Arguments::new();
         let command = Command {
@@ -173,6 +242,7 @@ impl Connection {
     pub(super) fn close_offer(&mut self, command: CommandId) {
         if let Some(live) = &mut self.live {
             live.open.remove(&command);
+            live.permitted.remove(&command);
             self.nudged |= live.more;
         }
     }
@@ -206,6 +276,7 @@ impl Instance {
             welcomed: None,
             live: None,
             orders: VecDeque::new(),
+            offered: VecDeque::new(),
             nudged: false,
             woken_at: None,
         };
@@ -245,6 +316,8 @@ impl Instance {
                 .is_some_and(|(due, _)| due <= now)
             {
                 connection.session.handle_timeout(now);
+            } else if !connection.offered.is_empty() {
+                connection.offer_put(core);
             } else if connection.nudged && connection.live.is_some() {
                 connection.nudged = false;
                 self.offer_commands(wire, core);
@@ -335,10 +408,7 @@ impl Instance {
                 };
                 connection.send(BackendMessage::Drain(drain), now);
             }
-            Order::Cancel(command_id) => {
-                let cancel = CommandRef { command_id };
-                connection.send(BackendMessage::CommandCancel(cancel), now);
-            }
+            Order::Cancel(command_id) => connection.cancel(command_id, now),
             Order::End => {
                 let reason = "a newer session of this gateway was confirmed";
                 connection.session.close(CloseCode::Superseded, reason, now);
@@ -354,7 +424,7 @@ impl Instance {
         let Some(live) = &mut connection.live else {
             return;
         };
-        let room = credit.saturating_sub(live.open.len());
+        let room = credit.saturating_sub(live.open.len() + live.kept);
         if live.draining || room == 0 {
             live.more = true;
             return;
@@ -422,6 +492,11 @@ impl Instance {
                 return self.on_batch(wire, batch, core);
             }
             (BackendEvent::Accepted(it), Some(holder)) => {
+                let live = connection.live.as_ref();
+                let known = live.is_some_and(|live| live.permitted.contains(&it.command_id));
+                if known && it.idempotent && !it.awaiting_permit {
+                    return;
+                }
                 Intent::Accept(holder, it.command_id, it.idempotent, it.awaiting_permit)
             }
             (BackendEvent::Rejected(it), Some(holder)) => {

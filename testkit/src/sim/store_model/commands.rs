@@ -7,7 +7,7 @@ use viworks_common::code::RejectCode;
 use viworks_common::command::{CommandState, Outcome, OutcomeState};
 use viworks_common::id::{AgentId, CommandId, CommandName, RunId};
 use viworks_common::ledger::end::{self, Reported};
-use viworks_common::ledger::lease;
+use viworks_common::ledger::lease::{self, Place, Scene};
 use viworks_common::ledger::permit::{self, Accepted, Permit};
 use viworks_common::ledger::submit::{Bounds, Counters, judge};
 use viworks_common::ledger::{Change, Command as Facts};
@@ -41,7 +41,7 @@ pub(crate) struct Leased {
 }
 
 impl Store {
-    /// Accepts an operator's submission, unless something speaks against it.
+    /// Accepts an operator's submission, unless something speaks against it; with the offer, where a session has kept room.
     pub(crate) fn submit(
         &mut self,
         id: CommandId,
@@ -49,15 +49,13 @@ impl Store {
         (name, idempotent): (CommandName, bool),
         (now, deadline): (Timestamp, Timestamp),
         timeout_ms: Option<u64>,
-    ) -> bool {
+        place: Option<Place>,
+    ) -> Option<Option<Leased>> {
         let counters = self.counters();
         let waiting = counters.values().map(|it| it.open).sum();
-        if judge([agent], false, BOUNDS, &counters, waiting).is_err() {
-            return false;
-        }
-        let Some(gateway) = self.gateways.get_mut(&agent) else {
-            return false;
-        };
+        judge([agent], false, BOUNDS, |id| counters.get(&id), waiting).ok()?;
+        let scene = self.scene(agent, now);
+        let gateway = self.gateways.get_mut(&agent)?;
         let order = gateway.row.next_order;
         gateway.row.next_order += 1;
         let facts = Facts {
@@ -85,8 +83,21 @@ impl Store {
             result: None,
             late_outcome: None,
         };
+        let born = place
+            .and_then(|place| lease::at_birth(command.facts.clone(), order, place, scene, now));
         self.commands.insert(id, command);
-        true
+        let offer = born.as_ref().and_then(|born| self.offer(&born.command));
+        self.write(born, None);
+        Some(offer)
+    }
+
+    fn scene(&self, agent: AgentId, now: Timestamp) -> Scene {
+        let live = self.gateways.get(&agent).and_then(|gateway| gateway.live);
+        Scene {
+            session_epoch: live.map(|(epoch, _)| epoch),
+            low_water: self.low_water(agent),
+            waits: self.has_queued(agent, now),
+        }
     }
 
     fn counters(&self) -> BTreeMap<AgentId, Counters> {

@@ -1,0 +1,345 @@
+//! Between those who submit and the session of a gateway: room that is kept, and what is put there to be sent.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+use viworks_common::id::CommandId;
+use viworks_common::ledger::lease::Place;
+
+use crate::data::LeasedCommand;
+
+/// What a session and the rest of the process share about its commands.
+#[derive(Debug)]
+pub struct Shelf {
+    place: Place,
+    keeps_timeout: bool,
+    changed: Notify,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// How many commands the gateway takes before it has ended some.
+    credit: usize,
+    /// Those that use it up: sent, and not over.
+    open: BTreeSet<CommandId>,
+    /// Places for commands whose transactions are under way.
+    kept: usize,
+    /// Offered by committed transactions, to be sent.
+    offered: VecDeque<LeasedCommand>,
+    /// Whose end an operator asked for, to be sent.
+    cancelled: BTreeSet<CommandId>,
+    /// The same, of commands that were not sent yet and may be on their way here.
+    early: BTreeSet<CommandId>,
+    /// Whether commands may wait in the store.
+    look: bool,
+    /// Whether somebody found no room.
+    wanted: bool,
+    /// Whether nothing more is to be offered.
+    draining: bool,
+}
+
+/// What waits for a session.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// To be sent, in this order; their places are used up.
+    pub offered: VecDeque<LeasedCommand>,
+    /// To be sent behind them.
+    pub cancelled: BTreeSet<CommandId>,
+    /// Whether commands may wait in the store.
+    pub look: bool,
+}
+
+impl Shelf {
+    /// For a session whose gateway has `open` commands already. `keeps_timeout` says whether it keeps time limits below its
+    /// catalogue's.
+    #[must_use]
+    pub fn new(
+        place: Place,
+        credit: usize,
+        open: BTreeSet<CommandId>,
+        keeps_timeout: bool,
+    ) -> Self {
+        Self {
+            place,
+            keeps_timeout,
+            changed: Notify::new(),
+            inner: Mutex::new(Inner {
+                credit,
+                open,
+                kept: 0,
+                offered: VecDeque::new(),
+                cancelled: BTreeSet::new(),
+                early: BTreeSet::new(),
+                look: false,
+                wanted: false,
+                draining: false,
+            }),
+        }
+    }
+
+    /// Which session it belongs to.
+    #[must_use]
+    pub const fn place(&self) -> Place {
+        self.place
+    }
+
+    /// Keeps room for one command that is being submitted. `None` where it has to wait in the store.
+    #[must_use]
+    pub fn keep(self: &Arc<Self>, with_timeout: bool) -> Option<Kept> {
+        let mut inner = self.inner();
+        if inner.draining || inner.room() == 0 || (with_timeout && !self.keeps_timeout) {
+            return None;
+        }
+        inner.kept += 1;
+        Some(Kept {
+            shelf: Arc::clone(self),
+            places: 1,
+        })
+    }
+
+    /// Keeps all the room that there is, for what waits in the store. Without any, the session looks again when some is
+    /// given back.
+    #[must_use]
+    pub fn keep_all(self: &Arc<Self>) -> Option<Kept> {
+        let mut inner = self.inner();
+        let places = inner.room();
+        if inner.draining || places == 0 {
+            inner.wanted = true;
+            return None;
+        }
+        inner.kept += places;
+        Some(Kept {
+            shelf: Arc::clone(self),
+            places,
+        })
+    }
+
+    /// More may wait than there was room for: the session looks again when some is given back.
+    pub fn want(&self) {
+        self.inner().wanted = true;
+    }
+
+    /// Lets the session look for commands in the store.
+    pub fn nudge(&self) {
+        self.inner().look = true;
+        self.changed.notify_one();
+    }
+
+    /// Asks for the end of a command.
+    pub fn cancel(&self, command_id: CommandId) {
+        self.inner().cancelled.insert(command_id);
+        self.changed.notify_one();
+    }
+
+    /// Offers nothing more.
+    pub fn drain(&self) {
+        self.inner().draining = true;
+    }
+
+    /// Waits until there may be something to take.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Takes what waits. A command whose end was asked for before it came is followed by that.
+    pub fn take(&self) -> Taken {
+        let mut inner = self.inner();
+        let inner = &mut *inner;
+        let offered = std::mem::take(&mut inner.offered);
+        let mut cancelled = std::mem::take(&mut inner.cancelled);
+        for command in &offered {
+            cancelled.extend(inner.early.take(&command.command_id));
+        }
+        if inner.kept > 0 {
+            let open = &inner.open;
+            let unknown = cancelled.iter().filter(|id| !open.contains(id)).copied();
+            inner.early.extend(unknown);
+        } else {
+            inner.early.clear();
+        }
+        Taken {
+            offered,
+            cancelled,
+            look: std::mem::take(&mut inner.look),
+        }
+    }
+
+    /// A command is over, and its credit comes back; says whether somebody waits for that.
+    pub fn over(&self, command_id: CommandId) -> bool {
+        let mut inner = self.inner();
+        inner.open.remove(&command_id);
+        inner.room() > 0 && std::mem::take(&mut inner.wanted)
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        // Nothing panics while it is held.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn room(&self) -> usize {
+        let used = self.open.len().saturating_add(self.kept);
+        self.credit.saturating_sub(used)
+    }
+}
+
+/// Room in a session; what is not used is given back.
+#[derive(Debug)]
+pub struct Kept {
+    shelf: Arc<Shelf>,
+    places: usize,
+}
+
+impl Kept {
+    /// Whose room it is.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        self.shelf.place
+    }
+
+    /// How many commands it is for.
+    #[must_use]
+    pub const fn places(&self) -> usize {
+        self.places
+    }
+
+    /// Puts a command there that a committed transaction offered.
+    pub fn put(mut self, command: LeasedCommand) {
+        self.used(command.command_id, |inner| inner.offered.push_back(command));
+        self.shelf.changed.notify_one();
+    }
+
+    /// The session itself sends this one.
+    pub fn sent(&mut self, command_id: CommandId) {
+        self.used(command_id, |_| ());
+    }
+
+    fn used(&mut self, command_id: CommandId, then: impl FnOnce(&mut Inner)) {
+        let Some(left) = self.places.checked_sub(1) else {
+            return;
+        };
+        self.places = left;
+        let mut inner = self.shelf.inner();
+        inner.kept -= 1;
+        inner.open.insert(command_id);
+        then(&mut inner);
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let mut inner = self.shelf.inner();
+        inner.kept -= self.places;
+        let look = inner.room() > 0 && std::mem::take(&mut inner.wanted);
+        inner.look |= look;
+        drop(inner);
+        if look {
+            self.shelf.changed.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use uuid::Uuid;
+    use viworks_common::id::{AgentRunId, RunId};
+    use viworks_common::time::Timestamp;
+
+    use super::*;
+
+    fn id(n: u128) -> CommandId {
+        CommandId::from_uuid(Uuid::from_u128(n))
+    }
+
+    fn command(n: u128) -> LeasedCommand {
+        LeasedCommand {
+            command_id: id(n),
+            run_id: RunId::from_uuid(Uuid::from_u128(n)),
+            order: 1,
+            name: "sys.info".parse().unwrap(),
+            arguments: Default::default(),
+            digest: [0; 32],
+            attempt: 1,
+            traceparent: None,
+            deadline: Timestamp::from_unix_micros(0),
+            permitted: true,
+            timeout_ms: None,
+        }
+    }
+
+    fn shelf(credit: usize, open: &[u128]) -> Arc<Shelf> {
+        let place = Place {
+            epoch: 3,
+            run: AgentRunId::from_uuid(Uuid::from_u128(9)),
+        };
+        let open = open.iter().copied().map(id).collect();
+        Arc::new(Shelf::new(place, credit, open, false))
+    }
+
+    fn is_nudged(shelf: &Shelf) -> bool {
+        shelf.changed().now_or_never().is_some()
+    }
+
+    #[test]
+    fn credit_bounds_what_is_open_and_what_is_under_way_together() {
+        let shelf = shelf(3, &[1]);
+        let first = shelf.keep(false).unwrap();
+        let rest = shelf.keep_all().unwrap();
+        assert_eq!((first.places(), rest.places()), (1, 1));
+        assert!(shelf.keep(false).is_none());
+        first.put(command(2));
+        drop(rest);
+        assert!(shelf.keep(false).is_some());
+        assert_eq!(shelf.take().offered.len(), 1);
+    }
+
+    #[test]
+    fn who_found_no_room_looks_again_when_some_is_given_back() {
+        let shelf = shelf(1, &[]);
+        let kept = shelf.keep(false).unwrap();
+        assert!(shelf.keep_all().is_none());
+        assert!(!is_nudged(&shelf));
+        drop(kept);
+        assert!(is_nudged(&shelf));
+        assert!(shelf.take().look);
+        let kept = shelf.keep(false).unwrap();
+        kept.put(command(1));
+        assert!(shelf.keep_all().is_none());
+        assert!(shelf.over(id(1)), "its end makes room");
+        assert!(!shelf.over(id(1)), "nobody waits any more");
+    }
+
+    #[test]
+    fn a_limit_that_the_gateway_would_not_keep_and_a_session_that_ends_get_no_room() {
+        let shelf = shelf(1, &[]);
+        assert!(shelf.keep(true).is_none());
+        assert!(shelf.keep(false).is_some());
+        shelf.drain();
+        assert!(shelf.keep(false).is_none());
+        assert!(shelf.keep_all().is_none());
+    }
+
+    #[test]
+    fn a_command_that_was_cancelled_before_it_came_is_followed_by_its_cancel() {
+        let shelf = shelf(2, &[]);
+        let kept = shelf.keep(false).unwrap();
+        shelf.cancel(id(5));
+        assert_eq!(shelf.take().cancelled, [id(5)].into());
+        kept.put(command(5));
+        let taken = shelf.take();
+        assert_eq!(taken.offered.len(), 1);
+        assert_eq!(taken.cancelled, [id(5)].into(), "once more, behind it");
+        shelf.cancel(id(6));
+        assert_eq!(shelf.take().cancelled, [id(6)].into());
+        let kept = shelf.keep(false).unwrap();
+        kept.put(command(6));
+        assert!(
+            shelf.take().cancelled.is_empty(),
+            "nothing was under way then"
+        );
+    }
+}

@@ -1,0 +1,257 @@
+//! The second life of a connection: a confirmed session, with one loop, one order, and each event handed to its feature.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use tokio::sync::{oneshot, watch};
+use tracing::{debug, info, warn};
+use viworks_common::code::CloseCode;
+use viworks_common::id::CommandId;
+use viworks_common::session::{BackendEvent, Closed};
+use viworks_common::time::{Monotonic, Timestamp};
+use viworks_common::wire::message::{BackendMessage, CommandStarted, Drain};
+
+use super::super::judge::Judged;
+use super::super::opening::millis;
+use super::super::socket::Received;
+use super::line::{Line, Sign};
+use super::opening::{Announced, Start};
+use super::reports::Judging;
+use super::stream::{Progress, Stream};
+use super::up::Runs;
+use super::{lost, refusal};
+use crate::agent::manager::{Desk, Ending, Order};
+use crate::agent::rates::Pace;
+use crate::agent::shelf::Shelf;
+use crate::data::Holder;
+
+/// A confirmed session.
+pub(super) struct Live {
+    pub(super) line: Line,
+    pub(super) holder: Holder,
+    pub(super) announced: Announced,
+    desk: Desk,
+    /// The room for commands, and those that others put there.
+    pub(super) shelf: Arc<Shelf>,
+    /// Commands that were sent with their permit.
+    pub(super) permitted: BTreeSet<CommandId>,
+    /// Commands that started, and when that is stored: a result that comes before says it all.
+    pub(super) started: VecDeque<(Monotonic, CommandStarted)>,
+    /// When what the gateway was too busy for may be offered again.
+    pub(super) again_at: Option<Monotonic>,
+    /// Whose runs the commands are, for those who watch.
+    pub(super) runs: Runs,
+    pub(super) pace: Pace,
+    /// A catalogue that is being judged; a later one takes its place.
+    pub(super) judging: Option<Judging>,
+    pub(super) stream: Stream,
+    pub(super) output_received: u64,
+    /// Reports that were taken in.
+    pub(super) events: u32,
+    probes: BTreeMap<u64, oneshot::Sender<()>>,
+    probe_id: u64,
+}
+
+/// What happened next.
+enum Step {
+    Sign(Sign),
+    Ending(Ending),
+    Ordered(Order),
+    Shelf,
+    Judged(Option<Judged>),
+    Telemetry(Progress),
+}
+
+impl Live {
+    pub(super) fn new(line: Line, start: Start) -> Self {
+        let Start {
+            holder,
+            desk,
+            shelf,
+            announced,
+            ..
+        } = start;
+        let inbound = &line.inbound;
+        let heartbeats = inbound.terms.heartbeat_interval;
+        let now = inbound.clock.now();
+        Self {
+            holder,
+            announced,
+            desk,
+            shelf,
+            permitted: BTreeSet::new(),
+            started: VecDeque::new(),
+            again_at: None,
+            runs: Runs::default(),
+            pace: inbound.manager.pace(holder.agent_id, heartbeats, now),
+            judging: None,
+            stream: Stream::new(&holder, &line.peer.name),
+            output_received: 0,
+            events: 0,
+            probes: BTreeMap::new(),
+            probe_id: 0,
+            line,
+        }
+    }
+
+    /// Runs it to its end.
+    pub(super) async fn run(mut self: Box<Self>) {
+        let closed = loop {
+            while let Some(event) = self.line.session.poll_event() {
+                Box::pin(self.on_event(event)).await;
+                Box::pin(self.line.settle_fence()).await;
+            }
+            if let Some(closed) = self.line.session.closed() {
+                break closed.clone();
+            }
+            let step = self.next_step().await;
+            if matches!(step, Step::Sign(Sign::Received(Received::Lost))) {
+                break lost();
+            }
+            Box::pin(self.on_step(step)).await;
+            Box::pin(self.line.settle_fence()).await;
+        };
+        Box::pin(self.finish(closed)).await;
+    }
+
+    async fn next_step(&mut self) -> Step {
+        let Self {
+            line,
+            desk,
+            shelf,
+            started,
+            again_at,
+            judging,
+            stream,
+            ..
+        } = self;
+        let inbound = Arc::clone(&line.inbound);
+        let started_at = started.front().map(|(due, _)| *due);
+        let wanted = [*again_at, started_at].into_iter().flatten().min();
+        let reads = !stream.is_full();
+        tokio::select! {
+            biased;
+            ending = next_ending(&mut desk.ending) => Step::Ending(ending),
+            Some(order) = desk.orders.recv() => Step::Ordered(order),
+            sign = line.next(reads, wanted) => Step::Sign(sign),
+            () = shelf.changed() => Step::Shelf,
+            judged = Judging::next(judging) => Step::Judged(judged),
+            progress = stream.progress(&inbound.telemetry) => Step::Telemetry(progress),
+        }
+    }
+
+    async fn on_step(&mut self, step: Step) {
+        match step {
+            Step::Sign(Sign::Received(Received::Frame(bytes))) => {
+                let now = self.line.now();
+                self.line.session.handle_frame(&bytes, now);
+            }
+            Step::Sign(Sign::Received(foreign)) => self.line.on_foreign(&foreign),
+            Step::Sign(Sign::Due) => self.on_due().await,
+            Step::Ending(ending) => self.line.refuse(refusal(ending.code, ending.reason)),
+            Step::Ordered(order) => self.on_order(order),
+            Step::Shelf => self.on_shelf().await,
+            Step::Judged(judged) => self.on_judged(judged).await,
+            Step::Telemetry(progress) => self.on_telemetry(progress),
+        }
+    }
+
+    async fn on_due(&mut self) {
+        let now = self.line.now();
+        if self.stream.is_full() {
+            // Its silence is ours: nothing is read until there is room again.
+            self.line.session.heard(now);
+        }
+        self.line.on_due();
+        self.offer_again(now).await;
+        self.store_started(now).await;
+    }
+
+    fn on_order(&mut self, order: Order) {
+        let now = self.line.now();
+        match order {
+            Order::Probe(answered) => {
+                self.probe_id += 1;
+                self.probes.retain(|_, asked| !asked.is_closed());
+                self.probes.insert(self.probe_id, answered);
+                self.line.session.probe(self.probe_id, now);
+            }
+            Order::Drain(after) => {
+                self.shelf.drain();
+                let reconnect_after_ms = millis(after);
+                self.line
+                    .send(BackendMessage::Drain(Drain { reconnect_after_ms }));
+            }
+        }
+    }
+
+    /// Every event, once.
+    async fn on_event(&mut self, event: BackendEvent) {
+        if let Err(wait) = self.pace.allow(&event, self.line.now()) {
+            let reason = "the gateway repeats itself too often";
+            return self.line.slow_down(reason, wait);
+        }
+        match event {
+            BackendEvent::Heartbeat(heartbeat) => self.on_heartbeat(&heartbeat),
+            BackendEvent::ProbeAnswered { id } => self.on_probe_answered(id),
+            BackendEvent::Telemetry(batch) => self.on_batch(batch),
+            BackendEvent::Accepted(accepted) => self.on_accepted(accepted).await,
+            BackendEvent::Rejected(rejected) => self.on_rejected(rejected).await,
+            BackendEvent::Started(started) => self.on_started(started),
+            BackendEvent::Output(output) => self.on_output(output).await,
+            BackendEvent::Result(result) => self.on_result(*result).await,
+            BackendEvent::Catalogue(catalogue) => self.on_catalogue(catalogue),
+            BackendEvent::PinReport(report) => self.on_pin_report(report.version).await,
+            BackendEvent::Event(event) => self.on_gateway_event(&event).await,
+            BackendEvent::Bye { reason } => {
+                debug!(gateway = %self.line.peer.name, agent_id = %self.holder.agent_id, reason, "the gateway says goodbye");
+            }
+            // A session is opened once; how it ended, the loop asks by itself.
+            BackendEvent::Hello { .. }
+            | BackendEvent::Confirmed { .. }
+            | BackendEvent::Closed(_) => {}
+        }
+    }
+
+    fn on_probe_answered(&mut self, id: u64) {
+        let asked = self.probes.remove(&id);
+        if asked.is_some_and(|asked| asked.send(()).is_err()) {
+            debug!("a probe was answered too late");
+        }
+    }
+
+    /// The moment by which what is stored is dated.
+    pub(super) fn line_now(&self) -> Timestamp {
+        self.line.inbound.clock.line()
+    }
+
+    async fn finish(self: Box<Self>, closed: Closed) {
+        let Self { line, holder, .. } = *self;
+        let (gateway, agent_id) = (line.peer.name.clone(), holder.agent_id);
+        let (address, code, reason) = (line.address, closed.name(), &closed.reason);
+        info!(%gateway, %agent_id, %address, code, reason, "session ended");
+        let (inbound, session_id) = (Arc::clone(&line.inbound), line.session_id);
+        let tenant = line.peer.identity.tenant.clone();
+        line.close(&closed).await;
+        inbound.manager.remove(agent_id, session_id);
+        let code = closed.code.unwrap_or(CloseCode::Draining);
+        let now = inbound.clock.line();
+        let ended = inbound
+            .store
+            .end_session(&tenant, agent_id, holder.epoch, code, now);
+        if let Err(error) = ended.await {
+            warn!(%gateway, %agent_id, %error, "failed to record the end of a session; the next one settles it");
+        }
+    }
+}
+
+async fn next_ending(ending: &mut watch::Receiver<Option<Ending>>) -> Ending {
+    let superseded = || Ending {
+        code: CloseCode::Superseded,
+        reason: "the session was removed",
+    };
+    match ending.wait_for(Option::is_some).await {
+        Ok(ending) => ending.clone().unwrap_or_else(superseded),
+        Err(_gone) => superseded(),
+    }
+}
