@@ -109,6 +109,8 @@ pub enum Input {
     Checked(CommandId, Result<Idempotent, Refused>),
     /// A write is durable, or did not happen: the answer to [`Effect::Write`].
     Written(Option<CommandId>, Result<(), Unwritten>),
+    /// A command that is to be prepared has to wait, for a slot or for its files. Told once at least before a wait.
+    Queued(CommandId),
     /// A command has its slot, and this is what the catalogue says now: the answer to [`Effect::Prepare`].
     Prepared(CommandId, Result<Idempotent, Refused>),
     /// A launched command ended.
@@ -137,7 +139,8 @@ pub enum Effect {
     Write(Write),
     /// Ask the catalogue about an offered command.
     Check(Box<Command>),
-    /// Wait for a slot, and then ask the catalogue again: the permit may be older than it.
+    /// Get a slot, and then ask the catalogue again: the permit may be older than it. Where that takes time,
+    /// [`Input::Queued`] says so.
     Prepare(Box<Entry>),
     /// What was prepared, or is being prepared, is not wanted any more.
     Abandon(CommandId),
@@ -162,14 +165,16 @@ enum Stage {
     Settling(Step),
     /// Offered, and not in the journal yet.
     Checking(Box<Command>, Monotonic),
-    /// Its acceptance is being written; whether it may start at once.
-    Accepting { start: bool },
+    /// Offered with its permit, and being prepared. Where that takes no time, acceptance and start are one write.
+    Opening,
+    /// Its acceptance is being written.
+    Accepting(Permitted),
     /// Accepted; waits for its permit.
     Waiting,
     /// Has its permit; waits for a slot and a second look at the catalogue.
     Preparing,
-    /// Its start is being written; somebody may want its end meanwhile.
-    Starting { cancelled: bool },
+    /// Its start is being written, and its acceptance with it where it is new; somebody may want its end meanwhile.
+    Starting { new: bool, cancelled: bool },
     /// Runs.
     Running,
     /// Its end is being written.
@@ -188,13 +193,25 @@ enum Stage {
     Unkept,
 }
 
+/// How near to its start a command is whose acceptance is being written.
+#[derive(Debug)]
+enum Permitted {
+    /// It waits for its permit.
+    No,
+    /// It has its permit and is being prepared.
+    Yes,
+    /// It has its permit, and this came of its preparation.
+    Prepared(Result<Idempotent, Refused>),
+}
+
 impl Stage {
     /// Whether something about it is under way that has to come to its end before anything else about it is decided.
     const fn is_busy(&self) -> bool {
         match self {
             Self::Settling(_)
             | Self::Checking(..)
-            | Self::Accepting { .. }
+            | Self::Opening
+            | Self::Accepting(_)
             | Self::Starting { .. }
             | Self::Finishing(_)
             | Self::Discarding
@@ -304,6 +321,7 @@ impl<R: Rulebook> Engine<R> {
             Input::Asked(id, asked) => self.asked(id, asked, now),
             Input::Checked(id, verdict) => self.checked(id, &verdict, now),
             Input::Written(of, result) => self.written(of, result, now),
+            Input::Queued(id) => self.queued(id, now),
             Input::Prepared(id, verdict) => self.prepared(id, verdict, now),
             Input::Exited(id, outcome) => self.exited(id, *outcome),
             Input::Timeout => self.timeout(now),
@@ -327,7 +345,8 @@ impl<R: Rulebook> Engine<R> {
             Stage::Unwritten(_, again) => Some(*again),
             Stage::Settling(_)
             | Stage::Checking(..)
-            | Stage::Accepting { .. }
+            | Stage::Opening
+            | Stage::Accepting(_)
             | Stage::Starting { .. }
             | Stage::Running
             | Stage::Finishing(_)
@@ -354,7 +373,12 @@ impl<R: Rulebook> Engine<R> {
         let active = |known: &&Known| {
             matches!(
                 known.stage,
-                Stage::Preparing | Stage::Starting { .. } | Stage::Running | Stage::Finishing(_)
+                Stage::Opening
+                    | Stage::Accepting(Permitted::Yes | Permitted::Prepared(_))
+                    | Stage::Preparing
+                    | Stage::Starting { .. }
+                    | Stage::Running
+                    | Stage::Finishing(_)
             )
         };
         self.known.values().filter(active).count()

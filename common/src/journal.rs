@@ -254,7 +254,7 @@ pub fn may_forget(rules: impl Rulebook, state: EntryState, order: u64, low_water
 /// One durable change of the journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// A new entry, which also raises the highest order.
+    /// A new entry, which also raises the highest order: *accepted*, or *started* with it when it can start at once.
     Accept(Box<Entry>),
     /// An accepted entry is about to run, in this process.
     Start(CommandId, AgentRunId),
@@ -301,7 +301,7 @@ impl Step {
             {
                 Accepted
             }
-            (Self::Accept(_), _) if !rules.keeps(Rule::KnownIdAnswered) => Accepted,
+            (Self::Accept(again), _) if !rules.keeps(Rule::KnownIdAnswered) => again.state,
             _ => return None,
         };
         Some(next)

@@ -338,7 +338,7 @@ async fn carry_out(journal: &Journal, write: Write) -> Result<(), JournalError> 
         journal.kept().await?;
     }
     match write.step {
-        Step::Accept(entry) => journal.accept(&entry).await,
+        Step::Accept(entry) => journal.accept(*entry).await,
         Step::Start(id, run) => journal.mark_started(id, run).await,
         Step::Finish(id, outcome) => journal.finish(id, &outcome).await,
         Step::Report(id) => journal.mark_reported(id).await,

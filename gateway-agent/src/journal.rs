@@ -5,12 +5,13 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tracing::warn;
 use viworks_common::command::{Outcome, OutcomeState};
 use viworks_common::id::{AgentRunId, CommandId};
-use viworks_common::journal::Entry;
+use viworks_common::journal::{Entry, EntryState};
 use viworks_runtime::blocking::{self, Unanswered};
 use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::fault;
@@ -95,6 +96,9 @@ pub struct Meta {
 pub struct Journal {
     database: Database,
     entries_max: u32,
+    /// How many there are, or will be once what is under way is committed: to count them for each would be a read on the
+    /// path of every command.
+    entries: Arc<AtomicU32>,
     reserve: Reserve,
     lookout: Arc<Lookout>,
 }
@@ -106,6 +110,11 @@ impl Journal {
     /// When there can be no journal at that place; the agent must not run without one.
     pub async fn open(path: &Path, entries_max: u32) -> Result<Self, JournalError> {
         let database = Database::open(sqlite::Options::new(path), MIGRATIONS).await?;
+        let count = |connection: &Connection| {
+            let sql = "SELECT count(*) AS entries FROM entry";
+            connection.one(sql, &[], |row| row::read(row, "entries"))
+        };
+        let entries: u32 = database.read(count).await?;
         let reserve = Reserve::new(reserve_path(path));
         reserve.set_aside();
         let guard = Guard::new(path).map_err(|source| sqlite::Error::Open {
@@ -115,6 +124,7 @@ impl Journal {
         Ok(Self {
             database,
             entries_max: entries_max.max(1),
+            entries: Arc::new(AtomicU32::new(entries)),
             reserve,
             lookout: Arc::new(Lookout::new(path.parent().unwrap_or(path), guard)),
         })
@@ -189,22 +199,36 @@ impl Journal {
             .await
     }
 
-    /// Takes in a new entry in state *accepted* and raises the highest order with it.
+    /// Takes in a new entry, *accepted* or already *started*, and raises the highest order with it.
     ///
     /// # Errors
     /// [`JournalError::Full`] at the bound, [`JournalError::WrongState`] if the id is known, or when the file fails.
-    pub async fn accept(&self, entry: &Entry) -> Result<(), JournalError> {
-        let entries_max = self.entries_max;
-        let entry = entry.clone();
-        self.write(move |connection| {
-            row::insert(connection, &entry, entries_max)?;
+    pub async fn accept(&self, entry: Entry) -> Result<(), JournalError> {
+        let full = |entries| (entries < self.entries_max).then_some(entries + 1);
+        self.entries
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, full)
+            .map_err(|_full| JournalError::Full(self.entries_max))?;
+        let (before, after) = match entry.state {
+            EntryState::Accepted => (
+                "journal.accepted.before_commit",
+                "journal.accepted.after_commit",
+            ),
+            EntryState::Started | EntryState::Finished | EntryState::Reported => {
+                ("journal.begun.before_commit", "journal.begun.after_commit")
+            }
+        };
+        let inserted = self.write(move |connection| {
+            row::insert(connection, &entry)?;
             let sql = "UPDATE meta SET highest_order = max(highest_order, :order)";
             connection.execute(sql, params! { order: entry.order })?;
-            fault::point("journal.accepted.before_commit");
+            fault::point(before);
             Ok(())
-        })
-        .await?;
-        fault::point("journal.accepted.after_commit");
+        });
+        if let Err(error) = inserted.await {
+            self.entries.fetch_sub(1, Ordering::Relaxed);
+            return Err(error);
+        }
+        fault::point(after);
         Ok(())
     }
 
@@ -311,16 +335,20 @@ impl Journal {
     ///
     /// # Errors
     /// When the file fails.
-    pub async fn forget_up_to(&self, low_water: u64) -> Result<u64, JournalError> {
+    pub async fn forget_up_to(&self, low_water: u64) -> Result<usize, JournalError> {
         const FORGET: &str = "\
             DELETE FROM entry WHERE state = 'reported' AND ordinal <= (SELECT low_water FROM meta)";
-        self.write(move |connection| {
-            let sql = "UPDATE meta SET low_water = max(low_water, :low_water)";
-            connection.execute(sql, params! { low_water })?;
-            let forgotten = connection.execute(FORGET, &[])?;
-            Ok(u64::try_from(forgotten).unwrap_or(u64::MAX))
-        })
-        .await
+        let forgotten = self
+            .write(move |connection| {
+                let sql = "UPDATE meta SET low_water = max(low_water, :low_water)";
+                connection.execute(sql, params! { low_water })?;
+                Ok(connection.execute(FORGET, &[])?)
+            })
+            .await?;
+        // There were never more than fit.
+        let gone = u32::try_from(forgotten).unwrap_or(u32::MAX);
+        self.entries.fetch_sub(gone, Ordering::Relaxed);
+        Ok(forgotten)
     }
 
     /// Makes epoch and token durable, before CONFIRM is sent. An older epoch never replaces a newer one.

@@ -17,6 +17,8 @@ pub const VARIABLE: &str = "VIWORKS_FAULT";
 pub const POINTS: &[&str] = &[
     "journal.accepted.before_commit",
     "journal.accepted.after_commit",
+    "journal.begun.before_commit",
+    "journal.begun.after_commit",
     "journal.started.before_commit",
     "journal.started.after_commit",
     "journal.finished.before_commit",

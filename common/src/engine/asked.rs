@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::run::CANCELLED;
-use super::{Asked, Effect, Engine, Known, Now, Refused, Stage};
+use super::{Asked, Effect, Engine, Known, Now, Permitted, Refused, Stage};
 use crate::code::RejectCode;
 use crate::command::{self, OutcomeState};
 use crate::id::CommandId;
@@ -25,7 +25,7 @@ impl<R: Rulebook> Engine<R> {
         {
             match (&mut known.stage, asked) {
                 // Whoever waits for the disk sees to it.
-                (Stage::Starting { cancelled }, Asked::Cancel) => *cancelled = true,
+                (Stage::Starting { cancelled, .. }, Asked::Cancel) => *cancelled = true,
                 (_, asked) => {
                     known.held.push_back(asked);
                     self.held += 1;
@@ -162,10 +162,13 @@ impl<R: Rulebook> Engine<R> {
                     return;
                 };
                 known.entry.idempotent = idempotent;
-                known.stage = Stage::Accepting { start };
-                let entry = Box::new(known.entry.clone());
-                self.write(Step::Accept(entry));
-                self.presume(id, now);
+                if start {
+                    known.stage = Stage::Opening;
+                    let entry = Box::new(known.entry.clone());
+                    self.effects.push_back(Effect::Prepare(entry));
+                } else {
+                    self.accept(id, Permitted::No, now);
+                }
             }
             OnCommand::Reject(code) => {
                 let detail = match verdict {
@@ -181,6 +184,17 @@ impl<R: Rulebook> Engine<R> {
             | OnCommand::ResendResult
             | OnCommand::SecurityEvent => {}
         }
+    }
+
+    /// Writes that it is accepted, and nothing more yet.
+    pub(super) fn accept(&mut self, id: CommandId, permitted: Permitted, now: Now) {
+        let Some(known) = self.known.get_mut(&id) else {
+            return;
+        };
+        known.stage = Stage::Accepting(permitted);
+        let entry = Box::new(known.entry.clone());
+        self.write(Step::Accept(entry));
+        self.presume(id, now);
     }
 
     fn permitted(&mut self, id: CommandId, deadline: Monotonic, now: Now) {

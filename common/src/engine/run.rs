@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Effect, Engine, Now, RETRY_TIME, Refused, STOP_TIME, Stage, Unwritten};
+use super::{
+    Asked, Effect, Engine, Now, Permitted, RETRY_TIME, Refused, STOP_TIME, Stage, Unwritten,
+};
 use crate::code::RejectCode;
 use crate::command::{Outcome, OutcomeState};
 use crate::id::CommandId;
@@ -14,6 +16,12 @@ use crate::wire::message::{AgentMessage, CommandResult};
 const LATE: &str = "its deadline passed before it was started";
 pub(super) const CANCELLED: &str = "cancelled before it was started";
 const STOPPED: &str = "the gateway agent stopped before it was started";
+
+/// Why a command that was prepared does not start.
+enum Unfit {
+    Refused(RejectCode, String),
+    Late,
+}
 
 impl<R: Rulebook> Engine<R> {
     /// An accepted command has its permit until `deadline`.
@@ -52,34 +60,90 @@ impl<R: Rulebook> Engine<R> {
         self.rules.keeps(Rule::DeadlineAtStart) && deadline.is_some_and(|it| it <= now.clock)
     }
 
+    /// It has its permit and cannot start at once: that it is accepted is written, and told, by itself.
+    pub(super) fn queued(&mut self, id: CommandId, now: Now) {
+        if matches!(self.stage(id), Some(Stage::Opening)) {
+            self.accept(id, Permitted::Yes, now);
+        }
+    }
+
     pub(super) fn prepared(
         &mut self,
         id: CommandId,
         verdict: Result<Idempotent, Refused>,
         now: Now,
     ) {
-        let Some(known) = self.known.get(&id) else {
+        let Some(known) = self.known.get_mut(&id) else {
             return;
         };
-        if !matches!(known.stage, Stage::Preparing) {
-            return;
+        match &mut known.stage {
+            Stage::Opening => self.opened(id, verdict, now),
+            Stage::Accepting(permitted @ Permitted::Yes) => {
+                *permitted = Permitted::Prepared(verdict);
+            }
+            Stage::Preparing => match self.judge(id, verdict, now) {
+                Ok(()) => {
+                    let (new, cancelled) = (false, false);
+                    self.set_stage(id, Stage::Starting { new, cancelled });
+                    self.write(Step::Start(id, self.run));
+                    self.presume(id, now);
+                }
+                Err(Unfit::Refused(code, reason)) => self.refuse_start(id, code, reason),
+                Err(Unfit::Late) => self.finish_unstarted(id, OutcomeState::Expired, LATE),
+            },
+            Stage::Settling(_)
+            | Stage::Checking(..)
+            | Stage::Accepting(_)
+            | Stage::Waiting
+            | Stage::Starting { .. }
+            | Stage::Running
+            | Stage::Finishing(_)
+            | Stage::Unwritten(..)
+            | Stage::Discarding
+            | Stage::Finished
+            | Stage::Reporting(_)
+            | Stage::Reported
+            | Stage::Unkept => {}
         }
-        let idempotent = known.entry.idempotent;
+    }
+
+    /// Offered, permitted and prepared before anything of it was written: one write says that it is accepted and started.
+    /// What does not start is accepted first, so that its end has an entry.
+    fn opened(&mut self, id: CommandId, verdict: Result<Idempotent, Refused>, now: Now) {
+        if self.judge(id, verdict.clone(), now).is_err() {
+            return self.accept(id, Permitted::Prepared(verdict), now);
+        }
+        let Some(known) = self.known.get_mut(&id) else {
+            return;
+        };
+        let cancelled = known.held.contains(&Asked::Cancel);
+        known.stage = Stage::Starting {
+            new: true,
+            cancelled,
+        };
+        let mut entry = Box::new(known.entry.clone());
+        entry.state = EntryState::Started;
+        self.write(Step::Accept(entry));
+        self.presume(id, now);
+    }
+
+    /// Whether what was prepared may start, by what the catalogue says of it now and by the time.
+    fn judge(
+        &self,
+        id: CommandId,
+        verdict: Result<Idempotent, Refused>,
+        now: Now,
+    ) -> Result<(), Unfit> {
+        let permitted_as = self.known.get(&id).map(|known| known.entry.idempotent);
         match verdict {
-            Err(refused) => self.refuse_start(id, refused.code, refused.detail),
+            Err(refused) => Err(Unfit::Refused(refused.code, refused.detail)),
             // Its permit was given for a command that may run twice, and it no longer is one.
-            Ok(Idempotent(false)) if idempotent => {
+            Ok(Idempotent(false)) if permitted_as == Some(true) => {
                 let reason = "the catalogue changed between acceptance and start";
-                self.refuse_start(id, RejectCode::NotAllowed, reason.to_owned());
+                Err(Unfit::Refused(RejectCode::NotAllowed, reason.to_owned()))
             }
-            Ok(_) if self.is_late(id, now) => {
-                self.finish_unstarted(id, OutcomeState::Expired, LATE);
-            }
-            Ok(_) => {
-                self.set_stage(id, Stage::Starting { cancelled: false });
-                self.write(Step::Start(id, self.run));
-                self.presume(id, now);
-            }
+            Ok(_) if self.is_late(id, now) => Err(Unfit::Late),
+            Ok(_) => Ok(()),
         }
     }
 
@@ -131,7 +195,10 @@ impl<R: Rulebook> Engine<R> {
         self.writes = self.writes.saturating_sub(1);
         if let Err(Unwritten::Fatal(detail)) = &result {
             if let Some(id) = of
-                && matches!(self.stage(id), Some(Stage::Accepting { .. }))
+                && matches!(
+                    self.stage(id),
+                    Some(Stage::Accepting(_) | Stage::Starting { new: true, .. })
+                )
             {
                 self.reject(id, RejectCode::JournalUnavailable, detail);
             }
@@ -151,14 +218,13 @@ impl<R: Rulebook> Engine<R> {
         };
         match std::mem::replace(&mut known.stage, Stage::Waiting) {
             Stage::Settling(step) => return self.settled(id, &step, now),
-            Stage::Accepting { start } => {
-                let deadline = known.deadline;
-                self.say_accepted(id, !start);
-                if start && let Some(deadline) = deadline {
-                    self.permit(id, deadline, now);
+            Stage::Accepting(permitted) => self.accepted(id, permitted, now),
+            Stage::Starting { new, cancelled } => {
+                if new {
+                    self.say_accepted(id, false);
                 }
+                self.started(id, cancelled, now);
             }
-            Stage::Starting { cancelled } => self.started(id, cancelled, now),
             Stage::Finishing(outcome) => {
                 self.moved(id, EntryState::Finished, Stage::Finished);
                 self.effects.push_back(Effect::Report(id, outcome));
@@ -176,6 +242,7 @@ impl<R: Rulebook> Engine<R> {
             }
             // Nothing of it is being written.
             other @ (Stage::Checking(..)
+            | Stage::Opening
             | Stage::Waiting
             | Stage::Preparing
             | Stage::Running
@@ -187,9 +254,29 @@ impl<R: Rulebook> Engine<R> {
         self.release(id, now);
     }
 
+    /// That it is accepted is durable, and it waits: for its permit, or with it for its turn.
+    fn accepted(&mut self, id: CommandId, permitted: Permitted, now: Now) {
+        self.say_accepted(id, matches!(permitted, Permitted::No));
+        if matches!(permitted, Permitted::No) {
+            return;
+        }
+        if self.is_stopping() {
+            self.effects.push_back(Effect::Abandon(id));
+            return self.give_up(id);
+        }
+        self.set_stage(id, Stage::Preparing);
+        if let Permitted::Prepared(verdict) = permitted {
+            self.prepared(id, verdict, now);
+        }
+    }
+
     /// The start is durable. The write takes time of its own, and a disk can hang: what is late now must not start.
     fn started(&mut self, id: CommandId, cancelled: bool, now: Now) {
-        self.moved(id, EntryState::Started, Stage::Starting { cancelled });
+        let starting = Stage::Starting {
+            new: false,
+            cancelled,
+        };
+        self.moved(id, EntryState::Started, starting);
         if cancelled {
             self.finish_unstarted(id, OutcomeState::Cancelled, CANCELLED);
         } else if self.is_late(id, now) {
@@ -214,25 +301,12 @@ impl<R: Rulebook> Engine<R> {
                     "what an earlier process left of command {id} cannot be settled: {detail}"
                 ));
             }
-            Stage::Accepting { .. } => {
-                let code = match unwritten {
-                    Unwritten::Full(_) => RejectCode::Busy,
-                    Unwritten::Lost(_)
-                    | Unwritten::WrongState(_)
-                    | Unwritten::Refused(_)
-                    | Unwritten::Fatal(_) => RejectCode::JournalUnavailable,
-                };
-                let detail = match unwritten {
-                    Unwritten::Lost(lost) => format!("the state folder is lost: {lost}"),
-                    Unwritten::Full(_)
-                    | Unwritten::WrongState(_)
-                    | Unwritten::Refused(_)
-                    | Unwritten::Fatal(_) => unwritten.detail().to_owned(),
-                };
-                self.reject(id, code, &detail);
-                return self.forgo(id, now);
+            Stage::Accepting(Permitted::No) => return self.unaccepted(id, unwritten, now),
+            Stage::Accepting(_) | Stage::Starting { new: true, .. } => {
+                self.effects.push_back(Effect::Abandon(id));
+                return self.unaccepted(id, unwritten, now);
             }
-            Stage::Starting { .. } => {
+            Stage::Starting { new: false, .. } => {
                 self.effects.push_back(Effect::Abandon(id));
                 if let Unwritten::Lost(lost) = unwritten {
                     // Its start would be forgotten with this process, and a later one could start it again.
@@ -249,6 +323,7 @@ impl<R: Rulebook> Engine<R> {
                 self.forget(low_water);
             }
             other @ (Stage::Checking(..)
+            | Stage::Opening
             | Stage::Waiting
             | Stage::Preparing
             | Stage::Running
@@ -258,6 +333,26 @@ impl<R: Rulebook> Engine<R> {
             | Stage::Unkept) => known.stage = other,
         }
         self.release(id, now);
+    }
+
+    /// It cannot be journalled at all.
+    fn unaccepted(&mut self, id: CommandId, unwritten: &Unwritten, now: Now) {
+        let code = match unwritten {
+            Unwritten::Full(_) => RejectCode::Busy,
+            Unwritten::Lost(_)
+            | Unwritten::WrongState(_)
+            | Unwritten::Refused(_)
+            | Unwritten::Fatal(_) => RejectCode::JournalUnavailable,
+        };
+        let detail = match unwritten {
+            Unwritten::Lost(lost) => format!("the state folder is lost: {lost}"),
+            Unwritten::Full(_)
+            | Unwritten::WrongState(_)
+            | Unwritten::Refused(_)
+            | Unwritten::Fatal(_) => unwritten.detail().to_owned(),
+        };
+        self.reject(id, code, &detail);
+        self.forgo(id, now);
     }
 
     /// Its end cannot be journalled.
@@ -328,10 +423,11 @@ impl<R: Rulebook> Engine<R> {
         for (id, known) in &mut self.known {
             match &mut known.stage {
                 Stage::Running => self.effects.push_back(Effect::End(*id)),
-                Stage::Starting { cancelled } => *cancelled = true,
+                Stage::Starting { cancelled, .. } => *cancelled = true,
                 Stage::Settling(_)
                 | Stage::Checking(..)
-                | Stage::Accepting { .. }
+                | Stage::Opening
+                | Stage::Accepting(_)
                 | Stage::Waiting
                 | Stage::Preparing
                 | Stage::Finishing(_)
@@ -352,13 +448,19 @@ impl<R: Rulebook> Engine<R> {
         }
         self.stopping = Some(now.clock.saturating_add(STOP_TIME));
         let preparing = |(id, known): (&CommandId, &super::Known)| {
-            matches!(known.stage, Stage::Preparing).then_some(*id)
+            matches!(known.stage, Stage::Opening | Stage::Preparing).then_some(*id)
         };
         let ids: Vec<CommandId> = self.known.iter().filter_map(preparing).collect();
         for id in ids {
             self.effects.push_back(Effect::Abandon(id));
-            self.set_stage(id, Stage::Waiting);
-            self.give_up(id);
+            if matches!(self.stage(id), Some(Stage::Opening)) {
+                // Nothing of it is written: it is as if it had come a moment later.
+                self.reject(id, RejectCode::Busy, RejectCode::Busy.name());
+                self.forgo(id, now);
+            } else {
+                self.set_stage(id, Stage::Waiting);
+                self.give_up(id);
+            }
         }
     }
 }

@@ -83,7 +83,9 @@ impl<R: Rulebook> Engine<R> {
             };
             match (&known.stage, known.entry.state) {
                 (Stage::Waiting, _) => self.say_accepted(id, true),
-                (Stage::Preparing | Stage::Starting { .. }, _) => self.say_accepted(id, false),
+                (Stage::Preparing | Stage::Starting { new: false, .. }, _) => {
+                    self.say_accepted(id, false);
+                }
                 (Stage::Running, _)
                 | (Stage::Finishing(_) | Stage::Unkept, EntryState::Started) => {
                     self.say_started(id, now);
@@ -94,7 +96,9 @@ impl<R: Rulebook> Engine<R> {
                 (
                     Stage::Settling(_)
                     | Stage::Checking(..)
-                    | Stage::Accepting { .. }
+                    | Stage::Opening
+                    | Stage::Accepting(_)
+                    | Stage::Starting { new: true, .. }
                     | Stage::Finishing(_)
                     | Stage::Unwritten(..)
                     | Stage::Discarding

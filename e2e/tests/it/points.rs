@@ -47,9 +47,13 @@ async fn settled(
     }
 }
 
-const GATEWAY_POINTS: [&str; 10] = [
+/// A command that may run twice has its permit with it, and is accepted and started by one commit (*begun*); one that must
+/// not is accepted first.
+const GATEWAY_POINTS: [&str; 12] = [
     "journal.accepted.before_commit",
     "journal.accepted.after_commit",
+    "journal.begun.before_commit",
+    "journal.begun.after_commit",
     "journal.started.before_commit",
     "journal.started.after_commit",
     "journal.finished.before_commit",

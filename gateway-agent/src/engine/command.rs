@@ -1,8 +1,10 @@
 //! One command as a task: waits for a slot, looks at the catalogue, and runs once the engine says so.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 use viworks_common::command::Arguments;
@@ -15,6 +17,9 @@ use super::Tools;
 use crate::catalogue::{Current, Refusal};
 use crate::executor::Launch;
 
+/// How long the look at a command's files may hold up the word that it is accepted.
+const PROMPT: Duration = Duration::from_millis(500);
+
 /// Prepares `entry`, and runs it when `begin` says so; without that word, or once it is cancelled, nothing starts.
 pub(super) async fn run(
     tools: Tools,
@@ -24,11 +29,24 @@ pub(super) async fn run(
     cancel: CancellationToken,
 ) {
     let id = entry.command_id;
-    let Some(slot) = cancel.run_until_cancelled(tools.executor.slot()).await else {
-        return;
+    let slot = match tools.executor.try_slot() {
+        Some(slot) => slot,
+        None => {
+            tell(&engine, Told::Queued(id)).await;
+            let freed = cancel.run_until_cancelled(tools.executor.slot()).await;
+            let Some(slot) = freed else { return };
+            slot
+        }
     };
     // The permit may be older than the catalogue.
-    let looked = look(&tools.catalogue, id, &entry.name, &entry.arguments).await;
+    let mut look = pin!(look(&tools.catalogue, id, &entry.name, &entry.arguments));
+    let looked = match timeout(PROMPT, &mut look).await {
+        Ok(looked) => looked,
+        Err(_slow) => {
+            tell(&engine, Told::Queued(id)).await;
+            look.await
+        }
+    };
     let (verdict, launch) = match looked {
         Ok((idempotent, launch)) => (Ok(idempotent), Some(launch)),
         Err(refused) => (Err(refused), None),

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use viworks_runtime::blocking::Worker;
@@ -10,10 +11,19 @@ use viworks_runtime::files::{Guard, Lost};
 /// How long a look may take.
 const LOOK_TIME: Duration = Duration::from_secs(10);
 
-/// Looks for all who ask, on a thread of its own: there is one at most, even when it hangs.
+/// Looks for all who ask, on a thread of its own: there is one at most, even when it hangs. Those who ask while it looks
+/// share the next look, so that many commands do not wait for one look each before they share a commit.
 pub(super) struct Lookout {
     folder: PathBuf,
-    worker: tokio::sync::Mutex<Worker<(), Result<(), Lost>>>,
+    /// Looks that have begun.
+    begun: AtomicU64,
+    eyes: tokio::sync::Mutex<Eyes>,
+}
+
+struct Eyes {
+    worker: Worker<(), Result<(), Lost>>,
+    /// What the latest look saw.
+    seen: Result<(), Lost>,
 }
 
 impl Lookout {
@@ -25,7 +35,11 @@ impl Lookout {
         };
         Self {
             folder: folder.to_owned(),
-            worker: tokio::sync::Mutex::new(Worker::new("state folder", make)),
+            begun: AtomicU64::new(0),
+            eyes: tokio::sync::Mutex::new(Eyes {
+                worker: Worker::new("state folder", make),
+                seen: Ok(()),
+            }),
         }
     }
 
@@ -35,13 +49,25 @@ impl Lookout {
     ///
     /// What is wrong; that a look has no answer is no sign that all is well.
     pub(super) async fn look(&self) -> Result<(), Lost> {
-        let looked = self.worker.lock().await.ask((), LOOK_TIME).await;
-        looked.unwrap_or_else(|error| {
-            Err(Lost::Unreadable {
-                path: self.folder.clone(),
-                reason: error.to_string(),
-            })
-        })
+        let begun = self.begun.load(Ordering::Acquire);
+        let mut eyes = self.eyes.lock().await;
+        // Only a look that began after the question answers it.
+        if self.begun.load(Ordering::Acquire) > begun {
+            return eyes.seen.clone();
+        }
+        // Should this look be given up, those who wait for it must not take an older answer for its own.
+        eyes.seen = Err(self.unanswered("the look was given up"));
+        self.begun.fetch_add(1, Ordering::AcqRel);
+        let looked = eyes.worker.ask((), LOOK_TIME).await;
+        eyes.seen = looked.unwrap_or_else(|error| Err(self.unanswered(error)));
+        eyes.seen.clone()
+    }
+
+    fn unanswered(&self, reason: impl fmt::Display) -> Lost {
+        Lost::Unreadable {
+            path: self.folder.clone(),
+            reason: reason.to_string(),
+        }
     }
 }
 
@@ -76,7 +102,11 @@ mod tests {
         assert!(first.is_err());
         let lookout = Lookout {
             folder: PathBuf::from("/state"),
-            worker: tokio::sync::Mutex::new(worker),
+            begun: AtomicU64::new(0),
+            eyes: tokio::sync::Mutex::new(Eyes {
+                worker,
+                seen: Ok(()),
+            }),
         };
         for _again in 0..100 {
             let lost = lookout.look().await.unwrap_err();
@@ -86,5 +116,48 @@ mod tests {
         while lookout.look().await.is_err() {
             tokio::task::yield_now().await;
         }
+    }
+
+    #[tokio::test]
+    async fn those_who_ask_during_a_look_share_the_next_one() {
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let wait = std::sync::Arc::new(std::sync::Mutex::new(wait));
+        let looks = std::sync::Arc::new(AtomicU64::new(0));
+        let counted = std::sync::Arc::clone(&looks);
+        let make = move || {
+            let (wait, counted) = (
+                std::sync::Arc::clone(&wait),
+                std::sync::Arc::clone(&counted),
+            );
+            move |()| {
+                counted.fetch_add(1, Ordering::SeqCst);
+                // The test lets each look come to its end.
+                let _gone = wait.lock().unwrap().recv();
+                Ok(())
+            }
+        };
+        let lookout = Lookout {
+            folder: PathBuf::from("/state"),
+            begun: AtomicU64::new(0),
+            eyes: tokio::sync::Mutex::new(Eyes {
+                worker: Worker::new("test", make),
+                seen: Ok(()),
+            }),
+        };
+        let first = lookout.look();
+        let later = async {
+            // The first look has begun by now, and does not count for these.
+            futures_util::future::join_all((0..50).map(|_| lookout.look())).await
+        };
+        let release = async {
+            for _look in 0..2 {
+                go.send(()).unwrap();
+                tokio::task::yield_now().await;
+            }
+        };
+        let (first, later, ()) = tokio::join!(first, later, release);
+        assert_eq!(first, Ok(()));
+        assert!(later.iter().all(Result::is_ok), "{later:?}");
+        assert_eq!(looks.load(Ordering::SeqCst), 2);
     }
 }

@@ -19,19 +19,10 @@ pub(super) const SELECT_ONE: &str = concat!(rows!(), "WHERE command_id = :comman
 
 const INSERT: &str = "\
 INSERT INTO entry (command_id, ordinal, digest, name, arguments, idempotent, state, agent_run_id, timeout_ms)
-VALUES (:command_id, :order, :digest, :name, :arguments, :idempotent, 'accepted', :agent_run_id, :timeout_ms)
+VALUES (:command_id, :order, :digest, :name, :arguments, :idempotent, :state, :agent_run_id, :timeout_ms)
 ON CONFLICT DO NOTHING";
 
-pub(super) fn insert(
-    connection: &Connection,
-    entry: &Entry,
-    entries_max: u32,
-) -> Result<(), JournalError> {
-    let sql = "SELECT count(*) AS entries FROM entry";
-    let count: u64 = connection.one(sql, &[], |row| read(row, "entries"))?;
-    if count >= u64::from(entries_max) {
-        return Err(JournalError::Full(entries_max));
-    }
+pub(super) fn insert(connection: &Connection, entry: &Entry) -> Result<(), JournalError> {
     let Entry {
         command_id,
         order,
@@ -44,9 +35,10 @@ pub(super) fn insert(
     } = entry;
     let arguments = serde_json::to_string(&entry.arguments)
         .map_err(|_unserialisable| JournalError::Inconsistent("arguments"))?;
+    let state = entry.state.name();
     let inserted = connection.execute(
         INSERT,
-        params! { command_id, order, digest, name, arguments, idempotent, agent_run_id, timeout_ms },
+        params! { command_id, order, digest, name, arguments, idempotent, state, agent_run_id, timeout_ms },
     )?;
     super::moved_one(inserted, *command_id, "unknown")
 }

@@ -45,7 +45,7 @@ async fn every_step_survives_a_process_that_just_ends() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("journal.db");
     for order in 1..=4 {
-        open(&path).await.accept(&entry(order)).await.unwrap();
+        open(&path).await.accept(entry(order)).await.unwrap();
     }
     // Each handle is dropped without being closed, as by kill -9.
     for order in 2..=4 {
@@ -91,14 +91,14 @@ async fn every_step_survives_a_process_that_just_ends() {
 async fn a_step_from_the_wrong_state_is_refused_and_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let journal = open(&folder.path().join("journal.db")).await;
-    journal.accept(&entry(1)).await.unwrap();
+    journal.accept(entry(1)).await.unwrap();
     let wrong = |result: Result<(), JournalError>| {
         assert!(
             matches!(result, Err(JournalError::WrongState { .. })),
             "{result:?}"
         );
     };
-    wrong(journal.accept(&entry(1)).await);
+    wrong(journal.accept(entry(1)).await);
     wrong(journal.mark_reported(id(1)).await);
     wrong(journal.mark_started(id(2), RUN).await);
     journal.mark_started(id(1), RUN).await.unwrap();
@@ -120,7 +120,7 @@ async fn an_interrupted_idempotent_command_waits_again() {
         idempotent: true,
         ..entry(1)
     };
-    journal.accept(&idempotent).await.unwrap();
+    journal.accept(idempotent).await.unwrap();
     journal.mark_started(id(1), RUN).await.unwrap();
     journal.await_again(id(1), LATER_RUN).await.unwrap();
     let found = journal.entry(id(1)).await.unwrap().unwrap();
@@ -134,7 +134,7 @@ async fn an_interrupted_idempotent_command_waits_again() {
 async fn a_withdrawn_command_is_over_and_its_id_stays_known() {
     let folder = tempfile::tempdir().unwrap();
     let journal = open(&folder.path().join("journal.db")).await;
-    journal.accept(&entry(1)).await.unwrap();
+    journal.accept(entry(1)).await.unwrap();
     assert!(journal.discard(id(1)).await.unwrap());
     assert!(!journal.discard(id(1)).await.unwrap());
     assert!(journal.unreported().await.unwrap().is_empty());
@@ -148,7 +148,7 @@ async fn only_reported_entries_up_to_the_mark_are_forgotten_and_the_mark_never_f
     let folder = tempfile::tempdir().unwrap();
     let journal = open(&folder.path().join("journal.db")).await;
     for order in 1..=4 {
-        journal.accept(&entry(order)).await.unwrap();
+        journal.accept(entry(order)).await.unwrap();
     }
     for order in [1, 2, 4] {
         journal.finish(id(order), &done()).await.unwrap();
@@ -173,17 +173,17 @@ async fn the_bound_refuses_and_forgetting_makes_room() {
     let folder = tempfile::tempdir().unwrap();
     let journal = open(&folder.path().join("journal.db")).await;
     for order in 1..=8 {
-        journal.accept(&entry(order)).await.unwrap();
+        journal.accept(entry(order)).await.unwrap();
     }
     assert!(matches!(
-        journal.accept(&entry(9)).await,
+        journal.accept(entry(9)).await,
         Err(JournalError::Full(8))
     ));
     assert_eq!(journal.meta().await.unwrap().highest_order, 8);
     journal.finish(id(1), &done()).await.unwrap();
     journal.mark_reported(id(1)).await.unwrap();
     journal.forget_up_to(1).await.unwrap();
-    journal.accept(&entry(9)).await.unwrap();
+    journal.accept(entry(9)).await.unwrap();
 }
 
 #[tokio::test]
@@ -222,7 +222,7 @@ async fn a_journal_of_an_earlier_version_opens_and_goes_on() {
     assert_eq!((meta.highest_order, meta.low_water), (4, 0));
     assert_eq!(journal.unreported().await.unwrap(), [id(1), id(2), id(3)]);
     journal.mark_started(id(1), LATER_RUN).await.unwrap();
-    journal.accept(&entry(5)).await.unwrap();
+    journal.accept(entry(5)).await.unwrap();
     assert_eq!(journal.forget_up_to(4).await.unwrap(), 1);
     journal.close().await.unwrap();
     assert_eq!(open(&path).await.load().await.unwrap().len(), 4);

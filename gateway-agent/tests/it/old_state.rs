@@ -75,7 +75,7 @@ async fn commands_of_an_earlier_version_go_on() {
         outcome: None,
         ..finished.clone()
     };
-    journal.accept(&new).await.unwrap();
+    journal.accept(new.clone()).await.unwrap();
     journal.forget_up_to(1).await.unwrap();
     journal.close().await.unwrap();
     let journal = Journal::open(&path, 8).await.unwrap();

@@ -244,13 +244,15 @@ impl Host {
         };
         let tasks = &mut process.engine.tasks;
         let used = tasks.values().filter(|task| task.placed).count();
-        let waiting = tasks.get_mut(&id).filter(|task| !task.placed);
-        if let Some(task) = waiting
-            && used < SLOTS
-        {
+        let Some(task) = tasks.get_mut(&id).filter(|task| !task.placed) else {
+            return;
+        };
+        if used < SLOTS {
             task.placed = true;
             let verdict = verdict(Kind::of(&task.entry.name));
             self.tell(Input::Prepared(id, verdict), core);
+        } else {
+            self.tell(Input::Queued(id), core);
         }
     }
 
