@@ -29,14 +29,6 @@ pub fn digest(name: &CommandName, arguments: &Arguments) -> [u8; 32] {
     hash.finalize().into()
 }
 
-/// Reads a digest as it travels: 64 hexadecimal digits.
-#[must_use]
-pub fn parse_digest(text: &str) -> Option<[u8; 32]> {
-    let mut digest = [0; 32];
-    hex::decode_to_slice(text, &mut digest).ok()?;
-    Some(digest)
-}
-
 /// Writes a digest as it travels: 64 hexadecimal digits.
 #[must_use]
 pub fn format_digest(digest: &[u8; 32]) -> String {

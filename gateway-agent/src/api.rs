@@ -37,6 +37,7 @@ use crate::catalogue::Current;
 use crate::executor::Executor;
 use crate::outbound::pins::Pins;
 use crate::spool::Spool;
+use crate::status::Status;
 
 mod commands;
 mod problem;
@@ -89,48 +90,6 @@ pub enum ApiError {
     },
 }
 
-/// What is known about the connection to the backend.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct ConnectionStatus {
-    /// Whether a session is established.
-    pub connected: bool,
-    /// In one word: `connecting`, `established`, `waiting`, …
-    pub state: String,
-    /// Where the backend is.
-    pub url: String,
-    /// Since when it is in this state.
-    pub since: Option<Timestamp>,
-    /// The epoch of the last session.
-    pub epoch: u64,
-    /// The last measured round trip, in microseconds.
-    pub round_trip_us: Option<u64>,
-    /// The gateway's wall clock minus the backend's, in milliseconds.
-    pub clock_skew_ms: Option<i64>,
-    /// When the next attempt comes, while it waits for that.
-    pub next_attempt: Option<Timestamp>,
-    /// Why the last attempt failed or the last session ended; kept until the next session.
-    pub last_failure: Option<Failure>,
-}
-
-/// Why there is no connection.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Failure {
-    /// When that was.
-    pub at: Timestamp,
-    /// In one sentence.
-    pub cause: String,
-    /// What to do about it; empty when time heals it.
-    pub fix: String,
-    /// The code that `docs/errors` has a page for, where there is one.
-    pub code: Option<&'static str>,
-}
-
-/// Tells about the connection; implemented by whoever drives it.
-pub trait StatusSource: Send + Sync {
-    /// The state at this moment.
-    fn connection(&self) -> ConnectionStatus;
-}
-
 /// Who this agent is.
 #[derive(Debug, Clone, Serialize)]
 pub struct AgentFacts {
@@ -144,13 +103,13 @@ pub struct AgentFacts {
     pub started_at: Timestamp,
 }
 
-/// What the handlers work with.
+/// What the local API is made of.
 #[derive(Clone)]
-pub struct Context {
+pub struct Parts {
     /// Who this agent is.
     pub facts: AgentFacts,
     /// The connection.
-    pub status: Arc<dyn StatusSource>,
+    pub status: Arc<Status>,
     /// Telemetry goes here.
     pub spool: Spool,
     /// Commands run here, and nowhere else.
@@ -173,26 +132,26 @@ pub struct Context {
 ///
 /// # Errors
 /// When the listener fails.
-pub async fn serve(socket: Socket, context: Context) -> io::Result<()> {
-    serve_within(socket, context, ServeLimits::default()).await
+pub async fn serve(socket: Socket, parts: Parts) -> io::Result<()> {
+    serve_within(socket, parts, ServeLimits::default()).await
 }
 
 /// Like [`serve`], with other bounds.
 ///
 /// # Errors
 /// When the listener fails.
-pub async fn serve_within(socket: Socket, context: Context, limits: ServeLimits) -> io::Result<()> {
+pub async fn serve_within(socket: Socket, parts: Parts, limits: ServeLimits) -> io::Result<()> {
     let shell = serve::Shell {
-        lifecycle: context.lifecycle.clone(),
-        clock: Arc::clone(&context.clock),
-        conditions: context.conditions.clone(),
+        lifecycle: parts.lifecycle.clone(),
+        clock: Arc::clone(&parts.clock),
+        conditions: parts.conditions.clone(),
     };
-    serve::run(socket, router(context), limits, shell).await
+    serve::run(socket, router(parts), limits, shell).await
 }
 
-fn router(context: Context) -> Router {
+fn router(parts: Parts) -> Router {
     let state = State {
-        context,
+        parts,
         intakes: Arc::new(Semaphore::new(INTAKES_MAX)),
         not_permitted: Arc::new(Throttles::new(ONCE_A_MINUTE, USERS_MAX)),
         unspooled: Arc::new(Throttle::new(LOG_LINES)),
@@ -211,7 +170,7 @@ fn router(context: Context) -> Router {
 
 #[derive(Clone)]
 struct State {
-    context: Context,
+    parts: Parts,
     intakes: Arc<Semaphore>,
     /// Entries in the audit log about users who may run nothing: they cost a disk write each, and take up the log.
     not_permitted: Arc<Throttles<Option<u32>>>,

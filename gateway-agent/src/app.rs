@@ -21,14 +21,14 @@ use crate::catalogue::{self, Catalogue, Current, SHIPPED};
 use crate::collect;
 use crate::config::Config;
 use crate::credentials::Credentials;
-use crate::engine::{Engine, Tools};
+use crate::engine::{self, Engine};
 use crate::executor::{Executor, Limits};
 use crate::host::disks::Prober;
 use crate::identity::Identity;
 use crate::journal::Journal;
+use crate::outbound;
 use crate::outbound::configured::ConfiguredPins;
 use crate::outbound::pins::Pins;
-use crate::outbound::{self, Parts};
 use crate::reload::Reload;
 use crate::setup::{Setup, owners};
 use crate::spool::Spool;
@@ -163,7 +163,7 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         Arc::clone(&clock),
     );
     let (live, live_out) = mpsc::channel(LIVE_MAX);
-    let (engine, handle) = Engine::recover(Tools {
+    let (engine, handle) = Engine::recover(engine::Parts {
         agent_run_id: identity.agent_run_id,
         catalogue: catalogue.clone(),
         journal: journal.clone(),
@@ -177,14 +177,14 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
     let status = Arc::new(Status::new(url));
     let listener = api::bind(&config.gateway.socket).await?;
     let pins = Arc::new(Pins::open(folder, config.outbound.pins.clone()));
-    let context = api::Context {
+    let api_parts = api::Parts {
         facts: AgentFacts {
             agent_id: Some(identity.name.agent_id.to_string()),
             agent_run_id: identity.agent_run_id,
             version: env!("CARGO_PKG_VERSION"),
             started_at: clock.wall(),
         },
-        status: Arc::clone(&status) as Arc<_>,
+        status: Arc::clone(&status),
         spool: spool.clone(),
         executor: executor.clone(),
         catalogue: catalogue.clone(),
@@ -207,7 +207,7 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         Arc::clone(&pins),
         conditions.clone(),
     );
-    let parts = Parts {
+    let outbound_parts = outbound::Parts {
         labels: config.gateway.labels.clone(),
         version_floor: config.outbound.version_floor,
         opening_timeout: config.outbound.timeouts.opening,
@@ -259,7 +259,7 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
     };
     lifecycle.spawn_critical("watch", watch.run(Arc::clone(&clock), lifecycle.clone()));
     lifecycle.spawn_critical("engine", engine.run());
-    serve_api(lifecycle, listener, context);
+    serve_api(lifecycle, listener, api_parts);
     if let Some(interval) = config.collect_interval {
         let work = collect::run(collect::Parts {
             spool: spool.clone(),
@@ -273,15 +273,15 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
     }
     lifecycle.spawn_critical(
         "outbound",
-        outbound::run(config.outbound.clone(), parts, live_out),
+        outbound::run(config.outbound.clone(), outbound_parts, live_out),
     );
     Ok((journal, spool))
 }
 
-fn serve_api(lifecycle: &Lifecycle, listener: api::Socket, context: api::Context) {
+fn serve_api(lifecycle: &Lifecycle, listener: api::Socket, parts: api::Parts) {
     let failing = lifecycle.clone();
     lifecycle.spawn_critical("api", async move {
-        if let Err(error) = api::serve(listener, context).await {
+        if let Err(error) = api::serve(listener, parts).await {
             failing.fail(ExitCode::Error, format!("the local API failed: {error}"));
         }
     });

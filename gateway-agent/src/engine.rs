@@ -90,9 +90,9 @@ impl EngineHandle {
     }
 }
 
-/// What the engine works with.
+/// What the engine is made of.
 #[derive(Clone)]
-pub struct Tools {
+pub struct Parts {
     /// This process.
     pub agent_run_id: AgentRunId,
     /// What may run.
@@ -124,7 +124,7 @@ struct Task {
 
 /// The machine and what it is connected to.
 pub struct Engine {
-    tools: Tools,
+    parts: Parts,
     machine: viworks_common::engine::Engine,
     inputs: mpsc::Receiver<Input>,
     own: (mpsc::Sender<Told>, mpsc::Receiver<Told>),
@@ -140,11 +140,11 @@ impl Engine {
     /// # Errors
     ///
     /// When the journal fails; the agent must not run then.
-    pub async fn recover(tools: Tools) -> Result<(Self, EngineHandle), JournalError> {
-        let entries = tools.journal.load().await?;
-        let low_water = tools.journal.meta().await?.low_water;
+    pub async fn recover(parts: Parts) -> Result<(Self, EngineHandle), JournalError> {
+        let entries = parts.journal.load().await?;
+        let low_water = parts.journal.meta().await?.low_water;
         let machine =
-            viworks_common::engine::Engine::recover(tools.agent_run_id, entries, low_water);
+            viworks_common::engine::Engine::recover(parts.agent_run_id, entries, low_water);
         let (sender, inputs) = mpsc::channel(INPUTS_MAX);
         let (active, watched) = watch::channel(0);
         let handle = EngineHandle {
@@ -152,8 +152,8 @@ impl Engine {
             active: watched,
         };
         let mut engine = Self {
-            outbox: Outbox::new(tools.journal.clone()),
-            tools,
+            outbox: Outbox::new(parts.journal.clone()),
+            parts,
             machine,
             inputs,
             own: mpsc::channel(TASKS_MAX),
@@ -175,8 +175,8 @@ impl Engine {
 
     /// Works until the agent stops and nothing runs any more. A journal that fails for good ends the agent.
     pub async fn run(mut self) {
-        let lifecycle = self.tools.lifecycle.clone();
-        let clock = Arc::clone(&self.tools.clock);
+        let lifecycle = self.parts.lifecycle.clone();
+        let clock = Arc::clone(&self.parts.clock);
         let mut stopping = false;
         while !(self.machine.is_done() && self.outbox.is_empty()) {
             let due = self.machine.poll_timeout();
@@ -249,8 +249,8 @@ impl Engine {
             self.tasks.remove(id);
         }
         let now = Now {
-            clock: self.tools.clock.now(),
-            wall: self.tools.clock.wall(),
+            clock: self.parts.clock.now(),
+            wall: self.parts.clock.wall(),
         };
         self.machine.handle(told, now);
         self.perform();
@@ -261,14 +261,14 @@ impl Engine {
             match effect {
                 Effect::EndLeftovers(ids) => self.end_leftovers(ids),
                 Effect::Write(write) => {
-                    let journal = self.tools.journal.clone();
+                    let journal = self.parts.journal.clone();
                     self.under_way.push(Box::pin(async move {
                         let of = write.step.command_id();
                         Done::Written(of, carry_out(&journal, write).await)
                     }));
                 }
                 Effect::Check(command) => {
-                    let verdict = command::check(&self.tools.catalogue, &command);
+                    let verdict = command::check(&self.parts.catalogue, &command);
                     let told = Told::Checked(command.command_id, verdict);
                     self.under_way.push(Box::pin(ready(Done::Told(told))));
                 }
@@ -280,9 +280,9 @@ impl Engine {
                         cancel: cancel.clone(),
                     };
                     self.tasks.insert(entry.command_id, task);
-                    let (tools, own) = (self.tools.clone(), self.own.0.clone());
-                    let work = command::run(tools, own, *entry, begun, cancel);
-                    self.tools.lifecycle.spawn("command", work);
+                    let (parts, own) = (self.parts.clone(), self.own.0.clone());
+                    let work = command::run(parts, own, *entry, begun, cancel);
+                    self.parts.lifecycle.spawn("command", work);
                 }
                 Effect::Abandon(id) => {
                     if let Some(task) = self.tasks.remove(&id) {
@@ -305,7 +305,7 @@ impl Engine {
                 Effect::Say(message) => self.say(message),
                 Effect::Report(id, outcome) => self.outbox.report(id, outcome),
                 Effect::Resend(id) => self.outbox.resend(id),
-                Effect::Fail(reason) => self.tools.lifecycle.fail(ExitCode::Error, reason),
+                Effect::Fail(reason) => self.parts.lifecycle.fail(ExitCode::Error, reason),
             }
         }
     }

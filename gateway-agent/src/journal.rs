@@ -3,7 +3,7 @@
 //! Each step returns once it is on disk; only then may the other end be told. What the steps mean, and what a message
 //! or a restart does to an entry, is decided by the pure rules in `common::journal`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use viworks_common::journal::{Entry, EntryState};
 use viworks_runtime::blocking::{self, Unanswered};
 use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::fault;
-use viworks_runtime::files::{Guard, Lost};
+use viworks_runtime::files::{Guard, Lost, with_suffix};
 use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::sqlite::{self, Connection, Database, Migration, Row, migration, params};
 
@@ -115,7 +115,7 @@ impl Journal {
             connection.one(sql, &[], |row| row::read(row, "entries"))
         };
         let entries: u32 = database.read(count).await?;
-        let reserve = Reserve::new(reserve_path(path));
+        let reserve = Reserve::new(with_suffix(path, ".reserve"));
         reserve.set_aside();
         let guard = Guard::new(path).map_err(|source| sqlite::Error::Open {
             path: path.to_owned(),
@@ -442,10 +442,4 @@ fn moved_one(
         return Ok(());
     }
     Err(JournalError::WrongState { command_id, wanted })
-}
-
-fn reserve_path(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".reserve");
-    PathBuf::from(name)
 }

@@ -12,7 +12,6 @@ use viworks_runtime::conditions::Conditions;
 use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::random;
 
-use crate::api::Failure;
 use crate::catalogue::Current;
 use crate::config::OutboundConfig;
 use crate::credentials::Credentials;
@@ -21,23 +20,25 @@ use crate::executor::{Executor, LiveOutput};
 use crate::identity::Identity;
 use crate::journal::Journal;
 use crate::spool::Spool;
-use crate::status::Status;
+use crate::status::{Failure, Status};
 
 pub mod configured;
-pub mod connection;
+mod connection;
 pub mod dial;
+mod ending;
 pub mod failure;
 mod live;
 pub mod pinning;
 pub mod pins;
+mod refusals;
 pub mod socket;
 
 use configured::ConfiguredPins;
-use connection::Ended;
 use dial::Dialler;
+use ending::Ended;
 use pins::Pins;
 
-/// Everything a session needs of the agent.
+/// What the way out is made of.
 #[derive(Clone)]
 pub struct Parts {
     /// Certificate, keys and authority, as they are on disk.

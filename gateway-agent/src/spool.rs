@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::Notify;
 use viworks_common::id::AgentRunId;
 use viworks_common::limits;
 use viworks_common::telemetry::{Batch, Position, Record, RecordRefusal};
@@ -121,11 +120,9 @@ struct Gauges {
     records: AtomicU64,
     bytes: AtomicU64,
     dropped: AtomicU64,
-    appends: AtomicU64,
     /// Records that a full disk refused, and whether the last ones were.
     refused: AtomicU64,
     full: AtomicBool,
-    appended: Notify,
     /// Records that the backend did not store.
     unstored: Mutex<BTreeMap<String, u64>>,
 }
@@ -214,8 +211,6 @@ impl Spool {
             self.gauges.refused.fetch_add(count, Ordering::Relaxed);
         }
         self.note(appended?);
-        self.gauges.appends.fetch_add(1, Ordering::Release);
-        self.gauges.appended.notify_one();
         Ok(())
     }
 
@@ -234,17 +229,6 @@ impl Spool {
     /// Notes that there is room: the next append finds out whether that is so.
     pub fn has_room_again(&self) {
         self.gauges.full.store(false, Ordering::Relaxed);
-    }
-
-    /// How often something was appended by this process; a change means that there is more to send.
-    #[must_use]
-    pub fn appended_count(&self) -> u64 {
-        self.gauges.appends.load(Ordering::Acquire)
-    }
-
-    /// Waits for the next append; one waiter at a time.
-    pub async fn appended(&self) {
-        self.gauges.appended.notified().await;
     }
 
     /// The next records that may be sent: from one spool epoch, contiguous behind what is acknowledged and behind

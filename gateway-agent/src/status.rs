@@ -3,11 +3,46 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde::Serialize;
 use viworks_common::time::Timestamp;
 
-use crate::api::{ConnectionStatus, Failure, StatusSource};
+/// What is known about the connection to the backend.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct ConnectionStatus {
+    /// Whether a session is established.
+    pub connected: bool,
+    /// In one word: `starting`, `connecting`, `connected` or `waiting`.
+    pub state: String,
+    /// Where the backend is.
+    pub url: String,
+    /// Since when it is in this state.
+    pub since: Option<Timestamp>,
+    /// The epoch of the last session.
+    pub epoch: u64,
+    /// The last measured round trip, in microseconds.
+    pub round_trip_us: Option<u64>,
+    /// The gateway's wall clock minus the backend's, in milliseconds.
+    pub clock_skew_ms: Option<i64>,
+    /// When the next attempt comes, while it waits for that.
+    pub next_attempt: Option<Timestamp>,
+    /// Why the last attempt failed or the last session ended; kept until the next session.
+    pub last_failure: Option<Failure>,
+}
 
-/// The status of the connection, shared between the outbound loop and the local API.
+/// Why there is no connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Failure {
+    /// When that was.
+    pub at: Timestamp,
+    /// In one sentence.
+    pub cause: String,
+    /// What to do about it; empty when time heals it.
+    pub fix: String,
+    /// The code that `docs/errors` has a page for, where there is one.
+    pub code: Option<&'static str>,
+}
+
+/// The status of the connection: the outbound loop keeps it, the local API shows it.
 #[derive(Debug)]
 pub struct Status {
     current: Mutex<ConnectionStatus>,
@@ -63,13 +98,13 @@ impl Status {
         current.last_failure = Some(failure);
     }
 
+    /// The state at this moment.
+    #[must_use]
+    pub fn connection(&self) -> ConnectionStatus {
+        self.lock().clone()
+    }
+
     fn lock(&self) -> MutexGuard<'_, ConnectionStatus> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl StatusSource for Status {
-    fn connection(&self) -> ConnectionStatus {
-        self.lock().clone()
     }
 }

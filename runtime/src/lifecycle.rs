@@ -185,11 +185,6 @@ impl Lifecycle {
         self.scope.stopping.cancelled()
     }
 
-    /// Completes when what is still running is about to be dropped.
-    pub fn aborting(&self) -> WaitForCancellationFuture<'_> {
-        self.scope.aborting.cancelled()
-    }
-
     /// The soft token, for code that wants to hold it.
     #[must_use]
     pub fn stop_token(&self) -> CancellationToken {

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::{Closed, End};
 use crate::code::CloseCode;
 use crate::limits;
 
@@ -45,17 +44,6 @@ impl FailureClass {
             _ if code.is_permanent() => Self::PermanentAuthenticated,
             Some(after) => Self::Told { after },
             None => Self::Transient,
-        }
-    }
-
-    /// The class of a session's end. After REFUSE, [`Self::of_refusal`] knows more.
-    #[must_use]
-    pub fn of_closed(closed: &Closed) -> Self {
-        match (closed.by, closed.code.is_some_and(CloseCode::is_permanent)) {
-            (_, false) => Self::Transient,
-            (End::Backend, true) => Self::PermanentAuthenticated,
-            // The gateway judged a CHALLENGE, which nobody signed.
-            (End::Agent, true) => Self::PermanentUnproved,
         }
     }
 
@@ -300,22 +288,6 @@ mod tests {
             FailureClass::of_refusal(CloseCode::RateLimited, Some(SECOND)),
             FailureClass::Told { after: SECOND }
         );
-        let ended = |code, by| {
-            FailureClass::of_closed(&Closed {
-                code,
-                reason: String::new(),
-                by,
-            })
-        };
-        assert_eq!(
-            ended(Some(CloseCode::Revoked), End::Backend),
-            FailureClass::PermanentAuthenticated
-        );
-        assert_eq!(
-            ended(Some(CloseCode::BindingMismatch), End::Agent),
-            FailureClass::PermanentUnproved
-        );
-        assert_eq!(ended(None, End::Agent), FailureClass::Transient);
         assert_eq!(
             FailureClass::of_close_frame(4403),
             FailureClass::PermanentUnproved

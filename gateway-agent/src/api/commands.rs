@@ -35,10 +35,10 @@ pub(super) async fn run(
     Path(name): Path<String>,
     body: Result<Json<Request>, JsonRejection>,
 ) -> Result<Json<Ran>, Problem> {
-    let context = &state.context;
+    let parts = &state.parts;
     if !peer.may_run_commands() {
         // One who asks without end must not push everybody else's entries out of the log.
-        if let Some(left_out) = state.not_permitted.take(peer.uid, context.clock.now()) {
+        if let Some(left_out) = state.not_permitted.take(peer.uid, parts.clock.now()) {
             let detail = match left_out {
                 0 => "not permitted".to_owned(),
                 more => format!("not permitted; {more} more of this user were left out before it"),
@@ -54,7 +54,7 @@ pub(super) async fn run(
     }
     let Json(request) = body.map_err(|rejection| telemetry::malformed(&rejection))?;
     let parsed: CommandName = name.parse().map_err(|_invalid| unknown(&name))?;
-    let catalogue = context.catalogue.get();
+    let catalogue = parts.catalogue.get();
     let checked = match catalogue.check(&parsed, &request.arguments) {
         Ok(allowed) => allowed.available().await.map(|()| allowed),
         Err(refusal) => Err(refusal),
@@ -66,7 +66,7 @@ pub(super) async fn run(
             return Err(refused(refusal));
         }
     };
-    let Some(slot) = context.executor.try_slot() else {
+    let Some(slot) = parts.executor.try_slot() else {
         return Err(Problem::new(
             StatusCode::TOO_MANY_REQUESTS,
             "busy",
@@ -75,10 +75,10 @@ pub(super) async fn run(
         )
         .retry_after(1));
     };
-    let command_id = CommandId::from_uuid(random::uuid_v7(context.clock.wall()));
+    let command_id = CommandId::from_uuid(random::uuid_v7(parts.clock.wall()));
     let launch = allowed.launch(command_id);
     audit(&state, peer, &name, "started", &command_id.to_string()).await?;
-    let outcome = slot.run(launch, context.lifecycle.stop_token(), None).await;
+    let outcome = slot.run(launch, parts.lifecycle.stop_token(), None).await;
     let state_name = outcome.state.command_state().name();
     audit(&state, peer, &name, state_name, &command_id.to_string()).await?;
     Ok(Json(Ran {
@@ -96,14 +96,14 @@ async fn audit(
     detail: &str,
 ) -> Result<(), Problem> {
     let record = AuditRecord {
-        at: state.context.clock.wall(),
+        at: state.parts.clock.wall(),
         actor: peer.actor(),
         action: "local_command",
         subject: subject.chars().take(100).collect(),
         result: result.to_owned(),
         detail: detail.to_owned(),
     };
-    state.context.audit.append(record).await.map_err(|error| {
+    state.parts.audit.append(record).await.map_err(|error| {
         Problem::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "audit_unavailable",

@@ -10,8 +10,8 @@ use viworks_runtime::conditions::Severity;
 use super::State;
 
 pub(super) async fn status(extract::State(state): extract::State<State>) -> Json<Value> {
-    let context = &state.context;
-    let catalogue = context.catalogue.get().entries();
+    let parts = &state.parts;
+    let catalogue = parts.catalogue.get().entries();
     let unavailable: Vec<Value> = catalogue
         .iter()
         .filter_map(|entry| {
@@ -20,13 +20,13 @@ pub(super) async fn status(extract::State(state): extract::State<State>) -> Json
         })
         .collect();
     Json(json!({
-        "agent": context.facts,
-        "connection": context.status.connection(),
-        "conditions": context.conditions.list(),
-        "pins": pins(&context.pins.current()),
+        "agent": parts.facts,
+        "connection": parts.status.connection(),
+        "conditions": parts.conditions.list(),
+        "pins": pins(&parts.pins.current()),
         "spool": spool(&state),
         "commands": {
-            "running": context.executor.running(),
+            "running": parts.executor.running(),
             "allowed": catalogue.len(),
             "unavailable": unavailable,
         },
@@ -36,13 +36,13 @@ pub(super) async fn status(extract::State(state): extract::State<State>) -> Json
 pub(super) async fn health(
     extract::State(state): extract::State<State>,
 ) -> (StatusCode, Json<Value>) {
-    let context = &state.context;
-    let connection = context.status.connection();
+    let parts = &state.parts;
+    let connection = parts.status.connection();
     // Reading from the spool proves that its file can be read.
-    let spool_failure = context.spool.positions().await.err().map(|e| e.to_string());
-    let stopping = context.lifecycle.is_stopping();
-    let conditions = context.conditions.list();
-    let failing = context.conditions.worst() == Some(Severity::Fail);
+    let spool_failure = parts.spool.positions().await.err().map(|e| e.to_string());
+    let stopping = parts.lifecycle.is_stopping();
+    let conditions = parts.conditions.list();
+    let failing = parts.conditions.worst() == Some(Severity::Fail);
     let healthy = connection.connected && spool_failure.is_none() && !stopping && !failing;
     let status = if healthy {
         StatusCode::OK
@@ -62,7 +62,7 @@ pub(super) async fn health(
 }
 
 pub(super) async fn catalogue(extract::State(state): extract::State<State>) -> Json<Value> {
-    Json(json!({ "commands": state.context.catalogue.get().entries() }))
+    Json(json!({ "commands": state.parts.catalogue.get().entries() }))
 }
 
 /// A set that counts one version up is newer; version 0 is the configured one.
@@ -71,12 +71,12 @@ fn pins(current: &PinSet) -> Value {
 }
 
 fn spool(state: &State) -> Value {
-    let figures = state.context.spool.figures();
+    let figures = state.parts.spool.figures();
     json!({
         "records": figures.records,
         "bytes": figures.bytes,
         "bytes_max": figures.bytes_max,
         "dropped": figures.dropped,
-        "refused_by_backend": state.context.spool.unstored(),
+        "refused_by_backend": state.parts.spool.unstored(),
     })
 }

@@ -73,7 +73,7 @@ pub(super) async fn intake(
             ),
         ));
     }
-    let now = state.context.clock.wall();
+    let now = state.parts.clock.wall();
     let mut sound = Vec::with_capacity(records.len());
     let mut refused = Vec::new();
     for (index, value) in records.into_iter().enumerate() {
@@ -86,8 +86,8 @@ pub(super) async fn intake(
             }),
         }
     }
-    state.context.spool.append(&sound).await.map_err(|error| {
-        if let Some(left_out) = state.unspooled.take(state.context.clock.now()) {
+    state.parts.spool.append(&sound).await.map_err(|error| {
+        if let Some(left_out) = state.unspooled.take(state.parts.clock.now()) {
             warn!(%error, left_out, "the spool refused telemetry from a local program");
         }
         let code = if error.is_full() {

@@ -13,7 +13,7 @@ use viworks_common::id::{CommandId, CommandName};
 use viworks_common::journal::{Entry, Idempotent};
 use viworks_common::wire::message::Command;
 
-use super::Tools;
+use super::Parts;
 use crate::catalogue::{Current, Refusal};
 use crate::executor::Launch;
 
@@ -22,24 +22,24 @@ const PROMPT: Duration = Duration::from_millis(500);
 
 /// Prepares `entry`, and runs it when `begin` says so; without that word, or once it is cancelled, nothing starts.
 pub(super) async fn run(
-    tools: Tools,
+    parts: Parts,
     engine: mpsc::Sender<Told>,
     entry: Entry,
     begin: oneshot::Receiver<()>,
     cancel: CancellationToken,
 ) {
     let id = entry.command_id;
-    let slot = match tools.executor.try_slot() {
+    let slot = match parts.executor.try_slot() {
         Some(slot) => slot,
         None => {
             tell(&engine, Told::Queued(id)).await;
-            let freed = cancel.run_until_cancelled(tools.executor.slot()).await;
+            let freed = cancel.run_until_cancelled(parts.executor.slot()).await;
             let Some(slot) = freed else { return };
             slot
         }
     };
     // The permit may be older than the catalogue.
-    let mut look = pin!(look(&tools.catalogue, id, &entry.name, &entry.arguments));
+    let mut look = pin!(look(&parts.catalogue, id, &entry.name, &entry.arguments));
     let looked = match timeout(PROMPT, &mut look).await {
         Ok(looked) => looked,
         Err(_slow) => {
@@ -59,7 +59,7 @@ pub(super) async fn run(
         launch.timeout = launch.timeout.min(Duration::from_millis(limit));
     }
     info!(command_id = %id, name = %entry.name, "starting a command");
-    let outcome = slot.run(launch, cancel, Some(tools.live.clone())).await;
+    let outcome = slot.run(launch, cancel, Some(parts.live.clone())).await;
     tell(&engine, Told::Exited(id, Box::new(outcome))).await;
 }
 

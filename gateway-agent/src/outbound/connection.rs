@@ -8,17 +8,12 @@ use std::time::Duration;
 use futures_util::future::{BoxFuture, OptionFuture};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
-use viworks_common::code::CloseCode;
 use viworks_common::command::format_digest;
-use viworks_common::id::{AgentRunId, CommandId};
-use viworks_common::limits::DETAIL_BYTES_MAX;
+use viworks_common::id::AgentRunId;
 use viworks_common::pin::{PinSet, SpkiPin};
 use viworks_common::rules::Complete;
 use viworks_common::session::backoff::FailureClass;
-use viworks_common::session::state::AgentState;
-use viworks_common::session::{
-    AgentEvent, AgentSession, AgentSessionConfig, Closed, End, HELLO_UNPROVED, SendRefusal,
-};
+use viworks_common::session::{AgentEvent, AgentSession, AgentSessionConfig, SendRefusal};
 use viworks_common::telemetry::{Batch, Position};
 use viworks_common::time::{Monotonic, Timestamp};
 use viworks_common::wire::message::{
@@ -26,20 +21,19 @@ use viworks_common::wire::message::{
     RESULT_REFUSALS, TELEMETRY_REFUSALS, Welcome,
 };
 use viworks_runtime::clock::sleep_until;
-use viworks_runtime::conditions::Severity;
 use viworks_runtime::random;
 
 use super::Parts;
 use super::dial::Dialled;
-use super::failure::printable;
+use super::ending::{Ended, Presented, Seen};
 use super::live::Shares;
+use super::refusals::Refusals;
 use super::socket::{AgentSocket, Received};
 use crate::catalogue;
 use crate::engine::Input;
 use crate::executor::LiveOutput;
 use crate::material::Material;
 use crate::spool::SpoolError;
-use crate::watch::TELEMETRY_REFUSED;
 
 /// Messages of the engine that may wait for the session; a result can be large, so there are few.
 const MESSAGES_MAX: usize = 32;
@@ -50,45 +44,10 @@ const TICK: Duration = Duration::from_millis(250);
 /// How long a session waits for the last acknowledgement when the agent stops.
 const DRAIN_TIME: Duration = Duration::from_secs(18);
 
-/// How long after the last of them status and health speak of results that the backend did not keep.
-const REFUSALS_TOLD: Duration = Duration::from_secs(3_600);
-const RESULTS_NOT_KEPT: &str = "results.not_kept";
-
-/// How a session, or an attempt at one, came to its end.
-#[derive(Debug)]
-pub struct Ended {
-    /// When to try again.
-    pub class: FailureClass,
-    /// In one sentence.
-    pub cause: String,
-    /// What to do about it; empty when there is nothing to do.
-    pub fix: &'static str,
-    /// The code for it, where there is one.
-    pub code: Option<CloseCode>,
-    /// Whether this was expected, so that nobody needs to look.
-    pub expected: bool,
-    /// How long it was confirmed.
-    pub confirmed_for: Option<Duration>,
-}
-
-/// What to do when HELLO is not taken for ours.
-const WRONG_KEY: &str = "check that [identity] identity_file is the one that was issued with this certificate; where a proxy ends TLS, set binding = \"certificate\" on both ends; if the backend's master key was replaced, issue this gateway again";
-
-/// What to do when HELLO is authentic and its token is not.
-const WRONG_TOKEN: &str = "the state folder or the identity file belongs to another time or another gateway: put back the files that belong together, or revoke this gateway and issue its name again";
-
-/// Why a connection is over, without what the session adds.
-struct Closing {
-    class: FailureClass,
-    cause: String,
-    fix: &'static str,
-    code: Option<CloseCode>,
-}
-
 /// Runs one session to its end.
 ///
 /// `dialled_with` is the version of the pin set that was accepted.
-pub async fn run(
+pub(super) async fn run(
     dialled: Dialled,
     dialled_with: u64,
     material: &Material,
@@ -126,9 +85,7 @@ pub async fn run(
         presented: None,
         drained: false,
         shares: Shares::default(),
-        results_not_kept: 0,
-        // An earlier session may have told of something.
-        refused_at: Some(now),
+        refusals: Refusals::new(parts.spool.clone(), parts.conditions.clone(), now),
     };
     let ended = connection.drive(live).await;
     // Its messages go nowhere now; the engine notices by the closed channel.
@@ -165,10 +122,8 @@ struct Connection<'p> {
     drained: bool,
     /// How much live output went out of which command.
     shares: Shares,
-    /// Results of this session that the backend only counted.
-    results_not_kept: u64,
-    /// When the backend last did not keep something, while status speaks of it.
-    refused_at: Option<Monotonic>,
+    /// What the backend did not keep.
+    refusals: Refusals,
 }
 
 /// What the loop waited for.
@@ -209,7 +164,7 @@ impl Connection<'_> {
                 self.socket
                     .close(&mut self.session, code, &reason, clock.now())
                     .await;
-                return self.ended(&closed);
+                return self.seen().closed(&closed);
             }
             if !looking && let Some(next) = self.look() {
                 look = Some(next).into();
@@ -247,7 +202,7 @@ impl Connection<'_> {
                 Woken::Network(Received::Frame(bytes)) => {
                     self.session.handle_frame(&bytes, clock.now());
                 }
-                Woken::Network(other) => return self.lost(other),
+                Woken::Network(other) => return self.seen().lost(other),
                 Woken::Message(message) => self.held = Some(message),
                 Woken::Live(piece) => self.output(piece),
                 Woken::Batch(batch) => {
@@ -269,7 +224,7 @@ impl Connection<'_> {
                 Woken::Tick => self.look_again = true,
                 Woken::Due => {
                     if self.socket.stuck_at().is_some_and(|due| due <= clock.now()) {
-                        return self.lost(Received::Stuck);
+                        return self.seen().lost(Received::Stuck);
                     }
                 }
                 Woken::Stopping => {
@@ -290,7 +245,7 @@ impl Connection<'_> {
                 self.measured.0 = Some(u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX));
                 self.parts.status.measured(rtt, skew);
             }
-            AgentEvent::TelemetryRefused(refused) => self.refused(&refused),
+            AgentEvent::TelemetryRefused(refused) => self.refusals.telemetry(&refused),
             AgentEvent::TelemetryAcknowledged(position) => {
                 self.look_again = true;
                 // One entry per epoch: a later position covers an earlier one.
@@ -314,7 +269,7 @@ impl Connection<'_> {
                 kept,
             } => {
                 if !kept {
-                    self.result_not_kept(command_id);
+                    self.refusals.result(command_id, self.parts.clock.now());
                 }
                 self.tell(Input::ResultAcknowledged {
                     command_id,
@@ -336,58 +291,6 @@ impl Connection<'_> {
             } => self.told = Some(FailureClass::of_refusal(code, retry_after)),
             // Seen by `closed`, after what is still to be sent.
             AgentEvent::Closed(_) => {}
-        }
-    }
-
-    /// What the backend did not store is counted here, too: it will not come back.
-    fn refused(&self, refused: &BTreeMap<String, u64>) {
-        for (reason, records) in refused {
-            self.parts.spool.note_unstored(reason, *records);
-        }
-        let all: Vec<String> = self
-            .parts
-            .spool
-            .unstored()
-            .into_iter()
-            .map(|(reason, records)| format!("{records} ({reason})"))
-            .collect();
-        let cause = format!(
-            "the backend did not store telemetry records of this gateway: {}",
-            all.join(", ")
-        );
-        // The watch ends it once that is long over.
-        self.parts.conditions.raise(
-            TELEMETRY_REFUSED,
-            Severity::Warn,
-            &cause,
-            "`viworks telemetry --gaps` lists them; the bounds are in [telemetry] of the backend's configuration",
-        );
-    }
-
-    /// The backend neither knows the command nor kept what this gateway says became of it.
-    fn result_not_kept(&mut self, command_id: CommandId) {
-        if self.results_not_kept == 0 {
-            warn!(%command_id, "the backend did not keep the result of a command that it does not know; more of them are counted");
-        }
-        self.results_not_kept += 1;
-        self.refused_at = Some(self.parts.clock.now());
-        let cause = format!(
-            "the backend did not keep {} results of commands that it does not know, in the last session that had any",
-            self.results_not_kept
-        );
-        self.parts.conditions.raise(
-            RESULTS_NOT_KEPT,
-            Severity::Warn,
-            &cause,
-            "was the backend's database restored or replaced? The audit log of this gateway has what ran",
-        );
-    }
-
-    /// Status and health stop speaking of results that were not kept long ago.
-    fn forget_refusals(&mut self, now: Monotonic) {
-        let over = |at: &mut Monotonic| now.saturating_since(*at) >= REFUSALS_TOLD;
-        if self.refused_at.take_if(over).is_some() {
-            self.parts.conditions.clear(RESULTS_NOT_KEPT);
         }
     }
 
@@ -518,7 +421,7 @@ impl Connection<'_> {
     fn heartbeat(&mut self) {
         let figures = self.parts.spool.figures();
         let now = self.parts.clock.now();
-        self.forget_refusals(now);
+        self.refusals.forget(now);
         let heartbeat = Heartbeat {
             sent_at_ms: u64::try_from(now.as_duration().as_millis()).unwrap_or(u64::MAX),
             round_trip_us: self.measured.0,
@@ -649,126 +552,18 @@ impl Connection<'_> {
         }
     }
 
-    fn lost(&self, received: Received) -> Ended {
-        let plain = |cause: String| Closing {
-            class: FailureClass::Transient,
-            cause,
-            fix: "",
-            code: None,
-        };
-        let closing = match received {
-            Received::Closed(Some((number, reason))) => self.closed_by_frame(number, &reason),
-            Received::Closed(None) => plain("the backend closed the connection".to_owned()),
-            Received::Text(_) => {
-                plain("the backend sent something that the protocol does not have".to_owned())
-            }
-            Received::Stuck => plain("sending made no progress".to_owned()),
-            Received::Lost(reason) => plain(format!("the connection was lost: {reason}")),
-            Received::Frame(_) => plain(String::new()),
-        };
-        let Closing {
-            class,
-            cause,
-            fix,
-            code,
-        } = closing;
-        Ended {
-            class: match class {
-                FailureClass::Transient => self.told.unwrap_or(class),
-                FailureClass::PermanentAuthenticated
-                | FailureClass::PermanentUnproved
-                | FailureClass::Told { .. }
-                | FailureClass::Slot { .. } => class,
-            },
-            cause,
-            fix,
-            code,
-            expected: false,
-            confirmed_for: self.confirmed_for(),
+    /// What is known at the end, for the words about it.
+    fn seen(&self) -> Seen {
+        let now = self.parts.clock.now();
+        Seen {
+            state: self.session.state(),
+            confirmed_for: self.confirmed_at.map(|at| now.saturating_since(at)),
+            told: self.told,
+            drained: self.drained,
+            presented: self.presented.map(|epoch| Presented {
+                epoch,
+                as_issued: self.parts.identity.is_first(epoch),
+            }),
         }
-    }
-
-    /// What a close frame says that no REFUSE came before: shown as the server's words, because nobody signed them.
-    fn closed_by_frame(&self, number: u16, reason: &str) -> Closing {
-        let named = reason.split(':').next().and_then(CloseCode::from_name);
-        let code = named.filter(|code| code.number() == number);
-        let hello_answered = self.session.state() == AgentState::AwaitWelcome;
-        let unproved = reason.contains(HELLO_UNPROVED) || reason.contains("authentication tag");
-        if hello_answered && code == Some(CloseCode::BadEnvelope) && unproved {
-            return Closing {
-                class: FailureClass::PermanentUnproved,
-                cause: format!(
-                    "the backend does not accept this gateway's agent key: it closed the connection with {number} (not signed)"
-                ),
-                fix: WRONG_KEY,
-                code,
-            };
-        }
-        Closing {
-            class: FailureClass::of_close_frame(number),
-            cause: format!(
-                "the backend closed the connection: {number} {} (not signed)",
-                printable(reason, DETAIL_BYTES_MAX)
-            ),
-            fix: code.map_or("", CloseCode::advice),
-            code,
-        }
-    }
-
-    fn ended(&self, closed: &Closed) -> Ended {
-        let own = |code: CloseCode| {
-            // CHALLENGE is not authenticated: whatever it leads to is not proved.
-            if code.is_permanent() {
-                FailureClass::PermanentUnproved
-            } else {
-                FailureClass::Transient
-            }
-        };
-        let class = match (self.told, closed.by, closed.code) {
-            (Some(told), _, _) => told,
-            (None, End::Agent, Some(code)) => own(code),
-            (None, End::Agent | End::Backend, _) => FailureClass::Transient,
-        };
-        let said = format!("{}: {}", closed.name(), closed.reason);
-        let advice = closed.code.map_or("", CloseCode::advice);
-        let (code, cause, fix) = match (closed.by, closed.code) {
-            (End::Backend, Some(CloseCode::IdentityFork)) => {
-                (closed.code, said + &self.own_state(), advice)
-            }
-            // Behind a right key: what is wrong is what the key vouches for.
-            (End::Backend, Some(CloseCode::BadEnvelope)) if self.confirmed_at.is_none() => {
-                (closed.code, said, WRONG_TOKEN)
-            }
-            (End::Agent, None) if self.drained => {
-                let draining = CloseCode::Draining;
-                let cause = format!("{}: the backend asked to reconnect", draining.name());
-                (Some(draining), cause, draining.advice())
-            }
-            (End::Agent | End::Backend, code) => (code, said, advice),
-        };
-        Ended {
-            class,
-            cause,
-            fix,
-            code,
-            expected: self.drained,
-            confirmed_for: self.confirmed_for(),
-        }
-    }
-
-    /// What this gateway knows about its own part in a fork.
-    fn own_state(&self) -> String {
-        match self.presented {
-            Some(epoch) if self.parts.identity.is_first(epoch) => format!(
-                "; the state folder here holds no session yet (epoch {epoch}, as issued): it was emptied or never moved here, or this is a copy of the files as issued"
-            ),
-            Some(epoch) => format!("; the state folder here is at epoch {epoch}"),
-            None => String::new(),
-        }
-    }
-
-    fn confirmed_for(&self) -> Option<Duration> {
-        self.confirmed_at
-            .map(|at| self.parts.clock.now().saturating_since(at))
     }
 }

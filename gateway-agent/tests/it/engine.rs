@@ -14,7 +14,7 @@ use viworks_common::id::{AgentRunId, CommandId, CommandName};
 use viworks_common::time::Monotonic;
 use viworks_common::wire::message::{AgentMessage, Command, Permit};
 use viworks_gateway_agent::catalogue::{self, Owners};
-use viworks_gateway_agent::engine::{Engine, EngineHandle, Input, Tools};
+use viworks_gateway_agent::engine::{Engine, EngineHandle, Input, Parts};
 use viworks_gateway_agent::executor::{Executor, Limits};
 use viworks_gateway_agent::journal::Journal;
 use viworks_runtime::clock::{Clock, SystemClock};
@@ -66,7 +66,7 @@ impl Bench {
             .unwrap();
         let lifecycle = Lifecycle::new();
         let (live, _unread) = mpsc::channel(1);
-        let (engine, handle) = Engine::recover(Tools {
+        let (engine, handle) = Engine::recover(Parts {
             agent_run_id: AgentRunId::from_uuid(Uuid::from_u128(run)),
             catalogue: catalogue::Current::new(catalogue),
             journal: journal.clone(),

@@ -13,14 +13,13 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 use uuid::Uuid;
 use viworks_common::id::AgentRunId;
-use viworks_gateway_agent::api::{
-    self, AgentFacts, ApiError, ConnectionStatus, Context, ServeLimits, StatusSource,
-};
+use viworks_gateway_agent::api::{self, AgentFacts, ApiError, Parts, ServeLimits};
 use viworks_gateway_agent::audit::Audit;
 use viworks_gateway_agent::catalogue::{self, Catalogue, Owners, SHIPPED};
 use viworks_gateway_agent::executor::{Executor, Limits};
 use viworks_gateway_agent::outbound::pins::Pins;
 use viworks_gateway_agent::spool::{BYTES_MIN, Spool};
+use viworks_gateway_agent::status::Status;
 use viworks_runtime::answers::ALWAYS;
 use viworks_runtime::blocking;
 use viworks_runtime::clock::{Clock, SystemClock};
@@ -47,18 +46,6 @@ title = "Cannot run"
 risk = "change"
 argv = ["/nonexistent/tool"]
 "#;
-
-struct Connected;
-
-impl StatusSource for Connected {
-    fn connection(&self) -> ConnectionStatus {
-        ConnectionStatus {
-            connected: true,
-            state: "established".to_owned(),
-            ..ConnectionStatus::default()
-        }
-    }
-}
 
 struct Server {
     folder: TempDir,
@@ -108,14 +95,16 @@ impl Server {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let lifecycle = Lifecycle::new();
         let conditions = Conditions::new(Arc::clone(&clock));
-        let context = Context {
+        let status = Status::new(String::new());
+        status.connected(1, clock.wall());
+        let parts = Parts {
             facts: AgentFacts {
                 agent_id: None,
                 agent_run_id: run,
                 version: "0",
                 started_at: clock.wall(),
             },
-            status: Arc::new(Connected),
+            status: Arc::new(status),
             spool: spool.clone(),
             executor: Executor::new(
                 Limits::default(),
@@ -130,7 +119,7 @@ impl Server {
             lifecycle: lifecycle.clone(),
         };
         let listener = api::bind(&folder.path().join("api.sock")).await.unwrap();
-        let task = lifecycle.spawn("local api", api::serve_within(listener, context, limits));
+        let task = lifecycle.spawn("local api", api::serve_within(listener, parts, limits));
         Self {
             folder,
             spool,
@@ -185,7 +174,7 @@ async fn status_health_and_catalogue_answer() {
     let (status, body) = server.request("GET", "/v1/status", None).await;
     assert_eq!(
         (status, &body["connection"]["state"]),
-        (200, &json!("established"))
+        (200, &json!("connected"))
     );
     assert_eq!(body["spool"]["records"], 0);
     let (status, body) = server.request("GET", "/v1/health", None).await;

@@ -1,0 +1,192 @@
+//! What the end of a session means: when to try again, the cause in one sentence, and what to do about it.
+//!
+//! What a peer said authentically counts; a close frame is shown as words that nobody signed.
+
+use std::time::Duration;
+
+use viworks_common::code::CloseCode;
+use viworks_common::limits::DETAIL_BYTES_MAX;
+use viworks_common::session::backoff::FailureClass;
+use viworks_common::session::state::AgentState;
+use viworks_common::session::{Closed, End, HELLO_UNPROVED};
+
+use super::failure::printable;
+use super::socket::Received;
+
+/// How a session, or an attempt at one, came to its end.
+#[derive(Debug)]
+pub(super) struct Ended {
+    /// When to try again.
+    pub(super) class: FailureClass,
+    /// In one sentence.
+    pub(super) cause: String,
+    /// What to do about it; empty when there is nothing to do.
+    pub(super) fix: &'static str,
+    /// The code for it, where there is one.
+    pub(super) code: Option<CloseCode>,
+    /// Whether this was expected, so that nobody needs to look.
+    pub(super) expected: bool,
+    /// How long it was confirmed.
+    pub(super) confirmed_for: Option<Duration>,
+}
+
+/// What to do when HELLO is not taken for ours.
+const WRONG_KEY: &str = "check that [identity] identity_file is the one that was issued with this certificate; where a proxy ends TLS, set binding = \"certificate\" on both ends; if the backend's master key was replaced, issue this gateway again";
+
+/// What to do when HELLO is authentic and its token is not.
+const WRONG_TOKEN: &str = "the state folder or the identity file belongs to another time or another gateway: put back the files that belong together, or revoke this gateway and issue its name again";
+
+/// Why a connection is over, without what the session adds.
+struct Closing {
+    class: FailureClass,
+    cause: String,
+    fix: &'static str,
+    code: Option<CloseCode>,
+}
+
+/// What the connection knows when it is over.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Seen {
+    /// How far the session came.
+    pub(super) state: AgentState,
+    /// How long it was confirmed.
+    pub(super) confirmed_for: Option<Duration>,
+    /// What the backend said about the next attempt.
+    pub(super) told: Option<FailureClass>,
+    /// The backend asked to reconnect.
+    pub(super) drained: bool,
+    /// What HELLO said of the state folder.
+    pub(super) presented: Option<Presented>,
+}
+
+/// The epoch in HELLO.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Presented {
+    /// Its number.
+    pub(super) epoch: u64,
+    /// No session has moved it since the gateway was issued.
+    pub(super) as_issued: bool,
+}
+
+impl Seen {
+    /// The connection is over without the session having ended.
+    pub(super) fn lost(self, received: Received) -> Ended {
+        let plain = |cause: String| Closing {
+            class: FailureClass::Transient,
+            cause,
+            fix: "",
+            code: None,
+        };
+        let closing = match received {
+            Received::Closed(Some((number, reason))) => self.closed_by_frame(number, &reason),
+            Received::Closed(None) => plain("the backend closed the connection".to_owned()),
+            Received::Text(_) => {
+                plain("the backend sent something that the protocol does not have".to_owned())
+            }
+            Received::Stuck => plain("sending made no progress".to_owned()),
+            Received::Lost(reason) => plain(format!("the connection was lost: {reason}")),
+            Received::Frame(_) => plain(String::new()),
+        };
+        let class = match closing.class {
+            FailureClass::Transient => self.told.unwrap_or(closing.class),
+            FailureClass::PermanentAuthenticated
+            | FailureClass::PermanentUnproved
+            | FailureClass::Told { .. }
+            | FailureClass::Slot { .. } => closing.class,
+        };
+        Ended {
+            class,
+            cause: closing.cause,
+            fix: closing.fix,
+            code: closing.code,
+            expected: false,
+            confirmed_for: self.confirmed_for,
+        }
+    }
+
+    /// What a close frame says that no REFUSE came before: shown as the server's words, because nobody signed them.
+    fn closed_by_frame(&self, number: u16, reason: &str) -> Closing {
+        let named = reason.split(':').next().and_then(CloseCode::from_name);
+        let code = named.filter(|code| code.number() == number);
+        let hello_answered = self.state == AgentState::AwaitWelcome;
+        let unproved = reason.contains(HELLO_UNPROVED) || reason.contains("authentication tag");
+        if hello_answered && code == Some(CloseCode::BadEnvelope) && unproved {
+            return Closing {
+                class: FailureClass::PermanentUnproved,
+                cause: format!(
+                    "the backend does not accept this gateway's agent key: it closed the connection with {number} (not signed)"
+                ),
+                fix: WRONG_KEY,
+                code,
+            };
+        }
+        Closing {
+            class: FailureClass::of_close_frame(number),
+            cause: format!(
+                "the backend closed the connection: {number} {} (not signed)",
+                printable(reason, DETAIL_BYTES_MAX)
+            ),
+            fix: code.map_or("", CloseCode::advice),
+            code,
+        }
+    }
+
+    /// The session has ended, by either end.
+    pub(super) fn closed(self, closed: &Closed) -> Ended {
+        let own = |code: CloseCode| {
+            // CHALLENGE is not authenticated: whatever it leads to is not proved.
+            if code.is_permanent() {
+                FailureClass::PermanentUnproved
+            } else {
+                FailureClass::Transient
+            }
+        };
+        let class = match (self.told, closed.by, closed.code) {
+            (Some(told), _, _) => told,
+            (None, End::Agent, Some(code)) => own(code),
+            (None, End::Agent | End::Backend, _) => FailureClass::Transient,
+        };
+        let said = format!("{}: {}", closed.name(), closed.reason);
+        let advice = closed.code.map_or("", CloseCode::advice);
+        let (code, cause, fix) = match (closed.by, closed.code) {
+            (End::Backend, Some(CloseCode::IdentityFork)) => {
+                (closed.code, said + &self.own_state(), advice)
+            }
+            // Behind a right key: what is wrong is what the key vouches for.
+            (End::Backend, Some(CloseCode::BadEnvelope)) if self.confirmed_for.is_none() => {
+                (closed.code, said, WRONG_TOKEN)
+            }
+            (End::Agent, None) if self.drained => {
+                let draining = CloseCode::Draining;
+                let cause = format!("{}: the backend asked to reconnect", draining.name());
+                (Some(draining), cause, draining.advice())
+            }
+            (End::Agent | End::Backend, code) => (code, said, advice),
+        };
+        Ended {
+            class,
+            cause,
+            fix,
+            code,
+            expected: self.drained,
+            confirmed_for: self.confirmed_for,
+        }
+    }
+
+    /// What this gateway knows about its own part in a fork.
+    fn own_state(&self) -> String {
+        match self.presented {
+            Some(Presented {
+                epoch,
+                as_issued: true,
+            }) => format!(
+                "; the state folder here holds no session yet (epoch {epoch}, as issued): it was emptied or never moved here, or this is a copy of the files as issued"
+            ),
+            Some(Presented {
+                epoch,
+                as_issued: false,
+            }) => format!("; the state folder here is at epoch {epoch}"),
+            None => String::new(),
+        }
+    }
+}
