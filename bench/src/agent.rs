@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::Context;
+use viworks_common::wire::CONNECT_PATH;
 use viworks_gateway_agent::{builtin, launcher};
 use viworks_runtime::config::environment;
 use viworks_runtime::files;
@@ -42,7 +43,7 @@ impl Agent {
             .env(ROLE, AGENT)
             .env(
                 "VIWORKS__OUTBOUND__URL",
-                format!("wss://{}/agent/v1/connect", server.addresses.agents),
+                format!("wss://{}{CONNECT_PATH}", server.addresses.agents),
             )
             .env("VIWORKS__LOG__FILTER", "warn")
             .stdin(Stdio::null())

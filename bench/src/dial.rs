@@ -15,7 +15,9 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 use viworks_backend_agent::pki::issue::Material;
-use viworks_common::limits;
+use viworks_common::limits::{self, SocketBounds};
+use viworks_common::wire::{CONNECT_PATH, SUBPROTOCOL};
+use viworks_runtime::websocket;
 
 /// How long an attempt may take.
 const WITHIN: Duration = Duration::from_secs(30);
@@ -25,12 +27,7 @@ pub(crate) type Socket = WebSocketStream<TlsStream<TcpStream>>;
 
 /// Both ends' buffers and limits.
 pub(crate) fn settings() -> WebSocketConfig {
-    WebSocketConfig::default()
-        .read_buffer_size(limits::READ_BUFFER_BYTES)
-        .write_buffer_size(limits::READ_BUFFER_BYTES)
-        .max_write_buffer_size(limits::WRITE_BUFFER_BYTES_MAX)
-        .max_message_size(Some(limits::MESSAGE_BYTES_MAX))
-        .max_frame_size(Some(limits::FRAME_BYTES_MAX))
+    websocket::settings(SocketBounds::SESSION, limits::READ_BUFFER_BYTES)
 }
 
 /// The gateway's side of TLS.
@@ -56,10 +53,10 @@ pub(crate) async fn dial(address: &str, tls: Arc<ClientConfig>) -> anyhow::Resul
         stream.set_nodelay(true)?;
         let name = ServerName::try_from("localhost")?;
         let stream = TlsConnector::from(tls).connect(name, stream).await?;
-        let mut request = "wss://localhost/agent/v1/connect".into_client_request()?;
+        let mut request = format!("wss://localhost{CONNECT_PATH}").into_client_request()?;
         request
             .headers_mut()
-            .insert("sec-websocket-protocol", "viworks.agent.v1".parse()?);
+            .insert("sec-websocket-protocol", SUBPROTOCOL.parse()?);
         let (socket, _response) =
             client_async_with_config(request, stream, Some(settings())).await?;
         Ok(socket)

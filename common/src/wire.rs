@@ -6,3 +6,9 @@ pub mod message;
 
 pub(crate) use check::check_batch;
 pub use check::{Violation, is_traceparent};
+
+/// Where the backend listens for agents.
+pub const CONNECT_PATH: &str = "/agent/v1/connect";
+
+/// The subprotocol of WebSocket that both ends must agree to.
+pub const SUBPROTOCOL: &str = "viworks.agent.v1";

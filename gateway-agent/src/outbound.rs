@@ -31,7 +31,6 @@ mod live;
 pub mod pinning;
 pub mod pins;
 mod refusals;
-pub mod socket;
 
 use configured::ConfiguredPins;
 use dial::Dialler;

@@ -3,7 +3,8 @@
 //! Everything impure that is not about the product lives here, each in one place: the clock ([`clock`]), randomness
 //! ([`random`]), the environment and the configuration file ([`config`]), tasks and shutdown ([`lifecycle`]), calls that
 //! may hang ([`blocking`]), TLS material ([`tls`]), the embedded database ([`sqlite`]), and what a process shows of
-//! itself ([`answers`], [`conditions`], [`logging`], [`metrics`], [`probe`], [`ready_file`], [`stdout`], [`throttle`], [`exit`]).
+//! itself ([`answers`], [`conditions`], [`logging`], [`metrics`], [`probe`], [`ready_file`], [`stdout`], [`throttle`],
+//! [`exit`]), and with the feature `websocket` the socket that both agents hold their sessions through.
 
 pub mod answers;
 pub mod blocking;
@@ -25,3 +26,5 @@ pub mod sqlite;
 pub mod stdout;
 pub mod throttle;
 pub mod tls;
+#[cfg(feature = "websocket")]
+pub mod websocket;

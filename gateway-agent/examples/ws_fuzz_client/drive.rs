@@ -11,8 +11,8 @@ use viworks_common::limits::{HANDSHAKE_STEP_TIMEOUT, SEND_PROGRESS_TIMEOUT, Sock
 use viworks_common::time::Monotonic;
 use viworks_gateway_agent::config::Timeouts;
 use viworks_gateway_agent::outbound::dial::{Target, connect, upgrade};
-use viworks_gateway_agent::outbound::socket::{AgentSocket, Outgoing, Received};
 use viworks_runtime::clock::{Clock, SystemClock, sleep_until};
+use viworks_runtime::websocket::{Outgoing, Progress, Received, Socket};
 
 /// The name under which the suite files its report.
 const AGENT: &str = "viworks";
@@ -93,7 +93,10 @@ impl Server {
                 Received::Frame(bytes) => waiting.push(Message::Binary(bytes)),
                 Received::Text(text) => waiting.push(Message::Text(text)),
                 Received::Closed(_) => return Ok(()),
-                Received::Stuck => bail!("nothing that was sent got anywhere"),
+                Received::Foreign(violation) => {
+                    bail!("the server broke the rules: {}", violation.reason)
+                }
+                Received::TooLarge => bail!("a message is larger than the limit"),
                 Received::Lost(reason) => bail!("the connection was lost: {reason}"),
             }
             if waiting.bytes > self.bounds.write_buffer {
@@ -102,7 +105,7 @@ impl Server {
         }
     }
 
-    async fn open(&self, path: &str) -> anyhow::Result<AgentSocket<TcpStream>> {
+    async fn open(&self, path: &str) -> anyhow::Result<Socket<TcpStream>> {
         let stream = connect(&self.host, self.port, &TIMES).await?;
         let target = Target {
             authority: format!("{}:{}", self.host, self.port),
@@ -111,14 +114,11 @@ impl Server {
             bounds: self.bounds,
         };
         let socket = upgrade(stream, &target, TIMES.upgrade).await?;
-        Ok(AgentSocket::new(socket, TIMES.send))
+        Ok(Socket::new(socket, TIMES.send, Progress::Taken))
     }
 }
 
-async fn next(
-    socket: &mut AgentSocket<TcpStream>,
-    waiting: &mut Waiting,
-) -> anyhow::Result<Received> {
+async fn next(socket: &mut Socket<TcpStream>, waiting: &mut Waiting) -> anyhow::Result<Received> {
     let patience = SystemClock.now().saturating_add(CASE_TIME);
     let due = socket.stuck_at().map_or(patience, |at| at.min(patience));
     let received = poll_fn(|context| socket.poll_step(context, waiting, SystemClock.now()));

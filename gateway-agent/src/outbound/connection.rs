@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, OptionFuture};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio_rustls::client::TlsStream;
 use tracing::{info, warn};
 use viworks_common::command::format_digest;
 use viworks_common::id::AgentRunId;
@@ -22,13 +24,13 @@ use viworks_common::wire::message::{
 };
 use viworks_runtime::clock::sleep_until;
 use viworks_runtime::random;
+use viworks_runtime::websocket::{Progress, Received, Socket};
 
 use super::Parts;
 use super::dial::Dialled;
 use super::ending::{Ended, Presented, Seen};
 use super::live::Shares;
 use super::refusals::Refusals;
-use super::socket::{AgentSocket, Received};
 use crate::catalogue;
 use crate::engine::Input;
 use crate::executor::LiveOutput;
@@ -67,7 +69,7 @@ pub(super) async fn run(
     let mut connection = Connection {
         parts,
         session: AgentSession::new(config, now),
-        socket: AgentSocket::new(dialled.socket, parts.send_timeout),
+        socket: Socket::new(dialled.socket, parts.send_timeout, Progress::Taken),
         pin: dialled.pin,
         dialled_with,
         messages,
@@ -96,7 +98,7 @@ pub(super) async fn run(
 struct Connection<'p> {
     parts: &'p Parts,
     session: AgentSession,
-    socket: AgentSocket,
+    socket: Socket<TlsStream<TcpStream>>,
     pin: SpkiPin,
     dialled_with: u64,
     messages: mpsc::Receiver<AgentMessage>,
@@ -224,7 +226,7 @@ impl Connection<'_> {
                 Woken::Tick => self.look_again = true,
                 Woken::Due => {
                     if self.socket.stuck_at().is_some_and(|due| due <= clock.now()) {
-                        return self.seen().lost(Received::Stuck);
+                        return self.seen().stuck();
                     }
                 }
                 Woken::Stopping => {

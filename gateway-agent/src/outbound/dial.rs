@@ -20,19 +20,16 @@ use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::client_async_with_config;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
-use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use viworks_common::key::{Binding, BindingMode};
-use viworks_common::limits::{self, SocketBounds};
+use viworks_common::limits::SocketBounds;
 use viworks_common::pin::SpkiPin;
+use viworks_common::wire::SUBPROTOCOL;
 use viworks_runtime::blocking::{self, Unanswered};
-use viworks_runtime::tls;
+use viworks_runtime::{tls, websocket};
 
 use super::failure::{DialFailure, Step};
 use super::pinning::PinVerifier;
 use crate::config::{OutboundConfig, Timeouts};
-
-/// What both ends must agree to.
-const SUBPROTOCOL: &str = "viworks.agent.v1";
 
 /// Bytes that may wait in the kernel: more would put a command behind a backlog of telemetry.
 const NOTSENT_LOWAT_BYTES: u32 = 16 * 1024;
@@ -272,12 +269,8 @@ where
         .map_err(|error| DialFailure::NotWebSocket {
             reason: error.to_string(),
         })?;
-    let config = WebSocketConfig::default()
-        .read_buffer_size(limits::READ_BUFFER_BYTES)
-        .write_buffer_size(0)
-        .max_write_buffer_size(bounds.write_buffer)
-        .max_message_size(Some(bounds.message))
-        .max_frame_size(Some(bounds.frame));
+    // Nothing is held back: a message that the session let go is on its way.
+    let config = websocket::settings(*bounds, 0);
     // Boxed: the handshake is large and over soon.
     let handshake = Box::pin(client_async_with_config(request, stream, Some(config)));
     let (socket, answer) = timeout(limit, handshake)

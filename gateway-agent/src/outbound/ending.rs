@@ -9,9 +9,9 @@ use viworks_common::limits::DETAIL_BYTES_MAX;
 use viworks_common::session::backoff::FailureClass;
 use viworks_common::session::state::AgentState;
 use viworks_common::session::{Closed, End, HELLO_UNPROVED};
+use viworks_runtime::websocket::Received;
 
 use super::failure::printable;
-use super::socket::Received;
 
 /// How a session, or an attempt at one, came to its end.
 #[derive(Debug)]
@@ -44,6 +44,18 @@ struct Closing {
     code: Option<CloseCode>,
 }
 
+impl Closing {
+    /// By chance.
+    const fn plain(cause: String) -> Self {
+        Self {
+            class: FailureClass::Transient,
+            cause,
+            fix: "",
+            code: None,
+        }
+    }
+}
+
 /// What the connection knows when it is over.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Seen {
@@ -69,24 +81,32 @@ pub(super) struct Presented {
 }
 
 impl Seen {
+    /// Sending made no progress for too long.
+    pub(super) fn stuck(self) -> Ended {
+        self.because(Closing::plain("sending made no progress".to_owned()))
+    }
+
     /// The connection is over without the session having ended.
     pub(super) fn lost(self, received: Received) -> Ended {
-        let plain = |cause: String| Closing {
-            class: FailureClass::Transient,
-            cause,
-            fix: "",
-            code: None,
-        };
-        let closing = match received {
+        let cut = |reason: &str| Closing::plain(format!("the connection was lost: {reason}"));
+        self.because(match received {
             Received::Closed(Some((number, reason))) => self.closed_by_frame(number, &reason),
-            Received::Closed(None) => plain("the backend closed the connection".to_owned()),
-            Received::Text(_) => {
-                plain("the backend sent something that the protocol does not have".to_owned())
+            Received::Closed(None) => {
+                Closing::plain("the backend closed the connection".to_owned())
             }
-            Received::Stuck => plain("sending made no progress".to_owned()),
-            Received::Lost(reason) => plain(format!("the connection was lost: {reason}")),
-            Received::Frame(_) => plain(String::new()),
-        };
+            Received::Text(_) => Closing::plain(
+                "the backend sent something that the protocol does not have".to_owned(),
+            ),
+            Received::Foreign(violation) => cut(&violation.reason),
+            Received::TooLarge => cut("a message is larger than any may be"),
+            Received::Lost(reason) => cut(&reason),
+            // A message is no end.
+            Received::Frame(_) => Closing::plain(String::new()),
+        })
+    }
+
+    /// What the backend said about the next attempt stands beside what ended by chance.
+    fn because(self, closing: Closing) -> Ended {
         let class = match closing.class {
             FailureClass::Transient => self.told.unwrap_or(closing.class),
             FailureClass::PermanentAuthenticated
@@ -105,7 +125,7 @@ impl Seen {
     }
 
     /// What a close frame says that no REFUSE came before: shown as the server's words, because nobody signed them.
-    fn closed_by_frame(&self, number: u16, reason: &str) -> Closing {
+    fn closed_by_frame(self, number: u16, reason: &str) -> Closing {
         let named = reason.split(':').next().and_then(CloseCode::from_name);
         let code = named.filter(|code| code.number() == number);
         let hello_answered = self.state == AgentState::AwaitWelcome;
@@ -174,7 +194,7 @@ impl Seen {
     }
 
     /// What this gateway knows about its own part in a fork.
-    fn own_state(&self) -> String {
+    fn own_state(self) -> String {
         match self.presented {
             Some(Presented {
                 epoch,

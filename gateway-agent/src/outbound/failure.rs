@@ -14,6 +14,7 @@ use viworks_common::pin::SpkiPin;
 use viworks_common::session::backoff::FailureClass;
 use viworks_common::text;
 use viworks_common::time::Timestamp;
+use viworks_common::wire::SUBPROTOCOL;
 
 use super::pinning::PinMismatch;
 
@@ -146,7 +147,7 @@ pub enum DialFailure {
         consequence: String,
     },
     /// The server does not speak this protocol.
-    #[error("the server did not agree to the subprotocol viworks.agent.v1")]
+    #[error("the server did not agree to the subprotocol {SUBPROTOCOL}")]
     Subprotocol,
     /// The answer to the upgrade is no WebSocket.
     #[error("the server's answer is no WebSocket upgrade: {reason}")]
