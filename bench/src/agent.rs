@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::Context;
 use viworks_common::wire::CONNECT_PATH;
-use viworks_gateway_agent::{builtin, launcher};
+use viworks_gateway_agent::{launcher, program};
 use viworks_runtime::config::environment;
 use viworks_runtime::files;
 
@@ -26,7 +26,7 @@ pub(crate) fn arguments_of_this_process() -> Option<Vec<String>> {
     let arguments: Vec<String> = std::env::args().collect();
     // An agent starts its own program for each command, with an environment of the command's own.
     let part = arguments.get(1).map(String::as_str);
-    let of_an_agent = matches!(part, Some(launcher::SUBCOMMAND | builtin::SUBCOMMAND));
+    let of_an_agent = matches!(part, Some(launcher::SUBCOMMAND | program::BUILTIN));
     (of_an_agent || environment().get(ROLE) == Some(AGENT)).then_some(arguments)
 }
 

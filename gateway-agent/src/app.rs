@@ -29,6 +29,7 @@ use crate::journal::Journal;
 use crate::outbound;
 use crate::outbound::configured::ConfiguredPins;
 use crate::outbound::pins::Pins;
+use crate::program;
 use crate::reload::Reload;
 use crate::setup::{Setup, owners};
 use crate::spool::Spool;
@@ -159,7 +160,7 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
             parallel_max: config.executor.parallel_max,
             kill_grace: config.executor.kill_grace,
         },
-        catalogue::own_program(),
+        program::own(),
         Arc::clone(&clock),
     );
     let (live, live_out) = mpsc::channel(LIVE_MAX);
@@ -266,7 +267,7 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
             clock,
             interval,
             conditions,
-            prober: Prober::Process(catalogue::own_program()),
+            prober: Prober::Process(program::own()),
             lifecycle: lifecycle.clone(),
         });
         drop(lifecycle.spawn("collectors", work));
@@ -291,7 +292,7 @@ fn serve_api(lifecycle: &Lifecycle, listener: api::Socket, parts: api::Parts) {
 fn make_demo(config: &Config) -> anyhow::Result<Catalogue> {
     let folder = &config.executor.commands_folder;
     fill_demo(folder)?;
-    let own = catalogue::own_program();
+    let own = program::own();
     Ok(catalogue::load(folder, owners(config), own)?)
 }
 

@@ -8,17 +8,15 @@ use std::io::{self, Write};
 
 use viworks_runtime::exit::ExitCode;
 
-use crate::catalogue;
 use crate::host::disks::{self, Prober};
+use crate::host::look;
+use crate::program::{self, BUILTIN};
 
 mod gateway;
 mod network;
 mod ping;
 mod system;
 mod table;
-
-/// The agent's subcommand.
-pub const SUBCOMMAND: &str = "builtin";
 
 /// Every built-in command.
 pub const NAMES: &[&str] = &[
@@ -52,7 +50,7 @@ pub enum BuiltinError {
 #[must_use]
 pub fn run(arguments: &[String]) -> u8 {
     let mut output = io::BufWriter::new(io::stdout().lock());
-    let prober = Prober::Process(catalogue::own_program());
+    let prober = Prober::Process(program::own());
     let result = dispatch(arguments, &prober, &mut output).and_then(|()| Ok(output.flush()?));
     match result {
         Ok(()) => 0,
@@ -90,7 +88,7 @@ fn dispatch(
 ) -> Result<(), BuiltinError> {
     let Some((name, rest)) = arguments.split_first() else {
         return Err(BuiltinError::Usage(format!(
-            "{SUBCOMMAND} NAME [ARGUMENT]; names: {}",
+            "{BUILTIN} NAME [ARGUMENT]; names: {}",
             NAMES.join(", ")
         )));
     };
@@ -105,12 +103,9 @@ fn dispatch(
         ("sys.kernel", []) => system::kernel(output),
         ("sys.disks", []) => system::disks(output, prober),
         (disks::PROBER, []) => Ok(disks::serve_probe(io::stdin().lock(), output)?),
-        (catalogue::LOOKER, [kind, path]) => match catalogue::serve_look(kind, path) {
+        (look::LOOKER, [kind, path]) => match look::serve(kind, path) {
             Some(said) => Ok(writeln!(output, "{said}")?),
-            None => Err(BuiltinError::Usage(format!(
-                "{} KIND PATH",
-                catalogue::LOOKER
-            ))),
+            None => Err(BuiltinError::Usage(format!("{} KIND PATH", look::LOOKER))),
         },
         ("sys.memory", []) => system::memory(output),
         ("sys.processes", []) => system::processes(output, 20),
@@ -122,7 +117,7 @@ fn dispatch(
         ("net.resolve", [name]) => network::resolve(output, name),
         ("net.ping", [host]) => ping::ping(output, host),
         _ => Err(BuiltinError::Usage(format!(
-            "{SUBCOMMAND} NAME [ARGUMENT]; names: {}",
+            "{BUILTIN} NAME [ARGUMENT]; names: {}",
             NAMES.join(", ")
         ))),
     }

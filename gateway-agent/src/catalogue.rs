@@ -15,29 +15,21 @@ use viworks_common::code::RejectCode;
 use viworks_common::command::Arguments;
 use viworks_common::id::{CommandId, CommandName};
 
-use crate::builtin;
 use crate::executor::Launch;
+use crate::program;
 
 mod current;
 mod file;
 mod load;
 mod look;
-mod ownership;
 
 pub use current::{Current, reload};
 pub use load::load;
-pub use look::{LOOKER, serve as serve_look};
 pub use viworks_common::catalogue::SHIPPED;
 pub use viworks_runtime::files::Owners;
 
 /// How long reading the whole catalogue may take.
 pub const LOAD_TIME: Duration = Duration::from_secs(60);
-
-/// The agent's program, which serves the built-in commands; this path survives its replacement by an upgrade.
-#[must_use]
-pub fn own_program() -> PathBuf {
-    PathBuf::from("/proc/self/exe")
-}
 
 /// What a command runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -213,7 +205,7 @@ impl Allowed<'_> {
         let (program, arguments) = match &definition.program {
             Program::File(path) => (path.clone(), self.arguments),
             Program::Builtin(name) => {
-                let mut arguments = vec![builtin::SUBCOMMAND.to_owned(), name.clone()];
+                let mut arguments = vec![program::BUILTIN.to_owned(), name.clone()];
                 arguments.extend(self.arguments);
                 (self.own_program.to_owned(), arguments)
             }

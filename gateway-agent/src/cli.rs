@@ -15,7 +15,7 @@ use viworks_runtime::stdout::{self, PrintError};
 use crate::config::{self, Config};
 use crate::identity::IdentityError;
 use crate::setup::Setup;
-use crate::{app, builtin, launcher};
+use crate::{app, builtin, launcher, program};
 
 mod status;
 
@@ -86,7 +86,7 @@ pub fn main(arguments: Vec<String>) -> std::process::ExitCode {
     // Before anything is parsed: its arguments are its own.
     if arguments
         .get(1)
-        .is_some_and(|first| first == builtin::SUBCOMMAND)
+        .is_some_and(|first| first == program::BUILTIN)
     {
         return builtin::run(arguments.get(2..).unwrap_or_default()).into();
     }

@@ -6,7 +6,9 @@ use std::os::unix::ffi::OsStrExt;
 
 pub mod disks;
 pub mod interfaces;
+pub mod look;
 pub mod mounts;
+mod ownership;
 pub mod processor;
 
 /// A name from the system as text on one line: what is no UTF-8, and what could drive a terminal, is written `\xNN`.

@@ -19,6 +19,7 @@ pub mod journal;
 pub mod launcher;
 pub mod material;
 pub mod outbound;
+pub mod program;
 pub mod reload;
 pub mod setup;
 pub mod spool;

@@ -12,6 +12,7 @@ use crate::catalogue::{self, Catalogue, Owners};
 use crate::config::Config;
 use crate::identity::{self, INSTALL_ID_FILE};
 use crate::material::Material;
+use crate::program;
 
 /// What the agent keeps in its state folder, beside its databases.
 const STATE_FILES: [&str; 6] = [
@@ -118,7 +119,7 @@ fn read_catalogue(config: &Config) -> Result<Option<Catalogue>, Problems> {
             .map(|()| None)
             .map_err(|error| Problems::new(vec![error.problem()]));
     }
-    catalogue::load(folder, owners(config), catalogue::own_program()).map(Some)
+    catalogue::load(folder, owners(config), program::own()).map(Some)
 }
 
 fn examine_state(config: &Config) -> Vec<Problem> {

@@ -12,6 +12,7 @@ use viworks_runtime::conditions::{Conditions, Severity};
 use viworks_runtime::lifecycle::Lifecycle;
 
 use super::{Catalogue, Owners};
+use crate::program;
 
 /// How often commands that could not run are looked at again.
 const FRESH_TIME: Duration = Duration::from_secs(60);
@@ -84,7 +85,7 @@ const RELOAD: &str = "reload";
 /// Reads the folder again. A folder with a mistake in it changes nothing: every problem is said, and the catalogue in
 /// force stays.
 pub async fn reload(current: &Current, folder: PathBuf, owners: Owners, conditions: &Conditions) {
-    let (read, own) = (folder.clone(), super::own_program());
+    let (read, own) = (folder.clone(), program::own());
     let load = move || super::load(&read, owners, own);
     let loaded = blocking::call("catalogue reload", super::LOAD_TIME, load).await;
     let problems = match loaded {

@@ -16,6 +16,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::mounts::{Chosen, Mount};
+use crate::program;
 
 /// The built-in command, no part of any catalogue, that is a prober.
 pub const PROBER: &str = "host.probe-disks";
@@ -149,7 +150,7 @@ impl Disks {
         patience: Duration,
     ) -> io::Result<(Option<Child>, Vec<Answer>)> {
         let mut child = Command::new(program)
-            .args([crate::builtin::SUBCOMMAND, PROBER])
+            .args([program::BUILTIN, PROBER])
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
