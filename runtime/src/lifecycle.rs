@@ -39,7 +39,7 @@ pub fn run_to_end<F: Future>(runtime: tokio::runtime::Runtime, work: F) -> F::Ou
     output
 }
 
-/// The tasks of a process or of one part of it. Clones share them.
+/// The tasks of a process. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Lifecycle {
     scope: Arc<Scope>,
@@ -52,7 +52,6 @@ struct Scope {
     tasks: TaskTracker,
     running: Mutex<BTreeMap<&'static str, usize>>,
     failure: Mutex<Option<Failure>>,
-    parent: Option<Arc<Self>>,
 }
 
 /// Why a process must end although nobody asked it to.
@@ -96,35 +95,15 @@ impl Outcome {
 }
 
 impl Lifecycle {
-    /// The root of a process.
+    /// That of a process.
     #[must_use]
     pub fn new() -> Self {
-        Self::with(CancellationToken::new(), CancellationToken::new(), None)
-    }
-
-    /// A part that can be shut down by itself, and is shut down together with this one.
-    #[must_use]
-    pub fn child(&self) -> Self {
-        let scope = &self.scope;
-        Self::with(
-            scope.stopping.child_token(),
-            scope.aborting.child_token(),
-            Some(Arc::clone(scope)),
-        )
-    }
-
-    fn with(
-        stopping: CancellationToken,
-        aborting: CancellationToken,
-        parent: Option<Arc<Scope>>,
-    ) -> Self {
         let scope = Scope {
-            stopping,
-            aborting,
+            stopping: CancellationToken::new(),
+            aborting: CancellationToken::new(),
             tasks: TaskTracker::new(),
             running: Mutex::default(),
             failure: Mutex::default(),
-            parent,
         };
         Self {
             scope: Arc::new(scope),
@@ -177,7 +156,7 @@ impl Lifecycle {
                 None => None,
             }
         };
-        Task::new(tokio::spawn(self.scope.track(guarded)))
+        Task::new(tokio::spawn(self.scope.tasks.track_future(guarded)))
     }
 
     /// Completes when tasks should finish what they hold and end.
@@ -210,20 +189,19 @@ impl Lifecycle {
 
     /// Shuts the whole process down because it cannot go on. The first failure decides the exit code.
     pub fn fail(&self, code: ExitCode, reason: impl Into<String>) {
-        let root = self.scope.root();
         let failure = Failure {
             code,
             reason: reason.into(),
         };
         error!(code = %failure.code, reason = failure.reason, "shutting down after a failure");
-        lock(&root.failure).get_or_insert(failure);
-        root.stopping.cancel();
+        lock(&self.scope.failure).get_or_insert(failure);
+        self.scope.stopping.cancel();
     }
 
     /// What has made the process shut down, if anything.
     #[must_use]
     pub fn failure(&self) -> Option<Failure> {
-        lock(&self.scope.root().failure).clone()
+        lock(&self.scope.failure).clone()
     }
 
     /// Waits until there is a reason to stop: a signal, a failure, or [`Lifecycle::stop`].
@@ -287,33 +265,13 @@ impl Default for Lifecycle {
     }
 }
 
-impl Scope {
-    fn root(&self) -> &Self {
-        self.parent.as_ref().map_or(self, |parent| parent.root())
-    }
-
-    /// The scope itself and those it is part of: a shutdown of any of them waits for the task.
-    fn lineage(&self) -> impl Iterator<Item = &Self> {
-        std::iter::successors(Some(self), |scope| scope.parent.as_deref())
-    }
-
-    fn track<F: Future>(&self, future: F) -> impl Future<Output = F::Output> + use<F> {
-        let tokens: Vec<_> = self.lineage().map(|scope| scope.tasks.token()).collect();
-        async move {
-            let output = future.await;
-            drop(tokens);
-            output
-        }
-    }
-}
-
 #[derive(Debug, Clone, Copy)]
 enum Panic {
     Contained,
     Fatal,
 }
 
-/// The entry of a task in the books of its scopes. One that is dropped by the abort of a shutdown stays on the books,
+/// The entry of a task in the books. One that is dropped by the abort of a shutdown stays on the books,
 /// so that the outcome names it.
 struct Running {
     name: &'static str,
@@ -323,9 +281,7 @@ struct Running {
 
 impl Running {
     fn enter(name: &'static str, lifecycle: Lifecycle) -> Self {
-        for scope in lifecycle.scope.lineage() {
-            *lock(&scope.running).entry(name).or_default() += 1;
-        }
+        *lock(&lifecycle.scope.running).entry(name).or_default() += 1;
         Self {
             name,
             lifecycle,
@@ -360,13 +316,11 @@ impl Drop for Running {
         if !self.ended && self.lifecycle.scope.aborting.is_cancelled() {
             return;
         }
-        for scope in self.lifecycle.scope.lineage() {
-            let mut running = lock(&scope.running);
-            if let Some(count) = running.get_mut(self.name) {
-                *count -= 1;
-                if *count == 0 {
-                    running.remove(self.name);
-                }
+        let mut running = lock(&self.lifecycle.scope.running);
+        if let Some(count) = running.get_mut(self.name) {
+            *count -= 1;
+            if *count == 0 {
+                running.remove(self.name);
             }
         }
     }

@@ -1,7 +1,5 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokio::sync::oneshot;
-
 use super::*;
 
 const GRACE: Duration = Duration::from_secs(10);
@@ -71,12 +69,9 @@ async fn a_contained_panic_ends_only_its_task() {
 }
 
 #[tokio::test]
-async fn a_panic_of_a_critical_task_deep_inside_stops_the_process_with_an_error() {
+async fn a_panic_of_a_critical_task_stops_the_process_with_an_error() {
     let lifecycle = Lifecycle::new();
-    lifecycle
-        .child()
-        .child()
-        .spawn_critical("writer", async { panic!("planted {}", 1) });
+    lifecycle.spawn_critical("writer", async { panic!("planted {}", 1) });
     lifecycle.stopping().await;
     let outcome = lifecycle.shutdown(GRACE).await;
     assert_eq!(outcome.exit_code(), ExitCode::Error);
@@ -89,45 +84,17 @@ async fn a_panic_of_a_critical_task_deep_inside_stops_the_process_with_an_error(
 #[tokio::test]
 async fn the_first_failure_decides() {
     let lifecycle = Lifecycle::new();
-    lifecycle.child().fail(ExitCode::Config, "first");
+    lifecycle.fail(ExitCode::Config, "first");
     lifecycle.fail(ExitCode::Error, "second");
     assert_eq!(lifecycle.failure().unwrap().code, ExitCode::Config);
 }
 
-#[tokio::test]
-async fn a_child_stops_alone_and_its_parent_waits_for_it() {
-    let parent = Lifecycle::new();
-    let child = parent.child();
-    let (release, held) = oneshot::channel::<()>();
-    child.spawn("holds", held);
-    parent.spawn("stays", {
-        let parent = parent.clone();
-        async move { parent.stopping().await }
-    });
-
-    release.send(()).unwrap();
-    let outcome = child.shutdown(GRACE).await;
-    assert!(outcome.aborted.is_empty());
-    assert!(
-        !parent.is_stopping(),
-        "stopping a part leaves the whole running"
-    );
-
-    let late = parent.child();
-    late.spawn("ends with the parent", {
-        let late = late.clone();
-        async move { late.stopping().await }
-    });
-    assert!(parent.shutdown(GRACE).await.aborted.is_empty());
-}
-
 #[tokio::test(start_paused = true)]
-async fn a_parent_names_the_tasks_of_its_children_that_hang() {
-    let parent = Lifecycle::new();
-    let child = parent.child();
-    child.spawn("hangs", std::future::pending::<()>());
+async fn a_shutdown_names_the_tasks_that_hang() {
+    let lifecycle = Lifecycle::new();
+    lifecycle.spawn("hangs", std::future::pending::<()>());
     assert_eq!(
-        parent.shutdown(GRACE).await.aborted,
+        lifecycle.shutdown(GRACE).await.aborted,
         BTreeMap::from([("hangs", 1)])
     );
 }
