@@ -155,25 +155,18 @@ impl Queue {
 
     fn written(&self, chunk: &Chunk, result: &io::Result<()>) {
         let mut state = self.lock();
-        state.writing = 0;
         if result.is_err() {
             state.refused = state
                 .refused
                 .saturating_add(chunk.lines)
                 .saturating_add(chunk.told);
         }
-        let (empty, missing) = (
-            state.items.is_empty(),
-            state.refused > 0
-                || state
-                    .items
-                    .iter()
-                    .any(|item| matches!(item, Item::Dropped(_))),
-        );
+        let missing = state.refused > 0
+            || state
+                .items
+                .iter()
+                .any(|item| matches!(item, Item::Dropped(_)));
         drop(state);
-        if empty {
-            self.emptied.notify_all();
-        }
         if result.is_err() {
             self.missed(chunk.lines);
         } else if !missing {
@@ -182,6 +175,12 @@ impl Queue {
                 flow.stuck = false;
                 was
             });
+        }
+        // Last: whoever waits for this is to know by then what is missing.
+        let mut state = self.lock();
+        state.writing = 0;
+        if state.items.is_empty() {
+            self.emptied.notify_all();
         }
     }
 
