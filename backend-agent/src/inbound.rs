@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
 use viworks_common::key::{BindingMode, MasterKey};
 use viworks_common::pin::PinSet;
 use viworks_runtime::clock::Timeline;
 use viworks_runtime::lifecycle::Lifecycle;
+use viworks_runtime::websocket::Socket;
 
 use crate::agent::manager::Manager;
 use crate::agent::registry::Registry;
@@ -24,8 +27,10 @@ pub mod limits;
 pub mod listener;
 mod opening;
 pub mod replay;
-pub mod socket;
 pub mod upgrade;
+
+/// The socket of an agent.
+type AgentSocket = Socket<TlsStream<TcpStream>>;
 
 /// What every session works with.
 pub struct Inbound {

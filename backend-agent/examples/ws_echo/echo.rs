@@ -8,11 +8,11 @@ use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode as FrameCode;
 use viworks_backend_agent::inbound::listener;
-use viworks_backend_agent::inbound::socket::{AgentSocket, Outgoing, Received};
 use viworks_backend_agent::inbound::upgrade::{self, Rules, Verdict};
-use viworks_common::limits::{HANDSHAKE_STEP_TIMEOUT, SocketBounds};
+use viworks_common::limits::{HANDSHAKE_STEP_TIMEOUT, SEND_PROGRESS_TIMEOUT, SocketBounds};
 use viworks_common::time::Monotonic;
 use viworks_runtime::clock::{Clock, SystemClock, sleep_until};
+use viworks_runtime::websocket::{Outgoing, Progress, Received, Socket};
 
 /// What came and has not gone back yet.
 #[derive(Debug, Default)]
@@ -50,7 +50,7 @@ pub(crate) async fn serve(stream: TcpStream, bounds: SocketBounds) {
     let Ok(Some(socket)) = timeout(HANDSHAKE_STEP_TIMEOUT, Box::pin(upgraded)).await else {
         return;
     };
-    let mut socket = AgentSocket::new(socket);
+    let mut socket = Socket::new(socket, SEND_PROGRESS_TIMEOUT, Progress::Gone);
     let mut waiting = Waiting::default();
     let (code, reason) = loop {
         let stuck_at = socket.stuck_at();
@@ -64,9 +64,11 @@ pub(crate) async fn serve(stream: TcpStream, bounds: SocketBounds) {
         match received {
             Received::Frame(bytes) => waiting.push(Message::Binary(bytes)),
             Received::Text(text) => waiting.push(Message::Text(text)),
-            Received::Foreign(code) => break (code, "the frame breaks the protocol"),
+            Received::Foreign(violation) => {
+                break (violation.code, "the frame breaks the protocol");
+            }
             Received::TooLarge => break (FrameCode::Size, "the message exceeds the limit"),
-            Received::Lost => return,
+            Received::Closed(_) | Received::Lost(_) => return,
         }
         if waiting.messages.len() > WAITING_MAX || waiting.bytes > bounds.write_buffer {
             break (FrameCode::Policy, "too much was sent without being read");

@@ -16,12 +16,12 @@ use tracing::{info, warn};
 use viworks_common::key::{Binding, BindingMode};
 use viworks_common::limits::SEND_PROGRESS_TIMEOUT;
 use viworks_runtime::throttle::{LOG_LINES, Throttle};
+use viworks_runtime::websocket::{Progress, Socket};
 use viworks_runtime::{random, tls};
 
 use super::Inbound;
 use super::connection::{self, Opening};
 use super::limits::{Admitted, Gate};
-use super::socket::AgentSocket;
 use super::upgrade::{self, Rules, Verdict};
 use crate::agent::registry::{Peer, Unrecognised};
 
@@ -208,7 +208,7 @@ impl Handshake {
         };
         let opening = Opening::new(
             Arc::clone(&self.inbound),
-            AgentSocket::new(socket),
+            Socket::new(socket, SEND_PROGRESS_TIMEOUT, Progress::Gone),
             peer,
             binding,
             address,

@@ -18,16 +18,12 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::Role;
 use tracing::debug;
 use viworks_common::code::CloseCode;
 use viworks_common::limits::{self, SocketBounds};
-
-/// Where agents connect.
-const PATH: &str = "/agent/v1/connect";
-
-/// The version of the protocol, by name.
-const SUBPROTOCOL: &str = "viworks.agent.v1";
+use viworks_common::wire::{CONNECT_PATH, SUBPROTOCOL};
+use viworks_runtime::websocket;
 
 /// Headers of a request.
 const HEADERS_MAX: usize = 32;
@@ -58,7 +54,7 @@ impl Rules {
     /// The rules for agents.
     pub const AGENTS: Self = Self {
         place: Some(Place {
-            path: PATH,
+            path: CONNECT_PATH,
             subprotocol: SUBPROTOCOL,
         }),
         bounds: SocketBounds::SESSION,
@@ -109,17 +105,8 @@ where
     let upgraded = upgrade.await.ok()?;
     let parts = upgraded.downcast::<TokioIo<S>>().ok()?;
     let (stream, read) = (parts.io.into_inner(), parts.read_buf.to_vec());
-    let config = config(bounds);
+    let config = websocket::settings(bounds, limits::READ_BUFFER_BYTES);
     Some(WebSocketStream::from_partially_read(stream, read, Role::Server, Some(config)).await)
-}
-
-fn config(bounds: SocketBounds) -> WebSocketConfig {
-    WebSocketConfig::default()
-        .read_buffer_size(limits::READ_BUFFER_BYTES)
-        .write_buffer_size(limits::READ_BUFFER_BYTES)
-        .max_write_buffer_size(bounds.write_buffer)
-        .max_message_size(Some(bounds.message))
-        .max_frame_size(Some(bounds.frame))
 }
 
 type Answer = Response<http_body_util::Either<Empty<Bytes>, Full<Bytes>>>;

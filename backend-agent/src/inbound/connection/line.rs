@@ -14,11 +14,11 @@ use viworks_common::session::{BackendSession, Closed};
 use viworks_common::time::{Monotonic, Timestamp};
 use viworks_common::wire::message::{BackendMessage, Permit, Refuse};
 use viworks_runtime::clock;
+use viworks_runtime::websocket::Received;
 
-use super::super::Inbound;
 use super::super::limits::Admitted;
 use super::super::opening::millis;
-use super::super::socket::{AgentSocket, Received};
+use super::super::{AgentSocket, Inbound};
 use super::refusal;
 use crate::agent::registry::Peer;
 use crate::data::{GatewayRef, StoreError};
@@ -97,7 +97,7 @@ impl Line {
                 self.session
                     .close(CloseCode::TooLarge, "the message exceeds the limit", now);
             }
-            Received::Frame(_) | Received::Lost => {}
+            Received::Frame(_) | Received::Closed(_) | Received::Lost(_) => {}
         }
     }
 

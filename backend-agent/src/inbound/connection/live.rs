@@ -10,10 +10,10 @@ use viworks_common::id::CommandId;
 use viworks_common::session::{BackendEvent, Closed};
 use viworks_common::time::{Monotonic, Timestamp};
 use viworks_common::wire::message::{BackendMessage, CommandStarted, Drain};
+use viworks_runtime::websocket::Received;
 
 use super::super::judge::Judged;
 use super::super::opening::millis;
-use super::super::socket::Received;
 use super::line::{Line, Sign};
 use super::opening::{Announced, Start};
 use super::reports::Judging;
@@ -105,7 +105,10 @@ impl Live {
                 break closed.clone();
             }
             let step = self.next_step().await;
-            if matches!(step, Step::Sign(Sign::Received(Received::Lost))) {
+            if matches!(
+                step,
+                Step::Sign(Sign::Received(Received::Lost(_) | Received::Closed(_)))
+            ) {
                 break lost();
             }
             Box::pin(self.on_step(step)).await;

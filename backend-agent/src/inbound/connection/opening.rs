@@ -14,11 +14,11 @@ use viworks_common::session::state::BackendState;
 use viworks_common::session::{BackendEvent, BackendSession, BackendSessionConfig, Closed};
 use viworks_common::wire::message::{Hello, KEEPS_TIMEOUT, RESULT_REFUSALS, TELEMETRY_REFUSALS};
 use viworks_runtime::random;
+use viworks_runtime::websocket::Received;
 
-use super::super::Inbound;
 use super::super::limits::{Admitted, Turn};
 use super::super::opening::{Arrival, Decision, security_event};
-use super::super::socket::{AgentSocket, Received};
+use super::super::{AgentSocket, Inbound};
 use super::line::{Line, Sign};
 use super::live::Live;
 use super::{draining, lost, refusal};
@@ -134,7 +134,7 @@ impl Opening {
                 sign = self.line.next(true, None) => sign,
             };
             match sign {
-                Sign::Received(Received::Lost) => return Err(lost()),
+                Sign::Received(Received::Lost(_) | Received::Closed(_)) => return Err(lost()),
                 Sign::Received(Received::Frame(bytes)) => Box::pin(self.on_frame(&bytes)).await,
                 Sign::Received(foreign) => self.line.on_foreign(&foreign),
                 Sign::Due => self.line.on_due(),
