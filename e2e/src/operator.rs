@@ -28,7 +28,7 @@ impl Operator {
         let token = std::fs::read_to_string(system.path().join("operator.key"))
             .context("the operator's key cannot be read")?;
         Ok(Self {
-            http: reqwest::Client::new(),
+            http: viworks_testkit::http::client(),
             api: system.api_url(),
             token: token.trim().to_owned(),
         })

@@ -98,15 +98,17 @@ impl Client {
                 .with("expected: http://HOST:PORT")
             })?);
         }
-        if url.scheme() == "https" {
+        let authorities = route::authorities(&environment);
+        let verifies = route::verifies(&url, proxy.as_ref());
+        if verifies {
             way.extend(
-                ["SSL_CERT_FILE", "SSL_CERT_DIR"]
-                    .into_iter()
-                    .filter_map(|name| Some((name, environment.get(name)?)))
-                    .map(|(name, value)| {
-                        format!("{name}={value} decides whose certificates are trusted")
-                    }),
+                authorities
+                    .iter()
+                    .map(|named| format!("{named} decides whose certificates are trusted")),
             );
+        } else {
+            // Nobody's certificate is looked at, so a machine that knows no authority at all will do.
+            builder = builder.tls_certs_only([]);
         }
         let http = builder
             .connect_timeout(Duration::from_secs(10))
@@ -114,7 +116,7 @@ impl Client {
             .read_timeout(SILENCE_MAX)
             .user_agent(concat!("viworks/", env!("CARGO_PKG_VERSION")))
             .build()
-            .map_err(|error| Failure::new(ExitCode::Error, error.to_string()))?;
+            .map_err(|error| route::not_built(&error, verifies, &authorities))?;
         Ok(Self {
             http,
             server: server.trim_end_matches('/').to_owned(),

@@ -118,7 +118,7 @@ impl Deployment {
         Self {
             folder,
             binaries,
-            http: reqwest::Client::new(),
+            http: crate::http::client(),
             token,
             backend: None,
             addresses: None,

@@ -74,7 +74,7 @@ impl Operator {
     ) -> Self {
         Self {
             role,
-            http: reqwest::Client::new(),
+            http: viworks_testkit::http::client(),
             api: format!("http://{}", server.addresses.api),
             token: system.token.clone(),
             agents: agents.into_iter().collect(),

@@ -208,3 +208,40 @@ async fn variables_of_libraries_and_empty_ones_change_nothing() {
     assert_eq!(said.stdout.matches("✓ ok").count(), 2, "{said:#?}");
     assert!(!said.stdout.contains('\x1b'), "{said:#?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_knows_no_certificate_authority_runs_everything_that_verifies_no_certificate()
+ {
+    const NOBODY: [(&str, &str); 2] = [("SSL_CERT_FILE", "/nowhere"), ("SSL_CERT_DIR", "/nowhere")];
+    let backend = NOBODY
+        .into_iter()
+        .fold(Start::default(), |start, (variable, value)| {
+            start.with(variable, value)
+        });
+    let desk = Desk::open(CATALOGUE, backend).await;
+    let asked = |server: String| {
+        let mut command = desk.command(&desk.token, &["gateway", "ls"]);
+        command.env("VIWORKS_SERVER", server).envs(NOBODY);
+        finish(command, PATIENCE)
+    };
+    let said = asked(desk.system.api_url()).await.ended_with(0);
+    assert!(said.stdout.contains("gw-1"), "{said:#?}");
+
+    // Where a certificate has to be verified, it says what is missing, and who said where to look for it.
+    let said = asked(desk.system.api_url().replace("http:", "https:")).await;
+    let said = said.ended_with(78);
+    for word in ["certificate authority", "SSL_CERT_FILE=/nowhere", "fix: "] {
+        assert!(said.stderr.contains(word), "{said:#?}");
+    }
+
+    // The demo needs nobody's certificates but its own.
+    let data = desk.system.path().join("demo");
+    let arguments = ["up", "--once", "--agents", "1", "--data-dir", text(&data)];
+    let mut command = desk.command(&desk.token, &arguments);
+    for variable in ["VIWORKS_SERVER", "VIWORKS_TOKEN_FILE"] {
+        command.env_remove(variable);
+    }
+    command.envs(NOBODY);
+    let said = finish(command, PATIENCE).await.ended_with(0);
+    assert!(said.stdout.contains("✓ ok"), "{said:#?}");
+}

@@ -99,7 +99,7 @@ async fn strangers_cannot_stop_a_backend_by_filling_a_log_that_nobody_reads() {
             strangers.push(TcpStream::connect(&agents).await.unwrap());
         }
     }
-    let client = reqwest::Client::new();
+    let client = viworks_testkit::http::client();
     let url = format!("{}/livez", system.api_url());
     eventually("the log is stuck", PATIENCE, async || {
         let answer = client.get(&url).timeout(SOON).send().await.unwrap();

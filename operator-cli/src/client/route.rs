@@ -9,7 +9,7 @@ use reqwest::Url;
 use viworks_runtime::config::Environment;
 use viworks_runtime::exit::ExitCode;
 
-use crate::error::Failure;
+use crate::error::{Failure, chain};
 
 /// A proxy and who named it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,6 +89,42 @@ pub(super) fn proxy(url: &Url, environment: &Environment) -> Option<Proxy> {
     })
 }
 
+/// Whether somebody on the way shows a certificate that has to be verified.
+pub(super) fn verifies(url: &Url, proxy: Option<&Proxy>) -> bool {
+    let starts_secure = |proxy: &Proxy| proxy.url.to_ascii_lowercase().starts_with("https:");
+    url.scheme() == "https" || proxy.is_some_and(starts_secure)
+}
+
+/// The variables that replace this machine's certificate authorities, with their values.
+pub(super) fn authorities(environment: &Environment) -> Vec<String> {
+    ["SSL_CERT_FILE", "SSL_CERT_DIR"]
+        .into_iter()
+        .filter_map(|name| Some(format!("{name}={}", environment.get(name)?)))
+        .collect()
+}
+
+/// Why there is no client. Where certificates have to be verified it is that nobody is trusted, because that is all that
+/// is read from this machine for it.
+pub(super) fn not_built(error: &reqwest::Error, verifies: bool, authorities: &[String]) -> Failure {
+    if !verifies {
+        return Failure::new(ExitCode::Error, chain(error));
+    }
+    let failure = Failure::new(
+        ExitCode::Config,
+        format!(
+            "there is no certificate authority to verify the server with: {}",
+            chain(error)
+        ),
+    );
+    match authorities {
+        [] => failure.with("fix: install the package ca-certificates, or name the authority's certificate: SSL_CERT_FILE=ca.crt"),
+        named => failure.with(format!(
+            "fix: {} holds no certificate that can be read; name the file of an authority in PEM, or unset it to use this machine's",
+            named.join(" ")
+        )),
+    }
+}
+
 fn is_exempt(url: &Url, environment: &Environment) -> bool {
     let listed = environment
         .get("no_proxy")
@@ -145,6 +181,19 @@ mod tests {
     fn named(target: &str, variables: &[(&str, &str)]) -> Option<&'static str> {
         let environment: Environment = variables.iter().copied().collect();
         proxy(&url(target), &environment).map(|proxy| proxy.variable)
+    }
+
+    #[test]
+    fn certificates_are_verified_where_somebody_shows_one() {
+        let proxy = |url: &str| Proxy {
+            variable: "all_proxy",
+            url: url.to_owned(),
+        };
+        assert!(!verifies(&url("http://127.0.0.1:8080"), None));
+        assert!(verifies(&url("https://127.0.0.1:8080"), None));
+        let plain = url("http://backend.example");
+        assert!(!verifies(&plain, Some(&proxy("http://proxy:3128"))));
+        assert!(verifies(&plain, Some(&proxy("HTTPS://proxy:3128"))));
     }
 
     #[test]
