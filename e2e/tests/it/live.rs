@@ -24,6 +24,7 @@ fn catalogue(folder: &Path) -> String {
         "steps",
         "printf '%0900d\\n' 1; printf '%0900d\\n' 2; printf '%0900d\\n' 3 >&2; echo four; echo end >&2",
     );
+    let stuck = Desk::script(folder, "stuck", "echo got this far; sleep 60");
     let both = Desk::script(folder, "both", "echo out; echo err >&2; echo more");
     [
         (
@@ -33,6 +34,7 @@ fn catalogue(folder: &Path) -> String {
         ("test.letters", format!(r#"["{}"]"#, letters.display())),
         ("test.steps", format!(r#"["{}"]"#, steps.display())),
         ("test.both", format!(r#"["{}"]"#, both.display())),
+        ("test.stuck", format!(r#"["{}"]"#, stuck.display())),
         ("test.long", r#"["/bin/sleep", "60"]"#.to_owned()),
     ]
     .iter()
@@ -307,4 +309,37 @@ async fn a_terminal_has_one_line_that_is_renewed() {
         "{said:#?}\n{screen}"
     );
     assert!(screen.contains("1 still open = 1"), "{screen}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_only_line_of_a_command_that_was_ended_is_shown_beside_why_it_was_ended() {
+    let folder = TempDir::new().unwrap();
+    let desk = desk(&folder).await;
+    let said = desk
+        .run(&["run", "test.stuck", "--all", "--timeout", "1s"])
+        .await
+        .ended_with(3);
+    let rows = |said: &Said, state: &str| {
+        let row = |line: &&str| line.contains(state) && line.contains("got this far");
+        said.stdout.lines().filter(row).count()
+    };
+    assert_eq!(rows(&said, "✕ timed_out"), 2, "{said:#?}");
+
+    let run = desk
+        .run(&["run", "test.stuck", "--all", "--no-wait"])
+        .await
+        .ended_with(0);
+    let run = run.stdout.trim();
+    eventually("both run", PATIENCE, async || {
+        let page = desk.system.get(&format!("/v1/runs/{run}/commands")).await;
+        let items = page["items"].as_array()?;
+        items
+            .iter()
+            .all(|command| command["state"] == "running")
+            .then_some(())
+    })
+    .await;
+    drop(desk.run(&["runs", "cancel", run]).await.ended_with(0));
+    let said = desk.run(&["runs", "wait", run]).await.ended_with(3);
+    assert_eq!(rows(&said, "✕ cancelled"), 2, "{said:#?}");
 }

@@ -88,6 +88,8 @@ fn in_a_word(command: &CommandView, told: Told) -> String {
             let lines = if told.printed == 1 { "line" } else { "lines" };
             format!("{} {lines} above", human::count(told.printed))
         }
+        // Why it ended does not take the place of what it wrote.
+        Some(line) if line != why => format!("{why} · it wrote: {line}"),
         Some(_) | None => why,
     };
     let not_kept = command.outcome.as_ref().map_or(0, |outcome| {
