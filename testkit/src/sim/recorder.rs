@@ -335,9 +335,10 @@ impl Recorder {
         }
     }
 
-    /// A gateway refused a command as stale. Invariant 11.
+    /// A gateway refused a command as stale. Invariant 11. One that was cancelled on its way is over, and may be.
     pub(crate) fn stale(&mut self, command: CommandId) {
-        if self.fresh.contains(&command) && self.starts(command).is_empty() {
+        let over = self.finals.contains_key(&command);
+        if !over && self.fresh.contains(&command) && self.starts(command).is_empty() {
             self.violated(|| format!("11: {command} is new, and was refused as stale"));
         }
     }
