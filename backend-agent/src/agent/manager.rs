@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::oneshot;
 use viworks_common::certificate::{Life, life};
 use viworks_common::claims::{Claims, Entered, IDENTITIES_MAX, Newcomer, Probed, Verdict};
 use viworks_common::code::CloseCode;
@@ -17,11 +17,8 @@ use viworks_common::rate::{Bucket, Quota, Taken};
 use viworks_common::time::{Monotonic, Timestamp};
 
 use super::rates::{Pace, Rates};
-use super::shelf::{Kept, Shelf};
+use super::shelf::{Kept, Order, Shelf};
 use crate::metrics::BackendMetrics;
-
-/// Orders that may wait for one session.
-const ORDERS_MAX: usize = 64;
 
 /// How often a HELLO without the gateway's key is recorded.
 const MINUTE: Duration = Duration::from_secs(60);
@@ -61,33 +58,6 @@ impl Paces {
     }
 }
 
-/// What a session is asked to do from outside.
-#[derive(Debug)]
-pub enum Order {
-    /// Find out whether the gateway is alive, and say so when it is.
-    Probe(oneshot::Sender<()>),
-    /// Let the gateway reconnect after this delay.
-    Drain(Duration),
-}
-
-/// Why a session must end at once.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ending {
-    /// The code.
-    pub code: CloseCode,
-    /// One sentence.
-    pub reason: &'static str,
-}
-
-/// The session's own end of its entry.
-#[derive(Debug)]
-pub struct Desk {
-    /// What it is asked to do.
-    pub orders: mpsc::Receiver<Order>,
-    /// Whether it must end.
-    pub ending: watch::Receiver<Option<Ending>>,
-}
-
 /// What a gateway showed when it connected.
 #[derive(Debug)]
 struct Shown {
@@ -99,16 +69,7 @@ struct Shown {
 #[derive(Debug)]
 struct Entry {
     session_id: SessionId,
-    epoch: u64,
-    orders: mpsc::Sender<Order>,
     shelf: Arc<Shelf>,
-    ending: watch::Sender<Option<Ending>>,
-}
-
-impl Entry {
-    fn end(&self, code: CloseCode, reason: &'static str) {
-        self.ending.send_replace(Some(Ending { code, reason }));
-    }
 }
 
 /// The connected agents of this process.
@@ -143,43 +104,34 @@ impl Manager {
         }
     }
 
-    /// Enters a confirmed session; an older one of the same gateway is closed. `None` when a newer one is there already.
+    /// Enters a confirmed session; an older one of the same gateway is closed. `false` when a newer one is there already.
     pub fn register(
         &self,
         identity: &Identity,
         session_id: SessionId,
         shelf: &Arc<Shelf>,
-    ) -> Option<Desk> {
+    ) -> bool {
         let Place { epoch, run } = shelf.place();
         let mut connected = lock(&self.connected);
         let entered = lock(&self.claims).enter(identity.agent_id, epoch, run);
         if entered == Entered::Overtaken {
-            return None;
+            return false;
         }
         if let Some(other) = connected.get(&identity.agent_id) {
-            other.end(
+            other.shelf.end(
                 CloseCode::Superseded,
                 "a newer session of this gateway was confirmed",
             );
             // It may have been nudged, and is given nothing any more.
             shelf.nudge();
         }
-        let (orders, received) = mpsc::channel(ORDERS_MAX);
-        let (ending, ended) = watch::channel(None);
-        let desk = Desk {
-            orders: received,
-            ending: ended,
-        };
         let entry = Entry {
             session_id,
-            epoch,
-            orders,
             shelf: Arc::clone(shelf),
-            ending,
         };
         connected.insert(identity.agent_id, entry);
         self.count(&connected);
-        Some(desk)
+        true
     }
 
     /// Removes a session that has ended; a newer one of the same gateway stays.
@@ -187,7 +139,7 @@ impl Manager {
         let mut connected = lock(&self.connected);
         let entry = connected.get(&agent_id);
         if let Some(entry) = entry.filter(|entry| entry.session_id == session_id) {
-            lock(&self.claims).leave(agent_id, entry.epoch);
+            lock(&self.claims).leave(agent_id, entry.shelf.place().epoch);
             connected.remove(&agent_id);
             self.count(&connected);
         }
@@ -244,7 +196,7 @@ impl Manager {
     /// Ends a gateway's session at once, for example because it was revoked.
     pub fn end(&self, agent_id: AgentId, code: CloseCode, reason: &'static str) {
         if let Some(entry) = lock(&self.connected).get(&agent_id) {
-            entry.end(code, reason);
+            entry.shelf.end(code, reason);
         }
     }
 
@@ -260,7 +212,7 @@ impl Manager {
     pub fn order(&self, agent_id: AgentId, order: Order) -> bool {
         lock(&self.connected)
             .get(&agent_id)
-            .is_some_and(|entry| entry.orders.try_send(order).is_ok())
+            .is_some_and(|entry| entry.shelf.order(order))
     }
 
     /// Whether the gateway of a confirmed session answers, within [`PROBE_TIMEOUT`].
@@ -418,8 +370,8 @@ impl Manager {
         let spread = u64::try_from(spread.as_millis()).unwrap_or(u64::MAX);
         for entry in connected.values() {
             let after = Duration::from_millis(random(spread));
-            if entry.orders.try_send(Order::Drain(after)).is_err() {
-                entry.end(CloseCode::Draining, "the backend is stopping");
+            if !entry.shelf.order(Order::Drain(after)) {
+                entry.shelf.end(CloseCode::Draining, "the backend is stopping");
             }
         }
     }
@@ -489,22 +441,15 @@ mod tests {
     #[test]
     fn a_newer_session_closes_the_older_one_and_a_late_removal_does_not_touch_it() {
         let manager = manager();
-        let older = manager
-            .register(&identity(), session(1), &shelf(1))
-            .unwrap();
-        let newer = manager
-            .register(&identity(), session(2), &shelf(2))
-            .unwrap();
-        let ending = older.ending.borrow().clone().unwrap();
+        let (older, newer) = (shelf(1), shelf(2));
+        assert!(manager.register(&identity(), session(1), &older));
+        assert!(manager.register(&identity(), session(2), &newer));
+        let ending = older.take().ending.unwrap();
         assert_eq!(ending.code, CloseCode::Superseded);
-        assert!(
-            manager
-                .register(&identity(), session(3), &shelf(1))
-                .is_none()
-        );
+        assert!(!manager.register(&identity(), session(3), &shelf(1)));
         manager.remove(identity().agent_id, session(1));
         assert_eq!(manager.len(), 1);
-        assert_eq!(*newer.ending.borrow(), None);
+        assert_eq!(newer.take().ending, None);
         manager.remove(identity().agent_id, session(2));
         assert!(manager.is_empty());
     }
@@ -516,12 +461,12 @@ mod tests {
         let before = manager.missed_nudges();
         assert!(!manager.nudge(agent), "it is not connected yet");
         let (older, newer) = (shelf(1), shelf(2));
-        let _older = manager.register(&identity(), session(1), &older).unwrap();
+        assert!(manager.register(&identity(), session(1), &older));
         assert_ne!(manager.missed_nudges(), before);
         assert!(older.changed().now_or_never().is_none());
         let before = manager.missed_nudges();
         assert!(manager.nudge(agent), "the older session hears it");
-        let _newer = manager.register(&identity(), session(2), &newer).unwrap();
+        assert!(manager.register(&identity(), session(2), &newer));
         assert_eq!(manager.missed_nudges(), before);
         assert!(newer.changed().now_or_never().is_some());
         assert!(newer.take().look);
@@ -531,20 +476,18 @@ mod tests {
     async fn a_session_that_does_not_answer_a_probe_is_silent() {
         let manager = manager();
         assert_eq!(manager.probe(identity().agent_id).await, Probed::Silent);
-        let _desk = manager
-            .register(&identity(), session(1), &shelf(1))
-            .unwrap();
+        assert!(manager.register(&identity(), session(1), &shelf(1)));
         assert_eq!(manager.probe(identity().agent_id).await, Probed::Silent);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_session_that_answers_a_probe_is_alive() {
         let manager = manager();
-        let mut desk = manager
-            .register(&identity(), session(1), &shelf(1))
-            .unwrap();
+        let shelf = shelf(1);
+        assert!(manager.register(&identity(), session(1), &shelf));
         let answers = async {
-            let Some(Order::Probe(answered)) = desk.orders.recv().await else {
+            shelf.changed().await;
+            let Some(Order::Probe(answered)) = shelf.take().orders.pop_front() else {
                 panic!("a probe was ordered");
             };
             answered.send(()).unwrap();
@@ -602,11 +545,10 @@ mod tests {
     #[test]
     fn draining_gives_every_gateway_its_own_delay() {
         let manager = manager();
-        let mut desk = manager
-            .register(&identity(), session(1), &shelf(1))
-            .unwrap();
+        let shelf = shelf(1);
+        assert!(manager.register(&identity(), session(1), &shelf));
         manager.drain_all(|spread| spread / 2);
-        let Ok(Order::Drain(after)) = desk.orders.try_recv() else {
+        let Some(Order::Drain(after)) = shelf.take().orders.pop_front() else {
             panic!("a drain was ordered");
         };
         assert_eq!(after, Duration::from_millis(500));

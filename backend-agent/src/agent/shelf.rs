@@ -1,15 +1,43 @@
-//! Between those who submit and the session of a gateway: room that is kept, and what is put there to be sent.
+//! Between the rest of the process and the session of a gateway: room that is kept for commands, and everything that is put
+//! there for it.
+//!
+//! One lock and one notification serve for all of it: thousands of sessions are idle, and a channel for each kind would cost
+//! each of them more than its state.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Notify;
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+use viworks_common::code::CloseCode;
 use viworks_common::id::CommandId;
 use viworks_common::ledger::lease::Place;
 
 use crate::data::LeasedCommand;
 
-/// What a session and the rest of the process share about its commands.
+/// Orders that may wait for one session.
+const ORDERS_MAX: usize = 64;
+
+/// What a session is asked to do from outside.
+#[derive(Debug)]
+pub enum Order {
+    /// Find out whether the gateway is alive, and say so when it is.
+    Probe(oneshot::Sender<()>),
+    /// Let the gateway reconnect after this delay.
+    Drain(Duration),
+}
+
+/// Why a session must end at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ending {
+    /// The code.
+    pub code: CloseCode,
+    /// One sentence.
+    pub reason: &'static str,
+}
+
+/// What a session and the rest of the process share.
 #[derive(Debug)]
 pub struct Shelf {
     place: Place,
@@ -20,6 +48,8 @@ pub struct Shelf {
 
 #[derive(Debug)]
 struct Inner {
+    ending: Option<Ending>,
+    orders: VecDeque<Order>,
     /// How many commands the gateway takes before it has ended some.
     credit: usize,
     /// Those that use it up: sent, and not over.
@@ -43,6 +73,10 @@ struct Inner {
 /// What waits for a session.
 #[derive(Debug, Default)]
 pub struct Taken {
+    /// Why it must end; then nothing else matters.
+    pub ending: Option<Ending>,
+    /// What it is asked to do.
+    pub orders: VecDeque<Order>,
     /// To be sent, in this order; their places are used up.
     pub offered: VecDeque<LeasedCommand>,
     /// To be sent behind them.
@@ -66,6 +100,8 @@ impl Shelf {
             keeps_timeout,
             changed: Notify::new(),
             inner: Mutex::new(Inner {
+                ending: None,
+                orders: VecDeque::new(),
                 credit,
                 open,
                 kept: 0,
@@ -121,6 +157,24 @@ impl Shelf {
         self.inner().wanted = true;
     }
 
+    /// Ends the session.
+    pub fn end(&self, code: CloseCode, reason: &'static str) {
+        self.inner().ending = Some(Ending { code, reason });
+        self.changed.notify_one();
+    }
+
+    /// Gives an order; `false` when too many wait already: the session is stuck.
+    pub fn order(&self, order: Order) -> bool {
+        let mut inner = self.inner();
+        if inner.orders.len() >= ORDERS_MAX {
+            return false;
+        }
+        inner.orders.push_back(order);
+        drop(inner);
+        self.changed.notify_one();
+        true
+    }
+
     /// Lets the session look for commands in the store.
     pub fn nudge(&self) {
         self.inner().look = true;
@@ -160,6 +214,8 @@ impl Shelf {
             inner.early.clear();
         }
         Taken {
+            ending: inner.ending.take(),
+            orders: std::mem::take(&mut inner.orders),
             offered,
             cancelled,
             look: std::mem::take(&mut inner.look),

@@ -13,7 +13,7 @@ use viworks_common::wire::message::{Credits, Hello, Refuse, Welcome};
 
 use super::Inbound;
 use super::replay::Remembered;
-use crate::agent::manager::Order;
+use crate::agent::shelf::Order;
 use crate::agent::registry::Peer;
 use crate::data::{
     Actor, AdmitOutcome, AdmitRequest, Admitted, AuditOutcome, NewAuditRecord, StoreError,

@@ -10,6 +10,7 @@ use viworks_common::time::Monotonic;
 use viworks_common::wire::message::{BackendMessage, Command, CommandRef, Go};
 
 use super::live::Live;
+use super::refusal;
 use crate::agent::shelf::Taken;
 use crate::data::{Confirmed, LeasedCommand, Rejected};
 
@@ -37,13 +38,21 @@ impl Live {
         }
     }
 
-    /// Sends what others put on the shelf, and looks for more where they say so.
+    /// Does what others asked for, sends what they put on the shelf, and looks for more where they say so.
     pub(super) async fn on_shelf(&mut self) {
         let Taken {
+            ending,
+            orders,
             offered,
             cancelled,
             look,
         } = self.shelf.take();
+        if let Some(ending) = ending {
+            return self.line.refuse(refusal(ending.code, ending.reason));
+        }
+        for order in orders {
+            self.on_order(order);
+        }
         for command in offered {
             if !self.offer(command) {
                 return;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 use viworks_common::code::CloseCode;
 use viworks_common::id::CommandId;
@@ -19,10 +19,9 @@ use super::opening::{Announced, Start};
 use super::reports::Judging;
 use super::stream::{Progress, Stream};
 use super::up::Runs;
-use super::{lost, refusal};
-use crate::agent::manager::{Desk, Ending, Order};
+use super::lost;
 use crate::agent::rates::Pace;
-use crate::agent::shelf::Shelf;
+use crate::agent::shelf::{Order, Shelf};
 use crate::data::Holder;
 
 /// A confirmed session.
@@ -30,8 +29,7 @@ pub(super) struct Live {
     pub(super) line: Line,
     pub(super) holder: Holder,
     pub(super) announced: Announced,
-    desk: Desk,
-    /// The room for commands, and those that others put there.
+    /// The room for commands, and what others put there.
     pub(super) shelf: Arc<Shelf>,
     /// Commands that were sent with their permit.
     pub(super) permitted: BTreeSet<CommandId>,
@@ -55,8 +53,6 @@ pub(super) struct Live {
 /// What happened next.
 enum Step {
     Sign(Sign),
-    Ending(Ending),
-    Ordered(Order),
     Shelf,
     Judged(Option<Judged>),
     Telemetry(Progress),
@@ -66,7 +62,6 @@ impl Live {
     pub(super) fn new(line: Line, start: Start) -> Self {
         let Start {
             holder,
-            desk,
             shelf,
             announced,
             ..
@@ -77,7 +72,6 @@ impl Live {
         Self {
             holder,
             announced,
-            desk,
             shelf,
             permitted: BTreeSet::new(),
             started: VecDeque::new(),
@@ -120,7 +114,6 @@ impl Live {
     async fn next_step(&mut self) -> Step {
         let Self {
             line,
-            desk,
             shelf,
             started,
             again_at,
@@ -134,10 +127,8 @@ impl Live {
         let reads = !stream.is_full();
         tokio::select! {
             biased;
-            ending = next_ending(&mut desk.ending) => Step::Ending(ending),
-            Some(order) = desk.orders.recv() => Step::Ordered(order),
-            sign = line.next(reads, wanted) => Step::Sign(sign),
             () = shelf.changed() => Step::Shelf,
+            sign = line.next(reads, wanted) => Step::Sign(sign),
             judged = Judging::next(judging) => Step::Judged(judged),
             progress = stream.progress(&inbound.telemetry) => Step::Telemetry(progress),
         }
@@ -151,8 +142,6 @@ impl Live {
             }
             Step::Sign(Sign::Received(foreign)) => self.line.on_foreign(&foreign),
             Step::Sign(Sign::Due) => self.on_due().await,
-            Step::Ending(ending) => self.line.refuse(refusal(ending.code, ending.reason)),
-            Step::Ordered(order) => self.on_order(order),
             Step::Shelf => self.on_shelf().await,
             Step::Judged(judged) => self.on_judged(judged).await,
             Step::Telemetry(progress) => self.on_telemetry(progress),
@@ -170,7 +159,7 @@ impl Live {
         self.store_started(now).await;
     }
 
-    fn on_order(&mut self, order: Order) {
+    pub(super) fn on_order(&mut self, order: Order) {
         let now = self.line.now();
         match order {
             Order::Probe(answered) => {
@@ -245,16 +234,5 @@ impl Live {
         if let Err(error) = ended.await {
             warn!(%gateway, %agent_id, %error, "failed to record the end of a session; the next one settles it");
         }
-    }
-}
-
-async fn next_ending(ending: &mut watch::Receiver<Option<Ending>>) -> Ending {
-    let superseded = || Ending {
-        code: CloseCode::Superseded,
-        reason: "the session was removed",
-    };
-    match ending.wait_for(Option::is_some).await {
-        Ok(ending) => ending.clone().unwrap_or_else(superseded),
-        Err(_gone) => superseded(),
     }
 }

@@ -268,18 +268,17 @@ impl Opening {
         let credit = usize::try_from(line.inbound.terms.command_credit).unwrap_or(usize::MAX);
         let shelf = Arc::new(Shelf::new(place, credit, open, announced.keeps_timeout));
         let manager = &line.inbound.manager;
-        let Some(desk) = manager.register(&line.peer.identity, line.session_id, &shelf) else {
+        if !manager.register(&line.peer.identity, line.session_id, &shelf) {
             line.refuse(refusal(
                 CloseCode::Superseded,
                 "another session of this gateway came in between",
             ));
             return None;
-        };
+        }
         // What was submitted after the confirmation and before the session was entered is known by its missed nudge.
         let look = confirmed.waiting || manager.missed_nudges() != missed;
         let start = Start {
             holder,
-            desk,
             shelf,
             announced,
             look,
@@ -324,7 +323,6 @@ impl Opening {
 /// What a live session starts with.
 pub(super) struct Start {
     pub(super) holder: Holder,
-    pub(super) desk: crate::agent::manager::Desk,
     pub(super) shelf: Arc<Shelf>,
     pub(super) announced: Announced,
     look: bool,
