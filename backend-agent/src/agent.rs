@@ -1,6 +1,7 @@
 //! Gateways as the backend knows them: who exists, and who is connected.
 
 pub mod manager;
+pub mod openings;
 pub mod rates;
 pub mod registry;
 pub mod shelf;

@@ -14,6 +14,7 @@ mod request;
 mod router;
 mod serve;
 mod shares;
+mod turns;
 
 use std::sync::Arc;
 
@@ -39,6 +40,7 @@ use crate::data::Store;
 use budget::Budget;
 use crowd::Crowd;
 use shares::Shares;
+use turns::Turns;
 
 pub use limits::ApiLimits;
 pub use router::{Access, Endpoint, endpoints};
@@ -49,6 +51,9 @@ const REFUSAL_RECORDS: Quota = Quota {
     per_minute: 60,
     burst: 1,
 };
+
+/// Event streams, and waits, that a key may have even when others have all that there are.
+const KEY_FLOOR: usize = 4;
 
 /// What the API stands on.
 pub struct ApiParts {
@@ -90,6 +95,7 @@ pub struct ApiState {
     limited: Counter,
     streams: Shares,
     waits: Shares,
+    turns: Turns,
     requests: Family<[(&'static str, String); 3], Counter>,
     /// One copy, however many ask for it.
     openapi: Bytes,
@@ -130,21 +136,19 @@ impl ApiState {
                 "event streams",
                 parts.limits.streams_max,
                 parts.limits.streams_per_key_max,
+                KEY_FLOOR,
             ),
             // Altogether there are no more than connections.
             waits: Shares::new(
                 "waits",
                 parts.limits.connections_max,
                 parts.limits.waits_per_key_max,
+                KEY_FLOOR,
             ),
+            turns: Turns::new(),
             requests,
             openapi: Bytes::from(openapi::document()),
-            budget: Budget::new(
-                parts.limits.bodies_bytes_max,
-                parts.limits.answers_bytes_max,
-                &parts.metrics,
-                crowd.clone(),
-            ),
+            budget: Budget::new(&parts.limits, &parts.metrics, crowd.clone()),
             crowd,
             store: parts.store,
             tenant: parts.tenant,

@@ -47,7 +47,9 @@ use crate::telemetry::processor::TelemetryProcessor;
 pub const GRACE: Duration = DRAIN_TIME.saturating_add(Duration::from_secs(5));
 
 /// HELLOs of one agent that are remembered at once.
-const NONCES_PER_AGENT: usize = 32;
+const NONCES_PER_AGENT: usize = 64;
+/// The same of all agents together, for each connection that there may be.
+const NONCES_PER_CONNECTION: usize = 32;
 
 /// What a refused submission is told to wait.
 const QUEUE_RETRY_AFTER: Duration = Duration::from_secs(10);
@@ -277,7 +279,7 @@ impl Shared {
             bus: Arc::clone(&self.bus),
             replay: ReplayCache::new(ReplayLimits {
                 ttl: handshake.saturating_mul(2),
-                total: agents.connections_max.saturating_mul(NONCES_PER_AGENT),
+                total: agents.connections_max.saturating_mul(NONCES_PER_CONNECTION),
                 per_agent: NONCES_PER_AGENT,
             }),
             master: Arc::new(material.master.clone()),

@@ -406,13 +406,13 @@ fn read_api(section: &mut Section<'_>) -> ApiConfig {
             TIMEOUT,
             "For a client to take at least 4 KiB of what is sent to it, or all of it; then its socket is cut.",
         ),
-        bodies_bytes_max: section.integer("bodies_bytes_max", 8_388_608, 1_048_576..=1_073_741_824, "Bytes of the bodies of all requests together; beyond, requests get 503."),
-        answers_bytes_max: section.integer("answers_bytes_max", 67_108_864, 1_048_576..=4_294_967_296, "Bytes of all answers together that clients have not taken yet; beyond, requests get 503. Event streams are bounded by their number."),
+        bodies_bytes_max: section.integer("bodies_bytes_max", 8_388_608, 1_048_576..=1_073_741_824, "Bytes of the bodies of all requests together, and of one key half of what the others leave; beyond, requests get 503."),
+        answers_bytes_max: section.integer("answers_bytes_max", 67_108_864, 1_048_576..=4_294_967_296, "Bytes of all answers together that clients have not taken yet, and of one key half of what the others leave; beyond, requests get 503. Event streams are bounded by their number."),
         streams_max: section.integer(
             "streams_max",
             256,
             1..=10_000,
-            "Event streams at once; more get 503.",
+            "Event streams at once, and of one key half of what the others leave; more get 503, but every key may have 4.",
         ),
         streams_per_key_max: section.integer(
             "streams_per_key_max",

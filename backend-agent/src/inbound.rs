@@ -27,6 +27,7 @@ pub mod limits;
 pub mod listener;
 mod opening;
 pub mod replay;
+mod skew;
 pub mod upgrade;
 
 /// The socket of an agent.

@@ -132,6 +132,8 @@ pub const RUN_TARGETS_MAX: usize = 20_000;
 pub const REQUEST_BODY_BYTES_MAX: usize = 1024 * 1024;
 /// Rows on one page of an operator's listing.
 pub const PAGE_ROWS_MAX: usize = 1_000;
+/// Bytes of stored text on one page of an operator's listing; it ends with the row that reaches them.
+pub const PAGE_BYTES_MAX: usize = 1024 * 1024;
 /// Rows on a page when the caller does not say.
 pub const PAGE_ROWS_DEFAULT: usize = 100;
 /// Bytes of an `Idempotency-Key`.

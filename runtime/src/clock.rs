@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::time::{ClockId, clock_gettime};
 use viworks_common::id::BootId;
 use viworks_common::time::{Monotonic, Timestamp};
-use viworks_common::timeline::{Anchor, Anchored, resume};
+use viworks_common::timeline::{APART_MAX, Anchor, Anchored, resume};
 
 /// Where the kernel says which boot this is.
 const BOOT_ID_FILE: &str = "/proc/sys/kernel/random/boot_id";
@@ -125,6 +125,16 @@ impl Timeline {
         Timestamp::from_unix_micros(reads.max(before))
     }
 
+    /// Whether the wall clock is so far from the line that somebody must have set it: then either may be wrong.
+    #[must_use]
+    pub fn is_apart(&self) -> bool {
+        let apart = self
+            .wall()
+            .unix_micros()
+            .abs_diff(self.line().unix_micros());
+        Duration::from_micros(apart) > APART_MAX
+    }
+
     /// The next anchor. To be stored first and then adopted, so that no process ever continues from an anchor that
     /// another one has gone beyond.
     #[must_use]
@@ -232,7 +242,12 @@ mod tests {
         assert!(boot.is_some(), "the kernel says which boot this is");
         let line = Timeline::resume(Arc::clone(&clock) as Arc<dyn Clock>, boot, None);
         assert_eq!(line.line().unix_micros(), 1_000_000_000);
+        assert!(!line.is_apart());
         clock.wall.store(0, Ordering::Relaxed);
+        assert!(
+            line.is_apart(),
+            "known at once, not when the anchor is renewed"
+        );
         clock.now.store(2_000_000, Ordering::Relaxed);
         assert_eq!(line.line().unix_micros(), 1_002_000_000);
         let stored = line.next_anchor();

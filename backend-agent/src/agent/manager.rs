@@ -16,6 +16,7 @@ use viworks_common::limits::PROBE_TIMEOUT;
 use viworks_common::rate::{Bucket, Quota, Taken};
 use viworks_common::time::{Monotonic, Timestamp};
 
+use super::openings::{Openings, Presented};
 use super::rates::{Pace, Rates};
 use super::shelf::{Kept, Order, Shelf};
 use crate::metrics::BackendMetrics;
@@ -26,11 +27,6 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// Gateways whose certificates are remembered at once; those beyond are not warned of here, but by themselves.
 const CERTIFICATES_MAX: usize = 100_000;
 
-/// Sessions that one gateway may open.
-const OPENINGS: Quota = Quota {
-    per_minute: 60,
-    burst: 60,
-};
 /// Lines about what one gateway does wrong that the log takes.
 const LINES: Quota = Quota {
     per_minute: 6,
@@ -40,7 +36,7 @@ const LINES: Quota = Quota {
 /// What a gateway has left.
 #[derive(Debug, Default)]
 struct Paces {
-    openings: Bucket,
+    openings: Openings,
     lines: Bucket,
     /// Lines that were left out since the last.
     lines_left_out: u64,
@@ -51,7 +47,7 @@ struct Paces {
 impl Paces {
     /// Whether it says nothing that a new one does not.
     fn is_full(&self, now: Monotonic) -> bool {
-        self.openings.is_full(now)
+        self.openings.are_full(now)
             && self.lines.is_full(now)
             && Arc::strong_count(&self.rates) == 1
             && lock(&self.rates).are_full(now)
@@ -248,12 +244,28 @@ impl Manager {
     ///
     /// # Errors
     /// When to try again.
-    pub fn may_open(&self, agent_id: AgentId, now: Monotonic) -> Result<(), Duration> {
-        let opening = self.paces(agent_id, now, |paces| paces.openings.take(OPENINGS, now));
-        match opening {
-            Taken::Allowed { .. } => Ok(()),
-            Taken::Refused { retry_after } => Err(retry_after),
-        }
+    pub fn may_open(
+        &self,
+        agent_id: AgentId,
+        presented: &Presented,
+        now: Monotonic,
+    ) -> Result<(), Duration> {
+        self.paces(agent_id, now, |paces| paces.openings.take(presented, now))
+    }
+
+    /// An epoch was presented that its identity has left behind.
+    pub fn left_behind(&self, agent_id: AgentId, epoch: u64, now: Monotonic) {
+        self.paces(agent_id, now, |paces| paces.openings.left_behind(epoch));
+    }
+
+    /// A process turned out to be a second holder of an identity.
+    pub fn forked(&self, agent_id: AgentId, run: AgentRunId, now: Monotonic) {
+        self.paces(agent_id, now, |paces| paces.openings.forked(run));
+    }
+
+    /// A session of this process is confirmed.
+    pub fn confirmed(&self, agent_id: AgentId, run: AgentRunId, now: Monotonic) {
+        self.paces(agent_id, now, |paces| paces.openings.confirmed(run));
     }
 
     /// Uses up one line that the log takes about a gateway, and says how many were left out since the last. `None` when

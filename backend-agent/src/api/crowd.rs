@@ -8,6 +8,8 @@ use viworks_common::time::Monotonic;
 use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::conditions::{Conditions, Severity};
 
+use super::shares::Full;
+
 /// One key has all that it may have.
 const KEY_FULL: &str = "api.key_full";
 const KEY_FULL_FIX: &str = "find out what uses that key, and revoke it if nobody knows: viworks-backend-agent apikey ls; the bounds are those of [api] whose names have per_key in them";
@@ -64,6 +66,14 @@ impl Crowd {
             format!("requests are refused, whoever sends them: all {what} that may be are in use");
         self.conditions
             .raise(FULL, Severity::Warn, &cause, FULL_FIX);
+    }
+
+    /// A request of the key of this name was refused for want of room.
+    pub(super) fn refused(&self, full: Full, key: &str) {
+        match full {
+            Full::OfKey(what) => self.key_full(key, what),
+            Full::Altogether(what) => self.full(what),
+        }
     }
 
     /// Looks whether it is over until the backend stops.

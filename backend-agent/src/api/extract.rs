@@ -34,7 +34,9 @@ impl<T: DeserializeOwned> FromRequest<Arc<ApiState>> for JsonBody<T> {
     async fn from_request(request: Request, state: &Arc<ApiState>) -> ApiResult<Self> {
         check_media_type(&request)?;
         let limit = state.limits.body_bytes_max;
-        let mut held = state.budget.read(request.into_body(), limit).await?;
+        let (mut parts, body) = request.into_parts();
+        let Caller(principal) = Caller::from_request_parts(&mut parts, state).await?;
+        let mut held = state.budget.read(body, limit, &principal).await?;
         let bytes = std::mem::take(&mut held.bytes);
         Ok(Self {
             value: parse(&bytes)?,

@@ -19,8 +19,9 @@ use viworks_runtime::answers::ALWAYS;
 use viworks_runtime::random;
 
 use super::problem::{ApiError, ApiResult, RETRY_SOON};
+use super::router::Weight;
 use super::serve::ApiSeat;
-use super::shares::{Full, Share, Shares};
+use super::shares::{Share, Shares};
 use super::{ApiState, Shared};
 use crate::auth::Principal;
 use crate::auth::bearer::{AuthError, authenticate};
@@ -185,7 +186,7 @@ fn is_host(host: &[u8]) -> bool {
 
 /// The guard of a route: a principal with its scope, or no handler.
 pub(super) async fn authorise(
-    State((state, scope)): State<(Shared, Scope)>,
+    State((state, scope, weight)): State<(Shared, Scope, Weight)>,
     request: Request,
     next: Next,
 ) -> Response {
@@ -213,9 +214,9 @@ pub(super) async fn authorise(
                 state.limited.inc();
                 ApiError::rate_limited(retry_after).into_response()
             } else {
-                parts.extensions.insert(principal);
-                let answer = next.run(Request::from_parts(parts, body)).await;
-                state.budget.answer(answer).await
+                parts.extensions.insert(principal.clone());
+                let request = Request::from_parts(parts, body);
+                work(&state, principal, weight, request, next).await
             };
             state.quotas.describe(taken, answer.headers_mut());
             answer
@@ -237,6 +238,28 @@ pub(super) async fn authorise(
             ApiError::from(error).into_response()
         }
     }
+}
+
+/// Lets the handler work on a request, where it reads much in its turn and once there is room for what it reads.
+async fn work(
+    state: &ApiState,
+    principal: Principal,
+    weight: Weight,
+    request: Request,
+    next: Next,
+) -> Response {
+    let (mut turn, mut room) = (None, None);
+    if weight == Weight::Large {
+        turn = Some(state.turns.next(principal.key_id).await);
+        match state.budget.reserve(&principal) {
+            Ok(reserved) => room = Some(reserved),
+            Err(full) => return full.into_response(),
+        }
+    }
+    let answer = next.run(request).await;
+    let answer = state.budget.answer(answer, room, &principal).await;
+    drop(turn);
+    answer
 }
 
 /// Refuses a key's request for want of a place, and ends its connection.
@@ -268,11 +291,8 @@ pub(super) fn share(
     principal: &Principal,
     retry_after: Duration,
 ) -> ApiResult<Share> {
-    shares.enter(principal.key_id).map_err(|full| {
-        match full {
-            Full::OfKey(what) => state.crowd.key_full(&principal.name, what),
-            Full::Altogether(what) => state.crowd.full(what),
-        }
+    shares.enter(principal.key_id, 1).map_err(|full| {
+        state.crowd.refused(full, &principal.name);
         ApiError::new(ProblemCode::Overloaded, full.to_string()).retry_after(retry_after)
     })
 }

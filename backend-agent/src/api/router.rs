@@ -43,8 +43,19 @@ pub struct Endpoint {
 pub(super) enum Pace {
     /// Within the request timeout.
     Quick,
+    /// The same, and it may read much: in its key's turn.
+    Large,
     /// It bounds itself: waits and streams.
     Own,
+}
+
+/// How much a route may read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Weight {
+    /// A few rows.
+    Small,
+    /// A page, or a catalogue.
+    Large,
 }
 
 pub(super) type Documented = (Vec<(String, RefOr<Schema>)>, Paths, MethodRouter<Shared>);
@@ -58,7 +69,7 @@ pub(super) struct Row {
 /// The table.
 pub(super) fn table() -> Vec<Row> {
     use Access::Public;
-    use Pace::{Own, Quick};
+    use Pace::{Large, Own, Quick};
 
     let row = |access, pace, route| Row {
         access,
@@ -73,41 +84,41 @@ pub(super) fn table() -> Vec<Row> {
         row(Public, Quick, routes!(probes::openapi)),
         row(scope(Scope::MetricsRead), Quick, routes!(probes::metrics)),
         row(scope(Scope::HealthRead), Quick, routes!(probes::health)),
-        row(scope(Scope::GatewaysRead), Quick, routes!(gateways::list)),
-        row(scope(Scope::GatewaysRead), Quick, routes!(gateways::show)),
-        row(scope(Scope::GatewaysRead), Quick, routes!(gateways::forks)),
-        row(scope(Scope::RunsRead), Quick, routes!(orphans::list)),
+        row(scope(Scope::GatewaysRead), Large, routes!(gateways::list)),
+        row(scope(Scope::GatewaysRead), Large, routes!(gateways::show)),
+        row(scope(Scope::GatewaysRead), Large, routes!(gateways::forks)),
+        row(scope(Scope::RunsRead), Large, routes!(orphans::list)),
         row(scope(Scope::RunsWrite), Quick, routes!(runs::submit)),
         row(scope(Scope::RunsWrite), Quick, routes!(runs::plan)),
-        row(scope(Scope::RunsRead), Quick, routes!(runs::list)),
+        row(scope(Scope::RunsRead), Large, routes!(runs::list)),
         row(scope(Scope::RunsRead), Quick, routes!(runs::show)),
-        row(scope(Scope::RunsRead), Quick, routes!(runs::commands)),
-        row(scope(Scope::RunsRead), Quick, routes!(runs::skipped)),
-        row(scope(Scope::RunsRead), Quick, routes!(runs::command)),
+        row(scope(Scope::RunsRead), Large, routes!(runs::commands)),
+        row(scope(Scope::RunsRead), Large, routes!(runs::skipped)),
+        row(scope(Scope::RunsRead), Large, routes!(runs::command)),
         row(scope(Scope::RunsWrite), Quick, routes!(runs::cancel)),
         row(scope(Scope::RunsRead), Own, routes!(runs::wait)),
         row(scope(Scope::RunsRead), Own, routes!(events::stream)),
         row(
             scope(Scope::TelemetryRead),
-            Quick,
+            Large,
             routes!(telemetry::records),
         ),
         row(
             scope(Scope::TelemetryRead),
-            Quick,
+            Large,
             routes!(telemetry::streams),
         ),
-        row(scope(Scope::TelemetryRead), Quick, routes!(telemetry::gaps)),
+        row(scope(Scope::TelemetryRead), Large, routes!(telemetry::gaps)),
         row(
             scope(Scope::TelemetryRead),
-            Quick,
+            Large,
             routes!(telemetry::refusals),
         ),
-        row(scope(Scope::CatalogueRead), Quick, routes!(catalogue::list)),
-        row(scope(Scope::CatalogueRead), Quick, routes!(catalogue::show)),
-        row(scope(Scope::AuditRead), Quick, routes!(audit::list)),
+        row(scope(Scope::CatalogueRead), Large, routes!(catalogue::list)),
+        row(scope(Scope::CatalogueRead), Large, routes!(catalogue::show)),
+        row(scope(Scope::AuditRead), Large, routes!(audit::list)),
         row(scope(Scope::ApikeysAdmin), Quick, routes!(apikeys::create)),
-        row(scope(Scope::ApikeysAdmin), Quick, routes!(apikeys::list)),
+        row(scope(Scope::ApikeysAdmin), Large, routes!(apikeys::list)),
         row(scope(Scope::ApikeysAdmin), Quick, routes!(apikeys::revoke)),
     ]
 }
@@ -146,9 +157,14 @@ pub(super) fn build(state: Shared) -> Router {
     } in table()
     {
         if let Access::Scope(scope) = access {
-            handler = handler.route_layer(from_fn_with_state((state.clone(), scope), authorise));
+            let weight = match pace {
+                Pace::Large => Weight::Large,
+                Pace::Quick | Pace::Own => Weight::Small,
+            };
+            let guard = (state.clone(), scope, weight);
+            handler = handler.route_layer(from_fn_with_state(guard, authorise));
         }
-        if pace == Pace::Quick {
+        if pace != Pace::Own {
             handler = handler.route_layer(from_fn_with_state(state.clone(), in_time));
         }
         for path in paths.paths.keys() {

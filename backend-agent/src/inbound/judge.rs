@@ -1,8 +1,9 @@
 //! Judges catalogues one after another, on a thread that yields to all others, and stops where nobody waits any more.
 //!
 //! A catalogue of a few hundred bytes can name thousands of patterns, and each must be compiled to find the one that is
-//! wrong. So however many gateways report at once, one catalogue is judged at a time; a gateway that has gone, or has
-//! reported another meanwhile, gives its turn back.
+//! wrong. So however many gateways report at once, one catalogue is judged at a time, and beside it one that names few
+//! patterns, as most do: those who report much wait for each other. A gateway that has gone, or has reported another
+//! meanwhile, gives its turn back.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,11 +11,14 @@ use std::time::Duration;
 
 use rustix::process::nice;
 use tokio::sync::{Semaphore, oneshot};
-use viworks_common::catalogue::{CatalogueEntry, RefusedEntry, take_report_while};
+use viworks_common::catalogue::{ArgumentType, CatalogueEntry, RefusedEntry, take_report_while};
 use viworks_runtime::blocking;
 
 /// How long one catalogue may take. The largest takes seconds; what takes longer is given up, not waited for.
 const JUDGING_TIME: Duration = Duration::from_secs(60);
+
+/// Patterns of a catalogue that is judged soon.
+const FEW_PATTERNS: usize = 64;
 
 /// How much the thread yields: as far as it goes.
 const NICE: i32 = 19;
@@ -25,7 +29,10 @@ pub type Judged = (Vec<CatalogueEntry>, Vec<RefusedEntry>);
 /// Whose turn it is. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Judge {
-    turn: Arc<Semaphore>,
+    /// Of catalogues with few patterns.
+    short: Arc<Semaphore>,
+    /// Of all others.
+    long: Arc<Semaphore>,
 }
 
 /// Tells the thread that nobody waits any more, when it is dropped.
@@ -42,7 +49,8 @@ impl Judge {
     #[must_use]
     pub fn new() -> Self {
         Self {
-            turn: Arc::new(Semaphore::new(1)),
+            short: Arc::new(Semaphore::new(1)),
+            long: Arc::new(Semaphore::new(1)),
         }
     }
 
@@ -60,7 +68,12 @@ impl Judge {
     }
 
     async fn judge(&self, entries: Vec<CatalogueEntry>) -> Option<Judged> {
-        let Ok(_turn) = self.turn.acquire().await else {
+        let turn = if patterns(&entries) <= FEW_PATTERNS {
+            &self.short
+        } else {
+            &self.long
+        };
+        let Ok(_turn) = turn.acquire().await else {
             // It is never closed.
             return None;
         };
@@ -81,6 +94,14 @@ impl Judge {
     }
 }
 
+/// How many patterns have to be compiled.
+fn patterns(entries: &[CatalogueEntry]) -> usize {
+    let arguments = entries.iter().flat_map(|entry| &entry.arguments);
+    let patterns =
+        arguments.filter(|argument| matches!(argument.value, ArgumentType::String { .. }));
+    patterns.count()
+}
+
 impl Default for Judge {
     fn default() -> Self {
         Self::new()
@@ -89,7 +110,7 @@ impl Default for Judge {
 
 #[cfg(test)]
 mod tests {
-    use viworks_common::catalogue::{Argument, ArgumentType, Risk};
+    use viworks_common::catalogue::{Argument, Risk};
     use viworks_runtime::lifecycle::Lifecycle;
 
     use super::*;
@@ -117,6 +138,26 @@ mod tests {
                 unavailable: None,
             })
             .collect()
+    }
+
+    #[tokio::test]
+    async fn a_catalogue_with_few_patterns_does_not_wait_for_those_with_many() {
+        let judge = Judge::new();
+        let large = judge.long.acquire().await.unwrap();
+        let mut few = costly();
+        few.truncate(2);
+        let (verdict, answer) = oneshot::channel();
+        judge.clone().run(few, verdict).await;
+        assert_eq!(answer.await.unwrap().0.len(), 2);
+        let (verdict, mut answer) = oneshot::channel();
+        let mut waiting = Box::pin(judge.clone().run(costly(), verdict));
+        tokio::select! {
+            biased;
+            () = &mut waiting => panic!("two are judged at once"),
+            () = tokio::task::yield_now() => {}
+        }
+        assert!(answer.try_recv().is_err());
+        drop(large);
     }
 
     #[tokio::test]

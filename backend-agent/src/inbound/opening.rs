@@ -13,8 +13,9 @@ use viworks_common::wire::message::{Credits, Hello, Refuse, Welcome};
 
 use super::Inbound;
 use super::replay::Remembered;
-use crate::agent::shelf::Order;
+use crate::agent::openings::Presented;
 use crate::agent::registry::Peer;
+use crate::agent::shelf::Order;
 use crate::data::{
     Actor, AdmitOutcome, AdmitRequest, Admitted, AuditOutcome, NewAuditRecord, StoreError,
 };
@@ -44,10 +45,11 @@ pub(super) enum Decision {
 
 impl Arrival<'_> {
     pub(super) async fn decide(&self) -> Decision {
-        if let Err(refuse) = self.is_fresh().await {
+        // First of all: what is not even looked at takes no place among the HELLOs that are remembered.
+        if let Err(refuse) = self.is_paced() {
             return Decision::Refuse(refuse);
         }
-        if let Err(refuse) = self.is_paced() {
+        if let Err(refuse) = self.is_fresh().await {
             return Decision::Refuse(refuse);
         }
         if let Err(refuse) = self.is_welcome() {
@@ -57,6 +59,10 @@ impl Arrival<'_> {
         let tenant = &self.peer.identity.tenant;
         let now = self.inbound.clock.line();
         let outcome = self.inbound.store.admit(tenant, request.clone(), now).await;
+        if let Ok(AdmitOutcome::Fork) = outcome {
+            let (manager, now) = (&self.inbound.manager, self.inbound.clock.now());
+            manager.left_behind(request.agent_id, request.epoch, now);
+        }
         let admitted = match outcome {
             Ok(AdmitOutcome::Accepted(admitted)) => admitted,
             Ok(refused) => return Decision::Refuse(refusal(&refused)),
@@ -103,7 +109,12 @@ impl Arrival<'_> {
     fn is_paced(&self) -> Result<(), Refuse> {
         let now = self.inbound.clock.now();
         let agent_id = self.peer.identity.agent_id;
-        let Err(wait) = self.inbound.manager.may_open(agent_id, now) else {
+        let presented = Presented {
+            token_valid: self.token_valid(),
+            epoch: self.hello.epoch,
+            run: self.hello.agent_run_id,
+        };
+        let Err(wait) = self.inbound.manager.may_open(agent_id, &presented, now) else {
             return Ok(());
         };
         Err(Refuse {
@@ -148,6 +159,7 @@ impl Arrival<'_> {
                 Ok(())
             }
             Verdict::Fork => {
+                manager.forked(agent_id, request.agent_run_id, now);
                 let tenant = &self.peer.identity.tenant;
                 let now = self.inbound.clock.line();
                 if let Err(error) = self.inbound.store.record_fork(tenant, request, now).await {
@@ -170,9 +182,16 @@ impl Arrival<'_> {
         }
     }
 
+    fn token_valid(&self) -> bool {
+        let expected = self
+            .inbound
+            .master
+            .token(&self.peer.identity, self.hello.epoch);
+        Secret::from_hex(&self.hello.token).is_some_and(|token| token == expected)
+    }
+
     fn request(&self) -> AdmitRequest {
         let hello = self.hello;
-        let expected = self.inbound.master.token(&self.peer.identity, hello.epoch);
         AdmitRequest {
             agent_id: self.peer.identity.agent_id,
             session_id: self.session_id,
@@ -180,7 +199,7 @@ impl Arrival<'_> {
             boot_id: hello.boot_id,
             agent_run_id: hello.agent_run_id,
             epoch: hello.epoch,
-            token_valid: Secret::from_hex(&hello.token).is_some_and(|token| token == expected),
+            token_valid: self.token_valid(),
             key_generation: u32::from(self.key_generation),
             highest_order: hello.highest_order,
             low_water: hello.low_water,

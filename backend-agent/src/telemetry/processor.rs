@@ -270,7 +270,9 @@ impl Worker {
         let writes: Arc<[_]> = writes.into();
         let mut pause = RETRY.0;
         loop {
-            let (wall, now) = (self.clock.wall(), self.clock.line());
+            let now = self.clock.line();
+            // A clock that was set back does not make right gateways' records come from the future.
+            let wall = self.clock.wall().max(now);
             let stored = self
                 .store
                 .commit_telemetry(&self.tenant, Arc::clone(&writes), wall, now);

@@ -19,6 +19,10 @@ const HOUR: Duration = Duration::from_secs(3_600);
 /// Gateways whose last line in the log is remembered.
 const LOGGED_MAX: usize = 10_000;
 
+/// Records that one refusal adds to the counter of all gateways. One that HELLO causes is as large as the gateway claims; what
+/// it claims is kept for that gateway alone.
+const CLAIMED_MAX: u64 = 10_000;
+
 /// What was refused lately.
 pub(super) struct Watch {
     metrics: BackendMetrics,
@@ -54,7 +58,8 @@ impl Watch {
             return;
         }
         for (reason, records) in refused {
-            self.metrics.telemetry_records_refused(*reason, *records);
+            let counted = (*records).min(CLAIMED_MAX);
+            self.metrics.telemetry_records_refused(*reason, counted);
         }
         let now = self.clock.now();
         self.last = Some(now);
@@ -87,5 +92,32 @@ impl Watch {
         {
             self.conditions.clear(CONDITION);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+    use viworks_common::time::Timestamp;
+    use viworks_runtime::clock::SystemClock;
+    use viworks_runtime::metrics::Metrics;
+
+    use super::*;
+
+    #[test]
+    fn what_one_gateway_claims_leaves_the_counter_of_all_of_use() {
+        let metrics = Metrics::new("test", "0", Timestamp::from_unix_micros(0));
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let conditions = Conditions::new(Arc::clone(&clock));
+        let mut watch = Watch::new(BackendMetrics::register(&metrics), clock, conditions);
+        let agent = AgentId::from_uuid(Uuid::from_u128(1));
+        let name = "gw-1".parse().unwrap();
+        let mut refused =
+            |records| watch.refused(agent, &name, &[(RecordRefusal::EpochLimit, records)].into());
+        refused((1 << 53) - 1);
+        refused(7);
+        let text = metrics.encode().unwrap();
+        let counted = "records_total{reason=\"epoch_limit\"} 10007";
+        assert!(text.contains(counted), "{text}");
     }
 }

@@ -116,6 +116,8 @@ suite! { on_sqlite, crate::store::sqlite, crate::store::sqlite_counts_are_right,
         a_gateway_that_claims_every_number_gets_orders_that_it_takes,
         a_hello_learns_about_the_live_session,
         refused_hellos_without_end_leave_so_many_audit_records,
+        sessions_that_are_never_confirmed_are_bounded_too,
+        what_a_gateway_reports_leaves_room_in_the_audit_log_for_what_it_does_wrong,
     }
     runs {
         a_run_is_accepted_whole,
@@ -192,6 +194,7 @@ suite! { on_sqlite, crate::store::sqlite, crate::store::sqlite_counts_are_right,
         records_are_queried_by_stream_range_and_page,
     }
     records {
+        a_page_of_large_rows_ends_early_and_the_next_one_goes_on,
         the_audit_log_counts_up_and_is_paged_newest_first,
         an_api_key_is_found_by_its_digest_only,
         what_principals_do_is_audited,

@@ -458,8 +458,11 @@ impl BackendSession {
     ) {
         let (message, bytes) = match decoded {
             Ok(Decoded::Message(message, body_bytes)) => (message, frame_bytes.max(body_bytes)),
-            Ok(Decoded::Batch(batch)) => return self.batch(batch, frame_bytes),
+            Ok(Decoded::Batch(batch)) => return self.batch(batch, frame_bytes, now),
             Ok(Decoded::Malformed(reason)) => return self.violated(&reason, now),
+            Err(error) if error.is_authentic() => {
+                return self.refuse_with(error.close_code(), &error.to_string(), now);
+            }
             Err(error) => return self.fail(error.close_code(), &error.to_string()),
         };
         let state = self.state();
@@ -490,20 +493,21 @@ impl BackendSession {
     }
 
     /// Takes in a batch as it travelled: it is unpacked when its turn has come.
-    fn batch(&mut self, batch: PackedBatch, bytes: usize) {
+    fn batch(&mut self, batch: PackedBatch, bytes: usize, now: Monotonic) {
         let state = self.state();
         if !state.takes_traffic() {
             let reason = format!("Telemetry is not legal in state {}", state.name());
-            return self.fail(CloseCode::BadEnvelope, &reason);
+            return self.violated(&reason, now);
         }
         if bytes > outbox::message_bytes_max(Priority::Telemetry) {
-            return self.fail(CloseCode::TooLarge, "the message is too large for its kind");
+            let reason = "the message is too large for its kind";
+            return self.refuse_with(CloseCode::TooLarge, reason, now);
         }
         let granted = self
             .terms()
             .is_none_or(|terms| terms.telemetry.received(batch.wire_bytes()));
         if !granted {
-            return self.fail(CloseCode::BadEnvelope, "the gateway exceeded its credit");
+            return self.violated("the gateway exceeded its credit", now);
         }
         self.events.push(BackendEvent::Telemetry(batch), bytes);
     }

@@ -123,6 +123,24 @@ pub enum EnvelopeError {
 }
 
 impl EnvelopeError {
+    /// Whether the tag was right, so that the sender is who it claims to be.
+    #[must_use]
+    pub const fn is_authentic(self) -> bool {
+        match self {
+            Self::Version(_)
+            | Self::Sequence { .. }
+            | Self::Flags(_)
+            | Self::KeyGeneration(_)
+            | Self::CompressedTooEarly
+            | Self::Compression
+            | Self::BodyTooLarge { .. } => true,
+            Self::TooShort { .. }
+            | Self::TooLarge { .. }
+            | Self::BadTag
+            | Self::NotChallenge(_) => false,
+        }
+    }
+
     /// The code to close with.
     #[must_use]
     pub const fn close_code(self) -> CloseCode {

@@ -222,6 +222,33 @@ fn a_compression_bomb_is_refused_by_what_it_declares() {
     pair.backend
         .handle_frame(&forge(0x18, FLAG_ZSTD, 3, &bomb, &key), pair.now);
     assert_eq!(pair.backend_code(), Some(4413));
+    refused(&mut pair, 4413);
+}
+
+/// The gateway is told by somebody whom it can believe why the session ends.
+fn refused(pair: &mut Pair, code: u16) {
+    pair.pump();
+    assert_eq!(
+        (pair.backend_code(), pair.agent_code()),
+        (Some(code), Some(code))
+    );
+}
+
+#[test]
+fn what_is_wrong_with_an_authentic_message_is_told_by_an_authentic_refusal() {
+    // One byte over the limit of EVENT.
+    let body = vec![b' '; limits::SMALL_BODY_BYTES_MAX + 1];
+    let large = zstd::bulk::compress(&body, 3).unwrap();
+    for (kind, flags, body, code) in [
+        (0x1b, FLAG_ZSTD, &large[..], 4413),
+        (0x18, FLAG_ZSTD, b"no zstd", 4400),
+        (0x1b, 0x80, b"{}", 4400),
+    ] {
+        let (mut pair, key) = established_with_keys();
+        let frame = forge(kind, flags, 3, body, &key);
+        pair.backend.handle_frame(&frame, pair.now);
+        refused(&mut pair, code);
+    }
 }
 
 #[test]

@@ -547,6 +547,27 @@ async fn results_that_nobody_asked_for_leave_little_behind_however_often_their_g
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_is_refused_without_end_does_not_keep_the_true_gateway_out() {
+    let scene = scene(Start::default()).await;
+    let first = scene.connect(None).await;
+    scene.system.online("gw-hostile").await;
+    let ratchet = first.ratchet.clone();
+    drop(first);
+    let agents = scene.system.agents_address();
+    for _ in 0..120 {
+        // What was on the disk when it was copied.
+        let mut copy = Rogue::challenged(agents, &scene.material).await.unwrap();
+        copy.hello().await;
+        assert!(matches!(copy.end().await, Refused::Closed(_)));
+    }
+    // At once: not even one second later than without the copy.
+    let back = scene.connect(Some(ratchet)).await;
+    scene.system.online("gw-hostile").await;
+    drop(back);
+    scene.stopped().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_small_message_that_unpacks_to_much_is_refused_before_it_is_unpacked() {
     let mut scene = scene(Start::default()).await;
     let idle = scene.idle_kib();

@@ -2,6 +2,7 @@
 
 use rusqlite::CachedStatement;
 use rusqlite::config::DbConfig;
+use rusqlite::types::ValueRef;
 
 use super::value::{Bind, Column, Value};
 use super::{Error, Options};
@@ -220,6 +221,30 @@ impl Statement<'_> {
         }
         Ok(all)
     }
+
+    /// Rows up to the one with which they hold `bytes` of text and blobs, and whether there are more.
+    ///
+    /// # Errors
+    ///
+    /// When it fails, or a row cannot be read.
+    pub fn up_to<T, E: From<Error>>(
+        &mut self,
+        bytes: usize,
+        mut read: impl FnMut(&Row<'_>) -> Result<T, E>,
+    ) -> Result<(Vec<T>, bool), E> {
+        self.check()?;
+        let mut rows = self.inner.raw_query();
+        let (mut some, mut held) = (Vec::new(), 0_usize);
+        while let Some(row) = rows.next().map_err(Error::from)? {
+            if held >= bytes {
+                return Ok((some, true));
+            }
+            let row = Row(row);
+            held = held.saturating_add(row.bytes());
+            some.push(read(&row)?);
+        }
+        Ok((some, false))
+    }
 }
 
 /// A row of an answer.
@@ -237,6 +262,17 @@ impl Row<'_> {
     #[must_use]
     pub fn text(&self, column: &str) -> Option<&str> {
         self.0.get_ref(column).ok()?.as_str().ok()
+    }
+
+    /// Bytes of all its text and blobs.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let columns = 0..self.0.as_ref().column_count();
+        let size = |column| match self.0.get_ref(column) {
+            Ok(ValueRef::Text(bytes) | ValueRef::Blob(bytes)) => bytes.len(),
+            Ok(ValueRef::Null | ValueRef::Integer(_) | ValueRef::Real(_)) | Err(_) => 0,
+        };
+        columns.map(size).sum()
     }
 
     /// The text of the first column, which mostly tells which row it is.

@@ -30,10 +30,12 @@ VALUES (:tenant, :agent_id, :epoch, :session_id, :agent_run_id, :install_id, :bo
 /// Sessions of one gateway whose history is kept.
 const SESSIONS_KEPT: u64 = 1_000;
 
-/// Forgets the oldest sessions of a gateway that opened very many.
+/// Forgets the oldest sessions of a gateway that opened very many: all but the one that is live. One that was never confirmed
+/// has no end, and cannot be confirmed after so many others.
 pub(super) const FORGET_SESSIONS: &str = "\
 DELETE FROM sessions
-WHERE tenant = :tenant AND agent_id = :agent_id AND epoch <= :last AND ended_at IS NOT NULL";
+WHERE tenant = :tenant AND agent_id = :agent_id AND epoch <= :last
+      AND epoch IS NOT (SELECT session_epoch FROM gateways WHERE tenant = :tenant AND agent_id = :agent_id)";
 
 /// A HELLO that is accepted.
 struct Accepted<'a> {

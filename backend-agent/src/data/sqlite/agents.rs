@@ -137,7 +137,7 @@ pub(super) fn list(
     let (key, value) = label.as_ref().map(|(key, value)| (key, value)).unzip();
     let (after, limit) = (following(page.after), rows_wanted(page.limit));
     let params = params! { after, connected, revoked, key, value, limit };
-    let rows = view.all(LIST, params, read)?;
+    let rows = view.page(LIST, params, read)?;
     Ok(listing(rows, page.limit, |gateway| gateway.agent_id))
 }
 

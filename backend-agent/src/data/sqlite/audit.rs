@@ -4,7 +4,7 @@ use serde_json::Value;
 use viworks_common::id::AgentId;
 use viworks_runtime::sqlite::{Row, params};
 
-use super::budget::{self, NOTES};
+use super::budget;
 use super::page::{listing, rows_wanted};
 use super::row::{Reader, to_json};
 use super::tx::{Tx, View};
@@ -113,7 +113,7 @@ pub(super) fn note(
     agent_id: AgentId,
     mut record: NewAuditRecord,
 ) -> StoreResult<bool> {
-    let Some(earlier) = budget::take(tx, agent_id, NOTES)? else {
+    let Some(earlier) = budget::take(tx, agent_id, budget::notes(&record.action))? else {
         return Ok(false);
     };
     if earlier > 0
@@ -129,7 +129,7 @@ pub(super) fn note(
 /// The log, newest first.
 pub(super) fn list(view: &View<'_>, page: Page<u64>) -> StoreResult<Listing<AuditRecord, u64>> {
     let (before, limit) = (page.after.unwrap_or(u64::MAX), rows_wanted(page.limit));
-    let rows = view.all(LIST, params! { before, limit }, read)?;
+    let rows = view.page(LIST, params! { before, limit }, read)?;
     Ok(listing(rows, page.limit, |record| record.seq))
 }
 

@@ -17,14 +17,33 @@ pub(super) struct Budget {
     quota: Quota,
 }
 
-/// Records of the audit log that a gateway causes by what it reports or does wrong.
-pub(super) const NOTES: Budget = Budget {
-    kind: "note",
-    quota: Quota {
-        per_minute: 1,
-        burst: 200,
-    },
+/// Records of the audit log that a gateway causes by what it reports.
+const NOTES: Quota = Quota {
+    per_minute: 1,
+    burst: 200,
 };
+
+/// Records that an auditor looks for: fewer of each kind, and none of another kind uses them up.
+const WARNINGS: Quota = Quota {
+    per_minute: 1,
+    burst: 60,
+};
+
+/// The records of one action that a gateway causes.
+pub(super) fn notes(action: &str) -> Budget {
+    let (kind, quota) = match action {
+        "session.open" => ("note:session.open", WARNINGS),
+        "identity.fork" => ("note:identity.fork", WARNINGS),
+        "database.rolled_back" => ("note:database.rolled_back", WARNINGS),
+        "telemetry.rolled_back" => ("note:telemetry.rolled_back", WARNINGS),
+        "gateway.hello_replayed" => ("note:gateway.hello_replayed", WARNINGS),
+        "gateway.wrong_agent_key" => ("note:gateway.wrong_agent_key", WARNINGS),
+        "command.orphan" => ("note:command.orphan", NOTES),
+        // What it reports by itself, in words that it chooses.
+        _ => ("note", NOTES),
+    };
+    Budget { kind, quota }
+}
 
 /// Results of commands that nobody knows: at once as many as a journal holds, so that none is lost with a database that
 /// was restored.

@@ -69,7 +69,7 @@ pub(super) fn list(
     page: Page<ApiKeyId>,
 ) -> StoreResult<Listing<ApiKey, ApiKeyId>> {
     let (before, limit) = (preceding(page.after), rows_wanted(page.limit));
-    let rows = view.all(LIST, params! { before, limit }, read)?;
+    let rows = view.page(LIST, params! { before, limit }, read)?;
     Ok(listing(rows, page.limit, |key| key.id))
 }
 

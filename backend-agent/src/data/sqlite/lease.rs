@@ -93,7 +93,7 @@ pub(super) fn queued_agents(
 ) -> StoreResult<Listing<AgentId, AgentId>> {
     let (after, limit) = (following(page.after), rows_wanted(page.limit));
     let read = column("commands", "agent_id");
-    let rows = view.all(QUEUED_AGENTS, params! { after, now, limit }, read)?;
+    let rows = view.page(QUEUED_AGENTS, params! { after, now, limit }, read)?;
     Ok(listing(rows, page.limit, |agent_id| *agent_id))
 }
 

@@ -25,7 +25,7 @@ pub(super) fn list(
     let command_id = preceding(page.after.map(|after| after.command_id));
     let limit = rows_wanted(page.limit);
     let params = params! { agent_id, received_at, command_id, limit };
-    let rows = view.all(LIST, params, read)?;
+    let rows = view.page(LIST, params, read)?;
     Ok(listing(rows, page.limit, |orphan| OrphanCursor {
         received_at: orphan.received_at,
         command_id: orphan.command_id,

@@ -1,4 +1,4 @@
-//! Keyset pages: one row more than wanted tells whether there is a next page.
+//! Keyset pages: one row more than wanted tells whether there is a next page. A page whose rows are large ends early.
 
 use viworks_common::limits;
 
@@ -13,13 +13,20 @@ fn held(limit: usize) -> usize {
     limit.clamp(1, limits::PAGE_ROWS_MAX)
 }
 
+/// What was read of a page: as much as one page may hold.
+pub(super) struct Rows<T> {
+    pub(super) items: Vec<T>,
+    /// It ended because of its bytes, and there are more.
+    pub(super) cut: bool,
+}
+
 /// The page of `limit` rows whose statement asked for [`rows_wanted`].
 pub(super) fn listing<T, K>(
-    mut items: Vec<T>,
+    Rows { mut items, cut }: Rows<T>,
     limit: usize,
     key: impl Fn(&T) -> K,
 ) -> Listing<T, K> {
-    let more = items.len() > held(limit);
+    let more = cut || items.len() > held(limit);
     items.truncate(held(limit));
     let next = items.last().filter(|_last| more).map(key);
     Listing { items, next }

@@ -143,7 +143,7 @@ fn expected(view: &View<'_>, run_id: RunId) -> StoreResult<Run> {
 /// Runs, newest first.
 pub(super) fn list(view: &View<'_>, page: Page<RunId>) -> StoreResult<Listing<Run, RunId>> {
     let (before, limit) = (preceding(page.after), rows_wanted(page.limit));
-    let rows = view.all(LIST, params! { before, limit }, read_run)?;
+    let rows = view.page(LIST, params! { before, limit }, read_run)?;
     Ok(listing(rows, page.limit, |run| run.run_id))
 }
 
@@ -159,7 +159,7 @@ pub(super) fn commands(
     page: Page<CommandId>,
 ) -> StoreResult<Listing<Command, CommandId>> {
     let (after, limit) = (following(page.after), rows_wanted(page.limit));
-    let rows = view.all(COMMANDS, params! { run_id, after, limit }, read_command)?;
+    let rows = view.page(COMMANDS, params! { run_id, after, limit }, read_command)?;
     Ok(listing(rows, page.limit, |command| command.command_id))
 }
 
@@ -170,7 +170,7 @@ pub(super) fn skipped(
     page: Page<AgentId>,
 ) -> StoreResult<Listing<SkippedGateway, AgentId>> {
     let (after, limit) = (following(page.after), rows_wanted(page.limit));
-    let rows = view.all(SKIPPED, params! { run_id, after, limit }, |row| {
+    let rows = view.page(SKIPPED, params! { run_id, after, limit }, |row| {
         let row = Reader::new("run_skips", row);
         Ok(SkippedGateway {
             gateway: row.get("gateway")?,

@@ -4,9 +4,11 @@ use std::cell::Cell;
 use std::ops::Deref;
 
 use viworks_common::id::Tenant;
+use viworks_common::limits::PAGE_BYTES_MAX;
 use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{Connection, Error, Params, Row, Statement, params};
 
+use super::page::Rows;
 use crate::data::{StoreError, StoreResult};
 
 pub(super) const COUNT_OPEN: &str = "\
@@ -59,6 +61,18 @@ impl<'c> View<'c> {
         read: impl FnMut(&Row<'_>) -> StoreResult<T>,
     ) -> StoreResult<Vec<T>> {
         self.statement(sql, params)?.all(read)
+    }
+
+    /// The rows of one page, no more than [`PAGE_BYTES_MAX`] and one row of them: whatever is stored, asking for it does
+    /// not cost memory without bound.
+    pub(super) fn page<T>(
+        &self,
+        sql: &'static str,
+        params: Params<'_>,
+        read: impl FnMut(&Row<'_>) -> StoreResult<T>,
+    ) -> StoreResult<Rows<T>> {
+        let (items, cut) = self.statement(sql, params)?.up_to(PAGE_BYTES_MAX, read)?;
+        Ok(Rows { items, cut })
     }
 
     /// Executes a statement; answers how many rows it changed.

@@ -9,14 +9,15 @@ use super::runs::KEY_LIFE;
 use super::tx::{Tx, View};
 use crate::data::{Purged, StoreHealth, StoreResult};
 
-/// How long ended sessions are kept for a gateway's history.
+/// How long sessions that have ended, or were never confirmed, are kept for a gateway's history.
 const SESSION_LIFE: Duration = Duration::from_secs(30 * 24 * 3_600);
 
 pub(super) const PURGE_KEYS: &str =
     "DELETE FROM idempotency_keys WHERE tenant = :tenant AND created_at <= :until";
 
-pub(super) const PURGE_SESSIONS: &str =
-    "DELETE FROM sessions WHERE tenant = :tenant AND admitted_at <= :until AND ended_at <= :until";
+pub(super) const PURGE_SESSIONS: &str = "\
+DELETE FROM sessions
+WHERE tenant = :tenant AND admitted_at <= :until AND (ended_at <= :until OR confirmed_at IS NULL)";
 
 pub(super) const BEAT: &str = "\
 INSERT INTO heartbeat (tenant, beats) VALUES (:tenant, 1) ON CONFLICT DO UPDATE SET beats = beats + 1";

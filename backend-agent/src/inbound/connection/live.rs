@@ -14,6 +14,7 @@ use viworks_runtime::websocket::Received;
 
 use super::super::judge::Judged;
 use super::super::opening::millis;
+use super::super::skew::Skew;
 use super::line::{Line, Sign};
 use super::opening::{Announced, Start};
 use super::reports::Judging;
@@ -42,6 +43,7 @@ pub(super) struct Live {
     pub(super) pace: Pace,
     /// A catalogue that is being judged; a later one takes its place.
     pub(super) judging: Option<Judging>,
+    pub(super) skew: Skew,
     pub(super) stream: Stream,
     pub(super) output_received: u64,
     /// Reports that were taken in.
@@ -79,6 +81,7 @@ impl Live {
             runs: Runs::default(),
             pace: inbound.manager.pace(holder.agent_id, heartbeats, now),
             judging: None,
+            skew: Skew::new(inbound.clock.is_apart()),
             stream: Stream::new(&holder, &line.peer.name),
             output_received: 0,
             events: 0,

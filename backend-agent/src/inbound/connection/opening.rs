@@ -275,6 +275,11 @@ impl Opening {
             ));
             return None;
         }
+        manager.confirmed(
+            holder.agent_id,
+            holder.agent_run_id,
+            line.inbound.clock.now(),
+        );
         // What was submitted after the confirmation and before the session was entered is known by its missed nudge.
         let look = confirmed.waiting || manager.missed_nudges() != missed;
         let start = Start {

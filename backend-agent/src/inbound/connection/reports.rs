@@ -34,13 +34,15 @@ impl Live {
         let inbound = &self.line.inbound;
         let window = inbound.terms.output_window_bytes;
         let output_bytes = self.output_received.saturating_add(window);
-        self.stream.skew_ms = heartbeat.clock_skew_ms;
+        let apart = inbound.clock.is_apart();
+        let clock_skew_ms = self.skew.measured(heartbeat.clock_skew_ms, apart);
+        self.stream.skew_ms = clock_skew_ms;
         inbound.heartbeats.note(SessionTouch {
             agent_id: self.holder.agent_id,
             epoch: self.holder.epoch,
             figures: HeartbeatFigures {
                 round_trip_us: heartbeat.round_trip_us,
-                clock_skew_ms: heartbeat.clock_skew_ms,
+                clock_skew_ms,
                 spool_records: heartbeat.spool_records,
                 spool_bytes: heartbeat.spool_bytes,
                 commands_running: heartbeat.commands_running,

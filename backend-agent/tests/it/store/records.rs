@@ -9,6 +9,7 @@ use viworks_backend_agent::data::{
 };
 use viworks_common::command::{CommandState, OutcomeState};
 use viworks_common::id::{ApiKeyId, CommandId};
+use viworks_common::limits::PAGE_BYTES_MAX;
 
 use super::bed::{Bed, agent, at};
 
@@ -20,6 +21,33 @@ fn new_key(n: u8) -> NewApiKey {
         scopes: BTreeSet::from(["runs:write".to_owned()]),
         expires_at: Some(at(500)),
     }
+}
+
+pub(crate) async fn a_page_of_large_rows_ends_early_and_the_next_one_goes_on(bed: &Bed) {
+    for n in 0..40 {
+        let record = NewAuditRecord {
+            actor: Actor::system(),
+            action: "test.large".to_owned(),
+            object: "a".to_owned(),
+            outcome: AuditOutcome::Noted,
+            detail: serde_json::json!({ "text": "x".repeat(100_000) }),
+        };
+        let stored = bed.store.append_audit(&bed.tenant, record, at(n));
+        stored.await.unwrap();
+    }
+    let (mut page, mut seen) = (Page::first(1_000), Vec::new());
+    loop {
+        let listing = bed.store.list_audit(&bed.tenant, page).await.unwrap();
+        let held = listing.items.len() * 100_000;
+        assert!(held <= PAGE_BYTES_MAX + 100_000, "{held} bytes");
+        seen.extend(listing.items.iter().map(|record| record.seq));
+        match listing.next {
+            Some(next) => page = Page::after(next, 1_000),
+            None => break,
+        }
+    }
+    let all: Vec<u64> = (1..=40).rev().collect();
+    assert_eq!(seen, all);
 }
 
 pub(crate) async fn the_audit_log_counts_up_and_is_paged_newest_first(bed: &Bed) {

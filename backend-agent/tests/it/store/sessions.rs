@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use futures_util::future::join_all;
 use viworks_backend_agent::data::{
-    Actor, AdmitOutcome, ConfirmOutcome, HeartbeatFigures, Page, SessionTouch, StoreError,
+    Actor, AdmitOutcome, AuditOutcome, ConfirmOutcome, HeartbeatFigures, NewAuditRecord, Page,
+    SessionRecord, SessionTouch, StoreError,
 };
 use viworks_common::code::CloseCode;
 use viworks_common::command::CommandState;
@@ -516,5 +517,58 @@ pub(crate) async fn refused_hellos_without_end_leave_so_many_audit_records(bed: 
     }
     let audited = bed.audited().await;
     let of = |action: &str| audited.iter().filter(|it| *it == action).count();
-    assert_eq!(of("session.open") + of("identity.fork"), 200);
+    assert_eq!((of("session.open"), of("identity.fork")), (60, 60));
+}
+
+pub(crate) async fn what_a_gateway_reports_leaves_room_in_the_audit_log_for_what_it_does_wrong(
+    bed: &Bed,
+) {
+    let agent_id = bed.gateway(1).await;
+    bed.session(1, 1).await;
+    let note = async |action: &str| {
+        let actor = Actor::gateway(agent_id);
+        let record = NewAuditRecord {
+            object: actor.to_string(),
+            actor,
+            action: action.to_owned(),
+            outcome: AuditOutcome::Noted,
+            detail: serde_json::json!({}),
+        };
+        let noted = bed.store.note_gateway(&bed.tenant, agent_id, record, at(0));
+        noted.await.unwrap()
+    };
+    while note("gateway.event").await {}
+    assert!(note("gateway.hello_replayed").await && note("gateway.wrong_agent_key").await);
+    let mut guessed = bed.hello(1, 1, 1);
+    guessed.token_valid = false;
+    // Nor does one thing that it does wrong hide another.
+    for _ in 0..100 {
+        assert_eq!(bed.admit(guessed.clone()).await, AdmitOutcome::BadToken);
+    }
+    assert_eq!(bed.admit(bed.hello(1, 9, 0)).await, AdmitOutcome::Fork);
+    let mut raised = bed.hello(1, 1, 1);
+    raised.highest_order = 1_000;
+    bed.admitted(raised).await;
+    let audited = bed.audited().await;
+    for action in ["session.open", "identity.fork", "database.rolled_back"] {
+        assert!(audited.iter().any(|it| it == action), "{action}");
+    }
+}
+
+pub(crate) async fn sessions_that_are_never_confirmed_are_bounded_too(bed: &Bed) {
+    bed.gateway(1).await;
+    let session = bed.session(1, 1).await;
+    let hellos = (0..1_100).map(|_| bed.admitted(bed.hello(1, 1, 1)));
+    join_all(hellos).await;
+    let sessions = bed.store.list_sessions(&bed.tenant, agent(1), 5_000).await;
+    let sessions = sessions.unwrap();
+    assert!(sessions.len() <= 1_001, "{}", sessions.len());
+    let live = |known: &SessionRecord| known.epoch == session.holder.epoch;
+    assert!(sessions.iter().any(live), "the live one stays");
+    bed.store
+        .purge(&bed.tenant, at(40 * 24 * 3_600))
+        .await
+        .unwrap();
+    let sessions = bed.store.list_sessions(&bed.tenant, agent(1), 5_000).await;
+    assert!(sessions.unwrap().iter().all(live), "and is all that stays");
 }

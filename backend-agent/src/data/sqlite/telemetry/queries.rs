@@ -90,7 +90,7 @@ pub(in crate::data::sqlite) fn records(
                 STREAM_FORWARD
             };
             let params = params! { agent_id, from, until, at, spool_epoch, seq, limit, stream };
-            view.all(sql, params, read)?
+            view.page(sql, params, read)?
         }
         None => {
             let sql = if *newest_first {
@@ -99,7 +99,7 @@ pub(in crate::data::sqlite) fn records(
                 ALL_FORWARD
             };
             let params = params! { agent_id, from, until, at, spool_epoch, seq, limit };
-            view.all(sql, params, read)?
+            view.page(sql, params, read)?
         }
     };
     Ok(listing(rows, page.limit, |record| TelemetryCursor {
@@ -130,7 +130,7 @@ pub(in crate::data::sqlite) fn streams(
     page: &Page<StreamName>,
 ) -> StoreResult<Listing<StreamSummary, StreamName>> {
     let (after, limit) = (following(page.after.as_ref()), rows_wanted(page.limit));
-    let rows = view.all(STREAMS, params! { agent_id, after, limit }, |row| {
+    let rows = view.page(STREAMS, params! { agent_id, after, limit }, |row| {
         let row = Reader::new("telemetry_streams", row);
         Ok(StreamSummary {
             stream: row.get("stream")?,
@@ -150,7 +150,7 @@ pub(in crate::data::sqlite) fn gaps(
     let from_seq = page.after.map_or(0, |after| after.from_seq);
     let limit = rows_wanted(page.limit);
     let params = params! { agent_id, spool_epoch, from_seq, limit };
-    let rows = view.all(GAPS, params, |row| {
+    let rows = view.page(GAPS, params, |row| {
         let row = Reader::new("telemetry_gaps", row);
         Ok(StoredGap {
             spool_epoch: row.get("spool_epoch")?,
@@ -181,7 +181,7 @@ pub(in crate::data::sqlite) fn refusals(
     let reason = page.after.map_or("", |after| after.reason.name());
     let limit = rows_wanted(page.limit);
     let params = params! { agent_id, spool_epoch, reason, limit };
-    let rows = view.all(REFUSALS, params, |row| {
+    let rows = view.page(REFUSALS, params, |row| {
         let row = Reader::new("telemetry_refusals", row);
         let spool_epoch = row.get("spool_epoch")?;
         Ok(StoredRefusal {
