@@ -142,7 +142,7 @@ mod tests {
         let digest = has_catalogue.then(|| "0".repeat(64));
         serde_json::from_value(serde_json::json!({
             "apiVersion": "viworks/v1", "kind": "Gateway", "id": id, "name": name, "status": status,
-            "since": "2026-01-01T00:00:00Z", "labels": [], "catalogue_digest": digest, "queued_commands": 0, "forks": 0, "orphans": 0,
+            "created_at": "2026-01-01T00:00:00Z", "since": "2026-01-01T00:00:00Z", "labels": [], "catalogue_digest": digest, "queued_commands": 0, "forks": 0, "orphans": 0,
         }))
         .unwrap()
     }
