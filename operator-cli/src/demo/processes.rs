@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use viworks_runtime::exit::ExitCode;
 
 use super::layout::{Layout, Process};
-use crate::error::Failure;
+use crate::failure::Failure;
 use crate::output;
 
 /// How long a process may take until it says that it is ready.
@@ -24,14 +24,11 @@ const POLL: Duration = Duration::from_millis(20);
 /// The two production programs, found beside this one.
 #[derive(Debug, Clone)]
 pub struct Programs {
-    /// The backend.
     pub backend: PathBuf,
-    /// The gateway agent.
     pub gateway: PathBuf,
 }
 
 impl Programs {
-    /// Finds them.
     pub fn find() -> Result<Self, Failure> {
         let me = std::env::current_exe()?;
         let folder = me.parent().unwrap_or_else(|| Path::new("."));
@@ -95,7 +92,6 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts a program.
     pub fn start(
         layout: &Layout,
         name: &str,
@@ -136,8 +132,8 @@ impl Running {
         Process::observe(&self.name, self.child.id())
     }
 
-    /// Its name, when it has ended by itself.
-    pub fn ended(&mut self) -> Result<Option<Failure>, Failure> {
+    /// Why, when it has ended by itself.
+    fn ended(&mut self) -> Result<Option<Failure>, Failure> {
         let Some(status) = self.child.try_wait()? else {
             return Ok(None);
         };
@@ -183,6 +179,16 @@ impl Running {
             sleep(POLL).await;
         }
     }
+}
+
+/// Why the demo cannot go on, when one of its processes has ended by itself.
+pub fn failure_of(running: &mut [Running]) -> Result<Option<Failure>, Failure> {
+    for one in running {
+        if let Some(failure) = one.ended()? {
+            return Ok(Some(failure));
+        }
+    }
+    Ok(None)
 }
 
 /// Stops children in order: asks, waits, kills what does not listen, and reaps all.

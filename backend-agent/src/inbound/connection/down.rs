@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tracing::warn;
 use viworks_common::code::RejectCode;
-use viworks_common::command::CommandState;
+use viworks_common::command::{CommandState, format_digest};
 use viworks_common::id::CommandId;
 use viworks_common::time::Monotonic;
 use viworks_common::wire::message::{BackendMessage, Command, CommandRef, Go};
@@ -147,7 +147,7 @@ impl Live {
             order: leased.order,
             name: leased.name,
             arguments: leased.arguments,
-            digest: hex(&leased.digest),
+            digest: format_digest(&leased.digest),
             attempt: leased.attempt,
             traceparent: leased.traceparent,
             deadline,
@@ -167,12 +167,4 @@ impl Live {
             self.offer_commands().await;
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a string succeeds");
-        text
-    })
 }

@@ -1,0 +1,173 @@
+//! The command tree: every verb, flag and help text. What is done about them is in the room of the verbs.
+
+mod catalogue;
+mod context;
+mod gateway;
+mod run;
+mod runs;
+mod telemetry;
+mod value;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+pub use self::catalogue::Catalogue;
+pub use self::context::Context;
+pub use self::gateway::Gateway;
+pub use self::run::Run;
+pub use self::runs::Runs;
+pub use self::telemetry::Telemetry;
+use crate::demo::layout::DEFAULT_FOLDER;
+use crate::output::Format;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0 ok            3 failed        6 conflict     9 declined       75 busy        130 interrupted
+  1 error         4 login         7 no_answer   20 no_go          77 forbidden   141 reader_gone
+  2 usage         5 not_found     8 pending     69 unavailable    78 config
+
+Examples:
+  viworks up                                   a backend and three gateways on this machine
+  viworks run sys.uptime --all                 run a command everywhere and show what came out
+  viworks run net.ping host=127.0.0.1 -g gw-berlin
+  viworks runs ls                              what was run, by whom, and how it ended";
+
+/// Runs allow-listed commands on gateways behind NAT, and reads their telemetry.
+#[derive(Debug, Parser)]
+#[command(name = "viworks", version, after_help = EXIT_CODES, propagate_version = true, disable_help_subcommand = true)]
+pub struct Arguments {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// Where the help of a verb shows the flags that every verb has.
+const GLOBAL: &str = "Options of every verb";
+
+/// Flags of every verb.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// How results are printed: table or json
+    #[arg(
+        short,
+        long,
+        global = true,
+        help_heading = GLOBAL,
+        value_parser = value::format,
+        value_name = "FORMAT",
+        default_value = "table",
+        env = "VIWORKS_OUTPUT"
+    )]
+    pub output: Format,
+    /// The backend's API, such as `http://127.0.0.1:8080`
+    #[arg(long, global = true, help_heading = GLOBAL, env = "VIWORKS_SERVER", value_name = "URL")]
+    pub server: Option<String>,
+    /// A file that holds the API key
+    #[arg(long, global = true, help_heading = GLOBAL, env = "VIWORKS_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Send the API key to another machine even where the address is http:// and everybody on the way can read it
+    #[arg(long, global = true, help_heading = GLOBAL)]
+    pub allow_http: bool,
+    /// Use this context instead of the selected one
+    #[arg(
+        short,
+        long,
+        global = true,
+        help_heading = GLOBAL,
+        env = "VIWORKS_CONTEXT",
+        value_name = "NAME"
+    )]
+    pub context: Option<String>,
+    /// Where contexts are kept [default: ~/.config/viworks]
+    #[arg(
+        long,
+        global = true,
+        help_heading = GLOBAL,
+        env = "VIWORKS_CONFIG_DIR",
+        value_name = "DIR",
+        hide = true
+    )]
+    pub config_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Start the local demo: a backend, gateways over mutual TLS, a first command
+    #[command(
+        after_help = "Examples:\n  viworks up\n  viworks up --once --agents 5\n  viworks up --reset --data-dir ./demo"
+    )]
+    Up(Up),
+    /// Stop the local demo
+    #[command(after_help = "Example:\n  viworks down")]
+    Down {
+        /// Where the demo lives
+        #[arg(long, default_value = DEFAULT_FOLDER, value_name = "DIR")]
+        data_dir: PathBuf,
+    },
+    /// Run an allow-listed command on gateways
+    #[command(
+        after_help = "Examples:\n  viworks run sys.uptime --all\n  viworks run log.tail unit=ssh lines=50 -g gw-berlin\n  viworks run service.restart unit=nginx -g gw-lyon,gw-oslo --yes --reason 'new certificate'"
+    )]
+    Run(Run),
+    /// What was run, and how it ended
+    #[command(subcommand, alias = "run-history")]
+    Runs(Runs),
+    /// Gateways: who they are and whether they answer
+    #[command(subcommand, visible_alias = "gw", alias = "gateways")]
+    Gateway(Gateway),
+    /// The catalogue: what may be run, and where
+    #[command(subcommand, visible_alias = "cmd")]
+    Command(Catalogue),
+    /// Read a gateway's telemetry
+    #[command(
+        after_help = "Examples:\n  viworks telemetry -g gw-berlin\n  viworks telemetry -g gw-berlin --stream host.cpu --since 1h -o json"
+    )]
+    Telemetry(Telemetry),
+    /// Contexts: the backends that are remembered, and which one is meant when none is named
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  viworks context ls\n  viworks context use demo-2"
+    )]
+    Context(Context),
+    /// The exit codes of every program of ViWorkS
+    ExitCodes,
+    /// What an error code means and what to do about it
+    #[command(
+        after_help = "Examples:\n  viworks error                   every code\n  viworks error VW-C-001          of the API\n  viworks error 4429              a close code, from an agent's log\n  viworks error identity_fork     the same by name"
+    )]
+    Error {
+        /// A code of the API, or the number or name of a close code; every code when absent
+        code: Option<String>,
+    },
+}
+
+/// What the demo is to be.
+#[derive(Debug, Args)]
+pub struct Up {
+    /// How many gateways
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=50))]
+    pub agents: u16,
+    /// Run the first command, print the answers, stop everything
+    #[arg(long)]
+    pub once: bool,
+    /// Remove what an earlier demo made here first; whatever else lies there stays
+    #[arg(long)]
+    pub reset: bool,
+    /// Where certificates, databases and logs live
+    #[arg(long, default_value = DEFAULT_FOLDER, value_name = "DIR")]
+    pub data_dir: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Arguments;
+
+    #[test]
+    fn the_command_tree_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}
