@@ -101,12 +101,7 @@ impl Manager {
     }
 
     /// Enters a confirmed session; an older one of the same gateway is closed. `false` when a newer one is there already.
-    pub fn register(
-        &self,
-        identity: &Identity,
-        session_id: SessionId,
-        shelf: &Arc<Shelf>,
-    ) -> bool {
+    pub fn register(&self, identity: &Identity, session_id: SessionId, shelf: &Arc<Shelf>) -> bool {
         let Place { epoch, run } = shelf.place();
         let mut connected = lock(&self.connected);
         let entered = lock(&self.claims).enter(identity.agent_id, epoch, run);
@@ -383,7 +378,9 @@ impl Manager {
         for entry in connected.values() {
             let after = Duration::from_millis(random(spread));
             if !entry.shelf.order(Order::Drain(after)) {
-                entry.shelf.end(CloseCode::Draining, "the backend is stopping");
+                entry
+                    .shelf
+                    .end(CloseCode::Draining, "the backend is stopping");
             }
         }
     }
