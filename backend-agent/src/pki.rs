@@ -17,7 +17,7 @@ mod template;
 #[derive(Debug, thiserror::Error)]
 pub enum PkiError {
     /// Something is there already, and would have been lost.
-    #[error("{} exists already and is not overwritten; choose another place, or remove it yourself", path.display())]
+    #[error("{} exists already and is not overwritten; choose another place, or move it away", path.display())]
     Exists {
         /// What is there.
         path: PathBuf,

@@ -179,7 +179,7 @@ enum Stage {
     Running,
     /// Its end is being written.
     Finishing(Arc<Outcome>),
-    /// It will not start any more, and the journal did not take that; again then.
+    /// It ended, or will not start any more, and the journal did not take that; again then.
     Unwritten(Arc<Outcome>, Monotonic),
     /// Its withdrawal is being written.
     Discarding,

@@ -187,7 +187,7 @@ impl Record {
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum GapReason {
-    /// The gateway's spool reached its bound and gave up its oldest records.
+    /// The gateway's spool had no room: at its bound it gave up its oldest records, or its disk took no new ones.
     SpoolFull,
     /// A spool file was damaged and its records could not be read.
     SpoolDamaged,

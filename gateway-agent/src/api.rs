@@ -68,7 +68,7 @@ pub enum ApiError {
     #[error("{} is in use by another process", .0.display())]
     InUse(PathBuf),
     /// Something that is no socket stands there.
-    #[error("{} is not a socket; remove it or choose another path", .0.display())]
+    #[error("{} is not a socket, and is left as it is", .0.display())]
     NotASocket(PathBuf),
     /// Its folder does not answer.
     #[error("cannot listen on {}", path.display())]

@@ -77,7 +77,7 @@ pub async fn run(parts: Parts) {
 
 /// Reads the host every interval and appends what it finds.
 ///
-/// When the spool refuses, the reading is lost and said so: keeping it in memory would only move the bound.
+/// When the spool refuses, the reading is lost and counted: keeping it in memory would only move the bound.
 async fn collect(parts: Parts) {
     let mut sources = source::all(&parts.prober);
     let mut due = parts.clock.now();
@@ -102,10 +102,11 @@ async fn collect(parts: Parts) {
             .flatten()
             .filter(|record| spool::check(record).is_ok())
             .collect();
-        match parts.spool.append(&sound).await {
+        match parts.spool.append_or_count(&sound).await {
             Ok(_taken) => parts.conditions.clear("collector"),
             Err(error) => {
-                warn!(%error, records = sound.len(), "the spool did not take a reading of the host");
+                let error = format!("{:#}", anyhow::Error::new(error));
+                warn!(%error, records = sound.len(), "the spool did not take a reading of the host; it is counted as a gap once it can be written");
             }
         }
         // What was missed while the machine slept is not made up for.

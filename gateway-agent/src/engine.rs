@@ -361,6 +361,9 @@ fn unwritten(error: &JournalError) -> Unwritten {
         JournalError::Full(_) => Unwritten::Full(detail),
         JournalError::Lost(lost) => Unwritten::Lost(lost.to_string()),
         JournalError::WrongState { .. } => Unwritten::WrongState(detail),
-        JournalError::Database(_) | JournalError::Inconsistent(_) => Unwritten::Refused(detail),
+        JournalError::Database(_)
+        | JournalError::Unusable { .. }
+        | JournalError::Broken { .. }
+        | JournalError::Inconsistent(_) => Unwritten::Refused(detail),
     }
 }

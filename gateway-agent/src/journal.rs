@@ -4,8 +4,8 @@
 //! or a restart does to an entry, is decided by the pure rules in `common::journal`.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tracing::warn;
@@ -55,6 +55,25 @@ pub enum JournalError {
         /// What it had to be.
         wanted: &'static str,
     },
+    /// The disk did not take it, or the file did not give it; the journal as a whole is as it was, and it can be tried
+    /// again.
+    #[error("the command journal failed: {}: {cause}; {fix}", path.display())]
+    Unusable {
+        /// The file.
+        path: Arc<Path>,
+        /// What SQLite and the system say.
+        cause: String,
+        /// What to do.
+        fix: &'static str,
+    },
+    /// What is on disk cannot be relied on.
+    #[error("{}: {cause}; the agent ends, and its next start says whether the file can be used: if it cannot, this gateway's state is lost (docs/errors/identity_fork.md)", path.display())]
+    Broken {
+        /// The file.
+        path: Arc<Path>,
+        /// What SQLite says.
+        cause: String,
+    },
     /// Its folder is not what it was: what is written now may be gone with this process.
     #[error("the state folder is lost: {0}")]
     Lost(#[from] Lost),
@@ -65,17 +84,23 @@ pub enum JournalError {
 
 impl JournalError {
     /// Whether what is on disk is no longer known, so that the process must end and read it again.
+    ///
+    /// A write that failed is not such a case: SQLite gives its transaction up, writes every page of the next one anew,
+    /// and says that it is durable only after the disk did (docs/decisions/0012).
     #[must_use]
     pub const fn is_fatal(&self) -> bool {
         match self {
-            Self::Database(error) => matches!(
-                error,
-                sqlite::Error::Io(_) | sqlite::Error::Corrupt(_) | sqlite::Error::Closed
-            ),
-            Self::Inconsistent(_) => true,
-            Self::Full(_) | Self::WrongState { .. } | Self::Lost(_) => false,
+            Self::Database(error) => is_broken(error),
+            Self::Broken { .. } | Self::Inconsistent(_) => true,
+            Self::Full(_) | Self::WrongState { .. } | Self::Unusable { .. } | Self::Lost(_) => {
+                false
+            }
         }
     }
+}
+
+const fn is_broken(error: &sqlite::Error) -> bool {
+    matches!(error, sqlite::Error::Corrupt(_) | sqlite::Error::Closed)
 }
 
 /// What must never go backwards.
@@ -99,8 +124,11 @@ pub struct Journal {
     /// How many there are, or will be once what is under way is committed: to count them for each would be a read on the
     /// path of every command.
     entries: Arc<AtomicU32>,
+    path: Arc<Path>,
     reserve: Reserve,
     lookout: Arc<Lookout>,
+    /// Why the last write failed, until one succeeds.
+    trouble: Arc<Mutex<Option<JournalError>>>,
 }
 
 impl Journal {
@@ -125,8 +153,10 @@ impl Journal {
             database,
             entries_max: entries_max.max(1),
             entries: Arc::new(AtomicU32::new(entries)),
+            path: path.into(),
             reserve,
             lookout: Arc::new(Lookout::new(path.parent().unwrap_or(path), guard)),
+            trouble: Arc::default(),
         })
     }
 
@@ -137,6 +167,25 @@ impl Journal {
     /// What is wrong.
     pub async fn kept(&self) -> Result<(), Lost> {
         self.lookout.look().await
+    }
+
+    /// Why the last write failed, if that is no question of the folder; none once one succeeded.
+    #[must_use]
+    pub fn trouble(&self) -> Option<JournalError> {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        trouble.clone()
+    }
+
+    /// Writes something that changes nothing, to find out whether the journal takes writes again.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn try_again(&self) -> Result<(), JournalError> {
+        self.write(|connection| {
+            connection.execute("UPDATE meta SET low_water = low_water", &[])?;
+            Ok(())
+        })
+        .await
     }
 
     /// Whether the reserve is set aside. It looks at the disk: not for a runtime thread.
@@ -151,7 +200,7 @@ impl Journal {
     /// When the file fails.
     pub async fn load(&self) -> Result<Vec<Entry>, JournalError> {
         let load = |connection: &Connection| connection.all(row::SELECT_ALL, &[], row::entry);
-        self.database.read(load).await
+        self.read(load).await
     }
 
     /// One entry.
@@ -159,11 +208,10 @@ impl Journal {
     /// # Errors
     /// When the file fails.
     pub async fn entry(&self, command_id: CommandId) -> Result<Option<Entry>, JournalError> {
-        self.database
-            .read(move |connection| {
-                connection.optional(row::SELECT_ONE, params! { command_id }, row::entry)
-            })
-            .await
+        self.read(move |connection| {
+            connection.optional(row::SELECT_ONE, params! { command_id }, row::entry)
+        })
+        .await
     }
 
     /// Every command whose result the backend has not acknowledged, by order.
@@ -175,7 +223,7 @@ impl Journal {
             let sql = "SELECT command_id FROM entry WHERE state <> 'reported' ORDER BY ordinal, command_id";
             connection.all(sql, &[], |row| row::read(row, "command_id"))
         };
-        self.database.read(load).await
+        self.read(load).await
     }
 
     /// Marks and ratchet.
@@ -191,12 +239,11 @@ impl Journal {
                 token: row::read(row, "token")?,
             })
         };
-        self.database
-            .read(move |connection| {
-                let sql = "SELECT low_water, highest_order, epoch, token FROM meta";
-                connection.one(sql, &[], read)
-            })
-            .await
+        self.read(move |connection| {
+            let sql = "SELECT low_water, highest_order, epoch, token FROM meta";
+            connection.one(sql, &[], read)
+        })
+        .await
     }
 
     /// Takes in a new entry, *accepted* or already *started*, and raises the highest order with it.
@@ -409,27 +456,72 @@ impl Journal {
         }
     }
 
-    /// Writes; when the disk is full, gives the reserve up and tries once more.
+    async fn read<T, F>(&self, job: F) -> Result<T, JournalError>
+    where
+        F: Fn(&Connection) -> Result<T, JournalError> + Send + 'static,
+        T: Send + 'static,
+    {
+        let read = self.database.read(job).await;
+        read.map_err(|error| self.explained(error))
+    }
+
+    /// Writes; when there is no room, gives the reserve up and tries once more.
     async fn write<T, F>(&self, job: F) -> Result<T, JournalError>
     where
         F: Fn(&Connection) -> Result<T, JournalError> + Send + Sync + 'static,
         T: Send + 'static,
     {
+        if let Some(lost) = self.lookout.read_only() {
+            return Err(JournalError::Lost(lost));
+        }
         let job = Arc::new(job);
         let again = Arc::clone(&job);
-        let first = self.database.write(move |connection| job(connection)).await;
-        match first {
-            Err(JournalError::Database(sqlite::Error::Full(_))) if self.give_up_reserve().await => {
-                let again = move |connection: &Connection| again(connection);
-                self.database.write(again).await
-            }
-            // Nothing was written, and the process can say why for as long as it runs.
-            Err(JournalError::Database(sqlite::Error::Io(error))) => Err(match self.kept().await {
-                Ok(()) => JournalError::Database(sqlite::Error::Io(error)),
-                Err(lost) => JournalError::Lost(lost),
-            }),
-            other => other,
+        let mut written = self.database.write(move |connection| job(connection)).await;
+        // SQLite has one answer for a disk that broke, turned read-only, or holds this user to a quota.
+        if let Err(JournalError::Database(sqlite::Error::Io(_))) = &written {
+            self.lookout.write().await?;
         }
+        let no_room = matches!(
+            &written,
+            Err(JournalError::Database(
+                sqlite::Error::Full(_) | sqlite::Error::Io(_)
+            ))
+        );
+        if no_room && self.give_up_reserve().await {
+            let again = move |connection: &Connection| again(connection);
+            written = self.database.write(again).await;
+        }
+        let written = written.map_err(|error| self.explained(error));
+        let trouble = match &written {
+            Err(error @ JournalError::Unusable { .. }) => Some(error.clone()),
+            Ok(_) | Err(_) => None,
+        };
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+        written
+    }
+
+    /// The same with the path, the whole cause, and what to do.
+    fn explained(&self, error: JournalError) -> JournalError {
+        let JournalError::Database(error) = error else {
+            return error;
+        };
+        let path = Arc::clone(&self.path);
+        let (broken, fix) = (is_broken(&error), fix(&error));
+        let cause = format!("{:#}", anyhow::Error::new(error));
+        if broken {
+            JournalError::Broken { path, cause }
+        } else {
+            JournalError::Unusable { path, cause, fix }
+        }
+    }
+}
+
+/// What to do about a database that does not take a write.
+pub(crate) const fn fix(error: &sqlite::Error) -> &'static str {
+    if matches!(error, sqlite::Error::Full(_)) {
+        "make room on its disk; nothing has to be restarted"
+    } else {
+        "see dmesg, the mount and the quotas of its disk; nothing has to be restarted once it takes writes again"
     }
 }
 

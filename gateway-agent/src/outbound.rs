@@ -124,7 +124,8 @@ pub async fn run(outbound: OutboundConfig, parts: Parts, mut live: mpsc::Receive
             }
             Err(failure) => {
                 let wall = parts.clock.wall();
-                let failure = failure.with_certificate(material.not_after, wall);
+                let life = (material.not_before, material.not_after);
+                let failure = failure.with_certificate(life, wall);
                 Ended {
                     class: failure.class(),
                     cause: failure.to_string(),

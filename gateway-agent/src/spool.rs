@@ -6,14 +6,17 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tracing::warn;
 use viworks_common::id::AgentRunId;
 use viworks_common::limits;
 use viworks_common::telemetry::{Batch, Position, Record, RecordRefusal};
 use viworks_runtime::fault;
-use viworks_runtime::sqlite::{self, Column, Database, Migration, Row, migration};
+use viworks_runtime::sqlite::{self, Column, Connection, Database, Migration, Row, migration};
+
+use crate::journal;
 
 mod append;
 mod batch;
@@ -45,6 +48,9 @@ pub enum SpoolError {
     /// The file.
     #[error("the telemetry spool failed")]
     Database(#[from] sqlite::Error),
+    /// Nothing is written for now.
+    #[error("the telemetry spool takes nothing: {0}")]
+    Held(String),
     /// A record that would not fit into any batch; the caller had to check.
     #[error("a telemetry record is larger than {RECORD_BYTES_MAX} bytes")]
     RecordTooLarge,
@@ -59,6 +65,17 @@ impl SpoolError {
     pub const fn is_full(&self) -> bool {
         matches!(self, Self::Database(sqlite::Error::Full(_)))
     }
+}
+
+/// Why nothing is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// What is wrong, with the file.
+    pub cause: String,
+    /// What to do.
+    pub fix: &'static str,
+    /// Whether the disk has no room left.
+    full: bool,
 }
 
 /// Why a record is not taken in.
@@ -110,6 +127,7 @@ pub struct Figures {
 #[derive(Debug, Clone)]
 pub struct Spool {
     database: Database,
+    path: Arc<Path>,
     agent_run_id: AgentRunId,
     pages_max: u32,
     gauges: Arc<Gauges>,
@@ -120,9 +138,13 @@ struct Gauges {
     records: AtomicU64,
     bytes: AtomicU64,
     dropped: AtomicU64,
-    /// Records that a full disk refused, and whether the last ones were.
+    /// Records that the disk refused, and those of them that nobody was told of and no gap stands for yet.
     refused: AtomicU64,
-    full: AtomicBool,
+    uncounted: AtomicU64,
+    /// Why the last write failed, until one succeeds.
+    trouble: Mutex<Option<Trouble>>,
+    /// Why nothing is to be written.
+    held: Mutex<Option<String>>,
     /// Records that the backend did not store.
     unstored: Mutex<BTreeMap<String, u64>>,
 }
@@ -175,6 +197,7 @@ impl Spool {
         let database = Database::open(options, MIGRATIONS).await?;
         let spool = Self {
             database,
+            path: path.into(),
             agent_run_id,
             pages_max,
             gauges: Arc::default(),
@@ -201,12 +224,9 @@ impl Spool {
         let bodies = append::bodies(records)?;
         let (agent_run_id, pages_max) = (self.agent_run_id, self.pages_max);
         let appended = self
-            .database
             .write(move |connection| append::run(connection, agent_run_id, pages_max, &bodies))
             .await;
-        let full = appended.as_ref().is_err_and(SpoolError::is_full);
-        self.gauges.full.store(full, Ordering::Relaxed);
-        if full {
+        if appended.is_err() {
             let count = u64::try_from(records.len()).unwrap_or(u64::MAX);
             self.gauges.refused.fetch_add(count, Ordering::Relaxed);
         }
@@ -214,21 +234,87 @@ impl Spool {
         Ok(())
     }
 
-    /// Whether a full disk refused the last records that were to be taken in.
-    #[must_use]
-    pub fn is_full(&self) -> bool {
-        self.gauges.full.load(Ordering::Relaxed)
+    /// Like [`Self::append`], for records that exist nowhere else: what is not taken in becomes a gap, which the backend
+    /// is told of like any other, as soon as the spool can be written again.
+    ///
+    /// # Errors
+    /// As [`Self::append`]; the loss is counted then.
+    pub async fn append_or_count(&self, records: &[Record]) -> Result<(), SpoolError> {
+        let appended = self.append(records).await;
+        if appended.is_err() {
+            let count = u64::try_from(records.len()).unwrap_or(u64::MAX);
+            self.gauges.uncounted.fetch_add(count, Ordering::Relaxed);
+        }
+        appended
     }
 
-    /// Records that a full disk refused in this process.
+    /// Makes a gap of what was refused and is gone; after a write that failed, finds out whether the next one would, too.
+    ///
+    /// # Errors
+    /// When nothing can be written; it is counted another time then.
+    pub async fn settle(&self) -> Result<(), SpoolError> {
+        let lost = self.gauges.uncounted.swap(0, Ordering::Relaxed);
+        if lost == 0 && self.trouble().is_none() {
+            return Ok(());
+        }
+        let agent_run_id = self.agent_run_id;
+        let settled = self
+            .write(move |connection| append::count_lost(connection, agent_run_id, lost))
+            .await;
+        if settled.is_err() {
+            self.gauges.uncounted.fetch_add(lost, Ordering::Relaxed);
+        }
+        self.note(settled?);
+        Ok(())
+    }
+
+    /// Why the last write failed; none once one succeeded.
+    #[must_use]
+    pub fn trouble(&self) -> Option<Trouble> {
+        lock(&self.gauges.trouble).clone()
+    }
+
+    /// Whether the last write failed because the disk has no room left.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.trouble().is_some_and(|trouble| trouble.full)
+    }
+
+    /// Refuses every write because of this, without trying, until it is called with none.
+    pub fn hold(&self, why: Option<String>) {
+        *lock(&self.gauges.held) = why;
+    }
+
+    /// Records that the disk refused in this process.
     #[must_use]
     pub fn refused(&self) -> u64 {
         self.gauges.refused.load(Ordering::Relaxed)
     }
 
-    /// Notes that there is room: the next append finds out whether that is so.
-    pub fn has_room_again(&self) {
-        self.gauges.full.store(false, Ordering::Relaxed);
+    async fn write<T, F>(&self, job: F) -> Result<T, SpoolError>
+    where
+        F: Fn(&Connection) -> Result<T, SpoolError> + Send + 'static,
+        T: Send + 'static,
+    {
+        let held = lock(&self.gauges.held).clone();
+        if let Some(held) = held {
+            return Err(SpoolError::Held(held));
+        }
+        let written = self.database.write(job).await;
+        let trouble = match &written {
+            Err(SpoolError::Database(error)) => Some(Trouble {
+                cause: format!(
+                    "{} cannot be written: {:#}",
+                    self.path.display(),
+                    anyhow::Error::new(error.clone())
+                ),
+                fix: journal::fix(error),
+                full: matches!(error, sqlite::Error::Full(_)),
+            }),
+            Ok(_) | Err(_) => None,
+        };
+        *lock(&self.gauges.trouble) = trouble;
+        written
     }
 
     /// The next records that may be sent: from one spool epoch, contiguous behind what is acknowledged and behind
@@ -246,8 +332,7 @@ impl Spool {
             batch::Next::Batch(batch) => Ok(Some(batch)),
             batch::Next::Nothing => Ok(None),
             batch::Next::Unreadable { epoch, seq } => {
-                self.database
-                    .write(move |connection| trim::mark_damaged(connection, epoch, seq))
+                self.write(move |connection| trim::mark_damaged(connection, epoch, seq))
                     .await?;
                 match self.look(after, room).await? {
                     batch::Next::Batch(batch) => Ok(Some(batch)),
@@ -276,7 +361,6 @@ impl Spool {
     pub async fn acknowledge(&self, position: Position) -> Result<(), SpoolError> {
         let own = self.agent_run_id;
         let usage = self
-            .database
             .write(move |connection| {
                 let usage = trim::acknowledge(connection, position, own)?;
                 fault::point("spool.trimmed.before_commit");
@@ -350,6 +434,12 @@ impl Spool {
     /// # Errors
     /// When the last checkpoint fails; what was taken in is safe all the same.
     pub async fn close(&self) -> Result<(), SpoolError> {
+        // The last moment at which somebody knows.
+        let settled = self.settle().await;
+        if let Err(error) = settled {
+            let lost = self.gauges.uncounted.load(Ordering::Relaxed);
+            warn!(%error, records = lost, "records that were refused could not be counted in the spool");
+        }
         Ok(self.database.close().await?)
     }
 
@@ -359,6 +449,10 @@ impl Spool {
         let bytes = usage.pages.saturating_mul(PAGE_BYTES);
         self.gauges.bytes.store(bytes, Ordering::Relaxed);
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Moves a damaged file and its side files out of the way, under a name that this process alone uses.

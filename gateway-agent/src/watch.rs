@@ -9,9 +9,10 @@ use viworks_common::rate::Lately;
 use viworks_runtime::blocking::Worker;
 use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::conditions::{Conditions, Severity};
+use viworks_runtime::files::Lost;
 use viworks_runtime::lifecycle::Lifecycle;
 
-use crate::journal::Journal;
+use crate::journal::{Journal, JournalError};
 use crate::spool::Spool;
 
 /// How often it looks.
@@ -31,6 +32,8 @@ const REFUSED_TIME: Duration = Duration::from_secs(3_600);
 
 const STATE_FOLDER: &str = "state_folder";
 const STATE_FOLDER_FIX: &str = "put the folder back where it was, on a disk that can be written, before this agent is restarted: what it must remember exists in this process only; if it is gone for good, revoke this gateway and issue its name again (docs/errors/identity_fork.md)";
+const READ_ONLY_FIX: &str = "see dmesg for why, mend the disk and mount it to be written again, then restart this agent if it does not go on by itself; until then commands are refused and telemetry is counted";
+const JOURNAL: &str = "journal";
 const DISK: &str = "disk";
 const DISK_FIX: &str = "make room on the disk of the state folder; nothing has to be restarted";
 const RESERVE: &str = "disk.reserve";
@@ -60,6 +63,7 @@ impl Watch {
                 () = sleep_until(&*clock, next) => {}
             }
             let kept = self.folder().await;
+            self.journal().await;
             self.disk(&mut disk, kept).await;
             let unstored = self.spool.unstored();
             if lately.is_over(unstored.values().sum(), REFUSED_TIME, clock.now()) {
@@ -73,16 +77,48 @@ impl Watch {
         match self.journal.kept().await {
             Ok(()) => {
                 self.conditions.clear(STATE_FOLDER);
+                self.spool.hold(None);
                 true
             }
             Err(lost) => {
-                let cause = format!(
-                    "{lost}; commands that must not run twice are refused until it is back"
-                );
+                let read_only = matches!(lost, Lost::ReadOnly { .. });
+                let (what, fix) = if read_only {
+                    (self.held(), READ_ONLY_FIX)
+                } else {
+                    let what = "commands that must not run twice are refused until it is back";
+                    (what.to_owned(), STATE_FOLDER_FIX)
+                };
+                self.spool.hold(read_only.then(|| lost.to_string()));
+                let cause = format!("{lost}; {what}");
                 self.conditions
-                    .raise(STATE_FOLDER, Severity::Fail, &cause, STATE_FOLDER_FIX);
+                    .raise(STATE_FOLDER, Severity::Fail, &cause, fix);
                 false
             }
+        }
+    }
+
+    fn held(&self) -> String {
+        format!(
+            "no command is taken, and {} telemetry records were refused since this process started",
+            self.spool.refused()
+        )
+    }
+
+    /// Whether the journal takes writes; after one that failed it is tried again here, so that it heals by itself.
+    async fn journal(&self) {
+        if self.journal.trouble().is_some() {
+            // What it came to is told below.
+            drop(self.journal.try_again().await);
+        }
+        match self.journal.trouble() {
+            Some(JournalError::Unusable { path, cause, fix }) => {
+                let cause = format!(
+                    "{} cannot be written, and commands are refused: {cause}",
+                    path.display()
+                );
+                self.conditions.raise(JOURNAL, Severity::Fail, &cause, fix);
+            }
+            Some(_) | None => self.conditions.clear(JOURNAL),
         }
     }
 
@@ -100,18 +136,22 @@ impl Watch {
             // Without a thread, or with a disk that hangs, there will be another time.
             return;
         };
-        if room >= ROOM_BYTES {
-            self.spool.has_room_again();
+        if kept && (room >= ROOM_BYTES || !self.spool.is_full()) {
+            // Counts what was lost meanwhile, and so finds out whether the spool takes writes again; if not, that is told below.
+            drop(self.spool.settle().await);
         }
-        if self.spool.is_full() {
-            let cause = format!(
-                "the disk is full: {} telemetry records were refused since this process started",
-                self.spool.refused()
-            );
-            self.conditions
-                .raise(DISK, Severity::Fail, &cause, DISK_FIX);
-        } else {
-            self.conditions.clear(DISK);
+        match self.spool.trouble() {
+            Some(trouble) if kept => {
+                let cause = format!(
+                    "{}: {} telemetry records were refused since this process started",
+                    trouble.cause,
+                    self.spool.refused()
+                );
+                self.conditions
+                    .raise(DISK, Severity::Fail, &cause, trouble.fix);
+            }
+            // While the folder is what is wrong, that is what is told.
+            Some(_) | None => self.conditions.clear(DISK),
         }
         if reserve || !kept {
             // Without its folder there is no reserve, and it is the folder that is to be put right.

@@ -32,6 +32,8 @@ pub struct Start {
     pub environment: Vec<(String, String)>,
     /// The size of the state folder's own disk in MiB; see [`small_disk`].
     pub disk: Option<u32>,
+    /// That disk turns read-only at its first error.
+    pub fragile: bool,
     /// Its standard error output is a pipe that is held open and not read.
     pub unread: bool,
 }
@@ -51,6 +53,13 @@ impl Start {
         self
     }
 
+    /// Keeps its state on a disk of so many MiB that turns read-only at its first error.
+    #[must_use]
+    pub const fn on_fragile_disk_of(mut self, mebibytes: u32) -> Self {
+        self.fragile = true;
+        self.on_disk_of(mebibytes)
+    }
+
     /// Writes its log to a pipe that is held open and not read.
     #[must_use]
     pub const fn with_an_unread_log(mut self) -> Self {
@@ -68,6 +77,7 @@ impl Start {
 
     fn command(&self, program: &Path, state: &Path) -> Command {
         match self.disk {
+            Some(mebibytes) if self.fragile => small_disk::fragile(program, state, mebibytes),
             Some(mebibytes) => small_disk::command(program, state, mebibytes),
             None => Command::new(program),
         }

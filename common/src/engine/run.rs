@@ -374,13 +374,14 @@ impl<R: Rulebook> Engine<R> {
                 }));
                 self.release(id, now);
             }
-            // The outcome is known to nobody but this process: the next one must find the truth.
-            _ if ran => self.fail(format!(
-                "the outcome of command {id} cannot be journalled: {}",
-                unwritten.detail()
+            // It ran, and the journal says that it cannot have: nothing in it can be relied on.
+            Unwritten::WrongState(detail) if ran => self.fail(format!(
+                "the outcome of command {id} cannot be journalled: {detail}"
             )),
             // The journal knows better.
             Unwritten::WrongState(_) => self.forgo(id, now),
+            // Nobody but this process knows how it ended: it keeps that until the disk takes it. If the process ends
+            // before, the next one finds the truth, that it is not known.
             Unwritten::Full(_) | Unwritten::Refused(_) | Unwritten::Fatal(_) => {
                 let again = now.clock.saturating_add(RETRY_TIME);
                 self.set_stage(id, Stage::Unwritten(outcome, again));

@@ -213,16 +213,9 @@ impl World {
         }
         let write = self.writes.remove(index % self.writes.len());
         let of = write.step.command_id();
-        // What ran must be journalled, or the process ends: no failure for that here.
-        let ran = |id| {
-            self.disk
-                .get(&id)
-                .is_some_and(|it| it.state == EntryState::Started)
-        };
-        let must = matches!(&write.step, Step::Finish(id, _) if ran(*id));
         let failure = match how {
             17 if matches!(write.step, Step::Accept(_)) => Some(Unwritten::Full("full".to_owned())),
-            18 if !must => Some(Unwritten::Refused("not now".to_owned())),
+            18 => Some(Unwritten::Refused("not now".to_owned())),
             _ => None,
         };
         let settling = !self.engine.is_settled();
@@ -457,22 +450,26 @@ fn last_write(world: &mut World) -> Write {
 }
 
 #[test]
-fn an_outcome_that_cannot_be_journalled_ends_the_process() {
+fn an_outcome_that_cannot_be_journalled_is_kept_until_it_can_and_told_then() {
     let mut world = World::new();
     running(&mut world, 1);
     world.act(Act::Exit(0));
     last_write(&mut world);
-    let refused = Err(Unwritten::Refused("the disk is full".to_owned()));
-    let now = Now {
-        clock: world.at(0),
-        wall: Timestamp::default(),
-    };
-    world
-        .engine
-        .handle(Input::Written(Some(id_of(1)), refused), now);
-    let effect = world.engine.poll_effect();
-    assert!(matches!(effect, Some(Effect::Fail(reason)) if reason.contains("the disk is full")));
-    assert!(world.engine.is_done());
+    let refused = || Err(Unwritten::Refused("the disk is full".to_owned()));
+    world.tell(Input::Written(Some(id_of(1)), refused()));
+    assert!(!world.engine.is_done() && world.writes.is_empty());
+    // Nothing that is asked meanwhile starts it again.
+    world.act(Act::Go(1, 1_000));
+    world.act(Act::Cancel(1));
+    assert!(world.prepares.is_empty() && world.writes.is_empty());
+    world.act(Act::Wait(5_000));
+    let again = last_write(&mut world);
+    assert!(
+        matches!(&again.step, Step::Finish(id, outcome) if *id == id_of(1) && outcome.state == OutcomeState::Succeeded)
+    );
+    world.apply(again.step);
+    world.tell(Input::Written(Some(id_of(1)), Ok(())));
+    assert!(world.engine.is_quiet());
 }
 
 #[test]

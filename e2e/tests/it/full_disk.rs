@@ -9,18 +9,20 @@ use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
 use viworks_testkit::gateway::{AGAIN, ONCE, feed, local_request, mark_starts, started};
 use viworks_testkit::process::eventually;
-use viworks_testkit::small_disk::{fill, is_allowed, seen_by};
+use viworks_testkit::small_disk::{break_disk, fill, fragile_is_allowed, is_allowed, seen_by};
 
 const STREAM: &str = "test.full";
 
-/// Says so when this machine allows no file systems of a test's own.
 #[expect(clippy::print_stderr, reason = "a skipped check must be seen")]
+fn skipped(what: &str) {
+    eprintln!("SKIPPED: {what}");
+}
+
+/// Says so when this machine allows no file systems of a test's own.
 fn can_run() -> bool {
     let can = is_allowed();
     if !can {
-        eprintln!(
-            "SKIPPED: full disks: this machine allows no mounts, not even in a namespace of one's own"
-        );
+        skipped("full disks: this machine allows no mounts, not even in a namespace of one's own");
     }
     can
 }
@@ -214,4 +216,113 @@ async fn a_backend_whose_disk_is_full_refuses_what_it_cannot_keep_and_goes_on_wh
             .await
             .success()
     );
+}
+
+async fn local_status(inside: &Path) -> Option<Value> {
+    let (_status, text) = local_request(inside, "GET", "/v1/status", &json!({}))
+        .await
+        .ok()?;
+    serde_json::from_str(&text).ok()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_whose_disk_turned_read_only_says_so_takes_no_command_and_goes_on() {
+    if !fragile_is_allowed() {
+        skipped("a disk that breaks: this machine allows no loop mounts of ext4");
+        return;
+    }
+    let mut system = Deployment::new(Binaries::shipped());
+    let folder = system.issue("gw-1");
+    mark_starts(&folder);
+    system.start_backend(Start::default()).await;
+    let mut gateway = system.start_gateway(&folder, Start::default().on_fragile_disk_of(64));
+    system.online("gw-1").await;
+    let inside = seen_by(gateway.pid(), &folder);
+    let before = system.submit(ONCE, "before").await;
+    all_succeeded(&system, &folder, &[before]).await;
+
+    break_disk(&inside.join("state"));
+    eventually(
+        "the agent says that its disk is read-only",
+        PATIENCE,
+        async || {
+            let status = local_status(&inside).await?;
+            let conditions = status["conditions"].as_array()?.clone();
+            conditions.into_iter().find(|condition| {
+                condition["name"] == "state_folder"
+                    && condition["severity"] == "fail"
+                    && condition["cause"].as_str().is_some_and(|cause| {
+                        cause.contains(
+                            "state cannot be written any more: the file system is read-only",
+                        )
+                    })
+                    && condition["fix"]
+                        .as_str()
+                        .is_some_and(|fix| fix.contains("dmesg"))
+            })
+        },
+    )
+    .await;
+    for command in [ONCE, AGAIN] {
+        let run = system.submit(command, "read-only").await;
+        eventually("the command is refused", PATIENCE, async || {
+            assert!(gateway.ended().is_none(), "{}", gateway.log());
+            let log = gateway.log();
+            (log.matches("refused a command").count() > 0).then_some(())
+        })
+        .await;
+        for command in system.commands(&run).await {
+            let id = command["id"].as_str().unwrap();
+            assert!(!started(&folder).contains_key(id), "{command}");
+        }
+    }
+    // It waits for whoever mends it, and still ends when it is told to.
+    let status = local_status(&inside).await.expect("the agent answers");
+    assert_eq!(status["connection"]["connected"], true, "{status}");
+    assert!(gateway.log().contains("journal_unavailable"));
+    assert!(gateway.stop(Duration::from_secs(30)).await.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readings_that_a_full_disk_refused_are_counted_as_gaps_once_there_is_room() {
+    if !can_run() {
+        return;
+    }
+    let mut system = Deployment::new(Binaries::shipped());
+    let folder = system.issue("gw-1");
+    system.start_backend(Start::default()).await;
+    let start = Start::default()
+        .with("VIWORKS__COLLECT__INTERVAL_MS", "1000")
+        .on_disk_of(48);
+    let mut gateway = system.start_gateway(&folder, start);
+    system.online("gw-1").await;
+    let inside = seen_by(gateway.pid(), &folder);
+    let ballast = fill(&inside.join("state"), "ballast");
+    let refused = eventually("readings are refused", PATIENCE, async || {
+        let status = local_status(&inside).await?;
+        let named = status["conditions"].to_string();
+        let refused = status["spool"]["refused_by_disk"].as_u64()?;
+        (refused > 50 && named.contains("spool.db cannot be written")).then_some(refused)
+    })
+    .await;
+    std::fs::remove_file(ballast).unwrap();
+    let dropped = eventually("they are counted in the spool", PATIENCE, async || {
+        let status = local_status(&inside).await?;
+        let dropped = status["spool"]["dropped"].as_u64()?;
+        (dropped >= refused && dropped == status["spool"]["refused_by_disk"].as_u64()?)
+            .then_some(dropped)
+    })
+    .await;
+    eventually("the backend knows of the gap", PATIENCE, async || {
+        let gaps = system.get("/v1/telemetry/gaps?gateway=gw-1").await;
+        let missing: u64 = gaps["items"]
+            .as_array()?
+            .iter()
+            .filter(|gap| gap["reason"] == "spool_full")
+            .map(|gap| gap["to_seq"].as_u64().unwrap() - gap["from_seq"].as_u64().unwrap() + 1)
+            .sum();
+        (missing == dropped).then_some(())
+    })
+    .await;
+    assert!(gateway.stop(Duration::from_secs(30)).await.success());
 }

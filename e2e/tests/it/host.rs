@@ -548,3 +548,40 @@ async fn disks_are_listed_once_each_whatever_their_names_and_counted_as_df_count
         );
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn interfaces_are_those_of_the_agent_s_own_network_whatever_sys_shows() {
+    let system = Deployment::new(Binaries::shipped());
+    // The host's /sys stays mounted, and shows the host's interfaces.
+    let by = ["unshare", "--net"];
+    if !can("a network of its own", &[&by[..], &["/bin/true"]].concat()) {
+        return;
+    }
+    let said = |command: &[&str]| {
+        let output = Command::new(by[0])
+            .args(&by[1..])
+            .args(command)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let kernel = said(&["cat", "/proc/net/dev"]);
+    let mut wanted: Vec<&str> = kernel
+        .lines()
+        .filter_map(|line| Some(line.split_once(':')?.0.trim()))
+        .collect();
+    let gateway = system.binaries().gateway();
+    let table = said(&[text(&gateway), "builtin", "net.interfaces"]);
+    let rows: Vec<Vec<&str>> = table
+        .lines()
+        .skip(1)
+        .map(|row| row.split_whitespace().collect())
+        .collect();
+    let mut listed: Vec<&str> = rows.iter().map(|row| row[0]).collect();
+    wanted.sort_unstable();
+    listed.sort_unstable();
+    assert_eq!(listed, wanted, "{table}");
+    let lo = rows.iter().find(|row| row[0] == "lo").unwrap();
+    assert_eq!(lo[4..8], ["0", "B", "0", "B"], "{table}");
+}

@@ -76,7 +76,8 @@ pub fn examine_socket(config: &GatewayConfig) -> Vec<Problem> {
     match fs::symlink_metadata(path) {
         Ok(metadata) if !metadata.file_type().is_socket() => {
             let error = ApiError::NotASocket(path.to_owned());
-            vec![Problem::of_file(path, error.to_string(), "")]
+            let help = "set socket in [gateway] to a path of its own";
+            vec![Problem::of_file(path, error.to_string(), help)]
         }
         // Nothing there, or nothing that this user may see: both were examined above.
         Ok(_) | Err(_) => Vec::new(),
@@ -181,7 +182,7 @@ impl Socket {
                 CONDITION,
                 Severity::Fail,
                 &format!("{path} was removed or replaced by somebody: {error}"),
-                "remove what stands there, or make its folder again; the agent tries by itself",
+                "move away what stands there, or make its folder again; the agent tries by itself",
             ),
         }
     }

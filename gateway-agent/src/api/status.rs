@@ -77,6 +77,7 @@ fn spool(state: &State) -> Value {
         "bytes": figures.bytes,
         "bytes_max": figures.bytes_max,
         "dropped": figures.dropped,
+        "refused_by_disk": state.parts.spool.refused(),
         "refused_by_backend": state.parts.spool.unstored(),
     })
 }

@@ -87,10 +87,12 @@ pub(super) async fn intake(
         }
     }
     state.parts.spool.append(&sound).await.map_err(|error| {
+        let full = error.is_full();
+        let error = format!("{:#}", anyhow::Error::new(error));
         if let Some(left_out) = state.unspooled.take(state.parts.clock.now()) {
             warn!(%error, left_out, "the spool refused telemetry from a local program");
         }
-        let code = if error.is_full() {
+        let code = if full {
             "disk_full"
         } else {
             "spool_unavailable"
@@ -99,7 +101,7 @@ pub(super) async fn intake(
             StatusCode::SERVICE_UNAVAILABLE,
             code,
             "The spool cannot take telemetry",
-            error.to_string(),
+            error,
         )
         .retry_after(5)
     })?;

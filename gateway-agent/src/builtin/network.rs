@@ -9,29 +9,40 @@ use sysinfo::Networks;
 use super::table::{self, Align};
 use super::{BuiltinError, failed};
 use crate::host;
-use crate::host::interfaces::Ranks;
+use crate::host::interfaces::{self, Ranks};
 
 pub(super) fn interfaces(output: &mut dyn Write) -> Result<(), BuiltinError> {
+    let counters = interfaces::counters()
+        .map_err(|error| BuiltinError::Failed(format!("the interfaces cannot be read: {error}")))?;
     let networks = Networks::new_with_refreshed_list().map_err(failed("interfaces"))?;
+    let known_to_sys = interfaces::are_in_sys(&counters);
     let ranks = Ranks::read();
-    let mut ordered: Vec<_> = networks
+    let mut ordered: Vec<_> = counters
         .iter()
-        .map(|(name, data)| (ranks.of(name), name, data))
+        .map(|(name, counted)| (ranks.of(name), name, counted))
         .collect();
-    ordered.sort_by_key(|(rank, name, _data)| (*rank, *name));
+    ordered.sort_by_key(|(rank, name, _counted)| (*rank, *name));
     let rows: Vec<Vec<String>> = ordered
         .into_iter()
-        .map(|(_rank, name, data)| {
-            let mut addresses: Vec<String> =
-                data.ip_networks().iter().map(ToString::to_string).collect();
+        .map(|(_rank, name, counted)| {
+            let data = networks
+                .iter()
+                .find_map(|(known, data)| (known == name).then_some(data));
+            let told = |told: Option<String>| told.unwrap_or_else(|| "unknown".to_owned());
+            let in_sys = data.filter(|_| known_to_sys);
+            let mut addresses: Vec<String> = data
+                .into_iter()
+                .flat_map(|data| data.ip_networks())
+                .map(ToString::to_string)
+                .collect();
             addresses.sort();
             vec![
                 host::printable(name),
-                data.operational_state().to_string(),
-                data.mac_address().to_string(),
-                data.mtu().to_string(),
-                table::bytes(data.total_received()),
-                table::bytes(data.total_transmitted()),
+                told(in_sys.map(|data| data.operational_state().to_string())),
+                told(data.map(|data| data.mac_address().to_string())),
+                told(in_sys.map(|data| data.mtu().to_string())),
+                table::bytes(counted.received_bytes),
+                table::bytes(counted.sent_bytes),
                 addresses.join(" "),
             ]
         })

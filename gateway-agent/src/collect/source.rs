@@ -1,15 +1,17 @@
 //! The sources of host metrics: what each reads, and the records it makes of that.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
 
-use sysinfo::{Components, MemoryRefreshKind, Networks, RefreshKind, System};
+use sysinfo::{Components, MemoryRefreshKind, RefreshKind, System};
 use viworks_common::telemetry::{FieldValue, Fields, Record};
 use viworks_common::time::Timestamp;
 use viworks_runtime::blocking::Worker;
 
 use super::Source;
 use crate::host::disks::{Answer, Disks, Prober};
-use crate::host::interfaces::Ranks;
+use crate::host::interfaces::{self, Counters, Ranks};
 use crate::host::mounts::{self, LeftOut};
 use crate::host::printable;
 use crate::host::processor::Ticks;
@@ -250,52 +252,38 @@ fn read_disks(now: Timestamp, disks: &mut Disks) -> Reading {
 }
 
 fn networks() -> impl FnMut(Timestamp) -> Reading {
-    let mut networks = Networks::new();
     move |now| {
         let mut records = Records::at(now);
-        match &mut networks {
-            Ok(networks) => read_networks(networks, &mut records),
+        match interfaces::counters() {
+            Ok(counters) => read_networks(&counters, &mut records),
             Err(error) => records.trouble(
                 format!("the network interfaces cannot be read: {error}"),
-                "see whether /sys is mounted",
+                "see whether /proc is mounted",
             ),
         }
         records.reading
     }
 }
 
-fn read_networks(networks: &mut Networks, records: &mut Records) {
-    networks.refresh(true);
+fn read_networks(counters: &BTreeMap<OsString, Counters>, records: &mut Records) {
     let ranks = Ranks::read();
-    let mut interfaces: Vec<_> = networks
+    let mut interfaces: Vec<_> = counters
         .iter()
-        .map(|(name, data)| (ranks.of(name), name, data))
+        .map(|(name, counted)| (ranks.of(name), name, counted))
         .collect();
-    interfaces.sort_by_key(|(rank, name, _data)| (*rank, *name));
+    interfaces.sort_by_key(|(rank, name, _counted)| (*rank, *name));
     let beyond = interfaces.len().saturating_sub(ITEMS_MAX);
-    for (_rank, name, data) in interfaces.into_iter().take(ITEMS_MAX) {
+    for (_rank, name, counted) in interfaces.into_iter().take(ITEMS_MAX) {
         records.add(
             "host.network",
             vec![
                 ("interface", text(&printable(name))),
-                ("received_bytes_total", integer(data.total_received())),
-                ("sent_bytes_total", integer(data.total_transmitted())),
-                (
-                    "received_packets_total",
-                    integer(data.total_packets_received()),
-                ),
-                (
-                    "sent_packets_total",
-                    integer(data.total_packets_transmitted()),
-                ),
-                (
-                    "receive_errors_total",
-                    integer(data.total_errors_on_received()),
-                ),
-                (
-                    "send_errors_total",
-                    integer(data.total_errors_on_transmitted()),
-                ),
+                ("received_bytes_total", integer(counted.received_bytes)),
+                ("sent_bytes_total", integer(counted.sent_bytes)),
+                ("received_packets_total", integer(counted.received_packets)),
+                ("sent_packets_total", integer(counted.sent_packets)),
+                ("receive_errors_total", integer(counted.receive_errors)),
+                ("send_errors_total", integer(counted.send_errors)),
             ],
         );
     }
@@ -481,10 +469,7 @@ mod tests {
                 let numbers = rest.split_whitespace().map(|n| n.parse::<i64>().unwrap());
                 Some((name.trim().to_owned(), numbers.collect::<Vec<_>>()))
             };
-            table
-                .lines()
-                .filter_map(line)
-                .collect::<std::collections::BTreeMap<_, _>>()
+            table.lines().filter_map(line).collect::<BTreeMap<_, _>>()
         };
         let before = counters();
         let records = read_all().await;

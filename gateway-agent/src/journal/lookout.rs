@@ -1,15 +1,30 @@
-//! Asks whether the state folder is still there, of a thread that may hang with it.
+//! Asks whether the state folder is still there and takes writes, of a thread that may hang with it.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use viworks_common::time::Monotonic;
 use viworks_runtime::blocking::Worker;
+use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::files::{Guard, Lost};
 
 /// How long a look may take.
 const LOOK_TIME: Duration = Duration::from_secs(10);
+
+/// How long what a write told holds: a look at the names is next to free, a write wears the disk.
+const WRITE_HOLDS: Duration = Duration::from_secs(10);
+
+/// What is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Question {
+    /// Whether all is well as far as is known, with a write when the last one is too long ago.
+    Look,
+    /// Whether a write succeeds at this moment.
+    Write,
+}
 
 /// Looks for all who ask, on a thread of its own: there is one at most, even when it hangs. Those who ask while it looks
 /// share the next look, so that many commands do not wait for one look each before they share a commit.
@@ -18,10 +33,12 @@ pub(super) struct Lookout {
     /// Looks that have begun.
     begun: AtomicU64,
     eyes: tokio::sync::Mutex<Eyes>,
+    /// What the latest look found wrong, for those who do not want to wait.
+    lost: Mutex<Option<Lost>>,
 }
 
 struct Eyes {
-    worker: Worker<(), Result<(), Lost>>,
+    worker: Worker<Question, Result<(), Lost>>,
     /// What the latest look saw.
     seen: Result<(), Lost>,
 }
@@ -30,8 +47,8 @@ impl Lookout {
     /// One that looks by `guard` at what is in `folder`.
     pub(super) fn new(folder: &Path, guard: Guard) -> Self {
         let make = move || {
-            let guard = guard.clone();
-            move |()| guard.check()
+            let mut prober = Prober::new(guard.clone());
+            move |question| prober.answer(question, SystemClock.now())
         };
         Self {
             folder: folder.to_owned(),
@@ -40,6 +57,7 @@ impl Lookout {
                 worker: Worker::new("state folder", make),
                 seen: Ok(()),
             }),
+            lost: Mutex::default(),
         }
     }
 
@@ -58,9 +76,34 @@ impl Lookout {
         // Should this look be given up, those who wait for it must not take an older answer for its own.
         eyes.seen = Err(self.unanswered("the look was given up"));
         self.begun.fetch_add(1, Ordering::AcqRel);
-        let looked = eyes.worker.ask((), LOOK_TIME).await;
+        self.ask(&mut eyes, Question::Look).await
+    }
+
+    /// The same, with a write at this moment.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::look`].
+    pub(super) async fn write(&self) -> Result<(), Lost> {
+        let mut eyes = self.eyes.lock().await;
+        eyes.seen = Err(self.unanswered("the look was given up"));
+        self.begun.fetch_add(1, Ordering::AcqRel);
+        self.ask(&mut eyes, Question::Write).await
+    }
+
+    async fn ask(&self, eyes: &mut Eyes, question: Question) -> Result<(), Lost> {
+        let looked = eyes.worker.ask(question, LOOK_TIME).await;
         eyes.seen = looked.unwrap_or_else(|error| Err(self.unanswered(error)));
+        *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = eyes.seen.clone().err();
         eyes.seen.clone()
+    }
+
+    /// That nothing can be written, if the latest look found that. Then nothing should be tried either: SQLite shares
+    /// memory through a file, and what it writes there on such a disk can end the process (SIGBUS).
+    pub(super) fn read_only(&self) -> Option<Lost> {
+        let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        lost.clone()
+            .filter(|lost| matches!(lost, Lost::ReadOnly { .. }))
     }
 
     fn unanswered(&self, reason: impl fmt::Display) -> Lost {
@@ -68,6 +111,33 @@ impl Lookout {
             path: self.folder.clone(),
             reason: reason.to_string(),
         }
+    }
+}
+
+/// Looks, and writes when it is time to.
+struct Prober {
+    guard: Guard,
+    /// Until when a write need not be repeated; one that failed is repeated at every look, so that it is known at once
+    /// when all is well again.
+    holds_until: Option<Monotonic>,
+}
+
+impl Prober {
+    const fn new(guard: Guard) -> Self {
+        Self {
+            guard,
+            holds_until: None,
+        }
+    }
+
+    fn answer(&mut self, question: Question, now: Monotonic) -> Result<(), Lost> {
+        let holds = self.holds_until.is_some_and(|until| now < until);
+        if holds && question == Question::Look {
+            return self.guard.check();
+        }
+        let probed = self.guard.probe();
+        self.holds_until = probed.is_ok().then(|| now.saturating_add(WRITE_HOLDS));
+        probed
     }
 }
 
@@ -86,11 +156,11 @@ mod tests {
     #[tokio::test]
     async fn a_folder_that_does_not_answer_is_lost_and_is_asked_by_one_thread() {
         let (release, hang) = std::sync::mpsc::channel::<()>();
-        let hang = std::sync::Mutex::new(Some(hang));
+        let hang = Mutex::new(Some(hang));
         let make = move || {
             // Only the first thread has something to hang in.
             let hang = hang.lock().unwrap().take();
-            move |()| {
+            move |_question| {
                 if let Some(hang) = &hang {
                     let _released = hang.recv();
                 }
@@ -98,7 +168,7 @@ mod tests {
             }
         };
         let mut worker = Worker::new("test", make);
-        let first = worker.ask((), Duration::from_millis(20)).await;
+        let first = worker.ask(Question::Look, Duration::from_millis(20)).await;
         assert!(first.is_err());
         let lookout = Lookout {
             folder: PathBuf::from("/state"),
@@ -107,6 +177,7 @@ mod tests {
                 worker,
                 seen: Ok(()),
             }),
+            lost: Mutex::default(),
         };
         for _again in 0..100 {
             let lost = lookout.look().await.unwrap_err();
@@ -121,7 +192,7 @@ mod tests {
     #[tokio::test]
     async fn those_who_ask_during_a_look_share_the_next_one() {
         let (go, wait) = std::sync::mpsc::channel::<()>();
-        let wait = std::sync::Arc::new(std::sync::Mutex::new(wait));
+        let wait = std::sync::Arc::new(Mutex::new(wait));
         let looks = std::sync::Arc::new(AtomicU64::new(0));
         let counted = std::sync::Arc::clone(&looks);
         let make = move || {
@@ -129,7 +200,7 @@ mod tests {
                 std::sync::Arc::clone(&wait),
                 std::sync::Arc::clone(&counted),
             );
-            move |()| {
+            move |_question| {
                 counted.fetch_add(1, Ordering::SeqCst);
                 // The test lets each look come to its end.
                 let _gone = wait.lock().unwrap().recv();
@@ -143,6 +214,7 @@ mod tests {
                 worker: Worker::new("test", make),
                 seen: Ok(()),
             }),
+            lost: Mutex::default(),
         };
         let first = lookout.look();
         let later = async {
@@ -159,5 +231,25 @@ mod tests {
         assert_eq!(first, Ok(()));
         assert!(later.iter().all(Result::is_ok), "{later:?}");
         assert_eq!(looks.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn a_disk_is_written_to_at_a_pace_and_at_once_while_it_takes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("journal.db");
+        std::fs::write(&file, "x").unwrap();
+        let mut prober = Prober::new(Guard::new(&file).unwrap());
+        let at = |secs| Monotonic::default().saturating_add(Duration::from_secs(secs));
+        let probe = folder.path().join("write.probe");
+        assert_eq!(prober.answer(Question::Look, at(0)), Ok(()));
+        // A folder stands where the file is to be written.
+        std::fs::remove_file(&probe).unwrap();
+        std::fs::create_dir(&probe).unwrap();
+        assert_eq!(prober.answer(Question::Look, at(9)), Ok(()));
+        assert!(prober.answer(Question::Write, at(9)).is_err());
+        assert!(prober.answer(Question::Look, at(10)).is_err());
+        std::fs::remove_dir(&probe).unwrap();
+        assert_eq!(prober.answer(Question::Look, at(10)), Ok(()));
+        assert!(probe.is_file());
     }
 }

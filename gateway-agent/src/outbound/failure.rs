@@ -146,6 +146,19 @@ pub enum DialFailure {
         /// What became of the attempt.
         consequence: String,
     },
+    /// The server says that this gateway's certificate is out of its time, and by this gateway's clock it is not. TLS has
+    /// one word for a certificate that ended and for one that is not valid yet.
+    #[error(
+        "the server says that this gateway's certificate is not valid at its time (TLS alert {CERTIFICATE_EXPIRED}); by this gateway's clock, {now}, it is: from {not_before} until {not_after}"
+    )]
+    CertificateDisputed {
+        /// The begin of its life.
+        not_before: Timestamp,
+        /// The end of its life.
+        not_after: Timestamp,
+        /// The time here.
+        now: Timestamp,
+    },
     /// The server does not speak this protocol.
     #[error("the server did not agree to the subprotocol {SUBPROTOCOL}")]
     Subprotocol,
@@ -208,7 +221,11 @@ impl DialFailure {
     /// The same failure with what the gateway knows about itself: a server that turns away a certificate which has
     /// ended does not always get to say so.
     #[must_use]
-    pub fn with_certificate(self, not_after: Timestamp, now: Timestamp) -> Self {
+    pub fn with_certificate(
+        self,
+        (not_before, not_after): (Timestamp, Timestamp),
+        now: Timestamp,
+    ) -> Self {
         let may_be_why = matches!(
             self,
             Self::TlsAlert {
@@ -224,6 +241,14 @@ impl DialFailure {
                 not_after,
                 consequence: self.to_string(),
             }
+        } else if matches!(&self, Self::TlsAlert { alert, .. } if alert == CERTIFICATE_EXPIRED)
+            && not_before <= now
+        {
+            Self::CertificateDisputed {
+                not_before,
+                not_after,
+                now,
+            }
         } else {
             self
         }
@@ -235,6 +260,7 @@ impl DialFailure {
         match self {
             Self::Declined { said, .. } => said.known(),
             Self::CertificateEnded { .. }
+            | Self::CertificateDisputed { .. }
             | Self::TlsAlert {
                 certificate: true, ..
             } => Some(CloseCode::CertUntrusted),
@@ -266,6 +292,9 @@ impl DialFailure {
                 "check the network path: a firewall may drop this traffic"
             }
             Self::CertificateEnded { .. } => RENEW,
+            Self::CertificateDisputed { .. } => {
+                "compare both clocks with the right time: a backend whose clock is behind takes the certificate for one that is not valid yet, and nothing is wrong with it; if it is this gateway's clock that is behind, the certificate has ended: put a renewed one, and its key, where [identity] certificate_file and key_file point"
+            }
             Self::TlsAlert { alert, certificate } => {
                 if alert == CERTIFICATE_EXPIRED {
                     RENEW
@@ -316,9 +345,10 @@ impl DialFailure {
                     FailureClass::Transient
                 }
             }
-            // The gateway's own verdict about a key: nobody on the path can take it back.
-            Self::PinMismatch { .. } => FailureClass::PermanentAuthenticated,
-            Self::CertificateTime { .. }
+            // A key that is not pinned proves only that somebody else answered, who may be gone at the next attempt.
+            Self::PinMismatch { .. }
+            | Self::CertificateDisputed { .. }
+            | Self::CertificateTime { .. }
             | Self::CertificateName { .. }
             | Self::CertificateUntrusted { .. }
             | Self::CertificateEnded { .. }
@@ -492,7 +522,7 @@ mod tests {
             step: Step::Upgrade,
             reason: "Broken pipe".to_owned(),
         };
-        let named = cut.clone().with_certificate(past, now);
+        let named = cut.clone().with_certificate((past, past), now);
         assert!(
             named
                 .to_string()
@@ -501,10 +531,93 @@ mod tests {
         );
         assert_eq!(named.class(), FailureClass::PermanentUnproved);
         assert!(named.fix().contains("SIGHUP"));
-        assert_eq!(cut.clone().with_certificate(now, past), cut);
+        assert_eq!(cut.clone().with_certificate((past, now), past), cut);
         let refused = DialFailure::Refused {
             address: "127.0.0.1:1".to_owned(),
         };
-        assert_eq!(refused.clone().with_certificate(past, now), refused);
+        assert_eq!(refused.clone().with_certificate((past, past), now), refused);
+    }
+
+    #[test]
+    fn a_certificate_that_is_good_here_and_not_there_is_a_question_of_two_clocks() {
+        let at = |micros| Timestamp::from_unix_micros(micros);
+        let alert = DialFailure::TlsAlert {
+            alert: CERTIFICATE_EXPIRED.to_owned(),
+            certificate: true,
+        };
+        let named = alert.clone().with_certificate((at(1), at(3)), at(2));
+        let (cause, fix) = (named.to_string(), named.fix());
+        assert!(cause.contains("by this gateway's clock"), "{cause}");
+        assert!(
+            fix.contains("backend whose clock is behind") && fix.contains("renewed"),
+            "{fix}"
+        );
+        assert_eq!(named.class(), FailureClass::PermanentUnproved);
+        assert_eq!(named.code(), Some(CloseCode::CertUntrusted));
+        let ended = alert.clone().with_certificate((at(1), at(2)), at(3));
+        assert!(matches!(ended, DialFailure::CertificateEnded { .. }));
+        assert_eq!(alert.clone().with_certificate((at(2), at(3)), at(1)), alert);
+    }
+
+    /// What the page says about one line of its table, by a phrase of it.
+    fn next_attempt(phrase: &str) -> String {
+        let page = include_str!("../../../docs/protocol.md");
+        let (_, section) = page.split_once("## Reconnecting").unwrap();
+        let rows: Vec<&str> = section
+            .lines()
+            .filter(|line| line.starts_with('|') && line.contains(phrase))
+            .collect();
+        assert_eq!(rows.len(), 1, "{phrase:?} stands in one row");
+        rows[0].split('|').nth(2).unwrap().trim().to_owned()
+    }
+
+    #[test]
+    fn each_failure_waits_as_the_page_of_the_protocol_says() {
+        let status = |code| FailureClass::of_http_status(code, None);
+        let told = FailureClass::of_http_status(503, Some(Duration::from_secs(1)));
+        let refuse = |code| FailureClass::of_refusal(code, None);
+        let pin = DialFailure::PinMismatch {
+            seen: SpkiPin::from_digest([7; 32]),
+        };
+        let alert = DialFailure::of_tls(&TlsError::AlertReceived(AlertDescription::UnknownCA));
+        let network = DialFailure::Network {
+            step: Step::Connect,
+            reason: String::new(),
+        };
+        for (phrase, class) in [
+            ("a transient failure", network.class()),
+            ("`Retry-After`", told),
+            ("a permanent code in REFUSE", refuse(CloseCode::Revoked)),
+            ("a TLS alert", alert.class()),
+            ("a key that is not pinned", pin.class()),
+            ("HTTP 400, 401 or 403", status(400)),
+            ("HTTP 400, 401 or 403", status(401)),
+            ("HTTP 400, 401 or 403", status(403)),
+            (
+                "a close frame with a permanent code",
+                FailureClass::of_close_frame(4403),
+            ),
+            (
+                "an established session was lost without a word",
+                FailureClass::Slot {
+                    within: Duration::from_secs(1),
+                },
+            ),
+        ] {
+            let said = match class {
+                FailureClass::Transient => "a ceiling of 1 s that doubles to 60 s",
+                FailureClass::Told { .. } => "that delay, capped at 15 min",
+                FailureClass::Slot { .. } => "`reconnect_slot_ms`, capped at 15 min",
+                FailureClass::PermanentAuthenticated => "between 15 and 60 min",
+                FailureClass::PermanentUnproved => {
+                    "between half and all of a ceiling of 1 min that doubles to 60 min"
+                }
+            };
+            let page = next_attempt(phrase);
+            assert!(
+                page.contains(said),
+                "{phrase}: {class:?}, and the page says {page:?}"
+            );
+        }
     }
 }

@@ -59,6 +59,23 @@ pub(super) fn run(
     trim::usage(connection)
 }
 
+/// Gives `lost` records that were never taken in their numbers, inside a gap.
+pub(super) fn count_lost(
+    connection: &Connection,
+    agent_run_id: AgentRunId,
+    lost: u64,
+) -> Result<Usage, SpoolError> {
+    if lost > 0 {
+        let (epoch, seq) = own_epoch(connection, agent_run_id)?;
+        let next_seq = seq.saturating_add(lost);
+        count(connection, epoch, next_seq, 0)?;
+        trim::add_gap(connection, epoch, seq, next_seq - 1, GapReason::SpoolFull)?;
+    }
+    let sql = "UPDATE usage SET dropped = dropped + :lost";
+    connection.execute(sql, params! { lost })?;
+    trim::usage(connection)
+}
+
 /// At most so many bytes of the file a body takes.
 const fn cost(body: &str) -> usize {
     if body.len() > LEAF_BODY_BYTES {

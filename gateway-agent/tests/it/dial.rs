@@ -143,7 +143,7 @@ async fn a_port_where_nobody_listens_refuses() {
 }
 
 #[tokio::test]
-async fn a_good_chain_with_another_key_is_a_pin_mismatch_and_permanent() {
+async fn a_good_chain_with_another_key_is_a_pin_mismatch_that_proves_nothing() {
     let world = world();
     let other = SpkiPin::from_digest([7; 32]);
     let failure = fail(&world, &world, other, "").await;
@@ -153,7 +153,7 @@ async fn a_good_chain_with_another_key_is_a_pin_mismatch_and_permanent() {
             seen: pin_of(&world.server)
         }
     );
-    assert_eq!(failure.class(), FailureClass::PermanentAuthenticated);
+    assert_eq!(failure.class(), FailureClass::PermanentUnproved);
 }
 
 #[tokio::test]

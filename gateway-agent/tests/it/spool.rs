@@ -252,6 +252,39 @@ async fn what_was_appended_survives_a_process_that_just_ends() {
 }
 
 #[tokio::test]
+async fn what_the_disk_did_not_take_becomes_a_gap_before_what_it_takes_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let spool = open(&folder.path().join("spool.db"), run(1)).await;
+    spool.append(&[record(10)]).await.unwrap();
+    spool.hold(Some("the file system is read-only".to_owned()));
+    // Who asked through the local API was told, and may ask again; a reading of the host exists nowhere else.
+    spool.append(&[record(20)]).await.unwrap_err();
+    spool
+        .append_or_count(&vec![record(30); 3])
+        .await
+        .unwrap_err();
+    spool.settle().await.unwrap_err();
+    assert_eq!((spool.refused(), spool.figures().dropped), (4, 0));
+    spool.hold(None);
+    spool.settle().await.unwrap();
+    spool.settle().await.unwrap();
+    spool.append(&[record(40)]).await.unwrap();
+    assert_eq!(spool.figures().dropped, 3, "each is counted once");
+    let none = BTreeMap::new();
+    let batch = spool.next_batch(&none, usize::MAX).await.unwrap().unwrap();
+    batch.check_contiguous().unwrap();
+    assert_eq!(batch.records, [(1, record(10)), (5, record(40))]);
+    let gap = batch.gaps[0];
+    assert_eq!(
+        (gap.from_seq, gap.to_seq, gap.reason),
+        (2, 4, GapReason::SpoolFull)
+    );
+    drop(spool);
+    let again = open(&folder.path().join("spool.db"), run(2)).await;
+    assert_eq!(again.figures().dropped, 3, "the count outlives the process");
+}
+
+#[tokio::test]
 async fn what_is_under_way_is_not_read_again_and_small_credit_yields_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let spool = open(&folder.path().join("spool.db"), run(1)).await;

@@ -57,7 +57,7 @@ pub struct Document {
     sections: Vec<SectionReference>,
     free_tables: BTreeSet<String>,
     /// The files and folders that the configuration names, with the key and its place.
-    named: BTreeMap<PathBuf, (String, Place)>,
+    named: BTreeMap<PathBuf, Vec<(String, Place)>>,
     /// Whether the files that are named are looked at.
     examines: bool,
 }
@@ -221,9 +221,10 @@ impl Document {
                 Place::File(path) => self.named.get(path),
                 Place::Line { .. } | Place::Variable(_) => None,
             };
-            match named.cloned() {
-                Some((key, place)) => {
-                    self.push(place, format!("{key}: {}", problem.message), problem.help);
+            // Several settings may name one file, and which of them is wrong is for a person to say.
+            match named.and_then(|named| Some((named.first()?.1.clone(), keys(named)))) {
+                Some((place, keys)) => {
+                    self.push(place, format!("{keys}: {}", problem.message), problem.help);
                 }
                 None => self.problems.push(problem),
             }
@@ -245,7 +246,8 @@ impl Document {
     }
 
     pub(super) fn name_path(&mut self, path: &Path, key: &str, place: Place) {
-        self.named.insert(path.to_owned(), (key.to_owned(), place));
+        let named = self.named.entry(path.to_owned()).or_default();
+        named.push((key.to_owned(), place));
     }
 
     pub(super) const fn examines(&self) -> bool {
@@ -406,14 +408,16 @@ impl Document {
             .map(str::to_owned)
             .collect();
         for name in unknown {
-            let help = suggest::nearest(&name, known.iter().map(String::as_str)).map_or_else(
+            // What all names begin with makes none of them near to another.
+            let meant = suggest::nearest(bare(&name), known.iter().map(|known| bare(known)));
+            let help = meant.map_or_else(
                 || {
                     format!(
                         "variables are named {}SECTION__KEY after the keys of the file",
                         environment::PREFIX
                     )
                 },
-                |meant| format!("did you mean {meant}?"),
+                |meant| format!("did you mean {}{meant}?", environment::PREFIX),
             );
             self.push(
                 Place::Variable(name),
@@ -446,4 +450,14 @@ fn unread(path: &Path, error: &FileError) -> Problems {
         "the file must exist and be readable".clone_into(&mut help);
     }
     Problems::new(vec![Problem::of_file(path, error.cause(), help)])
+}
+
+fn keys(named: &[(String, Place)]) -> String {
+    let keys: Vec<&str> = named.iter().map(|(key, _place)| key.as_str()).collect();
+    keys.join(" and ")
+}
+
+/// A variable's name without what all of them begin with, which makes none near to another.
+fn bare(name: &str) -> &str {
+    name.strip_prefix(environment::PREFIX).unwrap_or(name)
 }

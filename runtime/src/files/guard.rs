@@ -1,15 +1,23 @@
 //! Notices that a state folder is lost under a running process: removed, replaced, or no longer writable.
 //!
-//! What was opened stays usable after its name is gone, so nothing fails by itself: only a look at the names tells.
+//! What was opened stays usable after its name is gone, so nothing fails by itself: only a look at the names tells. And a
+//! file system that turned read-only or lost its disk says so to nobody but who writes: permissions are as they were.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{Access, access};
 use rustix::io::Errno;
+
+/// The file that is written to find out whether anything can be.
+const PROBE: &str = "write.probe";
+
+/// What it holds: always the same, so that no room is needed once it is there.
+const PROBE_TEXT: &[u8] =
+    b"This file is written now and then to find out whether its disk still takes anything.\n";
 
 /// Why the folder is no longer what the process opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -107,8 +115,33 @@ impl Guard {
         // Asked of the name: a mount that was laid over it is what a restart would find.
         match access(&*self.folder, Access::WRITE_OK | Access::EXEC_OK) {
             Ok(()) => Ok(()),
-            Err(Errno::ROFS) => Err(self.read_only("the file system is read-only".to_owned())),
-            Err(error) => Err(self.read_only(error.to_string())),
+            Err(error) => Err(self.read_only(why(&error.into()))),
+        }
+    }
+
+    /// Like [`Self::check`], and writes to the disk to know. A disk without room is not lost: who needs more finds out.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong.
+    pub fn probe(&self) -> Result<(), Lost> {
+        self.check()?;
+        let written = match super::open_write(&self.folder.join(PROBE)) {
+            Ok(mut file) => file.write_all(PROBE_TEXT).and_then(|()| file.sync_data()),
+            Err(error) => match error.into_io() {
+                Ok((_path, error)) => Err(error),
+                // It is not this user's alone any more.
+                Err(error) => {
+                    return Err(Lost::Unreadable {
+                        path: self.folder.to_path_buf(),
+                        reason: error.to_string(),
+                    });
+                }
+            },
+        };
+        match written {
+            Err(error) if !is_out_of_room(&error) => Err(self.read_only(why(&error))),
+            Ok(()) | Err(_) => Ok(()),
         }
     }
 
@@ -117,6 +150,21 @@ impl Guard {
             path: self.folder.to_path_buf(),
             reason,
         }
+    }
+}
+
+fn is_out_of_room(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
+fn why(error: &io::Error) -> String {
+    if error.raw_os_error() == Some(Errno::ROFS.raw_os_error()) {
+        "the file system is read-only".to_owned()
+    } else {
+        error.to_string()
     }
 }
 
@@ -149,6 +197,29 @@ mod tests {
         let file = folder.join("journal.db");
         fs::remove_file(&file).unwrap();
         assert_eq!(guard.check(), Err(Lost::Removed(file)));
+    }
+
+    #[test]
+    fn a_write_tells_what_permissions_do_not() {
+        let (_outer, folder, guard) = opened();
+        assert_eq!(guard.probe(), Ok(()));
+        assert_eq!(guard.probe(), Ok(()));
+        let probe = folder.join(PROBE);
+        assert_eq!(fs::read(&probe).unwrap(), PROBE_TEXT);
+        // What cannot be written although everybody may, root included.
+        fs::remove_file(&probe).unwrap();
+        fs::create_dir(&probe).unwrap();
+        assert_eq!(guard.check(), Ok(()));
+        let lost = guard.probe().unwrap_err().to_string();
+        assert!(lost.contains(&folder.display().to_string()), "{lost}");
+    }
+
+    #[test]
+    fn a_disk_without_room_is_not_lost_and_a_read_only_one_is_named() {
+        let error = |errno: Errno| io::Error::from(errno);
+        assert!(is_out_of_room(&error(Errno::NOSPC)) && is_out_of_room(&error(Errno::DQUOT)));
+        assert!(!is_out_of_room(&error(Errno::ROFS)) && !is_out_of_room(&error(Errno::IO)));
+        assert_eq!(why(&error(Errno::ROFS)), "the file system is read-only");
     }
 
     #[test]

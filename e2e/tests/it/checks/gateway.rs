@@ -237,6 +237,19 @@ async fn a_gateways_broken_catalogue_and_socket_are_named_by_check_and_start() {
             causes: &["plain is not a socket"],
         },
         Case {
+            name: "the key in the socket's place",
+            spoil: |folder| {
+                folder.configure(
+                    "[outbound]",
+                    "[gateway]\nsocket = \"gateway.key\"\n[outbound]",
+                );
+            },
+            causes: &[
+                "socket and key_file: ",
+                "gateway.key is not a socket, and is left as it is",
+            ],
+        },
+        Case {
             name: "no folder for the socket",
             spoil: |folder| {
                 folder.configure(

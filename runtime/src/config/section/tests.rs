@@ -198,6 +198,8 @@ fn bad_and_unknown_variables_are_problems_of_their_own() {
         ("VIWORKS__OUTBOUND__BATCH_MAX", "seven"),
         ("VIWORKS__OUTBOUND__COMPRES", "false"),
         ("VIWORKS__OUTBOUND__URL", "ws://h"),
+        // Of another program: it resembles another name only in what all names begin with.
+        ("VIWORKS__PROBE__UR", "x"),
     ];
     let (_, problems) = read(text, &variables, outbound);
     assert_eq!(
@@ -209,6 +211,8 @@ fn bad_and_unknown_variables_are_problems_of_their_own() {
              help: did you mean VIWORKS__OUTBOUND__COMPRESS?",
             "environment variable VIWORKS__OUTBOUND__URL: url: ws:// is not encrypted\n  \
              help: use wss://, there is no plain-text mode",
+            "environment variable VIWORKS__PROBE__UR: overrides no key of the configuration\n  \
+             help: variables are named VIWORKS__SECTION__KEY after the keys of the file",
         ]
     );
 }
