@@ -61,7 +61,7 @@ impl Shop {
         command.args(arguments).current_dir(&self.root);
         for (name, _) in std::env::vars_os() {
             let of_this = |prefix: &&str| name.to_string_lossy().starts_with(prefix);
-            if OF_THIS_PACKAGE.iter().any(|prefix| of_this(prefix)) {
+            if OF_THIS_PACKAGE.iter().any(of_this) {
                 command.env_remove(name);
             }
         }
