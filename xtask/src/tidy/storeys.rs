@@ -80,7 +80,7 @@ fn judge(house: &House, exceptions: &[(&str, &str, &str, &str)]) -> Vec<String> 
     found
 }
 
-/// The storey of each module, as the line of the page has it: a name, then its storeys from below, parted by `<`.
+/// The storey of each module, as the line of the page has it: a name, a colon, modules, and `<` between storeys.
 fn drawn<'a>(house: &'a House, name: &str) -> BTreeMap<&'a str, usize> {
     let page = house.text(PAGE).unwrap_or_default();
     let start = format!("- {name}: `");
