@@ -234,8 +234,8 @@ impl Spool {
         Ok(())
     }
 
-    /// Like [`Self::append`], for records that exist nowhere else: what is not taken in becomes a gap, which the backend
-    /// is told of like any other, as soon as the spool can be written again.
+    /// Like [`Self::append`], for records that exist nowhere else: what is not taken in becomes a gap, which the
+    /// backend is told of like any other, as soon as the spool can be written again.
     ///
     /// # Errors
     /// As [`Self::append`]; the loss is counted then.
@@ -248,7 +248,8 @@ impl Spool {
         appended
     }
 
-    /// Makes a gap of what was refused and is gone; after a write that failed, finds out whether the next one would, too.
+    /// Makes a gap of what was refused and is gone; after a write that failed, finds out whether the next one would,
+    /// too.
     ///
     /// # Errors
     /// When nothing can be written; it is counted another time then.

@@ -137,7 +137,8 @@ impl Watch {
             return;
         };
         if kept && (room >= ROOM_BYTES || !self.spool.is_full()) {
-            // Counts what was lost meanwhile, and so finds out whether the spool takes writes again; if not, that is told below.
+            // Counts what was lost meanwhile, and so finds out whether the spool takes writes again; if not, that is
+            // told below.
             drop(self.spool.settle().await);
         }
         match self.spool.trouble() {

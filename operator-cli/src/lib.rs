@@ -1,7 +1,7 @@
 //! The operator's command line as a library, so that its parts can be tested without a process.
 //!
-//! Three rooms: [`flags`] is what can be typed, [`verbs`] what is done about it, [`views`] how the outcome looks. A room
-//! uses only what stands before it in this list, and none uses a room that uses it.
+//! Three rooms: [`flags`] is what can be typed, [`verbs`] what is done about it, [`views`] how the outcome looks. A
+//! room uses only what stands before it in this list, and none uses a room that uses it.
 
 pub mod failure;
 pub mod output;

@@ -1,5 +1,5 @@
-//! How many sessions a gateway may open, so that a copy of its identity that is refused again and again uses up nothing that
-//! the gateway itself needs to come back.
+//! How many sessions a gateway may open, so that a copy of its identity that is refused again and again uses up
+//! nothing that the gateway itself needs to come back.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -8,8 +8,8 @@ use viworks_common::id::AgentRunId;
 use viworks_common::rate::{Bucket, Quota, Taken};
 use viworks_common::time::Monotonic;
 
-/// Sessions that the process which was confirmed last may open, and as many that others may whose HELLO nothing is known
-/// against.
+/// Sessions that the process which was confirmed last may open, and as many that others may whose HELLO nothing is
+/// known against.
 const OPENINGS: Quota = Quota {
     per_minute: 60,
     burst: 60,

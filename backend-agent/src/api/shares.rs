@@ -1,5 +1,5 @@
-//! What many keys may have under way at once, such as event streams or bytes of answers: so much altogether, and of one key
-//! at most half of what the others leave, so that no number of keys leaves a further one nothing.
+//! What many keys may have under way at once, such as event streams or bytes of answers: so much altogether, and of
+//! one key at most half of what the others leave, so that no number of keys leaves a further one nothing.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,5 +1,5 @@
-//! Turns at reads that may be large: a few at once, so that the store's other readers stay free for what is small and for
-//! commands, and one of each key, so that whoever asks for much waits for itself.
+//! Turns at reads that may be large: a few at once, so that the store's other readers stay free for what is small and
+//! for commands, and one of each key, so that whoever asks for much waits for itself.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};

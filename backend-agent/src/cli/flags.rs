@@ -113,7 +113,8 @@ pub(super) enum PkiCommand {
         /// A label as key=value; may be repeated
         #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
         labels: Vec<(String, String)>,
-        /// Where the gateway reaches the backend: wss://HOST:PORT; `public_url` of [agents], or where it listens, when left out
+        /// Where the gateway reaches the backend: wss://HOST:PORT; `public_url` of [agents], or where it listens,
+        /// when left out
         #[arg(long)]
         url: Option<String>,
         /// How many days its certificate lives; 90 when left out

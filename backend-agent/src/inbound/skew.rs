@@ -12,8 +12,8 @@ impl Skew {
         Self { told_apart: apart }
     }
 
-    /// What a heartbeat says, unless it was measured against a clock that somebody had set, or was set meanwhile. `apart`
-    /// is whether the clock is off its line now, when the gateway is told the time again.
+    /// What a heartbeat says, unless it was measured against a clock that somebody had set, or was set meanwhile.
+    /// `apart` is whether the clock is off its line now, when the gateway is told the time again.
     pub(super) fn measured(&mut self, reported: Option<i64>, apart: bool) -> Option<i64> {
         let told_apart = std::mem::replace(&mut self.told_apart, apart);
         reported.filter(|_skew| !told_apart && !apart)

@@ -19,8 +19,8 @@ const HOUR: Duration = Duration::from_secs(3_600);
 /// Gateways whose last line in the log is remembered.
 const LOGGED_MAX: usize = 10_000;
 
-/// Records that one refusal adds to the counter of all gateways. One that HELLO causes is as large as the gateway claims; what
-/// it claims is kept for that gateway alone.
+/// Records that one refusal adds to the counter of all gateways. One that HELLO causes is as large as the gateway
+/// claims; what it claims is kept for that gateway alone.
 const CLAIMED_MAX: u64 = 10_000;
 
 /// What was refused lately.

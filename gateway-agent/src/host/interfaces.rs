@@ -1,5 +1,5 @@
-//! The network interfaces of this process's own network namespace with their counters, and which of them matter most: the
-//! one that leads to the world, then hardware, then the rest.
+//! The network interfaces of this process's own network namespace with their counters, and which of them matter most:
+//! the one that leads to the world, then hardware, then the rest.
 //!
 //! `/sys` shows the namespace that it was mounted in, which is another one after `unshare -n` or in some containers;
 //! `/proc/net` shows the reader's own. So what there is, and what it counted, is asked there.

@@ -146,8 +146,8 @@ pub enum DialFailure {
         /// What became of the attempt.
         consequence: String,
     },
-    /// The server says that this gateway's certificate is out of its time, and by this gateway's clock it is not. TLS has
-    /// one word for a certificate that ended and for one that is not valid yet.
+    /// The server says that this gateway's certificate is out of its time, and by this gateway's clock it is not. TLS
+    /// has one word for a certificate that ended and for one that is not valid yet.
     #[error(
         "the server says that this gateway's certificate is not valid at its time (TLS alert {CERTIFICATE_EXPIRED}); by this gateway's clock, {now}, it is: from {not_before} until {not_after}"
     )]

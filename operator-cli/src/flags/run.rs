@@ -48,7 +48,8 @@ pub struct Run {
     /// End a command that runs longer than this, where the catalogue allows it longer
     #[arg(long, value_name = "SPAN", value_parser = some_time)]
     pub timeout: Option<Duration>,
-    /// Do not ask before a command that changes something: a terminal is asked, a script needs this for several gateways
+    /// Do not ask before a command that changes something: a terminal is asked, a script needs this for several
+    /// gateways
     #[arg(short, long)]
     pub yes: bool,
     /// How many gateways are meant; needed for dangerous commands

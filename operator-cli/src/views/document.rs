@@ -1,4 +1,5 @@
-//! The envelope of a document that only the command line makes: the version and the kind, as on every answer of the API.
+//! The envelope of a document that only the command line makes: the version and the kind, as on every answer of the
+//! API.
 
 use serde::Serialize;
 use viworks_api::ApiVersion;

@@ -8,8 +8,8 @@
 /// above it. `as` gives a key of another name.
 ///
 /// With `[name]` above it the struct is that section of the document; without, it is a part of one. Two methods are the
-/// macro's own: `part(Type)` reads such a part from the same section, and `by(function)` whatever has a form of its own.
-/// `check` names a function that is shown the whole, to note what only several keys together show.
+/// macro's own: `part(Type)` reads such a part from the same section, and `by(function)` whatever has a form of its
+/// own. `check` names a function that is shown the whole, to note what only several keys together show.
 ///
 /// ```
 /// # use std::time::Duration;

@@ -1,7 +1,8 @@
 //! Notices that a state folder is lost under a running process: removed, replaced, or no longer writable.
 //!
-//! What was opened stays usable after its name is gone, so nothing fails by itself: only a look at the names tells. And a
-//! file system that turned read-only or lost its disk says so to nobody but who writes: permissions are as they were.
+//! What was opened stays usable after its name is gone, so nothing fails by itself: only a look at the names tells.
+//! And a file system that turned read-only or lost its disk says so to nobody but who writes: permissions are as they
+//! were.
 
 use std::fs;
 use std::io::{self, Write as _};

@@ -113,6 +113,15 @@ impl Known {
                             flags.insert(word.clone());
                         }
                         all.insert(word.clone());
+                        // A duration of the configuration: its key says in which unit it is.
+                        if word == "duration_ms"
+                            && let Some(Token::Word(field)) = at
+                                .checked_sub(4)
+                                .and_then(|at| tokens.get(at))
+                                .map(|it| &it.token)
+                        {
+                            all.insert(format!("{field}_ms"));
+                        }
                     }
                     Token::Literal(text) if !is_documentation(tokens, at) => {
                         all.extend(words(text).map(str::to_owned));

@@ -12,7 +12,6 @@ const SHOWN: &str = "api/src/";
 const WIDE: &[&str] = &[
     "backend-agent/src/agent/manager.rs",
     "backend-agent/src/agent/shelf.rs",
-    "backend-agent/src/cli.rs",
     "backend-agent/src/config.rs",
     "backend-agent/src/data/ledger/submission.rs",
     "backend-agent/src/inbound/connection/live.rs",
@@ -30,8 +29,6 @@ const WIDE: &[&str] = &[
     "gateway-agent/src/journal.rs",
     "gateway-agent/src/journal/lookout.rs",
     "operator-cli/src/client.rs",
-    "operator-cli/src/context.rs",
-    "operator-cli/src/run/flags.rs",
     "runtime/src/lib.rs",
     "runtime/src/logging.rs",
     "testkit/src/deployment.rs",
@@ -62,10 +59,6 @@ const LONG: &[(&str, &str)] = &[
     (
         "common/src/engine/tests.rs",
         "one machine, each behaviour a test, over one harness",
-    ),
-    (
-        "operator-cli/src/demo/up.rs",
-        "the demo from nothing to its first command, which is to be divided",
     ),
     (
         "e2e/tests/it/demo.rs",

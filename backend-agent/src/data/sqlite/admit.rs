@@ -30,8 +30,8 @@ VALUES (:tenant, :agent_id, :epoch, :session_id, :agent_run_id, :install_id, :bo
 /// Sessions of one gateway whose history is kept.
 const SESSIONS_KEPT: u64 = 1_000;
 
-/// Forgets the oldest sessions of a gateway that opened very many: all but the one that is live. One that was never confirmed
-/// has no end, and cannot be confirmed after so many others.
+/// Forgets the oldest sessions of a gateway that opened very many: all but the one that is live. One that was never
+/// confirmed has no end, and cannot be confirmed after so many others.
 pub(super) const FORGET_SESSIONS: &str = "\
 DELETE FROM sessions
 WHERE tenant = :tenant AND agent_id = :agent_id AND epoch <= :last

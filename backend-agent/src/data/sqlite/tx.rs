@@ -63,8 +63,8 @@ impl<'c> View<'c> {
         self.statement(sql, params)?.all(read)
     }
 
-    /// The rows of one page, no more than [`PAGE_BYTES_MAX`] and one row of them: whatever is stored, asking for it does
-    /// not cost memory without bound.
+    /// The rows of one page, no more than [`PAGE_BYTES_MAX`] and one row of them: whatever is stored, asking for it
+    /// does not cost memory without bound.
     pub(super) fn page<T>(
         &self,
         sql: &'static str,
