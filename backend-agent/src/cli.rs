@@ -35,7 +35,7 @@ use crate::data::{Actor, GatewayRef, Page, Store, StoreError};
 use crate::listening;
 use crate::pki::PkiError;
 use crate::pki::init::{InitRequest, init};
-use crate::pki::issue::{Delivery, GATEWAY_LIFE, IssueRequest, Office, issue};
+use crate::pki::issue::{Delivery, GATEWAY_LIFE, IssueRequest, Office, is_for, issue};
 use crate::setup::Setup;
 
 /// How long everything that a start reads may take.
@@ -496,12 +496,36 @@ fn url_for_gateways(config: &Config, demo: bool) -> Result<String, PkiError> {
             ),
         });
     }
+    let port = address.port();
+    let mut places = vec![(address.ip().to_string(), address.to_string())];
+    if address.ip().is_loopback() {
+        places.push(("localhost".to_owned(), format!("localhost:{port}")));
+    }
+    let file = &config.agents.certificate_file;
+    let mut place = None;
+    for (host, authority) in places {
+        if place.is_none() && is_for(file, &host)? {
+            place = Some(authority);
+        }
+    }
+    let Some(place) = place else {
+        return Err(PkiError::Url {
+            message: format!(
+                "gateways would refuse this backend at {address}, because {} is not for {}",
+                file.display(),
+                address.ip()
+            ),
+            help: format!(
+                "say the name that the certificate is for: --url wss://NAME:{port}, or public_url in [agents]"
+            ),
+        });
+    };
     if address.ip().is_loopback() && !demo {
         say(&format!(
-            "the gateway will look for the backend on its own machine, at {address}; for another one: --url wss://HOST:PORT, or public_url in [agents]"
+            "the gateway will look for the backend on its own machine, at {place}; for another one: --url wss://HOST:PORT, or public_url in [agents]"
         ));
     }
-    Ok(format!("wss://{address}/agent/v1/connect"))
+    Ok(format!("wss://{place}/agent/v1/connect"))
 }
 
 async fn issue_gateway(
@@ -638,7 +662,7 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
         Some(CreateError::Write { .. } | CreateError::File(_) | CreateError::Store(_)) | None => {}
     }
     let exists = match error.downcast_ref::<PkiError>() {
-        Some(PkiError::Url { .. }) => return ExitCode::Usage,
+        Some(PkiError::Url { .. } | PkiError::Name { .. }) => return ExitCode::Usage,
         Some(PkiError::Exists { .. }) => true,
         Some(_) | None => false,
     };
