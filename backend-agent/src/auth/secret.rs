@@ -17,15 +17,12 @@ impl ApiSecret {
     /// The secret made of `random`.
     #[must_use]
     pub fn from_random(random: &[u8; 32]) -> Self {
-        use std::fmt::Write;
-
+        let digits = Zeroizing::new(hex::encode(random));
         let mut text = Zeroizing::new(String::with_capacity(
             PREFIX.len() + RANDOM_DIGITS + CHECKSUM_DIGITS,
         ));
         text.push_str(PREFIX);
-        for byte in random {
-            write!(text, "{byte:02x}").expect("writing to a String cannot fail");
-        }
+        text.push_str(&digits);
         let checksum = checksum(&text);
         text.push_str(&checksum);
         Self(text)

@@ -76,7 +76,7 @@ impl Authority {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let pem = Zeroizing::new(key.serialize_pem());
         // A name of its own, so that two authorities are never mistaken for each other by name.
-        let name = format!("ViWorkS authority {}", hex(&random::bytes::<4>()));
+        let name = format!("ViWorkS authority {}", hex::encode(random::bytes::<4>()));
         let mut params = params(&name, now, AUTHORITY_LIFE)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -163,7 +163,7 @@ impl Authority {
         let serial = params
             .serial_number
             .as_ref()
-            .map(|serial| hex(&serial.to_bytes()))
+            .map(|serial| hex::encode(serial.to_bytes()))
             .unwrap_or_default();
         let certificate = params.signed_by(&key, &self.issuer)?;
         Ok(Issued {
@@ -259,13 +259,5 @@ fn date(at: Timestamp) -> Result<OffsetDateTime, PkiError> {
             name: at.to_string(),
             reason: error.to_string(),
         }
-    })
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a string succeeds");
-        text
     })
 }

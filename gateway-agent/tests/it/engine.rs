@@ -128,7 +128,7 @@ fn offer(number: u8, name: &str, permitted: bool) -> Box<Command> {
     Box::new(Command {
         command_id: id(u128::from(number)),
         order: u64::from(number),
-        digest: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+        digest: command::format_digest(&digest),
         name,
         arguments,
         attempt: 1,

@@ -138,7 +138,7 @@ impl Live {
             order: leased.order,
             name: leased.name,
             arguments: leased.arguments,
-            digest: hex(&leased.digest),
+            digest: format_digest(&leased.digest),
             attempt: leased.attempt,
             traceparent: leased.traceparent,
             deadline,
@@ -158,12 +158,4 @@ impl Live {
             self.offer_commands().await;
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a string succeeds");
-        text
-    })
 }

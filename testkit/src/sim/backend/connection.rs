@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use viworks_common::admission::HelloFacts;
 use viworks_common::code::CloseCode;
-use viworks_common::command::{Arguments, digest};
+use viworks_common::command::{Arguments, digest, format_digest};
 use viworks_common::id::{AgentId, CommandId, SessionId};
 use viworks_common::key::Secret;
 use viworks_common::ledger::lease::Place;
@@ -227,7 +227,7 @@ impl Connection {
         let command = Command {
             command_id: leased.id,
             order: leased.order,
-            digest: Secret::from_bytes(digest(&leased.name, &arguments)).expose_hex(),
+            digest: format_digest(&digest(&leased.name, &arguments)),
             name: leased.name,
             arguments,
             attempt: leased.attempt,
