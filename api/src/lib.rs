@@ -3,6 +3,8 @@
 //! Requests refuse unknown and repeated fields; answers may gain fields within v1, so readers ignore what they do not know.
 //! Times are RFC 3339 in UTC, durations are whole milliseconds with the unit in the name, enums are lower-case words.
 
+#![warn(missing_docs)]
+
 mod apikey;
 mod audit;
 mod catalogue;
@@ -26,7 +28,7 @@ pub use gateway::{
 };
 pub use health::{Health, HealthCheck, HealthStatus};
 pub use orphan::{OrphanList, OrphanResult};
-pub use page::{ApiVersion, Kind};
+pub use page::{ApiVersion, Kind, Paged};
 pub use problem::{FieldProblem, InvalidProblemCode, Problem, ProblemCode};
 pub use run::{
     CommandList, CommandOutcome, CommandView, OutputBytes, OutputView, PlannedGateway,

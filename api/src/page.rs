@@ -45,6 +45,18 @@ pub enum Kind {
     TelemetryStreamList,
 }
 
+/// A list that is answered page by page.
+pub trait Paged {
+    /// Appends the page that follows, and takes over its cursor.
+    fn append(&mut self, following: Self);
+
+    /// The rows that are here.
+    fn rows(&self) -> usize;
+
+    /// The cursor of the page that follows; none behind the last.
+    fn next(&self) -> Option<&str>;
+}
+
 macro_rules! list {
     ($(#[$doc:meta])* $name:ident of $item:ty) => {
         $(#[$doc])*
@@ -68,6 +80,21 @@ macro_rules! list {
             #[must_use]
             pub const fn new(items: Vec<$item>, next: Option<String>) -> Self {
                 Self { api_version: crate::ApiVersion::V1, kind: crate::Kind::$name, items, next }
+            }
+        }
+
+        impl crate::Paged for $name {
+            fn append(&mut self, following: Self) {
+                self.items.extend(following.items);
+                self.next = following.next;
+            }
+
+            fn rows(&self) -> usize {
+                self.items.len()
+            }
+
+            fn next(&self) -> Option<&str> {
+                self.next.as_deref()
             }
         }
     };

@@ -3,6 +3,8 @@
 //! Nothing here performs IO, reads a clock or draws randomness: time and nonces are arguments. What can be decided
 //! without a socket, a file or a database is decided in this crate and tested in microseconds.
 
+#![warn(missing_docs)]
+
 pub mod admission;
 pub mod catalogue;
 pub mod certificate;

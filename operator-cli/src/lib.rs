@@ -1,14 +1,17 @@
 //! The operator's command line as a library, so that its parts can be tested without a process.
+//!
+//! Three rooms: [`flags`] is what can be typed, [`verbs`] what is done about it, [`views`] how the outcome looks. A room
+//! uses only what stands before it in this list, and none uses a room that uses it.
 
-pub mod catalogue;
-pub mod cli;
-pub mod client;
-pub mod codes;
-pub mod context;
-pub mod demo;
-pub mod error;
-pub mod gateway;
+pub mod failure;
 pub mod output;
-pub mod run;
-pub mod runs;
-pub mod telemetry;
+pub mod program;
+pub mod verdict;
+
+pub mod client;
+pub mod contexts;
+pub mod views;
+
+pub mod demo;
+pub mod flags;
+pub mod verbs;

@@ -1,7 +1,11 @@
 //! `viworks`, the operator's command line: arguments in, exit code out.
 
 use clap::Parser;
-use viworks_operator_cli::{cli, error, output};
+use viworks_operator_cli::failure::Failure;
+use viworks_operator_cli::flags::Arguments;
+use viworks_operator_cli::output::{self, Format};
+use viworks_operator_cli::verbs;
+use viworks_operator_cli::views::failure::print;
 use viworks_runtime::exit::ExitCode;
 
 /// What was asked for is the help or the version, or it was not understood.
@@ -14,7 +18,7 @@ fn not_parsed(error: &clap::Error) -> ExitCode {
     match output::raw(&error.render().to_string()) {
         Ok(()) => ExitCode::Ok,
         Err(failure) => {
-            failure.print(false);
+            print(&failure, Format::Table);
             failure.exit
         }
     }
@@ -24,11 +28,11 @@ fn main() -> std::process::ExitCode {
     if let Some(code) = viworks_runtime::lifecycle::init::run_if_first() {
         return code;
     }
-    let arguments = match cli::Arguments::try_parse() {
+    let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => return not_parsed(&error).into(),
     };
-    let json = arguments.global.output == output::Format::Json;
+    let format = arguments.global.output;
     viworks_runtime::tls::install_provider();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -37,14 +41,14 @@ fn main() -> std::process::ExitCode {
     {
         Ok(runtime) => runtime,
         Err(error) => {
-            error::Failure::from(error).print(json);
+            print(&Failure::from(error), format);
             return ExitCode::Error.into();
         }
     };
-    match viworks_runtime::lifecycle::run_to_end(runtime, cli::execute(arguments)) {
+    match viworks_runtime::lifecycle::run_to_end(runtime, verbs::execute(arguments)) {
         Ok(exit) => exit.into(),
         Err(failure) => {
-            failure.print(json);
+            print(&failure, format);
             failure.exit.into()
         }
     }

@@ -10,7 +10,7 @@ use viworks_common::text;
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::stdout::{self, PrintError};
 
-use crate::error::Failure;
+use crate::failure::Failure;
 
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,6 +6,8 @@
 //! itself ([`answers`], [`conditions`], [`logging`], [`metrics`], [`probe`], [`ready_file`], [`stdout`], [`throttle`],
 //! [`exit`]), and with the feature `websocket` the socket that both agents hold their sessions through.
 
+#![warn(missing_docs)]
+
 pub mod answers;
 pub mod blocking;
 pub mod clock;

@@ -9,7 +9,7 @@ use reqwest::Url;
 use viworks_runtime::config::Environment;
 use viworks_runtime::exit::ExitCode;
 
-use crate::error::{Failure, chain};
+use crate::failure::{Failure, chain};
 
 /// A proxy and who named it.
 #[derive(Debug, Clone, PartialEq, Eq)]

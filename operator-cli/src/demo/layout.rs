@@ -8,8 +8,8 @@ use viworks_runtime::exit::ExitCode;
 use viworks_runtime::{config, files};
 
 use super::remove;
-use crate::error::{Failure, chain};
-use crate::run;
+use crate::failure::{Failure, chain};
+use crate::program::{self, quoted};
 
 /// Where a demo lives unless it is said.
 pub const DEFAULT_FOLDER: &str = ".viworks/dev";
@@ -19,16 +19,6 @@ const SOCKETS_PREFIX: &str = "viworks-";
 /// The file by which a folder is known as one that `up` made.
 const MARK_FILE: &str = ".viworks-demo";
 const MARK_TEXT: &str = "`viworks up` made this folder; `viworks up --reset` removes what it made here, and nothing else.\n";
-
-/// `text` as one word of a shell.
-pub fn quoted(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@%+,".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        text.to_owned()
-    } else {
-        format!("'{}'", text.replace('\'', "'\\''"))
-    }
-}
 
 /// The demo's folder.
 #[derive(Debug, Clone)]
@@ -149,7 +139,7 @@ impl Layout {
     }
 
     fn verb(&self, verb: &str) -> String {
-        let program = quoted(&run::program_name());
+        let program = quoted(&program::name());
         let usual = std::path::absolute(DEFAULT_FOLDER).is_ok_and(|usual| usual == self.root);
         if usual {
             format!("{program} {verb}")
@@ -367,6 +357,13 @@ pub struct Addresses {
     pub agents: String,
 }
 
+impl Addresses {
+    /// The API, as a client takes it.
+    pub fn server(&self) -> String {
+        format!("http://{}", self.api)
+    }
+}
+
 /// One process, told apart from a later one with the same number by its start time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
@@ -407,16 +404,7 @@ fn start_ticks(pid: u32) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Process, quoted};
-
-    #[test]
-    fn what_is_pasted_is_one_word() {
-        assert_eq!(quoted("a/b-c.d"), "a/b-c.d");
-        assert_eq!(quoted("a b"), "'a b'");
-        assert_eq!(quoted("it's"), "'it'\\''s'");
-        assert_eq!(quoted("$(x)"), "'$(x)'");
-        assert_eq!(quoted(""), "''");
-    }
+    use super::Process;
 
     #[test]
     fn this_process_is_alive_and_its_predecessor_is_not() {

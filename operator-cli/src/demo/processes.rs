@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use viworks_runtime::exit::ExitCode;
 
 use super::layout::{Layout, Process};
-use crate::error::Failure;
+use crate::failure::Failure;
 use crate::output;
 
 /// How long a process may take until it says that it is ready.
@@ -136,8 +136,8 @@ impl Running {
         Process::observe(&self.name, self.child.id())
     }
 
-    /// Its name, when it has ended by itself.
-    pub fn ended(&mut self) -> Result<Option<Failure>, Failure> {
+    /// Why, when it has ended by itself.
+    fn ended(&mut self) -> Result<Option<Failure>, Failure> {
         let Some(status) = self.child.try_wait()? else {
             return Ok(None);
         };
@@ -183,6 +183,16 @@ impl Running {
             sleep(POLL).await;
         }
     }
+}
+
+/// Why the demo cannot go on, when one of its processes has ended by itself.
+pub fn failure_of(running: &mut [Running]) -> Result<Option<Failure>, Failure> {
+    for one in running {
+        if let Some(failure) = one.ended()? {
+            return Ok(Some(failure));
+        }
+    }
+    Ok(None)
 }
 
 /// Stops children in order: asks, waits, kills what does not listen, and reaps all.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tracing::warn;
 use viworks_common::code::RejectCode;
-use viworks_common::command::CommandState;
+use viworks_common::command::{CommandState, format_digest};
 use viworks_common::id::CommandId;
 use viworks_common::time::Monotonic;
 use viworks_common::wire::message::{BackendMessage, Command, CommandRef, Go};

@@ -1,56 +1,34 @@
-//! `viworks command`: what may be run, with which arguments, and where.
+//! The catalogue: what may be run, with which arguments, and where.
 
-use clap::Subcommand;
-use viworks_api::CatalogueCommand;
+use viworks_api::{CatalogueCommand, CatalogueList};
 use viworks_common::catalogue::{Argument, ArgumentType};
-use viworks_runtime::exit::ExitCode;
 
-use crate::client::Client;
-use crate::error::Failure;
+use super::words::duration;
+use crate::failure::Failure;
 use crate::output::{self, Format, one_line};
-use crate::run;
 
-/// What to do with the catalogue.
-#[derive(Debug, Subcommand)]
-pub enum Verb {
-    /// List the commands that gateways allow
-    Ls,
-    /// Show one command: its arguments and where it can run
-    Show {
-        /// Its name
-        name: String,
-    },
-}
-
-/// Carries it out.
-pub async fn execute(client: &Client, verb: Verb, format: Format) -> Result<ExitCode, Failure> {
-    match verb {
-        Verb::Ls => {
-            let list = client.catalogue().await?;
-            match format {
-                Format::Json => output::json(&list)?,
-                Format::Table => output::table(
-                    ["COMMAND", "RISK", "ARGUMENTS", "AVAILABLE", "TITLE"],
-                    list.items.iter().map(|entry| {
-                        let names: Vec<String> = entry.arguments.iter().map(short).collect();
-                        [
-                            entry.name.to_string(),
-                            risks(entry),
-                            names.join(" "),
-                            format!(
-                                "{} of {}",
-                                entry.available,
-                                entry.available + entry.unavailable
-                            ),
-                            entry.title.clone(),
-                        ]
-                    }),
-                )?,
-            }
-        }
-        Verb::Show { name } => show(&client.catalogue_command(&name).await?, format)?,
+/// Prints a row for each command.
+pub fn list(list: &CatalogueList, format: Format) -> Result<(), Failure> {
+    match format {
+        Format::Json => output::json(list),
+        Format::Table => output::table(
+            ["COMMAND", "RISK", "ARGUMENTS", "AVAILABLE", "TITLE"],
+            list.items.iter().map(|entry| {
+                let names: Vec<String> = entry.arguments.iter().map(short).collect();
+                [
+                    entry.name.to_string(),
+                    risks(entry),
+                    names.join(" "),
+                    format!(
+                        "{} of {}",
+                        entry.available,
+                        entry.available + entry.unavailable
+                    ),
+                    entry.title.clone(),
+                ]
+            }),
+        ),
     }
-    Ok(ExitCode::Ok)
 }
 
 /// The risk, and where gateways differ in it, on how many it is which.
@@ -72,7 +50,8 @@ fn short(argument: &Argument) -> String {
     }
 }
 
-fn show(entry: &CatalogueCommand, format: Format) -> Result<(), Failure> {
+/// Prints one: its arguments and where it can run.
+pub fn show(entry: &CatalogueCommand, format: Format) -> Result<(), Failure> {
     if format == Format::Json {
         return output::json(entry);
     }
@@ -85,7 +64,7 @@ fn show(entry: &CatalogueCommand, format: Format) -> Result<(), Failure> {
     output::line(&format!(
         "risk {}, {repeat}, ended after {}",
         risks(entry),
-        run::duration(entry.timeout_ms)
+        duration(entry.timeout_ms)
     ))?;
     for argument in &entry.arguments {
         let allowed = match &argument.value {

@@ -11,9 +11,9 @@ use viworks_common::id::{CommandId, GatewayName, RunId};
 use viworks_common::output::{Lines, Shown};
 use viworks_common::wire::message::OutputStream;
 
-use super::program_name;
-use crate::error::Failure;
+use crate::failure::Failure;
 use crate::output::{self, Format, plain};
+use crate::program;
 
 /// How long the only line of one of several gateways is kept for its row in the table.
 const HELD_FOR: Duration = Duration::from_secs(2);
@@ -22,7 +22,7 @@ const HELD_FOR: Duration = Duration::from_secs(2);
 const BEHIND_HOLE_BYTES_MAX: usize = 64 * 1024;
 
 /// What is shown of a run, and what is known of its commands.
-pub(super) struct Live {
+pub struct Live {
     run: RunId,
     many: bool,
     format: Format,
@@ -30,11 +30,10 @@ pub(super) struct Live {
 }
 
 /// One command of the run.
-pub(super) struct Command {
-    /// Its gateway.
-    pub(super) gateway: GatewayName,
+pub struct Command {
+    pub gateway: GatewayName,
     /// Its state, once that was told.
-    pub(super) state: Option<CommandState>,
+    pub state: Option<CommandState>,
     stdout: Lines,
     stderr: Lines,
     /// What came behind a hole and is not shown yet, both streams in their order.
@@ -75,7 +74,7 @@ pub struct Told {
 }
 
 impl Live {
-    pub(super) const fn new(run: RunId, many: bool, format: Format) -> Self {
+    pub const fn new(run: RunId, many: bool, format: Format) -> Self {
         Self {
             run,
             many,
@@ -85,12 +84,12 @@ impl Live {
     }
 
     /// The commands by their ids, as far as they were told.
-    pub(super) fn commands(&self) -> impl Iterator<Item = &Command> {
+    pub fn commands(&self) -> impl Iterator<Item = &Command> {
         self.commands.values()
     }
 
     /// What was told of one command's output.
-    pub(super) fn told(&self, command: CommandId) -> Told {
+    pub fn told(&self, command: CommandId) -> Told {
         self.commands
             .get(&command)
             .map_or_else(Told::default, |command| Told {
@@ -100,7 +99,7 @@ impl Live {
             })
     }
 
-    pub(super) fn event(&mut self, event: RunEvent) -> Result<(), Failure> {
+    pub fn event(&mut self, event: RunEvent) -> Result<(), Failure> {
         match event {
             RunEvent::Output {
                 command_id,
@@ -189,7 +188,7 @@ impl Live {
     }
 
     /// Prints lines that were held for long enough.
-    pub(super) fn release_old(&mut self) -> Result<(), Failure> {
+    pub fn release_old(&mut self) -> Result<(), Failure> {
         let now = Instant::now();
         let waited: Vec<CommandId> = self
             .commands
@@ -216,7 +215,7 @@ impl Live {
     }
 
     /// Shows what the retained output of a command has that did not come live, and says how much is missing for good.
-    pub(super) fn complete(&mut self, command: &CommandView) -> Result<(), Failure> {
+    pub fn complete(&mut self, command: &CommandView) -> Result<(), Failure> {
         self.command(command.id, &command.gateway.name).state = Some(command.state);
         let behind = self
             .commands
@@ -306,7 +305,7 @@ impl Live {
                     let marker = format!(
                         "… {} bytes not shown; whole as far as kept: {} runs show {} --full",
                         human::count(bytes),
-                        program_name(),
+                        program::name(),
                         self.run
                     );
                     self.print(id, &marker, true)?;

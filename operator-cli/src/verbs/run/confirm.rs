@@ -1,31 +1,28 @@
-//! What is asked before something changes, and what a dry run says.
+//! What is asked before something changes: a person by prompt, a script by flag.
 
-use std::collections::BTreeMap;
 use std::io::IsTerminal;
 
-use serde_json::json;
 use viworks_api::{GatewayRef, NamedGateway, RunRequest, Targets};
 use viworks_common::catalogue::Risk;
-use viworks_common::human;
 use viworks_runtime::exit::ExitCode;
 
-use super::flags::Options;
 use crate::client::Client;
-use crate::error::Failure;
-use crate::output::{self, Format};
+use crate::failure::Failure;
+use crate::flags::Run;
+use crate::output;
 
 /// Gateways that a refusal names.
 const NAMED_MAX: usize = 10;
 /// Gateways that a question names.
 const NAMED: usize = 5;
 
-/// Asks before something changes: a person by prompt, a script by flag.
+/// Returns when the run is meant, without a question where the flags say so.
 pub(super) async fn confirm(
     client: &Client,
-    options: &Options,
+    flags: &Run,
     request: &RunRequest,
 ) -> Result<(), Failure> {
-    if options.dry_run || options.yes && options.confirm.is_some() {
+    if flags.dry_run || flags.yes && flags.confirm.is_some() {
         return Ok(());
     }
     // An unknown command is the backend's to explain; it names what is allowed.
@@ -52,7 +49,7 @@ pub(super) async fn confirm(
     };
     match highest {
         Risk::Read => Ok(()),
-        Risk::Change if options.yes => Ok(()),
+        Risk::Change if flags.yes => Ok(()),
         // A script that names one gateway means it; a person may have slipped.
         Risk::Change if !many && !std::io::stdin().is_terminal() => Ok(()),
         Risk::Change => ask(
@@ -63,7 +60,7 @@ pub(super) async fn confirm(
             ),
             "--yes",
         ),
-        Risk::Danger if options.confirm.is_some() => Ok(()),
+        Risk::Danger if flags.confirm.is_some() => Ok(()),
         Risk::Danger => {
             let dangerous = meant.iter().filter(|(_gateway, risk)| *risk == highest);
             let names: Vec<String> = dangerous
@@ -157,50 +154,4 @@ fn ask(what: &str, flag: &str) -> Result<(), Failure> {
             "you said no; nothing was sent",
         ))
     }
-}
-
-/// Says what would be run and where; the backend decides it by the code that a submission meets.
-pub(super) async fn dry_run(
-    client: &Client,
-    request: &RunRequest,
-    format: Format,
-) -> Result<ExitCode, Failure> {
-    let plan = client.plan(request).await?;
-    let mut risks: BTreeMap<Risk, Vec<String>> = BTreeMap::new();
-    for planned in &plan.gateways {
-        let names = risks.entry(planned.risk).or_default();
-        names.push(planned.gateway.name.to_string());
-    }
-    let meant = names(plan.gateways.iter().map(|planned| &planned.gateway));
-    let skipped = names(plan.skipped.iter().map(|skipped| &skipped.gateway));
-    match format {
-        Format::Table => {
-            // A line for each risk: who gives the command another one than the others stands alone.
-            for (risk, names) in &risks {
-                output::line(&format!(
-                    "{} ({}) on {}: {}",
-                    request.command,
-                    risk.name(),
-                    human::counted(names.len(), "gateway", "gateways"),
-                    names.join(" ")
-                ))?;
-            }
-            if !skipped.is_empty() {
-                output::line(&format!(
-                    "skipped, because they cannot run it: {}: {}",
-                    human::counted(skipped.len(), "gateway", "gateways"),
-                    skipped.join(" ")
-                ))?;
-            }
-        }
-        Format::Json => output::json(
-            &json!({"apiVersion": "viworks/v1", "kind": "RunPlan", "request": request, "gateways": meant, "risks": risks, "skipped": skipped}),
-        )?,
-    }
-    output::note("nothing was run");
-    Ok(ExitCode::Ok)
-}
-
-fn names<'g>(gateways: impl Iterator<Item = &'g NamedGateway>) -> Vec<String> {
-    gateways.map(|gateway| gateway.name.to_string()).collect()
 }

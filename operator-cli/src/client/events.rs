@@ -1,0 +1,136 @@
+//! A run's events as they come, through interruptions, until the run is finished.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use reqwest::{Method, Response};
+use viworks_api::{ProblemCode, RunEvent};
+use viworks_common::id::RunId;
+use viworks_runtime::exit::ExitCode;
+
+use super::Client;
+use crate::failure::Failure;
+use crate::output;
+
+/// Bytes of one server-sent event, far above what the backend sends.
+const EVENT_BYTES_MAX: usize = 1024 * 1024;
+
+impl Client {
+    /// Follows a run's events until it is finished; `handle` sees each.
+    pub async fn follow(
+        &self,
+        id: RunId,
+        mut handle: impl FnMut(RunEvent) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let mut last_id: Option<String> = None;
+        let mut silent_attempts = 0_u32;
+        loop {
+            let mut builder = self.request(Method::GET, &format!("/v1/runs/{id}/events"));
+            if let Some(id) = &last_id {
+                builder = builder.header("last-event-id", id);
+            }
+            let before = last_id.clone();
+            let ended = match self.checked(builder).await {
+                Ok(response) => {
+                    if read(response, &mut last_id, &mut handle).await? {
+                        return Ok(());
+                    }
+                    // The backend restarted or a proxy cut it. It resumes where it stopped.
+                    Failure::new(ExitCode::Unavailable, "the event stream keeps ending")
+                }
+                // That nobody can watch the run says nothing about the run: its end can be waited for all the same.
+                Err(failure) if failure.is(ProblemCode::Overloaded) => {
+                    output::note(&format!(
+                        "live output is not shown, because the backend is too busy for it ({}); waiting for the end",
+                        failure.what
+                    ));
+                    return self.wait_out(id).await;
+                }
+                Err(failure) if failure.exit == ExitCode::Unavailable => failure,
+                Err(failure) => return Err(failure),
+            };
+            silent_attempts = if before == last_id {
+                silent_attempts + 1
+            } else {
+                0
+            };
+            if silent_attempts > 5 {
+                return Err(ended);
+            }
+            tokio::time::sleep(Duration::from_millis(200 << silent_attempts)).await;
+        }
+    }
+}
+
+/// Whether the stream came to its proper end.
+async fn read(
+    response: Response,
+    last_id: &mut Option<String>,
+    handle: &mut impl FnMut(RunEvent) -> Result<(), Failure>,
+) -> Result<bool, Failure> {
+    let mut bytes = response.bytes_stream();
+    let mut buffer: Vec<u8> = Vec::new();
+    while let Some(chunk) = bytes.next().await {
+        let Ok(chunk) = chunk else { return Ok(false) };
+        buffer.extend_from_slice(&chunk);
+        while let Some(end) = buffer.windows(2).position(|pair| pair == b"\n\n") {
+            let event: Vec<u8> = buffer.drain(..end + 2).collect();
+            let (id, data) = fields(&String::from_utf8_lossy(&event));
+            if id.is_some() {
+                *last_id = id;
+            }
+            if data.is_empty() {
+                continue;
+            }
+            let event: RunEvent = serde_json::from_str(&data).map_err(|error| {
+                Failure::new(
+                    ExitCode::Error,
+                    format!("the backend sent an event this version cannot read: {error}"),
+                )
+            })?;
+            let finished = matches!(event, RunEvent::Finished { .. });
+            handle(event)?;
+            if finished {
+                return Ok(true);
+            }
+        }
+        if buffer.len() > EVENT_BYTES_MAX {
+            return Err(Failure::new(
+                ExitCode::Error,
+                "the backend sent an event beyond every bound",
+            ));
+        }
+    }
+    Ok(false)
+}
+
+/// The id and the data of one server-sent event (WHATWG HTML, "Server-sent events").
+fn fields(event: &str) -> (Option<String>, String) {
+    let mut id = None;
+    let mut data = Vec::new();
+    for line in event.lines() {
+        let (name, value) = line.split_once(':').unwrap_or((line, ""));
+        let value = value.strip_prefix(' ').unwrap_or(value);
+        match name {
+            "id" => id = Some(value.to_owned()),
+            "data" => data.push(value),
+            // Comments, names and retry hints carry nothing that the data does not.
+            _ => {}
+        }
+    }
+    (id, data.join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_taken_apart() {
+        assert_eq!(
+            fields("id: 7\nevent: command\ndata: {\"a\":\ndata: 1}\n\n"),
+            (Some("7".to_owned()), "{\"a\":\n1}".to_owned())
+        );
+        assert_eq!(fields(": heartbeat\n\n"), (None, String::new()));
+    }
+}

@@ -1,0 +1,233 @@
+//! Makes what a demo needs and starts its processes, the backend first.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::Path;
+
+use tokio::time::Instant;
+use viworks_common::human;
+
+use super::layout::{Addresses, Layout};
+use super::processes::{Programs, Running, run_to_end, stop};
+use crate::failure::Failure;
+use crate::{output, views};
+
+/// Where the gateways are said to be.
+const PLACES: [&str; 6] = ["berlin", "lyon", "oslo", "porto", "turin", "ghent"];
+/// What the operator's key may do.
+const SCOPES: &str = "all";
+
+/// The names of so many gateways.
+pub(super) fn gateway_names(number: usize) -> Vec<String> {
+    (0..number).map(gateway_name).collect()
+}
+
+fn gateway_name(index: usize) -> String {
+    PLACES.get(index).map_or_else(
+        || format!("gw-site-{:02}", index + 1),
+        |place| format!("gw-{place}"),
+    )
+}
+
+/// Certificates, database, identities and the operator's key: whatever is missing is made.
+pub(super) async fn prepare(
+    programs: &Programs,
+    layout: &Layout,
+    names: &[String],
+) -> Result<(), Failure> {
+    let step = Instant::now();
+    let config = layout.backend_config();
+    if !config.exists() {
+        let dir = layout.backend();
+        // What an interrupted start left: without its configuration nothing was ever made with it.
+        layout.remove_backend()?;
+        run_to_end(
+            layout,
+            &programs.backend,
+            &["pki", "init", "--dir", path(&dir)?],
+        )
+        .await?;
+    }
+    views::demo::step(
+        "certificates",
+        &views::demo::from_here(&layout.backend()),
+        "ECDSA P-256",
+        step.elapsed(),
+    );
+
+    let step = Instant::now();
+    for (index, name) in names.iter().enumerate() {
+        let dir = layout.gateway(name);
+        if !dir.join("gateway.toml").exists() {
+            let site = format!("site={}", PLACES.get(index).copied().unwrap_or("elsewhere"));
+            let arguments = [
+                "pki",
+                "issue-gateway",
+                name,
+                "--config",
+                path(&config)?,
+                "--out",
+                path(&dir)?,
+                "--label",
+                &site,
+                "--demo",
+            ];
+            run_to_end(layout, &programs.backend, &arguments).await?;
+            layout.complete_catalogue(name)?;
+        }
+    }
+    let token = layout.token();
+    if !token.exists() {
+        let arguments = [
+            "apikey",
+            "create",
+            "--config",
+            path(&config)?,
+            "--name",
+            "demo",
+            "--scopes",
+            SCOPES,
+            "--out",
+            path(&token)?,
+        ];
+        run_to_end(layout, &programs.backend, &arguments).await?;
+    }
+    views::demo::step(
+        "identities",
+        &format!(
+            "{}, 1 operator",
+            human::counted(names.len(), "gateway", "gateways")
+        ),
+        "in the embedded database",
+        step.elapsed(),
+    );
+    Ok(())
+}
+
+/// Starts the backend, on its usual ports where they are free.
+pub(super) async fn backend(
+    programs: &Programs,
+    layout: &Layout,
+    running: &mut Vec<Running>,
+) -> Result<Addresses, Failure> {
+    let step = Instant::now();
+    let (api, agents) = (free_or_any(8080), free_or_any(8081));
+    let addresses = match launch_backend(programs, layout, running, api, agents).await {
+        Ok(addresses) => addresses,
+        // Somebody else may have taken a port after the look; free ones cannot be lost like that.
+        Err(_failure) if (api, agents) != (0, 0) => {
+            stop(running).await;
+            output::note("  the backend did not come up; trying free ports");
+            launch_backend(programs, layout, running, 0, 0).await?
+        }
+        Err(failure) => return Err(failure),
+    };
+    views::demo::step(
+        "backend",
+        &format!("wss://{}", addresses.agents),
+        &format!("API http://{}", addresses.api),
+        step.elapsed(),
+    );
+    Ok(addresses)
+}
+
+async fn launch_backend(
+    programs: &Programs,
+    layout: &Layout,
+    running: &mut Vec<Running>,
+    api: u16,
+    agents: u16,
+) -> Result<Addresses, Failure> {
+    let ready = layout.ready("backend");
+    remove_stale(&ready)?;
+    let environment = [
+        ("VIWORKS__API__LISTEN", format!("127.0.0.1:{api}")),
+        ("VIWORKS__AGENTS__LISTEN", format!("127.0.0.1:{agents}")),
+    ];
+    let config = layout.backend_config();
+    let arguments = [
+        "serve",
+        "--config",
+        path(&config)?,
+        "--ready-file",
+        path(&ready)?,
+    ];
+    running.push(Running::start(
+        layout,
+        "backend",
+        &programs.backend,
+        &arguments,
+        &environment,
+    )?);
+    let backend = running.last_mut().expect("it was pushed on the line above");
+    backend.ready(&ready).await
+}
+
+/// Starts the gateways; that they are there is another question.
+pub(super) fn gateways(
+    programs: &Programs,
+    layout: &Layout,
+    names: &[String],
+    addresses: &Addresses,
+    running: &mut Vec<Running>,
+) -> Result<(), Failure> {
+    for name in names {
+        let config = layout.gateway(name).join("gateway.toml");
+        let mut environment = vec![(
+            "VIWORKS__OUTBOUND__URL",
+            format!("wss://{}/agent/v1/connect", addresses.agents),
+        )];
+        if let Some(socket) = layout.short_socket(name)? {
+            environment.push(("VIWORKS__GATEWAY__SOCKET", path(&socket)?.to_owned()));
+        }
+        running.push(Running::start(
+            layout,
+            name,
+            &programs.gateway,
+            &["run", "--config", path(&config)?],
+            &environment,
+        )?);
+    }
+    Ok(())
+}
+
+fn path(path: &Path) -> Result<&str, Failure> {
+    path.to_str().ok_or_else(|| {
+        Failure::usage(format!(
+            "{} is not UTF-8; use another folder",
+            path.display()
+        ))
+    })
+}
+
+fn remove_stale(file: &Path) -> Result<(), Failure> {
+    match std::fs::remove_file(file) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The wanted port when it is free, otherwise 0: the backend then takes any free one.
+fn free_or_any(port: u16) -> u16 {
+    match TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port))) {
+        Ok(_free) => port,
+        Err(_taken) => {
+            output::note(&format!("  port {port} is taken; using a free one"));
+            0
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::gateway_names;
+
+    #[test]
+    fn gateway_names_are_distinct_and_valid() {
+        let names: std::collections::BTreeSet<String> = gateway_names(40).into_iter().collect();
+        assert_eq!(names.len(), 40);
+        for name in names {
+            name.parse::<viworks_common::id::GatewayName>().unwrap();
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! What failed, the state left behind, the fix, and a code to look up; how it is printed is a view.
+
+use viworks_api::{Problem, ProblemCode};
+use viworks_runtime::exit::ExitCode;
+
+/// One failure, to be shown to a person or to a program.
+#[derive(Debug)]
+pub struct Failure {
+    pub exit: ExitCode,
+    /// What failed: a lower-case fragment.
+    pub what: String,
+    /// State left behind and the fix, a sentence each.
+    pub details: Vec<String>,
+    /// The backend's own words, when it had any.
+    pub problem: Option<Box<Problem>>,
+    /// Whether there is nobody to tell: who read standard output has gone, as `head` does.
+    pub quiet: bool,
+}
+
+impl Failure {
+    pub fn new(exit: ExitCode, what: impl Into<String>) -> Self {
+        Self {
+            exit,
+            what: what.into(),
+            details: Vec::new(),
+            problem: None,
+            quiet: false,
+        }
+    }
+
+    /// Who read standard output has gone: nothing is wrong, and nothing is left to say.
+    pub fn reader_gone() -> Self {
+        Self {
+            quiet: true,
+            ..Self::new(
+                ExitCode::ReaderGone,
+                "the reader of standard output has gone",
+            )
+        }
+    }
+
+    /// Whether the backend gave this reason.
+    pub fn is(&self, code: ProblemCode) -> bool {
+        self.problem
+            .as_ref()
+            .is_some_and(|problem| problem.code == code.code())
+    }
+
+    /// Wrong flags or arguments.
+    pub fn usage(what: impl Into<String>) -> Self {
+        Self::new(ExitCode::Usage, what)
+    }
+
+    /// Adds a sentence: the state left behind, or the fix.
+    #[must_use]
+    pub fn with(mut self, detail: impl Into<String>) -> Self {
+        self.details.push(detail.into());
+        self
+    }
+}
+
+/// An error with everything that it was caused by, each said once.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::new(ExitCode::Error, error.to_string())
+    }
+}

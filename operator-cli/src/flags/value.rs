@@ -1,0 +1,83 @@
+//! How the values of flags are read, and what is expected where one cannot be.
+
+use std::time::Duration;
+
+use viworks_api::GatewayStatus;
+
+use crate::output::Format;
+
+/// Reads a format; a variable that is empty is one that is not set.
+pub(super) fn format(text: &str) -> Result<Format, String> {
+    match text {
+        "" | "table" => Ok(Format::Table),
+        "json" => Ok(Format::Json),
+        _ => Err("expected table or json".to_owned()),
+    }
+}
+
+/// Reads how many rows are wanted: at least one.
+pub(super) fn rows(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|rows| *rows > 0)
+        .ok_or_else(|| "expected a whole number from 1".to_owned())
+}
+
+/// Reads a span of time such as `30s`, `15m`, `2h` or `500ms`.
+pub(super) fn span(text: &str) -> Result<Duration, String> {
+    let expected = || {
+        format!("{text:?} is no span of time: expected a number and ms, s, m, h or d, such as 30s")
+    };
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .ok_or_else(expected)?;
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_not_a_number| expected())?;
+    let milliseconds = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return Err(expected()),
+    };
+    number
+        .checked_mul(milliseconds)
+        .map(Duration::from_millis)
+        .ok_or_else(expected)
+}
+
+/// Reads a span of time that is longer than none.
+pub(super) fn some_time(text: &str) -> Result<Duration, String> {
+    match span(text)? {
+        Duration::ZERO => {
+            Err("no time at all ends every command at once; expected 1ms or more".to_owned())
+        }
+        some => Ok(some),
+    }
+}
+
+/// Reads a gateway's status.
+pub(super) fn status(text: &str) -> Result<GatewayStatus, String> {
+    let all = GatewayStatus::ALL.iter().copied();
+    all.clone()
+        .find(|status| status.name() == text)
+        .ok_or_else(|| {
+            let names: Vec<&str> = all.map(GatewayStatus::name).collect();
+            format!("expected one of {}", names.join(", "))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Duration, span};
+
+    #[test]
+    fn spans_of_time_are_read_or_refused_with_the_expected_form() {
+        assert_eq!(span("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(span("2h"), Ok(Duration::from_secs(7_200)));
+        for text in ["", "5", "m", "5 m", "-5s", "5w", "99999999999999999999d"] {
+            assert!(span(text).unwrap_err().contains("such as 30s"), "{text:?}");
+        }
+    }
+}

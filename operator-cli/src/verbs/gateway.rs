@@ -1,0 +1,58 @@
+//! `viworks gateway`: who the gateways are and whether they answer.
+
+use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::exit::ExitCode;
+
+use crate::client::Client;
+use crate::failure::Failure;
+use crate::flags::Gateway;
+use crate::output::{self, Format};
+use crate::views;
+
+pub(super) async fn execute(
+    client: &Client,
+    verb: Gateway,
+    format: Format,
+) -> Result<ExitCode, Failure> {
+    match verb {
+        Gateway::Ls { status } => {
+            let mut gateways = client.gateways().await?;
+            gateways
+                .items
+                .retain(|gateway| status.is_none_or(|status| gateway.status == status));
+            views::gateway::list(&gateways, format, SystemClock.wall())?;
+        }
+        Gateway::Show { gateway } => show(client, &gateway, format).await?,
+        Gateway::Forks { gateway } => {
+            let forks = client.forks(&gateway).await?;
+            views::forks::list(&forks, format, SystemClock.wall())?;
+        }
+        Gateway::Orphans { gateway } => {
+            let orphans = client.orphans(&gateway).await?;
+            views::orphans::list(&orphans, format, SystemClock.wall())?;
+        }
+    }
+    Ok(ExitCode::Ok)
+}
+
+/// A person is shown the latest fork as well: whoever has one looks for it.
+async fn show(client: &Client, reference: &str, format: Format) -> Result<(), Failure> {
+    let gateway = client.gateway(reference).await?;
+    views::gateway::show(&gateway, format, SystemClock.wall())?;
+    if gateway.forks == 0 || format == Format::Json {
+        return Ok(());
+    }
+    let forks = client.forks(&gateway.id.to_string()).await?.items;
+    if let Some(latest) = forks.first() {
+        output::line("")?;
+        views::forks::side_by_side(latest, SystemClock.wall())?;
+    }
+    if forks.len() > 1 {
+        output::note(&format!(
+            "{} more: viworks gateway forks {}",
+            forks.len() - 1,
+            gateway.name
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,19 @@
+//! How outcomes look: tables and sentences for people, documents for programs.
+
+pub mod catalogue;
+pub mod codes;
+pub mod contexts;
+pub mod demo;
+mod document;
+pub mod failure;
+pub mod forks;
+pub mod gateway;
+pub mod live;
+pub mod orphans;
+pub mod plan;
+pub mod result;
+pub mod runs;
+pub mod submitted;
+pub mod telemetry;
+pub mod waiting;
+mod words;

@@ -1,0 +1,98 @@
+//! A failure on standard error: lines for people, one JSON object for programs.
+
+use std::io::Write;
+
+use serde::Serialize;
+use viworks_api::ProblemCode;
+use viworks_common::text;
+
+use crate::failure::Failure;
+use crate::output::{self, Format, one_line};
+
+/// Fields of a submission, and the flags that they come from.
+const FLAGS: [(&str, &str); 6] = [
+    ("deadline_ms", "--expires"),
+    ("timeout_ms", "--timeout"),
+    ("skip_unable", "--skip-unable"),
+    ("expect_targets", "--confirm"),
+    ("reason", "--reason"),
+    ("Idempotency-Key", "--idempotency-key"),
+];
+
+/// How to run without the gateways that stand in the way, which the API says in its own words.
+const WITHOUT_THEM: &str =
+    "leave them out (of -g, or of --all with --except NAMES), or add --skip-unable";
+
+/// A field of the API in the words of the command line.
+fn flag(field: &str) -> &str {
+    FLAGS
+        .iter()
+        .find(|(name, _flag)| *name == field)
+        .map_or(field, |(_name, flag)| flag)
+}
+
+/// A failure that no answer of the backend describes, in the shape of one that does (RFC 9457).
+#[derive(Serialize)]
+struct Described<'f> {
+    code: &'f str,
+    detail: String,
+    title: &'f str,
+    r#type: &'static str,
+}
+
+/// Prints it, unless nobody is left to read it.
+pub fn print(failure: &Failure, format: Format) {
+    output::clear_status();
+    if failure.quiet {
+        return;
+    }
+    let mut text = Vec::new();
+    let composed = match format {
+        Format::Json => write_json(failure, &mut text),
+        Format::Table => write_text(failure, &mut text),
+    };
+    let text = String::from_utf8_lossy(&text);
+    let harmless = match format {
+        Format::Json => text::json(&text),
+        Format::Table => text::block(&text),
+    };
+    // Nobody is left to tell when standard error is gone.
+    let _written = composed.and_then(|()| std::io::stderr().lock().write_all(harmless.as_bytes()));
+}
+
+fn write_text(failure: &Failure, out: &mut impl Write) -> std::io::Result<()> {
+    writeln!(out, "error: {}", one_line(&failure.what))?;
+    for detail in &failure.details {
+        writeln!(out, "  {}", one_line(detail))?;
+    }
+    let Some(problem) = &failure.problem else {
+        return Ok(());
+    };
+    for error in &problem.errors {
+        let (field, what) = (one_line(flag(&error.field)), one_line(&error.problem));
+        writeln!(out, "  {field}: {what}")?;
+        if let Some(allowed) = &error.allowed {
+            let of_the_api = allowed.contains("all_except");
+            let allowed = if of_the_api { WITHOUT_THEM } else { allowed };
+            writeln!(out, "    allowed: {}", one_line(allowed))?;
+        }
+    }
+    if let Ok(code) = problem.code.parse::<ProblemCode>() {
+        writeln!(out, "  fix: {}", code.advice())?;
+    }
+    let (code, request) = (&problem.code, &problem.request_id);
+    writeln!(out, "  help  viworks error {code}   request {request}")
+}
+
+fn write_json(failure: &Failure, out: &mut impl Write) -> std::io::Result<()> {
+    let text = match &failure.problem {
+        Some(problem) => serde_json::to_string(problem),
+        None => serde_json::to_string(&Described {
+            code: failure.exit.name(),
+            detail: failure.details.join(" "),
+            title: &failure.what,
+            r#type: "about:blank",
+        }),
+    };
+    writeln!(out, "{}", text?)
+}

@@ -1,0 +1,117 @@
+//! What a run waits for, in one sentence.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use viworks_api::{Gateway, GatewayStatus, Run};
+use viworks_common::command::CommandState;
+use viworks_common::human;
+use viworks_common::id::GatewayName;
+use viworks_common::time::Timestamp;
+
+use super::live::Live;
+
+/// Gateways that are named.
+const NAMED: usize = 3;
+
+/// Where a run stands.
+pub struct Standing {
+    pub total: usize,
+    pub done: usize,
+    pub running: Vec<GatewayName>,
+    pub waiting: Vec<GatewayName>,
+}
+
+impl Standing {
+    /// As far as it was told.
+    pub fn of(live: &Live) -> Self {
+        let mut standing = Self {
+            total: 0,
+            done: 0,
+            running: Vec::new(),
+            waiting: Vec::new(),
+        };
+        for command in live.commands() {
+            standing.total += 1;
+            match command.state {
+                Some(state) if state.is_final() => standing.done += 1,
+                Some(CommandState::Running) => standing.running.push(command.gateway.clone()),
+                _ => standing.waiting.push(command.gateway.clone()),
+            }
+        }
+        standing.waiting.sort();
+        standing.running.sort();
+        standing
+    }
+    /// Those of the waiting that are called by their names.
+    pub fn named(&self) -> &[GatewayName] {
+        self.waiting.get(..NAMED).unwrap_or(&self.waiting)
+    }
+}
+
+/// For whom the run waits, why, and until when.
+pub fn sentence(
+    standing: &Standing,
+    known: &BTreeMap<GatewayName, Gateway>,
+    run: &Run,
+    waited: Duration,
+    now: Timestamp,
+) -> String {
+    let done = format!("{} of {} done", standing.done, standing.total);
+    if standing.waiting.is_empty() {
+        let names: Vec<&str> = standing
+            .running
+            .iter()
+            .take(NAMED)
+            .map(GatewayName::as_str)
+            .collect();
+        let more = more(standing.running.len());
+        return format!(
+            "running on {}{more} · {} · {done}",
+            names.join(", "),
+            human::span(waited)
+        );
+    }
+    let who: Vec<String> = standing
+        .named()
+        .iter()
+        .map(|name| match known.get(name) {
+            Some(gateway) => format!("{name} ({})", reason(gateway, now)),
+            None => name.to_string(),
+        })
+        .collect();
+    format!(
+        "waiting for {}{} · may start until {} ({}) · {done}",
+        who.join(", "),
+        more(standing.waiting.len()),
+        human::clock_utc(run.deadline),
+        human::relative(run.deadline, now)
+    )
+}
+
+fn more(all: usize) -> String {
+    match all.saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    }
+}
+
+fn reason(gateway: &Gateway, now: Timestamp) -> String {
+    let seen = || {
+        gateway.last_seen.map_or_else(String::new, |at| {
+            format!(", last seen {}", human::relative(at, now))
+        })
+    };
+    match gateway.status {
+        GatewayStatus::Online => match gateway.queued_commands {
+            // Its end is known there, and what tells it here has not been read yet.
+            0 => "online, its answer is on the way".to_owned(),
+            1 => "online, about to start".to_owned(),
+            queued => format!("online, {queued} commands in its queue"),
+        },
+        GatewayStatus::Offline => format!("offline{}", seen()),
+        GatewayStatus::Never => "never connected".to_owned(),
+        GatewayStatus::Revoked => "revoked".to_owned(),
+        GatewayStatus::Blocked => "blocked".to_owned(),
+    }
+}
