@@ -1,0 +1,172 @@
+//! Every subcommand, flag and help text, and how the values of flags are read.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use viworks_api::Scope;
+use viworks_common::id::{
+    ApiKeyId, GatewayName, InvalidId, LabelKey, TrustDomain, check_label_value,
+};
+
+use crate::data::GatewayRef;
+
+/// The backend of ViWorkS.
+#[derive(Debug, Parser)]
+#[command(name = "viworks-backend-agent", version, about)]
+pub(super) struct Cli {
+    #[command(subcommand)]
+    pub(super) command: Subcommands,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ConfigFlag {
+    /// The configuration file
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: PathBuf,
+    /// The backend's own folder, whatever the configuration says
+    #[arg(long, value_name = "DIR")]
+    pub(super) state_folder: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Subcommands {
+    /// Run the backend
+    Serve {
+        #[command(flatten)]
+        config: ConfigFlag,
+        /// Write the addresses as JSON once both listeners take connections
+        #[arg(long, value_name = "FILE")]
+        ready_file: Option<PathBuf>,
+    },
+    /// Check the configuration and everything it names, and say every problem
+    CheckConfig(ConfigFlag),
+    /// Print the configuration reference as Markdown
+    ConfigReference,
+    /// Create the database or bring it up to date
+    Migrate(ConfigFlag),
+    /// Keys for the operators' API
+    #[command(subcommand)]
+    Apikey(ApikeyCommand),
+    /// Certificates and identities
+    #[command(subcommand)]
+    Pki(PkiCommand),
+    /// Gateways
+    #[command(subcommand)]
+    Gateway(GatewayCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ApikeyCommand {
+    /// Make a key and write its secret to a new file
+    Create {
+        #[command(flatten)]
+        config: ConfigFlag,
+        /// What it may do, separated by commas, or `all`
+        #[arg(long, value_parser = scopes)]
+        scopes: Scopes,
+        /// What it is for
+        #[arg(long, default_value = "operator")]
+        name: String,
+        /// After how many days it ends; never when left out
+        #[arg(long, value_parser = clap::value_parser!(u64).range(1..=3_650))]
+        expires_days: Option<u64>,
+        /// Where its secret goes
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// List all keys
+    Ls(ConfigFlag),
+    /// Revoke a key
+    Revoke {
+        #[command(flatten)]
+        config: ConfigFlag,
+        /// Its id
+        id: ApiKeyId,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum PkiCommand {
+    /// Make an authority, the server's keys, the master key and a complete configuration
+    Init {
+        /// Where everything goes
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+        /// The trust domain in every gateway's name
+        #[arg(long, default_value = "viworks.internal")]
+        trust_domain: TrustDomain,
+        /// A DNS name or address of the server; may be repeated
+        #[arg(long = "server-name", default_values = ["localhost", "127.0.0.1", "::1"])]
+        server_names: Vec<String>,
+    },
+    /// Let a gateway join and write everything it needs: keys, identity, configuration and the shipped catalogue
+    IssueGateway {
+        #[command(flatten)]
+        config: ConfigFlag,
+        /// Its name
+        name: GatewayName,
+        /// Where its files go
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// A label as key=value; may be repeated
+        #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+        labels: Vec<(String, String)>,
+        /// Where the gateway reaches the backend: wss://HOST:PORT; `public_url` of [agents], or where it listens, when left out
+        #[arg(long)]
+        url: Option<String>,
+        /// How many days its certificate lives; 90 when left out
+        #[arg(long, value_parser = clap::value_parser!(u64).range(1..=3_650))]
+        days: Option<u64>,
+        /// A gateway of the local demo: it may use commands that belong to its own user
+        #[arg(long)]
+        demo: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum GatewayCommand {
+    /// Revoke a gateway: its session ends, and it never gets another one
+    Revoke {
+        #[command(flatten)]
+        config: ConfigFlag,
+        /// Its name or id
+        gateway: GatewayRef,
+    },
+}
+
+/// What a key may do, as one argument.
+#[derive(Debug, Clone)]
+pub(super) struct Scopes(pub(super) BTreeSet<Scope>);
+
+fn scopes(text: &str) -> Result<Scopes, String> {
+    if text == "all" {
+        return Ok(Scopes(Scope::ALL.iter().copied().collect()));
+    }
+    let known = |name: &str| {
+        Scope::ALL
+            .iter()
+            .copied()
+            .find(|scope| scope.name() == name)
+    };
+    let scopes = text.split(',').map(|name| {
+        known(name).ok_or_else(|| {
+            let names: Vec<_> = Scope::ALL.iter().map(|scope| scope.name()).collect();
+            format!("{name:?} is no scope; known are all, {}", names.join(", "))
+        })
+    });
+    scopes.collect::<Result<_, _>>().map(Scopes)
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("a label is written key=value")?;
+    let key: LabelKey = key.parse().map_err(|error: InvalidId| error.to_string())?;
+    check_label_value(value).map_err(|error| error.to_string())?;
+    Ok((key.to_string(), value.to_owned()))
+}
+
+/// What a number of days stands for.
+pub(super) const fn days(days: u64) -> Duration {
+    Duration::from_secs(days * 24 * 3_600)
+}

@@ -1,0 +1,76 @@
+//! `apikey`: makes, lists and revokes keys for the operators' API.
+
+use viworks_common::id::Tenant;
+use viworks_common::limits::PAGE_ROWS_MAX;
+use viworks_runtime::exit::ExitCode;
+
+use super::super::flags::{ApikeyCommand, days};
+use super::super::views::{self, print, say};
+use super::open::{actor, line, load, open};
+use crate::auth::apikey::{self, CreateKey};
+use crate::data::sqlite::SqliteStore;
+use crate::data::{Page, Store};
+
+pub(super) async fn execute(command: ApikeyCommand) -> anyhow::Result<ExitCode> {
+    let tenant = Tenant::default_tenant();
+    match command {
+        ApikeyCommand::Create {
+            config,
+            scopes,
+            name,
+            expires_days,
+            out,
+        } => {
+            let store = open(&load(&config)?).await?;
+            let request = CreateKey {
+                name,
+                scopes: scopes.0,
+                expires_in: expires_days.map(days),
+            };
+            let created = apikey::create(
+                &store,
+                &tenant,
+                request,
+                &actor(),
+                &out,
+                line(&store).await?,
+            )
+            .await;
+            store.close().await;
+            print(&format!("{}  {}", created?.id, out.display()))?;
+        }
+        ApikeyCommand::Ls(config) => {
+            let store = open(&load(&config)?).await?;
+            let listed = list_keys(&store, &tenant).await;
+            store.close().await;
+            listed?;
+        }
+        ApikeyCommand::Revoke { config, id } => {
+            let store = open(&load(&config)?).await?;
+            let revoked = apikey::revoke(&store, &tenant, id, &actor(), line(&store).await?).await;
+            store.close().await;
+            if revoked?.is_none() {
+                say(&format!("error: there is no API key {id}"));
+                return Ok(ExitCode::NotFound);
+            }
+            print(&format!("revoked {id}"))?;
+        }
+    }
+    Ok(ExitCode::Ok)
+}
+
+/// Prints every key, page after page.
+async fn list_keys(store: &SqliteStore, tenant: &Tenant) -> anyhow::Result<()> {
+    let now = line(store).await?;
+    let mut page = Page::first(PAGE_ROWS_MAX);
+    loop {
+        let listing = apikey::list(store, tenant, page, now).await?;
+        for key in listing.items {
+            print(&views::key(&key, now))?;
+        }
+        match listing.next {
+            Some(next) => page = Page::after(next, PAGE_ROWS_MAX),
+            None => return Ok(()),
+        }
+    }
+}

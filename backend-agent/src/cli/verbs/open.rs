@@ -1,0 +1,55 @@
+//! The configuration and the database that a subcommand is about.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use viworks_common::time::Timestamp;
+use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::config::{Environment, Problems, environment};
+use viworks_runtime::files;
+use viworks_runtime::sqlite::Options;
+
+use super::super::flags::ConfigFlag;
+use crate::app::{StartError, timeline};
+use crate::config::Config;
+use crate::data::sqlite::SqliteStore;
+use crate::data::{Actor, StoreError};
+use crate::setup::Setup;
+
+/// The configuration, checked.
+pub(super) fn load(flag: &ConfigFlag) -> Result<Config, Problems> {
+    let (path, environment) = place(flag);
+    Config::load(&path, &environment)
+}
+
+/// What the start reads, and the check as well.
+pub(super) fn load_all(flag: &ConfigFlag) -> Result<Setup, Problems> {
+    let (path, environment) = place(flag);
+    Setup::load(&path, &environment, SystemClock.wall())
+}
+
+fn place(flag: &ConfigFlag) -> (PathBuf, Environment) {
+    let path = std::path::absolute(&flag.config).unwrap_or_else(|_no_folder| flag.config.clone());
+    let mut environment = environment();
+    if let Some(folder) = &flag.state_folder {
+        let folder = std::path::absolute(folder).unwrap_or_else(|_no_folder| folder.clone());
+        environment = environment.with("VIWORKS__DATA__STATE_FOLDER", &folder.to_string_lossy());
+    }
+    (path, environment)
+}
+
+/// The database; made when there is none.
+pub(super) async fn open(config: &Config) -> Result<SqliteStore, StartError> {
+    files::create_private_folder(&config.data.state_folder)?;
+    Ok(SqliteStore::open(Options::new(&config.data.sqlite_file)).await?)
+}
+
+/// What the time line of the store reads; a running backend is on the same.
+pub(super) async fn line(store: &SqliteStore) -> Result<Timestamp, StoreError> {
+    Ok(timeline(store, Arc::new(SystemClock)).await?.line())
+}
+
+/// Who is at the keyboard, for the audit log.
+pub(super) fn actor() -> Actor {
+    Actor::local(&format!("uid {}", rustix::process::getuid().as_raw()))
+}

@@ -1,0 +1,141 @@
+//! `pki`: makes an authority, and lets gateways join.
+
+use std::sync::Arc;
+
+use viworks_common::id::Tenant;
+use viworks_runtime::clock::{Clock, SystemClock};
+
+use super::super::flags::{PkiCommand, days};
+use super::super::views::{print, say};
+use super::open::{actor, load, open};
+use crate::app::timeline;
+use crate::config::Config;
+use crate::data::Store;
+use crate::listening;
+use crate::pki::PkiError;
+use crate::pki::init::{InitRequest, init};
+use crate::pki::issue::{Delivery, GATEWAY_LIFE, IssueRequest, Office, is_for, issue};
+
+pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<()> {
+    match command {
+        PkiCommand::Init {
+            dir,
+            trust_domain,
+            server_names,
+        } => {
+            let request = InitRequest {
+                folder: dir,
+                trust_domain,
+                server_names,
+            };
+            let made = init(&request, SystemClock.wall())?;
+            print(&format!("config  {}", made.config.display()))?;
+            print(&format!("pin     {}", made.active))?;
+            print(&format!("next    {}", made.next))?;
+        }
+        PkiCommand::IssueGateway {
+            config,
+            name,
+            out,
+            labels,
+            url,
+            days: life,
+            demo,
+        } => {
+            let config = load(&config)?;
+            let url = match url {
+                Some(url) => url,
+                None => url_for_gateways(&config, demo)?,
+            };
+            let delivery = Delivery {
+                folder: out,
+                url,
+                demo,
+            };
+            delivery.check()?;
+            let request = IssueRequest {
+                name,
+                labels: labels.into_iter().collect(),
+                life: life.map_or(GATEWAY_LIFE, days),
+            };
+            issue_gateway(&config, &delivery, request).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Where gateways reach this backend, as far as it is known here.
+fn url_for_gateways(config: &Config, demo: bool) -> Result<String, PkiError> {
+    if let Some(url) = &config.agents.public_url {
+        return Ok(url.clone());
+    }
+    // A port may be another one than is configured.
+    let address = listening::agents(&config.data.state_folder).unwrap_or(config.agents.listen);
+    if address.ip().is_unspecified() || address.port() == 0 {
+        return Err(PkiError::Url {
+            message: format!("{address} does not say where gateways reach this backend"),
+            help: format!(
+                "say it: --url wss://HOST:{}, or public_url in [agents]",
+                address.port()
+            ),
+        });
+    }
+    let port = address.port();
+    let mut places = vec![(address.ip().to_string(), address.to_string())];
+    if address.ip().is_loopback() {
+        places.push(("localhost".to_owned(), format!("localhost:{port}")));
+    }
+    let file = &config.agents.certificate_file;
+    let mut place = None;
+    for (host, authority) in places {
+        if place.is_none() && is_for(file, &host)? {
+            place = Some(authority);
+        }
+    }
+    let Some(place) = place else {
+        return Err(PkiError::Url {
+            message: format!(
+                "gateways would refuse this backend at {address}, because {} is not for {}",
+                file.display(),
+                address.ip()
+            ),
+            help: format!(
+                "say the name that the certificate is for: --url wss://NAME:{port}, or public_url in [agents]"
+            ),
+        });
+    };
+    if address.ip().is_loopback() && !demo {
+        say(&format!(
+            "the gateway will look for the backend on its own machine, at {place}; for another one: --url wss://HOST:PORT, or public_url in [agents]"
+        ));
+    }
+    Ok(format!("wss://{place}/agent/v1/connect"))
+}
+
+async fn issue_gateway(
+    config: &Config,
+    delivery: &Delivery,
+    request: IssueRequest,
+) -> anyhow::Result<()> {
+    let office = Office::open(config)?;
+    let store = open(config).await?;
+    let tenant = Tenant::default_tenant();
+    let name = request.name.clone();
+    let clock = timeline(&store, Arc::new(SystemClock)).await?;
+    let issued = issue(
+        &store,
+        &tenant,
+        &office,
+        request,
+        delivery,
+        &actor(),
+        &clock,
+    )
+    .await;
+    store.close().await;
+    print(&format!(
+        "{name}  {}  {}",
+        issued?,
+        delivery.folder.display()
+    ))
+}
