@@ -33,19 +33,19 @@ impl Setup {
     pub fn load(path: &Path, environment: &Environment, now: Timestamp) -> Result<Self, Problems> {
         let mut document = Document::load(path, environment)?;
         let config = Config::read(&mut document);
-        let mut loaded = None;
-        if let Some(config) = &config {
-            let mut problems = examine_state(&config.data);
-            match ServerMaterial::load(config) {
-                Ok(material) => loaded = Some(material),
-                Err(found) => problems.extend(found.into_vec()),
+        let mut problems = examine_state(&config.data);
+        let loaded = match ServerMaterial::load(&config) {
+            Ok(material) => Some(material),
+            Err(found) => {
+                problems.extend(found.into_vec());
+                None
             }
-            // A file whose key is missing was noted as that.
-            problems.retain(|problem| problem.place != Place::File(Path::new("").to_owned()));
-            document.adopt(problems);
-        }
+        };
+        // A file whose key is missing was noted as that.
+        problems.retain(|problem| problem.place != Place::File(Path::new("").to_owned()));
+        document.adopt(problems);
         document.finish()?;
-        let (Some(config), Some(material)) = (config, loaded) else {
+        let Some(material) = loaded else {
             return Err(Problems::new(vec![Problem::of_file(
                 path,
                 "the configuration is incomplete",

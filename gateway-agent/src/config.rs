@@ -8,11 +8,12 @@ use std::time::Duration;
 use rustls::pki_types::ServerName;
 use viworks_common::id::{LabelKey, check_label_value};
 use viworks_common::key::BindingMode;
-use viworks_common::limits;
+use viworks_common::limits::{HANDSHAKE_STEP_TIMEOUT, LABELS_MAX, SEND_PROGRESS_TIMEOUT};
 use viworks_common::pin::{PINS_MAX, SpkiPin};
 use viworks_common::session::backoff::BackoffSettings;
 use viworks_runtime::config::{Document, Environment, Problems, Section};
-use viworks_runtime::logging::{self, Format};
+use viworks_runtime::logging::LogConfig;
+use viworks_runtime::settings;
 
 use crate::{collect, journal, spool};
 
@@ -35,119 +36,16 @@ const CONNECT_PATH: &str = "/agent/v1/connect";
 /// The whole configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// `[gateway]`.
     pub gateway: GatewayConfig,
-    /// `[identity]`.
     pub identity: IdentityConfig,
-    /// `[outbound]`.
     pub outbound: OutboundConfig,
-    /// `[executor]`.
     pub executor: ExecutorConfig,
-    /// `[spool]`: bytes of telemetry kept on disk.
+    /// Bytes of telemetry kept on disk.
     pub spool_bytes_max: u64,
-    /// `[collect]`: how often the host is read, if at all.
+    /// How often the host is read, if at all.
     pub collect_interval: Option<Duration>,
-    /// `[journal]`.
     pub journal: JournalConfig,
-    /// `[log]`.
     pub log: LogConfig,
-}
-
-/// The durable record of commands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct JournalConfig {
-    /// Commands remembered.
-    pub entries_max: u32,
-    /// How often the disk is looked at for room for a reserve that was given up.
-    pub reserve_check: Duration,
-}
-
-/// What belongs to this host.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GatewayConfig {
-    /// The agent's own folder; one process locks it.
-    pub state_folder: PathBuf,
-    /// The local API.
-    pub socket: PathBuf,
-    /// Labels reported to the backend.
-    pub labels: BTreeMap<String, String>,
-}
-
-/// The files that make the gateway who it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct IdentityConfig {
-    /// The certificate chain.
-    pub certificate_file: PathBuf,
-    /// Its private key.
-    pub key_file: PathBuf,
-    /// Agent id, agent key and first token.
-    pub identity_file: PathBuf,
-}
-
-/// The connection to the backend.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OutboundConfig {
-    /// Host as in the URL.
-    pub host: String,
-    /// Port.
-    pub port: u16,
-    /// Path and query of the request.
-    pub path: String,
-    /// The name in the server's certificate.
-    pub server_name: String,
-    /// What sessions are bound to.
-    pub binding: BindingMode,
-    /// Keys the backend may show.
-    pub pins: BTreeSet<SpkiPin>,
-    /// The authority of the backend's certificate.
-    pub ca_file: PathBuf,
-    /// The lowest protocol version that is spoken.
-    pub version_floor: u8,
-    /// One step each.
-    pub timeouts: Timeouts,
-    /// Between attempts.
-    pub backoff: BackoffSettings,
-}
-
-/// How long each step of an attempt may take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Timeouts {
-    /// For name resolution.
-    pub resolve: Duration,
-    /// For TCP, per address.
-    pub connect: Duration,
-    /// For the TLS handshake.
-    pub tls: Duration,
-    /// For the HTTP upgrade.
-    pub upgrade: Duration,
-    /// From the upgrade to CONFIRM.
-    pub opening: Duration,
-    /// For a send to make progress.
-    pub send: Duration,
-}
-
-/// What may run, and how much at once.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ExecutorConfig {
-    /// The catalogue.
-    pub commands_folder: PathBuf,
-    /// Whether files of the agent's own user count.
-    pub allow_own_commands: bool,
-    /// Commands at once.
-    pub parallel_max: usize,
-    /// Between SIGTERM and SIGKILL.
-    pub kill_grace: Duration,
-}
-
-/// The log.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LogConfig {
-    /// How a line looks.
-    pub format: Format,
-    /// What is logged.
-    pub filter: String,
-    /// Bytes of lines that may wait for whoever takes the log.
-    pub waiting_bytes_max: usize,
 }
 
 impl Config {
@@ -178,105 +76,116 @@ impl Config {
 
     pub(crate) fn read(document: &mut Document) -> Self {
         Self {
-            gateway: read_gateway(&mut document.section("gateway", "What belongs to this host.")),
-            identity: read_identity(&mut document.section(
-                "identity",
-                "The files that make this gateway who it is, as issued by the backend.",
-            )),
+            gateway: GatewayConfig::read(document),
+            identity: IdentityConfig::read(document),
             outbound: read_outbound(
                 &mut document.section("outbound", "The connection to the backend."),
             ),
-            executor: read_executor(
-                &mut document.section("executor", "What may run, and how much at once."),
-            ),
-            spool_bytes_max: document
-                .section("spool", "Telemetry that waits for the backend.")
-                .integer(
-                    "bytes_max",
-                    64 * 1024 * 1024,
-                    spool::BYTES_MIN..=64 * 1024 * 1024 * 1024,
-                    "Bytes on disk; at the bound the oldest records are given up and counted.",
-                ),
-            collect_interval: read_collect(
-                &mut document.section("collect", "Host metrics as telemetry."),
-            ),
-            journal: read_journal(
-                &mut document.section("journal", "The durable record of commands."),
-            ),
-            log: read_log(&mut document.section("log", "The log on the standard error output.")),
+            executor: ExecutorConfig::read(document),
+            spool_bytes_max: SpoolConfig::read(document).bytes_max,
+            collect_interval: CollectConfig::read(document).interval(),
+            journal: JournalConfig::read(document),
+            log: LogConfig::read(document),
         }
     }
 }
 
-fn read_journal(section: &mut Section<'_>) -> JournalConfig {
-    JournalConfig {
-        entries_max: section.integer(
-            "entries_max",
-            journal::ENTRIES_MAX_DEFAULT,
-            256..=65_536,
-            "Commands remembered; at the bound new ones are refused.",
-        ),
-        reserve_check: section.duration_ms(
-            "reserve_check_interval_ms",
-            seconds(60),
-            millis(100)..=seconds(3_600),
-            "How often the disk is looked at for room for the 16 MiB of reserve, after a full disk took them.",
-        ),
+settings! {
+    /// What belongs to this host.
+    [gateway]
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct GatewayConfig from section {
+        /// The agent's own folder; one running agent locks it.
+        state_folder: PathBuf = path("state"),
+        /// The local API; api.sock in the state folder when left out.
+        socket: PathBuf = optional_path() else state_folder.join("api.sock"),
+        /// Labels reported to the backend, by key.
+        labels: BTreeMap<String, String> = strings_by_key(),
     }
+    check GatewayConfig::check
 }
 
-fn read_gateway(section: &mut Section<'_>) -> GatewayConfig {
-    let state_folder = section.path(
-        "state_folder",
-        "state",
-        "The agent's own folder; one running agent locks it.",
-    );
-    let socket = section
-        .optional_path(
-            "socket",
-            "The local API; api.sock in the state folder when left out.",
-        )
-        .unwrap_or_else(|| state_folder.join("api.sock"));
-    let labels = section.strings_by_key("labels", "Labels reported to the backend, by key.");
-    if labels.len() > limits::LABELS_MAX {
-        section.problem(
-            "labels",
-            format!("{} labels", labels.len()),
-            format!("at most {} are reported", limits::LABELS_MAX),
-        );
-    }
-    for (key, value) in &labels {
-        // The same words by which the backend checks what it is told.
-        let wrong = key
-            .parse::<LabelKey>()
-            .map(drop)
-            .and_then(|()| check_label_value(value));
-        if let Err(invalid) = wrong {
+impl GatewayConfig {
+    fn check(&self, section: &mut Section<'_>) {
+        if self.labels.len() > LABELS_MAX {
             section.problem(
                 "labels",
-                invalid.to_string(),
-                format!("the label {key:?} is not reported like this"),
+                format!("{} labels", self.labels.len()),
+                format!("at most {LABELS_MAX} are reported"),
             );
         }
-    }
-    GatewayConfig {
-        state_folder,
-        socket,
-        labels,
+        for (key, value) in &self.labels {
+            // The same words by which the backend checks what it is told.
+            let wrong = key
+                .parse::<LabelKey>()
+                .map(drop)
+                .and_then(|()| check_label_value(value));
+            if let Err(invalid) = wrong {
+                section.problem(
+                    "labels",
+                    invalid.to_string(),
+                    format!("the label {key:?} is not reported like this"),
+                );
+            }
+        }
     }
 }
 
-fn read_identity(section: &mut Section<'_>) -> IdentityConfig {
-    IdentityConfig {
-        certificate_file: section.file("certificate_file", "The gateway's certificate chain, PEM."),
-        key_file: section.secret_file(
-            "key_file",
-            "Its private key, PEM, readable by the agent only.",
-        ),
-        identity_file: section.secret_file(
-            "identity_file",
-            "Agent id, agent key and first token, JSON, readable by the agent only.",
-        ),
+settings! {
+    /// The files that make this gateway who it is, as issued by the backend.
+    [identity]
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct IdentityConfig from section {
+        /// The gateway's certificate chain, PEM.
+        certificate_file: PathBuf = file(),
+        /// Its private key, PEM, readable by the agent only.
+        key_file: PathBuf = secret_file(),
+        /// Agent id, agent key and first token, JSON, readable by the agent only.
+        identity_file: PathBuf = secret_file(),
+    }
+}
+
+/// The connection to the backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutboundConfig {
+    /// Host as in the URL.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// Path and query of the request.
+    pub path: String,
+    /// The name in the server's certificate.
+    pub server_name: String,
+    /// What sessions are bound to.
+    pub binding: BindingMode,
+    /// Keys the backend may show.
+    pub pins: BTreeSet<SpkiPin>,
+    /// The authority of the backend's certificate.
+    pub ca_file: PathBuf,
+    /// The lowest protocol version that is spoken.
+    pub version_floor: u8,
+    /// One step each.
+    pub timeouts: Timeouts,
+    /// Between attempts.
+    pub backoff: BackoffSettings,
+}
+
+settings! {
+    /// How long each step of an attempt may take.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct Timeouts from section {
+        /// For resolving the name.
+        resolve as "resolve_timeout_ms": Duration = duration_ms(seconds(10), TIMEOUT),
+        /// For TCP, for each address.
+        connect as "connect_timeout_ms": Duration = duration_ms(seconds(10), TIMEOUT),
+        /// For the TLS handshake.
+        tls as "tls_timeout_ms": Duration = duration_ms(seconds(10), TIMEOUT),
+        /// For the HTTP upgrade.
+        upgrade as "upgrade_timeout_ms": Duration = duration_ms(seconds(10), TIMEOUT),
+        /// From the upgrade until the session is confirmed.
+        opening as "opening_timeout_ms": Duration = duration_ms(HANDSHAKE_STEP_TIMEOUT * 2, TIMEOUT),
+        /// How long a send may make no progress.
+        send as "send_timeout_ms": Duration = duration_ms(SEND_PROGRESS_TIMEOUT, TIMEOUT),
     }
 }
 
@@ -338,50 +247,8 @@ fn read_outbound(section: &mut Section<'_>) -> OutboundConfig {
             1..=1,
             "The lowest protocol version that is spoken.",
         ),
-        timeouts: read_timeouts(section),
+        timeouts: Timeouts::read(section),
         backoff: read_backoff(section),
-    }
-}
-
-fn read_timeouts(section: &mut Section<'_>) -> Timeouts {
-    let step = limits::HANDSHAKE_STEP_TIMEOUT;
-    Timeouts {
-        resolve: section.duration_ms(
-            "resolve_timeout_ms",
-            seconds(10),
-            TIMEOUT,
-            "For resolving the name.",
-        ),
-        connect: section.duration_ms(
-            "connect_timeout_ms",
-            seconds(10),
-            TIMEOUT,
-            "For TCP, for each address.",
-        ),
-        tls: section.duration_ms(
-            "tls_timeout_ms",
-            seconds(10),
-            TIMEOUT,
-            "For the TLS handshake.",
-        ),
-        upgrade: section.duration_ms(
-            "upgrade_timeout_ms",
-            seconds(10),
-            TIMEOUT,
-            "For the HTTP upgrade.",
-        ),
-        opening: section.duration_ms(
-            "opening_timeout_ms",
-            step * 2,
-            TIMEOUT,
-            "From the upgrade until the session is confirmed.",
-        ),
-        send: section.duration_ms(
-            "send_timeout_ms",
-            limits::SEND_PROGRESS_TIMEOUT,
-            TIMEOUT,
-            "How long a send may make no progress.",
-        ),
     }
 }
 
@@ -430,67 +297,57 @@ fn read_backoff(section: &mut Section<'_>) -> BackoffSettings {
     }
 }
 
-fn read_executor(section: &mut Section<'_>) -> ExecutorConfig {
-    ExecutorConfig {
-        commands_folder: section.path(
-            "commands_folder",
-            "commands.d",
-            "The catalogue: files of root that say what may run. SIGHUP reads it again, as a whole or not at all.",
-        ),
-        allow_own_commands: section.unsafe_switch(
-            "allow_own_commands",
-            "for_demo_only",
-            "Trust catalogue files of the agent's own user, and fill a missing folder with the shipped catalogue.",
-        ),
-        parallel_max: section.integer("parallel_max", 4, 1..=64, "Commands at once."),
-        kill_grace: section.duration_ms(
-            "kill_grace_ms",
-            seconds(5),
-            millis(100)..=seconds(8),
-            "How long a command has between SIGTERM and SIGKILL.",
-        ),
+settings! {
+    /// What may run, and how much at once.
+    [executor]
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct ExecutorConfig from section {
+        /// The catalogue: files of root that say what may run. SIGHUP reads it again, as a whole or not at all.
+        commands_folder: PathBuf = path("commands.d"),
+        /// Trust catalogue files of the agent's own user, and fill a missing folder with the shipped catalogue.
+        allow_own_commands: bool = unsafe_switch("for_demo_only"),
+        /// Commands at once.
+        parallel_max: usize = integer(4, 1..=64),
+        /// How long a command has between SIGTERM and SIGKILL.
+        kill_grace: Duration = duration_ms(seconds(5), millis(100)..=seconds(8)),
     }
 }
 
-fn read_collect(section: &mut Section<'_>) -> Option<Duration> {
-    let enabled = section.bool("enabled", true, "Whether the host is read at all.");
-    let interval = section.duration_ms(
-        "interval_ms",
-        collect::INTERVAL_DEFAULT,
-        millis(100)..=seconds(3_600),
-        "How often.",
-    );
-    enabled.then_some(interval)
+settings! {
+    /// Telemetry that waits for the backend.
+    [spool]
+    struct SpoolConfig from section {
+        /// Bytes on disk; at the bound the oldest records are given up and counted.
+        bytes_max: u64 = integer(64 * 1024 * 1024, spool::BYTES_MIN..=64 * 1024 * 1024 * 1024),
+    }
 }
 
-fn read_log(section: &mut Section<'_>) -> LogConfig {
-    let format = section.one_of(
-        "format",
-        "human",
-        &[("human", Format::Human), ("json", Format::Json)],
-        "How a line looks.",
-    );
-    let filter = section.str(
-        "filter",
-        "info",
-        "What is logged, such as info,viworks_gateway_agent=debug.",
-    );
-    if let Err(error) = logging::check_filter(&filter) {
-        section.problem(
-            "filter",
-            error.to_string(),
-            "for example: filter = \"info\"",
-        );
+settings! {
+    /// Host metrics as telemetry.
+    [collect]
+    struct CollectConfig from section {
+        /// Whether the host is read at all.
+        enabled: bool = bool(true),
+        /// How often.
+        interval: Duration = duration_ms(collect::INTERVAL_DEFAULT, millis(100)..=seconds(3_600)),
     }
-    LogConfig {
-        format,
-        filter,
-        waiting_bytes_max: section.integer(
-            "waiting_bytes_max",
-            logging::WAITING_BYTES_DEFAULT,
-            16_384..=67_108_864,
-            "Bytes of lines that may wait for whoever takes the log; those that find no room are dropped and counted, and nothing waits for them.",
-        ),
+}
+
+impl CollectConfig {
+    fn interval(&self) -> Option<Duration> {
+        self.enabled.then_some(self.interval)
+    }
+}
+
+settings! {
+    /// The durable record of commands.
+    [journal]
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct JournalConfig from section {
+        /// Commands remembered; at the bound new ones are refused.
+        entries_max: u32 = integer(journal::ENTRIES_MAX_DEFAULT, 256..=65_536),
+        /// How often the disk is looked at for room for the 16 MiB of reserve, after a full disk took them.
+        reserve_check as "reserve_check_interval_ms": Duration = duration_ms(seconds(60), millis(100)..=seconds(3_600)),
     }
 }
 

@@ -11,9 +11,9 @@ use reqwest::{Method, RequestBuilder, Response, Url};
 use serde::de::DeserializeOwned;
 use viworks_api::{
     CatalogueCommand, CatalogueList, CommandList, CommandView, ForkList, Gateway, GatewayList,
-    IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, OrphanList, Paged, Run, RunCancelled, RunList, RunPlan, RunRequest,
-    RunWait, SkippedGateway, SkippedList, TelemetryGapList, TelemetryList, TelemetryRefusalList,
-    TelemetryStreamList, WAIT_MS_MAX,
+    IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, OrphanList, Paged, Run, RunCancelled, RunList, RunPlan,
+    RunRequest, RunWait, SkippedGateway, SkippedList, TelemetryGapList, TelemetryList,
+    TelemetryRefusalList, TelemetryStreamList, WAIT_MS_MAX,
 };
 use viworks_common::id::RunId;
 use viworks_common::time::Timestamp;

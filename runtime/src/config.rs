@@ -22,12 +22,16 @@
 //! # Ok::<_, viworks_runtime::config::Problems>(())
 //! ```
 //!
+//! A section that is a struct is declared with [`settings!`](crate::settings), where each key stands once.
+//!
 //! Every key can be overridden by `VIWORKS__SECTION__KEY`, except in arrays of tables.
 
 mod document;
 mod environment;
 mod problem;
+mod reference;
 mod section;
+mod settings;
 mod suggest;
 mod tree;
 mod url;

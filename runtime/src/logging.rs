@@ -31,8 +31,10 @@ use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 
 mod queue;
+mod settings;
 
 pub use queue::Flow;
+pub use settings::LogConfig;
 
 use queue::Queue;
 

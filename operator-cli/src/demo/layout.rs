@@ -367,9 +367,7 @@ impl Addresses {
 /// One process, told apart from a later one with the same number by its start time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
-    /// What it is.
     pub name: String,
-    /// Its number.
     pub pid: u32,
     /// Its start, in clock ticks since boot.
     pub started_ticks: u64,

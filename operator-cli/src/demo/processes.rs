@@ -24,14 +24,11 @@ const POLL: Duration = Duration::from_millis(20);
 /// The two production programs, found beside this one.
 #[derive(Debug, Clone)]
 pub struct Programs {
-    /// The backend.
     pub backend: PathBuf,
-    /// The gateway agent.
     pub gateway: PathBuf,
 }
 
 impl Programs {
-    /// Finds them.
     pub fn find() -> Result<Self, Failure> {
         let me = std::env::current_exe()?;
         let folder = me.parent().unwrap_or_else(|| Path::new("."));
@@ -95,7 +92,6 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts a program.
     pub fn start(
         layout: &Layout,
         name: &str,

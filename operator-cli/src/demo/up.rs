@@ -25,17 +25,15 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// What `up` was asked for.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// How many gateways.
+    /// So many gateways.
     pub agents: usize,
-    /// Whether to stop after the first command.
+    /// Stop after the first command.
     pub once: bool,
-    /// Whether to remove an earlier run's data first.
+    /// Remove an earlier run's data first.
     pub reset: bool,
     /// Where everything is kept.
     pub data_dir: PathBuf,
-    /// How the answers are printed.
     pub format: Format,
-    /// Where contexts are kept.
     pub config_dir: Option<PathBuf>,
 }
 
