@@ -225,8 +225,9 @@ impl Jobs {
         loop {
             let now = self.clock.line();
             let settled = self.store.expire_commands(&self.tenant, STEP, now).await?;
-            self.announce(&settled, "its deadline passed before it could start");
-            if settled.len() < STEP {
+            let count = settled.len();
+            self.announce(settled);
+            if count < STEP {
                 return Ok(());
             }
         }
@@ -240,8 +241,9 @@ impl Jobs {
                 .store
                 .end_overdue(&self.tenant, wait, STEP, now)
                 .await?;
-            self.announce(&settled, "no result came");
-            if settled.len() < STEP {
+            let count = settled.len();
+            self.announce(settled);
+            if count < STEP {
                 return Ok(());
             }
         }
@@ -287,7 +289,7 @@ impl Jobs {
         Ok(())
     }
 
-    fn announce(&self, settled: &[Settled], reason: &str) {
+    fn announce(&self, settled: Vec<Settled>) {
         for settled in settled {
             self.metrics.commands_final(settled.state, 1);
             let change = CommandChange {
@@ -298,7 +300,7 @@ impl Jobs {
                 attempt: None,
                 exit_code: None,
                 duration_ms: None,
-                reason: Some(reason.to_owned()),
+                reason: settled.reason,
                 written: None,
             };
             self.bus

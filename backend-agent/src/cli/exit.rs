@@ -43,7 +43,7 @@ pub(super) fn code_of(error: &anyhow::Error) -> ExitCode {
         Some(CreateError::Write { .. } | CreateError::File(_) | CreateError::Store(_)) | None => {}
     }
     let exists = match error.downcast_ref::<PkiError>() {
-        Some(PkiError::Url { .. }) => return ExitCode::Usage,
+        Some(PkiError::Url { .. } | PkiError::Name { .. }) => return ExitCode::Usage,
         Some(PkiError::Exists { .. }) => true,
         Some(_) | None => false,
     };

@@ -125,16 +125,10 @@ impl Authority {
         let mut params = params("ViWorkS backend", now, life)?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         for name in names {
-            let san =
-                match name.parse::<IpAddr>() {
-                    Ok(address) => SanType::IpAddress(address),
-                    Err(_no_address) => SanType::DnsName(name.as_str().try_into().map_err(
-                        |error: rcgen::Error| PkiError::Name {
-                            name: name.clone(),
-                            reason: error.to_string(),
-                        },
-                    )?),
-                };
+            let san = match name.parse::<IpAddr>() {
+                Ok(address) => SanType::IpAddress(address),
+                Err(_no_address) => SanType::DnsName(host_name(name)?),
+            };
             params.subject_alt_names.push(san);
         }
         self.sign(&params)
@@ -208,6 +202,22 @@ impl Standby {
             pin: SpkiPin::from_digest(Sha256::digest(spki).into()),
         }
     }
+}
+
+/// A name as verifiers know it: a host's, with or without a first label that stands for all.
+fn host_name(name: &str) -> Result<rcgen::string::Ia5String, PkiError> {
+    let refused = || {
+        PkiError::Name {
+        name: name.to_owned(),
+        reason: "it is neither a host name nor an IP address, so no gateway could verify it; name the backend as gateways dial it, such as backend.example or 192.0.2.7".to_owned(),
+    }
+    };
+    let host = name.strip_prefix("*.").unwrap_or(name);
+    let is_known = rustls::pki_types::DnsName::try_from(host).is_ok();
+    if !is_known || host.ends_with('.') {
+        return Err(refused());
+    }
+    name.try_into().map_err(|_not_ascii| refused())
 }
 
 fn facts(

@@ -55,9 +55,9 @@ pub struct Initialised {
 /// When anything is there already, or cannot be made or written.
 pub fn init(request: &InitRequest, now: Timestamp) -> Result<Initialised, PkiError> {
     let folder = &request.folder;
-    private_folder(folder, NAMES)?;
     let (authority, authority_key) = Authority::create(now)?;
     let server = authority.server(&request.server_names, now, SERVER_LIFE)?;
+    private_folder(folder, NAMES)?;
     let next = Standby::create()?;
     let master = Secret::from_bytes(random::bytes());
     let chain = format!("{}{}", server.certificate, authority.certificate());

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustls::client::verify_server_name;
+use rustls::pki_types::ServerName;
+use rustls::server::ParsedCertificate;
 use serde::Serialize;
 use uuid::Uuid;
 use viworks_common::catalogue::SHIPPED;
@@ -125,6 +128,20 @@ pub fn server_pins(agents: &AgentsConfig) -> Result<Vec<SpkiPin>, PkiError> {
         pins.push(standby.map_err(|error| unusable(next, &error))?.pin);
     }
     Ok(pins)
+}
+
+/// Whether the server's certificate is for this host, as gateways verify it.
+///
+/// # Errors
+///
+/// When the file is not what it should be.
+pub fn is_for(certificate_file: &Path, host: &str) -> Result<bool, PkiError> {
+    let certificates = tls::load_certificates(certificate_file)?;
+    let (Some(leaf), Ok(name)) = (certificates.first(), ServerName::try_from(host)) else {
+        return Ok(false);
+    };
+    let leaf = ParsedCertificate::try_from(leaf);
+    Ok(leaf.is_ok_and(|leaf| verify_server_name(&leaf, &name).is_ok()))
 }
 
 /// Reads the authority: its certificate, the first in its file, and its private key.

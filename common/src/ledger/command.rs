@@ -55,6 +55,19 @@ pub struct Command {
     pub has_result: bool,
     /// Whether an outcome came after it was given up.
     pub has_late_outcome: bool,
+    /// What is known of why it is where it is, for the operator.
+    pub reason: Option<Cow<'static, str>>,
+}
+
+/// What a refusal of the moment begins with, as it is kept.
+const REFUSED: &str = "the gateway refused it: ";
+
+impl Command {
+    /// The last refusal of the moment, while nothing has come after it.
+    fn refusal(&self) -> Option<&str> {
+        let reason = self.reason.as_deref();
+        reason.filter(|reason| reason.starts_with(REFUSED))
+    }
 }
 
 /// How a command ended, without its output.
@@ -105,7 +118,7 @@ pub struct Change {
     pub from: CommandState,
     /// The command as it is afterwards.
     pub command: Command,
-    /// Why, for the operator; without one, what was known before stays.
+    /// Why, for the operator, when this change has a reason of its own.
     pub reason: Option<Cow<'static, str>>,
     /// How it ended, to be kept.
     pub result: Option<Ended>,
@@ -191,6 +204,10 @@ impl Course {
             | CommandState::Dead
             | CommandState::Indeterminate => {}
         }
+        if is_run(next) && command.refusal().is_some() {
+            // What was refused for the moment and then ran is not to be told of as a refusal.
+            command.reason = None;
+        }
         command.state = next;
         decision
     }
@@ -204,9 +221,36 @@ impl Course {
     ) -> Transition {
         let decision = self.on(event, now);
         if let Transition::To(_) = decision {
-            self.reason = Some(reason.into());
+            let reason = reason.into();
+            self.command.reason = Some(reason.clone());
+            self.reason = Some(reason);
         }
         decision
+    }
+
+    /// The same for an end without an answer, which the gateway's last refusal explains if there was one.
+    pub(super) fn in_vain(
+        &mut self,
+        event: CommandEvent,
+        reason: &'static str,
+        now: Timestamp,
+    ) -> Transition {
+        let reason = match self.command.refusal() {
+            Some(refusal) => Cow::Owned(format!("{reason}; {refusal}")),
+            None => Cow::Borrowed(reason),
+        };
+        self.because(event, reason, now)
+    }
+
+    /// The gateway refused it for the moment.
+    pub(super) fn refused(&mut self, code: RejectCode, detail: &str, now: Timestamp) -> Transition {
+        let said = if detail.is_empty() {
+            code.name()
+        } else {
+            detail
+        };
+        let reason = format!("{REFUSED}{said}");
+        self.because(CommandEvent::Rejected(code), reason, now)
     }
 
     /// Something else about it changed.
@@ -224,6 +268,24 @@ impl Course {
             by,
             at,
         })
+    }
+}
+
+/// Whether a command in this state has been started, as far as is known.
+const fn is_run(state: CommandState) -> bool {
+    match state {
+        CommandState::Running
+        | CommandState::Succeeded
+        | CommandState::Failed
+        | CommandState::TimedOut => true,
+        CommandState::Queued
+        | CommandState::Dispatched
+        | CommandState::Released
+        | CommandState::Rejected
+        | CommandState::Expired
+        | CommandState::Cancelled
+        | CommandState::Dead
+        | CommandState::Indeterminate => false,
     }
 }
 
@@ -263,6 +325,7 @@ pub(super) mod tests {
             cancel_requested: false,
             has_result: false,
             has_late_outcome: false,
+            reason: None,
         }
     }
 

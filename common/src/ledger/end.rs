@@ -31,7 +31,11 @@ pub fn reject(
     }
     let mut outcome = Outcome::without_run(OutcomeState::Rejected, detail.clone());
     outcome.reject_code = Some(code);
-    course.because(CommandEvent::Rejected(code), detail, now);
+    if code.is_transient() {
+        course.refused(code, &detail, now);
+    } else {
+        course.because(CommandEvent::Rejected(code), detail, now);
+    }
     let change = course.change(by, now)?;
     Some(if change.ends() {
         kept(change, &outcome)
@@ -126,7 +130,7 @@ pub fn expire(command: Command, now: Timestamp) -> Option<Change> {
         return None;
     }
     let mut course = Course::new(command);
-    course.because(CommandEvent::DeadlinePassed, LATE, now);
+    course.in_vain(CommandEvent::DeadlinePassed, LATE, now);
     course.change(By::System, now)
 }
 
@@ -200,6 +204,38 @@ mod tests {
     }
 
     #[test]
+    fn the_last_refusal_of_the_moment_is_told_when_the_time_is_over() {
+        let refuse = |known: Command, code, detail: &str| {
+            let offered = Command {
+                state: CommandState::Dispatched,
+                ..known
+            };
+            reject(offered, code, detail.to_owned(), NOW, NOW)
+                .unwrap()
+                .command
+        };
+        let waiting = command(CommandState::Queued, false);
+        let busy = refuse(waiting, RejectCode::Busy, "");
+        assert_eq!(busy.reason.as_deref(), Some("the gateway refused it: busy"));
+        let lost = refuse(busy, RejectCode::JournalUnavailable, "the disk is full");
+        let due = lost.deadline;
+        let told =
+            "its deadline passed before it could start; the gateway refused it: the disk is full";
+        let expired = expire(lost.clone(), due).unwrap();
+        assert_eq!(expired.reason.as_deref(), Some(told));
+        assert_eq!(expired.command.reason.as_deref(), Some(told));
+        // What ran in the end was not refused, and another end has another reason.
+        let offered = |state| Command {
+            state,
+            ..lost.clone()
+        };
+        let started = start(offered(CommandState::Released), NOW, NOW).unwrap();
+        assert_eq!(started.command.reason, None);
+        let cancelled = cancel(lost, NOW).unwrap();
+        assert_eq!(cancelled.command.reason.as_deref(), Some(CANCELLED));
+    }
+
+    #[test]
     fn a_start_is_noted_once() {
         let started = start(command(CommandState::Released, false), NOW, NOW).unwrap();
         assert_eq!(started.command.started_at, Some(NOW));
@@ -233,7 +269,7 @@ mod tests {
         );
         let known = Command {
             has_late_outcome: true,
-            ..given_up
+            ..given_up.clone()
         };
         assert_eq!(told(known, OutcomeState::Succeeded), Reported::Repeated);
         // The gateway itself called it indeterminate: then that was its outcome.

@@ -36,7 +36,7 @@ pub fn take(
     }
     let mut course = Course::new(command);
     if course.command.attempt >= attempts_max {
-        course.because(CommandEvent::AttemptsExhausted, EXHAUSTED, now);
+        course.in_vain(CommandEvent::AttemptsExhausted, EXHAUSTED, now);
     } else {
         course.command.attempt += 1;
         if course.command.idempotent {

@@ -75,7 +75,7 @@ pub fn accept(
 /// The first permit of a command, for exactly this process.
 fn release(course: &mut Course, run: AgentRunId, now: Timestamp) -> Permit {
     if course.command.deadline <= now {
-        course.because(CommandEvent::DeadlinePassed, LATE, now);
+        course.in_vain(CommandEvent::DeadlinePassed, LATE, now);
         return Permit::Drop;
     }
     if course.command.state == CommandState::Queued {

@@ -483,10 +483,27 @@ async fn a_state_folder_that_is_lost_under_a_running_agent_is_noticed_and_starts
     assert_eq!(started(&folder).len(), 1);
     assert_ne!(system.commands(&once).await[0]["state"], "succeeded");
 
+    // Whoever only has the command's end learns why it never started.
+    let body = serde_json::json!({ "command": ONCE, "targets": "all", "deadline_ms": 4_000 });
+    let late = system.post("/v1/runs", &body).await;
+    let late = late["id"].as_str().unwrap();
+    system.finished(late).await;
+    let late = &system.commands(late).await[0];
+    assert_eq!(late["state"], "expired", "{late:#}");
+    let reason = late["reason"].as_str().unwrap();
+    for words in [
+        "its deadline passed before it could start; the gateway refused it: ",
+        "the state folder is lost",
+    ] {
+        assert!(reason.contains(words), "{reason}");
+    }
+
     // Back where it was: nothing has to be restarted.
     std::fs::rename(&aside, folder.join("state")).unwrap();
     system.finished(&once).await;
-    assert_eq!(system.commands(&once).await[0]["state"], "succeeded");
+    let ran = &system.commands(&once).await[0];
+    assert_eq!(ran["state"], "succeeded");
+    assert_eq!(ran["reason"], Value::Null, "a refusal that is over");
     assert_eq!(started(&folder).len(), 2);
     let (_status, exit) = status_where("all is well", system.binaries(), &socket, |status| {
         !condition(status)

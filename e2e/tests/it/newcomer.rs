@@ -445,3 +445,54 @@ async fn an_issued_gateway_has_everything_it_needs_and_finds_the_running_backend
     let toml = std::fs::read_to_string(out.join("gateway.toml")).unwrap();
     assert!(toml.contains("wss://127.0.0.1:8081/"), "{toml}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_gets_no_name_that_no_gateway_verifies_and_a_gateway_no_address_that_the_server_is_not_for()
+ {
+    let place = TempDir::new().unwrap();
+    let made = |names: &[&str], folder: &str| {
+        let dir = place.path().join(folder);
+        let mut init = Command::new(Binaries::shipped().backend());
+        init.args(["pki", "init", "--dir", text(&dir)]);
+        for name in names {
+            init.arg(format!("--server-name={name}"));
+        }
+        finish(init, PATIENCE)
+    };
+    for name in [
+        "",
+        "a b",
+        "x/y",
+        "999.1.1.1",
+        "host.",
+        "-a.example",
+        "*",
+        "a..b",
+    ] {
+        let said = made(&["localhost", name], "refused").await.ended_with(2);
+        assert!(said.stderr.contains("such as"), "{said:#?}");
+        assert!(!place.path().join("refused").exists(), "{name:?}");
+    }
+
+    let url = async |folder: &str| {
+        let config = place.path().join(folder).join("backend.toml");
+        let out = place.path().join(format!("gateway of {folder}"));
+        let arguments = ["pki", "issue-gateway", "gw-new", "--config", text(&config)];
+        let said = backend(&[&arguments[..], &["--out", text(&out)]].concat()).await;
+        let toml = std::fs::read_to_string(out.join("gateway.toml")).unwrap_or_default();
+        (said, toml)
+    };
+    // It listens on 127.0.0.1, for which this certificate is not; another name of the same place is in it.
+    drop(made(&["localhost"], "local").await.ended_with(0));
+    let (said, toml) = url("local").await;
+    drop(said.ended_with(0));
+    assert!(toml.contains("\"wss://localhost:8081/"), "{toml}");
+    // Nobody here can know where this name leads.
+    drop(made(&["*.example.com"], "far").await.ended_with(0));
+    let (said, toml) = url("far").await;
+    let said = said.ended_with(2);
+    assert!(
+        said.stderr.contains("public_url") && toml.is_empty(),
+        "{said:#?}"
+    );
+}

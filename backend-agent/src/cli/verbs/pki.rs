@@ -14,7 +14,7 @@ use crate::data::Store;
 use crate::listening;
 use crate::pki::PkiError;
 use crate::pki::init::{InitRequest, init};
-use crate::pki::issue::{Delivery, GATEWAY_LIFE, IssueRequest, Office, issue};
+use crate::pki::issue::{Delivery, GATEWAY_LIFE, IssueRequest, Office, is_for, issue};
 
 pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<()> {
     match command {
@@ -80,12 +80,36 @@ fn url_for_gateways(config: &Config, demo: bool) -> Result<String, PkiError> {
             ),
         });
     }
+    let port = address.port();
+    let mut places = vec![(address.ip().to_string(), address.to_string())];
+    if address.ip().is_loopback() {
+        places.push(("localhost".to_owned(), format!("localhost:{port}")));
+    }
+    let file = &config.agents.certificate_file;
+    let mut place = None;
+    for (host, authority) in places {
+        if place.is_none() && is_for(file, &host)? {
+            place = Some(authority);
+        }
+    }
+    let Some(place) = place else {
+        return Err(PkiError::Url {
+            message: format!(
+                "gateways would refuse this backend at {address}, because {} is not for {}",
+                file.display(),
+                address.ip()
+            ),
+            help: format!(
+                "say the name that the certificate is for: --url wss://NAME:{port}, or public_url in [agents]"
+            ),
+        });
+    };
     if address.ip().is_loopback() && !demo {
         say(&format!(
-            "the gateway will look for the backend on its own machine, at {address}; for another one: --url wss://HOST:PORT, or public_url in [agents]"
+            "the gateway will look for the backend on its own machine, at {place}; for another one: --url wss://HOST:PORT, or public_url in [agents]"
         ));
     }
-    Ok(format!("wss://{address}/agent/v1/connect"))
+    Ok(format!("wss://{place}/agent/v1/connect"))
 }
 
 async fn issue_gateway(

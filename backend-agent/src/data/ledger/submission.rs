@@ -121,6 +121,7 @@ pub const fn command(new: &NewRun, target: &NewCommand, now: Timestamp) -> Comma
         cancel_requested: false,
         has_result: false,
         has_late_outcome: false,
+        reason: None,
     }
 }
 

@@ -360,7 +360,7 @@ pub struct Rejected {
 }
 
 /// A command that was moved.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settled {
     /// The command.
     pub command_id: CommandId,
@@ -372,6 +372,8 @@ pub struct Settled {
     pub state: CommandState,
     /// Whether this made the whole run final.
     pub run_finished: bool,
+    /// What is known of why it is there.
+    pub reason: Option<String>,
 }
 
 /// What became of a `COMMAND_RESULT`; every case is acknowledged with its low-water mark.

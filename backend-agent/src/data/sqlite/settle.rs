@@ -1,5 +1,6 @@
 //! The one place where a command changes its state, with everything that follows from its end.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use viworks_common::command::CommandState;
@@ -18,7 +19,7 @@ macro_rules! columns {
     () => {
         "c.command_id, c.run_id, c.agent_id, c.state, c.idempotent, c.attempt, c.available_at, c.deadline, \
          c.released_to, c.released_at, c.started_at, c.cancel_requested_at, c.result IS NOT NULL AS has_result, \
-         c.late_outcome IS NOT NULL AS has_late_outcome, c.timeout_ms AS allowed_ms "
+         c.late_outcome IS NOT NULL AS has_late_outcome, c.timeout_ms AS allowed_ms, c.reason AS known_reason "
     };
 }
 pub(super) use columns;
@@ -71,7 +72,7 @@ pub(super) const LOAD_DISPATCHED: &str = concat!(
 pub(super) const CHANGE: &str = "\
 UPDATE commands SET state = :state, idempotent = :idempotent, attempt = :attempt, available_at = :available_at,
        released_to = :released_to, released_at = :released_at, started_at = :started_at, finished_at = :finished_at,
-       result = coalesce(:result, result), reason = coalesce(:reason, reason)
+       result = coalesce(:result, result), reason = :reason
 WHERE tenant = :tenant AND command_id = :command_id AND state = :from";
 
 pub(super) const END_OF_GATEWAY: &str = "\
@@ -110,6 +111,7 @@ pub(super) fn read(row: &Row<'_>) -> StoreResult<Command> {
             .is_some(),
         has_result: row.get("has_result")?,
         has_late_outcome: row.get("has_late_outcome")?,
+        reason: row.get::<Option<String>>("known_reason")?.map(Cow::Owned),
     })
 }
 
@@ -148,13 +150,14 @@ pub(super) struct Written {
 }
 
 /// How a command is told of, once it has moved.
-pub(super) const fn settled(command: &Command, run_finished: bool) -> Settled {
+pub(super) fn settled(command: &Command, run_finished: bool) -> Settled {
     Settled {
         command_id: command.command_id,
         agent_id: command.agent_id,
         run_id: command.run_id,
         state: command.state,
         run_finished,
+        reason: command.reason.as_deref().map(str::to_owned),
     }
 }
 
@@ -191,7 +194,7 @@ fn move_one(tx: &Tx<'_>, change: &Change) -> StoreResult<()> {
     let (from, state, reason) = (
         change.from.name(),
         change.command.state.name(),
-        change.reason.as_deref(),
+        change.command.reason.as_deref(),
     );
     let finished_at = change.command.state.is_final().then_some(tx.now);
     let result = change.result.as_ref().map(to_json);

@@ -85,7 +85,7 @@ impl Live {
             self.shelf.want();
         }
         for settled in &leased.dead {
-            self.settled(settled, Some("it could not be delivered".to_owned()));
+            self.settled(settled, settled.reason.clone());
         }
         for command in leased.commands {
             let sent = if command.timeout_ms.is_some() && !self.announced.keeps_timeout {

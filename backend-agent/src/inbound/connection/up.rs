@@ -100,7 +100,7 @@ impl Live {
         let rejected = Rejected {
             command_id,
             code: rejected.code,
-            detail: detail.clone(),
+            detail,
             again_at: now.saturating_add(rest),
         };
         let store = &self.line.inbound.store;
@@ -112,7 +112,7 @@ impl Live {
                 if settled.state == CommandState::Queued {
                     self.ask_again(rest);
                 }
-                self.settled(&settled, Some(detail));
+                self.settled(&settled, settled.reason.clone());
             }
             Ok(None) => debug!(%command_id, "a gateway rejects a command that nobody knows"),
             Err(error) => return self.line.fail(&error),

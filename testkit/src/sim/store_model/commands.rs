@@ -74,6 +74,7 @@ impl Store {
             cancel_requested: false,
             has_result: false,
             has_late_outcome: false,
+            reason: None,
         };
         let command = Command {
             facts,
