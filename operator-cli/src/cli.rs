@@ -175,7 +175,10 @@ pub async fn execute(arguments: Arguments) -> Result<ExitCode, Failure> {
             };
             demo::up(&options).await
         }
-        Verb::Down { data_dir } => demo::down(&data_dir).await.map(|()| ExitCode::Ok),
+        Verb::Down { data_dir } => {
+            demo::down(&data_dir, global.config_dir.as_deref()).await?;
+            Ok(ExitCode::Ok)
+        }
         Verb::Run(options) => run::run(&client()?, &options, global.output).await,
         Verb::Runs(verb) => runs::execute(&client()?, verb, global.output).await,
         Verb::Gateway(verb) => gateway::execute(&client()?, verb, global.output).await,

@@ -13,7 +13,7 @@ use viworks_runtime::exit::ExitCode;
 
 use super::layout::{Layout, Process};
 use crate::error::Failure;
-use crate::output;
+use crate::{context, output};
 
 /// How long a process may take until it says that it is ready.
 const READY_WITHIN: Duration = Duration::from_secs(20);
@@ -244,7 +244,7 @@ pub fn left_running(layout: &Layout) -> Vec<Process> {
 }
 
 /// `viworks down`: stops what an earlier `up` started, and only that.
-pub async fn down(data_dir: &Path) -> Result<(), Failure> {
+pub async fn down(data_dir: &Path, config_dir: Option<&Path>) -> Result<(), Failure> {
     let layout = Layout::at(data_dir)?;
     layout.refuse_strangers()?;
     let up = layout.load_started().map(|started| started.up);
@@ -252,6 +252,7 @@ pub async fn down(data_dir: &Path) -> Result<(), Failure> {
     if up.is_none() && left_running(&layout).is_empty() {
         layout.remove_sockets();
         layout.forget_started()?;
+        context::forget_demo(config_dir, &layout.token());
         output::note(&format!(
             "nothing to stop: no demo runs in {} (--data-dir names another folder)",
             layout.root().display()
@@ -261,6 +262,8 @@ pub async fn down(data_dir: &Path) -> Result<(), Failure> {
     stop_demo(&layout, up.as_ref()).await?;
     layout.remove_sockets();
     layout.forget_started()?;
+    // An `up` that was killed could not.
+    context::forget_demo(config_dir, &layout.token());
     let up = layout.up();
     output::note(&format!(
         "the demo is stopped; its data stays ({up} starts it again, {up} --reset starts over)"

@@ -76,12 +76,16 @@ pub async fn up(options: &Options) -> Result<ExitCode, Failure> {
     ));
     save(&layout, None, &[])?;
     let mut running = Vec::new();
+    let mut is_up = false;
     let mut interrupted = Box::pin(interruption());
     let outcome = tokio::select! {
-        outcome = start_and_serve(options, &programs, &layout, &mut running) => outcome,
+        outcome = start_and_serve(options, &programs, &layout, &mut running, &mut is_up) => outcome,
         () = &mut interrupted => Ok(ExitCode::Interrupted),
     };
-    if !running.is_empty() {
+    let cut_short = !is_up && matches!(outcome, Ok(ExitCode::Interrupted));
+    if cut_short {
+        output::note("interrupted before the demo was up; stopping …");
+    } else if !running.is_empty() {
         output::note("stopping …");
     }
     stop(&mut running).await;
@@ -90,7 +94,7 @@ pub async fn up(options: &Options) -> Result<ExitCode, Failure> {
     context::forget_demo(options.config_dir.as_deref(), &layout.token());
     // Ctrl-C is how a demo that runs until stopped is stopped.
     match outcome {
-        Ok(ExitCode::Interrupted) if !options.once => Ok(ExitCode::Ok),
+        Ok(ExitCode::Interrupted) if is_up => Ok(ExitCode::Ok),
         other => other,
     }
 }
@@ -158,17 +162,14 @@ async fn start_and_serve(
     programs: &Programs,
     layout: &Layout,
     running: &mut Vec<Running>,
+    is_up: &mut bool,
 ) -> Result<ExitCode, Failure> {
     let names: Vec<String> = (0..options.agents).map(gateway_name).collect();
     prepare(programs, layout, &names).await?;
 
     let addresses = start_backend(programs, layout, running).await?;
     let step = Instant::now();
-    let client = Client::new(
-        &format!("http://{}", addresses.api),
-        Some(&layout.token()),
-        false,
-    )?;
+    let client = own_client(layout, &addresses)?;
     let names = without_revoked(&client, layout, names).await?;
     start_gateways(programs, layout, &names, &addresses, running)?;
     save(layout, Some(&addresses), running)?;
@@ -184,9 +185,21 @@ async fn start_and_serve(
     if options.once {
         return Ok(exit);
     }
+    *is_up = true;
     let target = remember(options, layout, &addresses);
     hints(layout, &addresses, &target);
     watch(running).await
+}
+
+/// A client of the demo's own backend, which nobody has to be told to start.
+fn own_client(layout: &Layout, addresses: &Addresses) -> Result<Client, Failure> {
+    let server = format!("http://{}", addresses.api);
+    let client = Client::new(&server, Some(&layout.token()), false)?;
+    let log = layout.log("backend");
+    Ok(client.whose_silence_means(format!(
+        "why, by the backend's own words: {}",
+        quoted(&log.to_string_lossy())
+    )))
 }
 
 /// Remembers the demo as a context, and returns the flags by which other commands find it: none when it is selected.
@@ -621,11 +634,7 @@ async fn reuse(options: &Options, layout: &Layout, started: &Started) -> Result<
         "already running (pid {}): API http://{}",
         started.up.pid, addresses.api
     ));
-    let client = Client::new(
-        &format!("http://{}", addresses.api),
-        Some(&layout.token()),
-        false,
-    )?;
+    let client = own_client(layout, addresses)?;
     let online: Vec<String> = client
         .gateways()
         .await?
