@@ -1,6 +1,6 @@
 //! The validated configuration: one TOML file, refused whole with every problem when anything in it is unknown or unsafe.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -216,7 +216,20 @@ impl Config {
         let agents = read_agents(
             &mut document.section("agents", "The listener for gateway agents (mutual TLS)."),
         );
-        let api = read_api(&mut document.section("api", "The listener for operators."));
+        let mut section = document.section("api", "The listener for operators.");
+        let api = read_api(&mut section);
+        if let Some(agents) = &agents
+            && stand_in_the_way(agents.listen, api.listen)
+        {
+            section.problem(
+                "listen",
+                format!(
+                    "gateways connect at {} already, and one address has one listener",
+                    agents.listen
+                ),
+                "give [api] and [agents] different ports",
+            );
+        }
         let data = read_data(&mut document.section("data", "What the backend keeps."));
         let keys = read_keys(&mut document.section("keys", "Secrets, each in a file of its own."));
         let queue = read_queue(&mut document.section("queue", "Bounds and retries of commands."));
@@ -235,6 +248,16 @@ impl Config {
             log,
         })
     }
+}
+
+/// Whether two listeners cannot both have what they ask for.
+fn stand_in_the_way(one: SocketAddr, other: SocketAddr) -> bool {
+    let (a, b) = (one.ip().to_canonical(), other.ip().to_canonical());
+    // An IPv6 address that stands for all takes those of IPv4 as well.
+    let takes_all =
+        |ip: IpAddr, other: IpAddr| ip.is_unspecified() && (ip.is_ipv6() || other.is_ipv4());
+    let meet = a == b || takes_all(a, b) || takes_all(b, a);
+    one.port() == other.port() && one.port() != 0 && meet
 }
 
 /// A reader gave nothing without noting why; refused all the same.
