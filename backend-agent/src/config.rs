@@ -1,6 +1,6 @@
 //! The validated configuration: one TOML file, refused whole with every problem when anything in it is unknown or unsafe.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -61,9 +61,22 @@ impl Config {
 
     /// Reads every section; worth nothing until the document has finished.
     pub(crate) fn read(document: &mut Document) -> Self {
+        let agents = AgentsConfig::read(document);
+        let api = ApiConfig::read(document);
+        if stand_in_the_way(agents.listen, api.listen) {
+            let mut section = document.section("api", "The listener for operators.");
+            section.problem(
+                "listen",
+                format!(
+                    "gateways connect at {} already, and one address has one listener",
+                    agents.listen
+                ),
+                "give [api] and [agents] different ports",
+            );
+        }
         Self {
-            agents: AgentsConfig::read(document),
-            api: ApiConfig::read(document),
+            agents,
+            api,
             data: DataConfig::read(document),
             keys: KeysConfig::read(document),
             queue: QueueConfig::read(document),
@@ -72,6 +85,16 @@ impl Config {
             log: LogConfig::read(document),
         }
     }
+}
+
+/// Whether two listeners cannot both have what they ask for.
+fn stand_in_the_way(one: SocketAddr, other: SocketAddr) -> bool {
+    let (a, b) = (one.ip().to_canonical(), other.ip().to_canonical());
+    // An IPv6 address that stands for all takes those of IPv4 as well.
+    let takes_all =
+        |ip: IpAddr, other: IpAddr| ip.is_unspecified() && (ip.is_ipv6() || other.is_ipv4());
+    let meet = a == b || takes_all(a, b) || takes_all(b, a);
+    one.port() == other.port() && one.port() != 0 && meet
 }
 
 settings! {

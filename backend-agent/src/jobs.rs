@@ -33,17 +33,17 @@ const HEALTH: Duration = Duration::from_secs(2);
 /// The condition of a store that does not commit.
 const STORE: &str = "store.commits";
 
-const STORE_FIX: &str = "Nothing is accepted or acknowledged until it commits again, so nothing is lost by waiting. If the \
+const STORE_FIX: &str = "nothing is accepted or acknowledged until it commits again, so nothing is lost by waiting; if the \
                          folder was moved, put it back before this backend is restarted: a restart would begin with an \
-                         empty database. If the disk is full, make room; nothing has to be restarted.";
+                         empty database; if the disk is full, make room, and nothing has to be restarted";
 
 /// The condition of a wall clock that was set.
 const CLOCK: &str = "clock";
 
 /// What to do about it.
-const CLOCK_FIX: &str = "Nothing starts early or late because of it. Until the line has come to the wall clock, 43 s in a \
-                         day or all at once when the machine starts again, times of runs are shown as much off; the \
-                         audit log is in wall time. If the clock is wrong now, correct it.";
+const CLOCK_FIX: &str = "nothing starts early or late because of it; until the line has come to the wall clock, 43 s in a \
+                         day or all at once when the machine starts again, times of runs are shown as much off, and the \
+                         audit log is in wall time; if the clock is wrong now, correct it";
 
 /// What the jobs work with.
 pub struct Jobs {

@@ -28,6 +28,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long the backend may send nothing at all, neither an event nor a heartbeat.
 const SILENCE_MAX: Duration = Duration::from_secs(75);
+/// What to do when nobody answers.
+const UNREACHED: &str = "fix: is the backend running? viworks up starts one on this machine";
+
 /// Rows asked for on one page.
 const PAGE: usize = 500;
 /// As many rows as there are.
@@ -43,6 +46,8 @@ pub struct Client {
     token: Option<String>,
     /// What a person should know about the way there when it fails.
     way: Vec<String>,
+    /// What to do when nobody answers there.
+    unreached: String,
 }
 
 impl Client {
@@ -104,7 +109,17 @@ impl Client {
             server: server.trim_end_matches('/').to_owned(),
             token,
             way,
+            unreached: UNREACHED.to_owned(),
         })
+    }
+
+    /// The same where it is known better what to do when nobody answers.
+    #[must_use]
+    pub fn whose_silence_means(self, fix: String) -> Self {
+        Self {
+            unreached: fix,
+            ..self
+        }
     }
 
     /// All gateways.
@@ -332,7 +347,7 @@ impl Client {
             self.way
                 .iter()
                 .fold(failure, |failure, word| failure.with(word.clone()))
-                .with("fix: is the backend running? viworks up starts one on this machine")
+                .with(route::own_network(&self.server, &error).unwrap_or(&self.unreached))
         })?;
         if response.status().is_success() {
             return Ok(response);

@@ -23,7 +23,10 @@ pub async fn execute(arguments: Arguments) -> Result<ExitCode, Failure> {
     let client = || target::client(&global);
     match arguments.verb {
         Verb::Up(flags) => demo::up(&wanted(&global, flags)).await,
-        Verb::Down { data_dir } => demo::down(&data_dir).await.map(|()| ExitCode::Ok),
+        Verb::Down { data_dir } => {
+            demo::down(&data_dir, global.config_dir.as_deref()).await?;
+            Ok(ExitCode::Ok)
+        }
         Verb::Run(flags) => run::execute(&client()?, &flags, format).await,
         Verb::Runs(verb) => runs::execute(&client()?, verb, format).await,
         Verb::Gateway(verb) => gateway::execute(&client()?, verb, format).await,

@@ -57,7 +57,9 @@ fn condition(found: &Condition, now: Timestamp) -> HealthCheck {
         Severity::Warn => HealthStatus::Warn,
         Severity::Fail => HealthStatus::Fail,
     };
-    let mut detail = format!("{} ({})", found.cause, human::relative(found.since, now));
+    // A clock that was set back since knows no better than that it is so now.
+    let since = human::relative(found.since.min(now), now);
+    let mut detail = format!("{} ({since})", found.cause);
     if !found.fix.is_empty() {
         detail.push_str("; ");
         detail.push_str(&found.fix);

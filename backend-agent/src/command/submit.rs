@@ -209,7 +209,7 @@ impl Commands {
                 return answered(submission);
             }
         }
-        let selection = selection::select(self.targets(&request).await?, &request)?;
+        let selection = self.select(&request).await?;
         answered(self.store_run(&request, selection, false).await?)
     }
 
@@ -220,7 +220,7 @@ impl Commands {
     /// Why nothing would be submitted.
     pub async fn plan(&self, request: &SubmitRequest) -> Result<Planned, SubmitError> {
         selection::check_request(request)?;
-        let selection = selection::select(self.targets(request).await?, request)?;
+        let selection = self.select(request).await?;
         Ok(Planned {
             arguments: selection.arguments,
             gateways: selection
@@ -234,6 +234,25 @@ impl Commands {
                 .collect(),
             skipped: selection.skipped,
         })
+    }
+
+    /// What the request comes to. That some gateways lack a command which others have is no misspelling: those that are
+    /// meant are named.
+    async fn select(&self, request: &SubmitRequest) -> Result<Selection, SubmitError> {
+        let selected = selection::select(self.targets(request).await?, request);
+        let some_are_meant = !matches!(request.targets, TargetSelection::All);
+        if !matches!(selected, Err(SubmitError::UnknownCommand)) || !some_are_meant {
+            return selected;
+        }
+        let everywhere = self
+            .store
+            .resolve_targets(&self.tenant, &TargetSelection::All, &request.command)
+            .await?;
+        if !selection::is_declared(everywhere) {
+            return selected;
+        }
+        let meant = self.targets(request).await?;
+        Err(SubmitError::NotOffered(selection::lacking(meant)))
     }
 
     async fn targets(&self, request: &SubmitRequest) -> Result<Vec<Target>, StoreError> {

@@ -624,6 +624,7 @@ async fn contexts_of_stopped_demos_do_not_pile_up_and_others_can_be_selected_and
             .await
             .ended_with(0),
     );
+    assert!(listed(&place).await.is_empty(), "its context goes with it");
     place.data = Some(place.home().join("third"));
     let mut third = place.stay().await;
     assert_eq!(listed(&place).await, [of("demo", true)]);
@@ -840,4 +841,46 @@ async fn whose_demo_it_is_is_said_to_who_may_not_stop_it() {
             "{said:#?}"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_demo_that_is_interrupted_before_it_is_up_says_so_and_has_not_succeeded() {
+    let mut place = Place::new();
+    // Programs that never get anywhere, so that it is interrupted for certain before it is up.
+    let programs = place.folder.path().join("bin");
+    std::fs::create_dir(&programs).unwrap();
+    std::fs::copy(&place.program, programs.join("viworks")).unwrap();
+    for name in ["viworks-backend-agent", "viworks-gateway-agent"] {
+        let program = programs.join(name);
+        std::fs::write(&program, "#!/bin/sh\n: > \"$0.began\"\nexec sleep 600\n").unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    place.program = programs.join("viworks");
+    let data = place.data();
+    let mut command = place.command(&["up", "--data-dir", text(&data)]);
+    let mut up = Process::start(&mut command, &place.log(1)).unwrap();
+    eventually("it has begun", PATIENCE, async || {
+        let began = programs.join("viworks-backend-agent.began");
+        began.exists().then_some(())
+    })
+    .await;
+    up.signal(Signal::INT);
+    let status = up.wait(PATIENCE).await;
+    assert_eq!(status.code(), Some(130), "{}", up.log());
+    assert!(up.log().contains("interrupted before"), "{}", up.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_demo_is_told_what_its_surroundings_lack() {
+    let place = Place::new();
+    // The folder in which it was started is gone.
+    let gone = place.home().join("gone");
+    std::fs::create_dir(&gone).unwrap();
+    let mut command = Command::new("/bin/sh");
+    command
+        .args(["-c", "rmdir \"$PWD\" && exec \"$0\" up --once"])
+        .arg(&place.program)
+        .current_dir(&gone);
+    let said = finish(command, PATIENCE).await.ended_with(78);
+    assert!(said.stderr.contains("--data-dir"), "{said:#?}");
 }

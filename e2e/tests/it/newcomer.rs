@@ -229,6 +229,12 @@ async fn slips_of_the_hand_are_answered_in_the_words_of_the_command_line() {
         said.stderr.contains("--timeout") && !said.stderr.contains("timeout_ms"),
         "{said:#?}"
     );
+    for flag in ["--timeout", "--expires"] {
+        let negative = ["run", "test.say", "word=x", "-g", "gw-1", flag, "-5s"];
+        let said = desk.run(&negative).await.ended_with(2);
+        let named = said.stderr.contains(flag) && said.stderr.contains("-5s");
+        assert!(named && !said.stderr.contains("-- -5s"), "{said:#?}");
+    }
     let far = [
         "telemetry",
         "-g",

@@ -154,3 +154,20 @@ async fn a_gateway_that_claims_a_higher_risk_is_named_and_can_be_left_out() {
     let said = desk.run(&with(&arguments)).await.ended_with(0);
     assert!(said.stderr.contains("3 ok = 3"), "{said:#?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_that_only_the_named_gateways_lack_is_not_called_unknown() {
+    let catalogues = [("gw-can", Some(say("read", WORDS))), ("gw-without", None)];
+    let desk = Desk::of_each(&catalogues, Start::default()).await;
+    for more in [&["-g", "gw-without"][..], &["--all", "--except", "gw-can"]] {
+        let said = desk
+            .run(&[&["run", "test.say", "word=hello"][..], more].concat())
+            .await
+            .ended_with(2);
+        assert!(said.stderr.contains("gw-without"), "{said:#?}");
+        assert!(!said.stderr.contains("no gateway has"), "{said:#?}");
+    }
+    // One that nobody has is misspelt.
+    let said = desk.run(&["run", "test.sya", "-g", "gw-without"]).await;
+    assert!(said.ended_with(5).stderr.contains("no gateway has"));
+}

@@ -3,6 +3,7 @@
 //! The environment is read here and not by a library, so that what is used can be named, and so that a request to this
 //! machine stays on it.
 
+use std::io;
 use std::net::IpAddr;
 
 use reqwest::Url;
@@ -123,6 +124,28 @@ pub(super) fn not_built(error: &reqwest::Error, verifies: bool, authorities: &[S
             named.join(" ")
         )),
     }
+}
+
+/// What to do where not even this machine can be reached: its loopback interface is down.
+pub(super) fn own_network(server: &str, error: &reqwest::Error) -> Option<&'static str> {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    let mut is_cut_off = false;
+    while let Some(error) = cause {
+        let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+        is_cut_off |= matches!(
+            kind,
+            Some(
+                io::ErrorKind::NetworkUnreachable
+                    | io::ErrorKind::NetworkDown
+                    | io::ErrorKind::AddrNotAvailable
+            )
+        );
+        cause = error.source();
+    }
+    let is_here = Url::parse(server).is_ok_and(|url| is_loopback(&url));
+    (is_cut_off && is_here).then_some(
+        "fix: this machine cannot reach itself: its loopback interface is down here; ip link set lo up",
+    )
 }
 
 fn is_exempt(url: &Url, environment: &Environment) -> bool {

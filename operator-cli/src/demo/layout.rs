@@ -26,11 +26,23 @@ pub struct Layout {
     root: PathBuf,
 }
 
+/// A relative folder is nowhere when the current one was removed.
+fn nowhere(root: &Path, error: &std::io::Error) -> Failure {
+    Failure::new(
+        ExitCode::Config,
+        format!(
+            "{} is nowhere, because the current folder cannot be used: {error}",
+            root.display()
+        ),
+    )
+    .with("fix: cd to a folder that exists, or name one: --data-dir /FOLDER")
+}
+
 impl Layout {
     /// The demo below `root`, made absolute because children may run elsewhere.
     pub fn at(root: &Path) -> Result<Self, Failure> {
         Ok(Self {
-            root: std::path::absolute(root)?,
+            root: std::path::absolute(root).map_err(|error| nowhere(root, &error))?,
         })
     }
 

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 use viworks_runtime::exit::ExitCode;
 
+use super::context;
 use super::layout::{Layout, Process};
 use crate::failure::Failure;
 use crate::output;
@@ -250,7 +251,7 @@ pub fn left_running(layout: &Layout) -> Vec<Process> {
 }
 
 /// `viworks down`: stops what an earlier `up` started, and only that.
-pub async fn down(data_dir: &Path) -> Result<(), Failure> {
+pub async fn down(data_dir: &Path, config_dir: Option<&Path>) -> Result<(), Failure> {
     let layout = Layout::at(data_dir)?;
     layout.refuse_strangers()?;
     let up = layout.load_started().map(|started| started.up);
@@ -258,6 +259,7 @@ pub async fn down(data_dir: &Path) -> Result<(), Failure> {
     if up.is_none() && left_running(&layout).is_empty() {
         layout.remove_sockets();
         layout.forget_started()?;
+        context::forget(config_dir, &layout);
         output::note(&format!(
             "nothing to stop: no demo runs in {} (--data-dir names another folder)",
             layout.root().display()
@@ -267,6 +269,8 @@ pub async fn down(data_dir: &Path) -> Result<(), Failure> {
     stop_demo(&layout, up.as_ref()).await?;
     layout.remove_sockets();
     layout.forget_started()?;
+    // An `up` that was killed could not.
+    context::forget(config_dir, &layout);
     let up = layout.up();
     output::note(&format!(
         "the demo is stopped; its data stays ({up} starts it again, {up} --reset starts over)"

@@ -16,6 +16,7 @@ use super::{absent, context, first, start};
 use crate::client::Client;
 use crate::failure::{Failure, chain};
 use crate::output::{self, Format};
+use crate::program::quoted;
 use crate::views;
 use crate::views::demo::Hints;
 
@@ -66,12 +67,16 @@ pub async fn up(options: &Options) -> Result<ExitCode, Failure> {
     ));
     save(&layout, None, &[])?;
     let mut running = Vec::new();
+    let mut is_up = false;
     let mut interrupted = Box::pin(interruption());
     let outcome = tokio::select! {
-        outcome = start_and_serve(options, &programs, &layout, &mut running) => outcome,
+        outcome = start_and_serve(options, &programs, &layout, &mut running, &mut is_up) => outcome,
         () = &mut interrupted => Ok(ExitCode::Interrupted),
     };
-    if !running.is_empty() {
+    let cut_short = !is_up && matches!(outcome, Ok(ExitCode::Interrupted));
+    if cut_short {
+        output::note("interrupted before the demo was up; stopping …");
+    } else if !running.is_empty() {
         output::note("stopping …");
     }
     stop(&mut running).await;
@@ -80,7 +85,7 @@ pub async fn up(options: &Options) -> Result<ExitCode, Failure> {
     context::forget(options.config_dir.as_deref(), &layout);
     // Ctrl-C is how a demo that runs until stopped is stopped.
     match outcome {
-        Ok(ExitCode::Interrupted) if !options.once => Ok(ExitCode::Ok),
+        Ok(ExitCode::Interrupted) if is_up => Ok(ExitCode::Ok),
         other => other,
     }
 }
@@ -113,13 +118,14 @@ async fn start_and_serve(
     programs: &Programs,
     layout: &Layout,
     running: &mut Vec<Running>,
+    is_up: &mut bool,
 ) -> Result<ExitCode, Failure> {
     let names = start::gateway_names(options.agents);
     start::prepare(programs, layout, &names).await?;
 
     let addresses = start::backend(programs, layout, running).await?;
     let step = Instant::now();
-    let client = Client::new(&addresses.server(), Some(&layout.token()), false)?;
+    let client = own_client(layout, &addresses)?;
     let names = absent::without_revoked(&client, layout, names).await?;
     start::gateways(programs, layout, &names, &addresses, running)?;
     save(layout, Some(&addresses), running)?;
@@ -135,8 +141,19 @@ async fn start_and_serve(
     if options.once {
         return Ok(exit);
     }
+    *is_up = true;
     introduce(options, layout, &addresses);
     watch(running).await
+}
+
+/// A client of the demo's own backend, which nobody has to be told to start.
+fn own_client(layout: &Layout, addresses: &Addresses) -> Result<Client, Failure> {
+    let client = Client::new(&addresses.server(), Some(&layout.token()), false)?;
+    let log = layout.log("backend");
+    Ok(client.whose_silence_means(format!(
+        "why, by the backend's own words: {}",
+        quoted(&log.to_string_lossy())
+    )))
 }
 
 /// Remembers the demo and says what can be done with it.
@@ -213,7 +230,7 @@ async fn reuse(options: &Options, layout: &Layout, started: &Started) -> Result<
         "already running (pid {}): API http://{}",
         started.up.pid, addresses.api
     ));
-    let client = Client::new(&addresses.server(), Some(&layout.token()), false)?;
+    let client = own_client(layout, addresses)?;
     let known = client.gateways().await?.items;
     let online: Vec<String> = known
         .iter()

@@ -43,10 +43,10 @@ pub struct Run {
     #[arg(long, conflicts_with = "wait")]
     pub no_wait: bool,
     /// How long a command may wait for its start; it never starts later
-    #[arg(long, value_name = "SPAN", value_parser = span)]
+    #[arg(long, value_name = "SPAN", value_parser = span, allow_hyphen_values = true)]
     pub expires: Option<Duration>,
     /// End a command that runs longer than this, where the catalogue allows it longer
-    #[arg(long, value_name = "SPAN", value_parser = some_time)]
+    #[arg(long, value_name = "SPAN", value_parser = some_time, allow_hyphen_values = true)]
     pub timeout: Option<Duration>,
     /// Do not ask before a command that changes something: a terminal is asked, a script needs this for several
     /// gateways

@@ -119,6 +119,16 @@ fn sort(targets: Vec<Target>, request: &SubmitRequest) -> Result<Selection, Subm
     })
 }
 
+/// Whether any of these gateways has the command.
+pub(super) fn is_declared(targets: Vec<Target>) -> bool {
+    Sorted::new(targets, false).declared
+}
+
+/// Those of these gateways that cannot take the command.
+pub(super) fn lacking(targets: Vec<Target>) -> Vec<NotOffered> {
+    Sorted::new(targets, true).not_offered
+}
+
 /// Why a request may not do what has this risk.
 fn objection(risk: Risk, request: &SubmitRequest) -> Option<String> {
     let name = risk.name();
