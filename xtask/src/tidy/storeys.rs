@@ -8,7 +8,11 @@ use super::words::{Placed, Token, is_path};
 const PAGE: &str = "docs/architecture.md";
 
 /// The names that the page has for the crates with storeys.
-const DRAWN: &[(&str, &str)] = &[("backend", "backend-agent"), ("gateway", "gateway-agent")];
+const DRAWN: &[(&str, &str)] = &[
+    ("backend", "backend-agent"),
+    ("gateway", "gateway-agent"),
+    ("command line", "operator-cli"),
+];
 
 /// Uses that go up all the same: crate, from, to, why.
 const EXCEPTIONS: &[(&str, &str, &str, &str)] = &[];
