@@ -19,8 +19,8 @@ use submit::Known;
 
 /// What submitting and cancelling ask of dispatch. Both are hints: the reconciler finds what a lost one was about.
 pub trait CommandNudge: Send + Sync {
-    /// Keeps room in the session of a gateway for a command that is about to be submitted, so that it can be offered there
-    /// at once. By default there is none, and commands wait to be looked for.
+    /// Keeps room in the session of a gateway for a command that is about to be submitted, so that it can be offered
+    /// there at once. By default there is none, and commands wait to be looked for.
     fn keep(&self, agent_id: &AgentId, with_timeout: bool) -> Option<Kept> {
         let _nobody = (agent_id, with_timeout);
         None

@@ -1,7 +1,8 @@
 //! The store contract: one intent, one method, one transaction, its audit record included.
 //!
 //! Rules every implementation follows; the conformance suite in `tests/it/store.rs` holds them to it:
-//! - `now` is an argument, a reading of the time line ([`viworks_common::timeline`]), whose differences are elapsed time;
+//! - `now` is an argument, a reading of the time line ([`viworks_common::timeline`]), whose differences are elapsed
+//!   time;
 //!   no method reads a clock. The audit log alone is in wall time, by what the stored anchor says of it.
 //! - Every method takes the tenant, and every key contains it.
 //! - Not found is `Ok(None)`. A row that contradicts the schema is [`StoreError::Inconsistent`].
@@ -81,29 +82,6 @@ pub enum StoreError {
 /// What lies beneath a store error.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// What a caller should do about a [`StoreError`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Retry {
-    /// The same request cannot succeed.
-    Never,
-    /// The same request may succeed later.
-    Later,
-}
-
-impl StoreError {
-    /// Whether the same request may succeed later.
-    #[must_use]
-    pub const fn retry(&self) -> Retry {
-        match self {
-            Self::QueueFull { .. } | Self::Unavailable(_) | Self::Full(_) => Retry::Later,
-            Self::Conflict { .. }
-            | Self::Missing { .. }
-            | Self::Fenced
-            | Self::Inconsistent { .. } => Retry::Never,
-        }
-    }
-}
-
 /// What every method answers.
 pub type StoreResult<T> = Result<T, StoreError>;
 
@@ -147,7 +125,8 @@ pub trait Store: Send + Sync {
         actor: &Actor,
         now: Timestamp,
     ) -> StoreResult<Option<Revoked>>;
-    /// Registers a certificate's key for exactly this gateway; [`StoreError::Conflict`] when the key was ever registered.
+    /// Registers a certificate's key for exactly this gateway; [`StoreError::Conflict`] when the key was ever
+    /// registered.
     async fn register_certificate(
         &self,
         tenant: &Tenant,
@@ -199,7 +178,8 @@ pub trait Store: Send + Sync {
         touches: Vec<SessionTouch>,
         now: Timestamp,
     ) -> StoreResult<()>;
-    /// Records a second holder of an identity that was found outside [`Store::admit`]: the old session answered a probe.
+    /// Records a second holder of an identity that was found outside [`Store::admit`]: the old session answered a
+    /// probe.
     async fn record_fork(
         &self,
         tenant: &Tenant,
@@ -311,8 +291,8 @@ pub trait Store: Send + Sync {
 
     // Dispatch.
 
-    /// Takes the next commands of a gateway for a session, in order: idempotent ones are released to its run in the same
-    /// transaction, the others are dispatched.
+    /// Takes the next commands of a gateway for a session, in order: idempotent ones are released to its run in the
+    /// same transaction, the others are dispatched.
     async fn lease_commands(
         &self,
         tenant: &Tenant,

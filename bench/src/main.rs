@@ -1,5 +1,5 @@
-//! Measures the backend beside a bare reference in the same run: agents over real TLS and real sessions, and the gateway
-//! agent that ships.
+//! Measures the backend beside a bare reference in the same run: agents over real TLS and real sessions, and the
+//! gateway agent that ships.
 
 #![expect(
     clippy::print_stdout,

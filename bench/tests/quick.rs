@@ -1,5 +1,5 @@
-//! The benchmark works from end to end: every figure is measured on both sides, and hostile gateways were at work. Speed is
-//! not tested here, and no target has to be met: the build is not optimised and the sizes are small.
+//! The benchmark works from end to end: every figure is measured on both sides, and hostile gateways were at work.
+//! Speed is not tested here, and no target has to be met: the build is not optimised and the sizes are small.
 
 use std::process::Command;
 

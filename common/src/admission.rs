@@ -1,8 +1,9 @@
 //! Who may open a session: epochs, the ratchet, forks and rolled-back backends, as pure rules over one identity's row.
 //!
-//! A row holds two epochs. `confirmed` is the last one whose CONFIRM was committed or that was presented; `issued` is the last
-//! one handed out. HELLO is acceptable when its epoch lies between them and its token is right, so no number of lost WELCOMEs
-//! or CONFIRMs makes an honest gateway look like a fork, while a copy that fell behind is always below `confirmed`.
+//! A row holds two epochs. `confirmed` is the last one whose CONFIRM was committed or that was presented; `issued` is
+//! the last one handed out. HELLO is acceptable when its epoch lies between them and its token is right, so no number
+//! of lost WELCOMEs or CONFIRMs makes an honest gateway look like a fork, while a copy that fell behind is always
+//! below `confirmed`.
 
 use crate::id::AgentRunId;
 use crate::rules::{Complete, Rule, Rulebook};
@@ -84,7 +85,8 @@ pub enum Admission {
         /// Commands that are not idempotent, up to this order and absent from the unreported list, are indeterminate.
         highest_order: u64,
     },
-    /// It was overtaken, by the same process or while it was under way: closed, not recorded. A copy comes back and is found.
+    /// It was overtaken, by the same process or while it was under way: closed, not recorded. A copy comes back and
+    /// is found.
     Late,
     /// A second holder of the identity that fell behind.
     Fork,
@@ -118,8 +120,8 @@ pub fn admit_under(rules: impl Rulebook, row: &IdentityRow, hello: &HelloFacts) 
         return Admission::Fork;
     }
     if hello.epoch < row.confirmed {
-        // A process may die with its HELLO under way: its successor can be confirmed before that arrives. Whoever was in
-        // range when the challenge was made may have been overtaken so, and proves nothing.
+        // A process may die with its HELLO under way: its successor can be confirmed before that arrives. Whoever was
+        // in range when the challenge was made may have been overtaken so, and proves nothing.
         let overtaken = hello.epoch >= hello.confirmed_at_challenge;
         return if overtaken || row.last_agent_run_id == Some(hello.agent_run_id) {
             Admission::Late
@@ -145,7 +147,8 @@ pub fn admit_under(rules: impl Rulebook, row: &IdentityRow, hello: &HelloFacts) 
             .next_order
             .max(hello.highest_order.saturating_add(1))
             .max(hello.low_water.saturating_add(1)),
-        // Orders up to the gateway's mark were final before the roll-back; the store raises its own mark only past final commands.
+        // Orders up to the gateway's mark were final before the roll-back; the store raises its own mark only past
+        // final commands.
         low_water: row.low_water,
     };
     if rolled_back {

@@ -1,5 +1,5 @@
-//! Who keeps an identity: one live session, a probe before another process takes over, a budget of take-overs, and favour
-//! for whoever was alive when a copy spoke.
+//! Who keeps an identity: one live session, a probe before another process takes over, a budget of take-overs, and
+//! favour for whoever was alive when a copy spoke.
 //!
 //! These are the claims that one process of the backend knows of. Epochs in the store fence what it does not know.
 
@@ -51,8 +51,8 @@ pub enum Probed {
 pub enum Verdict {
     /// The newcomer.
     TakeOver,
-    /// The one that answered: the newcomer is another machine. The live one is to reconnect, because its next HELLO moves
-    /// the ratchet past the copy.
+    /// The one that answered: the newcomer is another machine. The live one is to reconnect, because its next HELLO
+    /// moves the ratchet past the copy.
     Fork,
     /// Nobody for so long: the newcomer may have been refused in favour of this very silence on another connection.
     Favoured(Duration),
@@ -144,7 +144,8 @@ impl<R: Rulebook> Claims<R> {
             .map(|(_, until)| until.saturating_since(now))
     }
 
-    /// A newcomer was admitted; `confirmed` says whether the confirmed session there is, if any, is of the same process.
+    /// A newcomer was admitted; `confirmed` says whether the confirmed session there is, if any, is of the same
+    /// process.
     #[must_use]
     pub const fn on_newcomer(&self, confirmed: Option<bool>) -> Newcomer {
         match confirmed {

@@ -1,8 +1,8 @@
 //! Whether a group is one user's own, from the texts in which a system keeps its users and groups.
 //!
-//! Many systems give each user a group of the same number and let new folders be writable by it (`umask 002`). Nobody is
-//! in such a group but that user, so it opens nothing that the user could not open. Only what is certain counts: where
-//! other sources than the local files may know of further members, nothing is.
+//! Many systems give each user a group of the same number and let new folders be writable by it (`umask 002`). Nobody
+//! is in such a group but that user, so it opens nothing that the user could not open. Only what is certain counts:
+//! where other sources than the local files may know of further members, nothing is.
 
 /// Sources of users and groups that are those files, or add no members to them.
 const LOCAL_SOURCES: [&str; 4] = ["files", "compat", "systemd", "altfiles"];

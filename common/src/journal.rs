@@ -92,7 +92,8 @@ pub struct Idempotent(pub bool);
 /// What to do with an offered command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnCommand {
-    /// Journal it as accepted and say so. `start` when the inline permit may be used: the gateway, too, calls it idempotent.
+    /// Journal it as accepted and say so. `start` when the inline permit may be used: the gateway, too, calls it
+    /// idempotent.
     Accept {
         /// Whether it may start without GO.
         start: bool,

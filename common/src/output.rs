@@ -63,7 +63,8 @@ pub enum Shown {
     Line(Vec<u8>),
     /// A part of a line that is very long; more of it follows.
     Part(Vec<u8>),
-    /// So many bytes lie here that are not shown: they did not arrive, or are the rest of a line that did not arrive whole.
+    /// So many bytes lie here that are not shown: they did not arrive, or are the rest of a line that did not arrive
+    /// whole.
     Missing(u64),
 }
 

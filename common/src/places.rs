@@ -135,8 +135,8 @@ impl<S: Ord + Clone> Places<S> {
     }
 
     /// Whoever has this place is known from now on as `known`, wherever it comes from: it counts against that, and no
-    /// longer as a stranger. When that has as many as it may have, the one goes that has been idle longest; when all who
-    /// are known have as many as they may have together, the same of the one that has the most.
+    /// longer as a stranger. When that has as many as it may have, the one goes that has been idle longest; when all
+    /// who are known have as many as they may have together, the same of the one that has the most.
     ///
     /// # Errors
     ///

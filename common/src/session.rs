@@ -1,7 +1,8 @@
 //! Both ends of a session as machines without IO: bytes and time go in, bytes and events come out.
 //!
 //! A driver owns the socket and the clock. After every call it drains `poll_transmit` onto the socket and `poll_event`
-//! into its features, looks at `closed`, and arms one timer with `poll_timeout`. `docs/protocol.md` is the normative text.
+//! into its features, looks at `closed`, and arms one timer with `poll_timeout`. `docs/protocol.md` is the normative
+//! text.
 
 pub mod agent;
 pub mod backend;

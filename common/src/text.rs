@@ -45,7 +45,8 @@ pub fn block(text: &str) -> Cow<'_, str> {
     escape(text, |c| is_unsafe(c) && c != '\n' && c != '\t')
 }
 
-/// A JSON document with the same characters written as JSON escapes, so that its meaning stays; its own line breaks stay.
+/// A JSON document with the same characters written as JSON escapes, so that its meaning stays; its own line breaks
+/// stay.
 #[must_use]
 pub fn json(document: &str) -> Cow<'_, str> {
     let hidden = |c: char| is_unsafe(c) && c != '\n';

@@ -125,8 +125,8 @@ impl Fleet {
         Ok(())
     }
 
-    /// Of these gateways, the ones with records that no backend has acknowledged, or without an answer. Their own metrics
-    /// come in all the time, so a gateway that was empty once has delivered everything from before.
+    /// Of these gateways, the ones with records that no backend has acknowledged, or without an answer. Their own
+    /// metrics come in all the time, so a gateway that was empty once has delivered everything from before.
     pub(crate) async fn undelivered(&self, among: &[usize]) -> Vec<usize> {
         let asked = among.iter().map(async |number| {
             let gateway = self.gateways.get(*number)?;

@@ -167,8 +167,8 @@ impl Catalogue {
 }
 
 impl Allowed<'_> {
-    /// Whether its program and what else it needs are there at this moment. Looks at them, for at most a few seconds, and
-    /// not at all while an earlier look at one of them hangs.
+    /// Whether its program and what else it needs are there at this moment. Looks at them, for at most a few seconds,
+    /// and not at all while an earlier look at one of them hangs.
     ///
     /// # Errors
     /// Why it cannot run on this gateway right now; a file system that does not answer is a reason.

@@ -70,7 +70,8 @@ impl Credentials {
         Arc::clone(&self.current.borrow())
     }
 
-    /// Reads the files again. What cannot be used changes nothing and is told. True when something else is in force now.
+    /// Reads the files again. What cannot be used changes nothing and is told. True when something else is in force
+    /// now.
     pub async fn refresh(&self) -> bool {
         // A disk may hang: then those read before are good enough to dial with.
         let loaded = self.reader.lock().await.ask((), READ_TIME).await;

@@ -1,11 +1,11 @@
 //! The first moments of a command: a session of its own, its folder, and then its program in place of this one.
 //!
-//! A command has no terminal: in a session of its own, opening `/dev/tty` fails at once instead of stopping it. And what
-//! may hang for ever, a folder or a program behind a dead mount, hangs here, in a process with a time limit that can be
-//! given up, and not in the agent. Whoever starts it holds the other end of its standard input, a socket: from there
-//! come the instructions, because a command line can be read by everybody on the machine and an environment may hold
-//! secrets; and there goes how it went: one byte says that the session is there, the end of the stream that the program
-//! has taken over, and anything else why it did not.
+//! A command has no terminal: in a session of its own, opening `/dev/tty` fails at once instead of stopping it. And
+//! what may hang for ever, a folder or a program behind a dead mount, hangs here, in a process with a time limit that
+//! can be given up, and not in the agent. Whoever starts it holds the other end of its standard input, a socket: from
+//! there come the instructions, because a command line can be read by everybody on the machine and an environment may
+//! hold secrets; and there goes how it went: one byte says that the session is there, the end of the stream that the
+//! program has taken over, and anything else why it did not.
 
 use std::fs::File;
 use std::io::{self, Read, Write};

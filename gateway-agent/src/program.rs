@@ -1,5 +1,5 @@
-//! The agent's own program, which it starts again for whatever must be a process of its own: built-in commands, and looks
-//! at file systems that may not answer.
+//! The agent's own program, which it starts again for whatever must be a process of its own: built-in commands, and
+//! looks at file systems that may not answer.
 
 use std::path::PathBuf;
 

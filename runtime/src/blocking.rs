@@ -1,4 +1,5 @@
-//! Calls that may hang for ever, each on a plain thread: waited for as long as its limit, and never at the end of the process.
+//! Calls that may hang for ever, each on a plain thread: waited for as long as its limit, and never at the end of the
+//! process.
 //!
 //! A dead network mount, a sensor or a disk can hold a call in the kernel for as long as it likes. The async runtime's
 //! own pool is no place for such a call: its shutdown waits for every thread, and when the system has no thread left it

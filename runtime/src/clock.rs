@@ -24,8 +24,8 @@ pub trait Clock: Send + Sync {
     /// The time that only moves forward; every deadline is measured on it.
     fn now(&self) -> Monotonic;
 
-    /// The time of day, for people and records. It can jump, so no decision rests on it: whoever subtracts two readings,
-    /// or compares one with an earlier one, wants [`Timeline::line`].
+    /// The time of day, for people and records. It can jump, so no decision rests on it: whoever subtracts two
+    /// readings, or compares one with an earlier one, wants [`Timeline::line`].
     fn wall(&self) -> Timestamp;
 }
 

@@ -52,8 +52,8 @@ pub struct Condition {
 
 /// Everything that is wrong with a process. Clones share it.
 ///
-/// A part raises a condition as often as it finds it and clears it as often as it does not; only a change is logged, and
-/// another number or time in the same sentence is none.
+/// A part raises a condition as often as it finds it and clears it as often as it does not; only a change is logged,
+/// and another number or time in the same sentence is none.
 #[derive(Clone)]
 pub struct Conditions {
     shared: Arc<Shared>,

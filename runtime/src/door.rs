@@ -96,8 +96,8 @@ impl<S: Ord + Clone> Door<S> {
 }
 
 impl<S: Ord + Clone> Seat<S> {
-    /// It brought what makes it known as `known`: from now on no stranger takes its place. At which bound another one had
-    /// to go for that.
+    /// It brought what makes it known as `known`: from now on no stranger takes its place. At which bound another one
+    /// had to go for that.
     ///
     /// # Errors
     ///

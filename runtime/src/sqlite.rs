@@ -133,9 +133,9 @@ impl Database {
     /// Dropping the returned future does not withdraw a job that is queued.
     ///
     /// The job must neither begin nor end transactions, and may handle only [`Error::Constraint`] by itself; after any
-    /// other error of a statement the transaction may be gone, so it must pass that on. It may run twice: if a neighbour
-    /// in the same transaction makes SQLite give up the transaction as a whole, it runs again, alone, with the effects
-    /// of the first time undone. So it does nothing but use its connection.
+    /// other error of a statement the transaction may be gone, so it must pass that on. It may run twice: if a
+    /// neighbour in the same transaction makes SQLite give up the transaction as a whole, it runs again, alone, with
+    /// the effects of the first time undone. So it does nothing but use its connection.
     ///
     /// ```
     /// # use viworks_runtime::sqlite::{self, Database, Options, params};
@@ -167,8 +167,8 @@ impl Database {
         self.send(&self.room, Message::Write, job).await
     }
 
-    /// Like [`Self::write`], for what takes long and nobody sits and waits for. It gets a transaction of its own when no
-    /// other write waits, and while others come in it rests between two of them.
+    /// Like [`Self::write`], for what takes long and nobody sits and waits for. It gets a transaction of its own when
+    /// no other write waits, and while others come in it rests between two of them.
     ///
     /// # Errors
     ///
@@ -182,8 +182,8 @@ impl Database {
         self.send(&self.bulk_room, Message::Bulk, job).await
     }
 
-    /// Runs `job` on a reader: it sees one state of what is committed, at least what was before it was asked, and cannot
-    /// write. Dropping the returned future withdraws it, unless it runs already.
+    /// Runs `job` on a reader: it sees one state of what is committed, at least what was before it was asked, and
+    /// cannot write. Dropping the returned future withdraws it, unless it runs already.
     ///
     /// # Errors
     ///

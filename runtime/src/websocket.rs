@@ -1,7 +1,7 @@
 //! One WebSocket without blocking in either direction: reading goes on while writing waits for the network.
 //!
-//! Both agents hold their sessions through it. It knows nothing of what is said: messages come from an [`Outgoing`], and
-//! whoever drives it decides what a [`Received`] means and when a [`Socket::stuck_at`] is reached.
+//! Both agents hold their sessions through it. It knows nothing of what is said: messages come from an [`Outgoing`],
+//! and whoever drives it decides what a [`Received`] means and when a [`Socket::stuck_at`] is reached.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};

@@ -1,4 +1,5 @@
-//! What tests do to a gateway from outside: a catalogue of their own, telemetry through its unix socket, what really ran.
+//! What tests do to a gateway from outside: a catalogue of their own, telemetry through its unix socket, what really
+//! ran.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -90,8 +91,8 @@ pub async fn local_request(
     Ok((status, text.to_owned()))
 }
 
-/// Hands `count` records to the gateway; each request is repeated until it is answered, and an unanswered one may have been
-/// taken in, so the number taken in is returned as a range.
+/// Hands `count` records to the gateway; each request is repeated until it is answered, and an unanswered one may
+/// have been taken in, so the number taken in is returned as a range.
 ///
 /// # Panics
 /// When the gateway refuses records.

@@ -1,9 +1,10 @@
-//! The simulation: whole worlds from one number each, in which real rules meet modelled storage and everything that fails.
+//! The simulation: whole worlds from one number each, in which real rules meet modelled storage and everything that
+//! fails.
 //!
-//! Both session machines, the gateway's command engine, admission, the command life-cycle and the reconnect policy are the
-//! product's own code. Modelled are what they stand on: the store, the gateway's disk, the network, the clocks. A world first goes
-//! through turmoil, then is healed and must come to rest; a recorder that sees the truth checks the invariants of
-//! `docs/protocol.md` all the way. Equal seeds give equal worlds.
+//! Both session machines, the gateway's command engine, admission, the command life-cycle and the reconnect policy
+//! are the product's own code. Modelled are what they stand on: the store, the gateway's disk, the network, the
+//! clocks. A world first goes through turmoil, then is healed and must come to rest; a recorder that sees the truth
+//! checks the invariants of `docs/protocol.md` all the way. Equal seeds give equal worlds.
 
 use std::fmt;
 

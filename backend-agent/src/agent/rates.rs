@@ -1,4 +1,5 @@
-//! How often a gateway may say what costs the backend something, over all its sessions: far more than an honest one does.
+//! How often a gateway may say what costs the backend something, over all its sessions: far more than an honest one
+//! does.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,8 +19,8 @@ const COMMANDS: Quota = Quota {
     per_minute: 600,
     burst: 1_024,
 };
-/// Results and output of commands that nobody knows: at once twice what a journal holds, for an honest gateway tells such
-/// a result once, and once more when the connection was lost before it was acknowledged.
+/// Results and output of commands that nobody knows: at once twice what a journal holds, for an honest gateway tells
+/// such a result once, and once more when the connection was lost before it was acknowledged.
 const UNKNOWN: Quota = Quota {
     per_minute: 60,
     burst: 512,

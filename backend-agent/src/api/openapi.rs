@@ -97,7 +97,8 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = (&mut Operation, bool
     })
 }
 
-/// Who may, and every way to be refused that follows from the operation's shape: each handler declares only what is its own.
+/// Who may, and every way to be refused that follows from the operation's shape: each handler declares only what is
+/// its own.
 fn refusals(operation: &mut Operation, access: Access, writes: bool) {
     let names_an_object = operation
         .parameters

@@ -106,8 +106,8 @@ fn given_id(headers: &HeaderMap) -> Option<String> {
     valid.then(|| text.to_owned())
 }
 
-/// Refuses what a proxy and we might read differently: more than one host, or two lengths; and a body in an encoding that
-/// nobody here takes off.
+/// Refuses what a proxy and we might read differently: more than one host, or two lengths; and a body in an encoding
+/// that nobody here takes off.
 pub(super) async fn well_formed(request: Request, next: Next) -> Response {
     match oddity(&request) {
         None => next.run(request).await,

@@ -8,8 +8,8 @@ use viworks_common::time::Monotonic;
 
 use super::Principal;
 
-/// How long a key is believed without another look. A revocation by this process is known at once, one by another process,
-/// such as the backend's own command line, after so long.
+/// How long a key is believed without another look. A revocation by this process is known at once, one by another
+/// process, such as the backend's own command line, after so long.
 const LIFE: Duration = Duration::from_secs(1);
 
 /// Keys that are remembered; when there are more, all are forgotten.

@@ -1,5 +1,5 @@
-//! The queue as a wake-up: hints that commands may wait for a gateway. The database has the commands, so a hint that is lost,
-//! doubled or stale changes nothing; how many wait, and which are dead, only the database says.
+//! The queue as a wake-up: hints that commands may wait for a gateway. The database has the commands, so a hint that
+//! is lost, doubled or stale changes nothing; how many wait, and which are dead, only the database says.
 
 use std::time::Duration;
 

@@ -182,8 +182,8 @@ fn answered(submission: Submission) -> Result<Submitted, SubmitError> {
 }
 
 impl Commands {
-    /// Accepts a run whole, or refuses it whole. Where the session of a gateway has room, its command is offered in the same
-    /// transaction and sent at once; for the others dispatch is woken.
+    /// Accepts a run whole, or refuses it whole. Where the session of a gateway has room, its command is offered in
+    /// the same transaction and sent at once; for the others dispatch is woken.
     ///
     /// # Errors
     /// Why nothing was submitted.
@@ -213,8 +213,8 @@ impl Commands {
         answered(self.store_run(&request, selection, false).await?)
     }
 
-    /// What a submission would do, by the same checks; nothing is stored. Whether queues have room shows only when it is
-    /// submitted.
+    /// What a submission would do, by the same checks; nothing is stored. Whether queues have room shows only when it
+    /// is submitted.
     ///
     /// # Errors
     /// Why nothing would be submitted.

@@ -1,7 +1,7 @@
 //! The embedded store: one SQLite file, one writer with group commit, readers beside it.
 //!
-//! Because there is one writer, what a transaction has read holds until it commits; every guarded update still names the
-//! state it expects, and its count of rows is checked.
+//! Because there is one writer, what a transaction has read holds until it commits; every guarded update still names
+//! the state it expects, and its count of rows is checked.
 
 mod admit;
 mod agents;

@@ -14,7 +14,8 @@ mod up;
 
 pub(super) use opening::Opening;
 
-/// Runs a connection to its end. What happens now and then is boxed: thousands of sessions wait, and would carry its size.
+/// Runs a connection to its end. What happens now and then is boxed: thousands of sessions wait, and would carry its
+/// size.
 pub(super) async fn serve(opening: Opening) {
     let metrics = opening.metrics().clone();
     metrics.connections.inc();

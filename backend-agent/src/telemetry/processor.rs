@@ -1,8 +1,8 @@
 //! Stores the batches of many gateways in short transactions, gateway after gateway, and answers what is committed.
 //!
 //! Bounded: batches wait as they travelled, within a budget of bytes for the whole process and a share of each session.
-//! When the store is slow or away, sessions stop handing in more, nothing is acknowledged, and the gateways' credit stops
-//! them. Commands do not pass through here, and while they come in, telemetry leaves the writer to them.
+//! When the store is slow or away, sessions stop handing in more, nothing is acknowledged, and the gateways' credit
+//! stops them. Commands do not pass through here, and while they come in, telemetry leaves the writer to them.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,4 +1,5 @@
-//! A wall clock that is set while the backend runs, or between two of its processes: nothing is early, late or overtaken.
+//! A wall clock that is set while the backend runs, or between two of its processes: nothing is early, late or
+//! overtaken.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};

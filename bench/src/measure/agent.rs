@@ -1,5 +1,5 @@
-//! Commands on the gateway agent that ships: its session, its journal with its commits, its executor and the process that
-//! each command is. The reference starts no process and keeps no journal.
+//! Commands on the gateway agent that ships: its session, its journal with its commits, its executor and the process
+//! that each command is. The reference starts no process and keeps no journal.
 
 use anyhow::Context;
 

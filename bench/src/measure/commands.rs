@@ -1,5 +1,5 @@
-//! How long a command takes from its submission to its known result, alone and among a hundred: one that may run twice, and
-//! one that must not.
+//! How long a command takes from its submission to its known result, alone and among a hundred: one that may run
+//! twice, and one that must not.
 
 use super::Plan;
 use super::operator::{Latencies, Operator};

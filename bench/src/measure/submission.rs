@@ -1,5 +1,5 @@
-//! What submitting a command costs when many gateways are registered, beside the same with few: a bound over all gateways
-//! must not be found by walking them.
+//! What submitting a command costs when many gateways are registered, beside the same with few: a bound over all
+//! gateways must not be found by walking them.
 
 use tokio::time::Instant;
 

@@ -111,8 +111,8 @@ pub fn lose(command: Command, now: Timestamp) -> Option<Change> {
     course.change(By::System, now)
 }
 
-/// The database forgot what happened since a backup: whatever may have run meanwhile, and is not in the gateway's journal,
-/// can never be offered again.
+/// The database forgot what happened since a backup: whatever may have run meanwhile, and is not in the gateway's
+/// journal, can never be offered again.
 #[must_use]
 pub fn settle_rolled_back(
     open: impl IntoIterator<Item = Command>,

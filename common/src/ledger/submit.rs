@@ -39,9 +39,9 @@ pub enum Refusal {
     AllFull,
 }
 
-/// The first reason against a run for `targets`; otherwise those of them that are skipped because their queues are full, as
-/// far as the run allows that. `gateways` knows those of the targets that exist and are not revoked, `waiting` are the open
-/// commands of all.
+/// The first reason against a run for `targets`; otherwise those of them that are skipped because their queues are
+/// full, as far as the run allows that. `gateways` knows those of the targets that exist and are not revoked,
+/// `waiting` are the open commands of all.
 ///
 /// # Errors
 /// Why it is refused.

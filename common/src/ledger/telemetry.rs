@@ -374,9 +374,9 @@ pub fn add(refused: &mut BTreeMap<RecordRefusal, u64>, reason: RecordRefusal, re
     *sum = sum.saturating_add(records).min(COUNT_MAX);
 }
 
-/// What a gateway remembers as acknowledged, beside what is committed. Nothing is acknowledged before it is committed, so
-/// whatever lies between the two was forgotten with a restored database: it becomes a gap, or is counted as refused where
-/// its gateway has had as many gaps or spool epochs as it may.
+/// What a gateway remembers as acknowledged, beside what is committed. Nothing is acknowledged before it is
+/// committed, so whatever lies between the two was forgotten with a restored database: it becomes a gap, or is
+/// counted as refused where its gateway has had as many gaps or spool epochs as it may.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remembered {
     /// The answer: how far its spool epoch is committed.

@@ -250,8 +250,8 @@ impl AgentSession {
         }
     }
 
-    /// Until when a permit holds that arrived at `now`, on this gateway's own clock: it counts from when the frame that it
-    /// names was sent, so delay can only end it early.
+    /// Until when a permit holds that arrived at `now`, on this gateway's own clock: it counts from when the frame
+    /// that it names was sent, so delay can only end it early.
     #[must_use]
     pub fn deadline(&self, rules: impl Rulebook, permit: &Permit, now: Monotonic) -> Monotonic {
         let from = if rules.keeps(Rule::PermitCountsFromSending) {

@@ -15,8 +15,8 @@ pub enum FailureClass {
     Transient,
     /// An authenticated REFUSE with a permanent code.
     PermanentAuthenticated,
-    /// What looks permanent and anybody on the path could have caused: a TLS alert, a wrong pin, HTTP 400 or 403, a bare
-    /// close frame, a CHALLENGE that does not suit.
+    /// What looks permanent and anybody on the path could have caused: a TLS alert, a wrong pin, HTTP 400 or 403, a
+    /// bare close frame, a CHALLENGE that does not suit.
     PermanentUnproved,
     /// The backend said when: `Retry-After`, REFUSE or DRAIN.
     Told {

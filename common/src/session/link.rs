@@ -42,7 +42,8 @@ impl Link {
         self.verify(bytes, phase)?.open()
     }
 
-    /// The same without unpacking the body. A body that then cannot be unpacked ends the session, so its number is used up.
+    /// The same without unpacking the body. A body that then cannot be unpacked ends the session, so its number is
+    /// used up.
     pub(super) fn verify<'a>(
         &mut self,
         bytes: &'a [u8],

@@ -39,8 +39,8 @@ impl TimeSource {
 }
 
 /// When a record was observed whose gateway says `said`. `skew_ms` is the gateway's clock minus the backend's, as last
-/// measured, and `now` the backend's clock. No record is lost because of a clock: one that no correction makes plausible
-/// was observed when it arrived.
+/// measured, and `now` the backend's clock. No record is lost because of a clock: one that no correction makes
+/// plausible was observed when it arrived.
 #[must_use]
 pub fn observed(said: Timestamp, skew_ms: Option<i64>, now: Timestamp) -> (Timestamp, TimeSource) {
     let plausible = |at: &Timestamp| {

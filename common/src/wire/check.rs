@@ -1,8 +1,8 @@
 //! What a message may say beyond the types of its fields: the receiver is as strict as an honest sender.
 //!
 //! A message that breaks one of these rules closes the session. Two things are settled more gently, because closing
-//! would cost more than it protects: prose is escaped and cut (`text::told`), and a catalogue's entry that breaks a rule
-//! of its own is refused by itself (`catalogue::take_report_while`).
+//! would cost more than it protects: prose is escaped and cut (`text::told`), and a catalogue's entry that breaks a
+//! rule of its own is refused by itself (`catalogue::take_report_while`).
 
 use std::collections::BTreeSet;
 
@@ -204,7 +204,8 @@ fn check_welcome(welcome: &Welcome) -> Checked {
         .try_for_each(|known| position("committed", known))
 }
 
-/// The command itself, its name's meaning and its arguments are the catalogue's affair: it is rejected, not the session.
+/// The command itself, its name's meaning and its arguments are the catalogue's affair: it is rejected, not the
+/// session.
 fn check_command(command: &Command) -> Checked {
     if command.order == 0 {
         return Err(violation("order", "zero"));

@@ -14,8 +14,8 @@ use crate::telemetry::{BatchColumns, Position};
 use crate::text::deserialize_told;
 use crate::time::Timestamp;
 
-/// The capability of an agent that keeps the `timeout_ms` of COMMAND. Another one refuses a field that it does not know,
-/// and must not be sent it.
+/// The capability of an agent that keeps the `timeout_ms` of COMMAND. Another one refuses a field that it does not
+/// know, and must not be sent it.
 pub const KEEPS_TIMEOUT: &str = "command_timeout";
 
 /// The capability of an agent that wants to know which records were refused.
@@ -189,7 +189,8 @@ impl TelemetryAck {
     }
 }
 body! {
-    /// A start permit: valid for `remaining_ms` from when the gateway sent its frame `as_of`. Delay can only end it early.
+    /// A start permit: valid for `remaining_ms` from when the gateway sent its frame `as_of`. Delay can only end it
+    /// early.
     Permit {
         /// Milliseconds left until the deadline.
         remaining_ms: u64,
@@ -294,8 +295,8 @@ body! {
         command_id: CommandId,
         /// Up to which order everything is final.
         low_water: u64,
-        /// The backend has no such command, and has kept as many results without one as it keeps: it is only counted. Sent
-        /// to agents with the capability [`RESULT_REFUSALS`] alone, and left out otherwise.
+        /// The backend has no such command, and has kept as many results without one as it keeps: it is only counted.
+        /// Sent to agents with the capability [`RESULT_REFUSALS`] alone, and left out otherwise.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         not_kept: bool,
     }

@@ -1,4 +1,5 @@
-//! Test vectors: the bytes of an opening and one command from fixed inputs, as `docs/protocol/vectors.json` publishes them.
+//! Test vectors: the bytes of an opening and one command from fixed inputs, as `docs/protocol/vectors.json` publishes
+//! them.
 //!
 //! `VIWORKS_GOLDEN=write cargo test -p viworks-common --test it vectors` writes the file after a change that was meant.
 

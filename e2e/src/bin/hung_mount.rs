@@ -1,4 +1,5 @@
-//! A file system that answers no requests, and a program that runs beside it: `hung-mount [--deaf] FOLDER PROGRAM ARGUMENT…`.
+//! A file system that answers no requests, and a program that runs beside it: `hung-mount [--deaf] FOLDER PROGRAM
+//! ARGUMENT…`.
 //!
 //! It takes requests in, and then the kernel lets nobody go who made one, not even to die; a deaf one does not come to
 //! that. Run in a mount namespace of its own, so that nobody else meets it. It stays until the program is gone.

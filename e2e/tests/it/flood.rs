@@ -1,4 +1,5 @@
-//! kill -9 of the backend and of a gateway amid commands and telemetry: everything final, nothing twice, nothing lost.
+//! `kill -9` of the backend and of a gateway amid commands and telemetry: everything final, nothing twice, nothing
+//! lost.
 
 use std::time::Duration;
 

@@ -1,7 +1,8 @@
 //! A database of the first schema, with rows in it, opens and goes on.
 //!
-//! `fixtures/backend_schema_0001.sqlite` was made by that schema's statements alone: a gateway that was connected, one that
-//! was revoked, a finished run and one that waits, telemetry with a gap and a refusal, a key, a fork, and an audit trail.
+//! `fixtures/backend_schema_0001.sqlite` was made by that schema's statements alone: a gateway that was connected,
+//! one that was revoked, a finished run and one that waits, telemetry with a gap and a refusal, a key, a fork, and an
+//! audit trail.
 
 use std::path::Path;
 use std::process::Command;

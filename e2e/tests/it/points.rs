@@ -1,4 +1,5 @@
-//! A crash at every durable step of either agent: afterwards every command is final and none that must not run twice did.
+//! A crash at every durable step of either agent: afterwards every command is final and none that must not run twice
+//! did.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -47,8 +48,8 @@ async fn settled(
     }
 }
 
-/// A command that may run twice has its permit with it, and is accepted and started by one commit (*begun*); one that must
-/// not is accepted first.
+/// A command that may run twice has its permit with it, and is accepted and started by one commit (*begun*); one that
+/// must not is accepted first.
 const GATEWAY_POINTS: [&str; 12] = [
     "journal.accepted.before_commit",
     "journal.accepted.after_commit",

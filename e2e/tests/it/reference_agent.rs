@@ -10,7 +10,7 @@ use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start, text};
 use viworks_testkit::process::{Process, eventually, finish};
 
-/// Set by `scripts/test.sh` where there is no Python, after it said so; without it a missing Python fails these tests.
+/// Set by `cargo xtask test` where there is no Python, after it said so; without it a missing Python fails these tests.
 const WITHOUT_PYTHON: &str = "VIWORKS_WITHOUT_PYTHON";
 /// Records that each process of the agent writes into its spool when it starts.
 const RECORDS: usize = 500;

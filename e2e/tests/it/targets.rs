@@ -68,7 +68,8 @@ async fn every_gateway_that_was_meant_is_accounted_for() {
         assert!(said.stdout.contains(name), "{said:#?}");
     }
 
-    // A dry run tells both lists, and is refused where the run would be; a gateway that does not exist cannot be left out.
+    // A dry run tells both lists, and is refused where the run would be; a gateway that does not exist cannot be left
+    // out.
     let said = desk
         .run(&[&say[..], &["--except", "gw-odd", "--dry-run"]].concat())
         .await

@@ -21,7 +21,8 @@ fn questions(definition: &Definition, owners: Owners) -> impl Iterator<Item = Qu
     program.into_iter().chain(needed)
 }
 
-/// Why a command cannot run on this gateway at this moment, if it cannot; a file system that does not answer is a reason.
+/// Why a command cannot run on this gateway at this moment, if it cannot; a file system that does not answer is a
+/// reason.
 pub(super) async fn unavailable(definition: &Definition, owners: Owners) -> Option<String> {
     if let Some(reason) = not_built_in(definition) {
         return Some(reason);

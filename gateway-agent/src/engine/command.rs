@@ -63,8 +63,8 @@ pub(super) async fn run(
     tell(&engine, Told::Exited(id, Box::new(outcome))).await;
 }
 
-/// What the catalogue in force says of an offered command. Whether its files are there is asked where it starts, in its own
-/// task: a look may take its time, and whoever asks this serves all commands.
+/// What the catalogue in force says of an offered command. Whether its files are there is asked where it starts, in
+/// its own task: a look may take its time, and whoever asks this serves all commands.
 pub(super) fn check(catalogue: &Current, command: &Command) -> Result<Idempotent, Refused> {
     let catalogue = catalogue.get();
     let allowed = catalogue.check(&command.name, &command.arguments);

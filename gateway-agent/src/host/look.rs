@@ -118,7 +118,8 @@ impl Question {
     }
 }
 
-/// What the looker does: one look, whose answer is what speaks against it, or nothing. `None` when it was called wrongly.
+/// What the looker does: one look, whose answer is what speaks against it, or nothing. `None` when it was called
+/// wrongly.
 pub fn serve(kind: &str, path: &str) -> Option<String> {
     Some(Question::of(kind, path)?.look().unwrap_or_default())
 }

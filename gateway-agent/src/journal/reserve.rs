@@ -36,7 +36,8 @@ impl Reserve {
         }
     }
 
-    /// Holds the space back again if it was given up and the disk has twice as much: the reserve must not be what fills it.
+    /// Holds the space back again if it was given up and the disk has twice as much: the reserve must not be what
+    /// fills it.
     pub fn restore(&self) {
         if self.path.exists() || self.free_bytes() < 2 * RESERVE_BYTES {
             return;

@@ -86,8 +86,8 @@ impl ConfiguredPins {
         false
     }
 
-    /// Looks at the file until the agent stops; each change is counted in `reloads`, so that a gateway that waits because
-    /// of its pins dials at once.
+    /// Looks at the file until the agent stops; each change is counted in `reloads`, so that a gateway that waits
+    /// because of its pins dials at once.
     pub async fn watch(
         self,
         clock: Arc<dyn Clock>,

@@ -1,6 +1,7 @@
 //! A state folder that an earlier version left behind: its commands and its telemetry go on in this one.
 //!
-//! The files hold rows by the first migrations alone, with the checksums that the driver of that time noted beside them.
+//! The files hold rows by the first migrations alone, with the checksums that the driver of that time noted beside
+//! them.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;

@@ -103,8 +103,8 @@ pub(super) fn authorities(environment: &Environment) -> Vec<String> {
         .collect()
 }
 
-/// Why there is no client. Where certificates have to be verified it is that nobody is trusted, because that is all that
-/// is read from this machine for it.
+/// Why there is no client. Where certificates have to be verified it is that nobody is trusted, because that is all
+/// that is read from this machine for it.
 pub(super) fn not_built(error: &reqwest::Error, verifies: bool, authorities: &[String]) -> Failure {
     if !verifies {
         return Failure::new(ExitCode::Error, chain(error));

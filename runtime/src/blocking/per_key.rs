@@ -12,8 +12,8 @@ use tokio::time::timeout;
 use super::{Place, Unanswered};
 use crate::clock::{Clock as _, SystemClock};
 
-/// How long many questions wait for one of them before the next is asked beside it: those that are answered at once take
-/// one thread after another, and those that hang one each.
+/// How long many questions wait for one of them before the next is asked beside it: those that are answered at once
+/// take one thread after another, and those that hang one each.
 const APART: Duration = Duration::from_millis(5);
 
 /// The calls of one name that are under way, by what they ask.
@@ -89,7 +89,8 @@ where
         })
     }
 
-    /// Asks all of `keys` on a thread that may wait, beside each other as far as they hang; `limit` is for all together.
+    /// Asks all of `keys` on a thread that may wait, beside each other as far as they hang; `limit` is for all
+    /// together.
     pub fn ask_all(
         &self,
         keys: impl IntoIterator<Item = K>,

@@ -50,12 +50,6 @@ impl<'d> Section<'d> {
         }
     }
 
-    /// Whether the file has this section at all.
-    #[must_use]
-    pub const fn is_present(&self) -> bool {
-        self.table.is_some()
-    }
-
     /// A string that must be given.
     pub fn required_str(&mut self, key: &str, help: &str) -> String {
         self.required(key, "string", Shape::Text, help, value::string)
@@ -138,16 +132,6 @@ impl<'d> Section<'d> {
         help: &str,
     ) -> Option<T> {
         self.optional_or(key, kind, Shape::Text, help, true, parse)
-    }
-
-    /// Anything that can be read from a string and may be left out.
-    pub fn optional_parsed<T: FromStr<Err: Display>>(
-        &mut self,
-        key: &str,
-        kind: &str,
-        help: &str,
-    ) -> Option<T> {
-        self.optional(key, kind, Shape::Text, help, parse)
     }
 
     /// A URL with one of `schemes` that must be given.
@@ -283,12 +267,6 @@ impl<'d> Section<'d> {
         })
     }
 
-    /// A path that must be given.
-    pub fn required_path(&mut self, key: &str, help: &str) -> PathBuf {
-        let path: String = self.required(key, "path", Shape::Text, help, value::string);
-        self.name(key, &path)
-    }
-
     /// A path with a default.
     pub fn path(&mut self, key: &str, default: &str, help: &str) -> PathBuf {
         let path = self.defaulted(
@@ -315,11 +293,6 @@ impl<'d> Section<'d> {
     pub fn file(&mut self, key: &str, help: &str) -> PathBuf {
         self.checked_file(key, help, true, files::examine)
             .unwrap_or_default()
-    }
-
-    /// The path of a file that may be left out, but must be there if given.
-    pub fn optional_file(&mut self, key: &str, help: &str) -> Option<PathBuf> {
-        self.checked_file(key, help, false, files::examine)
     }
 
     /// The path of a file that must be given, be there, and be closed to others.

@@ -81,8 +81,8 @@ pub enum FileError {
 }
 
 impl FileError {
-    /// What a process that cannot start because of it ends with, the same for every program: a service manager tries again
-    /// what may pass, and not what somebody has to mend.
+    /// What a process that cannot start because of it ends with, the same for every program: a service manager tries
+    /// again what may pass, and not what somebody has to mend.
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         match self {

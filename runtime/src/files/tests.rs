@@ -1,3 +1,5 @@
+//! Files as they are found: present, private, whole.
+
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 

@@ -10,7 +10,8 @@ use tokio::signal::unix::{Signal as Receiver, SignalKind, signal};
 const SIGNALLED: i32 = 128;
 
 /// If this is process number 1, runs the same program again as a child, passes signals on to it and reaps whatever is
-/// left without a parent, until the child ends; then its exit code is returned. Any other process gets `None` and goes on.
+/// left without a parent, until the child ends; then its exit code is returned. Any other process gets `None` and
+/// goes on.
 ///
 /// A process that starts others by itself cannot do this beside its work: it would collect what it waits for elsewhere.
 #[must_use]

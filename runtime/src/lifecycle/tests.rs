@@ -1,3 +1,5 @@
+//! Tasks end when they are told to, and a stop waits for them.
+
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;

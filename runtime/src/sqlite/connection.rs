@@ -38,8 +38,8 @@ impl Connection {
         inner.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
         inner.busy_timeout(options.busy_timeout)?;
         inner.execute_batch("PRAGMA trusted_schema = OFF")?;
-        // A plan that looks at the values of parameters is made anew whenever they change: statements would be parsed each
-        // time, and the plans that tests look at would not be those that run.
+        // A plan that looks at the values of parameters is made anew whenever they change: statements would be parsed
+        // each time, and the plans that tests look at would not be those that run.
         inner.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         Ok(Self(inner))
     }

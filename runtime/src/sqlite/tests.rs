@@ -1,3 +1,5 @@
+//! The writer, its readers and the schema, on real files.
+
 use std::os::unix::fs::PermissionsExt;
 use std::sync::mpsc;
 use std::sync::{Condvar, Mutex};
@@ -102,8 +104,8 @@ async fn hold_writer(database: &Database, tasks: &mut JoinSet<Result<(), Error>>
     gate
 }
 
-/// Queues jobs behind a held writer; their answers in the order of the jobs. They are fewer than the 128 steps that a task
-/// makes in one turn: a job that was stopped there has its place in the queue already, and is not in it yet.
+/// Queues jobs behind a held writer; their answers in the order of the jobs. They are fewer than the 128 steps that a
+/// task makes in one turn: a job that was stopped there has its place in the queue already, and is not in it yet.
 async fn as_one_batch<T, F>(database: &Database, jobs: Vec<F>) -> Vec<Result<T, Error>>
 where
     F: Future<Output = Result<T, Error>>,

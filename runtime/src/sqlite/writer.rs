@@ -231,8 +231,8 @@ impl Writer {
         self.counters.busy.store(busy, Ordering::Relaxed);
     }
 
-    /// Commits the jobs in one transaction. If one of them fails, they are run again with a savepoint for each; if SQLite
-    /// gives the transaction up as a whole, in one each.
+    /// Commits the jobs in one transaction. If one of them fails, they are run again with a savepoint for each; if
+    /// SQLite gives the transaction up as a whole, in one each.
     fn commit_together(&mut self, mut batch: Vec<Box<dyn Job>>) {
         if batch.len() > 1 {
             if let Err(error) = self.execute("BEGIN IMMEDIATE") {

@@ -1,4 +1,5 @@
-//! Certificates and keys as files hold them: read, judged and fitted to each other before anything is started with them.
+//! Certificates and keys as files hold them: read, judged and fitted to each other before anything is started with
+//! them.
 
 use std::path::Path;
 

@@ -1,3 +1,5 @@
+//! Certificates, keys and pins, good ones and bad ones.
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 

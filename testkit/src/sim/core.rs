@@ -1,4 +1,5 @@
-//! What every part of a world shares: its time, what happens next, chance, the network, and who writes down what happened.
+//! What every part of a world shares: its time, what happens next, chance, the network, and who writes down what
+//! happened.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;

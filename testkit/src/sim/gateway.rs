@@ -1,7 +1,7 @@
 //! A gateway: a machine with a disk, and on it, most of the time, a process of the agent.
 //!
-//! The process drives the product's session machine and command engine. What surrounds them takes turns as the product's
-//! tasks do: each write to the disk is a step of its own, at which it may die.
+//! The process drives the product's session machine and command engine. What surrounds them takes turns as the
+//! product's tasks do: each write to the disk is a step of its own, at which it may die.
 
 use std::collections::VecDeque;
 use std::time::Duration;

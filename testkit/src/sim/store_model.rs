@@ -1,5 +1,5 @@
-//! The backend's database: the same intents as the real stores, each one atomic, over plain maps. What becomes of them the
-//! ledger decides, as it does for the real ones.
+//! The backend's database: the same intents as the real stores, each one atomic, over plain maps. What becomes of
+//! them the ledger decides, as it does for the real ones.
 
 use std::collections::{BTreeMap, BTreeSet};
 

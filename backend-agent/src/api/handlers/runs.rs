@@ -412,7 +412,8 @@ fn wait_time(parameter: &'static str, millis: Option<u64>) -> ApiResult<Option<D
     Ok(millis.map(Duration::from_millis))
 }
 
-/// The run once it is finished, or as it stands after `wait`. `notices` are those of a run that has just been submitted.
+/// The run once it is finished, or as it stands after `wait`. `notices` are those of a run that has just been
+/// submitted.
 async fn ended(
     state: &ApiState,
     run_id: RunId,

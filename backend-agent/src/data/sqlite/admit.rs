@@ -17,8 +17,8 @@ use crate::data::{
     TelemetryLimits,
 };
 
-/// No order that a gateway claims to have seen raises its counter further: a lie cannot exhaust the numbers. Half of them
-/// are left, more than a gateway can be sent in its life.
+/// No order that a gateway claims to have seen raises its counter further: a lie cannot exhaust the numbers. Half of
+/// them are left, more than a gateway can be sent in its life.
 const ORDER_MAX: u64 = COUNTER_MAX / 2;
 
 pub(super) const OPEN: &str = "\

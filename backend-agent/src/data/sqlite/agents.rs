@@ -75,8 +75,8 @@ fn release_name(tx: &Tx<'_>, name: &GatewayName, actor: &Actor) -> StoreResult<(
     rename(tx, holder.agent_id, &kept, actor).map(drop)
 }
 
-/// The name of a revoked gateway whose name went to another: as long as a name may be, and with the end of the id, which
-/// no other gateway has.
+/// The name of a revoked gateway whose name went to another: as long as a name may be, and with the end of the id,
+/// which no other gateway has.
 fn retired_name(name: &GatewayName, agent_id: AgentId) -> GatewayName {
     let id = agent_id.to_string();
     let tail = format!("-revoked-{}", id.rsplit('-').next().unwrap_or_default());

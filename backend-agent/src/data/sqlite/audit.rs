@@ -106,8 +106,8 @@ pub(super) fn of_gateway(
     note(tx, agent_id, record)
 }
 
-/// Appends a record that a gateway caused, with the number of those that were left out before it, unless this one has to be
-/// left out, too: the log is kept for good.
+/// Appends a record that a gateway caused, with the number of those that were left out before it, unless this one has
+/// to be left out, too: the log is kept for good.
 pub(super) fn note(
     tx: &Tx<'_>,
     agent_id: AgentId,

@@ -45,8 +45,8 @@ INSERT INTO gateway_budgets (tenant, agent_id, kind, full_at, left_out)
 VALUES (:tenant, :agent_id, :kind, :full_at, :left_out)
 ON CONFLICT DO UPDATE SET full_at = excluded.full_at, left_out = excluded.left_out";
 
-/// Takes one from what a gateway has left, and says how many were left out since the last that was kept. `None` when this
-/// one is left out, too, and only counted.
+/// Takes one from what a gateway has left, and says how many were left out since the last that was kept. `None` when
+/// this one is left out, too, and only counted.
 pub(super) fn take(tx: &Tx<'_>, agent_id: AgentId, budget: Budget) -> StoreResult<Option<u64>> {
     let kind = budget.kind;
     let known = tx.optional(LOAD, params! { agent_id, kind }, |row| {

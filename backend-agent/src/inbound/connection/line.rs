@@ -51,8 +51,8 @@ impl Line {
         self.inbound.clock.now()
     }
 
-    /// Moves what there is to say towards the network and waits for what comes back, or until the session or `wanted` is
-    /// due. Nothing is read unless `reads`. May be dropped and asked again.
+    /// Moves what there is to say towards the network and waits for what comes back, or until the session or `wanted`
+    /// is due. Nothing is read unless `reads`. May be dropped and asked again.
     pub(super) async fn next(&mut self, reads: bool, wanted: Option<Monotonic>) -> Sign {
         let Self {
             inbound,

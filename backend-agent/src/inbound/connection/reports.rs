@@ -54,8 +54,8 @@ impl Live {
         }));
     }
 
-    /// Has a catalogue judged, while the session goes on: a catalogue can take long, and only its own gateway may have to
-    /// wait for it.
+    /// Has a catalogue judged, while the session goes on: a catalogue can take long, and only its own gateway may
+    /// have to wait for it.
     pub(super) fn on_catalogue(&mut self, catalogue: Catalogue) {
         let inbound = &self.line.inbound;
         let Catalogue { digest, commands } = catalogue;

@@ -1,5 +1,5 @@
-//! A session's telemetry on its way to being committed: in order, bounded by the session's credit and by what may wait in
-//! the whole process, and unpacked only by whoever stores it.
+//! A session's telemetry on its way to being committed: in order, bounded by the session's credit and by what may
+//! wait in the whole process, and unpacked only by whoever stores it.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -18,7 +18,8 @@ use super::live::Live;
 use crate::data::Holder;
 use crate::telemetry::processor::{Answer, HandedIn, Place, TelemetryProcessor};
 
-/// Bytes, unpacked, that one session may have handed in at a time: enough to fill a transaction, and two of the largest.
+/// Bytes, unpacked, that one session may have handed in at a time: enough to fill a transaction, and two of the
+/// largest.
 const HANDED_IN_BYTES_MAX: usize = 2 * BULK_BODY_BYTES_MAX;
 
 /// Batches that one session may have handed in at a time.
@@ -41,8 +42,8 @@ pub(super) struct Stream {
     pub(super) skew_ms: Option<i64>,
     /// Not handed in yet.
     parked: VecDeque<Parked>,
-    /// A share of what may wait in the process, being waited for on behalf of the last that is parked. Until it is there,
-    /// nothing is read from the socket.
+    /// A share of what may wait in the process, being waited for on behalf of the last that is parked. Until it is
+    /// there, nothing is read from the socket.
     sharing: Option<Sharing>,
     /// A place in the processor's line, being waited for. Kept, so that it is not lost to those behind.
     placing: Option<Placing>,

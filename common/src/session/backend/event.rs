@@ -38,7 +38,8 @@ pub struct BackendSessionConfig {
 /// What the driver must know or answer.
 #[derive(Debug, Clone, PartialEq)]
 pub enum BackendEvent {
-    /// HELLO is authentic. Answer with [`BackendSession::welcome`](super::BackendSession::welcome) or [`BackendSession::refuse`](super::BackendSession::refuse).
+    /// HELLO is authentic. Answer with [`BackendSession::welcome`](super::BackendSession::welcome) or
+    /// [`BackendSession::refuse`](super::BackendSession::refuse).
     Hello {
         /// Its body.
         hello: Box<Hello>,
@@ -49,7 +50,9 @@ pub enum BackendEvent {
         /// How long ago CHALLENGE was made.
         challenge_age: Duration,
     },
-    /// CONFIRM is authentic. Commit it, then answer with [`BackendSession::established`](super::BackendSession::established) or [`BackendSession::refuse`](super::BackendSession::refuse).
+    /// CONFIRM is authentic. Commit it, then answer with
+    /// [`BackendSession::established`](super::BackendSession::established) or
+    /// [`BackendSession::refuse`](super::BackendSession::refuse).
     Confirmed {
         /// The epoch of WELCOME.
         epoch: u64,
@@ -61,8 +64,8 @@ pub enum BackendEvent {
         /// The probe's id.
         id: u64,
     },
-    /// A batch, neither unpacked nor parsed. Answer each, in their order, with `TELEMETRY_ACK` at or beyond its end once
-    /// that is committed; one that turns out to be malformed ends the session.
+    /// A batch, neither unpacked nor parsed. Answer each, in their order, with `TELEMETRY_ACK` at or beyond its end
+    /// once that is committed; one that turns out to be malformed ends the session.
     Telemetry(PackedBatch),
     /// An offer is durable on the gateway.
     Accepted(CommandAccepted),

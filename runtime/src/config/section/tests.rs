@@ -1,3 +1,5 @@
+//! A section as a file has it: every problem at once, each with its line.
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 

@@ -1,0 +1,182 @@
+//! The checks, one function each; `scripts/test.sh` and continuous integration run them, and write none of them again.
+
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
+
+use crate::shop::{Shop, finish, has, succeeds};
+use crate::{deny, tidy};
+
+/// One check.
+pub(crate) struct Recipe {
+    pub(crate) name: &'static str,
+    pub(crate) about: &'static str,
+    /// Whether a change has to pass it. One that asks the world is not about the change.
+    pub(crate) of_a_change: bool,
+    pub(crate) run: fn(&mut Shop) -> Result<(), String>,
+}
+
+const fn of_a_change(
+    name: &'static str,
+    about: &'static str,
+    run: fn(&mut Shop) -> Result<(), String>,
+) -> Recipe {
+    Recipe {
+        name,
+        about,
+        of_a_change: true,
+        run,
+    }
+}
+
+/// Every check, the quick ones first.
+pub(crate) const RECIPES: &[Recipe] = &[
+    of_a_change("format", "every file is formatted", format),
+    of_a_change(
+        "tidy",
+        "storeys, dead items, what pages name, house rules",
+        tidied,
+    ),
+    of_a_change(
+        "shell",
+        "shellcheck finds nothing in the shell scripts",
+        shell,
+    ),
+    of_a_change(
+        "deny",
+        "licences, sources and crates that may not come in",
+        deny::policy,
+    ),
+    of_a_change("lint", "clippy without warnings, tests included", lint),
+    of_a_change("test", "all tests, with the programs they run", test),
+    of_a_change(
+        "docs",
+        "the documentation of the code builds without warnings",
+        docs,
+    ),
+    of_a_change("quickstart", "the quickstart does what it says", quickstart),
+    Recipe {
+        name: "advisories",
+        about: "known faults of dependencies, from the public database",
+        of_a_change: false,
+        run: deny::advisories,
+    },
+];
+
+/// Rustfmt, as `rustfmt.toml` has it.
+fn format(shop: &mut Shop) -> Result<(), String> {
+    shop.cargo(&["fmt", "--all", "--check"])
+}
+
+/// The house rules; the same runs as a test of this crate.
+fn tidied(shop: &mut Shop) -> Result<(), String> {
+    let findings = tidy::findings(&shop.root)?;
+    if findings.is_empty() {
+        return Ok(());
+    }
+    Err(format!(
+        "{} findings\n{}",
+        findings.len(),
+        findings.join("\n")
+    ))
+}
+
+/// Shellcheck over every script that a person or continuous integration calls.
+fn shell(shop: &mut Shop) -> Result<(), String> {
+    if !has("shellcheck") {
+        shop.skip("shell scripts: shellcheck is missing");
+        return Ok(());
+    }
+    let scripts = [".ci/run", "scripts/quickstart.sh", "scripts/test.sh"];
+    finish(&mut shop.command("shellcheck", &scripts))
+}
+
+/// Clippy over everything, each warning an error.
+fn lint(shop: &mut Shop) -> Result<(), String> {
+    shop.cargo(&[
+        "clippy",
+        "--locked",
+        "--quiet",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ])
+}
+
+/// All tests, the simulation and the black-box tests of the shipped programs among them.
+fn test(shop: &mut Shop) -> Result<(), String> {
+    if !has("openssl") {
+        shop.skip("certificates against OpenSSL: openssl is missing");
+    }
+    if !has("faketime") {
+        shop.skip("a backend whose wall clock is set: faketime is missing");
+    }
+    if !succeeds("unshare", &["--mount", "true"]) {
+        shop.skip(
+            "mounts that hang, limits on processes, process 1: they need root and namespaces",
+        );
+    }
+    if !has("ping") {
+        println!("note: ping is missing; net.ping uses its own fallback");
+    }
+    shop.cargo(&["build", "--locked", "--quiet", "--workspace"])?;
+    shop.cargo(&[
+        "build",
+        "--locked",
+        "--quiet",
+        "--target-dir",
+        "target/fault-points",
+        "-p",
+        "viworks-gateway-agent",
+        "-p",
+        "viworks-backend-agent",
+        "--features",
+        "viworks-gateway-agent/fault-points,viworks-backend-agent/fault-points",
+    ])?;
+    let mut tests = shop.command("cargo", &["test", "--locked", "--workspace"]);
+    if !has("python3") {
+        shop.skip("the reference agent in Python: python3 is missing");
+        tests.env("VIWORKS_WITHOUT_PYTHON", "1");
+    }
+    finish(&mut tests)
+}
+
+/// Rustdoc, each warning an error.
+fn docs(shop: &mut Shop) -> Result<(), String> {
+    let arguments = ["doc", "--locked", "--quiet", "--no-deps", "--workspace"];
+    finish(
+        shop.command("cargo", &arguments)
+            .env("RUSTDOCFLAGS", "-D warnings"),
+    )
+}
+
+/// The quickstart, in a folder with a blank in its name.
+fn quickstart(shop: &mut Shop) -> Result<(), String> {
+    let folder = Folder::make()?;
+    let mut command = shop.command("scripts/quickstart.sh", &["--once", "--data-dir"]);
+    command.arg(folder.0.join("demo data"));
+    command.env("VIWORKS_CONFIG_DIR", folder.0.join("config"));
+    finish(&mut command)
+}
+
+/// A folder of our own that goes when it is dropped. Its name is short: sockets lie in it.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn make() -> Result<Self, String> {
+        let path = std::env::temp_dir().join(format!("viworks-{}", std::process::id()));
+        let made = DirBuilder::new().mode(0o700).create(&path);
+        made.map_err(|error| format!("{}: {error}", path.display()))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            eprintln!("note: {} stays: {error}", self.0.display());
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Where recipes work: the root of the repository, the commands they start, and what they had to skip.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+/// What `cargo run` tells the program it starts about its package; the cargo that a recipe starts is about another one.
+const OF_THIS_PACKAGE: &[&str] = &[
+    "CARGO_PKG_",
+    "CARGO_MANIFEST_",
+    "CARGO_BIN_",
+    "CARGO_CRATE_",
+];
+
+/// One call of `cargo xtask`.
+pub(crate) struct Shop {
+    pub(crate) root: PathBuf,
+    /// Whether a recipe may get a tool that is missing.
+    pub(crate) install: bool,
+    skipped: Vec<String>,
+    started: Instant,
+}
+
+impl Shop {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "how long the checks take is said, and decides nothing"
+    )]
+    pub(crate) fn open(install: bool) -> Self {
+        Self {
+            root: Path::new(env!("CARGO_MANIFEST_DIR")).join(".."),
+            install,
+            skipped: Vec::new(),
+            started: Instant::now(),
+        }
+    }
+
+    pub(crate) fn begin(&self, name: &str, about: &str) {
+        let seconds = self.started.elapsed().as_secs();
+        println!("\n== {name}: {about}  ({seconds} s)");
+    }
+
+    /// Says that something is not checked, now and once more at the end.
+    pub(crate) fn skip(&mut self, what: &str) {
+        println!("!! SKIPPED: {what}");
+        self.skipped.push(what.to_owned());
+    }
+
+    pub(crate) fn close(&self) {
+        println!("\n== done  ({} s)", self.started.elapsed().as_secs());
+        for what in &self.skipped {
+            println!("!! SKIPPED: {what}");
+        }
+        println!("every check that ran has passed");
+    }
+
+    /// A command in the root of the repository.
+    pub(crate) fn command(&self, program: impl AsRef<OsStr>, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        command.args(arguments).current_dir(&self.root);
+        for (name, _) in std::env::vars_os() {
+            let of_this = |prefix: &&str| name.to_string_lossy().starts_with(prefix);
+            if OF_THIS_PACKAGE.iter().any(of_this) {
+                command.env_remove(name);
+            }
+        }
+        command
+    }
+
+    pub(crate) fn cargo(&self, arguments: &[&str]) -> Result<(), String> {
+        finish(&mut self.command("cargo", arguments))
+    }
+}
+
+/// Runs a command to its end, which has to be a good one.
+pub(crate) fn finish(command: &mut Command) -> Result<(), String> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    match command.status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("{program} failed: {status}")),
+        Err(error) => Err(format!("{program} did not start: {error}")),
+    }
+}
+
+/// Whether a command runs to a good end; what it prints is not shown.
+pub(crate) fn succeeds(program: impl AsRef<OsStr>, arguments: &[&str]) -> bool {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null());
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+/// Whether there is a program of this name.
+pub(crate) fn has(program: &str) -> bool {
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&folders).any(|folder| folder.join(program).is_file())
+}
