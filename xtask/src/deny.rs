@@ -131,6 +131,9 @@ fn compile(shop: &Shop, home: &Path) -> bool {
     let package = format!("cargo-deny@{VERSION}");
     let mut install = shop.command("cargo", &["install", "--locked", "--quiet", &package]);
     let root = home.parent().unwrap_or(home);
-    finish(install.arg("--root").arg(root)).is_ok()
-        && succeeds(home.join("cargo-deny"), &["--version"])
+    if let Err(why) = finish(install.arg("--root").arg(root)) {
+        println!("note: {why}");
+        return false;
+    }
+    succeeds(home.join("cargo-deny"), &["--version"])
 }
