@@ -549,8 +549,10 @@ async fn results_that_nobody_asked_for_leave_little_behind_however_often_their_g
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_that_is_refused_without_end_does_not_keep_the_true_gateway_out() {
     let scene = scene(Start::default()).await;
-    let first = scene.connect(None).await;
-    scene.system.online("gw-hostile").await;
+    let mut first = scene.connect(None).await;
+    // What is answered is answered in a session that is committed.
+    assert!(first.send(RESULT, &unasked()).await);
+    assert!(first.read_until(result_kept).await.is_some());
     let ratchet = first.ratchet.clone();
     drop(first);
     let agents = scene.system.agents_address();
@@ -561,8 +563,9 @@ async fn a_copy_that_is_refused_without_end_does_not_keep_the_true_gateway_out()
         assert!(matches!(copy.end().await, Refused::Closed(_)));
     }
     // At once: not even one second later than without the copy.
-    let back = scene.connect(Some(ratchet)).await;
-    scene.system.online("gw-hostile").await;
+    let mut back = scene.connect(Some(ratchet)).await;
+    assert!(back.send(RESULT, &unasked()).await);
+    assert!(back.read_until(result_kept).await.is_some());
     drop(back);
     scene.stopped().await;
 }
