@@ -502,3 +502,26 @@ async fn a_server_gets_no_name_that_no_gateway_verifies_and_a_gateway_no_address
         "{said:#?}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_address_for_two_listeners_is_refused_by_a_backends_check_and_start() {
+    let (_system, config) = installation();
+    for (agents, api) in [
+        ("127.0.0.1:8081", "127.0.0.1:8081"),
+        ("[::]:8081", "127.0.0.1:8081"),
+    ] {
+        let mut answers = Vec::new();
+        for verb in ["check-config", "serve"] {
+            let mut command = Command::new(Binaries::shipped().backend());
+            command
+                .args([verb, "--config", text(&config)])
+                .env("VIWORKS__AGENTS__LISTEN", agents)
+                .env("VIWORKS__API__LISTEN", api);
+            let said = finish(command, PATIENCE).await.ended_with(78);
+            answers.push(said.stderr);
+        }
+        let named = format!("gateways connect at {agents} already");
+        assert!(answers[0].contains(&named), "{answers:#?}");
+        assert_eq!(answers[0], answers[1]);
+    }
+}

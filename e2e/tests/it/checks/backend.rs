@@ -127,30 +127,6 @@ async fn a_byte_order_mark_is_named_by_a_backends_check_and_start() {
 }
 
 #[tokio::test]
-async fn one_address_for_two_listeners_is_refused_by_a_backends_check_and_start() {
-    hold_all(&[
-        Case {
-            name: "the same",
-            spoil: |folder| {
-                folder.configure("listen = \"127.0.0.1:8080\"", "listen = \"127.0.0.1:8081\"");
-            },
-            causes: &[
-                "backend.toml:",
-                "gateways connect at 127.0.0.1:8081 already",
-            ],
-        },
-        Case {
-            name: "within all of them",
-            spoil: |folder| {
-                folder.configure("listen = \"127.0.0.1:8081\"", "listen = \"[::]:8080\"");
-            },
-            causes: &["backend.toml:", "gateways connect at [::]:8080 already"],
-        },
-    ])
-    .await;
-}
-
-#[tokio::test]
 async fn a_plain_text_api_for_others_is_refused_by_a_backends_check_and_start() {
     hold_all(&[
         Case {
