@@ -47,15 +47,15 @@ impl Shares {
         Self {
             what,
             total,
-            per_key: per_key.min(total),
+            per_key,
             floor: floor.min(total / 2).min(per_key),
             taken: Arc::default(),
         }
     }
 
     /// The most that one key may have.
-    pub(super) const fn per_key(&self) -> usize {
-        self.per_key
+    pub(super) fn per_key(&self) -> usize {
+        self.per_key.min(self.total)
     }
 
     /// Takes `amount` for `key`.
