@@ -79,7 +79,7 @@ const PROMISES: &[(&str, &str, &[&str])] = &[
     (
         "SECURITY.md",
         "A gateway talks only to",
-        &["a_good_chain_with_another_key_is_a_pin_mismatch_and_permanent"],
+        &["a_good_chain_with_another_key_is_a_pin_mismatch_that_proves_nothing"],
     ),
     (
         "SECURITY.md",
@@ -125,6 +125,11 @@ const PROMISES: &[(&str, &str, &[&str])] = &[
             "the_audit_log_cannot_be_changed_or_deleted",
             "a_command_runs_and_is_audited",
         ],
+    ),
+    (
+        "docs/api.md",
+        "**Orphans**",
+        &["orphans_are_listed_by_page_the_latest_first"],
     ),
     (
         "docs/api.md",
