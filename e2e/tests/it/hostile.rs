@@ -530,7 +530,7 @@ async fn results_that_nobody_asked_for_leave_little_behind_however_often_their_g
         "{said:#?}"
     );
 
-    // Its share of the audit log is used up, whatever it does next.
+    // What an auditor looks for has a share of its own, whatever the gateway did before.
     let agents = scene.system.agents_address();
     for _ in 0..20 {
         let mut rogue = Rogue::challenged(agents, &scene.material).await.unwrap();
@@ -541,7 +541,7 @@ async fn results_that_nobody_asked_for_leave_little_behind_however_often_their_g
         assert!(matches!(end, Refused::Closed(4400 | 4429)), "{end:?}");
     }
     let more = scene.audited().await.len() - audited.len();
-    assert!(more <= 3, "{more} records");
+    assert!((1..=23).contains(&more), "{more} records");
     assert!(scene.metric(refused).await > 0);
     scene.stopped().await;
 }
