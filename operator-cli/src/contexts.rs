@@ -58,7 +58,7 @@ impl Contexts {
         })
     }
 
-    /// Writes them to the place that [`file`] names.
+    /// Writes them to the place that [`file()`] names.
     pub fn save(&self, file: &Path) -> Result<(), Failure> {
         let cannot = |error: &dyn std::error::Error| Failure::new(ExitCode::Error, chain(error));
         if let Some(folder) = file.parent() {
