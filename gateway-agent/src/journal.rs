@@ -86,7 +86,7 @@ impl JournalError {
     /// Whether what is on disk is no longer known, so that the process must end and read it again.
     ///
     /// A write that failed is not such a case: SQLite gives its transaction up, writes every page of the next one anew,
-    /// and says that it is durable only after the disk did (docs/decisions/0012).
+    /// and says that it is durable only after the disk did (docs/decisions/0013).
     #[must_use]
     pub const fn is_fatal(&self) -> bool {
         match self {
