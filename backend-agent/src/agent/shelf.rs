@@ -19,6 +19,9 @@ use crate::data::LeasedCommand;
 /// Orders that may wait for one session.
 const ORDERS_MAX: usize = 64;
 
+/// Cancels that are remembered for commands on their way. Ids grow with time, so the oldest are those that came long ago.
+const EARLY_MAX: usize = 1_024;
+
 /// What a session is asked to do from outside.
 #[derive(Debug)]
 pub enum Order {
@@ -210,6 +213,10 @@ impl Shelf {
             let open = &inner.open;
             let unknown = cancelled.iter().filter(|id| !open.contains(id)).copied();
             inner.early.extend(unknown);
+            // On a busy session something is always under way.
+            while inner.early.len() > EARLY_MAX {
+                inner.early.pop_first();
+            }
         } else {
             inner.early.clear();
         }
@@ -377,6 +384,23 @@ mod tests {
         shelf.drain();
         assert!(shelf.keep(false).is_none());
         assert!(shelf.keep_all().is_none());
+    }
+
+    #[test]
+    fn cancels_of_commands_that_never_come_are_forgotten_although_something_is_always_under_way() {
+        let shelf = shelf(2, &[]);
+        let kept = shelf.keep(false).unwrap();
+        for n in 1..=5_000 {
+            shelf.cancel(id(n));
+            drop(shelf.take());
+        }
+        assert_eq!(shelf.inner().early.len(), EARLY_MAX);
+        kept.put(command(5_000));
+        assert_eq!(
+            shelf.take().cancelled,
+            [id(5_000)].into(),
+            "the latest is kept"
+        );
     }
 
     #[test]
