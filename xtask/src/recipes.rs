@@ -1,11 +1,16 @@
 //! The checks, one function each; `scripts/test.sh` and continuous integration run them, and write none of them again.
 
 use std::fs::DirBuilder;
+use std::io::IsTerminal as _;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
+use std::process::Command;
 
 use crate::shop::{Shop, finish, has, succeeds};
 use crate::{deny, tidy};
+
+/// How long all tests may take; on two cores they take a third of it.
+const TESTS_LIMIT: &str = "45m";
 
 /// One check.
 pub(crate) struct Recipe {
@@ -135,12 +140,29 @@ fn test(shop: &mut Shop) -> Result<(), String> {
         "--features",
         "viworks-gateway-agent/fault-points,viworks-backend-agent/fault-points",
     ])?;
-    let mut tests = shop.command("cargo", &["test", "--locked", "--workspace"]);
+    let mut tests = tests_command(shop);
     if !has("python3") {
         shop.skip("the reference agent in Python: python3 is missing");
         tests.env("VIWORKS_WITHOUT_PYTHON", "1");
     }
-    finish(&mut tests)
+    finish(&mut tests).map_err(|why| {
+        format!(
+            "{why}; 124 means that the tests were not over within {TESTS_LIMIT}, and the last one that is said to run \
+             for over 60 seconds stood still"
+        )
+    })
+}
+
+/// The run of all tests. Where nobody sees that one stands still, it is ended with everything it started; somebody at
+/// a terminal sees it, and there it stays in the group of processes that Ctrl-C reaches.
+fn tests_command(shop: &Shop) -> Command {
+    let tests = ["cargo", "test", "--locked", "--workspace"];
+    if std::io::stdin().is_terminal() || !has("timeout") {
+        return shop.command(tests[0], &tests[1..]);
+    }
+    let mut command = shop.command("timeout", &["--kill-after=10s", TESTS_LIMIT]);
+    command.args(tests);
+    command
 }
 
 /// Rustdoc, each warning an error.

@@ -323,8 +323,10 @@ async fn a_gateway_connects_delivers_telemetry_and_comes_back_with_its_next_epoc
         .send(AgentMessage::Telemetry(batch.into()), SystemClock.now())
         .unwrap();
     let acknowledged = loop {
-        if let Some(AgentEvent::TelemetryAcknowledged(position)) = gateway.event().await {
-            break position;
+        match gateway.event().await {
+            Some(AgentEvent::TelemetryAcknowledged(position)) => break position,
+            Some(_) => {}
+            None => panic!("the session ended"),
         }
     };
     assert_eq!(acknowledged.seq, 2);

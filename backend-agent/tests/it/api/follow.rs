@@ -9,6 +9,7 @@ use viworks_backend_agent::command::bus::OutputChunk;
 use viworks_backend_agent::data::Holder;
 use viworks_common::id::{CommandId, RunId};
 use viworks_common::wire::message::OutputStream;
+use viworks_testkit::process::eventually;
 
 use super::harness::{Backend, catalogue, now};
 
@@ -373,15 +374,10 @@ async fn a_key_that_waits_as_often_as_it_may_leaves_room_for_others() {
     let path = format!("/v1/runs/{run}/wait?timeout_ms=60000");
     let mut waiting = std::pin::pin!(wait_again_and_again(&backend, &path));
     // Once that is where it waits, it has the one that there is.
-    let refused = async {
-        loop {
-            let answer = backend.get(&path_of_no_time(&path)).await;
-            if answer.status == 503 {
-                return answer;
-            }
-            tokio::task::yield_now().await;
-        }
-    };
+    let refused = eventually("the key has the one it may have", PATIENCE, async || {
+        let answer = backend.get(&path_of_no_time(&path)).await;
+        (answer.status == 503).then_some(answer)
+    });
     let answer = tokio::select! {
         () = waiting.as_mut() => unreachable!("it asks again"),
         answer = refused => answer,

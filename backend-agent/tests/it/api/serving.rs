@@ -11,6 +11,7 @@ use viworks_backend_agent::command::bus::OutputChunk;
 use viworks_common::id::RunId;
 use viworks_common::wire::message::OutputStream;
 use viworks_runtime::lifecycle::Lifecycle;
+use viworks_testkit::process::eventually;
 
 use super::harness::{Backend, catalogue, now};
 
@@ -379,19 +380,20 @@ async fn keys_that_keep_every_place_of_keys_busy_together_are_told_of_in_health(
         )
     };
     let mut waiting = Vec::new();
-    // The last of the sixteen places is for newcomers.
-    for _ in 0..15 {
-        let key = backend.key_with(&[viworks_api::Scope::RunsRead]).await;
-        waiting.push(silent(address, &wait(&key, 60_000)).await);
-    }
-    // Once all of them are where they wait, nobody else gets in with a key.
-    let refusal = loop {
+    // The last of the sixteen places is for newcomers. Whoever asks while a place is still free may get it before one
+    // that is to wait there, which is then refused: so one more comes to wait with every attempt.
+    let refusal = eventually("nobody else gets in", PATIENCE, async || {
+        let missing = 15_usize.saturating_sub(waiting.len()).max(1);
+        for _ in 0..missing {
+            let key = backend.key_with(&[viworks_api::Scope::RunsRead]).await;
+            waiting.push(silent(address, &wait(&key, 60_000)).await);
+        }
         let mut socket = silent(address, &wait(backend.key(), 0)).await;
         let answer = read_all(&mut socket).await;
-        if answer.starts_with("HTTP/1.1 503 ") && answer.contains("VW-H-010") {
-            break answer;
-        }
-    };
+        let refused = answer.starts_with("HTTP/1.1 503 ") && answer.contains("VW-H-010");
+        refused.then_some(answer)
+    })
+    .await;
     assert!(refusal.contains("too many connections"), "{refusal}");
     let health = backend.get("/v1/health").await;
     assert!(health.text.contains("api.full"), "{}", health.text);
