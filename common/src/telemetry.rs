@@ -10,11 +10,9 @@ use crate::limits;
 use crate::time::Timestamp;
 
 mod observed;
-mod packed;
 mod rows;
 
 pub use observed::{TimeSource, observed};
-pub use packed::PackedBatch;
 pub use rows::BatchRows;
 
 /// One value of a record. Numbers are finite by construction.

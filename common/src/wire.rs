@@ -1,10 +1,11 @@
 //! Bytes and typed messages: the envelope that authenticates, and the bodies inside it.
 
+mod batch;
 mod check;
 pub mod envelope;
 pub mod message;
 
-pub(crate) use check::check_batch;
+pub use batch::PackedBatch;
 pub use check::{Violation, is_traceparent};
 
 /// Where the backend listens for agents.

@@ -11,6 +11,7 @@ use viworks_common::key::BindingMode;
 use viworks_common::limits::{HANDSHAKE_STEP_TIMEOUT, LABELS_MAX, SEND_PROGRESS_TIMEOUT};
 use viworks_common::pin::{PINS_MAX, SpkiPin};
 use viworks_common::session::backoff::BackoffSettings;
+use viworks_common::wire::CONNECT_PATH;
 use viworks_runtime::config::{Document, Environment, Problems, Section};
 use viworks_runtime::logging::LogConfig;
 use viworks_runtime::settings;
@@ -29,9 +30,6 @@ const fn millis(millis: u64) -> Duration {
 
 /// No timeout may be shorter: below, an honest peer on a slow path fails it.
 const TIMEOUT: RangeInclusive<Duration> = millis(100)..=seconds(120);
-
-/// The path of the listener for agents.
-const CONNECT_PATH: &str = "/agent/v1/connect";
 
 /// The whole configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]

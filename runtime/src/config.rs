@@ -28,7 +28,6 @@
 
 mod document;
 mod environment;
-mod problem;
 mod reference;
 mod section;
 mod settings;
@@ -37,8 +36,8 @@ mod tree;
 mod url;
 mod value;
 
+pub use crate::problem::{Place, Problem, Problems};
 pub use document::{Document, KeyReference, SectionReference};
 pub use environment::{Environment, environment};
-pub use problem::{Place, Problem, Problems};
 pub use section::Section;
 pub use url::check as check_url;

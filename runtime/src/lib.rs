@@ -21,6 +21,7 @@ pub mod lifecycle;
 pub mod logging;
 pub mod metrics;
 pub mod probe;
+mod problem;
 pub mod progress;
 pub mod random;
 pub mod ready_file;

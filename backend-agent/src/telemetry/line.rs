@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use viworks_common::id::AgentId;
-use viworks_common::telemetry::{BatchRows, PackedBatch};
+use viworks_common::telemetry::BatchRows;
+use viworks_common::wire::PackedBatch;
 
 use crate::data::TelemetryWrite;
 

@@ -18,8 +18,8 @@ use crate::code::CloseCode;
 use crate::id::CommandId;
 use crate::key::{Schedule, SessionKeys};
 use crate::limits;
-use crate::telemetry::PackedBatch;
 use crate::time::Monotonic;
+use crate::wire::PackedBatch;
 use crate::wire::envelope::{
     self, EnvelopeError, KIND_TELEMETRY, NONCE_BYTES, Packed, Phase, Sealed, VERSION, Verified,
 };

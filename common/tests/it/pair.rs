@@ -8,8 +8,9 @@ use viworks_common::key::BindingMode;
 use viworks_common::limits;
 use viworks_common::session::state::{AgentState, BackendState};
 use viworks_common::session::{AgentEvent, BackendEvent, End, SendRefusal};
-use viworks_common::telemetry::{PackedBatch, Position};
+use viworks_common::telemetry::Position;
 use viworks_common::time::Monotonic;
+use viworks_common::wire::PackedBatch;
 use viworks_common::wire::message::*;
 
 use crate::support::*;

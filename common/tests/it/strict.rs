@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use viworks_common::limits;
 use viworks_common::session::state::BackendState;
 use viworks_common::session::{BackendEvent, End};
-use viworks_common::telemetry::PackedBatch;
 use viworks_common::text::is_unsafe;
+use viworks_common::wire::PackedBatch;
 use viworks_common::wire::message::*;
 
 use crate::support::*;

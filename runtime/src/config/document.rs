@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::environment::{self, Environment};
-use super::problem::{Place, Problem, Problems};
 use super::section::Section;
 use super::suggest;
 use super::tree::{self, Table, Value};
 use crate::files::{self, FileError};
+use crate::problem::{Place, Problem, Problems};
 
 /// The largest configuration file that is read.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;

@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use super::document::{Document, KeyReference, SectionReference};
 use super::environment;
-use super::problem::Place;
 use super::tree::{Table, Value};
 use super::url;
 use super::value::{self, Refusal, Shape};
 use crate::files::{self, FileError};
+use crate::problem::Place;
 
 /// A section, or one element of an array of tables.
 ///

@@ -4,8 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::config::Problem;
 use crate::exit::ExitCode;
+use crate::problem::Problem;
 
 /// Why a file could not be used.
 #[derive(Debug)]

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::Problem;
 use crate::files::FileError;
+use crate::problem::Problem;
 
 /// Why TLS material cannot be used.
 #[derive(Debug, thiserror::Error)]

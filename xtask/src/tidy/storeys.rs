@@ -1,4 +1,4 @@
-//! Modules stand on the storeys that `docs/architecture.md` draws, use only lower ones, and run in no circles.
+//! Modules stand on the storeys that `docs/architecture.md` draws, use only lower ones, and run in no circles, in no crate.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -70,8 +70,8 @@ fn judge(house: &House, exceptions: &[(&str, &str, &str, &str)]) -> Vec<String> 
                     )),
                 }
             }
-            found.extend(circle(member, &uses));
         }
+        found.extend(circle(member, &uses));
     }
     for exception in exceptions {
         if !needed.contains(exception) {

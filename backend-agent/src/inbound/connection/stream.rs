@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use viworks_common::code::CloseCode;
 use viworks_common::id::{AgentId, GatewayName};
 use viworks_common::limits::BULK_BODY_BYTES_MAX;
-use viworks_common::telemetry::PackedBatch;
+use viworks_common::wire::PackedBatch;
 use viworks_common::wire::message::{BackendMessage, Refuse, TelemetryAck};
 
 use super::live::Live;

@@ -6,8 +6,8 @@ use std::time::Duration;
 use crate::id::SessionId;
 use crate::key::{Binding, Identity, MasterKey};
 use crate::session::Closed;
-use crate::telemetry::PackedBatch;
 use crate::time::Timestamp;
+use crate::wire::PackedBatch;
 use crate::wire::envelope::NONCE_BYTES;
 use crate::wire::message::{
     Catalogue, CommandAccepted, CommandRejected, CommandResult, CommandStarted, Event, Heartbeat,

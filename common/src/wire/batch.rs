@@ -1,8 +1,8 @@
 //! A batch as it travelled: while it waits it costs what it cost the link, and nothing that it claims is believed yet.
 
-use super::BatchColumns;
-use crate::wire::check_batch;
-use crate::wire::envelope::Packed;
+use super::check::check_batch;
+use super::envelope::Packed;
+use crate::telemetry::BatchColumns;
 
 /// A TELEMETRY body whose tag was verified, and that was neither unpacked nor parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
