@@ -4,6 +4,7 @@
 //! them, the process may die.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,34 +17,34 @@ use viworks_common::session::End;
 use super::core::{BackendStep, Core, Event, Generation, InstanceId, Process as Dying};
 use super::network::{ConnectionId, Received};
 use super::scenario::Rules;
-use super::store_model::{Holder, Leased, Store};
+use super::store_model::{Fenced, Holder, Leased, Store, Tx};
 
-mod answer;
 mod connection;
-mod intent;
+mod opening;
 
 use connection::{Connection, Order};
-use intent::{Answer, Intent};
 
 /// Between two runs of the reconcilers.
 const TICK: Duration = Duration::from_secs(3);
-/// How long after its deadline the owner of a permitted command waits.
-const OVERDUE_WAIT: Duration = Duration::from_secs(30);
+
+/// One transaction, with what follows from its answer.
+type Commit = Box<dyn FnOnce(&mut Store, &mut Core) -> Then>;
+/// What a connection does once something for it has come.
+type Then = Box<dyn FnOnce(&mut Instance, &mut Connection, &mut Core)>;
 
 /// One process.
-#[derive(Debug)]
 pub(crate) struct Instance {
     id: InstanceId,
     generation: Generation,
     up: bool,
     connections: BTreeMap<ConnectionId, Connection>,
     /// Confirmed sessions.
-    manager: BTreeMap<AgentId, (ConnectionId, u64)>,
+    sessions: BTreeMap<AgentId, (ConnectionId, Holder)>,
     claims: Claims<Rules>,
     nonces: BTreeSet<[u8; 32]>,
-    jobs: BTreeMap<u64, Job>,
-    /// Offered at their birth, and on their way to sessions.
-    deliveries: BTreeMap<u64, (ConnectionId, Leased)>,
+    asked: BTreeMap<u64, (ConnectionId, Commit)>,
+    /// On its way to connections: answers, and commands that were offered at their birth.
+    coming: BTreeMap<u64, (ConnectionId, Then)>,
     next_job: u64,
     master: Arc<MasterKey>,
 }
@@ -53,26 +54,11 @@ pub(crate) struct Instance {
 pub(crate) struct Kept {
     instance: InstanceId,
     wire: ConnectionId,
-    place: Place,
-}
-
-impl Kept {
     /// Whose room it is.
-    pub(crate) const fn place(&self) -> Place {
-        self.place
-    }
-}
-
-/// Something asked of the store.
-#[derive(Debug)]
-struct Job {
-    wire: ConnectionId,
-    intent: Intent,
-    answer: Option<Answer>,
+    pub place: Place,
 }
 
 /// All processes and what they share.
-#[derive(Debug)]
 pub(crate) struct Backend {
     /// The database.
     pub store: Store,
@@ -83,7 +69,6 @@ pub(crate) struct Backend {
 
 impl Backend {
     /// Processes that have not started, over a store.
-    #[must_use]
     pub(crate) fn new(
         store: Store,
         instances: usize,
@@ -95,11 +80,11 @@ impl Backend {
             generation: Generation(0),
             up: false,
             connections: BTreeMap::new(),
-            manager: BTreeMap::new(),
+            sessions: BTreeMap::new(),
             claims: Claims::under(rules),
             nonces: BTreeSet::new(),
-            jobs: BTreeMap::new(),
-            deliveries: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            coming: BTreeMap::new(),
             next_job: 0,
             master: Arc::clone(master),
         };
@@ -111,19 +96,15 @@ impl Backend {
     }
 
     /// How many processes there can be.
-    #[must_use]
     pub(crate) const fn len(&self) -> usize {
         self.instances.len()
     }
 
-    /// Whether any process runs.
-    #[must_use]
     pub(crate) fn is_up(&self) -> bool {
         self.instances.iter().any(|instance| instance.up)
     }
 
     /// The identity in a gateway's certificate.
-    #[must_use]
     pub(crate) fn identity(agent_id: AgentId) -> Identity {
         Identity {
             tenant: Tenant::default_tenant(),
@@ -138,15 +119,13 @@ impl Backend {
         }
         core.note(|| format!("{id:?} starts"));
         if self.instances.len() == 1 {
-            self.store.end_abandoned(core.backend_now());
-            core.recorder.committed(&self.store, core.now);
+            self.store.commit(core, |tx| tx.end_abandoned());
         }
         let instance = &mut self.instances[id.0];
         instance.generation = instance.generation.next();
         instance.up = true;
         core.listening.insert((id, instance.generation));
-        let tick = Event::Backend(id, instance.generation, BackendStep::Tick);
-        core.after(Duration::ZERO, tick);
+        core.after(Duration::ZERO, instance.event(BackendStep::Tick));
     }
 
     /// Ends a process as kill -9 or a power cut does.
@@ -159,11 +138,11 @@ impl Backend {
         core.note(|| format!("{id:?} crashes"));
         core.listening.remove(&(id, instance.generation));
         instance.up = false;
-        instance.manager.clear();
+        instance.sessions.clear();
         instance.claims = Claims::under(core.rules);
         instance.nonces.clear();
-        instance.jobs.clear();
-        instance.deliveries.clear();
+        instance.asked.clear();
+        instance.coming.clear();
         let noticed = core.random.below(3) > 0;
         for (wire, connection) in std::mem::take(&mut instance.connections) {
             if connection.is_over() {
@@ -190,29 +169,26 @@ impl Backend {
         }
         match step {
             BackendStep::Accept(wire) => instance.accept(wire, &self.store, core),
-            BackendStep::Timer(wire) | BackendStep::Turn(wire) => instance.turn(wire, core),
+            BackendStep::Turn(wire) => instance.turn(wire, core),
             BackendStep::Commit(job) => self.commit(id, job, core),
-            BackendStep::Reply(job) => self.reply(id, job, core),
-            BackendStep::ProbeOver(wire) => self.probe_over(id, wire, core),
-            BackendStep::Deliver(number) => instance.arrive(number, core),
+            BackendStep::Come(job) => instance.come(job, core),
+            BackendStep::ProbeOver(wire) => instance.probe_over(wire, core),
             BackendStep::Tick => self.tick(id, core),
         }
     }
 
     /// Something arrived on a connection.
     pub(crate) fn arrival(&mut self, wire: ConnectionId, core: &mut Core) {
-        let Some(received) = core.receive(wire, End::Backend) else {
-            return;
-        };
-        let Some(known) = core.network.wire(wire) else {
+        let received = core.receive(wire, End::Backend);
+        let (Some(received), Some(known)) = (received, core.network.wire(wire)) else {
             return;
         };
         let (id, generation) = known.backend;
         let instance = &mut self.instances[id.0];
-        if !instance.up || instance.generation != generation {
-            return;
-        }
-        if let Some(connection) = instance.connections.get_mut(&wire) {
+        if instance.up
+            && instance.generation == generation
+            && let Some(connection) = instance.connections.get_mut(&wire)
+        {
             match received {
                 Received::Frame(bytes) => connection.hold(bytes),
                 Received::Lost => connection.lose(),
@@ -225,94 +201,61 @@ impl Backend {
         if core.dies(Dying::Backend(id)) {
             return;
         }
-        let now = core.backend_now();
         let instance = &mut self.instances[id.0];
-        let Some(waiting) = instance.jobs.get_mut(&job) else {
+        let Some((wire, commit)) = instance.asked.remove(&job) else {
             return;
         };
-        let answer = waiting.intent.execute(&mut self.store, core, now);
-        waiting.answer = Some(answer);
-        core.recorder.committed(&self.store, core.now);
-        if core.dies(Dying::Backend(id)) {
-            return;
+        let then = commit(&mut self.store, core);
+        if !core.dies(Dying::Backend(id)) {
+            instance.send_off(wire, then, core);
         }
-        let pause = core.random.span(Duration::ZERO, core.scenario.sync / 4);
-        let reply = BackendStep::Reply(job);
-        core.after(pause, Event::Backend(id, instance.generation, reply));
-    }
-
-    fn reply(&mut self, id: InstanceId, job: u64, core: &mut Core) {
-        let instance = &mut self.instances[id.0];
-        let Some(job) = instance.jobs.remove(&job) else {
-            return;
-        };
-        let Some(answer) = job.answer else { return };
-        instance.answered(job.wire, &job.intent, answer, core);
-        instance.turn(job.wire, core);
-    }
-
-    fn probe_over(&mut self, id: InstanceId, wire: ConnectionId, core: &mut Core) {
-        let instance = &mut self.instances[id.0];
-        instance.probe_over(wire, core);
-        instance.turn(wire, core);
     }
 
     /// The reconcilers.
     fn tick(&mut self, id: InstanceId, core: &mut Core) {
         let wall = core.backend_wall();
         core.line = core.line.renew_under(core.rules, wall, core.now);
-        let now = core.backend_now();
-        self.store.end_late(OVERDUE_WAIT, now);
-        core.recorder.committed(&self.store, core.now);
-        let instance = &mut self.instances[id.0];
-        let queued: Vec<ConnectionId> = instance
-            .manager
-            .iter()
-            .filter(|(agent, _)| self.store.has_queued(**agent, now))
-            .map(|(_, (wire, _))| *wire)
-            .collect();
-        for wire in queued {
-            instance.nudge(wire, core);
+        self.store.commit(core, |tx| tx.end_late());
+        let (now, instance) = (core.backend_now(), &mut self.instances[id.0]);
+        let sessions = instance.sessions.iter();
+        let queued = sessions.filter(|(agent, _)| self.store.has_queued(**agent, now));
+        for wire in queued.map(|(_, (wire, _))| *wire).collect::<Vec<_>>() {
+            instance.tell(wire, Connection::nudge, core);
         }
-        let tick = Event::Backend(id, instance.generation, BackendStep::Tick);
-        core.after(TICK, tick);
+        core.after(TICK, instance.event(BackendStep::Tick));
+    }
+
+    /// Tells whoever holds a gateway's session something.
+    fn tell(&mut self, agent: AgentId, what: impl Fn(&mut Connection), core: &mut Core) {
+        for instance in &mut self.instances {
+            if let Some((wire, _)) = instance.sessions.get(&agent).copied() {
+                instance.tell(wire, &what, core);
+            }
+        }
     }
 
     /// Lets whoever holds a gateway's session look for commands.
     pub(crate) fn nudge(&mut self, agent: AgentId, core: &mut Core) {
-        for instance in &mut self.instances {
-            if let Some((wire, _)) = instance.manager.get(&agent).copied() {
-                instance.nudge(wire, core);
-            }
-        }
+        self.tell(agent, Connection::nudge, core);
     }
 
     /// Lets whoever holds a gateway's session ask for the end of a command.
     pub(crate) fn cancel(&mut self, agent: AgentId, command: CommandId, core: &mut Core) {
-        for instance in &mut self.instances {
-            if let Some((wire, _)) = instance.manager.get(&agent).copied() {
-                instance.order(wire, Order::Cancel(command), core);
-            }
-        }
+        let cancel = |it: &mut Connection| it.order(Order::Cancel(command));
+        self.tell(agent, cancel, core);
     }
 
     /// Keeps room for a command that an operator submits, where a session of its gateway has some.
     pub(crate) fn keep(&mut self, agent: AgentId, core: &Core) -> Option<Kept> {
-        let credit = usize::try_from(core.scenario.command_credit).unwrap_or(usize::MAX);
-        for instance in &mut self.instances {
-            if let Some((wire, _)) = instance.manager.get(&agent).copied()
-                && let Some(connection) = instance.connections.get_mut(&wire)
-                && let Some(place) = connection.keep(credit)
-            {
-                let instance = instance.id;
-                return Some(Kept {
-                    instance,
-                    wire,
-                    place,
-                });
-            }
-        }
-        None
+        self.instances.iter_mut().find_map(|instance| {
+            let (wire, _) = *instance.sessions.get(&agent)?;
+            let place = instance.connections.get_mut(&wire)?.keep(core)?;
+            Some(Kept {
+                instance: instance.id,
+                wire,
+                place,
+            })
+        })
     }
 
     /// Gives room back that was not used.
@@ -325,20 +268,14 @@ impl Backend {
 
     /// Sends a command on its way that was offered at its birth.
     pub(crate) fn deliver(&mut self, kept: &Kept, offer: Leased, core: &mut Core) {
-        let instance = &mut self.instances[kept.instance.0];
-        instance.next_job += 1;
-        let number = instance.next_job;
-        instance.deliveries.insert(number, (kept.wire, offer));
-        let pause = core.random.span(Duration::ZERO, core.scenario.sync / 4);
-        core.after(pause, instance.event(BackendStep::Deliver(number)));
+        let put: Then = Box::new(|_, connection, _| connection.put(offer));
+        self.instances[kept.instance.0].send_off(kept.wire, put, core);
     }
 
     /// Whether nothing is under way in any process.
-    #[must_use]
     pub(crate) fn is_quiet(&self) -> bool {
-        self.instances.iter().all(|instance| {
-            instance.up && instance.jobs.is_empty() && instance.deliveries.is_empty()
-        })
+        let is_quiet = |it: &Instance| it.up && it.asked.is_empty() && it.coming.is_empty();
+        self.instances.iter().all(is_quiet)
     }
 }
 
@@ -347,44 +284,87 @@ impl Instance {
         Event::Backend(self.id, self.generation, step)
     }
 
-    /// Asks the store; the connection goes on with the answer.
-    fn ask(&mut self, wire: ConnectionId, intent: Intent, core: &mut Core) {
+    fn number(&mut self) -> u64 {
         self.next_job += 1;
-        let job = self.next_job;
-        self.jobs.insert(
-            job,
-            Job {
-                wire,
-                intent,
-                answer: None,
-            },
-        );
+        self.next_job
+    }
+
+    /// Asks the store; `then` the connection goes on. It looks at nothing else meanwhile.
+    fn ask<T: Debug + 'static>(
+        &mut self,
+        connection: &mut Connection,
+        what: &'static str,
+        intent: impl FnOnce(&mut Tx<'_>) -> Result<T, Fenced> + 'static,
+        then: impl FnOnce(&mut Self, &mut Connection, T, &mut Core) + 'static,
+        core: &mut Core,
+    ) {
+        connection.waiting = true;
+        let then = |instance: &mut Self, connection: &mut Connection, answer, core: &mut Core| {
+            connection.waiting = false;
+            if let Some(answer) = connection.unfenced(answer, core.now) {
+                then(instance, connection, answer, core);
+            }
+        };
+        self.ask_beside(connection.wire, what, intent, then, core);
+    }
+
+    /// The same, and the connection does not wait for it.
+    fn ask_beside<T: Debug + 'static>(
+        &mut self,
+        wire: ConnectionId,
+        what: &'static str,
+        intent: impl FnOnce(&mut Tx<'_>) -> T + 'static,
+        then: impl FnOnce(&mut Self, &mut Connection, T, &mut Core) + 'static,
+        core: &mut Core,
+    ) {
+        let commit: Commit = Box::new(move |store, core| {
+            let answer = store.commit(core, intent);
+            core.note(|| format!("store: {what} of {wire:?} -> {answer:?}"));
+            Box::new(|instance, connection, core| then(instance, connection, answer, core))
+        });
+        let job = self.number();
+        self.asked.insert(job, (wire, commit));
         let pause = core.random.span(Duration::ZERO, core.scenario.sync);
         core.after(pause, self.event(BackendStep::Commit(job)));
     }
 
-    fn arrive(&mut self, number: u64, core: &mut Core) {
-        let Some((wire, offer)) = self.deliveries.remove(&number) else {
-            return;
-        };
-        if let Some(connection) = self.connections.get_mut(&wire) {
-            connection.put(offer);
+    /// Puts something on its way to a connection.
+    fn send_off(&mut self, wire: ConnectionId, then: Then, core: &mut Core) {
+        let job = self.number();
+        self.coming.insert(job, (wire, then));
+        let pause = core.random.span(Duration::ZERO, core.scenario.sync / 4);
+        core.after(pause, self.event(BackendStep::Come(job)));
+    }
+
+    fn come(&mut self, job: u64, core: &mut Core) {
+        if let Some((wire, then)) = self.coming.remove(&job) {
+            self.with(wire, |instance, connection| {
+                then(instance, connection, core);
+            });
             self.turn(wire, core);
         }
     }
 
-    fn nudge(&mut self, wire: ConnectionId, core: &mut Core) {
+    /// Lets a connection do something for which it needs its process. It is gone when it is over and stored as such.
+    fn with(&mut self, wire: ConnectionId, what: impl FnOnce(&mut Self, &mut Connection)) {
+        if let Some(mut connection) = self.connections.remove(&wire) {
+            what(self, &mut connection);
+            if !connection.is_over() || connection.live.is_some() {
+                self.connections.insert(wire, connection);
+            }
+        }
+    }
+
+    /// Tells a connection something, for its next turn.
+    fn tell(&mut self, wire: ConnectionId, what: impl FnOnce(&mut Connection), core: &mut Core) {
         if let Some(connection) = self.connections.get_mut(&wire) {
-            connection.nudge();
+            what(connection);
             core.after(Duration::ZERO, self.event(BackendStep::Turn(wire)));
         }
     }
 
     fn order(&mut self, wire: ConnectionId, order: Order, core: &mut Core) {
-        if let Some(connection) = self.connections.get_mut(&wire) {
-            connection.order(order);
-            core.after(Duration::ZERO, self.event(BackendStep::Turn(wire)));
-        }
+        self.tell(wire, |connection| connection.order(order), core);
     }
 
     /// Enters a confirmed session; an older one of the same gateway is closed. False when a newer one is there.
@@ -393,18 +373,20 @@ impl Instance {
             Entered::Overtaken => return false,
             Entered::First | Entered::Supersedes => {}
         }
-        let older = self.manager.insert(holder.agent, (wire, holder.epoch));
-        if let Some((older, _)) = older {
+        if let Some((older, _)) = self.sessions.insert(holder.agent, (wire, holder)) {
             self.order(older, Order::End, core);
         }
         true
     }
 
     fn remove(&mut self, agent: AgentId, wire: ConnectionId) {
-        let known = self.manager.get(&agent).copied();
-        if let Some((_, epoch)) = known.filter(|(known, _)| *known == wire) {
-            self.claims.leave(agent, epoch);
-            self.manager.remove(&agent);
+        if let Some((_, holder)) = self
+            .sessions
+            .get(&agent)
+            .filter(|(known, _)| *known == wire)
+        {
+            self.claims.leave(agent, holder.epoch);
+            self.sessions.remove(&agent);
         }
     }
 }

@@ -69,16 +69,12 @@ pub(crate) enum BackendStep {
     Accept(ConnectionId),
     /// A connection's loop takes its next turn.
     Turn(ConnectionId),
-    /// A session wanted to be woken.
-    Timer(ConnectionId),
     /// The store commits what was asked of it.
     Commit(u64),
-    /// The store's answer is read.
-    Reply(u64),
+    /// An answer of the store, or what was offered at its birth, reaches its connection.
+    Come(u64),
     /// A probe was not answered.
     ProbeOver(ConnectionId),
-    /// What was offered at its birth reaches its session.
-    Deliver(u64),
     /// The reconcilers run.
     Tick,
 }

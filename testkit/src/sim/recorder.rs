@@ -259,8 +259,8 @@ impl Recorder {
     }
 
     /// Every key ever spooled.
-    pub(crate) fn keys(&self) -> impl Iterator<Item = (&Key, &i64)> {
-        self.spooled.iter()
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.spooled.keys()
     }
 
     /// A record is gone by no fault of the protocol: its disk went back in time or was put away.

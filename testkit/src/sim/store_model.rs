@@ -8,10 +8,12 @@ use viworks_common::command::Outcome;
 use viworks_common::id::{AgentId, AgentRunId, CommandId, CommandName, StreamName};
 use viworks_common::ledger::command::low_water;
 use viworks_common::ledger::session::may_write;
-use viworks_common::ledger::telemetry::Usage;
+use viworks_common::ledger::telemetry::{Reached, Usage};
 use viworks_common::ledger::{Change, Command as Facts};
 use viworks_common::telemetry::Gap;
+use viworks_common::time::Timestamp;
 
+use super::core::Core;
 use super::recorder::{Key, Recorder};
 use super::scenario::Rules;
 
@@ -19,17 +21,14 @@ mod commands;
 mod sessions;
 mod telemetry;
 
-pub(crate) use commands::Leased;
-pub(crate) use sessions::{AdmitRequest, Admitted, ConfirmRequest, Refusal};
+pub(crate) use commands::{Leased, Submitted};
+pub(crate) use sessions::{AdmitRequest, Admitted, ConfirmRequest};
 
 /// On whose behalf a session writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Holder {
-    /// The gateway.
     pub agent: AgentId,
-    /// The session's epoch.
     pub epoch: u64,
-    /// The gateway's process.
     pub run: AgentRunId,
 }
 
@@ -37,7 +36,6 @@ pub(crate) struct Holder {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Fenced;
 
-/// A command.
 #[derive(Debug, Clone)]
 pub(crate) struct Command {
     /// What decisions depend on.
@@ -49,13 +47,14 @@ pub(crate) struct Command {
     pub late_outcome: Option<Outcome>,
 }
 
-/// A gateway.
 #[derive(Debug, Clone)]
-pub(crate) struct Gateway {
+struct Gateway {
     /// The counters of its identity.
-    pub row: IdentityRow,
+    row: IdentityRow,
     /// The confirmed session: its epoch and process.
-    pub live: Option<(u64, AgentRunId)>,
+    live: Option<(u64, AgentRunId)>,
+    usage: Usage,
+    streams: BTreeSet<StreamName>,
 }
 
 /// The database. A clone is a backup.
@@ -64,14 +63,18 @@ pub(crate) struct Store {
     rules: Rules,
     gateways: BTreeMap<AgentId, Gateway>,
     commands: BTreeMap<CommandId, Command>,
-    orphans: BTreeSet<CommandId>,
     forks: BTreeSet<(AgentId, AgentRunId)>,
     telemetry: BTreeMap<Key, i64>,
-    positions: BTreeMap<(AgentId, AgentRunId), u64>,
+    epochs: BTreeMap<(AgentId, AgentRunId), Reached>,
     gaps: Vec<(AgentId, AgentRunId, Gap)>,
-    usages: BTreeMap<AgentId, Usage>,
-    refused_epochs: BTreeMap<(AgentId, AgentRunId), u64>,
-    streams: BTreeSet<(AgentId, StreamName)>,
+}
+
+/// One transaction, and who writes down what it did.
+#[derive(Debug)]
+pub(crate) struct Tx<'s> {
+    store: &'s mut Store,
+    recorder: &'s mut Recorder,
+    now: Timestamp,
 }
 
 impl Store {
@@ -80,93 +83,107 @@ impl Store {
         let fresh = || Gateway {
             row: IdentityRow::fresh(1),
             live: None,
+            usage: Usage::default(),
+            streams: BTreeSet::new(),
         };
         Self {
             rules,
             gateways: agents.into_iter().map(|agent| (agent, fresh())).collect(),
             commands: BTreeMap::new(),
-            orphans: BTreeSet::new(),
             forks: BTreeSet::new(),
             telemetry: BTreeMap::new(),
-            positions: BTreeMap::new(),
+            epochs: BTreeMap::new(),
             gaps: Vec::new(),
-            usages: BTreeMap::new(),
-            refused_epochs: BTreeMap::new(),
-            streams: BTreeSet::new(),
         }
     }
 
-    /// Every gateway.
+    /// Carries out an intent, whole.
+    pub(crate) fn commit<T>(
+        &mut self,
+        core: &mut Core,
+        intent: impl FnOnce(&mut Tx<'_>) -> T,
+    ) -> T {
+        let now = core.backend_now();
+        let answer = intent(&mut Tx {
+            store: self,
+            recorder: &mut core.recorder,
+            now,
+        });
+        core.recorder.committed(self, core.now);
+        answer
+    }
+
     pub(crate) fn agents(&self) -> impl Iterator<Item = AgentId> {
         self.gateways.keys().copied()
     }
 
-    /// Every command.
     pub(crate) fn commands(&self) -> impl Iterator<Item = &Command> {
         self.commands.values()
     }
 
+    pub(crate) fn command(&self, id: CommandId) -> Option<&Command> {
+        self.commands.get(&id)
+    }
+
     /// The confirmed epoch of a gateway.
-    #[must_use]
     pub(crate) fn confirmed(&self, agent: AgentId) -> u64 {
         self.gateways.get(&agent).map_or(0, |it| it.row.confirmed)
     }
 
-    /// Whether a fork of an identity is recorded.
-    #[must_use]
     pub(crate) fn has_fork(&self, agent: AgentId) -> bool {
         self.forks.iter().any(|(forked, _)| *forked == agent)
     }
 
-    /// A record of telemetry.
-    #[must_use]
-    pub(crate) fn record(&self, key: &Key) -> Option<i64> {
-        self.telemetry.get(key).copied()
-    }
-
-    /// Whether a record is known never to come.
-    #[must_use]
-    pub(crate) fn in_gap(&self, key: &Key) -> bool {
-        self.gaps.iter().any(|(agent, run, gap)| {
+    /// Whether a record is stored, or known never to come.
+    pub(crate) fn accounts_for(&self, key: &Key) -> bool {
+        let in_gap = |(agent, run, gap): &(AgentId, AgentRunId, Gap)| {
             (*agent, *run) == (key.0, key.1) && (gap.from_seq..=gap.to_seq).contains(&key.2)
-        })
+        };
+        self.telemetry.contains_key(key) || self.gaps.iter().any(in_gap)
     }
 
     /// Whether a record between the ends of a gap is stored.
-    #[must_use]
     pub(crate) fn holds_between(&self, agent: AgentId, run: AgentRunId, gap: Gap) -> bool {
         let (from, to) = ((agent, run, gap.from_seq), (agent, run, gap.to_seq));
         self.telemetry.range(from..=to).next().is_some()
     }
 
-    fn fence(&self, holder: Holder, recorder: &mut Recorder) -> Result<(), Fenced> {
-        let row = self.gateways.get(&holder.agent).map(|known| &known.row);
-        if row.is_some_and(|row| may_write(self.rules, row, holder.epoch)) {
-            recorder.wrote(holder.agent, holder.epoch);
-            return Ok(());
-        }
-        recorder.counts.fenced += 1;
-        Err(Fenced)
+    /// The commands of a gateway that are not final, in order.
+    fn open(&self, agent: AgentId) -> Vec<&Command> {
+        let of_gateway = |it: &&Command| it.facts.agent_id == agent && !it.facts.state.is_final();
+        let mut open: Vec<&Command> = self.commands.values().filter(of_gateway).collect();
+        open.sort_unstable_by_key(|command| command.order);
+        open
     }
 
-    /// The commands of a gateway up to `order` that are not final, in order.
-    fn open(&self, agent: AgentId, order: u64) -> Vec<Facts> {
-        let of_gateway = |it: &&Command| it.facts.agent_id == agent && !it.facts.state.is_final();
-        let mut open: Vec<&Command> = self
-            .commands
-            .values()
-            .filter(of_gateway)
-            .filter(|command| command.order <= order)
-            .collect();
-        open.sort_unstable_by_key(|command| command.order);
-        open.into_iter().map(|it| it.facts.clone()).collect()
+    /// The facts of those of them up to `order`.
+    fn open_facts(&self, agent: AgentId, order: u64) -> Vec<Facts> {
+        let open = self.open(agent).into_iter();
+        let known = open.take_while(|command| command.order <= order);
+        known.map(|command| command.facts.clone()).collect()
+    }
+
+    fn low_water(&self, agent: AgentId) -> u64 {
+        self.gateways.get(&agent).map_or(0, |it| it.row.low_water)
+    }
+}
+
+impl Tx<'_> {
+    fn fence(&mut self, holder: Holder) -> Result<(), Fenced> {
+        let (rules, known) = (self.store.rules, self.store.gateways.get(&holder.agent));
+        if known.is_some_and(|known| may_write(rules, &known.row, holder.epoch)) {
+            self.recorder.wrote(holder.agent, holder.epoch);
+            return Ok(());
+        }
+        self.recorder.counts.fenced += 1;
+        Err(Fenced)
     }
 
     /// Writes what was decided, with what follows from ends.
     fn write(&mut self, changes: impl IntoIterator<Item = Change>, result: Option<&Outcome>) {
         let mut ended = BTreeSet::new();
         for change in changes {
-            let Some(command) = self.commands.get_mut(&change.command.command_id) else {
+            let Some(command) = self.store.commands.get_mut(&change.command.command_id) else {
                 continue;
             };
             if change.ends() {
@@ -183,18 +200,9 @@ impl Store {
     }
 
     fn raise_low_water(&mut self, agent: AgentId) {
-        let of_gateway = |it: &&Command| it.facts.agent_id == agent && !it.facts.state.is_final();
-        let open = self.commands.values().filter(of_gateway);
-        let lowest = open.map(|command| command.order).min();
-        if let Some(gateway) = self.gateways.get_mut(&agent) {
-            let row = &mut gateway.row;
+        let lowest = self.store.open(agent).first().map(|command| command.order);
+        if let Some(Gateway { row, .. }) = self.store.gateways.get_mut(&agent) {
             row.low_water = low_water(row.low_water, lowest, row.next_order);
         }
-    }
-
-    fn low_water(&self, agent: AgentId) -> u64 {
-        self.gateways
-            .get(&agent)
-            .map_or(0, |gateway| gateway.row.low_water)
     }
 }

@@ -8,7 +8,7 @@ use viworks_common::key::{MasterKey, Secret};
 use viworks_common::session::End;
 use viworks_common::time::Monotonic;
 
-use super::backend::{Backend, Kept};
+use super::backend::Backend;
 use super::core::{Core, Event, Fault, HostId, InstanceId, Process};
 use super::disk_model::{Disk, Image};
 use super::gateway::Host;
@@ -17,7 +17,7 @@ use super::operator::Kind;
 use super::random::Random;
 use super::recorder::Counts;
 use super::scenario::{Rules, Scenario, Storage};
-use super::store_model::Store;
+use super::store_model::{Store, Submitted};
 
 mod verdict;
 
@@ -31,7 +31,6 @@ const SETTLED_WITHIN: Duration = Duration::from_secs(3 * 3_600);
 const EVENTS_MAX: u64 = 2_000_000;
 
 /// A world at a time.
-#[derive(Debug)]
 pub(super) struct World {
     core: Core,
     hosts: Vec<Host>,
@@ -190,35 +189,37 @@ impl World {
         let kind = Kind::draw(&mut core.random);
         let id = CommandId::from_uuid(core.random.uuid());
         let span = core.random.millis(500, 40_000);
-        let now = core.backend_now();
-        let deadline = now.saturating_add(span);
         core.note(|| format!("operator submits {id} {kind:?} for {agent} within {span:?}"));
-        let what = (kind.name(), kind.believed_idempotent());
-        let limit = core
-            .random
-            .once_in(2)
-            .then(|| 1 + core.random.below(10_000));
-        let kept = self.backend.keep(agent, core);
-        let place = kept.as_ref().map(Kept::place);
-        let store = &mut self.backend.store;
-        let Some(offer) = store.submit(id, agent, what, (now, deadline), limit, place) else {
-            core.note(|| format!("{id} is refused"));
-            if let Some(kept) = &kept {
-                self.backend.give_back(kept);
-            }
-            return;
+        let limited = core.random.once_in(2);
+        let timeout_ms = limited.then(|| 1 + core.random.below(10_000));
+        let new = Submitted {
+            id,
+            agent,
+            name: kind.name(),
+            idempotent: kind.believed_idempotent(),
+            deadline: core.backend_now().saturating_add(span),
+            timeout_ms,
         };
-        self.commands.push((id, agent, kind));
-        let when = (core.now, span);
-        core.recorder.submitted(agent, id, when, limit);
-        core.recorder.committed(&self.backend.store, core.now);
-        match (kept, offer) {
-            (Some(kept), Some(offer)) => self.backend.deliver(&kept, offer, core),
-            (kept, _) => {
+        let kept = self.backend.keep(agent, core);
+        let place = kept.as_ref().map(|kept| kept.place);
+        let store = &mut self.backend.store;
+        let submitted = store.commit(core, |tx| tx.submit(new, place));
+        if submitted.is_some() {
+            self.commands.push((id, agent, kind));
+            let when = (core.now, span);
+            core.recorder.submitted(agent, id, when, timeout_ms);
+        } else {
+            core.note(|| format!("{id} is refused"));
+        }
+        match (kept, submitted) {
+            (Some(kept), Some(Some(offer))) => self.backend.deliver(&kept, offer, core),
+            (kept, submitted) => {
                 if let Some(kept) = &kept {
                     self.backend.give_back(kept);
                 }
-                self.backend.nudge(agent, core);
+                if submitted.is_some() {
+                    self.backend.nudge(agent, core);
+                }
             }
         }
     }
@@ -230,9 +231,7 @@ impl World {
         }
         let (id, agent, _) = self.commands[core.random.index(self.commands.len())];
         core.note(|| format!("operator cancels {id}"));
-        let requested = self.backend.store.cancel(id, core.backend_now());
-        core.recorder.committed(&self.backend.store, core.now);
-        if requested {
+        if self.backend.store.commit(core, |tx| tx.cancel(id)) {
             self.backend.cancel(agent, id, core);
         }
     }

@@ -1,31 +1,28 @@
 //! One session over one connection: one loop, one order, as the product's.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::Arc;
 
-use viworks_common::admission::HelloFacts;
 use viworks_common::code::CloseCode;
 use viworks_common::command::{Arguments, digest, format_digest};
-use viworks_common::id::{AgentId, CommandId, SessionId};
-use viworks_common::key::Secret;
+use viworks_common::id::{AgentId, CommandId};
 use viworks_common::ledger::lease::Place;
-use viworks_common::limits::{CHALLENGE_AGE_MAX, HANDSHAKE_STEP_TIMEOUT};
+use viworks_common::ledger::permit::{Accepted, Permit as Decision};
+use viworks_common::limits::CHALLENGE_AGE_MAX;
 use viworks_common::rules::{Rule, Rulebook};
 use viworks_common::session::state::BackendState;
-use viworks_common::session::{BackendEvent, BackendSession, BackendSessionConfig, End};
-use viworks_common::telemetry::Batch;
+use viworks_common::session::{BackendEvent, BackendSession, End};
+use viworks_common::telemetry::{Batch, Position};
 use viworks_common::time::{Monotonic, Timestamp};
 use viworks_common::wire::message::{
-    BackendMessage, Command, CommandRef, Drain, Go, HeartbeatAck, Hello, Permit, Refuse, ResultAck,
+    BackendMessage, Command, CommandRef, Drain, Go, HeartbeatAck, Permit, Refuse, ResultAck,
     TelemetryAck,
 };
 
 use super::super::core::{BackendStep, Core};
-use super::super::gateway::binding;
 use super::super::network::ConnectionId;
-use super::super::store_model::{AdmitRequest, Admitted, ConfirmRequest, Holder, Leased, Store};
-use super::intent::Intent;
-use super::{Backend, Instance};
+use super::super::store_model::{ConfirmRequest, Fenced, Holder, Leased};
+use super::opening::Arrival;
+use super::{Instance, Tx};
 
 /// What a session is asked to do from outside.
 #[derive(Debug, Clone, Copy)]
@@ -43,9 +40,10 @@ pub(super) enum Order {
 /// A connection from its upgrade to its end.
 #[derive(Debug)]
 pub(super) struct Connection {
+    pub(super) wire: ConnectionId,
     pub(super) agent: AgentId,
     /// The gateway's confirmed epoch when it was recognised.
-    confirmed_before: u64,
+    pub(super) confirmed_before: u64,
     pub(super) session: BackendSession,
     held: VecDeque<Vec<u8>>,
     lost: bool,
@@ -57,33 +55,25 @@ pub(super) struct Connection {
     pub(super) live: Option<Live>,
     orders: VecDeque<Order>,
     offered: VecDeque<Leased>,
-    pub(super) nudged: bool,
+    nudged: bool,
     woken_at: Option<Monotonic>,
-}
-
-/// A HELLO that is being decided about.
-#[derive(Debug)]
-pub(super) struct Arrival {
-    pub(super) request: AdmitRequest,
-    pub(super) admitted: Option<Admitted>,
 }
 
 /// What a confirmed session has.
 #[derive(Debug)]
 pub(super) struct Live {
     pub(super) holder: Holder,
-    pub(super) open: BTreeSet<CommandId>,
+    open: BTreeSet<CommandId>,
     /// Room for commands that are being submitted.
     kept: usize,
     /// Sent with their permit.
     permitted: BTreeSet<CommandId>,
     /// Cancelled before they were sent.
     early: BTreeSet<CommandId>,
-    pub(super) more: bool,
+    more: bool,
     pub(super) draining: bool,
     batches: VecDeque<Batch>,
-    pub(super) committing: bool,
-    pub(super) probes: Vec<ConnectionId>,
+    committing: bool,
 }
 
 impl Live {
@@ -98,23 +88,53 @@ impl Live {
             draining: false,
             batches: VecDeque::new(),
             committing: false,
-            probes: Vec::new(),
+        }
+    }
+
+    fn room(&self, core: &Core) -> usize {
+        let credit = usize::try_from(core.scenario.command_credit).unwrap_or(usize::MAX);
+        let used = self.open.len() + self.kept;
+        if self.draining {
+            0
+        } else {
+            credit.saturating_sub(used)
         }
     }
 }
 
 impl Connection {
+    pub(super) const fn new(
+        wire: ConnectionId,
+        agent: AgentId,
+        confirmed_before: u64,
+        session: BackendSession,
+    ) -> Self {
+        Self {
+            wire,
+            agent,
+            confirmed_before,
+            session,
+            held: VecDeque::new(),
+            lost: false,
+            over: false,
+            waiting: false,
+            arrival: None,
+            welcomed: None,
+            live: None,
+            orders: VecDeque::new(),
+            offered: VecDeque::new(),
+            nudged: false,
+            woken_at: None,
+        }
+    }
+
     pub(super) const fn is_over(&self) -> bool {
         self.over
     }
 
     /// Whether it waits for what a probe brings.
-    pub(super) fn is_undecided(&self) -> bool {
-        let admitted = self
-            .arrival
-            .as_ref()
-            .is_some_and(|it| it.admitted.is_some());
-        admitted && !self.over
+    pub(super) const fn is_undecided(&self) -> bool {
+        self.arrival.is_some() && !self.over
     }
 
     pub(super) fn hold(&mut self, bytes: Vec<u8>) {
@@ -125,7 +145,7 @@ impl Connection {
         self.lost = true;
     }
 
-    pub(super) const fn nudge(&mut self) {
+    pub(super) fn nudge(&mut self) {
         self.nudged = true;
     }
 
@@ -133,13 +153,28 @@ impl Connection {
         self.orders.push_back(order);
     }
 
-    /// Keeps room for a command that is being submitted.
-    pub(super) fn keep(&mut self, credit: usize) -> Option<Place> {
-        if self.over {
-            return None;
+    pub(super) fn refuse(&mut self, code: CloseCode, reason: &str, core: &Core) {
+        let refuse = Refuse {
+            code,
+            reason: reason.to_owned(),
+            retry_after_ms: None,
+        };
+        self.session.refuse(refuse, core.now);
+    }
+
+    /// What the store answers; without an answer, the session ends. What is over hears nothing any more.
+    pub(super) fn unfenced<T>(&mut self, answer: Result<T, Fenced>, now: Monotonic) -> Option<T> {
+        if !self.over && answer.is_err() {
+            let reason = "the session is no longer the current one";
+            self.session.close(CloseCode::Superseded, reason, now);
         }
-        let live = self.live.as_mut()?;
-        if live.draining || live.open.len() + live.kept >= credit {
+        answer.ok().filter(|_| !self.over)
+    }
+
+    /// Keeps room for a command that is being submitted.
+    pub(super) fn keep(&mut self, core: &Core) -> Option<Place> {
+        let live = self.live.as_mut().filter(|live| live.room(core) > 0)?;
+        if self.over {
             return None;
         }
         live.kept += 1;
@@ -215,7 +250,7 @@ impl Connection {
         self.send(BackendMessage::Go(Go { command_id, permit }), core.now);
     }
 
-    pub(super) fn offer(&mut self, leased: Leased, core: &mut Core) {
+    fn offer(&mut self, leased: Leased, core: &mut Core) {
         let deadline = self.permit(leased.id, leased.deadline, core);
         if let Some(live) = &mut self.live {
             live.open.insert(leased.id);
@@ -239,225 +274,174 @@ impl Connection {
         self.send(BackendMessage::Command(command), core.now);
     }
 
-    pub(super) fn close_offer(&mut self, command: CommandId) {
+    fn close_offer(&mut self, command: CommandId) {
         if let Some(live) = &mut self.live {
             live.open.remove(&command);
             live.permitted.remove(&command);
             self.nudged |= live.more;
         }
     }
-}
 
-impl Instance {
-    pub(super) fn accept(&mut self, wire: ConnectionId, store: &Store, core: &mut Core) {
-        let Some(known) = core.network.wire(wire) else {
-            return;
-        };
-        let agent = known.agent_id;
-        let config = BackendSessionConfig {
-            identity: Backend::identity(agent),
-            master: Arc::clone(&self.master),
-            binding: binding(wire),
-            session_id: SessionId::from_uuid(core.random.uuid()),
-            server_nonce: core.random.bytes(),
-            server_time: core.backend_wall(),
-            hello_timeout: HANDSHAKE_STEP_TIMEOUT,
-            certificate_remaining: None,
-        };
-        let connection = Connection {
-            agent,
-            confirmed_before: store.confirmed(agent),
-            session: BackendSession::new(config, core.now),
-            held: VecDeque::new(),
-            lost: false,
-            over: false,
-            waiting: false,
-            arrival: None,
-            welcomed: None,
-            live: None,
-            orders: VecDeque::new(),
-            offered: VecDeque::new(),
-            nudged: false,
-            woken_at: None,
-        };
-        self.connections.insert(wire, connection);
-        self.turn(wire, core);
-    }
-
-    /// Turns of the connection's loop, until it waits for something.
-    pub(super) fn turn(&mut self, wire: ConnectionId, core: &mut Core) {
-        loop {
-            let now = core.now;
-            let Some(connection) = self.connections.get_mut(&wire) else {
-                return;
-            };
-            if connection.over || connection.waiting {
-                return;
+    fn decided(&mut self, command_id: CommandId, permit: Decision, core: &mut Core) {
+        let command = CommandRef { command_id };
+        match permit {
+            Decision::Go(deadline) => self.go(command_id, deadline, core),
+            Decision::Drop => {
+                self.close_offer(command_id);
+                self.send(BackendMessage::CommandDrop(command), core.now);
             }
-            if let Some(event) = connection.session.poll_event() {
-                self.on_event(wire, event, core);
-                continue;
-            }
-            while let Some(bytes) = connection.session.poll_transmit(now) {
-                core.send(wire, End::Backend, bytes);
-            }
-            if connection.session.closed().is_some() {
-                return self.finish(wire, core);
-            }
-            if let Some(order) = connection.orders.pop_front() {
-                self.obey(wire, order, core);
-            } else if let Some(bytes) = connection.held.pop_front() {
-                self.take(wire, &bytes, core);
-            } else if connection.lost {
-                return self.finish(wire, core);
-            } else if connection
-                .session
-                .poll_timeout()
-                .is_some_and(|(due, _)| due <= now)
-            {
-                connection.session.handle_timeout(now);
-            } else if !connection.offered.is_empty() {
-                connection.offer_put(core);
-            } else if connection.nudged && connection.live.is_some() {
-                connection.nudged = false;
-                self.offer_commands(wire, core);
-            } else {
-                self.hand_in(wire, core);
-                return self.arm(wire, core);
-            }
+            Decision::Cancel => self.send(BackendMessage::CommandCancel(command), core.now),
+            Decision::Wait => {}
         }
     }
 
-    fn take(&mut self, wire: ConnectionId, bytes: &[u8], core: &mut Core) {
-        let now = core.now;
-        let Some(connection) = self.connections.get_mut(&wire) else {
-            return;
+    fn acknowledge(&mut self, command_id: CommandId, low_water: u64, core: &Core) {
+        let ack = ResultAck {
+            command_id,
+            low_water,
+            not_kept: false,
         };
-        if connection.session.state() == BackendState::AwaitHello
+        self.send(BackendMessage::ResultAck(ack), core.now);
+    }
+
+    fn acknowledge_telemetry(&mut self, position: Position, core: &Core) {
+        let ack = TelemetryAck::of(position);
+        self.send(BackendMessage::TelemetryAck(ack), core.now);
+    }
+}
+
+impl Instance {
+    /// Turns of the connection's loop, until it waits for something.
+    pub(super) fn turn(&mut self, wire: ConnectionId, core: &mut Core) {
+        self.with(wire, |instance, connection| {
+            let is_awake = |it: &Connection| !it.over && !it.waiting;
+            while is_awake(connection) && instance.go_on(connection, core) {}
+        });
+    }
+
+    /// One turn. False when there was nothing to do.
+    fn go_on(&mut self, connection: &mut Connection, core: &mut Core) -> bool {
+        let now = core.now;
+        if let Some(event) = connection.session.poll_event() {
+            self.on_event(connection, event, core);
+            return true;
+        }
+        while let Some(bytes) = connection.session.poll_transmit(now) {
+            core.send(connection.wire, End::Backend, bytes);
+        }
+        let due = connection.session.poll_timeout().map(|(due, _)| due);
+        if connection.session.closed().is_some() {
+            self.finish(connection, core);
+        } else if let Some(order) = connection.orders.pop_front() {
+            obey(connection, order, now);
+        } else if let Some(bytes) = connection.held.pop_front() {
+            self.take(connection, &bytes, core);
+        } else if connection.lost {
+            self.finish(connection, core);
+        } else if due.is_some_and(|due| due <= now) {
+            connection.session.handle_timeout(now);
+        } else if !connection.offered.is_empty() {
+            connection.offer_put(core);
+        } else if connection.nudged && connection.live.is_some() {
+            connection.nudged = false;
+            self.offer_commands(connection, core);
+        } else {
+            self.hand_in(connection, core);
+            let woken_at = connection.woken_at.filter(|at| *at > now);
+            if let Some(due) = due.filter(|due| woken_at.is_none_or(|at| at > *due)) {
+                connection.woken_at = Some(due);
+                core.at(due, self.event(BackendStep::Turn(connection.wire)));
+            }
+            return false;
+        }
+        true
+    }
+
+    fn take(&self, connection: &mut Connection, bytes: &[u8], core: &mut Core) {
+        let session = &mut connection.session;
+        if session.state() == BackendState::AwaitHello
             && BackendSession::peek_client_nonce(bytes).is_some_and(|it| self.nonces.contains(&it))
         {
             core.recorder.counts.replays += 1;
             let reason = "this HELLO was used before";
-            return connection.session.close(CloseCode::Replay, reason, now);
+            return session.close(CloseCode::Replay, reason, core.now);
         }
-        connection.session.handle_frame(bytes, now);
-        let refused = connection
-            .session
-            .closed()
-            .is_some_and(|closed| closed.code.is_some());
-        if refused {
+        session.handle_frame(bytes, core.now);
+        if session.closed().is_some_and(|closed| closed.code.is_some()) {
             core.recorder.counts.replays += 1;
         } else {
-            core.recorder.accepted(wire, End::Backend, bytes);
+            core.recorder.accepted(connection.wire, End::Backend, bytes);
         }
     }
 
-    fn arm(&mut self, wire: ConnectionId, core: &mut Core) {
-        let event = self.event(BackendStep::Timer(wire));
-        let Some(connection) = self.connections.get_mut(&wire) else {
-            return;
-        };
-        let Some((due, _)) = connection.session.poll_timeout() else {
-            return;
-        };
-        if connection
-            .woken_at
-            .is_none_or(|at| at > due || at <= core.now)
-        {
-            connection.woken_at = Some(due);
-            core.at(due, event);
-        }
-    }
-
-    fn finish(&mut self, wire: ConnectionId, core: &mut Core) {
-        let Some(connection) = self.connections.get_mut(&wire) else {
-            return;
-        };
+    fn finish(&mut self, connection: &mut Connection, core: &mut Core) {
+        let wire = connection.wire;
         connection.over = true;
-        let closed = connection.session.closed().cloned();
+        let closed = connection.session.closed();
         core.note(|| format!("backend ends {wire:?}: {closed:?}"));
         core.hang_up(wire, End::Backend);
-        let agent = connection.agent;
-        let holder = connection.live.as_ref().map(|live| live.holder);
-        if let Some(holder) = holder {
+        if let Some(Live { holder, .. }) = &connection.live {
+            let (agent, epoch) = (holder.agent, holder.epoch);
             self.remove(agent, wire);
-            self.ask(wire, Intent::End(holder), core);
-        } else {
-            self.connections.remove(&wire);
+            let end = move |tx: &mut Tx<'_>| tx.end_session(agent, epoch);
+            let then = |_: &mut Self, connection: &mut Connection, (), _: &mut _| {
+                connection.live = None;
+            };
+            self.ask_beside(wire, "the end", end, then, core);
         }
     }
 
-    fn obey(&mut self, wire: ConnectionId, order: Order, core: &Core) {
-        let now = core.now;
-        let Some(connection) = self.connections.get_mut(&wire) else {
-            return;
-        };
-        match order {
-            Order::Probe(newcomer) => {
-                if let Some(live) = &mut connection.live {
-                    live.probes.push(newcomer);
-                    connection.session.probe(newcomer.0, now);
-                }
-            }
-            Order::Drain => {
-                if let Some(live) = &mut connection.live {
-                    live.draining = true;
-                }
-                let drain = Drain {
-                    reconnect_after_ms: 0,
-                };
-                connection.send(BackendMessage::Drain(drain), now);
-            }
-            Order::Cancel(command_id) => connection.cancel(command_id, now),
-            Order::End => {
-                let reason = "a newer session of this gateway was confirmed";
-                connection.session.close(CloseCode::Superseded, reason, now);
-            }
-        }
-    }
-
-    fn offer_commands(&mut self, wire: ConnectionId, core: &mut Core) {
-        let credit = usize::try_from(core.scenario.command_credit).unwrap_or(usize::MAX);
-        let Some(connection) = self.connections.get_mut(&wire) else {
-            return;
-        };
+    fn offer_commands(&mut self, connection: &mut Connection, core: &mut Core) {
         let Some(live) = &mut connection.live else {
             return;
         };
-        let room = credit.saturating_sub(live.open.len() + live.kept);
-        if live.draining || room == 0 {
+        let (holder, room) = (live.holder, live.room(core));
+        if room == 0 {
             live.more = true;
             return;
         }
-        let holder = live.holder;
-        connection.waiting = true;
-        self.ask(wire, Intent::Lease(holder, room), core);
+        let lease = move |tx: &mut Tx<'_>| tx.lease(holder, room);
+        let then =
+            move |_: &mut Self, connection: &mut Connection, leased: Vec<_>, core: &mut _| {
+                if let Some(live) = &mut connection.live {
+                    live.more = leased.len() >= room;
+                }
+                for command in leased {
+                    connection.offer(command, core);
+                }
+            };
+        self.ask(connection, "a lease", lease, then, core);
     }
 
     /// One batch of a session is under way at a time, beside everything else.
-    fn hand_in(&mut self, wire: ConnectionId, core: &mut Core) {
-        let connection = self.connections.get_mut(&wire);
-        let Some(live) = connection.and_then(|it| it.live.as_mut()) else {
+    fn hand_in(&mut self, connection: &mut Connection, core: &mut Core) {
+        let live = connection.live.as_mut().filter(|live| !live.committing);
+        let Some((live, batch)) = live.and_then(|live| {
+            let batch = live.batches.pop_front()?;
+            Some((live, batch))
+        }) else {
             return;
         };
-        if live.committing {
-            return;
-        }
-        if let Some(batch) = live.batches.pop_front() {
-            live.committing = true;
-            let holder = live.holder;
-            self.ask(wire, Intent::Telemetry(holder, Box::new(batch)), core);
-        }
+        live.committing = true;
+        let holder = live.holder;
+        let commit = move |tx: &mut Tx<'_>| tx.commit_telemetry(holder, &batch);
+        let then = |_: &mut Self, connection: &mut Connection, position, core: &mut Core| {
+            if let Some(live) = &mut connection.live {
+                live.committing = false;
+            }
+            let position = connection.unfenced(position, core.now);
+            if let Some(position) = position.filter(|_| core.rules.keeps(Rule::AckAfterCommit)) {
+                connection.acknowledge_telemetry(position, core);
+            }
+        };
+        self.ask_beside(connection.wire, "telemetry", commit, then, core);
     }
 
-    fn on_event(&mut self, wire: ConnectionId, event: BackendEvent, core: &mut Core) {
-        let now = core.now;
+    fn on_event(&mut self, connection: &mut Connection, event: BackendEvent, core: &mut Core) {
+        let wire = connection.wire;
         core.note(|| format!("{wire:?} -> {event:?}"));
-        let Some(connection) = self.connections.get_mut(&wire) else {
-            return;
-        };
         let holder = connection.live.as_ref().map(|live| live.holder);
-        let intent = match (event, holder) {
+        match (event, holder) {
             (
                 BackendEvent::Hello {
                     hello,
@@ -468,137 +452,109 @@ impl Instance {
                 None,
             ) => {
                 let fresh = challenge_age <= CHALLENGE_AGE_MAX && self.nonces.insert(client_nonce);
-                return self.on_hello(wire, &hello, u32::from(key_generation), fresh, core);
+                self.on_hello(connection, *hello, (fresh, key_generation), core);
             }
-            (BackendEvent::Confirmed { .. }, None) => {
-                let Some(request) = connection.welcomed.clone() else {
-                    return;
-                };
-                Intent::Confirm(Box::new(request))
-            }
+            (BackendEvent::Confirmed { .. }, None) => self.on_confirm(connection, core),
             (BackendEvent::Heartbeat(heartbeat), Some(_)) => {
                 let ack = HeartbeatAck {
                     sent_at_ms: heartbeat.sent_at_ms,
                     server_time: core.backend_wall(),
                     output_bytes: 0,
                 };
-                return connection.send(BackendMessage::HeartbeatAck(ack), now);
+                connection.send(BackendMessage::HeartbeatAck(ack), core.now);
             }
             (BackendEvent::ProbeAnswered { id }, Some(_)) => {
-                return self.probe_answered(wire, id, core);
+                self.probe_answered(ConnectionId(id), core);
             }
             (BackendEvent::Telemetry(batch), Some(_)) => {
                 let batch = batch.open().ok().and_then(|it| Batch::try_from(it).ok());
-                return self.on_batch(wire, batch, core);
+                on_batch(connection, batch, core);
             }
             (BackendEvent::Accepted(it), Some(holder)) => {
+                let id = it.command_id;
                 let live = connection.live.as_ref();
-                let known = live.is_some_and(|live| live.permitted.contains(&it.command_id));
+                let known = live.is_some_and(|live| live.permitted.contains(&id));
                 if known && it.idempotent && !it.awaiting_permit {
                     return;
                 }
-                Intent::Accept(holder, it.command_id, it.idempotent, it.awaiting_permit)
+                let said = Accepted {
+                    idempotent: it.idempotent,
+                    awaiting_permit: it.awaiting_permit,
+                };
+                let accept = move |tx: &mut Tx<'_>| tx.accept(holder, id, said);
+                let then =
+                    move |_: &mut Self, connection: &mut Connection, permit, core: &mut _| {
+                        connection.decided(id, permit, core);
+                    };
+                self.ask(connection, "accepted", accept, then, core);
             }
             (BackendEvent::Rejected(it), Some(holder)) => {
-                Intent::Reject(holder, it.command_id, it.code)
+                let (id, code) = (it.command_id, it.code);
+                let reject = move |tx: &mut Tx<'_>| tx.reject(holder, id, code);
+                let then = move |_: &mut Self, connection: &mut Connection, (), _: &mut _| {
+                    connection.close_offer(id);
+                };
+                self.ask(connection, "rejected", reject, then, core);
             }
-            (BackendEvent::Started(it), Some(holder)) => Intent::Start(holder, it.command_id),
+            (BackendEvent::Started(it), Some(holder)) => {
+                let start = move |tx: &mut Tx<'_>| tx.start(holder, it.command_id);
+                self.ask(connection, "started", start, |_, _, (), _| {}, core);
+            }
             (BackendEvent::Result(it), Some(holder)) => {
+                let id = it.command_id;
                 if !core.rules.keeps(Rule::AckAfterCommit) {
-                    let ack = ResultAck {
-                        command_id: it.command_id,
-                        low_water: 0,
-                        not_kept: false,
-                    };
-                    connection.send(BackendMessage::ResultAck(ack), now);
+                    connection.acknowledge(id, 0, core);
                 }
-                Intent::Complete(holder, it.command_id, Box::new(it.outcome))
+                let complete = move |tx: &mut Tx<'_>| tx.complete(holder, id, &it.outcome);
+                let then =
+                    move |_: &mut Self, connection: &mut Connection, mark, core: &mut Core| {
+                        connection.close_offer(id);
+                        if core.rules.keeps(Rule::AckAfterCommit) {
+                            connection.acknowledge(id, mark, core);
+                        }
+                    };
+                self.ask(connection, "a result", complete, then, core);
             }
-            _ => return,
-        };
-        connection.waiting = true;
-        self.ask(wire, intent, core);
-    }
-
-    fn on_batch(&mut self, wire: ConnectionId, batch: Option<Batch>, core: &mut Core) {
-        let Some(connection) = self.connections.get_mut(&wire) else {
-            return;
-        };
-        let Some(batch) = batch else {
-            core.recorder
-                .violated(|| "5: a gateway sent a malformed batch".to_owned());
-            return;
-        };
-        if !core.rules.keeps(Rule::AckAfterCommit) {
-            let position = viworks_common::telemetry::Position {
-                spool_epoch: batch.spool_epoch,
-                seq: batch.to_seq,
-            };
-            let ack = TelemetryAck::of(position);
-            connection.send(BackendMessage::TelemetryAck(ack), core.now);
+            _ => {}
         }
-        if let Some(live) = &mut connection.live {
-            live.batches.push_back(batch);
-        }
-    }
-
-    fn on_hello(
-        &mut self,
-        wire: ConnectionId,
-        hello: &Hello,
-        key_generation: u32,
-        fresh: bool,
-        core: &mut Core,
-    ) {
-        let Some(connection) = self.connections.get_mut(&wire) else {
-            return;
-        };
-        if !fresh {
-            let refuse = refusal(
-                CloseCode::Replay,
-                "this HELLO was used before, or is too old",
-            );
-            return connection.session.refuse(refuse, core.now);
-        }
-        let (agent, run) = (connection.agent, hello.agent_run_id);
-        let favours_another = self.claims.favours_another(agent, run, core.now).is_some();
-        let Some(connection) = self.connections.get_mut(&wire) else {
-            return;
-        };
-        if favours_another {
-            let reason = "another machine with this identity is about to reconnect";
-            let refuse = refusal(CloseCode::RateLimited, reason);
-            return connection.session.refuse(refuse, core.now);
-        }
-        let identity = Backend::identity(connection.agent);
-        let expected = self.master.token(&identity, hello.epoch);
-        let request = AdmitRequest {
-            agent: connection.agent,
-            facts: HelloFacts {
-                epoch: hello.epoch,
-                token_valid: Secret::from_hex(&hello.token).is_some_and(|it| it == expected),
-                agent_run_id: hello.agent_run_id,
-                key_generation,
-                highest_order: hello.highest_order,
-                low_water: hello.low_water,
-                confirmed_at_challenge: connection.confirmed_before,
-            },
-            unreported: hello.unreported.clone(),
-            telemetry: hello.telemetry.clone(),
-        };
-        connection.arrival = Some(Arrival {
-            request: request.clone(),
-            admitted: None,
-        });
-        connection.waiting = true;
-        self.ask(wire, Intent::Admit(Box::new(request)), core);
     }
 }
 
-pub(super) fn refusal(code: CloseCode, reason: &str) -> Refuse {
-    Refuse {
-        code,
-        reason: reason.to_owned(),
-        retry_after_ms: None,
+fn obey(connection: &mut Connection, order: Order, now: Monotonic) {
+    match order {
+        Order::Probe(newcomer) => {
+            if connection.live.is_some() {
+                connection.session.probe(newcomer.0, now);
+            }
+        }
+        Order::Drain => {
+            if let Some(live) = &mut connection.live {
+                live.draining = true;
+            }
+            let drain = Drain {
+                reconnect_after_ms: 0,
+            };
+            connection.send(BackendMessage::Drain(drain), now);
+        }
+        Order::Cancel(command_id) => connection.cancel(command_id, now),
+        Order::End => {
+            let reason = "a newer session of this gateway was confirmed";
+            connection.session.close(CloseCode::Superseded, reason, now);
+        }
+    }
+}
+
+fn on_batch(connection: &mut Connection, batch: Option<Batch>, core: &mut Core) {
+    let (Some(batch), Some(live)) = (batch, &mut connection.live) else {
+        let malformed = || "5: a gateway sent a malformed batch".to_owned();
+        return core.recorder.violated(malformed);
+    };
+    let position = Position {
+        spool_epoch: batch.spool_epoch,
+        seq: batch.to_seq,
+    };
+    live.batches.push_back(batch);
+    if !core.rules.keeps(Rule::AckAfterCommit) {
+        connection.acknowledge_telemetry(position, core);
     }
 }

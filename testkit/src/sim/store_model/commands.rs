@@ -13,8 +13,7 @@ use viworks_common::ledger::submit::{Bounds, Counters, judge};
 use viworks_common::ledger::{Change, Command as Facts};
 use viworks_common::time::Timestamp;
 
-use super::super::recorder::Recorder;
-use super::{Command, Fenced, Holder, Store};
+use super::{Command, Fenced, Holder, Store, Tx};
 
 /// Deliveries before a command is dead; worlds are short, so that it takes a storm.
 const ATTEMPTS_MAX: u32 = 16;
@@ -22,11 +21,24 @@ const ATTEMPTS_MAX: u32 = 16;
 const BUSY_PAUSE: Duration = Duration::from_secs(2);
 /// How long a command may run by its gateway's catalogue.
 const TIME_LIMIT: Duration = Duration::from_secs(6);
+/// How long after its deadline the owner of a permitted command waits.
+const OVERDUE_WAIT: Duration = Duration::from_secs(30);
 /// No world comes near them.
 const BOUNDS: Bounds = Bounds {
     per_gateway: 1_000,
     global: 10_000,
 };
+
+/// What an operator submits.
+#[derive(Debug, Clone)]
+pub(crate) struct Submitted {
+    pub id: CommandId,
+    pub agent: AgentId,
+    pub name: CommandName,
+    pub idempotent: bool,
+    pub deadline: Timestamp,
+    pub timeout_ms: Option<u64>,
+}
 
 /// A command for a session.
 #[derive(Debug, Clone)]
@@ -41,57 +53,6 @@ pub(crate) struct Leased {
 }
 
 impl Store {
-    /// Accepts an operator's submission, unless something speaks against it; with the offer, where a session has kept room.
-    pub(crate) fn submit(
-        &mut self,
-        id: CommandId,
-        agent: AgentId,
-        (name, idempotent): (CommandName, bool),
-        (now, deadline): (Timestamp, Timestamp),
-        timeout_ms: Option<u64>,
-        place: Option<Place>,
-    ) -> Option<Option<Leased>> {
-        let counters = self.counters();
-        let waiting = counters.values().map(|it| it.open).sum();
-        judge([agent], false, BOUNDS, |id| counters.get(&id), waiting).ok()?;
-        let scene = self.scene(agent, now);
-        let gateway = self.gateways.get_mut(&agent)?;
-        let order = gateway.row.next_order;
-        gateway.row.next_order += 1;
-        let facts = Facts {
-            command_id: id,
-            run_id: RunId::from_uuid(*id.as_uuid()),
-            agent_id: agent,
-            state: CommandState::Queued,
-            idempotent,
-            attempt: 0,
-            available_at: now,
-            deadline,
-            timeout: TIME_LIMIT,
-            released_to: None,
-            released_at: None,
-            started_at: None,
-            cancel_requested: false,
-            has_result: false,
-            has_late_outcome: false,
-            reason: None,
-        };
-        let command = Command {
-            facts,
-            order,
-            name,
-            timeout_ms,
-            result: None,
-            late_outcome: None,
-        };
-        let born = place
-            .and_then(|place| lease::at_birth(command.facts.clone(), order, place, scene, now));
-        self.commands.insert(id, command);
-        let offer = born.as_ref().and_then(|born| self.offer(&born.command));
-        self.write(born, None);
-        Some(offer)
-    }
-
     fn scene(&self, agent: AgentId, now: Timestamp) -> Scene {
         let live = self.gateways.get(&agent).and_then(|gateway| gateway.live);
         Scene {
@@ -104,51 +65,14 @@ impl Store {
     fn counters(&self) -> BTreeMap<AgentId, Counters> {
         let known = self.gateways.iter().filter(|(_, it)| !it.row.revoked);
         let counters = known.map(|(agent, gateway)| {
-            let open = self.open(*agent, u64::MAX).len();
             let counters = Counters {
                 name: "sim".parse().expect("a valid name"),
                 next_order: gateway.row.next_order,
-                open: u64::try_from(open).unwrap_or(u64::MAX),
+                open: u64::try_from(self.open(*agent).len()).unwrap_or(u64::MAX),
             };
             (*agent, counters)
         });
         counters.collect()
-    }
-
-    /// Cancels what has no permit; true when the gateway must be asked.
-    pub(crate) fn cancel(&mut self, id: CommandId, now: Timestamp) -> bool {
-        let known = self.commands.get_mut(&id);
-        let Some(command) = known.filter(|it| !it.facts.state.is_final()) else {
-            return false;
-        };
-        command.facts.cancel_requested = true;
-        let change = end::cancel(command.facts.clone(), now);
-        let must_be_asked = change.is_none();
-        self.write(change, None);
-        must_be_asked
-    }
-
-    /// Takes the next commands in order.
-    ///
-    /// # Errors
-    /// When the session is not the current one.
-    pub(crate) fn lease(
-        &mut self,
-        holder: Holder,
-        room: usize,
-        now: Timestamp,
-        recorder: &mut Recorder,
-    ) -> Result<Vec<Leased>, Fenced> {
-        self.fence(holder, recorder)?;
-        let window = lease::window(self.low_water(holder.agent));
-        let open = self.open(holder.agent, window);
-        let take = |it: &Facts| lease::take(it.clone(), holder.run, ATTEMPTS_MAX, now);
-        let changes: Vec<Change> = open.iter().filter_map(take).take(room).collect();
-        look_for_overtaking(&open, &changes, now, recorder);
-        let offers = changes.iter().filter(|change| !change.ends());
-        let leased = offers.filter_map(|it| self.offer(&it.command)).collect();
-        self.write(changes, None);
-        Ok(leased)
     }
 
     fn offer(&self, facts: &Facts) -> Option<Leased> {
@@ -165,7 +89,6 @@ impl Store {
     }
 
     /// Whether a gateway has commands to lease.
-    #[must_use]
     pub(crate) fn has_queued(&self, agent: AgentId, now: Timestamp) -> bool {
         let mut commands = self.commands.values().map(|command| &command.facts);
         commands.any(|facts| facts.agent_id == agent && lease::waits(facts, now))
@@ -176,45 +99,129 @@ impl Store {
         let facts = self.commands.get(&id).map(|command| command.facts.clone());
         facts.filter(|facts| facts.agent_id == holder.agent)
     }
+}
+
+impl Tx<'_> {
+    /// Accepts a submission, unless something speaks against it; with the offer, where a session has kept room.
+    pub(crate) fn submit(
+        &mut self,
+        new: Submitted,
+        place: Option<Place>,
+    ) -> Option<Option<Leased>> {
+        let (store, now) = (&mut *self.store, self.now);
+        let counters = store.counters();
+        let waiting = counters.values().map(|it| it.open).sum();
+        judge([new.agent], false, BOUNDS, |id| counters.get(&id), waiting).ok()?;
+        let scene = store.scene(new.agent, now);
+        let row = &mut store.gateways.get_mut(&new.agent)?.row;
+        let order = row.next_order;
+        row.next_order += 1;
+        let facts = Facts {
+            command_id: new.id,
+            run_id: RunId::from_uuid(*new.id.as_uuid()),
+            agent_id: new.agent,
+            state: CommandState::Queued,
+            idempotent: new.idempotent,
+            attempt: 0,
+            available_at: now,
+            deadline: new.deadline,
+            timeout: TIME_LIMIT,
+            released_to: None,
+            released_at: None,
+            started_at: None,
+            cancel_requested: false,
+            has_result: false,
+            has_late_outcome: false,
+            reason: None,
+        };
+        let born = place.and_then(|it| lease::at_birth(facts.clone(), order, it, scene, now));
+        let command = Command {
+            facts,
+            order,
+            name: new.name,
+            timeout_ms: new.timeout_ms,
+            result: None,
+            late_outcome: None,
+        };
+        store.commands.insert(new.id, command);
+        let offer = born.as_ref().and_then(|born| store.offer(&born.command));
+        self.write(born, None);
+        Some(offer)
+    }
+
+    /// Cancels what has no permit; true when the gateway must be asked.
+    pub(crate) fn cancel(&mut self, id: CommandId) -> bool {
+        let known = self.store.commands.get_mut(&id);
+        let Some(command) = known.filter(|it| !it.facts.state.is_final()) else {
+            return false;
+        };
+        command.facts.cancel_requested = true;
+        let change = end::cancel(command.facts.clone(), self.now);
+        let must_be_asked = change.is_none();
+        self.write(change, None);
+        must_be_asked
+    }
+
+    /// Takes the next commands in order.
+    pub(crate) fn lease(&mut self, holder: Holder, room: usize) -> Result<Vec<Leased>, Fenced> {
+        self.fence(holder)?;
+        let window = lease::window(self.store.low_water(holder.agent));
+        let open = self.store.open_facts(holder.agent, window);
+        let take = |it: &Facts| lease::take(it.clone(), holder.run, ATTEMPTS_MAX, self.now);
+        let changes: Vec<Change> = open.iter().filter_map(take).take(room).collect();
+        self.look_for_overtaking(&open, &changes);
+        let offers = changes.iter().filter(|change| !change.ends());
+        let offers = offers.filter_map(|it| self.store.offer(&it.command));
+        let leased = offers.collect();
+        self.write(changes, None);
+        Ok(leased)
+    }
+
+    /// Invariant 12: what was never offered and is in time has nothing to wait for.
+    fn look_for_overtaking(&mut self, open: &[Facts], changes: &[Change]) {
+        let fresh = |it: &&Facts| it.state == CommandState::Queued && it.attempt == 0;
+        let in_time = |it: &&Facts| it.deadline > self.now;
+        let mut passed_over = None;
+        for facts in open.iter().filter(fresh).filter(in_time) {
+            let id = facts.command_id;
+            let taken = changes.iter().any(|it| it.command.command_id == id);
+            match passed_over {
+                Some(earlier) if taken => self.recorder.overtaken(earlier, id),
+                None if !lease::waits(facts, self.now) => passed_over = Some(id),
+                Some(_) | None => {}
+            }
+        }
+    }
 
     /// Decides about the start permit of a command that its gateway has journalled.
-    ///
-    /// # Errors
-    /// When the session is not the current one.
     pub(crate) fn accept(
         &mut self,
         holder: Holder,
         id: CommandId,
         accepted: Accepted,
-        now: Timestamp,
-        recorder: &mut Recorder,
     ) -> Result<Permit, Fenced> {
-        self.fence(holder, recorder)?;
-        let held = self.held(holder, id);
-        let (permit, change) = permit::accept(self.rules, held, holder.run, accepted, now);
+        self.fence(holder)?;
+        let held = self.store.held(holder, id);
+        let (permit, change) =
+            permit::accept(self.store.rules, held, holder.run, accepted, self.now);
         self.write(change, None);
         Ok(permit)
     }
 
     /// The gateway refused a command on arrival.
-    ///
-    /// # Errors
-    /// When the session is not the current one.
     pub(crate) fn reject(
         &mut self,
         holder: Holder,
         id: CommandId,
         code: RejectCode,
-        now: Timestamp,
-        recorder: &mut Recorder,
     ) -> Result<(), Fenced> {
-        self.fence(holder, recorder)?;
+        self.fence(holder)?;
         if code == RejectCode::Stale {
-            recorder.stale(id);
+            self.recorder.stale(id);
         }
-        if let Some(held) = self.held(holder, id) {
-            let again_at = now.saturating_add(BUSY_PAUSE);
-            let change = end::reject(held, code, code.name().to_owned(), again_at, now);
+        if let Some(held) = self.store.held(holder, id) {
+            let again_at = self.now.saturating_add(BUSY_PAUSE);
+            let change = end::reject(held, code, code.name().to_owned(), again_at, self.now);
             let outcome = Outcome::without_run(OutcomeState::Rejected, code.name());
             self.write(change, Some(&outcome));
         }
@@ -222,83 +229,46 @@ impl Store {
     }
 
     /// The gateway started a command.
-    ///
-    /// # Errors
-    /// When the session is not the current one.
-    pub(crate) fn start(
-        &mut self,
-        holder: Holder,
-        id: CommandId,
-        now: Timestamp,
-        recorder: &mut Recorder,
-    ) -> Result<(), Fenced> {
-        self.fence(holder, recorder)?;
-        let change = self
-            .held(holder, id)
-            .and_then(|held| end::start(held, now, now));
+    pub(crate) fn start(&mut self, holder: Holder, id: CommandId) -> Result<(), Fenced> {
+        self.fence(holder)?;
+        let held = self.store.held(holder, id);
+        let change = held.and_then(|held| end::start(held, self.now, self.now));
         self.write(change, None);
         Ok(())
     }
 
     /// The gateway reported an outcome; answered with the low-water mark.
-    ///
-    /// # Errors
-    /// When the session is not the current one.
     pub(crate) fn complete(
         &mut self,
         holder: Holder,
         id: CommandId,
         outcome: &Outcome,
-        now: Timestamp,
-        recorder: &mut Recorder,
     ) -> Result<u64, Fenced> {
-        self.fence(holder, recorder)?;
-        recorder.outcome_committed(outcome.duration_ms);
-        let held = self.held(holder, id);
-        match end::report(held, (holder.agent, id), outcome, now) {
+        self.fence(holder)?;
+        self.recorder.outcome_committed(outcome.duration_ms);
+        let held = self.store.held(holder, id);
+        match end::report(held, (holder.agent, id), outcome, self.now) {
             Reported::Ends(change) => self.write([*change], Some(outcome)),
             Reported::Late(..) => {
-                if let Some(command) = self.commands.get_mut(&id) {
-                    recorder.counts.late_outcomes += 1;
+                if let Some(command) = self.store.commands.get_mut(&id) {
+                    self.recorder.counts.late_outcomes += 1;
                     command.facts.has_late_outcome = true;
                     command.late_outcome = Some(outcome.clone());
                 }
             }
-            Reported::Repeated => {}
-            Reported::Orphan(_) => {
-                self.orphans.insert(id);
-            }
+            Reported::Repeated | Reported::Orphan(_) => {}
         }
-        Ok(self.low_water(holder.agent))
+        Ok(self.store.low_water(holder.agent))
     }
 
     /// Ends what could not start in time, and what was permitted and never heard of again.
-    pub(crate) fn end_late(&mut self, wait: Duration, now: Timestamp) {
-        let late = |command: &Command| {
-            let facts = &command.facts;
-            end::expire(facts.clone(), now).or_else(|| end::give_up(facts.clone(), wait, now))
+    pub(crate) fn end_late(&mut self) {
+        let now = self.now;
+        let late = |Command { facts, .. }: &Command| {
+            let late = end::expire(facts.clone(), now);
+            late.or_else(|| end::give_up(facts.clone(), OVERDUE_WAIT, now))
         };
-        let changes: Vec<Change> = self.commands.values().filter_map(late).collect();
+        let changes: Vec<Change> = self.store.commands.values().filter_map(late).collect();
         self.write(changes, None);
-    }
-}
-
-/// Invariant 12: what was never offered and is in time has nothing to wait for.
-fn look_for_overtaking(
-    open: &[Facts],
-    changes: &[Change],
-    now: Timestamp,
-    recorder: &mut Recorder,
-) {
-    let fresh = |it: &&Facts| it.state == CommandState::Queued && it.attempt == 0;
-    let mut passed_over = None;
-    for facts in open.iter().filter(fresh).filter(|it| it.deadline > now) {
-        let id = facts.command_id;
-        let taken = changes.iter().any(|it| it.command.command_id == id);
-        match passed_over {
-            Some(earlier) if taken => recorder.overtaken(earlier, id),
-            None if !lease::waits(facts, now) => passed_over = Some(id),
-            Some(_) | None => {}
-        }
     }
 }

@@ -1,101 +1,81 @@
 //! Batches, positions and gaps, as the real stores commit them.
 
 use viworks_common::id::{AgentId, AgentRunId};
-use viworks_common::ledger::telemetry::{Facts, Limits, Reached, Usage, check, intake, remembered};
+use viworks_common::ledger::telemetry::{Facts, Limits, Reached, check, intake, remembered};
 use viworks_common::telemetry::{Batch, Gap, Position};
-use viworks_common::time::Timestamp;
 
-use super::super::recorder::Recorder;
-use super::{Fenced, Holder, Store};
+use super::{Fenced, Holder, Tx};
 
-impl Store {
-    fn usage(&self, agent: AgentId, now: Timestamp) -> Usage {
-        let usage = self.usages.get(&agent).copied().unwrap_or_default();
-        usage.today(now)
+impl Tx<'_> {
+    fn reached(&mut self, agent: AgentId, run: AgentRunId) -> &mut Reached {
+        self.store.epochs.entry((agent, run)).or_default()
     }
 
-    fn reached(&self, agent: AgentId, spool_epoch: AgentRunId) -> Reached {
-        let key = (agent, spool_epoch);
-        Reached {
-            committed: self.positions.get(&key).copied(),
-            refused: self.refused_epochs.get(&key).copied().unwrap_or(0),
+    fn moves(
+        &mut self,
+        agent: AgentId,
+        run: AgentRunId,
+        (committed, refused): (Option<u64>, Option<u64>),
+        gaps: impl IntoIterator<Item = Gap>,
+    ) {
+        for gap in gaps {
+            self.recorder.gap(agent, run, gap, self.store);
+            self.store.gaps.push((agent, run, gap));
         }
-    }
-
-    fn keep_gap(&mut self, agent: AgentId, run: AgentRunId, gap: Gap, recorder: &mut Recorder) {
-        recorder.gap(agent, run, gap, self);
-        self.gaps.push((agent, run, gap));
+        let reached = self.reached(agent, run);
+        reached.committed = committed.or(reached.committed);
+        reached.refused = refused.unwrap_or(reached.refused);
     }
 
     /// Says how far the epochs are committed that a gateway names; what it knows beyond that was forgotten.
-    pub(super) fn settle_positions(
-        &mut self,
-        agent: AgentId,
-        named: &[Position],
-        now: Timestamp,
-        recorder: &mut Recorder,
-    ) -> Vec<Position> {
-        let mut usage = self.usage(agent, now);
+    pub(super) fn settle_positions(&mut self, agent: AgentId, named: &[Position]) -> Vec<Position> {
+        let rules = self.store.rules;
         let mut positions = Vec::new();
         for asked in named {
-            let run = asked.spool_epoch;
-            let (reached, limits) = (self.reached(agent, run), Limits::default());
-            let known = remembered(self.rules, *asked, reached, &mut usage, &limits);
-            if let Some(gap) = known.gap {
-                self.keep_gap(agent, run, gap, recorder);
-            }
-            if let Some(seq) = known.moved_to {
-                self.positions.insert((agent, run), seq);
-            }
-            if let Some(seq) = known.refused_to {
-                self.refused_epochs.insert((agent, run), seq);
-            }
+            let reached = *self.reached(agent, asked.spool_epoch);
+            let Some(gateway) = self.store.gateways.get_mut(&agent) else {
+                break;
+            };
+            gateway.usage = gateway.usage.today(self.now);
+            let (usage, limits) = (&mut gateway.usage, Limits::default());
+            let known = remembered(rules, *asked, reached, usage, &limits);
+            let reached = (known.moved_to, known.refused_to);
+            self.moves(agent, asked.spool_epoch, reached, known.gap);
             positions.push(known.position);
         }
-        self.usages.insert(agent, usage);
         positions
     }
 
     /// Stores what of a batch lies beyond the position, and moves the position with it.
-    ///
-    /// # Errors
-    /// When the session is not the current one.
     pub(crate) fn commit_telemetry(
         &mut self,
         holder: Holder,
         batch: &Batch,
-        now: Timestamp,
-        recorder: &mut Recorder,
     ) -> Result<Position, Fenced> {
-        self.fence(holder, recorder)?;
-        let (agent, run) = (holder.agent, batch.spool_epoch);
+        self.fence(holder)?;
+        let (agent, run, now) = (holder.agent, batch.spool_epoch, self.now);
         if let Err(malformed) = check(batch) {
-            recorder.violated(|| format!("5: a gateway sent a batch that is {malformed:?}"));
+            let what = || format!("5: a gateway sent a batch that is {malformed:?}");
+            self.recorder.violated(what);
         }
-        let streams = self.streams.iter().filter(|(of, _)| *of == agent);
+        let reached = *self.reached(agent, run);
+        let gateway = self.store.gateways.get_mut(&agent).ok_or(Fenced)?;
         let facts = Facts {
-            reached: self.reached(agent, run),
-            usage: self.usage(agent, now),
-            streams: streams.map(|(_, stream)| stream.clone()).collect(),
+            reached,
+            usage: gateway.usage.today(now),
+            streams: gateway.streams.clone(),
             limits: Limits::default(),
         };
-        let taken = intake(self.rules, batch, None, facts, now);
-        self.usages.insert(agent, taken.usage);
-        if let Some(seq) = taken.position {
-            self.positions.insert((agent, run), seq);
-        }
-        if let Some(seq) = taken.refused_to {
-            self.refused_epochs.insert((agent, run), seq);
-        }
-        for gap in taken.gaps {
-            self.keep_gap(agent, run, gap, recorder);
-        }
+        let taken = intake(self.store.rules, batch, None, facts, now);
+        gateway.usage = taken.usage;
+        let streams = taken.rows.iter().map(|row| row.stream.clone());
+        gateway.streams.extend(streams);
+        self.moves(agent, run, (taken.position, taken.refused_to), taken.gaps);
         for row in taken.rows {
-            self.streams.insert((agent, row.stream.clone()));
             let key = (agent, run, row.seq);
             let said = row.gateway_time.unwrap_or(row.observed_at).unix_micros();
-            let new = self.telemetry.insert(key, said).is_none();
-            recorder.stored(key, said, new);
+            let new = self.store.telemetry.insert(key, said).is_none();
+            self.recorder.stored(key, said, new);
         }
         Ok(taken.commit.position)
     }

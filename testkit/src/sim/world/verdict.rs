@@ -8,6 +8,7 @@ use viworks_common::id::AgentId;
 use super::super::core::{Core, Event};
 use super::super::gateway::Host;
 use super::super::operator::Kind;
+use super::super::recorder::Key;
 use super::super::scenario::Storage;
 use super::super::store_model::Command;
 use super::{LOOK, QUIET_WITHIN, SETTLED_WITHIN, World};
@@ -102,8 +103,7 @@ impl World {
             core.recorder.excuse((agent, run, seq));
         }
         if alone {
-            self.backend.store.revoke(agent, core.backend_now());
-            core.recorder.committed(&self.backend.store, core.now);
+            self.backend.store.commit(core, |tx| tx.revoke(agent));
         }
     }
 
@@ -132,35 +132,28 @@ impl World {
     fn judge_commands(&mut self) {
         for (id, _, kind) in &self.commands {
             let rolled_back = self.core.scenario.storage == Storage::BackendRestored;
-            let Some(command) = self
-                .backend
-                .store
-                .commands()
-                .find(|it| it.facts.command_id == *id)
-            else {
-                // Submitted after the backup.
-                if !rolled_back {
-                    self.core
-                        .recorder
-                        .violated(|| format!("2: {id} has vanished"));
+            match self.backend.store.command(*id) {
+                Some(command) => {
+                    judge_command(command, *kind, rolled_back, &self.hosts, &mut self.core);
                 }
-                continue;
-            };
-            judge_command(command, *kind, rolled_back, &self.hosts, &mut self.core);
+                // Submitted after the backup.
+                None if rolled_back => {}
+                None => {
+                    let vanished = || format!("2: {id} has vanished");
+                    self.core.recorder.violated(vanished);
+                }
+            }
         }
     }
 
     /// Invariants 5 and 11: every record is stored, in a gap, or excused.
     fn judge_telemetry(&mut self) {
         let store = &self.backend.store;
-        let lost = self.core.recorder.keys().find(|(key, _)| {
-            let told = store.record(key).is_some() || store.in_gap(key);
-            !told && !self.core.recorder.is_excused(key)
-        });
-        if let Some((key, _)) = lost {
-            let key = *key;
-            self.core
-                .recorder
+        let recorder = &mut self.core.recorder;
+        let is_lost = |key: &&Key| !store.accounts_for(key) && !recorder.is_excused(key);
+        let lost = recorder.keys().find(is_lost).copied();
+        if let Some(key) = lost {
+            recorder
                 .violated(|| format!("5: {key:?} was spooled, and is neither stored nor in a gap"));
         }
     }

@@ -1,0 +1,284 @@
+//! The first life of a connection: HELLO is judged and CONFIRM committed, or it ends without a session.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use viworks_common::admission::HelloFacts;
+use viworks_common::claims::{Newcomer, Probed, Verdict};
+use viworks_common::code::CloseCode;
+use viworks_common::id::{AgentRunId, CommandId, SessionId};
+use viworks_common::key::Secret;
+use viworks_common::ledger::session::Older;
+use viworks_common::limits::{HANDSHAKE_STEP_TIMEOUT, PROBE_TIMEOUT};
+use viworks_common::session::{BackendSession, BackendSessionConfig};
+use viworks_common::wire::message::{BackendMessage, CommandRef, Credits, Hello, Refuse, Welcome};
+
+use super::super::core::{BackendStep, Core};
+use super::super::gateway::binding;
+use super::super::network::ConnectionId;
+use super::super::store_model::{AdmitRequest, Admitted, ConfirmRequest, Holder, Store};
+use super::connection::{Connection, Live, Order};
+use super::{Backend, Instance, Tx};
+
+/// Bytes of telemetry that may be under way: a few batches.
+const TELEMETRY_CREDIT: u32 = 4 * 1024;
+/// How many heartbeats may be missed.
+const SILENCE: u32 = 3;
+
+/// An admitted HELLO, while it is decided who keeps the identity.
+#[derive(Debug)]
+pub(super) struct Arrival {
+    admitted: Admitted,
+    run: AgentRunId,
+    unreported: Vec<CommandId>,
+}
+
+impl Instance {
+    pub(super) fn accept(&mut self, wire: ConnectionId, store: &Store, core: &mut Core) {
+        let Some(known) = core.network.wire(wire) else {
+            return;
+        };
+        let agent = known.agent_id;
+        let config = BackendSessionConfig {
+            identity: Backend::identity(agent),
+            master: Arc::clone(&self.master),
+            binding: binding(wire),
+            session_id: SessionId::from_uuid(core.random.uuid()),
+            server_nonce: core.random.bytes(),
+            server_time: core.backend_wall(),
+            hello_timeout: HANDSHAKE_STEP_TIMEOUT,
+            certificate_remaining: None,
+        };
+        let session = BackendSession::new(config, core.now);
+        let connection = Connection::new(wire, agent, store.confirmed(agent), session);
+        self.connections.insert(wire, connection);
+        self.turn(wire, core);
+    }
+
+    pub(super) fn on_hello(
+        &mut self,
+        connection: &mut Connection,
+        hello: Hello,
+        (fresh, key_generation): (bool, u8),
+        core: &mut Core,
+    ) {
+        if !fresh {
+            let reason = "this HELLO was used before, or is too old";
+            return connection.refuse(CloseCode::Replay, reason, core);
+        }
+        let (agent, run) = (connection.agent, hello.agent_run_id);
+        if self.claims.favours_another(agent, run, core.now).is_some() {
+            let reason = "another machine with this identity is about to reconnect";
+            return connection.refuse(CloseCode::RateLimited, reason, core);
+        }
+        let expected = self.master.token(&Backend::identity(agent), hello.epoch);
+        let request = AdmitRequest {
+            agent,
+            facts: HelloFacts {
+                epoch: hello.epoch,
+                token_valid: Secret::from_hex(&hello.token).is_some_and(|it| it == expected),
+                agent_run_id: run,
+                key_generation: u32::from(key_generation),
+                highest_order: hello.highest_order,
+                low_water: hello.low_water,
+                confirmed_at_challenge: connection.confirmed_before,
+            },
+            unreported: hello.unreported.clone(),
+            telemetry: hello.telemetry.clone(),
+        };
+        let unreported = hello.unreported;
+        let admit = move |tx: &mut Tx<'_>| Ok(tx.admit(&request));
+        let then =
+            move |instance: &mut Self, connection: &mut Connection, admitted, core: &mut _| {
+                match admitted {
+                    Ok(admitted) => {
+                        let arrival = Arrival {
+                            admitted,
+                            run,
+                            unreported,
+                        };
+                        instance.admitted(connection, arrival, core);
+                    }
+                    Err(code) => connection.refuse(code, "HELLO was not accepted", core),
+                }
+            };
+        self.ask(connection, "HELLO", admit, then, core);
+    }
+
+    /// Of two processes with one identity, the one that is alive keeps it.
+    fn admitted(&mut self, connection: &mut Connection, arrival: Arrival, core: &mut Core) {
+        let newcomer = self.claims.on_newcomer(arrival.admitted.live_same_run);
+        connection.arrival = Some(arrival);
+        if newcomer == Newcomer::Welcome {
+            return self.welcome(connection, core);
+        }
+        let Some((live, _)) = self.sessions.get(&connection.agent).copied() else {
+            return self.probed(connection, Probed::Silent, core);
+        };
+        connection.waiting = true;
+        let wire = connection.wire;
+        self.order(live, Order::Probe(wire), core);
+        core.after(PROBE_TIMEOUT, self.event(BackendStep::ProbeOver(wire)));
+    }
+
+    /// Nobody answered in time.
+    pub(super) fn probe_over(&mut self, wire: ConnectionId, core: &mut Core) {
+        self.with(wire, |instance, connection| {
+            if connection.waiting && connection.is_undecided() {
+                connection.waiting = false;
+                instance.probed(connection, Probed::Silent, core);
+            }
+        });
+        self.turn(wire, core);
+    }
+
+    /// A live session was found to be alive.
+    pub(super) fn probe_answered(&mut self, newcomer: ConnectionId, core: &mut Core) {
+        self.with(newcomer, |instance, connection| {
+            // Its probe may be over already.
+            if connection.is_undecided() {
+                connection.waiting = false;
+                instance.probed(connection, Probed::Alive, core);
+                core.after(Duration::ZERO, instance.event(BackendStep::Turn(newcomer)));
+            }
+        });
+    }
+
+    /// Of two processes with one identity, one keeps it.
+    fn probed(&mut self, connection: &mut Connection, probed: Probed, core: &mut Core) {
+        let Some(arrival) = &connection.arrival else {
+            return;
+        };
+        let (agent, run) = (connection.agent, arrival.run);
+        match self.claims.on_probed(agent, run, probed, core.now) {
+            Verdict::TakeOver => self.welcome(connection, core),
+            Verdict::Fork => {
+                connection.arrival = None;
+                let record = move |tx: &mut Tx<'_>| {
+                    tx.record_fork(agent, run);
+                    Ok(())
+                };
+                let then = |instance: &mut Self, connection: &mut Connection, (), core: &mut _| {
+                    instance.forked(connection, core);
+                };
+                self.ask(connection, "fork", record, then, core);
+            }
+            Verdict::Favoured(wait) | Verdict::Exhausted(wait) => {
+                connection.session.refuse(
+                    Refuse {
+                        code: CloseCode::RateLimited,
+                        reason: "this identity is kept for another process".to_owned(),
+                        retry_after_ms: u64::try_from(wait.as_millis()).ok(),
+                    },
+                    core.now,
+                );
+            }
+        }
+    }
+
+    fn forked(&mut self, connection: &mut Connection, core: &mut Core) {
+        let reason = "another machine with this identity is connected and alive";
+        connection.refuse(CloseCode::IdentityFork, reason, core);
+        // Its next HELLO moves the ratchet past the copy.
+        if let Some((live, holder)) = self.sessions.get(&connection.agent).copied() {
+            if !core.turmoil && core.network.is_sound(live) {
+                core.recorder.protected(holder.agent, holder.run);
+            }
+            self.order(live, Order::Drain, core);
+        }
+    }
+
+    fn welcome(&self, connection: &mut Connection, core: &Core) {
+        let Some(arrival) = connection.arrival.take() else {
+            return;
+        };
+        let heartbeat = core.scenario.heartbeat;
+        let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        let Admitted {
+            presented, issued, ..
+        } = arrival.admitted;
+        let identity = Backend::identity(connection.agent);
+        let welcome = Welcome {
+            epoch: issued,
+            token: self.master.token(&identity, issued).expose_hex(),
+            heartbeat_interval_ms: millis(heartbeat),
+            silence_ms: millis(heartbeat * SILENCE),
+            credits: Credits {
+                commands: core.scenario.command_credit,
+                telemetry_bytes: TELEMETRY_CREDIT,
+                output_bytes: 0,
+            },
+            low_water: arrival.admitted.low_water,
+            committed: arrival.admitted.committed,
+            catalogue_known: true,
+            pins: None,
+            server_time: core.backend_wall(),
+            reconnect_slot_ms: 1_000,
+        };
+        connection.session.welcome(welcome, core.now);
+        connection.welcomed = Some(ConfirmRequest {
+            holder: Holder {
+                agent: connection.agent,
+                epoch: issued,
+                run: arrival.run,
+            },
+            presented,
+            unreported: arrival.unreported,
+        });
+    }
+
+    pub(super) fn on_confirm(&mut self, connection: &mut Connection, core: &mut Core) {
+        let Some(request) = connection.welcomed.take() else {
+            return;
+        };
+        let live = Live::new(request.holder, request.unreported.iter().copied().collect());
+        let confirm = move |tx: &mut Tx<'_>| Ok(tx.confirm(&request));
+        let then = move |instance: &mut Self, connection: &mut Connection, older, core: &mut _| {
+            match older {
+                Some(older) => instance.confirmed(connection, live, older, core),
+                None => {
+                    let reason = "another session of this gateway came in between";
+                    connection.refuse(CloseCode::Superseded, reason, core);
+                }
+            }
+        };
+        self.ask(connection, "CONFIRM", confirm, then, core);
+    }
+
+    fn confirmed(
+        &mut self,
+        connection: &mut Connection,
+        live: Live,
+        older: Older,
+        core: &mut Core,
+    ) {
+        self.look_for_eviction(live.holder, core);
+        if !self.register(live.holder, connection.wire, core) {
+            return connection.refuse(CloseCode::Superseded, "a newer session is there", core);
+        }
+        connection.live = Some(live);
+        connection.session.established(core.now);
+        for (command_id, deadline) in older.released {
+            connection.go(command_id, deadline, core);
+        }
+        for command_id in older.cancel_requested {
+            let cancel = CommandRef { command_id };
+            connection.send(BackendMessage::CommandCancel(cancel), core.now);
+        }
+        connection.nudge();
+    }
+
+    /// Invariant 7: a live original is never evicted by a copy.
+    fn look_for_eviction(&self, newcomer: Holder, core: &mut Core) {
+        let Some((wire, older)) = self.sessions.get(&newcomer.agent) else {
+            return;
+        };
+        let live = self.connections.get(wire).and_then(|it| it.live.as_ref());
+        let evicted = older.run != newcomer.run && live.is_some_and(|it| !it.draining);
+        if evicted && core.network.is_sound(*wire) {
+            let (run, copy) = (older.run, newcomer.run);
+            core.recorder
+                .violated(|| format!("7: {run} was alive and evicted by {copy}"));
+        }
+    }
+}
