@@ -12,6 +12,7 @@ use viworks_common::limits::DRAIN_TIME;
 use viworks_common::pin::PinSet;
 use viworks_runtime::clock::{Clock, SystemClock, Timeline, boot_id};
 use viworks_runtime::conditions::Conditions;
+use viworks_runtime::config::Source;
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files::{self, FileError, FolderLock};
 use viworks_runtime::lifecycle::{Hangups, Lifecycle};
@@ -189,10 +190,11 @@ impl App {
         })
     }
 
-    /// Takes renewed certificates over at each of these signals, and tells when one ends.
-    pub fn reload_on(&mut self, hangups: Hangups, lifecycle: &Lifecycle) {
+    /// Takes renewed certificates over at each of these signals, tells what else changed at `source`, and when a
+    /// certificate ends.
+    pub fn reload_on(&mut self, source: Source, hangups: Hangups, lifecycle: &Lifecycle) {
         if let Some(reload) = self.reload.take() {
-            let task = reload.run(hangups, lifecycle.clone());
+            let task = reload.run(source, hangups, lifecycle.clone());
             drop(lifecycle.spawn_critical("reload", task));
         }
     }

@@ -12,7 +12,7 @@ use viworks_common::limits::{
     SILENCE_MAX, TELEMETRY_IN_FLIGHT_BYTES_MAX,
 };
 use viworks_common::rate::Quota;
-use viworks_runtime::config::{Document, Environment, Problems, Section};
+use viworks_runtime::config::{Document, Environment, Problems, Section, Values};
 use viworks_runtime::logging::LogConfig;
 use viworks_runtime::settings;
 
@@ -44,6 +44,8 @@ pub struct Config {
     pub telemetry: TelemetryConfig,
     pub jobs: JobsConfig,
     pub log: LogConfig,
+    /// What each key came to, for the next reading to be compared with.
+    pub values: Values,
 }
 
 impl Config {
@@ -83,6 +85,7 @@ impl Config {
             telemetry: TelemetryConfig::read(document),
             jobs: JobsConfig::read(document),
             log: LogConfig::read(document),
+            values: document.values(),
         }
     }
 }

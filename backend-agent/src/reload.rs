@@ -1,5 +1,5 @@
-//! SIGHUP: takes over a renewed server certificate, its key and the authority of the gateways' certificates, and tells
-//! when one of them ends.
+//! SIGHUP: takes over a renewed server certificate, its key and the authority of the gateways' certificates, tells when
+//! one of them ends, and which keys of the configuration wait for a restart.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use viworks_common::time::Timestamp;
 use viworks_runtime::blocking;
 use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::conditions::{Conditions, Severity};
+use viworks_runtime::config::{Source, tell_broken, tell_read};
 use viworks_runtime::lifecycle::{Hangups, Lifecycle};
 use viworks_runtime::tls;
 
@@ -84,17 +85,35 @@ impl Reload {
         (own, receiver)
     }
 
-    /// Works until the backend stops.
-    pub async fn run(mut self, mut hangups: Hangups, lifecycle: Lifecycle) {
+    /// Works until the backend stops; the configuration came from `source`.
+    pub async fn run(mut self, source: Source, mut hangups: Hangups, lifecycle: Lifecycle) {
         loop {
             self.tell_lives().await;
             let next = self.clock.now().saturating_add(INTERVAL);
             tokio::select! {
                 () = lifecycle.stopping() => return,
-                () = hangups.next() => self.read_again().await,
+                () = hangups.next() => {
+                    self.compare(&source).await;
+                    self.read_again().await;
+                }
                 () = sleep_until(&*self.clock, next) => {}
             }
         }
+    }
+
+    /// Of the configuration nothing is taken over: this tells whether the next start could use it, and what it changes.
+    async fn compare(&self, source: &Source) {
+        let Source { path, environment } = source.clone();
+        let load = move || Config::load(&path, &environment);
+        let problems = match blocking::call("configuration", READ_TIME, load).await {
+            Ok(Ok(read)) => {
+                let changed = self.config.values.changed(&read.values);
+                return tell_read(&self.conditions, &changed);
+            }
+            Ok(Err(problems)) => problems.in_one_line(),
+            Err(error) => error.to_string(),
+        };
+        tell_broken(&self.conditions, &problems, RELOAD_FIX);
     }
 
     async fn read_again(&mut self) {
@@ -122,13 +141,21 @@ impl Reload {
                 "the server's certificate has a key that is neither the one in use nor the one in next_key_file: gateways that pin those two would be cut off",
             );
         }
-        let other_master = material.master != self.current.master;
+        let mut waiting = Vec::new();
+        if material.master != self.current.master {
+            // Every agent key follows from it.
+            waiting.push("the master key");
+        }
+        if material.pins != self.current.pins {
+            waiting.push("the pins of both keys");
+        }
         let pins = std::mem::take(&mut self.current.pins);
         self.server.send_replace(Arc::clone(&material.server));
         info!(not_after = %material.not_after, "read the server's certificate, its key and the gateways' authority again; new connections use them");
-        if other_master {
+        if !waiting.is_empty() {
             warn!(
-                "the master key is another one; it, and every agent key that follows from it, is the old one until a restart"
+                ?waiting,
+                "not taken over; what was read at the start stays in force until a restart"
             );
         }
         // The pins that gateways are offered belong to the configuration that was started with.
@@ -137,9 +164,6 @@ impl Reload {
             master: self.current.master.clone(),
             ..material
         };
-        warn!(
-            "SIGHUP changes nothing else here; restart the backend to read its configuration, its master key and next_key_file again"
-        );
         Ok(())
     }
 

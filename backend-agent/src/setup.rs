@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use viworks_common::time::Timestamp;
-use viworks_runtime::config::{Document, Environment, Place, Problem, Problems};
+use viworks_runtime::config::{Document, Environment, Place, Problem, Problems, Source};
 use viworks_runtime::files::{self, FileError};
 
 use crate::config::{Config, DataConfig};
@@ -16,6 +16,8 @@ const STATE_FILES: [&str; 1] = [".lock"];
 /// What the backend starts with.
 #[derive(Debug)]
 pub struct Setup {
+    /// Where it came from, to read it again.
+    pub source: Source,
     /// The configuration.
     pub config: Config,
     /// Certificates and keys.
@@ -53,6 +55,10 @@ impl Setup {
             )]));
         };
         Ok(Self {
+            source: Source {
+                path: path.to_owned(),
+                environment: environment.clone(),
+            },
             warnings: material.warnings(&config, now),
             config,
             material,

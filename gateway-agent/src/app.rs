@@ -203,8 +203,8 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         Arc::clone(&clock),
     );
     let configured_pins = ConfiguredPins::new(
-        source.path,
-        source.environment,
+        source,
+        config.values.clone(),
         Arc::clone(&pins),
         conditions.clone(),
     );

@@ -12,7 +12,7 @@ use viworks_common::limits::{HANDSHAKE_STEP_TIMEOUT, LABELS_MAX, SEND_PROGRESS_T
 use viworks_common::pin::{PINS_MAX, SpkiPin};
 use viworks_common::session::backoff::BackoffSettings;
 use viworks_common::wire::CONNECT_PATH;
-use viworks_runtime::config::{Document, Environment, Problems, Section};
+use viworks_runtime::config::{Document, Environment, Problems, Section, Values};
 use viworks_runtime::logging::LogConfig;
 use viworks_runtime::settings;
 
@@ -44,6 +44,8 @@ pub struct Config {
     pub collect_interval: Option<Duration>,
     pub journal: JournalConfig,
     pub log: LogConfig,
+    /// What each key came to, for the next reading to be compared with.
+    pub values: Values,
 }
 
 impl Config {
@@ -84,6 +86,7 @@ impl Config {
             collect_interval: CollectConfig::read(document).interval(),
             journal: JournalConfig::read(document),
             log: LogConfig::read(document),
+            values: document.values(),
         }
     }
 }

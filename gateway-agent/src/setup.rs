@@ -1,10 +1,10 @@
 //! Everything that a start reads before it changes anything. `check-config` and `run` both come through here, so that
 //! what the one takes for valid the other starts with.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use viworks_common::time::Timestamp;
-use viworks_runtime::config::{Document, Environment, Place, Problem, Problems};
+use viworks_runtime::config::{Document, Environment, Place, Problem, Problems, Source};
 use viworks_runtime::files;
 
 use crate::api;
@@ -26,15 +26,6 @@ const STATE_FILES: [&str; 6] = [
 
 /// The agent's databases, each with what SQLite keeps beside it.
 const STATE_DATABASES: [&str; 2] = ["journal.db", "spool.db"];
-
-/// Where the configuration came from, to read it again.
-#[derive(Debug, Clone)]
-pub struct Source {
-    /// The file.
-    pub path: PathBuf,
-    /// What overrides it.
-    pub environment: Environment,
-}
 
 /// What the agent starts with.
 #[derive(Debug)]

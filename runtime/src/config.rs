@@ -28,6 +28,7 @@
 
 mod document;
 mod environment;
+mod reading;
 mod reference;
 mod section;
 mod settings;
@@ -35,9 +36,12 @@ mod suggest;
 mod tree;
 mod url;
 mod value;
+mod values;
 
 pub use crate::problem::{Place, Problem, Problems};
 pub use document::{Document, KeyReference, SectionReference};
 pub use environment::{Environment, environment};
+pub use reading::{Source, tell_broken, tell_read};
 pub use section::Section;
 pub use url::check as check_url;
+pub use values::Values;

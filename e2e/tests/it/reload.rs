@@ -1,14 +1,18 @@
-//! SIGHUP: a gateway reads its catalogue again, as a whole or not at all, and neither agent dies from it.
+//! SIGHUP: a gateway reads its catalogue again, as a whole or not at all; both agents say what of their configuration
+//! cannot be used or waits for a restart, and neither dies from it.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use serde_json::Value;
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
 use viworks_testkit::gateway::{ONCE, mark_starts, started};
 use viworks_testkit::process::eventually;
+
+use super::causes::status_where;
 
 const ADDED: &str = "[[command]]\nname = \"test.added\"\ntitle = \"came later\"\nrisk = \"read\"\n\
                      idempotent = true\nargv = [\"/bin/true\"]\ntimeout_ms = 20000\n";
@@ -76,10 +80,98 @@ async fn a_gateway_reads_its_catalogue_again_on_sighup_as_a_whole_or_not_at_all(
         system
             .backend()
             .log()
-            .contains("SIGHUP changes nothing")
+            .contains("read the server's certificate, its key and the gateways' authority again")
             .then_some(())
     })
     .await;
     assert_eq!(outcome(&system, "test.added", "3").await, "succeeded");
+    assert!(gateway.stop(Duration::from_secs(30)).await.success());
+}
+
+/// What the backend's health says of a condition, if it is there.
+async fn told_by_backend(system: &Deployment, name: &str) -> Option<String> {
+    let health = system.get("/v1/health").await;
+    let checks = health["checks"].as_array()?.clone();
+    let found = checks.into_iter().find(|check| check["name"] == name)?;
+    assert_eq!(found["status"], "warn", "{found}");
+    found["detail"].as_str().map(str::to_owned)
+}
+
+/// What a gateway's status says of a condition, if it is there.
+fn told_by_gateway<'a>(status: &'a Value, name: &str) -> Option<&'a str> {
+    let listed = status["conditions"].as_array()?;
+    let found = listed.iter().find(|condition| condition["name"] == name)?;
+    found["cause"].as_str()
+}
+
+const BROKEN: &str = "reload.configuration";
+const WAITS: &str = "restart.configuration";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_configuration_that_is_broken_or_waits_for_a_restart_is_told_and_changes_nothing() {
+    let mut system = Deployment::new(Binaries::shipped());
+    let folder = system.issue("gw-1");
+    mark_starts(&folder);
+    system.start_backend(Start::default()).await;
+    let mut gateway = system.start_gateway(&folder, Start::default());
+    system.online("gw-1").await;
+
+    let (file, socket) = (system.backend_config(), folder.join("state/api.sock"));
+    let sound = std::fs::read_to_string(&file).unwrap();
+    let line = sound.lines().count() + 2;
+    std::fs::write(&file, format!("{sound}[queue]\ntotl = 50000\n")).unwrap();
+    system.backend().signal(Signal::HUP);
+    let told = eventually("the backend tells the mistake", PATIENCE, async || {
+        told_by_backend(&system, BROKEN).await
+    })
+    .await;
+    let cause = format!("backend.toml:{line}:1: unknown key \"totl\" in [queue]");
+    assert!(told.contains(&cause), "{told}");
+    let log = system.backend().log();
+    assert!(log.contains(&format!("backend.toml:{line}:1")), "{log}");
+    assert_eq!(outcome(&system, ONCE, "broken").await, "succeeded");
+
+    std::fs::write(&file, format!("{sound}[queue]\ntotal = 50000\n")).unwrap();
+    system.backend().signal(Signal::HUP);
+    let told = eventually("the backend names the key", PATIENCE, async || {
+        told_by_backend(&system, WAITS).await
+    })
+    .await;
+    assert!(told.contains("in force: [queue] total"), "{told}");
+    assert!(system.backend().log().contains("[queue] total"));
+    assert_eq!(told_by_backend(&system, BROKEN).await, None);
+    std::fs::write(&file, &sound).unwrap();
+    system.backend().signal(Signal::HUP);
+    eventually("nothing waits any more", PATIENCE, async || {
+        let told = told_by_backend(&system, WAITS).await;
+        told.is_none().then_some(())
+    })
+    .await;
+
+    // A gateway says the same in the same words.
+    let file = folder.join("gateway.toml");
+    let sound = std::fs::read_to_string(&file).unwrap();
+    let line = sound.lines().count() + 2;
+    std::fs::write(&file, format!("{sound}[spool]\nbytes_mx = 5\n")).unwrap();
+    gateway.signal(Signal::HUP);
+    let (status, exit) = status_where("it is told", system.binaries(), &socket, |status| {
+        told_by_gateway(status, BROKEN).is_some()
+    })
+    .await;
+    assert_eq!(exit, 0, "{status:#}");
+    let told = told_by_gateway(&status, BROKEN).unwrap();
+    let cause = format!("gateway.toml:{line}:1: unknown key \"bytes_mx\" in [spool]");
+    assert!(told.contains(&cause), "{told}");
+    assert!(!told.contains("nothing was started"), "{told}");
+    std::fs::write(&file, format!("{sound}[spool]\nbytes_max = 16777216\n")).unwrap();
+    gateway.signal(Signal::HUP);
+    let (status, _exit) = status_where("it is named", system.binaries(), &socket, |status| {
+        told_by_gateway(status, WAITS).is_some()
+    })
+    .await;
+    let told = told_by_gateway(&status, WAITS).unwrap();
+    assert!(told.contains("in force: [spool] bytes_max"), "{told}");
+    assert_eq!(told_by_gateway(&status, BROKEN), None, "{status:#}");
+    assert_eq!(outcome(&system, ONCE, "waits").await, "succeeded");
     assert!(gateway.stop(Duration::from_secs(30)).await.success());
 }

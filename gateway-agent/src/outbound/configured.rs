@@ -10,15 +10,20 @@ use tracing::info;
 use viworks_common::pin::SpkiPin;
 use viworks_runtime::blocking::PerKey;
 use viworks_runtime::clock::{Clock, sleep_until};
-use viworks_runtime::conditions::{Conditions, Severity};
-use viworks_runtime::config::Environment;
+use viworks_runtime::conditions::Conditions;
+use viworks_runtime::config::{Source, Values, tell_broken, tell_read};
 use viworks_runtime::lifecycle::Lifecycle;
 
 use super::pins::Pins;
 use crate::config::Config;
 
-/// The condition while the configuration that was read again cannot be used.
-const CONFIGURATION: &str = "reload.configuration";
+/// The one key that is taken over without a restart.
+const PINS: &str = "[outbound] pins";
+
+const FIX: &str = "mend the file; it is read again within seconds, or at once with SIGHUP, and check-config lists every problem";
+
+/// What a reading of the file gives.
+type Read = Result<(BTreeSet<SpkiPin>, Values), String>;
 
 /// How often the file is looked at while nothing else asks for it.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -27,62 +32,55 @@ const INTERVAL: Duration = Duration::from_secs(10);
 const READ_TIME: Duration = Duration::from_secs(5);
 
 /// One at a time, whoever asks: a disk that hangs keeps one thread.
-static READS: LazyLock<PerKey<PathBuf, Result<BTreeSet<SpkiPin>, String>>> =
-    LazyLock::new(|| PerKey::new("configuration", 1));
+static READS: LazyLock<PerKey<PathBuf, Read>> = LazyLock::new(|| PerKey::new("configuration", 1));
 
 /// The pins of the configuration file. Clones share them.
 #[derive(Debug, Clone)]
 pub struct ConfiguredPins {
-    path: PathBuf,
-    environment: Environment,
+    source: Source,
+    /// What every key came to at the start.
+    values: Arc<Values>,
     pins: Arc<Pins>,
     conditions: Conditions,
 }
 
 impl ConfiguredPins {
-    /// Those of the file at `path` and what overrides it, which `pins` follow.
+    /// Those of the configuration that `values` were read from, which `pins` follow.
     #[must_use]
-    pub const fn new(
-        path: PathBuf,
-        environment: Environment,
-        pins: Arc<Pins>,
-        conditions: Conditions,
-    ) -> Self {
+    pub fn new(source: Source, values: Values, pins: Arc<Pins>, conditions: Conditions) -> Self {
         Self {
-            path,
-            environment,
+            source,
+            values: Arc::new(values),
             pins,
             conditions,
         }
     }
 
-    /// Reads the file again. Of the configuration, the pins alone are taken over; everything else needs a restart. A
-    /// file that cannot be used changes nothing and is told. True when others are in force now.
+    /// Reads the file again. Of the configuration, the pins alone are taken over; a key that
+    /// needs a restart is named. A file that cannot be used changes nothing and is told. True when other pins are in
+    /// force now.
     pub async fn refresh(&self) -> bool {
-        let environment = self.environment.clone();
+        let Source { path, environment } = self.source.clone();
         let read = move |path: &PathBuf| {
             let read = Config::load(path, &environment);
-            read.map(|config| config.outbound.pins)
-                .map_err(|problems| problems.to_string())
+            read.map(|config| (config.outbound.pins, config.values))
+                .map_err(|problems| problems.in_one_line())
         };
-        let problems = match READS.ask(self.path.clone(), READ_TIME, read).await {
-            Ok(Ok(configured)) => {
-                self.conditions.clear(CONFIGURATION);
+        let problems = match READS.ask(path, READ_TIME, read).await {
+            Ok(Ok((configured, values))) => {
+                let mut others = self.values.changed(&values);
+                others.retain(|key| *key != PINS);
+                tell_read(&self.conditions, &others);
                 let changed = self.pins.configure(configured);
                 if changed {
-                    info!("took over the configured pins; any other setting needs a restart");
+                    info!("took over the configured pins");
                 }
                 return changed;
             }
             Ok(Err(problems)) => problems,
             Err(error) => error.to_string(),
         };
-        let cause = format!(
-            "the configuration cannot be used, and what the agent started with stays in force: {problems}"
-        );
-        let fix = "mend the file; it is read again within seconds, or at once with SIGHUP, and check-config lists every problem";
-        self.conditions
-            .raise(CONFIGURATION, Severity::Warn, &cause, fix);
+        tell_broken(&self.conditions, &problems, FIX);
         false
     }
 

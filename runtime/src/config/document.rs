@@ -9,6 +9,7 @@ use super::environment::{self, Environment};
 use super::section::Section;
 use super::suggest;
 use super::tree::{self, Table, Value};
+use super::values::Values;
 use crate::files::{self, FileError};
 use crate::problem::{Place, Problem, Problems};
 
@@ -198,6 +199,35 @@ impl Document {
         self.keys.clone()
     }
 
+    /// What the keys declared so far came to; those inside arrays of tables, which have no names of their own, are left
+    /// out.
+    #[must_use]
+    pub fn values(&self) -> Values {
+        let mut values = Values::default();
+        for key in &self.keys {
+            let Some(variable) = &key.variable else {
+                continue;
+            };
+            let given = match self.variable(variable) {
+                Some(text) => Some(text),
+                None => self
+                    .table(&key.section)
+                    .and_then(|table| Some(table.entries.get(&key.key)?.node.value.to_string())),
+            };
+            let name = match key.section.as_str() {
+                "" => key.key.clone(),
+                section => format!("[{section}] {}", key.key),
+            };
+            let value = given.or_else(|| key.default.clone()).unwrap_or_default();
+            values.insert(name, value);
+        }
+        for name in &self.free_tables {
+            let given = self.table(name).map(ToString::to_string);
+            values.insert(format!("[{name}]"), given.unwrap_or_default());
+        }
+        values
+    }
+
     /// The sections declared so far.
     #[must_use]
     pub fn section_reference(&self) -> Vec<SectionReference> {
@@ -294,6 +324,17 @@ impl Document {
             format!("write [{name}] on a line by itself and its keys below"),
         );
         None
+    }
+
+    fn table(&self, name: &str) -> Option<&Table> {
+        let mut table = &*self.root;
+        for part in name.split('.').filter(|part| !part.is_empty()) {
+            let Value::Table(inner) = &table.entries.get(part)?.node.value else {
+                return None;
+            };
+            table = inner;
+        }
+        Some(table)
     }
 
     /// The line and column of a place in the text.

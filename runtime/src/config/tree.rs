@@ -1,6 +1,7 @@
 //! The parsed file, owned, with the place of every key and value.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -54,6 +55,33 @@ impl Value {
             Self::Array(_) => "a list",
             Self::Table(_) => "a table",
         }
+    }
+}
+
+/// As it could stand in the file; a number that was refused and what no key takes are told by their kind.
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::String(text) => write!(f, "{text:?}"),
+            Self::Integer(Some(number)) => write!(f, "{number}"),
+            Self::Boolean(value) => write!(f, "{value}"),
+            Self::Array(items) => {
+                let items: Vec<String> = items.iter().map(|item| item.value.to_string()).collect();
+                write!(f, "[{}]", items.join(", "))
+            }
+            Self::Table(table) => write!(f, "{{ {table} }}"),
+            Self::Integer(None) | Self::Float | Self::Datetime => f.write_str(self.kind()),
+        }
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let entries = self.entries.iter();
+        let entries: Vec<String> = entries
+            .map(|(key, entry)| format!("{key} = {}", entry.node.value))
+            .collect();
+        f.write_str(&entries.join(", "))
     }
 }
 

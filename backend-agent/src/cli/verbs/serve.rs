@@ -60,7 +60,7 @@ pub(super) async fn serve(
             return Ok(ExitCode::Ok);
         }
     };
-    app.reload_on(hangups, &lifecycle);
+    app.reload_on(setup.source, hangups, &lifecycle);
     tracing::info!(api = %app.api, agents = %app.agents, "listening");
     if let Some(path) = ready_file {
         let addresses: BTreeMap<&str, SocketAddr> =
