@@ -11,9 +11,9 @@ use reqwest::{Method, RequestBuilder, Response, Url};
 use serde::de::DeserializeOwned;
 use viworks_api::{
     CatalogueCommand, CatalogueList, CommandList, CommandView, ForkList, Gateway, GatewayList,
-    IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, OrphanList, Paged, Run, RunCancelled, RunList, RunPlan,
-    RunRequest, RunWait, SkippedGateway, SkippedList, TelemetryGapList, TelemetryList,
-    TelemetryRefusalList, TelemetryStreamList, WAIT_MS_MAX,
+    IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, OrphanList, Paged, ProblemCode, Run, RunCancelled,
+    RunList, RunPlan, RunRequest, RunWait, SkippedGateway, SkippedList, TelemetryGapList,
+    TelemetryList, TelemetryRefusalList, TelemetryStreamList, WAIT_MS_MAX,
 };
 use viworks_common::id::RunId;
 use viworks_common::time::Timestamp;
@@ -35,8 +35,21 @@ const UNREACHED: &str = "fix: is the backend running? viworks up starts one on t
 const PAGE: usize = 500;
 /// As many rows as there are.
 const ALL: usize = usize::MAX;
-/// How many commands' output is fetched for a table; beyond that the run's page is the better reader.
+/// How many commands' output is fetched for a table, which shows a line of each.
 const OUTPUTS_MAX: usize = 50;
+/// How often one request is sent again because its key had none left.
+const PAUSES_MAX: u32 = 60;
+/// How long such a pause is where the backend does not say.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// What became of a run.
+#[derive(Debug)]
+pub struct Results {
+    /// Its commands.
+    pub commands: Vec<CommandView>,
+    /// Of how many of them the output was not asked for.
+    pub without_output: usize,
+}
 
 /// A connection to one backend with one key.
 #[derive(Debug)]
@@ -190,19 +203,52 @@ impl Client {
         self.get(&format!("/v1/runs/{id}"), &[]).await
     }
 
-    /// The commands of a run, with the retained output of as many as a person reads.
-    pub async fn run_results(&self, id: RunId) -> Result<Vec<CommandView>, Failure> {
+    /// The commands of a run, without their output.
+    pub async fn run_commands(&self, id: RunId) -> Result<Vec<CommandView>, Failure> {
         let path = format!("/v1/runs/{id}/commands");
-        let mut commands = self.list::<CommandList>(&path, &[], ALL).await?.items;
-        if commands.len() > OUTPUTS_MAX {
-            return Ok(commands);
+        Ok(self.list::<CommandList>(&path, &[], ALL).await?.items)
+    }
+
+    /// The same command with its retained output, if it has any. There may be more of them than the key has requests
+    /// at once: then this takes its time.
+    pub async fn with_output(
+        &self,
+        id: RunId,
+        command: CommandView,
+    ) -> Result<CommandView, Failure> {
+        if command.outcome.is_none() {
+            return Ok(command);
         }
-        for command in &mut commands {
-            if command.outcome.is_some() {
-                *command = self.get(&format!("{path}/{}", command.id), &[]).await?;
+        let path = format!("/v1/runs/{id}/commands/{}", command.id);
+        let mut pauses = 0;
+        loop {
+            match self.get(&path, &[]).await {
+                Err(failure) if failure.is(ProblemCode::RateLimited) && pauses < PAUSES_MAX => {
+                    pauses += 1;
+                    let told = failure.problem.and_then(|problem| problem.retry_after_ms);
+                    tokio::time::sleep(told.map_or(PAUSE, Duration::from_millis)).await;
+                }
+                answer => return answer,
             }
         }
-        Ok(commands)
+    }
+
+    /// The commands of a run, with the retained output of each, or of none where there are more than a person reads.
+    pub async fn run_results(&self, id: RunId) -> Result<Results, Failure> {
+        let mut commands = self.run_commands(id).await?;
+        let mut without_output = 0;
+        if commands.len() > OUTPUTS_MAX {
+            let has_some = |command: &&CommandView| command.outcome.is_some();
+            without_output = commands.iter().filter(has_some).count();
+        } else {
+            for command in &mut commands {
+                *command = self.with_output(id, command.clone()).await?;
+            }
+        }
+        Ok(Results {
+            commands,
+            without_output,
+        })
     }
 
     /// The gateways that a run was meant for and that got no command.

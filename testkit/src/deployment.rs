@@ -404,6 +404,49 @@ impl Deployment {
         usize::try_from(open).expect("counts are not negative")
     }
 
+    /// Writes the only command of a run down so many times more, each with its output, so that the run is as long as
+    /// one of many gateways. The backend must not run.
+    ///
+    /// # Panics
+    /// When the database does not take them.
+    pub fn multiply(&self, run: &str, times: u32) {
+        let path = self.path().join("backend/state/backend.sqlite");
+        let connection = rusqlite::Connection::open(path).expect("the database opens");
+        let command: String = connection
+            .query_row(
+                "SELECT command_id FROM commands WHERE run_id = ?1",
+                [run],
+                |row| row.get(0),
+            )
+            .expect("the run has a command");
+        for table in ["commands", "command_outputs"] {
+            let mut columns = connection
+                .prepare("SELECT name FROM pragma_table_info(?1)")
+                .expect("the table is known");
+            let names = columns.query_map([table], |row| row.get::<_, String>(0));
+            let names: Vec<String> = names
+                .and_then(Iterator::collect)
+                .expect("its columns are known");
+            let values: Vec<&str> = names
+                .iter()
+                .map(|name| match name.as_str() {
+                    // The same id with another end.
+                    "command_id" => "substr(command_id, 1, 24) || printf('%012x', n)",
+                    // A gateway's commands have an order of their own.
+                    "order_no" => "order_no + n",
+                    same => same,
+                })
+                .collect();
+            let sql = format!(
+                "WITH RECURSIVE more (n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM more WHERE n < ?2)                  INSERT INTO {table} ({}) SELECT {} FROM {table}, more WHERE command_id = ?1",
+                names.join(", "),
+                values.join(", ")
+            );
+            let written = connection.execute(&sql, rusqlite::params![command, times]);
+            assert_eq!(written, Ok(times as usize), "{table}");
+        }
+    }
+
     fn database(&self) -> rusqlite::Connection {
         let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
         let path = self.path().join("backend/state/backend.sqlite");

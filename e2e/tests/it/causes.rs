@@ -498,6 +498,21 @@ async fn a_state_folder_that_is_lost_under_a_running_agent_is_noticed_and_starts
         assert!(reason.contains(words), "{reason}");
     }
 
+    // And so does whoever waits for it, while they wait.
+    let key = system.path().join("operator.key");
+    let words = ["run", ONCE, "-g", "gw-1", "--yes", "--expires", "4s"];
+    let said = finish(viworks(&system, &key, &words), PATIENCE).await;
+    let waiting = said
+        .stderr
+        .lines()
+        .find(|line| line.contains("waiting for"));
+    let waiting = waiting.unwrap_or_else(|| panic!("{said:#?}"));
+    assert!(
+        waiting.contains("the gateway refused it: the state folder is lost"),
+        "{said:#?}"
+    );
+    assert!(!waiting.contains("about to start"), "{said:#?}");
+
     // Back where it was: nothing has to be restarted.
     std::fs::rename(&aside, folder.join("state")).unwrap();
     system.finished(&once).await;

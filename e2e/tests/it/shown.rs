@@ -35,6 +35,45 @@ fn has_exact_time(text: &str) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_on_many_gateways_is_shown_whole_or_says_what_is_left_out() {
+    const MANY: u32 = 60;
+    let gateways = [("gw-1", Some(CATALOGUE.to_owned())), ("gw-2", None)];
+    let mut desk = Desk::of_each(&gateways, Start::default()).await;
+    let words = ["run", "test.say", "--all", "--skip-unable"];
+    let result = desk.json(&words, 0).await;
+    let run = result["run"]["id"].as_str().unwrap();
+    let stopped = desk.system.backend().stop(PATIENCE).await;
+    assert!(stopped.success(), "{stopped}");
+    desk.system.multiply(run, MANY);
+    // Too few requests for all of this: what the key may not ask for at once is asked for later.
+    let scarce = Start::default()
+        .with("VIWORKS__API__KEY_REQUESTS_BURST", "100")
+        .with("VIWORKS__API__KEY_REQUESTS_PER_MINUTE", "1200");
+    desk.system.start_backend(scarce).await;
+
+    let short = desk.run(&["runs", "show", run]).await.ended_with(0);
+    assert!(short.stdout.contains("gw-2"), "{short:#?}");
+    let told = "the output of 61 gateways is not shown here";
+    assert!(short.stderr.contains(told), "{short:#?}");
+    let more = format!("runs show {run} --full");
+    assert!(short.stderr.contains(&more), "{short:#?}");
+    // A program is told the same.
+    let part = desk.json(&["runs", "show", run], 0).await;
+    assert_eq!(part["without_output"], 61, "{part:#}");
+
+    let whole = desk.json(&["runs", "show", run, "--full"], 0).await;
+    assert_eq!(whole["without_output"], Value::Null, "{whole:#}");
+    let commands = whole["commands"].as_array().unwrap();
+    let said = |command: &&Value| command["outcome"]["stdout"]["head"]["text"] == "hello\n";
+    assert_eq!(commands.iter().filter(said).count(), 61, "{whole:#}");
+    let whole = desk.run(&["runs", "show", run, "--full"]).await;
+    let whole = whole.ended_with(0);
+    let shown = whole.stdout.matches("── stdout\nhello\n").count();
+    assert_eq!(shown, 61, "{whole:#?}");
+    assert!(whole.stdout.contains("══ gw-2  ○ skipped\n"), "{whole:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_is_shown_by_its_name() {
     let desk = Desk::of(&["gw-1"], CATALOGUE, Start::default()).await;
     let result = desk.json(&["run", "test.say", "-g", "gw-1"], 0).await;

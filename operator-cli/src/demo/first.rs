@@ -42,7 +42,8 @@ pub(super) async fn command(
     };
     let (submitted, _replayed) = client.submit(&request, None).await?;
     let finished = client.wait(submitted.id, Duration::from_secs(20)).await?;
-    let commands = client.run_results(submitted.id).await?;
+    let results = client.run_results(submitted.id).await?;
+    let commands = &results.commands;
     let answered = commands
         .iter()
         .filter(|command| command.state.is_final())
@@ -55,8 +56,8 @@ pub(super) async fn command(
     );
     output::note("");
     match format {
-        Format::Table => output::line(&result::rows(&commands, &[], |_id| Told::default()))?,
-        Format::Json => result::document(&finished.run, &commands, &[])?,
+        Format::Table => output::line(&result::rows(commands, &[], |_id| Told::default()))?,
+        Format::Json => result::document(&finished.run, &results, &[])?,
     }
     output::note("");
     let states: Vec<CommandState> = commands.iter().map(|command| command.state).collect();

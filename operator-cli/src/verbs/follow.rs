@@ -15,7 +15,7 @@ use crate::output::{self, Format};
 use crate::program;
 use crate::verdict::{Tally, exit_code};
 use crate::views::live::Live;
-use crate::views::result;
+use crate::views::{self, result};
 
 /// Shows a run live and then its result. A gateway that was meant and skipped counts as one that gave no answer, unless
 /// whoever asks said that gateways may be skipped.
@@ -44,20 +44,22 @@ pub(super) async fn follow(
     }
     output::clear_status();
     let mut live = live.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let commands = client.run_results(run.id).await?;
-    for command in &commands {
+    let results = client.run_results(run.id).await?;
+    let commands = &results.commands;
+    for command in commands {
         live.complete(command)?;
     }
     match format {
-        Format::Json => result::document(&client.run(run.id).await?, &commands, &skipped)?,
+        Format::Json => result::document(&client.run(run.id).await?, &results, &skipped)?,
         Format::Table => {
-            let rows = result::rows(&commands, &skipped, |id| live.told(id));
+            let rows = result::rows(commands, &skipped, |id| live.told(id));
             // The output of one gateway stands alone, so that a pipe gets that and nothing else.
             if many {
                 output::line(&rows)?;
             } else {
                 output::note(&rows);
             }
+            views::runs::tell_without_output(run, &results);
         }
     }
     let states: Vec<CommandState> = commands.iter().map(|command| command.state).collect();

@@ -6,7 +6,7 @@ use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::exit::ExitCode;
 
 use super::follow::follow;
-use crate::client::Client;
+use crate::client::{Client, Results};
 use crate::failure::Failure;
 use crate::flags::Runs;
 use crate::output::Format;
@@ -66,10 +66,36 @@ async fn find(client: &Client, text: &str) -> Result<Run, Failure> {
 }
 
 async fn show(client: &Client, run: &Run, extent: Extent, format: Format) -> Result<(), Failure> {
-    let commands = client.run_results(run.id).await?;
     let skipped = client.run_skipped(run).await?;
-    match format {
-        Format::Json => result::document(run, &commands, &skipped),
-        Format::Table => views::runs::show(run, &commands, &skipped, extent, SystemClock.wall()),
+    match (format, extent) {
+        (Format::Json, Extent::Last) => {
+            let results = client.run_results(run.id).await?;
+            result::document(run, &results, &skipped)
+        }
+        (Format::Json, Extent::Full) => {
+            let mut commands = client.run_commands(run.id).await?;
+            for command in &mut commands {
+                *command = client.with_output(run.id, command.clone()).await?;
+            }
+            let results = Results {
+                commands,
+                without_output: 0,
+            };
+            result::document(run, &results, &skipped)
+        }
+        (Format::Table, Extent::Last) => {
+            let results = client.run_results(run.id).await?;
+            views::runs::head(run, SystemClock.wall())?;
+            views::runs::last_lines(run, &results, &skipped)
+        }
+        (Format::Table, Extent::Full) => {
+            let commands = client.run_commands(run.id).await?;
+            views::runs::head(run, SystemClock.wall())?;
+            // Each as it comes: all outputs together may be more than this machine holds.
+            for command in commands {
+                views::runs::whole(&client.with_output(run.id, command).await?)?;
+            }
+            skipped.iter().try_for_each(views::runs::left_out)
+        }
     }
 }

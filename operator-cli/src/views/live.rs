@@ -34,6 +34,8 @@ pub struct Command {
     pub gateway: GatewayName,
     /// Its state, once that was told.
     pub state: Option<CommandState>,
+    /// What was told last of why it waits, such as that its gateway refused it for the moment.
+    pub waits_for: Option<String>,
     stdout: Lines,
     stderr: Lines,
     /// What came behind a hole and is not shown yet, both streams in their order.
@@ -126,9 +128,15 @@ impl Live {
                 command_id,
                 gateway,
                 state,
+                reason,
                 ..
             } => {
-                self.command(command_id, &gateway.name).state = Some(state);
+                let command = self.command(command_id, &gateway.name);
+                command.state = Some(state);
+                // That it is offered once more takes nothing back.
+                let known = command.waits_for.take();
+                let waits = state != CommandState::Running && !state.is_final();
+                command.waits_for = reason.or(known).filter(|_reason| waits);
                 Ok(())
             }
             // The offsets say the same, and more exactly: what is missing is told where it is missing.
@@ -253,6 +261,7 @@ impl Live {
         self.commands.entry(id).or_insert_with(|| Command {
             gateway: gateway.clone(),
             state: None,
+            waits_for: None,
             stdout: Lines::default(),
             stderr: Lines::default(),
             behind: None,

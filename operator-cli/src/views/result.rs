@@ -1,5 +1,7 @@
 //! What became of a run: a row for each gateway, one sentence, and a document with everything.
 
+use std::num::NonZeroUsize;
+
 use serde::Serialize;
 use viworks_api::{CommandView, Run, SkippedGateway};
 use viworks_common::command::CommandState;
@@ -8,7 +10,8 @@ use viworks_common::id::CommandId;
 
 use super::document::{Document, Kind};
 use super::live::Told;
-use super::words::{duration, word};
+use super::words::{SKIPPED, duration, word};
+use crate::client::Results;
 use crate::failure::Failure;
 use crate::output::{self, last_line, plain};
 use crate::verdict::Tally;
@@ -18,18 +21,18 @@ struct Everything<'r> {
     run: &'r Run,
     commands: &'r [CommandView],
     skipped: &'r [SkippedGateway],
+    /// Of how many commands the output is not among them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    without_output: Option<NonZeroUsize>,
 }
 
 /// Prints everything that is known of a run as one document.
-pub fn document(
-    run: &Run,
-    commands: &[CommandView],
-    skipped: &[SkippedGateway],
-) -> Result<(), Failure> {
+pub fn document(run: &Run, results: &Results, skipped: &[SkippedGateway]) -> Result<(), Failure> {
     let body = Everything {
         run,
-        commands,
+        commands: &results.commands,
         skipped,
+        without_output: NonZeroUsize::new(results.without_output),
     };
     Document::new(Kind::RunResult, body).print()
 }
@@ -56,7 +59,7 @@ pub fn rows(
     let left_out = skipped.iter().map(|skipped| {
         [
             skipped.gateway.name.to_string(),
-            "○ skipped".to_owned(),
+            SKIPPED.to_owned(),
             none(),
             none(),
             plain(&skipped.detail),

@@ -6,7 +6,8 @@ use viworks_common::time::Timestamp;
 
 use super::live::Told;
 use super::result;
-use super::words::word;
+use super::words::{SKIPPED, word};
+use crate::client::Results;
 use crate::failure::Failure;
 use crate::output::{self, Format, one_line, plain};
 use crate::program;
@@ -73,14 +74,8 @@ pub enum Extent {
     Full,
 }
 
-/// Prints one run: its request, and what every gateway answered.
-pub fn show(
-    run: &Run,
-    commands: &[CommandView],
-    skipped: &[SkippedGateway],
-    extent: Extent,
-    now: Timestamp,
-) -> Result<(), Failure> {
+/// Prints what is known of a run as a whole.
+pub fn head(run: &Run, now: Timestamp) -> Result<(), Failure> {
     let arguments: Vec<String> = run
         .arguments
         .iter()
@@ -108,22 +103,46 @@ pub fn show(
     if let Some(at) = run.finished_at {
         output::line(&format!("finished  {}", times(at)))?;
     }
-    output::line(&format!("result    {}\n", counts(run)))?;
-    match extent {
-        Extent::Full => commands.iter().try_for_each(print_full),
-        Extent::Last => {
-            output::line(&result::rows(commands, skipped, |_id| Told::default()))?;
-            output::note(&format!(
-                "the last line of each; everything that was kept: {} runs show {} --full",
-                program::name(),
-                run.id
-            ));
-            Ok(())
-        }
+    output::line(&format!("result    {}\n", counts(run)))
+}
+
+/// Prints a row for each gateway.
+pub fn last_lines(run: &Run, results: &Results, skipped: &[SkippedGateway]) -> Result<(), Failure> {
+    let rows = result::rows(&results.commands, skipped, |_id| Told::default());
+    output::line(&rows)?;
+    if results.without_output == 0 {
+        output::note(&format!(
+            "the last line of each; everything that was kept: {}",
+            in_full(run)
+        ));
+    }
+    tell_without_output(run, results);
+    Ok(())
+}
+
+/// Says of how many gateways the output is not shown, and what shows it.
+pub fn tell_without_output(run: &Run, results: &Results) {
+    if results.without_output > 0 {
+        let gateways = human::counted(results.without_output, "gateway", "gateways");
+        let full = in_full(run);
+        output::note(&format!(
+            "the output of {gateways} is not shown here; everything that was kept: {full}"
+        ));
     }
 }
 
-fn print_full(command: &CommandView) -> Result<(), Failure> {
+fn in_full(run: &Run) -> String {
+    format!("{} runs show {} --full", program::name(), run.id)
+}
+
+/// Prints why a gateway got no command, as [`whole`] prints those that did.
+pub fn left_out(skipped: &SkippedGateway) -> Result<(), Failure> {
+    output::line(&format!("══ {}  {SKIPPED}", skipped.gateway.name))?;
+    output::line(&one_line(&skipped.detail))
+}
+
+/// Prints what one gateway answered, with all of its output.
+pub fn whole(command: &CommandView) -> Result<(), Failure> {
     output::line(&format!(
         "══ {}  {}",
         command.gateway.name,

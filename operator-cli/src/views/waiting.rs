@@ -10,6 +10,7 @@ use viworks_common::id::GatewayName;
 use viworks_common::time::Timestamp;
 
 use super::live::Live;
+use crate::output::{one_line, short};
 
 /// Gateways that are named.
 const NAMED: usize = 3;
@@ -19,7 +20,15 @@ pub struct Standing {
     pub total: usize,
     pub done: usize,
     pub running: Vec<GatewayName>,
-    pub waiting: Vec<GatewayName>,
+    pub waiting: Vec<Waiting>,
+}
+
+/// A gateway whose command has not started.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Waiting {
+    pub gateway: GatewayName,
+    /// Why, as far as that was told.
+    pub reason: Option<String>,
 }
 
 impl Standing {
@@ -36,15 +45,19 @@ impl Standing {
             match command.state {
                 Some(state) if state.is_final() => standing.done += 1,
                 Some(CommandState::Running) => standing.running.push(command.gateway.clone()),
-                _ => standing.waiting.push(command.gateway.clone()),
+                _ => standing.waiting.push(Waiting {
+                    gateway: command.gateway.clone(),
+                    reason: command.waits_for.clone(),
+                }),
             }
         }
         standing.waiting.sort();
         standing.running.sort();
         standing
     }
+
     /// Those of the waiting that are called by their names.
-    pub fn named(&self) -> &[GatewayName] {
+    pub fn named(&self) -> &[Waiting] {
         self.waiting.get(..NAMED).unwrap_or(&self.waiting)
     }
 }
@@ -75,9 +88,19 @@ pub fn sentence(
     let who: Vec<String> = standing
         .named()
         .iter()
-        .map(|name| match known.get(name) {
-            Some(gateway) => format!("{name} ({})", reason(gateway, now)),
-            None => name.to_string(),
+        .map(|Waiting { gateway, reason }| {
+            let told = reason.as_deref().map(|reason| short(&one_line(reason)));
+            let parts: Vec<String> = known
+                .get(gateway)
+                .map(|gateway| status(gateway, told.is_some(), now))
+                .into_iter()
+                .chain(told)
+                .collect();
+            if parts.is_empty() {
+                gateway.to_string()
+            } else {
+                format!("{gateway} ({})", parts.join("; "))
+            }
         })
         .collect();
     format!(
@@ -96,7 +119,8 @@ fn more(all: usize) -> String {
     }
 }
 
-fn reason(gateway: &Gateway, now: Timestamp) -> String {
+/// What a gateway does at the moment; `held_up` when it is known why its command does not start.
+fn status(gateway: &Gateway, held_up: bool, now: Timestamp) -> String {
     let seen = || {
         gateway.last_seen.map_or_else(String::new, |at| {
             format!(", last seen {}", human::relative(at, now))
@@ -106,6 +130,7 @@ fn reason(gateway: &Gateway, now: Timestamp) -> String {
         GatewayStatus::Online => match gateway.queued_commands {
             // Its end is known there, and what tells it here has not been read yet.
             0 => "online, its answer is on the way".to_owned(),
+            1 if held_up => "online".to_owned(),
             1 => "online, about to start".to_owned(),
             queued => format!("online, {queued} commands in its queue"),
         },

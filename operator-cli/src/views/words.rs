@@ -2,6 +2,9 @@
 
 use viworks_common::command::CommandState;
 
+/// What stands in place of a state where a gateway got no command.
+pub(super) const SKIPPED: &str = "○ skipped";
+
 /// A state as a table shows it: a shape and a word.
 pub(super) const fn word(state: CommandState) -> &'static str {
     match state {

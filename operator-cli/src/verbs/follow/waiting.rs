@@ -14,7 +14,7 @@ use crate::client::Client;
 use crate::failure::Failure;
 use crate::output;
 use crate::views::live::Live;
-use crate::views::waiting::{Standing, sentence};
+use crate::views::waiting::{Standing, Waiting, sentence};
 
 /// How often a terminal's line is renewed.
 const TICK: Duration = Duration::from_millis(500);
@@ -33,7 +33,7 @@ pub(super) async fn tell(client: &Client, run: &Run, live: &Mutex<Live>) -> Fail
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut known: BTreeMap<GatewayName, Gateway> = BTreeMap::new();
     let mut asked: Option<Instant> = None;
-    let mut told: Option<(Instant, Vec<GatewayName>)> = None;
+    let mut told: Option<(Instant, Vec<Waiting>)> = None;
     loop {
         ticks.tick().await;
         let standing = {
@@ -51,10 +51,12 @@ pub(super) async fn tell(client: &Client, run: &Run, live: &Mutex<Live>) -> Fail
             continue;
         }
         let named = standing.named().to_vec();
-        let unknown = named.iter().any(|name| !known.contains_key(name));
+        let unknown = named
+            .iter()
+            .any(|waiting| !known.contains_key(&waiting.gateway));
         if asked.is_none_or(|asked| asked.elapsed() >= ASK) || unknown {
             asked = Some(Instant::now());
-            for name in &named {
+            for Waiting { gateway: name, .. } in &named {
                 // Without the right to read gateways the reason stays unsaid; the wait goes on.
                 if let Ok(gateway) = client.gateway(name.as_str()).await {
                     known.insert(name.clone(), gateway);
@@ -67,8 +69,8 @@ pub(super) async fn tell(client: &Client, run: &Run, live: &Mutex<Live>) -> Fail
             output::status(&text);
             continue;
         }
-        let due = told.as_ref().is_none_or(|(at, names)| {
-            at.elapsed() >= NOW_AND_THEN || (*names != named && at.elapsed() >= ASK)
+        let due = told.as_ref().is_none_or(|(at, before)| {
+            at.elapsed() >= NOW_AND_THEN || (*before != named && at.elapsed() >= ASK)
         });
         if due {
             output::note(&text);
