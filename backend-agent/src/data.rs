@@ -222,8 +222,18 @@ pub trait Store: Send + Sync {
         tenant: &Tenant,
         agent_id: AgentId,
     ) -> StoreResult<Option<StoredCatalogue>>;
-    /// Every distinct command over all gateways that are not revoked, by name, with how many gateways have it so.
-    async fn merged_catalogue(&self, tenant: &Tenant) -> StoreResult<Vec<MergedEntry>>;
+    /// The commands over all gateways that are not revoked, by name, each merged from all reports of it.
+    async fn merged_catalogue(
+        &self,
+        tenant: &Tenant,
+        page: Page<CommandName>,
+    ) -> StoreResult<Listing<MergedCommand, CommandName>>;
+    /// One of them; `None` when no gateway has it.
+    async fn merged_command(
+        &self,
+        tenant: &Tenant,
+        name: &CommandName,
+    ) -> StoreResult<Option<MergedCommand>>;
     /// The gateways that a run may go to and what each says about `command`; an explicit gateway that does not exist is
     /// [`Target::Unknown`].
     async fn resolve_targets(

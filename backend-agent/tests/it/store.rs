@@ -93,6 +93,7 @@ suite! { on_sqlite, crate::store::sqlite, crate::store::sqlite_counts_are_right,
         the_catalogue_is_known_by_its_digest,
         reports_at_the_same_moment_are_stored_each_for_itself,
         the_fleet_s_catalogue_counts_equal_entries,
+        the_fleet_s_catalogue_is_read_in_pages_of_so_many_bytes,
         targets_are_resolved_in_the_order_named,
     }
     sessions {

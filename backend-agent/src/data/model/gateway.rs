@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use viworks_common::catalogue::CatalogueEntry;
+use viworks_common::catalogue::{CatalogueEntry, Risk};
 use viworks_common::code::CloseCode;
 use viworks_common::id::{
     AgentId, AgentRunId, BootId, CommandId, GatewayName, InstallId, SessionId,
@@ -397,13 +397,21 @@ pub struct StoredCatalogue {
     pub entries: Vec<CatalogueEntry>,
 }
 
-/// One distinct command of the fleet.
+/// One command of the fleet, as the gateways that are not revoked report it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MergedEntry {
-    /// The command as these gateways report it.
+pub struct MergedCommand {
+    /// As most of them define it, leaving aside whether it can be run there.
     pub entry: CatalogueEntry,
-    /// How many gateways report it so.
-    pub gateways: u64,
+    /// How many different definitions there are.
+    pub definitions: u64,
+    /// Whether all of them call it idempotent.
+    pub idempotent: bool,
+    /// How many gateways say which risk.
+    pub risks: BTreeMap<Risk, u64>,
+    /// Gateways that would run it.
+    pub available: u64,
+    /// Gateways that have it and cannot run it.
+    pub unavailable: u64,
 }
 
 /// Which gateways a run is for.

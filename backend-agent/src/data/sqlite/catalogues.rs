@@ -1,13 +1,16 @@
 //! What each gateway allows, and what the fleet allows together.
 
-use viworks_common::catalogue::CatalogueEntry;
-use viworks_common::id::AgentId;
-use viworks_runtime::sqlite::params;
+use std::collections::BTreeMap;
 
+use viworks_common::catalogue::{CatalogueEntry, Risk};
+use viworks_common::id::{AgentId, CommandName};
+use viworks_runtime::sqlite::{Row, params};
+
+use super::page::{following, listing, rows_wanted};
 use super::row::{Reader, to_json};
 use super::sessions::fence;
 use super::tx::{Tx, View};
-use crate::data::{MergedEntry, StoreResult, StoredCatalogue};
+use crate::data::{Listing, MergedCommand, Page, StoreResult, StoredCatalogue};
 
 pub(super) const SAVE: &str = "\
 INSERT INTO catalogues (tenant, agent_id, digest, reported_at, entries)
@@ -17,14 +20,39 @@ ON CONFLICT DO UPDATE SET digest = excluded.digest, reported_at = excluded.repor
 pub(super) const LOAD: &str = "\
 SELECT agent_id, digest, reported_at, entries FROM catalogues WHERE tenant = :tenant AND agent_id = :agent_id";
 
-pub(super) const MERGE: &str = "\
-SELECT entry.value AS entry, count(*) AS gateways
-FROM catalogues AS c
-JOIN gateways AS g ON g.tenant = c.tenant AND g.agent_id = c.agent_id
-JOIN json_each(c.entries) AS entry
-WHERE c.tenant = :tenant AND g.revoked_at IS NULL
-GROUP BY entry.value
-ORDER BY entry.value ->> 'name', gateways DESC";
+/// One row for each command of the fleet. Whether a tool is there is a fact about a gateway, not another definition. Of
+/// the definitions, the one that most gateways have is the row's (in SQLite the other columns are those of the maximum).
+/// Without the limit, which is none, SQLite would look for the name in each gateway's report and not once for all that
+/// are the same.
+macro_rules! merged {
+    ($which:literal) => {
+        concat!(
+            "\
+SELECT name, definition AS entry, max(gateways), count(*) AS definitions, sum(available) AS available,
+       sum(gateways) - sum(available) AS unavailable, sum(NOT idempotent) = 0 AS idempotent,
+       json_object('read', sum(gateways * (risk = 'read')), 'change', sum(gateways * (risk = 'change')),
+                   'danger', sum(gateways * (risk = 'danger'))) AS risks
+FROM (SELECT name, definition, definition ->> 'risk' AS risk, definition ->> 'idempotent' AS idempotent,
+             sum(gateways) AS gateways, sum(available) AS available
+      FROM (SELECT entry ->> 'name' AS name, json_remove(entry, '$.unavailable') AS definition, gateways,
+                   gateways * (entry ->> 'unavailable' IS NULL) AS available
+            FROM (SELECT e.value AS entry, count(*) AS gateways
+                  FROM catalogues AS c
+                  JOIN gateways AS g ON g.tenant = c.tenant AND g.agent_id = c.agent_id
+                  JOIN json_each(c.entries) AS e
+                  WHERE c.tenant = :tenant AND g.revoked_at IS NULL
+                  GROUP BY e.value LIMIT -1))
+      WHERE name ",
+            $which,
+            " GROUP BY name, definition)
+GROUP BY name "
+        )
+    };
+}
+
+pub(super) const MERGE: &str = concat!(merged!("> :after"), "ORDER BY name LIMIT :limit");
+
+pub(super) const MERGE_ONE: &str = merged!("= :name");
 
 /// Stores a report.
 pub(super) fn save(
@@ -52,13 +80,36 @@ pub(super) fn load(view: &View<'_>, agent_id: AgentId) -> StoreResult<Option<Sto
     })
 }
 
-/// Every distinct entry of the fleet.
-pub(super) fn merged(view: &View<'_>) -> StoreResult<Vec<MergedEntry>> {
-    view.all(MERGE, &[], |row| {
-        let row = Reader::new("catalogues", row);
-        Ok(MergedEntry {
-            entry: row.json("entry")?,
-            gateways: row.get("gateways")?,
-        })
+/// One page of the commands of the fleet, by name.
+pub(super) fn merged(
+    view: &View<'_>,
+    page: &Page<CommandName>,
+) -> StoreResult<Listing<MergedCommand, CommandName>> {
+    let (after, limit) = (following(page.after.as_ref()), rows_wanted(page.limit));
+    let rows = view.page(MERGE, params! { after, limit }, read_merged)?;
+    Ok(listing(rows, page.limit, |merged| {
+        merged.entry.name.clone()
+    }))
+}
+
+/// One command of the fleet.
+pub(super) fn merged_one(
+    view: &View<'_>,
+    name: &CommandName,
+) -> StoreResult<Option<MergedCommand>> {
+    view.optional(MERGE_ONE, params! { name }, read_merged)
+}
+
+fn read_merged(row: &Row<'_>) -> StoreResult<MergedCommand> {
+    let row = Reader::new("catalogues", row);
+    let mut risks: BTreeMap<Risk, u64> = row.json("risks")?;
+    risks.retain(|_risk, gateways| *gateways > 0);
+    Ok(MergedCommand {
+        entry: row.json("entry")?,
+        definitions: row.get("definitions")?,
+        idempotent: row.get("idempotent")?,
+        risks,
+        available: row.get("available")?,
+        unavailable: row.get("unavailable")?,
     })
 }

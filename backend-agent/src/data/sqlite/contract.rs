@@ -26,7 +26,7 @@ use crate::data::{
     AcceptOutcome, Accepted, Actor, AdmitOutcome, AdmitRequest, ApiKey, AuditRecord, Cancelled,
     Certificate, Command, CommandOutput, CompleteOutcome, ConfirmOutcome, ConfirmRequest, Counts,
     Fork, GapCursor, Gateway, GatewayFilter, GatewayRef, Holder, Idempotency, LeaseLimits, Leased,
-    Listing, MergedEntry, NewApiKey, NewAuditRecord, NewCertificate, NewGateway, NewRun, Orphan,
+    Listing, MergedCommand, NewApiKey, NewAuditRecord, NewCertificate, NewGateway, NewRun, Orphan,
     OrphanCursor, Page, Purged, RefusalCursor, Rejected, Revoked, Run, SessionRecord, SessionTouch,
     Settled, SkippedGateway, Store, StoreError, StoreHealth, StoreResult, StoredCatalogue,
     StoredGap, StoredRecord, StoredRefusal, StreamSummary, Submission, Target, TargetSelection,
@@ -234,8 +234,23 @@ impl Store for SqliteStore {
             .await
     }
 
-    async fn merged_catalogue(&self, tenant: &Tenant) -> StoreResult<Vec<MergedEntry>> {
-        self.read(tenant, catalogues::merged).await
+    async fn merged_catalogue(
+        &self,
+        tenant: &Tenant,
+        page: Page<CommandName>,
+    ) -> StoreResult<Listing<MergedCommand, CommandName>> {
+        self.read(tenant, move |view| catalogues::merged(view, &page))
+            .await
+    }
+
+    async fn merged_command(
+        &self,
+        tenant: &Tenant,
+        name: &CommandName,
+    ) -> StoreResult<Option<MergedCommand>> {
+        let name = name.clone();
+        self.read(tenant, move |view| catalogues::merged_one(view, &name))
+            .await
     }
 
     async fn resolve_targets(

@@ -29,6 +29,7 @@ const STATEMENTS: &[(&str, &str)] = &[
     ("budget::SAVE", budget::SAVE),
     ("catalogues::LOAD", catalogues::LOAD),
     ("catalogues::MERGE", catalogues::MERGE),
+    ("catalogues::MERGE_ONE", catalogues::MERGE_ONE),
     ("catalogues::SAVE", catalogues::SAVE),
     ("certificates::LOAD", certificates::LOAD),
     ("certificates::REGISTER", certificates::REGISTER),
@@ -144,6 +145,7 @@ const STATEMENTS: &[(&str, &str)] = &[
 /// Statements that are about all gateways: lists and counts.
 const OVER_ALL_GATEWAYS: &[&str] = &[
     "catalogues::MERGE",
+    "catalogues::MERGE_ONE",
     "targets::ALL",
     "runs::COUNTS",
     "sessions::VACATE_ALL",

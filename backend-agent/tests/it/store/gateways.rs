@@ -8,6 +8,7 @@ use viworks_backend_agent::data::{
     StoreError, Target, TargetSelection,
 };
 use viworks_common::catalogue::{CatalogueEntry, Risk};
+use viworks_common::limits::PAGE_BYTES_MAX;
 
 use super::bed::{Bed, agent, at};
 
@@ -394,12 +395,85 @@ pub(crate) async fn the_fleet_s_catalogue_counts_equal_entries(bed: &Bed) {
             .await
             .unwrap();
     }
-    let merged = bed.store.merged_catalogue(&bed.tenant).await.unwrap();
-    let counted: Vec<_> = merged
-        .iter()
-        .map(|merged| (merged.entry.title.as_str(), merged.gateways))
+    let first = Page::first(10);
+    let merged = bed.store.merged_catalogue(&bed.tenant, first).await;
+    let listing = merged.unwrap();
+    let [merged] = &listing.items[..] else {
+        panic!("{listing:?}");
+    };
+    assert_eq!(merged.entry.title, "Same");
+    assert_eq!((merged.definitions, merged.available), (2, 3));
+    assert_eq!((merged.risks[&Risk::Read], merged.idempotent), (3, true));
+    let name = merged.entry.name.clone();
+    let one = bed.store.merged_command(&bed.tenant, &name).await;
+    assert_eq!(one.unwrap().as_ref(), Some(merged));
+    let other = "sys.kernel".parse().unwrap();
+    let none = bed.store.merged_command(&bed.tenant, &other).await;
+    assert_eq!(none.unwrap(), None);
+
+    // A gateway where the tool is missing has the same definition, and one of another risk has not.
+    bed.gateway(4).await;
+    let epoch = bed.session(4, 4).await.holder.epoch;
+    let entries = [
+        CatalogueEntry {
+            unavailable: Some("no such program".to_owned()),
+            ..entry("sys.uptime", "Same")
+        },
+        CatalogueEntry {
+            risk: Risk::Danger,
+            idempotent: false,
+            ..entry("sys.uptime", "Same")
+        },
+    ];
+    for (stored, counted) in entries.into_iter().zip([(2, 3, 1), (3, 4, 0)]) {
+        let idempotent = stored.idempotent;
+        let saved =
+            bed.store
+                .save_catalogue(&bed.tenant, agent(4), epoch, "d", vec![stored], at(4));
+        saved.await.unwrap();
+        let merged = bed.store.merged_command(&bed.tenant, &name).await;
+        let merged = merged.unwrap().unwrap();
+        let found = (merged.definitions, merged.available, merged.unavailable);
+        assert_eq!(found, counted);
+        assert_eq!(merged.idempotent, idempotent);
+        assert_eq!(merged.entry.title, "Same");
+        assert_eq!(merged.risks.contains_key(&Risk::Danger), !idempotent);
+    }
+}
+
+pub(crate) async fn the_fleet_s_catalogue_is_read_in_pages_of_so_many_bytes(bed: &Bed) {
+    const LARGE: usize = 10_000;
+    for n in 1..=2 {
+        bed.gateway(n).await;
+        let epoch = bed.session(n, n).await.holder.epoch;
+        let title = n.to_string().repeat(LARGE);
+        let entries = (0..250).map(|number| entry(&format!("test.c{number:03}"), &title));
+        let entries = entries.collect();
+        let saved = bed
+            .store
+            .save_catalogue(&bed.tenant, agent(n), epoch, "d", entries, at(3));
+        saved.await.unwrap();
+    }
+    let (mut page, mut seen) = (Page::first(1_000), Vec::new());
+    loop {
+        let merged = bed.store.merged_catalogue(&bed.tenant, page).await;
+        let listing = merged.unwrap();
+        let held = listing.items.len() * LARGE;
+        assert!(held <= PAGE_BYTES_MAX + LARGE, "{held} bytes");
+        for merged in listing.items {
+            // A page never ends within a command.
+            assert_eq!((merged.definitions, merged.available), (2, 2));
+            seen.push(merged.entry.name.to_string());
+        }
+        match listing.next {
+            Some(next) => page = Page::after(next, 1_000),
+            None => break,
+        }
+    }
+    let all: Vec<String> = (0..250)
+        .map(|number| format!("test.c{number:03}"))
         .collect();
-    assert_eq!(counted, [("Same", 2), ("Other", 1)]);
+    assert_eq!(seen, all);
 }
 
 pub(crate) async fn targets_are_resolved_in_the_order_named(bed: &Bed) {
