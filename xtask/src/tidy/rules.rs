@@ -60,10 +60,6 @@ const LONG: &[(&str, &str)] = &[
         "common/src/engine/tests.rs",
         "one machine, each behaviour a test, over one harness",
     ),
-    (
-        "e2e/tests/it/demo.rs",
-        "one command of the command line, each behaviour a test",
-    ),
 ];
 
 pub(crate) fn check(house: &House) -> Vec<String> {
