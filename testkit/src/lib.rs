@@ -5,6 +5,7 @@ pub mod corpus;
 pub mod deployment;
 pub mod dump;
 pub mod gateway;
+pub mod held_database;
 pub mod http;
 pub mod process;
 pub mod rogue;

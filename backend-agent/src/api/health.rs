@@ -110,3 +110,37 @@ fn check(name: &str, status: HealthStatus, detail: impl Into<String>) -> HealthC
         since: None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_condition_began_in_the_past_also_by_a_clock_that_was_set_back_since() {
+        let since = Timestamp::from_unix_micros(1_800_000_000_000_000);
+        let told = |now: Timestamp| {
+            let found = Condition {
+                name: "clock".to_owned(),
+                severity: Severity::Warn,
+                cause: "the wall clock was set".to_owned(),
+                fix: "correct it".to_owned(),
+                since,
+            };
+            condition(&found, now)
+        };
+        let later = told(since.saturating_add(Duration::from_secs(185)));
+        assert_eq!(
+            later.detail,
+            "the wall clock was set (3 min 5 s ago); correct it"
+        );
+        let before = told(since.saturating_sub(Duration::from_secs(3_600)));
+        assert_eq!(before.detail, "the wall clock was set (now); correct it");
+        // As data it stays what was read then.
+        assert_eq!(
+            (before.since, before.status),
+            (Some(since), HealthStatus::Warn)
+        );
+    }
+}

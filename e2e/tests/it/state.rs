@@ -2,11 +2,14 @@
 
 use std::process::Command;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start, run, text};
-use viworks_testkit::gateway::{ONCE, mark_starts};
+use viworks_testkit::gateway::{ONCE, mark_starts, started};
+use viworks_testkit::held_database::HeldDatabase;
 use viworks_testkit::process::{Process, eventually};
+
+use super::causes::status_where;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_agents_keep_their_state_where_the_flag_says() {
@@ -92,4 +95,55 @@ async fn a_backend_whose_state_folder_is_gone_acknowledges_nothing_until_it_is_b
     system.finished(&before).await;
     assert!(gateway.stop(PATIENCE).await.success());
     assert!(system.backend().stop(PATIENCE).await.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_whose_journal_another_process_holds_refuses_commands_until_it_is_let_go() {
+    let mut system = Deployment::new(Binaries::shipped());
+    let folder = system.issue("gw-1");
+    mark_starts(&folder);
+    system.start_backend(Start::default()).await;
+    let mut gateway = system.start_gateway(&folder, Start::default());
+    system.online("gw-1").await;
+    let socket = folder.join("state/api.sock");
+    let told = |status: &Value| {
+        let listed = status["conditions"].as_array().cloned().unwrap_or_default();
+        listed.into_iter().find(|found| found["name"] == "journal")
+    };
+
+    let held = HeldDatabase::take(&folder.join("state/journal.db"));
+    let run = system.submit(ONCE, "held").await;
+    let (status, exit) = status_where("it is told", system.binaries(), &socket, |status| {
+        told(status).is_some()
+    })
+    .await;
+    assert_eq!(exit, 20, "{status:#}");
+    let condition = told(&status).unwrap();
+    assert_eq!(condition["severity"], "fail", "{status:#}");
+    let cause = condition["cause"].as_str().unwrap();
+    for words in [
+        "state/journal.db cannot be written",
+        "locked by another process",
+    ] {
+        assert!(cause.contains(words), "{cause}");
+    }
+    eventually("the command is refused", PATIENCE, async || {
+        let log = gateway.log();
+        let refused =
+            |line: &str| line.contains("refused a command") && line.contains("journal_unavailable");
+        log.lines().any(refused).then_some(())
+    })
+    .await;
+    assert_eq!(started(&folder).len(), 0);
+    assert_eq!(status["connection"]["connected"], true, "{status:#}");
+
+    drop(held);
+    system.finished(&run).await;
+    assert_eq!(system.commands(&run).await[0]["state"], "succeeded");
+    assert_eq!(started(&folder).len(), 1);
+    let healed = status_where("it is over", system.binaries(), &socket, |status| {
+        told(status).is_none()
+    });
+    assert_eq!(healed.await.1, 0);
+    assert!(gateway.stop(PATIENCE).await.success());
 }

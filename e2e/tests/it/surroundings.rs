@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{PATIENCE, Start, text};
 use viworks_testkit::process::finish;
 
@@ -244,4 +245,43 @@ async fn a_machine_that_knows_no_certificate_authority_runs_everything_that_veri
     command.envs(NOBODY);
     let said = finish(command, PATIENCE).await.ended_with(0);
     assert!(said.stdout.contains("✓ ok"), "{said:#?}");
+}
+
+#[tokio::test]
+#[expect(clippy::print_stderr, reason = "a skipped check must be seen")]
+async fn a_machine_that_cannot_reach_itself_is_told_so() {
+    // A network of its own begins with a loopback interface that is down.
+    let alone = || {
+        let mut command = Command::new("unshare");
+        if !rustix::process::geteuid().is_root() {
+            command.args(["--user", "--map-root-user"]);
+        }
+        command.arg("--net");
+        command
+    };
+    let allowed = alone().arg("true").stderr(Stdio::null()).status();
+    if !allowed.is_ok_and(|status| status.success()) {
+        return eprintln!(
+            "SKIPPED: a machine without itself: this one allows no networks of one's own"
+        );
+    }
+    let home = tempfile::tempdir().unwrap();
+    let data = home.path().join("demo");
+    for words in [
+        &["gateway", "ls", "--server", "http://127.0.0.1:1"][..],
+        &["up", "--once", "--data-dir", text(&data)],
+    ] {
+        let mut command = alone();
+        command
+            .arg(Binaries::shipped().cli())
+            .args(words)
+            .env("HOME", home.path())
+            .env("VIWORKS_CONFIG_DIR", home.path().join("config"));
+        for variable in ["VIWORKS_SERVER", "VIWORKS_TOKEN_FILE", "VIWORKS_CONTEXT"] {
+            command.env_remove(variable);
+        }
+        let said = finish(command, PATIENCE).await.ended_with(69);
+        let told = "its loopback interface is down here; ip link set lo up";
+        assert!(said.stderr.contains(told), "{said:#?}");
+    }
 }
