@@ -19,7 +19,7 @@ mod guard;
 
 pub use error::FileError;
 pub use folder::{Folder, Owners, is_hidden};
-pub use guard::{Guard, Lost};
+pub use guard::{Guard, Lost, Prober};
 
 use folder::Holder;
 

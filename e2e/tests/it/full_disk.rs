@@ -289,6 +289,56 @@ async fn a_gateway_whose_disk_turned_read_only_says_so_takes_no_command_and_goes
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_whose_disk_turned_read_only_says_so_takes_nothing_and_goes_on() {
+    if !fragile_is_allowed() {
+        skipped("a disk that breaks: this machine allows no loop mounts of ext4");
+        return;
+    }
+    let mut system = Deployment::new(Binaries::shipped());
+    let folder = system.issue("gw-1");
+    mark_starts(&folder);
+    let fragile = Start::default().on_fragile_disk_of(64);
+    system.start_backend(fragile).await;
+    let state = seen_by(system.backend().pid(), &system.path().join("backend/state"));
+    let mut gateway = system.start_gateway(&folder, Start::default());
+    system.online("gw-1").await;
+    let before = system.submit(ONCE, "before").await;
+    all_succeeded(&system, &folder, &[before]).await;
+
+    break_disk(&state);
+    eventually("the backend says why", PATIENCE, async || {
+        let health = system.get("/v1/health").await;
+        let checks = health["checks"].as_array()?.clone();
+        let mut found = checks.into_iter();
+        let found = found.find(|check| check["name"] == "store.commits")?;
+        let detail = found["detail"].as_str()?;
+        let told = "state cannot be written any more: the file system is read-only";
+        (found["status"] == "fail" && detail.contains(told)).then_some(())
+    })
+    .await;
+    let body = json!({"command": ONCE, "targets": "all"});
+    let (status, answer) = system
+        .request("POST", "/v1/runs", Some(&body))
+        .await
+        .unwrap();
+    assert_eq!(
+        (status, &answer["code"]),
+        (503, &json!("VW-S-001")),
+        "{answer}"
+    );
+    let (ready, _body) = system.request("GET", "/readyz", None).await.unwrap();
+    assert_eq!(ready, 503);
+    // What was stored is still to be read, and the backend ends when it is told to.
+    let runs = system.get("/v1/runs").await;
+    assert_eq!(runs["items"].as_array().map(Vec::len), Some(1), "{runs}");
+    assert_eq!(started(&folder).len(), 1);
+    assert!(gateway.stop(Duration::from_secs(30)).await.success());
+    let backend = system.backend();
+    let ended = backend.stop(Duration::from_secs(30)).await;
+    assert!(ended.success(), "{ended}: {}", backend.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readings_that_a_full_disk_refused_are_counted_as_gaps_once_there_is_room() {
     if !can_run() {
         return;

@@ -6,16 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use viworks_common::time::Monotonic;
 use viworks_runtime::blocking::Worker;
 use viworks_runtime::clock::{Clock, SystemClock};
-use viworks_runtime::files::{Guard, Lost};
+use viworks_runtime::files::{Guard, Lost, Prober};
 
 /// How long a look may take.
 const LOOK_TIME: Duration = Duration::from_secs(10);
-
-/// How long what a write told holds: a look at the names is next to free, a write wears the disk.
-const WRITE_HOLDS: Duration = Duration::from_secs(10);
 
 /// What is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +44,10 @@ impl Lookout {
     pub(super) fn new(folder: &Path, guard: Guard) -> Self {
         let make = move || {
             let mut prober = Prober::new(guard.clone());
-            move |question| prober.answer(question, SystemClock.now())
+            move |question| match question {
+                Question::Look => prober.look(SystemClock.now()),
+                Question::Write => prober.write(SystemClock.now()),
+            }
         };
         Self {
             folder: folder.to_owned(),
@@ -111,33 +110,6 @@ impl Lookout {
             path: self.folder.clone(),
             reason: reason.to_string(),
         }
-    }
-}
-
-/// Looks, and writes when it is time to.
-struct Prober {
-    guard: Guard,
-    /// Until when a write need not be repeated; one that failed is repeated at every look, so that it is known at once
-    /// when all is well again.
-    holds_until: Option<Monotonic>,
-}
-
-impl Prober {
-    const fn new(guard: Guard) -> Self {
-        Self {
-            guard,
-            holds_until: None,
-        }
-    }
-
-    fn answer(&mut self, question: Question, now: Monotonic) -> Result<(), Lost> {
-        let holds = self.holds_until.is_some_and(|until| now < until);
-        if holds && question == Question::Look {
-            return self.guard.check();
-        }
-        let probed = self.guard.probe();
-        self.holds_until = probed.is_ok().then(|| now.saturating_add(WRITE_HOLDS));
-        probed
     }
 }
 
@@ -231,25 +203,5 @@ mod tests {
         assert_eq!(first, Ok(()));
         assert!(later.iter().all(Result::is_ok), "{later:?}");
         assert_eq!(looks.load(Ordering::SeqCst), 2);
-    }
-
-    #[test]
-    fn a_disk_is_written_to_at_a_pace_and_at_once_while_it_takes_nothing() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("journal.db");
-        std::fs::write(&file, "x").unwrap();
-        let mut prober = Prober::new(Guard::new(&file).unwrap());
-        let at = |secs| Monotonic::default().saturating_add(Duration::from_secs(secs));
-        let probe = folder.path().join("write.probe");
-        assert_eq!(prober.answer(Question::Look, at(0)), Ok(()));
-        // A folder stands where the file is to be written.
-        std::fs::remove_file(&probe).unwrap();
-        std::fs::create_dir(&probe).unwrap();
-        assert_eq!(prober.answer(Question::Look, at(9)), Ok(()));
-        assert!(prober.answer(Question::Write, at(9)).is_err());
-        assert!(prober.answer(Question::Look, at(10)).is_err());
-        std::fs::remove_dir(&probe).unwrap();
-        assert_eq!(prober.answer(Question::Look, at(10)), Ok(()));
-        assert!(probe.is_file());
     }
 }

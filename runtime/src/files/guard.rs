@@ -9,9 +9,11 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::{Access, access};
 use rustix::io::Errno;
+use viworks_common::time::Monotonic;
 
 /// The file that is written to find out whether anything can be.
 const PROBE: &str = "write.probe";
@@ -19,6 +21,9 @@ const PROBE: &str = "write.probe";
 /// What it holds: always the same, so that no room is needed once it is there.
 const PROBE_TEXT: &[u8] =
     b"This file is written now and then to find out whether its disk still takes anything.\n";
+
+/// How long what a write told holds: a look at the names is next to free, a write wears the disk.
+const WRITE_HOLDS: Duration = Duration::from_secs(10);
 
 /// Why the folder is no longer what the process opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -154,6 +159,49 @@ impl Guard {
     }
 }
 
+/// Looks by a guard as often as it is asked, and writes when it is time to. Not for a runtime thread either.
+#[derive(Debug)]
+pub struct Prober {
+    guard: Guard,
+    /// Until when a write need not be repeated; one that failed is repeated at every look, so that it is known at once
+    /// when all is well again.
+    holds_until: Option<Monotonic>,
+}
+
+impl Prober {
+    /// One that has written nothing yet.
+    #[must_use]
+    pub const fn new(guard: Guard) -> Self {
+        Self {
+            guard,
+            holds_until: None,
+        }
+    }
+
+    /// Whether all is well as far as is known, with a write when the last one is too long ago.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong.
+    pub fn look(&mut self, now: Monotonic) -> Result<(), Lost> {
+        if self.holds_until.is_some_and(|until| now < until) {
+            return self.guard.check();
+        }
+        self.write(now)
+    }
+
+    /// Whether a write succeeds at this moment.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong.
+    pub fn write(&mut self, now: Monotonic) -> Result<(), Lost> {
+        let probed = self.guard.probe();
+        self.holds_until = probed.is_ok().then(|| now.saturating_add(WRITE_HOLDS));
+        probed
+    }
+}
+
 fn is_out_of_room(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -221,6 +269,24 @@ mod tests {
         assert!(is_out_of_room(&error(Errno::NOSPC)) && is_out_of_room(&error(Errno::DQUOT)));
         assert!(!is_out_of_room(&error(Errno::ROFS)) && !is_out_of_room(&error(Errno::IO)));
         assert_eq!(why(&error(Errno::ROFS)), "the file system is read-only");
+    }
+
+    #[test]
+    fn a_disk_is_written_to_at_a_pace_and_at_once_while_it_takes_nothing() {
+        let (_outer, folder, guard) = opened();
+        let mut prober = Prober::new(guard);
+        let at = |secs| Monotonic::default().saturating_add(Duration::from_secs(secs));
+        let probe = folder.join(PROBE);
+        assert_eq!(prober.look(at(0)), Ok(()));
+        // A folder stands where the file is to be written.
+        fs::remove_file(&probe).unwrap();
+        fs::create_dir(&probe).unwrap();
+        assert_eq!(prober.look(at(9)), Ok(()));
+        assert!(prober.write(at(9)).is_err());
+        assert!(prober.look(at(10)).is_err());
+        fs::remove_dir(&probe).unwrap();
+        assert_eq!(prober.look(at(10)), Ok(()));
+        assert!(probe.is_file());
     }
 
     #[test]

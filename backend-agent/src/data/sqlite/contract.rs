@@ -659,7 +659,13 @@ impl Store for SqliteStore {
         self.ground.check()?;
         let tenant = Tenant::default_tenant();
         let beat = move |connection: &Connection| upkeep::health(&View::new(connection, &tenant));
-        self.database.write(beat).await
+        let beaten = self.database.write(beat).await;
+        if beaten.is_err()
+            && let Some(lost) = self.ground.write().await
+        {
+            return Err(StoreError::Unavailable(Box::new(lost)));
+        }
+        beaten
     }
 
     async fn close(&self) {

@@ -1,11 +1,14 @@
-//! Notices that the database is not where it was opened: what is committed then is gone with this process.
+//! Notices that the database is not where it was opened, or that its disk takes nothing any more: what is committed then
+//! is gone with this process, and SQLite, which shares memory through a file, could end it there (decision 13).
 
+use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use viworks_runtime::blocking::{self, Unanswered};
-use viworks_runtime::files::{Guard, Lost};
+use viworks_runtime::blocking::{Unanswered, Worker};
+use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::files::{Guard, Lost, Prober};
 use viworks_runtime::sqlite::Error;
 
 use crate::data::{StoreError, StoreResult};
@@ -13,10 +16,20 @@ use crate::data::{StoreError, StoreResult};
 /// How long a look may take.
 const LOOK_TIME: Duration = Duration::from_secs(4);
 
+/// What is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Question {
+    /// Whether all is well as far as is known, with a write when the last one is too long ago.
+    Look,
+    /// Whether a write succeeds at this moment.
+    Write,
+}
+
 /// The ground a database stands on. Clones share it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Ground {
-    guard: Guard,
+    /// One thread at most, even when it hangs.
+    prober: Arc<tokio::sync::Mutex<Worker<Question, Result<(), Lost>>>>,
     lost: Arc<RwLock<Option<Lost>>>,
 }
 
@@ -27,17 +40,32 @@ impl Ground {
             path: file.to_owned(),
             source: Arc::new(source),
         })?;
+        let make = move || {
+            let mut prober = Prober::new(guard.clone());
+            move |question| match question {
+                Question::Look => prober.look(SystemClock.now()),
+                Question::Write => prober.write(SystemClock.now()),
+            }
+        };
+        let worker = Worker::new("database folder", make);
         Ok(Self {
-            guard,
+            prober: Arc::new(tokio::sync::Mutex::new(worker)),
             lost: Arc::default(),
         })
     }
 
-    /// Looks whether everything is where it was; a look that hangs has shown nothing.
+    /// Looks whether everything is where it was and can be written; a look that hangs has shown nothing.
     pub(super) async fn look(&self) -> Option<Lost> {
-        let guard = self.guard.clone();
-        let found = match blocking::call("database folder", LOOK_TIME, move || guard.check()).await
-        {
+        self.ask(Question::Look).await
+    }
+
+    /// The same with a write at this moment: SQLite has one answer for a disk that broke and one that is read-only.
+    pub(super) async fn write(&self) -> Option<Lost> {
+        self.ask(Question::Write).await
+    }
+
+    async fn ask(&self, question: Question) -> Option<Lost> {
+        let found = match self.prober.lock().await.ask(question, LOOK_TIME).await {
             Ok(found) => found.err(),
             Err(
                 Unanswered::Late(_)
@@ -61,5 +89,13 @@ impl Ground {
     fn lost(&self) -> Option<Lost> {
         let lost = self.lost.read().unwrap_or_else(PoisonError::into_inner);
         lost.clone()
+    }
+}
+
+impl fmt::Debug for Ground {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ground")
+            .field("lost", &self.lost)
+            .finish_non_exhaustive()
     }
 }
