@@ -181,6 +181,42 @@ async fn output_that_cannot_be_written_is_an_error_of_every_program() {
     }
 }
 
+/// What a closed standard output comes to, and why it is no error: before `main`, Rust opens `/dev/null` for reading and
+/// writing in its place, so that no file that is opened later becomes standard output. What the program then finds is
+/// the very thing that it finds where somebody threw its output away on purpose, as Python's `DEVNULL` does, and that
+/// must succeed. Only code before `main` could tell the two apart, and that is unsafe code, which this house forbids.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_closed_output_is_an_output_that_was_thrown_away() {
+    let desk = desk().await;
+    let shipped = Binaries::shipped();
+    let (cli, backend, gateway) = (shipped.cli(), shipped.backend(), shipped.gateway());
+    for (program, words) in [
+        (&cli, "runs ls"),
+        (&backend, "config-reference"),
+        (&gateway, "--version"),
+    ] {
+        for thrown_away in [">/dev/null", "1<>/dev/null", ">&-"] {
+            let line = format!("'{}' {words} {thrown_away}", text(program));
+            let said = in_a_shell(&desk, &line).await.ended_with(0);
+            assert_eq!(said.stdout, "", "{line}: {said:#?}");
+            assert!(!said.stderr.contains("error"), "{line}: {said:#?}");
+        }
+    }
+    // Nothing that is opened meanwhile takes its place: the file is what the program wrote to it, and no more.
+    let key = desk.system.path().join("more.key");
+    let (config, out) = (desk.system.backend_config(), text(&key));
+    let words = "apikey create --name more --scopes runs:read";
+    let line = format!(
+        "'{}' {words} --config '{}' --out '{out}' >&-",
+        text(&backend),
+        text(&config)
+    );
+    drop(in_a_shell(&desk, &line).await.ended_with(0));
+    let written = std::fs::read_to_string(&key).unwrap();
+    let is_a_key = written.starts_with("vwk_") && written.lines().count() == 1;
+    assert!(is_a_key, "{written}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_asks_a_person_whatever_the_number_and_a_script_for_several() {
     let desk = desk().await;
