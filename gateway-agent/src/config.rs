@@ -222,7 +222,7 @@ fn read_outbound(section: &mut Section<'_>) -> OutboundConfig {
     let pins: Vec<SpkiPin> = section.required_parsed_list(
         "pins",
         "sha256/…",
-        "Keys the backend may show, at least one, better two. A newer set that the backend sent takes precedence until this list changes.",
+        "Keys the backend may show, at least one, better two. A newer set that the backend sent takes precedence until this list changes. Taken over without a restart.",
     );
     if pins.len() > PINS_MAX {
         section.problem(

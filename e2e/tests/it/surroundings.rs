@@ -248,7 +248,6 @@ async fn a_machine_that_knows_no_certificate_authority_runs_everything_that_veri
 }
 
 #[tokio::test]
-#[expect(clippy::print_stderr, reason = "a skipped check must be seen")]
 async fn a_machine_that_cannot_reach_itself_is_told_so() {
     // A network of its own begins with a loopback interface that is down.
     let alone = || {

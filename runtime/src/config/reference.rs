@@ -15,6 +15,8 @@ impl Document {
             ),
             "Unknown keys, unsafe files and values out of range stop the start with exit code 78 and every problem listed."
                 .to_owned(),
+            "A change takes a restart, except where a key says otherwise. At SIGHUP the file is read again, and log and health name what cannot be used and the keys that wait for the restart."
+                .to_owned(),
         ];
         let keys = self.reference();
         for section in self.section_reference() {
