@@ -1,7 +1,7 @@
 //! Standard output of a program that is asked something: whoever reads it may go away early, as `head` does.
 //!
-//! One that was closed from the start (`>&-`) cannot be told from one that was thrown away: before `main`, `/dev/null` is
-//! opened in its place.
+//! One that was closed from the start (`>&-`) cannot be told from one that was thrown away: before `main`, `/dev/null`
+//! is opened in its place.
 
 use std::io::{self, Write};
 

@@ -32,7 +32,6 @@ const WIDE: &[&str] = &[
     "runtime/src/lib.rs",
     "runtime/src/logging.rs",
     "testkit/src/deployment.rs",
-    "testkit/src/sim/store_model/commands.rs",
 ];
 
 /// Lines of a file. Longer ones are two files, unless they are listed.

@@ -1,4 +1,5 @@
-//! Modules stand on the storeys that `docs/architecture.md` draws, use only lower ones, and run in no circles, in no crate.
+//! Modules stand on the storeys that `docs/architecture.md` draws, use only lower ones, and run in no circles,
+//! whatever their crate.
 
 use std::collections::{BTreeMap, BTreeSet};
 

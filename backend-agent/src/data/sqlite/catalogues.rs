@@ -21,7 +21,7 @@ pub(super) const LOAD: &str = "\
 SELECT agent_id, digest, reported_at, entries FROM catalogues WHERE tenant = :tenant AND agent_id = :agent_id";
 
 /// One row for each command of the fleet. Whether a tool is there is a fact about a gateway, not another definition. Of
-/// the definitions, the one that most gateways have is the row's (in SQLite the other columns are those of the maximum).
+/// the definitions, the one that most gateways have is the row's: in SQLite the other columns are those of the maximum.
 /// Without the limit, which is none, SQLite would look for the name in each gateway's report and not once for all that
 /// are the same.
 macro_rules! merged {

@@ -1,5 +1,5 @@
-//! Notices that the database is not where it was opened, or that its disk takes nothing any more: what is committed then
-//! is gone with this process, and SQLite, which shares memory through a file, could end it there (decision 13).
+//! Notices that the database is not where it was opened, or that its disk takes nothing any more: what is committed
+//! then is gone with this process, and SQLite, which shares memory through a file, could end it there (decision 13).
 
 use std::fmt;
 use std::path::Path;
