@@ -9,6 +9,7 @@ use viworks_common::journal::{Entry, EntryState, Step, may_forget};
 use viworks_common::telemetry::Position;
 use viworks_common::time::Timestamp;
 
+use super::network::ConnectionId;
 use super::random::Random;
 use super::scenario::Rules;
 use super::spool_model::Spool;
@@ -18,8 +19,8 @@ use super::spool_model::Spool;
 pub(crate) enum Write {
     /// A step of the journal.
     Journal(Step),
-    /// The ratchet moved.
-    Epoch(u64, String),
+    /// The ratchet moves, for the session on a connection.
+    Epoch(ConnectionId, u64, String),
     /// Records.
     Append(AgentRunId, Vec<Timestamp>),
     /// Records are committed at the backend.
@@ -91,7 +92,7 @@ impl Image {
         let mut written = Written::default();
         written.done = match write {
             Write::Journal(step) => self.step(step, rules),
-            Write::Epoch(epoch, token) => {
+            Write::Epoch(_, epoch, token) => {
                 let newer = epoch >= self.epoch;
                 if newer {
                     (self.epoch, self.token) = (epoch, token);
@@ -162,6 +163,11 @@ impl Disk {
             pending: VecDeque::new(),
             rules,
         }
+    }
+
+    /// Whether nothing is on its way.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.pending.is_empty()
     }
 
     /// Puts a transaction on its way.

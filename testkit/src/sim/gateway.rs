@@ -3,10 +3,9 @@
 //! The process drives the product's session machine and command engine. What surrounds them takes turns as the
 //! product's tasks do: each write to the disk is a step of its own, at which it may die.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
-use viworks_common::id::{AgentId, AgentRunId, CommandId};
+use viworks_common::id::{AgentId, AgentRunId};
 use viworks_common::journal::Step;
 use viworks_common::key::{AgentKey, Identity};
 use viworks_common::session::backoff::Backoff;
@@ -29,11 +28,8 @@ const OBSERVED_MAX: u64 = 3;
 /// A machine that holds an identity.
 #[derive(Debug)]
 pub(crate) struct Host {
-    /// Which machine.
     pub id: HostId,
-    /// Whose identity.
     pub identity: Identity,
-    /// Its disk.
     pub disk: Disk,
     /// Its process, while it runs.
     pub process: Option<Process>,
@@ -55,34 +51,23 @@ pub(crate) struct Host {
     generation: Generation,
     /// Where the monotonic clock of this boot began.
     boot: Duration,
+    last_sync: Monotonic,
 }
 
 /// One process of the agent.
 #[derive(Debug)]
 pub(crate) struct Process {
     /// Its name in every permit and spool epoch.
-    pub run: AgentRunId,
+    run: AgentRunId,
     engine: Engine,
     /// What an earlier process left behind is settled.
     dialled: bool,
     link: Option<Link>,
     backoff: Backoff,
-    /// What follows each write that is on its way.
-    after: VecDeque<After>,
-    last_sync: Monotonic,
-}
-
-/// What follows a write.
-#[derive(Debug, Clone)]
-enum After {
-    Journalled(Option<CommandId>),
-    EpochKept(ConnectionId),
-    Nothing,
 }
 
 impl Host {
     /// A machine with a disk, switched off.
-    #[must_use]
     pub(crate) const fn new(id: HostId, identity: Identity, key: AgentKey, disk: Disk) -> Self {
         Self {
             id,
@@ -99,17 +84,15 @@ impl Host {
             key,
             generation: Generation(0),
             boot: Duration::ZERO,
+            last_sync: Monotonic::ORIGIN,
         }
     }
 
-    /// The gateway whose identity it holds.
-    #[must_use]
     pub(crate) const fn agent(&self) -> AgentId {
         self.identity.agent_id
     }
 
     /// The same identity on another machine.
-    #[must_use]
     pub(crate) fn clone_onto(&self, id: HostId, disk: Disk) -> Self {
         let mut clone = Self::new(id, self.identity.clone(), self.key.clone(), disk);
         clone.restored = true;
@@ -117,7 +100,6 @@ impl Host {
     }
 
     /// Which start of its process this is.
-    #[must_use]
     pub(crate) const fn generation(&self) -> Generation {
         self.generation
     }
@@ -140,6 +122,14 @@ impl Host {
         Event::Gateway(self.id, self.generation, step)
     }
 
+    /// Lets the process do something on its machine.
+    fn with(&mut self, what: impl FnOnce(&mut Process, &mut Self)) {
+        if let Some(mut process) = self.process.take() {
+            what(&mut process, self);
+            self.process = Some(process);
+        }
+    }
+
     /// Starts the process: settles what an earlier one left behind, and dials.
     pub(crate) fn boot(&mut self, core: &mut Core) {
         if self.retired || self.process.is_some() {
@@ -147,6 +137,7 @@ impl Host {
         }
         self.generation = self.generation.next();
         self.boot = core.random.millis(0, 3_600_000);
+        self.last_sync = core.now;
         let run = AgentRunId::from_uuid(core.random.uuid());
         let id = self.id;
         core.note(|| format!("{id:?} boots as {run}"));
@@ -157,25 +148,13 @@ impl Host {
             dialled: false,
             link: None,
             backoff: Backoff::new(),
-            after: VecDeque::new(),
-            last_sync: core.now,
         });
-        self.perform(core);
-        self.dial_when_settled(core);
+        self.with(|process, host| {
+            process.perform(host, core);
+            process.dial_when_settled(host, core);
+        });
         let pause = core.random.millis(50, 2_000);
         core.after(pause, self.event(GatewayStep::Observe));
-    }
-
-    /// What an earlier process left behind is settled before this one dials.
-    fn dial_when_settled(&mut self, core: &mut Core) {
-        let event = self.event(GatewayStep::Dial);
-        if let Some(process) = &mut self.process
-            && !process.dialled
-            && process.engine.is_settled()
-        {
-            process.dialled = true;
-            core.after(Duration::ZERO, event);
-        }
     }
 
     /// Ends the process as kill -9 or a power cut does. Returns the connection it had.
@@ -192,12 +171,16 @@ impl Host {
 
     /// Lets the disk be what it was when the image was taken.
     pub(crate) fn restore(&mut self, image: Image, core: &mut Core) {
-        let agent = self.agent();
-        for (run, seq) in self.disk.image.spool.untold() {
-            core.recorder.excuse((agent, run, seq));
-        }
+        self.excuse_spool(core);
         self.disk.image = image;
         self.restored = true;
+    }
+
+    /// What the spool still has to tell is gone by no fault of the protocol.
+    pub(crate) fn excuse_spool(&self, core: &mut Core) {
+        for (run, seq) in self.disk.image.spool.untold() {
+            core.recorder.excuse((self.agent(), run, seq));
+        }
     }
 
     /// The recorder learns what is durable.
@@ -217,114 +200,47 @@ impl Host {
 
     /// Goes on.
     pub(crate) fn step(&mut self, step: GatewayStep, core: &mut Core) {
-        if self.process.is_none() {
-            return;
-        }
-        match step {
-            GatewayStep::Dial => self.dial(core),
-            GatewayStep::Dialled => self.dialled(core),
-            GatewayStep::Timer => self.pump(core),
-            GatewayStep::Engine => self.engine_step(core),
-            GatewayStep::Expire => self.wake(core),
-            GatewayStep::Synced => self.synced(core),
-            GatewayStep::Begin(id) => self.begin(id, core),
-            GatewayStep::Exit(id, ended) => self.exit(id, ended, core),
-            GatewayStep::Observe => self.observe(core),
-        }
+        self.with(|process, host| process.step(step, host, core));
     }
 
-    fn observe(&mut self, core: &mut Core) {
-        let count = 1 + core.random.below(OBSERVED_MAX);
-        self.collect(count, core);
-        if core.turmoil {
-            let pause = core.random.millis(500, 8_000);
-            core.after(pause, self.event(GatewayStep::Observe));
-        }
+    /// Something arrived on a connection.
+    pub(crate) fn arrival(&mut self, wire: ConnectionId, core: &mut Core) {
+        self.with(|process, host| process.arrival(wire, host, core));
     }
 
     /// The collector appends records.
     pub(crate) fn collect(&mut self, count: u64, core: &mut Core) {
-        let wall = self.wall(core);
-        let Some(process) = &self.process else { return };
-        let run = process.run;
-        let observed = (0..count)
-            .map(|n| wall.saturating_add(Duration::from_micros(n)))
-            .collect();
-        self.write(Write::Append(run, observed), After::Nothing, core);
+        self.with(|process, host| process.collect(count, host, core));
     }
 
-    fn write(&mut self, write: Write, after: After, core: &mut Core) {
-        let (id, event) = (self.id, self.event(GatewayStep::Synced));
-        let Some(process) = &mut self.process else {
-            return;
-        };
+    fn write(&mut self, write: Write, core: &mut Core) {
+        let id = self.id;
         core.note(|| format!("{id:?} writes {write:?}"));
         self.disk.write(write);
         let delay = core.random.span(Duration::ZERO, core.scenario.sync);
-        let done = core.now.saturating_add(delay).max(process.last_sync);
-        process.last_sync = done;
-        core.at(done, event);
-        process.after.push_back(after);
-    }
-
-    fn synced(&mut self, core: &mut Core) {
-        if core.dies(Dying::Gateway(self.id)) {
-            return;
-        }
-        let Some((write, written)) = self.disk.sync() else {
-            return;
-        };
-        self.witness(&write, &written, core);
-        let bound = core.scenario.spool_max;
-        if self.disk.image.spool.len() > bound {
-            core.recorder
-                .violated(|| format!("9: a spool holds more than {bound} records"));
-        }
-        if core.dies(Dying::Gateway(self.id)) {
-            return;
-        }
-        let Some(process) = &mut self.process else {
-            return;
-        };
-        let Some(after) = process.after.pop_front() else {
-            return;
-        };
-        self.go_on_after(&after, written.done, core);
-    }
-
-    fn go_on_after(&mut self, after: &After, done: bool, core: &mut Core) {
-        match after {
-            After::Journalled(of) => {
-                self.journalled(*of, done, core);
-                self.dial_when_settled(core);
-            }
-            After::EpochKept(wire) => self.epoch_kept(*wire, done, core),
-            After::Nothing => self.look_again(core),
-        }
+        self.last_sync = core.now.saturating_add(delay).max(self.last_sync);
+        core.at(self.last_sync, self.event(GatewayStep::Synced));
     }
 
     /// Whether everything that can be done has been done.
-    #[must_use]
     pub(crate) fn is_quiet(&self) -> bool {
         let Some(process) = &self.process else {
             return self.retired;
         };
-        process.after.is_empty()
+        self.disk.is_idle()
             && process.engine.is_quiet()
-            && process.link.as_ref().is_some_and(Link::is_established)
+            && self.is_connected()
             && self.disk.image.unreported().is_empty()
             && self.disk.image.spool.is_delivered()
     }
 
     /// Why it is not quiet.
-    #[must_use]
     pub(crate) fn unrest(&self) -> String {
         let image = &self.disk.image;
-        let link = self.process.as_ref().and_then(|it| it.link.as_ref());
         format!(
-            "{:?}: established {:?}, unreported {:?}, waiting records {}, refused as fork {}",
+            "{:?}: connected {}, unreported {:?}, waiting records {}, refused as fork {}",
             self.id,
-            link.map(Link::is_established),
+            self.is_connected(),
             image.unreported(),
             image.spool.len(),
             self.refused_as_fork
@@ -332,9 +248,76 @@ impl Host {
     }
 
     /// Whether a session is established.
-    #[must_use]
     pub(crate) fn is_connected(&self) -> bool {
         let link = self.process.as_ref().and_then(|it| it.link.as_ref());
         link.is_some_and(Link::is_established)
+    }
+}
+
+impl Process {
+    fn step(&mut self, step: GatewayStep, host: &mut Host, core: &mut Core) {
+        match step {
+            GatewayStep::Dial => {
+                let span = core.scenario.latency * 3;
+                core.after(span, host.event(GatewayStep::Dialled));
+            }
+            GatewayStep::Dialled => self.dialled(host, core),
+            GatewayStep::Timer => self.pump(host, core),
+            GatewayStep::Engine => self.engine_step(host, core),
+            GatewayStep::Expire => self.wake(host, core),
+            GatewayStep::Synced => self.synced(host, core),
+            GatewayStep::Begin(id) => self.begin(id, host, core),
+            GatewayStep::Exit(id, ended) => self.exit(id, ended, host, core),
+            GatewayStep::Observe => self.observe(host, core),
+        }
+    }
+
+    /// What an earlier process left behind is settled before this one dials.
+    fn dial_when_settled(&mut self, host: &Host, core: &mut Core) {
+        if !self.dialled && self.engine.is_settled() {
+            self.dialled = true;
+            core.after(Duration::ZERO, host.event(GatewayStep::Dial));
+        }
+    }
+
+    fn observe(&self, host: &mut Host, core: &mut Core) {
+        let count = 1 + core.random.below(OBSERVED_MAX);
+        self.collect(count, host, core);
+        if core.turmoil {
+            let pause = core.random.millis(500, 8_000);
+            core.after(pause, host.event(GatewayStep::Observe));
+        }
+    }
+
+    fn collect(&self, count: u64, host: &mut Host, core: &mut Core) {
+        let wall = host.wall(core);
+        let observed = (0..count).map(|n| wall.saturating_add(Duration::from_micros(n)));
+        host.write(Write::Append(self.run, observed.collect()), core);
+    }
+
+    fn synced(&mut self, host: &mut Host, core: &mut Core) {
+        if core.dies(Dying::Gateway(host.id)) {
+            return;
+        }
+        let Some((write, written)) = host.disk.sync() else {
+            return;
+        };
+        host.witness(&write, &written, core);
+        let bound = core.scenario.spool_max;
+        if host.disk.image.spool.len() > bound {
+            core.recorder
+                .violated(|| format!("9: a spool holds more than {bound} records"));
+        }
+        if core.dies(Dying::Gateway(host.id)) {
+            return;
+        }
+        match write {
+            Write::Journal(step) => {
+                self.journalled(step.command_id(), written.done, host, core);
+                self.dial_when_settled(host, core);
+            }
+            Write::Epoch(wire, ..) => self.epoch_kept(wire, written.done, host, core),
+            Write::Append(..) | Write::Acknowledge(_) => self.look_again(host, core),
+        }
     }
 }

@@ -99,9 +99,7 @@ impl World {
             core.hang_up(wire, viworks_common::session::End::Agent);
         }
         host.retired = true;
-        for (run, seq) in host.disk.image.spool.untold() {
-            core.recorder.excuse((agent, run, seq));
-        }
+        host.excuse_spool(core);
         if alone {
             self.backend.store.commit(core, |tx| tx.revoke(agent));
         }
