@@ -17,7 +17,7 @@ use viworks_common::session::End;
 use super::core::{BackendStep, Core, Event, Generation, InstanceId, Process as Dying};
 use super::network::{ConnectionId, Received};
 use super::scenario::Rules;
-use super::store_model::{Fenced, Holder, Leased, Store, Tx};
+use super::store_model::{Command, Fenced, Holder, Store, Tx};
 
 mod connection;
 mod opening;
@@ -32,7 +32,6 @@ type Commit = Box<dyn FnOnce(&mut Store, &mut Core) -> Then>;
 /// What a connection does once something for it has come.
 type Then = Box<dyn FnOnce(&mut Instance, &mut Connection, &mut Core)>;
 
-/// One process.
 pub(crate) struct Instance {
     id: InstanceId,
     generation: Generation,
@@ -60,7 +59,6 @@ pub(crate) struct Kept {
 
 /// All processes and what they share.
 pub(crate) struct Backend {
-    /// The database.
     pub store: Store,
     /// A backup of it, if somebody took one.
     pub backup: Option<Store>,
@@ -145,7 +143,7 @@ impl Backend {
         instance.coming.clear();
         let noticed = core.random.below(3) > 0;
         for (wire, connection) in std::mem::take(&mut instance.connections) {
-            if connection.is_over() {
+            if connection.over {
                 continue;
             }
             if noticed {
@@ -156,7 +154,6 @@ impl Backend {
         }
     }
 
-    /// Goes on.
     pub(crate) fn step(
         &mut self,
         (id, generation): (InstanceId, Generation),
@@ -177,21 +174,17 @@ impl Backend {
         }
     }
 
-    /// Something arrived on a connection.
     pub(crate) fn arrival(&mut self, wire: ConnectionId, core: &mut Core) {
         let received = core.receive(wire, End::Backend);
         let (Some(received), Some(known)) = (received, core.network.wire(wire)) else {
             return;
         };
-        let (id, generation) = known.backend;
-        let instance = &mut self.instances[id.0];
-        if instance.up
-            && instance.generation == generation
-            && let Some(connection) = instance.connections.get_mut(&wire)
-        {
+        let (InstanceId(id), _) = known.backend;
+        let instance = &mut self.instances[id];
+        if let Some(connection) = instance.connections.get_mut(&wire) {
             match received {
-                Received::Frame(bytes) => connection.hold(bytes),
-                Received::Lost => connection.lose(),
+                Received::Frame(bytes) => connection.held.push_back(bytes),
+                Received::Lost => connection.lost = true,
             }
             instance.turn(wire, core);
         }
@@ -241,7 +234,7 @@ impl Backend {
 
     /// Lets whoever holds a gateway's session ask for the end of a command.
     pub(crate) fn cancel(&mut self, agent: AgentId, command: CommandId, core: &mut Core) {
-        let cancel = |it: &mut Connection| it.order(Order::Cancel(command));
+        let cancel = |it: &mut Connection| it.orders.push_back(Order::Cancel(command));
         self.tell(agent, cancel, core);
     }
 
@@ -267,7 +260,7 @@ impl Backend {
     }
 
     /// Sends a command on its way that was offered at its birth.
-    pub(crate) fn deliver(&mut self, kept: &Kept, offer: Leased, core: &mut Core) {
+    pub(crate) fn deliver(&mut self, kept: &Kept, offer: Command, core: &mut Core) {
         let put: Then = Box::new(|_, connection, _| connection.put(offer));
         self.instances[kept.instance.0].send_off(kept.wire, put, core);
     }
@@ -349,7 +342,7 @@ impl Instance {
     fn with(&mut self, wire: ConnectionId, what: impl FnOnce(&mut Self, &mut Connection)) {
         if let Some(mut connection) = self.connections.remove(&wire) {
             what(self, &mut connection);
-            if !connection.is_over() || connection.live.is_some() {
+            if !connection.over || connection.live.is_some() {
                 self.connections.insert(wire, connection);
             }
         }
@@ -364,7 +357,7 @@ impl Instance {
     }
 
     fn order(&mut self, wire: ConnectionId, order: Order, core: &mut Core) {
-        self.tell(wire, |connection| connection.order(order), core);
+        self.tell(wire, |connection| connection.orders.push_back(order), core);
     }
 
     /// Enters a confirmed session; an older one of the same gateway is closed. False when a newer one is there.

@@ -32,17 +32,13 @@ pub(crate) struct InstanceId(pub usize);
 pub(crate) struct Generation(pub u32);
 
 impl Generation {
-    /// The next start's.
-    #[must_use]
     pub(crate) const fn next(self) -> Self {
         Self(self.0 + 1)
     }
 }
 
-/// A step of a gateway's process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum GatewayStep {
-    /// Connect.
     Dial,
     /// The upgrade was accepted, or not.
     Dialled,
@@ -58,14 +54,11 @@ pub(crate) enum GatewayStep {
     Begin(CommandId),
     /// A running command ends, by itself or because somebody wants it.
     Exit(CommandId, bool),
-    /// The collector has records.
     Observe,
 }
 
-/// A step of a backend's process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BackendStep {
-    /// A gateway connects.
     Accept(ConnectionId),
     /// A connection's loop takes its next turn.
     Turn(ConnectionId),
@@ -73,9 +66,7 @@ pub(crate) enum BackendStep {
     Commit(u64),
     /// An answer of the store, or what was offered at its birth, reaches its connection.
     Come(u64),
-    /// A probe was not answered.
     ProbeOver(ConnectionId),
-    /// The reconcilers run.
     Tick,
 }
 
@@ -84,9 +75,7 @@ pub(crate) enum BackendStep {
 pub(crate) enum Fault {
     /// Of processes, connections and clocks.
     Any,
-    /// Somebody takes an image or a backup.
     Image,
-    /// And somebody uses it.
     Restore,
     /// Somebody sets the wall clock of the backend's host.
     Clock,
@@ -95,21 +84,14 @@ pub(crate) enum Fault {
 /// What happens next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// A gateway's process goes on.
     Gateway(HostId, Generation, GatewayStep),
-    /// A backend's process goes on.
     Backend(InstanceId, Generation, BackendStep),
     /// The next frame, or the end, of a connection reaches one end.
     Arrival(ConnectionId, End),
-    /// A gateway's process starts.
     Boot(HostId),
-    /// A backend's process starts.
     Start(InstanceId),
-    /// An operator submits a command.
     Submit,
-    /// An operator cancels a command.
     Cancel,
-    /// Something goes wrong.
     Fault(Fault),
     /// From here on, nothing goes wrong any more.
     Heal,
@@ -120,26 +102,18 @@ pub(crate) enum Event {
 /// Who dies of a commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Process {
-    /// A gateway's.
     Gateway(HostId),
-    /// A backend's.
     Backend(InstanceId),
 }
 
 /// The shared part of a world.
 #[derive(Debug)]
 pub(crate) struct Core {
-    /// True time.
     pub now: Monotonic,
-    /// Chance.
     pub random: Random,
-    /// The plan.
     pub scenario: Scenario,
-    /// The rules in force.
     pub rules: Rules,
-    /// The connections.
     pub network: Network,
-    /// The truth.
     pub recorder: Recorder,
     /// The backend's processes that take connections.
     pub listening: BTreeSet<(InstanceId, Generation)>,
@@ -195,19 +169,15 @@ impl Core {
     }
 
     /// What the backend's store is told to be now.
-    #[must_use]
     pub(crate) fn backend_now(&self) -> Timestamp {
         self.line.read(self.now)
     }
 
-    /// The backend's wall clock: data for its peers.
-    #[must_use]
     pub(crate) fn backend_wall(&self) -> Timestamp {
         self.wall(self.backend_skew_micros)
     }
 
     /// A wall clock that is off by `skew_micros`.
-    #[must_use]
     pub(crate) fn wall(&self, skew_micros: i64) -> Timestamp {
         let micros = i64::try_from(self.now.as_duration().as_micros()).unwrap_or(i64::MAX);
         Timestamp::from_unix_micros(WALL_ORIGIN + micros + skew_micros)
@@ -236,7 +206,6 @@ impl Core {
         }
     }
 
-    /// The end of the trace.
     pub(super) fn into_trace(self) -> Vec<String> {
         self.trace.map(Vec::from).unwrap_or_default()
     }

@@ -17,11 +17,9 @@ use super::spool_model::Spool;
 /// One transaction, of the journal or of the spool.
 #[derive(Debug, Clone)]
 pub(crate) enum Write {
-    /// A step of the journal.
     Journal(Step),
     /// The ratchet moves, for the session on a connection.
     Epoch(ConnectionId, u64, String),
-    /// Records.
     Append(AgentRunId, Vec<Timestamp>),
     /// Records are committed at the backend.
     Acknowledge(Position),
@@ -36,27 +34,21 @@ pub(crate) struct Written {
     pub spooled: Vec<(u64, Timestamp)>,
 }
 
-/// What is durable.
 #[derive(Debug, Clone)]
 pub(crate) struct Image {
-    /// The journal.
     pub entries: BTreeMap<CommandId, Entry>,
     /// The highest low-water mark ever told.
     pub low_water: u64,
     /// The highest order ever seen.
     pub highest_order: u64,
-    /// The ratchet.
     pub epoch: u64,
-    /// Its token.
     pub token: String,
-    /// The spool.
     pub spool: Spool,
 }
 
 /// A disk. Its image is what a reader sees, too: transactions show when they are committed.
 #[derive(Debug)]
 pub(crate) struct Disk {
-    /// What is durable.
     pub image: Image,
     pending: VecDeque<Write>,
     rules: Rules,
@@ -64,7 +56,6 @@ pub(crate) struct Disk {
 
 impl Image {
     /// As installed, with the first token.
-    #[must_use]
     pub(crate) fn installed(token: String, spool_max: usize) -> Self {
         Self {
             entries: BTreeMap::new(),
@@ -77,7 +68,6 @@ impl Image {
     }
 
     /// Every command that the backend has not acknowledged, by order.
-    #[must_use]
     pub(crate) fn unreported(&self) -> Vec<CommandId> {
         let mut open: Vec<&Entry> = self
             .entries
@@ -155,8 +145,6 @@ impl Image {
 }
 
 impl Disk {
-    /// A disk that holds an image and nothing else.
-    #[must_use]
     pub(crate) const fn new(image: Image, rules: Rules) -> Self {
         Self {
             image,

@@ -99,11 +99,6 @@ impl Host {
         clone
     }
 
-    /// Which start of its process this is.
-    pub(crate) const fn generation(&self) -> Generation {
-        self.generation
-    }
-
     /// Its clock since boot.
     fn clock(&self, core: &Core) -> Monotonic {
         core.now.saturating_add(self.boot)
@@ -198,12 +193,13 @@ impl Host {
         }
     }
 
-    /// Goes on.
-    pub(crate) fn step(&mut self, step: GatewayStep, core: &mut Core) {
-        self.with(|process, host| process.step(step, host, core));
+    /// A step of the process that was started then, if that is still the one.
+    pub(crate) fn step(&mut self, started: Generation, step: GatewayStep, core: &mut Core) {
+        if started == self.generation {
+            self.with(|process, host| process.step(step, host, core));
+        }
     }
 
-    /// Something arrived on a connection.
     pub(crate) fn arrival(&mut self, wire: ConnectionId, core: &mut Core) {
         self.with(|process, host| process.arrival(wire, host, core));
     }

@@ -21,7 +21,6 @@ pub(crate) struct ConnectionId(pub u64);
 /// What reaches an end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Received {
-    /// A message.
     Frame(Vec<u8>),
     /// The other end is gone, and this one can tell.
     Lost,
@@ -34,21 +33,26 @@ struct Pipe {
     last: Monotonic,
     severed: bool,
     slow_until: Monotonic,
+    /// Nobody reads at its end any more.
+    closed: bool,
 }
 
-/// A connection.
+impl Pipe {
+    /// When what is under way arrives.
+    fn arrivals(&self) -> Vec<Monotonic> {
+        self.waiting.iter().map(|(at, _)| *at).collect()
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Wire {
     /// The gateway's machine and process.
     pub agent: (HostId, Generation),
     /// The gateway in the client's certificate.
     pub agent_id: AgentId,
-    /// The backend's process.
     pub backend: (InstanceId, Generation),
     to_agent: Pipe,
     to_backend: Pipe,
-    agent_open: bool,
-    backend_open: bool,
     /// Whether anything ever went wrong with it.
     sound: bool,
 }
@@ -60,16 +64,8 @@ impl Wire {
             End::Backend => &mut self.to_backend,
         }
     }
-
-    const fn open(&mut self, end: End) -> &mut bool {
-        match end {
-            End::Agent => &mut self.agent_open,
-            End::Backend => &mut self.backend_open,
-        }
-    }
 }
 
-/// All connections.
 #[derive(Debug, Default)]
 pub(crate) struct Network {
     wires: BTreeMap<ConnectionId, Wire>,
@@ -79,7 +75,6 @@ pub(crate) struct Network {
 
 impl Network {
     /// A connection that at least one end still has.
-    #[must_use]
     pub(crate) fn wire(&self, id: ConnectionId) -> Option<&Wire> {
         self.wires.get(&id)
     }
@@ -90,11 +85,9 @@ impl Network {
     }
 
     /// Whether nothing ever went wrong with a connection, and both ends still have it.
-    #[must_use]
     pub(crate) fn is_sound(&self, id: ConnectionId) -> bool {
-        self.wires
-            .get(&id)
-            .is_some_and(|wire| wire.sound && wire.agent_open && wire.backend_open)
+        let known = self.wires.get(&id);
+        known.is_some_and(|it| it.sound && !it.to_agent.closed && !it.to_backend.closed)
     }
 }
 
@@ -125,26 +118,26 @@ impl Core {
             backend,
             to_agent: Pipe::default(),
             to_backend: Pipe::default(),
-            agent_open: true,
-            backend_open: true,
             sound: true,
         };
         self.network.wires.insert(id, wire);
-        let (instance, generation) = backend;
-        self.after(
-            Duration::ZERO,
-            Event::Backend(instance, generation, BackendStep::Accept(id)),
-        );
+        let accept = Event::Backend(backend.0, backend.1, BackendStep::Accept(id));
+        self.after(Duration::ZERO, accept);
         if self.turmoil && self.random.once_in(SLOW_ONE_IN) {
             let span = self.random.millis(100, 6_000);
-            let end = if self.random.once_in(2) {
-                End::Agent
-            } else {
-                End::Backend
-            };
+            let end = self.some_end();
             self.delay(id, end, span);
         }
         Some(id)
+    }
+
+    /// Either end of a connection.
+    pub(crate) const fn some_end(&mut self) -> End {
+        if self.random.once_in(2) {
+            End::Agent
+        } else {
+            End::Backend
+        }
     }
 
     /// Puts a message on its way from `from`.
@@ -183,16 +176,10 @@ impl Core {
     /// What has arrived at `end`, in order.
     pub(crate) fn receive(&mut self, id: ConnectionId, end: End) -> Option<Received> {
         let now = self.now;
-        let wire = self.network.wires.get_mut(&id)?;
-        let pipe = wire.pipe_to(end);
-        if pipe.waiting.front().is_none_or(|(at, _)| *at > now) {
-            return None;
-        }
-        let (_, content) = pipe.waiting.pop_front()?;
-        if !*wire.open(end) {
-            return None;
-        }
-        Some(content.map_or(Received::Lost, Received::Frame))
+        let pipe = self.network.wires.get_mut(&id)?.pipe_to(end);
+        let (_, content) = pipe.waiting.pop_front_if(|(at, _)| *at <= now)?;
+        let content = content.map_or(Received::Lost, Received::Frame);
+        (!pipe.closed).then_some(content)
     }
 
     /// `end` is done with the connection and says so, as TCP does after everything before it.
@@ -206,8 +193,8 @@ impl Core {
         let Some(wire) = self.network.wires.get_mut(&id) else {
             return;
         };
-        *wire.open(end) = false;
-        if !wire.agent_open && !wire.backend_open {
+        wire.pipe_to(end).closed = true;
+        if wire.to_agent.closed && wire.to_backend.closed {
             self.network.wires.remove(&id);
         }
     }
@@ -234,13 +221,11 @@ impl Core {
                 *at = at.saturating_add(late);
             }
             pipe.severed = true;
-            let mut arrivals: Vec<Monotonic> = pipe.waiting.iter().map(|(at, _)| *at).collect();
             if noticed {
-                let last = arrivals.last().copied().unwrap_or(now);
+                let last = pipe.waiting.back().map_or(now, |(at, _)| *at);
                 pipe.waiting.push_back((last, None));
-                arrivals.push(last);
             }
-            for at in arrivals {
+            for at in pipe.arrivals() {
                 self.at(at, Event::Arrival(id, end));
             }
         }
@@ -259,8 +244,7 @@ impl Core {
         for (at, _) in &mut pipe.waiting {
             *at = until.max(*at);
         }
-        let arrivals: Vec<Monotonic> = pipe.waiting.iter().map(|(at, _)| *at).collect();
-        for at in arrivals {
+        for at in pipe.arrivals() {
             self.at(at, Event::Arrival(id, end));
         }
     }

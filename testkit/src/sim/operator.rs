@@ -5,12 +5,10 @@ use viworks_common::id::CommandName;
 
 use super::random::Random;
 
-/// A kind of command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// Must never run twice, and everybody knows.
     Once,
-    /// May run twice.
     Again,
     /// The backend believes that it may run twice; the gateway's catalogue says that it must not.
     Contested,
@@ -40,14 +38,10 @@ impl Kind {
         }
     }
 
-    /// Its name.
-    #[must_use]
     pub(crate) fn name(self) -> CommandName {
         self.text().parse().expect("a valid name")
     }
 
-    /// The kind with a name.
-    #[must_use]
     pub(crate) fn of(name: &CommandName) -> Self {
         let known = Self::ALL
             .into_iter()
@@ -55,16 +49,11 @@ impl Kind {
         known.unwrap_or(Self::Unknown)
     }
 
-    /// Whether the backend believes that it may run twice.
-    #[must_use]
     pub(crate) const fn believed_idempotent(self) -> bool {
         matches!(self, Self::Again | Self::Contested)
     }
 
     /// What the gateway's own catalogue says: whether it may run twice, or why it may not run at all.
-    ///
-    /// # Errors
-    /// When the catalogue does not have it.
     pub(crate) const fn verdict(self) -> Result<bool, RejectCode> {
         match self {
             Self::Once | Self::Contested => Ok(false),

@@ -9,8 +9,6 @@ use uuid::Uuid;
 pub(crate) struct Random(u64);
 
 impl Random {
-    /// Starts the sequence that belongs to `seed`.
-    #[must_use]
     pub(crate) const fn new(seed: u64) -> Self {
         Self(seed)
     }
@@ -48,12 +46,10 @@ impl Random {
         low.saturating_add(Duration::from_micros(self.below(width.saturating_add(1))))
     }
 
-    /// A span of milliseconds from `low` to `high`.
     pub(crate) fn millis(&mut self, low: u64, high: u64) -> Duration {
         self.span(Duration::from_millis(low), Duration::from_millis(high))
     }
 
-    /// A version 4 UUID.
     pub(crate) fn uuid(&mut self) -> Uuid {
         let bits = (u128::from(self.number()) << 64) | u128::from(self.number());
         uuid::Builder::from_random_bytes(bits.to_be_bytes()).into_uuid()

@@ -25,13 +25,10 @@ macro_rules! counts {
         }
 
         impl Counts {
-            /// Adds another world's.
             pub const fn add(&mut self, other: &Self) {
                 $(self.$name += other.$name;)*
             }
 
-            /// Every count with its name.
-            #[must_use]
             pub fn each(&self) -> Vec<(&'static str, u64)> {
                 vec![$((stringify!($name), self.$name),)*]
             }
@@ -89,16 +86,24 @@ counts! {
 pub(crate) struct Start {
     /// Its number in this world: the outcome carries it.
     pub number: u64,
-    /// Where.
     pub host: HostId,
-    /// In which process.
     pub run: AgentRunId,
+}
+
+/// What an operator wants of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Wish {
+    /// Until when it may start, in true time.
+    due: Monotonic,
+    /// What that may be wrong by.
+    tolerance: Duration,
+    /// How long it may run, in milliseconds.
+    limit: Option<u64>,
 }
 
 /// Who writes down what happens.
 #[derive(Debug, Default)]
 pub(crate) struct Recorder {
-    /// What was counted.
     pub counts: Counts,
     violation: Option<String>,
     sealed: BTreeMap<[u8; 16], (ConnectionId, End, bool)>,
@@ -106,10 +111,7 @@ pub(crate) struct Recorder {
     next_start: u64,
     permits: BTreeMap<(CommandId, AgentRunId), Monotonic>,
     finals: BTreeMap<CommandId, CommandState>,
-    /// Until when an operator wants a command to start, in true time, and what its span may be wrong by.
-    dues: BTreeMap<CommandId, (Monotonic, Duration)>,
-    /// The time limits that operators gave, in milliseconds.
-    limits: BTreeMap<CommandId, Option<u64>>,
+    wishes: BTreeMap<CommandId, Wish>,
     journalled: BTreeSet<u64>,
     reported: BTreeSet<u64>,
     spooled: BTreeMap<Key, i64>,
@@ -140,8 +142,6 @@ impl Recorder {
         }
     }
 
-    /// The first violation.
-    #[must_use]
     pub(crate) fn violation(&self) -> Option<&str> {
         self.violation.as_deref()
     }
@@ -202,19 +202,10 @@ impl Recorder {
                 self.violated(|| format!("1: {command} is not idempotent and ran: {starts:?}"));
             }
         }
-        if let Some((due, tolerance)) = self.dues.get(&command)
-            && now > due.saturating_add(*tolerance)
+        if let Some(wish) = self.wishes.get(&command).copied()
+            && (now > wish.due.saturating_add(wish.tolerance) || limit != wish.limit)
         {
-            let late = now.saturating_since(*due);
-            self.violated(|| format!("4: {command} started {late:?} after what its operator said"));
-        }
-        if let Some(asked) = self.limits.get(&command)
-            && *asked != limit
-        {
-            let asked = *asked;
-            self.violated(|| {
-                format!("4: {command} runs with limit {limit:?} instead of {asked:?}")
-            });
+            self.violated(|| format!("4: {command} started {now:?} for {limit:?} ms: {wish:?}"));
         }
         match self.permits.get(&(command, run)) {
             None => self.violated(|| format!("1: {command} started in {run} without a permit")),
@@ -227,8 +218,6 @@ impl Recorder {
         number
     }
 
-    /// What ran of a command.
-    #[must_use]
     pub(crate) fn starts(&self, command: CommandId) -> &[Start] {
         self.starts.get(&command).map_or(&[], Vec::as_slice)
     }
@@ -245,7 +234,6 @@ impl Recorder {
     }
 
     /// Whether the outcome of a start is durable on the gateway and was never committed.
-    #[must_use]
     pub(crate) fn is_owed(&self, number: u64) -> bool {
         self.journalled.contains(&number) && !self.reported.contains(&number)
     }
@@ -258,20 +246,17 @@ impl Recorder {
         }
     }
 
-    /// Every key ever spooled.
-    pub(crate) fn keys(&self) -> impl Iterator<Item = &Key> {
-        self.spooled.keys()
-    }
-
     /// A record is gone by no fault of the protocol: its disk went back in time or was put away.
     pub(crate) fn excuse(&mut self, key: Key) {
         self.excused.insert(key);
     }
 
-    /// Whether nobody has to answer for a record.
-    #[must_use]
-    pub(crate) fn is_excused(&self, key: &Key) -> bool {
-        self.excused.contains(key)
+    /// Invariant 5: every record is stored, in a gap, or nobody has to answer for it.
+    pub(crate) fn look_for_loss(&mut self, store: &Store) {
+        let is_lost = |key: &&Key| !store.accounts_for(key) && !self.excused.contains(*key);
+        if let Some(key) = self.spooled.keys().find(is_lost).copied() {
+            self.violated(|| format!("5: {key:?} was spooled, and is neither stored nor in a gap"));
+        }
     }
 
     /// A record is stored. Invariant 5.
@@ -303,7 +288,6 @@ impl Recorder {
         }
     }
 
-    /// An operator's command was accepted.
     pub(crate) fn submitted(
         &mut self,
         agent: AgentId,
@@ -311,10 +295,12 @@ impl Recorder {
         (now, span): (Monotonic, Duration),
         limit: Option<u64>,
     ) {
-        self.limits.insert(command, limit);
-        let tolerance = span / 1_000 + Duration::from_millis(1);
-        let due = now.saturating_add(span);
-        self.dues.insert(command, (due, tolerance));
+        let wish = Wish {
+            due: now.saturating_add(span),
+            tolerance: span / 1_000 + Duration::from_millis(1),
+            limit,
+        };
+        self.wishes.insert(command, wish);
         if !self.unsettled.contains(&agent) {
             self.fresh.insert(command);
         }
@@ -381,10 +367,10 @@ impl Recorder {
 
     /// The backend ended a command by its deadline.
     fn given_up(&mut self, command: CommandId, now: Monotonic) {
-        if let Some((due, tolerance)) = self.dues.get(&command)
-            && now.saturating_add(*tolerance) < *due
+        if let Some(wish) = self.wishes.get(&command)
+            && now.saturating_add(wish.tolerance) < wish.due
         {
-            let early = due.saturating_since(now);
+            let early = wish.due.saturating_since(now);
             self.violated(|| format!("4: {command} was given up {early:?} before its deadline"));
         }
     }

@@ -14,13 +14,11 @@ pub struct Rules {
 
 impl Rules {
     /// Every rule, as the product has them.
-    #[must_use]
     pub const fn all() -> Self {
         Self { off: None }
     }
 
     /// Every rule but one.
-    #[must_use]
     pub const fn without(rule: Rule) -> Self {
         Self { off: Some(rule) }
     }
@@ -52,11 +50,9 @@ pub(crate) struct Scenario {
     pub gateways: usize,
     /// Processes of the backend that share the store.
     pub instances: usize,
-    /// Commands an operator submits.
     pub commands: u64,
     /// Faults of processes, connections and clocks.
     pub faults: u64,
-    /// Faults of storage.
     pub storage: Storage,
     /// How long commands are submitted and faults happen.
     pub turmoil: Duration,
@@ -68,20 +64,16 @@ pub(crate) struct Scenario {
     pub crash_at_commit: u64,
     /// Whether frames of other sessions are played into connections.
     pub replays: bool,
-    /// Whether wall clocks jump.
     pub jumps: bool,
-    /// Records a spool holds.
     pub spool_max: usize,
     /// Whether the copy of a gateway ignores how long it should wait.
     pub rude_copy: bool,
-    /// Between heartbeats.
     pub heartbeat: Duration,
     /// Commands a session may have open.
     pub command_credit: u32,
 }
 
 impl Scenario {
-    /// Draws a plan.
     pub(crate) fn draw(random: &mut Random) -> Self {
         let storage = match random.below(10) {
             0 | 1 => Storage::GatewayRestored,

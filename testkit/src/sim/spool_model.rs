@@ -19,7 +19,6 @@ struct Epoch {
     gaps: Vec<Gap>,
 }
 
-/// The spool of one disk.
 #[derive(Debug, Clone)]
 pub(crate) struct Spool {
     epochs: Vec<Epoch>,
@@ -27,8 +26,6 @@ pub(crate) struct Spool {
 }
 
 impl Spool {
-    /// An empty one.
-    #[must_use]
     pub(crate) const fn new(records_max: usize) -> Self {
         Self {
             epochs: Vec::new(),
@@ -36,14 +33,11 @@ impl Spool {
         }
     }
 
-    /// Records that wait.
-    #[must_use]
     pub(crate) fn len(&self) -> usize {
         self.epochs.iter().map(|epoch| epoch.records.len()).sum()
     }
 
     /// Whether nothing waits to be told, record or gap.
-    #[must_use]
     pub(crate) fn is_delivered(&self) -> bool {
         self.epochs.iter().all(Epoch::is_delivered)
     }
@@ -63,7 +57,8 @@ impl Spool {
         run: AgentRunId,
         observed: &[Timestamp],
     ) -> Vec<(u64, Timestamp)> {
-        if !self.epochs.iter().any(|epoch| epoch.run == run) {
+        let known = self.epochs.iter().position(|epoch| epoch.run == run);
+        let index = known.unwrap_or_else(|| {
             self.epochs.push(Epoch {
                 run,
                 next: 1,
@@ -71,15 +66,12 @@ impl Spool {
                 records: BTreeMap::new(),
                 gaps: Vec::new(),
             });
-        }
-        let mut numbered = Vec::new();
-        if let Some(epoch) = self.epochs.iter_mut().find(|epoch| epoch.run == run) {
-            for at in observed {
-                epoch.records.insert(epoch.next, *at);
-                numbered.push((epoch.next, *at));
-                epoch.next += 1;
-            }
-        }
+            self.epochs.len() - 1
+        });
+        let epoch = &mut self.epochs[index];
+        let numbered: Vec<_> = (epoch.next..).zip(observed.iter().copied()).collect();
+        epoch.records.extend(numbered.iter().copied());
+        epoch.next += u64::try_from(numbered.len()).unwrap_or_default();
         while self.len() > self.records_max {
             self.give_up_oldest();
         }
@@ -137,7 +129,6 @@ impl Spool {
     }
 
     /// What is acknowledged of each epoch, as HELLO names them: those that wait, then the youngest delivered ones.
-    #[must_use]
     pub(crate) fn positions(&self) -> Vec<Position> {
         let waiting = self.epochs.iter().filter(|it| !it.is_delivered());
         let waiting = waiting.take(SPOOL_EPOCHS_NAMED_MAX);
@@ -151,7 +142,6 @@ impl Spool {
     }
 
     /// The next records behind what is acknowledged and behind what is under way.
-    #[must_use]
     pub(crate) fn next_batch(&self, sent: &BTreeMap<AgentRunId, u64>) -> Option<Batch> {
         self.epochs.iter().find_map(|epoch| {
             let under_way = sent.get(&epoch.run).copied().unwrap_or_default();

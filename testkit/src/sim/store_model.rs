@@ -21,7 +21,7 @@ mod commands;
 mod sessions;
 mod telemetry;
 
-pub(crate) use commands::{Leased, Submitted};
+pub(crate) use commands::Submitted;
 pub(crate) use sessions::{AdmitRequest, Admitted, ConfirmRequest};
 
 /// On whose behalf a session writes.

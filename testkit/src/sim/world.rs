@@ -30,7 +30,6 @@ const SETTLED_WITHIN: Duration = Duration::from_secs(3 * 3_600);
 /// Events of one world; more than this is a livelock.
 const EVENTS_MAX: u64 = 2_000_000;
 
-/// A world at a time.
 pub(super) struct World {
     core: Core,
     hosts: Vec<Host>,
@@ -128,12 +127,10 @@ impl World {
         Some("10: the world does not come to rest".to_owned())
     }
 
-    /// What was counted.
     pub(super) const fn counts(&self) -> Counts {
         self.core.recorder.counts
     }
 
-    /// The end of the trace.
     pub(super) fn into_trace(self) -> Vec<String> {
         self.core.into_trace()
     }
@@ -147,21 +144,13 @@ impl World {
             ..
         } = self;
         match event {
-            Event::Gateway(id, generation, step) => {
-                let host = &mut hosts[id.0];
-                if host.generation() == generation {
-                    host.step(step, core);
-                }
-            }
+            Event::Gateway(id, generation, step) => hosts[id.0].step(generation, step, core),
             Event::Backend(id, generation, step) => backend.step((id, generation), step, core),
             Event::Arrival(wire, End::Backend) => backend.arrival(wire, core),
             Event::Arrival(wire, End::Agent) => {
                 if let Some(known) = core.network.wire(wire) {
-                    let (id, generation) = known.agent;
-                    let host = &mut hosts[id.0];
-                    if host.generation() == generation {
-                        host.arrival(wire, core);
-                    }
+                    let (HostId(id), _) = known.agent;
+                    hosts[id].arrival(wire, core);
                 }
             }
             Event::Boot(id) => hosts[id.0].boot(core),
@@ -287,11 +276,7 @@ impl World {
             8 if core.scenario.replays => {
                 if let Some(wire) = self.some_wire() {
                     let core = &mut self.core;
-                    let end = if core.random.once_in(2) {
-                        End::Agent
-                    } else {
-                        End::Backend
-                    };
+                    let end = core.some_end();
                     core.note(|| format!("an old frame is played into {wire:?} for {end:?}"));
                     core.inject(wire, end);
                 }
@@ -314,21 +299,18 @@ impl World {
         let Some(wire) = self.some_wire() else { return };
         let core = &mut self.core;
         core.recorder.counts.cuts += 1;
-        match core.random.below(4) {
-            0 => {
-                let span = core.random.millis(100, 15_000);
-                core.note(|| format!("{wire:?} is slow for {span:?}"));
-                core.delay(wire, End::Agent, span);
-            }
-            1 => {
-                let span = core.random.millis(100, 15_000);
-                core.note(|| format!("{wire:?} is slow for {span:?} on the way up"));
-                core.delay(wire, End::Backend, span);
-            }
-            _ => {
-                core.note(|| format!("{wire:?} is cut"));
-                core.cut(wire);
-            }
+        let slow = match core.random.below(4) {
+            0 => Some(End::Agent),
+            1 => Some(End::Backend),
+            _ => None,
+        };
+        if let Some(end) = slow {
+            let span = core.random.millis(100, 15_000);
+            core.note(|| format!("{wire:?} is slow to {end:?} for {span:?}"));
+            core.delay(wire, end, span);
+        } else {
+            core.note(|| format!("{wire:?} is cut"));
+            core.cut(wire);
         }
     }
 
@@ -379,56 +361,46 @@ impl World {
         }
     }
 
+    /// Somebody uses the backup or the image, if there is one.
     fn restore(&mut self) {
-        match self.core.scenario.storage {
-            Storage::Sound => {}
-            Storage::BackendRestored => self.restore_backend(),
-            Storage::GatewayRestored => self.restore_gateway(),
-            Storage::GatewayCloned => self.clone_gateway(),
+        if let Some(backup) = self.backend.backup.take() {
+            self.restore_backend(backup);
         }
-    }
-
-    fn restore_backend(&mut self) {
-        let Some(backup) = self.backend.backup.take() else {
+        let has_image = |host: &Host| host.snapshot.is_some();
+        let Some(index) = self.hosts.iter().position(has_image) else {
             return;
         };
-        for n in 0..self.backend.len() {
-            self.crash_backend(InstanceId(n));
+        let is_cloned = self.core.scenario.storage == Storage::GatewayCloned;
+        if !is_cloned {
+            self.crash_gateway(HostId(index));
         }
-        self.core
-            .note(|| "the database is RESTORED from its backup".to_owned());
-        self.backend.store = backup;
-        self.core.recorder.rolled_back(&self.backend.store);
-    }
-
-    fn restore_gateway(&mut self) {
-        let Some(index) = self.hosts.iter().position(|host| host.snapshot.is_some()) else {
+        let (next, core) = (HostId(self.hosts.len()), &mut self.core);
+        let host = &mut self.hosts[index];
+        let Some(image) = host.snapshot.take() else {
             return;
         };
-        self.crash_gateway(HostId(index));
-        let (host, core) = (&mut self.hosts[index], &mut self.core);
-        if let Some(image) = host.snapshot.take() {
-            core.note(|| format!("the disk of {:?} is RESTORED from its image", HostId(index)));
-            core.recorder.doubled(host.agent());
+        let id = host.id;
+        core.recorder.doubled(host.agent());
+        if is_cloned {
+            core.note(|| format!("{next:?} starts from an image of {id:?}"));
+            let mut clone = host.clone_onto(next, Disk::new(image, core.rules));
+            clone.rude = core.scenario.rude_copy;
+            self.hosts.push(clone);
+            core.after(Duration::ZERO, Event::Boot(next));
+        } else {
+            core.note(|| format!("the disk of {id:?} is RESTORED from its image"));
             host.restore(image, core);
         }
     }
 
-    fn clone_gateway(&mut self) {
-        let Some(index) = self.hosts.iter().position(|host| host.snapshot.is_some()) else {
-            return;
-        };
-        let (id, core) = (HostId(self.hosts.len()), &mut self.core);
-        let original = &mut self.hosts[index];
-        if let Some(image) = original.snapshot.take() {
-            core.note(|| format!("{id:?} starts from an image of {:?}", original.id));
-            core.recorder.doubled(original.agent());
-            let disk = Disk::new(image, core.rules);
-            let mut clone = original.clone_onto(id, disk);
-            clone.rude = core.scenario.rude_copy;
-            self.hosts.push(clone);
-            core.after(Duration::ZERO, Event::Boot(id));
+    fn restore_backend(&mut self, backup: Store) {
+        for n in 0..self.backend.len() {
+            self.crash_backend(InstanceId(n));
         }
+        let core = &mut self.core;
+        core.note(|| "the database is RESTORED from its backup".to_owned());
+        self.backend.store = backup;
+        core.recorder.rolled_back(&self.backend.store);
     }
 
     fn heal(&mut self) {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use viworks_common::code::CloseCode;
-use viworks_common::command::{Arguments, digest, format_digest};
+use viworks_common::command::{Arguments, CommandState, digest, format_digest};
 use viworks_common::id::{AgentId, CommandId};
 use viworks_common::ledger::lease::Place;
 use viworks_common::ledger::permit::{Accepted, Permit as Decision};
@@ -14,13 +14,13 @@ use viworks_common::session::{BackendEvent, BackendSession, End};
 use viworks_common::telemetry::{Batch, Position};
 use viworks_common::time::{Monotonic, Timestamp};
 use viworks_common::wire::message::{
-    BackendMessage, Command, CommandRef, Drain, Go, HeartbeatAck, Permit, Refuse, ResultAck,
-    TelemetryAck,
+    BackendMessage, Command as Offer, CommandRef, Drain, Go, HeartbeatAck, Permit, Refuse,
+    ResultAck, TelemetryAck,
 };
 
 use super::super::core::{BackendStep, Core};
 use super::super::network::ConnectionId;
-use super::super::store_model::{ConfirmRequest, Fenced, Holder, Leased};
+use super::super::store_model::{Command, ConfirmRequest, Fenced, Holder};
 use super::opening::Arrival;
 use super::{Instance, Tx};
 
@@ -45,16 +45,16 @@ pub(super) struct Connection {
     /// The gateway's confirmed epoch when it was recognised.
     pub(super) confirmed_before: u64,
     pub(super) session: BackendSession,
-    held: VecDeque<Vec<u8>>,
-    lost: bool,
-    over: bool,
+    pub(super) held: VecDeque<Vec<u8>>,
+    pub(super) lost: bool,
+    pub(super) over: bool,
     /// The store was asked, or a probe is out: the loop looks at nothing else meanwhile.
     pub(super) waiting: bool,
     pub(super) arrival: Option<Arrival>,
     pub(super) welcomed: Option<ConfirmRequest>,
     pub(super) live: Option<Live>,
-    orders: VecDeque<Order>,
-    offered: VecDeque<Leased>,
+    pub(super) orders: VecDeque<Order>,
+    offered: VecDeque<Command>,
     nudged: bool,
     woken_at: Option<Monotonic>,
 }
@@ -128,29 +128,13 @@ impl Connection {
         }
     }
 
-    pub(super) const fn is_over(&self) -> bool {
-        self.over
-    }
-
     /// Whether it waits for what a probe brings.
     pub(super) const fn is_undecided(&self) -> bool {
         self.arrival.is_some() && !self.over
     }
 
-    pub(super) fn hold(&mut self, bytes: Vec<u8>) {
-        self.held.push_back(bytes);
-    }
-
-    pub(super) const fn lose(&mut self) {
-        self.lost = true;
-    }
-
     pub(super) fn nudge(&mut self) {
         self.nudged = true;
-    }
-
-    pub(super) fn order(&mut self, order: Order) {
-        self.orders.push_back(order);
     }
 
     pub(super) fn refuse(&mut self, code: CloseCode, reason: &str, core: &Core) {
@@ -192,10 +176,10 @@ impl Connection {
     }
 
     /// Puts a command there that was offered at its birth.
-    pub(super) fn put(&mut self, offer: Leased) {
+    pub(super) fn put(&mut self, offer: Command) {
         if let Some(live) = &mut self.live {
             live.kept = live.kept.saturating_sub(1);
-            live.open.insert(offer.id);
+            live.open.insert(offer.facts.command_id);
             self.offered.push_back(offer);
         }
     }
@@ -214,7 +198,7 @@ impl Connection {
     /// Sends what others put there; a cancel that came before it follows it.
     fn offer_put(&mut self, core: &mut Core) {
         while let Some(offer) = self.offered.pop_front() {
-            let id = offer.id;
+            let id = offer.facts.command_id;
             self.offer(offer, core);
             let early = |live: &mut Live| live.early.remove(&id);
             if self.live.as_mut().is_some_and(early) {
@@ -250,28 +234,30 @@ impl Connection {
         self.send(BackendMessage::Go(Go { command_id, permit }), core.now);
     }
 
-    fn offer(&mut self, leased: Leased, core: &mut Core) {
-        let deadline = self.permit(leased.id, leased.deadline, core);
+    fn offer(&mut self, command: Command, core: &mut Core) {
+        let facts = command.facts;
+        let (command_id, permitted) = (facts.command_id, facts.state == CommandState::Released);
+        let deadline = self.permit(command_id, facts.deadline, core);
         if let Some(live) = &mut self.live {
-            live.open.insert(leased.id);
-            if leased.permitted {
-                live.permitted.insert(leased.id);
+            live.open.insert(command_id);
+            if permitted {
+                live.permitted.insert(command_id);
             }
         }
         let arguments = Arguments::new();
-        let command = Command {
-            command_id: leased.id,
-            order: leased.order,
-            digest: format_digest(&digest(&leased.name, &arguments)),
-            name: leased.name,
+        let offer = Offer {
+            command_id,
+            order: command.order,
+            digest: format_digest(&digest(&command.name, &arguments)),
+            name: command.name,
             arguments,
-            attempt: leased.attempt,
+            attempt: facts.attempt,
             traceparent: None,
             deadline,
-            permitted: leased.permitted,
-            timeout_ms: leased.timeout_ms,
+            permitted,
+            timeout_ms: command.timeout_ms,
         };
-        self.send(BackendMessage::Command(command), core.now);
+        self.send(BackendMessage::Command(offer), core.now);
     }
 
     fn close_offer(&mut self, command: CommandId) {

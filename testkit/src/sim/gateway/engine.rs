@@ -180,12 +180,12 @@ impl Process {
                     self.say(*message, host, core);
                 }
                 Effect::Report(id, outcome) => {
-                    self.say_outcome(id, (*outcome).clone(), host, core);
+                    self.say(result(id, (*outcome).clone()), host, core);
                 }
                 Effect::Resend(id) => {
                     let entry = host.disk.image.entries.get(&id);
                     if let Some(outcome) = entry.and_then(|it| it.outcome.clone()) {
-                        self.say_outcome(id, outcome, host, core);
+                        self.say(result(id, outcome), host, core);
                     }
                 }
                 Effect::Fail(reason) => core.recorder.violated(|| format!("9: {reason}")),
@@ -257,20 +257,6 @@ impl Process {
         self.engine.tell(exited, host, core);
     }
 
-    fn say_outcome(
-        &mut self,
-        command_id: CommandId,
-        outcome: Outcome,
-        host: &mut Host,
-        core: &mut Core,
-    ) {
-        let result = CommandResult {
-            command_id,
-            outcome,
-        };
-        self.say(AgentMessage::CommandResult(result), host, core);
-    }
-
     /// Hands a message to the session it is attached to; the next one is told by the journal.
     fn say(&mut self, message: AgentMessage, host: &mut Host, core: &mut Core) {
         let attached = self.engine.attached;
@@ -280,6 +266,13 @@ impl Process {
             self.pump(host, core);
         }
     }
+}
+
+fn result(command_id: CommandId, outcome: Outcome) -> AgentMessage {
+    AgentMessage::CommandResult(CommandResult {
+        command_id,
+        outcome,
+    })
 }
 
 /// What the gateway's catalogue says of a command.

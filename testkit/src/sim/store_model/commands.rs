@@ -40,18 +40,6 @@ pub(crate) struct Submitted {
     pub timeout_ms: Option<u64>,
 }
 
-/// A command for a session.
-#[derive(Debug, Clone)]
-pub(crate) struct Leased {
-    pub id: CommandId,
-    pub order: u64,
-    pub name: CommandName,
-    pub attempt: u32,
-    pub deadline: Timestamp,
-    pub permitted: bool,
-    pub timeout_ms: Option<u64>,
-}
-
 impl Store {
     fn scene(&self, agent: AgentId, now: Timestamp) -> Scene {
         let live = self.gateways.get(&agent).and_then(|gateway| gateway.live);
@@ -75,19 +63,6 @@ impl Store {
         counters.collect()
     }
 
-    fn offer(&self, facts: &Facts) -> Option<Leased> {
-        let command = self.commands.get(&facts.command_id)?;
-        Some(Leased {
-            id: facts.command_id,
-            order: command.order,
-            name: command.name.clone(),
-            attempt: facts.attempt,
-            deadline: facts.deadline,
-            permitted: facts.state == CommandState::Released,
-            timeout_ms: command.timeout_ms,
-        })
-    }
-
     /// Whether a gateway has commands to lease.
     pub(crate) fn has_queued(&self, agent: AgentId, now: Timestamp) -> bool {
         let mut commands = self.commands.values().map(|command| &command.facts);
@@ -107,7 +82,7 @@ impl Tx<'_> {
         &mut self,
         new: Submitted,
         place: Option<Place>,
-    ) -> Option<Option<Leased>> {
+    ) -> Option<Option<Command>> {
         let (store, now) = (&mut *self.store, self.now);
         let counters = store.counters();
         let waiting = counters.values().map(|it| it.open).sum();
@@ -144,9 +119,10 @@ impl Tx<'_> {
             late_outcome: None,
         };
         store.commands.insert(new.id, command);
-        let offer = born.as_ref().and_then(|born| store.offer(&born.command));
+        let is_offered = born.is_some();
         self.write(born, None);
-        Some(offer)
+        let command = self.store.command(new.id).cloned();
+        Some(command.filter(|_| is_offered))
     }
 
     /// Cancels what has no permit; true when the gateway must be asked.
@@ -163,7 +139,7 @@ impl Tx<'_> {
     }
 
     /// Takes the next commands in order.
-    pub(crate) fn lease(&mut self, holder: Holder, room: usize) -> Result<Vec<Leased>, Fenced> {
+    pub(crate) fn lease(&mut self, holder: Holder, room: usize) -> Result<Vec<Command>, Fenced> {
         self.fence(holder)?;
         let window = lease::window(self.store.low_water(holder.agent));
         let open = self.store.open_facts(holder.agent, window);
@@ -171,10 +147,10 @@ impl Tx<'_> {
         let changes: Vec<Change> = open.iter().filter_map(take).take(room).collect();
         self.look_for_overtaking(&open, &changes);
         let offers = changes.iter().filter(|change| !change.ends());
-        let offers = offers.filter_map(|it| self.store.offer(&it.command));
-        let leased = offers.collect();
+        let offers: Vec<CommandId> = offers.map(|it| it.command.command_id).collect();
         self.write(changes, None);
-        Ok(leased)
+        let leased = offers.into_iter().filter_map(|id| self.store.command(id));
+        Ok(leased.cloned().collect())
     }
 
     /// Invariant 12: what was never offered and is in time has nothing to wait for.
