@@ -362,9 +362,9 @@ impl Instance {
 
     /// Enters a confirmed session; an older one of the same gateway is closed. False when a newer one is there.
     fn register(&mut self, holder: Holder, wire: ConnectionId, core: &mut Core) -> bool {
-        match self.claims.enter(holder.agent, holder.epoch, holder.run) {
-            Entered::Overtaken => return false,
-            Entered::First | Entered::Supersedes => {}
+        let entered = self.claims.enter(holder.agent, holder.epoch, holder.run);
+        if entered == Entered::Overtaken {
+            return false;
         }
         if let Some((older, _)) = self.sessions.insert(holder.agent, (wire, holder)) {
             self.order(older, Order::End, core);

@@ -215,23 +215,14 @@ impl Core {
 fn shortened(line: &str) -> String {
     const KEPT: usize = 6;
     const UUID: usize = 36;
-    let mut rest = line
-        .replace("agent run id ", "run ")
-        .replace("command id ", "");
-    let mut short = String::new();
-    while let Some(dash) = rest.find('-') {
-        let start = dash.saturating_sub(8);
-        let is_id = rest
-            .get(start..start + UUID)
-            .is_some_and(|text| uuid::Uuid::try_parse(text).is_ok());
-        let (kept, next) = if is_id {
-            (start + KEPT, start + UUID)
-        } else {
-            (dash + 1, dash + 1)
-        };
-        short.push_str(&rest[..kept]);
-        rest.drain(..next);
-    }
-    short.push_str(&rest);
-    short
+    let line = line.replace("agent run id ", "run ");
+    let line = line.replace("command id ", "");
+    let ends = |c: char| !c.is_ascii_hexdigit() && c != '-';
+    let shortened = line.split_inclusive(ends).map(|word| {
+        let id = word.trim_end_matches(ends);
+        let is_id = id.len() == UUID && uuid::Uuid::try_parse(id).is_ok();
+        let kept = if is_id { &id[..KEPT] } else { id };
+        [kept, &word[id.len()..]].concat()
+    });
+    shortened.collect()
 }

@@ -159,18 +159,12 @@ impl Recorder {
     pub(crate) fn accepted(&mut self, id: ConnectionId, end: End, bytes: &[u8]) {
         let Some(tag) = tag_of(bytes) else { return };
         match self.sealed.get_mut(&tag) {
-            Some((sealed_on, from, accepted)) => {
-                if *sealed_on == id && *from != end && !*accepted {
-                    *accepted = true;
-                } else {
-                    let origin = (*sealed_on, *from, *accepted);
-                    self.violated(|| {
-                        format!("8: {end:?} of {id:?} accepted a message of {origin:?}")
-                    });
-                }
+            Some((on, from, accepted)) if *on == id && *from != end && !*accepted => {
+                *accepted = true;
             }
-            None => {
-                self.violated(|| format!("8: {end:?} of {id:?} accepted what nobody sealed"));
+            known => {
+                let origin = known.copied();
+                self.violated(|| format!("8: {end:?} of {id:?} accepted what {origin:?} sealed"));
             }
         }
     }

@@ -111,10 +111,8 @@ impl Spool {
 
     /// Forgets everything up to `position`. The epoch of the process that still appends begins again where it was.
     pub(crate) fn acknowledge(&mut self, position: Position) {
-        let known = self
-            .epochs
-            .iter_mut()
-            .find(|epoch| epoch.run == position.spool_epoch);
+        let mut epochs = self.epochs.iter_mut();
+        let known = epochs.find(|epoch| epoch.run == position.spool_epoch);
         let Some(epoch) = known else { return };
         let seq = position.seq.min(epoch.next - 1);
         if seq <= epoch.acknowledged {

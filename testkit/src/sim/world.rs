@@ -287,11 +287,10 @@ impl World {
     }
 
     fn some_wire(&mut self) -> Option<ConnectionId> {
-        let wires: Vec<ConnectionId> = self.core.network.ids().collect();
-        if wires.is_empty() {
-            return None;
-        }
-        Some(wires[self.core.random.index(wires.len())])
+        let core = &mut self.core;
+        let count = core.network.ids().count();
+        let chosen = (count > 0).then(|| core.random.index(count))?;
+        core.network.ids().nth(chosen)
     }
 
     /// Cuts a connection, or holds one of its directions up.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use viworks_common::admission::HelloFacts;
 use viworks_common::claims::{Newcomer, Probed, Verdict};
 use viworks_common::code::CloseCode;
-use viworks_common::id::{AgentRunId, CommandId, SessionId};
+use viworks_common::id::SessionId;
 use viworks_common::key::Secret;
 use viworks_common::ledger::session::Older;
 use viworks_common::limits::{HANDSHAKE_STEP_TIMEOUT, PROBE_TIMEOUT};
@@ -28,9 +28,8 @@ const SILENCE: u32 = 3;
 /// An admitted HELLO, while it is decided who keeps the identity.
 #[derive(Debug)]
 pub(super) struct Arrival {
+    request: AdmitRequest,
     admitted: Admitted,
-    run: AgentRunId,
-    unreported: Vec<CommandId>,
 }
 
 impl Instance {
@@ -83,25 +82,17 @@ impl Instance {
                 low_water: hello.low_water,
                 confirmed_at_challenge: connection.confirmed_before,
             },
-            unreported: hello.unreported.clone(),
-            telemetry: hello.telemetry.clone(),
+            unreported: hello.unreported,
+            telemetry: hello.telemetry,
         };
-        let unreported = hello.unreported;
-        let admit = move |tx: &mut Tx<'_>| Ok(tx.admit(&request));
-        let then =
-            move |instance: &mut Self, connection: &mut Connection, admitted, core: &mut _| {
-                match admitted {
-                    Ok(admitted) => {
-                        let arrival = Arrival {
-                            admitted,
-                            run,
-                            unreported,
-                        };
-                        instance.admitted(connection, arrival, core);
-                    }
-                    Err(code) => connection.refuse(code, "HELLO was not accepted", core),
-                }
-            };
+        let admit = move |tx: &mut Tx<'_>| Ok((tx.admit(&request), request));
+        let then = |instance: &mut Self, connection: &mut Connection, answer, core: &mut _| {
+            let (admitted, request) = answer;
+            match admitted {
+                Ok(admitted) => instance.admitted(connection, Arrival { request, admitted }, core),
+                Err(code) => connection.refuse(code, "HELLO was not accepted", core),
+            }
+        };
         self.ask(connection, "HELLO", admit, then, core);
     }
 
@@ -149,7 +140,7 @@ impl Instance {
         let Some(arrival) = &connection.arrival else {
             return;
         };
-        let (agent, run) = (connection.agent, arrival.run);
+        let (agent, run) = (connection.agent, arrival.request.facts.agent_run_id);
         match self.claims.on_probed(agent, run, probed, core.now) {
             Verdict::TakeOver => self.welcome(connection, core),
             Verdict::Fork => {
@@ -189,18 +180,16 @@ impl Instance {
     }
 
     fn welcome(&self, connection: &mut Connection, core: &Core) {
-        let Some(arrival) = connection.arrival.take() else {
+        let Some(Arrival { request, admitted }) = connection.arrival.take() else {
             return;
         };
         let heartbeat = core.scenario.heartbeat;
         let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
-        let Admitted {
-            presented, issued, ..
-        } = arrival.admitted;
-        let identity = Backend::identity(connection.agent);
+        let (agent, epoch) = (connection.agent, admitted.issued);
+        let token = self.master.token(&Backend::identity(agent), epoch);
         let welcome = Welcome {
-            epoch: issued,
-            token: self.master.token(&identity, issued).expose_hex(),
+            epoch,
+            token: token.expose_hex(),
             heartbeat_interval_ms: millis(heartbeat),
             silence_ms: millis(heartbeat * SILENCE),
             credits: Credits {
@@ -208,8 +197,8 @@ impl Instance {
                 telemetry_bytes: TELEMETRY_CREDIT,
                 output_bytes: 0,
             },
-            low_water: arrival.admitted.low_water,
-            committed: arrival.admitted.committed,
+            low_water: admitted.low_water,
+            committed: admitted.committed,
             catalogue_known: true,
             pins: None,
             server_time: core.backend_wall(),
@@ -218,12 +207,12 @@ impl Instance {
         connection.session.welcome(welcome, core.now);
         connection.welcomed = Some(ConfirmRequest {
             holder: Holder {
-                agent: connection.agent,
-                epoch: issued,
-                run: arrival.run,
+                agent,
+                epoch,
+                run: request.facts.agent_run_id,
             },
-            presented,
-            unreported: arrival.unreported,
+            presented: admitted.presented,
+            unreported: request.unreported,
         });
     }
 

@@ -23,6 +23,9 @@ const SLOTS: usize = 2;
 /// How long a step may take that needs neither disk nor network.
 const MOMENT: Duration = Duration::from_millis(5);
 
+/// What reaches the machine in its turn, and the connection that it is attached to by that.
+type Turn = (Input, Option<ConnectionId>);
+
 /// A command that has its permit.
 #[derive(Debug)]
 struct Task {
@@ -37,8 +40,7 @@ struct Task {
 #[derive(Debug)]
 pub(super) struct Engine {
     machine: Machine<Rules>,
-    /// What reaches the machine in its turn, and the connection that it is attached to by that.
-    turns: VecDeque<(Input, Option<ConnectionId>)>,
+    turns: VecDeque<Turn>,
     /// The next turn is scheduled.
     busy: bool,
     attached: Option<ConnectionId>,
@@ -69,20 +71,12 @@ impl Engine {
 
     /// The machine takes something in, once it is its turn.
     pub(super) fn tell(&mut self, input: Input, host: &Host, core: &mut Core) {
-        self.turns.push_back((input, None));
-        self.go_on(host, core);
+        self.take_turn((input, None), host, core);
     }
 
-    /// A session is confirmed.
-    pub(super) fn attach(
-        &mut self,
-        wire: ConnectionId,
-        low_water: u64,
-        host: &Host,
-        core: &mut Core,
-    ) {
-        self.turns
-            .push_back((Input::Attached(low_water), Some(wire)));
+    /// The same; a session that is confirmed names its connection.
+    pub(super) fn take_turn(&mut self, turn: Turn, host: &Host, core: &mut Core) {
+        self.turns.push_back(turn);
         self.go_on(host, core);
     }
 

@@ -357,7 +357,8 @@ impl Process {
         for position in &welcome.committed {
             host.write(Write::Acknowledge(*position), core);
         }
-        self.engine.attach(link.wire, welcome.low_water, host, core);
+        let attached = (Input::Attached(welcome.low_water), Some(link.wire));
+        self.engine.take_turn(attached, host, core);
         link.look(&host.disk.image.spool, now);
     }
 

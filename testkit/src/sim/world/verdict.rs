@@ -70,9 +70,8 @@ impl World {
             }
             let agent = host.agent();
             if !self.backend.store.has_fork(agent) {
-                self.core.recorder.violated(|| {
-                    format!("7: {agent} was refused as a fork, which is not recorded")
-                });
+                let recorder = &mut self.core.recorder;
+                recorder.violated(|| format!("7: {agent} is refused as a fork, and has none"));
             }
             let holds_it = |it: &&Host| it.agent() == agent && !it.retired;
             let alone = self.hosts.iter().filter(holds_it).count() == 1;
@@ -104,9 +103,8 @@ impl World {
             let live = holders.iter().filter(|it| it.is_connected()).count();
             let recorded = self.backend.store.has_fork(agent);
             if holders.len() > 1 && (live != 1 || !recorded) {
-                self.core.recorder.violated(|| {
-                    format!("7: of two holders {live} are live, fork recorded: {recorded}")
-                });
+                let recorder = &mut self.core.recorder;
+                recorder.violated(|| format!("7: {live} of two holders live, fork: {recorded}"));
             }
         }
     }
@@ -121,10 +119,10 @@ impl World {
                 }
                 // Submitted after the backup.
                 None if rolled_back => {}
-                None => {
-                    let vanished = || format!("2: {id} has vanished");
-                    self.core.recorder.violated(vanished);
-                }
+                None => self
+                    .core
+                    .recorder
+                    .violated(|| format!("2: {id} has vanished")),
             }
         }
     }
