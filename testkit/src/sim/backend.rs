@@ -120,7 +120,7 @@ impl Backend {
             self.store.commit(core, |tx| tx.end_abandoned());
         }
         let instance = &mut self.instances[id.0];
-        instance.generation = instance.generation.next();
+        instance.generation.0 += 1;
         instance.up = true;
         core.listening.insert((id, instance.generation));
         core.after(Duration::ZERO, instance.event(BackendStep::Tick));

@@ -31,12 +31,6 @@ pub(crate) struct InstanceId(pub usize);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(crate) struct Generation(pub u32);
 
-impl Generation {
-    pub(crate) const fn next(self) -> Self {
-        Self(self.0 + 1)
-    }
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum GatewayStep {
     Dial,

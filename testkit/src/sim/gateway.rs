@@ -130,7 +130,7 @@ impl Host {
         if self.retired || self.process.is_some() {
             return;
         }
-        self.generation = self.generation.next();
+        self.generation.0 += 1;
         self.boot = core.random.millis(0, 3_600_000);
         self.last_sync = core.now;
         let run = AgentRunId::from_uuid(core.random.uuid());

@@ -196,10 +196,15 @@ impl Recorder {
                 self.violated(|| format!("1: {command} is not idempotent and ran: {starts:?}"));
             }
         }
-        if let Some(wish) = self.wishes.get(&command).copied()
-            && (now > wish.due.saturating_add(wish.tolerance) || limit != wish.limit)
-        {
-            self.violated(|| format!("4: {command} started {now:?} for {limit:?} ms: {wish:?}"));
+        if let Some(wish) = self.wishes.get(&command).copied() {
+            let late = now.saturating_since(wish.due);
+            if late > wish.tolerance {
+                self.violated(|| format!("4: {command} started {late:?} after its operator's due"));
+            }
+            if limit != wish.limit {
+                let wish = wish.limit;
+                self.violated(|| format!("4: {command} has limit {limit:?} instead of {wish:?}"));
+            }
         }
         match self.permits.get(&(command, run)) {
             None => self.violated(|| format!("1: {command} started in {run} without a permit")),

@@ -93,12 +93,8 @@ impl Live {
 
     fn room(&self, core: &Core) -> usize {
         let credit = usize::try_from(core.scenario.command_credit).unwrap_or(usize::MAX);
-        let used = self.open.len() + self.kept;
-        if self.draining {
-            0
-        } else {
-            credit.saturating_sub(used)
-        }
+        let room = credit.saturating_sub(self.open.len() + self.kept);
+        if self.draining { 0 } else { room }
     }
 }
 
