@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::mpsc;
 use std::sync::{Condvar, Mutex};
 
-use futures_util::future::{join_all, poll_immediate};
+use futures_util::future::{LocalBoxFuture, join_all, poll_immediate};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
@@ -30,6 +30,11 @@ async fn database(options: impl FnOnce(Options) -> Options) -> (TempDir, Databas
     let options = options(Options::new(folder.path().join("test.db")));
     let database = Database::open(options, MIGRATIONS).await.unwrap();
     (folder, database)
+}
+
+/// Opens the same file once more.
+async fn reopen(folder: &TempDir, migrations: &'static [Migration]) -> Result<Database, Error> {
+    Database::open(Options::new(folder.path().join("test.db")), migrations).await
 }
 
 async fn insert(database: &Database, name: impl Into<String>) -> Result<usize, Error> {
@@ -124,7 +129,10 @@ where
     answers
 }
 
-async fn pragma(database: &Database, sql: &'static str) -> String {
+/// What the writer says of one of its settings.
+async fn pragma(database: &Database, setting: &str) -> String {
+    // Statements live as long as the program does.
+    let sql: &str = format!("SELECT CAST({setting} AS TEXT) FROM pragma_{setting}").leak();
     database
         .write(move |connection| {
             connection.one(sql, &[], |row| {
@@ -138,41 +146,17 @@ async fn pragma(database: &Database, sql: &'static str) -> String {
 #[tokio::test]
 async fn the_writer_has_the_settings_that_durability_rests_on() {
     let (_folder, database) = database(|options| options.max_page_count(500)).await;
-    for (sql, wanted) in [
-        (
-            "SELECT CAST(synchronous AS TEXT) FROM pragma_synchronous",
-            "2",
-        ),
-        (
-            "SELECT CAST(journal_mode AS TEXT) FROM pragma_journal_mode",
-            "wal",
-        ),
-        (
-            "SELECT CAST(foreign_keys AS TEXT) FROM pragma_foreign_keys",
-            "1",
-        ),
-        (
-            "SELECT CAST(trusted_schema AS TEXT) FROM pragma_trusted_schema",
-            "0",
-        ),
-        (
-            "SELECT CAST(auto_vacuum AS TEXT) FROM pragma_auto_vacuum",
-            "2",
-        ),
-        (
-            "SELECT CAST(page_size AS TEXT) FROM pragma_page_size",
-            "4096",
-        ),
-        (
-            "SELECT CAST(max_page_count AS TEXT) FROM pragma_max_page_count",
-            "500",
-        ),
-        (
-            "SELECT CAST(journal_size_limit AS TEXT) FROM pragma_journal_size_limit",
-            "16777216",
-        ),
+    for (setting, wanted) in [
+        ("synchronous", "2"),
+        ("journal_mode", "wal"),
+        ("foreign_keys", "1"),
+        ("trusted_schema", "0"),
+        ("auto_vacuum", "2"),
+        ("page_size", "4096"),
+        ("max_page_count", "500"),
+        ("journal_size_limit", "16777216"),
     ] {
-        assert_eq!(pragma(&database, sql).await, wanted, "{sql}");
+        assert_eq!(pragma(&database, setting).await, wanted, "{setting}");
     }
     database.close().await.unwrap();
 }
@@ -224,8 +208,7 @@ async fn what_was_written_is_there_after_closing_and_opening() {
         !folder.path().join("test.db-wal").exists(),
         "everything is in the one file"
     );
-    let options = Options::new(folder.path().join("test.db"));
-    let database = Database::open(options, MIGRATIONS).await.unwrap();
+    let database = reopen(&folder, MIGRATIONS).await.unwrap();
     assert_eq!(count(&database).await, 1);
     database.close().await.unwrap();
 }
@@ -242,8 +225,7 @@ async fn the_last_handle_closes_the_file() {
     while log.exists() {
         tokio::task::yield_now().await;
     }
-    let options = Options::new(folder.path().join("test.db"));
-    let database = Database::open(options, MIGRATIONS).await.unwrap();
+    let database = reopen(&folder, MIGRATIONS).await.unwrap();
     assert_eq!(count(&database).await, 2);
     database.close().await.unwrap();
 }
@@ -363,7 +345,7 @@ async fn a_job_that_panics_harms_nobody_else() {
         })
     };
     let insert = |name: &'static str| insert(&database, name);
-    let jobs: Vec<std::pin::Pin<Box<dyn Future<Output = _>>>> = vec![
+    let jobs: Vec<LocalBoxFuture<'_, _>> = vec![
         Box::pin(insert("a")),
         Box::pin(panics()),
         Box::pin(insert("b")),
@@ -405,7 +387,7 @@ async fn a_full_database_says_so_and_works_again_after_a_delete() {
 async fn a_job_that_finds_the_database_full_does_not_take_its_batch_with_it() {
     let (_folder, database) = database(|options| options.max_page_count(64)).await;
     let small = |index: usize| insert(&database, format!("small {index}"));
-    let mut jobs: Vec<std::pin::Pin<Box<dyn Future<Output = _>>>> = Vec::new();
+    let mut jobs: Vec<LocalBoxFuture<'_, _>> = Vec::new();
     jobs.extend((0..5).map(|index| Box::pin(small(index)) as _));
     jobs.push(Box::pin(insert_body(
         &database,
@@ -430,33 +412,26 @@ async fn broken_rules_of_the_schema_have_a_kind_and_a_name() {
     execute(&database, "INSERT INTO item (id, name) VALUES (1, 'a')")
         .await
         .unwrap();
-    for (sql, kind, names) in [
+    for (item, kind, names) in [
+        ("(name) VALUES ('a')", Constraint::Unique, "item.name"),
         (
-            "INSERT INTO item (name) VALUES ('a')",
-            Constraint::Unique,
-            "item.name",
-        ),
-        (
-            "INSERT INTO item (id, name) VALUES (1, 'b')",
+            "(id, name) VALUES (1, 'b')",
             Constraint::PrimaryKey,
             "item.id",
         ),
+        ("(name) VALUES (NULL)", Constraint::NotNull, "item.name"),
         (
-            "INSERT INTO item (name) VALUES (NULL)",
-            Constraint::NotNull,
-            "item.name",
-        ),
-        (
-            "INSERT INTO item (name, size) VALUES ('c', -1)",
+            "(name, size) VALUES ('c', -1)",
             Constraint::Check,
             "size_is_positive",
         ),
         (
-            "INSERT INTO item (name, parent) VALUES ('d', 99)",
+            "(name, parent) VALUES ('d', 99)",
             Constraint::ForeignKey,
             "",
         ),
     ] {
+        let sql = format!("INSERT INTO item {item}").leak();
         let error = execute(&database, sql).await.unwrap_err();
         let Error::Constraint {
             kind: found,
@@ -476,7 +451,7 @@ async fn broken_rules_of_the_schema_have_a_kind_and_a_name() {
 async fn a_parameter_is_bound_by_its_name_or_refused() {
     let (_folder, database) = database(|options| options).await;
     let (name, size) = ("a", 3_u64);
-    let wrong: Vec<std::pin::Pin<Box<dyn Future<Output = _>>>> = vec![
+    let wrong: Vec<LocalBoxFuture<'_, _>> = vec![
         Box::pin(database.write(move |connection| connection.execute(INSERT, params! { size }))),
         Box::pin(
             database.write(move |connection| connection.execute(INSERT, params! { name, size })),
@@ -697,10 +672,9 @@ async fn a_schema_from_a_newer_program_is_refused() {
     ];
     let (folder, database) = database(|options| options).await;
     database.close().await.unwrap();
-    let options = Options::new(folder.path().join("test.db"));
-    let newer = Database::open(options.clone(), NEWER).await.unwrap();
+    let newer = reopen(&folder, NEWER).await.unwrap();
     newer.close().await.unwrap();
-    let error = Database::open(options, MIGRATIONS).await.unwrap_err();
+    let error = reopen(&folder, MIGRATIONS).await.unwrap_err();
     assert!(
         matches!(error, Error::SchemaTooNew { found: 2, known: 1 }),
         "{error}"
@@ -720,8 +694,7 @@ async fn a_migration_that_was_changed_or_removed_afterwards_is_refused() {
     let (folder, database) = database(|options| options).await;
     database.close().await.unwrap();
     for other in [CHANGED, REMOVED] {
-        let options = Options::new(folder.path().join("test.db"));
-        let error = Database::open(options, other).await.unwrap_err();
+        let error = reopen(&folder, other).await.unwrap_err();
         assert!(matches!(error, Error::Migrate(_)), "{error}");
     }
 }
@@ -743,21 +716,17 @@ async fn a_migration_that_fails_leaves_nothing() {
         },
     ];
     let folder = tempfile::tempdir().unwrap();
-    let options = Options::new(folder.path().join("test.db"));
-    let error = Database::open(options.clone(), BROKEN).await.unwrap_err();
+    let error = reopen(&folder, BROKEN).await.unwrap_err();
     assert!(matches!(error, Error::Migrate(_)), "{error}");
-    let database = Database::open(options, RIGHT).await.unwrap();
+    let database = reopen(&folder, RIGHT).await.unwrap();
     database.close().await.unwrap();
 }
 
 #[tokio::test]
 async fn a_damaged_file_is_called_corrupt() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("test.db");
-    std::fs::write(&path, [b'x'; 8192]).unwrap();
-    let error = Database::open(Options::new(&path), MIGRATIONS)
-        .await
-        .unwrap_err();
+    std::fs::write(folder.path().join("test.db"), [b'x'; 8192]).unwrap();
+    let error = reopen(&folder, MIGRATIONS).await.unwrap_err();
     assert!(matches!(error, Error::Corrupt(_)), "{error:?}");
 }
 
