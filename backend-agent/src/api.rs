@@ -13,7 +13,6 @@ mod problem;
 mod request;
 mod router;
 mod serve;
-mod shares;
 mod turns;
 
 use std::sync::Arc;
@@ -23,13 +22,14 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 
 use tokio_util::sync::CancellationToken;
-use viworks_common::id::Tenant;
+use viworks_common::id::{ApiKeyId, Tenant};
 use viworks_common::rate::Quota;
 use viworks_common::time::Monotonic;
 use viworks_runtime::clock::Timeline;
 use viworks_runtime::conditions::Conditions;
 use viworks_runtime::metrics::Metrics;
 use viworks_runtime::probe::Readiness;
+use viworks_runtime::shares::Shares;
 use viworks_runtime::throttle::Throttle;
 
 use crate::auth::principals::Principals;
@@ -39,7 +39,6 @@ use crate::data::Store;
 
 use budget::Budget;
 use crowd::Crowd;
-use shares::Shares;
 use turns::Turns;
 
 pub use limits::ApiLimits;
@@ -93,8 +92,8 @@ pub struct ApiState {
     principals: Principals,
     quotas: Quotas,
     limited: Counter,
-    streams: Shares,
-    waits: Shares,
+    streams: Shares<ApiKeyId>,
+    waits: Shares<ApiKeyId>,
     turns: Turns,
     requests: Family<[(&'static str, String); 3], Counter>,
     /// One copy, however many ask for it.
@@ -133,14 +132,14 @@ impl ApiState {
             quotas: Quotas::new(parts.limits.quota),
             limited,
             streams: Shares::new(
-                "event streams",
+                ("key", "event streams"),
                 parts.limits.streams_max,
                 parts.limits.streams_per_key_max,
                 KEY_FLOOR,
             ),
             // Altogether there are no more than connections.
             waits: Shares::new(
-                "waits",
+                ("key", "waits"),
                 parts.limits.connections_max,
                 parts.limits.waits_per_key_max,
                 KEY_FLOOR,

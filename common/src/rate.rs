@@ -17,6 +17,18 @@ pub struct Quota {
 }
 
 impl Quota {
+    /// So many in a minute, and as many at once after a pause, yet never fewer at once than `largest`, the most that
+    /// anybody asks for in one go.
+    #[must_use]
+    pub const fn per_minute(per_minute: u32, largest: u32) -> Self {
+        let burst = if per_minute > largest {
+            per_minute
+        } else {
+            largest
+        };
+        Self { per_minute, burst }
+    }
+
     /// How long one request takes to come back.
     #[must_use]
     fn pace(self) -> Duration {
@@ -68,10 +80,15 @@ impl Bucket {
 
     /// Takes one request at `now`. A refused one costs nothing.
     pub fn take(&mut self, quota: Quota, now: Monotonic) -> Taken {
+        self.take_many(quota, 1, now)
+    }
+
+    /// Takes `amount` at `now`, all of it or nothing; more than the burst is never there, so it counts as the burst.
+    pub fn take_many(&mut self, quota: Quota, amount: u32, now: Monotonic) -> Taken {
         let pace = quota.pace();
         let burst = quota.burst.max(1);
         let used = self.full_at.saturating_since(now);
-        let after = used.saturating_add(pace);
+        let after = used.saturating_add(pace.saturating_mul(amount.min(burst)));
         let most = pace.saturating_mul(burst);
         if after > most {
             return Taken::Refused {
@@ -83,6 +100,15 @@ impl Bucket {
         Taken::Allowed {
             remaining: u32::try_from(left).unwrap_or(u32::MAX),
             reset: after,
+        }
+    }
+
+    /// Until `amount` can be taken; nothing when it can be at once.
+    #[must_use]
+    pub fn wait(mut self, quota: Quota, amount: u32, now: Monotonic) -> Duration {
+        match self.take_many(quota, amount, now) {
+            Taken::Allowed { .. } => Duration::ZERO,
+            Taken::Refused { retry_after } => retry_after,
         }
     }
 
@@ -172,21 +198,22 @@ mod tests {
         fn never_more_than_the_quota_and_the_told_wait_is_enough(
             per_minute in 1_u32..100_000,
             burst in 1_u32..50,
-            pauses in prop::collection::vec(0_u64..2_000, 1..200),
+            asked in prop::collection::vec((0_u64..2_000, 1_u32..60), 1..200),
         ) {
             let quota = Quota { per_minute, burst };
             let (mut bucket, mut now, mut allowed) = (Bucket::default(), 0, 0_u128);
-            for pause in pauses {
+            for (pause, amount) in asked {
                 now += pause;
-                match bucket.take(quota, at(now)) {
+                match bucket.take_many(quota, amount, at(now)) {
                     Taken::Allowed { remaining, .. } => {
                         prop_assert!(remaining < burst);
-                        allowed += 1;
+                        allowed += u128::from(amount.min(burst));
                     }
                     Taken::Refused { retry_after } => {
+                        prop_assert_eq!(bucket.wait(quota, amount, at(now)), retry_after);
                         let mut later = bucket;
                         let then = at(now).saturating_add(retry_after);
-                        let taken = later.take(quota, then);
+                        let taken = later.take_many(quota, amount, then);
                         let went_through = matches!(taken, Taken::Allowed { .. });
                         prop_assert!(went_through);
                     }

@@ -9,7 +9,9 @@ use crate::id::{AgentRunId, FieldName, StreamName};
 use crate::limits;
 use crate::time::Timestamp;
 
+pub mod intake;
 mod observed;
+pub mod room;
 mod rows;
 
 pub use observed::{TimeSource, observed};

@@ -8,6 +8,9 @@
 //! | `POST /v1/telemetry` | takes records in; durable when answered, refusals listed one by one |
 //! | `POST /v1/commands/{name}` | runs a command through the single executor; root and the agent's own user only |
 //!
+//! What a user hands in has a rate ([`IntakeQuota`]), but for root and the agent's own user; beyond, 429 says after how
+//! many seconds the same request may come again. The answer is held back a little, so that asking without end is slow.
+//!
 //! Problems are RFC 9457 documents. At [`ServeLimits::connections_max`], or with as many connections of one user as that
 //! one may have, a newcomer takes the place of the one that has been idle longest. A caller who stalls in a request's head
 //! or does not read its answer is cut off, and one who stalls in its body is answered with 408.
@@ -21,10 +24,10 @@ use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
 use serde::Serialize;
 use tokio::net::UnixStream;
-use tokio::sync::Semaphore;
 use viworks_common::id::AgentRunId;
 use viworks_common::limits;
 use viworks_common::rate::Quota;
+use viworks_common::telemetry::intake::IntakeQuota;
 use viworks_common::time::Timestamp;
 use viworks_runtime::blocking::Unanswered;
 use viworks_runtime::clock::Clock;
@@ -40,17 +43,17 @@ use crate::spool::Spool;
 use crate::status::Status;
 
 mod commands;
+mod intake;
 mod problem;
 mod serve;
 mod socket;
 mod status;
 mod telemetry;
 
+use intake::Intakes;
+
 pub use serve::ServeLimits;
 pub use socket::{Socket, bind, examine_socket};
-
-/// Telemetry requests that are served at once; more are told to come back.
-const INTAKES_MAX: usize = 8;
 
 /// Entries about one user who may run nothing.
 const ONCE_A_MINUTE: Quota = Quota {
@@ -58,7 +61,7 @@ const ONCE_A_MINUTE: Quota = Quota {
     burst: 1,
 };
 
-/// Users whose entries are told apart.
+/// Users who are told apart.
 const USERS_MAX: usize = 256;
 
 /// Why there is no local API.
@@ -112,6 +115,8 @@ pub struct Parts {
     pub status: Arc<Status>,
     /// Telemetry goes here.
     pub spool: Spool,
+    /// How much of it one user may hand in.
+    pub intake_quota: IntakeQuota,
     /// Commands run here, and nowhere else.
     pub executor: Executor,
     /// What may be run.
@@ -141,18 +146,24 @@ pub async fn serve(socket: Socket, parts: Parts) -> io::Result<()> {
 /// # Errors
 /// When the listener fails.
 pub async fn serve_within(socket: Socket, parts: Parts, limits: ServeLimits) -> io::Result<()> {
+    let intakes = Arc::new(Intakes::new(
+        parts.intake_quota,
+        Arc::clone(&parts.clock),
+        parts.conditions.clone(),
+    ));
     let shell = serve::Shell {
+        intakes: Arc::clone(&intakes),
         lifecycle: parts.lifecycle.clone(),
         clock: Arc::clone(&parts.clock),
         conditions: parts.conditions.clone(),
     };
-    serve::run(socket, router(parts), limits, shell).await
+    serve::run(socket, router(parts, intakes), limits, shell).await
 }
 
-fn router(parts: Parts) -> Router {
+fn router(parts: Parts, intakes: Arc<Intakes>) -> Router {
     let state = State {
         parts,
-        intakes: Arc::new(Semaphore::new(INTAKES_MAX)),
+        intakes,
         not_permitted: Arc::new(Throttles::new(ONCE_A_MINUTE, USERS_MAX)),
         unspooled: Arc::new(Throttle::new(LOG_LINES)),
     };
@@ -171,7 +182,7 @@ fn router(parts: Parts) -> Router {
 #[derive(Clone)]
 struct State {
     parts: Parts,
-    intakes: Arc<Semaphore>,
+    intakes: Arc<Intakes>,
     /// Entries in the audit log about users who may run nothing: they cost a disk write each, and take up the log.
     not_permitted: Arc<Throttles<Option<u32>>>,
     /// Lines in the log about telemetry that the spool refused.

@@ -147,7 +147,7 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
     let journal = Journal::open(&folder.join("journal.db"), config.journal.entries_max).await?;
     let opened = Spool::open(
         &folder.join("spool.db"),
-        config.spool_bytes_max,
+        config.spool,
         identity.agent_run_id,
     )
     .await?;
@@ -187,6 +187,7 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         },
         status: Arc::clone(&status),
         spool: spool.clone(),
+        intake_quota: config.intake.quota(),
         executor: executor.clone(),
         catalogue: catalogue.clone(),
         pins: Arc::clone(&pins),

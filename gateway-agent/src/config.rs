@@ -11,6 +11,7 @@ use viworks_common::key::BindingMode;
 use viworks_common::limits::{HANDSHAKE_STEP_TIMEOUT, LABELS_MAX, SEND_PROGRESS_TIMEOUT};
 use viworks_common::pin::{PINS_MAX, SpkiPin};
 use viworks_common::session::backoff::BackoffSettings;
+use viworks_common::telemetry::intake::IntakeQuota;
 use viworks_common::wire::CONNECT_PATH;
 use viworks_runtime::config::{Document, Environment, Problems, Section, Values};
 use viworks_runtime::logging::LogConfig;
@@ -38,8 +39,10 @@ pub struct Config {
     pub identity: IdentityConfig,
     pub outbound: OutboundConfig,
     pub executor: ExecutorConfig,
-    /// Bytes of telemetry kept on disk.
-    pub spool_bytes_max: u64,
+    /// What is kept on disk of telemetry.
+    pub spool: spool::Bounds,
+    /// How much telemetry one local user may hand in.
+    pub intake: IntakeConfig,
     /// How often the host is read, if at all.
     pub collect_interval: Option<Duration>,
     pub journal: JournalConfig,
@@ -82,7 +85,8 @@ impl Config {
                 &mut document.section("outbound", "The connection to the backend."),
             ),
             executor: ExecutorConfig::read(document),
-            spool_bytes_max: SpoolConfig::read(document).bytes_max,
+            spool: SpoolConfig::read(document).bounds(),
+            intake: IntakeConfig::read(document),
             collect_interval: CollectConfig::read(document).interval(),
             journal: JournalConfig::read(document),
             log: LogConfig::read(document),
@@ -320,6 +324,37 @@ settings! {
     struct SpoolConfig from section {
         /// Bytes on disk; at the bound the oldest records are given up and counted.
         bytes_max: u64 = integer(64 * 1024 * 1024, spool::BYTES_MIN..=64 * 1024 * 1024 * 1024),
+        /// How many in a hundred of them local programs may fill; beyond, their own oldest records are given up.
+        local_percent: u8 = integer(spool::LOCAL_PERCENT_DEFAULT, 25..=90),
+    }
+}
+
+impl SpoolConfig {
+    const fn bounds(&self) -> spool::Bounds {
+        spool::Bounds {
+            bytes_max: self.bytes_max,
+            local_percent: self.local_percent,
+        }
+    }
+}
+
+settings! {
+    /// What each local user may hand in through the local API; root and the agent's own user have no such bound.
+    [intake]
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct IntakeConfig from section {
+        /// Telemetry records a minute, in the long run. As many at once after a pause, and always one whole request.
+        records_per_minute: u32 = integer(3_000, 1..=10_000_000),
+        /// Bytes of telemetry requests a minute. As many at once after a pause, and always one whole request.
+        bytes_per_minute: u32 = integer(4 * 1024 * 1024, 1_024..=1_024 * 1024 * 1024),
+    }
+}
+
+impl IntakeConfig {
+    /// As a rule.
+    #[must_use]
+    pub fn quota(self) -> IntakeQuota {
+        IntakeQuota::per_minute(self.records_per_minute, self.bytes_per_minute)
     }
 }
 

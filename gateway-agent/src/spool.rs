@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tracing::warn;
 use viworks_common::id::AgentRunId;
 use viworks_common::limits;
+use viworks_common::telemetry::room::{Origin, Room};
 use viworks_common::telemetry::{Batch, Position, Record, RecordRefusal};
 use viworks_runtime::fault;
 use viworks_runtime::sqlite::{self, Column, Connection, Database, Migration, Row, migration};
@@ -20,17 +21,20 @@ use crate::journal;
 
 mod append;
 mod batch;
+mod portion;
 mod trim;
 
-const MIGRATIONS: &[Migration] = &[migration!(
-    "../migrations/spool",
-    "0001_records_gaps_and_positions.sql"
-)];
+const MIGRATIONS: &[Migration] = &[
+    migration!("../migrations/spool", "0001_records_gaps_and_positions.sql"),
+    migration!("../migrations/spool", "0002_portions.sql"),
+];
 
 /// Bytes of a page.
 const PAGE_BYTES: u64 = 4096;
 /// The smallest spool, below which the overhead of the file leaves no room for records.
 pub const BYTES_MIN: u64 = 512 * 1024;
+/// The share of local programs when the configuration does not say, in a hundred.
+pub const LOCAL_PERCENT_DEFAULT: u8 = 75;
 /// Bytes of one batch's body, with room for the envelope within a bulk message.
 pub const BATCH_BYTES_MAX: usize = limits::BULK_MESSAGE_BYTES_MAX - 1024;
 /// Bytes of one record in a batch, so that every record fits into one.
@@ -110,6 +114,26 @@ pub fn check(record: &Record) -> Result<(), IntakeRefusal> {
     Ok(())
 }
 
+/// How much a spool may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Bytes of the file.
+    pub bytes_max: u64,
+    /// So many in a hundred of them are for what local programs hand in.
+    pub local_percent: u8,
+}
+
+impl Bounds {
+    /// A file of so many bytes, shared as it is when the configuration does not say.
+    #[must_use]
+    pub const fn of(bytes_max: u64) -> Self {
+        Self {
+            bytes_max,
+            local_percent: LOCAL_PERCENT_DEFAULT,
+        }
+    }
+}
+
 /// How full the spool is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Figures {
@@ -119,6 +143,10 @@ pub struct Figures {
     pub bytes: u64,
     /// The bound of the file.
     pub bytes_max: u64,
+    /// About so many of the bytes hold what local programs handed in.
+    pub local_bytes: u64,
+    /// The bound of those.
+    pub local_bytes_max: u64,
     /// Records given up since the file was made.
     pub dropped: u64,
 }
@@ -130,6 +158,7 @@ pub struct Spool {
     path: Arc<Path>,
     agent_run_id: AgentRunId,
     pages_max: u32,
+    room: Room,
     gauges: Arc<Gauges>,
 }
 
@@ -137,6 +166,7 @@ pub struct Spool {
 struct Gauges {
     records: AtomicU64,
     bytes: AtomicU64,
+    local_bytes: AtomicU64,
     dropped: AtomicU64,
     /// Records that the disk refused, and those of them that nobody was told of and no gap stands for yet.
     refused: AtomicU64,
@@ -159,7 +189,7 @@ pub struct Opened {
 }
 
 impl Spool {
-    /// Opens or makes the file, bounded to `bytes_max`. New records belong to `agent_run_id`.
+    /// Opens or makes the file within `bounds`. New records belong to `agent_run_id`.
     ///
     /// A damaged file is put aside and replaced: losing what waits there is better than taking no more telemetry.
     ///
@@ -167,17 +197,17 @@ impl Spool {
     /// When there can be no spool at that place.
     pub async fn open(
         path: &Path,
-        bytes_max: u64,
+        bounds: Bounds,
         agent_run_id: AgentRunId,
     ) -> Result<Opened, SpoolError> {
-        match Self::open_file(path, bytes_max, agent_run_id).await {
+        match Self::open_file(path, bounds, agent_run_id).await {
             Ok(spool) => Ok(Opened {
                 spool,
                 damaged: None,
             }),
             Err(SpoolError::Database(sqlite::Error::Corrupt(_))) => {
                 let aside = put_aside(path, agent_run_id)?;
-                let spool = Self::open_file(path, bytes_max, agent_run_id).await?;
+                let spool = Self::open_file(path, bounds, agent_run_id).await?;
                 Ok(Opened {
                     spool,
                     damaged: Some(aside),
@@ -189,10 +219,11 @@ impl Spool {
 
     async fn open_file(
         path: &Path,
-        bytes_max: u64,
+        bounds: Bounds,
         agent_run_id: AgentRunId,
     ) -> Result<Self, SpoolError> {
-        let pages_max = u32::try_from(bytes_max.max(BYTES_MIN) / PAGE_BYTES).unwrap_or(u32::MAX);
+        let pages_max =
+            u32::try_from(bounds.bytes_max.max(BYTES_MIN) / PAGE_BYTES).unwrap_or(u32::MAX);
         let options = sqlite::Options::new(path).max_page_count(pages_max);
         let database = Database::open(options, MIGRATIONS).await?;
         let spool = Self {
@@ -200,6 +231,7 @@ impl Spool {
             path: path.into(),
             agent_run_id,
             pages_max,
+            room: Room::new(pages_max.into(), bounds.local_percent),
             gauges: Arc::default(),
         };
         let usage = spool
@@ -213,18 +245,25 @@ impl Spool {
         Ok(spool)
     }
 
-    /// Takes records in; once this returns they are durable. At the bound the oldest are given up for them.
+    /// Takes in what a local program hands in; once this returns it is durable. At the bound of local programs the
+    /// oldest records of theirs are given up for it, at that of the file the oldest of all.
     ///
     /// # Errors
     /// When the disk or the file fails; then none of them was taken in.
     pub async fn append(&self, records: &[Record]) -> Result<(), SpoolError> {
+        self.append_of(Origin::Local, records).await
+    }
+
+    async fn append_of(&self, origin: Origin, records: &[Record]) -> Result<(), SpoolError> {
         if records.is_empty() {
             return Ok(());
         }
         let bodies = append::bodies(records)?;
-        let (agent_run_id, pages_max) = (self.agent_run_id, self.pages_max);
+        let (agent_run_id, room) = (self.agent_run_id, self.room);
         let appended = self
-            .write(move |connection| append::run(connection, agent_run_id, pages_max, &bodies))
+            .write_of(origin, move |connection| {
+                append::run(connection, agent_run_id, room, origin, &bodies)
+            })
             .await;
         if appended.is_err() {
             let count = u64::try_from(records.len()).unwrap_or(u64::MAX);
@@ -234,13 +273,13 @@ impl Spool {
         Ok(())
     }
 
-    /// Like [`Self::append`], for records that exist nowhere else: what is not taken in becomes a gap, which the
-    /// backend is told of like any other, as soon as the spool can be written again.
+    /// Like [`Self::append`], for the agent's own records, which exist nowhere else: what is not taken in becomes a
+    /// gap, which the backend is told of like any other, as soon as the spool can be written again.
     ///
     /// # Errors
     /// As [`Self::append`]; the loss is counted then.
     pub async fn append_or_count(&self, records: &[Record]) -> Result<(), SpoolError> {
-        let appended = self.append(records).await;
+        let appended = self.append_of(Origin::Agent, records).await;
         if appended.is_err() {
             let count = u64::try_from(records.len()).unwrap_or(u64::MAX);
             self.gauges.uncounted.fetch_add(count, Ordering::Relaxed);
@@ -297,11 +336,23 @@ impl Spool {
         F: Fn(&Connection) -> Result<T, SpoolError> + Send + 'static,
         T: Send + 'static,
     {
+        self.write_of(Origin::Agent, job).await
+    }
+
+    /// What local programs cause waits for what the agent writes itself, and leaves it room between.
+    async fn write_of<T, F>(&self, origin: Origin, job: F) -> Result<T, SpoolError>
+    where
+        F: Fn(&Connection) -> Result<T, SpoolError> + Send + 'static,
+        T: Send + 'static,
+    {
         let held = lock(&self.gauges.held).clone();
         if let Some(held) = held {
             return Err(SpoolError::Held(held));
         }
-        let written = self.database.write(job).await;
+        let written = match origin {
+            Origin::Agent => self.database.write(job).await,
+            Origin::Local => self.database.write_bulk(job).await,
+        };
         let trouble = match &written {
             Err(SpoolError::Database(error)) => Some(Trouble {
                 cause: format!(
@@ -402,6 +453,8 @@ impl Spool {
             records: self.gauges.records.load(Ordering::Relaxed),
             bytes: self.gauges.bytes.load(Ordering::Relaxed),
             bytes_max: u64::from(self.pages_max) * PAGE_BYTES,
+            local_bytes: self.gauges.local_bytes.load(Ordering::Relaxed),
+            local_bytes_max: self.room.local() * PAGE_BYTES,
             dropped: self.gauges.dropped.load(Ordering::Relaxed),
         }
     }
@@ -449,6 +502,9 @@ impl Spool {
         self.gauges.dropped.store(usage.dropped, Ordering::Relaxed);
         let bytes = usage.pages.saturating_mul(PAGE_BYTES);
         self.gauges.bytes.store(bytes, Ordering::Relaxed);
+        let local_bytes = usage.filled.local_pages().saturating_mul(PAGE_BYTES);
+        let gauge = &self.gauges.local_bytes;
+        gauge.store(local_bytes, Ordering::Relaxed);
     }
 }
 

@@ -4,7 +4,8 @@
 //! ([`random`]), the environment and the configuration file ([`config`]), tasks and shutdown ([`lifecycle`]), calls that
 //! may hang ([`blocking`]), TLS material ([`tls`]), the embedded database ([`sqlite`]), and what a process shows of
 //! itself ([`answers`], [`conditions`], [`logging`], [`metrics`], [`probe`], [`ready_file`], [`stdout`], [`throttle`],
-//! [`exit`]), and with the feature `websocket` the socket that both agents hold their sessions through.
+//! [`exit`]), what it shares out among its callers ([`door`], [`shares`]), and with the feature `websocket` the socket
+//! that both agents hold their sessions through.
 
 #![warn(missing_docs)]
 
@@ -25,6 +26,7 @@ mod problem;
 pub mod progress;
 pub mod random;
 pub mod ready_file;
+pub mod shares;
 pub mod sqlite;
 pub mod stdout;
 pub mod throttle;

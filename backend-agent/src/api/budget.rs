@@ -6,13 +6,14 @@ use http_body_util::BodyExt;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use viworks_api::ProblemCode;
+use viworks_common::id::ApiKeyId;
 use viworks_common::limits::PAGE_BYTES_MAX;
 use viworks_runtime::metrics::Metrics;
+use viworks_runtime::shares::{Full, Share, Shares};
 
 use super::crowd::Crowd;
 use super::limits::ApiLimits;
 use super::problem::{ApiError, ApiResult, RETRY_SOON};
-use super::shares::{Full, Share, Shares};
 use crate::auth::Principal;
 
 /// What is counted at once.
@@ -29,8 +30,8 @@ const SMALL_BYTES: u64 = 16 * 1024;
 
 /// The room for bodies and answers.
 pub(super) struct Budget {
-    bodies: Shares,
-    answers: Shares,
+    bodies: Shares<ApiKeyId>,
+    answers: Shares<ApiKeyId>,
     refused: Family<[(&'static str, &'static str); 1], Counter>,
     crowd: Crowd,
 }
@@ -39,12 +40,12 @@ pub(super) struct Budget {
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) bytes: Vec<u8>,
-    _room: Share,
+    _room: Share<ApiKeyId>,
 }
 
 /// Room for an answer, taken before what goes into it is read.
 #[derive(Debug)]
-pub(super) struct Room(Share);
+pub(super) struct Room(Share<ApiKeyId>);
 
 impl Budget {
     pub(super) fn new(limits: &ApiLimits, metrics: &Metrics, crowd: Crowd) -> Self {
@@ -63,8 +64,18 @@ impl Budget {
         let answers = units(limits.answers_bytes_max);
         let page = units(PAGE_BYTES_MAX);
         Self {
-            bodies: Shares::new("bytes of bodies", bodies, of_key, units(BODIES_FLOOR)),
-            answers: Shares::new("bytes of answers", answers, (answers / 2).max(page), page),
+            bodies: Shares::new(
+                ("key", "bytes of bodies"),
+                bodies,
+                of_key,
+                units(BODIES_FLOOR),
+            ),
+            answers: Shares::new(
+                ("key", "bytes of answers"),
+                answers,
+                (answers / 2).max(page),
+                page,
+            ),
             refused,
             crowd,
         }
@@ -118,7 +129,7 @@ impl Budget {
 
     /// Takes the room of one page.
     pub(super) fn reserve(&self, principal: &Principal) -> ApiResult<Room> {
-        let page = (PAGE_BYTES_MAX / UNIT).min(self.answers.per_key());
+        let page = (PAGE_BYTES_MAX / UNIT).min(self.answers.per_owner());
         let taken = self.answers.enter(principal.key_id, page);
         taken
             .map(Room)
@@ -138,7 +149,7 @@ impl Budget {
         }
         let units = usize::try_from(size).unwrap_or(usize::MAX).div_ceil(UNIT);
         // One that is larger than all that its key may have goes out when the key has nothing else.
-        let units = units.min(self.answers.per_key());
+        let units = units.min(self.answers.per_owner());
         let room = match reserved {
             Some(Room(mut room)) => room.resize(units).map(|()| room),
             None => self.answers.enter(principal.key_id, units),
@@ -183,7 +194,7 @@ async fn discard(mut body: Body) {
 /// Bytes of an answer with the room they take.
 struct Sent {
     bytes: Bytes,
-    _room: Share,
+    _room: Share<ApiKeyId>,
 }
 
 impl AsRef<[u8]> for Sent {

@@ -7,8 +7,7 @@ use tokio_util::sync::CancellationToken;
 use viworks_common::time::Monotonic;
 use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::conditions::{Conditions, Severity};
-
-use super::shares::Full;
+use viworks_runtime::shares::Full;
 
 /// One key has all that it may have.
 const KEY_FULL: &str = "api.key_full";
@@ -71,7 +70,7 @@ impl Crowd {
     /// A request of the key of this name was refused for want of room.
     pub(super) fn refused(&self, full: Full, key: &str) {
         match full {
-            Full::OfKey(what) => self.key_full(key, what),
+            Full::OfOwner(_, what) => self.key_full(key, what),
             Full::Altogether(what) => self.full(what),
         }
     }

@@ -12,15 +12,15 @@ use futures_util::stream;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use viworks_api::{MissedOutput, NamedGateway, OutputBytes, ProblemCode, RunEvent};
 use viworks_common::command::CommandState;
-use viworks_common::id::{AgentId, CommandId, RunId};
+use viworks_common::id::{AgentId, ApiKeyId, CommandId, RunId};
 use viworks_common::limits::PAGE_ROWS_MAX;
 use viworks_common::wire::message::OutputStream;
+use viworks_runtime::shares::Share;
 
 use super::extract::{NoParams, Params, Segment};
 use super::handlers::runs::{find, view};
 use super::problem::{ApiError, ApiResult};
 use super::request::{Api, share};
-use super::shares::Share;
 use super::{ApiState, Shared};
 use crate::auth::Principal;
 use crate::command::bus::{Cursor, OutputChunk, RunChange, Step, Subscription, Written};
@@ -122,7 +122,7 @@ struct Follower {
     written: BTreeMap<CommandId, (AgentId, Written)>,
     ready: VecDeque<(Option<Cursor>, RunEvent)>,
     done: bool,
-    _place: Share,
+    _place: Share<ApiKeyId>,
 }
 
 impl Follower {

@@ -13,15 +13,16 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use tracing::Instrument;
 use viworks_api::{ProblemCode, REQUEST_ID, Scope, WAIT_MS_MAX};
+use viworks_common::id::ApiKeyId;
 use viworks_common::places::Bound;
 use viworks_common::rate::Taken;
 use viworks_runtime::answers::ALWAYS;
 use viworks_runtime::random;
+use viworks_runtime::shares::{Share, Shares};
 
 use super::problem::{ApiError, ApiResult, RETRY_SOON};
 use super::router::Weight;
 use super::serve::ApiSeat;
-use super::shares::{Share, Shares};
 use super::{ApiState, Shared};
 use crate::auth::Principal;
 use crate::auth::bearer::{AuthError, authenticate};
@@ -287,10 +288,10 @@ fn no_room(state: &ApiState, principal: &Principal, bound: Bound) -> Response {
 /// Takes one of what there may be so many of; where a key, or all together, have all of them, health says so.
 pub(super) fn share(
     state: &ApiState,
-    shares: &Shares,
+    shares: &Shares<ApiKeyId>,
     principal: &Principal,
     retry_after: Duration,
-) -> ApiResult<Share> {
+) -> ApiResult<Share<ApiKeyId>> {
     shares.enter(principal.key_id, 1).map_err(|full| {
         state.crowd.refused(full, &principal.name);
         ApiError::new(ProblemCode::Overloaded, full.to_string()).retry_after(retry_after)

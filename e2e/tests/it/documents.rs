@@ -120,6 +120,14 @@ const PROMISES: &[(&str, &str, &[&str])] = &[
     ),
     (
         "SECURITY.md",
+        "A local account that may use a gateway's socket",
+        &[
+            "a_user_who_floods_a_gateway_slows_neither_its_commands_nor_its_readings",
+            "local_programs_cannot_push_the_gateways_own_readings_out_of_its_spool",
+        ],
+    ),
+    (
+        "SECURITY.md",
         "Everything a principal does",
         &[
             "the_audit_log_cannot_be_changed_or_deleted",

@@ -16,6 +16,7 @@ mod host;
 mod hostile;
 mod limbo;
 mod live;
+mod local_flood;
 mod newcomer;
 mod old_database;
 mod points;

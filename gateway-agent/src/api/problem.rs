@@ -14,7 +14,12 @@ pub(super) struct Problem {
     detail: String,
     arguments: Vec<ArgumentProblem>,
     retry_after_seconds: Option<u32>,
+    held_back: bool,
 }
+
+/// Marks an answer that is held back for a while, when nothing is kept for its request any more.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HeldBack;
 
 impl Problem {
     pub(super) fn new(
@@ -30,6 +35,7 @@ impl Problem {
             detail: detail.into(),
             arguments: Vec::new(),
             retry_after_seconds: None,
+            held_back: false,
         }
     }
 
@@ -40,6 +46,13 @@ impl Problem {
 
     pub(super) const fn retry_after(mut self, seconds: u32) -> Self {
         self.retry_after_seconds = Some(seconds);
+        self
+    }
+
+    /// For somebody who comes too often: whoever asks again and again gets no more than one such answer for each
+    /// connection in a while.
+    pub(super) const fn held_back(mut self) -> Self {
+        self.held_back = true;
         self
     }
 }
@@ -64,6 +77,9 @@ impl IntoResponse for Problem {
         );
         if let Some(seconds) = self.retry_after_seconds {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.held_back {
+            response.extensions_mut().insert(HeldBack);
         }
         response
     }

@@ -15,8 +15,7 @@ use http_body_util::BodyExt;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::UnixStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tower::ServiceExt;
 use viworks_common::limits;
 use viworks_common::places::PlaceLimits;
@@ -27,9 +26,11 @@ use viworks_runtime::conditions::{Conditions, Severity};
 use viworks_runtime::door::{Door, LetIn, Seat};
 use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::progress::Progress;
+use viworks_runtime::shares::{Full, Share, Shares};
 use viworks_runtime::throttle::{LOG_LINES, Throttle};
 
-use super::problem::Problem;
+use super::intake::Intakes;
+use super::problem::{HeldBack, Problem};
 use super::{Peer, Socket};
 
 /// The pause after a failed accept: out of descriptors is not cured by trying faster.
@@ -43,6 +44,12 @@ const CROWDED: &str = "socket.crowded";
 
 /// How long after the last one that is told.
 const CROWDED_TIME: Duration = Duration::from_secs(60);
+
+/// How long the refusal of somebody who comes too often is held back; not longer than anybody is told to wait.
+const HELD_BACK: Duration = Duration::from_secs(1);
+
+/// Bytes of bodies that a user may always have under way, whatever others have.
+const BODIES_FLOOR: usize = 64 * 1024;
 
 /// The largest request head.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
@@ -62,7 +69,8 @@ pub struct ServeLimits {
     pub send_timeout: Duration,
     /// How long a request's whole body may take.
     pub body_timeout: Duration,
-    /// Bytes of bodies that are held at once. Half of it is for those who may run commands, the rest for all others.
+    /// Bytes of bodies that are held at once. Half of it is for those who may run commands, the rest for all others, of
+    /// whom one has at most half of what the rest of them leave.
     pub bodies_bytes_max: usize,
     /// How often is looked whether the socket's file still stands.
     pub socket_check: Duration,
@@ -87,6 +95,7 @@ pub(super) struct Shell {
     pub(super) lifecycle: Lifecycle,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) conditions: Conditions,
+    pub(super) intakes: Arc<Intakes>,
 }
 
 pub(super) async fn run(
@@ -97,12 +106,12 @@ pub(super) async fn run(
 ) -> io::Result<()> {
     let lifecycle = &shell.lifecycle;
     let body_timeout = limits.body_timeout;
-    let bodies = Bodies::new(limits.bodies_bytes_max);
+    let bodies = Bodies::new(limits.bodies_bytes_max, Arc::clone(&shell.intakes));
     let router = router
         .layer(middleware::from_fn(move |request: Request, next: Next| {
             whole_body(request, next, body_timeout, bodies.clone())
         }))
-        .layer(middleware::map_response(with_headers));
+        .layer(middleware::map_response(finish));
     let no_place = no_place();
     let mut crowd = Crowd::default();
     let unaccepted = Throttle::new(LOG_LINES);
@@ -121,6 +130,7 @@ pub(super) async fn run(
             () = sleep_until(&*shell.clock, look) => {
                 look = next_look();
                 crowd.look(&shell);
+                shell.intakes.look();
                 socket.keep(&shell.conditions).await;
                 continue;
             }
@@ -132,7 +142,7 @@ pub(super) async fn run(
                 if let Some(left_out) = unaccepted.take(shell.clock.now()) {
                     tracing::warn!(%error, left_out, "a connection to the local API could not be accepted");
                 }
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
@@ -199,30 +209,37 @@ impl Crowd {
     }
 }
 
-/// Bytes of bodies that may still be taken in.
-#[derive(Debug, Clone)]
+/// Bytes of bodies that may still be taken in, by user.
+#[derive(Clone)]
 struct Bodies {
     /// For those who may run commands: nobody else's bodies keep theirs out.
-    known: Arc<Semaphore>,
-    others: Arc<Semaphore>,
+    known: Shares<Option<u32>>,
+    others: Shares<Option<u32>>,
+    /// Where refusals are counted.
+    intakes: Arc<Intakes>,
 }
 
 impl Bodies {
-    fn new(bytes_max: usize) -> Self {
-        let bytes_max = bytes_max.min(Semaphore::MAX_PERMITS);
+    fn new(bytes_max: usize, intakes: Arc<Intakes>) -> Self {
         let known = bytes_max / 2;
+        let others = bytes_max - known;
+        let shares =
+            |all, of_user| Shares::new(("user", "bytes of bodies"), all, of_user, BODIES_FLOOR);
         Self {
-            known: Arc::new(Semaphore::new(known)),
-            others: Arc::new(Semaphore::new(bytes_max - known)),
+            // There are two of them at most, who trust each other.
+            known: shares(known, known),
+            others: shares(others, (others / 2).max(limits::REQUEST_BODY_BYTES_MAX)),
+            intakes,
         }
     }
 
-    /// Of which its bodies take.
-    fn of(&self, peer: Option<Peer>) -> &Arc<Semaphore> {
+    /// Room for a body of `peer`, of which nothing is taken yet.
+    fn of(&self, peer: Option<Peer>) -> Result<Share<Option<u32>>, Full> {
+        let user = peer.and_then(|peer| peer.uid);
         if peer.is_some_and(Peer::may_run_commands) {
-            &self.known
+            self.known.enter(user, 0)
         } else {
-            &self.others
+            self.others.enter(user, 0)
         }
     }
 }
@@ -268,8 +285,11 @@ async fn connection(
     }
 }
 
-/// Adds what every answer has.
-async fn with_headers(mut answer: Response) -> Response {
+/// Adds what every answer has, and holds it back where that was asked for.
+async fn finish(mut answer: Response) -> Response {
+    if answer.extensions_mut().remove::<HeldBack>().is_some() {
+        sleep(HELD_BACK).await;
+    }
     for (name, value) in ALWAYS {
         answer.headers_mut().insert(
             HeaderName::from_static(name),
@@ -315,13 +335,19 @@ async fn whole_body(request: Request, next: Next, within: Duration, bodies: Bodi
             drop(held);
             return answer;
         }
-        Ok(Ok(Collected::NoRoom)) => Problem::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "bodies_full",
-            "Too much is being sent at once",
-            "as many bytes of bodies as may be held are held",
-        )
-        .retry_after(1),
+        Ok(Ok(Collected::NoRoom)) => {
+            if let Some(peer) = peer {
+                bodies.intakes.bodies_full(peer);
+            }
+            Problem::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "bodies_full",
+                "Too much is being sent at once",
+                "as many bytes of bodies as may be held are held, of this user or of all",
+            )
+            .retry_after(1)
+            .held_back()
+        }
         Ok(Ok(Collected::TooLarge)) => Problem::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             "body_too_large",
@@ -347,15 +373,18 @@ async fn whole_body(request: Request, next: Next, within: Duration, bodies: Bodi
 /// What became of a body.
 enum Collected {
     /// It is here, and takes so much of the room.
-    Whole(Vec<u8>, Option<OwnedSemaphorePermit>),
+    Whole(Vec<u8>, Share<Option<u32>>),
     TooLarge,
     NoRoom,
 }
 
 /// The whole body. Some of one that is not taken is read all the same, because a socket that is closed with something
 /// unread in it takes the answer along.
-async fn collect(mut body: Body, room: &Arc<Semaphore>) -> Result<Collected, axum::Error> {
-    let mut taken = Collected::Whole(Vec::new(), None);
+async fn collect(
+    mut body: Body,
+    room: Result<Share<Option<u32>>, Full>,
+) -> Result<Collected, axum::Error> {
+    let mut taken = room.map_or(Collected::NoRoom, |room| Collected::Whole(Vec::new(), room));
     let mut length: usize = 0;
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame?.into_data() else {
@@ -372,14 +401,9 @@ async fn collect(mut body: Body, room: &Arc<Semaphore>) -> Result<Collected, axu
             taken = Collected::TooLarge;
             continue;
         }
-        let more = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        let Ok(permit) = Arc::clone(room).try_acquire_many_owned(more) else {
+        if held.resize(length).is_err() {
             taken = Collected::NoRoom;
             continue;
-        };
-        match held {
-            Some(held) => held.merge(permit),
-            None => *held = Some(permit),
         }
         bytes.extend_from_slice(&data);
     }

@@ -25,6 +25,7 @@ pub(super) async fn status(extract::State(state): extract::State<State>) -> Json
         "conditions": parts.conditions.list(),
         "pins": pins(&parts.pins.current()),
         "spool": spool(&state),
+        "intake": { "refused_requests": state.intakes.refusals() },
         "commands": {
             "running": parts.executor.running(),
             "allowed": catalogue.len(),
@@ -76,6 +77,8 @@ fn spool(state: &State) -> Value {
         "records": figures.records,
         "bytes": figures.bytes,
         "bytes_max": figures.bytes_max,
+        "local_bytes": figures.local_bytes,
+        "local_bytes_max": figures.local_bytes_max,
         "dropped": figures.dropped,
         "refused_by_disk": state.parts.spool.refused(),
         "refused_by_backend": state.parts.spool.unstored(),

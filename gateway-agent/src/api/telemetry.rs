@@ -1,8 +1,9 @@
 //! Telemetry intake: what local programs observed goes into the spool.
 
 use axum::Json;
-use axum::extract;
+use axum::body::HttpBody;
 use axum::extract::rejection::JsonRejection;
+use axum::extract::{self, ConnectInfo, FromRequest, Request};
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -12,8 +13,8 @@ use viworks_common::limits;
 use viworks_common::telemetry::{Fields, Record};
 use viworks_common::time::Timestamp;
 
-use super::State;
 use super::problem::Problem;
+use super::{Peer, State};
 use crate::spool;
 
 #[derive(Deserialize)]
@@ -50,18 +51,16 @@ struct Refused {
 /// Answers only when everything accepted is durable.
 pub(super) async fn intake(
     extract::State(state): extract::State<State>,
-    body: Result<Json<Intake>, JsonRejection>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    request: Request,
 ) -> Result<Json<Taken>, Problem> {
-    let Ok(_turn) = state.intakes.try_acquire() else {
-        return Err(Problem::new(
-            StatusCode::TOO_MANY_REQUESTS,
-            "busy",
-            "Too many requests at once",
-            "send larger batches, one after the other",
-        )
-        .retry_after(1));
-    };
-    let Json(Intake { records }) = body.map_err(|rejection| malformed(&rejection))?;
+    // It is here as a whole, so that is its length.
+    let bytes = request.body().size_hint().lower();
+    let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+    let _turn = state.intakes.enter(peer, bytes)?;
+    let Json(Intake { records }) = Json::from_request(request, &())
+        .await
+        .map_err(|rejection| malformed(&rejection))?;
     if records.len() > limits::BATCH_RECORDS_MAX {
         return Err(Problem::new(
             StatusCode::PAYLOAD_TOO_LARGE,
@@ -73,6 +72,7 @@ pub(super) async fn intake(
             ),
         ));
     }
+    state.intakes.hand_in(peer, records.len(), bytes)?;
     let now = state.parts.clock.wall();
     let mut sound = Vec::with_capacity(records.len());
     let mut refused = Vec::new();

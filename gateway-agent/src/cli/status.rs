@@ -175,13 +175,30 @@ fn lines(status: &Value, now: Timestamp) -> String {
     line(
         "spool",
         format!(
-            "{} records waiting, {} of {} KiB, {} dropped since it was made",
+            "{} records waiting, {} of {} KiB, {} of {} KiB by local programs, {} dropped since it was made",
             text("/spool/records"),
             number("/spool/bytes").unwrap_or_default() / 1_024,
             number("/spool/bytes_max").unwrap_or_default() / 1_024,
+            number("/spool/local_bytes").unwrap_or_default() / 1_024,
+            number("/spool/local_bytes_max").unwrap_or_default() / 1_024,
             text("/spool/dropped")
         ),
     );
+    let refused =
+        |why: &str| number(&format!("/intake/refused_requests/{why}")).unwrap_or_default();
+    let (over_rate, busy, bodies) = (
+        refused("over_rate"),
+        refused("busy"),
+        refused("bodies_full"),
+    );
+    if over_rate + busy + bodies > 0 {
+        line(
+            "  refused",
+            format!(
+                "requests of local programs: {over_rate} over the rate of their user, {busy} too many at once, {bodies} too large together"
+            ),
+        );
+    }
     line(
         "commands",
         format!(

@@ -1,11 +1,12 @@
-//! Appends records, and gives up the oldest ones when the file comes near its bound.
+//! Appends records, and gives up the oldest ones when the file comes near its bound, or local programs near theirs.
 
 use viworks_common::id::AgentRunId;
+use viworks_common::telemetry::room::{GivenUp, Origin, Room};
 use viworks_common::telemetry::{GapReason, Record};
 use viworks_runtime::sqlite::{Connection, params};
 
 use super::trim::{self, Usage};
-use super::{RECORD_BYTES_MAX, SpoolError, batch, read};
+use super::{RECORD_BYTES_MAX, SpoolError, batch, portion, read};
 
 /// Bytes that are inserted before the room is looked at again; far below what is kept free.
 const CHUNK_BYTES: usize = 16 * 1024;
@@ -36,17 +37,22 @@ pub(super) fn bodies(records: &[Record]) -> Result<Vec<String>, SpoolError> {
 pub(super) fn run(
     connection: &Connection,
     agent_run_id: AgentRunId,
-    pages_max: u32,
+    room: Room,
+    origin: Origin,
     bodies: &[String],
 ) -> Result<Usage, SpoolError> {
     let (epoch, mut seq) = own_epoch(connection, agent_run_id)?;
-    make_room(connection, pages_max)?;
+    make_room(connection, room)?;
     let (mut chunk_bytes, mut chunk_records) = (0, 0);
+    let chunk = |seq: u64, records: u64, bytes: usize| {
+        count(connection, epoch, seq, records)?;
+        portion::note(connection, epoch, (seq - records, seq - 1), bytes, origin)?;
+        // Giving up records touches no sequence number, so `seq` stays right.
+        make_room(connection, room)
+    };
     for body in bodies {
         if chunk_bytes > CHUNK_BYTES {
-            count(connection, epoch, seq, chunk_records)?;
-            // Giving up records touches no sequence number, so `seq` stays right.
-            make_room(connection, pages_max)?;
+            chunk(seq, chunk_records, chunk_bytes)?;
             (chunk_bytes, chunk_records) = (0, 0);
         }
         let sql = "INSERT INTO record (epoch, seq, body) VALUES (:epoch, :seq, :body)";
@@ -55,7 +61,9 @@ pub(super) fn run(
         chunk_records += 1;
         chunk_bytes += cost(body);
     }
-    count(connection, epoch, seq, chunk_records)?;
+    if chunk_records > 0 {
+        chunk(seq, chunk_records, chunk_bytes)?;
+    }
     trim::usage(connection)
 }
 
@@ -110,15 +118,24 @@ fn own_epoch(connection: &Connection, agent_run_id: AgentRunId) -> Result<(i64, 
     })
 }
 
-/// Gives up the oldest records until an eighth of the file is free.
-fn make_room(connection: &Connection, pages_max: u32) -> Result<(), SpoolError> {
-    let bound = u64::from(pages_max) - u64::from(pages_max) / 8;
+/// Gives up records until an eighth of the file is free, and local programs have no more than their share of the rest.
+fn make_room(connection: &Connection, room: Room) -> Result<(), SpoolError> {
     loop {
         let usage = trim::usage(connection)?;
-        if usage.live_pages <= bound || usage.records == 0 {
-            return Ok(());
+        match room.gives_up(usage.filled) {
+            None => return Ok(()),
+            Some(GivenUp::OldestLocal) => {
+                let Some((epoch, from, to)) = portion::oldest_local(connection)? else {
+                    return Err(SpoolError::Inconsistent("local_bytes"));
+                };
+                give_up(connection, epoch, from, to)?;
+                portion::forget(connection, epoch, from)?;
+            }
+            Some(GivenUp::Oldest) if usage.records == 0 => return Ok(()),
+            Some(GivenUp::Oldest) => {
+                give_up_oldest(connection, (usage.records / DROP_SHARE).max(DROP_MIN))?;
+            }
         }
-        give_up_oldest(connection, (usage.records / DROP_SHARE).max(DROP_MIN))?;
     }
 }
 
@@ -136,9 +153,31 @@ fn give_up_oldest(connection: &Connection, count: u64) -> Result<(), SpoolError>
     let last = connection.one(LAST, params! { epoch, count }, |row| {
         read::<u64>(row, "seq")
     })?;
+    give_up(connection, epoch, first, last)?;
+    portion::forget_up_to(connection, epoch, last)
+}
+
+/// Gives up the records `from..=to`, and leaves one gap from the first to the last of them. What was a gap between them
+/// becomes part of it.
+fn give_up(connection: &Connection, epoch: i64, from: u64, to: u64) -> Result<(), SpoolError> {
+    const RANGE: &str = "\
+        SELECT min(seq) AS first, max(seq) AS last FROM record
+        WHERE epoch = :epoch AND seq BETWEEN :from AND :to";
+    let (first, last) = connection.one(RANGE, params! { epoch, from, to }, |row| {
+        Ok::<_, SpoolError>((
+            read::<Option<u64>>(row, "first")?,
+            read::<Option<u64>>(row, "last")?,
+        ))
+    })?;
+    let (Some(first), Some(last)) = (first, last) else {
+        // Each was damaged, and is a gap already.
+        return Ok(());
+    };
     let sql = "DELETE FROM record WHERE epoch = :epoch AND seq BETWEEN :first AND :last";
     let dropped = connection.execute(sql, params! { epoch, first, last })?;
     let sql = "UPDATE usage SET records = records - :dropped, dropped = dropped + :dropped";
     connection.execute(sql, params! { dropped })?;
+    let sql = "DELETE FROM gap WHERE epoch = :epoch AND from_seq BETWEEN :first AND :last";
+    connection.execute(sql, params! { epoch, first, last })?;
     trim::add_gap(connection, epoch, first, last, GapReason::SpoolFull)
 }

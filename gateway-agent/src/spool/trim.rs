@@ -2,10 +2,11 @@
 
 use viworks_common::id::AgentRunId;
 use viworks_common::limits;
+use viworks_common::telemetry::room::Filled;
 use viworks_common::telemetry::{GapReason, Position};
 use viworks_runtime::sqlite::{Connection, params};
 
-use super::{SpoolError, read};
+use super::{SpoolError, portion, read};
 
 /// Gives so many pages back to the file system at a time, once the spool is empty.
 const VACUUM: &str = "PRAGMA incremental_vacuum(1024)";
@@ -19,13 +20,13 @@ pub(super) struct Usage {
     pub(super) dropped: u64,
     /// Pages of the file.
     pub(super) pages: u64,
-    /// Pages of the file that hold something.
-    pub(super) live_pages: u64,
+    /// Who fills how much of those that hold something.
+    pub(super) filled: Filled,
 }
 
 pub(super) fn usage(connection: &Connection) -> Result<Usage, SpoolError> {
     const USAGE: &str = "\
-        SELECT u.records, u.dropped, p.page_count, f.freelist_count
+        SELECT u.records, u.dropped, u.bytes, u.local_bytes, p.page_count, f.freelist_count
         FROM usage AS u, pragma_page_count AS p, pragma_freelist_count AS f";
     connection.one(USAGE, &[], |row| {
         let pages: u64 = read(row, "page_count")?;
@@ -34,7 +35,11 @@ pub(super) fn usage(connection: &Connection) -> Result<Usage, SpoolError> {
             records: read(row, "records")?,
             dropped: read(row, "dropped")?,
             pages,
-            live_pages: pages.saturating_sub(free),
+            filled: Filled {
+                pages: pages.saturating_sub(free),
+                bytes: read(row, "bytes")?,
+                local_bytes: read(row, "local_bytes")?,
+            },
         })
     })
 }
@@ -103,6 +108,7 @@ fn trim_to(connection: &Connection, epoch: i64, seq: u64) -> Result<(), SpoolErr
     let trimmed = connection.execute(sql, params! { epoch, seq })?;
     let sql = "UPDATE usage SET records = records - :trimmed";
     connection.execute(sql, params! { trimmed })?;
+    portion::forget_up_to(connection, epoch, seq)?;
     let sql = "DELETE FROM gap WHERE epoch = :epoch AND to_seq <= :seq";
     connection.execute(sql, params! { epoch, seq })?;
     // At most one gap spans the position; what lies behind it is still to be told.
@@ -113,7 +119,8 @@ fn trim_to(connection: &Connection, epoch: i64, seq: u64) -> Result<(), SpoolErr
     Ok(())
 }
 
-/// Notes that `from..=to` has no records any more, as part of the gap directly before it if the reason is the same.
+/// Notes that `from..=to` has no records any more, as one with the gaps directly before and behind it if the reason is
+/// the same.
 pub(super) fn add_gap(
     connection: &Connection,
     epoch: i64,
@@ -122,10 +129,20 @@ pub(super) fn add_gap(
     reason: GapReason,
 ) -> Result<(), SpoolError> {
     const MERGE: &str = "\
-        UPDATE gap SET to_seq = :to WHERE epoch = :epoch AND to_seq = :from - 1 AND reason = :reason";
+        UPDATE gap SET to_seq = :to
+        WHERE epoch = :epoch AND to_seq = :from - 1 AND reason = :reason
+            AND from_seq = (SELECT max(from_seq) FROM gap WHERE epoch = :epoch AND from_seq < :from)";
+    const BEHIND: &str = "\
+        SELECT to_seq FROM gap WHERE epoch = :epoch AND from_seq = :to + 1 AND reason = :reason";
     const INSERT: &str = "\
         INSERT INTO gap (epoch, from_seq, to_seq, reason) VALUES (:epoch, :from, :to, :reason)";
     let reason = reason.name();
+    let behind = connection.optional(BEHIND, params! { epoch, to, reason }, |row| {
+        read::<u64>(row, "to_seq")
+    })?;
+    let sql = "DELETE FROM gap WHERE epoch = :epoch AND from_seq = :to + 1 AND reason = :reason";
+    connection.execute(sql, params! { epoch, to, reason })?;
+    let to = behind.unwrap_or(to);
     if connection.execute(MERGE, params! { epoch, from, to, reason })? == 0 {
         connection.execute(INSERT, params! { epoch, from, to, reason })?;
     }

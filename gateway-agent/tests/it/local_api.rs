@@ -13,12 +13,13 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 use uuid::Uuid;
 use viworks_common::id::AgentRunId;
+use viworks_common::telemetry::intake::IntakeQuota;
 use viworks_gateway_agent::api::{self, AgentFacts, ApiError, Parts, ServeLimits};
 use viworks_gateway_agent::audit::Audit;
 use viworks_gateway_agent::catalogue::{self, Catalogue, Owners, SHIPPED};
 use viworks_gateway_agent::executor::{Executor, Limits};
 use viworks_gateway_agent::outbound::pins::Pins;
-use viworks_gateway_agent::spool::{BYTES_MIN, Spool};
+use viworks_gateway_agent::spool::{BYTES_MIN, Bounds, Spool};
 use viworks_gateway_agent::status::Status;
 use viworks_runtime::answers::ALWAYS;
 use viworks_runtime::blocking;
@@ -88,7 +89,7 @@ impl Server {
         let folder = tempfile::tempdir().unwrap();
         let commands = write_catalogue(folder.path(), &[("test.toml", ECHO)]);
         let run = AgentRunId::from_uuid(Uuid::from_u128(1));
-        let spool = Spool::open(&folder.path().join("spool.db"), BYTES_MIN, run)
+        let spool = Spool::open(&folder.path().join("spool.db"), Bounds::of(BYTES_MIN), run)
             .await
             .unwrap()
             .spool;
@@ -106,6 +107,7 @@ impl Server {
             },
             status: Arc::new(status),
             spool: spool.clone(),
+            intake_quota: IntakeQuota::per_minute(3_000, 1024 * 1024),
             executor: Executor::new(
                 Limits::default(),
                 env!("CARGO_BIN_EXE_viworks-gateway-agent").into(),
@@ -152,6 +154,19 @@ impl Server {
             );
         }
         (status, serde_json::from_str(body).unwrap())
+    }
+
+    /// A request of a user who may run nothing, and its whole answer.
+    async fn request_of_nobody(&self, path: &str, body: &str) -> String {
+        let open = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(self.folder.path(), open).unwrap();
+        let socket = self.folder.path().join("api.sock");
+        std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o666)).unwrap();
+        let (path, body) = (path.to_owned(), body.to_owned());
+        let ask = move || ask_as_nobody(&socket, &path, &body);
+        blocking::call("nobody", Duration::from_secs(30), ask)
+            .await
+            .unwrap()
     }
 
     async fn connect(&self, sent: &str) -> UnixStream {
@@ -292,19 +307,22 @@ fn can_become_another() -> bool {
     root
 }
 
-/// A request of a user who may run nothing, and the first line of its answer. Only root can become that user.
-fn ask_as_nobody(socket: &Path) -> String {
+/// A request of a user who may run nothing, and its answer. Only root can become that user.
+fn ask_as_nobody(socket: &Path, path: &str, body: &str) -> String {
     use std::io::{Read, Write};
     let socket = socket.to_owned();
+    let request = format!(
+        "POST {path} HTTP/1.1\r\nhost: local\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
     let ask = move || {
         let nobody = rustix::process::Uid::from_raw(65_534);
         rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
         let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
-        let request = "POST /v1/commands/test.echo HTTP/1.1\r\nhost: local\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
-        answer.lines().next().unwrap_or_default().to_owned()
+        answer
     };
     // A thread of its own, whose user that is from then on.
     std::thread::spawn(ask).join().unwrap()
@@ -316,17 +334,9 @@ async fn one_who_may_run_nothing_does_not_fill_the_audit_log() {
         return;
     }
     let server = Server::start().await;
-    let open = std::fs::Permissions::from_mode(0o755);
-    std::fs::set_permissions(server.folder.path(), open).unwrap();
-    let socket = server.folder.path().join("api.sock");
-    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o666)).unwrap();
     for _again in 0..40 {
-        let asked = socket.clone();
-        let answer = blocking::call("nobody", Duration::from_secs(30), move || {
-            ask_as_nobody(&asked)
-        })
-        .await;
-        assert_eq!(answer.unwrap(), "HTTP/1.1 403 Forbidden");
+        let answer = server.request_of_nobody("/v1/commands/test.echo", "").await;
+        assert!(answer.starts_with("HTTP/1.1 403 Forbidden"), "{answer}");
     }
     let log = std::fs::read_to_string(server.folder.path().join("audit.log")).unwrap();
     assert_eq!(log.lines().count(), 1, "{log}");
@@ -334,6 +344,44 @@ async fn one_who_may_run_nothing_does_not_fill_the_audit_log() {
         log.contains("uid:65534") && log.contains("not permitted"),
         "{log}"
     );
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_who_hands_in_too_much_is_told_when_to_come_back_and_keeps_nobody_else_out() {
+    if !can_become_another() {
+        return;
+    }
+    let server = Server::start().await;
+    let record = json!({ "stream": "app.queue", "fields": { "depth": 3 } });
+    let whole = json!({ "records": vec![record.clone(); 2_000] }).to_string();
+    let answer = server.request_of_nobody("/v1/telemetry", &whole).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let answer = server.request_of_nobody("/v1/telemetry", &whole).await;
+    assert!(answer.starts_with("HTTP/1.1 429 "), "{answer}");
+    assert!(answer.contains(r#""code":"over_rate""#), "{answer}");
+    assert!(answer.contains("uid:65534"), "{answer}");
+    let head = answer.to_ascii_lowercase();
+    let seconds = head.split("\r\nretry-after: ").nth(1).unwrap();
+    let seconds: u32 = seconds.lines().next().unwrap().parse().unwrap();
+    // A thousand records too many, of which fifty come back each second.
+    assert!((15..=20).contains(&seconds), "{answer}");
+    assert_eq!(server.spool.figures().records, 2_000);
+    let (_status, status) = server.request("GET", "/v1/status", None).await;
+    let refused = json!({ "over_rate": 1, "busy": 0, "bodies_full": 0 });
+    assert_eq!(status["intake"]["refused_requests"], refused);
+    let conditions = server.conditions.list();
+    let told = conditions
+        .iter()
+        .find(|condition| condition.name == "telemetry.intake")
+        .unwrap();
+    assert!(told.cause.contains("uid:65534"), "{told:?}");
+    // Who may run commands has no rate.
+    for _again in 0..2 {
+        let body = json!({ "records": vec![record.clone(); 2_000] });
+        let (status, body) = server.request("POST", "/v1/telemetry", Some(body)).await;
+        assert_eq!((status, &body["accepted"]), (200, &json!(2_000)));
+    }
     server.stop().await;
 }
 

@@ -14,7 +14,7 @@ use viworks_common::journal::{Entry, EntryState};
 use viworks_common::telemetry::{FieldValue, GapReason, Position, Record};
 use viworks_common::time::Timestamp;
 use viworks_gateway_agent::journal::Journal;
-use viworks_gateway_agent::spool::{BYTES_MIN, Spool};
+use viworks_gateway_agent::spool::{BYTES_MIN, Bounds, Spool};
 
 const OLD_RUN: AgentRunId = AgentRunId::from_uuid(Uuid::from_u128(0xa1));
 const NEW_RUN: AgentRunId = AgentRunId::from_uuid(Uuid::from_u128(0xb2));
@@ -98,7 +98,9 @@ async fn commands_of_an_earlier_version_go_on() {
 async fn telemetry_of_an_earlier_version_is_delivered_before_what_came_later() {
     let folder = tempfile::tempdir().unwrap();
     let path = copy("spool.db", folder.path());
-    let opened = Spool::open(&path, BYTES_MIN, NEW_RUN).await.unwrap();
+    let opened = Spool::open(&path, Bounds::of(BYTES_MIN), NEW_RUN)
+        .await
+        .unwrap();
     assert_eq!(opened.damaged, None);
     let spool = opened.spool;
     assert_eq!((spool.figures().records, spool.figures().dropped), (3, 2));

@@ -9,7 +9,9 @@ use viworks_common::id::AgentRunId;
 use viworks_common::limits;
 use viworks_common::telemetry::{Batch, BatchColumns, FieldValue, GapReason, Position, Record};
 use viworks_common::time::Timestamp;
-use viworks_gateway_agent::spool::{BATCH_BYTES_MAX, BYTES_MIN, IntakeRefusal, Spool, check};
+use viworks_gateway_agent::spool::{
+    BATCH_BYTES_MAX, BYTES_MIN, Bounds, IntakeRefusal, Spool, check,
+};
 
 const NOW: Timestamp = Timestamp::from_unix_micros(1_795_000_000_000_000);
 
@@ -34,7 +36,9 @@ fn record(bytes: usize) -> Record {
 }
 
 async fn open(path: &Path, epoch: AgentRunId) -> Spool {
-    let opened = Spool::open(path, BYTES_MIN, epoch).await.unwrap();
+    let opened = Spool::open(path, Bounds::of(BYTES_MIN), epoch)
+        .await
+        .unwrap();
     assert_eq!(opened.damaged, None);
     opened.spool
 }
@@ -94,6 +98,8 @@ impl Backend {
 enum Step {
     /// Append so many records of so many bytes.
     Append(usize, usize),
+    /// Append so many records of so many bytes that are the agent's own.
+    Read(usize, usize),
     /// Deliver a batch; the acknowledgement arrives or is lost.
     Deliver { credit: usize, acknowledged: bool },
     /// End without closing and start again.
@@ -104,6 +110,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (1_usize..40, 1_usize..4_000).prop_map(|(count, bytes)| Step::Append(count, bytes)),
         1 => (100_usize..110, 1_000_usize..3_000).prop_map(|(count, bytes)| Step::Append(count, bytes)),
+        2 => (1_usize..40, 1_usize..1_000).prop_map(|(count, bytes)| Step::Read(count, bytes)),
         4 => (300_usize..20_000, any::<bool>())
             .prop_map(|(credit, acknowledged)| Step::Deliver { credit, acknowledged }),
         1 => Just(Step::Restart),
@@ -118,9 +125,15 @@ async fn play(steps: Vec<Step>) -> (u64, u64) {
     let mut backend = Backend::default();
     let mut appended: BTreeMap<AgentRunId, u64> = BTreeMap::new();
     for step in steps {
+        let appending = matches!(step, Step::Append(..) | Step::Read(..));
         match step {
             Step::Append(count, bytes) => {
                 spool.append(&vec![record(bytes); count]).await.unwrap();
+                *appended.entry(run(process)).or_default() += u64::try_from(count).unwrap();
+            }
+            Step::Read(count, bytes) => {
+                let readings = vec![record(bytes); count];
+                spool.append_or_count(&readings).await.unwrap();
                 *appended.entry(run(process)).or_default() += u64::try_from(count).unwrap();
             }
             Step::Deliver {
@@ -142,6 +155,9 @@ async fn play(steps: Vec<Step>) -> (u64, u64) {
         }
         let figures = spool.figures();
         assert!(figures.bytes <= figures.bytes_max, "{figures:?}");
+        // Who fills how much is known by bytes only, so what is delivered shifts it a little.
+        let within = figures.local_bytes <= figures.local_bytes_max;
+        assert!(within || !appending, "{figures:?}");
     }
     backend.drain(&spool).await;
     assert_eq!(spool.figures().records, 0);
@@ -194,6 +210,64 @@ async fn at_the_bound_the_oldest_go_and_the_count_is_exact() {
     let (lost, dropped) = play(vec![Step::Append(600, 2_000)]).await;
     assert!(lost > 0);
     assert_eq!(lost, dropped);
+}
+
+#[tokio::test]
+async fn however_much_local_programs_hand_in_the_agents_own_records_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let spool = open(&folder.path().join("spool.db"), run(1)).await;
+    let mut own = BTreeSet::new();
+    let mut seq = 0;
+    for _round in 0..10 {
+        spool.append_or_count(&vec![record(200); 5]).await.unwrap();
+        own.extend(seq + 1..=seq + 5);
+        spool.append(&vec![record(500); 300]).await.unwrap();
+        seq += 305;
+    }
+    let figures = spool.figures();
+    assert!(
+        figures.local_bytes <= figures.local_bytes_max && figures.dropped > 2_000,
+        "{figures:?}"
+    );
+    let mut backend = Backend::default();
+    backend.drain(&spool).await;
+    let stored: BTreeSet<u64> = backend.stored.iter().map(|(_run, seq)| *seq).collect();
+    assert!(stored.is_superset(&own), "{stored:?}");
+    // The newest of the others, too.
+    assert!(
+        stored.is_superset(&(seq - 200..=seq).collect()),
+        "{stored:?}"
+    );
+    assert_eq!(stored.len() + backend.gaps.len(), 3_050);
+    let dropped = usize::try_from(spool.figures().dropped).unwrap();
+    assert_eq!(backend.gaps.len(), dropped);
+    assert_eq!(
+        (spool.figures().records, spool.figures().local_bytes),
+        (0, 0)
+    );
+}
+
+/// What the disk did not take is a gap amid the records; the bound may go across it.
+#[tokio::test]
+async fn records_on_both_sides_of_a_gap_are_given_up_as_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let spool = open(&folder.path().join("spool.db"), run(1)).await;
+    spool.append_or_count(&vec![record(10); 10]).await.unwrap();
+    spool.hold(Some("a test".to_owned()));
+    spool
+        .append_or_count(&vec![record(10); 5])
+        .await
+        .unwrap_err();
+    spool.hold(None);
+    spool.settle().await.unwrap();
+    spool
+        .append_or_count(&vec![record(2_000); 600])
+        .await
+        .unwrap();
+    let mut backend = Backend::default();
+    backend.drain(&spool).await;
+    assert_eq!(backend.committed[&run(1)], 615);
+    assert_eq!(backend.stored.len() + backend.gaps.len(), 615);
 }
 
 #[tokio::test]
@@ -391,7 +465,9 @@ async fn a_damaged_file_is_put_aside_and_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("spool.db");
     std::fs::write(&path, vec![0xa5; 20_000]).unwrap();
-    let opened = Spool::open(&path, BYTES_MIN, run(1)).await.unwrap();
+    let opened = Spool::open(&path, Bounds::of(BYTES_MIN), run(1))
+        .await
+        .unwrap();
     assert!(opened.damaged.unwrap().exists());
     opened.spool.append(&[record(10)]).await.unwrap();
     assert_eq!(opened.spool.figures().records, 1);
