@@ -1,4 +1,5 @@
-//! The validated configuration: one TOML file, refused whole with every problem when anything in it is unknown or unsafe.
+//! The validated configuration: one TOML file, refused whole with every problem when anything in it is unknown or
+//! unsafe.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -132,8 +133,8 @@ settings! {
         connections_max: usize = integer(20_000, 1..=200_000),
         /// Open sockets of one IPv4 address or IPv6 /64 network; many gateways can share one address behind NAT.
         per_source_max: usize = integer(2_000, 1..=200_000),
-        /// Handshakes and session openings at once; the rest wait their turn or are told when to come back. A quarter of
-        /// these, and of all sockets, is kept for sources that held a session within the last hour.
+        /// Handshakes and session openings at once; the rest wait their turn or are told when to come back. A quarter
+        /// of these, and of all sockets, is kept for sources that held a session within the last hour.
         openings_max: usize = integer(128, 1..=10_000),
         /// For the TLS handshake.
         tls_timeout: Duration = duration_ms(HANDSHAKE_STEP_TIMEOUT, TIMEOUT),
@@ -191,17 +192,17 @@ settings! {
     [api]
     #[derive(Debug, Clone, PartialEq, Eq)]
     pub struct ApiConfig from section {
-        /// Where operators connect, in plain text and therefore on a loopback address only: a proxy that ends TLS stands
-        /// in front of it for others. Port 0 takes a free one.
+        /// Where operators connect, in plain text and therefore on a loopback address only: a proxy that ends TLS
+        /// stands in front of it for others. Port 0 takes a free one.
         listen: SocketAddr = parsed("loopback address:port", loopback(8080)),
-        /// Open sockets. Beyond, and at three quarters for those that have shown no valid key, a newcomer takes the place
-        /// of the stranger who has held one longest.
+        /// Open sockets. Beyond, and at three quarters for those that have shown no valid key, a newcomer takes the
+        /// place of the stranger who has held one longest.
         connections_max: usize = integer(1_024, 1..=100_000),
-        /// Open sockets of one IPv4 address or IPv6 /64 network that have shown no valid key; a newcomer from there takes
-        /// the place of the oldest.
+        /// Open sockets of one IPv4 address or IPv6 /64 network that have shown no valid key; a newcomer from there
+        /// takes the place of the oldest.
         per_source_max: usize = integer(256, 1..=100_000),
-        /// Open sockets that have shown the same valid key; at the next one the socket is cut that has been idle longest,
-        /// and when none is idle the request gets 429.
+        /// Open sockets that have shown the same valid key; at the next one the socket is cut that has been idle
+        /// longest, and when none is idle the request gets 429.
         per_key_max: usize = integer(512, 1..=100_000),
         /// For a client to take at least 4 KiB of what is sent to it, or all of it; then its socket is cut.
         send_timeout: Duration = duration_ms(seconds(10), TIMEOUT),

@@ -178,7 +178,8 @@ impl Jobs {
         health.map(drop)
     }
 
-    /// Lets the time line lean towards the wall clock, and says when the two are apart: then somebody has set the clock.
+    /// Lets the time line lean towards the wall clock, and says when the two are apart: then somebody has set the
+    /// clock.
     async fn renew_time_line(&self) -> StoreResult<()> {
         let next = self.clock.next_anchor();
         let apart = next.anchor.apart();

@@ -239,8 +239,8 @@ pub struct Position {
 
 /// Consecutive records of one spool epoch, with the gaps between them.
 ///
-/// `records[i]` carries its own sequence number, strictly increasing; every number between `from_seq` and the last one is
-/// either a record or inside a gap.
+/// `records[i]` carries its own sequence number, strictly increasing; every number between `from_seq` and the last one
+/// is either a record or inside a gap.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Batch {
     /// The process that appended the records.
@@ -317,7 +317,8 @@ pub struct BatchColumns {
     pub streams: Vec<StreamName>,
     /// For each record its stream, as an index into `streams`.
     pub stream: Vec<u32>,
-    /// For each record its time: the first as microseconds since the Unix epoch, the others as the difference to the one before.
+    /// For each record its time: the first as microseconds since the Unix epoch, the others as the difference to the
+    /// one before.
     pub observed_at: Vec<i64>,
     /// For each field name its values, one for each record, null where the record has no such field.
     pub fields: BTreeMap<FieldName, Vec<Option<FieldValue>>>,

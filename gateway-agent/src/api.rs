@@ -11,9 +11,9 @@
 //! What a user hands in has a rate ([`IntakeQuota`]), but for root and the agent's own user; beyond, 429 says after how
 //! many seconds the same request may come again. The answer is held back a little, so that asking without end is slow.
 //!
-//! Problems are RFC 9457 documents. At [`ServeLimits::connections_max`], or with as many connections of one user as that
-//! one may have, a newcomer takes the place of the one that has been idle longest. A caller who stalls in a request's head
-//! or does not read its answer is cut off, and one who stalls in its body is answered with 408.
+//! Problems are RFC 9457 documents. At [`ServeLimits::connections_max`], or with as many connections of one user as
+//! that one may have, a newcomer takes the place of the one that has been idle longest. A caller who stalls in a
+//! request's head or does not read its answer is cut off, and one who stalls in its body is answered with 408.
 
 use std::io;
 use std::path::PathBuf;

@@ -1,4 +1,5 @@
-//! The validated configuration: one TOML file, refused whole with every problem when anything in it is unknown or unsafe.
+//! The validated configuration: one TOML file, refused whole with every problem when anything in it is unknown or
+//! unsafe.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;

@@ -121,8 +121,8 @@ pub struct Meta {
 pub struct Journal {
     database: Database,
     entries_max: u32,
-    /// How many there are, or will be once what is under way is committed: to count them for each would be a read on the
-    /// path of every command.
+    /// How many there are, or will be once what is under way is committed: to count them for each would be a read on
+    /// the path of every command.
     entries: Arc<AtomicU32>,
     path: Arc<Path>,
     reserve: Reserve,

@@ -80,7 +80,8 @@ impl Client {
         let environment = environment();
         let proxy = route::proxy(&url, &environment);
         let mut way = Vec::new();
-        // The library reads no proxy from the environment by itself, and follows nobody to another address with the key.
+        // The library reads no proxy from the environment by itself, and follows nobody to another address with the
+        // key.
         let mut builder = reqwest::Client::builder()
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none());

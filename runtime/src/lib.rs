@@ -1,11 +1,11 @@
 //! The process shell: what both agents need before they have a purpose.
 //!
 //! Everything impure that is not about the product lives here, each in one place: the clock ([`clock`]), randomness
-//! ([`random`]), the environment and the configuration file ([`config`]), tasks and shutdown ([`lifecycle`]), calls that
-//! may hang ([`blocking`]), TLS material ([`tls`]), the embedded database ([`sqlite`]), and what a process shows of
-//! itself ([`answers`], [`conditions`], [`logging`], [`metrics`], [`probe`], [`ready_file`], [`stdout`], [`throttle`],
-//! [`exit`]), what it shares out among its callers ([`door`], [`shares`]), and with the feature `websocket` the socket
-//! that both agents hold their sessions through.
+//! ([`random`]), the environment and the configuration file ([`config`]), tasks and shutdown ([`lifecycle`]), calls
+//! that may hang ([`blocking`]), TLS material ([`tls`]), the embedded database ([`sqlite`]), and what a process shows
+//! of itself ([`answers`], [`conditions`], [`logging`], [`metrics`], [`probe`], [`ready_file`], [`stdout`],
+//! [`throttle`], [`exit`]), what it shares out among its callers ([`door`], [`shares`]), and with the feature
+//! `websocket` the socket that both agents hold their sessions through.
 
 #![warn(missing_docs)]
 

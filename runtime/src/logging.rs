@@ -112,8 +112,8 @@ pub fn check_filter(filter: &str) -> Result<(), LoggingError> {
     parse_filter(filter).map(drop)
 }
 
-/// Sends the events of this process that pass `filter` to the standard error output, from now on; a panic is one of them.
-/// Nobody who logs waits for that output: `waiting_bytes_max` bytes of lines may wait. Call [`flush`] at the end.
+/// Sends the events of this process that pass `filter` to the standard error output, from now on; a panic is one of
+/// them. Nobody who logs waits for that output: `waiting_bytes_max` bytes of lines may wait. Call [`flush`] at the end.
 ///
 /// # Errors
 ///
@@ -139,7 +139,8 @@ pub fn init(format: Format, filter: &str, waiting_bytes_max: usize) -> Result<()
     Ok(())
 }
 
-/// Waits a moment for the last lines to be written. What nobody takes is given up: a process that was told to end, ends.
+/// Waits a moment for the last lines to be written. What nobody takes is given up: a process that was told to end,
+/// ends.
 pub fn flush() {
     if let Some(lines) = LINES.get() {
         // What could not be written has no other place to go.

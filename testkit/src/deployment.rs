@@ -28,7 +28,8 @@ pub struct Deployment {
 /// How to start a process.
 #[derive(Debug, Clone, Default)]
 pub struct Start {
-    /// Environment variables on top of what a deployment sets itself: settings (`VIWORKS__SECTION__KEY`) and crash points (`VIWORKS_FAULT`).
+    /// Environment variables on top of what a deployment sets itself: settings (`VIWORKS__SECTION__KEY`) and crash
+    /// points (`VIWORKS_FAULT`).
     pub environment: Vec<(String, String)>,
     /// The size of the state folder's own disk in MiB; see [`small_disk`].
     pub disk: Option<u32>,
@@ -335,7 +336,8 @@ impl Deployment {
         answer
     }
 
-    /// Telemetry of one stream as the stopped backend's database holds it: stored records, distinct keys, records in gaps.
+    /// Telemetry of one stream as the stopped backend's database holds it: stored records, distinct keys, records in
+    /// gaps.
     ///
     /// # Panics
     /// When the database cannot be read.

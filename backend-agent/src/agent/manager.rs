@@ -100,7 +100,8 @@ impl Manager {
         }
     }
 
-    /// Enters a confirmed session; an older one of the same gateway is closed. `false` when a newer one is there already.
+    /// Enters a confirmed session; an older one of the same gateway is closed. `false` when a newer one is there
+    /// already.
     pub fn register(&self, identity: &Identity, session_id: SessionId, shelf: &Arc<Shelf>) -> bool {
         let Place { epoch, run } = shelf.place();
         let mut connected = lock(&self.connected);
@@ -191,8 +192,8 @@ impl Manager {
         }
     }
 
-    /// Ends the session of a gateway that was revoked, and forgets what was remembered of it: nobody is to be warned of a
-    /// certificate that nothing accepts.
+    /// Ends the session of a gateway that was revoked, and forgets what was remembered of it: nobody is to be warned of
+    /// a certificate that nothing accepts.
     pub fn revoked(&self, agent_id: AgentId) {
         self.end(agent_id, CloseCode::Revoked, "the gateway was revoked");
         lock(&self.certificates).remove(&agent_id);
@@ -348,8 +349,8 @@ impl Manager {
         ending
     }
 
-    /// Whether something that costs its sender nothing, such as a HELLO that was not made with the gateway's key, is to be
-    /// recorded, and how many were not before it: one a minute for each gateway.
+    /// Whether something that costs its sender nothing, such as a HELLO that was not made with the gateway's key, is to
+    /// be recorded, and how many were not before it: one a minute for each gateway.
     pub fn records(&self, agent_id: AgentId, what: &'static str, now: Monotonic) -> Option<u64> {
         let mut all = lock(&self.recorded);
         if let Some((last, left_out)) = all.get_mut(&(agent_id, what)) {

@@ -1,8 +1,8 @@
-//! Between the rest of the process and the session of a gateway: room that is kept for commands, and everything that is put
-//! there for it.
+//! Between the rest of the process and the session of a gateway: room that is kept for commands, and everything that is
+//! put there for it.
 //!
-//! One lock and one notification serve for all of it: thousands of sessions are idle, and a channel for each kind would cost
-//! each of them more than its state.
+//! One lock and one notification serve for all of it: thousands of sessions are idle, and a channel for each kind would
+//! cost each of them more than its state.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,7 +19,8 @@ use crate::data::LeasedCommand;
 /// Orders that may wait for one session.
 const ORDERS_MAX: usize = 64;
 
-/// Cancels that are remembered for commands on their way. Ids grow with time, so the oldest are those that came long ago.
+/// Cancels that are remembered for commands on their way. Ids grow with time, so the oldest are those that came long
+/// ago.
 const EARLY_MAX: usize = 1_024;
 
 /// What a session is asked to do from outside.
@@ -89,8 +90,8 @@ pub struct Taken {
 }
 
 impl Shelf {
-    /// For a session whose gateway has `open` commands already. `keeps_timeout` says whether it keeps time limits below its
-    /// catalogue's.
+    /// For a session whose gateway has `open` commands already. `keeps_timeout` says whether it keeps time limits below
+    /// its catalogue's.
     #[must_use]
     pub fn new(
         place: Place,

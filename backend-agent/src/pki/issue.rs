@@ -251,7 +251,8 @@ pub fn make(
 ///
 /// # Errors
 ///
-/// When another gateway has its name and is not revoked, a file is in the way or cannot be written, or the store is away.
+/// When another gateway has its name and is not revoked, a file is in the way or cannot be written, or the store is
+/// away.
 pub async fn issue(
     store: &dyn Store,
     tenant: &Tenant,

@@ -107,8 +107,8 @@ impl<R: Rulebook> Engine<R> {
         }
     }
 
-    /// Offered, permitted and prepared before anything of it was written: one write says that it is accepted and started.
-    /// What does not start is accepted first, so that its end has an entry.
+    /// Offered, permitted and prepared before anything of it was written: one write says that it is accepted and
+    /// started. What does not start is accepted first, so that its end has an entry.
     fn opened(&mut self, id: CommandId, verdict: Result<Idempotent, Refused>, now: Now) {
         if self.judge(id, verdict.clone(), now).is_err() {
             return self.accept(id, Permitted::Prepared(verdict), now);

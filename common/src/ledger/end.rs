@@ -114,7 +114,8 @@ pub fn report(
     Reported::Repeated
 }
 
-/// An operator wants the end of a command: without a permit it ends here, with one its gateway is asked, which is `None`.
+/// An operator wants the end of a command: without a permit it ends here, with one its gateway is asked, which is
+/// `None`.
 #[must_use]
 pub fn cancel(command: Command, now: Timestamp) -> Option<Change> {
     let mut course = Course::new(command);

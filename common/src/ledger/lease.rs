@@ -22,8 +22,8 @@ pub fn waits(command: &Command, now: Timestamp) -> bool {
     command.state == CommandState::Queued && command.available_at <= now && command.deadline > now
 }
 
-/// Takes a command that [waits](waits()) for process `run` of its gateway. A change that does not end it is an offer; the
-/// permit travels with it where the command may run twice.
+/// Takes a command that [waits](waits()) for process `run` of its gateway. A change that does not end it is an offer;
+/// the permit travels with it where the command may run twice.
 #[must_use]
 pub fn take(
     command: Command,
@@ -87,8 +87,8 @@ pub struct Scene {
     pub waits: bool,
 }
 
-/// Offers a command at its birth, in the transaction that submits it: to the session that has kept room for it, if that is
-/// still its gateway's live one, and nothing older is passed by.
+/// Offers a command at its birth, in the transaction that submits it: to the session that has kept room for it, if that
+/// is still its gateway's live one, and nothing older is passed by.
 #[must_use]
 pub fn at_birth(
     command: Command,

@@ -1,5 +1,5 @@
-//! Why a gateway is not connected, as the `status` of the shipped gateway tells it: the true cause, what to do, and when
-//! it tries again.
+//! Why a gateway is not connected, as the `status` of the shipped gateway tells it: the true cause, what to do, and
+//! when it tries again.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -59,7 +59,8 @@ fn is_waiting(status: &Value) -> bool {
     !status["connection"]["next_attempt"].is_null()
 }
 
-/// Waits until the last failure has this code, and checks what belongs to each: not connected, an exit code that says so.
+/// Waits until the last failure has this code, and checks what belongs to each: not connected, an exit code that says
+/// so.
 async fn fails_with(binaries: &Binaries, folder: &Path, code: &str) -> Value {
     let socket = folder.join("state/api.sock");
     let what = format!("the last failure is {code}");

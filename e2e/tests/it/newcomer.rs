@@ -1,4 +1,5 @@
-//! What somebody meets who knows the product from its documents alone: first installation, slips of the hand, and answers.
+//! What somebody meets who knows the product from its documents alone: first installation, slips of the hand, and
+//! answers.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -181,10 +182,11 @@ async fn output_that_cannot_be_written_is_an_error_of_every_program() {
     }
 }
 
-/// What a closed standard output comes to, and why it is no error: before `main`, Rust opens `/dev/null` for reading and
-/// writing in its place, so that no file that is opened later becomes standard output. What the program then finds is
-/// the very thing that it finds where somebody threw its output away on purpose, as Python's `DEVNULL` does, and that
-/// must succeed. Only code before `main` could tell the two apart, and that is unsafe code, which this house forbids.
+/// What a closed standard output comes to, and why it is no error: before `main`, Rust opens `/dev/null` for reading
+/// and writing in its place, so that no file that is opened later becomes standard output. What the program then finds
+/// is the very thing that it finds where somebody threw its output away on purpose, as Python's `DEVNULL` does, and
+/// that must succeed. Only code before `main` could tell the two apart, and that is unsafe code, which this house
+/// forbids.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_closed_output_is_an_output_that_was_thrown_away() {
     let desk = desk().await;

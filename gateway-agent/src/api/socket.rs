@@ -1,4 +1,5 @@
-//! The socket of the local API: bound where it stands, never for a moment with wrong permissions, and bound again when somebody takes it away.
+//! The socket of the local API: bound where it stands, never for a moment with wrong permissions, and bound again when
+//! somebody takes it away.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -134,7 +135,8 @@ fn replace(path: &Path) -> Result<(net::UnixListener, FileId), ApiError> {
     in_place(path).map_err(failed)
 }
 
-/// Binds where the socket is to stand, for cleaners of temporary folders spare a socket by the path that it was bound to.
+/// Binds where the socket is to stand, for cleaners of temporary folders spare a socket by the path that it was bound
+/// to.
 fn in_place(path: &Path) -> io::Result<(net::UnixListener, FileId)> {
     let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;

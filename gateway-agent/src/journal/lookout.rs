@@ -22,8 +22,8 @@ enum Question {
     Write,
 }
 
-/// Looks for all who ask, on a thread of its own: there is one at most, even when it hangs. Those who ask while it looks
-/// share the next look, so that many commands do not wait for one look each before they share a commit.
+/// Looks for all who ask, on a thread of its own: there is one at most, even when it hangs. Those who ask while it
+/// looks share the next look, so that many commands do not wait for one look each before they share a commit.
 pub(super) struct Lookout {
     folder: PathBuf,
     /// Looks that have begun.

@@ -1,4 +1,5 @@
-//! The second life of a connection: a confirmed session, with one loop, one order, and each event handed to its feature.
+//! The second life of a connection: a confirmed session, with one loop, one order, and each event handed to its
+//! feature.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
