@@ -25,6 +25,7 @@ pub mod output;
 pub mod pin;
 pub mod places;
 pub mod rate;
+pub mod room;
 pub mod rules;
 pub mod session;
 pub mod telemetry;

@@ -13,15 +13,12 @@ use tokio::sync::{Notify, oneshot};
 use viworks_common::code::CloseCode;
 use viworks_common::id::CommandId;
 use viworks_common::ledger::lease::Place;
+use viworks_common::room::Room;
 
 use crate::data::LeasedCommand;
 
 /// Orders that may wait for one session.
 const ORDERS_MAX: usize = 64;
-
-/// Cancels that are remembered for commands on their way. Ids grow with time, so the oldest are those that came long
-/// ago.
-const EARLY_MAX: usize = 1_024;
 
 /// What a session is asked to do from outside.
 #[derive(Debug)]
@@ -54,24 +51,13 @@ pub struct Shelf {
 struct Inner {
     ending: Option<Ending>,
     orders: VecDeque<Order>,
-    /// How many commands the gateway takes before it has ended some.
-    credit: usize,
-    /// Those that use it up: sent, and not over.
-    open: BTreeSet<CommandId>,
-    /// Places for commands whose transactions are under way.
-    kept: usize,
+    room: Room,
     /// Offered by committed transactions, to be sent.
     offered: VecDeque<LeasedCommand>,
     /// Whose end an operator asked for, to be sent.
     cancelled: BTreeSet<CommandId>,
-    /// The same, of commands that were not sent yet and may be on their way here.
-    early: BTreeSet<CommandId>,
     /// Whether commands may wait in the store.
     look: bool,
-    /// Whether somebody found no room.
-    wanted: bool,
-    /// Whether nothing more is to be offered.
-    draining: bool,
 }
 
 /// What waits for a session.
@@ -106,15 +92,10 @@ impl Shelf {
             inner: Mutex::new(Inner {
                 ending: None,
                 orders: VecDeque::new(),
-                credit,
-                open,
-                kept: 0,
+                room: Room::new(credit, open),
                 offered: VecDeque::new(),
                 cancelled: BTreeSet::new(),
-                early: BTreeSet::new(),
                 look: false,
-                wanted: false,
-                draining: false,
             }),
         }
     }
@@ -128,12 +109,8 @@ impl Shelf {
     /// Keeps room for one command that is being submitted. `None` where it has to wait in the store.
     #[must_use]
     pub fn keep(self: &Arc<Self>, with_timeout: bool) -> Option<Kept> {
-        let mut inner = self.inner();
-        if inner.draining || inner.room() == 0 || (with_timeout && !self.keeps_timeout) {
-            return None;
-        }
-        inner.kept += 1;
-        Some(Kept {
+        let keeps_it = self.keeps_timeout || !with_timeout;
+        (keeps_it && self.inner().room.keep()).then(|| Kept {
             shelf: Arc::clone(self),
             places: 1,
         })
@@ -143,14 +120,8 @@ impl Shelf {
     /// given back.
     #[must_use]
     pub fn keep_all(self: &Arc<Self>) -> Option<Kept> {
-        let mut inner = self.inner();
-        let places = inner.room();
-        if inner.draining || places == 0 {
-            inner.wanted = true;
-            return None;
-        }
-        inner.kept += places;
-        Some(Kept {
+        let places = self.inner().room.keep_all();
+        (places > 0).then(|| Kept {
             shelf: Arc::clone(self),
             places,
         })
@@ -158,7 +129,7 @@ impl Shelf {
 
     /// More may wait than there was room for: the session looks again when some is given back.
     pub fn want(&self) {
-        self.inner().wanted = true;
+        self.inner().room.want();
     }
 
     /// Ends the session.
@@ -193,7 +164,7 @@ impl Shelf {
 
     /// Offers nothing more.
     pub fn drain(&self) {
-        self.inner().draining = true;
+        self.inner().room.drain();
     }
 
     /// Waits until there may be something to take.
@@ -206,21 +177,9 @@ impl Shelf {
         let mut inner = self.inner();
         let inner = &mut *inner;
         let offered = std::mem::take(&mut inner.offered);
-        let mut cancelled = std::mem::take(&mut inner.cancelled);
-        for command in &offered {
-            cancelled.extend(inner.early.take(&command.command_id));
-        }
-        if inner.kept > 0 {
-            let open = &inner.open;
-            let unknown = cancelled.iter().filter(|id| !open.contains(id)).copied();
-            inner.early.extend(unknown);
-            // On a busy session something is always under way.
-            while inner.early.len() > EARLY_MAX {
-                inner.early.pop_first();
-            }
-        } else {
-            inner.early.clear();
-        }
+        let cancelled = std::mem::take(&mut inner.cancelled);
+        let sent = offered.iter().map(|command| command.command_id);
+        let cancelled = inner.room.follow(sent, cancelled);
         Taken {
             ending: inner.ending.take(),
             orders: std::mem::take(&mut inner.orders),
@@ -232,21 +191,12 @@ impl Shelf {
 
     /// A command is over, and its credit comes back; says whether somebody waits for that.
     pub fn over(&self, command_id: CommandId) -> bool {
-        let mut inner = self.inner();
-        inner.open.remove(&command_id);
-        inner.room() > 0 && std::mem::take(&mut inner.wanted)
+        self.inner().room.over(command_id)
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
         // Nothing panics while it is held.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Inner {
-    fn room(&self) -> usize {
-        let used = self.open.len().saturating_add(self.kept);
-        self.credit.saturating_sub(used)
     }
 }
 
@@ -287,8 +237,7 @@ impl Kept {
         };
         self.places = left;
         let mut inner = self.shelf.inner();
-        inner.kept -= 1;
-        inner.open.insert(command_id);
+        inner.room.put(command_id);
         then(&mut inner);
     }
 }
@@ -296,8 +245,7 @@ impl Kept {
 impl Drop for Kept {
     fn drop(&mut self) {
         let mut inner = self.shelf.inner();
-        inner.kept -= self.places;
-        let look = inner.room() > 0 && std::mem::take(&mut inner.wanted);
+        let look = inner.room.give_back(self.places);
         inner.look |= look;
         drop(inner);
         if look {
@@ -385,23 +333,6 @@ mod tests {
         shelf.drain();
         assert!(shelf.keep(false).is_none());
         assert!(shelf.keep_all().is_none());
-    }
-
-    #[test]
-    fn cancels_of_commands_that_never_come_are_forgotten_although_something_is_always_under_way() {
-        let shelf = shelf(2, &[]);
-        let kept = shelf.keep(false).unwrap();
-        for n in 1..=5_000 {
-            shelf.cancel(id(n));
-            drop(shelf.take());
-        }
-        assert_eq!(shelf.inner().early.len(), EARLY_MAX);
-        kept.put(command(5_000));
-        assert_eq!(
-            shelf.take().cancelled,
-            [id(5_000)].into(),
-            "the latest is kept"
-        );
     }
 
     #[test]

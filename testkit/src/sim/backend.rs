@@ -234,15 +234,14 @@ impl Backend {
 
     /// Lets whoever holds a gateway's session ask for the end of a command.
     pub(crate) fn cancel(&mut self, agent: AgentId, command: CommandId, core: &mut Core) {
-        let cancel = |it: &mut Connection| it.orders.push_back(Order::Cancel(command));
-        self.tell(agent, cancel, core);
+        self.tell(agent, |connection| connection.cancel(command), core);
     }
 
     /// Keeps room for a command that an operator submits, where a session of its gateway has some.
-    pub(crate) fn keep(&mut self, agent: AgentId, core: &Core) -> Option<Kept> {
+    pub(crate) fn keep(&mut self, agent: AgentId) -> Option<Kept> {
         self.instances.iter_mut().find_map(|instance| {
             let (wire, _) = *instance.sessions.get(&agent)?;
-            let place = instance.connections.get_mut(&wire)?.keep(core)?;
+            let place = instance.connections.get_mut(&wire)?.keep()?;
             Some(Kept {
                 instance: instance.id,
                 wire,

@@ -189,7 +189,7 @@ impl World {
             deadline: core.backend_now().saturating_add(span),
             timeout_ms,
         };
-        let kept = self.backend.keep(agent, core);
+        let kept = self.backend.keep(agent);
         let place = kept.as_ref().map(|kept| kept.place);
         let store = &mut self.backend.store;
         let submitted = store.commit(core, |tx| tx.submit(new, place));

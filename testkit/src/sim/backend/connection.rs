@@ -8,6 +8,7 @@ use viworks_common::id::{AgentId, CommandId};
 use viworks_common::ledger::lease::Place;
 use viworks_common::ledger::permit::{Accepted, Permit as Decision};
 use viworks_common::limits::CHALLENGE_AGE_MAX;
+use viworks_common::room::Room;
 use viworks_common::rules::{Rule, Rulebook};
 use viworks_common::session::state::BackendState;
 use viworks_common::session::{BackendEvent, BackendSession, End};
@@ -31,8 +32,6 @@ pub(super) enum Order {
     Probe(ConnectionId),
     /// Let the gateway reconnect at once.
     Drain,
-    /// Ask the gateway to end a command.
-    Cancel(CommandId),
     /// Close: a newer session was confirmed.
     End,
 }
@@ -55,6 +54,7 @@ pub(super) struct Connection {
     pub(super) live: Option<Live>,
     pub(super) orders: VecDeque<Order>,
     offered: VecDeque<Command>,
+    cancelled: BTreeSet<CommandId>,
     nudged: bool,
     woken_at: Option<Monotonic>,
 }
@@ -63,38 +63,24 @@ pub(super) struct Connection {
 #[derive(Debug)]
 pub(super) struct Live {
     pub(super) holder: Holder,
-    open: BTreeSet<CommandId>,
-    /// Room for commands that are being submitted.
-    kept: usize,
+    room: Room,
     /// Sent with their permit.
     permitted: BTreeSet<CommandId>,
-    /// Cancelled before they were sent.
-    early: BTreeSet<CommandId>,
-    more: bool,
     pub(super) draining: bool,
     batches: VecDeque<Batch>,
     committing: bool,
 }
 
 impl Live {
-    pub(super) const fn new(holder: Holder, open: BTreeSet<CommandId>) -> Self {
+    pub(super) const fn new(holder: Holder, room: Room) -> Self {
         Self {
             holder,
-            open,
-            kept: 0,
+            room,
             permitted: BTreeSet::new(),
-            early: BTreeSet::new(),
-            more: false,
             draining: false,
             batches: VecDeque::new(),
             committing: false,
         }
-    }
-
-    fn room(&self, core: &Core) -> usize {
-        let credit = usize::try_from(core.scenario.command_credit).unwrap_or(usize::MAX);
-        let room = credit.saturating_sub(self.open.len() + self.kept);
-        if self.draining { 0 } else { room }
     }
 }
 
@@ -119,6 +105,7 @@ impl Connection {
             live: None,
             orders: VecDeque::new(),
             offered: VecDeque::new(),
+            cancelled: BTreeSet::new(),
             nudged: false,
             woken_at: None,
         }
@@ -152,13 +139,9 @@ impl Connection {
     }
 
     /// Keeps room for a command that is being submitted.
-    pub(super) fn keep(&mut self, core: &Core) -> Option<Place> {
-        let live = self.live.as_mut().filter(|live| live.room(core) > 0)?;
-        if self.over {
-            return None;
-        }
-        live.kept += 1;
-        Some(Place {
+    pub(super) fn keep(&mut self) -> Option<Place> {
+        let live = self.live.as_mut().filter(|_| !self.over)?;
+        live.room.keep().then_some(Place {
             epoch: live.holder.epoch,
             run: live.holder.run,
         })
@@ -166,40 +149,36 @@ impl Connection {
 
     pub(super) fn give_back(&mut self) {
         if let Some(live) = &mut self.live {
-            live.kept = live.kept.saturating_sub(1);
-            self.nudged |= live.more;
+            self.nudged |= live.room.give_back(1);
         }
     }
 
     /// Puts a command there that was offered at its birth.
     pub(super) fn put(&mut self, offer: Command) {
         if let Some(live) = &mut self.live {
-            live.kept = live.kept.saturating_sub(1);
-            live.open.insert(offer.facts.command_id);
+            live.room.put(offer.facts.command_id);
             self.offered.push_back(offer);
         }
     }
 
-    fn cancel(&mut self, command_id: CommandId, now: Monotonic) {
-        if let Some(live) = &mut self.live
-            && !live.open.contains(&command_id)
-            && live.kept > 0
-        {
-            live.early.insert(command_id);
-        }
-        let cancel = CommandRef { command_id };
-        self.send(BackendMessage::CommandCancel(cancel), now);
+    /// Asks the gateway for the end of a command, in the next turn.
+    pub(super) fn cancel(&mut self, command_id: CommandId) {
+        self.cancelled.insert(command_id);
     }
 
     /// Sends what others put there; a cancel that came before it follows it.
-    fn offer_put(&mut self, core: &mut Core) {
-        while let Some(offer) = self.offered.pop_front() {
-            let id = offer.facts.command_id;
-            self.offer(offer, core);
-            let early = |live: &mut Live| live.early.remove(&id);
-            if self.live.as_mut().is_some_and(early) {
-                self.cancel(id, core.now);
-            }
+    fn on_shelf(&mut self, core: &mut Core) {
+        let offered = std::mem::take(&mut self.offered);
+        let cancelled = std::mem::take(&mut self.cancelled);
+        let Some(live) = &mut self.live else { return };
+        let sent = offered.iter().map(|command| command.facts.command_id);
+        let cancelled = live.room.follow(sent, cancelled);
+        for command in offered {
+            self.offer(command, core);
+        }
+        for command_id in cancelled {
+            let cancel = CommandRef { command_id };
+            self.send(BackendMessage::CommandCancel(cancel), core.now);
         }
     }
 
@@ -235,10 +214,7 @@ impl Connection {
         let (command_id, permitted) = (facts.command_id, facts.state == CommandState::Released);
         let deadline = self.permit(command_id, facts.deadline, core);
         if let Some(live) = &mut self.live {
-            live.open.insert(command_id);
-            if permitted {
-                live.permitted.insert(command_id);
-            }
+            live.permitted.extend(permitted.then_some(command_id));
         }
         let arguments = Arguments::new();
         let offer = Offer {
@@ -258,9 +234,8 @@ impl Connection {
 
     fn close_offer(&mut self, command: CommandId) {
         if let Some(live) = &mut self.live {
-            live.open.remove(&command);
             live.permitted.remove(&command);
-            self.nudged |= live.more;
+            self.nudged |= live.room.over(command);
         }
     }
 
@@ -322,8 +297,8 @@ impl Instance {
             self.finish(connection, core);
         } else if due.is_some_and(|due| due <= now) {
             connection.session.handle_timeout(now);
-        } else if !connection.offered.is_empty() {
-            connection.offer_put(core);
+        } else if !connection.offered.is_empty() || !connection.cancelled.is_empty() {
+            connection.on_shelf(core);
         } else if connection.nudged && connection.live.is_some() {
             connection.nudged = false;
             self.offer_commands(connection, core);
@@ -377,16 +352,21 @@ impl Instance {
         let Some(live) = &mut connection.live else {
             return;
         };
-        let (holder, room) = (live.holder, live.room(core));
-        if room == 0 {
-            live.more = true;
+        let (holder, places) = (live.holder, live.room.keep_all());
+        if places == 0 {
             return;
         }
-        let lease = move |tx: &mut Tx<'_>| tx.lease(holder, room);
+        let lease = move |tx: &mut Tx<'_>| tx.lease(holder, places);
         let then =
-            move |_: &mut Self, connection: &mut Connection, leased: Vec<_>, core: &mut _| {
-                if let Some(live) = &mut connection.live {
-                    live.more = leased.len() >= room;
+            move |_: &mut Self, connection: &mut Connection, leased: Vec<Command>, core: &mut _| {
+                if let Some(Live { room, .. }) = &mut connection.live {
+                    if leased.len() >= places {
+                        room.want();
+                    }
+                    for command in &leased {
+                        room.put(command.facts.command_id);
+                    }
+                    connection.nudged |= room.give_back(places - leased.len());
                 }
                 for command in leased {
                     connection.offer(command, core);
@@ -512,13 +492,13 @@ fn obey(connection: &mut Connection, order: Order, now: Monotonic) {
         Order::Drain => {
             if let Some(live) = &mut connection.live {
                 live.draining = true;
+                live.room.drain();
             }
             let drain = Drain {
                 reconnect_after_ms: 0,
             };
             connection.send(BackendMessage::Drain(drain), now);
         }
-        Order::Cancel(command_id) => connection.cancel(command_id, now),
         Order::End => {
             let reason = "a newer session of this gateway was confirmed";
             connection.session.close(CloseCode::Superseded, reason, now);

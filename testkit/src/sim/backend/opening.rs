@@ -10,6 +10,7 @@ use viworks_common::id::SessionId;
 use viworks_common::key::Secret;
 use viworks_common::ledger::session::Older;
 use viworks_common::limits::{HANDSHAKE_STEP_TIMEOUT, PROBE_TIMEOUT};
+use viworks_common::room::Room;
 use viworks_common::session::{BackendSession, BackendSessionConfig};
 use viworks_common::wire::message::{BackendMessage, CommandRef, Credits, Hello, Refuse, Welcome};
 
@@ -220,7 +221,9 @@ impl Instance {
         let Some(request) = connection.welcomed.take() else {
             return;
         };
-        let live = Live::new(request.holder, request.unreported.iter().copied().collect());
+        let credit = usize::try_from(core.scenario.command_credit).unwrap_or(usize::MAX);
+        let open = request.unreported.iter().copied().collect();
+        let live = Live::new(request.holder, Room::new(credit, open));
         let confirm = move |tx: &mut Tx<'_>| Ok(tx.confirm(&request));
         let then = move |instance: &mut Self, connection: &mut Connection, older, core: &mut _| {
             match older {
