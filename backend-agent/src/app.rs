@@ -30,6 +30,7 @@ use crate::command::queue::memory::MemoryQueue;
 use crate::command::queue::{CommandQueue, HintLimits};
 use crate::command::{Commands, Parts as CommandParts};
 use crate::config::{Config, QueueConfig};
+use crate::data::postgres::{self, AddressError, PostgresStore, Role};
 use crate::data::sqlite::SqliteStore;
 use crate::data::{self, Store, StoreError};
 use crate::inbound::heartbeats::Heartbeats;
@@ -64,6 +65,18 @@ pub enum StartError {
     /// The database cannot be opened.
     #[error("failed to open the database")]
     Database(#[from] sqlite::Error),
+    /// The database server cannot be used.
+    #[error("failed to open the database {address}")]
+    Server {
+        /// Which one.
+        address: String,
+        /// Why.
+        #[source]
+        source: postgres::Error,
+    },
+    /// The address of the database server cannot be used.
+    #[error("failed to open the database")]
+    Address(#[from] AddressError),
     /// The database does not answer.
     #[error("failed to prepare the database")]
     Store(#[from] StoreError),
@@ -84,10 +97,32 @@ impl StartError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Folder(error) => error.exit_code(),
-            Self::Database(sqlite::Error::Unsafe(_)) => ExitCode::Config,
+            Self::Database(sqlite::Error::Unsafe(_)) | Self::Address(_) => ExitCode::Config,
+            Self::Server { source, .. } if source.is_lasting() => ExitCode::Config,
+            Self::Server { .. } => ExitCode::Unavailable,
             Self::Database(_) | Self::Store(_) | Self::Listen { .. } => ExitCode::Error,
         }
     }
+}
+
+/// Opens the store that the configuration names.
+///
+/// # Errors
+///
+/// When it cannot be opened.
+pub async fn open(config: &Config, role: Role) -> Result<Arc<dyn Store>, StartError> {
+    let limits = config.telemetry.limits;
+    let Some(address) = config.store.address()? else {
+        let store = SqliteStore::open(Options::new(&config.data.sqlite_file)).await?;
+        return Ok(Arc::new(store.telemetry_limits(limits)));
+    };
+    let named = address.to_string();
+    let store = PostgresStore::open(address, role, config.store.migrate_at_start).await;
+    let store = store.map_err(|source| StartError::Server {
+        address: named,
+        source,
+    })?;
+    Ok(Arc::new(store.telemetry_limits(limits)))
 }
 
 /// A running backend.
@@ -144,10 +179,7 @@ impl App {
     ) -> Result<Self, StartError> {
         files::create_private_folder(&config.data.state_folder)?;
         let lock = files::lock_folder(&config.data.state_folder)?;
-        let store = SqliteStore::open(Options::new(&config.data.sqlite_file))
-            .await?
-            .telemetry_limits(config.telemetry.limits);
-        let store: Arc<dyn Store> = Arc::new(store);
+        let store = open(config, Role::Backend).await?;
         let clock = Arc::new(timeline(&*store, clock).await?);
         // Stored before anything is read from it: a process that dies at once is continued all the same.
         let anchor = clock.next_anchor();

@@ -18,6 +18,7 @@ use viworks_runtime::logging::LogConfig;
 use viworks_runtime::settings;
 
 use crate::data::TelemetryLimits;
+use crate::data::postgres::{Address, AddressError};
 
 pub mod reference;
 
@@ -40,6 +41,7 @@ pub struct Config {
     pub agents: AgentsConfig,
     pub api: ApiConfig,
     pub data: DataConfig,
+    pub store: StoreConfig,
     pub keys: KeysConfig,
     pub queue: QueueConfig,
     pub telemetry: TelemetryConfig,
@@ -81,6 +83,7 @@ impl Config {
             agents,
             api,
             data: DataConfig::read(document),
+            store: StoreConfig::read(document),
             keys: KeysConfig::read(document),
             queue: QueueConfig::read(document),
             telemetry: TelemetryConfig::read(document),
@@ -283,6 +286,73 @@ impl DataConfig {
                 ),
                 "the lock of the state folder protects only what is inside; move the database there",
             );
+        }
+    }
+}
+
+settings! {
+    /// The database: the embedded one, or PostgreSQL 15 or later where a site outgrows that.
+    [store]
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct StoreConfig from section {
+        /// `sqlite:` for the file that [data] names, or postgres://USER@HOST:PORT/DATABASE. A server that is not on this
+        /// machine is verified (sslmode=verify-full). Never with a password in it.
+        url: String = str(EMBEDDED),
+        /// The password of USER, readable by the backend only.
+        password_file: Option<PathBuf> = optional_secret_file(),
+        /// The authority that signed the server's certificate, PEM, where that is a private one.
+        ca_file: Option<PathBuf> = optional_path(),
+        /// Connections to PostgreSQL, at most.
+        connections_max: u32 = integer(16, 4..=500),
+        /// Whether a start brings the schema of PostgreSQL up to date. Otherwise it has to be so, by `migrate`.
+        migrate_at_start: bool = bool(true),
+    }
+    check StoreConfig::check
+}
+
+/// The URL of the embedded database.
+const EMBEDDED: &str = "sqlite:";
+
+impl StoreConfig {
+    /// Where PostgreSQL is; `None` where the embedded database is meant. The password is not read yet.
+    fn server(&self) -> Result<Option<Address>, AddressError> {
+        if self.url == EMBEDDED {
+            return Ok(None);
+        }
+        Address::parse(&self.url, None, self.ca_file.as_deref()).map(Some)
+    }
+
+    /// The same, with what it takes to get in.
+    ///
+    /// # Errors
+    ///
+    /// When the password cannot be read.
+    pub fn address(&self) -> Result<Option<Address>, AddressError> {
+        if self.url == EMBEDDED {
+            return Ok(None);
+        }
+        let (password, ca) = (self.password_file.as_deref(), self.ca_file.as_deref());
+        let address = Address::parse(&self.url, password, ca)?;
+        Ok(Some(address.connections_max(self.connections_max)))
+    }
+
+    fn check(&self, section: &mut Section<'_>) {
+        match self.server() {
+            Ok(Some(_)) => {}
+            Ok(None) => {
+                if self.password_file.is_some() || self.ca_file.is_some() {
+                    section.problem(
+                        "url",
+                        "the embedded database has no password and no certificate",
+                        "name a server as url = \"postgres://USER@HOST/DATABASE\", or leave password_file and ca_file out",
+                    );
+                }
+            }
+            Err(error) => section.problem(
+                "url",
+                error.to_string(),
+                "url = \"sqlite:\" or \"postgres://USER@HOST:5432/DATABASE\"",
+            ),
         }
     }
 }

@@ -11,8 +11,10 @@
 //!   [`StoreError::Fenced`] and nothing has changed.
 //! - A command changes its state only as [`viworks_common::command::transition`] allows, guarded by the state it had.
 
+mod intents;
 pub mod ledger;
 pub mod model;
+pub mod postgres;
 pub mod sqlite;
 
 use std::sync::Arc;
@@ -29,9 +31,13 @@ use viworks_common::telemetry::Position;
 use viworks_common::time::Timestamp;
 use viworks_common::timeline::Anchored;
 
+pub use intents::SqlStore;
+pub use intents::link::{Engine, Urgency};
+pub use intents::tx::View;
 pub use model::*;
 
-/// Why the store did not do what was asked. Nothing has changed when an error is returned.
+/// Why the store did not do what was asked. Nothing has changed when an error is returned, except perhaps for
+/// [`StoreError::Unknown`].
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Something unique exists already.
@@ -64,6 +70,9 @@ pub enum StoreError {
     /// The database cannot be reached or did not answer in time.
     #[error("the database is unavailable")]
     Unavailable(#[source] Cause),
+    /// The answer to a commit was lost: it may have happened, or not. Every intent is safe to repeat.
+    #[error("the connection to the database broke before it said whether it had committed")]
+    Unknown(#[source] Cause),
     /// The database cannot grow any further.
     #[error("the database is full")]
     Full(#[source] Cause),
@@ -77,6 +86,15 @@ pub enum StoreError {
         /// Which row.
         row: String,
     },
+}
+
+/// A migration of a schema that was not applied yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pending {
+    /// Its number.
+    pub version: i64,
+    /// What it does.
+    pub description: String,
 }
 
 /// What lies beneath a store error.

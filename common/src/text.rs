@@ -110,11 +110,41 @@ pub fn deserialize_told_option<'de, D: Deserializer<'de>>(
     Ok(Option::<String>::deserialize(deserializer)?.map(|text| told(&text)))
 }
 
+/// Whether text in a JSON document holds NUL, which not every database takes and no operator can see.
+#[must_use]
+pub fn json_holds_nul(document: &[u8]) -> bool {
+    const ESCAPE: &[u8] = b"\\u0000";
+    let mut found = document.windows(ESCAPE.len()).enumerate();
+    found.any(|(at, window)| {
+        // Behind an odd number of backslashes the first of these is itself escaped.
+        let before = document[..at].iter().rev();
+        window == ESCAPE && before.take_while(|byte| **byte == b'\\').count() % 2 == 0
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn nul_is_found_where_it_is_and_not_where_it_is_spelt() {
+        for (document, holds) in [
+            (r#"{"a":"\u0000"}"#, true),
+            (r#"{"a\u0000":1}"#, true),
+            (r#"{"a":"\\u0000"}"#, false),
+            (r#"{"a":"\\\u0000"}"#, true),
+            (r#"{"a":"u0000\u0001"}"#, false),
+        ] {
+            assert_eq!(json_holds_nul(document.as_bytes()), holds, "{document}");
+            let read: serde_json::Value = serde_json::from_str(document).unwrap();
+            let object = read.as_object().unwrap().iter().next().unwrap();
+            let held =
+                object.0.contains('\0') || object.1.as_str().is_some_and(|it| it.contains('\0'));
+            assert_eq!(held, holds, "{document}");
+        }
+    }
 
     proptest! {
         #[test]

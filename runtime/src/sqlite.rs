@@ -26,9 +26,9 @@ mod schema;
 mod value;
 mod writer;
 
-pub use connection::{Connection, Params, Row, Statement};
+pub use connection::{Columns, Connection, Params, Row, Statement};
 pub use error::{Constraint, Error};
-pub use schema::{MigrateError, Migration};
+pub use schema::{MigrateError, Migration, pending};
 pub use value::{Bind, Column, Value};
 pub use writer::Counters;
 

@@ -13,12 +13,16 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use viworks_api::{FieldProblem, ProblemCode};
 use viworks_common::limits::{PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX};
+use viworks_common::text::json_holds_nul;
 
 use super::ApiState;
 use super::budget::Held;
 use super::problem::{ApiError, ApiResult};
 use crate::auth::Principal;
 use crate::data::{Listing, Page};
+
+/// Why text is refused that not every database takes.
+const NUL: &str = "text with a NUL character";
 
 /// A JSON body and the digest of its bytes.
 pub(super) struct JsonBody<T> {
@@ -80,6 +84,9 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {
             "not an object",
             "a JSON object",
         ));
+    }
+    if json_holds_nul(bytes) {
+        return Err(ApiError::body_field("body", NUL, "text without it"));
     }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
@@ -150,6 +157,12 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> ApiResult<Self> {
         let query = parts.uri.query().unwrap_or_default();
+        if let Some((name, _)) = form_urlencoded::parse(query.as_bytes())
+            .find(|(name, value)| name.contains('\0') || value.contains('\0'))
+        {
+            let detail = format!("the parameter {}: {NUL}", name.escape_debug());
+            return Err(ApiError::new(ProblemCode::InvalidParameter, detail));
+        }
         let deserializer =
             serde_urlencoded::Deserializer::new(form_urlencoded::parse(query.as_bytes()));
         serde_path_to_error::deserialize(deserializer)

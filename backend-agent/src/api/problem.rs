@@ -231,7 +231,7 @@ impl From<StoreError> for ApiError {
                     .hindered_by(full)
                     .retry_after(retry_after)
             }
-            StoreError::Unavailable(_) => {
+            StoreError::Unavailable(_) | StoreError::Unknown(_) => {
                 tracing::warn!(
                     error = chain(&error),
                     "a request met an unavailable database"

@@ -41,11 +41,23 @@ pub(super) enum Subcommands {
         ready_file: Option<PathBuf>,
     },
     /// Check the configuration and everything it names, and say every problem
-    CheckConfig(ConfigFlag),
+    CheckConfig {
+        #[command(flatten)]
+        config: ConfigFlag,
+        /// Try whether the database server takes us, too
+        #[arg(long)]
+        connect: bool,
+    },
     /// Print the configuration reference as Markdown
     ConfigReference,
     /// Create the database or bring it up to date
-    Migrate(ConfigFlag),
+    Migrate {
+        #[command(flatten)]
+        config: ConfigFlag,
+        /// Only list what would be applied
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Keys for the operators' API
     #[command(subcommand)]
     Apikey(ApikeyCommand),

@@ -2,17 +2,17 @@
 
 mod apikey;
 mod gateway;
+mod migrate;
 mod open;
 mod pki;
 mod serve;
 
 use viworks_runtime::exit::ExitCode;
 
-use self::open::{load, load_all, open};
+use self::open::{load, load_all};
 use super::flags::Subcommands;
 use super::views::{print, say};
 use crate::config::reference;
-use crate::data::Store;
 
 /// Carries out what was asked.
 pub(super) async fn execute(command: Subcommands) -> anyhow::Result<ExitCode> {
@@ -24,18 +24,19 @@ pub(super) async fn execute(command: Subcommands) -> anyhow::Result<ExitCode> {
             ))
             .await;
         }
-        Subcommands::CheckConfig(config) => {
-            for warning in load_all(&config)?.warnings {
+        Subcommands::CheckConfig { config, connect } => {
+            let setup = load_all(&config)?;
+            for warning in &setup.warnings {
                 say(&format!("warning: {warning}"));
             }
             print(&format!("{} is valid", config.config.display()))?;
+            if connect {
+                migrate::try_connection(&setup.config).await?;
+            }
         }
         Subcommands::ConfigReference => print(reference::markdown().trim_end())?,
-        Subcommands::Migrate(config) => {
-            let store = open(&load(&config)?).await?;
-            let health = store.health().await?;
-            store.close().await;
-            print(&format!("{} schema {}", health.kind, health.schema_version))?;
+        Subcommands::Migrate { config, dry_run } => {
+            migrate::migrate(&load(&config)?, dry_run).await?;
         }
         Subcommands::Apikey(command) => return apikey::execute(command).await,
         Subcommands::Pki(command) => pki::execute(command).await?,

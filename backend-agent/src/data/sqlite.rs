@@ -3,42 +3,22 @@
 //! Because there is one writer, what a transaction has read holds until it commits; every guarded update still names
 //! the state it expects, and its count of rows is checked.
 
-mod admit;
-mod agents;
-mod audit;
-mod budget;
-mod catalogues;
-mod certificates;
-mod confirm;
-mod contract;
-mod forks;
 mod ground;
-mod keys;
-mod lease;
-mod opening;
-mod orphans;
-mod outputs;
-mod page;
-mod reports;
-mod row;
-mod runs;
-mod sessions;
-mod settle;
-mod submit;
-mod targets;
-mod telemetry;
-mod timeline;
-mod tx;
-mod upkeep;
 
-use viworks_common::id::Tenant;
-use viworks_common::time::Timestamp;
-use viworks_runtime::sqlite::{Constraint, Database, Error, Migration, Options, migration};
+use std::path::Path;
 
-use super::{StoreError, StoreResult, TelemetryLimits};
+use viworks_common::id::{AgentId, Tenant};
+use viworks_runtime::sqlite::{
+    Connection, Database, Error, Migration, Options, Params, Statement, migration,
+};
+
+use super::intents::SqlStore;
+use super::intents::link::{Engine, Link, LinkError, Sql, Take, Urgency};
+use super::intents::tx::View;
+use super::intents::upkeep;
+use super::{Pending, StoreError, StoreHealth, StoreResult};
 
 use ground::Ground;
-use tx::{Tx, View};
 
 const MIGRATIONS: &[Migration] = &[
     migration!(
@@ -68,11 +48,13 @@ const MIGRATIONS: &[Migration] = &[
 ];
 
 /// The store of a backend that needs nothing else.
+pub type SqliteStore = SqlStore<Sqlite>;
+
+/// The database of a [`SqliteStore`]. Clones share it.
 #[derive(Debug, Clone)]
-pub struct SqliteStore {
+pub struct Sqlite {
     database: Database,
     ground: Ground,
-    telemetry: TelemetryLimits,
 }
 
 impl SqliteStore {
@@ -83,41 +65,34 @@ impl SqliteStore {
     pub async fn open(options: Options) -> Result<Self, Error> {
         let file = options.path.clone();
         let database = Database::open(options, MIGRATIONS).await?;
-        Ok(Self {
-            database,
-            ground: Ground::new(&file)?,
-            telemetry: TelemetryLimits::default(),
-        })
-    }
-
-    /// The same, with these bounds of what a gateway may have stored.
-    #[must_use]
-    pub const fn telemetry_limits(mut self, limits: TelemetryLimits) -> Self {
-        self.telemetry = limits;
-        self
+        let ground = Ground::new(&file)?;
+        Ok(Self::on(Sqlite { database, ground }))
     }
 
     /// The database beneath, for its metrics.
     #[must_use]
     pub const fn database(&self) -> &Database {
-        &self.database
+        &self.engine().database
     }
+}
 
-    /// Carries out an intent in one transaction, unless what it commits would be gone with this process.
+impl Engine for Sqlite {
     async fn write<T: Send + 'static>(
         &self,
         tenant: &Tenant,
-        now: Timestamp,
-        intent: impl Fn(&Tx<'_>) -> StoreResult<T> + Send + 'static,
+        urgency: Urgency,
+        intent: impl Fn(&View<'_>) -> StoreResult<T> + Send + 'static,
     ) -> StoreResult<T> {
+        // Refused, where what is committed would be gone with this process.
         self.ground.check()?;
         let tenant = tenant.clone();
-        self.database
-            .write(move |connection| Tx::run(connection, &tenant, now, &intent))
-            .await
+        let job = move |connection: &Connection| intent(&View::new(connection, &tenant));
+        match urgency {
+            Urgency::Prompt => self.database.write(job).await,
+            Urgency::Bulk => self.database.write_bulk(job).await,
+        }
     }
 
-    /// Answers a question on one reader.
     async fn read<T: Send + 'static>(
         &self,
         tenant: &Tenant,
@@ -128,6 +103,91 @@ impl SqliteStore {
             .read(move |connection| question(&View::new(connection, &tenant)))
             .await
     }
+
+    fn is_busy(&self) -> bool {
+        self.database.counters().is_busy()
+    }
+
+    async fn health(&self) -> StoreResult<StoreHealth> {
+        if let Some(lost) = self.ground.look().await {
+            return Err(StoreError::Unavailable(Box::new(lost)));
+        }
+        let beat = |view: &View<'_>| upkeep::health(view, "sqlite");
+        let tenant = Tenant::default_tenant();
+        let beaten = self.write(&tenant, Urgency::Prompt, beat).await;
+        if beaten.is_err()
+            && let Some(lost) = self.ground.write().await
+        {
+            return Err(StoreError::Unavailable(Box::new(lost)));
+        }
+        beaten
+    }
+
+    async fn close(&self) {
+        if let Err(error) = self.database.close().await {
+            tracing::warn!(%error, "failed to close the store; what was committed is safe");
+        }
+    }
+}
+
+impl Link for Connection {
+    fn execute(
+        &self,
+        sql: Sql,
+        params: Params<'_>,
+        offers: Params<'_>,
+    ) -> Result<usize, LinkError> {
+        Ok(bound(self, sql, params, offers)?.execute()?)
+    }
+
+    fn query(
+        &self,
+        sql: Sql,
+        params: Params<'_>,
+        offers: Params<'_>,
+        take: Take<'_>,
+    ) -> Result<(), LinkError> {
+        Ok(bound(self, sql, params, offers)?.each(take)?)
+    }
+
+    // There is one writer, so what a transaction has read holds until it ends.
+
+    fn lock_gateways(&self, _tenant: &Tenant, _gateways: &[AgentId]) -> Result<bool, LinkError> {
+        Ok(false)
+    }
+
+    fn lock_name(&self, _tenant: &Tenant, _name: &str) -> Result<(), LinkError> {
+        Ok(())
+    }
+}
+
+fn bound<'c>(
+    connection: &'c Connection,
+    sql: Sql,
+    params: Params<'_>,
+    offers: Params<'_>,
+) -> Result<Statement<'c>, Error> {
+    let mut statement = connection.prepare(sql.sqlite)?.with(params)?;
+    for (name, value) in offers {
+        statement = statement.offer(name, *value)?;
+    }
+    Ok(statement)
+}
+
+/// What a database file still lacks; everything, where there is no file.
+///
+/// # Errors
+///
+/// When the file cannot be read, or holds a newer schema.
+pub fn pending(file: &Path) -> Result<Vec<Pending>, Error> {
+    let missing = viworks_runtime::sqlite::pending(file, MIGRATIONS)?;
+    Ok(missing
+        .into_iter()
+        .map(|migration| Pending {
+            version: migration.version(),
+            description: migration.description(),
+        })
+        .collect())
 }
 
 impl From<Error> for StoreError {
@@ -148,20 +208,6 @@ impl From<Error> for StoreError {
             | Error::Panicked
             | Error::Closed
             | Error::Other(_) => Self::Unavailable(Box::new(error)),
-        }
-    }
-}
-
-/// Turns the refusal of a unique key into a conflict.
-fn conflict_or(
-    kinds: &'static [Constraint],
-    what: impl FnOnce() -> String,
-) -> impl FnOnce(Error) -> StoreError {
-    move |error| {
-        if kinds.iter().any(|kind| error.is_constraint(*kind)) {
-            StoreError::Conflict { what: what() }
-        } else {
-            error.into()
         }
     }
 }

@@ -4,6 +4,7 @@ mod bed;
 mod births;
 mod commands;
 mod gateways;
+mod postgres_only;
 mod records;
 mod runs;
 mod sessions;
@@ -13,13 +14,70 @@ use std::sync::Arc;
 
 use tempfile::TempDir;
 use viworks_backend_agent::data::Store;
+use viworks_backend_agent::data::postgres::{Address, PostgresStore, Role};
 use viworks_backend_agent::data::sqlite::SqliteStore;
 use viworks_runtime::sqlite::Options;
+use viworks_testkit::postgres::{self, Server};
 
 /// Opens the store that lives in a folder; a second call opens the same one again.
-async fn sqlite(folder: &TempDir) -> Arc<dyn Store> {
+async fn sqlite(folder: &TempDir) -> Option<Arc<dyn Store>> {
     let options = Options::new(folder.path().join("backend.db"));
-    Arc::new(SqliteStore::open(options).await.unwrap())
+    Some(Arc::new(SqliteStore::open(options).await.unwrap()))
+}
+
+/// A database with the schema, which others are copied from.
+const TEMPLATE: &str = "viworks_template";
+
+/// The server, and the name of the database that goes with a folder.
+fn database(folder: &TempDir) -> Option<(&'static Server, String)> {
+    let server = postgres::server()?;
+    let name = folder.path().file_name().unwrap().to_str().unwrap();
+    Some((server, name.to_lowercase().replace('.', "store")))
+}
+
+/// Makes the database of a folder, with the schema, unless it is there.
+fn make(server: &Server, database: &str) {
+    server.make(database, TEMPLATE, || {
+        let address = Address::parse(&server.url(TEMPLATE), None, None).unwrap();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            runtime.unwrap().block_on(async {
+                let migrated = PostgresStore::open(address, Role::Beside, true);
+                migrated.await.unwrap().close().await;
+            });
+        })
+        .join()
+        .unwrap();
+    });
+}
+
+/// The same on PostgreSQL, where that is installed.
+async fn postgres(folder: &TempDir) -> Option<Arc<dyn Store>> {
+    let (server, database) = database(folder)?;
+    make(server, &database);
+    let address = Address::parse(&server.url(&database), None, None).unwrap();
+    let store = PostgresStore::open(address.connections_max(8), Role::Backend, true);
+    Some(Arc::new(store.await.unwrap()))
+}
+
+/// The same counters there.
+fn postgres_counts_are_right(folder: &TempDir) {
+    let Some((server, database)) = database(folder) else {
+        return;
+    };
+    for wrong in [
+        "SELECT tenant FROM (SELECT tenant, sum(commands) AS counted FROM open_commands GROUP BY tenant) AS o \
+         WHERE counted <> (SELECT count(*) FROM commands AS c WHERE c.tenant = o.tenant AND finished_at IS NULL)",
+        "SELECT agent_id FROM gateways AS g WHERE open_commands <> \
+         (SELECT count(*) FROM commands AS c WHERE c.agent_id = g.agent_id AND c.tenant = g.tenant AND finished_at IS NULL)",
+        "SELECT run_id FROM runs AS r WHERE open_commands <> \
+         (SELECT count(*) FROM commands AS c WHERE c.run_id = r.run_id AND c.tenant = r.tenant AND finished_at IS NULL)",
+    ] {
+        assert_eq!(server.psql(&database, wrong).unwrap(), "", "{wrong}");
+    }
+    server.drop(&database);
 }
 
 /// Holds every counter of the closed store in a folder against what it counts.
@@ -51,13 +109,19 @@ fn sqlite_counts_are_right(folder: &TempDir) {
 /// Runs the whole suite against what `$open`, an `async fn(&TempDir) -> Arc<dyn Store>`, opens; `$check` looks at each
 /// store when it is closed.
 macro_rules! suite {
-    ($store:ident, $open:path, $check:path, $($module:ident { $($behaviour:ident,)* })*) => {
+    ($($module:ident { $($behaviour:ident,)* })*) => {
+        suite! { @on on_sqlite, crate::store::sqlite, crate::store::sqlite_counts_are_right,
+            $($module { $($behaviour,)* })* }
+        suite! { @on on_postgres, crate::store::postgres, crate::store::postgres_counts_are_right,
+            $($module { $($behaviour,)* })* }
+    };
+    (@on $store:ident, $open:path, $check:path, $($module:ident { $($behaviour:ident,)* })*) => {
         mod $store {
             $(mod $module {
                 $(#[tokio::test]
                 async fn $behaviour() {
                     let folder = tempfile::tempdir().unwrap();
-                    let store = $open(&folder).await;
+                    let Some(store) = $open(&folder).await else { return };
                     let bed = crate::store::bed::Bed::new(store);
                     crate::store::$module::$behaviour(&bed).await;
                     bed.store.close().await;
@@ -68,10 +132,11 @@ macro_rules! suite {
             #[tokio::test]
             async fn a_restart_keeps_everything() {
                 let folder = tempfile::tempdir().unwrap();
-                let bed = crate::store::bed::Bed::new($open(&folder).await);
+                let Some(store) = $open(&folder).await else { return };
+                let bed = crate::store::bed::Bed::new(store);
                 let before = crate::store::records::fill(&bed).await;
                 bed.store.close().await;
-                let again = crate::store::bed::Bed::new($open(&folder).await);
+                let again = crate::store::bed::Bed::new($open(&folder).await.unwrap());
                 crate::store::records::everything_is_there(&again, before).await;
                 again.store.close().await;
             }
@@ -79,7 +144,7 @@ macro_rules! suite {
     };
 }
 
-suite! { on_sqlite, crate::store::sqlite, crate::store::sqlite_counts_are_right,
+suite! {
     gateways {
         a_gateway_is_found_by_id_and_by_name,
         a_name_is_unique_within_its_tenant_only,
@@ -89,7 +154,7 @@ suite! { on_sqlite, crate::store::sqlite, crate::store::sqlite_counts_are_right,
         a_key_is_registered_for_one_gateway_once,
         a_certificate_of_a_revoked_gateway_is_revoked,
         labels_keep_their_source,
-        text_with_nul_is_kept,
+        odd_text_is_kept,
         the_catalogue_is_known_by_its_digest,
         reports_at_the_same_moment_are_stored_each_for_itself,
         the_fleet_s_catalogue_counts_equal_entries,
@@ -215,7 +280,7 @@ mod sqlite_only {
     #[tokio::test]
     async fn the_audit_log_cannot_be_changed_or_deleted() {
         let folder = tempfile::tempdir().unwrap();
-        let bed = Bed::new(super::sqlite(&folder).await);
+        let bed = Bed::new(super::sqlite(&folder).await.unwrap());
         bed.gateway(1).await;
         bed.store.close().await;
         let database = rusqlite::Connection::open(folder.path().join("backend.db")).unwrap();
@@ -240,7 +305,7 @@ mod sqlite_only {
         let folder = tempfile::tempdir().unwrap();
         let dump = include_str!("../fixtures/backend_0008.sql");
         viworks_testkit::dump::restore(&folder.path().join("backend.db"), dump);
-        let old = Bed::new(super::sqlite(&folder).await);
+        let old = Bed::new(super::sqlite(&folder).await.unwrap());
         // Its ids are taken.
         for _taken in 0..100 {
             let _id = old.run_id();
@@ -248,7 +313,7 @@ mod sqlite_only {
 
         // The same was done by today's version.
         let beside = tempfile::tempdir().unwrap();
-        let new = Bed::new(super::sqlite(&beside).await);
+        let new = Bed::new(super::sqlite(&beside).await.unwrap());
         let filled = super::records::fill(&new).await;
         let (found, expected) = (old.command_now(filled.2.command_id).await, &filled.2);
         assert_eq!(&found, expected);

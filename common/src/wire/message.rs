@@ -426,12 +426,19 @@ macro_rules! messages {
                 };
                 Some(decoded.and_then(|message| {
                     message.check().map_err(serde::de::Error::custom)?;
+                    // Of telemetry each record is looked at by itself.
+                    if kind != TELEMETRY && crate::text::json_holds_nul(body) {
+                        return Err(serde::de::Error::custom("text with a NUL character"));
+                    }
                     Ok(message)
                 }))
             }
         }
     };
 }
+
+/// The kind of a batch of telemetry.
+const TELEMETRY: u8 = 0x12;
 
 messages! {
     /// Everything an agent may send.

@@ -1,5 +1,8 @@
 //! A connection as jobs see it: static statements, prepared once, with parameters and columns by name.
 
+use std::borrow::Cow;
+use std::ops::ControlFlow;
+
 use rusqlite::CachedStatement;
 use rusqlite::config::DbConfig;
 use rusqlite::types::ValueRef;
@@ -199,7 +202,7 @@ impl Statement<'_> {
         self.check()?;
         let mut rows = self.inner.raw_query();
         match rows.next().map_err(Error::from)? {
-            Some(row) => read(&Row(row)).map(Some),
+            Some(row) => read(&Row::new(row)).map(Some),
             None => Ok(None),
         }
     }
@@ -217,67 +220,104 @@ impl Statement<'_> {
         let mut rows = self.inner.raw_query();
         let mut all = Vec::new();
         while let Some(row) = rows.next().map_err(Error::from)? {
-            all.push(read(&Row(row))?);
+            all.push(read(&Row::new(row))?);
         }
         Ok(all)
     }
 
-    /// Rows up to the one with which they hold `bytes` of text and blobs, and whether there are more.
+    /// Gives one row after another to `take`, as long as that wants more.
     ///
     /// # Errors
     ///
-    /// When it fails, or a row cannot be read.
-    pub fn up_to<T, E: From<Error>>(
-        &mut self,
-        bytes: usize,
-        mut read: impl FnMut(&Row<'_>) -> Result<T, E>,
-    ) -> Result<(Vec<T>, bool), E> {
+    /// When it fails.
+    pub fn each(&mut self, take: &mut dyn FnMut(&Row<'_>) -> ControlFlow<()>) -> Result<(), Error> {
         self.check()?;
         let mut rows = self.inner.raw_query();
-        let (mut some, mut held) = (Vec::new(), 0_usize);
-        while let Some(row) = rows.next().map_err(Error::from)? {
-            if held >= bytes {
-                return Ok((some, true));
+        while let Some(row) = rows.next()? {
+            if take(&Row::new(row)).is_break() {
+                break;
             }
-            let row = Row(row);
-            held = held.saturating_add(row.bytes());
-            some.push(read(&row)?);
         }
-        Ok((some, false))
+        Ok(())
     }
 }
 
-/// A row of an answer.
-#[derive(Debug)]
-pub struct Row<'r>(&'r rusqlite::Row<'r>);
+/// The columns of a row, of whatever database it is.
+pub trait Columns {
+    /// What a column holds; `None` where there is no such column, or its type is not one that the tables use.
+    fn value(&self, column: &str) -> Option<Value<'_>>;
 
-impl Row<'_> {
-    /// What a column holds; `None` where that is no `T`, or there is no such column.
-    #[must_use]
-    pub fn get<T: Column>(&self, column: &str) -> Option<T> {
-        T::read(Value::of(self.0.get_ref(column).ok()?)?)
-    }
-
-    /// Text that need not be copied.
-    #[must_use]
-    pub fn text(&self, column: &str) -> Option<&str> {
-        self.0.get_ref(column).ok()?.as_str().ok()
-    }
+    /// What the first column holds.
+    fn first(&self) -> Option<Value<'_>>;
 
     /// Bytes of all its text and blobs.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        let columns = 0..self.0.as_ref().column_count();
-        let size = |column| match self.0.get_ref(column) {
+    fn bytes(&self) -> usize;
+}
+
+impl Columns for rusqlite::Row<'_> {
+    fn value(&self, column: &str) -> Option<Value<'_>> {
+        Value::of(self.get_ref(column).ok()?)
+    }
+
+    fn first(&self) -> Option<Value<'_>> {
+        Value::of(self.get_ref(0).ok()?)
+    }
+
+    fn bytes(&self) -> usize {
+        let columns = 0..self.as_ref().column_count();
+        let size = |column| match self.get_ref(column) {
             Ok(ValueRef::Text(bytes) | ValueRef::Blob(bytes)) => bytes.len(),
             Ok(ValueRef::Null | ValueRef::Integer(_) | ValueRef::Real(_)) | Err(_) => 0,
         };
         columns.map(size).sum()
     }
+}
+
+/// A row of an answer.
+pub struct Row<'r>(&'r dyn Columns);
+
+impl std::fmt::Debug for Row<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Row").field(&self.name()).finish()
+    }
+}
+
+impl<'r> Row<'r> {
+    /// The row with these columns.
+    #[must_use]
+    pub const fn new(columns: &'r dyn Columns) -> Self {
+        Self(columns)
+    }
+
+    /// What a column holds; `None` where that is no `T`, or there is no such column.
+    #[must_use]
+    pub fn get<T: Column>(&self, column: &str) -> Option<T> {
+        T::read(self.0.value(column)?)
+    }
+
+    /// Text that need not be copied.
+    #[must_use]
+    pub fn text(&self, column: &str) -> Option<&str> {
+        borrowed(self.0.value(column)?)
+    }
+
+    /// Bytes of all its text and blobs.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.0.bytes()
+    }
 
     /// The text of the first column, which mostly tells which row it is.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
-        self.0.get_ref(0).ok()?.as_str().ok()
+        borrowed(self.0.first()?)
+    }
+}
+
+/// The text of a value that holds it as the row does.
+fn borrowed(value: Value<'_>) -> Option<&str> {
+    match value {
+        Value::Text(Cow::Borrowed(text)) => Some(text),
+        Value::Text(Cow::Owned(_)) | Value::Null | Value::Integer(_) | Value::Blob(_) => None,
     }
 }

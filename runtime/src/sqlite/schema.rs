@@ -3,6 +3,7 @@
 //! What was applied is noted as sqlx notes it (`_sqlx_migrations`, with the SHA-384 of each file), which made these
 //! databases first.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use rusqlite::OpenFlags;
@@ -71,12 +72,16 @@ pub enum MigrateError {
 }
 
 impl Migration {
-    fn version(&self) -> i64 {
+    /// Its number.
+    #[must_use]
+    pub fn version(&self) -> i64 {
         let digits = self.file.split('_').next();
         digits.and_then(|digits| digits.parse().ok()).unwrap_or(0)
     }
 
-    fn description(&self) -> String {
+    /// What it does.
+    #[must_use]
+    pub fn description(&self) -> String {
         let (_, rest) = self.file.split_once('_').unwrap_or_default();
         rest.trim_end_matches(".sql").replace('_', " ")
     }
@@ -186,6 +191,36 @@ pub(super) fn check_settings(connection: &Connection) -> Result<(), Error> {
 /// Brings the schema up to date, and refuses one that a newer program has made.
 fn migrate(connection: &Connection, migrations: &[Migration]) -> Result<(), Error> {
     connection.inner().execute_batch(MAKE_TABLE)?;
+    for own in missing(connection, migrations)? {
+        apply(connection, &own)?;
+    }
+    Ok(())
+}
+
+/// The migrations that a file still lacks; all of them, where there is no file. Changes nothing.
+///
+/// # Errors
+///
+/// When the file cannot be read, or has a schema that this program does not know.
+pub fn pending(file: &Path, migrations: &[Migration]) -> Result<Vec<Migration>, Error> {
+    if !file.exists() {
+        return Ok(migrations.to_vec());
+    }
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let inner = rusqlite::Connection::open_with_flags(file, flags)?;
+    let connection = Connection::new(inner, &Options::new(file))?;
+    let noted = "SELECT name FROM sqlite_schema WHERE name = '_sqlx_migrations'";
+    if connection
+        .optional(noted, &[], |_row| Ok::<_, Error>(()))?
+        .is_none()
+    {
+        return Ok(migrations.to_vec());
+    }
+    missing(&connection, migrations)
+}
+
+/// What was not applied; refuses what is not known.
+fn missing(connection: &Connection, migrations: &[Migration]) -> Result<Vec<Migration>, Error> {
     let applied = connection.all(
         "SELECT version, success, checksum FROM _sqlx_migrations ORDER BY version",
         &[],
@@ -211,12 +246,9 @@ fn migrate(connection: &Connection, migrations: &[Migration]) -> Result<(), Erro
         };
         return Err(problem.into());
     }
-    for own in migrations {
-        if !applied.iter().any(|(found, ..)| *found == own.version()) {
-            apply(connection, own)?;
-        }
-    }
-    Ok(())
+    let is_applied = |version| applied.iter().any(|(found, ..)| *found == version);
+    let missing = migrations.iter().filter(|own| !is_applied(own.version()));
+    Ok(missing.copied().collect())
 }
 
 /// Applies a migration and notes it, both or neither.

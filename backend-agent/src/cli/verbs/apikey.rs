@@ -8,7 +8,6 @@ use super::super::flags::{ApikeyCommand, days};
 use super::super::views::{self, print, say};
 use super::open::{actor, line, load, open};
 use crate::auth::apikey::{self, CreateKey};
-use crate::data::sqlite::SqliteStore;
 use crate::data::{Page, Store};
 
 pub(super) async fn execute(command: ApikeyCommand) -> anyhow::Result<ExitCode> {
@@ -28,12 +27,12 @@ pub(super) async fn execute(command: ApikeyCommand) -> anyhow::Result<ExitCode> 
                 expires_in: expires_days.map(days),
             };
             let created = apikey::create(
-                &store,
+                &*store,
                 &tenant,
                 request,
                 &actor(),
                 &out,
-                line(&store).await?,
+                line(&*store).await?,
             )
             .await;
             store.close().await;
@@ -41,13 +40,14 @@ pub(super) async fn execute(command: ApikeyCommand) -> anyhow::Result<ExitCode> 
         }
         ApikeyCommand::Ls(config) => {
             let store = open(&load(&config)?).await?;
-            let listed = list_keys(&store, &tenant).await;
+            let listed = list_keys(&*store, &tenant).await;
             store.close().await;
             listed?;
         }
         ApikeyCommand::Revoke { config, id } => {
             let store = open(&load(&config)?).await?;
-            let revoked = apikey::revoke(&store, &tenant, id, &actor(), line(&store).await?).await;
+            let revoked =
+                apikey::revoke(&*store, &tenant, id, &actor(), line(&*store).await?).await;
             store.close().await;
             if revoked?.is_none() {
                 say(&format!("error: there is no API key {id}"));
@@ -60,7 +60,7 @@ pub(super) async fn execute(command: ApikeyCommand) -> anyhow::Result<ExitCode> 
 }
 
 /// Prints every key, page after page.
-async fn list_keys(store: &SqliteStore, tenant: &Tenant) -> anyhow::Result<()> {
+async fn list_keys(store: &dyn Store, tenant: &Tenant) -> anyhow::Result<()> {
     let now = line(store).await?;
     let mut page = Page::first(PAGE_ROWS_MAX);
     loop {

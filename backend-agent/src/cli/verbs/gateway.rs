@@ -6,7 +6,7 @@ use viworks_runtime::exit::ExitCode;
 use super::super::flags::GatewayCommand;
 use super::super::views::{print, say};
 use super::open::{actor, line, load, open};
-use crate::data::{Store, StoreError};
+use crate::data::StoreError;
 
 pub(super) async fn execute(command: GatewayCommand) -> anyhow::Result<ExitCode> {
     let GatewayCommand::Revoke { config, gateway } = command;
@@ -17,7 +17,7 @@ pub(super) async fn execute(command: GatewayCommand) -> anyhow::Result<ExitCode>
             return Ok::<_, StoreError>(None);
         };
         store
-            .revoke_gateway(&tenant, found.agent_id, &actor(), line(&store).await?)
+            .revoke_gateway(&tenant, found.agent_id, &actor(), line(&*store).await?)
             .await
     }
     .await;

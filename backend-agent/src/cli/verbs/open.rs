@@ -7,13 +7,12 @@ use viworks_common::time::Timestamp;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::config::{Environment, Problems, environment};
 use viworks_runtime::files;
-use viworks_runtime::sqlite::Options;
 
 use super::super::flags::ConfigFlag;
-use crate::app::{StartError, timeline};
+use crate::app::{self, StartError, timeline};
 use crate::config::Config;
-use crate::data::sqlite::SqliteStore;
-use crate::data::{Actor, StoreError};
+use crate::data::postgres::Role;
+use crate::data::{Actor, Store, StoreError};
 use crate::setup::Setup;
 
 /// The configuration, checked.
@@ -39,13 +38,13 @@ fn place(flag: &ConfigFlag) -> (PathBuf, Environment) {
 }
 
 /// The database; made when there is none.
-pub(super) async fn open(config: &Config) -> Result<SqliteStore, StartError> {
+pub(super) async fn open(config: &Config) -> Result<Arc<dyn Store>, StartError> {
     files::create_private_folder(&config.data.state_folder)?;
-    Ok(SqliteStore::open(Options::new(&config.data.sqlite_file)).await?)
+    app::open(config, Role::Beside).await
 }
 
 /// What the time line of the store reads; a running backend is on the same.
-pub(super) async fn line(store: &SqliteStore) -> Result<Timestamp, StoreError> {
+pub(super) async fn line(store: &dyn Store) -> Result<Timestamp, StoreError> {
     Ok(timeline(store, Arc::new(SystemClock)).await?.line())
 }
 

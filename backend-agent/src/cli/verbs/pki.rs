@@ -10,7 +10,6 @@ use super::super::views::{print, say};
 use super::open::{actor, load, open};
 use crate::app::timeline;
 use crate::config::Config;
-use crate::data::Store;
 use crate::listening;
 use crate::pki::PkiError;
 use crate::pki::init::{InitRequest, init};
@@ -121,9 +120,9 @@ async fn issue_gateway(
     let store = open(config).await?;
     let tenant = Tenant::default_tenant();
     let name = request.name.clone();
-    let clock = timeline(&store, Arc::new(SystemClock)).await?;
+    let clock = timeline(&*store, Arc::new(SystemClock)).await?;
     let issued = issue(
-        &store,
+        &*store,
         &tenant,
         &office,
         request,

@@ -162,6 +162,7 @@ impl Line {
             | StoreError::Missing { .. }
             | StoreError::QueueFull { .. }
             | StoreError::Unavailable(_)
+            | StoreError::Unknown(_)
             | StoreError::Full(_)
             | StoreError::Inconsistent { .. } => {
                 warn!(gateway = %self.peer.name, agent_id = %self.peer.identity.agent_id, %error, "a session ends because of the store");

@@ -495,3 +495,17 @@ async fn a_cancelled_run_is_finished_and_its_gateways_are_told() {
         .await
         .problem(404, "VW-N-001");
 }
+
+#[tokio::test]
+async fn text_with_nul_is_refused_wherever_it_comes_from() {
+    let backend = Backend::new().await;
+    backend.connect("gw-1", catalogue()).await;
+    let body =
+        json!({"command": "sys.uptime", "targets": {"gateways": ["gw-1"]}, "reason": "a\0b"});
+    let answer = backend.post("/v1/runs", &body).await;
+    answer.problem(422, "VW-H-006");
+    assert!(answer.text.contains("NUL"), "{}", answer.text);
+    let answer = backend.get("/v1/gateways?label=a%00b=c").await;
+    assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{}", answer.text);
+    assert!(answer.text.contains("NUL"), "{}", answer.text);
+}

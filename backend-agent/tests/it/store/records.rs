@@ -55,7 +55,7 @@ pub(crate) async fn the_audit_log_counts_up_and_is_paged_newest_first(bed: &Bed)
         let record = NewAuditRecord {
             actor: Actor::system().on_request("r"),
             action: format!("test.{n}"),
-            object: "a\0b".to_owned(),
+            object: "a\u{1}b".to_owned(),
             outcome: AuditOutcome::Noted,
             detail: serde_json::json!({ "n": n }),
         };
@@ -80,7 +80,7 @@ pub(crate) async fn the_audit_log_counts_up_and_is_paged_newest_first(bed: &Bed)
         [(5, "test.4".to_owned()), (4, "test.3".to_owned())]
     );
     assert!(
-        first.items[0].record.object == "a\0b"
+        first.items[0].record.object == "a\u{1}b"
             && first.items[0].record.actor.request_id.as_deref() == Some("r")
     );
     let rest = bed

@@ -1,0 +1,38 @@
+//! The intents of the store contract, each one function in the file of its feature, for every SQL database.
+//!
+//! An intent is a plain function on a thread that has a connection inside a transaction ([`link::Link`]): it loads
+//! facts, lets a decision of `common` judge them, and writes what that changes. What the dialects say differently is
+//! said side by side ([`link::Sql`]).
+
+mod admit;
+mod agents;
+mod audit;
+mod budget;
+mod catalogues;
+mod certificates;
+mod confirm;
+mod contract;
+mod forks;
+mod keys;
+mod lease;
+pub(super) mod link;
+mod opening;
+mod orphans;
+mod outputs;
+mod page;
+mod reports;
+mod row;
+mod runs;
+mod sessions;
+mod settle;
+mod submit;
+mod targets;
+mod telemetry;
+mod timeline;
+pub(super) mod tx;
+pub(super) mod upkeep;
+
+pub use contract::SqlStore;
+
+#[cfg(test)]
+pub(super) mod statements;

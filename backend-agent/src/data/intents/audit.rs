@@ -1,0 +1,177 @@
+//! The append-only audit log.
+
+use serde_json::Value;
+use viworks_common::id::AgentId;
+use viworks_runtime::sqlite::{Row, params};
+
+use super::budget;
+use super::link::Sql;
+use super::page::{listing, rows_wanted};
+use super::row::{Reader, to_json};
+use super::tx::{Tx, View};
+use crate::data::model::{api_key_word, gateway_word};
+use crate::data::{
+    Actor, ActorKind, AuditOutcome, AuditRecord, Listing, NewAuditRecord, Page, StoreResult,
+};
+
+/// Numbered by the highest there is where one writes at a time, and by a sequence where many do.
+pub(super) const APPEND: Sql = Sql {
+    sqlite: "\
+INSERT INTO audit_log (tenant, seq, at, actor_kind, actor_id, action, object, outcome, detail, request_id)
+SELECT :tenant, coalesce((SELECT max(seq) FROM audit_log WHERE tenant = :tenant), 0) + 1,
+       :now + coalesce((SELECT wall_ahead FROM time_line WHERE one = 1), 0),
+       :actor_kind, :actor_id, :action, :object, :outcome, :detail, :request_id",
+    postgres: "\
+INSERT INTO audit_log (tenant, at, actor_kind, actor_id, action, object, outcome, detail, request_id)
+VALUES (:tenant, :now + coalesce((SELECT wall_ahead FROM time_line WHERE one = 1), 0),
+        :actor_kind, :actor_id, :action, :object, :outcome, :detail, :request_id)",
+};
+
+/// The name of the key or of the gateway that a text such as `gateway:01…` means, as two values of which one is null.
+macro_rules! name_of {
+    ($find:literal, $text:literal) => {
+        concat!(
+            "(SELECT k.name FROM api_keys AS k WHERE k.tenant = a.tenant AND ",
+            $find,
+            "(",
+            $text,
+            ", '",
+            api_key_word!(),
+            ":') = 1 AND k.id = substr(",
+            $text,
+            ", 1 + length('",
+            api_key_word!(),
+            ":'))), \
+             (SELECT g.name FROM gateways AS g WHERE g.tenant = a.tenant AND ",
+            $find,
+            "(",
+            $text,
+            ", '",
+            gateway_word!(),
+            ":') = 1 AND g.agent_id = substr(",
+            $text,
+            ", 1 + length('",
+            gateway_word!(),
+            ":')))"
+        )
+    };
+}
+
+macro_rules! list {
+    ($find:literal) => {
+        concat!(
+    "\
+SELECT a.seq, a.at, a.actor_kind, a.actor_id, a.action, a.object, a.outcome, a.detail, a.request_id,
+       coalesce(",
+    name_of!($find, "a.actor_kind || ':' || a.actor_id"),
+    ") AS actor_name,
+       coalesce(",
+    name_of!($find, "a.object"),
+    ") AS object_name
+FROM audit_log AS a WHERE a.tenant = :tenant AND a.seq < :before ORDER BY a.seq DESC LIMIT :limit"
+        )
+    };
+}
+
+pub(super) const LIST: Sql = Sql {
+    sqlite: list!("instr"),
+    postgres: list!("strpos"),
+};
+
+/// Appends a record, in wall time, inside the transaction of what it records.
+pub(super) fn append(
+    tx: &Tx<'_>,
+    actor: &Actor,
+    action: &str,
+    object: &str,
+    outcome: AuditOutcome,
+    detail: &Value,
+) -> StoreResult<()> {
+    let (actor_kind, actor_id, request_id) = (actor.kind.name(), &actor.id, &actor.request_id);
+    let (outcome, detail) = (outcome.name(), to_json(detail));
+    tx.execute(
+        APPEND,
+        params! { actor_kind, actor_id, action, object, outcome, detail, request_id },
+    )?;
+    Ok(())
+}
+
+/// Appends what no other intent records.
+pub(super) fn append_record(tx: &Tx<'_>, record: &NewAuditRecord) -> StoreResult<()> {
+    let NewAuditRecord {
+        actor,
+        action,
+        object,
+        outcome,
+        detail,
+    } = record;
+    append(tx, actor, action, object, *outcome, detail)
+}
+
+/// Appends what a gateway did or tried, as far as it may add to the log; `false` when it is only counted.
+pub(super) fn of_gateway(
+    tx: &Tx<'_>,
+    agent_id: AgentId,
+    action: &str,
+    outcome: AuditOutcome,
+    detail: Value,
+) -> StoreResult<bool> {
+    let actor = Actor::gateway(agent_id);
+    let record = NewAuditRecord {
+        object: actor.to_string(),
+        actor,
+        action: action.to_owned(),
+        outcome,
+        detail,
+    };
+    note(tx, agent_id, record)
+}
+
+/// Appends a record that a gateway caused, with the number of those that were left out before it, unless this one has
+/// to be left out, too: the log is kept for good.
+pub(super) fn note(
+    tx: &Tx<'_>,
+    agent_id: AgentId,
+    mut record: NewAuditRecord,
+) -> StoreResult<bool> {
+    tx.lock([agent_id])?;
+    let Some(earlier) = budget::take(tx, agent_id, budget::notes(&record.action))? else {
+        return Ok(false);
+    };
+    if earlier > 0
+        && let Value::Object(detail) = &mut record.detail
+    {
+        let own = detail.get("left_out").and_then(Value::as_u64).unwrap_or(0);
+        detail.insert("left_out".to_owned(), own.saturating_add(earlier).into());
+    }
+    append_record(tx, &record)?;
+    Ok(true)
+}
+
+/// The log, newest first.
+pub(super) fn list(view: &View<'_>, page: Page<u64>) -> StoreResult<Listing<AuditRecord, u64>> {
+    let (before, limit) = (page.after.unwrap_or(u64::MAX), rows_wanted(page.limit));
+    let rows = view.page(LIST, params! { before, limit }, read)?;
+    Ok(listing(rows, page.limit, |record| record.seq))
+}
+
+fn read(row: &Row<'_>) -> StoreResult<AuditRecord> {
+    let row = Reader::new("audit_log", row);
+    Ok(AuditRecord {
+        seq: row.get("seq")?,
+        at: row.get("at")?,
+        actor_name: row.get("actor_name")?,
+        object_name: row.get("object_name")?,
+        record: NewAuditRecord {
+            actor: Actor {
+                kind: row.word("actor_kind", ActorKind::from_name)?,
+                id: row.get("actor_id")?,
+                request_id: row.get("request_id")?,
+            },
+            action: row.get("action")?,
+            object: row.get("object")?,
+            outcome: row.word("outcome", AuditOutcome::from_name)?,
+            detail: row.json("detail")?,
+        },
+    })
+}

@@ -1,0 +1,120 @@
+//! CONFIRM: from here on every older session is fenced.
+
+use viworks_common::admission::{Confirmation, IdentityRow, confirm as decide};
+use viworks_common::code::CloseCode;
+use viworks_common::ledger::session::settle_older;
+use viworks_common::rules::Complete;
+use viworks_runtime::sqlite::params;
+
+use super::link::Sql;
+use super::opening::{self, Identity};
+use super::tx::Tx;
+use super::{sessions, settle};
+use crate::data::{
+    Actor, ConfirmOutcome, ConfirmRequest, Confirmed, LabelSource, OpenCommand, StoreResult,
+};
+
+/// The session is its gateway's live one, and what its HELLO said takes effect.
+pub(super) const TAKE_EFFECT: &str = "\
+UPDATE gateways SET session_epoch = :epoch,
+       (agent_version, pin_set_version) = (SELECT n.agent_version, n.pin_set_version FROM sessions AS n
+           WHERE n.tenant = :tenant AND n.agent_id = :agent_id AND n.epoch = :epoch),
+       round_trip_us = NULL, clock_skew_ms = NULL, spool_records = 0, spool_bytes = 0, commands_running = 0
+WHERE tenant = :tenant AND agent_id = :agent_id";
+
+pub(super) const CONFIRMED: &str = "\
+UPDATE sessions SET confirmed_at = :now WHERE tenant = :tenant AND agent_id = :agent_id AND epoch = :epoch";
+
+pub(super) const REMOVE_LABELS: &str =
+    "DELETE FROM labels WHERE tenant = :tenant AND agent_id = :agent_id AND source = :source";
+
+macro_rules! add_labels {
+    ($each:literal) => {
+        concat!(
+            "INSERT INTO labels (tenant, agent_id, key, source, value) \
+             SELECT n.tenant, n.agent_id, label.key, :source, label.value FROM sessions AS n CROSS JOIN ",
+            $each,
+            "(n.labels) AS label WHERE n.tenant = :tenant AND n.agent_id = :agent_id AND n.epoch = :epoch"
+        )
+    };
+}
+
+pub(super) const ADD_LABELS: Sql = Sql {
+    sqlite: add_labels!("json_each"),
+    postgres: add_labels!("json_each_text"),
+};
+
+/// Confirms an epoch, and settles what older sessions and processes left behind.
+pub(super) fn confirm(tx: &Tx<'_>, request: &ConfirmRequest) -> StoreResult<ConfirmOutcome> {
+    let (agent_id, epoch) = (request.agent_id, request.issued);
+    let session = (request.issued, request.session_id);
+    tx.lock([agent_id])?;
+    tx.lock_telemetry([agent_id])?;
+    let Some(known) = opening::identity(tx, agent_id, Some(session))? else {
+        return Ok(ConfirmOutcome::Superseded);
+    };
+    let low_water = if known.live == Some((request.session_id, epoch)) {
+        // Confirmed before, and the answer to that was lost.
+        known.row.low_water
+    } else {
+        let Confirmation::Confirmed(after) = judge(&known, request) else {
+            return Ok(ConfirmOutcome::Superseded);
+        };
+        take_effect(tx, request, &known, &after)?;
+        after.low_water
+    };
+    let open = settle::load_open(tx, agent_id, u64::MAX)?;
+    let unreported = request.unreported.iter().copied().collect();
+    let older = settle_older(Complete, open, request.agent_run_id, &unreported, tx.now);
+    let written = settle::write(tx, &older.changes, &Actor::system())?;
+    let released = older.released.into_iter();
+    let confirmed = Confirmed {
+        released: released
+            .map(|(command_id, deadline)| OpenCommand {
+                command_id,
+                deadline,
+            })
+            .collect(),
+        cancel_requested: older.cancel_requested,
+        ended_indeterminate: older.ended_indeterminate,
+        low_water: written.low_water.unwrap_or(low_water),
+        waiting: older.waiting,
+        fenced: known
+            .live
+            .map(|(session_id, _)| session_id)
+            .filter(|session_id| *session_id != request.session_id),
+    };
+    Ok(ConfirmOutcome::Confirmed(Box::new(confirmed)))
+}
+
+/// Makes the session its gateway's live one.
+fn take_effect(
+    tx: &Tx<'_>,
+    request: &ConfirmRequest,
+    known: &Identity,
+    after: &IdentityRow,
+) -> StoreResult<()> {
+    let (agent_id, epoch) = (request.agent_id, request.issued);
+    opening::swap(tx, agent_id, &known.row, after)?;
+    tx.execute(TAKE_EFFECT, params! { agent_id, epoch })?;
+    tx.execute(CONFIRMED, params! { agent_id, epoch })?;
+    if let Some((_, older)) = known.live {
+        sessions::mark_ended(tx, agent_id, older, CloseCode::Superseded)?;
+    }
+    let source = LabelSource::Gateway.name();
+    tx.execute(REMOVE_LABELS, params! { agent_id, source })?;
+    tx.execute(ADD_LABELS, params! { agent_id, source, epoch })?;
+    Ok(())
+}
+
+fn judge(known: &Identity, request: &ConfirmRequest) -> Confirmation {
+    if known.row.revoked || !known.admitted {
+        return Confirmation::Superseded;
+    }
+    decide(
+        &known.row,
+        request.presented,
+        request.issued,
+        request.agent_run_id,
+    )
+}

@@ -1,0 +1,705 @@
+//! The store contract on an SQL database: each intent is one function in the file of its feature, in one transaction.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use viworks_common::catalogue::CatalogueEntry;
+use viworks_common::code::CloseCode;
+use viworks_common::command::Outcome;
+use viworks_common::id::{
+    AgentId, ApiKeyId, CommandId, CommandName, GatewayName, RunId, StreamName, Tenant,
+};
+use viworks_common::telemetry::Position;
+use viworks_common::time::Timestamp;
+use viworks_common::timeline::Anchored;
+use viworks_runtime::fault;
+
+use super::link::{Engine, Urgency};
+use super::telemetry::queries;
+use super::tx::{Tx, View};
+use super::{
+    admit, agents, audit, catalogues, certificates, confirm, forks, keys, lease, orphans, outputs,
+    reports, runs, sessions, submit, targets, telemetry, timeline, upkeep,
+};
+use crate::data::{
+    AcceptOutcome, Accepted, Actor, AdmitOutcome, AdmitRequest, ApiKey, AuditRecord, Cancelled,
+    Certificate, Command, CommandOutput, CompleteOutcome, ConfirmOutcome, ConfirmRequest, Counts,
+    Fork, GapCursor, Gateway, GatewayFilter, GatewayRef, Holder, Idempotency, LeaseLimits, Leased,
+    Listing, MergedCommand, NewApiKey, NewAuditRecord, NewCertificate, NewGateway, NewRun, Orphan,
+    OrphanCursor, Page, Purged, RefusalCursor, Rejected, Revoked, Run, SessionRecord, SessionTouch,
+    Settled, SkippedGateway, Store, StoreHealth, StoreResult, StoredCatalogue, StoredGap,
+    StoredRecord, StoredRefusal, StreamSummary, Submission, Target, TargetSelection,
+    TelemetryCursor, TelemetryLimits, TelemetryOutcome, TelemetryQuery, TelemetryWrite,
+};
+
+/// The store on an SQL database. Clones share it.
+#[derive(Debug, Clone)]
+pub struct SqlStore<E> {
+    engine: E,
+    telemetry: TelemetryLimits,
+}
+
+impl<E: Engine> SqlStore<E> {
+    /// The store on this database.
+    pub(in crate::data) fn on(engine: E) -> Self {
+        Self {
+            engine,
+            telemetry: TelemetryLimits::default(),
+        }
+    }
+
+    /// The same, with these bounds of what a gateway may have stored.
+    #[must_use]
+    pub fn telemetry_limits(mut self, limits: TelemetryLimits) -> Self {
+        self.telemetry = limits;
+        self
+    }
+
+    /// The database beneath, for its metrics.
+    #[must_use]
+    pub const fn engine(&self) -> &E {
+        &self.engine
+    }
+
+    /// Carries out an intent at `now`.
+    async fn write<T: Send + 'static>(
+        &self,
+        tenant: &Tenant,
+        now: Timestamp,
+        intent: impl Fn(&Tx<'_>) -> StoreResult<T> + Send + 'static,
+    ) -> StoreResult<T> {
+        let intent = move |view: &View<'_>| Tx::run(view, now, &intent);
+        self.engine.write(tenant, Urgency::Prompt, intent).await
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        tenant: &Tenant,
+        question: impl Fn(&View<'_>) -> StoreResult<T> + Send + 'static,
+    ) -> StoreResult<T> {
+        self.engine.read(tenant, question).await
+    }
+}
+
+#[async_trait]
+impl<E: Engine> Store for SqlStore<E> {
+    async fn create_gateway(
+        &self,
+        tenant: &Tenant,
+        new: NewGateway,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<()> {
+        let actor = actor.clone();
+        self.write(tenant, now, move |tx| agents::create(tx, &new, &actor))
+            .await
+    }
+
+    async fn gateway(&self, tenant: &Tenant, which: &GatewayRef) -> StoreResult<Option<Gateway>> {
+        let which = which.clone();
+        self.read(tenant, move |view| agents::load(view, &which))
+            .await
+    }
+
+    async fn list_gateways(
+        &self,
+        tenant: &Tenant,
+        filter: &GatewayFilter,
+        page: Page<AgentId>,
+    ) -> StoreResult<Listing<Gateway, AgentId>> {
+        let filter = filter.clone();
+        self.read(tenant, move |view| agents::list(view, &filter, page))
+            .await
+    }
+
+    async fn rename_gateway(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        name: &GatewayName,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<Option<()>> {
+        let (name, actor) = (name.clone(), actor.clone());
+        self.write(tenant, now, move |tx| {
+            agents::rename(tx, agent_id, &name, &actor)
+        })
+        .await
+    }
+
+    async fn revoke_gateway(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<Option<Revoked>> {
+        let actor = actor.clone();
+        self.write(tenant, now, move |tx| agents::revoke(tx, agent_id, &actor))
+            .await
+    }
+
+    async fn register_certificate(
+        &self,
+        tenant: &Tenant,
+        new: NewCertificate,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<()> {
+        let actor = actor.clone();
+        self.write(tenant, now, move |tx| {
+            certificates::register(tx, &new, &actor)
+        })
+        .await
+    }
+
+    async fn certificate(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        spki: &[u8; 32],
+    ) -> StoreResult<Option<Certificate>> {
+        let spki = *spki;
+        self.read(tenant, move |view| {
+            certificates::load(view, agent_id, &spki)
+        })
+        .await
+    }
+
+    async fn admit(
+        &self,
+        tenant: &Tenant,
+        request: AdmitRequest,
+        now: Timestamp,
+    ) -> StoreResult<AdmitOutcome> {
+        let limits = self.telemetry;
+        self.write(tenant, now, move |tx| admit::admit(tx, &request, &limits))
+            .await
+    }
+
+    async fn confirm_session(
+        &self,
+        tenant: &Tenant,
+        request: ConfirmRequest,
+        now: Timestamp,
+    ) -> StoreResult<ConfirmOutcome> {
+        self.write(tenant, now, move |tx| confirm::confirm(tx, &request))
+            .await
+    }
+
+    async fn end_session(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        epoch: u64,
+        code: CloseCode,
+        now: Timestamp,
+    ) -> StoreResult<bool> {
+        self.write(tenant, now, move |tx| {
+            sessions::end(tx, agent_id, epoch, code)
+        })
+        .await
+    }
+
+    async fn end_abandoned_sessions(&self, tenant: &Tenant, now: Timestamp) -> StoreResult<u64> {
+        self.write(tenant, now, sessions::end_abandoned).await
+    }
+
+    async fn touch_sessions(
+        &self,
+        tenant: &Tenant,
+        touches: Vec<SessionTouch>,
+        now: Timestamp,
+    ) -> StoreResult<()> {
+        self.write(tenant, now, move |tx| sessions::touch(tx, &touches))
+            .await
+    }
+
+    async fn record_fork(
+        &self,
+        tenant: &Tenant,
+        request: &AdmitRequest,
+        now: Timestamp,
+    ) -> StoreResult<()> {
+        let request = request.clone();
+        self.write(tenant, now, move |tx| forks::record(tx, &request))
+            .await
+    }
+
+    async fn list_forks(&self, tenant: &Tenant, agent_id: AgentId) -> StoreResult<Vec<Fork>> {
+        self.read(tenant, move |view| forks::list(view, agent_id))
+            .await
+    }
+
+    async fn list_sessions(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        limit: usize,
+    ) -> StoreResult<Vec<SessionRecord>> {
+        self.read(tenant, move |view| sessions::list(view, agent_id, limit))
+            .await
+    }
+
+    async fn report_pins(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        epoch: u64,
+        version: u64,
+    ) -> StoreResult<()> {
+        let report = move |view: &View<'_>| sessions::report_pins(view, agent_id, epoch, version);
+        self.engine.write(tenant, Urgency::Prompt, report).await
+    }
+
+    async fn save_catalogue(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        epoch: u64,
+        digest: &str,
+        entries: Vec<CatalogueEntry>,
+        now: Timestamp,
+    ) -> StoreResult<()> {
+        let digest = digest.to_owned();
+        self.write(tenant, now, move |tx| {
+            catalogues::save(tx, agent_id, epoch, &digest, &entries)
+        })
+        .await
+    }
+
+    async fn catalogue(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+    ) -> StoreResult<Option<StoredCatalogue>> {
+        self.read(tenant, move |view| catalogues::load(view, agent_id))
+            .await
+    }
+
+    async fn merged_catalogue(
+        &self,
+        tenant: &Tenant,
+        page: Page<CommandName>,
+    ) -> StoreResult<Listing<MergedCommand, CommandName>> {
+        self.read(tenant, move |view| catalogues::merged(view, &page))
+            .await
+    }
+
+    async fn merged_command(
+        &self,
+        tenant: &Tenant,
+        name: &CommandName,
+    ) -> StoreResult<Option<MergedCommand>> {
+        let name = name.clone();
+        self.read(tenant, move |view| catalogues::merged_one(view, &name))
+            .await
+    }
+
+    async fn resolve_targets(
+        &self,
+        tenant: &Tenant,
+        selection: &TargetSelection,
+        command: &CommandName,
+    ) -> StoreResult<Vec<Target>> {
+        let (selection, command) = (selection.clone(), command.clone());
+        self.read(tenant, move |view| {
+            targets::resolve(view, &selection, &command)
+        })
+        .await
+    }
+
+    async fn submit_run(
+        &self,
+        tenant: &Tenant,
+        new: NewRun,
+        now: Timestamp,
+    ) -> StoreResult<Submission> {
+        let answer = self.write(tenant, now, move |tx| submit::submit(tx, &new));
+        let answer = answer.await?;
+        fault::point("store.submit.after_commit");
+        answer
+    }
+
+    async fn earlier_submission(
+        &self,
+        tenant: &Tenant,
+        idempotency: &Idempotency,
+        now: Timestamp,
+    ) -> StoreResult<Option<Submission>> {
+        let idempotency = idempotency.clone();
+        self.read(tenant, move |view| runs::replay(view, &idempotency, now))
+            .await
+    }
+
+    async fn run(&self, tenant: &Tenant, run_id: RunId) -> StoreResult<Option<Run>> {
+        self.read(tenant, move |view| runs::load(view, run_id))
+            .await
+    }
+
+    async fn list_runs(
+        &self,
+        tenant: &Tenant,
+        page: Page<RunId>,
+    ) -> StoreResult<Listing<Run, RunId>> {
+        self.read(tenant, move |view| runs::list(view, page)).await
+    }
+
+    async fn run_commands(
+        &self,
+        tenant: &Tenant,
+        run_id: RunId,
+        page: Page<CommandId>,
+    ) -> StoreResult<Listing<Command, CommandId>> {
+        self.read(tenant, move |view| runs::commands(view, run_id, page))
+            .await
+    }
+
+    async fn run_skipped(
+        &self,
+        tenant: &Tenant,
+        run_id: RunId,
+        page: Page<AgentId>,
+    ) -> StoreResult<Listing<SkippedGateway, AgentId>> {
+        self.read(tenant, move |view| runs::skipped(view, run_id, page))
+            .await
+    }
+
+    async fn command(
+        &self,
+        tenant: &Tenant,
+        command_id: CommandId,
+    ) -> StoreResult<Option<Command>> {
+        self.read(tenant, move |view| runs::command(view, command_id))
+            .await
+    }
+
+    async fn command_output(
+        &self,
+        tenant: &Tenant,
+        command_id: CommandId,
+    ) -> StoreResult<Option<CommandOutput>> {
+        self.read(tenant, move |view| outputs::load(view, command_id))
+            .await
+    }
+
+    async fn cancel_run(
+        &self,
+        tenant: &Tenant,
+        run_id: RunId,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<Option<Cancelled>> {
+        let actor = actor.clone();
+        self.write(tenant, now, move |tx| runs::cancel(tx, run_id, &actor))
+            .await
+    }
+
+    async fn lease_commands(
+        &self,
+        tenant: &Tenant,
+        holder: &Holder,
+        limits: LeaseLimits,
+        now: Timestamp,
+    ) -> StoreResult<Leased> {
+        let holder = *holder;
+        let leased = self.write(tenant, now, move |tx| lease::lease(tx, &holder, limits));
+        let leased = leased.await?;
+        if leased.commands.iter().any(|command| command.permitted) {
+            fault::point("store.release.after_commit");
+        }
+        Ok(leased)
+    }
+
+    async fn accept_command(
+        &self,
+        tenant: &Tenant,
+        holder: &Holder,
+        accepted: Accepted,
+        now: Timestamp,
+    ) -> StoreResult<AcceptOutcome> {
+        let holder = *holder;
+        let outcome = self.write(tenant, now, move |tx| {
+            reports::accept(tx, &holder, accepted)
+        });
+        let outcome = outcome.await?;
+        if matches!(outcome, AcceptOutcome::Go { .. }) {
+            fault::point("store.release.after_commit");
+        }
+        Ok(outcome)
+    }
+
+    async fn reject_command(
+        &self,
+        tenant: &Tenant,
+        holder: &Holder,
+        rejected: Rejected,
+        now: Timestamp,
+    ) -> StoreResult<Option<Settled>> {
+        let holder = *holder;
+        self.write(tenant, now, move |tx| {
+            reports::reject(tx, &holder, &rejected)
+        })
+        .await
+    }
+
+    async fn start_command(
+        &self,
+        tenant: &Tenant,
+        holder: &Holder,
+        command_id: CommandId,
+        started_at: Timestamp,
+        now: Timestamp,
+    ) -> StoreResult<bool> {
+        let holder = *holder;
+        self.write(tenant, now, move |tx| {
+            reports::start(tx, &holder, command_id, started_at)
+        })
+        .await
+    }
+
+    async fn complete_command(
+        &self,
+        tenant: &Tenant,
+        holder: &Holder,
+        command_id: CommandId,
+        outcome: Outcome,
+        now: Timestamp,
+    ) -> StoreResult<CompleteOutcome> {
+        let holder = *holder;
+        let complete = move |tx: &Tx<'_>| reports::complete(tx, &holder, command_id, &outcome);
+        let completed = self.write(tenant, now, complete).await?;
+        fault::point("store.result.after_commit");
+        Ok(completed)
+    }
+
+    async fn queued_agents(
+        &self,
+        tenant: &Tenant,
+        page: Page<AgentId>,
+        now: Timestamp,
+    ) -> StoreResult<Listing<AgentId, AgentId>> {
+        self.read(tenant, move |view| lease::queued_agents(view, page, now))
+            .await
+    }
+
+    async fn expire_commands(
+        &self,
+        tenant: &Tenant,
+        limit: usize,
+        now: Timestamp,
+    ) -> StoreResult<Vec<Settled>> {
+        self.write(tenant, now, move |tx| lease::expire(tx, limit))
+            .await
+    }
+
+    async fn end_overdue(
+        &self,
+        tenant: &Tenant,
+        wait: Duration,
+        limit: usize,
+        now: Timestamp,
+    ) -> StoreResult<Vec<Settled>> {
+        self.write(tenant, now, move |tx| lease::end_overdue(tx, wait, limit))
+            .await
+    }
+
+    async fn counts(&self, tenant: &Tenant, now: Timestamp) -> StoreResult<Counts> {
+        self.read(tenant, move |view| runs::counts(view, now)).await
+    }
+
+    fn is_busy(&self) -> bool {
+        self.engine.is_busy()
+    }
+
+    async fn commit_telemetry(
+        &self,
+        tenant: &Tenant,
+        writes: Arc<[TelemetryWrite]>,
+        wall: Timestamp,
+        now: Timestamp,
+    ) -> StoreResult<Vec<TelemetryOutcome>> {
+        let limits = self.telemetry;
+        let commit = move |view: &View<'_>| {
+            Tx::run(view, now, |tx| {
+                telemetry::commit(tx, &writes, &limits, wall)
+            })
+        };
+        let outcomes = self.engine.write(tenant, Urgency::Bulk, commit).await?;
+        fault::point("store.telemetry.after_commit");
+        Ok(outcomes)
+    }
+
+    async fn telemetry_positions(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+    ) -> StoreResult<Vec<Position>> {
+        self.read(tenant, move |view| telemetry::positions(view, agent_id))
+            .await
+    }
+
+    async fn query_telemetry(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        query: &TelemetryQuery,
+        page: Page<TelemetryCursor>,
+    ) -> StoreResult<Listing<StoredRecord, TelemetryCursor>> {
+        let query = query.clone();
+        self.read(tenant, move |view| {
+            queries::records(view, agent_id, &query, page)
+        })
+        .await
+    }
+
+    async fn telemetry_streams(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        page: Page<StreamName>,
+    ) -> StoreResult<Listing<StreamSummary, StreamName>> {
+        self.read(tenant, move |view| queries::streams(view, agent_id, &page))
+            .await
+    }
+
+    async fn telemetry_gaps(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        page: Page<GapCursor>,
+    ) -> StoreResult<Listing<StoredGap, GapCursor>> {
+        self.read(tenant, move |view| queries::gaps(view, agent_id, page))
+            .await
+    }
+
+    async fn telemetry_refusals(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        page: Page<RefusalCursor>,
+    ) -> StoreResult<Listing<StoredRefusal, RefusalCursor>> {
+        self.read(tenant, move |view| queries::refusals(view, agent_id, page))
+            .await
+    }
+
+    async fn orphans(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        page: Page<OrphanCursor>,
+    ) -> StoreResult<Listing<Orphan, OrphanCursor>> {
+        self.read(tenant, move |view| orphans::list(view, agent_id, page))
+            .await
+    }
+
+    async fn create_api_key(
+        &self,
+        tenant: &Tenant,
+        new: NewApiKey,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<()> {
+        let actor = actor.clone();
+        self.write(tenant, now, move |tx| keys::create(tx, &new, &actor))
+            .await
+    }
+
+    async fn api_key_by_hash(
+        &self,
+        tenant: &Tenant,
+        sha256: &[u8; 32],
+    ) -> StoreResult<Option<ApiKey>> {
+        let sha256 = *sha256;
+        self.read(tenant, move |view| keys::by_hash(view, &sha256))
+            .await
+    }
+
+    async fn api_key(&self, tenant: &Tenant, id: ApiKeyId) -> StoreResult<Option<ApiKey>> {
+        self.read(tenant, move |view| keys::by_id(view, id)).await
+    }
+
+    async fn list_api_keys(
+        &self,
+        tenant: &Tenant,
+        page: Page<ApiKeyId>,
+    ) -> StoreResult<Listing<ApiKey, ApiKeyId>> {
+        self.read(tenant, move |view| keys::list(view, page)).await
+    }
+
+    async fn revoke_api_key(
+        &self,
+        tenant: &Tenant,
+        id: ApiKeyId,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<Option<()>> {
+        let actor = actor.clone();
+        self.write(tenant, now, move |tx| keys::revoke(tx, id, &actor))
+            .await
+    }
+
+    async fn touch_api_key(
+        &self,
+        tenant: &Tenant,
+        id: ApiKeyId,
+        now: Timestamp,
+    ) -> StoreResult<()> {
+        self.write(tenant, now, move |tx| keys::touch(tx, id)).await
+    }
+
+    async fn list_audit(
+        &self,
+        tenant: &Tenant,
+        page: Page<u64>,
+    ) -> StoreResult<Listing<AuditRecord, u64>> {
+        self.read(tenant, move |view| audit::list(view, page)).await
+    }
+
+    async fn append_audit(
+        &self,
+        tenant: &Tenant,
+        record: NewAuditRecord,
+        now: Timestamp,
+    ) -> StoreResult<()> {
+        self.write(tenant, now, move |tx| audit::append_record(tx, &record))
+            .await
+    }
+
+    async fn note_gateway(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        record: NewAuditRecord,
+        now: Timestamp,
+    ) -> StoreResult<bool> {
+        self.write(tenant, now, move |tx| {
+            audit::note(tx, agent_id, record.clone())
+        })
+        .await
+    }
+
+    async fn purge(&self, tenant: &Tenant, now: Timestamp) -> StoreResult<Purged> {
+        self.write(tenant, now, upkeep::purge).await
+    }
+
+    async fn time_line(&self) -> StoreResult<Option<Anchored>> {
+        let tenant = Tenant::default_tenant();
+        self.engine.read(&tenant, timeline::load).await
+    }
+
+    async fn anchor_time_line(&self, anchored: &Anchored) -> StoreResult<()> {
+        let (tenant, anchored) = (Tenant::default_tenant(), *anchored);
+        let save = move |view: &View<'_>| timeline::save(view, &anchored);
+        self.engine.write(&tenant, Urgency::Prompt, save).await
+    }
+
+    async fn health(&self) -> StoreResult<StoreHealth> {
+        self.engine.health().await
+    }
+
+    async fn close(&self) {
+        self.engine.close().await;
+    }
+}

@@ -1,0 +1,104 @@
+//! Forks: second holders of an identity.
+
+use serde_json::json;
+use viworks_common::id::AgentId;
+use viworks_runtime::sqlite::{Row, params};
+
+use super::audit;
+use super::row::Reader;
+use super::tx::{Tx, View};
+use crate::data::{AdmitRequest, AuditOutcome, Fork, ForkParty, StoreResult};
+
+/// Second holders of one identity that are kept.
+const KEPT_MAX: i64 = 256;
+
+pub(super) const RECORD: &str = "\
+INSERT INTO forks (tenant, agent_id, refused_agent_run_id, at, refused_epoch, refused_peer_address,
+    refused_fingerprint, refused_install_id, refused_boot_id, accepted_epoch, accepted_peer_address,
+    accepted_fingerprint, accepted_install_id, accepted_boot_id, accepted_agent_run_id, first_at, accepted_since)
+SELECT :tenant, :agent_id, :agent_run_id, :now, :epoch, :peer_address, :fingerprint, :install_id, :boot_id,
+       s.epoch, s.peer_address, s.fingerprint, s.install_id, s.boot_id, s.agent_run_id, :now, s.confirmed_at
+FROM (SELECT 1 AS one) AS here LEFT JOIN (SELECT * FROM sessions WHERE tenant = :tenant AND agent_id = :agent_id
+    ORDER BY confirmed_at IS NULL, epoch DESC LIMIT 1) AS s ON true
+WHERE true
+ON CONFLICT (tenant, agent_id, refused_agent_run_id) DO UPDATE SET at = excluded.at, times = forks.times + 1, refused_epoch = excluded.refused_epoch,
+    refused_peer_address = excluded.refused_peer_address, refused_fingerprint = excluded.refused_fingerprint";
+
+/// Keeps the newest: a copy that starts again and again is a new process each time.
+pub(super) const KEEP_NEWEST: &str = "\
+DELETE FROM forks WHERE tenant = :tenant AND agent_id = :agent_id AND refused_agent_run_id IN (
+    SELECT refused_agent_run_id FROM forks WHERE tenant = :tenant AND agent_id = :agent_id
+    ORDER BY at DESC, refused_agent_run_id LIMIT 1000000 OFFSET :kept)";
+
+pub(super) const LIST: &str = "\
+SELECT agent_id, refused_agent_run_id, at, times, refused_epoch, refused_peer_address, refused_fingerprint,
+       refused_install_id, refused_boot_id, accepted_epoch, accepted_peer_address, accepted_fingerprint,
+       accepted_install_id, accepted_boot_id, accepted_agent_run_id, first_at, accepted_since
+FROM forks WHERE tenant = :tenant AND agent_id = :agent_id ORDER BY at DESC, refused_agent_run_id";
+
+/// Records a second holder, once for each of its processes, beside the last session that was accepted.
+pub(super) fn record(tx: &Tx<'_>, request: &AdmitRequest) -> StoreResult<()> {
+    let AdmitRequest {
+        agent_id,
+        agent_run_id,
+        epoch,
+        peer_address,
+        fingerprint,
+        install_id,
+        boot_id,
+        ..
+    } = request;
+    tx.lock([*agent_id])?;
+    tx.execute(
+        RECORD,
+        params! { agent_id, agent_run_id, epoch, peer_address, fingerprint, install_id, boot_id },
+    )?;
+    tx.execute(KEEP_NEWEST, params! { agent_id, kept: KEPT_MAX })?;
+    let detail = json!({
+        "peer_address": peer_address, "epoch": epoch, "install_id": install_id,
+        "boot_id": boot_id, "agent_run_id": agent_run_id,
+    });
+    audit::of_gateway(
+        tx,
+        *agent_id,
+        "identity.fork",
+        AuditOutcome::Refused,
+        detail,
+    )
+    .map(drop)
+}
+
+/// The recorded forks.
+pub(super) fn list(view: &View<'_>, agent_id: AgentId) -> StoreResult<Vec<Fork>> {
+    view.all(LIST, params! { agent_id }, read)
+}
+
+fn read(row: &Row<'_>) -> StoreResult<Fork> {
+    let row = Reader::new("forks", row);
+    let accepted = match row.get("accepted_epoch")? {
+        Some(epoch) => Some(ForkParty {
+            epoch,
+            peer_address: row.get("accepted_peer_address")?,
+            fingerprint: row.get("accepted_fingerprint")?,
+            install_id: row.get("accepted_install_id")?,
+            boot_id: row.get("accepted_boot_id")?,
+            agent_run_id: row.get("accepted_agent_run_id")?,
+        }),
+        None => None,
+    };
+    Ok(Fork {
+        at: row.get("at")?,
+        first_at: row.get("first_at")?,
+        accepted_since: row.get("accepted_since")?,
+        times: row.get("times")?,
+        refused: ForkParty {
+            epoch: row.get("refused_epoch")?,
+            peer_address: row.get("refused_peer_address")?,
+            fingerprint: row.get("refused_fingerprint")?,
+            install_id: row.get("refused_install_id")?,
+            boot_id: row.get("refused_boot_id")?,
+            agent_run_id: row.get("refused_agent_run_id")?,
+        },
+        accepted,
+    })
+}

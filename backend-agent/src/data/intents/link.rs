@@ -1,0 +1,136 @@
+//! What intents need of a database: statements in its dialect, and rows.
+
+use std::future::Future;
+use std::ops::ControlFlow;
+
+use viworks_common::id::{AgentId, Tenant};
+use viworks_runtime::sqlite::{self, Constraint, Params, Row};
+
+use super::tx::View;
+use crate::data::{StoreError, StoreHealth, StoreResult};
+
+/// A statement in both dialects. Most say it in the same words, with parameters by name (`:agent_id`).
+#[derive(Debug, Clone, Copy)]
+pub(in crate::data) struct Sql {
+    pub(in crate::data) sqlite: &'static str,
+    pub(in crate::data) postgres: &'static str,
+}
+
+impl From<&'static str> for Sql {
+    fn from(both: &'static str) -> Self {
+        Self {
+            sqlite: both,
+            postgres: both,
+        }
+    }
+}
+
+/// What a statement cannot do.
+#[derive(Debug)]
+pub(in crate::data) enum LinkError {
+    Sqlite(sqlite::Error),
+    Postgres(crate::data::postgres::Error),
+}
+
+impl LinkError {
+    /// Whether a rule of one of these kinds refused the statement.
+    pub(in crate::data) fn is_constraint(&self, kinds: &[Constraint]) -> bool {
+        match self {
+            Self::Sqlite(error) => kinds.iter().any(|kind| error.is_constraint(*kind)),
+            Self::Postgres(error) => kinds.iter().any(|kind| error.is_constraint(*kind)),
+        }
+    }
+}
+
+impl From<sqlite::Error> for LinkError {
+    fn from(error: sqlite::Error) -> Self {
+        Self::Sqlite(error)
+    }
+}
+
+impl From<LinkError> for StoreError {
+    fn from(error: LinkError) -> Self {
+        match error {
+            LinkError::Sqlite(error) => error.into(),
+            LinkError::Postgres(error) => error.into(),
+        }
+    }
+}
+
+/// Turns the refusal of a unique key into a conflict.
+pub(super) fn conflict_or(
+    kinds: &'static [Constraint],
+    what: impl FnOnce() -> String,
+) -> impl FnOnce(LinkError) -> StoreError {
+    move |error| {
+        if error.is_constraint(kinds) {
+            StoreError::Conflict { what: what() }
+        } else {
+            error.into()
+        }
+    }
+}
+
+/// Takes the rows of an answer one by one, as long as it wants more.
+pub(in crate::data) type Take<'t> = &'t mut dyn FnMut(&Row<'_>) -> ControlFlow<()>;
+
+/// A connection inside a transaction.
+pub(in crate::data) trait Link {
+    /// Executes a statement; answers how many rows it changed. Each of `params` is one of the statement's; those of
+    /// `offers` may be.
+    fn execute(&self, sql: Sql, params: Params<'_>, offers: Params<'_>)
+    -> Result<usize, LinkError>;
+
+    /// Asks a question.
+    fn query(
+        &self,
+        sql: Sql,
+        params: Params<'_>,
+        offers: Params<'_>,
+        take: Take<'_>,
+    ) -> Result<(), LinkError>;
+
+    /// Keeps other transactions that lock these gateways waiting until this one ends; answers whether what was read of
+    /// them before may have changed. Ids come in their order, or two transactions may wait for each other.
+    fn lock_gateways(&self, tenant: &Tenant, gateways: &[AgentId]) -> Result<bool, LinkError>;
+
+    /// Keeps other transactions waiting that lock the same name.
+    fn lock_name(&self, tenant: &Tenant, name: &str) -> Result<(), LinkError>;
+}
+
+/// How urgent a write is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Urgency {
+    /// Somebody waits for it.
+    Prompt,
+    /// It takes long, and nobody sits and waits for it.
+    Bulk,
+}
+
+/// A database that carries out intents.
+pub trait Engine: Clone + Send + Sync + 'static {
+    /// Carries out an intent in one transaction, and answers once that is durable. It may run more than once, each time
+    /// with nothing left of the time before.
+    fn write<T: Send + 'static>(
+        &self,
+        tenant: &Tenant,
+        urgency: Urgency,
+        intent: impl Fn(&View<'_>) -> StoreResult<T> + Send + 'static,
+    ) -> impl Future<Output = StoreResult<T>> + Send;
+
+    /// Answers a question about one state of what is committed.
+    fn read<T: Send + 'static>(
+        &self,
+        tenant: &Tenant,
+        question: impl Fn(&View<'_>) -> StoreResult<T> + Send + 'static,
+    ) -> impl Future<Output = StoreResult<T>> + Send;
+
+    /// Whether writes come in that people wait for.
+    fn is_busy(&self) -> bool;
+
+    /// Whether it works, by committing something.
+    fn health(&self) -> impl Future<Output = StoreResult<StoreHealth>> + Send;
+
+    /// Finishes what is under way and closes.
+    fn close(&self) -> impl Future<Output = ()> + Send;
+}

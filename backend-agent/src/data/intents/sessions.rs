@@ -1,0 +1,159 @@
+//! Sessions that are open: the fence, heartbeats, and the end.
+
+use viworks_common::code::CloseCode;
+use viworks_common::id::AgentId;
+use viworks_common::ledger::session;
+use viworks_runtime::sqlite::{Row, params};
+
+use super::row::{Reader, column};
+use super::settle;
+use super::tx::{Tx, View};
+use crate::data::{Actor, SessionRecord, SessionTouch, StoreError, StoreResult};
+
+pub(super) const FENCE: &str = "\
+SELECT low_water FROM gateways
+WHERE tenant = :tenant AND agent_id = :agent_id AND confirmed = :epoch AND revoked_at IS NULL";
+
+pub(super) const ENDED: &str = "\
+UPDATE sessions SET ended_at = :now, code = :code
+WHERE tenant = :tenant AND agent_id = :agent_id AND epoch = :epoch AND ended_at IS NULL";
+
+pub(super) const VACATE: &str = "\
+UPDATE gateways SET session_epoch = NULL, last_seen_at = :now
+WHERE tenant = :tenant AND agent_id = :agent_id AND session_epoch = :epoch";
+
+pub(super) const VACATE_ALL: &str = "\
+UPDATE gateways SET session_epoch = NULL, last_seen_at = :now WHERE tenant = :tenant AND session_epoch IS NOT NULL";
+
+pub(super) const END_ALL: &str =
+    "UPDATE sessions SET ended_at = :now, code = :code WHERE tenant = :tenant AND ended_at IS NULL";
+
+/// Stores the figures of a session that is open.
+pub(super) const TOUCH: &str = "\
+UPDATE gateways SET last_seen_at = :now, round_trip_us = :round_trip_us, clock_skew_ms = :clock_skew_ms,
+       spool_records = :spool_records, spool_bytes = :spool_bytes, commands_running = :commands_running
+WHERE tenant = :tenant AND agent_id = :agent_id AND session_epoch = :epoch";
+
+pub(super) const PINS: &str = "\
+UPDATE gateways SET pin_set_version = :version WHERE tenant = :tenant AND agent_id = :agent_id";
+
+pub(super) const LIST: &str = "\
+SELECT session_id, epoch, agent_run_id, peer_address, admitted_at, confirmed_at, ended_at, code
+FROM sessions WHERE tenant = :tenant AND agent_id = :agent_id ORDER BY epoch DESC LIMIT :limit";
+
+/// Refuses what is done on behalf of a session that is not its gateway's current one; answers the gateway's low-water
+/// mark. The gateway is locked, so what this has seen holds until the transaction ends.
+pub(super) fn fence(view: &View<'_>, agent_id: AgentId, epoch: u64) -> StoreResult<u64> {
+    view.lock([agent_id])?;
+    holds(view, agent_id, epoch)
+}
+
+/// The same where a lock is held that CONFIRM and revocation take as well.
+pub(super) fn holds(view: &View<'_>, agent_id: AgentId, epoch: u64) -> StoreResult<u64> {
+    let read = column("gateways", "low_water");
+    let low_water = view.optional(FENCE, params! { agent_id, epoch }, read)?;
+    low_water.ok_or(StoreError::Fenced)
+}
+
+/// Ends a session; only what still belongs to it is touched.
+pub(super) fn end(
+    tx: &Tx<'_>,
+    agent_id: AgentId,
+    epoch: u64,
+    code: CloseCode,
+) -> StoreResult<bool> {
+    tx.lock([agent_id])?;
+    mark_ended(tx, agent_id, epoch, code)?;
+    if tx.execute(VACATE, params! { agent_id, epoch })? == 0 {
+        return Ok(false);
+    }
+    for standing in settle::load_open(tx, agent_id, u64::MAX)? {
+        let lost = session::lose(standing, tx.now);
+        settle::write(tx, &lost, &Actor::system())?;
+    }
+    Ok(true)
+}
+
+pub(super) fn mark_ended(
+    tx: &Tx<'_>,
+    agent_id: AgentId,
+    epoch: u64,
+    code: CloseCode,
+) -> StoreResult<()> {
+    let code = code.name();
+    tx.execute(ENDED, params! { agent_id, epoch, code })
+        .map(drop)
+}
+
+/// Ends what the process before this one left open.
+pub(super) fn end_abandoned(tx: &Tx<'_>) -> StoreResult<u64> {
+    let vacated = tx.execute(VACATE_ALL, &[])?;
+    tx.execute(END_ALL, params! { code: CloseCode::Internal.name() })?;
+    settle::each(tx, settle::LOAD_DISPATCHED, &[], |standing| {
+        session::lose(standing, tx.now)
+    })?;
+    Ok(u64::try_from(vacated).unwrap_or(u64::MAX))
+}
+
+/// Stores heartbeats; those of fenced sessions change nothing.
+pub(super) fn touch(tx: &Tx<'_>, touches: &[SessionTouch]) -> StoreResult<()> {
+    tx.lock(touches.iter().map(|touch| touch.agent_id))?;
+    for SessionTouch {
+        agent_id,
+        epoch,
+        figures,
+    } in touches
+    {
+        match holds(tx, *agent_id, *epoch) {
+            Ok(_low_water) => {}
+            Err(StoreError::Fenced) => continue,
+            Err(error) => return Err(error),
+        }
+        let params = params! {
+            agent_id, epoch,
+            round_trip_us: figures.round_trip_us, clock_skew_ms: figures.clock_skew_ms,
+            spool_records: figures.spool_records, spool_bytes: figures.spool_bytes,
+            commands_running: figures.commands_running,
+        };
+        tx.execute(TOUCH, params)?;
+    }
+    Ok(())
+}
+
+/// Stores the version of a trusted pin set.
+pub(super) fn report_pins(
+    view: &View<'_>,
+    agent_id: AgentId,
+    epoch: u64,
+    version: u64,
+) -> StoreResult<()> {
+    fence(view, agent_id, epoch)?;
+    view.execute(PINS, params! { agent_id, version }).map(drop)
+}
+
+/// The latest sessions.
+pub(super) fn list(
+    view: &View<'_>,
+    agent_id: AgentId,
+    limit: usize,
+) -> StoreResult<Vec<SessionRecord>> {
+    view.all(LIST, params! { agent_id, limit }, read)
+}
+
+fn read(row: &Row<'_>) -> StoreResult<SessionRecord> {
+    let row = Reader::new("sessions", row);
+    let code = match row.get::<Option<String>>("code")? {
+        Some(_name) => Some(row.word("code", CloseCode::from_name)?),
+        None => None,
+    };
+    Ok(SessionRecord {
+        session_id: row.get("session_id")?,
+        epoch: row.get("epoch")?,
+        agent_run_id: row.get("agent_run_id")?,
+        peer_address: row.get("peer_address")?,
+        admitted_at: row.get("admitted_at")?,
+        confirmed_at: row.get("confirmed_at")?,
+        ended_at: row.get("ended_at")?,
+        code,
+    })
+}

@@ -1,0 +1,316 @@
+//! Telemetry on its way in: batches, with the positions they reach.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use viworks_common::id::{AgentId, AgentRunId, StreamName};
+use viworks_common::ledger::telemetry::{
+    self as ledger, Facts, Intake, REFUSED_EPOCHS_MAX, Reached, Usage,
+};
+use viworks_common::rules::Complete;
+use viworks_common::telemetry::{Gap, Position, RecordRefusal};
+use viworks_common::time::Timestamp;
+use viworks_runtime::fault;
+use viworks_runtime::sqlite::{Row, params};
+
+use super::row::{Reader, column};
+use super::sessions::holds;
+use super::tx::{Tx, View};
+use crate::data::{StoreError, StoreResult, TelemetryLimits, TelemetryOutcome, TelemetryWrite};
+
+pub(super) mod queries;
+
+pub(super) const POSITIONS: &str = "\
+SELECT spool_epoch, seq FROM telemetry_positions WHERE tenant = :tenant AND agent_id = :agent_id ORDER BY spool_epoch";
+
+pub(super) const POSITION: &str = "\
+SELECT seq FROM telemetry_positions
+WHERE tenant = :tenant AND agent_id = :agent_id AND spool_epoch = :spool_epoch";
+
+pub(super) const USAGE: &str = "\
+SELECT agent_id, day, epochs, records, bytes, gaps, streams FROM telemetry_usage
+WHERE tenant = :tenant AND agent_id = :agent_id";
+
+pub(super) const REFUSED_TO: &str = "\
+SELECT seq FROM telemetry_refused_epochs
+WHERE tenant = :tenant AND agent_id = :agent_id AND spool_epoch = :spool_epoch";
+
+pub(super) const REMEMBER_REFUSED: &str = "\
+INSERT INTO telemetry_refused_epochs (tenant, agent_id, spool_epoch, seq, refused_at)
+VALUES (:tenant, :agent_id, :spool_epoch, :seq, :now)
+ON CONFLICT (tenant, agent_id, spool_epoch) DO UPDATE SET seq = excluded.seq, refused_at = excluded.refused_at";
+
+pub(super) const KEEP_LATEST_REFUSED: &str = "\
+DELETE FROM telemetry_refused_epochs WHERE tenant = :tenant AND agent_id = :agent_id AND spool_epoch IN (
+    SELECT spool_epoch FROM telemetry_refused_epochs WHERE tenant = :tenant AND agent_id = :agent_id
+    ORDER BY refused_at DESC, spool_epoch LIMIT 1000000 OFFSET :kept)";
+
+pub(super) const STREAM: &str = "\
+SELECT stream FROM telemetry_streams WHERE tenant = :tenant AND agent_id = :agent_id AND stream = :stream";
+
+pub(super) const INSERT: &str = "\
+INSERT INTO telemetry (tenant, agent_id, spool_epoch, seq, stream, observed_at, stored_at, fields, time_source, gateway_time)
+VALUES (:tenant, :agent_id, :spool_epoch, :seq, :stream, :observed_at, :now, :fields, :time_source, :gateway_time)
+ON CONFLICT DO NOTHING";
+
+pub(super) const MOVE_POSITION: &str = "\
+INSERT INTO telemetry_positions (tenant, agent_id, spool_epoch, seq) VALUES (:tenant, :agent_id, :spool_epoch, :seq)
+ON CONFLICT (tenant, agent_id, spool_epoch) DO UPDATE SET seq = excluded.seq WHERE excluded.seq > telemetry_positions.seq";
+
+pub(super) const MOVE_STREAM: &str = "\
+INSERT INTO telemetry_streams (tenant, agent_id, stream, newest) VALUES (:tenant, :agent_id, :stream, :newest)
+ON CONFLICT (tenant, agent_id, stream) DO UPDATE SET newest = excluded.newest
+WHERE excluded.newest > telemetry_streams.newest";
+
+pub(super) const INSERT_GAP: &str = "\
+INSERT INTO telemetry_gaps (tenant, agent_id, spool_epoch, from_seq, to_seq, reason, stored_at)
+VALUES (:tenant, :agent_id, :spool_epoch, :from_seq, :to_seq, :reason, :now)";
+
+pub(super) const COUNT_REFUSALS: &str = "\
+INSERT INTO telemetry_refusals (tenant, agent_id, spool_epoch, reason, records, first_at, last_at)
+VALUES (:tenant, :agent_id, :spool_epoch, :reason, :records, :now, :now)
+ON CONFLICT (tenant, agent_id, spool_epoch, reason) DO UPDATE SET last_at = excluded.last_at,
+    records = CASE WHEN telemetry_refusals.records > 9007199254740992 - excluded.records THEN 9007199254740992
+                   ELSE telemetry_refusals.records + excluded.records END";
+
+pub(super) const SAVE_USAGE: &str = "\
+INSERT INTO telemetry_usage (tenant, agent_id, day, epochs, records, bytes, gaps, streams)
+VALUES (:tenant, :agent_id, :day, :epochs, :records, :bytes, :gaps, :streams)
+ON CONFLICT (tenant, agent_id) DO UPDATE SET day = excluded.day, epochs = excluded.epochs, records = excluded.records,
+    bytes = excluded.bytes, gaps = excluded.gaps, streams = excluded.streams";
+
+/// Stores batches of many gateways, one after another. `wall` is what their clocks are held against.
+pub(super) fn commit(
+    tx: &Tx<'_>,
+    writes: &[TelemetryWrite],
+    limits: &TelemetryLimits,
+    wall: Timestamp,
+) -> StoreResult<Vec<TelemetryOutcome>> {
+    tx.lock_telemetry(writes.iter().map(|write| write.agent_id))?;
+    let mut outcomes = Vec::with_capacity(writes.len());
+    for write in writes {
+        outcomes.push(match holds(tx, write.agent_id, write.epoch) {
+            Ok(_low_water) => commit_one(tx, write, limits, wall)?,
+            // Whoever is fenced leaves no trace.
+            Err(StoreError::Fenced) => TelemetryOutcome::Fenced,
+            Err(error) => return Err(error),
+        });
+    }
+    fault::point("store.telemetry.before_commit");
+    Ok(outcomes)
+}
+
+fn commit_one(
+    tx: &Tx<'_>,
+    write: &TelemetryWrite,
+    limits: &TelemetryLimits,
+    wall: Timestamp,
+) -> StoreResult<TelemetryOutcome> {
+    let batch = &write.batch;
+    if let Err(malformed) = ledger::check(batch) {
+        return Ok(TelemetryOutcome::Malformed(malformed));
+    }
+    let (agent_id, spool_epoch) = (write.agent_id, batch.spool_epoch);
+    let mut streams = BTreeSet::new();
+    let named: BTreeSet<_> = batch
+        .records
+        .iter()
+        .map(|(_, record)| &record.stream)
+        .collect();
+    for stream in named {
+        let known = column::<StreamName>("telemetry_streams", "stream");
+        streams.extend(tx.optional(STREAM, params! { agent_id, stream }, known)?);
+    }
+    let facts = Facts {
+        reached: reached(tx, agent_id, spool_epoch)?,
+        usage: usage(tx, agent_id)?,
+        streams,
+        limits: *limits,
+    };
+    let before = facts.usage;
+    let taken = ledger::intake(Complete, batch, write.skew_ms, facts, wall);
+    write_intake(tx, agent_id, spool_epoch, &taken)?;
+    if taken.usage != before {
+        save_usage(tx, agent_id, &taken.usage)?;
+    }
+    Ok(TelemetryOutcome::Committed(taken.commit))
+}
+
+fn write_intake(
+    tx: &Tx<'_>,
+    agent_id: AgentId,
+    spool_epoch: AgentRunId,
+    taken: &Intake<'_>,
+) -> StoreResult<()> {
+    // Once for all records.
+    let (agent, epoch) = (agent_id.to_string(), spool_epoch.to_string());
+    for row in &taken.rows {
+        let params = params! {
+            agent_id: agent, spool_epoch: epoch, seq: row.seq, stream: row.stream.as_str(),
+            observed_at: row.observed_at, fields: row.fields, time_source: row.time_source.name(),
+            gateway_time: row.gateway_time,
+        };
+        tx.execute(INSERT, params)?;
+    }
+    for (stream, newest) in &taken.newest {
+        tx.execute(MOVE_STREAM, params! { agent_id, stream, newest })?;
+    }
+    if let Some(seq) = taken.position {
+        tx.execute(MOVE_POSITION, params! { agent_id, spool_epoch, seq })?;
+    }
+    for gap in &taken.gaps {
+        insert_gap(tx, agent_id, spool_epoch, gap)?;
+    }
+    for (reason, records) in &taken.commit.refused {
+        count_refused(tx, agent_id, taken.refused_under, *reason, *records)?;
+    }
+    remember_refused(tx, agent_id, spool_epoch, taken.refused_to)
+}
+
+/// Remembers how far a spool epoch was refused as one too many.
+fn remember_refused(
+    tx: &Tx<'_>,
+    agent_id: AgentId,
+    spool_epoch: AgentRunId,
+    seq: Option<u64>,
+) -> StoreResult<()> {
+    let Some(seq) = seq else {
+        return Ok(());
+    };
+    tx.execute(REMEMBER_REFUSED, params! { agent_id, spool_epoch, seq })?;
+    let kept = REFUSED_EPOCHS_MAX;
+    tx.execute(KEEP_LATEST_REFUSED, params! { agent_id, kept })
+        .map(drop)
+}
+
+fn count_refused(
+    tx: &Tx<'_>,
+    agent_id: AgentId,
+    spool_epoch: AgentRunId,
+    reason: RecordRefusal,
+    records: u64,
+) -> StoreResult<()> {
+    let reason = reason.name();
+    let params = params! { agent_id, spool_epoch, reason, records };
+    tx.execute(COUNT_REFUSALS, params).map(drop)
+}
+
+fn insert_gap(
+    tx: &Tx<'_>,
+    agent_id: AgentId,
+    spool_epoch: AgentRunId,
+    gap: &Gap,
+) -> StoreResult<()> {
+    let (from_seq, to_seq, reason) = (gap.from_seq, gap.to_seq, gap.reason.name());
+    let params = params! { agent_id, spool_epoch, from_seq, to_seq, reason };
+    tx.execute(INSERT_GAP, params).map(drop)
+}
+
+/// How far a spool epoch has come; whether it was refused matters only where it is not known.
+fn reached(view: &View<'_>, agent_id: AgentId, spool_epoch: AgentRunId) -> StoreResult<Reached> {
+    let read = column("telemetry_positions", "seq");
+    let committed = view.optional(POSITION, params! { agent_id, spool_epoch }, read)?;
+    let refused = if committed.is_none() {
+        let read = column("telemetry_refused_epochs", "seq");
+        view.optional(REFUSED_TO, params! { agent_id, spool_epoch }, read)?
+    } else {
+        None
+    };
+    Ok(Reached {
+        committed,
+        refused: refused.unwrap_or(0),
+    })
+}
+
+/// What a gateway has had stored today.
+fn usage(tx: &Tx<'_>, agent_id: AgentId) -> StoreResult<Usage> {
+    let usage = tx.optional(USAGE, params! { agent_id }, |row| {
+        let row = Reader::new("telemetry_usage", row);
+        Ok(Usage {
+            day: row.get("day")?,
+            epochs: row.get("epochs")?,
+            records: row.get("records")?,
+            bytes: row.get("bytes")?,
+            gaps: row.get("gaps")?,
+            streams: row.get("streams")?,
+        })
+    })?;
+    Ok(usage.unwrap_or_default().today(tx.now))
+}
+
+fn save_usage(tx: &Tx<'_>, agent_id: AgentId, usage: &Usage) -> StoreResult<()> {
+    let Usage {
+        day,
+        epochs,
+        records,
+        bytes,
+        gaps,
+        streams,
+    } = usage;
+    let params = params! { agent_id, day, epochs, records, bytes, gaps, streams };
+    tx.execute(SAVE_USAGE, params).map(drop)
+}
+
+/// How far the epochs are committed that a gateway names.
+pub(super) struct Settled {
+    /// In the order in which they were named.
+    pub(super) positions: Vec<Position>,
+    /// Records that were committed and are gone: the database was restored to before them.
+    pub(super) missing: u64,
+    /// Such records that are beyond what may be kept of their gateway, by reason.
+    pub(super) refused: BTreeMap<RecordRefusal, u64>,
+}
+
+/// Compares what a gateway remembers as acknowledged with what is committed.
+pub(super) fn settle_positions(
+    tx: &Tx<'_>,
+    agent_id: AgentId,
+    named: &[Position],
+    limits: &TelemetryLimits,
+) -> StoreResult<Settled> {
+    let mut settled = Settled {
+        positions: Vec::with_capacity(named.len()),
+        missing: 0,
+        refused: BTreeMap::new(),
+    };
+    if named.is_empty() {
+        return Ok(settled);
+    }
+    let before = usage(tx, agent_id)?;
+    let mut used = before;
+    for asked in named {
+        let spool_epoch = asked.spool_epoch;
+        let reached = reached(tx, agent_id, spool_epoch)?;
+        let remembered = ledger::remembered(Complete, *asked, reached, &mut used, limits);
+        if let Some(gap) = remembered.gap {
+            let forgotten = (gap.to_seq - gap.from_seq).saturating_add(1);
+            settled.missing = settled.missing.saturating_add(forgotten);
+            insert_gap(tx, agent_id, spool_epoch, &gap)?;
+        }
+        if let Some((under, reason, records)) = remembered.refused {
+            ledger::add(&mut settled.refused, reason, records);
+            count_refused(tx, agent_id, under, reason, records)?;
+        }
+        if let Some(seq) = remembered.moved_to {
+            tx.execute(MOVE_POSITION, params! { agent_id, spool_epoch, seq })?;
+        }
+        remember_refused(tx, agent_id, spool_epoch, remembered.refused_to)?;
+        settled.positions.push(remembered.position);
+    }
+    if used != before {
+        save_usage(tx, agent_id, &used)?;
+    }
+    Ok(settled)
+}
+
+/// How far every spool epoch is committed.
+pub(super) fn positions(view: &View<'_>, agent_id: AgentId) -> StoreResult<Vec<Position>> {
+    view.all(POSITIONS, params! { agent_id }, read_position)
+}
+
+fn read_position(row: &Row<'_>) -> StoreResult<Position> {
+    let row = Reader::new("telemetry_positions", row);
+    Ok(Position {
+        spool_epoch: row.get("spool_epoch")?,
+        seq: row.get("seq")?,
+    })
+}

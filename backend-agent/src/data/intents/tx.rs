@@ -1,0 +1,231 @@
+//! What every function of the store works with: a transaction, whose rows it is about, and when.
+
+use std::cell::Cell;
+use std::collections::BTreeSet;
+use std::ops::{ControlFlow, Deref};
+
+use viworks_common::id::{AgentId, Tenant};
+use viworks_common::limits::PAGE_BYTES_MAX;
+use viworks_common::time::Timestamp;
+use viworks_runtime::sqlite::{Params, Row, params};
+
+use super::link::{Link, LinkError, Sql, Take};
+use super::page::Rows;
+use crate::data::{StoreError, StoreResult};
+
+/// In one row where one writes at a time; in several where each transaction would hold it until it is on the disk.
+pub(super) const COUNT_OPEN: Sql = Sql {
+    sqlite: "UPDATE open_commands SET commands = commands + :change WHERE tenant = :tenant",
+    postgres: "\
+INSERT INTO open_commands (tenant, share, commands) VALUES (:tenant, pg_backend_pid() % 16, :change)
+ON CONFLICT (tenant, share) DO UPDATE SET commands = open_commands.commands + excluded.commands",
+};
+
+pub(super) const BEGIN_COUNT: Sql = Sql {
+    sqlite: "INSERT INTO open_commands (tenant, commands) VALUES (:tenant, :change)",
+    postgres: COUNT_OPEN.postgres,
+};
+
+/// One state of a tenant's rows. Every statement that names `:tenant` gets it from here.
+pub struct View<'c> {
+    link: &'c dyn Link,
+    tenant: &'c Tenant,
+    now: Option<Timestamp>,
+}
+
+impl<'c> View<'c> {
+    pub(in crate::data) const fn new(link: &'c dyn Link, tenant: &'c Tenant) -> Self {
+        Self {
+            link,
+            tenant,
+            now: None,
+        }
+    }
+
+    /// The first row; it must be there.
+    pub(super) fn one<T>(
+        &self,
+        sql: impl Into<Sql>,
+        params: Params<'_>,
+        read: impl FnOnce(&Row<'_>) -> StoreResult<T>,
+    ) -> StoreResult<T> {
+        let row = self.optional(sql, params, read)?;
+        row.ok_or_else(|| StoreError::Unavailable("a statement that always answers did not".into()))
+    }
+
+    /// The first row, if there is one.
+    pub(super) fn optional<T>(
+        &self,
+        sql: impl Into<Sql>,
+        params: Params<'_>,
+        read: impl FnOnce(&Row<'_>) -> StoreResult<T>,
+    ) -> StoreResult<Option<T>> {
+        let (mut read, mut found) = (Some(read), None);
+        self.query(sql, params, &mut |row| {
+            found = read.take().map(|read| read(row));
+            ControlFlow::Break(())
+        })?;
+        found.transpose()
+    }
+
+    /// Every row.
+    pub(super) fn all<T>(
+        &self,
+        sql: impl Into<Sql>,
+        params: Params<'_>,
+        mut read: impl FnMut(&Row<'_>) -> StoreResult<T>,
+    ) -> StoreResult<Vec<T>> {
+        let mut all = Ok(Vec::new());
+        self.query(sql, params, &mut |row| keep(&mut all, read(row)))?;
+        all
+    }
+
+    /// The rows of one page, no more than [`PAGE_BYTES_MAX`] and one row of them: whatever is stored, asking for it
+    /// does not cost memory without bound.
+    pub(super) fn page<T>(
+        &self,
+        sql: impl Into<Sql>,
+        params: Params<'_>,
+        mut read: impl FnMut(&Row<'_>) -> StoreResult<T>,
+    ) -> StoreResult<Rows<T>> {
+        let (mut items, mut held, mut cut) = (Ok(Vec::new()), 0_usize, false);
+        self.query(sql, params, &mut |row| {
+            if held >= PAGE_BYTES_MAX {
+                cut = true;
+                return ControlFlow::Break(());
+            }
+            held = held.saturating_add(row.bytes());
+            keep(&mut items, read(row))
+        })?;
+        Ok(Rows { items: items?, cut })
+    }
+
+    /// Executes a statement; answers how many rows it changed.
+    pub(super) fn execute(
+        &self,
+        sql: impl Into<Sql>,
+        params: Params<'_>,
+    ) -> Result<usize, StoreError> {
+        Ok(self.try_execute(sql, params)?)
+    }
+
+    /// The same, where a broken constraint is an answer.
+    pub(super) fn try_execute(
+        &self,
+        sql: impl Into<Sql>,
+        params: Params<'_>,
+    ) -> Result<usize, LinkError> {
+        self.with_offers(|offers| self.link.execute(sql.into(), params, offers))
+    }
+
+    /// Has these gateways to itself until the transaction ends: what is read of them and of their commands afterwards
+    /// holds. First of all, so that transactions do not wait for each other in a circle. Answers whether what was read
+    /// before may have changed.
+    pub(super) fn lock(&self, gateways: impl IntoIterator<Item = AgentId>) -> StoreResult<bool> {
+        let in_order: BTreeSet<AgentId> = gateways.into_iter().collect();
+        let in_order: Vec<AgentId> = in_order.into_iter().collect();
+        Ok(self.link.lock_gateways(self.tenant, &in_order)?)
+    }
+
+    /// Has the telemetry of these gateways to itself, which does not hold up their commands.
+    pub(super) fn lock_telemetry(
+        &self,
+        gateways: impl IntoIterator<Item = AgentId>,
+    ) -> StoreResult<()> {
+        let in_order: BTreeSet<AgentId> = gateways.into_iter().collect();
+        for agent_id in in_order {
+            self.lock_name(&format!("telemetry {agent_id}"))?;
+        }
+        Ok(())
+    }
+
+    /// Keeps others waiting that lock the same name.
+    pub(super) fn lock_name(&self, name: &str) -> StoreResult<()> {
+        Ok(self.link.lock_name(self.tenant, name)?)
+    }
+
+    fn query(
+        &self,
+        sql: impl Into<Sql>,
+        params: Params<'_>,
+        take: Take<'_>,
+    ) -> Result<(), LinkError> {
+        self.with_offers(|offers| self.link.query(sql.into(), params, offers, take))
+    }
+
+    fn with_offers<T>(&self, run: impl FnOnce(Params<'_>) -> T) -> T {
+        let tenant = self.tenant.as_str();
+        match self.now {
+            Some(now) => run(params! { tenant, now }),
+            None => run(params! { tenant }),
+        }
+    }
+}
+
+/// Adds what was read of a row, unless a row before it could not be read.
+fn keep<T>(all: &mut StoreResult<Vec<T>>, read: StoreResult<T>) -> ControlFlow<()> {
+    match (all.as_mut(), read) {
+        (Ok(kept), Ok(item)) => {
+            kept.push(item);
+            ControlFlow::Continue(())
+        }
+        (Ok(_), Err(error)) => {
+            *all = Err(error);
+            ControlFlow::Break(())
+        }
+        (Err(_), _) => ControlFlow::Break(()),
+    }
+}
+
+/// The transaction of one intent. Every statement that names `:now` gets it from here.
+pub(in crate::data) struct Tx<'c> {
+    view: View<'c>,
+    /// When the intent happens.
+    pub(super) now: Timestamp,
+    /// By how many the tenant's open commands have become more.
+    opened: Cell<i64>,
+}
+
+impl<'c> Deref for Tx<'c> {
+    type Target = View<'c>;
+
+    fn deref(&self) -> &View<'c> {
+        &self.view
+    }
+}
+
+impl<'c> Tx<'c> {
+    /// Carries out an intent.
+    pub(super) fn run<T>(
+        view: &View<'c>,
+        now: Timestamp,
+        intent: impl FnOnce(&Self) -> StoreResult<T>,
+    ) -> StoreResult<T> {
+        let tx = Self {
+            view: View {
+                link: view.link,
+                tenant: view.tenant,
+                now: Some(now),
+            },
+            now,
+            opened: Cell::new(0),
+        };
+        let answer = intent(&tx)?;
+        tx.write_count()?;
+        Ok(answer)
+    }
+
+    /// Notes that commands were made, or ended.
+    pub(super) fn count_open(&self, change: i64) {
+        self.opened.set(self.opened.get() + change);
+    }
+
+    /// Last of all: every intent of the tenant wants this row, and holds it until its transaction ends.
+    fn write_count(&self) -> StoreResult<()> {
+        let change = self.opened.get();
+        if change != 0 && self.execute(COUNT_OPEN, params! { change })? == 0 {
+            self.execute(BEGIN_COUNT, params! { change })?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,149 @@
+//! The store of a large site: PostgreSQL as the system of record.
+//!
+//! Each intent is one transaction of its own on one of a few connections. What it decides about a gateway holds because
+//! it locks the gateway first and looks afterwards; the server runs at its default isolation, *read committed*.
+
+mod address;
+mod connection;
+mod error;
+mod instance;
+mod schema;
+mod statement;
+mod workers;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use viworks_common::id::Tenant;
+
+use super::intents::SqlStore;
+use super::intents::link::{Engine, Urgency};
+use super::intents::tx::View;
+use super::intents::upkeep;
+use super::{StoreHealth, StoreResult};
+
+pub use address::{Address, AddressError};
+pub use error::Error;
+pub use schema::pending;
+
+use connection::Connection;
+use instance::Instance;
+use workers::{Purpose, Workers};
+
+/// Connections for what takes long and nobody sits and waits for.
+const BULK_CONNECTIONS: u32 = 2;
+
+/// How long a transaction waits for a place among those that wait for a connection.
+const ROOM_TIME: Duration = Duration::from_secs(5);
+
+/// Who opens a database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The backend, of which a database has one at a time.
+    Backend,
+    /// A tool that does its work beside it.
+    Beside,
+}
+
+/// The store on a PostgreSQL server.
+pub type PostgresStore = SqlStore<Postgres>;
+
+/// The database of a [`PostgresStore`]. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Postgres {
+    writers: Workers,
+    bulk: Workers,
+    readers: Workers,
+    /// None for what works beside the backend.
+    instance: Option<Arc<Instance>>,
+}
+
+impl PostgresStore {
+    /// Connects, and brings the schema up to date if `migrate` says so.
+    ///
+    /// # Errors
+    /// When the server cannot be reached, does not keep what it commits, has another backend on this database, or a
+    /// schema that is not ours.
+    pub async fn open(address: Address, role: Role, migrate: bool) -> Result<Self, Error> {
+        let address = Arc::new(address);
+        let ready = Arc::clone(&address);
+        let instance = tokio::task::spawn_blocking(move || {
+            let connection = Connection::open(&ready)?;
+            schema::check_server(&connection)?;
+            match role {
+                Role::Backend => Instance::take(connection, Arc::clone(&ready)).map(Some),
+                Role::Beside => {
+                    connection.close();
+                    Ok(None)
+                }
+            }
+        });
+        let instance = instance.await.map_err(|_panicked| Error::Panicked)??;
+        let at = Arc::clone(&address);
+        let prepared = tokio::task::spawn_blocking(move || schema::prepare(&at, migrate));
+        prepared.await.map_err(|_panicked| Error::Panicked)??;
+        let few = (address.connections_max / 4).max(1);
+        let many = address
+            .connections_max
+            .saturating_sub(few + BULK_CONNECTIONS)
+            .max(1);
+        Ok(Self::on(Postgres {
+            writers: Workers::start(&address, "postgres writer", Purpose::Write, many)?,
+            bulk: Workers::start(&address, "postgres bulk", Purpose::Write, BULK_CONNECTIONS)?,
+            readers: Workers::start(&address, "postgres reader", Purpose::Read, few)?,
+            instance: instance.map(Arc::new),
+        }))
+    }
+}
+
+impl Engine for Postgres {
+    async fn write<T: Send + 'static>(
+        &self,
+        tenant: &Tenant,
+        urgency: Urgency,
+        intent: impl Fn(&View<'_>) -> StoreResult<T> + Send + 'static,
+    ) -> StoreResult<T> {
+        if let Some(instance) = &self.instance {
+            instance.check()?;
+        }
+        let tenant = tenant.clone();
+        let workers = match urgency {
+            Urgency::Prompt => &self.writers,
+            Urgency::Bulk => &self.bulk,
+        };
+        let job = move |connection: &Connection| intent(&View::new(connection, &tenant));
+        workers.run(ROOM_TIME, job).await
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        tenant: &Tenant,
+        question: impl Fn(&View<'_>) -> StoreResult<T> + Send + 'static,
+    ) -> StoreResult<T> {
+        let tenant = tenant.clone();
+        let job = move |connection: &Connection| question(&View::new(connection, &tenant));
+        self.readers.run(ROOM_TIME, job).await
+    }
+
+    fn is_busy(&self) -> bool {
+        self.writers.waiting() > 0
+    }
+
+    async fn health(&self) -> StoreResult<StoreHealth> {
+        let beat = |view: &View<'_>| upkeep::health(view, "postgres");
+        self.write(&Tenant::default_tenant(), Urgency::Prompt, beat)
+            .await
+    }
+
+    async fn close(&self) {
+        self.readers.close().await;
+        self.writers.close().await;
+        self.bulk.close().await;
+        if let Some(instance) = &self.instance {
+            instance.let_go().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,367 @@
+//! A connection as intents see it: statements prepared once, with parameters and columns by name.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+
+use futures_util::TryStreamExt as _;
+use sqlx::encode::{Encode, IsNull};
+use sqlx::error::BoxDynError;
+use sqlx::postgres::types::Oid;
+use sqlx::postgres::{PgArgumentBuffer, PgArguments, PgRow, PgStatement, PgTypeInfo};
+use sqlx::{
+    Arguments as _, Column as _, ConnectOptions as _, Connection as _, Either, Executor as _,
+    PgConnection, Postgres, Row as _, Statement as _, Type, TypeInfo as _, ValueRef as _,
+};
+use tokio::runtime::Runtime;
+use viworks_common::id::{AgentId, Tenant};
+use viworks_runtime::sqlite::{Columns, Params, Row, Value};
+
+use super::Address;
+use super::error::Error;
+use super::statement::numbered;
+use crate::data::intents::link::{Link, LinkError, Sql, Take};
+
+/// What became of the connection, or of its transaction, beside the error that an intent saw.
+#[derive(Debug, Clone)]
+pub(super) enum Trouble {
+    /// The transaction met another one.
+    Again(Error),
+    /// The connection is gone.
+    Lost(Error),
+}
+
+/// A connection on the thread that has it.
+pub(super) struct Connection {
+    runtime: Runtime,
+    inner: RefCell<PgConnection>,
+    statements: RefCell<HashMap<&'static str, Prepared>>,
+    trouble: RefCell<Option<Trouble>>,
+    /// Whether a transaction is open.
+    open: Cell<bool>,
+}
+
+#[derive(Clone)]
+struct Prepared {
+    statement: PgStatement,
+    /// The types of its parameters.
+    kinds: Vec<Kind>,
+}
+
+/// How the server wants a parameter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Bool,
+    Int2,
+    Int4,
+    /// Numbers of eight bytes, text, documents and bytes go as they are.
+    Plain,
+}
+
+impl Kind {
+    fn of(wanted: &PgTypeInfo) -> Self {
+        match wanted.name() {
+            "BOOL" => Self::Bool,
+            "INT2" => Self::Int2,
+            "INT4" => Self::Int4,
+            _ => Self::Plain,
+        }
+    }
+}
+
+impl Connection {
+    /// Connects, on the thread that is to have the connection.
+    pub(super) fn open(address: &Address) -> Result<Self, Error> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| Error::NoThread(error.into()))?;
+        let options = address.options();
+        let inner = runtime.block_on(async {
+            let connecting = tokio::time::timeout(address.connect_timeout, options.connect());
+            connecting.await.unwrap_or_else(|_elapsed| {
+                let late = std::io::Error::from(std::io::ErrorKind::TimedOut);
+                Err(sqlx::Error::Io(late))
+            })
+        })?;
+        Ok(Self {
+            runtime,
+            inner: RefCell::new(inner),
+            statements: RefCell::default(),
+            trouble: RefCell::default(),
+            open: Cell::new(false),
+        })
+    }
+
+    /// Runs a statement without parameters, as it is.
+    pub(super) fn batch(&self, sql: &'static str) -> Result<(), Error> {
+        let mut inner = self.inner.borrow_mut();
+        let run = self.runtime.block_on(inner.execute(sqlx::raw_sql(sql)));
+        self.note(run.map(drop).map_err(Error::from))
+    }
+
+    /// Begins a transaction.
+    pub(super) fn begin(&self, read_only: bool) -> Result<(), Error> {
+        *self.trouble.borrow_mut() = None;
+        self.batch(if read_only {
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+        } else {
+            "BEGIN"
+        })?;
+        self.open.set(true);
+        Ok(())
+    }
+
+    /// Ends it; when the connection breaks meanwhile, nobody knows whether it was committed.
+    pub(super) fn commit(&self) -> Result<(), Error> {
+        self.open.set(false);
+        self.batch("COMMIT").map_err(|error| match error {
+            Error::Lost(source) | Error::Other(source) => Error::Unknown(source),
+            other => other,
+        })
+    }
+
+    /// Leaves nothing of it. Answers whether the connection can be used again.
+    pub(super) fn roll_back(&self) -> bool {
+        !self.open.replace(false) || self.batch("ROLLBACK").is_ok()
+    }
+
+    /// What happened to the transaction.
+    pub(super) fn trouble(&self) -> Option<Trouble> {
+        self.trouble.borrow().clone()
+    }
+
+    /// The connection itself, for what is no intent.
+    pub(super) fn with<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let mut inner = self.inner.borrow_mut();
+        let done = self.runtime.block_on(work(&mut inner));
+        self.note(done)
+    }
+
+    /// Says goodbye.
+    pub(super) fn close(self) {
+        let closed = self.runtime.block_on(self.inner.into_inner().close());
+        if let Err(error) = closed {
+            tracing::debug!(%error, "a connection to the database was gone before it was closed");
+        }
+    }
+
+    fn note<T>(&self, done: Result<T, Error>) -> Result<T, Error> {
+        if let Err(error) = &done {
+            let trouble = match error {
+                Error::Again(_) => Some(Trouble::Again(error.clone())),
+                Error::Lost(_) => Some(Trouble::Lost(error.clone())),
+                _ => None,
+            };
+            if trouble.is_some() {
+                *self.trouble.borrow_mut() = trouble;
+            }
+        }
+        done
+    }
+
+    /// Prepares a statement, as the first use of it does.
+    #[cfg(test)]
+    pub(super) fn prepare(&self, sql: Sql) -> Result<(), Error> {
+        self.prepared(sql).map(drop)
+    }
+
+    fn prepared(&self, sql: Sql) -> Result<Prepared, Error> {
+        if let Some(known) = self.statements.borrow().get(sql.postgres) {
+            return Ok(known.clone());
+        }
+        let numbered = numbered(sql.postgres);
+        let mut inner = self.inner.borrow_mut();
+        let statement = self
+            .runtime
+            .block_on(inner.prepare(sqlx::SqlSafeStr::into_sql_str(numbered.sql.as_str())))?;
+        let kinds = match statement.parameters() {
+            Some(Either::Left(types)) => types.iter().map(Kind::of).collect(),
+            Some(Either::Right(_)) | None => Vec::new(),
+        };
+        let prepared = Prepared { statement, kinds };
+        let mut statements = self.statements.borrow_mut();
+        statements.insert(sql.postgres, prepared.clone());
+        Ok(prepared)
+    }
+
+    fn bind(
+        &self,
+        sql: Sql,
+        params: Params<'_>,
+        offers: Params<'_>,
+    ) -> Result<(Prepared, PgArguments), Error> {
+        let prepared = self.prepared(sql)?;
+        let names = &numbered(sql.postgres).names;
+        if let Some((stray, _)) = params
+            .iter()
+            .find(|(name, _)| !names.iter().any(|known| known == name))
+        {
+            return Err(fault(format!("the statement has no parameter {stray}")));
+        }
+        let mut arguments = PgArguments::default();
+        for (name, kind) in names.iter().zip(&prepared.kinds) {
+            let mut given = params.iter().chain(offers);
+            let Some((_, value)) = given.find(|(given, _)| given == name) else {
+                return Err(fault(format!("nobody bound {name}")));
+            };
+            let value = Bound {
+                value: value.bind(),
+                kind: *kind,
+            };
+            arguments.add(value).map_err(sqlx::Error::Encode)?;
+        }
+        Ok((prepared, arguments))
+    }
+}
+
+/// A statement and its parameters do not go together.
+fn fault(what: String) -> Error {
+    sqlx::Error::Protocol(what).into()
+}
+
+impl Link for Connection {
+    fn execute(
+        &self,
+        sql: Sql,
+        params: Params<'_>,
+        offers: Params<'_>,
+    ) -> Result<usize, LinkError> {
+        let run = || {
+            let (prepared, arguments) = self.bind(sql, params, offers)?;
+            let mut inner = self.inner.borrow_mut();
+            let query = prepared.statement.query_with(arguments);
+            let done = self.runtime.block_on(query.execute(&mut *inner))?;
+            Ok(usize::try_from(done.rows_affected()).unwrap_or(usize::MAX))
+        };
+        self.note(run()).map_err(LinkError::Postgres)
+    }
+
+    fn query(
+        &self,
+        sql: Sql,
+        params: Params<'_>,
+        offers: Params<'_>,
+        take: Take<'_>,
+    ) -> Result<(), LinkError> {
+        let mut run = || {
+            let (prepared, arguments) = self.bind(sql, params, offers)?;
+            let mut inner = self.inner.borrow_mut();
+            let query = prepared.statement.query_with(arguments);
+            self.runtime.block_on(async {
+                let mut rows = query.fetch(&mut *inner);
+                while let Some(row) = rows.try_next().await? {
+                    if take(&Row::new(&Read(row))) == ControlFlow::Break(()) {
+                        break;
+                    }
+                }
+                Ok::<_, Error>(())
+            })
+        };
+        self.note(run()).map_err(LinkError::Postgres)
+    }
+
+    fn lock_gateways(&self, tenant: &Tenant, gateways: &[AgentId]) -> Result<bool, LinkError> {
+        // One by one where there are few: the plan of a list of unknown length may lock in another order.
+        const ONE: &str = "\
+            SELECT agent_id FROM gateways WHERE tenant = :tenant AND agent_id = :agent_id FOR NO KEY UPDATE";
+        let tenant = tenant.as_str();
+        for agent_id in gateways {
+            let params = viworks_runtime::params! { tenant, agent_id };
+            self.query(ONE.into(), params, &[], &mut |_row| {
+                ControlFlow::Continue(())
+            })?;
+        }
+        Ok(true)
+    }
+
+    fn lock_name(&self, tenant: &Tenant, name: &str) -> Result<(), LinkError> {
+        const LOCK: &str =
+            "SELECT pg_advisory_xact_lock(hashtextextended(:tenant || ' ' || :name, 0)) IS NULL";
+        let tenant = tenant.as_str();
+        let params = viworks_runtime::params! { tenant, name };
+        self.query(LOCK.into(), params, &[], &mut |_row| {
+            ControlFlow::Continue(())
+        })
+    }
+}
+
+/// A value on its way to the server, which says itself what type each parameter has.
+struct Bound<'v> {
+    value: Value<'v>,
+    kind: Kind,
+}
+
+impl Type<Postgres> for Bound<'_> {
+    fn type_info() -> PgTypeInfo {
+        // Not specified: the statement says it.
+        PgTypeInfo::with_oid(Oid(0))
+    }
+}
+
+impl Encode<'_, Postgres> for Bound<'_> {
+    fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        match (&self.value, self.kind) {
+            (Value::Null, _) => return Ok(IsNull::Yes),
+            (Value::Integer(number), Kind::Bool) => buffer.push(u8::from(*number != 0)),
+            (Value::Integer(number), Kind::Int2) => {
+                buffer.extend_from_slice(&i16::try_from(*number)?.to_be_bytes());
+            }
+            (Value::Integer(number), Kind::Int4) => {
+                buffer.extend_from_slice(&i32::try_from(*number)?.to_be_bytes());
+            }
+            (Value::Integer(number), Kind::Plain) => {
+                buffer.extend_from_slice(&number.to_be_bytes());
+            }
+            (Value::Text(text), _) => buffer.extend_from_slice(text.as_bytes()),
+            (Value::Blob(bytes), _) => buffer.extend_from_slice(bytes),
+        }
+        Ok(IsNull::No)
+    }
+}
+
+/// A row that was read.
+struct Read(PgRow);
+
+impl Read {
+    fn at(&self, index: usize) -> Option<Value<'_>> {
+        let raw = self.0.try_get_raw(index).ok()?;
+        if raw.is_null() {
+            return Some(Value::Null);
+        }
+        let bytes = raw.as_bytes().ok()?;
+        Some(match raw.type_info().name() {
+            "INT8" => Value::Integer(i64::from_be_bytes(bytes.try_into().ok()?)),
+            "INT4" => Value::Integer(i32::from_be_bytes(bytes.try_into().ok()?).into()),
+            "INT2" => Value::Integer(i16::from_be_bytes(bytes.try_into().ok()?).into()),
+            "BOOL" => Value::Integer(i64::from(*bytes.first()? != 0)),
+            "TEXT" | "VARCHAR" | "NAME" | "JSON" => Value::Text(str::from_utf8(bytes).ok()?.into()),
+            "BYTEA" => Value::Blob(bytes.into()),
+            _ => return None,
+        })
+    }
+}
+
+impl Columns for Read {
+    fn value(&self, column: &str) -> Option<Value<'_>> {
+        let found = self.0.columns().iter();
+        let index = found.into_iter().position(|known| known.name() == column)?;
+        self.at(index)
+    }
+
+    fn first(&self) -> Option<Value<'_>> {
+        self.at(0)
+    }
+
+    fn bytes(&self) -> usize {
+        let size = |index| match self.at(index) {
+            Some(Value::Text(text)) => text.len(),
+            Some(Value::Blob(bytes)) => bytes.len(),
+            Some(Value::Null | Value::Integer(_)) | None => 0,
+        };
+        (0..self.0.columns().len()).map(size).sum()
+    }
+}

@@ -1,0 +1,159 @@
+//! What can go wrong with the server, by what the caller can do about it.
+
+use std::sync::Arc;
+
+use sqlx::migrate::MigrateError;
+use viworks_runtime::sqlite::Constraint;
+
+use crate::data::StoreError;
+
+/// A failure of the server, of the way to it, or of what it was asked to do.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// Two transactions waited for each other, or one waited too long: nothing of it remains, and it can be done again.
+    #[error("the transaction met another one")]
+    Again(#[source] Arc<sqlx::Error>),
+    /// The server cannot be reached, is starting or stopping, or the connection broke.
+    #[error("the database server cannot be reached")]
+    Lost(#[source] Arc<sqlx::Error>),
+    /// The connection broke while a transaction was committed: whether it was is not known.
+    #[error("the connection broke before the server said whether it had committed")]
+    Unknown(#[source] Arc<sqlx::Error>),
+    /// The disk of the server is full.
+    #[error("the database server has no room left")]
+    Full(#[source] Arc<sqlx::Error>),
+    /// A rule of the schema refused the statement.
+    #[error("a constraint of the schema refused the statement: {kind:?} {name}")]
+    Constraint {
+        /// The kind of rule.
+        kind: Constraint,
+        /// Its name.
+        name: String,
+        /// As the server tells it.
+        #[source]
+        source: Arc<sqlx::Error>,
+    },
+    /// The password, the user or the database is not one that the server takes.
+    #[error("the database server refuses us")]
+    Refused(#[source] Arc<sqlx::Error>),
+    /// The address of the database cannot be used.
+    #[error("{0}")]
+    Address(String),
+    /// The server has not what promises rest on.
+    #[error("{0}")]
+    Unfit(String),
+    /// The schema is not ours, is newer than this program, or cannot be brought up to date.
+    #[error("{0}")]
+    Schema(String, #[source] Option<Arc<MigrateError>>),
+    /// Another backend has this database.
+    #[error("another backend uses this database ({0}); one backend has a database at a time")]
+    InUse(String),
+    /// The job panicked; nothing of it remains.
+    #[error("a database job panicked")]
+    Panicked,
+    /// There is no thread for a connection.
+    #[error("the system has no thread for a connection")]
+    NoThread(#[source] Arc<std::io::Error>),
+    /// The store was closed.
+    #[error("the database is closed")]
+    Closed,
+    /// Nobody took the job in time: all connections are busy, or none can be made.
+    #[error("no connection to the database became free in time")]
+    Busy,
+    /// Anything else, most likely a fault of ours.
+    #[error("the database failed")]
+    Other(#[source] Arc<sqlx::Error>),
+}
+
+impl Error {
+    /// Whether a rule of this kind refused a statement.
+    #[must_use]
+    pub fn is_constraint(&self, wanted: Constraint) -> bool {
+        matches!(self, Self::Constraint { kind, .. } if *kind == wanted)
+    }
+
+    /// Whether the operator has to change something before it can work; otherwise it passes by itself.
+    #[must_use]
+    pub const fn is_lasting(&self) -> bool {
+        match self {
+            Self::Refused(_) | Self::Address(_) | Self::Unfit(_) | Self::Schema(..) => true,
+            Self::Again(_)
+            | Self::Lost(_)
+            | Self::Unknown(_)
+            | Self::Full(_)
+            | Self::Constraint { .. }
+            | Self::InUse(_)
+            | Self::Panicked
+            | Self::NoThread(_)
+            | Self::Closed
+            | Self::Busy
+            | Self::Other(_) => false,
+        }
+    }
+
+    fn of_database(error: &dyn sqlx::error::DatabaseError, source: Arc<sqlx::Error>) -> Self {
+        let code = error.code().unwrap_or_default();
+        let name = error.constraint().unwrap_or_default().to_owned();
+        let constraint = |kind| Self::Constraint {
+            kind,
+            name: name.clone(),
+            source: Arc::clone(&source),
+        };
+        // https://www.postgresql.org/docs/current/errcodes-appendix.html
+        match &*code {
+            "23505" if name.ends_with("_pkey") => constraint(Constraint::PrimaryKey),
+            "23505" => constraint(Constraint::Unique),
+            "23503" => constraint(Constraint::ForeignKey),
+            "23502" => constraint(Constraint::NotNull),
+            "23514" => constraint(Constraint::Check),
+            // Serialization failure, deadlock, lock timeout, statement timeout.
+            "40001" | "40P01" | "55P03" | "57014" => Self::Again(source),
+            "53100" | "53200" => Self::Full(source),
+            // Unknown password, unknown user, unknown database, missing rights.
+            "28P01" | "28000" | "3D000" | "42501" => Self::Refused(source),
+            // Shut down, crashed, starting, terminated for idling, too many connections, standby.
+            "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "53300" | "25006" => {
+                Self::Lost(source)
+            }
+            code if code.starts_with("08") => Self::Lost(source),
+            _ => Self::Other(source),
+        }
+    }
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        let source = Arc::new(error);
+        let shared = Arc::clone(&source);
+        match &*source {
+            sqlx::Error::Database(error) => Self::of_database(error.as_ref(), shared),
+            sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => {
+                Self::Lost(shared)
+            }
+            sqlx::Error::Tls(_) | sqlx::Error::Configuration(_) => Self::Refused(shared),
+            _ => Self::Other(shared),
+        }
+    }
+}
+
+impl From<Error> for StoreError {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Full(_) => Self::Full(Box::new(error)),
+            Error::Unknown(_) => Self::Unknown(Box::new(error)),
+            Error::Again(_)
+            | Error::Lost(_)
+            | Error::Constraint { .. }
+            | Error::Refused(_)
+            | Error::Address(_)
+            | Error::Unfit(_)
+            | Error::Schema(..)
+            | Error::InUse(_)
+            | Error::Panicked
+            | Error::NoThread(_)
+            | Error::Closed
+            | Error::Busy
+            | Error::Other(_) => Self::Unavailable(Box::new(error)),
+        }
+    }
+}

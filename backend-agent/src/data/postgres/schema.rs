@@ -1,0 +1,176 @@
+//! The schema: made, brought up to date, and refused where it is not ours.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use sqlx::migrate::{Migrate as _, MigrateError, Migration, MigrationType, Migrator};
+use sqlx::{PgConnection, Row as _};
+
+use super::Address;
+use super::connection::Connection;
+use super::error::Error;
+use crate::data::Pending;
+
+/// The oldest server that the statements are written for.
+const OLDEST: i32 = 150_000;
+
+/// Version, what it does, and its statements. A file that was released is never changed.
+const MIGRATIONS: &[(i64, &str, &str)] = &[(
+    1,
+    "create system of record",
+    include_str!("../../../migrations/postgres/0001_create_system_of_record.sql"),
+)];
+
+fn migrator() -> Migrator {
+    let migrations = MIGRATIONS.iter().map(|(version, description, sql)| {
+        let kind = MigrationType::Simple;
+        let sql = sqlx::SqlSafeStr::into_sql_str(*sql);
+        Migration::new(*version, Cow::Borrowed(*description), kind, sql, false)
+    });
+    Migrator::with_migrations(migrations.collect())
+}
+
+/// Refuses a server that does not keep what it commits, or that the statements are too new for.
+pub(super) fn check_server(connection: &Connection) -> Result<(), Error> {
+    const SETTINGS: &str = "\
+        SELECT current_setting('server_version_num')::int4 AS version, current_setting('server_version') AS named,
+               current_setting('fsync') AS fsync, current_setting('full_page_writes') AS pages,
+               current_setting('server_encoding') AS encoding, pg_is_in_recovery() AS standby";
+    connection.with(async |inner| {
+        let row = sqlx::query(SETTINGS).fetch_one(inner).await?;
+        let version: i32 = row.try_get("version")?;
+        if version < OLDEST {
+            let named: String = row.try_get("named")?;
+            return Err(Error::Unfit(format!(
+                "PostgreSQL {named} is too old, 15 or later is needed"
+            )));
+        }
+        if row.try_get("standby")? {
+            let why = "the server is a standby and takes no writes; name the primary";
+            return Err(Error::Unfit(why.to_owned()));
+        }
+        for (column, needed) in [("fsync", "on"), ("pages", "on"), ("encoding", "UTF8")] {
+            let found: String = row.try_get(column)?;
+            if found != needed {
+                let setting = if column == "pages" { "full_page_writes" } else { column };
+                return Err(Error::Unfit(format!(
+                    "the server's {setting} is {found}, but must be {needed}: what it commits would not be safe"
+                )));
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Brings the schema up to date, or only looks whether it is.
+pub(super) fn prepare(address: &Address, migrate: bool) -> Result<(), Error> {
+    let connection = Connection::open(address)?;
+    let done = connection.with(async |inner| {
+        let missing = missing(inner).await?;
+        if missing.is_empty() {
+            return Ok(());
+        }
+        if !migrate {
+            return Err(refuse(format!(
+                "{} migrations of the schema are not applied; run `viworks-backend-agent migrate`",
+                missing.len()
+            )));
+        }
+        let run = migrator().run_direct(None, inner, false).await;
+        run.map_err(|error| failed("the schema cannot be brought up to date", error))
+    });
+    connection.close();
+    done
+}
+
+/// What a database still lacks.
+///
+/// # Errors
+///
+/// When the server cannot be reached, or the schema is not ours.
+pub async fn pending(address: Address) -> Result<Vec<Pending>, Error> {
+    let look = move || {
+        let connection = Connection::open(&address)?;
+        check_server(&connection)?;
+        let missing = connection.with(async |inner| missing(inner).await);
+        connection.close();
+        missing
+    };
+    let looked = tokio::task::spawn_blocking(look).await;
+    looked.map_err(|_panicked| Error::Panicked)?
+}
+
+/// The migrations that were not applied; refuses what is not a database of ours.
+async fn missing(inner: &mut PgConnection) -> Result<Vec<Pending>, Error> {
+    const TABLES: &str = "\
+        SELECT (SELECT count(*) FROM pg_tables WHERE schemaname = current_schema() AND tablename <> '_sqlx_migrations') AS tables,
+               to_regclass('_sqlx_migrations') IS NOT NULL AS migrated,
+               to_regclass('gateways') IS NOT NULL AS ours, current_schema() AS schema";
+    let row = sqlx::query(TABLES).fetch_one(&mut *inner).await?;
+    let (tables, migrated, ours): (i64, bool, bool) = (
+        row.try_get("tables")?,
+        row.try_get("migrated")?,
+        row.try_get("ours")?,
+    );
+    if row.try_get::<Option<String>, _>("schema")?.is_none() {
+        return Err(refuse(
+            "there is no schema that this user can use".to_owned(),
+        ));
+    }
+    if tables > 0 && !(migrated && ours) {
+        return Err(refuse(format!(
+            "the database holds {tables} tables of something else; name an empty database"
+        )));
+    }
+    let migrator = migrator();
+    let applied = if migrated {
+        let dirty = inner.dirty_version(&migrator.table_name).await;
+        if let Some(version) = dirty.map_err(|error| failed("the schema cannot be read", error))? {
+            return Err(refuse(format!(
+                "migration {version} was interrupted and has to be repaired by hand; see docs/operations"
+            )));
+        }
+        let applied = inner.list_applied_migrations(&migrator.table_name).await;
+        applied.map_err(|error| failed("the schema cannot be read", error))?
+    } else {
+        Vec::new()
+    };
+    let newest = MIGRATIONS.iter().map(|(version, ..)| *version).max();
+    for one in &applied {
+        let known = migrator.iter().find(|known| known.version == one.version);
+        match known {
+            None => {
+                return Err(refuse(format!(
+                    "the database schema has version {}, this program knows versions up to {}; use the newer program",
+                    one.version,
+                    newest.unwrap_or_default(),
+                )));
+            }
+            Some(known) if known.checksum != one.checksum => {
+                return Err(refuse(format!(
+                    "migration {} of the database is not the one of this program: the schema was made by something else",
+                    one.version
+                )));
+            }
+            Some(_) => {}
+        }
+    }
+    let is_applied = |version| applied.iter().any(|one| one.version == version);
+    let missing = MIGRATIONS
+        .iter()
+        .filter(|(version, ..)| !is_applied(*version));
+    Ok(missing
+        .map(|(version, description, _)| Pending {
+            version: *version,
+            description: (*description).to_owned(),
+        })
+        .collect())
+}
+
+fn refuse(why: String) -> Error {
+    Error::Schema(why, None)
+}
+
+fn failed(what: &str, error: MigrateError) -> Error {
+    Error::Schema(format!("{what}: {error}"), Some(Arc::new(error)))
+}

@@ -1,0 +1,293 @@
+//! Threads that each have a connection, and carry out one transaction after another.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::timeout;
+use viworks_runtime::clock::{Clock as _, SystemClock};
+use viworks_runtime::random;
+
+use super::Address;
+use super::connection::{Connection, Trouble};
+use super::error::Error;
+
+/// Transactions that wait for a connection; further ones wait outside.
+const WAITING_MAX: usize = 1_024;
+
+/// How often a transaction that met another one is done again.
+const AGAIN_MAX: u32 = 12;
+
+/// How long nobody tries to connect after that failed: who comes meanwhile is told the same at once.
+const RETRY_CONNECT: Duration = Duration::from_millis(500);
+
+/// How long closing waits for what is under way.
+const CLOSE_TIME: Duration = Duration::from_secs(30);
+
+/// A transaction, whatever its types are.
+trait Job: Send {
+    /// Carries it out; answers whether it worked.
+    fn run(&mut self, connection: &Connection) -> bool;
+
+    /// Gives whoever waits its outcome, or the reason why that did not come to pass.
+    fn answer(self: Box<Self>, fate: Result<(), Error>);
+
+    fn is_abandoned(&self) -> bool;
+}
+
+struct TypedJob<F, T, E> {
+    work: F,
+    outcome: Option<Result<T, E>>,
+    reply: oneshot::Sender<Result<T, E>>,
+}
+
+impl<F, T, E> Job for TypedJob<F, T, E>
+where
+    F: Fn(&Connection) -> Result<T, E> + Send,
+    T: Send,
+    E: From<Error> + Send,
+{
+    fn run(&mut self, connection: &Connection) -> bool {
+        // What it leaves half done is undone with its transaction.
+        let outcome = catch_unwind(AssertUnwindSafe(|| (self.work)(connection)))
+            .unwrap_or_else(|_payload| Err(Error::Panicked.into()));
+        let worked = outcome.is_ok();
+        self.outcome = Some(outcome);
+        worked
+    }
+
+    fn answer(self: Box<Self>, fate: Result<(), Error>) {
+        let outcome = match (fate, self.outcome) {
+            (Ok(()), Some(outcome)) => outcome,
+            (Ok(()), None) => Err(Error::Closed.into()),
+            (Err(error), _) => Err(error.into()),
+        };
+        // Nobody waits any more; the effects stand all the same.
+        drop(self.reply.send(outcome));
+    }
+
+    fn is_abandoned(&self) -> bool {
+        self.reply.is_closed()
+    }
+}
+
+/// What a pool is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Read,
+    Write,
+}
+
+/// Connections for one purpose. Clones share them.
+#[derive(Debug, Clone)]
+pub(super) struct Workers {
+    jobs: mpsc::Sender<Option<Box<dyn Job>>>,
+    /// A permit for each job that waits or runs.
+    room: Arc<Semaphore>,
+    /// A permit for each thread; the thread holds it.
+    threads: Arc<Semaphore>,
+    count: u32,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl std::fmt::Debug for dyn Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Job")
+    }
+}
+
+impl Workers {
+    /// Starts `count` threads; each connects when it has something to do.
+    pub(super) fn start(
+        address: &Arc<Address>,
+        name: &str,
+        purpose: Purpose,
+        count: u32,
+    ) -> Result<Self, Error> {
+        let (jobs, queue) = mpsc::channel(WAITING_MAX);
+        let queue = Arc::new(Mutex::new(queue));
+        let threads = Arc::new(Semaphore::new(usize::try_from(count).unwrap_or(usize::MAX)));
+        let waiting = Arc::new(AtomicUsize::new(0));
+        for _ in 0..count {
+            let permit = Arc::clone(&threads).try_acquire_owned();
+            let worker = Worker {
+                address: Arc::clone(address),
+                purpose,
+                queue: Arc::clone(&queue),
+                waiting: Arc::clone(&waiting),
+            };
+            thread::Builder::new()
+                .name(name.to_owned())
+                .spawn(move || {
+                    worker.serve();
+                    drop(permit);
+                })
+                .map_err(|error| Error::NoThread(error.into()))?;
+        }
+        Ok(Self {
+            jobs,
+            room: Arc::new(Semaphore::new(WAITING_MAX)),
+            threads,
+            count,
+            waiting,
+        })
+    }
+
+    /// Carries out one transaction. It may run more than once, each time with nothing left of the time before.
+    pub(super) async fn run<T, E, F>(&self, wait: Duration, work: F) -> Result<T, E>
+    where
+        F: Fn(&Connection) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        let room = timeout(wait, Arc::clone(&self.room).acquire_owned()).await;
+        let place = room
+            .map_err(|_elapsed| Error::Busy)?
+            .map_err(|_closed| Error::Closed)?;
+        let (reply, answer) = oneshot::channel();
+        let job = TypedJob {
+            work,
+            outcome: None,
+            reply,
+        };
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let sent = self.jobs.send(Some(Box::new(job))).await;
+        sent.map_err(|_gone| Error::Closed)?;
+        let answered = answer.await;
+        drop(place);
+        answered.unwrap_or_else(|_gone| Err(Error::Closed.into()))
+    }
+
+    /// How many transactions wait for a connection.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Takes no more, finishes what came before, and closes the connections.
+    pub(super) async fn close(&self) {
+        self.room.close();
+        for _ in 0..self.count {
+            drop(timeout(CLOSE_TIME, self.jobs.send(None)).await);
+        }
+        drop(timeout(CLOSE_TIME, self.threads.acquire_many(self.count)).await);
+    }
+}
+
+/// One thread.
+struct Worker {
+    address: Arc<Address>,
+    purpose: Purpose,
+    queue: Arc<Mutex<mpsc::Receiver<Option<Box<dyn Job>>>>>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Worker {
+    fn serve(&self) {
+        let mut kept: Option<Connection> = None;
+        let mut failed = None;
+        while let Some(mut job) = self.next() {
+            if job.is_abandoned() && self.purpose == Purpose::Read {
+                continue;
+            }
+            let mut attempt = 0;
+            let fate = loop {
+                attempt += 1;
+                let connection = match self.connection(kept.take(), &mut failed) {
+                    Ok(connection) => connection,
+                    Err(error) => break Err(error),
+                };
+                let (fate, usable) = self.transact(&connection, job.as_mut());
+                if usable {
+                    kept = Some(connection);
+                }
+                match fate {
+                    Fate::Done => break Ok(()),
+                    Fate::Failed(error) => break Err(error),
+                    Fate::Again(error) if attempt >= AGAIN_MAX => break Err(error),
+                    Fate::Again(_) => thread::sleep(pause(attempt)),
+                    // Nothing of it was committed; a server that restarted takes it on a new connection.
+                    Fate::Lost(error) if attempt > 2 => break Err(error),
+                    Fate::Lost(_) => {}
+                }
+            };
+            job.answer(fate);
+        }
+        if let Some(connection) = kept {
+            connection.close();
+        }
+    }
+
+    /// The next job; `None` when there will be no more.
+    fn next(&self) -> Option<Box<dyn Job>> {
+        // Nothing panics while it is held. Whoever waits for it has the next one.
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let job = queue.blocking_recv().flatten();
+        drop(queue);
+        if job.is_some() {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
+        job
+    }
+
+    fn connection(
+        &self,
+        kept: Option<Connection>,
+        failed: &mut Option<(viworks_common::time::Monotonic, Error)>,
+    ) -> Result<Connection, Error> {
+        if let Some(connection) = kept {
+            return Ok(connection);
+        }
+        let now = SystemClock.now();
+        if let Some((at, error)) = failed
+            && now.saturating_since(*at) < RETRY_CONNECT
+        {
+            return Err(error.clone());
+        }
+        let opened = Connection::open(&self.address);
+        *failed = opened
+            .as_ref()
+            .err()
+            .map(|error| (SystemClock.now(), error.clone()));
+        opened
+    }
+
+    /// One transaction, and whether the connection can be used again.
+    fn transact(&self, connection: &Connection, job: &mut dyn Job) -> (Fate, bool) {
+        if let Err(error) = connection.begin(self.purpose == Purpose::Read) {
+            return (Fate::Lost(error), false);
+        }
+        if job.run(connection) {
+            return match connection.commit() {
+                Ok(()) => (Fate::Done, true),
+                Err(error @ Error::Again(_)) => (Fate::Again(error), true),
+                // A read changed nothing, whatever became of it.
+                Err(Error::Unknown(_)) if self.purpose == Purpose::Read => (Fate::Done, false),
+                Err(error) => (Fate::Failed(error), false),
+            };
+        }
+        let trouble = connection.trouble();
+        let usable = connection.roll_back();
+        match trouble {
+            Some(Trouble::Again(error)) => (Fate::Again(error), usable),
+            Some(Trouble::Lost(error)) => (Fate::Lost(error), false),
+            // Its own answer stands.
+            None => (Fate::Done, usable),
+        }
+    }
+}
+
+enum Fate {
+    Done,
+    Failed(Error),
+    Again(Error),
+    Lost(Error),
+}
+
+/// Longer each time, and never the same for two that met.
+fn pause(attempt: u32) -> Duration {
+    let most = 4_u64 << attempt.min(6);
+    Duration::from_millis(random::uniform(1..most + 1))
+}

@@ -1,0 +1,473 @@
+//! What only a server brings along: two who write at once, answers that are lost, and databases that cannot be used.
+
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+use tempfile::TempDir;
+use viworks_backend_agent::data::postgres::{Address, Error, PostgresStore, Role};
+use viworks_backend_agent::data::{
+    Actor, AuditOutcome, CompleteOutcome, ConfirmOutcome, GatewayRef, Idempotency, Page, Store,
+    StoreError, Submission, TelemetryWrite,
+};
+use viworks_common::command::{CommandState, OutcomeState};
+use viworks_testkit::thief::Thief;
+
+use super::bed::{Bed, LEASE, agent, at, outcome};
+use super::{database, make};
+
+/// Two stores on one database, as two processes have them.
+async fn two(folder: &TempDir) -> Option<(Bed, Bed)> {
+    let (server, database) = database(folder)?;
+    make(server, &database);
+    let open = async || {
+        let address = Address::parse(&server.url(&database), None, None).unwrap();
+        let store = PostgresStore::open(address.connections_max(8), Role::Beside, true);
+        let store: Arc<dyn Store> = Arc::new(store.await.unwrap());
+        Bed::new(store)
+    };
+    Some((open().await, open().await))
+}
+
+async fn finish(folder: &TempDir, one: Bed, other: Bed) {
+    one.store.close().await;
+    other.store.close().await;
+    super::postgres_counts_are_right(folder);
+}
+
+#[tokio::test]
+async fn runs_that_two_submit_at_once_count_on_without_holes() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((one, other)) = two(&folder).await else {
+        return;
+    };
+    for n in 1..=3 {
+        one.gateway(n).await;
+    }
+    // Ids are of one bed only; each run is for all gateways, named in another order by each.
+    for _round in 0..20 {
+        let (a, b) = (
+            one.new_run(&[1, 2, 3], false),
+            one.new_run(&[3, 2, 1], false),
+        );
+        let submitted = tokio::join!(
+            one.store.submit_run(&one.tenant, a, at(1)),
+            other.store.submit_run(&one.tenant, b, at(1)),
+        );
+        for submission in [submitted.0.unwrap(), submitted.1.unwrap()] {
+            assert!(
+                matches!(submission, Submission::Submitted { .. }),
+                "{submission:?}"
+            );
+        }
+    }
+    for n in 1..=3 {
+        let gateway = one.gateway_now(n).await;
+        assert_eq!((gateway.next_order, gateway.open_commands), (41, 40));
+    }
+    finish(&folder, one, other).await;
+}
+
+#[tokio::test]
+async fn one_key_used_by_two_at_once_is_one_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((one, other)) = two(&folder).await else {
+        return;
+    };
+    one.gateway(1).await;
+    for round in 0..20 {
+        let new = |bed: &Bed| {
+            let mut new = bed.new_run(&[1], false);
+            new.idempotency = Some(Idempotency {
+                principal: "api_key:1".to_owned(),
+                route: "POST /v1/runs".to_owned(),
+                key: format!("key-{round}"),
+                request_hash: [7; 32],
+            });
+            new
+        };
+        let (a, b) = (new(&one), new(&one));
+        let (a, b) = tokio::join!(
+            one.store.submit_run(&one.tenant, a, at(1)),
+            other.store.submit_run(&one.tenant, b, at(1)),
+        );
+        let replayed = [a.unwrap(), b.unwrap()].into_iter();
+        let replayed = replayed.filter(|one| matches!(one, Submission::Replayed(_)));
+        assert_eq!(replayed.count(), 1);
+    }
+    assert_eq!(one.gateway_now(1).await.open_commands, 20);
+    finish(&folder, one, other).await;
+}
+
+/// Case 3 of the ten: whatever is released under an epoch is released before the next one is confirmed.
+#[tokio::test]
+async fn nothing_is_released_under_an_epoch_that_another_one_follows() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((one, other)) = two(&folder).await else {
+        return;
+    };
+    one.gateway(1).await;
+    let mut session = one.session(1, 1).await;
+    let (mut first, mut fenced) = (0, 0);
+    for round in 2..150 {
+        let command = one.command(1, true).await;
+        let hello = one.hello(1, round, session.admitted.issued);
+        let admitted = one.admitted(hello.clone()).await;
+        let confirm = one.confirm_of(&hello, &admitted);
+        let (leased, confirmed) = tokio::join!(
+            one.store
+                .lease_commands(&one.tenant, &session.holder, LEASE, at(20)),
+            other.store.confirm_session(&one.tenant, confirm, at(20)),
+        );
+        let ConfirmOutcome::Confirmed(confirmed) = confirmed.unwrap() else {
+            panic!("not confirmed");
+        };
+        let now = one.command_now(command).await;
+        match leased {
+            // Then the confirmation saw it, and took it back from the process that is gone.
+            Ok(leased) => {
+                first += 1;
+                assert_eq!((leased.commands.len(), now.attempt), (1, 1));
+                assert_ne!(now.state, CommandState::Released, "{confirmed:?}");
+            }
+            Err(StoreError::Fenced) => {
+                fenced += 1;
+                assert_eq!((now.state, now.attempt), (CommandState::Queued, 0));
+            }
+            Err(error) => panic!("{error:?}"),
+        }
+        let opened = one.open(one.hello(1, round, admitted.issued)).await;
+        one.store
+            .cancel_run(&one.tenant, now.run_id, &Actor::local("test"), at(30))
+            .await
+            .unwrap();
+        for left in one.lease(&opened).await {
+            one.complete(&opened, left.command_id, OutcomeState::Succeeded)
+                .await;
+        }
+        session = opened;
+    }
+    assert!(
+        first > 0 && fenced > 0,
+        "each came first at times: {first} and {fenced}"
+    );
+    finish(&folder, one, other).await;
+}
+
+#[tokio::test]
+async fn results_and_cancels_of_two_at_once_come_to_one_end_each() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((one, other)) = two(&folder).await else {
+        return;
+    };
+    one.gateway(1).await;
+    let session = one.session(1, 1).await;
+    for _round in 0..60 {
+        let command = one.command(1, true).await;
+        let run = one.command_now(command).await.run_id;
+        one.lease(&session).await;
+        let actor = Actor::local("test");
+        let (completed, cancelled, overdue) = tokio::join!(
+            one.store.complete_command(
+                &one.tenant,
+                &session.holder,
+                command,
+                outcome(OutcomeState::Succeeded),
+                at(10),
+            ),
+            other.store.cancel_run(&one.tenant, run, &actor, at(10)),
+            other
+                .store
+                .end_overdue(&one.tenant, std::time::Duration::ZERO, 100, at(1_000_000)),
+        );
+        cancelled.unwrap().unwrap();
+        let ended = overdue
+            .unwrap()
+            .iter()
+            .filter(|it| it.command_id == command)
+            .count();
+        match completed.unwrap() {
+            CompleteOutcome::Completed { .. } => assert_eq!(ended, 0),
+            CompleteOutcome::LateOutcome { .. } => assert_eq!(ended, 1),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(one.gateway_now(1).await.open_commands, 0);
+    finish(&folder, one, other).await;
+}
+
+#[tokio::test]
+async fn heartbeats_and_reports_of_many_gateways_from_two_stores_do_not_wait_in_a_circle() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((one, other)) = two(&folder).await else {
+        return;
+    };
+    let numbers: Vec<u64> = (1..=8).collect();
+    for n in &numbers {
+        one.gateway(*n).await;
+    }
+    let mut backwards = numbers.clone();
+    backwards.reverse();
+    for _round in 0..15 {
+        let a = (0..4).map(|_| {
+            one.store
+                .submit_run(&one.tenant, one.new_run(&numbers, false), at(1))
+        });
+        let b = (0..4).map(|_| {
+            other
+                .store
+                .submit_run(&one.tenant, one.new_run(&backwards, false), at(1))
+        });
+        let (a, b) = tokio::join!(join_all(a), join_all(b));
+        assert!(a.iter().chain(&b).all(Result::is_ok));
+    }
+    assert_eq!(one.gateway_now(8).await.next_order, 121);
+    finish(&folder, one, other).await;
+}
+
+/// Case 5 of the ten: the commit happens, its answer does not arrive, and the same is asked again.
+#[tokio::test]
+async fn an_intent_whose_answer_was_lost_is_safe_to_repeat() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((server, database)) = database(&folder) else {
+        return;
+    };
+    make(server, &database);
+    let thief = Thief::before(server.port()).await.unwrap();
+    let url = format!(
+        "postgres://viworks@127.0.0.1:{}/{database}?sslmode=disable",
+        thief.port()
+    );
+    let address = Address::parse(&url, None, None).unwrap().connections_max(4);
+    let store: Arc<dyn Store> = Arc::new(
+        PostgresStore::open(address, Role::Beside, true)
+            .await
+            .unwrap(),
+    );
+    let bed = Bed::new(store);
+    let (tenant, actor) = (bed.tenant.clone(), Actor::local("test"));
+    let mut lost = 0;
+    /// Loses the first answer and keeps the second.
+    macro_rules! twice {
+        ($intent:expr) => {{
+            thief.arm();
+            let first = $intent.await;
+            assert!(
+                matches!(first, Err(StoreError::Unknown(_))),
+                "{}: {first:?}",
+                stringify!($intent)
+            );
+            lost += 1;
+            assert_eq!(thief.stolen(), lost);
+            $intent.await.unwrap()
+        }};
+    }
+    let new = super::gateways::new_gateway(1, "gw-1");
+    twice!(
+        bed.store
+            .create_gateway(&tenant, new.clone(), &actor, at(0))
+    );
+    let name = "gw-one".parse().unwrap();
+    twice!(
+        bed.store
+            .rename_gateway(&tenant, agent(1), &name, &actor, at(0))
+    )
+    .unwrap();
+    let hello = bed.hello(1, 1, 0);
+    twice!(bed.store.admit(&tenant, hello.clone(), at(1)));
+    let admitted = bed.admitted(hello.clone()).await;
+    let confirm = bed.confirm_of(&hello, &admitted);
+    let confirmed = twice!(bed.store.confirm_session(&tenant, confirm.clone(), at(1)));
+    assert!(
+        matches!(confirmed, ConfirmOutcome::Confirmed(_)),
+        "a failover throws nobody out"
+    );
+    let session = super::bed::Session {
+        holder: viworks_backend_agent::data::Holder {
+            agent_id: agent(1),
+            epoch: admitted.issued,
+            agent_run_id: hello.agent_run_id,
+        },
+        session_id: hello.session_id,
+        admitted,
+        confirmed: match confirmed {
+            ConfirmOutcome::Confirmed(confirmed) => *confirmed,
+            ConfirmOutcome::Superseded => unreachable!(),
+        },
+    };
+    let run = bed.new_run(&[1], true);
+    let command = run.targets[0].command_id;
+    let repeated = twice!(bed.store.submit_run(&tenant, run.clone(), at(2)));
+    let Submission::Replayed(replayed) = repeated else {
+        panic!("{repeated:?}");
+    };
+    assert_eq!(replayed.run_id, run.run_id);
+    let leased = twice!(
+        bed.store
+            .lease_commands(&tenant, &session.holder, LEASE, at(2))
+    );
+    assert!(leased.commands.is_empty(), "released once");
+    let done = twice!(bed.store.complete_command(
+        &tenant,
+        &session.holder,
+        command,
+        outcome(OutcomeState::Succeeded),
+        at(3)
+    ));
+    assert!(matches!(done, CompleteOutcome::Repeated { .. }), "{done:?}");
+    let batch = super::telemetry::batch(1, 3);
+    let write = TelemetryWrite {
+        agent_id: agent(1),
+        epoch: session.holder.epoch,
+        skew_ms: None,
+        batch,
+    };
+    let writes: Arc<[_]> = Arc::from(vec![write]);
+    twice!(
+        bed.store
+            .commit_telemetry(&tenant, Arc::clone(&writes), at(4), at(4))
+    );
+    let positions = bed
+        .store
+        .telemetry_positions(&tenant, agent(1))
+        .await
+        .unwrap();
+    assert_eq!(positions[0].seq, 3);
+    let second = bed.command(1, false).await;
+    let of = bed.command_now(second).await.run_id;
+    twice!(bed.store.cancel_run(&tenant, of, &actor, at(5))).unwrap();
+    assert_eq!(bed.state(second).await, CommandState::Cancelled);
+    twice!(bed.store.end_session(
+        &tenant,
+        agent(1),
+        session.holder.epoch,
+        viworks_common::code::CloseCode::Internal,
+        at(6)
+    ));
+    let revoked = twice!(bed.store.revoke_gateway(&tenant, agent(1), &actor, at(7))).unwrap();
+    assert!(revoked.already);
+    let by_name = GatewayRef::Name("gw-one".parse().unwrap());
+    assert!(
+        bed.store
+            .gateway(&tenant, &by_name)
+            .await
+            .unwrap()
+            .is_some()
+    );
+    let audit = bed
+        .store
+        .list_audit(&tenant, Page::first(200))
+        .await
+        .unwrap();
+    for action in ["gateway.create", "run.submit", "gateway.revoke"] {
+        let done = |it: &&viworks_backend_agent::data::AuditRecord| {
+            it.record.action == action
+                && it.record.outcome == AuditOutcome::Done
+                && it.record.object.ends_with(&match action {
+                    "run.submit" => run.run_id.to_string(),
+                    _ => agent(1).to_string(),
+                })
+        };
+        assert_eq!(audit.items.iter().filter(done).count(), 1, "{action}");
+    }
+    bed.store.close().await;
+    super::postgres_counts_are_right(&folder);
+}
+
+async fn open(url: &str, role: Role) -> Result<PostgresStore, Error> {
+    PostgresStore::open(Address::parse(url, None, None).unwrap(), role, true).await
+}
+
+#[tokio::test]
+async fn a_database_that_cannot_be_used_is_refused_in_one_sentence() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((server, database)) = database(&folder) else {
+        return;
+    };
+    let url = server.url(&database);
+    let refused = async |why: &str, lasting: bool| {
+        let error = open(&url, Role::Backend).await.unwrap_err();
+        let (said, cause) = (error.to_string(), format!("{error:?}"));
+        assert!(
+            said.contains(why) || cause.contains(why),
+            "{why}: {said}: {cause}"
+        );
+        assert_eq!(error.is_lasting(), lasting, "{said}");
+    };
+    refused("does not exist", true).await;
+    server.make_empty(&database);
+    server
+        .psql(&database, "CREATE TABLE notes (text text)")
+        .unwrap();
+    refused("1 tables of something else", true).await;
+    server.psql(&database, "DROP TABLE notes").unwrap();
+    open(&url, Role::Backend).await.unwrap().close().await;
+    let newer = "INSERT INTO _sqlx_migrations VALUES (9999, 'later', now(), true, '\\x00', 0)";
+    server.psql(&database, newer).unwrap();
+    refused("version 9999", true).await;
+    server
+        .psql(
+            &database,
+            "DELETE FROM _sqlx_migrations WHERE version = 9999",
+        )
+        .unwrap();
+    server
+        .psql(&database, "UPDATE _sqlx_migrations SET checksum = '\\x00'")
+        .unwrap();
+    refused("is not the one of this program", true).await;
+    server.drop(&database);
+    server.make_empty(&database);
+    server.psql(&database, "CREATE ROLE reader LOGIN").unwrap();
+    let reader = url.replace("viworks@", "reader@");
+    let error = open(&reader, Role::Backend).await.unwrap_err();
+    assert!(
+        format!("{error:?}").contains("permission denied"),
+        "{error:?}"
+    );
+    let nobody = url.replace("viworks@", "nobody@");
+    let error = open(&nobody, Role::Backend).await.unwrap_err();
+    assert!(error.is_lasting(), "{error:?}");
+    let unreachable = "postgres://viworks@127.0.0.1:1/viworks?sslmode=disable";
+    let error = open(unreachable, Role::Backend).await.unwrap_err();
+    assert!(!error.is_lasting(), "{error:?}");
+    server.drop(&database);
+}
+
+#[tokio::test]
+async fn a_second_backend_is_refused_and_a_tool_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((server, database)) = database(&folder) else {
+        return;
+    };
+    make(server, &database);
+    let url = server.url(&database);
+    let first = open(&url, Role::Backend).await.unwrap();
+    let second = open(&url, Role::Backend).await.unwrap_err();
+    assert!(
+        matches!(&second, Error::InUse(holder) if holder.contains("viworks-backend-agent")),
+        "{second:?}"
+    );
+    open(&url, Role::Beside).await.unwrap().close().await;
+    first.close().await;
+    open(&url, Role::Backend).await.unwrap().close().await;
+    server.drop(&database);
+}
+
+/// The server ends every connection, as at a restart: what comes next is carried out on new ones.
+#[tokio::test]
+async fn connections_that_the_server_ends_are_made_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((one, other)) = two(&folder).await else {
+        return;
+    };
+    let (server, database) = database(&folder).unwrap();
+    one.gateway(1).await;
+    for round in 0..5 {
+        let end = format!(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = '{database}' AND pid <> pg_backend_pid()"
+        );
+        server.psql("postgres", &end).unwrap();
+        one.command(1, false).await;
+        assert_eq!(one.gateway_now(1).await.open_commands, round + 1);
+    }
+    finish(&folder, one, other).await;
+}

@@ -1,0 +1,250 @@
+//! A private PostgreSQL server for the tests of one process: on a free port, in a temporary folder, and gone with it.
+
+use std::io;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, Command, Stdio};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long the server may take to start.
+const START_TIME: Duration = Duration::from_secs(60);
+
+/// Runs the server until its standard input ends, which is when the process of the tests ends in whatever way.
+const KEEPER: &str = r#"
+trap '' INT TERM HUP
+"$@" & server=$!
+cat > /dev/null
+kill -QUIT $server
+wait $server
+rm -rf -- "$FOLDER"
+"#;
+
+/// A running server.
+#[derive(Debug)]
+pub struct Server {
+    programs: PathBuf,
+    port: u16,
+    /// Whether the template has what is copied from it.
+    filled: Mutex<bool>,
+    /// The server ends when this is closed.
+    _keeper: ChildStdin,
+}
+
+static SERVER: OnceLock<Option<Server>> = OnceLock::new();
+
+/// The server of this process, started when it is first asked for; `None` where PostgreSQL is not installed.
+///
+/// # Panics
+/// When PostgreSQL is installed and cannot be started.
+pub fn server() -> Option<&'static Server> {
+    let server = SERVER.get_or_init(|| {
+        let Some(programs) = programs() else {
+            eprintln!("SKIPPED: what needs PostgreSQL: it is not installed (on Debian: apt-get install postgresql)");
+            return None;
+        };
+        Some(Server::start(programs).unwrap())
+    });
+    server.as_ref()
+}
+
+/// The folder with the server's programs: the newest version that is installed, or `VIWORKS_POSTGRES_BIN`.
+fn programs() -> Option<PathBuf> {
+    if let Some(named) = std::env::var_os("VIWORKS_POSTGRES_BIN") {
+        return Some(PathBuf::from(named));
+    }
+    let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?;
+    let mut found: Vec<(u32, PathBuf)> = versions
+        .flatten()
+        .filter_map(|version| {
+            let number = version.file_name().to_str()?.parse().ok()?;
+            let programs = version.path().join("bin");
+            programs
+                .join("initdb")
+                .is_file()
+                .then_some((number, programs))
+        })
+        .collect();
+    found.sort_unstable();
+    found.pop().map(|(_, programs)| programs)
+}
+
+/// A command of the server, which refuses to run as root.
+fn command(program: &Path) -> Command {
+    if !rustix::process::getuid().is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    command.args([
+        "--reuid=postgres",
+        "--regid=postgres",
+        "--clear-groups",
+        "--",
+    ]);
+    command.arg(program);
+    command
+}
+
+impl Server {
+    fn start(programs: PathBuf) -> io::Result<Self> {
+        // In memory where that is to be had: these tests are about what is stored, not about a disk.
+        let memory = Path::new("/dev/shm");
+        let temporary = std::env::temp_dir();
+        let place = if memory.is_dir() { memory } else { &temporary };
+        let folder = tempfile::Builder::new()
+            .prefix("viworks-pg-")
+            .tempdir_in(place)?
+            .keep();
+
+        if rustix::process::getuid().is_root() {
+            let owner = Command::new("chown")
+                .arg("postgres:")
+                .arg(&folder)
+                .status()?;
+            assert!(owner.success(), "the user postgres is missing");
+        }
+        let data = folder.join("data");
+        let mut initdb = command(&programs.join("initdb"));
+        initdb.args([
+            "--username=viworks",
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--locale=C.UTF-8",
+        ]);
+        initdb.arg("--no-instructions").arg("--pgdata").arg(&data);
+        let made = initdb.current_dir("/").output()?;
+        assert!(
+            made.status.success(),
+            "{}",
+            String::from_utf8_lossy(&made.stderr)
+        );
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let mut server = Command::new("sh");
+        server.args(["-c", KEEPER, "keeper"]).env("FOLDER", &folder);
+        let started = command(&programs.join("postgres"));
+        server.arg(started.get_program()).args(started.get_args());
+        server
+            .arg("-D")
+            .arg(&data)
+            .args(["-p", &port.to_string(), "-h", "127.0.0.1", "-k", ""]);
+        for setting in [
+            "max_connections=300",
+            "shared_buffers=64MB",
+            "log_min_messages=fatal",
+        ] {
+            server.args(["-c", setting]);
+        }
+        let log = std::fs::File::create(folder.join("log"))?;
+        server
+            .stdin(Stdio::piped())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .current_dir("/");
+        let mut keeper = server.spawn()?;
+        let stdin = keeper.stdin.take();
+        let started = Self {
+            programs,
+            port,
+            filled: Mutex::new(false),
+            _keeper: stdin.ok_or(io::ErrorKind::BrokenPipe)?,
+        };
+        let begun = Instant::now();
+        while !started
+            .psql("postgres", "SELECT 1")
+            .is_ok_and(|answer| answer == "1")
+        {
+            let log = || std::fs::read_to_string(folder.join("log")).unwrap_or_default();
+            assert!(
+                begun.elapsed() < START_TIME,
+                "PostgreSQL does not start: {}",
+                log()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(started)
+    }
+
+    /// Where it listens on this machine.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The URL of a database.
+    #[must_use]
+    pub fn url(&self, database: &str) -> String {
+        format!(
+            "postgres://viworks@127.0.0.1:{}/{database}?sslmode=disable",
+            self.port
+        )
+    }
+
+    /// Makes an empty database, unless it is there; answers whether it was made.
+    ///
+    /// # Panics
+    /// When the server does not make it.
+    pub fn make_empty(&self, database: &str) -> bool {
+        let known = format!("SELECT count(*) FROM pg_database WHERE datname = '{database}'");
+        let missing = self.psql("postgres", &known).unwrap() == "0";
+        if missing {
+            self.psql("postgres", &format!("CREATE DATABASE \"{database}\""))
+                .unwrap();
+        }
+        missing
+    }
+
+    /// Makes a database, unless it is there, as a copy of `template`, which `fill` fills when it is first needed.
+    ///
+    /// # Panics
+    /// When the server does not make it.
+    pub fn make(&self, database: &str, template: &str, fill: impl FnOnce()) {
+        // One at a time: a database that somebody else copies cannot be copied.
+        let mut filled = self.filled.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*filled {
+            self.make_empty(template);
+            fill();
+            *filled = true;
+        }
+        let known = format!("SELECT count(*) FROM pg_database WHERE datname = '{database}'");
+        if self.psql("postgres", &known).unwrap() == "0" {
+            let make = format!("CREATE DATABASE \"{database}\" TEMPLATE \"{template}\"");
+            self.psql("postgres", &make).unwrap();
+        }
+        drop(filled);
+    }
+
+    /// Drops a database, with whoever is connected to it.
+    ///
+    /// # Panics
+    /// When the server does not drop it.
+    pub fn drop(&self, database: &str) {
+        let drop = format!("DROP DATABASE \"{database}\" WITH (FORCE)");
+        self.psql("postgres", &drop).unwrap();
+    }
+
+    /// What a query answers, its rows in lines and its columns between bars.
+    ///
+    /// # Errors
+    /// What the server says about it.
+    pub fn psql(&self, database: &str, query: &str) -> Result<String, String> {
+        let mut psql = Command::new(self.programs.join("psql"));
+        psql.args([
+            "-X",
+            "-q",
+            "-A",
+            "-t",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-U",
+            "viworks",
+            "-h",
+            "127.0.0.1",
+        ]);
+        psql.args(["-p", &self.port.to_string(), "-d", database, "-c", query]);
+        let output = psql.output().map_err(|error| error.to_string())?;
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
+        }
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
