@@ -29,23 +29,39 @@ done
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 cd -- "$root"
 
-# Installs a Debian package when a command is missing. What still is missing then, the check that needs it says.
-need() {
-  local command=$1 package=$2
-  command -v "$command" >/dev/null 2>&1 && return 0
+# How to run something as root; nothing when we are.
+as_root=()
+[ "$(id -u)" -eq 0 ] || as_root=(sudo -n)
+
+# Installs a Debian package.
+install_package() {
   [ "${#flags[@]}" -eq 0 ] || return 1
   command -v apt-get >/dev/null 2>&1 || return 1
-  local as_root=()
-  if [ "$(id -u)" -ne 0 ]; then
+  if [ "${#as_root[@]}" -gt 0 ]; then
     command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null || return 1
-    as_root=(sudo -n)
   fi
-  printf 'installing %s\n' "$package"
-  if ! DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -y -qq "$package" >/dev/null 2>&1; then
+  printf 'installing %s\n' "$1"
+  if ! DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -y -qq "$1" >/dev/null 2>&1; then
     "${as_root[@]}" apt-get update -qq || return 1
-    DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -y -qq "$package" >/dev/null || return 1
+    DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -y -qq "$1" >/dev/null || return 1
   fi
-  command -v "$command" >/dev/null 2>&1
+}
+
+# Installs a package when a command is missing. What still is missing then, the check that needs it says.
+need() {
+  command -v "$1" >/dev/null 2>&1 && return 0
+  install_package "$2" && command -v "$1" >/dev/null 2>&1
+}
+
+# PostgreSQL, without the cluster that Debian would make and start with it: the tests start servers of their own.
+need_postgresql() {
+  local initdb settings=/etc/postgresql-common/createcluster.conf
+  for initdb in /usr/lib/postgresql/*/bin/initdb; do
+    [ -x "$initdb" ] && return 0
+  done
+  install_package postgresql-common || return 1
+  "${as_root[@]}" sed -i 's/^#* *create_main_cluster.*/create_main_cluster = false/' "$settings" || return 1
+  install_package postgresql
 }
 
 printf '\n== tools\n'
@@ -62,6 +78,7 @@ need python3 python3 || true
 need faketime faketime || true
 need ping iputils-ping || true
 need shellcheck shellcheck || true
+need_postgresql || true
 cargo --version
 rustc --version
 

@@ -8,6 +8,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::binaries::Binaries;
+use crate::postgres::Database;
 use crate::process::{Process, eventually};
 use crate::small_disk;
 
@@ -23,6 +24,8 @@ pub struct Deployment {
     token: String,
     backend: Option<Process>,
     addresses: Option<(String, String)>,
+    /// The database, where it is not a file.
+    server: Option<Database>,
 }
 
 /// How to start a process.
@@ -98,6 +101,19 @@ impl Deployment {
     /// When that fails.
     #[must_use]
     pub fn new(binaries: &'static Binaries) -> Self {
+        Self::with(binaries, None)
+    }
+
+    /// The same on a PostgreSQL database.
+    ///
+    /// # Panics
+    /// When that fails.
+    #[must_use]
+    pub fn on(binaries: &'static Binaries, database: Database) -> Self {
+        Self::with(binaries, Some(database))
+    }
+
+    fn with(binaries: &'static Binaries, server: Option<Database>) -> Self {
         drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
         let folder = TempDir::new().expect("a temporary folder can be made");
         let backend = folder.path().join("backend");
@@ -107,6 +123,11 @@ impl Deployment {
             &binaries.backend(),
             &["pki", "init", "--dir", text(&backend)],
         );
+        if let Some(server) = &server {
+            let written = std::fs::read_to_string(&config).expect("the configuration is there");
+            let store = format!("{written}\n[store]\nurl = \"{}\"\n", server.url());
+            std::fs::write(&config, store).expect("the configuration can be written");
+        }
         run(
             &binaries.backend(),
             &[
@@ -133,6 +154,7 @@ impl Deployment {
             token,
             backend: None,
             addresses: None,
+            server,
         }
     }
 
@@ -342,26 +364,17 @@ impl Deployment {
     /// # Panics
     /// When the database cannot be read.
     pub fn stored_telemetry(&self, stream: &str) -> StoredTelemetry {
-        let database = self.database();
-        let (records, keys) = database
-            .query_row(
-                "SELECT count(*), count(DISTINCT agent_id || spool_epoch || seq) FROM telemetry WHERE stream = ?",
-                [stream],
-                |row| Ok((row.get(0)?, row.get(1)?)),
-            )
-            .expect("telemetry can be counted");
-        let gaps = database
-            .query_row(
-                "SELECT coalesce(sum(to_seq - from_seq + 1), 0) FROM telemetry_gaps",
-                [],
-                |row| row.get(0),
-            )
-            .expect("gaps can be counted");
-        let count = |number: i64| usize::try_from(number).expect("counts are not negative");
+        let telemetry = format!(
+            "SELECT count(*), count(DISTINCT agent_id || spool_epoch || seq) FROM telemetry WHERE stream = '{stream}'"
+        );
+        let telemetry = self.stored(&telemetry).remove(0);
+        let gaps =
+            self.stored("SELECT coalesce(sum(to_seq - from_seq + 1), 0) FROM telemetry_gaps");
+        let count = |text: &String| text.parse().expect("counts are not negative");
         StoredTelemetry {
-            records: count(records),
-            keys: count(keys),
-            in_gaps: count(gaps),
+            records: count(&telemetry[0]),
+            keys: count(&telemetry[1]),
+            in_gaps: count(&gaps[0][0]),
         }
     }
 
@@ -370,24 +383,15 @@ impl Deployment {
     /// # Panics
     /// When the database cannot be read.
     pub fn stored_commands(&self) -> Vec<StoredCommand> {
-        let database = self.database();
-        let mut statement = database
-            .prepare(
-                "SELECT c.command_id, r.name, c.state FROM commands AS c \
-                 JOIN runs AS r ON r.tenant = c.tenant AND r.run_id = c.run_id",
-            )
-            .expect("commands can be listed");
-        let stored = |row: &rusqlite::Row<'_>| {
-            Ok(StoredCommand {
-                id: row.get(0)?,
-                name: row.get(1)?,
-                state: row.get(2)?,
-            })
-        };
-        statement
-            .query_map([], stored)
-            .and_then(Iterator::collect)
-            .expect("commands can be listed")
+        let commands = self.stored(
+            "SELECT c.command_id, r.name, c.state FROM commands AS c \
+             JOIN runs AS r ON r.tenant = c.tenant AND r.run_id = c.run_id",
+        );
+        let stored = commands.into_iter().map(|row| {
+            let [id, name, state] = row.try_into().expect("three columns were asked for");
+            StoredCommand { id, name, state }
+        });
+        stored.collect()
     }
 
     /// How many commands are not final.
@@ -395,15 +399,32 @@ impl Deployment {
     /// # Panics
     /// When the database cannot be read.
     pub fn open_commands(&self) -> usize {
-        let open: i64 = self
-            .database()
-            .query_row(
-                "SELECT count(*) FROM commands WHERE finished_at IS NULL",
-                [],
-                |row| row.get(0),
-            )
-            .expect("commands can be counted");
-        usize::try_from(open).expect("counts are not negative")
+        let open = self.stored("SELECT count(*) FROM commands WHERE finished_at IS NULL");
+        open[0][0].parse().expect("counts are not negative")
+    }
+
+    /// What the database answers, each column as text.
+    fn stored(&self, sql: &str) -> Vec<Vec<String>> {
+        if let Some(server) = &self.server {
+            let rows = server.ask(sql).expect("the server answers");
+            let columns = |row: &str| row.split('|').map(str::to_owned).collect();
+            return rows.lines().map(columns).collect();
+        }
+        let database = self.database();
+        let mut statement = database.prepare(sql).expect("the statement is one");
+        let columns = statement.column_count();
+        let text = |value: rusqlite::types::Value| match value {
+            rusqlite::types::Value::Text(text) => text,
+            rusqlite::types::Value::Integer(number) => number.to_string(),
+            other => panic!("{other:?}"),
+        };
+        let rows = statement.query_map([], |row| {
+            (0..columns)
+                .map(|column| row.get(column).map(text))
+                .collect()
+        });
+        let rows = rows.and_then(Iterator::collect);
+        rows.expect("the database answers")
     }
 
     /// Writes the only command of a run down so many times more, each with its output, so that the run is as long as

@@ -7,6 +7,10 @@ use std::process::{ChildStdin, Command, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use tempfile::TempDir;
+
+use crate::process::Process;
+
 /// How long the server may take to start.
 const START_TIME: Duration = Duration::from_secs(60);
 
@@ -28,7 +32,8 @@ pub struct Server {
     /// Whether the template has what is copied from it.
     filled: Mutex<bool>,
     /// The server ends when this is closed.
-    _keeper: ChildStdin,
+    #[expect(dead_code, reason = "it is held and not used")]
+    keeper: Option<ChildStdin>,
 }
 
 static SERVER: OnceLock<Option<Server>> = OnceLock::new();
@@ -38,14 +43,20 @@ static SERVER: OnceLock<Option<Server>> = OnceLock::new();
 /// # Panics
 /// When PostgreSQL is installed and cannot be started.
 pub fn server() -> Option<&'static Server> {
-    let server = SERVER.get_or_init(|| {
-        let Some(programs) = programs() else {
-            eprintln!("SKIPPED: what needs PostgreSQL: it is not installed (on Debian: apt-get install postgresql)");
-            return None;
-        };
-        Some(Server::start(programs).unwrap())
-    });
-    server.as_ref()
+    let start = || found().map(|programs| Server::start(programs).expect("PostgreSQL starts"));
+    SERVER.get_or_init(start).as_ref()
+}
+
+/// The same, or a word about what is not tested.
+#[expect(clippy::print_stderr, reason = "whoever runs the tests is to see it")]
+fn found() -> Option<PathBuf> {
+    let programs = programs();
+    if programs.is_none() {
+        eprintln!(
+            "SKIPPED: what needs PostgreSQL: it is not installed (on Debian: apt-get install postgresql)"
+        );
+    }
+    programs
 }
 
 /// The folder with the server's programs: the newest version that is installed, or `VIWORKS_POSTGRES_BIN`.
@@ -85,6 +96,181 @@ fn command(program: &Path) -> Command {
     command
 }
 
+/// A database of a server.
+#[derive(Debug, Clone)]
+pub struct Database {
+    programs: PathBuf,
+    port: u16,
+    name: String,
+}
+
+impl Database {
+    /// Its URL.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let Self { port, name, .. } = self;
+        format!("postgres://viworks@127.0.0.1:{port}/{name}?sslmode=disable")
+    }
+
+    /// What a query answers, its rows in lines and its columns between bars.
+    ///
+    /// # Errors
+    /// What the server says about it.
+    pub fn ask(&self, query: &str) -> Result<String, String> {
+        let mut psql = Command::new(self.programs.join("psql"));
+        psql.args([
+            "-X",
+            "-q",
+            "-A",
+            "-t",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-U",
+            "viworks",
+            "-h",
+            "127.0.0.1",
+        ]);
+        psql.args(["-p", &self.port.to_string(), "-d", &self.name, "-c", query]);
+        let output = psql.output().map_err(|error| error.to_string())?;
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
+        }
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
+
+/// Runs `initdb`; answers the folder of the data.
+fn initialise(programs: &Path, folder: &Path) -> io::Result<PathBuf> {
+    if rustix::process::getuid().is_root() {
+        let owner = Command::new("chown")
+            .arg("postgres:")
+            .arg(folder)
+            .status()?;
+        assert!(owner.success(), "the user postgres is missing");
+    }
+    let data = folder.join("data");
+    let mut initdb = command(&programs.join("initdb"));
+    initdb.args([
+        "--username=viworks",
+        "--auth=trust",
+        "--encoding=UTF8",
+        "--locale=C.UTF-8",
+    ]);
+    initdb.arg("--no-instructions").arg("--pgdata").arg(&data);
+    let made = initdb.current_dir("/").output()?;
+    assert!(
+        made.status.success(),
+        "{}",
+        String::from_utf8_lossy(&made.stderr)
+    );
+    Ok(data)
+}
+
+/// The command that runs a server.
+fn serve(programs: &Path, data: &Path, port: u16) -> Command {
+    let mut server = command(&programs.join("postgres"));
+    server
+        .arg("-D")
+        .arg(data)
+        .args(["-p", &port.to_string(), "-h", "127.0.0.1", "-k", ""]);
+    for setting in [
+        "max_connections=300",
+        "shared_buffers=64MB",
+        "log_min_messages=fatal",
+    ] {
+        server.args(["-c", setting]);
+    }
+    server.current_dir("/");
+    server
+}
+
+/// A port that nobody has.
+fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// A server of one test's own, to be killed and started again; gone when it is dropped.
+#[derive(Debug)]
+pub struct Own {
+    server: Server,
+    process: Option<Process>,
+    folder: TempDir,
+}
+
+impl Own {
+    /// Starts one; `None` where PostgreSQL is not installed.
+    ///
+    /// # Panics
+    /// When PostgreSQL is installed and cannot be started.
+    #[must_use]
+    pub fn start() -> Option<Self> {
+        let programs = found()?;
+        let folder = tempfile::Builder::new().prefix("viworks-pg-").tempdir();
+        let folder = folder.expect("a temporary folder can be made");
+        initialise(&programs, folder.path()).expect("a cluster can be made");
+        let server = Server {
+            programs,
+            port: free_port().expect("a port is free"),
+            filled: Mutex::new(false),
+            keeper: None,
+        };
+        let mut own = Self {
+            server,
+            process: None,
+            folder,
+        };
+        own.start_again();
+        Some(own)
+    }
+
+    /// Starts it again, on the same port.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a server that starts can only be asked again and again, here where no runtime is"
+    )]
+    pub fn start_again(&mut self) {
+        let (data, log) = (
+            self.folder.path().join("data"),
+            self.folder.path().join("log"),
+        );
+        let begun = Instant::now();
+        // What a killed server leaves behind ends by itself, and until then a new one refuses to start.
+        while self.process.is_none() {
+            let mut command = serve(&self.server.programs, &data, self.server.port);
+            let mut process = Process::start(&mut command, &log).expect("the server starts");
+            while process.ended().is_none() {
+                if self.server.answers() {
+                    self.process = Some(process);
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(30));
+            }
+            let log = || std::fs::read_to_string(&log).unwrap_or_default();
+            assert!(
+                begun.elapsed() < START_TIME,
+                "PostgreSQL does not start: {}",
+                log()
+            );
+        }
+    }
+
+    /// kill -9 of the server.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill();
+        }
+    }
+
+    /// The server.
+    #[must_use]
+    pub const fn server(&self) -> &Server {
+        &self.server
+    }
+}
+
 impl Server {
     fn start(programs: PathBuf) -> io::Result<Self> {
         // In memory where that is to be had: these tests are about what is stored, not about a disk.
@@ -95,65 +281,46 @@ impl Server {
             .prefix("viworks-pg-")
             .tempdir_in(place)?
             .keep();
-
-        if rustix::process::getuid().is_root() {
-            let owner = Command::new("chown")
-                .arg("postgres:")
-                .arg(&folder)
-                .status()?;
-            assert!(owner.success(), "the user postgres is missing");
-        }
-        let data = folder.join("data");
-        let mut initdb = command(&programs.join("initdb"));
-        initdb.args([
-            "--username=viworks",
-            "--auth=trust",
-            "--encoding=UTF8",
-            "--locale=C.UTF-8",
-        ]);
-        initdb.arg("--no-instructions").arg("--pgdata").arg(&data);
-        let made = initdb.current_dir("/").output()?;
-        assert!(
-            made.status.success(),
-            "{}",
-            String::from_utf8_lossy(&made.stderr)
+        let data = initialise(&programs, &folder)?;
+        let port = free_port()?;
+        let mut keeper = Command::new("sh");
+        keeper.args(["-c", KEEPER, "keeper"]).env("FOLDER", &folder);
+        let server = serve(&programs, &data, port);
+        keeper.arg(server.get_program()).args(server.get_args());
+        let (log_path, log) = (
+            folder.join("log"),
+            std::fs::File::create(folder.join("log"))?,
         );
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let mut server = Command::new("sh");
-        server.args(["-c", KEEPER, "keeper"]).env("FOLDER", &folder);
-        let started = command(&programs.join("postgres"));
-        server.arg(started.get_program()).args(started.get_args());
-        server
-            .arg("-D")
-            .arg(&data)
-            .args(["-p", &port.to_string(), "-h", "127.0.0.1", "-k", ""]);
-        for setting in [
-            "max_connections=300",
-            "shared_buffers=64MB",
-            "log_min_messages=fatal",
-        ] {
-            server.args(["-c", setting]);
-        }
-        let log = std::fs::File::create(folder.join("log"))?;
-        server
+        keeper
             .stdin(Stdio::piped())
             .stdout(log.try_clone()?)
             .stderr(log)
             .current_dir("/");
-        let mut keeper = server.spawn()?;
-        let stdin = keeper.stdin.take();
+        let stdin = keeper.spawn()?.stdin.take();
         let started = Self {
             programs,
             port,
             filled: Mutex::new(false),
-            _keeper: stdin.ok_or(io::ErrorKind::BrokenPipe)?,
+            keeper: Some(stdin.ok_or(io::ErrorKind::BrokenPipe)?),
         };
+        started.wait(&log_path);
+        Ok(started)
+    }
+
+    fn answers(&self) -> bool {
+        let answer = self.psql("postgres", "SELECT 1");
+        answer.is_ok_and(|answer| answer == "1")
+    }
+
+    /// Waits until it takes connections.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a server that starts can only be asked again and again, here where no runtime is"
+    )]
+    fn wait(&self, log: &Path) {
         let begun = Instant::now();
-        while !started
-            .psql("postgres", "SELECT 1")
-            .is_ok_and(|answer| answer == "1")
-        {
-            let log = || std::fs::read_to_string(folder.join("log")).unwrap_or_default();
+        while !self.answers() {
+            let log = || std::fs::read_to_string(log).unwrap_or_default();
             assert!(
                 begun.elapsed() < START_TIME,
                 "PostgreSQL does not start: {}",
@@ -161,7 +328,6 @@ impl Server {
             );
             std::thread::sleep(Duration::from_millis(50));
         }
-        Ok(started)
     }
 
     /// Where it listens on this machine.
@@ -170,13 +336,20 @@ impl Server {
         self.port
     }
 
+    /// A database of it, whether it is there or not.
+    #[must_use]
+    pub fn database(&self, name: &str) -> Database {
+        Database {
+            programs: self.programs.clone(),
+            port: self.port,
+            name: name.to_owned(),
+        }
+    }
+
     /// The URL of a database.
     #[must_use]
     pub fn url(&self, database: &str) -> String {
-        format!(
-            "postgres://viworks@127.0.0.1:{}/{database}?sslmode=disable",
-            self.port
-        )
+        self.database(database).url()
     }
 
     /// Makes an empty database, unless it is there; answers whether it was made.
@@ -185,10 +358,10 @@ impl Server {
     /// When the server does not make it.
     pub fn make_empty(&self, database: &str) -> bool {
         let known = format!("SELECT count(*) FROM pg_database WHERE datname = '{database}'");
-        let missing = self.psql("postgres", &known).unwrap() == "0";
+        let missing = self.psql("postgres", &known).expect("the server does it") == "0";
         if missing {
             self.psql("postgres", &format!("CREATE DATABASE \"{database}\""))
-                .unwrap();
+                .expect("the server does it");
         }
         missing
     }
@@ -206,9 +379,9 @@ impl Server {
             *filled = true;
         }
         let known = format!("SELECT count(*) FROM pg_database WHERE datname = '{database}'");
-        if self.psql("postgres", &known).unwrap() == "0" {
+        if self.psql("postgres", &known).expect("the server does it") == "0" {
             let make = format!("CREATE DATABASE \"{database}\" TEMPLATE \"{template}\"");
-            self.psql("postgres", &make).unwrap();
+            self.psql("postgres", &make).expect("the server does it");
         }
         drop(filled);
     }
@@ -219,7 +392,7 @@ impl Server {
     /// When the server does not drop it.
     pub fn drop(&self, database: &str) {
         let drop = format!("DROP DATABASE \"{database}\" WITH (FORCE)");
-        self.psql("postgres", &drop).unwrap();
+        self.psql("postgres", &drop).expect("the server does it");
     }
 
     /// What a query answers, its rows in lines and its columns between bars.
@@ -227,24 +400,6 @@ impl Server {
     /// # Errors
     /// What the server says about it.
     pub fn psql(&self, database: &str, query: &str) -> Result<String, String> {
-        let mut psql = Command::new(self.programs.join("psql"));
-        psql.args([
-            "-X",
-            "-q",
-            "-A",
-            "-t",
-            "-v",
-            "ON_ERROR_STOP=1",
-            "-U",
-            "viworks",
-            "-h",
-            "127.0.0.1",
-        ]);
-        psql.args(["-p", &self.port.to_string(), "-d", database, "-c", query]);
-        let output = psql.output().map_err(|error| error.to_string())?;
-        if output.status.success() {
-            return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
-        }
-        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        self.database(database).ask(query)
     }
 }

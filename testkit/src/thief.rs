@@ -24,6 +24,10 @@ impl Thief {
     ///
     /// # Errors
     /// When there is no port for it.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a proxy of a test ends with its runtime"
+    )]
     pub async fn before(port: u16) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let thief = Self {
@@ -62,6 +66,10 @@ impl Thief {
     }
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a proxy of a test ends with its runtime"
+)]
 async fn forward(
     client: TcpStream,
     port: u16,

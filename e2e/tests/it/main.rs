@@ -20,6 +20,7 @@ mod local_flood;
 mod newcomer;
 mod old_database;
 mod points;
+mod postgres;
 mod reference_agent;
 mod refusals;
 mod reload;

@@ -84,6 +84,11 @@ impl Address {
         password_file: Option<&Path>,
         ca_file: Option<&Path>,
     ) -> Result<Self, AddressError> {
+        if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+            return Err(AddressError::Syntax(
+                "it does not begin with postgres://".to_owned(),
+            ));
+        }
         // The library's message may repeat what was given, so only its kind is told.
         let options = PgConnectOptions::from_str(url)
             .map_err(|_told| AddressError::Syntax("it cannot be read".to_owned()))?;

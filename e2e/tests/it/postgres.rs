@@ -1,0 +1,235 @@
+//! A site on PostgreSQL: what the server does to it, and what its operator is told.
+
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::json;
+use viworks_runtime::clock::{Clock as _, SystemClock};
+use viworks_testkit::binaries::Binaries;
+use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
+use viworks_testkit::gateway::{ONCE, local_request, mark_starts, started};
+use viworks_testkit::postgres::Own;
+use viworks_testkit::process::{eventually, finish};
+
+const STREAM: &str = "app.pump";
+
+fn database(own: &Own) -> viworks_testkit::postgres::Database {
+    own.server().make_empty("viworks");
+    own.server().database("viworks")
+}
+
+/// Runs a program of the backend to its end.
+async fn backend(system: &Deployment, arguments: &[&str]) -> viworks_testkit::process::Said {
+    let mut command = Command::new(system.binaries().backend());
+    command
+        .args(arguments)
+        .arg("--config")
+        .arg(system.backend_config());
+    finish(command, PATIENCE).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_killed_costs_no_command_and_no_record() {
+    let Some(mut own) = Own::start() else { return };
+    let mut system = Deployment::on(Binaries::shipped(), database(&own));
+    let folder = system.issue("gw-1");
+    mark_starts(&folder);
+    system.start_backend(Start::default()).await;
+    let gateway = system.start_gateway(&folder, Start::default());
+    system.online("gw-1").await;
+    let mut runs = Vec::new();
+    let mut fed = 0;
+    for round in 0..4 {
+        for number in 0..5 {
+            runs.push(
+                system
+                    .submit(ONCE, &format!("before-{round}-{number}"))
+                    .await,
+            );
+        }
+        let record = json!({"stream": STREAM, "observed_at": SystemClock.wall().to_string(), "fields": {"bar": round}});
+        let records = json!({ "records": vec![record; 50] });
+        let (status, answer) = local_request(&folder, "POST", "/v1/telemetry", &records)
+            .await
+            .unwrap();
+        assert_eq!(status, 200, "{answer}");
+        fed += 50;
+        own.kill();
+        // Whoever asks meanwhile is told so, and has lost nothing.
+        let (status, body) = system.request("GET", "/v1/gateways", None).await.unwrap();
+        assert!(status == 503 || status == 200, "{status} {body}");
+        own.start_again();
+    }
+    for run in &runs {
+        let run = system.finished(run).await;
+        assert_eq!(run["counts"], json!({"succeeded": 1}), "{run}");
+    }
+    eventually("every record is stored", PATIENCE, async || {
+        (system.stored_telemetry(STREAM).records == fed).then_some(())
+    })
+    .await;
+    let stored = system.stored_telemetry(STREAM);
+    assert_eq!((stored.keys, stored.in_gaps), (fed, 0));
+    let marks = started(&folder);
+    assert_eq!(marks.len(), runs.len());
+    assert!(marks.values().all(|times| *times == 1), "{marks:?}");
+    eventually("health is well again", PATIENCE, async || {
+        let (status, health) = system.request("GET", "/v1/health", None).await.ok()?;
+        (status == 200 && health.to_string().contains("postgres, schema 1")).then_some(())
+    })
+    .await;
+    drop(gateway);
+    assert!(system.backend().stop(PATIENCE).await.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_that_is_killed_goes_on_where_its_database_is() {
+    let Some(own) = Own::start() else { return };
+    let mut system = Deployment::on(Binaries::shipped(), database(&own));
+    let folder = system.issue("gw-1");
+    mark_starts(&folder);
+    let mut runs = Vec::new();
+    let mut gateway = None;
+    for round in 0..3 {
+        system.start_backend(Start::default()).await;
+        if gateway.is_none() {
+            gateway = Some(system.start_gateway(&folder, Start::default()));
+            system.online("gw-1").await;
+        }
+        for number in 0..5 {
+            runs.push(system.submit(ONCE, &format!("run-{round}-{number}")).await);
+        }
+        system.kill_backend();
+    }
+    system.start_backend(Start::default()).await;
+    for run in &runs {
+        system.finished(run).await;
+    }
+    let marks = started(&folder);
+    assert!(marks.values().all(|times| *times == 1), "{marks:?}");
+    for command in system.stored_commands() {
+        let ran = marks.contains_key(&command.id);
+        assert!(
+            command.state == "succeeded" && ran || command.state == "indeterminate",
+            "{command:?} {ran}"
+        );
+    }
+    // Tools work beside it, another backend does not.
+    let listed = backend(&system, &["apikey", "ls"]).await.ended_with(0);
+    assert!(listed.stdout.contains("tests"), "{listed:#?}");
+    let state = system.path().join("other");
+    let mut second = Command::new(system.binaries().backend());
+    second
+        .args(["serve", "--config"])
+        .arg(system.backend_config());
+    second.arg("--state-folder").arg(&state);
+    second
+        .env("VIWORKS__API__LISTEN", "127.0.0.1:0")
+        .env("VIWORKS__AGENTS__LISTEN", "127.0.0.1:0");
+    let refused = finish(second, PATIENCE).await.ended_with(69);
+    assert!(
+        refused
+            .stderr
+            .contains("another backend uses this database"),
+        "{refused:#?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn migrations_are_a_step_of_their_own_and_what_is_wrong_is_said_in_one_sentence() {
+    let Some(mut own) = Own::start() else { return };
+    let system = Deployment::new(Binaries::shipped());
+    let written = std::fs::read_to_string(system.backend_config()).unwrap();
+    let store = |lines: &str| {
+        std::fs::write(
+            system.backend_config(),
+            format!("{written}\n[store]\n{lines}\n"),
+        )
+        .unwrap();
+    };
+    own.server().make_empty("viworks");
+    let url = own.server().url("viworks");
+    store(&format!("url = \"{url}\"\nmigrate_at_start = false"));
+    let listed = backend(&system, &["migrate", "--dry-run"])
+        .await
+        .ended_with(0);
+    assert!(
+        listed
+            .stdout
+            .contains("would apply 0001 create system of record"),
+        "{listed:#?}"
+    );
+    let tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";
+    assert_eq!(own.server().psql("viworks", tables).unwrap(), "0");
+    let refused = backend(&system, &["serve"]).await.ended_with(78);
+    assert!(
+        refused.stderr.contains("viworks-backend-agent migrate"),
+        "{refused:#?}"
+    );
+    let tried = backend(&system, &["check-config", "--connect"])
+        .await
+        .ended_with(0);
+    assert!(tried.stdout.contains("not applied: 1"), "{tried:#?}");
+    let done = backend(&system, &["migrate"]).await.ended_with(0);
+    assert!(done.stdout.contains("postgres schema 1"), "{done:#?}");
+    let listed = backend(&system, &["migrate", "--dry-run"])
+        .await
+        .ended_with(0);
+    assert!(listed.stdout.contains("up to date"), "{listed:#?}");
+    let tried = backend(&system, &["check-config", "--connect"])
+        .await
+        .ended_with(0);
+    assert!(
+        tried.stdout.contains("the schema is up to date"),
+        "{tried:#?}"
+    );
+    for (lines, code, said) in [
+        (
+            "url = \"postgres://vw:hunter2@127.0.0.1/viworks\"".to_owned(),
+            78,
+            "holds a password",
+        ),
+        (
+            "url = \"postgres://vw@db.example.net/viworks?sslmode=require\"".to_owned(),
+            78,
+            "verify-full",
+        ),
+        (
+            "url = \"mysql://vw@127.0.0.1/viworks\"".to_owned(),
+            78,
+            "not a URL of a PostgreSQL database",
+        ),
+        (
+            format!("url = \"{}\"", url.replace("/viworks?", "/absent?")),
+            78,
+            "does not exist",
+        ),
+        (
+            format!("url = \"{}\"", url.replace("viworks@", "stranger@")),
+            78,
+            "refuses us",
+        ),
+    ] {
+        store(&lines);
+        let refused = backend(&system, &["check-config", "--connect"])
+            .await
+            .ended_with(code);
+        assert!(refused.stderr.contains(said), "{said}: {refused:#?}");
+        assert!(!refused.stderr.contains("hunter2"), "{refused:#?}");
+    }
+    store(&format!("url = \"{url}\""));
+    own.kill();
+    for verb in [&["serve"][..], &["check-config", "--connect"], &["migrate"]] {
+        let refused = backend(&system, verb).await.ended_with(69);
+        assert!(
+            refused.stderr.contains("cannot be reached"),
+            "{verb:?} {refused:#?}"
+        );
+        assert!(refused.took < Duration::from_secs(20), "{refused:#?}");
+    }
+    std::fs::write(system.backend_config(), &written).unwrap();
+    let listed = backend(&system, &["migrate", "--dry-run"])
+        .await
+        .ended_with(0);
+    assert!(listed.stdout.contains("up to date"), "{listed:#?}");
+}
