@@ -344,7 +344,7 @@ impl StoreConfig {
                     section.problem(
                         "url",
                         "the embedded database has no password and no certificate",
-                        "name a server as url = \"postgres://USER@HOST/DATABASE\", or leave password_file and ca_file out",
+                        "name a server as url = \"postgres://USER@HOST/DATABASE\", or leave both out",
                     );
                 }
             }

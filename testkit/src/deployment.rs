@@ -416,7 +416,9 @@ impl Deployment {
         let text = |value: rusqlite::types::Value| match value {
             rusqlite::types::Value::Text(text) => text,
             rusqlite::types::Value::Integer(number) => number.to_string(),
-            other => panic!("{other:?}"),
+            rusqlite::types::Value::Null => String::new(),
+            rusqlite::types::Value::Real(number) => number.to_string(),
+            rusqlite::types::Value::Blob(bytes) => format!("{bytes:?}"),
         };
         let rows = statement.query_map([], |row| {
             (0..columns)

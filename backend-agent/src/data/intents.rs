@@ -25,6 +25,7 @@ mod row;
 mod runs;
 mod sessions;
 mod settle;
+mod store;
 mod submit;
 mod targets;
 mod telemetry;
@@ -32,7 +33,7 @@ mod timeline;
 pub(super) mod tx;
 pub(super) mod upkeep;
 
-pub use contract::SqlStore;
+pub use store::SqlStore;
 
 #[cfg(test)]
 pub(super) mod statements;

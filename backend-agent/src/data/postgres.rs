@@ -145,5 +145,14 @@ impl Engine for Postgres {
     }
 }
 
+/// Rests on a thread that belongs to a connection.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a thread of its own gives the server a moment; no runtime and no test waits on it"
+)]
+fn rest(time: Duration) {
+    std::thread::sleep(time);
+}
+
 #[cfg(test)]
 mod tests;

@@ -31,7 +31,7 @@ const TEMPLATE: &str = "viworks_template";
 /// The server, and the name of the database that goes with a folder.
 fn database(folder: &TempDir) -> Option<(&'static Server, String)> {
     let server = postgres::server()?;
-    let name = folder.path().file_name().unwrap().to_str().unwrap();
+    let name = folder.path().file_name()?.to_str()?;
     Some((server, name.to_lowercase().replace('.', "store")))
 }
 

@@ -298,7 +298,7 @@ impl<'r> Row<'r> {
     /// Text that need not be copied.
     #[must_use]
     pub fn text(&self, column: &str) -> Option<&str> {
-        borrowed(self.0.value(column)?)
+        borrowed(&self.0.value(column)?)
     }
 
     /// Bytes of all its text and blobs.
@@ -310,12 +310,12 @@ impl<'r> Row<'r> {
     /// The text of the first column, which mostly tells which row it is.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
-        borrowed(self.0.first()?)
+        borrowed(&self.0.first()?)
     }
 }
 
 /// The text of a value that holds it as the row does.
-fn borrowed(value: Value<'_>) -> Option<&str> {
+const fn borrowed<'v>(value: &Value<'v>) -> Option<&'v str> {
     match value {
         Value::Text(Cow::Borrowed(text)) => Some(text),
         Value::Text(Cow::Owned(_)) | Value::Null | Value::Integer(_) | Value::Blob(_) => None,

@@ -30,7 +30,7 @@ pub(super) async fn migrate(config: &Config, dry_run: bool) -> anyhow::Result<()
 
 fn list(missing: &[Pending]) -> anyhow::Result<()> {
     if missing.is_empty() {
-        return Ok(print("the schema is up to date")?);
+        return print("the schema is up to date");
     }
     for Pending {
         version,
@@ -55,14 +55,13 @@ async fn lacking(address: Address) -> Result<Vec<Pending>, StartError> {
 /// Tries whether the server takes us and has a database of ours; the embedded database is nothing to connect to.
 pub(super) async fn try_connection(config: &Config) -> anyhow::Result<()> {
     let Some(address) = config.store.address().map_err(StartError::from)? else {
-        return Ok(print("the embedded database needs no connection")?);
+        return print("the embedded database needs no connection");
     };
     let named = address.to_string();
     let missing = lacking(address).await?.len();
-    Ok(match missing {
-        0 => print(&format!("{named}: connected, the schema is up to date"))?,
-        more => print(&format!(
-            "{named}: connected, migrations that are not applied: {more}"
-        ))?,
-    })
+    let schema = match missing {
+        0 => "the schema is up to date".to_owned(),
+        more => format!("migrations that are not applied: {more}"),
+    };
+    print(&format!("{named}: connected, {schema}"))
 }

@@ -16,6 +16,7 @@ use viworks_common::timeline::Anchored;
 use viworks_runtime::fault;
 
 use super::link::{Engine, Urgency};
+use super::store::SqlStore;
 use super::telemetry::queries;
 use super::tx::{Tx, View};
 use super::{
@@ -30,57 +31,8 @@ use crate::data::{
     OrphanCursor, Page, Purged, RefusalCursor, Rejected, Revoked, Run, SessionRecord, SessionTouch,
     Settled, SkippedGateway, Store, StoreHealth, StoreResult, StoredCatalogue, StoredGap,
     StoredRecord, StoredRefusal, StreamSummary, Submission, Target, TargetSelection,
-    TelemetryCursor, TelemetryLimits, TelemetryOutcome, TelemetryQuery, TelemetryWrite,
+    TelemetryCursor, TelemetryOutcome, TelemetryQuery, TelemetryWrite,
 };
-
-/// The store on an SQL database. Clones share it.
-#[derive(Debug, Clone)]
-pub struct SqlStore<E> {
-    engine: E,
-    telemetry: TelemetryLimits,
-}
-
-impl<E: Engine> SqlStore<E> {
-    /// The store on this database.
-    pub(in crate::data) fn on(engine: E) -> Self {
-        Self {
-            engine,
-            telemetry: TelemetryLimits::default(),
-        }
-    }
-
-    /// The same, with these bounds of what a gateway may have stored.
-    #[must_use]
-    pub fn telemetry_limits(mut self, limits: TelemetryLimits) -> Self {
-        self.telemetry = limits;
-        self
-    }
-
-    /// The database beneath, for its metrics.
-    #[must_use]
-    pub const fn engine(&self) -> &E {
-        &self.engine
-    }
-
-    /// Carries out an intent at `now`.
-    async fn write<T: Send + 'static>(
-        &self,
-        tenant: &Tenant,
-        now: Timestamp,
-        intent: impl Fn(&Tx<'_>) -> StoreResult<T> + Send + 'static,
-    ) -> StoreResult<T> {
-        let intent = move |view: &View<'_>| Tx::run(view, now, &intent);
-        self.engine.write(tenant, Urgency::Prompt, intent).await
-    }
-
-    async fn read<T: Send + 'static>(
-        &self,
-        tenant: &Tenant,
-        question: impl Fn(&View<'_>) -> StoreResult<T> + Send + 'static,
-    ) -> StoreResult<T> {
-        self.engine.read(tenant, question).await
-    }
-}
 
 #[async_trait]
 impl<E: Engine> Store for SqlStore<E> {

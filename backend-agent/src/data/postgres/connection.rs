@@ -31,6 +31,18 @@ pub(super) enum Trouble {
     Lost(Error),
 }
 
+impl Trouble {
+    fn of(error: &Error) -> Option<Self> {
+        if let Error::Again(_) = error {
+            Some(Self::Again(error.clone()))
+        } else if let Error::Lost(_) = error {
+            Some(Self::Lost(error.clone()))
+        } else {
+            None
+        }
+    }
+}
+
 /// A connection on the thread that has it.
 pub(super) struct Connection {
     runtime: Runtime,
@@ -115,10 +127,7 @@ impl Connection {
     /// Ends it; when the connection breaks meanwhile, nobody knows whether it was committed.
     pub(super) fn commit(&self) -> Result<(), Error> {
         self.open.set(false);
-        self.batch("COMMIT").map_err(|error| match error {
-            Error::Lost(source) | Error::Other(source) => Error::Unknown(source),
-            other => other,
-        })
+        self.batch("COMMIT").map_err(Error::while_committing)
     }
 
     /// Leaves nothing of it. Answers whether the connection can be used again.
@@ -151,11 +160,7 @@ impl Connection {
 
     fn note<T>(&self, done: Result<T, Error>) -> Result<T, Error> {
         if let Err(error) = &done {
-            let trouble = match error {
-                Error::Again(_) => Some(Trouble::Again(error.clone())),
-                Error::Lost(_) => Some(Trouble::Lost(error.clone())),
-                _ => None,
-            };
+            let trouble = Trouble::of(error);
             if trouble.is_some() {
                 *self.trouble.borrow_mut() = trouble;
             }

@@ -91,6 +91,15 @@ impl Error {
         }
     }
 
+    /// The same about a commit: where the way to the server broke, nobody knows whether it was made.
+    pub(super) fn while_committing(self) -> Self {
+        if let Self::Lost(source) | Self::Other(source) = self {
+            Self::Unknown(source)
+        } else {
+            self
+        }
+    }
+
     fn of_database(error: &dyn sqlx::error::DatabaseError, source: Arc<sqlx::Error>) -> Self {
         let code = error.code().unwrap_or_default();
         let name = error.constraint().unwrap_or_default().to_owned();
@@ -125,13 +134,20 @@ impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         let source = Arc::new(error);
         let shared = Arc::clone(&source);
-        match &*source {
-            sqlx::Error::Database(error) => Self::of_database(error.as_ref(), shared),
-            sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => {
-                Self::Lost(shared)
-            }
-            sqlx::Error::Tls(_) | sqlx::Error::Configuration(_) => Self::Refused(shared),
-            _ => Self::Other(shared),
+        if let sqlx::Error::Database(error) = &*source {
+            Self::of_database(error.as_ref(), shared)
+        } else if matches!(
+            &*source,
+            sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed
+        ) {
+            Self::Lost(shared)
+        } else if matches!(
+            &*source,
+            sqlx::Error::Tls(_) | sqlx::Error::Configuration(_)
+        ) {
+            Self::Refused(shared)
+        } else {
+            Self::Other(shared)
         }
     }
 }

@@ -9,9 +9,9 @@ use sqlx::Row as _;
 use tokio::sync::oneshot;
 use viworks_runtime::clock::{Clock as _, SystemClock};
 
-use super::Address;
 use super::connection::Connection;
 use super::error::Error;
+use super::{Address, rest};
 use crate::data::{StoreError, StoreResult};
 
 /// How long a start waits for the backend before it, whose connection the server may not have missed yet.
@@ -36,7 +36,7 @@ impl Instance {
             if SystemClock.now().saturating_since(begun) > TAKE_TIME {
                 return Err(Error::InUse(holder));
             }
-            thread::sleep(Duration::from_millis(100));
+            rest(Duration::from_millis(100));
         }
         let held = Arc::new(AtomicBool::new(true));
         let (end, ended) = mpsc::channel::<oneshot::Sender<()>>();

@@ -36,13 +36,13 @@ fn number(sql: &str) -> Numbered {
     while let Some(at) = rest.find([':', '\'']) {
         numbered.sql.push_str(&rest[..at]);
         rest = &rest[at..];
-        let taken = if rest.starts_with('\'') {
-            let end = rest[1..].find('\'').map_or(rest.len(), |end| end + 2);
+        rest = if let Some(quoted) = rest.strip_prefix('\'') {
+            let end = quoted.find('\'').map_or(rest.len(), |end| end + 2);
             numbered.sql.push_str(&rest[..end]);
-            end
-        } else if rest.starts_with("::") {
+            &rest[end..]
+        } else if let Some(behind) = rest.strip_prefix("::") {
             numbered.sql.push_str("::");
-            2
+            behind
         } else {
             let name = rest[1..]
                 .find(|c: char| !c.is_ascii_alphanumeric() && c != '_')
@@ -52,10 +52,10 @@ fn number(sql: &str) -> Numbered {
                 numbered.names.push(name.to_owned());
                 numbered.names.len() - 1
             });
-            numbered.sql.push_str(&format!("${}", index + 1));
-            name.len()
+            numbered.sql.push('$');
+            numbered.sql.push_str(&(index + 1).to_string());
+            &rest[name.len()..]
         };
-        rest = &rest[taken..];
     }
     numbered.sql.push_str(rest);
     numbered

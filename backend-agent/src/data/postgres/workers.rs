@@ -11,9 +11,9 @@ use tokio::time::timeout;
 use viworks_runtime::clock::{Clock as _, SystemClock};
 use viworks_runtime::random;
 
-use super::Address;
 use super::connection::{Connection, Trouble};
 use super::error::Error;
+use super::{Address, rest};
 
 /// Transactions that wait for a connection; further ones wait outside.
 const WAITING_MAX: usize = 1_024;
@@ -207,7 +207,7 @@ impl Worker {
                     Fate::Done => break Ok(()),
                     Fate::Failed(error) => break Err(error),
                     Fate::Again(error) if attempt >= AGAIN_MAX => break Err(error),
-                    Fate::Again(_) => thread::sleep(pause(attempt)),
+                    Fate::Again(_) => rest(pause(attempt)),
                     // Nothing of it was committed; a server that restarted takes it on a new connection.
                     Fate::Lost(error) if attempt > 2 => break Err(error),
                     Fate::Lost(_) => {}
