@@ -295,8 +295,8 @@ settings! {
     [store]
     #[derive(Debug, Clone, PartialEq, Eq)]
     pub struct StoreConfig from section {
-        /// `sqlite:` for the file that [data] names, or postgres://USER@HOST:PORT/DATABASE. A server that is not on this
-        /// machine is verified (sslmode=verify-full). Never with a password in it.
+        /// `sqlite:` for the file that [data] names, or postgres://USER@HOST:PORT/DATABASE, never with a password. A
+        /// server that is not on this machine is verified (sslmode=verify-full).
         url: String = str(EMBEDDED),
         /// The password of USER, readable by the backend only.
         password_file: Option<PathBuf> = optional_secret_file(),

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -194,6 +195,7 @@ fn free_port() -> io::Result<u16> {
 pub struct Own {
     server: Server,
     process: Option<Process>,
+    encrypted: bool,
     folder: TempDir,
 }
 
@@ -217,10 +219,45 @@ impl Own {
         let mut own = Self {
             server,
             process: None,
+            encrypted: false,
             folder,
         };
         own.start_again();
         Some(own)
+    }
+
+    /// Has it take encrypted connections with a password only, from here on. It is started again.
+    ///
+    /// # Panics
+    /// When its files cannot be written.
+    pub fn secure(&mut self, certificate: &str, key: &str, password: &str) {
+        let set = format!("ALTER ROLE viworks PASSWORD '{password}'");
+        self.server
+            .psql("postgres", &set)
+            .expect("the password is set");
+        let data = self.folder.path().join("data");
+        let rules = "local all all trust\nhostssl viworks viworks 127.0.0.1/32 scram-sha-256\n\
+                     host postgres viworks 127.0.0.1/32 trust\n";
+        for (name, text) in [
+            ("server.crt", certificate),
+            ("server.key", key),
+            ("pg_hba.conf", rules),
+        ] {
+            let path = data.join(name);
+            std::fs::write(&path, text).expect("the file can be written");
+            let mode = std::fs::Permissions::from_mode(0o600);
+            std::fs::set_permissions(&path, mode).expect("its mode can be set");
+            if rustix::process::getuid().is_root() {
+                let owner = Command::new("chown").arg("postgres:").arg(&path).status();
+                assert!(
+                    owner.is_ok_and(|it| it.success()),
+                    "the user postgres is missing"
+                );
+            }
+        }
+        self.encrypted = true;
+        self.kill();
+        self.start_again();
     }
 
     /// Starts it again, on the same port.
@@ -240,6 +277,9 @@ impl Own {
         // What a killed server leaves behind ends by itself, and until then a new one refuses to start.
         while self.process.is_none() {
             let mut command = serve(&self.server.programs, &data, self.server.port);
+            if self.encrypted {
+                command.args(["-c", "ssl=on"]);
+            }
             let mut process = Process::start(&mut command, &log).expect("the server starts");
             while process.ended().is_none() {
                 if self.server.answers() {

@@ -233,3 +233,73 @@ async fn migrations_are_a_step_of_their_own_and_what_is_wrong_is_said_in_one_sen
         .ended_with(0);
     assert!(listed.stdout.contains("up to date"), "{listed:#?}");
 }
+
+/// A certificate for `name`, with its own authority: the chain, its key, and the authority.
+fn certificate(name: &str) -> (String, String, String) {
+    let authority_key = rcgen::KeyPair::generate().unwrap();
+    let mut authority = rcgen::CertificateParams::default();
+    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let authority_certificate = authority.self_signed(&authority_key).unwrap();
+    let issuer = rcgen::Issuer::from_params(&authority, &authority_key);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let server = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+    let server = server.signed_by(&key, &issuer).unwrap();
+    (
+        server.pem(),
+        key.serialize_pem(),
+        authority_certificate.pem(),
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_is_verified_and_its_password_comes_from_a_file() {
+    let Some(mut own) = Own::start() else { return };
+    own.server().make_empty("viworks");
+    let (chain, key, authority) = certificate("localhost");
+    own.secure(&chain, &key, "correct horse");
+    let system = Deployment::new(Binaries::shipped());
+    let written = std::fs::read_to_string(system.backend_config()).unwrap();
+    let folder = system.path().join("backend");
+    std::fs::write(folder.join("database-ca.pem"), authority).unwrap();
+    let (_, _, stranger) = certificate("localhost");
+    std::fs::write(folder.join("stranger-ca.pem"), stranger).unwrap();
+    let password = folder.join("database.password");
+    let port = own.server().port();
+    for (host, authority, secret, code, said) in [
+        ("localhost", "database-ca.pem", "correct horse\n", 0, ""),
+        (
+            "localhost",
+            "database-ca.pem",
+            "battery staple",
+            78,
+            "password authentication failed",
+        ),
+        (
+            "localhost",
+            "stranger-ca.pem",
+            "correct horse",
+            78,
+            "could not be verified",
+        ),
+        (
+            "127.0.0.1",
+            "database-ca.pem",
+            "correct horse",
+            78,
+            "could not be verified",
+        ),
+    ] {
+        drop(std::fs::remove_file(&password));
+        viworks_runtime::files::write_new(&password, secret.as_bytes(), 0o600).unwrap();
+        let url = format!("postgres://viworks@{host}:{port}/viworks?sslmode=verify-full");
+        let store = format!(
+            "{written}\n[store]\nurl = \"{url}\"\npassword_file = \"database.password\"\nca_file = \"{authority}\"\n"
+        );
+        std::fs::write(system.backend_config(), store).unwrap();
+        let tried = backend(&system, &["check-config", "--connect"])
+            .await
+            .ended_with(code);
+        assert!(tried.stderr.contains(said), "{tried:#?}");
+        assert!(!tried.stderr.contains("battery"), "{tried:#?}");
+    }
+}

@@ -135,21 +135,35 @@ impl From<sqlx::Error> for Error {
         let source = Arc::new(error);
         let shared = Arc::clone(&source);
         if let sqlx::Error::Database(error) = &*source {
-            Self::of_database(error.as_ref(), shared)
-        } else if matches!(
+            return Self::of_database(error.as_ref(), shared);
+        }
+        if let Some(why) = unverified(&source) {
+            return Self::Unfit(format!("the database server could not be verified: {why}"));
+        }
+        if matches!(
             &*source,
             sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed
         ) {
-            Self::Lost(shared)
-        } else if matches!(
-            &*source,
-            sqlx::Error::Tls(_) | sqlx::Error::Configuration(_)
-        ) {
-            Self::Refused(shared)
-        } else {
-            Self::Other(shared)
+            return Self::Lost(shared);
         }
+        if matches!(&*source, sqlx::Error::Configuration(_)) {
+            return Self::Refused(shared);
+        }
+        Self::Other(shared)
     }
+}
+
+/// Why the certificate of the server is not accepted; the library tells it as an error of the connection.
+fn unverified(error: &sqlx::Error) -> Option<String> {
+    if let sqlx::Error::Tls(tls) = error {
+        return Some(tls.to_string());
+    }
+    if let sqlx::Error::Io(io) = error
+        && io.kind() == std::io::ErrorKind::InvalidData
+    {
+        return Some(io.to_string());
+    }
+    None
 }
 
 impl From<Error> for StoreError {
