@@ -14,6 +14,7 @@
 mod intents;
 pub mod ledger;
 pub mod model;
+pub mod moving;
 pub mod postgres;
 pub mod sqlite;
 

@@ -7,6 +7,7 @@ use viworks_runtime::fault;
 use crate::app::StartError;
 use crate::auth::apikey::CreateError;
 use crate::data::StoreError;
+use crate::data::moving::MoveError;
 use crate::pki::PkiError;
 
 /// The code of the cause that says most.
@@ -16,6 +17,18 @@ pub(super) fn code_of(error: &anyhow::Error) -> ExitCode {
     }
     if let Some(start) = error.downcast_ref::<StartError>() {
         return start.exit_code();
+    }
+    if let Some(moving) = error.downcast_ref::<MoveError>() {
+        return match moving {
+            MoveError::NotEmpty(_) | MoveError::OtherSite => ExitCode::Conflict,
+            MoveError::NotMoved => ExitCode::NotFound,
+            MoveError::Target { source, .. } if source.is_lasting() => ExitCode::Config,
+            MoveError::Target { .. } => ExitCode::Unavailable,
+            MoveError::Stopped => ExitCode::Interrupted,
+            MoveError::Source(_) | MoveError::Row { .. } | MoveError::Differs { .. } => {
+                ExitCode::Error
+            }
+        };
     }
     if error.downcast_ref::<fault::FaultError>().is_some() {
         return ExitCode::Config;

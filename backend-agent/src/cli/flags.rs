@@ -58,6 +58,23 @@ pub(super) enum Subcommands {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Move everything from the embedded database to PostgreSQL; the backend must not run
+    MigrateStore {
+        #[command(flatten)]
+        config: ConfigFlag,
+        /// Where to: postgres://USER@HOST:PORT/DATABASE, an empty database
+        #[arg(long, value_name = "URL")]
+        to: String,
+        /// The file with the password of USER
+        #[arg(long, value_name = "FILE")]
+        password_file: Option<PathBuf>,
+        /// The authority that signed the server's certificate, PEM, where that is a private one
+        #[arg(long, value_name = "FILE")]
+        ca_file: Option<PathBuf>,
+        /// Only compare what was moved
+        #[arg(long)]
+        verify: bool,
+    },
     /// Keys for the operators' API
     #[command(subcommand)]
     Apikey(ApikeyCommand),

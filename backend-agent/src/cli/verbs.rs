@@ -3,6 +3,7 @@
 mod apikey;
 mod gateway;
 mod migrate;
+mod moving;
 mod open;
 mod pki;
 mod serve;
@@ -12,7 +13,9 @@ use viworks_runtime::exit::ExitCode;
 use self::open::{load, load_all};
 use super::flags::Subcommands;
 use super::views::{print, say};
+use crate::app::StartError;
 use crate::config::reference;
+use crate::data::postgres::Address;
 
 /// Carries out what was asked.
 pub(super) async fn execute(command: Subcommands) -> anyhow::Result<ExitCode> {
@@ -37,6 +40,17 @@ pub(super) async fn execute(command: Subcommands) -> anyhow::Result<ExitCode> {
         Subcommands::ConfigReference => print(reference::markdown().trim_end())?,
         Subcommands::Migrate { config, dry_run } => {
             migrate::migrate(&load(&config)?, dry_run).await?;
+        }
+        Subcommands::MigrateStore {
+            config,
+            to,
+            password_file,
+            ca_file,
+            verify,
+        } => {
+            let address = Address::parse(&to, password_file.as_deref(), ca_file.as_deref());
+            let address = address.map_err(StartError::from)?;
+            moving::execute(&load(&config)?, address, verify).await?;
         }
         Subcommands::Apikey(command) => return apikey::execute(command).await,
         Subcommands::Pki(command) => pki::execute(command).await?,

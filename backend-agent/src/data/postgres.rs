@@ -9,6 +9,7 @@ mod error;
 mod instance;
 mod schema;
 mod statement;
+mod target;
 mod workers;
 
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use super::{StoreHealth, StoreResult};
 pub use address::{Address, AddressError};
 pub use error::Error;
 pub use schema::pending;
+pub use target::Target;
 
 use connection::Connection;
 use instance::Instance;
@@ -80,7 +82,10 @@ impl PostgresStore {
         });
         let instance = instance.await.map_err(|_panicked| Error::Panicked)??;
         let at = Arc::clone(&address);
-        let prepared = tokio::task::spawn_blocking(move || schema::prepare(&at, migrate));
+        let prepared = tokio::task::spawn_blocking(move || {
+            schema::prepare(&at, migrate)?;
+            schema::check_moved(&at)
+        });
         prepared.await.map_err(|_panicked| Error::Panicked)??;
         let few = (address.connections_max / 4).max(1);
         let many = address

@@ -81,6 +81,12 @@ impl Kind {
     }
 }
 
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection").finish_non_exhaustive()
+    }
+}
+
 impl Connection {
     /// Connects, on the thread that is to have the connection.
     pub(super) fn open(address: &Address) -> Result<Self, Error> {

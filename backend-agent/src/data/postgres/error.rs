@@ -72,6 +72,24 @@ impl Error {
         matches!(self, Self::Constraint { kind, .. } if *kind == wanted)
     }
 
+    /// Whether it is about the server and not about what it was given.
+    #[must_use]
+    pub const fn is_about_the_server(&self) -> bool {
+        !matches!(self, Self::Other(_) | Self::Constraint { .. })
+    }
+
+    /// Whether a statement named a table that is not there.
+    #[must_use]
+    pub fn is_missing_table(&self) -> bool {
+        let Self::Other(source) = self else {
+            return false;
+        };
+        let database = source.as_database_error();
+        database
+            .and_then(|error| error.code())
+            .is_some_and(|code| code == "42P01")
+    }
+
     /// Whether the operator has to change something before it can work; otherwise it passes by itself.
     #[must_use]
     pub const fn is_lasting(&self) -> bool {

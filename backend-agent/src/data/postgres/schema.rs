@@ -83,6 +83,29 @@ pub(super) fn prepare(address: &Address, migrate: bool) -> Result<(), Error> {
     done
 }
 
+/// Refuses a database into which a site is being moved: a backend would be there before all of it is.
+pub(super) fn check_moved(address: &Address) -> Result<(), Error> {
+    const BEGUN: &str = "SELECT to_regclass('store_move') IS NOT NULL AS begun";
+    const OPEN: &str =
+        "SELECT count(*) AS open FROM store_move WHERE NOT finished AND table_name = ''";
+    let connection = Connection::open(address)?;
+    let done = connection.with(async |inner| {
+        let begun = sqlx::query(BEGUN).fetch_one(&mut *inner).await?;
+        if !begun.try_get::<bool, _>("begun")? {
+            return Ok(());
+        }
+        let open = sqlx::query(OPEN).fetch_one(&mut *inner).await?;
+        if open.try_get::<i64, _>("open")? == 0 {
+            return Ok(());
+        }
+        Err(refuse(
+            "a site is being moved into this database; run `viworks-backend-agent migrate-store` to its end".to_owned(),
+        ))
+    });
+    connection.close();
+    done
+}
+
 /// What a database still lacks.
 ///
 /// # Errors

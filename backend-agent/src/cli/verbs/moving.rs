@@ -1,0 +1,79 @@
+//! `migrate-store`: moves a stopped site from the embedded database to PostgreSQL, and compares both.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context as _;
+use tokio::runtime::Handle;
+use viworks_runtime::clock::{Clock as _, SystemClock};
+use viworks_runtime::files;
+use viworks_runtime::lifecycle::Signals;
+use viworks_runtime::sqlite::Options;
+
+use super::super::views::{print, say};
+use crate::app::StartError;
+use crate::config::Config;
+use crate::data::Store as _;
+use crate::data::moving::{Move, Progress};
+use crate::data::postgres::Address;
+use crate::data::sqlite::SqliteStore;
+
+/// How often it is said how far the move is.
+const TELL_EVERY: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// Moves, unless it is only to compare, and compares.
+pub(super) async fn execute(config: &Config, address: Address, verify: bool) -> anyhow::Result<()> {
+    let mut signals = Signals::listen().context("failed to listen for signals")?;
+    let _lock = files::lock_folder(&config.data.state_folder)?;
+    let source = SqliteStore::open(Options::new(&config.data.sqlite_file)).await;
+    let source = source.map_err(StartError::from)?;
+    let (runtime, stop) = (Handle::current(), Arc::new(AtomicBool::new(false)));
+    let (named, stops, moved) = (address.to_string(), Arc::clone(&stop), source.clone());
+    let work = tokio::task::spawn_blocking(move || {
+        let to = Move::open(runtime, moved, address)?;
+        if !verify {
+            to.run(teller("moved", &stops))?;
+        }
+        to.verify(teller("compared", &stops))
+    });
+    let mut work = std::pin::pin!(work);
+    let compared = tokio::select! {
+        done = &mut work => done,
+        _told = signals.next() => {
+            stop.store(true, Ordering::Relaxed);
+            work.await
+        }
+    };
+    source.close().await;
+    let compared = compared.context("the move broke off")?;
+    let compared: Vec<(&str, u64)> = compared.map_err(anyhow::Error::from)?;
+    for (table, rows) in &compared {
+        print(&format!("{table:26} {rows:>12} rows, equal"))?;
+    }
+    print(&format!("everything is in {named}"))?;
+    if !verify {
+        say(
+            "now name it as `url` in [store], and keep the old file until the backend has run there for a while",
+        );
+    }
+    Ok(())
+}
+
+/// Says every few seconds how far it is, and when to stop.
+fn teller(what: &'static str, stop: &AtomicBool) -> impl FnMut(Progress) -> ControlFlow<()> {
+    let mut told = SystemClock.now();
+    move |progress| {
+        let now = SystemClock.now();
+        if now.saturating_since(told) >= TELL_EVERY {
+            told = now;
+            let Progress { table, rows, total } = progress;
+            say(&format!("{table}: {rows} of {total} rows {what}"));
+        }
+        if stop.load(Ordering::Relaxed) {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    }
+}

@@ -1,0 +1,676 @@
+//! Moves a site from the embedded database to PostgreSQL: every row, in batches that each note how far they came, and
+//! all of it compared afterwards.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::LazyLock;
+
+use sha2::{Digest, Sha256};
+use tokio::runtime::Handle;
+use viworks_runtime::sqlite::{self, Bind, Column, Params, Row, Value, params};
+
+use super::intents::link::{Link, LinkError, Sql};
+use super::postgres::{self, Address, Target};
+use super::sqlite::SqliteStore;
+
+/// The tables, each behind those that it refers to. What follows from others is not moved: the count of open commands,
+/// and the row that health writes.
+const TABLES: &[&str] = &[
+    "gateways",
+    "labels",
+    "certificates",
+    "sessions",
+    "forks",
+    "catalogues",
+    "runs",
+    "run_skips",
+    "commands",
+    "command_outputs",
+    "orphan_results",
+    "idempotency_keys",
+    "gateway_budgets",
+    "telemetry",
+    "telemetry_streams",
+    "telemetry_positions",
+    "telemetry_gaps",
+    "telemetry_refusals",
+    "telemetry_usage",
+    "telemetry_refused_epochs",
+    "api_keys",
+    "audit_log",
+    "time_line",
+];
+
+/// Rows of one statement.
+const BATCH: usize = 50;
+
+/// Rows of one transaction, and bytes after which it takes no more.
+const PAGE: usize = 2_000;
+const PAGE_BYTES: usize = 4 * 1024 * 1024;
+
+/// Where a move has come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// The table it is at.
+    pub table: &'static str,
+    /// Rows of it that are done.
+    pub rows: u64,
+    /// Rows that it has.
+    pub total: u64,
+}
+
+/// Why a site was not moved.
+#[derive(Debug, thiserror::Error)]
+pub enum MoveError {
+    /// The embedded database cannot be read.
+    #[error("the embedded database cannot be read")]
+    Source(#[from] sqlite::Error),
+    /// The server cannot be used.
+    #[error("the database {address} cannot be used")]
+    Target {
+        /// Which one.
+        address: String,
+        /// Why.
+        #[source]
+        source: postgres::Error,
+    },
+    /// It holds a site already.
+    #[error("the database holds {0} already; a site is moved into an empty one")]
+    NotEmpty(String),
+    /// A move of another site was begun there.
+    #[error("the move of another site into this database was begun; name an empty one")]
+    OtherSite,
+    /// Nothing was moved there.
+    #[error("no site was moved into this database, or the move was not finished")]
+    NotMoved,
+    /// A row that the other database does not take.
+    #[error("{table}: the row {row} cannot be stored: {problem}")]
+    Row {
+        /// Of which table.
+        table: &'static str,
+        /// Its key.
+        row: String,
+        /// What the server says.
+        problem: String,
+    },
+    /// Both do not hold the same.
+    #[error(
+        "{table}: {source_rows} rows in the embedded database, {target_rows} on the server, and they differ"
+    )]
+    Differs {
+        /// Which table.
+        table: &'static str,
+        /// Rows here.
+        source_rows: u64,
+        /// Rows there.
+        target_rows: u64,
+    },
+    /// It was told to stop; the next one goes on from there.
+    #[error("stopped; the same command goes on where this one was")]
+    Stopped,
+}
+
+/// What a column holds, apart from its row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Held(Value<'static>);
+
+impl Column for Held {
+    fn read(value: Value<'_>) -> Option<Self> {
+        Some(Self(match value {
+            Value::Null => Value::Null,
+            Value::Integer(number) => Value::Integer(number),
+            Value::Text(text) => Value::Text(text.into_owned().into()),
+            Value::Blob(bytes) => Value::Blob(bytes.into_owned().into()),
+        }))
+    }
+}
+
+impl Bind for Held {
+    fn bind(&self) -> Value<'_> {
+        match &self.0 {
+            Value::Null => Value::Null,
+            Value::Integer(number) => Value::Integer(*number),
+            Value::Text(text) => Value::Text(text.as_ref().into()),
+            Value::Blob(bytes) => Value::Blob(bytes.as_ref().into()),
+        }
+    }
+}
+
+impl Held {
+    fn digest(&self, into: &mut Sha256) {
+        let (kind, bytes): (u8, &[u8]) = match &self.0 {
+            Value::Null => (0, &[]),
+            Value::Integer(number) => {
+                into.update([1]);
+                into.update(number.to_be_bytes());
+                return;
+            }
+            Value::Text(text) => (2, text.as_bytes()),
+            Value::Blob(bytes) => (3, bytes),
+        };
+        into.update([kind]);
+        into.update(bytes.len().to_be_bytes());
+        into.update(bytes);
+    }
+
+    /// As it is kept between two runs of a move.
+    fn note(&self) -> serde_json::Value {
+        match &self.0 {
+            Value::Null => serde_json::Value::Null,
+            Value::Integer(number) => (*number).into(),
+            Value::Text(text) => text.as_ref().into(),
+            Value::Blob(bytes) => serde_json::json!({ "hex": hex::encode(bytes) }),
+        }
+    }
+
+    fn of_note(note: &serde_json::Value) -> Option<Self> {
+        let value = if let Some(number) = note.as_i64() {
+            Value::Integer(number)
+        } else if let Some(text) = note.as_str() {
+            Value::Text(text.to_owned().into())
+        } else {
+            Value::Blob(hex::decode(note.get("hex")?.as_str()?).ok()?.into())
+        };
+        Some(Self(value))
+    }
+}
+
+/// Names of parameters, as many as one statement has.
+static NAMES: LazyLock<Vec<&'static str>> = LazyLock::new(|| {
+    let names = (0..BATCH * 40).map(|number| &*format!(":p{number}").leak());
+    names.collect()
+});
+
+/// A table and the statements about it, which are made once for each and stay.
+#[derive(Debug)]
+struct Table {
+    name: &'static str,
+    columns: Vec<String>,
+    /// Which of the columns are its key, in the key's order.
+    key: Vec<usize>,
+    count: &'static str,
+    first: &'static str,
+    next: &'static str,
+    insert_one: &'static str,
+    insert_batch: &'static str,
+}
+
+impl Table {
+    /// By what the embedded database says of it.
+    fn look(link: &dyn Link, name: &'static str) -> Result<Self, LinkError> {
+        const COLUMNS: &str = "SELECT name, pk FROM pragma_table_info(:name) ORDER BY cid";
+        let (mut columns, mut key) = (Vec::new(), BTreeMap::new());
+        link.query(COLUMNS.into(), params! { name }, &[], &mut |row| {
+            let column: String = row.get("name").unwrap_or_default();
+            let place: i64 = row.get("pk").unwrap_or_default();
+            if place > 0 {
+                key.insert(place, columns.len());
+            }
+            columns.push(column);
+            ControlFlow::Continue(())
+        })?;
+        let key: Vec<usize> = key.into_values().collect();
+        let list = columns.join(", ");
+        let keys: Vec<&str> = key.iter().map(|at| columns[*at].as_str()).collect();
+        let keys = keys.join(", ");
+        let marks = |from: usize, count: usize| NAMES[from..from + count].join(", ");
+        let insert = |rows: usize| {
+            let width = columns.len();
+            let rows = (0..rows).map(|row| format!("({})", marks(row * width, width)));
+            let rows: Vec<String> = rows.collect();
+            let rows = rows.join(", ");
+            &*format!("INSERT INTO {name} ({list}) OVERRIDING SYSTEM VALUE VALUES {rows}").leak()
+        };
+        Ok(Self {
+            name,
+            count: format!("SELECT count(*) AS rows FROM {name}").leak(),
+            first: format!("SELECT {list} FROM {name} ORDER BY {keys} LIMIT {PAGE}").leak(),
+            next: format!(
+                "SELECT {list} FROM {name} WHERE ({keys}) > ({}) ORDER BY {keys} LIMIT {PAGE}",
+                marks(0, key.len())
+            )
+            .leak(),
+            insert_one: insert(1),
+            insert_batch: insert(BATCH),
+            columns,
+            key,
+        })
+    }
+
+    fn count(&self, link: &dyn Link) -> Result<u64, LinkError> {
+        let mut rows = 0;
+        link.query(self.count.into(), &[], &[], &mut |row| {
+            rows = row.get("rows").unwrap_or_default();
+            ControlFlow::Break(())
+        })?;
+        Ok(rows)
+    }
+
+    /// The rows that follow a key: some, and none only where there are no more.
+    fn page(&self, link: &dyn Link, after: Option<&[Held]>) -> Result<Vec<Vec<Held>>, LinkError> {
+        let (mut rows, mut bytes) = (Vec::new(), 0);
+        let mut take = |row: &Row<'_>| {
+            let held = self.columns.iter().map(|column| row.get::<Held>(column));
+            let held = held.map(|held| held.unwrap_or(Held(Value::Null)));
+            rows.push(held.collect());
+            bytes += row.bytes();
+            if bytes >= PAGE_BYTES {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        };
+        match after {
+            None => link.query(self.first.into(), &[], &[], &mut take)?,
+            Some(key) => link.query(self.next.into(), &bound(key), &[], &mut take)?,
+        }
+        Ok(rows)
+    }
+
+    fn key_of(&self, row: &[Held]) -> Vec<Held> {
+        self.key.iter().map(|at| row[*at].clone()).collect()
+    }
+
+    fn insert(&self, link: &dyn Link, rows: &[Vec<Held>]) -> Result<(), LinkError> {
+        let (batches, rest) = rows.as_chunks::<BATCH>();
+        for batch in batches {
+            let values: Vec<&Held> = batch.iter().flatten().collect();
+            link.execute(self.insert_batch.into(), &bound_each(&values), &[])?;
+        }
+        for row in rest {
+            link.execute(self.insert_one.into(), &bound(row), &[])?;
+        }
+        Ok(())
+    }
+}
+
+fn bound(values: &[Held]) -> Vec<(&'static str, &dyn Bind)> {
+    let values = values.iter().map(|value| value as &dyn Bind);
+    NAMES.iter().copied().zip(values).collect()
+}
+
+fn bound_each<'v>(values: &[&'v Held]) -> Vec<(&'static str, &'v dyn Bind)> {
+    let values = values.iter().map(|value| *value as &dyn Bind);
+    NAMES.iter().copied().zip(values).collect()
+}
+
+/// A stopped site, and the database that it goes to. Everything here blocks, so it is called on a thread for that.
+#[derive(Debug)]
+pub struct Move {
+    runtime: Handle,
+    source: SqliteStore,
+    target: Target,
+    address: String,
+}
+
+/// What the database on the server remembers of a move.
+const MAKE_NOTES: &str = "\
+CREATE TABLE IF NOT EXISTS store_move (
+    table_name text PRIMARY KEY, site bytea NOT NULL, last_key json, rows bigint NOT NULL, finished boolean NOT NULL)";
+
+const NOTES: &str = "SELECT table_name, site, last_key, rows, finished FROM store_move";
+
+const NOTE: &str = "\
+INSERT INTO store_move (table_name, site, last_key, rows, finished)
+VALUES (:table, :site, :last_key, :rows, :finished)
+ON CONFLICT (table_name) DO UPDATE
+    SET last_key = excluded.last_key, rows = excluded.rows, finished = excluded.finished";
+
+/// What follows from the rows that were moved.
+const COUNT_OPEN: &str = "\
+INSERT INTO open_commands (tenant, share, commands)
+SELECT tenant, 0, count(*) FROM commands WHERE finished_at IS NULL GROUP BY tenant";
+
+const GO_ON_COUNTING: &str = "\
+SELECT setval(pg_get_serial_sequence('audit_log', 'seq'), (SELECT coalesce(max(seq), 0) + 1 FROM audit_log), false) AS next";
+
+/// The site that a database is: the first of its audit log, which never changes.
+const SITE: &str = "\
+SELECT tenant, seq, at, actor_kind, actor_id, action, object, detail FROM audit_log ORDER BY tenant, seq LIMIT 1";
+
+/// How far a table has come.
+#[derive(Debug, Clone, Default)]
+struct Noted {
+    last_key: Option<Vec<Held>>,
+    rows: u64,
+    finished: bool,
+}
+
+impl Move {
+    /// Connects to the server; makes its schema.
+    ///
+    /// # Errors
+    ///
+    /// When the server cannot be used.
+    pub fn open(runtime: Handle, source: SqliteStore, address: Address) -> Result<Self, MoveError> {
+        let named = address.to_string();
+        let target = Target::open(address).map_err(|source| MoveError::Target {
+            address: named.clone(),
+            source,
+        })?;
+        Ok(Self {
+            runtime,
+            source,
+            target,
+            address: named,
+        })
+    }
+
+    /// Moves everything that was not moved yet. `tell` is asked after each batch whether to go on.
+    ///
+    /// # Errors
+    ///
+    /// When one of the databases fails, the target holds something else, or `tell` says stop.
+    pub fn run(&self, mut tell: impl FnMut(Progress) -> ControlFlow<()>) -> Result<(), MoveError> {
+        let site = self.site()?;
+        let notes = self.begin(&site)?;
+        for name in TABLES {
+            let table = self.on_source(move |link| Table::look(link, name))?;
+            let noted = notes.get(*name).cloned().unwrap_or_default();
+            if !noted.finished {
+                self.move_table(&site, table, noted, &mut tell)?;
+            }
+        }
+        if notes.get("").is_none_or(|all| !all.finished) {
+            self.finish(&site)?;
+        }
+        Ok(())
+    }
+
+    /// Compares all rows of both; answers how many each table has.
+    ///
+    /// # Errors
+    ///
+    /// The first table that differs.
+    pub fn verify(
+        &self,
+        mut tell: impl FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Vec<(&'static str, u64)>, MoveError> {
+        let site = self.site()?;
+        let notes = self.notes(&site)?;
+        if notes.get("").is_none_or(|all| !all.finished) {
+            return Err(MoveError::NotMoved);
+        }
+        let mut compared = Vec::new();
+        for name in TABLES {
+            let table = std::sync::Arc::new(self.on_source(move |link| Table::look(link, name))?);
+            let here = self.digest(&table, &mut tell, |after| {
+                let (table, after) = (std::sync::Arc::clone(&table), after.map(<[Held]>::to_vec));
+                self.on_source(move |link| table.page(link, after.as_deref()))
+            })?;
+            let there = self.digest(&table, &mut |_| ControlFlow::Continue(()), |after| {
+                self.on_target(|link| table.page(link, after))
+            })?;
+            if here != there {
+                return Err(MoveError::Differs {
+                    table: name,
+                    source_rows: here.0,
+                    target_rows: there.0,
+                });
+            }
+            compared.push((*name, here.0));
+        }
+        Ok(compared)
+    }
+
+    fn digest(
+        &self,
+        table: &Table,
+        tell: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+        page: impl Fn(Option<&[Held]>) -> Result<Vec<Vec<Held>>, MoveError>,
+    ) -> Result<(u64, [u8; 32]), MoveError> {
+        let (mut digest, mut rows, mut after) = (Sha256::new(), 0_u64, None::<Vec<Held>>);
+        loop {
+            let found = page(after.as_deref())?;
+            let Some(last) = found.last() else {
+                return Ok((rows, digest.finalize().into()));
+            };
+            after = Some(table.key_of(last));
+            for value in found.iter().flatten() {
+                value.digest(&mut digest);
+            }
+            rows = rows.saturating_add(u64::try_from(found.len()).unwrap_or(u64::MAX));
+            let progress = Progress {
+                table: table.name,
+                rows,
+                total: rows,
+            };
+            if tell(progress).is_break() {
+                return Err(MoveError::Stopped);
+            }
+        }
+    }
+
+    fn move_table(
+        &self,
+        site: &[u8],
+        table: Table,
+        mut noted: Noted,
+        tell: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<(), MoveError> {
+        let table = std::sync::Arc::new(table);
+        let counted = std::sync::Arc::clone(&table);
+        let total = self.on_source(move |link| counted.count(link))?;
+        loop {
+            let (read, after) = (std::sync::Arc::clone(&table), noted.last_key.clone());
+            let rows = self.on_source(move |link| read.page(link, after.as_deref()))?;
+            noted.finished = rows.is_empty();
+            if let Some(last) = rows.last() {
+                noted.last_key = Some(table.key_of(last));
+            }
+            let moved = u64::try_from(rows.len()).unwrap_or(u64::MAX);
+            noted.rows = noted.rows.saturating_add(moved);
+            self.store(site, &table, &rows, &noted)?;
+            let progress = Progress {
+                table: table.name,
+                rows: noted.rows,
+                total,
+            };
+            if tell(progress).is_break() {
+                return Err(MoveError::Stopped);
+            }
+            if noted.finished {
+                return Ok(());
+            }
+        }
+    }
+
+    /// One batch and how far it brings the table, both or neither.
+    fn store(
+        &self,
+        site: &[u8],
+        table: &Table,
+        rows: &[Vec<Held>],
+        noted: &Noted,
+    ) -> Result<(), MoveError> {
+        let whole = self.target.transact(|link| {
+            table.insert(link, rows)?;
+            note(link, table.name, site, noted)
+        });
+        let Err(problem) = whole else { return Ok(()) };
+        if problem.is_about_the_server() {
+            return Err(self.target_error(problem));
+        }
+        // Which one it was is worth more to whoever has to mend it than a quick end.
+        for row in rows {
+            let alone = self
+                .target
+                .try_out(|link| table.insert(link, std::slice::from_ref(row)));
+            if let Err(problem) = alone {
+                let key: Vec<String> = table
+                    .key_of(row)
+                    .iter()
+                    .map(|it| it.note().to_string())
+                    .collect();
+                return Err(MoveError::Row {
+                    table: table.name,
+                    row: key.join(" "),
+                    problem: problem.to_string(),
+                });
+            }
+        }
+        Err(self.target_error(problem))
+    }
+
+    /// Where an earlier move had come to; refuses a database that holds something else.
+    fn begin(&self, site: &[u8]) -> Result<BTreeMap<String, Noted>, MoveError> {
+        let has_notes = self.on_target(|link| {
+            let mut has = false;
+            let asked = "SELECT to_regclass('store_move') IS NOT NULL AS has";
+            link.query(asked.into(), &[], &[], &mut |row| {
+                has = row.get("has").unwrap_or_default();
+                ControlFlow::Break(())
+            })?;
+            Ok(has)
+        })?;
+        if !has_notes {
+            for name in TABLES {
+                let count: &'static str = format!("SELECT count(*) AS rows FROM {name}").leak();
+                let rows = self.on_target(|link| {
+                    let mut rows = 0_u64;
+                    link.query(count.into(), &[], &[], &mut |row| {
+                        rows = row.get("rows").unwrap_or_default();
+                        ControlFlow::Break(())
+                    })?;
+                    Ok(rows)
+                })?;
+                if rows > 0 {
+                    return Err(MoveError::NotEmpty(format!("{rows} rows of {name}")));
+                }
+            }
+            let made = self.target.transact(|link| {
+                link.execute(MAKE_NOTES.into(), &[], &[])?;
+                note(link, "", site, &Noted::default())
+            });
+            made.map_err(|problem| self.target_error(problem))?;
+        }
+        self.notes(site)
+    }
+
+    fn notes(&self, site: &[u8]) -> Result<BTreeMap<String, Noted>, MoveError> {
+        let read = self.on_target(|link| {
+            let mut notes = Vec::new();
+            link.query(NOTES.into(), &[], &[], &mut |row| {
+                notes.push((
+                    row.get::<String>("table_name").unwrap_or_default(),
+                    row.get::<Vec<u8>>("site").unwrap_or_default(),
+                    row.get::<Option<String>>("last_key").flatten(),
+                    row.get::<u64>("rows").unwrap_or_default(),
+                    row.get::<bool>("finished").unwrap_or_default(),
+                ));
+                ControlFlow::Continue(())
+            })?;
+            Ok(notes)
+        });
+        let mut notes = BTreeMap::new();
+        for (table, of, last_key, rows, finished) in read.map_err(|error| match error {
+            MoveError::Target { source, .. } if source.is_missing_table() => MoveError::NotMoved,
+            other @ (MoveError::Source(_)
+            | MoveError::Target { .. }
+            | MoveError::NotEmpty(_)
+            | MoveError::OtherSite
+            | MoveError::NotMoved
+            | MoveError::Row { .. }
+            | MoveError::Differs { .. }
+            | MoveError::Stopped) => other,
+        })? {
+            if of != site {
+                return Err(MoveError::OtherSite);
+            }
+            let key = last_key.and_then(|text| {
+                let key: Vec<serde_json::Value> = serde_json::from_str(&text).ok()?;
+                key.iter().map(Held::of_note).collect()
+            });
+            let noted = Noted {
+                last_key: key,
+                rows,
+                finished,
+            };
+            notes.insert(table, noted);
+        }
+        Ok(notes)
+    }
+
+    /// Counts what follows from the rows, and lets a backend start there.
+    fn finish(&self, site: &[u8]) -> Result<(), MoveError> {
+        let done = self.target.transact(|link| {
+            link.execute("DELETE FROM open_commands".into(), &[], &[])?;
+            link.execute(COUNT_OPEN.into(), &[], &[])?;
+            let next = &mut |_row: &Row<'_>| ControlFlow::Continue(());
+            link.query(GO_ON_COUNTING.into(), &[], &[], next)?;
+            let all = Noted {
+                finished: true,
+                ..Noted::default()
+            };
+            note(link, "", site, &all)
+        });
+        done.map_err(|problem| self.target_error(problem))
+    }
+
+    fn site(&self) -> Result<Vec<u8>, MoveError> {
+        self.on_source(|link| {
+            let mut digest = Sha256::new();
+            link.query(SITE.into(), &[], &[], &mut |row| {
+                for column in [
+                    "tenant",
+                    "seq",
+                    "at",
+                    "actor_kind",
+                    "actor_id",
+                    "action",
+                    "object",
+                    "detail",
+                ] {
+                    row.get::<Held>(column)
+                        .unwrap_or(Held(Value::Null))
+                        .digest(&mut digest);
+                }
+                ControlFlow::Break(())
+            })?;
+            Ok(digest.finalize().to_vec())
+        })
+    }
+
+    fn on_source<T: Send + 'static>(
+        &self,
+        work: impl Fn(&dyn Link) -> Result<T, LinkError> + Send + 'static,
+    ) -> Result<T, MoveError> {
+        let read = self.source.database().read(move |connection| {
+            work(connection).map_err(|error| match error {
+                LinkError::Sqlite(error) => error,
+                LinkError::Postgres(_) => sqlite::Error::Closed,
+            })
+        });
+        Ok(self.runtime.block_on(read)?)
+    }
+
+    fn on_target<T>(
+        &self,
+        work: impl FnOnce(&dyn Link) -> Result<T, LinkError>,
+    ) -> Result<T, MoveError> {
+        self.target
+            .ask(work)
+            .map_err(|problem| self.target_error(problem))
+    }
+
+    fn target_error(&self, source: postgres::Error) -> MoveError {
+        MoveError::Target {
+            address: self.address.clone(),
+            source,
+        }
+    }
+}
+
+fn note(link: &dyn Link, table: &str, site: &[u8], noted: &Noted) -> Result<(), LinkError> {
+    let last_key = noted.last_key.as_ref().map(|key| {
+        let key: Vec<serde_json::Value> = key.iter().map(Held::note).collect();
+        serde_json::Value::Array(key).to_string()
+    });
+    let (rows, finished) = (noted.rows, noted.finished);
+    link.execute(
+        Sql::from(NOTE),
+        params! { table, site, last_key, rows, finished },
+        &[] as Params<'_>,
+    )
+    .map(drop)
+}

@@ -1,0 +1,88 @@
+//! A database that is filled by hand: one connection, which its caller waits for.
+
+use std::sync::Arc;
+
+use super::connection::Connection;
+use super::error::Error;
+use super::instance::Instance;
+use super::{Address, schema};
+use crate::data::intents::link::{Link, LinkError};
+
+/// The database, with its schema, and no backend at it.
+#[derive(Debug)]
+pub struct Target {
+    connection: Connection,
+    _instance: Instance,
+}
+
+impl Target {
+    /// Connects, makes the schema, and keeps backends away.
+    ///
+    /// # Errors
+    ///
+    /// When the server cannot be used, or a backend has the database.
+    pub fn open(address: Address) -> Result<Self, Error> {
+        let address = Arc::new(address);
+        let first = Connection::open(&address)?;
+        schema::check_server(&first)?;
+        let instance = Instance::take(first, Arc::clone(&address))?;
+        schema::prepare(&address, true)?;
+        Ok(Self {
+            connection: Connection::open(&address)?,
+            _instance: instance,
+        })
+    }
+
+    /// Asks something.
+    ///
+    /// # Errors
+    ///
+    /// What the server says.
+    pub(in crate::data) fn ask<T>(
+        &self,
+        work: impl FnOnce(&dyn Link) -> Result<T, LinkError>,
+    ) -> Result<T, Error> {
+        work(&self.connection).map_err(of_server)
+    }
+
+    /// Carries out a transaction.
+    ///
+    /// # Errors
+    ///
+    /// What the server says; nothing of it remains then, or it is not known.
+    pub(in crate::data) fn transact(
+        &self,
+        work: impl FnOnce(&dyn Link) -> Result<(), LinkError>,
+    ) -> Result<(), Error> {
+        self.connection.begin(false)?;
+        let done = work(&self.connection).map_err(of_server);
+        if done.is_ok() {
+            return self.connection.commit();
+        }
+        self.connection.roll_back();
+        done
+    }
+
+    /// The same, and leaves nothing of it.
+    ///
+    /// # Errors
+    ///
+    /// What the server says.
+    pub(in crate::data) fn try_out(
+        &self,
+        work: impl FnOnce(&dyn Link) -> Result<(), LinkError>,
+    ) -> Result<(), Error> {
+        self.connection.begin(false)?;
+        let done = work(&self.connection).map_err(of_server);
+        self.connection.roll_back();
+        done
+    }
+}
+
+fn of_server(error: LinkError) -> Error {
+    match error {
+        LinkError::Postgres(error) => error,
+        // This connection has no other kind.
+        LinkError::Sqlite(_) => Error::Closed,
+    }
+}
