@@ -4,6 +4,7 @@ mod bed;
 mod births;
 mod commands;
 mod gateways;
+mod moving;
 mod postgres_only;
 mod records;
 mod runs;

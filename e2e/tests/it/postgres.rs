@@ -303,3 +303,49 @@ async fn a_server_is_verified_and_its_password_comes_from_a_file() {
         assert!(!tried.stderr.contains("battery"), "{tried:#?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_site_moves_to_a_server_and_no_gateway_joins_again() {
+    let Some(own) = Own::start() else { return };
+    own.server().make_empty("viworks");
+    let url = own.server().url("viworks");
+    let mut system = Deployment::new(Binaries::shipped());
+    let folder = system.issue("gw-1");
+    mark_starts(&folder);
+    system.start_backend(Start::default()).await;
+    let gateway = system.start_gateway(&folder, Start::default());
+    system.online("gw-1").await;
+    let before = system.submit(ONCE, "before").await;
+    system.finished(&before).await;
+    let busy = backend(&system, &["migrate-store", "--to", &url]).await;
+    assert_eq!(busy.code, Some(78), "while the backend runs: {busy:#?}");
+    assert!(system.backend().stop(PATIENCE).await.success());
+    let moved = backend(&system, &["migrate-store", "--to", &url])
+        .await
+        .ended_with(0);
+    assert!(
+        moved.stdout.contains("gateways") && moved.stdout.contains("equal"),
+        "{moved:#?}"
+    );
+    assert!(
+        moved
+            .stdout
+            .contains("everything is in viworks at 127.0.0.1"),
+        "{moved:#?}"
+    );
+    let again = backend(&system, &["migrate-store", "--to", &url, "--verify"]).await;
+    again.ended_with(0);
+    system
+        .start_backend(Start::default().with("VIWORKS__STORE__URL", &url))
+        .await;
+    system.online("gw-1").await;
+    let run = system.get(&format!("/v1/runs/{before}")).await;
+    assert_eq!(run["counts"], json!({"succeeded": 1}), "{run}");
+    let after = system.submit(ONCE, "after").await;
+    system.finished(&after).await;
+    assert_eq!(started(&folder).len(), 2);
+    let elsewhere = own.server().url("absent");
+    let refused = backend(&system, &["migrate-store", "--to", &elsewhere]).await;
+    assert!(refused.code == Some(78), "{refused:#?}");
+    drop(gateway);
+}
