@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use viworks_runtime::random::uniform;
 use viworks_testkit::deployment::{Deployment, Start};
+use viworks_testkit::postgres::Own;
 
 use crate::fleet::Fleet;
 use crate::memory::Memory;
@@ -21,6 +22,12 @@ const FROZEN_MS: std::ops::Range<u64> = 2_000..15_000;
 /// The backend is killed at these parts of the time; it then lives long enough for its memory to be judged.
 const BACKEND_KILLS: [f64; 3] = [0.1, 0.2, 0.3];
 
+/// The same of the database server, where there is one.
+const SERVER_KILLS: [f64; 6] = [0.15, 0.25, 0.4, 0.55, 0.7, 0.85];
+
+/// How long it is gone then, in milliseconds.
+const SERVER_GONE_MS: std::ops::Range<u64> = 100..5_000;
+
 /// What was done.
 #[derive(Debug, Default)]
 pub(crate) struct Faults {
@@ -28,6 +35,7 @@ pub(crate) struct Faults {
     freezes: u64,
     cuts: u64,
     backend_kills: u64,
+    server_kills: u64,
 }
 
 impl fmt::Display for Faults {
@@ -36,13 +44,18 @@ impl fmt::Display for Faults {
             f,
             "{} gateways killed, {} frozen, {} cuts of connections, the backend killed {} times",
             self.gateway_kills, self.freezes, self.cuts, self.backend_kills
-        )
+        )?;
+        match self.server_kills {
+            0 => Ok(()),
+            times => write!(f, ", the database server killed {times} times"),
+        }
     }
 }
 
 /// Injects faults until the time is over; memory is sampled beside that.
 pub(crate) async fn inject(
     system: &mut Deployment,
+    mut server: Option<&mut Own>,
     fleet: &mut Fleet,
     relay: &Relay,
     until: Instant,
@@ -58,6 +71,8 @@ pub(crate) async fn inject(
         .map(|part| began + whole.mul_f64(*part));
     let mut next_kill = pending.next();
     let mut judged_from = None;
+    let mut server_kills = SERVER_KILLS.iter().map(|part| began + whole.mul_f64(*part));
+    let mut next_server_kill = server_kills.next();
     while Instant::now() < until {
         sleep(Duration::from_millis(uniform(PAUSE_MS))).await;
         let now = Instant::now();
@@ -72,6 +87,16 @@ pub(crate) async fn inject(
             if next_kill.is_none() {
                 judged_from = Some(Instant::now());
             }
+            continue;
+        }
+        if let Some(server) = server.as_deref_mut()
+            && next_server_kill.is_some_and(|at| at <= now)
+        {
+            next_server_kill = server_kills.next();
+            server.kill();
+            sleep(Duration::from_millis(uniform(SERVER_GONE_MS))).await;
+            server.start_again();
+            faults.server_kills += 1;
             continue;
         }
         let number = usize::try_from(uniform(0..size))?;

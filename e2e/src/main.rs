@@ -15,6 +15,7 @@ use clap::Parser;
 use tokio::time::{Instant, sleep};
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, Start};
+use viworks_testkit::postgres::Own;
 
 use crate::account::Account;
 use crate::fleet::Fleet;
@@ -40,6 +41,9 @@ struct Cli {
     /// Gateways, each a process of the shipped agent
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(2..=1_000))]
     agents: u16,
+    /// On a PostgreSQL server of its own, which is killed as well
+    #[arg(long)]
+    postgres: bool,
 }
 
 fn minutes(text: &str) -> Result<f64, String> {
@@ -83,7 +87,15 @@ async fn soak(cli: &Cli) -> anyhow::Result<Account> {
     } else {
         Binaries::released()
     };
-    let mut system = Deployment::new(programs);
+    let mut server = cli.postgres.then(Own::start).flatten();
+    let mut system = match &server {
+        Some(own) => {
+            own.server().make_empty("viworks");
+            Deployment::on(programs, own.server().database("viworks"))
+        }
+        None if cli.postgres => bail!("PostgreSQL is not installed"),
+        None => Deployment::new(programs),
+    };
     let relay = Relay::open().await?;
     let mut fleet = Fleet::issue(&system, usize::from(cli.agents), &relay.address());
     system.start_backend(Start::default()).await;
@@ -112,7 +124,15 @@ async fn soak(cli: &Cli) -> anyhow::Result<Account> {
     let mut memory = Memory::default();
     let (faults, (), submitted, fed) = tokio::join!(
         async {
-            let faults = faults::inject(&mut system, &mut fleet, &relay, until, &mut memory).await;
+            let faults = faults::inject(
+                &mut system,
+                server.as_mut(),
+                &mut fleet,
+                &relay,
+                until,
+                &mut memory,
+            )
+            .await;
             over.store(true, Ordering::Relaxed);
             // Whoever is asked for an answer must be able to give one.
             fleet.repair().and(faults)

@@ -14,10 +14,10 @@ const NO_TRACE: &str =
     "the process of the gateway agent that held its permit is gone and left no trace of it";
 const ROLLED_BACK: &str = "the backend's database was rolled back past it";
 
-/// Whether a session of `epoch` may change what belongs to its gateway.
+/// Whether a session of `epoch` may change what belongs to its gateway, whose `confirmed` epoch this is.
 #[must_use]
-pub fn may_write(rules: impl Rulebook, row: &IdentityRow, epoch: u64) -> bool {
-    (row.confirmed == epoch && !row.revoked) || !rules.keeps(Rule::EpochFence)
+pub fn may_write(rules: impl Rulebook, confirmed: u64, revoked: bool, epoch: u64) -> bool {
+    (confirmed == epoch && !revoked) || !rules.keeps(Rule::EpochFence)
 }
 
 /// What older sessions and processes left behind, once a newer session is confirmed.

@@ -318,7 +318,10 @@ async fn a_site_moves_to_a_server_and_no_gateway_joins_again() {
     let before = system.submit(ONCE, "before").await;
     system.finished(&before).await;
     let busy = backend(&system, &["migrate-store", "--to", &url]).await;
-    assert_eq!(busy.code, Some(78), "while the backend runs: {busy:#?}");
+    assert!(
+        busy.code != Some(0) && busy.stderr.contains("is in use by process"),
+        "{busy:#?}"
+    );
     assert!(system.backend().stop(PATIENCE).await.success());
     let moved = backend(&system, &["migrate-store", "--to", &url])
         .await
@@ -334,7 +337,7 @@ async fn a_site_moves_to_a_server_and_no_gateway_joins_again() {
         "{moved:#?}"
     );
     let again = backend(&system, &["migrate-store", "--to", &url, "--verify"]).await;
-    again.ended_with(0);
+    let _equal = again.ended_with(0);
     system
         .start_backend(Start::default().with("VIWORKS__STORE__URL", &url))
         .await;

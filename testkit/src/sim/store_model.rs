@@ -171,7 +171,9 @@ impl Store {
 impl Tx<'_> {
     fn fence(&mut self, holder: Holder) -> Result<(), Fenced> {
         let (rules, known) = (self.store.rules, self.store.gateways.get(&holder.agent));
-        if known.is_some_and(|known| may_write(rules, &known.row, holder.epoch)) {
+        if known.is_some_and(|known| {
+            may_write(rules, known.row.confirmed, known.row.revoked, holder.epoch)
+        }) {
             self.recorder.wrote(holder.agent, holder.epoch);
             return Ok(());
         }

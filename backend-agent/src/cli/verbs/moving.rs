@@ -25,7 +25,8 @@ const TELL_EVERY: std::time::Duration = std::time::Duration::from_secs(2);
 /// Moves, unless it is only to compare, and compares.
 pub(super) async fn execute(config: &Config, address: Address, verify: bool) -> anyhow::Result<()> {
     let mut signals = Signals::listen().context("failed to listen for signals")?;
-    let _lock = files::lock_folder(&config.data.state_folder)?;
+    let lock = files::lock_folder(&config.data.state_folder);
+    let _lock = lock.map_err(StartError::from)?;
     let source = SqliteStore::open(Options::new(&config.data.sqlite_file)).await;
     let source = source.map_err(StartError::from)?;
     let (runtime, stop) = (Handle::current(), Arc::new(AtomicBool::new(false)));

@@ -3,16 +3,17 @@
 use viworks_common::code::CloseCode;
 use viworks_common::id::AgentId;
 use viworks_common::ledger::session;
+use viworks_common::rules::Complete;
+use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{Row, params};
 
-use super::row::{Reader, column};
+use super::row::Reader;
 use super::settle;
 use super::tx::{Tx, View};
 use crate::data::{Actor, SessionRecord, SessionTouch, StoreError, StoreResult};
 
 pub(super) const FENCE: &str = "\
-SELECT low_water FROM gateways
-WHERE tenant = :tenant AND agent_id = :agent_id AND confirmed = :epoch AND revoked_at IS NULL";
+SELECT agent_id, confirmed, revoked_at, low_water FROM gateways WHERE tenant = :tenant AND agent_id = :agent_id";
 
 pub(super) const ENDED: &str = "\
 UPDATE sessions SET ended_at = :now, code = :code
@@ -50,9 +51,17 @@ pub(super) fn fence(view: &View<'_>, agent_id: AgentId, epoch: u64) -> StoreResu
 
 /// The same where a lock is held that CONFIRM and revocation take as well.
 pub(super) fn holds(view: &View<'_>, agent_id: AgentId, epoch: u64) -> StoreResult<u64> {
-    let read = column("gateways", "low_water");
-    let low_water = view.optional(FENCE, params! { agent_id, epoch }, read)?;
-    low_water.ok_or(StoreError::Fenced)
+    let low_water = view.optional(FENCE, params! { agent_id }, |row| {
+        let row = Reader::new("gateways", row);
+        let revoked = row.get::<Option<Timestamp>>("revoked_at")?.is_some();
+        let may = session::may_write(Complete, row.get("confirmed")?, revoked, epoch);
+        Ok(if may {
+            Some(row.get("low_water")?)
+        } else {
+            None
+        })
+    })?;
+    low_water.flatten().ok_or(StoreError::Fenced)
 }
 
 /// Ends a session; only what still belongs to it is touched.

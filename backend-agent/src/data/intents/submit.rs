@@ -59,6 +59,12 @@ VALUES (:tenant, :principal, :route, :key, :request_hash, :run_id, :now)
 ON CONFLICT (tenant, principal, route, key) DO UPDATE
     SET request_hash = excluded.request_hash, run_id = excluded.run_id, created_at = excluded.created_at";
 
+/// Targets of a run that does not wait for others as long as there is much room.
+const SMALL: u64 = 64;
+
+/// Runs that are submitted at the same moment, at most: as many as there can be connections.
+const AT_ONCE: u64 = 500;
+
 /// What became of a run; a refusal is the inner error, and only its audit record remains.
 pub(super) type Answer = Result<Submission, StoreError>;
 
@@ -95,8 +101,7 @@ pub(super) fn submit(tx: &Tx<'_>, new: &NewRun) -> StoreResult<Answer> {
         return Ok(Ok(Submission::Outdated));
     }
     let counters = |agent_id| found.get(&agent_id).map(|found| &found.counters);
-    let waiting = tx.optional(WAITING, &[], column("open_commands", "commands"))?;
-    let full = match submission::judge(new, counters, waiting.unwrap_or(0)) {
+    let full = match submission::judge(new, counters, waiting(tx, new)?) {
         Ok(full) => full,
         Err(refusal) => {
             // What was accepted already, and whose answer was lost, is not refused.
@@ -131,6 +136,19 @@ pub(super) fn submit(tx: &Tx<'_>, new: &NewRun) -> StoreResult<Answer> {
     note(tx, new, AuditOutcome::Done, &detail)?;
     fault::point("store.submit.before_commit");
     Ok(Ok(Submission::Submitted { run, offered }))
+}
+
+/// How many commands of all gateways are not final. Where a run is large, or the bound not far, runs that are submitted
+/// at the same moment wait for each other: each would otherwise see room that another one takes.
+fn waiting(tx: &Tx<'_>, new: &NewRun) -> StoreResult<u64> {
+    let read = || tx.one(WAITING, &[], column("open_commands", "commands"));
+    let waiting: u64 = read()?;
+    let own = u64::try_from(new.targets.len()).unwrap_or(u64::MAX);
+    if own <= SMALL && waiting.saturating_add(SMALL * AT_ONCE) < new.limits.global {
+        return Ok(waiting);
+    }
+    tx.lock_name("open commands")?;
+    read()
 }
 
 /// The gateways that a run is for, each that is not revoked.

@@ -68,6 +68,41 @@ async fn runs_that_two_submit_at_once_count_on_without_holes() {
 }
 
 #[tokio::test]
+async fn two_that_submit_at_once_stay_within_the_bound_of_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((one, other)) = two(&folder).await else {
+        return;
+    };
+    for n in 1..=12 {
+        one.gateway(n).await;
+    }
+    let new = |n: u64| {
+        let mut new = one.new_run(&[n], false);
+        new.limits.global = 10;
+        new
+    };
+    let runs: Vec<_> = (1..=12).chain(1..=12).map(new).collect();
+    let (a, b) = runs.split_at(12);
+    let submit = |bed: &Bed, runs: &[viworks_backend_agent::data::NewRun]| {
+        let store = Arc::clone(&bed.store);
+        let (tenant, runs) = (bed.tenant.clone(), runs.to_vec());
+        async move {
+            join_all(
+                runs.into_iter()
+                    .map(|run| store.submit_run(&tenant, run, at(1))),
+            )
+            .await
+        }
+    };
+    let (a, b) = tokio::join!(submit(&one, a), submit(&other, b));
+    let accepted = a.iter().chain(&b).filter(|it| it.is_ok()).count();
+    assert_eq!(accepted, 10);
+    let full = |it: &&Result<_, _>| matches!(it, Err(StoreError::QueueFull { .. }));
+    assert_eq!(a.iter().chain(&b).filter(full).count(), 14);
+    finish(&folder, one, other).await;
+}
+
+#[tokio::test]
 async fn one_key_used_by_two_at_once_is_one_run() {
     let folder = tempfile::tempdir().unwrap();
     let Some((one, other)) = two(&folder).await else {
