@@ -1,6 +1,7 @@
 //! Wires the parts together, and owns the order in which they start and stop.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,7 +33,7 @@ use crate::command::{Commands, Parts as CommandParts};
 use crate::config::{Config, QueueConfig};
 use crate::data::postgres::{self, AddressError, PostgresStore, Role};
 use crate::data::sqlite::SqliteStore;
-use crate::data::{self, Store, StoreError};
+use crate::data::{self, GatewayFilter, Page, Store, StoreError};
 use crate::inbound::heartbeats::Heartbeats;
 use crate::inbound::judge::Judge;
 use crate::inbound::limits::{AdmissionLimits, Gate};
@@ -74,6 +75,18 @@ pub enum StartError {
         #[source]
         source: postgres::Error,
     },
+    /// The server's database has no gateway, and the embedded one has.
+    #[error(
+        "{url} has no gateway yet, and {} has a whole site: move it with `viworks-backend-agent migrate-store --to {url}`, \
+         set `url` in [store] back, or move that file away to begin anew",
+        file.display()
+    )]
+    AnotherSite {
+        /// The embedded database.
+        file: PathBuf,
+        /// The server's, as the configuration names it; it holds no secret.
+        url: String,
+    },
     /// The address of the database server cannot be used.
     #[error("failed to open the database")]
     Address(#[from] AddressError),
@@ -97,7 +110,9 @@ impl StartError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Folder(error) => error.exit_code(),
-            Self::Database(sqlite::Error::Unsafe(_)) | Self::Address(_) => ExitCode::Config,
+            Self::Database(sqlite::Error::Unsafe(_))
+            | Self::Address(_)
+            | Self::AnotherSite { .. } => ExitCode::Config,
             Self::Server { source, .. } if source.is_lasting() => ExitCode::Config,
             Self::Server { .. } => ExitCode::Unavailable,
             Self::Database(_) | Self::Store(_) | Self::Listen { .. } => ExitCode::Error,
@@ -122,7 +137,38 @@ pub async fn open(config: &Config, role: Role) -> Result<Arc<dyn Store>, StartEr
         address: named,
         source,
     })?;
-    Ok(Arc::new(store.telemetry_limits(limits)))
+    let store: Arc<dyn Store> = Arc::new(store.telemetry_limits(limits));
+    if role == Role::Backend {
+        look_for_another_site(config, &*store).await?;
+    }
+    Ok(store)
+}
+
+/// Refuses a server's database without a gateway while the embedded one has some: it would turn a fleet away.
+async fn look_for_another_site(config: &Config, store: &dyn Store) -> Result<(), StartError> {
+    let file = &config.data.sqlite_file;
+    let (tenant, all) = (Tenant::default_tenant(), GatewayFilter::default());
+    let page = Page::first(1);
+    if !file.exists()
+        || !store
+            .list_gateways(&tenant, &all, page)
+            .await?
+            .items
+            .is_empty()
+    {
+        return Ok(());
+    }
+    let embedded = SqliteStore::open(Options::new(file)).await?;
+    let left = embedded.list_gateways(&tenant, &all, page).await;
+    embedded.close().await;
+    if left?.items.is_empty() {
+        return Ok(());
+    }
+    store.close().await;
+    Err(StartError::AnotherSite {
+        file: file.clone(),
+        url: config.store.url.clone(),
+    })
 }
 
 /// A running backend.

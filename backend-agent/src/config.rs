@@ -314,19 +314,11 @@ settings! {
 const EMBEDDED: &str = "sqlite:";
 
 impl StoreConfig {
-    /// Where PostgreSQL is; `None` where the embedded database is meant. The password is not read yet.
-    fn server(&self) -> Result<Option<Address>, AddressError> {
-        if self.url == EMBEDDED {
-            return Ok(None);
-        }
-        Address::parse(&self.url, None, self.ca_file.as_deref()).map(Some)
-    }
-
-    /// The same, with what it takes to get in.
+    /// Where PostgreSQL is; `None` where the embedded database is meant.
     ///
     /// # Errors
     ///
-    /// When the password cannot be read.
+    /// When the URL cannot be used, or a file that goes with it.
     pub fn address(&self) -> Result<Option<Address>, AddressError> {
         if self.url == EMBEDDED {
             return Ok(None);
@@ -337,7 +329,7 @@ impl StoreConfig {
     }
 
     fn check(&self, section: &mut Section<'_>) {
-        match self.server() {
+        match self.address() {
             Ok(Some(_)) => {}
             Ok(None) => {
                 if self.password_file.is_some() || self.ca_file.is_some() {

@@ -101,6 +101,18 @@ pub struct Pending {
 /// What lies beneath a store error.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
+/// An error with everything beneath it, for the log.
+pub(crate) fn in_full(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
 /// What every method answers.
 pub type StoreResult<T> = Result<T, StoreError>;
 

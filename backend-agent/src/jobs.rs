@@ -17,7 +17,7 @@ use crate::agent::manager::Manager;
 use crate::command::bus::{CommandChange, RunBus};
 use crate::command::dispatch::Dispatcher;
 use crate::config::JobsConfig;
-use crate::data::{GatewayFilter, Page, Settled, Store, StoreError, StoreResult};
+use crate::data::{GatewayFilter, Page, Settled, Store, StoreResult, in_full};
 use crate::inbound::heartbeats::Heartbeats;
 use crate::metrics::BackendMetrics;
 
@@ -33,9 +33,10 @@ const HEALTH: Duration = Duration::from_secs(2);
 /// The condition of a store that does not commit.
 const STORE: &str = "store.commits";
 
-const STORE_FIX: &str = "nothing is accepted or acknowledged until it commits again, so nothing is lost by waiting; if the \
-                         folder was moved, put it back before this backend is restarted: a restart would begin with an \
-                         empty database; if the disk is full, make room, and nothing has to be restarted";
+const STORE_FIX: &str = "nothing is accepted or acknowledged until it commits again, so nothing is lost by waiting, and \
+                         nothing has to be restarted; of the embedded database: if its folder was moved, put it back \
+                         before this backend is restarted, which would begin with an empty one, and if the disk is full, \
+                         make room; of a server: see that it runs, takes connections and has room";
 
 /// The condition of a wall clock that was set.
 const CLOCK: &str = "clock";
@@ -129,7 +130,11 @@ impl Jobs {
             }
             if let Err(error) = self.run(job).await {
                 self.metrics.job_failures.inc();
-                warn!(job = job.name(), %error, "a job failed; it runs again");
+                warn!(
+                    job = job.name(),
+                    error = in_full(&error),
+                    "a job failed; it runs again"
+                );
             }
         }
     }
@@ -308,16 +313,4 @@ impl Jobs {
                 .command_changed(settled.run_id, change, settled.run_finished);
         }
     }
-}
-
-/// An error with everything beneath it.
-fn in_full(error: &StoreError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

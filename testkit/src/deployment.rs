@@ -501,6 +501,21 @@ impl Deployment {
         }
     }
 
+    /// Submits a run once, whatever comes of it; status and answer.
+    ///
+    /// # Panics
+    /// When there is no answer.
+    pub async fn submit_once(&self, body: &Value, key: &str) -> (u16, Value) {
+        let request = self.http.post(format!("{}/v1/runs", self.api_url()));
+        let request = request
+            .bearer_auth(&self.token)
+            .header("idempotency-key", key);
+        let response = request.json(body).timeout(PATIENCE).send().await;
+        let response = response.expect("the API answers");
+        let status = response.status().as_u16();
+        (status, response.json().await.unwrap_or_default())
+    }
+
     /// Submits a run until there is an answer; the key makes that safe.
     ///
     /// # Panics

@@ -113,6 +113,13 @@ impl Database {
         format!("postgres://viworks@127.0.0.1:{port}/{name}?sslmode=disable")
     }
 
+    /// The same behind a proxy on another port of this machine.
+    #[must_use]
+    pub fn behind(mut self, port: u16) -> Self {
+        self.port = port;
+        self
+    }
+
     /// What a query answers, its rows in lines and its columns between bars.
     ///
     /// # Errors

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -16,6 +16,7 @@ const COMMIT: &[u8] = b"Q\0\0\0\x0bCOMMIT\0";
 pub struct Thief {
     address: SocketAddr,
     armed: Arc<AtomicBool>,
+    wanted: Arc<Mutex<String>>,
     stolen: Arc<AtomicU64>,
 }
 
@@ -33,15 +34,18 @@ impl Thief {
         let thief = Self {
             address: listener.local_addr()?,
             armed: Arc::default(),
+            wanted: Arc::default(),
             stolen: Arc::default(),
         };
         let (armed, stolen) = (Arc::clone(&thief.armed), Arc::clone(&thief.stolen));
+        let wanted = Arc::clone(&thief.wanted);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let (armed, stolen) = (Arc::clone(&armed), Arc::clone(&stolen));
+                let wanted = Arc::clone(&wanted);
                 tokio::spawn(async move {
                     // Either side may be gone at any time; that is what this is for.
-                    let _gone = forward(client, port, &armed, &stolen).await;
+                    let _gone = forward(client, port, &armed, &wanted, &stolen).await;
                 });
             }
         });
@@ -56,6 +60,15 @@ impl Thief {
 
     /// Takes away the answer to the next commit.
     pub fn arm(&self) {
+        self.arm_for("");
+    }
+
+    /// Takes away the answer to the next commit of a transaction in which this text was said.
+    pub fn arm_for(&self, text: &str) {
+        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        wanted.clear();
+        wanted.push_str(text);
+        drop(wanted);
         self.armed.store(true, Ordering::SeqCst);
     }
 
@@ -74,6 +87,7 @@ async fn forward(
     client: TcpStream,
     port: u16,
     armed: &AtomicBool,
+    wanted: &Mutex<String>,
     stolen: &AtomicU64,
 ) -> io::Result<()> {
     let server = TcpStream::connect(("127.0.0.1", port)).await?;
@@ -89,11 +103,13 @@ async fn forward(
             to_client.write_all(&bytes[..count]).await?;
         }
     });
-    let mut bytes = vec![0; 64 * 1024];
+    let (mut bytes, mut transaction) = (vec![0; 64 * 1024], Vec::new());
     loop {
         let count = from_client.read(&mut bytes).await?;
         let (said, steals) = (&bytes[..count], Ordering::SeqCst);
-        if said.ends_with(COMMIT) && armed.swap(false, steals) {
+        transaction.extend_from_slice(said);
+        let commits = said.ends_with(COMMIT);
+        if commits && holds(&transaction, wanted) && armed.swap(false, steals) {
             // Nothing comes back from here on; the server gets to read it all the same.
             back.abort();
             to_server.write_all(said).await?;
@@ -105,6 +121,18 @@ async fn forward(
             back.abort();
             return to_server.shutdown().await;
         }
+        if commits {
+            transaction.clear();
+        }
         to_server.write_all(said).await?;
     }
+}
+
+/// Whether the wanted text was said.
+fn holds(transaction: &[u8], wanted: &Mutex<String>) -> bool {
+    let wanted = wanted.lock().unwrap_or_else(PoisonError::into_inner);
+    wanted.is_empty()
+        || transaction
+            .windows(wanted.len())
+            .any(|said| said == wanted.as_bytes())
 }

@@ -220,6 +220,11 @@ impl Kept {
         self.places
     }
 
+    /// Ends the session that it is in.
+    pub fn end(self, code: CloseCode, reason: &'static str) {
+        self.shelf.end(code, reason);
+    }
+
     /// Puts a command there that a committed transaction offered.
     pub fn put(mut self, command: LeasedCommand) {
         self.used(command.command_id, |inner| inner.offered.push_back(command));

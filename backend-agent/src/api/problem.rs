@@ -12,7 +12,7 @@ use crate::auth::apikey::CreateError;
 use crate::auth::bearer::AuthError;
 use crate::auth::risk_scope;
 use crate::command::submit::{NotOffered, SubmitError};
-use crate::data::{self, StoreError};
+use crate::data::{self, StoreError, in_full};
 
 /// How to submit without the gateways that stand in the way.
 const WAYS_OUT: &str = "\"targets\": {\"all_except\": [names]}, or \"skip_unable\": true to leave out whoever cannot take it \
@@ -231,20 +231,26 @@ impl From<StoreError> for ApiError {
                     .hindered_by(full)
                     .retry_after(retry_after)
             }
-            StoreError::Unavailable(_) | StoreError::Unknown(_) => {
+            StoreError::Unknown(_) => {
+                tracing::warn!(error = in_full(&error), "the answer to a commit was lost");
+                let detail = "whether it was done is not known, because the database went away; asking again is safe, \
+                              for a submission with the same Idempotency-Key";
+                Self::new(ProblemCode::Unavailable, detail).retry_after(RETRY_SOON)
+            }
+            StoreError::Unavailable(_) => {
                 tracing::warn!(
-                    error = chain(&error),
+                    error = in_full(&error),
                     "a request met an unavailable database"
                 );
                 Self::new(ProblemCode::Unavailable, "the database does not answer")
                     .retry_after(RETRY_SOON)
             }
             StoreError::Full(_) => {
-                tracing::error!(error = chain(&error), "the database is full");
+                tracing::error!(error = in_full(&error), "the database is full");
                 Self::new(ProblemCode::StorageFull, "the database cannot grow")
             }
             StoreError::Fenced | StoreError::Inconsistent { .. } => {
-                tracing::error!(error = chain(&error), "a request failed");
+                tracing::error!(error = in_full(&error), "a request failed");
                 Self::new(
                     ProblemCode::Internal,
                     "the request met a fault that is in the backend's log",
@@ -273,7 +279,7 @@ impl From<CreateError> for ApiError {
             CreateError::BadExpiry => "expires_in_ms",
             CreateError::Store(error) => return error.into(),
             CreateError::Write { .. } | CreateError::File(_) => {
-                tracing::error!(error = chain(&error), "an API key could not be made");
+                tracing::error!(error = in_full(&error), "an API key could not be made");
                 return Self::new(ProblemCode::Internal, "the key could not be made");
             }
         };
@@ -379,16 +385,4 @@ fn gateway_ref(which: &data::GatewayRef) -> String {
 
 pub(super) fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// An error with everything beneath it, for the log.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -316,8 +316,13 @@ impl Commands {
         let (store, tenant) = (Arc::clone(&self.store), self.tenant.clone());
         let work = async move {
             let mut submission = store.submit_run(&tenant, new, now).await;
-            if let Ok(Submission::Submitted { offered, .. }) = &mut submission {
-                delivery.deliver(std::mem::take(offered), waiting);
+            match &mut submission {
+                Ok(Submission::Submitted { offered, .. }) => {
+                    delivery.deliver(std::mem::take(offered), waiting);
+                }
+                // What may have been offered to a session has to come to its gateway by way of the next one.
+                Err(StoreError::Unknown(_)) => delivery.give_up(),
+                Ok(_) | Err(_) => {}
             }
             submission
         };

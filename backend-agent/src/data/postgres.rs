@@ -15,13 +15,14 @@ mod workers;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::timeout;
 use viworks_common::id::Tenant;
 
 use super::intents::SqlStore;
 use super::intents::link::{Engine, Urgency};
 use super::intents::tx::View;
 use super::intents::upkeep;
-use super::{StoreHealth, StoreResult};
+use super::{StoreError, StoreHealth, StoreResult};
 
 pub use address::{Address, AddressError};
 pub use error::Error;
@@ -34,6 +35,10 @@ use workers::{Purpose, Workers};
 
 /// Connections for what takes long and nobody sits and waits for.
 const BULK_CONNECTIONS: u32 = 2;
+
+/// How long the server may take to show that it works.
+const HEALTH_TIME: Duration = Duration::from_secs(10);
+const HEALTH_LATE: &str = "the database server has not committed anything for ten seconds";
 
 /// How long a transaction waits for a place among those that wait for a connection.
 const ROOM_TIME: Duration = Duration::from_secs(5);
@@ -83,7 +88,7 @@ impl PostgresStore {
         let instance = instance.await.map_err(|_panicked| Error::Panicked)??;
         let at = Arc::clone(&address);
         let prepared = tokio::task::spawn_blocking(move || {
-            schema::prepare(&at, migrate)?;
+            schema::prepare(&at, migrate, role)?;
             schema::check_moved(&at)
         });
         prepared.await.map_err(|_panicked| Error::Panicked)??;
@@ -131,13 +136,15 @@ impl Engine for Postgres {
     }
 
     fn is_busy(&self) -> bool {
-        self.writers.waiting() > 0
+        self.writers.is_busy()
     }
 
     async fn health(&self) -> StoreResult<StoreHealth> {
         let beat = |view: &View<'_>| upkeep::health(view, "postgres");
-        self.write(&Tenant::default_tenant(), Urgency::Prompt, beat)
-            .await
+        let tenant = Tenant::default_tenant();
+        let beaten = self.write(&tenant, Urgency::Prompt, beat);
+        let late = |_elapsed| Err(StoreError::Unavailable(HEALTH_LATE.into()));
+        timeout(HEALTH_TIME, beaten).await.unwrap_or_else(late)
     }
 
     async fn close(&self) {

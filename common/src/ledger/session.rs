@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 
 use super::command::{By, Change, Command, Course};
 use super::permit::CANCELLED;
-use crate::admission::IdentityRow;
 use crate::command::{CommandEvent, CommandState};
 use crate::id::{AgentRunId, CommandId};
 use crate::rules::{Rule, Rulebook};
@@ -154,19 +153,10 @@ mod tests {
 
     #[test]
     fn only_the_session_of_the_confirmed_epoch_may_write() {
-        let row = IdentityRow {
-            confirmed: 5,
-            issued: 6,
-            ..IdentityRow::fresh(1)
-        };
-        assert!(may_write(Complete, &row, 5));
-        assert!(!may_write(Complete, &row, 4));
-        assert!(!may_write(Complete, &row, 6));
-        let revoked = IdentityRow {
-            revoked: true,
-            ..row
-        };
-        assert!(!may_write(Complete, &revoked, 5));
+        assert!(may_write(Complete, 5, false, 5));
+        assert!(!may_write(Complete, 5, false, 4));
+        assert!(!may_write(Complete, 5, false, 6));
+        assert!(!may_write(Complete, 5, true, 5));
     }
 
     #[test]

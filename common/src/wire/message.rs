@@ -426,8 +426,8 @@ macro_rules! messages {
                 };
                 Some(decoded.and_then(|message| {
                     message.check().map_err(serde::de::Error::custom)?;
-                    // Of telemetry each record is looked at by itself.
-                    if kind != TELEMETRY && crate::text::json_holds_nul(body) {
+                    // What a gateway is called and allows is kept as text; prose is made harmless where it is kept.
+                    if matches!(kind, HELLO | CATALOGUE) && crate::text::json_holds_nul(body) {
                         return Err(serde::de::Error::custom("text with a NUL character"));
                     }
                     Ok(message)
@@ -437,8 +437,8 @@ macro_rules! messages {
     };
 }
 
-/// The kind of a batch of telemetry.
-const TELEMETRY: u8 = 0x12;
+const HELLO: u8 = 0x02;
+const CATALOGUE: u8 = 0x18;
 
 messages! {
     /// Everything an agent may send.

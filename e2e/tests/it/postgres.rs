@@ -10,6 +10,7 @@ use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
 use viworks_testkit::gateway::{ONCE, local_request, mark_starts, started};
 use viworks_testkit::postgres::Own;
 use viworks_testkit::process::{eventually, finish};
+use viworks_testkit::thief::Thief;
 
 const STREAM: &str = "app.pump";
 
@@ -222,7 +223,7 @@ async fn migrations_are_a_step_of_their_own_and_what_is_wrong_is_said_in_one_sen
     for verb in [&["serve"][..], &["check-config", "--connect"], &["migrate"]] {
         let refused = backend(&system, verb).await.ended_with(69);
         assert!(
-            refused.stderr.contains("cannot be reached"),
+            refused.stderr.contains("cannot be used at the moment"),
             "{verb:?} {refused:#?}"
         );
         assert!(refused.took < Duration::from_secs(20), "{refused:#?}");
@@ -347,8 +348,81 @@ async fn a_site_moves_to_a_server_and_no_gateway_joins_again() {
     let after = system.submit(ONCE, "after").await;
     system.finished(&after).await;
     assert_eq!(started(&folder).len(), 2);
+    drop(gateway);
+    assert!(system.backend().stop(PATIENCE).await.success());
     let elsewhere = own.server().url("absent");
     let refused = backend(&system, &["migrate-store", "--to", &elsewhere]).await;
     assert!(refused.code == Some(78), "{refused:#?}");
+}
+
+/// The commit happens and its answer is lost, while the command may have been offered to its gateway's session already.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_submission_whose_answer_is_lost_is_settled_by_the_next_session() {
+    let Some(own) = Own::start() else { return };
+    let thief = Thief::before(own.server().port()).await.unwrap();
+    let database = database(&own).behind(thief.port());
+    let mut system = Deployment::on(Binaries::shipped(), database);
+    let folder = system.issue("gw-1");
+    mark_starts(&folder);
+    system.start_backend(Start::default()).await;
+    let gateway = system.start_gateway(&folder, Start::default());
+    system.online("gw-1").await;
+    let mut lost = 0;
+    for number in 0..20 {
+        let body = json!({"command": ONCE, "targets": {"gateways": ["gw-1"]}});
+        let key = format!("lost-{number}");
+        thief.arm_for(ONCE);
+        let (status, answer) = system.submit_once(&body, &key).await;
+        if status == 503
+            && answer
+                .to_string()
+                .contains("whether it was done is not known")
+        {
+            lost += 1;
+        }
+        let run = eventually("it is accepted", PATIENCE, async || {
+            let (status, answer) = system.submit_once(&body, &key).await;
+            (200..300).contains(&status).then_some(answer)
+        })
+        .await;
+        let run = system.finished(run["id"].as_str().unwrap()).await;
+        assert_eq!(run["counts"], json!({"succeeded": 1}), "{run}");
+        system.online("gw-1").await;
+        if lost == 3 {
+            break;
+        }
+    }
+    assert_eq!(lost, 3, "of {} stolen answers", thief.stolen());
+    let marks = started(&folder);
+    assert!(marks.values().all(|times| *times == 1), "{marks:?}");
     drop(gateway);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_used_site_is_not_left_for_an_empty_database() {
+    let Some(own) = Own::start() else { return };
+    let url = database(&own).url();
+    let mut system = Deployment::new(Binaries::shipped());
+    let _folder = system.issue("gw-1");
+    let written = std::fs::read_to_string(system.backend_config()).unwrap();
+    std::fs::write(
+        system.backend_config(),
+        format!("{written}\n[store]\nurl = \"{url}\"\n"),
+    )
+    .unwrap();
+    let refused = backend(&system, &["serve"]).await.ended_with(78);
+    assert!(
+        refused.stderr.contains("migrate-store --to"),
+        "{refused:#?}"
+    );
+    let _moved = {
+        std::fs::write(system.backend_config(), &written).unwrap();
+        backend(&system, &["migrate-store", "--to", &url])
+            .await
+            .ended_with(0)
+    };
+    system
+        .start_backend(Start::default().with("VIWORKS__STORE__URL", &url))
+        .await;
+    assert_eq!(system.get("/v1/gateways").await["items"][0]["name"], "gw-1");
 }

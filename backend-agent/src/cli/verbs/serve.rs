@@ -24,6 +24,13 @@ const FILE_TIME: Duration = Duration::from_secs(5);
 /// How long closing the database may take at the end.
 const CLOSE_TIME: Duration = Duration::from_secs(10);
 
+/// Takes back what was said about where this process listens. Where that cannot be done it stays, and whoever waits for
+/// the next start learns of the old one.
+async fn forget(ready_file: &Path) {
+    let path = ready_file.to_owned();
+    drop(blocking::call("ready file", FILE_TIME, move || std::fs::remove_file(path)).await);
+}
+
 /// Runs the backend until it is told to end.
 pub(super) async fn serve(
     load: impl FnOnce() -> Result<Setup, Problems> + Send + 'static,
@@ -33,6 +40,10 @@ pub(super) async fn serve(
     // process from hearing that it should end.
     let mut signals = Signals::listen().context("failed to listen for signals")?;
     let hangups = Hangups::listen().context("failed to listen for SIGHUP")?;
+    if let Some(path) = ready_file {
+        // What an earlier run said is not true any more.
+        forget(path).await;
+    }
     let setup = tokio::select! {
         loaded = blocking::call("setup", LOAD_TIME, load) => {
             loaded.context("what the backend starts with could not be read")??
@@ -82,6 +93,9 @@ pub(super) async fn serve(
     let watchdog = notify::spawn_watchdog(&lifecycle);
     let outcome = lifecycle.run(&mut signals, GRACE).await;
     drop(watchdog);
+    if let Some(path) = ready_file {
+        forget(path).await;
+    }
     let folder = config.data.state_folder.clone();
     let forget = move || listening::forget(&folder);
     // What stays behind is known for that; a disk that hangs does not keep the process.

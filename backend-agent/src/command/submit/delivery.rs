@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use viworks_common::code::CloseCode;
 use viworks_common::id::{AgentId, CommandId};
 use viworks_common::ledger::lease::Place;
 
@@ -30,6 +31,14 @@ impl Delivery {
         let place = kept.place();
         self.kept.insert(agent_id, kept);
         Some(place)
+    }
+
+    /// Ends the sessions that kept room: whether commands were offered to them is not known, and what follows the end
+    /// of a session settles both.
+    pub(super) fn give_up(self) {
+        for kept in self.kept.into_values() {
+            kept.end(CloseCode::Internal, "the answer to a commit was lost");
+        }
     }
 
     /// Sends what was offered, and wakes dispatch for the others of `commands`.

@@ -54,8 +54,8 @@ pub(super) fn admit(
     request: &AdmitRequest,
     limits: &TelemetryLimits,
 ) -> StoreResult<AdmitOutcome> {
-    tx.lock([request.agent_id])?;
     tx.lock_telemetry([request.agent_id])?;
+    tx.lock([request.agent_id])?;
     let Some(known) = opening::identity(tx, request.agent_id, None)? else {
         return Ok(AdmitOutcome::Unknown);
     };

@@ -199,8 +199,8 @@ pub(super) fn revoke(
     agent_id: AgentId,
     actor: &Actor,
 ) -> StoreResult<Option<Revoked>> {
-    tx.lock([agent_id])?;
     tx.lock_telemetry([agent_id])?;
+    tx.lock([agent_id])?;
     let Some(gateway) = load(tx, &GatewayRef::Id(agent_id))? else {
         return Ok(None);
     };

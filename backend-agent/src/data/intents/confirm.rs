@@ -48,8 +48,8 @@ pub(super) const ADD_LABELS: Sql = Sql {
 pub(super) fn confirm(tx: &Tx<'_>, request: &ConfirmRequest) -> StoreResult<ConfirmOutcome> {
     let (agent_id, epoch) = (request.agent_id, request.issued);
     let session = (request.issued, request.session_id);
-    tx.lock([agent_id])?;
     tx.lock_telemetry([agent_id])?;
+    tx.lock([agent_id])?;
     let Some(known) = opening::identity(tx, agent_id, Some(session))? else {
         return Ok(ConfirmOutcome::Superseded);
     };

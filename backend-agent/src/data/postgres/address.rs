@@ -1,10 +1,11 @@
 //! Where the server is and how it is spoken to.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
 use std::time::Duration;
 
+use sqlx::ConnectOptions as _;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 /// What is wrong with the URL of a database.
@@ -18,6 +19,12 @@ pub enum AddressError {
         "the URL holds a password; put it into a file for the owner only and name that as password_file"
     )]
     Password,
+    /// A parameter that means nothing here.
+    #[error("the URL has a parameter {0}; only sslmode means something")]
+    Parameter(String),
+    /// Nothing says who asks, or whom.
+    #[error("the URL names no user and host (postgres://USER@HOST/DATABASE)")]
+    NoUser,
     /// Nothing says which database.
     #[error("the URL names no database (postgres://USER@HOST/DATABASE)")]
     NoDatabase,
@@ -30,6 +37,14 @@ pub enum AddressError {
         host: String,
         /// What the URL says.
         mode: String,
+    },
+    /// The file with the authority cannot be used.
+    #[error("{path}: {problem}")]
+    AuthorityFile {
+        /// Which file.
+        path: String,
+        /// What is wrong with it.
+        problem: String,
     },
     /// The file with the password cannot be read.
     #[error("{path}: {problem}")]
@@ -45,6 +60,7 @@ pub enum AddressError {
 #[derive(Clone)]
 pub struct Address {
     options: PgConnectOptions,
+    password_file: Option<PathBuf>,
     /// Most connections at once.
     pub connections_max: u32,
     /// How long connecting may take.
@@ -89,15 +105,23 @@ impl Address {
                 "it does not begin with postgres://".to_owned(),
             ));
         }
-        // The library's message may repeat what was given, so only its kind is told.
-        let options = PgConnectOptions::from_str(url)
-            .map_err(|_told| AddressError::Syntax("it cannot be read".to_owned()))?;
         if has_password(url) {
             return Err(AddressError::Password);
         }
+        if let Some(stray) = stray_parameter(url) {
+            return Err(AddressError::Parameter(stray));
+        }
+        // The library's message may repeat what was given, so only its kind is told.
+        let options = PgConnectOptions::from_str(url)
+            .map_err(|_told| AddressError::Syntax("it cannot be read".to_owned()))?;
         if options.get_database().is_none_or(str::is_empty) {
             return Err(AddressError::NoDatabase);
         }
+        if !names_user(url) {
+            return Err(AddressError::NoUser);
+        }
+        let host = options.get_host().trim_matches(['[', ']']).to_owned();
+        let options = options.host(&host);
         let local = options.get_socket().is_some() || is_local(options.get_host());
         let asked = url.contains("sslmode=") || url.contains("ssl-mode=");
         let mut options = options.application_name("viworks-backend-agent");
@@ -115,13 +139,14 @@ impl Address {
             });
         }
         if let Some(ca_file) = ca_file {
-            options = options.ssl_root_cert(ca_file);
+            options = options.ssl_root_cert_from_pem(read_authority(ca_file)?);
         }
         if let Some(path) = password_file {
-            options = options.password(&read_password(path)?);
+            let _readable = read_password(path)?;
         }
         Ok(Self {
             options,
+            password_file: password_file.map(Path::to_owned),
             connections_max: 16,
             connect_timeout: Duration::from_secs(5),
         })
@@ -134,17 +159,34 @@ impl Address {
         self
     }
 
-    /// What every connection begins with: a statement that stands still must not stand for ever, plans that the
-    /// compiler of the server spends more on than they take are not compiled, and a commit is on the disk.
-    pub(super) fn options(&self) -> PgConnectOptions {
-        self.options.clone().statement_cache_capacity(512).options([
-            ("statement_timeout", "30s"),
-            ("lock_timeout", "10s"),
-            ("idle_in_transaction_session_timeout", "60s"),
-            ("jit", "off"),
-            ("synchronous_commit", "on"),
-        ])
+    /// What every connection begins with: a statement that stands still must not stand for ever, and plans that the
+    /// compiler of the server spends more on than they take are not compiled. The password is read each time: one that
+    /// was changed is in force with the next connection.
+    pub(super) fn options(&self) -> Result<PgConnectOptions, AddressError> {
+        let mut options = self.options.clone();
+        if let Some(path) = &self.password_file {
+            options = options.password(&read_password(path)?);
+        }
+        Ok(options
+            .disable_statement_logging()
+            .statement_cache_capacity(512)
+            .options([
+                ("statement_timeout", "30s"),
+                ("lock_timeout", "10s"),
+                ("idle_in_transaction_session_timeout", "60s"),
+                ("jit", "off"),
+            ]))
     }
+}
+
+/// A parameter that means nothing here; its value may be anything, so it is not told.
+fn stray_parameter(url: &str) -> Option<String> {
+    let (_, query) = url.split_once('?')?;
+    let names = query
+        .split('&')
+        .map(|part| part.split('=').next().unwrap_or_default());
+    let mut strays = names.filter(|name| !matches!(*name, "" | "sslmode" | "ssl-mode"));
+    strays.next().map(str::to_owned)
 }
 
 fn has_password(url: &str) -> bool {
@@ -152,6 +194,14 @@ fn has_password(url: &str) -> bool {
     let authority = authority.split(['/', '?']).next().unwrap_or_default();
     let user = authority.rsplit_once('@').map_or("", |(user, _)| user);
     user.contains(':') || url.contains("password=")
+}
+
+fn names_user(url: &str) -> bool {
+    let authority = url.split_once("://").map_or("", |(_, rest)| rest);
+    let authority = authority.split(['/', '?']).next().unwrap_or_default();
+    authority
+        .split_once('@')
+        .is_some_and(|(user, host)| !user.is_empty() && !host.is_empty())
 }
 
 fn mode_of(url: &str) -> String {
@@ -168,6 +218,23 @@ fn is_local(host: &str) -> bool {
         || address.is_ok_and(|address| address.is_loopback())
 }
 
+/// The most that a file of authorities may hold.
+const AUTHORITY_BYTES_MAX: u64 = 1024 * 1024;
+
+fn read_authority(path: &Path) -> Result<Vec<u8>, AddressError> {
+    let failed = |problem: String| AddressError::AuthorityFile {
+        path: path.display().to_string(),
+        problem,
+    };
+    let pem = viworks_runtime::files::read_trusted(path, AUTHORITY_BYTES_MAX)
+        .map_err(|error| failed(error.to_string()))?;
+    let begins = b"-----BEGIN CERTIFICATE-----";
+    if !pem.windows(begins.len()).any(|window| window == begins) {
+        return Err(failed("it holds no certificate".to_owned()));
+    }
+    Ok(pem)
+}
+
 fn read_password(path: &Path) -> Result<String, AddressError> {
     let failed = |problem: String| AddressError::PasswordFile {
         path: path.display().to_string(),
@@ -177,8 +244,8 @@ fn read_password(path: &Path) -> Result<String, AddressError> {
         viworks_runtime::files::read_private(path).map_err(|error| failed(error.to_string()))?;
     let text = str::from_utf8(&text).map_err(|_not_utf8| failed("it is not text".to_owned()))?;
     let password = text.trim_end_matches(['\n', '\r']);
-    if password.is_empty() {
-        return Err(failed("it is empty".to_owned()));
+    if password.is_empty() || password.contains(['\n', '\r', '\u{feff}']) {
+        return Err(failed("it must hold the password, on one line".to_owned()));
     }
     Ok(password.to_owned())
 }
@@ -193,6 +260,12 @@ mod tests {
 
     #[test]
     fn a_password_in_the_url_is_refused_and_not_repeated() {
+        let stray = parse("postgres://vw@127.0.0.1/viworks?passwd=hunter2").unwrap_err();
+        assert_eq!(stray, AddressError::Parameter("passwd".to_owned()));
+        assert_eq!(
+            parse("postgres://127.0.0.1/viworks").unwrap_err(),
+            AddressError::NoUser
+        );
         for url in [
             "postgres://vw:hunter2@127.0.0.1/viworks",
             "postgres://vw@127.0.0.1/viworks?password=hunter2",
@@ -215,7 +288,8 @@ mod tests {
             assert!(error.to_string().contains(mode), "{error}");
         }
         for local in ["127.0.0.1", "[::1]", "localhost"] {
-            assert!(parse(&format!("postgres://vw@{local}/viworks?sslmode=disable")).is_ok());
+            let address = parse(&format!("postgres://vw@{local}/viworks?sslmode=disable")).unwrap();
+            assert!(!address.options.get_host().contains('['), "{address}");
         }
     }
 

@@ -2,7 +2,9 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::future::Future;
 use std::ops::ControlFlow;
+use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
 use sqlx::encode::{Encode, IsNull};
@@ -42,6 +44,10 @@ impl Trouble {
         }
     }
 }
+
+/// How long an answer may take: longer than the server lets a statement take. A server that says nothing any more is no
+/// better than one that is gone.
+const ANSWER_TIME: Duration = Duration::from_secs(40);
 
 /// A connection on the thread that has it.
 pub(super) struct Connection {
@@ -94,7 +100,9 @@ impl Connection {
             .enable_all()
             .build()
             .map_err(|error| Error::NoThread(error.into()))?;
-        let options = address.options();
+        let options = address
+            .options()
+            .map_err(|error| Error::Address(error.to_string()))?;
         let inner = runtime.block_on(async {
             let connecting = tokio::time::timeout(address.connect_timeout, options.connect());
             connecting.await.unwrap_or_else(|_elapsed| {
@@ -113,9 +121,15 @@ impl Connection {
 
     /// Runs a statement without parameters, as it is.
     pub(super) fn batch(&self, sql: &'static str) -> Result<(), Error> {
+        self.batch_within(sql, ANSWER_TIME)
+    }
+
+    /// The same, where the answer must not take longer than this.
+    pub(super) fn batch_within(&self, sql: &'static str, limit: Duration) -> Result<(), Error> {
         let mut inner = self.inner.borrow_mut();
-        let run = self.runtime.block_on(inner.execute(sqlx::raw_sql(sql)));
-        self.note(run.map(drop).map_err(Error::from))
+        let run = async { Ok(inner.execute(sqlx::raw_sql(sql)).await.map(drop)?) };
+        let run = self.runtime.block_on(within(limit, run));
+        self.note(run)
     }
 
     /// Begins a transaction.
@@ -152,13 +166,24 @@ impl Connection {
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let mut inner = self.inner.borrow_mut();
+        let done = self.runtime.block_on(within(ANSWER_TIME, work(&mut inner)));
+        self.note(done)
+    }
+
+    /// The same, for what takes as long as there are rows.
+    pub(super) fn with_patience<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let mut inner = self.inner.borrow_mut();
         let done = self.runtime.block_on(work(&mut inner));
         self.note(done)
     }
 
     /// Says goodbye.
     pub(super) fn close(self) {
-        let closed = self.runtime.block_on(self.inner.into_inner().close());
+        let closing = async { Ok(self.inner.into_inner().close().await?) };
+        let closed = self.runtime.block_on(within(GOODBYE_TIME, closing));
         if let Err(error) = closed {
             tracing::debug!(%error, "a connection to the database was gone before it was closed");
         }
@@ -186,9 +211,9 @@ impl Connection {
         }
         let numbered = numbered(sql.postgres);
         let mut inner = self.inner.borrow_mut();
-        let statement = self
-            .runtime
-            .block_on(inner.prepare(sqlx::SqlSafeStr::into_sql_str(numbered.sql.as_str())))?;
+        let sql_text = sqlx::SqlSafeStr::into_sql_str(numbered.sql.as_str());
+        let preparing = async { Ok(inner.prepare(sql_text).await?) };
+        let statement = self.runtime.block_on(within(ANSWER_TIME, preparing))?;
         let kinds = match statement.parameters() {
             Some(Either::Left(types)) => types.iter().map(Kind::of).collect(),
             Some(Either::Right(_)) | None => Vec::new(),
@@ -229,9 +254,24 @@ impl Connection {
     }
 }
 
+/// How long saying goodbye may take.
+const GOODBYE_TIME: Duration = Duration::from_secs(2);
+
+/// What comes within a time; a connection whose answer was not waited for cannot be used again.
+async fn within<T>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let late = |_elapsed| {
+        let late = std::io::Error::from(std::io::ErrorKind::TimedOut);
+        Err(sqlx::Error::Io(late).into())
+    };
+    tokio::time::timeout(limit, work).await.unwrap_or_else(late)
+}
+
 /// A statement and its parameters do not go together.
 fn fault(what: String) -> Error {
-    sqlx::Error::Protocol(what).into()
+    sqlx::Error::Encode(what.into()).into()
 }
 
 impl Link for Connection {
@@ -245,7 +285,8 @@ impl Link for Connection {
             let (prepared, arguments) = self.bind(sql, params, offers)?;
             let mut inner = self.inner.borrow_mut();
             let query = prepared.statement.query_with(arguments);
-            let done = self.runtime.block_on(query.execute(&mut *inner))?;
+            let executing = async { Ok(query.execute(&mut *inner).await?) };
+            let done = self.runtime.block_on(within(ANSWER_TIME, executing))?;
             Ok(usize::try_from(done.rows_affected()).unwrap_or(usize::MAX))
         };
         self.note(run()).map_err(LinkError::Postgres)
@@ -262,24 +303,38 @@ impl Link for Connection {
             let (prepared, arguments) = self.bind(sql, params, offers)?;
             let mut inner = self.inner.borrow_mut();
             let query = prepared.statement.query_with(arguments);
-            self.runtime.block_on(async {
+            let fetching = async {
                 let mut rows = query.fetch(&mut *inner);
                 while let Some(row) = rows.try_next().await? {
                     if take(&Row::new(&Read(row))) == ControlFlow::Break(()) {
                         break;
                     }
                 }
-                Ok::<_, Error>(())
-            })
+                Ok(())
+            };
+            self.runtime.block_on(within(ANSWER_TIME, fetching))
         };
         self.note(run()).map_err(LinkError::Postgres)
     }
 
     fn lock_gateways(&self, tenant: &Tenant, gateways: &[AgentId]) -> Result<bool, LinkError> {
-        // One by one where there are few: the plan of a list of unknown length may lock in another order.
         const ONE: &str = "\
             SELECT agent_id FROM gateways WHERE tenant = :tenant AND agent_id = :agent_id FOR NO KEY UPDATE";
+        // Rows are locked in the order in which they are sorted.
+        const MANY: &str = "\
+            SELECT agent_id FROM gateways
+            WHERE tenant = :tenant AND agent_id IN (SELECT * FROM json_array_elements_text(:gateways))
+            ORDER BY agent_id FOR NO KEY UPDATE";
         let tenant = tenant.as_str();
+        if gateways.len() > 3 {
+            let gateways: Vec<String> = gateways.iter().map(ToString::to_string).collect();
+            let gateways = serde_json::Value::from(gateways).to_string();
+            let params = viworks_runtime::params! { tenant, gateways };
+            self.query(MANY.into(), params, &[], &mut |_row| {
+                ControlFlow::Continue(())
+            })?;
+            return Ok(true);
+        }
         for agent_id in gateways {
             let params = viworks_runtime::params! { tenant, agent_id };
             self.query(ONE.into(), params, &[], &mut |_row| {

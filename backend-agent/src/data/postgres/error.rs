@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use sqlx::migrate::MigrateError;
 use viworks_runtime::sqlite::Constraint;
 
 use crate::data::StoreError;
@@ -10,32 +9,34 @@ use crate::data::StoreError;
 /// A failure of the server, of the way to it, or of what it was asked to do.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
-    /// Two transactions waited for each other, or one waited too long: nothing of it remains, and it can be done again.
-    #[error("the transaction met another one")]
-    Again(#[source] Arc<sqlx::Error>),
-    /// The server cannot be reached, is starting or stopping, or the connection broke.
-    #[error("the database server cannot be reached")]
-    Lost(#[source] Arc<sqlx::Error>),
+    /// Two transactions waited for each other: nothing of it remains, and it can be done again.
+    #[error("the transaction met another one: {}", said(.0))]
+    Again(Arc<sqlx::Error>),
+    /// The server gave up on a statement, or on a lock that somebody else holds.
+    #[error("the database server took too long: {}", said(.0))]
+    Slow(Arc<sqlx::Error>),
+    /// The server cannot be reached, is starting or stopping, takes no more connections, or the connection broke.
+    #[error("the database server cannot be used at the moment: {}", said(.0))]
+    Lost(Arc<sqlx::Error>),
     /// The connection broke while a transaction was committed: whether it was is not known.
-    #[error("the connection broke before the server said whether it had committed")]
-    Unknown(#[source] Arc<sqlx::Error>),
+    #[error("the connection broke before the server said whether it had committed: {}", said(.0))]
+    Unknown(Arc<sqlx::Error>),
     /// The disk of the server is full.
-    #[error("the database server has no room left")]
-    Full(#[source] Arc<sqlx::Error>),
+    #[error("the database server has no room left: {}", said(.0))]
+    Full(Arc<sqlx::Error>),
     /// A rule of the schema refused the statement.
-    #[error("a constraint of the schema refused the statement: {kind:?} {name}")]
+    #[error("a constraint of the schema refused the statement: {kind:?} {name}: {}", said(.source_error))]
     Constraint {
         /// The kind of rule.
         kind: Constraint,
         /// Its name.
         name: String,
         /// As the server tells it.
-        #[source]
-        source: Arc<sqlx::Error>,
+        source_error: Arc<sqlx::Error>,
     },
     /// The password, the user or the database is not one that the server takes.
-    #[error("the database server refuses us")]
-    Refused(#[source] Arc<sqlx::Error>),
+    #[error("the database server refuses us: {}; check user, database and password_file in [store]", said(.0))]
+    Refused(Arc<sqlx::Error>),
     /// The address of the database cannot be used.
     #[error("{0}")]
     Address(String),
@@ -44,7 +45,7 @@ pub enum Error {
     Unfit(String),
     /// The schema is not ours, is newer than this program, or cannot be brought up to date.
     #[error("{0}")]
-    Schema(String, #[source] Option<Arc<MigrateError>>),
+    Schema(String),
     /// Another backend has this database.
     #[error("another backend uses this database ({0}); one backend has a database at a time")]
     InUse(String),
@@ -52,8 +53,8 @@ pub enum Error {
     #[error("a database job panicked")]
     Panicked,
     /// There is no thread for a connection.
-    #[error("the system has no thread for a connection")]
-    NoThread(#[source] Arc<std::io::Error>),
+    #[error("the system has no thread for a connection: {0}")]
+    NoThread(Arc<std::io::Error>),
     /// The store was closed.
     #[error("the database is closed")]
     Closed,
@@ -61,8 +62,16 @@ pub enum Error {
     #[error("no connection to the database became free in time")]
     Busy,
     /// Anything else, most likely a fault of ours.
-    #[error("the database failed")]
-    Other(#[source] Arc<sqlx::Error>),
+    #[error("the database failed: {}", said(.0))]
+    Other(Arc<sqlx::Error>),
+}
+
+/// What happened, once: the library tells what the server said as an error and as its cause.
+fn said(error: &Arc<sqlx::Error>) -> String {
+    match error.as_database_error() {
+        Some(database) => database.message().to_owned(),
+        None => error.to_string(),
+    }
 }
 
 impl Error {
@@ -94,8 +103,9 @@ impl Error {
     #[must_use]
     pub const fn is_lasting(&self) -> bool {
         match self {
-            Self::Refused(_) | Self::Address(_) | Self::Unfit(_) | Self::Schema(..) => true,
+            Self::Refused(_) | Self::Address(_) | Self::Unfit(_) | Self::Schema(_) => true,
             Self::Again(_)
+            | Self::Slow(_)
             | Self::Lost(_)
             | Self::Unknown(_)
             | Self::Full(_)
@@ -111,10 +121,22 @@ impl Error {
 
     /// The same about a commit: where the way to the server broke, nobody knows whether it was made.
     pub(super) fn while_committing(self) -> Self {
-        if let Self::Lost(source) | Self::Other(source) = self {
-            Self::Unknown(source)
-        } else {
-            self
+        match self {
+            Self::Lost(source) | Self::Other(source) => Self::Unknown(source),
+            Self::Unfit(why) => Self::Unknown(Arc::new(sqlx::Error::Protocol(why))),
+            known @ (Self::Again(_)
+            | Self::Slow(_)
+            | Self::Unknown(_)
+            | Self::Full(_)
+            | Self::Constraint { .. }
+            | Self::Refused(_)
+            | Self::Address(_)
+            | Self::Schema(_)
+            | Self::InUse(_)
+            | Self::Panicked
+            | Self::NoThread(_)
+            | Self::Closed
+            | Self::Busy) => known,
         }
     }
 
@@ -124,7 +146,7 @@ impl Error {
         let constraint = |kind| Self::Constraint {
             kind,
             name: name.clone(),
-            source: Arc::clone(&source),
+            source_error: Arc::clone(&source),
         };
         // https://www.postgresql.org/docs/current/errcodes-appendix.html
         match &*code {
@@ -133,15 +155,17 @@ impl Error {
             "23503" => constraint(Constraint::ForeignKey),
             "23502" => constraint(Constraint::NotNull),
             "23514" => constraint(Constraint::Check),
-            // Serialization failure, deadlock, lock timeout, statement timeout.
-            "40001" | "40P01" | "55P03" | "57014" => Self::Again(source),
+            // Serialization failure, deadlock.
+            "40001" | "40P01" => Self::Again(source),
+            // Lock timeout, statement timeout: it took long enough.
+            "55P03" | "57014" => Self::Slow(source),
             "53100" | "53200" => Self::Full(source),
             // Unknown password, unknown user, unknown database, missing rights.
             "28P01" | "28000" | "3D000" | "42501" => Self::Refused(source),
+            // It takes no writes.
+            "25006" => Self::Unfit("the database takes no writes: it is read-only".to_owned()),
             // Shut down, crashed, starting, terminated for idling, too many connections, standby.
-            "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "53300" | "25006" => {
-                Self::Lost(source)
-            }
+            "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "53300" => Self::Lost(source),
             code if code.starts_with("08") => Self::Lost(source),
             _ => Self::Other(source),
         }
@@ -156,7 +180,9 @@ impl From<sqlx::Error> for Error {
             return Self::of_database(error.as_ref(), shared);
         }
         if let Some(why) = unverified(&source) {
-            return Self::Unfit(format!("the database server could not be verified: {why}"));
+            return Self::Unfit(format!(
+                "the database server could not be verified: {why}; where a private authority signed its certificate, name that as ca_file in [store]"
+            ));
         }
         if matches!(
             &*source,
@@ -190,12 +216,13 @@ impl From<Error> for StoreError {
             Error::Full(_) => Self::Full(Box::new(error)),
             Error::Unknown(_) => Self::Unknown(Box::new(error)),
             Error::Again(_)
+            | Error::Slow(_)
             | Error::Lost(_)
             | Error::Constraint { .. }
             | Error::Refused(_)
             | Error::Address(_)
             | Error::Unfit(_)
-            | Error::Schema(..)
+            | Error::Schema(_)
             | Error::InUse(_)
             | Error::Panicked
             | Error::NoThread(_)

@@ -1,14 +1,13 @@
 //! The schema: made, brought up to date, and refused where it is not ours.
 
 use std::borrow::Cow;
-use std::sync::Arc;
 
 use sqlx::migrate::{Migrate as _, MigrateError, Migration, MigrationType, Migrator};
 use sqlx::{PgConnection, Row as _};
 
-use super::Address;
 use super::connection::Connection;
 use super::error::Error;
+use super::{Address, Role};
 use crate::data::Pending;
 
 /// The oldest server that the statements are written for.
@@ -35,7 +34,8 @@ pub(super) fn check_server(connection: &Connection) -> Result<(), Error> {
     const SETTINGS: &str = "\
         SELECT current_setting('server_version_num')::int4 AS version, current_setting('server_version') AS named,
                current_setting('fsync') AS fsync, current_setting('full_page_writes') AS pages,
-               current_setting('server_encoding') AS encoding, pg_is_in_recovery() AS standby";
+               current_setting('server_encoding') AS encoding, current_setting('synchronous_commit') AS commits,
+               current_setting('transaction_read_only') AS read_only, pg_is_in_recovery() AS standby";
     connection.with(async |inner| {
         let row = sqlx::query(SETTINGS).fetch_one(inner).await?;
         let version: i32 = row.try_get("version")?;
@@ -48,6 +48,16 @@ pub(super) fn check_server(connection: &Connection) -> Result<(), Error> {
         if row.try_get("standby")? {
             let why = "the server is a standby and takes no writes; name the primary";
             return Err(Error::Unfit(why.to_owned()));
+        }
+        if row.try_get::<String, _>("read_only")? == "on" {
+            return Err(Error::Unfit(
+                "the database takes no writes: it is read-only for this user".to_owned(),
+            ));
+        }
+        if row.try_get::<String, _>("commits")? == "off" {
+            return Err(Error::Unfit(
+                "the server's synchronous_commit is off: what is committed would not be safe".to_owned(),
+            ));
         }
         for (column, needed) in [("fsync", "on"), ("pages", "on"), ("encoding", "UTF8")] {
             let found: String = row.try_get(column)?;
@@ -63,11 +73,16 @@ pub(super) fn check_server(connection: &Connection) -> Result<(), Error> {
 }
 
 /// Brings the schema up to date, or only looks whether it is.
-pub(super) fn prepare(address: &Address, migrate: bool) -> Result<(), Error> {
+///
+/// A tool that works beside a backend leaves the schema of that as it is, and makes one only where there is none.
+pub(super) fn prepare(address: &Address, migrate: bool, role: Role) -> Result<(), Error> {
     let connection = Connection::open(address)?;
-    let done = connection.with(async |inner| {
+    // A migration takes as long as there are rows.
+    connection.batch("SET statement_timeout = 0")?;
+    let done = connection.with_patience(async |inner| {
         let missing = missing(inner).await?;
-        if missing.is_empty() {
+        let is_new = missing.len() == MIGRATIONS.len();
+        if missing.is_empty() || (role == Role::Beside && !is_new && !migrate) {
             return Ok(());
         }
         if !migrate {
@@ -77,7 +92,7 @@ pub(super) fn prepare(address: &Address, migrate: bool) -> Result<(), Error> {
             )));
         }
         let run = migrator().run_direct(None, inner, false).await;
-        run.map_err(|error| failed("the schema cannot be brought up to date", error))
+        run.map_err(|error| failed("the schema cannot be brought up to date", &error))
     });
     connection.close();
     done
@@ -128,7 +143,8 @@ async fn missing(inner: &mut PgConnection) -> Result<Vec<Pending>, Error> {
     const TABLES: &str = "\
         SELECT (SELECT count(*) FROM pg_tables WHERE schemaname = current_schema() AND tablename <> '_sqlx_migrations') AS tables,
                to_regclass('_sqlx_migrations') IS NOT NULL AS migrated,
-               to_regclass('gateways') IS NOT NULL AS ours, current_schema() AS schema";
+               to_regclass('gateways') IS NOT NULL AS ours, current_schema() AS schema, current_user::text AS who,
+               coalesce(has_schema_privilege(current_schema(), 'CREATE'), false) AS may_create";
     let row = sqlx::query(TABLES).fetch_one(&mut *inner).await?;
     let (tables, migrated, ours): (i64, bool, bool) = (
         row.try_get("tables")?,
@@ -148,13 +164,13 @@ async fn missing(inner: &mut PgConnection) -> Result<Vec<Pending>, Error> {
     let migrator = migrator();
     let applied = if migrated {
         let dirty = inner.dirty_version(&migrator.table_name).await;
-        if let Some(version) = dirty.map_err(|error| failed("the schema cannot be read", error))? {
+        if let Some(version) = dirty.map_err(|error| failed("the schema cannot be read", &error))? {
             return Err(refuse(format!(
-                "migration {version} was interrupted and has to be repaired by hand; see docs/operations"
+                "migration {version} was interrupted and has to be repaired by hand; see docs/scaling.md"
             )));
         }
         let applied = inner.list_applied_migrations(&migrator.table_name).await;
-        applied.map_err(|error| failed("the schema cannot be read", error))?
+        applied.map_err(|error| failed("the schema cannot be read", &error))?
     } else {
         Vec::new()
     };
@@ -191,9 +207,14 @@ async fn missing(inner: &mut PgConnection) -> Result<Vec<Pending>, Error> {
 }
 
 fn refuse(why: String) -> Error {
-    Error::Schema(why, None)
+    Error::Schema(why)
 }
 
-fn failed(what: &str, error: MigrateError) -> Error {
-    Error::Schema(format!("{what}: {error}"), Some(Arc::new(error)))
+fn failed(what: &str, error: &MigrateError) -> Error {
+    // What lies beneath says it; what lies above repeats it.
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(beneath) = cause.source() {
+        cause = beneath;
+    }
+    Error::Schema(format!("{what}: {cause}"))
 }

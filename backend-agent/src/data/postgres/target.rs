@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::connection::Connection;
 use super::error::Error;
 use super::instance::Instance;
-use super::{Address, schema};
+use super::{Address, Role, schema};
 use crate::data::intents::link::{Link, LinkError};
 
 /// The database, with its schema, and no backend at it.
@@ -26,7 +26,7 @@ impl Target {
         let first = Connection::open(&address)?;
         schema::check_server(&first)?;
         let instance = Instance::take(first, Arc::clone(&address))?;
-        schema::prepare(&address, true)?;
+        schema::prepare(&address, true, Role::Backend)?;
         Ok(Self {
             connection: Connection::open(&address)?,
             _instance: instance,

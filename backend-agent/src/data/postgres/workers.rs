@@ -1,12 +1,11 @@
 //! Threads that each have a connection, and carry out one transaction after another.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 use viworks_runtime::clock::{Clock as _, SystemClock};
 use viworks_runtime::random;
@@ -84,18 +83,23 @@ pub(super) enum Purpose {
 /// Connections for one purpose. Clones share them.
 #[derive(Debug, Clone)]
 pub(super) struct Workers {
-    jobs: mpsc::Sender<Option<Box<dyn Job>>>,
+    jobs: mpsc::Sender<Option<Waiting>>,
     /// A permit for each job that waits or runs.
     room: Arc<Semaphore>,
     /// A permit for each thread; the thread holds it.
     threads: Arc<Semaphore>,
     count: u32,
-    waiting: Arc<AtomicUsize>,
 }
 
-impl std::fmt::Debug for dyn Job {
+/// A job and its place among those that wait or run.
+struct Waiting {
+    job: Box<dyn Job>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl std::fmt::Debug for Waiting {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Job")
+        f.debug_struct("Waiting").finish_non_exhaustive()
     }
 }
 
@@ -107,17 +111,17 @@ impl Workers {
         purpose: Purpose,
         count: u32,
     ) -> Result<Self, Error> {
-        let (jobs, queue) = mpsc::channel(WAITING_MAX);
+        // Room for every place, and for the word to each thread that there will be no more.
+        let words = usize::try_from(count).unwrap_or(usize::MAX);
+        let (jobs, queue) = mpsc::channel(WAITING_MAX.saturating_add(words));
         let queue = Arc::new(Mutex::new(queue));
         let threads = Arc::new(Semaphore::new(usize::try_from(count).unwrap_or(usize::MAX)));
-        let waiting = Arc::new(AtomicUsize::new(0));
         for _ in 0..count {
             let permit = Arc::clone(&threads).try_acquire_owned();
             let worker = Worker {
                 address: Arc::clone(address),
                 purpose,
                 queue: Arc::clone(&queue),
-                waiting: Arc::clone(&waiting),
             };
             thread::Builder::new()
                 .name(name.to_owned())
@@ -132,7 +136,6 @@ impl Workers {
             room: Arc::new(Semaphore::new(WAITING_MAX)),
             threads,
             count,
-            waiting,
         })
     }
 
@@ -153,17 +156,18 @@ impl Workers {
             outcome: None,
             reply,
         };
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        let sent = self.jobs.send(Some(Box::new(job))).await;
-        sent.map_err(|_gone| Error::Closed)?;
+        let job = Box::new(job);
+        let waiting = Waiting { job, _place: place };
+        self.jobs
+            .try_send(Some(waiting))
+            .map_err(|_full_or_gone| Error::Closed)?;
         let answered = answer.await;
-        drop(place);
         answered.unwrap_or_else(|_gone| Err(Error::Closed.into()))
     }
 
-    /// How many transactions wait for a connection.
-    pub(super) fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
+    /// Whether there is something to do for somebody who waits.
+    pub(super) fn is_busy(&self) -> bool {
+        self.room.available_permits() < WAITING_MAX
     }
 
     /// Takes no more, finishes what came before, and closes the connections.
@@ -180,21 +184,21 @@ impl Workers {
 struct Worker {
     address: Arc<Address>,
     purpose: Purpose,
-    queue: Arc<Mutex<mpsc::Receiver<Option<Box<dyn Job>>>>>,
-    waiting: Arc<AtomicUsize>,
+    queue: Arc<Mutex<mpsc::Receiver<Option<Waiting>>>>,
 }
 
 impl Worker {
     fn serve(&self) {
         let mut kept: Option<Connection> = None;
         let mut failed = None;
-        while let Some(mut job) = self.next() {
-            if job.is_abandoned() && self.purpose == Purpose::Read {
-                continue;
-            }
+        while let Some(Waiting { mut job, _place }) = self.next() {
             let mut attempt = 0;
             let fate = loop {
                 attempt += 1;
+                // What reads is of use to nobody then; what writes may be wanted all the same.
+                if job.is_abandoned() && (self.purpose == Purpose::Read || attempt > 1) {
+                    break Err(Error::Closed);
+                }
                 let connection = match self.connection(kept.take(), &mut failed) {
                     Ok(connection) => connection,
                     Err(error) => break Err(error),
@@ -221,15 +225,10 @@ impl Worker {
     }
 
     /// The next job; `None` when there will be no more.
-    fn next(&self) -> Option<Box<dyn Job>> {
+    fn next(&self) -> Option<Waiting> {
         // Nothing panics while it is held. Whoever waits for it has the next one.
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        let job = queue.blocking_recv().flatten();
-        drop(queue);
-        if job.is_some() {
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
-        }
-        job
+        queue.blocking_recv().flatten()
     }
 
     fn connection(
@@ -268,13 +267,12 @@ impl Worker {
                 Err(error) => (Fate::Failed(error), false),
             };
         }
-        let trouble = connection.trouble();
-        let usable = connection.roll_back();
-        match trouble {
-            Some(Trouble::Again(error)) => (Fate::Again(error), usable),
+        match connection.trouble() {
+            // There is nothing to say to it any more.
             Some(Trouble::Lost(error)) => (Fate::Lost(error), false),
+            Some(Trouble::Again(error)) => (Fate::Again(error), connection.roll_back()),
             // Its own answer stands.
-            None => (Fate::Done, usable),
+            None => (Fate::Done, connection.roll_back()),
         }
     }
 }

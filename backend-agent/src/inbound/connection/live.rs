@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
@@ -60,6 +61,10 @@ enum Step {
     Judged(Option<Judged>),
     Telemetry(Progress),
 }
+
+/// How soon the end of a session is recorded again that could not be, twice as long each time, and how often.
+const END_AGAIN: Duration = Duration::from_secs(1);
+const END_TIMES_MAX: u32 = 8;
 
 impl Live {
     pub(super) fn new(line: Line, start: Start) -> Self {
@@ -232,11 +237,22 @@ impl Live {
         inbound.manager.remove(agent_id, session_id);
         let code = closed.code.unwrap_or(CloseCode::Draining);
         let now = inbound.clock.line();
-        let ended = inbound
-            .store
-            .end_session(&tenant, agent_id, holder.epoch, code, now);
-        if let Err(error) = ended.await {
-            warn!(%gateway, %agent_id, %error, "failed to record the end of a session; the next one settles it");
+        let (mut rest, mut left) = (END_AGAIN, END_TIMES_MAX);
+        loop {
+            let ended = inbound
+                .store
+                .end_session(&tenant, agent_id, holder.epoch, code, now);
+            let Err(error) = ended.await else { return };
+            left -= 1;
+            if left == 0 {
+                warn!(%gateway, %agent_id, %error, "failed to record the end of a session; the next one settles it");
+                return;
+            }
+            // Sessions end just when the database is away; a gateway that does not come back would look connected.
+            tokio::select! {
+                () = inbound.lifecycle.stopping() => return,
+                () = tokio::time::sleep(rest) => rest = rest.saturating_mul(2),
+            }
         }
     }
 }

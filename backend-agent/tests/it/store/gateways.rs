@@ -153,16 +153,21 @@ pub(crate) async fn gateways_are_listed_in_pages_and_filtered(bed: &Bed) {
     );
 }
 
-pub(crate) async fn a_key_is_registered_for_one_gateway_once(bed: &Bed) {
-    bed.gateway(1).await;
-    bed.gateway(2).await;
-    let certificate = |n| NewCertificate {
+/// A certificate for gateway `n` with the key `key`.
+pub(crate) fn new_certificate(n: u64, key: u8) -> NewCertificate {
+    NewCertificate {
         agent_id: agent(n),
-        spki: [1; 32],
+        spki: [key; 32],
         serial: "0a".to_owned(),
         not_after: at(1_000),
         fingerprint: [2; 32],
-    };
+    }
+}
+
+pub(crate) async fn a_key_is_registered_for_one_gateway_once(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.gateway(2).await;
+    let certificate = |n| new_certificate(n, 1);
     let (tenant, actor) = (&bed.tenant, Actor::local("test"));
     bed.store
         .register_certificate(tenant, certificate(1), &actor, at(0))
@@ -196,13 +201,7 @@ pub(crate) async fn a_key_is_registered_for_one_gateway_once(bed: &Bed) {
 
 pub(crate) async fn a_certificate_of_a_revoked_gateway_is_revoked(bed: &Bed) {
     bed.gateway(1).await;
-    let certificate = NewCertificate {
-        agent_id: agent(1),
-        spki: [1; 32],
-        serial: "0a".to_owned(),
-        not_after: at(1_000),
-        fingerprint: [2; 32],
-    };
+    let certificate = new_certificate(1, 1);
     let (tenant, actor) = (&bed.tenant, Actor::local("test"));
     bed.store
         .register_certificate(tenant, certificate, &actor, at(0))

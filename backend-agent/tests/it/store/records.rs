@@ -13,7 +13,7 @@ use viworks_common::limits::PAGE_BYTES_MAX;
 
 use super::bed::{Bed, agent, at};
 
-fn new_key(n: u8) -> NewApiKey {
+pub(crate) fn new_key(n: u8) -> NewApiKey {
     NewApiKey {
         id: ApiKeyId::from_uuid(Uuid::from_u128(u128::from(n))),
         name: "ci".to_owned(),
