@@ -58,7 +58,7 @@ codes! {
     /// A request header is not valid.
     InvalidHeader = "VW-H-008", "header not valid", "errors names the header and what is allowed";
     /// The request took too long.
-    Timeout = "VW-H-009", "request timed out", "nothing is half-done: look at the state, then try again";
+    Timeout = "VW-H-009", "request timed out", "nothing is half-done, but it may still be done: look at the state, then try again, a submission with its Idempotency-Key";
     /// Too many requests at once.
     Overloaded = "VW-H-010", "too many requests at once", "wait as Retry-After says and try again";
     /// The key has used up its requests for the moment.

@@ -393,6 +393,12 @@ CREATE TABLE time_line (
     wall_ahead bigint NOT NULL
 );
 
+-- Which backend has this database: each that takes it counts one up, and transactions of an earlier one are refused.
+CREATE TABLE backend_generation (
+    one        bigint NOT NULL PRIMARY KEY CHECK (one = 1),
+    generation bigint NOT NULL
+);
+
 -- One row that the health check writes, so that "healthy" means that a commit went through.
 CREATE TABLE heartbeat (
     tenant text   COLLATE "C" NOT NULL PRIMARY KEY,

@@ -29,7 +29,7 @@ pub use error::Error;
 pub use schema::pending;
 pub use target::Target;
 
-use connection::Connection;
+use connection::{Begin, Connection};
 use instance::Instance;
 use workers::{Purpose, Workers};
 
@@ -89,18 +89,25 @@ impl PostgresStore {
         let at = Arc::clone(&address);
         let prepared = tokio::task::spawn_blocking(move || {
             schema::prepare(&at, migrate, role)?;
-            schema::check_moved(&at)
+            schema::check_moved(&at)?;
+            match role {
+                Role::Backend => schema::take_over(&at).map(Begin::of_generation),
+                Role::Beside => Ok(Begin::write()),
+            }
         });
-        prepared.await.map_err(|_panicked| Error::Panicked)??;
+        let begin = prepared.await.map_err(|_panicked| Error::Panicked)??;
+        let start = |name, purpose, begin: &Begin, count| {
+            Workers::start(&address, name, purpose, begin, count)
+        };
         let few = (address.connections_max / 4).max(1);
         let many = address
             .connections_max
             .saturating_sub(few + BULK_CONNECTIONS)
             .max(1);
         Ok(Self::on(Postgres {
-            writers: Workers::start(&address, "postgres writer", Purpose::Write, many)?,
-            bulk: Workers::start(&address, "postgres bulk", Purpose::Write, BULK_CONNECTIONS)?,
-            readers: Workers::start(&address, "postgres reader", Purpose::Read, few)?,
+            writers: start("postgres writer", Purpose::Write, &begin, many)?,
+            bulk: start("postgres bulk", Purpose::Write, &begin, BULK_CONNECTIONS)?,
+            readers: start("postgres reader", Purpose::Read, &Begin::read(), few)?,
             instance: instance.map(Arc::new),
         }))
     }

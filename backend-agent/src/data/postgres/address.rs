@@ -172,8 +172,13 @@ impl Address {
             .statement_cache_capacity(512)
             .options([
                 ("statement_timeout", "30s"),
-                ("lock_timeout", "10s"),
+                ("lock_timeout", "5s"),
                 ("idle_in_transaction_session_timeout", "60s"),
+                // A backend whose machine is gone shall not keep the next one out for hours.
+                ("tcp_keepalives_idle", "20"),
+                ("tcp_keepalives_interval", "5"),
+                ("tcp_keepalives_count", "4"),
+                ("tcp_user_timeout", "45s"),
                 ("jit", "off"),
             ]))
     }

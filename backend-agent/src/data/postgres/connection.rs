@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
@@ -31,6 +32,30 @@ pub(super) enum Trouble {
     Again(Error),
     /// The connection is gone.
     Lost(Error),
+}
+
+/// How a transaction begins.
+#[derive(Debug, Clone)]
+pub(super) struct Begin(Arc<str>);
+
+impl Begin {
+    /// One that sees one state and changes nothing.
+    pub(super) fn read() -> Self {
+        Self("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY".into())
+    }
+
+    /// One that changes something.
+    pub(super) fn write() -> Self {
+        Self("BEGIN".into())
+    }
+
+    /// The same of a backend, which is refused once another one has the database: it divides by zero then.
+    pub(super) fn of_generation(generation: i64) -> Self {
+        let text = format!(
+            "BEGIN; SELECT 1 / count(*) FROM backend_generation WHERE generation = {generation}"
+        );
+        Self(text.into())
+    }
 }
 
 impl Trouble {
@@ -133,15 +158,14 @@ impl Connection {
     }
 
     /// Begins a transaction.
-    pub(super) fn begin(&self, read_only: bool) -> Result<(), Error> {
+    pub(super) fn begin(&self, begin: &Begin) -> Result<(), Error> {
         *self.trouble.borrow_mut() = None;
-        self.batch(if read_only {
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-        } else {
-            "BEGIN"
-        })?;
+        let mut inner = self.inner.borrow_mut();
+        let text = sqlx::AssertSqlSafe(Arc::clone(&begin.0));
+        let run = async { Ok(inner.execute(sqlx::raw_sql(text)).await.map(drop)?) };
+        let run = self.runtime.block_on(within(ANSWER_TIME, run));
         self.open.set(true);
-        Ok(())
+        self.note(run)
     }
 
     /// Ends it; when the connection breaks meanwhile, nobody knows whether it was committed.

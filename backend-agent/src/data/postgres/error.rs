@@ -49,6 +49,11 @@ pub enum Error {
     /// Another backend has this database.
     #[error("another backend uses this database ({0}); one backend has a database at a time")]
     InUse(String),
+    /// Another backend has had this database since.
+    #[error(
+        "another backend took this database over; restart this one where it is the one that is wanted"
+    )]
+    PassedOn(Arc<sqlx::Error>),
     /// The job panicked; nothing of it remains.
     #[error("a database job panicked")]
     Panicked,
@@ -111,6 +116,7 @@ impl Error {
             | Self::Full(_)
             | Self::Constraint { .. }
             | Self::InUse(_)
+            | Self::PassedOn(_)
             | Self::Panicked
             | Self::NoThread(_)
             | Self::Closed
@@ -133,6 +139,7 @@ impl Error {
             | Self::Address(_)
             | Self::Schema(_)
             | Self::InUse(_)
+            | Self::PassedOn(_)
             | Self::Panicked
             | Self::NoThread(_)
             | Self::Closed
@@ -157,6 +164,8 @@ impl Error {
             "23514" => constraint(Constraint::Check),
             // Serialization failure, deadlock.
             "40001" | "40P01" => Self::Again(source),
+            // Only the beginning of a transaction divides, see `Begin`.
+            "22012" => Self::PassedOn(source),
             // Lock timeout, statement timeout: it took long enough.
             "55P03" | "57014" => Self::Slow(source),
             "53100" | "53200" => Self::Full(source),
@@ -224,6 +233,7 @@ impl From<Error> for StoreError {
             | Error::Unfit(_)
             | Error::Schema(_)
             | Error::InUse(_)
+            | Error::PassedOn(_)
             | Error::Panicked
             | Error::NoThread(_)
             | Error::Closed

@@ -176,7 +176,8 @@ fn try_lock(connection: &Connection) -> Result<Option<Holder>, Error> {
     // The class of advisory locks that means "one backend"; intents use the form with one number.
     const LOCK: &str = "SELECT pg_try_advisory_lock(1448692050, 1) AS taken";
     const HOLDER: &str = "\
-        SELECT a.pid, coalesce(a.application_name, '') || ' from ' || coalesce(host(a.client_addr), 'this machine') AS holder
+        SELECT a.pid, coalesce(a.application_name, '') || ' from ' || coalesce(host(a.client_addr), 'this machine')
+               || ', process ' || a.pid || ' of the server' AS holder
         FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid
         WHERE l.locktype = 'advisory' AND l.classid = 1448692050 AND l.objid = 1
               AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())";

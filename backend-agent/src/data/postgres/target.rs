@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::connection::Connection;
+use super::connection::{Begin, Connection};
 use super::error::Error;
 use super::instance::Instance;
 use super::{Address, Role, schema};
@@ -54,7 +54,7 @@ impl Target {
         &self,
         work: impl FnOnce(&dyn Link) -> Result<(), LinkError>,
     ) -> Result<(), Error> {
-        self.connection.begin(false)?;
+        self.connection.begin(&Begin::write())?;
         let done = work(&self.connection).map_err(of_server);
         if done.is_ok() {
             return self.connection.commit();
@@ -72,7 +72,7 @@ impl Target {
         &self,
         work: impl FnOnce(&dyn Link) -> Result<(), LinkError>,
     ) -> Result<(), Error> {
-        self.connection.begin(false)?;
+        self.connection.begin(&Begin::write())?;
         let done = work(&self.connection).map_err(of_server);
         self.connection.roll_back();
         done

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use viworks_runtime::clock::{Clock as _, SystemClock};
 use viworks_runtime::random;
 
-use super::connection::{Connection, Trouble};
+use super::connection::{Begin, Connection, Trouble};
 use super::error::Error;
 use super::{Address, rest};
 
@@ -109,6 +109,7 @@ impl Workers {
         address: &Arc<Address>,
         name: &str,
         purpose: Purpose,
+        begin: &Begin,
         count: u32,
     ) -> Result<Self, Error> {
         // Room for every place, and for the word to each thread that there will be no more.
@@ -121,6 +122,7 @@ impl Workers {
             let worker = Worker {
                 address: Arc::clone(address),
                 purpose,
+                begin: begin.clone(),
                 queue: Arc::clone(&queue),
             };
             thread::Builder::new()
@@ -184,6 +186,7 @@ impl Workers {
 struct Worker {
     address: Arc<Address>,
     purpose: Purpose,
+    begin: Begin,
     queue: Arc<Mutex<mpsc::Receiver<Option<Waiting>>>>,
 }
 
@@ -255,8 +258,12 @@ impl Worker {
 
     /// One transaction, and whether the connection can be used again.
     fn transact(&self, connection: &Connection, job: &mut dyn Job) -> (Fate, bool) {
-        if let Err(error) = connection.begin(self.purpose == Purpose::Read) {
-            return (Fate::Lost(error), false);
+        match connection.begin(&self.begin) {
+            Ok(()) => {}
+            Err(error @ Error::PassedOn(_)) => {
+                return (Fate::Failed(error), connection.roll_back());
+            }
+            Err(error) => return (Fate::Lost(error), false),
         }
         if job.run(connection) {
             return match connection.commit() {

@@ -504,6 +504,38 @@ async fn a_second_backend_is_refused_and_a_tool_is_not() {
     server.drop(&database);
 }
 
+/// The lock went with its connection, and another backend was quicker to take it: what the first one had begun it may
+/// end, and nothing more.
+#[tokio::test]
+async fn a_backend_whose_database_another_one_took_over_writes_nothing_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((server, database)) = database(&folder) else {
+        return;
+    };
+    make(server, &database);
+    let url = server.url(&database);
+    let first = Bed::new(Arc::new(open(&url, Role::Backend).await.unwrap()));
+    first.gateway(1).await;
+    let end = format!(
+        "SELECT count(pg_terminate_backend(l.pid)) FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database \
+         WHERE l.locktype = 'advisory' AND l.classid = 1448692050 AND d.datname = '{database}'"
+    );
+    assert_eq!(server.psql("postgres", &end).unwrap(), "1");
+    let second = Bed::new(Arc::new(open(&url, Role::Backend).await.unwrap()));
+    let new = super::gateways::new_gateway(2, "gw-2");
+    let actor = Actor::local("test");
+    let refused = first
+        .store
+        .create_gateway(&first.tenant, new, &actor, at(0));
+    let refused = refused.await.unwrap_err();
+    assert!(matches!(refused, StoreError::Unavailable(_)), "{refused:?}");
+    assert!(first.store.health().await.is_err());
+    second.gateway(3).await;
+    first.store.close().await;
+    second.store.close().await;
+    server.drop(&database);
+}
+
 /// The server ends every connection, as at a restart: what comes next is carried out on new ones.
 #[tokio::test]
 async fn connections_that_the_server_ends_are_made_anew() {
