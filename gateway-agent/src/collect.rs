@@ -136,11 +136,22 @@ async fn read(source: &mut Source, now: Timestamp, conditions: &Conditions) -> V
     records
 }
 
-fn unanswered(name: &str, error: &Unanswered) -> Trouble {
-    let fix = match error {
-        Unanswered::NoThread(_) => {
+/// What to do where the system starts no thread or process for a source.
+fn fix_of_a_start(error: &std::io::Error) -> &'static str {
+    use rustix::io::Errno;
+    match Errno::from_io_error(error) {
+        Some(Errno::MFILE | Errno::NFILE) => {
+            "raise the limit on open files (LimitNOFILE of the unit, ulimit -n)"
+        }
+        Some(_) | None => {
             "raise the limit on processes and threads (TasksMax of the unit, ulimit -u, pids.max of the container)"
         }
+    }
+}
+
+fn unanswered(name: &str, error: &Unanswered) -> Trouble {
+    let fix = match error {
+        Unanswered::NoThread(error) => fix_of_a_start(error),
         Unanswered::Late(_) | Unanswered::Hanging(_) => {
             "something in the operating system hangs: see dmesg, mounts and sensors"
         }

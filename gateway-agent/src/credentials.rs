@@ -27,6 +27,8 @@ const CERTIFICATE: &str = "certificate";
 const RENEW: &str = "put a renewed certificate, and its key, where [identity] certificate_file and key_file point; they are taken over within seconds, or at once with SIGHUP";
 
 /// The condition while files that came later cannot be used.
+const NOT_YET: &str = "compare this machine's clock with the right time; if the clock is right, wait for the certificate, \
+                       or put one that is valid where [identity] certificate_file points";
 const RELOAD: &str = "reload.certificate";
 const RELOAD_FIX: &str = "mend the files; check-config lists every problem";
 
@@ -123,12 +125,13 @@ impl Credentials {
         let Some(cause) = human::life(found, not_before, not_after, now) else {
             return self.conditions.clear(CERTIFICATE);
         };
-        let severity = match found {
-            Life::Good | Life::EndsSoon { .. } => Severity::Warn,
-            Life::Ended | Life::NotYet => Severity::Fail,
+        let (severity, fix) = match found {
+            Life::Good | Life::EndsSoon { .. } => (Severity::Warn, RENEW),
+            Life::Ended => (Severity::Fail, RENEW),
+            Life::NotYet => (Severity::Fail, NOT_YET),
         };
         let cause = format!("this gateway's certificate {cause}");
-        self.conditions.raise(CERTIFICATE, severity, &cause, RENEW);
+        self.conditions.raise(CERTIFICATE, severity, &cause, fix);
     }
 
     /// Looks at the files until the agent stops; each change is counted in `reloads`, so that a gateway that waits

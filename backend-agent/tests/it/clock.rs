@@ -147,6 +147,36 @@ async fn a_command_does_not_outlive_its_deadline_when_the_clock_is_set_back() {
     drop(backend.stop().await);
 }
 
+/// A permit counts from when the gateway sent the last frame that was heard: of one that was silent for long, a short
+/// time would be over before it began.
+#[tokio::test]
+async fn a_short_deadline_is_whole_for_a_gateway_that_was_silent() {
+    let clock = Arc::new(Stepped::default());
+    let often = Duration::from_millis(50);
+    let reading = Arc::<Stepped>::clone(&clock);
+    let backend = Backend::start_offering(pki::initialised(), reading, often).await;
+    let material = backend.join("gw-1").await;
+    let mut gateway = backend.dial(&material).await;
+    gateway.open(1, 0, &material.token).await.unwrap();
+    let mut as_of = Vec::new();
+    for (order, silent) in [(1, 0), (2, 10)] {
+        clock.pass(silent);
+        let short = submit(&backend, &clock, (material.identity.agent_id, order), 4).await;
+        let offered = loop {
+            match gateway.event().await {
+                Some(AgentEvent::Command(command)) => break command,
+                Some(_) => {}
+                None => panic!("the session ended"),
+            }
+        };
+        assert_eq!(offered.command_id, short);
+        as_of.push(offered.deadline.as_of);
+    }
+    // Nothing but its answer to the question whether it is there lies between the two.
+    assert_eq!(as_of[1], as_of[0] + 1, "{as_of:?}");
+    drop(backend.stop().await);
+}
+
 #[tokio::test]
 async fn a_command_is_not_given_up_when_the_clock_is_set_forward() {
     let clock = Arc::new(Stepped::default());

@@ -54,12 +54,21 @@ impl Backend {
     }
 
     pub(crate) async fn start_on(folder: TempDir, clock: Arc<dyn Clock>) -> Self {
+        // What is tested here must not need the reconciler.
+        Self::start_offering(folder, clock, Duration::from_secs(3_600)).await
+    }
+
+    /// The same, where what waits is offered again this often.
+    pub(crate) async fn start_offering(
+        folder: TempDir,
+        clock: Arc<dyn Clock>,
+        offer: Duration,
+    ) -> Self {
         let mut config = pki::config(&folder);
         config.agents.listen.set_port(0);
         config.api.listen.set_port(0);
         config.jobs.expire = Duration::from_millis(100);
-        // What is tested here must not need the reconciler.
-        config.jobs.offer = Duration::from_secs(3_600);
+        config.jobs.offer = offer;
         let lifecycle = Lifecycle::new();
         let material = ServerMaterial::load(&config).unwrap();
         let app = App::start_by(&config, material.clone(), &lifecycle, clock);

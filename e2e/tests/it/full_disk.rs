@@ -1,6 +1,7 @@
 //! Full disks: what was accepted stays, what cannot be kept is refused, and room is all it takes to go on.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -8,7 +9,7 @@ use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
 use viworks_testkit::gateway::{AGAIN, ONCE, feed, local_request, mark_starts, started};
-use viworks_testkit::process::eventually;
+use viworks_testkit::process::{Process, eventually};
 use viworks_testkit::small_disk::{break_disk, fill, fragile_is_allowed, is_allowed, seen_by};
 
 const STREAM: &str = "test.full";
@@ -380,4 +381,49 @@ async fn readings_that_a_full_disk_refused_are_counted_as_gaps_once_there_is_roo
     })
     .await;
     assert!(gateway.stop(Duration::from_secs(30)).await.success());
+}
+
+/// `ulimit -f`: a file that may not grow any further is an error like a full disk, not the end without a word.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_limit_on_the_size_of_files_ends_no_agent_without_a_word() {
+    let system = Deployment::new(Binaries::shipped());
+    let backend = system.binaries().backend();
+    let mut limited = Command::new("sh");
+    // 512 KiB: enough for the schema, and not for what comes.
+    limited
+        .args(["-c", "ulimit -f 1024; exec \"$0\" \"$@\""])
+        .arg(backend);
+    limited
+        .args(["serve", "--config"])
+        .arg(system.backend_config());
+    limited
+        .env("VIWORKS__API__LISTEN", "127.0.0.1:0")
+        .env("VIWORKS__AGENTS__LISTEN", "127.0.0.1:0");
+    let ready = system.path().join("limited.json");
+    limited.arg("--ready-file").arg(&ready);
+    let log = system.path().join("limited.log");
+    let mut process = Process::start(&mut limited, &log).unwrap();
+    let addresses: Value = eventually("it listens", PATIENCE, async || {
+        assert!(process.ended().is_none(), "{}", process.log());
+        serde_json::from_slice(&std::fs::read(&ready).ok()?).ok()
+    })
+    .await;
+    let http = viworks_testkit::http::client();
+    let token = std::fs::read_to_string(system.path().join("operator.key")).unwrap();
+    let url = format!("http://{}/v1/apikeys", addresses["api"].as_str().unwrap());
+    let mut refused = false;
+    for number in 0..2_000 {
+        let body =
+            json!({"name": format!("key-{number}-{}", "x".repeat(40)), "scopes": ["runs:read"]});
+        let request = http.post(&url).bearer_auth(token.trim()).json(&body).send();
+        let status = request.await.unwrap().status().as_u16();
+        if status >= 500 {
+            refused = true;
+            break;
+        }
+        assert!(status == 201 || status == 429, "{status}");
+    }
+    assert!(refused, "nothing met the limit");
+    assert!(process.ended().is_none(), "{}", process.log());
+    assert!(process.stop(PATIENCE).await.code().is_some());
 }

@@ -9,7 +9,7 @@ use viworks_common::telemetry::{FieldValue, Fields, Record};
 use viworks_common::time::Timestamp;
 use viworks_runtime::blocking::Worker;
 
-use super::Source;
+use super::{Source, fix_of_a_start};
 use crate::host::disks::{Answer, Disks, Prober};
 use crate::host::interfaces::{self, Counters, Ranks};
 use crate::host::mounts::{self, LeftOut};
@@ -195,8 +195,10 @@ fn read_disks(now: Timestamp, disks: &mut Disks) -> Reading {
         Ok(answers) => answers,
         Err(error) => {
             records.trouble(
-                format!("disks cannot be read: the process that asks them cannot be started: {error}"),
-                "raise the limit on processes and threads (TasksMax of the unit, ulimit -u, pids.max of the container)",
+                format!(
+                    "disks cannot be read: the process that asks them cannot be started: {error}"
+                ),
+                fix_of_a_start(&error),
             );
             return records.reading;
         }

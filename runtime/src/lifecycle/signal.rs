@@ -37,6 +37,7 @@ impl Signals {
     ///
     /// When the handlers cannot be installed.
     pub fn listen() -> io::Result<Self> {
+        survive_full_files()?;
         Ok(Self {
             terminate: unix::signal(SignalKind::terminate())?,
             interrupt: unix::signal(SignalKind::interrupt())?,
@@ -51,6 +52,14 @@ impl Signals {
             _ = self.interrupt.recv() => Signal::Interrupt,
         }
     }
+}
+
+/// A file that has reached the limit of sizes (`ulimit -f`, `LimitFSIZE=`) then is an error of its write, as a full
+/// disk is. Otherwise SIGXFSZ would end the process without a word.
+fn survive_full_files() -> io::Result<()> {
+    let limit = SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
+    // The handler stays for as long as the process lives, whether somebody listens or not.
+    unix::signal(limit).map(drop)
 }
 
 /// Receives SIGHUP instead of dying from it.

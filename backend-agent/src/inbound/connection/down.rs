@@ -18,6 +18,12 @@ use crate::data::{Confirmed, LeasedCommand, Rejected};
 const TIMEOUT_NOT_KEPT: &str = "this gateway's agent is too old to keep a time limit below its catalogue's: submit the \
                                 run without one, or update the agent";
 
+/// A gateway that was silent for less is not asked to say something before it is offered a command.
+const SILENT_MIN: Duration = Duration::from_secs(1);
+
+/// Nor one whose silence takes less than one part in so many of the command's time.
+const LOST_SHARE: u32 = 8;
+
 impl Live {
     /// What this process of the gateway was permitted or told before, it is told again.
     pub(super) fn resume(&mut self, confirmed: &Confirmed) {
@@ -67,6 +73,14 @@ impl Live {
     }
 
     fn cancel(&mut self, command_id: CommandId) {
+        // A cancellation that comes before its command would mean nothing.
+        let held = self
+            .held
+            .iter()
+            .position(|held| held.command_id == command_id);
+        if let Some(held) = held.map(|at| self.held.remove(at)) {
+            self.send_offer(held);
+        }
         self.line
             .send(BackendMessage::CommandCancel(CommandRef { command_id }));
     }
@@ -127,7 +141,32 @@ impl Live {
         true
     }
 
+    /// Offers a command, at once unless too much of its time would be lost: that counts from when the gateway sent what
+    /// was heard of it last, which of an idle one may be many seconds ago. Then it is made to say something first.
     fn offer(&mut self, leased: LeasedCommand) -> bool {
+        let silent = self.line.now().saturating_since(self.heard_at);
+        let left = leased.deadline.saturating_since(self.line_now());
+        if silent < SILENT_MIN || silent.saturating_mul(LOST_SHARE) < left {
+            return self.send_offer(leased);
+        }
+        if self.held.is_empty() {
+            self.probe_id += 1;
+            self.line.session.probe(self.probe_id, self.line.now());
+        }
+        self.held.push(leased);
+        true
+    }
+
+    /// Offers what waited until the gateway said something.
+    pub(super) fn offer_held(&mut self) {
+        for held in std::mem::take(&mut self.held) {
+            if !self.send_offer(held) {
+                return;
+            }
+        }
+    }
+
+    fn send_offer(&mut self, leased: LeasedCommand) -> bool {
         let state = if leased.permitted {
             CommandState::Released
         } else {

@@ -25,7 +25,7 @@ use super::stream::{Progress, Stream};
 use super::up::Runs;
 use crate::agent::rates::Pace;
 use crate::agent::shelf::{Order, Shelf};
-use crate::data::Holder;
+use crate::data::{Holder, LeasedCommand};
 
 /// A confirmed session.
 pub(super) struct Live {
@@ -51,7 +51,10 @@ pub(super) struct Live {
     /// Reports that were taken in.
     pub(super) events: u32,
     probes: BTreeMap<u64, oneshot::Sender<()>>,
-    probe_id: u64,
+    pub(super) probe_id: u64,
+    /// When the gateway was heard last, and the commands that wait until it is heard again.
+    pub(super) heard_at: Monotonic,
+    pub(super) held: Vec<LeasedCommand>,
 }
 
 /// What happened next.
@@ -93,6 +96,8 @@ impl Live {
             events: 0,
             probes: BTreeMap::new(),
             probe_id: 0,
+            heard_at: now,
+            held: Vec::new(),
             line,
         }
     }
@@ -148,6 +153,8 @@ impl Live {
             Step::Sign(Sign::Received(Received::Frame(bytes))) => {
                 let now = self.line.now();
                 self.line.session.handle_frame(&bytes, now);
+                self.heard_at = now;
+                self.offer_held();
             }
             Step::Sign(Sign::Received(foreign)) => self.line.on_foreign(&foreign),
             Step::Sign(Sign::Due) => self.on_due().await,
