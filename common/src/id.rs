@@ -116,6 +116,10 @@ uuid_id!(
     /// One API key; the secret part is never an identifier.
     ApiKeyId, "API key id"
 );
+uuid_id!(
+    /// One process of the backend, drawn at its start; several share a database.
+    InstanceId, "instance id"
+);
 
 macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident, $kind:literal, $max:expr, $expected:literal, $valid:expr) => {
