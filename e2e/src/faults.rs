@@ -8,10 +8,10 @@ use tokio::time::{Instant, sleep};
 use viworks_runtime::random::uniform;
 use viworks_testkit::deployment::{Deployment, Start};
 use viworks_testkit::postgres::Own;
+use viworks_testkit::proxy::Proxy;
 
 use crate::fleet::Fleet;
 use crate::memory::Memory;
-use crate::relay::Relay;
 
 /// Between two faults, in milliseconds.
 const PAUSE_MS: std::ops::Range<u64> = 1_000..5_000;
@@ -57,7 +57,7 @@ pub(crate) async fn inject(
     system: &mut Deployment,
     mut server: Option<&mut Own>,
     fleet: &mut Fleet,
-    relay: &Relay,
+    relay: &Proxy,
     until: Instant,
     memory: &mut Memory,
 ) -> anyhow::Result<Faults> {

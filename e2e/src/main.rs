@@ -16,19 +16,18 @@ use tokio::time::{Instant, sleep};
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, Start};
 use viworks_testkit::postgres::Own;
+use viworks_testkit::proxy::Proxy;
 
 use crate::account::Account;
 use crate::fleet::Fleet;
 use crate::memory::Memory;
 use crate::operator::Operator;
-use crate::relay::Relay;
 
 mod account;
 mod faults;
 mod fleet;
 mod memory;
 mod operator;
-mod relay;
 
 /// Run the shipped programs for a long time while processes are killed and stopped and connections cut, then account
 /// for every command and every record.
@@ -96,7 +95,8 @@ async fn soak(cli: &Cli) -> anyhow::Result<Account> {
         None if cli.postgres => bail!("PostgreSQL is not installed"),
         None => Deployment::new(programs),
     };
-    let relay = Relay::open().await?;
+    // Where the backend listens is known when it runs.
+    let relay = Proxy::before("").await?;
     let mut fleet = Fleet::issue(&system, usize::from(cli.agents), &relay.address());
     system.start_backend(Start::default()).await;
     relay.forward_to(system.agents_address());

@@ -9,6 +9,7 @@ pub mod held_database;
 pub mod http;
 pub mod postgres;
 pub mod process;
+pub mod proxy;
 pub mod rogue;
 pub mod sim;
 pub mod size;

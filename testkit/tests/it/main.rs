@@ -1,3 +1,6 @@
 //! Tests of what the test kit itself can do.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod proxy;
 mod simulation;
