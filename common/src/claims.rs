@@ -1,7 +1,8 @@
 //! Who keeps an identity: one live session, a probe before another process takes over, a budget of take-overs, and
 //! favour for whoever was alive when a copy spoke.
 //!
-//! These are the claims that one process of the backend knows of. Epochs in the store fence what it does not know.
+//! These are the claims that one process of the backend knows of. Epochs in the store fence what it does not know; a
+//! session that another process holds is probed by asking that process.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -13,6 +14,9 @@ use crate::time::Monotonic;
 
 /// The span of the take-over budget.
 const MINUTE: Duration = Duration::from_secs(60);
+
+/// How soon a newcomer comes again when nobody could say whether the live session answers.
+const UNDECIDED_RETRY: Duration = Duration::from_secs(5);
 
 /// Identities that are remembered at once: whose take-overs are counted, and whose owner is favoured.
 pub const IDENTITIES_MAX: usize = 10_000;
@@ -42,8 +46,10 @@ pub enum Newcomer {
 pub enum Probed {
     /// Its gateway answered.
     Alive,
-    /// Nobody answered, or there is no such session here.
+    /// Its gateway did not answer the process of the backend that holds it, or that process is no more.
     Silent,
+    /// The process that holds it could not be asked: its gateway may well be alive.
+    Unreachable,
 }
 
 /// Who of two processes keeps the identity.
@@ -58,6 +64,8 @@ pub enum Verdict {
     Favoured(Duration),
     /// Nobody for so long: the identity changed hands too often.
     Exhausted(Duration),
+    /// Nobody for so long: whether the other one is alive could not be found out, so it keeps what it has.
+    Undecided(Duration),
 }
 
 /// The claims to identities, as far as one process knows; `R` is [`Complete`] in everything that ships.
@@ -154,6 +162,18 @@ impl<R: Rulebook> Claims<R> {
         }
     }
 
+    /// What asking the process of the backend that holds a session brought. `answered` is what that process says of the
+    /// session's gateway, `None` when it said nothing in time; `owner_lives` is whether its lease ran even then. What is
+    /// not known is never taken for silence: only the owner's word, or its end, lets a newcomer in.
+    #[must_use]
+    pub const fn heard(&self, answered: Option<bool>, owner_lives: bool) -> Probed {
+        match (answered, owner_lives) {
+            (Some(true), _) => Probed::Alive,
+            (Some(false), _) | (None, false) => Probed::Silent,
+            (None, true) => Probed::Unreachable,
+        }
+    }
+
     /// The confirmed session was probed for the sake of `newcomer`.
     #[must_use]
     pub fn on_probed(
@@ -169,6 +189,9 @@ impl<R: Rulebook> Claims<R> {
         }
         if let Some(wait) = self.favours_another(agent, newcomer, now) {
             return Verdict::Favoured(wait);
+        }
+        if probed == Probed::Unreachable {
+            return Verdict::Undecided(UNDECIDED_RETRY);
         }
         if self.may_take_over(agent, now) {
             return Verdict::TakeOver;
@@ -280,20 +303,59 @@ mod tests {
         assert_eq!(claims.favours_another(agent(), run(2), at(30)), None);
     }
 
+    #[test]
+    fn only_the_owner_s_word_or_its_end_is_silence() {
+        let claims = Claims::new();
+        for owner_lives in [true, false] {
+            assert_eq!(claims.heard(Some(true), owner_lives), Probed::Alive);
+            assert_eq!(claims.heard(Some(false), owner_lives), Probed::Silent);
+        }
+        assert_eq!(claims.heard(None, true), Probed::Unreachable);
+        assert_eq!(claims.heard(None, false), Probed::Silent);
+    }
+
+    #[test]
+    fn who_cannot_be_asked_keeps_the_identity_and_costs_nobody_a_take_over() {
+        let mut claims = Claims::new();
+        let mut probed = |probed, second| claims.on_probed(agent(), run(2), probed, at(second));
+        for second in 0..10 {
+            let verdict = probed(Probed::Unreachable, second);
+            assert_eq!(verdict, Verdict::Undecided(UNDECIDED_RETRY));
+        }
+        for second in 10..13 {
+            assert_eq!(probed(Probed::Silent, second), Verdict::TakeOver);
+        }
+        // It hears when to come again, and not how often the identity changed hands.
+        let verdict = probed(Probed::Unreachable, 13);
+        assert_eq!(verdict, Verdict::Undecided(UNDECIDED_RETRY));
+    }
+
+    #[test]
+    fn an_owner_that_cannot_be_asked_does_not_undo_its_favour() {
+        let mut claims = Claims::new();
+        assert_eq!(claims.enter(agent(), 1, run(1)), Entered::First);
+        let verdict = claims.on_probed(agent(), run(2), Probed::Alive, at(0));
+        assert_eq!(verdict, Verdict::Fork);
+        let verdict = claims.on_probed(agent(), run(2), Probed::Unreachable, at(30));
+        assert_eq!(verdict, Verdict::Favoured(Duration::from_secs(60)));
+    }
+
     proptest! {
         #[test]
         fn nobody_takes_over_from_a_live_holder_whatever_the_order(
-            answers in prop::collection::vec((any::<bool>(), 0_u64..40), 1..60)
+            answers in prop::collection::vec((0_u8..3, 0_u64..40), 1..60)
         ) {
             let mut claims = Claims::new();
             prop_assert_eq!(claims.enter(agent(), 1, run(1)), Entered::First);
             let (mut now, mut taken) = (0, Vec::new());
-            for (alive, pause) in answers {
+            for (answer, pause) in answers {
                 now += pause;
-                let probed = if alive { Probed::Alive } else { Probed::Silent };
+                let probed = [Probed::Alive, Probed::Silent, Probed::Unreachable];
+                let probed = probed[usize::from(answer)];
                 let verdict = claims.on_probed(agent(), run(2), probed, at(now));
-                prop_assert_eq!(alive, verdict == Verdict::Fork);
+                prop_assert_eq!(probed == Probed::Alive, verdict == Verdict::Fork);
                 if verdict == Verdict::TakeOver {
+                    prop_assert_eq!(probed, Probed::Silent);
                     taken.push(now);
                 }
             }

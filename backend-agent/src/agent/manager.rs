@@ -210,13 +210,13 @@ impl Manager {
     /// Whether the gateway of a confirmed session answers, within [`PROBE_TIMEOUT`].
     pub async fn probe(&self, agent_id: AgentId) -> Probed {
         let (answered, answer) = oneshot::channel();
-        if !self.order(agent_id, Order::Probe(answered)) {
-            return Probed::Silent;
-        }
-        match tokio::time::timeout(PROBE_TIMEOUT, answer).await {
-            Ok(Ok(())) => Probed::Alive,
-            Ok(Err(_)) | Err(_) => Probed::Silent,
-        }
+        let answers = self.order(agent_id, Order::Probe(answered))
+            && matches!(
+                tokio::time::timeout(PROBE_TIMEOUT, answer).await,
+                Ok(Ok(()))
+            );
+        // The only backend of its database: what is not here is nowhere.
+        lock(&self.claims).heard(Some(answers), true)
     }
 
     /// What an admitted newcomer meets; `confirmed` says whether the confirmed session there is, if any, is of the same

@@ -117,13 +117,7 @@ impl Arrival<'_> {
         let Err(wait) = self.inbound.manager.may_open(agent_id, &presented, now) else {
             return Ok(());
         };
-        Err(Refuse {
-            retry_after_ms: Some(millis(wait)),
-            ..refuse(
-                CloseCode::RateLimited,
-                "too many sessions were opened in a short time",
-            )
-        })
+        Err(later(wait, "too many sessions were opened in a short time"))
     }
 
     /// While the owner of an identity is on its way past a copy, nobody else may move its counters.
@@ -172,13 +166,17 @@ impl Arrival<'_> {
                 ))
             }
             Verdict::Favoured(wait) => Err(favours_another(wait)),
-            Verdict::Exhausted(wait) => Err(Refuse {
-                retry_after_ms: Some(millis(wait)),
-                ..refuse(
-                    CloseCode::RateLimited,
-                    "this identity changed hands too often in a minute",
-                )
-            }),
+            Verdict::Exhausted(wait) => Err(later(
+                wait,
+                "this identity changed hands too often in a minute",
+            )),
+            Verdict::Undecided(wait) => {
+                info!(gateway = %self.peer.name, %agent_id, address = %self.address, "whether the live session of this identity answers cannot be found out at the moment; the newcomer waits");
+                Err(later(
+                    wait,
+                    "another process with this identity is connected, and whether it answers cannot be found out at the moment",
+                ))
+            }
         }
     }
 
@@ -256,12 +254,17 @@ fn refuse(code: CloseCode, reason: &str) -> Refuse {
 }
 
 fn favours_another(wait: Duration) -> Refuse {
+    later(
+        wait,
+        "another machine with this identity is about to reconnect",
+    )
+}
+
+/// Refused for now.
+fn later(wait: Duration, reason: &str) -> Refuse {
     Refuse {
         retry_after_ms: Some(millis(wait)),
-        ..refuse(
-            CloseCode::RateLimited,
-            "another machine with this identity is about to reconnect",
-        )
+        ..refuse(CloseCode::RateLimited, reason)
     }
 }
 

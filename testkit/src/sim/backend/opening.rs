@@ -155,7 +155,7 @@ impl Instance {
                 };
                 self.ask(connection, "fork", record, then, core);
             }
-            Verdict::Favoured(wait) | Verdict::Exhausted(wait) => {
+            Verdict::Favoured(wait) | Verdict::Exhausted(wait) | Verdict::Undecided(wait) => {
                 connection.session.refuse(
                     Refuse {
                         code: CloseCode::RateLimited,
