@@ -1,13 +1,13 @@
 //! Wires the parts together, and owns the order in which they start and stop.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tracing::{info, warn};
-use viworks_common::id::Tenant;
+use viworks_common::id::{InstanceId, Tenant};
 use viworks_common::ledger::lease::Backoff;
 use viworks_common::limits::DRAIN_TIME;
 use viworks_common::pin::PinSet;
@@ -22,6 +22,7 @@ use viworks_runtime::probe::Readiness;
 use viworks_runtime::sqlite::Options;
 use viworks_runtime::{logging, random, sqlite};
 
+use crate::agent::instance;
 use crate::agent::manager::Manager;
 use crate::agent::registry::Registry;
 use crate::api::{self, ApiLimits, ApiParts, ApiState};
@@ -33,7 +34,8 @@ use crate::command::{Commands, Parts as CommandParts};
 use crate::config::{Config, QueueConfig};
 use crate::data::postgres::{self, AddressError, PostgresStore, Role};
 use crate::data::sqlite::SqliteStore;
-use crate::data::{self, GatewayFilter, Page, Store, StoreError};
+use crate::data::{self, GatewayFilter, InstanceLoad, Page, Store, StoreError};
+use crate::earlier;
 use crate::inbound::heartbeats::Heartbeats;
 use crate::inbound::judge::Judge;
 use crate::inbound::limits::{AdmissionLimits, Gate};
@@ -53,6 +55,9 @@ pub const GRACE: Duration = DRAIN_TIME.saturating_add(Duration::from_secs(5));
 const NONCES_PER_AGENT: usize = 64;
 /// The same of all agents together, for each connection that there may be.
 const NONCES_PER_CONNECTION: usize = 32;
+
+/// Openings of sessions that a backend says it takes in a second, until that is measured.
+const OPENINGS_PER_SECOND: u64 = 100;
 
 /// What a refused submission is told to wait.
 const QUEUE_RETRY_AFTER: Duration = Duration::from_secs(10);
@@ -226,6 +231,8 @@ impl App {
         files::create_private_folder(&config.data.state_folder)?;
         let lock = files::lock_folder(&config.data.state_folder)?;
         let store = open(config, Role::Backend).await?;
+        let earlier = earlier::instance(&config.data.state_folder);
+        note_instance(&config.data.state_folder, *store.instance().borrow());
         let clock = Arc::new(timeline(&*store, clock).await?);
         // Stored before anything is read from it: a process that dies at once is continued all the same.
         let anchor = clock.next_anchor();
@@ -235,7 +242,8 @@ impl App {
         }
         let shared = Shared::new(Arc::clone(&store), clock);
         let now = shared.clock.line();
-        let abandoned = store.end_abandoned_sessions(&shared.tenant, now).await?;
+        let abandoned = store.end_abandoned_sessions(&shared.tenant, earlier, now);
+        let abandoned = abandoned.await?;
         info!(abandoned, "the database is ready");
 
         // Bound before anything runs, so that a taken port is found out first.
@@ -252,6 +260,7 @@ impl App {
         shared.start_jobs(config, lifecycle, &dispatcher);
         shared.start_api(config, lifecycle, api, dispatcher);
         shared.start_drain(lifecycle);
+        shared.keep_instance(config, lifecycle);
         let watch = logging::watch(
             shared.conditions.clone(),
             Arc::clone(&shared.clock) as Arc<dyn Clock>,
@@ -299,10 +308,12 @@ impl Shared {
         logging::register(&metrics);
         let counters = BackendMetrics::register(&metrics);
         let generation = u64::from_ne_bytes(random::bytes());
+        let manager = Arc::new(Manager::new(counters.clone()));
+        manager.go_on_as(*store.instance().borrow());
         Self {
             store,
             tenant: Tenant::default_tenant(),
-            manager: Arc::new(Manager::new(counters.clone())),
+            manager,
             bus: Arc::new(RunBus::new(BusLimits::default(), generation)),
             heartbeats: Heartbeats::default(),
             readiness: Readiness::new(),
@@ -468,6 +479,20 @@ impl Shared {
         }));
     }
 
+    /// This process is one of several backends, and may become another one.
+    fn keep_instance(&self, config: &Config, lifecycle: &Lifecycle) {
+        let (store, manager) = (Arc::clone(&self.store), Arc::clone(&self.manager));
+        let terms = InstanceLoad {
+            connections_max: u64::try_from(config.agents.connections_max).unwrap_or(u64::MAX),
+            openings_per_second: OPENINGS_PER_SECOND,
+            ..InstanceLoad::default()
+        };
+        let state_folder = config.data.state_folder.clone();
+        let became = move |instance| note_instance(&state_folder, Some(instance));
+        let kept = instance::keep(store, manager, terms, became, lifecycle.clone());
+        drop(lifecycle.spawn_critical("instance", kept));
+    }
+
     /// On stop every gateway is told to come back, each at its own time.
     fn start_drain(&self, lifecycle: &Lifecycle) {
         let (manager, stopping) = (Arc::clone(&self.manager), lifecycle.stop_token());
@@ -475,6 +500,15 @@ impl Shared {
             stopping.cancelled().await;
             manager.drain_all(|spread| random::uniform(0..spread));
         }));
+    }
+}
+
+/// Writes down which of several backends this one is, for the process that has this folder after it.
+fn note_instance(state_folder: &Path, instance: Option<InstanceId>) {
+    if let Some(instance) = instance
+        && let Err(error) = earlier::note(state_folder, instance)
+    {
+        warn!(%error, "the next start waits until this backend's lease of the database has run out");
     }
 }
 

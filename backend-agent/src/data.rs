@@ -22,11 +22,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 use viworks_common::catalogue::CatalogueEntry;
 use viworks_common::code::CloseCode;
 use viworks_common::command::Outcome;
 use viworks_common::id::{
-    AgentId, AgentRunId, ApiKeyId, CommandId, CommandName, GatewayName, RunId, StreamName, Tenant,
+    AgentId, AgentRunId, ApiKeyId, CommandId, CommandName, GatewayName, InstanceId, RunId,
+    StreamName, Tenant,
 };
 use viworks_common::telemetry::Position;
 use viworks_common::time::Timestamp;
@@ -200,8 +202,15 @@ pub trait Store: Send + Sync {
         code: CloseCode,
         now: Timestamp,
     ) -> StoreResult<bool>;
-    /// Ends every session that is open in the database: the only backend process has just started.
-    async fn end_abandoned_sessions(&self, tenant: &Tenant, now: Timestamp) -> StoreResult<u64>;
+    /// Ends the sessions that no process has any more, as one that has just started finds them: all, where a database
+    /// has one backend; otherwise those that none has, those of instances whose lease ran out, and those of `earlier`,
+    /// which this process's state folder had before.
+    async fn end_abandoned_sessions(
+        &self,
+        tenant: &Tenant,
+        earlier: Option<InstanceId>,
+        now: Timestamp,
+    ) -> StoreResult<u64>;
     /// Stores the figures of many heartbeats; those of fenced sessions are dropped.
     async fn touch_sessions(
         &self,
@@ -494,6 +503,24 @@ pub trait Store: Send + Sync {
     async fn touch_api_key(&self, tenant: &Tenant, id: ApiKeyId, now: Timestamp)
     -> StoreResult<()>;
 
+    // Instances: backends that share a database. Where it has one, there is nothing of them.
+
+    /// Which instance this is, from now on: a process that lost its lease of the database goes on as another one, and
+    /// has none of its sessions any more.
+    fn instance(&self) -> watch::Receiver<Option<InstanceId>>;
+    /// The others that have their lease, as they told of themselves when this one renewed its own last.
+    fn neighbours(&self) -> watch::Receiver<Vec<Neighbour>>;
+    /// Tells the others of this one, with the next renewal of its lease.
+    fn note_load(&self, load: InstanceLoad);
+    /// The instances that there are, by name.
+    async fn list_instances(&self) -> StoreResult<Vec<Instance>>;
+    /// Ends some of the sessions of instances whose lease ran out.
+    async fn end_dead_instances(
+        &self,
+        tenant: &Tenant,
+        now: Timestamp,
+    ) -> StoreResult<EndedInstances>;
+
     // Audit and upkeep.
 
     /// The audit log, newest first.
@@ -532,8 +559,8 @@ pub trait Store: Send + Sync {
 
 /// The session on whose behalf something is done.
 ///
-/// A session writes only while `gateways.confirmed` equals its epoch. [`Store::confirm_session`] raises it for the
-/// newcomer and [`Store::revoke_gateway`] raises it beyond every issued epoch.
+/// A session writes only while `gateways.confirmed` equals its epoch and it has not ended. [`Store::confirm_session`]
+/// raises that for the newcomer and [`Store::revoke_gateway`] raises it beyond every issued epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Holder {
     /// The gateway.

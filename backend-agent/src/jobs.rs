@@ -78,6 +78,7 @@ enum Job {
     Expire,
     Overdue,
     Revoked,
+    Dead,
     Heartbeats,
     Health,
     Clock,
@@ -85,11 +86,12 @@ enum Job {
 }
 
 impl Job {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Offer,
         Self::Expire,
         Self::Overdue,
         Self::Revoked,
+        Self::Dead,
         Self::Heartbeats,
         Self::Health,
         Self::Clock,
@@ -102,6 +104,7 @@ impl Job {
             Self::Expire => "job: expire",
             Self::Overdue => "job: overdue",
             Self::Revoked => "job: revoked",
+            Self::Dead => "job: dead",
             Self::Heartbeats => "job: heartbeats",
             Self::Health => "job: health",
             Self::Clock => "job: clock",
@@ -142,7 +145,7 @@ impl Jobs {
     const fn every(&self, job: Job) -> Duration {
         match job {
             Job::Offer => self.config.offer,
-            Job::Expire | Job::Overdue | Job::Revoked => self.config.expire,
+            Job::Expire | Job::Overdue | Job::Revoked | Job::Dead => self.config.expire,
             Job::Heartbeats => HEARTBEATS,
             Job::Health => HEALTH,
             Job::Clock => RENEWED_EVERY,
@@ -156,6 +159,7 @@ impl Jobs {
             Job::Expire => self.expire().await,
             Job::Overdue => self.end_overdue().await,
             Job::Revoked => self.cut_revoked().await,
+            Job::Dead => self.end_dead().await,
             Job::Heartbeats => self.store_heartbeats().await,
             Job::Health => self.check_store().await,
             Job::Clock => self.renew_time_line().await,
@@ -274,6 +278,27 @@ impl Jobs {
             match listing.next {
                 Some(next) => page = Page::after(next, STEP),
                 None => return Ok(()),
+            }
+        }
+    }
+
+    /// Ends what other backends left behind that are gone. A backend that is alone has nothing to do here.
+    async fn end_dead(&self) -> StoreResult<()> {
+        if self.store.instance().borrow().is_none() {
+            return Ok(());
+        }
+        loop {
+            let now = self.clock.line();
+            let ended = self.store.end_dead_instances(&self.tenant, now).await?;
+            if ended.instances > 0 || ended.sessions > 0 {
+                info!(
+                    instances = ended.instances,
+                    sessions = ended.sessions,
+                    "ended what another backend left behind, whose lease of the database ran out"
+                );
+            }
+            if !ended.more {
+                return Ok(());
             }
         }
     }

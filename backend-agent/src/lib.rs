@@ -10,6 +10,7 @@ pub mod cli;
 pub mod command;
 pub mod config;
 pub mod data;
+mod earlier;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
 pub mod inbound;

@@ -8,10 +8,11 @@ use viworks_runtime::config::{Document, Environment, Place, Problem, Problems, S
 use viworks_runtime::files::{self, FileError};
 
 use crate::config::{Config, DataConfig};
+use crate::earlier;
 use crate::material::ServerMaterial;
 
 /// What the backend keeps in its state folder, beside its database.
-const STATE_FILES: [&str; 1] = [".lock"];
+const STATE_FILES: [&str; 2] = [".lock", earlier::FILE];
 
 /// What the backend starts with.
 #[derive(Debug)]

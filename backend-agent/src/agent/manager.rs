@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use viworks_common::certificate::{Life, life};
 use viworks_common::claims::{Claims, Entered, IDENTITIES_MAX, Newcomer, Probed, Verdict};
 use viworks_common::code::CloseCode;
-use viworks_common::id::{AgentId, AgentRunId, CommandId, GatewayName, SessionId};
+use viworks_common::id::{AgentId, AgentRunId, CommandId, GatewayName, InstanceId, SessionId};
 use viworks_common::key::Identity;
 use viworks_common::ledger::lease::Place;
 use viworks_common::limits::PROBE_TIMEOUT;
@@ -68,10 +68,18 @@ struct Entry {
     shelf: Arc<Shelf>,
 }
 
+/// Who is connected.
+#[derive(Debug, Default)]
+struct Connected {
+    sessions: BTreeMap<AgentId, Entry>,
+    /// Which of several backends this one is.
+    instance: Option<InstanceId>,
+}
+
 /// The connected agents of this process.
 #[derive(Debug)]
 pub struct Manager {
-    connected: Mutex<BTreeMap<AgentId, Entry>>,
+    connected: Mutex<Connected>,
     /// Who keeps an identity. Locked after `connected`, never before it.
     claims: Mutex<Claims>,
     /// The names of gateways that connected, and the lives of the certificates that they did it with.
@@ -100,11 +108,35 @@ impl Manager {
         }
     }
 
-    /// Enters a confirmed session; an older one of the same gateway is closed. `false` when a newer one is there
-    /// already.
-    pub fn register(&self, identity: &Identity, session_id: SessionId, shelf: &Arc<Shelf>) -> bool {
+    /// From here on this process is that instance. The sessions that it has are the one's before it: another backend
+    /// took it for dead, and ended them.
+    pub fn go_on_as(&self, instance: Option<InstanceId>) {
+        let mut connected = lock(&self.connected);
+        if connected.instance == instance {
+            return;
+        }
+        connected.instance = instance;
+        for entry in connected.sessions.values() {
+            let reason = "the backend was taken for dead by another one";
+            entry.shelf.end(CloseCode::Draining, reason);
+        }
+    }
+
+    /// Enters a session that was confirmed for `instance`; an older one of the same gateway is closed. `false` when a
+    /// newer one is there already, or this process is another instance by now.
+    pub fn register(
+        &self,
+        identity: &Identity,
+        session_id: SessionId,
+        shelf: &Arc<Shelf>,
+        instance: Option<InstanceId>,
+    ) -> bool {
         let Place { epoch, run } = shelf.place();
         let mut connected = lock(&self.connected);
+        if connected.instance != instance {
+            return false;
+        }
+        let connected = &mut connected.sessions;
         let entered = lock(&self.claims).enter(identity.agent_id, epoch, run);
         if entered == Entered::Overtaken {
             return false;
@@ -122,25 +154,26 @@ impl Manager {
             shelf: Arc::clone(shelf),
         };
         connected.insert(identity.agent_id, entry);
-        self.count(&connected);
+        self.count(connected);
         true
     }
 
     /// Removes a session that has ended; a newer one of the same gateway stays.
     pub fn remove(&self, agent_id: AgentId, session_id: SessionId) {
         let mut connected = lock(&self.connected);
+        let connected = &mut connected.sessions;
         let entry = connected.get(&agent_id);
         if let Some(entry) = entry.filter(|entry| entry.session_id == session_id) {
             lock(&self.claims).leave(agent_id, entry.shelf.place().epoch);
             connected.remove(&agent_id);
-            self.count(&connected);
+            self.count(connected);
         }
     }
 
     /// How many sessions there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        lock(&self.connected).len()
+        lock(&self.connected).sessions.len()
     }
 
     /// Whether nobody is connected.
@@ -152,7 +185,7 @@ impl Manager {
     /// Lets a connected gateway's session look for commands; `false` when it is not connected here.
     pub fn nudge(&self, agent_id: AgentId) -> bool {
         let connected = lock(&self.connected);
-        let entry = connected.get(&agent_id);
+        let entry = connected.sessions.get(&agent_id);
         match entry {
             Some(entry) => entry.shelf.nudge(),
             None => {
@@ -166,12 +199,13 @@ impl Manager {
     #[must_use]
     pub fn keep(&self, agent_id: AgentId, with_timeout: bool) -> Option<Kept> {
         let connected = lock(&self.connected);
-        connected.get(&agent_id)?.shelf.keep(with_timeout)
+        let entry = connected.sessions.get(&agent_id)?;
+        entry.shelf.keep(with_timeout)
     }
 
     /// Asks a gateway to end a command, when it is connected here. Another is told when it connects.
     pub fn cancel(&self, agent_id: AgentId, command_id: CommandId) {
-        if let Some(entry) = lock(&self.connected).get(&agent_id) {
+        if let Some(entry) = lock(&self.connected).sessions.get(&agent_id) {
             entry.shelf.cancel(command_id);
         }
     }
@@ -187,7 +221,7 @@ impl Manager {
 
     /// Ends a gateway's session at once, for example because it was revoked.
     pub fn end(&self, agent_id: AgentId, code: CloseCode, reason: &'static str) {
-        if let Some(entry) = lock(&self.connected).get(&agent_id) {
+        if let Some(entry) = lock(&self.connected).sessions.get(&agent_id) {
             entry.shelf.end(code, reason);
         }
     }
@@ -202,9 +236,9 @@ impl Manager {
 
     /// Gives an order; `false` when the gateway is not connected here or its session is stuck.
     pub fn order(&self, agent_id: AgentId, order: Order) -> bool {
-        lock(&self.connected)
-            .get(&agent_id)
-            .is_some_and(|entry| entry.shelf.order(order))
+        let connected = lock(&self.connected);
+        let entry = connected.sessions.get(&agent_id);
+        entry.is_some_and(|entry| entry.shelf.order(order))
     }
 
     /// Whether the gateway of a confirmed session answers, within [`PROBE_TIMEOUT`].
@@ -373,7 +407,7 @@ impl Manager {
 
     /// Asks every gateway to reconnect, spread over a time that grows with their number.
     pub fn drain_all(&self, mut random: impl FnMut(u64) -> u64) {
-        let connected = lock(&self.connected);
+        let connected = &lock(&self.connected).sessions;
         let spread = reconnect_spread(connected.len());
         let spread = u64::try_from(spread.as_millis()).unwrap_or(u64::MAX);
         for entry in connected.values() {
@@ -452,11 +486,11 @@ mod tests {
     fn a_newer_session_closes_the_older_one_and_a_late_removal_does_not_touch_it() {
         let manager = manager();
         let (older, newer) = (shelf(1), shelf(2));
-        assert!(manager.register(&identity(), session(1), &older));
-        assert!(manager.register(&identity(), session(2), &newer));
+        assert!(manager.register(&identity(), session(1), &older, None));
+        assert!(manager.register(&identity(), session(2), &newer, None));
         let ending = older.take().ending.unwrap();
         assert_eq!(ending.code, CloseCode::Superseded);
-        assert!(!manager.register(&identity(), session(3), &shelf(1)));
+        assert!(!manager.register(&identity(), session(3), &shelf(1), None));
         manager.remove(identity().agent_id, session(1));
         assert_eq!(manager.len(), 1);
         assert_eq!(newer.take().ending, None);
@@ -471,12 +505,12 @@ mod tests {
         let before = manager.missed_nudges();
         assert!(!manager.nudge(agent), "it is not connected yet");
         let (older, newer) = (shelf(1), shelf(2));
-        assert!(manager.register(&identity(), session(1), &older));
+        assert!(manager.register(&identity(), session(1), &older, None));
         assert_ne!(manager.missed_nudges(), before);
         assert!(older.changed().now_or_never().is_none());
         let before = manager.missed_nudges();
         assert!(manager.nudge(agent), "the older session hears it");
-        assert!(manager.register(&identity(), session(2), &newer));
+        assert!(manager.register(&identity(), session(2), &newer, None));
         assert_eq!(manager.missed_nudges(), before);
         assert!(newer.changed().now_or_never().is_some());
         assert!(newer.take().look);
@@ -486,7 +520,7 @@ mod tests {
     async fn a_session_that_does_not_answer_a_probe_is_silent() {
         let manager = manager();
         assert_eq!(manager.probe(identity().agent_id).await, Probed::Silent);
-        assert!(manager.register(&identity(), session(1), &shelf(1)));
+        assert!(manager.register(&identity(), session(1), &shelf(1), None));
         assert_eq!(manager.probe(identity().agent_id).await, Probed::Silent);
     }
 
@@ -494,7 +528,7 @@ mod tests {
     async fn a_session_that_answers_a_probe_is_alive() {
         let manager = manager();
         let shelf = shelf(1);
-        assert!(manager.register(&identity(), session(1), &shelf));
+        assert!(manager.register(&identity(), session(1), &shelf, None));
         let answers = async {
             shelf.changed().await;
             let Some(Order::Probe(answered)) = shelf.take().orders.pop_front() else {
@@ -556,7 +590,7 @@ mod tests {
     fn draining_gives_every_gateway_its_own_delay() {
         let manager = manager();
         let shelf = shelf(1);
-        assert!(manager.register(&identity(), session(1), &shelf));
+        assert!(manager.register(&identity(), session(1), &shelf, None));
         manager.drain_all(|spread| spread / 2);
         let Some(Order::Drain(after)) = shelf.take().orders.pop_front() else {
             panic!("a drain was ordered");

@@ -13,6 +13,7 @@ mod certificates;
 mod confirm;
 mod contract;
 mod forks;
+pub(super) mod instances;
 mod keys;
 mod lease;
 pub(super) mod link;

@@ -2,6 +2,7 @@
 
 mod command;
 mod gateway;
+mod instance;
 mod record;
 
 use std::fmt;
@@ -10,6 +11,7 @@ use viworks_common::id::{AgentId, ApiKeyId};
 
 pub use command::*;
 pub use gateway::*;
+pub use instance::*;
 pub use record::*;
 
 /// The word for the bearer of an API key, for statements as well.

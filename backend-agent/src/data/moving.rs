@@ -342,7 +342,11 @@ impl Move {
     /// # Errors
     ///
     /// When the server cannot be used.
-    pub fn open(runtime: Handle, source: SqliteStore, address: Address) -> Result<Self, MoveError> {
+    pub fn open(
+        runtime: Handle,
+        source: SqliteStore,
+        address: &Address,
+    ) -> Result<Self, MoveError> {
         let named = address.to_string();
         let target = Target::open(address).map_err(|source| MoveError::Target {
             address: named.clone(),

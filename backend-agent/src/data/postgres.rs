@@ -6,7 +6,8 @@
 mod address;
 mod connection;
 mod error;
-mod instance;
+mod lease;
+mod lock;
 mod schema;
 mod statement;
 mod target;
@@ -15,22 +16,23 @@ mod workers;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::timeout;
-use viworks_common::id::Tenant;
+use viworks_common::id::{InstanceId, Tenant};
 
 use super::intents::SqlStore;
 use super::intents::link::{Engine, Urgency};
 use super::intents::tx::View;
 use super::intents::upkeep;
-use super::{StoreError, StoreHealth, StoreResult};
+use super::{InstanceLoad, Neighbour, StoreError, StoreHealth, StoreResult};
 
 pub use address::{Address, AddressError};
 pub use error::Error;
 pub use schema::pending;
 pub use target::Target;
 
-use connection::{Begin, Connection};
-use instance::Instance;
+use connection::Connection;
+use lease::Lease;
 use workers::{Purpose, Workers};
 
 /// Connections for what takes long and nobody sits and waits for.
@@ -46,9 +48,9 @@ const ROOM_TIME: Duration = Duration::from_secs(5);
 /// Who opens a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// The backend, of which a database has one at a time.
+    /// One of the backends of a database.
     Backend,
-    /// A tool that does its work beside it.
+    /// A tool that does its work beside them.
     Beside,
 }
 
@@ -61,54 +63,49 @@ pub struct Postgres {
     writers: Workers,
     bulk: Workers,
     readers: Workers,
-    /// None for what works beside the backend.
-    instance: Option<Arc<Instance>>,
+    /// None for what works beside the backends.
+    lease: Option<Arc<Lease>>,
+    /// What a tool is: no instance.
+    nobody: Arc<watch::Sender<Option<InstanceId>>>,
 }
 
 impl PostgresStore {
     /// Connects, and brings the schema up to date if `migrate` says so.
     ///
     /// # Errors
-    /// When the server cannot be reached, does not keep what it commits, has another backend on this database, or a
-    /// schema that is not ours.
+    /// When the server cannot be reached, does not keep what it commits, a site is being moved into this database, or its
+    /// schema is not ours.
     pub async fn open(address: Address, role: Role, migrate: bool) -> Result<Self, Error> {
         let address = Arc::new(address);
-        let ready = Arc::clone(&address);
-        let instance = tokio::task::spawn_blocking(move || {
-            let connection = Connection::open(&ready)?;
-            schema::check_server(&connection)?;
-            match role {
-                Role::Backend => Instance::take(connection, Arc::clone(&ready)).map(Some),
-                Role::Beside => {
-                    connection.close();
-                    Ok(None)
-                }
-            }
-        });
-        let instance = instance.await.map_err(|_panicked| Error::Panicked)??;
         let at = Arc::clone(&address);
         let prepared = tokio::task::spawn_blocking(move || {
+            let connection = Connection::open(&at)?;
+            schema::check_server(&connection)?;
+            if role == Role::Backend {
+                lock::share(&connection)?;
+            }
             schema::prepare(&at, migrate, role)?;
             schema::check_moved(&at)?;
-            match role {
-                Role::Backend => schema::take_over(&at).map(Begin::of_generation),
-                Role::Beside => Ok(Begin::write()),
+            if role == Role::Backend {
+                return Lease::take(connection, at).map(Some);
             }
+            connection.close();
+            Ok(None)
         });
-        let begin = prepared.await.map_err(|_panicked| Error::Panicked)??;
-        let start = |name, purpose, begin: &Begin, count| {
-            Workers::start(&address, name, purpose, begin, count)
-        };
+        let lease = prepared.await.map_err(|_panicked| Error::Panicked)??;
+        let held = lease.as_ref().map(Lease::held);
+        let start = |name, purpose, count| Workers::start(&address, name, purpose, held, count);
         let few = (address.connections_max / 4).max(1);
         let many = address
             .connections_max
             .saturating_sub(few + BULK_CONNECTIONS)
             .max(1);
         Ok(Self::on(Postgres {
-            writers: start("postgres writer", Purpose::Write, &begin, many)?,
-            bulk: start("postgres bulk", Purpose::Write, &begin, BULK_CONNECTIONS)?,
-            readers: start("postgres reader", Purpose::Read, &Begin::read(), few)?,
-            instance: instance.map(Arc::new),
+            writers: start("postgres writer", Purpose::Write, many)?,
+            bulk: start("postgres bulk", Purpose::Write, BULK_CONNECTIONS)?,
+            readers: start("postgres reader", Purpose::Read, few)?,
+            lease: lease.map(Arc::new),
+            nobody: Arc::new(watch::Sender::new(None)),
         }))
     }
 }
@@ -120,9 +117,6 @@ impl Engine for Postgres {
         urgency: Urgency,
         intent: impl Fn(&View<'_>) -> StoreResult<T> + Send + 'static,
     ) -> StoreResult<T> {
-        if let Some(instance) = &self.instance {
-            instance.check()?;
-        }
         let tenant = tenant.clone();
         let workers = match urgency {
             Urgency::Prompt => &self.writers,
@@ -146,6 +140,24 @@ impl Engine for Postgres {
         self.writers.is_busy()
     }
 
+    fn instance(&self) -> watch::Receiver<Option<InstanceId>> {
+        let lease = self.lease.as_ref();
+        lease.map_or_else(|| self.nobody.subscribe(), |lease| lease.instance())
+    }
+
+    fn neighbours(&self) -> watch::Receiver<Vec<Neighbour>> {
+        match &self.lease {
+            Some(lease) => lease.neighbours(),
+            None => watch::Sender::default().subscribe(),
+        }
+    }
+
+    fn note_load(&self, load: InstanceLoad) {
+        if let Some(lease) = &self.lease {
+            lease.note(load);
+        }
+    }
+
     async fn health(&self) -> StoreResult<StoreHealth> {
         let beat = |view: &View<'_>| upkeep::health(view, "postgres");
         let tenant = Tenant::default_tenant();
@@ -158,8 +170,8 @@ impl Engine for Postgres {
         self.readers.close().await;
         self.writers.close().await;
         self.bulk.close().await;
-        if let Some(instance) = &self.instance {
-            instance.let_go().await;
+        if let Some(lease) = &self.lease {
+            lease.give_back().await;
         }
     }
 }

@@ -6,17 +6,19 @@
 mod ground;
 
 use std::path::Path;
+use std::sync::Arc;
 
-use viworks_common::id::{AgentId, Tenant};
+use tokio::sync::watch;
+use viworks_common::id::{AgentId, InstanceId, Tenant};
 use viworks_runtime::sqlite::{
     Connection, Database, Error, Migration, Options, Params, Statement, migration,
 };
 
 use super::intents::SqlStore;
-use super::intents::link::{Engine, Link, LinkError, Sql, Take, Urgency};
+use super::intents::link::{Engine, Link, LinkError, Party, Sql, Take, Urgency};
 use super::intents::tx::View;
 use super::intents::upkeep;
-use super::{Pending, StoreError, StoreHealth, StoreResult};
+use super::{InstanceLoad, Neighbour, Pending, StoreError, StoreHealth, StoreResult};
 
 use ground::Ground;
 
@@ -45,6 +47,10 @@ const MIGRATIONS: &[Migration] = &[
         "../../migrations/sqlite",
         "0011_remember_refused_spool_epochs.sql"
     ),
+    migration!(
+        "../../migrations/sqlite",
+        "0012_name_the_instance_of_a_session.sql"
+    ),
 ];
 
 /// The store of a backend that needs nothing else.
@@ -55,6 +61,8 @@ pub type SqliteStore = SqlStore<Sqlite>;
 pub struct Sqlite {
     database: Database,
     ground: Ground,
+    /// It has one backend.
+    alone: Arc<watch::Sender<Option<InstanceId>>>,
 }
 
 impl SqliteStore {
@@ -66,7 +74,11 @@ impl SqliteStore {
         let file = options.path.clone();
         let database = Database::open(options, MIGRATIONS).await?;
         let ground = Ground::new(&file)?;
-        Ok(Self::on(Sqlite { database, ground }))
+        Ok(Self::on(Sqlite {
+            database,
+            ground,
+            alone: Arc::new(watch::Sender::new(None)),
+        }))
     }
 
     /// The database beneath, for its metrics.
@@ -108,6 +120,16 @@ impl Engine for Sqlite {
         self.database.counters().is_busy()
     }
 
+    fn instance(&self) -> watch::Receiver<Option<InstanceId>> {
+        self.alone.subscribe()
+    }
+
+    fn neighbours(&self) -> watch::Receiver<Vec<Neighbour>> {
+        watch::Sender::default().subscribe()
+    }
+
+    fn note_load(&self, _load: InstanceLoad) {}
+
     async fn health(&self) -> StoreResult<StoreHealth> {
         if let Some(lost) = self.ground.look().await {
             return Err(StoreError::Unavailable(Box::new(lost)));
@@ -148,6 +170,10 @@ impl Link for Connection {
         take: Take<'_>,
     ) -> Result<(), LinkError> {
         Ok(bound(self, sql, params, offers)?.each(take)?)
+    }
+
+    fn party(&self) -> Party {
+        Party::Alone
     }
 
     // There is one writer, so what a transaction has read holds until it ends.

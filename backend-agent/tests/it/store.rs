@@ -4,6 +4,7 @@ mod bed;
 mod births;
 mod commands;
 mod gateways;
+mod instances;
 mod moving;
 mod postgres_only;
 mod records;
@@ -175,10 +176,8 @@ suite! {
         a_newer_session_fences_the_older,
         a_late_close_does_not_touch_the_newer_session,
         revocation_fences_at_once_and_ends_every_command,
-        an_abandoned_session_is_ended_at_the_next_start,
         heartbeats_of_a_fenced_session_are_dropped,
         gateways_that_come_back_together_each_get_their_own_answer,
-        whatever_many_sessions_left_open_is_ended_at_the_next_start,
         a_rolled_back_database_raises_its_counters,
         a_gateway_that_claims_every_number_gets_orders_that_it_takes,
         a_hello_learns_about_the_live_session,
@@ -296,6 +295,17 @@ mod sqlite_only {
                     || refused.to_string().contains("never used again"),
                 "{refused}"
             );
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_process_before_left_open_is_ended_at_the_next_start() {
+        for many in [false, true] {
+            let folder = tempfile::tempdir().unwrap();
+            let bed = Bed::new(super::sqlite(&folder).await.unwrap());
+            super::sessions::abandoned_sessions_are_ended(&bed, many).await;
+            bed.store.close().await;
+            super::sqlite_counts_are_right(&folder);
         }
     }
 

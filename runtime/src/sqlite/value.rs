@@ -6,7 +6,7 @@ use rusqlite::ToSql;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use viworks_common::id::{
     AgentId, AgentRunId, ApiKeyId, BootId, CommandId, CommandName, FieldName, GatewayName,
-    InstallId, RunId, SessionId, StreamName, Tenant,
+    InstallId, InstanceId, RunId, SessionId, StreamName, Tenant,
 };
 use viworks_common::time::Timestamp;
 
@@ -89,6 +89,7 @@ text!(
     FieldName,
     GatewayName,
     InstallId,
+    InstanceId,
     RunId,
     SessionId,
     StreamName,

@@ -32,7 +32,7 @@ pub(super) async fn execute(config: &Config, address: Address, verify: bool) -> 
     let (runtime, stop) = (Handle::current(), Arc::new(AtomicBool::new(false)));
     let (named, stops, moved) = (address.to_string(), Arc::clone(&stop), source.clone());
     let work = tokio::task::spawn_blocking(move || {
-        let to = Move::open(runtime, moved, address)?;
+        let to = Move::open(runtime, moved, &address)?;
         if !verify {
             to.run(teller("moved", &stops))?;
         }

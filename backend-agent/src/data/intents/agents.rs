@@ -94,7 +94,8 @@ pub(super) const RENAME: &str =
     "UPDATE gateways SET name = :name WHERE tenant = :tenant AND agent_id = :agent_id";
 
 pub(super) const REVOKE: &str = "\
-UPDATE gateways SET revoked_at = :now, issued = issued + 1, confirmed = issued + 1, session_epoch = NULL
+UPDATE gateways SET revoked_at = :now, issued = issued + 1, confirmed = issued + 1, session_epoch = NULL,
+       session_instance = NULL
 WHERE tenant = :tenant AND agent_id = :agent_id AND revoked_at IS NULL";
 
 /// Frees the name of a revoked gateway, so that it can be issued again as a new identity: the old one keeps its id, its

@@ -16,7 +16,7 @@ use crate::data::{
 
 /// The session is its gateway's live one, and what its HELLO said takes effect.
 pub(super) const TAKE_EFFECT: &str = "\
-UPDATE gateways SET session_epoch = :epoch,
+UPDATE gateways SET session_epoch = :epoch, session_instance = :instance,
        (agent_version, pin_set_version) = (SELECT n.agent_version, n.pin_set_version FROM sessions AS n
            WHERE n.tenant = :tenant AND n.agent_id = :agent_id AND n.epoch = :epoch),
        round_trip_us = NULL, clock_skew_ms = NULL, spool_records = 0, spool_bytes = 0, commands_running = 0
@@ -83,6 +83,7 @@ pub(super) fn confirm(tx: &Tx<'_>, request: &ConfirmRequest) -> StoreResult<Conf
             .live
             .map(|(session_id, _)| session_id)
             .filter(|session_id| *session_id != request.session_id),
+        instance: tx.party().instance(),
     };
     Ok(ConfirmOutcome::Confirmed(Box::new(confirmed)))
 }
@@ -96,7 +97,8 @@ fn take_effect(
 ) -> StoreResult<()> {
     let (agent_id, epoch) = (request.agent_id, request.issued);
     opening::swap(tx, agent_id, &known.row, after)?;
-    tx.execute(TAKE_EFFECT, params! { agent_id, epoch })?;
+    let instance = tx.party().instance();
+    tx.execute(TAKE_EFFECT, params! { agent_id, epoch, instance })?;
     tx.execute(CONFIRMED, params! { agent_id, epoch })?;
     if let Some((_, older)) = known.live {
         sessions::mark_ended(tx, agent_id, older, CloseCode::Superseded)?;

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 use viworks_common::catalogue::CatalogueEntry;
 use viworks_common::code::CloseCode;
 use viworks_common::command::Outcome;
 use viworks_common::id::{
-    AgentId, ApiKeyId, CommandId, CommandName, GatewayName, RunId, StreamName, Tenant,
+    AgentId, ApiKeyId, CommandId, CommandName, GatewayName, InstanceId, RunId, StreamName, Tenant,
 };
 use viworks_common::telemetry::Position;
 use viworks_common::time::Timestamp;
@@ -20,18 +21,19 @@ use super::store::SqlStore;
 use super::telemetry::queries;
 use super::tx::{Tx, View};
 use super::{
-    admit, agents, audit, catalogues, certificates, confirm, forks, keys, lease, orphans, outputs,
-    reports, runs, sessions, submit, targets, telemetry, timeline, upkeep,
+    admit, agents, audit, catalogues, certificates, confirm, forks, instances, keys, lease,
+    orphans, outputs, reports, runs, sessions, submit, targets, telemetry, timeline, upkeep,
 };
 use crate::data::{
     AcceptOutcome, Accepted, Actor, AdmitOutcome, AdmitRequest, ApiKey, AuditRecord, Cancelled,
     Certificate, Command, CommandOutput, CompleteOutcome, ConfirmOutcome, ConfirmRequest, Counts,
-    Fork, GapCursor, Gateway, GatewayFilter, GatewayRef, Holder, Idempotency, LeaseLimits, Leased,
-    Listing, MergedCommand, NewApiKey, NewAuditRecord, NewCertificate, NewGateway, NewRun, Orphan,
-    OrphanCursor, Page, Purged, RefusalCursor, Rejected, Revoked, Run, SessionRecord, SessionTouch,
-    Settled, SkippedGateway, Store, StoreHealth, StoreResult, StoredCatalogue, StoredGap,
-    StoredRecord, StoredRefusal, StreamSummary, Submission, Target, TargetSelection,
-    TelemetryCursor, TelemetryOutcome, TelemetryQuery, TelemetryWrite,
+    EndedInstances, Fork, GapCursor, Gateway, GatewayFilter, GatewayRef, Holder, Idempotency,
+    Instance, InstanceLoad, LeaseLimits, Leased, Listing, MergedCommand, Neighbour, NewApiKey,
+    NewAuditRecord, NewCertificate, NewGateway, NewRun, Orphan, OrphanCursor, Page, Purged,
+    RefusalCursor, Rejected, Revoked, Run, SessionRecord, SessionTouch, Settled, SkippedGateway,
+    Store, StoreHealth, StoreResult, StoredCatalogue, StoredGap, StoredRecord, StoredRefusal,
+    StreamSummary, Submission, Target, TargetSelection, TelemetryCursor, TelemetryOutcome,
+    TelemetryQuery, TelemetryWrite,
 };
 
 #[async_trait]
@@ -154,8 +156,55 @@ impl<E: Engine> Store for SqlStore<E> {
         .await
     }
 
-    async fn end_abandoned_sessions(&self, tenant: &Tenant, now: Timestamp) -> StoreResult<u64> {
-        self.write(tenant, now, sessions::end_abandoned).await
+    async fn end_abandoned_sessions(
+        &self,
+        tenant: &Tenant,
+        earlier: Option<InstanceId>,
+        now: Timestamp,
+    ) -> StoreResult<u64> {
+        if let Some(earlier) = earlier {
+            let note = move |tx: &Tx<'_>| instances::end_earlier(tx, earlier);
+            self.write(tenant, now, note).await?;
+        }
+        let mut all = 0;
+        loop {
+            let ended = self.write(tenant, now, sessions::end_abandoned).await?;
+            all += ended;
+            if ended == 0 {
+                break;
+            }
+        }
+        loop {
+            let ended = self.end_dead_instances(tenant, now).await?;
+            all += ended.sessions;
+            if !ended.more {
+                return Ok(all);
+            }
+        }
+    }
+
+    async fn end_dead_instances(
+        &self,
+        tenant: &Tenant,
+        now: Timestamp,
+    ) -> StoreResult<EndedInstances> {
+        self.write(tenant, now, instances::end_dead).await
+    }
+
+    fn instance(&self) -> watch::Receiver<Option<InstanceId>> {
+        self.engine.instance()
+    }
+
+    fn neighbours(&self) -> watch::Receiver<Vec<Neighbour>> {
+        self.engine.neighbours()
+    }
+
+    fn note_load(&self, load: InstanceLoad) {
+        self.engine.note_load(load);
+    }
+
+    async fn list_instances(&self) -> StoreResult<Vec<Instance>> {
+        self.read(&Tenant::default_tenant(), instances::list).await
     }
 
     async fn touch_sessions(

@@ -3,11 +3,12 @@
 use std::future::Future;
 use std::ops::ControlFlow;
 
-use viworks_common::id::{AgentId, Tenant};
+use tokio::sync::watch;
+use viworks_common::id::{AgentId, InstanceId, Tenant};
 use viworks_runtime::sqlite::{self, Constraint, Params, Row};
 
 use super::tx::View;
-use crate::data::{StoreError, StoreHealth, StoreResult};
+use crate::data::{InstanceLoad, Neighbour, StoreError, StoreHealth, StoreResult};
 
 /// A statement in both dialects. Most say it in the same words, with parameters by name (`:agent_id`).
 #[derive(Debug, Clone, Copy)]
@@ -21,6 +22,37 @@ impl From<&'static str> for Sql {
         Self {
             sqlite: both,
             postgres: both,
+        }
+    }
+}
+
+impl Sql {
+    /// About what only several backends need, which an embedded database has nothing of.
+    pub(super) const fn of_several(postgres: &'static str) -> Self {
+        Self {
+            sqlite: "",
+            postgres,
+        }
+    }
+}
+
+/// Whose transaction it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::data) enum Party {
+    /// The only backend that there is.
+    Alone,
+    /// A tool, beside however many backends.
+    Beside,
+    /// One of several backends.
+    Instance(InstanceId),
+}
+
+impl Party {
+    /// Which of several backends.
+    pub(super) const fn instance(self) -> Option<InstanceId> {
+        match self {
+            Self::Instance(instance) => Some(instance),
+            Self::Alone | Self::Beside => None,
         }
     }
 }
@@ -90,6 +122,9 @@ pub(in crate::data) trait Link {
         take: Take<'_>,
     ) -> Result<(), LinkError>;
 
+    /// Whose transaction it is.
+    fn party(&self) -> Party;
+
     /// Keeps other transactions that lock these gateways waiting until this one ends; answers whether what was read of
     /// them before may have changed. Ids come in their order, or two transactions may wait for each other.
     fn lock_gateways(&self, tenant: &Tenant, gateways: &[AgentId]) -> Result<bool, LinkError>;
@@ -127,6 +162,15 @@ pub trait Engine: Clone + Send + Sync + 'static {
 
     /// Whether writes come in that people wait for.
     fn is_busy(&self) -> bool;
+
+    /// Which of several backends this one is, from now on; nothing where it is alone.
+    fn instance(&self) -> watch::Receiver<Option<InstanceId>>;
+
+    /// The other backends, as they told of themselves last.
+    fn neighbours(&self) -> watch::Receiver<Vec<Neighbour>>;
+
+    /// Tells the other backends of itself.
+    fn note_load(&self, load: InstanceLoad);
 
     /// Whether it works, by committing something.
     fn health(&self) -> impl Future<Output = StoreResult<StoreHealth>> + Send;

@@ -7,21 +7,33 @@ use viworks_common::rules::Complete;
 use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{Row, params};
 
+use super::link::{Party, Sql};
 use super::row::Reader;
-use super::settle;
 use super::tx::{Tx, View};
+use super::{instances, settle};
 use crate::data::{Actor, SessionRecord, SessionTouch, StoreError, StoreResult};
 
+/// Sessions that are ended in one transaction where that is not about all of them.
+const AT_ONCE: usize = 200;
+
 pub(super) const FENCE: &str = "\
-SELECT agent_id, confirmed, revoked_at, low_water FROM gateways WHERE tenant = :tenant AND agent_id = :agent_id";
+SELECT agent_id, confirmed, revoked_at, low_water, session_epoch FROM gateways WHERE tenant = :tenant AND agent_id = :agent_id";
 
 pub(super) const ENDED: &str = "\
 UPDATE sessions SET ended_at = :now, code = :code
 WHERE tenant = :tenant AND agent_id = :agent_id AND epoch = :epoch AND ended_at IS NULL";
 
 pub(super) const VACATE: &str = "\
-UPDATE gateways SET session_epoch = NULL, last_seen_at = :now
+UPDATE gateways SET session_epoch = NULL, session_instance = NULL, last_seen_at = :now
 WHERE tenant = :tenant AND agent_id = :agent_id AND session_epoch = :epoch";
+
+/// Sessions that no backend has: of a site that was moved while they were open.
+pub(super) const UNOWNED: Sql = Sql::of_several(
+    "\
+SELECT agent_id, session_epoch FROM gateways
+WHERE tenant = :tenant AND session_epoch IS NOT NULL AND session_instance IS NULL
+ORDER BY agent_id LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED",
+);
 
 pub(super) const VACATE_ALL: &str = "\
 UPDATE gateways SET session_epoch = NULL, last_seen_at = :now WHERE tenant = :tenant AND session_epoch IS NOT NULL";
@@ -55,7 +67,9 @@ pub(super) fn holds(view: &View<'_>, agent_id: AgentId, epoch: u64) -> StoreResu
         let row = Reader::new("gateways", row);
         let revoked = row.get::<Option<Timestamp>>("revoked_at")?.is_some();
         let may = session::may_write(Complete, row.get("confirmed")?, revoked, epoch);
-        Ok(if may {
+        // One that was ended, perhaps by another backend that took this one for dead, writes nothing more.
+        let open = row.get::<Option<u64>>("session_epoch")? == Some(epoch);
+        Ok(if may && open {
             Some(row.get("low_water")?)
         } else {
             None
@@ -94,8 +108,12 @@ pub(super) fn mark_ended(
         .map(drop)
 }
 
-/// Ends what the process before this one left open.
+/// Ends what the process before this one left open; of several backends, some of what none of them has.
 pub(super) fn end_abandoned(tx: &Tx<'_>) -> StoreResult<u64> {
+    if tx.party() != Party::Alone {
+        let ended = instances::end_sessions(tx, UNOWNED, params! { limit: AT_ONCE })?;
+        return Ok(u64::try_from(ended).unwrap_or(u64::MAX));
+    }
     let vacated = tx.execute(VACATE_ALL, &[])?;
     tx.execute(END_ALL, params! { code: CloseCode::Internal.name() })?;
     settle::each(tx, settle::LOAD_DISPATCHED, &[], |standing| {

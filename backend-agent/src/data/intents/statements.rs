@@ -6,9 +6,9 @@ use std::path::Path;
 
 use super::link::Sql;
 use super::{
-    admit, agents, audit, budget, catalogues, certificates, confirm, forks, keys, lease, opening,
-    orphans, outputs, reports, runs, sessions, settle, submit, targets, telemetry, timeline, tx,
-    upkeep,
+    admit, agents, audit, budget, catalogues, certificates, confirm, forks, instances, keys, lease,
+    opening, orphans, outputs, reports, runs, sessions, settle, submit, targets, telemetry,
+    timeline, tx, upkeep,
 };
 
 fn one(name: &'static str, sql: impl Into<Sql>) -> (&'static str, Sql) {
@@ -44,6 +44,11 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("forks::KEEP_NEWEST", forks::KEEP_NEWEST),
         one("forks::LIST", forks::LIST),
         one("forks::RECORD", forks::RECORD),
+        one("instances::END", instances::END),
+        one("instances::END_EARLIER", instances::END_EARLIER),
+        one("instances::FORGET", instances::FORGET),
+        one("instances::LIST", instances::LIST),
+        one("instances::SESSIONS", instances::SESSIONS),
         one("keys::BY_HASH", keys::BY_HASH),
         one("keys::BY_ID", keys::BY_ID),
         one("keys::CREATE", keys::CREATE),
@@ -76,6 +81,7 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("sessions::LIST", sessions::LIST),
         one("sessions::PINS", sessions::PINS),
         one("sessions::TOUCH", sessions::TOUCH),
+        one("sessions::UNOWNED", sessions::UNOWNED),
         one("sessions::VACATE", sessions::VACATE),
         one("sessions::VACATE_ALL", sessions::VACATE_ALL),
         one("settle::CHANGE", settle::CHANGE),

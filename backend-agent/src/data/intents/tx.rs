@@ -9,7 +9,7 @@ use viworks_common::limits::PAGE_BYTES_MAX;
 use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{Params, Row, params};
 
-use super::link::{Link, LinkError, Sql, Take};
+use super::link::{Link, LinkError, Party, Sql, Take};
 use super::page::Rows;
 use crate::data::{StoreError, StoreResult};
 
@@ -137,6 +137,11 @@ impl<'c> View<'c> {
             self.lock_name(&format!("telemetry {agent_id}"))?;
         }
         Ok(())
+    }
+
+    /// Whose transaction it is.
+    pub(super) fn party(&self) -> Party {
+        self.link.party()
     }
 
     /// Keeps others waiting that lock the same name.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use viworks_common::catalogue::{CatalogueEntry, Risk};
 use viworks_common::code::CloseCode;
 use viworks_common::id::{
-    AgentId, AgentRunId, BootId, CommandId, GatewayName, InstallId, SessionId,
+    AgentId, AgentRunId, BootId, CommandId, GatewayName, InstallId, InstanceId, SessionId,
 };
 use viworks_common::telemetry::{Position, RecordRefusal};
 use viworks_common::time::Timestamp;
@@ -350,6 +350,8 @@ pub struct Confirmed {
     pub waiting: bool,
     /// The older session that is now fenced.
     pub fenced: Option<SessionId>,
+    /// Which of several backends has the session now.
+    pub instance: Option<InstanceId>,
 }
 
 /// Two holders of one identity, as recorded.

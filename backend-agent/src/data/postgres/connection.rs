@@ -1,10 +1,10 @@
 //! A connection as intents see it: statements prepared once, with parameters and columns by name.
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
@@ -23,7 +23,7 @@ use viworks_runtime::sqlite::{Columns, Params, Row, Value};
 use super::Address;
 use super::error::Error;
 use super::statement::numbered;
-use crate::data::intents::link::{Link, LinkError, Sql, Take};
+use crate::data::intents::link::{Link, LinkError, Party, Sql, Take};
 
 /// What became of the connection, or of its transaction, beside the error that an intent saw.
 #[derive(Debug, Clone)]
@@ -35,26 +35,32 @@ pub(super) enum Trouble {
 }
 
 /// How a transaction begins.
-#[derive(Debug, Clone)]
-pub(super) struct Begin(Arc<str>);
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Begin {
+    /// It sees one state and changes nothing.
+    Read(Party),
+    /// It changes something. That of an instance is refused while it has no lease.
+    Write(Party),
+}
 
 impl Begin {
-    /// One that sees one state and changes nothing.
-    pub(super) fn read() -> Self {
-        Self("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY".into())
+    const fn party(self) -> Party {
+        match self {
+            Self::Read(party) | Self::Write(party) => party,
+        }
     }
 
-    /// One that changes something.
-    pub(super) fn write() -> Self {
-        Self("BEGIN".into())
-    }
-
-    /// The same of a backend, which is refused once another one has the database: it divides by zero then.
-    pub(super) fn of_generation(generation: i64) -> Self {
-        let text = format!(
-            "BEGIN; SELECT 1 / count(*) FROM backend_generation WHERE generation = {generation}"
-        );
-        Self(text.into())
+    fn text(self) -> Cow<'static, str> {
+        match self {
+            Self::Read(_) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY".into(),
+            // It divides by zero where there is no lease.
+            Self::Write(Party::Instance(instance)) => format!(
+                "BEGIN; SELECT 1 / count(*) FROM instances \
+                 WHERE instance = '{instance}' AND lease_until > clock_timestamp() AND NOT ended"
+            )
+            .into(),
+            Self::Write(Party::Alone | Party::Beside) => "BEGIN".into(),
+        }
     }
 }
 
@@ -82,6 +88,8 @@ pub(super) struct Connection {
     trouble: RefCell<Option<Trouble>>,
     /// Whether a transaction is open.
     open: Cell<bool>,
+    /// Whose transaction.
+    party: Cell<Party>,
 }
 
 #[derive(Clone)]
@@ -141,27 +149,24 @@ impl Connection {
             statements: RefCell::default(),
             trouble: RefCell::default(),
             open: Cell::new(false),
+            party: Cell::new(Party::Beside),
         })
     }
 
     /// Runs a statement without parameters, as it is.
     pub(super) fn batch(&self, sql: &'static str) -> Result<(), Error> {
-        self.batch_within(sql, ANSWER_TIME)
-    }
-
-    /// The same, where the answer must not take longer than this.
-    pub(super) fn batch_within(&self, sql: &'static str, limit: Duration) -> Result<(), Error> {
         let mut inner = self.inner.borrow_mut();
         let run = async { Ok(inner.execute(sqlx::raw_sql(sql)).await.map(drop)?) };
-        let run = self.runtime.block_on(within(limit, run));
+        let run = self.runtime.block_on(within(ANSWER_TIME, run));
         self.note(run)
     }
 
     /// Begins a transaction.
-    pub(super) fn begin(&self, begin: &Begin) -> Result<(), Error> {
+    pub(super) fn begin(&self, begin: Begin) -> Result<(), Error> {
         *self.trouble.borrow_mut() = None;
+        self.party.set(begin.party());
         let mut inner = self.inner.borrow_mut();
-        let text = sqlx::AssertSqlSafe(Arc::clone(&begin.0));
+        let text = sqlx::AssertSqlSafe(begin.text().into_owned());
         let run = async { Ok(inner.execute(sqlx::raw_sql(text)).await.map(drop)?) };
         let run = self.runtime.block_on(within(ANSWER_TIME, run));
         self.open.set(true);
@@ -189,8 +194,17 @@ impl Connection {
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>,
     ) -> Result<T, Error> {
+        self.with_within(ANSWER_TIME, work)
+    }
+
+    /// The same, where the answer must not take longer than this.
+    pub(super) fn with_within<T>(
+        &self,
+        limit: Duration,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let mut inner = self.inner.borrow_mut();
-        let done = self.runtime.block_on(within(ANSWER_TIME, work(&mut inner)));
+        let done = self.runtime.block_on(within(limit, work(&mut inner)));
         self.note(done)
     }
 
@@ -339,6 +353,10 @@ impl Link for Connection {
             self.runtime.block_on(within(ANSWER_TIME, fetching))
         };
         self.note(run()).map_err(LinkError::Postgres)
+    }
+
+    fn party(&self) -> Party {
+        self.party.get()
     }
 
     fn lock_gateways(&self, tenant: &Tenant, gateways: &[AgentId]) -> Result<bool, LinkError> {

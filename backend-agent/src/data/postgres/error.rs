@@ -46,14 +46,12 @@ pub enum Error {
     /// The schema is not ours, is newer than this program, or cannot be brought up to date.
     #[error("{0}")]
     Schema(String),
-    /// Another backend has this database.
-    #[error("another backend uses this database ({0}); one backend has a database at a time")]
+    /// A site is being moved into this database, or backends have it and one shall be.
+    #[error("the database is in use by {0}; a site is moved while no backend has its database")]
     InUse(String),
-    /// Another backend has had this database since.
-    #[error(
-        "another backend took this database over; restart this one where it is the one that is wanted"
-    )]
-    PassedOn(Arc<sqlx::Error>),
+    /// This backend's lease of the database ran out, or another backend ended it.
+    #[error("this backend's lease of the database ran out; it is renewed, or taken anew")]
+    NoLease(Arc<sqlx::Error>),
     /// The job panicked; nothing of it remains.
     #[error("a database job panicked")]
     Panicked,
@@ -116,7 +114,7 @@ impl Error {
             | Self::Full(_)
             | Self::Constraint { .. }
             | Self::InUse(_)
-            | Self::PassedOn(_)
+            | Self::NoLease(_)
             | Self::Panicked
             | Self::NoThread(_)
             | Self::Closed
@@ -139,7 +137,7 @@ impl Error {
             | Self::Address(_)
             | Self::Schema(_)
             | Self::InUse(_)
-            | Self::PassedOn(_)
+            | Self::NoLease(_)
             | Self::Panicked
             | Self::NoThread(_)
             | Self::Closed
@@ -165,7 +163,7 @@ impl Error {
             // Serialization failure, deadlock.
             "40001" | "40P01" => Self::Again(source),
             // Only the beginning of a transaction divides, see `Begin`.
-            "22012" => Self::PassedOn(source),
+            "22012" => Self::NoLease(source),
             // Lock timeout, statement timeout: it took long enough.
             "55P03" | "57014" => Self::Slow(source),
             "53100" | "53200" => Self::Full(source),
@@ -233,7 +231,7 @@ impl From<Error> for StoreError {
             | Error::Unfit(_)
             | Error::Schema(_)
             | Error::InUse(_)
-            | Error::PassedOn(_)
+            | Error::NoLease(_)
             | Error::Panicked
             | Error::NoThread(_)
             | Error::Closed

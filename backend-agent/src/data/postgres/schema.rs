@@ -98,20 +98,6 @@ pub(super) fn prepare(address: &Address, migrate: bool, role: Role) -> Result<()
     done
 }
 
-/// Takes the database over from whichever backend had it before; the number that transactions begin with.
-pub(super) fn take_over(address: &Address) -> Result<i64, Error> {
-    const COUNT: &str = "\
-        INSERT INTO backend_generation (one, generation) VALUES (1, 1)
-        ON CONFLICT (one) DO UPDATE SET generation = backend_generation.generation + 1 RETURNING generation";
-    let connection = Connection::open(address)?;
-    let counted = connection.with(async |inner| {
-        let row = sqlx::query(COUNT).fetch_one(inner).await?;
-        Ok(row.try_get("generation")?)
-    });
-    connection.close();
-    counted
-}
-
 /// Refuses a database into which a site is being moved: a backend would be there before all of it is.
 pub(super) fn check_moved(address: &Address) -> Result<(), Error> {
     const BEGUN: &str = "SELECT to_regclass('store_move') IS NOT NULL AS begun";

@@ -1,18 +1,16 @@
 //! A database that is filled by hand: one connection, which its caller waits for.
 
-use std::sync::Arc;
-
 use super::connection::{Begin, Connection};
 use super::error::Error;
-use super::instance::Instance;
-use super::{Address, Role, schema};
-use crate::data::intents::link::{Link, LinkError};
+use super::{Address, Role, lock, schema};
+use crate::data::intents::link::{Link, LinkError, Party};
 
 /// The database, with its schema, and no backend at it.
 #[derive(Debug)]
 pub struct Target {
     connection: Connection,
-    _instance: Instance,
+    /// Has the lock that keeps backends away. Should the server drop it, the notes of the move still do.
+    _lock: Connection,
 }
 
 impl Target {
@@ -21,15 +19,14 @@ impl Target {
     /// # Errors
     ///
     /// When the server cannot be used, or a backend has the database.
-    pub fn open(address: Address) -> Result<Self, Error> {
-        let address = Arc::new(address);
-        let first = Connection::open(&address)?;
+    pub fn open(address: &Address) -> Result<Self, Error> {
+        let first = Connection::open(address)?;
         schema::check_server(&first)?;
-        let instance = Instance::take(first, Arc::clone(&address))?;
-        schema::prepare(&address, true, Role::Backend)?;
+        lock::own(&first)?;
+        schema::prepare(address, true, Role::Backend)?;
         Ok(Self {
-            connection: Connection::open(&address)?,
-            _instance: instance,
+            connection: Connection::open(address)?,
+            _lock: first,
         })
     }
 
@@ -54,7 +51,7 @@ impl Target {
         &self,
         work: impl FnOnce(&dyn Link) -> Result<(), LinkError>,
     ) -> Result<(), Error> {
-        self.connection.begin(&Begin::write())?;
+        self.connection.begin(Begin::Write(Party::Beside))?;
         let done = work(&self.connection).map_err(of_server);
         if done.is_ok() {
             return self.connection.commit();
@@ -72,7 +69,7 @@ impl Target {
         &self,
         work: impl FnOnce(&dyn Link) -> Result<(), LinkError>,
     ) -> Result<(), Error> {
-        self.connection.begin(&Begin::write())?;
+        self.connection.begin(Begin::Write(Party::Beside))?;
         let done = work(&self.connection).map_err(of_server);
         self.connection.roll_back();
         done

@@ -12,7 +12,9 @@ use viworks_runtime::random;
 
 use super::connection::{Begin, Connection, Trouble};
 use super::error::Error;
+use super::lease::Held;
 use super::{Address, rest};
+use crate::data::intents::link::Party;
 
 /// Transactions that wait for a connection; further ones wait outside.
 const WAITING_MAX: usize = 1_024;
@@ -109,7 +111,7 @@ impl Workers {
         address: &Arc<Address>,
         name: &str,
         purpose: Purpose,
-        begin: &Begin,
+        lease: Option<&Arc<Held>>,
         count: u32,
     ) -> Result<Self, Error> {
         // Room for every place, and for the word to each thread that there will be no more.
@@ -122,7 +124,7 @@ impl Workers {
             let worker = Worker {
                 address: Arc::clone(address),
                 purpose,
-                begin: begin.clone(),
+                lease: lease.cloned(),
                 queue: Arc::clone(&queue),
             };
             thread::Builder::new()
@@ -186,7 +188,8 @@ impl Workers {
 struct Worker {
     address: Arc<Address>,
     purpose: Purpose,
-    begin: Begin,
+    /// None of what works beside the backends.
+    lease: Option<Arc<Held>>,
     queue: Arc<Mutex<mpsc::Receiver<Option<Waiting>>>>,
 }
 
@@ -234,6 +237,15 @@ impl Worker {
         queue.blocking_recv().flatten()
     }
 
+    fn begin(&self) -> Begin {
+        let instance = self.lease.as_ref().and_then(|lease| lease.instance());
+        let party = instance.map_or(Party::Beside, Party::Instance);
+        match self.purpose {
+            Purpose::Read => Begin::Read(party),
+            Purpose::Write => Begin::Write(party),
+        }
+    }
+
     fn connection(
         &self,
         kept: Option<Connection>,
@@ -258,10 +270,14 @@ impl Worker {
 
     /// One transaction, and whether the connection can be used again.
     fn transact(&self, connection: &Connection, job: &mut dyn Job) -> (Fate, bool) {
-        match connection.begin(&self.begin) {
+        match connection.begin(self.begin()) {
             Ok(()) => {}
-            Err(error @ Error::PassedOn(_)) => {
-                return (Fate::Failed(error), connection.roll_back());
+            Err(error @ Error::NoLease(_)) => {
+                // By then it was renewed, or there is a new one.
+                if let Some(lease) = &self.lease {
+                    lease.doubt();
+                }
+                return (Fate::Again(error), connection.roll_back());
             }
             Err(error) => return (Fate::Lost(error), false),
         }

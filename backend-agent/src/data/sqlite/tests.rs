@@ -58,6 +58,10 @@ async fn every_statement_is_prepared_and_none_reads_a_whole_table() {
     let folder = tempfile::tempdir().unwrap();
     let database = database(&folder).await;
     for (name, sql) in statements::all() {
+        // What only several backends need is not here.
+        if sql.sqlite.is_empty() {
+            continue;
+        }
         let plan = plan(&database, sql.sqlite);
         // By the tenant alone is no better than the whole table.
         for whole in ["commands", "runs", "telemetry", "gateways", "c", "r", "g"] {

@@ -268,7 +268,8 @@ impl Opening {
         let credit = usize::try_from(line.inbound.terms.command_credit).unwrap_or(usize::MAX);
         let shelf = Arc::new(Shelf::new(place, credit, open, announced.keeps_timeout));
         let manager = &line.inbound.manager;
-        if !manager.register(&line.peer.identity, line.session_id, &shelf) {
+        let (identity, instance) = (&line.peer.identity, confirmed.instance);
+        if !manager.register(identity, line.session_id, &shelf, instance) {
             line.refuse(refusal(
                 CloseCode::Superseded,
                 "another session of this gateway came in between",

@@ -28,7 +28,7 @@ async fn moving<T: Send + 'static>(
     let address = Address::parse(&server.url(database), None, None).unwrap();
     let runtime = tokio::runtime::Handle::current();
     let opened = source.clone();
-    let done = tokio::task::spawn_blocking(move || work(Move::open(runtime, opened, address)?));
+    let done = tokio::task::spawn_blocking(move || work(Move::open(runtime, opened, &address)?));
     let done = done.await.unwrap();
     source.close().await;
     done

@@ -16,7 +16,7 @@ use super::bed::{Bed, LEASE, agent, at, outcome};
 use super::{database, make};
 
 /// Two stores on one database, as two processes have them.
-async fn two(folder: &TempDir) -> Option<(Bed, Bed)> {
+pub(super) async fn two(folder: &TempDir) -> Option<(Bed, Bed)> {
     let (server, database) = database(folder)?;
     make(server, &database);
     let open = async || {
@@ -28,7 +28,7 @@ async fn two(folder: &TempDir) -> Option<(Bed, Bed)> {
     Some((open().await, open().await))
 }
 
-async fn finish(folder: &TempDir, one: Bed, other: Bed) {
+pub(super) async fn finish(folder: &TempDir, one: Bed, other: Bed) {
     one.store.close().await;
     other.store.close().await;
     super::postgres_counts_are_right(folder);
@@ -425,7 +425,7 @@ async fn an_intent_whose_answer_was_lost_is_safe_to_repeat() {
     super::postgres_counts_are_right(&folder);
 }
 
-async fn open(url: &str, role: Role) -> Result<PostgresStore, Error> {
+pub(super) async fn open(url: &str, role: Role) -> Result<PostgresStore, Error> {
     PostgresStore::open(Address::parse(url, None, None).unwrap(), role, true).await
 }
 
@@ -481,58 +481,6 @@ async fn a_database_that_cannot_be_used_is_refused_in_one_sentence() {
     let unreachable = "postgres://viworks@127.0.0.1:1/viworks?sslmode=disable";
     let error = open(unreachable, Role::Backend).await.unwrap_err();
     assert!(!error.is_lasting(), "{error:?}");
-    server.drop(&database);
-}
-
-#[tokio::test]
-async fn a_second_backend_is_refused_and_a_tool_is_not() {
-    let folder = tempfile::tempdir().unwrap();
-    let Some((server, database)) = database(&folder) else {
-        return;
-    };
-    make(server, &database);
-    let url = server.url(&database);
-    let first = open(&url, Role::Backend).await.unwrap();
-    let second = open(&url, Role::Backend).await.unwrap_err();
-    assert!(
-        matches!(&second, Error::InUse(holder) if holder.contains("viworks-backend-agent")),
-        "{second:?}"
-    );
-    open(&url, Role::Beside).await.unwrap().close().await;
-    first.close().await;
-    open(&url, Role::Backend).await.unwrap().close().await;
-    server.drop(&database);
-}
-
-/// The lock went with its connection, and another backend was quicker to take it: what the first one had begun it may
-/// end, and nothing more.
-#[tokio::test]
-async fn a_backend_whose_database_another_one_took_over_writes_nothing_more() {
-    let folder = tempfile::tempdir().unwrap();
-    let Some((server, database)) = database(&folder) else {
-        return;
-    };
-    make(server, &database);
-    let url = server.url(&database);
-    let first = Bed::new(Arc::new(open(&url, Role::Backend).await.unwrap()));
-    first.gateway(1).await;
-    let end = format!(
-        "SELECT count(pg_terminate_backend(l.pid)) FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database \
-         WHERE l.locktype = 'advisory' AND l.classid = 1448692050 AND d.datname = '{database}'"
-    );
-    assert_eq!(server.psql("postgres", &end).unwrap(), "1");
-    let second = Bed::new(Arc::new(open(&url, Role::Backend).await.unwrap()));
-    let new = super::gateways::new_gateway(2, "gw-2");
-    let actor = Actor::local("test");
-    let refused = first
-        .store
-        .create_gateway(&first.tenant, new, &actor, at(0));
-    let refused = refused.await.unwrap_err();
-    assert!(matches!(refused, StoreError::Unavailable(_)), "{refused:?}");
-    assert!(first.store.health().await.is_err());
-    second.gateway(3).await;
-    first.store.close().await;
-    second.store.close().await;
     server.drop(&database);
 }
 

@@ -219,7 +219,7 @@ pub(crate) async fn a_closed_store_is_unavailable(bed: &Bed) {
     bed.store.close().await;
     let refused = bed
         .store
-        .end_abandoned_sessions(&bed.tenant, at(1))
+        .end_abandoned_sessions(&bed.tenant, None, at(1))
         .await
         .unwrap_err();
     assert!(matches!(refused, StoreError::Unavailable(_)), "{refused}");

@@ -256,14 +256,23 @@ pub(crate) async fn revocation_fences_at_once_and_ends_every_command(bed: &Bed) 
     );
 }
 
-pub(crate) async fn an_abandoned_session_is_ended_at_the_next_start(bed: &Bed) {
+/// Of stores that are no instance: what they open, nobody has.
+pub(crate) async fn abandoned_sessions_are_ended(bed: &Bed, many: bool) {
+    if many {
+        whatever_many_sessions_left_open_is_ended(bed).await;
+    } else {
+        an_abandoned_session_is_ended(bed).await;
+    }
+}
+
+async fn an_abandoned_session_is_ended(bed: &Bed) {
     bed.gateway(1).await;
     let session = bed.session(1, 1).await;
     let command_id = bed.command(1, false).await;
     bed.lease(&session).await;
     assert_eq!(
         bed.store
-            .end_abandoned_sessions(&bed.tenant, at(50))
+            .end_abandoned_sessions(&bed.tenant, None, at(50))
             .await
             .unwrap(),
         1
@@ -272,7 +281,7 @@ pub(crate) async fn an_abandoned_session_is_ended_at_the_next_start(bed: &Bed) {
     assert_eq!(bed.state(command_id).await, CommandState::Queued);
     assert_eq!(
         bed.store
-            .end_abandoned_sessions(&bed.tenant, at(51))
+            .end_abandoned_sessions(&bed.tenant, None, at(51))
             .await
             .unwrap(),
         0
@@ -472,7 +481,7 @@ pub(crate) async fn gateways_that_come_back_together_each_get_their_own_answer(b
     }
 }
 
-pub(crate) async fn whatever_many_sessions_left_open_is_ended_at_the_next_start(bed: &Bed) {
+async fn whatever_many_sessions_left_open_is_ended(bed: &Bed) {
     let mut commands = Vec::new();
     for n in 1..=5 {
         bed.gateway(n).await;
@@ -483,7 +492,7 @@ pub(crate) async fn whatever_many_sessions_left_open_is_ended_at_the_next_start(
     }
     let ended = bed
         .store
-        .end_abandoned_sessions(&bed.tenant, at(50))
+        .end_abandoned_sessions(&bed.tenant, None, at(50))
         .await
         .unwrap();
     assert_eq!(ended, 5);

@@ -1,0 +1,123 @@
+//! Backends that share a database: each told of the others, and the sessions of those that are gone ended.
+
+use std::time::Duration;
+
+use viworks_common::code::CloseCode;
+use viworks_common::id::{AgentId, InstanceId};
+use viworks_runtime::sqlite::{Row, params};
+
+use super::link::{Party, Sql};
+use super::row::{Reader, column, to_json};
+use super::sessions;
+use super::tx::{Tx, View};
+use crate::data::{EndedInstances, Instance, StoreResult};
+
+/// For how long a lease of the database is taken.
+pub(in crate::data) const LEASE_SECONDS: u32 = 20;
+
+/// Sessions that are ended in one transaction.
+const SESSIONS_AT_ONCE: usize = 200;
+
+pub(super) const LIST: Sql = Sql::of_several(
+    "\
+SELECT instance, name, sessions, draining,
+       CASE WHEN ended THEN 0
+            ELSE greatest(0, 1000 * extract(epoch FROM lease_until - clock_timestamp()))::bigint END AS lease_ms
+FROM instances ORDER BY name, instance",
+);
+
+/// An instance ends what another one was, once that one's lease ran out and its own held for as long as a lease all the
+/// while: after a time in which nobody could renew anything, everybody has as long to do it.
+pub(super) const END: Sql = Sql::of_several(
+    "\
+UPDATE instances SET ended = true WHERE instance IN (
+    SELECT d.instance FROM instances AS d
+    WHERE d.instance <> :own AND (d.ended OR (d.lease_until < clock_timestamp() AND EXISTS (
+          SELECT 1 FROM instances AS o WHERE o.instance = :own
+          AND o.since < clock_timestamp() - CAST(:seconds AS bigint) * interval '1 second')))
+    FOR NO KEY UPDATE OF d SKIP LOCKED)
+RETURNING instance",
+);
+
+/// What an earlier process with the same state folder was: that folder has one process at a time.
+pub(super) const END_EARLIER: Sql = Sql::of_several(
+    "UPDATE instances SET ended = true WHERE instance = :earlier AND instance <> :own",
+);
+
+/// A gateway that somebody else has locked has its turn another time.
+pub(super) const SESSIONS: Sql = Sql::of_several(
+    "\
+SELECT agent_id, session_epoch FROM gateways
+WHERE tenant = :tenant AND session_instance IN (SELECT * FROM json_array_elements_text(:dead))
+ORDER BY agent_id LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED",
+);
+
+pub(super) const FORGET: Sql = Sql::of_several(
+    "\
+DELETE FROM instances AS i
+WHERE i.ended AND i.instance IN (SELECT * FROM json_array_elements_text(:dead))
+      AND NOT EXISTS (SELECT 1 FROM gateways AS g WHERE g.session_instance = i.instance)",
+);
+
+/// The instances that there are.
+pub(super) fn list(view: &View<'_>) -> StoreResult<Vec<Instance>> {
+    if view.party() == Party::Alone {
+        return Ok(Vec::new());
+    }
+    view.all(LIST, &[], read)
+}
+
+fn read(row: &Row<'_>) -> StoreResult<Instance> {
+    let row = Reader::new("instances", row);
+    Ok(Instance {
+        id: row.get("instance")?,
+        name: row.get("name")?,
+        lease: Duration::from_millis(row.get("lease_ms")?),
+        sessions: row.get("sessions")?,
+        draining: row.get("draining")?,
+    })
+}
+
+/// Ends some of the sessions of instances that are gone, and forgets those that have none left.
+pub(super) fn end_dead(tx: &Tx<'_>) -> StoreResult<EndedInstances> {
+    let Some(own) = tx.party().instance() else {
+        return Ok(EndedInstances::default());
+    };
+    let ended = column::<InstanceId>("instances", "instance");
+    let dead = tx.all(END, params! { own, seconds: LEASE_SECONDS }, ended)?;
+    if dead.is_empty() {
+        return Ok(EndedInstances::default());
+    }
+    let dead = to_json(&dead);
+    let sessions = end_sessions(tx, SESSIONS, params! { dead, limit: SESSIONS_AT_ONCE })?;
+    let instances = tx.execute(FORGET, params! { dead })?;
+    Ok(EndedInstances {
+        instances: u64::try_from(instances).unwrap_or(u64::MAX),
+        sessions: u64::try_from(sessions).unwrap_or(u64::MAX),
+        more: sessions == SESSIONS_AT_ONCE,
+    })
+}
+
+/// Ends the sessions that a statement finds; answers how many.
+pub(super) fn end_sessions(
+    tx: &Tx<'_>,
+    sql: Sql,
+    params: viworks_runtime::sqlite::Params<'_>,
+) -> StoreResult<usize> {
+    let found = tx.all(sql, params, |row| {
+        let row = Reader::new("gateways", row);
+        Ok((row.get::<AgentId>("agent_id")?, row.get("session_epoch")?))
+    })?;
+    for (agent_id, epoch) in &found {
+        sessions::end(tx, *agent_id, *epoch, CloseCode::Internal)?;
+    }
+    Ok(found.len())
+}
+
+/// Notes that an earlier process of this very state folder is gone.
+pub(super) fn end_earlier(tx: &Tx<'_>, earlier: InstanceId) -> StoreResult<()> {
+    let Some(own) = tx.party().instance() else {
+        return Ok(());
+    };
+    tx.execute(END_EARLIER, params! { earlier, own }).map(drop)
+}

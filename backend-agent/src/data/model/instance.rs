@@ -1,0 +1,53 @@
+//! Backends that share a database.
+
+use std::time::Duration;
+
+use viworks_common::id::InstanceId;
+
+/// A backend as the others see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instance {
+    /// Which one; a process that lost its lease goes on as another one.
+    pub id: InstanceId,
+    /// Its machine and process, for people.
+    pub name: String,
+    /// For how long it has its lease yet; nothing once that ran out.
+    pub lease: Duration,
+    /// Its sessions, as it told with its last renewal.
+    pub sessions: u64,
+    /// Whether it is about to stop.
+    pub draining: bool,
+}
+
+/// What a backend tells the others with its lease.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct InstanceLoad {
+    /// Its sessions.
+    pub sessions: u64,
+    /// How many connections it takes at most.
+    pub connections_max: u64,
+    /// How many openings of sessions it takes in a second.
+    pub openings_per_second: u64,
+    /// Whether it is about to stop.
+    pub draining: bool,
+}
+
+/// Another backend that has its lease, by what it told when this one renewed its own last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Neighbour {
+    /// Which one.
+    pub id: InstanceId,
+    /// What it tells of itself.
+    pub load: InstanceLoad,
+}
+
+/// What became of instances whose lease ran out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EndedInstances {
+    /// Those that are gone with the last of their sessions.
+    pub instances: u64,
+    /// Sessions that were ended.
+    pub sessions: u64,
+    /// Whether there are more.
+    pub more: bool,
+}

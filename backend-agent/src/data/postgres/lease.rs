@@ -1,0 +1,301 @@
+//! This backend's lease of the database: a row that it renews by the server's clock, and without which it writes
+//! nothing.
+//!
+//! Every transaction that writes begins by asking whether the lease still holds. One that ran out is renewed like any
+//! other, as long as no other backend has ended it: after a time without the database all of them go on as they were.
+//! A backend whose lease was ended goes on as another instance; what it knew of sessions is not true any more.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use sqlx::Row as _;
+use tokio::sync::{oneshot, watch};
+use viworks_common::id::InstanceId;
+use viworks_runtime::random;
+
+use super::connection::Connection;
+use super::error::Error;
+use super::{Address, lock};
+use crate::data::intents::instances::LEASE_SECONDS;
+use crate::data::{InstanceLoad, Neighbour};
+
+/// How often the lease is renewed, and how soon again where that failed.
+const RENEW_EVERY: Duration = Duration::from_secs(5);
+const RENEW_AGAIN: Duration = Duration::from_millis(500);
+
+/// How long the server may take to renew it.
+const RENEW_TIME: Duration = Duration::from_secs(5);
+
+/// What the connections and the rest of the process know of the lease.
+#[derive(Debug)]
+pub(super) struct Held {
+    instance: watch::Sender<Option<InstanceId>>,
+    /// What the others are told.
+    load: Mutex<InstanceLoad>,
+    /// The others, as they were at the last renewal.
+    neighbours: watch::Sender<Vec<Neighbour>>,
+    /// Somebody found that the lease does not hold, and nobody has looked since.
+    doubted: AtomicBool,
+    words: mpsc::Sender<Word>,
+}
+
+/// What the thread that looks after the lease is told.
+#[derive(Debug)]
+enum Word {
+    Look,
+    End(oneshot::Sender<()>),
+}
+
+impl Held {
+    /// Which instance this is.
+    pub(super) fn instance(&self) -> Option<InstanceId> {
+        *self.instance.borrow()
+    }
+
+    fn load(&self) -> MutexGuard<'_, InstanceLoad> {
+        // Nothing panics while it is held.
+        self.load.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A transaction was refused for want of the lease: it is looked at at once.
+    pub(super) fn doubt(&self) {
+        if !self.doubted.swap(true, Ordering::AcqRel) {
+            // Where nobody listens any more, the store is being closed.
+            let _closing = self.words.send(Word::Look);
+        }
+    }
+}
+
+/// The lease, and the thread that looks after it.
+#[derive(Debug)]
+pub(super) struct Lease {
+    held: Arc<Held>,
+    /// Taken when it ends.
+    open: Mutex<bool>,
+}
+
+impl Lease {
+    /// Takes a lease on this connection, which also keeps moves away, and renews it from a thread of its own.
+    pub(super) fn take(connection: Connection, address: Arc<Address>) -> Result<Self, Error> {
+        let (words, told) = mpsc::channel();
+        let held = Arc::new(Held {
+            instance: watch::Sender::new(None),
+            load: Mutex::default(),
+            neighbours: watch::Sender::default(),
+            doubted: AtomicBool::new(false),
+            words,
+        });
+        let mut keeper = Keeper {
+            held: Arc::clone(&held),
+            address,
+            kept: Some(connection),
+        };
+        keeper.renew()?;
+        thread::Builder::new()
+            .name("postgres lease".to_owned())
+            .spawn(move || keeper.keep(&told))
+            .map_err(|error| Error::NoThread(error.into()))?;
+        Ok(Self {
+            held,
+            open: Mutex::new(true),
+        })
+    }
+
+    /// What the connections know of it.
+    pub(super) const fn held(&self) -> &Arc<Held> {
+        &self.held
+    }
+
+    /// Which instance this is, from now on.
+    pub(super) fn instance(&self) -> watch::Receiver<Option<InstanceId>> {
+        self.held.instance.subscribe()
+    }
+
+    /// What the others are told with the next renewal.
+    pub(super) fn note(&self, load: InstanceLoad) {
+        let before = std::mem::replace(&mut *self.held.load(), load);
+        if before.draining != load.draining {
+            self.held.doubt();
+        }
+    }
+
+    /// The others.
+    pub(super) fn neighbours(&self) -> watch::Receiver<Vec<Neighbour>> {
+        self.held.neighbours.subscribe()
+    }
+
+    /// Gives it back.
+    pub(super) async fn give_back(&self) {
+        // Nothing panics while it is held.
+        let open = std::mem::take(&mut *self.open.lock().unwrap_or_else(PoisonError::into_inner));
+        let (reply, gone) = oneshot::channel();
+        if open && self.held.words.send(Word::End(reply)).is_ok() {
+            drop(gone.await);
+        }
+    }
+}
+
+/// What the thread has.
+struct Keeper {
+    held: Arc<Held>,
+    address: Arc<Address>,
+    kept: Option<Connection>,
+}
+
+impl Keeper {
+    fn keep(mut self, told: &mpsc::Receiver<Word>) {
+        let mut rest = RENEW_EVERY;
+        loop {
+            match told.recv_timeout(rest) {
+                Ok(Word::End(reply)) => {
+                    self.give_back();
+                    // Whoever asked may have stopped waiting.
+                    let _gone = reply.send(());
+                    return;
+                }
+                Err(mpsc::RecvTimeoutError::Disconnected) => return,
+                Ok(Word::Look) | Err(mpsc::RecvTimeoutError::Timeout) => {
+                    self.held.doubted.store(false, Ordering::Release);
+                    rest = match self.renew() {
+                        Ok(()) => RENEW_EVERY,
+                        Err(error) => {
+                            tracing::warn!(%error, "this backend's lease of the database could not be renewed; it tries again");
+                            self.held.doubted.store(true, Ordering::Release);
+                            RENEW_AGAIN
+                        }
+                    };
+                }
+            }
+        }
+    }
+
+    /// Renews the lease, or takes a new one where another backend ended it.
+    fn renew(&mut self) -> Result<(), Error> {
+        let connection = match self.kept.take() {
+            Some(connection) => connection,
+            None => {
+                let connection = Connection::open(&self.address)?;
+                lock::share(&connection)?;
+                connection
+            }
+        };
+        let held = &self.held;
+        let load = *held.load();
+        let known = held.instance();
+        let renewed = match known {
+            Some(instance) => renew(&connection, instance, load)?.then_some(instance),
+            None => None,
+        };
+        let instance = match renewed {
+            Some(instance) => instance,
+            None => take(&connection, load)?,
+        };
+        held.neighbours
+            .send_replace(neighbours(&connection, instance)?);
+        if renewed.is_none() {
+            held.instance.send_replace(Some(instance));
+            if let Some(lost) = known {
+                tracing::warn!(%lost, %instance, "another backend ended this one's lease of the database; it goes on as a new instance, and its gateways connect again");
+            }
+        }
+        self.kept = Some(connection);
+        Ok(())
+    }
+
+    /// What has no session any more goes at once; the others find the rest.
+    fn give_back(&mut self) {
+        const GO: &str = "\
+            DELETE FROM instances AS i WHERE i.instance = $1
+                   AND NOT EXISTS (SELECT 1 FROM gateways AS g WHERE g.session_instance = i.instance)";
+        const END: &str = "UPDATE instances SET ended = true WHERE instance = $1";
+        let (Some(connection), Some(instance)) = (self.kept.take(), self.held.instance()) else {
+            return;
+        };
+        let given = connection.with_within(RENEW_TIME, async |inner| {
+            for statement in [GO, END] {
+                let query = sqlx::query(statement).bind(instance.to_string());
+                query.execute(&mut *inner).await?;
+            }
+            Ok(())
+        });
+        if let Err(error) = given {
+            tracing::warn!(%error, "this backend's lease of the database could not be given back; it runs out by itself");
+        }
+        connection.close();
+    }
+}
+
+/// Answers whether there was something to renew.
+fn renew(connection: &Connection, instance: InstanceId, load: InstanceLoad) -> Result<bool, Error> {
+    const RENEW: &str = "\
+        UPDATE instances SET sessions = $2, connections_max = $3, openings_per_second = $4, draining = $5,
+               lease_until = clock_timestamp() + make_interval(secs => $6),
+               since = CASE WHEN lease_until > clock_timestamp() THEN since ELSE clock_timestamp() END
+        WHERE instance = $1 AND NOT ended";
+    connection.with_within(RENEW_TIME, async |inner| {
+        let query = sqlx::query(RENEW).bind(instance.to_string());
+        let query = query
+            .bind(stored(load.sessions))
+            .bind(stored(load.connections_max));
+        let query = query
+            .bind(stored(load.openings_per_second))
+            .bind(load.draining);
+        let query = query.bind(f64::from(LEASE_SECONDS));
+        Ok(query.execute(inner).await?.rows_affected() == 1)
+    })
+}
+
+/// Takes a lease as a new instance.
+fn take(connection: &Connection, load: InstanceLoad) -> Result<InstanceId, Error> {
+    const TAKE: &str = "\
+        INSERT INTO instances (instance, name, sessions, connections_max, openings_per_second, draining, lease_until)
+        VALUES ($1, $2, $3, $4, $5, $6, clock_timestamp() + make_interval(secs => $7))";
+    let instance = InstanceId::from_uuid(random::uuid_v4());
+    let machine = rustix::system::uname();
+    let machine = machine.nodename().to_string_lossy().into_owned();
+    let name = format!("{machine}, process {}", std::process::id());
+    connection.with_within(RENEW_TIME, async |inner| {
+        let query = sqlx::query(TAKE).bind(instance.to_string()).bind(name);
+        let query = query
+            .bind(stored(load.sessions))
+            .bind(stored(load.connections_max));
+        let query = query
+            .bind(stored(load.openings_per_second))
+            .bind(load.draining);
+        query.bind(f64::from(LEASE_SECONDS)).execute(inner).await?;
+        Ok(instance)
+    })
+}
+
+/// The others that have their lease.
+fn neighbours(connection: &Connection, own: InstanceId) -> Result<Vec<Neighbour>, Error> {
+    const OTHERS: &str = "\
+        SELECT instance, sessions, connections_max, openings_per_second, draining FROM instances
+        WHERE instance <> $1 AND NOT ended AND lease_until > clock_timestamp() ORDER BY instance";
+    connection.with_within(RENEW_TIME, async |inner| {
+        let query = sqlx::query(OTHERS).bind(own.to_string());
+        let mut all = Vec::new();
+        for row in query.fetch_all(inner).await? {
+            let number = |column| -> Result<u64, Error> {
+                Ok(u64::try_from(row.try_get::<i64, _>(column)?).unwrap_or_default())
+            };
+            let load = InstanceLoad {
+                sessions: number("sessions")?,
+                connections_max: number("connections_max")?,
+                openings_per_second: number("openings_per_second")?,
+                draining: row.try_get("draining")?,
+            };
+            // An id that is none was not written by a backend.
+            if let Ok(id) = row.try_get::<String, _>("instance")?.parse() {
+                all.push(Neighbour { id, load });
+            }
+        }
+        Ok(all)
+    })
+}
+
+fn stored(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
