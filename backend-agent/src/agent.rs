@@ -1,5 +1,6 @@
 //! Gateways as the backend knows them: who exists, and who is connected.
 
+pub mod doors;
 pub mod instance;
 pub mod manager;
 pub mod openings;

@@ -22,6 +22,7 @@ use viworks_runtime::probe::Readiness;
 use viworks_runtime::sqlite::Options;
 use viworks_runtime::{logging, random, sqlite};
 
+use crate::agent::doors::Doors;
 use crate::agent::instance;
 use crate::agent::manager::Manager;
 use crate::agent::registry::Registry;
@@ -34,7 +35,7 @@ use crate::command::{Commands, Parts as CommandParts};
 use crate::config::{Config, QueueConfig};
 use crate::data::postgres::{self, AddressError, PostgresStore, Role};
 use crate::data::sqlite::SqliteStore;
-use crate::data::{self, GatewayFilter, InstanceLoad, Page, Store, StoreError};
+use crate::data::{self, GatewayFilter, Page, Store, StoreError};
 use crate::earlier;
 use crate::inbound::heartbeats::Heartbeats;
 use crate::inbound::judge::Judge;
@@ -55,9 +56,6 @@ pub const GRACE: Duration = DRAIN_TIME.saturating_add(Duration::from_secs(5));
 const NONCES_PER_AGENT: usize = 64;
 /// The same of all agents together, for each connection that there may be.
 const NONCES_PER_CONNECTION: usize = 32;
-
-/// Openings of sessions that a backend says it takes in a second, until that is measured.
-const OPENINGS_PER_SECOND: u64 = 100;
 
 /// What a refused submission is told to wait.
 const QUEUE_RETRY_AFTER: Duration = Duration::from_secs(10);
@@ -240,7 +238,7 @@ impl App {
             Ok(()) => clock.adopt(&anchor),
             Err(error) => warn!(%error, "failed to store the time line; a job tries again"),
         }
-        let shared = Shared::new(Arc::clone(&store), clock);
+        let shared = Shared::new(config, Arc::clone(&store), clock);
         let now = shared.clock.line();
         let abandoned = store.end_abandoned_sessions(&shared.tenant, earlier, now);
         let abandoned = abandoned.await?;
@@ -297,7 +295,7 @@ impl App {
 }
 
 impl Shared {
-    fn new(store: Arc<dyn Store>, clock: Arc<Timeline>) -> Self {
+    fn new(config: &Config, store: Arc<dyn Store>, clock: Arc<Timeline>) -> Self {
         let metrics = Metrics::new(
             "viworks-backend-agent",
             env!("CARGO_PKG_VERSION"),
@@ -308,7 +306,8 @@ impl Shared {
         logging::register(&metrics);
         let counters = BackendMetrics::register(&metrics);
         let generation = u64::from_ne_bytes(random::bytes());
-        let manager = Arc::new(Manager::new(counters.clone()));
+        let doors = Doors::new(config.agents.connections_max);
+        let manager = Arc::new(Manager::new(doors, counters.clone()));
         manager.go_on_as(*store.instance().borrow());
         Self {
             store,
@@ -482,14 +481,9 @@ impl Shared {
     /// This process is one of several backends, and may become another one.
     fn keep_instance(&self, config: &Config, lifecycle: &Lifecycle) {
         let (store, manager) = (Arc::clone(&self.store), Arc::clone(&self.manager));
-        let terms = InstanceLoad {
-            connections_max: u64::try_from(config.agents.connections_max).unwrap_or(u64::MAX),
-            openings_per_second: OPENINGS_PER_SECOND,
-            ..InstanceLoad::default()
-        };
         let state_folder = config.data.state_folder.clone();
         let became = move |instance| note_instance(&state_folder, Some(instance));
-        let kept = instance::keep(store, manager, terms, became, lifecycle.clone());
+        let kept = instance::keep(store, manager, became, lifecycle.clone());
         drop(lifecycle.spawn_critical("instance", kept));
     }
 
@@ -498,7 +492,7 @@ impl Shared {
         let (manager, stopping) = (Arc::clone(&self.manager), lifecycle.stop_token());
         drop(lifecycle.spawn("drain", async move {
             stopping.cancelled().await;
-            manager.drain_all(|spread| random::uniform(0..spread));
+            manager.drain_all();
         }));
     }
 }

@@ -214,6 +214,10 @@ impl Jobs {
     async fn offer(&self) -> StoreResult<()> {
         self.dispatcher.sweep().await;
         let counts = self.store.counts(&self.tenant, self.clock.line()).await?;
+        let doors = self.manager.doors();
+        doors.expect(counts.gateways);
+        let per_second = doors.house(self.manager.len(), false).per_second;
+        self.metrics.openings_per_second.set(i64::from(per_second));
         let waiting = counts.open_commands.get(&CommandState::Queued);
         let waiting = i64::try_from(waiting.copied().unwrap_or(0)).unwrap_or(i64::MAX);
         self.metrics.queue_depth.set(waiting);

@@ -22,6 +22,8 @@ pub struct BackendMetrics {
     pub sessions: Gauge,
     /// Openings under way: from the TLS handshake to CONFIRM.
     pub openings: Gauge,
+    /// Sessions that can be opened in each second, as measured.
+    pub openings_per_second: Gauge,
     /// Telemetry rows committed.
     pub telemetry_rows: Counter,
     /// Rows of one telemetry commit, over all agents in it.
@@ -56,6 +58,7 @@ impl BackendMetrics {
             connections: Gauge::default(),
             sessions: Gauge::default(),
             openings: Gauge::default(),
+            openings_per_second: Gauge::default(),
             telemetry_rows: Counter::default(),
             telemetry_commit_rows: Histogram::new([
                 1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0, 4_096.0, 16_384.0,
@@ -90,6 +93,11 @@ impl BackendMetrics {
                 "agent_openings",
                 "Sessions being opened",
                 own.openings.clone(),
+            );
+            registry.register(
+                "agent_openings_per_second",
+                "Sessions that can be opened in each second, as measured",
+                own.openings_per_second.clone(),
             );
             registry.register(
                 "agent_handshakes",

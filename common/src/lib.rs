@@ -6,6 +6,7 @@
 #![warn(missing_docs)]
 
 pub mod admission;
+pub mod arrivals;
 pub mod catalogue;
 pub mod certificate;
 pub mod claims;

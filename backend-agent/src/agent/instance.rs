@@ -13,16 +13,15 @@ use crate::data::{InstanceLoad, Store};
 /// How often the number of sessions is told to what renews the lease.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
-/// Keeps the manager on the instance that the store is, and the store on the sessions of the manager; `terms` is what
-/// else the others are told. `became` is told of each later instance.
+/// Keeps the manager on the instance that the store is and on the others, and the store on what they are told of this
+/// one. `became` is told of each later instance.
 pub async fn keep(
     store: Arc<dyn Store>,
     manager: Arc<Manager>,
-    terms: InstanceLoad,
     became: impl Fn(InstanceId) + Send,
     lifecycle: Lifecycle,
 ) {
-    let mut instance = store.instance();
+    let (mut instance, neighbours) = (store.instance(), store.neighbours());
     let mut ticks = interval(TELL_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -38,12 +37,10 @@ pub async fn keep(
                 continue;
             }
         };
-        let sessions = u64::try_from(manager.len()).unwrap_or(u64::MAX);
-        store.note_load(InstanceLoad {
-            sessions,
-            draining,
-            ..terms
-        });
+        let others = neighbours.borrow().iter().map(|other| other.load.house());
+        manager.doors().beside(others.collect());
+        let own = manager.doors().house(manager.len(), draining);
+        store.note_load(InstanceLoad::of(own));
         if draining {
             return;
         }

@@ -16,6 +16,7 @@ use viworks_common::limits::PROBE_TIMEOUT;
 use viworks_common::rate::{Bucket, Quota, Taken};
 use viworks_common::time::{Monotonic, Timestamp};
 
+use super::doors::Doors;
 use super::openings::{Openings, Presented};
 use super::rates::{Pace, Rates};
 use super::shelf::{Kept, Order, Shelf};
@@ -90,13 +91,14 @@ pub struct Manager {
     paces: Mutex<BTreeMap<AgentId, Paces>>,
     /// Nudges of gateways that are not connected.
     missed_nudges: AtomicU64,
+    doors: Doors,
     metrics: BackendMetrics,
 }
 
 impl Manager {
     /// Nobody is connected.
     #[must_use]
-    pub fn new(metrics: BackendMetrics) -> Self {
+    pub fn new(doors: Doors, metrics: BackendMetrics) -> Self {
         Self {
             connected: Mutex::default(),
             claims: Mutex::default(),
@@ -104,6 +106,7 @@ impl Manager {
             recorded: Mutex::default(),
             paces: Mutex::default(),
             missed_nudges: AtomicU64::default(),
+            doors,
             metrics,
         }
     }
@@ -295,6 +298,7 @@ impl Manager {
 
     /// A session of this process is confirmed.
     pub fn confirmed(&self, agent_id: AgentId, run: AgentRunId, now: Monotonic) {
+        self.doors.opened(now);
         self.paces(agent_id, now, |paces| paces.openings.confirmed(run));
     }
 
@@ -405,14 +409,18 @@ impl Manager {
         Some(0)
     }
 
-    /// Asks every gateway to reconnect, spread over a time that grows with their number.
-    pub fn drain_all(&self, mut random: impl FnMut(u64) -> u64) {
+    /// How fast this instance takes gateways in.
+    #[must_use]
+    pub const fn doors(&self) -> &Doors {
+        &self.doors
+    }
+
+    /// Asks every gateway to reconnect, one after another, as fast as the other instances have room for them.
+    pub fn drain_all(&self) {
         let connected = &lock(&self.connected).sessions;
-        let spread = reconnect_spread(connected.len());
-        let spread = u64::try_from(spread.as_millis()).unwrap_or(u64::MAX);
-        for entry in connected.values() {
-            let after = Duration::from_millis(random(spread));
-            if !entry.shelf.order(Order::Drain(after)) {
+        let waves = self.doors.waves(connected.len());
+        for (place, entry) in connected.values().enumerate() {
+            if !entry.shelf.order(Order::Drain(waves.delay(place))) {
                 entry
                     .shelf
                     .end(CloseCode::Draining, "the backend is stopping");
@@ -423,7 +431,7 @@ impl Manager {
     /// The delay within which a gateway of this house reconnects first when its connection is lost.
     #[must_use]
     pub fn reconnect_slot(&self) -> Duration {
-        reconnect_spread(self.len())
+        self.doors.slot(self.len())
     }
 
     fn count(&self, connected: &BTreeMap<AgentId, Entry>) {
@@ -431,14 +439,6 @@ impl Manager {
             .sessions
             .set(i64::try_from(connected.len()).unwrap_or(i64::MAX));
     }
-}
-
-/// About two hundred openings a second are safe on the smallest machine.
-fn reconnect_spread(sessions: usize) -> Duration {
-    let millis = u64::try_from(sessions)
-        .unwrap_or(u64::MAX)
-        .saturating_mul(5);
-    Duration::from_millis(millis.clamp(1_000, 60_000))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -459,7 +459,7 @@ mod tests {
 
     fn manager() -> Manager {
         let metrics = Metrics::new("test", "0", Timestamp::from_unix_micros(0));
-        Manager::new(BackendMetrics::register(&metrics))
+        Manager::new(Doors::new(10), BackendMetrics::register(&metrics))
     }
 
     fn identity() -> Identity {
@@ -589,12 +589,20 @@ mod tests {
     #[test]
     fn draining_gives_every_gateway_its_own_delay() {
         let manager = manager();
-        let shelf = shelf(1);
-        assert!(manager.register(&identity(), session(1), &shelf, None));
-        manager.drain_all(|spread| spread / 2);
-        let Some(Order::Drain(after)) = shelf.take().orders.pop_front() else {
-            panic!("a drain was ordered");
-        };
-        assert_eq!(after, Duration::from_millis(500));
+        let shelves = [1, 2].map(|number| {
+            let shelf = shelf(1);
+            let identity = Identity {
+                agent_id: AgentId::from_uuid(Uuid::from_u128(number)),
+                ..identity()
+            };
+            assert!(manager.register(&identity, session(number), &shelf));
+            shelf
+        });
+        manager.drain_all();
+        let delays = shelves.map(|shelf| match shelf.take().orders.pop_front() {
+            Some(Order::Drain(after)) => after.as_millis(),
+            other => panic!("a drain was ordered: {other:?}"),
+        });
+        assert_eq!(delays, [0, 10]);
     }
 }

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use moka::sync::Cache;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use viworks_common::limits::RETRY_AFTER_MAX;
 use viworks_common::places::network;
 
 /// One in so many places is kept for sources that held a session recently.
@@ -104,6 +103,7 @@ impl Places {
         }
     }
 
+    #[cfg(test)]
     fn free(&self) -> usize {
         self.anybody.available_permits() + self.reserved.available_permits()
     }
@@ -186,19 +186,6 @@ impl Gate {
             known,
             _connection: connection,
         })
-    }
-
-    /// When a refused gateway should come back: the fuller the house, the further they are spread.
-    #[must_use]
-    pub fn retry_after(&self, random: u64) -> Duration {
-        let open = self
-            .shared
-            .limits
-            .connections
-            .saturating_sub(self.shared.connections.free());
-        // About a hundred openings a second are a safe guess for the smallest machine.
-        let spread = u64::try_from(open / 100).unwrap_or(u64::MAX).clamp(5, 120);
-        Duration::from_secs(1 + random % spread).min(RETRY_AFTER_MAX)
     }
 
     fn sources(&self) -> MutexGuard<'_, BTreeMap<IpAddr, usize>> {
@@ -310,14 +297,5 @@ mod tests {
         let gate = Gate::new(LIMITS);
         drop(gate.admit(ip("192.0.2.1")).unwrap());
         assert!(gate.sources().is_empty());
-    }
-
-    #[test]
-    fn refused_gateways_come_back_spread_out() {
-        let gate = Gate::new(LIMITS);
-        let delays: std::collections::BTreeSet<_> =
-            (0..100).map(|random| gate.retry_after(random)).collect();
-        assert_eq!(delays.len(), 5);
-        assert!(delays.iter().all(|delay| *delay >= Duration::from_secs(1)));
     }
 }

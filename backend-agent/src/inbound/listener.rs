@@ -84,7 +84,6 @@ impl Listener {
                 let handshake = Handshake {
                     acceptor: TlsAcceptor::from(Arc::clone(&self.config.borrow())),
                     lines: Arc::clone(&self.lines),
-                    gate: self.gate.clone(),
                     inbound: Arc::clone(&self.inbound),
                     address,
                 };
@@ -127,7 +126,6 @@ struct Lines {
 struct Handshake {
     acceptor: TlsAcceptor,
     lines: Arc<Lines>,
-    gate: Gate,
     inbound: Arc<Inbound>,
     address: SocketAddr,
 }
@@ -175,7 +173,8 @@ impl Handshake {
             (Ok(_), None) => {
                 metrics.refused("openings_full");
                 let random = u64::from_ne_bytes(random::bytes());
-                Verdict::Later(self.gate.retry_after(random))
+                let now = self.inbound.clock.now();
+                Verdict::Later(self.inbound.manager.doors().turned_away(random, now))
             }
             (Ok(_), Some(_)) => Verdict::Welcome,
         };

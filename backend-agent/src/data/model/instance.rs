@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use viworks_common::arrivals::House;
 use viworks_common::id::InstanceId;
 
 /// A backend as the others see it.
@@ -30,6 +31,30 @@ pub struct InstanceLoad {
     pub openings_per_second: u64,
     /// Whether it is about to stop.
     pub draining: bool,
+}
+
+impl InstanceLoad {
+    /// What a house says of itself.
+    #[must_use]
+    pub fn of(house: House) -> Self {
+        Self {
+            sessions: house.sessions,
+            connections_max: house.sessions_max,
+            openings_per_second: u64::from(house.per_second),
+            draining: house.closes,
+        }
+    }
+
+    /// The house that says so.
+    #[must_use]
+    pub fn house(&self) -> House {
+        House {
+            sessions: self.sessions,
+            sessions_max: self.connections_max,
+            per_second: u32::try_from(self.openings_per_second).unwrap_or(u32::MAX),
+            closes: self.draining,
+        }
+    }
 }
 
 /// Another backend that has its lease, by what it told when this one renewed its own last.
