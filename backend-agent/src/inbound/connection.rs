@@ -16,10 +16,12 @@ pub(super) use opening::Opening;
 
 /// Runs a connection to its end. What happens now and then is boxed: thousands of sessions wait, and would carry its
 /// size.
-pub(super) async fn serve(opening: Opening) {
+pub(super) async fn serve(opening: Box<Opening>) {
     let metrics = opening.metrics().clone();
     metrics.connections.inc();
-    match Box::pin(opening.run()).await {
+    // Not within the match, which would keep the whole opening until the session ends.
+    let opened = Box::pin(opening.run()).await;
+    match opened {
         Ok(live) => live.run().await,
         Err(refused) => Box::pin(refused.finish()).await,
     }

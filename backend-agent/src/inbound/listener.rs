@@ -205,14 +205,14 @@ impl Handshake {
         let (Ok((peer, binding)), Some(opening)) = (recognised, opening) else {
             return;
         };
-        let opening = Opening::new(
+        let opening = Box::new(Opening::new(
             Arc::clone(&self.inbound),
             Socket::new(socket, SEND_PROGRESS_TIMEOUT, Progress::Gone),
             peer,
             binding,
             address,
             (admitted, opening),
-        );
+        ));
         // A task of its own: this one's future carries the whole handshake and would keep its size.
         let session = Box::pin(connection::serve(opening));
         drop(self.inbound.lifecycle.spawn("agent session", session));

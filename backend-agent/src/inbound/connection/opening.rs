@@ -99,17 +99,17 @@ impl Opening {
     }
 
     /// Runs it to its end.
-    pub(super) async fn run(mut self) -> Result<Box<Live>, Refused> {
+    pub(super) async fn run(mut self: Box<Self>) -> Result<Box<Live>, Box<Refused>> {
         let metrics = self.metrics().clone();
         metrics.openings.inc();
         let outcome = self.settle().await;
         metrics.openings.dec();
         match outcome {
             Ok((confirmed, start)) => Ok(Box::new(self.begin(*confirmed, start).await)),
-            Err(closed) => Err(Refused {
+            Err(closed) => Err(Box::new(Refused {
                 line: self.line,
                 closed,
-            }),
+            })),
         }
     }
 
