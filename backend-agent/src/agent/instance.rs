@@ -37,8 +37,12 @@ pub async fn keep(
                 continue;
             }
         };
-        let others = neighbours.borrow().iter().map(|other| other.load.house());
-        manager.doors().beside(others.collect());
+        let others: Vec<_> = neighbours
+            .borrow()
+            .iter()
+            .map(|it| it.load.house())
+            .collect();
+        manager.doors().beside(others);
         let own = manager.doors().house(manager.len(), draining);
         store.note_load(InstanceLoad::of(own));
         if draining {

@@ -595,7 +595,7 @@ mod tests {
                 agent_id: AgentId::from_uuid(Uuid::from_u128(number)),
                 ..identity()
             };
-            assert!(manager.register(&identity, session(number), &shelf));
+            assert!(manager.register(&identity, session(number), &shelf, None));
             shelf
         });
         manager.drain_all();
