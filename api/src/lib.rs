@@ -37,8 +37,9 @@ pub use run::{
 };
 pub use scope::{InvalidScope, Scope};
 pub use telemetry::{
-    TelemetryGap, TelemetryGapList, TelemetryList, TelemetryRecord, TelemetryRefusal,
-    TelemetryRefusalList, TelemetryStream, TelemetryStreamList,
+    TelemetryAnswer, TelemetryGap, TelemetryGapList, TelemetryList, TelemetryRecord,
+    TelemetryRefusal, TelemetryRefusalList, TelemetryStep, TelemetryStepList, TelemetryStream,
+    TelemetryStreamList,
 };
 
 /// The media type of a problem document.

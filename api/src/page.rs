@@ -42,6 +42,7 @@ pub enum Kind {
     TelemetryGapList,
     TelemetryList,
     TelemetryRefusalList,
+    TelemetryStepList,
     TelemetryStreamList,
 }
 

@@ -1,6 +1,6 @@
 //! Stored telemetry: records, streams and gaps of one gateway.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::page::list;
 use viworks_common::id::{AgentRunId, StreamName};
@@ -40,6 +40,92 @@ const fn by_the_gateway() -> TimeSource {
 list! {
     /// Records of one stream, by time.
     TelemetryList of TelemetryRecord
+}
+
+/// One step of telemetry over time.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TelemetryStep {
+    /// When it begins, a multiple of its length since 1970-01-01T00:00:00Z.
+    pub at: Timestamp,
+    /// What was asked of the numbers in it; absent when that is beyond every number.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "shortly"
+    )]
+    pub value: Option<f64>,
+    /// How many records with a number it holds.
+    pub records: u64,
+}
+
+/// A whole number without a fraction, as long as every one of them is itself.
+#[expect(clippy::ref_option, reason = "serde hands the field over as it is")]
+fn shortly<S: Serializer>(value: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    match value {
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "it is whole and within i64"
+        )]
+        Some(value) if value.fract() == 0.0 && value.abs() <= EXACT => {
+            serializer.serialize_i64(*value as i64)
+        }
+        Some(value) => serializer.serialize_f64(*value),
+        None => serializer.serialize_none(),
+    }
+}
+
+list! {
+    /// The numbers of one field over time: the steps that hold records, by time.
+    TelemetryStepList of TelemetryStep
+}
+
+/// Records, or steps where the question has a `step`; `kind` says which.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum TelemetryAnswer {
+    /// Without a `step`.
+    Records(TelemetryList),
+    /// With a `step`.
+    Steps(TelemetryStepList),
+}
+
+#[cfg(feature = "openapi")]
+impl utoipa::PartialSchema for TelemetryAnswer {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+        let one = utoipa::openapi::Ref::from_schema_name;
+        // An empty list is both, but for its kind.
+        utoipa::openapi::schema::AnyOfBuilder::new()
+            .item(one("TelemetryList"))
+            .item(one("TelemetryStepList"))
+            .description(Some(
+                "Records, or steps where the question has a `step`; `kind` says which",
+            ))
+            .into()
+    }
+}
+
+#[cfg(feature = "openapi")]
+impl utoipa::ToSchema for TelemetryAnswer {
+    fn schemas(
+        schemas: &mut Vec<(
+            String,
+            utoipa::openapi::RefOr<utoipa::openapi::schema::Schema>,
+        )>,
+    ) {
+        fn add<T: utoipa::ToSchema>(
+            schemas: &mut Vec<(
+                String,
+                utoipa::openapi::RefOr<utoipa::openapi::schema::Schema>,
+            )>,
+        ) {
+            schemas.push((T::name().into_owned(), T::schema()));
+            T::schemas(schemas);
+        }
+        add::<TelemetryList>(schemas);
+        add::<TelemetryStepList>(schemas);
+    }
 }
 
 /// One stream that a gateway delivered.

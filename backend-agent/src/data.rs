@@ -436,6 +436,14 @@ pub trait Store: Send + Sync {
         query: &TelemetryQuery,
         page: Page<TelemetryCursor>,
     ) -> StoreResult<Listing<StoredRecord, TelemetryCursor>>;
+    /// The numbers of one field over time: steps that hold records, by the time at which they begin.
+    async fn telemetry_steps(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        query: &StepQuery,
+        page: Page<StepCursor>,
+    ) -> StoreResult<Stepped>;
     /// The streams of a gateway, by name.
     async fn telemetry_streams(
         &self,

@@ -47,6 +47,23 @@ pub fn span(span: Duration) -> String {
     }
 }
 
+/// Reads a span of time such as `30s`, `15m`, `2h` or `500ms`; `None` for what is none.
+#[must_use]
+pub fn parse_span(text: &str) -> Option<Duration> {
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().ok()?;
+    let milliseconds = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return None,
+    };
+    number.checked_mul(milliseconds).map(Duration::from_millis)
+}
+
 /// A time as seen from now: `3 min 5 s ago`, `in 12 min 0 s`.
 #[must_use]
 pub fn relative(at: Timestamp, now: Timestamp) -> String {

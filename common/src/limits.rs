@@ -134,6 +134,8 @@ pub const REQUEST_BODY_BYTES_MAX: usize = 1024 * 1024;
 pub const PAGE_ROWS_MAX: usize = 1_000;
 /// Bytes of stored text on one page of an operator's listing; it ends with the row that reaches them.
 pub const PAGE_BYTES_MAX: usize = 1024 * 1024;
+/// Records that one page of telemetry over time looks at.
+pub const STEP_ROWS_MAX: usize = 500_000;
 /// Rows on a page when the caller does not say.
 pub const PAGE_ROWS_DEFAULT: usize = 100;
 /// Bytes of an `Idempotency-Key`.

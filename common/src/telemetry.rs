@@ -13,6 +13,7 @@ pub mod intake;
 mod observed;
 pub mod room;
 mod rows;
+pub mod steps;
 
 pub use observed::{TimeSource, observed};
 pub use rows::BatchRows;

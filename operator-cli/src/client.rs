@@ -13,9 +13,10 @@ use viworks_api::{
     CatalogueCommand, CatalogueList, CommandList, CommandView, ForkList, Gateway, GatewayList,
     IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, OrphanList, Paged, ProblemCode, Run, RunCancelled,
     RunList, RunPlan, RunRequest, RunWait, SkippedGateway, SkippedList, TelemetryGapList,
-    TelemetryList, TelemetryRefusalList, TelemetryStreamList, WAIT_MS_MAX,
+    TelemetryList, TelemetryRefusalList, TelemetryStepList, TelemetryStreamList, WAIT_MS_MAX,
 };
 use viworks_common::id::RunId;
+use viworks_common::telemetry::steps::{Aggregate, Step};
 use viworks_common::time::Timestamp;
 use viworks_runtime::config::environment;
 use viworks_runtime::exit::ExitCode;
@@ -34,7 +35,7 @@ const UNREACHED: &str = "fix: is the backend running? viworks up starts one on t
 /// Rows asked for on one page.
 const PAGE: usize = 500;
 /// As many rows as there are.
-const ALL: usize = usize::MAX;
+pub const ALL: usize = usize::MAX;
 /// How many commands' output is fetched for a table, which shows a line of each.
 const OUTPUTS_MAX: usize = 50;
 /// How often one request is sent again because its key had none left.
@@ -61,6 +62,19 @@ pub struct Client {
     way: Vec<String>,
     /// What to do when nobody answers there.
     unreached: String,
+}
+
+/// Which numbers are wanted over time.
+#[derive(Debug, Clone, Copy)]
+pub struct Numbers<'n> {
+    /// The stream that they are in.
+    pub stream: &'n str,
+    /// The field that they are in.
+    pub field: &'n str,
+    /// How long each step is.
+    pub step: Step,
+    /// What is told of each.
+    pub aggregate: Aggregate,
 }
 
 impl Client {
@@ -314,6 +328,26 @@ impl Client {
             ("stream", stream.to_owned()),
             ("from", from.to_string()),
             // The newest is what is looked for; what the limit leaves out is old.
+            ("order", "desc".to_owned()),
+        ];
+        self.list("/v1/telemetry", &query, limit).await
+    }
+
+    /// The numbers of one field over time, the newest steps first and at most so many.
+    pub async fn telemetry_steps(
+        &self,
+        gateway: &str,
+        numbers: &Numbers<'_>,
+        from: Timestamp,
+        limit: usize,
+    ) -> Result<TelemetryStepList, Failure> {
+        let query = [
+            ("gateway", gateway.to_owned()),
+            ("stream", numbers.stream.to_owned()),
+            ("field", numbers.field.to_owned()),
+            ("step", numbers.step.to_string()),
+            ("agg", numbers.aggregate.name().to_owned()),
+            ("from", from.to_string()),
             ("order", "desc".to_owned()),
         ];
         self.list("/v1/telemetry", &query, limit).await

@@ -122,7 +122,7 @@ pub enum Verb {
     Command(Catalogue),
     /// Read a gateway's telemetry
     #[command(
-        after_help = "Examples:\n  viworks telemetry -g gw-berlin\n  viworks telemetry -g gw-berlin --stream host.cpu --since 1h -o json"
+        after_help = "Examples:\n  viworks telemetry -g gw-berlin\n  viworks telemetry -g gw-berlin --stream host.cpu --since 1h -o json\n  viworks telemetry -g gw-berlin --stream host.load --field one --step 5m --agg max --since 1d"
     )]
     Telemetry(Telemetry),
     /// Contexts: the backends that are remembered, and which one is meant when none is named

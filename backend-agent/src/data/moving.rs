@@ -111,7 +111,7 @@ pub enum MoveError {
 }
 
 /// What a column holds, apart from its row.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 struct Held(Value<'static>);
 
 impl Column for Held {
@@ -119,6 +119,7 @@ impl Column for Held {
         Some(Self(match value {
             Value::Null => Value::Null,
             Value::Integer(number) => Value::Integer(number),
+            Value::Real(number) => Value::Real(number),
             Value::Text(text) => Value::Text(text.into_owned().into()),
             Value::Blob(bytes) => Value::Blob(bytes.into_owned().into()),
         }))
@@ -130,6 +131,7 @@ impl Bind for Held {
         match &self.0 {
             Value::Null => Value::Null,
             Value::Integer(number) => Value::Integer(*number),
+            Value::Real(number) => Value::Real(*number),
             Value::Text(text) => Value::Text(text.as_ref().into()),
             Value::Blob(bytes) => Value::Blob(bytes.as_ref().into()),
         }
@@ -142,6 +144,11 @@ impl Held {
             Value::Null => (0, &[]),
             Value::Integer(number) => {
                 into.update([1]);
+                into.update(number.to_be_bytes());
+                return;
+            }
+            Value::Real(number) => {
+                into.update([4]);
                 into.update(number.to_be_bytes());
                 return;
             }
@@ -158,6 +165,7 @@ impl Held {
         match &self.0 {
             Value::Null => serde_json::Value::Null,
             Value::Integer(number) => (*number).into(),
+            Value::Real(number) => (*number).into(),
             Value::Text(text) => text.as_ref().into(),
             Value::Blob(bytes) => serde_json::json!({ "hex": hex::encode(bytes) }),
         }

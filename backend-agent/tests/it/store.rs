@@ -6,6 +6,7 @@ mod commands;
 mod gateways;
 mod instances;
 mod moving;
+mod over_time;
 mod postgres_only;
 mod records;
 mod runs;
@@ -258,6 +259,11 @@ suite! {
         a_fenced_batch_is_not_stored_and_its_neighbour_is,
         a_malformed_batch_is_refused_alone,
         records_are_queried_by_stream_range_and_page,
+    }
+    over_time {
+        steps_are_what_a_plain_model_says,
+        a_page_of_steps_looks_at_so_many_records_and_tells_of_none_twice,
+        a_sum_beyond_every_number_is_absent,
     }
     records {
         a_page_of_large_rows_ends_early_and_the_next_one_goes_on,

@@ -85,11 +85,55 @@ async fn an_operator_runs_commands_and_reads_what_came_of_them() {
         (said.code == Some(0) && said.stdout.contains("host.cpu")).then_some(())
     })
     .await;
+    numbers_over_time(&desk).await;
     let limited = &["run", "test.long", "-g", "gw-1", "--timeout", "300ms"];
     let result = desk.json(limited, 3).await;
     assert_eq!(result["commands"][0]["state"], "timed_out", "{result:#}");
     let codes = desk.run(&["exit-codes"]).await.ended_with(0);
     assert!(codes.stdout.contains("unavailable"), "{codes:#?}");
+}
+
+/// What `viworks telemetry` says of a field over time.
+async fn numbers_over_time(desk: &Desk) {
+    let load = ["telemetry", "-g", "gw-1", "--stream", "host.load"];
+    let with = |more: &[&'static str]| [&load, more].concat();
+    let said = desk
+        .run(&with(&["--field", "one", "--step", "1h"]))
+        .await
+        .ended_with(0);
+    assert!(
+        said.stdout.contains("RECORDS") && said.stdout.contains(":00:00Z"),
+        "{said:#?}"
+    );
+    assert!(said.stderr.contains("avg of one in "), "{said:#?}");
+    let count = with(&["--field", "one", "--step", "1h", "--agg", "count"]);
+    let counted = desk.json(&count, 0).await;
+    assert_eq!(counted["kind"], "TelemetryStepList");
+    assert_eq!(
+        counted["items"][0]["value"], counted["items"][0]["records"],
+        "{counted:#}"
+    );
+    let said = desk
+        .run(&with(&["--field", "won", "--step", "1h"]))
+        .await
+        .ended_with(0);
+    assert!(
+        said.stderr.contains("\"won\"; it has: fifteen five one"),
+        "{said:#?}"
+    );
+    for wrong in [
+        &["--step", "1h"][..],
+        &["--field", "one"],
+        &["--field", "one", "--step", "an hour"],
+        &["--field", "one", "--step", "1h", "--agg", "median"],
+        &["--field", "one", "--step", "1ms"],
+    ] {
+        let said = desk.run(&with(wrong)).await.ended_with(2);
+        assert!(
+            said.stderr.contains("step") || said.stderr.contains("avg"),
+            "{said:#?}"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

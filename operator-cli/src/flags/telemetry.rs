@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::value::{rows, span};
+use viworks_common::telemetry::steps::{Aggregate, Step};
+
+use super::value::{aggregate, rows, span, step};
 
 /// Which records.
 #[derive(Debug, Args)]
@@ -18,10 +20,20 @@ pub struct Telemetry {
     /// How far back the records of the stream go
     #[arg(long, value_name = "SPAN", value_parser = span, default_value = "1h", requires = "stream")]
     pub since: Duration,
-    /// Most records of the stream, the newest of them
-    #[arg(long, value_name = "ROWS", value_parser = rows, default_value = "50", requires = "stream")]
-    pub limit: usize,
+    /// Numbers over time instead of records: steps of this length, such as 5m, each from a multiple of it; one without
+    /// a record is left out
+    #[arg(long, value_name = "SPAN", value_parser = step, requires_all = ["stream", "field"])]
+    pub step: Option<Step>,
+    /// The field whose numbers are meant, with --step
+    #[arg(long, value_name = "NAME", requires = "step")]
+    pub field: Option<String>,
+    /// What is told of the numbers of each step: avg, min, max, sum, count or last
+    #[arg(long, value_name = "WHAT", value_parser = aggregate, default_value = "avg", requires = "step")]
+    pub agg: Aggregate,
+    /// Most records of the stream or steps, the newest of them [default: 50 records, every step]
+    #[arg(long, value_name = "ROWS", value_parser = rows, requires = "stream")]
+    pub limit: Option<usize>,
     /// Show the counted ranges that were dropped and the records that were refused, and why
-    #[arg(long, conflicts_with_all = ["stream", "since", "limit"])]
+    #[arg(long, conflicts_with_all = ["stream", "since", "limit", "step", "field", "agg"])]
     pub gaps: bool,
 }

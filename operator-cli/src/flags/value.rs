@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use viworks_api::GatewayStatus;
+use viworks_common::human;
+use viworks_common::telemetry::steps::{Aggregate, InvalidStep, Step};
 
 use crate::output::Format;
 
@@ -25,26 +27,22 @@ pub(super) fn rows(text: &str) -> Result<usize, String> {
 
 /// Reads a span of time such as `30s`, `15m`, `2h` or `500ms`.
 pub(super) fn span(text: &str) -> Result<Duration, String> {
-    let expected = || {
+    human::parse_span(text).ok_or_else(|| {
         format!("{text:?} is no span of time: expected a number and ms, s, m, h or d, such as 30s")
-    };
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .ok_or_else(expected)?;
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_not_a_number| expected())?;
-    let milliseconds = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        _ => return Err(expected()),
-    };
-    number
-        .checked_mul(milliseconds)
-        .map(Duration::from_millis)
-        .ok_or_else(expected)
+    })
+}
+
+/// Reads the length of steps.
+pub(super) fn step(text: &str) -> Result<Step, String> {
+    text.parse().map_err(|error: InvalidStep| error.to_string())
+}
+
+/// Reads what is told of each step.
+pub(super) fn aggregate(text: &str) -> Result<Aggregate, String> {
+    Aggregate::from_name(text).ok_or_else(|| {
+        let names: Vec<&str> = Aggregate::ALL.iter().map(|known| known.name()).collect();
+        format!("expected one of {}", names.join(", "))
+    })
 }
 
 /// Reads a span of time that is longer than none.

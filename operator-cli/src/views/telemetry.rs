@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use serde::Serialize;
 use viworks_api::{
-    TelemetryGapList, TelemetryList, TelemetryRecord, TelemetryRefusal, TelemetryStreamList,
+    TelemetryGapList, TelemetryList, TelemetryRecord, TelemetryRefusal, TelemetryStepList,
+    TelemetryStreamList,
 };
 use viworks_common::human;
 use viworks_common::telemetry::FieldValue;
 use viworks_common::time::Timestamp;
 
+use crate::client::Numbers;
 use crate::failure::Failure;
 use crate::output::{self, Format};
 use crate::program;
@@ -143,6 +145,54 @@ pub fn records(
     Ok(())
 }
 
+/// Prints numbers over time, the newest first.
+pub fn steps(
+    list: &TelemetryStepList,
+    numbers: &Numbers<'_>,
+    since: Duration,
+    format: Format,
+) -> Result<(), Failure> {
+    if format == Format::Json {
+        return output::json(list);
+    }
+    output::table(
+        ["FROM", "VALUE", "RECORDS"],
+        list.items.iter().map(|step| {
+            [
+                step.at.to_string(),
+                step.value
+                    .map_or_else(|| "beyond every number".to_owned(), number),
+                human::count(step.records),
+            ]
+        }),
+    )?;
+    output::note(&format!(
+        "{} of {} in {} of {}, of the last {}, newest first{}",
+        numbers.aggregate.name(),
+        numbers.field,
+        human::counted(list.items.len(), "step", "steps"),
+        numbers.step,
+        human::span(since),
+        if list.next.is_some() {
+            "; older ones with --limit"
+        } else if list.items.is_empty() {
+            "; further back with --since"
+        } else {
+            ""
+        }
+    ));
+    Ok(())
+}
+
+/// A number with three decimals at most, and a small one with its exponent.
+fn number(number: f64) -> String {
+    if number != 0.0 && number.abs() < 0.001 {
+        return format!("{number:.3e}");
+    }
+    let text = format!("{number:.3}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
 fn fields(record: &TelemetryRecord) -> String {
     let parts: Vec<String> = record
         .fields
@@ -155,4 +205,22 @@ fn fields(record: &TelemetryRecord) -> String {
         })
         .collect();
     parts.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::number;
+
+    #[test]
+    fn numbers_are_short_and_never_rounded_to_nothing() {
+        for (given, shown) in [
+            (0.0, "0"),
+            (100.0, "100"),
+            (-2.5, "-2.5"),
+            (1.0 / 3.0, "0.333"),
+            (0.000_012, "1.200e-5"),
+        ] {
+            assert_eq!(number(given), shown);
+        }
+    }
 }

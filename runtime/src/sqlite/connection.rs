@@ -318,6 +318,10 @@ impl<'r> Row<'r> {
 const fn borrowed<'v>(value: &Value<'v>) -> Option<&'v str> {
     match value {
         Value::Text(Cow::Borrowed(text)) => Some(text),
-        Value::Text(Cow::Owned(_)) | Value::Null | Value::Integer(_) | Value::Blob(_) => None,
+        Value::Text(Cow::Owned(_))
+        | Value::Null
+        | Value::Integer(_)
+        | Value::Real(_)
+        | Value::Blob(_) => None,
     }
 }

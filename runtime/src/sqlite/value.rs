@@ -10,13 +10,15 @@ use viworks_common::id::{
 };
 use viworks_common::time::Timestamp;
 
-/// What SQLite can store, in the types that the tables use.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What SQLite can store, in the types that the tables and their sums use.
+#[derive(Debug, Clone, PartialEq)]
 pub enum Value<'v> {
     /// Nothing.
     Null,
     /// A number, a time or a truth.
     Integer(i64),
+    /// A number that need not be whole.
+    Real(f64),
     /// Text, an id or a document.
     Text(Cow<'v, str>),
     /// Bytes.
@@ -24,14 +26,14 @@ pub enum Value<'v> {
 }
 
 impl<'v> Value<'v> {
-    /// What a row holds; `None` for a type that no table uses, and for text that is none.
+    /// What a row holds; `None` for text that is none.
     pub(super) fn of(value: ValueRef<'v>) -> Option<Self> {
         match value {
             ValueRef::Null => Some(Self::Null),
             ValueRef::Integer(number) => Some(Self::Integer(number)),
             ValueRef::Text(text) => Some(Self::Text(str::from_utf8(text).ok()?.into())),
             ValueRef::Blob(bytes) => Some(Self::Blob(bytes.into())),
-            ValueRef::Real(_) => None,
+            ValueRef::Real(number) => Some(Self::Real(number)),
         }
     }
 }
@@ -41,6 +43,7 @@ impl ToSql for Value<'_> {
         Ok(ToSqlOutput::Borrowed(match self {
             Self::Null => ValueRef::Null,
             Self::Integer(number) => ValueRef::Integer(*number),
+            Self::Real(number) => ValueRef::Real(*number),
             Self::Text(text) => ValueRef::Text(text.as_bytes()),
             Self::Blob(bytes) => ValueRef::Blob(bytes),
         }))
@@ -72,7 +75,7 @@ macro_rules! text {
             fn read(value: Value<'_>) -> Option<Self> {
                 match value {
                     Value::Text(text) => text.parse().ok(),
-                    Value::Null | Value::Integer(_) | Value::Blob(_) => None,
+                    Value::Null | Value::Integer(_) | Value::Real(_) | Value::Blob(_) => None,
                 }
             }
         }
@@ -106,7 +109,7 @@ impl Column for String {
     fn read(value: Value<'_>) -> Option<Self> {
         match value {
             Value::Text(text) => Some(text.into_owned()),
-            Value::Null | Value::Integer(_) | Value::Blob(_) => None,
+            Value::Null | Value::Integer(_) | Value::Real(_) | Value::Blob(_) => None,
         }
     }
 }
@@ -124,7 +127,7 @@ macro_rules! number {
             fn read(value: Value<'_>) -> Option<Self> {
                 match value {
                     Value::Integer(number) => Self::try_from(number).ok(),
-                    Value::Null | Value::Text(_) | Value::Blob(_) => None,
+                    Value::Null | Value::Real(_) | Value::Text(_) | Value::Blob(_) => None,
                 }
             }
         }
@@ -155,7 +158,16 @@ impl Column for i64 {
     fn read(value: Value<'_>) -> Option<Self> {
         match value {
             Value::Integer(number) => Some(number),
-            Value::Null | Value::Text(_) | Value::Blob(_) => None,
+            Value::Null | Value::Real(_) | Value::Text(_) | Value::Blob(_) => None,
+        }
+    }
+}
+
+impl Column for f64 {
+    fn read(value: Value<'_>) -> Option<Self> {
+        match value {
+            Value::Real(number) => Some(number),
+            Value::Null | Value::Integer(_) | Value::Text(_) | Value::Blob(_) => None,
         }
     }
 }
@@ -218,7 +230,7 @@ impl Column for Vec<u8> {
     fn read(value: Value<'_>) -> Option<Self> {
         match value {
             Value::Blob(bytes) => Some(bytes.into_owned()),
-            Value::Null | Value::Integer(_) | Value::Text(_) => None,
+            Value::Null | Value::Integer(_) | Value::Real(_) | Value::Text(_) => None,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Telemetry of one gateway: records, streams, gaps.
+//! Telemetry of one gateway: records, numbers over time, streams, gaps.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,11 +7,14 @@ use axum::Json;
 use axum::extract::State;
 use serde::Deserialize;
 use viworks_api::{
-    GatewayRef, TelemetryGap, TelemetryGapList, TelemetryList, TelemetryRecord, TelemetryRefusal,
-    TelemetryRefusalList, TelemetryStream, TelemetryStreamList,
+    GatewayRef, TelemetryAnswer, TelemetryGap, TelemetryGapList, TelemetryList, TelemetryRecord,
+    TelemetryRefusal, TelemetryRefusalList, TelemetryStep, TelemetryStepList, TelemetryStream,
+    TelemetryStreamList,
 };
-use viworks_common::id::StreamName;
+use viworks_common::id::{FieldName, StreamName};
+use viworks_common::limits::{OBSERVED_FUTURE_MAX, STEP_ROWS_MAX};
 use viworks_common::telemetry::RecordRefusal;
+use viworks_common::telemetry::steps::{Aggregate, Range, STEPS_MAX, Step};
 use viworks_common::time::Timestamp;
 
 use super::gateways;
@@ -19,8 +22,8 @@ use crate::api::extract::{Params, listed, page};
 use crate::api::problem::{ApiError, ApiResult};
 use crate::api::request::Api;
 use crate::data::{
-    GapCursor, RefusalCursor, StoredGap, StoredRecord, StoredRefusal, StreamSummary,
-    TelemetryCursor, TelemetryQuery,
+    GapCursor, RefusalCursor, StepCursor, StepQuery, StepValue, Stepped, StoredGap, StoredRecord,
+    StoredRefusal, StreamSummary, TelemetryCursor, TelemetryQuery,
 };
 
 /// Which records.
@@ -38,6 +41,17 @@ pub(in crate::api) struct RecordParams {
     from: Option<Timestamp>,
     /// Observed before this time, RFC 3339.
     to: Option<Timestamp>,
+    /// Numbers over time instead of records, in steps of this length, such as `5m`: a number and `ms`, `s`, `m`, `h` or
+    /// `d`. Each begins at a multiple of it since 1970; one without a record is absent. Needs `stream`, `field` and
+    /// `from`, and no more than 10000 steps between `from` and `to`.
+    #[param(value_type = Option<String>, pattern = "^[0-9]+(ms|s|m|h|d)$")]
+    step: Option<Step>,
+    /// With `step`: what is told of the numbers of each step; `avg` when absent.
+    #[param(value_type = Option<String>, pattern = "^(avg|min|max|sum|count|last)$")]
+    agg: Option<Aggregate>,
+    /// With `step`: the field whose numbers are meant.
+    #[param(value_type = Option<String>)]
+    field: Option<FieldName>,
     /// `asc` (oldest first, the default) or `desc`.
     #[param(value_type = Option<String>)]
     order: Option<Order>,
@@ -70,14 +84,35 @@ pub(in crate::api) struct GatewayParams {
     limit: Option<usize>,
 }
 
-/// Stored records of a gateway, by time of observation.
+/// Stored records of a gateway, by time of observation; or, with a `step`, the numbers of one field over time.
 #[utoipa::path(get, path = "/v1/telemetry", operation_id = "listTelemetry", tag = "telemetry",
     params(RecordParams),
-    responses((status = 200, description = "One page", body = TelemetryList)))]
+    responses((status = 200, description = "One page", body = TelemetryAnswer)))]
 pub(in crate::api) async fn records(
-    State(state): Api,
+    state: Api,
     Params(params): Params<RecordParams>,
-) -> ApiResult<Json<TelemetryList>> {
+) -> ApiResult<Json<TelemetryAnswer>> {
+    if let Some(step) = params.step {
+        let Json(list) = numbers(state, step, params).await?;
+        return Ok(Json(TelemetryAnswer::Steps(list)));
+    }
+    for (name, is_given) in [
+        ("agg", params.agg.is_some()),
+        ("field", params.field.is_some()),
+    ] {
+        if is_given {
+            return Err(ApiError::parameter(
+                name,
+                "there is no step",
+                "together with step",
+            ));
+        }
+    }
+    let Json(list) = plain(state, params).await?;
+    Ok(Json(TelemetryAnswer::Records(list)))
+}
+
+async fn plain(State(state): Api, params: RecordParams) -> ApiResult<Json<TelemetryList>> {
     let page = page(params.cursor.as_deref(), params.limit)?;
     let query = TelemetryQuery {
         stream: params.stream,
@@ -85,13 +120,7 @@ pub(in crate::api) async fn records(
         until: params.to.unwrap_or(Timestamp::from_unix_micros(i64::MAX)),
         newest_first: params.order == Some(Order::Desc),
     };
-    if query.from >= query.until {
-        return Err(ApiError::parameter(
-            "to",
-            "not after from",
-            "a time after from",
-        ));
-    }
+    check_order(query.from, query.until)?;
     let gateway = gateways::find(&state, params.gateway).await?;
     let listing = state
         .store
@@ -108,6 +137,70 @@ pub(in crate::api) async fn records(
         fields: record.fields,
     };
     Ok(listed(listing, view, TelemetryList::new))
+}
+
+fn check_order(from: Timestamp, until: Timestamp) -> ApiResult<()> {
+    if from < until {
+        return Ok(());
+    }
+    Err(ApiError::parameter(
+        "to",
+        "not after from",
+        "a time after from",
+    ))
+}
+
+/// What a question with a step has to say as well.
+fn needed<T>(name: &str, given: Option<T>, what: &str) -> ApiResult<T> {
+    given.ok_or_else(|| ApiError::parameter(name, "missing: step needs it", what))
+}
+
+async fn numbers(
+    State(state): Api,
+    step: Step,
+    params: RecordParams,
+) -> ApiResult<Json<TelemetryStepList>> {
+    let gateway = gateways::find(&state, params.gateway).await?;
+    let page = page::<StepCursor>(params.cursor.as_deref(), params.limit)?;
+    if page
+        .after
+        .is_some_and(|StepCursor(at)| step.start_of(at) != at)
+    {
+        let allowed = "`next` of the page before, with the same step";
+        return Err(ApiError::parameter("cursor", "not of this step", allowed));
+    }
+    // What is a little ahead of our clock counts as now.
+    let now = || state.clock.wall().saturating_add(OBSERVED_FUTURE_MAX);
+    let query = StepQuery {
+        stream: needed("stream", params.stream, "the name of a stream")?,
+        field: needed("field", params.field, "the name of a field")?,
+        step,
+        aggregate: params.agg.unwrap_or(Aggregate::Avg),
+        range: Range {
+            from: needed("from", params.from, "a time, RFC 3339")?,
+            until: params.to.unwrap_or_else(now),
+        },
+        newest_first: params.order == Some(Order::Desc),
+        rows_max: STEP_ROWS_MAX,
+    };
+    let Range { from, until } = query.range;
+    check_order(from, until)?;
+    let steps = step.spanned(from, until);
+    if steps > STEPS_MAX {
+        let problem = format!("{steps} steps between from and to");
+        let allowed = format!("a longer step or less time: at most {STEPS_MAX} steps");
+        return Err(ApiError::parameter("step", &problem, allowed));
+    }
+    let stepped = state
+        .store
+        .telemetry_steps(&state.tenant, gateway.agent_id, &query, page)
+        .await?;
+    let Stepped::Page(listing) = stepped else {
+        let problem = format!("a single one holds more than {STEP_ROWS_MAX} records");
+        return Err(ApiError::parameter("step", &problem, "a shorter step"));
+    };
+    let view = |StepValue { at, value, records }| TelemetryStep { at, value, records };
+    Ok(listed(listing, view, TelemetryStepList::new))
 }
 
 /// The streams of a gateway.
@@ -212,6 +305,23 @@ impl FromStr for TelemetryCursor {
             return Err(());
         }
         Ok(cursor)
+    }
+}
+
+/// As text: microseconds.
+impl fmt::Display for StepCursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(at) = self;
+        write!(f, "{}", at.unix_micros())
+    }
+}
+
+impl FromStr for StepCursor {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let micros = text.parse().map_err(|_digits| ())?;
+        Ok(Self(Timestamp::from_unix_micros(micros)))
     }
 }
 

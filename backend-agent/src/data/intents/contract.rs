@@ -18,7 +18,7 @@ use viworks_runtime::fault;
 
 use super::link::{Engine, Urgency};
 use super::store::SqlStore;
-use super::telemetry::queries;
+use super::telemetry::{queries, steps};
 use super::tx::{Tx, View};
 use super::{
     admit, agents, audit, catalogues, certificates, confirm, forks, instances, keys, lease,
@@ -31,9 +31,9 @@ use crate::data::{
     Instance, InstanceLoad, LeaseLimits, Leased, Listing, MergedCommand, Neighbour, NewApiKey,
     NewAuditRecord, NewCertificate, NewGateway, NewRun, Orphan, OrphanCursor, Page, Purged,
     RefusalCursor, Rejected, Revoked, Run, SessionRecord, SessionTouch, Settled, SkippedGateway,
-    Store, StoreHealth, StoreResult, StoredCatalogue, StoredGap, StoredRecord, StoredRefusal,
-    StreamSummary, Submission, Target, TargetSelection, TelemetryCursor, TelemetryOutcome,
-    TelemetryQuery, TelemetryWrite,
+    StepCursor, StepQuery, Stepped, Store, StoreHealth, StoreResult, StoredCatalogue, StoredGap,
+    StoredRecord, StoredRefusal, StreamSummary, Submission, Target, TargetSelection,
+    TelemetryCursor, TelemetryOutcome, TelemetryQuery, TelemetryWrite,
 };
 
 #[async_trait]
@@ -551,6 +551,20 @@ impl<E: Engine> Store for SqlStore<E> {
         let query = query.clone();
         self.read(tenant, move |view| {
             queries::records(view, agent_id, &query, page)
+        })
+        .await
+    }
+
+    async fn telemetry_steps(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        query: &StepQuery,
+        page: Page<StepCursor>,
+    ) -> StoreResult<Stepped> {
+        let query = query.clone();
+        self.read(tenant, move |view| {
+            steps::steps(view, agent_id, &query, page)
         })
         .await
     }

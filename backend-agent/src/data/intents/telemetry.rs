@@ -18,6 +18,7 @@ use super::tx::{Tx, View};
 use crate::data::{StoreError, StoreResult, TelemetryLimits, TelemetryOutcome, TelemetryWrite};
 
 pub(super) mod queries;
+pub(super) mod steps;
 
 pub(super) const POSITIONS: &str = "\
 SELECT spool_epoch, seq FROM telemetry_positions WHERE tenant = :tenant AND agent_id = :agent_id ORDER BY spool_epoch";

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use viworks_common::id::{AgentId, AgentRunId, ApiKeyId, StreamName};
+use viworks_common::id::{AgentId, AgentRunId, ApiKeyId, FieldName, StreamName};
 pub use viworks_common::ledger::telemetry::{Commit as TelemetryCommit, Limits as TelemetryLimits};
+use viworks_common::telemetry::steps::{Aggregate, Range, Step};
 use viworks_common::telemetry::{Batch, Fields, Gap, MalformedBatch, RecordRefusal, TimeSource};
 use viworks_common::time::Timestamp;
 
-use super::Actor;
+use super::{Actor, Listing};
 
 /// One batch of one gateway.
 #[derive(Debug, Clone, PartialEq)]
@@ -55,6 +56,49 @@ pub struct TelemetryCursor {
     pub spool_epoch: AgentRunId,
     /// Its number.
     pub seq: u64,
+}
+
+/// Which numbers are wanted over time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StepQuery {
+    /// Of one stream.
+    pub stream: StreamName,
+    /// The field that the numbers are in.
+    pub field: FieldName,
+    /// How long each step is.
+    pub step: Step,
+    /// What is told of each.
+    pub aggregate: Aggregate,
+    /// Which records.
+    pub range: Range,
+    /// Whether the newest steps come first.
+    pub newest_first: bool,
+    /// Records that one page looks at.
+    pub rows_max: usize,
+}
+
+/// Where a page of steps ends: when its last step begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct StepCursor(pub Timestamp);
+
+/// One step that holds records with a number in the field.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepValue {
+    /// When it begins.
+    pub at: Timestamp,
+    /// What is told of it; none when that is beyond every number.
+    pub value: Option<f64>,
+    /// How many records with a number there are.
+    pub records: u64,
+}
+
+/// Telemetry over time.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Stepped {
+    /// One page of steps. It may hold fewer than wanted, or none, and have a next one all the same.
+    Page(Listing<StepValue, StepCursor>),
+    /// A single step holds more records than one page looks at.
+    TooManyRecords,
 }
 
 /// A place among the gaps of a gateway.

@@ -424,6 +424,7 @@ impl Encode<'_, Postgres> for Bound<'_> {
             (Value::Integer(number), Kind::Plain) => {
                 buffer.extend_from_slice(&number.to_be_bytes());
             }
+            (Value::Real(number), _) => buffer.extend_from_slice(&number.to_be_bytes()),
             (Value::Text(text), _) => buffer.extend_from_slice(text.as_bytes()),
             (Value::Blob(bytes), _) => buffer.extend_from_slice(bytes),
         }
@@ -445,6 +446,7 @@ impl Read {
             "INT8" => Value::Integer(i64::from_be_bytes(bytes.try_into().ok()?)),
             "INT4" => Value::Integer(i32::from_be_bytes(bytes.try_into().ok()?).into()),
             "INT2" => Value::Integer(i16::from_be_bytes(bytes.try_into().ok()?).into()),
+            "FLOAT8" => Value::Real(f64::from_be_bytes(bytes.try_into().ok()?)),
             "BOOL" => Value::Integer(i64::from(*bytes.first()? != 0)),
             "TEXT" | "VARCHAR" | "NAME" | "JSON" => Value::Text(str::from_utf8(bytes).ok()?.into()),
             "BYTEA" => Value::Blob(bytes.into()),
@@ -468,7 +470,7 @@ impl Columns for Read {
         let size = |index| match self.at(index) {
             Some(Value::Text(text)) => text.len(),
             Some(Value::Blob(bytes)) => bytes.len(),
-            Some(Value::Null | Value::Integer(_)) | None => 0,
+            Some(Value::Null | Value::Integer(_) | Value::Real(_)) | None => 0,
         };
         (0..self.0.columns().len()).map(size).sum()
     }

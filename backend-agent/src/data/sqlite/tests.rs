@@ -78,6 +78,8 @@ async fn every_statement_is_prepared_and_none_reads_a_whole_table() {
                 "CONSTANT",
                 "SCAN here",
                 "SCAN placed",
+                "SCAN held",
+                "SCAN numbers",
                 "SCAN counted",
                 "(subquery",
                 "_sqlx_migrations",
@@ -112,6 +114,9 @@ async fn hot_statements_use_their_indexes_and_sort_nothing() {
         ("runs::LIST", "commands_by_run_and_state"),
         ("telemetry::queries::STREAM_FORWARD", "telemetry_by_stream"),
         ("telemetry::queries::STREAM_BACKWARD", "telemetry_by_stream"),
+        ("telemetry::steps::COUNT", "telemetry_by_stream"),
+        ("telemetry::steps::FIRST_TIME", "telemetry_by_stream"),
+        ("telemetry::steps::LAST_TIME", "telemetry_by_stream"),
         ("telemetry::queries::ALL_FORWARD", "telemetry_by_time"),
         ("telemetry::queries::ALL_BACKWARD", "telemetry_by_time"),
     ] {

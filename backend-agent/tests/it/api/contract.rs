@@ -386,8 +386,8 @@ fn readers() -> BTreeMap<&'static str, Reader> {
         ("RunPlan", reads::<dto::RunPlan>),
         ("RunRequest", reads::<dto::RunRequest>),
         ("RunWait", reads::<dto::RunWait>),
+        ("TelemetryAnswer", reads::<dto::TelemetryStepList>),
         ("TelemetryGapList", reads::<dto::TelemetryGapList>),
-        ("TelemetryList", reads::<dto::TelemetryList>),
         ("TelemetryRefusalList", reads::<dto::TelemetryRefusalList>),
         ("TelemetryStreamList", reads::<dto::TelemetryStreamList>),
     ])

@@ -4,6 +4,7 @@ use serde_json::json;
 use viworks_backend_agent::data::{TelemetryOutcome, TelemetryWrite};
 use viworks_common::catalogue::Risk;
 use viworks_common::telemetry::{Batch, FieldValue, Gap, GapReason, Record};
+use viworks_common::time::Timestamp;
 
 use super::harness::{Backend, catalogue, entry, now};
 
@@ -154,6 +155,7 @@ async fn telemetry_is_read_by_stream_range_and_page() {
         .await
         .json();
     assert_eq!(seqs(&ranged), [7, 3, 2]);
+    numbers_over_time(&backend, at).await;
     let streams = backend
         .get("/v1/telemetry/streams?gateway=gw-1")
         .await
@@ -162,6 +164,74 @@ async fn telemetry_is_read_by_stream_range_and_page() {
     let gaps = backend.get("/v1/telemetry/gaps?gateway=gw-1").await.json();
     assert_eq!(gaps["items"][0]["records"], 3);
     assert_eq!(gaps["items"][0]["reason"], "spool_full");
+}
+
+/// Of the records 1, 3 and 7 of host.cpu, each so many seconds after `at`.
+async fn numbers_over_time(backend: &Backend, at: Timestamp) {
+    let (from, to) = (at, at.saturating_add(std::time::Duration::from_secs(60)));
+    let asked = |rest: &str| {
+        format!("/v1/telemetry?gateway=gw-1&stream=host.cpu&field=value&from={from}&to={to}&{rest}")
+    };
+    let whole = backend.get(&asked("step=1h&agg=sum")).await.json();
+    assert_eq!(whole["kind"], "TelemetryStepList");
+    let sum: i64 = whole["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|step| step["value"].as_i64().unwrap())
+        .sum();
+    assert_eq!(sum, 11, "{whole}");
+    let (mut seen, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = asked(&format!("step=1s&limit=1&order=desc{cursor}"));
+        let page = backend.get(&page).await.json();
+        let items = page["items"].as_array().unwrap();
+        assert_eq!(items.len(), 1, "{page}");
+        seen.push((items[0]["value"].clone(), items[0]["records"].clone()));
+        match page["next"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => break,
+        }
+    }
+    assert_eq!(seen, [7, 3, 1].map(|value| (json!(value), json!(1))));
+    let nothing = backend
+        .get(&asked("step=1m&agg=max&limit=5").replace("value", "no"))
+        .await;
+    assert_eq!(nothing.json()["items"], json!([]));
+    for (query, field) in [
+        ("field=value&step=5m&from=2026-03-02T08:00:00Z", "stream"),
+        ("stream=host.cpu&step=5m&from=2026-03-02T08:00:00Z", "field"),
+        ("stream=host.cpu&field=value&step=5m", "from"),
+        ("stream=host.cpu&field=value", "field"),
+        ("stream=host.cpu&agg=max", "agg"),
+        (
+            "stream=host.cpu&field=value&step=5&from=2026-03-02T08:00:00Z",
+            "step",
+        ),
+        (
+            "stream=host.cpu&field=value&step=1ms&from=2026-03-02T08:00:00Z",
+            "step",
+        ),
+        (
+            "stream=host.cpu&field=value&step=1h&agg=median&from=2026-03-02T08:00:00Z",
+            "agg",
+        ),
+        (
+            "stream=host.cpu&field=value&step=1h&from=2026-03-02T08:00:00Z&cursor=5",
+            "cursor",
+        ),
+    ] {
+        let refused = backend
+            .get(&format!("/v1/telemetry?gateway=gw-1&{query}"))
+            .await;
+        assert_eq!(refused.status, 422, "{query}: {}", refused.text);
+        assert_eq!(
+            refused.json()["errors"][0]["field"],
+            field,
+            "{query}: {}",
+            refused.text
+        );
+    }
 }
 
 #[tokio::test]
@@ -223,7 +293,7 @@ async fn every_list_comes_in_pages_that_make_the_whole() {
             let schema = &operation["responses"]["200"]["content"]["application/json"]["schema"];
             schema["$ref"]
                 .as_str()
-                .is_some_and(|name| name.ends_with("List"))
+                .is_some_and(|name| name.ends_with("List") || name.ends_with("Answer"))
         })
         .map(|(_method, path, operation)| {
             let names: Vec<_> = operation["parameters"]

@@ -35,6 +35,15 @@ fn at(document: &Value, schema: &Value, value: &Value, place: &str) -> Result<()
                     return wrong(format!("not exactly one of the choices: {attempts:?}"));
                 }
             }
+            "anyOf" => {
+                let choices = operand.as_array().unwrap().iter();
+                let attempts: Vec<_> = choices
+                    .map(|choice| at(document, choice, value, place))
+                    .collect();
+                if attempts.iter().all(Result::is_err) {
+                    return wrong(format!("none of the choices: {attempts:?}"));
+                }
+            }
             "type" => {
                 let types = operand
                     .as_array()
@@ -188,6 +197,7 @@ fn the_validator_refuses_what_a_schema_does_not_allow() {
         (&json!({"type": "integer"}), json!(1.5)),
         (&json!({"type": "array", "items": word}), json!(["b"])),
         (&json!({"oneOf": [word, {"type": "string"}]}), json!("a")),
+        (&json!({"anyOf": [word, {"type": "object"}]}), json!("b")),
         (&json!({"format": "uuid"}), json!("x")),
         (&json!({"maxLength": 1}), json!("xx")),
         (&json!({"colour": "red"}), json!(1)),

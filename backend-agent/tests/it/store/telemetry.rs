@@ -49,7 +49,12 @@ pub(crate) async fn commit(bed: &Bed, n: u64, batch: Batch) -> TelemetryCommit {
 }
 
 /// Commits batches of one gateway together, at so many seconds on the line.
-async fn commit_all(bed: &Bed, n: u64, batches: Vec<Batch>, seconds: i64) -> Vec<TelemetryCommit> {
+pub(crate) async fn commit_all(
+    bed: &Bed,
+    n: u64,
+    batches: Vec<Batch>,
+    seconds: i64,
+) -> Vec<TelemetryCommit> {
     let epoch = bed.gateway_now(n).await.confirmed;
     let writes: Vec<_> = batches
         .into_iter()

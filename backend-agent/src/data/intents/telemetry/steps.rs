@@ -1,0 +1,237 @@
+//! Stored telemetry over time: the numbers of one field, put together step by step.
+
+use viworks_common::id::AgentId;
+use viworks_common::limits::PAGE_ROWS_MAX;
+use viworks_common::telemetry::steps::{Aggregate, Range, Sums};
+use viworks_common::time::Timestamp;
+use viworks_runtime::sqlite::{Row, params};
+
+use crate::data::intents::link::Sql;
+use crate::data::intents::row::{Reader, column};
+use crate::data::intents::tx::View;
+use crate::data::{
+    Listing, Page, StepCursor, StepQuery, StepValue, Stepped, StoreError, StoreResult,
+};
+
+/// The records of a stream in a range.
+macro_rules! held {
+    () => {
+        " FROM telemetry WHERE tenant = :tenant AND agent_id = :agent_id AND stream = :stream \
+         AND observed_at >= :from AND observed_at < :until "
+    };
+}
+
+/// The beginning of the step that a record lies in; what lies before 1970 counts as well.
+macro_rules! start {
+    () => {
+        "observed_at - ((observed_at % :step) + :step) % :step AS at, "
+    };
+}
+
+/// The number of a field, and null where it is none or not there.
+macro_rules! number_on_sqlite {
+    () => {
+        "CASE WHEN json_type(fields, '$.\"' || :field || '\"') IN ('integer', 'real') \
+         THEN CAST(json_extract(fields, '$.\"' || :field || '\"') AS REAL) END AS number"
+    };
+}
+
+macro_rules! number_on_postgres {
+    () => {
+        "CASE json_typeof(fields -> :field::text) WHEN 'number' \
+         THEN (fields ->> :field::text)::float8 END AS number"
+    };
+}
+
+/// Added up by parts of [`viworks_common::telemetry::steps::SUM_SCALE`], so that no sum is beyond every number.
+macro_rules! sums {
+    ($number:ident, $scale:literal) => {
+        concat!(
+            "WITH numbers AS (SELECT ",
+            start!(),
+            $number!(),
+            held!(),
+            ") \
+             SELECT at, count(*) AS records, sum(number / ",
+            $scale,
+            ") AS scaled, min(number) AS least, \
+             max(number) AS most FROM numbers WHERE number IS NOT NULL GROUP BY at ORDER BY at"
+        )
+    };
+}
+
+macro_rules! last {
+    ($number:ident) => {
+        concat!(
+            "WITH numbers AS (SELECT ", start!(), "observed_at, spool_epoch, seq, ", $number!(), held!(), "), \
+             placed AS (SELECT at, number, count(*) OVER (PARTITION BY at) AS records, \
+             row_number() OVER (PARTITION BY at ORDER BY observed_at DESC, spool_epoch DESC, seq DESC) AS place \
+             FROM numbers WHERE number IS NOT NULL) \
+             SELECT at, records, number FROM placed WHERE place = 1 ORDER BY at"
+        )
+    };
+}
+
+pub(in crate::data::intents) const SUMS: Sql = Sql {
+    sqlite: sums!(number_on_sqlite, "4294967296.0"),
+    postgres: sums!(number_on_postgres, "4294967296::float8"),
+};
+
+pub(in crate::data::intents) const LAST: Sql = Sql {
+    sqlite: last!(number_on_sqlite),
+    postgres: last!(number_on_postgres),
+};
+
+pub(in crate::data::intents) const FIRST_TIME: &str = concat!(
+    "SELECT observed_at",
+    held!(),
+    "ORDER BY observed_at LIMIT 1"
+);
+
+pub(in crate::data::intents) const LAST_TIME: &str = concat!(
+    "SELECT observed_at",
+    held!(),
+    "ORDER BY observed_at DESC LIMIT 1"
+);
+
+pub(in crate::data::intents) const COUNT: &str = concat!(
+    "SELECT count(*) AS rows FROM (SELECT 1 AS one",
+    held!(),
+    "LIMIT :limit) AS held"
+);
+
+/// One page of steps: those that hold a record with a number in the field. It looks at no more records
+/// than it may, and holds whole steps only, so that no record is told of on two pages.
+pub(in crate::data::intents) fn steps(
+    view: &View<'_>,
+    agent_id: AgentId,
+    query: &StepQuery,
+    page: Page<StepCursor>,
+) -> StoreResult<Stepped> {
+    let asked = Asked {
+        view,
+        agent_id,
+        query,
+    };
+    let mut range = query.range;
+    match page.after {
+        Some(StepCursor(start)) if query.newest_first => range.until = range.until.min(start),
+        Some(StepCursor(start)) => range.from = range.from.max(query.step.end_of(start)),
+        None => {}
+    }
+    let Some(edge) = asked.edge(range)? else {
+        return Ok(Stepped::Page(Listing {
+            items: Vec::new(),
+            next: None,
+        }));
+    };
+    let Some(part) = asked.part(range, edge, page.limit)? else {
+        return Ok(Stepped::TooManyRecords);
+    };
+    let mut items = asked.values(part)?;
+    let (rest, reached) = if query.newest_first {
+        items.reverse();
+        let until = part.from;
+        (Range { until, ..range }, part.from)
+    } else {
+        let from = part.until;
+        let last = Timestamp::from_unix_micros(from.unix_micros().saturating_sub(1));
+        (Range { from, ..range }, query.step.start_of(last))
+    };
+    let more = asked.edge(rest)?.is_some();
+    Ok(Stepped::Page(Listing {
+        items,
+        next: more.then_some(StepCursor(reached)),
+    }))
+}
+
+/// What is asked, and of which gateway.
+struct Asked<'a> {
+    view: &'a View<'a>,
+    agent_id: AgentId,
+    query: &'a StepQuery,
+}
+
+impl Asked<'_> {
+    /// The time of the record that comes first, the way the question goes.
+    fn edge(&self, range: Range) -> StoreResult<Option<Timestamp>> {
+        let Range { from, until } = range;
+        let (agent_id, stream) = (self.agent_id, &self.query.stream);
+        let sql = if self.query.newest_first {
+            LAST_TIME
+        } else {
+            FIRST_TIME
+        };
+        let params = params! { agent_id, stream, from, until };
+        let read = column("telemetry", "observed_at");
+        self.view.optional(sql, params, read)
+    }
+
+    /// As many of the wanted steps as hold no more records than one page looks at; none when a single one holds more.
+    fn part(&self, range: Range, edge: Timestamp, limit: usize) -> StoreResult<Option<Range>> {
+        let step = self.query.step;
+        let mut steps = limit.clamp(1, PAGE_ROWS_MAX);
+        loop {
+            let part = if self.query.newest_first {
+                step.backward(range, edge, steps)
+            } else {
+                step.forward(range, edge, steps)
+            };
+            if self.rows(part)? <= self.query.rows_max {
+                return Ok(Some(part));
+            }
+            if steps == 1 {
+                return Ok(None);
+            }
+            steps /= 2;
+        }
+    }
+
+    /// How many records a range holds, or one more than a page looks at.
+    fn rows(&self, range: Range) -> StoreResult<usize> {
+        let Range { from, until } = range;
+        let (agent_id, stream, limit) =
+            (self.agent_id, &self.query.stream, self.query.rows_max + 1);
+        let params = params! { agent_id, stream, from, until, limit };
+        self.view.one(COUNT, params, column("telemetry", "rows"))
+    }
+
+    fn values(&self, range: Range) -> StoreResult<Vec<StepValue>> {
+        let Range { from, until } = range;
+        let (agent_id, stream, field) = (self.agent_id, &self.query.stream, &self.query.field);
+        let (step, aggregate) = (self.query.step.micros(), self.query.aggregate);
+        let params = params! { agent_id, stream, field, step, from, until };
+        match aggregate {
+            Aggregate::Last => self.view.all(LAST, params, read_last),
+            Aggregate::Avg
+            | Aggregate::Min
+            | Aggregate::Max
+            | Aggregate::Sum
+            | Aggregate::Count => self.view.all(SUMS, params, |row| read_sums(row, aggregate)),
+        }
+    }
+}
+
+fn read_last(row: &Row<'_>) -> Result<StepValue, StoreError> {
+    let row = Reader::new("telemetry", row);
+    Ok(StepValue {
+        at: row.get("at")?,
+        value: Some(row.get("number")?),
+        records: row.get("records")?,
+    })
+}
+
+fn read_sums(row: &Row<'_>, aggregate: Aggregate) -> Result<StepValue, StoreError> {
+    let row = Reader::new("telemetry", row);
+    let sums = Sums {
+        records: row.get("records")?,
+        scaled: row.get("scaled")?,
+        least: row.get("least")?,
+        most: row.get("most")?,
+    };
+    Ok(StepValue {
+        at: row.get("at")?,
+        value: sums.tell(aggregate),
+        records: sums.records,
+    })
+}

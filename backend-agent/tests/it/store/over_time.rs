@@ -1,0 +1,246 @@
+//! Telemetry over time: both stores tell of each step what a plain model of the same records tells.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+use viworks_backend_agent::data::{Page, StepCursor, StepQuery, StepValue, Stepped};
+use viworks_common::telemetry::steps::{Aggregate, Range, Step};
+use viworks_common::telemetry::{Batch, FieldValue, Record};
+use viworks_common::time::Timestamp;
+
+use super::bed::{Bed, agent, at, process};
+use super::telemetry::commit;
+
+/// A record by its distance from [`at`] zero, in microseconds.
+type Given = (i64, Option<FieldValue>);
+
+fn batch(records: &[Given]) -> Batch {
+    let record = |(micros, value): &Given| Record {
+        stream: "host.load".parse().unwrap(),
+        observed_at: Timestamp::from_unix_micros(at(0).unix_micros() + micros),
+        fields: [("other".parse().unwrap(), FieldValue::Integer(1))]
+            .into_iter()
+            .chain(
+                value
+                    .clone()
+                    .map(|value| ("load.m1-min_x".parse().unwrap(), value)),
+            )
+            .collect(),
+    };
+    Batch {
+        spool_epoch: process(1),
+        from_seq: 1,
+        to_seq: u64::try_from(records.len()).unwrap(),
+        gaps: Vec::new(),
+        records: (1..).zip(records.iter().map(record)).collect(),
+    }
+}
+
+fn values() -> impl Strategy<Value = Option<FieldValue>> {
+    prop_oneof![
+        6 => any::<i32>().prop_map(|number| Some(FieldValue::Integer(number.into()))),
+        6 => (-1e9_f64..1e9).prop_map(|number| Some(FieldValue::Number(number))),
+        1 => any::<i64>().prop_map(|number| Some(FieldValue::Integer(number))),
+        1 => Just(Some(FieldValue::Text("12".to_owned()))),
+        1 => any::<bool>().prop_map(|flag| Some(FieldValue::Flag(flag))),
+        1 => Just(None),
+    ]
+}
+
+fn query(step: Duration, aggregate: Aggregate, from: i64, until: i64) -> StepQuery {
+    let zero = at(0).unix_micros();
+    StepQuery {
+        stream: "host.load".parse().unwrap(),
+        field: "load.m1-min_x".parse().unwrap(),
+        step: Step::new(step).unwrap(),
+        aggregate,
+        range: Range {
+            from: Timestamp::from_unix_micros(zero + from),
+            until: Timestamp::from_unix_micros(zero + until),
+        },
+        newest_first: false,
+        rows_max: 500_000,
+    }
+}
+
+/// All pages, and how many there were.
+async fn ask(bed: &Bed, n: u64, query: &StepQuery, limit: usize) -> (Vec<StepValue>, usize) {
+    let (mut seen, mut pages, mut page) = (Vec::new(), 0, Page::first(limit));
+    loop {
+        let asked = bed
+            .store
+            .telemetry_steps(&bed.tenant, agent(n), query, page);
+        let Stepped::Page(listing) = asked.await.unwrap() else {
+            panic!("one step holds too many records");
+        };
+        assert!(listing.items.len() <= limit);
+        seen.extend(listing.items);
+        pages += 1;
+        match listing.next {
+            Some(next) => page = Page::after(next, limit),
+            None => return (seen, pages),
+        }
+    }
+}
+
+/// The same from the records as they were given.
+fn model(records: &[Given], query: &StepQuery) -> Vec<StepValue> {
+    let zero = at(0).unix_micros();
+    let mut steps: BTreeMap<i64, Vec<(i64, f64)>> = BTreeMap::new();
+    for (micros, value) in records {
+        let at = zero + micros;
+        let inside = query.range.from.unix_micros() <= at && at < query.range.until.unix_micros();
+        #[expect(clippy::cast_precision_loss, reason = "as both databases do it")]
+        let number = match value {
+            Some(FieldValue::Integer(number)) => *number as f64,
+            Some(FieldValue::Number(number)) => *number,
+            Some(FieldValue::Text(_) | FieldValue::Flag(_)) | None => continue,
+        };
+        if inside {
+            let start = at.div_euclid(query.step.micros()) * query.step.micros();
+            steps.entry(start).or_default().push((at, number));
+        }
+    }
+    let told = steps.into_iter().map(|(start, mut numbers)| {
+        // Stable: of the same time the one that came last is the last.
+        numbers.sort_by_key(|(at, _)| *at);
+        let each = || numbers.iter().map(|(_, number)| *number);
+        #[expect(clippy::cast_precision_loss, reason = "a few")]
+        let count = numbers.len() as f64;
+        let value = match query.aggregate {
+            Aggregate::Avg => each().map(|number| number / count).sum(),
+            Aggregate::Min => each().fold(f64::INFINITY, f64::min),
+            Aggregate::Max => each().fold(f64::NEG_INFINITY, f64::max),
+            Aggregate::Sum => each().sum(),
+            Aggregate::Count => count,
+            Aggregate::Last => numbers.last().unwrap().1,
+        };
+        StepValue {
+            at: Timestamp::from_unix_micros(start),
+            value: Some(value),
+            records: u64::try_from(numbers.len()).unwrap(),
+        }
+    });
+    let mut told: Vec<_> = told.collect();
+    if query.newest_first {
+        told.reverse();
+    }
+    told
+}
+
+/// Added up in another order, the last digits differ.
+fn alike(one: &[StepValue], other: &[StepValue], largest: f64) -> bool {
+    let close = |one: Option<f64>, other: Option<f64>| match (one, other) {
+        (Some(one), Some(other)) => (one - other).abs() <= largest * 1e-10,
+        (one, other) => one == other,
+    };
+    one.len() == other.len()
+        && one.iter().zip(other).all(|(one, other)| {
+            (one.at, one.records) == (other.at, other.records) && close(one.value, other.value)
+        })
+}
+
+pub(crate) async fn steps_are_what_a_plain_model_says(bed: &Bed) {
+    const HOUR: i64 = 3_600_000_000;
+    let mut runner = TestRunner::default();
+    let records = proptest::collection::vec((-30 * HOUR..HOUR, values()), 1..120);
+    let questions = (
+        1_u64..20_000_000,
+        -31 * HOUR..HOUR,
+        1..32 * HOUR,
+        any::<bool>(),
+        1_usize..20,
+    );
+    for case in 1..=8 {
+        bed.gateway(case).await;
+        bed.session(case, case).await;
+        let given = records.new_tree(&mut runner).unwrap().current();
+        let stored = commit(bed, case, batch(&given)).await;
+        assert_eq!(stored.stored, u64::try_from(given.len()).unwrap());
+        for aggregate in Aggregate::ALL {
+            let (length, from, span, newest_first, limit) =
+                questions.new_tree(&mut runner).unwrap().current();
+            let mut query = query(Duration::from_millis(length), *aggregate, from, from + span);
+            query.newest_first = newest_first;
+            let expected = model(&given, &query);
+            let (seen, _pages) = ask(bed, case, &query, limit).await;
+            // As many numbers as a step may have, each as large as there are.
+            assert!(
+                alike(&seen, &expected, 1e21),
+                "{query:?}\n{seen:?}\n{expected:?}"
+            );
+            let small = given.iter().all(|(_, value)| {
+                !matches!(value, Some(FieldValue::Integer(number)) if number.abs() > i32::MAX.into())
+            });
+            assert!(
+                !small || alike(&seen, &expected, 1e11),
+                "{query:?}\n{seen:?}\n{expected:?}"
+            );
+        }
+    }
+}
+
+pub(crate) async fn a_page_of_steps_looks_at_so_many_records_and_tells_of_none_twice(bed: &Bed) {
+    const SECOND: i64 = 1_000_000;
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    // A record a second, and an hour without one.
+    let given: Vec<Given> = (0..120_i64)
+        .chain(3_700..3_760)
+        .map(|second| ((second - 7_200) * SECOND, Some(FieldValue::Integer(second))))
+        .collect();
+    commit(bed, 1, batch(&given)).await;
+    for newest_first in [false, true] {
+        let mut query = query(Duration::from_secs(10), Aggregate::Sum, -7_200 * SECOND, 0);
+        query.newest_first = newest_first;
+        let expected = model(&given, &query);
+        assert_eq!(expected.len(), 18);
+        // Whole steps of ten records: three of them, where a page looks at thirty-nine.
+        query.rows_max = 39;
+        let (seen, pages) = ask(bed, 1, &query, 100).await;
+        assert!(
+            alike(&seen, &expected, 1.0) && pages > 5,
+            "{pages} {seen:?}"
+        );
+        query.rows_max = 9;
+        let page: Page<StepCursor> = Page::first(100);
+        let asked = bed
+            .store
+            .telemetry_steps(&bed.tenant, agent(1), &query, page);
+        assert_eq!(asked.await.unwrap(), Stepped::TooManyRecords);
+    }
+    let mut other = query(Duration::from_secs(10), Aggregate::Sum, -7_200 * SECOND, 0);
+    other.field = "other".parse().unwrap();
+    other.aggregate = Aggregate::Count;
+    assert_eq!(ask(bed, 1, &other, 100).await.0.len(), 18);
+    other.field = "none".parse().unwrap();
+    assert_eq!(ask(bed, 1, &other, 5).await.0, []);
+    other.stream = "none".parse().unwrap();
+    assert_eq!(ask(bed, 1, &other, 5).await, (Vec::new(), 1));
+}
+
+pub(crate) async fn a_sum_beyond_every_number_is_absent(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    let huge = |micros| (micros, Some(FieldValue::Number(f64::MAX)));
+    commit(bed, 1, batch(&[huge(-3), huge(-2), huge(-1)])).await;
+    for (aggregate, value) in [
+        (Aggregate::Sum, None),
+        (Aggregate::Avg, Some(f64::MAX)),
+        (Aggregate::Max, Some(f64::MAX)),
+        (Aggregate::Last, Some(f64::MAX)),
+        (Aggregate::Count, Some(3.0)),
+    ] {
+        let query = query(Duration::from_secs(1), aggregate, -1_000_000, 0);
+        let (seen, _pages) = ask(bed, 1, &query, 10).await;
+        assert_eq!((seen.len(), seen[0].records), (1, 3));
+        let close = match (seen[0].value, value) {
+            (Some(seen), Some(value)) => (seen / value - 1.0).abs() < 1e-12,
+            (seen, value) => seen == value,
+        };
+        assert!(close, "{aggregate:?} {seen:?}");
+    }
+}
