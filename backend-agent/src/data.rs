@@ -555,6 +555,15 @@ pub trait Store: Send + Sync {
     ) -> StoreResult<bool>;
     /// Deletes what has served: idempotency keys after a day, ended sessions after 30 days.
     async fn purge(&self, tenant: &Tenant, now: Timestamp) -> StoreResult<Purged>;
+    /// Deletes telemetry that is older than it is kept: at most `most` records of the gateways behind `after`. Called
+    /// until there is no more.
+    async fn purge_telemetry(
+        &self,
+        tenant: &Tenant,
+        after: Option<AgentId>,
+        most: usize,
+        now: Timestamp,
+    ) -> StoreResult<PurgedTelemetry>;
     /// The anchor of the time line as it was stored last.
     async fn time_line(&self) -> StoreResult<Option<Anchored>>;
     /// Stores the anchor of the time line; what is audited from here on is in the wall time that it knows of.

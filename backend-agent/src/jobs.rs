@@ -131,7 +131,7 @@ impl Jobs {
                 () = lifecycle.stopping() => return,
                 _ = ticks.tick() => {}
             }
-            if let Err(error) = self.run(job).await {
+            if let Err(error) = self.run(job, &lifecycle).await {
                 self.metrics.job_failures.inc();
                 warn!(
                     job = job.name(),
@@ -153,7 +153,7 @@ impl Jobs {
         }
     }
 
-    async fn run(&self, job: Job) -> StoreResult<()> {
+    async fn run(&self, job: Job, lifecycle: &Lifecycle) -> StoreResult<()> {
         match job {
             Job::Offer => self.offer().await,
             Job::Expire => self.expire().await,
@@ -163,7 +163,7 @@ impl Jobs {
             Job::Heartbeats => self.store_heartbeats().await,
             Job::Health => self.check_store().await,
             Job::Clock => self.renew_time_line().await,
-            Job::Purge => self.purge().await,
+            Job::Purge => self.purge(lifecycle).await,
         }
     }
 
@@ -316,10 +316,34 @@ impl Jobs {
         self.store.touch_sessions(&self.tenant, touches, now).await
     }
 
-    async fn purge(&self) -> StoreResult<()> {
+    async fn purge(&self, lifecycle: &Lifecycle) -> StoreResult<()> {
         let purged = self.store.purge(&self.tenant, self.clock.line()).await?;
         if purged != crate::data::Purged::default() {
             info!(?purged, "deleted what has served");
+        }
+        self.purge_telemetry(lifecycle).await
+    }
+
+    /// Deletes telemetry that is older than it is kept. The first time that may be very much.
+    async fn purge_telemetry(&self, lifecycle: &Lifecycle) -> StoreResult<()> {
+        let (mut records, mut streams, mut after) = (0_u64, 0_u64, None);
+        while !lifecycle.is_stopping() {
+            let now = self.clock.line();
+            let purged = self.store.purge_telemetry(&self.tenant, after, STEP, now);
+            let purged = purged.await?;
+            records = records.saturating_add(purged.records);
+            streams = streams.saturating_add(purged.streams);
+            after = purged.after;
+            if !purged.more {
+                break;
+            }
+        }
+        if records > 0 || streams > 0 {
+            self.metrics.telemetry_purged.inc_by(records);
+            info!(
+                records,
+                streams, "deleted telemetry that is older than it is kept"
+            );
         }
         Ok(())
     }

@@ -34,6 +34,8 @@ pub struct BackendMetrics {
     pub clock_apart: Gauge,
     /// Records whose time the backend derived.
     pub telemetry_retimed: Counter,
+    /// Telemetry rows deleted because they are older than they are kept.
+    pub telemetry_purged: Counter,
     /// Commands that wait to be offered.
     pub queue_depth: Gauge,
     /// Commands that ended because their deliveries were used up.
@@ -65,6 +67,7 @@ impl BackendMetrics {
             ]),
             telemetry_refused: Counter::default(),
             telemetry_retimed: Counter::default(),
+            telemetry_purged: Counter::default(),
             telemetry_records_refused: Family::default(),
             queue_depth: Gauge::default(),
             queue_dead: Counter::default(),
@@ -158,6 +161,11 @@ impl BackendMetrics {
                 "gateway_certificates_ending",
                 "Gateways seen by this process whose certificate ends soon or has ended",
                 own.gateway_certificates_ending.clone(),
+            );
+            registry.register(
+                "telemetry_purged_rows",
+                "Telemetry rows deleted because they are older than they are kept",
+                own.telemetry_purged.clone(),
             );
             registry.register(
                 "telemetry_refused_records",

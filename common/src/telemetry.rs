@@ -112,6 +112,8 @@ pub enum RecordRefusal {
     ByteLimit,
     /// It was dropped by the gateway, in one more gap than it may report on a day.
     GapLimit,
+    /// It arrived when it was older than records are kept.
+    PastRetention,
 }
 
 impl RecordRefusal {
@@ -126,6 +128,7 @@ impl RecordRefusal {
         Self::RecordLimit,
         Self::ByteLimit,
         Self::GapLimit,
+        Self::PastRetention,
     ];
 
     /// The name in metrics and answers.
@@ -141,6 +144,7 @@ impl RecordRefusal {
             Self::RecordLimit => "record_limit",
             Self::ByteLimit => "byte_limit",
             Self::GapLimit => "gap_limit",
+            Self::PastRetention => "past_retention",
         }
     }
 

@@ -9,6 +9,7 @@ mod moving;
 mod over_time;
 mod postgres_only;
 mod records;
+mod retention;
 mod runs;
 mod sessions;
 mod telemetry;
@@ -16,16 +17,25 @@ mod telemetry;
 use std::sync::Arc;
 
 use tempfile::TempDir;
-use viworks_backend_agent::data::Store;
 use viworks_backend_agent::data::postgres::{Address, PostgresStore, Role};
 use viworks_backend_agent::data::sqlite::SqliteStore;
+use viworks_backend_agent::data::{Store, TelemetryLimits};
 use viworks_runtime::sqlite::Options;
 use viworks_testkit::postgres::{self, Server};
 
 /// Opens the store that lives in a folder; a second call opens the same one again.
 async fn sqlite(folder: &TempDir) -> Option<Arc<dyn Store>> {
     let options = Options::new(folder.path().join("backend.db"));
-    Some(Arc::new(SqliteStore::open(options).await.unwrap()))
+    let store = SqliteStore::open(options).await.unwrap();
+    Some(Arc::new(store.telemetry_limits(limits())))
+}
+
+/// What a gateway may have stored here.
+fn limits() -> TelemetryLimits {
+    TelemetryLimits {
+        retention_days: 30,
+        ..TelemetryLimits::default()
+    }
 }
 
 /// A database with the schema, which others are copied from.
@@ -62,7 +72,7 @@ async fn postgres(folder: &TempDir) -> Option<Arc<dyn Store>> {
     make(server, &database);
     let address = Address::parse(&server.url(&database), None, None).unwrap();
     let store = PostgresStore::open(address.connections_max(8), Role::Backend, true);
-    Some(Arc::new(store.await.unwrap()))
+    Some(Arc::new(store.await.unwrap().telemetry_limits(limits())))
 }
 
 /// The same counters there.
@@ -264,6 +274,11 @@ suite! {
         steps_are_what_a_plain_model_says,
         a_page_of_steps_looks_at_so_many_records_and_tells_of_none_twice,
         a_sum_beyond_every_number_is_absent,
+    }
+    retention {
+        what_is_older_than_it_is_kept_is_refused_and_counted,
+        what_was_kept_long_enough_is_deleted_in_steps,
+        a_stream_that_comes_back_is_counted_anew,
     }
     records {
         a_page_of_large_rows_ends_early_and_the_next_one_goes_on,

@@ -1,6 +1,7 @@
 //! What a batch of telemetry adds, held against what its gateway may have stored.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use crate::id::{AgentRunId, StreamName};
 use crate::limits::TELEMETRY_POSITIONS_MAX;
@@ -11,6 +12,7 @@ use crate::telemetry::{
 };
 use crate::time::Timestamp;
 
+const DAY_SECONDS: u64 = 24 * 3_600;
 const DAY_MICROS: i64 = 24 * 3_600 * 1_000_000;
 
 /// What a row takes beside its fields and its stream: its key, and both again in two indexes.
@@ -39,6 +41,17 @@ pub struct Limits {
     pub bytes_per_day: u64,
     /// Gaps that it may report on a day.
     pub gaps_per_day: u64,
+    /// Days for which its records are kept; for ever, where it is none.
+    pub retention_days: u64,
+}
+
+impl Limits {
+    /// The time before which nothing is kept; none where everything is.
+    #[must_use]
+    pub fn kept_from(&self, now: Timestamp) -> Option<Timestamp> {
+        let span = Duration::from_secs(self.retention_days.saturating_mul(DAY_SECONDS));
+        (self.retention_days > 0).then(|| now.saturating_sub(span))
+    }
 }
 
 impl Default for Limits {
@@ -49,6 +62,7 @@ impl Default for Limits {
             records_per_day: 5_000_000,
             bytes_per_day: 2 * 1024 * 1024 * 1024,
             gaps_per_day: 10_000,
+            retention_days: 0,
         }
     }
 }
@@ -148,6 +162,27 @@ pub struct Facts {
     pub streams: BTreeSet<StreamName>,
     /// What it may.
     pub limits: Limits,
+    /// When it arrives, on the time line.
+    pub now: Timestamp,
+}
+
+/// What the time of a record is, and whether it is kept.
+struct Times {
+    skew_ms: Option<i64>,
+    wall: Timestamp,
+    kept_from: Option<Timestamp>,
+}
+
+impl Times {
+    fn of(&self, record: &Record) -> Result<(Timestamp, TimeSource), RecordRefusal> {
+        let (at, source) = observed(record.observed_at, self.skew_ms, self.wall);
+        // The word of a clock that nobody has measured is no reason to refuse anything.
+        let is_known = self.skew_ms.is_some();
+        match self.kept_from {
+            Some(from) if is_known && at < from => Err(RecordRefusal::PastRetention),
+            Some(_) | None => Ok((at, source)),
+        }
+    }
 }
 
 /// A record as it is stored.
@@ -214,6 +249,7 @@ pub fn intake<'b>(
         mut usage,
         streams,
         limits,
+        now,
     } = facts;
     let before = reached.accounted();
     let known = reached.committed.is_some() || usage.epoch(&limits);
@@ -228,7 +264,12 @@ pub fn intake<'b>(
     } else {
         0
     };
-    taken.take_records(batch, beyond, streams, &limits, skew_ms, wall);
+    let times = Times {
+        skew_ms,
+        wall,
+        kept_from: limits.kept_from(now),
+    };
+    taken.take_records(batch, beyond, streams, &limits, &times);
     taken
 }
 
@@ -299,18 +340,19 @@ impl<'b> Intake<'b> {
         before: u64,
         mut streams: BTreeSet<StreamName>,
         limits: &Limits,
-        skew_ms: Option<i64>,
-        wall: Timestamp,
+        times: &Times,
     ) {
         for (seq, record) in batch.records.iter().filter(|(seq, _)| *seq > before) {
-            let fields = match self.admit(record, &mut streams, limits) {
-                Ok(fields) => fields,
+            let admitted = times
+                .of(record)
+                .and_then(|time| Ok((time, self.admit(record, &mut streams, limits)?)));
+            let ((observed_at, time_source), fields) = match admitted {
+                Ok(admitted) => admitted,
                 Err(reason) => {
                     self.commit.refuse(reason, 1);
                     continue;
                 }
             };
-            let (observed_at, time_source) = observed(record.observed_at, skew_ms, wall);
             let own = time_source == TimeSource::Gateway;
             self.commit.stored += 1;
             self.commit.retimed += u64::from(!own);
@@ -442,247 +484,4 @@ pub fn remembered(
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use uuid::Uuid;
-
-    use super::*;
-    use crate::rules::Complete;
-    use crate::telemetry::FieldValue;
-
-    const NOW: Timestamp = Timestamp::from_unix_micros(1_795_000_000_000_000);
-
-    fn run(n: u128) -> AgentRunId {
-        AgentRunId::from_uuid(Uuid::from_u128(n))
-    }
-
-    fn batch(from_seq: u64, to_seq: u64) -> Batch {
-        let record = || Record {
-            stream: "sys".parse().unwrap(),
-            observed_at: NOW,
-            fields: [("n".parse().unwrap(), FieldValue::Flag(true))].into(),
-        };
-        Batch {
-            spool_epoch: run(1),
-            from_seq,
-            to_seq,
-            gaps: Vec::new(),
-            records: (from_seq..=to_seq).map(|seq| (seq, record())).collect(),
-        }
-    }
-
-    fn gap(from_seq: u64, to_seq: u64) -> Batch {
-        let gap = Gap {
-            from_seq,
-            to_seq,
-            reason: GapReason::SpoolFull,
-        };
-        Batch {
-            gaps: vec![gap],
-            records: Vec::new(),
-            ..batch(from_seq, to_seq)
-        }
-    }
-
-    fn reached(committed: Option<u64>) -> Reached {
-        Reached {
-            committed,
-            refused: 0,
-        }
-    }
-
-    fn facts(committed: Option<u64>, limits: Limits) -> Facts {
-        Facts {
-            reached: reached(committed),
-            usage: Usage::default().today(NOW),
-            streams: BTreeSet::new(),
-            limits,
-        }
-    }
-
-    fn take(batch: &Batch, committed: Option<u64>, limits: Limits) -> Intake<'_> {
-        intake(Complete, batch, None, facts(committed, limits), NOW)
-    }
-
-    #[test]
-    fn a_repeated_batch_adds_nothing_and_reaches_the_same_position() {
-        let repeated = batch(1, 4);
-        let taken = take(&repeated, Some(4), Limits::default());
-        assert_eq!((taken.position, taken.commit.stored), (Some(4), 0));
-        // Half of it is new.
-        let half = batch(3, 6);
-        let taken = take(&half, Some(4), Limits::default());
-        assert_eq!((taken.position, taken.commit.stored), (Some(6), 2));
-        let seqs: Vec<u64> = taken.rows.iter().map(|row| row.seq).collect();
-        assert_eq!(seqs, [5, 6]);
-    }
-
-    #[test]
-    fn a_hole_before_a_batch_was_forgotten_by_the_database() {
-        let later = batch(5, 6);
-        let taken = take(&later, Some(2), Limits::default());
-        assert!(taken.commit.rolled_back);
-        assert_eq!(taken.commit.missing, 2);
-        assert_eq!((taken.gaps[0].from_seq, taken.gaps[0].to_seq), (3, 4));
-        assert_eq!(taken.gaps[0].reason, GapReason::BackendRolledBack);
-    }
-
-    #[test]
-    fn a_gap_is_clipped_to_what_is_not_committed() {
-        let gap = gap(1, 4);
-        let taken = take(&gap, Some(2), Limits::default());
-        assert_eq!(taken.commit.missing, 2);
-        assert_eq!((taken.gaps[0].from_seq, taken.gaps[0].to_seq), (3, 4));
-        let taken = take(&gap, Some(4), Limits::default());
-        assert_eq!(taken.commit.missing, 0);
-    }
-
-    #[test]
-    fn what_is_beyond_a_bound_is_counted_and_the_position_passes_it() {
-        let none = Limits {
-            epochs_per_day: 0,
-            ..Limits::default()
-        };
-        let some = batch(1, 3);
-        let taken = take(&some, None, none);
-        assert_eq!(taken.commit.position.seq, 3);
-        assert_eq!(
-            taken.commit.refused,
-            [(RecordRefusal::EpochLimit, 3)].into()
-        );
-        assert_eq!(taken.refused_under, NO_EPOCH);
-        assert!(taken.rows.is_empty() && taken.position.is_none());
-        let few = Limits {
-            gaps_per_day: 0,
-            records_per_day: 1,
-            ..Limits::default()
-        };
-        let hole = gap(1, 5);
-        let taken = take(&hole, None, few);
-        assert_eq!(taken.commit.refused, [(RecordRefusal::GapLimit, 5)].into());
-        let taken = take(&some, None, few);
-        assert_eq!(taken.commit.stored, 1);
-        assert_eq!(
-            taken.commit.refused,
-            [(RecordRefusal::RecordLimit, 2)].into()
-        );
-        let narrow = Limits {
-            bytes_per_day: 400,
-            ..Limits::default()
-        };
-        let taken = take(&some, None, narrow);
-        assert_eq!(taken.commit.refused, [(RecordRefusal::ByteLimit, 2)].into());
-        let nothing = Limits {
-            streams: 0,
-            ..Limits::default()
-        };
-        let taken = take(&some, None, nothing);
-        assert_eq!(
-            taken.commit.refused,
-            [(RecordRefusal::StreamLimit, 3)].into()
-        );
-    }
-
-    #[test]
-    fn what_a_gateway_remembers_and_the_database_does_not_is_a_gap() {
-        let asked = |seq| Position {
-            spool_epoch: run(1),
-            seq,
-        };
-        let mut usage = Usage::default();
-        let mut remember = |seq, committed| {
-            let limits = Limits::default();
-            let reached = reached(committed);
-            remembered(Complete, asked(seq), reached, &mut usage, &limits)
-        };
-        let more = remember(5, Some(3));
-        assert_eq!(more.position, asked(5));
-        let gap = more.gap.unwrap();
-        assert_eq!((gap.from_seq, gap.to_seq), (4, 5));
-        let less = remember(2, Some(3));
-        assert_eq!((less.position, less.gap), (asked(3), None));
-        assert_eq!((more.moved_to, less.moved_to), (Some(5), None));
-        let nothing = remember(0, None);
-        assert_eq!((nothing.position, nothing.gap), (asked(0), None));
-    }
-
-    #[test]
-    fn what_is_beyond_a_bound_is_counted_once_however_often_it_comes() {
-        let none = Limits {
-            epochs_per_day: 0,
-            gaps_per_day: 0,
-            ..Limits::default()
-        };
-        let some = batch(1, 3);
-        let mut facts = facts(None, none);
-        facts.reached.refused = take(&some, None, none).refused_to.unwrap();
-        let again = intake(Complete, &some, None, facts.clone(), NOW);
-        assert!(again.commit.refused.is_empty());
-        assert_eq!(again.commit.position.seq, 3);
-        let asked = Position {
-            spool_epoch: run(1),
-            seq: 5,
-        };
-        let told = remembered(Complete, asked, facts.reached, &mut facts.usage, &none);
-        let epoch = (NO_EPOCH, RecordRefusal::EpochLimit, 2);
-        assert_eq!((told.position, told.moved_to), (asked, None));
-        assert_eq!((told.refused, told.refused_to), (Some(epoch), Some(5)));
-        let told = remembered(Complete, asked, reached(Some(1)), &mut facts.usage, &none);
-        assert_eq!(told.refused, Some((run(1), RecordRefusal::GapLimit, 4)));
-        assert_eq!((told.gap, told.moved_to), (None, Some(5)));
-    }
-
-    #[test]
-    fn a_batch_that_contradicts_itself_is_refused() {
-        let mut broken = batch(1, 3);
-        broken.records.remove(1);
-        assert!(check(&broken).is_err());
-        assert!(check(&batch(1, 3)).is_ok());
-    }
-
-    #[test]
-    fn a_day_begins_anew_and_streams_count_for_good() {
-        let used = Usage {
-            day: NOW.unix_micros().div_euclid(DAY_MICROS),
-            epochs: 1,
-            records: 2,
-            bytes: 3,
-            gaps: 4,
-            streams: 5,
-        };
-        assert_eq!(used.today(NOW), used);
-        let yesterday = NOW.saturating_sub(std::time::Duration::from_secs(24 * 3_600));
-        assert_eq!(
-            used.today(yesterday),
-            used,
-            "a clock that goes back begins nothing"
-        );
-        let tomorrow = NOW.saturating_add(std::time::Duration::from_secs(24 * 3_600));
-        let begun = used.today(tomorrow);
-        assert_eq!((begun.records, begun.streams), (0, 5));
-    }
-
-    proptest! {
-        /// Everything up to the position is stored once, in a gap once, or refused, whatever is repeated.
-        #[test]
-        fn every_number_is_accounted_for_exactly_once(
-            parts in prop::collection::vec((1_u64..30, 0_u64..6, any::<bool>()), 1..20)
-        ) {
-            let limits = Limits { records_per_day: 20, gaps_per_day: 3, ..Limits::default() };
-            let mut known = facts(Some(0), limits);
-            let (mut position, mut told) = (0, 0);
-            for (from, more, is_gap) in parts {
-                let part = if is_gap { gap(from, from + more) } else { batch(from, from + more) };
-                let taken = intake(Complete, &part, None, known.clone(), NOW);
-                let commit = &taken.commit;
-                prop_assert!(commit.position.seq >= position);
-                position = commit.position.seq;
-                told += commit.stored + commit.missing + commit.refused.values().sum::<u64>();
-                known.reached.committed = taken.position;
-                known.usage = taken.usage;
-                known.streams.extend(taken.newest.keys().map(|stream| (*stream).clone()));
-            }
-            prop_assert_eq!(told, position);
-        }
-    }
-}
+mod tests;

@@ -18,7 +18,7 @@ use viworks_runtime::fault;
 
 use super::link::{Engine, Urgency};
 use super::store::SqlStore;
-use super::telemetry::{queries, steps};
+use super::telemetry::{queries, retention, steps};
 use super::tx::{Tx, View};
 use super::{
     admit, agents, audit, catalogues, certificates, confirm, forks, instances, keys, lease,
@@ -30,10 +30,10 @@ use crate::data::{
     EndedInstances, Fork, GapCursor, Gateway, GatewayFilter, GatewayRef, Holder, Idempotency,
     Instance, InstanceLoad, LeaseLimits, Leased, Listing, MergedCommand, Neighbour, NewApiKey,
     NewAuditRecord, NewCertificate, NewGateway, NewRun, Orphan, OrphanCursor, Page, Purged,
-    RefusalCursor, Rejected, Revoked, Run, SessionRecord, SessionTouch, Settled, SkippedGateway,
-    StepCursor, StepQuery, Stepped, Store, StoreHealth, StoreResult, StoredCatalogue, StoredGap,
-    StoredRecord, StoredRefusal, StreamSummary, Submission, Target, TargetSelection,
-    TelemetryCursor, TelemetryOutcome, TelemetryQuery, TelemetryWrite,
+    PurgedTelemetry, RefusalCursor, Rejected, Revoked, Run, SessionRecord, SessionTouch, Settled,
+    SkippedGateway, StepCursor, StepQuery, Stepped, Store, StoreHealth, StoreResult,
+    StoredCatalogue, StoredGap, StoredRecord, StoredRefusal, StreamSummary, Submission, Target,
+    TargetSelection, TelemetryCursor, TelemetryOutcome, TelemetryQuery, TelemetryWrite,
 };
 
 #[async_trait]
@@ -697,6 +697,20 @@ impl<E: Engine> Store for SqlStore<E> {
 
     async fn purge(&self, tenant: &Tenant, now: Timestamp) -> StoreResult<Purged> {
         self.write(tenant, now, upkeep::purge).await
+    }
+
+    async fn purge_telemetry(
+        &self,
+        tenant: &Tenant,
+        after: Option<AgentId>,
+        most: usize,
+        now: Timestamp,
+    ) -> StoreResult<PurgedTelemetry> {
+        let limits = self.telemetry;
+        let purge = move |view: &View<'_>| {
+            Tx::run(view, now, |tx| retention::purge(tx, after, most, &limits))
+        };
+        self.engine.write(tenant, Urgency::Bulk, purge).await
     }
 
     async fn time_line(&self) -> StoreResult<Option<Anchored>> {

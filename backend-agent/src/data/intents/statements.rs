@@ -142,6 +142,26 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
             "telemetry::queries::STREAM_FORWARD",
             telemetry::queries::STREAM_FORWARD,
         ),
+        one(
+            "telemetry::retention::DELETE_RECORDS",
+            telemetry::retention::DELETE_RECORDS,
+        ),
+        one(
+            "telemetry::retention::DELETE_STREAMS",
+            telemetry::retention::DELETE_STREAMS,
+        ),
+        one(
+            "telemetry::retention::FREE_STREAMS",
+            telemetry::retention::FREE_STREAMS,
+        ),
+        one(
+            "telemetry::retention::GATEWAYS_AFTER",
+            telemetry::retention::GATEWAYS_AFTER,
+        ),
+        one(
+            "telemetry::retention::OLD_STREAM",
+            telemetry::retention::OLD_STREAM,
+        ),
         one("telemetry::steps::COUNT", telemetry::steps::COUNT),
         one("telemetry::steps::FIRST_TIME", telemetry::steps::FIRST_TIME),
         one("telemetry::steps::LAST", telemetry::steps::LAST),

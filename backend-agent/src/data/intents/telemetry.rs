@@ -18,6 +18,7 @@ use super::tx::{Tx, View};
 use crate::data::{StoreError, StoreResult, TelemetryLimits, TelemetryOutcome, TelemetryWrite};
 
 pub(super) mod queries;
+pub(super) mod retention;
 pub(super) mod steps;
 
 pub(super) const POSITIONS: &str = "\
@@ -126,6 +127,7 @@ fn commit_one(
         usage: usage(tx, agent_id)?,
         streams,
         limits: *limits,
+        now: tx.now,
     };
     let before = facts.usage;
     let taken = ledger::intake(Complete, batch, write.skew_ms, facts, wall);

@@ -285,6 +285,19 @@ pub struct Purged {
     pub sessions: u64,
 }
 
+/// What one step of the telemetry's upkeep deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PurgedTelemetry {
+    /// Records.
+    pub records: u64,
+    /// Streams of which nothing is left.
+    pub streams: u64,
+    /// The last gateway that is done.
+    pub after: Option<AgentId>,
+    /// Whether there is more to do.
+    pub more: bool,
+}
+
 /// Whether the store works.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreHealth {

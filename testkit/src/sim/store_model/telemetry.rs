@@ -65,6 +65,7 @@ impl Tx<'_> {
             usage: gateway.usage.today(now),
             streams: gateway.streams.clone(),
             limits: Limits::default(),
+            now,
         };
         let taken = intake(self.store.rules, batch, None, facts, now);
         gateway.usage = taken.usage;

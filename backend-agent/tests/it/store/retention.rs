@@ -1,0 +1,200 @@
+//! Telemetry that is kept for so long: what is deleted, what is refused, and what stays right beside it.
+
+use viworks_backend_agent::data::{
+    Page, TelemetryCommit, TelemetryOutcome, TelemetryQuery, TelemetryWrite,
+};
+use viworks_common::id::AgentRunId;
+use viworks_common::telemetry::{Batch, FieldValue, Record, RecordRefusal};
+use viworks_common::time::Timestamp;
+
+use super::bed::{Bed, agent, at, process};
+
+/// The suite keeps telemetry for thirty days.
+const DAY: i64 = 24 * 3_600;
+const KEPT: i64 = 30 * DAY;
+
+/// Records of gateway `n` from its number `from`, each with its stream and the second at which it was observed, arriving
+/// from a gateway whose clock is right.
+async fn commit(
+    bed: &Bed,
+    (n, spool_epoch): (u64, AgentRunId),
+    from: u64,
+    records: &[(&str, i64)],
+    now: i64,
+) -> TelemetryCommit {
+    let record = |(stream, seconds): &(&str, i64)| Record {
+        stream: stream.parse().unwrap(),
+        observed_at: at(*seconds),
+        fields: [("n".parse().unwrap(), FieldValue::Integer(*seconds))].into(),
+    };
+    let write = TelemetryWrite {
+        agent_id: agent(n),
+        epoch: bed.gateway_now(n).await.confirmed,
+        skew_ms: Some(0),
+        batch: Batch {
+            spool_epoch,
+            from_seq: from,
+            to_seq: from + u64::try_from(records.len()).unwrap() - 1,
+            gaps: Vec::new(),
+            records: (from..).zip(records.iter().map(record)).collect(),
+        },
+    };
+    let outcomes = bed
+        .store
+        .commit_telemetry(&bed.tenant, [write].into(), at(now), at(now))
+        .await
+        .unwrap();
+    let [TelemetryOutcome::Committed(commit)] = &outcomes[..] else {
+        panic!("{outcomes:?}");
+    };
+    commit.clone()
+}
+
+/// The seconds at which what is stored was observed.
+async fn stored(bed: &Bed, n: u64) -> Vec<i64> {
+    let query = TelemetryQuery {
+        stream: None,
+        from: Timestamp::from_unix_micros(i64::MIN),
+        until: Timestamp::from_unix_micros(i64::MAX),
+        newest_first: false,
+    };
+    let page = Page::first(1_000);
+    let listing = bed
+        .store
+        .query_telemetry(&bed.tenant, agent(n), &query, page)
+        .await
+        .unwrap();
+    let seconds = |at_: Timestamp| (at_.unix_micros() - at(0).unix_micros()) / 1_000_000;
+    let stored = listing.items.iter();
+    stored.map(|record| seconds(record.observed_at)).collect()
+}
+
+async fn streams(bed: &Bed, n: u64) -> Vec<(String, Timestamp)> {
+    let page = Page::first(1_000);
+    let listing = bed
+        .store
+        .telemetry_streams(&bed.tenant, agent(n), page)
+        .await
+        .unwrap();
+    let streams = listing.items.into_iter();
+    streams
+        .map(|it| (it.stream.to_string(), it.newest))
+        .collect()
+}
+
+async fn refused(bed: &Bed, n: u64) -> Vec<(RecordRefusal, u64)> {
+    let page = Page::first(1_000);
+    let listing = bed
+        .store
+        .telemetry_refusals(&bed.tenant, agent(n), page)
+        .await
+        .unwrap();
+    let refused = listing.items.into_iter();
+    refused.map(|it| (it.reason, it.records)).collect()
+}
+
+/// Everything that is to be deleted at that second: records, streams, and how many steps it took.
+async fn purge(bed: &Bed, most: usize, now: i64) -> (u64, u64, u32) {
+    let (mut records, mut streams, mut steps, mut after) = (0, 0, 0, None);
+    loop {
+        let purged = bed
+            .store
+            .purge_telemetry(&bed.tenant, after, most, at(now))
+            .await
+            .unwrap();
+        assert!(purged.records <= u64::try_from(most).unwrap(), "{purged:?}");
+        records += purged.records;
+        streams += purged.streams;
+        steps += 1;
+        after = purged.after;
+        if !purged.more {
+            return (records, streams, steps);
+        }
+    }
+}
+
+pub(crate) async fn what_is_older_than_it_is_kept_is_refused_and_counted(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    let who = (1, process(1));
+    let given = [
+        ("a", -KEPT - DAY),
+        ("a", -KEPT - 1),
+        ("a", -KEPT),
+        ("a", -1),
+    ];
+    let added = commit(bed, who, 1, &given, 0).await;
+    assert_eq!((added.position.seq, added.stored), (4, 2), "{added:?}");
+    assert_eq!(added.refused, [(RecordRefusal::PastRetention, 2)].into());
+    // Its acknowledgement was lost.
+    let again = commit(bed, who, 1, &given, 0).await;
+    assert!(again.stored == 0 && again.refused.is_empty(), "{again:?}");
+    assert_eq!(stored(bed, 1).await, [-KEPT, -1]);
+    assert_eq!(refused(bed, 1).await, [(RecordRefusal::PastRetention, 2)]);
+    assert_eq!(streams(bed, 1).await, [("a".to_owned(), at(-1))]);
+    // A batch of which nothing is kept moves the position all the same, and makes no stream.
+    let added = commit(bed, who, 5, &[("b", -KEPT - 2)], 0).await;
+    assert_eq!((added.position.seq, added.stored), (5, 0), "{added:?}");
+    assert_eq!(streams(bed, 1).await.len(), 1);
+    let positions = bed.store.telemetry_positions(&bed.tenant, agent(1)).await;
+    assert_eq!(positions.unwrap(), [added.position]);
+}
+
+pub(crate) async fn what_was_kept_long_enough_is_deleted_in_steps(bed: &Bed) {
+    for n in 1..=3 {
+        bed.gateway(n).await;
+        bed.session(n, n).await;
+        let hours = |hour: i64| {
+            if hour % 2 == 0 {
+                ("even", hour)
+            } else {
+                ("odd", hour)
+            }
+        };
+        let old: Vec<_> = (0..20).map(hours).collect();
+        commit(bed, (n, process(n)), 1, &old, 20).await;
+        commit(
+            bed,
+            (n, process(n)),
+            21,
+            &[("even", 9 * DAY), ("even", 10 * DAY)],
+            10 * DAY,
+        )
+        .await;
+    }
+    assert_eq!(purge(bed, 7, KEPT).await, (0, 0, 1));
+    let (records, gone, steps) = purge(bed, 7, KEPT + 3 * DAY).await;
+    assert!(
+        (records, gone) == (60, 3) && steps > 8,
+        "{records} {gone} {steps}"
+    );
+    for n in 1..=3 {
+        assert_eq!(stored(bed, n).await, [9 * DAY, 10 * DAY]);
+        assert_eq!(streams(bed, n).await, [("even".to_owned(), at(10 * DAY))]);
+        let again = commit(bed, (n, process(n)), 22, &[("even", 10 * DAY)], KEPT).await;
+        assert_eq!((again.stored, again.position.seq), (0, 22));
+    }
+    assert_eq!(purge(bed, 7, KEPT + 3 * DAY).await, (0, 0, 1));
+}
+
+pub(crate) async fn a_stream_that_comes_back_is_counted_anew(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    let who = (1, process(1));
+    // As many as a gateway may have.
+    let names: Vec<String> = (0..1_000).map(|number| format!("s{number:03}")).collect();
+    let mut from = 1;
+    for part in names.chunks(100) {
+        let given: Vec<_> = part.iter().map(|name| (name.as_str(), 0)).collect();
+        commit(bed, who, from, &given, 0).await;
+        from += 100;
+    }
+    let beyond = commit(bed, who, from, &[("one-more", DAY)], DAY).await;
+    assert_eq!(beyond.refused, [(RecordRefusal::StreamLimit, 1)].into());
+    let later = KEPT + 2 * DAY;
+    assert_eq!(purge(bed, 10_000, later).await, (1_000, 1_000, 1));
+    let given: Vec<_> = [("one-more", later), ("s000", later)].into();
+    let added = commit(bed, who, from + 1, &given, later).await;
+    assert_eq!((added.stored, added.refused.len()), (2, 0), "{added:?}");
+    assert_eq!(streams(bed, 1).await.len(), 2);
+}
