@@ -4,6 +4,8 @@ pub mod doors;
 pub mod instance;
 pub mod manager;
 pub mod openings;
+pub mod postman;
+pub mod prober;
 pub mod rates;
 pub mod registry;
 pub mod shelf;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tracing::{info, warn};
 use viworks_common::id::{InstanceId, Tenant};
 use viworks_common::ledger::lease::Backoff;
@@ -25,6 +26,8 @@ use viworks_runtime::{logging, random, sqlite};
 use crate::agent::doors::Doors;
 use crate::agent::instance;
 use crate::agent::manager::Manager;
+use crate::agent::postman::Postman;
+use crate::agent::prober::Prober;
 use crate::agent::registry::Registry;
 use crate::api::{self, ApiLimits, ApiParts, ApiState};
 use crate::command::bus::{BusLimits, RunBus};
@@ -195,10 +198,13 @@ struct Shared {
     metrics: Metrics,
     counters: BackendMetrics,
     manager: Arc<Manager>,
+    prober: Arc<Prober>,
     bus: Arc<RunBus>,
     heartbeats: Heartbeats,
     readiness: Readiness,
     conditions: Conditions,
+    /// Notified when other backends left something for this one.
+    hurry: Arc<Notify>,
 }
 
 impl App {
@@ -309,14 +315,17 @@ impl Shared {
         let doors = Doors::new(config.agents.connections_max);
         let manager = Arc::new(Manager::new(doors, counters.clone()));
         manager.go_on_as(*store.instance().borrow());
+        let prober = Prober::new(Arc::clone(&store), Arc::clone(&manager), Arc::clone(&clock));
         Self {
             store,
             tenant: Tenant::default_tenant(),
+            prober: Arc::new(prober),
             manager,
             bus: Arc::new(RunBus::new(BusLimits::default(), generation)),
             heartbeats: Heartbeats::default(),
             readiness: Readiness::new(),
             conditions,
+            hurry: Arc::default(),
             clock,
             metrics,
             counters,
@@ -355,6 +364,7 @@ impl Shared {
             store: Arc::clone(&self.store),
             registry: Registry::new(Arc::clone(&self.store), agents.trust_domain.clone()),
             manager: Arc::clone(&self.manager),
+            prober: Arc::clone(&self.prober),
             dispatcher: Arc::clone(dispatcher),
             telemetry: TelemetryProcessor::start(
                 Arc::clone(&self.store),
@@ -482,9 +492,23 @@ impl Shared {
     fn keep_instance(&self, config: &Config, lifecycle: &Lifecycle) {
         let (store, manager) = (Arc::clone(&self.store), Arc::clone(&self.manager));
         let state_folder = config.data.state_folder.clone();
-        let became = move |instance| note_instance(&state_folder, Some(instance));
-        let kept = instance::keep(store, manager, became, lifecycle.clone());
+        let kept = instance::keep(
+            store,
+            manager,
+            self.counters.clone(),
+            state_folder,
+            lifecycle.clone(),
+        );
         drop(lifecycle.spawn_critical("instance", kept));
+        let postman = Postman {
+            store: Arc::clone(&self.store),
+            tenant: self.tenant.clone(),
+            manager: Arc::clone(&self.manager),
+            prober: Arc::clone(&self.prober),
+            clock: Arc::clone(&self.clock),
+            hurry: Arc::clone(&self.hurry),
+        };
+        drop(lifecycle.spawn("postman", postman.run(lifecycle.clone())));
     }
 
     /// On stop every gateway is told to come back, each at its own time.
@@ -502,7 +526,7 @@ fn note_instance(state_folder: &Path, instance: Option<InstanceId>) {
     if let Some(instance) = instance
         && let Err(error) = earlier::note(state_folder, instance)
     {
-        warn!(%error, "the next start waits until this backend's lease of the database has run out");
+        warn!(%error, "{}", earlier::NOT_NOTED);
     }
 }
 

@@ -24,10 +24,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::watch;
 use viworks_common::catalogue::CatalogueEntry;
+use viworks_common::claims::{Probed, Verdict};
 use viworks_common::code::CloseCode;
 use viworks_common::command::Outcome;
 use viworks_common::id::{
-    AgentId, AgentRunId, ApiKeyId, CommandId, CommandName, GatewayName, InstanceId, RunId,
+    AgentId, ApiKeyId, CommandId, CommandName, GatewayName, InstanceId, RunId, SessionId,
     StreamName, Tenant,
 };
 use viworks_common::telemetry::Position;
@@ -218,14 +219,15 @@ pub trait Store: Send + Sync {
         touches: Vec<SessionTouch>,
         now: Timestamp,
     ) -> StoreResult<()>;
-    /// Records a second holder of an identity that was found outside [`Store::admit`]: the old session answered a
-    /// probe.
-    async fn record_fork(
+    /// Settles who of two processes keeps an identity, once its confirmed session was probed for the sake of the one
+    /// that asks. A fork is recorded, and a gateway that answered another instance is told to connect again.
+    async fn settle_probed(
         &self,
         tenant: &Tenant,
         request: &AdmitRequest,
+        probed: Probed,
         now: Timestamp,
-    ) -> StoreResult<()>;
+    ) -> StoreResult<Verdict>;
     /// The recorded forks of a gateway, newest first.
     async fn list_forks(&self, tenant: &Tenant, agent_id: AgentId) -> StoreResult<Vec<Fork>>;
     /// The latest sessions of a gateway, newest first.
@@ -520,6 +522,36 @@ pub trait Store: Send + Sync {
     fn neighbours(&self) -> watch::Receiver<Vec<Neighbour>>;
     /// Tells the others of this one, with the next renewal of its lease.
     fn note_load(&self, load: InstanceLoad);
+    /// From here on `hurry` is told whenever something was left for another instance, which would find it by itself
+    /// within a moment. The first one stays.
+    fn hurry_by(&self, hurry: Arc<dyn Hurry>);
+    /// What other instances left for this one, without what was `handled` since, which is deleted. What is not handled
+    /// comes again.
+    async fn take_inbox(
+        &self,
+        tenant: &Tenant,
+        handled: &[u64],
+        now: Timestamp,
+    ) -> StoreResult<Vec<Mail>>;
+    /// Has whoever owns the session of this epoch asked whether its gateway is alive, for the sake of `newcomer`.
+    async fn ask_owner(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        epoch: u64,
+        newcomer: SessionId,
+        now: Timestamp,
+    ) -> StoreResult<Owner>;
+    /// Answers what `to` asked for the sake of `newcomer`.
+    async fn answer_probe(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        to: InstanceId,
+        newcomer: SessionId,
+        alive: bool,
+        now: Timestamp,
+    ) -> StoreResult<()>;
     /// The instances that there are, by name.
     async fn list_instances(&self) -> StoreResult<Vec<Instance>>;
     /// Ends some of the sessions of instances whose lease ran out.
@@ -572,18 +604,4 @@ pub trait Store: Send + Sync {
     async fn health(&self) -> StoreResult<StoreHealth>;
     /// Finishes what is under way and closes; everything after this is [`StoreError::Unavailable`].
     async fn close(&self);
-}
-
-/// The session on whose behalf something is done.
-///
-/// A session writes only while `gateways.confirmed` equals its epoch and it has not ended. [`Store::confirm_session`]
-/// raises that for the newcomer and [`Store::revoke_gateway`] raises it beyond every issued epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Holder {
-    /// The gateway.
-    pub agent_id: AgentId,
-    /// The epoch that the session confirmed.
-    pub epoch: u64,
-    /// The process at the other end.
-    pub agent_run_id: AgentRunId,
 }

@@ -10,6 +10,10 @@ pub(crate) const FILE: &str = "instance";
 /// More than any id has.
 const BYTES_MAX: u64 = 64;
 
+/// What follows where that is not done.
+pub(crate) const NOT_NOTED: &str =
+    "the next start waits until this backend's lease of the database has run out";
+
 /// Writes down which instance this process is.
 pub(crate) fn note(state_folder: &Path, instance: InstanceId) -> Result<(), FileError> {
     files::write_atomic(&state_folder.join(FILE), instance.to_string().as_bytes())

@@ -12,6 +12,7 @@ use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::websocket::Socket;
 
 use crate::agent::manager::Manager;
+use crate::agent::prober::Prober;
 use crate::agent::registry::Registry;
 use crate::command::bus::RunBus;
 use crate::command::dispatch::Dispatcher;
@@ -41,6 +42,8 @@ pub struct Inbound {
     pub registry: Registry,
     /// Who is connected.
     pub manager: Arc<Manager>,
+    /// Whether other sessions' gateways are alive.
+    pub prober: Arc<Prober>,
     /// Where commands come from.
     pub dispatcher: Arc<Dispatcher>,
     /// Where telemetry goes.

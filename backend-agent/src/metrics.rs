@@ -40,6 +40,10 @@ pub struct BackendMetrics {
     pub queue_depth: Gauge,
     /// Commands that ended because their deliveries were used up.
     pub queue_dead: Counter,
+    /// Backends that share the database and have their lease of it; none where it has one backend.
+    pub instances: Gauge,
+    /// How often another backend took this one for dead.
+    pub leases_lost: Counter,
     /// Failed background jobs.
     pub job_failures: Counter,
     /// Gateways whose certificate ends soon or has ended.
@@ -72,6 +76,8 @@ impl BackendMetrics {
             queue_depth: Gauge::default(),
             queue_dead: Counter::default(),
             clock_apart: Gauge::default(),
+            instances: Gauge::default(),
+            leases_lost: Counter::default(),
             job_failures: Counter::default(),
             gateway_certificates_ending: Gauge::default(),
             certificates: Family::default(),
@@ -126,6 +132,16 @@ impl BackendMetrics {
                 "clock_apart_seconds",
                 "By how much the wall clock is ahead of the time line",
                 own.clock_apart.clone(),
+            );
+            registry.register(
+                "instances",
+                "Backends that share the database and have their lease of it",
+                own.instances.clone(),
+            );
+            registry.register(
+                "leases_lost",
+                "How often another backend ended this one's lease of the database",
+                own.leases_lost.clone(),
             );
             registry.register(
                 "queue_depth",

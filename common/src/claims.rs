@@ -68,14 +68,96 @@ pub enum Verdict {
     Undecided(Duration),
 }
 
+/// What is kept of one identity beside its epochs, over all backends that it may dial: whom it is kept for, and when it
+/// changed hands. Its times are readings of one clock, whichever that is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// The process that was alive when a copy of it spoke, until it is back, and until when it is waited for.
+    pub favoured: Option<(AgentRunId, Monotonic)>,
+    /// When the identity changed hands within the last minute, the latest last.
+    pub take_overs: VecDeque<Monotonic>,
+}
+
+impl Standing {
+    /// How long another process than `run` is favoured: nobody else may move the counters of its identity meanwhile.
+    #[must_use]
+    pub fn favours_another(
+        &self,
+        rules: impl Rulebook,
+        run: AgentRunId,
+        now: Monotonic,
+    ) -> Option<Duration> {
+        let favoured = self.favoured;
+        favoured
+            .filter(|(favourite, until)| *favourite != run && *until > now)
+            .filter(|_| rules.keeps(Rule::FavourTheLive))
+            .map(|(_, until)| until.saturating_since(now))
+    }
+
+    /// The confirmed session, which is of the process `live`, was probed for the sake of `newcomer`.
+    #[must_use]
+    pub fn on_probed(
+        &mut self,
+        rules: impl Rulebook,
+        live: Option<AgentRunId>,
+        newcomer: AgentRunId,
+        probed: Probed,
+        now: Monotonic,
+    ) -> Verdict {
+        if probed == Probed::Alive && rules.keeps(Rule::ProbeBeforeTakeOver) {
+            // A copy is refused in its favour, and until it has reconnected, and its ratchet has passed the copy, the
+            // two look the same.
+            let until = now.saturating_add(FAVOUR_TIME);
+            self.favoured = live.map(|run| (run, until)).or(self.favoured);
+            return Verdict::Fork;
+        }
+        if let Some(wait) = self.favours_another(rules, newcomer, now) {
+            return Verdict::Favoured(wait);
+        }
+        if probed == Probed::Unreachable {
+            return Verdict::Undecided(UNDECIDED_RETRY);
+        }
+        if self.may_take_over(now) {
+            return Verdict::TakeOver;
+        }
+        Verdict::Exhausted(MINUTE)
+    }
+
+    /// A session of the identity was confirmed: its ratchet has passed every copy.
+    pub const fn entered(&mut self) {
+        self.favoured = None;
+    }
+
+    /// Uses up one take-over by another process; `false` when there was the share of this minute.
+    fn may_take_over(&mut self, now: Monotonic) -> bool {
+        self.forget_take_overs(now);
+        let allowed = self.take_overs.len() < TAKE_OVERS_PER_MINUTE_MAX;
+        if allowed {
+            self.take_overs.push_back(now);
+        }
+        allowed
+    }
+
+    fn forget_take_overs(&mut self, now: Monotonic) {
+        let is_past = |at: &Monotonic| now.saturating_since(*at) >= MINUTE;
+        while self.take_overs.front().is_some_and(is_past) {
+            self.take_overs.pop_front();
+        }
+    }
+
+    /// Whether it says nothing that an unknown identity's does not.
+    fn is_idle(&mut self, now: Monotonic) -> bool {
+        self.forget_take_overs(now);
+        self.take_overs.is_empty() && self.favoured.is_none_or(|(_, until)| until <= now)
+    }
+}
+
 /// The claims to identities, as far as one process knows; `R` is [`Complete`] in everything that ships.
 #[derive(Debug)]
 pub struct Claims<R = Complete> {
     rules: R,
     live: BTreeMap<AgentId, (u64, AgentRunId)>,
-    take_overs: BTreeMap<AgentId, VecDeque<Monotonic>>,
-    /// Processes that were alive when a copy of them spoke, until they are back.
-    favoured: BTreeMap<AgentId, (AgentRunId, Monotonic)>,
+    standings: BTreeMap<AgentId, Standing>,
 }
 
 impl Claims {
@@ -99,8 +181,7 @@ impl<R: Rulebook> Claims<R> {
         Self {
             rules,
             live: BTreeMap::new(),
-            take_overs: BTreeMap::new(),
-            favoured: BTreeMap::new(),
+            standings: BTreeMap::new(),
         }
     }
 
@@ -112,8 +193,9 @@ impl<R: Rulebook> Claims<R> {
             return Entered::Overtaken;
         }
         self.live.insert(agent, (epoch, run));
-        // Its ratchet has passed every copy.
-        self.favoured.remove(&agent);
+        if let Some(standing) = self.standings.get_mut(&agent) {
+            standing.entered();
+        }
         match older {
             Some(_) => Entered::Supersedes,
             None => Entered::First,
@@ -133,8 +215,7 @@ impl<R: Rulebook> Claims<R> {
 
     /// The identity was revoked: whom it was kept for, and how often it changed hands, is of no interest any more.
     pub fn forget(&mut self, agent: AgentId) {
-        self.favoured.remove(&agent);
-        self.take_overs.remove(&agent);
+        self.standings.remove(&agent);
     }
 
     /// How long another process than `run` is favoured: nobody else may move the counters of its identity meanwhile.
@@ -145,11 +226,8 @@ impl<R: Rulebook> Claims<R> {
         run: AgentRunId,
         now: Monotonic,
     ) -> Option<Duration> {
-        let favoured = self.favoured.get(&agent);
-        favoured
-            .filter(|(favourite, until)| *favourite != run && *until > now)
-            .filter(|_| self.rules.keeps(Rule::FavourTheLive))
-            .map(|(_, until)| until.saturating_since(now))
+        let standing = self.standings.get(&agent)?;
+        standing.favours_another(self.rules, run, now)
     }
 
     /// A newcomer was admitted; `confirmed` says whether the confirmed session there is, if any, is of the same
@@ -183,56 +261,22 @@ impl<R: Rulebook> Claims<R> {
         probed: Probed,
         now: Monotonic,
     ) -> Verdict {
-        if probed == Probed::Alive && self.rules.keeps(Rule::ProbeBeforeTakeOver) {
-            self.favour(agent, now);
-            return Verdict::Fork;
+        if self.standings.len() >= IDENTITIES_MAX && !self.standings.contains_key(&agent) {
+            self.standings.retain(|_, standing| !standing.is_idle(now));
         }
-        if let Some(wait) = self.favours_another(agent, newcomer, now) {
-            return Verdict::Favoured(wait);
+        let live = self.live.get(&agent).map(|(_, run)| *run);
+        if self.standings.len() >= IDENTITIES_MAX && !self.standings.contains_key(&agent) {
+            // What cannot be counted does not happen.
+            let mut standing = Standing::default();
+            let verdict = standing.on_probed(self.rules, live, newcomer, probed, now);
+            return if verdict == Verdict::TakeOver {
+                Verdict::Exhausted(MINUTE)
+            } else {
+                verdict
+            };
         }
-        if probed == Probed::Unreachable {
-            return Verdict::Undecided(UNDECIDED_RETRY);
-        }
-        if self.may_take_over(agent, now) {
-            return Verdict::TakeOver;
-        }
-        Verdict::Exhausted(MINUTE)
-    }
-
-    /// Keeps an identity for the process of its live session: a copy was refused in its favour, and until it has
-    /// reconnected, and its ratchet has passed the copy, the two look the same.
-    fn favour(&mut self, agent: AgentId, now: Monotonic) {
-        let Some((_, run)) = self.live.get(&agent) else {
-            return;
-        };
-        if self.favoured.len() >= IDENTITIES_MAX {
-            self.favoured.retain(|_, (_, until)| *until > now);
-        }
-        if self.favoured.len() < IDENTITIES_MAX {
-            let until = now.saturating_add(FAVOUR_TIME);
-            self.favoured.insert(agent, (*run, until));
-        }
-    }
-
-    /// Uses up one take-over of an identity by another process; `false` when it had its share of this minute.
-    fn may_take_over(&mut self, agent: AgentId, now: Monotonic) -> bool {
-        let is_past = |at: &Monotonic| now.saturating_since(*at) >= MINUTE;
-        if self.take_overs.len() >= IDENTITIES_MAX && !self.take_overs.contains_key(&agent) {
-            self.take_overs
-                .retain(|_, times| times.back().is_some_and(|last| !is_past(last)));
-            if self.take_overs.len() >= IDENTITIES_MAX {
-                return false;
-            }
-        }
-        let times = self.take_overs.entry(agent).or_default();
-        while times.front().is_some_and(is_past) {
-            times.pop_front();
-        }
-        let allowed = times.len() < TAKE_OVERS_PER_MINUTE_MAX;
-        if allowed {
-            times.push_back(now);
-        }
-        allowed
+        let standing = self.standings.entry(agent).or_default();
+        standing.on_probed(self.rules, live, newcomer, probed, now)
     }
 }
 

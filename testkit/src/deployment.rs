@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -18,7 +19,9 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// A system under test.
 #[derive(Debug)]
 pub struct Deployment {
-    folder: TempDir,
+    folder: Arc<TempDir>,
+    /// What this backend of the site is called.
+    name: String,
     binaries: &'static Binaries,
     http: reqwest::Client,
     token: String,
@@ -148,7 +151,8 @@ impl Deployment {
             .trim()
             .to_owned();
         Self {
-            folder,
+            folder: Arc::new(folder),
+            name: "backend".to_owned(),
             binaries,
             http: crate::http::client(),
             token,
@@ -156,6 +160,28 @@ impl Deployment {
             addresses: None,
             server,
         }
+    }
+
+    /// Another backend of the same site, with the same keys, configuration and database, and a state folder of its own;
+    /// it does not run yet. What is asked of it is asked at its own address.
+    #[must_use]
+    pub fn another(&self, name: &str) -> Self {
+        Self {
+            folder: Arc::clone(&self.folder),
+            name: name.to_owned(),
+            binaries: self.binaries,
+            http: crate::http::client(),
+            token: self.token.clone(),
+            backend: None,
+            addresses: None,
+            server: self.server.clone(),
+        }
+    }
+
+    /// The state folder of this backend.
+    #[must_use]
+    pub fn state_folder(&self) -> PathBuf {
+        self.path().join(&self.name).join("state")
     }
 
     /// Where everything lies.
@@ -205,14 +231,18 @@ impl Deployment {
     /// # Panics
     /// When it does not come up.
     pub async fn start_backend(&mut self, mut start: Start) {
-        let ready = self.path().join("backend-ready.json");
+        let ready = self.path().join(format!("{}-ready.json", self.name));
         drop(std::fs::remove_file(&ready));
         // After the first start the ports stay, so that gateways find it again.
         let (api, agents) = self
             .addresses
             .clone()
             .unwrap_or_else(|| ("127.0.0.1:0".to_owned(), "127.0.0.1:0".to_owned()));
-        let state = self.path().join("backend/state");
+        let state = self.state_folder();
+        if self.name != "backend" {
+            std::fs::create_dir_all(&state).expect("a folder can be made");
+            start = start.with("VIWORKS__DATA__STATE_FOLDER", text(&state));
+        }
         let mut command = start.command(&self.binaries.backend(), &state);
         command
             .args([
@@ -226,7 +256,10 @@ impl Deployment {
             .env("VIWORKS__AGENTS__LISTEN", agents)
             .envs(std::mem::take(&mut start.environment));
         let mut process = start
-            .process(&mut command, &self.path().join("backend.log"))
+            .process(
+                &mut command,
+                &self.path().join(format!("{}.log", self.name)),
+            )
             .expect("the backend starts");
         let addresses: Value = eventually("the backend is ready", PATIENCE, async || {
             if let Some(status) = process.ended() {

@@ -36,6 +36,11 @@ CREATE TABLE gateways (
     session_epoch     bigint,
     -- The backend that has this session.
     session_instance  text   COLLATE "C" REFERENCES instances (instance),
+    -- The process that was alive when a copy of it spoke, and until when it is waited for; when the identity changed
+    -- hands within a minute (common::claims).
+    favoured_run      text   COLLATE "C",
+    favoured_until    bigint,
+    take_overs        json   NOT NULL DEFAULT '[]',
     last_seen_at      bigint,
     agent_version     text,
     pin_set_version   bigint NOT NULL DEFAULT 0,

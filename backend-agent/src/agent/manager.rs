@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use viworks_common::certificate::{Life, life};
-use viworks_common::claims::{Claims, Entered, IDENTITIES_MAX, Newcomer, Probed, Verdict};
+use viworks_common::claims::{Claims, Entered, IDENTITIES_MAX, Newcomer, Probed};
 use viworks_common::code::CloseCode;
 use viworks_common::id::{AgentId, AgentRunId, CommandId, GatewayName, InstanceId, SessionId};
 use viworks_common::key::Identity;
@@ -244,33 +244,42 @@ impl Manager {
         entry.is_some_and(|entry| entry.shelf.order(order))
     }
 
-    /// Whether the gateway of a confirmed session answers, within [`PROBE_TIMEOUT`].
-    pub async fn probe(&self, agent_id: AgentId) -> Probed {
+    /// Whether the gateway of a confirmed session answers, within [`PROBE_TIMEOUT`]. `None` when it is not connected
+    /// here.
+    pub async fn probe(&self, agent_id: AgentId) -> Option<Probed> {
         let (answered, answer) = oneshot::channel();
-        let answers = self.order(agent_id, Order::Probe(answered))
+        let shelf = {
+            let connected = lock(&self.connected);
+            Arc::clone(&connected.sessions.get(&agent_id)?.shelf)
+        };
+        // One that takes no order is stuck.
+        let answers = shelf.order(Order::Probe(answered))
             && matches!(
                 tokio::time::timeout(PROBE_TIMEOUT, answer).await,
                 Ok(Ok(()))
             );
-        // The only backend of its database: what is not here is nowhere.
-        lock(&self.claims).heard(Some(answers), true)
+        Some(self.heard(Some(answers), true))
+    }
+
+    /// What asking another backend about a session came to: what it answered, and whether it lives.
+    pub fn heard(&self, answered: Option<bool>, owner_lives: bool) -> Probed {
+        lock(&self.claims).heard(answered, owner_lives)
+    }
+
+    /// A newer session of a gateway was confirmed elsewhere: the one of this epoch is over.
+    pub fn superseded(&self, agent_id: AgentId, epoch: u64) {
+        let connected = lock(&self.connected);
+        let entry = connected.sessions.get(&agent_id);
+        if let Some(entry) = entry.filter(|entry| entry.shelf.place().epoch <= epoch) {
+            let reason = "a newer session of this gateway was confirmed";
+            entry.shelf.end(CloseCode::Superseded, reason);
+        }
     }
 
     /// What an admitted newcomer meets; `confirmed` says whether the confirmed session there is, if any, is of the same
     /// process.
     pub fn on_newcomer(&self, confirmed: Option<bool>) -> Newcomer {
         lock(&self.claims).on_newcomer(confirmed)
-    }
-
-    /// Who keeps an identity after its confirmed session was probed for the sake of `newcomer`.
-    pub fn on_probed(
-        &self,
-        agent_id: AgentId,
-        newcomer: AgentRunId,
-        probed: Probed,
-        now: Monotonic,
-    ) -> Verdict {
-        lock(&self.claims).on_probed(agent_id, newcomer, probed, now)
     }
 
     /// Uses up one opening of a session.
@@ -328,17 +337,6 @@ impl Manager {
         }
         // Only gateways that exist come this far, so their number is bounded by the registry.
         take(all.entry(agent_id).or_default())
-    }
-
-    /// How long another process than `run` is favoured.
-    #[must_use]
-    pub fn favours_another(
-        &self,
-        agent_id: AgentId,
-        run: AgentRunId,
-        now: Monotonic,
-    ) -> Option<Duration> {
-        lock(&self.claims).favours_another(agent_id, run, now)
     }
 
     /// Notes the name of a gateway, and the life of the certificate that it connected with.
@@ -447,162 +445,4 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use futures_util::FutureExt;
-    use uuid::Uuid;
-    use viworks_common::id::Tenant;
-    use viworks_runtime::metrics::Metrics;
-
-    use super::*;
-
-    fn manager() -> Manager {
-        let metrics = Metrics::new("test", "0", Timestamp::from_unix_micros(0));
-        Manager::new(Doors::new(10), BackendMetrics::register(&metrics))
-    }
-
-    fn identity() -> Identity {
-        Identity {
-            tenant: Tenant::default_tenant(),
-            agent_id: AgentId::from_uuid(Uuid::from_u128(1)),
-        }
-    }
-
-    fn run(n: u128) -> AgentRunId {
-        AgentRunId::from_uuid(Uuid::from_u128(n))
-    }
-
-    fn session(n: u128) -> SessionId {
-        SessionId::from_uuid(Uuid::from_u128(n))
-    }
-
-    fn shelf(epoch: u64) -> Arc<Shelf> {
-        let place = Place { epoch, run: run(1) };
-        Arc::new(Shelf::new(place, 1, BTreeSet::new(), true))
-    }
-
-    #[test]
-    fn a_newer_session_closes_the_older_one_and_a_late_removal_does_not_touch_it() {
-        let manager = manager();
-        let (older, newer) = (shelf(1), shelf(2));
-        assert!(manager.register(&identity(), session(1), &older, None));
-        assert!(manager.register(&identity(), session(2), &newer, None));
-        let ending = older.take().ending.unwrap();
-        assert_eq!(ending.code, CloseCode::Superseded);
-        assert!(!manager.register(&identity(), session(3), &shelf(1), None));
-        manager.remove(identity().agent_id, session(1));
-        assert_eq!(manager.len(), 1);
-        assert_eq!(newer.take().ending, None);
-        manager.remove(identity().agent_id, session(2));
-        assert!(manager.is_empty());
-    }
-
-    #[tokio::test]
-    async fn no_nudge_is_lost_while_a_session_is_being_entered() {
-        let manager = manager();
-        let agent = identity().agent_id;
-        let before = manager.missed_nudges();
-        assert!(!manager.nudge(agent), "it is not connected yet");
-        let (older, newer) = (shelf(1), shelf(2));
-        assert!(manager.register(&identity(), session(1), &older, None));
-        assert_ne!(manager.missed_nudges(), before);
-        assert!(older.changed().now_or_never().is_none());
-        let before = manager.missed_nudges();
-        assert!(manager.nudge(agent), "the older session hears it");
-        assert!(manager.register(&identity(), session(2), &newer, None));
-        assert_eq!(manager.missed_nudges(), before);
-        assert!(newer.changed().now_or_never().is_some());
-        assert!(newer.take().look);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_session_that_does_not_answer_a_probe_is_silent() {
-        let manager = manager();
-        assert_eq!(manager.probe(identity().agent_id).await, Probed::Silent);
-        assert!(manager.register(&identity(), session(1), &shelf(1), None));
-        assert_eq!(manager.probe(identity().agent_id).await, Probed::Silent);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_session_that_answers_a_probe_is_alive() {
-        let manager = manager();
-        let shelf = shelf(1);
-        assert!(manager.register(&identity(), session(1), &shelf, None));
-        let answers = async {
-            shelf.changed().await;
-            let Some(Order::Probe(answered)) = shelf.take().orders.pop_front() else {
-                panic!("a probe was ordered");
-            };
-            answered.send(()).unwrap();
-        };
-        let (probed, ()) = tokio::join!(manager.probe(identity().agent_id), answers);
-        assert_eq!(probed, Probed::Alive);
-    }
-
-    #[test]
-    fn the_certificates_that_end_soon_are_known_until_they_are_renewed() {
-        let manager = manager();
-        let at = |days: i64| Timestamp::from_unix_micros(days * 24 * 3_600 * 1_000_000);
-        let agent = |n| AgentId::from_uuid(Uuid::from_u128(n));
-        let name = |n: u128| format!("gw-{n}").parse::<GatewayName>().unwrap();
-        let note =
-            |n: u128, from, to| manager.note_certificate(agent(n), &name(n), at(from), at(to));
-        note(1, 0, 100);
-        note(2, 0, 90);
-        note(3, 0, 300);
-        assert!(manager.ending_certificates(at(50)).is_empty());
-        let ending = [(name(2), at(90)), (name(1), at(100))];
-        assert_eq!(manager.ending_certificates(at(80)), ending);
-        note(2, 79, 200);
-        assert_eq!(manager.ending_certificates(at(80)), ending[1..]);
-        assert_eq!(manager.name_of(agent(2)), "gw-2");
-        assert_eq!(manager.name_of(agent(4)), agent(4).to_string());
-        manager.revoked(agent(1));
-        assert!(manager.ending_certificates(at(80)).is_empty());
-    }
-
-    #[test]
-    fn of_the_hellos_without_a_key_one_a_minute_is_recorded_with_the_number_of_the_others() {
-        let manager = manager();
-        let at = |seconds| Monotonic::from_duration(Duration::from_secs(seconds));
-        let agent = identity().agent_id;
-        assert_eq!(manager.records(agent, "x", at(0)), Some(0));
-        assert_eq!(manager.records(agent, "x", at(1)), None);
-        assert_eq!(manager.records(agent, "x", at(59)), None);
-        let other = AgentId::from_uuid(Uuid::from_u128(2));
-        assert_eq!(manager.records(other, "x", at(59)), Some(0));
-        assert_eq!(manager.records(agent, "x", at(60)), Some(2));
-    }
-
-    #[test]
-    fn of_the_lines_about_a_gateway_the_log_takes_so_many_and_the_number_of_the_others() {
-        let manager = manager();
-        let at = |seconds| Monotonic::from_duration(Duration::from_secs(seconds));
-        let agent = identity().agent_id;
-        let taken = (0..1_000).filter(|_| manager.may_log(agent, at(0)) == Some(0));
-        assert_eq!(taken.count(), 60);
-        assert_eq!(manager.may_log(agent, at(10)), Some(940));
-        assert_eq!(manager.may_log(agent, at(10)), None);
-    }
-
-    #[test]
-    fn draining_gives_every_gateway_its_own_delay() {
-        let manager = manager();
-        let shelves = [1, 2].map(|number| {
-            let shelf = shelf(1);
-            let identity = Identity {
-                agent_id: AgentId::from_uuid(Uuid::from_u128(number)),
-                ..identity()
-            };
-            assert!(manager.register(&identity, session(number), &shelf, None));
-            shelf
-        });
-        manager.drain_all();
-        let delays = shelves.map(|shelf| match shelf.take().orders.pop_front() {
-            Some(Order::Drain(after)) => after.as_millis(),
-            other => panic!("a drain was ordered: {other:?}"),
-        });
-        assert_eq!(delays, [0, 10]);
-    }
-}
+mod tests;

@@ -30,6 +30,7 @@ pub(super) async fn health(state: &ApiState) -> Health {
     let conditions = state.conditions.list();
     checks.extend(conditions.iter().map(|found| condition(found, now)));
     checks.push(store(state).await);
+    checks.extend(instances(state).await);
     checks.push(fleet(state).await);
     if state.stopping.is_cancelled() {
         checks.push(check(
@@ -81,6 +82,37 @@ async fn store(state: &ApiState) -> HealthCheck {
         }
         Err(error) => check("store", HealthStatus::Fail, error.to_string()),
     }
+}
+
+/// The backends of the database, where it can have several.
+async fn instances(state: &ApiState) -> Option<HealthCheck> {
+    let own = (*state.store.instance().borrow())?;
+    let name = "instances";
+    let all = match state.store.list_instances().await {
+        Ok(all) => all,
+        Err(error) => return Some(check(name, HealthStatus::Fail, error.to_string())),
+    };
+    let told = all.iter().map(|one| {
+        let standing = match (one.lease.is_zero(), one.draining) {
+            (true, _) => ", its lease has run out",
+            (false, true) => ", about to stop",
+            (false, false) => "",
+        };
+        let this = if one.id == own { "this one, " } else { "" };
+        format!("{} ({this}{} sessions{standing})", one.name, one.sessions)
+    });
+    let told: Vec<String> = told.collect();
+    let backends = if all.len() == 1 {
+        "backend"
+    } else {
+        "backends"
+    };
+    let status = match all.iter().any(|one| one.lease.is_zero()) {
+        true => HealthStatus::Warn,
+        false => HealthStatus::Pass,
+    };
+    let detail = format!("{} {backends}: {}", all.len(), told.join("; "));
+    Some(check(name, status, detail))
 }
 
 async fn fleet(state: &ApiState) -> HealthCheck {

@@ -52,9 +52,6 @@ impl Arrival<'_> {
         if let Err(refuse) = self.is_fresh().await {
             return Decision::Refuse(refuse);
         }
-        if let Err(refuse) = self.is_welcome() {
-            return Decision::Refuse(refuse);
-        }
         let request = self.request();
         let tenant = &self.peer.identity.tenant;
         let now = self.inbound.clock.line();
@@ -120,14 +117,6 @@ impl Arrival<'_> {
         Err(later(wait, "too many sessions were opened in a short time"))
     }
 
-    /// While the owner of an identity is on its way past a copy, nobody else may move its counters.
-    fn is_welcome(&self) -> Result<(), Refuse> {
-        let (agent_id, run) = (self.peer.identity.agent_id, self.hello.agent_run_id);
-        let now = self.inbound.clock.now();
-        let favoured = self.inbound.manager.favours_another(agent_id, run, now);
-        favoured.map_or(Ok(()), |wait| Err(favours_another(wait)))
-    }
-
     async fn replayed(&self) {
         let action = "gateway.hello_replayed";
         security_event(self.inbound, self.peer, self.address, action).await;
@@ -142,23 +131,23 @@ impl Arrival<'_> {
         let agent_id = request.agent_id;
         let manager = &self.inbound.manager;
         let confirmed = admitted.live_session.map(|live| live.same_agent_run);
+        let Some(live) = admitted.live_session else {
+            return Ok(());
+        };
         if manager.on_newcomer(confirmed) == Newcomer::Welcome {
             return Ok(());
         }
-        let probed = manager.probe(agent_id).await;
-        let now = self.inbound.clock.now();
-        match manager.on_probed(agent_id, request.agent_run_id, probed, now) {
+        let (prober, tenant) = (&self.inbound.prober, &self.peer.identity.tenant);
+        let probed = prober.probe(tenant, agent_id, live, self.session_id).await;
+        let (store, now) = (&self.inbound.store, self.inbound.clock.line());
+        let verdict = store.settle_probed(tenant, request, probed, now).await;
+        match verdict.map_err(|error| unavailable(&error))? {
             Verdict::TakeOver => {
                 info!(gateway = %self.peer.name, %agent_id, address = %self.address, "taking over from a session that does not answer");
                 Ok(())
             }
             Verdict::Fork => {
-                manager.forked(agent_id, request.agent_run_id, now);
-                let tenant = &self.peer.identity.tenant;
-                let now = self.inbound.clock.line();
-                if let Err(error) = self.inbound.store.record_fork(tenant, request, now).await {
-                    error!(gateway = %self.peer.name, %agent_id, %error, "failed to record a fork");
-                }
+                manager.forked(agent_id, request.agent_run_id, self.inbound.clock.now());
                 let _ordered = manager.order(agent_id, Order::Drain(Duration::ZERO));
                 Err(refuse(
                     CloseCode::IdentityFork,
@@ -286,6 +275,7 @@ fn refusal(outcome: &AdmitOutcome) -> Refuse {
             CloseCode::CertUntrusted,
             "this agent key was superseded by a later one: use the identity file that was issued last",
         ),
+        AdmitOutcome::Favoured(wait) => favours_another(*wait),
         AdmitOutcome::Unknown => refuse(CloseCode::CertUntrusted, "there is no such gateway"),
         AdmitOutcome::Accepted(_) => refuse(CloseCode::Internal, "accepted"),
     }

@@ -14,6 +14,7 @@ mod flood;
 mod full_disk;
 mod host;
 mod hostile;
+mod instances;
 mod limbo;
 mod live;
 mod local_flood;

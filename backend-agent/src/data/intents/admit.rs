@@ -6,12 +6,13 @@ use serde_json::json;
 use viworks_common::admission::{Admission, HelloFacts, IdentityRow, admit as decide};
 use viworks_common::ledger::session;
 use viworks_common::limits::COUNTER_MAX;
+use viworks_common::rules::Complete;
 use viworks_runtime::sqlite::params;
 
 use super::opening::{self, Identity};
 use super::row::to_json;
 use super::tx::Tx;
-use super::{audit, forks, settle, telemetry};
+use super::{audit, forks, settle, standing, telemetry};
 use crate::data::{
     Actor, AdmitOutcome, AdmitRequest, Admitted, AuditOutcome, LiveSession, StoreResult,
     TelemetryLimits,
@@ -59,6 +60,11 @@ pub(super) fn admit(
     let Some(known) = opening::identity(tx, request.agent_id, None)? else {
         return Ok(AdmitOutcome::Unknown);
     };
+    // While the owner of an identity is on its way past a copy, nobody else may move its counters.
+    let (standing, now) = (&known.standing, standing::clock(tx.now));
+    if let Some(wait) = standing.favours_another(Complete, request.agent_run_id, now) {
+        return Ok(AdmitOutcome::Favoured(wait));
+    }
     let accepted = |presented, issued, after, rolled_back_to| Accepted {
         request,
         known: &known,

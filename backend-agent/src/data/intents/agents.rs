@@ -7,6 +7,7 @@ use viworks_common::ledger::end;
 use viworks_common::limits::GATEWAY_NAME_BYTES_MAX;
 use viworks_runtime::sqlite::{Constraint, Row, params};
 
+use super::inbox::Post;
 use super::link::{LinkError, Sql, conflict_or};
 use super::page::{following, listing, rows_wanted};
 use super::row::{Reader, to_json};
@@ -14,7 +15,7 @@ use super::tx::{Tx, View};
 use super::{audit, certificates, sessions, settle};
 use crate::data::{
     Actor, AuditOutcome, Gateway, GatewayFilter, GatewayRef, GatewaySession, HeartbeatFigures,
-    Label, LabelSource, Listing, NewGateway, Page, Revoked, StoreError, StoreResult,
+    Label, LabelSource, Letter, Listing, NewGateway, Page, Revoked, StoreError, StoreResult,
 };
 
 /// The columns that [`read`] reads.
@@ -22,7 +23,7 @@ macro_rules! rows {
     ($labels:literal, $rest:literal) => {
         concat!("SELECT g.agent_id, g.name, g.created_at, g.revoked_at, g.confirmed, g.issued, g.key_generation, \
          g.last_seen_at, g.agent_version, g.pin_set_version, g.open_commands, g.next_order, g.low_water, \
-         g.round_trip_us, g.clock_skew_ms, g.spool_records, g.spool_bytes, g.commands_running, g.session_epoch, \
+         g.round_trip_us, g.clock_skew_ms, g.spool_records, g.spool_bytes, g.commands_running, g.session_epoch, g.session_instance, \
          s.session_id, s.agent_run_id, s.peer_address, s.confirmed_at, c.digest AS catalogue_digest, \
          (SELECT ", $labels, " FROM labels AS l \
           WHERE l.tenant = g.tenant AND l.agent_id = g.agent_id) AS labels, \
@@ -95,7 +96,7 @@ pub(super) const RENAME: &str =
 
 pub(super) const REVOKE: &str = "\
 UPDATE gateways SET revoked_at = :now, issued = issued + 1, confirmed = issued + 1, session_epoch = NULL,
-       session_instance = NULL
+       session_instance = NULL, favoured_run = NULL, favoured_until = NULL, take_overs = '[]'
 WHERE tenant = :tenant AND agent_id = :agent_id AND revoked_at IS NULL";
 
 /// Frees the name of a revoked gateway, so that it can be issued again as a new identity: the old one keeps its id, its
@@ -215,6 +216,13 @@ pub(super) fn revoke(
     let mut live_session = None;
     if let Some(session) = gateway.session {
         live_session = Some(session.session_id);
+        if session.instance.is_some() {
+            tx.post(Post {
+                to: session.instance,
+                agent_id,
+                letter: Letter::Revoked,
+            });
+        }
         sessions::mark_ended(tx, agent_id, session.epoch, CloseCode::Revoked)?;
     }
     for standing in settle::load_open(tx, agent_id, u64::MAX)? {
@@ -273,6 +281,7 @@ fn session(row: &Reader<'_>) -> StoreResult<Option<GatewaySession>> {
     };
     Ok(Some(GatewaySession {
         session_id: row.get("session_id")?,
+        instance: row.get("session_instance")?,
         epoch,
         agent_run_id: row.get("agent_run_id")?,
         peer_address: row.get("peer_address")?,

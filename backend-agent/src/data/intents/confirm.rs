@@ -6,17 +6,18 @@ use viworks_common::ledger::session::settle_older;
 use viworks_common::rules::Complete;
 use viworks_runtime::sqlite::params;
 
+use super::inbox::Post;
 use super::link::Sql;
 use super::opening::{self, Identity};
 use super::tx::Tx;
 use super::{sessions, settle};
 use crate::data::{
-    Actor, ConfirmOutcome, ConfirmRequest, Confirmed, LabelSource, OpenCommand, StoreResult,
+    Actor, ConfirmOutcome, ConfirmRequest, Confirmed, LabelSource, Letter, OpenCommand, StoreResult,
 };
 
 /// The session is its gateway's live one, and what its HELLO said takes effect.
 pub(super) const TAKE_EFFECT: &str = "\
-UPDATE gateways SET session_epoch = :epoch, session_instance = :instance,
+UPDATE gateways SET session_epoch = :epoch, session_instance = :instance, favoured_run = NULL, favoured_until = NULL,
        (agent_version, pin_set_version) = (SELECT n.agent_version, n.pin_set_version FROM sessions AS n
            WHERE n.tenant = :tenant AND n.agent_id = :agent_id AND n.epoch = :epoch),
        round_trip_us = NULL, clock_skew_ms = NULL, spool_records = 0, spool_bytes = 0, commands_running = 0
@@ -102,6 +103,14 @@ fn take_effect(
     tx.execute(CONFIRMED, params! { agent_id, epoch })?;
     if let Some((_, older)) = known.live {
         sessions::mark_ended(tx, agent_id, older, CloseCode::Superseded)?;
+        let elsewhere = known.live_instance.filter(|owner| Some(*owner) != instance);
+        if elsewhere.is_some() {
+            tx.post(Post {
+                to: elsewhere,
+                agent_id,
+                letter: Letter::Superseded { epoch: older },
+            });
+        }
     }
     let source = LabelSource::Gateway.name();
     tx.execute(REMOVE_LABELS, params! { agent_id, source })?;

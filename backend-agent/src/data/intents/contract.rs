@@ -6,10 +6,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::watch;
 use viworks_common::catalogue::CatalogueEntry;
+use viworks_common::claims::{Probed, Verdict};
 use viworks_common::code::CloseCode;
 use viworks_common::command::Outcome;
 use viworks_common::id::{
-    AgentId, ApiKeyId, CommandId, CommandName, GatewayName, InstanceId, RunId, StreamName, Tenant,
+    AgentId, ApiKeyId, CommandId, CommandName, GatewayName, InstanceId, RunId, SessionId,
+    StreamName, Tenant,
 };
 use viworks_common::telemetry::Position;
 use viworks_common::time::Timestamp;
@@ -21,19 +23,21 @@ use super::store::SqlStore;
 use super::telemetry::{queries, retention, steps};
 use super::tx::{Tx, View};
 use super::{
-    admit, agents, audit, catalogues, certificates, confirm, forks, instances, keys, lease,
-    orphans, outputs, reports, runs, sessions, submit, targets, telemetry, timeline, upkeep,
+    admit, agents, audit, catalogues, certificates, confirm, forks, inbox, instances, keys, lease,
+    orphans, outputs, reports, runs, sessions, standing, submit, targets, telemetry, timeline,
+    upkeep,
 };
 use crate::data::{
     AcceptOutcome, Accepted, Actor, AdmitOutcome, AdmitRequest, ApiKey, AuditRecord, Cancelled,
     Certificate, Command, CommandOutput, CompleteOutcome, ConfirmOutcome, ConfirmRequest, Counts,
-    EndedInstances, Fork, GapCursor, Gateway, GatewayFilter, GatewayRef, Holder, Idempotency,
-    Instance, InstanceLoad, LeaseLimits, Leased, Listing, MergedCommand, Neighbour, NewApiKey,
-    NewAuditRecord, NewCertificate, NewGateway, NewRun, Orphan, OrphanCursor, Page, Purged,
-    PurgedTelemetry, RefusalCursor, Rejected, Revoked, Run, SessionRecord, SessionTouch, Settled,
-    SkippedGateway, StepCursor, StepQuery, Stepped, Store, StoreHealth, StoreResult,
-    StoredCatalogue, StoredGap, StoredRecord, StoredRefusal, StreamSummary, Submission, Target,
-    TargetSelection, TelemetryCursor, TelemetryOutcome, TelemetryQuery, TelemetryWrite,
+    EndedInstances, Fork, GapCursor, Gateway, GatewayFilter, GatewayRef, Holder, Hurry,
+    Idempotency, Instance, InstanceLoad, LeaseLimits, Leased, Letter, Listing, Mail, MergedCommand,
+    Neighbour, NewApiKey, NewAuditRecord, NewCertificate, NewGateway, NewRun, Orphan, OrphanCursor,
+    Owner, Page, Purged, PurgedTelemetry, RefusalCursor, Rejected, Revoked, Run, SessionRecord,
+    SessionTouch, Settled, SkippedGateway, StepCursor, StepQuery, Stepped, Store, StoreHealth,
+    StoreResult, StoredCatalogue, StoredGap, StoredRecord, StoredRefusal, StreamSummary,
+    Submission, Target, TargetSelection, TelemetryCursor, TelemetryOutcome, TelemetryQuery,
+    TelemetryWrite,
 };
 
 #[async_trait]
@@ -203,6 +207,52 @@ impl<E: Engine> Store for SqlStore<E> {
         self.engine.note_load(load);
     }
 
+    fn hurry_by(&self, hurry: Arc<dyn Hurry>) {
+        self.set_hurry(hurry);
+    }
+
+    async fn take_inbox(
+        &self,
+        tenant: &Tenant,
+        handled: &[u64],
+        now: Timestamp,
+    ) -> StoreResult<Vec<Mail>> {
+        let handled = handled.to_vec();
+        self.write(tenant, now, move |tx| inbox::take(tx, &handled))
+            .await
+    }
+
+    async fn ask_owner(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        epoch: u64,
+        newcomer: SessionId,
+        now: Timestamp,
+    ) -> StoreResult<Owner> {
+        self.write(tenant, now, move |tx| {
+            inbox::ask(tx, agent_id, epoch, newcomer)
+        })
+        .await
+    }
+
+    async fn answer_probe(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        to: InstanceId,
+        newcomer: SessionId,
+        alive: bool,
+        now: Timestamp,
+    ) -> StoreResult<()> {
+        let letter = Letter::Answer { newcomer, alive };
+        let answer = move |tx: &Tx<'_>| {
+            inbox::answer(tx, agent_id, to, letter);
+            Ok(())
+        };
+        self.write(tenant, now, answer).await
+    }
+
     async fn list_instances(&self) -> StoreResult<Vec<Instance>> {
         self.read(&Tenant::default_tenant(), instances::list).await
     }
@@ -217,15 +267,18 @@ impl<E: Engine> Store for SqlStore<E> {
             .await
     }
 
-    async fn record_fork(
+    async fn settle_probed(
         &self,
         tenant: &Tenant,
         request: &AdmitRequest,
+        probed: Probed,
         now: Timestamp,
-    ) -> StoreResult<()> {
+    ) -> StoreResult<Verdict> {
         let request = request.clone();
-        self.write(tenant, now, move |tx| forks::record(tx, &request))
-            .await
+        self.write(tenant, now, move |tx| {
+            standing::settle(tx, &request, probed)
+        })
+        .await
     }
 
     async fn list_forks(&self, tenant: &Tenant, agent_id: AgentId) -> StoreResult<Vec<Fork>> {
@@ -523,9 +576,8 @@ impl<E: Engine> Store for SqlStore<E> {
     ) -> StoreResult<Vec<TelemetryOutcome>> {
         let limits = self.telemetry;
         let commit = move |view: &View<'_>| {
-            Tx::run(view, now, |tx| {
-                telemetry::commit(tx, &writes, &limits, wall)
-            })
+            let commit = |tx: &Tx<'_>| telemetry::commit(tx, &writes, &limits, wall);
+            Ok(Tx::run(view, now, commit)?.answer)
         };
         let outcomes = self.engine.write(tenant, Urgency::Bulk, commit).await?;
         fault::point("store.telemetry.after_commit");
@@ -708,7 +760,8 @@ impl<E: Engine> Store for SqlStore<E> {
     ) -> StoreResult<PurgedTelemetry> {
         let limits = self.telemetry;
         let purge = move |view: &View<'_>| {
-            Tx::run(view, now, |tx| retention::purge(tx, after, most, &limits))
+            let purge = |tx: &Tx<'_>| retention::purge(tx, after, most, &limits);
+            Ok(Tx::run(view, now, purge)?.answer)
         };
         self.engine.write(tenant, Urgency::Bulk, purge).await
     }

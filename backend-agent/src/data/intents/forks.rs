@@ -5,9 +5,10 @@ use viworks_common::id::AgentId;
 use viworks_runtime::sqlite::{Row, params};
 
 use super::audit;
+use super::inbox::Post;
 use super::row::Reader;
 use super::tx::{Tx, View};
-use crate::data::{AdmitRequest, AuditOutcome, Fork, ForkParty, StoreResult};
+use crate::data::{AdmitRequest, AuditOutcome, Fork, ForkParty, Letter, StoreResult};
 
 /// Second holders of one identity that are kept.
 const KEPT_MAX: i64 = 256;
@@ -66,6 +67,18 @@ pub(super) fn record(tx: &Tx<'_>, request: &AdmitRequest) -> StoreResult<()> {
         detail,
     )
     .map(drop)
+}
+
+/// The same of one that the live session's gateway was probed for: that gateway is to connect again, wherever its
+/// session is.
+pub(super) fn record_probed(tx: &Tx<'_>, request: &AdmitRequest) -> StoreResult<()> {
+    record(tx, request)?;
+    tx.post(Post {
+        to: None,
+        agent_id: request.agent_id,
+        letter: Letter::Drain,
+    });
+    Ok(())
 }
 
 /// The recorded forks.

@@ -1,18 +1,20 @@
 //! What HELLO and CONFIRM share: the identity they are about, and the compare-and-swap of its counters.
 
 use viworks_common::admission::IdentityRow;
-use viworks_common::id::{AgentId, AgentRunId, SessionId};
+use viworks_common::claims::Standing;
+use viworks_common::id::{AgentId, AgentRunId, InstanceId, SessionId};
 use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{Row, params};
 
 use super::row::Reader;
+use super::standing;
 use super::tx::{Tx, View};
 use crate::data::{StoreError, StoreResult};
 
 /// The identity, its live session, and whether the session that is asked about is admitted and waits to be confirmed.
 pub(super) const IDENTITY: &str = "\
 SELECT g.agent_id, g.confirmed, g.issued, g.key_generation, g.last_agent_run_id, g.revoked_at, g.next_order, g.low_water,
-       g.session_epoch, s.session_id, s.agent_run_id, c.digest AS catalogue_digest,
+       g.session_epoch, g.session_instance, g.favoured_run, g.favoured_until, g.take_overs, s.session_id, s.agent_run_id, c.digest AS catalogue_digest,
        EXISTS (SELECT 1 FROM sessions AS n WHERE n.tenant = g.tenant AND n.agent_id = g.agent_id
                AND n.epoch = :epoch AND n.session_id = :session_id AND n.ended_at IS NULL) AS admitted
 FROM gateways AS g
@@ -33,6 +35,9 @@ pub(super) struct Identity {
     pub(super) live: Option<(SessionId, u64)>,
     /// The process of that session.
     pub(super) live_run: Option<AgentRunId>,
+    /// Which of several backends has it.
+    pub(super) live_instance: Option<InstanceId>,
+    pub(super) standing: Standing,
     pub(super) catalogue_digest: Option<String>,
     /// The session that was asked about is admitted and waits to be confirmed.
     pub(super) admitted: bool,
@@ -66,6 +71,8 @@ fn read(row: &Row<'_>) -> StoreResult<Identity> {
         },
         live,
         live_run: row.get("agent_run_id")?,
+        live_instance: row.get("session_instance")?,
+        standing: standing::read(&row)?,
         catalogue_digest: row.get("catalogue_digest")?,
         admitted: row.get("admitted")?,
     })

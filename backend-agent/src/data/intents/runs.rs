@@ -11,6 +11,7 @@ use viworks_common::ledger::end;
 use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{Row, params};
 
+use super::inbox::Post;
 use super::link::Sql;
 use super::page::{following, listing, preceding, rows_wanted};
 use super::row::Reader;
@@ -18,8 +19,8 @@ use super::tx::{Tx, View};
 use super::{audit, settle};
 use crate::data::model::api_key_word;
 use crate::data::{
-    Actor, AuditOutcome, Cancelled, Command, CommandRef, Counts, Idempotency, Listing, Page, Run,
-    Skip, SkippedGateway, StoreError, StoreResult, Submission,
+    Actor, AuditOutcome, Cancelled, Command, CommandRef, Counts, Idempotency, Letter, Listing,
+    Page, Run, Skip, SkippedGateway, StoreError, StoreResult, Submission,
 };
 
 /// How long an `Idempotency-Key` is remembered.
@@ -213,6 +214,11 @@ pub(super) fn cancel(tx: &Tx<'_>, run_id: RunId, actor: &Actor) -> StoreResult<O
             command_id: standing.command_id,
             agent_id: standing.agent_id,
         };
+        tx.post(Post {
+            to: None,
+            agent_id: reference.agent_id,
+            letter: Letter::Cancel(reference.command_id),
+        });
         let change = end::cancel(standing, tx.now);
         settle::write(tx, &change, actor)?;
         if change.is_some() {

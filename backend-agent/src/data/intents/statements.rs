@@ -6,9 +6,9 @@ use std::path::Path;
 
 use super::link::Sql;
 use super::{
-    admit, agents, audit, budget, catalogues, certificates, confirm, forks, instances, keys, lease,
-    opening, orphans, outputs, reports, runs, sessions, settle, submit, targets, telemetry,
-    timeline, tx, upkeep,
+    admit, agents, audit, budget, catalogues, certificates, confirm, forks, inbox, instances, keys,
+    lease, opening, orphans, outputs, reports, runs, sessions, settle, standing, submit, targets,
+    telemetry, timeline, tx, upkeep,
 };
 
 fn one(name: &'static str, sql: impl Into<Sql>) -> (&'static str, Sql) {
@@ -44,6 +44,10 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("forks::KEEP_NEWEST", forks::KEEP_NEWEST),
         one("forks::LIST", forks::LIST),
         one("forks::RECORD", forks::RECORD),
+        one("inbox::DELETE", inbox::DELETE),
+        one("inbox::OWNER", inbox::OWNER),
+        one("inbox::POST", inbox::POST),
+        one("inbox::TAKE", inbox::TAKE),
         one("instances::END", instances::END),
         one("instances::END_EARLIER", instances::END_EARLIER),
         one("instances::FORGET", instances::FORGET),
@@ -97,6 +101,7 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
             settle::LOAD_UNSTARTED_PAST_DEADLINE,
         ),
         one("settle::RAISE_LOW_WATER", settle::RAISE_LOW_WATER),
+        one("standing::SAVE", standing::SAVE),
         one("submit::COUNT", submit::COUNT),
         one("submit::GATEWAY", submit::GATEWAY),
         one("submit::INSERT_COMMAND", submit::INSERT_COMMAND),

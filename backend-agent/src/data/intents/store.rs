@@ -1,17 +1,31 @@
 //! A store: a database, and the bounds of what it keeps.
 
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
 use viworks_common::id::Tenant;
 use viworks_common::time::Timestamp;
 
 use super::link::{Engine, Urgency};
 use super::tx::{Tx, View};
-use crate::data::{StoreResult, TelemetryLimits};
+use crate::data::{Hurry, StoreResult, TelemetryLimits};
 
 /// The store on an SQL database. Clones share it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct SqlStore<E> {
     pub(super) engine: E,
     pub(super) telemetry: TelemetryLimits,
+    /// Who tells other backends at once.
+    hurry: Arc<OnceLock<Arc<dyn Hurry>>>,
+}
+
+impl<E: fmt::Debug> fmt::Debug for SqlStore<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let engine = &self.engine;
+        f.debug_struct("SqlStore")
+            .field("engine", engine)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<E: Engine> SqlStore<E> {
@@ -20,6 +34,7 @@ impl<E: Engine> SqlStore<E> {
         Self {
             engine,
             telemetry: TelemetryLimits::default(),
+            hurry: Arc::default(),
         }
     }
 
@@ -44,7 +59,18 @@ impl<E: Engine> SqlStore<E> {
         intent: impl Fn(&Tx<'_>) -> StoreResult<T> + Send + 'static,
     ) -> StoreResult<T> {
         let intent = move |view: &View<'_>| Tx::run(view, now, &intent);
-        self.engine.write(tenant, Urgency::Prompt, intent).await
+        let outcome = self.engine.write(tenant, Urgency::Prompt, intent).await?;
+        if let Some(hurry) = self.hurry.get() {
+            for instance in outcome.mailed {
+                hurry.hurry(instance);
+            }
+        }
+        Ok(outcome.answer)
+    }
+
+    /// From here on other backends are told by this of what is left for them. The first one stays.
+    pub(super) fn set_hurry(&self, hurry: Arc<dyn Hurry>) {
+        let _first = self.hurry.set(hurry);
     }
 
     pub(super) async fn read<T: Send + 'static>(

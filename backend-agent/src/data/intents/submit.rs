@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use viworks_common::command::CommandState;
-use viworks_common::id::AgentId;
+use viworks_common::id::{AgentId, InstanceId};
 use viworks_common::ledger::Command;
 use viworks_common::ledger::lease::{Scene, at_birth};
 use viworks_common::ledger::submit::Counters;
@@ -13,12 +13,13 @@ use viworks_runtime::fault;
 use viworks_runtime::sqlite::params;
 
 use super::audit;
+use super::inbox::Post;
 use super::row::{Reader, column, to_json};
 use super::runs::{self, replay};
 use super::tx::Tx;
 use crate::data::ledger::submission;
 use crate::data::{
-    AuditOutcome, Idempotency, NewCommand, NewRun, Offered, Remembered, Skip, StoreError,
+    AuditOutcome, Idempotency, Letter, NewCommand, NewRun, Offered, Remembered, Skip, StoreError,
     StoreResult, Submission,
 };
 
@@ -28,7 +29,7 @@ SELECT CAST(coalesce(sum(commands), 0) AS bigint) AS commands FROM open_commands
 
 /// What a gateway's next command depends on.
 pub(super) const GATEWAY: &str = "\
-SELECT g.agent_id, g.name, g.next_order, g.open_commands, g.session_epoch, g.low_water,
+SELECT g.agent_id, g.name, g.next_order, g.open_commands, g.session_epoch, g.session_instance, g.low_water,
        EXISTS (SELECT 1 FROM commands AS c INDEXED BY queued_commands_by_gateway
                WHERE c.tenant = g.tenant AND c.agent_id = g.agent_id AND c.state = 'queued') AS waits,
        (SELECT reported_at FROM catalogues AS k WHERE k.tenant = g.tenant AND k.agent_id = g.agent_id) AS reported_at
@@ -73,6 +74,8 @@ struct Found {
     counters: Counters,
     scene: Scene,
     reported_at: Option<Timestamp>,
+    /// Which of several backends has its session.
+    instance: Option<InstanceId>,
 }
 
 impl Found {
@@ -169,6 +172,7 @@ fn find(tx: &Tx<'_>, new: &NewRun) -> StoreResult<BTreeMap<AgentId, Found>> {
                     waits: row.get("waits")?,
                 },
                 reported_at: row.get("reported_at")?,
+                instance: row.get("session_instance")?,
             })
         })?;
         gateways.extend(found.map(|found| (*agent_id, found)));
@@ -254,6 +258,13 @@ fn insert_command(
     };
     tx.execute(INSERT_COMMAND, params)?;
     tx.count_open(1);
+    if found.instance.is_some() && found.instance != tx.party().instance() {
+        tx.post(Post {
+            to: found.instance,
+            agent_id: *agent_id,
+            letter: Letter::Look,
+        });
+    }
     let offered = target
         .place
         .filter(|_| offer.is_some())

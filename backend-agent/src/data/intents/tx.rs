@@ -1,14 +1,15 @@
 //! What every function of the store works with: a transaction, whose rows it is about, and when.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::ops::{ControlFlow, Deref};
 
-use viworks_common::id::{AgentId, Tenant};
+use viworks_common::id::{AgentId, InstanceId, Tenant};
 use viworks_common::limits::PAGE_BYTES_MAX;
 use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{Params, Row, params};
 
+use super::inbox::{self, Post};
 use super::link::{Link, LinkError, Party, Sql, Take};
 use super::page::Rows;
 use crate::data::{StoreError, StoreResult};
@@ -189,6 +190,16 @@ pub(in crate::data) struct Tx<'c> {
     pub(super) now: Timestamp,
     /// By how many the tenant's open commands have become more.
     opened: Cell<i64>,
+    /// What is left for other backends.
+    posts: RefCell<Vec<Post>>,
+}
+
+/// What a transaction came to.
+pub(in crate::data) struct Outcome<T> {
+    /// What the intent answers.
+    pub(super) answer: T,
+    /// The other backends for which it left something.
+    pub(super) mailed: BTreeSet<InstanceId>,
 }
 
 impl<'c> Deref for Tx<'c> {
@@ -205,7 +216,7 @@ impl<'c> Tx<'c> {
         view: &View<'c>,
         now: Timestamp,
         intent: impl FnOnce(&Self) -> StoreResult<T>,
-    ) -> StoreResult<T> {
+    ) -> StoreResult<Outcome<T>> {
         let tx = Self {
             view: View {
                 link: view.link,
@@ -214,10 +225,17 @@ impl<'c> Tx<'c> {
             },
             now,
             opened: Cell::new(0),
+            posts: RefCell::default(),
         };
         let answer = intent(&tx)?;
+        let mailed = inbox::deliver(&tx, &tx.posts.take())?;
         tx.write_count()?;
-        Ok(answer)
+        Ok(Outcome { answer, mailed })
+    }
+
+    /// Leaves something for another backend.
+    pub(super) fn post(&self, post: Post) {
+        self.posts.borrow_mut().push(post);
     }
 
     /// Notes that commands were made, or ended.

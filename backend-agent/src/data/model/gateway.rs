@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use viworks_common::catalogue::{CatalogueEntry, Risk};
 use viworks_common::code::CloseCode;
@@ -136,6 +137,8 @@ pub struct Gateway {
 pub struct GatewaySession {
     /// Its id.
     pub session_id: SessionId,
+    /// Which of several backends has it.
+    pub instance: Option<InstanceId>,
     /// Its epoch.
     pub epoch: u64,
     /// The process at the other end.
@@ -161,6 +164,20 @@ pub struct HeartbeatFigures {
     pub spool_bytes: u64,
     /// Commands running on it.
     pub commands_running: u32,
+}
+
+/// The session on whose behalf something is done.
+///
+/// A session writes only while `gateways.confirmed` equals its epoch and it has not ended. CONFIRM raises that for the
+/// newcomer, and revocation raises it beyond every issued epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holder {
+    /// The gateway.
+    pub agent_id: AgentId,
+    /// The epoch that the session confirmed.
+    pub epoch: u64,
+    /// The process at the other end.
+    pub agent_run_id: AgentRunId,
 }
 
 /// One heartbeat to be stored.
@@ -273,6 +290,8 @@ pub enum AdmitOutcome {
     Revoked,
     /// The agent key's generation was superseded.
     StaleKey,
+    /// Another process of this identity was alive when a copy spoke, and is waited for so long yet.
+    Favoured(Duration),
     /// There is no such gateway.
     Unknown,
 }

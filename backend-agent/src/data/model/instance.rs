@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use viworks_common::arrivals::House;
-use viworks_common::id::InstanceId;
+use viworks_common::id::{AgentId, CommandId, InstanceId, SessionId};
 
 /// A backend as the others see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,4 +75,64 @@ pub struct EndedInstances {
     pub sessions: u64,
     /// Whether there are more.
     pub more: bool,
+}
+
+/// What one backend leaves for another one about a gateway whose session that one has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Letter {
+    /// Commands may wait for it.
+    Look,
+    /// The end of a command was asked for.
+    Cancel(CommandId),
+    /// It was revoked.
+    Revoked,
+    /// A newer session of it was confirmed elsewhere.
+    Superseded {
+        /// The epoch of the one that is over.
+        epoch: u64,
+    },
+    /// A copy of it was refused: it is to connect again, which moves its epoch past the copy's.
+    Drain,
+    /// Whether it is alive, for the sake of a session that wants to open.
+    Probe {
+        /// That session.
+        newcomer: SessionId,
+        /// Who asks.
+        asks: InstanceId,
+    },
+    /// The answer to that.
+    Answer {
+        /// That session.
+        newcomer: SessionId,
+        /// Whether the gateway answered.
+        alive: bool,
+    },
+}
+
+/// One thing that was left for this backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mail {
+    /// Its number, by which it is told that it was dealt with.
+    pub number: u64,
+    /// The gateway.
+    pub agent_id: AgentId,
+    /// What about it.
+    pub letter: Letter,
+}
+
+/// Who can say whether the gateway of a session is alive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// Another backend; it was asked, and its answer comes by the inbox.
+    Asked,
+    /// Another backend whose lease ran out, which nobody may take for gone yet.
+    Unsure,
+    /// Nobody: that session is not any more, or whoever had it is gone.
+    Gone,
+}
+
+/// Tells another instance that there is something in its inbox, where that can be done at once. Nothing depends on it.
+pub trait Hurry: Send + Sync {
+    /// Called after each commit that left something there; it must not wait for anything.
+    fn hurry(&self, instance: InstanceId);
 }

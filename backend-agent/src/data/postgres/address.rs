@@ -173,7 +173,8 @@ impl Address {
             .options([
                 ("statement_timeout", "30s"),
                 ("lock_timeout", "5s"),
-                ("idle_in_transaction_session_timeout", "60s"),
+                // What a backend holds that stands still, others wait for.
+                ("idle_in_transaction_session_timeout", "10s"),
                 // A backend whose machine is gone shall not keep the next one out for hours.
                 ("tcp_keepalives_idle", "20"),
                 ("tcp_keepalives_interval", "5"),

@@ -7,6 +7,7 @@ use viworks_backend_agent::data::{
     AcceptOutcome, Accepted, Actor, CompleteOutcome, LeaseLimits, Orphan, Page, Rejected,
     StoreError,
 };
+use viworks_common::claims::Probed;
 use viworks_common::code::{CloseCode, RejectCode};
 use viworks_common::command::{CommandState, OutcomeState, digest};
 use viworks_common::limits::ORDER_WINDOW;
@@ -504,7 +505,7 @@ pub(crate) async fn health_speaks_of_gateways_that_are_not_revoked_and_of_a_day(
         bed.complete(&session, unknown, OutcomeState::Succeeded)
             .await;
         bed.store
-            .record_fork(&bed.tenant, &bed.hello(n, 8, 1), at(30))
+            .settle_probed(&bed.tenant, &bed.hello(n, 8, 1), Probed::Alive, at(30))
             .await
             .unwrap();
     }

@@ -1,19 +1,21 @@
 //! Several backends on one database: leases of it, and the end of those that are gone.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tempfile::TempDir;
 use viworks_backend_agent::data::postgres::{Error, Role, Target};
 use viworks_backend_agent::data::{
-    AcceptOutcome, Accepted, ConfirmOutcome, InstanceLoad, SessionTouch, Store, StoreError,
+    AcceptOutcome, Accepted, Actor, AdmitOutcome, AdmitRequest, ConfirmOutcome, Hurry,
+    InstanceLoad, Letter, Mail, Owner, SessionTouch, Store, StoreError,
 };
+use viworks_common::claims::{Probed, Verdict};
 use viworks_common::command::CommandState;
-use viworks_common::id::InstanceId;
+use viworks_common::id::{AgentId, InstanceId};
 use viworks_testkit::postgres::Database;
 use viworks_testkit::process::eventually;
 
-use super::bed::{Bed, LEASE, at};
+use super::bed::{Bed, LEASE, agent, at};
 use super::postgres_only::{finish, open, two};
 use super::{database, make};
 
@@ -155,7 +157,7 @@ async fn a_backend_without_a_lease_writes_nothing_until_it_has_it_again() {
     hand.stop_renewals();
     hand.expire(own);
     let new = || super::gateways::new_gateway(2, "gw-2");
-    let actor = viworks_backend_agent::data::Actor::local("test");
+    let actor = Actor::local("test");
     let refused = one.store.create_gateway(&one.tenant, new(), &actor, at(0));
     let refused = refused.await.unwrap_err();
     assert!(matches!(refused, StoreError::Unavailable(_)), "{refused:?}");
@@ -314,12 +316,7 @@ async fn nothing_is_released_under_an_epoch_that_another_instance_has_left_behin
         let opened = there.open(one.hello(1, round, admitted.issued)).await;
         there
             .store
-            .cancel_run(
-                &one.tenant,
-                now.run_id,
-                &viworks_backend_agent::data::Actor::local("test"),
-                at(30),
-            )
+            .cancel_run(&one.tenant, now.run_id, &Actor::local("test"), at(30))
             .await
             .unwrap();
         session = opened;
@@ -391,5 +388,203 @@ async fn jobs_of_two_instances_end_each_command_once() {
     assert_eq!(hand.ask(doubled).unwrap(), "");
     let told = "SELECT count(*) FROM audit_log WHERE action = 'command.end'";
     assert_eq!(hand.ask(told).unwrap(), submitted.to_string());
+    finish(&folder, one, other).await;
+}
+
+async fn taken(bed: &Bed, handled: &[u64]) -> Vec<Mail> {
+    let taken = bed.store.take_inbox(&bed.tenant, handled, at(40)).await;
+    taken.unwrap()
+}
+
+/// The only thing in the inbox of a backend; it is dealt with.
+async fn only(bed: &Bed) -> (AgentId, Letter) {
+    let mail = taken(bed, &[]).await;
+    let [one] = mail[..] else {
+        panic!("{mail:?}");
+    };
+    assert_eq!(taken(bed, &[one.number]).await, []);
+    (one.agent_id, one.letter)
+}
+
+/// Remembers whom it told.
+#[derive(Default)]
+struct Told(Mutex<Vec<InstanceId>>);
+
+impl Hurry for Told {
+    fn hurry(&self, instance: InstanceId) {
+        self.0.lock().unwrap().push(instance);
+    }
+}
+
+#[tokio::test]
+async fn each_backend_is_left_what_concerns_its_sessions_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((one, other, _)) = two_backends(&folder).await else {
+        return;
+    };
+    let told = Arc::new(Told::default());
+    one.store.hurry_by(Arc::clone(&told) as Arc<dyn Hurry>);
+    for n in 1..=3 {
+        one.gateway(n).await;
+    }
+    let _here = one.session(1, 1).await;
+    let there = one.gateway_now(2).await.confirmed;
+    let there = other.open(one.hello(2, 2, there)).await;
+    let actor = Actor::local("test");
+
+    // Commands wait; more of them are no more to tell.
+    one.submit(one.new_run(&[1, 2, 3], false)).await;
+    one.submit(one.new_run(&[2], false)).await;
+    assert_eq!(*told.0.lock().unwrap(), [instance(&other); 2]);
+    assert_eq!(taken(&one, &[]).await, []);
+    assert_eq!(only(&other).await, (agent(2), Letter::Look));
+
+    // What is not dealt with comes again, and what is asked again meanwhile is not taken for dealt with.
+    let run = one.submit(one.new_run(&[2], false)).await;
+    let first = taken(&other, &[]).await;
+    assert_eq!(taken(&other, &[]).await, first);
+    one.submit(one.new_run(&[2], false)).await;
+    let second = taken(&other, &[first[0].number]).await;
+    assert_eq!((second.len(), second[0].letter), (1, Letter::Look));
+    assert_ne!(second[0].number, first[0].number);
+    assert_eq!(taken(&other, &[second[0].number]).await, []);
+
+    let cancelled = one
+        .store
+        .cancel_run(&one.tenant, run.run_id, &actor, at(30));
+    let cancelled = cancelled.await.unwrap().unwrap().cancelled[0].command_id;
+    assert_eq!(only(&other).await, (agent(2), Letter::Cancel(cancelled)));
+
+    // A copy of the gateway dials the first one, whose question and answer cross.
+    let copy = one.hello(2, 9, there.admitted.issued);
+    let newcomer = copy.session_id;
+    let ask = || {
+        one.store
+            .ask_owner(&one.tenant, agent(2), there.holder.epoch, newcomer, at(31))
+    };
+    assert_eq!(ask().await.unwrap(), Owner::Asked);
+    let asks = instance(&one);
+    assert_eq!(
+        only(&other).await,
+        (agent(2), Letter::Probe { newcomer, asks })
+    );
+    let answer = other
+        .store
+        .answer_probe(&one.tenant, agent(2), asks, newcomer, true, at(32));
+    answer.await.unwrap();
+    let alive = true;
+    assert_eq!(
+        only(&one).await,
+        (agent(2), Letter::Answer { newcomer, alive })
+    );
+    let verdict = one
+        .store
+        .settle_probed(&one.tenant, &copy, Probed::Alive, at(33));
+    assert_eq!(verdict.await.unwrap(), Verdict::Fork);
+    assert_eq!(only(&other).await, (agent(2), Letter::Drain));
+
+    // The gateway comes back to the first one, and is revoked by a tool.
+    let moved = one.open(one.hello(2, 2, there.admitted.issued)).await;
+    let epoch = there.holder.epoch;
+    assert_eq!(only(&other).await, (agent(2), Letter::Superseded { epoch }));
+    assert_eq!(moved.confirmed.instance, Some(asks));
+    let revoked = other
+        .store
+        .revoke_gateway(&one.tenant, agent(2), &actor, at(34));
+    revoked.await.unwrap();
+    assert_eq!(only(&one).await, (agent(2), Letter::Revoked));
+    assert_eq!(taken(&other, &[]).await, []);
+    finish(&folder, one, other).await;
+}
+
+#[tokio::test]
+async fn a_backend_without_a_lease_is_not_taken_for_gone_before_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((one, other, database)) = two_backends(&folder).await else {
+        return;
+    };
+    let hand = Hand { database };
+    one.gateway(1).await;
+    let session = one.session(1, 1).await;
+    let newcomer = one.hello(1, 2, 0).session_id;
+    let ask = |epoch| {
+        let (store, tenant) = (Arc::clone(&other.store), other.tenant.clone());
+        async move {
+            let asked = store.ask_owner(&tenant, agent(1), epoch, newcomer, at(40));
+            asked.await.unwrap()
+        }
+    };
+    let epoch = session.holder.epoch;
+    assert_eq!(ask(epoch).await, Owner::Asked);
+    assert_eq!(ask(epoch - 1).await, Owner::Gone, "that session is over");
+    hand.stop_renewals();
+    hand.expire(instance(&one));
+    assert_eq!(ask(epoch).await, Owner::Unsure);
+    hand.age(instance(&other));
+    assert_eq!(ask(epoch).await, Owner::Gone);
+    let ended = other.store.end_dead_instances(&other.tenant, at(41)).await;
+    assert_eq!(ended.unwrap().instances, 1);
+    assert_eq!(hand.says("SELECT count(*) FROM inbox"), "0");
+    assert_eq!(ask(epoch).await, Owner::Gone);
+    hand.go_on();
+    finish(&folder, one, other).await;
+}
+
+#[tokio::test]
+async fn an_identity_is_kept_for_its_live_process_and_changes_hands_so_often_over_all_backends() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((one, other, _)) = two_backends(&folder).await else {
+        return;
+    };
+    one.gateway(1).await;
+    let original = one.session(1, 1).await;
+    let issued = original.admitted.issued;
+    let copy = other.hello(1, 9, issued);
+    let settle = |bed: &Bed, hello: &AdmitRequest, probed, seconds| {
+        let (store, tenant, hello) = (Arc::clone(&bed.store), bed.tenant.clone(), hello.clone());
+        async move {
+            let settled = store.settle_probed(&tenant, &hello, probed, at(seconds));
+            settled.await.unwrap()
+        }
+    };
+    assert_eq!(
+        settle(&other, &copy, Probed::Alive, 100).await,
+        Verdict::Fork
+    );
+    // Nobody else moves its counters, whichever backend is dialled, nor silence on another connection.
+    for bed in [&one, &other] {
+        let hello = bed
+            .store
+            .admit(&bed.tenant, one.hello(1, 9, issued), at(101));
+        let hello = hello.await.unwrap();
+        assert!(matches!(hello, AdmitOutcome::Favoured(_)), "{hello:?}");
+        let verdict = settle(bed, &copy, Probed::Silent, 102).await;
+        assert!(matches!(verdict, Verdict::Favoured(_)), "{verdict:?}");
+    }
+    let back = other
+        .store
+        .admit(&one.tenant, one.hello(1, 1, issued), at(103));
+    assert!(matches!(back.await.unwrap(), AdmitOutcome::Accepted(_)));
+    let back = other.open(other.hello(1, 1, issued)).await;
+    let epoch = back.admitted.issued;
+    // It is back: the favour is over, and each minute has three take-overs at whatever backend.
+    for (seconds, bed) in [(110, &one), (111, &other), (112, &one)] {
+        let hello = bed.hello(1, 7, epoch);
+        assert_eq!(
+            settle(bed, &hello, Probed::Silent, seconds).await,
+            Verdict::TakeOver
+        );
+    }
+    let hello = one.hello(1, 7, epoch);
+    for bed in [&one, &other] {
+        let verdict = settle(bed, &hello, Probed::Silent, 113).await;
+        assert!(matches!(verdict, Verdict::Exhausted(_)), "{verdict:?}");
+        let verdict = settle(bed, &hello, Probed::Unreachable, 113).await;
+        assert!(matches!(verdict, Verdict::Undecided(_)), "{verdict:?}");
+    }
+    assert_eq!(
+        settle(&other, &hello, Probed::Silent, 171).await,
+        Verdict::TakeOver
+    );
     finish(&folder, one, other).await;
 }

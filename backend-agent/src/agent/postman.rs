@@ -1,0 +1,150 @@
+//! Takes what other backends left for this one about its sessions, and has it done.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::Notify;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{debug, warn};
+use viworks_common::claims::Probed;
+use viworks_common::id::{AgentId, InstanceId, SessionId, Tenant};
+use viworks_runtime::clock::Timeline;
+use viworks_runtime::lifecycle::Lifecycle;
+
+use super::manager::Manager;
+use super::prober::Prober;
+use super::shelf::Order;
+use crate::data::{Letter, Mail, Store, in_full};
+
+/// How often the inbox is looked into, where nobody says that there is something in it.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// What it works with.
+pub struct Postman {
+    /// Where the inbox is.
+    pub store: Arc<dyn Store>,
+    /// Whose gateways.
+    pub tenant: Tenant,
+    /// Who is connected.
+    pub manager: Arc<Manager>,
+    /// Who waits for answers.
+    pub prober: Arc<Prober>,
+    /// The time.
+    pub clock: Arc<Timeline>,
+    /// Notified by whoever knows that there is something in the inbox.
+    pub hurry: Arc<Notify>,
+}
+
+/// What is to be answered of a probe.
+struct Answer {
+    agent_id: AgentId,
+    newcomer: SessionId,
+    asks: InstanceId,
+    alive: bool,
+}
+
+impl Postman {
+    /// Runs until the backend stops and the last session has ended.
+    pub async fn run(self, lifecycle: Lifecycle) {
+        if self.store.instance().borrow().is_none() {
+            // Nobody else is there.
+            return;
+        }
+        let mut ticks = interval(LOOK_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut probing = FuturesUnordered::new();
+        let mut handled = Vec::new();
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = self.hurry.notified() => {}
+                Some(answer) = probing.next() => {
+                    self.answer(answer).await;
+                    continue;
+                }
+            }
+            if lifecycle.is_stopping() && self.manager.is_empty() {
+                return;
+            }
+            let mail = self
+                .store
+                .take_inbox(&self.tenant, &handled, self.clock.line());
+            let mail = match mail.await {
+                Ok(mail) => mail,
+                // Health says what is wrong with the store; what is there stays there.
+                Err(error) => {
+                    debug!(
+                        error = in_full(&error),
+                        "the inbox could not be looked into"
+                    );
+                    continue;
+                }
+            };
+            handled.clear();
+            for Mail {
+                number,
+                agent_id,
+                letter,
+            } in mail
+            {
+                handled.push(number);
+                if let Letter::Probe { newcomer, asks } = letter {
+                    probing.push(self.probe(agent_id, newcomer, asks));
+                } else {
+                    self.deliver(agent_id, letter);
+                }
+            }
+            if !handled.is_empty() {
+                // There may be more than is taken at once, and what was done is to be deleted.
+                self.hurry.notify_one();
+            }
+        }
+    }
+
+    fn deliver(&self, agent_id: AgentId, letter: Letter) {
+        let manager = &self.manager;
+        match letter {
+            Letter::Look => {
+                manager.nudge(agent_id);
+            }
+            Letter::Cancel(command_id) => manager.cancel(agent_id, command_id),
+            Letter::Revoked => manager.revoked(agent_id),
+            Letter::Superseded { epoch } => manager.superseded(agent_id, epoch),
+            Letter::Drain => {
+                // A session that cannot take it is stuck, and ends by that.
+                let _ordered = manager.order(agent_id, Order::Drain(Duration::ZERO));
+            }
+            Letter::Answer { newcomer, alive } => self.prober.answered(newcomer, alive),
+            // Takes its time.
+            Letter::Probe { .. } => {}
+        }
+    }
+
+    async fn probe(&self, agent_id: AgentId, newcomer: SessionId, asks: InstanceId) -> Answer {
+        let probed = self.manager.probe(agent_id).await;
+        Answer {
+            agent_id,
+            newcomer,
+            asks,
+            alive: probed == Some(Probed::Alive),
+        }
+    }
+
+    async fn answer(&self, answer: Answer) {
+        let Answer {
+            agent_id,
+            newcomer,
+            asks,
+            alive,
+        } = answer;
+        let now = self.clock.line();
+        let answered = self
+            .store
+            .answer_probe(&self.tenant, agent_id, asks, newcomer, alive, now);
+        if let Err(error) = answered.await {
+            warn!(%agent_id, error = in_full(&error), "failed to answer another backend about a session");
+        }
+    }
+}

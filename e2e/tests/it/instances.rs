@@ -1,0 +1,347 @@
+//! Two backends on one database: whatever one of them is asked holds on the other, and losing one costs nothing.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use viworks_runtime::clock::{Clock as _, SystemClock};
+use viworks_testkit::binaries::Binaries;
+use viworks_testkit::deployment::{Deployment, PATIENCE, Start, run, text};
+use viworks_testkit::gateway::{AGAIN, ONCE, mark_starts, started};
+use viworks_testkit::postgres::{Database, Own};
+use viworks_testkit::process::{Process, eventually, finish};
+use viworks_testkit::proxy::Proxy;
+
+/// A command that is still there after any test.
+const LONG: &str = "test.long";
+
+/// Two backends and the way of gateways to one of them, which can be turned to the other.
+struct Site {
+    _own: Own,
+    database: Database,
+    one: Deployment,
+    other: Deployment,
+    way: Proxy,
+}
+
+impl Site {
+    async fn start(binaries: &'static Binaries) -> Option<Self> {
+        let own = Own::start()?;
+        own.server().make_empty("viworks");
+        let database = own.server().database("viworks");
+        let one = Deployment::on(binaries, database.clone());
+        let other = one.another("backend-2");
+        let way = Proxy::before("127.0.0.1:1").await.unwrap();
+        Some(Self {
+            _own: own,
+            database,
+            one,
+            other,
+            way,
+        })
+    }
+
+    async fn start_both(&mut self) {
+        self.one.start_backend(Start::default()).await;
+        self.other.start_backend(Start::default()).await;
+        self.way.forward_to(self.one.agents_address());
+    }
+
+    /// The folder of a gateway whose commands write down that they ran.
+    fn issue(&self, name: &str) -> std::path::PathBuf {
+        let folder = self.one.issue(name);
+        mark_starts(&folder);
+        let catalogue = format!(
+            "[[command]]\nname = \"{LONG}\"\ntitle = \"stays\"\nrisk = \"read\"\nidempotent = false\n\
+             argv = [\"/bin/sleep\", \"600\"]\ntimeout_ms = 900000\n"
+        );
+        let file = folder.join("commands.d/long.toml");
+        viworks_runtime::files::write_new(&file, catalogue.as_bytes(), 0o600).unwrap();
+        folder
+    }
+
+    /// Starts a gateway whose way can be turned.
+    fn gateway(&self, folder: &Path) -> Process {
+        let url = format!("wss://{}/agent/v1/connect", self.way.address());
+        let start = Start::default().with("VIWORKS__OUTBOUND__URL", url);
+        self.one.start_gateway(folder, start)
+    }
+
+    fn asks(&self, query: &str) -> String {
+        self.database.ask(query).unwrap()
+    }
+
+    /// Waits until the session of a gateway is with this backend.
+    async fn is_with(&self, backend: &Deployment, name: &str) -> Value {
+        let instance = std::fs::read_to_string(backend.state_folder().join("instance")).unwrap();
+        let query = format!("SELECT session_instance FROM gateways WHERE name = '{name}'");
+        eventually(&format!("{name} is with it"), PATIENCE, async || {
+            (self.asks(&query) == instance).then_some(())
+        })
+        .await;
+        self.other.online(name).await
+    }
+}
+
+fn epoch(gateway: &Value) -> u64 {
+    gateway["session"]["epoch"].as_u64().unwrap()
+}
+
+async fn running(backend: &Deployment, run: &str) {
+    eventually("the command runs", PATIENCE, async || {
+        (backend.commands(run).await[0]["state"] == "running").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_is_submitted_watched_and_cancelled_at_any_backend() {
+    let Some(mut site) = Site::start(Binaries::shipped()).await else {
+        return;
+    };
+    let (here, there) = (site.issue("gw-1"), site.issue("gw-2"));
+    site.start_both().await;
+    let _near = site.one.start_gateway(&here, Start::default());
+    let _far = site.other.start_gateway(&there, Start::default());
+    site.is_with(&site.one, "gw-1").await;
+    site.is_with(&site.other, "gw-2").await;
+    // Each backend sees both, and a run goes to whichever has the gateway.
+    let health = site.one.get("/v1/health").await.to_string();
+    assert!(health.contains("2 backends"), "{health}");
+    for number in 0..5 {
+        let begun = SystemClock.now();
+        let run = site.one.submit(ONCE, &format!("run-{number}")).await;
+        let finished = site.other.finished(&run).await;
+        assert_eq!(finished["counts"], json!({"succeeded": 2}), "{finished}");
+        let took = SystemClock.now().saturating_since(begun);
+        assert!(took < Duration::from_secs(3), "{took:?}");
+    }
+    assert_eq!(started(&here).len(), 5);
+    assert!(started(&there).values().all(|times| *times == 1));
+    let body = json!({"command": LONG, "targets": {"gateways": ["gw-2"]}});
+    let run = site.one.post("/v1/runs", &body).await;
+    let run = run["id"].as_str().unwrap().to_owned();
+    running(&site.one, &run).await;
+    let begun = SystemClock.now();
+    site.one
+        .post(&format!("/v1/runs/{run}/cancel"), &json!({}))
+        .await;
+    let finished = site.one.finished(&run).await;
+    assert_eq!(finished["counts"], json!({"cancelled": 1}), "{finished}");
+    let took = SystemClock.now().saturating_since(begun);
+    assert!(took < Duration::from_secs(2), "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_is_revoked_loses_its_session_at_whichever_backend() {
+    let Some(mut site) = Site::start(Binaries::shipped()).await else {
+        return;
+    };
+    let folder = site.issue("gw-1");
+    site.start_both().await;
+    let mut gateway = site.other.start_gateway(&folder, Start::default());
+    site.is_with(&site.other, "gw-1").await;
+    let begun = SystemClock.now();
+    let config = site.one.backend_config();
+    let arguments = ["gateway", "revoke", "gw-1", "--config", text(&config)];
+    run(&site.one.binaries().backend(), &arguments);
+    eventually("its session is closed", PATIENCE, async || {
+        gateway.log().contains("revoked").then_some(())
+    })
+    .await;
+    let took = SystemClock.now().saturating_since(begun);
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    gateway.kill();
+}
+
+/// Case 1 of the ten.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_dials_another_backend_takes_nothing_from_a_live_original() {
+    let Some(mut site) = Site::start(Binaries::shipped()).await else {
+        return;
+    };
+    let folder = site.issue("gw-1");
+    site.start_both().await;
+    let gateway = site.one.start_gateway(&folder, Start::default());
+    let before = site.is_with(&site.one, "gw-1").await;
+    // As a whole machine is copied; a running one's files come along as they are.
+    let copy = site.one.path().join("copy");
+    let copied = Command::new("cp")
+        .arg("-a")
+        .arg(&folder)
+        .arg(&copy)
+        .status();
+    assert!(copied.unwrap().success());
+    drop(std::fs::remove_file(copy.join("state/.lock")));
+    let stranger = Command::new("sed")
+        .args([
+            "-i",
+            &format!("s#{}#{}#g", folder.display(), copy.display()),
+        ])
+        .arg(copy.join("gateway.toml"))
+        .status();
+    assert!(stranger.unwrap().success());
+    let _copy = site.other.start_gateway(&copy, Start::default());
+    let fork = eventually("the copy is recorded", PATIENCE, async || {
+        let forks = site.other.get("/v1/gateways/gw-1/forks").await;
+        forks["items"].as_array()?.first().cloned()
+    })
+    .await;
+    assert_eq!(
+        fork["accepted"]["epoch"].as_u64(),
+        Some(epoch(&before)),
+        "{fork}"
+    );
+    // The original was told to come back, which moved it past the copy.
+    let after = eventually("the original is past the copy", PATIENCE, async || {
+        let now = site.one.online("gw-1").await;
+        (epoch(&now) > epoch(&before)).then_some(now)
+    })
+    .await;
+    site.is_with(&site.one, "gw-1").await;
+    let run = site.other.submit(ONCE, "after").await;
+    site.one.finished(&run).await;
+    assert_eq!(started(&folder).len(), 1, "{after}");
+    assert_eq!(started(&copy).len(), 0);
+    drop(gateway);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_that_is_killed_leaves_its_gateways_to_the_other() {
+    let Some(mut site) = Site::start(Binaries::shipped()).await else {
+        return;
+    };
+    let folder = site.issue("gw-1");
+    site.start_both().await;
+    let gateway = site.gateway(&folder);
+    site.is_with(&site.one, "gw-1").await;
+    let mut runs = vec![site.other.submit(AGAIN, "before").await];
+    site.other.finished(&runs[0]).await;
+    site.one.kill_backend();
+    runs.push(site.other.submit(AGAIN, "between").await);
+    site.way.forward_to(site.other.agents_address());
+    site.is_with(&site.other, "gw-1").await;
+    runs.push(site.other.submit(ONCE, "after").await);
+    for run in &runs {
+        let run = site.other.finished(run).await;
+        assert_eq!(run["counts"], json!({"succeeded": 1}), "{run}");
+    }
+    eventually("its lease is over", PATIENCE, async || {
+        (site.asks("SELECT count(*) FROM instances") == "1").then_some(())
+    })
+    .await;
+    // It comes back, and both are there again.
+    site.one.start_backend(Start::default()).await;
+    let back = site.one.submit(ONCE, "back").await;
+    site.one.finished(&back).await;
+    assert_eq!(site.asks("SELECT count(*) FROM instances"), "2");
+    drop(gateway);
+}
+
+/// Case 4 of the ten.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_that_stood_still_beyond_its_lease_goes_on_as_another_instance() {
+    let Some(mut site) = Site::start(Binaries::shipped()).await else {
+        return;
+    };
+    let (moved, stays) = (site.issue("gw-1"), site.issue("gw-2"));
+    site.start_both().await;
+    let gateway = site.gateway(&moved);
+    let _other = site.one.start_gateway(&stays, Start::default());
+    let before = site.is_with(&site.one, "gw-1").await;
+    site.is_with(&site.one, "gw-2").await;
+    let instance = site.one.state_folder().join("instance");
+    let was = std::fs::read_to_string(&instance).unwrap();
+    site.one.backend().signal(Signal::STOP);
+    site.way.forward_to(site.other.agents_address());
+    site.way.cut(1, 0);
+    let after = site.is_with(&site.other, "gw-1").await;
+    assert!(epoch(&after) > epoch(&before));
+    let ended = format!("SELECT count(*) FROM gateways WHERE session_instance = '{was}'");
+    eventually("its sessions are ended", PATIENCE, async || {
+        (site.asks(&ended) == "0").then_some(())
+    })
+    .await;
+    let run = site.other.submit(ONCE, "meanwhile").await;
+    site.one.backend().signal(Signal::CONT);
+    // The gateway that is still connected to it comes back by itself, and gets what waited.
+    let finished = site.one.finished(&run).await;
+    assert_eq!(finished["counts"], json!({"succeeded": 2}), "{finished}");
+    let is = std::fs::read_to_string(&instance).unwrap();
+    assert_ne!(is, was);
+    site.is_with(&site.one, "gw-2").await;
+    let now = site.other.online("gw-1").await;
+    assert_eq!(
+        epoch(&now),
+        epoch(&after),
+        "nothing was moved by the old epoch"
+    );
+    for folder in [&moved, &stays] {
+        assert!(started(folder).values().all(|times| *times == 1));
+    }
+    drop(gateway);
+    assert!(site.one.backend().stop(PATIENCE).await.success());
+    assert!(site.other.backend().stop(PATIENCE).await.success());
+    assert_eq!(site.asks("SELECT count(*) FROM instances"), "0");
+}
+
+/// Case 2 of the ten: the permit is committed, and nobody says GO.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_permit_that_was_committed_and_never_given_runs_nothing_twice() {
+    let Some(mut site) = Site::start(Binaries::with_fault_points()).await else {
+        return;
+    };
+    let folder = site.issue("gw-1");
+    site.start_both().await;
+    let mut gateway = site.gateway(&folder);
+    site.is_with(&site.one, "gw-1").await;
+    for (round, restarts) in [(0, false), (1, true)] {
+        assert!(site.one.backend().stop(PATIENCE).await.success());
+        let dying = Start::default().dying_at("release.committed.before_go");
+        site.one.start_backend(dying).await;
+        site.way.forward_to(site.one.agents_address());
+        site.way.cut(1, 0);
+        site.is_with(&site.one, "gw-1").await;
+        let run = site.other.submit(ONCE, &format!("round-{round}")).await;
+        site.one.backend().wait(PATIENCE).await;
+        if restarts {
+            gateway.kill();
+            gateway = site.gateway(&folder);
+        }
+        site.way.forward_to(site.other.agents_address());
+        let finished = site.other.finished(&run).await;
+        let command = site.other.commands(&run).await.remove(0);
+        let ran = started(&folder)
+            .get(command["id"].as_str().unwrap())
+            .copied();
+        match command["state"].as_str().unwrap() {
+            "succeeded" => assert_eq!(ran, Some(1), "{finished}"),
+            "indeterminate" => assert!(ran.is_none_or(|times| times == 1), "{finished}"),
+            other => panic!("{other}: {finished}"),
+        }
+        site.is_with(&site.other, "gw-1").await;
+        site.one.start_backend(Start::default()).await;
+    }
+    drop(gateway);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_embedded_database_has_one_backend() {
+    let mut system = Deployment::new(Binaries::shipped());
+    system.start_backend(Start::default()).await;
+    let mut second = Command::new(system.binaries().backend());
+    second
+        .args(["serve", "--config"])
+        .arg(system.backend_config());
+    second
+        .env("VIWORKS__API__LISTEN", "127.0.0.1:0")
+        .env("VIWORKS__AGENTS__LISTEN", "127.0.0.1:0");
+    let refused = finish(second, PATIENCE).await;
+    assert!(
+        refused.code.is_some_and(|code| code != 0)
+            && refused.stderr.contains("is in use by process"),
+        "{refused:#?}"
+    );
+}
