@@ -12,7 +12,7 @@ use viworks_common::id::{InstanceId, Tenant};
 use viworks_common::ledger::lease::Backoff;
 use viworks_common::limits::DRAIN_TIME;
 use viworks_common::pin::PinSet;
-use viworks_runtime::clock::{Clock, SystemClock, Timeline, boot_id};
+use viworks_runtime::clock::{Clock, SystemClock, Timeline};
 use viworks_runtime::conditions::Conditions;
 use viworks_runtime::config::Source;
 use viworks_runtime::exit::ExitCode;
@@ -38,7 +38,7 @@ use crate::command::{Commands, Parts as CommandParts};
 use crate::config::{Config, QueueConfig};
 use crate::data::postgres::{self, AddressError, PostgresStore, Role};
 use crate::data::sqlite::SqliteStore;
-use crate::data::{self, GatewayFilter, Page, Store, StoreError};
+use crate::data::{self, GatewayFilter, Page, Store, StoreError, line};
 use crate::earlier;
 use crate::inbound::heartbeats::Heartbeats;
 use crate::inbound::judge::Judge;
@@ -237,12 +237,10 @@ impl App {
         let store = open(config, Role::Backend).await?;
         let earlier = earlier::instance(&config.data.state_folder);
         note_instance(&config.data.state_folder, *store.instance().borrow());
-        let clock = Arc::new(timeline(&*store, clock).await?);
+        let clock = Arc::new(line::begin(&*store, clock).await?);
         // Stored before anything is read from it: a process that dies at once is continued all the same.
-        let anchor = clock.next_anchor();
-        match store.anchor_time_line(&anchor).await {
-            Ok(()) => clock.adopt(&anchor),
-            Err(error) => warn!(%error, "failed to store the time line; a job tries again"),
+        if let Err(error) = line::keep(&*store, &clock).await {
+            warn!(%error, "failed to store the time line; a job tries again");
         }
         let shared = Shared::new(config, Arc::clone(&store), clock);
         let now = shared.clock.line();
@@ -293,7 +291,7 @@ impl App {
     /// Closes the store. Call it when the lifecycle has shut down.
     pub async fn close(self) {
         // The next process may follow after a boot: the less it does not know of, the better.
-        if let Err(error) = self.store.anchor_time_line(&self.clock.next_anchor()).await {
+        if let Err(error) = line::keep(&*self.store, &self.clock).await {
             warn!(%error, "failed to store the time line at the end; the next process takes it up from a moment before");
         }
         self.store.close().await;
@@ -528,15 +526,6 @@ fn note_instance(state_folder: &Path, instance: Option<InstanceId>) {
     {
         warn!(%error, "{}", earlier::NOT_NOTED);
     }
-}
-
-/// Takes up the time line that `store` keeps.
-///
-/// # Errors
-/// As the store's.
-pub async fn timeline(store: &dyn Store, clock: Arc<dyn Clock>) -> Result<Timeline, StoreError> {
-    let stored = store.time_line().await?;
-    Ok(Timeline::resume(clock, boot_id(), stored.as_ref()))
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {

@@ -13,6 +13,7 @@
 
 mod intents;
 pub mod ledger;
+pub mod line;
 pub mod model;
 pub mod moving;
 pub mod postgres;
@@ -34,6 +35,7 @@ use viworks_common::id::{
 use viworks_common::telemetry::Position;
 use viworks_common::time::Timestamp;
 use viworks_common::timeline::Anchored;
+use viworks_common::timeline::shared::Point;
 
 pub use intents::SqlStore;
 pub use intents::link::{Engine, Urgency};
@@ -596,10 +598,16 @@ pub trait Store: Send + Sync {
         most: usize,
         now: Timestamp,
     ) -> StoreResult<PurgedTelemetry>;
-    /// The anchor of the time line as it was stored last.
-    async fn time_line(&self) -> StoreResult<Option<Anchored>>;
-    /// Stores the anchor of the time line; what is audited from here on is in the wall time that it knows of.
-    async fn anchor_time_line(&self, anchored: &Anchored) -> StoreResult<()>;
+    /// The time line as it was stored last, with what the clock of a server shows.
+    async fn time_line(&self) -> StoreResult<StoredLine>;
+    /// Stores the anchor of the time line; what is audited from here on is in the wall time that it knows of. On a
+    /// server, together with the point that follows the one that was read: `false`, and nothing is stored, when another
+    /// process has stored one since.
+    async fn anchor_time_line(
+        &self,
+        anchored: &Anchored,
+        point: Option<&Point>,
+    ) -> StoreResult<bool>;
     /// Whether the store works, by reading and by committing something.
     async fn health(&self) -> StoreResult<StoreHealth>;
     /// Finishes what is under way and closes; everything after this is [`StoreError::Unavailable`].

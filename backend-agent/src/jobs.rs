@@ -17,6 +17,7 @@ use crate::agent::manager::Manager;
 use crate::command::bus::{CommandChange, RunBus};
 use crate::command::dispatch::Dispatcher;
 use crate::config::JobsConfig;
+use crate::data::line::{self, Kept};
 use crate::data::{GatewayFilter, Page, Settled, Store, StoreResult, in_full};
 use crate::inbound::heartbeats::Heartbeats;
 use crate::metrics::BackendMetrics;
@@ -45,6 +46,12 @@ const CLOCK: &str = "clock";
 const CLOCK_FIX: &str = "nothing starts early or late because of it; until the line has come to the wall clock, 43 s in a \
                          day or all at once when the machine starts again, times of runs are shown as much off, and the \
                          audit log is in wall time; if the clock is wrong now, correct it";
+
+/// The same of clocks beside a server's.
+const SHARED_CLOCK_FIX: &str = "nothing starts early or late because of it: backends go by one time line, which leans towards \
+                                the database server's clock, 43 s in a day at most; until it is there, times of runs are \
+                                shown as much off, and the audit log is in the server's time; if a clock is wrong now, \
+                                correct it";
 
 /// What the jobs work with.
 pub struct Jobs {
@@ -190,23 +197,19 @@ impl Jobs {
     /// Lets the time line lean towards the wall clock, and says when the two are apart: then somebody has set the
     /// clock.
     async fn renew_time_line(&self) -> StoreResult<()> {
-        let next = self.clock.next_anchor();
-        let apart = next.anchor.apart();
-        let seconds = next.anchor.wall_ahead / 1_000_000;
-        self.metrics.clock_apart.set(seconds);
-        if apart > APART_MAX {
-            let cause = format!(
-                "the wall clock was set: it is {} s {} the time line that deadlines and times of runs are on",
-                seconds.unsigned_abs(),
-                if seconds < 0 { "behind" } else { "ahead of" },
-            );
-            self.conditions
-                .raise(CLOCK, Severity::Warn, &cause, CLOCK_FIX);
-        } else {
-            self.conditions.clear(CLOCK);
+        let kept = line::keep(&*self.store, &self.clock).await?;
+        self.metrics.clock_apart.set(kept.wall_ahead / 1_000_000);
+        match (what_is_apart(&kept), kept.server_ahead) {
+            (None, _) => self.conditions.clear(CLOCK),
+            (Some(cause), None) => {
+                self.conditions
+                    .raise(CLOCK, Severity::Warn, &cause, CLOCK_FIX);
+            }
+            (Some(cause), Some(_)) => {
+                self.conditions
+                    .raise(CLOCK, Severity::Warn, &cause, SHARED_CLOCK_FIX);
+            }
         }
-        self.store.anchor_time_line(&next).await?;
-        self.clock.adopt(&next);
         Ok(())
     }
 
@@ -366,4 +369,32 @@ impl Jobs {
                 .command_changed(settled.run_id, change, settled.run_finished);
         }
     }
+}
+
+/// What somebody should know about the clocks that the time line goes by.
+fn what_is_apart(kept: &Kept) -> Option<String> {
+    let apart = |micros: i64| {
+        let side = if micros < 0 { "behind" } else { "ahead of" };
+        let far = Duration::from_micros(micros.unsigned_abs());
+        (far > APART_MAX).then(|| format!("{} s {side}", far.as_secs()))
+    };
+    let line = "the time line that deadlines and times of runs are on";
+    if let Some(error) = kept.blurred {
+        return Some(format!(
+            "the database server answers so slowly that its clock can only be read to {} ms: {line} goes on by this machine's",
+            error.as_millis()
+        ));
+    }
+    if let Some(off) = kept.server_ahead.and_then(apart) {
+        return Some(format!(
+            "the clock of the database server was set: it is {off} {line}"
+        ));
+    }
+    let off = apart(kept.wall_ahead)?;
+    Some(match kept.server_ahead {
+        Some(_) => format!(
+            "the wall clock of this machine is {off} {line}, which goes by the database server's"
+        ),
+        None => format!("the wall clock was set: it is {off} {line}"),
+    })
 }

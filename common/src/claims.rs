@@ -240,9 +240,9 @@ impl<R: Rulebook> Claims<R> {
         }
     }
 
-    /// What asking the process of the backend that holds a session brought. `answered` is what that process says of the
-    /// session's gateway, `None` when it said nothing in time; `owner_lives` is whether its lease ran even then. What is
-    /// not known is never taken for silence: only the owner's word, or its end, lets a newcomer in.
+    /// What asking the process of the backend that holds a session brought. `answered` is what that process says of
+    /// the session's gateway, `None` when it said nothing in time; `owner_lives` is whether its lease ran even then.
+    /// What is not known is never taken for silence: only the owner's word, or its end, lets a newcomer in.
     #[must_use]
     pub const fn heard(&self, answered: Option<bool>, owner_lives: bool) -> Probed {
         match (answered, owner_lives) {

@@ -3,13 +3,16 @@
 //! It begins at the wall clock once and is advanced by a monotonic clock that counts suspension. When somebody sets the
 //! wall clock, the line goes on as if nothing had happened, and then leans towards it so slowly that no span measured
 //! on it is wrong by more than [`SLEW_PER_MILLION`] millionths. An [`Anchor`] says all there is to know about it, so
-//! that a later process of the same boot continues it exactly.
+//! that a later process of the same boot continues it exactly. Processes on several machines follow the clock of a
+//! server that they [share](shared).
 
 use std::time::Duration;
 
 use crate::id::BootId;
 use crate::rules::{Complete, Rule, Rulebook};
 use crate::time::{Monotonic, Timestamp};
+
+pub mod shared;
 
 /// How much slower or faster than real time the line may run while it leans towards the wall clock: 43 s in a day.
 pub const SLEW_PER_MILLION: i64 = 500;
@@ -59,10 +62,8 @@ impl Anchor {
     pub fn read(&self, now: Monotonic) -> Timestamp {
         let elapsed = now.saturating_since(self.at).as_micros();
         let elapsed = i64::try_from(elapsed).unwrap_or(i64::MAX);
-        let most = elapsed / (1_000_000 / SLEW_PER_MILLION);
-        let lean = self.wall_ahead.clamp(-most, most);
         let micros = self.reads.unix_micros().saturating_add(elapsed);
-        Timestamp::from_unix_micros(micros.saturating_add(lean))
+        Timestamp::from_unix_micros(micros.saturating_add(lean(self.wall_ahead, elapsed)))
     }
 
     /// The same line, anchored at `now`: from here on it leans towards what the wall clock says by now.
@@ -93,6 +94,21 @@ impl Anchor {
     }
 }
 
+/// How far a line has come towards a clock that is `ahead` of it, in so many microseconds.
+fn lean(ahead: i64, elapsed: i64) -> i64 {
+    let most = elapsed.max(0) / (1_000_000 / SLEW_PER_MILLION);
+    ahead.clamp(-most, most)
+}
+
+impl Anchored {
+    /// The line as a process of this boot goes on with it, when this is of the same one.
+    #[must_use]
+    pub(crate) fn of_boot(&self, boot_id: Option<BootId>, now: Monotonic) -> Option<Anchor> {
+        // A clock that was reset within a boot, as in a container that was moved, counts from another origin.
+        (Some(self.boot_id) == boot_id && self.anchor.at <= now).then_some(self.anchor)
+    }
+}
+
 /// Where a process takes the line up: exactly where it is when the machine has not been started since, and otherwise at
 /// the wall clock, though never before what was read from it: nobody knows how long the machine was off.
 #[must_use]
@@ -102,15 +118,13 @@ pub fn resume(
     wall: Timestamp,
     now: Monotonic,
 ) -> Anchor {
-    match stored {
-        None => Anchor::begin(wall, now),
-        // A clock that was reset within a boot, as in a container that was moved, counts from another origin.
-        Some(known) if Some(known.boot_id) == boot_id && known.anchor.at <= now => known.anchor,
-        Some(known) => {
-            let last = known.anchor.reads.saturating_add(UNSEEN);
-            Anchor::begin(last.max(wall), now).renew(wall, now)
-        }
-    }
+    let Some(known) = stored else {
+        return Anchor::begin(wall, now);
+    };
+    known.of_boot(boot_id, now).unwrap_or_else(|| {
+        let last = known.anchor.reads.saturating_add(UNSEEN);
+        Anchor::begin(last.max(wall), now).renew(wall, now)
+    })
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::time::{ClockId, clock_gettime};
 use viworks_common::id::BootId;
 use viworks_common::time::{Monotonic, Timestamp};
+use viworks_common::timeline::shared::{Followed, Look, Stored, follow};
 use viworks_common::timeline::{APART_MAX, Anchor, Anchored, resume};
 
 /// Where the kernel says which boot this is.
@@ -91,6 +92,23 @@ impl Timeline {
         stored: Option<&Anchored>,
     ) -> Self {
         let anchor = resume(stored, boot_id, clock.wall(), clock.now());
+        Self::at(clock, boot_id, anchor)
+    }
+
+    /// Takes up the line that several processes share, after a look at the clock of their server.
+    #[must_use]
+    pub fn join(
+        clock: Arc<dyn Clock>,
+        boot_id: Option<BootId>,
+        stored: &Stored,
+        look: &Look,
+    ) -> Self {
+        let own = stored.own(boot_id, look);
+        let followed = follow(own.as_ref(), stored, look);
+        Self::at(clock, boot_id, followed.anchor)
+    }
+
+    fn at(clock: Arc<dyn Clock>, boot_id: Option<BootId>, anchor: Anchor) -> Self {
         Self {
             clock,
             boot_id,
@@ -139,7 +157,19 @@ impl Timeline {
     /// another one has gone beyond.
     #[must_use]
     pub fn next_anchor(&self) -> Anchored {
-        let anchor = self.anchor().renew(self.clock.wall(), self.clock.now());
+        self.anchored(self.anchor().renew(self.clock.wall(), self.clock.now()))
+    }
+
+    /// Where a line that is shared goes on after a look at the server's clock. What is to be stored is stored first,
+    /// and then the anchor is adopted.
+    #[must_use]
+    pub fn follow(&self, stored: &Stored, look: &Look) -> Followed {
+        follow(Some(&self.anchor()), stored, look)
+    }
+
+    /// An anchor of this line with the boot that it belongs to.
+    #[must_use]
+    pub fn anchored(&self, anchor: Anchor) -> Anchored {
         Anchored {
             // No boot has this id: what is stored under it is only ever a lower bound.
             boot_id: self.boot_id.unwrap_or(BootId::from_uuid(uuid::Uuid::nil())),
@@ -147,7 +177,7 @@ impl Timeline {
         }
     }
 
-    /// Goes on from an anchor of [`Timeline::next_anchor`] that is stored by now.
+    /// Goes on from an anchor that is stored by now.
     pub fn adopt(&self, stored: &Anchored) {
         *self.anchor.write().unwrap_or_else(PoisonError::into_inner) = stored.anchor;
     }
@@ -258,6 +288,38 @@ mod tests {
         let again = Timeline::resume(Arc::clone(&clock) as Arc<dyn Clock>, boot, Some(&stored));
         assert_eq!(again.line(), before);
         assert_eq!(again.wall().unix_micros(), 0);
+    }
+
+    #[test]
+    fn a_shared_line_goes_by_the_server_s_clock_and_never_runs_back() {
+        let clock = Arc::new(ByHand::default());
+        // An hour ahead of the server's, which does not matter.
+        clock.wall.store(3_601_000_000, Ordering::Relaxed);
+        let look = |now: u64, shows| Look {
+            sent: Monotonic::from_duration(Duration::from_micros(now)),
+            came: Monotonic::from_duration(Duration::from_micros(now)),
+            shows: Timestamp::from_unix_micros(shows),
+        };
+        let mut stored = Stored::default();
+        let own = Arc::clone(&clock) as Arc<dyn Clock>;
+        let line = Timeline::join(own, boot_id(), &stored, &look(0, 1_000_000));
+        assert_eq!(line.line().unix_micros(), 1_000_000);
+        assert!(line.is_apart());
+        stored.point = line.follow(&stored, &look(0, 1_000_000)).next;
+        clock.now.store(5_000_000, Ordering::Relaxed);
+        assert_eq!(line.line().unix_micros(), 6_000_000);
+        // A look that finds it 100 ms ahead: it stands still until that has passed.
+        let followed = line.follow(&stored, &look(5_000_000, 5_900_000));
+        stored.point = followed.next;
+        line.adopt(&line.anchored(followed.anchor));
+        assert_eq!(line.line().unix_micros(), 6_000_000);
+        clock.now.store(5_200_000, Ordering::Relaxed);
+        assert_eq!(line.line().unix_micros(), 6_100_000);
+        // Another process of this boot goes on where it would, though the server's clock was set meanwhile.
+        stored.anchored = Some(line.anchored(followed.anchor));
+        let own = Arc::clone(&clock) as Arc<dyn Clock>;
+        let again = Timeline::join(own, boot_id(), &stored, &look(5_200_000, 0));
+        assert_eq!(again.line(), line.line());
     }
 
     #[tokio::test(start_paused = true)]

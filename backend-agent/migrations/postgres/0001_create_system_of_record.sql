@@ -434,6 +434,14 @@ CREATE TABLE time_line (
     wall_ahead bigint NOT NULL
 );
 
+-- The time line of all backends: what it reads when the clock of this server shows something.
+CREATE TABLE server_time (
+    one    bigint NOT NULL PRIMARY KEY CHECK (one = 1),
+    number bigint NOT NULL,
+    shows  bigint NOT NULL,
+    reads  bigint NOT NULL
+);
+
 -- One row that the health check writes, so that "healthy" means that a commit went through.
 CREATE TABLE heartbeat (
     tenant text   COLLATE "C" NOT NULL PRIMARY KEY,

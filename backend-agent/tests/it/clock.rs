@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use uuid::Uuid;
-use viworks_backend_agent::app::timeline;
+use viworks_backend_agent::data::line::take_up;
 use viworks_backend_agent::data::{
     Actor, NewCommand, NewRun, Page, QueueLimits, Store, TelemetryQuery,
 };
@@ -27,18 +27,18 @@ const HOUR: i64 = 3_600;
 
 /// The system's clocks, set by hand: time that passes moves both, and setting the wall clock moves one.
 #[derive(Default)]
-struct Stepped {
+pub(crate) struct Stepped {
     passed_micros: AtomicU64,
     set_micros: AtomicI64,
 }
 
 impl Stepped {
-    fn pass(&self, seconds: u64) {
+    pub(crate) fn pass(&self, seconds: u64) {
         self.passed_micros
             .fetch_add(seconds * 1_000_000, Ordering::Relaxed);
     }
 
-    fn set(&self, seconds: i64) {
+    pub(crate) fn set(&self, seconds: i64) {
         self.set_micros
             .fetch_add(seconds * 1_000_000, Ordering::Relaxed);
     }
@@ -64,7 +64,7 @@ async fn submit(
     (agent_id, number): (AgentId, u128),
     seconds: u64,
 ) -> CommandId {
-    let line = timeline(&backend.store, Arc::<Stepped>::clone(clock)).await;
+    let line = take_up(&backend.store, Arc::<Stepped>::clone(clock)).await;
     let now = line.unwrap().line();
     let command_id = CommandId::from_uuid(Uuid::from_u128(100 + number));
     let run = NewRun {
@@ -250,7 +250,7 @@ async fn the_audit_log_is_in_wall_time() {
     // Its start stores what the wall clock says by now.
     let backend = Backend::start_on(folder, Arc::<Stepped>::clone(&clock)).await;
     let material = backend.join("gw-1").await;
-    let line = timeline(&backend.store, Arc::<Stepped>::clone(&clock)).await;
+    let line = take_up(&backend.store, Arc::<Stepped>::clone(&clock)).await;
     let now = line.unwrap().line();
     let tenant = Tenant::default_tenant();
     submit(&backend, &clock, (material.identity.agent_id, 1), 600).await;

@@ -13,6 +13,7 @@ mod retention;
 mod runs;
 mod sessions;
 mod telemetry;
+mod time;
 
 use std::sync::Arc;
 

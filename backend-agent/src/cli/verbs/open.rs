@@ -9,8 +9,9 @@ use viworks_runtime::config::{Environment, Problems, environment};
 use viworks_runtime::files;
 
 use super::super::flags::ConfigFlag;
-use crate::app::{self, StartError, timeline};
+use crate::app::{self, StartError};
 use crate::config::Config;
+use crate::data::line::take_up;
 use crate::data::postgres::Role;
 use crate::data::{Actor, Store, StoreError};
 use crate::setup::Setup;
@@ -45,7 +46,7 @@ pub(super) async fn open(config: &Config) -> Result<Arc<dyn Store>, StartError> 
 
 /// What the time line of the store reads; a running backend is on the same.
 pub(super) async fn line(store: &dyn Store) -> Result<Timestamp, StoreError> {
-    Ok(timeline(store, Arc::new(SystemClock)).await?.line())
+    Ok(take_up(store, Arc::new(SystemClock)).await?.line())
 }
 
 /// Who is at the keyboard, for the audit log.

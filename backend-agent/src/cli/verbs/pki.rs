@@ -8,8 +8,8 @@ use viworks_runtime::clock::{Clock, SystemClock};
 use super::super::flags::{PkiCommand, days};
 use super::super::views::{print, say};
 use super::open::{actor, load, open};
-use crate::app::timeline;
 use crate::config::Config;
+use crate::data::line::take_up;
 use crate::listening;
 use crate::pki::PkiError;
 use crate::pki::init::{InitRequest, init};
@@ -120,7 +120,7 @@ async fn issue_gateway(
     let store = open(config).await?;
     let tenant = Tenant::default_tenant();
     let name = request.name.clone();
-    let clock = timeline(&*store, Arc::new(SystemClock)).await?;
+    let clock = take_up(&*store, Arc::new(SystemClock)).await?;
     let issued = issue(
         &*store,
         &tenant,

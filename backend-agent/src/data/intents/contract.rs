@@ -16,6 +16,7 @@ use viworks_common::id::{
 use viworks_common::telemetry::Position;
 use viworks_common::time::Timestamp;
 use viworks_common::timeline::Anchored;
+use viworks_common::timeline::shared::Point;
 use viworks_runtime::fault;
 
 use super::link::{Engine, Urgency};
@@ -35,9 +36,9 @@ use crate::data::{
     Neighbour, NewApiKey, NewAuditRecord, NewCertificate, NewGateway, NewRun, Orphan, OrphanCursor,
     Owner, Page, Purged, PurgedTelemetry, RefusalCursor, Rejected, Revoked, Run, SessionRecord,
     SessionTouch, Settled, SkippedGateway, StepCursor, StepQuery, Stepped, Store, StoreHealth,
-    StoreResult, StoredCatalogue, StoredGap, StoredRecord, StoredRefusal, StreamSummary,
-    Submission, Target, TargetSelection, TelemetryCursor, TelemetryOutcome, TelemetryQuery,
-    TelemetryWrite,
+    StoreResult, StoredCatalogue, StoredGap, StoredLine, StoredRecord, StoredRefusal,
+    StreamSummary, Submission, Target, TargetSelection, TelemetryCursor, TelemetryOutcome,
+    TelemetryQuery, TelemetryWrite,
 };
 
 #[async_trait]
@@ -766,14 +767,18 @@ impl<E: Engine> Store for SqlStore<E> {
         self.engine.write(tenant, Urgency::Bulk, purge).await
     }
 
-    async fn time_line(&self) -> StoreResult<Option<Anchored>> {
+    async fn time_line(&self) -> StoreResult<StoredLine> {
         let tenant = Tenant::default_tenant();
         self.engine.read(&tenant, timeline::load).await
     }
 
-    async fn anchor_time_line(&self, anchored: &Anchored) -> StoreResult<()> {
-        let (tenant, anchored) = (Tenant::default_tenant(), *anchored);
-        let save = move |view: &View<'_>| timeline::save(view, &anchored);
+    async fn anchor_time_line(
+        &self,
+        anchored: &Anchored,
+        point: Option<&Point>,
+    ) -> StoreResult<bool> {
+        let (tenant, anchored, point) = (Tenant::default_tenant(), *anchored, point.copied());
+        let save = move |view: &View<'_>| timeline::save(view, &anchored, point.as_ref());
         self.engine.write(&tenant, Urgency::Prompt, save).await
     }
 

@@ -174,6 +174,7 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("telemetry::steps::SUMS", telemetry::steps::SUMS),
         one("timeline::LOAD", timeline::LOAD),
         one("timeline::SAVE", timeline::SAVE),
+        one("timeline::SAVE_POINT", timeline::SAVE_POINT),
         one("tx::BEGIN_COUNT", tx::BEGIN_COUNT),
         one("tx::COUNT_OPEN", tx::COUNT_OPEN),
         one("upkeep::BEAT", upkeep::BEAT),

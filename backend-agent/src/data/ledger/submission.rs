@@ -9,6 +9,7 @@ use viworks_common::id::AgentId;
 use viworks_common::ledger::Command;
 use viworks_common::ledger::submit::{self, Bounds, Counters, Refusal};
 use viworks_common::time::Timestamp;
+use viworks_common::timeline::shared::TOGETHER;
 
 use crate::data::{LeasedCommand, NewCommand, NewRun, Run, Skip, StoreError};
 
@@ -104,7 +105,7 @@ pub fn run(new: &NewRun, now: Timestamp, states: BTreeMap<CommandState, u64>, sk
 
 /// One of its commands before anything has happened to it.
 #[must_use]
-pub const fn command(new: &NewRun, target: &NewCommand, now: Timestamp) -> Command {
+pub fn command(new: &NewRun, target: &NewCommand, now: Timestamp) -> Command {
     Command {
         command_id: target.command_id,
         run_id: new.run_id,
@@ -112,7 +113,8 @@ pub const fn command(new: &NewRun, target: &NewCommand, now: Timestamp) -> Comma
         state: CommandState::Queued,
         idempotent: target.idempotent,
         attempt: 0,
-        available_at: now,
+        // For every process at once, also for one whose reading of the line is a moment behind.
+        available_at: now.saturating_sub(TOGETHER.saturating_mul(2)),
         deadline: new.deadline,
         timeout: Duration::from_millis(target.timeout_ms),
         released_to: None,

@@ -7,6 +7,7 @@ pub use viworks_common::ledger::telemetry::{Commit as TelemetryCommit, Limits as
 use viworks_common::telemetry::steps::{Aggregate, Range, Step};
 use viworks_common::telemetry::{Batch, Fields, Gap, MalformedBatch, RecordRefusal, TimeSource};
 use viworks_common::time::Timestamp;
+use viworks_common::timeline::shared::Stored;
 
 use super::{Actor, Listing};
 
@@ -296,6 +297,15 @@ pub struct PurgedTelemetry {
     pub after: Option<AgentId>,
     /// Whether there is more to do.
     pub more: bool,
+}
+
+/// What is stored of the time line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StoredLine {
+    /// Where it was last.
+    pub line: Stored,
+    /// What the clock of the server shows, where several processes share one.
+    pub server: Option<Timestamp>,
 }
 
 /// Whether the store works.

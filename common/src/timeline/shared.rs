@@ -1,0 +1,231 @@
+//! The time line of several processes on several machines: the clock of the server that they share, with an offset
+//! that takes back whatever somebody sets that clock by.
+//!
+//! The stored [`Point`] says what the line reads when the server's clock shows something. Each process looks at that
+//! clock now and then, and goes on by its own monotonic clock in between. Where the two disagree by more than a look
+//! can be wrong, somebody has set the server's clock, and whoever sees it first stores a new point at which the line
+//! goes on as if nothing had happened. Or its own clock stood still, as that of a suspended virtual machine does: then
+//! others have stored a point that lies beyond what it thought the time was, and it takes that. So the line is as far
+//! as the process that is furthest, and it never runs backwards.
+
+use std::time::Duration;
+
+use super::{Anchor, Anchored, RENEWED_EVERY, SLEW_PER_MILLION, UNSEEN, lean};
+use crate::id::BootId;
+use crate::time::{Monotonic, Timestamp};
+
+/// By how much a look at the server's clock may be wrong to be of use. What two processes read at the same moment is
+/// twice this apart at most, and what the server's clock is set by is noticed from here on.
+pub const TOGETHER: Duration = Duration::from_millis(250);
+
+/// How old a point is, by the server's clock, when it is stored anew.
+const STALE: Duration = Duration::from_millis(2_500);
+
+/// How old a point may be, by the server's clock, when those who store it are there and the clock was not set.
+const FRESH: Duration = Duration::from_secs(15);
+
+/// A look at the server's clock, by the monotonic clock of whoever looked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Look {
+    /// When the question was sent.
+    pub sent: Monotonic,
+    /// When the answer was there.
+    pub came: Monotonic,
+    /// What the clock showed in between.
+    pub shows: Timestamp,
+}
+
+impl Look {
+    /// When the clock showed it: the middle, from where it cannot be further than [`Look::error`].
+    #[must_use]
+    pub fn at(&self) -> Monotonic {
+        self.sent.saturating_add(self.error())
+    }
+
+    /// By how much the moment may be wrong, either way.
+    #[must_use]
+    pub fn error(&self) -> Duration {
+        self.came.saturating_since(self.sent) / 2
+    }
+
+    /// Whether it says enough to go by.
+    #[must_use]
+    pub fn is_sharp(&self) -> bool {
+        self.error() <= TOGETHER
+    }
+}
+
+/// A point of the common line, as it is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Point {
+    /// Counts up with each that is stored, so that of two who store the next one of them looks again.
+    pub number: u64,
+    /// What the server's clock showed.
+    pub shows: Timestamp,
+    /// What the line read there.
+    pub reads: Timestamp,
+}
+
+impl Point {
+    /// What the line reads when the server's clock shows `shows`, as long as nobody sets that: it leans towards it.
+    #[must_use]
+    pub fn read(&self, shows: Timestamp) -> Timestamp {
+        let passed = micros_between(self.shows, shows);
+        let ahead = micros_between(self.reads, self.shows);
+        let micros = self.reads.unix_micros().saturating_add(passed);
+        Timestamp::from_unix_micros(micros.saturating_add(lean(ahead, passed)))
+    }
+
+    /// Whether it was stored a moment ago by the server's clock.
+    fn is_fresh(&self, shows: Timestamp) -> bool {
+        let age = micros_between(self.shows, shows);
+        u64::try_from(age).is_ok_and(|age| Duration::from_micros(age) <= FRESH)
+    }
+
+    const fn next(&self, shows: Timestamp, reads: Timestamp) -> Self {
+        Self {
+            number: self.number.saturating_add(1),
+            shows,
+            reads,
+        }
+    }
+}
+
+/// What is stored of a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stored {
+    /// The anchor that was stored last, by whichever process.
+    pub anchored: Option<Anchored>,
+    /// The point that was stored last, where processes share a server.
+    pub point: Option<Point>,
+}
+
+impl Stored {
+    /// The line as a process of this boot goes on with it, where one of the same boot stored it last.
+    #[must_use]
+    pub fn own(&self, boot_id: Option<BootId>, look: &Look) -> Option<Anchor> {
+        self.anchored?.of_boot(boot_id, look.at())
+    }
+}
+
+/// What a look brought to light.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Course {
+    /// The line is where it was expected.
+    Steady,
+    /// Nobody knew the line; it begins, or goes on somewhere beyond all that was read from it.
+    Begun,
+    /// Somebody set the server's clock by so many microseconds; the line goes on as if not.
+    ServerSet(i64),
+    /// The monotonic clock of this process stood still for so long, while others went on.
+    StoodStill(Duration),
+}
+
+/// Where the line goes on after a look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Followed {
+    /// By the monotonic clock of the process that looked; what it leans to is the server's clock.
+    pub anchor: Anchor,
+    /// What the look brought to light.
+    pub course: Course,
+    /// To be stored before the anchor is used, unless somebody else has stored a point meanwhile: then look again.
+    pub next: Option<Point>,
+}
+
+/// Whether a process that does not know the line should wait for [`RENEWED_EVERY`] and look again: the server's clock
+/// may just have been set, and those who know have not seen it yet.
+#[must_use]
+pub fn is_doubtful(boot_id: Option<BootId>, stored: &Stored, look: &Look) -> bool {
+    stored.own(boot_id, look).is_none()
+        && stored
+            .point
+            .is_some_and(|point| !point.is_fresh(look.shows))
+}
+
+/// Where the line goes on after a look. `own` is the line as this process knows it, if it does.
+#[must_use]
+pub fn follow(own: Option<&Anchor>, stored: &Stored, look: &Look) -> Followed {
+    let own = own.map(|own| (own.read(look.at()), tolerance(own, look)));
+    let shows = look.shows;
+    let (reads, course, next) = match (own, stored.point) {
+        (None, None) => {
+            let read = stored.anchored.map(|it| it.anchor.reads);
+            let beyond = read.map_or(shows, |read| read.saturating_add(UNSEEN));
+            (beyond.max(shows), Course::Begun, None)
+        }
+        (None, Some(point)) if shows < point.shows => {
+            let beyond = point.reads.saturating_add(UNSEEN);
+            (beyond, Course::Begun, Some(point.next(shows, beyond)))
+        }
+        (None, Some(point)) => (point.read(shows), Course::Steady, renewed(&point, shows)),
+        // The database was moved to the server, or nobody has looked at its clock yet.
+        (Some((own, _)), None) => (own, Course::Steady, None),
+        (Some((own, tolerance)), Some(point)) => beside(own, tolerance, &point, look),
+    };
+    let first = Point {
+        number: 1,
+        shows,
+        reads,
+    };
+    Followed {
+        anchor: Anchor {
+            at: look.at(),
+            reads,
+            wall_ahead: micros_between(reads, shows),
+        },
+        course,
+        next: next.or_else(|| stored.point.is_none().then_some(first)),
+    }
+}
+
+/// Holds what this process takes for the time against the stored point.
+fn beside(
+    own: Timestamp,
+    tolerance: Duration,
+    point: &Point,
+    look: &Look,
+) -> (Timestamp, Course, Option<Point>) {
+    let (shows, common) = (look.shows, point.read(look.shows));
+    if point.reads.saturating_since(own) > tolerance {
+        let fresh = point.is_fresh(shows);
+        let reads = if fresh { common } else { point.reads };
+        let course = Course::StoodStill(reads.saturating_since(own));
+        return (reads, course, (!fresh).then(|| point.next(shows, reads)));
+    }
+    let apart = micros_between(own, common);
+    if Duration::from_micros(apart.unsigned_abs()) > tolerance {
+        let course = Course::ServerSet(apart);
+        return (own, course, Some(point.next(shows, own)));
+    }
+    // No further than the look proves: the errors of looks do not move the line.
+    let (error, low) = (look.error(), common.saturating_sub(look.error()));
+    let reads = own.clamp(low, common.saturating_add(error));
+    (reads, Course::Steady, renewed(point, shows))
+}
+
+/// The point anew, once it has aged. It says the same: what one process is wrong by does not become the line.
+fn renewed(point: &Point, shows: Timestamp) -> Option<Point> {
+    let age = shows.saturating_since(point.shows);
+    (age >= STALE).then(|| point.next(shows, point.read(shows)))
+}
+
+/// How far what a process takes for the time may be from the common line without somebody having set a clock: the error
+/// of its last look and of this one, and what its clock runs faster or slower.
+fn tolerance(own: &Anchor, look: &Look) -> Duration {
+    let elapsed = look.came.saturating_since(own.at);
+    let drift = elapsed / u32::try_from(1_000_000 / SLEW_PER_MILLION).unwrap_or(u32::MAX);
+    TOGETHER + look.error() + drift
+}
+
+const fn micros_between(from: Timestamp, to: Timestamp) -> i64 {
+    to.unix_micros().saturating_sub(from.unix_micros())
+}
+
+const _: () = assert!(
+    STALE.as_millis() < RENEWED_EVERY.as_millis()
+        && 2 * RENEWED_EVERY.as_millis() < FRESH.as_millis(),
+    "a point is fresh as long as somebody renews it"
+);
+
+#[cfg(test)]
+mod tests;
