@@ -14,6 +14,7 @@ use viworks_api::{MissedOutput, NamedGateway, OutputBytes, ProblemCode, RunEvent
 use viworks_common::command::CommandState;
 use viworks_common::id::{AgentId, ApiKeyId, CommandId, RunId};
 use viworks_common::limits::PAGE_ROWS_MAX;
+use viworks_common::time::Monotonic;
 use viworks_common::wire::message::OutputStream;
 use viworks_runtime::shares::Share;
 
@@ -44,6 +45,7 @@ pub(super) async fn stream(
     let place = share(&state, &state.streams, &principal, state.limits.heartbeat)?;
     find(&state, run_id).await?;
     let heartbeat = state.limits.heartbeat;
+    let now = state.clock.now();
     let follower = Follower {
         state,
         run_id,
@@ -51,6 +53,8 @@ pub(super) async fn stream(
         subscription: None,
         names: BTreeMap::new(),
         told: BTreeMap::new(),
+        looked_at: now,
+        found: BTreeMap::new(),
         from_the_start: after.is_none(),
         reached: BTreeMap::new(),
         written: BTreeMap::new(),
@@ -114,6 +118,10 @@ struct Follower {
     names: BTreeMap<AgentId, NamedGateway>,
     /// The last state of each command that was made ready for the client.
     told: BTreeMap<CommandId, CommandState>,
+    /// When the store was last asked whether something moved that nobody announced here.
+    looked_at: Monotonic,
+    /// What such a look found: an announcement that comes after all says nothing new.
+    found: BTreeMap<CommandId, CommandState>,
     /// Whether the client has seen nothing before this stream; what another one brought it is not known here.
     from_the_start: bool,
     /// Behind the last byte of each output that was made ready.
@@ -160,19 +168,25 @@ impl Follower {
                 // The next round takes a new place.
                 Drained::Forgotten => return Ok(()),
             }
-            if self.ready.is_empty() {
+            let now = state.clock.now();
+            let due = now.saturating_since(self.looked_at) >= state.limits.recheck;
+            if self.ready.is_empty() || due {
                 let run = find(&state, self.run_id).await?;
                 if run.is_finished() {
                     self.finish(run, &mut subscription).await?;
+                } else if due {
+                    self.looked_at = now;
+                    self.look_for_silent_moves(&run).await?;
                 }
             }
             if !self.ready.is_empty() || state.stopping.is_cancelled() {
                 self.subscription = Some(subscription);
                 return Ok(());
             }
+            let rest = now.saturating_since(self.looked_at);
             tokio::select! {
                 () = state.stopping.cancelled() => {}
-                () = tokio::time::sleep(state.limits.recheck) => {}
+                () = tokio::time::sleep(state.limits.recheck.saturating_sub(rest)) => {}
                 () = subscription.changed() => {}
             }
             self.subscription = Some(subscription);
@@ -193,6 +207,25 @@ impl Follower {
         let run = Box::new(view(run));
         self.ready.push_back((None, RunEvent::Finished { run }));
         self.done = true;
+        Ok(())
+    }
+
+    /// Commands whose gateways are connected to another instance move without a word here, and so does what another
+    /// process ends: the counts of the run tell.
+    async fn look_for_silent_moves(&mut self, run: &Run) -> ApiResult<()> {
+        let mut told = BTreeMap::<CommandState, u64>::new();
+        for state in self.told.values() {
+            *told.entry(*state).or_default() += 1;
+        }
+        if told != run.states {
+            let before = std::mem::take(&mut self.told);
+            self.told.clone_from(&before);
+            self.restate().await?;
+            let moved = |(id, state): (&CommandId, &CommandState)| {
+                (before.get(id) != Some(state)).then_some((*id, *state))
+            };
+            self.found.extend(self.told.iter().filter_map(moved));
+        }
         Ok(())
     }
 
@@ -288,11 +321,16 @@ impl Follower {
     fn push(&mut self, cursor: Cursor, change: &RunChange) {
         let agent_id = match change {
             RunChange::Command(change) => {
-                self.told.insert(change.command_id, change.state);
                 if let Some(written) = change.written {
                     self.written
                         .insert(change.command_id, (change.agent_id, written));
                 }
+                match self.found.get(&change.command_id) {
+                    Some(found) if change.state <= *found => return,
+                    Some(_) => drop(self.found.remove(&change.command_id)),
+                    None => {}
+                }
+                self.told.insert(change.command_id, change.state);
                 change.agent_id
             }
             RunChange::Output(chunk) => chunk.agent_id,

@@ -5,8 +5,9 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use http::StatusCode;
 use serde_json::{Value, json};
-use viworks_backend_agent::command::bus::OutputChunk;
-use viworks_backend_agent::data::Holder;
+use viworks_backend_agent::command::bus::{CommandChange, OutputChunk};
+use viworks_backend_agent::data::{Holder, LeaseLimits};
+use viworks_common::command::CommandState;
 use viworks_common::id::{CommandId, RunId};
 use viworks_common::wire::message::OutputStream;
 use viworks_testkit::process::eventually;
@@ -223,11 +224,11 @@ async fn a_follower_is_told_each_range_of_output_that_does_not_come() {
             .bus
             .output(run, output(&holder, command, offset, text));
     }
-    let mut change = viworks_backend_agent::command::bus::CommandChange {
+    let mut change = CommandChange {
         at: now(),
         command_id: command,
         agent_id: holder.agent_id,
-        state: viworks_common::command::CommandState::Running,
+        state: CommandState::Running,
         attempt: None,
         exit_code: None,
         duration_ms: None,
@@ -326,6 +327,49 @@ async fn a_follower_of_a_finished_run_gets_its_states_and_the_end() {
         assert_eq!(event, expected);
     }
     assert!(next(&mut events).await.is_none());
+}
+
+#[tokio::test]
+async fn a_follower_is_told_what_another_instance_moved_without_a_word() {
+    let backend = Backend::new().await;
+    let (holder, run, command) = one_run(&backend).await;
+    let mut events = backend
+        .follow(&format!("/v1/runs/{run}/events"), None)
+        .await;
+    let (_event, _id, data) = next(&mut events).await.unwrap();
+    assert_eq!(data["state"], "queued");
+    let limits = LeaseLimits {
+        commands: 1,
+        attempts_max: 5,
+    };
+    let leased = backend
+        .store
+        .lease_commands(&backend.tenant, &holder, limits, now());
+    let permitted = leased.await.unwrap().commands[0].permitted;
+    let state = if permitted {
+        CommandState::Released
+    } else {
+        CommandState::Dispatched
+    };
+    let (_event, _id, data) = next(&mut events).await.unwrap();
+    assert_eq!(data["state"], state.name());
+    // What is announced after all says nothing new, until it does.
+    for state in [state, CommandState::Running] {
+        let change = CommandChange {
+            at: now(),
+            command_id: command,
+            agent_id: holder.agent_id,
+            state,
+            attempt: None,
+            exit_code: None,
+            duration_ms: None,
+            reason: None,
+            written: None,
+        };
+        backend.bus.command_changed(run, change, false);
+    }
+    let (_event, _id, data) = next(&mut events).await.unwrap();
+    assert_eq!(data["state"], "running");
 }
 
 #[tokio::test]
