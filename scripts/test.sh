@@ -64,6 +64,26 @@ need_postgresql() {
   install_package postgresql
 }
 
+# Redis, without the service that Debian would start with it: nothing that is installed meanwhile may start one. A
+# machine that has a rule about that keeps it.
+need_redis() {
+  command -v redis-server >/dev/null 2>&1 && return 0
+  [ "${#flags[@]}" -eq 0 ] || return 1
+  local rule=/usr/sbin/policy-rc.d status=0 ours=''
+  if [ ! -e "$rule" ]; then
+    printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$rule" >/dev/null || return 1
+    ours=yes
+    "${as_root[@]}" chmod 755 "$rule" || status=1
+  fi
+  [ "$status" -ne 0 ] || install_package redis-server || status=1
+  [ -z "$ours" ] || "${as_root[@]}" rm -f "$rule"
+  # Where it would have started with the next boot as well.
+  if [ "$status" -eq 0 ] && [ -d /run/systemd/system ]; then
+    "${as_root[@]}" systemctl disable --quiet redis-server 2>/dev/null || true
+  fi
+  return "$status"
+}
+
 printf '\n== tools\n'
 if ! command -v cargo >/dev/null 2>&1; then
   for candidate in "${CARGO_HOME:-$HOME/.cargo}/bin" /usr/local/cargo/bin; do
@@ -79,6 +99,7 @@ need faketime faketime || true
 need ping iputils-ping || true
 need shellcheck shellcheck || true
 need_postgresql || true
+need_redis || true
 cargo --version
 rustc --version
 

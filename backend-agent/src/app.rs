@@ -32,9 +32,12 @@ use crate::agent::registry::Registry;
 use crate::api::{self, ApiLimits, ApiParts, ApiState};
 use crate::command::bus::{BusLimits, RunBus};
 use crate::command::dispatch::{Dispatcher, Parts};
+use crate::command::queue::calls::Calls;
 use crate::command::queue::memory::MemoryQueue;
+use crate::command::queue::redis::{self, RedisMetrics, RedisQueue};
 use crate::command::queue::{CommandQueue, HintLimits};
 use crate::command::{Commands, Parts as CommandParts};
+use crate::config::queue::QueueAddressError;
 use crate::config::{Config, QueueConfig};
 use crate::data::postgres::{self, AddressError, PostgresStore, Role};
 use crate::data::sqlite::SqliteStore;
@@ -99,6 +102,18 @@ pub enum StartError {
     /// The database does not answer.
     #[error("failed to prepare the database")]
     Store(#[from] StoreError),
+    /// The address of the queue cannot be used.
+    #[error("failed to open the queue")]
+    QueueAddress(#[from] QueueAddressError),
+    /// The server of the queue cannot be used.
+    #[error("failed to open the queue at {address}")]
+    Queue {
+        /// Which one.
+        address: String,
+        /// Why.
+        #[source]
+        source: redis::Error,
+    },
     /// An address cannot be listened on.
     #[error("failed to listen on {address}")]
     Listen {
@@ -118,9 +133,11 @@ impl StartError {
             Self::Folder(error) => error.exit_code(),
             Self::Database(sqlite::Error::Unsafe(_))
             | Self::Address(_)
+            | Self::QueueAddress(_)
             | Self::AnotherSite { .. } => ExitCode::Config,
             Self::Server { source, .. } if source.is_lasting() => ExitCode::Config,
-            Self::Server { .. } => ExitCode::Unavailable,
+            Self::Queue { source, .. } if source.is_lasting() => ExitCode::Config,
+            Self::Server { .. } | Self::Queue { .. } => ExitCode::Unavailable,
             Self::Database(_) | Self::Store(_) | Self::Listen { .. } => ExitCode::Error,
         }
     }
@@ -257,7 +274,7 @@ impl App {
         );
 
         let stored_at_the_end = Arc::clone(&shared.clock);
-        let dispatcher = shared.start_dispatcher(config, lifecycle);
+        let dispatcher = shared.start_dispatcher(config, lifecycle).await?;
         let reload = shared.start_agents(config, material, lifecycle, agents, &dispatcher);
         shared.start_jobs(config, lifecycle, &dispatcher);
         shared.start_api(config, lifecycle, api, dispatcher);
@@ -330,8 +347,13 @@ impl Shared {
         }
     }
 
-    fn start_dispatcher(&self, config: &Config, lifecycle: &Lifecycle) -> Arc<Dispatcher> {
-        let queue: Arc<dyn CommandQueue> = Arc::new(MemoryQueue::new(hint_limits(&config.queue)));
+    async fn start_dispatcher(
+        &self,
+        config: &Config,
+        lifecycle: &Lifecycle,
+    ) -> Result<Arc<Dispatcher>, StartError> {
+        let calls = Arc::<Calls>::default();
+        let queue = self.open_queue(config, &calls, lifecycle).await?;
         let parts = Parts {
             store: Arc::clone(&self.store),
             queue,
@@ -344,8 +366,39 @@ impl Shared {
                 first: config.queue.backoff,
                 longest: config.queue.backoff_max,
             },
+            calls,
         };
-        Dispatcher::start(parts, lifecycle)
+        Ok(Dispatcher::start(parts, lifecycle))
+    }
+
+    /// Opens the queue that the configuration names. A server that is away is no reason not to start.
+    async fn open_queue(
+        &self,
+        config: &Config,
+        calls: &Arc<Calls>,
+        lifecycle: &Lifecycle,
+    ) -> Result<Arc<dyn CommandQueue>, StartError> {
+        let limits = hint_limits(&config.queue);
+        let Some(address) = config.queue.address()? else {
+            return Ok(Arc::new(MemoryQueue::new(limits)));
+        };
+        let named = address.to_string();
+        let parts = redis::Parts {
+            address,
+            own: InstanceId::from_uuid(random::uuid_v4()),
+            limits,
+            clock: Arc::clone(&self.clock),
+            conditions: self.conditions.clone(),
+            metrics: RedisMetrics::register(&self.metrics),
+            calls: Arc::clone(calls),
+            bus: Arc::clone(&self.bus),
+        };
+        let queue = RedisQueue::start(parts, lifecycle).await;
+        let queue = queue.map_err(|source| StartError::Queue {
+            address: named,
+            source,
+        })?;
+        Ok(Arc::new(queue))
     }
 
     fn start_agents(

@@ -19,7 +19,9 @@ use viworks_runtime::settings;
 
 use crate::data::TelemetryLimits;
 use crate::data::postgres::{Address, AddressError};
+use queue::{QueueAddress, QueueAddressError};
 
+pub mod queue;
 pub mod reference;
 
 const fn seconds(seconds: u64) -> Duration {
@@ -362,10 +364,19 @@ settings! {
 }
 
 settings! {
-    /// Bounds and retries of commands.
+    /// Bounds and retries of commands, and where the hints are that they wait.
     [queue]
-    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    #[derive(Debug, Clone, PartialEq, Eq)]
     pub struct QueueConfig from section {
+        /// `memory`, or Redis (or Valkey) where several instances share a database: redis://USER@HOST:PORT/DATABASE,
+        /// redis-cluster://USER@HOST,HOST or redis-sentinel://USER@HOST,HOST/MASTER, never with a password. A server
+        /// that is not on this machine is spoken to encrypted and verified: rediss://, rediss-cluster://,
+        /// rediss-sentinel://.
+        url: String = str(queue::MEMORY),
+        /// The password of USER, readable by the backend only; read with each connection.
+        password_file: Option<PathBuf> = optional_secret_file(),
+        /// The authority that signed the server's certificate, PEM, where that is a private one.
+        ca_file: Option<PathBuf> = optional_path(),
         /// Waiting commands of one gateway; a run that does not fit is refused with 429.
         per_gateway: usize = integer(1_000, 1..=4_096),
         /// Waiting commands of all gateways.
@@ -383,7 +394,37 @@ settings! {
 }
 
 impl QueueConfig {
+    /// Where Redis is; `None` where the memory of this process is meant.
+    ///
+    /// # Errors
+    ///
+    /// When the URL cannot be used, or a file that goes with it.
+    pub fn address(&self) -> Result<Option<QueueAddress>, QueueAddressError> {
+        if self.url == queue::MEMORY {
+            return Ok(None);
+        }
+        let (password, ca) = (self.password_file.as_deref(), self.ca_file.as_deref());
+        QueueAddress::parse(&self.url, password, ca).map(Some)
+    }
+
     fn check(&self, section: &mut Section<'_>) {
+        match self.address() {
+            Ok(Some(_)) => {}
+            Ok(None) => {
+                if self.password_file.is_some() || self.ca_file.is_some() {
+                    section.problem(
+                        "url",
+                        "the queue in memory has no password and no certificate",
+                        "name a server as url = \"redis://USER@HOST\", or leave both out",
+                    );
+                }
+            }
+            Err(error) => section.problem(
+                "url",
+                error.to_string(),
+                "url = \"memory\" or \"redis://USER@HOST:6379/0\"",
+            ),
+        }
         if self.total < self.per_gateway {
             section.problem(
                 "total",

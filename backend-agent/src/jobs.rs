@@ -224,18 +224,7 @@ impl Jobs {
         let waiting = counts.open_commands.get(&CommandState::Queued);
         let waiting = i64::try_from(waiting.copied().unwrap_or(0)).unwrap_or(i64::MAX);
         self.metrics.queue_depth.set(waiting);
-        let mut page = Page::first(STEP);
-        loop {
-            let now = self.clock.line();
-            let listing = self.store.queued_agents(&self.tenant, page, now).await?;
-            for agent_id in &listing.items {
-                self.manager.nudge(*agent_id);
-            }
-            match listing.next {
-                Some(next) => page = Page::after(next, STEP),
-                None => return Ok(()),
-            }
-        }
+        self.dispatcher.look_everywhere().await
     }
 
     async fn expire(&self) -> StoreResult<()> {

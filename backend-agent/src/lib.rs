@@ -9,6 +9,7 @@ pub mod auth;
 pub mod cli;
 pub mod command;
 pub mod config;
+pub mod credentials;
 pub mod data;
 mod earlier;
 #[cfg(any(test, feature = "fuzzing"))]

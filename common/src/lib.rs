@@ -7,6 +7,7 @@
 
 pub mod admission;
 pub mod arrivals;
+pub mod breaker;
 pub mod catalogue;
 pub mod certificate;
 pub mod claims;

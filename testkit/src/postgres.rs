@@ -4,26 +4,17 @@ use std::io;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, Command, Stdio};
+use std::process::{ChildStdin, Command};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::keeper::{End, keep};
 use crate::process::Process;
 
 /// How long the server may take to start.
 const START_TIME: Duration = Duration::from_secs(60);
-
-/// Runs the server until its standard input ends, which is when the process of the tests ends in whatever way.
-const KEEPER: &str = r#"
-trap '' INT TERM HUP
-"$@" & server=$!
-cat > /dev/null
-kill -QUIT $server
-wait $server
-rm -rf -- "$FOLDER"
-"#;
 
 /// A running server.
 #[derive(Debug)]
@@ -193,7 +184,7 @@ fn serve(programs: &Path, data: &Path, port: u16) -> Command {
 }
 
 /// A port that nobody has.
-fn free_port() -> io::Result<u16> {
+pub(crate) fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
@@ -330,27 +321,14 @@ impl Server {
             .keep();
         let data = initialise(&programs, &folder);
         let port = free_port()?;
-        let mut keeper = Command::new("sh");
-        keeper.args(["-c", KEEPER, "keeper"]).env("FOLDER", &folder);
-        let server = serve(&programs, &data, port);
-        keeper.arg(server.get_program()).args(server.get_args());
-        let (log_path, log) = (
-            folder.join("log"),
-            std::fs::File::create(folder.join("log"))?,
-        );
-        keeper
-            .stdin(Stdio::piped())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .current_dir("/");
-        let stdin = keeper.spawn()?.stdin.take();
+        let keeper = keep(&serve(&programs, &data, port), &folder, End::Quit)?;
         let started = Self {
             programs,
             port,
             filled: Mutex::new(false),
-            keeper: Some(stdin.ok_or(io::ErrorKind::BrokenPipe)?),
+            keeper: Some(keeper),
         };
-        started.wait(&log_path);
+        started.wait(&folder.join("log"));
         Ok(started)
     }
 

@@ -185,6 +185,15 @@ impl Manager {
         self.len() == 0
     }
 
+    /// Every gateway with a session here, and the epoch of that.
+    #[must_use]
+    pub fn held(&self) -> Vec<(AgentId, u64)> {
+        let connected = lock(&self.connected);
+        let held = connected.sessions.iter();
+        held.map(|(agent_id, entry)| (*agent_id, entry.shelf.place().epoch))
+            .collect()
+    }
+
     /// Lets a connected gateway's session look for commands; `false` when it is not connected here.
     pub fn nudge(&self, agent_id: AgentId) -> bool {
         let connected = lock(&self.connected);

@@ -169,7 +169,8 @@ impl Follower {
                 Drained::Forgotten => return Ok(()),
             }
             let now = state.clock.now();
-            let due = now.saturating_since(self.looked_at) >= state.limits.recheck;
+            let due = now.saturating_since(self.looked_at) >= state.limits.recheck
+                || subscription.asked_to_look();
             if self.ready.is_empty() || due {
                 let run = find(&state, self.run_id).await?;
                 if run.is_finished() {

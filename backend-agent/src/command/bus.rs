@@ -3,10 +3,13 @@
 //! Each run has a ring of its latest events. A watcher that comes back replays from where it was; one that fell behind
 //! is told how much it missed and reads the store. Nothing here is durable, and a publisher never waits.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::watch;
 use viworks_common::command::CommandState;
@@ -148,11 +151,20 @@ impl FromStr for Cursor {
 /// Of so many runs one is forgotten when room is needed.
 const FORGOTTEN_TOGETHER: usize = 16;
 
+/// Other processes in which changes are watched, and that change what is watched here.
+pub trait Elsewhere: fmt::Debug + Send + Sync {
+    /// Somebody began to watch a run here.
+    fn watch(&self);
+    /// A run changed here. It never waits.
+    fn tell(&self, run_id: RunId, change: &Arc<RunChange>, run_finished: bool);
+}
+
 /// The bus of one process.
 #[derive(Debug)]
 pub struct RunBus {
     limits: BusLimits,
     inner: Mutex<Inner>,
+    elsewhere: OnceLock<Arc<dyn Elsewhere>>,
 }
 
 #[derive(Debug)]
@@ -175,6 +187,8 @@ struct Channel {
     finished: bool,
     /// The run as it ended.
     outcome: Option<Arc<Run>>,
+    /// How often its watchers were asked to look into the store.
+    looks: u64,
     /// Receivers wake on every change and end when the channel is dropped.
     changes: watch::Sender<()>,
 }
@@ -215,6 +229,7 @@ impl Inner {
             output_bytes: 0,
             finished: false,
             outcome: None,
+            looks: 0,
             changes: watch::Sender::new(()),
         });
         channel.touched = touched;
@@ -264,30 +279,75 @@ impl RunBus {
                 events: 0,
                 output_bytes: 0,
             }),
+            elsewhere: OnceLock::new(),
+        }
+    }
+
+    /// Tells what changes here to other processes as well, from now on.
+    pub fn tell_elsewhere(&self, elsewhere: Arc<dyn Elsewhere>) {
+        // There is one such connection, made at the start.
+        let _second = self.elsewhere.set(elsewhere);
+    }
+
+    /// Something of the run changed in another process, which matters only to those who watch it here.
+    pub fn heard(&self, run_id: RunId, change: RunChange, run_finished: bool) {
+        let inner = self.lock();
+        let channel = inner.channels.get(&run_id);
+        let is_watched = channel.is_some_and(|channel| channel.changes.receiver_count() > 0);
+        drop(inner);
+        if is_watched {
+            self.publish(run_id, Arc::new(change), run_finished, None);
+        }
+    }
+
+    /// The runs that somebody watches and that are not known to be finished, at most so many.
+    #[must_use]
+    pub fn watched(&self, limit: usize) -> Vec<RunId> {
+        let inner = self.lock();
+        let open = inner.channels.iter();
+        open.filter(|(_run, channel)| !channel.finished && channel.changes.receiver_count() > 0)
+            .map(|(run_id, _channel)| *run_id)
+            .take(limit)
+            .collect()
+    }
+
+    /// Lets the watchers of a run look into the store: something may have happened without a word.
+    pub fn look(&self, run_id: RunId) {
+        if let Some(channel) = self.lock().channels.get_mut(&run_id) {
+            channel.looks = channel.looks.wrapping_add(1);
+            channel.changes.send_replace(());
         }
     }
 
     /// A command of the run moved; `run_finished` when that made the whole run final.
     pub fn command_changed(&self, run_id: RunId, change: CommandChange, run_finished: bool) {
-        self.publish(run_id, RunChange::Command(change), run_finished, None);
+        self.announce(run_id, RunChange::Command(change), run_finished, None);
     }
 
     /// A command of the run moved, which made the whole run final: `run`, as it was committed.
     pub fn run_ended(&self, run_id: RunId, change: CommandChange, run: Run) {
-        self.publish(run_id, RunChange::Command(change), true, Some(run));
+        self.announce(run_id, RunChange::Command(change), true, Some(run));
     }
 
     /// A command of the run wrote something.
     pub fn output(&self, run_id: RunId, chunk: OutputChunk) {
-        self.publish(run_id, RunChange::Output(chunk), false, None);
+        self.announce(run_id, RunChange::Output(chunk), false, None);
     }
 
-    fn publish(&self, run_id: RunId, change: RunChange, run_finished: bool, run: Option<Run>) {
+    fn announce(&self, run_id: RunId, change: RunChange, run_finished: bool, run: Option<Run>) {
+        let change = Arc::new(change);
+        if let Some(elsewhere) = self.elsewhere.get() {
+            elsewhere.tell(run_id, &change, run_finished);
+        }
+        self.publish(run_id, change, run_finished, run);
+    }
+
+    fn publish(&self, run_id: RunId, change: Arc<RunChange>, run_finished: bool, run: Option<Run>) {
         let mut inner = self.lock();
         let limits = &self.limits;
         let bytes = change.output_bytes();
         let channel = inner.channel(run_id, limits);
-        channel.ring.push_back(Arc::new(change));
+        channel.ring.push_back(change);
         channel.output_bytes = channel.output_bytes.saturating_add(bytes);
         channel.finished |= run_finished;
         // For those who wait now; whoever comes later looks at the store.
@@ -317,6 +377,9 @@ impl RunBus {
     /// Follows a run from behind `after`; from the oldest remembered event when that place is not known (any more).
     #[must_use]
     pub fn subscribe(self: &Arc<Self>, run_id: RunId, after: Option<Cursor>) -> Subscription {
+        if let Some(elsewhere) = self.elsewhere.get() {
+            elsewhere.watch();
+        }
         let mut inner = self.lock();
         let channel = inner.channel(run_id, &self.limits);
         let known = after.filter(|cursor| {
@@ -331,6 +394,7 @@ impl RunBus {
             next: known.map_or(channel.first, |cursor| cursor.seq.saturating_add(1)),
             head: channel.next_seq(),
             resumed: known.is_some(),
+            looks: channel.looks,
             changes: channel.changes.subscribe(),
         }
     }
@@ -363,7 +427,19 @@ pub struct Subscription {
     next: u64,
     head: u64,
     resumed: bool,
+    looks: u64,
     changes: watch::Receiver<()>,
+}
+
+/// What a wait for the end of a run brought.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Heard {
+    /// The run is finished; as it ended, if that is at hand.
+    Finished(Option<Arc<Run>>),
+    /// The bus had to forget the run.
+    Forgotten,
+    /// Something may have happened without a word: the store knows.
+    Look,
 }
 
 impl Subscription {
@@ -423,8 +499,22 @@ impl Subscription {
         drop(self.changes.changed().await);
     }
 
-    /// Waits until the run is known to be finished, or is forgotten; the run as it ended, if that is at hand.
-    pub async fn finished(&mut self) -> Option<Arc<Run>> {
+    /// Whether somebody asked, since this was last asked, that the store be looked into.
+    pub fn asked_to_look(&mut self) -> bool {
+        let looks = {
+            let inner = self.bus.lock();
+            inner
+                .channels
+                .get(&self.run_id)
+                .map(|channel| channel.looks)
+        };
+        let asked = looks.is_some_and(|looks| looks != self.looks);
+        self.looks = looks.unwrap_or(self.looks);
+        asked
+    }
+
+    /// Waits until the run is known to be finished, is forgotten, or should be looked for.
+    pub async fn finished(&mut self) -> Heard {
         loop {
             self.changes.mark_unchanged();
             {
@@ -432,253 +522,20 @@ impl Subscription {
                 let channel = inner.channels.get(&self.run_id);
                 let own = channel.filter(|channel| channel.generation == self.generation);
                 match own {
-                    None => return None,
-                    Some(channel) if channel.finished => return channel.outcome.clone(),
+                    None => return Heard::Forgotten,
+                    Some(channel) if channel.finished => {
+                        return Heard::Finished(channel.outcome.clone());
+                    }
+                    Some(channel) if channel.looks != self.looks => {
+                        self.looks = channel.looks;
+                        return Heard::Look;
+                    }
                     Some(_) => {}
                 }
             }
             if self.changes.changed().await.is_err() {
-                return None;
+                return Heard::Forgotten;
             }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use futures_util::FutureExt;
-    use uuid::Uuid;
-
-    use super::*;
-
-    fn run(number: u128) -> RunId {
-        RunId::from_uuid(Uuid::from_u128(number))
-    }
-
-    fn chunk(offset: u64, bytes: usize) -> OutputChunk {
-        OutputChunk {
-            at: Timestamp::from_unix_micros(0),
-            command_id: CommandId::from_uuid(Uuid::from_u128(1)),
-            agent_id: AgentId::from_uuid(Uuid::from_u128(2)),
-            stream: OutputStream::Stdout,
-            offset,
-            data: vec![b'x'; bytes],
-        }
-    }
-
-    fn change(state: CommandState) -> CommandChange {
-        CommandChange {
-            at: Timestamp::from_unix_micros(0),
-            command_id: CommandId::from_uuid(Uuid::from_u128(1)),
-            agent_id: AgentId::from_uuid(Uuid::from_u128(2)),
-            state,
-            attempt: Some(1),
-            exit_code: None,
-            duration_ms: None,
-            reason: None,
-            written: None,
-        }
-    }
-
-    fn offsets(subscription: &mut Subscription) -> Vec<u64> {
-        let mut found = Vec::new();
-        while let Step::Event(_cursor, event) = subscription.poll_next() {
-            if let RunChange::Output(chunk) = event.as_ref() {
-                found.push(chunk.offset);
-            }
-        }
-        found
-    }
-
-    fn small() -> Arc<RunBus> {
-        let limits = BusLimits {
-            runs: 2,
-            run_events: 4,
-            events: 100,
-            run_output_bytes: 100,
-            output_bytes: 150,
-        };
-        Arc::new(RunBus::new(limits, 7))
-    }
-
-    #[test]
-    fn many_runs_stay_within_one_bound_and_finished_ones_that_nobody_watches_go_first() {
-        let limits = BusLimits {
-            runs: 1_000,
-            run_events: 10,
-            events: 100,
-            ..BusLimits::default()
-        };
-        let bus = Arc::new(RunBus::new(limits, 7));
-        let mut watched = bus.subscribe(run(1), None);
-        bus.command_changed(run(1), change(CommandState::Succeeded), true);
-        bus.command_changed(run(2), change(CommandState::Running), false);
-        for number in 3..200 {
-            for _event in 0..20 {
-                bus.command_changed(run(number), change(CommandState::Succeeded), true);
-                assert!(bus.lock().events <= 100);
-            }
-        }
-        let held: usize = {
-            let inner = bus.lock();
-            inner
-                .channels
-                .values()
-                .map(|channel| channel.ring.len())
-                .sum()
-        };
-        assert_eq!(bus.lock().events, held, "the count is what is held");
-        assert!(
-            matches!(watched.poll_next(), Step::Event(..)),
-            "it is watched"
-        );
-        let mut running = bus.subscribe(run(2), None);
-        assert!(
-            matches!(running.poll_next(), Step::Event(..)),
-            "it is not finished"
-        );
-    }
-
-    #[test]
-    fn a_watcher_that_comes_back_replays_from_where_it_was() {
-        let bus = small();
-        bus.output(run(1), chunk(0, 1));
-        bus.output(run(1), chunk(1, 1));
-        let mut first = bus.subscribe(run(1), None);
-        let Step::Event(cursor, _event) = first.poll_next() else {
-            panic!("no event")
-        };
-        drop(first);
-        bus.output(run(1), chunk(2, 1));
-        let cursor = cursor.to_string().parse().unwrap();
-        let mut second = bus.subscribe(run(1), Some(cursor));
-        assert!(second.resumed());
-        assert_eq!(offsets(&mut second), [1, 2]);
-    }
-
-    #[test]
-    fn a_place_of_an_earlier_process_is_not_resumed() {
-        let earlier = small();
-        earlier.output(run(1), chunk(0, 1));
-        let Step::Event(cursor, _event) = earlier.subscribe(run(1), None).poll_next() else {
-            panic!("no event")
-        };
-        let bus = Arc::new(RunBus::new(BusLimits::default(), 99));
-        bus.output(run(1), chunk(5, 1));
-        let mut watcher = bus.subscribe(run(1), Some(cursor));
-        assert!(!watcher.resumed());
-        assert_eq!(offsets(&mut watcher), [5]);
-    }
-
-    #[test]
-    fn a_watcher_that_falls_behind_is_told_how_much_it_missed() {
-        let bus = small();
-        let mut watcher = bus.subscribe(run(1), None);
-        for offset in 0..7 {
-            bus.output(run(1), chunk(offset, 1));
-        }
-        assert_eq!(watcher.poll_next(), Step::Missed(3));
-        assert_eq!(offsets(&mut watcher), [3, 4, 5, 6]);
-        assert_eq!(watcher.poll_next(), Step::Pending);
-    }
-
-    #[test]
-    fn output_of_one_run_is_bounded_in_bytes() {
-        let bus = small();
-        for offset in 0..3 {
-            bus.output(run(1), chunk(offset, 40));
-        }
-        assert_eq!(offsets(&mut bus.subscribe(run(1), None)), [1, 2]);
-    }
-
-    #[test]
-    fn output_of_all_runs_is_bounded_in_bytes() {
-        let bus = small();
-        bus.output(run(1), chunk(0, 90));
-        let mut watcher = bus.subscribe(run(2), None);
-        bus.output(run(2), chunk(0, 90));
-        assert!(bus.lock().output_bytes <= 150);
-        assert_eq!(offsets(&mut watcher), [0]);
-        assert_eq!(offsets(&mut bus.subscribe(run(1), None)), Vec::<u64>::new());
-    }
-
-    #[test]
-    fn the_most_silent_run_makes_room_and_its_watcher_learns_it() {
-        let bus = small();
-        let mut watcher = bus.subscribe(run(1), None);
-        bus.output(run(2), chunk(0, 1));
-        bus.output(run(3), chunk(0, 1));
-        bus.output(run(1), chunk(1, 1));
-        assert_eq!(
-            offsets(&mut watcher),
-            [1],
-            "a watched run outlives silent ones"
-        );
-        let _second = bus.subscribe(run(4), None);
-        let _third = bus.subscribe(run(5), None);
-        assert_eq!(watcher.poll_next(), Step::Forgotten);
-    }
-
-    #[test]
-    fn a_run_is_under_way_from_its_first_event_to_its_last() {
-        let bus = small();
-        let watcher = bus.subscribe(run(1), None);
-        assert!(!watcher.is_under_way(), "nothing is known of it");
-        bus.command_changed(run(1), change(CommandState::Running), false);
-        assert!(watcher.is_under_way());
-        bus.command_changed(run(1), change(CommandState::Succeeded), true);
-        assert!(!watcher.is_under_way());
-        let _second = bus.subscribe(run(2), None);
-        let _third = bus.subscribe(run(3), None);
-        assert!(!watcher.is_under_way(), "it was forgotten");
-    }
-
-    #[test]
-    fn room_is_made_for_some_runs_at_once_and_by_none_that_is_open_or_watched() {
-        let limits = BusLimits {
-            runs: 160,
-            ..BusLimits::default()
-        };
-        let bus = Arc::new(RunBus::new(limits, 7));
-        let watched: Vec<_> = (0..5)
-            .map(|number| bus.subscribe(run(number), None))
-            .collect();
-        for number in 0..160 {
-            bus.command_changed(run(number), change(CommandState::Running), number % 2 == 0);
-        }
-        bus.command_changed(run(1_000), change(CommandState::Running), false);
-        let inner = bus.lock();
-        assert_eq!(inner.channels.len(), 160 - 11 + 1);
-        let gone: Vec<_> = (0..160)
-            .filter(|number| !inner.channels.contains_key(&run(*number)))
-            .collect();
-        let silent: Vec<_> = (6..=26).step_by(2).collect();
-        assert_eq!(gone, silent);
-        drop((inner, watched));
-    }
-
-    #[test]
-    fn a_waiter_wakes_when_the_last_command_is_final_and_not_before() {
-        let bus = small();
-        let mut watcher = bus.subscribe(run(1), None);
-        bus.command_changed(run(1), change(CommandState::Running), false);
-        assert!(watcher.finished().now_or_never().is_none());
-        bus.command_changed(run(1), change(CommandState::Succeeded), true);
-        assert!(watcher.finished().now_or_never().is_some());
-    }
-
-    #[test]
-    fn text_that_is_no_place_is_refused() {
-        for text in [
-            "",
-            "-",
-            "1",
-            "zz-1",
-            "1-1",
-            "00000000000000ff-01",
-            "00000000000000ff--1",
-        ] {
-            assert!(text.parse::<Cursor>().is_err(), "{text}");
         }
     }
 }

@@ -22,6 +22,7 @@ mod newcomer;
 mod old_database;
 mod points;
 mod postgres;
+mod queue;
 mod reference_agent;
 mod refusals;
 mod reload;

@@ -26,7 +26,7 @@ use crate::api::extract::{
 use crate::api::problem::{ApiError, ApiResult, RETRY_SOON, stored_ref};
 use crate::api::request::{Api, RequestId, share};
 use crate::auth::Principal;
-use crate::command::bus::Subscription;
+use crate::command::bus::{Heard, Subscription};
 use crate::command::submit::{SubmitRequest, Submitted};
 use crate::data::{self, CommandOutput, Idempotency, TargetSelection};
 
@@ -442,14 +442,15 @@ async fn ended(
         tokio::select! {
             () = state.stopping.cancelled() => {}
             () = tokio::time::sleep(left.min(state.limits.recheck)) => {}
-            run = notices.finished(), if !early => {
+            heard = notices.finished(), if !early => match heard {
                 // What ended while somebody waited is known as it was committed.
-                if let Some(run) = run {
-                    return Ok(Arc::unwrap_or_clone(run));
+                Heard::Finished(Some(run)) => return Ok(Arc::unwrap_or_clone(run)),
+                Heard::Finished(None) | Heard::Forgotten => {
+                    notices = state.commands.bus().subscribe(run_id, None);
+                    early = true;
                 }
-                notices = state.commands.bus().subscribe(run_id, None);
-                early = true;
-            }
+                Heard::Look => {}
+            },
         }
     }
 }

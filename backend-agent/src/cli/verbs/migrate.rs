@@ -1,7 +1,15 @@
-//! `migrate`, and what `check-config --connect` tries: whether the database can be used, and what it lacks.
+//! `migrate`, and what `check-config --connect` tries: whether the database and the queue can be used, and what the
+//! database lacks.
+
+use std::sync::Arc;
+
+use viworks_common::id::InstanceId;
+use viworks_runtime::clock::{SystemClock, Timeline};
+use viworks_runtime::random;
 
 use super::super::views::print;
 use crate::app::{self, StartError};
+use crate::command::queue::redis::RedisQueue;
 use crate::config::Config;
 use crate::data::postgres::{Address, Role, pending};
 use crate::data::{Pending, sqlite};
@@ -52,16 +60,31 @@ async fn lacking(address: Address) -> Result<Vec<Pending>, StartError> {
     })
 }
 
-/// Tries whether the server takes us and has a database of ours; the embedded database is nothing to connect to.
+/// Tries whether the servers take us, and whether the one of the database has one of ours; what is embedded is nothing
+/// to connect to.
 pub(super) async fn try_connection(config: &Config) -> anyhow::Result<()> {
-    let Some(address) = config.store.address().map_err(StartError::from)? else {
-        return print("the embedded database needs no connection");
+    match config.store.address().map_err(StartError::from)? {
+        Some(address) => {
+            let named = address.to_string();
+            let missing = lacking(address).await?.len();
+            let schema = match missing {
+                0 => "the schema is up to date".to_owned(),
+                more => format!("migrations that are not applied: {more}"),
+            };
+            print(&format!("{named}: connected, {schema}"))?;
+        }
+        None => print("the embedded database needs no connection")?,
+    }
+    let Some(address) = config.queue.address().map_err(StartError::from)? else {
+        return print("the queue in memory needs no connection");
     };
     let named = address.to_string();
-    let missing = lacking(address).await?.len();
-    let schema = match missing {
-        0 => "the schema is up to date".to_owned(),
-        more => format!("migrations that are not applied: {more}"),
-    };
-    print(&format!("{named}: connected, {schema}"))
+    let clock = Arc::new(Timeline::unstored(Arc::new(SystemClock)));
+    let own = InstanceId::from_uuid(random::uuid_v4());
+    let tried = RedisQueue::try_out(address, own, clock).await;
+    tried.map_err(|source| StartError::Queue {
+        address: named.clone(),
+        source,
+    })?;
+    print(&format!("{named}: connected, the queue can be used"))
 }

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use viworks_common::id::CommandId;
 use viworks_common::time::Monotonic;
 
-use super::{CommandQueue, HintLimits, QueueError, QueueKey, Scope};
+use super::{CommandQueue, HintLimits, QueueError, QueueKey, Scope, Told};
 
 /// The queue.
 #[derive(Debug)]
@@ -46,7 +47,7 @@ impl MemoryQueue {
 
 #[async_trait]
 impl CommandQueue for MemoryQueue {
-    async fn offer(&self, key: &QueueKey, commands: &[CommandId]) -> Result<(), QueueError> {
+    async fn offer(&self, key: &QueueKey, commands: &[CommandId]) -> Result<Told, QueueError> {
         let mut inner = self.inner();
         let own = inner.agents.get(key);
         let known =
@@ -62,8 +63,9 @@ impl CommandQueue for MemoryQueue {
         if inner.total + new.len() > total {
             return full(Scope::Total, total);
         }
+        // Whoever offers wakes the session by itself, where there is one.
         if new.is_empty() {
-            return Ok(());
+            return Ok(Told::Nobody);
         }
         inner.total += new.len();
         let hints = new.into_iter().map(|command_id| Hint {
@@ -71,7 +73,7 @@ impl CommandQueue for MemoryQueue {
             taken_at: None,
         });
         inner.agents.entry(key.clone()).or_default().extend(hints);
-        Ok(())
+        Ok(Told::Nobody)
     }
 
     async fn take(
@@ -120,5 +122,13 @@ impl CommandQueue for MemoryQueue {
             }
         }
         Ok(woken)
+    }
+
+    async fn attach(&self, _key: &QueueKey, _epoch: u64) -> Result<bool, QueueError> {
+        Ok(true)
+    }
+
+    fn attached_for(&self) -> Option<Duration> {
+        None
     }
 }

@@ -8,6 +8,8 @@ use std::time::Duration;
 use sqlx::ConnectOptions as _;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
+use crate::credentials::{CredentialError, is_local, read_authority, read_password};
+
 /// What is wrong with the URL of a database.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
@@ -38,22 +40,9 @@ pub enum AddressError {
         /// What the URL says.
         mode: String,
     },
-    /// The file with the authority cannot be used.
-    #[error("{path}: {problem}")]
-    AuthorityFile {
-        /// Which file.
-        path: String,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// The file with the password cannot be read.
-    #[error("{path}: {problem}")]
-    PasswordFile {
-        /// Which file.
-        path: String,
-        /// What is wrong with it.
-        problem: String,
-    },
+    /// A file that goes with it cannot be used.
+    #[error(transparent)]
+    File(#[from] CredentialError),
 }
 
 /// The address of a database, with what it takes to get in. Shows no secret.
@@ -215,45 +204,6 @@ fn mode_of(url: &str) -> String {
     let mut modes = modes.filter_map(|part| part.split_once('='));
     let found = modes.find(|(key, _)| matches!(*key, "sslmode" | "ssl-mode"));
     found.map_or("prefer", |(_, mode)| mode).to_owned()
-}
-
-fn is_local(host: &str) -> bool {
-    let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
-    host == "localhost"
-        || host.starts_with('/')
-        || address.is_ok_and(|address| address.is_loopback())
-}
-
-/// The most that a file of authorities may hold.
-const AUTHORITY_BYTES_MAX: u64 = 1024 * 1024;
-
-fn read_authority(path: &Path) -> Result<Vec<u8>, AddressError> {
-    let failed = |problem: String| AddressError::AuthorityFile {
-        path: path.display().to_string(),
-        problem,
-    };
-    let pem = viworks_runtime::files::read_trusted(path, AUTHORITY_BYTES_MAX)
-        .map_err(|error| failed(error.to_string()))?;
-    let begins = b"-----BEGIN CERTIFICATE-----";
-    if !pem.windows(begins.len()).any(|window| window == begins) {
-        return Err(failed("it holds no certificate".to_owned()));
-    }
-    Ok(pem)
-}
-
-fn read_password(path: &Path) -> Result<String, AddressError> {
-    let failed = |problem: String| AddressError::PasswordFile {
-        path: path.display().to_string(),
-        problem,
-    };
-    let text =
-        viworks_runtime::files::read_private(path).map_err(|error| failed(error.to_string()))?;
-    let text = str::from_utf8(&text).map_err(|_not_utf8| failed("it is not text".to_owned()))?;
-    let password = text.trim_end_matches(['\n', '\r']);
-    if password.is_empty() || password.contains(['\n', '\r', '\u{feff}']) {
-        return Err(failed("it must hold the password, on one line".to_owned()));
-    }
-    Ok(password.to_owned())
 }
 
 #[cfg(test)]

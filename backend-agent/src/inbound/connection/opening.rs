@@ -281,6 +281,7 @@ impl Opening {
             holder.agent_run_id,
             line.inbound.clock.now(),
         );
+        line.inbound.dispatcher.entered(holder.agent_id, epoch);
         // What was submitted after the confirmation and before the session was entered is known by its missed nudge.
         let look = confirmed.waiting || manager.missed_nudges() != missed;
         let start = Start {

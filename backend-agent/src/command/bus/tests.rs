@@ -1,0 +1,287 @@
+//! What watchers of a run hear, and what the bus forgets first.
+
+use futures_util::FutureExt;
+use uuid::Uuid;
+
+use super::*;
+
+fn run(number: u128) -> RunId {
+    RunId::from_uuid(Uuid::from_u128(number))
+}
+
+fn chunk(offset: u64, bytes: usize) -> OutputChunk {
+    OutputChunk {
+        at: Timestamp::from_unix_micros(0),
+        command_id: CommandId::from_uuid(Uuid::from_u128(1)),
+        agent_id: AgentId::from_uuid(Uuid::from_u128(2)),
+        stream: OutputStream::Stdout,
+        offset,
+        data: vec![b'x'; bytes],
+    }
+}
+
+fn change(state: CommandState) -> CommandChange {
+    CommandChange {
+        at: Timestamp::from_unix_micros(0),
+        command_id: CommandId::from_uuid(Uuid::from_u128(1)),
+        agent_id: AgentId::from_uuid(Uuid::from_u128(2)),
+        state,
+        attempt: Some(1),
+        exit_code: None,
+        duration_ms: None,
+        reason: None,
+        written: None,
+    }
+}
+
+fn offsets(subscription: &mut Subscription) -> Vec<u64> {
+    let mut found = Vec::new();
+    while let Step::Event(_cursor, event) = subscription.poll_next() {
+        if let RunChange::Output(chunk) = event.as_ref() {
+            found.push(chunk.offset);
+        }
+    }
+    found
+}
+
+fn small() -> Arc<RunBus> {
+    let limits = BusLimits {
+        runs: 2,
+        run_events: 4,
+        events: 100,
+        run_output_bytes: 100,
+        output_bytes: 150,
+    };
+    Arc::new(RunBus::new(limits, 7))
+}
+
+#[test]
+fn many_runs_stay_within_one_bound_and_finished_ones_that_nobody_watches_go_first() {
+    let limits = BusLimits {
+        runs: 1_000,
+        run_events: 10,
+        events: 100,
+        ..BusLimits::default()
+    };
+    let bus = Arc::new(RunBus::new(limits, 7));
+    let mut watched = bus.subscribe(run(1), None);
+    bus.command_changed(run(1), change(CommandState::Succeeded), true);
+    bus.command_changed(run(2), change(CommandState::Running), false);
+    for number in 3..200 {
+        for _event in 0..20 {
+            bus.command_changed(run(number), change(CommandState::Succeeded), true);
+            assert!(bus.lock().events <= 100);
+        }
+    }
+    let held: usize = {
+        let inner = bus.lock();
+        inner
+            .channels
+            .values()
+            .map(|channel| channel.ring.len())
+            .sum()
+    };
+    assert_eq!(bus.lock().events, held, "the count is what is held");
+    assert!(
+        matches!(watched.poll_next(), Step::Event(..)),
+        "it is watched"
+    );
+    let mut running = bus.subscribe(run(2), None);
+    assert!(
+        matches!(running.poll_next(), Step::Event(..)),
+        "it is not finished"
+    );
+}
+
+#[test]
+fn a_watcher_that_comes_back_replays_from_where_it_was() {
+    let bus = small();
+    bus.output(run(1), chunk(0, 1));
+    bus.output(run(1), chunk(1, 1));
+    let mut first = bus.subscribe(run(1), None);
+    let Step::Event(cursor, _event) = first.poll_next() else {
+        panic!("no event")
+    };
+    drop(first);
+    bus.output(run(1), chunk(2, 1));
+    let cursor = cursor.to_string().parse().unwrap();
+    let mut second = bus.subscribe(run(1), Some(cursor));
+    assert!(second.resumed());
+    assert_eq!(offsets(&mut second), [1, 2]);
+}
+
+#[test]
+fn a_place_of_an_earlier_process_is_not_resumed() {
+    let earlier = small();
+    earlier.output(run(1), chunk(0, 1));
+    let Step::Event(cursor, _event) = earlier.subscribe(run(1), None).poll_next() else {
+        panic!("no event")
+    };
+    let bus = Arc::new(RunBus::new(BusLimits::default(), 99));
+    bus.output(run(1), chunk(5, 1));
+    let mut watcher = bus.subscribe(run(1), Some(cursor));
+    assert!(!watcher.resumed());
+    assert_eq!(offsets(&mut watcher), [5]);
+}
+
+#[test]
+fn a_watcher_that_falls_behind_is_told_how_much_it_missed() {
+    let bus = small();
+    let mut watcher = bus.subscribe(run(1), None);
+    for offset in 0..7 {
+        bus.output(run(1), chunk(offset, 1));
+    }
+    assert_eq!(watcher.poll_next(), Step::Missed(3));
+    assert_eq!(offsets(&mut watcher), [3, 4, 5, 6]);
+    assert_eq!(watcher.poll_next(), Step::Pending);
+}
+
+#[test]
+fn output_of_one_run_is_bounded_in_bytes() {
+    let bus = small();
+    for offset in 0..3 {
+        bus.output(run(1), chunk(offset, 40));
+    }
+    assert_eq!(offsets(&mut bus.subscribe(run(1), None)), [1, 2]);
+}
+
+#[test]
+fn output_of_all_runs_is_bounded_in_bytes() {
+    let bus = small();
+    bus.output(run(1), chunk(0, 90));
+    let mut watcher = bus.subscribe(run(2), None);
+    bus.output(run(2), chunk(0, 90));
+    assert!(bus.lock().output_bytes <= 150);
+    assert_eq!(offsets(&mut watcher), [0]);
+    assert_eq!(offsets(&mut bus.subscribe(run(1), None)), Vec::<u64>::new());
+}
+
+#[test]
+fn the_most_silent_run_makes_room_and_its_watcher_learns_it() {
+    let bus = small();
+    let mut watcher = bus.subscribe(run(1), None);
+    bus.output(run(2), chunk(0, 1));
+    bus.output(run(3), chunk(0, 1));
+    bus.output(run(1), chunk(1, 1));
+    assert_eq!(
+        offsets(&mut watcher),
+        [1],
+        "a watched run outlives silent ones"
+    );
+    let _second = bus.subscribe(run(4), None);
+    let _third = bus.subscribe(run(5), None);
+    assert_eq!(watcher.poll_next(), Step::Forgotten);
+}
+
+#[test]
+fn a_run_is_under_way_from_its_first_event_to_its_last() {
+    let bus = small();
+    let watcher = bus.subscribe(run(1), None);
+    assert!(!watcher.is_under_way(), "nothing is known of it");
+    bus.command_changed(run(1), change(CommandState::Running), false);
+    assert!(watcher.is_under_way());
+    bus.command_changed(run(1), change(CommandState::Succeeded), true);
+    assert!(!watcher.is_under_way());
+    let _second = bus.subscribe(run(2), None);
+    let _third = bus.subscribe(run(3), None);
+    assert!(!watcher.is_under_way(), "it was forgotten");
+}
+
+#[test]
+fn room_is_made_for_some_runs_at_once_and_by_none_that_is_open_or_watched() {
+    let limits = BusLimits {
+        runs: 160,
+        ..BusLimits::default()
+    };
+    let bus = Arc::new(RunBus::new(limits, 7));
+    let watched: Vec<_> = (0..5)
+        .map(|number| bus.subscribe(run(number), None))
+        .collect();
+    for number in 0..160 {
+        bus.command_changed(run(number), change(CommandState::Running), number % 2 == 0);
+    }
+    bus.command_changed(run(1_000), change(CommandState::Running), false);
+    let inner = bus.lock();
+    assert_eq!(inner.channels.len(), 160 - 11 + 1);
+    let gone: Vec<_> = (0..160)
+        .filter(|number| !inner.channels.contains_key(&run(*number)))
+        .collect();
+    let silent: Vec<_> = (6..=26).step_by(2).collect();
+    assert_eq!(gone, silent);
+    drop((inner, watched));
+}
+
+#[test]
+fn a_waiter_wakes_when_the_last_command_is_final_and_not_before() {
+    let bus = small();
+    let mut watcher = bus.subscribe(run(1), None);
+    bus.command_changed(run(1), change(CommandState::Running), false);
+    assert!(watcher.finished().now_or_never().is_none());
+    bus.command_changed(run(1), change(CommandState::Succeeded), true);
+    assert!(watcher.finished().now_or_never().is_some());
+}
+
+/// What was told to other processes.
+#[derive(Debug, Default)]
+struct Told(Mutex<Vec<(RunId, bool)>>);
+
+impl Elsewhere for Told {
+    fn watch(&self) {}
+
+    fn tell(&self, run_id: RunId, _change: &Arc<RunChange>, run_finished: bool) {
+        self.0.lock().unwrap().push((run_id, run_finished));
+    }
+}
+
+#[test]
+fn what_changes_here_is_told_elsewhere_and_what_is_heard_is_not_told_again() {
+    let bus = small();
+    let told = Arc::new(Told::default());
+    bus.tell_elsewhere(Arc::<Told>::clone(&told));
+    bus.heard(run(1), RunChange::Output(chunk(0, 1)), false);
+    let mut watcher = bus.subscribe(run(1), None);
+    assert_eq!(offsets(&mut watcher), Vec::<u64>::new(), "nobody watched");
+    assert_eq!(bus.watched(9), [run(1)]);
+    bus.output(run(1), chunk(1, 1));
+    bus.heard(run(1), RunChange::Output(chunk(2, 1)), false);
+    assert_eq!(offsets(&mut watcher), [1, 2]);
+    bus.heard(
+        run(1),
+        RunChange::Command(change(CommandState::Succeeded)),
+        true,
+    );
+    let heard = watcher.finished().now_or_never();
+    assert_eq!(heard, Some(Heard::Finished(None)));
+    assert!(bus.watched(9).is_empty(), "it is over");
+    bus.command_changed(run(2), change(CommandState::Succeeded), true);
+    assert_eq!(*told.0.lock().unwrap(), [(run(1), false), (run(2), true)]);
+}
+
+#[test]
+fn watchers_can_be_asked_to_look_into_the_store() {
+    let bus = small();
+    let mut watcher = bus.subscribe(run(1), None);
+    assert!(!watcher.asked_to_look());
+    bus.look(run(1));
+    assert!(watcher.changed().now_or_never().is_some());
+    assert!(watcher.asked_to_look());
+    assert!(!watcher.asked_to_look(), "once");
+    bus.look(run(1));
+    assert_eq!(watcher.finished().now_or_never(), Some(Heard::Look));
+    assert_eq!(watcher.finished().now_or_never(), None);
+}
+
+#[test]
+fn text_that_is_no_place_is_refused() {
+    for text in [
+        "",
+        "-",
+        "1",
+        "zz-1",
+        "1-1",
+        "00000000000000ff-01",
+        "00000000000000ff--1",
+    ] {
+        assert!(text.parse::<Cursor>().is_err(), "{text}");
+    }
+}

@@ -1,0 +1,409 @@
+//! Keeps a connection to Redis as long as it answers, asks it within short limits, and says when what it knew may be
+//! gone.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use redis::{
+    ErrorKind, FromRedisValue, PushInfo, PushKind, RedisError, RedisResult, ScriptInvocation,
+    ServerErrorKind, Value,
+};
+use tokio::sync::{Notify, mpsc};
+use tracing::{info, warn};
+use viworks_common::breaker::{Breaker, BreakerLimits, BreakerState};
+use viworks_common::id::InstanceId;
+use viworks_runtime::clock::Timeline;
+use viworks_runtime::conditions::{Conditions, Severity};
+use viworks_runtime::lifecycle::Lifecycle;
+
+use super::super::calls::Calls;
+use super::error::Error;
+use super::message::Message;
+use super::metrics::RedisMetrics;
+use super::scripts;
+use super::wire::{ANSWER_TIME, Pushes, Wire};
+use crate::config::queue::QueueAddress;
+
+/// When Redis is left alone, and how soon it is tried again.
+const BREAKER: BreakerLimits = BreakerLimits {
+    failures: 3,
+    pause: Duration::from_millis(200),
+    pause_max: Duration::from_secs(3),
+};
+
+/// How often it is seen whether Redis works and still has what was written.
+const BEAT_EVERY: Duration = Duration::from_secs(1);
+
+/// How long what is written for that stays.
+const BEAT_LASTS: Duration = Duration::from_secs(60);
+
+/// The condition of a Redis that is not asked.
+const CONDITION: &str = "queue.redis";
+
+const FIX: &str = "nothing is lost, and nothing has to be restarted: commands are in the database and are found there, \
+                   of gateways at other instances somewhat later; see that Redis runs, lets this user in (docs/scaling.md \
+                   has the rights it needs) and has room below its maxmemory";
+
+/// The connection, the breaker in front of it, and what both told.
+pub(super) struct Keeper {
+    address: QueueAddress,
+    own: InstanceId,
+    clock: Arc<Timeline>,
+    conditions: Conditions,
+    metrics: RedisMetrics,
+    inner: Mutex<Inner>,
+    /// Somebody's failure opened the breaker.
+    opened: Notify,
+    calls: Arc<Calls>,
+    published: mpsc::Sender<Published>,
+}
+
+struct Inner {
+    breaker: Breaker,
+    wire: Option<Wire>,
+    /// How many there were.
+    connection: u64,
+}
+
+/// What was published on a channel that is no instance's own.
+pub(super) struct Published {
+    pub(super) channel: String,
+    pub(super) payload: Vec<u8>,
+}
+
+/// What a keeper is made of.
+pub(super) struct Parts {
+    pub(super) address: QueueAddress,
+    pub(super) own: InstanceId,
+    pub(super) clock: Arc<Timeline>,
+    pub(super) conditions: Conditions,
+    pub(super) metrics: RedisMetrics,
+    pub(super) calls: Arc<Calls>,
+    pub(super) published: mpsc::Sender<Published>,
+}
+
+/// A connection that was just made.
+pub(super) struct Opened {
+    wire: Wire,
+    pushes: Pushes,
+}
+
+impl Keeper {
+    pub(super) fn new(parts: Parts) -> Arc<Self> {
+        Arc::new(Self {
+            address: parts.address,
+            own: parts.own,
+            clock: parts.clock,
+            conditions: parts.conditions,
+            metrics: parts.metrics,
+            inner: Mutex::new(Inner {
+                breaker: Breaker::new(BREAKER),
+                wire: None,
+                connection: 0,
+            }),
+            opened: Notify::new(),
+            calls: parts.calls,
+            published: parts.published,
+        })
+    }
+
+    /// Which instance it is for.
+    pub(super) const fn own(&self) -> InstanceId {
+        self.own
+    }
+
+    /// What is counted.
+    pub(super) const fn metrics(&self) -> &RedisMetrics {
+        &self.metrics
+    }
+
+    /// Runs a script, or answers at once where Redis is not asked.
+    pub(super) async fn run<T: FromRedisValue>(
+        &self,
+        script: &ScriptInvocation<'_>,
+    ) -> Result<T, Error> {
+        let (mut wire, connection) = self.wire()?;
+        self.judge(connection, within(script.invoke_async(&mut wire)).await)
+    }
+
+    /// Publishes something; nobody may be there to hear it.
+    pub(super) async fn publish(&self, channel: &str, payload: &[u8]) -> Result<(), Error> {
+        let (mut wire, connection) = self.wire()?;
+        let mut publish = redis::cmd("PUBLISH");
+        publish.arg(channel).arg(payload);
+        let heard = within(publish.query_async::<i64>(&mut wire)).await;
+        self.judge(connection, heard).map(drop)
+    }
+
+    /// Hears what is published on a channel, as long as this connection lasts.
+    pub(super) async fn subscribe(&self, channel: &str) -> Result<(), Error> {
+        let (mut wire, connection) = self.wire()?;
+        self.judge(connection, within(wire.subscribe(channel)).await)
+    }
+
+    /// Hears it no more.
+    pub(super) async fn unsubscribe(&self, channel: &str) -> Result<(), Error> {
+        let (mut wire, connection) = self.wire()?;
+        self.judge(connection, within(wire.unsubscribe(channel)).await)
+    }
+
+    /// The number of the connection that is used, or was last.
+    pub(super) fn connection(&self) -> u64 {
+        self.inner().connection
+    }
+
+    /// The connection that is used, and its number.
+    fn wire(&self) -> Result<(Wire, u64), Error> {
+        let inner = self.inner();
+        let wire = inner.wire.clone().ok_or(Error::NotAsked)?;
+        Ok((wire, inner.connection))
+    }
+
+    /// What an answer, or none, says of the server. That of an earlier connection says nothing of this one.
+    fn judge<T>(&self, connection: u64, answer: Result<T, Error>) -> Result<T, Error> {
+        if connection != self.connection() {
+            return answer;
+        }
+        match &answer {
+            Ok(_) => {
+                self.inner().breaker.succeeded();
+                self.metrics.called("ok");
+            }
+            // Somebody else wrote there: the server works.
+            Err(error) if is_about_a_key(error) => self.metrics.called("failed"),
+            Err(error) => {
+                let gone = matches!(error, Error::Server(error) if is_gone(error));
+                self.metrics.called(if matches!(error, Error::Late) {
+                    "late"
+                } else {
+                    "failed"
+                });
+                let now = self.clock.now();
+                let mut inner = self.inner();
+                let opens = if gone {
+                    inner.breaker.lost(now)
+                } else {
+                    inner.breaker.failed(now)
+                };
+                drop(inner);
+                if opens {
+                    self.left_alone(error);
+                }
+            }
+        }
+        answer
+    }
+
+    /// Connects once, as a start and `check-config --connect` do, to learn what is wrong with the configuration.
+    pub(super) async fn try_out(&self) -> Result<Opened, Error> {
+        self.inner().breaker.try_out(self.clock.now());
+        let opened = self.open().await;
+        if let Err(error) = &opened {
+            self.inner().breaker.failed(self.clock.now());
+            self.left_alone(error);
+        }
+        opened
+    }
+
+    /// Connects, hears what is called out to this instance, and writes something: whoever only answers is of no use.
+    async fn open(&self) -> Result<Opened, Error> {
+        let (mut wire, pushes) = Wire::open(&self.address).await?;
+        check_version(&mut wire).await?;
+        let channel = scripts::channel(self.own);
+        within(wire.subscribe(&channel)).await?;
+        within(wire.subscribe(scripts::WATCH_CHANNEL)).await?;
+        let _known: i64 = within(self.beat().invoke_async(&mut wire)).await?;
+        Ok(Opened { wire, pushes })
+    }
+
+    fn beat(&self) -> ScriptInvocation<'static> {
+        let mut beat = scripts::BEAT.key(scripts::beat(self.own));
+        beat.arg(millis(BEAT_LASTS));
+        beat
+    }
+
+    /// Keeps a connection until the process stops. `first` was made by the start, and is used already.
+    pub(super) async fn keep(self: Arc<Self>, first: Option<Opened>, lifecycle: Lifecycle) {
+        let mut first = first;
+        loop {
+            let connected = match first.take() {
+                Some(connected) => connected,
+                None => tokio::select! {
+                    () = lifecycle.stopping() => return,
+                    connected = self.open_again() => connected,
+                },
+            };
+            // What was said while nobody listened is made up for.
+            self.look_everywhere();
+            tokio::select! {
+                () = lifecycle.stopping() => return,
+                () = self.listen(connected) => {}
+            }
+        }
+    }
+
+    /// Tries until it is there.
+    async fn open_again(&self) -> Opened {
+        loop {
+            let due = self.inner().breaker.retry_at();
+            if let Some(due) = due {
+                tokio::time::sleep(due.saturating_since(self.clock.now())).await;
+            }
+            if !self.inner().breaker.try_out(self.clock.now()) {
+                continue;
+            }
+            self.metrics.state(BreakerState::HalfOpen);
+            match self.open().await {
+                Ok(opened) => {
+                    self.works(&opened);
+                    return opened;
+                }
+                Err(error) => {
+                    self.inner().breaker.failed(self.clock.now());
+                    self.left_alone(&error);
+                }
+            }
+        }
+    }
+
+    /// A connection that was made is used from here on.
+    pub(super) fn works(&self, opened: &Opened) {
+        let mut inner = self.inner();
+        inner.breaker.succeeded();
+        inner.wire = Some(opened.wire.clone());
+        inner.connection += 1;
+        drop(inner);
+        self.metrics.state(BreakerState::Closed);
+        self.conditions.clear(CONDITION);
+        info!(redis = %self.address, "the queue is connected");
+    }
+
+    fn left_alone(&self, error: &Error) {
+        self.inner().wire = None;
+        self.metrics.state(BreakerState::Open);
+        let cause = format!("Redis at {}: {error}", self.address);
+        self.conditions
+            .raise(CONDITION, Severity::Warn, &cause, FIX);
+        self.opened.notify_one();
+    }
+
+    /// Hears what others call, until the connection is of no use any more.
+    async fn listen(&self, connected: Opened) {
+        let Opened {
+            mut wire,
+            mut pushes,
+        } = connected;
+        let mut beats = tokio::time::interval(BEAT_EVERY);
+        beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = self.opened.notified() => {}
+                push = pushes.next() => {
+                    let heard = push.is_some_and(|push| self.heard(&push));
+                    if !heard && self.inner().breaker.lost(self.clock.now()) {
+                        self.left_alone(&Error::Server(closed()));
+                    }
+                }
+                _ = beats.tick() => {
+                    if pushes.were_lost() {
+                        self.look_everywhere();
+                    }
+                    let beat = self.beat();
+                    let beat = within(beat.invoke_async::<i64>(&mut wire)).await;
+                    // Everything was emptied, or this is another server.
+                    if let Ok(0) = self.judge(self.connection(), beat) {
+                        warn!(redis = %self.address, "the queue forgot what it had; everything is looked after");
+                        self.look_everywhere();
+                    }
+                }
+            }
+            if self.inner().breaker.state() != BreakerState::Closed {
+                return;
+            }
+        }
+    }
+
+    /// What a message means; `false` when it says that the connection is gone.
+    fn heard(&self, push: &PushInfo) -> bool {
+        if push.kind == PushKind::Message
+            && let [Value::BulkString(channel), Value::BulkString(payload)] = push.data.as_slice()
+        {
+            self.heard_on(&String::from_utf8_lossy(channel), payload);
+        }
+        push.kind != PushKind::Disconnection
+    }
+
+    fn heard_on(&self, channel: &str, payload: &[u8]) {
+        if !channel.starts_with(scripts::CHANNEL) {
+            let published = Published {
+                channel: channel.to_owned(),
+                payload: payload.to_owned(),
+            };
+            // It is narration, which may be lost.
+            if self.published.try_send(published).is_err() {
+                self.metrics.narration_lost.inc();
+            }
+        } else if let Ok(text) = str::from_utf8(payload)
+            && let Some(Message::Look(agent_id)) = Message::read(text)
+        {
+            self.calls.look(agent_id);
+        }
+    }
+
+    fn look_everywhere(&self) {
+        self.metrics.sweeps.inc();
+        self.calls.look_everywhere();
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        // Nothing panics while it is held.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether nothing can be expected of this connection any more: it is cut, or leads to a server that was demoted.
+fn is_gone(error: &RedisError) -> bool {
+    (error.is_connection_dropped() || error.is_io_error() && !error.is_timeout())
+        || matches!(
+            error.kind(),
+            ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown)
+        )
+}
+
+/// Whether an error is about what a key holds, and not about the server.
+fn is_about_a_key(error: &Error) -> bool {
+    matches!(error, Error::Server(error) if error.to_string().contains("WRONGTYPE"))
+}
+
+fn closed() -> RedisError {
+    (ErrorKind::Io, "the connection was closed").into()
+}
+
+async fn within<T>(answer: impl Future<Output = RedisResult<T>>) -> Result<T, Error> {
+    let answer = tokio::time::timeout(ANSWER_TIME, answer).await;
+    Ok(answer.map_err(|_elapsed| Error::Late)??)
+}
+
+/// The oldest version that has all of what the scripts use.
+const OLDEST: (u32, u32) = (6, 2);
+
+async fn check_version(wire: &mut Wire) -> Result<(), Error> {
+    let hello = redis::cmd("HELLO");
+    let said: HashMap<String, Value> = within(hello.query_async(wire)).await?;
+    let version = match said.get("version") {
+        Some(Value::BulkString(version)) => String::from_utf8_lossy(version).into_owned(),
+        Some(Value::SimpleString(version)) => version.clone(),
+        Some(_) | None => String::new(),
+    };
+    let mut numbers = version.split('.').map(|part| part.parse().unwrap_or(0));
+    let found = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if found < OLDEST {
+        return Err(Error::TooOld(version));
+    }
+    Ok(())
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,261 @@
+//! Changes of runs between instances, by pub/sub and only while somebody watches: bounded, and lossy on purpose. What
+//! is true stands in the database, which watchers look into every second whatever comes by this way.
+//!
+//! An instance that has a watcher says so to all, again and again; the others remember that for a while, and tell it
+//! what changes. Watchers notice what was lost by positions in the output, and by the counts of the run.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc};
+use tracing::debug;
+use viworks_common::id::RunId;
+use viworks_common::time::Monotonic;
+use viworks_runtime::clock::Timeline;
+use viworks_runtime::lifecycle::Lifecycle;
+
+use super::keeper::{Keeper, Published};
+use super::scripts::{RUN_CHANNEL, WATCH_CHANNEL};
+use super::told::Told;
+use crate::command::bus::{Elsewhere, RunBus, RunChange};
+
+/// Runs that one instance watches, and that it remembers others to watch.
+const RUNS_MAX: usize = 1_024;
+
+/// Changes that wait to be told; beyond, they are lost.
+const WAITING_MAX: usize = 256;
+
+/// How often it is said that a run is watched, and for how long that is believed.
+const SAID_EVERY: Duration = Duration::from_secs(5);
+const BELIEVED_FOR: Duration = Duration::from_secs(15);
+
+/// A run that somebody watches for less is not worth a word: most end before.
+const WORTH_A_WORD: Duration = Duration::from_millis(20);
+
+/// The way of changes from here to others and back.
+pub(super) struct Relay {
+    keeper: Arc<Keeper>,
+    bus: Arc<RunBus>,
+    clock: Arc<Timeline>,
+    /// Runs that others watch, and until when that is believed.
+    wanted: Mutex<BTreeMap<RunId, Monotonic>>,
+    /// Whether there are any: most of the time there are none, and nothing is to be looked up.
+    any: AtomicBool,
+    changes: mpsc::Sender<(RunId, Arc<RunChange>, bool)>,
+    /// Somebody watches a run here.
+    watching: Notify,
+}
+
+impl fmt::Debug for Relay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Relay").finish_non_exhaustive()
+    }
+}
+
+impl Elsewhere for Relay {
+    fn watch(&self) {
+        self.watching.notify_one();
+    }
+
+    fn tell(&self, run_id: RunId, change: &Arc<RunChange>, run_finished: bool) {
+        if !self.any.load(Ordering::Relaxed) || !self.is_wanted(run_id) {
+            return;
+        }
+        let change = (run_id, Arc::clone(change), run_finished);
+        if self.changes.try_send(change).is_err() {
+            self.keeper.metrics().narration_lost.inc();
+        }
+    }
+}
+
+impl Relay {
+    /// Starts it between `bus` and `keeper`; what others publish comes by `published`.
+    pub(super) fn start(
+        keeper: Arc<Keeper>,
+        bus: Arc<RunBus>,
+        clock: Arc<Timeline>,
+        published: mpsc::Receiver<Published>,
+        lifecycle: &Lifecycle,
+    ) {
+        let (changes, to_tell) = mpsc::channel(WAITING_MAX);
+        let own = Arc::new(Self {
+            keeper,
+            bus,
+            clock,
+            wanted: Mutex::default(),
+            any: AtomicBool::new(false),
+            changes,
+            watching: Notify::new(),
+        });
+        own.bus
+            .tell_elsewhere(Arc::<Self>::clone(&own) as Arc<dyn Elsewhere>);
+        let (hear, stop) = (Arc::clone(&own), lifecycle.clone());
+        drop(lifecycle.spawn_critical("runs: hear", hear.hear(published, stop)));
+        let (tell, stop) = (Arc::clone(&own), lifecycle.clone());
+        drop(lifecycle.spawn_critical("runs: tell", tell.tell_all(to_tell, stop)));
+        let stop = lifecycle.clone();
+        drop(lifecycle.spawn_critical("runs: watch", own.say_what_is_watched(stop)));
+    }
+
+    fn is_wanted(&self, run_id: RunId) -> bool {
+        let now = self.clock.now();
+        let mut wanted = self.wanted();
+        let is_wanted = wanted.get(&run_id).is_some_and(|until| *until > now);
+        if !is_wanted && wanted.remove(&run_id).is_some() {
+            self.any.store(!wanted.is_empty(), Ordering::Relaxed);
+        }
+        is_wanted
+    }
+
+    /// Somebody elsewhere watches a run.
+    fn want(&self, run_id: RunId) {
+        let now = self.clock.now();
+        let mut wanted = self.wanted();
+        if wanted.len() >= RUNS_MAX && !wanted.contains_key(&run_id) {
+            wanted.retain(|_run, until| *until > now);
+        }
+        // Beyond the bound its watchers have the database.
+        if wanted.len() < RUNS_MAX || wanted.contains_key(&run_id) {
+            wanted.insert(run_id, now.saturating_add(BELIEVED_FOR));
+            self.any.store(true, Ordering::Relaxed);
+        }
+    }
+
+    async fn hear(self: Arc<Self>, mut published: mpsc::Receiver<Published>, lifecycle: Lifecycle) {
+        loop {
+            let heard = tokio::select! {
+                () = lifecycle.stopping() => return,
+                heard = published.recv() => heard,
+            };
+            let Some(Published { channel, payload }) = heard else {
+                return;
+            };
+            if channel == WATCH_CHANNEL {
+                let said = str::from_utf8(&payload).ok();
+                let said = said.and_then(|said| said.split_once(' '));
+                if let Some((run, instance)) = said
+                    && instance != self.keeper.own().to_string()
+                    && let Ok(run_id) = run.parse()
+                {
+                    self.want(run_id);
+                }
+            } else if let Some(run) = channel.strip_prefix(RUN_CHANNEL)
+                && let Ok(run_id) = run.parse()
+                && let Some(told) = Told::read(&payload)
+                && told.from != self.keeper.own()
+            {
+                let (change, run_finished) = told.change();
+                self.bus.heard(run_id, change, run_finished);
+            }
+        }
+    }
+
+    async fn tell_all(
+        self: Arc<Self>,
+        mut changes: mpsc::Receiver<(RunId, Arc<RunChange>, bool)>,
+        lifecycle: Lifecycle,
+    ) {
+        loop {
+            let change = tokio::select! {
+                () = lifecycle.stopping() => return,
+                change = changes.recv() => change,
+            };
+            let Some((run_id, change, run_finished)) = change else {
+                return;
+            };
+            let told = Told::of(self.keeper.own(), &change, run_finished);
+            let channel = format!("{RUN_CHANNEL}{run_id}");
+            if let Err(error) = self.keeper.publish(&channel, &told.write()).await {
+                self.keeper.metrics().narration_lost.inc();
+                debug!(%error, %run_id, "a change of a run was not told elsewhere");
+            }
+        }
+    }
+
+    /// Keeps the channels of runs that are watched here, and says which those are.
+    async fn say_what_is_watched(self: Arc<Self>, lifecycle: Lifecycle) {
+        let mut held = Held::default();
+        let mut said = tokio::time::interval(SAID_EVERY);
+        said.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let again = tokio::select! {
+                () = lifecycle.stopping() => return,
+                () = self.watching.notified() => false,
+                _ = said.tick() => true,
+            };
+            let watched: BTreeSet<_> = self.bus.watched(RUNS_MAX).into_iter().collect();
+            self.let_go(&mut held, &watched).await;
+            if again {
+                for run_id in &held.runs {
+                    self.say(*run_id).await;
+                }
+            }
+            let waited: Vec<_> = watched.intersection(&held.seen).copied().collect();
+            for run_id in waited {
+                if held.runs.contains(&run_id) || self.hold(run_id).await {
+                    held.runs.insert(run_id);
+                }
+            }
+            // One that could not be held is tried again with the next word.
+            let is_new = !watched.is_subset(&held.seen);
+            held.seen = watched;
+            if is_new {
+                tokio::time::sleep(WORTH_A_WORD).await;
+                self.watching.notify_one();
+            }
+        }
+    }
+
+    /// Hears of a run from here on. What happened before is found by a look.
+    async fn hold(&self, run_id: RunId) -> bool {
+        let channel = format!("{RUN_CHANNEL}{run_id}");
+        let held = self.keeper.subscribe(&channel).await.is_ok();
+        if held {
+            self.say(run_id).await;
+            self.bus.look(run_id);
+        }
+        held
+    }
+
+    async fn say(&self, run_id: RunId) {
+        let text = format!("{run_id} {}", self.keeper.own());
+        if let Err(error) = self.keeper.publish(WATCH_CHANNEL, text.as_bytes()).await {
+            debug!(%error, %run_id, "others were not told that a run is watched");
+        }
+    }
+
+    /// Leaves the channels of runs that nobody watches any more; those of a connection that is gone are left already.
+    async fn let_go(&self, held: &mut Held, watched: &BTreeSet<RunId>) {
+        let connection = self.keeper.connection();
+        if held.connection != connection {
+            held.connection = connection;
+            held.runs.clear();
+        }
+        let over: Vec<_> = held.runs.difference(watched).copied().collect();
+        for run_id in over {
+            held.runs.remove(&run_id);
+            let channel = format!("{RUN_CHANNEL}{run_id}");
+            if let Err(error) = self.keeper.unsubscribe(&channel).await {
+                debug!(%error, %run_id, "a channel was not left");
+            }
+        }
+    }
+
+    fn wanted(&self) -> MutexGuard<'_, BTreeMap<RunId, Monotonic>> {
+        // Nothing panics while it is held.
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What an instance hears of at the moment.
+#[derive(Default)]
+struct Held {
+    /// On which connection.
+    connection: u64,
+    runs: BTreeSet<RunId>,
+    /// Watched when it last looked.
+    seen: BTreeSet<RunId>,
+}

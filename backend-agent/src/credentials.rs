@@ -1,0 +1,59 @@
+//! What it takes to get into a server, in files: its password, and the authority that signed its certificate.
+
+use std::path::Path;
+
+use viworks_runtime::files;
+use zeroize::Zeroizing;
+
+/// The most that a file of authorities may hold.
+const AUTHORITY_BYTES_MAX: u64 = 1024 * 1024;
+
+/// What is wrong with such a file.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: {problem}")]
+pub struct CredentialError {
+    path: String,
+    problem: String,
+}
+
+impl CredentialError {
+    fn of(path: &Path, problem: impl Into<String>) -> Self {
+        Self {
+            path: path.display().to_string(),
+            problem: problem.into(),
+        }
+    }
+}
+
+/// Certificates of an authority, PEM.
+pub(crate) fn read_authority(path: &Path) -> Result<Vec<u8>, CredentialError> {
+    let pem = files::read_trusted(path, AUTHORITY_BYTES_MAX)
+        .map_err(|error| CredentialError::of(path, error.to_string()))?;
+    let begins = b"-----BEGIN CERTIFICATE-----";
+    if !pem.windows(begins.len()).any(|window| window == begins) {
+        return Err(CredentialError::of(path, "it holds no certificate"));
+    }
+    Ok(pem)
+}
+
+/// A password, on one line of a file for the owner only.
+pub(crate) fn read_password(path: &Path) -> Result<Zeroizing<String>, CredentialError> {
+    let text =
+        files::read_private(path).map_err(|error| CredentialError::of(path, error.to_string()))?;
+    let text =
+        str::from_utf8(&text).map_err(|_not_utf8| CredentialError::of(path, "it is not text"))?;
+    let password = text.trim_end_matches(['\n', '\r']);
+    if password.is_empty() || password.contains(['\n', '\r', '\u{feff}']) {
+        let problem = "it must hold the password, on one line";
+        return Err(CredentialError::of(path, problem));
+    }
+    Ok(Zeroizing::new(password.to_owned()))
+}
+
+/// Whether a host is this machine.
+pub(crate) fn is_local(host: &str) -> bool {
+    let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+    host == "localhost"
+        || host.starts_with('/')
+        || address.is_ok_and(|address| address.is_loopback())
+}

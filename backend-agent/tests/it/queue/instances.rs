@@ -1,0 +1,166 @@
+//! Several instances at one Redis: who is told, whose word counts, and what the one that died leaves behind.
+
+use viworks_backend_agent::command::queue::{CommandQueue, Told};
+use viworks_testkit::process::eventually;
+
+use super::*;
+
+/// Instances at a server of all tests, and keys that are theirs.
+async fn instances<const N: usize>() -> Option<(Tenant, [Instance; N])> {
+    let url = server(Kind::Redis)?.url();
+    let mut all = Vec::new();
+    for _each in 0..N {
+        let instance = Instance::at(&url).await.unwrap();
+        // What it says of the beginning.
+        assert!(instance.called().await.look_everywhere);
+        all.push(instance);
+    }
+    let all = all.try_into().unwrap_or_else(|_| unreachable!("so many"));
+    Some((tenant(), all))
+}
+
+fn length(key: &QueueKey) -> usize {
+    let stream = format!("vw:{{{}:{}}}:q", key.tenant, key.agent_id);
+    let place = server(Kind::Redis).unwrap();
+    place.ask(&["XLEN", &stream]).unwrap()
+}
+
+#[tokio::test]
+async fn an_offer_calls_the_instance_that_has_the_session_and_no_other() {
+    let Some((tenant, [a, b, c])) = instances().await else {
+        return;
+    };
+    let key = key_of(&tenant, 1);
+    assert_eq!(a.queue.offer(&key, &commands([1])).await, Ok(Told::Nobody));
+    assert_eq!(b.queue.attach(&key, 4).await, Ok(true));
+    assert_eq!(a.queue.offer(&key, &commands([2])).await, Ok(Told::Another));
+    let called = b.called().await;
+    assert_eq!(called.look.into_iter().collect::<Vec<_>>(), [key.agent_id]);
+    // The session is woken by whoever has it itself, and needs no hint.
+    assert_eq!(b.queue.offer(&key, &commands([3])).await, Ok(Told::Own));
+    assert_eq!(
+        b.queue.take(&key, 10, at(0)).await.unwrap(),
+        commands([1, 2])
+    );
+    b.queue.done(&key, &commands([1, 2])).await.unwrap();
+    assert_eq!(length(&key), 0, "an empty stream goes");
+    assert_eq!(a.queue.offer(&key, &commands([4])).await, Ok(Told::Another));
+    b.called().await;
+    // Whoever was not meant heard nothing.
+    let quiet = tokio::time::timeout(Duration::from_millis(50), c.calls.next());
+    assert!(quiet.await.is_err());
+}
+
+#[tokio::test]
+async fn a_route_that_is_written_late_loses_to_the_later_epoch() {
+    let Some((tenant, [a, b, c])) = instances().await else {
+        return;
+    };
+    // Numbers that a script could not tell apart.
+    for (n, later) in [(1, 5), (2, 10), (3, (1 << 60) + 1)] {
+        let key = key_of(&tenant, n);
+        assert_eq!(b.queue.attach(&key, later).await, Ok(true));
+        assert_eq!(a.queue.attach(&key, later - 1).await, Ok(false));
+        assert_eq!(b.queue.attach(&key, later).await, Ok(true), "said again");
+        assert_eq!(c.queue.offer(&key, &commands([1])).await, Ok(Told::Another));
+        let called = b.called().await;
+        assert!(called.look.contains(&key.agent_id), "{called:?}");
+        assert_eq!(a.queue.attach(&key, later + 1).await, Ok(true), "it moves");
+        assert_eq!(b.queue.attach(&key, later).await, Ok(false));
+    }
+}
+
+#[tokio::test]
+async fn of_racing_offers_as_many_succeed_as_there_is_room_for() {
+    let Some((tenant, [a, b])) = instances().await else {
+        return;
+    };
+    let key = key_of(&tenant, 1);
+    let offers = (0..40_u128).map(|n| {
+        let (queue, key) = (if n % 2 == 0 { &a.queue } else { &b.queue }, &key);
+        async move { queue.offer(key, &commands([n])).await }
+    });
+    let answers = futures_util::future::join_all(offers).await;
+    let accepted = answers.iter().filter(|answer| answer.is_ok()).count();
+    let full = QueueError::Full {
+        scope: Scope::Agent,
+        limit: 3,
+    };
+    let refused = answers
+        .iter()
+        .filter(|answer| **answer == Err(full.clone()));
+    assert_eq!((accepted, refused.count(), length(&key)), (3, 37, 3));
+    let text = format!(
+        "{}{}",
+        a.metrics.encode().unwrap(),
+        b.metrics.encode().unwrap()
+    );
+    let counted: u64 = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("viworks_queue_redis_refused_total "))
+        .map(|count| count.parse::<u64>().unwrap())
+        .sum();
+    assert_eq!(counted, 37);
+}
+
+#[tokio::test]
+async fn what_an_instance_took_and_left_is_handed_to_the_next_session() {
+    let Some((tenant, [a, b])) = instances().await else {
+        return;
+    };
+    let key = key_of(&tenant, 1);
+    a.queue.offer(&key, &commands([1, 2])).await.unwrap();
+    assert_eq!(a.queue.take(&key, 1, at(0)).await.unwrap(), commands([1]));
+    drop(a);
+    assert_eq!(b.queue.take(&key, 10, at(0)).await.unwrap(), commands([2]));
+    assert_eq!(b.queue.attach(&key, 1).await, Ok(true));
+    let taken = b.queue.take(&key, 10, at(0)).await.unwrap();
+    assert!(taken.contains(&commands([1])[0]), "{taken:?}");
+    b.queue.done(&key, &commands([1, 2])).await.unwrap();
+    assert_eq!(length(&key), 0);
+}
+
+#[tokio::test]
+async fn what_others_write_or_take_away_does_no_harm() {
+    let Some((tenant, [a])) = instances().await else {
+        return;
+    };
+    let key = key_of(&tenant, 1);
+    let stream = format!("vw:{{{}:{}}}:q", key.tenant, key.agent_id);
+    let place = server(Kind::Redis).unwrap();
+    let ask = |words: &[&str]| place.ask::<::redis::Value>(words).unwrap();
+    // An entry that is no hint, and one that is gone beneath its reader.
+    ask(&["XADD", &stream, "*", "c", "rubbish"]);
+    let entry: String = place.ask(&["XADD", &stream, "*", "x", "y"]).unwrap();
+    a.queue.offer(&key, &commands([1])).await.unwrap();
+    let taken = a.queue.take(&key, 10, at(0)).await.unwrap();
+    assert!(taken.contains(&commands([1])[0]), "{taken:?}");
+    ask(&["XDEL", &stream, &entry]);
+    a.queue.done(&key, &taken).await.unwrap();
+    assert_eq!(length(&key), 0);
+    // A group that somebody removed.
+    a.queue.offer(&key, &commands([2])).await.unwrap();
+    ask(&["XGROUP", "DESTROY", &stream, "d"]);
+    assert_eq!(a.queue.take(&key, 10, at(0)).await.unwrap(), commands([2]));
+    a.queue.done(&key, &commands([2])).await.unwrap();
+    // What means nothing on the channel is not heard, and what follows is.
+    let channel = format!("vw:i:{}", a.id);
+    for text in ["", "dance", "look me"] {
+        ask(&["PUBLISH", &channel, text]);
+    }
+    ask(&["PUBLISH", &channel, &format!("look {}", key.agent_id)]);
+    let called = a.called().await;
+    assert_eq!(called.look.len(), 1);
+    // A key of another kind where the stream should be is an answer like any other.
+    ask(&["SET", &stream, "text"]);
+    let answer = a.queue.offer(&key, &commands([3])).await;
+    assert!(
+        matches!(answer, Err(QueueError::Unavailable { .. })),
+        "{answer:?}"
+    );
+    ask(&["DEL", &stream]);
+    eventually("it is usable again", PATIENCE, async || {
+        a.queue.offer(&key, &commands([3])).await.ok()
+    })
+    .await;
+}

@@ -1,0 +1,150 @@
+//! Who is let in: a user with the rights that the documentation lists and no others, passwords from files.
+
+use std::path::Path;
+
+use tempfile::TempDir;
+use viworks_backend_agent::command::bus::Heard;
+use viworks_backend_agent::command::queue::Told;
+use viworks_common::id::RunId;
+use viworks_testkit::redis::Own;
+
+use super::*;
+
+/// The line of `docs/scaling.md` that makes the user.
+fn documented() -> String {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/scaling.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let line = page
+        .lines()
+        .find(|line| line.starts_with("user viworks "))
+        .expect("the page has the line");
+    line.to_owned()
+}
+
+fn address(own: &Own, folder: &TempDir, password: &str) -> QueueAddress {
+    let file = folder.path().join("queue.password");
+    drop(std::fs::remove_file(&file));
+    viworks_runtime::files::write_new(&file, password.as_bytes(), 0o600).unwrap();
+    let url = format!("redis://viworks@127.0.0.1:{}", own.place().port());
+    QueueAddress::parse(&url, Some(&file), None).unwrap()
+}
+
+#[tokio::test]
+async fn the_documented_rights_are_enough_and_each_of_them_is_needed() {
+    let line = documented();
+    assert!(line.contains(" >PASSWORD "), "{line}");
+    let line = line.replace("PASSWORD", "correct-horse");
+    let Some(own) = Own::start_with(&[&line]) else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let open = || async {
+        let (a, b) = (address(&own, &folder, "correct-horse\n"), LIMITS);
+        Instance::with(a, b).await
+    };
+    let (a, b) = (open().await.unwrap(), open().await.unwrap());
+    whole_life(&own, &a, &b).await.unwrap();
+    // Without any one of them something does not work.
+    for right in line.split(' ').filter(|word| word.starts_with('+')) {
+        // Only Cluster asks for these.
+        if right.starts_with("+cluster") {
+            continue;
+        }
+        let less = format!("-{}", &right[1..]);
+        let set = |word: &str| {
+            own.place()
+                .ask::<String>(&["ACL", "SETUSER", "viworks", word])
+                .unwrap();
+        };
+        set(&less);
+        // Scripts that are there already need not be loaded.
+        own.place().ask::<String>(&["SCRIPT", "FLUSH"]).unwrap();
+        let works = match (open().await, open().await) {
+            (Ok(a), Ok(b)) => whole_life(&own, &a, &b).await.is_ok(),
+            _ => false,
+        };
+        assert!(!works, "{right} is not needed");
+        set(right);
+    }
+    let (a, b) = (open().await.unwrap(), open().await.unwrap());
+    let works = whole_life(&own, &a, &b).await;
+    assert_eq!(works, Ok(()));
+}
+
+/// Everything that an instance does with a queue.
+async fn whole_life(own: &Own, a: &Instance, b: &Instance) -> Result<(), QueueError> {
+    let key = key_of(&tenant(), 1);
+    a.queue.offer(&key, &commands([1])).await?;
+    b.queue.attach(&key, 3).await?;
+    assert_eq!(a.queue.offer(&key, &commands([2])).await?, Told::Another);
+    let taken = b.queue.take(&key, 10, at(0)).await?;
+    b.queue.done(&key, &taken).await?;
+    let works = tokio::time::timeout(Duration::from_secs(5), async {
+        while b.calls.next().await.look.is_empty() {}
+        // A run is watched, and then another one instead.
+        let runs = [(); 2].map(|()| RunId::from_uuid(random::uuid_v4()));
+        let mut watcher = a.bus.subscribe(runs[0], None);
+        while watcher.finished().await != Heard::Look {}
+        drop(watcher);
+        let _second = a.bus.subscribe(runs[1], None);
+        let channel = format!("vw:o:{}", runs[0]);
+        viworks_testkit::process::eventually("the channel is left", PATIENCE, async || {
+            let words = ["PUBSUB", "CHANNELS", &channel];
+            let channels: Vec<String> = own.place().ask(&words).ok()?;
+            channels.is_empty().then_some(())
+        })
+        .await;
+    });
+    works.await.map_err(|_elapsed| QueueError::Unavailable {
+        reason: "something did not work".to_owned(),
+    })
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_said_at_once_and_a_changed_one_is_read_again() {
+    let line = documented().replace("PASSWORD", "correct-horse");
+    let Some(mut own) = Own::start_with(&[&line]) else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    for wrong in ["battery-staple", "correct-horse "] {
+        let refused = Instance::with(address(&own, &folder, wrong), LIMITS).await;
+        let error = refused.map(drop).unwrap_err();
+        assert!(error.is_lasting(), "{error}");
+        assert!(!error.to_string().contains(wrong.trim()), "{error}");
+    }
+    let stranger = format!("redis://stranger@127.0.0.1:{}", own.place().port());
+    let file = folder.path().join("queue.password");
+    let stranger = QueueAddress::parse(&stranger, Some(&file), None).unwrap();
+    assert!(Instance::with(stranger, LIMITS).await.is_err());
+    let a = Instance::with(address(&own, &folder, "correct-horse"), LIMITS).await;
+    let a = a.unwrap();
+    assert!(a.called().await.look_everywhere);
+    own.kill();
+    // Both change it while it is away.
+    let _again = address(&own, &folder, "changed-since");
+    own.start_again();
+    let words = ["ACL", "SETUSER", "viworks", "resetpass", ">changed-since"];
+    own.place().ask::<String>(&words).unwrap();
+    assert!(a.called().await.look_everywhere);
+    let key = key_of(&tenant(), 1);
+    viworks_testkit::process::eventually("it is used again", PATIENCE, async || {
+        a.queue.offer(&key, &commands([1])).await.ok()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_no_redis_is_said_to_be_none() {
+    use std::io::Write as _;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        while let Ok((mut socket, _from)) = listener.accept() {
+            drop(socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n"));
+        }
+    });
+    let refused = Instance::at(&format!("redis://127.0.0.1:{port}")).await;
+    let error = refused.map(drop).unwrap_err();
+    assert!(error.is_lasting(), "{error}");
+}

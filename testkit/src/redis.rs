@@ -1,0 +1,283 @@
+//! Private Redis and Valkey servers for tests: on free ports, in temporary folders, and gone with the tests.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, Command};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use redis::{Client, FromRedisValue, RedisResult};
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::keeper::{End, keep};
+use crate::postgres::free_port;
+use crate::process::Process;
+
+/// How long a server may take to start.
+const START_TIME: Duration = Duration::from_secs(30);
+
+/// What every server is started with: nothing on disk, unless the test wants it.
+const SETTINGS: [&str; 5] = [
+    "bind 127.0.0.1",
+    "save \"\"",
+    "appendonly no",
+    "maxmemory-policy noeviction",
+    "protected-mode no",
+];
+
+/// Which of the two it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Redis.
+    Redis,
+    /// Its fork of 2024.
+    Valkey,
+}
+
+impl Kind {
+    const fn program(self) -> &'static str {
+        match self {
+            Self::Redis => "redis-server",
+            Self::Valkey => "valkey-server",
+        }
+    }
+
+    /// Where its server is, or a word about what is not tested.
+    #[expect(clippy::print_stderr, reason = "whoever runs the tests is to see it")]
+    fn found(self) -> Option<PathBuf> {
+        let name = self.program();
+        let path = std::env::var_os("PATH")?;
+        let folders = std::env::split_paths(&path).chain([PathBuf::from("/usr/bin")]);
+        let found = folders
+            .map(|folder| folder.join(name))
+            .find(|program| program.is_file());
+        if found.is_none() {
+            eprintln!(
+                "SKIPPED: what needs {name}: it is not installed (on Debian: apt-get install {name})"
+            );
+        }
+        found
+    }
+}
+
+/// Where a server listens.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    port: u16,
+}
+
+impl Place {
+    /// Its port.
+    #[must_use]
+    pub const fn port(self) -> u16 {
+        self.port
+    }
+
+    /// Its URL.
+    #[must_use]
+    pub fn url(self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// What it answers to a command of its default user.
+    ///
+    /// # Errors
+    /// What it says about it, or that it is not there.
+    pub fn ask<T: FromRedisValue>(self, words: &[&str]) -> RedisResult<T> {
+        let mut connection = Client::open(self.url())?.get_connection_with_timeout(START_TIME)?;
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]);
+        command.query(&mut connection)
+    }
+
+    fn answers(self) -> bool {
+        self.ask::<String>(&["PING"])
+            .is_ok_and(|answer| answer == "PONG")
+    }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a server that starts can only be asked again and again, here where no runtime is"
+    )]
+    fn wait(self, log: &Path) {
+        let begun = Instant::now();
+        while !self.answers() {
+            let log = || std::fs::read_to_string(log).unwrap_or_default();
+            assert!(
+                begun.elapsed() < START_TIME,
+                "the server does not start: {}",
+                log()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// A server that is shared by the tests of this process.
+struct Shared {
+    place: Place,
+    /// The server ends when this is closed.
+    _keeper: ChildStdin,
+}
+
+static SHARED: [OnceLock<Option<Shared>>; 2] = [OnceLock::new(), OnceLock::new()];
+
+/// The server of this process, started when it is first asked for; `None` where it is not installed.
+///
+/// # Panics
+/// When it is installed and cannot be started.
+pub fn server(kind: Kind) -> Option<Place> {
+    let start = || {
+        let program = kind.found()?;
+        Some(share(&program).expect("the server starts"))
+    };
+    let index = usize::from(kind == Kind::Valkey);
+    SHARED[index].get_or_init(start).as_ref().map(|it| it.place)
+}
+
+fn share(program: &Path) -> io::Result<Shared> {
+    let folder = tempfile::Builder::new()
+        .prefix("viworks-redis-")
+        .tempdir()?
+        .keep();
+    let place = Place { port: free_port()? };
+    let command = command(program, &folder, place, &[])?;
+    let keeper = keep(&command, &folder, End::Kill)?;
+    place.wait(&folder.join("log"));
+    Ok(Shared {
+        place,
+        _keeper: keeper,
+    })
+}
+
+fn command(
+    program: &Path,
+    folder: &Path,
+    place: Place,
+    settings: &[String],
+) -> io::Result<Command> {
+    let mut lines = vec![
+        format!("port {}", place.port),
+        format!("dir {}", folder.display()),
+    ];
+    lines.extend(SETTINGS.map(str::to_owned));
+    lines.extend(settings.iter().cloned());
+    let file = folder.join("server.conf");
+    std::fs::write(&file, lines.join("\n") + "\n")?;
+    let mut command = Command::new(program);
+    command.arg(file).current_dir("/");
+    Ok(command)
+}
+
+/// A server of one test's own, to be killed, stopped and started again; gone when it is dropped.
+#[derive(Debug)]
+pub struct Own {
+    program: PathBuf,
+    place: Place,
+    settings: Vec<String>,
+    process: Option<Process>,
+    folder: TempDir,
+}
+
+impl Own {
+    /// Starts one; `None` where Redis is not installed.
+    ///
+    /// # Panics
+    /// When Redis is installed and cannot be started.
+    #[must_use]
+    pub fn start() -> Option<Self> {
+        Self::start_with(&[])
+    }
+
+    /// The same with lines of its configuration beside [`SETTINGS`].
+    ///
+    /// # Panics
+    /// When Redis is installed and cannot be started.
+    #[must_use]
+    pub fn start_with(settings: &[&str]) -> Option<Self> {
+        let program = Kind::Redis.found()?;
+        let folder = tempfile::Builder::new().prefix("viworks-redis-").tempdir();
+        let mut own = Self {
+            program,
+            place: Place {
+                port: free_port().expect("a port is free"),
+            },
+            settings: settings.iter().map(|line| (*line).to_owned()).collect(),
+            process: None,
+            folder: folder.expect("a temporary folder can be made"),
+        };
+        own.start_again();
+        Some(own)
+    }
+
+    /// Has it listen for encrypted connections as well, and answers on which port. It is started again.
+    ///
+    /// # Panics
+    /// When its files cannot be written.
+    pub fn encrypt(&mut self, certificate: &str, key: &str) -> u16 {
+        let port = free_port().expect("a port is free");
+        let file = |name: &str, text: &str| {
+            let path = self.folder.path().join(name);
+            std::fs::write(&path, text).expect("the file can be written");
+            path.display().to_string()
+        };
+        let lines = [
+            format!("tls-port {port}"),
+            format!("tls-cert-file {}", file("server.crt", certificate)),
+            format!("tls-key-file {}", file("server.key", key)),
+            format!("tls-ca-cert-file {}", file("clients.crt", certificate)),
+            "tls-auth-clients no".to_owned(),
+        ];
+        self.settings.extend(lines);
+        self.kill();
+        self.start_again();
+        port
+    }
+
+    /// Starts it again, on the same port, with what it had on disk.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn start_again(&mut self) {
+        let log = self.folder.path().join("log");
+        let command = command(
+            &self.program,
+            self.folder.path(),
+            self.place,
+            &self.settings,
+        );
+        let mut command = command.expect("the configuration can be written");
+        self.process = Some(Process::start(&mut command, &log).expect("the server starts"));
+        self.place.wait(&log);
+    }
+
+    /// kill -9 of the server.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill();
+        }
+    }
+
+    /// Lets it stand still with everything open, as one whose machine hangs does.
+    pub fn pause(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets it go on.
+    pub fn go_on(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(process) = &self.process {
+            process.signal(signal);
+        }
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub const fn place(&self) -> Place {
+        self.place
+    }
+}
