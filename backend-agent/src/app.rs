@@ -41,7 +41,7 @@ use crate::config::queue::QueueAddressError;
 use crate::config::{Config, QueueConfig};
 use crate::data::postgres::{self, AddressError, PostgresStore, Role};
 use crate::data::sqlite::SqliteStore;
-use crate::data::{self, GatewayFilter, Page, Store, StoreError, line};
+use crate::data::{self, GatewayFilter, Hurry, Page, Store, StoreError, line};
 use crate::earlier;
 use crate::inbound::heartbeats::Heartbeats;
 use crate::inbound::judge::Judge;
@@ -391,6 +391,8 @@ impl Shared {
             conditions: self.conditions.clone(),
             metrics: RedisMetrics::register(&self.metrics),
             calls: Arc::clone(calls),
+            known_as: self.store.instance(),
+            inbox: Arc::clone(&self.hurry),
             bus: Arc::clone(&self.bus),
         };
         let queue = RedisQueue::start(parts, lifecycle).await;
@@ -398,7 +400,10 @@ impl Shared {
             address: named,
             source,
         })?;
-        Ok(Arc::new(queue))
+        let queue = Arc::new(queue);
+        self.store
+            .hurry_by(Arc::<RedisQueue>::clone(&queue) as Arc<dyn Hurry>);
+        Ok(queue)
     }
 
     fn start_agents(

@@ -8,6 +8,7 @@ mod runs;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 use viworks_backend_agent::command::bus::{BusLimits, RunBus};
 use viworks_backend_agent::command::queue::calls::Calls;
@@ -108,6 +109,8 @@ struct Instance {
     queue: Arc<RedisQueue>,
     calls: Arc<Calls>,
     bus: Arc<RunBus>,
+    known_as: watch::Sender<Option<InstanceId>>,
+    inbox: Arc<Notify>,
     conditions: Conditions,
     metrics: viworks_runtime::metrics::Metrics,
     lifecycle: Lifecycle,
@@ -124,6 +127,7 @@ impl Instance {
         let conditions = Conditions::new(Arc::<Timeline>::clone(&clock));
         let metrics = viworks_runtime::metrics::Metrics::new("test", "0", clock.wall());
         let (calls, lifecycle) = (Arc::<Calls>::default(), Lifecycle::new());
+        let (known_as, inbox) = (watch::Sender::new(None), Arc::<Notify>::default());
         let bus = Arc::new(RunBus::new(BusLimits::default(), 1));
         let id = InstanceId::from_uuid(random::uuid_v4());
         let parts = Parts {
@@ -135,6 +139,8 @@ impl Instance {
             metrics: RedisMetrics::register(&metrics),
             calls: Arc::clone(&calls),
             bus: Arc::clone(&bus),
+            known_as: known_as.subscribe(),
+            inbox: Arc::clone(&inbox),
         };
         let queue = Arc::new(RedisQueue::start(parts, &lifecycle).await?);
         Ok(Self {
@@ -142,6 +148,8 @@ impl Instance {
             queue,
             calls,
             bus,
+            known_as,
+            inbox,
             conditions,
             metrics,
             lifecycle,

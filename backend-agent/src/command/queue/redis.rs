@@ -15,7 +15,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc, watch};
+use tracing::debug;
 use viworks_common::id::{CommandId, InstanceId};
 use viworks_common::time::Monotonic;
 use viworks_runtime::clock::Timeline;
@@ -26,6 +27,7 @@ use super::calls::Calls;
 use super::{CommandQueue, HintLimits, QueueError, QueueKey, Scope, Told};
 use crate::command::bus::RunBus;
 use crate::config::queue::QueueAddress;
+use crate::data::Hurry;
 use keeper::Keeper;
 use message::Message;
 use relay::Relay;
@@ -41,6 +43,9 @@ const TAKEN_MAX: usize = 256;
 
 /// Changes of runs that were heard and not passed on; beyond, they are lost.
 const HEARD_MAX: usize = 1_024;
+
+/// Instances that are to be told of their inbox; what finds no room is found by themselves.
+const HURRIED_MAX: usize = 256;
 
 /// What a queue in Redis is made of.
 pub struct Parts {
@@ -58,6 +63,10 @@ pub struct Parts {
     pub metrics: RedisMetrics,
     /// Where it calls out.
     pub calls: Arc<Calls>,
+    /// Which instance of the database this process is, from now on.
+    pub known_as: watch::Receiver<Option<InstanceId>>,
+    /// Notified when another instance left something in the inbox of this one.
+    pub inbox: Arc<Notify>,
     /// Whose changes are told to other instances, and theirs here, while somebody watches.
     pub bus: Arc<RunBus>,
 }
@@ -67,6 +76,7 @@ pub struct RedisQueue {
     keeper: Arc<Keeper>,
     limits: HintLimits,
     taken: Mutex<Taken>,
+    hurried: mpsc::Sender<InstanceId>,
 }
 
 /// What this instance knows of hints that it was handed.
@@ -100,6 +110,8 @@ impl RedisQueue {
             metrics: parts.metrics,
             calls: parts.calls,
             published,
+            known_as: parts.known_as,
+            inbox: parts.inbox,
         });
         let first = match keeper.try_out().await {
             Ok(opened) => {
@@ -118,10 +130,14 @@ impl RedisQueue {
             heard,
             lifecycle,
         );
+        let (hurried, to_hurry) = mpsc::channel(HURRIED_MAX);
+        let hurry = hurry_all(Arc::clone(&keeper), to_hurry, lifecycle.clone());
+        drop(lifecycle.spawn_critical("redis: hurry", hurry));
         Ok(Self {
             keeper,
             limits,
             taken: Mutex::default(),
+            hurried,
         })
     }
 
@@ -142,6 +158,8 @@ impl RedisQueue {
             metrics: RedisMetrics::default(),
             calls: Arc::default(),
             published: mpsc::channel(1).0,
+            known_as: watch::channel(None).1,
+            inbox: Arc::default(),
         });
         keeper.try_out().await.map(drop)
     }
@@ -164,6 +182,36 @@ impl RedisQueue {
     fn taken(&self) -> MutexGuard<'_, Taken> {
         // Nothing panics while it is held.
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Tells instances that there is something in their inbox, each once however often it was said meanwhile.
+async fn hurry_all(
+    keeper: Arc<Keeper>,
+    mut hurried: mpsc::Receiver<InstanceId>,
+    lifecycle: Lifecycle,
+) {
+    loop {
+        let mut instances = Vec::new();
+        let count = tokio::select! {
+            () = lifecycle.stopping() => return,
+            count = hurried.recv_many(&mut instances, HURRIED_MAX) => count,
+        };
+        if count == 0 {
+            return;
+        }
+        for instance in instances.into_iter().collect::<BTreeSet<_>>() {
+            let (channel, text) = (scripts::channel(instance), Message::Inbox.to_string());
+            if let Err(error) = keeper.publish(&channel, text.as_bytes()).await {
+                debug!(%error, %instance, "an instance was not told of its inbox; it looks by itself");
+            }
+        }
+    }
+}
+
+impl Hurry for RedisQueue {
+    fn hurry(&self, instance: InstanceId) {
+        let _full = self.hurried.try_send(instance);
     }
 }
 

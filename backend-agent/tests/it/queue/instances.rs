@@ -1,6 +1,7 @@
 //! Several instances at one Redis: who is told, whose word counts, and what the one that died leaves behind.
 
 use viworks_backend_agent::command::queue::{CommandQueue, Told};
+use viworks_backend_agent::data::Hurry as _;
 use viworks_testkit::process::eventually;
 
 use super::*;
@@ -163,4 +164,29 @@ async fn what_others_write_or_take_away_does_no_harm() {
         a.queue.offer(&key, &commands([3])).await.ok()
     })
     .await;
+}
+
+#[tokio::test]
+async fn an_instance_is_told_of_its_inbox_by_the_name_that_it_has() {
+    let Some((_tenant, [a, b])) = instances().await else {
+        return;
+    };
+    let name = || InstanceId::from_uuid(random::uuid_v4());
+    let (first, second) = (name(), name());
+    for known in [first, second] {
+        b.known_as.send_replace(Some(known));
+        let told = async {
+            loop {
+                a.queue.hurry(known);
+                let pause = Duration::from_millis(50);
+                if tokio::time::timeout(pause, b.inbox.notified())
+                    .await
+                    .is_ok()
+                {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, told).await.unwrap();
+    }
 }

@@ -9,7 +9,7 @@ use redis::{
     ErrorKind, FromRedisValue, PushInfo, PushKind, RedisError, RedisResult, ScriptInvocation,
     ServerErrorKind, Value,
 };
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tracing::{info, warn};
 use viworks_common::breaker::{Breaker, BreakerLimits, BreakerState};
 use viworks_common::id::InstanceId;
@@ -57,6 +57,9 @@ pub(super) struct Keeper {
     opened: Notify,
     calls: Arc<Calls>,
     published: mpsc::Sender<Published>,
+    /// Which instance of the database this process is: others know it by that.
+    known_as: watch::Receiver<Option<InstanceId>>,
+    inbox: Arc<Notify>,
 }
 
 struct Inner {
@@ -81,6 +84,8 @@ pub(super) struct Parts {
     pub(super) metrics: RedisMetrics,
     pub(super) calls: Arc<Calls>,
     pub(super) published: mpsc::Sender<Published>,
+    pub(super) known_as: watch::Receiver<Option<InstanceId>>,
+    pub(super) inbox: Arc<Notify>,
 }
 
 /// A connection that was just made.
@@ -105,6 +110,8 @@ impl Keeper {
             opened: Notify::new(),
             calls: parts.calls,
             published: parts.published,
+            known_as: parts.known_as,
+            inbox: parts.inbox,
         })
     }
 
@@ -213,8 +220,18 @@ impl Keeper {
         let channel = scripts::channel(self.own);
         within(wire.subscribe(&channel)).await?;
         within(wire.subscribe(scripts::WATCH_CHANNEL)).await?;
+        self.hear_as_known(&mut wire).await?;
         let _known: i64 = within(self.beat().invoke_async(&mut wire)).await?;
         Ok(Opened { wire, pushes })
+    }
+
+    /// Hears what is called out to this process by its name in the database.
+    async fn hear_as_known(&self, wire: &mut Wire) -> Result<(), Error> {
+        let known_as = *self.known_as.borrow();
+        match known_as {
+            Some(instance) => within(wire.subscribe(&scripts::channel(instance))).await,
+            None => Ok(()),
+        }
     }
 
     fn beat(&self) -> ScriptInvocation<'static> {
@@ -294,11 +311,17 @@ impl Keeper {
             mut wire,
             mut pushes,
         } = connected;
+        let mut known_as = self.known_as.clone();
         let mut beats = tokio::time::interval(BEAT_EVERY);
         beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = self.opened.notified() => {}
+                // It goes on as another instance; what it was is nobody any more.
+                Ok(()) = known_as.changed() => {
+                    let heard = self.hear_as_known(&mut wire).await;
+                    drop(self.judge(self.connection(), heard));
+                }
                 push = pushes.next() => {
                     let heard = push.is_some_and(|push| self.heard(&push));
                     if !heard && self.inner().breaker.lost(self.clock.now()) {
@@ -344,10 +367,12 @@ impl Keeper {
             if self.published.try_send(published).is_err() {
                 self.metrics.narration_lost.inc();
             }
-        } else if let Ok(text) = str::from_utf8(payload)
-            && let Some(Message::Look(agent_id)) = Message::read(text)
-        {
-            self.calls.look(agent_id);
+            return;
+        }
+        match str::from_utf8(payload).ok().and_then(Message::read) {
+            Some(Message::Look(agent_id)) => self.calls.look(agent_id),
+            Some(Message::Inbox) => self.inbox.notify_one(),
+            None => {}
         }
     }
 

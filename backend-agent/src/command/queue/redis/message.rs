@@ -9,12 +9,15 @@ use viworks_common::id::AgentId;
 pub(super) enum Message {
     /// Commands may wait for this gateway.
     Look(AgentId),
+    /// There is something in the inbox.
+    Inbox,
 }
 
 impl fmt::Display for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Look(agent_id) => write!(f, "look {agent_id}"),
+            Self::Inbox => f.write_str("inbox"),
         }
     }
 }
@@ -22,6 +25,9 @@ impl fmt::Display for Message {
 impl Message {
     /// Reads one; `None` for what a later version says, or somebody else.
     pub(super) fn read(text: &str) -> Option<Self> {
+        if text == "inbox" {
+            return Some(Self::Inbox);
+        }
         let agent_id = text.strip_prefix("look ")?;
         Some(Self::Look(agent_id.parse().ok()?))
     }
@@ -36,7 +42,9 @@ mod tests {
     #[test]
     fn what_is_written_is_read_and_anything_else_is_not() {
         let look = Message::Look(AgentId::from_uuid(Uuid::from_u128(3)));
-        assert_eq!(Message::read(&look.to_string()), Some(look));
+        for message in [look, Message::Inbox] {
+            assert_eq!(Message::read(&message.to_string()), Some(message));
+        }
         for text in ["", "look", "look x", "dance", "look 3 4"] {
             assert_eq!(Message::read(text), None, "{text}");
         }
