@@ -18,6 +18,7 @@ pub(super) mod instances;
 mod keys;
 mod lease;
 pub(super) mod link;
+mod merged;
 mod opening;
 mod orphans;
 mod outputs;

@@ -5,6 +5,7 @@ mod births;
 mod commands;
 mod gateways;
 mod instances;
+mod journeys;
 mod moving;
 mod over_time;
 mod postgres_only;

@@ -64,18 +64,22 @@ pub(super) fn fence(view: &View<'_>, agent_id: AgentId, epoch: u64) -> StoreResu
 /// The same where a lock is held that CONFIRM and revocation take as well.
 pub(super) fn holds(view: &View<'_>, agent_id: AgentId, epoch: u64) -> StoreResult<u64> {
     let low_water = view.optional(FENCE, params! { agent_id }, |row| {
-        let row = Reader::new("gateways", row);
-        let revoked = row.get::<Option<Timestamp>>("revoked_at")?.is_some();
-        let may = session::may_write(Complete, row.get("confirmed")?, revoked, epoch);
-        // One that was ended, perhaps by another backend that took this one for dead, writes nothing more.
-        let open = row.get::<Option<u64>>("session_epoch")? == Some(epoch);
-        Ok(if may && open {
-            Some(row.get("low_water")?)
-        } else {
-            None
-        })
+        low_water_of(&Reader::new("gateways", row), epoch)
     })?;
     low_water.flatten().ok_or(StoreError::Fenced)
+}
+
+/// The low-water mark of a gateway by its row, where a session of this epoch may write.
+pub(super) fn low_water_of(row: &Reader<'_>, epoch: u64) -> StoreResult<Option<u64>> {
+    let revoked = row.get::<Option<Timestamp>>("revoked_at")?.is_some();
+    let may = session::may_write(Complete, row.get("confirmed")?, revoked, epoch);
+    // One that was ended, perhaps by another backend that took this one for dead, writes nothing more.
+    let open = row.get::<Option<u64>>("session_epoch")? == Some(epoch);
+    Ok(if may && open {
+        Some(row.get("low_water")?)
+    } else {
+        None
+    })
 }
 
 /// Ends a session; only what still belongs to it is touched.

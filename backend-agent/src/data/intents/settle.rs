@@ -242,8 +242,8 @@ fn end(tx: &Tx<'_>, command: &Command) -> StoreResult<End> {
     })
 }
 
-/// Appends an audit record that a decision left; `caller` is whoever asked for it.
-pub(super) fn note(tx: &Tx<'_>, record: &Record, caller: &Actor) -> StoreResult<()> {
+/// On whose account a record that a decision left is told, and as what.
+pub(super) fn told(record: &Record, caller: &Actor) -> (Actor, AuditOutcome) {
     let actor = match record.by {
         By::System => Actor::system(),
         By::Gateway(agent_id) => Actor::gateway(agent_id),
@@ -254,6 +254,12 @@ pub(super) fn note(tx: &Tx<'_>, record: &Record, caller: &Actor) -> StoreResult<
         Stance::Refused => AuditOutcome::Refused,
         Stance::Noted => AuditOutcome::Noted,
     };
+    (actor, outcome)
+}
+
+/// Appends an audit record that a decision left; `caller` is whoever asked for it.
+pub(super) fn note(tx: &Tx<'_>, record: &Record, caller: &Actor) -> StoreResult<()> {
+    let (actor, outcome) = told(record, caller);
     let Record {
         action,
         object,

@@ -7,8 +7,8 @@ use std::path::Path;
 use super::link::Sql;
 use super::{
     admit, agents, audit, budget, catalogues, certificates, confirm, forks, inbox, instances, keys,
-    lease, opening, orphans, outputs, reports, runs, sessions, settle, standing, submit, targets,
-    telemetry, timeline, tx, upkeep,
+    lease, merged, opening, orphans, outputs, reports, runs, sessions, settle, standing, submit,
+    targets, telemetry, timeline, tx, upkeep,
 };
 
 fn one(name: &'static str, sql: impl Into<Sql>) -> (&'static str, Sql) {
@@ -61,6 +61,10 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("keys::TOUCH", keys::TOUCH),
         one("lease::QUEUED", lease::QUEUED),
         one("lease::QUEUED_AGENTS", lease::QUEUED_AGENTS),
+        one("merged::END", merged::END),
+        one("merged::ENDING", merged::ENDING),
+        one("merged::SUBMISSION", merged::SUBMISSION),
+        one("merged::SUBMIT", merged::SUBMIT),
         one("opening::IDENTITY", opening::IDENTITY),
         one("opening::SWAP", opening::SWAP),
         one("orphans::LIST", orphans::LIST),

@@ -12,11 +12,11 @@ use viworks_common::time::Timestamp;
 use viworks_runtime::fault;
 use viworks_runtime::sqlite::params;
 
-use super::audit;
 use super::inbox::Post;
 use super::row::{Reader, column, to_json};
 use super::runs::{self, replay};
 use super::tx::Tx;
+use super::{audit, merged};
 use crate::data::ledger::submission;
 use crate::data::{
     AuditOutcome, Idempotency, Letter, NewCommand, NewRun, Offered, Remembered, Skip, StoreError,
@@ -49,7 +49,7 @@ pub(super) const INSERT_COMMAND: &str = "\
 INSERT INTO commands (tenant, command_id, run_id, agent_id, order_no, state, idempotent, risk, timeout_ms, attempt,
                       released_to, released_at, available_at, deadline, created_at)
 VALUES (:tenant, :command_id, :run_id, :agent_id, :order, :state, :idempotent, :risk, :timeout_ms, :attempt,
-        :released_to, :released_at, :now, :deadline, :now)";
+        :released_to, :released_at, :available_at, :deadline, :now)";
 
 pub(super) const INSERT_SKIP: &str = "\
 INSERT INTO run_skips (tenant, run_id, agent_id, code, detail) VALUES (:tenant, :run_id, :agent_id, :code, :detail)";
@@ -70,12 +70,12 @@ const AT_ONCE: u64 = 500;
 pub(super) type Answer = Result<Submission, StoreError>;
 
 /// A gateway that a run is for, as it is found.
-struct Found {
-    counters: Counters,
-    scene: Scene,
-    reported_at: Option<Timestamp>,
+pub(super) struct Found {
+    pub(super) counters: Counters,
+    pub(super) scene: Scene,
+    pub(super) reported_at: Option<Timestamp>,
     /// Which of several backends has its session.
-    instance: Option<InstanceId>,
+    pub(super) instance: Option<InstanceId>,
 }
 
 impl Found {
@@ -94,9 +94,20 @@ pub(super) fn submit(tx: &Tx<'_>, new: &NewRun) -> StoreResult<Answer> {
             ..
         } = asked;
         tx.lock_name(&format!("idempotency {principal} {route} {key}"))?;
+        if merged::is_wanted(tx)
+            && let Some(submitted) = merged::submit(tx, new)?
+        {
+            return Ok(Ok(submitted));
+        }
         if let Some(earlier) = replay(tx, asked, tx.now)? {
             return Ok(Ok(earlier));
         }
+    }
+    if merged::is_wanted(tx)
+        && new.idempotency.is_none()
+        && let Some(submitted) = merged::submit(tx, new)?
+    {
+        return Ok(Ok(submitted));
     }
     tx.lock(new.targets.iter().map(|target| target.agent_id))?;
     let found = find(tx, new)?;
@@ -132,13 +143,16 @@ pub(super) fn submit(tx: &Tx<'_>, new: &NewRun) -> StoreResult<Answer> {
             offered.extend(offer);
         }
     }
-    let detail = json!({
-        "name": new.name, "arguments": new.arguments, "targets": commands, "skipped": skipped,
-        "deadline": new.deadline, "timeout_ms": new.timeout_ms, "reason": new.reason,
-    });
+    let detail = detail(new, commands, skipped);
     note(tx, new, AuditOutcome::Done, &detail)?;
     fault::point("store.submit.before_commit");
     Ok(Ok(Submission::Submitted { run, offered }))
+}
+
+/// Whether there is so much room that it does not matter who else submits at this moment.
+pub(super) fn is_far_from_bound(new: &NewRun, waiting: u64) -> bool {
+    let own = u64::try_from(new.targets.len()).unwrap_or(u64::MAX);
+    own <= SMALL && waiting.saturating_add(SMALL * AT_ONCE) < new.limits.global
 }
 
 /// How many commands of all gateways are not final. Where a run is large, or the bound not far, runs that are submitted
@@ -146,8 +160,7 @@ pub(super) fn submit(tx: &Tx<'_>, new: &NewRun) -> StoreResult<Answer> {
 fn waiting(tx: &Tx<'_>, new: &NewRun) -> StoreResult<u64> {
     let read = || tx.one(WAITING, &[], column("open_commands", "commands"));
     let waiting: u64 = read()?;
-    let own = u64::try_from(new.targets.len()).unwrap_or(u64::MAX);
-    if own <= SMALL && waiting.saturating_add(SMALL * AT_ONCE) < new.limits.global {
+    if is_far_from_bound(new, waiting) {
         return Ok(waiting);
     }
     tx.lock_name("open commands")?;
@@ -183,9 +196,22 @@ fn find(tx: &Tx<'_>, new: &NewRun) -> StoreResult<BTreeMap<AgentId, Found>> {
 /// Whether a gateway is not what the run was checked against. One that is gone is told of by the decision.
 fn is_outdated(new: &NewRun, found: &BTreeMap<AgentId, Found>) -> bool {
     new.targets.iter().any(|target| {
-        let remembered = target.remembered.as_ref();
-        let both = remembered.zip(found.get(&target.agent_id));
-        both.is_some_and(|(remembered, found)| !found.is(remembered))
+        let found = found.get(&target.agent_id);
+        found.is_some_and(|found| is_outdated_for(target, found))
+    })
+}
+
+/// Whether one is not.
+pub(super) fn is_outdated_for(target: &NewCommand, found: &Found) -> bool {
+    let remembered = target.remembered.as_ref();
+    remembered.is_some_and(|remembered| !found.is(remembered))
+}
+
+/// What the audit log is told of a run that was accepted.
+pub(super) fn detail(new: &NewRun, commands: u64, skipped: u64) -> Value {
+    json!({
+        "name": new.name, "arguments": new.arguments, "targets": commands, "skipped": skipped,
+        "deadline": new.deadline, "timeout_ms": new.timeout_ms, "reason": new.reason,
     })
 }
 
@@ -247,6 +273,7 @@ fn insert_command(
         attempt,
         released_to,
         released_at,
+        available_at,
         deadline,
         ..
     } = command;
@@ -254,7 +281,7 @@ fn insert_command(
     tx.execute(COUNT, params! { agent_id })?;
     let params = params! {
         command_id, run_id, agent_id, order, state, idempotent, risk, timeout_ms, attempt, released_to, released_at,
-        deadline,
+        available_at, deadline,
     };
     tx.execute(INSERT_COMMAND, params)?;
     tx.count_open(1);

@@ -1,0 +1,123 @@
+//! How many journeys to the server a command is: what the store on PostgreSQL costs is mostly these.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use viworks_backend_agent::data::postgres::{Address, PostgresStore, Role};
+use viworks_backend_agent::data::{CompleteOutcome, Idempotency, Submission};
+use viworks_common::command::OutcomeState;
+use viworks_common::ledger::lease::Place;
+use viworks_testkit::proxy::{Ear, Heard, Proxy};
+
+use super::bed::{Bed, at, outcome};
+use super::{database, make};
+
+/// Counts what the server has to answer before anything else goes on: questions of the simple protocol, and the ends of
+/// rounds of the extended one.
+struct Counter {
+    journeys: Arc<AtomicU64>,
+    said: Vec<u8>,
+    /// The first message has no kind.
+    opened: bool,
+}
+
+impl Ear for Counter {
+    fn heard(&mut self, said: &[u8]) -> Heard {
+        self.said.extend_from_slice(said);
+        loop {
+            let kind = usize::from(self.opened);
+            let Some(length) = self.said.get(kind..kind + 4) else {
+                return Heard::Pass;
+            };
+            let length = u32::from_be_bytes(length.try_into().expect("four bytes"));
+            let whole = kind + usize::try_from(length).expect("a small number");
+            if self.said.len() < whole {
+                return Heard::Pass;
+            }
+            if self.opened && matches!(self.said.first(), Some(b'Q' | b'S')) {
+                self.journeys.fetch_add(1, Ordering::SeqCst);
+            }
+            self.opened = true;
+            self.said.drain(..whole);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_command_is_nine_journeys() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((server, database)) = database(&folder) else {
+        return;
+    };
+    make(server, &database);
+    let journeys = Arc::<AtomicU64>::default();
+    let counted = Arc::clone(&journeys);
+    let ears = move || -> Box<dyn Ear> {
+        Box::new(Counter {
+            journeys: Arc::clone(&counted),
+            said: Vec::new(),
+            opened: false,
+        })
+    };
+    let target = format!("127.0.0.1:{}", server.port());
+    let proxy = Proxy::listening(target, ears).await.unwrap();
+    let url = format!(
+        "postgres://viworks@127.0.0.1:{}/{database}?sslmode=disable",
+        proxy.port()
+    );
+    // One connection of each kind, so that each statement is prepared once.
+    let address = Address::parse(&url, None, None).unwrap().connections_max(4);
+    let store = PostgresStore::open(address, Role::Beside, true);
+    let bed = Bed::new(Arc::new(store.await.unwrap()));
+    bed.gateway(1).await;
+    let session = bed.session(1, 1).await;
+    let place = Place {
+        epoch: session.holder.epoch,
+        run: session.holder.agent_run_id,
+    };
+    let mut took = (0, 0);
+    for second in 1..=2 {
+        let mut new = bed.new_run(&[1], true);
+        new.targets[0].place = Some(place);
+        let command_id = new.targets[0].command_id;
+        let begun = journeys.load(Ordering::SeqCst);
+        let submitted = bed.store.submit_run(&bed.tenant, new, at(second)).await;
+        let submitted = submitted.unwrap();
+        assert!(matches!(submitted, Submission::Submitted { offered, .. } if offered.len() == 1));
+        let between = journeys.load(Ordering::SeqCst);
+        let ended = bed
+            .store
+            .complete_command(
+                &bed.tenant,
+                &session.holder,
+                command_id,
+                outcome(OutcomeState::Succeeded),
+                at(second),
+            )
+            .await;
+        let CompleteOutcome::Completed { run: Some(run), .. } = ended.unwrap() else {
+            panic!("the run has ended");
+        };
+        assert!(run.finished_at.is_some());
+        let finished = journeys.load(Ordering::SeqCst);
+        took = (between - begun, finished - between);
+    }
+    assert_eq!(took, (4, 5));
+
+    // One more where a key has to be looked up before anybody else uses it.
+    let mut new = bed.new_run(&[1], true);
+    new.targets[0].place = Some(place);
+    new.idempotency = Some(Idempotency {
+        principal: "test".to_owned(),
+        route: "runs".to_owned(),
+        key: "one".to_owned(),
+        request_hash: [1; 32],
+    });
+    let submit = async |new| bed.store.submit_run(&bed.tenant, new, at(9)).await.unwrap();
+    let submitted = submit(new.clone()).await;
+    assert!(matches!(submitted, Submission::Submitted { offered, .. } if offered.len() == 1));
+    let again = submit(new).await;
+    assert!(matches!(again, Submission::Replayed(_)), "{again:?}");
+    bed.store.close().await;
+    super::postgres_counts_are_right(&folder);
+}
