@@ -1,15 +1,16 @@
 //! Who keeps an identity: one live session, a probe before another process takes over, a budget of take-overs, and
 //! favour for whoever was alive when a copy spoke.
 //!
-//! These are the claims that one process of the backend knows of. Epochs in the store fence what it does not know; a
-//! session that another process holds is probed by asking that process.
+//! A [`Standing`] is what all processes of the backend know of an identity, [`Claims`] are what one of them knows of
+//! its sessions. Epochs in the store fence what it does not know; a session that another process holds is probed by
+//! asking that process.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::id::{AgentId, AgentRunId};
 use crate::limits::{FAVOUR_TIME, TAKE_OVERS_PER_MINUTE_MAX};
-use crate::rules::{Complete, Rule, Rulebook};
+use crate::rules::{Rule, Rulebook};
 use crate::time::Monotonic;
 
 /// The span of the take-over budget.
@@ -18,7 +19,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// How soon a newcomer comes again when nobody could say whether the live session answers.
 const UNDECIDED_RETRY: Duration = Duration::from_secs(5);
 
-/// Identities that are remembered at once: whose take-overs are counted, and whose owner is favoured.
+/// Identities of which a process remembers at once what they did.
 pub const IDENTITIES_MAX: usize = 10_000;
 
 /// What becomes of a confirmed session.
@@ -114,7 +115,7 @@ impl Standing {
         if let Some(wait) = self.favours_another(rules, newcomer, now) {
             return Verdict::Favoured(wait);
         }
-        if probed == Probed::Unreachable {
+        if probed == Probed::Unreachable && rules.keeps(Rule::UnknownIsNotSilence) {
             return Verdict::Undecided(UNDECIDED_RETRY);
         }
         if self.may_take_over(now) {
@@ -130,72 +131,33 @@ impl Standing {
 
     /// Uses up one take-over by another process; `false` when there was the share of this minute.
     fn may_take_over(&mut self, now: Monotonic) -> bool {
-        self.forget_take_overs(now);
+        let is_past = |at: &Monotonic| now.saturating_since(*at) >= MINUTE;
+        while self.take_overs.front().is_some_and(is_past) {
+            self.take_overs.pop_front();
+        }
         let allowed = self.take_overs.len() < TAKE_OVERS_PER_MINUTE_MAX;
         if allowed {
             self.take_overs.push_back(now);
         }
         allowed
     }
-
-    fn forget_take_overs(&mut self, now: Monotonic) {
-        let is_past = |at: &Monotonic| now.saturating_since(*at) >= MINUTE;
-        while self.take_overs.front().is_some_and(is_past) {
-            self.take_overs.pop_front();
-        }
-    }
-
-    /// Whether it says nothing that an unknown identity's does not.
-    fn is_idle(&mut self, now: Monotonic) -> bool {
-        self.forget_take_overs(now);
-        self.take_overs.is_empty() && self.favoured.is_none_or(|(_, until)| until <= now)
-    }
 }
 
-/// The claims to identities, as far as one process knows; `R` is [`Complete`] in everything that ships.
-#[derive(Debug)]
-pub struct Claims<R = Complete> {
-    rules: R,
-    live: BTreeMap<AgentId, (u64, AgentRunId)>,
-    standings: BTreeMap<AgentId, Standing>,
+/// The claims to identities, as far as one process knows.
+#[derive(Debug, Default)]
+pub struct Claims {
+    live: BTreeMap<AgentId, u64>,
 }
 
 impl Claims {
-    /// Nobody is here.
-    #[must_use]
-    pub const fn new() -> Self {
-        Self::under(Complete)
-    }
-}
-
-impl Default for Claims {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl<R: Rulebook> Claims<R> {
-    /// The same by other rules.
-    #[must_use]
-    pub const fn under(rules: R) -> Self {
-        Self {
-            rules,
-            live: BTreeMap::new(),
-            standings: BTreeMap::new(),
-        }
-    }
-
     /// A session of `epoch` was confirmed.
     #[must_use]
-    pub fn enter(&mut self, agent: AgentId, epoch: u64, run: AgentRunId) -> Entered {
-        let older = self.live.get(&agent).map(|(epoch, _)| *epoch);
+    pub fn enter(&mut self, agent: AgentId, epoch: u64) -> Entered {
+        let older = self.live.get(&agent).copied();
         if older.is_some_and(|older| older >= epoch) {
             return Entered::Overtaken;
         }
-        self.live.insert(agent, (epoch, run));
-        if let Some(standing) = self.standings.get_mut(&agent) {
-            standing.entered();
-        }
+        self.live.insert(agent, epoch);
         match older {
             Some(_) => Entered::Supersedes,
             None => Entered::First,
@@ -204,30 +166,9 @@ impl<R: Rulebook> Claims<R> {
 
     /// The session of `epoch` ended; a newer one stays.
     pub fn leave(&mut self, agent: AgentId, epoch: u64) {
-        if self
-            .live
-            .get(&agent)
-            .is_some_and(|(live, _)| *live == epoch)
-        {
+        if self.live.get(&agent) == Some(&epoch) {
             self.live.remove(&agent);
         }
-    }
-
-    /// The identity was revoked: whom it was kept for, and how often it changed hands, is of no interest any more.
-    pub fn forget(&mut self, agent: AgentId) {
-        self.standings.remove(&agent);
-    }
-
-    /// How long another process than `run` is favoured: nobody else may move the counters of its identity meanwhile.
-    #[must_use]
-    pub fn favours_another(
-        &self,
-        agent: AgentId,
-        run: AgentRunId,
-        now: Monotonic,
-    ) -> Option<Duration> {
-        let standing = self.standings.get(&agent)?;
-        standing.favours_another(self.rules, run, now)
     }
 
     /// A newcomer was admitted; `confirmed` says whether the confirmed session there is, if any, is of the same
@@ -251,33 +192,6 @@ impl<R: Rulebook> Claims<R> {
             (None, true) => Probed::Unreachable,
         }
     }
-
-    /// The confirmed session was probed for the sake of `newcomer`.
-    #[must_use]
-    pub fn on_probed(
-        &mut self,
-        agent: AgentId,
-        newcomer: AgentRunId,
-        probed: Probed,
-        now: Monotonic,
-    ) -> Verdict {
-        if self.standings.len() >= IDENTITIES_MAX && !self.standings.contains_key(&agent) {
-            self.standings.retain(|_, standing| !standing.is_idle(now));
-        }
-        let live = self.live.get(&agent).map(|(_, run)| *run);
-        if self.standings.len() >= IDENTITIES_MAX && !self.standings.contains_key(&agent) {
-            // What cannot be counted does not happen.
-            let mut standing = Standing::default();
-            let verdict = standing.on_probed(self.rules, live, newcomer, probed, now);
-            return if verdict == Verdict::TakeOver {
-                Verdict::Exhausted(MINUTE)
-            } else {
-                verdict
-            };
-        }
-        let standing = self.standings.entry(agent).or_default();
-        standing.on_probed(self.rules, live, newcomer, probed, now)
-    }
 }
 
 #[cfg(test)]
@@ -286,6 +200,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::rules::Complete;
 
     fn agent() -> AgentId {
         AgentId::from_uuid(Uuid::from_u128(1))
@@ -299,21 +214,26 @@ mod tests {
         Monotonic::from_duration(Duration::from_secs(seconds))
     }
 
+    /// The session of process 1 is probed for the sake of process 2.
+    fn probe(standing: &mut Standing, probed: Probed, second: u64) -> Verdict {
+        standing.on_probed(Complete, Some(run(1)), run(2), probed, at(second))
+    }
+
     #[test]
     fn a_newer_session_supersedes_and_the_late_end_of_the_older_one_does_not_touch_it() {
-        let mut claims = Claims::new();
-        assert_eq!(claims.enter(agent(), 1, run(1)), Entered::First);
-        assert_eq!(claims.enter(agent(), 2, run(1)), Entered::Supersedes);
-        assert_eq!(claims.enter(agent(), 1, run(1)), Entered::Overtaken);
+        let mut claims = Claims::default();
+        assert_eq!(claims.enter(agent(), 1), Entered::First);
+        assert_eq!(claims.enter(agent(), 2), Entered::Supersedes);
+        assert_eq!(claims.enter(agent(), 1), Entered::Overtaken);
         claims.leave(agent(), 1);
-        assert_eq!(claims.enter(agent(), 2, run(1)), Entered::Overtaken);
+        assert_eq!(claims.enter(agent(), 2), Entered::Overtaken);
         claims.leave(agent(), 2);
-        assert_eq!(claims.enter(agent(), 3, run(1)), Entered::First);
+        assert_eq!(claims.enter(agent(), 3), Entered::First);
     }
 
     #[test]
     fn only_another_process_is_probed_for() {
-        let claims = Claims::new();
+        let claims = Claims::default();
         assert_eq!(claims.on_newcomer(None), Newcomer::Welcome);
         assert_eq!(claims.on_newcomer(Some(true)), Newcomer::Welcome);
         assert_eq!(claims.on_newcomer(Some(false)), Newcomer::Probe);
@@ -321,8 +241,8 @@ mod tests {
 
     #[test]
     fn take_overs_are_budgeted_per_minute() {
-        let mut claims = Claims::new();
-        let mut silent = |second| claims.on_probed(agent(), run(2), Probed::Silent, at(second));
+        let mut standing = Standing::default();
+        let mut silent = |second| probe(&mut standing, Probed::Silent, second);
         for second in 0..3 {
             assert_eq!(silent(second), Verdict::TakeOver);
         }
@@ -332,24 +252,23 @@ mod tests {
 
     #[test]
     fn who_was_alive_when_a_copy_spoke_is_favoured_until_it_is_back() {
-        let mut claims = Claims::new();
-        assert_eq!(claims.enter(agent(), 1, run(1)), Entered::First);
-        let verdict = claims.on_probed(agent(), run(2), Probed::Alive, at(0));
+        let mut standing = Standing::default();
+        let verdict = probe(&mut standing, Probed::Alive, 0);
         assert_eq!(verdict, Verdict::Fork);
-        assert_eq!(claims.favours_another(agent(), run(1), at(1)), None);
-        let wait = claims.favours_another(agent(), run(2), at(30));
+        assert_eq!(standing.favours_another(Complete, run(1), at(1)), None);
+        let wait = standing.favours_another(Complete, run(2), at(30));
         assert_eq!(wait, Some(Duration::from_secs(60)));
         // Silence on another connection does not undo it.
-        let verdict = claims.on_probed(agent(), run(2), Probed::Silent, at(30));
+        let verdict = probe(&mut standing, Probed::Silent, 30);
         assert_eq!(verdict, Verdict::Favoured(Duration::from_secs(60)));
-        assert_eq!(claims.favours_another(agent(), run(2), at(90)), None);
-        assert_eq!(claims.enter(agent(), 2, run(1)), Entered::Supersedes);
-        assert_eq!(claims.favours_another(agent(), run(2), at(30)), None);
+        assert_eq!(standing.favours_another(Complete, run(2), at(90)), None);
+        standing.entered();
+        assert_eq!(standing.favours_another(Complete, run(2), at(30)), None);
     }
 
     #[test]
     fn only_the_owner_s_word_or_its_end_is_silence() {
-        let claims = Claims::new();
+        let claims = Claims::default();
         for owner_lives in [true, false] {
             assert_eq!(claims.heard(Some(true), owner_lives), Probed::Alive);
             assert_eq!(claims.heard(Some(false), owner_lives), Probed::Silent);
@@ -360,8 +279,8 @@ mod tests {
 
     #[test]
     fn who_cannot_be_asked_keeps_the_identity_and_costs_nobody_a_take_over() {
-        let mut claims = Claims::new();
-        let mut probed = |probed, second| claims.on_probed(agent(), run(2), probed, at(second));
+        let mut standing = Standing::default();
+        let mut probed = |probed, second| probe(&mut standing, probed, second);
         for second in 0..10 {
             let verdict = probed(Probed::Unreachable, second);
             assert_eq!(verdict, Verdict::Undecided(UNDECIDED_RETRY));
@@ -376,11 +295,10 @@ mod tests {
 
     #[test]
     fn an_owner_that_cannot_be_asked_does_not_undo_its_favour() {
-        let mut claims = Claims::new();
-        assert_eq!(claims.enter(agent(), 1, run(1)), Entered::First);
-        let verdict = claims.on_probed(agent(), run(2), Probed::Alive, at(0));
+        let mut standing = Standing::default();
+        let verdict = probe(&mut standing, Probed::Alive, 0);
         assert_eq!(verdict, Verdict::Fork);
-        let verdict = claims.on_probed(agent(), run(2), Probed::Unreachable, at(30));
+        let verdict = probe(&mut standing, Probed::Unreachable, 30);
         assert_eq!(verdict, Verdict::Favoured(Duration::from_secs(60)));
     }
 
@@ -389,14 +307,13 @@ mod tests {
         fn nobody_takes_over_from_a_live_holder_whatever_the_order(
             answers in prop::collection::vec((0_u8..3, 0_u64..40), 1..60)
         ) {
-            let mut claims = Claims::new();
-            prop_assert_eq!(claims.enter(agent(), 1, run(1)), Entered::First);
+            let mut standing = Standing::default();
             let (mut now, mut taken) = (0, Vec::new());
             for (answer, pause) in answers {
                 now += pause;
                 let probed = [Probed::Alive, Probed::Silent, Probed::Unreachable];
                 let probed = probed[usize::from(answer)];
-                let verdict = claims.on_probed(agent(), run(2), probed, at(now));
+                let verdict = probe(&mut standing, probed, now);
                 prop_assert_eq!(probed == Probed::Alive, verdict == Verdict::Fork);
                 if verdict == Verdict::TakeOver {
                     prop_assert_eq!(probed, Probed::Silent);

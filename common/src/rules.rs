@@ -37,6 +37,12 @@ pub enum Rule {
     ProbeBeforeTakeOver,
     /// After a copy was refused, the identity is kept for its live owner until that is back.
     FavourTheLive,
+    /// Where it cannot be found out whether the live session answers, nobody takes over from it.
+    UnknownIsNotSilence,
+    /// What a process of the backend had is anybody's once its lease ran out.
+    LeaseEnds,
+    /// A process of the backend that finds its lease lost ends its sessions.
+    LostLeaseEndsSessions,
     /// A permit counts from when the frame it names was sent.
     PermitCountsFromSending,
     /// A hole behind a restored database becomes a gap.
@@ -65,6 +71,9 @@ impl Rule {
         Self::DurableBeforeConfirm,
         Self::ProbeBeforeTakeOver,
         Self::FavourTheLive,
+        Self::UnknownIsNotSilence,
+        Self::LeaseEnds,
+        Self::LostLeaseEndsSessions,
         Self::PermitCountsFromSending,
         Self::GapAfterRollback,
         Self::PositionDropsRepeats,

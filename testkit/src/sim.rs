@@ -3,8 +3,9 @@
 //!
 //! Both session machines, the gateway's command engine, admission, the command life-cycle and the reconnect policy
 //! are the product's own code. Modelled are what they stand on: the store, the gateway's disk, the network, the
-//! clocks. A world first goes through turmoil, then is healed and must come to rest; a recorder that sees the truth
-//! checks the invariants of `docs/protocol.md` all the way. Equal seeds give equal worlds.
+//! clocks. In some worlds two processes of the backend share the store, and ask things of each other through it. A
+//! world first goes through turmoil, then is healed and must come to rest; a recorder that sees the truth checks the
+//! invariants of `docs/protocol.md` all the way. Equal seeds give equal worlds.
 
 use std::fmt;
 

@@ -134,13 +134,13 @@ impl Manager {
         shelf: &Arc<Shelf>,
         instance: Option<InstanceId>,
     ) -> bool {
-        let Place { epoch, run } = shelf.place();
+        let Place { epoch, .. } = shelf.place();
         let mut connected = lock(&self.connected);
         if connected.instance != instance {
             return false;
         }
         let connected = &mut connected.sessions;
-        let entered = lock(&self.claims).enter(identity.agent_id, epoch, run);
+        let entered = lock(&self.claims).enter(identity.agent_id, epoch);
         if entered == Entered::Overtaken {
             return false;
         }
@@ -243,7 +243,6 @@ impl Manager {
     pub fn revoked(&self, agent_id: AgentId) {
         self.end(agent_id, CloseCode::Revoked, "the gateway was revoked");
         lock(&self.certificates).remove(&agent_id);
-        lock(&self.claims).forget(agent_id);
     }
 
     /// Gives an order; `false` when the gateway is not connected here or its session is stuck.

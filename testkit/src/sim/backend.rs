@@ -13,13 +13,14 @@ use viworks_common::id::{AgentId, CommandId, Tenant};
 use viworks_common::key::{Identity, MasterKey};
 use viworks_common::ledger::lease::Place;
 use viworks_common::session::End;
+use viworks_common::time::Monotonic;
 
-use super::core::{BackendStep, Core, Event, Generation, InstanceId, Process as Dying};
+use super::core::{BackendStep, Core, Event, Generation, InstanceId, Owner, Process as Dying};
 use super::network::{ConnectionId, Received};
-use super::scenario::Rules;
 use super::store_model::{Command, Fenced, Holder, Store, Tx};
 
 mod connection;
+mod neighbours;
 mod opening;
 
 use connection::{Connection, Order};
@@ -35,12 +36,22 @@ type Then = Box<dyn FnOnce(&mut Instance, &mut Connection, &mut Core)>;
 pub(crate) struct Instance {
     id: InstanceId,
     generation: Generation,
+    /// Which lease it has, of those since its start.
+    term: u32,
+    /// Whether it is the only process of the database.
+    alone: bool,
     up: bool,
+    /// Somebody stopped it (SIGSTOP): until then it does nothing.
+    paused_until: Monotonic,
+    /// It never starts again.
+    gone: bool,
     connections: BTreeMap<ConnectionId, Connection>,
     /// Confirmed sessions.
     sessions: BTreeMap<AgentId, (ConnectionId, Holder)>,
-    claims: Claims<Rules>,
+    claims: Claims,
     nonces: BTreeSet<[u8; 32]>,
+    /// Whose newcomers it probes its own sessions for.
+    probes: BTreeMap<ConnectionId, Owner>,
     asked: BTreeMap<u64, (ConnectionId, Commit)>,
     /// On its way to connections: answers, and commands that were offered at their birth.
     coming: BTreeMap<u64, (ConnectionId, Then)>,
@@ -67,20 +78,20 @@ pub(crate) struct Backend {
 
 impl Backend {
     /// Processes that have not started, over a store.
-    pub(crate) fn new(
-        store: Store,
-        instances: usize,
-        master: &Arc<MasterKey>,
-        rules: Rules,
-    ) -> Self {
+    pub(crate) fn new(store: Store, instances: usize, master: &Arc<MasterKey>) -> Self {
         let instance = |n| Instance {
             id: InstanceId(n),
             generation: Generation(0),
+            term: 0,
+            alone: instances == 1,
             up: false,
+            paused_until: Monotonic::ORIGIN,
+            gone: false,
             connections: BTreeMap::new(),
             sessions: BTreeMap::new(),
-            claims: Claims::under(rules),
+            claims: Claims::default(),
             nonces: BTreeSet::new(),
+            probes: BTreeMap::new(),
             asked: BTreeMap::new(),
             coming: BTreeMap::new(),
             next_job: 0,
@@ -98,8 +109,19 @@ impl Backend {
         self.instances.len()
     }
 
-    pub(crate) fn is_up(&self) -> bool {
-        self.instances.iter().any(|instance| instance.up)
+    /// The process that an operator comes to, if one is there.
+    pub(crate) fn desk(&self, core: &mut Core) -> Option<Owner> {
+        let there = |it: &&Instance| it.up && it.paused_until <= core.now;
+        let there: Vec<Owner> = self
+            .instances
+            .iter()
+            .filter(there)
+            .map(Instance::owner)
+            .collect();
+        match there.len() {
+            0 | 1 => there.first().copied(),
+            several => Some(there[core.random.index(several)]),
+        }
     }
 
     /// The identity in a gateway's certificate.
@@ -112,16 +134,21 @@ impl Backend {
 
     /// Starts a process.
     pub(crate) fn start(&mut self, id: InstanceId, core: &mut Core) {
-        if self.instances[id.0].up {
+        let instance = &mut self.instances[id.0];
+        if instance.up || instance.gone {
             return;
         }
         core.note(|| format!("{id:?} starts"));
-        if self.instances.len() == 1 {
-            self.store.commit(core, |tx| tx.end_abandoned());
-        }
-        let instance = &mut self.instances[id.0];
         instance.generation.0 += 1;
         instance.up = true;
+        let (owner, alone) = (instance.owner(), instance.alone);
+        self.store.commit(core, |tx| {
+            if alone {
+                tx.end_abandoned();
+            } else {
+                tx.begin_lease(owner);
+            }
+        });
         core.listening.insert((id, instance.generation));
         core.after(Duration::ZERO, instance.event(BackendStep::Tick));
     }
@@ -136,8 +163,10 @@ impl Backend {
         core.note(|| format!("{id:?} crashes"));
         core.listening.remove(&(id, instance.generation));
         instance.up = false;
+        instance.paused_until = core.now;
+        instance.probes.clear();
         instance.sessions.clear();
-        instance.claims = Claims::under(core.rules);
+        instance.claims = Claims::default();
         instance.nonces.clear();
         instance.asked.clear();
         instance.coming.clear();
@@ -164,17 +193,29 @@ impl Backend {
         if !instance.up || instance.generation != generation {
             return;
         }
+        // What it asked of the store may be done while it does nothing, as long as it has its lease.
+        let is_asked = matches!(step, BackendStep::Commit(_))
+            && self.store.holds(instance.owner(), core.backend_now());
+        if instance.paused_until > core.now && !(is_asked && core.random.once_in(2)) {
+            return core.at(instance.paused_until, Event::Backend(id, generation, step));
+        }
         match step {
             BackendStep::Accept(wire) => instance.accept(wire, &self.store, core),
             BackendStep::Turn(wire) => instance.turn(wire, core),
             BackendStep::Commit(job) => self.commit(id, job, core),
             BackendStep::Come(job) => instance.come(job, core),
             BackendStep::ProbeOver(wire) => instance.probe_over(wire, core),
+            BackendStep::Inbox => self.read_letters(id, core),
             BackendStep::Tick => self.tick(id, core),
         }
     }
 
     pub(crate) fn arrival(&mut self, wire: ConnectionId, core: &mut Core) {
+        let known = core.network.wire(wire).map(|known| known.backend.0);
+        let resumes = known.map_or(Monotonic::ORIGIN, |id| self.instances[id.0].paused_until);
+        if resumes > core.now {
+            return core.at(resumes, Event::Arrival(wire, End::Backend));
+        }
         let received = core.receive(wire, End::Backend);
         let (Some(received), Some(known)) = (received, core.network.wire(wire)) else {
             return;
@@ -194,6 +235,11 @@ impl Backend {
         if core.dies(Dying::Backend(id)) {
             return;
         }
+        let instance = &self.instances[id.0];
+        if !instance.alone && !self.store.holds(instance.owner(), core.backend_now()) {
+            // It writes nothing before it knows where it stands.
+            self.keep_lease(id, core);
+        }
         let instance = &mut self.instances[id.0];
         let Some((wire, commit)) = instance.asked.remove(&job) else {
             return;
@@ -208,6 +254,7 @@ impl Backend {
     fn tick(&mut self, id: InstanceId, core: &mut Core) {
         let wall = core.backend_wall();
         core.line = core.line.renew_under(core.rules, wall, core.now);
+        self.keep_lease(id, core);
         self.store.commit(core, |tx| tx.end_late());
         let (now, instance) = (core.backend_now(), &mut self.instances[id.0]);
         let sessions = instance.sessions.iter();
@@ -218,35 +265,32 @@ impl Backend {
         core.after(TICK, instance.event(BackendStep::Tick));
     }
 
-    /// Tells whoever holds a gateway's session something.
-    fn tell(&mut self, agent: AgentId, what: impl Fn(&mut Connection), core: &mut Core) {
-        for instance in &mut self.instances {
-            if let Some((wire, _)) = instance.sessions.get(&agent).copied() {
-                instance.tell(wire, &what, core);
-            }
-        }
+    /// Lets a gateway's session look for commands, if the process has it.
+    pub(crate) fn nudge(&mut self, desk: Owner, agent: AgentId, core: &mut Core) {
+        self.instances[desk.id.0].tell_session(agent, Connection::nudge, core);
     }
 
-    /// Lets whoever holds a gateway's session look for commands.
-    pub(crate) fn nudge(&mut self, agent: AgentId, core: &mut Core) {
-        self.tell(agent, Connection::nudge, core);
+    /// Lets a gateway's session ask for the end of a command, if the process has it.
+    pub(crate) fn cancel(
+        &mut self,
+        desk: Owner,
+        agent: AgentId,
+        command: CommandId,
+        core: &mut Core,
+    ) {
+        let cancel = |connection: &mut Connection| connection.cancel(command);
+        self.instances[desk.id.0].tell_session(agent, cancel, core);
     }
 
-    /// Lets whoever holds a gateway's session ask for the end of a command.
-    pub(crate) fn cancel(&mut self, agent: AgentId, command: CommandId, core: &mut Core) {
-        self.tell(agent, |connection| connection.cancel(command), core);
-    }
-
-    /// Keeps room for a command that an operator submits, where a session of its gateway has some.
-    pub(crate) fn keep(&mut self, agent: AgentId) -> Option<Kept> {
-        self.instances.iter_mut().find_map(|instance| {
-            let (wire, _) = *instance.sessions.get(&agent)?;
-            let place = instance.connections.get_mut(&wire)?.keep()?;
-            Some(Kept {
-                instance: instance.id,
-                wire,
-                place,
-            })
+    /// Keeps room for a command that an operator submits to a process, where a session of it has some.
+    pub(crate) fn keep(&mut self, desk: Owner, agent: AgentId) -> Option<Kept> {
+        let instance = &mut self.instances[desk.id.0];
+        let (wire, _) = *instance.sessions.get(&agent)?;
+        let place = instance.connections.get_mut(&wire)?.keep()?;
+        Some(Kept {
+            instance: instance.id,
+            wire,
+            place,
         })
     }
 
@@ -266,14 +310,24 @@ impl Backend {
 
     /// Whether nothing is under way in any process.
     pub(crate) fn is_quiet(&self) -> bool {
-        let is_quiet = |it: &Instance| it.up && it.asked.is_empty() && it.coming.is_empty();
+        let is_idle = |it: &Instance| it.up && it.asked.is_empty() && it.coming.is_empty();
+        let is_quiet = |it: &Instance| it.gone || is_idle(it);
         self.instances.iter().all(is_quiet)
     }
 }
 
 impl Instance {
-    fn event(&self, step: BackendStep) -> Event {
+    const fn event(&self, step: BackendStep) -> Event {
         Event::Backend(self.id, self.generation, step)
+    }
+
+    /// As the others know it.
+    const fn owner(&self) -> Owner {
+        Owner {
+            id: self.id,
+            generation: self.generation,
+            term: self.term,
+        }
     }
 
     fn number(&mut self) -> u64 {
@@ -355,13 +409,24 @@ impl Instance {
         }
     }
 
+    fn tell_session(
+        &mut self,
+        agent: AgentId,
+        what: impl FnOnce(&mut Connection),
+        core: &mut Core,
+    ) {
+        if let Some((wire, _)) = self.sessions.get(&agent).copied() {
+            self.tell(wire, what, core);
+        }
+    }
+
     fn order(&mut self, wire: ConnectionId, order: Order, core: &mut Core) {
         self.tell(wire, |connection| connection.orders.push_back(order), core);
     }
 
     /// Enters a confirmed session; an older one of the same gateway is closed. False when a newer one is there.
     fn register(&mut self, holder: Holder, wire: ConnectionId, core: &mut Core) -> bool {
-        let entered = self.claims.enter(holder.agent, holder.epoch, holder.run);
+        let entered = self.claims.enter(holder.agent, holder.epoch);
         if entered == Entered::Overtaken {
             return false;
         }

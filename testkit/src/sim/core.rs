@@ -31,6 +31,14 @@ pub(crate) struct InstanceId(pub usize);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(crate) struct Generation(pub u32);
 
+/// A process of the backend as the others know it: until it restarts, or finds that its lease ran out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Owner {
+    pub id: InstanceId,
+    pub generation: Generation,
+    pub term: u32,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum GatewayStep {
     Dial,
@@ -61,6 +69,8 @@ pub(crate) enum BackendStep {
     /// An answer of the store, or what was offered at its birth, reaches its connection.
     Come(u64),
     ProbeOver(ConnectionId),
+    /// It looks what others ask of it.
+    Inbox,
     Tick,
 }
 

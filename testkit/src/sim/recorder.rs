@@ -79,6 +79,14 @@ counts! {
     permits,
     /// Times that the backend's wall clock was set.
     steps,
+    /// Times that one of two processes of the backend was stopped for a while.
+    pauses,
+    /// Of these, for so long that its lease ran out.
+    lost_leases,
+    /// What one of two processes of the backend asked of the other.
+    letters,
+    /// Of these, whether a gateway answers.
+    crossings,
 }
 
 /// A command that really ran.

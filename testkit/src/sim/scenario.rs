@@ -81,8 +81,12 @@ impl Scenario {
             4 | 5 => Storage::BackendRestored,
             _ => Storage::Sound,
         };
-        // A probe reaches the sessions of its own process only.
-        let alone = storage == Storage::GatewayCloned || random.below(3) > 0;
+        // A world with a copy and one process is what it was before there were several.
+        let alone = if storage == Storage::GatewayCloned {
+            random.clone().below(3) > 0
+        } else {
+            random.below(3) > 0
+        };
         let calm = random.once_in(20);
         Self {
             gateways: if random.once_in(4) { 2 } else { 1 },

@@ -2,27 +2,38 @@
 //! them the ledger decides, as it does for the real ones.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use viworks_common::admission::IdentityRow;
+use viworks_common::claims::Standing;
 use viworks_common::command::Outcome;
 use viworks_common::id::{AgentId, AgentRunId, CommandId, CommandName, StreamName};
 use viworks_common::ledger::command::low_water;
 use viworks_common::ledger::session::may_write;
 use viworks_common::ledger::telemetry::{Reached, Usage};
 use viworks_common::ledger::{Change, Command as Facts};
+use viworks_common::rules::{Rule, Rulebook};
 use viworks_common::telemetry::Gap;
-use viworks_common::time::Timestamp;
+use viworks_common::time::{Monotonic, Timestamp};
 
-use super::core::Core;
+use super::core::{BackendStep, Core, Event, Owner};
 use super::recorder::{Key, Recorder};
 use super::scenario::Rules;
 
 mod commands;
+mod instances;
 mod sessions;
 mod telemetry;
 
 pub(crate) use commands::Submitted;
+use instances::Lease;
+pub(crate) use instances::Letter;
 pub(crate) use sessions::{AdmitRequest, Admitted, ConfirmRequest};
+
+/// How late a process reads what another one asks of it.
+const POLL: Duration = Duration::from_millis(250);
+/// The same where its database does not answer for a while.
+const LATE: Duration = Duration::from_secs(6);
 
 /// On whose behalf a session writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,12 +58,23 @@ pub(crate) struct Command {
     pub late_outcome: Option<Outcome>,
 }
 
+/// A confirmed session: its epoch, the gateway's process, and whose it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Live {
+    pub epoch: u64,
+    pub run: AgentRunId,
+    pub owner: Owner,
+}
+
 #[derive(Debug, Clone)]
 struct Gateway {
     /// The counters of its identity.
     row: IdentityRow,
-    /// The confirmed session: its epoch and process.
-    live: Option<(u64, AgentRunId)>,
+    live: Option<Live>,
+    /// Whom its identity is kept for, and how often it changed hands.
+    standing: Standing,
+    /// The epoch of which somebody found that its owner was gone, rightly, whether that comes back or not.
+    abandoned: Option<u64>,
     usage: Usage,
     streams: BTreeSet<StreamName>,
 }
@@ -67,6 +89,12 @@ pub(crate) struct Store {
     telemetry: BTreeMap<Key, i64>,
     epochs: BTreeMap<(AgentId, AgentRunId), Reached>,
     gaps: Vec<(AgentId, AgentRunId, Gap)>,
+    /// The processes of the backend, and until when each has its lease.
+    leases: BTreeMap<Owner, Lease>,
+    /// What they ask of each other.
+    letters: Vec<(Owner, Letter)>,
+    /// Who has something new to read.
+    posted: Vec<Owner>,
 }
 
 /// One transaction, and who writes down what it did.
@@ -75,6 +103,7 @@ pub(crate) struct Tx<'s> {
     store: &'s mut Store,
     recorder: &'s mut Recorder,
     now: Timestamp,
+    elapsed: Monotonic,
 }
 
 impl Store {
@@ -83,6 +112,8 @@ impl Store {
         let fresh = || Gateway {
             row: IdentityRow::fresh(1),
             live: None,
+            standing: Standing::default(),
+            abandoned: None,
             usage: Usage::default(),
             streams: BTreeSet::new(),
         };
@@ -94,6 +125,9 @@ impl Store {
             telemetry: BTreeMap::new(),
             epochs: BTreeMap::new(),
             gaps: Vec::new(),
+            leases: BTreeMap::new(),
+            letters: Vec::new(),
+            posted: Vec::new(),
         }
     }
 
@@ -108,8 +142,16 @@ impl Store {
             store: self,
             recorder: &mut core.recorder,
             now,
+            elapsed: core.now,
         });
         core.recorder.committed(self, core.now);
+        for owner in std::mem::take(&mut self.posted) {
+            let late = core.turmoil && core.random.once_in(4);
+            let longest = if late { LATE } else { POLL };
+            let pause = core.random.span(Duration::ZERO, longest);
+            let read = Event::Backend(owner.id, owner.generation, BackendStep::Inbox);
+            core.after(pause, read);
+        }
         answer
     }
 
@@ -128,6 +170,12 @@ impl Store {
     /// The confirmed epoch of a gateway.
     pub(crate) fn confirmed(&self, agent: AgentId) -> u64 {
         self.gateways.get(&agent).map_or(0, |it| it.row.confirmed)
+    }
+
+    /// Whether a gateway has a session, as far as the backend knows.
+    pub(crate) fn is_live(&self, agent: AgentId) -> bool {
+        let gateway = self.gateways.get(&agent);
+        gateway.is_some_and(|gateway| gateway.live.is_some())
     }
 
     pub(crate) fn has_fork(&self, agent: AgentId) -> bool {
@@ -171,8 +219,11 @@ impl Store {
 impl Tx<'_> {
     fn fence(&mut self, holder: Holder) -> Result<(), Fenced> {
         let (rules, known) = (self.store.rules, self.store.gateways.get(&holder.agent));
+        // One that was ended, perhaps by another process that took its own for dead, writes nothing more.
+        let is_open = |live: Option<Live>| live.is_some_and(|live| live.epoch == holder.epoch);
         if known.is_some_and(|known| {
             may_write(rules, known.row.confirmed, known.row.revoked, holder.epoch)
+                && (is_open(known.live) || !rules.keeps(Rule::EpochFence))
         }) {
             self.recorder.wrote(holder.agent, holder.epoch);
             return Ok(());

@@ -53,7 +53,7 @@ impl World {
             hosts.push(Host::new(HostId(n), identity, key, disk));
         }
         let store = Store::new(rules, hosts.iter().map(Host::agent));
-        let backend = Backend::new(store, scenario.instances, &master, rules);
+        let backend = Backend::new(store, scenario.instances, &master);
         let core = Core::new(random, scenario, rules, traced);
         let mut world = Self {
             core,
@@ -169,10 +169,10 @@ impl World {
 
     fn submit(&mut self) {
         let core = &mut self.core;
-        if !self.backend.is_up() {
+        let Some(desk) = self.backend.desk(core) else {
             core.after(Duration::from_secs(1), Event::Submit);
             return;
-        }
+        };
         let target = core.random.index(core.scenario.gateways);
         let agent = self.hosts[target].agent();
         let kind = Kind::draw(&mut core.random);
@@ -189,10 +189,10 @@ impl World {
             deadline: core.backend_now().saturating_add(span),
             timeout_ms,
         };
-        let kept = self.backend.keep(agent);
+        let kept = self.backend.keep(desk, agent);
         let place = kept.as_ref().map(|kept| kept.place);
         let store = &mut self.backend.store;
-        let submitted = store.commit(core, |tx| tx.submit(new, place));
+        let submitted = store.commit(core, |tx| tx.submit(desk, new, place));
         if submitted.is_some() {
             self.commands.push((id, agent, kind));
             let when = (core.now, span);
@@ -207,7 +207,7 @@ impl World {
                     self.backend.give_back(kept);
                 }
                 if submitted.is_some() {
-                    self.backend.nudge(agent, core);
+                    self.backend.nudge(desk, agent, core);
                 }
             }
         }
@@ -215,13 +215,16 @@ impl World {
 
     fn cancel(&mut self) {
         let core = &mut self.core;
-        if self.commands.is_empty() || !self.backend.is_up() {
+        if self.commands.is_empty() {
             return;
         }
+        let Some(desk) = self.backend.desk(core) else {
+            return;
+        };
         let (id, agent, _) = self.commands[core.random.index(self.commands.len())];
         core.note(|| format!("operator cancels {id}"));
-        if self.backend.store.commit(core, |tx| tx.cancel(id)) {
-            self.backend.cancel(agent, id, core);
+        if self.backend.store.commit(core, |tx| tx.cancel(desk, id)) {
+            self.backend.cancel(desk, agent, id, core);
         }
     }
 
@@ -256,7 +259,9 @@ impl World {
         let core = &mut self.core;
         self.backend.crash(id, core);
         let pause = core.random.millis(50, 10_000);
-        core.after(pause, Event::Start(id));
+        if !core.turmoil || !self.backend.is_gone(id, &mut core.random) {
+            core.after(pause, Event::Start(id));
+        }
     }
 
     fn fault(&mut self) {
@@ -265,6 +270,10 @@ impl World {
         let instance = InstanceId(core.random.index(self.backend.len()));
         match core.random.below(10) {
             0 | 1 => self.crash_gateway(host),
+            2 | 3 if self.backend.len() > 1 && core.random.once_in(2) => {
+                let span = core.random.millis(500, 30_000);
+                self.backend.pause(instance, span, core);
+            }
             2 | 3 => self.crash_backend(instance),
             4..=6 => self.disturb(),
             7 => {
@@ -386,9 +395,20 @@ impl World {
             clone.rude = core.scenario.rude_copy;
             self.hosts.push(clone);
             core.after(Duration::ZERO, Event::Boot(next));
+            self.stop_one_of_several();
         } else {
             core.note(|| format!("the disk of {id:?} is RESTORED from its image"));
             host.restore(image, core);
+        }
+    }
+
+    /// The one that has the original, perhaps, while its copy comes to the other.
+    fn stop_one_of_several(&mut self) {
+        let core = &mut self.core;
+        if self.backend.len() > 1 && core.random.once_in(2) {
+            let instance = InstanceId(core.random.index(self.backend.len()));
+            let span = core.random.millis(4_000, 9_000);
+            self.backend.pause(instance, span, core);
         }
     }
 

@@ -19,7 +19,7 @@ use viworks_common::wire::message::{
     ResultAck, TelemetryAck,
 };
 
-use super::super::core::{BackendStep, Core};
+use super::super::core::{BackendStep, Core, Owner};
 use super::super::network::ConnectionId;
 use super::super::store_model::{Command, ConfirmRequest, Fenced, Holder};
 use super::opening::Arrival;
@@ -50,6 +50,8 @@ pub(super) struct Connection {
     /// The store was asked, or a probe is out: the loop looks at nothing else meanwhile.
     pub(super) waiting: bool,
     pub(super) arrival: Option<Arrival>,
+    /// Who probes the session that it may take over from.
+    pub(super) probing: Option<Owner>,
     pub(super) welcomed: Option<ConfirmRequest>,
     pub(super) live: Option<Live>,
     pub(super) orders: VecDeque<Order>,
@@ -101,6 +103,7 @@ impl Connection {
             over: false,
             waiting: false,
             arrival: None,
+            probing: None,
             welcomed: None,
             live: None,
             orders: VecDeque::new(),

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use viworks_common::admission::HelloFacts;
-use viworks_common::claims::{Newcomer, Probed, Verdict};
+use viworks_common::claims::{Newcomer, Verdict};
 use viworks_common::code::CloseCode;
-use viworks_common::id::SessionId;
+use viworks_common::id::{AgentId, AgentRunId, SessionId};
 use viworks_common::key::Secret;
 use viworks_common::ledger::session::Older;
 use viworks_common::limits::{HANDSHAKE_STEP_TIMEOUT, PROBE_TIMEOUT};
@@ -31,6 +31,14 @@ const SILENCE: u32 = 3;
 pub(super) struct Arrival {
     request: AdmitRequest,
     admitted: Admitted,
+}
+
+impl Connection {
+    /// The process that waits for a decision about its HELLO.
+    pub(super) fn newcomer(&self) -> Option<AgentRunId> {
+        let arrival = self.arrival.as_ref().filter(|_| !self.over)?;
+        Some(arrival.request.facts.agent_run_id)
+    }
 }
 
 impl Instance {
@@ -67,10 +75,6 @@ impl Instance {
             return connection.refuse(CloseCode::Replay, reason, core);
         }
         let (agent, run) = (connection.agent, hello.agent_run_id);
-        if self.claims.favours_another(agent, run, core.now).is_some() {
-            let reason = "another machine with this identity is about to reconnect";
-            return connection.refuse(CloseCode::RateLimited, reason, core);
-        }
         let expected = self.master.token(&Backend::identity(agent), hello.epoch);
         let request = AdmitRequest {
             agent,
@@ -99,15 +103,20 @@ impl Instance {
 
     /// Of two processes with one identity, the one that is alive keeps it.
     fn admitted(&mut self, connection: &mut Connection, arrival: Arrival, core: &mut Core) {
-        let newcomer = self.claims.on_newcomer(arrival.admitted.live_same_run);
+        let (known, run) = (arrival.admitted.live, arrival.request.facts.agent_run_id);
+        let newcomer = self.claims.on_newcomer(known.map(|live| live.run == run));
         connection.arrival = Some(arrival);
         if newcomer == Newcomer::Welcome {
             return self.welcome(connection, core);
         }
+        if let Some(known) = known.filter(|live| live.owner != self.owner()) {
+            return self.ask_neighbour(connection, known, core);
+        }
         let Some((live, _)) = self.sessions.get(&connection.agent).copied() else {
-            return self.probed(connection, Probed::Silent, core);
+            return self.probed(connection, false, core);
         };
         connection.waiting = true;
+        connection.probing = Some(self.owner());
         let wire = connection.wire;
         self.order(live, Order::Probe(wire), core);
         core.after(PROBE_TIMEOUT, self.event(BackendStep::ProbeOver(wire)));
@@ -115,10 +124,18 @@ impl Instance {
 
     /// Nobody answered in time.
     pub(super) fn probe_over(&mut self, wire: ConnectionId, core: &mut Core) {
+        if let Some(asker) = self.probes.remove(&wire) {
+            return self.answer(asker, wire, false, core);
+        }
         self.with(wire, |instance, connection| {
-            if connection.waiting && connection.is_undecided() {
+            let probing = connection.probing.take();
+            if let Some(owner) = probing.filter(|_| connection.is_undecided()) {
                 connection.waiting = false;
-                instance.probed(connection, Probed::Silent, core);
+                if owner == instance.owner() {
+                    instance.probed(connection, false, core);
+                } else {
+                    instance.judge(connection, (owner, None), core);
+                }
             }
         });
         self.turn(wire, core);
@@ -126,28 +143,42 @@ impl Instance {
 
     /// A live session was found to be alive.
     pub(super) fn probe_answered(&mut self, newcomer: ConnectionId, core: &mut Core) {
+        if let Some(asker) = self.probes.remove(&newcomer) {
+            return self.answer(asker, newcomer, true, core);
+        }
         self.with(newcomer, |instance, connection| {
+            let probing = connection.probing.take().is_some();
             // Its probe may be over already.
-            if connection.is_undecided() {
+            if connection.is_undecided() && probing {
                 connection.waiting = false;
-                instance.probed(connection, Probed::Alive, core);
+                instance.probed(connection, true, core);
                 core.after(Duration::ZERO, instance.event(BackendStep::Turn(newcomer)));
             }
         });
     }
 
+    /// The session of this process that a newcomer may take over from was probed.
+    fn probed(&mut self, connection: &mut Connection, alive: bool, core: &mut Core) {
+        self.judge(connection, (self.owner(), Some(alive)), core);
+    }
+
     /// Of two processes with one identity, one keeps it.
-    fn probed(&mut self, connection: &mut Connection, probed: Probed, core: &mut Core) {
-        let Some(arrival) = &connection.arrival else {
+    pub(super) fn judged(
+        &mut self,
+        connection: &mut Connection,
+        verdict: Verdict,
+        core: &mut Core,
+    ) {
+        let (agent, Some(run)) = (connection.agent, connection.newcomer()) else {
             return;
         };
-        let (agent, run) = (connection.agent, arrival.request.facts.agent_run_id);
-        match self.claims.on_probed(agent, run, probed, core.now) {
+        match verdict {
             Verdict::TakeOver => self.welcome(connection, core),
             Verdict::Fork => {
                 connection.arrival = None;
+                let own = self.owner();
                 let record = move |tx: &mut Tx<'_>| {
-                    tx.record_fork(agent, run);
+                    tx.settle_fork(own, agent, run);
                     Ok(())
                 };
                 let then = |instance: &mut Self, connection: &mut Connection, (), core: &mut _| {
@@ -171,8 +202,12 @@ impl Instance {
     fn forked(&mut self, connection: &mut Connection, core: &mut Core) {
         let reason = "another machine with this identity is connected and alive";
         connection.refuse(CloseCode::IdentityFork, reason, core);
-        // Its next HELLO moves the ratchet past the copy.
-        if let Some((live, holder)) = self.sessions.get(&connection.agent).copied() {
+        self.protect(connection.agent, core);
+    }
+
+    /// Lets a live session reconnect: its next HELLO moves the ratchet past the copy that was refused.
+    pub(super) fn protect(&mut self, agent: AgentId, core: &mut Core) {
+        if let Some((live, holder)) = self.sessions.get(&agent).copied() {
             if !core.turmoil && core.network.is_sound(live) {
                 core.recorder.protected(holder.agent, holder.run);
             }
@@ -214,6 +249,7 @@ impl Instance {
             },
             presented: admitted.presented,
             unreported: request.unreported,
+            owner: self.owner(),
         });
     }
 
@@ -244,7 +280,7 @@ impl Instance {
         older: Older,
         core: &mut Core,
     ) {
-        self.look_for_eviction(live.holder, core);
+        self.look_for_eviction(live.holder.agent, live.holder.run, core);
         if !self.register(live.holder, connection.wire, core) {
             return connection.refuse(CloseCode::Superseded, "a newer session is there", core);
         }
@@ -261,14 +297,14 @@ impl Instance {
     }
 
     /// Invariant 7: a live original is never evicted by a copy.
-    fn look_for_eviction(&self, newcomer: Holder, core: &mut Core) {
-        let Some((wire, older)) = self.sessions.get(&newcomer.agent) else {
+    pub(super) fn look_for_eviction(&self, agent: AgentId, copy: AgentRunId, core: &mut Core) {
+        let Some((wire, older)) = self.sessions.get(&agent) else {
             return;
         };
         let live = self.connections.get(wire).and_then(|it| it.live.as_ref());
-        let evicted = older.run != newcomer.run && live.is_some_and(|it| !it.draining);
+        let evicted = older.run != copy && live.is_some_and(|it| !it.draining);
         if evicted && core.network.is_sound(*wire) {
-            let (run, copy) = (older.run, newcomer.run);
+            let run = older.run;
             core.recorder
                 .violated(|| format!("7: {run} was alive and evicted by {copy}"));
         }

@@ -13,7 +13,8 @@ use viworks_common::ledger::submit::{Bounds, Counters, judge};
 use viworks_common::ledger::{Change, Command as Facts};
 use viworks_common::time::Timestamp;
 
-use super::{Command, Fenced, Holder, Store, Tx};
+use super::super::core::Owner;
+use super::{Command, Fenced, Holder, Letter, Store, Tx};
 
 /// Deliveries before a command is dead; worlds are short, so that it takes a storm.
 const ATTEMPTS_MAX: u32 = 16;
@@ -44,7 +45,7 @@ impl Store {
     fn scene(&self, agent: AgentId, now: Timestamp) -> Scene {
         let live = self.gateways.get(&agent).and_then(|gateway| gateway.live);
         Scene {
-            session_epoch: live.map(|(epoch, _)| epoch),
+            session_epoch: live.map(|live| live.epoch),
             low_water: self.low_water(agent),
             waits: self.has_queued(agent, now),
         }
@@ -77,9 +78,11 @@ impl Store {
 }
 
 impl Tx<'_> {
-    /// Accepts a submission, unless something speaks against it; with the offer, where a session has kept room.
+    /// Accepts a submission to a process, unless something speaks against it; with the offer, where a session of it has
+    /// kept room.
     pub(crate) fn submit(
         &mut self,
+        desk: Owner,
         new: Submitted,
         place: Option<Place>,
     ) -> Option<Option<Command>> {
@@ -121,20 +124,24 @@ impl Tx<'_> {
         store.commands.insert(new.id, command);
         let is_offered = born.is_some();
         self.write(born, None);
+        self.ask_owner(desk, new.agent, |_| Letter::Nudge(new.agent));
         let command = self.store.command(new.id).cloned();
         Some(command.filter(|_| is_offered))
     }
 
     /// Cancels what has no permit; true when the gateway must be asked.
-    pub(crate) fn cancel(&mut self, id: CommandId) -> bool {
+    pub(crate) fn cancel(&mut self, desk: Owner, id: CommandId) -> bool {
         let known = self.store.commands.get_mut(&id);
         let Some(command) = known.filter(|it| !it.facts.state.is_final()) else {
             return false;
         };
         command.facts.cancel_requested = true;
         let change = end::cancel(command.facts.clone(), self.now);
-        let must_be_asked = change.is_none();
+        let (must_be_asked, agent) = (change.is_none(), command.facts.agent_id);
         self.write(change, None);
+        if must_be_asked {
+            self.ask_owner(desk, agent, |_| Letter::Cancel(agent, id));
+        }
         must_be_asked
     }
 

@@ -9,7 +9,8 @@ use viworks_common::ledger::end;
 use viworks_common::ledger::session::{Older, lose, settle_older, settle_rolled_back};
 use viworks_common::telemetry::Position;
 
-use super::{Holder, Tx};
+use super::super::core::Owner;
+use super::{Holder, Letter, Live, Tx};
 
 /// A HELLO, as the store sees it.
 #[derive(Debug, Clone)]
@@ -30,8 +31,8 @@ pub(crate) struct Admitted {
     pub low_water: u64,
     /// How far the named spool epochs are committed.
     pub committed: Vec<Position>,
-    /// The confirmed session there is: whether it belongs to the same process.
-    pub live_same_run: Option<bool>,
+    /// The confirmed session there is.
+    pub live: Option<Live>,
 }
 
 /// A CONFIRM, as the store sees it.
@@ -43,15 +44,22 @@ pub(crate) struct ConfirmRequest {
     pub presented: u64,
     /// Commands that HELLO named.
     pub unreported: Vec<CommandId>,
+    /// Whose session it will be.
+    pub owner: Owner,
 }
 
 impl Tx<'_> {
     /// Judges a HELLO.
     pub(crate) fn admit(&mut self, request: &AdmitRequest) -> Result<Admitted, CloseCode> {
         let (agent, run) = (request.agent, request.facts.agent_run_id);
+        let (rules, now) = (self.store.rules, self.elapsed);
         let gateway = self.store.gateways.get_mut(&agent);
         let gateway = gateway.ok_or(CloseCode::Revoked)?;
-        let live_same_run = gateway.live.map(|(_, live)| live == run);
+        // One that is favoured is on its way past a copy: nobody else moves the counters meanwhile.
+        if gateway.standing.favours_another(rules, run, now).is_some() {
+            return Err(CloseCode::RateLimited);
+        }
+        let live = gateway.live;
         let (presented, issued, row, rolled_back_to) =
             match admit_under(self.store.rules, &gateway.row, &request.facts) {
                 Admission::Accept {
@@ -86,8 +94,14 @@ impl Tx<'_> {
             issued,
             committed: self.settle_positions(agent, &request.telemetry),
             low_water: self.store.low_water(agent),
-            live_same_run,
+            live,
         })
+    }
+
+    /// A live session answered for the sake of a second holder of its identity: whoever has it is told.
+    pub(crate) fn settle_fork(&mut self, own: Owner, agent: AgentId, refused: AgentRunId) {
+        self.record_fork(agent, refused);
+        self.ask_owner(own, agent, |live| Letter::Forked(live, agent));
     }
 
     /// Two holders of one identity were seen.
@@ -99,13 +113,19 @@ impl Tx<'_> {
     /// Confirms an epoch; from here on every older session is fenced. `None` when it was overtaken.
     pub(crate) fn confirm(&mut self, request: &ConfirmRequest) -> Option<Older> {
         let Holder { agent, epoch, run } = request.holder;
+        let owner = request.owner;
         let gateway = self.store.gateways.get_mut(&agent)?;
         match decide_confirm(&gateway.row, request.presented, epoch, run) {
             Confirmation::Confirmed(row) => gateway.row = row,
             Confirmation::Superseded => return None,
         }
-        let older = gateway.live.replace((epoch, run));
-        if older.is_some_and(|(_, older)| older != run) {
+        gateway.standing.entered();
+        let older = gateway.live.replace(Live { epoch, run, owner });
+        if let Some(older) = older.filter(|older| older.owner != owner) {
+            let alive = gateway.abandoned != Some(older.epoch);
+            self.write_to(older.owner, Letter::Overtaken(older, agent, run, alive));
+        }
+        if older.is_some_and(|older| older.run != run) {
             self.recorder.counts.take_overs += 1;
         }
         self.recorder.counts.sessions += 1;
@@ -121,7 +141,7 @@ impl Tx<'_> {
     /// Ends a session; only what still belongs to it is touched.
     pub(crate) fn end_session(&mut self, agent: AgentId, epoch: u64) {
         let gateway = self.store.gateways.get_mut(&agent);
-        let live = gateway.and_then(|gateway| gateway.live.take_if(|(live, _)| *live == epoch));
+        let live = gateway.and_then(|gateway| gateway.live.take_if(|live| live.epoch == epoch));
         if live.is_some() {
             let (held, now) = (self.store.open_facts(agent, u64::MAX), self.now);
             self.write(held.into_iter().filter_map(|it| lose(it, now)), None);
@@ -130,9 +150,13 @@ impl Tx<'_> {
 
     /// Ends what the only process before this one left open.
     pub(crate) fn end_abandoned(&mut self) {
+        self.end_sessions(|_| true);
+    }
+
+    pub(super) fn end_sessions(&mut self, which: impl Fn(&Live) -> bool) {
         let gateways = self.store.gateways.iter();
         let live: Vec<(AgentId, u64)> = gateways
-            .filter_map(|(agent, gateway)| Some((*agent, gateway.live?.0)))
+            .filter_map(|(agent, gateway)| Some((*agent, gateway.live.filter(&which)?.epoch)))
             .collect();
         for (agent, epoch) in live {
             self.end_session(agent, epoch);

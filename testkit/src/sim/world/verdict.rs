@@ -55,6 +55,12 @@ impl World {
         if let Some(open) = commands.find(|facts| !facts.state.is_final()) {
             return Some(format!("{} is still {:?}", open.command_id, open.state));
         }
+        let store = &self.backend.store;
+        let is_ghost = |host: &&Host| host.is_connected() && !store.is_live(host.agent());
+        if let Some(ghost) = self.hosts.iter().find(is_ghost) {
+            let agent = ghost.agent();
+            return Some(format!("{agent} is connected, and its session has ended"));
+        }
         let restless = self.hosts.iter().find(|host| !host.is_quiet());
         restless.map(Host::unrest)
     }
