@@ -6,6 +6,7 @@ mod commands;
 mod gateways;
 mod instances;
 mod journeys;
+mod lost_answers;
 mod moving;
 mod over_time;
 mod postgres_only;

@@ -1,4 +1,4 @@
-//! What only a server brings along: two who write at once, answers that are lost, and databases that cannot be used.
+//! What only a server brings along: two who write at once, and databases that cannot be used.
 
 use std::sync::Arc;
 
@@ -6,13 +6,11 @@ use futures_util::future::join_all;
 use tempfile::TempDir;
 use viworks_backend_agent::data::postgres::{Address, Error, PostgresStore, Role};
 use viworks_backend_agent::data::{
-    Actor, AuditOutcome, CompleteOutcome, ConfirmOutcome, GatewayRef, Idempotency, Page, Store,
-    StoreError, Submission, TelemetryWrite,
+    Actor, CompleteOutcome, ConfirmOutcome, Idempotency, Store, StoreError, Submission,
 };
 use viworks_common::command::{CommandState, OutcomeState};
-use viworks_testkit::thief::Thief;
 
-use super::bed::{Bed, LEASE, agent, at, outcome};
+use super::bed::{Bed, LEASE, at, outcome};
 use super::{database, make};
 
 /// Two stores on one database, as two processes have them.
@@ -259,170 +257,6 @@ async fn runs_for_many_gateways_named_in_other_orders_do_not_wait_in_a_circle() 
     }
     assert_eq!(one.gateway_now(8).await.next_order, 121);
     finish(&folder, one, other).await;
-}
-
-/// Case 5 of the ten: the commit happens, its answer does not arrive, and the same is asked again.
-#[tokio::test]
-async fn an_intent_whose_answer_was_lost_is_safe_to_repeat() {
-    let folder = tempfile::tempdir().unwrap();
-    let Some((server, database)) = database(&folder) else {
-        return;
-    };
-    make(server, &database);
-    let thief = Thief::before(server.port()).await.unwrap();
-    let url = format!(
-        "postgres://viworks@127.0.0.1:{}/{database}?sslmode=disable",
-        thief.port()
-    );
-    let address = Address::parse(&url, None, None).unwrap().connections_max(4);
-    let store: Arc<dyn Store> = Arc::new(
-        PostgresStore::open(address, Role::Beside, true)
-            .await
-            .unwrap(),
-    );
-    let bed = Bed::new(store);
-    let (tenant, actor) = (bed.tenant.clone(), Actor::local("test"));
-    let mut lost = 0;
-    /// Loses the first answer and keeps the second.
-    macro_rules! twice {
-        ($intent:expr) => {{
-            thief.arm();
-            let first = $intent.await;
-            assert!(
-                matches!(first, Err(StoreError::Unknown(_))),
-                "{}: {first:?}",
-                stringify!($intent)
-            );
-            lost += 1;
-            assert_eq!(thief.stolen(), lost);
-            $intent.await.unwrap()
-        }};
-    }
-    let new = super::gateways::new_gateway(1, "gw-1");
-    twice!(
-        bed.store
-            .create_gateway(&tenant, new.clone(), &actor, at(0))
-    );
-    let name = "gw-one".parse().unwrap();
-    twice!(
-        bed.store
-            .rename_gateway(&tenant, agent(1), &name, &actor, at(0))
-    )
-    .unwrap();
-    let hello = bed.hello(1, 1, 0);
-    twice!(bed.store.admit(&tenant, hello.clone(), at(1)));
-    let admitted = bed.admitted(hello.clone()).await;
-    let confirm = bed.confirm_of(&hello, &admitted);
-    let confirmed = twice!(bed.store.confirm_session(&tenant, confirm.clone(), at(1)));
-    assert!(
-        matches!(confirmed, ConfirmOutcome::Confirmed(_)),
-        "a failover throws nobody out"
-    );
-    let session = super::bed::Session {
-        holder: viworks_backend_agent::data::Holder {
-            agent_id: agent(1),
-            epoch: admitted.issued,
-            agent_run_id: hello.agent_run_id,
-        },
-        session_id: hello.session_id,
-        admitted,
-        confirmed: match confirmed {
-            ConfirmOutcome::Confirmed(confirmed) => *confirmed,
-            ConfirmOutcome::Superseded => unreachable!(),
-        },
-    };
-    let run = bed.new_run(&[1], true);
-    let command = run.targets[0].command_id;
-    let repeated = twice!(bed.store.submit_run(&tenant, run.clone(), at(2)));
-    let Submission::Replayed(replayed) = repeated else {
-        panic!("{repeated:?}");
-    };
-    assert_eq!(replayed.run_id, run.run_id);
-    let leased = twice!(
-        bed.store
-            .lease_commands(&tenant, &session.holder, LEASE, at(2))
-    );
-    assert!(leased.commands.is_empty(), "released once");
-    let done = twice!(bed.store.complete_command(
-        &tenant,
-        &session.holder,
-        command,
-        outcome(OutcomeState::Succeeded),
-        at(3)
-    ));
-    assert!(matches!(done, CompleteOutcome::Repeated { .. }), "{done:?}");
-    let batch = super::telemetry::batch(1, 3);
-    let write = TelemetryWrite {
-        agent_id: agent(1),
-        epoch: session.holder.epoch,
-        skew_ms: None,
-        batch,
-    };
-    let writes: Arc<[_]> = Arc::from(vec![write]);
-    twice!(
-        bed.store
-            .commit_telemetry(&tenant, Arc::clone(&writes), at(4), at(4))
-    );
-    let positions = bed
-        .store
-        .telemetry_positions(&tenant, agent(1))
-        .await
-        .unwrap();
-    assert_eq!(positions[0].seq, 3);
-    let second = bed.command(1, false).await;
-    let of = bed.command_now(second).await.run_id;
-    twice!(bed.store.cancel_run(&tenant, of, &actor, at(5))).unwrap();
-    assert_eq!(bed.state(second).await, CommandState::Cancelled);
-    twice!(bed.store.end_session(
-        &tenant,
-        agent(1),
-        session.holder.epoch,
-        viworks_common::code::CloseCode::Internal,
-        at(6)
-    ));
-    let revoked = twice!(bed.store.revoke_gateway(&tenant, agent(1), &actor, at(7))).unwrap();
-    assert!(revoked.already);
-    let key = super::records::new_key(1);
-    twice!(
-        bed.store
-            .create_api_key(&tenant, key.clone(), &actor, at(8))
-    );
-    let new = super::gateways::new_gateway(2, "gw-2");
-    bed.store
-        .create_gateway(&tenant, new, &actor, at(8))
-        .await
-        .unwrap();
-    let certificate = super::gateways::new_certificate(2, 7);
-    twice!(
-        bed.store
-            .register_certificate(&tenant, certificate.clone(), &actor, at(8))
-    );
-    let by_name = GatewayRef::Name("gw-one".parse().unwrap());
-    assert!(
-        bed.store
-            .gateway(&tenant, &by_name)
-            .await
-            .unwrap()
-            .is_some()
-    );
-    let audit = bed
-        .store
-        .list_audit(&tenant, Page::first(200))
-        .await
-        .unwrap();
-    for action in ["gateway.create", "run.submit", "gateway.revoke"] {
-        let done = |it: &&viworks_backend_agent::data::AuditRecord| {
-            it.record.action == action
-                && it.record.outcome == AuditOutcome::Done
-                && it.record.object.ends_with(&match action {
-                    "run.submit" => run.run_id.to_string(),
-                    _ => agent(1).to_string(),
-                })
-        };
-        assert_eq!(audit.items.iter().filter(done).count(), 1, "{action}");
-    }
-    bed.store.close().await;
-    super::postgres_counts_are_right(&folder);
 }
 
 pub(super) async fn open(url: &str, role: Role) -> Result<PostgresStore, Error> {
