@@ -227,6 +227,7 @@ suite! {
     }
     commands {
         a_lease_takes_commands_in_order_and_once,
+        a_command_is_there_at_once_for_whose_line_is_a_moment_behind,
         a_lease_respects_the_order_window,
         an_idempotent_command_brings_its_permit_along,
         a_command_past_its_deadline_is_not_leased,

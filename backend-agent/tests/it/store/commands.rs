@@ -11,6 +11,7 @@ use viworks_common::claims::Probed;
 use viworks_common::code::{CloseCode, RejectCode};
 use viworks_common::command::{CommandState, OutcomeState, digest};
 use viworks_common::limits::ORDER_WINDOW;
+use viworks_common::timeline::shared::TOGETHER;
 
 use super::bed::{Bed, LEASE, agent, at, outcome, process};
 
@@ -54,6 +55,19 @@ pub(crate) async fn a_lease_takes_commands_in_order_and_once(bed: &Bed) {
         .collect();
     assert_eq!(rest, ids[2..]);
     assert!(bed.lease(&session).await.is_empty());
+}
+
+/// Another backend's reading of the time line may be behind by as much.
+pub(crate) async fn a_command_is_there_at_once_for_whose_line_is_a_moment_behind(bed: &Bed) {
+    bed.gateway(1).await;
+    let session = bed.session(1, 1).await;
+    let command_id = bed.command(1, false).await;
+    let behind = at(10).saturating_sub(2 * TOGETHER);
+    let (tenant, holder) = (&bed.tenant, session.holder);
+    let leased = bed.store.lease_commands(tenant, &holder, LEASE, behind);
+    let leased = leased.await.unwrap().commands;
+    let leased: Vec<_> = leased.iter().map(|command| command.command_id).collect();
+    assert_eq!(leased, [command_id]);
 }
 
 pub(crate) async fn a_lease_respects_the_order_window(bed: &Bed) {
