@@ -64,10 +64,13 @@ need_postgresql() {
   install_package postgresql
 }
 
-# Redis, without the service that Debian would start with it: nothing that is installed meanwhile may start one. A
+# A server, without the service that Debian would start with it: nothing that is installed meanwhile may start one. A
 # machine that has a rule about that keeps it.
-need_redis() {
-  command -v redis-server >/dev/null 2>&1 && return 0
+need_server() {
+  local place
+  for place in /usr/bin /usr/sbin /usr/local/bin; do
+    [ ! -x "$place/$1" ] || return 0
+  done
   [ "${#flags[@]}" -eq 0 ] || return 1
   local rule=/usr/sbin/policy-rc.d status=0 ours=''
   if [ ! -e "$rule" ]; then
@@ -75,11 +78,11 @@ need_redis() {
     ours=yes
     "${as_root[@]}" chmod 755 "$rule" || status=1
   fi
-  [ "$status" -ne 0 ] || install_package redis-server || status=1
+  [ "$status" -ne 0 ] || install_package "$1" || status=1
   [ -z "$ours" ] || "${as_root[@]}" rm -f "$rule"
   # Where it would have started with the next boot as well.
   if [ "$status" -eq 0 ] && [ -d /run/systemd/system ]; then
-    "${as_root[@]}" systemctl disable --quiet redis-server 2>/dev/null || true
+    "${as_root[@]}" systemctl disable --quiet "$1" 2>/dev/null || true
   fi
   return "$status"
 }
@@ -99,7 +102,9 @@ need faketime faketime || true
 need ping iputils-ping || true
 need shellcheck shellcheck || true
 need_postgresql || true
-need_redis || true
+need_server redis-server || true
+# What the bench measures beside the backend.
+need_server nats-server || true
 cargo --version
 rustc --version
 

@@ -25,6 +25,7 @@ mod measure;
 mod reference;
 mod report;
 mod server;
+mod servers;
 mod system;
 
 /// Measure the backend beside a bare tokio-tungstenite + rustls reference, in the same run on this machine.

@@ -1,12 +1,17 @@
 //! What is measured, each figure on ours and on the reference, one after the other.
 
+use std::time::Duration;
+
 use crate::report::Figure;
 
 mod agent;
 mod commands;
+mod engine;
 mod fleet;
 mod hostile;
+mod idle;
 mod operator;
+mod others;
 mod submission;
 mod telemetry;
 
@@ -25,17 +30,23 @@ pub(crate) enum Measurement {
     Telemetry,
     /// What a hostile gateway costs, and the commands of others meanwhile.
     Hostile,
+    /// Commands and telemetry on PostgreSQL and Redis, where these are installed.
+    Engine,
+    /// What an idle fleet costs on PostgreSQL and Redis, where these are installed.
+    Idle,
 }
 
 impl Measurement {
     /// All of them.
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Commands,
         Self::Agent,
         Self::Submission,
         Self::Fleet,
         Self::Telemetry,
         Self::Hostile,
+        Self::Engine,
+        Self::Idle,
     ];
 }
 
@@ -62,6 +73,8 @@ pub(crate) struct Plan {
     pub(crate) telemetry_agents: usize,
     /// Records of each.
     pub(crate) telemetry_records: u64,
+    /// How long an idle fleet is watched, after it had a quarter of that to settle.
+    pub(crate) watched: Duration,
 }
 
 impl Plan {
@@ -78,6 +91,7 @@ impl Plan {
             agents: 10_000,
             telemetry_agents: 50,
             telemetry_records: 8_000,
+            watched: Duration::from_secs(20),
         }
     }
 
@@ -94,6 +108,7 @@ impl Plan {
             agents: 40,
             telemetry_agents: 2,
             telemetry_records: 1_000,
+            watched: Duration::from_secs(2),
         }
     }
 }
@@ -107,5 +122,7 @@ pub(crate) async fn run(what: Measurement, plan: &Plan) -> anyhow::Result<Vec<Fi
         Measurement::Fleet => Box::pin(fleet::measure(plan)).await,
         Measurement::Telemetry => Box::pin(telemetry::measure(plan)).await,
         Measurement::Hostile => Box::pin(hostile::measure(plan)).await,
+        Measurement::Engine => Box::pin(engine::measure(plan)).await,
+        Measurement::Idle => Box::pin(idle::measure(plan)).await,
     }
 }

@@ -1,4 +1,4 @@
-//! The reference server: tokio-tungstenite and rustls with our settings, and a relay that commits each command once.
+//! The reference server: tokio-tungstenite and rustls with our settings, and a relay that keeps its commands.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -19,16 +19,14 @@ use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, 
 use uuid::Uuid;
 use viworks_runtime::config::environment;
 use viworks_runtime::lifecycle::Lifecycle;
-use viworks_runtime::sqlite::{self, Database, Migration, Options, migration, params};
 use viworks_runtime::{random, ready_file, tls};
 
 use crate::dial;
 use crate::server::Addresses;
 
-const MIGRATIONS: &[Migration] = &[migration!(
-    "../migrations/reference",
-    "0001_create_reference.sql"
-)];
+mod stores;
+
+use stores::Stores;
 
 /// Commands on their way to one agent.
 const QUEUE: usize = 256;
@@ -37,7 +35,7 @@ const QUEUE: usize = 256;
 struct Relay {
     agents: Arc<Mutex<BTreeMap<String, mpsc::Sender<Uuid>>>>,
     waiting: Arc<Mutex<BTreeMap<Uuid, oneshot::Sender<()>>>>,
-    database: Database,
+    stores: Stores,
 }
 
 /// Serves until the process is killed.
@@ -57,12 +55,12 @@ pub(crate) async fn serve() -> anyhow::Result<()> {
     let roots = tls::roots(tls::load_certificates(&folder.join("ca.crt"))?)?;
     let identity = tls::Identity::load(&folder.join("server.crt"), &folder.join("server.key"))?;
     let acceptor = TlsAcceptor::from(tls::server_config(identity, roots)?);
+    let variables = environment();
     let relay = Relay {
         agents: Arc::default(),
         waiting: Arc::default(),
-        database: Database::open(Options::new(folder.join("reference.db")), MIGRATIONS).await?,
+        stores: Stores::open(&folder, &variables).await?,
     };
-    let variables = environment();
     let listen = |name: &str| variables.get(name).unwrap_or("127.0.0.1:0").to_owned();
     let api = TcpListener::bind(listen("VIWORKS__API__LISTEN")).await?;
     let agents = TcpListener::bind(listen("VIWORKS__AGENTS__LISTEN")).await?;
@@ -100,6 +98,7 @@ async fn attend(stream: TcpStream, acceptor: TlsAcceptor, relay: Relay) -> anyho
     .await?;
     let name = socket.next().await.context("nobody spoke")??;
     let name = name.into_text()?.to_string();
+    relay.stores.attach(&name).await?;
     let (sender, mut commands) = mpsc::channel(QUEUE);
     lock(&relay.agents).insert(name, sender);
     socket.send(Message::text("known")).await?;
@@ -137,25 +136,20 @@ fn protocol(request: &Request, mut response: Response) -> Result<Response, Error
 }
 
 async fn run(State(relay): State<Relay>, Path(agent): Path<String>) -> StatusCode {
-    let id = random::uuid_v4();
-    let stored = agent.clone();
-    let committed: Result<_, sqlite::Error> = relay
-        .database
-        .write(move |connection| {
-            let sql = "INSERT INTO command (id, agent) VALUES (:id, :agent)";
-            connection.execute(sql, params! { id: id.to_string(), agent: stored })
-        })
-        .await;
-    if committed.is_err() {
-        return StatusCode::INTERNAL_SERVER_ERROR;
-    }
     let Some(sender) = lock(&relay.agents).get(&agent).cloned() else {
         return StatusCode::NOT_FOUND;
     };
+    let id = random::uuid_v4();
     let (answered, answer) = oneshot::channel();
     lock(&relay.waiting).insert(id, answered);
-    if sender.send(id).await.is_err() || answer.await.is_err() {
+    let Ok(next) = relay.stores.accept(&agent, id).await else {
+        return StatusCode::INTERNAL_SERVER_ERROR;
+    };
+    if sender.send(next).await.is_err() || answer.await.is_err() {
         return StatusCode::BAD_GATEWAY;
+    }
+    if relay.stores.finish(&agent, id).await.is_err() {
+        return StatusCode::INTERNAL_SERVER_ERROR;
     }
     StatusCode::OK
 }

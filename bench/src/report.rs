@@ -259,7 +259,7 @@ impl fmt::Display for Report {
         }
         write!(
             f,
-            "Server and agents share these processors; loopback; SQLite with synchronous FULL."
+            "Server and agents share these processors; loopback; SQLite with synchronous FULL, PostgreSQL with fsync."
         )
     }
 }

@@ -15,6 +15,9 @@ use crate::system::System;
 /// Tells a process started from this very program what it is.
 pub(crate) const ROLE: &str = "VIWORKS_BENCH_ROLE";
 
+/// Tell a reference on servers where they are: its database, and its queue.
+pub(crate) const RELAY: [&str; 2] = ["VIWORKS_BENCH_POSTGRES", "VIWORKS_BENCH_REDIS"];
+
 /// How long a server may take to listen.
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
@@ -80,7 +83,10 @@ impl Server {
             agents: "127.0.0.1:0".to_owned(),
         };
         let wanted = before.unwrap_or(&any);
+        let relay = system.relay.iter().flatten();
+        let relay = RELAY.iter().zip(relay);
         let mut child = Command::new(std::env::current_exe()?)
+            .envs(relay)
             .args(["serve", "--config"])
             .arg(system.config())
             .arg("--ready-file")
@@ -174,6 +180,20 @@ impl Server {
         let per_second = rustix::param::clock_ticks_per_second();
         let sum: u64 = ticks.iter().sum();
         Ok(Duration::from_micros(sum * 1_000_000 / per_second.max(1)))
+    }
+
+    /// How often its threads have waited for something and gone on: `voluntary_ctxt_switches` of each (proc(5)).
+    pub(crate) fn wakeups(&self) -> anyhow::Result<u64> {
+        let mut sum = 0;
+        for thread in std::fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            // One that ends meanwhile has no status any more.
+            let status = std::fs::read_to_string(thread?.path().join("status")).unwrap_or_default();
+            let line = status
+                .lines()
+                .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            sum += line.map_or(Ok(0), |line| line.trim().parse::<u64>())?;
+        }
+        Ok(sum)
     }
 
     fn end(&mut self) {

@@ -8,9 +8,10 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use tempfile::TempDir;
 use tokio::sync::Mutex;
 use viworks_api::Scope;
+use viworks_backend_agent::app;
 use viworks_backend_agent::auth::apikey::{self, CreateKey};
 use viworks_backend_agent::config::Config;
-use viworks_backend_agent::data::sqlite::SqliteStore;
+use viworks_backend_agent::data::postgres::Role;
 use viworks_backend_agent::data::{Actor, Store};
 use viworks_backend_agent::pki::init::{InitRequest, init};
 use viworks_backend_agent::pki::issue::{
@@ -19,9 +20,9 @@ use viworks_backend_agent::pki::issue::{
 use viworks_common::id::Tenant;
 use viworks_runtime::clock::{Clock, SystemClock, Timeline};
 use viworks_runtime::config::Environment;
-use viworks_runtime::sqlite::Options;
 
 use crate::gateway::Gateway;
+use crate::servers::Servers;
 
 /// Gateways that are registered at once, so that many share one commit.
 const TOGETHER: usize = 128;
@@ -35,11 +36,18 @@ pub(crate) struct System {
     pub(crate) memories: Arc<Vec<Mutex<Gateway>>>,
     /// An operator's key with every scope.
     pub(crate) token: String,
+    /// The database and the queue of a reference on servers.
+    pub(crate) relay: Option<[String; 2]>,
 }
 
 impl System {
-    /// Makes it, with `gateways` identities.
+    /// Makes it on the embedded database, with `gateways` identities.
     pub(crate) async fn new(gateways: usize) -> anyhow::Result<Self> {
+        Self::on(None, gateways).await
+    }
+
+    /// Makes it on these servers, or on the embedded database.
+    pub(crate) async fn on(servers: Option<&Servers>, gateways: usize) -> anyhow::Result<Self> {
         let folder = TempDir::with_prefix("viworks-bench-").context("no temporary folder")?;
         let request = InitRequest {
             folder: folder.path().join("backend"),
@@ -52,18 +60,24 @@ impl System {
             gateways: Arc::default(),
             memories: Arc::default(),
             token: String::new(),
+            relay: servers.map(|servers| [servers.reference(), servers.queue()]),
         };
+        if let Some(servers) = servers {
+            let path = system.config();
+            let text = std::fs::read_to_string(&path)? + &servers.configuration();
+            std::fs::write(&path, text)?;
+        }
         let config = system.configuration()?;
         viworks_runtime::files::create_private_folder(&config.data.state_folder)?;
-        let store = SqliteStore::open(Options::new(&config.data.sqlite_file)).await?;
+        let store = app::open(&config, Role::Beside).await?;
         let office = Office::open(&config)?;
-        system.gateways = Arc::new(register(&store, &office, gateways).await?);
+        system.gateways = Arc::new(register(&*store, &office, gateways).await?);
         let memories = system
             .gateways
             .iter()
             .map(|it| Mutex::new(Gateway::new(it)));
         system.memories = Arc::new(memories.collect());
-        system.token = operator(&store).await?;
+        system.token = operator(&*store).await?;
         store.close().await;
         Ok(system)
     }
@@ -71,7 +85,7 @@ impl System {
     /// Writes what one more gateway needs to a folder of its own; no server may run meanwhile.
     pub(crate) async fn issue(&self, name: &str) -> anyhow::Result<PathBuf> {
         let config = self.configuration()?;
-        let store = SqliteStore::open(Options::new(&config.data.sqlite_file)).await?;
+        let store = app::open(&config, Role::Beside).await?;
         let office = Office::open(&config)?;
         let request = IssueRequest {
             name: name.parse()?,
@@ -86,7 +100,10 @@ impl System {
         };
         let (tenant, actor) = (Tenant::default_tenant(), Actor::system());
         let clock = Timeline::unstored(Arc::new(SystemClock));
-        issue(&store, &tenant, &office, request, &delivery, &actor, &clock).await?;
+        issue(
+            &*store, &tenant, &office, request, &delivery, &actor, &clock,
+        )
+        .await?;
         store.close().await;
         Ok(delivery.folder)
     }
@@ -113,7 +130,7 @@ impl System {
 }
 
 async fn register(
-    store: &SqliteStore,
+    store: &dyn Store,
     office: &Office,
     gateways: usize,
 ) -> anyhow::Result<Vec<Material>> {
@@ -145,7 +162,7 @@ pub(crate) fn name(number: usize) -> String {
     format!("gw-{number:05}")
 }
 
-async fn operator(store: &SqliteStore) -> anyhow::Result<String> {
+async fn operator(store: &dyn Store) -> anyhow::Result<String> {
     let request = CreateKey {
         name: "bench".to_owned(),
         scopes: Scope::ALL.iter().copied().collect(),

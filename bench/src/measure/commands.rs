@@ -9,20 +9,44 @@ use crate::report::{Figure, Target, Unit};
 use crate::server::{Role, Server};
 use crate::system::{System, name};
 
-struct Measured {
-    alone: Latencies,
-    together: f64,
+/// One after another, and a hundred at a time.
+pub(super) struct Measured {
+    pub(super) alone: Latencies,
+    /// In each second.
+    pub(super) together: f64,
+}
+
+/// What has to be reached.
+pub(super) struct Wanted {
+    /// The latency with one in flight, in times of the reference's, at the most.
+    pub(super) latency: f64,
+    /// The rate with a hundred in flight, in times of the reference's, at the least.
+    pub(super) rate: f64,
 }
 
 pub(super) async fn measure(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
     let system = System::new(plan.command_agents).await?;
-    let (server, fleet) = started(Role::Reference, plan, &system).await?;
-    let operator = operator(Role::Reference, plan, &system, &server);
+    let wanted = Wanted {
+        latency: 2.5,
+        rate: 0.5,
+    };
+    Ok(on(&system, plan, "", &wanted).await?.0)
+}
+
+/// The figures on one system, each called so and its `suffix`; and what ours came to.
+pub(super) async fn on(
+    system: &System,
+    plan: &Plan,
+    suffix: &str,
+    wanted: &Wanted,
+) -> anyhow::Result<(Vec<Figure>, Measured)> {
+    let (server, fleet) = started(Role::Reference, plan, system).await?;
+    let operator = operator(Role::Reference, plan, system, &server);
     let reference = of(&operator, plan.commands_alone, plan.commands_together).await?;
     drop((server, fleet));
 
-    let (server, _fleet) = started(Role::Ours, plan, &system).await?;
-    let operator = self::operator(Role::Ours, plan, &system, &server);
+    let (server, _fleet) = started(Role::Ours, plan, system).await?;
+    let operator = self::operator(Role::Ours, plan, system, &server);
     let ours = of(&operator, plan.commands_alone, plan.commands_together).await?;
     // Half as many: it is the same path with one step more.
     let (alone, together) = (plan.commands_alone / 2, plan.commands_together / 2);
@@ -30,12 +54,12 @@ pub(super) async fn measure(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
 
     let latency = |what: &str, of: fn(&Latencies) -> f64, ours: &Measured| {
         let sides = (of(&ours.alone), of(&reference.alone));
-        Figure::new(what, Unit::Milliseconds, sides)
+        Figure::new(format!("{what}{suffix}"), Unit::Milliseconds, sides)
     };
-    let rate = |what: &str, sides| Figure::new(what, Unit::PerSecond, sides);
-    Ok(vec![
+    let rate = |what: &str, sides| Figure::new(format!("{what}{suffix}"), Unit::PerSecond, sides);
+    let figures = vec![
         latency("command p50, 1 in flight", Latencies::median, &ours)
-            .aiming(Target::TimesAtMost(2.5)),
+            .aiming(Target::TimesAtMost(wanted.latency)),
         latency("command p99, 1 in flight", |it| it.percentile(99), &ours),
         rate(
             "commands, 1 in flight",
@@ -45,7 +69,7 @@ pub(super) async fn measure(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
             "commands, 100 in flight",
             (ours.together, reference.together),
         )
-        .aiming(Target::TimesAtLeast(0.5)),
+        .aiming(Target::TimesAtLeast(wanted.rate)),
         latency(
             "not idempotent: command p50, 1 in flight",
             Latencies::median,
@@ -55,7 +79,8 @@ pub(super) async fn measure(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
             "not idempotent: commands, 100 in flight",
             (once.together, reference.together),
         ),
-    ])
+    ];
+    Ok((figures, ours))
 }
 
 async fn started(role: Role, plan: &Plan, system: &System) -> anyhow::Result<(Server, Fleet)> {

@@ -53,6 +53,52 @@ impl Latencies {
     }
 }
 
+/// Asks so often, one after another.
+pub(super) async fn alone<F>(
+    questions: usize,
+    ask: impl Fn(usize) -> F,
+) -> anyhow::Result<Latencies>
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let mut took = Vec::with_capacity(questions);
+    for number in 0..questions {
+        let started = Instant::now();
+        ask(number).await?;
+        took.push(started.elapsed());
+    }
+    Latencies::new(took)
+}
+
+/// Asks so often, a hundred in flight; how many were answered in each second.
+pub(super) async fn together<F>(
+    questions: usize,
+    ask: impl Fn(usize) -> F + Clone + Send + 'static,
+) -> anyhow::Result<f64>
+where
+    F: Future<Output = anyhow::Result<()>> + Send,
+{
+    let next = Arc::new(AtomicUsize::new(0));
+    let began = Instant::now();
+    let mut workers = JoinSet::new();
+    for _worker in 0..TOGETHER {
+        let (ask, next) = (ask.clone(), Arc::clone(&next));
+        workers.spawn(async move {
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= questions {
+                    return anyhow::Ok(());
+                }
+                ask(number).await?;
+            }
+        });
+    }
+    while let Some(worker) = workers.join_next().await {
+        worker??;
+    }
+    Ok(questions as f64 / began.elapsed().as_secs_f64())
+}
+
 /// Somebody with every right, who runs one command on some agents in turn.
 #[derive(Clone)]
 pub(super) struct Operator {
@@ -107,36 +153,17 @@ impl Operator {
 
     /// Runs `commands`, one after another.
     pub(super) async fn alone(&self, commands: usize) -> anyhow::Result<Latencies> {
-        let mut took = Vec::with_capacity(commands);
-        for number in 0..commands {
-            let started = Instant::now();
-            self.command(number).await?;
-            took.push(started.elapsed());
-        }
-        Latencies::new(took)
+        alone(commands, |number| self.command(number)).await
     }
 
     /// Runs `commands`, a hundred in flight; how many in each second.
     pub(super) async fn together(&self, commands: usize) -> anyhow::Result<f64> {
-        let next = Arc::new(AtomicUsize::new(0));
-        let began = Instant::now();
-        let mut workers = JoinSet::new();
-        for _worker in 0..TOGETHER {
-            let (own, next) = (self.clone(), Arc::clone(&next));
-            workers.spawn(async move {
-                loop {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    if number >= commands {
-                        return anyhow::Ok(());
-                    }
-                    own.command(number).await?;
-                }
-            });
-        }
-        while let Some(worker) = workers.join_next().await {
-            worker??;
-        }
-        Ok(commands as f64 / began.elapsed().as_secs_f64())
+        let own = self.clone();
+        let ask = move |number| {
+            let own = own.clone();
+            async move { own.command(number).await }
+        };
+        together(commands, ask).await
     }
 
     /// Submits one command and waits until its result is known.

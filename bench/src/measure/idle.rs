@@ -1,0 +1,88 @@
+//! What a fleet costs that does nothing: transactions of the database, commands of the queue, and how often the
+//! backend's threads are woken, in each second.
+
+use anyhow::Context;
+use tokio::time::{Instant, sleep};
+
+use super::Plan;
+use crate::fleet::Fleet;
+use crate::report::{Figure, Target, Unit};
+use crate::server::{Role, Server};
+use crate::servers::Servers;
+use crate::system::System;
+
+/// Transactions of this database; those of whoever asks are some of them.
+const TRANSACTIONS: &str = "\
+SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()";
+
+/// Counters that only grow.
+struct Counted {
+    transactions: u64,
+    queue_commands: u64,
+    wakeups: u64,
+    at: Instant,
+}
+
+/// What grew, in each second.
+struct Rates {
+    transactions: f64,
+    queue_commands: f64,
+    wakeups: f64,
+}
+
+pub(super) async fn measure(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
+    let mut sizes = [plan.command_agents, plan.agents_few, plan.agents];
+    sizes.sort_unstable();
+    let mut measured = Vec::new();
+    for agents in sizes {
+        let Some(servers) = Servers::start() else {
+            return Ok(Vec::new());
+        };
+        measured.push((agents, of(&servers, plan, agents).await?));
+    }
+    let [(few, base), larger @ ..] = &measured[..] else {
+        return Ok(Vec::new());
+    };
+    let mut figures = Vec::new();
+    for (agents, rates) in larger {
+        // None may grow faster than the gateways do.
+        let times = *agents as f64 / *few as f64;
+        let mut add = |what: &str, of: fn(&Rates) -> f64| {
+            let what = format!("idle: {what}, {agents} agents, and {few}");
+            let figure = Figure::new(what, Unit::PerSecond, (of(rates), of(base)));
+            figures.push(figure.aiming(Target::TimesAtMost(times)));
+        };
+        add("transactions", |it| it.transactions);
+        add("commands of the queue", |it| it.queue_commands);
+        add("wake-ups", |it| it.wakeups);
+    }
+    Ok(figures)
+}
+
+async fn of(servers: &Servers, plan: &Plan, agents: usize) -> anyhow::Result<Rates> {
+    let system = System::on(Some(servers), agents).await?;
+    let server = Server::start(Role::Ours, &system, None).await?;
+    let fleet = Fleet::start(Role::Ours, &system, &server, 0..agents)?;
+    fleet.all_up().await?;
+    sleep(plan.watched / 4).await;
+    let before = count(servers, &server)?;
+    sleep(plan.watched).await;
+    let after = count(servers, &server)?;
+    let seconds = after.at.duration_since(before.at).as_secs_f64();
+    let rate = |of: fn(&Counted) -> u64| of(&after).saturating_sub(of(&before)) as f64 / seconds;
+    Ok(Rates {
+        transactions: rate(|it| it.transactions),
+        queue_commands: rate(|it| it.queue_commands),
+        wakeups: rate(|it| it.wakeups),
+    })
+}
+
+fn count(servers: &Servers, server: &Server) -> anyhow::Result<Counted> {
+    let transactions = servers.ask(TRANSACTIONS)?;
+    Ok(Counted {
+        transactions: transactions.parse().context("not a number")?,
+        queue_commands: servers.queue_commands()?,
+        wakeups: server.wakeups()?,
+        at: Instant::now(),
+    })
+}
