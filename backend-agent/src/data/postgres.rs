@@ -73,8 +73,8 @@ impl PostgresStore {
     /// Connects, and brings the schema up to date if `migrate` says so.
     ///
     /// # Errors
-    /// When the server cannot be reached, does not keep what it commits, a site is being moved into this database, or its
-    /// schema is not ours.
+    /// When the server cannot be reached, does not keep what it commits, a site is being moved into this database, or
+    /// its schema is not ours.
     pub async fn open(address: Address, role: Role, migrate: bool) -> Result<Self, Error> {
         let address = Arc::new(address);
         let at = Arc::clone(&address);

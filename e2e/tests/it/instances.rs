@@ -116,7 +116,8 @@ async fn a_run_is_submitted_watched_and_cancelled_at_any_backend() {
         let finished = site.other.finished(&run).await;
         assert_eq!(finished["counts"], json!({"succeeded": 2}), "{finished}");
         let took = SystemClock.now().saturating_since(begun);
-        assert!(took < Duration::from_secs(3), "{took:?}");
+        // A job would find it after 15 s.
+        assert!(took < Duration::from_secs(6), "{took:?}");
     }
     assert_eq!(started(&here).len(), 5);
     assert!(started(&there).values().all(|times| *times == 1));
@@ -131,7 +132,7 @@ async fn a_run_is_submitted_watched_and_cancelled_at_any_backend() {
     let finished = site.one.finished(&run).await;
     assert_eq!(finished["counts"], json!({"cancelled": 1}), "{finished}");
     let took = SystemClock.now().saturating_since(begun);
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(took < Duration::from_secs(4), "{took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -152,8 +153,40 @@ async fn a_gateway_that_is_revoked_loses_its_session_at_whichever_backend() {
     })
     .await;
     let took = SystemClock.now().saturating_since(begun);
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(took < Duration::from_secs(4), "{took:?}");
     gateway.kill();
+}
+
+/// Starts a copy of a gateway at a backend, as a whole machine is copied; a running one's files come along as they are.
+fn start_copy(original: &Path, at: &Deployment) -> (std::path::PathBuf, Process) {
+    let copy = at.path().join("copy");
+    let copied = Command::new("cp")
+        .arg("-a")
+        .arg(original)
+        .arg(&copy)
+        .status();
+    assert!(copied.unwrap().success());
+    drop(std::fs::remove_file(copy.join("state/.lock")));
+    let moved = format!("s#{}#{}#g", original.display(), copy.display());
+    let moved = Command::new("sed")
+        .args(["-i", &moved])
+        .arg(copy.join("gateway.toml"))
+        .status();
+    assert!(moved.unwrap().success());
+    let process = at.start_gateway(&copy, Start::default());
+    (copy, process)
+}
+
+/// The only fork that is recorded of a gateway, once there is one.
+async fn fork(backend: &Deployment, name: &str) -> Value {
+    eventually("the copy is recorded", PATIENCE, async || {
+        let path = format!("/v1/gateways/{name}/forks");
+        backend.get(&path).await["items"]
+            .as_array()?
+            .first()
+            .cloned()
+    })
+    .await
 }
 
 /// Case 1 of the ten.
@@ -166,34 +199,10 @@ async fn a_copy_that_dials_another_backend_takes_nothing_from_a_live_original() 
     site.start_both().await;
     let gateway = site.one.start_gateway(&folder, Start::default());
     let before = site.is_with(&site.one, "gw-1").await;
-    // As a whole machine is copied; a running one's files come along as they are.
-    let copy = site.one.path().join("copy");
-    let copied = Command::new("cp")
-        .arg("-a")
-        .arg(&folder)
-        .arg(&copy)
-        .status();
-    assert!(copied.unwrap().success());
-    drop(std::fs::remove_file(copy.join("state/.lock")));
-    let stranger = Command::new("sed")
-        .args([
-            "-i",
-            &format!("s#{}#{}#g", folder.display(), copy.display()),
-        ])
-        .arg(copy.join("gateway.toml"))
-        .status();
-    assert!(stranger.unwrap().success());
-    let _copy = site.other.start_gateway(&copy, Start::default());
-    let fork = eventually("the copy is recorded", PATIENCE, async || {
-        let forks = site.other.get("/v1/gateways/gw-1/forks").await;
-        forks["items"].as_array()?.first().cloned()
-    })
-    .await;
-    assert_eq!(
-        fork["accepted"]["epoch"].as_u64(),
-        Some(epoch(&before)),
-        "{fork}"
-    );
+    let (copy, _process) = start_copy(&folder, &site.other);
+    let fork = fork(&site.other, "gw-1").await;
+    let kept = fork["accepted"]["epoch"].as_u64();
+    assert_eq!(kept, Some(epoch(&before)), "{fork}");
     // The original was told to come back, which moved it past the copy.
     let after = eventually("the original is past the copy", PATIENCE, async || {
         let now = site.one.online("gw-1").await;
@@ -205,6 +214,31 @@ async fn a_copy_that_dials_another_backend_takes_nothing_from_a_live_original() 
     site.one.finished(&run).await;
     assert_eq!(started(&folder).len(), 1, "{after}");
     assert_eq!(started(&copy).len(), 0);
+    drop(gateway);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_waits_while_the_backend_that_has_the_original_does_not_answer() {
+    let Some(mut site) = Site::start(Binaries::shipped()).await else {
+        return;
+    };
+    let folder = site.issue("gw-1");
+    site.start_both().await;
+    let gateway = site.one.start_gateway(&folder, Start::default());
+    let before = site.is_with(&site.one, "gw-1").await;
+    site.one.backend().signal(Signal::STOP);
+    let (_copy, process) = start_copy(&folder, &site.other);
+    eventually("the copy is told to wait", PATIENCE, async || {
+        process.log().contains("rate_limited").then_some(())
+    })
+    .await;
+    let held = site.asks("SELECT session_epoch FROM gateways WHERE name = 'gw-1'");
+    assert_eq!(held, epoch(&before).to_string());
+    site.one.backend().signal(Signal::CONT);
+    let fork = fork(&site.other, "gw-1").await;
+    let kept = fork["accepted"]["epoch"].as_u64();
+    assert_eq!(kept, Some(epoch(&before)), "{fork}");
+    site.is_with(&site.one, "gw-1").await;
     drop(gateway);
 }
 

@@ -16,8 +16,8 @@ use crate::data::{Letter, Mail, Owner, StoreError, StoreResult};
 /// What is taken at once.
 const AT_ONCE: usize = 1_000;
 
-/// To the instance that is named, or to the one that has the gateway's session; nothing to oneself. The same asked again
-/// is one row, with another number. The limit has each gateway looked up by its key.
+/// To the instance that is named, or to the one that has the gateway's session; nothing to oneself. The same asked
+/// again is one row, with another number. The limit has each gateway looked up by its key.
 pub(super) const POST: Sql = Sql::of_several(
     "\
 INSERT INTO inbox (tenant, instance, agent_id, kind, about, epoch, body)
@@ -48,7 +48,8 @@ SELECT number, agent_id, kind, about, epoch, body FROM inbox
 WHERE instance = :own AND tenant = :tenant ORDER BY number LIMIT :limit",
 );
 
-/// Who has the session of a gateway, and whether others may take that one for gone: as [`super::instances::END`] has it.
+/// Who has the session of a gateway, and whether others may take that one for gone, as [`super::instances::END`] has
+/// it.
 pub(super) const OWNER: Sql = Sql::of_several(
     "\
 SELECT g.agent_id, g.session_epoch, g.session_instance,
