@@ -167,6 +167,9 @@ fn command(
     std::fs::write(&file, lines.join("\n") + "\n")?;
     let mut command = Command::new(program);
     command.arg(file).current_dir("/");
+    if settings.iter().any(|line| line.starts_with("sentinel ")) {
+        command.arg("--sentinel");
+    }
     Ok(command)
 }
 
@@ -209,6 +212,45 @@ impl Own {
         };
         own.start_again();
         Some(own)
+    }
+
+    /// Starts a cluster of one node, which has all slots.
+    ///
+    /// # Panics
+    /// When Redis is installed and cannot be started so.
+    #[must_use]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a node that starts can only be asked again and again, here where no runtime is"
+    )]
+    pub fn start_cluster() -> Option<Self> {
+        let own = Self::start_with(&["cluster-enabled yes", "cluster-announce-ip 127.0.0.1"])?;
+        let begun = Instant::now();
+        let slots = own
+            .place
+            .ask::<String>(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
+        slots.expect("the node takes all slots");
+        loop {
+            let state: String = own
+                .place
+                .ask(&["CLUSTER", "INFO"])
+                .expect("the node answers");
+            if state.contains("cluster_state:ok") {
+                return Some(own);
+            }
+            assert!(begun.elapsed() < START_TIME, "no cluster: {state}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Starts a sentinel that knows this server by a name.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn start_sentinel(&self, name: &str) -> Self {
+        let watch = format!("sentinel monitor {name} 127.0.0.1 {} 1", self.place.port);
+        Self::start_with(&[&watch]).expect("Redis is installed")
     }
 
     /// Has it listen for encrypted connections as well, and answers on which port. It is started again.

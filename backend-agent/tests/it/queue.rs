@@ -4,6 +4,7 @@ mod faults;
 mod instances;
 mod rights;
 mod runs;
+mod topologies;
 
 use std::sync::Arc;
 use std::time::Duration;

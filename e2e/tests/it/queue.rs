@@ -4,9 +4,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::json;
+use viworks_runtime::clock::{Clock as _, SystemClock};
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
 use viworks_testkit::gateway::{ONCE, mark_starts, started};
+use viworks_testkit::postgres;
 use viworks_testkit::process::{eventually, finish};
 use viworks_testkit::redis::Own;
 
@@ -235,4 +237,67 @@ async fn a_server_is_verified() {
             "{tried:#?}"
         );
     }
+}
+
+/// A command that writes something, and is there for a while.
+const TALK: &str = "test.talk";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_is_followed_live_at_the_backend_that_does_not_have_its_gateway() {
+    let (Some(mut own), Some(database)) = (Own::start(), postgres::Own::start()) else {
+        return;
+    };
+    database.server().make_empty("viworks");
+    let mut one = Deployment::on(Binaries::shipped(), database.server().database("viworks"));
+    let written = std::fs::read_to_string(one.backend_config()).unwrap();
+    configure(&one, &written, &format!("url = \"{}\"", own.place().url()));
+    let folder = one.issue("gw-1");
+    mark_starts(&folder);
+    let script = "i=0; while [ $i -lt 20 ]; do echo line $i; i=$((i+1)); sleep 0.1; done";
+    let catalogue = format!(
+        "[[command]]\nname = \"{TALK}\"\ntitle = \"talks\"\nrisk = \"read\"\nidempotent = false\n\
+         argv = [\"/bin/sh\", \"-c\", {script:?}]\ntimeout_ms = 60000\n"
+    );
+    let file = folder.join("commands.d/talk.toml");
+    viworks_runtime::files::write_new(&file, catalogue.as_bytes(), 0o600).unwrap();
+    let mut other = one.another("backend-2");
+    one.start_backend(Start::default()).await;
+    other.start_backend(Start::default()).await;
+    let gateway = other.start_gateway(&folder, Start::default());
+    one.online("gw-1").await;
+    // Whoever waits at the other backend is told sooner than it would look by itself.
+    let mut quick = Duration::MAX;
+    for number in 0..5 {
+        let begun = SystemClock.now();
+        let body = json!({"command": ONCE, "targets": {"gateways": ["gw-1"]}});
+        let path = "/v1/runs?wait_ms=30000";
+        let (status, run) = one.request("POST", path, Some(&body)).await.unwrap();
+        assert_eq!(status, 201, "{number}: {run}");
+        assert_eq!(run["counts"], json!({"succeeded": 1}), "{run}");
+        quick = quick.min(SystemClock.now().saturating_since(begun));
+    }
+    assert!(quick < Duration::from_millis(900), "{quick:?}");
+    // Live output comes while the command runs.
+    let follow = async |backend: &Deployment| {
+        let body = json!({"command": TALK, "targets": {"gateways": ["gw-1"]}});
+        let (_, run) = one.request("POST", "/v1/runs", Some(&body)).await.unwrap();
+        let run = run["id"].as_str().unwrap().to_owned();
+        let path = format!("/v1/runs/{run}/events");
+        let (_, events) = backend.request("GET", &path, None).await.unwrap();
+        events.as_str().unwrap().to_owned()
+    };
+    let text = follow(&one).await;
+    let (before, _after) = text.split_once("event: finished").unwrap();
+    let lines = before.matches("event: output").count();
+    assert!(lines >= 10, "{text}");
+    assert!(before.contains("\"running\""), "{text}");
+    // Without Redis it is told what it missed, and the end all the same.
+    own.kill();
+    let text = follow(&one).await;
+    assert!(text.contains("event: missed"), "{text}");
+    assert!(text.contains("event: finished"), "{text}");
+    assert!(text.contains("\"succeeded\":1"), "{text}");
+    drop(gateway);
+    assert!(one.backend().stop(PATIENCE).await.success());
+    assert!(other.backend().stop(PATIENCE).await.success());
 }

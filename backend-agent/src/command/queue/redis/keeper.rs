@@ -29,7 +29,7 @@ use crate::config::queue::QueueAddress;
 const BREAKER: BreakerLimits = BreakerLimits {
     failures: 3,
     pause: Duration::from_millis(200),
-    pause_max: Duration::from_secs(3),
+    pause_max: Duration::from_secs(2),
 };
 
 /// How often it is seen whether Redis works and still has what was written.
