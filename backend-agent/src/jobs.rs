@@ -318,11 +318,12 @@ impl Jobs {
 
     /// Deletes telemetry that is older than it is kept. The first time that may be very much.
     async fn purge_telemetry(&self, lifecycle: &Lifecycle) -> StoreResult<()> {
-        let (mut records, mut streams, mut after) = (0_u64, 0_u64, None);
+        let (mut days, mut records, mut streams, mut after) = (0_u64, 0_u64, 0_u64, None);
         while !lifecycle.is_stopping() {
             let now = self.clock.line();
             let purged = self.store.purge_telemetry(&self.tenant, after, STEP, now);
             let purged = purged.await?;
+            days = days.saturating_add(purged.days);
             records = records.saturating_add(purged.records);
             streams = streams.saturating_add(purged.streams);
             after = purged.after;
@@ -330,11 +331,11 @@ impl Jobs {
                 break;
             }
         }
-        if records > 0 || streams > 0 {
+        if days > 0 || records > 0 || streams > 0 {
             self.metrics.telemetry_purged.inc_by(records);
             info!(
-                records,
-                streams, "deleted telemetry that is older than it is kept"
+                days,
+                records, streams, "deleted telemetry that is older than it is kept"
             );
         }
         Ok(())

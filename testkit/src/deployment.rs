@@ -397,8 +397,12 @@ impl Deployment {
     /// # Panics
     /// When the database cannot be read.
     pub fn stored_telemetry(&self, stream: &str) -> StoredTelemetry {
+        let records = match self.server {
+            Some(_) => "telemetry_records",
+            None => "telemetry",
+        };
         let telemetry = format!(
-            "SELECT count(*), count(DISTINCT agent_id || spool_epoch || seq) FROM telemetry WHERE stream = '{stream}'"
+            "SELECT count(*), count(DISTINCT agent_id || spool_epoch || seq) FROM {records} WHERE stream = '{stream}'"
         );
         let telemetry = self.stored(&telemetry).remove(0);
         let gaps =

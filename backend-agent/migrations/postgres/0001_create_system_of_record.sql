@@ -307,23 +307,52 @@ CREATE TABLE gateway_budgets (
     PRIMARY KEY (tenant, agent_id, kind)
 );
 
-CREATE TABLE telemetry (
-    tenant       text   COLLATE "C" NOT NULL,
-    agent_id     text   COLLATE "C" NOT NULL,
-    spool_epoch  text   COLLATE "C" NOT NULL,
-    seq          bigint NOT NULL,
-    stream       text   COLLATE "C" NOT NULL,
-    observed_at  bigint NOT NULL,
-    stored_at    bigint NOT NULL,
-    fields       json   NOT NULL,
-    -- Whose clock says when it was observed, and what the gateway's said where that is not what is stored.
-    time_source  text   NOT NULL,
-    gateway_time bigint,
-    PRIMARY KEY (tenant, agent_id, spool_epoch, seq)
+-- Numbers of what records refer to, so that a row and its key are short. They are given once and never change.
+CREATE TABLE telemetry_agent_ids (
+    id       int  GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    tenant   text COLLATE "C" NOT NULL,
+    agent_id text COLLATE "C" NOT NULL,
+    UNIQUE (tenant, agent_id)
 );
 
-CREATE INDEX telemetry_by_stream ON telemetry (tenant, agent_id, stream, observed_at, spool_epoch, seq);
-CREATE INDEX telemetry_by_time ON telemetry (tenant, agent_id, observed_at, spool_epoch, seq);
+CREATE TABLE telemetry_stream_ids (
+    id     int  GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    agent  int  NOT NULL,
+    stream text COLLATE "C" NOT NULL,
+    UNIQUE (agent, stream)
+);
+
+CREATE TABLE telemetry_epoch_ids (
+    id          int  GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    agent       int  NOT NULL,
+    spool_epoch text COLLATE "C" NOT NULL,
+    UNIQUE (agent, spool_epoch)
+);
+
+-- Each day is a table of its own, made before it is needed and deleted whole. One index is key, order of the days and
+-- order of every question. That no record is there twice follows from the positions; this key is the net beneath.
+CREATE TABLE telemetry (
+    agent        int    NOT NULL,
+    stream       int    NOT NULL,
+    observed_at  timestamptz NOT NULL,
+    seq          bigint NOT NULL,
+    stored_at    bigint NOT NULL,
+    epoch        int    NOT NULL,
+    fields       json   NOT NULL,
+    -- Whose clock says when it was observed, where that is not the gateway's, and what the gateway's said then.
+    time_source  text   COLLATE "C",
+    gateway_time bigint,
+    PRIMARY KEY (agent, stream, observed_at, epoch, seq)
+) PARTITION BY RANGE (observed_at);
+
+-- The same in words, for whoever looks.
+CREATE VIEW telemetry_records AS
+SELECT a.tenant, a.agent_id, e.spool_epoch, t.seq, s.stream, t.observed_at, t.stored_at, t.fields,
+       coalesce(t.time_source, 'gateway') AS time_source, t.gateway_time
+FROM telemetry AS t
+JOIN telemetry_agent_ids AS a ON a.id = t.agent
+JOIN telemetry_stream_ids AS s ON s.id = t.stream
+JOIN telemetry_epoch_ids AS e ON e.id = t.epoch;
 
 CREATE TABLE telemetry_streams (
     tenant   text   COLLATE "C" NOT NULL,

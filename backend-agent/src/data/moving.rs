@@ -1,17 +1,20 @@
 //! Moves a site from the embedded database to PostgreSQL: every row, in batches that each note how far they came, and
 //! all of it compared afterwards.
 
+mod table;
+
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::sync::LazyLock;
 
 use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
-use viworks_runtime::sqlite::{self, Bind, Column, Params, Row, Value, params};
+use viworks_runtime::sqlite::{self, Params, Row, Value, params};
 
 use super::intents::link::{Link, LinkError, Sql};
 use super::postgres::{self, Address, Target};
 use super::sqlite::SqliteStore;
+
+use table::{Held, Table};
 
 /// The tables, each behind those that it refers to. What follows from others is not moved: the count of open commands,
 /// and the row that health writes.
@@ -40,13 +43,6 @@ const TABLES: &[&str] = &[
     "audit_log",
     "time_line",
 ];
-
-/// Rows of one statement.
-const BATCH: usize = 50;
-
-/// Rows of one transaction, and bytes after which it takes no more.
-const PAGE: usize = 2_000;
-const PAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// Where a move has come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,198 +104,6 @@ pub enum MoveError {
     /// It was told to stop; the next one goes on from there.
     #[error("stopped; the same command goes on where this one was")]
     Stopped,
-}
-
-/// What a column holds, apart from its row.
-#[derive(Debug, Clone, PartialEq)]
-struct Held(Value<'static>);
-
-impl Column for Held {
-    fn read(value: Value<'_>) -> Option<Self> {
-        Some(Self(match value {
-            Value::Null => Value::Null,
-            Value::Integer(number) => Value::Integer(number),
-            Value::Real(number) => Value::Real(number),
-            Value::Text(text) => Value::Text(text.into_owned().into()),
-            Value::Blob(bytes) => Value::Blob(bytes.into_owned().into()),
-        }))
-    }
-}
-
-impl Bind for Held {
-    fn bind(&self) -> Value<'_> {
-        match &self.0 {
-            Value::Null => Value::Null,
-            Value::Integer(number) => Value::Integer(*number),
-            Value::Real(number) => Value::Real(*number),
-            Value::Text(text) => Value::Text(text.as_ref().into()),
-            Value::Blob(bytes) => Value::Blob(bytes.as_ref().into()),
-        }
-    }
-}
-
-impl Held {
-    fn digest(&self, into: &mut Sha256) {
-        let (kind, bytes): (u8, &[u8]) = match &self.0 {
-            Value::Null => (0, &[]),
-            Value::Integer(number) => {
-                into.update([1]);
-                into.update(number.to_be_bytes());
-                return;
-            }
-            Value::Real(number) => {
-                into.update([4]);
-                into.update(number.to_be_bytes());
-                return;
-            }
-            Value::Text(text) => (2, text.as_bytes()),
-            Value::Blob(bytes) => (3, bytes),
-        };
-        into.update([kind]);
-        into.update(bytes.len().to_be_bytes());
-        into.update(bytes);
-    }
-
-    /// As it is kept between two runs of a move.
-    fn note(&self) -> serde_json::Value {
-        match &self.0 {
-            Value::Null => serde_json::Value::Null,
-            Value::Integer(number) => (*number).into(),
-            Value::Real(number) => (*number).into(),
-            Value::Text(text) => text.as_ref().into(),
-            Value::Blob(bytes) => serde_json::json!({ "hex": hex::encode(bytes) }),
-        }
-    }
-
-    fn of_note(note: &serde_json::Value) -> Option<Self> {
-        let value = if let Some(number) = note.as_i64() {
-            Value::Integer(number)
-        } else if let Some(text) = note.as_str() {
-            Value::Text(text.to_owned().into())
-        } else {
-            Value::Blob(hex::decode(note.get("hex")?.as_str()?).ok()?.into())
-        };
-        Some(Self(value))
-    }
-}
-
-/// Names of parameters, as many as one statement has.
-static NAMES: LazyLock<Vec<&'static str>> = LazyLock::new(|| {
-    let names = (0..BATCH * 40).map(|number| &*format!(":p{number}").leak());
-    names.collect()
-});
-
-/// A table and the statements about it, which are made once for each and stay.
-#[derive(Debug)]
-struct Table {
-    name: &'static str,
-    columns: Vec<String>,
-    /// Which of the columns are its key, in the key's order.
-    key: Vec<usize>,
-    count: &'static str,
-    first: &'static str,
-    next: &'static str,
-    insert_one: &'static str,
-    insert_batch: &'static str,
-}
-
-impl Table {
-    /// By what the embedded database says of it.
-    fn look(link: &dyn Link, name: &'static str) -> Result<Self, LinkError> {
-        const COLUMNS: &str = "SELECT name, pk FROM pragma_table_info(:name) ORDER BY cid";
-        let (mut columns, mut key) = (Vec::new(), BTreeMap::new());
-        link.query(COLUMNS.into(), params! { name }, &[], &mut |row| {
-            let column: String = row.get("name").unwrap_or_default();
-            let place: i64 = row.get("pk").unwrap_or_default();
-            if place > 0 {
-                key.insert(place, columns.len());
-            }
-            columns.push(column);
-            ControlFlow::Continue(())
-        })?;
-        let key: Vec<usize> = key.into_values().collect();
-        let list = columns.join(", ");
-        let keys: Vec<&str> = key.iter().map(|at| columns[*at].as_str()).collect();
-        let keys = keys.join(", ");
-        let marks = |from: usize, count: usize| NAMES[from..from + count].join(", ");
-        let insert = |rows: usize| {
-            let width = columns.len();
-            let rows = (0..rows).map(|row| format!("({})", marks(row * width, width)));
-            let rows: Vec<String> = rows.collect();
-            let rows = rows.join(", ");
-            &*format!("INSERT INTO {name} ({list}) OVERRIDING SYSTEM VALUE VALUES {rows}").leak()
-        };
-        Ok(Self {
-            name,
-            count: format!("SELECT count(*) AS rows FROM {name}").leak(),
-            first: format!("SELECT {list} FROM {name} ORDER BY {keys} LIMIT {PAGE}").leak(),
-            next: format!(
-                "SELECT {list} FROM {name} WHERE ({keys}) > ({}) ORDER BY {keys} LIMIT {PAGE}",
-                marks(0, key.len())
-            )
-            .leak(),
-            insert_one: insert(1),
-            insert_batch: insert(BATCH),
-            columns,
-            key,
-        })
-    }
-
-    fn count(&self, link: &dyn Link) -> Result<u64, LinkError> {
-        let mut rows = 0;
-        link.query(self.count.into(), &[], &[], &mut |row| {
-            rows = row.get("rows").unwrap_or_default();
-            ControlFlow::Break(())
-        })?;
-        Ok(rows)
-    }
-
-    /// The rows that follow a key: some, and none only where there are no more.
-    fn page(&self, link: &dyn Link, after: Option<&[Held]>) -> Result<Vec<Vec<Held>>, LinkError> {
-        let (mut rows, mut bytes) = (Vec::new(), 0);
-        let mut take = |row: &Row<'_>| {
-            let held = self.columns.iter().map(|column| row.get::<Held>(column));
-            let held = held.map(|held| held.unwrap_or(Held(Value::Null)));
-            rows.push(held.collect());
-            bytes += row.bytes();
-            if bytes >= PAGE_BYTES {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
-        };
-        match after {
-            None => link.query(self.first.into(), &[], &[], &mut take)?,
-            Some(key) => link.query(self.next.into(), &bound(key), &[], &mut take)?,
-        }
-        Ok(rows)
-    }
-
-    fn key_of(&self, row: &[Held]) -> Vec<Held> {
-        self.key.iter().map(|at| row[*at].clone()).collect()
-    }
-
-    fn insert(&self, link: &dyn Link, rows: &[Vec<Held>]) -> Result<(), LinkError> {
-        let (batches, rest) = rows.as_chunks::<BATCH>();
-        for batch in batches {
-            let values: Vec<&Held> = batch.iter().flatten().collect();
-            link.execute(self.insert_batch.into(), &bound_each(&values), &[])?;
-        }
-        for row in rest {
-            link.execute(self.insert_one.into(), &bound(row), &[])?;
-        }
-        Ok(())
-    }
-}
-
-fn bound(values: &[Held]) -> Vec<(&'static str, &dyn Bind)> {
-    let values = values.iter().map(|value| value as &dyn Bind);
-    NAMES.iter().copied().zip(values).collect()
-}
-
-fn bound_each<'v>(values: &[&'v Held]) -> Vec<(&'static str, &'v dyn Bind)> {
-    let values = values.iter().map(|value| *value as &dyn Bind);
-    NAMES.iter().copied().zip(values).collect()
 }
 
 /// A stopped site, and the database that it goes to. Everything here blocks, so it is called on a thread for that.
@@ -406,12 +210,15 @@ impl Move {
         let mut compared = Vec::new();
         for name in TABLES {
             let table = std::sync::Arc::new(self.on_source(move |link| Table::look(link, name))?);
-            let here = self.digest(&table, &mut tell, |after| {
+            let width = table.columns.len();
+            let here = self.digest(&table, width, &mut tell, |after| {
                 let (table, after) = (std::sync::Arc::clone(&table), after.map(<[Held]>::to_vec));
                 self.on_source(move |link| table.page(link, after.as_deref()))
             })?;
-            let there = self.digest(&table, &mut |_| ControlFlow::Continue(()), |after| {
-                self.on_target(|link| table.page(link, after))
+            let other = table.on_server();
+            let other = other.as_ref().unwrap_or(&table);
+            let there = self.digest(other, width, &mut |_| ControlFlow::Continue(()), |after| {
+                self.on_target(|link| other.page(link, after))
             })?;
             if here != there {
                 return Err(MoveError::Differs {
@@ -425,21 +232,24 @@ impl Move {
         Ok(compared)
     }
 
+    /// How many rows there are, and the sum of their digests, of so many columns each: the same in whatever order they
+    /// come.
     fn digest(
         &self,
         table: &Table,
+        width: usize,
         tell: &mut dyn FnMut(Progress) -> ControlFlow<()>,
         page: impl Fn(Option<&[Held]>) -> Result<Vec<Vec<Held>>, MoveError>,
-    ) -> Result<(u64, [u8; 32]), MoveError> {
-        let (mut digest, mut rows, mut after) = (Sha256::new(), 0_u64, None::<Vec<Held>>);
+    ) -> Result<(u64, [u64; 4]), MoveError> {
+        let (mut digest, mut rows, mut after) = ([0_u64; 4], 0_u64, None::<Vec<Held>>);
         loop {
             let found = page(after.as_deref())?;
             let Some(last) = found.last() else {
-                return Ok((rows, digest.finalize().into()));
+                return Ok((rows, digest));
             };
             after = Some(table.key_of(last));
-            for value in found.iter().flatten() {
-                value.digest(&mut digest);
+            for row in &found {
+                add_digest(&mut digest, row.iter().take(width));
             }
             rows = rows.saturating_add(u64::try_from(found.len()).unwrap_or(u64::MAX));
             let progress = Progress {
@@ -670,6 +480,19 @@ impl Move {
             address: self.address.clone(),
             source,
         }
+    }
+}
+
+/// Adds the digest of a row.
+fn add_digest<'h>(sum: &mut [u64; 4], row: impl Iterator<Item = &'h Held>) {
+    let mut digest = Sha256::new();
+    for value in row {
+        value.digest(&mut digest);
+    }
+    let digest = digest.finalize();
+    let (parts, _rest) = digest.as_chunks::<8>();
+    for (sum, part) in sum.iter_mut().zip(parts) {
+        *sum = sum.wrapping_add(u64::from_be_bytes(*part));
     }
 }
 

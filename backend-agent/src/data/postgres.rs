@@ -4,7 +4,9 @@
 //! it locks the gateway first and looks afterwards; the server runs at its default isolation, *read committed*.
 
 mod address;
+mod append;
 mod connection;
+mod days;
 mod error;
 mod lease;
 mod lock;
@@ -19,6 +21,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use viworks_common::id::{InstanceId, Tenant};
+use viworks_common::time::Timestamp;
 
 use super::intents::SqlStore;
 use super::intents::link::{Engine, Urgency};
@@ -60,6 +63,7 @@ pub type PostgresStore = SqlStore<Postgres>;
 /// The database of a [`PostgresStore`]. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Postgres {
+    address: Arc<Address>,
     writers: Workers,
     bulk: Workers,
     readers: Workers,
@@ -101,6 +105,7 @@ impl PostgresStore {
             .saturating_sub(few + BULK_CONNECTIONS)
             .max(1);
         Ok(Self::on(Postgres {
+            address: Arc::clone(&address),
             writers: start("postgres writer", Purpose::Write, many)?,
             bulk: start("postgres bulk", Purpose::Write, BULK_CONNECTIONS)?,
             readers: start("postgres reader", Purpose::Read, few)?,
@@ -134,6 +139,18 @@ impl Engine for Postgres {
         let tenant = tenant.clone();
         let job = move |connection: &Connection| question(&View::new(connection, &tenant));
         self.readers.run(ROOM_TIME, job).await
+    }
+
+    async fn delete_days(&self, before: Timestamp) -> StoreResult<u64> {
+        let address = Arc::clone(&self.address);
+        // On a connection of its own: a day leaves in no transaction, and may wait for whoever reads it.
+        let delete = tokio::task::spawn_blocking(move || {
+            let connection = Connection::open(&address)?;
+            let deleted = connection.delete_days(before);
+            connection.close();
+            deleted
+        });
+        Ok(delete.await.map_err(|_panicked| Error::Panicked)??)
     }
 
     fn is_busy(&self) -> bool {

@@ -4,18 +4,20 @@
 //! the state it expects, and its count of rows is checked.
 
 mod ground;
+mod telemetry;
 
 use std::path::Path;
 use std::sync::Arc;
 
 use tokio::sync::watch;
 use viworks_common::id::{AgentId, InstanceId, Tenant};
+use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{
     Connection, Database, Error, Migration, Options, Params, Statement, migration,
 };
 
 use super::intents::SqlStore;
-use super::intents::link::{Engine, Link, LinkError, Party, Sql, Take, Urgency};
+use super::intents::link::{Engine, Link, LinkError, Party, Record, Sql, Take, Urgency};
 use super::intents::tx::View;
 use super::intents::upkeep;
 use super::{InstanceLoad, Neighbour, Pending, StoreError, StoreHealth, StoreResult};
@@ -116,6 +118,10 @@ impl Engine for Sqlite {
             .await
     }
 
+    async fn delete_days(&self, _before: Timestamp) -> StoreResult<u64> {
+        Ok(0)
+    }
+
     fn is_busy(&self) -> bool {
         self.database.counters().is_busy()
     }
@@ -184,6 +190,25 @@ impl Link for Connection {
 
     fn lock_name(&self, _tenant: &Tenant, _name: &str) -> Result<(), LinkError> {
         Ok(())
+    }
+
+    fn append_telemetry(&self, tenant: &Tenant, records: &[Record<'_>]) -> Result<(), LinkError> {
+        telemetry::append(self, tenant, records)
+    }
+
+    fn make_days_ahead(&self, _now: Timestamp) -> Result<(), LinkError> {
+        Ok(())
+    }
+
+    fn delete_telemetry(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        before: Timestamp,
+        most: usize,
+    ) -> Result<(usize, Timestamp), LinkError> {
+        let deleted = telemetry::delete(self, tenant, agent_id, before, most)?;
+        Ok((deleted, before))
     }
 }
 

@@ -3,6 +3,7 @@
 mod bed;
 mod births;
 mod commands;
+mod days;
 mod gateways;
 mod instances;
 mod journeys;
@@ -90,6 +91,8 @@ fn postgres_counts_are_right(folder: &TempDir) {
          (SELECT count(*) FROM commands AS c WHERE c.agent_id = g.agent_id AND c.tenant = g.tenant AND finished_at IS NULL)",
         "SELECT run_id FROM runs AS r WHERE open_commands <> \
          (SELECT count(*) FROM commands AS c WHERE c.run_id = r.run_id AND c.tenant = r.tenant AND finished_at IS NULL)",
+        // The key is not the record's identity alone, so that is looked at as well.
+        "SELECT epoch, seq FROM telemetry GROUP BY epoch, seq HAVING count(*) > 1",
     ] {
         assert_eq!(server.psql(&database, wrong).unwrap(), "", "{wrong}");
     }

@@ -760,11 +760,16 @@ impl<E: Engine> Store for SqlStore<E> {
         now: Timestamp,
     ) -> StoreResult<PurgedTelemetry> {
         let limits = self.telemetry;
+        let days = match limits.kept_from(now) {
+            Some(before) if after.is_none() => self.engine.delete_days(before).await?,
+            Some(_) | None => 0,
+        };
         let purge = move |view: &View<'_>| {
             let purge = |tx: &Tx<'_>| retention::purge(tx, after, most, &limits);
             Ok(Tx::run(view, now, purge)?.answer)
         };
-        self.engine.write(tenant, Urgency::Bulk, purge).await
+        let purged = self.engine.write(tenant, Urgency::Bulk, purge).await?;
+        Ok(PurgedTelemetry { days, ..purged })
     }
 
     async fn time_line(&self) -> StoreResult<StoredLine> {

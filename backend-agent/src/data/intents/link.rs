@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 
 use tokio::sync::watch;
 use viworks_common::id::{AgentId, InstanceId, Tenant};
+use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{self, Constraint, Params, Row};
 
 use super::tx::View;
@@ -106,6 +107,20 @@ pub(super) fn conflict_or(
 /// Takes the rows of an answer one by one, as long as it wants more.
 pub(in crate::data) type Take<'t> = &'t mut dyn FnMut(&Row<'_>) -> ControlFlow<()>;
 
+/// A record of telemetry as it is stored.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::data) struct Record<'r> {
+    pub(in crate::data) agent_id: &'r str,
+    pub(in crate::data) spool_epoch: &'r str,
+    pub(in crate::data) seq: u64,
+    pub(in crate::data) stream: &'r str,
+    pub(in crate::data) observed_at: Timestamp,
+    pub(in crate::data) stored_at: Timestamp,
+    pub(in crate::data) fields: &'r str,
+    pub(in crate::data) time_source: &'r str,
+    pub(in crate::data) gateway_time: Option<Timestamp>,
+}
+
 /// A connection inside a transaction.
 pub(in crate::data) trait Link {
     /// Executes a statement; answers how many rows it changed. Each of `params` is one of the statement's; those of
@@ -131,6 +146,23 @@ pub(in crate::data) trait Link {
 
     /// Keeps other transactions waiting that lock the same name.
     fn lock_name(&self, tenant: &Tenant, name: &str) -> Result<(), LinkError>;
+
+    /// Appends records of telemetry that are beyond their positions, all at once. The telemetry of their gateways is
+    /// locked.
+    fn append_telemetry(&self, tenant: &Tenant, records: &[Record<'_>]) -> Result<(), LinkError>;
+
+    /// Makes room for the telemetry of the days that come next, where room has to be made.
+    fn make_days_ahead(&self, now: Timestamp) -> Result<(), LinkError>;
+
+    /// Deletes at most `most` records of a gateway that were observed before a time; answers how many, and before which
+    /// time nothing of it is left when it were fewer than that.
+    fn delete_telemetry(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        before: Timestamp,
+        most: usize,
+    ) -> Result<(usize, Timestamp), LinkError>;
 }
 
 /// How urgent a write is.
@@ -159,6 +191,9 @@ pub trait Engine: Clone + Send + Sync + 'static {
         tenant: &Tenant,
         question: impl Fn(&View<'_>) -> StoreResult<T> + Send + 'static,
     ) -> impl Future<Output = StoreResult<T>> + Send;
+
+    /// Deletes the days of telemetry that end before a time, where each is a table of its own; answers how many.
+    fn delete_days(&self, before: Timestamp) -> impl Future<Output = StoreResult<u64>> + Send;
 
     /// Whether writes come in that people wait for.
     fn is_busy(&self) -> bool;

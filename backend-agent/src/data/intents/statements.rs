@@ -117,20 +117,19 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("targets::BY_ID", targets::BY_ID),
         one("targets::BY_NAME", targets::BY_NAME),
         one("telemetry::COUNT_REFUSALS", telemetry::COUNT_REFUSALS),
-        one("telemetry::INSERT", telemetry::INSERT),
         one("telemetry::INSERT_GAP", telemetry::INSERT_GAP),
         one(
             "telemetry::KEEP_LATEST_REFUSED",
             telemetry::KEEP_LATEST_REFUSED,
         ),
+        one("telemetry::KNOWN_STREAMS", telemetry::KNOWN_STREAMS),
         one("telemetry::MOVE_POSITION", telemetry::MOVE_POSITION),
-        one("telemetry::MOVE_STREAM", telemetry::MOVE_STREAM),
+        one("telemetry::MOVE_STREAMS", telemetry::MOVE_STREAMS),
         one("telemetry::POSITION", telemetry::POSITION),
         one("telemetry::POSITIONS", telemetry::POSITIONS),
         one("telemetry::REFUSED_TO", telemetry::REFUSED_TO),
         one("telemetry::REMEMBER_REFUSED", telemetry::REMEMBER_REFUSED),
         one("telemetry::SAVE_USAGE", telemetry::SAVE_USAGE),
-        one("telemetry::STREAM", telemetry::STREAM),
         one("telemetry::USAGE", telemetry::USAGE),
         one(
             "telemetry::queries::ALL_BACKWARD",
@@ -150,10 +149,6 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one(
             "telemetry::queries::STREAM_FORWARD",
             telemetry::queries::STREAM_FORWARD,
-        ),
-        one(
-            "telemetry::retention::DELETE_RECORDS",
-            telemetry::retention::DELETE_RECORDS,
         ),
         one(
             "telemetry::retention::DELETE_STREAMS",

@@ -4,15 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use viworks_common::id::{AgentId, AgentRunId, StreamName};
 use viworks_common::ledger::telemetry::{
-    self as ledger, Facts, Intake, REFUSED_EPOCHS_MAX, Reached, Usage,
+    self as ledger, Facts, Intake, REFUSED_EPOCHS_MAX, Reached, Row, Usage,
 };
 use viworks_common::rules::Complete;
 use viworks_common::telemetry::{Gap, Position, RecordRefusal};
 use viworks_common::time::Timestamp;
 use viworks_runtime::fault;
-use viworks_runtime::sqlite::{Row, params};
+use viworks_runtime::sqlite::{self, params};
 
-use super::row::{Reader, column};
+use super::link::{Record, Sql};
+use super::row::{Reader, column, to_json};
 use super::sessions::holds;
 use super::tx::{Tx, View};
 use crate::data::{StoreError, StoreResult, TelemetryLimits, TelemetryOutcome, TelemetryWrite};
@@ -46,22 +47,36 @@ DELETE FROM telemetry_refused_epochs WHERE tenant = :tenant AND agent_id = :agen
     SELECT spool_epoch FROM telemetry_refused_epochs WHERE tenant = :tenant AND agent_id = :agent_id
     ORDER BY refused_at DESC, spool_epoch LIMIT 1000000 OFFSET :kept)";
 
-pub(super) const STREAM: &str = "\
-SELECT stream FROM telemetry_streams WHERE tenant = :tenant AND agent_id = :agent_id AND stream = :stream";
-
-pub(super) const INSERT: &str = "\
-INSERT INTO telemetry (tenant, agent_id, spool_epoch, seq, stream, observed_at, stored_at, fields, time_source, gateway_time)
-VALUES (:tenant, :agent_id, :spool_epoch, :seq, :stream, :observed_at, :now, :fields, :time_source, :gateway_time)
-ON CONFLICT DO NOTHING";
+/// Those of some streams that a gateway has.
+pub(super) const KNOWN_STREAMS: Sql = Sql {
+    sqlite: "\
+SELECT stream FROM telemetry_streams
+WHERE tenant = :tenant AND agent_id = :agent_id AND stream IN (SELECT value FROM json_each(:streams))",
+    postgres: "\
+SELECT stream FROM telemetry_streams
+WHERE tenant = :tenant AND agent_id = :agent_id AND stream IN (SELECT * FROM json_array_elements_text(:streams))",
+};
 
 pub(super) const MOVE_POSITION: &str = "\
 INSERT INTO telemetry_positions (tenant, agent_id, spool_epoch, seq) VALUES (:tenant, :agent_id, :spool_epoch, :seq)
 ON CONFLICT (tenant, agent_id, spool_epoch) DO UPDATE SET seq = excluded.seq WHERE excluded.seq > telemetry_positions.seq";
 
-pub(super) const MOVE_STREAM: &str = "\
-INSERT INTO telemetry_streams (tenant, agent_id, stream, newest) VALUES (:tenant, :agent_id, :stream, :newest)
-ON CONFLICT (tenant, agent_id, stream) DO UPDATE SET newest = excluded.newest
-WHERE excluded.newest > telemetry_streams.newest";
+macro_rules! move_streams {
+    ($rows:literal) => {
+        concat!(
+            "INSERT INTO telemetry_streams (tenant, agent_id, stream, newest) SELECT ",
+            $rows,
+            " ON CONFLICT (tenant, agent_id, stream) DO UPDATE SET newest = excluded.newest \
+             WHERE excluded.newest > telemetry_streams.newest"
+        )
+    };
+}
+
+/// Each stream with the time of its newest record, from one document.
+pub(super) const MOVE_STREAMS: Sql = Sql {
+    sqlite: move_streams!(":tenant, :agent_id, key, value FROM json_each(:newest) WHERE true"),
+    postgres: move_streams!(":tenant, :agent_id, key, value::bigint FROM json_each_text(:newest)"),
+};
 
 pub(super) const INSERT_GAP: &str = "\
 INSERT INTO telemetry_gaps (tenant, agent_id, spool_epoch, from_seq, to_seq, reason, stored_at)
@@ -80,7 +95,8 @@ VALUES (:tenant, :agent_id, :day, :epochs, :records, :bytes, :gaps, :streams)
 ON CONFLICT (tenant, agent_id) DO UPDATE SET day = excluded.day, epochs = excluded.epochs, records = excluded.records,
     bytes = excluded.bytes, gaps = excluded.gaps, streams = excluded.streams";
 
-/// Stores batches of many gateways, one after another. `wall` is what their clocks are held against.
+/// Stores batches of many gateways, one after another, and their records at the end. `wall` is what their clocks are
+/// held against.
 pub(super) fn commit(
     tx: &Tx<'_>,
     writes: &[TelemetryWrite],
@@ -89,43 +105,72 @@ pub(super) fn commit(
 ) -> StoreResult<Vec<TelemetryOutcome>> {
     tx.lock_telemetry(writes.iter().map(|write| write.agent_id))?;
     let mut outcomes = Vec::with_capacity(writes.len());
+    let mut added = Vec::new();
     for write in writes {
         outcomes.push(match holds(tx, write.agent_id, write.epoch) {
-            Ok(_low_water) => commit_one(tx, write, limits, wall)?,
+            Ok(_low_water) => commit_one(tx, write, limits, wall, &mut added)?,
             // Whoever is fenced leaves no trace.
             Err(StoreError::Fenced) => TelemetryOutcome::Fenced,
             Err(error) => return Err(error),
         });
     }
+    append(tx, &added)?;
     fault::point("store.telemetry.before_commit");
     Ok(outcomes)
 }
 
-fn commit_one(
+/// What a batch adds to the records.
+struct Added<'b> {
+    agent_id: String,
+    spool_epoch: String,
+    rows: Vec<Row<'b>>,
+}
+
+/// The records of all batches, behind everything else that they change.
+fn append(tx: &Tx<'_>, added: &[Added<'_>]) -> StoreResult<()> {
+    let records = added.iter();
+    let records = records.flat_map(|of| of.rows.iter().map(|row| record(of, row, tx.now)));
+    tx.append_telemetry(&records.collect::<Vec<_>>())
+}
+
+fn record<'a>(of: &'a Added<'_>, row: &'a Row<'_>, stored_at: Timestamp) -> Record<'a> {
+    Record {
+        agent_id: &of.agent_id,
+        spool_epoch: &of.spool_epoch,
+        seq: row.seq,
+        stream: row.stream.as_str(),
+        observed_at: row.observed_at,
+        stored_at,
+        fields: &row.fields,
+        time_source: row.time_source.name(),
+        gateway_time: row.gateway_time,
+    }
+}
+
+fn commit_one<'b>(
     tx: &Tx<'_>,
-    write: &TelemetryWrite,
+    write: &'b TelemetryWrite,
     limits: &TelemetryLimits,
     wall: Timestamp,
+    added: &mut Vec<Added<'b>>,
 ) -> StoreResult<TelemetryOutcome> {
     let batch = &write.batch;
     if let Err(malformed) = ledger::check(batch) {
         return Ok(TelemetryOutcome::Malformed(malformed));
     }
     let (agent_id, spool_epoch) = (write.agent_id, batch.spool_epoch);
-    let mut streams = BTreeSet::new();
     let named: BTreeSet<_> = batch
         .records
         .iter()
         .map(|(_, record)| &record.stream)
         .collect();
-    for stream in named {
-        let known = column::<StreamName>("telemetry_streams", "stream");
-        streams.extend(tx.optional(STREAM, params! { agent_id, stream }, known)?);
-    }
+    let streams = to_json(&named);
+    let known = column::<StreamName>("telemetry_streams", "stream");
+    let streams = tx.all(KNOWN_STREAMS, params! { agent_id, streams }, known)?;
     let facts = Facts {
         reached: reached(tx, agent_id, spool_epoch)?,
         usage: usage(tx, agent_id)?,
-        streams,
+        streams: streams.into_iter().collect(),
         limits: *limits,
         now: tx.now,
     };
@@ -134,6 +179,13 @@ fn commit_one(
     write_intake(tx, agent_id, spool_epoch, &taken)?;
     if taken.usage != before {
         save_usage(tx, agent_id, &taken.usage)?;
+    }
+    if !taken.rows.is_empty() {
+        added.push(Added {
+            agent_id: agent_id.to_string(),
+            spool_epoch: spool_epoch.to_string(),
+            rows: taken.rows,
+        });
     }
     Ok(TelemetryOutcome::Committed(taken.commit))
 }
@@ -144,18 +196,11 @@ fn write_intake(
     spool_epoch: AgentRunId,
     taken: &Intake<'_>,
 ) -> StoreResult<()> {
-    // Once for all records.
-    let (agent, epoch) = (agent_id.to_string(), spool_epoch.to_string());
-    for row in &taken.rows {
-        let params = params! {
-            agent_id: agent, spool_epoch: epoch, seq: row.seq, stream: row.stream.as_str(),
-            observed_at: row.observed_at, fields: row.fields, time_source: row.time_source.name(),
-            gateway_time: row.gateway_time,
-        };
-        tx.execute(INSERT, params)?;
-    }
-    for (stream, newest) in &taken.newest {
-        tx.execute(MOVE_STREAM, params! { agent_id, stream, newest })?;
+    if !taken.newest.is_empty() {
+        let newest = taken.newest.iter();
+        let newest: BTreeMap<_, _> = newest.map(|(name, at)| (name, at.unix_micros())).collect();
+        let newest = to_json(&newest);
+        tx.execute(MOVE_STREAMS, params! { agent_id, newest })?;
     }
     if let Some(seq) = taken.position {
         tx.execute(MOVE_POSITION, params! { agent_id, spool_epoch, seq })?;
@@ -310,7 +355,7 @@ pub(super) fn positions(view: &View<'_>, agent_id: AgentId) -> StoreResult<Vec<P
     view.all(POSITIONS, params! { agent_id }, read_position)
 }
 
-fn read_position(row: &Row<'_>) -> StoreResult<Position> {
+fn read_position(row: &sqlite::Row<'_>) -> StoreResult<Position> {
     let row = Reader::new("telemetry_positions", row);
     Ok(Position {
         spool_epoch: row.get("spool_epoch")?,

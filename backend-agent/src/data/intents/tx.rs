@@ -10,7 +10,7 @@ use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{Params, Row, params};
 
 use super::inbox::{self, Post};
-use super::link::{Link, LinkError, Party, Sql, Take};
+use super::link::{Link, LinkError, Party, Record, Sql, Take};
 use super::page::Rows;
 use crate::data::{StoreError, StoreResult};
 
@@ -148,6 +148,27 @@ impl<'c> View<'c> {
     /// Keeps others waiting that lock the same name.
     pub(super) fn lock_name(&self, name: &str) -> StoreResult<()> {
         Ok(self.link.lock_name(self.tenant, name)?)
+    }
+
+    /// Appends records of telemetry.
+    pub(super) fn append_telemetry(&self, records: &[Record<'_>]) -> StoreResult<()> {
+        Ok(self.link.append_telemetry(self.tenant, records)?)
+    }
+
+    /// Makes room for the telemetry of the days that come next.
+    pub(super) fn make_days_ahead(&self, now: Timestamp) -> StoreResult<()> {
+        Ok(self.link.make_days_ahead(now)?)
+    }
+
+    /// Deletes telemetry; see [`Link::delete_telemetry`].
+    pub(super) fn delete_telemetry(
+        &self,
+        agent_id: AgentId,
+        before: Timestamp,
+        most: usize,
+    ) -> StoreResult<(usize, Timestamp)> {
+        let link = self.link;
+        Ok(link.delete_telemetry(self.tenant, agent_id, before, most)?)
     }
 
     fn query(

@@ -289,7 +289,9 @@ pub struct Purged {
 /// What one step of the telemetry's upkeep deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PurgedTelemetry {
-    /// Records.
+    /// Whole days, where each is a table of its own.
+    pub days: u64,
+    /// Records, where they are deleted one by one.
     pub records: u64,
     /// Streams of which nothing is left.
     pub streams: u64,

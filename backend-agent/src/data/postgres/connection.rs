@@ -18,12 +18,15 @@ use sqlx::{
 };
 use tokio::runtime::Runtime;
 use viworks_common::id::{AgentId, Tenant};
+use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{Columns, Params, Row, Value};
 
 use super::Address;
+use super::append::{FROM_1970_TO_2000, Known};
+use super::days;
 use super::error::Error;
 use super::statement::numbered;
-use crate::data::intents::link::{Link, LinkError, Party, Sql, Take};
+use crate::data::intents::link::{Link, LinkError, Party, Record, Sql, Take};
 
 /// What became of the connection, or of its transaction, beside the error that an intent saw.
 #[derive(Debug, Clone)]
@@ -88,6 +91,8 @@ pub(super) struct Connection {
     trouble: RefCell<Option<Trouble>>,
     /// Whether a transaction is open.
     open: Cell<bool>,
+    /// What it remembers of the tables of telemetry.
+    pub(super) known: Known,
     /// Whose transaction.
     party: Cell<Party>,
 }
@@ -105,6 +110,8 @@ enum Kind {
     Bool,
     Int2,
     Int4,
+    /// Microseconds.
+    Time,
     /// Numbers of eight bytes, text, documents and bytes go as they are.
     Plain,
 }
@@ -115,6 +122,7 @@ impl Kind {
             "BOOL" => Self::Bool,
             "INT2" => Self::Int2,
             "INT4" => Self::Int4,
+            "TIMESTAMPTZ" => Self::Time,
             _ => Self::Plain,
         }
     }
@@ -149,6 +157,7 @@ impl Connection {
             statements: RefCell::default(),
             trouble: RefCell::default(),
             open: Cell::new(false),
+            known: Known::default(),
             party: Cell::new(Party::Beside),
         })
     }
@@ -159,6 +168,34 @@ impl Connection {
         let run = async { Ok(inner.execute(sqlx::raw_sql(sql)).await.map(drop)?) };
         let run = self.runtime.block_on(within(ANSWER_TIME, run));
         self.note(run)
+    }
+
+    /// Runs statements that were made for this once.
+    pub(super) fn run(&self, text: String) -> Result<(), Error> {
+        let mut inner = self.inner.borrow_mut();
+        let text = sqlx::AssertSqlSafe(text);
+        let run = async { Ok(inner.execute(sqlx::raw_sql(text)).await.map(drop)?) };
+        let run = self.runtime.block_on(within(ANSWER_TIME, run));
+        self.note(run)
+    }
+
+    /// Hands rows over, all at once.
+    pub(super) fn copy(&self, sql: &str, rows: Vec<u8>) -> Result<(), Error> {
+        let mut inner = self.inner.borrow_mut();
+        let copying = async {
+            let mut copy = inner.copy_in_raw(sql).await?;
+            copy.send(rows).await?;
+            copy.finish().await?;
+            Ok(())
+        };
+        let copied = self.runtime.block_on(within(ANSWER_TIME, copying));
+        self.note(copied)
+    }
+
+    /// Says what happened to the transaction, where that is another thing than what the server said.
+    pub(super) fn met(&self, error: Error) -> Error {
+        *self.trouble.borrow_mut() = Trouble::of(&error);
+        error
     }
 
     /// Begins a transaction.
@@ -176,11 +213,16 @@ impl Connection {
     /// Ends it; when the connection breaks meanwhile, nobody knows whether it was committed.
     pub(super) fn commit(&self) -> Result<(), Error> {
         self.open.set(false);
-        self.batch("COMMIT").map_err(Error::while_committing)
+        let committed = self.batch("COMMIT").map_err(Error::while_committing);
+        if committed.is_err() {
+            self.known.forget();
+        }
+        committed
     }
 
     /// Leaves nothing of it. Answers whether the connection can be used again.
     pub(super) fn roll_back(&self) -> bool {
+        self.known.forget();
         !self.open.replace(false) || self.batch("ROLLBACK").is_ok()
     }
 
@@ -395,7 +437,29 @@ impl Link for Connection {
             ControlFlow::Continue(())
         })
     }
+
+    fn append_telemetry(&self, tenant: &Tenant, records: &[Record<'_>]) -> Result<(), LinkError> {
+        self.append(tenant, records)
+    }
+
+    fn make_days_ahead(&self, now: Timestamp) -> Result<(), LinkError> {
+        self.add_days(now)
+    }
+
+    /// Days are deleted whole, and not here.
+    fn delete_telemetry(
+        &self,
+        _tenant: &Tenant,
+        _agent_id: AgentId,
+        before: Timestamp,
+        _most: usize,
+    ) -> Result<(usize, Timestamp), LinkError> {
+        Ok((0, days::beginning(days::of(before))))
+    }
 }
+
+/// The earliest time that the server knows, in microseconds since 1970: the year 4713 before Christ.
+const EARLIEST: i64 = -210_866_803_200_000_000;
 
 /// A value on its way to the server, which says itself what type each parameter has.
 struct Bound<'v> {
@@ -420,6 +484,14 @@ impl Encode<'_, Postgres> for Bound<'_> {
             }
             (Value::Integer(number), Kind::Int4) => {
                 buffer.extend_from_slice(&i32::try_from(*number)?.to_be_bytes());
+            }
+            (Value::Integer(micros), Kind::Time) => {
+                // The ends of all time are those of the server.
+                let bytes = match *micros {
+                    ..EARLIEST => i64::MIN,
+                    micros => micros.saturating_sub(FROM_1970_TO_2000),
+                };
+                buffer.extend_from_slice(&bytes.to_be_bytes());
             }
             (Value::Integer(number), Kind::Plain) => {
                 buffer.extend_from_slice(&number.to_be_bytes());
@@ -446,6 +518,10 @@ impl Read {
             "INT8" => Value::Integer(i64::from_be_bytes(bytes.try_into().ok()?)),
             "INT4" => Value::Integer(i32::from_be_bytes(bytes.try_into().ok()?).into()),
             "INT2" => Value::Integer(i16::from_be_bytes(bytes.try_into().ok()?).into()),
+            "TIMESTAMPTZ" => {
+                let micros = i64::from_be_bytes(bytes.try_into().ok()?);
+                Value::Integer(micros.saturating_add(FROM_1970_TO_2000))
+            }
             "FLOAT8" => Value::Real(f64::from_be_bytes(bytes.try_into().ok()?)),
             "BOOL" => Value::Integer(i64::from(*bytes.first()? != 0)),
             "TEXT" | "VARCHAR" | "NAME" | "JSON" => Value::Text(str::from_utf8(bytes).ok()?.into()),

@@ -66,8 +66,13 @@ async fn every_statement_is_prepared_and_none_reads_a_whole_table() {
         );
         let plan = server.psql(database, &explain).unwrap();
         for table in ["commands", "runs", "telemetry", "gateways", "sessions"] {
-            let whole = format!("Seq Scan on {table} ");
-            assert!(!plan.contains(&whole), "{name}: {plan}");
+            // A day of telemetry is called by its own name.
+            let whole = [
+                format!("Seq Scan on {table} "),
+                format!("Seq Scan on {table}_2"),
+            ];
+            let whole = whole.iter().any(|whole| plan.contains(whole));
+            assert!(!whole, "{name}: {plan}");
         }
     }
 }

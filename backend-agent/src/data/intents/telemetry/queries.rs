@@ -5,6 +5,7 @@ use viworks_common::ledger::telemetry::NO_EPOCH;
 use viworks_common::telemetry::{Gap, GapReason, RecordRefusal, TimeSource};
 use viworks_runtime::sqlite::{Row, params};
 
+use crate::data::intents::link::Sql;
 use crate::data::intents::page::{following, listing, rows_wanted};
 use crate::data::intents::row::Reader;
 use crate::data::intents::tx::View;
@@ -13,36 +14,129 @@ use crate::data::{
     StreamSummary, TelemetryCursor, TelemetryQuery,
 };
 
-/// The columns that [`read`] reads.
-macro_rules! rows {
-    () => {
-        "SELECT spool_epoch, seq, stream, observed_at, stored_at, fields, time_source, gateway_time FROM telemetry \
-         WHERE tenant = :tenant AND agent_id = :agent_id AND observed_at >= :from AND observed_at < :until "
+/// The columns that [`read`] reads, in the order of the cursor or against it.
+macro_rules! on_sqlite {
+    ($compare:literal, $order:literal, $stream:literal) => {
+        concat!(
+            "SELECT spool_epoch, seq, stream, observed_at, stored_at, fields, time_source, gateway_time FROM telemetry \
+             WHERE tenant = :tenant AND agent_id = :agent_id AND observed_at >= :from AND observed_at < :until \
+             AND (observed_at, spool_epoch, seq) ", $compare, " (:at, :spool_epoch, :seq) ", $stream,
+            "ORDER BY observed_at ", $order, ", spool_epoch ", $order, ", seq ", $order, " LIMIT :limit"
+        )
     };
 }
 
-pub(in crate::data::intents) const ALL_FORWARD: &str = concat!(
-    rows!(),
-    "AND (observed_at, spool_epoch, seq) > (:at, :spool_epoch, :seq) ORDER BY observed_at, spool_epoch, seq LIMIT :limit"
-);
+/// The number of the gateway.
+macro_rules! agent {
+    () => {
+        "(SELECT id FROM telemetry_agent_ids WHERE tenant = :tenant AND agent_id = :agent_id)"
+    };
+}
+pub(super) use agent;
 
-pub(in crate::data::intents) const ALL_BACKWARD: &str = concat!(
-    rows!(),
-    "AND (observed_at, spool_epoch, seq) < (:at, :spool_epoch, :seq) \
-     ORDER BY observed_at DESC, spool_epoch DESC, seq DESC LIMIT :limit"
-);
+/// The records of one stream, by its number.
+macro_rules! of_stream {
+    ($compare:literal, $order:literal, $stream:expr) => {
+        concat!(
+            "SELECT * FROM telemetry WHERE agent = ",
+            agent!(),
+            " AND stream = ",
+            $stream,
+            " AND observed_at >= :from AND observed_at < :until AND (observed_at, epoch, seq) ",
+            $compare,
+            " (:at, coalesce((SELECT id FROM telemetry_epoch_ids WHERE agent = ",
+            agent!(),
+            " AND spool_epoch = :spool_epoch), 0), :seq) \
+             ORDER BY observed_at ",
+            $order,
+            ", epoch ",
+            $order,
+            ", seq ",
+            $order,
+            " LIMIT :limit"
+        )
+    };
+}
 
-pub(in crate::data::intents) const STREAM_FORWARD: &str = concat!(
-    rows!(),
-    "AND (observed_at, spool_epoch, seq) > (:at, :spool_epoch, :seq) AND stream = :stream \
-     ORDER BY observed_at, spool_epoch, seq LIMIT :limit"
-);
+macro_rules! columns {
+    ($stream:literal) => {
+        concat!(
+            "SELECT e.spool_epoch, t.seq, ",
+            $stream,
+            " AS stream, t.observed_at, t.stored_at, t.fields, \
+             coalesce(t.time_source, 'gateway') AS time_source, t.gateway_time "
+        )
+    };
+}
 
-pub(in crate::data::intents) const STREAM_BACKWARD: &str = concat!(
-    rows!(),
-    "AND (observed_at, spool_epoch, seq) < (:at, :spool_epoch, :seq) AND stream = :stream \
-     ORDER BY observed_at DESC, spool_epoch DESC, seq DESC LIMIT :limit"
-);
+macro_rules! ordered {
+    ($order:literal) => {
+        concat!(
+            " AS t JOIN telemetry_epoch_ids AS e ON e.id = t.epoch ORDER BY t.observed_at ",
+            $order,
+            ", t.epoch ",
+            $order,
+            ", t.seq ",
+            $order
+        )
+    };
+}
+
+macro_rules! stream_on_postgres {
+    ($compare:literal, $order:literal) => {
+        concat!(
+            columns!(":stream::text"),
+            "FROM (",
+            of_stream!(
+                $compare,
+                $order,
+                concat!(
+                    "(SELECT id FROM telemetry_stream_ids WHERE agent = ",
+                    agent!(),
+                    " AND stream = :stream::text)"
+                )
+            ),
+            ")",
+            ordered!($order)
+        )
+    };
+}
+
+/// As many records of each stream as are wanted of all, of which the first are taken: the key has no order over streams.
+macro_rules! all_on_postgres {
+    ($compare:literal, $order:literal) => {
+        concat!(
+            columns!("s.stream"),
+            "FROM (SELECT id, stream FROM telemetry_stream_ids WHERE agent = ",
+            agent!(),
+            ") AS s CROSS JOIN LATERAL (",
+            of_stream!($compare, $order, "s.id"),
+            ")",
+            ordered!($order),
+            " LIMIT :limit"
+        )
+    };
+}
+
+pub(in crate::data::intents) const ALL_FORWARD: Sql = Sql {
+    sqlite: on_sqlite!(">", "ASC", ""),
+    postgres: all_on_postgres!(">", "ASC"),
+};
+
+pub(in crate::data::intents) const ALL_BACKWARD: Sql = Sql {
+    sqlite: on_sqlite!("<", "DESC", ""),
+    postgres: all_on_postgres!("<", "DESC"),
+};
+
+pub(in crate::data::intents) const STREAM_FORWARD: Sql = Sql {
+    sqlite: on_sqlite!(">", "ASC", "AND stream = :stream "),
+    postgres: stream_on_postgres!(">", "ASC"),
+};
+
+pub(in crate::data::intents) const STREAM_BACKWARD: Sql = Sql {
+    sqlite: on_sqlite!("<", "DESC", "AND stream = :stream "),
+    postgres: stream_on_postgres!("<", "DESC"),
+};
 
 pub(in crate::data::intents) const STREAMS: &str = "\
 SELECT stream, newest FROM telemetry_streams

@@ -14,11 +14,6 @@ const GATEWAYS: usize = 100;
 pub(in crate::data::intents) const GATEWAYS_AFTER: &str = "\
 SELECT agent_id FROM telemetry_usage WHERE tenant = :tenant AND agent_id > :after ORDER BY agent_id LIMIT :limit";
 
-pub(in crate::data::intents) const DELETE_RECORDS: &str = "\
-DELETE FROM telemetry WHERE (tenant, agent_id, spool_epoch, seq) IN (
-    SELECT tenant, agent_id, spool_epoch, seq FROM telemetry
-    WHERE tenant = :tenant AND agent_id = :agent_id AND observed_at < :until ORDER BY observed_at LIMIT :limit)";
-
 pub(in crate::data::intents) const OLD_STREAM: &str = "\
 SELECT stream FROM telemetry_streams
 WHERE tenant = :tenant AND agent_id = :agent_id AND newest < :until LIMIT 1";
@@ -37,7 +32,11 @@ pub(in crate::data::intents) fn purge(
     most: usize,
     limits: &TelemetryLimits,
 ) -> StoreResult<PurgedTelemetry> {
+    if after.is_none() {
+        tx.make_days_ahead(tx.now)?;
+    }
     let mut purged = PurgedTelemetry {
+        days: 0,
         records: 0,
         streams: 0,
         after,
@@ -56,8 +55,7 @@ pub(in crate::data::intents) fn purge(
     purged.more = gateways.len() == GATEWAYS;
     let mut left = most;
     for agent_id in gateways {
-        let params = params! { agent_id, until, limit: left };
-        let deleted = tx.execute(DELETE_RECORDS, params)?;
+        let (deleted, until) = tx.delete_telemetry(agent_id, until, left)?;
         purged.records += count(deleted);
         left = left.saturating_sub(deleted);
         if left == 0 {

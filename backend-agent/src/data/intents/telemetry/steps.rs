@@ -8,97 +8,131 @@ use viworks_runtime::sqlite::{Row, params};
 
 use crate::data::intents::link::Sql;
 use crate::data::intents::row::{Reader, column};
+use crate::data::intents::telemetry::queries::agent;
 use crate::data::intents::tx::View;
 use crate::data::{
     Listing, Page, StepCursor, StepQuery, StepValue, Stepped, StoreError, StoreResult,
 };
 
 /// The records of a stream in a range.
-macro_rules! held {
+macro_rules! held_on_sqlite {
     () => {
         " FROM telemetry WHERE tenant = :tenant AND agent_id = :agent_id AND stream = :stream \
          AND observed_at >= :from AND observed_at < :until "
     };
 }
 
-/// The beginning of the step that a record lies in; what lies before 1970 counts as well.
-macro_rules! start {
+macro_rules! held_on_postgres {
     () => {
-        "observed_at - ((observed_at % :step) + :step) % :step AS at, "
+        concat!(
+            " FROM telemetry WHERE agent = ",
+            agent!(),
+            " AND stream = (SELECT id FROM telemetry_stream_ids WHERE agent = ",
+            agent!(),
+            " AND stream = :stream) \
+             AND observed_at >= :from AND observed_at < :until "
+        )
     };
 }
 
-/// The number of a field, and null where it is none or not there.
-macro_rules! number_on_sqlite {
-    () => {
-        "CASE WHEN json_type(fields, '$.\"' || :field || '\"') IN ('integer', 'real') \
-         THEN CAST(json_extract(fields, '$.\"' || :field || '\"') AS REAL) END AS number"
+/// Of each record the beginning of its step, and the number of the field: null where it is none or not there. What lies
+/// before 1970 has its steps as well.
+macro_rules! numbers_on_sqlite {
+    ($more:literal) => {
+        concat!(
+            "WITH numbers AS (SELECT observed_at - ((observed_at % :step) + :step) % :step AS step, ", $more,
+            "CASE WHEN json_type(fields, '$.\"' || :field || '\"') IN ('integer', 'real') \
+             THEN CAST(json_extract(fields, '$.\"' || :field || '\"') AS REAL) END AS number", held_on_sqlite!(), ")"
+        )
     };
 }
 
-macro_rules! number_on_postgres {
-    () => {
-        "CASE json_typeof(fields -> :field::text) WHEN 'number' \
-         THEN (fields ->> :field::text)::float8 END AS number"
+macro_rules! numbers_on_postgres {
+    ($more:literal) => {
+        concat!(
+            "WITH numbers AS (SELECT date_bin(:step::bigint * interval '1 microsecond', observed_at, timestamptz 'epoch') \
+             AS step, ", $more,
+            "CASE json_typeof(fields -> :field::text) WHEN 'number' THEN (fields ->> :field::text)::float8 END AS number",
+            held_on_postgres!(), ")"
+        )
     };
 }
 
 /// Added up by parts of [`viworks_common::telemetry::steps::SUM_SCALE`], so that no sum is beyond every number.
 macro_rules! sums {
-    ($number:ident, $scale:literal) => {
+    ($numbers:ident, $scale:literal) => {
         concat!(
-            "WITH numbers AS (SELECT ",
-            start!(),
-            $number!(),
-            held!(),
-            ") \
-             SELECT at, count(*) AS records, sum(number / ",
-            $scale,
-            ") AS scaled, min(number) AS least, \
-             max(number) AS most FROM numbers WHERE number IS NOT NULL GROUP BY at ORDER BY at"
+            $numbers!(""), " SELECT step AS at, count(*) AS records, sum(number / ", $scale, ") AS scaled, \
+             min(number) AS least, max(number) AS most FROM numbers WHERE number IS NOT NULL GROUP BY step ORDER BY step"
         )
     };
 }
 
 macro_rules! last {
-    ($number:ident) => {
+    ($numbers:ident, $more:literal) => {
         concat!(
-            "WITH numbers AS (SELECT ", start!(), "observed_at, spool_epoch, seq, ", $number!(), held!(), "), \
-             placed AS (SELECT at, number, count(*) OVER (PARTITION BY at) AS records, \
-             row_number() OVER (PARTITION BY at ORDER BY observed_at DESC, spool_epoch DESC, seq DESC) AS place \
+            $numbers!($more),
+            ", placed AS (SELECT step, number, count(*) OVER (PARTITION BY step) AS records, \
+             row_number() OVER (PARTITION BY step ORDER BY observed_at DESC, spool_epoch DESC, seq DESC) AS place \
              FROM numbers WHERE number IS NOT NULL) \
-             SELECT at, records, number FROM placed WHERE place = 1 ORDER BY at"
+             SELECT step AS at, records, number FROM placed WHERE place = 1 ORDER BY step"
         )
     };
 }
 
 pub(in crate::data::intents) const SUMS: Sql = Sql {
-    sqlite: sums!(number_on_sqlite, "4294967296.0"),
-    postgres: sums!(number_on_postgres, "4294967296::float8"),
+    sqlite: sums!(numbers_on_sqlite, "4294967296.0"),
+    postgres: sums!(numbers_on_postgres, "4294967296::float8"),
 };
 
 pub(in crate::data::intents) const LAST: Sql = Sql {
-    sqlite: last!(number_on_sqlite),
-    postgres: last!(number_on_postgres),
+    sqlite: last!(numbers_on_sqlite, "observed_at, spool_epoch, seq, "),
+    postgres: last!(
+        numbers_on_postgres,
+        "observed_at, epoch AS spool_epoch, seq, "
+    ),
 };
 
-pub(in crate::data::intents) const FIRST_TIME: &str = concat!(
-    "SELECT observed_at",
-    held!(),
-    "ORDER BY observed_at LIMIT 1"
-);
+pub(in crate::data::intents) const FIRST_TIME: Sql = Sql {
+    sqlite: concat!(
+        "SELECT observed_at",
+        held_on_sqlite!(),
+        "ORDER BY observed_at LIMIT 1"
+    ),
+    postgres: concat!(
+        "SELECT observed_at",
+        held_on_postgres!(),
+        "ORDER BY observed_at LIMIT 1"
+    ),
+};
 
-pub(in crate::data::intents) const LAST_TIME: &str = concat!(
-    "SELECT observed_at",
-    held!(),
-    "ORDER BY observed_at DESC LIMIT 1"
-);
+pub(in crate::data::intents) const LAST_TIME: Sql = Sql {
+    sqlite: concat!(
+        "SELECT observed_at",
+        held_on_sqlite!(),
+        "ORDER BY observed_at DESC LIMIT 1"
+    ),
+    postgres: concat!(
+        "SELECT observed_at",
+        held_on_postgres!(),
+        "ORDER BY observed_at DESC LIMIT 1"
+    ),
+};
 
-pub(in crate::data::intents) const COUNT: &str = concat!(
-    "SELECT count(*) AS rows FROM (SELECT 1 AS one",
-    held!(),
-    "LIMIT :limit) AS held"
-);
+macro_rules! count {
+    ($held:ident) => {
+        concat!(
+            "SELECT count(*) AS rows FROM (SELECT 1 AS one",
+            $held!(),
+            "LIMIT :limit) AS held"
+        )
+    };
+}
+
+pub(in crate::data::intents) const COUNT: Sql = Sql {
+    sqlite: count!(held_on_sqlite),
+    postgres: count!(held_on_postgres),
+};
 
 /// One page of steps: those that hold a record with a number in the field. It looks at no more records
 /// than it may, and holds whole steps only, so that no record is told of on two pages.
