@@ -417,6 +417,8 @@ pub trait Store: Send + Sync {
 
     /// Whether writes come in that people wait for, so that telemetry should take little room.
     fn is_busy(&self) -> bool;
+    /// How many such writes go on at a time, each for other gateways; one at least.
+    fn telemetry_lanes(&self) -> usize;
     /// Stores batches of many gateways together with the positions they reach; one answer for each, in their order.
     /// `wall` is only what gateways' clocks are held against.
     async fn commit_telemetry(

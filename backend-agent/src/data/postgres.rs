@@ -116,6 +116,8 @@ impl PostgresStore {
 }
 
 impl Engine for Postgres {
+    const BULK_WRITES: usize = BULK_CONNECTIONS as usize;
+
     async fn write<T: Send + 'static>(
         &self,
         tenant: &Tenant,

@@ -91,6 +91,8 @@ impl SqliteStore {
 }
 
 impl Engine for Sqlite {
+    const BULK_WRITES: usize = 1;
+
     async fn write<T: Send + 'static>(
         &self,
         tenant: &Tenant,

@@ -56,7 +56,8 @@ pub enum Answer {
 /// Where sessions hand in their batches. Clones share it.
 #[derive(Clone)]
 pub struct TelemetryProcessor {
-    waiting: mpsc::Sender<Waiting<Note>>,
+    /// As many as the store writes at a time, each for its own gateways.
+    lanes: Arc<[mpsc::Sender<Waiting<Note>>]>,
     budget: Arc<Semaphore>,
     watch: Arc<Mutex<Watch>>,
 }
@@ -105,7 +106,7 @@ struct Worker {
 }
 
 impl TelemetryProcessor {
-    /// Starts the one writer.
+    /// Starts the writers.
     #[must_use]
     pub fn start(
         store: Arc<dyn Store>,
@@ -119,20 +120,25 @@ impl TelemetryProcessor {
         let clock_of_watch = Arc::<Timeline>::clone(&clock);
         let watch = Watch::new(metrics.clone(), clock_of_watch, conditions);
         let watch = Arc::new(Mutex::new(watch));
-        let (waiting, received) = mpsc::channel(config.batches_waiting_max);
-        let worker = Worker {
-            store,
-            tenant,
-            clock,
-            metrics,
-            config,
-            lifecycle: lifecycle.clone(),
-            line: Line::new(),
-            watch: Arc::clone(&watch),
+        let count = store.telemetry_lanes();
+        let shared = Arc::clone(&watch);
+        let lane = move |_number| {
+            let (waiting, received) = mpsc::channel(config.batches_waiting_max.div_ceil(count));
+            let worker = Worker {
+                store: Arc::clone(&store),
+                tenant: tenant.clone(),
+                clock: Arc::clone(&clock),
+                metrics: metrics.clone(),
+                config,
+                lifecycle: lifecycle.clone(),
+                line: Line::new(),
+                watch: Arc::clone(&shared),
+            };
+            drop(lifecycle.spawn_critical("telemetry", worker.run(received)));
+            waiting
         };
-        drop(lifecycle.spawn_critical("telemetry", worker.run(received)));
         Self {
-            waiting,
+            lanes: (0..count).map(lane).collect(),
             budget: Arc::new(Semaphore::new(config.waiting_bytes_max)),
             watch,
         }
@@ -148,9 +154,11 @@ impl TelemetryProcessor {
         lock(&self.watch).refused(agent_id, gateway, refused);
     }
 
-    /// Waits for a place. `None` when the backend is stopping.
-    pub async fn place(self) -> Option<Place> {
-        let permit = self.waiting.reserve_owned().await.ok()?;
+    /// Waits for a place among the batches of a gateway. `None` when the backend is stopping.
+    pub async fn place(self, agent_id: AgentId) -> Option<Place> {
+        let lane = lane_of(agent_id, self.lanes.len());
+        let waiting = self.lanes.get(lane)?.clone();
+        let permit = waiting.reserve_owned().await.ok()?;
         Some(Place { permit })
     }
 
@@ -167,6 +175,12 @@ impl TelemetryProcessor {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         self.budget.acquire_many_owned(bytes).await.ok()
     }
+}
+
+/// All batches of a gateway are in one lane, or they would overtake each other. The last digits of an id are random.
+fn lane_of(agent_id: AgentId, lanes: usize) -> usize {
+    let digits = agent_id.as_uuid().as_u128() % u128::try_from(lanes).unwrap_or(1).max(1);
+    usize::try_from(digits).unwrap_or_default()
 }
 
 impl Place {

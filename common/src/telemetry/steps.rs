@@ -282,7 +282,8 @@ mod tests {
     }
 
     proptest! {
-        /// A step begins at a multiple of its length, at or before what lies in it, and never as long ago as its length.
+        /// A step begins at a multiple of its length, at or before what lies in it, and never as long ago as its
+        /// length.
         #[test]
         fn a_time_lies_in_its_step(
             micros in -2_000_000_000_000_000_i64..4_000_000_000_000_000,

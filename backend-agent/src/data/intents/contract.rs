@@ -568,6 +568,10 @@ impl<E: Engine> Store for SqlStore<E> {
         self.engine.is_busy()
     }
 
+    fn telemetry_lanes(&self) -> usize {
+        E::BULK_WRITES
+    }
+
     async fn commit_telemetry(
         &self,
         tenant: &Tenant,

@@ -176,6 +176,9 @@ pub enum Urgency {
 
 /// A database that carries out intents.
 pub trait Engine: Clone + Send + Sync + 'static {
+    /// How many writes that take long go on at a time.
+    const BULK_WRITES: usize;
+
     /// Carries out an intent in one transaction, and answers once that is durable. It may run more than once, each time
     /// with nothing left of the time before.
     fn write<T: Send + 'static>(

@@ -1,4 +1,4 @@
-//! Records of telemetry on their way to the server: their numbers, the days that they need, and one COPY for all of them.
+//! Records of telemetry on their way to the server: their numbers, the days that they need, and one COPY for all.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
@@ -73,16 +73,13 @@ struct Numbered<'r> {
 }
 
 impl Connection {
-    /// Appends records that are not there. Exactness is the position's, behind its lock; the key is the net beneath: where
-    /// it catches one, the transaction is done again, row by row.
+    /// Appends records that are not there. Exactness is the position's, behind its lock; the key is the net
+    /// beneath: where it catches one, the transaction is done again, row by row.
     pub(super) fn append(&self, tenant: &Tenant, records: &[Record<'_>]) -> Result<(), LinkError> {
         if records.is_empty() {
             return Ok(());
         }
-        let numbered = records
-            .iter()
-            .map(|record| self.number(tenant, record))
-            .collect::<Result<Vec<_>, _>>()?;
+        let numbered = self.number_all(tenant, records)?;
         let needed = records.iter().map(|record| days::of(record.observed_at));
         self.ensure_days(&needed.collect())?;
         if self.known.careful.get() {
@@ -123,29 +120,64 @@ impl Connection {
         self.execute(INSERT.into(), params! { rows }, &[]).map(drop)
     }
 
-    fn number<'r>(
+    /// The numbers of all records; those of one gateway follow each other.
+    fn number_all<'r>(
+        &self,
+        tenant: &Tenant,
+        records: &'r [Record<'r>],
+    ) -> Result<Vec<Numbered<'r>>, LinkError> {
+        let mut numbered = Vec::with_capacity(records.len());
+        let mut streams: HashMap<(i64, &str), i64> = HashMap::new();
+        let mut of: Option<(&Record<'_>, i64, i64)> = None;
+        for record in records {
+            let same = of.filter(|(last, _agent, _epoch)| {
+                (last.agent_id, last.spool_epoch) == (record.agent_id, record.spool_epoch)
+            });
+            let (_, agent, epoch) = match same {
+                Some(same) => same,
+                None => *of.insert(self.of_epoch(tenant, record)?),
+            };
+            let stream = match streams.get(&(agent, record.stream)) {
+                Some(stream) => *stream,
+                None => {
+                    let stream = self.of_stream(agent, record.stream)?;
+                    streams.insert((agent, record.stream), stream);
+                    stream
+                }
+            };
+            numbered.push(Numbered {
+                agent,
+                stream,
+                epoch,
+                record,
+            });
+        }
+        Ok(numbered)
+    }
+
+    fn of_epoch<'r>(
         &self,
         tenant: &Tenant,
         record: &'r Record<'r>,
-    ) -> Result<Numbered<'r>, LinkError> {
+    ) -> Result<(&'r Record<'r>, i64, i64), LinkError> {
         let key = (tenant.as_str().to_owned(), record.agent_id.to_owned());
-        let (tenant, agent_id) = (tenant.as_str(), record.agent_id);
-        let of_agent = params! { tenant, agent_id };
-        let agent = self.numbered(&self.known.agents, key, (AGENT, NEW_AGENT), of_agent)?;
-        let of = |known, statements, name: &str| {
-            let params = params! { agent, name };
-            self.numbered(known, (agent, name.to_owned()), statements, params)
-        };
-        Ok(Numbered {
-            agent,
-            stream: of(&self.known.streams, (STREAM, NEW_STREAM), record.stream)?,
-            epoch: of(&self.known.epochs, (EPOCH, NEW_EPOCH), record.spool_epoch)?,
-            record,
-        })
+        let (tenant, agent_id, name) = (tenant.as_str(), record.agent_id, record.spool_epoch);
+        let params = params! { tenant, agent_id };
+        let agent = self.numbered(&self.known.agents, key, (AGENT, NEW_AGENT), params)?;
+        let key = (agent, name.to_owned());
+        let params = params! { agent, name };
+        let epoch = self.numbered(&self.known.epochs, key, (EPOCH, NEW_EPOCH), params)?;
+        Ok((record, agent, epoch))
     }
 
-    /// The number of something, which is given one where it has none. Whoever appends for a gateway has its telemetry to
-    /// itself, so nobody else gives it one at the same moment.
+    fn of_stream(&self, agent: i64, name: &str) -> Result<i64, LinkError> {
+        let key = (agent, name.to_owned());
+        let params = params! { agent, name };
+        self.numbered(&self.known.streams, key, (STREAM, NEW_STREAM), params)
+    }
+
+    /// The number of something, which is given one where it has none. Whoever appends for a gateway has its
+    /// telemetry to itself, so nobody else gives it one at the same moment.
     fn numbered<K: std::hash::Hash + Eq>(
         &self,
         known: &RefCell<HashMap<K, i64>>,

@@ -125,7 +125,7 @@ impl Stream {
     /// Waits for the next movement; for ever when nothing is under way. May be dropped and asked again.
     pub(super) async fn progress(&mut self, processor: &TelemetryProcessor) -> Progress {
         if self.placing.is_none() && self.may_hand_in() {
-            self.placing = Some(Box::pin(processor.clone().place()));
+            self.placing = Some(Box::pin(processor.clone().place(self.agent_id)));
         }
         let Self {
             sharing,

@@ -13,8 +13,8 @@ use super::bed::{Bed, agent, at, process};
 const DAY: i64 = 24 * 3_600;
 const KEPT: i64 = 30 * DAY;
 
-/// Records of gateway `n` from its number `from`, each with its stream and the second at which it was observed, arriving
-/// from a gateway whose clock is right.
+/// Records of gateway `n` from its number `from`, each with its stream and the second at which it was observed,
+/// arriving from a gateway whose clock is right.
 async fn commit(
     bed: &Bed,
     (n, spool_epoch): (u64, AgentRunId),

@@ -102,7 +102,7 @@ macro_rules! stream_on_postgres {
     };
 }
 
-/// As many records of each stream as are wanted of all, of which the first are taken: the key has no order over streams.
+/// As many records of each stream as are wanted of all, and the first of those: the key has no order over streams.
 macro_rules! all_on_postgres {
     ($compare:literal, $order:literal) => {
         concat!(
