@@ -23,7 +23,8 @@ impl Backend {
         if instance.up {
             core.recorder.counts.pauses += 1;
             core.note(|| format!("{id:?} is paused for {span:?}"));
-            instance.paused_until = core.now.saturating_add(span);
+            // What came meanwhile waits for the end that was set first.
+            instance.paused_until = instance.paused_until.max(core.now.saturating_add(span));
         }
     }
 
