@@ -8,6 +8,7 @@ use viworks_runtime::config::environment;
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
 use viworks_testkit::gateway::{ONCE, mark_starts, started};
+use viworks_testkit::postgres::Own;
 use viworks_testkit::process::eventually;
 
 /// Where Debian's package `faketime` has its library; another place is named by `VIWORKS_FAKETIME`.
@@ -66,11 +67,7 @@ impl Clocked {
     }
 
     async fn serve(&mut self) {
-        let start = Start::default()
-            .with("LD_PRELOAD", self.library.display().to_string())
-            .with("FAKETIME_TIMESTAMP_FILE", self.file().display().to_string())
-            .with("FAKETIME_DONT_FAKE_MONOTONIC", "1")
-            .with("FAKETIME_NO_CACHE", "1");
+        let start = by_the_clock_in(&self.file(), &self.library);
         self.system.start_backend(start).await;
     }
 
@@ -89,10 +86,7 @@ impl Clocked {
     }
 
     async fn submit(&self, expires: Duration) -> String {
-        let expires = u64::try_from(expires.as_millis()).unwrap();
-        let body = json!({ "command": ONCE, "targets": "all", "deadline_ms": expires });
-        let run = self.system.post("/v1/runs", &body).await;
-        run["id"].as_str().unwrap().to_owned()
+        submit(&self.system, expires).await
     }
 
     async fn state(&self, run: &str) -> Value {
@@ -101,14 +95,35 @@ impl Clocked {
 
     /// Waits for the backend to say in its health that its clock was set.
     async fn noticed(&self) {
-        eventually("the condition is in the health", PATIENCE, async || {
-            let health = self.system.get("/v1/health").await;
-            let checks = health["checks"].as_array()?;
-            let clock = checks.iter().find(|check| check["name"] == "clock")?;
-            (clock["status"] == "warn").then_some(())
-        })
-        .await;
+        noticed(&self.system).await;
     }
+}
+
+/// A wall clock that is what a file says. Monotonic clocks are the machine's.
+fn by_the_clock_in(file: &Path, library: &Path) -> Start {
+    Start::default()
+        .with("LD_PRELOAD", library.display().to_string())
+        .with("FAKETIME_TIMESTAMP_FILE", file.display().to_string())
+        .with("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+        .with("FAKETIME_NO_CACHE", "1")
+}
+
+async fn submit(backend: &Deployment, expires: Duration) -> String {
+    let expires = u64::try_from(expires.as_millis()).unwrap();
+    let body = json!({ "command": ONCE, "targets": "all", "deadline_ms": expires });
+    let run = backend.post("/v1/runs", &body).await;
+    run["id"].as_str().unwrap().to_owned()
+}
+
+/// Waits for a backend to say in its health that a clock is not what it should be.
+async fn noticed(backend: &Deployment) {
+    eventually("the condition is in the health", PATIENCE, async || {
+        let health = backend.get("/v1/health").await;
+        let checks = health["checks"].as_array()?;
+        let clock = checks.iter().find(|check| check["name"] == "clock")?;
+        (clock["status"] == "warn").then_some(())
+    })
+    .await;
 }
 
 fn nothing_started(folder: &Path) {
@@ -160,4 +175,49 @@ async fn a_clock_that_is_set_forward_ends_nothing_early_also_across_a_restart() 
     let _gateway = clocked.gateway();
     clocked.system.finished(&waiting).await;
     assert_eq!(clocked.state(&waiting).await, "succeeded");
+}
+
+/// Case 10 of the ten: either backend takes what is submitted, and the jobs of both look at it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_whose_clock_is_an_hour_off_ends_nothing_of_another_one_early() {
+    let (Some(library), Some(own)) = (can_set_clocks(), Own::start()) else {
+        return;
+    };
+    own.server().make_empty("viworks");
+    let mut right = Deployment::on(Binaries::shipped(), own.server().database("viworks"));
+    let mut wrong = right.another("backend-2");
+    let folder = right.issue("gw-1");
+    mark_starts(&folder);
+    let ahead = right.path().join("clock");
+    std::fs::write(&ahead, "+3600s").unwrap();
+    right.start_backend(Start::default()).await;
+    wrong.start_backend(by_the_clock_in(&ahead, &library)).await;
+    noticed(&wrong).await;
+    let gateway = right.start_gateway(&folder, Start::default());
+    right.online("gw-1").await;
+    drop(gateway);
+    eventually("the gateway is away", PATIENCE, async || {
+        let gateway = right.get("/v1/gateways/gw-1").await;
+        (gateway["status"] != "online").then_some(())
+    })
+    .await;
+    let (mut waiting, mut brief) = (Vec::new(), Vec::new());
+    for backend in [&right, &wrong] {
+        waiting.push(submit(backend, Duration::from_secs(120)).await);
+        brief.push(submit(backend, Duration::from_millis(500)).await);
+    }
+    for run in &brief {
+        right.finished(run).await;
+        assert_eq!(wrong.commands(run).await[0]["state"], "expired");
+    }
+    for run in &waiting {
+        assert_eq!(right.commands(run).await[0]["state"], "queued");
+    }
+    nothing_started(&folder);
+    let _gateway = wrong.start_gateway(&folder, Start::default());
+    for run in &waiting {
+        right.finished(run).await;
+        assert_eq!(right.commands(run).await[0]["state"], "succeeded");
+    }
+    assert_eq!(started(&folder).len(), 2);
 }
