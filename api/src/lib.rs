@@ -8,6 +8,7 @@
 mod apikey;
 mod audit;
 mod catalogue;
+mod dead_letter;
 mod event;
 mod gateway;
 mod health;
@@ -21,6 +22,7 @@ mod telemetry;
 pub use apikey::{ApiKey, ApiKeyCreated, ApiKeyList, ApiKeyRequest, ApiKeyStatus};
 pub use audit::{AuditList, AuditRecord};
 pub use catalogue::{CatalogueCommand, CatalogueGateway, CatalogueList};
+pub use dead_letter::{DeadLetter, DeadLetterList, DeadLetterState};
 pub use event::{MissedOutput, RunEvent};
 pub use gateway::{
     Fork, ForkHolder, ForkList, Gateway, GatewayList, GatewayRef, GatewaySession, GatewaySpool,

@@ -28,6 +28,8 @@ pub enum Kind {
     CatalogueList,
     Command,
     CommandList,
+    DeadLetter,
+    DeadLetterList,
     ForkList,
     Gateway,
     GatewayList,

@@ -117,6 +117,9 @@ pub struct Run {
     pub finished_at: Option<Timestamp>,
     /// When it was cancelled.
     pub cancelled_at: Option<Timestamp>,
+    /// The command that could not be delivered and that it runs again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_of: Option<CommandId>,
 }
 
 list! {

@@ -343,6 +343,29 @@ pub trait Store: Send + Sync {
         now: Timestamp,
     ) -> StoreResult<Option<Cancelled>>;
 
+    /// Commands that could not be delivered, the one that was submitted last first.
+    async fn list_dead_letters(
+        &self,
+        tenant: &Tenant,
+        filter: DeadLetterFilter,
+        page: Page<CommandId>,
+    ) -> StoreResult<Listing<DeadLetter, CommandId>>;
+    /// One of them.
+    async fn dead_letter(
+        &self,
+        tenant: &Tenant,
+        command_id: CommandId,
+    ) -> StoreResult<Option<DeadLetter>>;
+    /// Discards one that nobody has decided about; answers it as it stands afterwards. It is retried by the run that
+    /// names it ([`NewRun::retry_of`]), once.
+    async fn discard_dead_letter(
+        &self,
+        tenant: &Tenant,
+        command_id: CommandId,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<Option<DeadLetter>>;
+
     // Dispatch.
 
     /// Takes the next commands of a gateway for a session, in order: idempotent ones are released to its run in the
@@ -589,8 +612,9 @@ pub trait Store: Send + Sync {
         record: NewAuditRecord,
         now: Timestamp,
     ) -> StoreResult<bool>;
-    /// Deletes what has served: idempotency keys after a day, ended sessions after 30 days.
-    async fn purge(&self, tenant: &Tenant, now: Timestamp) -> StoreResult<Purged>;
+    /// Deletes what has served, about `limit` rows of a kind: idempotency keys after a day, ended sessions and
+    /// resolved dead letters after 30 days, and dead letters that are too many.
+    async fn purge(&self, tenant: &Tenant, limit: usize, now: Timestamp) -> StoreResult<Purged>;
     /// Deletes telemetry that is older than it is kept: at most `most` records of the gateways behind `after`. Called
     /// until there is no more.
     async fn purge_telemetry(

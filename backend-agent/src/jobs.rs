@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 use viworks_common::command::CommandState;
+use viworks_common::human;
 use viworks_common::id::Tenant;
 use viworks_common::timeline::{APART_MAX, RENEWED_EVERY};
 use viworks_runtime::clock::Timeline;
@@ -18,7 +19,7 @@ use crate::command::bus::{CommandChange, RunBus};
 use crate::command::dispatch::Dispatcher;
 use crate::config::JobsConfig;
 use crate::data::line::{self, Kept};
-use crate::data::{GatewayFilter, Page, Settled, Store, StoreResult, in_full};
+use crate::data::{GatewayFilter, Page, Purged, Settled, Store, StoreResult, in_full};
 use crate::inbound::heartbeats::Heartbeats;
 use crate::metrics::BackendMetrics;
 
@@ -38,6 +39,22 @@ const STORE_FIX: &str = "nothing is accepted or acknowledged until it commits ag
                          nothing has to be restarted; of the embedded database: if its folder was moved, put it back \
                          before this backend is restarted, which would begin with an empty one, and if the disk is full, \
                          make room; of a server: see that it runs, takes connections and has room";
+
+/// The condition of a store that has no room for more.
+const ROOM: &str = "store.room";
+
+const ROOM_CAUSE: &str =
+    "the database found no room for something within the last minute: its disk is full";
+
+const ROOM_FIX: &str = "make room where the database is; what was refused meanwhile is not lost: gateways keep what they \
+                        could not deliver, and callers were told";
+
+/// The condition of commands that could not be delivered.
+const DEAD_LETTERS: &str = "queue.dead_letters";
+
+/// What to do about it.
+const DEAD_LETTERS_FIX: &str = "viworks dlq ls lists them with the reason; mend what stands in the way, then viworks dlq \
+                                retry or viworks dlq discard";
 
 /// The condition of a wall clock that was set.
 const CLOCK: &str = "clock";
@@ -191,6 +208,12 @@ impl Jobs {
                 .conditions
                 .raise(STORE, Severity::Fail, &in_full(error), STORE_FIX),
         }
+        if health.as_ref().is_ok_and(|health| health.full) {
+            self.conditions
+                .raise(ROOM, Severity::Fail, ROOM_CAUSE, ROOM_FIX);
+        } else {
+            self.conditions.clear(ROOM);
+        }
         health.map(drop)
     }
 
@@ -224,7 +247,24 @@ impl Jobs {
         let waiting = counts.open_commands.get(&CommandState::Queued);
         let waiting = i64::try_from(waiting.copied().unwrap_or(0)).unwrap_or(i64::MAX);
         self.metrics.queue_depth.set(waiting);
+        self.tell_dead_letters(counts.dead_letters);
         self.dispatcher.look_everywhere().await
+    }
+
+    /// Commands that never reached their gateways are for somebody to decide about.
+    fn tell_dead_letters(&self, count: u64) {
+        let gauge = i64::try_from(count).unwrap_or(i64::MAX);
+        self.metrics.dead_letters.set(gauge);
+        if count == 0 {
+            self.conditions.clear(DEAD_LETTERS);
+            return;
+        }
+        let cause = format!(
+            "{} delivered as often as may be and never accepted",
+            human::counted_all(count, "command was", "commands were")
+        );
+        self.conditions
+            .raise(DEAD_LETTERS, Severity::Warn, &cause, DEAD_LETTERS_FIX);
     }
 
     async fn expire(&self) -> StoreResult<()> {
@@ -308,10 +348,17 @@ impl Jobs {
         self.store.touch_sessions(&self.tenant, touches, now).await
     }
 
+    /// In steps: after a long pause there may be more than one statement may take.
     async fn purge(&self, lifecycle: &Lifecycle) -> StoreResult<()> {
-        let purged = self.store.purge(&self.tenant, self.clock.line()).await?;
-        if purged != crate::data::Purged::default() {
-            info!(?purged, "deleted what has served");
+        loop {
+            let now = self.clock.line();
+            let purged = self.store.purge(&self.tenant, STEP, now).await?;
+            if purged != Purged::default() {
+                info!(?purged, "deleted what has served");
+            }
+            if !purged.has_reached(STEP) {
+                break;
+            }
         }
         self.purge_telemetry(lifecycle).await
     }

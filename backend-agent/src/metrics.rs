@@ -44,6 +44,8 @@ pub struct BackendMetrics {
     pub instances: Gauge,
     /// How often another backend took this one for dead.
     pub leases_lost: Counter,
+    /// Those that nobody has decided about.
+    pub dead_letters: Gauge,
     /// Failed background jobs.
     pub job_failures: Counter,
     /// Gateways whose certificate ends soon or has ended.
@@ -75,6 +77,7 @@ impl BackendMetrics {
             telemetry_records_refused: Family::default(),
             queue_depth: Gauge::default(),
             queue_dead: Counter::default(),
+            dead_letters: Gauge::default(),
             clock_apart: Gauge::default(),
             instances: Gauge::default(),
             leases_lost: Counter::default(),
@@ -152,6 +155,11 @@ impl BackendMetrics {
                 "queue_dead_letters",
                 "Commands that could not be delivered",
                 own.queue_dead.clone(),
+            );
+            registry.register(
+                "dead_letters",
+                "Dead letters that nobody has decided about, as of the last look",
+                own.dead_letters.clone(),
             );
             registry.register(
                 "telemetry_rows",

@@ -10,12 +10,13 @@ use std::time::Duration;
 use reqwest::{Method, RequestBuilder, Response, Url};
 use serde::de::DeserializeOwned;
 use viworks_api::{
-    CatalogueCommand, CatalogueList, CommandList, CommandView, ForkList, Gateway, GatewayList,
-    IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, OrphanList, Paged, ProblemCode, Run, RunCancelled,
-    RunList, RunPlan, RunRequest, RunWait, SkippedGateway, SkippedList, TelemetryGapList,
-    TelemetryList, TelemetryRefusalList, TelemetryStepList, TelemetryStreamList, WAIT_MS_MAX,
+    CatalogueCommand, CatalogueList, CommandList, CommandView, DeadLetter, DeadLetterList,
+    ForkList, Gateway, GatewayList, IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, OrphanList, Paged,
+    ProblemCode, Run, RunCancelled, RunList, RunPlan, RunRequest, RunWait, SkippedGateway,
+    SkippedList, TelemetryGapList, TelemetryList, TelemetryRefusalList, TelemetryStepList,
+    TelemetryStreamList, WAIT_MS_MAX,
 };
-use viworks_common::id::RunId;
+use viworks_common::id::{CommandId, RunId};
 use viworks_common::telemetry::steps::{Aggregate, Step};
 use viworks_common::time::Timestamp;
 use viworks_runtime::config::environment;
@@ -194,12 +195,45 @@ impl Client {
         if let Some(key) = idempotency_key {
             builder = builder.header(IDEMPOTENCY_KEY, key);
         }
+        self.submitted(builder).await
+    }
+
+    async fn submitted(&self, builder: RequestBuilder) -> Result<(Run, bool), Failure> {
         let response = self.checked(builder.timeout(REQUEST_TIMEOUT)).await?;
         let replayed = response
             .headers()
             .get(IDEMPOTENCY_REPLAYED)
             .is_some_and(|value| value == "true");
         Ok((read(response).await?, replayed))
+    }
+
+    /// Commands that could not be delivered, of one gateway or of all; with those that are decided about if `resolved`.
+    pub async fn dead_letters(
+        &self,
+        gateway: Option<&str>,
+        resolved: bool,
+    ) -> Result<DeadLetterList, Failure> {
+        let mut query = vec![("resolved", resolved.to_string())];
+        query.extend(gateway.map(|gateway| ("gateway", gateway.to_owned())));
+        self.list("/v1/dead-letters", &query, ALL).await
+    }
+
+    /// One of them.
+    pub async fn dead_letter(&self, id: CommandId) -> Result<DeadLetter, Failure> {
+        self.get(&format!("/v1/dead-letters/{id}"), &[]).await
+    }
+
+    /// Runs one again. Says whether that was done before.
+    pub async fn retry_dead_letter(&self, id: CommandId) -> Result<(Run, bool), Failure> {
+        let path = format!("/v1/dead-letters/{id}/retry");
+        self.submitted(self.request(Method::POST, &path)).await
+    }
+
+    /// Marks one as done with.
+    pub async fn discard_dead_letter(&self, id: CommandId) -> Result<DeadLetter, Failure> {
+        let path = format!("/v1/dead-letters/{id}/discard");
+        let builder = self.request(Method::POST, &path);
+        self.answer(builder.timeout(REQUEST_TIMEOUT)).await
     }
 
     /// What a submission would do; nothing is run.

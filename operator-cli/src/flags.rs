@@ -2,6 +2,7 @@
 
 mod catalogue;
 mod context;
+mod dlq;
 mod gateway;
 mod run;
 mod runs;
@@ -14,6 +15,7 @@ use clap::{Args, Parser, Subcommand};
 
 pub use self::catalogue::Catalogue;
 pub use self::context::Context;
+pub use self::dlq::Dlq;
 pub use self::gateway::Gateway;
 pub use self::run::Run;
 pub use self::runs::Runs;
@@ -114,6 +116,12 @@ pub enum Verb {
     /// What was run, and how it ended
     #[command(subcommand, alias = "run-history")]
     Runs(Runs),
+    /// Dead letters: commands that could not be delivered, to be retried or discarded
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  viworks dlq ls\n  viworks dlq retry 01940f5e-8a11-7000-8000-0000000000c1"
+    )]
+    Dlq(Dlq),
     /// Gateways: who they are and whether they answer
     #[command(subcommand, visible_alias = "gw", alias = "gateways")]
     Gateway(Gateway),

@@ -3,6 +3,7 @@
 mod catalogue;
 mod codes;
 mod context;
+mod dlq;
 mod follow;
 mod gateway;
 mod run;
@@ -29,6 +30,7 @@ pub async fn execute(arguments: Arguments) -> Result<ExitCode, Failure> {
         }
         Verb::Run(flags) => run::execute(&client()?, &flags, format).await,
         Verb::Runs(verb) => runs::execute(&client()?, verb, format).await,
+        Verb::Dlq(verb) => dlq::execute(&client()?, verb, format).await,
         Verb::Gateway(verb) => gateway::execute(&client()?, verb, format).await,
         Verb::Command(verb) => catalogue::execute(&client()?, verb, format).await,
         Verb::Telemetry(flags) => telemetry::execute(&client()?, &flags, format).await,

@@ -175,6 +175,8 @@ CREATE TABLE runs (
     skipped             bigint NOT NULL DEFAULT 0 CHECK (skipped >= 0),
     -- The time limit that its operator gave; null where the catalogues' alone hold.
     timeout_ms          bigint CHECK (timeout_ms > 0),
+    -- The dead letter that it retries.
+    retry_of            text   COLLATE "C",
     PRIMARY KEY (tenant, run_id)
 ) WITH (fillfactor = 85);
 
@@ -257,6 +259,27 @@ CREATE TABLE command_outputs (
     PRIMARY KEY (tenant, command_id),
     FOREIGN KEY (tenant, command_id) REFERENCES commands (tenant, command_id)
 );
+
+-- Commands that were delivered as often as they may be and never accepted: one row each until somebody has decided about
+-- it, and a while longer. Retried: a run that does the same again, which knows what it is for.
+CREATE TABLE dead_letters (
+    tenant       text   COLLATE "C" NOT NULL,
+    command_id   text   COLLATE "C" NOT NULL,
+    agent_id     text   COLLATE "C" NOT NULL,
+    dead_at      bigint NOT NULL,
+    -- When and by whom it was retried or discarded; discarded where there is no run.
+    resolved_at  bigint,
+    resolved_by  text   COLLATE "C",
+    retry_run_id text   COLLATE "C",
+    PRIMARY KEY (tenant, command_id),
+    FOREIGN KEY (tenant, command_id) REFERENCES commands (tenant, command_id),
+    CHECK ((resolved_at IS NULL) = (resolved_by IS NULL)),
+    CHECK (retry_run_id IS NULL OR resolved_at IS NOT NULL)
+);
+
+CREATE INDEX dead_letters_by_gateway ON dead_letters (tenant, agent_id, command_id);
+CREATE INDEX open_dead_letters ON dead_letters (tenant, command_id) WHERE resolved_at IS NULL;
+CREATE INDEX dead_letters_by_resolution ON dead_letters (tenant, resolved_at) WHERE resolved_at IS NOT NULL;
 
 -- Outcomes of commands that this database does not know: it was rolled back. Bounded by their number and their bytes.
 CREATE TABLE orphan_results (

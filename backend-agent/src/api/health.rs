@@ -1,5 +1,8 @@
 //! The full health document: every latch, the store, and what waits.
 
+use std::time::Duration;
+
+use tokio::time::timeout;
 use viworks_api::{Health, HealthCheck, HealthStatus, Kind};
 use viworks_common::human;
 use viworks_common::time::Timestamp;
@@ -7,6 +10,11 @@ use viworks_runtime::conditions::{Condition, Severity};
 
 use super::ApiState;
 use super::problem::millis;
+use crate::data::{StoreError, StoreResult, in_full};
+
+/// How long the store may take for its part of the document.
+const STORE_TIME: Duration = Duration::from_secs(3);
+const STORE_LATE: &str = "the database has not answered for three seconds";
 
 /// Looks at every part.
 pub(super) async fn health(state: &ApiState) -> Health {
@@ -29,9 +37,10 @@ pub(super) async fn health(state: &ApiState) -> Health {
     let now = state.clock.wall();
     let conditions = state.conditions.list();
     checks.extend(conditions.iter().map(|found| condition(found, now)));
-    checks.push(store(state).await);
-    checks.extend(instances(state).await);
-    checks.push(fleet(state).await);
+    let (store, instances, fleet) = tokio::join!(store(state), instances(state), fleet(state));
+    checks.push(store);
+    checks.extend(instances);
+    checks.push(fleet);
     if state.stopping.is_cancelled() {
         checks.push(check(
             "lifecycle",
@@ -72,7 +81,7 @@ fn condition(found: &Condition, now: Timestamp) -> HealthCheck {
 }
 
 async fn store(state: &ApiState) -> HealthCheck {
-    match state.store.health().await {
+    match in_time(state.store.health()).await {
         Ok(health) => {
             let schema = format!("{}, schema {}", health.kind, health.schema_version);
             match health.problem {
@@ -80,7 +89,7 @@ async fn store(state: &ApiState) -> HealthCheck {
                 Some(problem) => check("store", HealthStatus::Fail, format!("{schema}: {problem}")),
             }
         }
-        Err(error) => check("store", HealthStatus::Fail, error.to_string()),
+        Err(error) => check("store", HealthStatus::Fail, in_full(&error)),
     }
 }
 
@@ -88,7 +97,7 @@ async fn store(state: &ApiState) -> HealthCheck {
 async fn instances(state: &ApiState) -> Option<HealthCheck> {
     let own = (*state.store.instance().borrow())?;
     let name = "instances";
-    let all = match state.store.list_instances().await {
+    let all = match in_time(state.store.list_instances()).await {
         Ok(all) => all,
         Err(error) => return Some(check(name, HealthStatus::Fail, error.to_string())),
     };
@@ -116,7 +125,8 @@ async fn instances(state: &ApiState) -> Option<HealthCheck> {
 }
 
 async fn fleet(state: &ApiState) -> HealthCheck {
-    match state.store.counts(&state.tenant, state.clock.line()).await {
+    let counts = state.store.counts(&state.tenant, state.clock.line());
+    match in_time(counts).await {
         Ok(counts) => {
             let open: u64 = counts.open_commands.values().sum();
             let status = if counts.forks > 0 || counts.orphans > 0 {
@@ -134,6 +144,12 @@ async fn fleet(state: &ApiState) -> HealthCheck {
     }
 }
 
+/// An answer about health does not wait for a store that says nothing.
+async fn in_time<T>(asked: impl Future<Output = StoreResult<T>>) -> StoreResult<T> {
+    let late = |_elapsed| Err(StoreError::Unavailable(STORE_LATE.into()));
+    timeout(STORE_TIME, asked).await.unwrap_or_else(late)
+}
+
 fn check(name: &str, status: HealthStatus, detail: impl Into<String>) -> HealthCheck {
     HealthCheck {
         name: name.to_owned(),
@@ -145,8 +161,6 @@ fn check(name: &str, status: HealthStatus, detail: impl Into<String>) -> HealthC
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

@@ -174,7 +174,10 @@ const fn inline<T>(part: &mut RefOr<T>) -> Option<&mut T> {
 
 /// The headers that come with each answer.
 fn headers(operation: &mut Operation, access: Access) {
-    let submits = operation.operation_id.as_deref() == Some("submitRun");
+    let submits = matches!(
+        operation.operation_id.as_deref(),
+        Some("submitRun" | "retryDeadLetter")
+    );
     for (status, response) in responses(operation) {
         let mut add = |name: &str, description: &str| {
             let header = Header::builder()

@@ -363,6 +363,7 @@ impl From<SubmitError> for ApiError {
                     "used for another request before",
                     Some("a key that was not used in the last 24 hours".to_owned()),
                 ),
+            SubmitError::Resolved => Self::new(ProblemCode::Conflict, detail),
             SubmitError::Store(error) => error.into(),
         }
     }

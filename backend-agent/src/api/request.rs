@@ -25,7 +25,7 @@ use super::router::Weight;
 use super::serve::ApiSeat;
 use super::{ApiState, Shared};
 use crate::auth::Principal;
-use crate::auth::bearer::{AuthError, authenticate};
+use crate::auth::bearer::{AuthError, Purpose, authenticate};
 use crate::data::{Actor, ActorKind, AuditOutcome, NewAuditRecord};
 
 /// Characters of a request id that a client may bring.
@@ -197,6 +197,7 @@ pub(super) async fn authorise(
         &state.tenant,
         &state.principals,
         &parts.headers,
+        purpose(scope),
         &state.clock,
     )
     .await;
@@ -238,6 +239,22 @@ pub(super) async fn authorise(
             }
             ApiError::from(error).into_response()
         }
+    }
+}
+
+/// What a key is shown for where this scope is needed.
+const fn purpose(scope: Scope) -> Purpose {
+    match scope {
+        Scope::HealthRead | Scope::MetricsRead => Purpose::Watch,
+        Scope::GatewaysRead
+        | Scope::RunsRead
+        | Scope::RunsWrite
+        | Scope::RunsWriteChange
+        | Scope::RunsWriteDanger
+        | Scope::TelemetryRead
+        | Scope::CatalogueRead
+        | Scope::AuditRead
+        | Scope::ApikeysAdmin => Purpose::Work,
     }
 }
 

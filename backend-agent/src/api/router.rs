@@ -12,7 +12,9 @@ use utoipa::openapi::schema::Schema;
 use utoipa_axum::routes;
 use viworks_api::Scope;
 
-use super::handlers::{apikeys, audit, catalogue, gateways, orphans, probes, runs, telemetry};
+use super::handlers::{
+    apikeys, audit, catalogue, dead_letters, gateways, orphans, probes, runs, telemetry,
+};
 use super::request::{
     authorise, finish, in_time, method_not_allowed, no_such_path, panicked, well_formed,
 };
@@ -98,6 +100,14 @@ pub(super) fn table() -> Vec<Row> {
         row(scope(Scope::RunsWrite), Quick, routes!(runs::cancel)),
         row(scope(Scope::RunsRead), Own, routes!(runs::wait)),
         row(scope(Scope::RunsRead), Own, routes!(events::stream)),
+        row(scope(Scope::RunsRead), Large, routes!(dead_letters::list)),
+        row(scope(Scope::RunsRead), Large, routes!(dead_letters::show)),
+        row(scope(Scope::RunsWrite), Quick, routes!(dead_letters::retry)),
+        row(
+            scope(Scope::RunsWrite),
+            Quick,
+            routes!(dead_letters::discard),
+        ),
         row(
             scope(Scope::TelemetryRead),
             Large,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use subtle::ConstantTimeEq;
+use tokio::time::timeout;
 use viworks_api::Scope;
 use viworks_common::id::Tenant;
 use viworks_common::time::Timestamp;
@@ -16,6 +17,19 @@ use crate::data::{Store, StoreError};
 
 /// How old the stored time of last use may be before it is written again.
 const TOUCH_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How long the store may take to look up a key that it knew lately, where that would do.
+const LOOK_TIME: Duration = Duration::from_secs(2);
+
+/// What a key is shown for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To do something or to read what is stored.
+    Work,
+    /// To see how this process is. That has an answer also while the store has none, so a key will do that the store
+    /// knew lately.
+    Watch,
+}
 
 /// Why a request has no principal.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +54,7 @@ pub async fn authenticate(
     tenant: &Tenant,
     principals: &Principals,
     headers: &HeaderMap,
+    purpose: Purpose,
     clock: &Timeline,
 ) -> Result<Principal, AuthError> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
@@ -60,12 +75,38 @@ pub async fn authenticate(
     let principal = match principals.find(&digest, began) {
         Ok(principal) => principal,
         Err(lookup) => {
-            let principal = look_up(store, tenant, &digest, clock.line()).await?;
-            principals.remember(lookup, digest, &principal, began);
-            principal
+            let lately = match purpose {
+                Purpose::Work => None,
+                Purpose::Watch => principals.lately(&digest, began),
+            };
+            let looked = look_up(store, tenant, &digest, clock.line());
+            let found = match lately {
+                None => looked.await,
+                Some(known) => match timeout(LOOK_TIME, looked).await {
+                    Err(_) | Ok(Err(AuthError::Store(_))) => return in_force(known, clock),
+                    Ok(found) => found,
+                },
+            };
+            match found {
+                Ok(principal) => {
+                    principals.remember(lookup, digest, &principal, began);
+                    principal
+                }
+                Err(error) => {
+                    if matches!(error, AuthError::Refused) {
+                        principals.forget_one(&digest);
+                    }
+                    return Err(error);
+                }
+            }
         }
     };
-    // Looked at each time: a key may end within the moment for which it is remembered.
+    in_force(principal, clock)
+}
+
+/// The same, unless its key has ended. Looked at each time: that may happen within the moment for which it is
+/// remembered.
+fn in_force(principal: Principal, clock: &Timeline) -> Result<Principal, AuthError> {
     let ended = principal.expires_at.is_some_and(|end| end <= clock.line());
     if ended {
         Err(AuthError::Refused)

@@ -1,4 +1,5 @@
-//! Whom a key stands for, remembered for a moment: a burst of requests with one key asks the store once.
+//! Whom a key stands for, remembered for a moment: a burst of requests with one key asks the store once. While the
+//! store cannot be asked, a key that it knew lately still opens what says how this process is.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,6 +12,10 @@ use super::Principal;
 /// How long a key is believed without another look. A revocation by this process is known at once, one by another
 /// process, such as the backend's own command line, after so long.
 const LIFE: Duration = Duration::from_secs(1);
+
+/// How long a key opens that much since the store was last asked about it. What is revoked by another instance
+/// meanwhile is known here once the store answers again.
+const LATELY: Duration = Duration::from_secs(3_600);
 
 /// Keys that are remembered; when there are more, all are forgotten.
 const KEYS_MAX: usize = 1_024;
@@ -49,6 +54,19 @@ impl Principals {
                 generation: inner.generation,
             }),
         }
+    }
+
+    /// The principal behind a secret that the store knew lately, for when it cannot be asked.
+    #[must_use]
+    pub fn lately(&self, digest: &[u8; 32], now: Monotonic) -> Option<Principal> {
+        let inner = self.inner();
+        let (principal, since) = inner.known.get(digest)?;
+        (now.saturating_since(*since) < LATELY).then(|| principal.clone())
+    }
+
+    /// Forgets one: the store does not accept it.
+    pub fn forget_one(&self, digest: &[u8; 32]) {
+        self.inner().known.remove(digest);
     }
 
     /// Remembers what a lookup found at `now`, the moment at which it began.
@@ -114,6 +132,25 @@ mod tests {
         assert!(principals.find(&[1; 32], at(1_000)).is_err());
         principals.forget();
         assert!(principals.find(&[1; 32], at(1)).is_err());
+    }
+
+    #[test]
+    fn a_key_that_was_known_lately_is_known_for_an_hour_unless_it_was_refused_since() {
+        let principals = Principals::default();
+        let remember = || {
+            let lookup = principals.find(&[1; 32], at(5_000)).unwrap_err();
+            principals.remember(lookup, [1; 32], &principal(), at(0));
+        };
+        remember();
+        assert!(principals.find(&[1; 32], at(60_000)).is_err());
+        assert_eq!(principals.lately(&[1; 32], at(60_000)), Some(principal()));
+        assert_eq!(principals.lately(&[2; 32], at(60_000)), None);
+        assert_eq!(principals.lately(&[1; 32], at(3_600_000)), None);
+        principals.forget_one(&[1; 32]);
+        assert_eq!(principals.lately(&[1; 32], at(60_000)), None);
+        remember();
+        principals.forget();
+        assert_eq!(principals.lately(&[1; 32], at(60_000)), None);
     }
 
     #[test]

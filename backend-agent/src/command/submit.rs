@@ -49,6 +49,8 @@ pub struct SubmitRequest {
     pub traceparent: Option<String>,
     /// The request's `Idempotency-Key`.
     pub idempotency: Option<Idempotency>,
+    /// The dead letter that it retries.
+    pub retry_of: Option<CommandId>,
     /// The risks the operator may take.
     pub risks: BTreeSet<Risk>,
     /// Who.
@@ -157,6 +159,9 @@ pub enum SubmitError {
     /// The `Idempotency-Key` was used for another request.
     #[error("the idempotency key was used for another request")]
     IdempotencyMismatch,
+    /// The dead letter is none any more.
+    #[error("the command was discarded, or is no longer kept as a dead letter; nothing was sent")]
+    Resolved,
     /// The store said no.
     #[error("failed to submit the run")]
     Store(#[from] StoreError),
@@ -174,6 +179,7 @@ fn answered(submission: Submission) -> Result<Submitted, SubmitError> {
             replayed: true,
         }),
         Submission::IdempotencyMismatch => Err(SubmitError::IdempotencyMismatch),
+        Submission::Resolved => Err(SubmitError::Resolved),
         Submission::Outdated => {
             let cause = "what was read is said to be remembered".into();
             Err(SubmitError::Store(StoreError::Unavailable(cause)))
@@ -307,6 +313,7 @@ impl Commands {
             reason: request.reason.clone(),
             actor: request.actor.clone(),
             idempotency: request.idempotency.clone(),
+            retry_of: request.retry_of,
             limits: self.limits,
         };
         let waiting = new.targets.iter();

@@ -1,6 +1,7 @@
 //! What goes into the store and what comes out of it.
 
 mod command;
+mod dead_letter;
 mod gateway;
 mod instance;
 mod record;
@@ -10,6 +11,7 @@ use std::fmt;
 use viworks_common::id::{AgentId, ApiKeyId};
 
 pub use command::*;
+pub use dead_letter::*;
 pub use gateway::*;
 pub use instance::*;
 pub use record::*;

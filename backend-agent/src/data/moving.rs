@@ -29,6 +29,7 @@ const TABLES: &[&str] = &[
     "run_skips",
     "commands",
     "command_outputs",
+    "dead_letters",
     "orphan_results",
     "idempotency_keys",
     "gateway_budgets",

@@ -53,6 +53,7 @@ const MIGRATIONS: &[Migration] = &[
         "../../migrations/sqlite",
         "0012_name_the_instance_of_a_session.sql"
     ),
+    migration!("../../migrations/sqlite", "0013_keep_dead_letters.sql"),
 ];
 
 /// The store of a backend that needs nothing else.

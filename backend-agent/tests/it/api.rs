@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod contract;
+mod dead_letters;
 mod declared;
 mod follow;
 mod guards;

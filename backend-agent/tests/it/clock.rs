@@ -88,6 +88,7 @@ async fn submit(
         reason: None,
         actor: Actor::system(),
         idempotency: None,
+        retry_of: None,
         limits: QueueLimits {
             per_gateway: 10,
             global: 10,

@@ -598,6 +598,7 @@ fn new_run(agent_id: AgentId, command_id: CommandId, now: Timestamp) -> NewRun {
         reason: None,
         actor: viworks_backend_agent::data::Actor::system(),
         idempotency: None,
+        retry_of: None,
         limits: QueueLimits {
             per_gateway: 10,
             global: 10,

@@ -4,6 +4,7 @@ mod bed;
 mod births;
 mod commands;
 mod days;
+mod dead_letters;
 mod gateways;
 mod instances;
 mod journeys;
@@ -212,6 +213,7 @@ suite! {
         the_same_idempotency_key_with_another_request_is_a_mismatch,
         one_key_at_the_same_moment_is_one_run,
         a_key_is_forgotten_after_a_day,
+        what_has_served_is_deleted_in_steps,
         orders_count_per_gateway_without_holes,
         runs_are_listed_newest_first_in_pages,
         a_cancel_before_the_permit_ends_the_command,
@@ -260,6 +262,15 @@ suite! {
         a_fenced_session_can_do_nothing,
         queued_gateways_are_offered_to_the_reconciler,
         callers_at_the_same_moment_each_get_their_own_answer,
+    }
+    dead_letters {
+        what_could_not_be_delivered_is_kept_with_its_request,
+        a_dead_letter_is_retried_once,
+        a_refused_retry_leaves_the_dead_letter_open,
+        a_discarded_dead_letter_is_not_retried,
+        dead_letters_are_listed_in_pages_the_latest_first,
+        of_dead_letters_so_many_are_kept_and_what_is_resolved_goes_first,
+        what_is_decided_about_is_forgotten_after_a_month,
     }
     telemetry {
         a_batch_twice_is_stored_once,

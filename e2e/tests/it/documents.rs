@@ -141,6 +141,16 @@ const PROMISES: &[(&str, &str, &[&str])] = &[
     ),
     (
         "docs/api.md",
+        "**Dead letters**",
+        &[
+            "what_could_not_be_delivered_is_retried_once_or_discarded",
+            "a_retry_is_a_run_of_its_own_that_knows_what_it_is_for",
+            "of_dead_letters_so_many_are_kept_and_what_is_resolved_goes_first",
+            "what_is_decided_about_is_forgotten_after_a_month",
+        ],
+    ),
+    (
+        "docs/api.md",
         "With `wait_ms`",
         &[
             "a_submission_that_waits_is_answered_with_the_end_of_its_run",
@@ -238,7 +248,10 @@ const PROMISES: &[(&str, &str, &[&str])] = &[
     (
         "docs/api.md",
         "**Probes**",
-        &["probes_and_the_description_are_public"],
+        &[
+            "probes_and_the_description_are_public",
+            "a_key_that_was_known_lately_is_known_for_an_hour_unless_it_was_refused_since",
+        ],
     ),
     (
         "docs/api.md",

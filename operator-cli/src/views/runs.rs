@@ -96,6 +96,9 @@ pub fn head(run: &Run, now: Timestamp) -> Result<(), Failure> {
     if let Some(reason) = &run.reason {
         output::line(&format!("reason    {}", one_line(reason)))?;
     }
+    if let Some(dead) = run.retry_of {
+        output::line(&format!("retries   {dead}, which could not be delivered"))?;
+    }
     output::line(&format!("deadline  {}", times(run.deadline)))?;
     if let Some(at) = run.cancelled_at {
         output::line(&format!("cancelled {}", times(at)))?;

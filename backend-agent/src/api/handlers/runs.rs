@@ -96,6 +96,11 @@ pub(in crate::api) async fn submit(
         (false, Some(_)) if !finished => StatusCode::ACCEPTED,
         (false, _) => StatusCode::CREATED,
     };
+    Ok(submitted(status, run, replayed))
+}
+
+/// The answer to a submission: the run, and where it is.
+pub(super) fn submitted(status: StatusCode, run: data::Run, replayed: bool) -> Response {
     let location = format!("/v1/runs/{}", run.run_id);
     let mut response = (status, Json(view(run))).into_response();
     let headers = response.headers_mut();
@@ -113,7 +118,7 @@ pub(in crate::api) async fn submit(
             HeaderValue::from_static("true"),
         );
     }
-    Ok(response)
+    response
 }
 
 /// What a submission would do: which gateways would get the command, or why it would be refused. Nothing is run.
@@ -197,6 +202,7 @@ fn submission(
         reason,
         traceparent: None,
         idempotency: None,
+        retry_of: None,
         risks: principal.risks(),
         actor,
     })
@@ -247,7 +253,7 @@ fn idempotency_key(headers: &HeaderMap) -> ApiResult<Option<String>> {
 }
 
 /// A W3C trace context, when it has the right shape; anything else is somebody else's problem, not this request's.
-fn traceparent(headers: &HeaderMap) -> Option<String> {
+pub(super) fn traceparent(headers: &HeaderMap) -> Option<String> {
     let text = headers.get("traceparent")?.to_str().ok()?;
     is_traceparent(text).then(|| text.to_owned())
 }
@@ -484,6 +490,7 @@ pub(in crate::api) fn view(run: data::Run) -> Run {
         reason: run.reason,
         finished_at: run.finished_at,
         cancelled_at: run.cancel_requested_at,
+        retry_of: run.retry_of,
     }
 }
 

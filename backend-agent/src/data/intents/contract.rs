@@ -24,21 +24,21 @@ use super::store::SqlStore;
 use super::telemetry::{queries, retention, steps};
 use super::tx::{Tx, View};
 use super::{
-    admit, agents, audit, catalogues, certificates, confirm, forks, inbox, instances, keys, lease,
-    orphans, outputs, reports, runs, sessions, standing, submit, targets, telemetry, timeline,
-    upkeep,
+    admit, agents, audit, catalogues, certificates, confirm, dead_letters, forks, inbox, instances,
+    keys, lease, orphans, outputs, reports, runs, sessions, standing, submit, targets, telemetry,
+    timeline, upkeep,
 };
 use crate::data::{
     AcceptOutcome, Accepted, Actor, AdmitOutcome, AdmitRequest, ApiKey, AuditRecord, Cancelled,
     Certificate, Command, CommandOutput, CompleteOutcome, ConfirmOutcome, ConfirmRequest, Counts,
-    EndedInstances, Fork, GapCursor, Gateway, GatewayFilter, GatewayRef, Holder, Hurry,
-    Idempotency, Instance, InstanceLoad, LeaseLimits, Leased, Letter, Listing, Mail, MergedCommand,
-    Neighbour, NewApiKey, NewAuditRecord, NewCertificate, NewGateway, NewRun, Orphan, OrphanCursor,
-    Owner, Page, Purged, PurgedTelemetry, RefusalCursor, Rejected, Revoked, Run, SessionRecord,
-    SessionTouch, Settled, SkippedGateway, StepCursor, StepQuery, Stepped, Store, StoreHealth,
-    StoreResult, StoredCatalogue, StoredGap, StoredLine, StoredRecord, StoredRefusal,
-    StreamSummary, Submission, Target, TargetSelection, TelemetryCursor, TelemetryOutcome,
-    TelemetryQuery, TelemetryWrite,
+    DeadLetter, DeadLetterFilter, EndedInstances, Fork, GapCursor, Gateway, GatewayFilter,
+    GatewayRef, Holder, Hurry, Idempotency, Instance, InstanceLoad, LeaseLimits, Leased, Letter,
+    Listing, Mail, MergedCommand, Neighbour, NewApiKey, NewAuditRecord, NewCertificate, NewGateway,
+    NewRun, Orphan, OrphanCursor, Owner, Page, Purged, PurgedTelemetry, RefusalCursor, Rejected,
+    Revoked, Run, SessionRecord, SessionTouch, Settled, SkippedGateway, StepCursor, StepQuery,
+    Stepped, Store, StoreHealth, StoreResult, StoredCatalogue, StoredGap, StoredLine, StoredRecord,
+    StoredRefusal, StreamSummary, Submission, Target, TargetSelection, TelemetryCursor,
+    TelemetryOutcome, TelemetryQuery, TelemetryWrite,
 };
 
 #[async_trait]
@@ -305,7 +305,7 @@ impl<E: Engine> Store for SqlStore<E> {
         version: u64,
     ) -> StoreResult<()> {
         let report = move |view: &View<'_>| sessions::report_pins(view, agent_id, epoch, version);
-        self.engine.write(tenant, Urgency::Prompt, report).await
+        self.write_view(tenant, Urgency::Prompt, report).await
     }
 
     async fn save_catalogue(
@@ -451,6 +451,39 @@ impl<E: Engine> Store for SqlStore<E> {
             .await
     }
 
+    async fn list_dead_letters(
+        &self,
+        tenant: &Tenant,
+        filter: DeadLetterFilter,
+        page: Page<CommandId>,
+    ) -> StoreResult<Listing<DeadLetter, CommandId>> {
+        self.read(tenant, move |view| dead_letters::list(view, filter, page))
+            .await
+    }
+
+    async fn dead_letter(
+        &self,
+        tenant: &Tenant,
+        command_id: CommandId,
+    ) -> StoreResult<Option<DeadLetter>> {
+        self.read(tenant, move |view| dead_letters::load(view, command_id))
+            .await
+    }
+
+    async fn discard_dead_letter(
+        &self,
+        tenant: &Tenant,
+        command_id: CommandId,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<Option<DeadLetter>> {
+        let actor = actor.clone();
+        self.write(tenant, now, move |tx| {
+            dead_letters::discard(tx, command_id, &actor)
+        })
+        .await
+    }
+
     async fn lease_commands(
         &self,
         tenant: &Tenant,
@@ -584,7 +617,7 @@ impl<E: Engine> Store for SqlStore<E> {
             let commit = |tx: &Tx<'_>| telemetry::commit(tx, &writes, &limits, wall);
             Ok(Tx::run(view, now, commit)?.answer)
         };
-        let outcomes = self.engine.write(tenant, Urgency::Bulk, commit).await?;
+        let outcomes = self.write_view(tenant, Urgency::Bulk, commit).await?;
         fault::point("store.telemetry.after_commit");
         Ok(outcomes)
     }
@@ -752,8 +785,9 @@ impl<E: Engine> Store for SqlStore<E> {
         .await
     }
 
-    async fn purge(&self, tenant: &Tenant, now: Timestamp) -> StoreResult<Purged> {
-        self.write(tenant, now, upkeep::purge).await
+    async fn purge(&self, tenant: &Tenant, limit: usize, now: Timestamp) -> StoreResult<Purged> {
+        self.write(tenant, now, move |tx| upkeep::purge(tx, limit))
+            .await
     }
 
     async fn purge_telemetry(
@@ -772,7 +806,7 @@ impl<E: Engine> Store for SqlStore<E> {
             let purge = |tx: &Tx<'_>| retention::purge(tx, after, most, &limits);
             Ok(Tx::run(view, now, purge)?.answer)
         };
-        let purged = self.engine.write(tenant, Urgency::Bulk, purge).await?;
+        let purged = self.write_view(tenant, Urgency::Bulk, purge).await?;
         Ok(PurgedTelemetry { days, ..purged })
     }
 
@@ -788,11 +822,15 @@ impl<E: Engine> Store for SqlStore<E> {
     ) -> StoreResult<bool> {
         let (tenant, anchored, point) = (Tenant::default_tenant(), *anchored, point.copied());
         let save = move |view: &View<'_>| timeline::save(view, &anchored, point.as_ref());
-        self.engine.write(&tenant, Urgency::Prompt, save).await
+        self.write_view(&tenant, Urgency::Prompt, save).await
     }
 
     async fn health(&self) -> StoreResult<StoreHealth> {
-        self.engine.health().await
+        let health = self.room.note(self.engine.health().await)?;
+        Ok(StoreHealth {
+            full: self.room.is_full(),
+            ..health
+        })
     }
 
     async fn close(&self) {

@@ -42,7 +42,7 @@ macro_rules! runs {
          (SELECT k.name FROM api_keys AS k WHERE k.tenant = r.tenant \
           AND ", $find, "(r.submitted_by, '", api_key_word!(), ":') = 1 \
           AND k.id = substr(r.submitted_by, 1 + length('", api_key_word!(), ":'))) AS submitter, \
-         r.cancel_requested_at, r.finished_at, r.skipped, \
+         r.cancel_requested_at, r.finished_at, r.skipped, r.retry_of, \
          (SELECT ", $states, " FROM (SELECT c.state, count(*) AS commands FROM commands AS c \
           WHERE c.tenant = r.tenant AND c.run_id = r.run_id GROUP BY c.state) AS counted) AS states \
          FROM runs AS r WHERE r.tenant = :tenant ", $rest)
@@ -103,6 +103,8 @@ SELECT :tenant AS tenant,
        (SELECT ", $states, " FROM (SELECT state, count(*) AS commands
         FROM commands INDEXED BY open_commands_by_deadline
         WHERE tenant = :tenant AND finished_at IS NULL GROUP BY state) AS counted) AS open_commands,
+       (SELECT count(*) FROM dead_letters INDEXED BY open_dead_letters
+        WHERE tenant = :tenant AND resolved_at IS NULL) AS dead_letters,
        (SELECT count(*) FROM orphan_results AS o CROSS JOIN gateways AS g
         WHERE g.tenant = o.tenant AND g.agent_id = o.agent_id AND o.tenant = :tenant AND o.received_at > :since AND g.revoked_at IS NULL) AS orphans,
        (SELECT count(*) FROM forks AS f CROSS JOIN gateways AS g
@@ -254,6 +256,7 @@ pub(super) fn counts(view: &View<'_>, now: Timestamp) -> StoreResult<Counts> {
             connected: row.get("connected")?,
             open_runs: row.get("open_runs")?,
             open_commands: row.json("open_commands")?,
+            dead_letters: row.get("dead_letters")?,
             orphans: row.get("orphans")?,
             forks: row.get("forks")?,
         })
@@ -276,6 +279,7 @@ fn read_run(row: &Row<'_>) -> StoreResult<Run> {
         finished_at: row.get("finished_at")?,
         states: row.json("states")?,
         skipped: row.get("skipped")?,
+        retry_of: row.get("retry_of")?,
     })
 }
 

@@ -10,10 +10,10 @@ use viworks_common::ledger::{By, Change, Command, Record, Stance};
 use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{Params, Row, params};
 
-use super::audit;
 use super::link::Sql;
 use super::row::{Reader, column, to_json};
 use super::tx::{Tx, View};
+use super::{audit, dead_letters};
 use crate::data::{Actor, AuditOutcome, Settled, StoreError, StoreResult};
 
 /// The columns that [`read`] reads.
@@ -184,6 +184,9 @@ pub(super) fn write<'c>(
         move_one(tx, change)?;
         if let Some(record) = change.record() {
             let end = end(tx, &change.command)?;
+            if change.command.state == CommandState::Dead {
+                dead_letters::keep(tx, &change.command)?;
+            }
             note(tx, &record, caller)?;
             written.low_water = Some(end.low_water);
             written.run_finished |= end.run_finished;

@@ -6,9 +6,9 @@ use std::path::Path;
 
 use super::link::Sql;
 use super::{
-    admit, agents, audit, budget, catalogues, certificates, confirm, forks, inbox, instances, keys,
-    lease, merged, opening, orphans, outputs, reports, runs, sessions, settle, standing, submit,
-    targets, telemetry, timeline, tx, upkeep,
+    admit, agents, audit, budget, catalogues, certificates, confirm, dead_letters, forks, inbox,
+    instances, keys, lease, merged, opening, orphans, outputs, reports, runs, sessions, settle,
+    standing, submit, targets, telemetry, timeline, tx, upkeep,
 };
 
 fn one(name: &'static str, sql: impl Into<Sql>) -> (&'static str, Sql) {
@@ -41,6 +41,23 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("confirm::CONFIRMED", confirm::CONFIRMED),
         one("confirm::REMOVE_LABELS", confirm::REMOVE_LABELS),
         one("confirm::TAKE_EFFECT", confirm::TAKE_EFFECT),
+        one("dead_letters::BY_ID", dead_letters::BY_ID),
+        one("dead_letters::DISCARD", dead_letters::DISCARD),
+        one("dead_letters::KEEP", dead_letters::KEEP),
+        one("dead_letters::LIST", dead_letters::LIST),
+        one(
+            "dead_letters::LIST_OF_GATEWAY",
+            dead_letters::LIST_OF_GATEWAY,
+        ),
+        one("dead_letters::OPEN", dead_letters::OPEN),
+        one(
+            "dead_letters::OPEN_OF_GATEWAY",
+            dead_letters::OPEN_OF_GATEWAY,
+        ),
+        one("dead_letters::PURGE", dead_letters::PURGE),
+        one("dead_letters::RETRY", dead_letters::RETRY),
+        one("dead_letters::TRIM", dead_letters::TRIM),
+        one("dead_letters::TRIM_GATEWAY", dead_letters::TRIM_GATEWAY),
         one("forks::KEEP_NEWEST", forks::KEEP_NEWEST),
         one("forks::LIST", forks::LIST),
         one("forks::RECORD", forks::RECORD),

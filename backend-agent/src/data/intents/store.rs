@@ -7,6 +7,7 @@ use viworks_common::id::Tenant;
 use viworks_common::time::Timestamp;
 
 use super::link::{Engine, Urgency};
+use super::room::Room;
 use super::tx::{Tx, View};
 use crate::data::{Hurry, StoreResult, TelemetryLimits};
 
@@ -17,6 +18,7 @@ pub struct SqlStore<E> {
     pub(super) telemetry: TelemetryLimits,
     /// Who tells other backends at once.
     hurry: Arc<OnceLock<Arc<dyn Hurry>>>,
+    pub(super) room: Arc<Room>,
 }
 
 impl<E: fmt::Debug> fmt::Debug for SqlStore<E> {
@@ -35,6 +37,7 @@ impl<E: Engine> SqlStore<E> {
             engine,
             telemetry: TelemetryLimits::default(),
             hurry: Arc::default(),
+            room: Arc::default(),
         }
     }
 
@@ -59,7 +62,7 @@ impl<E: Engine> SqlStore<E> {
         intent: impl Fn(&Tx<'_>) -> StoreResult<T> + Send + 'static,
     ) -> StoreResult<T> {
         let intent = move |view: &View<'_>| Tx::run(view, now, &intent);
-        let outcome = self.engine.write(tenant, Urgency::Prompt, intent).await?;
+        let outcome = self.write_view(tenant, Urgency::Prompt, intent).await?;
         if let Some(hurry) = self.hurry.get() {
             for instance in outcome.mailed {
                 hurry.hurry(instance);
@@ -71,6 +74,17 @@ impl<E: Engine> SqlStore<E> {
     /// From here on other backends are told by this of what is left for them. The first one stays.
     pub(super) fn set_hurry(&self, hurry: Arc<dyn Hurry>) {
         let _first = self.hurry.set(hurry);
+    }
+
+    /// Writes what needs no time.
+    pub(super) async fn write_view<T: Send + 'static>(
+        &self,
+        tenant: &Tenant,
+        urgency: Urgency,
+        intent: impl Fn(&View<'_>) -> StoreResult<T> + Send + 'static,
+    ) -> StoreResult<T> {
+        let written = self.engine.write(tenant, urgency, intent).await;
+        self.room.note(written)
     }
 
     pub(super) async fn read<T: Send + 'static>(

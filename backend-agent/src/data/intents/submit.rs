@@ -16,7 +16,7 @@ use super::inbox::Post;
 use super::row::{Reader, column, to_json};
 use super::runs::{self, replay};
 use super::tx::Tx;
-use super::{audit, merged};
+use super::{audit, dead_letters, merged};
 use crate::data::ledger::submission;
 use crate::data::{
     AuditOutcome, Idempotency, Letter, NewCommand, NewRun, Offered, Remembered, Skip, StoreError,
@@ -41,9 +41,9 @@ WHERE tenant = :tenant AND agent_id = :agent_id";
 
 pub(super) const INSERT_RUN: &str = "\
 INSERT INTO runs (tenant, run_id, name, arguments, deadline, traceparent, reason, submitted_by, created_at,
-                  open_commands, skipped, timeout_ms)
+                  open_commands, skipped, timeout_ms, retry_of)
 VALUES (:tenant, :run_id, :name, :arguments, :deadline, :traceparent, :reason, :submitted_by, :now,
-        :commands, :skipped, :timeout_ms) ON CONFLICT DO NOTHING";
+        :commands, :skipped, :timeout_ms, :retry_of) ON CONFLICT DO NOTHING";
 
 pub(super) const INSERT_COMMAND: &str = "\
 INSERT INTO commands (tenant, command_id, run_id, agent_id, order_no, state, idempotent, risk, timeout_ms, attempt,
@@ -95,6 +95,7 @@ pub(super) fn submit(tx: &Tx<'_>, new: &NewRun) -> StoreResult<Answer> {
         } = asked;
         tx.lock_name(&format!("idempotency {principal} {route} {key}"))?;
         if merged::is_wanted(tx)
+            && new.retry_of.is_none()
             && let Some(submitted) = merged::submit(tx, new)?
         {
             return Ok(Ok(submitted));
@@ -105,11 +106,17 @@ pub(super) fn submit(tx: &Tx<'_>, new: &NewRun) -> StoreResult<Answer> {
     }
     if merged::is_wanted(tx)
         && new.idempotency.is_none()
+        && new.retry_of.is_none()
         && let Some(submitted) = merged::submit(tx, new)?
     {
         return Ok(Ok(submitted));
     }
     tx.lock(new.targets.iter().map(|target| target.agent_id))?;
+    if let Some(dead) = new.retry_of
+        && let Some(answer) = dead_letters::answered(tx, dead)?
+    {
+        return Ok(Ok(answer));
+    }
     let found = find(tx, new)?;
     if is_outdated(new, &found) {
         return Ok(Ok(Submission::Outdated));
@@ -132,6 +139,9 @@ pub(super) fn submit(tx: &Tx<'_>, new: &NewRun) -> StoreResult<Answer> {
     if !insert_run(tx, new, commands, &skips)? {
         let known = runs::expected(tx, new.run_id)?;
         return Ok(Ok(Submission::Replayed(known)));
+    }
+    if let Some(dead) = new.retry_of {
+        dead_letters::retried(tx, dead, new.run_id, &new.actor)?;
     }
     let mut run = submission::run(new, tx.now, BTreeMap::new(), skipped);
     let mut offered = Vec::new();
@@ -224,12 +234,14 @@ fn insert_run(tx: &Tx<'_>, new: &NewRun, commands: u64, skips: &[Skip]) -> Store
         timeout_ms,
         traceparent,
         reason,
+        retry_of,
         ..
     } = new;
     let (arguments, submitted_by) = (to_json(&new.arguments), new.actor.to_string());
     let skipped = skips.len();
     let params = params! {
         run_id, name, arguments, deadline, traceparent, reason, submitted_by, commands, skipped, timeout_ms,
+        retry_of,
     };
     if tx.execute(INSERT_RUN, params)? == 0 {
         return Ok(false);

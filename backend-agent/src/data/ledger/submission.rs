@@ -100,6 +100,7 @@ pub fn run(new: &NewRun, now: Timestamp, states: BTreeMap<CommandState, u64>, sk
         finished_at: None,
         states,
         skipped,
+        retry_of: new.retry_of,
     }
 }
 

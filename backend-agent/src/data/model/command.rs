@@ -41,6 +41,8 @@ pub struct NewRun {
     pub actor: Actor,
     /// The submission's `Idempotency-Key`, when it has one.
     pub idempotency: Option<Idempotency>,
+    /// The dead letter that it retries; then it has one target.
+    pub retry_of: Option<CommandId>,
     /// The bounds it is held against.
     pub limits: QueueLimits,
 }
@@ -133,6 +135,8 @@ pub enum Submission {
     IdempotencyMismatch,
     /// A gateway is not what was remembered of it; nothing was submitted.
     Outdated,
+    /// The dead letter that it would retry was discarded, or is kept no more; nothing was submitted.
+    Resolved,
 }
 
 /// A command that was offered in the transaction that submitted it, and is still to be sent.
@@ -175,6 +179,8 @@ pub struct Run {
     pub states: BTreeMap<CommandState, u64>,
     /// How many gateways were meant and got no command.
     pub skipped: u64,
+    /// The command that could not be delivered and that it runs again.
+    pub retry_of: Option<CommandId>,
 }
 
 impl Run {
@@ -451,6 +457,8 @@ pub struct Counts {
     pub open_runs: u64,
     /// Commands that are not final, by state, of those states that occur.
     pub open_commands: BTreeMap<CommandState, u64>,
+    /// Commands that could not be delivered and that nobody has decided about.
+    pub dead_letters: u64,
     /// Outcomes of unknown commands that gateways which are not revoked reported within a day.
     pub orphans: u64,
     /// Second holders of the identities of such gateways that were seen within a day.

@@ -284,6 +284,22 @@ pub struct Purged {
     pub idempotency_keys: u64,
     /// Ended sessions.
     pub sessions: u64,
+    /// Dead letters.
+    pub dead_letters: u64,
+}
+
+impl Purged {
+    /// Whether there may be more of a kind than the `limit` of one step.
+    #[must_use]
+    pub fn has_reached(&self, limit: usize) -> bool {
+        let limit = u64::try_from(limit).unwrap_or(u64::MAX);
+        let Self {
+            idempotency_keys,
+            sessions,
+            dead_letters,
+        } = *self;
+        idempotency_keys.max(sessions).max(dead_letters) >= limit
+    }
 }
 
 /// What one step of the telemetry's upkeep deleted.
@@ -319,4 +335,6 @@ pub struct StoreHealth {
     pub schema_version: i64,
     /// Why it does not work, when it does not.
     pub problem: Option<String>,
+    /// Whether writes found no room lately, although it works otherwise.
+    pub full: bool,
 }

@@ -9,10 +9,11 @@ use serde_json::{Value, json};
 use viworks_api as dto;
 use viworks_api::Scope;
 use viworks_backend_agent::api::{Access, endpoints};
+use viworks_backend_agent::data::Holder;
 use viworks_common::rate::Quota;
 
 use super::declared::{self, DOCUMENT, Outcome};
-use super::harness::{Backend, catalogue};
+use super::harness::{Backend, catalogue, now};
 use super::schema;
 
 /// A request for an operation whose path and body are the document's examples.
@@ -185,6 +186,7 @@ async fn successes(backend: &Backend) {
     let command = commands["items"][0]["id"].as_str().unwrap();
     let cancel = format!("/v1/runs/{run}/cancel");
     assert_eq!(backend.post_text(&cancel, "", &[]).await.status, 200);
+    dead_letters(backend, &holder).await;
     let made = backend
         .post(
             "/v1/apikeys",
@@ -230,14 +232,68 @@ async fn successes(backend: &Backend) {
     }
 }
 
+/// One that is retried twice and then is not to be discarded, one the other way round, and one that no gateway takes.
+async fn dead_letters(backend: &Backend, holder: &Holder) {
+    for _ in 0..3 {
+        backend.submit_uptime().await;
+    }
+    let dead = backend.kill_queued(holder).await;
+    assert_eq!(backend.get("/v1/dead-letters").await.status, 200);
+    let letter = format!("/v1/dead-letters/{}", dead[0]);
+    assert_eq!(backend.get(&letter).await.status, 200);
+    for (which, verb, status) in [
+        (0, "retry", 201),
+        (0, "retry", 200),
+        (0, "discard", 409),
+        (1, "discard", 200),
+        (1, "retry", 409),
+    ] {
+        let path = format!("/v1/dead-letters/{}/{verb}", dead[which]);
+        let answer = backend.post_text(&path, "", &[]).await;
+        assert_eq!(answer.status, status, "{path}: {}", answer.text);
+    }
+    let (digest, nothing) = ("1".repeat(64), Vec::new());
+    backend
+        .store
+        .save_catalogue(
+            &backend.tenant,
+            holder.agent_id,
+            holder.epoch,
+            &digest,
+            nothing,
+            now(),
+        )
+        .await
+        .unwrap();
+    let path = format!("/v1/dead-letters/{}/retry", dead[2]);
+    assert_eq!(backend.post_text(&path, "", &[]).await.status, 422);
+    backend
+        .store
+        .save_catalogue(
+            &backend.tenant,
+            holder.agent_id,
+            holder.epoch,
+            &"0".repeat(64),
+            catalogue(),
+            now(),
+        )
+        .await
+        .unwrap();
+}
+
 /// Every operation that writes, until the disk is full.
 async fn full_disk() -> BTreeSet<Outcome> {
     let backend = Backend::with(|_limits, queue| {
         (queue.per_gateway, queue.global) = (100_000, 100_000);
     })
     .await;
-    backend.connect("gw-1", catalogue()).await;
+    let holder = backend.connect("gw-1", catalogue()).await;
     let (mut runs, mut keys) = (Vec::new(), Vec::new());
+    for _ in 0..80 {
+        backend.submit_uptime().await;
+    }
+    let dead = backend.kill_queued(&holder).await;
+    let (retried, discarded) = dead.split_at(40);
     let body = json!({"name": "x", "scopes": ["runs:read"]});
     for _ in 0..40 {
         runs.push(backend.submit_uptime().await);
@@ -259,6 +315,14 @@ async fn full_disk() -> BTreeSet<Outcome> {
             .await
     })
     .await;
+    for (verb, dead) in [("retry", retried), ("discard", discarded)] {
+        let mut dead = dead.iter();
+        until_full(verb, async || {
+            let path = format!("/v1/dead-letters/{}/{verb}", dead.next().unwrap());
+            backend.post_text(&path, "", &[]).await
+        })
+        .await;
+    }
     let mut keys = keys.into_iter();
     until_full("revokeApiKey", async || {
         backend
@@ -373,6 +437,8 @@ fn readers() -> BTreeMap<&'static str, Reader> {
         ("CommandList", reads::<dto::CommandList>),
         ("SkippedList", reads::<dto::SkippedList>),
         ("CommandView", reads::<dto::CommandView>),
+        ("DeadLetter", reads::<dto::DeadLetter>),
+        ("DeadLetterList", reads::<dto::DeadLetterList>),
         ("ForkList", reads::<dto::ForkList>),
         ("OrphanList", reads::<dto::OrphanList>),
         ("Gateway", reads::<dto::Gateway>),

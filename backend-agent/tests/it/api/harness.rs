@@ -19,8 +19,8 @@ use viworks_backend_agent::command::bus::{BusLimits, RunBus};
 use viworks_backend_agent::command::{CommandNudge, Commands, Parts};
 use viworks_backend_agent::data::sqlite::SqliteStore;
 use viworks_backend_agent::data::{
-    Actor, AdmitOutcome, AdmitRequest, ConfirmOutcome, ConfirmRequest, Holder, NewGateway,
-    QueueLimits, Store,
+    Actor, AdmitOutcome, AdmitRequest, ConfirmOutcome, ConfirmRequest, Holder, LeaseLimits,
+    NewGateway, QueueLimits, Store,
 };
 use viworks_common::catalogue::{Argument, ArgumentType, CatalogueEntry, Risk};
 use viworks_common::id::{AgentId, AgentRunId, BootId, CommandId, InstallId, SessionId, Tenant};
@@ -399,6 +399,20 @@ impl Backend {
             epoch,
             agent_run_id,
         }
+    }
+
+    /// Has every command die that waits for a gateway, as one that was delivered as often as may be.
+    pub(super) async fn kill_queued(&self, holder: &Holder) -> Vec<CommandId> {
+        let limits = LeaseLimits {
+            commands: 256,
+            attempts_max: 0,
+        };
+        let leased = self
+            .store
+            .lease_commands(&self.tenant, holder, limits, now())
+            .await
+            .unwrap();
+        leased.dead.iter().map(|dead| dead.command_id).collect()
     }
 
     /// Submits `sys.uptime` to everybody and gives the run's id.

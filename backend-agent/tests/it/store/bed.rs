@@ -220,6 +220,7 @@ impl Bed {
             reason: None,
             actor: Actor::local("test").on_request("request-1"),
             idempotency: None,
+            retry_of: None,
             limits: LIMITS,
         }
     }

@@ -377,8 +377,8 @@ async fn jobs_of_two_instances_end_each_command_once() {
         }
         assert!(one.state(released).await.is_final());
         let purged = tokio::join!(
-            one.store.purge(&one.tenant, at(10)),
-            other.store.purge(&one.tenant, at(10)),
+            one.store.purge(&one.tenant, 500, at(10)),
+            other.store.purge(&one.tenant, 500, at(10)),
         );
         purged.0.unwrap();
         purged.1.unwrap();

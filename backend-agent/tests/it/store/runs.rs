@@ -216,7 +216,7 @@ pub(crate) async fn a_key_is_forgotten_after_a_day(bed: &Bed) {
     let day = at(10 + 24 * 3_600);
     let purged = bed
         .store
-        .purge(&bed.tenant, at(9 + 24 * 3_600))
+        .purge(&bed.tenant, 500, at(9 + 24 * 3_600))
         .await
         .unwrap();
     assert_eq!(purged.idempotency_keys, 0);
@@ -226,10 +226,33 @@ pub(crate) async fn a_key_is_forgotten_after_a_day(bed: &Bed) {
     assert!(matches!(submitted, Submission::Submitted { .. }));
     let purged = bed
         .store
-        .purge(&bed.tenant, at(11 + 48 * 3_600))
+        .purge(&bed.tenant, 500, at(11 + 48 * 3_600))
         .await
         .unwrap();
     assert_eq!(purged.idempotency_keys, 1);
+}
+
+pub(crate) async fn what_has_served_is_deleted_in_steps(bed: &Bed) {
+    bed.gateway(1).await;
+    for n in 0..5 {
+        let mut new = bed.new_run(&[1], false);
+        new.idempotency = Some(Idempotency {
+            key: format!("key-{n}"),
+            ..key(1)
+        });
+        let submitted = bed.store.submit_run(&bed.tenant, new, at(n)).await;
+        assert!(matches!(submitted, Ok(Submission::Submitted { .. })));
+    }
+    let later = at(3 + 24 * 3_600);
+    let mut steps = Vec::new();
+    loop {
+        let purged = bed.store.purge(&bed.tenant, 3, later).await.unwrap();
+        steps.push(purged.idempotency_keys);
+        if !purged.has_reached(3) {
+            break;
+        }
+    }
+    assert_eq!(steps, [3, 1], "one of the five is not old enough");
 }
 
 pub(crate) async fn orders_count_per_gateway_without_holes(bed: &Bed) {

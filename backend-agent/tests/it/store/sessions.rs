@@ -576,7 +576,7 @@ pub(crate) async fn sessions_that_are_never_confirmed_are_bounded_too(bed: &Bed)
     let live = |known: &SessionRecord| known.epoch == session.holder.epoch;
     assert!(sessions.iter().any(live), "the live one stays");
     bed.store
-        .purge(&bed.tenant, at(40 * 24 * 3_600))
+        .purge(&bed.tenant, 500, at(40 * 24 * 3_600))
         .await
         .unwrap();
     let sessions = bed.store.list_sessions(&bed.tenant, agent(1), 5_000).await;
