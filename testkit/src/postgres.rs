@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 use crate::keeper::{End, keep};
 use crate::process::Process;
+use crate::small_disk;
 
 /// How long the server may take to start.
 const START_TIME: Duration = Duration::from_secs(60);
@@ -194,6 +195,8 @@ pub struct Own {
     server: Server,
     process: Option<Process>,
     encrypted: bool,
+    /// The size in MiB of the disk that its tables have to themselves.
+    disk: Option<u32>,
     folder: TempDir,
 }
 
@@ -204,6 +207,33 @@ impl Own {
     /// When PostgreSQL is installed and cannot be started.
     #[must_use]
     pub fn start() -> Option<Self> {
+        Self::start_with(None)
+    }
+
+    /// The same with its tables on a disk of so many MiB, which is gone when the server ends; its log of transactions
+    /// is elsewhere, because a server that cannot write that does not go on.
+    ///
+    /// # Panics
+    /// When PostgreSQL is installed and cannot be started.
+    #[must_use]
+    pub fn start_on_disk_of(mebibytes: u32) -> Option<Self> {
+        Self::start_with(Some(mebibytes))
+    }
+
+    /// Whether there is a server to be started; where there is none, that is said.
+    #[must_use]
+    pub fn is_installed() -> bool {
+        found().is_some()
+    }
+
+    /// Whether this machine lets a server have such a disk: mounting takes root, and a server does not run as root, not
+    /// even in a namespace of its own.
+    #[must_use]
+    pub fn may_have_a_disk() -> bool {
+        rustix::process::getuid().is_root()
+    }
+
+    fn start_with(disk: Option<u32>) -> Option<Self> {
         let programs = found()?;
         let folder = tempfile::Builder::new().prefix("viworks-pg-").tempdir();
         let folder = folder.expect("a temporary folder can be made");
@@ -218,6 +248,7 @@ impl Own {
             server,
             process: None,
             encrypted: false,
+            disk,
             folder,
         };
         own.start_again();
@@ -278,6 +309,12 @@ impl Own {
             if self.encrypted {
                 command.args(["-c", "ssl=on"]);
             }
+            if let Some(mebibytes) = self.disk {
+                let plain = command;
+                let program = Path::new(plain.get_program());
+                command = small_disk::command(program, &self.tables(), mebibytes);
+                command.args(plain.get_args()).current_dir("/");
+            }
             let mut process = Process::start(&mut command, &log).expect("the server starts");
             while process.ended().is_none() {
                 if self.server.answers() {
@@ -300,6 +337,21 @@ impl Own {
         if let Some(mut process) = self.process.take() {
             process.kill();
         }
+    }
+
+    /// The folder of its tables.
+    #[must_use]
+    pub fn tables(&self) -> PathBuf {
+        self.folder.path().join("data/base")
+    }
+
+    /// The number of its process.
+    ///
+    /// # Panics
+    /// When it does not run.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("the server runs").pid()
     }
 
     /// The server.

@@ -108,7 +108,9 @@ pub fn break_disk(folder: &Path) {
     std::fs::write(switch, "broken by a test").expect("ext4 lets itself be broken");
 }
 
-fn unshare() -> Command {
+/// A command that gives what follows file systems of its own to mount.
+#[must_use]
+pub fn unshare() -> Command {
     let mut command = Command::new("unshare");
     if !rustix::process::geteuid().is_root() {
         command.args(["--user", "--map-root-user"]);

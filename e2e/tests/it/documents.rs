@@ -251,6 +251,7 @@ const PROMISES: &[(&str, &str, &[&str])] = &[
         &[
             "probes_and_the_description_are_public",
             "a_key_that_was_known_lately_is_known_for_an_hour_unless_it_was_refused_since",
+            "a_database_that_says_nothing_is_told_of_and_costs_nothing",
         ],
     ),
     (

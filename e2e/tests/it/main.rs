@@ -23,6 +23,7 @@ mod newcomer;
 mod old_database;
 mod points;
 mod postgres;
+mod postgres_faults;
 mod queue;
 mod reference_agent;
 mod refusals;
