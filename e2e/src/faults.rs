@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 use viworks_runtime::random::uniform;
-use viworks_testkit::deployment::{Deployment, Start};
 use viworks_testkit::postgres::Own;
 use viworks_testkit::proxy::Proxy;
 
+use crate::backends::Backends;
 use crate::fleet::Fleet;
 use crate::memory::Memory;
 
@@ -42,7 +42,7 @@ impl fmt::Display for Faults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} gateways killed, {} frozen, {} cuts of connections, the backend killed {} times",
+            "{} gateways killed, {} frozen, {} cuts of connections, a backend killed {} times",
             self.gateway_kills, self.freezes, self.cuts, self.backend_kills
         )?;
         match self.server_kills {
@@ -54,7 +54,7 @@ impl fmt::Display for Faults {
 
 /// Injects faults until the time is over; memory is sampled beside that.
 pub(crate) async fn inject(
-    system: &mut Deployment,
+    backends: &mut Backends,
     mut server: Option<&mut Own>,
     fleet: &mut Fleet,
     relay: &Proxy,
@@ -81,8 +81,7 @@ pub(crate) async fn inject(
         }
         if next_kill.is_some_and(|at| at <= now) {
             next_kill = pending.next();
-            system.kill_backend();
-            system.start_backend(Start::default()).await;
+            backends.kill(relay, faults.backend_kills).await;
             faults.backend_kills += 1;
             if next_kill.is_none() {
                 judged_from = Some(Instant::now());
@@ -99,11 +98,13 @@ pub(crate) async fn inject(
             faults.server_kills += 1;
             continue;
         }
+        // Whoever dials now comes to this one.
+        backends.lead(relay, uniform(0..2));
         let number = usize::try_from(uniform(0..size))?;
         match uniform(0..100) {
             0..40 => {
                 frozen.remove(&number);
-                fleet.kill(system, number)?;
+                fleet.kill(backends.first(), number)?;
                 faults.gateway_kills += 1;
             }
             40..70 => {
@@ -121,7 +122,7 @@ pub(crate) async fn inject(
             }
         }
         if judged_from.is_some() {
-            memory.sample(system.backend().pid(), fleet.pids());
+            memory.sample(backends.first().backend().pid(), fleet.pids());
         }
     }
     Ok(faults)

@@ -14,16 +14,18 @@ use anyhow::{Context, bail};
 use clap::Parser;
 use tokio::time::{Instant, sleep};
 use viworks_testkit::binaries::Binaries;
-use viworks_testkit::deployment::{Deployment, Start};
+use viworks_testkit::deployment::Deployment;
 use viworks_testkit::postgres::Own;
 use viworks_testkit::proxy::Proxy;
 
 use crate::account::Account;
+use crate::backends::Backends;
 use crate::fleet::Fleet;
 use crate::memory::Memory;
 use crate::operator::Operator;
 
 mod account;
+mod backends;
 mod faults;
 mod fleet;
 mod memory;
@@ -40,7 +42,7 @@ struct Cli {
     /// Gateways, each a process of the shipped agent
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(2..=1_000))]
     agents: u16,
-    /// On a PostgreSQL server of its own, which is killed as well
+    /// Two backends on a PostgreSQL server of their own, which is killed as well
     #[arg(long)]
     postgres: bool,
 }
@@ -87,7 +89,7 @@ async fn soak(cli: &Cli) -> anyhow::Result<Account> {
         Binaries::released()
     };
     let mut server = cli.postgres.then(Own::start).flatten();
-    let mut system = match &server {
+    let system = match &server {
         Some(own) => {
             own.server().make_empty("viworks");
             Deployment::on(programs, own.server().database("viworks"))
@@ -98,10 +100,11 @@ async fn soak(cli: &Cli) -> anyhow::Result<Account> {
     // Where the backend listens is known when it runs.
     let relay = Proxy::before("").await?;
     let mut fleet = Fleet::issue(&system, usize::from(cli.agents), &relay.address());
-    system.start_backend(Start::default()).await;
-    relay.forward_to(system.agents_address());
-    fleet.start_all(&system)?;
-    let operator = Operator::new(&system)?;
+    let mut backends = Backends::of(system, server.is_some());
+    backends.start(&relay).await;
+    fleet.start_all(backends.first())?;
+    let apis = backends.apis();
+    let operator = Operator::new(backends.first().path(), apis)?;
     operator.all_online(fleet.size()).await?;
     // Faults that hit nothing would prove nothing.
     if relay.carried() < fleet.size() {
@@ -125,7 +128,7 @@ async fn soak(cli: &Cli) -> anyhow::Result<Account> {
     let (faults, (), submitted, fed) = tokio::join!(
         async {
             let faults = faults::inject(
-                &mut system,
+                &mut backends,
                 server.as_mut(),
                 &mut fleet,
                 &relay,
@@ -144,20 +147,10 @@ async fn soak(cli: &Cli) -> anyhow::Result<Account> {
     let (faults, submitted) = (faults?, submitted?);
 
     eprintln!("the faults are over; waiting for the last commands and records …");
-    rest(&system, &fleet).await?;
+    rest(backends.first(), &fleet).await?;
     let memory = memory.verdict();
-    if !system
-        .backend()
-        .stop(Duration::from_secs(60))
-        .await
-        .success()
-    {
-        bail!(
-            "the backend did not stop cleanly:\n{}",
-            system.backend().log()
-        );
-    }
-    let account = Account::take(&system, &fleet, submitted, fed, faults, memory);
+    backends.stop().await?;
+    let account = Account::take(backends.first(), &fleet, submitted, fed, faults, memory);
     fleet.stop_all().await;
     Ok(account)
 }

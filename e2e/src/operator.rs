@@ -1,12 +1,12 @@
 //! The operator of a soak: submits runs to every gateway, again and again, whatever happens.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
-use viworks_testkit::deployment::Deployment;
 use viworks_testkit::gateway::{AGAIN, ONCE};
 
 /// Between two submissions.
@@ -18,18 +18,21 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(300);
 /// A client of the API.
 pub(crate) struct Operator {
     http: reqwest::Client,
-    api: String,
+    /// Of each backend; one that is away is passed over.
+    apis: Vec<String>,
+    turn: AtomicUsize,
     token: String,
 }
 
 impl Operator {
     /// One with every scope.
-    pub(crate) fn new(system: &Deployment) -> anyhow::Result<Self> {
-        let token = std::fs::read_to_string(system.path().join("operator.key"))
+    pub(crate) fn new(site: &Path, apis: Vec<String>) -> anyhow::Result<Self> {
+        let token = std::fs::read_to_string(site.join("operator.key"))
             .context("the operator's key cannot be read")?;
         Ok(Self {
             http: viworks_testkit::http::client(),
-            api: system.api_url(),
+            apis,
+            turn: AtomicUsize::new(0),
             token: token.trim().to_owned(),
         })
     }
@@ -53,8 +56,15 @@ impl Operator {
         }
     }
 
+    /// Of the backends in turn.
+    fn api(&self) -> &str {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let which = turn % self.apis.len().max(1);
+        self.apis.get(which).map_or("", String::as_str)
+    }
+
     async fn get(&self, path: &str) -> anyhow::Result<(u16, Value)> {
-        let request = self.http.get(format!("{}{path}", self.api));
+        let request = self.http.get(format!("{}{path}", self.api()));
         let response = request.bearer_auth(&self.token).send().await?;
         Ok((response.status().as_u16(), response.json().await?))
     }
@@ -77,7 +87,7 @@ impl Operator {
         loop {
             let request = self
                 .http
-                .post(format!("{}/v1/runs", self.api))
+                .post(format!("{}/v1/runs", self.api()))
                 .bearer_auth(&self.token)
                 .header("idempotency-key", key)
                 .json(&json!({"command": command, "targets": "all"}))

@@ -5,6 +5,7 @@ mod context;
 mod ending;
 mod first;
 pub mod layout;
+mod postgres;
 pub mod processes;
 mod remove;
 mod start;

@@ -20,7 +20,7 @@ pub use self::gateway::Gateway;
 pub use self::run::Run;
 pub use self::runs::Runs;
 pub use self::telemetry::Telemetry;
-use crate::demo::layout::DEFAULT_FOLDER;
+use crate::demo::layout::{DEFAULT_FOLDER, Stores};
 use crate::output::Format;
 
 const EXIT_CODES: &str = "\
@@ -98,7 +98,7 @@ pub struct Global {
 pub enum Verb {
     /// Start the local demo: a backend, gateways over mutual TLS, a first command
     #[command(
-        after_help = "Examples:\n  viworks up\n  viworks up --once --agents 5\n  viworks up --reset --data-dir ./demo"
+        after_help = "Examples:\n  viworks up\n  viworks up --once --agents 5\n  viworks up --reset --data-dir ./demo\n  viworks up --stores postgres --data-dir ./demo-postgres"
     )]
     Up(Up),
     /// Stop the local demo
@@ -163,6 +163,10 @@ pub struct Up {
     /// Remove what an earlier demo made here first; whatever else lies there stays
     #[arg(long)]
     pub reset: bool,
+    /// Where data is kept: sqlite, or postgres for two backends on a private server of the PostgreSQL that is installed
+    /// [default: what this demo has, sqlite for a new one]
+    #[arg(long, value_name = "STORES", value_parser = value::stores)]
+    pub stores: Option<Stores>,
     /// Where certificates, databases and logs live
     #[arg(long, default_value = DEFAULT_FOLDER, value_name = "DIR")]
     pub data_dir: PathBuf,

@@ -45,6 +45,7 @@ fn wanted(global: &Global, flags: Up) -> demo::Options {
         agents: usize::from(flags.agents),
         once: flags.once,
         reset: flags.reset,
+        stores: flags.stores,
         data_dir: flags.data_dir,
         format: global.output,
         config_dir: global.config_dir.clone(),

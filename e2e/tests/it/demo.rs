@@ -2,6 +2,7 @@
 
 mod belongings;
 mod course;
+mod servers;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -107,9 +108,14 @@ impl Place {
 
     /// Starts a demo that stays, and waits until its first command is answered.
     async fn stay(&self) -> Process {
+        self.stay_with(&[]).await
+    }
+
+    async fn stay_with(&self, more: &[&str]) -> Process {
         let free = |number: &u32| !self.log(*number).exists();
         let log = self.log((1..).find(free).unwrap());
-        let command = self.command(&["up", "--data-dir", text(&self.data())]);
+        let data = self.data();
+        let command = self.command(&[&["up", "--data-dir", text(&data)], more].concat());
         Self::until_up(command, &log).await
     }
 

@@ -15,6 +15,7 @@ mod flood;
 mod full_disk;
 mod host;
 mod hostile;
+mod instance_faults;
 mod instances;
 mod limbo;
 mod live;

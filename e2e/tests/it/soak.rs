@@ -15,7 +15,7 @@ async fn a_short_soak_accounts_for_everything() {
         .ended_with(0);
     assert!(
         said.stdout.contains("everything is accounted for")
-            && said.stdout.contains("the backend killed 3 times"),
+            && said.stdout.contains("a backend killed 3 times"),
         "{said:#?}"
     );
 }

@@ -2,28 +2,29 @@
 
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Returns when it comes.
-pub(super) async fn interruption() {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (
+/// What returns when it comes. From the call on it is listened for, so that nothing is started which nobody would stop.
+pub(super) fn interruption() -> impl Future<Output = ()> {
+    let listened = (
         signal(SignalKind::terminate()),
         signal(SignalKind::interrupt()),
-    ) else {
-        return std::future::pending().await;
-    };
+    );
     // A terminal that is closed ends what it shows; under nohup it does not.
-    let hangup = async {
-        if hangups_are_ignored() {
+    let hangup = (!hangups_are_ignored()).then(|| signal(SignalKind::hangup()));
+    async move {
+        let (Ok(mut terminate), Ok(mut interrupt)) = listened else {
             return std::future::pending().await;
+        };
+        let hangup = async {
+            match hangup {
+                Some(Ok(mut hangup)) => hangup.recv().await,
+                Some(Err(_)) | None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = hangup => {}
         }
-        match signal(SignalKind::hangup()) {
-            Ok(mut hangup) => hangup.recv().await,
-            Err(_not_to_be_had) => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        _ = hangup => {}
     }
 }
 

@@ -16,9 +16,65 @@ pub const DEFAULT_FOLDER: &str = ".viworks/dev";
 /// Bytes of a socket's path: 107 by unix(7), less what a name beside it may add.
 const SOCKET_PATH_MAX: usize = 90;
 const SOCKETS_PREFIX: &str = "viworks-";
+/// Where the files of a server lie that is another user.
+const SERVERS: &str = "/var/tmp";
 /// The file by which a folder is known as one that `up` made.
 const MARK_FILE: &str = ".viworks-demo";
 const MARK_TEXT: &str = "`viworks up` made this folder; `viworks up --reset` removes what it made here, and nothing else.\n";
+
+/// The name of the first backend, with which those of further ones begin.
+pub const FIRST: &str = "backend";
+
+/// The database server's name among the processes of a demo.
+pub const SERVER: &str = "postgres";
+
+/// The user that a database server is.
+#[derive(Debug, Clone, Copy)]
+pub struct Owner {
+    /// Its number.
+    pub user: u32,
+    /// Its group's.
+    pub group: u32,
+}
+
+/// Where a demo's backend keeps its data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stores {
+    /// In its own embedded database.
+    Embedded,
+    /// On a PostgreSQL server that the demo has for itself.
+    Postgres,
+}
+
+impl Stores {
+    /// Every choice, with the word for it.
+    pub const ALL: [(&'static str, Self); 2] =
+        [("sqlite", Self::Embedded), ("postgres", Self::Postgres)];
+
+    /// The word for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Embedded => "sqlite",
+            Self::Postgres => "postgres",
+        }
+    }
+
+    /// What it is.
+    pub const fn title(self) -> &'static str {
+        match self {
+            Self::Embedded => "SQLite",
+            Self::Postgres => "PostgreSQL",
+        }
+    }
+
+    /// Where identities are, in a sentence.
+    pub const fn place(self) -> &'static str {
+        match self {
+            Self::Embedded => "in the embedded database",
+            Self::Postgres => "in the database server",
+        }
+    }
+}
 
 /// The demo's folder.
 #[derive(Debug, Clone)]
@@ -69,6 +125,78 @@ impl Layout {
     /// The operator's API key.
     pub fn token(&self) -> PathBuf {
         self.root.join("operator.key")
+    }
+
+    /// The password of the demo's database server.
+    pub fn database_password(&self) -> PathBuf {
+        self.backend().join("database.password")
+    }
+
+    /// The state folder of a backend beside the first one, made if it is missing.
+    pub fn make_state(&self, backend: &str) -> Result<PathBuf, Failure> {
+        let folder = self.root.join(backend);
+        let state = folder.join("state");
+        for folder in [&folder, &state] {
+            files::create_private_folder(folder).map_err(|error| cannot_write(&error))?;
+        }
+        Ok(state)
+    }
+
+    /// Where the demo keeps its data, once it has some.
+    pub fn stores(&self) -> Option<Stores> {
+        let is_there = |path: PathBuf| path.symlink_metadata().is_ok();
+        is_there(self.backend_config()).then(|| {
+            if is_there(self.postgres_place()) {
+                Stores::Postgres
+            } else {
+                Stores::Embedded
+            }
+        })
+    }
+
+    fn postgres_place(&self) -> PathBuf {
+        self.root.join("postgres")
+    }
+
+    /// The folder of the demo's database server, made if it is missing. Where the server is another user, who cannot
+    /// come here, it lies elsewhere, and a link says where.
+    pub fn make_postgres(&self, owner: Option<Owner>) -> Result<PathBuf, Failure> {
+        let place = self.postgres_place();
+        let Some(owner) = owner else {
+            files::create_private_folder(&place).map_err(|error| cannot_write(&error))?;
+            return Ok(place);
+        };
+        if let Some(folder) = self.postgres_elsewhere()
+            && folder.is_dir()
+        {
+            return Ok(folder);
+        }
+        // A link that leads nowhere.
+        let _removed = std::fs::remove_file(&place);
+        let folder = tempfile::Builder::new()
+            .prefix(SOCKETS_PREFIX)
+            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
+            .tempdir_in(SERVERS)?;
+        std::os::unix::fs::chown(folder.path(), Some(owner.user), Some(owner.group))?;
+        std::os::unix::fs::symlink(folder.path(), &place)?;
+        // From here on the link says that it is there.
+        Ok(folder.keep())
+    }
+
+    /// Where the link leads, if it is one of [`Self::make_postgres`].
+    fn postgres_elsewhere(&self) -> Option<PathBuf> {
+        let folder = std::fs::read_link(self.postgres_place()).ok()?;
+        let ours = folder.parent() == Some(Path::new(SERVERS))
+            && folder
+                .file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with(SOCKETS_PREFIX));
+        ours.then_some(folder)
+    }
+
+    /// Removes the database server's files.
+    pub fn remove_postgres(&self) -> Result<(), Failure> {
+        remove::server(&self.postgres_place(), self.postgres_elsewhere().as_deref())
+            .map_err(|refused| not_removed(&refused))
     }
 
     /// A process's log.
@@ -250,12 +378,8 @@ impl Layout {
         if !self.is_demo() {
             return Ok(Vec::new());
         }
-        remove::demo(&self.root, MARK_FILE).map_err(|(path, error)| {
-            Failure::new(
-                ExitCode::Error,
-                format!("{} cannot be removed: {error}", path.display()),
-            )
-        })
+        self.remove_postgres()?;
+        remove::demo(&self.root, MARK_FILE).map_err(|refused| not_removed(&refused))
     }
 
     /// Puts the shipped catalogue beside what somebody kept of one; a folder that is absent is filled by its gateway.
@@ -276,12 +400,7 @@ impl Layout {
 
     /// Removes what an interrupted start left of the backend.
     pub fn remove_backend(&self) -> Result<(), Failure> {
-        remove::backend(&self.backend()).map_err(|(path, error)| {
-            Failure::new(
-                ExitCode::Error,
-                format!("{} cannot be removed: {error}", path.display()),
-            )
-        })
+        remove::backend(&self.backend()).map_err(|refused| not_removed(&refused))
     }
 
     fn started(&self) -> PathBuf {
@@ -341,6 +460,14 @@ impl Layout {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// What could not be removed, and why.
+fn not_removed((path, error): &remove::Refused) -> Failure {
+    Failure::new(
+        ExitCode::Error,
+        format!("{} cannot be removed: {error}", path.display()),
+    )
 }
 
 /// A folder or file that cannot be made, with its cause.

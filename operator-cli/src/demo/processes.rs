@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use viworks_runtime::exit::ExitCode;
 
 use super::context;
-use super::layout::{Layout, Process};
+use super::layout::{FIRST, Layout, Process, SERVER};
 use crate::failure::Failure;
 use crate::output;
 
@@ -100,15 +100,20 @@ impl Running {
         arguments: &[&str],
         environment: &[(&str, String)],
     ) -> Result<Self, Failure> {
+        let mut command = Command::new(program);
+        command.args(arguments).envs(
+            environment
+                .iter()
+                .map(|(key, value)| (*key, value.as_str())),
+        );
+        Self::spawn(layout, name, command)
+    }
+
+    /// The same of a command that is somebody else's program.
+    pub fn spawn(layout: &Layout, name: &str, mut command: Command) -> Result<Self, Failure> {
         let log = layout.log(name);
         let file = OpenOptions::new().create(true).append(true).open(&log)?;
-        let child = Command::new(program)
-            .args(arguments)
-            .envs(
-                environment
-                    .iter()
-                    .map(|(key, value)| (*key, value.as_str())),
-            )
+        let child = command
             .env(MARK, layout.root())
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
@@ -118,7 +123,10 @@ impl Running {
             .map_err(|error| {
                 Failure::new(
                     ExitCode::Error,
-                    format!("{} could not be started: {error}", program.display()),
+                    format!(
+                        "{} could not be started: {error}",
+                        Path::new(command.get_program()).display()
+                    ),
                 )
             })?;
         Ok(Self {
@@ -134,7 +142,7 @@ impl Running {
     }
 
     /// Why, when it has ended by itself.
-    fn ended(&mut self) -> Result<Option<Failure>, Failure> {
+    pub fn ended(&mut self) -> Result<Option<Failure>, Failure> {
         let Some(status) = self.child.try_wait()? else {
             return Ok(None);
         };
@@ -194,13 +202,16 @@ pub fn failure_of(running: &mut [Running]) -> Result<Option<Failure>, Failure> {
 
 /// Stops children in order: asks, waits, kills what does not listen, and reaps all.
 pub async fn stop(running: &mut Vec<Running>) {
-    // Gateways first, so that they say goodbye to a backend that is still there.
+    // Gateways first, so that they say goodbye to a backend that is still there; and that one before its database.
     running.reverse();
-    let (gateways, backend): (Vec<Running>, Vec<Running>) =
-        running.drain(..).partition(|one| one.name != "backend");
-    for mut group in [gateways, backend] {
+    let (servers, agents): (Vec<Running>, Vec<Running>) =
+        running.drain(..).partition(|one| one.name == SERVER);
+    let (backend, gateways): (Vec<Running>, Vec<Running>) = agents
+        .into_iter()
+        .partition(|one| one.name.starts_with(FIRST));
+    for mut group in [gateways, backend, servers] {
         for one in &group {
-            signal(one.child.id(), Signal::TERM);
+            signal(one.child.id(), goodbye(one.child.id()));
         }
         let deadline = Instant::now() + STOP_WITHIN;
         for one in &mut group {
@@ -218,6 +229,16 @@ pub async fn stop(running: &mut Vec<Running>) {
     }
 }
 
+/// What asks a process to end. A database server that is asked politely waits until everybody has gone.
+fn goodbye(pid: u32) -> Signal {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    if name.trim_end() == SERVER {
+        Signal::INT
+    } else {
+        Signal::TERM
+    }
+}
+
 fn signal(pid: u32, signal: Signal) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
         // A process that is already gone needs no signal.
@@ -226,7 +247,7 @@ fn signal(pid: u32, signal: Signal) {
 }
 
 /// The environment variable by which a demo's processes are found whatever became of their `up`: its folder.
-const MARK: &str = "VIWORKS_DEMO_FOLDER";
+pub const MARK: &str = "VIWORKS_DEMO_FOLDER";
 
 /// What still runs of the demo in this folder, without its `up`.
 pub fn left_running(layout: &Layout) -> Vec<Process> {
@@ -284,7 +305,7 @@ pub async fn stop_demo(layout: &Layout, up: Option<&Process>) -> Result<(), Fail
         .cloned()
         .map_or_else(|| left_running(layout), |up| vec![up]);
     for process in &first {
-        signal(process.pid, Signal::TERM);
+        signal(process.pid, goodbye(process.pid));
     }
     let deadline = Instant::now() + STOP_WITHIN * 2;
     loop {

@@ -8,9 +8,10 @@ use viworks_common::catalogue::SHIPPED;
 /// What could not be removed, and why.
 pub(super) type Refused = (PathBuf, io::Error);
 
-/// What `pki init` writes.
-const BACKEND: [&str; 7] = [
+/// What `pki init` writes, and what is added for a database server.
+const BACKEND: [&str; 8] = [
     "backend.toml",
+    "database.password",
     "ca.crt",
     "ca.key",
     "server.crt",
@@ -30,11 +31,16 @@ const GATEWAY: [&str; 6] = [
 /// What lies beside the folders.
 const ROOT: [&str; 2] = ["operator.key", ".lock"];
 /// What the processes are remembered by.
-const RUN: [&str; 3] = ["demo.json", "backend.json", "sockets"];
+const RUN: [&str; 4] = ["demo.json", "backend.json", "backend-2.json", "sockets"];
 
 /// Removes the demo in `root`, whose mark goes last, and returns what is left there.
 pub(super) fn demo(root: &Path, mark: &str) -> Result<Vec<PathBuf>, Refused> {
     backend(&root.join("backend"))?;
+    let second = root.join("backend-2");
+    if !is_link(&second) {
+        state(&second.join("state"))?;
+        empty(&second)?;
+    }
     let gateways = root.join("gateways");
     for folder in entries(&gateways)? {
         gateway(&folder)?;
@@ -83,6 +89,17 @@ pub(super) fn sockets(folder: &Path) -> io::Result<()> {
         }
     }
     empty(folder).map_err(|(_path, error)| error)
+}
+
+/// Removes the files of a database server at `place`, or `elsewhere` where that is a link.
+pub(super) fn server(place: &Path, elsewhere: Option<&Path>) -> Result<(), Refused> {
+    match elsewhere {
+        Some(folder) => {
+            state(folder)?;
+            file(place)
+        }
+        None => state(place),
+    }
 }
 
 /// An agent's own folder, which it locks and keeps for itself: all of it.

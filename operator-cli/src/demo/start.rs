@@ -6,13 +6,15 @@ use std::path::Path;
 use tokio::time::Instant;
 use viworks_common::human;
 
-use super::layout::{Addresses, Layout};
+use super::layout::{Addresses, FIRST, Layout, Stores};
 use super::processes::{Programs, Running, run_to_end, stop};
 use crate::failure::Failure;
 use crate::{output, views};
 
 /// Where the gateways are said to be.
 const PLACES: [&str; 6] = ["berlin", "lyon", "oslo", "porto", "turin", "ghent"];
+/// The name of the second backend.
+const SECOND: &str = "backend-2";
 /// What the operator's key may do.
 const SCOPES: &str = "all";
 
@@ -28,12 +30,8 @@ fn gateway_name(index: usize) -> String {
     )
 }
 
-/// Certificates, database, identities and the operator's key: whatever is missing is made.
-pub(super) async fn prepare(
-    programs: &Programs,
-    layout: &Layout,
-    names: &[String],
-) -> Result<(), Failure> {
+/// The backend's certificates and configuration, if they are missing.
+pub(super) async fn certificates(programs: &Programs, layout: &Layout) -> Result<(), Failure> {
     let step = Instant::now();
     let config = layout.backend_config();
     if !config.exists() {
@@ -53,7 +51,17 @@ pub(super) async fn prepare(
         "ECDSA P-256",
         step.elapsed(),
     );
+    Ok(())
+}
 
+/// Identities and the operator's key, whatever is missing of them, in the database.
+pub(super) async fn identities(
+    programs: &Programs,
+    layout: &Layout,
+    names: &[String],
+    stores: Stores,
+) -> Result<(), Failure> {
+    let config = layout.backend_config();
     let step = Instant::now();
     for (index, name) in names.iter().enumerate() {
         let dir = layout.gateway(name);
@@ -97,27 +105,57 @@ pub(super) async fn prepare(
             "{}, 1 operator",
             human::counted(names.len(), "gateway", "gateways")
         ),
-        "in the embedded database",
+        stores.place(),
         step.elapsed(),
     );
     Ok(())
 }
 
+/// Starts the backends, two where they share a database server; the first one on its usual ports where they are free.
+pub(super) async fn backends(
+    programs: &Programs,
+    layout: &Layout,
+    stores: Stores,
+    running: &mut Vec<Running>,
+) -> Result<Vec<Addresses>, Failure> {
+    let mut all = vec![backend(programs, layout, running).await?];
+    if stores == Stores::Postgres {
+        let step = Instant::now();
+        let state = layout.make_state(SECOND)?;
+        let second = Backend {
+            name: SECOND,
+            state: Some(&state),
+            api: 0,
+            agents: 0,
+        };
+        let addresses = launch_backend(programs, layout, running, &second).await?;
+        views::demo::step(
+            "second backend",
+            &format!("wss://{}", addresses.agents),
+            &format!("API http://{}", addresses.api),
+            step.elapsed(),
+        );
+        all.push(addresses);
+    }
+    Ok(all)
+}
+
 /// Starts the backend, on its usual ports where they are free.
-pub(super) async fn backend(
+async fn backend(
     programs: &Programs,
     layout: &Layout,
     running: &mut Vec<Running>,
 ) -> Result<Addresses, Failure> {
     let step = Instant::now();
     let (api, agents) = (free_or_any(8080), free_or_any(8081));
-    let addresses = match launch_backend(programs, layout, running, api, agents).await {
+    let before = running.len();
+    let addresses = match launch_backend(programs, layout, running, &first(api, agents)).await {
         Ok(addresses) => addresses,
         // Somebody else may have taken a port after the look; free ones cannot be lost like that.
         Err(_failure) if (api, agents) != (0, 0) => {
-            stop(running).await;
+            stop(&mut running.split_off(before)).await;
             output::note("  the backend did not come up; trying free ports");
-            launch_backend(programs, layout, running, 0, 0).await?
+            launch_backend(programs, layout, running, &first(0, 0)).await?
         }
         Err(failure) => return Err(failure),
     };
@@ -130,19 +168,45 @@ pub(super) async fn backend(
     Ok(addresses)
 }
 
+/// One of a demo's backends.
+struct Backend<'b> {
+    name: &'b str,
+    /// Its state folder, where that is not the one that the configuration names.
+    state: Option<&'b Path>,
+    api: u16,
+    agents: u16,
+}
+
+const fn first(api: u16, agents: u16) -> Backend<'static> {
+    Backend {
+        name: FIRST,
+        state: None,
+        api,
+        agents,
+    }
+}
+
 async fn launch_backend(
     programs: &Programs,
     layout: &Layout,
     running: &mut Vec<Running>,
-    api: u16,
-    agents: u16,
+    backend: &Backend<'_>,
 ) -> Result<Addresses, Failure> {
-    let ready = layout.ready("backend");
+    let Backend {
+        name,
+        state,
+        api,
+        agents,
+    } = *backend;
+    let ready = layout.ready(name);
     remove_stale(&ready)?;
-    let environment = [
+    let mut environment = vec![
         ("VIWORKS__API__LISTEN", format!("127.0.0.1:{api}")),
         ("VIWORKS__AGENTS__LISTEN", format!("127.0.0.1:{agents}")),
     ];
+    if let Some(state) = state {
+        environment.push(("VIWORKS__DATA__STATE_FOLDER", path(state)?.to_owned()));
+    }
     let config = layout.backend_config();
     let arguments = [
         "serve",
@@ -153,7 +217,7 @@ async fn launch_backend(
     ];
     running.push(Running::start(
         layout,
-        "backend",
+        name,
         &programs.backend,
         &arguments,
         &environment,
@@ -167,10 +231,11 @@ pub(super) fn gateways(
     programs: &Programs,
     layout: &Layout,
     names: &[String],
-    addresses: &Addresses,
+    backends: &[Addresses],
     running: &mut Vec<Running>,
 ) -> Result<(), Failure> {
-    for name in names {
+    // In turn, as a balancer in front of several backends has them.
+    for (name, addresses) in names.iter().zip(backends.iter().cycle()) {
         let config = layout.gateway(name).join("gateway.toml");
         let mut environment = vec![(
             "VIWORKS__OUTBOUND__URL",

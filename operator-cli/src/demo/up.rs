@@ -10,7 +10,8 @@ use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files;
 
 use super::ending::interruption;
-use super::layout::{Addresses, Layout, Process, Started};
+use super::layout::{Addresses, Layout, Process, Started, Stores};
+use super::postgres::{self, Installed};
 use super::processes::{Programs, Running, failure_of, left_running, stop, stop_demo};
 use super::{absent, context, first, start};
 use crate::client::Client;
@@ -32,6 +33,8 @@ pub struct Options {
     pub once: bool,
     /// Remove an earlier run's data first.
     pub reset: bool,
+    /// Where the backend keeps its data; where it does already when absent, and embedded in a new demo.
+    pub stores: Option<Stores>,
     /// Where everything is kept.
     pub data_dir: PathBuf,
     pub format: Format,
@@ -58,19 +61,25 @@ pub async fn up(options: &Options) -> Result<ExitCode, Failure> {
     if options.reset {
         reset(&layout)?;
     }
+    let stores = stores(options, &layout)?;
+    let postgres = match stores {
+        Stores::Embedded => None,
+        Stores::Postgres => Some(Installed::find()?),
+    };
     layout.create()?;
     let _lock = files::lock_folder(layout.root()).map_err(|error| in_use(&layout, &error))?;
 
     output::note(&format!(
-        "ViWorkS {} · demo on this machine · SQLite + in-process queue\n",
-        env!("CARGO_PKG_VERSION")
+        "ViWorkS {} · demo on this machine · {} + in-process queue\n",
+        env!("CARGO_PKG_VERSION"),
+        stores.title()
     ));
     save(&layout, None, &[])?;
     let mut running = Vec::new();
     let mut is_up = false;
     let mut interrupted = Box::pin(interruption());
     let outcome = tokio::select! {
-        outcome = start_and_serve(options, &programs, &layout, &mut running, &mut is_up) => outcome,
+        outcome = start_and_serve(options, &programs, &layout, postgres.as_ref(), &mut running, &mut is_up) => outcome,
         () = &mut interrupted => Ok(ExitCode::Interrupted),
     };
     let cut_short = !is_up && matches!(outcome, Ok(ExitCode::Interrupted));
@@ -106,6 +115,28 @@ fn reset(layout: &Layout) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Where the data of this demo is, or is to be.
+fn stores(options: &Options, layout: &Layout) -> Result<Stores, Failure> {
+    match (options.stores, layout.stores()) {
+        (Some(wanted), Some(known)) if wanted != known => Err(Failure::new(
+            ExitCode::Conflict,
+            format!(
+                "the demo in {} keeps its data in {}, not in {}",
+                layout.root().display(),
+                known.title(),
+                wanted.title()
+            ),
+        )
+        .with(format!(
+            "fix: start over: {} --reset --stores {}, or use another place: --data-dir DIR",
+            layout.up(),
+            wanted.name()
+        ))),
+        (_, Some(known)) => Ok(known),
+        (wanted, None) => Ok(wanted.unwrap_or(Stores::Embedded)),
+    }
+}
+
 fn in_use(layout: &Layout, error: &files::FileError) -> Failure {
     Failure::new(ExitCode::Conflict, chain(error)).with(format!(
         "fix: {}, or use another place: viworks up --data-dir DIR",
@@ -117,17 +148,35 @@ async fn start_and_serve(
     options: &Options,
     programs: &Programs,
     layout: &Layout,
+    postgres: Option<&Installed>,
     running: &mut Vec<Running>,
     is_up: &mut bool,
 ) -> Result<ExitCode, Failure> {
     let names = start::gateway_names(options.agents);
-    start::prepare(programs, layout, &names).await?;
+    if layout.stores().is_none() {
+        // What an interrupted start left: without its configuration nothing was ever made with it.
+        layout.remove_postgres()?;
+    }
+    start::certificates(programs, layout).await?;
+    let stores = match postgres {
+        Some(installed) => {
+            postgres::start(layout, installed, running).await?;
+            save(layout, None, running)?;
+            Stores::Postgres
+        }
+        None => Stores::Embedded,
+    };
+    start::identities(programs, layout, &names, stores).await?;
 
-    let addresses = start::backend(programs, layout, running).await?;
+    let backends = start::backends(programs, layout, stores, running).await?;
+    let addresses = backends
+        .first()
+        .cloned()
+        .ok_or_else(|| Failure::new(ExitCode::Error, "no backend was started"))?;
     let step = Instant::now();
     let client = own_client(layout, &addresses)?;
     let names = absent::without_revoked(&client, layout, names).await?;
-    start::gateways(programs, layout, &names, &addresses, running)?;
+    start::gateways(programs, layout, &names, &backends, running)?;
     save(layout, Some(&addresses), running)?;
     absent::wait_until_online(&client, layout, &names, running).await?;
     views::demo::step(
@@ -212,6 +261,7 @@ async fn reuse(options: &Options, layout: &Layout, started: &Started) -> Result<
             layout.down()
         )));
     }
+    stores(options, layout)?;
     let Some(addresses) = &started.addresses else {
         return Err(Failure::new(
             ExitCode::Conflict,

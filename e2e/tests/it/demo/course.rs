@@ -253,7 +253,7 @@ async fn a_demo_that_is_interrupted_before_it_is_up_says_so_and_has_not_succeede
     std::fs::copy(&place.program, programs.join("viworks")).unwrap();
     for name in ["viworks-backend-agent", "viworks-gateway-agent"] {
         let program = programs.join(name);
-        std::fs::write(&program, "#!/bin/sh\n: > \"$0.began\"\nexec sleep 600\n").unwrap();
+        std::fs::write(&program, "#!/bin/sh\n: > \"$0.began\"\nexec sleep 90\n").unwrap();
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
     }
     place.program = programs.join("viworks");
