@@ -141,6 +141,32 @@ const PROMISES: &[(&str, &str, &[&str])] = &[
     ),
     (
         "docs/api.md",
+        "A step is a number",
+        &[
+            "steps_are_read_as_they_are_shown_or_refused",
+            "steps_are_what_a_plain_model_says",
+        ],
+    ),
+    (
+        "docs/api.md",
+        "A step without a record",
+        &["steps_are_what_a_plain_model_says"],
+    ),
+    (
+        "docs/api.md",
+        "Numbers are reckoned",
+        &[
+            "a_sum_beyond_every_number_is_absent",
+            "what_is_beyond_every_number_is_not_told",
+        ],
+    ),
+    (
+        "docs/api.md",
+        "`from` is needed",
+        &["a_page_of_steps_looks_at_so_many_records_and_tells_of_none_twice"],
+    ),
+    (
+        "docs/api.md",
         "**Dead letters**",
         &[
             "what_could_not_be_delivered_is_retried_once_or_discarded",
