@@ -304,5 +304,5 @@ async fn end(own: &mut Robbed, session: &Session) {
     let revoked = twice!(own, revoke_gateway(&tenant, agent(1), &actor, at(7)), audited 1);
     assert!(revoked.unwrap().already);
     twice!(own, purge_telemetry(&tenant, None, 100, at(100_000_000)), audited 0);
-    twice!(own, purge(&tenant, at(100_000_000)), audited 0);
+    twice!(own, purge(&tenant, 500, at(100_000_000)), audited 0);
 }
