@@ -30,7 +30,8 @@ const NEIGHBOUR: &str = "01900000-0000-7000-8000-000000000001";
 /// The names of the methods of the contract that write.
 fn writing() -> BTreeSet<&'static str> {
     let methods = CONTRACT.split("    async fn ").skip(1);
-    let writes = |method: &&str| method.contains("self.write(") || method.contains("engine.write(");
+    let writes =
+        |method: &&str| method.contains("self.write(") || method.contains("self.write_view(");
     let name = |method: &'static str| method.split('(').next().unwrap_or_default();
     methods.filter(writes).map(name).collect()
 }
@@ -303,6 +304,9 @@ async fn end(own: &mut Robbed, session: &Session) {
     twice!(own, end_dead_instances(&tenant, at(6)), audited 0);
     let revoked = twice!(own, revoke_gateway(&tenant, agent(1), &actor, at(7)), audited 1);
     assert!(revoked.unwrap().already);
+    let unknown = own.bed.command_id();
+    let none = twice!(own, discard_dead_letter(&tenant, unknown, &actor, at(8)), audited 0);
+    assert_eq!(none, None);
     twice!(own, purge_telemetry(&tenant, None, 100, at(100_000_000)), audited 0);
     twice!(own, purge(&tenant, 500, at(100_000_000)), audited 0);
 }
