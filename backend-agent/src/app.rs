@@ -564,7 +564,7 @@ impl Shared {
             clock: Arc::clone(&self.clock),
             hurry: Arc::clone(&self.hurry),
         };
-        drop(lifecycle.spawn("postman", postman.run(lifecycle.clone())));
+        drop(lifecycle.spawn_critical("postman", postman.run(lifecycle.clone())));
     }
 
     /// On stop every gateway is told to come back, each at its own time.

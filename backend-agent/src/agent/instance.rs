@@ -31,6 +31,9 @@ pub async fn keep(
     lifecycle: Lifecycle,
 ) {
     let (mut instance, neighbours) = (store.instance(), store.neighbours());
+    // It may have become another one since the manager was made.
+    let mut known = manager.instance();
+    instance.mark_changed();
     let mut ticks = interval(TELL_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -40,6 +43,9 @@ pub async fn keep(
             Ok(()) = instance.changed() => {
                 let now = *instance.borrow_and_update();
                 manager.go_on_as(now);
+                if std::mem::replace(&mut known, now) == now {
+                    continue;
+                }
                 if let Some(now) = now {
                     metrics.leases_lost.inc();
                     note(state_folder.clone(), now).await;

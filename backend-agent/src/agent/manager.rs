@@ -111,6 +111,12 @@ impl Manager {
         }
     }
 
+    /// Which instance this process is.
+    #[must_use]
+    pub fn instance(&self) -> Option<InstanceId> {
+        lock(&self.connected).instance
+    }
+
     /// From here on this process is that instance. The sessions that it has are the one's before it: another backend
     /// took it for dead, and ended them.
     pub fn go_on_as(&self, instance: Option<InstanceId>) {

@@ -90,10 +90,14 @@ impl Postman {
             } in mail
             {
                 handled.push(number);
-                if let Letter::Probe { newcomer, asks } = letter {
-                    probing.push(self.probe(agent_id, newcomer, asks));
-                } else {
-                    self.deliver(agent_id, letter);
+                match letter {
+                    Some(Letter::Probe { newcomer, asks }) => {
+                        probing.push(self.probe(agent_id, newcomer, asks));
+                    }
+                    Some(letter) => self.deliver(agent_id, letter),
+                    None => {
+                        warn!(%agent_id, "another backend, of a later version, left something that this one does not know");
+                    }
                 }
             }
             if !handled.is_empty() {

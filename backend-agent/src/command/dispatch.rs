@@ -141,9 +141,6 @@ impl Dispatcher {
     /// Tells a session here, and the queue for those elsewhere.
     async fn tell(&self, agent_id: AgentId, command_id: CommandId) {
         let is_shared = self.is_shared();
-        if is_shared {
-            self.manager.nudge(agent_id);
-        }
         match self.queue.offer(&self.key(agent_id), &[command_id]).await {
             Ok(_told) => fault::point("queue.offered.before_lease"),
             Err(error @ (QueueError::Full { .. } | QueueError::Unavailable { .. })) => {
@@ -256,6 +253,10 @@ impl CommandNudge for Dispatcher {
     }
 
     fn offer(&self, agent_id: &AgentId, command_id: CommandId) {
+        // A session that is here must not wait until the others have been told.
+        if self.is_shared() {
+            self.manager.nudge(*agent_id);
+        }
         if self.announced.try_send((*agent_id, command_id)).is_err() {
             // Full, or stopping: the session still looks by itself.
             self.manager.nudge(*agent_id);

@@ -1,5 +1,5 @@
-//! The same on servers: the backend on PostgreSQL and Redis beside a relay that makes the same commits and journeys, and
-//! beside the fastest way to load the same telemetry.
+//! The same on servers: the backend on PostgreSQL and Redis beside a relay that makes the same commits and journeys,
+//! and beside the fastest way to load the same telemetry.
 
 use std::time::Duration;
 

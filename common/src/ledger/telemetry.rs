@@ -176,10 +176,18 @@ struct Times {
 impl Times {
     fn of(&self, record: &Record) -> Result<(Timestamp, TimeSource), RecordRefusal> {
         let (at, source) = observed(record.observed_at, self.skew_ms, self.wall);
-        // The word of a clock that nobody has measured is no reason to refuse anything.
-        let is_known = self.skew_ms.is_some();
         match self.kept_from {
-            Some(from) if is_known && at < from => Err(RecordRefusal::PastRetention),
+            Some(from) if at < from => {
+                // The word of a clock that nobody has measured is no reason to refuse anything, nor to have it deleted
+                // as soon as it is stored.
+                let is_known = self.skew_ms.is_some();
+                let as_received = (self.wall, TimeSource::Received);
+                if is_known {
+                    Err(RecordRefusal::PastRetention)
+                } else {
+                    Ok(as_received)
+                }
+            }
             Some(_) | None => Ok((at, source)),
         }
     }

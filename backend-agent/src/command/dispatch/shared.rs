@@ -104,8 +104,14 @@ impl Dispatcher {
                 () = lifecycle.stopping() => return,
                 () = self.sweep.notified() => {}
             }
+            let looked = self.look_everywhere().await;
             self.attach_held().await;
-            if let Err(error) = self.look_everywhere().await {
+            // What was announced while nobody was attached.
+            let looked = match looked {
+                Ok(()) => self.look_everywhere().await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = looked {
                 warn!(
                     error = in_full(&error),
                     "waiting commands were not looked for; that is repeated"

@@ -53,8 +53,10 @@ WHERE instance = :own AND tenant = :tenant ORDER BY number LIMIT :limit",
 pub(super) const OWNER: Sql = Sql::of_several(
     "\
 SELECT g.agent_id, g.session_epoch, g.session_instance,
-       coalesce(i.ended OR i.lease_until < clock_timestamp(), true) AS lapsed,
-       coalesce(i.ended OR (i.lease_until < clock_timestamp()
+       coalesce(i.ended OR NOT i.lease_until BETWEEN clock_timestamp()
+                AND clock_timestamp() + CAST(:seconds AS bigint) * interval '1 second', true) AS lapsed,
+       coalesce(i.ended OR (NOT i.lease_until BETWEEN clock_timestamp()
+                AND clock_timestamp() + CAST(:seconds AS bigint) * interval '1 second'
            AND o.since < clock_timestamp() - CAST(:seconds AS bigint) * interval '1 second'), true) AS gone
 FROM gateways AS g
 LEFT JOIN instances AS i ON i.instance = g.session_instance
@@ -128,8 +130,17 @@ pub(super) fn take(tx: &Tx<'_>, handled: &[u64]) -> StoreResult<Vec<Mail>> {
 
 fn read(row: &Row<'_>) -> StoreResult<Mail> {
     let row = Reader::new("inbox", row);
+    Ok(Mail {
+        number: row.get("number")?,
+        agent_id: row.get("agent_id")?,
+        // One that a later version writes must not keep the others from being read.
+        letter: letter(&row).unwrap_or_default(),
+    })
+}
+
+fn letter(row: &Reader<'_>) -> StoreResult<Option<Letter>> {
     let newcomer = || row.get::<SessionId>("about");
-    let letter = match &*row.get::<String>("kind")? {
+    Ok(Some(match &*row.get::<String>("kind")? {
         "look" => Letter::Look,
         "cancel" => Letter::Cancel(row.get("about")?),
         "revoked" => Letter::Revoked,
@@ -145,13 +156,8 @@ fn read(row: &Row<'_>) -> StoreResult<Mail> {
             newcomer: newcomer()?,
             alive: row.get::<String>("body")? == ALIVE,
         },
-        _ => return Err(row.inconsistent("kind")),
-    };
-    Ok(Mail {
-        number: row.get("number")?,
-        agent_id: row.get("agent_id")?,
-        letter,
-    })
+        _ => return Ok(None),
+    }))
 }
 
 /// Has the owner of a gateway's session asked whether that is alive.

@@ -27,12 +27,14 @@ FROM instances ORDER BY name, instance",
 );
 
 /// An instance ends what another one was, once that one's lease ran out and its own held for as long as a lease all the
-/// while: after a time in which nobody could renew anything, everybody has as long to do it.
+/// while: after a time in which nobody could renew anything, everybody has as long to do it. One that ends later than a
+/// lease lasts was taken before somebody set the server's clock back, and is no better than one that ran out.
 pub(super) const END: Sql = Sql::of_several(
     "\
 UPDATE instances SET ended = true WHERE instance IN (
     SELECT d.instance FROM instances AS d
-    WHERE d.instance <> :own AND (d.ended OR (d.lease_until < clock_timestamp() AND EXISTS (
+    WHERE d.instance <> :own AND (d.ended OR (NOT d.lease_until BETWEEN clock_timestamp()
+              AND clock_timestamp() + CAST(:seconds AS bigint) * interval '1 second' AND EXISTS (
           SELECT 1 FROM instances AS o WHERE o.instance = :own
           AND o.since < clock_timestamp() - CAST(:seconds AS bigint) * interval '1 second')))
     FOR NO KEY UPDATE OF d SKIP LOCKED)

@@ -73,7 +73,9 @@ pub(super) const SUBMIT: Sql = Sql::of_several(concat!(
     "WITH held AS MATERIALIZED (\
         SELECT g.agent_id FROM gateways AS g WHERE g.tenant = :tenant AND g.agent_id = :agent_id AND ",
     version!("g"),
-    " = CAST(:version AS bigint) FOR NO KEY UPDATE), \
+    " = CAST(:version AS bigint) \
+          AND NOT EXISTS (SELECT 1 FROM commands AS c WHERE c.tenant = :tenant AND c.agent_id = :agent_id AND c.state = 'queued') \
+        FOR NO KEY UPDATE), \
      run AS (INSERT INTO runs (tenant, run_id, name, arguments, deadline, traceparent, reason, submitted_by, created_at, \
                                open_commands, skipped, timeout_ms) \
         SELECT :tenant, :run_id, :name, CAST(:arguments AS json), CAST(:deadline AS bigint), :traceparent, :reason, \

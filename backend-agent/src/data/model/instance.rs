@@ -116,8 +116,8 @@ pub struct Mail {
     pub number: u64,
     /// The gateway.
     pub agent_id: AgentId,
-    /// What about it.
-    pub letter: Letter,
+    /// What about it; `None` for what only a later version knows.
+    pub letter: Option<Letter>,
 }
 
 /// Who can say whether the gateway of a session is alive.

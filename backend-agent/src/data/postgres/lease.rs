@@ -232,7 +232,8 @@ fn renew(connection: &Connection, instance: InstanceId, load: InstanceLoad) -> R
     const RENEW: &str = "\
         UPDATE instances SET sessions = $2, connections_max = $3, openings_per_second = $4, draining = $5,
                lease_until = clock_timestamp() + make_interval(secs => $6),
-               since = CASE WHEN lease_until > clock_timestamp() THEN since ELSE clock_timestamp() END
+               since = CASE WHEN lease_until BETWEEN clock_timestamp() AND clock_timestamp() + make_interval(secs => $6)
+                            AND since <= clock_timestamp() THEN since ELSE clock_timestamp() END
         WHERE instance = $1 AND NOT ended";
     connection.with_within(RENEW_TIME, async |inner| {
         let query = sqlx::query(RENEW).bind(instance.to_string());

@@ -166,7 +166,7 @@ async fn missing(inner: &mut PgConnection) -> Result<Vec<Pending>, Error> {
         let dirty = inner.dirty_version(&migrator.table_name).await;
         if let Some(version) = dirty.map_err(|error| failed("the schema cannot be read", &error))? {
             return Err(refuse(format!(
-                "migration {version} was interrupted and has to be repaired by hand; see docs/scaling.md"
+                "migration {version} was interrupted and has to be repaired by hand; see docs/operations/scaling.md"
             )));
         }
         let applied = inner.list_applied_migrations(&migrator.table_name).await;

@@ -10,9 +10,9 @@ use viworks_testkit::redis::Own;
 
 use super::*;
 
-/// The line of `docs/scaling.md` that makes the user.
+/// The line of `docs/operations/scaling.md` that makes the user.
 fn documented() -> String {
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/scaling.md");
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operations/scaling.md");
     let page = std::fs::read_to_string(page).unwrap();
     let line = page
         .lines()

@@ -22,6 +22,17 @@ async fn commit(
     records: &[(&str, i64)],
     now: i64,
 ) -> TelemetryCommit {
+    commit_by(bed, (n, spool_epoch), from, records, (now, Some(0))).await
+}
+
+/// The same from a gateway whose clock was measured to be that far off.
+async fn commit_by(
+    bed: &Bed,
+    (n, spool_epoch): (u64, AgentRunId),
+    from: u64,
+    records: &[(&str, i64)],
+    (now, skew_ms): (i64, Option<i64>),
+) -> TelemetryCommit {
     let record = |(stream, seconds): &(&str, i64)| Record {
         stream: stream.parse().unwrap(),
         observed_at: at(*seconds),
@@ -30,7 +41,7 @@ async fn commit(
     let write = TelemetryWrite {
         agent_id: agent(n),
         epoch: bed.gateway_now(n).await.confirmed,
-        skew_ms: Some(0),
+        skew_ms,
         batch: Batch {
             spool_epoch,
             from_seq: from,
@@ -203,4 +214,17 @@ pub(crate) async fn a_stream_that_comes_back_is_counted_anew(bed: &Bed) {
     let added = commit(bed, who, from + 1, &given, later).await;
     assert_eq!((added.stored, added.refused.len()), (2, 0), "{added:?}");
     assert_eq!(streams(bed, 1).await.len(), 2);
+}
+
+pub(crate) async fn what_an_unmeasured_clock_dates_too_early_is_kept_as_received(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    let who = (1, process(1));
+    let given = [("a", -KEPT - DAY), ("a", -1)];
+    let added = commit_by(bed, who, 1, &given, (0, None)).await;
+    assert_eq!((added.position.seq, added.stored), (2, 2), "{added:?}");
+    assert!(added.refused.is_empty(), "{added:?}");
+    assert_eq!(stored(bed, 1).await, [-1, 0]);
+    purge(bed, 100, 0).await;
+    assert_eq!(stored(bed, 1).await, [-1, 0]);
 }

@@ -1,7 +1,7 @@
 //! NATS `JetStream`: requests in one stream and answers in another, both in files, each acknowledged by its reader.
 //!
-//! The server of Debian 12 cannot be told to bring each message to the disk before it acknowledges it; a file system that
-//! does so with each write (`mount -o sync`) gives it the same durability.
+//! The server of Debian 12 cannot be told to bring each message to the disk before it acknowledges it; a file system
+//! that does so with each write (`mount -o sync`) gives it the same durability.
 
 use std::process::Command;
 use std::sync::Arc;

@@ -32,6 +32,9 @@ const BREAKER: BreakerLimits = BreakerLimits {
     pause_max: Duration::from_secs(2),
 };
 
+/// The shortest pause before a trial.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+
 /// How often it is seen whether Redis works and still has what was written.
 const BEAT_EVERY: Duration = Duration::from_secs(1);
 
@@ -42,7 +45,7 @@ const BEAT_LASTS: Duration = Duration::from_secs(60);
 const CONDITION: &str = "queue.redis";
 
 const FIX: &str = "nothing is lost, and nothing has to be restarted: commands are in the database and are found there, \
-                   of gateways at other instances somewhat later; see that Redis runs, lets this user in (docs/scaling.md \
+                   of gateways at other instances somewhat later; see that Redis runs, lets this user in (docs/operations/scaling.md \
                    has the rights it needs) and has room below its maxmemory";
 
 /// The connection, the breaker in front of it, and what both told.
@@ -204,13 +207,23 @@ impl Keeper {
 
     /// Connects once, as a start and `check-config --connect` do, to learn what is wrong with the configuration.
     pub(super) async fn try_out(&self) -> Result<Opened, Error> {
-        self.inner().breaker.try_out(self.clock.now());
+        self.begin_trial();
         let opened = self.open().await;
         if let Err(error) = &opened {
             self.inner().breaker.failed(self.clock.now());
             self.left_alone(error);
         }
         opened
+    }
+
+    /// Begins a trial, when one is due. What is answered on an earlier connection from here on says nothing of it.
+    fn begin_trial(&self) -> bool {
+        let mut inner = self.inner();
+        let begins = inner.breaker.try_out(self.clock.now());
+        if begins {
+            inner.connection += 1;
+        }
+        begins
     }
 
     /// Connects, hears what is called out to this instance, and writes something: whoever only answers is of no use.
@@ -264,10 +277,12 @@ impl Keeper {
     async fn open_again(&self) -> Opened {
         loop {
             let due = self.inner().breaker.retry_at();
-            if let Some(due) = due {
-                tokio::time::sleep(due.saturating_since(self.clock.now())).await;
-            }
-            if !self.inner().breaker.try_out(self.clock.now()) {
+            let rest = due.map(|due| due.saturating_since(self.clock.now()));
+            // Never without a pause, whatever the breaker says: this loop must not be all that runs.
+            tokio::time::sleep(rest.unwrap_or_default().max(PAUSE_MIN)).await;
+            if !self.begin_trial() {
+                // It is closed, and there is no connection.
+                self.inner().breaker.lost(self.clock.now());
                 continue;
             }
             self.metrics.state(BreakerState::HalfOpen);
