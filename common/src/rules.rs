@@ -41,8 +41,6 @@ pub enum Rule {
     UnknownIsNotSilence,
     /// What a process of the backend had is anybody's once its lease ran out.
     LeaseEnds,
-    /// A process of the backend that finds its lease lost ends its sessions.
-    LostLeaseEndsSessions,
     /// A permit counts from when the frame it names was sent.
     PermitCountsFromSending,
     /// A hole behind a restored database becomes a gap.
@@ -73,7 +71,6 @@ impl Rule {
         Self::FavourTheLive,
         Self::UnknownIsNotSilence,
         Self::LeaseEnds,
-        Self::LostLeaseEndsSessions,
         Self::PermitCountsFromSending,
         Self::GapAfterRollback,
         Self::PositionDropsRepeats,

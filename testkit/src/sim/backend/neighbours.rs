@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use viworks_common::id::AgentId;
 use viworks_common::limits::PROBE_TIMEOUT;
-use viworks_common::rules::{Rule, Rulebook};
 
 use super::super::core::{BackendStep, Core, InstanceId, Owner};
 use super::super::network::ConnectionId;
@@ -49,11 +48,9 @@ impl Backend {
             core.note(|| format!("{id:?} has lost its lease"));
             // Somebody may have given its sessions away: it has none of them any more.
             instance.term += 1;
-            if core.rules.keeps(Rule::LostLeaseEndsSessions) {
-                let sessions = instance.sessions.values();
-                for wire in sessions.map(|(wire, _)| *wire).collect::<Vec<_>>() {
-                    instance.order(wire, Order::End, core);
-                }
+            let sessions = instance.sessions.values();
+            for wire in sessions.map(|(wire, _)| *wire).collect::<Vec<_>>() {
+                instance.order(wire, Order::End, core);
             }
             let owner = instance.owner();
             self.store.commit(core, |tx| tx.begin_lease(owner));
