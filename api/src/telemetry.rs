@@ -57,6 +57,9 @@ pub struct TelemetryStep {
     pub value: Option<f64>,
     /// How many records with a number it holds.
     pub records: u64,
+    /// Whether only a part of it was asked for, or has passed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
 }
 
 /// A whole number without a fraction, as long as every one of them is itself.

@@ -70,6 +70,9 @@ pub enum StoreError {
         /// When trying again makes sense.
         retry_after: Duration,
     },
+    /// As many reports are being made as may be at a time.
+    #[error("too many reports are being made at the moment")]
+    ReportsBusy,
     /// The session's epoch is no longer the current one: the session must end.
     #[error("the session was superseded or its gateway was revoked")]
     Fenced,

@@ -136,6 +136,8 @@ pub const PAGE_ROWS_MAX: usize = 1_000;
 pub const PAGE_BYTES_MAX: usize = 1024 * 1024;
 /// Records that one page of telemetry over time looks at.
 pub const STEP_ROWS_MAX: usize = 500_000;
+/// Bytes of their fields.
+pub const STEP_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// Rows on a page when the caller does not say.
 pub const PAGE_ROWS_DEFAULT: usize = 100;
 /// Bytes of an `Idempotency-Key`.

@@ -330,7 +330,8 @@ CREATE TABLE gateway_budgets (
     PRIMARY KEY (tenant, agent_id, kind)
 );
 
--- Numbers of what records refer to, so that a row and its key are short. They are given once and never change.
+-- Numbers of what records refer to, so that a row and its key are short. They never change, and those of streams and
+-- spool epochs are taken back when no record has them any more.
 CREATE TABLE telemetry_agent_ids (
     id       int  GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     tenant   text COLLATE "C" NOT NULL,
@@ -349,6 +350,8 @@ CREATE TABLE telemetry_epoch_ids (
     id          int  GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     agent       int  NOT NULL,
     spool_epoch text COLLATE "C" NOT NULL,
+    -- The last day that one of its records was observed on, counted from 1970.
+    last_day    int  NOT NULL,
     UNIQUE (agent, spool_epoch)
 );
 

@@ -24,6 +24,9 @@ const GATEWAYS_NAMED_MAX: usize = 50;
 /// What a caller is told to wait when nothing better is known.
 pub(super) const RETRY_SOON: Duration = Duration::from_secs(1);
 
+/// What somebody is told to wait whose report found no turn.
+const RETRY_REPORT: Duration = Duration::from_secs(5);
+
 /// Why a request is not answered as asked. It becomes a document where the request's id is known.
 #[derive(Debug, Clone)]
 pub(super) struct ApiError {
@@ -237,6 +240,11 @@ impl From<StoreError> for ApiError {
                               for a submission with the same Idempotency-Key";
                 Self::new(ProblemCode::Unavailable, detail).retry_after(RETRY_SOON)
             }
+            StoreError::ReportsBusy => Self::new(
+                ProblemCode::Overloaded,
+                "as many reports are being made as may be at a time",
+            )
+            .retry_after(RETRY_REPORT),
             StoreError::Unavailable(_) => {
                 tracing::warn!(
                     error = in_full(&error),

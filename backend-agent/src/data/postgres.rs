@@ -10,6 +10,7 @@ mod days;
 mod error;
 mod lease;
 mod lock;
+mod numbers;
 mod schema;
 mod statement;
 mod target;
@@ -41,6 +42,9 @@ use workers::{Purpose, Workers};
 /// Connections for what takes long and nobody sits and waits for.
 const BULK_CONNECTIONS: u32 = 2;
 
+/// Connections for reports, at most: as many as are made at a time.
+const REPORT_CONNECTIONS_MAX: u32 = 2;
+
 /// How long the server may take to show that it works.
 const HEALTH_TIME: Duration = Duration::from_secs(10);
 const HEALTH_LATE: &str = "the database server has not committed anything for ten seconds";
@@ -67,6 +71,7 @@ pub struct Postgres {
     writers: Workers,
     bulk: Workers,
     readers: Workers,
+    reports: Workers,
     /// None for what works beside the backends.
     lease: Option<Arc<Lease>>,
     /// What a tool is: no instance.
@@ -99,16 +104,18 @@ impl PostgresStore {
         let lease = prepared.await.map_err(|_panicked| Error::Panicked)??;
         let held = lease.as_ref().map(Lease::held);
         let start = |name, purpose, count| Workers::start(&address, name, purpose, held, count);
+        let reports = (address.connections_max / 8).clamp(1, REPORT_CONNECTIONS_MAX);
         let few = (address.connections_max / 4).max(1);
         let many = address
             .connections_max
-            .saturating_sub(few + BULK_CONNECTIONS)
+            .saturating_sub(few + reports + BULK_CONNECTIONS)
             .max(1);
         Ok(Self::on(Postgres {
             address: Arc::clone(&address),
             writers: start("postgres writer", Purpose::Write, many)?,
             bulk: start("postgres bulk", Purpose::Write, BULK_CONNECTIONS)?,
             readers: start("postgres reader", Purpose::Read, few)?,
+            reports: start("postgres report", Purpose::Report, reports)?,
             lease: lease.map(Arc::new),
             nobody: Arc::new(watch::Sender::new(None)),
         }))
@@ -141,6 +148,16 @@ impl Engine for Postgres {
         let tenant = tenant.clone();
         let job = move |connection: &Connection| question(&View::new(connection, &tenant));
         self.readers.run(ROOM_TIME, job).await
+    }
+
+    async fn report<T: Send + 'static>(
+        &self,
+        tenant: &Tenant,
+        question: impl Fn(&View<'_>) -> StoreResult<T> + Send + 'static,
+    ) -> StoreResult<T> {
+        let tenant = tenant.clone();
+        let job = move |connection: &Connection| question(&View::new(connection, &tenant));
+        self.reports.run(ROOM_TIME, job).await
     }
 
     async fn delete_days(&self, before: Timestamp) -> StoreResult<u64> {
@@ -187,6 +204,7 @@ impl Engine for Postgres {
 
     async fn close(&self) {
         self.readers.close().await;
+        self.reports.close().await;
         self.writers.close().await;
         self.bulk.close().await;
         if let Some(lease) = &self.lease {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 use viworks_common::id::{AgentId, InstanceId, Tenant};
+use viworks_common::telemetry::steps::Range;
 use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{
     Connection, Database, Error, Migration, Options, Params, Statement, migration,
@@ -121,6 +122,15 @@ impl Engine for Sqlite {
             .await
     }
 
+    /// On one of the readers, of which reports do not take all.
+    async fn report<T: Send + 'static>(
+        &self,
+        tenant: &Tenant,
+        question: impl Fn(&View<'_>) -> StoreResult<T> + Send + 'static,
+    ) -> StoreResult<T> {
+        self.read(tenant, question).await
+    }
+
     async fn delete_days(&self, _before: Timestamp) -> StoreResult<u64> {
         Ok(0)
     }
@@ -199,6 +209,10 @@ impl Link for Connection {
         telemetry::append(self, tenant, records)
     }
 
+    fn telemetry_tables(&self, _range: Range) -> Result<Option<Vec<Range>>, LinkError> {
+        Ok(None)
+    }
+
     fn make_days_ahead(&self, _now: Timestamp) -> Result<(), LinkError> {
         Ok(())
     }
@@ -209,9 +223,21 @@ impl Link for Connection {
         agent_id: AgentId,
         before: Timestamp,
         most: usize,
-    ) -> Result<(usize, Timestamp), LinkError> {
-        let deleted = telemetry::delete(self, tenant, agent_id, before, most)?;
-        Ok((deleted, before))
+    ) -> Result<usize, LinkError> {
+        telemetry::delete(self, tenant, agent_id, before, most)
+    }
+
+    fn forget_telemetry(
+        &self,
+        _tenant: &Tenant,
+        _agent_id: AgentId,
+        _emptied_to: Timestamp,
+    ) -> Result<(), LinkError> {
+        Ok(())
+    }
+
+    fn emptied_to(&self, before: Timestamp) -> Result<Timestamp, LinkError> {
+        Ok(before)
     }
 }
 

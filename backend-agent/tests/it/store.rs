@@ -292,6 +292,7 @@ suite! {
         steps_are_what_a_plain_model_says,
         a_page_of_steps_looks_at_so_many_records_and_tells_of_none_twice,
         a_sum_beyond_every_number_is_absent,
+        the_smallest_numbers_are_numbers,
     }
     retention {
         what_is_older_than_it_is_kept_is_refused_and_counted,

@@ -162,7 +162,7 @@ pub fn steps(
                 step.at.to_string(),
                 step.value
                     .map_or_else(|| "beyond every number".to_owned(), number),
-                human::count(step.records),
+                human::count(step.records) + if step.partial { ", partial" } else { "" },
             ]
         }),
     )?;

@@ -12,7 +12,7 @@ use viworks_api::{
     TelemetryStreamList,
 };
 use viworks_common::id::{FieldName, StreamName};
-use viworks_common::limits::{OBSERVED_FUTURE_MAX, STEP_ROWS_MAX};
+use viworks_common::limits::{OBSERVED_FUTURE_MAX, STEP_BYTES_MAX, STEP_ROWS_MAX};
 use viworks_common::telemetry::RecordRefusal;
 use viworks_common::telemetry::steps::{Aggregate, Range, STEPS_MAX, Step};
 use viworks_common::time::Timestamp;
@@ -169,8 +169,9 @@ async fn numbers(
         let allowed = "`next` of the page before, with the same step";
         return Err(ApiError::parameter("cursor", "not of this step", allowed));
     }
-    // What is a little ahead of our clock counts as now.
-    let now = || state.clock.wall().saturating_add(OBSERVED_FUTURE_MAX);
+    let now = state.clock.wall();
+    // Of what is in the future nothing is complete.
+    let complete_to = params.to.map_or(now, |to| to.min(now));
     let query = StepQuery {
         stream: needed("stream", params.stream, "the name of a stream")?,
         field: needed("field", params.field, "the name of a field")?,
@@ -178,14 +179,18 @@ async fn numbers(
         aggregate: params.agg.unwrap_or(Aggregate::Avg),
         range: Range {
             from: needed("from", params.from, "a time, RFC 3339")?,
-            until: params.to.unwrap_or_else(now),
+            // What is a little ahead of our clock counts as now.
+            until: params
+                .to
+                .unwrap_or_else(|| now.saturating_add(OBSERVED_FUTURE_MAX)),
         },
         newest_first: params.order == Some(Order::Desc),
         rows_max: STEP_ROWS_MAX,
+        bytes_max: STEP_BYTES_MAX,
     };
     let Range { from, until } = query.range;
     check_order(from, until)?;
-    let steps = step.spanned(from, until);
+    let steps = step.spanned(from, params.to.unwrap_or(now));
     if steps > STEPS_MAX {
         let problem = format!("{steps} steps between from and to");
         let allowed = format!("a longer step or less time: at most {STEPS_MAX} steps");
@@ -196,10 +201,17 @@ async fn numbers(
         .telemetry_steps(&state.tenant, gateway.agent_id, &query, page)
         .await?;
     let Stepped::Page(listing) = stepped else {
-        let problem = format!("a single one holds more than {STEP_ROWS_MAX} records");
+        let mebibytes = STEP_BYTES_MAX / (1024 * 1024);
+        let problem =
+            format!("a single one holds more than {STEP_ROWS_MAX} records or {mebibytes} MiB");
         return Err(ApiError::parameter("step", &problem, "a shorter step"));
     };
-    let view = |StepValue { at, value, records }| TelemetryStep { at, value, records };
+    let view = |StepValue { at, value, records }| TelemetryStep {
+        at,
+        value,
+        records,
+        partial: at < from || step.end_of(at) > complete_to,
+    };
     Ok(listed(listing, view, TelemetryStepList::new))
 }
 

@@ -653,7 +653,7 @@ impl<E: Engine> Store for SqlStore<E> {
         page: Page<StepCursor>,
     ) -> StoreResult<Stepped> {
         let query = query.clone();
-        self.read(tenant, move |view| {
+        self.report(tenant, move |view| {
             steps::steps(view, agent_id, &query, page)
         })
         .await

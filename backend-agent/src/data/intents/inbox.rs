@@ -18,7 +18,7 @@ const AT_ONCE: usize = 1_000;
 
 /// To the instance that is named, or to the one that has the gateway's session; nothing to oneself. The same asked
 /// again is one row, with another number. The limit has each gateway looked up by its key.
-pub(super) const POST: Sql = Sql::of_several(
+pub(super) const POST: Sql = Sql::of_server(
     "\
 INSERT INTO inbox (tenant, instance, agent_id, kind, about, epoch, body)
 SELECT g.tenant, coalesce(m.instance, g.session_instance), g.agent_id, m.kind, m.about, m.epoch, m.body
@@ -34,7 +34,7 @@ RETURNING instance",
 );
 
 /// What somebody is asking again at the moment is deleted another time.
-pub(super) const DELETE: Sql = Sql::of_several(
+pub(super) const DELETE: Sql = Sql::of_server(
     "\
 DELETE FROM inbox WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM inbox
@@ -42,7 +42,7 @@ DELETE FROM inbox WHERE ctid = ANY (ARRAY(
     FOR UPDATE SKIP LOCKED))",
 );
 
-pub(super) const TAKE: Sql = Sql::of_several(
+pub(super) const TAKE: Sql = Sql::of_server(
     "\
 SELECT number, agent_id, kind, about, epoch, body FROM inbox
 WHERE instance = :own AND tenant = :tenant ORDER BY number LIMIT :limit",
@@ -50,7 +50,7 @@ WHERE instance = :own AND tenant = :tenant ORDER BY number LIMIT :limit",
 
 /// Who has the session of a gateway, and whether others may take that one for gone, as [`super::instances::END`] has
 /// it.
-pub(super) const OWNER: Sql = Sql::of_several(
+pub(super) const OWNER: Sql = Sql::of_server(
     "\
 SELECT g.agent_id, g.session_epoch, g.session_instance,
        coalesce(i.ended OR NOT i.lease_until BETWEEN clock_timestamp()

@@ -18,7 +18,7 @@ pub(in crate::data) const LEASE_SECONDS: u32 = 20;
 /// Sessions that are ended in one transaction.
 const SESSIONS_AT_ONCE: usize = 200;
 
-pub(super) const LIST: Sql = Sql::of_several(
+pub(super) const LIST: Sql = Sql::of_server(
     "\
 SELECT instance, name, sessions, draining,
        CASE WHEN ended THEN 0
@@ -29,7 +29,7 @@ FROM instances ORDER BY name, instance",
 /// An instance ends what another one was, once that one's lease ran out and its own held for as long as a lease all the
 /// while: after a time in which nobody could renew anything, everybody has as long to do it. One that ends later than a
 /// lease lasts was taken before somebody set the server's clock back, and is no better than one that ran out.
-pub(super) const END: Sql = Sql::of_several(
+pub(super) const END: Sql = Sql::of_server(
     "\
 UPDATE instances SET ended = true WHERE instance IN (
     SELECT d.instance FROM instances AS d
@@ -42,19 +42,19 @@ RETURNING instance",
 );
 
 /// What an earlier process with the same state folder was: that folder has one process at a time.
-pub(super) const END_EARLIER: Sql = Sql::of_several(
+pub(super) const END_EARLIER: Sql = Sql::of_server(
     "UPDATE instances SET ended = true WHERE instance = :earlier AND instance <> :own",
 );
 
 /// A gateway that somebody else has locked has its turn another time.
-pub(super) const SESSIONS: Sql = Sql::of_several(
+pub(super) const SESSIONS: Sql = Sql::of_server(
     "\
 SELECT agent_id, session_epoch FROM gateways
 WHERE tenant = :tenant AND session_instance IN (SELECT * FROM json_array_elements_text(:dead))
 ORDER BY agent_id LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED",
 );
 
-pub(super) const FORGET: Sql = Sql::of_several(
+pub(super) const FORGET: Sql = Sql::of_server(
     "\
 DELETE FROM instances AS i
 WHERE i.ended AND i.instance IN (SELECT * FROM json_array_elements_text(:dead))

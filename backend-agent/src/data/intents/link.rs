@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 
 use tokio::sync::watch;
 use viworks_common::id::{AgentId, InstanceId, Tenant};
+use viworks_common::telemetry::steps::Range;
 use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{self, Constraint, Params, Row};
 
@@ -28,11 +29,19 @@ impl From<&'static str> for Sql {
 }
 
 impl Sql {
-    /// About what only several backends need, which an embedded database has nothing of.
-    pub(super) const fn of_several(postgres: &'static str) -> Self {
+    /// About what only a server has: several backends, or tables that an embedded database has nothing of.
+    pub(super) const fn of_server(postgres: &'static str) -> Self {
         Self {
             sqlite: "",
             postgres,
+        }
+    }
+
+    /// About what only an embedded database has.
+    pub(super) const fn of_file(sqlite: &'static str) -> Self {
+        Self {
+            sqlite,
+            postgres: "",
         }
     }
 }
@@ -151,18 +160,32 @@ pub(in crate::data) trait Link {
     /// locked.
     fn append_telemetry(&self, tenant: &Tenant, records: &[Record<'_>]) -> Result<(), LinkError>;
 
+    /// The parts of a range of time that are each in a table of their own, in their order; none where one table has an
+    /// order of times over everything.
+    fn telemetry_tables(&self, range: Range) -> Result<Option<Vec<Range>>, LinkError>;
+
     /// Makes room for the telemetry of the days that come next, where room has to be made.
     fn make_days_ahead(&self, now: Timestamp) -> Result<(), LinkError>;
 
-    /// Deletes at most `most` records of a gateway that were observed before a time; answers how many, and before which
-    /// time nothing of it is left when it were fewer than that.
+    /// Deletes at most `most` records of a gateway that were observed before a time; answers how many.
     fn delete_telemetry(
         &self,
         tenant: &Tenant,
         agent_id: AgentId,
         before: Timestamp,
         most: usize,
-    ) -> Result<(usize, Timestamp), LinkError>;
+    ) -> Result<usize, LinkError>;
+
+    /// Forgets what stood for names of a gateway that no record has any more, where nothing is left of before a time.
+    fn forget_telemetry(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        emptied_to: Timestamp,
+    ) -> Result<(), LinkError>;
+
+    /// Before which time nothing is left of a gateway of which less was deleted than might have been.
+    fn emptied_to(&self, before: Timestamp) -> Result<Timestamp, LinkError>;
 }
 
 /// How urgent a write is.
@@ -190,6 +213,13 @@ pub trait Engine: Clone + Send + Sync + 'static {
 
     /// Answers a question about one state of what is committed.
     fn read<T: Send + 'static>(
+        &self,
+        tenant: &Tenant,
+        question: impl Fn(&View<'_>) -> StoreResult<T> + Send + 'static,
+    ) -> impl Future<Output = StoreResult<T>> + Send;
+
+    /// The same where much is read, which holds up nobody who reads little.
+    fn report<T: Send + 'static>(
         &self,
         tenant: &Tenant,
         question: impl Fn(&View<'_>) -> StoreResult<T> + Send + 'static,

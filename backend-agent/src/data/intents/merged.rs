@@ -56,7 +56,7 @@ macro_rules! counted {
     };
 }
 
-pub(super) const SUBMISSION: Sql = Sql::of_several(concat!(
+pub(super) const SUBMISSION: Sql = Sql::of_server(concat!(
     "SELECT g.agent_id, g.name, g.next_order, g.open_commands, g.session_epoch, g.session_instance, g.low_water, ",
     version!("g"),
     " AS version, \
@@ -69,7 +69,7 @@ pub(super) const SUBMISSION: Sql = Sql::of_several(concat!(
 ));
 
 /// A run that is known already is left to the usual way, which recognises it.
-pub(super) const SUBMIT: Sql = Sql::of_several(concat!(
+pub(super) const SUBMIT: Sql = Sql::of_server(concat!(
     "WITH held AS MATERIALIZED (\
         SELECT g.agent_id FROM gateways AS g WHERE g.tenant = :tenant AND g.agent_id = :agent_id AND ",
     version!("g"),
@@ -97,7 +97,7 @@ pub(super) const SUBMIT: Sql = Sql::of_several(concat!(
     " SELECT run_id FROM run"
 ));
 
-pub(super) const ENDING: Sql = Sql::of_several(concat!(
+pub(super) const ENDING: Sql = Sql::of_server(concat!(
     "SELECT ",
     settle::columns!(),
     ", g.confirmed, g.revoked_at, g.session_epoch, g.low_water, ",
@@ -110,7 +110,7 @@ pub(super) const ENDING: Sql = Sql::of_several(concat!(
 ));
 
 /// What is still open on the gateway is all that was, but for this command.
-pub(super) const END: Sql = Sql::of_several(concat!(
+pub(super) const END: Sql = Sql::of_server(concat!(
     "WITH held AS MATERIALIZED (\
         SELECT g.agent_id FROM gateways AS g JOIN commands AS c ON c.tenant = g.tenant AND c.agent_id = g.agent_id \
         WHERE g.tenant = :tenant AND g.agent_id = :agent_id AND c.tenant = :tenant AND c.command_id = :command_id AND ",

@@ -28,7 +28,7 @@ UPDATE gateways SET session_epoch = NULL, session_instance = NULL, last_seen_at 
 WHERE tenant = :tenant AND agent_id = :agent_id AND session_epoch = :epoch";
 
 /// Sessions that no backend has: of a site that was moved while they were open.
-pub(super) const UNOWNED: Sql = Sql::of_several(
+pub(super) const UNOWNED: Sql = Sql::of_server(
     "\
 SELECT agent_id, session_epoch FROM gateways
 WHERE tenant = :tenant AND session_epoch IS NOT NULL AND session_instance IS NULL

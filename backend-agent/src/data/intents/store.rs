@@ -2,14 +2,23 @@
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use viworks_common::id::Tenant;
 use viworks_common::time::Timestamp;
 
 use super::link::{Engine, Urgency};
 use super::room::Room;
 use super::tx::{Tx, View};
-use crate::data::{Hurry, StoreResult, TelemetryLimits};
+use crate::data::{Hurry, StoreError, StoreResult, TelemetryLimits};
+
+/// Reports that are made at a time. Each is bounded in what it reads; this bounds what callers can ask for together.
+const REPORTS_MAX: usize = 2;
+
+/// How long a report waits for its turn.
+const REPORT_WAIT: Duration = Duration::from_secs(3);
 
 /// The store on an SQL database. Clones share it.
 #[derive(Clone)]
@@ -19,6 +28,8 @@ pub struct SqlStore<E> {
     /// Who tells other backends at once.
     hurry: Arc<OnceLock<Arc<dyn Hurry>>>,
     pub(super) room: Arc<Room>,
+    /// A permit for each report that may be made at a time.
+    reports: Arc<Semaphore>,
 }
 
 impl<E: fmt::Debug> fmt::Debug for SqlStore<E> {
@@ -38,6 +49,7 @@ impl<E: Engine> SqlStore<E> {
             telemetry: TelemetryLimits::default(),
             hurry: Arc::default(),
             room: Arc::default(),
+            reports: Arc::new(Semaphore::new(REPORTS_MAX)),
         }
     }
 
@@ -93,5 +105,23 @@ impl<E: Engine> SqlStore<E> {
         question: impl Fn(&View<'_>) -> StoreResult<T> + Send + 'static,
     ) -> StoreResult<T> {
         self.engine.read(tenant, question).await
+    }
+
+    /// Answers what takes much reading, a few questions at a time.
+    pub(super) async fn report<T: Send + 'static>(
+        &self,
+        tenant: &Tenant,
+        question: impl Fn(&View<'_>) -> StoreResult<T> + Send + 'static,
+    ) -> StoreResult<T> {
+        let turn = timeout(REPORT_WAIT, Arc::clone(&self.reports).acquire_owned()).await;
+        let Ok(Ok(turn)) = turn else {
+            return Err(StoreError::ReportsBusy);
+        };
+        // The turn ends with the work, not with the patience of whoever asked.
+        let question = move |view: &View<'_>| {
+            let _taken = &turn;
+            question(view)
+        };
+        self.engine.report(tenant, question).await
     }
 }

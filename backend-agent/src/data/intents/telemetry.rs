@@ -18,6 +18,7 @@ use super::sessions::holds;
 use super::tx::{Tx, View};
 use crate::data::{StoreError, StoreResult, TelemetryLimits, TelemetryOutcome, TelemetryWrite};
 
+pub(super) mod all;
 pub(super) mod queries;
 pub(super) mod retention;
 pub(super) mod steps;

@@ -6,6 +6,7 @@ use std::ops::{ControlFlow, Deref};
 
 use viworks_common::id::{AgentId, InstanceId, Tenant};
 use viworks_common::limits::PAGE_BYTES_MAX;
+use viworks_common::telemetry::steps::Range;
 use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{Params, Row, params};
 
@@ -87,15 +88,26 @@ impl<'c> View<'c> {
         &self,
         sql: impl Into<Sql>,
         params: Params<'_>,
+        read: impl FnMut(&Row<'_>) -> StoreResult<T>,
+    ) -> StoreResult<Rows<T>> {
+        self.page_on(sql, params, &mut 0, read)
+    }
+
+    /// The same for a page that holds so many bytes already.
+    pub(super) fn page_on<T>(
+        &self,
+        sql: impl Into<Sql>,
+        params: Params<'_>,
+        held: &mut usize,
         mut read: impl FnMut(&Row<'_>) -> StoreResult<T>,
     ) -> StoreResult<Rows<T>> {
-        let (mut items, mut held, mut cut) = (Ok(Vec::new()), 0_usize, false);
+        let (mut items, mut cut) = (Ok(Vec::new()), false);
         self.query(sql, params, &mut |row| {
-            if held >= PAGE_BYTES_MAX {
+            if *held >= PAGE_BYTES_MAX {
                 cut = true;
                 return ControlFlow::Break(());
             }
-            held = held.saturating_add(row.bytes());
+            *held = held.saturating_add(row.bytes());
             keep(&mut items, read(row))
         })?;
         Ok(Rows { items: items?, cut })
@@ -155,6 +167,15 @@ impl<'c> View<'c> {
         Ok(self.link.append_telemetry(self.tenant, records)?)
     }
 
+    /// The tables that telemetry of a time is in; see [`Link::telemetry_tables`].
+    pub(super) fn telemetry_tables(
+        &self,
+        from: Timestamp,
+        until: Timestamp,
+    ) -> StoreResult<Option<Vec<Range>>> {
+        Ok(self.link.telemetry_tables(Range { from, until })?)
+    }
+
     /// Makes room for the telemetry of the days that come next.
     pub(super) fn make_days_ahead(&self, now: Timestamp) -> StoreResult<()> {
         Ok(self.link.make_days_ahead(now)?)
@@ -166,9 +187,24 @@ impl<'c> View<'c> {
         agent_id: AgentId,
         before: Timestamp,
         most: usize,
-    ) -> StoreResult<(usize, Timestamp)> {
+    ) -> StoreResult<usize> {
         let link = self.link;
         Ok(link.delete_telemetry(self.tenant, agent_id, before, most)?)
+    }
+
+    /// Forgets names of streams and spool epochs; see [`Link::forget_telemetry`].
+    pub(super) fn forget_telemetry(
+        &self,
+        agent_id: AgentId,
+        emptied_to: Timestamp,
+    ) -> StoreResult<()> {
+        let link = self.link;
+        Ok(link.forget_telemetry(self.tenant, agent_id, emptied_to)?)
+    }
+
+    /// Before which time no telemetry is left; see [`Link::emptied_to`].
+    pub(super) fn telemetry_emptied_to(&self, before: Timestamp) -> StoreResult<Timestamp> {
+        Ok(self.link.emptied_to(before)?)
     }
 
     fn query(

@@ -76,6 +76,8 @@ pub struct StepQuery {
     pub newest_first: bool,
     /// Records that one page looks at.
     pub rows_max: usize,
+    /// Bytes of their fields.
+    pub bytes_max: usize,
 }
 
 /// Where a page of steps ends: when its last step begins.

@@ -1,33 +1,18 @@
-//! Records of telemetry on their way to the server: their numbers, the days that they need, and one COPY for all.
+//! Records of telemetry on their way to the server: the days that they need, and one COPY for all.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, HashMap};
-use std::ops::ControlFlow;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
 use viworks_common::id::Tenant;
 use viworks_runtime::params;
-use viworks_runtime::sqlite::{Constraint, Params};
+use viworks_runtime::sqlite::Constraint;
 
 use super::connection::Connection;
 use super::days;
 use super::error::Error;
+use super::numbers::{Numbered, Numbers};
 use crate::data::intents::link::{Link as _, LinkError, Record};
-
-/// Numbers that a connection remembers; beyond, it begins anew.
-const KNOWN_MAX: usize = 200_000;
-
-const AGENT: &str =
-    "SELECT id FROM telemetry_agent_ids WHERE tenant = :tenant AND agent_id = :agent_id";
-const NEW_AGENT: &str =
-    "INSERT INTO telemetry_agent_ids (tenant, agent_id) VALUES (:tenant, :agent_id) RETURNING id";
-const STREAM: &str = "SELECT id FROM telemetry_stream_ids WHERE agent = :agent AND stream = :name";
-const NEW_STREAM: &str =
-    "INSERT INTO telemetry_stream_ids (agent, stream) VALUES (:agent, :name) RETURNING id";
-const EPOCH: &str =
-    "SELECT id FROM telemetry_epoch_ids WHERE agent = :agent AND spool_epoch = :name";
-const NEW_EPOCH: &str =
-    "INSERT INTO telemetry_epoch_ids (agent, spool_epoch) VALUES (:agent, :name) RETURNING id";
 
 const COPY: &str = "\
 COPY telemetry (agent, stream, observed_at, epoch, seq, stored_at, fields, time_source, gateway_time)
@@ -43,13 +28,14 @@ FROM json_to_recordset(:rows) AS r (agent int, stream int, observed_at bigint, e
 ORDER BY r.agent, r.stream, r.observed_at, r.epoch, r.seq
 ON CONFLICT DO NOTHING";
 
-/// What a connection knows of the tables: numbers never change, and a day is there until it is deleted.
+/// What a connection knows of the tables.
 #[derive(Debug, Default)]
 pub(super) struct Known {
-    agents: RefCell<HashMap<(String, String), i64>>,
-    streams: RefCell<HashMap<(i64, String), i64>>,
-    epochs: RefCell<HashMap<(i64, String), i64>>,
+    pub(super) numbers: Numbers,
+    /// Days that have a table until somebody deletes it.
     pub(super) days: RefCell<BTreeSet<i64>>,
+    /// A table whose leaving somebody began and did not finish, in the way of the last transaction.
+    pub(super) leaving: RefCell<Option<String>>,
     /// The last COPY met a row that is there.
     careful: Cell<bool>,
 }
@@ -57,19 +43,9 @@ pub(super) struct Known {
 impl Known {
     /// What was made in a transaction that came to nothing is not there.
     pub(super) fn forget(&self) {
-        self.agents.borrow_mut().clear();
-        self.streams.borrow_mut().clear();
-        self.epochs.borrow_mut().clear();
+        self.numbers.forget();
         self.days.borrow_mut().clear();
     }
-}
-
-/// A record with the numbers of what it refers to.
-struct Numbered<'r> {
-    agent: i64,
-    stream: i64,
-    epoch: i64,
-    record: &'r Record<'r>,
 }
 
 impl Connection {
@@ -80,8 +56,15 @@ impl Connection {
             return Ok(());
         }
         let numbered = self.number_all(tenant, records)?;
-        let needed = records.iter().map(|record| days::of(record.observed_at));
-        self.ensure_days(&needed.collect())?;
+        let mut needed = BTreeMap::new();
+        for record in records {
+            let stored = days::of(record.stored_at);
+            let first = needed.entry(days::of(record.observed_at));
+            first
+                .and_modify(|known: &mut i64| *known = stored.min(*known))
+                .or_insert(stored);
+        }
+        self.ensure_days(&needed)?;
         if self.known.careful.get() {
             self.insert_each(&numbered)?;
             self.known.careful.set(false);
@@ -118,98 +101,6 @@ impl Connection {
         });
         let rows = serde_json::Value::Array(rows.collect()).to_string();
         self.execute(INSERT.into(), params! { rows }, &[]).map(drop)
-    }
-
-    /// The numbers of all records; those of one gateway follow each other.
-    fn number_all<'r>(
-        &self,
-        tenant: &Tenant,
-        records: &'r [Record<'r>],
-    ) -> Result<Vec<Numbered<'r>>, LinkError> {
-        let mut numbered = Vec::with_capacity(records.len());
-        let mut streams: HashMap<(i64, &str), i64> = HashMap::new();
-        let mut of: Option<(&Record<'_>, i64, i64)> = None;
-        for record in records {
-            let same = of.filter(|(last, _agent, _epoch)| {
-                (last.agent_id, last.spool_epoch) == (record.agent_id, record.spool_epoch)
-            });
-            let (_, agent, epoch) = match same {
-                Some(same) => same,
-                None => *of.insert(self.of_epoch(tenant, record)?),
-            };
-            let stream = match streams.get(&(agent, record.stream)) {
-                Some(stream) => *stream,
-                None => {
-                    let stream = self.of_stream(agent, record.stream)?;
-                    streams.insert((agent, record.stream), stream);
-                    stream
-                }
-            };
-            numbered.push(Numbered {
-                agent,
-                stream,
-                epoch,
-                record,
-            });
-        }
-        Ok(numbered)
-    }
-
-    fn of_epoch<'r>(
-        &self,
-        tenant: &Tenant,
-        record: &'r Record<'r>,
-    ) -> Result<(&'r Record<'r>, i64, i64), LinkError> {
-        let key = (tenant.as_str().to_owned(), record.agent_id.to_owned());
-        let (tenant, agent_id, name) = (tenant.as_str(), record.agent_id, record.spool_epoch);
-        let params = params! { tenant, agent_id };
-        let agent = self.numbered(&self.known.agents, key, (AGENT, NEW_AGENT), params)?;
-        let key = (agent, name.to_owned());
-        let params = params! { agent, name };
-        let epoch = self.numbered(&self.known.epochs, key, (EPOCH, NEW_EPOCH), params)?;
-        Ok((record, agent, epoch))
-    }
-
-    fn of_stream(&self, agent: i64, name: &str) -> Result<i64, LinkError> {
-        let key = (agent, name.to_owned());
-        let params = params! { agent, name };
-        self.numbered(&self.known.streams, key, (STREAM, NEW_STREAM), params)
-    }
-
-    /// The number of something, which is given one where it has none. Whoever appends for a gateway has its
-    /// telemetry to itself, so nobody else gives it one at the same moment.
-    fn numbered<K: std::hash::Hash + Eq>(
-        &self,
-        known: &RefCell<HashMap<K, i64>>,
-        key: K,
-        (find, give): (&'static str, &'static str),
-        params: Params<'_>,
-    ) -> Result<i64, LinkError> {
-        if let Some(id) = known.borrow().get(&key) {
-            return Ok(*id);
-        }
-        let id = match self.id(find, params)? {
-            Some(id) => id,
-            None => {
-                let given = self.id(give, params)?;
-                given.ok_or_else(|| LinkError::Postgres(Error::Closed))?
-            }
-        };
-        let mut known = known.borrow_mut();
-        if known.len() >= KNOWN_MAX {
-            known.clear();
-        }
-        known.insert(key, id);
-        Ok(id)
-    }
-
-    fn id(&self, sql: &'static str, params: Params<'_>) -> Result<Option<i64>, LinkError> {
-        let mut id = None;
-        self.query(sql.into(), params, &[], &mut |row| {
-            id = row.get::<i64>("id");
-            ControlFlow::Break(())
-        })?;
-        Ok(id)
     }
 }
 

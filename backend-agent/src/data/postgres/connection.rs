@@ -18,12 +18,12 @@ use sqlx::{
 };
 use tokio::runtime::Runtime;
 use viworks_common::id::{AgentId, Tenant};
+use viworks_common::telemetry::steps::Range;
 use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{Columns, Params, Row, Value};
 
 use super::Address;
 use super::append::{FROM_1970_TO_2000, Known};
-use super::days;
 use super::error::Error;
 use super::statement::numbered;
 use crate::data::intents::link::{Link, LinkError, Party, Record, Sql, Take};
@@ -220,10 +220,14 @@ impl Connection {
         committed
     }
 
-    /// Leaves nothing of it. Answers whether the connection can be used again.
+    /// Leaves nothing of it, and clears what was in its way. Answers whether the connection can be used again.
     pub(super) fn roll_back(&self) -> bool {
         self.known.forget();
-        !self.open.replace(false) || self.batch("ROLLBACK").is_ok()
+        let usable = !self.open.replace(false) || self.batch("ROLLBACK").is_ok();
+        if usable {
+            self.finish_leaving();
+        }
+        usable
     }
 
     /// What happened to the transaction.
@@ -442,6 +446,10 @@ impl Link for Connection {
         self.append(tenant, records)
     }
 
+    fn telemetry_tables(&self, range: Range) -> Result<Option<Vec<Range>>, LinkError> {
+        self.tables_of(range).map(Some)
+    }
+
     fn make_days_ahead(&self, now: Timestamp) -> Result<(), LinkError> {
         self.add_days(now)
     }
@@ -451,10 +459,23 @@ impl Link for Connection {
         &self,
         _tenant: &Tenant,
         _agent_id: AgentId,
-        before: Timestamp,
+        _before: Timestamp,
         _most: usize,
-    ) -> Result<(usize, Timestamp), LinkError> {
-        Ok((0, days::beginning(days::of(before))))
+    ) -> Result<usize, LinkError> {
+        Ok(0)
+    }
+
+    fn forget_telemetry(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        emptied_to: Timestamp,
+    ) -> Result<(), LinkError> {
+        self.take_back_numbers(tenant, agent_id, emptied_to)
+    }
+
+    fn emptied_to(&self, before: Timestamp) -> Result<Timestamp, LinkError> {
+        self.telemetry_emptied_to(before)
     }
 }
 

@@ -79,8 +79,13 @@ where
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
     Read,
+    /// It reads much, for so long at most.
+    Report,
     Write,
 }
+
+/// What no report needs that reads as little as it may.
+const REPORT_TIME: &str = "SET statement_timeout = '10s'";
 
 /// Connections for one purpose. Clones share them.
 #[derive(Debug, Clone)]
@@ -202,7 +207,7 @@ impl Worker {
             let fate = loop {
                 attempt += 1;
                 // What reads is of use to nobody then; what writes may be wanted all the same.
-                if job.is_abandoned() && (self.purpose == Purpose::Read || attempt > 1) {
+                if job.is_abandoned() && (self.purpose != Purpose::Write || attempt > 1) {
                     break Err(Error::Closed);
                 }
                 let connection = match self.connection(kept.take(), &mut failed) {
@@ -241,7 +246,7 @@ impl Worker {
         let instance = self.lease.as_ref().and_then(|lease| lease.instance());
         let party = instance.map_or(Party::Beside, Party::Instance);
         match self.purpose {
-            Purpose::Read => Begin::Read(party),
+            Purpose::Read | Purpose::Report => Begin::Read(party),
             Purpose::Write => Begin::Write(party),
         }
     }
@@ -260,12 +265,20 @@ impl Worker {
         {
             return Err(error.clone());
         }
-        let opened = Connection::open(&self.address);
+        let opened = self.open();
         *failed = opened
             .as_ref()
             .err()
             .map(|error| (SystemClock.now(), error.clone()));
         opened
+    }
+
+    fn open(&self) -> Result<Connection, Error> {
+        let opened = Connection::open(&self.address)?;
+        if self.purpose == Purpose::Report {
+            opened.batch(REPORT_TIME)?;
+        }
+        Ok(opened)
     }
 
     /// One transaction, and whether the connection can be used again.
@@ -286,7 +299,7 @@ impl Worker {
                 Ok(()) => (Fate::Done, true),
                 Err(error @ Error::Again(_)) => (Fate::Again(error), true),
                 // A read changed nothing, whatever became of it.
-                Err(Error::Unknown(_)) if self.purpose == Purpose::Read => (Fate::Done, false),
+                Err(Error::Unknown(_)) if self.purpose != Purpose::Write => (Fate::Done, false),
                 Err(error) => (Fate::Failed(error), false),
             };
         }

@@ -161,6 +161,7 @@ impl Line {
             StoreError::Conflict { .. }
             | StoreError::Missing { .. }
             | StoreError::QueueFull { .. }
+            | StoreError::ReportsBusy
             | StoreError::Unavailable(_)
             | StoreError::Unknown(_)
             | StoreError::Full(_)

@@ -85,7 +85,8 @@ async fn the_catalogue_says_where_a_command_can_run() {
 async fn telemetry_is_read_by_stream_range_and_page() {
     let backend = Backend::new().await;
     let holder = backend.connect("gw-1", catalogue()).await;
-    let at = now();
+    // All of it has passed.
+    let at = now().saturating_sub(std::time::Duration::from_secs(100));
     let record = |seq: u64, stream: &str| {
         let record = Record {
             stream: stream.parse().unwrap(),
@@ -181,12 +182,15 @@ async fn numbers_over_time(backend: &Backend, at: Timestamp) {
         .map(|step| step["value"].as_i64().unwrap())
         .sum();
     assert_eq!(sum, 11, "{whole}");
+    // It began before `from`.
+    assert_eq!(whole["items"][0]["partial"], true, "{whole}");
     let (mut seen, mut cursor) = (Vec::new(), String::new());
     loop {
         let page = asked(&format!("step=1s&limit=1&order=desc{cursor}"));
         let page = backend.get(&page).await.json();
         let items = page["items"].as_array().unwrap();
         assert_eq!(items.len(), 1, "{page}");
+        assert!(items[0].get("partial").is_none(), "{page}");
         seen.push((items[0]["value"].clone(), items[0]["records"].clone()));
         match page["next"].as_str() {
             Some(next) => cursor = format!("&cursor={next}"),
@@ -198,6 +202,11 @@ async fn numbers_over_time(backend: &Backend, at: Timestamp) {
         .get(&asked("step=1m&agg=max&limit=5").replace("value", "no"))
         .await;
     assert_eq!(nothing.json()["items"], json!([]));
+    // Ten thousand steps are not fewer because some of the future counts as now.
+    let long = at.saturating_sub(std::time::Duration::from_secs(9_000));
+    let long =
+        format!("/v1/telemetry?gateway=gw-1&stream=host.cpu&field=value&step=1s&from={long}");
+    assert_eq!(backend.get(&long).await.status, 200);
     for (query, field) in [
         ("field=value&step=5m&from=2026-03-02T08:00:00Z", "stream"),
         ("stream=host.cpu&step=5m&from=2026-03-02T08:00:00Z", "field"),

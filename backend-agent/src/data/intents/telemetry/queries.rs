@@ -5,6 +5,7 @@ use viworks_common::ledger::telemetry::NO_EPOCH;
 use viworks_common::telemetry::{Gap, GapReason, RecordRefusal, TimeSource};
 use viworks_runtime::sqlite::{Row, params};
 
+use super::all;
 use crate::data::intents::link::Sql;
 use crate::data::intents::page::{following, listing, rows_wanted};
 use crate::data::intents::row::Reader;
@@ -58,16 +59,18 @@ macro_rules! of_stream {
     };
 }
 
+/// The columns that [`read`] reads, of a record `t` and its spool epoch `e`.
 macro_rules! columns {
     ($stream:literal) => {
         concat!(
             "SELECT e.spool_epoch, t.seq, ",
             $stream,
             " AS stream, t.observed_at, t.stored_at, t.fields, \
-             coalesce(t.time_source, 'gateway') AS time_source, t.gateway_time "
+             coalesce(t.time_source, 'gateway') AS time_source, t.gateway_time"
         )
     };
 }
+pub(super) use columns;
 
 macro_rules! ordered {
     ($order:literal) => {
@@ -86,7 +89,7 @@ macro_rules! stream_on_postgres {
     ($compare:literal, $order:literal) => {
         concat!(
             columns!(":stream::text"),
-            "FROM (",
+            " FROM (",
             of_stream!(
                 $compare,
                 $order,
@@ -102,31 +105,10 @@ macro_rules! stream_on_postgres {
     };
 }
 
-/// As many records of each stream as are wanted of all, and the first of those: the key has no order over streams.
-macro_rules! all_on_postgres {
-    ($compare:literal, $order:literal) => {
-        concat!(
-            columns!("s.stream"),
-            "FROM (SELECT id, stream FROM telemetry_stream_ids WHERE agent = ",
-            agent!(),
-            ") AS s CROSS JOIN LATERAL (",
-            of_stream!($compare, $order, "s.id"),
-            ")",
-            ordered!($order),
-            " LIMIT :limit"
-        )
-    };
-}
+/// In the store that has an order of times over streams; see [`super::all`] for the other one.
+pub(in crate::data::intents) const ALL_FORWARD: Sql = Sql::of_file(on_sqlite!(">", "ASC", ""));
 
-pub(in crate::data::intents) const ALL_FORWARD: Sql = Sql {
-    sqlite: on_sqlite!(">", "ASC", ""),
-    postgres: all_on_postgres!(">", "ASC"),
-};
-
-pub(in crate::data::intents) const ALL_BACKWARD: Sql = Sql {
-    sqlite: on_sqlite!("<", "DESC", ""),
-    postgres: all_on_postgres!("<", "DESC"),
-};
+pub(in crate::data::intents) const ALL_BACKWARD: Sql = Sql::of_file(on_sqlite!("<", "DESC", ""));
 
 pub(in crate::data::intents) const STREAM_FORWARD: Sql = Sql {
     sqlite: on_sqlite!(">", "ASC", "AND stream = :stream "),
@@ -165,45 +147,45 @@ pub(in crate::data::intents) fn records(
         until,
         newest_first,
     } = query;
-    let (at, spool_epoch, seq) = match page.after {
+    let (at, spool_epoch, seq) = first(page.after, *newest_first);
+    let limit = rows_wanted(page.limit);
+    let rows = if let Some(stream) = stream {
+        let sql = if *newest_first {
+            STREAM_BACKWARD
+        } else {
+            STREAM_FORWARD
+        };
+        let params = params! { agent_id, from, until, at, spool_epoch, seq, limit, stream };
+        view.page(sql, params, read)?
+    } else if let Some(tables) = view.telemetry_tables(*from, *until)? {
+        all::rows(view, agent_id, query, page, tables)?
+    } else {
+        let sql = if *newest_first {
+            ALL_BACKWARD
+        } else {
+            ALL_FORWARD
+        };
+        let params = params! { agent_id, from, until, at, spool_epoch, seq, limit };
+        view.page(sql, params, read)?
+    };
+    Ok(listing(rows, page.limit, all::cursor))
+}
+
+/// What a page follows; the beginning, or the end, where it is the first one.
+pub(super) fn first(after: Option<TelemetryCursor>, newest_first: bool) -> (i64, String, u64) {
+    match after {
         Some(after) => (
             after.observed_at.unix_micros(),
             after.spool_epoch.to_string(),
             after.seq,
         ),
         // Before the first id, or behind the last one.
-        None if *newest_first => (i64::MAX, "~".to_owned(), u64::MAX),
+        None if newest_first => (i64::MAX, "~".to_owned(), u64::MAX),
         None => (i64::MIN, String::new(), 0),
-    };
-    let limit = rows_wanted(page.limit);
-    let rows = match stream {
-        Some(stream) => {
-            let sql = if *newest_first {
-                STREAM_BACKWARD
-            } else {
-                STREAM_FORWARD
-            };
-            let params = params! { agent_id, from, until, at, spool_epoch, seq, limit, stream };
-            view.page(sql, params, read)?
-        }
-        None => {
-            let sql = if *newest_first {
-                ALL_BACKWARD
-            } else {
-                ALL_FORWARD
-            };
-            let params = params! { agent_id, from, until, at, spool_epoch, seq, limit };
-            view.page(sql, params, read)?
-        }
-    };
-    Ok(listing(rows, page.limit, |record| TelemetryCursor {
-        observed_at: record.observed_at,
-        spool_epoch: record.spool_epoch,
-        seq: record.seq,
-    }))
+    }
 }
 
-fn read(row: &Row<'_>) -> StoreResult<StoredRecord> {
+pub(super) fn read(row: &Row<'_>) -> StoreResult<StoredRecord> {
     let row = Reader::new("telemetry", row);
     Ok(StoredRecord {
         spool_epoch: row.get("spool_epoch")?,

@@ -53,16 +53,18 @@ pub(in crate::data::intents) fn purge(
         column::<AgentId>("telemetry_usage", "agent_id"),
     )?;
     purged.more = gateways.len() == GATEWAYS;
+    let emptied_to = tx.telemetry_emptied_to(until)?;
     let mut left = most;
     for agent_id in gateways {
-        let (deleted, until) = tx.delete_telemetry(agent_id, until, left)?;
+        let deleted = tx.delete_telemetry(agent_id, until, left)?;
         purged.records += count(deleted);
         left = left.saturating_sub(deleted);
         if left == 0 {
             purged.more = true;
             break;
         }
-        purged.streams += delete_streams(tx, agent_id, until)?;
+        purged.streams += delete_streams(tx, agent_id, emptied_to)?;
+        tx.forget_telemetry(agent_id, emptied_to)?;
         purged.after = Some(agent_id);
     }
     Ok(purged)

@@ -58,11 +58,13 @@ macro_rules! numbers_on_postgres {
     };
 }
 
-/// Added up by parts of [`viworks_common::telemetry::steps::SUM_SCALE`], so that no sum is beyond every number.
+/// Added up by parts of [`viworks_common::telemetry::steps::SUM_SCALE`], so that no sum is beyond every number. What is
+/// too small to be divided adds nothing: a server takes such a quotient for an error.
 macro_rules! sums {
     ($numbers:ident, $scale:literal) => {
         concat!(
-            $numbers!(""), " SELECT step AS at, count(*) AS records, sum(number / ", $scale, ") AS scaled, \
+            $numbers!(""), " SELECT step AS at, count(*) AS records, \
+             sum(CASE WHEN abs(number) < 1e-290 THEN 0.0 ELSE number / ", $scale, " END) AS scaled, \
              min(number) AS least, max(number) AS most FROM numbers WHERE number IS NOT NULL GROUP BY step ORDER BY step"
         )
     };
@@ -119,19 +121,48 @@ pub(in crate::data::intents) const LAST_TIME: Sql = Sql {
     ),
 };
 
-macro_rules! count {
-    ($held:ident) => {
+/// The time of the first record that is one more than a page looks at, by number or by bytes, the way the question
+/// goes. It reads no further than there.
+macro_rules! reach {
+    ($held:ident, $epoch:literal, $size:literal, $order:literal) => {
         concat!(
-            "SELECT count(*) AS rows FROM (SELECT 1 AS one",
-            $held!(),
-            "LIMIT :limit) AS held"
+            "SELECT at FROM (SELECT observed_at AS at, row_number() OVER way AS place, sum(size) OVER way AS bytes FROM \
+             (SELECT observed_at, ", $epoch, " AS epoch, seq, ", $size, " AS size", $held!(), ") AS held \
+             WINDOW way AS (ORDER BY observed_at ", $order, ", epoch ", $order, ", seq ", $order,
+            " ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)) AS placed \
+             WHERE place > :rows_max OR bytes > :bytes_max LIMIT 1"
         )
     };
 }
 
-pub(in crate::data::intents) const COUNT: Sql = Sql {
-    sqlite: count!(held_on_sqlite),
-    postgres: count!(held_on_postgres),
+pub(in crate::data::intents) const REACH_FORWARD: Sql = Sql {
+    sqlite: reach!(
+        held_on_sqlite,
+        "spool_epoch",
+        "length(CAST(fields AS BLOB))",
+        "ASC"
+    ),
+    postgres: reach!(
+        held_on_postgres,
+        "epoch",
+        "octet_length(fields::text)",
+        "ASC"
+    ),
+};
+
+pub(in crate::data::intents) const REACH_BACKWARD: Sql = Sql {
+    sqlite: reach!(
+        held_on_sqlite,
+        "spool_epoch",
+        "length(CAST(fields AS BLOB))",
+        "DESC"
+    ),
+    postgres: reach!(
+        held_on_postgres,
+        "epoch",
+        "octet_length(fields::text)",
+        "DESC"
+    ),
 };
 
 /// One page of steps: those that hold a record with a number in the field. It looks at no more records
@@ -201,33 +232,39 @@ impl Asked<'_> {
         self.view.optional(sql, params, read)
     }
 
-    /// As many of the wanted steps as hold no more records than one page looks at; none when a single one holds more.
+    /// As many of the wanted steps as hold no more than one page looks at; none when a single one holds more.
     fn part(&self, range: Range, edge: Timestamp, limit: usize) -> StoreResult<Option<Range>> {
         let step = self.query.step;
-        let mut steps = limit.clamp(1, PAGE_ROWS_MAX);
-        loop {
-            let part = if self.query.newest_first {
-                step.backward(range, edge, steps)
+        let steps = limit.clamp(1, PAGE_ROWS_MAX);
+        let mut part = if self.query.newest_first {
+            step.backward(range, edge, steps)
+        } else {
+            step.forward(range, edge, steps)
+        };
+        if let Some(beyond) = self.reach(part)? {
+            let start = step.start_of(beyond);
+            if self.query.newest_first {
+                part.from = step.end_of(start);
             } else {
-                step.forward(range, edge, steps)
-            };
-            if self.rows(part)? <= self.query.rows_max {
-                return Ok(Some(part));
+                part.until = start;
             }
-            if steps == 1 {
-                return Ok(None);
-            }
-            steps /= 2;
         }
+        Ok((part.from < part.until).then_some(part))
     }
 
-    /// How many records a range holds, or one more than a page looks at.
-    fn rows(&self, range: Range) -> StoreResult<usize> {
+    /// When the first record was observed that is beyond what a page looks at.
+    fn reach(&self, range: Range) -> StoreResult<Option<Timestamp>> {
         let Range { from, until } = range;
-        let (agent_id, stream, limit) =
-            (self.agent_id, &self.query.stream, self.query.rows_max + 1);
-        let params = params! { agent_id, stream, from, until, limit };
-        self.view.one(COUNT, params, column("telemetry", "rows"))
+        let query = self.query;
+        let (agent_id, stream) = (self.agent_id, &query.stream);
+        let (rows_max, bytes_max) = (query.rows_max, query.bytes_max);
+        let sql = if query.newest_first {
+            REACH_BACKWARD
+        } else {
+            REACH_FORWARD
+        };
+        let params = params! { agent_id, stream, from, until, rows_max, bytes_max };
+        self.view.optional(sql, params, column("telemetry", "at"))
     }
 
     fn values(&self, range: Range) -> StoreResult<Vec<StepValue>> {
