@@ -9,3 +9,4 @@ pub mod prober;
 pub mod rates;
 pub mod registry;
 pub mod shelf;
+pub mod strays;

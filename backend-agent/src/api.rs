@@ -7,6 +7,7 @@ mod extract;
 mod handlers;
 mod health;
 pub mod limits;
+mod looks;
 pub mod openapi;
 mod pace;
 mod problem;

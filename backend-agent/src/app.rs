@@ -42,7 +42,7 @@ use crate::config::{Config, QueueConfig};
 use crate::data::postgres::{self, AddressError, PostgresStore, Role};
 use crate::data::sqlite::SqliteStore;
 use crate::data::{self, GatewayFilter, Hurry, Page, Store, StoreError, line};
-use crate::earlier;
+use crate::earlier::{self, Earlier};
 use crate::inbound::heartbeats::Heartbeats;
 use crate::inbound::judge::Judge;
 use crate::inbound::limits::{AdmissionLimits, Gate};
@@ -252,7 +252,7 @@ impl App {
         files::create_private_folder(&config.data.state_folder)?;
         let lock = files::lock_folder(&config.data.state_folder)?;
         let store = open(config, Role::Backend).await?;
-        let earlier = earlier::instance(&config.data.state_folder);
+        let earlier = earlier(&config.data.state_folder, &*store);
         note_instance(&config.data.state_folder, *store.instance().borrow());
         let clock = Arc::new(line::begin(&*store, clock).await?);
         // Stored before anything is read from it: a process that dies at once is continued all the same.
@@ -479,6 +479,7 @@ impl Shared {
             store_latch: self.readiness.latch("store"),
             conditions: self.conditions.clone(),
             config: config.jobs,
+            strays: Default::default(),
         };
         jobs.start(lifecycle);
     }
@@ -575,6 +576,16 @@ impl Shared {
             manager.drain_all();
         }));
     }
+}
+
+/// Which of several backends the process before this one was, where it is certain that it is gone.
+fn earlier(state_folder: &Path, store: &dyn Store) -> Option<InstanceId> {
+    store.instance().borrow().as_ref()?;
+    let earlier = earlier::instance(state_folder)?;
+    if let Earlier::Unsure(instance) = earlier {
+        info!(%instance, "the backend that this state folder names may be alive elsewhere, as the machine was started or the folder copied since; what it left is ended when its lease of the database has run out");
+    }
+    earlier.gone()
 }
 
 /// Writes down which of several backends this one is, for the process that has this folder after it.

@@ -217,6 +217,8 @@ pub trait Store: Send + Sync {
         earlier: Option<InstanceId>,
         now: Timestamp,
     ) -> StoreResult<u64>;
+    /// The gateways with a session of this backend, and the epoch of that, as the database has it.
+    async fn open_sessions(&self, tenant: &Tenant) -> StoreResult<Vec<(AgentId, u64)>>;
     /// Stores the figures of many heartbeats; those of fenced sessions are dropped.
     async fn touch_sessions(
         &self,
@@ -224,12 +226,14 @@ pub trait Store: Send + Sync {
         touches: Vec<SessionTouch>,
         now: Timestamp,
     ) -> StoreResult<()>;
-    /// Settles who of two processes keeps an identity, once its confirmed session was probed for the sake of the one
-    /// that asks. A fork is recorded, and a gateway that answered another instance is told to connect again.
+    /// Settles who of two processes keeps an identity, once its confirmed session, of the epoch `asked`, was probed for
+    /// the sake of the one that asks. A fork is recorded, and a gateway that answered another instance is told to
+    /// connect again.
     async fn settle_probed(
         &self,
         tenant: &Tenant,
         request: &AdmitRequest,
+        asked: u64,
         probed: Probed,
         now: Timestamp,
     ) -> StoreResult<Verdict>;
@@ -572,14 +576,11 @@ pub trait Store: Send + Sync {
         newcomer: SessionId,
         now: Timestamp,
     ) -> StoreResult<Owner>;
-    /// Answers what `to` asked for the sake of `newcomer`.
-    async fn answer_probe(
+    /// Answers what other instances asked; one that is gone hears nothing.
+    async fn answer_probes(
         &self,
         tenant: &Tenant,
-        agent_id: AgentId,
-        to: InstanceId,
-        newcomer: SessionId,
-        alive: bool,
+        answers: Vec<ProbeAnswer>,
         now: Timestamp,
     ) -> StoreResult<()>;
     /// The instances that there are, by name.

@@ -1,10 +1,11 @@
 //! Reconcilers: each looks at the store, brings what is behind to where it should be, and can be run at any time.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
+use viworks_common::code::CloseCode;
 use viworks_common::command::CommandState;
 use viworks_common::human;
 use viworks_common::id::Tenant;
@@ -15,6 +16,7 @@ use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::probe::Latch;
 
 use crate::agent::manager::Manager;
+use crate::agent::strays::Strays;
 use crate::command::bus::{CommandChange, RunBus};
 use crate::command::dispatch::Dispatcher;
 use crate::config::JobsConfig;
@@ -94,6 +96,8 @@ pub struct Jobs {
     pub conditions: Conditions,
     /// How often.
     pub config: JobsConfig,
+    /// Sessions that only the database has.
+    pub strays: Mutex<Strays>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -103,6 +107,7 @@ enum Job {
     Overdue,
     Revoked,
     Dead,
+    Strays,
     Heartbeats,
     Health,
     Clock,
@@ -110,12 +115,13 @@ enum Job {
 }
 
 impl Job {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Offer,
         Self::Expire,
         Self::Overdue,
         Self::Revoked,
         Self::Dead,
+        Self::Strays,
         Self::Heartbeats,
         Self::Health,
         Self::Clock,
@@ -129,6 +135,7 @@ impl Job {
             Self::Overdue => "job: overdue",
             Self::Revoked => "job: revoked",
             Self::Dead => "job: dead",
+            Self::Strays => "job: strays",
             Self::Heartbeats => "job: heartbeats",
             Self::Health => "job: health",
             Self::Clock => "job: clock",
@@ -168,7 +175,7 @@ impl Jobs {
 
     const fn every(&self, job: Job) -> Duration {
         match job {
-            Job::Offer => self.config.offer,
+            Job::Offer | Job::Strays => self.config.offer,
             Job::Expire | Job::Overdue | Job::Revoked | Job::Dead => self.config.expire,
             Job::Heartbeats => HEARTBEATS,
             Job::Health => HEALTH,
@@ -184,6 +191,7 @@ impl Jobs {
             Job::Overdue => self.end_overdue().await,
             Job::Revoked => self.cut_revoked().await,
             Job::Dead => self.end_dead().await,
+            Job::Strays => self.end_strays().await,
             Job::Heartbeats => self.store_heartbeats().await,
             Job::Health => self.check_store().await,
             Job::Clock => self.renew_time_line().await,
@@ -337,6 +345,31 @@ impl Jobs {
                 return Ok(());
             }
         }
+    }
+
+    /// Ends sessions that the database says this backend has, and that it has not. Their gateways would look connected
+    /// for as long as it lives.
+    async fn end_strays(&self) -> StoreResult<()> {
+        // In this order: what is entered after the database was asked is not missing.
+        let stored = self.store.open_sessions(&self.tenant).await?;
+        let missing = self.manager.missing(stored);
+        let stays = {
+            // Nothing panics while it is held.
+            let strays = self.strays.lock();
+            let mut strays = strays.unwrap_or_else(PoisonError::into_inner);
+            strays.look(missing)
+        };
+        for (agent_id, epoch) in stays {
+            let (code, now) = (CloseCode::Internal, self.clock.line());
+            let ended = self
+                .store
+                .end_session(&self.tenant, agent_id, epoch, code, now);
+            if ended.await? {
+                let gateway = self.manager.name_of(agent_id);
+                info!(%gateway, %agent_id, epoch, "ended a session that only the database had");
+            }
+        }
+        Ok(())
     }
 
     async fn store_heartbeats(&self) -> StoreResult<()> {

@@ -72,18 +72,23 @@ impl Arrivals {
         self.window.opened = self.window.opened.saturating_add(1);
     }
 
-    /// A gateway found no room: how long it should wait. Each gets a turn behind the last one's. A house that has held
-    /// `fleet` gateways gives no turn later than these need, because whoever asks again and again would push all others
-    /// away; those beyond are spread over that time by `draw`, a random number.
-    pub fn turned_away(&mut self, fleet: usize, draw: u64, now: Monotonic) -> Duration {
+    /// A gateway found no room: how long it should wait. Each gets a turn behind the last one's, as fast as its house's
+    /// share of what all houses do `together`, because it may come to any of them. No turn is later than those of
+    /// `fleet` gateways need that nobody has, because whoever asks again and again would push all others away; those
+    /// beyond are spread over that time by `draw`, a random number.
+    pub fn turned_away(
+        &mut self,
+        fleet: u64,
+        together: &Together,
+        draw: u64,
+        now: Monotonic,
+    ) -> Duration {
         self.roll(now);
         self.window.turned_away = true;
-        let horizon = span(fleet, self.per_second).clamp(HORIZON_MIN, RETRY_AFTER_MAX - WAIT_MIN);
+        let horizon = together.time_for(fleet);
+        let horizon = horizon.clamp(HORIZON_MIN, RETRY_AFTER_MAX - WAIT_MIN);
         let first = now.saturating_add(WAIT_MIN);
-        let turn = self
-            .last_turn
-            .max(first)
-            .saturating_add(span(1, self.per_second));
+        let turn = self.last_turn.max(first).saturating_add(together.step());
         let wait = turn.saturating_since(now);
         if wait > WAIT_MIN + horizon {
             return WAIT_MIN + part(horizon, draw);
@@ -148,6 +153,51 @@ impl House {
         } else {
             self.sessions_max.saturating_sub(self.sessions)
         }
+    }
+}
+
+/// What all houses that live can do together, as one of them sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Together {
+    /// Sessions that those with room can open in each second.
+    per_second: u32,
+    /// Houses that gateways may come to, each of which turns some away.
+    houses: u32,
+    /// Sessions that they have.
+    sessions: u64,
+}
+
+impl Together {
+    /// Of `own` and the others.
+    #[must_use]
+    pub fn of(own: &House, others: &[House]) -> Self {
+        let open = || std::iter::once(own).chain(others.iter().filter(|house| !house.closes));
+        let paces = open().filter(|house| house.room() > 0);
+        let per_second = paces.fold(0, |sum: u32, house| sum.saturating_add(house.per_second));
+        Self {
+            // Where nobody has room, they come back to find that out, no faster than to this one.
+            per_second: if per_second == 0 {
+                own.per_second
+            } else {
+                per_second
+            },
+            houses: u32::try_from(open().count()).unwrap_or(u32::MAX),
+            sessions: open().fold(0, |sum, house| sum.saturating_add(house.sessions)),
+        }
+    }
+
+    /// How long it takes until those of a fleet have a session that have none.
+    fn time_for(&self, fleet: u64) -> Duration {
+        let missing = fleet.saturating_sub(self.sessions);
+        span(
+            usize::try_from(missing).unwrap_or(usize::MAX),
+            self.per_second,
+        )
+    }
+
+    /// Between two turns that one house gives: all of them together give as many as can be taken.
+    fn step(&self) -> Duration {
+        span(1, self.per_second).saturating_mul(self.houses)
     }
 }
 
@@ -225,6 +275,11 @@ mod tests {
         Monotonic::from_duration(Duration::from_millis(millis))
     }
 
+    /// What one house can do that has nobody beside it.
+    fn alone(arrivals: &Arrivals) -> Together {
+        Together::of(&house(0, 1_000_000, arrivals.per_second()), &[])
+    }
+
     /// A house that opens so many in each of some seconds, and turns somebody away in each when it is `full`.
     fn worked(arrivals: &mut Arrivals, per_second: u64, seconds: u64, full: bool) {
         for second in 1..=seconds {
@@ -232,7 +287,8 @@ mod tests {
                 arrivals.opened(at(second * 1_000 + number * 1_000 / per_second));
             }
             if full {
-                let _wait = arrivals.turned_away(0, 0, at(second * 1_000 + 999));
+                let alone = alone(arrivals);
+                let _wait = arrivals.turned_away(0, &alone, 0, at(second * 1_000 + 999));
             }
         }
         arrivals.opened(at((seconds + 1) * 1_000));
@@ -262,12 +318,34 @@ mod tests {
     fn one_who_asks_all_the_time_does_not_push_the_others_away() {
         let mut arrivals = Arrivals::new();
         for draw in 0..100_000 {
-            let wait = arrivals.turned_away(1_000, draw * 7_919, at(5_000));
+            let alone = alone(&arrivals);
+            let wait = arrivals.turned_away(1_000, &alone, draw * 7_919, at(5_000));
             assert!(
                 wait >= WAIT_MIN && wait <= WAIT_MIN + Duration::from_secs(10),
                 "{wait:?}"
             );
         }
+    }
+
+    #[test]
+    fn houses_that_turn_gateways_away_give_as_many_turns_together_as_they_can_take() {
+        let houses = [house(0, 10_000, 100), house(0, 10_000, 300)];
+        let mut turns = BTreeMap::<u64, u32>::new();
+        for own in 0..2 {
+            let together = Together::of(&houses[own], &houses[1 - own..2 - own]);
+            assert_eq!(together.time_for(4_000), Duration::from_secs(10));
+            let mut arrivals = Arrivals::new();
+            for _ in 0..1_000 {
+                let wait = arrivals.turned_away(4_000, &together, 0, at(10_000));
+                *turns.entry(wait.as_secs()).or_default() += 1;
+            }
+        }
+        let most = turns.values().max().copied().unwrap();
+        assert!((390..=401).contains(&most), "{turns:?}");
+        // Where nobody has room, they come back to find that out.
+        let full = [house(10, 10, 100), house(5, 5, 300)];
+        let together = Together::of(&full[0], &full[1..]);
+        assert_eq!(together.time_for(115), Duration::from_secs(1));
     }
 
     #[test]
@@ -315,7 +393,8 @@ mod tests {
             let (mut now, mut turns) = (10_000, BTreeMap::<u64, u32>::new());
             for pause in pauses {
                 now += pause;
-                let wait = arrivals.turned_away(10_000, 0, at(now));
+                let alone = alone(&arrivals);
+                let wait = arrivals.turned_away(10_000, &alone, 0, at(now));
                 prop_assert!(wait >= WAIT_MIN && wait <= RETRY_AFTER_MAX);
                 let turn = now + u64::try_from(wait.as_millis()).unwrap();
                 *turns.entry(turn / 1_000).or_default() += 1;

@@ -53,6 +53,18 @@ pub enum Probed {
     Unreachable,
 }
 
+impl Probed {
+    /// What it says once the confirmed session of the identity is of the epoch `live`. Where that is another one than
+    /// the session of the epoch `asked`, about which somebody was asked, nobody knows anything of it.
+    #[must_use]
+    pub const fn by_now(self, asked: u64, live: Option<u64>) -> Self {
+        match live {
+            Some(live) if live != asked => Self::Unreachable,
+            Some(_) | None => self,
+        }
+    }
+}
+
 /// Who of two processes keeps the identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -275,6 +287,15 @@ mod tests {
         }
         assert_eq!(claims.heard(None, true), Probed::Unreachable);
         assert_eq!(claims.heard(None, false), Probed::Silent);
+    }
+
+    #[test]
+    fn what_was_said_of_a_session_says_nothing_about_the_one_that_followed_it() {
+        for probed in [Probed::Alive, Probed::Silent, Probed::Unreachable] {
+            assert_eq!(probed.by_now(7, Some(7)), probed);
+            assert_eq!(probed.by_now(7, None), probed);
+            assert_eq!(probed.by_now(7, Some(8)), Probed::Unreachable);
+        }
     }
 
     #[test]

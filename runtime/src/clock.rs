@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::time::{ClockId, clock_gettime};
 use viworks_common::id::BootId;
 use viworks_common::time::{Monotonic, Timestamp};
-use viworks_common::timeline::shared::{Followed, Look, Stored, follow};
+use viworks_common::timeline::shared::{Followed, Look, Stored, follow, follow_roughly};
 use viworks_common::timeline::{APART_MAX, Anchor, Anchored, resume};
 
 /// Where the kernel says which boot this is.
@@ -69,9 +69,18 @@ pub fn boot_id() -> Option<BootId> {
 pub struct Timeline {
     clock: Arc<dyn Clock>,
     boot_id: Option<BootId>,
-    anchor: RwLock<Anchor>,
+    known: RwLock<Known>,
     /// What was read last: a new anchor, reckoned a moment before it is adopted, must not take anything back.
     highest: AtomicI64,
+}
+
+/// Where a line is.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    anchor: Anchor,
+    /// By how much the look at a server's clock may have been wrong that it was joined by; nothing once it follows a
+    /// sharp one.
+    error: Duration,
 }
 
 impl std::fmt::Debug for Timeline {
@@ -91,8 +100,11 @@ impl Timeline {
         boot_id: Option<BootId>,
         stored: Option<&Anchored>,
     ) -> Self {
-        let anchor = resume(stored, boot_id, clock.wall(), clock.now());
-        Self::at(clock, boot_id, anchor)
+        let known = Known {
+            anchor: resume(stored, boot_id, clock.wall(), clock.now()),
+            error: Duration::ZERO,
+        };
+        Self::at(clock, boot_id, known)
     }
 
     /// Takes up the line that several processes share, after a look at the clock of their server.
@@ -105,14 +117,15 @@ impl Timeline {
     ) -> Self {
         let own = stored.own(boot_id, look);
         let followed = follow(own.as_ref(), stored, look);
-        Self::at(clock, boot_id, followed.anchor)
+        let (anchor, error) = (followed.anchor, followed.error);
+        Self::at(clock, boot_id, Known { anchor, error })
     }
 
-    fn at(clock: Arc<dyn Clock>, boot_id: Option<BootId>, anchor: Anchor) -> Self {
+    fn at(clock: Arc<dyn Clock>, boot_id: Option<BootId>, known: Known) -> Self {
         Self {
             clock,
             boot_id,
-            anchor: RwLock::new(anchor),
+            known: RwLock::new(known),
             highest: AtomicI64::new(i64::MIN),
         }
     }
@@ -164,7 +177,8 @@ impl Timeline {
     /// and then the anchor is adopted.
     #[must_use]
     pub fn follow(&self, stored: &Stored, look: &Look) -> Followed {
-        follow(Some(&self.anchor()), stored, look)
+        let Known { anchor, error } = self.known();
+        follow_roughly(Some((&anchor, error)), stored, look)
     }
 
     /// An anchor of this line with the boot that it belongs to.
@@ -177,13 +191,20 @@ impl Timeline {
         }
     }
 
-    /// Goes on from an anchor that is stored by now.
+    /// Goes on from an anchor that is stored by now. One of a line that is shared is from a sharp look.
     pub fn adopt(&self, stored: &Anchored) {
-        *self.anchor.write().unwrap_or_else(PoisonError::into_inner) = stored.anchor;
+        *self.known.write().unwrap_or_else(PoisonError::into_inner) = Known {
+            anchor: stored.anchor,
+            error: Duration::ZERO,
+        };
+    }
+
+    fn known(&self) -> Known {
+        *self.known.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn anchor(&self) -> Anchor {
-        *self.anchor.read().unwrap_or_else(PoisonError::into_inner)
+        self.known().anchor
     }
 }
 
@@ -213,6 +234,8 @@ pub async fn sleep_until(clock: &dyn Clock, deadline: Monotonic) {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicU64;
+
+    use viworks_common::timeline::shared::{Course, Point};
 
     use super::*;
 
@@ -320,6 +343,48 @@ mod tests {
         let own = Arc::clone(&clock) as Arc<dyn Clock>;
         let again = Timeline::join(own, boot_id(), &stored, &look(5_200_000, 0));
         assert_eq!(again.line(), line.line());
+    }
+
+    #[test]
+    fn a_line_that_was_joined_by_a_slow_look_pushes_nobody_forward() {
+        let clock = Arc::new(ByHand::default());
+        let at = |micros| Monotonic::from_duration(Duration::from_micros(micros));
+        let common = Stored {
+            anchored: None,
+            point: Some(Point {
+                number: 1,
+                shows: Timestamp::from_unix_micros(0),
+                reads: Timestamp::from_unix_micros(0),
+            }),
+        };
+        // The question was under way all the time.
+        let slow = Look {
+            sent: at(0),
+            came: at(6_000_000),
+            shows: Timestamp::from_unix_micros(6_000_000),
+        };
+        let own = Arc::clone(&clock) as Arc<dyn Clock>;
+        let line = Timeline::join(own, boot_id(), &common, &slow);
+        clock.now.store(10_000_000, Ordering::Relaxed);
+        let ahead = line.line();
+        assert_eq!(ahead.unix_micros(), 13_000_000);
+        let sharp = |now| Look {
+            sent: at(now),
+            came: at(now),
+            shows: Timestamp::from_unix_micros(i64::try_from(now).unwrap()),
+        };
+        let followed = line.follow(&common, &sharp(10_000_000));
+        assert_eq!(followed.course, Course::Steady);
+        assert_eq!(followed.next.unwrap().reads.unix_micros(), 10_000_000);
+        line.adopt(&line.anchored(followed.anchor));
+        assert_eq!(line.line(), ahead, "it waits for the others");
+        // From here on it knows the line: what is apart was set.
+        let set = Look {
+            shows: Timestamp::from_unix_micros(13_000_000),
+            ..sharp(11_000_000)
+        };
+        let course = line.follow(&common, &set).course;
+        assert!(matches!(course, Course::ServerSet(_)), "{course:?}");
     }
 
     #[tokio::test(start_paused = true)]

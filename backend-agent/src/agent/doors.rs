@@ -1,11 +1,11 @@
 //! How fast this instance takes gateways in, beside the others: who finds no room gets a turn, and who is sent away is
 //! sent when the others can take it.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use viworks_common::arrivals::{Arrivals, House, Waves, slot};
+use viworks_common::arrivals::{Arrivals, House, Together, Waves, slot};
 use viworks_common::time::Monotonic;
 
 /// The doors of one instance.
@@ -14,7 +14,7 @@ pub struct Doors {
     sessions_max: u64,
     arrivals: Mutex<Arrivals>,
     /// Gateways that may come, at the most.
-    fleet: AtomicUsize,
+    fleet: AtomicU64,
     /// The other instances, as they were last seen.
     others: Mutex<Vec<House>>,
 }
@@ -26,14 +26,13 @@ impl Doors {
         Self {
             sessions_max: u64::try_from(sessions_max).unwrap_or(u64::MAX),
             arrivals: Mutex::default(),
-            fleet: AtomicUsize::default(),
+            fleet: AtomicU64::default(),
             others: Mutex::default(),
         }
     }
 
     /// How many gateways there are that may come.
     pub fn expect(&self, gateways: u64) {
-        let gateways = usize::try_from(gateways).unwrap_or(usize::MAX);
         self.fleet.store(gateways, Ordering::Relaxed);
     }
 
@@ -47,10 +46,12 @@ impl Doors {
         lock(&self.arrivals).opened(now);
     }
 
-    /// When a gateway that found no room should come back; `draw` is random.
-    pub fn turned_away(&self, draw: u64, now: Monotonic) -> Duration {
+    /// When a gateway that found no room should come back, to this instance or another one; `draw` is random.
+    pub fn turned_away(&self, sessions: usize, draw: u64, now: Monotonic) -> Duration {
         let fleet = self.fleet.load(Ordering::Relaxed);
-        lock(&self.arrivals).turned_away(fleet, draw, now)
+        let own = self.house(sessions, false);
+        let together = Together::of(&own, &lock(&self.others));
+        lock(&self.arrivals).turned_away(fleet, &together, draw, now)
     }
 
     /// What it says of itself with so many sessions.
@@ -107,9 +108,47 @@ mod tests {
     fn whoever_finds_no_room_waits_as_long_as_the_fleet_needs_at_the_most() {
         let (doors, now) = (Doors::new(10), Monotonic::ORIGIN);
         doors.expect(2_000);
-        let waits = (0..10_000).map(|draw| doors.turned_away(draw * 1_000_003, now));
+        let waits = (0..10_000).map(|draw| doors.turned_away(0, draw * 1_000_003, now));
         let longest = waits.max().unwrap();
         assert!(longest > Duration::from_secs(15), "{longest:?}");
         assert!(longest <= Duration::from_secs(21), "{longest:?}");
+    }
+
+    #[test]
+    fn whoever_finds_no_room_is_told_what_all_instances_can_do() {
+        let now = Monotonic::ORIGIN;
+        let longest = |others: &[House], sessions| {
+            let doors = Doors::new(10_000);
+            doors.expect(2_000);
+            doors.beside(others.to_vec());
+            let waits = (0..10_000).map(|draw| doors.turned_away(sessions, draw * 1_000_003, now));
+            waits.max().unwrap().as_secs()
+        };
+        let other = House {
+            sessions: 0,
+            sessions_max: 10_000,
+            per_second: 100,
+            closes: false,
+        };
+        assert_eq!(longest(&[], 0), 21);
+        assert_eq!(longest(&[other], 0), 11);
+        assert_eq!(longest(&[other; 3], 0), 6);
+        // Those that are connected do not come.
+        let busy = House {
+            sessions: 600,
+            ..other
+        };
+        assert_eq!(longest(&[busy], 400), 6);
+        // Whoever has no room takes nobody, and who closes is not there.
+        let full = House {
+            sessions_max: 600,
+            ..busy
+        };
+        assert_eq!(longest(&[full], 400), 11);
+        let closes = House {
+            closes: true,
+            ..other
+        };
+        assert_eq!(longest(&[closes], 0), 21);
     }
 }

@@ -22,7 +22,8 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 const FILE_TIME: Duration = Duration::from_secs(5);
 
 /// Keeps the manager on the instance that the store is and on the others, and the store on what they are told of this
-/// one. Each later instance is written down in the state folder.
+/// one. Each later instance is written down in the state folder. Runs until the backend stops and the last session has
+/// ended: until then others may end this instance.
 pub async fn keep(
     store: Arc<dyn Store>,
     manager: Arc<Manager>,
@@ -36,10 +37,11 @@ pub async fn keep(
     instance.mark_changed();
     let mut ticks = interval(TELL_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut draining = false;
     loop {
-        let draining = tokio::select! {
-            () = lifecycle.stopping() => true,
-            _ = ticks.tick() => false,
+        tokio::select! {
+            () = lifecycle.stopping(), if !draining => draining = true,
+            _ = ticks.tick() => {}
             Ok(()) = instance.changed() => {
                 let now = *instance.borrow_and_update();
                 manager.go_on_as(now);
@@ -52,7 +54,7 @@ pub async fn keep(
                 }
                 continue;
             }
-        };
+        }
         let others: Vec<_> = neighbours
             .borrow()
             .iter()
@@ -65,7 +67,7 @@ pub async fn keep(
         manager.doors().beside(others);
         let own = manager.doors().house(manager.len(), draining);
         store.note_load(InstanceLoad::of(own));
-        if draining {
+        if draining && manager.is_empty() {
             return;
         }
     }

@@ -1,6 +1,6 @@
 //! Who is connected to this backend: supervises, supersedes, probes and drains sessions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -73,8 +73,23 @@ struct Entry {
 #[derive(Debug, Default)]
 struct Connected {
     sessions: BTreeMap<AgentId, Entry>,
+    /// Epochs whose confirmation is under way: the database may have them already.
+    confirming: BTreeSet<(AgentId, u64)>,
     /// Which of several backends this one is.
     instance: Option<InstanceId>,
+}
+
+/// A session whose confirmation is under way; over when dropped.
+#[derive(Debug)]
+pub struct Confirming {
+    manager: Arc<Manager>,
+    which: (AgentId, u64),
+}
+
+impl Drop for Confirming {
+    fn drop(&mut self) {
+        lock(&self.manager.connected).confirming.remove(&self.which);
+    }
 }
 
 /// The connected agents of this process.
@@ -129,6 +144,30 @@ impl Manager {
             let reason = "the backend was taken for dead by another one";
             entry.shelf.end(CloseCode::Draining, reason);
         }
+    }
+
+    /// The confirmation of a session begins. Until this ends, nobody takes a session that the database has and that was
+    /// not entered yet for one that nobody has.
+    #[must_use]
+    pub fn confirming(self: &Arc<Self>, agent_id: AgentId, epoch: u64) -> Confirming {
+        let which = (agent_id, epoch);
+        lock(&self.connected).confirming.insert(which);
+        Confirming {
+            manager: Arc::clone(self),
+            which,
+        }
+    }
+
+    /// Of the sessions that the database said this process has, those that it has not.
+    #[must_use]
+    pub fn missing(&self, stored: Vec<(AgentId, u64)>) -> BTreeSet<(AgentId, u64)> {
+        let connected = lock(&self.connected);
+        let has = |which: &(AgentId, u64)| {
+            let entry = connected.sessions.get(&which.0);
+            entry.is_some_and(|entry| entry.shelf.place().epoch == which.1)
+                || connected.confirming.contains(which)
+        };
+        stored.into_iter().filter(|which| !has(which)).collect()
     }
 
     /// Enters a session that was confirmed for `instance`; an older one of the same gateway is closed. `false` when a
@@ -258,13 +297,19 @@ impl Manager {
         entry.is_some_and(|entry| entry.shelf.order(order))
     }
 
-    /// Whether the gateway of a confirmed session answers, within [`PROBE_TIMEOUT`]. `None` when it is not connected
-    /// here.
-    pub async fn probe(&self, agent_id: AgentId) -> Option<Probed> {
+    /// Whether the gateway of the confirmed session of an epoch answers, within [`PROBE_TIMEOUT`]. `None` when that
+    /// session is not here: nothing is known of it then, whichever other session of the gateway is.
+    pub async fn probe(&self, agent_id: AgentId, epoch: u64) -> Option<Probed> {
         let (answered, answer) = oneshot::channel();
         let shelf = {
             let connected = lock(&self.connected);
-            Arc::clone(&connected.sessions.get(&agent_id)?.shelf)
+            if connected.confirming.contains(&(agent_id, epoch)) {
+                // It is about to be entered, and will answer for itself.
+                return Some(Probed::Unreachable);
+            }
+            let entry = connected.sessions.get(&agent_id);
+            let entry = entry.filter(|entry| entry.shelf.place().epoch == epoch);
+            Arc::clone(&entry?.shelf)
         };
         // One that takes no order is stuck.
         let answers = shelf.order(Order::Probe(answered))
@@ -438,6 +483,11 @@ impl Manager {
                     .end(CloseCode::Draining, "the backend is stopping");
             }
         }
+    }
+
+    /// When a gateway that found no room should come back; `draw` is random.
+    pub fn turned_away(&self, draw: u64, now: Monotonic) -> Duration {
+        self.doors.turned_away(self.len(), draw, now)
     }
 
     /// The delay within which a gateway of this house reconnects first when its connection is lost.

@@ -3,20 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, warn};
 use viworks_common::claims::Probed;
-use viworks_common::id::{AgentId, InstanceId, SessionId, Tenant};
+use viworks_common::id::{AgentId, Tenant};
 use viworks_runtime::clock::Timeline;
 use viworks_runtime::lifecycle::Lifecycle;
 
 use super::manager::Manager;
 use super::prober::Prober;
 use super::shelf::Order;
-use crate::data::{Letter, Mail, Store, in_full};
+use crate::data::{Letter, Mail, ProbeAnswer, Store, in_full};
 
 /// How often the inbox is looked into, where nobody says that there is something in it.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -37,14 +37,6 @@ pub struct Postman {
     pub hurry: Arc<Notify>,
 }
 
-/// What is to be answered of a probe.
-struct Answer {
-    agent_id: AgentId,
-    newcomer: SessionId,
-    asks: InstanceId,
-    alive: bool,
-}
-
 impl Postman {
     /// Runs until the backend stops and the last session has ended.
     pub async fn run(self, lifecycle: Lifecycle) {
@@ -60,8 +52,13 @@ impl Postman {
             tokio::select! {
                 _ = ticks.tick() => {}
                 () = self.hurry.notified() => {}
-                Some(answer) = probing.next() => {
-                    self.answer(answer).await;
+                Some(first) = probing.next() => {
+                    let mut answers = Vec::from_iter(first);
+                    // Whatever else is known by now goes with it: many are asked at once when a backend is gone.
+                    while let Some(Some(next)) = probing.next().now_or_never() {
+                        answers.extend(next);
+                    }
+                    self.answer(answers).await;
                     continue;
                 }
             }
@@ -91,8 +88,18 @@ impl Postman {
             {
                 handled.push(number);
                 match letter {
-                    Some(Letter::Probe { newcomer, asks }) => {
-                        probing.push(self.probe(agent_id, newcomer, asks));
+                    Some(Letter::Probe {
+                        newcomer,
+                        asks,
+                        epoch,
+                    }) => {
+                        let answer = ProbeAnswer {
+                            agent_id,
+                            to: asks,
+                            newcomer,
+                            alive: false,
+                        };
+                        probing.push(self.probe(answer, epoch));
                     }
                     Some(letter) => self.deliver(agent_id, letter),
                     None => {
@@ -126,29 +133,28 @@ impl Postman {
         }
     }
 
-    async fn probe(&self, agent_id: AgentId, newcomer: SessionId, asks: InstanceId) -> Answer {
-        let probed = self.manager.probe(agent_id).await;
-        Answer {
-            agent_id,
-            newcomer,
-            asks,
-            alive: probed == Some(Probed::Alive),
-        }
+    /// Nothing is said of a session that is not here: it may be on its way, and silence would give its identity away.
+    async fn probe(&self, answer: ProbeAnswer, epoch: u64) -> Option<ProbeAnswer> {
+        let alive = match self.manager.probe(answer.agent_id, epoch).await {
+            Some(Probed::Alive) => true,
+            Some(Probed::Silent) => false,
+            Some(Probed::Unreachable) | None => return None,
+        };
+        Some(ProbeAnswer { alive, ..answer })
     }
 
-    async fn answer(&self, answer: Answer) {
-        let Answer {
-            agent_id,
-            newcomer,
-            asks,
-            alive,
-        } = answer;
-        let now = self.clock.line();
-        let answered = self
-            .store
-            .answer_probe(&self.tenant, agent_id, asks, newcomer, alive, now);
+    async fn answer(&self, answers: Vec<ProbeAnswer>) {
+        if answers.is_empty() {
+            return;
+        }
+        let (sessions, now) = (answers.len(), self.clock.line());
+        let answered = self.store.answer_probes(&self.tenant, answers, now);
         if let Err(error) = answered.await {
-            warn!(%agent_id, error = in_full(&error), "failed to answer another backend about a session");
+            warn!(
+                sessions,
+                error = in_full(&error),
+                "failed to answer other backends about sessions"
+            );
         }
     }
 }

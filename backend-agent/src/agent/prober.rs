@@ -53,7 +53,7 @@ impl Prober {
         live: LiveSession,
         newcomer: SessionId,
     ) -> Probed {
-        if let Some(probed) = self.manager.probe(agent_id).await {
+        if let Some(probed) = self.manager.probe(agent_id, live.epoch).await {
             return probed;
         }
         if self.store.instance().borrow().is_none() {

@@ -20,6 +20,7 @@ use viworks_runtime::shares::Share;
 
 use super::extract::{NoParams, Params, Segment};
 use super::handlers::runs::{find, view};
+use super::looks::Looks;
 use super::problem::{ApiError, ApiResult};
 use super::request::{Api, share};
 use super::{ApiState, Shared};
@@ -54,6 +55,7 @@ pub(super) async fn stream(
         names: BTreeMap::new(),
         told: BTreeMap::new(),
         looked_at: now,
+        looks: Looks::default(),
         found: BTreeMap::new(),
         from_the_start: after.is_none(),
         reached: BTreeMap::new(),
@@ -120,6 +122,8 @@ struct Follower {
     told: BTreeMap<CommandId, CommandState>,
     /// When the store was last asked whether something moved that nobody announced here.
     looked_at: Monotonic,
+    /// Where such a look goes on.
+    looks: Looks,
     /// What such a look found: an announcement that comes after all says nothing new.
     found: BTreeMap<CommandId, CommandState>,
     /// Whether the client has seen nothing before this stream; what another one brought it is not known here.
@@ -212,20 +216,34 @@ impl Follower {
     }
 
     /// Commands whose gateways are connected to another instance move without a word here, and so does what another
-    /// process ends: the counts of the run tell.
+    /// process ends: the counts of the run tell. One look reads so many of its commands, however many it has.
     async fn look_for_silent_moves(&mut self, run: &Run) -> ApiResult<()> {
         let mut told = BTreeMap::<CommandState, u64>::new();
         for state in self.told.values() {
             *told.entry(*state).or_default() += 1;
         }
-        if told != run.states {
-            let before = std::mem::take(&mut self.told);
-            self.told.clone_from(&before);
-            self.restate().await?;
-            let moved = |(id, state): (&CommandId, &CommandState)| {
-                (before.get(id) != Some(state)).then_some((*id, *state))
+        if told == run.states {
+            return Ok(());
+        }
+        // Of one that came back it is not known here what it was told: it is told everything once.
+        let commands = if told.values().sum::<u64>() < run.states.values().sum() {
+            self.load().await?
+        } else {
+            let Some(page) = self.looks.next(&self.told) else {
+                return Ok(());
             };
-            self.found.extend(self.told.iter().filter_map(moved));
+            let (store, tenant) = (&self.state.store, &self.state.tenant);
+            let listing = store.run_commands(tenant, self.run_id, page).await?;
+            if let Some(last) = listing.items.last() {
+                self.looks.reached(last.command_id);
+            }
+            listing.items
+        };
+        for command in commands {
+            let (id, state) = (command.command_id, command.state);
+            if self.state_as_it_is(command) {
+                self.found.insert(id, state);
+            }
         }
         Ok(())
     }
@@ -233,16 +251,23 @@ impl Follower {
     /// Gets every state ready that the client was not told.
     async fn restate(&mut self) -> ApiResult<()> {
         for command in self.load().await? {
-            if let Some(written) = written(&command) {
-                self.written
-                    .insert(command.command_id, (command.agent_id, written));
-            }
-            let known = self.told.insert(command.command_id, command.state);
-            if known != Some(command.state) {
-                self.ready.push_back((None, as_event(command)));
-            }
+            self.state_as_it_is(command);
         }
         Ok(())
+    }
+
+    /// Gets the state of a command ready, unless the client was told it.
+    fn state_as_it_is(&mut self, command: Command) -> bool {
+        if let Some(written) = written(&command) {
+            self.written
+                .insert(command.command_id, (command.agent_id, written));
+        }
+        let known = self.told.insert(command.command_id, command.state);
+        let is_news = known != Some(command.state);
+        if is_news {
+            self.ready.push_back((None, as_event(command)));
+        }
+        is_news
     }
 
     /// Takes a place in the ring, and gets ready what a client needs before live events make sense: remembered output,

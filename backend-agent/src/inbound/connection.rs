@@ -5,6 +5,7 @@ use viworks_common::session::{Closed, End};
 use viworks_common::wire::message::Refuse;
 
 mod down;
+mod ending;
 mod line;
 mod live;
 mod opening;

@@ -174,7 +174,7 @@ impl Handshake {
                 metrics.refused("openings_full");
                 let random = u64::from_ne_bytes(random::bytes());
                 let now = self.inbound.clock.now();
-                Verdict::Later(self.inbound.manager.doors().turned_away(random, now))
+                Verdict::Later(self.inbound.manager.turned_away(random, now))
             }
             (Ok(_), Some(_)) => Verdict::Welcome,
         };

@@ -140,7 +140,8 @@ impl Arrival<'_> {
         let (prober, tenant) = (&self.inbound.prober, &self.peer.identity.tenant);
         let probed = prober.probe(tenant, agent_id, live, self.session_id).await;
         let (store, now) = (&self.inbound.store, self.inbound.clock.line());
-        let verdict = store.settle_probed(tenant, request, probed, now).await;
+        let verdict = store.settle_probed(tenant, request, live.epoch, probed, now);
+        let verdict = verdict.await;
         match verdict.map_err(|error| unavailable(&error))? {
             Verdict::TakeOver => {
                 info!(gateway = %self.peer.name, %agent_id, address = %self.address, "taking over from a session that does not answer");

@@ -6,6 +6,7 @@ mod commands;
 mod days;
 mod dead_letters;
 mod gateways;
+mod instance_changes;
 mod instances;
 mod journeys;
 mod lost_answers;
@@ -16,6 +17,7 @@ mod records;
 mod retention;
 mod runs;
 mod sessions;
+mod strays;
 mod telemetry;
 mod time;
 

@@ -126,6 +126,8 @@ pub enum Course {
 pub struct Followed {
     /// By the monotonic clock of the process that looked; what it leans to is the server's clock.
     pub anchor: Anchor,
+    /// By how much the look may have been wrong that it is from.
+    pub error: Duration,
     /// What the look brought to light.
     pub course: Course,
     /// To be stored before the anchor is used, unless somebody else has stored a point meanwhile: then look again.
@@ -142,10 +144,18 @@ pub fn is_doubtful(boot_id: Option<BootId>, stored: &Stored, look: &Look) -> boo
             .is_some_and(|point| !point.is_fresh(look.shows))
 }
 
-/// Where the line goes on after a look. `own` is the line as this process knows it, if it does.
+/// Where the line goes on after a look. `own` is the line as this process knows it by sharp looks, if it does.
 #[must_use]
 pub fn follow(own: Option<&Anchor>, stored: &Stored, look: &Look) -> Followed {
-    let own = own.map(|own| (own.read(look.at()), tolerance(own, look)));
+    follow_roughly(own.map(|own| (own, Duration::ZERO)), stored, look)
+}
+
+/// The same, where the look may have been wrong by so much that the process knows the line from: as long as that is
+/// possible, nobody set a clock, and what it takes for the line does not become everybody's.
+#[must_use]
+pub fn follow_roughly(own: Option<(&Anchor, Duration)>, stored: &Stored, look: &Look) -> Followed {
+    let known = own.map(|(_, error)| error);
+    let own = own.map(|(own, error)| (own.read(look.at()), tolerance(own, error, look)));
     let shows = look.shows;
     let (reads, course, next) = match (own, stored.point) {
         (None, None) => {
@@ -172,6 +182,11 @@ pub fn follow(own: Option<&Anchor>, stored: &Stored, look: &Look) -> Followed {
             at: look.at(),
             reads,
             wall_ahead: micros_between(reads, shows),
+        },
+        error: match (known, course) {
+            (Some(known), Course::Steady) => known.min(look.error()),
+            (Some(known), Course::ServerSet(_)) => known,
+            (Some(_), Course::Begun | Course::StoodStill(_)) | (None, _) => look.error(),
         },
         course,
         next: next.or_else(|| stored.point.is_none().then_some(first)),
@@ -210,11 +225,11 @@ fn renewed(point: &Point, shows: Timestamp) -> Option<Point> {
 }
 
 /// How far what a process takes for the time may be from the common line without somebody having set a clock: the error
-/// of its last look and of this one, and what its clock runs faster or slower.
-fn tolerance(own: &Anchor, look: &Look) -> Duration {
+/// of the look that it is from and of this one, and what its clock runs faster or slower.
+fn tolerance(own: &Anchor, error: Duration, look: &Look) -> Duration {
     let elapsed = look.came.saturating_since(own.at);
     let drift = elapsed / u32::try_from(1_000_000 / SLEW_PER_MILLION).unwrap_or(u32::MAX);
-    TOGETHER + look.error() + drift
+    TOGETHER.max(error) + look.error() + drift
 }
 
 const fn micros_between(from: Timestamp, to: Timestamp) -> i64 {

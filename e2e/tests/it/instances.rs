@@ -75,7 +75,7 @@ impl Site {
 
     /// Waits until the session of a gateway is with this backend.
     async fn is_with(&self, backend: &Deployment, name: &str) -> Value {
-        let instance = std::fs::read_to_string(backend.state_folder().join("instance")).unwrap();
+        let instance = instance(backend);
         let query = format!("SELECT session_instance FROM gateways WHERE name = '{name}'");
         eventually(&format!("{name} is with it"), PATIENCE, async || {
             (self.asks(&query) == instance).then_some(())
@@ -83,6 +83,13 @@ impl Site {
         .await;
         self.other.online(name).await
     }
+}
+
+/// Which instance a backend is, by its own word.
+fn instance(backend: &Deployment) -> String {
+    let file = backend.state_folder().join("instance");
+    let text = std::fs::read_to_string(file).unwrap();
+    text.lines().next().unwrap().to_owned()
 }
 
 fn epoch(gateway: &Value) -> u64 {
@@ -286,8 +293,7 @@ async fn a_backend_that_stood_still_beyond_its_lease_goes_on_as_another_instance
     let _other = site.one.start_gateway(&stays, Start::default());
     let before = site.is_with(&site.one, "gw-1").await;
     site.is_with(&site.one, "gw-2").await;
-    let instance = site.one.state_folder().join("instance");
-    let was = std::fs::read_to_string(&instance).unwrap();
+    let was = instance(&site.one);
     site.one.backend().signal(Signal::STOP);
     site.way.forward_to(site.other.agents_address());
     site.way.cut(1, 0);
@@ -303,8 +309,7 @@ async fn a_backend_that_stood_still_beyond_its_lease_goes_on_as_another_instance
     // The gateway that is still connected to it comes back by itself, and gets what waited.
     let finished = site.one.finished(&run).await;
     assert_eq!(finished["counts"], json!({"succeeded": 2}), "{finished}");
-    let is = std::fs::read_to_string(&instance).unwrap();
-    assert_ne!(is, was);
+    assert_ne!(instance(&site.one), was);
     site.is_with(&site.one, "gw-2").await;
     let now = site.other.online("gw-1").await;
     assert_eq!(

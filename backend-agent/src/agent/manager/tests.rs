@@ -71,10 +71,38 @@ async fn no_nudge_is_lost_while_a_session_is_being_entered() {
 #[tokio::test(start_paused = true)]
 async fn a_session_that_does_not_answer_a_probe_is_silent() {
     let manager = manager();
-    assert_eq!(manager.probe(identity().agent_id).await, None);
+    assert_eq!(manager.probe(identity().agent_id, 1).await, None);
     assert!(manager.register(&identity(), session(1), &shelf(1), None));
-    let probed = manager.probe(identity().agent_id).await;
+    let probed = manager.probe(identity().agent_id, 1).await;
     assert_eq!(probed, Some(Probed::Silent));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_said_of_a_session_that_is_not_here() {
+    let manager = Arc::new(manager());
+    let agent = identity().agent_id;
+    assert!(manager.register(&identity(), session(2), &shelf(2), None));
+    for epoch in [1, 3] {
+        assert_eq!(manager.probe(agent, epoch).await, None);
+    }
+    // The database may have it, and it is not entered yet.
+    let confirming = manager.confirming(agent, 3);
+    assert_eq!(manager.probe(agent, 3).await, Some(Probed::Unreachable));
+    drop(confirming);
+    assert_eq!(manager.probe(agent, 3).await, None);
+}
+
+#[test]
+fn a_session_is_missing_that_is_neither_here_nor_about_to_be() {
+    let manager = Arc::new(manager());
+    let agent = identity().agent_id;
+    assert!(manager.register(&identity(), session(2), &shelf(2), None));
+    let confirming = manager.confirming(agent, 3);
+    let stored = || vec![(agent, 1), (agent, 2), (agent, 3)];
+    assert_eq!(manager.missing(stored()), BTreeSet::from([(agent, 1)]));
+    drop(confirming);
+    let missing = BTreeSet::from([(agent, 1), (agent, 3)]);
+    assert_eq!(manager.missing(stored()), missing);
 }
 
 #[tokio::test(start_paused = true)]
@@ -89,7 +117,7 @@ async fn a_session_that_answers_a_probe_is_alive() {
         };
         answered.send(()).unwrap();
     };
-    let (probed, ()) = tokio::join!(manager.probe(identity().agent_id), answers);
+    let (probed, ()) = tokio::join!(manager.probe(identity().agent_id, 1), answers);
     assert_eq!(probed, Some(Probed::Alive));
 }
 

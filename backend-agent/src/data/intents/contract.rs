@@ -32,13 +32,13 @@ use crate::data::{
     AcceptOutcome, Accepted, Actor, AdmitOutcome, AdmitRequest, ApiKey, AuditRecord, Cancelled,
     Certificate, Command, CommandOutput, CompleteOutcome, ConfirmOutcome, ConfirmRequest, Counts,
     DeadLetter, DeadLetterFilter, EndedInstances, Fork, GapCursor, Gateway, GatewayFilter,
-    GatewayRef, Holder, Hurry, Idempotency, Instance, InstanceLoad, LeaseLimits, Leased, Letter,
-    Listing, Mail, MergedCommand, Neighbour, NewApiKey, NewAuditRecord, NewCertificate, NewGateway,
-    NewRun, Orphan, OrphanCursor, Owner, Page, Purged, PurgedTelemetry, RefusalCursor, Rejected,
-    Revoked, Run, SessionRecord, SessionTouch, Settled, SkippedGateway, StepCursor, StepQuery,
-    Stepped, Store, StoreHealth, StoreResult, StoredCatalogue, StoredGap, StoredLine, StoredRecord,
-    StoredRefusal, StreamSummary, Submission, Target, TargetSelection, TelemetryCursor,
-    TelemetryOutcome, TelemetryQuery, TelemetryWrite,
+    GatewayRef, Holder, Hurry, Idempotency, Instance, InstanceLoad, LeaseLimits, Leased, Listing,
+    Mail, MergedCommand, Neighbour, NewApiKey, NewAuditRecord, NewCertificate, NewGateway, NewRun,
+    Orphan, OrphanCursor, Owner, Page, ProbeAnswer, Purged, PurgedTelemetry, RefusalCursor,
+    Rejected, Revoked, Run, SessionRecord, SessionTouch, Settled, SkippedGateway, StepCursor,
+    StepQuery, Stepped, Store, StoreHealth, StoreResult, StoredCatalogue, StoredGap, StoredLine,
+    StoredRecord, StoredRefusal, StreamSummary, Submission, Target, TargetSelection,
+    TelemetryCursor, TelemetryOutcome, TelemetryQuery, TelemetryWrite,
 };
 
 #[async_trait]
@@ -188,6 +188,10 @@ impl<E: Engine> Store for SqlStore<E> {
         }
     }
 
+    async fn open_sessions(&self, tenant: &Tenant) -> StoreResult<Vec<(AgentId, u64)>> {
+        self.read(tenant, sessions::open).await
+    }
+
     async fn end_dead_instances(
         &self,
         tenant: &Tenant,
@@ -237,18 +241,14 @@ impl<E: Engine> Store for SqlStore<E> {
         .await
     }
 
-    async fn answer_probe(
+    async fn answer_probes(
         &self,
         tenant: &Tenant,
-        agent_id: AgentId,
-        to: InstanceId,
-        newcomer: SessionId,
-        alive: bool,
+        answers: Vec<ProbeAnswer>,
         now: Timestamp,
     ) -> StoreResult<()> {
-        let letter = Letter::Answer { newcomer, alive };
         let answer = move |tx: &Tx<'_>| {
-            inbox::answer(tx, agent_id, to, letter);
+            inbox::answer(tx, &answers);
             Ok(())
         };
         self.write(tenant, now, answer).await
@@ -272,12 +272,13 @@ impl<E: Engine> Store for SqlStore<E> {
         &self,
         tenant: &Tenant,
         request: &AdmitRequest,
+        asked: u64,
         probed: Probed,
         now: Timestamp,
     ) -> StoreResult<Verdict> {
         let request = request.clone();
         self.write(tenant, now, move |tx| {
-            standing::settle(tx, &request, probed)
+            standing::settle(tx, &request, (asked, probed))
         })
         .await
     }

@@ -11,23 +11,25 @@ use super::instances::LEASE_SECONDS;
 use super::link::{Party, Sql};
 use super::row::{Reader, column, to_json};
 use super::tx::Tx;
-use crate::data::{Letter, Mail, Owner, StoreError, StoreResult};
+use crate::data::{Letter, Mail, Owner, ProbeAnswer, StoreError, StoreResult};
 
 /// What is taken at once.
 const AT_ONCE: usize = 1_000;
 
-/// To the instance that is named, or to the one that has the gateway's session; nothing to oneself. The same asked
-/// again is one row, with another number. The limit has each gateway looked up by its key.
+/// To the instance that is named, or to the one that has the gateway's session; nothing to oneself, and nothing to one
+/// that is gone: the row of whoever is written to stays until this is committed. The same asked again is one row, with
+/// another number. The limit has each gateway looked up by its key.
 pub(super) const POST: Sql = Sql::of_server(
     "\
 INSERT INTO inbox (tenant, instance, agent_id, kind, about, epoch, body)
-SELECT g.tenant, coalesce(m.instance, g.session_instance), g.agent_id, m.kind, m.about, m.epoch, m.body
+SELECT g.tenant, i.instance, g.agent_id, m.kind, m.about, m.epoch, m.body
 FROM json_to_recordset(:mail) AS m (instance text, agent_id text, kind text, about text, epoch bigint, body text)
 CROSS JOIN LATERAL (
     SELECT tenant, agent_id, session_instance FROM gateways WHERE tenant = :tenant AND agent_id = m.agent_id LIMIT 1) AS g
-WHERE coalesce(m.instance, g.session_instance) IS NOT NULL
-      AND coalesce(m.instance, g.session_instance) IS DISTINCT FROM :own
+JOIN instances AS i ON i.instance = coalesce(m.instance, g.session_instance)
+WHERE i.instance IS DISTINCT FROM :own
 ORDER BY 2, 3, 4, 5
+FOR KEY SHARE OF i
 ON CONFLICT (instance, tenant, agent_id, kind, about) DO UPDATE
     SET epoch = excluded.epoch, body = excluded.body, number = excluded.number
 RETURNING instance",
@@ -74,16 +76,23 @@ pub(super) struct Post {
 }
 
 impl Post {
-    fn row(&self) -> ((AgentId, &'static str, String), Value) {
+    fn row(&self) -> (Key, Value) {
         let (kind, about, epoch, body) = match self.letter {
             Letter::Look => ("look", String::new(), None, None),
             Letter::Cancel(command_id) => ("cancel", command_id.to_string(), None, None),
             Letter::Revoked => ("revoked", String::new(), None, None),
             Letter::Superseded { epoch } => ("superseded", epoch.to_string(), Some(epoch), None),
             Letter::Drain => ("drain", String::new(), None, None),
-            Letter::Probe { newcomer, asks } => {
-                ("probe", newcomer.to_string(), None, Some(asks.to_string()))
-            }
+            Letter::Probe {
+                newcomer,
+                asks,
+                epoch,
+            } => (
+                "probe",
+                newcomer.to_string(),
+                Some(epoch),
+                Some(asks.to_string()),
+            ),
             Letter::Answer { newcomer, alive } => {
                 let word = if alive { ALIVE } else { SILENT };
                 ("answer", newcomer.to_string(), None, Some(word.to_owned()))
@@ -92,9 +101,12 @@ impl Post {
         let row = json!({
             "instance": self.to, "agent_id": self.agent_id, "kind": kind, "about": about, "epoch": epoch, "body": body,
         });
-        ((self.agent_id, kind, about), row)
+        ((self.to, self.agent_id, kind, about), row)
     }
 }
+
+/// What is one row: to whom, about which gateway, and what.
+type Key = (Option<InstanceId>, AgentId, &'static str, String);
 
 /// What a probed gateway is said to be.
 const ALIVE: &str = "alive";
@@ -151,6 +163,7 @@ fn letter(row: &Reader<'_>) -> StoreResult<Option<Letter>> {
         "probe" => Letter::Probe {
             newcomer: newcomer()?,
             asks: row.get("body")?,
+            epoch: row.get("epoch")?,
         },
         "answer" => Letter::Answer {
             newcomer: newcomer()?,
@@ -188,6 +201,7 @@ pub(super) fn ask(
             let letter = Letter::Probe {
                 newcomer,
                 asks: own,
+                epoch,
             };
             tx.post(Post {
                 to: Some(to),
@@ -204,11 +218,19 @@ pub(super) fn ask(
     }
 }
 
-/// Answers what another instance asked.
-pub(super) fn answer(tx: &Tx<'_>, agent_id: AgentId, to: InstanceId, letter: Letter) {
-    tx.post(Post {
-        to: Some(to),
-        agent_id,
-        letter,
-    });
+/// Answers what other instances asked.
+pub(super) fn answer(tx: &Tx<'_>, answers: &[ProbeAnswer]) {
+    for answer in answers {
+        let &ProbeAnswer {
+            agent_id,
+            to,
+            newcomer,
+            alive,
+        } = answer;
+        tx.post(Post {
+            to: Some(to),
+            agent_id,
+            letter: Letter::Answer { newcomer, alive },
+        });
+    }
 }

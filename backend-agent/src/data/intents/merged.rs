@@ -7,8 +7,7 @@ use std::collections::BTreeMap;
 use viworks_common::command::Outcome;
 use viworks_common::id::{AgentId, CommandId, RunId};
 use viworks_common::ledger::end::{self, Reported};
-use viworks_common::ledger::lease::{Scene, at_birth};
-use viworks_common::ledger::submit::Counters;
+use viworks_common::ledger::lease::at_birth;
 use viworks_common::ledger::{Change, Command};
 use viworks_runtime::fault;
 use viworks_runtime::sqlite::{Row, params};
@@ -203,20 +202,7 @@ fn asked(tx: &Tx<'_>, new: &NewRun, target: &NewCommand) -> StoreResult<Option<A
     tx.optional(SUBMISSION, params, |row| {
         let row = Reader::new("gateways", row);
         Ok(Asked {
-            found: submit::Found {
-                counters: Counters {
-                    name: row.get("name")?,
-                    next_order: row.get("next_order")?,
-                    open: row.get("open_commands")?,
-                },
-                scene: Scene {
-                    session_epoch: row.get("session_epoch")?,
-                    low_water: row.get("low_water")?,
-                    waits: row.get("waits")?,
-                },
-                reported_at: row.get("reported_at")?,
-                instance: row.get("session_instance")?,
-            },
+            found: submit::Found::read(&row)?,
             version: row.get("version")?,
             waiting: row.get("waiting")?,
             used: row.get("used")?,

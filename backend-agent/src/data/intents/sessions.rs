@@ -27,6 +27,12 @@ pub(super) const VACATE: &str = "\
 UPDATE gateways SET session_epoch = NULL, session_instance = NULL, last_seen_at = :now
 WHERE tenant = :tenant AND agent_id = :agent_id AND session_epoch = :epoch";
 
+/// The sessions of this backend, or all where there is one.
+pub(super) const OPEN: Sql = Sql {
+    sqlite: "SELECT agent_id, session_epoch FROM gateways WHERE tenant = :tenant AND session_epoch IS NOT NULL",
+    postgres: "SELECT agent_id, session_epoch FROM gateways WHERE tenant = :tenant AND session_instance = :own",
+};
+
 /// Sessions that no backend has: of a site that was moved while they were open.
 pub(super) const UNOWNED: Sql = Sql::of_server(
     "\
@@ -124,6 +130,19 @@ pub(super) fn end_abandoned(tx: &Tx<'_>) -> StoreResult<u64> {
         session::lose(standing, tx.now)
     })?;
     Ok(u64::try_from(vacated).unwrap_or(u64::MAX))
+}
+
+/// The sessions that this backend has, as the database has it. A tool has none.
+pub(super) fn open(view: &View<'_>) -> StoreResult<Vec<(AgentId, u64)>> {
+    let read = |row: &Row<'_>| {
+        let row = Reader::new("gateways", row);
+        Ok((row.get("agent_id")?, row.get("session_epoch")?))
+    };
+    match view.party() {
+        Party::Alone => view.all(OPEN, &[], read),
+        Party::Beside => Ok(Vec::new()),
+        Party::Instance(own) => view.all(OPEN, params! { own }, read),
+    }
 }
 
 /// Stores heartbeats; those of fenced sessions change nothing.

@@ -51,8 +51,12 @@ fn save(tx: &Tx<'_>, agent_id: AgentId, standing: &Standing) -> StoreResult<()> 
     tx.execute(SAVE, params).map(drop)
 }
 
-/// Decides between the confirmed session, which was probed, and the process that asks.
-pub(super) fn settle(tx: &Tx<'_>, request: &AdmitRequest, probed: Probed) -> StoreResult<Verdict> {
+/// Decides between the confirmed session, of which the one of the epoch `asked` was probed, and the process that asks.
+pub(super) fn settle(
+    tx: &Tx<'_>,
+    request: &AdmitRequest,
+    (asked, probed): (u64, Probed),
+) -> StoreResult<Verdict> {
     let agent_id = request.agent_id;
     tx.lock([agent_id])?;
     let known = opening::identity(tx, agent_id, None)?;
@@ -62,6 +66,7 @@ pub(super) fn settle(tx: &Tx<'_>, request: &AdmitRequest, probed: Probed) -> Sto
     let mut standing = known.standing.clone();
     let newcomer = request.agent_run_id;
     let now = clock(tx.now);
+    let probed = probed.by_now(asked, known.live.map(|(_, epoch)| epoch));
     let verdict = standing.on_probed(Complete, known.live_run, newcomer, probed, now);
     if standing != known.standing {
         save(tx, agent_id, &standing)?;

@@ -104,6 +104,7 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("sessions::END_ALL", sessions::END_ALL),
         one("sessions::FENCE", sessions::FENCE),
         one("sessions::LIST", sessions::LIST),
+        one("sessions::OPEN", sessions::OPEN),
         one("sessions::PINS", sessions::PINS),
         one("sessions::TOUCH", sessions::TOUCH),
         one("sessions::UNOWNED", sessions::UNOWNED),

@@ -79,6 +79,23 @@ pub(super) struct Found {
 }
 
 impl Found {
+    pub(super) fn read(row: &Reader<'_>) -> StoreResult<Self> {
+        Ok(Self {
+            counters: Counters {
+                name: row.get("name")?,
+                next_order: row.get("next_order")?,
+                open: row.get("open_commands")?,
+            },
+            scene: Scene {
+                session_epoch: row.get("session_epoch")?,
+                low_water: row.get("low_water")?,
+                waits: row.get("waits")?,
+            },
+            reported_at: row.get("reported_at")?,
+            instance: row.get("session_instance")?,
+        })
+    }
+
     fn is(&self, remembered: &Remembered) -> bool {
         self.counters.name == remembered.name && self.reported_at == Some(remembered.reported_at)
     }
@@ -182,21 +199,7 @@ fn find(tx: &Tx<'_>, new: &NewRun) -> StoreResult<BTreeMap<AgentId, Found>> {
     let mut gateways = BTreeMap::new();
     for NewCommand { agent_id, .. } in &new.targets {
         let found = tx.optional(GATEWAY, params! { agent_id }, |row| {
-            let row = Reader::new("gateways", row);
-            Ok(Found {
-                counters: Counters {
-                    name: row.get("name")?,
-                    next_order: row.get("next_order")?,
-                    open: row.get("open_commands")?,
-                },
-                scene: Scene {
-                    session_epoch: row.get("session_epoch")?,
-                    low_water: row.get("low_water")?,
-                    waits: row.get("waits")?,
-                },
-                reported_at: row.get("reported_at")?,
-                instance: row.get("session_instance")?,
-            })
+            Found::read(&Reader::new("gateways", row))
         })?;
         gateways.extend(found.map(|found| (*agent_id, found)));
     }

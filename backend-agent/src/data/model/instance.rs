@@ -99,6 +99,8 @@ pub enum Letter {
         newcomer: SessionId,
         /// Who asks.
         asks: InstanceId,
+        /// The epoch of the confirmed session that it is about.
+        epoch: u64,
     },
     /// The answer to that.
     Answer {
@@ -107,6 +109,19 @@ pub enum Letter {
         /// Whether the gateway answered.
         alive: bool,
     },
+}
+
+/// What another backend is told of a session that it asked about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProbeAnswer {
+    /// The gateway.
+    pub agent_id: AgentId,
+    /// Who asked.
+    pub to: InstanceId,
+    /// The session for whose sake it did.
+    pub newcomer: SessionId,
+    /// Whether the gateway answered.
+    pub alive: bool,
 }
 
 /// One thing that was left for this backend.

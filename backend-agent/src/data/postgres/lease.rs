@@ -274,9 +274,12 @@ fn take(connection: &Connection, load: InstanceLoad) -> Result<InstanceId, Error
 fn neighbours(connection: &Connection, own: InstanceId) -> Result<Vec<Neighbour>, Error> {
     const OTHERS: &str = "\
         SELECT instance, sessions, connections_max, openings_per_second, draining FROM instances
-        WHERE instance <> $1 AND NOT ended AND lease_until > clock_timestamp() ORDER BY instance";
+        WHERE instance <> $1 AND NOT ended
+              AND lease_until BETWEEN clock_timestamp() AND clock_timestamp() + make_interval(secs => $2)
+        ORDER BY instance";
     connection.with_within(RENEW_TIME, async |inner| {
         let query = sqlx::query(OTHERS).bind(own.to_string());
+        let query = query.bind(f64::from(LEASE_SECONDS));
         let mut all = Vec::new();
         for row in query.fetch_all(inner).await? {
             let number = |column| -> Result<u64, Error> {

@@ -16,6 +16,7 @@ const OVER_ALL_GATEWAYS: &[&str] = &[
     "catalogues::MERGE_ONE",
     "targets::ALL",
     "runs::COUNTS",
+    "sessions::OPEN",
     "sessions::VACATE_ALL",
 ];
 

@@ -3,11 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tracing::{debug, info, warn};
-use viworks_common::code::CloseCode;
+use tracing::{debug, info};
 use viworks_common::id::CommandId;
 use viworks_common::session::{BackendEvent, Closed};
 use viworks_common::time::{Monotonic, Timestamp};
@@ -17,6 +15,7 @@ use viworks_runtime::websocket::Received;
 use super::super::judge::Judged;
 use super::super::opening::millis;
 use super::super::skew::Skew;
+use super::ending::Ending;
 use super::line::{Line, Sign};
 use super::lost;
 use super::opening::{Announced, Start};
@@ -64,10 +63,6 @@ enum Step {
     Judged(Option<Judged>),
     Telemetry(Progress),
 }
-
-/// How soon the end of a session is recorded again that could not be, twice as long each time, and how often.
-const END_AGAIN: Duration = Duration::from_secs(1);
-const END_TIMES_MAX: u32 = 8;
 
 impl Live {
     pub(super) fn new(line: Line, start: Start) -> Self {
@@ -239,27 +234,9 @@ impl Live {
         let (address, code, reason) = (line.address, closed.name(), &closed.reason);
         info!(%gateway, %agent_id, %address, code, reason, "session ended");
         let (inbound, session_id) = (Arc::clone(&line.inbound), line.session_id);
-        let tenant = line.peer.identity.tenant.clone();
+        let ending = Ending::of(&line, holder.epoch);
         line.close(&closed).await;
         inbound.manager.remove(agent_id, session_id);
-        let code = closed.code.unwrap_or(CloseCode::Draining);
-        let now = inbound.clock.line();
-        let (mut rest, mut left) = (END_AGAIN, END_TIMES_MAX);
-        loop {
-            let ended = inbound
-                .store
-                .end_session(&tenant, agent_id, holder.epoch, code, now);
-            let Err(error) = ended.await else { return };
-            left -= 1;
-            if left == 0 {
-                warn!(%gateway, %agent_id, %error, "failed to record the end of a session; the next one settles it");
-                return;
-            }
-            // Sessions end just when the database is away; a gateway that does not come back would look connected.
-            tokio::select! {
-                () = inbound.lifecycle.stopping() => return,
-                () = tokio::time::sleep(rest) => rest = rest.saturating_mul(2),
-            }
-        }
+        ending.record(closed.code).await;
     }
 }

@@ -19,6 +19,7 @@ use viworks_runtime::websocket::Received;
 use super::super::limits::{Admitted, Turn};
 use super::super::opening::{Arrival, Decision, security_event};
 use super::super::{AgentSocket, Inbound};
+use super::ending::Ending;
 use super::line::{Line, Sign};
 use super::live::Live;
 use super::{draining, lost, refusal};
@@ -33,6 +34,8 @@ pub(in crate::inbound) struct Opening {
     /// The place among the openings.
     _turn: Turn,
     welcomed: Option<Welcomed>,
+    /// The epoch that may be confirmed, as far as the database goes.
+    unsettled: Option<u64>,
 }
 
 /// What HELLO announced that the gateway can do.
@@ -55,6 +58,7 @@ struct Welcomed {
 pub(super) struct Refused {
     line: Line,
     closed: Closed,
+    unsettled: Option<u64>,
 }
 
 impl Opening {
@@ -91,6 +95,7 @@ impl Opening {
             },
             _turn: turn,
             welcomed: None,
+            unsettled: None,
         }
     }
 
@@ -109,6 +114,7 @@ impl Opening {
             Err(closed) => Err(Box::new(Refused {
                 line: self.line,
                 closed,
+                unsettled: self.unsettled,
             })),
         }
     }
@@ -248,11 +254,14 @@ impl Opening {
         let open = request.unreported.iter().copied().collect();
         let (tenant, now) = (&line.peer.identity.tenant, line.inbound.clock.line());
         let missed = line.inbound.manager.missed_nudges();
+        let _confirming = line.inbound.manager.confirming(holder.agent_id, epoch);
+        self.unsettled = Some(epoch);
         let confirmed = line.inbound.store.confirm_session(tenant, request, now);
         let confirmed = match confirmed.await {
             Ok(ConfirmOutcome::Confirmed(confirmed)) => confirmed,
             // By a later session, or because it was revoked meanwhile.
             Ok(ConfirmOutcome::Superseded) => {
+                self.unsettled = None;
                 line.fenced = true;
                 return None;
             }
@@ -336,9 +345,15 @@ pub(super) struct Start {
 }
 
 impl Refused {
-    /// Says why, here and there. Whoever never got a session is somebody to look at, unless the line was cut.
+    /// Says why, here and there. Whoever never got a session is somebody to look at, unless the line was cut. What was
+    /// confirmed all the same, or may have been, is no session that anybody has.
     pub(super) async fn finish(self) {
-        let Self { line, closed } = self;
+        let Self {
+            line,
+            closed,
+            unsettled,
+        } = self;
+        let ending = unsettled.map(|epoch| Ending::of(&line, epoch));
         let agent_id = line.peer.identity.agent_id;
         let (address, code, reason) = (line.address, closed.name(), &closed.reason);
         if closed.code == Some(CloseCode::HeartbeatTimeout) {
@@ -347,5 +362,8 @@ impl Refused {
             warn!(gateway = %line.peer.name, %agent_id, %address, code, reason, left_out, "refused a session");
         }
         line.close(&closed).await;
+        if let Some(ending) = ending {
+            ending.record(closed.code).await;
+        }
     }
 }

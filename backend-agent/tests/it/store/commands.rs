@@ -519,7 +519,7 @@ pub(crate) async fn health_speaks_of_gateways_that_are_not_revoked_and_of_a_day(
         bed.complete(&session, unknown, OutcomeState::Succeeded)
             .await;
         bed.store
-            .settle_probed(&bed.tenant, &bed.hello(n, 8, 1), Probed::Alive, at(30))
+            .settle_probed(&bed.tenant, &bed.hello(n, 8, 1), 1, Probed::Alive, at(30))
             .await
             .unwrap();
     }

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use viworks_backend_agent::data::postgres::{Error, Role, Target};
 use viworks_backend_agent::data::{
     AcceptOutcome, Accepted, Actor, AdmitOutcome, AdmitRequest, ConfirmOutcome, Hurry,
-    InstanceLoad, Letter, Mail, Owner, SessionTouch, Store, StoreError,
+    InstanceLoad, Letter, Mail, Owner, ProbeAnswer, SessionTouch, Store, StoreError,
 };
 use viworks_common::claims::{Probed, Verdict};
 use viworks_common::command::CommandState;
@@ -22,17 +22,17 @@ use super::{database, make};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The database of two backends, as somebody who can do anything with it.
-struct Hand {
-    database: Database,
+pub(super) struct Hand {
+    pub(super) database: Database,
 }
 
 impl Hand {
-    fn says(&self, statement: &str) -> String {
+    pub(super) fn says(&self, statement: &str) -> String {
         self.database.ask(statement).unwrap()
     }
 
     /// Nobody's lease can be renewed or taken any more, as when the machine that would do it stands still.
-    fn stop_renewals(&self) {
+    pub(super) fn stop_renewals(&self) {
         self.says(
             "CREATE FUNCTION stand_still() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
              IF NEW.ended THEN RETURN NEW; END IF; RAISE EXCEPTION 'it stands still'; END $$; \
@@ -42,13 +42,13 @@ impl Hand {
         );
     }
 
-    fn go_on(&self) {
+    pub(super) fn go_on(&self) {
         self.says("DROP TRIGGER stand_still ON instances; DROP TRIGGER stay_away ON instances");
         self.says("DROP FUNCTION stand_still; DROP FUNCTION stay_away");
     }
 
     /// The lease of an instance ran out.
-    fn expire(&self, instance: InstanceId) {
+    pub(super) fn expire(&self, instance: InstanceId) {
         self.set(
             instance,
             "lease_until = clock_timestamp() - interval '1 second'",
@@ -56,12 +56,12 @@ impl Hand {
     }
 
     /// An instance has had its lease for long.
-    fn age(&self, instance: InstanceId) {
+    pub(super) fn age(&self, instance: InstanceId) {
         self.set(instance, "since = since - interval '1 minute'");
     }
 
     /// Past whatever stops renewals.
-    fn set(&self, instance: InstanceId, what: &str) {
+    pub(super) fn set(&self, instance: InstanceId, what: &str) {
         self.says(&format!(
             "SET session_replication_role = replica; UPDATE instances SET {what} WHERE instance = '{instance}'"
         ));
@@ -78,7 +78,7 @@ pub(super) async fn two_backends(folder: &TempDir) -> Option<(Bed, Bed, Database
     Some((open().await, open().await, server.database(&database)))
 }
 
-fn instance(bed: &Bed) -> InstanceId {
+pub(super) fn instance(bed: &Bed) -> InstanceId {
     bed.store.instance().borrow().unwrap()
 }
 
@@ -477,29 +477,41 @@ async fn each_backend_is_left_what_concerns_its_sessions_once() {
             .ask_owner(&one.tenant, agent(2), there.holder.epoch, newcomer, at(31))
     };
     assert_eq!(ask().await.unwrap(), Owner::Asked);
-    let asks = instance(&one);
-    assert_eq!(
-        only(&other).await,
-        (agent(2), Letter::Probe { newcomer, asks })
-    );
-    let answer = other
+    let (asks, epoch) = (instance(&one), there.holder.epoch);
+    let probe = Letter::Probe {
+        newcomer,
+        asks,
+        epoch,
+    };
+    assert_eq!(only(&other).await, (agent(2), probe));
+    // One of those who asked is gone by now, which is no reason to leave the others without an answer.
+    let (to, alive) = (asks, true);
+    let answer = ProbeAnswer {
+        agent_id: agent(2),
+        to,
+        newcomer,
+        alive,
+    };
+    let gone = ProbeAnswer {
+        to: InstanceId::from_uuid(uuid::Uuid::from_u128(77)),
+        ..answer
+    };
+    let answered = other
         .store
-        .answer_probe(&one.tenant, agent(2), asks, newcomer, true, at(32));
-    answer.await.unwrap();
-    let alive = true;
+        .answer_probes(&one.tenant, vec![gone, answer], at(32));
+    answered.await.unwrap();
     assert_eq!(
         only(&one).await,
         (agent(2), Letter::Answer { newcomer, alive })
     );
     let verdict = one
         .store
-        .settle_probed(&one.tenant, &copy, Probed::Alive, at(33));
+        .settle_probed(&one.tenant, &copy, epoch, Probed::Alive, at(33));
     assert_eq!(verdict.await.unwrap(), Verdict::Fork);
     assert_eq!(only(&other).await, (agent(2), Letter::Drain));
 
     // The gateway comes back to the first one, and is revoked by a tool.
     let moved = one.open(one.hello(2, 2, there.admitted.issued)).await;
-    let epoch = there.holder.epoch;
     assert_eq!(only(&other).await, (agent(2), Letter::Superseded { epoch }));
     assert_eq!(moved.confirmed.instance, Some(asks));
     let revoked = other
@@ -557,7 +569,8 @@ async fn an_identity_is_kept_for_its_live_process_and_changes_hands_so_often_ove
     let settle = |bed: &Bed, hello: &AdmitRequest, probed, seconds| {
         let (store, tenant, hello) = (Arc::clone(&bed.store), bed.tenant.clone(), hello.clone());
         async move {
-            let settled = store.settle_probed(&tenant, &hello, probed, at(seconds));
+            // The session that there is; what it is about is what the gateway presents.
+            let settled = store.settle_probed(&tenant, &hello, hello.epoch, probed, at(seconds));
             settled.await.unwrap()
         }
     };
@@ -581,6 +594,12 @@ async fn an_identity_is_kept_for_its_live_process_and_changes_hands_so_often_ove
     assert!(matches!(back.await.unwrap(), AdmitOutcome::Accepted(_)));
     let back = other.open(other.hello(1, 1, issued)).await;
     let epoch = back.admitted.issued;
+    // What was said of the session before this one says nothing about it.
+    let late = other
+        .store
+        .settle_probed(&one.tenant, &copy, issued, Probed::Silent, at(104));
+    let late = late.await.unwrap();
+    assert!(matches!(late, Verdict::Undecided(_)), "{late:?}");
     // It is back: the favour is over, and each minute has three take-overs at whatever backend.
     for (seconds, bed) in [(110, &one), (111, &other), (112, &one)] {
         let hello = bed.hello(1, 7, epoch);

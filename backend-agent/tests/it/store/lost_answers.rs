@@ -8,7 +8,8 @@ use serde_json::json;
 use viworks_backend_agent::data::postgres::{Address, PostgresStore, Role};
 use viworks_backend_agent::data::{
     Accepted, Actor, AuditOutcome, CompleteOutcome, ConfirmOutcome, HeartbeatFigures, Holder,
-    NewAuditRecord, Owner, Rejected, SessionTouch, StoreError, Submission, TelemetryWrite,
+    NewAuditRecord, Owner, ProbeAnswer, Rejected, SessionTouch, StoreError, Submission,
+    TelemetryWrite,
 };
 use viworks_common::claims::{Probed, Verdict};
 use viworks_common::code::{CloseCode, RejectCode};
@@ -160,12 +161,18 @@ async fn connect(own: &mut Robbed) -> Session {
     let owner = twice!(own, ask_owner(&tenant, agent(1), epoch, asker, at(2)), audited 0);
     assert_eq!(owner, Owner::Gone, "a tool has no session");
     let to: InstanceId = NEIGHBOUR.parse().unwrap();
-    twice!(own, answer_probe(&tenant, agent(1), to, asker, true, at(2)), audited 0);
+    let answers = vec![ProbeAnswer {
+        agent_id: agent(1),
+        to,
+        newcomer: asker,
+        alive: true,
+    }];
+    twice!(own, answer_probes(&tenant, answers.clone(), at(2)), audited 0);
     assert!(twice!(own, take_inbox(&tenant, &[], at(2)), audited 0).is_empty());
     // What knocks twice is in the log twice, and one fork.
     let verdict = twice!(
         own,
-        settle_probed(&tenant, &second, Probed::Alive, at(2)),
+        settle_probed(&tenant, &second, epoch, Probed::Alive, at(2)),
         audited 2
     );
     assert_eq!(verdict, Verdict::Fork);

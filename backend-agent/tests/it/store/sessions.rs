@@ -103,7 +103,7 @@ pub(crate) async fn a_fork_that_keeps_knocking_is_one_row(bed: &Bed) {
         assert_eq!(bed.admit(bed.hello(1, 9, 0)).await, AdmitOutcome::Fork);
     }
     bed.store
-        .settle_probed(&bed.tenant, &bed.hello(1, 8, 1), Probed::Alive, at(3))
+        .settle_probed(&bed.tenant, &bed.hello(1, 8, 1), 1, Probed::Alive, at(3))
         .await
         .unwrap();
     let forks = bed.store.list_forks(&bed.tenant, agent(1)).await.unwrap();

@@ -204,6 +204,43 @@ fn a_look_moves_the_line_no_further_than_it_proves() {
 }
 
 #[test]
+fn who_joined_by_a_look_that_took_long_takes_the_line_at_its_first_sharp_one() {
+    let common = stored(NOON, NOON);
+    // The question was under way for six seconds, or the answer was.
+    for (shows, wrong) in [(NOON + 6 * SECOND, 3), (NOON, -3)] {
+        let slow = Look {
+            sent: at(0),
+            came: at(6 * SECOND),
+            shows: stamp(shows),
+        };
+        let joined = follow(None, &common, &slow);
+        assert_eq!(joined.error, Duration::from_secs(3));
+        let own = joined.anchor;
+        let reads = own.read(at(10 * SECOND));
+        assert_eq!(reads, stamp(NOON + (10 + wrong) * SECOND));
+        // Another one like it proves nothing.
+        let again = Look {
+            sent: at(4 * SECOND),
+            came: at(10 * SECOND),
+            shows: stamp(shows + 4 * SECOND),
+        };
+        let again = follow_roughly(Some((&own, joined.error)), &common, &again);
+        assert_eq!((again.course, again.error), (Course::Steady, joined.error));
+        let sharp = look(10 * SECOND, NOON + 10 * SECOND);
+        let followed = follow_roughly(Some((&own, joined.error)), &common, &sharp);
+        assert_eq!(followed.course, Course::Steady);
+        assert_eq!(followed.error, Duration::ZERO);
+        for reads in [followed.anchor.reads, followed.next.unwrap().reads] {
+            assert_eq!(reads, stamp(NOON + 10 * SECOND));
+        }
+        // What it cannot have been wrong by was set.
+        let set = look(10 * SECOND, NOON + HOUR);
+        let followed = follow_roughly(Some((&own, joined.error)), &common, &set);
+        assert!(matches!(followed.course, Course::ServerSet(_)));
+    }
+}
+
+#[test]
 fn the_line_comes_to_the_server_s_clock() {
     let mut stored = stored(NOON, NOON - 60 * SECOND);
     let mut own = anchor(0, NOON - 60 * SECOND);

@@ -53,6 +53,8 @@ pub(super) struct Connection {
     /// Who probes the session that it may take over from.
     pub(super) probing: Option<Owner>,
     pub(super) welcomed: Option<ConfirmRequest>,
+    /// The epoch that the store may have confirmed.
+    pub(super) unsettled: Option<u64>,
     pub(super) live: Option<Live>,
     pub(super) orders: VecDeque<Order>,
     offered: VecDeque<Command>,
@@ -105,6 +107,7 @@ impl Connection {
             arrival: None,
             probing: None,
             welcomed: None,
+            unsettled: None,
             live: None,
             orders: VecDeque::new(),
             offered: VecDeque::new(),
@@ -340,8 +343,9 @@ impl Instance {
         let closed = connection.session.closed();
         core.note(|| format!("backend ends {wire:?}: {closed:?}"));
         core.hang_up(wire, End::Backend);
-        if let Some(Live { holder, .. }) = &connection.live {
-            let (agent, epoch) = (holder.agent, holder.epoch);
+        let live = connection.live.as_ref().map(|live| live.holder.epoch);
+        if let Some(epoch) = live.or(connection.unsettled) {
+            let agent = connection.agent;
             self.remove(agent, wire);
             let end = move |tx: &mut Tx<'_>| tx.end_session(agent, epoch);
             let then = |_: &mut Self, connection: &mut Connection, (), _: &mut _| {

@@ -87,13 +87,12 @@ impl Backend {
                 }
                 Letter::Probe(live, agent, asker, newcomer) => {
                     core.recorder.counts.crossings += 1;
+                    // Nothing is said of a session that is not here: it may be on its way.
                     if let Some(wire) = instance.session_of(agent, live) {
                         instance.probes.insert(newcomer, asker);
                         instance.order(wire, Order::Probe(newcomer), core);
                         let over = instance.event(BackendStep::ProbeOver(newcomer));
                         core.after(PROBE_TIMEOUT, over);
-                    } else {
-                        instance.answer(asker, newcomer, false, core);
                     }
                 }
                 Letter::Answer(newcomer, alive) => instance.hear(newcomer, alive, core),
@@ -161,8 +160,8 @@ impl Instance {
         let (agent, Some(run)) = (connection.agent, connection.newcomer()) else {
             return;
         };
-        let own = self.owner();
-        let judge = move |tx: &mut Tx<'_>| Ok(tx.judge_newcomer(own, (agent, run), heard));
+        let (own, asked) = (self.owner(), connection.asks_about());
+        let judge = move |tx: &mut Tx<'_>| Ok(tx.judge_newcomer(own, (agent, run), asked, heard));
         let then = |instance: &mut Self, connection: &mut Connection, verdict, core: &mut _| {
             instance.judged(connection, verdict, core);
         };

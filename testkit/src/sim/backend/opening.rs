@@ -39,6 +39,11 @@ impl Connection {
         let arrival = self.arrival.as_ref().filter(|_| !self.over)?;
         Some(arrival.request.facts.agent_run_id)
     }
+
+    /// The epoch of the session that it may take over from.
+    pub(super) fn asks_about(&self) -> Option<u64> {
+        self.arrival.as_ref()?.admitted.live.map(|live| live.epoch)
+    }
 }
 
 impl Instance {
@@ -112,8 +117,14 @@ impl Instance {
         if let Some(known) = known.filter(|live| live.owner != self.owner()) {
             return self.ask_neighbour(connection, known, core);
         }
-        let Some((live, _)) = self.sessions.get(&connection.agent).copied() else {
-            return self.probed(connection, false, core);
+        let asked = connection.asks_about();
+        let session = self.sessions.get(&connection.agent).copied();
+        let session = session.filter(|(_, holder)| Some(holder.epoch) == asked);
+        let Some((live, _)) = session else {
+            // One that is about to be entered will answer for itself.
+            let mut here = self.connections.values();
+            let comes = here.any(|it| it.agent == connection.agent && it.unsettled == asked);
+            return self.judge(connection, (self.owner(), (!comes).then_some(false)), core);
         };
         connection.waiting = true;
         connection.probing = Some(self.owner());
@@ -259,12 +270,14 @@ impl Instance {
         };
         let credit = usize::try_from(core.scenario.command_credit).unwrap_or(usize::MAX);
         let open = request.unreported.iter().copied().collect();
+        connection.unsettled = Some(request.holder.epoch);
         let live = Live::new(request.holder, Room::new(credit, open));
         let confirm = move |tx: &mut Tx<'_>| Ok(tx.confirm(&request));
         let then = move |instance: &mut Self, connection: &mut Connection, older, core: &mut _| {
             match older {
                 Some(older) => instance.confirmed(connection, live, older, core),
                 None => {
+                    connection.unsettled = None;
                     let reason = "another session of this gateway came in between";
                     connection.refuse(CloseCode::Superseded, reason, core);
                 }

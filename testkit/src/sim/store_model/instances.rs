@@ -118,19 +118,23 @@ impl Tx<'_> {
         letters.map(|(_, letter)| letter).collect()
     }
 
-    /// Who keeps an identity; `answered` is what the owner of its session said to `own`, and nothing if it did not.
+    /// Who keeps an identity; `answered` is what the owner of its session, of the epoch `asked`, said to `own`, and
+    /// nothing if it did not.
     pub(crate) fn judge_newcomer(
         &mut self,
         own: Owner,
         (agent, newcomer): (AgentId, AgentRunId),
+        asked: Option<u64>,
         (owner, answered): (Owner, Option<bool>),
     ) -> Verdict {
-        let gone = answered.is_none() && self.is_gone(own, owner);
+        let gone = answered.is_none() && owner != own && self.is_gone(own, owner);
         let probed = Claims::default().heard(answered, !gone);
         let (rules, now) = (self.store.rules, self.elapsed);
         let Some(gateway) = self.store.gateways.get_mut(&agent) else {
             return Verdict::TakeOver;
         };
+        let epoch = gateway.live.map(|live| live.epoch);
+        let probed = asked.map_or(probed, |asked| probed.by_now(asked, epoch));
         let live = gateway.live.map(|live| live.run);
         if gone {
             gateway.abandoned = gateway.live.map(|live| live.epoch);
