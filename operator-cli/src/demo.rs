@@ -5,10 +5,14 @@ mod context;
 mod ending;
 mod first;
 pub mod layout;
+mod named;
 mod postgres;
 pub mod processes;
+mod redis;
 mod remove;
+mod servers;
 mod start;
+pub mod stores;
 pub mod up;
 
 pub use processes::down;

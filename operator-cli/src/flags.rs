@@ -20,7 +20,8 @@ pub use self::gateway::Gateway;
 pub use self::run::Run;
 pub use self::runs::Runs;
 pub use self::telemetry::Telemetry;
-use crate::demo::layout::{DEFAULT_FOLDER, Stores};
+use crate::demo::layout::DEFAULT_FOLDER;
+use crate::demo::stores::Stores;
 use crate::output::Format;
 
 const EXIT_CODES: &str = "\
@@ -98,7 +99,7 @@ pub struct Global {
 pub enum Verb {
     /// Start the local demo: a backend, gateways over mutual TLS, a first command
     #[command(
-        after_help = "Examples:\n  viworks up\n  viworks up --once --agents 5\n  viworks up --reset --data-dir ./demo\n  viworks up --stores postgres --data-dir ./demo-postgres"
+        after_help = "Examples:\n  viworks up\n  viworks up --once --agents 5\n  viworks up --reset --data-dir ./demo\n  viworks up --stores postgres,redis --data-dir ./demo-servers"
     )]
     Up(Up),
     /// Stop the local demo
@@ -163,9 +164,10 @@ pub struct Up {
     /// Remove what an earlier demo made here first; whatever else lies there stays
     #[arg(long)]
     pub reset: bool,
-    /// Where data is kept: sqlite, or postgres for two backends on a private server of the PostgreSQL that is installed
+    /// Where data is kept: sqlite; postgres for two backends on a private server of the PostgreSQL that is installed;
+    /// postgres,redis for the same with a private Redis or Valkey between them
     /// [default: what this demo has, sqlite for a new one]
-    #[arg(long, value_name = "STORES", value_parser = value::stores)]
+    #[arg(long, value_name = "STORES", value_parser = Stores::read)]
     pub stores: Option<Stores>,
     /// Where certificates, databases and logs live
     #[arg(long, default_value = DEFAULT_FOLDER, value_name = "DIR")]

@@ -184,6 +184,12 @@ pub struct Own {
 }
 
 impl Own {
+    /// Whether Redis is installed.
+    #[must_use]
+    pub fn is_installed() -> bool {
+        Kind::Redis.found().is_some()
+    }
+
     /// Starts one; `None` where Redis is not installed.
     ///
     /// # Panics

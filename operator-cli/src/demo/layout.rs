@@ -8,6 +8,7 @@ use viworks_runtime::exit::ExitCode;
 use viworks_runtime::{config, files};
 
 use super::remove;
+use super::stores::Stores;
 use crate::failure::{Failure, chain};
 use crate::program::{self, quoted};
 
@@ -28,6 +29,9 @@ pub const FIRST: &str = "backend";
 /// The database server's name among the processes of a demo.
 pub const SERVER: &str = "postgres";
 
+/// The name there of the server between the backends.
+pub const QUEUE_SERVER: &str = "redis";
+
 /// The user that a database server is.
 #[derive(Debug, Clone, Copy)]
 pub struct Owner {
@@ -35,45 +39,6 @@ pub struct Owner {
     pub user: u32,
     /// Its group's.
     pub group: u32,
-}
-
-/// Where a demo's backend keeps its data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stores {
-    /// In its own embedded database.
-    Embedded,
-    /// On a PostgreSQL server that the demo has for itself.
-    Postgres,
-}
-
-impl Stores {
-    /// Every choice, with the word for it.
-    pub const ALL: [(&'static str, Self); 2] =
-        [("sqlite", Self::Embedded), ("postgres", Self::Postgres)];
-
-    /// The word for it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Embedded => "sqlite",
-            Self::Postgres => "postgres",
-        }
-    }
-
-    /// What it is.
-    pub const fn title(self) -> &'static str {
-        match self {
-            Self::Embedded => "SQLite",
-            Self::Postgres => "PostgreSQL",
-        }
-    }
-
-    /// Where identities are, in a sentence.
-    pub const fn place(self) -> &'static str {
-        match self {
-            Self::Embedded => "in the embedded database",
-            Self::Postgres => "in the database server",
-        }
-    }
 }
 
 /// The demo's folder.
@@ -127,11 +92,6 @@ impl Layout {
         self.root.join("operator.key")
     }
 
-    /// The password of the demo's database server.
-    pub fn database_password(&self) -> PathBuf {
-        self.backend().join("database.password")
-    }
-
     /// The state folder of a backend beside the first one, made if it is missing.
     pub fn make_state(&self, backend: &str) -> Result<PathBuf, Failure> {
         let folder = self.root.join(backend);
@@ -145,12 +105,11 @@ impl Layout {
     /// Where the demo keeps its data, once it has some.
     pub fn stores(&self) -> Option<Stores> {
         let is_there = |path: PathBuf| path.symlink_metadata().is_ok();
-        is_there(self.backend_config()).then(|| {
-            if is_there(self.postgres_place()) {
-                Stores::Postgres
-            } else {
-                Stores::Embedded
-            }
+        let servers = [self.postgres_place(), self.redis_place()].map(is_there);
+        is_there(self.backend_config()).then_some(match servers {
+            [true, true] => Stores::PostgresRedis,
+            [true, false] => Stores::Postgres,
+            [false, _] => Stores::Embedded,
         })
     }
 
@@ -193,9 +152,21 @@ impl Layout {
         ours.then_some(folder)
     }
 
-    /// Removes the database server's files.
-    pub fn remove_postgres(&self) -> Result<(), Failure> {
+    fn redis_place(&self) -> PathBuf {
+        self.root.join("redis")
+    }
+
+    /// The folder of the server between the backends, made if it is missing.
+    pub fn make_redis(&self) -> Result<PathBuf, Failure> {
+        let place = self.redis_place();
+        files::create_private_folder(&place).map_err(|error| cannot_write(&error))?;
+        Ok(place)
+    }
+
+    /// Removes the servers' files.
+    pub fn remove_servers(&self) -> Result<(), Failure> {
         remove::server(&self.postgres_place(), self.postgres_elsewhere().as_deref())
+            .and_then(|()| remove::server(&self.redis_place(), None))
             .map_err(|refused| not_removed(&refused))
     }
 
@@ -378,7 +349,7 @@ impl Layout {
         if !self.is_demo() {
             return Ok(Vec::new());
         }
-        self.remove_postgres()?;
+        self.remove_servers()?;
         remove::demo(&self.root, MARK_FILE).map_err(|refused| not_removed(&refused))
     }
 

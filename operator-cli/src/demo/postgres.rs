@@ -1,8 +1,8 @@
 //! The private PostgreSQL server of a demo: found where it is installed, made in the demo's own place, reached over
 //! loopback with a password.
 
+use std::fs::File;
 use std::io::Write as _;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -10,12 +10,13 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
+use viworks_runtime::config;
 use viworks_runtime::exit::ExitCode;
-use viworks_runtime::{files, random};
 
 use super::layout::{Layout, Owner, SERVER};
+use super::named::{NAME, Named};
 use super::processes::{MARK, Running};
-use crate::failure::{Failure, chain};
+use crate::failure::Failure;
 use crate::views;
 
 /// The oldest version that the backend works with.
@@ -27,8 +28,13 @@ const NEEDED: [&str; 4] = ["initdb", "postgres", "pg_isready", "createdb"];
 /// How long the server may take to answer.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(50);
-/// The database and its user.
-const NAME: &str = "viworks";
+/// How the backends' configuration names it.
+pub(super) const NAMED: Named = Named {
+    section: "store",
+    scheme: "postgres",
+    rest: "/viworks?sslmode=disable",
+    password_file: "database.password",
+};
 /// Says that the server's folder is complete.
 const MADE: &str = "made";
 
@@ -70,11 +76,21 @@ impl Installed {
     fn command(&self, program: &str, layout: &Layout, server: &Path) -> Command {
         let mut command = Command::new(self.folder.join(program));
         command.current_dir(server).stdin(Stdio::null());
+        // What somebody set for servers of their own (PGSSLMODE, …) is not meant for this one, whose words are read.
+        command.env_clear().env("LC_ALL", "C");
+        if let Some(path) = config::environment().get("PATH") {
+            command.env("PATH", path);
+        }
         command.env(MARK, layout.root());
         if let Some(owner) = self.owner {
             command.uid(owner.user).gid(owner.group);
         }
         command
+    }
+
+    /// Whom the server runs as, where that is not whoever starts it.
+    pub(super) const fn owner(&self) -> Option<Owner> {
+        self.owner
     }
 }
 
@@ -119,9 +135,9 @@ pub(super) async fn start(
     running: &mut Vec<Running>,
 ) -> Result<(), Failure> {
     let step = Instant::now();
-    let password = password(layout)?;
+    let password = NAMED.password(layout)?;
     let folder = layout.make_postgres(installed.owner)?;
-    let port = configure(&layout.backend_config())?;
+    let port = NAMED.configure(&layout.backend_config())?;
     let made = folder.join(MADE);
     let is_new = !made.exists();
     if is_new {
@@ -140,7 +156,7 @@ pub(super) async fn start(
         create.args(["-w", "-E", "UTF8", "-T", "template0", NAME]);
         create.env("PGPASSWORD", &password);
         finish(create, Some("already exists")).await?;
-        new_file(&made, "")?;
+        drop(new_file(&made, "")?);
     }
     views::demo::step(
         "database",
@@ -149,57 +165,6 @@ pub(super) async fn start(
         step.elapsed(),
     );
     Ok(())
-}
-
-/// The server's password, which the backend reads from a file.
-fn password(layout: &Layout) -> Result<String, Failure> {
-    let failed = |error: &dyn std::error::Error| Failure::new(ExitCode::Error, chain(error));
-    let file = layout.database_password();
-    if !file.exists() {
-        let text: String = random::bytes::<16>()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        files::write_new(&file, format!("{text}\n").as_bytes(), 0o600)
-            .map_err(|error| failed(&error))?;
-    }
-    let bytes = files::read_private(&file).map_err(|error| failed(&error))?;
-    Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
-}
-
-/// Names the server in the backend's configuration, on the port that it had if that is free; answers the port.
-fn configure(config: &Path) -> Result<u16, Failure> {
-    let text = std::fs::read_to_string(config)?;
-    let before = format!("url = \"postgres://{NAME}@127.0.0.1:");
-    let known: Option<u16> = text
-        .lines()
-        .find_map(|line| line.strip_prefix(&before)?.split('/').next()?.parse().ok());
-    let free = |port: u16| {
-        let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;
-        Ok::<u16, std::io::Error>(listener.local_addr()?.port())
-    };
-    let port = match known.map(free) {
-        Some(Ok(port)) => port,
-        Some(Err(_taken)) => free(0)?,
-        None => free(0)?,
-    };
-    let url = format!("{before}{port}/{NAME}?sslmode=disable\"");
-    let text = match known {
-        Some(_port) => {
-            let lines = text.lines().map(|line| {
-                if line.starts_with(&before) {
-                    url.as_str()
-                } else {
-                    line
-                }
-            });
-            lines.collect::<Vec<_>>().join("\n") + "\n"
-        }
-        None => format!("{text}\n[store]\n{url}\npassword_file = \"database.password\"\n"),
-    };
-    files::write_atomic(config, text.as_bytes())
-        .map_err(|error| Failure::new(ExitCode::Error, chain(&error)))?;
-    Ok(port)
 }
 
 /// Makes the files of a server; what an interrupted start left of them goes first.
@@ -216,9 +181,10 @@ async fn initialise(
     }
     let file = folder.join("password");
     let _left_behind = std::fs::remove_file(&file);
-    new_file(&file, password)?;
+    let opened = new_file(&file, password)?;
     if let Some(owner) = installed.owner {
-        std::os::unix::fs::chown(&file, Some(owner.user), Some(owner.group))?;
+        // What was opened, wherever the name leads by now.
+        std::os::unix::fs::fchown(&opened, Some(owner.user), Some(owner.group))?;
     }
     let mut initdb = installed.command("initdb", layout, folder);
     initdb.arg("--pgdata").arg(&data).arg("--pwfile").arg(&file);
@@ -230,14 +196,15 @@ async fn initialise(
 }
 
 /// Writes a file into the server's folder. That may be another user's, so nothing that lies there is followed.
-fn new_file(file: &Path, text: &str) -> Result<(), Failure> {
+fn new_file(file: &Path, text: &str) -> Result<File, Failure> {
     let mut options = std::fs::OpenOptions::new();
     let mut opened = options
         .write(true)
         .create_new(true)
         .mode(0o600)
         .open(file)?;
-    Ok(opened.write_all(text.as_bytes())?)
+    opened.write_all(text.as_bytes())?;
+    Ok(opened)
 }
 
 /// Waits until the server takes connections.
@@ -311,23 +278,5 @@ mod tests {
         let found = versions(place.path(), "");
         assert_eq!(found, [(15, place.path().join("15/bin"))]);
         assert_eq!(versions(&place.path().join("nowhere"), ""), []);
-    }
-
-    #[test]
-    fn the_configuration_names_the_server_once_and_keeps_a_port_that_is_free() {
-        let folder = tempfile::tempdir().unwrap();
-        let config = folder.path().join("backend.toml");
-        files::write_new(&config, b"[api]\nkey = 1\n", 0o600).unwrap();
-        let first = configure(&config).unwrap();
-        let text = std::fs::read_to_string(&config).unwrap();
-        assert_eq!(configure(&config).unwrap(), first);
-        assert_eq!(std::fs::read_to_string(&config).unwrap(), text);
-        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, first)).unwrap();
-        let next = configure(&config).unwrap();
-        assert_ne!(next, first);
-        drop(taken);
-        let moved = std::fs::read_to_string(&config).unwrap();
-        assert_eq!(moved, text.replace(&first.to_string(), &next.to_string()));
-        assert!(moved.starts_with("[api]\nkey = 1\n") && moved.matches("[store]").count() == 1);
     }
 }

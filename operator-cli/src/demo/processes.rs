@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use viworks_runtime::exit::ExitCode;
 
 use super::context;
-use super::layout::{FIRST, Layout, Process, SERVER};
+use super::layout::{FIRST, Layout, Process, QUEUE_SERVER, SERVER};
 use crate::failure::Failure;
 use crate::output;
 
@@ -202,10 +202,11 @@ pub fn failure_of(running: &mut [Running]) -> Result<Option<Failure>, Failure> {
 
 /// Stops children in order: asks, waits, kills what does not listen, and reaps all.
 pub async fn stop(running: &mut Vec<Running>) {
-    // Gateways first, so that they say goodbye to a backend that is still there; and that one before its database.
+    // Gateways first, so that they say goodbye to a backend that is still there; and that one before its servers.
     running.reverse();
-    let (servers, agents): (Vec<Running>, Vec<Running>) =
-        running.drain(..).partition(|one| one.name == SERVER);
+    let (servers, agents): (Vec<Running>, Vec<Running>) = running
+        .drain(..)
+        .partition(|one| [SERVER, QUEUE_SERVER].contains(&one.name.as_str()));
     let (backend, gateways): (Vec<Running>, Vec<Running>) = agents
         .into_iter()
         .partition(|one| one.name.starts_with(FIRST));

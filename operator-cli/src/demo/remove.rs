@@ -8,10 +8,11 @@ use viworks_common::catalogue::SHIPPED;
 /// What could not be removed, and why.
 pub(super) type Refused = (PathBuf, io::Error);
 
-/// What `pki init` writes, and what is added for a database server.
-const BACKEND: [&str; 8] = [
+/// What `pki init` writes, and what is added for servers.
+const BACKEND: [&str; 9] = [
     "backend.toml",
     "database.password",
+    "queue.password",
     "ca.crt",
     "ca.key",
     "server.crt",
@@ -91,7 +92,7 @@ pub(super) fn sockets(folder: &Path) -> io::Result<()> {
     empty(folder).map_err(|(_path, error)| error)
 }
 
-/// Removes the files of a database server at `place`, or `elsewhere` where that is a link.
+/// Removes the files of a server at `place`, or `elsewhere` where that is a link.
 pub(super) fn server(place: &Path, elsewhere: Option<&Path>) -> Result<(), Refused> {
     match elsewhere {
         Some(folder) => {

@@ -6,8 +6,9 @@ use std::path::Path;
 use tokio::time::Instant;
 use viworks_common::human;
 
-use super::layout::{Addresses, FIRST, Layout, Stores};
+use super::layout::{Addresses, FIRST, Layout};
 use super::processes::{Programs, Running, run_to_end, stop};
+use super::stores::Stores;
 use crate::failure::Failure;
 use crate::{output, views};
 
@@ -119,7 +120,7 @@ pub(super) async fn backends(
     running: &mut Vec<Running>,
 ) -> Result<Vec<Addresses>, Failure> {
     let mut all = vec![backend(programs, layout, running).await?];
-    if stores == Stores::Postgres {
+    if stores.is_shared() {
         let step = Instant::now();
         let state = layout.make_state(SECOND)?;
         let second = Backend {

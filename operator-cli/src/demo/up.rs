@@ -10,9 +10,10 @@ use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files;
 
 use super::ending::interruption;
-use super::layout::{Addresses, Layout, Process, Started, Stores};
-use super::postgres::{self, Installed};
+use super::layout::{Addresses, Layout, Process, Started};
 use super::processes::{Programs, Running, failure_of, left_running, stop, stop_demo};
+use super::servers::Servers;
+use super::stores::Stores;
 use super::{absent, context, first, start};
 use crate::client::Client;
 use crate::failure::{Failure, chain};
@@ -62,24 +63,21 @@ pub async fn up(options: &Options) -> Result<ExitCode, Failure> {
         reset(&layout)?;
     }
     let stores = stores(options, &layout)?;
-    let postgres = match stores {
-        Stores::Embedded => None,
-        Stores::Postgres => Some(Installed::find()?),
-    };
+    let servers = Servers::find(stores)?;
     layout.create()?;
     let _lock = files::lock_folder(layout.root()).map_err(|error| in_use(&layout, &error))?;
 
     output::note(&format!(
-        "ViWorkS {} · demo on this machine · {} + in-process queue\n",
+        "ViWorkS {} · demo on this machine · {}\n",
         env!("CARGO_PKG_VERSION"),
-        stores.title()
+        stores.parts()
     ));
     save(&layout, None, &[])?;
     let mut running = Vec::new();
     let mut is_up = false;
     let mut interrupted = Box::pin(interruption());
     let outcome = tokio::select! {
-        outcome = start_and_serve(options, &programs, &layout, postgres.as_ref(), &mut running, &mut is_up) => outcome,
+        outcome = start_and_serve(options, &programs, &layout, &servers, &mut running, &mut is_up) => outcome,
         () = &mut interrupted => Ok(ExitCode::Interrupted),
     };
     let cut_short = !is_up && matches!(outcome, Ok(ExitCode::Interrupted));
@@ -148,24 +146,23 @@ async fn start_and_serve(
     options: &Options,
     programs: &Programs,
     layout: &Layout,
-    postgres: Option<&Installed>,
+    servers: &Servers,
     running: &mut Vec<Running>,
     is_up: &mut bool,
 ) -> Result<ExitCode, Failure> {
     let names = start::gateway_names(options.agents);
     if layout.stores().is_none() {
         // What an interrupted start left: without its configuration nothing was ever made with it.
-        layout.remove_postgres()?;
+        layout.remove_servers()?;
+        // By these places it is known what a demo is, as soon as it has its configuration.
+        servers.make_places(layout)?;
     }
     start::certificates(programs, layout).await?;
-    let stores = match postgres {
-        Some(installed) => {
-            postgres::start(layout, installed, running).await?;
-            save(layout, None, running)?;
-            Stores::Postgres
-        }
-        None => Stores::Embedded,
-    };
+    servers.start(layout, running).await?;
+    if !running.is_empty() {
+        save(layout, None, running)?;
+    }
+    let stores = servers.stores();
     start::identities(programs, layout, &names, stores).await?;
 
     let backends = start::backends(programs, layout, stores, running).await?;

@@ -6,7 +6,6 @@ use viworks_api::GatewayStatus;
 use viworks_common::human;
 use viworks_common::telemetry::steps::{Aggregate, InvalidStep, Step};
 
-use crate::demo::layout::Stores;
 use crate::output::Format;
 
 /// Reads a format; a variable that is empty is one that is not set.
@@ -16,15 +15,6 @@ pub(super) fn format(text: &str) -> Result<Format, String> {
         "json" => Ok(Format::Json),
         _ => Err("expected table or json".to_owned()),
     }
-}
-
-/// Reads where a demo is to keep its data.
-pub(super) fn stores(text: &str) -> Result<Stores, String> {
-    let mut all = Stores::ALL.into_iter();
-    let found = all.find(|(name, _stores)| *name == text);
-    found
-        .map(|(_name, stores)| stores)
-        .ok_or_else(|| "expected sqlite or postgres".to_owned())
 }
 
 /// Reads how many rows are wanted: at least one.
