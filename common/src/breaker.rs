@@ -4,6 +4,10 @@ use std::time::Duration;
 
 use crate::time::Monotonic;
 
+pub use link::Link;
+
+mod link;
+
 /// When a breaker opens, and how soon the server is tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BreakerLimits {

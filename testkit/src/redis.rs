@@ -14,6 +14,10 @@ use crate::keeper::{End, keep};
 use crate::postgres::free_port;
 use crate::process::Process;
 
+pub use cluster::{Cluster, Move};
+
+mod cluster;
+
 /// How long a server may take to start.
 const START_TIME: Duration = Duration::from_secs(30);
 
@@ -85,9 +89,18 @@ impl Place {
     /// # Errors
     /// What it says about it, or that it is not there.
     pub fn ask<T: FromRedisValue>(self, words: &[&str]) -> RedisResult<T> {
+        let words: Vec<_> = words.iter().map(|word| word.as_bytes()).collect();
+        self.ask_bytes(&words)
+    }
+
+    /// The same with words that need not be text.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn ask_bytes<T: FromRedisValue>(self, words: &[&[u8]]) -> RedisResult<T> {
         let mut connection = Client::open(self.url())?.get_connection_with_timeout(START_TIME)?;
-        let mut command = redis::cmd(words[0]);
-        command.arg(&words[1..]);
+        let mut command = redis::Cmd::new();
+        command.arg(words);
         command.query(&mut connection)
     }
 
@@ -178,6 +191,8 @@ fn command(
 pub struct Own {
     program: PathBuf,
     place: Place,
+    /// Where the other nodes of a cluster find it.
+    bus: Option<u16>,
     settings: Vec<String>,
     process: Option<Process>,
     folder: TempDir,
@@ -205,6 +220,10 @@ impl Own {
     /// When Redis is installed and cannot be started.
     #[must_use]
     pub fn start_with(settings: &[&str]) -> Option<Self> {
+        Self::start_at(settings, None)
+    }
+
+    fn start_at(settings: &[&str], bus: Option<u16>) -> Option<Self> {
         let program = Kind::Redis.found()?;
         let folder = tempfile::Builder::new().prefix("viworks-redis-").tempdir();
         let mut own = Self {
@@ -212,6 +231,7 @@ impl Own {
             place: Place {
                 port: free_port().expect("a port is free"),
             },
+            bus,
             settings: settings.iter().map(|line| (*line).to_owned()).collect(),
             process: None,
             folder: folder.expect("a temporary folder can be made"),
@@ -220,32 +240,43 @@ impl Own {
         Some(own)
     }
 
-    /// Starts a cluster of one node, which has all slots.
+    /// A node of a cluster, without slots.
+    fn start_node() -> Option<Self> {
+        let bus = free_port().expect("a port is free");
+        let settings = [
+            "cluster-enabled yes",
+            "cluster-announce-ip 127.0.0.1",
+            "cluster-node-timeout 2000",
+            // Otherwise it is ten thousand above the other one, where nothing may be.
+            &format!("cluster-port {bus}"),
+        ];
+        Self::start_at(&settings, Some(bus))
+    }
+
+    /// Starts a server that follows this one, and waits until it has all of it.
     ///
     /// # Panics
-    /// When Redis is installed and cannot be started so.
+    /// When it does not start, or does not follow.
     #[must_use]
     #[expect(
         clippy::disallowed_methods,
-        reason = "a node that starts can only be asked again and again, here where no runtime is"
+        reason = "a server that starts can only be asked again and again, here where no runtime is"
     )]
-    pub fn start_cluster() -> Option<Self> {
-        let own = Self::start_with(&["cluster-enabled yes", "cluster-announce-ip 127.0.0.1"])?;
+    pub fn start_replica(&self) -> Self {
+        let follow = format!("replicaof 127.0.0.1 {}", self.place.port);
+        let lines = [follow.as_str(), "repl-diskless-sync-delay 0"];
+        let replica = Self::start_with(&lines).expect("Redis is installed");
         let begun = Instant::now();
-        let slots = own
-            .place
-            .ask::<String>(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
-        slots.expect("the node takes all slots");
         loop {
-            let state: String = own
+            let info: String = replica
                 .place
-                .ask(&["CLUSTER", "INFO"])
-                .expect("the node answers");
-            if state.contains("cluster_state:ok") {
-                return Some(own);
+                .ask(&["INFO", "replication"])
+                .expect("the replica answers");
+            if info.contains("master_link_status:up") {
+                return replica;
             }
-            assert!(begun.elapsed() < START_TIME, "no cluster: {state}");
-            std::thread::sleep(Duration::from_millis(10));
+            assert!(begun.elapsed() < START_TIME, "no replica: {info}");
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 
@@ -255,8 +286,12 @@ impl Own {
     /// When it does not start.
     #[must_use]
     pub fn start_sentinel(&self, name: &str) -> Self {
-        let watch = format!("sentinel monitor {name} 127.0.0.1 {} 1", self.place.port);
-        Self::start_with(&[&watch]).expect("Redis is installed")
+        let lines = [
+            format!("sentinel monitor {name} 127.0.0.1 {} 1", self.place.port),
+            format!("sentinel down-after-milliseconds {name} 500"),
+            format!("sentinel failover-timeout {name} 3000"),
+        ];
+        Self::start_with(&lines.each_ref().map(String::as_str)).expect("Redis is installed")
     }
 
     /// Has it listen for encrypted connections as well, and answers on which port. It is started again.

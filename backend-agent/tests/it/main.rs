@@ -4,6 +4,7 @@
 mod api;
 mod clock;
 mod config;
+mod dispatch;
 mod echo;
 mod inbound;
 mod pki;

@@ -267,7 +267,8 @@ impl CommandQueue for RedisQueue {
         take.arg(self.keeper.own().to_string())
             .arg(limit.min(TAKEN_MAX))
             .arg(u64::try_from(left_for.as_millis()).unwrap_or(u64::MAX));
-        let found = match self.keeper.run::<Vec<String>>(&take).await {
+        // Bytes: nobody knows what others write there.
+        let found = match self.keeper.run::<Vec<Vec<u8>>>(&take).await {
             Ok(found) => found,
             Err(error) => {
                 if reclaim {
@@ -279,15 +280,17 @@ impl CommandQueue for RedisQueue {
         let mut commands = Vec::new();
         let mut taken = self.taken();
         for pair in found.chunks_exact(2) {
+            let [entry, command] = [&pair[0], &pair[1]].map(|bytes| String::from_utf8_lossy(bytes));
             // What is no id was not written by us. It is kept out of the way like one that was dealt with.
-            let (entry, command) = (&pair[0], pair[1].parse::<CommandId>());
-            let command =
-                command.unwrap_or_else(|_foreign| CommandId::from_uuid(uuid::Uuid::nil()));
+            let command = command
+                .parse()
+                .unwrap_or_else(|_foreign| CommandId::from_uuid(uuid::Uuid::nil()));
             let open = taken.open.entry(key.clone()).or_insert_with(|| Open {
                 at: now,
                 entries: BTreeMap::new(),
             });
-            open.entries.entry(command).or_default().push(entry.clone());
+            let entries = open.entries.entry(command).or_default();
+            entries.push(entry.into_owned());
             if !commands.contains(&command) {
                 commands.push(command);
             }

@@ -173,3 +173,25 @@ async fn a_server_that_is_away_at_the_start_is_waited_for() {
     own.start_again();
     back(&a, &key).await;
 }
+
+#[tokio::test]
+async fn a_server_that_was_demoted_is_left_alone_until_it_takes_writes_again() {
+    let Some(own) = Own::start() else { return };
+    let other = Own::start().unwrap();
+    let a = Instance::at(&own.place().url()).await.unwrap();
+    assert!(a.called().await.look_everywhere);
+    let key = key_of(&tenant(), 1);
+    let port = other.place().port().to_string();
+    let demote = ["REPLICAOF", "127.0.0.1", &port];
+    own.place().ask::<String>(&demote).unwrap();
+    left_alone(&a, &key).await;
+    let cause = condition(&a).unwrap();
+    assert!(
+        cause.contains("READONLY") || cause.contains("read only"),
+        "{cause}"
+    );
+    own.place()
+        .ask::<String>(&["REPLICAOF", "NO", "ONE"])
+        .unwrap();
+    back(&a, &key).await;
+}

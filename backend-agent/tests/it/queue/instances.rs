@@ -190,3 +190,72 @@ async fn an_instance_is_told_of_its_inbox_by_the_name_that_it_has() {
         tokio::time::timeout(PATIENCE, told).await.unwrap();
     }
 }
+
+/// A value that is no text.
+const NO_TEXT: [u8; 3] = [0xff, 0xfe, 0x00];
+
+#[tokio::test]
+async fn whatever_others_write_into_the_keys_of_a_gateway_is_no_failure_of_the_server() {
+    let Some((tenant, [a])) = instances().await else {
+        return;
+    };
+    let place = server(Kind::Redis).unwrap();
+    let ask = |words: &[&[u8]]| place.ask_bytes::<::redis::Value>(words).unwrap();
+    let stream_of = |key: &QueueKey| format!("vw:{{{}:{}}}:q", key.tenant, key.agent_id);
+    let route_of = |key: &QueueKey| format!("vw:{{{}:{}}}:r", key.tenant, key.agent_id);
+    // Each of these is met more often than a server may fail, and then another gateway is served.
+    let well = async |what: &str| {
+        let other = key_of(&tenant, 99);
+        let offered = a.queue.offer(&other, &commands([1])).await;
+        assert_eq!(offered, Ok(Told::Nobody), "after {what}");
+        a.queue.done(&other, &[]).await.unwrap();
+        place
+            .ask::<i64>(&["DEL", &stream_of(&other)])
+            .expect("it is deleted");
+    };
+
+    let key = key_of(&tenant, 1);
+    let stream = stream_of(&key);
+    for _often in 0..5 {
+        ask(&[b"XADD", stream.as_bytes(), b"*", b"c", &NO_TEXT]);
+        ask(&[b"XADD", stream.as_bytes(), b"*", &NO_TEXT, &NO_TEXT]);
+        a.queue.offer(&key, &commands([1])).await.unwrap();
+        let taken = a.queue.take(&key, 10, at(0)).await.unwrap();
+        assert!(taken.contains(&commands([1])[0]), "{taken:?}");
+        a.queue.done(&key, &taken).await.unwrap();
+        assert_eq!(length(&key), 0, "what means nothing is cleared away");
+    }
+    well("entries that are no text").await;
+
+    let key = key_of(&tenant, 2);
+    let stream = stream_of(&key);
+    let last = b"18446744073709551615-18446744073709551615";
+    ask(&[b"XADD", stream.as_bytes(), last, b"c", b"x"]);
+    for _often in 0..5 {
+        let answer = a.queue.offer(&key, &commands([1])).await;
+        assert!(matches!(answer, Err(QueueError::Unavailable { .. })));
+    }
+    well("a stream that takes nothing more").await;
+
+    let key = key_of(&tenant, 3);
+    for _often in 0..5 {
+        ask(&[b"SET", stream_of(&key).as_bytes(), &NO_TEXT]);
+        assert!(a.queue.offer(&key, &commands([1])).await.is_err());
+        assert!(a.queue.take(&key, 10, at(0)).await.is_err());
+        ask(&[b"DEL", route_of(&key).as_bytes()]);
+        ask(&[b"RPUSH", route_of(&key).as_bytes(), b"x"]);
+        assert!(a.queue.attach(&key, 1).await.is_err());
+    }
+    well("keys of another kind").await;
+
+    let key = key_of(&tenant, 4);
+    for _often in 0..5 {
+        ask(&[b"SET", route_of(&key).as_bytes(), &NO_TEXT]);
+        assert_eq!(a.queue.offer(&key, &[]).await, Ok(Told::Nobody));
+        assert_eq!(a.queue.attach(&key, 1).await, Ok(true));
+        ask(&[b"SET", route_of(&key).as_bytes(), b"\xff\xfe|7"]);
+        assert_eq!(a.queue.offer(&key, &[]).await, Ok(Told::Another));
+    }
+    well("routes that are no text").await;
+    assert!(a.conditions.list().is_empty());
+}

@@ -5,6 +5,7 @@ use std::path::Path;
 use tempfile::TempDir;
 use viworks_backend_agent::command::bus::Heard;
 use viworks_backend_agent::command::queue::Told;
+use viworks_backend_agent::data::Hurry as _;
 use viworks_common::id::RunId;
 use viworks_testkit::redis::Own;
 
@@ -147,4 +148,65 @@ async fn what_is_no_redis_is_said_to_be_none() {
     let refused = Instance::at(&format!("redis://127.0.0.1:{port}")).await;
     let error = refused.map(drop).unwrap_err();
     assert!(error.is_lasting(), "{error}");
+}
+
+#[tokio::test]
+async fn a_channel_that_cannot_be_heard_is_tried_again_until_it_can() {
+    let line = documented().replace("PASSWORD", "correct-horse");
+    let Some(own) = Own::start_with(&[&line]) else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let here = Instance::with(address(&own, &folder, "correct-horse\n"), LIMITS).await;
+    let (here, elsewhere) = (
+        here.unwrap(),
+        Instance::at(&own.place().url()).await.unwrap(),
+    );
+    assert!(here.called().await.look_everywhere);
+    // What it hears already it may go on to hear, and nothing else.
+    let channel = format!("&vw:i:{}", here.id);
+    let set = |words: &[&str]| {
+        let words = [&["ACL", "SETUSER", "viworks"], words].concat();
+        own.place().ask::<String>(&words).unwrap();
+    };
+    set(&["resetchannels", "&vw:w", &channel]);
+    let name = InstanceId::from_uuid(random::uuid_v4());
+    here.known_as.send_replace(Some(name));
+    let mut watcher = here
+        .bus
+        .subscribe(RunId::from_uuid(random::uuid_v4()), None);
+    // The server counts what it refuses.
+    viworks_testkit::process::eventually("both were refused", PATIENCE, async || {
+        let text: String = own.place().ask(&["INFO", "errorstats"]).ok()?;
+        let count = text.split_once("errorstat_NOPERM:count=")?.1;
+        let count: u64 = count.lines().next()?.trim().parse().ok()?;
+        (count >= 2).then_some(())
+    })
+    .await;
+    set(&["&vw:*"]);
+    let told = async {
+        loop {
+            elsewhere.queue.hurry(name);
+            let pause = Duration::from_millis(50);
+            if tokio::time::timeout(pause, here.inbox.notified())
+                .await
+                .is_ok()
+            {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, told)
+        .await
+        .expect("its inbox is heard of");
+    let heard = async { while watcher.finished().await != Heard::Look {} };
+    tokio::time::timeout(PATIENCE, heard)
+        .await
+        .expect("the run is heard of");
+    // All of that on the connection that it had.
+    let connects = here.metrics.encode().unwrap();
+    assert!(
+        connects.contains("queue_redis_sweeps_total 1\n"),
+        "{connects}"
+    );
 }

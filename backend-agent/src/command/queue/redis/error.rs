@@ -37,7 +37,48 @@ impl Error {
             Self::Server(error) => refuses(error),
         }
     }
+
+    /// Whether it is about what was asked, such as a key that holds something else, and says nothing of the server.
+    pub(super) fn is_about_what_was_asked(&self) -> bool {
+        let Self::Server(error) = self else {
+            return false;
+        };
+        let is_said = matches!(
+            error.kind(),
+            ErrorKind::Extension | ErrorKind::Server(ServerErrorKind::ResponseError)
+        );
+        let text = error.to_string();
+        let mut words = text.split(|sign: char| !sign.is_ascii_alphabetic());
+        is_said && !words.any(|word| OF_THE_SERVER.contains(&word))
+    }
+
+    /// Whether nothing can be expected of this connection any more: it is cut, or leads to a server that was demoted.
+    pub(super) fn is_loss(&self) -> bool {
+        let Self::Server(error) = self else {
+            return false;
+        };
+        (error.is_connection_dropped() || error.is_io_error() && !error.is_timeout())
+            || matches!(
+                error.kind(),
+                ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown)
+            )
+    }
 }
+
+/// What a server says of itself, whatever it was asked. Before version 7 it stands within the text of a script's error.
+const OF_THE_SERVER: [&str; 11] = [
+    "BUSY",
+    "CLUSTERDOWN",
+    "LOADING",
+    "MASTERDOWN",
+    "MISCONF",
+    "NOAUTH",
+    "NOPERM",
+    "NOREPLICAS",
+    "OOM",
+    "READONLY",
+    "WRONGPASS",
+];
 
 fn refuses(error: &RedisError) -> bool {
     // Several nodes may have been asked; what they said is told in one text.
@@ -55,4 +96,45 @@ fn refuses(error: &RedisError) -> bool {
         || ["WRONGPASS", "NOAUTH", "NOPERM", BAD_CERTIFICATE]
             .into_iter()
             .any(said)
+}
+
+#[cfg(test)]
+mod tests {
+    use redis::Value;
+
+    use super::*;
+
+    /// What the server answered, as the library reads it.
+    fn said(line: &str) -> Error {
+        let text = format!("-{line}\r\n");
+        let value = redis::parse_redis_value(text.as_bytes()).unwrap();
+        assert!(matches!(value, Value::ServerError(_)), "{value:?}");
+        Error::Server(value.extract_error().unwrap_err())
+    }
+
+    #[test]
+    fn what_is_about_a_key_is_told_from_what_is_about_the_server() {
+        for line in [
+            "WRONGTYPE Operation against a key holding the wrong kind of value",
+            "WRONGTYPE Operation against a key holding the wrong kind of value script: 7f, on @user_script:3.",
+            "ERR The stream has exhausted the last possible ID, unable to add more items script: 7f, on @user_script:9.",
+            "ERR Error running script (call to f_7f): @user_script:3: WRONGTYPE Operation against a key",
+            "BUSYGROUP Consumer Group name already exists",
+        ] {
+            assert!(said(line).is_about_what_was_asked(), "{line}");
+        }
+        for line in [
+            "OOM command not allowed when used memory > 'maxmemory'. script: 7f, on @user_script:9.",
+            "ERR Error running script (call to f_7f): @user_script:9: @user_script: 9: -OOM command not allowed",
+            "MISCONF Redis is configured to save RDB snapshots, but it is currently not able to persist on disk.",
+            "READONLY You can't write against a read only replica.",
+            "LOADING Redis is loading the dataset in memory",
+            "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
+            "NOPERM this user has no permissions to run the 'evalsha' command",
+            "CLUSTERDOWN The cluster is down",
+        ] {
+            assert!(!said(line).is_about_what_was_asked(), "{line}");
+        }
+        assert!(!Error::Late.is_about_what_was_asked());
+    }
 }

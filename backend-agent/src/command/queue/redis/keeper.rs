@@ -6,12 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use redis::{
-    ErrorKind, FromRedisValue, PushInfo, PushKind, RedisError, RedisResult, ScriptInvocation,
-    ServerErrorKind, Value,
+    ErrorKind, FromRedisValue, PushInfo, PushKind, RedisError, RedisResult, ScriptInvocation, Value,
 };
 use tokio::sync::{Notify, mpsc, watch};
 use tracing::{info, warn};
-use viworks_common::breaker::{Breaker, BreakerLimits, BreakerState};
+use viworks_common::breaker::{BreakerLimits, BreakerState, Link};
 use viworks_common::id::InstanceId;
 use viworks_runtime::clock::Timeline;
 use viworks_runtime::conditions::{Conditions, Severity};
@@ -31,9 +30,6 @@ const BREAKER: BreakerLimits = BreakerLimits {
     pause: Duration::from_millis(200),
     pause_max: Duration::from_secs(2),
 };
-
-/// The shortest pause before a trial.
-const PAUSE_MIN: Duration = Duration::from_millis(10);
 
 /// How often it is seen whether Redis works and still has what was written.
 const BEAT_EVERY: Duration = Duration::from_secs(1);
@@ -55,7 +51,8 @@ pub(super) struct Keeper {
     clock: Arc<Timeline>,
     conditions: Conditions,
     metrics: RedisMetrics,
-    inner: Mutex<Inner>,
+    /// What is told of it is told while it is held, so that the last word is of its last state.
+    link: Mutex<Link<Wire>>,
     /// Somebody's failure opened the breaker.
     opened: Notify,
     calls: Arc<Calls>,
@@ -63,13 +60,6 @@ pub(super) struct Keeper {
     /// Which instance of the database this process is: others know it by that.
     known_as: watch::Receiver<Option<InstanceId>>,
     inbox: Arc<Notify>,
-}
-
-struct Inner {
-    breaker: Breaker,
-    wire: Option<Wire>,
-    /// How many there were.
-    connection: u64,
 }
 
 /// What was published on a channel that is no instance's own.
@@ -95,6 +85,8 @@ pub(super) struct Parts {
 pub(super) struct Opened {
     wire: Wire,
     pushes: Pushes,
+    /// By which name in the database this process hears what is called out to it.
+    heard_as: Option<InstanceId>,
 }
 
 impl Keeper {
@@ -105,11 +97,7 @@ impl Keeper {
             clock: parts.clock,
             conditions: parts.conditions,
             metrics: parts.metrics,
-            inner: Mutex::new(Inner {
-                breaker: Breaker::new(BREAKER),
-                wire: None,
-                connection: 0,
-            }),
+            link: Mutex::new(Link::new(BREAKER)),
             opened: Notify::new(),
             calls: parts.calls,
             published: parts.published,
@@ -134,7 +122,15 @@ impl Keeper {
         script: &ScriptInvocation<'_>,
     ) -> Result<T, Error> {
         let (mut wire, connection) = self.wire()?;
-        self.judge(connection, within(script.invoke_async(&mut wire)).await)
+        let answer = within(script.invoke_async(&mut wire)).await;
+        match answer {
+            // Somebody else wrote there: the server works.
+            Err(error) if error.is_about_what_was_asked() => {
+                self.metrics.called("failed");
+                Err(error)
+            }
+            answer => self.judge(connection, answer),
+        }
     }
 
     /// Publishes something; nobody may be there to hear it.
@@ -160,45 +156,38 @@ impl Keeper {
 
     /// The number of the connection that is used, or was last.
     pub(super) fn connection(&self) -> u64 {
-        self.inner().connection
+        self.link().number()
     }
 
     /// The connection that is used, and its number.
     fn wire(&self) -> Result<(Wire, u64), Error> {
-        let inner = self.inner();
-        let wire = inner.wire.clone().ok_or(Error::NotAsked)?;
-        Ok((wire, inner.connection))
+        let link = self.link();
+        let (wire, number) = link.used().ok_or(Error::NotAsked)?;
+        Ok((wire.clone(), number))
     }
 
     /// What an answer, or none, says of the server. That of an earlier connection says nothing of this one.
     fn judge<T>(&self, connection: u64, answer: Result<T, Error>) -> Result<T, Error> {
-        if connection != self.connection() {
-            return answer;
-        }
         match &answer {
             Ok(_) => {
-                self.inner().breaker.succeeded();
+                self.link().answered(connection);
                 self.metrics.called("ok");
             }
-            // Somebody else wrote there: the server works.
-            Err(error) if is_about_a_key(error) => self.metrics.called("failed"),
             Err(error) => {
-                let gone = matches!(error, Error::Server(error) if is_gone(error));
                 self.metrics.called(if matches!(error, Error::Late) {
                     "late"
                 } else {
                     "failed"
                 });
                 let now = self.clock.now();
-                let mut inner = self.inner();
-                let opens = if gone {
-                    inner.breaker.lost(now)
+                let mut link = self.link();
+                let opens = if error.is_loss() {
+                    link.lost(connection, now)
                 } else {
-                    inner.breaker.failed(now)
+                    link.failed(connection, now)
                 };
-                drop(inner);
                 if opens {
-                    self.left_alone(error);
+                    self.left_alone(&link, error);
                 }
             }
         }
@@ -207,23 +196,18 @@ impl Keeper {
 
     /// Connects once, as a start and `check-config --connect` do, to learn what is wrong with the configuration.
     pub(super) async fn try_out(&self) -> Result<Opened, Error> {
-        self.begin_trial();
+        self.link().begin_trial(self.clock.now());
         let opened = self.open().await;
         if let Err(error) = &opened {
-            self.inner().breaker.failed(self.clock.now());
-            self.left_alone(error);
+            self.trial_failed(error);
         }
         opened
     }
 
-    /// Begins a trial, when one is due. What is answered on an earlier connection from here on says nothing of it.
-    fn begin_trial(&self) -> bool {
-        let mut inner = self.inner();
-        let begins = inner.breaker.try_out(self.clock.now());
-        if begins {
-            inner.connection += 1;
-        }
-        begins
+    fn trial_failed(&self, error: &Error) {
+        let mut link = self.link();
+        link.trial_failed(self.clock.now());
+        self.left_alone(&link, error);
     }
 
     /// Connects, hears what is called out to this instance, and writes something: whoever only answers is of no use.
@@ -233,17 +217,37 @@ impl Keeper {
         let channel = scripts::channel(self.own);
         within(wire.subscribe(&channel)).await?;
         within(wire.subscribe(scripts::WATCH_CHANNEL)).await?;
-        self.hear_as_known(&mut wire).await?;
+        let heard_as = self.unheard(None);
+        if let Some(name) = heard_as {
+            within(wire.subscribe(&scripts::channel(name))).await?;
+        }
         let _known: i64 = within(self.beat().invoke_async(&mut wire)).await?;
-        Ok(Opened { wire, pushes })
+        Ok(Opened {
+            wire,
+            pushes,
+            heard_as,
+        })
     }
 
-    /// Hears what is called out to this process by its name in the database.
-    async fn hear_as_known(&self, wire: &mut Wire) -> Result<(), Error> {
+    /// The name of this process in the database, if it is not heard by that. What it was before is nobody any more.
+    fn unheard(&self, heard_as: Option<InstanceId>) -> Option<InstanceId> {
         let known_as = *self.known_as.borrow();
-        match known_as {
-            Some(instance) => within(wire.subscribe(&scripts::channel(instance))).await,
-            None => Ok(()),
+        known_as.filter(|_name| known_as != heard_as)
+    }
+
+    /// Hears what is called out to it by that name. What could not be had is had with a later beat.
+    async fn hear_as_known(
+        &self,
+        connection: u64,
+        wire: &mut Wire,
+        heard_as: &mut Option<InstanceId>,
+    ) {
+        let Some(name) = self.unheard(*heard_as) else {
+            return;
+        };
+        let heard = within(wire.subscribe(&scripts::channel(name))).await;
+        if self.judge(connection, heard).is_ok() {
+            *heard_as = Some(name);
         }
     }
 
@@ -276,13 +280,9 @@ impl Keeper {
     /// Tries until it is there.
     async fn open_again(&self) -> Opened {
         loop {
-            let due = self.inner().breaker.retry_at();
-            let rest = due.map(|due| due.saturating_since(self.clock.now()));
-            // Never without a pause, whatever the breaker says: this loop must not be all that runs.
-            tokio::time::sleep(rest.unwrap_or_default().max(PAUSE_MIN)).await;
-            if !self.begin_trial() {
-                // It is closed, and there is no connection.
-                self.inner().breaker.lost(self.clock.now());
+            let rest = self.link().rest(self.clock.now());
+            tokio::time::sleep(rest).await;
+            if !self.link().begin_trial(self.clock.now()) {
                 continue;
             }
             self.metrics.state(BreakerState::HalfOpen);
@@ -291,28 +291,22 @@ impl Keeper {
                     self.works(&opened);
                     return opened;
                 }
-                Err(error) => {
-                    self.inner().breaker.failed(self.clock.now());
-                    self.left_alone(&error);
-                }
+                Err(error) => self.trial_failed(&error),
             }
         }
     }
 
     /// A connection that was made is used from here on.
     pub(super) fn works(&self, opened: &Opened) {
-        let mut inner = self.inner();
-        inner.breaker.succeeded();
-        inner.wire = Some(opened.wire.clone());
-        inner.connection += 1;
-        drop(inner);
+        let mut link = self.link();
+        link.opened(opened.wire.clone());
         self.metrics.state(BreakerState::Closed);
         self.conditions.clear(CONDITION);
+        drop(link);
         info!(redis = %self.address, "the queue is connected");
     }
 
-    fn left_alone(&self, error: &Error) {
-        self.inner().wire = None;
+    fn left_alone(&self, _held: &MutexGuard<'_, Link<Wire>>, error: &Error) {
         self.metrics.state(BreakerState::Open);
         let cause = format!("Redis at {}: {error}", self.address);
         self.conditions
@@ -325,22 +319,27 @@ impl Keeper {
         let Opened {
             mut wire,
             mut pushes,
+            mut heard_as,
         } = connected;
+        // Nobody but this task makes another one.
+        let connection = self.connection();
         let mut known_as = self.known_as.clone();
         let mut beats = tokio::time::interval(BEAT_EVERY);
         beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = self.opened.notified() => {}
-                // It goes on as another instance; what it was is nobody any more.
+                // It goes on as another instance.
                 Ok(()) = known_as.changed() => {
-                    let heard = self.hear_as_known(&mut wire).await;
-                    drop(self.judge(self.connection(), heard));
+                    self.hear_as_known(connection, &mut wire, &mut heard_as).await;
                 }
                 push = pushes.next() => {
                     let heard = push.is_some_and(|push| self.heard(&push));
-                    if !heard && self.inner().breaker.lost(self.clock.now()) {
-                        self.left_alone(&Error::Server(closed()));
+                    if !heard {
+                        let mut link = self.link();
+                        if link.lost(connection, self.clock.now()) {
+                            self.left_alone(&link, &Error::Server(closed()));
+                        }
                     }
                 }
                 _ = beats.tick() => {
@@ -350,13 +349,14 @@ impl Keeper {
                     let beat = self.beat();
                     let beat = within(beat.invoke_async::<i64>(&mut wire)).await;
                     // Everything was emptied, or this is another server.
-                    if let Ok(0) = self.judge(self.connection(), beat) {
+                    if let Ok(0) = self.judge(connection, beat) {
                         warn!(redis = %self.address, "the queue forgot what it had; everything is looked after");
                         self.look_everywhere();
                     }
+                    self.hear_as_known(connection, &mut wire, &mut heard_as).await;
                 }
             }
-            if self.inner().breaker.state() != BreakerState::Closed {
+            if self.link().state() != BreakerState::Closed {
                 return;
             }
         }
@@ -396,24 +396,10 @@ impl Keeper {
         self.calls.look_everywhere();
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    fn link(&self) -> MutexGuard<'_, Link<Wire>> {
         // Nothing panics while it is held.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Whether nothing can be expected of this connection any more: it is cut, or leads to a server that was demoted.
-fn is_gone(error: &RedisError) -> bool {
-    (error.is_connection_dropped() || error.is_io_error() && !error.is_timeout())
-        || matches!(
-            error.kind(),
-            ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown)
-        )
-}
-
-/// Whether an error is about what a key holds, and not about the server.
-fn is_about_a_key(error: &Error) -> bool {
-    matches!(error, Error::Server(error) if error.to_string().contains("WRONGTYPE"))
 }
 
 fn closed() -> RedisError {
