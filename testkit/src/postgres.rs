@@ -139,15 +139,20 @@ impl Database {
     }
 }
 
-/// Runs `initdb`; answers the folder of the data.
-fn initialise(programs: &Path, folder: &Path) -> PathBuf {
+/// Hands a file or a folder to whoever the server runs as.
+fn hand_over(path: &Path) {
     if rustix::process::getuid().is_root() {
-        let owner = Command::new("chown").arg("postgres:").arg(folder).status();
+        let owner = Command::new("chown").arg("postgres:").arg(path).status();
         assert!(
             owner.is_ok_and(|it| it.success()),
             "the user postgres is missing"
         );
     }
+}
+
+/// Runs `initdb`; answers the folder of the data.
+fn initialise(programs: &Path, folder: &Path) -> PathBuf {
+    hand_over(folder);
     let data = folder.join("data");
     let mut initdb = command(&programs.join("initdb"));
     initdb.args([
@@ -182,6 +187,12 @@ fn serve(programs: &Path, data: &Path, port: u16) -> Command {
     }
     server.current_dir("/");
     server
+}
+
+/// A folder for the data of one server.
+fn own_folder() -> TempDir {
+    let folder = tempfile::Builder::new().prefix("viworks-pg-").tempdir();
+    folder.expect("a temporary folder can be made")
 }
 
 /// A port that nobody has.
@@ -235,9 +246,13 @@ impl Own {
 
     fn start_with(disk: Option<u32>) -> Option<Self> {
         let programs = found()?;
-        let folder = tempfile::Builder::new().prefix("viworks-pg-").tempdir();
-        let folder = folder.expect("a temporary folder can be made");
+        let folder = own_folder();
         initialise(&programs, folder.path());
+        Some(Self::start_in(folder, programs, disk))
+    }
+
+    /// Starts the server whose data is in a folder.
+    fn start_in(folder: TempDir, programs: PathBuf, disk: Option<u32>) -> Self {
         let server = Server {
             programs,
             port: free_port().expect("a port is free"),
@@ -252,7 +267,43 @@ impl Own {
             folder,
         };
         own.start_again();
-        Some(own)
+        own
+    }
+
+    /// Starts a standby that follows this one; `name` is what `synchronous_standby_names` of this one calls it.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    #[must_use]
+    pub fn standby(&self, name: &str) -> Self {
+        let programs = self.server.programs.clone();
+        let folder = own_folder();
+        hand_over(folder.path());
+        let primary = format!(
+            "host=127.0.0.1 port={} user=viworks application_name={name}",
+            self.server.port
+        );
+        let mut copy = command(&programs.join("pg_basebackup"));
+        copy.arg("--pgdata").arg(folder.path().join("data"));
+        copy.args(["--dbname", &primary, "--write-recovery-conf"]);
+        copy.args(["--wal-method=stream", "--checkpoint=fast", "--no-sync"]);
+        let copied = copy.current_dir("/").output();
+        let copied = copied.expect("pg_basebackup starts");
+        assert!(
+            copied.status.success(),
+            "{}",
+            String::from_utf8_lossy(&copied.stderr)
+        );
+        Self::start_in(folder, programs, None)
+    }
+
+    /// Makes a primary of a standby; it takes writes when this returns.
+    ///
+    /// # Panics
+    /// When it is none.
+    pub fn promote(&self) {
+        let promoted = self.server.psql("postgres", "SELECT pg_promote()");
+        assert_eq!(promoted.as_deref(), Ok("t"), "a standby can be promoted");
     }
 
     /// Has it take encrypted connections with a password only, from here on. It is started again.
@@ -276,13 +327,7 @@ impl Own {
             std::fs::write(&path, text).expect("the file can be written");
             let mode = std::fs::Permissions::from_mode(0o600);
             std::fs::set_permissions(&path, mode).expect("its mode can be set");
-            if rustix::process::getuid().is_root() {
-                let owner = Command::new("chown").arg("postgres:").arg(&path).status();
-                assert!(
-                    owner.is_ok_and(|it| it.success()),
-                    "the user postgres is missing"
-                );
-            }
+            hand_over(&path);
         }
         self.encrypted = true;
         self.kill();

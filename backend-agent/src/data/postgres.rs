@@ -7,11 +7,13 @@ mod address;
 mod append;
 mod connection;
 mod days;
+mod era;
 mod error;
 mod lease;
 mod lock;
 mod numbers;
 mod schema;
+mod server;
 mod statement;
 mod target;
 mod workers;
@@ -36,6 +38,7 @@ pub use schema::pending;
 pub use target::Target;
 
 use connection::Connection;
+use era::Era;
 use lease::Lease;
 use workers::{Purpose, Workers};
 
@@ -86,24 +89,25 @@ impl PostgresStore {
     /// its schema is not ours.
     pub async fn open(address: Address, role: Role, migrate: bool) -> Result<Self, Error> {
         let address = Arc::new(address);
-        let at = Arc::clone(&address);
+        let era = Arc::new(Era::default());
+        let (at, of) = (Arc::clone(&address), Arc::clone(&era));
         let prepared = tokio::task::spawn_blocking(move || {
             let connection = Connection::open(&at)?;
-            schema::check_server(&connection)?;
             if role == Role::Backend {
                 lock::share(&connection)?;
             }
             schema::prepare(&at, migrate, role)?;
             schema::check_moved(&at)?;
             if role == Role::Backend {
-                return Lease::take(connection, at).map(Some);
+                return Lease::take(connection, at, of).map(Some);
             }
             connection.close();
             Ok(None)
         });
         let lease = prepared.await.map_err(|_panicked| Error::Panicked)??;
         let held = lease.as_ref().map(Lease::held);
-        let start = |name, purpose, count| Workers::start(&address, name, purpose, held, count);
+        let start =
+            |name, purpose, count| Workers::start(&address, name, purpose, held, &era, count);
         let reports = (address.connections_max / 8).clamp(1, REPORT_CONNECTIONS_MAX);
         let few = (address.connections_max / 4).max(1);
         let many = address

@@ -5,6 +5,7 @@ mod births;
 mod commands;
 mod days;
 mod dead_letters;
+mod failover;
 mod gateways;
 mod instance_changes;
 mod instances;

@@ -25,6 +25,7 @@ use viworks_runtime::sqlite::{Columns, Params, Row, Value};
 use super::Address;
 use super::append::{FROM_1970_TO_2000, Known};
 use super::error::Error;
+use super::server;
 use super::statement::numbered;
 use crate::data::intents::link::{Link, LinkError, Party, Record, Sql, Take};
 
@@ -135,7 +136,7 @@ impl std::fmt::Debug for Connection {
 }
 
 impl Connection {
-    /// Connects, on the thread that is to have the connection.
+    /// Connects to a server that keeps what it commits, on the thread that is to have the connection.
     pub(super) fn open(address: &Address) -> Result<Self, Error> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -144,13 +145,12 @@ impl Connection {
         let options = address
             .options()
             .map_err(|error| Error::Address(error.to_string()))?;
-        let inner = runtime.block_on(async {
-            let connecting = tokio::time::timeout(address.connect_timeout, options.connect());
-            connecting.await.unwrap_or_else(|_elapsed| {
-                let late = std::io::Error::from(std::io::ErrorKind::TimedOut);
-                Err(sqlx::Error::Io(late))
-            })
-        })?;
+        let connecting = async {
+            let mut inner = options.connect().await?;
+            server::check(&mut inner).await?;
+            Ok(inner)
+        };
+        let inner = runtime.block_on(within(address.connect_timeout, connecting))?;
         Ok(Self {
             runtime,
             inner: RefCell::new(inner),

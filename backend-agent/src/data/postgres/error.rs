@@ -6,6 +6,9 @@ use viworks_runtime::sqlite::Constraint;
 
 use crate::data::StoreError;
 
+/// What a server answers that is a standby, or was made read-only.
+const READ_ONLY: &str = "25006";
+
 /// A failure of the server, of the way to it, or of what it was asked to do.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
@@ -15,7 +18,8 @@ pub enum Error {
     /// The server gave up on a statement, or on a lock that somebody else holds.
     #[error("the database server took too long: {}", said(.0))]
     Slow(Arc<sqlx::Error>),
-    /// The server cannot be reached, is starting or stopping, takes no more connections, or the connection broke.
+    /// The server cannot be reached, is starting or stopping, takes no more connections or no writes, or the connection
+    /// broke.
     #[error("the database server cannot be used at the moment: {}", said(.0))]
     Lost(Arc<sqlx::Error>),
     /// The connection broke while a transaction was committed: whether it was is not known.
@@ -123,6 +127,17 @@ impl Error {
         }
     }
 
+    /// Whether the server said that it takes no writes.
+    pub(super) fn takes_no_writes(&self) -> bool {
+        let Self::Lost(source) = self else {
+            return false;
+        };
+        let database = source.as_database_error();
+        database
+            .and_then(|error| error.code())
+            .is_some_and(|code| code == READ_ONLY)
+    }
+
     /// The same about a commit: where the way to the server broke, nobody knows whether it was made.
     pub(super) fn while_committing(self) -> Self {
         match self {
@@ -169,8 +184,8 @@ impl Error {
             "53100" | "53200" => Self::Full(source),
             // Unknown password, unknown user, unknown database, missing rights.
             "28P01" | "28000" | "3D000" | "42501" => Self::Refused(source),
-            // It takes no writes.
-            "25006" => Self::Unfit("the database takes no writes: it is read-only".to_owned()),
+            // It takes no writes, so another server has become the primary, or it does again soon.
+            READ_ONLY => Self::Lost(source),
             // Shut down, crashed, starting, terminated for idling, too many connections, standby.
             "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "53300" => Self::Lost(source),
             code if code.starts_with("08") => Self::Lost(source),

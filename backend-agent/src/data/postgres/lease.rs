@@ -16,6 +16,7 @@ use viworks_common::id::InstanceId;
 use viworks_runtime::random;
 
 use super::connection::Connection;
+use super::era::Era;
 use super::error::Error;
 use super::{Address, lock};
 use crate::data::intents::instances::LEASE_SECONDS;
@@ -78,7 +79,11 @@ pub(super) struct Lease {
 
 impl Lease {
     /// Takes a lease on this connection, which also keeps moves away, and renews it from a thread of its own.
-    pub(super) fn take(connection: Connection, address: Arc<Address>) -> Result<Self, Error> {
+    pub(super) fn take(
+        connection: Connection,
+        address: Arc<Address>,
+        era: Arc<Era>,
+    ) -> Result<Self, Error> {
         let (words, told) = mpsc::channel();
         let held = Arc::new(Held {
             instance: watch::Sender::new(None),
@@ -91,6 +96,8 @@ impl Lease {
             held: Arc::clone(&held),
             address,
             kept: Some(connection),
+            of: era.now(),
+            era,
         };
         keeper.renew()?;
         thread::Builder::new()
@@ -142,6 +149,9 @@ struct Keeper {
     held: Arc<Held>,
     address: Arc<Address>,
     kept: Option<Connection>,
+    /// Which time the connection is of.
+    of: u64,
+    era: Arc<Era>,
 }
 
 impl Keeper {
@@ -161,6 +171,8 @@ impl Keeper {
                     rest = match self.renew() {
                         Ok(()) => RENEW_EVERY,
                         Err(error) => {
+                            // A backend that writes nothing else finds out by this.
+                            self.era.judge(self.of, &error);
                             tracing::warn!(%error, "this backend's lease of the database could not be renewed; it tries again");
                             self.held.doubted.store(true, Ordering::Release);
                             RENEW_AGAIN
@@ -173,9 +185,12 @@ impl Keeper {
 
     /// Renews the lease, or takes a new one where another backend ended it.
     fn renew(&mut self) -> Result<(), Error> {
-        let connection = match self.kept.take() {
+        let era = self.era.now();
+        let kept = self.kept.take().filter(|_kept| self.of == era);
+        let connection = match kept {
             Some(connection) => connection,
             None => {
+                self.of = era;
                 let connection = Connection::open(&self.address)?;
                 lock::share(&connection)?;
                 connection

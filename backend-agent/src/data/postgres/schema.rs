@@ -10,9 +10,6 @@ use super::error::Error;
 use super::{Address, Role};
 use crate::data::Pending;
 
-/// The oldest server that the statements are written for.
-const OLDEST: i32 = 150_000;
-
 /// Version, what it does, and its statements. A file that was released is never changed.
 const MIGRATIONS: &[(i64, &str, &str)] = &[(
     1,
@@ -27,49 +24,6 @@ fn migrator() -> Migrator {
         Migration::new(*version, Cow::Borrowed(*description), kind, sql, false)
     });
     Migrator::with_migrations(migrations.collect())
-}
-
-/// Refuses a server that does not keep what it commits, or that the statements are too new for.
-pub(super) fn check_server(connection: &Connection) -> Result<(), Error> {
-    const SETTINGS: &str = "\
-        SELECT current_setting('server_version_num')::int4 AS version, current_setting('server_version') AS named,
-               current_setting('fsync') AS fsync, current_setting('full_page_writes') AS pages,
-               current_setting('server_encoding') AS encoding, current_setting('synchronous_commit') AS commits,
-               current_setting('transaction_read_only') AS read_only, pg_is_in_recovery() AS standby";
-    connection.with(async |inner| {
-        let row = sqlx::query(SETTINGS).fetch_one(inner).await?;
-        let version: i32 = row.try_get("version")?;
-        if version < OLDEST {
-            let named: String = row.try_get("named")?;
-            return Err(Error::Unfit(format!(
-                "PostgreSQL {named} is too old, 15 or later is needed"
-            )));
-        }
-        if row.try_get("standby")? {
-            let why = "the server is a standby and takes no writes; name the primary";
-            return Err(Error::Unfit(why.to_owned()));
-        }
-        if row.try_get::<String, _>("read_only")? == "on" {
-            return Err(Error::Unfit(
-                "the database takes no writes: it is read-only for this user".to_owned(),
-            ));
-        }
-        if row.try_get::<String, _>("commits")? == "off" {
-            return Err(Error::Unfit(
-                "the server's synchronous_commit is off: what is committed would not be safe".to_owned(),
-            ));
-        }
-        for (column, needed) in [("fsync", "on"), ("pages", "on"), ("encoding", "UTF8")] {
-            let found: String = row.try_get(column)?;
-            if found != needed {
-                let setting = if column == "pages" { "full_page_writes" } else { column };
-                return Err(Error::Unfit(format!(
-                    "the server's {setting} is {found}, but must be {needed}: what it commits would not be safe"
-                )));
-            }
-        }
-        Ok(())
-    })
 }
 
 /// Brings the schema up to date, or only looks whether it is.
@@ -129,7 +83,6 @@ pub(super) fn check_moved(address: &Address) -> Result<(), Error> {
 pub async fn pending(address: Address) -> Result<Vec<Pending>, Error> {
     let look = move || {
         let connection = Connection::open(&address)?;
-        check_server(&connection)?;
         let missing = connection.with(async |inner| missing(inner).await);
         connection.close();
         missing

@@ -21,7 +21,6 @@ impl Target {
     /// When the server cannot be used, or a backend has the database.
     pub fn open(address: &Address) -> Result<Self, Error> {
         let first = Connection::open(address)?;
-        schema::check_server(&first)?;
         lock::own(&first)?;
         schema::prepare(address, true, Role::Backend)?;
         Ok(Self {

@@ -11,6 +11,7 @@ use viworks_runtime::clock::{Clock as _, SystemClock};
 use viworks_runtime::random;
 
 use super::connection::{Begin, Connection, Trouble};
+use super::era::Era;
 use super::error::Error;
 use super::lease::Held;
 use super::{Address, rest};
@@ -117,6 +118,7 @@ impl Workers {
         name: &str,
         purpose: Purpose,
         lease: Option<&Arc<Held>>,
+        era: &Arc<Era>,
         count: u32,
     ) -> Result<Self, Error> {
         // Room for every place, and for the word to each thread that there will be no more.
@@ -130,6 +132,7 @@ impl Workers {
                 address: Arc::clone(address),
                 purpose,
                 lease: lease.cloned(),
+                era: Arc::clone(era),
                 queue: Arc::clone(&queue),
             };
             thread::Builder::new()
@@ -195,12 +198,19 @@ struct Worker {
     purpose: Purpose,
     /// None of what works beside the backends.
     lease: Option<Arc<Held>>,
+    era: Arc<Era>,
     queue: Arc<Mutex<mpsc::Receiver<Option<Waiting>>>>,
+}
+
+/// A connection, and the time that it is of.
+struct Kept {
+    connection: Connection,
+    era: u64,
 }
 
 impl Worker {
     fn serve(&self) {
-        let mut kept: Option<Connection> = None;
+        let mut kept: Option<Kept> = None;
         let mut failed = None;
         while let Some(Waiting { mut job, _place }) = self.next() {
             let mut attempt = 0;
@@ -210,13 +220,16 @@ impl Worker {
                 if job.is_abandoned() && (self.purpose != Purpose::Write || attempt > 1) {
                     break Err(Error::Closed);
                 }
-                let connection = match self.connection(kept.take(), &mut failed) {
-                    Ok(connection) => connection,
+                let had = match self.connection(kept.take(), &mut failed) {
+                    Ok(had) => had,
                     Err(error) => break Err(error),
                 };
-                let (fate, usable) = self.transact(&connection, job.as_mut());
+                let (fate, usable) = self.transact(&had.connection, job.as_mut());
+                if let Fate::Lost(error) = &fate {
+                    self.era.judge(had.era, error);
+                }
                 if usable {
-                    kept = Some(connection);
+                    kept = Some(had);
                 }
                 match fate {
                     Fate::Done => break Ok(()),
@@ -230,8 +243,8 @@ impl Worker {
             };
             job.answer(fate);
         }
-        if let Some(connection) = kept {
-            connection.close();
+        if let Some(kept) = kept {
+            kept.connection.close();
         }
     }
 
@@ -253,11 +266,14 @@ impl Worker {
 
     fn connection(
         &self,
-        kept: Option<Connection>,
+        kept: Option<Kept>,
         failed: &mut Option<(viworks_common::time::Monotonic, Error)>,
-    ) -> Result<Connection, Error> {
-        if let Some(connection) = kept {
-            return Ok(connection);
+    ) -> Result<Kept, Error> {
+        let era = self.era.now();
+        match kept {
+            Some(kept) if kept.era == era => return Ok(kept),
+            Some(of_another_time) => of_another_time.connection.close(),
+            None => {}
         }
         let now = SystemClock.now();
         if let Some((at, error)) = failed
@@ -270,7 +286,7 @@ impl Worker {
             .as_ref()
             .err()
             .map(|error| (SystemClock.now(), error.clone()));
-        opened
+        opened.map(|connection| Kept { connection, era })
     }
 
     fn open(&self) -> Result<Connection, Error> {
