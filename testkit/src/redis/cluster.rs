@@ -29,7 +29,12 @@ impl Cluster {
     #[must_use]
     pub fn start(count: usize) -> Option<Self> {
         let nodes: Option<Vec<_>> = (0..count).map(|_node| Own::start_node()).collect();
-        let own = Self { nodes: nodes? };
+        Some(Self::of(nodes?))
+    }
+
+    fn of(nodes: Vec<Own>) -> Self {
+        let own = Self { nodes };
+        let count = own.nodes.len();
         for (index, node) in own.nodes.iter().enumerate() {
             let first = index * SLOTS / count;
             let last = (index + 1) * SLOTS / count - 1;
@@ -50,7 +55,7 @@ impl Cluster {
             }
         }
         own.wait();
-        Some(own)
+        own
     }
 
     /// Waits until every node has all slots covered and knows every other one.
