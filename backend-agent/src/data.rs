@@ -628,6 +628,12 @@ pub trait Store: Send + Sync {
         most: usize,
         now: Timestamp,
     ) -> StoreResult<PurgedTelemetry>;
+
+    /// Rolls up one day of a gateway that is over and has changed, and forgets roll-ups that are older than they are kept.
+    ///
+    /// # Errors
+    /// When the store cannot do it, or is busy with other reports; the day is rolled up later.
+    async fn roll_up_telemetry(&self, tenant: &Tenant, now: Timestamp) -> StoreResult<RolledUp>;
     /// The time line as it was stored last, with what the clock of a server shows.
     async fn time_line(&self) -> StoreResult<StoredLine>;
     /// Stores the anchor of the time line; what is audited from here on is in the wall time that it knows of. On a

@@ -58,6 +58,13 @@ const DEAD_LETTERS: &str = "queue.dead_letters";
 const DEAD_LETTERS_FIX: &str = "viworks dlq ls lists them with the reason; mend what stands in the way, then viworks dlq \
                                 retry or viworks dlq discard";
 
+/// The condition of telemetry that is stored twice.
+const TWICE: &str = "telemetry.twice";
+
+/// What to do about it.
+const TWICE_FIX: &str = "no record should ever be: please report it as a fault of ViWorkS, with the rows of the table \
+                         telemetry_twice, which name gateway, spool epoch, number and day; delete them when that is done";
+
 /// The condition of a wall clock that was set.
 const CLOCK: &str = "clock";
 
@@ -112,10 +119,11 @@ enum Job {
     Health,
     Clock,
     Purge,
+    RollUp,
 }
 
 impl Job {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Offer,
         Self::Expire,
         Self::Overdue,
@@ -126,6 +134,7 @@ impl Job {
         Self::Health,
         Self::Clock,
         Self::Purge,
+        Self::RollUp,
     ];
 
     const fn name(self) -> &'static str {
@@ -140,6 +149,7 @@ impl Job {
             Self::Health => "job: health",
             Self::Clock => "job: clock",
             Self::Purge => "job: purge",
+            Self::RollUp => "job: roll up",
         }
     }
 }
@@ -180,7 +190,7 @@ impl Jobs {
             Job::Heartbeats => HEARTBEATS,
             Job::Health => HEALTH,
             Job::Clock => RENEWED_EVERY,
-            Job::Purge => self.config.purge,
+            Job::Purge | Job::RollUp => self.config.purge,
         }
     }
 
@@ -196,6 +206,7 @@ impl Jobs {
             Job::Health => self.check_store().await,
             Job::Clock => self.renew_time_line().await,
             Job::Purge => self.purge(lifecycle).await,
+            Job::RollUp => self.roll_up(lifecycle).await,
         }
     }
 
@@ -419,6 +430,43 @@ impl Jobs {
             );
         }
         Ok(())
+    }
+
+    /// Rolls up days of telemetry that are over, one of a gateway after another; several backends share them.
+    async fn roll_up(&self, lifecycle: &Lifecycle) -> StoreResult<()> {
+        let (mut days, mut forgotten) = (0_u64, 0_u64);
+        while !lifecycle.is_stopping() {
+            let now = self.clock.line();
+            let rolled = self.store.roll_up_telemetry(&self.tenant, now).await?;
+            days = days.saturating_add(rolled.days);
+            forgotten = forgotten.saturating_add(rolled.forgotten);
+            if !rolled.more {
+                self.tell_twice(rolled.twice);
+                break;
+            }
+        }
+        if days > 0 || forgotten > 0 {
+            info!(days, forgotten, "rolled up days of telemetry");
+        }
+        Ok(())
+    }
+
+    /// What positions rule out, and what each day is held against when it is over.
+    fn tell_twice(&self, spool_epochs: u64) {
+        if spool_epochs == 0 {
+            self.conditions.clear(TWICE);
+            return;
+        }
+        let cause = format!(
+            "{} with a record that is stored twice",
+            human::counted_all(
+                spool_epochs,
+                "spool epoch was found",
+                "spool epochs were found"
+            )
+        );
+        self.conditions
+            .raise(TWICE, Severity::Warn, &cause, TWICE_FIX);
     }
 
     fn announce(&self, settled: Vec<Settled>) {

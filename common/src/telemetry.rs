@@ -11,6 +11,7 @@ use crate::time::Timestamp;
 
 pub mod intake;
 mod observed;
+pub mod rollup;
 pub mod room;
 mod rows;
 pub mod steps;

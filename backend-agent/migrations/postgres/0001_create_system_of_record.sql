@@ -388,6 +388,53 @@ CREATE TABLE telemetry_streams (
     PRIMARY KEY (tenant, agent_id, stream)
 );
 
+-- What the numbers of each hour of a day came to, by field.
+CREATE TABLE telemetry_rollups (
+    tenant   text   COLLATE "C" NOT NULL,
+    agent_id text   COLLATE "C" NOT NULL,
+    stream   text   COLLATE "C" NOT NULL,
+    day      bigint NOT NULL,
+    fields   json   NOT NULL,
+    PRIMARY KEY (tenant, agent_id, stream, day)
+);
+
+CREATE INDEX telemetry_rollups_by_day ON telemetry_rollups (tenant, day);
+
+-- Days of gateways, counted from 1970: how often it was noted that one changed, up to which change it was rolled up and
+-- whether the roll-up tells of it, and until when it is somebody's to be rolled up.
+CREATE TABLE telemetry_rollup_days (
+    tenant        text   COLLATE "C" NOT NULL,
+    agent_id      text   COLLATE "C" NOT NULL,
+    day           bigint NOT NULL,
+    changed       bigint NOT NULL,
+    rolled        bigint NOT NULL,
+    told          bigint NOT NULL CHECK (told IN (0, 1)),
+    claimed_until bigint NOT NULL,
+    PRIMARY KEY (tenant, agent_id, day)
+);
+
+CREATE INDEX telemetry_rollup_days_by_day ON telemetry_rollup_days (tenant, day);
+CREATE INDEX due_telemetry_rollups ON telemetry_rollup_days (tenant, day, agent_id) WHERE rolled <> changed;
+
+-- Which numbers of each spool epoch a day holds, so that one that comes again on another day is found; and what was.
+CREATE TABLE telemetry_day_epochs (
+    epoch int    NOT NULL,
+    day   bigint NOT NULL,
+    low   bigint NOT NULL,
+    high  bigint NOT NULL,
+    PRIMARY KEY (epoch, day)
+);
+
+CREATE TABLE telemetry_twice (
+    tenant   text   COLLATE "C" NOT NULL,
+    agent_id text   COLLATE "C" NOT NULL,
+    epoch    int    NOT NULL,
+    seq      bigint NOT NULL,
+    day      bigint NOT NULL,
+    found_at bigint NOT NULL,
+    PRIMARY KEY (tenant, agent_id, epoch)
+);
+
 CREATE TABLE telemetry_positions (
     tenant      text   COLLATE "C" NOT NULL,
     agent_id    text   COLLATE "C" NOT NULL,

@@ -35,6 +35,8 @@ const TABLES: &[&str] = &[
     "gateway_budgets",
     "telemetry",
     "telemetry_streams",
+    "telemetry_rollups",
+    "telemetry_rollup_days",
     "telemetry_positions",
     "telemetry_gaps",
     "telemetry_refusals",

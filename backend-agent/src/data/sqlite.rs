@@ -55,6 +55,7 @@ const MIGRATIONS: &[Migration] = &[
         "0012_name_the_instance_of_a_session.sql"
     ),
     migration!("../../migrations/sqlite", "0013_keep_dead_letters.sql"),
+    migration!("../../migrations/sqlite", "0014_roll_up_telemetry.sql"),
 ];
 
 /// The store of a backend that needs nothing else.

@@ -21,6 +21,7 @@ mod sessions;
 mod strays;
 mod telemetry;
 mod time;
+mod twice;
 
 use std::sync::Arc;
 
@@ -296,6 +297,8 @@ suite! {
         a_page_of_steps_looks_at_so_many_records_and_tells_of_none_twice,
         a_sum_beyond_every_number_is_absent,
         the_smallest_numbers_are_numbers,
+        days_that_are_rolled_up_tell_what_their_records_told,
+        roll_ups_outlive_the_records,
     }
     retention {
         what_is_older_than_it_is_kept_is_refused_and_counted,

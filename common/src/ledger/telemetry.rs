@@ -43,6 +43,8 @@ pub struct Limits {
     pub gaps_per_day: u64,
     /// Days for which its records are kept; for ever, where it is none.
     pub retention_days: u64,
+    /// Days for which what they came to is kept beside them, by the hour; none are rolled up where it is none.
+    pub rollup_days: u64,
 }
 
 impl Limits {
@@ -63,6 +65,7 @@ impl Default for Limits {
             bytes_per_day: 2 * 1024 * 1024 * 1024,
             gaps_per_day: 10_000,
             retention_days: 0,
+            rollup_days: 730,
         }
     }
 }

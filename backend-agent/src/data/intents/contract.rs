@@ -21,7 +21,7 @@ use viworks_runtime::fault;
 
 use super::link::{Engine, Urgency};
 use super::store::SqlStore;
-use super::telemetry::{queries, retention, steps};
+use super::telemetry::{queries, retention, rollups, steps};
 use super::tx::{Tx, View};
 use super::{
     admit, agents, audit, catalogues, certificates, confirm, dead_letters, forks, inbox, instances,
@@ -35,9 +35,9 @@ use crate::data::{
     GatewayRef, Holder, Hurry, Idempotency, Instance, InstanceLoad, LeaseLimits, Leased, Listing,
     Mail, MergedCommand, Neighbour, NewApiKey, NewAuditRecord, NewCertificate, NewGateway, NewRun,
     Orphan, OrphanCursor, Owner, Page, ProbeAnswer, Purged, PurgedTelemetry, RefusalCursor,
-    Rejected, Revoked, Run, SessionRecord, SessionTouch, Settled, SkippedGateway, StepCursor,
-    StepQuery, Stepped, Store, StoreHealth, StoreResult, StoredCatalogue, StoredGap, StoredLine,
-    StoredRecord, StoredRefusal, StreamSummary, Submission, Target, TargetSelection,
+    Rejected, Revoked, RolledUp, Run, SessionRecord, SessionTouch, Settled, SkippedGateway,
+    StepCursor, StepQuery, Stepped, Store, StoreHealth, StoreResult, StoredCatalogue, StoredGap,
+    StoredLine, StoredRecord, StoredRefusal, StreamSummary, Submission, Target, TargetSelection,
     TelemetryCursor, TelemetryOutcome, TelemetryQuery, TelemetryWrite,
 };
 
@@ -809,6 +809,30 @@ impl<E: Engine> Store for SqlStore<E> {
         };
         let purged = self.write_view(tenant, Urgency::Bulk, purge).await?;
         Ok(PurgedTelemetry { days, ..purged })
+    }
+
+    async fn roll_up_telemetry(&self, tenant: &Tenant, now: Timestamp) -> StoreResult<RolledUp> {
+        let limits = self.telemetry;
+        let claim =
+            move |view: &View<'_>| Ok(Tx::run(view, now, |tx| rollups::claim(tx, &limits))?.answer);
+        let claimed = self.write_view(tenant, Urgency::Bulk, claim).await?;
+        let mut done = RolledUp {
+            days: 0,
+            forgotten: claimed.forgotten,
+            twice: claimed.twice,
+            more: claimed.more,
+        };
+        let Some(due) = claimed.due else {
+            return Ok(done);
+        };
+        let rolled = self.report(tenant, move |view| rollups::read(view, &due, &limits));
+        let rolled = rolled.await?;
+        let save = move |view: &View<'_>| {
+            Tx::run(view, now, |tx| rollups::save(tx, &due, &rolled)).map(drop)
+        };
+        self.write_view(tenant, Urgency::Bulk, save).await?;
+        (done.days, done.more) = (1, true);
+        Ok(done)
     }
 
     async fn time_line(&self) -> StoreResult<StoredLine> {

@@ -19,8 +19,10 @@ use super::tx::{Tx, View};
 use crate::data::{StoreError, StoreResult, TelemetryLimits, TelemetryOutcome, TelemetryWrite};
 
 pub(super) mod all;
+pub(super) mod proof;
 pub(super) mod queries;
 pub(super) mod retention;
+pub(super) mod rollups;
 pub(super) mod steps;
 
 pub(super) const POSITIONS: &str = "\
@@ -168,9 +170,10 @@ fn commit_one<'b>(
     let streams = to_json(&named);
     let known = column::<StreamName>("telemetry_streams", "stream");
     let streams = tx.all(KNOWN_STREAMS, params! { agent_id, streams }, known)?;
+    let stored = usage(tx, agent_id)?;
     let facts = Facts {
         reached: reached(tx, agent_id, spool_epoch)?,
-        usage: usage(tx, agent_id)?,
+        usage: stored.today(tx.now),
         streams: streams.into_iter().collect(),
         limits: *limits,
         now: tx.now,
@@ -181,6 +184,15 @@ fn commit_one<'b>(
     if taken.usage != before {
         save_usage(tx, agent_id, &taken.usage)?;
     }
+    // Today is noted once. A day that is over, or to come, is each time: somebody may have rolled it up.
+    let today = rollups::day_of(tx.now);
+    let days = taken
+        .rows
+        .iter()
+        .map(|row| rollups::day_of(row.observed_at));
+    let mut days: BTreeSet<i64> = days.filter(|day| *day != today).collect();
+    days.extend((stored.day < today).then_some(today));
+    rollups::mark(tx, agent_id, &days)?;
     if !taken.rows.is_empty() {
         added.push(Added {
             agent_id: agent_id.to_string(),
@@ -270,7 +282,7 @@ fn reached(view: &View<'_>, agent_id: AgentId, spool_epoch: AgentRunId) -> Store
     })
 }
 
-/// What a gateway has had stored today.
+/// What a gateway had had stored when that was noted last.
 fn usage(tx: &Tx<'_>, agent_id: AgentId) -> StoreResult<Usage> {
     let usage = tx.optional(USAGE, params! { agent_id }, |row| {
         let row = Reader::new("telemetry_usage", row);
@@ -283,7 +295,7 @@ fn usage(tx: &Tx<'_>, agent_id: AgentId) -> StoreResult<Usage> {
             streams: row.get("streams")?,
         })
     })?;
-    Ok(usage.unwrap_or_default().today(tx.now))
+    Ok(usage.unwrap_or_default())
 }
 
 fn save_usage(tx: &Tx<'_>, agent_id: AgentId, usage: &Usage) -> StoreResult<()> {
@@ -324,7 +336,8 @@ pub(super) fn settle_positions(
     if named.is_empty() {
         return Ok(settled);
     }
-    let before = usage(tx, agent_id)?;
+    let stored = usage(tx, agent_id)?;
+    let before = stored.today(tx.now);
     let mut used = before;
     for asked in named {
         let spool_epoch = asked.spool_epoch;
@@ -347,6 +360,9 @@ pub(super) fn settle_positions(
     }
     if used != before {
         save_usage(tx, agent_id, &used)?;
+        let today = rollups::day_of(tx.now);
+        let first = (stored.day < today).then_some(today);
+        rollups::mark(tx, agent_id, &first.into_iter().collect())?;
     }
     Ok(settled)
 }

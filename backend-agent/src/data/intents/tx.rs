@@ -113,6 +113,24 @@ impl<'c> View<'c> {
         Ok(Rows { items: items?, cut })
     }
 
+    /// One row after another, as long as more are wanted.
+    pub(super) fn each(
+        &self,
+        sql: impl Into<Sql>,
+        params: Params<'_>,
+        mut take: impl FnMut(&Row<'_>) -> StoreResult<ControlFlow<()>>,
+    ) -> StoreResult<()> {
+        let mut failed = Ok(());
+        self.query(sql, params, &mut |row| match take(row) {
+            Ok(flow) => flow,
+            Err(error) => {
+                failed = Err(error);
+                ControlFlow::Break(())
+            }
+        })?;
+        failed
+    }
+
     /// Executes a statement; answers how many rows it changed.
     pub(super) fn execute(
         &self,

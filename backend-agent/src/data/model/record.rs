@@ -340,3 +340,16 @@ pub struct StoreHealth {
     /// Whether writes found no room lately, although it works otherwise.
     pub full: bool,
 }
+
+/// What one step of rolling up telemetry did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RolledUp {
+    /// Days of gateways that were rolled up.
+    pub days: u64,
+    /// Rows that were older than they are kept.
+    pub forgotten: u64,
+    /// When there is nothing more to do: spool epochs of which a record was found to be there twice.
+    pub twice: u64,
+    /// Whether there is more to do.
+    pub more: bool,
+}

@@ -48,8 +48,10 @@ SELECT EXISTS (SELECT FROM telemetry_epoch_ids WHERE agent = :agent AND last_day
     SELECT FROM telemetry_stream_ids AS s WHERE agent = :agent AND NOT EXISTS (
         SELECT FROM telemetry_streams AS t
         WHERE t.tenant = :tenant AND t.agent_id = :agent_id AND t.stream = s.stream)) AS unused";
-const FORGET_EPOCHS: &str =
-    "DELETE FROM telemetry_epoch_ids WHERE agent = :agent AND last_day < :day";
+const FORGET_EPOCHS: &str = "\
+WITH gone AS (DELETE FROM telemetry_epoch_ids WHERE agent = :agent AND last_day < :day RETURNING id),
+days AS (DELETE FROM telemetry_day_epochs WHERE epoch IN (SELECT id FROM gone))
+DELETE FROM telemetry_twice WHERE tenant = :tenant AND agent_id = :agent_id AND epoch IN (SELECT id FROM gone)";
 const FORGET_STREAMS: &str = "\
 DELETE FROM telemetry_stream_ids AS s WHERE agent = :agent AND NOT EXISTS (
     SELECT FROM telemetry_streams AS t
@@ -242,7 +244,8 @@ impl Connection {
         }
         // Whoever appends something is done before, or comes after.
         self.lock_name(of, &format!("telemetry {agent_id}"))?;
-        self.execute(FORGET_EPOCHS.into(), params! { agent, day }, &[])?;
+        let params = params! { tenant, agent_id, agent, day };
+        self.execute(FORGET_EPOCHS.into(), params, &[])?;
         let params = params! { tenant, agent_id, agent };
         self.execute(FORGET_STREAMS.into(), params, &[]).map(drop)
     }

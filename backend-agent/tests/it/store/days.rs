@@ -18,10 +18,10 @@ use super::bed::{Bed, agent, at, process};
 use super::postgres_only::{finish, two};
 use super::{database, make};
 
-const DAY: i64 = 24 * 3_600;
+pub(super) const DAY: i64 = 24 * 3_600;
 
 /// Records of gateway `n` from number `from`, each observed at its second.
-fn write(n: u64, epoch: u64, from: u64, seconds: &[i64]) -> TelemetryWrite {
+pub(super) fn write(n: u64, epoch: u64, from: u64, seconds: &[i64]) -> TelemetryWrite {
     let record = |seconds: &i64| Record {
         stream: if seconds % 2 == 0 { "even" } else { "odd" }
             .parse()
@@ -44,7 +44,7 @@ fn write(n: u64, epoch: u64, from: u64, seconds: &[i64]) -> TelemetryWrite {
 }
 
 /// How many records of it were stored that were not there.
-async fn commit(bed: &Bed, writes: Vec<TelemetryWrite>) -> u64 {
+pub(super) async fn commit(bed: &Bed, writes: Vec<TelemetryWrite>) -> u64 {
     commit_at(bed, writes, 0).await
 }
 
@@ -374,7 +374,7 @@ async fn a_page_over_many_streams_and_days_looks_at_little() {
 }
 
 /// A store whose limits are the suite's, and one whose purges find days to delete.
-async fn with_an_old_day() -> Option<(TempDir, &'static Server, String, Bed)> {
+pub(super) async fn with_an_old_day() -> Option<(TempDir, &'static Server, String, Bed)> {
     let folder = tempfile::tempdir().unwrap();
     let (server, name) = database(&folder)?;
     make(server, &name);

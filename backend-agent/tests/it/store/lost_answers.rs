@@ -314,6 +314,7 @@ async fn end(own: &mut Robbed, session: &Session) {
     let unknown = own.bed.command_id();
     let none = twice!(own, discard_dead_letter(&tenant, unknown, &actor, at(8)), audited 0);
     assert_eq!(none, None);
+    twice!(own, roll_up_telemetry(&tenant, at(0)), audited 0);
     twice!(own, purge_telemetry(&tenant, None, 100, at(100_000_000)), audited 0);
     twice!(own, purge(&tenant, 500, at(100_000_000)), audited 0);
 }

@@ -18,6 +18,11 @@ use super::telemetry::commit;
 type Given = (i64, Option<FieldValue>);
 
 fn batch(records: &[Given]) -> Batch {
+    batch_from(1, records)
+}
+
+/// The same from a number.
+fn batch_from(from_seq: u64, records: &[Given]) -> Batch {
     let record = |(micros, value): &Given| Record {
         stream: "host.load".parse().unwrap(),
         observed_at: Timestamp::from_unix_micros(at(0).unix_micros() + micros),
@@ -32,10 +37,10 @@ fn batch(records: &[Given]) -> Batch {
     };
     Batch {
         spool_epoch: process(1),
-        from_seq: 1,
-        to_seq: u64::try_from(records.len()).unwrap(),
+        from_seq,
+        to_seq: from_seq + u64::try_from(records.len()).unwrap() - 1,
         gaps: Vec::new(),
-        records: (1..).zip(records.iter().map(record)).collect(),
+        records: (from_seq..).zip(records.iter().map(record)).collect(),
     }
 }
 
@@ -268,4 +273,119 @@ pub(crate) async fn a_sum_beyond_every_number_is_absent(bed: &Bed) {
         };
         assert!(close, "{aggregate:?} {seen:?}");
     }
+}
+
+/// Rolls up everything that is due at that second; answers how many days of gateways that was.
+async fn roll_up(bed: &Bed, now: i64) -> u64 {
+    let mut days = 0;
+    loop {
+        let rolled = bed.store.roll_up_telemetry(&bed.tenant, at(now)).await;
+        let rolled = rolled.unwrap();
+        days += rolled.days;
+        if !rolled.more {
+            return days;
+        }
+    }
+}
+
+pub(crate) async fn days_that_are_rolled_up_tell_what_their_records_told(bed: &Bed) {
+    const HOUR: i64 = 3_600_000_000;
+    let mut runner = TestRunner::default();
+    let records = proptest::collection::vec((-90 * HOUR..HOUR, values()), 1..120);
+    let questions = (
+        1_u64..40,
+        -100 * HOUR..HOUR,
+        1..101 * HOUR,
+        any::<bool>(),
+        1_usize..20,
+    );
+    for case in 1..=6 {
+        bed.gateway(case).await;
+        bed.session(case, case).await;
+        // Some of it comes late: when its days are rolled up.
+        let mut given = records.new_tree(&mut runner).unwrap().current();
+        let late = given.split_off(given.len() * 3 / 4);
+        commit(bed, case, batch(&given)).await;
+        let mut asked = async |given: &[Given]| {
+            for aggregate in Aggregate::ALL {
+                let (hours, from, span, newest_first, limit) =
+                    questions.new_tree(&mut runner).unwrap().current();
+                let step = Duration::from_secs(hours * 3_600);
+                let mut query = query(step, *aggregate, from, from + span);
+                query.newest_first = newest_first;
+                let expected = model(given, &query);
+                let (seen, _pages) = ask(bed, case, &query, limit).await;
+                assert!(alike(&seen, &expected), "{query:?}\n{seen:?}\n{expected:?}");
+            }
+        };
+        asked(&given).await;
+        roll_up(bed, 0).await;
+        assert_eq!(roll_up(bed, 0).await, 0, "nothing has changed");
+        asked(&given).await;
+        let before = u64::try_from(given.len()).unwrap();
+        if !late.is_empty() {
+            commit(bed, case, batch_from(before + 1, &late)).await;
+        }
+        given.extend(late);
+        asked(&given).await;
+        roll_up(bed, 0).await;
+        asked(&given).await;
+    }
+}
+
+pub(crate) async fn roll_ups_outlive_the_records(bed: &Bed) {
+    const DAY: i64 = 24 * 3_600;
+    const MICROS: i64 = 1_000_000;
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    let given: Vec<Given> = (0..200)
+        .map(|n| ((n * 997 - 200_000) * MICROS, Some(FieldValue::Integer(n))))
+        .collect();
+    commit(bed, 1, batch(&given)).await;
+    // Today is not over, and not rolled up.
+    let days = roll_up(bed, 0).await;
+    assert!((2..=3).contains(&days), "{days}");
+    assert_eq!(roll_up(bed, 3 * DAY).await, 1);
+    // The suite keeps records for thirty days.
+    let later = 40 * DAY;
+    let mut after = None;
+    loop {
+        let purged = bed
+            .store
+            .purge_telemetry(&bed.tenant, after, 500, at(later));
+        let purged = purged.await.unwrap();
+        after = purged.after;
+        if !purged.more {
+            break;
+        }
+    }
+    assert_eq!(roll_up(bed, later).await, 0);
+    for aggregate in Aggregate::ALL {
+        for newest_first in [false, true] {
+            let hour = Duration::from_secs(3_600);
+            let mut hours = query(hour, *aggregate, -60 * 3_600 * MICROS, 3_600 * MICROS);
+            hours.newest_first = newest_first;
+            let expected = model(&given, &hours);
+            assert!(expected.len() > 40);
+            let (seen, _pages) = ask(bed, 1, &hours, 7).await;
+            assert!(alike(&seen, &expected), "{seen:?}\n{expected:?}");
+        }
+    }
+    // What is not told of in hours is gone with the records.
+    let minutes = query(
+        Duration::from_secs(60),
+        Aggregate::Count,
+        -60 * 3_600 * MICROS,
+        0,
+    );
+    assert_eq!(ask(bed, 1, &minutes, 7).await.0, []);
+    // And roll-ups go in their time.
+    assert_eq!(roll_up(bed, 740 * DAY).await, 0);
+    let hours = query(
+        Duration::from_secs(3_600),
+        Aggregate::Count,
+        -60 * 3_600 * MICROS,
+        0,
+    );
+    assert_eq!(ask(bed, 1, &hours, 7).await.0, []);
 }

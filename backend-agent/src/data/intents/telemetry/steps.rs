@@ -2,6 +2,7 @@
 
 use viworks_common::id::AgentId;
 use viworks_common::limits::PAGE_ROWS_MAX;
+use viworks_common::telemetry::rollup::{HOUR_MICROS, Part, Segment, Steps, segments};
 use viworks_common::telemetry::steps::{Aggregate, Range, Sums};
 use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{Row, params};
@@ -9,10 +10,9 @@ use viworks_runtime::sqlite::{Row, params};
 use crate::data::intents::link::Sql;
 use crate::data::intents::row::{Reader, column};
 use crate::data::intents::telemetry::queries::agent;
+use crate::data::intents::telemetry::rollups;
 use crate::data::intents::tx::View;
-use crate::data::{
-    Listing, Page, StepCursor, StepQuery, StepValue, Stepped, StoreError, StoreResult,
-};
+use crate::data::{Listing, Page, StepCursor, StepQuery, StepValue, Stepped, StoreResult};
 
 /// The records of a stream in a range.
 macro_rules! held_on_sqlite {
@@ -165,6 +165,21 @@ pub(in crate::data::intents) const REACH_BACKWARD: Sql = Sql {
     ),
 };
 
+macro_rules! tally {
+    ($held:ident, $size:literal) => {
+        concat!(
+            "SELECT count(*) AS rows, CAST(coalesce(sum(size), 0) AS bigint) AS bytes FROM (SELECT ", $size, " AS size",
+            $held!(), ") AS held"
+        )
+    };
+}
+
+/// How much a range that was found to hold little holds.
+pub(in crate::data::intents) const TALLY: Sql = Sql {
+    sqlite: tally!(held_on_sqlite, "length(CAST(fields AS BLOB))"),
+    postgres: tally!(held_on_postgres, "octet_length(fields::text)"),
+};
+
 /// One page of steps: those that hold a record with a number in the field. It looks at no more records
 /// than it may, and holds whole steps only, so that no record is told of on two pages.
 pub(in crate::data::intents) fn steps(
@@ -177,6 +192,8 @@ pub(in crate::data::intents) fn steps(
         view,
         agent_id,
         query,
+        // Only what begins and ends with an hour can be put together from hours.
+        by_hours: query.step.micros() % HOUR_MICROS == 0,
     };
     let mut range = query.range;
     match page.after {
@@ -190,10 +207,17 @@ pub(in crate::data::intents) fn steps(
             next: None,
         }));
     };
-    let Some(part) = asked.part(range, edge, page.limit)? else {
+    let steps = page.limit.clamp(1, PAGE_ROWS_MAX);
+    let part = if query.newest_first {
+        query.step.backward(range, edge, steps)
+    } else {
+        query.step.forward(range, edge, steps)
+    };
+    let segments = asked.segments(part)?;
+    let Some(part) = asked.part(part, &segments)? else {
         return Ok(Stepped::TooManyRecords);
     };
-    let mut items = asked.values(part)?;
+    let mut items = asked.values(part, &segments)?;
     let (rest, reached) = if query.newest_first {
         items.reverse();
         let until = part.from;
@@ -215,11 +239,39 @@ struct Asked<'a> {
     view: &'a View<'a>,
     agent_id: AgentId,
     query: &'a StepQuery,
+    /// Whether roll-ups can tell of the steps.
+    by_hours: bool,
 }
 
 impl Asked<'_> {
-    /// The time of the record that comes first, the way the question goes.
+    /// A time before which there is nothing to tell of, the way the question goes; none where there is nothing at all.
     fn edge(&self, range: Range) -> StoreResult<Option<Timestamp>> {
+        if range.from >= range.until {
+            return Ok(None);
+        }
+        let live = self.live_edge(range)?;
+        if !self.by_hours {
+            return Ok(live);
+        }
+        let (stream, newest_first) = (&self.query.stream, self.query.newest_first);
+        let day = rollups::edge(self.view, self.agent_id, stream, range, newest_first)?;
+        let rolled = day.map(|day| {
+            if newest_first {
+                let end = rollups::beginning(day.saturating_add(1)).min(range.until);
+                Timestamp::from_unix_micros(end.unix_micros().saturating_sub(1))
+            } else {
+                rollups::beginning(day).max(range.from)
+            }
+        });
+        Ok(match (live, rolled) {
+            (Some(live), Some(rolled)) if newest_first => Some(live.max(rolled)),
+            (Some(live), Some(rolled)) => Some(live.min(rolled)),
+            (live, rolled) => live.or(rolled),
+        })
+    }
+
+    /// The time of the record that comes first.
+    fn live_edge(&self, range: Range) -> StoreResult<Option<Timestamp>> {
         let Range { from, until } = range;
         let (agent_id, stream) = (self.agent_id, &self.query.stream);
         let sql = if self.query.newest_first {
@@ -232,33 +284,68 @@ impl Asked<'_> {
         self.view.optional(sql, params, read)
     }
 
-    /// As many of the wanted steps as hold no more than one page looks at; none when a single one holds more.
-    fn part(&self, range: Range, edge: Timestamp, limit: usize) -> StoreResult<Option<Range>> {
-        let step = self.query.step;
-        let steps = limit.clamp(1, PAGE_ROWS_MAX);
-        let mut part = if self.query.newest_first {
-            step.backward(range, edge, steps)
+    /// What of a range is told of by roll-ups, and what record by record.
+    fn segments(&self, range: Range) -> StoreResult<Vec<Segment>> {
+        let days = if self.by_hours {
+            rollups::rolled(self.view, self.agent_id, range)?
         } else {
-            step.forward(range, edge, steps)
+            Vec::new()
         };
-        if let Some(beyond) = self.reach(part)? {
-            let start = step.start_of(beyond);
-            if self.query.newest_first {
-                part.from = step.end_of(start);
-            } else {
-                part.until = start;
+        Ok(segments(range, &days))
+    }
+
+    /// As many steps of a range as hold no more records than one page looks at; none when the first one holds more.
+    fn part(&self, mut part: Range, segments: &[Segment]) -> StoreResult<Option<Range>> {
+        let (step, newest_first) = (self.query.step, self.query.newest_first);
+        let (mut rows, mut bytes) = (self.query.rows_max, self.query.bytes_max);
+        let live = segments.iter().filter(|segment| !segment.rolled);
+        let mut live: Vec<Range> = live.map(|segment| segment.range).collect();
+        if newest_first {
+            live.reverse();
+        }
+        let several = live.len() > 1;
+        for range in live {
+            // Most of what lies between is empty.
+            if several && self.live_edge(range)?.is_none() {
+                continue;
+            }
+            if let Some(beyond) = self.reach(range, rows, bytes)? {
+                let start = step.start_of(beyond);
+                if newest_first {
+                    part.from = step.end_of(start);
+                } else {
+                    part.until = start;
+                }
+                break;
+            }
+            if several {
+                let (held, size) = self.tally(range)?;
+                (rows, bytes) = (rows.saturating_sub(held), bytes.saturating_sub(size));
             }
         }
         Ok((part.from < part.until).then_some(part))
     }
 
-    /// When the first record was observed that is beyond what a page looks at.
-    fn reach(&self, range: Range) -> StoreResult<Option<Timestamp>> {
+    fn tally(&self, range: Range) -> StoreResult<(usize, usize)> {
         let Range { from, until } = range;
-        let query = self.query;
-        let (agent_id, stream) = (self.agent_id, &query.stream);
-        let (rows_max, bytes_max) = (query.rows_max, query.bytes_max);
-        let sql = if query.newest_first {
+        let (agent_id, stream) = (self.agent_id, &self.query.stream);
+        let params = params! { agent_id, stream, from, until };
+        self.view.one(TALLY, params, |row| {
+            let row = Reader::new("telemetry", row);
+            Ok((row.get("rows")?, row.get("bytes")?))
+        })
+    }
+
+    /// When the first record was observed that is beyond what a page looks at.
+    fn reach(
+        &self,
+        range: Range,
+        rows_max: usize,
+        bytes_max: usize,
+    ) -> StoreResult<Option<Timestamp>> {
+        let Range { from, until } = range;
+        let (agent_id, stream) = (self.agent_id, &self.query.stream);
+        let sql = if self.query.newest_first {
             REACH_BACKWARD
         } else {
             REACH_FORWARD
@@ -267,32 +354,73 @@ impl Asked<'_> {
         self.view.optional(sql, params, column("telemetry", "at"))
     }
 
-    fn values(&self, range: Range) -> StoreResult<Vec<StepValue>> {
+    /// What is told of the steps of a range, the oldest first.
+    fn values(&self, range: Range, segments: &[Segment]) -> StoreResult<Vec<StepValue>> {
+        let mut steps = Steps::new(self.query.step);
+        for segment in segments {
+            let from = segment.range.from.max(range.from);
+            let until = segment.range.until.min(range.until);
+            if from >= until {
+                continue;
+            }
+            let part = Range { from, until };
+            let told = if segment.rolled {
+                let of = (&self.query.stream, &self.query.field);
+                rollups::hours(self.view, self.agent_id, of, part)?
+            } else {
+                self.live(part)?
+            };
+            for (at, part) in told {
+                steps.add(at, part);
+            }
+        }
+        let aggregate = self.query.aggregate;
+        let value = |(at, part): (Timestamp, Part)| StepValue {
+            at,
+            value: part.tell(aggregate),
+            records: part.sums.records,
+        };
+        Ok(steps.finish().map(value).collect())
+    }
+
+    /// What the records of a range came to, step by step.
+    fn live(&self, range: Range) -> StoreResult<Vec<(Timestamp, Part)>> {
         let Range { from, until } = range;
         let (agent_id, stream, field) = (self.agent_id, &self.query.stream, &self.query.field);
-        let (step, aggregate) = (self.query.step.micros(), self.query.aggregate);
+        let step = self.query.step.micros();
         let params = params! { agent_id, stream, field, step, from, until };
-        match aggregate {
+        match self.query.aggregate {
             Aggregate::Last => self.view.all(LAST, params, read_last),
             Aggregate::Avg
             | Aggregate::Min
             | Aggregate::Max
             | Aggregate::Sum
-            | Aggregate::Count => self.view.all(SUMS, params, |row| read_sums(row, aggregate)),
+            | Aggregate::Count => self.view.all(SUMS, params, read_sums),
         }
     }
 }
 
-fn read_last(row: &Row<'_>) -> Result<StepValue, StoreError> {
+/// What nobody asks for when the last number is asked for.
+const NO_SUMS: Sums = Sums {
+    records: 0,
+    scaled: 0.0,
+    least: 0.0,
+    most: 0.0,
+};
+
+fn read_last(row: &Row<'_>) -> StoreResult<(Timestamp, Part)> {
     let row = Reader::new("telemetry", row);
-    Ok(StepValue {
-        at: row.get("at")?,
-        value: Some(row.get("number")?),
-        records: row.get("records")?,
-    })
+    let part = Part {
+        sums: Sums {
+            records: row.get("records")?,
+            ..NO_SUMS
+        },
+        last: row.get("number")?,
+    };
+    Ok((row.get("at")?, part))
 }
 
-fn read_sums(row: &Row<'_>, aggregate: Aggregate) -> Result<StepValue, StoreError> {
+fn read_sums(row: &Row<'_>) -> StoreResult<(Timestamp, Part)> {
     let row = Reader::new("telemetry", row);
     let sums = Sums {
         records: row.get("records")?,
@@ -300,9 +428,6 @@ fn read_sums(row: &Row<'_>, aggregate: Aggregate) -> Result<StepValue, StoreErro
         least: row.get("least")?,
         most: row.get("most")?,
     };
-    Ok(StepValue {
-        at: row.get("at")?,
-        value: sums.tell(aggregate),
-        records: sums.records,
-    })
+    // Nobody asks for the last number here.
+    Ok((row.get("at")?, Part { sums, last: 0.0 }))
 }
