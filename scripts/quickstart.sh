@@ -8,7 +8,7 @@ set -euo pipefail
 
 usage() {
   cat <<'TXT'
-usage: scripts/quickstart.sh [--once] [--agents N] [--data-dir DIR] [--reset]
+usage: scripts/quickstart.sh [--once] [--agents N] [--data-dir DIR] [--reset] [--stores STORES]
 
 Builds the three programs, then runs `viworks up`: its own certificates, an embedded database, a backend and three
 gateways as separate processes on loopback, and a first command answered by all of them.
@@ -17,6 +17,8 @@ gateways as separate processes on loopback, and a first command answered by all 
   --agents N      how many gateways (default 3)
   --data-dir DIR  where certificates, databases and logs live (default .viworks/dev in the repository)
   --reset         remove what an earlier run made there first
+  --stores STORES where data is kept: sqlite, or postgres or postgres,redis for two backends on private servers of what
+                  is installed (default sqlite)
 
 Needs a Rust toolchain and a C compiler. Ctrl-C stops everything it started.
 TXT

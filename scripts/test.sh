@@ -103,6 +103,12 @@ need ping iputils-ping || true
 need shellcheck shellcheck || true
 need_postgresql || true
 need_server redis-server || true
+# Valkey is not in every distribution that has Redis.
+if command -v valkey-server >/dev/null 2>&1 || { command -v apt-cache >/dev/null 2>&1 && apt-cache show valkey-server >/dev/null 2>&1; }; then
+  need_server valkey-server || true
+else
+  printf 'valkey-server: no package of it here; what needs it is skipped\n'
+fi
 # What the bench measures beside the backend.
 need_server nats-server || true
 cargo --version

@@ -495,6 +495,11 @@ impl Shared {
         // Its migrations ran; from here on a job looks after it.
         readiness.latch("store").set(true, "open");
         readiness.latch("agents").set(true, "listening");
+        // What is wrong with it is a condition: nobody is turned away for that.
+        if let Ok(Some(address)) = config.queue.address() {
+            let queue = readiness.latch("queue");
+            queue.set(true, format!("Redis at {address}"));
+        }
         let limits = ApiLimits {
             connections_max: config.api.connections_max,
             per_source_max: config.api.per_source_max,

@@ -44,7 +44,7 @@ pub(super) enum Subcommands {
     CheckConfig {
         #[command(flatten)]
         config: ConfigFlag,
-        /// Try whether the database server takes us, too
+        /// Try whether the servers of the database and of the queue take us, too
         #[arg(long)]
         connect: bool,
     },

@@ -65,7 +65,14 @@ async fn commands_run_whatever_becomes_of_redis_and_health_says_so() {
     let mut second = system.start_gateway(&away, Start::default());
     system.online("gw-2").await;
     assert!(second.stop(PATIENCE).await.success());
-    assert!(!health(&system).await.contains("queue.redis"));
+    let said = health(&system).await;
+    assert!(!said.contains("queue.redis"), "{said}");
+    let port = own.place().port();
+    assert!(
+        said.contains(&format!("Redis at 127.0.0.1:{port}")),
+        "{said}"
+    );
+    assert_eq!(said.matches("\"name\":\"store\"").count(), 1, "{said}");
     let mut runs = Vec::new();
     let mut hints = Vec::new();
     for round in 0..3 {
@@ -156,6 +163,11 @@ async fn a_queue_that_cannot_be_used_is_refused_in_one_sentence_and_one_that_is_
         ),
         (with("absent"), 78, "absent.password"),
         (with("wrong"), 78, "WRONGPASS"),
+        (
+            with("right").replace("redis://", "redis-cluster://"),
+            78,
+            "no node of a Redis Cluster",
+        ),
         (with("right"), 0, ""),
     ] {
         configure(&system, &written, &lines);
@@ -173,7 +185,8 @@ async fn a_queue_that_cannot_be_used_is_refused_in_one_sentence_and_one_that_is_
         );
         if said == "WRONGPASS" {
             let refused = backend(&system, &["serve"]).await.ended_with(78);
-            assert!(refused.stderr.contains(said), "{refused:#?}");
+            assert_eq!(refused.stderr.matches(said).count(), 1, "{refused:#?}");
+            assert!(!refused.stderr.contains("nothing is lost"), "{refused:#?}");
         }
     }
     own.kill();

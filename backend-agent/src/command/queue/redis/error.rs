@@ -11,8 +11,8 @@ pub enum Error {
     #[error(transparent)]
     Credentials(#[from] CredentialError),
     /// What the server or the connection to it says.
-    #[error("{0}")]
-    Server(#[from] RedisError),
+    #[error("{}", said(.0))]
+    Server(RedisError),
     /// It did not answer in time.
     #[error("it did not answer in time")]
     Late,
@@ -22,6 +22,42 @@ pub enum Error {
     /// It was not asked, because it failed a moment ago.
     #[error("it does not answer, and is tried again in a moment")]
     NotAsked,
+}
+
+impl From<RedisError> for Error {
+    fn from(error: RedisError) -> Self {
+        Self::Server(error)
+    }
+}
+
+/// A word of the server, and what it means for whoever wrote the configuration.
+const MEANINGS: [(&str, &str); 3] = [
+    (
+        "WRONGPASS",
+        "it does not let this user in with this password (WRONGPASS): see url and password_file of [queue]",
+    ),
+    (
+        "NOAUTH",
+        "it wants a password (NOAUTH): name a user in url, and a password_file, in [queue]",
+    ),
+    (
+        NO_CLUSTER,
+        "it is no node of a Redis Cluster: redis:// names a single server",
+    ),
+];
+
+/// What a server says that is asked as a node of a cluster and is none.
+const NO_CLUSTER: &str = "cluster support disabled";
+
+/// What the library says, once and in one line.
+fn said(error: &RedisError) -> String {
+    let text = error.to_string();
+    let meant = MEANINGS.iter().find(|(word, _meaning)| text.contains(word));
+    match meant {
+        Some((_word, meaning)) => (*meaning).to_owned(),
+        None if error.kind() == ErrorKind::Parse => "what answers there is no Redis".to_owned(),
+        None => text.lines().next().unwrap_or_default().to_owned(),
+    }
 }
 
 /// What certificates that do not hold are called by the library beneath.
@@ -93,7 +129,7 @@ fn refuses(error: &RedisError) -> bool {
             | ErrorKind::Parse
             | ErrorKind::Server(ServerErrorKind::NoPerm)
     ) || matches!(error.code(), Some("WRONGPASS" | "NOAUTH" | "NOPERM"))
-        || ["WRONGPASS", "NOAUTH", "NOPERM", BAD_CERTIFICATE]
+        || ["WRONGPASS", "NOAUTH", "NOPERM", NO_CLUSTER, BAD_CERTIFICATE]
             .into_iter()
             .any(said)
 }
@@ -105,7 +141,7 @@ mod tests {
     use super::*;
 
     /// What the server answered, as the library reads it.
-    fn said(line: &str) -> Error {
+    fn answer(line: &str) -> Error {
         let text = format!("-{line}\r\n");
         let value = redis::parse_redis_value(text.as_bytes()).unwrap();
         assert!(matches!(value, Value::ServerError(_)), "{value:?}");
@@ -121,7 +157,7 @@ mod tests {
             "ERR Error running script (call to f_7f): @user_script:3: WRONGTYPE Operation against a key",
             "BUSYGROUP Consumer Group name already exists",
         ] {
-            assert!(said(line).is_about_what_was_asked(), "{line}");
+            assert!(answer(line).is_about_what_was_asked(), "{line}");
         }
         for line in [
             "OOM command not allowed when used memory > 'maxmemory'. script: 7f, on @user_script:9.",
@@ -133,8 +169,29 @@ mod tests {
             "NOPERM this user has no permissions to run the 'evalsha' command",
             "CLUSTERDOWN The cluster is down",
         ] {
-            assert!(!said(line).is_about_what_was_asked(), "{line}");
+            assert!(!answer(line).is_about_what_was_asked(), "{line}");
         }
         assert!(!Error::Late.is_about_what_was_asked());
+    }
+
+    #[test]
+    fn what_is_wrong_here_is_said_once_with_what_to_change() {
+        for (line, word) in [
+            (
+                "WRONGPASS invalid username-password pair or user is disabled.",
+                "password_file",
+            ),
+            (
+                "NOAUTH HELLO must be called with the client already authenticated",
+                "name a user",
+            ),
+            ("ERR This instance has cluster support disabled", "redis://"),
+        ] {
+            let error = answer(line);
+            let text = error.to_string();
+            assert!(text.contains(word) && text.lines().count() == 1, "{text}");
+            assert!(error.is_lasting(), "{text}");
+            assert!(std::error::Error::source(&error).is_none());
+        }
     }
 }

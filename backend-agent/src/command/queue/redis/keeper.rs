@@ -198,8 +198,10 @@ impl Keeper {
     pub(super) async fn try_out(&self) -> Result<Opened, Error> {
         self.link().begin_trial(self.clock.now());
         let opened = self.open().await;
-        if let Err(error) = &opened {
-            self.trial_failed(error);
+        match &opened {
+            Err(error) if error.is_lasting() => self.link().trial_failed(self.clock.now()),
+            Err(error) => self.trial_failed(error),
+            Ok(_) => {}
         }
         opened
     }

@@ -55,6 +55,9 @@ impl RedisMetrics {
             );
         });
         own.state(BreakerState::Open);
+        for result in ["ok", "failed", "late"] {
+            drop(own.calls.get_or_create(&[("result", result)]));
+        }
         own
     }
 
