@@ -1,8 +1,9 @@
 //! Crash points: named places at durable steps where a test build can kill its own process.
 //!
 //! A black-box test starts a binary built with the cargo feature `fault-points` and the environment variable
-//! `VIWORKS_FAULT="point[:N][,point…]"`: the process kills itself with SIGKILL, as a power cut would, the N-th time
-//! (by default the first) it passes the point. Without the feature [`point`] is empty and compiles to nothing, and a
+//! `VIWORKS_FAULT="point[:N][=stop][,point…]"`: the process kills itself with SIGKILL, as a power cut would, the N-th
+//! time (by default the first) it passes the point; with `=stop` it stands still there, by SIGSTOP, until somebody lets
+//! it go on. Without the feature [`point`] is empty and compiles to nothing, and a
 //! process that is given the variable refuses to start, so that no test can believe it injected a fault when it did
 //! not.
 //!
@@ -31,6 +32,9 @@ pub const POINTS: &[&str] = &[
     "result.committed.before_acknowledgement",
     "telemetry.committed.before_acknowledgement",
     "queue.offered.before_lease",
+    "session.confirmed.before_entry",
+    "session.entered.before_route",
+    "session.routed.before_look",
     "store.submit.before_commit",
     "store.submit.after_commit",
     "store.release.before_commit",
@@ -60,6 +64,14 @@ pub enum FaultError {
         name: String,
         /// As it was given.
         count: String,
+    },
+    /// No such effect.
+    #[error("{VARIABLE} wants {effect:?} at {name}; stop is what there is, or nothing for a kill")]
+    Effect {
+        /// The point.
+        name: String,
+        /// As it was given.
+        effect: String,
     },
     /// Points were armed before.
     #[error("crash points were configured twice")]

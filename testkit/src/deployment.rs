@@ -90,6 +90,12 @@ impl Start {
         }
     }
 
+    /// Stands still at a crash point, until it is told to go on.
+    #[must_use]
+    pub fn stopping_at(self, point: &str) -> Self {
+        self.with("VIWORKS_FAULT", format!("{point}=stop"))
+    }
+
     /// Dies at a crash point.
     #[must_use]
     pub fn dying_at(self, point: &str) -> Self {

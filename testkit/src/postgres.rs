@@ -306,6 +306,21 @@ impl Own {
         assert_eq!(promoted.as_deref(), Ok("t"), "a standby can be promoted");
     }
 
+    /// Changes a setting that needs no restart.
+    ///
+    /// # Panics
+    /// When the server does not take it.
+    pub fn set(&self, setting: &str, value: &str) {
+        for query in [
+            format!("ALTER SYSTEM SET {setting} = '{value}'"),
+            "SELECT pg_reload_conf()".to_owned(),
+        ] {
+            self.server
+                .psql("postgres", &query)
+                .expect("the server does it");
+        }
+    }
+
     /// Has it take encrypted connections with a password only, from here on. It is started again.
     ///
     /// # Panics

@@ -180,6 +180,12 @@ async fn a_clock_that_is_set_forward_ends_nothing_early_also_across_a_restart() 
 /// Case 10 of the ten: either backend takes what is submitted, and the jobs of both look at it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backend_whose_clock_is_an_hour_off_ends_nothing_of_another_one_early() {
+    for off in ["+3600s", "-3600s"] {
+        beside_a_clock_that_is_off(off).await;
+    }
+}
+
+async fn beside_a_clock_that_is_off(off: &str) {
     let (Some(library), Some(own)) = (can_set_clocks(), Own::start()) else {
         return;
     };
@@ -188,10 +194,10 @@ async fn a_backend_whose_clock_is_an_hour_off_ends_nothing_of_another_one_early(
     let mut wrong = right.another("backend-2");
     let folder = right.issue("gw-1");
     mark_starts(&folder);
-    let ahead = right.path().join("clock");
-    std::fs::write(&ahead, "+3600s").unwrap();
+    let clock = right.path().join("clock");
+    std::fs::write(&clock, off).unwrap();
     right.start_backend(Start::default()).await;
-    wrong.start_backend(by_the_clock_in(&ahead, &library)).await;
+    wrong.start_backend(by_the_clock_in(&clock, &library)).await;
     noticed(&wrong).await;
     let gateway = right.start_gateway(&folder, Start::default());
     right.online("gw-1").await;

@@ -1,244 +1,56 @@
 //! Two backends on one database under load: whatever happens to one of them, to the way between any two parts or to the
 //! server, nothing accepted is lost or done twice.
 
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustix::process::Signal;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::time::sleep;
-use viworks_testkit::binaries::Binaries;
-use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
-use viworks_testkit::gateway::{ONCE, feed, mark_starts, started};
+use viworks_testkit::deployment::PATIENCE;
 use viworks_testkit::postgres::Own;
-use viworks_testkit::process::{Process, eventually};
-use viworks_testkit::proxy::{Network, Proxy};
+use viworks_testkit::process::eventually;
+use viworks_testkit::proxy::Network;
+use viworks_testkit::redis;
 
-const STREAM: &str = "app.pump";
+use super::site::{self, Load, Site};
 
 /// How long a backend stands still: beyond its lease.
 const STILL: Duration = Duration::from_secs(30);
 
-/// Two backends, each with its own way to the server, and gateways that find both behind one address.
-struct Site {
-    own: Own,
-    backends: [Deployment; 2],
-    to_server: [Proxy; 2],
-    /// Where gateways dial; it leads to one of the backends.
-    address: Proxy,
-    folders: Vec<PathBuf>,
-    gateways: Vec<Process>,
-}
-
-impl Site {
-    async fn start() -> Option<(Self, Load)> {
-        let own = Own::start()?;
-        own.server().make_empty("viworks");
-        let server = format!("127.0.0.1:{}", own.server().port());
-        let to_server = [
-            Proxy::before(server.as_str()).await.unwrap(),
-            Proxy::before(server.as_str()).await.unwrap(),
-        ];
-        let database = own.server().database("viworks");
-        let one = Deployment::on(Binaries::shipped(), database.clone());
-        let other = one.another("backend-2");
-        let mut site = Self {
-            backends: [one, other],
-            to_server,
-            address: Proxy::before("").await.unwrap(),
-            folders: Vec::new(),
-            gateways: Vec::new(),
-            own,
-        };
-        for name in ["gw-1", "gw-2"] {
-            let folder = site.backends[0].issue(name);
-            mark_starts(&folder);
-            site.folders.push(folder);
-        }
-        for which in [0, 1] {
-            site.start_backend(which).await;
-        }
-        site.lead_to(0);
-        for folder in &site.folders {
-            let url = format!("wss://{}/agent/v1/connect", site.address.address());
-            let start = Start::default()
-                .with("VIWORKS__OUTBOUND__BACKOFF_MAX_MS", "300")
-                .with("VIWORKS__OUTBOUND__URL", url);
-            let gateway = site.backends[0].start_gateway(folder, start);
-            site.gateways.push(gateway);
-        }
-        for name in ["gw-1", "gw-2"] {
-            site.backends[1].online(name).await;
-        }
-        let load = Load::of(&site);
-        Some((site, load))
-    }
-
-    async fn start_backend(&mut self, which: usize) {
-        let port = self.to_server[which].port();
-        let database = self.own.server().database("viworks").behind(port);
-        let start = Start::default()
-            .with("VIWORKS__API__KEY_REQUESTS_PER_MINUTE", "1000000")
-            .with("VIWORKS__STORE__URL", database.url());
-        self.backends[which].start_backend(start).await;
-    }
-
-    /// From now on gateways that dial come to this backend.
-    fn lead_to(&self, which: usize) {
-        self.address
-            .forward_to(self.backends[which].agents_address());
-    }
-
-    /// Every run ended well on both gateways and started there once; every record is there once.
-    async fn account(mut self, runs: &[String], fed: usize) {
-        for run in runs {
-            let run = self.backends[0].finished(run).await;
-            assert_eq!(run["counts"], json!({"succeeded": 2}), "{run}");
-        }
-        for folder in &self.folders {
-            let marks = started(folder);
-            assert_eq!(marks.len(), runs.len());
-            assert!(marks.values().all(|times| *times == 1), "{marks:?}");
-        }
-        eventually("every record is stored", PATIENCE, async || {
-            (self.backends[0].stored_telemetry(STREAM).records >= fed).then_some(())
-        })
-        .await;
-        let stored = self.backends[0].stored_telemetry(STREAM);
-        assert_eq!((stored.records, stored.keys, stored.in_gaps), (fed, fed, 0));
-        for gateway in &mut self.gateways {
-            assert!(gateway.stop(PATIENCE).await.success());
-        }
-        for backend in &mut self.backends {
-            assert!(backend.backend().stop(PATIENCE).await.success());
-        }
-    }
-
-    async fn is_well(&self, which: usize) {
-        eventually("it is well", PATIENCE, async || {
-            let asked = self.backends[which].request("GET", "/v1/health", None);
-            let (status, health) = asked.await.ok()?;
-            (status == 200 && health["status"] != "fail").then_some(())
-        })
-        .await;
-    }
-}
-
-/// Somebody who submits runs at whichever backend takes them, and somebody who hands in telemetry.
-struct Load {
-    http: reqwest::Client,
-    token: String,
-    apis: [String; 2],
-    folders: Vec<PathBuf>,
-    over: AtomicBool,
-    accepted: AtomicUsize,
-}
-
-impl Load {
-    fn of(site: &Site) -> Self {
-        let token = std::fs::read_to_string(site.backends[0].path().join("operator.key")).unwrap();
-        Self {
-            http: viworks_testkit::http::client(),
-            token: token.trim().to_owned(),
-            apis: [site.backends[0].api_url(), site.backends[1].api_url()],
-            folders: site.folders.clone(),
-            over: AtomicBool::new(false),
-            accepted: AtomicUsize::new(0),
-        }
-    }
-
-    /// Submits one run after the other until it is over, each until it is accepted, at the two backends in turn.
-    async fn submit(&self) -> Vec<String> {
-        let mut runs = Vec::new();
-        let mut turn = 0;
-        while !self.over.load(Ordering::SeqCst) {
-            let key = format!("run-{}", runs.len());
-            let run = eventually("the run is accepted", 2 * PATIENCE, async || {
-                turn += 1;
-                self.submit_once(&self.apis[turn % 2], &key).await
-            });
-            runs.push(run.await);
-            self.accepted.store(runs.len(), Ordering::SeqCst);
-            sleep(Duration::from_millis(20)).await;
-        }
-        runs
-    }
-
-    async fn submit_once(&self, api: &str, key: &str) -> Option<String> {
-        let request = self.http.post(format!("{api}/v1/runs"));
-        let request = request
-            .bearer_auth(&self.token)
-            .header("idempotency-key", key)
-            .json(&json!({"command": ONCE, "targets": "all"}))
-            // A backend that stands still answers nothing; the other one does.
-            .timeout(Duration::from_secs(5));
-        let response = request.send().await.ok()?;
-        let status = response.status().as_u16();
-        if matches!(status, 429 | 503) {
-            return None;
-        }
-        let answer: Value = response.json().await.ok()?;
-        assert!((200..300).contains(&status), "{status} {answer}");
-        answer["id"].as_str().map(str::to_owned)
-    }
-
-    async fn feed(&self) -> usize {
-        let mut fed = 0;
-        while !self.over.load(Ordering::SeqCst) {
-            for folder in &self.folders {
-                fed += feed(folder, STREAM, 20).await.answered;
-            }
-            sleep(Duration::from_millis(50)).await;
-        }
-        fed
-    }
-
-    /// Returns when so many more runs were accepted.
-    async fn more(&self, count: usize) {
-        let wanted = self.accepted.load(Ordering::SeqCst) + count;
-        eventually("runs are accepted", 2 * PATIENCE, async || {
-            (self.accepted.load(Ordering::SeqCst) >= wanted).then_some(())
-        })
-        .await;
-    }
-}
-
-/// Lets something happen to a site that works, and takes the account of it.
 async fn while_it_works(happen: impl AsyncFnOnce(&mut Site, &Load)) {
-    let Some((mut site, load)) = Site::start().await else {
-        return;
-    };
-    let script = async {
-        load.more(3).await;
-        happen(&mut site, &load).await;
-        load.more(3).await;
-        load.over.store(true, Ordering::SeqCst);
-    };
-    let ((), runs, fed) = tokio::join!(script, load.submit(), load.feed());
-    site.account(&runs, fed).await;
+    if let Some(own) = Own::start() {
+        site::while_it_works(own, None, happen).await;
+    }
+}
+
+/// Both are restarted in turn. The address is turned to the other one when one has gone, as a balancer does that
+/// notices: whoever comes back meanwhile comes to the one that stops.
+async fn rolling_restart(site: &mut Site, load: &Load) {
+    for _round in 0..2 {
+        for which in [0, 1] {
+            site.lead_to(which);
+            site.address.cut(1, 0);
+            load.more(2).await;
+            let stopped = site.backends[which].backend().stop(PATIENCE).await;
+            assert!(stopped.success());
+            site.lead_to(1 - which);
+            load.more(2).await;
+            site.start_backend(which).await;
+            site.is_well(which).await;
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rolling_restart_of_both_fails_no_command() {
-    while_it_works(async |site, load| {
-        for _round in 0..2 {
-            for which in [0, 1] {
-                site.lead_to(1 - which);
-                assert!(
-                    site.backends[which]
-                        .backend()
-                        .stop(PATIENCE)
-                        .await
-                        .success()
-                );
-                load.more(2).await;
-                site.start_backend(which).await;
-                site.is_well(which).await;
-            }
-        }
-    })
-    .await;
+    while_it_works(rolling_restart).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rolling_restart_of_both_with_redis_between_them_fails_no_command() {
+    if let (Some(own), Some(redis)) = (Own::start(), redis::Own::start()) {
+        site::while_it_works(own, Some(redis), rolling_restart).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

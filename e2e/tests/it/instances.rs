@@ -366,6 +366,48 @@ async fn a_permit_that_was_committed_and_never_given_runs_nothing_twice() {
     drop(gateway);
 }
 
+/// The same where whoever would say GO stands still, and says it when another process of the gateway is elsewhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_permit_that_is_given_long_after_its_commit_runs_nothing_twice() {
+    let Some(mut site) = Site::start(Binaries::with_fault_points()).await else {
+        return;
+    };
+    let folder = site.issue("gw-1");
+    let stopping = Start::default().stopping_at("release.committed.before_go");
+    site.one.start_backend(stopping).await;
+    site.other.start_backend(Start::default()).await;
+    site.way.forward_to(site.one.agents_address());
+    let mut gateway = site.gateway(&folder);
+    site.is_with(&site.one, "gw-1").await;
+    let run = site.other.submit(ONCE, "once").await;
+    let permits = "SELECT count(*) FROM commands WHERE state = 'released'";
+    eventually("the permit is committed", PATIENCE, async || {
+        (site.asks(permits) == "1").then_some(())
+    })
+    .await;
+    gateway.kill();
+    site.way.forward_to(site.other.agents_address());
+    let gateway = site.gateway(&folder);
+    site.is_with(&site.other, "gw-1").await;
+    site.one.backend().signal(Signal::CONT);
+    let finished = site.other.finished(&run).await;
+    let next = site.other.submit(ONCE, "next").await;
+    let after = site.other.finished(&next).await;
+    assert_eq!(after["counts"], json!({"succeeded": 1}), "{after}");
+    let command = site.other.commands(&run).await.remove(0);
+    let ran = started(&folder);
+    let ran = ran.get(command["id"].as_str().unwrap()).copied();
+    // It was never given, and whether it was nobody can know.
+    assert_eq!(
+        finished["counts"],
+        json!({"indeterminate": 1}),
+        "{finished}"
+    );
+    assert_eq!(ran, None, "{finished}");
+    drop(gateway);
+    assert!(site.one.backend().stop(PATIENCE).await.success());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_embedded_database_has_one_backend() {
     let mut system = Deployment::new(Binaries::shipped());

@@ -106,9 +106,17 @@ const BACKEND_POINTS: [&str; 12] = [
     "telemetry.committed.before_acknowledgement",
 ];
 
+/// Between the confirmation of a session and the look for what waits, with something between the backends.
+pub(crate) const ENTRY_POINTS: [&str; 3] = [
+    "session.confirmed.before_entry",
+    "session.entered.before_route",
+    "session.routed.before_look",
+];
+
 #[test]
 fn every_crash_point_of_the_product_is_passed_by_a_test() {
-    let tested: BTreeSet<_> = GATEWAY_POINTS.into_iter().chain(BACKEND_POINTS).collect();
+    let tested = GATEWAY_POINTS.into_iter().chain(BACKEND_POINTS);
+    let tested: BTreeSet<_> = tested.chain(ENTRY_POINTS).collect();
     assert_eq!(tested, POINTS.iter().copied().collect());
 }
 

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tracing::{debug, warn};
 use viworks_common::id::AgentId;
+use viworks_runtime::fault;
 use viworks_runtime::lifecycle::Lifecycle;
 
 use super::{Dispatcher, TOGETHER};
@@ -66,7 +67,9 @@ impl Dispatcher {
             let attached = sessions.into_iter().map(|(agent_id, epoch)| {
                 let own = &self;
                 async move {
+                    fault::point("session.entered.before_route");
                     own.attach(agent_id, epoch).await;
+                    fault::point("session.routed.before_look");
                     own.manager.nudge(agent_id);
                 }
             });

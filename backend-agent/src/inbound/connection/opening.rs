@@ -13,6 +13,7 @@ use viworks_common::ledger::lease::Place;
 use viworks_common::session::state::BackendState;
 use viworks_common::session::{BackendEvent, BackendSession, BackendSessionConfig, Closed};
 use viworks_common::wire::message::{Hello, KEEPS_TIMEOUT, RESULT_REFUSALS, TELEMETRY_REFUSALS};
+use viworks_runtime::fault;
 use viworks_runtime::random;
 use viworks_runtime::websocket::Received;
 
@@ -270,6 +271,7 @@ impl Opening {
                 return None;
             }
         };
+        fault::point("session.confirmed.before_entry");
         let place = Place {
             epoch,
             run: holder.agent_run_id,

@@ -273,7 +273,7 @@ async fn nothing_is_released_under_an_epoch_that_another_instance_has_left_behin
     one.gateway(1).await;
     let mut session = one.session(1, 1).await;
     let (mut first, mut fenced) = (0, 0);
-    for round in 2..400_u64 {
+    for round in 2..1_002_u64 {
         let (here, there) = if round % 2 == 0 {
             (&one, &other)
         } else {
