@@ -6,20 +6,44 @@ use anyhow::bail;
 use viworks_testkit::deployment::{Deployment, Start};
 use viworks_testkit::proxy::Proxy;
 
+use crate::servers::Servers;
+
 /// How long one may take to stop.
 const STOP_WITHIN: Duration = Duration::from_secs(60);
+
+/// One of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Which {
+    First,
+    Second,
+}
 
 /// All of them.
 pub(crate) struct Backends {
     first: Deployment,
     second: Option<Deployment>,
+    start: Start,
 }
 
 impl Backends {
-    /// This one alone, or with another one.
-    pub(crate) fn of(first: Deployment, are_two: bool) -> Self {
-        let second = are_two.then(|| first.another("backend-2"));
-        Self { first, second }
+    /// This one alone, or with another one where they can share a database.
+    pub(crate) fn of(first: Deployment, servers: &Servers) -> Self {
+        let second = servers.database.is_some();
+        let second = second.then(|| first.another("backend-2"));
+        let start = match &servers.queue {
+            Some(queue) => Start::default().with("VIWORKS__QUEUE__URL", queue.place().url()),
+            None => Start::default(),
+        };
+        Self {
+            first,
+            second,
+            start,
+        }
+    }
+
+    /// Whether there are two.
+    pub(crate) const fn are_two(&self) -> bool {
+        self.second.is_some()
     }
 
     /// The first, by which the site is known.
@@ -35,9 +59,9 @@ impl Backends {
 
     /// Starts them; gateways come to the first.
     pub(crate) async fn start(&mut self, address: &Proxy) {
-        self.first.start_backend(Start::default()).await;
+        self.first.start_backend(self.start.clone()).await;
         if let Some(second) = &mut self.second {
-            second.start_backend(Start::default()).await;
+            second.start_backend(self.start.clone()).await;
         }
         address.forward_to(self.first.agents_address());
     }
@@ -48,15 +72,21 @@ impl Backends {
         address.forward_to(second.unwrap_or(&self.first).agents_address());
     }
 
-    /// kill -9 of one of them in turn, and a fresh process; meanwhile gateways come to the other one, if there is one.
-    pub(crate) async fn kill(&mut self, address: &Proxy, number: u64) {
-        self.lead(address, number + 1);
-        let killed = match &mut self.second {
-            Some(second) if number % 2 == 1 => second,
-            Some(_) | None => &mut self.first,
+    /// kill -9 of one of them, and a fresh process; meanwhile gateways come to the other one, if there is one.
+    pub(crate) async fn kill(&mut self, address: &Proxy, which: Which) {
+        let killed = match (&mut self.second, which) {
+            (Some(second), Which::Second) => {
+                address.forward_to(self.first.agents_address());
+                second
+            }
+            (Some(second), Which::First) => {
+                address.forward_to(second.agents_address());
+                &mut self.first
+            }
+            (None, Which::First | Which::Second) => &mut self.first,
         };
         killed.kill_backend();
-        killed.start_backend(Start::default()).await;
+        killed.start_backend(self.start.clone()).await;
     }
 
     /// Stops them.

@@ -5,37 +5,80 @@ use std::fmt;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
-use viworks_runtime::random::uniform;
-use viworks_testkit::postgres::Own;
 use viworks_testkit::proxy::Proxy;
+use viworks_testkit::sim::random::Random;
 
-use crate::backends::Backends;
+use crate::backends::{Backends, Which};
 use crate::fleet::Fleet;
 use crate::memory::Memory;
+use crate::servers::Servers;
 
 /// Between two faults, in milliseconds.
-const PAUSE_MS: std::ops::Range<u64> = 1_000..5_000;
+const PAUSE_MS: (u64, u64) = (1_000, 5_000);
 
 /// How long a gateway is frozen, in milliseconds; below the time limit of the commands.
-const FROZEN_MS: std::ops::Range<u64> = 2_000..15_000;
+const FROZEN_MS: (u64, u64) = (2_000, 15_000);
 
-/// The backend is killed at these parts of the time; it then lives long enough for its memory to be judged.
-const BACKEND_KILLS: [f64; 3] = [0.1, 0.2, 0.3];
+/// So often the first backend is killed in the first third of the time; it then lives long enough for its memory to be
+/// judged.
+const FIRST_KILLS: u64 = 3;
 
-/// The same of the database server, where there is one.
-const SERVER_KILLS: [f64; 6] = [0.15, 0.25, 0.4, 0.55, 0.7, 0.85];
+/// So often the second one is killed at any time, where there is one, and each of the servers.
+const SECOND_KILLS: u64 = 4;
+const SERVER_KILLS: u64 = 6;
 
-/// How long it is gone then, in milliseconds.
-const SERVER_GONE_MS: std::ops::Range<u64> = 100..5_000;
+/// How long a server is gone then, in milliseconds.
+const GONE_MS: (u64, u64) = (100, 5_000);
+
+/// A kill that comes at its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kill {
+    Backend(Which),
+    Database,
+    Queue,
+}
+
+/// The kills of a soak, the first one last.
+fn plan(
+    backends: &Backends,
+    servers: &Servers,
+    whole: Duration,
+    chance: &mut Random,
+) -> Vec<(Duration, Kill)> {
+    let mut wanted = vec![(Kill::Backend(Which::First), FIRST_KILLS, whole / 3)];
+    if backends.are_two() {
+        wanted.push((Kill::Backend(Which::Second), SECOND_KILLS, whole));
+    }
+    if servers.database.is_some() {
+        wanted.push((Kill::Database, SERVER_KILLS, whole));
+    }
+    if servers.queue.is_some() {
+        wanted.push((Kill::Queue, SERVER_KILLS, whole));
+    }
+    let mut planned = Vec::new();
+    for (kill, times, within) in wanted {
+        let within = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
+        // One in each part, so that none is left for a time when it is over.
+        for part in 0..times {
+            let (begins, ends) = (part * within / times, (part + 1) * within / times);
+            planned.push((chance.millis(begins, ends), kill));
+        }
+    }
+    planned.sort_unstable_by_key(|(at, _kill)| std::cmp::Reverse(*at));
+    planned
+}
 
 /// What was done.
 #[derive(Debug, Default)]
 pub(crate) struct Faults {
+    /// What chance began with.
+    seed: u64,
     gateway_kills: u64,
     freezes: u64,
     cuts: u64,
     backend_kills: u64,
-    server_kills: u64,
+    database_kills: u64,
+    queue_kills: u64,
 }
 
 impl fmt::Display for Faults {
@@ -45,63 +88,72 @@ impl fmt::Display for Faults {
             "{} gateways killed, {} frozen, {} cuts of connections, a backend killed {} times",
             self.gateway_kills, self.freezes, self.cuts, self.backend_kills
         )?;
-        match self.server_kills {
-            0 => Ok(()),
-            times => write!(f, ", the database server killed {times} times"),
+        let servers = [
+            ("the database server", self.database_kills),
+            ("the server between the backends", self.queue_kills),
+        ];
+        for (what, times) in servers.into_iter().filter(|(_what, times)| *times > 0) {
+            write!(f, ", {what} killed {times} times")?;
         }
+        write!(f, " (seed {})", self.seed)
     }
 }
 
 /// Injects faults until the time is over; memory is sampled beside that.
 pub(crate) async fn inject(
     backends: &mut Backends,
-    mut server: Option<&mut Own>,
+    servers: &mut Servers,
     fleet: &mut Fleet,
     relay: &Proxy,
-    until: Instant,
+    (until, seed): (Instant, u64),
     memory: &mut Memory,
 ) -> anyhow::Result<Faults> {
     let began = Instant::now();
     let whole = until.saturating_duration_since(began);
-    let mut faults = Faults::default();
+    let mut faults = Faults {
+        seed,
+        ..Faults::default()
+    };
+    let mut chance = Random::new(seed);
     let mut frozen: BTreeMap<usize, Instant> = BTreeMap::new();
     let size = u64::try_from(fleet.size())?;
-    let mut pending = BACKEND_KILLS
-        .iter()
-        .map(|part| began + whole.mul_f64(*part));
-    let mut next_kill = pending.next();
-    let mut judged_from = None;
-    let mut server_kills = SERVER_KILLS.iter().map(|part| began + whole.mul_f64(*part));
-    let mut next_server_kill = server_kills.next();
+    let mut planned = plan(backends, servers, whole, &mut chance);
+    let mut first_kills = FIRST_KILLS;
     while Instant::now() < until {
-        sleep(Duration::from_millis(uniform(PAUSE_MS))).await;
+        sleep(chance.millis(PAUSE_MS.0, PAUSE_MS.1)).await;
         let now = Instant::now();
         for number in due(&mut frozen, now) {
             fleet.thaw(number);
         }
-        if next_kill.is_some_and(|at| at <= now) {
-            next_kill = pending.next();
-            backends.kill(relay, faults.backend_kills).await;
-            faults.backend_kills += 1;
-            if next_kill.is_none() {
-                judged_from = Some(Instant::now());
+        if let Some((_at, kill)) = planned.pop_if(|(at, _kill)| began + *at <= now) {
+            match kill {
+                Kill::Backend(which) => {
+                    backends.kill(relay, which).await;
+                    faults.backend_kills += 1;
+                    first_kills -= u64::from(which == Which::First);
+                }
+                Kill::Database => {
+                    if let Some(server) = &mut servers.database {
+                        server.kill();
+                        sleep(chance.millis(GONE_MS.0, GONE_MS.1)).await;
+                        server.start_again();
+                    }
+                    faults.database_kills += 1;
+                }
+                Kill::Queue => {
+                    if let Some(server) = &mut servers.queue {
+                        server.kill();
+                        sleep(chance.millis(GONE_MS.0, GONE_MS.1)).await;
+                        server.start_again();
+                    }
+                    faults.queue_kills += 1;
+                }
             }
-            continue;
-        }
-        if let Some(server) = server.as_deref_mut()
-            && next_server_kill.is_some_and(|at| at <= now)
-        {
-            next_server_kill = server_kills.next();
-            server.kill();
-            sleep(Duration::from_millis(uniform(SERVER_GONE_MS))).await;
-            server.start_again();
-            faults.server_kills += 1;
-            continue;
         }
         // Whoever dials now comes to this one.
-        backends.lead(relay, uniform(0..2));
-        let number = usize::try_from(uniform(0..size))?;
-        match uniform(0..100) {
+        backends.lead(relay, chance.below(2));
+        let number = usize::try_from(chance.below(size))?;
+        match chance.below(100) {
             0..40 => {
                 frozen.remove(&number);
                 fleet.kill(backends.first(), number)?;
@@ -109,11 +161,11 @@ pub(crate) async fn inject(
             }
             40..70 => {
                 fleet.freeze(number);
-                frozen.insert(number, now + Duration::from_millis(uniform(FROZEN_MS)));
+                frozen.insert(number, now + chance.millis(FROZEN_MS.0, FROZEN_MS.1));
                 faults.freezes += 1;
             }
             70..97 => {
-                relay.cut(16, u16::try_from(uniform(0..16))?);
+                relay.cut(16, u16::try_from(chance.below(16))?);
                 faults.cuts += 1;
             }
             _ => {
@@ -121,7 +173,7 @@ pub(crate) async fn inject(
                 faults.cuts += 1;
             }
         }
-        if judged_from.is_some() {
+        if first_kills == 0 {
             memory.sample(backends.first().backend().pid(), fleet.pids());
         }
     }

@@ -13,9 +13,9 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Parser;
 use tokio::time::{Instant, sleep};
+use viworks_runtime::random::uniform;
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::Deployment;
-use viworks_testkit::postgres::Own;
 use viworks_testkit::proxy::Proxy;
 
 use crate::account::Account;
@@ -23,6 +23,7 @@ use crate::backends::Backends;
 use crate::fleet::Fleet;
 use crate::memory::Memory;
 use crate::operator::Operator;
+use crate::servers::Servers;
 
 mod account;
 mod backends;
@@ -30,6 +31,7 @@ mod faults;
 mod fleet;
 mod memory;
 mod operator;
+mod servers;
 
 /// Run the shipped programs for a long time while processes are killed and stopped and connections cut, then account
 /// for every command and every record.
@@ -45,6 +47,12 @@ struct Cli {
     /// Two backends on a PostgreSQL server of their own, which is killed as well
     #[arg(long)]
     postgres: bool,
+    /// A Redis server between them, which is killed as well
+    #[arg(long, requires = "postgres")]
+    redis: bool,
+    /// What the faults and their times follow from, as an earlier soak said it [default: by chance]
+    #[arg(long)]
+    seed: Option<u64>,
 }
 
 fn minutes(text: &str) -> Result<f64, String> {
@@ -88,19 +96,18 @@ async fn soak(cli: &Cli) -> anyhow::Result<Account> {
     } else {
         Binaries::released()
     };
-    let mut server = cli.postgres.then(Own::start).flatten();
-    let system = match &server {
+    let mut servers = Servers::start(cli.postgres, cli.redis)?;
+    let system = match &servers.database {
         Some(own) => {
             own.server().make_empty("viworks");
             Deployment::on(programs, own.server().database("viworks"))
         }
-        None if cli.postgres => bail!("PostgreSQL is not installed"),
         None => Deployment::new(programs),
     };
     // Where the backend listens is known when it runs.
     let relay = Proxy::before("").await?;
     let mut fleet = Fleet::issue(&system, usize::from(cli.agents), &relay.address());
-    let mut backends = Backends::of(system, server.is_some());
+    let mut backends = Backends::of(system, &servers);
     backends.start(&relay).await;
     fleet.start_all(backends.first())?;
     let apis = backends.apis();
@@ -121,6 +128,7 @@ async fn soak(cli: &Cli) -> anyhow::Result<Account> {
         fleet.size(),
         cli.minutes
     );
+    let seed = cli.seed.unwrap_or_else(|| uniform(0..u64::from(u32::MAX)));
     let over = AtomicBool::new(false);
     let folders = fleet.folders();
     let until = Instant::now() + minutes;
@@ -129,10 +137,10 @@ async fn soak(cli: &Cli) -> anyhow::Result<Account> {
         async {
             let faults = faults::inject(
                 &mut backends,
-                server.as_mut(),
+                &mut servers,
                 &mut fleet,
                 &relay,
-                until,
+                (until, seed),
                 &mut memory,
             )
             .await;

@@ -15,7 +15,7 @@ mod disk_model;
 mod gateway;
 mod network;
 mod operator;
-mod random;
+pub mod random;
 mod recorder;
 mod scenario;
 mod spool_model;

@@ -1,4 +1,4 @@
-//! The only source of chance in a simulated world: equal seeds give equal worlds.
+//! Chance that can be had again: equal seeds give equal numbers, and so equal worlds of the simulation.
 
 use std::time::Duration;
 
@@ -6,10 +6,12 @@ use uuid::Uuid;
 
 /// `SplitMix64`: small, fast, and equally good for every seed.
 #[derive(Debug, Clone)]
-pub(crate) struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    pub(crate) const fn new(seed: u64) -> Self {
+    /// The numbers that follow from a seed.
+    #[must_use]
+    pub const fn new(seed: u64) -> Self {
         Self(seed)
     }
 
@@ -23,7 +25,7 @@ impl Random {
     }
 
     /// A number below `bound`; zero when the bound is zero.
-    pub(crate) const fn below(&mut self, bound: u64) -> u64 {
+    pub const fn below(&mut self, bound: u64) -> u64 {
         let number = self.number();
         if bound == 0 { 0 } else { number % bound }
     }
@@ -46,7 +48,8 @@ impl Random {
         low.saturating_add(Duration::from_micros(self.below(width.saturating_add(1))))
     }
 
-    pub(crate) fn millis(&mut self, low: u64, high: u64) -> Duration {
+    /// A span from `low` to `high` milliseconds.
+    pub fn millis(&mut self, low: u64, high: u64) -> Duration {
         self.span(Duration::from_millis(low), Duration::from_millis(high))
     }
 
