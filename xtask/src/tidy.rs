@@ -2,6 +2,7 @@
 
 mod claims;
 mod dead;
+mod faults;
 mod house;
 mod rules;
 mod storeys;
@@ -17,6 +18,7 @@ pub(crate) fn findings(root: &Path) -> Result<Vec<String>, String> {
     let mut found = storeys::check(&house);
     found.extend(dead::check(&house));
     found.extend(claims::check(&house));
+    found.extend(faults::check(&house));
     found.extend(rules::check(&house));
     Ok(found)
 }

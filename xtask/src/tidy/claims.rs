@@ -27,6 +27,10 @@ const FOREIGN: &[(&str, &str)] = &[
     ("http/1.1", "a protocol"),
     ("target/tools", "a folder that a check makes"),
     ("state/backend.sqlite", "a file of a backend that runs"),
+    (
+        "telemetry_2026_10_26_to_2026_11_01",
+        "a table that a backend makes",
+    ),
 ];
 
 pub(crate) fn check(house: &House) -> Vec<String> {
