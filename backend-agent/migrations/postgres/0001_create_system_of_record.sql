@@ -1,4 +1,6 @@
--- The system of record. Every key begins with the tenant. Times are microseconds on the time line (common::timeline), ids
+-- The system of record. Every key has the tenant, in its last place: statements are prepared while the tables are young, and
+-- without statistics the planner takes one column for as good as several, so a column that all rows have in common must
+-- never be the one that an index is entered by. Times are microseconds on the time line (common::timeline), ids
 -- are hyphenated lower-case UUIDs, digests are 32 bytes. Text is compared byte by byte, as the embedded store does it.
 
 -- The backends that have this database, each as long as it renews its lease by this server's clock. One that has ended
@@ -49,8 +51,8 @@ CREATE TABLE gateways (
     spool_records     bigint NOT NULL DEFAULT 0,
     spool_bytes       bigint NOT NULL DEFAULT 0,
     commands_running  bigint NOT NULL DEFAULT 0,
-    PRIMARY KEY (tenant, agent_id),
-    UNIQUE (tenant, name),
+    PRIMARY KEY (agent_id, tenant),
+    UNIQUE (name, tenant),
     CHECK (confirmed <= issued)
 ) WITH (fillfactor = 70);
 
@@ -80,7 +82,7 @@ CREATE TABLE labels (
     key      text COLLATE "C" NOT NULL,
     source   text COLLATE "C" NOT NULL CHECK (source IN ('operator', 'gateway')),
     value    text COLLATE "C" NOT NULL,
-    PRIMARY KEY (tenant, agent_id, key, source),
+    PRIMARY KEY (agent_id, key, source, tenant),
     FOREIGN KEY (tenant, agent_id) REFERENCES gateways (tenant, agent_id)
 );
 
@@ -92,7 +94,7 @@ CREATE TABLE certificates (
     not_after     bigint NOT NULL,
     fingerprint   bytea  NOT NULL,
     registered_at bigint NOT NULL,
-    PRIMARY KEY (tenant, spki),
+    PRIMARY KEY (spki, tenant),
     FOREIGN KEY (tenant, agent_id) REFERENCES gateways (tenant, agent_id)
 );
 
@@ -114,12 +116,12 @@ CREATE TABLE sessions (
     confirmed_at bigint,
     ended_at     bigint,
     code         text,
-    PRIMARY KEY (tenant, agent_id, epoch),
+    PRIMARY KEY (agent_id, epoch, tenant),
     FOREIGN KEY (tenant, agent_id) REFERENCES gateways (tenant, agent_id)
 );
 
-CREATE INDEX sessions_by_admission ON sessions (tenant, admitted_at);
-CREATE INDEX open_sessions ON sessions (tenant) WHERE ended_at IS NULL;
+CREATE INDEX sessions_by_admission ON sessions (admitted_at, tenant);
+CREATE INDEX open_sessions ON sessions (agent_id, epoch, tenant) WHERE ended_at IS NULL;
 
 -- One row for each process that was refused as the second holder of an identity.
 CREATE TABLE forks (
@@ -142,11 +144,11 @@ CREATE TABLE forks (
     -- Since when each of the two holders is known.
     first_at              bigint,
     accepted_since        bigint,
-    PRIMARY KEY (tenant, agent_id, refused_agent_run_id),
+    PRIMARY KEY (agent_id, refused_agent_run_id, tenant),
     FOREIGN KEY (tenant, agent_id) REFERENCES gateways (tenant, agent_id)
 );
 
-CREATE INDEX forks_by_time ON forks (tenant, at, agent_id);
+CREATE INDEX forks_by_time ON forks (at, agent_id, tenant);
 
 CREATE TABLE catalogues (
     tenant      text   COLLATE "C" NOT NULL,
@@ -154,7 +156,7 @@ CREATE TABLE catalogues (
     digest      text   NOT NULL,
     reported_at bigint NOT NULL,
     entries     json   NOT NULL,
-    PRIMARY KEY (tenant, agent_id),
+    PRIMARY KEY (agent_id, tenant),
     FOREIGN KEY (tenant, agent_id) REFERENCES gateways (tenant, agent_id)
 );
 
@@ -177,10 +179,8 @@ CREATE TABLE runs (
     timeout_ms          bigint CHECK (timeout_ms > 0),
     -- The dead letter that it retries.
     retry_of            text   COLLATE "C",
-    PRIMARY KEY (tenant, run_id)
+    PRIMARY KEY (run_id, tenant)
 ) WITH (fillfactor = 85);
-
-CREATE INDEX open_runs ON runs (tenant) WHERE finished_at IS NULL;
 
 CREATE TABLE run_skips (
     tenant   text COLLATE "C" NOT NULL,
@@ -188,7 +188,7 @@ CREATE TABLE run_skips (
     agent_id text COLLATE "C" NOT NULL,
     code     text NOT NULL,
     detail   text NOT NULL,
-    PRIMARY KEY (tenant, run_id, agent_id),
+    PRIMARY KEY (run_id, agent_id, tenant),
     FOREIGN KEY (tenant, run_id) REFERENCES runs (tenant, run_id),
     FOREIGN KEY (tenant, agent_id) REFERENCES gateways (tenant, agent_id)
 );
@@ -217,17 +217,17 @@ CREATE TABLE commands (
     result              json,
     late_outcome        json,
     reason              text,
-    PRIMARY KEY (tenant, command_id),
-    UNIQUE (tenant, agent_id, order_no),
+    PRIMARY KEY (command_id, tenant),
+    UNIQUE (agent_id, order_no, tenant),
     FOREIGN KEY (tenant, agent_id) REFERENCES gateways (tenant, agent_id),
     FOREIGN KEY (tenant, run_id) REFERENCES runs (tenant, run_id),
     CHECK ((finished_at IS NULL) = (state IN ('queued', 'dispatched', 'released', 'running')))
 ) WITH (fillfactor = 85);
 
-CREATE INDEX commands_by_run ON commands (tenant, run_id, command_id);
-CREATE INDEX open_commands_by_gateway ON commands (tenant, agent_id, order_no) WHERE finished_at IS NULL;
-CREATE INDEX queued_commands_by_gateway ON commands (tenant, agent_id, order_no) WHERE state = 'queued';
-CREATE INDEX open_commands_by_deadline ON commands (tenant, deadline) WHERE finished_at IS NULL;
+CREATE INDEX commands_by_run ON commands (run_id, command_id, tenant);
+CREATE INDEX open_commands_by_gateway ON commands (agent_id, order_no, tenant) WHERE finished_at IS NULL;
+CREATE INDEX queued_commands_by_gateway ON commands (agent_id, order_no, tenant) WHERE state = 'queued';
+CREATE INDEX open_commands_by_deadline ON commands (deadline, tenant) WHERE finished_at IS NULL;
 
 -- A final state never changes, whatever the program does.
 CREATE FUNCTION refuse_change_of_final_state() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -256,7 +256,7 @@ CREATE TABLE command_outputs (
     stderr_head bytea  NOT NULL,
     stderr_tail bytea  NOT NULL,
     stderr_cut  bigint NOT NULL,
-    PRIMARY KEY (tenant, command_id),
+    PRIMARY KEY (command_id, tenant),
     FOREIGN KEY (tenant, command_id) REFERENCES commands (tenant, command_id)
 );
 
@@ -271,15 +271,15 @@ CREATE TABLE dead_letters (
     resolved_at  bigint,
     resolved_by  text   COLLATE "C",
     retry_run_id text   COLLATE "C",
-    PRIMARY KEY (tenant, command_id),
+    PRIMARY KEY (command_id, tenant),
     FOREIGN KEY (tenant, command_id) REFERENCES commands (tenant, command_id),
     CHECK ((resolved_at IS NULL) = (resolved_by IS NULL)),
     CHECK (retry_run_id IS NULL OR resolved_at IS NOT NULL)
 );
 
-CREATE INDEX dead_letters_by_gateway ON dead_letters (tenant, agent_id, command_id);
-CREATE INDEX open_dead_letters ON dead_letters (tenant, command_id) WHERE resolved_at IS NULL;
-CREATE INDEX dead_letters_by_resolution ON dead_letters (tenant, resolved_at) WHERE resolved_at IS NOT NULL;
+CREATE INDEX dead_letters_by_gateway ON dead_letters (agent_id, command_id, tenant);
+CREATE INDEX open_dead_letters ON dead_letters (command_id, tenant) WHERE resolved_at IS NULL;
+CREATE INDEX dead_letters_by_resolution ON dead_letters (resolved_at, tenant) WHERE resolved_at IS NOT NULL;
 
 -- Outcomes of commands that this database does not know: it was rolled back. Bounded by their number and their bytes.
 CREATE TABLE orphan_results (
@@ -289,12 +289,12 @@ CREATE TABLE orphan_results (
     received_at bigint NOT NULL,
     outcome     json   NOT NULL,
     bytes       bigint NOT NULL CHECK (bytes >= 0),
-    PRIMARY KEY (tenant, agent_id, command_id),
+    PRIMARY KEY (agent_id, command_id, tenant),
     FOREIGN KEY (tenant, agent_id) REFERENCES gateways (tenant, agent_id)
 );
 
-CREATE INDEX orphan_results_by_gateway ON orphan_results (tenant, agent_id, received_at, command_id) INCLUDE (bytes);
-CREATE INDEX orphan_results_by_time ON orphan_results (tenant, received_at, agent_id);
+CREATE INDEX orphan_results_by_gateway ON orphan_results (agent_id, received_at, command_id, tenant) INCLUDE (bytes);
+CREATE INDEX orphan_results_by_time ON orphan_results (received_at, agent_id, tenant);
 
 CREATE TABLE idempotency_keys (
     tenant       text   COLLATE "C" NOT NULL,
@@ -304,10 +304,10 @@ CREATE TABLE idempotency_keys (
     request_hash bytea  NOT NULL,
     run_id       text   COLLATE "C" NOT NULL,
     created_at   bigint NOT NULL,
-    PRIMARY KEY (tenant, principal, route, key)
+    PRIMARY KEY (principal, route, key, tenant)
 );
 
-CREATE INDEX idempotency_keys_by_age ON idempotency_keys (tenant, created_at);
+CREATE INDEX idempotency_keys_by_age ON idempotency_keys (created_at, tenant);
 
 -- The commands of each tenant that are not final, which its bound of submissions is held against. In several rows, each
 -- for some of the connections: one row would be held by each transaction until it is on the disk. One alone may be
@@ -316,7 +316,7 @@ CREATE TABLE open_commands (
     tenant   text     COLLATE "C" NOT NULL,
     share    smallint NOT NULL,
     commands bigint   NOT NULL,
-    PRIMARY KEY (tenant, share)
+    PRIMARY KEY (share, tenant)
 ) WITH (fillfactor = 20);
 
 -- How much each gateway may still add to what is kept for good: when its whole allowance is back, on the time line, and
@@ -327,7 +327,7 @@ CREATE TABLE gateway_budgets (
     kind     text   COLLATE "C" NOT NULL,
     full_at  bigint NOT NULL,
     left_out bigint NOT NULL CHECK (left_out >= 0),
-    PRIMARY KEY (tenant, agent_id, kind)
+    PRIMARY KEY (agent_id, kind, tenant)
 );
 
 -- Numbers of what records refer to, so that a row and its key are short. They never change, and those of streams and
@@ -336,7 +336,7 @@ CREATE TABLE telemetry_agent_ids (
     id       int  GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     tenant   text COLLATE "C" NOT NULL,
     agent_id text COLLATE "C" NOT NULL,
-    UNIQUE (tenant, agent_id)
+    UNIQUE (agent_id, tenant)
 );
 
 CREATE TABLE telemetry_stream_ids (
@@ -385,7 +385,7 @@ CREATE TABLE telemetry_streams (
     agent_id text   COLLATE "C" NOT NULL,
     stream   text   COLLATE "C" NOT NULL,
     newest   bigint NOT NULL,
-    PRIMARY KEY (tenant, agent_id, stream)
+    PRIMARY KEY (agent_id, stream, tenant)
 );
 
 -- What the numbers of each hour of a day came to, by field.
@@ -440,7 +440,7 @@ CREATE TABLE telemetry_positions (
     agent_id    text   COLLATE "C" NOT NULL,
     spool_epoch text   COLLATE "C" NOT NULL,
     seq         bigint NOT NULL,
-    PRIMARY KEY (tenant, agent_id, spool_epoch)
+    PRIMARY KEY (agent_id, spool_epoch, tenant)
 );
 
 CREATE TABLE telemetry_gaps (
@@ -451,7 +451,7 @@ CREATE TABLE telemetry_gaps (
     to_seq      bigint NOT NULL,
     reason      text   NOT NULL,
     stored_at   bigint NOT NULL,
-    PRIMARY KEY (tenant, agent_id, spool_epoch, from_seq),
+    PRIMARY KEY (agent_id, spool_epoch, from_seq, tenant),
     CHECK (from_seq <= to_seq)
 );
 
@@ -463,7 +463,7 @@ CREATE TABLE telemetry_refusals (
     records     bigint NOT NULL,
     first_at    bigint,
     last_at     bigint,
-    PRIMARY KEY (tenant, agent_id, spool_epoch, reason)
+    PRIMARY KEY (agent_id, spool_epoch, reason, tenant)
 );
 
 -- What a gateway delivered on one day, which its bounds are held against; its streams are counted for good.
@@ -476,7 +476,7 @@ CREATE TABLE telemetry_usage (
     bytes    bigint NOT NULL,
     gaps     bigint NOT NULL,
     streams  bigint NOT NULL,
-    PRIMARY KEY (tenant, agent_id)
+    PRIMARY KEY (agent_id, tenant)
 );
 
 -- Up to which record spool epochs were refused as one too many, of the latest few of each gateway: what is said of them
@@ -487,7 +487,7 @@ CREATE TABLE telemetry_refused_epochs (
     spool_epoch text   COLLATE "C" NOT NULL,
     seq         bigint NOT NULL CHECK (seq >= 0),
     refused_at  bigint NOT NULL,
-    PRIMARY KEY (tenant, agent_id, spool_epoch)
+    PRIMARY KEY (agent_id, spool_epoch, tenant)
 );
 
 CREATE TABLE api_keys (
@@ -500,8 +500,8 @@ CREATE TABLE api_keys (
     expires_at   bigint,
     revoked_at   bigint,
     last_used_at bigint,
-    PRIMARY KEY (tenant, id),
-    UNIQUE (tenant, sha256)
+    PRIMARY KEY (id, tenant),
+    UNIQUE (sha256, tenant)
 );
 
 -- Numbered by a sequence: the highest number and one more would be the same for two that append at once.
@@ -516,7 +516,7 @@ CREATE TABLE audit_log (
     outcome    text   NOT NULL,
     detail     json   NOT NULL,
     request_id text,
-    PRIMARY KEY (tenant, seq)
+    PRIMARY KEY (seq, tenant)
 );
 
 CREATE FUNCTION refuse_change_of_audit_log() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -24,6 +24,7 @@ mod opening;
 mod orphans;
 mod outputs;
 mod page;
+mod recent;
 mod reports;
 mod room;
 mod row;

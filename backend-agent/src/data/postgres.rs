@@ -144,6 +144,18 @@ impl Engine for Postgres {
         workers.run(ROOM_TIME, job).await
     }
 
+    async fn write_at_once<T: Send + 'static>(
+        &self,
+        tenant: &Tenant,
+        at_once: impl Fn(&View<'_>) -> StoreResult<Option<T>> + Send + 'static,
+        intent: impl Fn(&View<'_>) -> StoreResult<T> + Send + 'static,
+    ) -> StoreResult<T> {
+        let (tenant, same) = (tenant.clone(), tenant.clone());
+        let at_once = move |connection: &Connection| at_once(&View::new(connection, &same));
+        let job = move |connection: &Connection| intent(&View::new(connection, &tenant));
+        self.writers.run_at_once(ROOM_TIME, at_once, job).await
+    }
+
     async fn read<T: Send + 'static>(
         &self,
         tenant: &Tenant,

@@ -112,6 +112,16 @@ impl Engine for Sqlite {
         }
     }
 
+    /// A statement is no journey here, and a transaction costs nothing that it would save.
+    async fn write_at_once<T: Send + 'static>(
+        &self,
+        tenant: &Tenant,
+        _at_once: impl Fn(&View<'_>) -> StoreResult<Option<T>> + Send + 'static,
+        intent: impl Fn(&View<'_>) -> StoreResult<T> + Send + 'static,
+    ) -> StoreResult<T> {
+        self.write(tenant, Urgency::Prompt, intent).await
+    }
+
     async fn read<T: Send + 'static>(
         &self,
         tenant: &Tenant,
@@ -190,6 +200,20 @@ impl Link for Connection {
         take: Take<'_>,
     ) -> Result<(), LinkError> {
         Ok(bound(self, sql, params, offers)?.each(take)?)
+    }
+
+    fn query_and_commit(
+        &self,
+        sql: Sql,
+        params: Params<'_>,
+        offers: Params<'_>,
+        take: Take<'_>,
+    ) -> Result<(), LinkError> {
+        self.query(sql, params, offers, take)
+    }
+
+    fn is_fresh(&self) -> bool {
+        true
     }
 
     fn party(&self) -> Party {

@@ -25,8 +25,8 @@ use super::telemetry::{queries, retention, rollups, steps};
 use super::tx::{Tx, View};
 use super::{
     admit, agents, audit, catalogues, certificates, confirm, dead_letters, forks, inbox, instances,
-    keys, lease, orphans, outputs, reports, runs, sessions, standing, submit, targets, telemetry,
-    timeline, upkeep,
+    keys, lease, merged, orphans, outputs, reports, runs, sessions, standing, submit, targets,
+    telemetry, timeline, upkeep,
 };
 use crate::data::{
     AcceptOutcome, Accepted, Actor, AdmitOutcome, AdmitRequest, ApiKey, AuditRecord, Cancelled,
@@ -372,7 +372,12 @@ impl<E: Engine> Store for SqlStore<E> {
         new: NewRun,
         now: Timestamp,
     ) -> StoreResult<Submission> {
-        let answer = self.write(tenant, now, move |tx| submit::submit(tx, &new));
+        let new = Arc::new(new);
+        let same = Arc::clone(&new);
+        let recent = Arc::clone(&self.recent);
+        let at_once = move |tx: &Tx<'_>| Ok(merged::submit(tx, &recent, &same)?.map(Ok));
+        let submit = move |tx: &Tx<'_>| submit::submit(tx, &new);
+        let answer = self.write_at_once(tenant, now, at_once, submit);
         let answer = answer.await?;
         fault::point("store.submit.after_commit");
         answer
@@ -557,8 +562,12 @@ impl<E: Engine> Store for SqlStore<E> {
         now: Timestamp,
     ) -> StoreResult<CompleteOutcome> {
         let holder = *holder;
+        let outcome = Arc::new(outcome);
+        let same = Arc::clone(&outcome);
+        let recent = Arc::clone(&self.recent);
+        let at_once = move |tx: &Tx<'_>| merged::complete(tx, &recent, &holder, command_id, &same);
         let complete = move |tx: &Tx<'_>| reports::complete(tx, &holder, command_id, &outcome);
-        let completed = self.write(tenant, now, complete).await?;
+        let completed = self.write_at_once(tenant, now, at_once, complete).await?;
         fault::point("store.result.after_commit");
         Ok(completed)
     }

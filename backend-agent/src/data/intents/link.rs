@@ -146,6 +146,19 @@ pub(in crate::data) trait Link {
         take: Take<'_>,
     ) -> Result<(), LinkError>;
 
+    /// The same of a statement that writes all that an intent writes, outside of a transaction: once it has answered,
+    /// what it wrote is committed.
+    fn query_and_commit(
+        &self,
+        sql: Sql,
+        params: Params<'_>,
+        offers: Params<'_>,
+        take: Take<'_>,
+    ) -> Result<(), LinkError>;
+
+    /// Whether the way to the database worked a moment ago.
+    fn is_fresh(&self) -> bool;
+
     /// Whose transaction it is.
     fn party(&self) -> Party;
 
@@ -208,6 +221,17 @@ pub trait Engine: Clone + Send + Sync + 'static {
         &self,
         tenant: &Tenant,
         urgency: Urgency,
+        intent: impl Fn(&View<'_>) -> StoreResult<T> + Send + 'static,
+    ) -> impl Future<Output = StoreResult<T>> + Send;
+
+    /// The same where the intent may be carried out by one statement that commits by itself, on a server, where each
+    /// statement is a journey. `at_once` does that outside of a transaction: it may ask first, and has to write in one
+    /// statement that holds only for what was found. Where it has nothing to answer, nothing was written, and the intent
+    /// follows.
+    fn write_at_once<T: Send + 'static>(
+        &self,
+        tenant: &Tenant,
+        at_once: impl Fn(&View<'_>) -> StoreResult<Option<T>> + Send + 'static,
         intent: impl Fn(&View<'_>) -> StoreResult<T> + Send + 'static,
     ) -> impl Future<Output = StoreResult<T>> + Send;
 

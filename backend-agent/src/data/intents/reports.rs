@@ -14,7 +14,7 @@ use super::budget::{self, ORPHANS};
 use super::row::{column, to_json};
 use super::sessions::fence;
 use super::tx::Tx;
-use super::{audit, merged, outputs, runs, settle};
+use super::{audit, outputs, runs, settle};
 use crate::data::{
     AcceptOutcome, Accepted, Actor, AuditOutcome, CompleteOutcome, Holder, NewAuditRecord,
     Rejected, Settled, StoreResult,
@@ -116,11 +116,6 @@ pub(super) fn complete(
     command_id: CommandId,
     outcome: &Outcome,
 ) -> StoreResult<CompleteOutcome> {
-    if merged::is_wanted(tx)
-        && let Some(completed) = merged::complete(tx, holder, command_id, outcome)?
-    {
-        return Ok(completed);
-    }
     let low_water = fence(tx, holder.agent_id, holder.epoch)?;
     let standing = settle::load(tx, holder.agent_id, command_id)?;
     let whose = (holder.agent_id, command_id);

@@ -17,7 +17,6 @@ use super::page::{following, listing, preceding, rows_wanted};
 use super::row::Reader;
 use super::tx::{Tx, View};
 use super::{audit, settle};
-use crate::data::model::api_key_word;
 use crate::data::{
     Actor, AuditOutcome, Cancelled, Command, CommandRef, Counts, Idempotency, Letter, Listing,
     Page, Run, Skip, SkippedGateway, StoreError, StoreResult, Submission,
@@ -29,6 +28,18 @@ pub(super) const KEY_LIFE: Duration = Duration::from_secs(24 * 3_600);
 /// How long health speaks of what a gateway did wrong. A second holder that goes on comes back within the hour.
 const RECENT: Duration = Duration::from_secs(24 * 3_600);
 
+/// The columns that [`read_run`] reads, but for the states of its commands.
+macro_rules! run_columns {
+    ($find:literal) => {
+        concat!("r.run_id, r.name, r.arguments, r.deadline, r.traceparent, r.reason, r.submitted_by, r.created_at, \
+         (SELECT k.name FROM api_keys AS k WHERE k.tenant = r.tenant \
+          AND ", $find, "(r.submitted_by, '", crate::data::api_key_word!(), ":') = 1 \
+          AND k.id = substr(r.submitted_by, 1 + length('", crate::data::api_key_word!(), ":'))) AS submitter, \
+         r.cancel_requested_at, r.finished_at, r.skipped, r.retry_of")
+    };
+}
+pub(super) use run_columns;
+
 /// The columns that [`read_run`] reads.
 macro_rules! runs {
     ($rest:literal) => {
@@ -38,11 +49,7 @@ macro_rules! runs {
         }
     };
     ($find:literal, $states:literal, $rest:literal) => {
-        concat!("SELECT r.run_id, r.name, r.arguments, r.deadline, r.traceparent, r.reason, r.submitted_by, r.created_at, \
-         (SELECT k.name FROM api_keys AS k WHERE k.tenant = r.tenant \
-          AND ", $find, "(r.submitted_by, '", api_key_word!(), ":') = 1 \
-          AND k.id = substr(r.submitted_by, 1 + length('", api_key_word!(), ":'))) AS submitter, \
-         r.cancel_requested_at, r.finished_at, r.skipped, r.retry_of, \
+        concat!("SELECT ", run_columns!($find), ", \
          (SELECT ", $states, " FROM (SELECT c.state, count(*) AS commands FROM commands AS c \
           WHERE c.tenant = r.tenant AND c.run_id = r.run_id GROUP BY c.state) AS counted) AS states \
          FROM runs AS r WHERE r.tenant = :tenant ", $rest)
@@ -93,13 +100,13 @@ UPDATE commands INDEXED BY commands_by_run SET cancel_requested_at = coalesce(ca
 WHERE tenant = :tenant AND run_id = :run_id AND finished_at IS NULL";
 
 macro_rules! counts {
-    ($states:literal) => {
+    ($open_runs:literal, $states:literal) => {
         concat!(
             "\
 SELECT :tenant AS tenant,
        (SELECT count(*) FROM gateways WHERE tenant = :tenant AND revoked_at IS NULL) AS gateways,
        (SELECT count(*) FROM gateways WHERE tenant = :tenant AND session_epoch IS NOT NULL) AS connected,
-       (SELECT count(*) FROM runs INDEXED BY open_runs WHERE tenant = :tenant AND finished_at IS NULL) AS open_runs,
+       (", $open_runs, ") AS open_runs,
        (SELECT ", $states, " FROM (SELECT state, count(*) AS commands
         FROM commands INDEXED BY open_commands_by_deadline
         WHERE tenant = :tenant AND finished_at IS NULL GROUP BY state) AS counted) AS open_commands,
@@ -113,9 +120,16 @@ SELECT :tenant AS tenant,
     };
 }
 
+/// A server has no index of open runs, which each end would have to keep: those are the ones with open commands.
 pub(super) const COUNTS: Sql = Sql {
-    sqlite: counts!("json_group_object(state, commands)"),
-    postgres: counts!("coalesce(json_object_agg(state, commands), '{}')"),
+    sqlite: counts!(
+        "SELECT count(*) FROM runs INDEXED BY open_runs WHERE tenant = :tenant AND finished_at IS NULL",
+        "json_group_object(state, commands)"
+    ),
+    postgres: counts!(
+        "SELECT count(DISTINCT run_id) FROM commands WHERE tenant = :tenant AND finished_at IS NULL",
+        "coalesce(json_object_agg(state, commands), '{}')"
+    ),
 };
 
 /// What a key was used for.
@@ -263,7 +277,7 @@ pub(super) fn counts(view: &View<'_>, now: Timestamp) -> StoreResult<Counts> {
     })
 }
 
-fn read_run(row: &Row<'_>) -> StoreResult<Run> {
+pub(super) fn read_run(row: &Row<'_>) -> StoreResult<Run> {
     let row = Reader::new("runs", row);
     Ok(Run {
         run_id: row.get("run_id")?,

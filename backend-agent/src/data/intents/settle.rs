@@ -40,7 +40,8 @@ macro_rules! rows {
 
 pub(super) const LOAD: &str = concat!(
     rows!(""),
-    "AND c.command_id = :command_id AND c.agent_id = :agent_id"
+    // An expression, so that no planner looks through all commands of the gateway.
+    "AND c.command_id = :command_id AND c.agent_id || '' = :agent_id"
 );
 
 pub(super) const LOAD_OPEN_OF_GATEWAY: &str = concat!(

@@ -10,8 +10,9 @@ use viworks_common::id::Tenant;
 use viworks_common::time::Timestamp;
 
 use super::link::{Engine, Urgency};
+use super::recent::Recent;
 use super::room::Room;
-use super::tx::{Tx, View};
+use super::tx::{Outcome, Tx, View};
 use crate::data::{Hurry, StoreError, StoreResult, TelemetryLimits};
 
 /// Reports that are made at a time. Each is bounded in what it reads; this bounds what callers can ask for together.
@@ -30,6 +31,7 @@ pub struct SqlStore<E> {
     pub(super) room: Arc<Room>,
     /// A permit for each report that may be made at a time.
     reports: Arc<Semaphore>,
+    pub(super) recent: Arc<Recent>,
 }
 
 impl<E: fmt::Debug> fmt::Debug for SqlStore<E> {
@@ -50,6 +52,7 @@ impl<E: Engine> SqlStore<E> {
             hurry: Arc::default(),
             room: Arc::default(),
             reports: Arc::new(Semaphore::new(REPORTS_MAX)),
+            recent: Arc::default(),
         }
     }
 
@@ -75,12 +78,37 @@ impl<E: Engine> SqlStore<E> {
     ) -> StoreResult<T> {
         let intent = move |view: &View<'_>| Tx::run(view, now, &intent);
         let outcome = self.write_view(tenant, Urgency::Prompt, intent).await?;
+        Ok(self.told(outcome))
+    }
+
+    /// Carries out an intent at `now`; by one statement where `at_once` can.
+    pub(super) async fn write_at_once<T: Send + 'static>(
+        &self,
+        tenant: &Tenant,
+        now: Timestamp,
+        at_once: impl Fn(&Tx<'_>) -> StoreResult<Option<T>> + Send + 'static,
+        intent: impl Fn(&Tx<'_>) -> StoreResult<T> + Send + 'static,
+    ) -> StoreResult<T> {
+        let at_once = move |view: &View<'_>| {
+            let done = Tx::run(view, now, &at_once)?;
+            Ok(done.answer.map(|answer| Outcome {
+                answer,
+                mailed: done.mailed,
+            }))
+        };
+        let intent = move |view: &View<'_>| Tx::run(view, now, &intent);
+        let written = self.engine.write_at_once(tenant, at_once, intent).await;
+        Ok(self.told(self.room.note(written)?))
+    }
+
+    /// Tells those for whom something was left.
+    fn told<T>(&self, outcome: Outcome<T>) -> T {
         if let Some(hurry) = self.hurry.get() {
             for instance in outcome.mailed {
                 hurry.hurry(instance);
             }
         }
-        Ok(outcome.answer)
+        outcome.answer
     }
 
     /// From here on other backends are told by this of what is left for them. The first one stays.

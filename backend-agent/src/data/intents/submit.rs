@@ -16,7 +16,7 @@ use super::inbox::Post;
 use super::row::{Reader, column, to_json};
 use super::runs::{self, replay};
 use super::tx::Tx;
-use super::{audit, dead_letters, merged};
+use super::{audit, dead_letters};
 use crate::data::ledger::submission;
 use crate::data::{
     AuditOutcome, Idempotency, Letter, NewCommand, NewRun, Offered, Remembered, Skip, StoreError,
@@ -70,6 +70,7 @@ const AT_ONCE: u64 = 500;
 pub(super) type Answer = Result<Submission, StoreError>;
 
 /// A gateway that a run is for, as it is found.
+#[derive(Debug, Clone)]
 pub(super) struct Found {
     pub(super) counters: Counters,
     pub(super) scene: Scene,
@@ -111,22 +112,9 @@ pub(super) fn submit(tx: &Tx<'_>, new: &NewRun) -> StoreResult<Answer> {
             ..
         } = asked;
         tx.lock_name(&format!("idempotency {principal} {route} {key}"))?;
-        if merged::is_wanted(tx)
-            && new.retry_of.is_none()
-            && let Some(submitted) = merged::submit(tx, new)?
-        {
-            return Ok(Ok(submitted));
-        }
         if let Some(earlier) = replay(tx, asked, tx.now)? {
             return Ok(Ok(earlier));
         }
-    }
-    if merged::is_wanted(tx)
-        && new.idempotency.is_none()
-        && new.retry_of.is_none()
-        && let Some(submitted) = merged::submit(tx, new)?
-    {
-        return Ok(Ok(submitted));
     }
     tx.lock(new.targets.iter().map(|target| target.agent_id))?;
     if let Some(dead) = new.retry_of

@@ -8,7 +8,7 @@ use viworks_common::id::{AgentId, InstanceId, Tenant};
 use viworks_common::limits::PAGE_BYTES_MAX;
 use viworks_common::telemetry::steps::Range;
 use viworks_common::time::Timestamp;
-use viworks_runtime::sqlite::{Params, Row, params};
+use viworks_runtime::sqlite::{Constraint, Params, Row, params};
 
 use super::inbox::{self, Post};
 use super::link::{Link, LinkError, Party, Record, Sql, Take};
@@ -68,6 +68,32 @@ impl<'c> View<'c> {
             ControlFlow::Break(())
         })?;
         found.transpose()
+    }
+
+    /// The first row of a statement that writes and commits by itself, if there is one. Where a rule of one of the
+    /// database's keys refuses it, nothing was written and there is none.
+    pub(super) fn optional_and_commit<T>(
+        &self,
+        sql: Sql,
+        params: Params<'_>,
+        read: impl FnOnce(&Row<'_>) -> StoreResult<T>,
+    ) -> StoreResult<Option<T>> {
+        let (mut read, mut found) = (Some(read), None);
+        let take: Take<'_> = &mut |row| {
+            found = read.take().map(|read| read(row));
+            ControlFlow::Break(())
+        };
+        let asked =
+            self.with_offers(|offers| self.link.query_and_commit(sql, params, offers, take));
+        match asked {
+            Err(error) if error.is_constraint(&[Constraint::PrimaryKey, Constraint::Unique]) => {
+                Ok(None)
+            }
+            asked => {
+                asked?;
+                found.transpose()
+            }
+        }
     }
 
     /// Every row.
@@ -168,6 +194,16 @@ impl<'c> View<'c> {
             self.lock_name(&format!("telemetry {agent_id}"))?;
         }
         Ok(())
+    }
+
+    /// Whose rows these are.
+    pub(super) const fn tenant(&self) -> &'c Tenant {
+        self.tenant
+    }
+
+    /// Whether the way to the database worked a moment ago: what breaks then breaks seldom before it is used.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.link.is_fresh()
     }
 
     /// Whose transaction it is.

@@ -144,12 +144,11 @@ impl Table {
         })?;
         let key: Vec<usize> = key.into_values().collect();
         let list = columns.join(", ");
-        let keys: Vec<&str> = key.iter().map(|at| columns[*at].as_str()).collect();
-        let keys = keys.join(", ");
-        let marks = |from: usize, count: usize| NAMES[from..from + count].join(", ");
+        let (first, next) = pages(name, &columns, &key);
         let insert = |rows: usize| {
             let width = columns.len();
-            let rows = (0..rows).map(|row| format!("({})", marks(row * width, width)));
+            let marks = |row: usize| NAMES[row * width..(row + 1) * width].join(", ");
+            let rows = (0..rows).map(|row| format!("({})", marks(row)));
             let rows: Vec<String> = rows.collect();
             let rows = rows.join(", ");
             &*format!("INSERT INTO {name} ({list}) OVERRIDING SYSTEM VALUE VALUES {rows}").leak()
@@ -157,12 +156,8 @@ impl Table {
         Ok(Self {
             name,
             count: format!("SELECT count(*) AS rows FROM {name}").leak(),
-            first: format!("SELECT {list} FROM {name} ORDER BY {keys} LIMIT {PAGE}").leak(),
-            next: format!(
-                "SELECT {list} FROM {name} WHERE ({keys}) > ({}) ORDER BY {keys} LIMIT {PAGE}",
-                marks(0, key.len())
-            )
-            .leak(),
+            first,
+            next,
             insert_one: insert(1),
             insert_batch: insert(BATCH),
             columns,
@@ -170,15 +165,36 @@ impl Table {
         })
     }
 
-    /// The same on the server, where that has it in another form: what is compared comes first, then the key there.
+    /// The same on the server, where that has it in another form, or its key in another order.
     pub(super) fn on_server(&self) -> Option<Self> {
+        if self.name == RECORDS {
+            return Some(self.records_on_server());
+        }
+        // There the tenant comes last.
+        let (tenant, rest) = self.key.split_first()?;
+        if self.columns[*tenant] != "tenant" || rest.is_empty() {
+            return None;
+        }
+        let key = [rest, &[*tenant]].concat();
+        let (first, next) = pages(self.name, &self.columns, &key);
+        Some(Self {
+            name: self.name,
+            columns: self.columns.clone(),
+            key,
+            count: self.count,
+            first,
+            next,
+            insert_one: self.insert_one,
+            insert_batch: self.insert_batch,
+        })
+    }
+
+    /// What is compared comes first, then the key there.
+    fn records_on_server(&self) -> Self {
         const KEY: [&str; 5] = ["t.agent", "t.stream", "t.observed_at", "t.epoch", "t.seq"];
         const ROWS: &str = "\
             JOIN telemetry_agent_ids AS a ON a.id = t.agent JOIN telemetry_stream_ids AS s ON s.id = t.stream \
             JOIN telemetry_epoch_ids AS e ON e.id = t.epoch ORDER BY t.agent, t.stream, t.observed_at, t.epoch, t.seq";
-        if self.name != RECORDS {
-            return None;
-        }
         let words = self.columns.iter().map(|column| match column.as_str() {
             "tenant" | "agent_id" => format!("a.{column}"),
             "stream" => "s.stream".to_owned(),
@@ -200,7 +216,7 @@ impl Table {
             .leak()
         };
         let after = NAMES[..KEY.len()].join(", ");
-        Some(Self {
+        Self {
             name: self.name,
             columns: self.columns.iter().cloned().chain(added).collect(),
             key: (width..width + KEY.len()).collect(),
@@ -211,7 +227,7 @@ impl Table {
             )),
             insert_one: self.insert_one,
             insert_batch: self.insert_batch,
-        })
+        }
     }
 
     pub(super) fn count(&self, link: &dyn Link) -> Result<u64, LinkError> {
@@ -302,6 +318,18 @@ impl Table {
         }
         Ok(())
     }
+}
+
+/// The statements for the first rows in the order of a key, and for those that follow one.
+fn pages(name: &str, columns: &[String], key: &[usize]) -> (&'static str, &'static str) {
+    let list = columns.join(", ");
+    let keys: Vec<&str> = key.iter().map(|at| columns[*at].as_str()).collect();
+    let keys = keys.join(", ");
+    let after = NAMES[..key.len()].join(", ");
+    let page = |range: &str| -> &'static str {
+        format!("SELECT {list} FROM {name}{range} ORDER BY {keys} LIMIT {PAGE}").leak()
+    };
+    (page(""), page(&format!(" WHERE ({keys}) > ({after})")))
 }
 
 /// The text in a column; none where there is none, which is noticed when both databases are compared.

@@ -170,6 +170,8 @@ impl Address {
                 ("tcp_keepalives_count", "4"),
                 ("tcp_user_timeout", "45s"),
                 ("jit", "off"),
+                // A plan may stay for longer than the table is small.
+                ("enable_seqscan", "off"),
             ]))
     }
 }

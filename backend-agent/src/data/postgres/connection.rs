@@ -19,7 +19,8 @@ use sqlx::{
 use tokio::runtime::Runtime;
 use viworks_common::id::{AgentId, Tenant};
 use viworks_common::telemetry::steps::Range;
-use viworks_common::time::Timestamp;
+use viworks_common::time::{Monotonic, Timestamp};
+use viworks_runtime::clock::{Clock as _, SystemClock};
 use viworks_runtime::sqlite::{Columns, Params, Row, Value};
 
 use super::Address;
@@ -36,6 +37,8 @@ pub(super) enum Trouble {
     Again(Error),
     /// The connection is gone.
     Lost(Error),
+    /// It is gone, and a statement that commits by itself was on its way.
+    Unknown(Error),
 }
 
 /// How a transaction begins.
@@ -74,6 +77,8 @@ impl Trouble {
             Some(Self::Again(error.clone()))
         } else if let Error::Lost(_) = error {
             Some(Self::Lost(error.clone()))
+        } else if let Error::Unknown(_) = error {
+            Some(Self::Unknown(error.clone()))
         } else {
             None
         }
@@ -83,6 +88,10 @@ impl Trouble {
 /// How long an answer may take: longer than the server lets a statement take. A server that says nothing any more is no
 /// better than one that is gone.
 const ANSWER_TIME: Duration = Duration::from_secs(40);
+
+/// For how long after an answer a connection is taken to be alive: one that rested may be gone, and is asked something
+/// that changes nothing first.
+const FRESH_FOR: Duration = Duration::from_secs(1);
 
 /// A connection on the thread that has it.
 pub(super) struct Connection {
@@ -96,6 +105,8 @@ pub(super) struct Connection {
     pub(super) known: Known,
     /// Whose transaction.
     party: Cell<Party>,
+    /// When the server answered last.
+    answered: Cell<Monotonic>,
 }
 
 #[derive(Clone)]
@@ -159,6 +170,7 @@ impl Connection {
             open: Cell::new(false),
             known: Known::default(),
             party: Cell::new(Party::Beside),
+            answered: Cell::new(SystemClock.now()),
         })
     }
 
@@ -196,6 +208,12 @@ impl Connection {
     pub(super) fn met(&self, error: Error) -> Error {
         *self.trouble.borrow_mut() = Trouble::of(&error);
         error
+    }
+
+    /// What comes is done for `party` without a transaction.
+    pub(super) fn begin_none(&self, party: Party) {
+        *self.trouble.borrow_mut() = None;
+        self.party.set(party);
     }
 
     /// Begins a transaction.
@@ -274,10 +292,13 @@ impl Connection {
     }
 
     fn note<T>(&self, done: Result<T, Error>) -> Result<T, Error> {
-        if let Err(error) = &done {
-            let trouble = Trouble::of(error);
-            if trouble.is_some() {
-                *self.trouble.borrow_mut() = trouble;
+        match &done {
+            Ok(_) => self.answered.set(SystemClock.now()),
+            Err(error) => {
+                let trouble = Trouble::of(error);
+                if trouble.is_some() {
+                    *self.trouble.borrow_mut() = trouble;
+                }
             }
         }
         done
@@ -336,6 +357,28 @@ impl Connection {
         }
         Ok((prepared, arguments))
     }
+
+    fn ask(
+        &self,
+        sql: Sql,
+        params: Params<'_>,
+        offers: Params<'_>,
+        take: Take<'_>,
+    ) -> Result<(), Error> {
+        let (prepared, arguments) = self.bind(sql, params, offers)?;
+        let mut inner = self.inner.borrow_mut();
+        let query = prepared.statement.query_with(arguments);
+        let fetching = async {
+            let mut rows = query.fetch(&mut *inner);
+            while let Some(row) = rows.try_next().await? {
+                if take(&Row::new(&Read(row))) == ControlFlow::Break(()) {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        self.runtime.block_on(within(ANSWER_TIME, fetching))
+    }
 }
 
 /// How long saying goodbye may take.
@@ -383,22 +426,30 @@ impl Link for Connection {
         offers: Params<'_>,
         take: Take<'_>,
     ) -> Result<(), LinkError> {
-        let mut run = || {
-            let (prepared, arguments) = self.bind(sql, params, offers)?;
-            let mut inner = self.inner.borrow_mut();
-            let query = prepared.statement.query_with(arguments);
-            let fetching = async {
-                let mut rows = query.fetch(&mut *inner);
-                while let Some(row) = rows.try_next().await? {
-                    if take(&Row::new(&Read(row))) == ControlFlow::Break(()) {
-                        break;
-                    }
-                }
-                Ok(())
-            };
-            self.runtime.block_on(within(ANSWER_TIME, fetching))
-        };
-        self.note(run()).map_err(LinkError::Postgres)
+        let asked = self.ask(sql, params, offers, take);
+        self.note(asked).map_err(LinkError::Postgres)
+    }
+
+    fn query_and_commit(
+        &self,
+        sql: Sql,
+        params: Params<'_>,
+        offers: Params<'_>,
+        take: Take<'_>,
+    ) -> Result<(), LinkError> {
+        // The end of the answer says that it was committed; a row does not.
+        let mut wants = true;
+        let asked = self.ask(sql, params, offers, &mut |row| {
+            wants = wants && take(row) == ControlFlow::Continue(());
+            ControlFlow::Continue(())
+        });
+        let asked = asked.map_err(Error::by_itself);
+        self.note(asked).map_err(LinkError::Postgres)
+    }
+
+    fn is_fresh(&self) -> bool {
+        let answered = self.answered.get();
+        SystemClock.now().saturating_since(answered) < FRESH_FOR
     }
 
     fn party(&self) -> Party {

@@ -160,6 +160,19 @@ impl Error {
         }
     }
 
+    /// The same about a statement that commits by itself: where the way to the server broke, nobody knows whether it did.
+    pub(super) fn by_itself(self) -> Self {
+        // That one is no answer to lose: the server said that it wrote nothing.
+        if self.takes_no_writes() {
+            return self;
+        }
+        if let Self::Lost(source) = self {
+            Self::Unknown(source)
+        } else {
+            self
+        }
+    }
+
     fn of_database(error: &dyn sqlx::error::DatabaseError, source: Arc<sqlx::Error>) -> Self {
         let code = error.code().unwrap_or_default();
         let name = error.constraint().unwrap_or_default().to_owned();

@@ -1,5 +1,6 @@
 //! Every statement against the schema on a server: it can be prepared, and none reads a whole table of many rows.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use viworks_testkit::postgres::{self, Server};
@@ -48,31 +49,11 @@ async fn every_statement_is_prepared_and_none_reads_a_whole_table() {
     });
     prepared.await.unwrap();
     for (name, sql) in of_server() {
-        if [
-            "catalogues::MERGE",
-            "runs::COUNTS",
-            "targets::ALL",
-            "sessions::UNOWNED",
-            "sessions::VACATE_ALL",
-        ]
-        .contains(&name)
-        {
+        if OF_ALL.contains(&name) {
             continue;
         }
-        // A generic plan, as the server makes it for whatever values come.
-        let numbered = numbered(sql.postgres);
-        let nothing = vec!["NULL"; numbered.names.len()].join(", ");
-        let execute = if nothing.is_empty() {
-            "asked".to_owned()
-        } else {
-            format!("asked ({nothing})")
-        };
-        let explain = format!(
-            "SET plan_cache_mode = force_generic_plan; PREPARE asked AS {}; EXPLAIN EXECUTE {execute}",
-            numbered.sql
-        );
-        let plan = server.psql(database, &explain).unwrap();
-        for table in ["commands", "runs", "telemetry", "gateways", "sessions"] {
+        let plan = plan(server, database, sql);
+        for table in MANY {
             // A day of telemetry is called by its own name.
             let whole = [
                 format!("Seq Scan on {table} "),
@@ -82,4 +63,102 @@ async fn every_statement_is_prepared_and_none_reads_a_whole_table() {
             assert!(!whole, "{name}: {plan}");
         }
     }
+}
+
+/// Statements are prepared on the first day of a site and stay for as long as their connection does.
+#[tokio::test]
+async fn no_statement_is_planned_for_tables_that_stay_empty() {
+    let Some(server) = postgres::server() else {
+        return;
+    };
+    let database = "viworks_young_plans";
+    server.make_empty(database);
+    let address = Address::parse(&server.url(database), None, None).unwrap();
+    let store = PostgresStore::open(address, Role::Beside, true);
+    store.await.unwrap().close().await;
+    let entered = server
+        .psql(
+            database,
+            "SELECT i.indexrelid::regclass || ' ' || a.attname FROM pg_index AS i \
+             JOIN pg_attribute AS a ON a.attrelid = i.indexrelid AND a.attnum = 1",
+        )
+        .unwrap();
+    let entered: BTreeMap<&str, &str> = entered
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .collect();
+    for (name, sql) in of_server() {
+        if OF_ALL.contains(&name) || WITH_STATISTICS.contains(&name) {
+            continue;
+        }
+        let plan = plan(server, database, sql);
+        let mut lines = plan.lines().peekable();
+        while let Some(line) = lines.next() {
+            let table = line.split(" on ").nth(1);
+            let table = table.and_then(|rest| rest.split_whitespace().next());
+            if !table.is_some_and(|table| MANY.contains(&table)) || !line.contains("Scan") {
+                continue;
+            }
+            let index = line.split(" using ").nth(1);
+            let index = index.and_then(|rest| rest.split_whitespace().next());
+            let column = index.and_then(|index| entered.get(index));
+            let condition = lines.peek().copied().unwrap_or_default();
+            let goes_by = |column: &&&str| {
+                condition.contains("Index Cond:") && condition.contains(&format!("({column} "))
+            };
+            // All commands that a gateway ever had are no better than a table.
+            let history = index == Some("commands_agent_id_order_no_tenant_key")
+                && !condition.contains("(order_no ");
+            assert!(
+                !history && column.as_ref().is_some_and(goes_by) || in_order(&plan),
+                "{name}: {line}\n{plan}"
+            );
+        }
+    }
+}
+
+/// Whether a plan takes the first few in the order of an index.
+fn in_order(plan: &str) -> bool {
+    plan.starts_with("Limit ") && !plan.contains("Sort ")
+}
+
+/// Statements about all there is, or most of it.
+const OF_ALL: &[&str] = &[
+    "catalogues::MERGE",
+    "runs::COUNTS",
+    "targets::ALL",
+    "sessions::UNOWNED",
+    "sessions::VACATE_ALL",
+];
+
+/// What is not asked with each command. In a join the planner takes the tenant for as good as a key until the server
+/// has looked at the tables, which it does within minutes.
+const WITH_STATISTICS: &[&str] = &[
+    "agents::BY_NAME",
+    "catalogues::MERGE_ONE",
+    "dead_letters::BY_ID",
+    "runs::CANCEL_COMMANDS",
+    "runs::COMMAND",
+    "sessions::END_ALL",
+    "settle::LOAD_DISPATCHED",
+];
+
+/// Tables that have many rows.
+const MANY: &[&str] = &["commands", "runs", "telemetry", "gateways", "sessions"];
+
+/// A generic plan, as the server makes it for whatever values come.
+fn plan(server: &Server, database: &str, sql: Sql) -> String {
+    let numbered = numbered(sql.postgres);
+    let nothing = vec!["NULL"; numbered.names.len()].join(", ");
+    let execute = if nothing.is_empty() {
+        "asked".to_owned()
+    } else {
+        format!("asked ({nothing})")
+    };
+    let explain = format!(
+        "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; \
+         PREPARE asked AS {}; EXPLAIN EXECUTE {execute}",
+        numbered.sql
+    );
+    server.psql(database, &explain).unwrap()
 }

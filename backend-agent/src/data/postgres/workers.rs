@@ -31,6 +31,11 @@ const CLOSE_TIME: Duration = Duration::from_secs(30);
 
 /// A transaction, whatever its types are.
 trait Job: Send {
+    /// Carries it out outside of a transaction; answers whether there is an outcome, which then stands.
+    fn run_at_once(&mut self, _connection: &Connection) -> bool {
+        false
+    }
+
     /// Carries it out; answers whether it worked.
     fn run(&mut self, connection: &Connection) -> bool;
 
@@ -44,6 +49,18 @@ struct TypedJob<F, T, E> {
     work: F,
     outcome: Option<Result<T, E>>,
     reply: oneshot::Sender<Result<T, E>>,
+}
+
+impl<F, T, E> TypedJob<F, T, E> {
+    fn new(work: F) -> (Self, oneshot::Receiver<Result<T, E>>) {
+        let (reply, answer) = oneshot::channel();
+        let job = Self {
+            work,
+            outcome: None,
+            reply,
+        };
+        (job, answer)
+    }
 }
 
 impl<F, T, E> Job for TypedJob<F, T, E>
@@ -73,6 +90,39 @@ where
 
     fn is_abandoned(&self) -> bool {
         self.reply.is_closed()
+    }
+}
+
+/// What may be carried out by one statement that commits by itself.
+struct AtOnce<G, F, T, E> {
+    at_once: G,
+    job: TypedJob<F, T, E>,
+}
+
+impl<G, F, T, E> Job for AtOnce<G, F, T, E>
+where
+    G: Fn(&Connection) -> Result<Option<T>, E> + Send,
+    F: Fn(&Connection) -> Result<T, E> + Send,
+    T: Send,
+    E: From<Error> + Send,
+{
+    fn run_at_once(&mut self, connection: &Connection) -> bool {
+        let outcome = catch_unwind(AssertUnwindSafe(|| (self.at_once)(connection)))
+            .unwrap_or_else(|_payload| Err(Error::Panicked.into()));
+        self.job.outcome = outcome.transpose();
+        self.job.outcome.is_some()
+    }
+
+    fn run(&mut self, connection: &Connection) -> bool {
+        self.job.run(connection)
+    }
+
+    fn answer(self: Box<Self>, fate: Result<(), Error>) {
+        Box::new(self.job).answer(fate);
+    }
+
+    fn is_abandoned(&self) -> bool {
+        self.job.is_abandoned()
     }
 }
 
@@ -158,17 +208,38 @@ impl Workers {
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
+        let (job, answer) = TypedJob::new(work);
+        self.answered(wait, Box::new(job), answer).await
+    }
+
+    /// The same, where one statement outside of a transaction may do.
+    pub(super) async fn run_at_once<T, E, G, F>(
+        &self,
+        wait: Duration,
+        at_once: G,
+        work: F,
+    ) -> Result<T, E>
+    where
+        G: Fn(&Connection) -> Result<Option<T>, E> + Send + 'static,
+        F: Fn(&Connection) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        let (job, answer) = TypedJob::new(work);
+        let job = AtOnce { at_once, job };
+        self.answered(wait, Box::new(job), answer).await
+    }
+
+    async fn answered<T, E: From<Error>>(
+        &self,
+        wait: Duration,
+        job: Box<dyn Job>,
+        answer: oneshot::Receiver<Result<T, E>>,
+    ) -> Result<T, E> {
         let room = timeout(wait, Arc::clone(&self.room).acquire_owned()).await;
         let place = room
             .map_err(|_elapsed| Error::Busy)?
             .map_err(|_closed| Error::Closed)?;
-        let (reply, answer) = oneshot::channel();
-        let job = TypedJob {
-            work,
-            outcome: None,
-            reply,
-        };
-        let job = Box::new(job);
         let waiting = Waiting { job, _place: place };
         self.jobs
             .try_send(Some(waiting))
@@ -224,7 +295,10 @@ impl Worker {
                     Ok(had) => had,
                     Err(error) => break Err(error),
                 };
-                let (fate, usable) = self.transact(&had.connection, job.as_mut());
+                let (fate, usable) = match self.at_once(&had.connection, job.as_mut()) {
+                    Some(done) => done,
+                    None => self.transact(&had.connection, job.as_mut()),
+                };
                 if let Fate::Lost(error) = &fate {
                     self.era.judge(had.era, error);
                 }
@@ -255,9 +329,13 @@ impl Worker {
         queue.blocking_recv().flatten()
     }
 
-    fn begin(&self) -> Begin {
+    fn party(&self) -> Party {
         let instance = self.lease.as_ref().and_then(|lease| lease.instance());
-        let party = instance.map_or(Party::Beside, Party::Instance);
+        instance.map_or(Party::Beside, Party::Instance)
+    }
+
+    fn begin(&self) -> Begin {
+        let party = self.party();
         match self.purpose {
             Purpose::Read | Purpose::Report => Begin::Read(party),
             Purpose::Write => Begin::Write(party),
@@ -297,6 +375,19 @@ impl Worker {
         Ok(opened)
     }
 
+    /// What needs no transaction, and whether the connection can be used again.
+    fn at_once(&self, connection: &Connection, job: &mut dyn Job) -> Option<(Fate, bool)> {
+        connection.begin_none(self.party());
+        let done = job.run_at_once(connection);
+        match connection.trouble() {
+            Some(Trouble::Unknown(error)) => Some((Fate::Failed(error), false)),
+            Some(Trouble::Lost(error)) => Some((Fate::Lost(error), false)),
+            // Nothing of it remains; a transaction waits for its turn.
+            Some(Trouble::Again(_)) => None,
+            None => done.then_some((Fate::Done, true)),
+        }
+    }
+
     /// One transaction, and whether the connection can be used again.
     fn transact(&self, connection: &Connection, job: &mut dyn Job) -> (Fate, bool) {
         match connection.begin(self.begin()) {
@@ -322,6 +413,7 @@ impl Worker {
         match connection.trouble() {
             // There is nothing to say to it any more.
             Some(Trouble::Lost(error)) => (Fate::Lost(error), false),
+            Some(Trouble::Unknown(error)) => (Fate::Failed(error), false),
             Some(Trouble::Again(error)) => (Fate::Again(error), connection.roll_back()),
             // Its own answer stands.
             None => (Fate::Done, connection.roll_back()),

@@ -218,10 +218,10 @@ async fn a_server_whose_clock_is_set_back_does_not_keep_the_sessions_of_the_dead
         (hand.says(&renewed) == "1").then_some(())
     })
     .await;
-    assert!(
-        other.store.neighbours().borrow().is_empty(),
-        "the dead one is no neighbour"
-    );
+    eventually("the dead one is no neighbour", PATIENCE, async || {
+        other.store.neighbours().borrow().is_empty().then_some(())
+    })
+    .await;
     assert_eq!(end().await.instances, 0, "it has not had it for long");
     assert_eq!(asked().await, Owner::Unsure);
     hand.age(own);

@@ -31,8 +31,12 @@ const NEIGHBOUR: &str = "01900000-0000-7000-8000-000000000001";
 /// The names of the methods of the contract that write.
 fn writing() -> BTreeSet<&'static str> {
     let methods = CONTRACT.split("    async fn ").skip(1);
-    let writes =
-        |method: &&str| method.contains("self.write(") || method.contains("self.write_view(");
+    let calls = ["self.write(", "self.write_view(", "self.write_at_once("];
+    // A call may stand in several lines.
+    let writes = |method: &&str| {
+        let method: String = method.split_whitespace().collect();
+        calls.iter().any(|call| method.contains(call))
+    };
     let name = |method: &'static str| method.split('(').next().unwrap_or_default();
     methods.filter(writes).map(name).collect()
 }

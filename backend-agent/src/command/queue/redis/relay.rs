@@ -32,8 +32,9 @@ const WAITING_MAX: usize = 256;
 const SAID_EVERY: Duration = Duration::from_secs(5);
 const BELIEVED_FOR: Duration = Duration::from_secs(15);
 
-/// A run that somebody watches for less is not worth a word: most end before.
-const WORTH_A_WORD: Duration = Duration::from_millis(20);
+/// A run that somebody watches for less is not worth a word: most end before. A word costs a look into the database, so
+/// a backend that is busy must not be made busier by the waiting that follows from it.
+const WORTH_A_WORD: Duration = Duration::from_millis(200);
 
 /// The way of changes from here to others and back.
 pub(super) struct Relay {
