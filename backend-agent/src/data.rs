@@ -97,6 +97,14 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// Whether the database could not be used, rather than that it refused something. The store has said so in the log.
+    #[must_use]
+    pub const fn is_outage(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Unknown(_))
+    }
+}
+
 /// A migration of a schema that was not applied yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pending {

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use viworks_common::code::CloseCode;
 use viworks_common::command::CommandState;
 use viworks_common::human;
@@ -174,11 +174,13 @@ impl Jobs {
             }
             if let Err(error) = self.run(job, &lifecycle).await {
                 self.metrics.job_failures.inc();
-                warn!(
-                    job = job.name(),
-                    error = in_full(&error),
-                    "a job failed; it runs again"
-                );
+                let (job, away) = (job.name(), error.is_outage());
+                let error = in_full(&error);
+                if away {
+                    debug!(job, error, "a job failed; it runs again");
+                } else {
+                    warn!(job, error, "a job failed; it runs again");
+                }
             }
         }
     }

@@ -195,6 +195,12 @@ impl Together {
         )
     }
 
+    /// When each of many should come that all have to come anew, by its place among them; 0 is the first.
+    #[must_use]
+    pub fn delay(&self, place: usize) -> Duration {
+        span(place, self.per_second).min(RETRY_AFTER_MAX)
+    }
+
     /// Between two turns that one house gives: all of them together give as many as can be taken.
     fn step(&self) -> Duration {
         span(1, self.per_second).saturating_mul(self.houses)

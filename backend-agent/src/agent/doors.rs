@@ -71,6 +71,12 @@ impl Doors {
         slot(&self.house(sessions, false), &lock(&self.others))
     }
 
+    /// When each of the gateways should come back whose sessions are over here while this instance stays open.
+    #[must_use]
+    pub fn anew(&self) -> Together {
+        Together::of(&self.house(0, false), &lock(&self.others))
+    }
+
     /// When each of so many gateways should come back when this instance closes.
     #[must_use]
     pub fn waves(&self, sessions: usize) -> Waves {

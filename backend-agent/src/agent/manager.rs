@@ -140,9 +140,11 @@ impl Manager {
             return;
         }
         connected.instance = instance;
-        for entry in connected.sessions.values() {
+        let turns = self.doors.anew();
+        for (place, entry) in connected.sessions.values().enumerate() {
             let reason = "the backend was taken for dead by another one";
-            entry.shelf.end(CloseCode::Draining, reason);
+            let after = turns.delay(place);
+            entry.shelf.end_for(CloseCode::Draining, reason, after);
         }
     }
 
@@ -477,10 +479,10 @@ impl Manager {
         let connected = &lock(&self.connected).sessions;
         let waves = self.doors.waves(connected.len());
         for (place, entry) in connected.values().enumerate() {
-            if !entry.shelf.order(Order::Drain(waves.delay(place))) {
-                entry
-                    .shelf
-                    .end(CloseCode::Draining, "the backend is stopping");
+            let after = waves.delay(place);
+            if !entry.shelf.order(Order::Drain(after)) {
+                let reason = "the backend is stopping";
+                entry.shelf.end_for(CloseCode::Draining, reason, after);
             }
         }
     }

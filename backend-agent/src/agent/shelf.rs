@@ -36,6 +36,8 @@ pub struct Ending {
     pub code: CloseCode,
     /// One sentence.
     pub reason: &'static str,
+    /// When the gateway should come back, where that is for this process to say.
+    pub after: Option<Duration>,
 }
 
 /// What a session and the rest of the process share.
@@ -134,7 +136,24 @@ impl Shelf {
 
     /// Ends the session.
     pub fn end(&self, code: CloseCode, reason: &'static str) {
-        self.inner().ending = Some(Ending { code, reason });
+        self.end_by(Ending {
+            code,
+            reason,
+            after: None,
+        });
+    }
+
+    /// Ends the session, and says when the gateway should come back.
+    pub fn end_for(&self, code: CloseCode, reason: &'static str, after: Duration) {
+        self.end_by(Ending {
+            code,
+            reason,
+            after: Some(after),
+        });
+    }
+
+    fn end_by(&self, ending: Ending) {
+        self.inner().ending = Some(ending);
         self.changed.notify_one();
     }
 

@@ -235,7 +235,7 @@ impl From<StoreError> for ApiError {
                     .retry_after(retry_after)
             }
             StoreError::Unknown(_) => {
-                tracing::warn!(error = in_full(&error), "the answer to a commit was lost");
+                tracing::debug!(error = in_full(&error), "the answer to a commit was lost");
                 let detail = "whether it was done is not known, because the database went away; asking again is safe, \
                               for a submission with the same Idempotency-Key";
                 Self::new(ProblemCode::Unavailable, detail).retry_after(RETRY_SOON)
@@ -246,7 +246,7 @@ impl From<StoreError> for ApiError {
             )
             .retry_after(RETRY_REPORT),
             StoreError::Unavailable(_) => {
-                tracing::warn!(
+                tracing::debug!(
                     error = in_full(&error),
                     "a request met an unavailable database"
                 );

@@ -22,6 +22,7 @@ pub(super) mod link;
 mod merged;
 mod opening;
 mod orphans;
+pub(super) mod outage;
 mod outputs;
 mod page;
 mod recent;

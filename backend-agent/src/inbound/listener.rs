@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use viworks_common::key::{Binding, BindingMode};
 use viworks_common::limits::SEND_PROGRESS_TIMEOUT;
 use viworks_runtime::throttle::{LOG_LINES, Throttle};
@@ -165,9 +165,7 @@ impl Handshake {
         let verdict = match (&recognised, &opening) {
             (Err(unrecognised), _) => {
                 metrics.refused(unrecognised.code().name());
-                if let Some(left_out) = self.lines.refused.take(self.inbound.clock.now()) {
-                    warn!(%address, error = %unrecognised, left_out, "refused a client certificate");
-                }
+                self.tell(unrecognised);
                 Verdict::Refuse(unrecognised.code(), unrecognised.reason())
             }
             (Ok(_), None) => {
@@ -216,6 +214,19 @@ impl Handshake {
         // A task of its own: this one's future carries the whole handshake and would keep its size.
         let session = Box::pin(connection::serve(opening));
         drop(self.inbound.lifecycle.spawn("agent session", session));
+    }
+
+    /// Says why a client certificate is refused.
+    fn tell(&self, unrecognised: &Unrecognised) {
+        let address = self.address;
+        if let Unrecognised::Store(error) = unrecognised
+            && error.is_outage()
+        {
+            // Nothing may be wrong with it; what is wrong with the database is said by the store.
+            debug!(%address, "whose certificate was shown cannot be looked up while the database is away");
+        } else if let Some(left_out) = self.lines.refused.take(self.inbound.clock.now()) {
+            warn!(%address, error = %unrecognised, left_out, "refused a client certificate");
+        }
     }
 
     /// Writes a line that anybody who reaches the port can cause, unless there were too many of them.

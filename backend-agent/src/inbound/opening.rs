@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tracing::{error, info};
+use tracing::{debug, error, info};
 use viworks_common::claims::{Newcomer, Verdict};
 use viworks_common::code::CloseCode;
 use viworks_common::id::SessionId;
@@ -283,7 +283,11 @@ fn refusal(outcome: &AdmitOutcome) -> Refuse {
 }
 
 fn unavailable(error: &StoreError) -> Refuse {
-    error!(%error, "failed to decide about a HELLO");
+    if error.is_outage() {
+        debug!(%error, "failed to decide about a HELLO");
+    } else {
+        error!(%error, "failed to decide about a HELLO");
+    }
     Refuse {
         retry_after_ms: Some(millis(UNAVAILABLE_RETRY)),
         ..refuse(

@@ -301,7 +301,12 @@ impl Worker {
                     self.metrics
                         .telemetry_refused
                         .inc_by(u64::try_from(writes.len()).unwrap_or(u64::MAX));
-                    warn!(%error, batches = writes.len(), "telemetry could not be committed; it waits");
+                    let (away, batches) = (error.is_outage(), writes.len());
+                    if away {
+                        debug!(%error, batches, "telemetry could not be committed; it waits");
+                    } else {
+                        warn!(%error, batches, "telemetry could not be committed; it waits");
+                    }
                 }
             }
             tokio::select! {

@@ -5,6 +5,9 @@ use std::time::Duration;
 use crate::code::CloseCode;
 use crate::limits;
 
+/// A session confirmed for this long is no part of a circle of being told to come back.
+const SETTLED: Duration = Duration::from_secs(5);
+
 /// The first delay after a refusal that nobody signed.
 const UNPROVED_BASE: Duration = Duration::from_secs(60);
 
@@ -146,22 +149,11 @@ impl Backoff {
             }
             FailureClass::Told { after } => {
                 let after = after.min(limits::RETRY_AFTER_MAX);
-                self.told = self.told.saturating_add(1);
-                // Told the same again and again without a session in between: never a hot loop.
-                if self.told > 1 {
-                    after.max(self.transient(random))
-                } else {
-                    after
-                }
+                after.max(self.told_again(random))
             }
             FailureClass::Slot { within } => {
-                self.told = self.told.saturating_add(1);
                 let drawn = between(Duration::ZERO, within.min(limits::RETRY_AFTER_MAX), random);
-                if self.told > 1 {
-                    drawn.max(self.transient(random))
-                } else {
-                    drawn
-                }
+                drawn.max(self.told_again(random))
             }
         }
     }
@@ -170,7 +162,20 @@ impl Backoff {
     pub fn confirmed_for(&mut self, span: Duration) {
         if span >= self.settings.reset_after {
             *self = Self::with(self.settings);
+        } else if span >= SETTLED {
+            self.told = 0;
         }
+    }
+
+    /// What is waited at the least. Told the same again and again with no session in between that lasted: never a hot
+    /// loop. What failed for other reasons before has nothing to do with it: the backend is there, and says when.
+    fn told_again(&mut self, random: u64) -> Duration {
+        let before = self.told;
+        self.told = self.told.saturating_add(1);
+        before.checked_sub(1).map_or(Duration::ZERO, |again| {
+            let ceiling = doubled(self.settings.base, again, self.settings.max);
+            between(Duration::ZERO, ceiling, random)
+        })
     }
 
     fn transient(&mut self, random: u64) -> Duration {
@@ -246,6 +251,32 @@ mod tests {
         assert_eq!(backoff.next(at_once, u64::MAX), Duration::ZERO);
         let waits: Duration = (0..10).map(|_| backoff.next(at_once, u64::MAX / 2)).sum();
         assert!(waits > SECOND * 60, "{waits:?}");
+    }
+
+    #[test]
+    fn a_backend_that_names_a_moment_is_believed_whatever_went_wrong_before() {
+        let at_once = FailureClass::Told {
+            after: SECOND / 100,
+        };
+        let mut backoff = Backoff::new();
+        for _ in 0..9 {
+            backoff.next(FailureClass::Transient, u64::MAX);
+        }
+        backoff.next(at_once, u64::MAX);
+        // One backend after the other is stopped in an orderly way, and each time there was a session for a while.
+        for _ in 0..5 {
+            backoff.confirmed_for(SETTLED);
+            assert_eq!(backoff.next(at_once, u64::MAX), SECOND / 100);
+        }
+        // Without one it takes a moment longer each time.
+        for ceiling in [1, 2, 4, 8] {
+            backoff.confirmed_for(SECOND * 4);
+            let delay = backoff.next(at_once, u64::MAX);
+            assert!(
+                delay > SECOND * (ceiling - 1) && delay <= SECOND * ceiling,
+                "{delay:?}"
+            );
+        }
     }
 
     #[test]

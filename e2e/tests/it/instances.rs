@@ -281,6 +281,50 @@ async fn a_backend_that_is_killed_leaves_its_gateways_to_the_other() {
     drop(gateway);
 }
 
+/// Whatever a gateway went through before: a backend that stops says when to come back, and is believed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_that_is_stopped_costs_its_gateways_no_more_than_a_moment() {
+    let Some(mut site) = Site::start(Binaries::shipped()).await else {
+        return;
+    };
+    let folder = site.issue("gw-1");
+    site.start_both().await;
+    // It tries in vain for a while, and longer each time.
+    site.way.forward_to("127.0.0.1:1");
+    let mut gateway = site.gateway(&folder);
+    eventually("it has failed often", PATIENCE, async || {
+        let log = gateway.log();
+        (log.matches("no connection to the backend").count() >= 5).then_some(())
+    })
+    .await;
+    site.way.forward_to(site.one.agents_address());
+    site.is_with(&site.one, "gw-1").await;
+    for round in 0..4 {
+        let (stops, stays) = if round % 2 == 0 {
+            (&mut site.one, &site.other)
+        } else {
+            (&mut site.other, &site.one)
+        };
+        site.way.forward_to(stays.agents_address());
+        let (begun, after) = (SystemClock.now(), instance(stays));
+        assert!(stops.backend().stop(PATIENCE).await.success());
+        let query = "SELECT session_instance FROM gateways WHERE name = 'gw-1'";
+        eventually("it is with the one that stays", PATIENCE, async || {
+            (site.database.ask(query).unwrap() == after).then_some(())
+        })
+        .await;
+        let took = SystemClock.now().saturating_since(begun);
+        assert!(took < Duration::from_secs(6), "{round}: {took:?}");
+        let stopped = if round % 2 == 0 {
+            &mut site.one
+        } else {
+            &mut site.other
+        };
+        stopped.start_backend(Start::default()).await;
+    }
+    assert!(gateway.stop(PATIENCE).await.success());
+}
+
 /// Case 4 of the ten.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backend_that_stood_still_beyond_its_lease_goes_on_as_another_instance() {

@@ -233,3 +233,59 @@ async fn a_database_whose_disk_is_full_is_told_of_and_goes_on_when_there_is_room
     let ((), runs, fed) = tokio::join!(script, site.submit(), site.feed());
     site.account(&runs, fed).await;
 }
+
+/// How often a job failed so far.
+async fn failed_jobs(system: &Deployment) -> u64 {
+    let (_, metrics) = system.request("GET", "/metrics", None).await.unwrap();
+    let text = metrics.as_str().unwrap_or_default();
+    let count = text
+        .lines()
+        .find_map(|line| line.strip_prefix("viworks_job_failures_total "));
+    count.and_then(|count| count.parse().ok()).unwrap_or(0)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_is_gone_is_told_in_a_few_lines() {
+    let Some(mut own) = Own::start() else { return };
+    let port = own.server().port();
+    let mut site = Site::start(&own, port).await;
+    let alarms = |site: &mut Site| {
+        let log = site.system.backend().log();
+        let alarms = log
+            .lines()
+            .filter(|line| line.contains(" WARN ") || line.contains("ERROR "));
+        alarms.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let before = alarms(&mut site).len();
+    own.kill();
+    eventually("much has failed", PATIENCE, async || {
+        (failed_jobs(&site.system).await >= 60).then_some(())
+    })
+    .await;
+    let told = alarms(&mut site).split_off(before);
+    assert!(told.len() <= 12, "{told:#?}");
+    assert!(
+        told.iter()
+            .any(|line| line.contains("the database cannot be used")),
+        "{told:#?}"
+    );
+    assert!(
+        !told.iter().any(|line| line.contains("client certificate")),
+        "{told:#?}"
+    );
+    own.start_again();
+    eventually("it is well again", PATIENCE, async || {
+        (health(&site.system).await["status"] == "pass").then_some(())
+    })
+    .await;
+    let log = site.system.backend().log();
+    for again in [
+        "the database is used again",
+        "lease of the database is renewed again",
+    ] {
+        assert!(log.contains(again), "{again}");
+    }
+    site.system.online("gw-1").await;
+    assert!(site.gateway.stop(PATIENCE).await.success());
+    assert!(site.system.backend().stop(PATIENCE).await.success());
+}

@@ -122,6 +122,23 @@ async fn a_session_that_answers_a_probe_is_alive() {
 }
 
 #[test]
+fn gateways_of_a_lost_lease_are_told_when_to_come_back() {
+    let manager = manager();
+    let shelves = [1, 2].map(|number| {
+        let shelf = shelf(1);
+        let identity = Identity {
+            agent_id: AgentId::from_uuid(Uuid::from_u128(number)),
+            ..identity()
+        };
+        assert!(manager.register(&identity, session(number), &shelf, None));
+        shelf
+    });
+    manager.go_on_as(Some(InstanceId::from_uuid(Uuid::from_u128(1))));
+    let told = shelves.map(|shelf| shelf.take().ending.unwrap().after);
+    assert_eq!(told, [Duration::ZERO, Duration::from_millis(10)].map(Some));
+}
+
+#[test]
 fn the_certificates_that_end_soon_are_known_until_they_are_renewed() {
     let manager = manager();
     let at = |days: i64| Timestamp::from_unix_micros(days * 24 * 3_600 * 1_000_000);

@@ -860,7 +860,9 @@ impl<E: Engine> Store for SqlStore<E> {
     }
 
     async fn health(&self) -> StoreResult<StoreHealth> {
-        let health = self.room.note(self.engine.health().await)?;
+        let health = self
+            .room
+            .note(self.outage.note(self.engine.health().await))?;
         Ok(StoreHealth {
             full: self.room.is_full(),
             ..health

@@ -10,6 +10,7 @@ use viworks_common::id::Tenant;
 use viworks_common::time::Timestamp;
 
 use super::link::{Engine, Urgency};
+use super::outage::Outage;
 use super::recent::Recent;
 use super::room::Room;
 use super::tx::{Outcome, Tx, View};
@@ -29,6 +30,7 @@ pub struct SqlStore<E> {
     /// Who tells other backends at once.
     hurry: Arc<OnceLock<Arc<dyn Hurry>>>,
     pub(super) room: Arc<Room>,
+    pub(super) outage: Arc<Outage>,
     /// A permit for each report that may be made at a time.
     reports: Arc<Semaphore>,
     pub(super) recent: Arc<Recent>,
@@ -51,6 +53,7 @@ impl<E: Engine> SqlStore<E> {
             telemetry: TelemetryLimits::default(),
             hurry: Arc::default(),
             room: Arc::default(),
+            outage: Arc::default(),
             reports: Arc::new(Semaphore::new(REPORTS_MAX)),
             recent: Arc::default(),
         }
@@ -98,7 +101,7 @@ impl<E: Engine> SqlStore<E> {
         };
         let intent = move |view: &View<'_>| Tx::run(view, now, &intent);
         let written = self.engine.write_at_once(tenant, at_once, intent).await;
-        Ok(self.told(self.room.note(written)?))
+        Ok(self.told(self.room.note(self.outage.note(written))?))
     }
 
     /// Tells those for whom something was left.
@@ -124,7 +127,7 @@ impl<E: Engine> SqlStore<E> {
         intent: impl Fn(&View<'_>) -> StoreResult<T> + Send + 'static,
     ) -> StoreResult<T> {
         let written = self.engine.write(tenant, urgency, intent).await;
-        self.room.note(written)
+        self.room.note(self.outage.note(written))
     }
 
     pub(super) async fn read<T: Send + 'static>(
@@ -132,7 +135,8 @@ impl<E: Engine> SqlStore<E> {
         tenant: &Tenant,
         question: impl Fn(&View<'_>) -> StoreResult<T> + Send + 'static,
     ) -> StoreResult<T> {
-        self.engine.read(tenant, question).await
+        let answered = self.engine.read(tenant, question).await;
+        self.outage.note(answered)
     }
 
     /// Answers what takes much reading, a few questions at a time.
@@ -150,6 +154,7 @@ impl<E: Engine> SqlStore<E> {
             let _taken = &turn;
             question(view)
         };
-        self.engine.report(tenant, question).await
+        let answered = self.engine.report(tenant, question).await;
+        self.outage.note(answered)
     }
 }

@@ -20,6 +20,7 @@ use super::era::Era;
 use super::error::Error;
 use super::{Address, lock};
 use crate::data::intents::instances::LEASE_SECONDS;
+use crate::data::intents::outage::Outage;
 use crate::data::{InstanceLoad, Neighbour};
 
 /// How often the lease is renewed, and how soon again where that failed.
@@ -98,6 +99,7 @@ impl Lease {
             kept: Some(connection),
             of: era.now(),
             era,
+            outage: Outage::default(),
         };
         keeper.renew()?;
         thread::Builder::new()
@@ -152,6 +154,7 @@ struct Keeper {
     /// Which time the connection is of.
     of: u64,
     era: Arc<Era>,
+    outage: Outage,
 }
 
 impl Keeper {
@@ -169,11 +172,21 @@ impl Keeper {
                 Ok(Word::Look) | Err(mpsc::RecvTimeoutError::Timeout) => {
                     self.held.doubted.store(false, Ordering::Release);
                     rest = match self.renew() {
-                        Ok(()) => RENEW_EVERY,
+                        Ok(()) => {
+                            if let Some(left_out) = self.outage.over() {
+                                tracing::info!(
+                                    left_out,
+                                    "this backend's lease of the database is renewed again"
+                                );
+                            }
+                            RENEW_EVERY
+                        }
                         Err(error) => {
                             // A backend that writes nothing else finds out by this.
                             self.era.judge(self.of, &error);
-                            tracing::warn!(%error, "this backend's lease of the database could not be renewed; it tries again");
+                            if self.outage.is_news() {
+                                tracing::warn!(%error, "this backend's lease of the database could not be renewed; it tries again");
+                            }
                             self.held.doubted.store(true, Ordering::Release);
                             RENEW_AGAIN
                         }

@@ -7,8 +7,9 @@ use viworks_common::code::RejectCode;
 use viworks_common::command::{CommandState, format_digest};
 use viworks_common::id::CommandId;
 use viworks_common::time::Monotonic;
-use viworks_common::wire::message::{BackendMessage, Command, CommandRef, Go};
+use viworks_common::wire::message::{BackendMessage, Command, CommandRef, Go, Refuse};
 
+use super::super::opening::millis;
 use super::live::Live;
 use super::refusal;
 use crate::agent::shelf::Taken;
@@ -54,7 +55,10 @@ impl Live {
             look,
         } = self.shelf.take();
         if let Some(ending) = ending {
-            return self.line.refuse(refusal(ending.code, ending.reason));
+            return self.line.refuse(Refuse {
+                retry_after_ms: ending.after.map(millis),
+                ..refusal(ending.code, ending.reason)
+            });
         }
         for order in orders {
             self.on_order(order);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode as FrameCode;
-use tracing::warn;
+use tracing::{debug, warn};
 use viworks_common::code::CloseCode;
 use viworks_common::id::SessionId;
 use viworks_common::key::Identity;
@@ -166,7 +166,11 @@ impl Line {
             | StoreError::Unknown(_)
             | StoreError::Full(_)
             | StoreError::Inconsistent { .. } => {
-                warn!(gateway = %self.peer.name, agent_id = %self.peer.identity.agent_id, %error, "a session ends because of the store");
+                if error.is_outage() {
+                    debug!(gateway = %self.peer.name, agent_id = %self.peer.identity.agent_id, %error, "a session ends because of the store");
+                } else {
+                    warn!(gateway = %self.peer.name, agent_id = %self.peer.identity.agent_id, %error, "a session ends because of the store");
+                }
                 self.refuse(refusal(CloseCode::Internal, "the backend's store failed"));
             }
         }
