@@ -111,6 +111,7 @@ else
 fi
 # What the bench measures beside the backend.
 need_server nats-server || true
+need_server mosquitto || true
 cargo --version
 rustc --version
 

@@ -637,7 +637,8 @@ pub trait Store: Send + Sync {
         now: Timestamp,
     ) -> StoreResult<PurgedTelemetry>;
 
-    /// Rolls up one day of a gateway that is over and has changed, and forgets roll-ups that are older than they are kept.
+    /// Rolls up one day of a gateway that is over and has changed, and forgets roll-ups that are older than they are
+    /// kept.
     ///
     /// # Errors
     /// When the store cannot do it, or is busy with other reports; the day is rolled up later.

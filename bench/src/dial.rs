@@ -1,4 +1,4 @@
-//! One mutually authenticated WebSocket, the same for both kinds of agents.
+//! One mutually authenticated connection, and the WebSocket on it, the same for both kinds of agents.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,10 +49,7 @@ pub(crate) fn client(material: &Material) -> anyhow::Result<Arc<ClientConfig>> {
 /// Connects.
 pub(crate) async fn dial(address: &str, tls: Arc<ClientConfig>) -> anyhow::Result<Socket> {
     timeout(WITHIN, async {
-        let stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
-        let name = ServerName::try_from("localhost")?;
-        let stream = TlsConnector::from(tls).connect(name, stream).await?;
+        let stream = connect(address, tls).await?;
         let mut request = format!("wss://localhost{CONNECT_PATH}").into_client_request()?;
         request
             .headers_mut()
@@ -63,4 +60,15 @@ pub(crate) async fn dial(address: &str, tls: Arc<ClientConfig>) -> anyhow::Resul
     })
     .await
     .context("no connection in time")?
+}
+
+/// TLS alone, for whoever speaks another protocol on it.
+pub(crate) async fn connect(
+    address: &str,
+    tls: Arc<ClientConfig>,
+) -> anyhow::Result<TlsStream<TcpStream>> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    let name = ServerName::try_from("localhost")?;
+    Ok(TlsConnector::from(tls).connect(name, stream).await?)
 }

@@ -25,19 +25,30 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(300);
 
 /// Agents that run until it is dropped.
 pub(crate) struct Fleet {
-    up: watch::Sender<usize>,
+    /// How many have a session with each of the servers.
+    up: watch::Sender<Vec<usize>>,
     /// Why the first session that ended did; that of a killed server is part of the plan.
     trouble: watch::Sender<String>,
     size: usize,
     _agents: JoinSet<()>,
 }
 
-/// Counts a session for as long as it is open.
-struct Counted(watch::Sender<usize>);
+/// Counts a session with one of the servers for as long as it is open.
+struct Counted {
+    up: watch::Sender<Vec<usize>>,
+    server: usize,
+}
+
+impl Counted {
+    fn new(up: watch::Sender<Vec<usize>>, server: usize) -> Self {
+        up.send_modify(|up| up[server] += 1);
+        Self { up, server }
+    }
+}
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.send_modify(|up| *up -= 1);
+        self.up.send_modify(|up| up[self.server] -= 1);
     }
 }
 
@@ -52,6 +63,16 @@ impl Fleet {
         Self::with_feeds(role, system, server, numbers, |_| None)
     }
 
+    /// Starts them spread over some servers; each goes to the next one when it cannot stay where it is.
+    pub(crate) fn spread(
+        role: Role,
+        system: &System,
+        servers: &[&Server],
+        numbers: Range<usize>,
+    ) -> anyhow::Result<Self> {
+        Self::of(role, system, servers, numbers, |_| None)
+    }
+
     /// The same, each with telemetry of its own to deliver.
     pub(crate) fn with_feeds(
         role: Role,
@@ -60,7 +81,22 @@ impl Fleet {
         numbers: Range<usize>,
         feed: impl Fn(usize) -> Option<Feed>,
     ) -> anyhow::Result<Self> {
-        let (up, trouble) = (watch::Sender::new(0), watch::Sender::default());
+        Self::of(role, system, &[server], numbers, feed)
+    }
+
+    fn of(
+        role: Role,
+        system: &System,
+        servers: &[&Server],
+        numbers: Range<usize>,
+        feed: impl Fn(usize) -> Option<Feed>,
+    ) -> anyhow::Result<Self> {
+        let addresses = servers.iter().map(|it| it.addresses.agents.clone());
+        let addresses: Arc<[String]> = addresses.collect();
+        let (up, trouble) = (
+            watch::Sender::new(vec![0; servers.len()]),
+            watch::Sender::default(),
+        );
         let attempts = Arc::new(Semaphore::new(ATTEMPTS));
         let mut agents = JoinSet::new();
         let size = numbers.len();
@@ -68,22 +104,21 @@ impl Fleet {
             let (gateways, attempts) = (Arc::clone(&system.gateways), Arc::clone(&attempts));
             let (up, trouble) = (up.clone(), trouble.clone());
             let memories = Arc::clone(&system.memories);
-            let address = server.addresses.agents.clone();
+            let addresses = Arc::clone(&addresses);
             let feed = feed(number);
             let tls = dial::client(&gateways[number])?;
             agents.spawn(async move {
                 let material = &gateways[number];
                 let mut gateway = memories[number].lock().await;
-                loop {
+                for attempt in number.. {
+                    let server = attempt % addresses.len();
                     let Ok(turn) = attempts.acquire().await else {
                         return;
                     };
-                    if let Ok(socket) = dial::dial(&address, Arc::clone(&tls)).await {
+                    if let Ok(socket) = dial::dial(&addresses[server], Arc::clone(&tls)).await {
                         let mut counted = None;
-                        let up = up.clone();
                         let opened = || {
-                            up.send_modify(|up| *up += 1);
-                            counted = Some(Counted(up.clone()));
+                            counted = Some(Counted::new(up.clone(), server));
                             drop(turn);
                         };
                         let ended = match role {
@@ -121,12 +156,26 @@ impl Fleet {
 
     /// Waits until every agent has its session.
     pub(crate) async fn all_up(&self) -> anyhow::Result<()> {
+        self.until(|up| up.iter().sum::<usize>() == self.size).await
+    }
+
+    /// Waits until every agent has its session with one of the servers.
+    pub(crate) async fn all_at(&self, server: usize) -> anyhow::Result<()> {
+        self.until(|up| up[server] == self.size).await
+    }
+
+    /// Waits until no agent has a session.
+    pub(crate) async fn all_down(&self) -> anyhow::Result<()> {
+        self.until(|up| up.iter().all(|up| *up == 0)).await
+    }
+
+    async fn until(&self, wanted: impl Fn(&[usize]) -> bool + Send + Sync) -> anyhow::Result<()> {
         let mut up = self.up.subscribe();
-        let connected = timeout(CONNECT_WITHIN, up.wait_for(|up| *up == self.size)).await;
-        match connected {
-            Ok(_all) => Ok(()),
+        let came = timeout(CONNECT_WITHIN, up.wait_for(|up| wanted(up))).await;
+        match came {
+            Ok(_came) => Ok(()),
             Err(_elapsed) => anyhow::bail!(
-                "only {} of {} agents connected within {CONNECT_WITHIN:?}; the first session that ended did so because: {}",
+                "after {CONNECT_WITHIN:?} {:?} of {} agents are connected; the first session that ended did so because: {}",
                 *self.up.borrow(),
                 self.size,
                 self.trouble()
@@ -137,12 +186,5 @@ impl Fleet {
     /// Why the first session that ended did; empty when none did.
     pub(crate) fn trouble(&self) -> String {
         self.trouble.borrow().clone()
-    }
-
-    /// Waits until no agent has a session.
-    pub(crate) async fn all_down(&self) -> anyhow::Result<()> {
-        let mut up = self.up.subscribe();
-        timeout(CONNECT_WITHIN, up.wait_for(|up| *up == 0)).await??;
-        Ok(())
     }
 }

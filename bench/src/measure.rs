@@ -7,6 +7,7 @@ use crate::report::Figure;
 mod agent;
 mod commands;
 mod engine;
+mod failover;
 mod fleet;
 mod hostile;
 mod idle;
@@ -34,11 +35,13 @@ pub(crate) enum Measurement {
     Engine,
     /// What an idle fleet costs on PostgreSQL and Redis, where these are installed.
     Idle,
+    /// How soon all agents are back after one of two backends is killed, where PostgreSQL and Redis are installed.
+    Failover,
 }
 
 impl Measurement {
     /// All of them.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Commands,
         Self::Agent,
         Self::Submission,
@@ -47,6 +50,7 @@ impl Measurement {
         Self::Hostile,
         Self::Engine,
         Self::Idle,
+        Self::Failover,
     ];
 }
 
@@ -124,5 +128,6 @@ pub(crate) async fn run(what: Measurement, plan: &Plan) -> anyhow::Result<Vec<Fi
         Measurement::Hostile => Box::pin(hostile::measure(plan)).await,
         Measurement::Engine => Box::pin(engine::measure(plan)).await,
         Measurement::Idle => Box::pin(idle::measure(plan)).await,
+        Measurement::Failover => Box::pin(failover::measure(plan)).await,
     }
 }

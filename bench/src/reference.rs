@@ -59,7 +59,7 @@ pub(crate) async fn serve() -> anyhow::Result<()> {
     let relay = Relay {
         agents: Arc::default(),
         waiting: Arc::default(),
-        stores: Stores::open(&folder, &variables).await?,
+        stores: Stores::open(&variables).await?,
     };
     let listen = |name: &str| variables.get(name).unwrap_or("127.0.0.1:0").to_owned();
     let api = TcpListener::bind(listen("VIWORKS__API__LISTEN")).await?;

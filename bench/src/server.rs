@@ -70,14 +70,30 @@ impl Server {
         system: &System,
         before: Option<&Addresses>,
     ) -> anyhow::Result<Self> {
-        let ready = system.place(&format!("{}-ready.json", role.name()));
+        Self::start_as(role, role.name(), system, before).await
+    }
+
+    /// Starts another one beside the first, with a state folder of its own.
+    pub(crate) async fn beside(role: Role, system: &System) -> anyhow::Result<Self> {
+        let name = format!("other-{}", role.name());
+        Self::start_as(role, &name, system, None).await
+    }
+
+    async fn start_as(
+        role: Role,
+        name: &str,
+        system: &System,
+        before: Option<&Addresses>,
+    ) -> anyhow::Result<Self> {
+        let ready = system.place(&format!("{name}-ready.json"));
         if ready.exists() {
             std::fs::remove_file(&ready)?;
         }
         let log = std::fs::File::options()
             .create(true)
             .append(true)
-            .open(system.place(&format!("{}.log", role.name())))?;
+            .open(system.place(&format!("{name}.log")))?;
+        let state = system.state(name)?;
         let any = Addresses {
             api: "127.0.0.1:0".to_owned(),
             agents: "127.0.0.1:0".to_owned(),
@@ -92,6 +108,7 @@ impl Server {
             .arg("--ready-file")
             .arg(&ready)
             .env(ROLE, role.name())
+            .env("VIWORKS__DATA__STATE_FOLDER", state)
             .env("VIWORKS__API__LISTEN", &wanted.api)
             .env("VIWORKS__AGENTS__LISTEN", &wanted.agents)
             .env("VIWORKS__AGENTS__PER_SOURCE_MAX", "200000")
@@ -109,7 +126,7 @@ impl Server {
                 break addresses;
             }
             if let Some(status) = child.try_wait()? {
-                let log = std::fs::read_to_string(system.place(&format!("{}.log", role.name())));
+                let log = std::fs::read_to_string(system.place(&format!("{name}.log")));
                 bail!(
                     "the server ended with {status}: {}",
                     log.unwrap_or_default()

@@ -20,6 +20,7 @@ use viworks_backend_agent::pki::issue::{
 use viworks_common::id::Tenant;
 use viworks_runtime::clock::{Clock, SystemClock, Timeline};
 use viworks_runtime::config::Environment;
+use viworks_runtime::files;
 
 use crate::gateway::Gateway;
 use crate::servers::Servers;
@@ -68,7 +69,7 @@ impl System {
             std::fs::write(&path, text)?;
         }
         let config = system.configuration()?;
-        viworks_runtime::files::create_private_folder(&config.data.state_folder)?;
+        files::create_private_folder(&config.data.state_folder)?;
         let store = app::open(&config, Role::Beside).await?;
         let office = Office::open(&config)?;
         system.gateways = Arc::new(register(&*store, &office, gateways).await?);
@@ -121,6 +122,16 @@ impl System {
     /// The folder of certificates and keys.
     pub(crate) fn backend(&self) -> PathBuf {
         self.folder.path().join("backend")
+    }
+
+    /// The state folder of the server that is called so. That of the first backend has what was registered.
+    pub(crate) fn state(&self, server: &str) -> anyhow::Result<PathBuf> {
+        if server == "ours" {
+            return Ok(self.configuration()?.data.state_folder);
+        }
+        let folder = self.place(&format!("{server}-state"));
+        files::create_private_folder(&folder)?;
+        Ok(folder)
     }
 
     /// A place for one more file.

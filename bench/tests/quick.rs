@@ -110,7 +110,20 @@ const BESIDE_JETSTREAM: &[(&str, &str, bool)] = &[
     ),
 ];
 
-const TELEMETRY_AND_IDLE: &[(&str, &str, bool)] = &[
+const BESIDE_MOSQUITTO: &[(&str, &str, bool)] = &[
+    (
+        "command p50, 1 in flight, beside mosquitto",
+        "milliseconds",
+        false,
+    ),
+    (
+        "commands, 100 in flight, beside mosquitto",
+        "per_second",
+        false,
+    ),
+];
+
+const TELEMETRY_IDLE_AND_FAILOVER: &[(&str, &str, bool)] = &[
     (
         "fresh telemetry records, PostgreSQL and Redis",
         "per_second",
@@ -135,6 +148,11 @@ const TELEMETRY_AND_IDLE: &[(&str, &str, bool)] = &[
         true,
     ),
     ("idle: wake-ups, 40 agents, and 4", "per_second", true),
+    (
+        "40 agents back after kill -9 of one of two",
+        "seconds",
+        true,
+    ),
 ];
 
 /// All figures that this machine has the servers for.
@@ -153,7 +171,10 @@ fn expected() -> Vec<(&'static str, &'static str, bool)> {
     if is_installed("nats-server") && small_disk::fragile_is_allowed() {
         expected.extend_from_slice(BESIDE_JETSTREAM);
     }
-    expected.extend_from_slice(TELEMETRY_AND_IDLE);
+    if is_installed("mosquitto") {
+        expected.extend_from_slice(BESIDE_MOSQUITTO);
+    }
+    expected.extend_from_slice(TELEMETRY_IDLE_AND_FAILOVER);
     expected
 }
 

@@ -1,5 +1,5 @@
-//! What a fleet costs that does nothing: transactions of the database, commands of the queue, and how often the
-//! backend's threads are woken, in each second.
+//! What a fleet adds that does nothing: transactions of the database, commands of the queue, and how often the
+//! backend's threads are woken, in each second, over those of a backend without gateways.
 
 use anyhow::Context;
 use tokio::time::{Instant, sleep};
@@ -14,6 +14,9 @@ use crate::system::System;
 /// Transactions of this database; those of whoever asks are some of them.
 const TRANSACTIONS: &str = "\
 SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()";
+
+/// What a few agents are taken to add at least, in each second: less is lost in what varies anyway.
+const LEAST: f64 = 1.0;
 
 /// Counters that only grow.
 struct Counted {
@@ -31,7 +34,7 @@ struct Rates {
 }
 
 pub(super) async fn measure(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
-    let mut sizes = [plan.command_agents, plan.agents_few, plan.agents];
+    let mut sizes = [0, plan.command_agents, plan.agents_few, plan.agents];
     sizes.sort_unstable();
     let mut measured = Vec::new();
     for agents in sizes {
@@ -40,7 +43,7 @@ pub(super) async fn measure(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
         };
         measured.push((agents, of(&servers, plan, agents).await?));
     }
-    let [(few, base), larger @ ..] = &measured[..] else {
+    let [(_none, empty), (few, base), larger @ ..] = &measured[..] else {
         return Ok(Vec::new());
     };
     let mut figures = Vec::new();
@@ -49,7 +52,9 @@ pub(super) async fn measure(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
         let times = *agents as f64 / *few as f64;
         let mut add = |what: &str, of: fn(&Rates) -> f64| {
             let what = format!("idle: {what}, {agents} agents, and {few}");
-            let figure = Figure::new(what, Unit::PerSecond, (of(rates), of(base)));
+            let added = |rates: &Rates| (of(rates) - of(empty)).max(0.0);
+            let sides = (added(rates), added(base).max(LEAST));
+            let figure = Figure::new(what, Unit::PerSecond, sides);
             figures.push(figure.aiming(Target::TimesAtMost(times)));
         };
         add("transactions", |it| it.transactions);

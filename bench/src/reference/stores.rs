@@ -49,10 +49,12 @@ pub(super) struct Servers {
 }
 
 impl Stores {
-    /// Opens them: on servers where the environment names some, in `folder` otherwise.
-    pub(super) async fn open(folder: &Path, environment: &Environment) -> anyhow::Result<Self> {
+    /// Opens them: on servers where the environment names some, in the state folder otherwise.
+    pub(super) async fn open(environment: &Environment) -> anyhow::Result<Self> {
         let [database, queue] = RELAY.map(|name| environment.get(name));
         let Some((database, queue)) = database.zip(queue) else {
+            let folder = environment.get("VIWORKS__DATA__STATE_FOLDER");
+            let folder = Path::new(folder.context("no state folder")?);
             let options = Options::new(folder.join("reference.db"));
             return Ok(Self::Embedded(Database::open(options, MIGRATIONS).await?));
         };

@@ -226,8 +226,8 @@ pub trait Engine: Clone + Send + Sync + 'static {
 
     /// The same where the intent may be carried out by one statement that commits by itself, on a server, where each
     /// statement is a journey. `at_once` does that outside of a transaction: it may ask first, and has to write in one
-    /// statement that holds only for what was found. Where it has nothing to answer, nothing was written, and the intent
-    /// follows.
+    /// statement that holds only for what was found. Where it has nothing to answer, nothing was written, and the
+    /// intent follows.
     fn write_at_once<T: Send + 'static>(
         &self,
         tenant: &Tenant,

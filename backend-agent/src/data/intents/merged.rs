@@ -1,8 +1,8 @@
 //! The two intents that carry the load, with few journeys to a server: the facts come in one statement, and the changes
 //! go in another, which commits by itself and does nothing where a row is not what the decision was made from, or the
-//! lease of the backend does not hold. What this backend wrote last of the same rows may stand for the question, because
-//! what was decided from it counts for the versions of these rows alone. For whatever is not the common case the intent goes its usual way, in a
-//! transaction.
+//! lease of the backend does not hold. What this backend wrote last of the same rows may stand for the question,
+//! because what was decided from it counts for the versions of these rows alone. For whatever is not the common case
+//! the intent goes its usual way, in a transaction.
 
 use std::collections::BTreeMap;
 
@@ -122,8 +122,8 @@ pub(super) const SUBMIT: Sql = Sql::of_server(concat!(
     " AS version FROM run"
 ));
 
-/// Whether others wait is looked at by whoever writes the next one. A command is found by its id alone: without statistics, all commands of a gateway are as good to the planner, and
-/// only an expression keeps it from them.
+/// Whether others wait is looked at by whoever writes the next one. A command is found by its id alone: without
+/// statistics, all commands of a gateway are as good to the planner, and only an expression keeps it from them.
 pub(super) const ENDING: Sql = Sql::of_server(concat!(
     "SELECT ",
     settle::columns!(),

@@ -160,7 +160,8 @@ impl Error {
         }
     }
 
-    /// The same about a statement that commits by itself: where the way to the server broke, nobody knows whether it did.
+    /// The same about a statement that commits by itself: where the way to the server broke, nobody knows whether it
+    /// did.
     pub(super) fn by_itself(self) -> Self {
         // That one is no answer to lose: the server said that it wrote nothing.
         if self.takes_no_writes() {

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use viworks_backend_agent::pki::issue::Material;
 use viworks_testkit::small_disk;
 
-use super::{Number, Server, Waiting, answer, free_port, installed, start};
+use super::{Number, Server, Waiting, answered, coming, free_port, installed, request, start};
 use crate::dial;
 use crate::system::{System, name};
 
@@ -39,7 +39,7 @@ pub(super) struct Bench(Arc<Inner>);
 struct Inner {
     context: jetstream::Context,
     agents: usize,
-    waiting: Waiting,
+    waiting: Waiting<Number>,
     _clients: JoinSet<()>,
     _server: Server,
 }
@@ -114,7 +114,7 @@ impl Bench {
         let told = waiting.clone();
         clients.spawn(async move {
             while let Some(Ok(message)) = messages.next().await {
-                if told.answered(&message.payload).is_ok() {
+                if answered(&told, &message.payload).is_ok() {
                     // What is not acknowledged comes again, and is answered already.
                     drop(message.ack().await);
                 }
@@ -131,11 +131,11 @@ impl Bench {
 
     /// A request that is stored, and its answer that is stored.
     pub(super) async fn ask(&self, number: usize) -> anyhow::Result<()> {
-        let (id, answered): (Number, _) = self.0.waiting.begin();
+        let (id, answer) = request(&self.0.waiting);
         let subject = format!("request.{}", name(number % self.0.agents));
         let stored = self.0.context.publish(subject, id.to_vec().into()).await?;
         stored.await?;
-        answer(answered).await
+        coming(answer).await
     }
 }
 
