@@ -373,10 +373,13 @@ CREATE TABLE telemetry (
 
 -- The same in words, for whoever looks.
 CREATE VIEW telemetry_records AS
-SELECT a.tenant, a.agent_id, e.spool_epoch, t.seq, s.stream, t.observed_at, t.stored_at, t.fields,
-       coalesce(t.time_source, 'gateway') AS time_source, t.gateway_time
+SELECT a.tenant, a.agent_id, g.name AS gateway, e.spool_epoch, t.seq, s.stream, t.observed_at,
+       timestamptz 'epoch' + t.stored_at * interval '1 microsecond' AS stored_at, t.fields,
+       coalesce(t.time_source, 'gateway') AS time_source,
+       timestamptz 'epoch' + t.gateway_time * interval '1 microsecond' AS gateway_time
 FROM telemetry AS t
 JOIN telemetry_agent_ids AS a ON a.id = t.agent
+JOIN gateways AS g ON g.tenant = a.tenant AND g.agent_id = a.agent_id
 JOIN telemetry_stream_ids AS s ON s.id = t.stream
 JOIN telemetry_epoch_ids AS e ON e.id = t.epoch;
 

@@ -24,7 +24,8 @@ pub struct Telemetry {
     /// a record is left out
     #[arg(long, value_name = "SPAN", value_parser = step, requires_all = ["stream", "field"])]
     pub step: Option<Step>,
-    /// The field whose numbers are meant, with --step
+    /// The field whose numbers are meant, with --step: of all records of the stream together, such as those of every
+    /// network interface
     #[arg(long, value_name = "NAME", requires = "step")]
     pub field: Option<String>,
     /// What is told of the numbers of each step: avg, min, max, sum, count or last

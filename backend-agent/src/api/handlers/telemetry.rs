@@ -49,7 +49,8 @@ pub(in crate::api) struct RecordParams {
     /// With `step`: what is told of the numbers of each step; `avg` when absent.
     #[param(value_type = Option<String>, pattern = "^(avg|min|max|sum|count|last)$")]
     agg: Option<Aggregate>,
-    /// With `step`: the field whose numbers are meant.
+    /// With `step`: the field whose numbers are meant, of all records of the stream together, whatever their other
+    /// fields say.
     #[param(value_type = Option<String>)]
     field: Option<FieldName>,
     /// `asc` (oldest first, the default) or `desc`.

@@ -571,3 +571,15 @@ async fn numbers_of_what_is_gone_are_taken_back_and_given_anew() {
     bed.store.close().await;
     super::postgres_counts_are_right(&folder);
 }
+
+#[tokio::test]
+async fn the_view_for_reports_has_names_and_times() {
+    let Some((folder, server, name, bed)) = with_an_old_day().await else {
+        return;
+    };
+    let asked = "SELECT gateway, stream, seq, stored_at > observed_at, fields ->> 'n' FROM telemetry_records \
+                 WHERE stored_at > timestamptz '2026-01-01' ORDER BY observed_at LIMIT 1";
+    assert_eq!(server.psql(&name, asked).unwrap(), "gw-1|even|1|t|1e+16");
+    bed.store.close().await;
+    super::postgres_counts_are_right(&folder);
+}
