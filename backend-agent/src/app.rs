@@ -181,7 +181,7 @@ async fn look_for_another_site(config: &Config, store: &dyn Store) -> Result<(),
     {
         return Ok(());
     }
-    let embedded = SqliteStore::open(Options::new(file)).await?;
+    let embedded: Arc<dyn Store> = Arc::new(SqliteStore::open(Options::new(file)).await?);
     let left = embedded.list_gateways(&tenant, &all, page).await;
     embedded.close().await;
     if left?.items.is_empty() {

@@ -7,9 +7,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 use viworks_backend_agent::data::line::take_up;
-use viworks_backend_agent::data::{
-    Actor, NewCommand, NewRun, Page, QueueLimits, Store, TelemetryQuery,
-};
+use viworks_backend_agent::data::{Actor, NewCommand, NewRun, Page, QueueLimits, TelemetryQuery};
 use viworks_common::catalogue::Risk;
 use viworks_common::command::CommandState;
 use viworks_common::id::{AgentId, AgentRunId, CommandId, RunId, Tenant};
@@ -64,7 +62,7 @@ async fn submit(
     (agent_id, number): (AgentId, u128),
     seconds: u64,
 ) -> CommandId {
-    let line = take_up(&backend.store, Arc::<Stepped>::clone(clock)).await;
+    let line = take_up(&*backend.store, Arc::<Stepped>::clone(clock)).await;
     let now = line.unwrap().line();
     let command_id = CommandId::from_uuid(Uuid::from_u128(100 + number));
     let run = NewRun {
@@ -251,7 +249,7 @@ async fn the_audit_log_is_in_wall_time() {
     // Its start stores what the wall clock says by now.
     let backend = Backend::start_on(folder, Arc::<Stepped>::clone(&clock)).await;
     let material = backend.join("gw-1").await;
-    let line = take_up(&backend.store, Arc::<Stepped>::clone(&clock)).await;
+    let line = take_up(&*backend.store, Arc::<Stepped>::clone(&clock)).await;
     let now = line.unwrap().line();
     let tenant = Tenant::default_tenant();
     submit(&backend, &clock, (material.identity.agent_id, 1), 600).await;

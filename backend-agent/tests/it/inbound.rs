@@ -16,7 +16,6 @@ use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
 use uuid::Uuid;
 use viworks_backend_agent::app::{App, StartError};
-use viworks_backend_agent::data::sqlite::SqliteStore;
 use viworks_backend_agent::data::{GatewayRef, NewCommand, NewRun, QueueLimits, Store};
 use viworks_backend_agent::material::ServerMaterial;
 use viworks_backend_agent::pki::authority::{Authority, Issued};
@@ -45,7 +44,7 @@ pub(crate) struct Backend {
     lifecycle: Lifecycle,
     office: Office,
     /// A second handle on the same file, as another process has it.
-    pub(crate) store: SqliteStore,
+    pub(crate) store: Arc<dyn Store>,
 }
 
 impl Backend {
@@ -90,7 +89,7 @@ impl Backend {
     }
 
     pub(crate) async fn join(&self, name: &str) -> Material {
-        pki::join(&self.store, &self.office, name, GATEWAY_LIFE)
+        pki::join(&*self.store, &self.office, name, GATEWAY_LIFE)
             .await
             .unwrap()
     }

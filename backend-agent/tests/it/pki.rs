@@ -48,15 +48,14 @@ pub(crate) fn config(folder: &TempDir) -> Config {
     .unwrap()
 }
 
-pub(crate) async fn store(config: &Config) -> SqliteStore {
+pub(crate) async fn store(config: &Config) -> Arc<dyn Store> {
     viworks_runtime::files::create_private_folder(&config.data.state_folder).unwrap();
-    SqliteStore::open(Options::new(&config.data.sqlite_file))
-        .await
-        .unwrap()
+    let store = SqliteStore::open(Options::new(&config.data.sqlite_file)).await;
+    Arc::new(store.unwrap())
 }
 
 pub(crate) async fn join(
-    store: &SqliteStore,
+    store: &dyn Store,
     office: &Office,
     name: &str,
     life: Duration,
@@ -105,7 +104,7 @@ async fn a_gateway_gets_everything_it_needs_and_its_name_is_taken_for_ever() {
     let (office, store) = (Office::open(&config).unwrap(), store(&config).await);
     assert_eq!(office.pins.len(), 2);
     let delivery = delivery(&folder);
-    let agent_id = deliver(&store, &office, "gw-1", &delivery).await.unwrap();
+    let agent_id = deliver(&*store, &office, "gw-1", &delivery).await.unwrap();
     let known = Identity {
         tenant: Tenant::default_tenant(),
         agent_id,
@@ -128,9 +127,9 @@ async fn a_gateway_gets_everything_it_needs_and_its_name_is_taken_for_ever() {
             && !toml.contains("allow_own_commands"),
         "{toml}"
     );
-    let occupied = deliver(&store, &office, "gw-2", &delivery).await;
+    let occupied = deliver(&*store, &office, "gw-2", &delivery).await;
     assert!(matches!(occupied, Err(PkiError::Exists { .. })));
-    let twice = join(&store, &office, "gw-1", GATEWAY_LIFE).await;
+    let twice = join(&*store, &office, "gw-1", GATEWAY_LIFE).await;
     assert!(matches!(
         twice,
         Err(PkiError::Store(StoreError::Conflict { .. }))
@@ -153,7 +152,7 @@ async fn certificates_live_for_ninety_days_and_only_the_authority_outlives_them(
     let config = config(&folder);
     let (office, store) = (Office::open(&config).unwrap(), store(&config).await);
     let delivery = delivery(&folder);
-    deliver(&store, &office, "gw-1", &delivery).await.unwrap();
+    deliver(&*store, &office, "gw-1", &delivery).await.unwrap();
     let now = SystemClock.wall().unix_micros() / 1_000_000;
     let days = |name: &str| {
         let certificate = tls::load_certificates(&folder.path().join(name)).unwrap();
@@ -175,7 +174,7 @@ fn delivery(folder: &TempDir) -> Delivery {
 }
 
 async fn deliver(
-    store: &SqliteStore,
+    store: &dyn Store,
     office: &Office,
     name: &str,
     delivery: &Delivery,
@@ -212,7 +211,7 @@ async fn a_delivery_that_was_interrupted_is_finished_or_begun_again() {
         std::fs::write(&mark, begun).unwrap();
         std::fs::write(delivery.folder.join("gateway.crt"), "half a certi").unwrap();
         let name = format!("gw-{}", begun.len());
-        deliver(&store, &office, &name, &delivery).await.unwrap();
+        deliver(&*store, &office, &name, &delivery).await.unwrap();
         assert!(!mark.exists() && certificate().len() > 100);
     }
     // After it was registered: what was delivered is the one that is known.
@@ -222,7 +221,7 @@ async fn a_delivery_that_was_interrupted_is_finished_or_begun_again() {
     let agent_id = known.unwrap().unwrap().agent_id;
     std::fs::write(&mark, agent_id.to_string()).unwrap();
     std::fs::write(delivery.folder.join("gateway.toml"), "[outb").unwrap();
-    let finished = deliver(&store, &office, name, &delivery).await.unwrap();
+    let finished = deliver(&*store, &office, name, &delivery).await.unwrap();
     assert_eq!(finished, agent_id);
     assert_eq!(certificate(), before);
     let toml = std::fs::read_to_string(delivery.folder.join("gateway.toml")).unwrap();
@@ -232,7 +231,7 @@ async fn a_delivery_that_was_interrupted_is_finished_or_begun_again() {
         folder: folder.path().join("other"),
         ..delivery
     };
-    let taken = deliver(&store, &office, name, &other).await;
+    let taken = deliver(&*store, &office, name, &other).await;
     assert!(matches!(
         taken,
         Err(PkiError::Store(StoreError::Conflict { .. }))

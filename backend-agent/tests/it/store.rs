@@ -28,7 +28,7 @@ use std::sync::Arc;
 use tempfile::TempDir;
 use viworks_backend_agent::data::postgres::{Address, PostgresStore, Role};
 use viworks_backend_agent::data::sqlite::SqliteStore;
-use viworks_backend_agent::data::{Store, TelemetryLimits};
+use viworks_backend_agent::data::{Store, TelemetryLimits, UpkeepStore as _};
 use viworks_runtime::sqlite::Options;
 use viworks_testkit::postgres::{self, Server};
 

@@ -8,7 +8,7 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, params_from_iter};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
-use viworks_backend_agent::data::Store;
+use viworks_backend_agent::data::UpkeepStore as _;
 use viworks_backend_agent::data::sqlite::SqliteStore;
 use viworks_common::id::AgentRunId;
 use viworks_runtime::random;

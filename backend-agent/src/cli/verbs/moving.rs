@@ -14,7 +14,7 @@ use viworks_runtime::sqlite::Options;
 use super::super::views::{print, say};
 use crate::app::StartError;
 use crate::config::Config;
-use crate::data::Store as _;
+use crate::data::UpkeepStore as _;
 use crate::data::moving::{Move, Progress};
 use crate::data::postgres::Address;
 use crate::data::sqlite::SqliteStore;

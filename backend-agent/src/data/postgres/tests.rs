@@ -7,7 +7,7 @@ use viworks_testkit::postgres::{self, Server};
 
 use super::statement::numbered;
 use super::{Address, Connection, PostgresStore, Role};
-use crate::data::Store as _;
+use crate::data::UpkeepStore as _;
 use crate::data::intents::link::Sql;
 use crate::data::intents::statements;
 

@@ -8,6 +8,7 @@ use viworks_backend_agent::data::postgres::{Error, Role, Target};
 use viworks_backend_agent::data::{
     AcceptOutcome, Accepted, Actor, AdmitOutcome, AdmitRequest, ConfirmOutcome, Hurry,
     InstanceLoad, Letter, Mail, Owner, ProbeAnswer, SessionTouch, Store, StoreError,
+    UpkeepStore as _,
 };
 use viworks_common::claims::{Probed, Verdict};
 use viworks_common::command::CommandState;

@@ -24,7 +24,15 @@ use super::bed::{Bed, LEASE, Session, agent, at, outcome, process};
 use super::{database, make};
 
 /// What the store asks of the database in a transaction that commits.
-const CONTRACT: &str = include_str!("../../../src/data/intents/contract.rs");
+const CONTRACT: &str = concat!(
+    include_str!("../../../src/data/intents/contract/dispatch.rs"),
+    include_str!("../../../src/data/intents/contract/gateways.rs"),
+    include_str!("../../../src/data/intents/contract/instances.rs"),
+    include_str!("../../../src/data/intents/contract/runs.rs"),
+    include_str!("../../../src/data/intents/contract/sessions.rs"),
+    include_str!("../../../src/data/intents/contract/telemetry.rs"),
+    include_str!("../../../src/data/intents/contract/upkeep.rs"),
+);
 
 const NEIGHBOUR: &str = "01900000-0000-7000-8000-000000000001";
 

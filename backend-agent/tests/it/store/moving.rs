@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use tempfile::TempDir;
-use viworks_backend_agent::data::Store as _;
+use viworks_backend_agent::data::UpkeepStore as _;
 use viworks_backend_agent::data::moving::{Move, MoveError, Progress};
 use viworks_backend_agent::data::postgres::Address;
 use viworks_backend_agent::data::sqlite::SqliteStore;

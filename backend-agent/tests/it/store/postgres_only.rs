@@ -7,6 +7,7 @@ use tempfile::TempDir;
 use viworks_backend_agent::data::postgres::{Address, Error, PostgresStore, Role};
 use viworks_backend_agent::data::{
     Actor, CompleteOutcome, ConfirmOutcome, Idempotency, Store, StoreError, Submission,
+    UpkeepStore as _,
 };
 use viworks_common::command::{CommandState, OutcomeState};
 

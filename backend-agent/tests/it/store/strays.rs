@@ -46,7 +46,7 @@ async fn the_only_backend_ends_a_session_that_it_does_not_have() {
     let mut gateway = backend.dial(&there).await;
     gateway.open(1, 0, &there.token).await.unwrap();
     let store = &backend.store;
-    let bed = Bed::new(Arc::new(store.clone()));
+    let bed = Bed::new(Arc::clone(store));
     let hello = AdmitRequest {
         agent_id: lost.identity.agent_id,
         ..bed.hello(1, 1, 0)
@@ -58,7 +58,7 @@ async fn the_only_backend_ends_a_session_that_it_does_not_have() {
     let confirm = bed.confirm_of(&hello, &admitted);
     let confirmed = store.confirm_session(&bed.tenant, confirm, at(1)).await;
     assert!(matches!(confirmed, Ok(ConfirmOutcome::Confirmed(_))));
-    let session = ended(store, lost.identity.agent_id).await;
+    let session = ended(&**store, lost.identity.agent_id).await;
     assert_eq!(session.code, Some(CloseCode::Internal));
     // What it has stays.
     gateway.round_trip().await;

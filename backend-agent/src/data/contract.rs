@@ -1,0 +1,41 @@
+//! The store contract by feature: what callers ask of the system of record.
+
+mod dispatch;
+mod gateways;
+mod instances;
+mod runs;
+mod sessions;
+mod telemetry;
+mod upkeep;
+
+pub use dispatch::DispatchStore;
+pub use gateways::GatewayStore;
+pub use instances::InstanceStore;
+pub use runs::RunStore;
+pub use sessions::SessionStore;
+pub use telemetry::TelemetryStore;
+pub use upkeep::UpkeepStore;
+
+/// The system of record. Used as `Arc<dyn Store>`, which has all that its parts have.
+pub trait Store:
+    DispatchStore
+    + GatewayStore
+    + InstanceStore
+    + RunStore
+    + SessionStore
+    + TelemetryStore
+    + UpkeepStore
+{
+}
+
+impl<
+    T: DispatchStore
+        + GatewayStore
+        + InstanceStore
+        + RunStore
+        + SessionStore
+        + TelemetryStore
+        + UpkeepStore,
+> Store for T
+{
+}

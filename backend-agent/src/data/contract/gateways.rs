@@ -1,0 +1,95 @@
+//! Gateways, their certificates, and what they allow.
+
+use async_trait::async_trait;
+use viworks_common::catalogue::CatalogueEntry;
+use viworks_common::id::{AgentId, CommandName, GatewayName, Tenant};
+use viworks_common::time::Timestamp;
+
+use crate::data::{
+    Actor, Certificate, Gateway, GatewayFilter, GatewayRef, Listing, MergedCommand, NewCertificate,
+    NewGateway, Page, Revoked, StoreResult, StoredCatalogue,
+};
+
+/// Gateways, their certificates, and what they allow.
+#[async_trait]
+pub trait GatewayStore: Send + Sync {
+    /// Creates a gateway; [`Conflict`](crate::data::StoreError::Conflict) when its name or its id was ever used.
+    async fn create_gateway(
+        &self,
+        tenant: &Tenant,
+        new: NewGateway,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<()>;
+    /// The gateway with an id or a name.
+    async fn gateway(&self, tenant: &Tenant, which: &GatewayRef) -> StoreResult<Option<Gateway>>;
+    /// Gateways in the order of their creation.
+    async fn list_gateways(
+        &self,
+        tenant: &Tenant,
+        filter: &GatewayFilter,
+        page: Page<AgentId>,
+    ) -> StoreResult<Listing<Gateway, AgentId>>;
+    /// Gives a gateway another name; `None` when there is no such gateway.
+    async fn rename_gateway(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        name: &GatewayName,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<Option<()>>;
+    /// Revokes a gateway and everything it may do, at once; its non-final commands end. `None` when there is no such
+    /// gateway; revoking twice is revoking once.
+    async fn revoke_gateway(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<Option<Revoked>>;
+    /// Registers a certificate's key for exactly this gateway; [`Conflict`](crate::data::StoreError::Conflict) when the
+    /// key was ever registered.
+    async fn register_certificate(
+        &self,
+        tenant: &Tenant,
+        new: NewCertificate,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<()>;
+    /// What is known about a key presented for a gateway; `None` when it is not registered for it.
+    async fn certificate(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        spki: &[u8; 32],
+    ) -> StoreResult<Option<Certificate>>;
+    /// Stores what a gateway allows.
+    async fn save_catalogue(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        epoch: u64,
+        digest: &str,
+        entries: Vec<CatalogueEntry>,
+        now: Timestamp,
+    ) -> StoreResult<()>;
+    /// What a gateway allows, by its last report.
+    async fn catalogue(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+    ) -> StoreResult<Option<StoredCatalogue>>;
+    /// The commands over all gateways that are not revoked, by name, each merged from all reports of it.
+    async fn merged_catalogue(
+        &self,
+        tenant: &Tenant,
+        page: Page<CommandName>,
+    ) -> StoreResult<Listing<MergedCommand, CommandName>>;
+    /// One of them; `None` when no gateway has it.
+    async fn merged_command(
+        &self,
+        tenant: &Tenant,
+        name: &CommandName,
+    ) -> StoreResult<Option<MergedCommand>>;
+}

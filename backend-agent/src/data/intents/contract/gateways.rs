@@ -1,0 +1,144 @@
+//! Gateways, their certificates, and what they allow.
+
+use async_trait::async_trait;
+use viworks_common::catalogue::CatalogueEntry;
+use viworks_common::id::{AgentId, CommandName, GatewayName, Tenant};
+use viworks_common::time::Timestamp;
+
+use super::super::link::Engine;
+use super::super::store::SqlStore;
+use super::super::{agents, catalogues, certificates};
+use crate::data::{
+    Actor, Certificate, Gateway, GatewayFilter, GatewayRef, GatewayStore, Listing, MergedCommand,
+    NewCertificate, NewGateway, Page, Revoked, StoreResult, StoredCatalogue,
+};
+
+#[async_trait]
+impl<E: Engine> GatewayStore for SqlStore<E> {
+    async fn create_gateway(
+        &self,
+        tenant: &Tenant,
+        new: NewGateway,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<()> {
+        let actor = actor.clone();
+        self.write(tenant, now, move |tx| agents::create(tx, &new, &actor))
+            .await
+    }
+
+    async fn gateway(&self, tenant: &Tenant, which: &GatewayRef) -> StoreResult<Option<Gateway>> {
+        let which = which.clone();
+        self.read(tenant, move |view| agents::load(view, &which))
+            .await
+    }
+
+    async fn list_gateways(
+        &self,
+        tenant: &Tenant,
+        filter: &GatewayFilter,
+        page: Page<AgentId>,
+    ) -> StoreResult<Listing<Gateway, AgentId>> {
+        let filter = filter.clone();
+        self.read(tenant, move |view| agents::list(view, &filter, page))
+            .await
+    }
+
+    async fn rename_gateway(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        name: &GatewayName,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<Option<()>> {
+        let (name, actor) = (name.clone(), actor.clone());
+        self.write(tenant, now, move |tx| {
+            agents::rename(tx, agent_id, &name, &actor)
+        })
+        .await
+    }
+
+    async fn revoke_gateway(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<Option<Revoked>> {
+        let actor = actor.clone();
+        self.write(tenant, now, move |tx| agents::revoke(tx, agent_id, &actor))
+            .await
+    }
+
+    async fn register_certificate(
+        &self,
+        tenant: &Tenant,
+        new: NewCertificate,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<()> {
+        let actor = actor.clone();
+        self.write(tenant, now, move |tx| {
+            certificates::register(tx, &new, &actor)
+        })
+        .await
+    }
+
+    async fn certificate(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        spki: &[u8; 32],
+    ) -> StoreResult<Option<Certificate>> {
+        let spki = *spki;
+        self.read(tenant, move |view| {
+            certificates::load(view, agent_id, &spki)
+        })
+        .await
+    }
+
+    async fn save_catalogue(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        epoch: u64,
+        digest: &str,
+        entries: Vec<CatalogueEntry>,
+        now: Timestamp,
+    ) -> StoreResult<()> {
+        let digest = digest.to_owned();
+        self.write(tenant, now, move |tx| {
+            catalogues::save(tx, agent_id, epoch, &digest, &entries)
+        })
+        .await
+    }
+
+    async fn catalogue(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+    ) -> StoreResult<Option<StoredCatalogue>> {
+        self.read(tenant, move |view| catalogues::load(view, agent_id))
+            .await
+    }
+
+    async fn merged_catalogue(
+        &self,
+        tenant: &Tenant,
+        page: Page<CommandName>,
+    ) -> StoreResult<Listing<MergedCommand, CommandName>> {
+        self.read(tenant, move |view| catalogues::merged(view, &page))
+            .await
+    }
+
+    async fn merged_command(
+        &self,
+        tenant: &Tenant,
+        name: &CommandName,
+    ) -> StoreResult<Option<MergedCommand>> {
+        let name = name.clone();
+        self.read(tenant, move |view| catalogues::merged_one(view, &name))
+            .await
+    }
+}

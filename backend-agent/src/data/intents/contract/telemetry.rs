@@ -1,0 +1,159 @@
+//! Telemetry: taking it in, asking for it, and letting it go.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use viworks_common::id::{AgentId, StreamName, Tenant};
+use viworks_common::telemetry::Position;
+use viworks_common::time::Timestamp;
+use viworks_runtime::fault;
+
+use super::super::link::{Engine, Urgency};
+use super::super::store::SqlStore;
+use super::super::telemetry;
+use super::super::telemetry::{queries, retention, rollups, steps};
+use super::super::tx::{Tx, View};
+use crate::data::{
+    GapCursor, Listing, Page, PurgedTelemetry, RefusalCursor, RolledUp, StepCursor, StepQuery,
+    Stepped, StoreResult, StoredGap, StoredRecord, StoredRefusal, StreamSummary, TelemetryCursor,
+    TelemetryOutcome, TelemetryQuery, TelemetryStore, TelemetryWrite,
+};
+
+#[async_trait]
+impl<E: Engine> TelemetryStore for SqlStore<E> {
+    fn is_busy(&self) -> bool {
+        self.engine.is_busy()
+    }
+
+    fn telemetry_lanes(&self) -> usize {
+        E::BULK_WRITES
+    }
+
+    async fn commit_telemetry(
+        &self,
+        tenant: &Tenant,
+        writes: Arc<[TelemetryWrite]>,
+        wall: Timestamp,
+        now: Timestamp,
+    ) -> StoreResult<Vec<TelemetryOutcome>> {
+        let limits = self.telemetry;
+        let commit = move |view: &View<'_>| {
+            let commit = |tx: &Tx<'_>| telemetry::commit(tx, &writes, &limits, wall);
+            Ok(Tx::run(view, now, commit)?.answer)
+        };
+        let outcomes = self.write_view(tenant, Urgency::Bulk, commit).await?;
+        fault::point("store.telemetry.after_commit");
+        Ok(outcomes)
+    }
+
+    async fn telemetry_positions(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+    ) -> StoreResult<Vec<Position>> {
+        self.read(tenant, move |view| telemetry::positions(view, agent_id))
+            .await
+    }
+
+    async fn query_telemetry(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        query: &TelemetryQuery,
+        page: Page<TelemetryCursor>,
+    ) -> StoreResult<Listing<StoredRecord, TelemetryCursor>> {
+        let query = query.clone();
+        self.read(tenant, move |view| {
+            queries::records(view, agent_id, &query, page)
+        })
+        .await
+    }
+
+    async fn telemetry_steps(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        query: &StepQuery,
+        page: Page<StepCursor>,
+    ) -> StoreResult<Stepped> {
+        let query = query.clone();
+        self.report(tenant, move |view| {
+            steps::steps(view, agent_id, &query, page)
+        })
+        .await
+    }
+
+    async fn telemetry_streams(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        page: Page<StreamName>,
+    ) -> StoreResult<Listing<StreamSummary, StreamName>> {
+        self.read(tenant, move |view| queries::streams(view, agent_id, &page))
+            .await
+    }
+
+    async fn telemetry_gaps(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        page: Page<GapCursor>,
+    ) -> StoreResult<Listing<StoredGap, GapCursor>> {
+        self.read(tenant, move |view| queries::gaps(view, agent_id, page))
+            .await
+    }
+
+    async fn telemetry_refusals(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        page: Page<RefusalCursor>,
+    ) -> StoreResult<Listing<StoredRefusal, RefusalCursor>> {
+        self.read(tenant, move |view| queries::refusals(view, agent_id, page))
+            .await
+    }
+
+    async fn purge_telemetry(
+        &self,
+        tenant: &Tenant,
+        after: Option<AgentId>,
+        most: usize,
+        now: Timestamp,
+    ) -> StoreResult<PurgedTelemetry> {
+        let limits = self.telemetry;
+        let days = match limits.kept_from(now) {
+            Some(before) if after.is_none() => self.engine.delete_days(before).await?,
+            Some(_) | None => 0,
+        };
+        let purge = move |view: &View<'_>| {
+            let purge = |tx: &Tx<'_>| retention::purge(tx, after, most, &limits);
+            Ok(Tx::run(view, now, purge)?.answer)
+        };
+        let purged = self.write_view(tenant, Urgency::Bulk, purge).await?;
+        Ok(PurgedTelemetry { days, ..purged })
+    }
+
+    async fn roll_up_telemetry(&self, tenant: &Tenant, now: Timestamp) -> StoreResult<RolledUp> {
+        let limits = self.telemetry;
+        let claim =
+            move |view: &View<'_>| Ok(Tx::run(view, now, |tx| rollups::claim(tx, &limits))?.answer);
+        let claimed = self.write_view(tenant, Urgency::Bulk, claim).await?;
+        let mut done = RolledUp {
+            days: 0,
+            forgotten: claimed.forgotten,
+            twice: claimed.twice,
+            more: claimed.more,
+        };
+        let Some(due) = claimed.due else {
+            return Ok(done);
+        };
+        let rolled = self.report(tenant, move |view| rollups::read(view, &due, &limits));
+        let rolled = rolled.await?;
+        let save = move |view: &View<'_>| {
+            Tx::run(view, now, |tx| rollups::save(tx, &due, &rolled)).map(drop)
+        };
+        self.write_view(tenant, Urgency::Bulk, save).await?;
+        (done.days, done.more) = (1, true);
+        Ok(done)
+    }
+}

@@ -1,0 +1,139 @@
+//! API keys, the audit log, the time line, and the store itself.
+
+use async_trait::async_trait;
+use viworks_common::id::{AgentId, ApiKeyId, Tenant};
+use viworks_common::time::Timestamp;
+use viworks_common::timeline::Anchored;
+use viworks_common::timeline::shared::Point;
+
+use super::super::link::{Engine, Urgency};
+use super::super::store::SqlStore;
+use super::super::tx::View;
+use super::super::{audit, keys, timeline, upkeep};
+use crate::data::{
+    Actor, ApiKey, AuditRecord, Listing, NewApiKey, NewAuditRecord, Page, Purged, StoreHealth,
+    StoreResult, StoredLine, UpkeepStore,
+};
+
+#[async_trait]
+impl<E: Engine> UpkeepStore for SqlStore<E> {
+    async fn create_api_key(
+        &self,
+        tenant: &Tenant,
+        new: NewApiKey,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<()> {
+        let actor = actor.clone();
+        self.write(tenant, now, move |tx| keys::create(tx, &new, &actor))
+            .await
+    }
+
+    async fn api_key_by_hash(
+        &self,
+        tenant: &Tenant,
+        sha256: &[u8; 32],
+    ) -> StoreResult<Option<ApiKey>> {
+        let sha256 = *sha256;
+        self.read(tenant, move |view| keys::by_hash(view, &sha256))
+            .await
+    }
+
+    async fn api_key(&self, tenant: &Tenant, id: ApiKeyId) -> StoreResult<Option<ApiKey>> {
+        self.read(tenant, move |view| keys::by_id(view, id)).await
+    }
+
+    async fn list_api_keys(
+        &self,
+        tenant: &Tenant,
+        page: Page<ApiKeyId>,
+    ) -> StoreResult<Listing<ApiKey, ApiKeyId>> {
+        self.read(tenant, move |view| keys::list(view, page)).await
+    }
+
+    async fn revoke_api_key(
+        &self,
+        tenant: &Tenant,
+        id: ApiKeyId,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> StoreResult<Option<()>> {
+        let actor = actor.clone();
+        self.write(tenant, now, move |tx| keys::revoke(tx, id, &actor))
+            .await
+    }
+
+    async fn touch_api_key(
+        &self,
+        tenant: &Tenant,
+        id: ApiKeyId,
+        now: Timestamp,
+    ) -> StoreResult<()> {
+        self.write(tenant, now, move |tx| keys::touch(tx, id)).await
+    }
+
+    async fn list_audit(
+        &self,
+        tenant: &Tenant,
+        page: Page<u64>,
+    ) -> StoreResult<Listing<AuditRecord, u64>> {
+        self.read(tenant, move |view| audit::list(view, page)).await
+    }
+
+    async fn append_audit(
+        &self,
+        tenant: &Tenant,
+        record: NewAuditRecord,
+        now: Timestamp,
+    ) -> StoreResult<()> {
+        self.write(tenant, now, move |tx| audit::append_record(tx, &record))
+            .await
+    }
+
+    async fn note_gateway(
+        &self,
+        tenant: &Tenant,
+        agent_id: AgentId,
+        record: NewAuditRecord,
+        now: Timestamp,
+    ) -> StoreResult<bool> {
+        self.write(tenant, now, move |tx| {
+            audit::note(tx, agent_id, record.clone())
+        })
+        .await
+    }
+
+    async fn purge(&self, tenant: &Tenant, limit: usize, now: Timestamp) -> StoreResult<Purged> {
+        self.write(tenant, now, move |tx| upkeep::purge(tx, limit))
+            .await
+    }
+
+    async fn time_line(&self) -> StoreResult<StoredLine> {
+        let tenant = Tenant::default_tenant();
+        self.engine.read(&tenant, timeline::load).await
+    }
+
+    async fn anchor_time_line(
+        &self,
+        anchored: &Anchored,
+        point: Option<&Point>,
+    ) -> StoreResult<bool> {
+        let (tenant, anchored, point) = (Tenant::default_tenant(), *anchored, point.copied());
+        let save = move |view: &View<'_>| timeline::save(view, &anchored, point.as_ref());
+        self.write_view(&tenant, Urgency::Prompt, save).await
+    }
+
+    async fn health(&self) -> StoreResult<StoreHealth> {
+        let health = self
+            .room
+            .note(self.outage.note(self.engine.health().await))?;
+        Ok(StoreHealth {
+            full: self.room.is_full(),
+            ..health
+        })
+    }
+
+    async fn close(&self) {
+        self.engine.close().await;
+    }
+}
