@@ -162,6 +162,14 @@ const PROMISES: &[(&str, &str, &[&str])] = &[
     ),
     (
         "docs/api.md",
+        "Steps of whole hours",
+        &[
+            "days_that_are_rolled_up_tell_what_their_records_told",
+            "roll_ups_outlive_the_records",
+        ],
+    ),
+    (
+        "docs/api.md",
         "`from` is needed",
         &["a_page_of_steps_looks_at_so_many_records_and_tells_of_none_twice"],
     ),
