@@ -149,6 +149,11 @@ const PROMISES: &[(&str, &str, &[&str])] = &[
     ),
     (
         "docs/api.md",
+        "Two such questions are answered at a time",
+        &["reports_that_take_long_hold_up_nobody"],
+    ),
+    (
+        "docs/api.md",
         "A step without a record",
         &["steps_are_what_a_plain_model_says"],
     ),
