@@ -12,6 +12,7 @@ use viworks_common::id::{InstanceId, Tenant};
 use viworks_common::ledger::lease::Backoff;
 use viworks_common::limits::DRAIN_TIME;
 use viworks_common::pin::PinSet;
+use viworks_common::time::Timestamp;
 use viworks_runtime::clock::{Clock, SystemClock, Timeline};
 use viworks_runtime::conditions::Conditions;
 use viworks_runtime::config::Source;
@@ -39,9 +40,10 @@ use crate::command::queue::{CommandQueue, HintLimits};
 use crate::command::{Commands, Parts as CommandParts};
 use crate::config::queue::QueueAddressError;
 use crate::config::{Config, QueueConfig};
-use crate::data::postgres::{self, AddressError, PostgresStore, Role};
-use crate::data::sqlite::SqliteStore;
-use crate::data::{self, GatewayFilter, Hurry, Page, Store, StoreError, line};
+use crate::data::moving::marker::{self, Moved};
+use crate::data::postgres::{self, Address, AddressError, Found, PostgresStore, Role};
+use crate::data::sqlite::{self as embedded, SqliteStore};
+use crate::data::{self, Hurry, Store, StoreError, line};
 use crate::earlier::{self, Earlier};
 use crate::inbound::heartbeats::Heartbeats;
 use crate::inbound::judge::Judge;
@@ -96,6 +98,23 @@ pub enum StartError {
         /// The server's, as the configuration names it; it holds no secret.
         url: String,
     },
+    /// The embedded database is what was left behind by a move.
+    #[error(
+        "the site in {} has moved to {to} (noted {at}), and what happened since is not in the file: name that as `url` in \
+         [store]; to go back to the file on purpose, and lose all that, remove {}",
+        file.display(),
+        marker.display()
+    )]
+    Moved {
+        /// The embedded database.
+        file: PathBuf,
+        /// What says so.
+        marker: PathBuf,
+        /// Where to; without a secret.
+        to: String,
+        /// When.
+        at: Timestamp,
+    },
     /// The address of the database server cannot be used.
     #[error("failed to open the database")]
     Address(#[from] AddressError),
@@ -134,7 +153,8 @@ impl StartError {
             Self::Database(sqlite::Error::Unsafe(_))
             | Self::Address(_)
             | Self::QueueAddress(_)
-            | Self::AnotherSite { .. } => ExitCode::Config,
+            | Self::AnotherSite { .. }
+            | Self::Moved { .. } => ExitCode::Config,
             Self::Server { source, .. } if source.is_lasting() => ExitCode::Config,
             Self::Queue { source, .. } if source.is_lasting() => ExitCode::Config,
             Self::Server { .. } | Self::Queue { .. } => ExitCode::Unavailable,
@@ -151,46 +171,70 @@ impl StartError {
 pub async fn open(config: &Config, role: Role) -> Result<Arc<dyn Store>, StartError> {
     let limits = config.telemetry.limits;
     let Some(address) = config.store.address()? else {
+        refuse_moved(config)?;
         let store = SqliteStore::open(Options::new(&config.data.sqlite_file)).await?;
         return Ok(Arc::new(store.telemetry_limits(limits)));
     };
+    if role == Role::Backend {
+        // Before anything is written there.
+        look(config, address.clone()).await?;
+    }
     let named = address.to_string();
     let store = PostgresStore::open(address, role, config.store.migrate_at_start).await;
     let store = store.map_err(|source| StartError::Server {
         address: named,
         source,
     })?;
-    let store: Arc<dyn Store> = Arc::new(store.telemetry_limits(limits));
-    if role == Role::Backend {
-        look_for_another_site(config, &*store).await?;
-    }
-    Ok(store)
+    Ok(Arc::new(store.telemetry_limits(limits)))
 }
 
-/// Refuses a server's database without a gateway while the embedded one has some: it would turn a fleet away.
-async fn look_for_another_site(config: &Config, store: &dyn Store) -> Result<(), StartError> {
+/// Refuses an embedded database whose site has moved: what happened since is not in it.
+///
+/// # Errors
+///
+/// When it has.
+pub fn refuse_moved(config: &Config) -> Result<(), StartError> {
     let file = &config.data.sqlite_file;
-    let (tenant, all) = (Tenant::default_tenant(), GatewayFilter::default());
-    let page = Page::first(1);
-    if !file.exists()
-        || !store
-            .list_gateways(&tenant, &all, page)
-            .await?
-            .items
-            .is_empty()
-    {
-        return Ok(());
+    match marker::find(file)? {
+        Some(Moved { to, at }) if config.store.is_embedded() => Err(StartError::Moved {
+            file: file.clone(),
+            marker: marker::path(file),
+            to,
+            at,
+        }),
+        Some(_) | None => Ok(()),
     }
-    let embedded: Arc<dyn Store> = Arc::new(SqliteStore::open(Options::new(file)).await?);
-    let left = embedded.list_gateways(&tenant, &all, page).await;
-    embedded.close().await;
-    if left?.items.is_empty() {
-        return Ok(());
+}
+
+/// Looks at a server's database as a backend does that starts, and changes nothing.
+///
+/// # Errors
+///
+/// When no backend can start there: that of another site least of all.
+pub async fn look(config: &Config, address: Address) -> Result<Found, StartError> {
+    let found = inspect(address, config.store.migrate_at_start).await?;
+    let file = &config.data.sqlite_file;
+    if !found.has_gateways && embedded::has_gateways(file)? {
+        // It would turn a fleet away.
+        return Err(StartError::AnotherSite {
+            file: file.clone(),
+            url: config.store.url.clone(),
+        });
     }
-    store.close().await;
-    Err(StartError::AnotherSite {
-        file: file.clone(),
-        url: config.store.url.clone(),
+    Ok(found)
+}
+
+/// What is in a server's database.
+///
+/// # Errors
+///
+/// When no backend can start there.
+pub async fn inspect(address: Address, migrate: bool) -> Result<Found, StartError> {
+    let named = address.to_string();
+    let found = postgres::inspect(address, migrate).await;
+    found.map_err(|source| StartError::Server {
+        address: named,
+        source,
     })
 }
 
@@ -263,7 +307,11 @@ impl App {
         let now = shared.clock.line();
         let abandoned = store.end_abandoned_sessions(&shared.tenant, earlier, now);
         let abandoned = abandoned.await?;
-        info!(abandoned, "the database is ready");
+        let database = match config.store.address()? {
+            Some(address) => format!("PostgreSQL, {address}"),
+            None => format!("SQLite, {}", config.data.sqlite_file.display()),
+        };
+        info!(database, abandoned, "the database is ready");
 
         // Bound before anything runs, so that a taken port is found out first.
         let agents = listen(config.agents.listen).await?;

@@ -15,8 +15,9 @@ use viworks_common::limits::{
 use viworks_common::rate::Quota;
 use viworks_runtime::config::{Document, Environment, Problems, Section, Values};
 use viworks_runtime::logging::LogConfig;
-use viworks_runtime::settings;
+use viworks_runtime::{files, settings};
 
+use crate::credentials::CredentialError;
 use crate::data::TelemetryLimits;
 use crate::data::postgres::{Address, AddressError};
 use queue::{QueueAddress, QueueAddressError};
@@ -312,6 +313,27 @@ settings! {
     check StoreConfig::check
 }
 
+/// A file that goes with a URL cannot be used. What is wrong with that of a password as a file was said where it is
+/// named.
+fn file_problem(section: &mut Section<'_>, error: &CredentialError, password: Option<&Path>) {
+    let is_password = password == Some(error.path());
+    if is_password && files::examine_private(error.path()).is_err() {
+        return;
+    }
+    let (key, help) = if is_password {
+        (
+            "password_file",
+            "password_file names a file with the password on one line, and nothing else in it",
+        )
+    } else {
+        (
+            "ca_file",
+            "ca_file names the certificate of the authority that signed the server's, PEM",
+        )
+    };
+    section.problem(key, error.to_string(), help);
+}
+
 /// The URL of the embedded database.
 const EMBEDDED: &str = "sqlite:";
 
@@ -322,12 +344,18 @@ impl StoreConfig {
     ///
     /// When the URL cannot be used, or a file that goes with it.
     pub fn address(&self) -> Result<Option<Address>, AddressError> {
-        if self.url == EMBEDDED {
+        if self.is_embedded() {
             return Ok(None);
         }
         let (password, ca) = (self.password_file.as_deref(), self.ca_file.as_deref());
         let address = Address::parse(&self.url, password, ca)?;
         Ok(Some(address.connections_max(self.connections_max)))
+    }
+
+    /// Whether the database is the embedded one.
+    #[must_use]
+    pub fn is_embedded(&self) -> bool {
+        self.url == EMBEDDED
     }
 
     fn check(&self, section: &mut Section<'_>) {
@@ -341,6 +369,9 @@ impl StoreConfig {
                         "name a server as url = \"postgres://USER@HOST/DATABASE\", or leave both out",
                     );
                 }
+            }
+            Err(AddressError::File(error)) => {
+                file_problem(section, &error, self.password_file.as_deref());
             }
             Err(error) => section.problem(
                 "url",
@@ -418,6 +449,9 @@ impl QueueConfig {
                         "name a server as url = \"redis://USER@HOST\", or leave both out",
                     );
                 }
+            }
+            Err(QueueAddressError::File(error)) => {
+                file_problem(section, &error, self.password_file.as_deref());
             }
             Err(error) => section.problem(
                 "url",

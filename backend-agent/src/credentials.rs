@@ -1,8 +1,8 @@
 //! What it takes to get into a server, in files: its password, and the authority that signed its certificate.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use viworks_runtime::files;
+use viworks_runtime::files::{self, FileError};
 use zeroize::Zeroizing;
 
 /// The most that a file of authorities may hold.
@@ -10,25 +10,34 @@ const AUTHORITY_BYTES_MAX: u64 = 1024 * 1024;
 
 /// What is wrong with such a file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{path}: {problem}")]
+#[error("{}: {problem}", path.display())]
 pub struct CredentialError {
-    path: String,
+    path: PathBuf,
     problem: String,
 }
 
 impl CredentialError {
     fn of(path: &Path, problem: impl Into<String>) -> Self {
         Self {
-            path: path.display().to_string(),
+            path: path.to_owned(),
             problem: problem.into(),
         }
+    }
+
+    fn of_file(path: &Path, error: &FileError) -> Self {
+        Self::of(path, error.cause())
+    }
+
+    /// Which file it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 }
 
 /// Certificates of an authority, PEM.
 pub(crate) fn read_authority(path: &Path) -> Result<Vec<u8>, CredentialError> {
     let pem = files::read_trusted(path, AUTHORITY_BYTES_MAX)
-        .map_err(|error| CredentialError::of(path, error.to_string()))?;
+        .map_err(|error| CredentialError::of_file(path, &error))?;
     let begins = b"-----BEGIN CERTIFICATE-----";
     if !pem.windows(begins.len()).any(|window| window == begins) {
         return Err(CredentialError::of(path, "it holds no certificate"));
@@ -38,8 +47,8 @@ pub(crate) fn read_authority(path: &Path) -> Result<Vec<u8>, CredentialError> {
 
 /// A password, on one line of a file for the owner only.
 pub(crate) fn read_password(path: &Path) -> Result<Zeroizing<String>, CredentialError> {
-    let text =
-        files::read_private(path).map_err(|error| CredentialError::of(path, error.to_string()))?;
+    let text = files::read_private(path);
+    let text = text.map_err(|error| CredentialError::of_file(path, &error))?;
     let text =
         str::from_utf8(&text).map_err(|_not_utf8| CredentialError::of(path, "it is not text"))?;
     let password = text.trim_end_matches(['\n', '\r']);

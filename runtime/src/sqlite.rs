@@ -28,7 +28,7 @@ mod writer;
 
 pub use connection::{Columns, Connection, Params, Row, Statement};
 pub use error::{Constraint, Error};
-pub use schema::{MigrateError, Migration, pending};
+pub use schema::{MigrateError, Migration, is_answered, pending};
 pub use value::{Bind, Column, Value};
 pub use writer::Counters;
 

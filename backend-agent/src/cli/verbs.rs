@@ -13,7 +13,7 @@ use viworks_runtime::exit::ExitCode;
 use self::open::{load, load_all};
 use super::flags::Subcommands;
 use super::views::{print, say};
-use crate::app::StartError;
+use crate::app::{self, StartError};
 use crate::config::reference;
 use crate::data::postgres::Address;
 
@@ -32,6 +32,7 @@ pub(super) async fn execute(command: Subcommands) -> anyhow::Result<ExitCode> {
             for warning in &setup.warnings {
                 say(&format!("warning: {warning}"));
             }
+            app::refuse_moved(&setup.config)?;
             print(&format!("{} is valid", config.config.display()))?;
             if connect {
                 migrate::try_connection(&setup.config).await?;

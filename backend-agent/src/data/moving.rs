@@ -1,10 +1,12 @@
 //! Moves a site from the embedded database to PostgreSQL: every row, in batches that each note how far they came, and
 //! all of it compared afterwards.
 
+pub mod marker;
 mod table;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
@@ -14,7 +16,7 @@ use super::intents::link::{Link, LinkError, Sql};
 use super::postgres::{self, Address, Target};
 use super::sqlite::SqliteStore;
 
-use table::{Held, Table};
+use table::{FIRST_PAGE, Held, Rows, Table};
 
 /// The tables, each behind those that it refers to. What follows from others is not moved: the count of open commands,
 /// and the row that health writes.
@@ -73,8 +75,16 @@ pub enum MoveError {
         #[source]
         source: postgres::Error,
     },
+    /// The configuration names another database than the one that it goes to.
+    #[error(
+        "[store] names {0} already, so that is the site, and what lies in the embedded database is older; to move that all \
+         the same, take [store] out of the configuration"
+    )]
+    Elsewhere(String),
     /// It holds a site already.
-    #[error("the database holds {0} already; a site is moved into an empty one")]
+    #[error(
+        "the database is not empty: a backend or a move has left rows in it ({0}); a site is moved into an empty one"
+    )]
     NotEmpty(String),
     /// A move of another site was begun there.
     #[error("the move of another site into this database was begun; name an empty one")]
@@ -92,9 +102,16 @@ pub enum MoveError {
         /// What the server says.
         problem: String,
     },
+    /// There is nothing to move.
+    #[error(
+        "{} holds no site; `state_folder` and `sqlite_file` in [data] say where the one is that shall move",
+        .0.display()
+    )]
+    NoSite(PathBuf),
     /// Both do not hold the same.
     #[error(
-        "{table}: {source_rows} rows in the embedded database, {target_rows} on the server, and they differ"
+        "{table}: {source_rows} rows in the embedded database, {target_rows} on the server, and they differ; {}",
+        remedy(*.was_compared)
     )]
     Differs {
         /// Which table.
@@ -103,10 +120,22 @@ pub enum MoveError {
         source_rows: u64,
         /// Rows there.
         target_rows: u64,
+        /// Whether they were equal once, at the end of the move.
+        was_compared: bool,
     },
     /// It was told to stop; the next one goes on from there.
     #[error("stopped; the same command goes on where this one was")]
     Stopped,
+}
+
+/// What to do where they differ.
+const fn remedy(was_compared: bool) -> &'static str {
+    if was_compared {
+        "they were equal after the move, so a backend has written to one of them since, as it may to the server's"
+    } else {
+        "the embedded database was written to during the move, so no backend starts on the server's: drop that, make an \
+         empty one, and run `viworks-backend-agent migrate-store` again"
+    }
 }
 
 /// A stopped site, and the database that it goes to. Everything here blocks, so it is called on a thread for that.
@@ -114,22 +143,40 @@ pub enum MoveError {
 pub struct Move {
     runtime: Handle,
     source: SqliteStore,
+    file: PathBuf,
     target: Target,
     address: String,
+}
+
+/// Refuses a file that is none, or that no backend has made; it is not changed.
+///
+/// # Errors
+///
+/// When there is no site.
+pub fn look_for_site(file: &Path) -> Result<(), MoveError> {
+    let missing = super::sqlite::pending(file)?;
+    if missing.iter().any(|migration| migration.version == 1) {
+        return Err(MoveError::NoSite(file.to_owned()));
+    }
+    Ok(())
 }
 
 /// What the database on the server remembers of a move.
 const MAKE_NOTES: &str = "\
 CREATE TABLE IF NOT EXISTS store_move (
-    table_name text PRIMARY KEY, site bytea NOT NULL, last_key json, rows bigint NOT NULL, finished boolean NOT NULL)";
+    table_name text PRIMARY KEY, site bytea NOT NULL, last_key json, rows bigint NOT NULL, finished boolean NOT NULL,
+    compared boolean NOT NULL DEFAULT false)";
 
-const NOTES: &str = "SELECT table_name, site, last_key, rows, finished FROM store_move";
+const NOTES: &str = "SELECT table_name, site, last_key, rows, finished, compared FROM store_move";
 
 const NOTE: &str = "\
 INSERT INTO store_move (table_name, site, last_key, rows, finished)
 VALUES (:table, :site, :last_key, :rows, :finished)
 ON CONFLICT (table_name) DO UPDATE
     SET last_key = excluded.last_key, rows = excluded.rows, finished = excluded.finished";
+
+/// From here on backends may start there.
+const NOTE_COMPARED: &str = "UPDATE store_move SET compared = true WHERE table_name = ''";
 
 /// What follows from the rows that were moved.
 const COUNT_OPEN: &str = "\
@@ -149,10 +196,11 @@ struct Noted {
     last_key: Option<Vec<Held>>,
     rows: u64,
     finished: bool,
+    compared: bool,
 }
 
 impl Move {
-    /// Connects to the server; makes its schema.
+    /// Connects to the server.
     ///
     /// # Errors
     ///
@@ -160,6 +208,7 @@ impl Move {
     pub fn open(
         runtime: Handle,
         source: SqliteStore,
+        file: &Path,
         address: &Address,
     ) -> Result<Self, MoveError> {
         let named = address.to_string();
@@ -170,6 +219,7 @@ impl Move {
         Ok(Self {
             runtime,
             source,
+            file: file.to_owned(),
             target,
             address: named,
         })
@@ -182,6 +232,8 @@ impl Move {
     /// When one of the databases fails, the target holds something else, or `tell` says stop.
     pub fn run(&self, mut tell: impl FnMut(Progress) -> ControlFlow<()>) -> Result<(), MoveError> {
         let site = self.site()?;
+        let made = self.target.prepare(true);
+        made.map_err(|problem| self.target_error(problem))?;
         let notes = self.begin(&site)?;
         for name in TABLES {
             let table = self.on_source(move |link| Table::look(link, name))?;
@@ -196,7 +248,8 @@ impl Move {
         Ok(())
     }
 
-    /// Compares all rows of both; answers how many each table has.
+    /// Compares all rows of both; answers how many each table has. Where all are equal for the first time, backends may
+    /// start on the server's database from then on; otherwise nothing is written.
     ///
     /// # Errors
     ///
@@ -210,27 +263,40 @@ impl Move {
         if notes.get("").is_none_or(|all| !all.finished) {
             return Err(MoveError::NotMoved);
         }
+        let looked = self.target.prepare(false);
+        looked.map_err(|problem| self.target_error(problem))?;
+        let was_compared = notes.get("").is_some_and(|all| all.compared);
         let mut compared = Vec::new();
         for name in TABLES {
             let table = std::sync::Arc::new(self.on_source(move |link| Table::look(link, name))?);
             let width = table.columns.len();
-            let here = self.digest(&table, width, &mut tell, |after| {
+            let here = self.digest(&table, width, &mut tell, |after, limit| {
                 let (table, after) = (std::sync::Arc::clone(&table), after.map(<[Held]>::to_vec));
-                self.on_source(move |link| table.page(link, after.as_deref()))
+                self.on_source(move |link| table.page(link, after.as_deref(), limit))
             })?;
             let other = table.on_server();
             let other = other.as_ref().unwrap_or(&table);
-            let there = self.digest(other, width, &mut |_| ControlFlow::Continue(()), |after| {
-                self.on_target(|link| other.page(link, after))
-            })?;
+            let there = self.digest(
+                other,
+                width,
+                &mut |_| ControlFlow::Continue(()),
+                |after, limit| self.on_target(|link| other.page(link, after, limit)),
+            )?;
             if here != there {
                 return Err(MoveError::Differs {
                     table: name,
                     source_rows: here.0,
                     target_rows: there.0,
+                    was_compared,
                 });
             }
             compared.push((*name, here.0));
+        }
+        if !was_compared {
+            let noted = self
+                .target
+                .transact(|link| link.execute(NOTE_COMPARED.into(), &[], &[]).map(drop));
+            noted.map_err(|problem| self.target_error(problem))?;
         }
         Ok(compared)
     }
@@ -242,19 +308,21 @@ impl Move {
         table: &Table,
         width: usize,
         tell: &mut dyn FnMut(Progress) -> ControlFlow<()>,
-        page: impl Fn(Option<&[Held]>) -> Result<Vec<Vec<Held>>, MoveError>,
+        page: impl Fn(Option<&[Held]>, usize) -> Result<Rows, MoveError>,
     ) -> Result<(u64, [u64; 4]), MoveError> {
         let (mut digest, mut rows, mut after) = ([0_u64; 4], 0_u64, None::<Vec<Held>>);
+        let mut limit = FIRST_PAGE;
         loop {
-            let found = page(after.as_deref())?;
-            let Some(last) = found.last() else {
+            let found = page(after.as_deref(), limit)?;
+            let Some(last) = found.rows.last() else {
                 return Ok((rows, digest));
             };
             after = Some(table.key_of(last));
-            for row in &found {
+            for row in &found.rows {
                 add_digest(&mut digest, row.iter().take(width));
             }
-            rows = rows.saturating_add(u64::try_from(found.len()).unwrap_or(u64::MAX));
+            limit = found.ask_next(limit);
+            rows = rows.saturating_add(u64::try_from(found.rows.len()).unwrap_or(u64::MAX));
             let progress = Progress {
                 table: table.name,
                 rows,
@@ -276,9 +344,12 @@ impl Move {
         let table = std::sync::Arc::new(table);
         let counted = std::sync::Arc::clone(&table);
         let total = self.on_source(move |link| counted.count(link))?;
+        let mut limit = FIRST_PAGE;
         loop {
             let (read, after) = (std::sync::Arc::clone(&table), noted.last_key.clone());
-            let rows = self.on_source(move |link| read.page(link, after.as_deref()))?;
+            let page = self.on_source(move |link| read.page(link, after.as_deref(), limit))?;
+            limit = page.ask_next(limit);
+            let rows = page.rows;
             noted.finished = rows.is_empty();
             if let Some(last) = rows.last() {
                 noted.last_key = Some(table.key_of(last));
@@ -322,6 +393,9 @@ impl Move {
                 .target
                 .try_out(|link| table.insert(link, std::slice::from_ref(row)));
             if let Err(problem) = alone {
+                if problem.is_about_the_server() {
+                    return Err(self.target_error(problem));
+                }
                 let key: Vec<String> = table
                     .key_of(row)
                     .iter()
@@ -360,7 +434,7 @@ impl Move {
                     Ok(rows)
                 })?;
                 if rows > 0 {
-                    return Err(MoveError::NotEmpty(format!("{rows} rows of {name}")));
+                    return Err(MoveError::NotEmpty(format!("{name}: {rows}")));
                 }
             }
             let made = self.target.transact(|link| {
@@ -382,23 +456,30 @@ impl Move {
                     row.get::<Option<String>>("last_key").flatten(),
                     row.get::<u64>("rows").unwrap_or_default(),
                     row.get::<bool>("finished").unwrap_or_default(),
+                    row.get::<bool>("compared").unwrap_or_default(),
                 ));
                 ControlFlow::Continue(())
             })?;
             Ok(notes)
         });
         let mut notes = BTreeMap::new();
-        for (table, of, last_key, rows, finished) in read.map_err(|error| match error {
-            MoveError::Target { source, .. } if source.is_missing_table() => MoveError::NotMoved,
-            other @ (MoveError::Source(_)
-            | MoveError::Target { .. }
-            | MoveError::NotEmpty(_)
-            | MoveError::OtherSite
-            | MoveError::NotMoved
-            | MoveError::Row { .. }
-            | MoveError::Differs { .. }
-            | MoveError::Stopped) => other,
-        })? {
+        for (table, of, last_key, rows, finished, compared) in
+            read.map_err(|error| match error {
+                MoveError::Target { source, .. } if source.is_missing_table() => {
+                    MoveError::NotMoved
+                }
+                other @ (MoveError::Source(_)
+                | MoveError::Target { .. }
+                | MoveError::NotEmpty(_)
+                | MoveError::OtherSite
+                | MoveError::NotMoved
+                | MoveError::Row { .. }
+                | MoveError::NoSite(_)
+                | MoveError::Elsewhere(_)
+                | MoveError::Differs { .. }
+                | MoveError::Stopped) => other,
+            })?
+        {
             if of != site {
                 return Err(MoveError::OtherSite);
             }
@@ -410,13 +491,14 @@ impl Move {
                 last_key: key,
                 rows,
                 finished,
+                compared,
             };
             notes.insert(table, noted);
         }
         Ok(notes)
     }
 
-    /// Counts what follows from the rows, and lets a backend start there.
+    /// Counts what follows from the rows.
     fn finish(&self, site: &[u8]) -> Result<(), MoveError> {
         let done = self.target.transact(|link| {
             link.execute("DELETE FROM open_commands".into(), &[], &[])?;
@@ -433,9 +515,10 @@ impl Move {
     }
 
     fn site(&self) -> Result<Vec<u8>, MoveError> {
-        self.on_source(|link| {
-            let mut digest = Sha256::new();
+        let site = self.on_source(|link| {
+            let (mut digest, mut found) = (Sha256::new(), false);
             link.query(SITE.into(), &[], &[], &mut |row| {
+                found = true;
                 for column in [
                     "tenant",
                     "seq",
@@ -452,8 +535,9 @@ impl Move {
                 }
                 ControlFlow::Break(())
             })?;
-            Ok(digest.finalize().to_vec())
-        })
+            Ok(found.then(|| digest.finalize().to_vec()))
+        })?;
+        site.ok_or_else(|| MoveError::NoSite(self.file.clone()))
     }
 
     fn on_source<T: Send + 'static>(

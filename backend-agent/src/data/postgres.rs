@@ -34,7 +34,7 @@ use super::{InstanceLoad, Neighbour, StoreError, StoreHealth, StoreResult};
 
 pub use address::{Address, AddressError};
 pub use error::Error;
-pub use schema::pending;
+pub use schema::{Found, inspect};
 pub use target::Target;
 
 use connection::Connection;
@@ -97,7 +97,7 @@ impl PostgresStore {
                 lock::share(&connection)?;
             }
             schema::prepare(&at, migrate, role)?;
-            schema::check_moved(&at)?;
+            schema::check_moved(&connection)?;
             if role == Role::Backend {
                 return Lease::take(connection, at, of).map(Some);
             }

@@ -295,6 +295,19 @@ pub fn pending(file: &Path) -> Result<Vec<Pending>, Error> {
         .collect())
 }
 
+/// Whether a database file has a gateway; it is not changed, and there may be none.
+///
+/// # Errors
+///
+/// When the file cannot be read, or holds a newer schema.
+pub fn has_gateways(file: &Path) -> Result<bool, Error> {
+    const GATEWAYS: &str = "SELECT agent_id FROM gateways LIMIT 1";
+    if pending(file)?.iter().any(|missing| missing.version == 1) {
+        return Ok(false);
+    }
+    viworks_runtime::sqlite::is_answered(file, GATEWAYS)
+}
+
 impl From<Error> for StoreError {
     fn from(error: Error) -> Self {
         match error {

@@ -55,3 +55,36 @@ fn every_problem_is_listed_at_once() {
     }
     assert_eq!(problems.exit_code().number(), 78);
 }
+
+#[test]
+fn a_password_file_that_cannot_be_used_is_told_of_once() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = initialised();
+    let path = folder.path().join("b/backend.toml");
+    let written = std::fs::read_to_string(&path).unwrap();
+    let secret = folder.path().join("b/database.password");
+    for (contents, mode, why) in [
+        (None, 0, "No such file"),
+        (Some("secret"), 0o644, "others"),
+        (Some("\n"), 0o600, "it must hold the password"),
+    ] {
+        drop(std::fs::remove_file(&secret));
+        if let Some(contents) = contents {
+            std::fs::write(&secret, contents).unwrap();
+            let mode = std::fs::Permissions::from_mode(mode);
+            std::fs::set_permissions(&secret, mode).unwrap();
+        }
+        for section in [
+            "[store]\nurl = \"postgres://vw@127.0.0.1/viworks\"",
+            "[queue]\nurl = \"redis://vw@127.0.0.1\"",
+        ] {
+            let text = format!("{written}\n{section}\npassword_file = \"database.password\"\n");
+            std::fs::write(&path, text).unwrap();
+            let problems = Config::load(&path, &Environment::default()).unwrap_err();
+            let text = problems.to_string();
+            assert!(text.contains("database.password"), "{text}");
+            assert_eq!(problems.iter().count(), 1, "{text}");
+            assert!(text.contains(why), "{why} is not in:\n{text}");
+        }
+    }
+}

@@ -153,8 +153,13 @@ async fn migrations_are_a_step_of_their_own_and_what_is_wrong_is_said_in_one_sen
     );
     let tried = backend(&system, &["check-config", "--connect"])
         .await
-        .ended_with(0);
-    assert!(tried.stdout.contains("not applied: 1"), "{tried:#?}");
+        .ended_with(78);
+    assert!(
+        tried
+            .stderr
+            .contains("1 migration of the schema is not applied"),
+        "{tried:#?}"
+    );
     let done = backend(&system, &["migrate"]).await.ended_with(0);
     assert!(done.stdout.contains("postgres schema 1"), "{done:#?}");
     let listed = backend(&system, &["migrate", "--dry-run"])
@@ -202,6 +207,7 @@ async fn migrations_are_a_step_of_their_own_and_what_is_wrong_is_said_in_one_sen
         assert!(refused.stderr.contains(said), "{said}: {refused:#?}");
         assert!(!refused.stderr.contains("hunter2"), "{refused:#?}");
     }
+    is_refused_by_all_alike(&own, &system, &store).await;
     store(&format!("url = \"{url}\""));
     own.kill();
     for verb in [&["serve"][..], &["check-config", "--connect"], &["migrate"]] {
@@ -217,6 +223,68 @@ async fn migrations_are_a_step_of_their_own_and_what_is_wrong_is_said_in_one_sen
         .await
         .ended_with(0);
     assert!(listed.stdout.contains("up to date"), "{listed:#?}");
+}
+
+/// What a start refuses, the check refuses with the same words, and neither changes anything.
+async fn is_refused_by_all_alike(own: &Own, system: &Deployment, store: &impl Fn(&str)) {
+    let server = own.server();
+    let url = server.url("viworks");
+    server.make_empty("fresh");
+    let fresh = server.url("fresh");
+    for statement in [
+        "CREATE ROLE reader LOGIN",
+        "CREATE ROLE frozen LOGIN SUPERUSER",
+        "ALTER ROLE frozen SET default_transaction_read_only = on",
+        "CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0",
+    ] {
+        server.psql("postgres", statement).unwrap();
+    }
+    let standby = own.standby("second");
+    // Somebody else listens there.
+    let stranger = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = stranger.local_addr().unwrap().port();
+    let _answering = std::thread::spawn(move || {
+        for heard in stranger.incoming().flatten() {
+            let mut heard = heard;
+            // Whoever went away hears nothing.
+            let _gone = std::io::Write::write_all(&mut heard, b"HTTP/1.1 400 Bad Request\r\n\r\n");
+        }
+    });
+    for (url, said) in [
+        (
+            fresh.replace("viworks@", "reader@"),
+            "the user reader may make no tables",
+        ),
+        (url.replace("viworks@", "frozen@"), "takes no writes"),
+        (standby.server().url("viworks"), "the server is a standby"),
+        (server.url("latin"), "createdb -E UTF8"),
+        (
+            format!("postgres://viworks@127.0.0.1:{port}/viworks"),
+            "is no PostgreSQL server",
+        ),
+    ] {
+        store(&format!("url = \"{url}\""));
+        for verb in [&["serve"][..], &["check-config", "--connect"]] {
+            let refused = backend(system, verb).await.ended_with(78);
+            assert!(
+                refused.stderr.contains(said),
+                "{verb:?} {said}: {refused:#?}"
+            );
+        }
+    }
+    // The embedded database has a gateway.
+    store("");
+    let _folder = system.issue("gw-embedded");
+    let tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";
+    store(&format!("url = \"{fresh}\""));
+    for verb in [&["serve"][..], &["check-config", "--connect"]] {
+        let refused = backend(system, verb).await.ended_with(78);
+        assert!(
+            refused.stderr.contains("has no gateway yet"),
+            "{verb:?} {refused:#?}"
+        );
+        assert_eq!(server.psql("fresh", tables).unwrap(), "0", "{verb:?}");
+    }
 }
 
 /// A certificate for `name`, with its own authority: the chain, its key, and the authority.
@@ -323,6 +391,14 @@ async fn a_site_moves_to_a_server_and_no_gateway_joins_again() {
     );
     let again = backend(&system, &["migrate-store", "--to", &url, "--verify"]).await;
     let _equal = again.ended_with(0);
+    // The old file is not the site any more.
+    for verb in [&["serve"][..], &["check-config"], &["apikey", "ls"]] {
+        let refused = backend(&system, verb).await.ended_with(78);
+        assert!(
+            refused.stderr.contains("has moved to viworks at 127.0.0.1"),
+            "{verb:?} {refused:#?}"
+        );
+    }
     system
         .start_backend(Start::default().with("VIWORKS__STORE__URL", &url))
         .await;
@@ -334,6 +410,27 @@ async fn a_site_moves_to_a_server_and_no_gateway_joins_again() {
     assert_eq!(started(&folder).len(), 2);
     drop(gateway);
     assert!(system.backend().stop(PATIENCE).await.success());
+    // Nor is it moved again from where the configuration says that the site is elsewhere.
+    let written = std::fs::read_to_string(system.backend_config()).unwrap();
+    let named = format!("{written}\n[store]\nurl = \"{url}\"\n");
+    std::fs::write(system.backend_config(), named).unwrap();
+    own.server().make_empty("third");
+    let third = own.server().url("third");
+    let refused = backend(&system, &["migrate-store", "--to", &third]).await;
+    let refused = refused.ended_with(78);
+    assert!(refused.stderr.contains("names viworks at"), "{refused:#?}");
+    std::fs::write(system.backend_config(), &written).unwrap();
+    // And where there is no file, there is no site.
+    let state = system.path().join("nowhere");
+    let nowhere = [
+        "migrate-store",
+        "--to",
+        &third,
+        "--state-folder",
+        state.to_str().unwrap(),
+    ];
+    let refused = backend(&system, &nowhere).await.ended_with(78);
+    assert!(refused.stderr.contains("holds no site"), "{refused:#?}");
     let elsewhere = own.server().url("absent");
     let refused = backend(&system, &["migrate-store", "--to", &elsewhere]).await;
     assert!(refused.code == Some(78), "{refused:#?}");

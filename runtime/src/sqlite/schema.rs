@@ -206,9 +206,7 @@ pub fn pending(file: &Path, migrations: &[Migration]) -> Result<Vec<Migration>, 
     if !file.exists() {
         return Ok(migrations.to_vec());
     }
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let inner = rusqlite::Connection::open_with_flags(file, flags)?;
-    let connection = Connection::new(inner, &Options::new(file))?;
+    let connection = open_to_read(file)?;
     let noted = "SELECT name FROM sqlite_schema WHERE name = '_sqlx_migrations'";
     if connection
         .optional(noted, &[], |_row| Ok::<_, Error>(()))?
@@ -217,6 +215,22 @@ pub fn pending(file: &Path, migrations: &[Migration]) -> Result<Vec<Migration>, 
         return Ok(migrations.to_vec());
     }
     missing(&connection, migrations)
+}
+
+/// Whether a question to a file has an answer. Changes nothing.
+///
+/// # Errors
+///
+/// When the file cannot be read, or has no table of what is asked for.
+pub fn is_answered(file: &Path, question: &'static str) -> Result<bool, Error> {
+    let answer = open_to_read(file)?.optional(question, &[], |_row| Ok::<_, Error>(()))?;
+    Ok(answer.is_some())
+}
+
+fn open_to_read(file: &Path) -> Result<Connection, Error> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let inner = rusqlite::Connection::open_with_flags(file, flags)?;
+    Connection::new(inner, &Options::new(file))
 }
 
 /// What was not applied; refuses what is not known.

@@ -11,14 +11,14 @@ use super::super::views::print;
 use crate::app::{self, StartError};
 use crate::command::queue::redis::RedisQueue;
 use crate::config::Config;
-use crate::data::postgres::{Address, Role, pending};
+use crate::data::postgres::Role;
 use crate::data::{Pending, sqlite};
 
 /// Brings the schema up to date, or says what that would do.
 pub(super) async fn migrate(config: &Config, dry_run: bool) -> anyhow::Result<()> {
     if dry_run {
         return match config.store.address().map_err(StartError::from)? {
-            Some(address) => list(&lacking(address).await?),
+            Some(address) => list(&app::inspect(address, true).await?.missing),
             None => {
                 let missing = sqlite::pending(&config.data.sqlite_file);
                 list(&missing.map_err(StartError::from)?)
@@ -51,25 +51,16 @@ fn list(missing: &[Pending]) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn lacking(address: Address) -> Result<Vec<Pending>, StartError> {
-    let named = address.to_string();
-    let missing = pending(address).await;
-    missing.map_err(|source| StartError::Server {
-        address: named,
-        source,
-    })
-}
-
-/// Tries whether the servers take us, and whether the one of the database has one of ours; what is embedded is nothing
+/// Tries whether the servers take us, and whether a start would find what it needs there; what is embedded is nothing
 /// to connect to.
 pub(super) async fn try_connection(config: &Config) -> anyhow::Result<()> {
     match config.store.address().map_err(StartError::from)? {
         Some(address) => {
             let named = address.to_string();
-            let missing = lacking(address).await?.len();
+            let missing = app::look(config, address).await?.missing.len();
             let schema = match missing {
                 0 => "the schema is up to date".to_owned(),
-                more => format!("migrations that are not applied: {more}"),
+                more => format!("migrations that a start applies: {more}"),
             };
             print(&format!("{named}: connected, {schema}"))?;
         }

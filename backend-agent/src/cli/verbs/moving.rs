@@ -15,7 +15,8 @@ use super::super::views::{print, say};
 use crate::app::StartError;
 use crate::config::Config;
 use crate::data::UpkeepStore as _;
-use crate::data::moving::{Move, Progress};
+use crate::data::moving::marker::{self, Moved};
+use crate::data::moving::{Move, MoveError, Progress, look_for_site};
 use crate::data::postgres::Address;
 use crate::data::sqlite::SqliteStore;
 
@@ -24,15 +25,23 @@ const TELL_EVERY: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Moves, unless it is only to compare, and compares.
 pub(super) async fn execute(config: &Config, address: Address, verify: bool) -> anyhow::Result<()> {
+    let configured = config.store.address().map_err(StartError::from)?;
+    let elsewhere = configured.map(|it| it.to_string());
+    if let Some(elsewhere) = elsewhere.filter(|it| !verify && *it != address.to_string()) {
+        return Err(MoveError::Elsewhere(elsewhere).into());
+    }
+    let file = config.data.sqlite_file.clone();
+    look_for_site(&file)?;
     let mut signals = Signals::listen().context("failed to listen for signals")?;
     let lock = files::lock_folder(&config.data.state_folder);
     let _lock = lock.map_err(StartError::from)?;
-    let source = SqliteStore::open(Options::new(&config.data.sqlite_file)).await;
+    let source = SqliteStore::open(Options::new(&file)).await;
     let source = source.map_err(StartError::from)?;
     let (runtime, stop) = (Handle::current(), Arc::new(AtomicBool::new(false)));
     let (named, stops, moved) = (address.to_string(), Arc::clone(&stop), source.clone());
+    let from = file.clone();
     let work = tokio::task::spawn_blocking(move || {
-        let to = Move::open(runtime, moved, &address)?;
+        let to = Move::open(runtime, moved, &from, &address)?;
         if !verify {
             to.run(teller("moved", &stops))?;
         }
@@ -49,14 +58,21 @@ pub(super) async fn execute(config: &Config, address: Address, verify: bool) -> 
     source.close().await;
     let compared = compared.context("the move broke off")?;
     let compared: Vec<(&str, u64)> = compared.map_err(anyhow::Error::from)?;
+    let moved = Moved {
+        to: named.clone(),
+        at: SystemClock.wall(),
+    };
+    let left = marker::leave(&file, &moved);
+    left.context("everything is there, and beside the old file that could not be noted")?;
     for (table, rows) in &compared {
         print(&format!("{table:26} {rows:>12} rows, equal"))?;
     }
     print(&format!("everything is in {named}"))?;
     if !verify {
-        say(
-            "now name it as `url` in [store], and keep the old file until the backend has run there for a while",
-        );
+        say(&format!(
+            "now name it as `url` in [store]; no backend starts on the old file while {} says that it has moved",
+            marker::path(&file).display()
+        ));
     }
     Ok(())
 }

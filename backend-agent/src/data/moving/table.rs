@@ -21,6 +21,26 @@ const BATCH: usize = 50;
 const PAGE: usize = 2_000;
 const PAGE_BYTES: usize = 4 * 1024 * 1024;
 
+/// How many rows are asked for where nothing is known of their size, and how many times more than the last time.
+pub(super) const FIRST_PAGE: usize = 32;
+const GROWTH: usize = 4;
+
+/// Rows of a table, one after the other by its key.
+#[derive(Debug, Default)]
+pub(super) struct Rows {
+    pub(super) rows: Vec<Vec<Held>>,
+    bytes: usize,
+}
+
+impl Rows {
+    /// How many to ask for after these, of which `asked` were asked for: as many as make a page if they are alike. A
+    /// server hands over all that was asked for, whatever becomes of it.
+    pub(super) fn ask_next(&self, asked: usize) -> usize {
+        let fit = PAGE_BYTES.saturating_mul(self.rows.len().max(1)) / self.bytes.max(1);
+        fit.clamp(1, asked.max(1).saturating_mul(GROWTH)).min(PAGE)
+    }
+}
+
 /// What a column holds, apart from its row.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Held(pub(super) Value<'static>);
@@ -211,7 +231,7 @@ impl Table {
         let page = |range: &str| -> &'static str {
             format!(
                 "SELECT {list} FROM (SELECT * FROM telemetry {range} \
-                 ORDER BY agent, stream, observed_at, epoch, seq LIMIT {PAGE}) AS t {ROWS}"
+                 ORDER BY agent, stream, observed_at, epoch, seq LIMIT :limit) AS t {ROWS}"
             )
             .leak()
         };
@@ -239,29 +259,30 @@ impl Table {
         Ok(rows)
     }
 
-    /// The rows that follow a key: some, and none only where there are no more.
+    /// Some of the rows that follow a key, `limit` at most, and none only where there are no more.
     pub(super) fn page(
         &self,
         link: &dyn Link,
         after: Option<&[Held]>,
-    ) -> Result<Vec<Vec<Held>>, LinkError> {
-        let (mut rows, mut bytes) = (Vec::new(), 0);
+        limit: usize,
+    ) -> Result<Rows, LinkError> {
+        let mut page = Rows::default();
         let mut take = |row: &Row<'_>| {
             let held = self.columns.iter().map(|column| row.get::<Held>(column));
             let held = held.map(|held| held.unwrap_or(Held(Value::Null)));
-            rows.push(held.collect());
-            bytes += row.bytes();
-            if bytes >= PAGE_BYTES {
+            page.rows.push(held.collect());
+            page.bytes += row.bytes();
+            if page.bytes >= PAGE_BYTES {
                 ControlFlow::Break(())
             } else {
                 ControlFlow::Continue(())
             }
         };
-        match after {
-            None => link.query(self.first.into(), &[], &[], &mut take)?,
-            Some(key) => link.query(self.next.into(), &bound(key), &[], &mut take)?,
-        }
-        Ok(rows)
+        let mut params = bound(after.unwrap_or_default());
+        params.push((":limit", &limit));
+        let statement = after.map_or(self.first, |_key| self.next);
+        link.query(statement.into(), &params, &[], &mut take)?;
+        Ok(page)
     }
 
     pub(super) fn key_of(&self, row: &[Held]) -> Vec<Held> {
@@ -327,7 +348,7 @@ fn pages(name: &str, columns: &[String], key: &[usize]) -> (&'static str, &'stat
     let keys = keys.join(", ");
     let after = NAMES[..key.len()].join(", ");
     let page = |range: &str| -> &'static str {
-        format!("SELECT {list} FROM {name}{range} ORDER BY {keys} LIMIT {PAGE}").leak()
+        format!("SELECT {list} FROM {name}{range} ORDER BY {keys} LIMIT :limit").leak()
     };
     (page(""), page(&format!(" WHERE ({keys}) > ({after})")))
 }
@@ -349,4 +370,24 @@ fn bound(values: &[Held]) -> Vec<(&'static str, &dyn Bind)> {
 fn bound_each<'v>(values: &[&'v Held]) -> Vec<(&'static str, &'v dyn Bind)> {
     let values = values.iter().map(|value| *value as &dyn Bind);
     NAMES.iter().copied().zip(values).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(rows: usize, bytes: usize) -> Rows {
+        let rows = vec![Vec::new(); rows];
+        Rows { rows, bytes }
+    }
+
+    #[test]
+    fn as_many_rows_are_asked_for_as_make_a_page() {
+        assert_eq!(page(32, 32 * 100).ask_next(32), 128);
+        assert_eq!(page(1_000, 0).ask_next(1_000), PAGE);
+        assert_eq!(page(32, PAGE_BYTES).ask_next(32), 32);
+        assert_eq!(page(4, 2 * PAGE_BYTES).ask_next(32), 2);
+        assert_eq!(page(1, 9 * PAGE_BYTES).ask_next(2), 1);
+        assert_eq!(page(0, 0).ask_next(1), GROWTH);
+    }
 }

@@ -10,6 +10,9 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 use crate::credentials::{CredentialError, is_local, read_authority, read_password};
 
+/// Where a server listens unless something else is said.
+const PORT: u16 = 5432;
+
 /// What is wrong with the URL of a database.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
@@ -110,7 +113,11 @@ impl Address {
             return Err(AddressError::NoUser);
         }
         let host = options.get_host().trim_matches(['[', ']']).to_owned();
-        let options = options.host(&host);
+        let mut options = options.host(&host);
+        if !names_port(url) {
+            // Not what a variable of libpq says.
+            options = options.port(PORT);
+        }
         let local = options.get_socket().is_some() || is_local(options.get_host());
         let asked = url.contains("sslmode=") || url.contains("ssl-mode=");
         let mut options = options.application_name("viworks-backend-agent");
@@ -139,6 +146,11 @@ impl Address {
             connections_max: 16,
             connect_timeout: Duration::from_secs(5),
         })
+    }
+
+    /// Whether a file with a password is named.
+    pub(super) const fn has_password(&self) -> bool {
+        self.password_file.is_some()
     }
 
     /// The same, with at most this many connections.
@@ -201,6 +213,17 @@ fn names_user(url: &str) -> bool {
         .is_some_and(|(user, host)| !user.is_empty() && !host.is_empty())
 }
 
+fn names_port(url: &str) -> bool {
+    let authority = url.split_once("://").map_or("", |(_, rest)| rest);
+    let authority = authority.split(['/', '?']).next().unwrap_or_default();
+    let host = authority
+        .rsplit_once('@')
+        .map_or(authority, |(_, host)| host);
+    // An IPv6 address has colons of its own.
+    let behind = host.rsplit_once(']').map_or(host, |(_, behind)| behind);
+    behind.contains(':')
+}
+
 fn mode_of(url: &str) -> String {
     let modes = url.split(['?', '&']);
     let mut modes = modes.filter_map(|part| part.split_once('='));
@@ -234,6 +257,20 @@ mod tests {
         }
         let error = parse("mysql://vw:hunter2@h/d").unwrap_err();
         assert!(!error.to_string().contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn a_url_says_its_port_or_means_the_usual_one() {
+        for (url, named) in [
+            ("postgres://vw@127.0.0.1/viworks", false),
+            ("postgres://vw@127.0.0.1:5433/viworks", true),
+            ("postgres://vw@[::1]/viworks", false),
+            ("postgres://vw@[::1]:5433/viworks", true),
+        ] {
+            assert_eq!(names_port(url), named, "{url}");
+            let port = if named { 5433 } else { PORT };
+            assert_eq!(parse(url).unwrap().options.get_port(), port, "{url}");
+        }
     }
 
     #[test]

@@ -161,7 +161,14 @@ impl Connection {
             server::check(&mut inner).await?;
             Ok(inner)
         };
-        let inner = runtime.block_on(within(address.connect_timeout, connecting))?;
+        let connected = runtime.block_on(within(address.connect_timeout, connecting));
+        let inner = connected.map_err(|error| {
+            if address.has_password() {
+                error
+            } else {
+                error.without_password()
+            }
+        })?;
         Ok(Self {
             runtime,
             inner: RefCell::new(inner),

@@ -9,6 +9,9 @@ use crate::data::StoreError;
 /// What a server answers that is a standby, or was made read-only.
 const READ_ONLY: &str = "25006";
 
+/// The same, where the password is wrong or there is none.
+const WRONG_PASSWORD: &str = "28P01";
+
 /// A failure of the server, of the way to it, or of what it was asked to do.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
@@ -39,8 +42,11 @@ pub enum Error {
         source_error: Arc<sqlx::Error>,
     },
     /// The password, the user or the database is not one that the server takes.
-    #[error("the database server refuses us: {}; check user, database and password_file in [store]", said(.0))]
+    #[error("the database server refuses us: {}; check the user, the database and the file of the password", said(.0))]
     Refused(Arc<sqlx::Error>),
+    /// It wants a password, and there is none.
+    #[error("the database server wants a password, and no file of one is named: {}; name one as password_file", said(.0))]
+    NoPassword(Arc<sqlx::Error>),
     /// The address of the database cannot be used.
     #[error("{0}")]
     Address(String),
@@ -81,6 +87,10 @@ fn said(error: &Arc<sqlx::Error>) -> String {
     }
 }
 
+fn code_of(error: &sqlx::Error) -> Option<String> {
+    Some(error.as_database_error()?.code()?.into_owned())
+}
+
 impl Error {
     /// Whether a rule of this kind refused a statement.
     #[must_use]
@@ -100,17 +110,18 @@ impl Error {
         let Self::Other(source) = self else {
             return false;
         };
-        let database = source.as_database_error();
-        database
-            .and_then(|error| error.code())
-            .is_some_and(|code| code == "42P01")
+        code_of(source).as_deref() == Some("42P01")
     }
 
     /// Whether the operator has to change something before it can work; otherwise it passes by itself.
     #[must_use]
     pub const fn is_lasting(&self) -> bool {
         match self {
-            Self::Refused(_) | Self::Address(_) | Self::Unfit(_) | Self::Schema(_) => true,
+            Self::Refused(_)
+            | Self::NoPassword(_)
+            | Self::Address(_)
+            | Self::Unfit(_)
+            | Self::Schema(_) => true,
             Self::Again(_)
             | Self::Slow(_)
             | Self::Lost(_)
@@ -132,10 +143,17 @@ impl Error {
         let Self::Lost(source) = self else {
             return false;
         };
-        let database = source.as_database_error();
-        database
-            .and_then(|error| error.code())
-            .is_some_and(|code| code == READ_ONLY)
+        code_of(source).as_deref() == Some(READ_ONLY)
+    }
+
+    /// The same, where no password was given.
+    pub(super) fn without_password(self) -> Self {
+        if let Self::Refused(source) = &self
+            && code_of(source).as_deref() == Some(WRONG_PASSWORD)
+        {
+            return Self::NoPassword(Arc::clone(source));
+        }
+        self
     }
 
     /// The same about a commit: where the way to the server broke, nobody knows whether it was made.
@@ -149,6 +167,7 @@ impl Error {
             | Self::Full(_)
             | Self::Constraint { .. }
             | Self::Refused(_)
+            | Self::NoPassword(_)
             | Self::Address(_)
             | Self::Schema(_)
             | Self::InUse(_)
@@ -197,7 +216,7 @@ impl Error {
             "55P03" | "57014" => Self::Slow(source),
             "53100" | "53200" => Self::Full(source),
             // Unknown password, unknown user, unknown database, missing rights.
-            "28P01" | "28000" | "3D000" | "42501" => Self::Refused(source),
+            WRONG_PASSWORD | "28000" | "3D000" | "42501" => Self::Refused(source),
             // It takes no writes, so another server has become the primary, or it does again soon.
             READ_ONLY => Self::Lost(source),
             // Shut down, crashed, starting, terminated for idling, too many connections, standby.
@@ -220,6 +239,14 @@ impl From<sqlx::Error> for Error {
                 "the database server could not be verified: {why}; where a private authority signed its certificate, name that as ca_file in [store]"
             ));
         }
+        if let sqlx::Error::Protocol(said) = &*source
+            && is_another_product(said)
+        {
+            return Self::Unfit(
+                "what answers at that address is no PostgreSQL server; check host and port"
+                    .to_owned(),
+            );
+        }
         if matches!(
             &*source,
             sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed
@@ -231,6 +258,13 @@ impl From<sqlx::Error> for Error {
         }
         Self::Other(shared)
     }
+}
+
+/// Whether the first that was heard is nothing that a PostgreSQL server says. One that has no process left for us may
+/// answer with the first letter of an error (0x45).
+fn is_another_product(said: &str) -> bool {
+    let answer = said.split_once("unexpected response from SSLRequest: ");
+    answer.is_some_and(|(_, byte)| byte != "0x45")
 }
 
 /// Why the certificate of the server is not accepted; the library tells it as an error of the connection.
@@ -256,6 +290,7 @@ impl From<Error> for StoreError {
             | Error::Lost(_)
             | Error::Constraint { .. }
             | Error::Refused(_)
+            | Error::NoPassword(_)
             | Error::Address(_)
             | Error::Unfit(_)
             | Error::Schema(_)

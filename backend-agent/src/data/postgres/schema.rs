@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use sqlx::migrate::{Migrate as _, MigrateError, Migration, MigrationType, Migrator};
-use sqlx::{PgConnection, Row as _};
+use sqlx::{Executor as _, PgConnection, Row as _};
 
 use super::connection::Connection;
 use super::error::Error;
@@ -40,55 +40,108 @@ pub(super) fn prepare(address: &Address, migrate: bool, role: Role) -> Result<()
             return Ok(());
         }
         if !migrate {
-            return Err(refuse(format!(
-                "{} migrations of the schema are not applied; run `viworks-backend-agent migrate`",
-                missing.len()
-            )));
+            return Err(not_applied(missing.len()));
         }
-        let run = migrator().run_direct(None, inner, false).await;
-        run.map_err(|error| failed("the schema cannot be brought up to date", &error))
+        apply(inner).await
     });
     connection.close();
     done
 }
 
-/// Refuses a database into which a site is being moved: a backend would be there before all of it is.
-pub(super) fn check_moved(address: &Address) -> Result<(), Error> {
+/// Applies what is missing. Of several programs that do so at once one goes first, and the others wait for it as long
+/// as it takes; what somebody else holds of the tables themselves is waited for as ever.
+async fn apply(inner: &mut PgConnection) -> Result<(), Error> {
+    let failed = |error| failed("the schema cannot be brought up to date", error);
+    inner.execute(sqlx::raw_sql("SET lock_timeout = 0")).await?;
+    // The server gives it back with the connection, which is for this alone.
+    inner.lock().await.map_err(failed)?;
+    inner.execute(sqlx::raw_sql("RESET lock_timeout")).await?;
+    let mut migrator = migrator();
+    migrator.set_locking(false);
+    let run = migrator.run_direct(None, inner, false).await;
+    run.map_err(failed)
+}
+
+/// Refuses a database into which a site is being moved, or was and nobody knows whether all of it is there.
+pub(super) fn check_moved(connection: &Connection) -> Result<(), Error> {
     const BEGUN: &str = "SELECT to_regclass('store_move') IS NOT NULL AS begun";
-    const OPEN: &str =
-        "SELECT count(*) AS open FROM store_move WHERE NOT finished AND table_name = ''";
-    let connection = Connection::open(address)?;
-    let done = connection.with(async |inner| {
+    const STATE: &str = "\
+        SELECT coalesce(bool_and(finished), false) AS finished, coalesce(bool_and(compared), false) AS compared
+        FROM store_move WHERE table_name = ''";
+    connection.with(async |inner| {
         let begun = sqlx::query(BEGUN).fetch_one(&mut *inner).await?;
         if !begun.try_get::<bool, _>("begun")? {
             return Ok(());
         }
-        let open = sqlx::query(OPEN).fetch_one(&mut *inner).await?;
-        if open.try_get::<i64, _>("open")? == 0 {
-            return Ok(());
+        let state = sqlx::query(STATE).fetch_one(&mut *inner).await?;
+        if !state.try_get::<bool, _>("finished")? {
+            return Err(refuse(
+                "a site is being moved into this database; run `viworks-backend-agent migrate-store` to its end"
+                    .to_owned(),
+            ));
         }
-        Err(refuse(
-            "a site is being moved into this database; run `viworks-backend-agent migrate-store` to its end".to_owned(),
-        ))
-    });
-    connection.close();
-    done
+        if !state.try_get::<bool, _>("compared")? {
+            return Err(refuse(
+                "a site was moved into this database, and was not found to be equal; run `viworks-backend-agent \
+                 migrate-store` to its end, and where it says that they differ, drop the database and begin with an \
+                 empty one"
+                    .to_owned(),
+            ));
+        }
+        Ok(())
+    })
 }
 
-/// What a database still lacks.
+/// What a start finds in a database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// The migrations that it lacks.
+    pub missing: Vec<Pending>,
+    /// Whether it has a gateway.
+    pub has_gateways: bool,
+}
+
+/// Looks at a database as a start does, and changes nothing. With `migrate` false it has to be up to date.
 ///
 /// # Errors
 ///
-/// When the server cannot be reached, or the schema is not ours.
-pub async fn pending(address: Address) -> Result<Vec<Pending>, Error> {
+/// When no backend can start there.
+pub async fn inspect(address: Address, migrate: bool) -> Result<Found, Error> {
+    const GATEWAYS: &str = "SELECT EXISTS (SELECT FROM gateways) AS found";
     let look = move || {
         let connection = Connection::open(&address)?;
-        let missing = connection.with(async |inner| missing(inner).await);
+        let missing = connection.with(async |inner| missing(inner).await)?;
+        let is_new = missing.len() == MIGRATIONS.len();
+        if !missing.is_empty() && !migrate {
+            return Err(not_applied(missing.len()));
+        }
+        check_moved(&connection)?;
+        let has_gateways = connection.with(async |inner| {
+            if is_new {
+                return Ok(false);
+            }
+            let found = sqlx::query(GATEWAYS).fetch_one(inner).await?;
+            Ok(found.try_get("found")?)
+        })?;
         connection.close();
-        missing
+        Ok(Found {
+            missing,
+            has_gateways,
+        })
     };
     let looked = tokio::task::spawn_blocking(look).await;
     looked.map_err(|_panicked| Error::Panicked)?
+}
+
+fn not_applied(count: usize) -> Error {
+    let (migrations, are) = if count == 1 {
+        ("migration", "is")
+    } else {
+        ("migrations", "are")
+    };
+    refuse(format!(
+        "{count} {migrations} of the schema {are} not applied; run `viworks-backend-agent migrate`"
+    ))
 }
 
 /// The migrations that were not applied; refuses what is not a database of ours.
@@ -117,13 +170,13 @@ async fn missing(inner: &mut PgConnection) -> Result<Vec<Pending>, Error> {
     let migrator = migrator();
     let applied = if migrated {
         let dirty = inner.dirty_version(&migrator.table_name).await;
-        if let Some(version) = dirty.map_err(|error| failed("the schema cannot be read", &error))? {
+        if let Some(version) = dirty.map_err(|error| failed("the schema cannot be read", error))? {
             return Err(refuse(format!(
                 "migration {version} was interrupted and has to be repaired by hand; see docs/operations/scaling.md"
             )));
         }
         let applied = inner.list_applied_migrations(&migrator.table_name).await;
-        applied.map_err(|error| failed("the schema cannot be read", &error))?
+        applied.map_err(|error| failed("the schema cannot be read", error))?
     } else {
         Vec::new()
     };
@@ -151,23 +204,34 @@ async fn missing(inner: &mut PgConnection) -> Result<Vec<Pending>, Error> {
     let missing = MIGRATIONS
         .iter()
         .filter(|(version, ..)| !is_applied(*version));
-    Ok(missing
+    let missing: Vec<Pending> = missing
         .map(|(version, description, _)| Pending {
             version: *version,
             description: (*description).to_owned(),
         })
-        .collect())
+        .collect();
+    if !missing.is_empty() && !row.try_get::<bool, _>("may_create")? {
+        let (who, schema): (String, String) = (row.try_get("who")?, row.try_get("schema")?);
+        return Err(refuse(format!(
+            "the user {who} may make no tables in the schema {schema}; make {who} the owner of the database, or \
+             GRANT CREATE ON SCHEMA {schema} TO {who}"
+        )));
+    }
+    Ok(missing)
 }
 
 fn refuse(why: String) -> Error {
     Error::Schema(why)
 }
 
-fn failed(what: &str, error: &MigrateError) -> Error {
-    // What lies beneath says it; what lies above repeats it.
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(beneath) = cause.source() {
-        cause = beneath;
+/// What passes by itself stays what it is; only what is about the schema is for somebody to mend.
+fn failed(what: &str, error: MigrateError) -> Error {
+    let (MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _)) = error else {
+        return refuse(format!("{what}: {error}"));
+    };
+    let known = Error::from(source);
+    if known.is_about_the_server() {
+        return known;
     }
-    Error::Schema(format!("{what}: {cause}"))
+    refuse(format!("{what}: {known}"))
 }

@@ -5,16 +5,17 @@ use super::error::Error;
 use super::{Address, Role, lock, schema};
 use crate::data::intents::link::{Link, LinkError, Party};
 
-/// The database, with its schema, and no backend at it.
+/// The database, and no backend at it.
 #[derive(Debug)]
 pub struct Target {
+    address: Address,
     connection: Connection,
     /// Has the lock that keeps backends away. Should the server drop it, the notes of the move still do.
     _lock: Connection,
 }
 
 impl Target {
-    /// Connects, makes the schema, and keeps backends away.
+    /// Connects, and keeps backends away.
     ///
     /// # Errors
     ///
@@ -22,11 +23,20 @@ impl Target {
     pub fn open(address: &Address) -> Result<Self, Error> {
         let first = Connection::open(address)?;
         lock::own(&first)?;
-        schema::prepare(address, true, Role::Backend)?;
         Ok(Self {
+            address: address.clone(),
             connection: Connection::open(address)?,
             _lock: first,
         })
+    }
+
+    /// Makes the schema or brings it up to date; with `make` false only looks whether it is.
+    ///
+    /// # Errors
+    ///
+    /// When it is not, or what the server says.
+    pub(in crate::data) fn prepare(&self, make: bool) -> Result<(), Error> {
+        schema::prepare(&self.address, make, Role::Backend)
     }
 
     /// Asks something.

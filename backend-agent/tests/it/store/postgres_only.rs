@@ -10,6 +10,7 @@ use viworks_backend_agent::data::{
     UpkeepStore as _,
 };
 use viworks_common::command::{CommandState, OutcomeState};
+use viworks_testkit::process::eventually;
 
 use super::bed::{Bed, LEASE, at, outcome};
 use super::{database, make};
@@ -307,9 +308,28 @@ async fn a_database_that_cannot_be_used_is_refused_in_one_sentence() {
     let reader = url.replace("viworks@", "reader@");
     let error = open(&reader, Role::Backend).await.unwrap_err();
     assert!(
-        format!("{error:?}").contains("permission denied"),
+        matches!(&error, Error::Schema(said) if said.contains("the user reader may make no tables in the schema public")),
         "{error:?}"
     );
+    let set = "ALTER ROLE reader SET default_transaction_read_only = on";
+    server.psql(&database, set).unwrap();
+    let error = open(&reader, Role::Backend).await.unwrap_err();
+    assert!(
+        matches!(&error, Error::Unfit(said) if said.contains("takes no writes")),
+        "{error:?}"
+    );
+    server.psql(&database, "DROP ROLE reader").unwrap();
+    // One that is there, and belongs to somebody else.
+    open(&url, Role::Backend).await.unwrap().close().await;
+    server.psql(&database, "CREATE ROLE guest LOGIN").unwrap();
+    let guest = url.replace("viworks@", "guest@");
+    let error = open(&guest, Role::Backend).await.unwrap_err();
+    assert!(matches!(error, Error::Refused(_)), "{error:?}");
+    assert!(
+        error.to_string().contains("permission denied for table"),
+        "{error}"
+    );
+    server.psql(&database, "DROP ROLE guest").unwrap();
     let nobody = url.replace("viworks@", "nobody@");
     let error = open(&nobody, Role::Backend).await.unwrap_err();
     assert!(error.is_lasting(), "{error:?}");
@@ -337,4 +357,68 @@ async fn connections_that_the_server_ends_are_made_anew() {
         assert_eq!(one.gateway_now(1).await.open_commands, round + 1);
     }
     finish(&folder, one, other).await;
+}
+
+/// Whoever migrates holds the others up as long as that takes, and they start then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_waits_for_a_migration_of_another_however_long_that_takes() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((server, database)) = database(&folder) else {
+        return;
+    };
+    server.make_empty(&database);
+    // The lock of the library, by its number, for longer than a lock of a table is waited for.
+    let number = 0x3d32_ad9e_i64 * i64::from(crc(&database));
+    let hold = format!("SELECT pg_advisory_lock({number}), pg_sleep(7)");
+    let (holder, url) = (server.database(&database), server.url(&database));
+    let holding = tokio::task::spawn_blocking(move || holder.ask(&hold));
+    let held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted \
+                AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    eventually(
+        "it is held",
+        std::time::Duration::from_secs(10),
+        async || (server.psql(&database, held).unwrap() == "1").then_some(()),
+    )
+    .await;
+    let store = open(&url, Role::Beside).await.unwrap();
+    holding.await.unwrap().unwrap();
+    store.close().await;
+    server.drop(&database);
+}
+
+/// The sum that the library makes of a name.
+fn crc(name: &str) -> u32 {
+    let mut sum = !0_u32;
+    for byte in name.bytes() {
+        sum ^= u32::from(byte);
+        for _bit in 0..8 {
+            sum = if sum & 1 == 1 {
+                (sum >> 1) ^ 0xEDB8_8320
+            } else {
+                sum >> 1
+            };
+        }
+    }
+    !sum
+}
+
+#[tokio::test]
+async fn what_passes_by_itself_during_a_migration_is_tried_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((server, database)) = database(&folder) else {
+        return;
+    };
+    server.make_empty(&database);
+    // The server is told to end whoever makes the table.
+    let end = "CREATE FUNCTION end_it() RETURNS event_trigger LANGUAGE plpgsql AS $$ \
+               BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); END $$";
+    server.psql(&database, end).unwrap();
+    let trigger = "CREATE EVENT TRIGGER end_it ON ddl_command_start WHEN TAG IN ('CREATE VIEW') EXECUTE FUNCTION end_it()";
+    server.psql(&database, trigger).unwrap();
+    let url = server.url(&database);
+    let error = open(&url, Role::Beside).await.unwrap_err();
+    assert!(!error.is_lasting(), "{error:?}");
+    server.psql(&database, "DROP EVENT TRIGGER end_it").unwrap();
+    open(&url, Role::Beside).await.unwrap().close().await;
+    server.drop(&database);
 }
