@@ -402,6 +402,8 @@ impl Jobs {
             if purged != Purged::default() {
                 info!(?purged, "deleted what has served");
             }
+            let dropped = purged.dead_letters_dropped;
+            self.metrics.dropped_dead_letters(dropped);
             if !purged.has_reached(STEP) {
                 break;
             }

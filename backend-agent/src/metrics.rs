@@ -46,6 +46,8 @@ pub struct BackendMetrics {
     pub leases_lost: Counter,
     /// Those that nobody has decided about.
     pub dead_letters: Gauge,
+    /// Those that went for newer ones before anybody had decided about them.
+    pub dead_letters_dropped: Counter,
     /// Failed background jobs.
     pub job_failures: Counter,
     /// Gateways whose certificate ends soon or has ended.
@@ -59,6 +61,18 @@ pub struct BackendMetrics {
 }
 
 impl BackendMetrics {
+    /// Dead letters went for newer ones, because there are more than are kept.
+    pub fn dropped_dead_letters(&self, count: u64) {
+        if count == 0 {
+            return;
+        }
+        self.dead_letters_dropped.inc_by(count);
+        tracing::warn!(
+            count,
+            "there are more dead letters than are kept: the oldest went before anybody had decided about them; their runs have them still"
+        );
+    }
+
     /// Registers all of them.
     #[must_use]
     pub fn register(metrics: &Metrics) -> Self {
@@ -78,6 +92,7 @@ impl BackendMetrics {
             queue_depth: Gauge::default(),
             queue_dead: Counter::default(),
             dead_letters: Gauge::default(),
+            dead_letters_dropped: Counter::default(),
             clock_apart: Gauge::default(),
             instances: Gauge::default(),
             leases_lost: Counter::default(),
@@ -160,6 +175,11 @@ impl BackendMetrics {
                 "dead_letters",
                 "Dead letters that nobody has decided about, as of the last look",
                 own.dead_letters.clone(),
+            );
+            registry.register(
+                "dead_letters_dropped",
+                "Dead letters that went for newer ones before anybody had decided about them",
+                own.dead_letters_dropped.clone(),
             );
             registry.register(
                 "telemetry_rows",

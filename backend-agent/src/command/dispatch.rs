@@ -178,6 +178,8 @@ impl Dispatcher {
         if let Ok(leased) = &leased {
             let dead = u64::try_from(leased.dead.len()).unwrap_or(u64::MAX);
             self.metrics.queue_dead.inc_by(dead);
+            let dropped = leased.dead_letters_dropped;
+            self.metrics.dropped_dead_letters(dropped);
         }
         leased
     }

@@ -14,7 +14,7 @@ use super::tx::{Tx, View};
 use super::{audit, runs};
 use crate::data::{
     Actor, AuditOutcome, DeadLetter, DeadLetterFilter, DeadLetterRequest, Listing, Page,
-    StoreResult, Submission,
+    StoreError, StoreResult, Submission,
 };
 
 /// How many are kept of one gateway. Beyond, the oldest that are resolved go first; what goes stays as a command of its
@@ -74,12 +74,14 @@ pub(super) const TRIM_GATEWAY: &str = "\
 DELETE FROM dead_letters WHERE tenant = :tenant AND command_id IN (
     SELECT d.command_id FROM dead_letters AS d INDEXED BY dead_letters_by_gateway
     WHERE d.tenant = :tenant AND d.agent_id = :agent_id
-    ORDER BY d.resolved_at IS NOT NULL, d.command_id DESC LIMIT :limit OFFSET :kept)";
+    ORDER BY d.resolved_at IS NOT NULL, d.command_id DESC LIMIT :limit OFFSET :kept)
+RETURNING resolved_at IS NULL AS open";
 
 pub(super) const TRIM: &str = "\
 DELETE FROM dead_letters WHERE tenant = :tenant AND command_id IN (
     SELECT d.command_id FROM dead_letters AS d WHERE d.tenant = :tenant
-    ORDER BY d.resolved_at IS NOT NULL, d.command_id DESC LIMIT :limit OFFSET :kept)";
+    ORDER BY d.resolved_at IS NOT NULL, d.command_id DESC LIMIT :limit OFFSET :kept)
+RETURNING resolved_at IS NULL AS open";
 
 pub(super) const PURGE: &str = "\
 DELETE FROM dead_letters WHERE tenant = :tenant AND command_id IN (
@@ -94,8 +96,9 @@ pub(super) const DISCARD: &str = "\
 UPDATE dead_letters SET resolved_at = :now, resolved_by = :by
 WHERE tenant = :tenant AND command_id = :command_id AND resolved_at IS NULL";
 
-/// Keeps a command that has just died, in the transaction that ends it.
-pub(super) fn keep(tx: &Tx<'_>, command: &Command) -> StoreResult<()> {
+/// Keeps a command that has just died, in the transaction that ends it; answers how many go for it that nobody had
+/// decided about.
+pub(super) fn keep(tx: &Tx<'_>, command: &Command) -> StoreResult<u64> {
     let Command {
         command_id,
         agent_id,
@@ -103,8 +106,8 @@ pub(super) fn keep(tx: &Tx<'_>, command: &Command) -> StoreResult<()> {
     } = command;
     tx.execute(KEEP, params! { command_id, agent_id })?;
     let (kept, limit) = (OF_GATEWAY_MAX, STEP);
-    tx.execute(TRIM_GATEWAY, params! { agent_id, kept, limit })?;
-    Ok(())
+    let gone = tx.all(TRIM_GATEWAY, params! { agent_id, kept, limit }, is_open)?;
+    Ok(count_open(&gone))
 }
 
 /// One of them.
@@ -152,7 +155,14 @@ pub(super) fn retried(
     actor: &Actor,
 ) -> StoreResult<()> {
     let by = actor.to_string();
-    tx.execute(RETRY, params! { command_id, run_id, by })?;
+    if tx.execute(RETRY, params! { command_id, run_id, by })? != 1 {
+        // Its gateway is locked, so it stands as it was read in this transaction: nobody has decided about it.
+        return Err(StoreError::Inconsistent {
+            table: "dead_letters",
+            column: "resolved_at",
+            row: command_id.to_string(),
+        });
+    }
     note(
         tx,
         actor,
@@ -180,15 +190,26 @@ pub(super) fn discard(
     load(tx, command_id)
 }
 
-/// Deletes some of those that have served, or of those that are too many; answers how many.
-pub(super) fn purge(tx: &Tx<'_>, limit: usize) -> StoreResult<usize> {
+/// Deletes some of those that have served, or of those that are too many; answers how many, and about how many of them
+/// nobody had decided.
+pub(super) fn purge(tx: &Tx<'_>, limit: usize) -> StoreResult<(usize, u64)> {
     let until = tx.now.saturating_sub(RESOLVED_LIFE);
     let purged = tx.execute(PURGE, params! { until, limit })?;
     if purged == limit {
-        return Ok(purged);
+        return Ok((purged, 0));
     }
     let (kept, limit) = (ALL_MAX, limit - purged);
-    Ok(purged + tx.execute(TRIM, params! { kept, limit })?)
+    let gone = tx.all(TRIM, params! { kept, limit }, is_open)?;
+    Ok((purged + gone.len(), count_open(&gone)))
+}
+
+fn is_open(row: &Row<'_>) -> StoreResult<bool> {
+    Reader::new("dead_letters", row).get("open")
+}
+
+fn count_open(gone: &[bool]) -> u64 {
+    let open = gone.iter().filter(|is_open| **is_open).count();
+    u64::try_from(open).unwrap_or(u64::MAX)
 }
 
 fn note(

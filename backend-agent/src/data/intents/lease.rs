@@ -51,6 +51,7 @@ pub(super) fn lease(tx: &Tx<'_>, holder: &Holder, limits: LeaseLimits) -> StoreR
             continue;
         };
         let written = settle::write(tx, [&change], &Actor::system())?;
+        leased.dead_letters_dropped += written.dead_letters_dropped;
         if change.ends() {
             let dead = settle::settled(&change.command, written.run_finished);
             leased.dead.push(dead);

@@ -160,6 +160,8 @@ pub(super) struct Written {
     pub(super) low_water: Option<u64>,
     /// Whether the run has ended with it.
     pub(super) run_finished: bool,
+    /// Dead letters that went for newer ones before anybody had decided about them.
+    pub(super) dead_letters_dropped: u64,
 }
 
 /// How a command is told of, once it has moved.
@@ -186,7 +188,7 @@ pub(super) fn write<'c>(
         if let Some(record) = change.record() {
             let end = end(tx, &change.command)?;
             if change.command.state == CommandState::Dead {
-                dead_letters::keep(tx, &change.command)?;
+                written.dead_letters_dropped += dead_letters::keep(tx, &change.command)?;
             }
             note(tx, &record, caller)?;
             written.low_water = Some(end.low_water);

@@ -38,12 +38,13 @@ pub(super) fn purge(tx: &Tx<'_>, limit: usize) -> StoreResult<Purged> {
     let idempotency_keys = tx.execute(PURGE_KEYS, params! { until, further })?;
     let until = tx.now.saturating_sub(SESSION_LIFE);
     let sessions = tx.execute(PURGE_SESSIONS, params! { until, further })?;
-    let dead_letters = dead_letters::purge(tx, limit)?;
+    let (dead_letters, dead_letters_dropped) = dead_letters::purge(tx, limit)?;
     let count = |rows| u64::try_from(rows).unwrap_or(u64::MAX);
     Ok(Purged {
         idempotency_keys: count(idempotency_keys),
         sessions: count(sessions),
         dead_letters: count(dead_letters),
+        dead_letters_dropped,
     })
 }
 

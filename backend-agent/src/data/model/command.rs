@@ -296,6 +296,8 @@ pub struct Leased {
     pub commands: Vec<LeasedCommand>,
     /// Commands that ended instead: their deliveries were used up.
     pub dead: Vec<Settled>,
+    /// Dead letters that went for these before anybody had decided about them.
+    pub dead_letters_dropped: u64,
 }
 
 /// A command to be sent.

@@ -288,6 +288,8 @@ pub struct Purged {
     pub sessions: u64,
     /// Dead letters.
     pub dead_letters: u64,
+    /// Those of them that went before anybody had decided about them.
+    pub dead_letters_dropped: u64,
 }
 
 impl Purged {
@@ -299,6 +301,7 @@ impl Purged {
             idempotency_keys,
             sessions,
             dead_letters,
+            dead_letters_dropped: _,
         } = *self;
         idempotency_keys.max(sessions).max(dead_letters) >= limit
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use viworks_backend_agent::data::{
-    Actor, DeadLetter, DeadLetterFilter, LeaseLimits, NewRun, Page, Submission,
+    Actor, DeadLetter, DeadLetterFilter, LeaseLimits, Leased, NewRun, Page, Submission,
 };
 use viworks_common::command::CommandState;
 use viworks_common::id::{CommandId, RunId};
@@ -22,7 +22,7 @@ const ALL: DeadLetterFilter = DeadLetterFilter {
 };
 
 /// Has everything die that waits for the session's gateway.
-async fn kill(bed: &Bed, session: &Session) -> Vec<CommandId> {
+async fn kill(bed: &Bed, session: &Session) -> Leased {
     let leased = bed
         .store
         .lease_commands(&bed.tenant, &session.holder, USED_UP, at(20))
@@ -30,16 +30,14 @@ async fn kill(bed: &Bed, session: &Session) -> Vec<CommandId> {
         .unwrap();
     assert!(leased.commands.is_empty(), "{leased:?}");
     leased
-        .dead
-        .into_iter()
-        .map(|dead| dead.command_id)
-        .collect()
 }
 
 /// A command of gateway `n` that has died.
 async fn dead(bed: &Bed, n: u64, session: &Session) -> CommandId {
     let command_id = bed.command(n, false).await;
-    assert_eq!(kill(bed, session).await, [command_id]);
+    let killed = kill(bed, session).await.dead;
+    let killed: Vec<CommandId> = killed.iter().map(|dead| dead.command_id).collect();
+    assert_eq!(killed, [command_id]);
     command_id
 }
 
@@ -104,7 +102,9 @@ pub(crate) async fn what_could_not_be_delivered_is_kept_with_its_request(bed: &B
     let (command_id, arguments) = (new.targets[0].command_id, new.arguments.clone());
     let run = bed.submit(new).await;
     assert_eq!(listed(bed, ALL).await, [], "it waits");
-    assert_eq!(kill(bed, &session).await, [command_id]);
+    let killed = kill(bed, &session).await.dead;
+    let killed: Vec<CommandId> = killed.iter().map(|dead| dead.command_id).collect();
+    assert_eq!(killed, [command_id]);
     assert_eq!(bed.state(command_id).await, CommandState::Dead);
     let kept = letter(bed, command_id).await.unwrap();
     assert_eq!(
@@ -256,10 +256,14 @@ pub(crate) async fn of_dead_letters_so_many_are_kept_and_what_is_resolved_goes_f
     for _ in 0..99 {
         bed.command(1, false).await;
     }
-    assert_eq!(kill(bed, &sessions[0]).await.len(), 99);
+    let killed = kill(bed, &sessions[0]).await;
+    assert_eq!((killed.dead.len(), killed.dead_letters_dropped), (99, 0));
     assert_eq!(letter(bed, second).await, None, "it was decided about");
     assert!(letter(bed, first).await.is_some(), "there is room for 100");
-    dead(bed, 1, &sessions[0]).await;
+    bed.command(1, false).await;
+    bed.command(1, false).await;
+    let killed = kill(bed, &sessions[0]).await;
+    assert_eq!((killed.dead.len(), killed.dead_letters_dropped), (2, 2));
     assert_eq!(letter(bed, first).await, None);
     assert_eq!(listed(bed, ALL).await.len(), 101);
     assert!(letter(bed, elsewhere).await.is_some());
