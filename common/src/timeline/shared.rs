@@ -5,8 +5,10 @@
 //! clock now and then, and goes on by its own monotonic clock in between. Where the two disagree by more than a look
 //! can be wrong, somebody has set the server's clock, and whoever sees it first stores a new point at which the line
 //! goes on as if nothing had happened. Or its own clock stood still, as that of a suspended virtual machine does: then
-//! others have stored a point that lies beyond what it thought the time was, and it takes that. So the line is as far
-//! as the process that is furthest, and it never runs backwards.
+//! others have stored a point that lies beyond what it thought the time was, and it takes that. A clock that stood still
+//! for less than a point is old cannot be told from a server's clock that was set: its process stores a point, whoever
+//! knows better stores another, and now the process finds that between its looks both clocks ran alike, and that it was
+//! contradicted. So the line is as far as the process that is furthest, and it never runs backwards.
 
 use std::time::Duration;
 
@@ -155,7 +157,7 @@ pub fn follow(own: Option<&Anchor>, stored: &Stored, look: &Look) -> Followed {
 #[must_use]
 pub fn follow_roughly(own: Option<(&Anchor, Duration)>, stored: &Stored, look: &Look) -> Followed {
     let known = own.map(|(_, error)| error);
-    let own = own.map(|(own, error)| (own.read(look.at()), tolerance(own, error, look)));
+    let own = own.map(|(own, error)| Expected::new(own, error, look));
     let shows = look.shows;
     let (reads, course, next) = match (own, stored.point) {
         (None, None) => {
@@ -169,8 +171,8 @@ pub fn follow_roughly(own: Option<(&Anchor, Duration)>, stored: &Stored, look: &
         }
         (None, Some(point)) => (point.read(shows), Course::Steady, renewed(&point, shows)),
         // The database was moved to the server, or nobody has looked at its clock yet.
-        (Some((own, _)), None) => (own, Course::Steady, None),
-        (Some((own, tolerance)), Some(point)) => beside(own, tolerance, &point, look),
+        (Some(own), None) => (own.reads, Course::Steady, None),
+        (Some(own), Some(point)) => beside(&own, &point, look),
     };
     let first = Point {
         number: 1,
@@ -193,28 +195,61 @@ pub fn follow_roughly(own: Option<(&Anchor, Duration)>, stored: &Stored, look: &
     }
 }
 
-/// Holds what this process takes for the time against the stored point.
-fn beside(
-    own: Timestamp,
+/// What a process takes for the time when it looks.
+struct Expected {
+    /// What the line reads by its own clock.
+    reads: Timestamp,
+    /// How far that may be from the common line without somebody having set a clock: the error of the look that it is
+    /// from and of this one, and what its clock runs faster or slower.
     tolerance: Duration,
-    point: &Point,
-    look: &Look,
-) -> (Timestamp, Course, Option<Point>) {
-    let (shows, common) = (look.shows, point.read(look.shows));
-    if point.reads.saturating_since(own) > tolerance {
-        let fresh = point.is_fresh(shows);
+    /// Whether its clock and the server's ran alike since its last look: neither was set, and neither stood still.
+    alike: bool,
+}
+
+impl Expected {
+    fn new(own: &Anchor, error: Duration, look: &Look) -> Self {
+        let elapsed = look.came.saturating_since(own.at);
+        let drift = elapsed / u32::try_from(1_000_000 / SLEW_PER_MILLION).unwrap_or(u32::MAX);
+        let tolerance = TOGETHER.max(error) + look.error() + drift;
+        let showed = own.reads.unix_micros().saturating_add(own.wall_ahead);
+        let expected =
+            Timestamp::from_unix_micros(showed).saturating_add(look.at().saturating_since(own.at));
+        let apart = micros_between(expected, look.shows).unsigned_abs();
+        Self {
+            reads: own.read(look.at()),
+            tolerance,
+            alike: Duration::from_micros(apart) <= tolerance,
+        }
+    }
+}
+
+/// Holds what this process takes for the time against the stored point.
+fn beside(own: &Expected, point: &Point, look: &Look) -> (Timestamp, Course, Option<Point>) {
+    let (shows, common, fresh) = (
+        look.shows,
+        point.read(look.shows),
+        point.is_fresh(look.shows),
+    );
+    if point.reads.saturating_since(own.reads) > own.tolerance {
         let reads = if fresh { common } else { point.reads };
-        let course = Course::StoodStill(reads.saturating_since(own));
+        let course = Course::StoodStill(reads.saturating_since(own.reads));
         return (reads, course, (!fresh).then(|| point.next(shows, reads)));
     }
-    let apart = micros_between(own, common);
-    if Duration::from_micros(apart.unsigned_abs()) > tolerance {
+    let apart = micros_between(own.reads, common);
+    if Duration::from_micros(apart.unsigned_abs()) > own.tolerance {
+        // No clock was set since this process last looked, so it is somebody else who has moved the point; and whoever
+        // is further is right, as a monotonic clock may stand still and never leaps. That the server's clock was set
+        // twice in between, there and back, would look the same: hence only while the point is fresh, which bounds it.
+        if own.alike && fresh && common > own.reads {
+            let course = Course::StoodStill(common.saturating_since(own.reads));
+            return (common, course, renewed(point, shows));
+        }
         let course = Course::ServerSet(apart);
-        return (own, course, Some(point.next(shows, own)));
+        return (own.reads, course, Some(point.next(shows, own.reads)));
     }
     // No further than the look proves: the errors of looks do not move the line.
     let (error, low) = (look.error(), common.saturating_sub(look.error()));
-    let reads = own.clamp(low, common.saturating_add(error));
+    let reads = own.reads.clamp(low, common.saturating_add(error));
     (reads, Course::Steady, renewed(point, shows))
 }
 
@@ -222,14 +257,6 @@ fn beside(
 fn renewed(point: &Point, shows: Timestamp) -> Option<Point> {
     let age = shows.saturating_since(point.shows);
     (age >= STALE).then(|| point.next(shows, point.read(shows)))
-}
-
-/// How far what a process takes for the time may be from the common line without somebody having set a clock: the error
-/// of the look that it is from and of this one, and what its clock runs faster or slower.
-fn tolerance(own: &Anchor, error: Duration, look: &Look) -> Duration {
-    let elapsed = look.came.saturating_since(own.at);
-    let drift = elapsed / u32::try_from(1_000_000 / SLEW_PER_MILLION).unwrap_or(u32::MAX);
-    TOGETHER.max(error) + look.error() + drift
 }
 
 const fn micros_between(from: Timestamp, to: Timestamp) -> i64 {
