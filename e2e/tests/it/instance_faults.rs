@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::Value;
 use tokio::time::sleep;
-use viworks_testkit::deployment::PATIENCE;
+use viworks_testkit::deployment::{PATIENCE, Start};
 use viworks_testkit::postgres::Own;
 use viworks_testkit::process::eventually;
 use viworks_testkit::proxy::Network;
@@ -93,13 +93,8 @@ async fn without_the_server(network: Network) {
             (status == 200 && health["status"] == "fail").then_some(())
         })
         .await;
-        eventually("its gateways are at the other one", PATIENCE, async || {
-            let list = site.backends[1].request("GET", "/v1/gateways", None).await;
-            let (_status, list) = list.ok()?;
-            let online = |gateway: &Value| gateway["status"] == "online";
-            list["items"].as_array()?.iter().all(online).then_some(())
-        })
-        .await;
+        // They are at the other one.
+        online(site, true).await;
         load.more(2).await;
         site.to_server[0].set(Network::Normal);
         site.is_well(0).await;
@@ -130,6 +125,73 @@ async fn gateways_that_are_cut_off_again_and_again_lose_nothing() {
             site.address.set(network);
             site.address.set(Network::Normal);
             load.more(2).await;
+        }
+    })
+    .await;
+}
+
+/// Starts both backends anew, so that they and their gateways hear soon that nothing comes any more.
+async fn attentive(site: &mut Site) {
+    for which in [0, 1] {
+        site.lead_to(1 - which);
+        let stopped = site.backends[which].backend().stop(PATIENCE).await;
+        assert!(stopped.success());
+        let start = Start::default()
+            .with("VIWORKS__AGENTS__HEARTBEAT_INTERVAL_MS", "500")
+            .with("VIWORKS__AGENTS__SILENCE_MS", "2000");
+        site.start_backend_as(which, start).await;
+        site.is_well(which).await;
+    }
+    online(site, true).await;
+}
+
+/// Waits until all gateways are online by what a backend knows, or none.
+async fn online(site: &Site, wanted: bool) {
+    eventually(
+        &format!("gateways are online: {wanted}"),
+        PATIENCE,
+        async || {
+            let list = site.backends[1].request("GET", "/v1/gateways", None).await;
+            let (_status, list) = list.ok()?;
+            let online = |gateway: &Value| (gateway["status"] == "online") == wanted;
+            list["items"].as_array()?.iter().all(online).then_some(())
+        },
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gateways_to_which_the_network_is_silent_are_known_to_be_gone_and_lose_nothing() {
+    while_it_works(async |site, load| {
+        attentive(site).await;
+        for which in [0, 1] {
+            // In the middle of commands, of results and of what is handed in: neither end is told of anything.
+            load.more(2).await;
+            site.address.set(Network::HalfOpen);
+            online(site, false).await;
+            // What was said meanwhile still comes, to sessions that have ended.
+            site.lead_to(which);
+            site.address.set(Network::Normal);
+            online(site, true).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gateways_behind_a_slow_and_distant_network_stay_and_lose_nothing() {
+    while_it_works(async |site, load| {
+        attentive(site).await;
+        for network in [
+            Network::Delay(Duration::from_millis(300)),
+            Network::Slow(16 * 1_024),
+        ] {
+            site.address.set(network);
+            load.more(3).await;
+            site.address.cut(1, 0);
+            online(site, true).await;
+            load.more(3).await;
+            site.address.set(Network::Normal);
         }
     })
     .await;
