@@ -226,7 +226,7 @@ async fn migrations_are_a_step_of_their_own_and_what_is_wrong_is_said_in_one_sen
 }
 
 /// What a start refuses, the check refuses with the same words, and neither changes anything.
-async fn is_refused_by_all_alike(own: &Own, system: &Deployment, store: &impl Fn(&str)) {
+async fn is_refused_by_all_alike(own: &Own, system: &Deployment, store: &(impl Fn(&str) + Sync)) {
     let server = own.server();
     let url = server.url("viworks");
     server.make_empty("fresh");
