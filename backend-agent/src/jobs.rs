@@ -12,7 +12,7 @@ use viworks_common::id::Tenant;
 use viworks_common::timeline::{APART_MAX, RENEWED_EVERY};
 use viworks_runtime::clock::Timeline;
 use viworks_runtime::conditions::{Conditions, Severity};
-use viworks_runtime::lifecycle::Lifecycle;
+use viworks_runtime::lifecycle::{Lifecycle, notify};
 use viworks_runtime::probe::Latch;
 
 use crate::agent::manager::Manager;
@@ -235,6 +235,11 @@ impl Jobs {
         } else {
             self.conditions.clear(ROOM);
         }
+        let connected = match self.manager.len() {
+            1 => "1 gateway connected".to_owned(),
+            many => format!("{many} gateways connected"),
+        };
+        notify::status(&connected, &self.conditions);
         health.map(drop)
     }
 

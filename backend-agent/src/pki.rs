@@ -13,6 +13,8 @@ pub mod init;
 pub mod issue;
 mod template;
 
+pub use template::Home;
+
 /// Why material could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum PkiError {

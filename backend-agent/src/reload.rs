@@ -14,7 +14,7 @@ use viworks_runtime::blocking;
 use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::conditions::{Conditions, Severity};
 use viworks_runtime::config::{Source, tell_broken, tell_read};
-use viworks_runtime::lifecycle::{Hangups, Lifecycle};
+use viworks_runtime::lifecycle::{Hangups, Lifecycle, notify};
 use viworks_runtime::tls;
 
 use crate::agent::manager::Manager;
@@ -93,8 +93,10 @@ impl Reload {
             tokio::select! {
                 () = lifecycle.stopping() => return,
                 () = hangups.next() => {
+                    notify::reloading();
                     self.compare(&source).await;
                     self.read_again().await;
+                    notify::ready();
                 }
                 () = sleep_until(&*self.clock, next) => {}
             }

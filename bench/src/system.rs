@@ -13,6 +13,7 @@ use viworks_backend_agent::auth::apikey::{self, CreateKey};
 use viworks_backend_agent::config::Config;
 use viworks_backend_agent::data::postgres::Role;
 use viworks_backend_agent::data::{Actor, Store};
+use viworks_backend_agent::pki::Home;
 use viworks_backend_agent::pki::init::{InitRequest, init};
 use viworks_backend_agent::pki::issue::{
     Delivery, GATEWAY_LIFE, IssueRequest, Material, Office, issue, make,
@@ -54,6 +55,7 @@ impl System {
             folder: folder.path().join("backend"),
             trust_domain: "bench.viworks.test".parse()?,
             server_names: vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
+            installed: false,
         };
         init(&request, SystemClock.wall())?;
         let mut system = Self {
@@ -97,7 +99,7 @@ impl System {
             folder: self.place(name),
             // Said anew whenever an agent is started.
             url: "wss://127.0.0.1:1/agent/v1/connect".to_owned(),
-            demo: true,
+            home: Home::Demo,
         };
         let (tenant, actor) = (Tenant::default_tenant(), Actor::system());
         let clock = Timeline::unstored(Arc::new(SystemClock));

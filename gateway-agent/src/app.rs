@@ -176,6 +176,7 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
     .await?;
     let url = format!("wss://{}:{}", config.outbound.host, config.outbound.port);
     let status = Arc::new(Status::new(url));
+    let shown = Arc::clone(&status);
     let listener = api::bind(&config.gateway.socket).await?;
     let pins = Arc::new(Pins::open(folder, config.outbound.pins.clone()));
     let api_parts = api::Parts {
@@ -257,6 +258,7 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         folder: config.gateway.state_folder.clone(),
         journal: journal.clone(),
         spool: spool.clone(),
+        status: shown,
         conditions: conditions.clone(),
     };
     lifecycle.spawn_critical("watch", watch.run(Arc::clone(&clock), lifecycle.clone()));

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use tokio::sync::watch;
 use viworks_runtime::conditions::Conditions;
-use viworks_runtime::lifecycle::{Hangups, Lifecycle};
+use viworks_runtime::lifecycle::{Hangups, Lifecycle, notify};
 
 use crate::catalogue::{self, Current, Owners};
 use crate::credentials::Credentials;
@@ -37,7 +37,9 @@ impl Reload {
                 () = lifecycle.stopping() => return,
                 () = hangups.next() => {}
             }
+            notify::reloading();
             self.once().await;
+            notify::ready();
         }
     }
 

@@ -1,5 +1,6 @@
 //! What the outbound side tells people: connected since when, or why not, what to do, and when it tries again.
 
+use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +28,18 @@ pub struct ConnectionStatus {
     pub next_attempt: Option<Timestamp>,
     /// Why the last attempt failed or the last session ended; kept until the next session.
     pub last_failure: Option<Failure>,
+}
+
+/// In one line, for the service manager.
+impl fmt::Display for ConnectionStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { url, state, .. } = self;
+        match (&self.since, &self.last_failure) {
+            (Some(since), _) if self.connected => write!(f, "connected to {url} since {since}"),
+            (_, Some(failure)) => write!(f, "not connected to {url}: {}", failure.cause),
+            (_, None) => write!(f, "{state}: {url}"),
+        }
+    }
 }
 
 /// Why there is no connection.

@@ -10,10 +10,11 @@ use viworks_runtime::blocking::Worker;
 use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::conditions::{Conditions, Severity};
 use viworks_runtime::files::Lost;
-use viworks_runtime::lifecycle::Lifecycle;
+use viworks_runtime::lifecycle::{Lifecycle, notify};
 
 use crate::journal::{Journal, JournalError};
 use crate::spool::Spool;
+use crate::status::Status;
 
 /// How often it looks.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -47,6 +48,8 @@ pub struct Watch {
     pub journal: Journal,
     /// Knows what was refused.
     pub spool: Spool,
+    /// Knows whether there is a session.
+    pub status: Arc<Status>,
     /// Where it is told.
     pub conditions: Conditions,
 }
@@ -57,6 +60,7 @@ impl Watch {
         let mut lately = Lately::default();
         let mut disk = self.disk_worker();
         loop {
+            notify::status(&self.status.connection().to_string(), &self.conditions);
             let next = clock.now().saturating_add(INTERVAL);
             tokio::select! {
                 () = lifecycle.stopping() => return,

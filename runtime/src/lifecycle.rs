@@ -18,11 +18,14 @@ use crate::exit::ExitCode;
 
 pub mod init;
 pub mod notify;
+mod pulse;
 mod signal;
 mod task;
 
 pub use signal::{Hangups, Signal, Signals};
 pub use task::Task;
+
+use pulse::Pulses;
 
 /// How long aborted tasks get to be dropped. They are dropped at their next await, so only a task that blocks its
 /// thread needs longer, and nothing can be done about that one.
@@ -52,6 +55,7 @@ struct Scope {
     tasks: TaskTracker,
     running: Mutex<BTreeMap<&'static str, usize>>,
     failure: Mutex<Option<Failure>>,
+    pulses: Pulses,
 }
 
 /// Why a process must end although nobody asked it to.
@@ -104,6 +108,7 @@ impl Lifecycle {
             tasks: TaskTracker::new(),
             running: Mutex::default(),
             failure: Mutex::default(),
+            pulses: Pulses::default(),
         };
         Self {
             scope: Arc::new(scope),
@@ -120,13 +125,14 @@ impl Lifecycle {
     }
 
     /// Starts a task that the process cannot do without: if it panics, the whole process shuts down and ends with
-    /// [`ExitCode::Error`].
+    /// [`ExitCode::Error`]; if it stands still, the service manager's watchdog is not fed any more.
     pub fn spawn_critical<F>(&self, name: &'static str, future: F) -> Task<F::Output>
     where
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        self.start(name, future, Panic::Fatal)
+        let pulse = self.scope.pulses.take(name);
+        self.start(name, pulse.over(future), Panic::Fatal)
     }
 
     #[expect(
@@ -185,6 +191,11 @@ impl Lifecycle {
     pub fn abort(&self) {
         self.scope.stopping.cancel();
         self.scope.aborting.cancel();
+    }
+
+    /// The critical tasks that have not come back from their step since they were asked last; asks all of them again.
+    pub(crate) fn silent(&self) -> Vec<&'static str> {
+        self.scope.pulses.ask()
     }
 
     /// Shuts the whole process down because it cannot go on. The first failure decides the exit code.

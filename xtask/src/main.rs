@@ -10,6 +10,7 @@ mod deny;
 mod recipes;
 mod shop;
 mod tidy;
+mod units;
 
 use std::process::ExitCode;
 

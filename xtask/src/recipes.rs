@@ -1,13 +1,10 @@
 //! The checks, one function each; `scripts/test.sh` and continuous integration run them, and write none of them again.
 
-use std::fs::DirBuilder;
 use std::io::IsTerminal as _;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
 use std::process::Command;
 
-use crate::shop::{Shop, finish, has, succeeds};
-use crate::{deny, tidy};
+use crate::shop::{Folder, Shop, finish, has, succeeds};
+use crate::{deny, tidy, units};
 
 /// How long all tests may take; on two cores they take a third of it.
 const TESTS_LIMIT: &str = "45m";
@@ -46,6 +43,11 @@ pub(crate) const RECIPES: &[Recipe] = &[
         "shell",
         "shellcheck finds nothing in the shell scripts",
         shell,
+    ),
+    of_a_change(
+        "units",
+        "systemd understands its units, and they leave little open",
+        units::check,
     ),
     of_a_change(
         "deny",
@@ -178,27 +180,7 @@ fn docs(shop: &mut Shop) -> Result<(), String> {
 fn quickstart(shop: &mut Shop) -> Result<(), String> {
     let folder = Folder::make()?;
     let mut command = shop.command("scripts/quickstart.sh", &["--once", "--data-dir"]);
-    command.arg(folder.0.join("demo data"));
-    command.env("VIWORKS_CONFIG_DIR", folder.0.join("config"));
+    command.arg(folder.path().join("demo data"));
+    command.env("VIWORKS_CONFIG_DIR", folder.path().join("config"));
     finish(&mut command)
-}
-
-/// A folder of our own that goes when it is dropped. Its name is short: sockets lie in it.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn make() -> Result<Self, String> {
-        let path = std::env::temp_dir().join(format!("viworks-{}", std::process::id()));
-        let made = DirBuilder::new().mode(0o700).create(&path);
-        made.map_err(|error| format!("{}: {error}", path.display()))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            eprintln!("note: {} stays: {error}", self.0.display());
-        }
-    }
 }

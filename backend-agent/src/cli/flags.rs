@@ -129,6 +129,9 @@ pub(super) enum PkiCommand {
         /// A DNS name or address of the server; may be repeated
         #[arg(long = "server-name", default_values = ["localhost", "127.0.0.1", "::1"])]
         server_names: Vec<String>,
+        /// For a machine with the package: the state goes where its service keeps it
+        #[arg(long)]
+        installed: bool,
     },
     /// Let a gateway join and write everything it needs: keys, identity, configuration and the shipped catalogue
     IssueGateway {
@@ -152,6 +155,9 @@ pub(super) enum PkiCommand {
         /// A gateway of the local demo: it may use commands that belong to its own user
         #[arg(long)]
         demo: bool,
+        /// For a machine with the package: state and local API go where its service keeps them
+        #[arg(long, conflicts_with = "demo")]
+        installed: bool,
     },
 }
 

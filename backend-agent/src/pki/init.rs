@@ -35,6 +35,8 @@ pub struct InitRequest {
     pub trust_domain: TrustDomain,
     /// Under which names and addresses gateways reach the server.
     pub server_names: Vec<String>,
+    /// Whether the package's service is to run it, which has its own place for the state.
+    pub installed: bool,
 }
 
 /// What was made.
@@ -71,7 +73,10 @@ pub fn init(request: &InitRequest, now: Timestamp) -> Result<Initialised, PkiErr
         secret("next.key", &next.key)?;
         secret("master.key", &master.expose_hex())?;
         // Last: whoever finds the configuration finds everything it names.
-        secret("backend.toml", &template::backend(&request.trust_domain))?;
+        secret(
+            "backend.toml",
+            &template::backend(&request.trust_domain, request.installed),
+        )?;
         files::sync_folder(folder).map_err(PkiError::from)
     };
     if let Err(error) = write_all() {

@@ -20,7 +20,8 @@ use viworks_runtime::{files, random, tls};
 use zeroize::Zeroizing;
 
 use super::authority::{Authority, Issued, Standby};
-use super::{PkiError, Secrecy, private_folder, template, write_new};
+use super::template::{self, Home};
+use super::{PkiError, Secrecy, private_folder, write_new};
 use crate::config::{AgentsConfig, Config};
 use crate::data::{Actor, GatewayRef, NewCertificate, NewGateway, Store};
 
@@ -290,8 +291,8 @@ pub struct Delivery {
     pub folder: PathBuf,
     /// Where the backend listens for agents, as the gateway sees it.
     pub url: String,
-    /// Whether the gateway is one of the local demo.
-    pub demo: bool,
+    /// Where the gateway is to run.
+    pub home: Home,
 }
 
 impl Delivery {
@@ -321,7 +322,7 @@ impl Delivery {
 
     /// Removes what was begun.
     fn clear(&self) -> Result<(), PkiError> {
-        if !self.demo {
+        if self.home != Home::Demo {
             self.clear_catalogue()?;
         }
         // The mark goes last: without it the others would be somebody's.
@@ -355,7 +356,7 @@ impl Delivery {
             Secrecy::Secret,
         )?;
         // A demo's gateway fills its own.
-        if !self.demo {
+        if self.home != Home::Demo {
             self.write_catalogue()?;
         }
         files::sync_folder(&self.folder)?;
@@ -405,7 +406,7 @@ impl Delivery {
     fn finish(&self, pins: &[SpkiPin]) -> Result<(), PkiError> {
         let path = self.folder.join("gateway.toml");
         remove(&path)?;
-        let toml = template::gateway(&self.url, pins, self.demo);
+        let toml = template::gateway(&self.url, pins, self.home);
         write_new(&path, toml.as_bytes(), Secrecy::Secret)?;
         remove(&self.folder.join(UNFINISHED))?;
         files::sync_folder(&self.folder)?;

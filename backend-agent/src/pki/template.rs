@@ -5,8 +5,31 @@ use std::fmt::Write;
 use viworks_common::id::TrustDomain;
 use viworks_common::pin::SpkiPin;
 
+/// Where a gateway runs that is given its files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Home {
+    /// In the folder of its files, wherever that is put.
+    Folder,
+    /// The same, as one of the local demo.
+    Demo,
+    /// As the package's service, which has its own places for state and local API.
+    Installed,
+}
+
+/// Where the gateway's service keeps things.
+const INSTALLED: &str = r#"
+[gateway]
+state_folder = "/var/lib/viworks-gateway"
+socket = "/run/viworks-gateway/api.sock"
+"#;
+
 /// A backend's configuration beside its keys: everything else is a default.
-pub(super) fn backend(trust_domain: &TrustDomain) -> String {
+pub(super) fn backend(trust_domain: &TrustDomain, installed: bool) -> String {
+    let state = if installed {
+        "/var/lib/viworks-backend"
+    } else {
+        "state"
+    };
     format!(
         r#"# The backend's configuration. Every key, its default and its range: docs/configuration_backend.md.
 # Relative paths start at this file's folder.
@@ -25,7 +48,7 @@ binding = "exporter"
 listen = "127.0.0.1:8080"
 
 [data]
-state_folder = "state"
+state_folder = "{state}"
 
 [keys]
 master_key_file = "master.key"
@@ -36,15 +59,15 @@ ca_key_file = "ca.key"
 }
 
 /// A gateway's configuration beside its keys.
-pub(super) fn gateway(url: &str, pins: &[SpkiPin], demo: bool) -> String {
+pub(super) fn gateway(url: &str, pins: &[SpkiPin], home: Home) -> String {
     let mut listed = String::new();
     for pin in pins {
         writeln!(listed, "    \"{pin}\",").expect("writing to a string succeeds");
     }
-    let own = if demo {
-        "\n[executor]\nallow_own_commands = \"for_demo_only\"\n"
-    } else {
-        ""
+    let own = match home {
+        Home::Folder => "",
+        Home::Demo => "\n[executor]\nallow_own_commands = \"for_demo_only\"\n",
+        Home::Installed => INSTALLED,
     };
     format!(
         r#"# The gateway agent's configuration. Every key, its default and its range: docs/configuration_gateway.md.

@@ -10,11 +10,11 @@ use tempfile::TempDir;
 use viworks_backend_agent::config::Config;
 use viworks_backend_agent::data::sqlite::SqliteStore;
 use viworks_backend_agent::data::{Actor, GatewayRef, Store, StoreError};
-use viworks_backend_agent::pki::PkiError;
 use viworks_backend_agent::pki::init::{InitRequest, init};
 use viworks_backend_agent::pki::issue::{
     Delivery, GATEWAY_LIFE, IssueRequest, Material, Office, issue, make,
 };
+use viworks_backend_agent::pki::{Home, PkiError};
 use viworks_common::id::{AgentId, Tenant};
 use viworks_common::key::Identity;
 use viworks_runtime::clock::{Clock, SystemClock, Timeline};
@@ -29,6 +29,7 @@ fn request(folder: &Path) -> InitRequest {
         server_names: ["localhost", "127.0.0.1", "::1"]
             .map(str::to_owned)
             .to_vec(),
+        installed: false,
     }
 }
 
@@ -169,7 +170,7 @@ fn delivery(folder: &TempDir) -> Delivery {
     Delivery {
         folder: folder.path().join("g"),
         url: "wss://localhost:1".to_owned(),
-        demo: false,
+        home: Home::Folder,
     }
 }
 
@@ -237,6 +238,37 @@ async fn a_delivery_that_was_interrupted_is_finished_or_begun_again() {
         Err(PkiError::Store(StoreError::Conflict { .. }))
     ));
     assert_eq!(std::fs::read_dir(&other.folder).unwrap().count(), 0);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_machine_with_the_package_gets_the_places_of_its_service() {
+    tls::install_provider();
+    let folder = tempfile::tempdir().unwrap();
+    let wanted = InitRequest {
+        installed: true,
+        ..request(&folder.path().join("b"))
+    };
+    init(&wanted, SystemClock.wall()).unwrap();
+    let state = config(&folder).data.state_folder;
+    assert_eq!(state, Path::new("/var/lib/viworks-backend"));
+
+    let folder = initialised();
+    let config = config(&folder);
+    let (office, store) = (Office::open(&config).unwrap(), store(&config).await);
+    let delivery = Delivery {
+        home: Home::Installed,
+        ..delivery(&folder)
+    };
+    deliver(&*store, &office, "gw-1", &delivery).await.unwrap();
+    let toml = std::fs::read_to_string(delivery.folder.join("gateway.toml")).unwrap();
+    for line in [
+        "state_folder = \"/var/lib/viworks-gateway\"",
+        "socket = \"/run/viworks-gateway/api.sock\"",
+    ] {
+        assert!(toml.contains(line), "{toml}");
+    }
+    assert!(delivery.folder.join("commands.d").is_dir());
     store.close().await;
 }
 

@@ -32,6 +32,7 @@ mod reference_agent;
 mod refusals;
 mod reload;
 mod renewals;
+mod service_manager;
 mod shown;
 mod site;
 mod soak;

@@ -146,3 +146,40 @@ fn a_thread_that_hangs_does_not_keep_the_process() {
     assert_eq!(answer, 42);
     drop(release);
 }
+
+/// Asks until nobody is silent.
+async fn all_answer(lifecycle: &Lifecycle) {
+    while !lifecycle.silent().is_empty() {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_critical_task_that_stands_still_is_named_and_one_that_waits_is_not() {
+    let lifecycle = Lifecycle::new();
+    drop(lifecycle.spawn_critical("waits", std::future::pending::<()>()));
+    assert_eq!(lifecycle.spawn_critical("ends", async {}).await, Some(()));
+    let (told, go_on) = (
+        Arc::new(tokio::sync::Notify::new()),
+        std::sync::mpsc::channel(),
+    );
+    drop(lifecycle.spawn_critical("blocks", {
+        let told = Arc::clone(&told);
+        async move {
+            told.notify_one();
+            // Stands where nobody can reach it, as a task does that waits for a lock.
+            go_on.1.recv().unwrap();
+            std::future::pending::<()>().await;
+        }
+    }));
+    told.notified().await;
+    let _first = lifecycle.silent();
+    let only_that = timeout(GRACE, async {
+        while lifecycle.silent() != ["blocks"] {
+            tokio::task::yield_now().await;
+        }
+    });
+    only_that.await.unwrap();
+    go_on.0.send(()).unwrap();
+    timeout(GRACE, all_answer(&lifecycle)).await.unwrap();
+}

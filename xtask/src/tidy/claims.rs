@@ -138,7 +138,9 @@ impl Known {
         }
         for (file, text) in house.texts() {
             all.extend(words(file).map(str::to_owned));
-            let read = [".sql", ".toml", ".sh", ".py", ".json", ".lock"];
+            let read = [
+                ".sql", ".toml", ".sh", ".py", ".json", ".lock", ".service", ".conf",
+            ];
             if read.iter().any(|end| file.ends_with(end)) {
                 all.extend(words(text).map(str::to_owned));
                 flags.extend(self::flags(text).map(|flag| flag.replace('-', "_")));

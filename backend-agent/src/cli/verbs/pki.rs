@@ -11,9 +11,9 @@ use super::open::{actor, load, open};
 use crate::config::Config;
 use crate::data::line::take_up;
 use crate::listening;
-use crate::pki::PkiError;
 use crate::pki::init::{InitRequest, init};
 use crate::pki::issue::{Delivery, GATEWAY_LIFE, IssueRequest, Office, is_for, issue};
+use crate::pki::{Home, PkiError};
 
 pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<()> {
     match command {
@@ -21,11 +21,13 @@ pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<()> {
             dir,
             trust_domain,
             server_names,
+            installed,
         } => {
             let request = InitRequest {
                 folder: dir,
                 trust_domain,
                 server_names,
+                installed,
             };
             let made = init(&request, SystemClock.wall())?;
             print(&format!("config  {}", made.config.display()))?;
@@ -40,6 +42,7 @@ pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<()> {
             url,
             days: life,
             demo,
+            installed,
         } => {
             let config = load(&config)?;
             let url = match url {
@@ -49,7 +52,11 @@ pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<()> {
             let delivery = Delivery {
                 folder: out,
                 url,
-                demo,
+                home: match (demo, installed) {
+                    (true, _) => Home::Demo,
+                    (false, true) => Home::Installed,
+                    (false, false) => Home::Folder,
+                },
             };
             delivery.check()?;
             let request = IssueRequest {
