@@ -30,6 +30,7 @@ pub use contract::{
 };
 pub use intents::SqlStore;
 pub use intents::link::{Engine, Urgency};
+pub use intents::merged::{Answer, Intent, Item};
 pub use intents::tx::View;
 pub use model::*;
 

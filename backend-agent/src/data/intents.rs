@@ -6,6 +6,7 @@
 
 mod admit;
 mod agents;
+mod arrays;
 mod audit;
 mod budget;
 mod catalogues;
@@ -19,7 +20,7 @@ pub(super) mod instances;
 mod keys;
 mod lease;
 pub(super) mod link;
-mod merged;
+pub(super) mod merged;
 mod opening;
 mod orphans;
 pub(super) mod outage;

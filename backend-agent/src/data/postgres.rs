@@ -7,8 +7,10 @@ mod address;
 mod append;
 mod connection;
 mod days;
+mod dial;
 mod era;
 mod error;
+mod lanes;
 mod lease;
 mod lock;
 mod numbers;
@@ -28,6 +30,7 @@ use viworks_common::time::Timestamp;
 
 use super::intents::SqlStore;
 use super::intents::link::{Engine, Urgency};
+use super::intents::merged::{Answer, Item};
 use super::intents::tx::View;
 use super::intents::upkeep;
 use super::{InstanceLoad, Neighbour, StoreError, StoreHealth, StoreResult};
@@ -39,11 +42,15 @@ pub use target::Target;
 
 use connection::Connection;
 use era::Era;
+use lanes::Lanes;
 use lease::Lease;
 use workers::{Purpose, Workers};
 
 /// Connections for what takes long and nobody sits and waits for.
 const BULK_CONNECTIONS: u32 = 2;
+
+/// Connections for what carries the load, at most: each has work for one processor of the server.
+const LANES_MAX: u32 = 2;
 
 /// Connections for reports, at most: as many as are made at a time.
 const REPORT_CONNECTIONS_MAX: u32 = 2;
@@ -71,6 +78,7 @@ pub type PostgresStore = SqlStore<Postgres>;
 #[derive(Debug, Clone)]
 pub struct Postgres {
     address: Arc<Address>,
+    lanes: Lanes,
     writers: Workers,
     bulk: Workers,
     readers: Workers,
@@ -110,12 +118,14 @@ impl PostgresStore {
             |name, purpose, count| Workers::start(&address, name, purpose, held, &era, count);
         let reports = (address.connections_max / 8).clamp(1, REPORT_CONNECTIONS_MAX);
         let few = (address.connections_max / 4).max(1);
+        let lanes = (address.connections_max / 8).clamp(1, LANES_MAX);
         let many = address
             .connections_max
-            .saturating_sub(few + reports + BULK_CONNECTIONS)
+            .saturating_sub(few + reports + lanes + BULK_CONNECTIONS)
             .max(1);
         Ok(Self::on(Postgres {
             address: Arc::clone(&address),
+            lanes: Lanes::start(&address, held, &era, lanes)?,
             writers: start("postgres writer", Purpose::Write, many)?,
             bulk: start("postgres bulk", Purpose::Write, BULK_CONNECTIONS)?,
             readers: start("postgres reader", Purpose::Read, few)?,
@@ -154,6 +164,10 @@ impl Engine for Postgres {
         let at_once = move |connection: &Connection| at_once(&View::new(connection, &same));
         let job = move |connection: &Connection| intent(&View::new(connection, &tenant));
         self.writers.run_at_once(ROOM_TIME, at_once, job).await
+    }
+
+    async fn write_together(&self, item: Item) -> StoreResult<Option<Answer>> {
+        self.lanes.run(item).await
     }
 
     async fn read<T: Send + 'static>(
@@ -221,6 +235,7 @@ impl Engine for Postgres {
     async fn close(&self) {
         self.readers.close().await;
         self.reports.close().await;
+        self.lanes.close().await;
         self.writers.close().await;
         self.bulk.close().await;
         if let Some(lease) = &self.lease {

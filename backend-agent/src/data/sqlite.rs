@@ -19,6 +19,7 @@ use viworks_runtime::sqlite::{
 
 use super::intents::SqlStore;
 use super::intents::link::{Engine, Link, LinkError, Party, Record, Sql, Take, Urgency};
+use super::intents::merged::{Answer, Item};
 use super::intents::tx::View;
 use super::intents::upkeep;
 use super::{InstanceLoad, Neighbour, Pending, StoreError, StoreHealth, StoreResult};
@@ -122,6 +123,11 @@ impl Engine for Sqlite {
         self.write(tenant, Urgency::Prompt, intent).await
     }
 
+    /// Whatever waits at the writer is committed together anyway.
+    async fn write_together(&self, _item: Item) -> StoreResult<Option<Answer>> {
+        Ok(None)
+    }
+
     async fn read<T: Send + 'static>(
         &self,
         tenant: &Tenant,
@@ -210,10 +216,6 @@ impl Link for Connection {
         take: Take<'_>,
     ) -> Result<(), LinkError> {
         self.query(sql, params, offers, take)
-    }
-
-    fn is_fresh(&self) -> bool {
-        true
     }
 
     fn party(&self) -> Party {

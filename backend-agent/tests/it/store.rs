@@ -21,6 +21,7 @@ mod sessions;
 mod strays;
 mod telemetry;
 mod time;
+mod together;
 mod twice;
 
 use std::sync::Arc;
@@ -224,6 +225,12 @@ suite! {
         a_cancel_of_a_finished_run_leaves_it_as_it_ended,
         a_cancel_after_the_permit_is_a_request,
         an_unknown_run_is_none,
+    }
+    together {
+        commands_of_many_gateways_all_end,
+        commands_of_one_gateway_keep_their_order,
+        one_that_may_not_stops_no_other,
+        what_was_printed_is_kept_and_nothing_is_nothing,
     }
     births {
         a_command_is_offered_at_its_birth_to_the_session_that_kept_room,

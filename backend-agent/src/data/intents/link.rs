@@ -9,6 +9,7 @@ use viworks_common::telemetry::steps::Range;
 use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{self, Constraint, Params, Row};
 
+use super::merged::{Answer, Item};
 use super::tx::View;
 use crate::data::{InstanceLoad, Neighbour, StoreError, StoreHealth, StoreResult};
 
@@ -156,9 +157,6 @@ pub(in crate::data) trait Link {
         take: Take<'_>,
     ) -> Result<(), LinkError>;
 
-    /// Whether the way to the database worked a moment ago.
-    fn is_fresh(&self) -> bool;
-
     /// Whose transaction it is.
     fn party(&self) -> Party;
 
@@ -234,6 +232,13 @@ pub trait Engine: Clone + Send + Sync + 'static {
         at_once: impl Fn(&View<'_>) -> StoreResult<Option<T>> + Send + 'static,
         intent: impl Fn(&View<'_>) -> StoreResult<T> + Send + 'static,
     ) -> impl Future<Output = StoreResult<T>> + Send;
+
+    /// Carries out an intent together with others that wait at the same moment, where this database gains by that. What
+    /// has no answer was not written, and goes its own way.
+    fn write_together(
+        &self,
+        item: Item,
+    ) -> impl Future<Output = StoreResult<Option<Answer>>> + Send;
 
     /// Answers a question about one state of what is committed.
     fn read<T: Send + 'static>(

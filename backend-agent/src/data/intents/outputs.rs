@@ -1,6 +1,6 @@
 //! The retained output of commands, beside their rows.
 
-use viworks_common::command::{Outcome, RetainedOutput};
+use viworks_common::command::{Outcome, OutcomeState, RetainedOutput};
 use viworks_common::id::CommandId;
 use viworks_runtime::sqlite::params;
 
@@ -8,9 +8,12 @@ use super::row::Reader;
 use super::tx::{Tx, View};
 use crate::data::{CommandOutput, StoreResult};
 
+/// Of a command that its gateway told the outcome of.
 pub(super) const LOAD: &str = "\
-SELECT command_id, stdout_head, stdout_tail, stdout_cut, stderr_head, stderr_tail, stderr_cut
-FROM command_outputs WHERE tenant = :tenant AND command_id = :command_id";
+SELECT c.command_id, o.stdout_head, o.stdout_tail, o.stdout_cut, o.stderr_head, o.stderr_tail, o.stderr_cut
+FROM commands AS c LEFT JOIN command_outputs AS o ON o.tenant = c.tenant AND o.command_id = c.command_id
+WHERE c.tenant = :tenant AND c.command_id = :command_id
+      AND (o.command_id IS NOT NULL OR c.state <> 'rejected' AND (c.result IS NOT NULL OR c.late_outcome IS NOT NULL))";
 
 pub(super) const KEEP: &str = "\
 INSERT INTO command_outputs
@@ -18,8 +21,18 @@ INSERT INTO command_outputs
 VALUES (:tenant, :command_id, :stdout_head, :stdout_tail, :stdout_cut, :stderr_head, :stderr_tail, :stderr_cut)
 ON CONFLICT DO NOTHING";
 
-/// Keeps the output of the first outcome that is committed.
+/// Whether an outcome has any output; where there is none, no row says so. A command that its gateway refused on
+/// arrival has none at all, which is not the same, so of a refusal that came as a result a row is kept.
+pub(super) fn is_worth_keeping(outcome: &Outcome) -> bool {
+    let none = RetainedOutput::default();
+    outcome.stdout != none || outcome.stderr != none || outcome.state == OutcomeState::Rejected
+}
+
+/// Keeps the output of the first outcome that is committed and has some.
 pub(super) fn keep(tx: &Tx<'_>, command_id: CommandId, outcome: &Outcome) -> StoreResult<()> {
+    if !is_worth_keeping(outcome) {
+        return Ok(());
+    }
     let (stdout, stderr) = (&outcome.stdout, &outcome.stderr);
     let params = params! {
         command_id,
@@ -33,17 +46,16 @@ pub(super) fn keep(tx: &Tx<'_>, command_id: CommandId, outcome: &Outcome) -> Sto
 pub(super) fn load(view: &View<'_>, command_id: CommandId) -> StoreResult<Option<CommandOutput>> {
     view.optional(LOAD, params! { command_id }, |row| {
         let row = Reader::new("command_outputs", row);
+        let kept = |head, tail, cut| -> StoreResult<RetainedOutput> {
+            Ok(RetainedOutput {
+                head: row.get::<Option<Vec<u8>>>(head)?.unwrap_or_default(),
+                tail: row.get::<Option<Vec<u8>>>(tail)?.unwrap_or_default(),
+                cut_bytes: row.get::<Option<u64>>(cut)?.unwrap_or_default(),
+            })
+        };
         Ok(CommandOutput {
-            stdout: RetainedOutput {
-                head: row.get("stdout_head")?,
-                tail: row.get("stdout_tail")?,
-                cut_bytes: row.get("stdout_cut")?,
-            },
-            stderr: RetainedOutput {
-                head: row.get("stderr_head")?,
-                tail: row.get("stderr_tail")?,
-                cut_bytes: row.get("stderr_cut")?,
-            },
+            stdout: kept("stdout_head", "stdout_tail", "stdout_cut")?,
+            stderr: kept("stderr_head", "stderr_tail", "stderr_cut")?,
         })
     })
 }

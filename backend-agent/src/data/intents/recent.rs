@@ -95,6 +95,11 @@ impl Recent {
         (holds && same).then(|| (written.command, written.version, gateway.clone()))
     }
 
+    /// Whether a command is remembered.
+    pub(super) fn has(&self, command_id: CommandId) -> bool {
+        self.inner().commands.contains_key(&command_id)
+    }
+
     /// How many commands of a tenant are open.
     pub(super) fn counted(&self, tenant: &Tenant, open: u64, now: Timestamp) {
         self.inner().open.insert(tenant.clone(), (open, now));

@@ -57,17 +57,20 @@ pub(super) fn accept(
     };
     let (permit, change) = permit::accept(Complete, standing, holder.agent_run_id, said, tx.now);
     settle::write(tx, &change, &Actor::system())?;
-    Ok(match permit {
-        Permit::Go(deadline) => {
-            if change.is_some() {
-                fault::point("store.release.before_commit");
-            }
-            AcceptOutcome::Go { deadline }
-        }
+    if change.is_some() && matches!(permit, Permit::Go(_)) {
+        fault::point("store.release.before_commit");
+    }
+    Ok(told(permit))
+}
+
+/// What the session is told of a permit that was decided about.
+pub(super) const fn told(permit: Permit) -> AcceptOutcome {
+    match permit {
+        Permit::Go(deadline) => AcceptOutcome::Go { deadline },
         Permit::Drop => AcceptOutcome::Drop,
         Permit::Cancel => AcceptOutcome::Cancel,
         Permit::Wait => AcceptOutcome::Wait,
-    })
+    }
 }
 
 /// The gateway refused a command on arrival.

@@ -8,10 +8,11 @@ use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{Row, params};
 
 use super::link::{Party, Sql};
+use super::recent::Gateway;
 use super::row::Reader;
 use super::tx::{Tx, View};
 use super::{instances, settle};
-use crate::data::{Actor, SessionRecord, SessionTouch, StoreError, StoreResult};
+use crate::data::{Actor, Holder, SessionRecord, SessionTouch, StoreError, StoreResult};
 
 /// Sessions that are ended in one transaction where that is not about all of them.
 const AT_ONCE: usize = 200;
@@ -86,6 +87,12 @@ pub(super) fn low_water_of(row: &Reader<'_>, epoch: u64) -> StoreResult<Option<u
     } else {
         None
     })
+}
+
+/// Whether a session was the gateway's when that was seen last. Of one that was revoked nothing is remembered.
+pub(super) fn may_write(gateway: &Gateway, holder: &Holder) -> bool {
+    session::may_write(Complete, gateway.confirmed, false, holder.epoch)
+        && gateway.found.scene.session_epoch == Some(holder.epoch)
 }
 
 /// Ends a session; only what still belongs to it is touched.

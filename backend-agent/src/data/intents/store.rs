@@ -10,6 +10,7 @@ use viworks_common::id::Tenant;
 use viworks_common::time::Timestamp;
 
 use super::link::{Engine, Urgency};
+use super::merged::{Answer, Intent, Item};
 use super::outage::Outage;
 use super::recent::Recent;
 use super::room::Room;
@@ -102,6 +103,24 @@ impl<E: Engine> SqlStore<E> {
         let intent = move |view: &View<'_>| Tx::run(view, now, &intent);
         let written = self.engine.write_at_once(tenant, at_once, intent).await;
         Ok(self.told(self.room.note(self.outage.note(written))?))
+    }
+
+    /// Carries out an intent at `now` together with others that wait at the same moment; `None` where it has to go its
+    /// own way.
+    pub(super) async fn write_together(
+        &self,
+        tenant: &Tenant,
+        now: Timestamp,
+        intent: Intent,
+    ) -> StoreResult<Option<Answer>> {
+        let Some(item) = Item::new(tenant, now, intent, &self.recent) else {
+            return Ok(None);
+        };
+        let written = self.engine.write_together(item).await;
+        if let Ok(None) = written {
+            return Ok(None);
+        }
+        self.room.note(self.outage.note(written))
     }
 
     /// Tells those for whom something was left.

@@ -70,19 +70,16 @@ impl<'c> View<'c> {
         found.transpose()
     }
 
-    /// The first row of a statement that writes and commits by itself, if there is one. Where a rule of one of the
-    /// database's keys refuses it, nothing was written and there is none.
-    pub(super) fn optional_and_commit<T>(
+    /// Every row of a statement that writes and commits by itself. Where a rule of one of the database's keys refuses
+    /// it, nothing was written and there is no answer.
+    pub(super) fn all_and_commit<T>(
         &self,
         sql: Sql,
         params: Params<'_>,
-        read: impl FnOnce(&Row<'_>) -> StoreResult<T>,
-    ) -> StoreResult<Option<T>> {
-        let (mut read, mut found) = (Some(read), None);
-        let take: Take<'_> = &mut |row| {
-            found = read.take().map(|read| read(row));
-            ControlFlow::Break(())
-        };
+        mut read: impl FnMut(&Row<'_>) -> StoreResult<T>,
+    ) -> StoreResult<Option<Vec<T>>> {
+        let mut all = Ok(Vec::new());
+        let take: Take<'_> = &mut |row| keep(&mut all, read(row));
         let asked =
             self.with_offers(|offers| self.link.query_and_commit(sql, params, offers, take));
         match asked {
@@ -91,7 +88,7 @@ impl<'c> View<'c> {
             }
             asked => {
                 asked?;
-                found.transpose()
+                all.map(Some)
             }
         }
     }
@@ -199,11 +196,6 @@ impl<'c> View<'c> {
     /// Whose rows these are.
     pub(super) const fn tenant(&self) -> &'c Tenant {
         self.tenant
-    }
-
-    /// Whether the way to the database worked a moment ago: what breaks then breaks seldom before it is used.
-    pub(super) fn is_fresh(&self) -> bool {
-        self.link.is_fresh()
     }
 
     /// Whose transaction it is.

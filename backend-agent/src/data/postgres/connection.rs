@@ -223,6 +223,12 @@ impl Connection {
         self.party.set(party);
     }
 
+    /// Whether the way to the server worked a moment ago: what breaks then breaks seldom before it is used.
+    pub(super) fn is_fresh(&self) -> bool {
+        let answered = self.answered.get();
+        SystemClock.now().saturating_since(answered) < FRESH_FOR
+    }
+
     /// Begins a transaction.
     pub(super) fn begin(&self, begin: Begin) -> Result<(), Error> {
         *self.trouble.borrow_mut() = None;
@@ -452,11 +458,6 @@ impl Link for Connection {
         });
         let asked = asked.map_err(Error::by_itself);
         self.note(asked).map_err(LinkError::Postgres)
-    }
-
-    fn is_fresh(&self) -> bool {
-        let answered = self.answered.get();
-        SystemClock.now().saturating_since(answered) < FRESH_FOR
     }
 
     fn party(&self) -> Party {

@@ -7,24 +7,20 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
-use viworks_runtime::clock::{Clock as _, SystemClock};
 use viworks_runtime::random;
 
 use super::connection::{Begin, Connection, Trouble};
+use super::dial::{Dial, Kept};
 use super::era::Era;
 use super::error::Error;
 use super::lease::Held;
 use super::{Address, rest};
-use crate::data::intents::link::Party;
 
 /// Transactions that wait for a connection; further ones wait outside.
 const WAITING_MAX: usize = 1_024;
 
 /// How often a transaction that met another one is done again.
 const AGAIN_MAX: u32 = 12;
-
-/// How long nobody tries to connect after that failed: who comes meanwhile is told the same at once.
-const RETRY_CONNECT: Duration = Duration::from_millis(500);
 
 /// How long closing waits for what is under way.
 const CLOSE_TIME: Duration = Duration::from_secs(30);
@@ -179,10 +175,8 @@ impl Workers {
         for _ in 0..count {
             let permit = Arc::clone(&threads).try_acquire_owned();
             let worker = Worker {
-                address: Arc::clone(address),
+                dial: Dial::new(address, lease, era),
                 purpose,
-                lease: lease.cloned(),
-                era: Arc::clone(era),
                 queue: Arc::clone(&queue),
             };
             thread::Builder::new()
@@ -265,24 +259,15 @@ impl Workers {
 
 /// One thread.
 struct Worker {
-    address: Arc<Address>,
+    dial: Dial,
     purpose: Purpose,
-    /// None of what works beside the backends.
-    lease: Option<Arc<Held>>,
-    era: Arc<Era>,
     queue: Arc<Mutex<mpsc::Receiver<Option<Waiting>>>>,
 }
 
-/// A connection, and the time that it is of.
-struct Kept {
-    connection: Connection,
-    era: u64,
-}
-
 impl Worker {
-    fn serve(&self) {
+    fn serve(mut self) {
         let mut kept: Option<Kept> = None;
-        let mut failed = None;
+        let first = (self.purpose == Purpose::Report).then_some(REPORT_TIME);
         while let Some(Waiting { mut job, _place }) = self.next() {
             let mut attempt = 0;
             let fate = loop {
@@ -291,7 +276,7 @@ impl Worker {
                 if job.is_abandoned() && (self.purpose != Purpose::Write || attempt > 1) {
                     break Err(Error::Closed);
                 }
-                let had = match self.connection(kept.take(), &mut failed) {
+                let had = match self.dial.connection(kept.take(), first) {
                     Ok(had) => had,
                     Err(error) => break Err(error),
                 };
@@ -300,7 +285,7 @@ impl Worker {
                     None => self.transact(&had.connection, job.as_mut()),
                 };
                 if let Fate::Lost(error) = &fate {
-                    self.era.judge(had.era, error);
+                    self.dial.judge(&had, error);
                 }
                 if usable {
                     kept = Some(had);
@@ -329,55 +314,17 @@ impl Worker {
         queue.blocking_recv().flatten()
     }
 
-    fn party(&self) -> Party {
-        let instance = self.lease.as_ref().and_then(|lease| lease.instance());
-        instance.map_or(Party::Beside, Party::Instance)
-    }
-
     fn begin(&self) -> Begin {
-        let party = self.party();
+        let party = self.dial.party();
         match self.purpose {
             Purpose::Read | Purpose::Report => Begin::Read(party),
             Purpose::Write => Begin::Write(party),
         }
     }
 
-    fn connection(
-        &self,
-        kept: Option<Kept>,
-        failed: &mut Option<(viworks_common::time::Monotonic, Error)>,
-    ) -> Result<Kept, Error> {
-        let era = self.era.now();
-        match kept {
-            Some(kept) if kept.era == era => return Ok(kept),
-            Some(of_another_time) => of_another_time.connection.close(),
-            None => {}
-        }
-        let now = SystemClock.now();
-        if let Some((at, error)) = failed
-            && now.saturating_since(*at) < RETRY_CONNECT
-        {
-            return Err(error.clone());
-        }
-        let opened = self.open();
-        *failed = opened
-            .as_ref()
-            .err()
-            .map(|error| (SystemClock.now(), error.clone()));
-        opened.map(|connection| Kept { connection, era })
-    }
-
-    fn open(&self) -> Result<Connection, Error> {
-        let opened = Connection::open(&self.address)?;
-        if self.purpose == Purpose::Report {
-            opened.batch(REPORT_TIME)?;
-        }
-        Ok(opened)
-    }
-
     /// What needs no transaction, and whether the connection can be used again.
     fn at_once(&self, connection: &Connection, job: &mut dyn Job) -> Option<(Fate, bool)> {
-        connection.begin_none(self.party());
+        connection.begin_none(self.dial.party());
         let done = job.run_at_once(connection);
         match connection.trouble() {
             Some(Trouble::Unknown(error)) => Some((Fate::Failed(error), false)),
@@ -394,9 +341,7 @@ impl Worker {
             Ok(()) => {}
             Err(error @ Error::NoLease(_)) => {
                 // By then it was renewed, or there is a new one.
-                if let Some(lease) = &self.lease {
-                    lease.doubt();
-                }
+                self.dial.doubt();
                 return (Fate::Again(error), connection.roll_back());
             }
             Err(error) => return (Fate::Lost(error), false),

@@ -10,9 +10,10 @@ use viworks_common::time::Timestamp;
 use viworks_runtime::fault;
 
 use super::super::link::Engine;
+use super::super::merged::{Answer, Intent, end};
 use super::super::store::SqlStore;
 use super::super::tx::Tx;
-use super::super::{lease, merged, orphans, reports};
+use super::super::{lease, orphans, reports};
 use crate::data::{
     AcceptOutcome, Accepted, CompleteOutcome, DispatchStore, Holder, LeaseLimits, Leased, Listing,
     Orphan, OrphanCursor, Page, Rejected, Settled, StoreResult,
@@ -44,10 +45,14 @@ impl<E: Engine> DispatchStore for SqlStore<E> {
         now: Timestamp,
     ) -> StoreResult<AcceptOutcome> {
         let holder = *holder;
-        let outcome = self.write(tenant, now, move |tx| {
-            reports::accept(tx, &holder, accepted)
-        });
-        let outcome = outcome.await?;
+        let intent = Intent::Accept(holder, accepted);
+        let together = self.write_together(tenant, now, intent).await?;
+        let outcome = if let Some(Answer::Accepted(outcome)) = together {
+            outcome
+        } else {
+            let accept = move |tx: &Tx<'_>| reports::accept(tx, &holder, accepted);
+            self.write(tenant, now, accept).await?
+        };
         if matches!(outcome, AcceptOutcome::Go { .. }) {
             fault::point("store.release.after_commit");
         }
@@ -93,9 +98,15 @@ impl<E: Engine> DispatchStore for SqlStore<E> {
     ) -> StoreResult<CompleteOutcome> {
         let holder = *holder;
         let outcome = Arc::new(outcome);
+        let intent = Intent::Complete(holder, command_id, Arc::clone(&outcome));
+        if let Some(Answer::Completed(completed)) = self.write_together(tenant, now, intent).await?
+        {
+            fault::point("store.result.after_commit");
+            return Ok(completed);
+        }
         let same = Arc::clone(&outcome);
         let recent = Arc::clone(&self.recent);
-        let at_once = move |tx: &Tx<'_>| merged::complete(tx, &recent, &holder, command_id, &same);
+        let at_once = move |tx: &Tx<'_>| end::complete(tx, &recent, &holder, command_id, &same);
         let complete = move |tx: &Tx<'_>| reports::complete(tx, &holder, command_id, &outcome);
         let completed = self.write_at_once(tenant, now, at_once, complete).await?;
         fault::point("store.result.after_commit");

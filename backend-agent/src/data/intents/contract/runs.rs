@@ -8,9 +8,10 @@ use viworks_common::time::Timestamp;
 use viworks_runtime::fault;
 
 use super::super::link::Engine;
+use super::super::merged::{Answer, Intent, submission};
 use super::super::store::SqlStore;
 use super::super::tx::Tx;
-use super::super::{dead_letters, merged, outputs, runs, submit, targets};
+use super::super::{dead_letters, outputs, runs, submit, targets};
 use crate::data::{
     Actor, Cancelled, Command, CommandOutput, Counts, DeadLetter, DeadLetterFilter, Idempotency,
     Listing, NewRun, Page, Run, RunStore, SkippedGateway, StoreResult, Submission, Target,
@@ -39,9 +40,16 @@ impl<E: Engine> RunStore for SqlStore<E> {
         now: Timestamp,
     ) -> StoreResult<Submission> {
         let new = Arc::new(new);
+        let intent = Intent::Submit(Arc::clone(&new));
+        if let Some(Answer::Submitted(submission)) =
+            self.write_together(tenant, now, intent).await?
+        {
+            fault::point("store.submit.after_commit");
+            return Ok(submission);
+        }
         let same = Arc::clone(&new);
         let recent = Arc::clone(&self.recent);
-        let at_once = move |tx: &Tx<'_>| Ok(merged::submit(tx, &recent, &same)?.map(Ok));
+        let at_once = move |tx: &Tx<'_>| Ok(submission::submit(tx, &recent, &same)?.map(Ok));
         let submit = move |tx: &Tx<'_>| submit::submit(tx, &new);
         let answer = self.write_at_once(tenant, now, at_once, submit);
         let answer = answer.await?;
