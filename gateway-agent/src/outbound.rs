@@ -22,6 +22,7 @@ use crate::journal::Journal;
 use crate::spool::Spool;
 use crate::status::{Failure, Status};
 
+mod addresses;
 pub mod configured;
 mod connection;
 pub mod dial;

@@ -106,7 +106,7 @@ impl Server {
     }
 
     async fn open(&self, path: &str) -> anyhow::Result<Socket<TcpStream>> {
-        let stream = connect(&self.host, self.port, &TIMES).await?;
+        let stream = connect(&self.host, self.port, None, &TIMES).await?;
         let target = Target {
             authority: format!("{}:{}", self.host, self.port),
             path,

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -27,6 +27,7 @@ use viworks_common::wire::SUBPROTOCOL;
 use viworks_runtime::blocking::{self, Unanswered};
 use viworks_runtime::{tls, websocket};
 
+use super::addresses::in_order;
 use super::failure::{DialFailure, Step};
 use super::pinning::PinVerifier;
 use crate::config::{OutboundConfig, Timeouts};
@@ -61,6 +62,8 @@ pub struct Dialler {
     roots: Arc<RootCertStore>,
     identity: tls::Identity,
     fingerprint: [u8; 32],
+    /// Where the last attempt ended up.
+    last: Mutex<Option<SocketAddr>>,
 }
 
 impl Dialler {
@@ -77,7 +80,13 @@ impl Dialler {
             roots,
             identity,
             fingerprint,
+            last: Mutex::default(),
         }
+    }
+
+    fn last(&self) -> MutexGuard<'_, Option<SocketAddr>> {
+        // Nothing panics while it is held.
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One attempt, trusting `pins`.
@@ -93,7 +102,9 @@ impl Dialler {
             timeouts,
             ..
         } = &self.config;
-        let tcp = connect(host, *port, timeouts).await?;
+        let last = *self.last();
+        let tcp = connect(host, *port, last, timeouts).await?;
+        *self.last() = tcp.peer_addr().ok();
         let (stream, pin) = self.secure(tcp, pins).await?;
         let value = match self.config.binding {
             BindingMode::Exporter => {
@@ -146,12 +157,18 @@ impl Dialler {
     }
 }
 
-/// A TCP connection with our options, to the first address that takes one.
+/// A TCP connection with our options, to the first address that takes one; the one that the `last` attempt ended up
+/// with is tried after all others.
 ///
 /// # Errors
 ///
 /// Why there is none.
-pub async fn connect(host: &str, port: u16, times: &Timeouts) -> Result<TcpStream, DialFailure> {
+pub async fn connect(
+    host: &str,
+    port: u16,
+    last: Option<SocketAddr>,
+    times: &Timeouts,
+) -> Result<TcpStream, DialFailure> {
     let host = host.trim_matches(['[', ']']);
     let failed = |reason: String| DialFailure::Dns {
         host: host.to_owned(),
@@ -166,28 +183,39 @@ pub async fn connect(host: &str, port: u16, times: &Timeouts) -> Result<TcpStrea
             Unresolved::Unanswered(error) => failed(error.to_string()),
             Unresolved::Refused(error) => failed(error.to_string()),
         })?;
-    let mut addresses = alternate(addresses).into_iter();
+    let stream = reach(in_order(addresses, last), times)
+        .await
+        .unwrap_or_else(|| Err(failed("it has no address".to_owned())))?;
+    tune(&stream, times.send).map_err(|error| DialFailure::Network {
+        step: Step::Connect,
+        reason: error.to_string(),
+    })?;
+    Ok(stream)
+}
+
+/// A connection to the first of these addresses that takes one, each with a head start before the next; `None` without
+/// any.
+async fn reach(
+    addresses: Vec<SocketAddr>,
+    times: &Timeouts,
+) -> Option<Result<TcpStream, DialFailure>> {
+    let mut addresses = addresses.into_iter();
     let mut attempts = FuturesUnordered::new();
-    let mut last = failed("it has no address".to_owned());
-    let stream = loop {
+    let mut failure = None;
+    loop {
         if let Some(address) = addresses.next() {
             attempts.push(open(address, times.connect));
         }
         let more = addresses.len() > 0;
         tokio::select! {
             attempt = attempts.next() => match attempt {
-                Some(Ok(stream)) => break stream,
-                Some(Err(failure)) => last = failure,
-                None => return Err(last),
+                Some(Ok(stream)) => return Some(Ok(stream)),
+                Some(Err(other)) => failure = Some(Err(other)),
+                None => return failure,
             },
             () = sleep(HEAD_START), if more => {}
         }
-    };
-    tune(&stream, times.send).map_err(|error| DialFailure::Network {
-        step: Step::Connect,
-        reason: error.to_string(),
-    })?;
-    Ok(stream)
+    }
 }
 
 /// Why a name has no addresses.
@@ -286,22 +314,6 @@ where
     }
 }
 
-/// Both families in turn, beginning with the one the resolver prefers, so that a dead one costs one head start.
-fn alternate(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
-    let prefers_ipv6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
-    let (preferred, others): (Vec<_>, Vec<_>) = addresses
-        .into_iter()
-        .partition(|address| address.is_ipv6() == prefers_ipv6);
-    let mut others = others.into_iter();
-    let mut mixed = Vec::new();
-    for address in preferred {
-        mixed.push(address);
-        mixed.extend(others.next());
-    }
-    mixed.extend(others);
-    mixed
-}
-
 async fn open(address: SocketAddr, limit: Duration) -> Result<TcpStream, DialFailure> {
     match timeout(limit, TcpStream::connect(address)).await {
         Ok(Ok(stream)) => Ok(stream),
@@ -337,18 +349,39 @@ fn tune(stream: &TcpStream, send: Duration) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
+    use tokio::net::TcpListener;
+
     use super::*;
 
-    #[test]
-    fn the_families_take_turns_beginning_with_the_preferred_one() {
-        let parse = |texts: &[&str]| -> Vec<SocketAddr> {
-            texts.iter().map(|text| text.parse().unwrap()).collect()
+    /// A stopped process takes connections as its kernel does, and says nothing on them.
+    #[tokio::test]
+    async fn an_attempt_goes_to_another_address_than_the_one_before() {
+        let one = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = one.local_addr().unwrap().port();
+        let beside = Ipv4Addr::new(127, 0, 0, 2);
+        let _two = TcpListener::bind((beside, port)).await.unwrap();
+        let long = Duration::from_secs(30);
+        let times = Timeouts {
+            resolve: long,
+            connect: long,
+            tls: long,
+            upgrade: long,
+            opening: long,
+            send: long,
         };
-        let resolved = parse(&["[::1]:1", "[::2]:1", "[::3]:1", "10.0.0.1:1", "10.0.0.2:1"]);
-        let tried = parse(&["[::1]:1", "10.0.0.1:1", "[::2]:1", "10.0.0.2:1", "[::3]:1"]);
-        assert_eq!(alternate(resolved), tried);
-        let others = parse(&["10.0.0.1:1", "[::1]:1", "[::2]:1"]);
-        assert_eq!(alternate(others.clone()), others);
-        assert_eq!(alternate(Vec::new()), Vec::new());
+        let both = vec![
+            SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+            SocketAddr::from((beside, port)),
+        ];
+        let mut last = None;
+        for _ in 0..20 {
+            let stream = reach(in_order(both.clone(), last), &times).await;
+            let reached = stream.unwrap().unwrap().peer_addr().unwrap();
+            assert_ne!(Some(reached), last);
+            last = Some(reached);
+        }
+        assert!(reach(Vec::new(), &times).await.is_none());
     }
 }
