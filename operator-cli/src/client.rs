@@ -1,6 +1,7 @@
 //! The REST API as typed calls; a refusal becomes a failure with the right exit code.
 
 mod events;
+mod patience;
 mod refusal;
 mod route;
 
@@ -23,6 +24,7 @@ use viworks_runtime::config::environment;
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files;
 
+use self::patience::Patience;
 use crate::failure::{Failure, chain};
 
 /// How long one ordinary request may take.
@@ -31,7 +33,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the backend may send nothing at all, neither an event nor a heartbeat.
 const SILENCE_MAX: Duration = Duration::from_secs(75);
 /// What to do when nobody answers.
-const UNREACHED: &str = "fix: is the backend running? viworks up starts one on this machine";
+const UNREACHED: &str = "fix: is the backend running, and is this its address? To try it out, viworks up starts one on this machine";
 
 /// Rows asked for on one page.
 const PAGE: usize = 500;
@@ -337,15 +339,16 @@ impl Client {
 
     /// Waits until a run is finished, through what passes.
     async fn wait_out(&self, id: RunId) -> Result<(), Failure> {
-        let mut failed = 0_u32;
+        let mut patience = Patience::with(id);
         loop {
             match self.wait(id, Duration::from_millis(WAIT_MS_MAX)).await {
                 Ok(answer) if answer.finished => return Ok(()),
-                Ok(_goes_on) => failed = 0,
-                Err(failure) if failure.exit == ExitCode::Unavailable && failed < 5 => failed += 1,
+                Ok(_goes_on) => patience.renew(),
+                Err(failure) if failure.exit == ExitCode::Unavailable => {
+                    patience.pause(failure).await?;
+                }
                 Err(failure) => return Err(failure),
             }
-            tokio::time::sleep(Duration::from_millis(200 << failed)).await;
         }
     }
 

@@ -1,7 +1,5 @@
 //! A run's events as they come, through interruptions, until the run is finished.
 
-use std::time::Duration;
-
 use futures_util::StreamExt;
 use reqwest::{Method, Response};
 use viworks_api::{ProblemCode, RunEvent};
@@ -9,6 +7,7 @@ use viworks_common::id::RunId;
 use viworks_runtime::exit::ExitCode;
 
 use super::Client;
+use super::patience::Patience;
 use crate::failure::Failure;
 use crate::output;
 
@@ -23,7 +22,7 @@ impl Client {
         mut handle: impl FnMut(RunEvent) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let mut last_id: Option<String> = None;
-        let mut silent_attempts = 0_u32;
+        let mut patience = Patience::with(id);
         loop {
             let mut builder = self.request(Method::GET, &format!("/v1/runs/{id}/events"));
             if let Some(id) = &last_id {
@@ -49,15 +48,10 @@ impl Client {
                 Err(failure) if failure.exit == ExitCode::Unavailable => failure,
                 Err(failure) => return Err(failure),
             };
-            silent_attempts = if before == last_id {
-                silent_attempts + 1
-            } else {
-                0
-            };
-            if silent_attempts > 5 {
-                return Err(ended);
+            if before != last_id {
+                patience.renew();
             }
-            tokio::time::sleep(Duration::from_millis(200 << silent_attempts)).await;
+            patience.pause(ended).await?;
         }
     }
 }
