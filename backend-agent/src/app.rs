@@ -54,6 +54,7 @@ use crate::inbound::{Inbound, Terms};
 use crate::jobs::Jobs;
 use crate::material::ServerMaterial;
 use crate::metrics::BackendMetrics;
+use crate::pki::site::{self, SiteError};
 use crate::reload::{Reload, Tools};
 use crate::telemetry::processor::TelemetryProcessor;
 
@@ -133,6 +134,9 @@ pub enum StartError {
         #[source]
         source: redis::Error,
     },
+    /// The database belongs to another master key.
+    #[error(transparent)]
+    Site(#[from] SiteError),
     /// An address cannot be listened on.
     #[error("failed to listen on {address}")]
     Listen {
@@ -154,11 +158,15 @@ impl StartError {
             | Self::Address(_)
             | Self::QueueAddress(_)
             | Self::AnotherSite { .. }
-            | Self::Moved { .. } => ExitCode::Config,
+            | Self::Moved { .. }
+            | Self::Site(SiteError::OtherMasterKey { .. }) => ExitCode::Config,
             Self::Server { source, .. } if source.is_lasting() => ExitCode::Config,
             Self::Queue { source, .. } if source.is_lasting() => ExitCode::Config,
             Self::Server { .. } | Self::Queue { .. } => ExitCode::Unavailable,
-            Self::Database(_) | Self::Store(_) | Self::Listen { .. } => ExitCode::Error,
+            Self::Database(_)
+            | Self::Store(_)
+            | Self::Site(SiteError::Store(_))
+            | Self::Listen { .. } => ExitCode::Error,
         }
     }
 }
@@ -296,6 +304,7 @@ impl App {
         files::create_private_folder(&config.data.state_folder)?;
         let lock = files::lock_folder(&config.data.state_folder)?;
         let store = open(config, Role::Backend).await?;
+        site::claim(&*store, &material.master, &config.keys.master_key_file).await?;
         let earlier = earlier(&config.data.state_folder, &*store);
         note_instance(&config.data.state_folder, *store.instance().borrow());
         let clock = Arc::new(line::begin(&*store, clock).await?);

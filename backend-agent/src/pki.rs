@@ -11,6 +11,7 @@ use crate::data::StoreError;
 pub mod authority;
 pub mod init;
 pub mod issue;
+pub mod site;
 mod template;
 
 pub use template::Home;

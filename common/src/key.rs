@@ -153,6 +153,14 @@ impl MasterKey {
         context.extend_from_slice(&epoch.to_be_bytes());
         expand(&prk, &context)
     }
+
+    /// What a database remembers to recognise the key that its gateways' keys follow from: 32 bytes that say nothing
+    /// about the key, and are sent to nobody.
+    #[must_use]
+    pub fn check(&self) -> [u8; KEY_BYTES] {
+        let prk = Hkdf::<Sha256>::new(None, self.0.expose());
+        *expand(&prk, &info("viworks/1 site", &[])).expose()
+    }
 }
 
 /// The key one agent shares with the backend.

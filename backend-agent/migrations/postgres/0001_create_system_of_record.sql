@@ -537,6 +537,13 @@ CREATE TABLE time_line (
     wall_ahead bigint NOT NULL
 );
 
+-- What recognises the master key that every agent key of this site follows from: a backend with another one would tell
+-- every gateway that its key is wrong. Derived from the key, and says nothing about it.
+CREATE TABLE site (
+    one       bigint NOT NULL PRIMARY KEY CHECK (one = 1),
+    key_check bytea  NOT NULL CHECK (length(key_check) = 32)
+);
+
 -- The time line of all backends: what it reads when the clock of this server shows something.
 CREATE TABLE server_time (
     one    bigint NOT NULL PRIMARY KEY CHECK (one = 1),

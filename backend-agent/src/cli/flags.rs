@@ -133,6 +133,12 @@ pub(super) enum PkiCommand {
         #[arg(long)]
         installed: bool,
     },
+    /// Tie the database to the master key that is configured, after the old one was lost. Gateways with keys of the old
+    /// one have to be issued again; with the backends stopped
+    ReplaceMasterKey {
+        #[command(flatten)]
+        config: ConfigFlag,
+    },
     /// Let a gateway join and write everything it needs: keys, identity, configuration and the shipped catalogue
     IssueGateway {
         #[command(flatten)]

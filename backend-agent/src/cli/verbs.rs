@@ -35,7 +35,7 @@ pub(super) async fn execute(command: Subcommands) -> anyhow::Result<ExitCode> {
             app::refuse_moved(&setup.config)?;
             print(&format!("{} is valid", config.config.display()))?;
             if connect {
-                migrate::try_connection(&setup.config).await?;
+                migrate::try_connection(&setup).await?;
             }
         }
         Subcommands::ConfigReference => print(reference::markdown().trim_end())?,

@@ -33,6 +33,7 @@ mod row;
 mod runs;
 mod sessions;
 mod settle;
+mod site;
 mod standing;
 mod store;
 mod submit;

@@ -16,6 +16,15 @@ pub use gateway::*;
 pub use instance::*;
 pub use record::*;
 
+/// How a database becomes that of a master key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SiteClaim {
+    /// If it is nobody's yet.
+    First,
+    /// Whoever it belonged to: its key was replaced.
+    Replaced,
+}
+
 /// The word for the bearer of an API key, for statements as well.
 macro_rules! api_key_word {
     () => {

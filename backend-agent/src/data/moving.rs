@@ -46,6 +46,7 @@ const TABLES: &[&str] = &[
     "telemetry_refused_epochs",
     "api_keys",
     "audit_log",
+    "site",
     "time_line",
 ];
 

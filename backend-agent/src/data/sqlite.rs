@@ -14,7 +14,7 @@ use viworks_common::id::{AgentId, InstanceId, Tenant};
 use viworks_common::telemetry::steps::Range;
 use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::{
-    Connection, Database, Error, Migration, Options, Params, Statement, migration,
+    Connection, Database, Error, Migration, Options, Params, Statement, migration, params,
 };
 
 use super::intents::SqlStore;
@@ -57,6 +57,10 @@ const MIGRATIONS: &[Migration] = &[
     ),
     migration!("../../migrations/sqlite", "0013_keep_dead_letters.sql"),
     migration!("../../migrations/sqlite", "0014_roll_up_telemetry.sql"),
+    migration!(
+        "../../migrations/sqlite",
+        "0016_tie_a_site_to_its_master_key.sql"
+    ),
 ];
 
 /// The store of a backend that needs nothing else.
@@ -307,7 +311,21 @@ pub fn has_gateways(file: &Path) -> Result<bool, Error> {
     if pending(file)?.iter().any(|missing| missing.version == 1) {
         return Ok(false);
     }
-    viworks_runtime::sqlite::is_answered(file, GATEWAYS)
+    viworks_runtime::sqlite::is_answered(file, GATEWAYS, &[])
+}
+
+/// Whether a database file belongs to another master key than that with this check; it is not changed, and there may be
+/// none.
+///
+/// # Errors
+///
+/// When the file cannot be read, or holds a newer schema.
+pub fn belongs_to_another(file: &Path, key_check: [u8; 32]) -> Result<bool, Error> {
+    const OTHER: &str = "SELECT one FROM site WHERE key_check <> :key_check";
+    if pending(file)?.iter().any(|missing| missing.version <= 16) {
+        return Ok(false);
+    }
+    viworks_runtime::sqlite::is_answered(file, OTHER, params! { key_check })
 }
 
 impl From<Error> for StoreError {

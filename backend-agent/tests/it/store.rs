@@ -314,6 +314,7 @@ suite! {
         a_stream_that_comes_back_is_counted_anew,
     }
     records {
+        a_database_belongs_to_the_master_key_that_claims_it_first,
         a_page_of_large_rows_ends_early_and_the_next_one_goes_on,
         the_audit_log_counts_up_and_is_paged_newest_first,
         an_api_key_is_found_by_its_digest_only,

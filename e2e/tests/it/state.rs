@@ -7,7 +7,7 @@ use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start, run, text};
 use viworks_testkit::gateway::{ONCE, mark_starts, started};
 use viworks_testkit::held_database::HeldDatabase;
-use viworks_testkit::process::{Process, eventually};
+use viworks_testkit::process::{Process, eventually, finish};
 
 use super::causes::status_where;
 
@@ -146,4 +146,42 @@ async fn a_gateway_whose_journal_another_process_holds_refuses_commands_until_it
     });
     assert_eq!(healed.await.1, 0);
     assert!(gateway.stop(PATIENCE).await.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_with_another_master_key_than_its_gateways_is_refused() {
+    let mut system = Deployment::new(Binaries::shipped());
+    let folder = system.issue("gw-1");
+    let file = system.path().join("backend/master.key");
+    let own = std::fs::read(&file).unwrap();
+    // Over what is there: its mode stays.
+    std::fs::write(&file, "ab".repeat(32)).unwrap();
+    let (config, out) = (system.backend_config(), system.path().join("gw-2"));
+    let serve = vec!["serve", "--config", text(&config)];
+    let mut issue = vec!["pki", "issue-gateway", "gw-2", "--config", text(&config)];
+    issue.extend(["--out", text(&out), "--demo"]);
+    let check = vec!["check-config", "--config", text(&config), "--connect"];
+    for refused in [serve, check, issue] {
+        let mut command = Command::new(system.binaries().backend());
+        command.args(&refused);
+        let said = finish(command, PATIENCE).await.ended_with(78);
+        assert!(said.stderr.contains("another master key"), "{said:#?}");
+        assert!(said.stderr.contains("master.key"), "{said:#?}");
+        assert!(said.stderr.contains("replace-master-key"), "{said:#?}");
+    }
+
+    std::fs::write(&file, own).unwrap();
+    system.start_backend(Start::default()).await;
+    let gateway = system.start_gateway(&folder, Start::default());
+    system.online("gw-1").await;
+    drop(gateway);
+    system.kill_backend();
+
+    // The old one is lost, and somebody says so.
+    std::fs::write(&file, "cd".repeat(32)).unwrap();
+    let replace = ["pki", "replace-master-key", "--config", text(&config)];
+    run(&system.binaries().backend(), &replace);
+    system.start_backend(Start::default()).await;
+    let names = system.get("/v1/gateways").await;
+    assert_eq!(names["items"][0]["name"], "gw-1", "{names:#}");
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rusqlite::OpenFlags;
 use sha2::{Digest, Sha384};
 
-use super::{Connection, Error, Options, Row, params};
+use super::{Connection, Error, Options, Params, Row, params};
 
 /// Earlier versions can corrupt the file when a reset of the write-ahead log meets a crash.
 const LIBRARY_MIN: i32 = 3_051_003;
@@ -222,8 +222,8 @@ pub fn pending(file: &Path, migrations: &[Migration]) -> Result<Vec<Migration>, 
 /// # Errors
 ///
 /// When the file cannot be read, or has no table of what is asked for.
-pub fn is_answered(file: &Path, question: &'static str) -> Result<bool, Error> {
-    let answer = open_to_read(file)?.optional(question, &[], |_row| Ok::<_, Error>(()))?;
+pub fn is_answered(file: &Path, question: &'static str, params: Params<'_>) -> Result<bool, Error> {
+    let answer = open_to_read(file)?.optional(question, params, |_row| Ok::<_, Error>(()))?;
     Ok(answer.is_some())
 }
 

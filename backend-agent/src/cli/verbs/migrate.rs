@@ -13,6 +13,8 @@ use crate::command::queue::redis::RedisQueue;
 use crate::config::Config;
 use crate::data::postgres::Role;
 use crate::data::{Pending, sqlite};
+use crate::pki::site;
+use crate::setup::Setup;
 
 /// Brings the schema up to date, or says what that would do.
 pub(super) async fn migrate(config: &Config, dry_run: bool) -> anyhow::Result<()> {
@@ -53,18 +55,29 @@ fn list(missing: &[Pending]) -> anyhow::Result<()> {
 
 /// Tries whether the servers take us, and whether a start would find what it needs there; what is embedded is nothing
 /// to connect to.
-pub(super) async fn try_connection(config: &Config) -> anyhow::Result<()> {
+pub(super) async fn try_connection(setup: &Setup) -> anyhow::Result<()> {
+    let Setup {
+        config, material, ..
+    } = setup;
+    let own = material.master.check();
+    let is_for_us =
+        |is_ours| site::judge(is_ours, &config.keys.master_key_file).map_err(StartError::from);
     match config.store.address().map_err(StartError::from)? {
         Some(address) => {
             let named = address.to_string();
-            let missing = app::look(config, address).await?.missing.len();
-            let schema = match missing {
+            let found = app::look(config, address).await?;
+            is_for_us(found.key_check.is_none_or(|check| check == own))?;
+            let schema = match found.missing.len() {
                 0 => "the schema is up to date".to_owned(),
                 more => format!("migrations that a start applies: {more}"),
             };
             print(&format!("{named}: connected, {schema}"))?;
         }
-        None => print("the embedded database needs no connection")?,
+        None => {
+            let other = sqlite::belongs_to_another(&config.data.sqlite_file, own);
+            is_for_us(!other.map_err(StartError::from)?)?;
+            print("the embedded database needs no connection")?;
+        }
     }
     let Some(address) = config.queue.address().map_err(StartError::from)? else {
         return print("the queue in memory needs no connection");

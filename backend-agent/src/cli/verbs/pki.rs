@@ -8,12 +8,13 @@ use viworks_runtime::clock::{Clock, SystemClock};
 use super::super::flags::{PkiCommand, days};
 use super::super::views::{print, say};
 use super::open::{actor, load, open};
+use crate::app::StartError;
 use crate::config::Config;
 use crate::data::line::take_up;
 use crate::listening;
 use crate::pki::init::{InitRequest, init};
-use crate::pki::issue::{Delivery, GATEWAY_LIFE, IssueRequest, Office, is_for, issue};
-use crate::pki::{Home, PkiError};
+use crate::pki::issue::{Delivery, GATEWAY_LIFE, IssueRequest, Office, is_for, issue, load_master};
+use crate::pki::{Home, PkiError, site};
 
 pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<()> {
     match command {
@@ -65,6 +66,19 @@ pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<()> {
                 life: life.map_or(GATEWAY_LIFE, days),
             };
             issue_gateway(&config, &delivery, request).await?;
+        }
+        PkiCommand::ReplaceMasterKey { config } => {
+            let config = load(&config)?;
+            let master = load_master(&config.keys.master_key_file)?;
+            let store = open(&config).await?;
+            let replaced = site::replace(&*store, &master).await;
+            store.close().await;
+            replaced?;
+            print(&format!(
+                "the database belongs to {}",
+                config.keys.master_key_file.display()
+            ))?;
+            say("gateways that were issued with another master key have to be issued again");
         }
     }
     Ok(())
@@ -125,6 +139,9 @@ async fn issue_gateway(
 ) -> anyhow::Result<()> {
     let office = Office::open(config)?;
     let store = open(config).await?;
+    site::claim(&*store, &office.master, &config.keys.master_key_file)
+        .await
+        .map_err(StartError::from)?;
     let tenant = Tenant::default_tenant();
     let name = request.name.clone();
     let clock = take_up(&*store, Arc::new(SystemClock)).await?;

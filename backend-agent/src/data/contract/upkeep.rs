@@ -1,4 +1,4 @@
-//! API keys, the audit log, the time line, and the store itself.
+//! API keys, the audit log, the time line, whose the database is, and the store itself.
 
 use async_trait::async_trait;
 use viworks_common::id::{AgentId, ApiKeyId, Tenant};
@@ -7,11 +7,11 @@ use viworks_common::timeline::Anchored;
 use viworks_common::timeline::shared::Point;
 
 use crate::data::{
-    Actor, ApiKey, AuditRecord, Listing, NewApiKey, NewAuditRecord, Page, Purged, StoreHealth,
-    StoreResult, StoredLine,
+    Actor, ApiKey, AuditRecord, Listing, NewApiKey, NewAuditRecord, Page, Purged, SiteClaim,
+    StoreHealth, StoreResult, StoredLine,
 };
 
-/// API keys, the audit log, the time line, and the store itself.
+/// API keys, the audit log, the time line, whose the database is, and the store itself.
 #[async_trait]
 pub trait UpkeepStore: Send + Sync {
     /// Creates an API key; only the digest of its secret is stored.
@@ -72,6 +72,12 @@ pub trait UpkeepStore: Send + Sync {
     /// Deletes what has served, about `limit` rows of a kind: idempotency keys after a day, ended sessions and
     /// resolved dead letters after 30 days, and dead letters that are too many.
     async fn purge(&self, tenant: &Tenant, limit: usize, now: Timestamp) -> StoreResult<Purged>;
+    /// What recognises the master key that the database belongs to ([`viworks_common::key::MasterKey::check`]); `None`
+    /// before a backend claimed it.
+    async fn site_key_check(&self) -> StoreResult<Option<[u8; 32]>>;
+    /// Makes the database that of the key with this check, as `claim` says; `false`, and nothing is stored, when it
+    /// belongs to another one.
+    async fn claim_site(&self, key_check: &[u8; 32], claim: SiteClaim) -> StoreResult<bool>;
     /// The time line as it was stored last, with what the clock of a server shows.
     async fn time_line(&self) -> StoreResult<StoredLine>;
     /// Stores the anchor of the time line; what is audited from here on is in the wall time that it knows of. On a

@@ -8,7 +8,7 @@ use super::link::Sql;
 use super::{
     admit, agents, audit, budget, catalogues, certificates, confirm, dead_letters, forks, inbox,
     instances, keys, lease, merged, opening, orphans, outputs, reports, runs, sessions, settle,
-    standing, submit, targets, telemetry, timeline, tx, upkeep,
+    site, standing, submit, targets, telemetry, timeline, tx, upkeep,
 };
 
 fn one(name: &'static str, sql: impl Into<Sql>) -> (&'static str, Sql) {
@@ -127,6 +127,9 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
             settle::LOAD_UNSTARTED_PAST_DEADLINE,
         ),
         one("settle::RAISE_LOW_WATER", settle::RAISE_LOW_WATER),
+        one("site::CLAIM", site::CLAIM),
+        one("site::LOAD", site::LOAD),
+        one("site::REPLACE", site::REPLACE),
         one("standing::SAVE", standing::SAVE),
         one("submit::COUNT", submit::COUNT),
         one("submit::GATEWAY", submit::GATEWAY),

@@ -99,6 +99,8 @@ pub struct Found {
     pub missing: Vec<Pending>,
     /// Whether it has a gateway.
     pub has_gateways: bool,
+    /// What recognises the master key that it belongs to; `None` before a backend claimed it.
+    pub key_check: Option<[u8; 32]>,
 }
 
 /// Looks at a database as a start does, and changes nothing. With `migrate` false it has to be up to date.
@@ -107,7 +109,8 @@ pub struct Found {
 ///
 /// When no backend can start there.
 pub async fn inspect(address: Address, migrate: bool) -> Result<Found, Error> {
-    const GATEWAYS: &str = "SELECT EXISTS (SELECT FROM gateways) AS found";
+    const HELD: &str = "\
+        SELECT EXISTS (SELECT FROM gateways) AS has_gateways, (SELECT key_check FROM site WHERE one = 1) AS key_check";
     let look = move || {
         let connection = Connection::open(&address)?;
         let missing = connection.with(async |inner| missing(inner).await)?;
@@ -116,17 +119,18 @@ pub async fn inspect(address: Address, migrate: bool) -> Result<Found, Error> {
             return Err(not_applied(missing.len()));
         }
         check_moved(&connection)?;
-        let has_gateways = connection.with(async |inner| {
+        let (has_gateways, key_check) = connection.with(async |inner| {
             if is_new {
-                return Ok(false);
+                return Ok((false, None));
             }
-            let found = sqlx::query(GATEWAYS).fetch_one(inner).await?;
-            Ok(found.try_get("found")?)
+            let held = sqlx::query(HELD).fetch_one(inner).await?;
+            Ok((held.try_get("has_gateways")?, held.try_get("key_check")?))
         })?;
         connection.close();
         Ok(Found {
             missing,
             has_gateways,
+            key_check,
         })
     };
     let looked = tokio::task::spawn_blocking(look).await;

@@ -8,7 +8,7 @@ use serde_json::json;
 use viworks_backend_agent::data::postgres::{Address, PostgresStore, Role};
 use viworks_backend_agent::data::{
     Accepted, Actor, AuditOutcome, CompleteOutcome, ConfirmOutcome, HeartbeatFigures, Holder,
-    NewAuditRecord, Owner, ProbeAnswer, Rejected, SessionTouch, StoreError, Submission,
+    NewAuditRecord, Owner, ProbeAnswer, Rejected, SessionTouch, SiteClaim, StoreError, Submission,
     TelemetryWrite,
 };
 use viworks_common::claims::{Probed, Verdict};
@@ -124,6 +124,8 @@ async fn an_intent_whose_answer_was_lost_is_safe_to_repeat() {
 
 async fn create(own: &mut Robbed) {
     let (tenant, actor) = (own.bed.tenant.clone(), Actor::local("test"));
+    let own_key = twice!(own, claim_site(&[7; 32], SiteClaim::First), audited 0);
+    assert!(own_key);
     let new = super::gateways::new_gateway(1, "gw-1");
     twice!(own, create_gateway(&tenant, new.clone(), &actor, at(0)), audited 1);
     let name = "gw-one".parse().unwrap();

@@ -291,6 +291,7 @@ fn some_value(column: &str, kind: &str, known: &Known) -> String {
         "run_id" => format!("'{}'", known.run),
         "source" => "'operator'".to_owned(),
         "time_source" => "'gateway'".to_owned(),
+        "key_check" => "randomblob(32)".to_owned(),
         _ if kind == "INTEGER" => "1".to_owned(),
         _ if kind == "BLOB" => "x'0102'".to_owned(),
         // A document where it has to be one, and a text anywhere.
@@ -364,7 +365,7 @@ fn change_a_cell(server: &Server, database: &str, table: &str) {
         let other = match kind {
             "text" => format!("{column} || 'x'"),
             "json" => "'[\"changed\"]'".to_owned(),
-            "bytea" => format!("{column} || '\\x01'"),
+            "bytea" => format!("set_byte({column}, 0, (get_byte({column}, 0) + 1) % 256)"),
             "boolean" => format!("NOT {column}"),
             _ => format!("{column} + 1"),
         };

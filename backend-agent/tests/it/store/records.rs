@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 use viworks_backend_agent::data::{
     Actor, ApiKey, AuditOutcome, AuditRecord, Command, Gateway, NewApiKey, NewAuditRecord, Page,
-    Run, StoreError,
+    Run, SiteClaim, StoreError,
 };
 use viworks_common::command::{CommandState, OutcomeState};
 use viworks_common::id::{ApiKeyId, CommandId};
@@ -21,6 +21,19 @@ pub(crate) fn new_key(n: u8) -> NewApiKey {
         scopes: BTreeSet::from(["runs:write".to_owned()]),
         expires_at: Some(at(500)),
     }
+}
+
+pub(crate) async fn a_database_belongs_to_the_master_key_that_claims_it_first(bed: &Bed) {
+    let (own, other) = ([1; 32], [2; 32]);
+    let claim = async |check, how| bed.store.claim_site(check, how).await.unwrap();
+    assert_eq!(bed.store.site_key_check().await.unwrap(), None);
+    assert!(claim(&own, SiteClaim::First).await);
+    assert!(!claim(&other, SiteClaim::First).await);
+    assert!(claim(&own, SiteClaim::First).await);
+    assert_eq!(bed.store.site_key_check().await.unwrap(), Some(own));
+    assert!(claim(&other, SiteClaim::Replaced).await);
+    assert!(!claim(&own, SiteClaim::First).await);
+    assert_eq!(bed.store.site_key_check().await.unwrap(), Some(other));
 }
 
 pub(crate) async fn a_page_of_large_rows_ends_early_and_the_next_one_goes_on(bed: &Bed) {

@@ -1,4 +1,4 @@
-//! API keys, the audit log, the time line, and the store itself.
+//! API keys, the audit log, the time line, whose the database is, and the store itself.
 
 use async_trait::async_trait;
 use viworks_common::id::{AgentId, ApiKeyId, Tenant};
@@ -9,10 +9,10 @@ use viworks_common::timeline::shared::Point;
 use super::super::link::{Engine, Urgency};
 use super::super::store::SqlStore;
 use super::super::tx::View;
-use super::super::{audit, keys, timeline, upkeep};
+use super::super::{audit, keys, site, timeline, upkeep};
 use crate::data::{
-    Actor, ApiKey, AuditRecord, Listing, NewApiKey, NewAuditRecord, Page, Purged, StoreHealth,
-    StoreResult, StoredLine, UpkeepStore,
+    Actor, ApiKey, AuditRecord, Listing, NewApiKey, NewAuditRecord, Page, Purged, SiteClaim,
+    StoreHealth, StoreResult, StoredLine, UpkeepStore,
 };
 
 #[async_trait]
@@ -106,6 +106,16 @@ impl<E: Engine> UpkeepStore for SqlStore<E> {
     async fn purge(&self, tenant: &Tenant, limit: usize, now: Timestamp) -> StoreResult<Purged> {
         self.write(tenant, now, move |tx| upkeep::purge(tx, limit))
             .await
+    }
+
+    async fn site_key_check(&self) -> StoreResult<Option<[u8; 32]>> {
+        self.read(&Tenant::default_tenant(), site::load).await
+    }
+
+    async fn claim_site(&self, key_check: &[u8; 32], claim: SiteClaim) -> StoreResult<bool> {
+        let (tenant, key_check) = (Tenant::default_tenant(), *key_check);
+        let own = move |view: &View<'_>| site::claim(view, key_check, claim);
+        self.write_view(&tenant, Urgency::Prompt, own).await
     }
 
     async fn time_line(&self) -> StoreResult<StoredLine> {
