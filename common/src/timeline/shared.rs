@@ -5,10 +5,10 @@
 //! clock now and then, and goes on by its own monotonic clock in between. Where the two disagree by more than a look
 //! can be wrong, somebody has set the server's clock, and whoever sees it first stores a new point at which the line
 //! goes on as if nothing had happened. Or its own clock stood still, as that of a suspended virtual machine does: then
-//! others have stored a point that lies beyond what it thought the time was, and it takes that. A clock that stood still
-//! for less than a point is old cannot be told from a server's clock that was set: its process stores a point, whoever
-//! knows better stores another, and now the process finds that between its looks both clocks ran alike, and that it was
-//! contradicted. So the line is as far as the process that is furthest, and it never runs backwards.
+//! others have stored a point that lies beyond what it thought the time was, and it takes that. A clock that stood
+//! still for less than a point is old cannot be told from a server's clock that was set: its process stores a point,
+//! whoever knows better stores another, and now the process finds that between its looks both clocks ran alike, and
+//! that it was contradicted. So the line is as far as the process that is furthest, and it never runs backwards.
 
 use std::time::Duration;
 

@@ -450,8 +450,9 @@ fn bound(truth: i64) -> i64 {
     700_000 + truth / 1_000
 }
 
-/// What two processes are apart at most: twice [`TOGETHER`], and while one of them did not look for `away`, what the line
-/// leans in that time and what its clock may have differed, as a server's clock that is set by as much is not noticed.
+/// What two processes are apart at most: twice [`TOGETHER`], and while one of them did not look for `away`, what the
+/// line leans in that time and what its clock may have differed, as a server's clock that is set by as much is not
+/// noticed.
 fn bound_apart(away: i64) -> i64 {
     520_000 + away / 1_000
 }
