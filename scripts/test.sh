@@ -7,8 +7,8 @@ usage() {
 usage: scripts/test.sh [--no-install]
 
 Installs what the checks need where it is missing (on Debian, as root or with sudo), then runs all of them:
-format, house rules, shell scripts, dependency policy, clippy without warnings, all tests including the simulation and
-the black-box tests of the shipped programs, documentation, and the quickstart.
+format, house rules, shell scripts, units, dependency policy, clippy without warnings, all tests including the
+simulation and the black-box tests of the shipped programs, documentation, and the quickstart.
 
   --no-install    install nothing; checks whose tool is missing are skipped, loudly
 
@@ -87,6 +87,29 @@ need_server() {
   return "$status"
 }
 
+# A Debian that boots in a container, outside the repository: made once, it takes a minute and 250 MB.
+need_machine() {
+  local caches=${XDG_CACHE_HOME:-${HOME:?}/.cache}/viworks
+  local image=$caches/machine-bookworm
+  [ "$(id -u)" -eq 0 ] || { printf 'a machine for the packages: only root can start one; what needs it is skipped\n'; return 1; }
+  need systemd-nspawn systemd-container || return 1
+  [ ! -e "$image/usr/lib/systemd/systemd" ] || return 0
+  [ "${#flags[@]}" -eq 0 ] || return 1
+  need debootstrap debootstrap || return 1
+  mkdir -p "$caches"
+  # Whole or not at all.
+  rm -rf "$image.part"
+  printf 'making an image of a machine in %s\n' "$image"
+  if debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus bookworm "$image.part" >"$caches/debootstrap.log" 2>&1; then
+    rm -rf "$image.part"/var/cache/apt/archives/*.deb "$image"
+    mv "$image.part" "$image"
+  else
+    printf 'no image: %s\n' "$(tail -n 1 "$caches/debootstrap.log")"
+    rm -rf "$image.part"
+    return 1
+  fi
+}
+
 printf '\n== tools\n'
 if ! command -v cargo >/dev/null 2>&1; then
   for candidate in "${CARGO_HOME:-$HOME/.cargo}/bin" /usr/local/cargo/bin; do
@@ -112,6 +135,7 @@ fi
 # What the bench measures beside the backend.
 need_server nats-server || true
 need_server mosquitto || true
+need_machine || true
 cargo --version
 rustc --version
 

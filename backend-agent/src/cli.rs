@@ -8,7 +8,7 @@ mod views;
 use std::num::NonZero;
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{CommandFactory as _, Parser};
 use viworks_runtime::config::environment;
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::stdout::{self, PrintError};
@@ -44,6 +44,12 @@ pub fn main() -> std::process::ExitCode {
     };
     logging::flush();
     code.into()
+}
+
+/// Every subcommand and flag, for what is written about them: manual pages and completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Prints the help or the version.

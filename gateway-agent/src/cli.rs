@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::config::{Problems, environment};
 use viworks_runtime::exit::ExitCode;
@@ -123,6 +123,12 @@ pub fn main(arguments: Vec<String>) -> std::process::ExitCode {
     };
     logging::flush();
     code.into()
+}
+
+/// Every subcommand and flag, for what is written about them: manual pages and completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    Arguments::command()
 }
 
 /// Prints the help or the version.

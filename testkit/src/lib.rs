@@ -8,6 +8,8 @@ pub mod gateway;
 pub mod held_database;
 pub mod http;
 mod keeper;
+pub mod machine;
+pub mod packages;
 pub mod postgres;
 pub mod process;
 pub mod proxy;

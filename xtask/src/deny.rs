@@ -76,8 +76,11 @@ fn tool(shop: &mut Shop) -> Result<Option<PathBuf>, String> {
         return Ok(None);
     }
     std::fs::create_dir_all(&home).map_err(|error| format!("{}: {error}", home.display()))?;
-    if download(shop, &home)? || compile(shop, &home) {
+    if download(shop, &home)? {
         return Ok(Some(ours));
+    }
+    if let Some(compiled) = shop.compiled("cargo-deny", VERSION) {
+        return Ok(Some(compiled));
     }
     shop.skip("licences, bans and sources: cargo-deny could neither be downloaded nor compiled");
     Ok(None)
@@ -123,17 +126,4 @@ fn download(shop: &Shop, home: &Path) -> Result<bool, String> {
     let mut unpack = shop.command("tar", &["-xzf", &*archive, "--strip-components=1", "-C"]);
     finish(unpack.arg(home).arg(format!("{name}/cargo-deny")))?;
     Ok(true)
-}
-
-/// Compiled by cargo, which takes minutes, once.
-fn compile(shop: &Shop, home: &Path) -> bool {
-    println!("compiling cargo-deny {VERSION}, once; this takes minutes");
-    let package = format!("cargo-deny@{VERSION}");
-    let mut install = shop.command("cargo", &["install", "--locked", "--quiet", &package]);
-    let root = home.parent().unwrap_or(home);
-    if let Err(why) = finish(install.arg("--root").arg(root)) {
-        println!("note: {why}");
-        return false;
-    }
-    succeeds(home.join("cargo-deny"), &["--version"])
 }

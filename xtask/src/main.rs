@@ -7,6 +7,7 @@
 )]
 
 mod deny;
+mod packages;
 mod recipes;
 mod shop;
 mod tidy;

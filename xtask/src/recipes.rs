@@ -4,7 +4,7 @@ use std::io::IsTerminal as _;
 use std::process::Command;
 
 use crate::shop::{Folder, Shop, finish, has, succeeds};
-use crate::{deny, tidy, units};
+use crate::{deny, packages, tidy, units};
 
 /// How long all tests may take; on two cores they take a third of it.
 const TESTS_LIMIT: &str = "45m";
@@ -63,6 +63,12 @@ pub(crate) const RECIPES: &[Recipe] = &[
     ),
     of_a_change("quickstart", "the quickstart does what it says", quickstart),
     Recipe {
+        name: "packages",
+        about: "the Debian packages, as they are released, in target/debian",
+        of_a_change: false,
+        run: packages::make,
+    },
+    Recipe {
         name: "advisories",
         about: "known faults of dependencies, from the public database",
         of_a_change: false,
@@ -94,7 +100,18 @@ fn shell(shop: &mut Shop) -> Result<(), String> {
         shop.skip("shell scripts: shellcheck is missing");
         return Ok(());
     }
-    let scripts = [".ci/run", "scripts/quickstart.sh", "scripts/test.sh"];
+    let scripts = [
+        ".ci/run",
+        "scripts/install-service.sh",
+        "scripts/quickstart.sh",
+        "scripts/test.sh",
+        "packaging/debian/backend/postinst",
+        "packaging/debian/backend/postrm",
+        "packaging/debian/backend/prerm",
+        "packaging/debian/gateway/postinst",
+        "packaging/debian/gateway/postrm",
+        "packaging/debian/gateway/prerm",
+    ];
     finish(&mut shop.command("shellcheck", &scripts))
 }
 
@@ -127,6 +144,11 @@ fn test(shop: &mut Shop) -> Result<(), String> {
     }
     if !has("ping") {
         println!("note: ping is missing; net.ping uses its own fallback");
+    }
+    if !packages::has_machine() {
+        shop.skip("the packages under a real systemd: there is no image of a machine, which scripts/test.sh makes");
+    } else if packages::tool(shop).is_none() {
+        shop.skip("the packages under a real systemd: cargo-deb is missing");
     }
     shop.cargo(&["build", "--locked", "--quiet", "--workspace"])?;
     shop.cargo(&[

@@ -71,6 +71,25 @@ impl Shop {
         command
     }
 
+    /// A tool of one version below `target/tools`, compiled by cargo when it is not there yet, which takes minutes.
+    pub(crate) fn compiled(&self, tool: &str, version: &str) -> Option<PathBuf> {
+        let home = self.root.join(format!("target/tools/{tool}-{version}"));
+        let program = home.join("bin").join(tool);
+        if succeeds(&program, &["--version"]) {
+            return Some(program);
+        }
+        if !self.install {
+            return None;
+        }
+        println!("compiling {tool} {version}, once; this takes minutes");
+        let package = format!("{tool}@{version}");
+        let mut install = self.command("cargo", &["install", "--locked", "--quiet", &package]);
+        if let Err(why) = finish(install.arg("--root").arg(&home)) {
+            println!("note: {why}");
+        }
+        succeeds(&program, &["--version"]).then_some(program)
+    }
+
     pub(crate) fn cargo(&self, arguments: &[&str]) -> Result<(), String> {
         finish(&mut self.command("cargo", arguments))
     }

@@ -33,6 +33,7 @@ mod refusals;
 mod reload;
 mod renewals;
 mod service_manager;
+mod services;
 mod shown;
 mod site;
 mod soak;

@@ -1,0 +1,338 @@
+//! The packages under a real systemd: installed, started, killed, reloaded, broken, upgraded, removed and purged.
+
+use std::process::Command;
+use std::time::Duration;
+
+use viworks_testkit::binaries::{Binaries, workspace};
+use viworks_testkit::machine::Machine;
+use viworks_testkit::packages::Packages;
+use viworks_testkit::process::eventually;
+
+const BACKEND: &str = "viworks-backend-agent.service";
+const GATEWAY: &str = "viworks-gateway-agent.service";
+
+/// How long a service may take to be where it should be; it is restarted after two seconds.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A command that somebody adds.
+const ADDED: &str = "[[command]]\nname = \"test.added\"\ntitle = \"came later\"\nrisk = \"read\"\nidempotent = true\n\
+                     argv = [\"/usr/bin/id\", \"-un\"]\n";
+
+/// What the page tells to type, for a backend and a gateway on the same machine.
+fn set_up() -> String {
+    let page = workspace().join("docs/operations/services.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let blocks = page.split("\n```sh ").skip(1).map(|block| {
+        let (_info, body) = block.split_once('\n').unwrap();
+        body.split_once("\n```").unwrap().0
+    });
+    let typed: Vec<&str> = blocks.collect();
+    assert_eq!(typed.len(), 2);
+    typed.join("\n").replace("agents.example.org", "localhost")
+}
+
+/// What is asked of a running site, and of what systemd has of it.
+struct Site {
+    machine: Machine,
+}
+
+impl Site {
+    fn state(&self, unit: &str) -> String {
+        self.machine.property(unit, "ActiveState")
+    }
+
+    fn process(&self, unit: &str) -> String {
+        self.machine.property(unit, "MainPID")
+    }
+
+    /// Waits for words in the line that a service shows of itself.
+    async fn says(&self, unit: &str, words: &str) {
+        let what = format!("{unit} says {words:?}");
+        eventually(&what, PATIENCE, async || {
+            let said = self.machine.property(unit, "StatusText");
+            said.contains(words).then_some(())
+        })
+        .await;
+    }
+
+    fn viworks(&self, arguments: &str) -> String {
+        self.machine.shell(&format!(
+            "VIWORKS_SERVER=http://127.0.0.1:8080 VIWORKS_TOKEN_FILE=/root/desk.key viworks {arguments}"
+        ))
+    }
+
+    /// A command's way through all of it.
+    async fn works(&self) {
+        self.says(GATEWAY, "connected to wss://localhost:8081")
+            .await;
+        let said = self.viworks("run sys.uptime --gateway gw-1");
+        assert!(said.contains("load"), "{said}");
+    }
+
+    /// Runs as another process than `earlier`.
+    async fn is_back(&self, unit: &str, earlier: &str) {
+        let what = format!("{unit} is back");
+        eventually(&what, PATIENCE, async || {
+            let back = self.state(unit) == "active" && self.process(unit) != earlier;
+            back.then_some(())
+        })
+        .await;
+    }
+
+    async fn killed_services_come_back(&self) {
+        for unit in [BACKEND, GATEWAY] {
+            let before = self.process(unit);
+            self.machine.shell(&format!(
+                "systemctl kill --kill-who=main --signal=KILL {unit}"
+            ));
+            self.is_back(unit, &before).await;
+        }
+        self.works().await;
+    }
+
+    async fn reloads_change_what_they_can_and_break_nothing(&self) {
+        let (backend, gateway) = (self.process(BACKEND), self.process(GATEWAY));
+        let added = self.machine.path("/etc/viworks/commands.d/50-added.toml");
+        std::fs::write(added, ADDED).unwrap();
+        self.machine.shell("systemctl reload viworks-gateway-agent");
+        eventually("the added command runs", PATIENCE, async || {
+            let run = "VIWORKS_SERVER=http://127.0.0.1:8080 VIWORKS_TOKEN_FILE=/root/desk.key \
+                       viworks run test.added --gateway gw-1";
+            let said = self.machine.attempt(&["/bin/sh", "-c", run]);
+            let said = String::from_utf8_lossy(&said.stdout).into_owned();
+            // It says who it is.
+            said.contains("viworks-gateway").then_some(())
+        })
+        .await;
+        for (unit, file, reason) in [
+            (
+                BACKEND,
+                "/etc/viworks/backend/backend.toml",
+                "reload.configuration",
+            ),
+            (GATEWAY, "/etc/viworks/gateway.toml", "reload.configuration"),
+        ] {
+            self.machine.shell(&format!(
+                "printf '[unknown]\\n' >>{file}; systemctl reload {unit}"
+            ));
+            self.says(unit, reason).await;
+        }
+        assert_eq!(
+            (self.process(BACKEND), self.process(GATEWAY)),
+            (backend, gateway)
+        );
+        self.works().await;
+    }
+
+    /// A start with the configuration that the reload has refused.
+    async fn broken_configurations_stop_and_are_not_tried_again(&self) {
+        for (unit, file) in [
+            (GATEWAY, "/etc/viworks/gateway.toml"),
+            (BACKEND, "/etc/viworks/backend/backend.toml"),
+        ] {
+            let started = self.machine.attempt(&["systemctl", "restart", unit]);
+            assert!(!started.status.success());
+            let sub = self.machine.property(unit, "SubState");
+            // One that waits to be started again is `activating`, in `auto-restart`.
+            assert_eq!(
+                (self.state(unit).as_str(), sub.as_str()),
+                ("failed", "failed")
+            );
+            assert_eq!(self.machine.property(unit, "ExecMainStatus"), "78");
+            // Counted anew from each start that somebody asked for.
+            assert_eq!(self.machine.property(unit, "NRestarts"), "0");
+            self.machine
+                .shell(&format!("sed -i '/^.unknown.$/d' {file}"));
+        }
+        self.machine
+            .shell(&format!("systemctl start {BACKEND} {GATEWAY}"));
+        self.works().await;
+    }
+
+    async fn a_key_can_be_a_credential(&self) {
+        self.machine.shell(
+            "mv /etc/viworks/gateway.key /root/gateway.key; chown root: /root/gateway.key
+             sed -i 's|^key_file = .*|key_file = \"/run/credentials/viworks-gateway-agent.service/gateway.key\"|' \
+               /etc/viworks/gateway.toml
+             mkdir -p /etc/systemd/system/viworks-gateway-agent.service.d
+             printf '[Service]\\nLoadCredential=gateway.key:/root/gateway.key\\n' \
+               >/etc/systemd/system/viworks-gateway-agent.service.d/key.conf
+             systemctl daemon-reload; systemctl restart viworks-gateway-agent",
+        );
+        self.works().await;
+    }
+
+    async fn an_upgrade_keeps_everything(&self, packages: &Packages) {
+        let (backend, gateway) = (self.process(BACKEND), self.process(GATEWAY));
+        self.machine
+            .shell("echo '# ours' >>/etc/viworks/commands.d/10-gateway.toml");
+        install(&self.machine, packages);
+        self.is_back(BACKEND, &backend).await;
+        self.is_back(GATEWAY, &gateway).await;
+        self.machine
+            .shell("grep -qx '# ours' /etc/viworks/commands.d/10-gateway.toml");
+        self.works().await;
+    }
+
+    async fn removed_it_keeps_its_data_and_purged_nothing_stays(&self, packages: &Packages) {
+        let names = "viworks-backend viworks-gateway viworks-cli";
+        self.machine.shell(&format!("dpkg --remove {names}"));
+        for path in [
+            "/usr/bin/viworks",
+            "/usr/lib/systemd/system/viworks-gateway-agent.service",
+        ] {
+            assert!(!self.machine.path(path).exists(), "{path}");
+        }
+        let kept = "/var/lib/viworks-backend /var/lib/viworks-gateway/journal.db /etc/viworks/gateway.toml \
+                    /etc/viworks/backend/backend.toml /etc/viworks/commands.d/50-added.toml";
+        self.machine
+            .shell(&format!("ls -d {kept} >/dev/null; ! pgrep -f viworks-"));
+        install(&self.machine, packages);
+        self.works().await;
+
+        self.machine.shell(&format!("dpkg --purge {names}"));
+        self.is_clean();
+    }
+
+    /// Nothing is left but what somebody else has written.
+    fn is_clean(&self) {
+        let left = self.machine.shell(
+            "find / -xdev -name '*viworks*' -not -path '/root/*' -not -path '/proc/*' -not -path '/etc/systemd/system/*.d' \
+               -not -path '/var/log/*' -not -path '/run/*'; getent passwd | grep viworks || true",
+        );
+        assert_eq!(left, "", "what a purge left");
+    }
+
+    /// The same life without packages, by the script.
+    async fn a_script_does_the_same_without_packages(&self) {
+        self.machine.shell(
+            "rm -r /etc/systemd/system/viworks-gateway-agent.service.d; systemctl daemon-reload",
+        );
+        let (binaries, here) = (Binaries::shipped(), workspace());
+        let archive = self.machine.path("/root/archive");
+        for (from, to) in [
+            (binaries.backend(), "bin/viworks-backend-agent"),
+            (binaries.gateway(), "bin/viworks-gateway-agent"),
+            (binaries.cli(), "bin/viworks"),
+            (here.join("systemd"), "systemd"),
+            (here.join("common/catalogue"), "catalogue"),
+            (
+                here.join("scripts/install-service.sh"),
+                "scripts/install-service.sh",
+            ),
+        ] {
+            let to = archive.join(to);
+            std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+            let copied = Command::new("cp").arg("-r").arg(from).arg(to).status();
+            assert!(copied.unwrap().success());
+        }
+        let parts = "backend gateway cli";
+        let script = "/root/archive/scripts/install-service.sh";
+        let would = self
+            .machine
+            .shell(&format!("{script} install --dry-run {parts}"));
+        assert!(
+            would.contains("would run: systemctl enable --now"),
+            "{would}"
+        );
+        self.is_clean();
+        self.machine.shell(&format!("{script} install {parts}"));
+        self.machine.shell(&set_up());
+        self.works().await;
+
+        let before = self.process(GATEWAY);
+        self.machine
+            .shell("echo '# ours' >>/etc/viworks/commands.d/10-gateway.toml");
+        let said = self.machine.shell(&format!("{script} install {parts}"));
+        assert!(
+            said.contains("kept: /etc/viworks/commands.d/10-gateway.toml"),
+            "{said}"
+        );
+        self.is_back(GATEWAY, &before).await;
+        self.works().await;
+
+        self.machine.shell(&format!("{script} uninstall {parts}"));
+        self.machine.shell("ls /etc/viworks/gateway.toml /var/lib/viworks-backend/backend.sqlite; ! ls /usr/bin/viworks*");
+        self.machine.shell(&format!("{script} install {parts}"));
+        self.works().await;
+        self.machine.shell(&format!("{script} purge {parts}"));
+        self.is_clean();
+    }
+}
+
+fn install(machine: &Machine, packages: &Packages) {
+    let files: Vec<String> = packages
+        .files()
+        .iter()
+        .map(|file| {
+            let name = file.file_name().unwrap().to_str().unwrap();
+            std::fs::copy(file, machine.path("/root").join(name)).unwrap();
+            format!("/root/{name}")
+        })
+        .collect();
+    machine.shell(&format!("dpkg --install {}", files.join(" ")));
+}
+
+/// What the unit files ask for is what the manager has understood.
+fn is_confined(site: &Site) {
+    for (unit, tasks, files) in [(BACKEND, "1024", "262144"), (GATEWAY, "512", "16384")] {
+        for (name, value) in [
+            ("Type", "notify"),
+            ("Restart", "always"),
+            ("RestartPreventExitStatus", "2 78"),
+            ("StartLimitIntervalUSec", "0"),
+            ("WatchdogUSec", "30s"),
+            ("TasksMax", tasks),
+            ("LimitNOFILE", files),
+            ("NoNewPrivileges", "yes"),
+            ("CapabilityBoundingSet", ""),
+            ("ProtectSystem", "strict"),
+        ] {
+            assert_eq!(site.machine.property(unit, name), value, "{unit}: {name}");
+        }
+        assert_ne!(site.machine.property(unit, "MemoryMax"), "infinity");
+        site.machine.shell(&format!(
+            "systemd-analyze security --threshold=20 {unit} >/dev/null"
+        ));
+        let process = site.process(unit);
+        let status = format!(
+            "grep -E '^(NoNewPrivs|Seccomp|CapBnd):' /proc/{process}/status | tr '\\n\\t' ' '"
+        );
+        let status = site.machine.shell(&status);
+        assert_eq!(
+            status.trim(),
+            "CapBnd: 0000000000000000 NoNewPrivs: 1 Seccomp: 2",
+            "{unit}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_packages_live_and_die_under_systemd() {
+    let Some(machine) = Machine::boot().await else {
+        return;
+    };
+    let Some([first, second]) = Packages::built() else {
+        return;
+    };
+    install(&machine, first);
+    let site = Site { machine };
+    for unit in [BACKEND, GATEWAY] {
+        // Without a configuration: not started, and not failed.
+        assert_eq!(site.state(unit), "inactive");
+        assert_eq!(site.machine.property(unit, "ConditionResult"), "no");
+        assert_eq!(site.machine.property(unit, "UnitFileState"), "enabled");
+    }
+    site.machine.shell(&set_up());
+    site.works().await;
+    is_confined(&site);
+    site.killed_services_come_back().await;
+    site.reloads_change_what_they_can_and_break_nothing().await;
+    site.broken_configurations_stop_and_are_not_tried_again()
+        .await;
+    site.a_key_can_be_a_credential().await;
+    site.an_upgrade_keeps_everything(second).await;
+    site.removed_it_keeps_its_data_and_purged_nothing_stays(second)
+        .await;
+    site.a_script_does_the_same_without_packages().await;
+}

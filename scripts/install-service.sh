@@ -1,0 +1,173 @@
+#!/bin/sh
+# Installs the services of ViWorkS where no package can: what the packages do, from a folder, without the network.
+set -eu
+umask 022
+
+usage() {
+  cat <<'TXT'
+usage: install-service.sh install|uninstall|purge [OPTIONS] backend|gateway|cli...
+
+  install      installs, or upgrades: keeps configuration, keys, state and every catalogue file that was changed
+  uninstall    stops and removes programs and units; keeps configuration, keys and state
+  purge        uninstalls, and removes configuration, keys, state and the user
+
+  --from DIR   where bin/, systemd/, catalogue/, man/ and completions/ are; the folder above this script when left out
+  --root DIR   puts everything below DIR, and starts and stops nothing
+  --dry-run    prints what would be done, and does nothing
+
+For systemd 252 and later. On Debian take the packages: the two do not know of each other.
+Exit codes: 0 done, 2 called wrongly, 69 something that it needs is missing.
+TXT
+}
+
+complain() { printf 'error: %s\n' "$2" >&2; exit "$1"; }
+
+# The last word of everything that changes something.
+run() {
+  if [ -n "$dry_run" ]; then
+    printf 'would run: %s\n' "$*"
+  else
+    "$@"
+  fi
+}
+
+# Whether services are ours to start and stop.
+is_live() { [ -z "$root" ] && [ -d /run/systemd/system ]; }
+
+# One file with its mode, by a rename: a program that runs may be replaced.
+put() { # MODE SOURCE TARGET
+  target=$root$3
+  run mkdir -p "$(dirname -- "$target")"
+  run install -m "$1" -- "$2" "$target.new"
+  run mv -f -- "$target.new" "$target"
+}
+
+# The same where it is there.
+put_if_there() { [ ! -e "$2" ] || put "$@"; }
+
+drop() { if [ -e "$root$1" ]; then run rm -f -- "$root$1"; fi; }
+
+# A file of the catalogue: what somebody changed stays, and what nobody changed follows the shipped one.
+put_catalogue() { # SOURCE NAME
+  live=$root/etc/viworks/commands.d/$2
+  shipped=$root/usr/share/viworks/catalogue/$2
+  if [ -e "$live" ] && ! { [ -e "$shipped" ] && cmp -s -- "$live" "$shipped"; }; then
+    printf 'kept: %s; the shipped one is %s\n' "$live" "$shipped"
+  elif [ -e "$shipped" ] && [ ! -e "$live" ]; then
+    printf 'kept away: %s was removed; the shipped one is %s\n' "$live" "$shipped"
+  else
+    put 644 "$1" "/etc/viworks/commands.d/$2"
+  fi
+  put 644 "$1" "/usr/share/viworks/catalogue/$2"
+}
+
+# What each part is called.
+names() {
+  case $1 in
+    backend) program=viworks-backend-agent user=viworks-backend section=8 ;;
+    gateway) program=viworks-gateway-agent user=viworks-gateway section=8 ;;
+    cli) program=viworks user='' section=1 ;;
+    *) usage >&2; complain 2 "no part is called $1" ;;
+  esac
+}
+
+install_part() {
+  names "$1"
+  [ -f "$from/bin/$program" ] || complain 69 "$from/bin/$program is missing; --from DIR says where it is"
+  put 755 "$from/bin/$program" "/usr/bin/$program"
+  put_if_there 644 "$from/man/$program.$section" "/usr/share/man/man$section/$program.$section"
+  put_if_there 644 "$from/completions/$program.bash" "/usr/share/bash-completion/completions/$program"
+  put_if_there 644 "$from/completions/_$program" "/usr/share/zsh/site-functions/_$program"
+  put_if_there 644 "$from/completions/$program.fish" "/usr/share/fish/vendor_completions.d/$program.fish"
+  [ -n "$user" ] || return 0
+  fresh=''
+  [ -e "$root/usr/lib/systemd/system/$program.service" ] || fresh=yes
+  put 644 "$from/systemd/$program.service" "/usr/lib/systemd/system/$program.service"
+  put 644 "$from/systemd/sysusers.d/$user.conf" "/usr/lib/sysusers.d/$user.conf"
+  put 644 "$from/systemd/tmpfiles.d/$user.conf" "/usr/lib/tmpfiles.d/$user.conf"
+  if [ "$1" = gateway ]; then
+    for file in "$from"/catalogue/*.toml; do
+      if [ -e "$file" ]; then put_catalogue "$file" "$(basename -- "$file")"; fi
+    done
+  fi
+  if is_live; then
+    run systemd-sysusers "$user.conf"
+    run systemd-tmpfiles --create "$user.conf"
+    run systemctl daemon-reload
+    if [ -n "$fresh" ]; then
+      # Without a configuration it does not start, and that is no failure.
+      run systemctl enable --now "$program.service"
+    else
+      run systemctl try-restart "$program.service"
+    fi
+  fi
+}
+
+uninstall_part() {
+  names "$1"
+  if [ -n "$user" ] && is_live && [ -e "/usr/lib/systemd/system/$program.service" ]; then
+    run systemctl disable --now "$program.service"
+  fi
+  drop "/usr/bin/$program"
+  drop "/usr/share/man/man$section/$program.$section"
+  drop "/usr/share/bash-completion/completions/$program"
+  drop "/usr/share/zsh/site-functions/_$program"
+  drop "/usr/share/fish/vendor_completions.d/$program.fish"
+  [ -n "$user" ] || return 0
+  drop "/usr/lib/systemd/system/$program.service"
+  drop "/usr/lib/sysusers.d/$user.conf"
+  drop "/usr/lib/tmpfiles.d/$user.conf"
+  if is_live; then run systemctl daemon-reload; fi
+}
+
+purge_part() {
+  uninstall_part "$1"
+  case $1 in
+    backend) run rm -rf -- "$root/var/lib/viworks-backend" "$root/etc/viworks/backend" ;;
+    gateway)
+      run rm -rf -- "$root/var/lib/viworks-gateway" "$root/etc/viworks/commands.d" "$root/usr/share/viworks/catalogue"
+      for file in gateway.toml gateway.crt gateway.key ca.crt identity.json; do drop "/etc/viworks/$file"; done
+      ;;
+    cli) return 0 ;;
+  esac
+  # What another part has there stays.
+  for folder in "$root/etc/viworks" "$root/usr/share/viworks"; do
+    if [ -d "$folder" ]; then run rmdir --ignore-fail-on-non-empty -- "$folder"; fi
+  done
+  if is_live && getent passwd "$user" >/dev/null; then run userdel "$user"; fi
+}
+
+main() {
+  verb='' from='' root='' dry_run='' parts=''
+  while [ "$#" -gt 0 ]; do
+    case $1 in
+      -h | --help) usage; exit 0 ;;
+      --from | --root)
+        [ "$#" -ge 2 ] || complain 2 "$1 needs a folder"
+        [ -d "$2" ] || complain 2 "$2 is no folder"
+        case $1 in --from) from=$(cd -- "$2" && pwd) ;; *) root=$(cd -- "$2" && pwd) ;; esac
+        shift
+        ;;
+      --dry-run) dry_run=yes ;;
+      install | uninstall | purge)
+        [ -z "$verb" ] || complain 2 "both $verb and $1"
+        verb=$1
+        ;;
+      backend | gateway | cli) parts="$parts $1" ;;
+      *) usage >&2; complain 2 "unknown argument $1" ;;
+    esac
+    shift
+  done
+  if [ -z "$verb" ] || [ -z "$parts" ]; then usage >&2; complain 2 'what is to be done, and to which part?'; fi
+  [ -n "$from" ] || from=$(cd -- "$(dirname -- "$0")/.." && pwd)
+  if [ -z "$root" ] && [ -z "$dry_run" ] && [ "$(id -u)" -ne 0 ]; then complain 69 'only root can install services; --root DIR or --dry-run can do without'; fi
+  if is_live; then
+    for tool in systemctl systemd-sysusers systemd-tmpfiles; do
+      command -v "$tool" >/dev/null 2>&1 || complain 69 "$tool is missing"
+    done
+  fi
+  for part in $parts; do "${verb}_part" "$part"; done
+}
+
+# Called last, so that a part of this file does nothing.
+main "$@"

@@ -1,0 +1,208 @@
+//! A machine of one's own: Debian in a container, with systemd as its first process and a network of its own.
+//!
+//! `scripts/test.sh` makes the image once, outside the repository; where it is not, or only root could start it, what
+//! needs a machine is skipped, loudly.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::process::{Process, eventually};
+
+/// How long a machine may take to boot.
+const BOOT_TIME: Duration = Duration::from_secs(240);
+
+/// The image below the folder of caches; `scripts/test.sh` makes it.
+const IMAGE: &str = "viworks/machine-bookworm";
+
+/// A machine that runs; it is cut from its power when it is dropped.
+#[derive(Debug)]
+pub struct Machine {
+    container: Process,
+    /// Its first process, as this machine numbers it.
+    leader: u32,
+    root: TempDir,
+}
+
+impl Machine {
+    /// A fresh one that has booted; `None`, said loudly, where there can be none.
+    ///
+    /// # Panics
+    /// When it does not boot although it could.
+    #[expect(clippy::print_stderr, reason = "a skipped check must be seen")]
+    pub async fn boot() -> Option<Self> {
+        let image = match image() {
+            Ok(image) => image,
+            Err(why) => {
+                eprintln!("SKIPPED: services under a real systemd: {why}");
+                return None;
+            }
+        };
+        let root =
+            TempDir::with_prefix("viworks-machine-").expect("a temporary folder can be made");
+        let copied = Command::new("cp")
+            .arg("-a")
+            .arg(image.join("."))
+            .arg(root.path())
+            .status();
+        assert!(
+            copied.is_ok_and(|status| status.success()),
+            "the image cannot be copied"
+        );
+        // A minimal Debian does not know itself.
+        let names = "127.0.0.1 localhost\n::1 localhost\n";
+        fs::write(root.path().join("etc/hosts"), names).expect("a file can be written");
+        let mut command = Command::new("systemd-nspawn");
+        command
+            .args([
+                "--quiet",
+                "--register=no",
+                "--keep-unit",
+                "--link-journal=no",
+            ])
+            .args([
+                "--private-network",
+                "--console=pipe",
+                "--boot",
+                "--directory",
+            ])
+            .arg(root.path())
+            .stdout(Stdio::null());
+        let container = Process::start(&mut command, &root.path().join("console.log"));
+        let container = container.expect("systemd-nspawn starts");
+        let mut machine = Self {
+            container,
+            leader: 0,
+            root,
+        };
+        machine.leader = eventually("the machine has booted", BOOT_TIME, async || {
+            // While it is being made, processes come and go that are not its first.
+            let leader = first_process(machine.container.pid())?;
+            let state = attempt(leader, &["systemctl", "is-system-running"]);
+            // Degraded: a unit of Debian's that a container cannot have.
+            let state = String::from_utf8_lossy(&state.stdout).trim().to_owned();
+            let booted = ["running", "degraded"].contains(&state.as_str());
+            booted.then_some(leader)
+        })
+        .await;
+        Some(machine)
+    }
+
+    /// Its files, as seen from here.
+    #[must_use]
+    pub fn path(&self, inside: &str) -> PathBuf {
+        self.root.path().join(inside.trim_start_matches('/'))
+    }
+
+    /// Runs a command there as root, whatever it comes to.
+    ///
+    /// # Panics
+    /// When it cannot be run at all.
+    #[must_use]
+    pub fn attempt(&self, command: &[&str]) -> Output {
+        attempt(self.leader, command)
+    }
+
+    /// Runs a command there as root, which has to come to a good end, and returns what it printed.
+    ///
+    /// # Panics
+    /// When it fails.
+    #[must_use]
+    pub fn run(&self, command: &[&str]) -> String {
+        let output = self.attempt(command);
+        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(
+            output.status.success(),
+            "{command:?} ended with {}:\n{stdout}{}\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr),
+            self.journal()
+        );
+        stdout
+    }
+
+    /// The same for a line of shell.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn shell(&self, line: &str) -> String {
+        self.run(&["/bin/sh", "-euc", line])
+    }
+
+    /// A property of a unit, as the manager has it.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    #[must_use]
+    pub fn property(&self, unit: &str, name: &str) -> String {
+        let property = format!("--property={name}");
+        let shown = self.run(&["systemctl", "show", "--value", &property, unit]);
+        shown.trim().to_owned()
+    }
+
+    /// What its services logged last.
+    #[must_use]
+    pub fn journal(&self) -> String {
+        let output = self.attempt(&[
+            "journalctl",
+            "--no-pager",
+            "--lines=80",
+            "--output=short-monotonic",
+        ]);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+}
+
+/// Runs a command as root where the process `leader` is at home.
+fn attempt(leader: u32, command: &[&str]) -> Output {
+    let target = leader.to_string();
+    let mut entered = Command::new("nsenter");
+    entered.args(["--all", "--target", &target, "--", "/usr/bin/env", "-i"]);
+    entered.args([
+        "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME=/root",
+        "LANG=C.UTF-8",
+    ]);
+    entered.args(["SYSTEMD_PAGER=", "DEBIAN_FRONTEND=noninteractive"]);
+    entered.args(command).stdin(Stdio::null());
+    entered.output().expect("nsenter runs")
+}
+
+fn image() -> Result<PathBuf, String> {
+    if !rustix::process::geteuid().is_root() {
+        return Err("only root can start a machine".to_owned());
+    }
+    let caches = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
+    let Some(caches) = caches.or(home) else {
+        return Err("there is no folder for caches".to_owned());
+    };
+    let image = caches.join(IMAGE);
+    if !image.join("usr/lib/systemd/systemd").exists() {
+        return Err(format!(
+            "there is no image of one at {}; scripts/test.sh makes it",
+            image.display()
+        ));
+    }
+    let found = Command::new("systemd-nspawn")
+        .arg("--version")
+        .stdout(Stdio::null())
+        .status();
+    if !found.is_ok_and(|status| status.success()) {
+        return Err(
+            "systemd-nspawn is missing (on Debian: apt-get install systemd-container)".to_owned(),
+        );
+    }
+    Ok(image)
+}
+
+/// The process that the container has as its first, once it is there.
+fn first_process(container: u32) -> Option<u32> {
+    let children =
+        fs::read_to_string(format!("/proc/{container}/task/{container}/children")).ok()?;
+    let child = children.split_whitespace().next()?;
+    child.parse().ok()
+}
