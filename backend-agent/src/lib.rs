@@ -20,6 +20,7 @@ mod listening;
 pub mod material;
 pub mod metrics;
 pub mod pki;
+mod protocol;
 pub mod reload;
 pub mod setup;
 pub mod telemetry;

@@ -100,7 +100,7 @@ impl PostgresStore {
         let era = Arc::new(Era::default());
         let (at, of) = (Arc::clone(&address), Arc::clone(&era));
         let prepared = tokio::task::spawn_blocking(move || {
-            let connection = Connection::open(&at)?;
+            let connection = Connection::open_first(&at)?;
             if role == Role::Backend {
                 lock::share(&connection)?;
             }

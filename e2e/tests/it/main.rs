@@ -44,3 +44,4 @@ mod surroundings;
 mod targets;
 mod unread_api;
 mod unread_log;
+mod wrong_server;

@@ -148,6 +148,12 @@ impl Address {
         })
     }
 
+    /// Host and port; `None` where the server is reached by a socket of this machine.
+    pub(super) fn host(&self) -> Option<(&str, u16)> {
+        let by_network = self.options.get_socket().is_none();
+        by_network.then(|| (self.options.get_host(), self.options.get_port()))
+    }
+
     /// Whether a file with a password is named.
     pub(super) const fn has_password(&self) -> bool {
         self.password_file.is_some()

@@ -29,6 +29,7 @@ use super::error::Error;
 use super::server;
 use super::statement::numbered;
 use crate::data::intents::link::{Link, LinkError, Party, Record, Sql, Take};
+use crate::protocol::{self, Protocol};
 
 /// What became of the connection, or of its transaction, beside the error that an intent saw.
 #[derive(Debug, Clone)]
@@ -149,10 +150,7 @@ impl std::fmt::Debug for Connection {
 impl Connection {
     /// Connects to a server that keeps what it commits, on the thread that is to have the connection.
     pub(super) fn open(address: &Address) -> Result<Self, Error> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|error| Error::NoThread(error.into()))?;
+        let runtime = of_this_thread()?;
         let options = address
             .options()
             .map_err(|error| Error::Address(error.to_string()))?;
@@ -179,6 +177,21 @@ impl Connection {
             party: Cell::new(Party::Beside),
             answered: Cell::new(SystemClock.now()),
         })
+    }
+
+    /// The same as the first thing that is done with an address: where nothing but silence comes from there, it is seen
+    /// whether another kind of server is, which no wait would mend.
+    pub(super) fn open_first(address: &Address) -> Result<Self, Error> {
+        let error = match Self::open(address) {
+            Err(error) if error.is_silence() => error,
+            opened => return opened,
+        };
+        let Some((host, port)) = address.host() else {
+            return Err(error);
+        };
+        let runtime = of_this_thread()?;
+        let found = runtime.block_on(protocol::other_than(Protocol::Postgres, host, port));
+        Err(found.map_or(error, Error::of_another))
     }
 
     /// Runs a statement without parameters, as it is.
@@ -398,6 +411,13 @@ impl Connection {
 const GOODBYE_TIME: Duration = Duration::from_secs(2);
 
 /// What comes within a time; a connection whose answer was not waited for cannot be used again.
+fn of_this_thread() -> Result<Runtime, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime.map_err(|error| Error::NoThread(error.into()))
+}
+
 async fn within<T>(
     limit: Duration,
     work: impl Future<Output = Result<T, Error>>,

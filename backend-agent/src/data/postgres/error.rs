@@ -5,6 +5,7 @@ use std::sync::Arc;
 use viworks_runtime::sqlite::Constraint;
 
 use crate::data::StoreError;
+use crate::protocol::Protocol;
 
 /// What a server answers that is a standby, or was made read-only.
 const READ_ONLY: &str = "25006";
@@ -138,6 +139,18 @@ impl Error {
         }
     }
 
+    /// Whether nothing was heard that only a server of this kind says.
+    pub(super) fn is_silence(&self) -> bool {
+        matches!(self, Self::Lost(source) if source.as_database_error().is_none())
+    }
+
+    /// Another kind of server is at the address.
+    pub(super) fn of_another(found: Protocol) -> Self {
+        Self::Unfit(format!(
+            "what answers at that address is no PostgreSQL server but {found}; check host and port"
+        ))
+    }
+
     /// Whether the server said that it takes no writes.
     pub(super) fn takes_no_writes(&self) -> bool {
         let Self::Lost(source) = self else {
@@ -242,10 +255,7 @@ impl From<sqlx::Error> for Error {
         if let sqlx::Error::Protocol(said) = &*source
             && is_another_product(said)
         {
-            return Self::Unfit(
-                "what answers at that address is no PostgreSQL server; check host and port"
-                    .to_owned(),
-            );
+            return Self::of_another(recognised(said));
         }
         if matches!(
             &*source,
@@ -265,6 +275,15 @@ impl From<sqlx::Error> for Error {
 fn is_another_product(said: &str) -> bool {
     let answer = said.split_once("unexpected response from SSLRequest: ");
     answer.is_some_and(|(_, byte)| byte != "0x45")
+}
+
+/// What that was, where the one byte tells.
+fn recognised(said: &str) -> Protocol {
+    match said.rsplit(' ').next() {
+        Some("0x48") => Protocol::Http,
+        Some("0x15") => Protocol::Tls,
+        _ => Protocol::Other,
+    }
 }
 
 /// Why the certificate of the server is not accepted; the library tells it as an error of the connection.

@@ -112,7 +112,7 @@ pub async fn inspect(address: Address, migrate: bool) -> Result<Found, Error> {
     const HELD: &str = "\
         SELECT EXISTS (SELECT FROM gateways) AS has_gateways, (SELECT key_check FROM site WHERE one = 1) AS key_check";
     let look = move || {
-        let connection = Connection::open(&address)?;
+        let connection = Connection::open_first(&address)?;
         let missing = connection.with(async |inner| missing(inner).await)?;
         let is_new = missing.len() == MIGRATIONS.len();
         if !missing.is_empty() && !migrate {

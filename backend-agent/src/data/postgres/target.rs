@@ -21,7 +21,7 @@ impl Target {
     ///
     /// When the server cannot be used, or a backend has the database.
     pub fn open(address: &Address) -> Result<Self, Error> {
-        let first = Connection::open(address)?;
+        let first = Connection::open_first(address)?;
         lock::own(&first)?;
         Ok(Self {
             address: address.clone(),

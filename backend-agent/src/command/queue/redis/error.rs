@@ -2,7 +2,9 @@
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
+use crate::config::queue::{QueueAddress, Topology};
 use crate::credentials::CredentialError;
+use crate::protocol::Protocol;
 
 /// Why Redis did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +21,9 @@ pub enum Error {
     /// It lacks what is needed.
     #[error("it is version {0}, and 6.2 is the oldest that can be used")]
     TooOld(String),
+    /// Another kind of server is there.
+    #[error("{0}")]
+    Another(String),
     /// It was not asked, because it failed a moment ago.
     #[error("it does not answer, and is tried again in a moment")]
     NotAsked,
@@ -55,7 +60,9 @@ fn said(error: &RedisError) -> String {
     let meant = MEANINGS.iter().find(|(word, _meaning)| text.contains(word));
     match meant {
         Some((_word, meaning)) => (*meaning).to_owned(),
-        None if error.kind() == ErrorKind::Parse => "what answers there is no Redis".to_owned(),
+        None if error.kind() == ErrorKind::Parse => {
+            "what answers there is no Redis; check host and port in url of [queue]".to_owned()
+        }
         None => text.lines().next().unwrap_or_default().to_owned(),
     }
 }
@@ -68,10 +75,33 @@ impl Error {
     #[must_use]
     pub fn is_lasting(&self) -> bool {
         match self {
-            Self::Credentials(_) | Self::TooOld(_) => true,
+            Self::Credentials(_) | Self::TooOld(_) | Self::Another(_) => true,
             Self::Late | Self::NotAsked => false,
             Self::Server(error) => refuses(error),
         }
+    }
+
+    /// Another kind of server than the one that is named is there.
+    pub(super) fn of_another(found: Protocol, address: &QueueAddress) -> Self {
+        let scheme = match address.topology {
+            Topology::Single => "redis",
+            Topology::Cluster => "redis-cluster",
+            Topology::Sentinel(_) => "redis-sentinel",
+        };
+        let encrypted = scheme.replacen("redis", "rediss", 1);
+        Self::Another(match found {
+            Protocol::Tls => format!(
+                "what answers there encrypts from the first byte: write {encrypted}:// in url of [queue], or name the port of a \
+                 Redis that does not"
+            ),
+            Protocol::Redis => format!(
+                "what answers there is Redis that does not encrypt: write {scheme}:// in url of [queue], or name the port at \
+                 which it does"
+            ),
+            Protocol::Postgres | Protocol::Http | Protocol::Other => format!(
+                "what answers there is no Redis but {found}; check host and port in url of [queue]"
+            ),
+        })
     }
 
     /// Whether it is about what was asked, such as a key that holds something else, and says nothing of the server.

@@ -23,6 +23,7 @@ use super::metrics::RedisMetrics;
 use super::scripts;
 use super::wire::{ANSWER_TIME, Pushes, Wire};
 use crate::config::queue::QueueAddress;
+use crate::protocol::{self, Protocol};
 
 /// When Redis is left alone, and how soon it is tried again.
 const BREAKER: BreakerLimits = BreakerLimits {
@@ -197,13 +198,31 @@ impl Keeper {
     /// Connects once, as a start and `check-config --connect` do, to learn what is wrong with the configuration.
     pub(super) async fn try_out(&self) -> Result<Opened, Error> {
         self.link().begin_trial(self.clock.now());
-        let opened = self.open().await;
+        let opened = match self.open().await {
+            Err(error) if !error.is_lasting() => Err(self.explained(error).await),
+            opened => opened,
+        };
         match &opened {
             Err(error) if error.is_lasting() => self.link().trial_failed(self.clock.now()),
             Err(error) => self.trial_failed(error),
             Ok(_) => {}
         }
         opened
+    }
+
+    /// Why it could not be used: because another kind of server is there, where that is so.
+    async fn explained(&self, error: Error) -> Error {
+        let expected = if self.address.encrypted {
+            Protocol::Tls
+        } else {
+            Protocol::Redis
+        };
+        for (host, port) in &self.address.hosts {
+            if let Some(found) = protocol::other_than(expected, host, *port).await {
+                return Error::of_another(found, &self.address);
+            }
+        }
+        error
     }
 
     fn trial_failed(&self, error: &Error) {
