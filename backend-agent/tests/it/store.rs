@@ -37,8 +37,15 @@ use viworks_testkit::postgres::{self, Server};
 async fn sqlite(folder: &TempDir) -> Option<Arc<dyn Store>> {
     let options = Options::new(folder.path().join("backend.db"));
     let store = SqliteStore::open(options).await.unwrap();
-    Some(Arc::new(store.telemetry_limits(limits())))
+    Some(Arc::new(
+        store
+            .telemetry_limits(limits())
+            .dead_letters_max(DEAD_LETTERS_MAX),
+    ))
 }
+
+/// Dead letters that are kept here: few, so that a test reaches it.
+const DEAD_LETTERS_MAX: usize = 120;
 
 /// What a gateway may have stored here.
 fn limits() -> TelemetryLimits {
@@ -82,7 +89,13 @@ async fn postgres(folder: &TempDir) -> Option<Arc<dyn Store>> {
     make(server, &database);
     let address = Address::parse(&server.url(&database), None, None).unwrap();
     let store = PostgresStore::open(address.connections_max(8), Role::Backend, true);
-    Some(Arc::new(store.await.unwrap().telemetry_limits(limits())))
+    Some(Arc::new(
+        store
+            .await
+            .unwrap()
+            .telemetry_limits(limits())
+            .dead_letters_max(DEAD_LETTERS_MAX),
+    ))
 }
 
 /// The same counters there.

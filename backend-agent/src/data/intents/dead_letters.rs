@@ -21,8 +21,8 @@ use crate::data::{
 /// run.
 const OF_GATEWAY_MAX: usize = 100;
 
-/// How many are kept in all.
-const ALL_MAX: usize = 10_000;
+/// How many are kept in all, unless a store is told otherwise.
+pub(super) const ALL_MAX: usize = 10_000;
 
 /// How many go in one step.
 const STEP: usize = 500;
@@ -190,15 +190,15 @@ pub(super) fn discard(
     load(tx, command_id)
 }
 
-/// Deletes some of those that have served, or of those that are too many; answers how many, and about how many of them
+/// Deletes some of those that have served, or of those beyond `most`; answers how many, and about how many of them
 /// nobody had decided.
-pub(super) fn purge(tx: &Tx<'_>, limit: usize) -> StoreResult<(usize, u64)> {
+pub(super) fn purge(tx: &Tx<'_>, most: usize, limit: usize) -> StoreResult<(usize, u64)> {
     let until = tx.now.saturating_sub(RESOLVED_LIFE);
     let purged = tx.execute(PURGE, params! { until, limit })?;
     if purged == limit {
         return Ok((purged, 0));
     }
-    let (kept, limit) = (ALL_MAX, limit - purged);
+    let (kept, limit) = (most, limit - purged);
     let gone = tx.all(TRIM, params! { kept, limit }, is_open)?;
     Ok((purged + gone.len(), count_open(&gone)))
 }

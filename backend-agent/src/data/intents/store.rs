@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use viworks_common::id::Tenant;
 use viworks_common::time::Timestamp;
 
+use super::dead_letters;
 use super::link::{Engine, Urgency};
 use super::merged::{Answer, Intent, Item};
 use super::outage::Outage;
@@ -28,6 +29,8 @@ const REPORT_WAIT: Duration = Duration::from_secs(3);
 pub struct SqlStore<E> {
     pub(super) engine: E,
     pub(super) telemetry: TelemetryLimits,
+    /// Dead letters that are kept of all gateways together.
+    pub(super) dead_letters_max: usize,
     /// Who tells other backends at once.
     hurry: Arc<OnceLock<Arc<dyn Hurry>>>,
     pub(super) room: Arc<Room>,
@@ -52,6 +55,7 @@ impl<E: Engine> SqlStore<E> {
         Self {
             engine,
             telemetry: TelemetryLimits::default(),
+            dead_letters_max: dead_letters::ALL_MAX,
             hurry: Arc::default(),
             room: Arc::default(),
             outage: Arc::default(),
@@ -64,6 +68,13 @@ impl<E: Engine> SqlStore<E> {
     #[must_use]
     pub fn telemetry_limits(mut self, limits: TelemetryLimits) -> Self {
         self.telemetry = limits;
+        self
+    }
+
+    /// The same, with this bound of how many dead letters are kept of all gateways together.
+    #[must_use]
+    pub fn dead_letters_max(mut self, most: usize) -> Self {
+        self.dead_letters_max = most;
         self
     }
 

@@ -32,13 +32,13 @@ pub(super) const VERSION: &str =
     "SELECT coalesce(max(version), 0) AS version FROM _sqlx_migrations WHERE success";
 
 /// Deletes what has served, about `limit` rows of a kind: what is of the same moment goes together.
-pub(super) fn purge(tx: &Tx<'_>, limit: usize) -> StoreResult<Purged> {
+pub(super) fn purge(tx: &Tx<'_>, dead_letters_max: usize, limit: usize) -> StoreResult<Purged> {
     let further = limit.saturating_sub(1);
     let until = tx.now.saturating_sub(KEY_LIFE);
     let idempotency_keys = tx.execute(PURGE_KEYS, params! { until, further })?;
     let until = tx.now.saturating_sub(SESSION_LIFE);
     let sessions = tx.execute(PURGE_SESSIONS, params! { until, further })?;
-    let (dead_letters, dead_letters_dropped) = dead_letters::purge(tx, limit)?;
+    let (dead_letters, dead_letters_dropped) = dead_letters::purge(tx, dead_letters_max, limit)?;
     let count = |rows| u64::try_from(rows).unwrap_or(u64::MAX);
     Ok(Purged {
         idempotency_keys: count(idempotency_keys),

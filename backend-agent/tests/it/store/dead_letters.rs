@@ -8,6 +8,7 @@ use viworks_backend_agent::data::{
 use viworks_common::command::CommandState;
 use viworks_common::id::{CommandId, RunId};
 
+use super::DEAD_LETTERS_MAX;
 use super::bed::{Bed, LEASE, Session, agent, at};
 
 /// A lease that delivers nothing, because one delivery was too many.
@@ -269,6 +270,26 @@ pub(crate) async fn of_dead_letters_so_many_are_kept_and_what_is_resolved_goes_f
     assert!(letter(bed, elsewhere).await.is_some());
     // Nothing is lost with it: its run has it still.
     assert_eq!(bed.state(first).await, CommandState::Dead);
+    // Of all gateways together there is a bound as well, and a job that keeps it.
+    let purge = async |limit| {
+        let purged = bed.store.purge(&bed.tenant, limit, at(50)).await.unwrap();
+        (purged.dead_letters, purged.dead_letters_dropped)
+    };
+    while listed(bed, ALL).await.len() < DEAD_LETTERS_MAX {
+        dead(bed, 2, &sessions[1]).await;
+    }
+    assert_eq!(purge(10).await, (0, 0), "as many as there may be");
+    let resolved = dead(bed, 2, &sessions[1]).await;
+    discard(bed, resolved).await.unwrap();
+    dead(bed, 2, &sessions[1]).await;
+    dead(bed, 2, &sessions[1]).await;
+    let (few, rest) = (purge(1).await, purge(10).await);
+    assert_eq!((few.0, rest.0), (1, 2), "a few at a time");
+    assert_eq!(few.1 + rest.1, 2, "nobody had decided about those");
+    assert_eq!(letter(bed, resolved).await, None, "it goes first");
+    assert_eq!(letter(bed, elsewhere).await, None, "the oldest");
+    assert_eq!(purge(10).await, (0, 0));
+    assert_eq!(listed(bed, ALL).await.len(), DEAD_LETTERS_MAX);
 }
 
 pub(crate) async fn what_is_decided_about_is_forgotten_after_a_month(bed: &Bed) {

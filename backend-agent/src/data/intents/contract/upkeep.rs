@@ -104,7 +104,8 @@ impl<E: Engine> UpkeepStore for SqlStore<E> {
     }
 
     async fn purge(&self, tenant: &Tenant, limit: usize, now: Timestamp) -> StoreResult<Purged> {
-        self.write(tenant, now, move |tx| upkeep::purge(tx, limit))
+        let most = self.dead_letters_max;
+        self.write(tenant, now, move |tx| upkeep::purge(tx, most, limit))
             .await
     }
 
