@@ -66,18 +66,23 @@ struct Inner {
 }
 
 impl Recent {
-    /// A gateway, and how many commands of its tenant are open.
+    /// A gateway.
     pub(super) fn gateway(
         &self,
         tenant: &Tenant,
         agent_id: AgentId,
         now: Timestamp,
-    ) -> Option<(Gateway, u64)> {
+    ) -> Option<Gateway> {
+        let inner = self.inner();
+        let gateway = inner.gateways.get(&(tenant.clone(), agent_id))?;
+        is_about(now, gateway.at, FOR).then(|| gateway.clone())
+    }
+
+    /// How many commands of a tenant are open.
+    pub(super) fn open(&self, tenant: &Tenant, now: Timestamp) -> Option<u64> {
         let inner = self.inner();
         let (open, counted) = inner.open.get(tenant)?;
-        let gateway = inner.gateways.get(&(tenant.clone(), agent_id))?;
-        let holds = is_since(now, *counted, COUNTED_FOR) && is_since(now, gateway.at, FOR);
-        holds.then(|| (gateway.clone(), *open))
+        is_about(now, *counted, COUNTED_FOR).then_some(*open)
     }
 
     /// A command with its version, and its gateway. It is remembered no longer.
@@ -90,7 +95,7 @@ impl Recent {
         let mut inner = self.inner();
         let written = inner.commands.remove(&command_id)?;
         let gateway = inner.gateways.get(&(tenant.clone(), agent_id))?;
-        let holds = is_since(now, written.at, FOR) && is_since(now, gateway.at, FOR);
+        let holds = is_about(now, written.at, FOR) && is_about(now, gateway.at, FOR);
         let same = written.command.agent_id == agent_id;
         (holds && same).then(|| (written.command, written.version, gateway.clone()))
     }
@@ -100,7 +105,7 @@ impl Recent {
         self.inner().commands.contains_key(&command_id)
     }
 
-    /// How many commands of a tenant are open.
+    /// So many commands of a tenant are open.
     pub(super) fn counted(&self, tenant: &Tenant, open: u64, now: Timestamp) {
         self.inner().open.insert(tenant.clone(), (open, now));
     }
@@ -139,7 +144,8 @@ impl Recent {
     }
 }
 
-/// Whether a time is in the past and no longer ago than this.
-fn is_since(now: Timestamp, then: Timestamp, span: Duration) -> bool {
-    then <= now && then.saturating_add(span) >= now
+/// Whether a time is no further away than this. Of those that come at the same moment, the one that is dated later may
+/// be written first.
+fn is_about(now: Timestamp, then: Timestamp, span: Duration) -> bool {
+    then <= now.saturating_add(span) && then.saturating_add(span) >= now
 }

@@ -227,19 +227,23 @@ pub(super) fn complete_all(
         let reporting = remembered(view, recent, holder, command_id, now);
         let judged = reporting.and_then(|reporting| Ending::judged(reporting, outcome, now));
         if let Some(ending) = judged {
-            recent.forget(view.tenant(), holder.agent_id);
             places.push(place);
             endings.push(ending);
         }
     }
-    let written = write(view, &endings)?.unwrap_or_default();
+    let (written, failed) = match write(view, &endings) {
+        Ok(written) => (written.unwrap_or_default(), None),
+        Err(error) => (Vec::new(), Some(error)),
+    };
     let mut written: BTreeMap<usize, Written> = written.into_iter().collect();
     for (number, (place, ending)) in places.into_iter().zip(endings).enumerate() {
-        if let Some((answer, written)) = answers.get_mut(place).zip(written.remove(&number)) {
-            *answer = Some(ending.completed(view, recent, written)?);
+        match answers.get_mut(place).zip(written.remove(&number)) {
+            Some((answer, written)) => *answer = Some(ending.completed(view, recent, written)?),
+            // Not before: whoever comes meanwhile comes behind it.
+            None => recent.forget(view.tenant(), ending.change.command.agent_id),
         }
     }
-    Ok(answers)
+    failed.map_or(Ok(answers), Err)
 }
 
 /// What this backend wrote of a command and its gateway last, where the session was the gateway's then.

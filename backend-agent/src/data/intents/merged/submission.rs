@@ -13,7 +13,7 @@ use viworks_runtime::sqlite::params;
 use super::super::arrays::{Arrays, Kind, listed, unnested};
 use super::super::link::Sql;
 use super::super::recent::{Gateway, Recent};
-use super::super::row::{Reader, to_json};
+use super::super::row::{Reader, column, to_json};
 use super::super::submit;
 use super::super::tx::{Tx, View};
 use super::ATTEMPTS;
@@ -213,21 +213,32 @@ pub(super) fn submit_all(
 ) -> StoreResult<Vec<Option<Submission>>> {
     let mut answers: Vec<Option<Submission>> = runs.iter().map(|_run| None).collect();
     let (mut places, mut born) = (Vec::new(), Vec::new());
+    let Some(&(now, _)) = runs.first() else {
+        return Ok(answers);
+    };
+    let waiting = match recent.open(view.tenant(), now) {
+        Some(waiting) => waiting,
+        None => counted(view, recent, now)?,
+    };
     for (place, &(now, new)) in runs.iter().enumerate() {
-        if let Some(one) = guessed(view, recent, new, now) {
-            recent.forget(view.tenant(), one.target.agent_id);
+        if let Some(one) = guessed(view, recent, new, waiting, now) {
             places.push(place);
             born.push(one);
         }
     }
-    let written = write(view, &born)?.unwrap_or_default();
+    let (written, failed) = match write(view, &born) {
+        Ok(written) => (written.unwrap_or_default(), None),
+        Err(error) => (Vec::new(), Some(error)),
+    };
     let mut written: BTreeMap<usize, i64> = written.into_iter().collect();
     for (number, (place, born)) in places.into_iter().zip(born).enumerate() {
-        if let Some((answer, version)) = answers.get_mut(place).zip(written.remove(&number)) {
-            *answer = Some(born.submitted(view, recent, version));
+        match answers.get_mut(place).zip(written.remove(&number)) {
+            Some((answer, version)) => *answer = Some(born.submitted(view, recent, version)),
+            // Not before: whoever comes meanwhile comes behind it.
+            None => recent.forget(view.tenant(), born.target.agent_id),
         }
     }
-    Ok(answers)
+    failed.map_or(Ok(answers), Err)
 }
 
 /// By what this backend found and wrote of the gateway last.
@@ -235,10 +246,11 @@ fn guessed<'n>(
     view: &View<'_>,
     recent: &Recent,
     new: &'n NewRun,
+    waiting: u64,
     now: Timestamp,
 ) -> Option<Born<'n>> {
     let (target, _) = target(new)?;
-    let (gateway, waiting) = recent.gateway(view.tenant(), target.agent_id, now)?;
+    let gateway = recent.gateway(view.tenant(), target.agent_id, now)?;
     // A key that was used already refuses what is written.
     let asked = Asked {
         gateway,
@@ -246,6 +258,13 @@ fn guessed<'n>(
         used: false,
     };
     Born::judged(view.party().instance(), new, asked, now)
+}
+
+/// How many commands are open, which is known for a moment.
+fn counted(view: &View<'_>, recent: &Recent, now: Timestamp) -> StoreResult<u64> {
+    let waiting = view.one(submit::WAITING, &[], column("open_commands", "commands"))?;
+    recent.counted(view.tenant(), waiting, now);
+    Ok(waiting)
 }
 
 fn asked(
