@@ -30,8 +30,8 @@ const TOGETHER_MAX: usize = 64;
 /// How long closing waits for what is under way.
 const CLOSE_TIME: Duration = Duration::from_secs(30);
 
-/// The first thing that is said on a connection. An array is as long as it is: a plan for each would take several times as
-/// long to make as to carry out.
+/// The first thing that is said on a connection. An array is as long as it is: a plan for each would take several times
+/// as long to make as to carry out.
 const PLANNED_ONCE: &str = "SET plan_cache_mode = force_generic_plan";
 
 /// Whether the way to the server works, where it rested: a statement that is lost on it may have been carried out.
