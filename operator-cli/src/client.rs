@@ -4,6 +4,7 @@ mod events;
 mod patience;
 mod refusal;
 mod route;
+mod silence;
 
 use std::path::Path;
 use std::time::Duration;
@@ -32,6 +33,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long the backend may send nothing at all, neither an event nor a heartbeat.
 const SILENCE_MAX: Duration = Duration::from_secs(75);
+/// What is said of a backend that was reached, and did not answer in time.
+const UNANSWERED: &str = "was reached and did not answer in time";
+
 /// What to do when nobody answers.
 const UNREACHED: &str = "fix: is the backend running, and is this its address? To try it out, viworks up starts one on this machine";
 
@@ -201,7 +205,15 @@ impl Client {
     }
 
     async fn submitted(&self, builder: RequestBuilder) -> Result<(Run, bool), Failure> {
-        let response = self.checked(builder.timeout(REQUEST_TIMEOUT)).await?;
+        let answer = self.with_word(self.checked(builder.timeout(REQUEST_TIMEOUT)));
+        let unknown = "whether the run was accepted is not known: runs ls shows it; to send it again without running \
+                       it twice, give each submission an --idempotency-key";
+        let response = answer.await.map_err(|failure| {
+            if failure.problem.is_none() && failure.what.contains(UNANSWERED) {
+                return failure.with(unknown);
+            }
+            failure
+        })?;
         let replayed = response
             .headers()
             .get(IDEMPOTENCY_REPLAYED)
@@ -235,13 +247,15 @@ impl Client {
     pub async fn discard_dead_letter(&self, id: CommandId) -> Result<DeadLetter, Failure> {
         let path = format!("/v1/dead-letters/{id}/discard");
         let builder = self.request(Method::POST, &path);
-        self.answer(builder.timeout(REQUEST_TIMEOUT)).await
+        let answer = self.answer(builder.timeout(REQUEST_TIMEOUT));
+        self.with_word(answer).await
     }
 
     /// What a submission would do; nothing is run.
     pub async fn plan(&self, request: &RunRequest) -> Result<RunPlan, Failure> {
         let builder = self.request(Method::POST, "/v1/runs/plan").json(request);
-        self.answer(builder.timeout(REQUEST_TIMEOUT)).await
+        let answer = self.answer(builder.timeout(REQUEST_TIMEOUT));
+        self.with_word(answer).await
     }
 
     /// The latest runs, at most so many.
@@ -313,11 +327,9 @@ impl Client {
 
     /// Asks for a run to be cancelled.
     pub async fn cancel(&self, id: RunId) -> Result<RunCancelled, Failure> {
-        self.answer(
-            self.request(Method::POST, &format!("/v1/runs/{id}/cancel"))
-                .timeout(REQUEST_TIMEOUT),
-        )
-        .await
+        let builder = self.request(Method::POST, &format!("/v1/runs/{id}/cancel"));
+        let answer = self.answer(builder.timeout(REQUEST_TIMEOUT));
+        self.with_word(answer).await
     }
 
     /// Waits until a run is finished, at most for `limit`.
@@ -444,12 +456,9 @@ impl Client {
         path: &str,
         query: &[(&str, String)],
     ) -> Result<T, Failure> {
-        self.answer(
-            self.request(Method::GET, path)
-                .query(query)
-                .timeout(REQUEST_TIMEOUT),
-        )
-        .await
+        let builder = self.request(Method::GET, path).query(query);
+        let answer = self.answer(builder.timeout(REQUEST_TIMEOUT));
+        self.with_word(answer).await
     }
 
     async fn answer<T: DeserializeOwned>(&self, builder: RequestBuilder) -> Result<T, Failure> {
@@ -458,6 +467,12 @@ impl Client {
 
     async fn checked(&self, builder: RequestBuilder) -> Result<Response, Failure> {
         let response = builder.send().await.map_err(|error| {
+            if error.is_timeout() && !error.is_connect() {
+                let what = format!("{} {UNANSWERED}", self.server);
+                return Failure::new(ExitCode::Unavailable, what).with(
+                    "fix: it is there, and may be waiting for its database: its log, /readyz and /v1/health say so",
+                );
+            }
             let failure = Failure::new(
                 ExitCode::Unavailable,
                 format!("{} cannot be reached: {}", self.server, causes(&error)),

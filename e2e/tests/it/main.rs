@@ -35,6 +35,7 @@ mod renewals;
 mod service_manager;
 mod services;
 mod shown;
+mod silent_backend;
 mod site;
 mod soak;
 mod state;

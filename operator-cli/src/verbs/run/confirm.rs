@@ -25,9 +25,14 @@ pub(super) async fn confirm(
     if flags.dry_run || flags.yes && flags.confirm.is_some() {
         return Ok(());
     }
-    // An unknown command is the backend's to explain; it names what is allowed.
-    let Ok(entry) = client.catalogue_command(request.command.as_str()).await else {
-        return Ok(());
+    let entry = match client.catalogue_command(request.command.as_str()).await {
+        Ok(entry) => entry,
+        // Whoever was silent now would be waited for once more.
+        Err(failure) if failure.problem.is_none() && failure.exit == ExitCode::Unavailable => {
+            return Err(failure.with("nothing was submitted"));
+        }
+        // An unknown command is the backend's to explain; it names what is allowed.
+        Err(_told) => return Ok(()),
     };
     let many = match &request.targets {
         Targets::All | Targets::AllExcept(_) => true,
