@@ -55,14 +55,14 @@ pub(in crate::data::intents) const ENDING: Sql = Sql::of_server(concat!(
 
 /// What is still open on the gateway is all that was, but for this command. Whatever moves a command has its gateway
 /// locked, so one that is another by now was moved before, and is left alone. What somebody else has locked is left to
-/// the usual way. Rows are found by their places, so that no planner has to choose.
+/// the usual way. What is locked is found by its place, so that no planner has to choose; a run is found by its id, as
+/// it has another place once the end of another of its commands, that this one waited for, is written.
 pub(in crate::data::intents) const END: Sql = Sql::of_server(concat!(
     "WITH held AS MATERIALIZED (\
         SELECT a.*, h.* FROM ",
     columns!(unnested),
     " CROSS JOIN LATERAL (\
-            SELECT g.ctid AS place, c.ctid AS command_place, \
-                   (SELECT r.ctid FROM runs AS r WHERE r.tenant = :tenant AND r.run_id = a.run_id) AS run_place \
+            SELECT g.ctid AS place, c.ctid AS command_place \
             FROM gateways AS g CROSS JOIN commands AS c \
             WHERE g.tenant = :tenant AND g.agent_id = a.agent_id \
               AND c.tenant = :tenant AND c.command_id = a.command_id AND c.agent_id || '' = a.agent_id AND ",
@@ -86,7 +86,7 @@ pub(in crate::data::intents) const END: Sql = Sql::of_server(concat!(
         FROM taken AS t WHERE g.ctid = t.place RETURNING t.*, g.low_water), \
      run AS (UPDATE runs AS r SET open_commands = open_commands - 1, \
             finished_at = CASE WHEN open_commands = 1 THEN t.at END \
-        FROM gateway AS t WHERE r.ctid = t.run_place \
+        FROM gateway AS t WHERE r.tenant = :tenant AND r.run_id = t.run_id \
         RETURNING t.item, t.low_water, t.is_only, t.command_id, t.state AS ended, r.*), \
      output AS (INSERT INTO command_outputs (tenant, command_id, stdout_head, stdout_tail, stdout_cut, stderr_head, \
                                              stderr_tail, stderr_cut) \
