@@ -56,7 +56,8 @@ pub(in crate::data::intents) const ENDING: Sql = Sql::of_server(concat!(
 /// What is still open on the gateway is all that was, but for this command. Whatever moves a command has its gateway
 /// locked, so one that is another by now was moved before, and is left alone. What somebody else has locked is left to
 /// the usual way. What is locked is found by its place, so that no planner has to choose; a run is found by its id, as
-/// it has another place once the end of another of its commands, that this one waited for, is written.
+/// it has another place once the end of another of its commands, that this one waited for, is written. Its tenant is
+/// compared by an expression, so that no planner looks through all runs of that.
 pub(in crate::data::intents) const END: Sql = Sql::of_server(concat!(
     "WITH held AS MATERIALIZED (\
         SELECT a.*, h.* FROM ",
@@ -86,7 +87,7 @@ pub(in crate::data::intents) const END: Sql = Sql::of_server(concat!(
         FROM taken AS t WHERE g.ctid = t.place RETURNING t.*, g.low_water), \
      run AS (UPDATE runs AS r SET open_commands = open_commands - 1, \
             finished_at = CASE WHEN open_commands = 1 THEN t.at END \
-        FROM gateway AS t WHERE r.tenant = :tenant AND r.run_id = t.run_id \
+        FROM gateway AS t WHERE r.tenant || '' = :tenant AND r.run_id = t.run_id \
         RETURNING t.item, t.low_water, t.is_only, t.command_id, t.state AS ended, r.*), \
      output AS (INSERT INTO command_outputs (tenant, command_id, stdout_head, stdout_tail, stdout_cut, stderr_head, \
                                              stderr_tail, stderr_cut) \
