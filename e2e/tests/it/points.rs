@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use viworks_runtime::fault::POINTS;
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, Start};
@@ -134,6 +135,11 @@ async fn a_backend_that_dies_at_any_durable_step_loses_and_repeats_nothing() {
                 .await
                 .success()
         );
+        // Only what no session takes at its birth is offered by the queue.
+        let is_away = point == "queue.offered.before_lease";
+        if is_away {
+            gateway.signal(Signal::STOP);
+        }
         system
             .start_backend(Start::default().dying_at(&format!("{point}:2")))
             .await;
@@ -153,6 +159,9 @@ async fn a_backend_that_dies_at_any_durable_step_loses_and_repeats_nothing() {
                 system.submit(command, &key).await
             };
             runs.push((command, run));
+        }
+        if is_away {
+            gateway.signal(Signal::CONT);
         }
         if !crashed {
             tokio::select! {
