@@ -203,7 +203,7 @@ impl Engine for Postgres {
     }
 
     fn is_busy(&self) -> bool {
-        self.writers.is_busy()
+        self.writers.is_busy() || self.lanes.is_busy()
     }
 
     fn instance(&self) -> watch::Receiver<Option<InstanceId>> {

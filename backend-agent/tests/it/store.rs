@@ -12,6 +12,7 @@ mod instances;
 mod journeys;
 mod lost_answers;
 mod moving;
+mod one_key;
 mod over_time;
 mod postgres_only;
 mod records;

@@ -133,6 +133,11 @@ impl Item {
         })
     }
 
+    /// The database may be another one than that which is remembered.
+    pub(in crate::data) fn forget_all(&self) {
+        self.recent.forget_all();
+    }
+
     /// Only those of one kind go in one statement.
     pub(in crate::data) fn kind(&self) -> Discriminant<Intent> {
         discriminant(&self.intent)

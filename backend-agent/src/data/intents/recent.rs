@@ -15,7 +15,7 @@ use super::row::Reader;
 use super::submit::Found;
 use crate::data::StoreResult;
 
-/// Gateways, and commands, that are remembered; with one more it begins anew.
+/// Gateways, and commands, that are remembered; one more takes the place of the first.
 const MOST: usize = 16_384;
 
 /// How long a guess is worth something.
@@ -113,29 +113,35 @@ impl Recent {
     /// A gateway was written.
     pub(super) fn keep(&self, tenant: &Tenant, agent_id: AgentId, gateway: Gateway) {
         let mut inner = self.inner();
-        if inner.gateways.len() >= MOST {
-            inner.gateways.clear();
-        }
         inner.gateways.insert((tenant.clone(), agent_id), gateway);
+        if inner.gateways.len() > MOST {
+            inner.gateways.pop_first();
+        }
     }
 
     /// A command was written.
     pub(super) fn keep_command(&self, command: Command, version: i64, at: Timestamp) {
         let mut inner = self.inner();
-        if inner.commands.len() >= MOST {
-            inner.commands.clear();
-        }
         let written = Written {
             command,
             version,
             at,
         };
         inner.commands.insert(written.command.command_id, written);
+        if inner.commands.len() > MOST {
+            // By its id, which is of its time: the oldest.
+            inner.commands.pop_first();
+        }
     }
 
     /// A guess was wrong.
     pub(super) fn forget(&self, tenant: &Tenant, agent_id: AgentId) {
         self.inner().gateways.remove(&(tenant.clone(), agent_id));
+    }
+
+    /// The database may be another one, in which the same versions are of other rows.
+    pub(super) fn forget_all(&self) {
+        *self.inner() = Inner::default();
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {

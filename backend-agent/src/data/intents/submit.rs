@@ -14,7 +14,7 @@ use viworks_runtime::sqlite::params;
 
 use super::inbox::Post;
 use super::row::{Reader, column, to_json};
-use super::runs::{self, replay};
+use super::runs::{self, KEY_LIFE, replay};
 use super::tx::Tx;
 use super::{audit, dead_letters};
 use crate::data::ledger::submission;
@@ -58,7 +58,8 @@ pub(super) const KEEP_KEY: &str = "\
 INSERT INTO idempotency_keys (tenant, principal, route, key, request_hash, run_id, created_at)
 VALUES (:tenant, :principal, :route, :key, :request_hash, :run_id, :now)
 ON CONFLICT (tenant, principal, route, key) DO UPDATE
-    SET request_hash = excluded.request_hash, run_id = excluded.run_id, created_at = excluded.created_at";
+    SET request_hash = excluded.request_hash, run_id = excluded.run_id, created_at = excluded.created_at
+    WHERE idempotency_keys.created_at <= :since";
 
 /// Targets of a run that does not wait for others as long as there is much room.
 const SMALL: u64 = 64;
@@ -247,10 +248,15 @@ fn insert_run(tx: &Tx<'_>, new: &NewRun, commands: u64, skips: &[Skip]) -> Store
         tx.execute(INSERT_SKIP, params! { run_id, agent_id, code, detail })?;
     }
     if let Some(used) = &new.idempotency {
+        let since = tx.now.saturating_sub(KEY_LIFE);
         let params = params! {
-            principal: used.principal, route: used.route, key: used.key, request_hash: used.request_hash, run_id,
+            principal: used.principal, route: used.route, key: used.key, request_hash: used.request_hash, run_id, since,
         };
-        tx.execute(KEEP_KEY, params)?;
+        if tx.execute(KEEP_KEY, params)? == 0 {
+            // Whoever uses a key has it locked. Where that failed, one of the two runs must not be.
+            let fault = "an idempotency key was used by somebody else meanwhile; submit again";
+            return Err(StoreError::Unavailable(fault.into()));
+        }
     }
     Ok(true)
 }

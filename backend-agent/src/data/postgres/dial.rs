@@ -30,7 +30,7 @@ pub(super) struct Dial {
 /// A connection, and the time that it is of.
 pub(super) struct Kept {
     pub(super) connection: Connection,
-    era: u64,
+    pub(super) era: u64,
 }
 
 impl Dial {

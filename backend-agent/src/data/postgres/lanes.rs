@@ -81,6 +81,7 @@ impl Lanes {
             let thread = Lane {
                 dial: Dial::new(address, lease, era),
                 kept: None,
+                era: None,
                 queue,
                 waiting: VecDeque::new(),
                 ends: false,
@@ -128,6 +129,11 @@ impl Lanes {
             .unwrap_or_else(|_gone| Err(Error::Closed.into()))
     }
 
+    /// Whether there is something to do for somebody who waits.
+    pub(super) fn is_busy(&self) -> bool {
+        self.room.available_permits() < WAITING_MAX
+    }
+
     /// Takes no more, finishes what came before, and closes the connections.
     pub(super) async fn close(&self) {
         self.room.close();
@@ -142,6 +148,8 @@ impl Lanes {
 struct Lane {
     dial: Dial,
     kept: Option<Kept>,
+    /// The time that what is remembered is of.
+    era: Option<u64>,
     queue: mpsc::Receiver<Option<Waiting>>,
     /// What has come, in its order.
     waiting: VecDeque<Waiting>,
@@ -196,6 +204,14 @@ impl Lane {
         let Ok(kept) = self.dial.connection(self.kept.take(), Some(PLANNED_ONCE)) else {
             return Vec::new();
         };
+        if self
+            .era
+            .replace(kept.era)
+            .is_some_and(|era| era != kept.era)
+            && let Some(first) = items.first()
+        {
+            first.forget_all();
+        }
         kept.connection.begin_none(self.dial.party());
         if !kept.connection.is_fresh() && kept.connection.batch(THERE).is_err() {
             return Vec::new();
@@ -214,8 +230,17 @@ impl Lane {
             Some(Trouble::Again(_)) | None => {}
         }
         self.kept = Some(kept);
-        // What the server refused as a whole was not written; alone, the one that it is about is told so.
-        written.unwrap_or_default().into_iter().map(Ok).collect()
+        match written {
+            Ok(answers) => answers.into_iter().map(Ok).collect(),
+            // It was written, or was not: what was answered could not be read.
+            Err(StoreError::Unknown(why)) => {
+                let why = why.to_string();
+                let unknown = |_item| Err(StoreError::Unknown(why.clone().into()));
+                items.iter().map(unknown).collect()
+            }
+            // What the server refused as a whole was not written; alone, the one that it is about is told so.
+            Err(_refused) => Vec::new(),
+        }
     }
 }
 
@@ -226,8 +251,13 @@ fn write(connection: &Connection, items: &[Item]) -> StoreResult<Vec<Option<Answ
     };
     let items: Vec<&Item> = items.iter().collect();
     let view = View::new(connection, &first.tenant);
-    catch_unwind(AssertUnwindSafe(|| merged::write(&view, &items)))
-        .unwrap_or_else(|_payload| Err(Error::Panicked.into()))
+    match catch_unwind(AssertUnwindSafe(|| merged::write(&view, &items))) {
+        Ok(Err(unread @ StoreError::Inconsistent { .. })) => {
+            Err(StoreError::Unknown(unread.into()))
+        }
+        Ok(written) => written,
+        Err(_payload) => Err(StoreError::Unknown(Error::Panicked.into())),
+    }
 }
 
 /// Takes what can go together with the first: of its kind and tenant, each about another gateway, and nothing before

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use viworks_backend_agent::data::postgres::{Address, PostgresStore, Role};
-use viworks_backend_agent::data::{CompleteOutcome, Idempotency, Submission};
+use viworks_backend_agent::data::{
+    AcceptOutcome, Accepted, CompleteOutcome, Idempotency, Submission,
+};
 use viworks_common::command::OutcomeState;
 use viworks_common::ledger::lease::Place;
 use viworks_testkit::proxy::{Ear, Heard, Proxy};
@@ -75,10 +77,11 @@ async fn a_command_is_two_journeys() {
         epoch: session.holder.epoch,
         run: session.holder.agent_run_id,
     };
-    let mut took = (0, 0);
-    // The first asks, the second makes a connection for what is remembered, and the third is what all others are.
-    for _command in 1..=3 {
-        let mut new = bed.new_run(&[1], true);
+    let mut took = Vec::new();
+    // The first asks, the second makes a connection for what is remembered, and the third is what all others are. Then
+    // those that need a permit.
+    for idempotent in [true, true, true, false, false] {
+        let mut new = bed.new_run(&[1], idempotent);
         new.targets[0].place = Some(place);
         let command_id = new.targets[0].command_id;
         let begun = journeys.load(Ordering::SeqCst);
@@ -86,6 +89,19 @@ async fn a_command_is_two_journeys() {
         let submitted = submitted.unwrap();
         assert!(matches!(submitted, Submission::Submitted { offered, .. } if offered.len() == 1));
         let between = journeys.load(Ordering::SeqCst);
+        if !idempotent {
+            let accepted = Accepted {
+                command_id,
+                idempotent,
+                awaiting_permit: true,
+            };
+            let told = bed
+                .store
+                .accept_command(&bed.tenant, &session.holder, accepted, at(1))
+                .await;
+            assert!(matches!(told, Ok(AcceptOutcome::Go { .. })), "{told:?}");
+        }
+        let permitted = journeys.load(Ordering::SeqCst);
         let ended = bed
             .store
             .complete_command(
@@ -101,9 +117,9 @@ async fn a_command_is_two_journeys() {
         };
         assert!(run.finished_at.is_some());
         let finished = journeys.load(Ordering::SeqCst);
-        took = (between - begun, finished - between);
+        took.push((between - begun, permitted - between, finished - permitted));
     }
-    assert_eq!(took, (1, 1));
+    assert_eq!((took[2], took[4]), ((1, 0, 1), (1, 1, 1)), "{took:?}");
 
     // A key that was used already is found.
     let mut new = bed.new_run(&[1], true);

@@ -91,9 +91,12 @@ pub(super) fn accept_all(
             now,
             ..
         } = permitted;
-        if let Some((answer, version)) = answers.get_mut(place).zip(written.remove(&number)) {
-            recent.keep_command(command, version, now);
-            *answer = Some(reports::told(permit));
+        match answers.get_mut(place).zip(written.remove(&number)) {
+            Some((answer, version)) => {
+                recent.keep_command(command, version, now);
+                *answer = Some(reports::told(permit));
+            }
+            None => recent.forget(view.tenant(), command.agent_id),
         }
     }
     Ok(answers)

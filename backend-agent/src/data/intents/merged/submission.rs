@@ -49,8 +49,8 @@ pub(in crate::data::intents) const SUBMISSION: Sql = Sql::of_server(concat!(
 ));
 
 /// A run that is known already, or a key that was used, refuses all of it, and each goes its usual way. What somebody
-/// else has locked is left to that as well: nobody waits for it here. Rows are found by their places, which the lock
-/// has made certain, so that no planner has to choose.
+/// else has locked, a key among them, is left to that as well: nobody waits for it here. Rows are found by their
+/// places, which the lock has made certain, so that no planner has to choose.
 pub(in crate::data::intents) const SUBMIT: Sql = Sql::of_server(concat!(
     "WITH held AS MATERIALIZED (\
         SELECT a.*, h.place FROM ",
@@ -64,7 +64,8 @@ pub(in crate::data::intents) const SUBMIT: Sql = Sql::of_server(concat!(
               AND NOT EXISTS (SELECT 1 FROM commands AS c \
                               WHERE c.tenant = :tenant AND c.agent_id = a.agent_id AND c.state = 'queued') \
             LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED) AS h \
-        WHERE ",
+        WHERE (a.key IS NULL OR pg_try_advisory_xact_lock(hashtextextended(\
+                :tenant || ' idempotency ' || a.principal || ' ' || a.route || ' ' || a.key, 0))) AND ",
     leased!(),
     "), \
      taken AS (UPDATE gateways AS g SET next_order = next_order + 1, open_commands = open_commands + 1 \
