@@ -2,6 +2,8 @@
 # Installs the services of ViWorkS where no package can: what the packages do, from a folder, without the network.
 set -eu
 umask 022
+# With it, `cd` might go elsewhere and say so on standard output.
+unset CDPATH
 
 usage() {
   cat <<'TXT'
@@ -12,11 +14,11 @@ usage: install-service.sh install|uninstall|purge [OPTIONS] backend|gateway|cli.
   purge        uninstalls, and removes configuration, keys, state and the user
 
   --from DIR   where bin/, systemd/, catalogue/, man/ and completions/ are; the folder above this script when left out
-  --root DIR   puts everything below DIR, and starts and stops nothing
+  --root DIR   puts everything below DIR, and starts and stops nothing; / is as good as none
   --dry-run    prints what would be done, and does nothing
 
-For systemd 252 and later. On Debian take the packages: the two do not know of each other.
-Exit codes: 0 done, 2 called wrongly, 69 something that it needs is missing.
+For systemd 252 and later. On Debian take the packages: what dpkg has installed is refused here.
+Exit codes: 0 done, 2 called wrongly, 6 it belongs to a package, 69 something that it needs is missing.
 TXT
 }
 
@@ -33,6 +35,32 @@ run() {
 
 # Whether services are ours to start and stop.
 is_live() { [ -z "$root" ] && [ -d /run/systemd/system ]; }
+
+# Older ones ignore lines of the units, and with them parts of the sandbox.
+check_systemd() {
+  for tool in systemctl systemd-sysusers systemd-tmpfiles; do
+    command -v "$tool" >/dev/null 2>&1 || complain 69 "$tool is missing"
+  done
+  version=$(systemctl --version | sed -n '1s/^systemd \([0-9][0-9]*\).*/\1/p')
+  # To be rid of it takes no particular one.
+  [ "$verb" = install ] || return 0
+  [ -n "$version" ] || complain 69 'systemctl does not say which version of systemd this is'
+  [ "$version" -ge 252 ] || complain 69 "this is systemd $version, and the units need 252 or later, as Debian 12 has it"
+}
+
+# What a package has brought is a package's to change: dpkg would not know of it, and bring its own again.
+check_package() {
+  names "$1"
+  command -v dpkg-query >/dev/null 2>&1 || return 0
+  [ -d "$root/var/lib/dpkg" ] || return 0
+  if owner=$(dpkg-query --admindir="$root/var/lib/dpkg" --search "/usr/bin/$program" 2>/dev/null); then
+    package=${owner%%:*}
+    complain 6 "/usr/bin/$program belongs to the package $package: upgrade it by dpkg --install, or remove it first, by dpkg --remove $package"
+  fi
+}
+
+# What an administrator has decided about a unit: enabled, disabled, masked; not-found, or nothing, before it is there.
+enabled() { systemctl is-enabled "$1" 2>/dev/null || true; }
 
 # One file with its mode, by a rename: a program that runs may be replaced.
 put() { # MODE SOURCE TARGET
@@ -94,19 +122,25 @@ install_part() {
     run systemd-sysusers "$user.conf"
     run systemd-tmpfiles --create "$user.conf"
     run systemctl daemon-reload
-    if [ -n "$fresh" ]; then
+    case $fresh$(enabled "$program.service") in
+      # Somebody does not want it.
+      yesmasked*) printf 'left alone: %s is masked\n' "$program.service" ;;
       # Without a configuration it does not start, and that is no failure.
-      run systemctl enable --now "$program.service"
-    else
-      run systemctl try-restart "$program.service"
-    fi
+      yes*) run systemctl enable --now "$program.service" ;;
+      *) run systemctl try-restart "$program.service" ;;
+    esac
   fi
 }
 
 uninstall_part() {
   names "$1"
   if [ -n "$user" ] && is_live && [ -e "/usr/lib/systemd/system/$program.service" ]; then
-    run systemctl disable --now "$program.service"
+    # Also one that waits to be started again.
+    run systemctl stop "$program.service"
+    case $(enabled "$program.service") in
+      masked*) ;;
+      *) run systemctl disable "$program.service" ;;
+    esac
   fi
   drop "/usr/bin/$program"
   drop "/usr/share/man/man$section/$program.$section"
@@ -145,7 +179,8 @@ main() {
       --from | --root)
         [ "$#" -ge 2 ] || complain 2 "$1 needs a folder"
         [ -d "$2" ] || complain 2 "$2 is no folder"
-        case $1 in --from) from=$(cd -- "$2" && pwd) ;; *) root=$(cd -- "$2" && pwd) ;; esac
+        folder=$(cd -- "$2" && pwd -P)
+        case $1 in --from) from=$folder ;; *) root=${folder%/} ;; esac
         shift
         ;;
       --dry-run) dry_run=yes ;;
@@ -161,11 +196,8 @@ main() {
   if [ -z "$verb" ] || [ -z "$parts" ]; then usage >&2; complain 2 'what is to be done, and to which part?'; fi
   [ -n "$from" ] || from=$(cd -- "$(dirname -- "$0")/.." && pwd)
   if [ -z "$root" ] && [ -z "$dry_run" ] && [ "$(id -u)" -ne 0 ]; then complain 69 'only root can install services; --root DIR or --dry-run can do without'; fi
-  if is_live; then
-    for tool in systemctl systemd-sysusers systemd-tmpfiles; do
-      command -v "$tool" >/dev/null 2>&1 || complain 69 "$tool is missing"
-    done
-  fi
+  if is_live; then check_systemd; fi
+  for part in $parts; do check_package "$part"; done
   for part in $parts; do "${verb}_part" "$part"; done
 }
 

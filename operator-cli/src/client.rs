@@ -26,6 +26,7 @@ use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files;
 
 use self::patience::Patience;
+use self::silence::QUIET;
 use crate::failure::{Failure, chain};
 
 /// How long one ordinary request may take.
@@ -33,9 +34,6 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long the backend may send nothing at all, neither an event nor a heartbeat.
 const SILENCE_MAX: Duration = Duration::from_secs(75);
-/// What is said of a backend that was reached, and did not answer in time.
-const UNANSWERED: &str = "was reached and did not answer in time";
-
 /// What to do when nobody answers.
 const UNREACHED: &str = "fix: is the backend running, and is this its address? To try it out, viworks up starts one on this machine";
 
@@ -201,24 +199,29 @@ impl Client {
         if let Some(key) = idempotency_key {
             builder = builder.header(IDEMPOTENCY_KEY, key);
         }
-        self.submitted(builder).await
+        let unknown = match idempotency_key {
+            None => {
+                "whether the run was accepted is not known: runs ls shows it; to send it again without running it \
+                 twice, give each submission an --idempotency-key"
+            }
+            Some(_) => {
+                "whether the run was accepted is not known: send it again with the same --idempotency-key, and it \
+                 is not run twice"
+            }
+        };
+        let submitted = self.submitted(builder).await;
+        submitted.map_err(|failure| failure.if_unanswered(unknown))
     }
 
     async fn submitted(&self, builder: RequestBuilder) -> Result<(Run, bool), Failure> {
-        let answer = self.with_word(self.checked(builder.timeout(REQUEST_TIMEOUT)));
-        let unknown = "whether the run was accepted is not known: runs ls shows it; to send it again without running \
-                       it twice, give each submission an --idempotency-key";
-        let response = answer.await.map_err(|failure| {
-            if failure.problem.is_none() && failure.what.contains(UNANSWERED) {
-                return failure.with(unknown);
-            }
-            failure
-        })?;
-        let replayed = response
-            .headers()
-            .get(IDEMPOTENCY_REPLAYED)
-            .is_some_and(|value| value == "true");
-        Ok((read(response).await?, replayed))
+        self.promptly(builder, async |response| {
+            let replayed = response
+                .headers()
+                .get(IDEMPOTENCY_REPLAYED)
+                .is_some_and(|value| value == "true");
+            Ok((self.read(response).await?, replayed))
+        })
+        .await
     }
 
     /// Commands that could not be delivered, of one gateway or of all; with those that are decided about if `resolved`.
@@ -240,22 +243,25 @@ impl Client {
     /// Runs one again. Says whether that was done before.
     pub async fn retry_dead_letter(&self, id: CommandId) -> Result<(Run, bool), Failure> {
         let path = format!("/v1/dead-letters/{id}/retry");
-        self.submitted(self.request(Method::POST, &path)).await
+        let retried = self.submitted(self.request(Method::POST, &path)).await;
+        let unknown =
+            "whether it was run again is not known: retry it once more, and it is not run twice";
+        retried.map_err(|failure| failure.if_unanswered(unknown))
     }
 
     /// Marks one as done with.
     pub async fn discard_dead_letter(&self, id: CommandId) -> Result<DeadLetter, Failure> {
         let path = format!("/v1/dead-letters/{id}/discard");
-        let builder = self.request(Method::POST, &path);
-        let answer = self.answer(builder.timeout(REQUEST_TIMEOUT));
-        self.with_word(answer).await
+        let discarded = self.answer(self.request(Method::POST, &path)).await;
+        let unknown =
+            "whether it was discarded is not known: discard it again, which changes nothing more";
+        discarded.map_err(|failure: Failure| failure.if_unanswered(unknown))
     }
 
     /// What a submission would do; nothing is run.
     pub async fn plan(&self, request: &RunRequest) -> Result<RunPlan, Failure> {
         let builder = self.request(Method::POST, "/v1/runs/plan").json(request);
-        let answer = self.answer(builder.timeout(REQUEST_TIMEOUT));
-        self.with_word(answer).await
+        self.answer(builder).await
     }
 
     /// The latest runs, at most so many.
@@ -328,8 +334,10 @@ impl Client {
     /// Asks for a run to be cancelled.
     pub async fn cancel(&self, id: RunId) -> Result<RunCancelled, Failure> {
         let builder = self.request(Method::POST, &format!("/v1/runs/{id}/cancel"));
-        let answer = self.answer(builder.timeout(REQUEST_TIMEOUT));
-        self.with_word(answer).await
+        let unknown =
+            "whether it was cancelled is not known: cancel it again, which changes nothing more";
+        let cancelled = self.answer(builder).await;
+        cancelled.map_err(|failure: Failure| failure.if_unanswered(unknown))
     }
 
     /// Waits until a run is finished, at most for `limit`.
@@ -342,7 +350,11 @@ impl Client {
             let builder = self
                 .request(Method::GET, &format!("/v1/runs/{id}/wait"))
                 .query(&query);
-            let answer: RunWait = self.answer(builder.timeout(held + REQUEST_TIMEOUT)).await?;
+            let limit = held + REQUEST_TIMEOUT;
+            let answer = self.within(held + QUIET, limit, builder, async |response| {
+                self.read::<RunWait>(response).await
+            });
+            let answer = answer.await?;
             if answer.finished || held == left {
                 return Ok(answer);
             }
@@ -456,22 +468,41 @@ impl Client {
         path: &str,
         query: &[(&str, String)],
     ) -> Result<T, Failure> {
-        let builder = self.request(Method::GET, path).query(query);
-        let answer = self.answer(builder.timeout(REQUEST_TIMEOUT));
-        self.with_word(answer).await
+        self.answer(self.request(Method::GET, path).query(query))
+            .await
     }
 
     async fn answer<T: DeserializeOwned>(&self, builder: RequestBuilder) -> Result<T, Failure> {
-        read(self.checked(builder).await?).await
+        let read = async |response| self.read(response).await;
+        self.promptly(builder, read).await
+    }
+
+    /// Sends what is answered as soon as it is done.
+    async fn promptly<T>(
+        &self,
+        builder: RequestBuilder,
+        read: impl AsyncFnOnce(Response) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        self.within(QUIET, REQUEST_TIMEOUT, builder, read).await
+    }
+
+    /// Sends a request, and reads its answer within a limit of both; something is said as soon as it takes longer than
+    /// expected.
+    async fn within<T>(
+        &self,
+        expected: Duration,
+        limit: Duration,
+        builder: RequestBuilder,
+        read: impl AsyncFnOnce(Response) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let answer = async { read(self.checked(builder.timeout(limit)).await?).await };
+        self.with_word(expected, limit, answer).await
     }
 
     async fn checked(&self, builder: RequestBuilder) -> Result<Response, Failure> {
         let response = builder.send().await.map_err(|error| {
-            if error.is_timeout() && !error.is_connect() {
-                let what = format!("{} {UNANSWERED}", self.server);
-                return Failure::new(ExitCode::Unavailable, what).with(
-                    "fix: it is there, and may be waiting for its database: its log, /readyz and /v1/health say so",
-                );
+            if !error.is_connect() && !error.is_builder() {
+                return self.lost(&error);
             }
             let failure = Failure::new(
                 ExitCode::Unavailable,
@@ -497,6 +528,36 @@ impl Client {
             .iter()
             .fold(refusal, |refusal, word| refusal.with(word.clone())))
     }
+
+    async fn read<T: DeserializeOwned>(&self, response: Response) -> Result<T, Failure> {
+        let text = response.bytes().await.map_err(|error| self.lost(&error))?;
+        serde_json::from_slice(&text).map_err(|error| {
+            Failure::new(
+                ExitCode::Error,
+                format!("the backend's answer cannot be read: {error}"),
+            )
+        })
+    }
+
+    /// It was reached, and its answer did not come, or not to its end.
+    fn lost(&self, error: &reqwest::Error) -> Failure {
+        if error.is_timeout() {
+            return Failure::unanswered(format!(
+                "{} was reached and did not answer in time",
+                self.server
+            ))
+            .with("fix: it is there, and may be waiting for its database: its log, /readyz and /v1/health say so");
+        }
+        let failure = Failure::unanswered(format!(
+            "{} was reached, and the connection was lost before its answer was there: {}",
+            self.server,
+            causes(error)
+        ));
+        self.way
+            .iter()
+            .fold(failure, |failure, word| failure.with(word.clone()))
+            .with("fix: it, or a proxy in between, may have been restarted: try again, and look into their logs")
+    }
 }
 
 /// The key in `file`.
@@ -517,15 +578,6 @@ fn read_key(file: &Path) -> Result<String, Failure> {
         .with("fix: name the file that apikey create wrote: one line, vwk_… and nothing else"));
     }
     Ok(text.to_owned())
-}
-
-async fn read<T: DeserializeOwned>(response: Response) -> Result<T, Failure> {
-    response.json().await.map_err(|error| {
-        Failure::new(
-            ExitCode::Error,
-            format!("the backend's answer cannot be read: {}", causes(&error)),
-        )
-    })
 }
 
 /// A path segment: names and ids only, so that nothing typed changes the path.

@@ -13,6 +13,8 @@ pub struct Failure {
     pub details: Vec<String>,
     /// The backend's own words, when it had any.
     pub problem: Option<Box<Problem>>,
+    /// Whether a request was sent and its answer is not known: it may have been carried out.
+    pub unanswered: bool,
     /// Whether there is nobody to tell: who read standard output has gone, as `head` does.
     pub quiet: bool,
 }
@@ -24,7 +26,16 @@ impl Failure {
             what: what.into(),
             details: Vec::new(),
             problem: None,
+            unanswered: false,
             quiet: false,
+        }
+    }
+
+    /// A request was sent, and its answer did not come or not come whole.
+    pub fn unanswered(what: impl Into<String>) -> Self {
+        Self {
+            unanswered: true,
+            ..Self::new(ExitCode::Unavailable, what)
         }
     }
 
@@ -49,6 +60,16 @@ impl Failure {
     /// Wrong flags or arguments.
     pub fn usage(what: impl Into<String>) -> Self {
         Self::new(ExitCode::Usage, what)
+    }
+
+    /// Adds a sentence if nobody knows whether the request was carried out.
+    #[must_use]
+    pub fn if_unanswered(self, detail: &str) -> Self {
+        if self.unanswered {
+            self.with(detail)
+        } else {
+            self
+        }
     }
 
     /// Adds a sentence: the state left behind, or the fix.

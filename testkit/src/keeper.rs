@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::path::Path;
-use std::process::{ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 
 /// Runs the server until its standard input ends. What a shell starts beside itself ignores some signals unless it says
 /// otherwise, so the one that ends it depends on the server.
@@ -11,6 +11,9 @@ const KEEPER: &str = r#"
 trap '' INT TERM HUP
 "$@" & server=$!
 cat > /dev/null
+if [ -n "$CHILDREN" ]; then
+  for child in $(cat /proc/$server/task/$server/children); do kill -KILL "$child"; done
+fi
 kill -"$SIGNAL" $server
 wait $server
 rm -rf -- "$FOLDER"
@@ -23,6 +26,8 @@ pub(crate) enum End {
     Quit,
     /// Any other that is one process.
     Kill,
+    /// One whose children would go on without it: they end first.
+    KillChildren,
 }
 
 /// Runs a server with its log in `folder`, which goes with it once what is answered is closed.
@@ -30,22 +35,31 @@ pub(crate) enum End {
 /// # Errors
 /// When it cannot be started.
 pub(crate) fn keep(server: &Command, folder: &Path, end: End) -> io::Result<ChildStdin> {
+    let stdin = start(server, folder, end)?.stdin.take();
+    stdin.ok_or_else(|| io::ErrorKind::BrokenPipe.into())
+}
+
+/// The same, by the process that runs it: its first child is the server, and closing its standard input ends both.
+///
+/// # Errors
+/// When it cannot be started.
+pub(crate) fn start(server: &Command, folder: &Path, end: End) -> io::Result<Child> {
     let log = File::create(folder.join("log"))?;
     let mut keeper = Command::new("sh");
     keeper.args(["-c", KEEPER, "keeper"]).env("FOLDER", folder);
-    let signal = match end {
-        End::Quit => "QUIT",
-        End::Kill => "KILL",
+    let (signal, children) = match end {
+        End::Quit => ("QUIT", ""),
+        End::Kill => ("KILL", ""),
+        End::KillChildren => ("KILL", "yes"),
     };
-    keeper.env("SIGNAL", signal);
+    keeper.env("SIGNAL", signal).env("CHILDREN", children);
     keeper.arg(server.get_program()).args(server.get_args());
     keeper
         .stdin(Stdio::piped())
         .stdout(log.try_clone()?)
         .stderr(log)
-        .current_dir("/");
-    let stdin = keeper.spawn()?.stdin.take();
-    stdin.ok_or_else(|| io::ErrorKind::BrokenPipe.into())
+        .current_dir("/")
+        .spawn()
 }
 
 #[cfg(test)]

@@ -5,12 +5,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
-use tempfile::TempDir;
-
-use crate::process::{Process, eventually};
+use crate::keeper::{self, End};
+use crate::process::eventually;
 
 /// How long a machine may take to boot.
 const BOOT_TIME: Duration = Duration::from_secs(240);
@@ -18,13 +17,14 @@ const BOOT_TIME: Duration = Duration::from_secs(240);
 /// The image below the folder of caches; `scripts/test.sh` makes it.
 const IMAGE: &str = "viworks/machine-bookworm";
 
-/// A machine that runs; it is cut from its power when it is dropped.
+/// A machine that runs; it is cut from its power when it is dropped, and when the test process ends, in whatever way.
 #[derive(Debug)]
 pub struct Machine {
-    container: Process,
+    /// Runs the container, and takes its files away after it.
+    keeper: Child,
     /// Its first process, as this machine numbers it.
     leader: u32,
-    root: TempDir,
+    root: PathBuf,
 }
 
 impl Machine {
@@ -42,7 +42,7 @@ impl Machine {
             }
         };
         let root =
-            TempDir::with_prefix("viworks-machine-").expect("a temporary folder can be made");
+            tempfile::TempDir::with_prefix("viworks-machine-").expect("a folder can be made");
         let copied = Command::new("cp")
             .arg("-a")
             .arg(image.join("."))
@@ -69,18 +69,17 @@ impl Machine {
                 "--boot",
                 "--directory",
             ])
-            .arg(root.path())
-            .stdout(Stdio::null());
-        let container = Process::start(&mut command, &root.path().join("console.log"));
-        let container = container.expect("systemd-nspawn starts");
+            .arg(root.path());
+        // Killed by itself, systemd-nspawn would leave everything in its container running.
+        let keeper = keeper::start(&command, root.path(), End::KillChildren);
         let mut machine = Self {
-            container,
+            keeper: keeper.expect("a shell starts"),
             leader: 0,
-            root,
+            root: root.keep(),
         };
         machine.leader = eventually("the machine has booted", BOOT_TIME, async || {
             // While it is being made, processes come and go that are not its first.
-            let leader = first_process(machine.container.pid())?;
+            let leader = first_child(first_child(machine.keeper.id())?)?;
             let state = attempt(leader, &["systemctl", "is-system-running"]);
             // Degraded: a unit of Debian's that a container cannot have.
             let state = String::from_utf8_lossy(&state.stdout).trim().to_owned();
@@ -94,7 +93,13 @@ impl Machine {
     /// Its files, as seen from here.
     #[must_use]
     pub fn path(&self, inside: &str) -> PathBuf {
-        self.root.path().join(inside.trim_start_matches('/'))
+        self.root.join(inside.trim_start_matches('/'))
+    }
+
+    /// Its first process, as this machine numbers it.
+    #[must_use]
+    pub const fn leader(&self) -> u32 {
+        self.leader
     }
 
     /// Runs a command there as root, whatever it comes to.
@@ -156,6 +161,14 @@ impl Machine {
     }
 }
 
+impl Drop for Machine {
+    fn drop(&mut self) {
+        drop(self.keeper.stdin.take());
+        // What is left of it, if anything, is in the keeper's log.
+        drop(self.keeper.wait());
+    }
+}
+
 /// Runs a command as root where the process `leader` is at home.
 fn attempt(leader: u32, command: &[&str]) -> Output {
     let target = leader.to_string();
@@ -199,10 +212,9 @@ fn image() -> Result<PathBuf, String> {
     Ok(image)
 }
 
-/// The process that the container has as its first, once it is there.
-fn first_process(container: u32) -> Option<u32> {
-    let children =
-        fs::read_to_string(format!("/proc/{container}/task/{container}/children")).ok()?;
+/// The first child of a process, once it is there.
+fn first_child(of: u32) -> Option<u32> {
+    let children = fs::read_to_string(format!("/proc/{of}/task/{of}/children")).ok()?;
     let child = children.split_whitespace().next()?;
     child.parse().ok()
 }

@@ -16,6 +16,7 @@ mod flood;
 mod full_disk;
 mod host;
 mod hostile;
+mod install_script;
 mod instance_faults;
 mod instances;
 mod limbo;

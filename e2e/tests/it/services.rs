@@ -11,6 +11,9 @@ use viworks_testkit::process::eventually;
 const BACKEND: &str = "viworks-backend-agent.service";
 const GATEWAY: &str = "viworks-gateway-agent.service";
 
+/// The script, as it lies in the archive.
+const SCRIPT: &str = "/root/archive/scripts/install-service.sh";
+
 /// How long a service may take to be where it should be; it is restarted after two seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -90,6 +93,28 @@ impl Site {
         self.works().await;
     }
 
+    /// One that stands still feeds no watchdog, and systemd starts it again.
+    async fn services_that_stand_still_come_back(&self) {
+        for unit in [BACKEND, GATEWAY] {
+            // What the unit gives it takes too long for a test.
+            self.machine.shell(&format!(
+                "mkdir -p /run/systemd/system/{unit}.d
+                 printf '[Service]\nWatchdogSec=4\n' >/run/systemd/system/{unit}.d/watchdog.conf
+                 systemctl daemon-reload; systemctl restart {unit}"
+            ));
+            let before = self.process(unit);
+            let pid = &before;
+            self.machine.shell(&format!("kill -STOP {pid}"));
+            self.is_back(unit, &before).await;
+            assert_ne!(self.machine.property(unit, "NRestarts"), "0");
+            self.machine.shell(&format!(
+                "journalctl --unit={unit} | grep -q 'Watchdog timeout'
+                 rm -r /run/systemd/system/{unit}.d; systemctl daemon-reload; systemctl restart {unit}"
+            ));
+        }
+        self.works().await;
+    }
+
     async fn reloads_change_what_they_can_and_break_nothing(&self) {
         let (backend, gateway) = (self.process(BACKEND), self.process(GATEWAY));
         let added = self.machine.path("/etc/viworks/commands.d/50-added.toml");
@@ -162,6 +187,35 @@ impl Site {
         self.works().await;
     }
 
+    /// What the packages have brought is theirs.
+    fn the_script_leaves_packages_alone(&self) {
+        self.unpack_archive();
+        for verb in ["install", "uninstall", "purge"] {
+            let refused = self
+                .machine
+                .attempt(&["/bin/sh", SCRIPT, verb, "backend", "gateway"]);
+            assert_eq!(refused.status.code(), Some(6));
+            let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+            assert!(said.contains("dpkg --remove viworks-backend"), "{said}");
+        }
+        self.machine.shell("rm -r /root/archive");
+    }
+
+    /// One that ignores half of a unit is not given it.
+    fn the_script_refuses_an_older_systemd(&self) {
+        self.machine.shell(
+            "mkdir /root/older
+             printf '#!/bin/sh\necho \"systemd 247 (247.3-7)\"\n' >/root/older/systemctl
+             chmod 755 /root/older/systemctl",
+        );
+        let line = format!("PATH=/root/older:$PATH {SCRIPT} install cli");
+        let refused = self.machine.attempt(&["/bin/sh", "-c", &line]);
+        assert_eq!(refused.status.code(), Some(69));
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(said.contains("this is systemd 247"), "{said}");
+        self.machine.shell("rm -r /root/older");
+    }
+
     async fn an_upgrade_keeps_everything(&self, packages: &Packages) {
         let (backend, gateway) = (self.process(BACKEND), self.process(GATEWAY));
         self.machine
@@ -203,11 +257,8 @@ impl Site {
         assert_eq!(left, "", "what a purge left");
     }
 
-    /// The same life without packages, by the script.
-    async fn a_script_does_the_same_without_packages(&self) {
-        self.machine.shell(
-            "rm -r /etc/systemd/system/viworks-gateway-agent.service.d; systemctl daemon-reload",
-        );
+    /// What is taken to systems without packages.
+    fn unpack_archive(&self) {
         let (binaries, here) = (Binaries::shipped(), workspace());
         let archive = self.machine.path("/root/archive");
         for (from, to) in [
@@ -226,8 +277,17 @@ impl Site {
             let copied = Command::new("cp").arg("-r").arg(from).arg(to).status();
             assert!(copied.unwrap().success());
         }
+    }
+
+    /// The same life without packages, by the script.
+    async fn a_script_does_the_same_without_packages(&self) {
+        self.machine.shell(
+            "rm -r /etc/systemd/system/viworks-gateway-agent.service.d; systemctl daemon-reload",
+        );
+        self.unpack_archive();
+        self.the_script_refuses_an_older_systemd();
         let parts = "backend gateway cli";
-        let script = "/root/archive/scripts/install-service.sh";
+        let script = SCRIPT;
         let would = self
             .machine
             .shell(&format!("{script} install --dry-run {parts}"));
@@ -252,6 +312,15 @@ impl Site {
         self.works().await;
 
         self.machine.shell(&format!("{script} uninstall {parts}"));
+        let masked = "systemctl mask viworks-gateway-agent";
+        let unmask = "systemctl unmask viworks-gateway-agent";
+        let said = self.machine.shell(&format!(
+            "{masked}; {script} install gateway; {script} uninstall gateway; {unmask}"
+        ));
+        assert!(
+            said.contains("viworks-gateway-agent.service is masked"),
+            "{said}"
+        );
         self.machine.shell("ls /etc/viworks/gateway.toml /var/lib/viworks-backend/backend.sqlite; ! ls /usr/bin/viworks*");
         self.machine.shell(&format!("{script} install {parts}"));
         self.works().await;
@@ -327,12 +396,27 @@ async fn the_packages_live_and_die_under_systemd() {
     site.works().await;
     is_confined(&site);
     site.killed_services_come_back().await;
+    site.services_that_stand_still_come_back().await;
     site.reloads_change_what_they_can_and_break_nothing().await;
     site.broken_configurations_stop_and_are_not_tried_again()
         .await;
     site.a_key_can_be_a_credential().await;
+    site.the_script_leaves_packages_alone();
     site.an_upgrade_keeps_everything(second).await;
     site.removed_it_keeps_its_data_and_purged_nothing_stays(second)
         .await;
     site.a_script_does_the_same_without_packages().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_of_a_machine_is_left_once_its_test_has_ended() {
+    let Some(machine) = Machine::boot().await else {
+        return;
+    };
+    let files = machine.path("/");
+    let first = format!("/proc/{}/root", machine.leader());
+    assert!(std::fs::exists(&first).unwrap() && files.exists());
+    // As when the process ends: nobody holds what keeps the machine any more.
+    drop(machine);
+    assert!(!std::fs::exists(&first).unwrap() && !files.exists());
 }

@@ -29,16 +29,25 @@ fn answer(connected: TcpStream, says: bool) -> Option<TcpStream> {
 }
 
 fn backend(says: bool) -> String {
+    serve(move |connected| answer(connected, says))
+}
+
+/// Answers each connection by itself, and keeps those that are to stay open.
+fn serve(answer: impl Fn(TcpStream) -> Option<TcpStream> + Send + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let _serving = std::thread::spawn(move || {
         let taken = listener.incoming().flatten();
-        let silent: Vec<_> = taken
-            .filter_map(|connected| answer(connected, says))
-            .collect();
+        let silent: Vec<_> = taken.filter_map(answer).collect();
         drop(silent);
     });
     format!("http://{address}")
+}
+
+/// Reads the head of a request, and says nothing.
+fn lose(connected: &TcpStream) {
+    let lines = BufReader::new(connected).lines().map_while(Result::ok);
+    assert!(lines.take_while(|line| !line.is_empty()).count() > 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -87,4 +96,40 @@ async fn who_waits_for_a_backend_is_told_for_what_and_gets_an_end() {
         unsaid.stderr.contains("nor whether it is ready"),
         "{unsaid:#?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_answer_leaves_open_what_became_of_the_request() {
+    let home = tempfile::tempdir().unwrap();
+    let backend = serve(|connected| {
+        lose(&connected);
+        None
+    });
+    let viworks = |arguments: &[&str]| {
+        let mut command = Command::new(Binaries::shipped().cli());
+        command
+            .args(arguments)
+            .args(["--server", &backend])
+            .env("HOME", home.path())
+            .env("VIWORKS_CONFIG_DIR", home.path());
+        finish(command, PATIENCE)
+    };
+    let submit = ["run", "sys.info", "--all", "--yes", "--confirm", "2"];
+    let keyed = [submit.as_slice(), &["--idempotency-key", "one"]].concat();
+    let (submitted, keyed) = tokio::join!(viworks(&submit), viworks(&keyed));
+    for (said, unknown) in [
+        (
+            submitted,
+            "whether the run was accepted is not known: runs ls shows it",
+        ),
+        (keyed, "send it again with the same --idempotency-key"),
+    ] {
+        let said = said.ended_with(69);
+        assert!(
+            said.stderr.contains("before its answer was there"),
+            "{said:#?}"
+        );
+        assert!(said.stderr.contains(unknown), "{said:#?}");
+        assert!(!said.stderr.contains("is the backend running"), "{said:#?}");
+    }
 }

@@ -480,6 +480,10 @@ impl DialFailure {
 const fn fix_of_status(status: u16) -> &'static str {
     match status {
         429 | 503 => "no action: the gateway tries again when it was told to",
+        500..=599 => {
+            "no action here: the backend, or a proxy in front of it, cannot serve at the moment, and the gateway tries \
+             again; if it lasts, look into their logs"
+        }
         400 | 401 | 403 => {
             "look in the backend's log for this gateway's address; a proxy in between may refuse it, too"
         }
@@ -557,6 +561,23 @@ mod tests {
         let ended = alert.clone().with_certificate((at(1), at(2)), at(3));
         assert!(matches!(ended, DialFailure::CertificateEnded { .. }));
         assert_eq!(alert.clone().with_certificate((at(2), at(3)), at(1)), alert);
+    }
+
+    #[test]
+    fn a_server_that_cannot_serve_is_no_mistake_of_the_gateway() {
+        for code in 500..=599 {
+            let failure = DialFailure::HttpStatus {
+                code,
+                retry_after: None,
+            };
+            assert_eq!(failure.class(), FailureClass::Transient, "{code}");
+            assert!(failure.fix().starts_with("no action"), "{code}");
+        }
+        let elsewhere = DialFailure::HttpStatus {
+            code: 404,
+            retry_after: None,
+        };
+        assert!(elsewhere.fix().contains("[outbound] url"));
     }
 
     /// What the page says about one line of its table, by a phrase of it.

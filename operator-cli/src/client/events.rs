@@ -1,18 +1,35 @@
 //! A run's events as they come, through interruptions, until the run is finished.
 
+use std::time::Duration;
+
 use futures_util::StreamExt;
 use reqwest::{Method, Response};
 use viworks_api::{ProblemCode, RunEvent};
 use viworks_common::id::RunId;
 use viworks_runtime::exit::ExitCode;
 
-use super::Client;
 use super::patience::Patience;
+use super::silence::QUIET;
+use super::{Client, SILENCE_MAX};
 use crate::failure::Failure;
 use crate::output;
 
 /// Bytes of one server-sent event, far above what the backend sends.
 const EVENT_BYTES_MAX: usize = 1024 * 1024;
+
+/// How long a stream that has begun may be silent before anybody wonders: the backend's heartbeat comes every 15 s.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+
+/// How a stream of events ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// With the run.
+    Finished,
+    /// In the middle, after something had come.
+    Cut,
+    /// Before anything had come.
+    Empty,
+}
 
 impl Client {
     /// Follows a run's events until it is finished; `handle` sees each.
@@ -29,10 +46,16 @@ impl Client {
                 builder = builder.header("last-event-id", id);
             }
             let before = last_id.clone();
-            let ended = match self.checked(builder).await {
+            let opened = self.with_word(QUIET, SILENCE_MAX, self.checked(builder));
+            let ended = match opened.await {
                 Ok(response) => {
-                    if read(response, &mut last_id, &mut handle).await? {
-                        return Ok(());
+                    match self
+                        .read_events(response, &mut last_id, &mut handle)
+                        .await?
+                    {
+                        Ended::Finished => return Ok(()),
+                        Ended::Cut => patience.heard(),
+                        Ended::Empty => {}
                     }
                     // The backend restarted or a proxy cut it. It resumes where it stopped.
                     Failure::new(ExitCode::Unavailable, "the event stream keeps ending")
@@ -54,48 +77,52 @@ impl Client {
             patience.pause(ended).await?;
         }
     }
-}
 
-/// Whether the stream came to its proper end.
-async fn read(
-    response: Response,
-    last_id: &mut Option<String>,
-    handle: &mut impl FnMut(RunEvent) -> Result<(), Failure>,
-) -> Result<bool, Failure> {
-    let mut bytes = response.bytes_stream();
-    let mut buffer: Vec<u8> = Vec::new();
-    while let Some(chunk) = bytes.next().await {
-        let Ok(chunk) = chunk else { return Ok(false) };
-        buffer.extend_from_slice(&chunk);
-        while let Some(end) = buffer.windows(2).position(|pair| pair == b"\n\n") {
-            let event: Vec<u8> = buffer.drain(..end + 2).collect();
-            let (id, data) = fields(&String::from_utf8_lossy(&event));
-            if id.is_some() {
-                *last_id = id;
+    /// Whether the stream came to its proper end.
+    async fn read_events(
+        &self,
+        response: Response,
+        last_id: &mut Option<String>,
+        handle: &mut impl FnMut(RunEvent) -> Result<(), Failure>,
+    ) -> Result<Ended, Failure> {
+        let mut bytes = response.bytes_stream();
+        let mut buffer: Vec<u8> = Vec::new();
+        // What has happened so far comes at once.
+        let (mut expected, mut ended) = (QUIET, Ended::Empty);
+        while let Some(chunk) = self.with_word(expected, SILENCE_MAX, bytes.next()).await {
+            let Ok(chunk) = chunk else { return Ok(ended) };
+            (expected, ended) = (HEARTBEAT + QUIET, Ended::Cut);
+            buffer.extend_from_slice(&chunk);
+            while let Some(end) = buffer.windows(2).position(|pair| pair == b"\n\n") {
+                let event: Vec<u8> = buffer.drain(..end + 2).collect();
+                let (id, data) = fields(&String::from_utf8_lossy(&event));
+                if id.is_some() {
+                    *last_id = id;
+                }
+                if data.is_empty() {
+                    continue;
+                }
+                let event: RunEvent = serde_json::from_str(&data).map_err(|error| {
+                    Failure::new(
+                        ExitCode::Error,
+                        format!("the backend sent an event this version cannot read: {error}"),
+                    )
+                })?;
+                let finished = matches!(event, RunEvent::Finished { .. });
+                handle(event)?;
+                if finished {
+                    return Ok(Ended::Finished);
+                }
             }
-            if data.is_empty() {
-                continue;
-            }
-            let event: RunEvent = serde_json::from_str(&data).map_err(|error| {
-                Failure::new(
+            if buffer.len() > EVENT_BYTES_MAX {
+                return Err(Failure::new(
                     ExitCode::Error,
-                    format!("the backend sent an event this version cannot read: {error}"),
-                )
-            })?;
-            let finished = matches!(event, RunEvent::Finished { .. });
-            handle(event)?;
-            if finished {
-                return Ok(true);
+                    "the backend sent an event beyond every bound",
+                ));
             }
         }
-        if buffer.len() > EVENT_BYTES_MAX {
-            return Err(Failure::new(
-                ExitCode::Error,
-                "the backend sent an event beyond every bound",
-            ));
-        }
+        Ok(ended)
     }
-    Ok(false)
 }
 
 /// The id and the data of one server-sent event (WHATWG HTML, "Server-sent events").

@@ -42,6 +42,11 @@ impl Patience {
         *self = Self::with(self.id);
     }
 
+    /// Somebody is there, without a word that brings anything on: attempts stay as rare as they have become.
+    pub(super) fn heard(&mut self) {
+        self.since = None;
+    }
+
     /// Pauses before the next attempt.
     ///
     /// # Errors
@@ -97,6 +102,17 @@ mod tests {
         assert_eq!(given_up.exit, ExitCode::Unavailable);
         let told = given_up.details.join(" ");
         assert!(told.contains(&format!("runs wait {id}")), "{told}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sign_of_life_renews_it_without_more_attempts() {
+        let id = "01900000-0000-7000-8000-000000000001".parse().unwrap();
+        let (began, mut patience) = (Instant::now(), Patience::with(id));
+        for _ in 0..100 {
+            patience.pause(silence()).await.unwrap();
+            patience.heard();
+        }
+        assert!(began.elapsed() > PAUSE_MAX * 90, "{:?}", began.elapsed());
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,11 +6,11 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio::time::{sleep, timeout};
 
-use super::{Client, REQUEST_TIMEOUT};
+use super::Client;
 use crate::output;
 
 /// After how long of silence something is said.
-const QUIET: Duration = Duration::from_secs(3);
+pub(super) const QUIET: Duration = Duration::from_secs(3);
 
 /// How long the backend may take to say how it is: it looks at nothing but itself for that.
 const ASK_TIME: Duration = Duration::from_secs(1);
@@ -29,12 +29,17 @@ struct Check {
 }
 
 impl Client {
-    /// The answer; whoever waits for it hears why as soon as it takes long.
-    pub(super) async fn with_word<T>(&self, answer: impl Future<Output = T>) -> T {
+    /// The answer, which is waited for up to `limit`; whoever waits hears why once it takes longer than `expected`.
+    pub(super) async fn with_word<T>(
+        &self,
+        expected: Duration,
+        limit: Duration,
+        answer: impl Future<Output = T>,
+    ) -> T {
         let mut answer = pin!(answer);
         let told = async {
-            sleep(QUIET).await;
-            output::note(&self.why_silent().await);
+            sleep(expected).await;
+            output::note(&self.why_silent(expected, limit).await);
         };
         tokio::select! {
             answer = &mut answer => return answer,
@@ -44,14 +49,18 @@ impl Client {
     }
 
     /// Why there is no answer, as far as the backend knows.
-    async fn why_silent(&self) -> String {
+    async fn why_silent(&self, silent: Duration, limit: Duration) -> String {
         let asked = async {
             let ready = format!("{}/readyz", self.server);
             self.http.get(ready).send().await?.json::<Standing>().await
         };
         let standing = timeout(ASK_TIME, asked).await;
-        let silent = format!("{} has not answered for {} s", self.server, QUIET.as_secs());
-        let waited = format!("it is waited for, up to {} s", REQUEST_TIMEOUT.as_secs());
+        let silent = format!(
+            "{} has not answered for {} s",
+            self.server,
+            silent.as_secs()
+        );
+        let waited = format!("it is waited for, up to {} s", limit.as_secs());
         let Ok(Ok(Standing { checks })) = standing else {
             return format!("{silent}, nor whether it is ready; {waited}");
         };

@@ -61,6 +61,12 @@ fn went_on(failure: Failure, run: RunId) -> Failure {
     if failure.quiet {
         return failure;
     }
+    if failure.exit == ExitCode::NotFound {
+        return failure.with(format!(
+            "the run was accepted as {run}: this is another backend, or one that lost it; {} runs ls shows what it knows",
+            program::name()
+        ));
+    }
     failure.with(format!(
         "the run was accepted and goes on without this command: {0} runs wait {run}   cancel it: {0} runs cancel {run}",
         program::name()

@@ -1,9 +1,11 @@
 //! Tells the service manager how the process is; does nothing where there is none.
 //!
-//! The manager's socket takes a few notices and then makes the sender wait, so a thread of its own sends them.
+//! The manager's socket takes a few notices and then makes the sender wait, so a thread of its own sends them. What
+//! waits for it is what there is to say now: a newer line takes the place of an older one, and nothing is lost that the
+//! manager has to know, however long it takes nothing.
 
-use std::sync::OnceLock;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
@@ -13,28 +15,79 @@ use tracing::warn;
 use super::{Lifecycle, Task};
 use crate::conditions::{Condition, Conditions};
 
-/// Notices that may wait for a manager that takes none; more are dropped, and the watchdog's next one says the same.
-const NOTICES_MAX: usize = 16;
-
 /// Bytes of a line for people; the manager takes no more than a page.
 const STATUS_BYTES_MAX: usize = 1_024;
 
 /// How often within the watchdog's time the tasks are asked: one slow answer is not the end of the process.
 const ROUNDS: u32 = 4;
 
-#[derive(Debug)]
-enum Notice {
+/// Where the process is on its way from its start to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
     Ready,
     /// With when it began, on the clock that the manager reads as well.
     Reloading(Duration),
     Stopping,
-    Status(String),
-    Watchdog,
+}
+
+/// What the manager has not taken yet.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Unsaid {
+    /// In their order; at most one reload is among them.
+    steps: VecDeque<Step>,
+    status: Option<String>,
+    watchdog: bool,
+}
+
+impl Unsaid {
+    fn step(&mut self, step: Step) {
+        if self.steps.back() == Some(&Step::Stopping) {
+            // Nothing comes after that.
+            return;
+        }
+        if let Step::Reloading(_) = step
+            && let Some(at) = self
+                .steps
+                .iter()
+                .position(|it| matches!(it, Step::Reloading(_)))
+        {
+            // An earlier reload that nobody heard of is part of this one, and so is its end.
+            self.steps.truncate(at);
+        }
+        if self.steps.back() != Some(&step) {
+            self.steps.push_back(step);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Between those who have something to say and the thread that says it.
+#[derive(Debug, Default)]
+struct Mailbox {
+    unsaid: Mutex<Unsaid>,
+    filled: Condvar,
+}
+
+impl Mailbox {
+    fn put(&self, change: impl FnOnce(&mut Unsaid)) {
+        change(&mut self.unsaid.lock().unwrap_or_else(PoisonError::into_inner));
+        self.filled.notify_one();
+    }
+
+    /// What there is to say; waits for something.
+    fn take(&self) -> Unsaid {
+        let unsaid = self.unsaid.lock().unwrap_or_else(PoisonError::into_inner);
+        let filled = self.filled.wait_while(unsaid, |unsaid| unsaid.is_empty());
+        std::mem::take(&mut filled.unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// Starting is over, or reading again is.
 pub fn ready() {
-    send(Notice::Ready);
+    send(|unsaid| unsaid.step(Step::Ready));
 }
 
 /// Files are read again, as SIGHUP asks; [`ready`] says when that is done, whatever it came to.
@@ -42,20 +95,21 @@ pub fn reloading() {
     let now = clock_gettime(ClockId::Monotonic);
     // A manager takes a reload for begun only if it is later than its request: the moment counts, not when it is sent.
     if let Ok(since_boot) = Duration::try_from(now) {
-        send(Notice::Reloading(since_boot));
+        send(|unsaid| unsaid.step(Step::Reloading(since_boot)));
     }
 }
 
 /// Shutdown has begun.
 pub fn stopping() {
-    send(Notice::Stopping);
+    send(|unsaid| unsaid.step(Step::Stopping));
 }
 
 /// One line for `systemctl status`: what the process does, and the worst of what is wrong with it.
 ///
 /// The same again is not sent.
 pub fn status(work: &str, conditions: &Conditions) {
-    send(Notice::Status(line(work, &conditions.list())));
+    let line = line(work, &conditions.list());
+    send(|unsaid| unsaid.status = Some(line));
 }
 
 fn line(work: &str, conditions: &[Condition]) -> String {
@@ -93,7 +147,7 @@ pub fn spawn_watchdog(lifecycle: &Lifecycle) -> Option<Task<()>> {
             }
             let silent = asked.silent();
             if silent.is_empty() {
-                send(Notice::Watchdog);
+                send(|unsaid| unsaid.watchdog = true);
             } else {
                 warn!(tasks = ?silent, "these stand still; unless they go on, the service manager restarts this process");
             }
@@ -101,51 +155,57 @@ pub fn spawn_watchdog(lifecycle: &Lifecycle) -> Option<Task<()>> {
     }))
 }
 
-fn send(notice: Notice) {
-    static NOTICES: OnceLock<Option<SyncSender<Notice>>> = OnceLock::new();
-    let Some(notices) = NOTICES.get_or_init(start) else {
-        return;
-    };
-    if let Err(error) = notices.try_send(notice) {
-        warn!(%error, "the service manager takes no notices");
+fn send(change: impl FnOnce(&mut Unsaid)) {
+    static MAILBOX: OnceLock<Option<&'static Mailbox>> = OnceLock::new();
+    if let Some(mailbox) = MAILBOX.get_or_init(start) {
+        mailbox.put(change);
     }
 }
 
 /// The thread that sends, for as long as the process lives.
-fn start() -> Option<SyncSender<Notice>> {
-    let (notices, waiting) = sync_channel::<Notice>(NOTICES_MAX);
+fn start() -> Option<&'static Mailbox> {
+    let mailbox: &'static Mailbox = Box::leak(Box::default());
     let started = std::thread::Builder::new()
         .name("notify".to_owned())
         .spawn(move || {
             let mut said = String::new();
-            for notice in waiting {
-                let sent = match &notice {
-                    Notice::Ready => sd_notify::notify(&[NotifyState::Ready]),
-                    Notice::Reloading(at) => sd_notify::notify(&[
-                        NotifyState::Reloading,
-                        NotifyState::MonotonicUsec(
-                            i128::try_from(at.as_micros()).unwrap_or_default(),
-                        ),
-                    ]),
-                    Notice::Stopping => sd_notify::notify(&[NotifyState::Stopping]),
-                    Notice::Status(line) if *line == said => continue,
-                    Notice::Status(line) => {
-                        said.clone_from(line);
-                        sd_notify::notify(&[NotifyState::Status(line)])
-                    }
-                    Notice::Watchdog => sd_notify::notify(&[NotifyState::Watchdog]),
-                };
-                if let Err(error) = sent {
-                    warn!(%error, "failed to notify the service manager");
-                }
+            loop {
+                say(&mailbox.take(), &mut said);
             }
         });
     match started {
-        Ok(_thread) => Some(notices),
+        Ok(_thread) => Some(mailbox),
         Err(error) => {
             warn!(%error, "there is no thread to notify the service manager");
             None
         }
+    }
+}
+
+/// Waits for as long as the manager takes nothing.
+fn say(unsaid: &Unsaid, said: &mut String) {
+    for step in &unsaid.steps {
+        match step {
+            Step::Ready => tell(&[NotifyState::Ready]),
+            Step::Reloading(at) => {
+                let at = i128::try_from(at.as_micros()).unwrap_or_default();
+                tell(&[NotifyState::Reloading, NotifyState::MonotonicUsec(at)]);
+            }
+            Step::Stopping => tell(&[NotifyState::Stopping]),
+        }
+    }
+    if let Some(line) = unsaid.status.as_ref().filter(|line| *line != said) {
+        said.clone_from(line);
+        tell(&[NotifyState::Status(line)]);
+    }
+    if unsaid.watchdog {
+        tell(&[NotifyState::Watchdog]);
+    }
+}
+
+fn tell(notice: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(notice) {
+        warn!(%error, "failed to notify the service manager");
     }
 }
 
@@ -180,5 +240,31 @@ mod tests {
         );
         let long = condition("disk", Severity::Fail, &"ä".repeat(5_000));
         assert!(line("3 gateways", &[long]).len() <= STATUS_BYTES_MAX);
+    }
+    #[test]
+    fn a_manager_that_takes_nothing_hears_all_that_counts_once_it_does() {
+        let mailbox = Mailbox::default();
+        let at = Duration::from_secs;
+        mailbox.put(|unsaid| unsaid.step(Step::Ready));
+        for n in 0..100 {
+            mailbox.put(|unsaid| unsaid.status = Some(format!("{n} gateways")));
+            mailbox.put(|unsaid| unsaid.watchdog = true);
+            mailbox.put(|unsaid| unsaid.step(Step::Reloading(at(n))));
+            mailbox.put(|unsaid| unsaid.step(Step::Ready));
+        }
+        mailbox.put(|unsaid| unsaid.step(Step::Stopping));
+        let steps = [
+            Step::Ready,
+            Step::Reloading(at(99)),
+            Step::Ready,
+            Step::Stopping,
+        ];
+        let unsaid = Unsaid {
+            steps: VecDeque::from(steps),
+            status: Some("99 gateways".to_owned()),
+            watchdog: true,
+        };
+        assert_eq!(mailbox.take(), unsaid);
+        assert!(Mailbox::default().unsaid.into_inner().unwrap().is_empty());
     }
 }

@@ -1,0 +1,146 @@
+//! `scripts/install-service.sh` below a folder: without root, the network, or anything that it could start.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+use viworks_testkit::binaries::workspace;
+
+/// An archive with programs that are none, and a folder to install it below.
+struct Site {
+    folder: TempDir,
+}
+
+impl Site {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let archive = folder.path().join("archive");
+        for program in ["viworks", "viworks-backend-agent", "viworks-gateway-agent"] {
+            write(&archive.join("bin").join(program), program);
+        }
+        for (from, to) in [
+            ("systemd", "systemd"),
+            ("common/catalogue", "catalogue"),
+            ("scripts/install-service.sh", "scripts/install-service.sh"),
+        ] {
+            let to = archive.join(to);
+            fs::create_dir_all(to.parent().unwrap()).unwrap();
+            let from = workspace().join(from);
+            let copied = Command::new("cp").arg("-r").args([from, to]).status();
+            assert!(copied.unwrap().success());
+        }
+        fs::create_dir(folder.path().join("root")).unwrap();
+        Self { folder }
+    }
+
+    fn root(&self) -> std::path::PathBuf {
+        self.folder.path().join("root")
+    }
+
+    /// The script, which finds the archive by its own place.
+    fn script(&self) -> Command {
+        let mut command = Command::new("sh");
+        command
+            .arg("archive/scripts/install-service.sh")
+            .current_dir(self.folder.path());
+        command
+    }
+
+    fn has(&self, path: &str) -> bool {
+        self.root().join(path).exists()
+    }
+}
+
+fn write(path: &Path, text: &str) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, text).unwrap();
+}
+
+fn said(command: &mut Command) -> (Output, String) {
+    let output = command.output().unwrap();
+    let both = [output.stdout.clone(), output.stderr.clone()].concat();
+    (output, String::from_utf8(both).unwrap())
+}
+
+#[test]
+fn it_installs_keeps_uninstalls_and_purges_below_a_folder() {
+    let site = Site::new();
+    let act = |verb: &str, options: &[&str]| {
+        let mut script = site.script();
+        script.args([verb, "--root", "root", "backend", "gateway", "cli"]);
+        let (output, said) = said(script.args(options));
+        assert!(output.status.success(), "{verb}: {said}");
+        said
+    };
+    let would = act("install", &["--dry-run"]);
+    assert!(would.contains("would run: mv"), "{would}");
+    assert_eq!(fs::read_dir(site.root()).unwrap().count(), 0);
+
+    act("install", &[]);
+    let unit = "usr/lib/systemd/system/viworks-gateway-agent.service";
+    for file in ["usr/bin/viworks", "usr/bin/viworks-backend-agent", unit] {
+        assert!(site.has(file), "{file}");
+    }
+    let catalogue = site.root().join("etc/viworks/commands.d/20-system.toml");
+    write(&catalogue, "# ours\n");
+    write(&site.root().join("etc/viworks/gateway.toml"), "ours");
+    let again = act("install", &[]);
+    assert!(again.contains("kept: "), "{again}");
+    assert_eq!(fs::read_to_string(&catalogue).unwrap(), "# ours\n");
+
+    act("uninstall", &[]);
+    assert!(!site.has("usr/bin/viworks") && !site.has(unit));
+    assert!(site.has("etc/viworks/gateway.toml") && catalogue.exists());
+    act("purge", &[]);
+    assert!(!site.has("etc/viworks"));
+}
+
+#[test]
+fn a_folder_to_search_for_folders_leads_it_nowhere() {
+    let site = Site::new();
+    // Another archive of the same name, without programs, where `cd` would go.
+    fs::create_dir_all(site.folder.path().join("elsewhere/archive/scripts")).unwrap();
+    let mut script = site.script();
+    script.args(["install", "--root", "root", "--from", "archive", "cli"]);
+    let (output, said) = said(script.env("CDPATH", "elsewhere"));
+    assert!(output.status.success(), "{said}");
+    assert!(site.has("usr/bin/viworks"), "{said}");
+}
+
+#[test]
+fn the_root_is_as_good_as_none() {
+    let site = Site::new();
+    let mut script = site.script();
+    let (output, said) = said(script.args(["install", "--root", "/", "--dry-run", "cli"]));
+    // Where a package has installed it already, it says so; nothing is below a folder either way.
+    assert!(
+        output.status.success() || output.status.code() == Some(6),
+        "{said}"
+    );
+    assert!(!said.contains("//usr/bin"), "{said}");
+}
+
+#[test]
+fn what_a_package_has_installed_is_left_to_it() {
+    let site = Site::new();
+    let dpkg = site.root().join("var/lib/dpkg");
+    write(
+        &dpkg.join("status"),
+        "Package: viworks-cli\nStatus: install ok installed\nVersion: 1\nArchitecture: all\n\
+         Maintainer: x\nDescription: x\n\n",
+    );
+    write(&dpkg.join("info/viworks-cli.list"), "/usr/bin/viworks\n");
+    write(&dpkg.join("info/format"), "1\n");
+    let has_dpkg = Command::new("dpkg-query").arg("--version").output().is_ok();
+    for verb in ["install", "uninstall", "purge"] {
+        let mut script = site.script();
+        let (output, said) = said(script.args([verb, "--root", "root", "gateway", "cli"]));
+        if has_dpkg {
+            assert_eq!(output.status.code(), Some(6), "{said}");
+            assert!(said.contains("dpkg --remove viworks-cli"), "{said}");
+            // Nothing is half done.
+            assert!(!site.has("usr/bin/viworks-gateway-agent"), "{said}");
+        }
+    }
+}
