@@ -49,6 +49,7 @@ use crate::inbound::heartbeats::Heartbeats;
 use crate::inbound::judge::Judge;
 use crate::inbound::limits::{AdmissionLimits, Gate};
 use crate::inbound::listener::Listener;
+use crate::inbound::proxy::Proxies;
 use crate::inbound::replay::{ReplayCache, ReplayLimits};
 use crate::inbound::{Inbound, Terms};
 use crate::jobs::Jobs;
@@ -518,7 +519,8 @@ impl Shared {
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
         };
         let (reload, server) = Reload::new(config.clone(), material, tools);
-        let listener = Listener::new(listener, server, gate, Arc::new(inbound));
+        let proxies = Proxies::from(agents);
+        let listener = Listener::new(listener, server, gate, proxies, Arc::new(inbound));
         drop(lifecycle.spawn_critical("agents' listener", listener.run()));
         reload
     }

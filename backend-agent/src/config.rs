@@ -12,6 +12,7 @@ use viworks_common::limits::{
     COMMANDS_UNREPORTED_MAX, HANDSHAKE_STEP_TIMEOUT, HEARTBEAT_INTERVAL, OUTPUT_WINDOW_BYTES,
     SILENCE_MAX, TELEMETRY_IN_FLIGHT_BYTES_MAX,
 };
+use viworks_common::network::IpNetwork;
 use viworks_common::rate::Quota;
 use viworks_runtime::config::{Document, Environment, Problems, Section, Values};
 use viworks_runtime::logging::LogConfig;
@@ -107,6 +108,15 @@ fn stand_in_the_way(one: SocketAddr, other: SocketAddr) -> bool {
     one.port() == other.port() && one.port() != 0 && meet
 }
 
+/// Whether connections begin with what a proxy says about them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProxyProtocol {
+    /// Gateways connect by themselves.
+    Off,
+    /// Every connection comes from a proxy and begins with its header.
+    Require,
+}
+
 settings! {
     /// The listener for gateway agents (mutual TLS).
     [agents]
@@ -135,6 +145,16 @@ settings! {
             "exporter",
             &[("exporter", BindingMode::Exporter), ("certificate", BindingMode::Certificate)],
         ),
+        /// Whether every connection begins with a header of the PROXY protocol, in which a proxy that passes TLS
+        /// through says who connects. With `require`, what does not begin with one, or comes from elsewhere than
+        /// `trusted_proxies`, is refused.
+        proxy_protocol: ProxyProtocol = one_of(
+            "off",
+            &[("off", ProxyProtocol::Off), ("require", ProxyProtocol::Require)],
+        ),
+        /// The addresses and networks of the proxies that are believed about who connects, such as `127.0.0.1` or
+        /// `10.0.8.0/24`.
+        trusted_proxies: Vec<IpNetwork> = parsed_list("addresses and networks"),
         /// Open sockets; more are closed at once.
         connections_max: usize = integer(20_000, 1..=200_000),
         /// Open sockets of one IPv4 address or IPv6 /64 network; many gateways can share one address behind NAT.
@@ -142,7 +162,7 @@ settings! {
         /// Handshakes and session openings at once; the rest wait their turn or are told when to come back. A quarter
         /// of these, and of all sockets, is kept for sources that held a session within the last hour.
         openings_max: usize = integer(128, 1..=10_000),
-        /// For the TLS handshake.
+        /// For the header of a proxy, and again for the TLS handshake.
         tls_timeout: Duration = duration_ms(HANDSHAKE_STEP_TIMEOUT, TIMEOUT),
         /// For the HTTP upgrade.
         upgrade_timeout: Duration = duration_ms(HANDSHAKE_STEP_TIMEOUT, TIMEOUT),
@@ -179,6 +199,36 @@ impl AgentsConfig {
                     self.heartbeat_interval.as_millis()
                 ),
                 "silence_ms must be at least three times heartbeat_interval_ms, so that one lost packet ends no session",
+            );
+        }
+        self.check_proxies(section);
+    }
+
+    fn check_proxies(&self, section: &mut Section<'_>) {
+        let required = self.proxy_protocol == ProxyProtocol::Require;
+        if required && self.trusted_proxies.is_empty() {
+            section.problem(
+                "proxy_protocol",
+                "proxy_protocol is \"require\", and no proxy is believed: nobody could connect".to_owned(),
+                "name the addresses that the proxy connects from, such as trusted_proxies = [\"127.0.0.1\"]",
+            );
+        }
+        if !required && !self.trusted_proxies.is_empty() {
+            section.problem(
+                "trusted_proxies",
+                "trusted_proxies has entries, and nothing is asked of these proxies".to_owned(),
+                "set proxy_protocol = \"require\", or leave trusted_proxies out",
+            );
+        }
+        if let Some(everybody) = self
+            .trusted_proxies
+            .iter()
+            .find(|network| network.is_everybody())
+        {
+            section.problem(
+                "trusted_proxies",
+                format!("{everybody} is everybody, who could then claim any address"),
+                "name the addresses of the proxies only",
             );
         }
     }

@@ -27,6 +27,7 @@ pub mod judge;
 pub mod limits;
 pub mod listener;
 mod opening;
+pub mod proxy;
 pub mod replay;
 mod skew;
 pub mod upgrade;

@@ -6,6 +6,7 @@ mod arguments;
 mod certificate;
 mod envelope;
 mod message;
+mod proxy_protocol;
 mod samples;
 mod session;
 
@@ -13,6 +14,7 @@ pub use arguments::arguments;
 pub use certificate::certificate;
 pub use envelope::envelope;
 pub use message::message;
+pub use proxy_protocol::proxy_protocol;
 pub use session::session;
 
 #[cfg(test)]
@@ -54,5 +56,10 @@ mod tests {
     #[test]
     fn the_stored_certificates_keep_the_laws() {
         replay("certificate", super::certificate);
+    }
+
+    #[test]
+    fn the_stored_headers_of_proxies_keep_the_laws() {
+        replay("proxy_protocol", super::proxy_protocol);
     }
 }

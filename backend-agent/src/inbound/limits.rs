@@ -62,6 +62,8 @@ pub struct Gate {
 struct Shared {
     limits: AdmissionLimits,
     connections: Places,
+    /// Connections of proxies that have not said for whom they are.
+    arrivals: Arc<Semaphore>,
     handshakes: Places,
     openings: Places,
     sources: Mutex<BTreeMap<IpAddr, usize>>,
@@ -138,7 +140,7 @@ impl Admitted {
     }
 }
 
-/// The room of one handshake or opening; given back when dropped.
+/// The room of one arrival, handshake or opening; given back when dropped.
 #[derive(Debug)]
 pub struct Turn {
     _permit: OwnedSemaphorePermit,
@@ -152,6 +154,7 @@ impl Gate {
             shared: Arc::new(Shared {
                 limits,
                 connections: Places::new(limits.connections),
+                arrivals: Arc::new(Semaphore::new(limits.connections)),
                 // Twice as many: those that will be told to come back need a handshake, too.
                 handshakes: Places::new(limits.openings.saturating_mul(2)),
                 openings: Places::new(limits.openings),
@@ -162,6 +165,18 @@ impl Gate {
                     .build(),
             }),
         }
+    }
+
+    /// Takes in a connection of a proxy until it is known for whom it is, and [`Self::admit`] can decide.
+    ///
+    /// # Errors
+    ///
+    /// When as many of these are open as there may be connections.
+    pub fn arrive(&self) -> Result<Turn, Turned> {
+        let place = Arc::clone(&self.shared.arrivals).try_acquire_owned();
+        place
+            .map(|permit| Turn { _permit: permit })
+            .map_err(|_full| Turned::Full)
     }
 
     /// Takes in a connection from `address`.
@@ -257,6 +272,17 @@ mod tests {
             Turned::SourceFull
         );
         gate.admit(ip("2001:db8:0:1::1")).unwrap();
+    }
+
+    #[test]
+    fn connections_of_a_proxy_are_bounded_until_it_is_known_for_whom_they_are() {
+        let gate = Gate::new(LIMITS);
+        let mut arrived: Vec<_> = std::iter::from_fn(|| gate.arrive().ok()).collect();
+        assert_eq!(arrived.len(), LIMITS.connections);
+        // They have no place among the connections yet.
+        let _admitted = gate.admit(ip("192.0.2.1")).unwrap();
+        drop(arrived.pop());
+        gate.arrive().unwrap();
     }
 
     #[tokio::test]

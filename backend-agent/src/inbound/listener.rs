@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ServerConfig;
+use rustls::{InvalidMessage, ServerConfig};
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -21,7 +21,8 @@ use viworks_runtime::{random, tls};
 
 use super::Inbound;
 use super::connection::{self, Opening};
-use super::limits::{Admitted, Gate};
+use super::limits::{Admitted, Gate, Turn};
+use super::proxy::{self, Proxies};
 use super::upgrade::{self, Rules, Verdict};
 use crate::agent::registry::{Peer, Unrecognised};
 
@@ -37,6 +38,7 @@ pub struct Listener {
     /// What a reload replaces; connections that are there keep theirs.
     config: watch::Receiver<Arc<ServerConfig>>,
     gate: Gate,
+    proxies: Proxies,
     inbound: Arc<Inbound>,
     lines: Arc<Lines>,
 }
@@ -48,12 +50,14 @@ impl Listener {
         listener: TcpListener,
         config: watch::Receiver<Arc<ServerConfig>>,
         gate: Gate,
+        proxies: Proxies,
         inbound: Arc<Inbound>,
     ) -> Self {
         Self {
             listener,
             config,
             gate,
+            proxies,
             inbound,
             lines: Arc::new(Lines {
                 strangers: Throttle::new(LOG_LINES),
@@ -78,19 +82,33 @@ impl Listener {
         }
     }
 
+    /// Lets a connection in, or drops its socket: that costs nothing, and an answer would.
     fn admit(&self, stream: TcpStream, address: SocketAddr) {
+        let handshake = Handshake {
+            acceptor: TlsAcceptor::from(Arc::clone(&self.config.borrow())),
+            lines: Arc::clone(&self.lines),
+            inbound: Arc::clone(&self.inbound),
+            address,
+        };
+        let lifecycle = &self.inbound.lifecycle;
+        if self.proxies.send_headers() {
+            if !self.proxies.trusts(address.ip()) {
+                return handshake.not_a_proxy();
+            }
+            match self.gate.arrive() {
+                Ok(arrived) => {
+                    let task = handshake.arrive(stream, arrived, self.gate.clone());
+                    drop(lifecycle.spawn("agent handshake", Box::pin(task)));
+                }
+                Err(turned) => self.inbound.metrics.refused(turned.name()),
+            }
+            return;
+        }
         match self.gate.admit(address.ip()) {
             Ok(admitted) => {
-                let handshake = Handshake {
-                    acceptor: TlsAcceptor::from(Arc::clone(&self.config.borrow())),
-                    lines: Arc::clone(&self.lines),
-                    inbound: Arc::clone(&self.inbound),
-                    address,
-                };
                 let task = Box::pin(handshake.run(stream, admitted));
-                drop(self.inbound.lifecycle.spawn("agent handshake", task));
+                drop(lifecycle.spawn("agent handshake", task));
             }
-            // Dropping the socket costs nothing; an answer would.
             Err(turned) => self.inbound.metrics.refused(turned.name()),
         }
     }
@@ -131,6 +149,45 @@ struct Handshake {
 }
 
 impl Handshake {
+    /// Finds out for whom a proxy connects, and whether there is room for that one.
+    async fn arrive(mut self, mut stream: TcpStream, arrived: Turn, gate: Gate) {
+        let proxy = self.address;
+        let metrics = &self.inbound.metrics;
+        let limit = self.inbound.terms.tls_timeout;
+        match timeout(limit, proxy::client(&mut stream, proxy)).await {
+            Ok(Ok(client)) => self.address = client,
+            Ok(Err(error)) => {
+                metrics.handshake("proxy_header_refused");
+                self.strangers(|left_out| {
+                    warn!(%proxy, %error, left_out, "refused a connection of a proxy: with agents.proxy_protocol = \"require\", each has to begin with a header (nginx: proxy_protocol on)");
+                });
+                return;
+            }
+            Err(_elapsed) => {
+                metrics.handshake("proxy_header_timeout");
+                self.strangers(|left_out| {
+                    info!(%proxy, left_out, "a proxy connected and did not say for whom");
+                });
+                return;
+            }
+        }
+        let admitted = gate.admit(self.address.ip());
+        drop(arrived);
+        match admitted {
+            Ok(admitted) => self.run(stream, admitted).await,
+            Err(turned) => metrics.refused(turned.name()),
+        }
+    }
+
+    /// Somebody else than a proxy connects where only proxies may.
+    fn not_a_proxy(&self) {
+        self.inbound.metrics.refused("not_a_proxy");
+        let address = self.address;
+        self.strangers(|left_out| {
+            warn!(%address, left_out, "refused a connection that does not come through a proxy of agents.trusted_proxies");
+        });
+    }
+
     async fn run(self, stream: TcpStream, admitted: Admitted) {
         let metrics = &self.inbound.metrics;
         let address = self.address;
@@ -147,9 +204,13 @@ impl Handshake {
             Ok(Ok(secured)) => secured,
             Ok(Err(error)) => {
                 metrics.handshake("tls_failed");
-                self.strangers(
-                    |left_out| info!(%address, %error, left_out, "a TLS handshake failed"),
-                );
+                self.strangers(|left_out| {
+                    if is_no_tls(&error) {
+                        info!(%address, %error, left_out, "a TLS handshake failed: what came is no TLS; a proxy that sends a header of the PROXY protocol needs agents.proxy_protocol = \"require\"");
+                    } else {
+                        info!(%address, %error, left_out, "a TLS handshake failed");
+                    }
+                });
                 return;
             }
             Err(_elapsed) => {
@@ -256,6 +317,17 @@ impl Handshake {
         };
         Ok((peer, Binding { mode, value }))
     }
+}
+
+/// Whether the first bytes were of another protocol.
+fn is_no_tls(error: &io::Error) -> bool {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
+    matches!(
+        cause,
+        Some(rustls::Error::InvalidMessage(
+            InvalidMessage::InvalidContentType
+        ))
+    )
 }
 
 /// Options without which a session still works, only less well; so a kernel that lacks one is no reason to refuse.

@@ -153,7 +153,10 @@ async fn a_short_deadline_is_whole_for_a_gateway_that_was_silent() {
     let clock = Arc::new(Stepped::default());
     let often = Duration::from_millis(50);
     let reading = Arc::<Stepped>::clone(&clock);
-    let backend = Backend::start_offering(pki::initialised(), reading, often).await;
+    let backend = Backend::start_changed(pki::initialised(), reading, |config| {
+        config.jobs.offer = often;
+    })
+    .await;
     let material = backend.join("gw-1").await;
     let mut gateway = backend.dial(&material).await;
     gateway.open(1, 0, &material.token).await.unwrap();

@@ -57,6 +57,43 @@ fn every_problem_is_listed_at_once() {
 }
 
 #[test]
+fn proxies_are_named_one_by_one_and_only_where_they_are_believed() {
+    let problems = |settings: &[(&str, &str)]| {
+        let named = |key: &str| format!("VIWORKS__AGENTS__{key}");
+        let settings = settings
+            .iter()
+            .map(|(key, value)| (named(key), (*value).to_owned()));
+        let environment: Environment = settings.collect();
+        let loaded = Config::load(&initialised().path().join("b/backend.toml"), &environment);
+        loaded.map_or_else(|problems| problems.to_string(), |_config| String::new())
+    };
+    let require = ("PROXY_PROTOCOL", "require");
+    assert_eq!(
+        problems(&[require, ("TRUSTED_PROXIES", "127.0.0.1,10.0.8.0/24")]),
+        ""
+    );
+    for (settings, told) in [
+        (&[require][..], "no proxy is believed"),
+        (
+            &[("TRUSTED_PROXIES", "127.0.0.1")],
+            "nothing is asked of these proxies",
+        ),
+        (&[require, ("TRUSTED_PROXIES", "::/0")], "::/0 is everybody"),
+        (
+            &[require, ("TRUSTED_PROXIES", "10.0.8.1/24")],
+            "the network is 10.0.8.0/24",
+        ),
+        (
+            &[require, ("TRUSTED_PROXIES", "nginx")],
+            "no address such as",
+        ),
+    ] {
+        let problems = problems(settings);
+        assert!(problems.contains(told), "{told} is not in:\n{problems}");
+    }
+}
+
+#[test]
 fn a_password_file_that_cannot_be_used_is_told_of_once() {
     use std::os::unix::fs::PermissionsExt;
     let folder = initialised();

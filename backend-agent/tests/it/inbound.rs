@@ -8,6 +8,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tempfile::TempDir;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -16,6 +17,7 @@ use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
 use uuid::Uuid;
 use viworks_backend_agent::app::{App, StartError};
+use viworks_backend_agent::config::Config;
 use viworks_backend_agent::data::{GatewayRef, NewCommand, NewRun, QueueLimits, Store};
 use viworks_backend_agent::material::ServerMaterial;
 use viworks_backend_agent::pki::authority::{Authority, Issued};
@@ -45,6 +47,8 @@ pub(crate) struct Backend {
     office: Office,
     /// A second handle on the same file, as another process has it.
     pub(crate) store: Arc<dyn Store>,
+    /// What goes before every TLS connection.
+    pub(crate) preface: Vec<u8>,
 }
 
 impl Backend {
@@ -54,20 +58,21 @@ impl Backend {
 
     pub(crate) async fn start_on(folder: TempDir, clock: Arc<dyn Clock>) -> Self {
         // What is tested here must not need the reconciler.
-        Self::start_offering(folder, clock, Duration::from_secs(3_600)).await
+        let rarely = Duration::from_secs(3_600);
+        Self::start_changed(folder, clock, |config| config.jobs.offer = rarely).await
     }
 
-    /// The same, where what waits is offered again this often.
-    pub(crate) async fn start_offering(
+    /// The same with other settings.
+    pub(crate) async fn start_changed(
         folder: TempDir,
         clock: Arc<dyn Clock>,
-        offer: Duration,
+        change: impl FnOnce(&mut Config),
     ) -> Self {
         let mut config = pki::config(&folder);
         config.agents.listen.set_port(0);
         config.api.listen.set_port(0);
         config.jobs.expire = Duration::from_millis(100);
-        config.jobs.offer = offer;
+        change(&mut config);
         let lifecycle = Lifecycle::new();
         let material = ServerMaterial::load(&config).unwrap();
         let app = App::start_by(&config, material.clone(), &lifecycle, clock);
@@ -85,6 +90,7 @@ impl Backend {
             lifecycle,
             office,
             store,
+            preface: Vec::new(),
         }
     }
 
@@ -94,7 +100,10 @@ impl Backend {
             .unwrap()
     }
 
-    async fn tls(&self, identity: Option<&Issued>) -> Result<TlsStream<TcpStream>, std::io::Error> {
+    pub(crate) async fn tls(
+        &self,
+        identity: Option<&Issued>,
+    ) -> Result<TlsStream<TcpStream>, std::io::Error> {
         let mut roots = RootCertStore::empty();
         let authority = self.office.authority.certificate().as_bytes();
         roots
@@ -111,7 +120,8 @@ impl Backend {
                 .unwrap(),
         };
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        let stream = TcpStream::connect(self.app.agents).await?;
+        let mut stream = TcpStream::connect(self.app.agents).await?;
+        stream.write_all(&self.preface).await?;
         let name = ServerName::try_from("localhost").unwrap();
         TlsConnector::from(Arc::new(config))
             .connect(name, stream)

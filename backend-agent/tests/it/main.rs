@@ -8,5 +8,6 @@ mod dispatch;
 mod echo;
 mod inbound;
 mod pki;
+mod proxies;
 mod queue;
 mod store;

@@ -267,6 +267,22 @@ impl<'d> Section<'d> {
         })
     }
 
+    /// The same, and it may be left out or be empty.
+    pub fn parsed_list<T: FromStr<Err: Display>>(
+        &mut self,
+        key: &str,
+        kind: &str,
+        help: &str,
+    ) -> Vec<T> {
+        let kind = format!("list of {kind}");
+        let read = |key: &str, value: &Value| {
+            let texts = value::strings(key, value)?;
+            texts.iter().map(|text| parse_text(key, text)).collect()
+        };
+        self.defaulted(key, &kind, Shape::List, "[]".to_owned(), help, read)
+            .unwrap_or_default()
+    }
+
     /// A path with a default.
     pub fn path(&mut self, key: &str, default: &str, help: &str) -> PathBuf {
         let path = self.defaulted(

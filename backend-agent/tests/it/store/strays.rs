@@ -41,7 +41,10 @@ async fn ended(store: &dyn Store, agent_id: AgentId) -> SessionRecord {
 #[tokio::test]
 async fn the_only_backend_ends_a_session_that_it_does_not_have() {
     let clock = Arc::new(SystemClock);
-    let backend = Backend::start_offering(pki::initialised(), clock, OFTEN).await;
+    let backend = Backend::start_changed(pki::initialised(), clock, |config| {
+        config.jobs.offer = OFTEN;
+    })
+    .await;
     let (lost, there) = (backend.join("gw-1").await, backend.join("gw-2").await);
     let mut gateway = backend.dial(&there).await;
     gateway.open(1, 0, &there.token).await.unwrap();
