@@ -68,6 +68,19 @@ impl Config {
         Ok(config)
     }
 
+    /// The same for somebody who only asks the running backend: the files that are named are not looked at, which may
+    /// be the backend's alone.
+    ///
+    /// # Errors
+    ///
+    /// All problems at once.
+    pub fn load_to_ask(path: &Path, environment: &Environment) -> Result<Self, Problems> {
+        let mut document = Document::load_to_ask(path, environment)?;
+        let config = Self::read(&mut document);
+        document.finish()?;
+        Ok(config)
+    }
+
     /// Reads every section; worth nothing until the document has finished.
     pub(crate) fn read(document: &mut Document) -> Self {
         let agents = AgentsConfig::read(document);

@@ -2,11 +2,12 @@
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use viworks_runtime::clock::{Clock, SystemClock};
-use viworks_runtime::config::{Problems, environment};
+use viworks_runtime::config::{Environment, Problems, environment};
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::lifecycle::run_to_end;
 use viworks_runtime::logging;
@@ -17,6 +18,8 @@ use crate::identity::IdentityError;
 use crate::setup::Setup;
 use crate::{app, builtin, launcher, program};
 
+mod doctor;
+mod health;
 mod status;
 
 #[derive(Debug, Parser)]
@@ -67,6 +70,46 @@ enum Action {
         /// The agent's socket; then no configuration is read.
         #[arg(long, conflicts_with = "config")]
         socket: Option<PathBuf>,
+        /// For people or for programs.
+        #[arg(short, long, value_enum, default_value_t = status::Format::Table)]
+        output: status::Format,
+    },
+    /// Asks the running agent whether it is well, in one line: for service managers, containers and scripts.
+    ///
+    /// Ends with 0 when it is, 69 when it is not connected or does not answer, 20 when it is connected and a part
+    /// fails, 78 when the configuration cannot be read.
+    Health {
+        /// The configuration, which names the agent's socket.
+        #[arg(long, default_value = "/etc/viworks/gateway.toml")]
+        config: PathBuf,
+        /// The agent's socket; then no configuration is read.
+        #[arg(long, conflicts_with = "config")]
+        socket: Option<PathBuf>,
+        /// What is asked.
+        #[arg(long, value_enum, default_value_t = health::Probe::Ready)]
+        probe: health::Probe,
+        /// How long the answer may take, in seconds.
+        #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=60))]
+        timeout: u64,
+        /// For people or for programs.
+        #[arg(short, long, value_enum, default_value_t = status::Format::Table)]
+        output: status::Format,
+    },
+    /// Walks over everything that a connection needs, and names the first thing that is not right and its fix.
+    ///
+    /// Looks at configuration, disk, certificate, agent, DNS, TCP, TLS, upgrade and clock, whether the agent runs or
+    /// not, and disturbs no session. Run it as the agent's user. Ends with 0 when all is well, 69 when there is no
+    /// connection, 20 when something else fails, 78 when the configuration is refused.
+    Doctor {
+        /// The configuration.
+        #[arg(long, default_value = "/etc/viworks/gateway.toml")]
+        config: PathBuf,
+        /// The agent's own folder, whatever the configuration says.
+        #[arg(long, value_name = "DIR")]
+        state_folder: Option<PathBuf>,
+        /// How long all of it may take, in seconds.
+        #[arg(long, value_name = "SECONDS", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=300))]
+        timeout: u64,
         /// For people or for programs.
         #[arg(short, long, value_enum, default_value_t = status::Format::Table)]
         output: status::Format,
@@ -180,11 +223,32 @@ fn act(action: Action) -> anyhow::Result<ExitCode> {
             socket,
             output,
         } => {
-            let socket = match socket {
-                Some(socket) => socket,
-                None => Config::load_to_ask(&config, &environment())?.gateway.socket,
-            };
+            let socket = socket_of(socket, &config)?;
             run_to_end(runtime()?, status::show(&socket, output))
+        }
+        Action::Health {
+            config,
+            socket,
+            probe,
+            timeout,
+            output,
+        } => {
+            let socket = socket_of(socket, &config)?;
+            let limit = Duration::from_secs(timeout);
+            run_to_end(runtime()?, health::show(&socket, probe, limit, output))
+        }
+        Action::Doctor {
+            config,
+            state_folder,
+            timeout,
+            output,
+        } => {
+            let asked = doctor::Asked {
+                config: std::path::absolute(&config).unwrap_or(config),
+                environment: overlay(state_folder),
+                limit: Duration::from_secs(timeout),
+            };
+            run_to_end(runtime()?, doctor::walk(asked, output))
         }
         Action::Builtin { arguments } => {
             // Unreachable by way of `main`, which looks first; the same all the same.
@@ -198,14 +262,27 @@ fn act(action: Action) -> anyhow::Result<ExitCode> {
     }
 }
 
+/// Where the agent is asked.
+fn socket_of(socket: Option<PathBuf>, config: &Path) -> Result<PathBuf, Problems> {
+    match socket {
+        Some(socket) => Ok(socket),
+        None => Ok(Config::load_to_ask(config, &environment())?.gateway.socket),
+    }
+}
+
 /// What the start reads, and the check as well.
 fn load(config: &Path, state_folder: Option<PathBuf>) -> Result<Setup, Problems> {
-    let mut variables = environment();
-    if let Some(folder) = state_folder {
-        let folder = std::path::absolute(&folder).unwrap_or(folder);
-        variables = variables.with("VIWORKS__GATEWAY__STATE_FOLDER", &folder.to_string_lossy());
-    }
-    Setup::load(config, &variables, SystemClock.wall())
+    Setup::load(config, &overlay(state_folder), SystemClock.wall())
+}
+
+/// The variables of this process, with the folder that was named on the command line.
+fn overlay(state_folder: Option<PathBuf>) -> Environment {
+    let variables = environment();
+    let Some(folder) = state_folder else {
+        return variables;
+    };
+    let folder = std::path::absolute(&folder).unwrap_or(folder);
+    variables.with("VIWORKS__GATEWAY__STATE_FOLDER", &folder.to_string_lossy())
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

@@ -29,6 +29,7 @@ pub mod dial;
 mod ending;
 pub mod failure;
 mod live;
+pub mod look;
 pub mod pinning;
 pub mod pins;
 mod refusals;

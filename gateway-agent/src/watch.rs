@@ -23,7 +23,7 @@ const INTERVAL: Duration = Duration::from_secs(2);
 const LOOK_TIME: Duration = Duration::from_secs(10);
 
 /// Free bytes with which readings are taken in again.
-const ROOM_BYTES: u64 = 1024 * 1024;
+pub(crate) const ROOM_BYTES: u64 = 1024 * 1024;
 
 /// The condition while the backend did not store records of this gateway lately.
 pub const TELEMETRY_REFUSED: &str = "telemetry.refused";
@@ -36,7 +36,8 @@ const STATE_FOLDER_FIX: &str = "put the folder back where it was, on a disk that
 const READ_ONLY_FIX: &str = "see dmesg for why, mend the disk and mount it to be written again, then restart this agent if it does not go on by itself; until then commands are refused and telemetry is counted";
 const JOURNAL: &str = "journal";
 const DISK: &str = "disk";
-const DISK_FIX: &str = "make room on the disk of the state folder; nothing has to be restarted";
+pub(crate) const DISK_FIX: &str =
+    "make room on the disk of the state folder; nothing has to be restarted";
 const RESERVE: &str = "disk.reserve";
 
 /// What is looked at.
@@ -170,6 +171,6 @@ impl Watch {
 }
 
 /// Bytes that this process could still write there; none when nobody can tell.
-fn room(folder: &Path) -> u64 {
+pub(crate) fn room(folder: &Path) -> u64 {
     statvfs(folder).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
 }

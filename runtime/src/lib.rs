@@ -3,13 +3,14 @@
 //! Everything impure that is not about the product lives here, each in one place: the clock ([`clock`]), randomness
 //! ([`random`]), the environment and the configuration file ([`config`]), tasks and shutdown ([`lifecycle`]), calls
 //! that may hang ([`blocking`]), TLS material ([`tls`]), the embedded database ([`sqlite`]), and what a process shows
-//! of itself ([`answers`], [`conditions`], [`logging`], [`metrics`], [`probe`], [`ready_file`], [`stdout`],
+//! of itself ([`answers`], [`ask`], [`conditions`], [`logging`], [`metrics`], [`probe`], [`ready_file`], [`stdout`],
 //! [`throttle`], [`exit`]), what it shares out among its callers ([`door`], [`shares`]), and with the feature
 //! `websocket` the socket that both agents hold their sessions through.
 
 #![warn(missing_docs)]
 
 pub mod answers;
+pub mod ask;
 pub mod blocking;
 pub mod clock;
 pub mod conditions;

@@ -20,6 +20,7 @@ use viworks_common::code::CloseCode;
 use viworks_common::id::SessionId;
 use viworks_common::key::{Binding, BindingMode, Identity, MasterKey, Secret};
 use viworks_common::session::{BackendEvent, BackendSession, BackendSessionConfig};
+use viworks_common::time::Timestamp;
 use viworks_common::wire::envelope;
 use viworks_common::wire::message::{
     BackendMessage, Challenge, Credits, Drain, Hello, Refuse, Welcome,
@@ -40,6 +41,8 @@ pub enum Answer {
     CloseFrame(CloseCode),
     /// A CHALLENGE for these versions and this binding.
     Challenge(u8, u8, BindingMode),
+    /// A CHALLENGE by a clock that is so many seconds ahead, or behind.
+    Clock(i64),
     /// REFUSE to HELLO, with this code and reason.
     Refuse(CloseCode, String),
     /// A session, and DRAIN with this delay as its first message.
@@ -146,14 +149,10 @@ async fn serve(
         Answer::Http(_) => {}
         Answer::CloseFrame(code) => close(&mut socket, code, "said without a signature").await?,
         Answer::Challenge(version_min, version_max, binding) => {
-            let terms = BackendMessage::Challenge(Challenge {
-                server_time: SystemClock.wall(),
-                version_min,
-                version_max,
-                binding,
-            });
-            let challenge = envelope::challenge(&[1; 16], &random::bytes(), &terms.encode());
-            socket.send(Message::binary(challenge)).await?;
+            challenge(&mut socket, 0, (version_min, version_max), binding).await?;
+        }
+        Answer::Clock(ahead) => {
+            challenge(&mut socket, ahead, (1, 1), BindingMode::Exporter).await?;
         }
         Answer::Refuse(code, reason) => {
             let mut session = session(identity, master, binding);
@@ -190,6 +189,24 @@ async fn serve(
     // Until the gateway has closed, too.
     while let Some(Ok(_)) = socket.next().await {}
     Ok(())
+}
+
+async fn challenge(
+    socket: &mut WebSocketStream<TlsStream<TcpStream>>,
+    ahead_seconds: i64,
+    (version_min, version_max): (u8, u8),
+    binding: BindingMode,
+) -> anyhow::Result<()> {
+    let ahead = ahead_seconds.saturating_mul(1_000_000);
+    let now = SystemClock.wall().unix_micros().saturating_add(ahead);
+    let terms = BackendMessage::Challenge(Challenge {
+        server_time: Timestamp::from_unix_micros(now),
+        version_min,
+        version_max,
+        binding,
+    });
+    let challenge = envelope::challenge(&[1; 16], &random::bytes(), &terms.encode());
+    Ok(socket.send(Message::binary(challenge)).await?)
 }
 
 fn session(identity: Identity, master: Arc<MasterKey>, binding: Binding) -> BackendSession {

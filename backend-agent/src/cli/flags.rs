@@ -1,10 +1,11 @@
 //! Every subcommand, flag and help text, and how the values of flags are read.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use viworks_api::Scope;
 use viworks_common::id::{
     ApiKeyId, GatewayName, InvalidId, LabelKey, TrustDomain, check_label_value,
@@ -40,6 +41,11 @@ pub(super) enum Subcommands {
         #[arg(long, value_name = "FILE")]
         ready_file: Option<PathBuf>,
     },
+    /// Ask the running backend whether it is well, in one line: for service managers, containers and scripts
+    ///
+    /// Ends with 0 when it is, 20 when it answers and is not, 69 when it does not answer, 78 when the configuration
+    /// cannot be read.
+    Health(HealthFlags),
     /// Check the configuration and everything it names, and say every problem
     CheckConfig {
         #[command(flatten)]
@@ -84,6 +90,45 @@ pub(super) enum Subcommands {
     /// Gateways
     #[command(subcommand)]
     Gateway(GatewayCommand),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct HealthFlags {
+    /// The configuration, which names the address
+    #[arg(long, value_name = "FILE", required_unless_present = "address")]
+    pub(super) config: Option<PathBuf>,
+    /// Where it answers operators; then no configuration is read
+    #[arg(long, value_name = "ADDRESS:PORT", conflicts_with = "config")]
+    pub(super) address: Option<SocketAddr>,
+    /// What is asked
+    #[arg(long, value_enum, default_value_t = Probe::Ready)]
+    pub(super) probe: Probe,
+    /// How long the answer may take, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=60))]
+    pub(super) timeout: u64,
+    /// For people or for programs
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    pub(super) output: Format,
+}
+
+/// What a health check asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Probe {
+    /// Does the process answer?
+    Live,
+    /// Does it take requests?
+    Ready,
+    /// Has it finished starting?
+    Startup,
+}
+
+/// How an answer is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// Lines for people
+    Table,
+    /// A JSON document
+    Json,
 }
 
 #[derive(Debug, Subcommand)]

@@ -2,6 +2,7 @@
 
 mod apikey;
 mod gateway;
+mod health;
 mod migrate;
 mod moving;
 mod open;
@@ -38,6 +39,7 @@ pub(super) async fn execute(command: Subcommands) -> anyhow::Result<ExitCode> {
                 migrate::try_connection(&setup).await?;
             }
         }
+        Subcommands::Health(flags) => return health::execute(flags).await,
         Subcommands::ConfigReference => print(reference::markdown().trim_end())?,
         Subcommands::Migrate { config, dry_run } => {
             migrate::migrate(&load(&config)?, dry_run).await?;

@@ -284,7 +284,7 @@ fn is_root() -> bool {
 }
 
 /// A command that sees a folder read-only.
-fn read_only(program: &Path, folder: &Path) -> Command {
+pub(crate) fn read_only(program: &Path, folder: &Path) -> Command {
     let mut command = Command::new("unshare");
     if !is_root() {
         command.args(["--user", "--map-root-user"]);

@@ -17,6 +17,8 @@ const PAGES: &[&str] = &[
     "SECURITY.md",
     "CONTRIBUTING.md",
     "docs/api.md",
+    "docs/local_api.md",
+    "docs/operations/daily_checks.md",
     "docs/testing.md",
     "docs/performance.md",
 ];

@@ -4,21 +4,16 @@ use std::io::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use anyhow::Context as _;
 use serde_json::Value;
-use tokio::net::UnixStream;
 use viworks_common::human;
 use viworks_common::text::{block, json};
 use viworks_common::time::Timestamp;
+use viworks_runtime::ask::{self, NoAnswer};
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::exit::ExitCode;
 
 use super::print;
-
-/// The largest status that is read.
-const BYTES_MAX: usize = 1024 * 1024;
 
 /// How it is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -32,11 +27,15 @@ pub(super) enum Format {
 /// How long the agent may take for its whole answer, which it has in memory.
 const ANSWER_TIME: Duration = Duration::from_secs(8);
 
+/// What to do about an agent whose process is there and says nothing.
+pub(super) const STANDS_STILL: &str = "its process is there and stands still: see whether it is stopped (state T) or waits for a disk (state D) with ps -o pid,stat,args -C viworks-gateway; if neither passes, end it with SIGKILL and start it again, which loses nothing that it had acknowledged";
+
 /// Asks the agent behind `socket`.
 pub(super) async fn show(socket: &Path, format: Format) -> anyhow::Result<ExitCode> {
-    // Connecting waits, too, once as many callers wait as the socket has room for.
-    match tokio::time::timeout(ANSWER_TIME, ask(socket)).await {
-        Ok(Ok(status)) => {
+    match ask::unix(socket, "/v1/status", ANSWER_TIME).await {
+        Ok(answer) => {
+            let status: Value =
+                serde_json::from_slice(&answer.body).context("what the agent says is no status")?;
             match format {
                 // Causes may be the other end's words.
                 Format::Table => print(&block(&lines(&status, SystemClock.wall())))?,
@@ -44,23 +43,22 @@ pub(super) async fn show(socket: &Path, format: Format) -> anyhow::Result<ExitCo
             };
             Ok(exit_code(&status))
         }
-        Ok(Err(Unanswered::NobodyThere(error))) => {
+        Err(NoAnswer::NobodyThere(error)) => {
             let fix = look_for_agent();
             Ok(no_answer(
                 &format!("does not answer at {}: {error}", socket.display()),
                 &fix,
             ))
         }
-        Ok(Err(Unanswered::Broken(error))) => Err(error),
-        Err(_elapsed) => {
+        Err(NoAnswer::Late(_)) => {
             let what = format!(
                 "takes the connection at {} and does not answer within {} s",
                 socket.display(),
                 ANSWER_TIME.as_secs()
             );
-            let fix = "its process is there and stands still: see whether it is stopped (state T) or waits for a disk (state D) with ps -o pid,stat,args -C viworks-gateway; if neither passes, end it with SIGKILL and start it again, which loses nothing that it had acknowledged";
-            Ok(no_answer(&what, fix))
+            Ok(no_answer(&what, STANDS_STILL))
         }
+        Err(error @ NoAnswer::Broken(_)) => Err(error.into()),
     }
 }
 
@@ -70,40 +68,6 @@ fn no_answer(what: &str, fix: &str) -> ExitCode {
     // If nobody reads it, the exit code has to do.
     drop(std::io::stderr().write_all(text.as_bytes()));
     ExitCode::Unavailable
-}
-
-/// Why there is no status.
-enum Unanswered {
-    /// Nobody takes the connection.
-    NobodyThere(std::io::Error),
-    /// What came is no status.
-    Broken(anyhow::Error),
-}
-
-async fn ask(socket: &Path) -> Result<Value, Unanswered> {
-    let stream = UnixStream::connect(socket)
-        .await
-        .map_err(Unanswered::NobodyThere)?;
-    read(stream).await.map_err(Unanswered::Broken)
-}
-
-async fn read(stream: UnixStream) -> anyhow::Result<Value> {
-    let (mut requests, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let request = http::Request::get("/v1/status")
-        .header("Host", "localhost")
-        .body(Empty::<bytes::Bytes>::new())?;
-    let ask = async {
-        let answer = requests.send_request(request).await?;
-        let body = http_body_util::Limited::new(answer.into_body(), BYTES_MAX);
-        let bytes = body
-            .collect()
-            .await
-            .map_err(|error| anyhow::anyhow!("{error}"))?;
-        drop(requests);
-        Ok::<_, anyhow::Error>(bytes.to_bytes())
-    };
-    let (bytes, _served) = tokio::join!(ask, connection);
-    Ok(serde_json::from_slice(&bytes?)?)
 }
 
 /// The status as a person reads it: first whether it is connected, and if not, why and what to do.
@@ -281,7 +245,7 @@ fn exit_code(status: &Value) -> ExitCode {
 }
 
 /// Where to look for the agent itself: a unit is named only where the service manager is there and has one.
-fn look_for_agent() -> String {
+pub(super) fn look_for_agent() -> String {
     let managed = Path::new("/run/systemd/system").is_dir();
     let unit = ["/etc", "/run", "/usr/local/lib", "/usr/lib", "/lib"]
         .iter()

@@ -95,6 +95,28 @@ impl Dialler {
     ///
     /// Why there is no connection.
     pub async fn dial(&self, pins: BTreeSet<SpkiPin>) -> Result<Dialled, DialFailure> {
+        let last = *self.last();
+        let OutboundConfig {
+            host,
+            port,
+            timeouts,
+            ..
+        } = &self.config;
+        let tcp = connect(host, *port, last, timeouts).await?;
+        *self.last() = tcp.peer_addr().ok();
+        self.open(tcp, pins).await
+    }
+
+    /// The rest of an attempt, on a TCP connection: TLS and the upgrade.
+    ///
+    /// # Errors
+    ///
+    /// Why it becomes no session's socket.
+    pub async fn open(
+        &self,
+        tcp: TcpStream,
+        pins: BTreeSet<SpkiPin>,
+    ) -> Result<Dialled, DialFailure> {
         let OutboundConfig {
             host,
             port,
@@ -102,9 +124,6 @@ impl Dialler {
             timeouts,
             ..
         } = &self.config;
-        let last = *self.last();
-        let tcp = connect(host, *port, last, timeouts).await?;
-        *self.last() = tcp.peer_addr().ok();
         let (stream, pin) = self.secure(tcp, pins).await?;
         let value = match self.config.binding {
             BindingMode::Exporter => {

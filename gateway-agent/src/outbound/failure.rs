@@ -288,6 +288,15 @@ impl DialFailure {
             Self::Refused { .. } => {
                 "check that the backend runs and that the port in [outbound] url is its listener for agents"
             }
+            Self::Timeout {
+                step: Step::Resolve,
+                ..
+            } => "check the gateway's DNS: its name server does not answer",
+            Self::Timeout {
+                step: Step::Tls, ..
+            } => {
+                "something takes the connection and does not speak: check that the port in [outbound] url is the backend's listener for agents, and the network path: a firewall may drop this traffic"
+            }
             Self::Timeout { .. } | Self::Network { .. } => {
                 "check the network path: a firewall may drop this traffic"
             }
@@ -479,7 +488,15 @@ impl DialFailure {
 
 const fn fix_of_status(status: u16) -> &'static str {
     match status {
-        429 | 503 => "no action: the gateway tries again when it was told to",
+        429 | 503 => {
+            "no action: the gateway tries again when it was told to; if that does not end, check that the backend runs, \
+             and where a proxy in front of it forwards to"
+        }
+        404 => "check the path of [outbound] url, which without one is /agent/v1/connect",
+        200..=399 => {
+            "something in between answers and does not pass the upgrade on: check that [outbound] url leads to the \
+             backend's listener for agents, and that a proxy in front of it passes Upgrade and Connection on"
+        }
         500..=599 => {
             "no action here: the backend, or a proxy in front of it, cannot serve at the moment, and the gateway tries \
              again; if it lasts, look into their logs"

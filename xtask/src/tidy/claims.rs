@@ -15,6 +15,7 @@ const FOREIGN_FLAGS: &[(&str, &[&str])] = &[
         "nobody yet: decision 6 says when it would come",
         &["output-mode"],
     ),
+    ("curl", &["unix-socket"]),
     (
         "schemathesis",
         &["continue-on-failure", "exclude-checks", "request-timeout"],
@@ -105,6 +106,8 @@ impl Known {
     fn of(house: &House) -> Self {
         let mut all = BTreeSet::new();
         let mut flags = BTreeSet::new();
+        // A gateway's local API has no description but its table.
+        let mut local = Vec::new();
         for (file, tokens) in house.code() {
             // The lists here say what is foreign, not what there is.
             if file.starts_with("xtask/src/tidy/") {
@@ -131,6 +134,12 @@ impl Known {
                         all.extend(words(text).map(str::to_owned));
                         flags.extend(self::flags(text).map(|flag| flag.replace('-', "_")));
                         flags.insert(text.trim_matches('"').replace('-', "_"));
+                        if file == "gateway-agent/src/api.rs"
+                            && let Some(path) = text.trim_matches('"').strip_prefix("/v1/")
+                        {
+                            local
+                                .push(format!("v1/{path}").split('/').map(str::to_owned).collect());
+                        }
                     }
                     Token::Literal(_) | Token::Mark(_) | Token::Open(_) | Token::Close(_) => {}
                 }
@@ -155,7 +164,7 @@ impl Known {
         Self {
             words: all,
             flags,
-            routes: routes.collect(),
+            routes: routes.chain(local).collect(),
         }
     }
 

@@ -22,6 +22,13 @@ pub(super) fn load(flag: &ConfigFlag) -> Result<Config, Problems> {
     Config::load(&path, &environment)
 }
 
+/// The same for somebody who only asks the running backend: the files that are named are not looked at, which may be
+/// the backend's alone.
+pub(super) fn load_to_ask(flag: &ConfigFlag) -> Result<Config, Problems> {
+    let (path, environment) = place(flag);
+    Config::load_to_ask(&path, &environment)
+}
+
 /// What the start reads, and the check as well.
 pub(super) fn load_all(flag: &ConfigFlag) -> Result<Setup, Problems> {
     let (path, environment) = place(flag);

@@ -1,0 +1,155 @@
+//! `health`: whether the running backend is well, for whoever only wants to know that.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use serde_json::Value;
+use viworks_common::text;
+use viworks_runtime::ask::verdict::{Standing, Verdict, millis};
+use viworks_runtime::ask::{self, Answer, NoAnswer};
+use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::config::{Problem, Problems};
+use viworks_runtime::exit::ExitCode;
+
+use super::super::flags::{ConfigFlag, Format, HealthFlags, Probe};
+use super::open::load_to_ask;
+
+const LOOK: &str = "see whether it runs: systemctl status viworks-backend-agent, or the log of its container; and whether [api] listen, or --address, is where it answers operators";
+const STANDS_STILL: &str = "its process is there and stands still: see whether it is stopped (state T) or waits for a disk (state D) with ps -o pid,stat,args -C viworks-backend";
+const OTHER: &str = "another program listens there: check [api] listen, or --address";
+const MORE: &str = "GET /v1/health with a key that has health:read says why, as the log does";
+
+impl Probe {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Ready => "ready",
+            Self::Startup => "startup",
+        }
+    }
+
+    const fn path(self) -> &'static str {
+        match self {
+            Self::Live => "/livez",
+            Self::Ready => "/readyz",
+            Self::Startup => "/startupz",
+        }
+    }
+}
+
+pub(super) async fn execute(flags: HealthFlags) -> anyhow::Result<ExitCode> {
+    let address = reachable(address(&flags)?);
+    let probe = flags.probe;
+    let limit = Duration::from_secs(flags.timeout);
+    let begun = SystemClock.now();
+    let answer = ask::tcp(address, probe.path(), limit).await;
+    let took = SystemClock.now().saturating_since(begun);
+    let url = format!("http://{address}{}", probe.path());
+    let verdict = match answer {
+        Ok(answer) => judge(probe, url, took, &answer),
+        Err(error) => {
+            let look = match error {
+                NoAnswer::NobodyThere(_) => LOOK,
+                NoAnswer::Late(_) => STANDS_STILL,
+                NoAnswer::Broken(_) => OTHER,
+            };
+            Verdict::no_answer(probe.name(), url, took, &error, look)
+        }
+    };
+    Ok(verdict.show(flags.output == Format::Json)?)
+}
+
+/// Where the backend answers operators.
+fn address(flags: &HealthFlags) -> Result<SocketAddr, Problems> {
+    let (None, Some(config)) = (flags.address, &flags.config) else {
+        // One of the two is required.
+        let none = || SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        return Ok(flags.address.unwrap_or_else(none));
+    };
+    let flag = ConfigFlag {
+        config: config.clone(),
+        state_folder: None,
+    };
+    let listen = load_to_ask(&flag)?.api.listen;
+    if listen.port() == 0 {
+        return Err(Problems::new(vec![Problem::of_file(
+            config,
+            "[api] listen takes any free port, and nobody knows which one it became",
+            "name it with --address, as the ready file says it",
+        )]));
+    }
+    Ok(listen)
+}
+
+/// An address that stands for all of them is reached by loopback.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    address
+}
+
+fn judge(probe: Probe, address: String, took: Duration, answer: &Answer) -> Verdict {
+    let (status, detail, fix) = match (answer.status, said(&answer.body)) {
+        (200, Some(said)) => (Standing::Pass, said, ""),
+        (503, Some(said)) => (Standing::Fail, said, MORE),
+        (other, _) => {
+            let detail = format!("what answers {other} there is no backend");
+            (Standing::Unreachable, detail, OTHER)
+        }
+    };
+    Verdict {
+        probe: probe.name(),
+        status,
+        address,
+        took_ms: millis(took),
+        detail,
+        fix: fix.to_owned(),
+    }
+}
+
+/// The line of a probe, or what its parts that are not well say; `None` for what no backend says.
+fn said(body: &[u8]) -> Option<String> {
+    if let Ok(document) = serde_json::from_slice::<Value>(body) {
+        let checks = document["checks"].as_array()?;
+        let failing = checks.iter().filter(|check| check["ok"] != true);
+        let said = failing.map(|check| {
+            let word = |key: &str| check[key].as_str().unwrap_or_default();
+            format!("{}: {}", word("name"), word("reason"))
+        });
+        let said: Vec<String> = said.collect();
+        return Some(match (document["ready"].as_bool()?, said.is_empty()) {
+            (true, _) => "ok".to_owned(),
+            (false, true) => "stopping".to_owned(),
+            (false, false) => said.join("; "),
+        });
+    }
+    let text = String::from_utf8_lossy(body);
+    let line = text::line(text.trim());
+    matches!(&*line, "ok" | "not ready").then(|| line.into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_probe_is_read_as_a_line_or_by_its_parts_and_nothing_else_is_one() {
+        let parts = r#"{"ready":false,"checks":[{"name":"agents","ok":true,"reason":"listening"},
+            {"name":"store","ok":false,"reason":"the disk is full"}]}"#;
+        for (body, wanted) in [
+            ("ok\n", Some("ok")),
+            ("not ready\n", Some("not ready")),
+            (parts, Some("store: the disk is full")),
+            (r#"{"ready":true,"checks":[]}"#, Some("ok")),
+            (r#"{"ready":false,"checks":[]}"#, Some("stopping")),
+            (r#"{"status":"UP"}"#, None),
+            ("<html>Welcome to nginx!</html>", None),
+        ] {
+            assert_eq!(said(body.as_bytes()).as_deref(), wanted, "{body}");
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! What is wrong on the gateway itself.
+
+use viworks_testkit::small_disk;
+
+use super::*;
+
+/// A spoiled folder, and what is to be said of it.
+struct Case {
+    spoil: fn(&Ward, &Patient),
+    wanted: Wanted<'static>,
+}
+
+/// What the configuration, or a file that it names, is refused for.
+const fn refused(
+    name: &'static str,
+    spoil: fn(&Ward, &Patient),
+    cause: &'static [&'static str],
+    fix: &'static [&'static str],
+) -> Case {
+    Case {
+        spoil,
+        wanted: Wanted {
+            name,
+            step: "config",
+            code: 78,
+            cause,
+            fix,
+        },
+    }
+}
+
+const CASES: &[Case] = &[
+    refused(
+        "no configuration",
+        |_ward, patient| fs::remove_file(patient.at("gateway.toml")).unwrap(),
+        &["gateway.toml", "No such file"],
+        &[""],
+    ),
+    refused(
+        "a key that there is not",
+        |_ward, patient| patient.configure("ca_file", "ca_fil"),
+        &["gateway.toml:", "unknown key \"ca_fil\""],
+        &["did you mean \"ca_file\""],
+    ),
+    refused(
+        "an address of another kind",
+        |_ward, patient| patient.configure("[identity]", "binding = \"tls\"\n\n[identity]"),
+        &["gateway.toml:", "tls"],
+        &["exporter"],
+    ),
+    refused(
+        "a broken catalogue",
+        |_ward, patient| patient.catalogue("[[command]]\nname = \"test.good\n"),
+        &["10.toml"],
+        &[""],
+    ),
+    refused(
+        "a catalogue that others may write",
+        |_ward, patient| {
+            patient.catalogue(GOOD_COMMAND);
+            patient.mode("commands.d/10.toml", 0o666);
+        },
+        &["10.toml", "666"],
+        &["chmod"],
+    ),
+    refused(
+        "a key that others may read",
+        |_ward, patient| patient.mode("gateway.key", 0o644),
+        &["gateway.key", "read"],
+        &["chmod"],
+    ),
+    refused(
+        "no identity file",
+        |_ward, patient| fs::remove_file(patient.at("identity.json")).unwrap(),
+        &["identity.json"],
+        &[""],
+    ),
+    refused(
+        "another gateway's key",
+        |ward, patient| patient.take(&ward.folder("gw-2"), &["gateway.key"]),
+        &["gateway.key", "does not fit"],
+        &[""],
+    ),
+    refused(
+        "another gateway's identity",
+        |ward, patient| patient.take(&ward.folder("gw-2"), &["identity.json"]),
+        &["identity.json", "but the certificate is of"],
+        &["the same issue"],
+    ),
+    refused(
+        "another gateway's certificate and key",
+        |ward, patient| patient.take(&ward.folder("gw-2"), &["gateway.crt", "gateway.key"]),
+        &["identity.json", "but the certificate is of"],
+        &["the same issue"],
+    ),
+    refused(
+        "a state folder that is a file",
+        |_ward, patient| patient.write("state", "not a folder"),
+        &["state"],
+        &[""],
+    ),
+    refused(
+        "a state folder that others may write",
+        |_ward, patient| {
+            fs::create_dir_all(patient.at("state")).unwrap();
+            patient.mode("state", 0o777);
+        },
+        &["state", "777"],
+        &["chmod"],
+    ),
+    Case {
+        spoil: |ward, patient| ward.reissue(patient, -7_200, -60),
+        wanted: Wanted {
+            name: "a certificate that has ended",
+            step: "certificate",
+            code: 69,
+            cause: &["gateway.crt", "expired at"],
+            fix: &["issue a new certificate", "clock is wrong"],
+        },
+    },
+    Case {
+        spoil: |ward, patient| ward.reissue(patient, 3_000, 7_200),
+        wanted: Wanted {
+            name: "a certificate that is not valid yet",
+            step: "certificate",
+            code: 69,
+            cause: &["gateway.crt", "not valid before"],
+            fix: &["set this machine's clock"],
+        },
+    },
+];
+
+const GOOD_COMMAND: &str = "[[command]]\nname = \"test.good\"\ntitle = \"good\"\nrisk = \"read\"\n\
+                            idempotent = true\nargv = [\"/bin/true\"]\n";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_wrong_on_the_gateway_is_found_before_anything_is_dialled() {
+    let ward = Ward::new(&["gw-1", "gw-2"]);
+    // Nobody may be asked: that would be another cause.
+    let url = closed();
+    for case in CASES {
+        let patient = ward.copy("gw-1");
+        (case.spoil)(&ward, &patient);
+        case.wanted.hold(&ward.walk(&patient.path, &url).await);
+        // It leaves no trace.
+        let traces = [
+            patient.at("state/journal.db"),
+            patient.at("state/install_id"),
+        ];
+        assert!(
+            !traces.iter().any(|file| file.exists()),
+            "{}",
+            case.wanted.name
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_and_a_state_folder_that_takes_nothing_are_found() {
+    if !small_disk::is_allowed() {
+        return;
+    }
+    let ward = Ward::new(&["gw-1"]);
+    let patient = ward.copy("gw-1");
+    fs::create_dir_all(patient.at("state")).unwrap();
+    patient.mode("state", 0o700);
+    fs::write(patient.at("state/journal.db.reserve"), vec![0; 900_000]).unwrap();
+    patient.mode("state/journal.db.reserve", 0o600);
+    let config = patient.at("gateway.toml");
+    let arguments = ["doctor", "-o", "json", "--config", text(&config)];
+    let program = ward.system.binaries().gateway();
+    let mut full = small_disk::command(&program, &patient.at("state"), 1);
+    full.args(arguments).env("VIWORKS__OUTBOUND__URL", closed());
+    Wanted {
+        name: "a full disk",
+        step: "disk",
+        code: 20,
+        cause: &["KiB are free on the disk of", "state"],
+        fix: &["make room"],
+    }
+    .hold(&finish(full, PATIENCE).await);
+
+    let mut read_only = super::super::checks::read_only(&program, &patient.at("state"));
+    read_only
+        .args(arguments)
+        .env("VIWORKS__OUTBOUND__URL", closed());
+    Wanted {
+        name: "a state folder on a disk that is read-only",
+        step: "config",
+        code: 78,
+        cause: &["state", "Read-only file system"],
+        fix: &[""],
+    }
+    .hold(&finish(read_only, PATIENCE).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_is_not_the_agents_user_is_told_to_be() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let ward = Ward::new(&["gw-1"]);
+    let patient = ward.copy("gw-1");
+    fs::create_dir_all(patient.at("state")).unwrap();
+    for name in ["state", "gateway.key", "identity.json"] {
+        std::os::unix::fs::chown(patient.at(name), Some(65_533), Some(65_533)).unwrap();
+    }
+    Wanted {
+        name: "another user's agent",
+        step: "config",
+        code: 78,
+        cause: &["belongs to user 65533", "this is user 0"],
+        fix: &["setpriv --reuid 65533", "doctor --config"],
+    }
+    .hold(&ward.walk(&patient.path, &closed()).await);
+}

@@ -1,0 +1,154 @@
+//! `health` of both agents, as a service manager or a container asks: an exit code and one line, in time, whatever the
+//! agent does.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use viworks_testkit::binaries::Binaries;
+use viworks_testkit::deployment::{Deployment, PATIENCE, Start, text};
+use viworks_testkit::process::{Process, Said, eventually, finish};
+
+/// A check with a limit of one second ends by then, and a busy machine is given some more.
+const IN_TIME: Duration = Duration::from_secs(4);
+
+async fn health(program: &Path, arguments: &[&str]) -> Said {
+    let mut command = Command::new(program);
+    command.arg("health").args(arguments);
+    finish(command, PATIENCE).await
+}
+
+/// The configuration of a backend that answers operators there.
+fn backend_config(system: &Deployment, listen: &str) -> String {
+    let written = std::fs::read_to_string(system.backend_config()).unwrap();
+    assert!(written.contains("127.0.0.1:8080"), "{written}");
+    let path = system.path().join("backend/asked.toml");
+    std::fs::write(&path, written.replace("127.0.0.1:8080", listen)).unwrap();
+    text(&path).to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_is_well_not_ready_silent_or_away_and_each_has_its_code() {
+    let mut system = Deployment::new(Binaries::shipped());
+    let program = system.binaries().backend();
+    system.start_backend(Start::default()).await;
+    let address = system.api_url().replace("http://", "");
+    let config = backend_config(&system, &address);
+    for probe in ["live", "ready", "startup"] {
+        let said = health(&program, &["--config", &config, "--probe", probe]).await;
+        let said = said.ended_with(0);
+        assert!(
+            said.stdout.starts_with(&format!("{probe}: ok")),
+            "{said:#?}"
+        );
+        assert_eq!(said.stderr, "", "{said:#?}");
+    }
+
+    // Its store does not take writes: it lives, and is not ready.
+    let (state, aside) = (
+        system.path().join("backend/state"),
+        system.path().join("backend/aside"),
+    );
+    std::fs::rename(&state, &aside).unwrap();
+    let asked = ["--address", &address, "-o", "json"];
+    let told = eventually("it is not ready", PATIENCE, async || {
+        let said = health(&program, &asked).await;
+        (said.code == Some(20)).then(|| said.json())
+    })
+    .await;
+    assert_eq!(
+        (&told["status"], &told["probe"]),
+        (&"fail".into(), &"ready".into())
+    );
+    let said = health(&program, &["--address", &address]).await;
+    let said = said.ended_with(20);
+    assert!(said.stderr.contains("not ready"), "{said:#?}");
+    assert!(said.stderr.contains("fix: GET /v1/health"), "{said:#?}");
+    let live = ["--address", &address, "--probe", "live"];
+    let _said = health(&program, &live).await.ended_with(0);
+    std::fs::rename(&aside, &state).unwrap();
+
+    // It stands still.
+    system.backend().signal(Signal::STOP);
+    let said = health(&program, &["--address", &address, "--timeout", "1"]).await;
+    system.backend().signal(Signal::CONT);
+    let said = said.ended_with(69);
+    assert!(said.took < IN_TIME, "{said:#?}");
+    assert!(
+        said.stderr.contains("no answer came within 1000 ms"),
+        "{said:#?}"
+    );
+    assert!(said.stderr.contains("stands still"), "{said:#?}");
+
+    // It is gone.
+    system.kill_backend();
+    let said = health(&program, &asked).await.ended_with(69);
+    let told = said.json();
+    assert_eq!(told["status"], "unreachable", "{told:#}");
+    assert!(
+        told["fix"].as_str().unwrap().contains("systemctl status"),
+        "{told:#}"
+    );
+
+    // Nobody can know where it listens, and nobody said.
+    let anywhere = backend_config(&system, "127.0.0.1:0");
+    let said = health(&program, &["--config", &anywhere])
+        .await
+        .ended_with(78);
+    assert!(said.stderr.contains("--address"), "{said:#?}");
+    let _said = health(&program, &[]).await.ended_with(2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_is_well_not_connected_silent_or_away_and_each_has_its_code() {
+    let mut system = Deployment::new(Binaries::shipped());
+    let program = system.binaries().gateway();
+    let folder = system.issue("gw-1");
+    let config = folder.join("gateway.toml");
+    let by_config = ["--config", text(&config)];
+    let said = health(&program, &by_config).await.ended_with(69);
+    assert!(
+        said.stderr.contains("nobody takes the connection"),
+        "{said:#?}"
+    );
+    assert!(
+        said.stderr.contains("fix: see whether it runs"),
+        "{said:#?}"
+    );
+
+    system.start_backend(Start::default()).await;
+    let gateway = system.start_gateway(&folder, Start::default());
+    system.online("gw-1").await;
+    let said = well(&program, &by_config).await;
+    assert!(said.stdout.starts_with("ready: connected"), "{said:#?}");
+    system.kill_backend();
+    let told = eventually("it is not connected", PATIENCE, async || {
+        let said = health(&program, &[&by_config[..], &["-o", "json"]].concat()).await;
+        (said.code == Some(69)).then(|| said.json())
+    })
+    .await;
+    let detail = told["detail"].as_str().unwrap();
+    assert!(detail.starts_with("not connected"), "{told:#}");
+    let live = [&by_config[..], &["--probe", "live"]].concat();
+    let _said = health(&program, &live).await.ended_with(0);
+
+    stands_still(&program, &by_config, &gateway).await;
+}
+
+async fn well(program: &Path, arguments: &[&str]) -> Said {
+    eventually("it is well", PATIENCE, async || {
+        let said = health(program, arguments).await;
+        (said.code == Some(0)).then_some(said)
+    })
+    .await
+}
+
+async fn stands_still(program: &Path, arguments: &[&str], agent: &Process) {
+    agent.signal(Signal::STOP);
+    let said = health(program, &[arguments, &["--timeout", "1"]].concat()).await;
+    agent.signal(Signal::CONT);
+    let said = said.ended_with(69);
+    assert!(said.took < IN_TIME, "{said:#?}");
+    assert!(said.stderr.contains("stands still"), "{said:#?}");
+}

@@ -1,0 +1,160 @@
+//! One HTTP question to an agent on this machine, with an end: what `health`, `status` and `doctor` ask it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+
+pub mod verdict;
+pub mod walk;
+
+/// The largest answer that is read.
+const BYTES_MAX: usize = 1024 * 1024;
+
+/// What came back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    /// The body, at most 1 MiB of it.
+    pub body: Vec<u8>,
+}
+
+/// Why nothing came back.
+#[derive(Debug, thiserror::Error)]
+pub enum NoAnswer {
+    /// Nobody takes the connection.
+    #[error("nobody takes the connection: {0}")]
+    NobodyThere(io::Error),
+    /// The connection was taken, or not even refused, and no whole answer came in time.
+    #[error("no answer came within {} ms", .0.as_millis())]
+    Late(Duration),
+    /// What came is no HTTP, or too much.
+    #[error("what answers is no agent: {0}")]
+    Broken(String),
+}
+
+/// Asks whoever listens on the unix socket at `socket`.
+///
+/// # Errors
+///
+/// When there is no whole answer within `limit`.
+pub async fn unix(socket: &Path, path: &str, limit: Duration) -> Result<Answer, NoAnswer> {
+    // Connecting waits, too, once as many callers wait as the socket has room for.
+    let asked = async {
+        let stream = UnixStream::connect(socket).await;
+        read(stream.map_err(NoAnswer::NobodyThere)?, "localhost", path).await
+    };
+    within(limit, asked).await
+}
+
+/// Asks whoever listens at `address`, without TLS.
+///
+/// # Errors
+///
+/// When there is no whole answer within `limit`.
+pub async fn tcp(address: SocketAddr, path: &str, limit: Duration) -> Result<Answer, NoAnswer> {
+    let asked = async {
+        let stream = TcpStream::connect(address).await;
+        let stream = stream.map_err(NoAnswer::NobodyThere)?;
+        read(stream, &address.to_string(), path).await
+    };
+    within(limit, asked).await
+}
+
+async fn within(
+    limit: Duration,
+    asked: impl Future<Output = Result<Answer, NoAnswer>>,
+) -> Result<Answer, NoAnswer> {
+    let late = |_elapsed| Err(NoAnswer::Late(limit));
+    timeout(limit, asked).await.unwrap_or_else(late)
+}
+
+async fn read<S>(stream: S, host: &str, path: &str) -> Result<Answer, NoAnswer>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let broken = |error: &dyn std::fmt::Display| NoAnswer::Broken(error.to_string());
+    let (mut requests, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| broken(&error))?;
+    let request = http::Request::get(path)
+        .header("Host", host)
+        .body(Empty::<bytes::Bytes>::new())
+        .map_err(|error| broken(&error))?;
+    let ask = async {
+        let answer = requests.send_request(request).await;
+        let answer = answer.map_err(|error| broken(&error))?;
+        let status = answer.status().as_u16();
+        let body = Limited::new(answer.into_body(), BYTES_MAX).collect().await;
+        let body = body.map_err(|error| broken(&error))?;
+        drop(requests);
+        Ok(Answer {
+            status,
+            body: body.to_bytes().to_vec(),
+        })
+    };
+    // How the connection ends says nothing once the answer is there.
+    let (answer, _served) = tokio::join!(ask, connection);
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_millis(300);
+
+    /// Answers the first connection with `text`, or takes it and says nothing.
+    async fn server(text: Option<&'static str>) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _peer) = listener.accept().await.unwrap();
+            let mut head = [0; 256];
+            let _length = stream.read(&mut head).await.unwrap();
+            match text {
+                Some(text) => stream.write_all(text.as_bytes()).await.unwrap(),
+                None => std::future::pending().await,
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_told_by_its_status_and_body() {
+        let text = "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 4\r\n\r\nnot\n";
+        let answer = tcp(server(Some(text)).await, "/readyz", LIMIT)
+            .await
+            .unwrap();
+        assert_eq!(
+            (answer.status, answer.body.as_slice()),
+            (503, b"not\n".as_slice())
+        );
+    }
+
+    #[tokio::test]
+    async fn who_is_away_who_is_silent_and_who_is_something_else_are_told_apart() {
+        let silent = tcp(server(None).await, "/readyz", LIMIT).await;
+        assert!(matches!(silent, Err(NoAnswer::Late(_))), "{silent:?}");
+        let other = tcp(
+            server(Some("SSH-2.0-OpenSSH_9.2\r\n")).await,
+            "/readyz",
+            LIMIT,
+        )
+        .await;
+        assert!(matches!(other, Err(NoAnswer::Broken(_))), "{other:?}");
+        let away = unix(Path::new("/nowhere/api.sock"), "/v1/health", LIMIT).await;
+        assert!(matches!(away, Err(NoAnswer::NobodyThere(_))), "{away:?}");
+    }
+}
