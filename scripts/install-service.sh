@@ -92,27 +92,59 @@ put_catalogue() { # SOURCE NAME
 # What each part is called.
 names() {
   case $1 in
-    backend) program=viworks-backend-agent user=viworks-backend section=8 ;;
-    gateway) program=viworks-gateway-agent user=viworks-gateway section=8 ;;
-    cli) program=viworks user='' section=1 ;;
+    backend) program=viworks-backend-agent user=viworks-backend section=8 helper='' ;;
+    gateway) program=viworks-gateway-agent user=viworks-gateway section=8 helper=viworks-gateway-helper ;;
+    cli) program=viworks user='' section=1 helper='' ;;
     *) usage >&2; complain 2 "no part is called $1" ;;
+  esac
+}
+
+start_unit() { # UNIT FRESH
+  case $2$(enabled "$1") in
+    # Somebody does not want it.
+    yesmasked*) printf 'left alone: %s is masked\n' "$1" ;;
+    # Without a configuration it does not start, and that is no failure.
+    yes*) run systemctl enable --now "$1" ;;
+    *) run systemctl try-restart "$1" ;;
+  esac
+}
+
+stop_unit() { # UNIT
+  if ! is_live || [ ! -e "/usr/lib/systemd/system/$1" ]; then return 0; fi
+  # Also one that waits to be started again.
+  run systemctl stop "$1"
+  case $(enabled "$1") in
+    masked*) ;;
+    *) run systemctl disable "$1" ;;
   esac
 }
 
 install_part() {
   names "$1"
-  [ -f "$from/bin/$program" ] || complain 69 "$from/bin/$program is missing; --from DIR says where it is"
+  for file in "$program" $helper; do
+    [ -f "$from/bin/$file" ] || complain 69 "$from/bin/$file is missing; --from DIR says where it is"
+  done
   put 755 "$from/bin/$program" "/usr/bin/$program"
   put_if_there 644 "$from/man/$program.$section" "/usr/share/man/man$section/$program.$section"
   put_if_there 644 "$from/completions/$program.bash" "/usr/share/bash-completion/completions/$program"
   put_if_there 644 "$from/completions/_$program" "/usr/share/zsh/site-functions/_$program"
   put_if_there 644 "$from/completions/$program.fish" "/usr/share/fish/vendor_completions.d/$program.fish"
   [ -n "$user" ] || return 0
-  fresh=''
+  # What is new is enabled; what an earlier version had is restarted, as far as it runs.
+  fresh='' fresh_helper=''
   [ -e "$root/usr/lib/systemd/system/$program.service" ] || fresh=yes
+  [ -e "$root/usr/lib/systemd/system/$helper.socket" ] || fresh_helper=yes
   put 644 "$from/systemd/$program.service" "/usr/lib/systemd/system/$program.service"
   put 644 "$from/systemd/sysusers.d/$user.conf" "/usr/lib/sysusers.d/$user.conf"
   put 644 "$from/systemd/tmpfiles.d/$user.conf" "/usr/lib/tmpfiles.d/$user.conf"
+  if [ -n "$helper" ]; then
+    put 755 "$from/bin/$helper" "/usr/bin/$helper"
+    put 644 "$from/systemd/$helper.socket" "/usr/lib/systemd/system/$helper.socket"
+    put 644 "$from/systemd/$helper@.service" "/usr/lib/systemd/system/$helper@.service"
+    for file in "$from"/helper.d/*.toml; do
+      put_if_there 644 "$file" "/usr/share/viworks/helper.d/$(basename -- "$file")"
+    done
+  fi
   if [ "$1" = gateway ]; then
     for file in "$from"/catalogue/*.toml; do
       if [ -e "$file" ]; then put_catalogue "$file" "$(basename -- "$file")"; fi
@@ -122,25 +154,19 @@ install_part() {
     run systemd-sysusers "$user.conf"
     run systemd-tmpfiles --create "$user.conf"
     run systemctl daemon-reload
-    case $fresh$(enabled "$program.service") in
-      # Somebody does not want it.
-      yesmasked*) printf 'left alone: %s is masked\n' "$program.service" ;;
-      # Without a configuration it does not start, and that is no failure.
-      yes*) run systemctl enable --now "$program.service" ;;
-      *) run systemctl try-restart "$program.service" ;;
-    esac
+    [ -z "$helper" ] || start_unit "$helper.socket" "$fresh_helper"
+    start_unit "$program.service" "$fresh"
   fi
 }
 
 uninstall_part() {
   names "$1"
-  if [ -n "$user" ] && is_live && [ -e "/usr/lib/systemd/system/$program.service" ]; then
-    # Also one that waits to be started again.
-    run systemctl stop "$program.service"
-    case $(enabled "$program.service") in
-      masked*) ;;
-      *) run systemctl disable "$program.service" ;;
-    esac
+  if [ -n "$user" ]; then stop_unit "$program.service"; fi
+  if [ -n "$helper" ]; then
+    stop_unit "$helper.socket"
+    for file in "bin/$helper" "lib/systemd/system/$helper.socket" "lib/systemd/system/$helper@.service"; do
+      drop "/usr/$file"
+    done
   fi
   drop "/usr/bin/$program"
   drop "/usr/share/man/man$section/$program.$section"
@@ -159,7 +185,8 @@ purge_part() {
   case $1 in
     backend) run rm -rf -- "$root/var/lib/viworks-backend" "$root/etc/viworks/backend" ;;
     gateway)
-      run rm -rf -- "$root/var/lib/viworks-gateway" "$root/etc/viworks/commands.d" "$root/usr/share/viworks/catalogue"
+      run rm -rf -- "$root/var/lib/viworks-gateway" "$root/etc/viworks/commands.d" "$root/etc/viworks/helper.d" \
+        "$root/usr/share/viworks/catalogue" "$root/usr/share/viworks/helper.d"
       for file in gateway.toml gateway.crt gateway.key ca.crt identity.json; do drop "/etc/viworks/$file"; done
       ;;
     cli) return 0 ;;

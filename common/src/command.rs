@@ -141,7 +141,7 @@ pub enum OutcomeState {
     Expired,
     /// Ended, or never started, because an operator cancelled it.
     Cancelled,
-    /// The agent died in the middle of it.
+    /// The agent, or the helper that ran it as another user, died in the middle of it.
     Indeterminate,
 }
 

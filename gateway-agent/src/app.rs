@@ -31,7 +31,7 @@ use crate::outbound::configured::ConfiguredPins;
 use crate::outbound::pins::Pins;
 use crate::program;
 use crate::reload::Reload;
-use crate::setup::{Setup, owners};
+use crate::setup::{Setup, others, owners};
 use crate::spool::Spool;
 use crate::status::Status;
 use crate::watch::Watch;
@@ -239,6 +239,7 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         catalogue,
         commands_folder: config.executor.commands_folder.clone(),
         owners: owners(config),
+        others: others(config),
         credentials: credentials.clone(),
         pins: configured_pins.clone(),
         conditions: conditions.clone(),
@@ -296,7 +297,12 @@ fn make_demo(config: &Config) -> anyhow::Result<Catalogue> {
     let folder = &config.executor.commands_folder;
     fill_demo(folder)?;
     let own = program::own();
-    Ok(catalogue::load(folder, owners(config), own)?)
+    Ok(catalogue::load(
+        folder,
+        owners(config),
+        own,
+        others(config),
+    )?)
 }
 
 fn fill_demo(folder: &Path) -> anyhow::Result<()> {

@@ -17,6 +17,7 @@ use viworks_common::id::{CommandId, CommandName};
 
 use crate::executor::Launch;
 use crate::program;
+use crate::spawner::{Entry, Order};
 
 mod current;
 mod file;
@@ -40,10 +41,23 @@ enum Program {
     Builtin(String),
 }
 
+/// Who runs a command whose entry names a user other than the agent's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OtherUsers {
+    /// The helper that listens at this socket.
+    Helper(PathBuf),
+    /// This process: it is the helper, and the files are its list, in which each entry names a user.
+    Itself,
+}
+
 /// One allowed command.
 #[derive(Debug, Clone)]
 struct Definition {
     entry: CatalogueEntry,
+    /// As whom it runs, when that is not who reads this.
+    user: Option<String>,
+    /// Everything that decides what runs.
+    fingerprint: String,
     grammar: Grammar,
     argv: ArgvTemplate,
     program: Program,
@@ -58,6 +72,7 @@ pub struct Catalogue {
     definitions: BTreeMap<CommandName, Definition>,
     owners: Owners,
     own_program: PathBuf,
+    others: OtherUsers,
 }
 
 /// Why this gateway does not run something.
@@ -78,6 +93,8 @@ pub struct Allowed<'c> {
     definition: &'c Definition,
     owners: Owners,
     own_program: &'c Path,
+    others: &'c OtherUsers,
+    given: Arguments,
     arguments: Vec<String>,
 }
 
@@ -116,7 +133,7 @@ impl Catalogue {
             if definition.entry.unavailable.is_none() {
                 continue;
             }
-            let reason = look::unavailable(definition, self.owners).await;
+            let reason = look::unavailable(definition, self.owners, &self.others).await;
             if reason != definition.entry.unavailable {
                 new.push((name.clone(), reason));
             }
@@ -132,6 +149,14 @@ impl Catalogue {
             }
         }
         Some(after)
+    }
+
+    /// Everything that decides what a command of another user runs, for whoever has the same entry to compare.
+    #[must_use]
+    pub fn fingerprint(&self, name: &CommandName) -> Option<&str> {
+        let definition = self.definitions.get(name)?;
+        definition.user.as_ref()?;
+        Some(&definition.fingerprint)
     }
 
     /// Checks a request by the catalogue: name and arguments. Whether its program is there at this moment is another
@@ -161,6 +186,8 @@ impl Catalogue {
             definition,
             owners: self.owners,
             own_program: &self.own_program,
+            others: &self.others,
+            given: given.clone(),
             arguments,
         })
     }
@@ -173,7 +200,7 @@ impl Allowed<'_> {
     /// # Errors
     /// Why it cannot run on this gateway right now; a file system that does not answer is a reason.
     pub async fn available(&self) -> Result<(), Refusal> {
-        match look::unavailable(self.definition, self.owners).await {
+        match look::unavailable(self.definition, self.owners, self.others).await {
             None => Ok(()),
             Some(reason) => Err(Refusal {
                 code: RejectCode::Unavailable,
@@ -198,10 +225,17 @@ impl Allowed<'_> {
         &self.definition.entry
     }
 
+    /// As whom it runs, when that is not who read the catalogue.
+    #[must_use]
+    pub fn user(&self) -> Option<&str> {
+        self.definition.user.as_deref()
+    }
+
     /// What the executor is to run.
     #[must_use]
     pub fn launch(self, command_id: CommandId) -> Launch {
         let definition = self.definition;
+        let order = definition.order(self.others, self.given);
         let (program, arguments) = match &definition.program {
             Program::File(path) => (path.clone(), self.arguments),
             Program::Builtin(name) => {
@@ -219,6 +253,28 @@ impl Allowed<'_> {
             timeout: Duration::from_millis(definition.entry.timeout_ms),
             output_bytes_max: usize::try_from(definition.entry.output_bytes_max)
                 .unwrap_or(usize::MAX),
+            order,
+        }
+    }
+}
+
+impl Definition {
+    fn helper_entry(&self) -> Entry {
+        Entry {
+            name: self.entry.name.clone(),
+            fingerprint: self.fingerprint.clone(),
+        }
+    }
+
+    /// What the helper is told, when it is for the helper to run.
+    fn order(&self, others: &OtherUsers, arguments: Arguments) -> Option<Order> {
+        match (&self.user, others) {
+            (Some(_), OtherUsers::Helper(socket)) => Some(Order {
+                socket: socket.clone(),
+                entry: self.helper_entry(),
+                arguments,
+            }),
+            (Some(_), OtherUsers::Itself) | (None, _) => None,
         }
     }
 }

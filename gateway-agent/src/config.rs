@@ -312,6 +312,8 @@ settings! {
         commands_folder: PathBuf = path("commands.d"),
         /// Trust catalogue files of the agent's own user, and fill a missing folder with the shipped catalogue.
         allow_own_commands: bool = unsafe_switch("for_demo_only"),
+        /// Where the helper listens that runs commands as other users.
+        helper_socket: PathBuf = path("/run/viworks-gateway-helper.sock"),
         /// Commands at once.
         parallel_max: usize = integer(4, 1..=64),
         /// How long a command has between SIGTERM and SIGKILL.

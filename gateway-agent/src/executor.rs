@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use rustix::process::Pid;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -21,14 +22,17 @@ use viworks_common::wire::message::OutputStream;
 use viworks_runtime::blocking;
 use viworks_runtime::clock::{Clock, sleep_until};
 
+use crate::spawner::Order;
+
+mod lease;
 mod output;
 mod process;
 mod strays;
 
 use output::Collector;
-use process::{Exit, Process};
+use process::{Exit, Process, Report};
 use strays::Ended;
-pub use strays::end_strays;
+pub use strays::{end_session, end_strays};
 
 /// The variable that marks a command and all its descendants.
 pub const COMMAND_ID_VARIABLE: &str = "VIWORKS_COMMAND_ID";
@@ -80,6 +84,8 @@ pub struct Launch {
     pub timeout: Duration,
     /// Bytes of output that are kept, both streams together.
     pub output_bytes_max: usize,
+    /// What the helper is told, when it is a command of another user: it knows by itself what to run, and as whom.
+    pub order: Option<Order>,
 }
 
 /// A piece of output while the command runs. Best effort: a full channel loses pieces, never blocks the command.
@@ -179,6 +185,14 @@ struct Limit<'a> {
     cancel: &'a CancellationToken,
 }
 
+/// Why a command has no process.
+enum Unstarted {
+    /// None could be started.
+    Failed(String),
+    /// Its time was up, or somebody did not want it any more, before there was one.
+    Ended(OutcomeState, &'static str),
+}
+
 /// A command whose leader is dead, or hangs in the kernel.
 struct Supervised {
     ending: Ending,
@@ -210,11 +224,11 @@ impl Slot {
                 format!("{program} could not be started: {reason}"),
             )
         };
-        // What starts here is this very program, which is in memory; what may wait for a disk does so in that process.
-        let spawned = Process::spawn(&self.executor.launcher, &launch);
-        let (mut process, mut report) = match spawned {
+        let deadline = started.0.saturating_add(launch.timeout);
+        let (mut process, mut report) = match self.spawn(&launch, deadline, &cancel).await {
             Ok(spawned) => spawned,
-            Err(error) => return unstarted(error.to_string()),
+            Err(Unstarted::Failed(reason)) => return unstarted(reason),
+            Err(Unstarted::Ended(state, reason)) => return Outcome::without_run(state, reason),
         };
         let kept = launch.output_bytes_max;
         let (stdout, stderr) = process.take_pipes();
@@ -234,7 +248,7 @@ impl Slot {
                 );
             };
             let limits = Limit {
-                deadline: started.0.saturating_add(launch.timeout),
+                deadline,
                 begun: &begun,
                 cancel: &cancel,
             };
@@ -246,7 +260,7 @@ impl Slot {
             hangs,
             ended,
         } = supervised;
-        let exit = process
+        let (exit, left) = process
             .reap(if hangs { Duration::ZERO } else { REAP_TIME })
             .await;
         let failure = report.failure();
@@ -255,8 +269,33 @@ impl Slot {
         }
         let output = output::share(kept, stdout, stderr);
         let duration = clock.now().saturating_since(started.0);
-        let note = note(ending, failure, &ended);
+        let note = joined([note(ending, failure, &ended), left]);
         outcome(ending, exit, note, started.1, duration, output)
+    }
+
+    /// Starts the process that is to become the command.
+    async fn spawn(
+        &self,
+        launch: &Launch,
+        deadline: Monotonic,
+        cancel: &CancellationToken,
+    ) -> Result<(Process, Report), Unstarted> {
+        let Some(order) = &launch.order else {
+            // What starts here is this very program, which is in memory; what may wait for a disk does so in that
+            // process.
+            return Process::spawn(&self.executor.launcher, launch)
+                .map_err(|error| Unstarted::Failed(error.to_string()));
+        };
+        tokio::select! {
+            biased;
+            spawned = Process::ask_for(order, launch.command_id) => spawned.map_err(Unstarted::Failed),
+            () = cancel.cancelled() => {
+                Err(Unstarted::Ended(OutcomeState::Cancelled, "cancelled before the helper had started it"))
+            }
+            () = sleep_until(&*self.executor.clock, deadline) => {
+                Err(Unstarted::Ended(OutcomeState::TimedOut, "the helper had not started it within its time limit"))
+            }
+        }
     }
 
     /// Watches over the leader and drains the output until the leader is dead, though not yet reaped, and nobody
@@ -286,14 +325,10 @@ impl Slot {
         // A descendant that left the session still carries the command's id in its environment. One that did so and
         // holds no output either is meant to stay.
         let everywhere = !drained || ending != Ending::Exited;
-        let session = process.session();
-        let search = move || strays::end_left_behind(session, &id, everywhere);
-        let ended = match blocking::call("strays", STRAYS_TIME, search).await {
-            Ok(ended) => ended,
-            Err(error) => {
-                warn!(command_id = %id, %error, "no search for what a command left behind");
-                Ended::unfinished(format!("the search for it has no result: {error}"))
-            }
+        let ended = match process.session() {
+            Some(session) => end_left_behind(session, id, everywhere).await,
+            // The helper's to end, which tells of it.
+            None => Ended::default(),
         };
         process.kill_group();
         if !drained {
@@ -329,6 +364,17 @@ impl Slot {
     }
 }
 
+async fn end_left_behind(session: Pid, id: CommandId, everywhere: bool) -> Ended {
+    let search = move || strays::end_left_behind(session, &id, everywhere);
+    match blocking::call("strays", STRAYS_TIME, search).await {
+        Ok(ended) => ended,
+        Err(error) => {
+            warn!(command_id = %id, %error, "no search for what a command left behind");
+            Ended::unfinished(format!("the search for it has no result: {error}"))
+        }
+    }
+}
+
 /// What is to be said beside how it ended.
 fn note(ending: Ending, failure: Option<String>, ended: &Ended) -> Option<String> {
     let unbegun = match ending {
@@ -348,10 +394,11 @@ fn outcome(
     duration: Duration,
     (stdout, stderr): (RetainedOutput, RetainedOutput),
 ) -> Outcome {
+    let untold = matches!(exit, Exit::Untold(_));
     let (exit_code, signal, lost) = match exit {
         Exit::Code(code) => (Some(code), None, None),
         Exit::Signal(signal) => (None, Some(signal), None),
-        Exit::Unknown(reason) => (None, None, Some(reason)),
+        Exit::Unknown(reason) | Exit::Untold(reason) => (None, None, Some(reason)),
     };
     let (state, reason) = match (ending, exit_code, signal) {
         (Ending::Exited, Some(0), _) => (OutcomeState::Succeeded, None),
@@ -360,6 +407,7 @@ fn outcome(
             OutcomeState::Failed,
             Some(format!("it was ended by signal {signal}")),
         ),
+        (Ending::Exited, None, None) if untold => (OutcomeState::Indeterminate, None),
         (Ending::Exited, None, None) => (OutcomeState::Failed, None),
         (Ending::TimedOut, _, _) => (
             OutcomeState::TimedOut,

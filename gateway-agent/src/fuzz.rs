@@ -13,7 +13,7 @@ use viworks_common::command::Arguments;
 use viworks_common::limits;
 use viworks_runtime::config::{Environment, Problems};
 
-use crate::catalogue::{self, Owners};
+use crate::catalogue::{self, OtherUsers, Owners};
 use crate::config::Config;
 
 /// Puts the files into a folder that a configuration may name: `gateway.crt`, `ca.crt`, `gateway.key`, `identity.json`.
@@ -56,6 +56,11 @@ pub fn configuration(folder: &Path, data: &[u8]) {
     }
 }
 
+/// No helper.
+fn nobody() -> OtherUsers {
+    OtherUsers::Helper("/nonexistent/helper.sock".into())
+}
+
 /// Takes the bytes as the one file of a catalogue in `folder`.
 ///
 /// # Panics
@@ -63,7 +68,14 @@ pub fn configuration(folder: &Path, data: &[u8]) {
 /// When a law is broken.
 pub fn catalogue(folder: &Path, data: &[u8]) {
     fs::write(folder.join("10-fuzz.toml"), data).expect("the folder can be written");
-    let read = || catalogue::load(folder, Owners::RootAndOwn, "/proc/self/exe".into());
+    let read = || {
+        catalogue::load(
+            folder,
+            Owners::RootAndOwn,
+            "/proc/self/exe".into(),
+            nobody(),
+        )
+    };
     match read() {
         Ok(catalogue) => {
             let entries = catalogue.entries();
@@ -129,7 +141,12 @@ mod tests {
             commands.path().join("10.toml"),
         )
         .unwrap();
-        let loaded = catalogue::load(commands.path(), Owners::RootAndOwn, "/bin/true".into());
+        let loaded = catalogue::load(
+            commands.path(),
+            Owners::RootAndOwn,
+            "/bin/true".into(),
+            nobody(),
+        );
         assert!(loaded.unwrap().len() > 1);
     }
 }

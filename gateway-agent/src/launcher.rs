@@ -17,6 +17,10 @@ use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
+mod account;
+
+pub use account::Account;
+
 /// The agent's subcommand.
 pub const SUBCOMMAND: &str = "launch";
 
@@ -40,6 +44,9 @@ pub struct Instructions {
     pub program: PathBuf,
     /// Its arguments, without the program.
     pub arguments: Vec<String>,
+    /// Whom it becomes first, when it is not who started it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<Account>,
 }
 
 impl Instructions {
@@ -57,6 +64,17 @@ impl Instructions {
         Ok(serde_json::from_reader(io::BufReader::new(
             from.take(INSTRUCTIONS_BYTES_MAX),
         ))?)
+    }
+}
+
+/// Why the program did not start, if it did not, by what its launcher said; `ended` when that was all of it.
+#[must_use]
+pub fn failure(said: &[u8], ended: bool) -> Option<String> {
+    match said.split_first() {
+        Some((&READY, [])) if ended => None,
+        Some((&READY, [])) => Some("the operating system did not answer".to_owned()),
+        Some((&READY, reason)) => Some(String::from_utf8_lossy(reason).into_owned()),
+        Some(_) | None => Some("it ended before its program began".to_owned()),
     }
 }
 
@@ -92,6 +110,11 @@ fn prepare() -> io::Result<UnixStream> {
 
 /// Why it could not.
 fn become_program(instructions: &Instructions) -> String {
+    if let Some(account) = &instructions.account
+        && let Err(error) = account.take_on()
+    {
+        return format!("it cannot become the user {}: {error}", account.name);
+    }
     let folder = &instructions.folder;
     if let Err(error) = std::env::set_current_dir(folder) {
         return format!("{} cannot be entered: {error}", folder.display());
@@ -118,6 +141,7 @@ mod tests {
             ],
             program: PathBuf::from("/bin/echo"),
             arguments: vec!["x".to_owned(), "--".to_owned(), String::new()],
+            account: Some(Account::find("root").unwrap()),
         };
         let bytes = instructions.to_bytes().unwrap();
         assert_eq!(Instructions::read(&*bytes).unwrap(), instructions);

@@ -13,6 +13,7 @@ pub mod engine;
 pub mod executor;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
+pub mod helper;
 pub mod host;
 pub mod identity;
 pub mod journal;
@@ -22,6 +23,7 @@ pub mod outbound;
 pub mod program;
 pub mod reload;
 pub mod setup;
+pub mod spawner;
 pub mod spool;
 pub mod status;
 pub mod watch;

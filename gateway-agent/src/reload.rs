@@ -6,7 +6,7 @@ use tokio::sync::watch;
 use viworks_runtime::conditions::Conditions;
 use viworks_runtime::lifecycle::{Hangups, Lifecycle, notify};
 
-use crate::catalogue::{self, Current, Owners};
+use crate::catalogue::{self, Current, OtherUsers, Owners};
 use crate::credentials::Credentials;
 use crate::outbound::configured::ConfiguredPins;
 
@@ -18,6 +18,8 @@ pub struct Reload {
     pub commands_folder: PathBuf,
     /// Whose files of it are trusted.
     pub owners: Owners,
+    /// Who runs what is another user's.
+    pub others: OtherUsers,
     /// Certificate, keys and authority.
     pub credentials: Credentials,
     /// The pins of the configuration.
@@ -47,7 +49,15 @@ impl Reload {
         self.credentials.refresh().await;
         let _changed: bool = self.pins.refresh().await;
         let folder = self.commands_folder.clone();
-        catalogue::reload(&self.catalogue, folder, self.owners, &self.conditions).await;
+        let others = self.others.clone();
+        catalogue::reload(
+            &self.catalogue,
+            folder,
+            self.owners,
+            others,
+            &self.conditions,
+        )
+        .await;
         self.reloads.send_modify(|count| *count += 1);
     }
 }

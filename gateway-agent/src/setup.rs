@@ -8,7 +8,7 @@ use viworks_runtime::config::{Document, Environment, Place, Problem, Problems, S
 use viworks_runtime::files;
 
 use crate::api;
-use crate::catalogue::{self, Catalogue, Owners};
+use crate::catalogue::{self, Catalogue, OtherUsers, Owners};
 use crate::config::Config;
 use crate::identity::{self, INSTALL_ID_FILE};
 use crate::material::Material;
@@ -101,6 +101,12 @@ pub const fn owners(config: &Config) -> Owners {
     }
 }
 
+/// Who runs commands of other users.
+#[must_use]
+pub fn others(config: &Config) -> OtherUsers {
+    OtherUsers::Helper(config.executor.helper_socket.clone())
+}
+
 /// Reads what may run; in a demo, a missing folder is filled with the shipped catalogue by the start itself.
 fn read_catalogue(config: &Config) -> Result<Option<Catalogue>, Problems> {
     let folder = &config.executor.commands_folder;
@@ -110,7 +116,8 @@ fn read_catalogue(config: &Config) -> Result<Option<Catalogue>, Problems> {
             .map(|()| None)
             .map_err(|error| Problems::new(vec![error.problem()]));
     }
-    catalogue::load(folder, owners(config), program::own()).map(Some)
+    let (own, others) = (program::own(), others(config));
+    catalogue::load(folder, owners(config), own, others).map(Some)
 }
 
 fn examine_state(config: &Config) -> Vec<Problem> {

@@ -93,6 +93,12 @@ impl Binaries {
         self.folder.join("viworks-gateway-agent")
     }
 
+    /// What runs a gateway's commands as other users.
+    #[must_use]
+    pub fn helper(&self) -> PathBuf {
+        self.folder.join("viworks-gateway-helper")
+    }
+
     /// The operator's command line.
     #[must_use]
     pub fn cli(&self) -> PathBuf {

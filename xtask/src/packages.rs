@@ -15,11 +15,12 @@ const CRATES: [&str; 3] = [
 ];
 
 /// What an archive for other systems has beside the programs: where it is kept, and where it goes.
-const ARCHIVED: [(&str, &str); 5] = [
+const ARCHIVED: [(&str, &str); 6] = [
     ("target/packaging/man", "man"),
     ("target/packaging/completions", "completions"),
     ("systemd", "systemd"),
     ("common/catalogue", "catalogue"),
+    ("packaging/helper.d", "helper.d"),
     ("scripts/install-service.sh", "scripts/install-service.sh"),
 ];
 
@@ -73,7 +74,12 @@ fn archive(shop: &Shop) -> Result<(), String> {
     if folder.exists() {
         std::fs::remove_dir_all(&folder).map_err(said)?;
     }
-    let programs = ["viworks", "viworks-backend-agent", "viworks-gateway-agent"];
+    let programs = [
+        "viworks",
+        "viworks-backend-agent",
+        "viworks-gateway-agent",
+        "viworks-gateway-helper",
+    ];
     let programs = programs.map(|name| (format!("target/dist/{name}"), format!("bin/{name}")));
     let rest = ARCHIVED.map(|(from, to)| (from.to_owned(), to.to_owned()));
     for (from, to) in programs.into_iter().chain(rest) {

@@ -588,6 +588,7 @@ fn every_program_that_is_named_exists() {
         "viworks",
         "viworks-backend-agent",
         "viworks-gateway-agent",
+        "viworks-gateway-helper",
         // Crates, named in the lines that build them.
         "viworks-bench",
         "viworks-e2e",

@@ -16,12 +16,18 @@ impl Site {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let archive = folder.path().join("archive");
-        for program in ["viworks", "viworks-backend-agent", "viworks-gateway-agent"] {
+        for program in [
+            "viworks",
+            "viworks-backend-agent",
+            "viworks-gateway-agent",
+            "viworks-gateway-helper",
+        ] {
             write(&archive.join("bin").join(program), program);
         }
         for (from, to) in [
             ("systemd", "systemd"),
             ("common/catalogue", "catalogue"),
+            ("packaging/helper.d", "helper.d"),
             ("scripts/install-service.sh", "scripts/install-service.sh"),
         ] {
             let to = archive.join(to);
@@ -79,7 +85,13 @@ fn it_installs_keeps_uninstalls_and_purges_below_a_folder() {
 
     act("install", &[]);
     let unit = "usr/lib/systemd/system/viworks-gateway-agent.service";
-    for file in ["usr/bin/viworks", "usr/bin/viworks-backend-agent", unit] {
+    let example = "usr/share/viworks/helper.d/40-services.toml";
+    for file in [
+        "usr/bin/viworks",
+        "usr/bin/viworks-gateway-helper",
+        unit,
+        example,
+    ] {
         assert!(site.has(file), "{file}");
     }
     let catalogue = site.root().join("etc/viworks/commands.d/20-system.toml");
@@ -93,7 +105,7 @@ fn it_installs_keeps_uninstalls_and_purges_below_a_folder() {
     assert!(!site.has("usr/bin/viworks") && !site.has(unit));
     assert!(site.has("etc/viworks/gateway.toml") && catalogue.exists());
     act("purge", &[]);
-    assert!(!site.has("etc/viworks"));
+    assert!(!site.has("etc/viworks") && !site.has("usr/share/viworks"));
 }
 
 #[test]

@@ -21,6 +21,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const ADDED: &str = "[[command]]\nname = \"test.added\"\ntitle = \"came later\"\nrisk = \"read\"\nidempotent = true\n\
                      argv = [\"/usr/bin/id\", \"-un\"]\n";
 
+/// One that runs as another user and does not end, nor does what has left its session.
+const STAYS: &str = "[[command]]\nname = \"test.stay\"\ntitle = \"stays\"\nrisk = \"read\"\nidempotent = false\n\
+                     user = \"daemon\"\nargv = [\"/bin/sh\", \"-c\", \"setsid sleep 600 & exec sleep 600\"]\n";
+
 /// What the page tells to type, for a backend and a gateway on the same machine.
 fn set_up() -> String {
     let page = workspace().join("docs/operations/services.md");
@@ -187,6 +191,70 @@ impl Site {
         self.works().await;
     }
 
+    /// Without a list, `service.restart` may not become root; with one, it does what it says.
+    async fn commands_of_other_users_take_a_list_and_leave_nothing(&self) {
+        let restart = "VIWORKS_SERVER=http://127.0.0.1:8080 VIWORKS_TOKEN_FILE=/root/desk.key \
+                       viworks run service.restart unit=systemd-logind.service --gateway gw-1 --yes";
+        let refused = self.machine.attempt(&["/bin/sh", "-c", restart]);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(
+            !refused.status.success() && said.contains("is not on the helper's list"),
+            "{said}"
+        );
+
+        let before = self.process("systemd-logind.service");
+        std::fs::write(
+            self.machine.path("/etc/viworks/commands.d/60-stay.toml"),
+            STAYS,
+        )
+        .unwrap();
+        self.machine.shell(
+            "cp /usr/share/viworks/helper.d/40-services.toml /etc/viworks/commands.d/60-stay.toml /etc/viworks/helper.d/
+             systemctl reload viworks-gateway-agent",
+        );
+        eventually("a service is restarted", PATIENCE, async || {
+            let restarted = self.machine.attempt(&["/bin/sh", "-c", restart]);
+            restarted.status.success().then_some(())
+        })
+        .await;
+        assert_ne!(self.process("systemd-logind.service"), before);
+        for end in [
+            "systemctl kill --kill-who=main --signal=KILL viworks-gateway-agent",
+            "systemctl kill --kill-who=main --signal=KILL 'viworks-gateway-helper@*'",
+        ] {
+            self.works().await;
+            self.viworks("run test.stay --gateway gw-1 --no-wait");
+            let running = || {
+                let count = "grep -lsx sleep /proc/[0-9]*/comm | wc -l";
+                self.machine.shell(count).trim().to_owned()
+            };
+            eventually("all of it runs", PATIENCE, async || {
+                (running() == "2").then_some(())
+            })
+            .await;
+            self.machine.shell(end);
+            eventually("nothing of it is left", PATIENCE, async || {
+                (running() == "0").then_some(())
+            })
+            .await;
+        }
+        let left = self
+            .machine
+            .shell("systemctl list-units --all --plain --no-legend 'viworks-gateway-helper@*'");
+        assert_eq!(left, "");
+        self.works().await;
+        let stranger = "runuser -u daemon -- sh -c 'test -w /run/viworks-gateway-helper.sock'";
+        assert!(
+            !self
+                .machine
+                .attempt(&["/bin/sh", "-c", stranger])
+                .status
+                .success()
+        );
+        self.machine
+            .shell("rm /etc/viworks/commands.d/60-stay.toml /etc/viworks/helper.d/60-stay.toml");
+    }
+
     /// What the packages have brought is theirs.
     fn the_script_leaves_packages_alone(&self) {
         self.unpack_archive();
@@ -239,8 +307,9 @@ impl Site {
         }
         let kept = "/var/lib/viworks-backend /var/lib/viworks-gateway/journal.db /etc/viworks/gateway.toml \
                     /etc/viworks/backend/backend.toml /etc/viworks/commands.d/50-added.toml";
-        self.machine
-            .shell(&format!("ls -d {kept} >/dev/null; ! pgrep -f viworks-"));
+        self.machine.shell(&format!(
+            "ls -d {kept} >/dev/null; ! grep -ls '^viworks-' /proc/[0-9]*/comm"
+        ));
         install(&self.machine, packages);
         self.works().await;
 
@@ -264,9 +333,11 @@ impl Site {
         for (from, to) in [
             (binaries.backend(), "bin/viworks-backend-agent"),
             (binaries.gateway(), "bin/viworks-gateway-agent"),
+            (binaries.helper(), "bin/viworks-gateway-helper"),
             (binaries.cli(), "bin/viworks"),
             (here.join("systemd"), "systemd"),
             (here.join("common/catalogue"), "catalogue"),
+            (here.join("packaging/helper.d"), "helper.d"),
             (
                 here.join("scripts/install-service.sh"),
                 "scripts/install-service.sh",
@@ -395,6 +466,8 @@ async fn the_packages_live_and_die_under_systemd() {
     site.machine.shell(&set_up());
     site.works().await;
     is_confined(&site);
+    site.commands_of_other_users_take_a_list_and_leave_nothing()
+        .await;
     site.killed_services_come_back().await;
     site.services_that_stand_still_come_back().await;
     site.reloads_change_what_they_can_and_break_nothing().await;

@@ -11,7 +11,7 @@ use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::conditions::{Conditions, Severity};
 use viworks_runtime::lifecycle::Lifecycle;
 
-use super::{Catalogue, Owners};
+use super::{Catalogue, OtherUsers, Owners};
 use crate::program;
 
 /// How often commands that could not run are looked at again.
@@ -84,9 +84,15 @@ const RELOAD: &str = "reload";
 
 /// Reads the folder again. A folder with a mistake in it changes nothing: every problem is said, and the catalogue in
 /// force stays.
-pub async fn reload(current: &Current, folder: PathBuf, owners: Owners, conditions: &Conditions) {
+pub async fn reload(
+    current: &Current,
+    folder: PathBuf,
+    owners: Owners,
+    others: OtherUsers,
+    conditions: &Conditions,
+) {
     let (read, own) = (folder.clone(), program::own());
-    let load = move || super::load(&read, owners, own);
+    let load = move || super::load(&read, owners, own, others);
     let loaded = blocking::call("catalogue reload", super::LOAD_TIME, load).await;
     let problems = match loaded {
         Ok(Ok(catalogue)) => {

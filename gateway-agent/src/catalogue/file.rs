@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use sha2::{Digest as _, Sha256};
 use viworks_common::catalogue::{
     Argument, ArgumentType, ArgvTemplate, CatalogueEntry, Grammar, Risk, check_entry,
 };
@@ -11,12 +12,14 @@ use viworks_common::id::{ArgumentName, CommandName};
 use viworks_common::limits;
 use viworks_runtime::config::{Document, Place, Section};
 
-use super::{Definition, Program};
+use super::{Definition, OtherUsers, Program};
 use crate::builtin;
 use crate::executor::COMMAND_ID_VARIABLE;
 
 /// What `argv[0]` begins with for a command that the agent serves itself.
 const BUILTIN_PREFIX: &str = "builtin:";
+/// Bytes of a user's name, as other tools bound it.
+const USER_BYTES_MAX: usize = 32;
 /// Output that is kept when the entry does not say.
 const OUTPUT_BYTES_DEFAULT: u64 = 64 * 1024;
 /// The time limit when the entry does not say.
@@ -26,9 +29,10 @@ const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 pub(super) fn read(
     document: &mut Document,
     places: &mut BTreeMap<CommandName, Place>,
+    others: &OtherUsers,
 ) -> BTreeMap<CommandName, Definition> {
     let commands = document.tables("command", "One allowed command.", |section| {
-        let definition = command(section)?;
+        let definition = command(section, others)?;
         let name = definition.entry.name.clone();
         if let Some(first) = places.get(&name) {
             let message = format!("command {name} is defined twice");
@@ -41,7 +45,7 @@ pub(super) fn read(
     commands.into_iter().flatten().collect()
 }
 
-fn command(section: &mut Section<'_>) -> Option<Definition> {
+fn command(section: &mut Section<'_>, others: &OtherUsers) -> Option<Definition> {
     let name: Option<CommandName> =
         section.required_parsed("name", "command name", "What the command is asked for by.");
     let title = section.required_str("title", "A few words for people.");
@@ -77,6 +81,7 @@ fn command(section: &mut Section<'_>) -> Option<Definition> {
             "write it from the root, such as /var/lib/app",
         );
     }
+    let user = user(section, &argv, others);
     let requires = requires(section);
     let environment = environment(section);
     let arguments = section.tables("argument", "One argument of the command.", argument);
@@ -93,16 +98,78 @@ fn command(section: &mut Section<'_>) -> Option<Definition> {
         output_bytes_max,
         unavailable: None,
     };
+    let fingerprint = fingerprint(
+        user.as_deref(),
+        &argv,
+        &entry.arguments,
+        &working_directory,
+        &environment,
+    );
     let (grammar, argv, program) = check(section, &entry, &argv)?;
     // Whether its files are there is asked for all commands together.
     Some(Definition {
         entry,
+        user,
+        fingerprint,
         grammar,
         argv,
         program,
         requires,
         working_directory,
         environment,
+    })
+}
+
+/// As whom it runs.
+fn user(section: &mut Section<'_>, argv: &[String], others: &OtherUsers) -> Option<String> {
+    let user = section.optional_str(
+        "user",
+        "The user that it runs as, through the helper; the agent's own unless it says so.",
+    );
+    let is_builtin = argv
+        .first()
+        .is_some_and(|program| program.starts_with(BUILTIN_PREFIX));
+    let problem = match &user {
+        None if *others == OtherUsers::Itself => Some((
+            "the command has no user",
+            "on the helper's list each command says as whom it runs",
+        )),
+        Some(name) if !is_user_name(name) => Some((
+            "the user is no name of one",
+            "letters, digits, dots, hyphens and underscores, as in /etc/passwd; not a number",
+        )),
+        Some(_) if is_builtin => Some((
+            "a built-in command is the agent's own",
+            "leave user out, or name a program",
+        )),
+        None | Some(_) => None,
+    };
+    if let Some((message, help)) = problem {
+        section.problem("user", message, help);
+    }
+    user
+}
+
+fn is_user_name(name: &str) -> bool {
+    let letter = |c: char| c.is_ascii_alphabetic() || c == '_';
+    let other = |c: char| letter(c) || c.is_ascii_digit() || matches!(c, '-' | '.');
+    name.len() <= USER_BYTES_MAX && name.starts_with(letter) && name.chars().all(other)
+}
+
+/// Everything that decides what runs, so that two who read the same entry in different files can compare it.
+fn fingerprint(
+    user: Option<&str>,
+    argv: &[String],
+    arguments: &[Argument],
+    folder: &Path,
+    environment: &BTreeMap<String, String>,
+) -> String {
+    use std::fmt::Write as _;
+    let whole = serde_json::json!([user, argv, arguments, folder, environment]);
+    let digest = Sha256::digest(whole.to_string());
+    digest.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("writing to a string succeeds");
+        text
     })
 }
 

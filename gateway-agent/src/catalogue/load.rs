@@ -9,7 +9,8 @@ use viworks_common::limits;
 use viworks_runtime::config::{Document, Environment, Place, Problem, Problems};
 use viworks_runtime::files::{self, FileError, Folder};
 
-use super::{Catalogue, Definition, Owners, file, look};
+use super::{Catalogue, Definition, OtherUsers, Owners, file, look};
+use crate::launcher::Account;
 
 /// Files in the folder; beyond that somebody made a mistake.
 const FILES_MAX: usize = 256;
@@ -18,11 +19,17 @@ const FILES_MAX: usize = 256;
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Reads every `*.toml` of `folder`, in the order of their names. `own_program` is the agent's program, which serves
-/// the built-in commands; `/proc/self/exe` survives its own replacement by an upgrade.
+/// the built-in commands; `/proc/self/exe` survives its own replacement by an upgrade. `others` run what is another
+/// user's.
 ///
 /// # Errors
 /// Everything that is wrong in all files, each with its place.
-pub fn load(folder: &Path, owners: Owners, own_program: PathBuf) -> Result<Catalogue, Problems> {
+pub fn load(
+    folder: &Path,
+    owners: Owners,
+    own_program: PathBuf,
+    others: OtherUsers,
+) -> Result<Catalogue, Problems> {
     // Opened once: whoever could exchange it afterwards exchanges nothing that is read here.
     let opened = Folder::open(folder, owners)
         .map_err(|error| Problems::new(vec![refused(&error, owners)]))?;
@@ -50,7 +57,7 @@ pub fn load(folder: &Path, owners: Owners, own_program: PathBuf) -> Result<Catal
                 continue;
             }
         };
-        let found = file::read(&mut document, &mut places);
+        let found = file::read(&mut document, &mut places, &others);
         match document.finish() {
             Ok(()) => definitions.extend(found),
             Err(more) => note(more),
@@ -71,14 +78,24 @@ pub fn load(folder: &Path, owners: Owners, own_program: PathBuf) -> Result<Catal
     match problems {
         Some(problems) => Err(problems),
         None => {
-            look::note_unavailable(definitions.values_mut(), owners);
+            if matches!(others, OtherUsers::Helper(_)) {
+                definitions.values_mut().for_each(run_as_own_user);
+            }
+            look::note_unavailable(definitions.values_mut(), owners, &others);
             Ok(Catalogue {
                 definitions,
                 owners,
                 own_program,
+                others,
             })
         }
     }
+}
+
+/// For what the agent's own user is to run, nobody else is needed.
+fn run_as_own_user(definition: &mut Definition) {
+    let is_own = |user: &String| Account::find(user).is_ok_and(|account| account.is_own());
+    drop(definition.user.take_if(|user| is_own(user)));
 }
 
 /// The names of the files to read, in their order.

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -12,19 +13,32 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, kill_process_group,
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::process::{Child, ChildStderr, ChildStdout, Command};
+use tokio::net::unix::pipe;
+use tokio::process::{Child, Command};
 use tracing::warn;
+use viworks_common::id::CommandId;
 
-use super::{COMMAND_ID_VARIABLE, COMMAND_PATH, Launch};
+use super::lease::Lease;
+use super::{COMMAND_ID_VARIABLE, COMMAND_PATH, Launch, STRAYS_TIME};
 use crate::launcher::{self, Instructions};
+use crate::spawner::Order;
 
 /// The leader of a session. Dropped before it is reaped, the whole process group is killed.
 pub(super) struct Process {
-    child: Child,
-    group: Pid,
+    leader: Leader,
     /// Readable once the leader is dead; it stays a zombie until it is reaped, which keeps the group's number taken.
     alive: AsyncFd<OwnedFd>,
     reaped: bool,
+    stdout: Option<pipe::Receiver>,
+    stderr: Option<pipe::Receiver>,
+}
+
+/// Whose child the leader is.
+enum Leader {
+    /// This agent's, which leads a group of its number.
+    Own(Child, Pid),
+    /// The helper's, as another user, for as long as the connection to it is held.
+    Helper(Arc<Lease>),
 }
 
 /// How the leader ended.
@@ -36,10 +50,38 @@ pub(super) enum Exit {
     Signal(i32),
     /// It could not be reaped.
     Unknown(String),
+    /// Whoever could have told is gone: it may have come to any end.
+    Untold(String),
+}
+
+/// How the command's start goes.
+pub(super) enum Report {
+    /// By its launcher.
+    Launcher(LauncherReport),
+    /// By the helper.
+    Helper(Arc<Lease>),
+}
+
+impl Report {
+    /// Reads until the program has taken over, or until it is known why not. Can be dropped and called again.
+    pub(super) async fn read(&mut self) {
+        match self {
+            Self::Launcher(report) => report.read().await,
+            Self::Helper(lease) => lease.begun().await,
+        }
+    }
+
+    /// Why the program did not start, if it did not.
+    pub(super) fn failure(&self) -> Option<String> {
+        match self {
+            Self::Launcher(report) => launcher::failure(&report.said, report.ended),
+            Self::Helper(lease) => lease.failure(),
+        }
+    }
 }
 
 /// What the launcher is told, and says of the command's start.
-pub(super) struct Report {
+pub(super) struct LauncherReport {
     socket: UnixStream,
     instructions: Vec<u8>,
     /// Bytes of them that are written.
@@ -48,10 +90,9 @@ pub(super) struct Report {
     ended: bool,
 }
 
-impl Report {
-    /// Tells the launcher what to become, and reads until the program has taken over, or until it is known why not. Can
-    /// be dropped and called again.
-    pub(super) async fn read(&mut self) {
+impl LauncherReport {
+    /// Tells the launcher what to become, and reads until the program has taken over, or until it is known why not.
+    async fn read(&mut self) {
         self.tell().await;
         let mut buffer = [0; 512];
         while !self.ended {
@@ -81,16 +122,6 @@ impl Report {
             self.instructions = Vec::new();
         }
     }
-
-    /// Why the program did not start, if it did not.
-    pub(super) fn failure(&self) -> Option<String> {
-        match self.said.split_first() {
-            Some((&launcher::READY, [])) if self.ended => None,
-            Some((&launcher::READY, [])) => Some("the operating system did not answer".to_owned()),
-            Some((&launcher::READY, reason)) => Some(String::from_utf8_lossy(reason).into_owned()),
-            Some(_) | None => Some("it ended before its program began".to_owned()),
-        }
-    }
 }
 
 impl Process {
@@ -103,8 +134,9 @@ impl Process {
             environment: launch.environment.clone().into_iter().collect(),
             program: launch.program.clone(),
             arguments: launch.arguments.clone(),
+            account: None,
         };
-        let report = Report {
+        let report = LauncherReport {
             socket: UnixStream::from_std(socket)?,
             instructions: instructions.to_bytes()?,
             told: 0,
@@ -123,16 +155,17 @@ impl Process {
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()?;
-        let watched = watch(&child);
+        let watched = watch(&child).and_then(|watched| Ok((watched, pipes(&mut child)?)));
         match watched {
-            Ok((group, alive)) => {
+            Ok(((group, alive), [stdout, stderr])) => {
                 let process = Self {
-                    child,
-                    group,
+                    leader: Leader::Own(child, group),
                     alive,
                     reaped: false,
+                    stdout,
+                    stderr,
                 };
-                Ok((process, report))
+                Ok((process, Report::Launcher(report)))
             }
             Err(error) => {
                 // Unwatched it must not run. What it did until here is a start all the same, and reported as failed.
@@ -142,13 +175,34 @@ impl Process {
         }
     }
 
-    pub(super) fn take_pipes(&mut self) -> (Option<ChildStdout>, Option<ChildStderr>) {
-        (self.child.stdout.take(), self.child.stderr.take())
+    /// Has the helper start the command of another user.
+    pub(super) async fn ask_for(order: &Order, id: CommandId) -> Result<(Self, Report), String> {
+        let unmade = |error: io::Error| format!("no pipes can be made: {error}");
+        let (stdout, their_stdout) = io::pipe().map_err(unmade)?;
+        let (stderr, their_stderr) = io::pipe().map_err(unmade)?;
+        let theirs = [their_stdout.into(), their_stderr.into()];
+        let (lease, alive) = Lease::take(order, id, theirs).await?;
+        let lease = Arc::new(lease);
+        let process = Self {
+            leader: Leader::Helper(Arc::clone(&lease)),
+            alive: readable(alive).map_err(|error| format!("it cannot be watched: {error}"))?,
+            reaped: false,
+            stdout: Some(pipe::Receiver::from_owned_fd(stdout.into()).map_err(unmade)?),
+            stderr: Some(pipe::Receiver::from_owned_fd(stderr.into()).map_err(unmade)?),
+        };
+        Ok((process, Report::Helper(lease)))
     }
 
-    /// The session that it leads, which has its number.
-    pub(super) const fn session(&self) -> Pid {
-        self.group
+    pub(super) fn take_pipes(&mut self) -> (Option<pipe::Receiver>, Option<pipe::Receiver>) {
+        (self.stdout.take(), self.stderr.take())
+    }
+
+    /// The session that it leads, which has its number, where what it leaves behind is this agent's to end.
+    pub(super) const fn session(&self) -> Option<Pid> {
+        match &self.leader {
+            Leader::Own(_child, group) => Some(*group),
+            Leader::Helper(_lease) => None,
+        }
     }
 
     /// Completes when the leader is dead.
@@ -167,10 +221,18 @@ impl Process {
         self.signal(Signal::KILL);
     }
 
-    /// Kills what is left of the group and collects the leader.
-    pub(super) async fn reap(mut self, limit: Duration) -> Exit {
+    /// Kills what is left of the group and collects the leader; with what the helper had to end beside it.
+    pub(super) async fn reap(mut self, limit: Duration) -> (Exit, Option<String>) {
         self.kill_group();
-        match tokio::time::timeout(limit, self.child.wait()).await {
+        let child = match &mut self.leader {
+            Leader::Own(child, _group) => child,
+            // It ends the rest of the session first.
+            Leader::Helper(lease) if !limit.is_zero() => {
+                return lease.ended(limit + STRAYS_TIME).await;
+            }
+            Leader::Helper(lease) => return lease.ended(limit).await,
+        };
+        let exit = match tokio::time::timeout(limit, child.wait()).await {
             Ok(Ok(status)) => {
                 self.reaped = true;
                 match (status.code(), status.signal()) {
@@ -183,22 +245,27 @@ impl Process {
             Err(_elapsed) => {
                 Exit::Unknown("it was killed and still hangs in the operating system".to_owned())
             }
-        }
+        };
+        (exit, None)
     }
 
     fn signal(&self, signal: Signal) {
         if self.reaped {
             return;
         }
-        let sent = match kill_process_group(self.group, signal) {
+        let group = match &self.leader {
+            Leader::Own(_child, group) => *group,
+            Leader::Helper(lease) => return lease.signal(signal),
+        };
+        let sent = match kill_process_group(group, signal) {
             // A launcher that has not come to open its session is alone, and has no group of its own yet.
-            Err(Errno::SRCH) => kill_process(self.group, signal),
+            Err(Errno::SRCH) => kill_process(group, signal),
             sent => sent,
         };
         match sent {
             // Gone already, or nothing left in it that may be signalled.
             Ok(()) | Err(Errno::SRCH | Errno::PERM) => {}
-            Err(error) => warn!(%error, group = %self.group, "cannot signal a process group"),
+            Err(error) => warn!(%error, %group, "cannot signal a process group"),
         }
     }
 }
@@ -214,11 +281,25 @@ fn watch(child: &Child) -> io::Result<(Pid, AsyncFd<OwnedFd>)> {
     let group = number
         .and_then(Pid::from_raw)
         .ok_or_else(|| io::Error::other("it has no process id"))?;
-    let handle = pidfd_open(group, PidfdFlags::NONBLOCK)?;
+    Ok((group, readable(pidfd_open(group, PidfdFlags::NONBLOCK)?)?))
+}
+
+/// What can be waited for until it can be read.
+pub(super) fn readable(handle: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     #[expect(
         deprecated,
         reason = "an OwnedFd keeps the promise that the successor asks for in unsafe code, which is forbidden here"
     )]
-    let alive = AsyncFd::with_interest(handle, tokio::io::Interest::READABLE)?;
-    Ok((group, alive))
+    AsyncFd::with_interest(handle, tokio::io::Interest::READABLE)
+}
+
+/// The ends of a child's output that are read.
+fn pipes(child: &mut Child) -> io::Result<[Option<pipe::Receiver>; 2]> {
+    let stdout = child.stdout.take().map(|pipe| pipe.into_owned_fd());
+    let stderr = child.stderr.take().map(|pipe| pipe.into_owned_fd());
+    let receiver = |pipe: Option<io::Result<OwnedFd>>| {
+        pipe.map(|pipe| pipe.and_then(pipe::Receiver::from_owned_fd))
+            .transpose()
+    };
+    Ok([receiver(stdout)?, receiver(stderr)?])
 }

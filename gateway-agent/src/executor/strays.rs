@@ -129,6 +129,15 @@ pub(super) fn end_left_behind(session: Pid, command: &CommandId, everywhere: boo
     end(&wanted)
 }
 
+/// Ends what is left in the session of a leader that is dead and not yet reaped; in words, if that was anybody. Blocks.
+pub fn end_session(session: Pid) -> Option<String> {
+    let wanted = Wanted {
+        variables: Vec::new(),
+        session: Some(session.as_raw_nonzero().get()),
+    };
+    end(&wanted).said()
+}
+
 fn variable(id: &CommandId) -> Vec<u8> {
     format!("{COMMAND_ID_VARIABLE}={id}").into_bytes()
 }

@@ -12,6 +12,7 @@ use viworks_runtime::files::Owners;
 
 use super::{mounts, ownership};
 use crate::program;
+use crate::spawner::{self, Entry};
 
 /// How long a look may take; of many at once, all together.
 const LOOK_TIME: Duration = Duration::from_secs(2);
@@ -36,6 +37,13 @@ pub enum Question {
     },
     /// Whether it is there.
     Needed(PathBuf),
+    /// Whether the helper that runs commands as other users would run one.
+    Helper {
+        /// Where the helper is.
+        socket: PathBuf,
+        /// Which command.
+        entry: Entry,
+    },
 }
 
 /// The built-in command, no part of any catalogue, that looks in the agent's place.
@@ -51,6 +59,9 @@ impl Question {
     /// What speaks against it. Blocks; where that may be for ever, so does a process that can be left behind: a thread
     /// that hangs in the kernel would keep its process from ending.
     fn answer(&self) -> Option<String> {
+        if let Self::Helper { socket, entry } = self {
+            return spawner::objection(socket, entry);
+        }
         if is_at_home(self.path()) {
             self.look()
         } else {
@@ -82,6 +93,8 @@ impl Question {
             Self::Program { own: false, .. } => "program",
             Self::Program { own: true, .. } => "own-program",
             Self::Needed(_) => "needed",
+            // It is never asked this way.
+            Self::Helper { .. } => "helper",
         }
     }
 
@@ -108,12 +121,15 @@ impl Question {
             Self::Needed(path) => {
                 (!path.exists()).then(|| format!("it needs {}, which is not there", path.display()))
             }
+            Self::Helper { socket, entry } => spawner::objection(socket, entry),
         }
     }
 
     fn path(&self) -> &Path {
         match self {
-            Self::Program { path, .. } | Self::Needed(path) => path,
+            Self::Program { path, .. } | Self::Needed(path) | Self::Helper { socket: path, .. } => {
+                path
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ use viworks_common::command::{self, Outcome, OutcomeState};
 use viworks_common::id::{AgentRunId, CommandId, CommandName};
 use viworks_common::time::Monotonic;
 use viworks_common::wire::message::{AgentMessage, Command, Permit};
-use viworks_gateway_agent::catalogue::{self, Owners};
+use viworks_gateway_agent::catalogue::{self, OtherUsers, Owners};
 use viworks_gateway_agent::engine::{Engine, EngineHandle, Input, Parts};
 use viworks_gateway_agent::executor::{Executor, Limits};
 use viworks_gateway_agent::journal::Journal;
@@ -59,7 +59,8 @@ impl Bench {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let commands = folder.path().join("commands.d");
         let own = PathBuf::from("/proc/self/exe");
-        let catalogue = catalogue::load(&commands, Owners::RootAndOwn, own)
+        let others = OtherUsers::Helper(folder.path().join("helper.sock"));
+        let catalogue = catalogue::load(&commands, Owners::RootAndOwn, own, others)
             .unwrap_or_else(|problems| panic!("{problems}"));
         let journal = Journal::open(&folder.path().join("journal.db"), 1_024)
             .await

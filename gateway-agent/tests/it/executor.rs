@@ -36,6 +36,7 @@ fn shell(script: &str) -> Launch {
         environment: BTreeMap::new(),
         timeout: Duration::from_secs(30),
         output_bytes_max: 64 * 1024,
+        order: None,
     }
 }
 

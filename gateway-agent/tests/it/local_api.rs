@@ -16,7 +16,7 @@ use viworks_common::id::AgentRunId;
 use viworks_common::telemetry::intake::IntakeQuota;
 use viworks_gateway_agent::api::{self, AgentFacts, ApiError, Parts, ServeLimits};
 use viworks_gateway_agent::audit::Audit;
-use viworks_gateway_agent::catalogue::{self, Catalogue, Owners, SHIPPED};
+use viworks_gateway_agent::catalogue::{self, Catalogue, OtherUsers, Owners, SHIPPED};
 use viworks_gateway_agent::executor::{Executor, Limits};
 use viworks_gateway_agent::outbound::pins::Pins;
 use viworks_gateway_agent::spool::{BYTES_MIN, Bounds, Spool};
@@ -76,8 +76,14 @@ fn has_headers(head: &str) {
 }
 
 fn load(folder: &Path) -> Result<Catalogue, String> {
-    catalogue::load(folder, Owners::RootAndOwn, PathBuf::from("/proc/self/exe"))
-        .map_err(|problems| problems.to_string())
+    let others = OtherUsers::Helper(folder.join("helper.sock"));
+    catalogue::load(
+        folder,
+        Owners::RootAndOwn,
+        PathBuf::from("/proc/self/exe"),
+        others,
+    )
+    .map_err(|problems| problems.to_string())
 }
 
 impl Server {

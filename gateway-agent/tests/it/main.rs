@@ -7,6 +7,7 @@ mod dial;
 mod echo;
 mod engine;
 mod executor;
+mod helper;
 mod journal;
 mod local_api;
 mod old_state;

@@ -1,0 +1,570 @@
+//! Commands of other users, through the helper that ships: real users, so root alone can try it.
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rustix::net::{
+    AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen,
+    socket_with,
+};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use tempfile::TempDir;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use viworks_common::command::{Arguments, Outcome, OutcomeState};
+use viworks_common::id::CommandId;
+use viworks_gateway_agent::catalogue::{self, Catalogue, OtherUsers, Owners, SHIPPED};
+use viworks_gateway_agent::executor::{Executor, Launch, Limits};
+use viworks_gateway_agent::spawner::{self, Answer, Entry, Request};
+use viworks_runtime::clock::SystemClock;
+use viworks_runtime::random;
+use viworks_testkit::process::eventually;
+
+/// Everything here is over long before.
+const SOON: Duration = Duration::from_secs(30);
+
+/// What both have at first; nobody is the user whom every system has.
+const ENTRIES: &str = r#"
+[[command]]
+name = "test.who"
+title = "Who it is"
+risk = "read"
+idempotent = true
+user = "nobody"
+argv = ["/bin/sh", "-c", "id -un; grep -E '^(NoNewPrivs|Groups)' /proc/self/status; pwd; env | sort; cat; echo no >&2; exit 3"]
+
+[[command]]
+name = "test.say"
+title = "Says a number"
+risk = "read"
+idempotent = true
+user = "nobody"
+argv = ["/bin/echo", "{number}"]
+
+[[command.argument]]
+name = "number"
+type = "string"
+pattern = "[0-9]{1,3}"
+
+[[command]]
+name = "test.stay"
+title = "Does not end"
+risk = "read"
+idempotent = true
+user = "nobody"
+argv = ["/bin/sh", "-c", "sleep 600 & echo $$ $!; sleep 600"]
+
+[[command]]
+name = "test.folder"
+title = "Has no folder"
+risk = "read"
+idempotent = true
+user = "nobody"
+working_directory = "/nonexistent/folder"
+argv = ["/bin/true"]
+"#;
+
+/// The service manager's part: a socket, and a helper for each connection.
+struct Helper {
+    folder: TempDir,
+    children: Arc<Mutex<Vec<Child>>>,
+}
+
+impl Helper {
+    /// `None`, said loudly, for anybody but root.
+    #[expect(clippy::print_stderr, reason = "a skipped check must be seen")]
+    fn start(agent: &'static str) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIPPED: commands of other users: only root can have them run");
+            return None;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in [("helper.d", ENTRIES), ("commands.d", ENTRIES)] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+            fs::write(folder.path().join(name).join("10-test.toml"), text).unwrap();
+        }
+        let socket = socket_with(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
+        let address = folder.path().join("helper.sock");
+        bind(&socket, &SocketAddrUnix::new(&address).unwrap()).unwrap();
+        listen(&socket, 128).unwrap();
+        let children = Arc::new(Mutex::new(Vec::new()));
+        let (list, started) = (folder.path().join("helper.d"), Arc::clone(&children));
+        let _serving = std::thread::spawn(move || serve(&socket, &list, agent, &started));
+        Some(Self { folder, children })
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("helper.sock")
+    }
+
+    fn list(&self) -> PathBuf {
+        self.folder.path().join("helper.d/10-test.toml")
+    }
+
+    fn catalogue(&self) -> Catalogue {
+        let commands = self.folder.path().join("commands.d");
+        let others = OtherUsers::Helper(self.socket());
+        catalogue::load(&commands, Owners::Root, "/proc/self/exe".into(), others)
+            .unwrap_or_else(|problems| panic!("{problems}"))
+    }
+
+    /// Why a command is not available, by the catalogue as it is loaded now.
+    fn objection(&self, name: &str) -> Option<String> {
+        let entries = self.catalogue().entries();
+        let entry = entries.iter().find(|entry| entry.name.as_str() == name);
+        entry.and_then(|entry| entry.unavailable.clone())
+    }
+
+    fn launch(&self, name: &str, given: &[(&str, &str)]) -> Launch {
+        let catalogue = self.catalogue();
+        let allowed = catalogue.check(&name.parse().unwrap(), &arguments(given));
+        allowed
+            .unwrap()
+            .launch(CommandId::from_uuid(random::uuid_v4()))
+    }
+
+    async fn run(&self, name: &str) -> Outcome {
+        run(self.launch(name, &[]), CancellationToken::new()).await
+    }
+
+    fn entry(&self, name: &str) -> Entry {
+        let name = name.parse().unwrap();
+        let fingerprint = self.catalogue().fingerprint(&name).unwrap().to_owned();
+        Entry { name, fingerprint }
+    }
+
+    /// Asks for a command past the agent's own checks.
+    fn ask_past(&self, entry: Entry, given: &[(&str, &str)]) -> Option<Answer> {
+        let connection = self.dial();
+        let request = Request::Run {
+            entry,
+            command_id: CommandId::from_uuid(random::uuid_v4()),
+            arguments: arguments(given),
+        };
+        let null = fs::File::options().write(true).open("/dev/null").unwrap();
+        // Who is not served at all may notice here already.
+        spawner::send(&connection, &request, &[null.as_fd(), null.as_fd()]).ok()?;
+        spawner::receive(&connection)
+            .unwrap()
+            .map(|(answer, _)| answer)
+    }
+
+    fn dial(&self) -> OwnedFd {
+        let connection = spawner::dial(&self.socket()).unwrap();
+        rustix::io::ioctl_fionbio(&connection, false).unwrap();
+        connection
+    }
+
+    fn kill_all(&self) {
+        for child in self.children.lock().unwrap().iter_mut() {
+            child.kill().unwrap();
+        }
+    }
+
+    /// How many of them have not ended.
+    fn alive(&self) -> usize {
+        let mut children = self.children.lock().unwrap();
+        let alive = children
+            .iter_mut()
+            .map(|child| child.try_wait().unwrap().is_none());
+        alive.filter(|alive| *alive).count()
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        // Its thread ends with the socket's last connection, and each helper with its own.
+        fs::remove_dir_all(self.folder.path().join("helper.d")).unwrap();
+        drop(spawner::dial(&self.socket()));
+        for child in self.children.lock().unwrap().iter_mut() {
+            drop(child.kill());
+            drop(child.wait());
+        }
+    }
+}
+
+fn serve(socket: &OwnedFd, list: &Path, agent: &str, started: &Mutex<Vec<Child>>) {
+    while let Ok(connection) = accept_with(socket, SocketFlags::CLOEXEC) {
+        if !list.exists() {
+            return;
+        }
+        let helper = Command::new(env!("CARGO_BIN_EXE_viworks-gateway-helper"))
+            .args(["serve", "--agent", agent, "--list"])
+            .arg(list)
+            .stdin(Stdio::from(connection))
+            .spawn();
+        started.lock().unwrap().push(helper.unwrap());
+    }
+}
+
+fn arguments(given: &[(&str, &str)]) -> Arguments {
+    let given = given.iter();
+    given
+        .map(|(name, value)| (name.parse().unwrap(), (*value).to_owned()))
+        .collect()
+}
+
+/// Runs it, and does something as soon as it has said a word.
+async fn run_until_heard(launch: Launch, then: impl FnOnce()) -> Outcome {
+    let launcher = env!("CARGO_BIN_EXE_viworks-gateway-agent").into();
+    let executor = Executor::new(Limits::default(), launcher, Arc::new(SystemClock));
+    let (live, mut heard) = tokio::sync::mpsc::channel(16);
+    let slot = executor.slot().await;
+    let run = slot.run(launch, CancellationToken::new(), Some(live));
+    let (outcome, ()) = tokio::join!(run, async {
+        heard.recv().await.unwrap();
+        then();
+    });
+    outcome
+}
+
+async fn run(launch: Launch, cancel: CancellationToken) -> Outcome {
+    let launcher = env!("CARGO_BIN_EXE_viworks-gateway-agent").into();
+    let executor = Executor::new(Limits::default(), launcher, Arc::new(SystemClock));
+    let run = executor.slot().await.run(launch, cancel, None);
+    tokio::time::timeout(SOON, run).await.expect("it must end")
+}
+
+fn stdout(outcome: &Outcome) -> String {
+    String::from_utf8_lossy(&outcome.stdout.head).into_owned()
+}
+
+/// The processes that it says it consists of.
+fn processes(said: &str) -> Vec<Pid> {
+    let numbers = said.split_whitespace();
+    numbers
+        .map(|number| Pid::from_raw(number.parse().unwrap()).unwrap())
+        .collect()
+}
+
+fn is_alive(process: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    test_kill_process(process).is_ok() && !stat.contains(") Z ")
+}
+
+async fn are_gone(processes: &[Pid]) {
+    eventually("all of it has ended", SOON, async || {
+        (!processes.iter().any(|process| is_alive(*process))).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_command_runs_as_the_user_of_the_list_and_can_become_nobody_else() {
+    let Some(helper) = Helper::start("root") else {
+        return;
+    };
+    assert_eq!(helper.objection("test.who"), None);
+    let outcome = helper.run("test.who").await;
+    assert_eq!(
+        (outcome.state, outcome.exit_code),
+        (OutcomeState::Failed, Some(3)),
+        "{outcome:?}"
+    );
+    let said = stdout(&outcome);
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines.first(), Some(&"nobody"), "{said}");
+    assert!(
+        lines.contains(&"NoNewPrivs:\t1") && lines.contains(&"/"),
+        "{said}"
+    );
+    let groups = lines.iter().find(|line| line.starts_with("Groups:"));
+    assert!(
+        !groups.unwrap().split_whitespace().any(|group| group == "0"),
+        "{said}"
+    );
+    // Nothing else of root's environment is there; standard input was empty, or it would not have ended.
+    let names: Vec<&str> = lines
+        .iter()
+        .filter_map(|line| line.split_once('='))
+        .map(|(name, _)| name)
+        .collect();
+    let expected = [
+        "HOME",
+        "LANG",
+        "LOGNAME",
+        "PATH",
+        "PWD",
+        "USER",
+        "VIWORKS_COMMAND_ID",
+    ];
+    let unexpected = names
+        .iter()
+        .filter(|name| !expected.contains(name) && **name != "_");
+    assert_eq!(unexpected.count(), 0, "{said}");
+    assert_eq!(outcome.stderr.head, b"no\n");
+
+    let launch = helper.launch("test.say", &[("number", "42")]);
+    let outcome = run(launch, CancellationToken::new()).await;
+    assert_eq!(
+        (outcome.state, stdout(&outcome).as_str()),
+        (OutcomeState::Succeeded, "42\n")
+    );
+    let outcome = helper.run("test.folder").await;
+    assert_eq!(
+        (outcome.state, outcome.started_at),
+        (OutcomeState::Failed, None)
+    );
+    assert!(outcome.reason.unwrap().contains("/nonexistent/folder"));
+    eventually("no helper is left", SOON, async || {
+        (helper.alive() == 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_time_limit_ends_all_of_a_command() {
+    let Some(helper) = Helper::start("root") else {
+        return;
+    };
+    let mut launch = helper.launch("test.stay", &[]);
+    launch.timeout = Duration::from_secs(1);
+    let outcome = run(launch, CancellationToken::new()).await;
+    assert_eq!(
+        (outcome.state, outcome.signal),
+        (OutcomeState::TimedOut, Some(15)),
+        "{outcome:?}"
+    );
+    are_gone(&processes(&stdout(&outcome))).await;
+
+    let cancel = CancellationToken::new();
+    cancel.cancel();
+    let outcome = run(helper.launch("test.stay", &[]), cancel).await;
+    assert_eq!(outcome.state, OutcomeState::Cancelled, "{outcome:?}");
+}
+
+/// Two pipes and a connection, as the agent has them, with a command that does not end.
+async fn held(helper: &Helper) -> (OwnedFd, Vec<Pid>) {
+    let connection = helper.dial();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let request = Request::Run {
+        entry: helper.entry("test.stay"),
+        command_id: CommandId::from_uuid(random::uuid_v4()),
+        arguments: Arguments::new(),
+    };
+    spawner::send(&connection, &request, &[writer.as_fd(), writer.as_fd()]).unwrap();
+    drop(writer);
+    let line = tokio::task::spawn_blocking(move || {
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(&mut reader), &mut line).unwrap();
+        line
+    });
+    (connection, processes(&line.await.unwrap()))
+}
+
+#[tokio::test]
+async fn a_command_ends_with_its_agent() {
+    let Some(helper) = Helper::start("root") else {
+        return;
+    };
+    let (connection, running) = held(&helper).await;
+    assert!(running.iter().all(|process| is_alive(*process)));
+    drop(connection);
+    are_gone(&running).await;
+    eventually("its helper has ended", SOON, async || {
+        (helper.alive() == 0).then_some(())
+    })
+    .await;
+    // The same when the agent says what it should not.
+    let (connection, running) = held(&helper).await;
+    rustix::net::send(&connection, b"{\"run\":", SendFlags::empty()).unwrap();
+    are_gone(&running).await;
+}
+
+#[tokio::test]
+async fn a_command_ends_with_its_helper_and_the_outcome_says_so() {
+    let Some(helper) = Helper::start("root") else {
+        return;
+    };
+    let launch = helper.launch("test.stay", &[]);
+    let outcome = run_until_heard(launch, || helper.kill_all()).await;
+    assert_eq!(outcome.state, OutcomeState::Indeterminate, "{outcome:?}");
+    assert!(
+        outcome
+            .reason
+            .as_ref()
+            .unwrap()
+            .contains("the helper went away")
+    );
+    // The leader by the kernel; what it had started by the service manager, which ends all of the helper's service.
+    let [leader, other] = processes(&stdout(&outcome))[..] else {
+        panic!("{outcome:?}");
+    };
+    are_gone(&[leader]).await;
+    kill_process(other, Signal::KILL).unwrap();
+}
+
+#[tokio::test]
+async fn nobody_but_the_agent_is_served() {
+    let Some(helper) = Helper::start("nobody") else {
+        return;
+    };
+    let said = helper.objection("test.who").unwrap();
+    assert!(said.contains("the helper hung up"), "{said}");
+    assert_eq!(helper.ask_past(helper.entry("test.who"), &[]), None);
+}
+
+#[tokio::test]
+async fn what_the_list_does_not_allow_is_refused_whatever_the_agent_says() {
+    let Some(helper) = Helper::start("root") else {
+        return;
+    };
+    let refused = |entry: Entry, given: &[(&str, &str)], said: &str| {
+        let answer = helper.ask_past(entry, given);
+        let Some(Answer::Refused(reason)) = &answer else {
+            panic!("{answer:?} and not {said:?}");
+        };
+        assert!(reason.contains(said), "{reason}");
+    };
+    let say = helper.entry("test.say");
+    for given in [
+        &[][..],
+        &[("number", "1; id")],
+        &[("number", "--version")],
+        &[("also", "1")],
+    ] {
+        refused(say.clone(), given, "number");
+    }
+    let other = Entry {
+        fingerprint: helper.entry("test.who").fingerprint,
+        ..say.clone()
+    };
+    refused(other, &[("number", "1")], "is not the same");
+
+    // The agent's catalogue has more than the list.
+    let list = fs::read_to_string(helper.list()).unwrap();
+    fs::write(helper.list(), list.replace("test.say", "test.other")).unwrap();
+    refused(
+        say.clone(),
+        &[("number", "1")],
+        "is not on the helper's list",
+    );
+    let said = helper.objection("test.say").unwrap();
+    assert!(
+        said.contains("is not on the helper's list; fix: copy its entry"),
+        "{said}"
+    );
+    fs::write(
+        helper.list(),
+        list.replace("user = \"nobody\"", "user = \"daemon\""),
+    )
+    .unwrap();
+    refused(say.clone(), &[("number", "1")], "is not the same");
+    fs::write(helper.list(), list.replace("user = \"nobody\"", "")).unwrap();
+    refused(say, &[("number", "1")], "the command has no user");
+    fs::write(helper.list(), &list).unwrap();
+    assert_eq!(helper.objection("test.say"), None);
+}
+
+#[tokio::test]
+async fn a_list_that_others_could_change_allows_nothing() {
+    let Some(helper) = Helper::start("root") else {
+        return;
+    };
+    let said = || helper.objection("test.who").unwrap();
+    let list = helper.list();
+    let mode =
+        |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    mode(&list, 0o666);
+    assert!(said().contains("10-test.toml"), "{}", said());
+    mode(&list, 0o644);
+    let folder = list.parent().unwrap();
+    mode(folder, 0o777);
+    assert!(said().contains("helper.d"), "{}", said());
+    mode(folder, 0o755);
+    std::os::unix::fs::chown(&list, Some(65_534), None).unwrap();
+    assert!(said().contains("10-test.toml"), "{}", said());
+    // A link in place of the file, to what root may well have written.
+    let elsewhere = helper.folder.path().join("elsewhere");
+    fs::copy(&list, &elsewhere).unwrap();
+    fs::remove_file(&list).unwrap();
+    symlink(&elsewhere, &list).unwrap();
+    assert!(said().contains("link"), "{}", said());
+    fs::remove_file(&list).unwrap();
+    fs::rename(&elsewhere, &list).unwrap();
+    assert_eq!(helper.objection("test.who"), None);
+}
+
+#[tokio::test]
+async fn a_program_that_others_could_exchange_is_not_run() {
+    let Some(helper) = Helper::start("root") else {
+        return;
+    };
+    let open = helper.folder.path().join("open");
+    fs::create_dir(&open).unwrap();
+    let program = open.join("tool");
+    fs::copy("/bin/true", &program).unwrap();
+    let swap = |with: &str| {
+        let text = ENTRIES.replace("/bin/echo", with);
+        fs::write(helper.list(), &text).unwrap();
+        fs::write(helper.folder.path().join("commands.d/10-test.toml"), text).unwrap();
+    };
+    swap(program.to_str().unwrap());
+    assert_eq!(helper.objection("test.say"), None);
+    let entry = helper.entry("test.say");
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
+    let refused = helper.ask_past(entry, &[("number", "1")]);
+    assert!(matches!(refused, Some(Answer::Refused(_))), "{refused:?}");
+}
+
+#[tokio::test]
+async fn connections_that_say_nothing_or_nonsense_stop_nobody() {
+    let Some(helper) = Helper::start("root") else {
+        return;
+    };
+    let silent: Vec<OwnedFd> = (0..40).map(|_| helper.dial()).collect();
+    let long = vec![b' '; spawner::MESSAGE_BYTES_MAX + 1];
+    for bytes in [&b"{"[..], b"\"kill\" \"kill\"", b"\xff\xfe", &long] {
+        let connection = helper.dial();
+        rustix::net::send(&connection, bytes, SendFlags::empty()).unwrap();
+        let answer = spawner::receive::<Answer>(&connection);
+        assert!(matches!(answer, Ok(None)), "{answer:?}");
+    }
+    let connection = helper.dial();
+    spawner::send(&connection, &Request::Kill, &[]).unwrap();
+    let answer = spawner::receive::<Answer>(&connection).unwrap().unwrap().0;
+    assert!(matches!(answer, Answer::Refused(_)), "{answer:?}");
+    let began = Instant::now();
+    assert_eq!(helper.run("test.who").await.exit_code, Some(3));
+    assert!(
+        began.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        began.elapsed()
+    );
+    drop(silent);
+    eventually("no helper is left", SOON, async || {
+        (helper.alive() == 0).then_some(())
+    })
+    .await;
+}
+
+#[test]
+fn the_list_that_ships_has_the_entry_of_the_shipped_catalogue() {
+    let lines = |text: &str| -> Vec<String> {
+        let lines = text.lines().map(str::trim);
+        lines
+            .filter(|line| !line.is_empty() && !line.starts_with('#'))
+            .skip_while(|line| *line != "name = \"service.restart\"")
+            .take_while(|line| *line != "[[command]]")
+            .map(str::to_owned)
+            .collect()
+    };
+    let list = lines(include_str!("../../../packaging/helper.d/40-services.toml"));
+    let (_, shipped) = SHIPPED
+        .iter()
+        .find(|(name, _)| *name == "40-services.toml")
+        .unwrap();
+    assert_eq!(list, lines(shipped));
+    assert!(list.contains(&"user = \"root\"".to_owned()));
+}
