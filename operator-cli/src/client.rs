@@ -5,6 +5,7 @@ mod patience;
 mod refusal;
 mod route;
 mod silence;
+mod soundings;
 
 use std::path::Path;
 use std::time::Duration;

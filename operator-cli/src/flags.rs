@@ -7,6 +7,7 @@ mod gateway;
 mod run;
 mod runs;
 mod telemetry;
+mod validate;
 mod value;
 
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ pub use self::gateway::Gateway;
 pub use self::run::Run;
 pub use self::runs::Runs;
 pub use self::telemetry::Telemetry;
+pub use self::validate::Validate;
 use crate::demo::layout::DEFAULT_FOLDER;
 use crate::demo::stores::Stores;
 use crate::output::Format;
@@ -140,6 +142,9 @@ pub enum Verb {
         after_help = "Examples:\n  viworks context ls\n  viworks context use demo-2"
     )]
     Context(Context),
+    /// Is this installation fit for production? Go, or no-go with reasons
+    #[command(after_help = validate::HELP)]
+    Validate(Validate),
     /// The exit codes of every program of ViWorkS
     ExitCodes,
     /// What an error code means and what to do about it

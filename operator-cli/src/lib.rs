@@ -10,6 +10,7 @@ pub mod verdict;
 
 pub mod client;
 pub mod contexts;
+pub mod validation;
 pub mod views;
 
 pub mod demo;

@@ -10,6 +10,7 @@ mod run;
 mod runs;
 mod target;
 mod telemetry;
+mod validate;
 
 use viworks_runtime::exit::ExitCode;
 
@@ -35,6 +36,7 @@ pub async fn execute(arguments: Arguments) -> Result<ExitCode, Failure> {
         Verb::Command(verb) => catalogue::execute(&client()?, verb, format).await,
         Verb::Telemetry(flags) => telemetry::execute(&client()?, &flags, format).await,
         Verb::Context(verb) => context::execute(global.config_dir.as_deref(), &verb, format),
+        Verb::Validate(flags) => validate::execute(&client()?, &flags, format).await,
         Verb::ExitCodes => views::codes::exits(format).map(|()| ExitCode::Ok),
         Verb::Error { code } => codes::errors(code.as_deref(), format),
     }

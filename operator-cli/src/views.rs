@@ -16,5 +16,6 @@ pub mod result;
 pub mod runs;
 pub mod submitted;
 pub mod telemetry;
+pub mod validation;
 pub mod waiting;
 mod words;

@@ -81,6 +81,14 @@ impl Binaries {
         })
     }
 
+    /// Programs that somebody else built, for the rest of this process.
+    #[must_use]
+    pub fn of(folder: &Path) -> &'static Self {
+        Box::leak(Box::new(Self {
+            folder: folder.to_owned(),
+        }))
+    }
+
     /// The backend.
     #[must_use]
     pub fn backend(&self) -> PathBuf {

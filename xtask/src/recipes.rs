@@ -103,6 +103,7 @@ fn shell(shop: &mut Shop) -> Result<(), String> {
     let scripts = [
         ".ci/run",
         "scripts/install-service.sh",
+        "scripts/production_validation.sh",
         "scripts/quickstart.sh",
         "scripts/test.sh",
         "packaging/debian/backend/postinst",

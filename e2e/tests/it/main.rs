@@ -48,4 +48,5 @@ mod surroundings;
 mod targets;
 mod unread_api;
 mod unread_log;
+mod validation;
 mod wrong_server;

@@ -1,0 +1,242 @@
+//! The rehearsal of a rollback: what the version before wrote is read by this one, and by that one again after it was
+//! put back.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep};
+use viworks_operator_cli::validation::Finding;
+use viworks_testkit::binaries::Binaries;
+use viworks_testkit::gateway::{ONCE, mark_starts};
+use viworks_testkit::process::Process;
+
+use crate::breaks::Break;
+
+/// How long a start, a connection or a run may take.
+const WITHIN: Duration = Duration::from_secs(30);
+const STOP_WITHIN: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(20);
+
+pub(crate) async fn check(
+    current: &'static Binaries,
+    previous: Option<&Path>,
+    broken: Option<Break>,
+) -> Finding {
+    let Some(previous) = previous else {
+        let why =
+            "no earlier version to go back to: --previous DIR names a folder with its programs";
+        return Finding::Skipped(why.to_owned());
+    };
+    let previous = Binaries::of(previous);
+    let back = match broken {
+        // Nothing of what has to be put back is there.
+        Some(Break::Rollback) => Binaries::of(Path::new("/nonexistent")),
+        _ => previous,
+    };
+    match rehearse(previous, current, back).await {
+        Ok(found) => Finding::Pass(found),
+        Err(error) => Finding::fail(
+            "not read",
+            format!("{error:#}"),
+            "restore the backup from before the upgrade; docs/operations/upgrade.md has the steps",
+        ),
+    }
+}
+
+/// A site of one backend and one gateway in a folder, run by one version after the other.
+struct Site {
+    folder: TempDir,
+    http: reqwest::Client,
+    token: String,
+}
+
+/// What runs of it.
+struct Running {
+    backend: Process,
+    gateway: Process,
+    api: String,
+}
+
+async fn rehearse(
+    previous: &Binaries,
+    current: &Binaries,
+    back: &Binaries,
+) -> anyhow::Result<String> {
+    let site = Site::new(previous)?;
+    let mut runs = vec![
+        site.works_with(previous, &[])
+            .await
+            .context("the version before")?,
+    ];
+    let copy = site.folder.path().join("before");
+    copy_folder(&site.state(), &copy)?;
+    runs.push(
+        site.works_with(current, &runs)
+            .await
+            .context("after the upgrade")?,
+    );
+    let (how, kept) = match site.works_with(back, &runs).await {
+        Ok(_run) => ("on the same database", runs.len()),
+        Err(refused) => {
+            // Its database has moved on: what was saved before the upgrade takes its place.
+            std::fs::remove_dir_all(site.state())?;
+            copy_folder(&copy, &site.state())?;
+            runs.truncate(1);
+            let again = site.works_with(back, &runs).await;
+            again.with_context(|| format!("after the rollback, and first: {refused:#}"))?;
+            ("with the copy from before the upgrade", runs.len())
+        }
+    };
+    Ok(format!("back {how}, {kept} of {kept} earlier runs read"))
+}
+
+impl Site {
+    fn new(by: &Binaries) -> anyhow::Result<Self> {
+        let folder = TempDir::new()?;
+        let backend = folder.path().join("backend");
+        let config = backend.join("backend.toml");
+        let key = folder.path().join("operator.key");
+        run(Command::new(by.backend())
+            .args(["pki", "init", "--dir"])
+            .arg(&backend))?;
+        let mut create = Command::new(by.backend());
+        create.args(["apikey", "create", "--scopes", "all", "--config"]);
+        run(create.arg(&config).arg("--out").arg(&key))?;
+        let gateway = folder.path().join("gateway");
+        let mut issue = Command::new(by.backend());
+        issue.args(["pki", "issue-gateway", "gw-1", "--demo", "--config"]);
+        run(issue.arg(&config).arg("--out").arg(&gateway))?;
+        mark_starts(&gateway);
+        let token = std::fs::read_to_string(&key)?.trim().to_owned();
+        Ok(Self {
+            folder,
+            http: viworks_testkit::http::client(),
+            token,
+        })
+    }
+
+    fn state(&self) -> PathBuf {
+        self.folder.path().join("backend/state")
+    }
+
+    /// Runs it by these programs: every earlier run is read, and a new one ends well. Answers that one.
+    async fn works_with(&self, by: &Binaries, earlier: &[String]) -> anyhow::Result<String> {
+        let mut running = self.start(by).await?;
+        let worked = self.work(&running.api, earlier).await;
+        if running.gateway.ended().is_none() {
+            running.gateway.stop(STOP_WITHIN).await;
+        }
+        if running.backend.ended().is_none() {
+            running.backend.stop(STOP_WITHIN).await;
+        }
+        worked
+    }
+
+    async fn start(&self, by: &Binaries) -> anyhow::Result<Running> {
+        let at = |name: &str| self.folder.path().join(name);
+        let ready = at("ready.json");
+        drop(std::fs::remove_file(&ready));
+        let mut serve = Command::new(by.backend());
+        serve
+            .args(["serve", "--config"])
+            .arg(at("backend/backend.toml"));
+        serve.arg("--ready-file").arg(&ready);
+        serve.env("VIWORKS__API__LISTEN", "127.0.0.1:0");
+        serve.env("VIWORKS__AGENTS__LISTEN", "127.0.0.1:0");
+        let mut backend = Process::start(&mut serve, &at("backend.log"))?;
+        let begun = Instant::now();
+        let addresses: Value = loop {
+            let written = std::fs::read(&ready).ok();
+            if let Some(found) = written.and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
+                break found;
+            }
+            if let Some(status) = backend.ended() {
+                let log = backend.log();
+                bail!(
+                    "the backend ended ({status}): {}",
+                    log.lines().last().unwrap_or_default()
+                );
+            }
+            ensure!(begun.elapsed() < WITHIN, "the backend is not ready");
+            sleep(POLL).await;
+        };
+        let address = |name: &str| addresses[name].as_str().unwrap_or_default().to_owned();
+        let mut run = Command::new(by.gateway());
+        run.args(["run", "--config"])
+            .arg(at("gateway/gateway.toml"));
+        let url = format!("wss://{}/agent/v1/connect", address("agents"));
+        run.env("VIWORKS__OUTBOUND__URL", url);
+        let gateway = Process::start(&mut run, &at("gateway.log"))?;
+        Ok(Running {
+            backend,
+            gateway,
+            api: format!("http://{}", address("api")),
+        })
+    }
+
+    async fn work(&self, api: &str, earlier: &[String]) -> anyhow::Result<String> {
+        for run in earlier {
+            let read = self.get(&format!("{api}/v1/runs/{run}")).await?;
+            ensure!(
+                read["counts"] == json!({"succeeded": 1}),
+                "run {run} reads {read}"
+            );
+        }
+        let begun = Instant::now();
+        loop {
+            let gateway = self.get(&format!("{api}/v1/gateways/gw-1")).await?;
+            if gateway["status"] == "online" && !gateway["catalogue_digest"].is_null() {
+                break;
+            }
+            ensure!(begun.elapsed() < WITHIN, "the gateway is not online");
+            sleep(POLL).await;
+        }
+        let request = self
+            .http
+            .post(format!("{api}/v1/runs"))
+            .bearer_auth(&self.token);
+        let body = json!({"command": ONCE, "targets": {"gateways": ["gw-1"]}});
+        let answer: Value = request.json(&body).send().await?.json().await?;
+        let run = answer["id"].as_str().context("no run")?.to_owned();
+        let begun = Instant::now();
+        loop {
+            let read = self.get(&format!("{api}/v1/runs/{run}")).await?;
+            if read["state"] == "finished" {
+                ensure!(
+                    read["counts"] == json!({"succeeded": 1}),
+                    "a run reads {read}"
+                );
+                return Ok(run);
+            }
+            ensure!(begun.elapsed() < WITHIN, "a run does not end");
+            sleep(POLL).await;
+        }
+    }
+
+    async fn get(&self, url: &str) -> anyhow::Result<Value> {
+        let request = self.http.get(url).bearer_auth(&self.token).timeout(WITHIN);
+        let response = request.send().await?;
+        ensure!(
+            response.status().is_success(),
+            "{url}: {}",
+            response.status()
+        );
+        Ok(response.json().await?)
+    }
+}
+
+fn run(command: &mut Command) -> anyhow::Result<()> {
+    let output = command.output().with_context(|| format!("{command:?}"))?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.success(), "{command:?}: {said}");
+    Ok(())
+}
+
+/// With owners and modes, which both versions insist on.
+fn copy_folder(from: &Path, to: &Path) -> anyhow::Result<()> {
+    run(Command::new("cp").arg("-a").arg(from).arg(to))
+}

@@ -1,0 +1,170 @@
+//! The installation that is validated: backends on servers of their own, gateways with a load, one gateway more for the
+//! checks of `viworks validate`. All of it is gone afterwards.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use viworks_testkit::binaries::Binaries;
+use viworks_testkit::deployment::{Deployment, Start};
+use viworks_testkit::gateway::mark_starts;
+use viworks_testkit::process::Process;
+use viworks_testkit::proxy::Proxy;
+use viworks_testkit::{postgres, redis};
+
+use crate::breaks::Break;
+
+/// Gateways with a load.
+pub(crate) const GATEWAYS: [&str; 2] = ["gw-1", "gw-2"];
+
+/// How long anything may take to stop.
+const STOP_WITHIN: Duration = Duration::from_secs(60);
+
+/// The installation.
+pub(crate) struct Scene {
+    pub(crate) postgres: Option<postgres::Own>,
+    pub(crate) redis: Option<redis::Own>,
+    pub(crate) backends: Vec<Deployment>,
+    /// Where gateways dial.
+    pub(crate) address: Proxy,
+    pub(crate) folders: Vec<PathBuf>,
+    pub(crate) gateways: Vec<Process>,
+    /// The folder of a gateway that never ran.
+    pub(crate) probe: PathBuf,
+    start: Start,
+}
+
+impl Scene {
+    pub(crate) async fn start(
+        programs: &'static Binaries,
+        embedded: bool,
+        broken: Option<Break>,
+    ) -> anyhow::Result<Self> {
+        let postgres = if embedded {
+            None
+        } else {
+            postgres::Own::start()
+        };
+        let redis = postgres.as_ref().and_then(|_it| redis::Own::start());
+        let address = Proxy::before("").await?;
+        let mut start = Start::default().with("VIWORKS__API__KEY_REQUESTS_PER_MINUTE", "1000000");
+        if let Some(redis) = &redis {
+            start = start.with("VIWORKS__QUEUE__URL", redis.place().url());
+        }
+        if broken == Some(Break::DataFlow) {
+            start = start.with("VIWORKS__TELEMETRY__GATEWAY_RECORDS_PER_DAY", "10");
+        }
+        let one = match &postgres {
+            Some(own) => {
+                own.server().make_empty("viworks");
+                Deployment::on(programs, own.server().database("viworks"))
+            }
+            None => Deployment::new(programs),
+        };
+        let folders: Vec<PathBuf> = GATEWAYS.iter().map(|name| one.issue(name)).collect();
+        let probe = one.issue("validation");
+        leads_to(&probe, &address.address())?;
+        let mut backends = vec![one];
+        if postgres.is_some() {
+            let second = backends
+                .first()
+                .context("there is one")?
+                .another("backend-2");
+            backends.push(second);
+        }
+        let mut scene = Self {
+            postgres,
+            redis,
+            backends,
+            address,
+            folders,
+            gateways: Vec::new(),
+            probe,
+            start,
+        };
+        for which in 0..scene.backends.len() {
+            scene.start_backend(which).await;
+        }
+        scene.lead();
+        for folder in scene.folders.clone() {
+            mark_starts(&folder);
+            scene.start_gateway(&folder);
+        }
+        for name in GATEWAYS {
+            scene.first().online(name).await;
+        }
+        Ok(scene)
+    }
+
+    /// What it is, in a few words.
+    pub(crate) fn words(&self) -> String {
+        let database = self.postgres.as_ref().map_or("SQLite", |_it| "PostgreSQL");
+        let queue = self.redis.as_ref().map_or("", |_it| " and Redis");
+        let backends = if self.backends.len() == 1 {
+            "one backend"
+        } else {
+            "two backends"
+        };
+        format!("{backends} on {database}{queue}")
+    }
+
+    /// The backend that gateways come to.
+    pub(crate) fn first(&self) -> &Deployment {
+        self.backends.first().expect("a scene has a backend")
+    }
+
+    pub(crate) fn first_mut(&mut self) -> &mut Deployment {
+        self.backends.first_mut().expect("a scene has a backend")
+    }
+
+    pub(crate) async fn start_backend(&mut self, which: usize) {
+        let start = self.start.clone();
+        if let Some(backend) = self.backends.get_mut(which) {
+            backend.start_backend(start).await;
+        }
+    }
+
+    /// Gateways that dial come to the first backend.
+    pub(crate) fn lead(&self) {
+        self.address.forward_to(self.first().agents_address());
+    }
+
+    fn start_gateway(&mut self, folder: &Path) {
+        let url = format!("wss://{}/agent/v1/connect", self.address.address());
+        let start = Start::default()
+            .with("VIWORKS__OUTBOUND__BACKOFF_MAX_MS", "1000")
+            .with("VIWORKS__OUTBOUND__URL", url);
+        let gateway = self.first().start_gateway(folder, start);
+        self.gateways.push(gateway);
+    }
+
+    pub(crate) fn token(&self) -> PathBuf {
+        self.first().path().join("operator.key")
+    }
+
+    /// Ends all of it, as it should end where it still runs.
+    pub(crate) async fn stop(mut self) {
+        for gateway in &mut self.gateways {
+            if gateway.ended().is_none() {
+                gateway.stop(STOP_WITHIN).await;
+            }
+        }
+        // Those that were killed by a check are gone; the others end when they are dropped.
+    }
+}
+
+/// Has a gateway's configuration name this address.
+fn leads_to(folder: &Path, address: &str) -> anyhow::Result<()> {
+    let file = folder.join("gateway.toml");
+    let text = std::fs::read_to_string(&file)?;
+    let url = format!("url = \"wss://{address}/agent/v1/connect\"");
+    let lines = text.lines().map(|line| {
+        if line.starts_with("url = ") {
+            url.clone()
+        } else {
+            line.to_owned()
+        }
+    });
+    let text = lines.collect::<Vec<_>>().join("\n") + "\n";
+    Ok(std::fs::write(&file, text)?)
+}

@@ -1,0 +1,168 @@
+//! The agent of the gateway that is validated with: the shipped program, with a catalogue and a state of its own.
+
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::files;
+
+/// The only command of its catalogue.
+pub(super) const COMMAND: &str = "validation.echo";
+/// The stream of the telemetry that is handed in.
+pub(super) const STREAM: &str = "validation.flow";
+
+/// Records of one request.
+const BATCH: u32 = 500;
+/// How long it may take to stop.
+const STOP_WITHIN: Duration = Duration::from_secs(45);
+/// How long its local API may take to answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// A running agent, in a folder that goes with it.
+#[derive(Debug)]
+pub(super) struct Agent {
+    process: Child,
+    socket: PathBuf,
+    log: PathBuf,
+    /// Its state and catalogue.
+    _folder: TempDir,
+}
+
+impl Agent {
+    /// Starts it for the gateway in `papers`.
+    pub(super) fn start(program: &Path, papers: &Path) -> Result<Self, String> {
+        let failed = |error: &dyn std::error::Error| crate::failure::chain(error);
+        let folder = tempfile::Builder::new().prefix("viworks-").tempdir();
+        let folder = folder.map_err(|error| failed(&error))?;
+        let commands = folder.path().join("commands.d");
+        files::create_private_folder(&commands).map_err(|error| failed(&error))?;
+        let catalogue = format!(
+            "[[command]]\nname = \"{COMMAND}\"\ntitle = \"Answers, for a validation\"\nrisk = \"read\"\n\
+             idempotent = true\nargv = [\"/bin/echo\", \"here\"]\ntimeout_ms = 10000\n"
+        );
+        let file = commands.join("validation.toml");
+        files::write_new(&file, catalogue.as_bytes(), 0o600).map_err(|error| failed(&error))?;
+        let log = folder.path().join("agent.log");
+        let output = std::fs::File::create(&log).map_err(|error| failed(&error))?;
+        let socket = folder.path().join("api.sock");
+        let mut command = Command::new(program);
+        command
+            .args(["run", "--config"])
+            .arg(papers.join("gateway.toml"))
+            .arg("--state-folder")
+            .arg(folder.path().join("state"))
+            .env("VIWORKS__GATEWAY__SOCKET", &socket)
+            .env("VIWORKS__EXECUTOR__COMMANDS_FOLDER", &commands)
+            .env("VIWORKS__COLLECT__ENABLED", "false")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(output)
+            .kill_on_drop(true);
+        if !rustix::process::geteuid().is_root() {
+            command.env("VIWORKS__EXECUTOR__ALLOW_OWN_COMMANDS", "for_demo_only");
+        }
+        let process = command.spawn();
+        let process = process.map_err(|error| format!("{}: {error}", program.display()))?;
+        Ok(Self {
+            process,
+            socket,
+            log,
+            _folder: folder,
+        })
+    }
+
+    /// How it ended, if it has.
+    pub(super) fn ended(&mut self) -> Option<ExitStatus> {
+        self.process.try_wait().ok().flatten()
+    }
+
+    /// The last line that it wrote.
+    pub(super) fn last_line(&self) -> String {
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        crate::output::last_line(&log)
+    }
+
+    /// Hands in `count` records, numbered from nought. Answers how many were taken.
+    pub(super) async fn hand_in(&self, count: u32) -> Result<u32, String> {
+        let mut taken = 0;
+        while taken < count {
+            let size = BATCH.min(count - taken);
+            let now = SystemClock.wall().to_string();
+            let record = |n: u32| json!({"stream": STREAM, "observed_at": now, "fields": {"n": n}});
+            let records: Vec<Value> = (taken..taken + size).map(record).collect();
+            let body = json!({ "records": records });
+            let status = timeout(ANSWER_WITHIN, self.post("/v1/telemetry", &body)).await;
+            let status = status.map_err(|_elapsed| "its local API does not answer".to_owned())?;
+            match status.map_err(|error| format!("its local API: {error}"))? {
+                200..300 => taken += size,
+                status => return Err(format!("its local API answered {status}")),
+            }
+        }
+        Ok(taken)
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> std::io::Result<u16> {
+        let mut stream = UnixStream::connect(&self.socket).await?;
+        let body = body.to_string();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: gateway\r\nconnection: close\r\ncontent-type: application/json\r\n\
+             content-length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).await?;
+        stream.write_all(body.as_bytes()).await?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await?;
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        let status = answer.split(' ').nth(1).and_then(|code| code.parse().ok());
+        status.ok_or_else(|| std::io::Error::other("the answer was cut"))
+    }
+
+    /// Ends it, as it should end, or at once.
+    pub(super) async fn stop(mut self) {
+        let pid = self.process.id().and_then(|pid| i32::try_from(pid).ok());
+        if let Some(pid) = pid.and_then(Pid::from_raw) {
+            // One that is gone needs no signal.
+            let _sent = kill_process(pid, Signal::TERM);
+        }
+        if timeout(STOP_WITHIN, self.process.wait()).await.is_err() {
+            // It is dropped with its folder either way.
+            drop(self.process.kill().await);
+        }
+    }
+}
+
+/// How a start ends whose configuration is overlaid with something that cannot be used; `None` when it goes on.
+pub(super) async fn refuses(
+    program: &Path,
+    papers: &Path,
+    verb: &str,
+    overlay: (&str, &str),
+) -> Result<Option<i32>, String> {
+    let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let mut process = Command::new(program)
+        .args([verb, "--config"])
+        .arg(papers.join("gateway.toml"))
+        .arg("--state-folder")
+        .arg(folder.path().join("state"))
+        .env(overlay.0, overlay.1)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|error| format!("{}: {error}", program.display()))?;
+    match timeout(ANSWER_WITHIN, process.wait()).await {
+        Ok(Ok(status)) => Ok(status.code()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_elapsed) => Ok(None),
+    }
+}

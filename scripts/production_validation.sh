@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# Go or no-go: the checks of a live installation, or of one that is made for them.
+set -euo pipefail
+
+usage() {
+  cat <<'TXT'
+usage: scripts/production_validation.sh --self-contained [--strict] [--previous DIR] [--report DIR] [--only CHECKS]
+       scripts/production_validation.sh --url URL --key FILE (--gateway DIR | --backend-config FILE) [--report DIR] [--only CHECKS]
+
+  --self-contained        starts an installation of its own, with PostgreSQL and Redis where they are installed, kills its
+                          parts, and removes it; needs a Rust toolchain
+  --strict                what could not be tried is a no-go as well
+  --previous DIR          the programs of the version before, for the rehearsal of a rollback
+
+  --url URL               the API of a live installation; needs viworks and viworks-gateway-agent, and nothing else
+  --key FILE              the API key
+  --gateway DIR           a gateway that was issued for this run and never ran; revoke it afterwards
+  --backend-config FILE   on the backend's host, instead of --gateway: issues one, and revokes it afterwards
+
+  --report DIR            where validation.json and validation.xml (JUnit) go
+  --only CHECKS           only these, separated by commas
+
+Ends with 0 for GO, 20 for NO-GO, 2 when it was called wrongly, and with another code when there is no verdict.
+TXT
+}
+
+complain() { printf 'error: %s\n' "$1" >&2; usage >&2; exit 2; }
+
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+mode='' url='' key='' gateway='' config=''
+passed=()
+while [ $# -gt 0 ]; do
+  case "$1" in
+    -h | --help) usage; exit 0 ;;
+    --self-contained) mode=own; shift; continue ;;
+    --strict) passed+=("$1"); shift; continue ;;
+    --url | --key | --gateway | --backend-config | --previous | --report | --only) ;;
+    *) complain "unknown argument $1" ;;
+  esac
+  [ $# -gt 1 ] || complain "$1 needs a value"
+  case "$1" in
+    --url) url=$2 ;;
+    --key) key=$2 ;;
+    --gateway) gateway=$2 ;;
+    --backend-config) config=$2 ;;
+    *) passed+=("$1" "$2") ;;
+  esac
+  shift 2
+done
+
+if [ "$mode" = own ]; then
+  [ -z "$url$key$gateway$config" ] || complain '--self-contained has an installation of its own'
+  command -v cargo >/dev/null 2>&1 || { printf 'error: cargo was not found; install a Rust toolchain (https://rustup.rs)\n' >&2; exit 69; }
+  exec cargo run --quiet --locked --manifest-path "$root/Cargo.toml" -p viworks-e2e --bin production_validation -- "${passed[@]}"
+fi
+
+if [ -z "$url" ] || [ -z "$key" ]; then complain 'name an installation (--url and --key), or take --self-contained'; fi
+if [ -n "$gateway" ] && [ -n "$config" ]; then complain 'either --gateway or --backend-config'; fi
+[ -n "$gateway$config" ] || complain 'it needs a gateway of its own: --gateway DIR, or --backend-config FILE on the backend'"'"'s host'
+command -v viworks >/dev/null 2>&1 || { printf 'error: viworks was not found; install the package viworks-cli\n' >&2; exit 69; }
+
+scratch=''
+name=''
+# The backend's files belong to its own user, and root trusts nothing that somebody else could have put there.
+backend=(viworks-backend-agent)
+clean_up() {
+  code=$?
+  trap - EXIT
+  if [ -n "$name" ]; then
+    "${backend[@]}" gateway revoke "$name" --config "$config" >/dev/null ||
+      printf 'left behind: the gateway %s; viworks-backend-agent gateway revoke %s --config %s\n' "$name" "$name" "$config" >&2
+  fi
+  [ -z "$scratch" ] || rm -rf -- "$scratch"
+  exit "$code"
+}
+if [ -n "$config" ]; then
+  command -v viworks-backend-agent >/dev/null 2>&1 || { printf 'error: viworks-backend-agent was not found; this is not the backend'"'"'s host\n' >&2; exit 69; }
+  scratch=$(mktemp -d)
+  trap clean_up EXIT
+  owner=$(stat -c %U -- "$config")
+  if [ "$(id -u)" -eq 0 ] && [ "$owner" != root ]; then
+    backend=(runuser -u "$owner" -- viworks-backend-agent)
+    chown "$owner" "$scratch"
+  fi
+  wanted=validation-$(date -u +%Y%m%dt%H%M%S)-$$
+  gateway=$scratch/gateway
+  "${backend[@]}" pki issue-gateway "$wanted" --config "$config" --out "$gateway" >/dev/null
+  name=$wanted
+  [ "$(id -u)" -ne 0 ] || chown -R root: "$scratch"
+fi
+viworks validate --server "$url" --token-file "$key" --gateway "$gateway" "${passed[@]}"
