@@ -22,6 +22,7 @@ const PAGES: &[&str] = &[
     "docs/testing.md",
     "docs/performance.md",
     "docs/catalogue.md",
+    "docs/operations/containers.md",
     "docs/operations/upgrade.md",
     "docs/operations/validation.md",
 ];
@@ -30,7 +31,7 @@ const PAGES: &[&str] = &[
 const INSTALL: &str = "docs/install.md";
 
 /// Blocks that are allowed not to run: more is a page that nobody checks.
-const NOT_RUN_MAX: usize = 22;
+const NOT_RUN_MAX: usize = 25;
 
 /// A promise by its page and first words, and the tests that hold it.
 const PROMISES: &[(&str, &str, &[&str])] = &[

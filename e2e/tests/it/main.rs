@@ -7,6 +7,7 @@ mod causes;
 mod checks;
 mod cli;
 mod clock;
+mod containers;
 mod dead_letters;
 mod demo;
 mod desk;
