@@ -3,7 +3,8 @@
 //! A catalogue of a few hundred bytes can name thousands of patterns, and each must be compiled to find the one that is
 //! wrong. So however many gateways report at once, one catalogue is judged at a time, and beside it one that names few
 //! patterns, as most do: those who report much wait for each other. A gateway that has gone, or has reported another
-//! meanwhile, gives its turn back.
+//! meanwhile, gives its turn back. What names no pattern takes no longer than it took to be read, so it waits for nobody
+//! and needs no thread.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -68,10 +69,10 @@ impl Judge {
     }
 
     async fn judge(&self, entries: Vec<CatalogueEntry>) -> Option<Judged> {
-        let turn = if patterns(&entries) <= FEW_PATTERNS {
-            &self.short
-        } else {
-            &self.long
+        let turn = match patterns(&entries) {
+            0 => return take_report_while(entries, || true),
+            1..=FEW_PATTERNS => &self.short,
+            _ => &self.long,
         };
         let Ok(_turn) = turn.acquire().await else {
             // It is never closed.
@@ -158,6 +159,25 @@ mod tests {
         }
         assert!(answer.try_recv().is_err());
         drop(large);
+    }
+
+    #[tokio::test]
+    async fn a_catalogue_without_patterns_waits_for_nobody() {
+        let judge = Judge::new();
+        let _short = judge.short.acquire().await.unwrap();
+        let _long = judge.long.acquire().await.unwrap();
+        let mut plain = costly();
+        for entry in &mut plain {
+            entry.arguments.clear();
+        }
+        let (verdict, mut answer) = oneshot::channel();
+        let mut judged = Box::pin(judge.clone().run(plain.clone(), verdict));
+        tokio::select! {
+            biased;
+            () = &mut judged => {}
+            () = tokio::task::yield_now() => panic!("it waits"),
+        }
+        assert_eq!(answer.try_recv().unwrap(), (plain, Vec::new()));
     }
 
     #[tokio::test]
