@@ -61,6 +61,10 @@ const MIGRATIONS: &[Migration] = &[
         "../../migrations/sqlite",
         "0016_tie_a_site_to_its_master_key.sql"
     ),
+    migration!(
+        "../../migrations/sqlite",
+        "0017_write_fewer_pages_for_a_command.sql"
+    ),
 ];
 
 /// The store of a backend that needs nothing else.

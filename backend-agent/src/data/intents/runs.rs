@@ -100,13 +100,14 @@ UPDATE commands INDEXED BY commands_by_run SET cancel_requested_at = coalesce(ca
 WHERE tenant = :tenant AND run_id = :run_id AND finished_at IS NULL";
 
 macro_rules! counts {
-    ($open_runs:literal, $states:literal) => {
+    ($states:literal) => {
         concat!(
             "\
 SELECT :tenant AS tenant,
        (SELECT count(*) FROM gateways WHERE tenant = :tenant AND revoked_at IS NULL) AS gateways,
        (SELECT count(*) FROM gateways WHERE tenant = :tenant AND session_epoch IS NOT NULL) AS connected,
-       (", $open_runs, ") AS open_runs,
+       (SELECT count(DISTINCT run_id) FROM commands INDEXED BY open_commands_by_deadline
+        WHERE tenant = :tenant AND finished_at IS NULL) AS open_runs,
        (SELECT ", $states, " FROM (SELECT state, count(*) AS commands
         FROM commands INDEXED BY open_commands_by_deadline
         WHERE tenant = :tenant AND finished_at IS NULL GROUP BY state) AS counted) AS open_commands,
@@ -120,16 +121,10 @@ SELECT :tenant AS tenant,
     };
 }
 
-/// A server has no index of open runs, which each end would have to keep: those are the ones with open commands.
+/// A run is open while one of its commands is: an index of open runs would have to be written by each end.
 pub(super) const COUNTS: Sql = Sql {
-    sqlite: counts!(
-        "SELECT count(*) FROM runs INDEXED BY open_runs WHERE tenant = :tenant AND finished_at IS NULL",
-        "json_group_object(state, commands)"
-    ),
-    postgres: counts!(
-        "SELECT count(DISTINCT run_id) FROM commands WHERE tenant = :tenant AND finished_at IS NULL",
-        "coalesce(json_object_agg(state, commands), '{}')"
-    ),
+    sqlite: counts!("json_group_object(state, commands)"),
+    postgres: counts!("coalesce(json_object_agg(state, commands), '{}')"),
 };
 
 /// What a key was used for.

@@ -44,10 +44,20 @@ pub(super) const LOAD: &str = concat!(
     "AND c.command_id = :command_id AND c.agent_id || '' = :agent_id"
 );
 
-pub(super) const LOAD_OPEN_OF_GATEWAY: &str = concat!(
-    rows!(""),
-    "AND c.agent_id = :agent_id AND c.order_no <= :order AND c.finished_at IS NULL ORDER BY c.order_no"
-);
+/// An embedded database has no index of a gateway's open commands, which each submission and each end would have to
+/// write: their orders are above the gateway's low-water mark, and few others are.
+pub(super) const LOAD_OPEN_OF_GATEWAY: Sql = Sql {
+    sqlite: concat!(
+        rows!(""),
+        "AND c.agent_id = :agent_id AND c.order_no <= :order AND c.order_no > \
+             (SELECT g.low_water FROM gateways AS g WHERE g.tenant = :tenant AND g.agent_id = :agent_id) \
+         AND c.finished_at IS NULL ORDER BY c.order_no"
+    ),
+    postgres: concat!(
+        rows!(""),
+        "AND c.agent_id = :agent_id AND c.order_no <= :order AND c.finished_at IS NULL ORDER BY c.order_no"
+    ),
+};
 
 pub(super) const LOAD_OPEN_OF_RUN: &str = concat!(
     rows!("INDEXED BY commands_by_run"),
@@ -80,19 +90,34 @@ WHERE tenant = :tenant AND command_id = :command_id AND state = :from";
 
 /// Moves the low-water mark of a gateway up to what is left open, and says where it is.
 macro_rules! raise {
-    ($greater:literal, $also:literal) => {
+    ($greater:literal, $lowest:literal, $also:literal) => {
         concat!(
-            "UPDATE gateways SET ", $also, "low_water = ", $greater, "(low_water, coalesce((\
-                 SELECT min(c.order_no) - 1 FROM commands AS c \
-                 WHERE c.tenant = :tenant AND c.agent_id = :agent_id AND c.finished_at IS NULL), next_order - 1)) \
-             WHERE tenant = :tenant AND agent_id = :agent_id RETURNING low_water"
+            "UPDATE gateways SET ", $also, "low_water = ", $greater, "(low_water, coalesce((", $lowest, ") - 1, \
+             next_order - 1)) WHERE tenant = :tenant AND agent_id = :agent_id RETURNING low_water"
+        )
+    };
+    (sqlite $also:literal) => {
+        raise!(
+            "max",
+            "SELECT c.order_no FROM commands AS c \
+             WHERE c.tenant = :tenant AND c.agent_id = :agent_id AND c.order_no > gateways.low_water \
+             AND c.finished_at IS NULL ORDER BY c.order_no LIMIT 1",
+            $also
+        )
+    };
+    (postgres $also:literal) => {
+        raise!(
+            "greatest",
+            "SELECT min(c.order_no) FROM commands AS c \
+             WHERE c.tenant = :tenant AND c.agent_id = :agent_id AND c.finished_at IS NULL",
+            $also
         )
     };
 }
 
 pub(super) const END_OF_GATEWAY: Sql = Sql {
-    sqlite: raise!("max", "open_commands = open_commands - 1, "),
-    postgres: raise!("greatest", "open_commands = open_commands - 1, "),
+    sqlite: raise!(sqlite "open_commands = open_commands - 1, "),
+    postgres: raise!(postgres "open_commands = open_commands - 1, "),
 };
 
 pub(super) const END_OF_RUN: &str = "\
@@ -100,8 +125,8 @@ UPDATE runs SET open_commands = open_commands - 1, finished_at = CASE WHEN open_
 WHERE tenant = :tenant AND run_id = :run_id RETURNING open_commands = 0 AS finished";
 
 pub(super) const RAISE_LOW_WATER: Sql = Sql {
-    sqlite: raise!("max", ""),
-    postgres: raise!("greatest", ""),
+    sqlite: raise!(sqlite ""),
+    postgres: raise!(postgres ""),
 };
 
 pub(super) fn read(row: &Row<'_>) -> StoreResult<Command> {

@@ -20,6 +20,9 @@ const OVER_ALL_GATEWAYS: &[&str] = &[
     "sessions::VACATE_ALL",
 ];
 
+/// How the open commands of a gateway are found: by the key of its orders (`UNIQUE`), beginning at its low-water mark.
+const ABOVE_LOW_WATER: &str = "sqlite_autoindex_commands_2 (tenant=? AND agent_id=? AND order_no>?";
+
 /// A database with the store's schema.
 async fn database(folder: &tempfile::TempDir) -> Connection {
     let path = folder.path().join("backend.db");
@@ -101,8 +104,9 @@ async fn hot_statements_use_their_indexes_and_sort_nothing() {
     for (name, index) in [
         ("lease::QUEUED", "queued_commands_by_gateway"),
         ("lease::QUEUED_AGENTS", "queued_commands_by_gateway"),
-        ("settle::END_OF_GATEWAY", "open_commands_by_gateway"),
-        ("settle::LOAD_OPEN_OF_GATEWAY", "open_commands_by_gateway"),
+        ("settle::END_OF_GATEWAY", ABOVE_LOW_WATER),
+        ("settle::RAISE_LOW_WATER", ABOVE_LOW_WATER),
+        ("settle::LOAD_OPEN_OF_GATEWAY", ABOVE_LOW_WATER),
         (
             "settle::LOAD_UNSTARTED_PAST_DEADLINE",
             "open_commands_by_deadline",
@@ -111,8 +115,8 @@ async fn hot_statements_use_their_indexes_and_sort_nothing() {
         ("settle::LOAD_OPEN_OF_RUN", "commands_by_run"),
         ("runs::COMMANDS", "commands_by_run"),
         ("runs::CANCEL_COMMANDS", "commands_by_run"),
-        ("runs::RUN", "commands_by_run_and_state"),
-        ("runs::LIST", "commands_by_run_and_state"),
+        ("runs::RUN", "COVERING INDEX commands_by_run"),
+        ("runs::LIST", "COVERING INDEX commands_by_run"),
         ("telemetry::queries::STREAM_FORWARD", "telemetry_by_stream"),
         ("telemetry::queries::STREAM_BACKWARD", "telemetry_by_stream"),
         ("telemetry::steps::REACH_BACKWARD", "telemetry_by_stream"),
