@@ -108,24 +108,25 @@ where
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use tokio::net::TcpListener;
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpListener;
+    use std::thread;
 
     use super::*;
 
     const LIMIT: Duration = Duration::from_millis(300);
 
-    /// Answers the first connection with `text`, or takes it and says nothing.
-    async fn server(text: Option<&'static str>) -> SocketAddr {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    /// Answers the first connection with `text`, or takes it and says nothing until the other end is closed.
+    fn server(text: Option<&'static str>) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(async move {
-            let (mut stream, _peer) = listener.accept().await.unwrap();
+        thread::spawn(move || {
+            let (mut stream, _peer) = listener.accept().unwrap();
             let mut head = [0; 256];
-            let _length = stream.read(&mut head).await.unwrap();
+            let _length = stream.read(&mut head).unwrap();
             match text {
-                Some(text) => stream.write_all(text.as_bytes()).await.unwrap(),
-                None => std::future::pending().await,
+                Some(text) => stream.write_all(text.as_bytes()).unwrap(),
+                None => while stream.read(&mut head).is_ok_and(|length| length > 0) {},
             }
         });
         address
@@ -134,9 +135,7 @@ mod tests {
     #[tokio::test]
     async fn an_answer_is_told_by_its_status_and_body() {
         let text = "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 4\r\n\r\nnot\n";
-        let answer = tcp(server(Some(text)).await, "/readyz", LIMIT)
-            .await
-            .unwrap();
+        let answer = tcp(server(Some(text)), "/readyz", LIMIT).await.unwrap();
         assert_eq!(
             (answer.status, answer.body.as_slice()),
             (503, b"not\n".as_slice())
@@ -145,14 +144,9 @@ mod tests {
 
     #[tokio::test]
     async fn who_is_away_who_is_silent_and_who_is_something_else_are_told_apart() {
-        let silent = tcp(server(None).await, "/readyz", LIMIT).await;
+        let silent = tcp(server(None), "/readyz", LIMIT).await;
         assert!(matches!(silent, Err(NoAnswer::Late(_))), "{silent:?}");
-        let other = tcp(
-            server(Some("SSH-2.0-OpenSSH_9.2\r\n")).await,
-            "/readyz",
-            LIMIT,
-        )
-        .await;
+        let other = tcp(server(Some("SSH-2.0-OpenSSH_9.2\r\n")), "/readyz", LIMIT).await;
         assert!(matches!(other, Err(NoAnswer::Broken(_))), "{other:?}");
         let away = unix(Path::new("/nowhere/api.sock"), "/v1/health", LIMIT).await;
         assert!(matches!(away, Err(NoAnswer::NobodyThere(_))), "{away:?}");

@@ -3,7 +3,7 @@
 //! A catalogue of a few hundred bytes can name thousands of patterns, and each must be compiled to find the one that is
 //! wrong. So however many gateways report at once, one catalogue is judged at a time, and beside it one that names few
 //! patterns, as most do: those who report much wait for each other. A gateway that has gone, or has reported another
-//! meanwhile, gives its turn back. What names no pattern takes no longer than it took to be read, so it waits for nobody
+//! meanwhile, gives its turn back. What names no pattern takes no longer than it took to be read: it waits for nobody
 //! and needs no thread.
 
 use std::sync::Arc;

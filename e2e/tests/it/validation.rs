@@ -154,10 +154,11 @@ async fn what_could_not_be_tried_is_said_and_is_a_no_go_where_it_is_strict() {
 /// The script, as somebody calls it on the host of a backend.
 fn script(system: &Deployment, arguments: &[&str]) -> Command {
     let mut command = Command::new(workspace().join("scripts/production_validation.sh"));
-    let path = std::env::var("PATH").unwrap_or_default();
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = format!("{}:{}", programs(), path.display());
     command
         .current_dir(system.path())
-        .env("PATH", format!("{}:{path}", programs()))
+        .env("PATH", path)
         .env("VIWORKS_CONFIG_DIR", system.path().join("config"))
         .args(arguments);
     command
