@@ -211,6 +211,12 @@ impl Host {
         }
         self.start("gateway", &["/usr/bin/viworks-gateway-agent"]);
         self.healthy("gateway").await;
+        // The backend learns what a gateway allows a moment after it connected.
+        eventually("its catalogue is known", PATIENCE, async || {
+            let asked = self.exec(service, "viworks command show sys.uptime").await;
+            (asked.code == Some(0)).then_some(())
+        })
+        .await;
         let said = self
             .exec(service, "viworks run sys.uptime -g gw-1")
             .await
