@@ -23,6 +23,7 @@ mod install_script;
 mod instance_faults;
 mod instances;
 mod limbo;
+mod limits;
 mod live;
 mod local_flood;
 mod newcomer;
