@@ -33,9 +33,11 @@ impl Compose {
         let text = std::fs::read_to_string(workspace().join("docker-compose.yml")).unwrap();
         let text = interpolated(&text, variables);
         let mut document: Value = serde_saphyr::from_str(&text).unwrap();
-        let map = |value: Value| match value {
-            Value::Object(map) => map.into_iter(),
-            other => panic!("no table: {other}"),
+        let map = |value: Value| {
+            let Value::Object(map) = value else {
+                panic!("no table: {value}");
+            };
+            map.into_iter()
         };
         let mut part = |name: &str| map(document[name].take());
         Self {

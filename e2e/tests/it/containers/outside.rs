@@ -127,11 +127,9 @@ impl Host {
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).current_dir(self.folder.path());
         let programs = Binaries::shipped().cli();
-        let path = std::env::var("PATH").unwrap_or_default();
-        command.env(
-            "PATH",
-            format!("{}:{path}:/usr/sbin", programs.parent().unwrap().display()),
-        );
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let own = programs.parent().unwrap().display();
+        command.env("PATH", format!("{own}:{}:/usr/sbin", path.display()));
         command.env("VIWORKS_CONFIG_DIR", self.path("config"));
         for (name, value) in self.compose.services[service].environment() {
             command.env(name, self.here(service, &value));
