@@ -44,7 +44,7 @@ const CASES: &[Case] = &[
     ),
     refused(
         "an address of another kind",
-        |_ward, patient| patient.configure("[identity]", "binding = \"tls\"\n\n[identity]"),
+        |_ward, patient| patient.configure("binding = \"exporter\"", "binding = \"tls\""),
         &["gateway.toml:", "tls"],
         &["exporter"],
     ),
