@@ -22,7 +22,7 @@ use viworks_runtime::lifecycle::{Hangups, Lifecycle};
 use viworks_runtime::metrics::Metrics;
 use viworks_runtime::probe::Readiness;
 use viworks_runtime::sqlite::Options;
-use viworks_runtime::{logging, random, sqlite};
+use viworks_runtime::{descriptors, logging, random, sqlite};
 
 use crate::agent::doors::Doors;
 use crate::agent::instance;
@@ -314,6 +314,7 @@ impl App {
             warn!(%error, "failed to store the time line; a job tries again");
         }
         let shared = Shared::new(config, Arc::clone(&store), clock);
+        hold_descriptors(config, &shared.conditions);
         let now = shared.clock.line();
         let abandoned = store.end_abandoned_sessions(&shared.tenant, earlier, now);
         let abandoned = abandoned.await?;
@@ -596,6 +597,8 @@ impl Shared {
             readiness: readiness.clone(),
             conditions: self.conditions.clone(),
             metrics: self.metrics.clone(),
+            counters: self.counters.clone(),
+            state_folder: config.data.state_folder.clone(),
             limits,
             stopping: lifecycle.stop_token(),
         });
@@ -659,6 +662,17 @@ fn note_instance(state_folder: &Path, instance: Option<InstanceId>) {
     {
         warn!(%error, "{}", earlier::NOT_NOTED);
     }
+}
+
+/// Tells when the configured bounds come to more files and sockets than there can be.
+fn hold_descriptors(config: &Config, conditions: &Conditions) {
+    let bounds = [config.agents.connections_max, config.api.connections_max];
+    let bounds = bounds.map(|bound| u64::try_from(bound).unwrap_or(u64::MAX));
+    let needed = bounds
+        .iter()
+        .fold(0, |sum: u64, bound| sum.saturating_add(*bound));
+    let keys = "connections_max of [agents] and of [api]";
+    descriptors::hold(conditions, needed, keys);
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {

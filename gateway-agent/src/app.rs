@@ -13,7 +13,7 @@ use viworks_runtime::conditions::Conditions;
 use viworks_runtime::config::{Problems, environment};
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::lifecycle::{Hangups, Lifecycle, Signals, notify};
-use viworks_runtime::{fault, logging, ready_file, tls};
+use viworks_runtime::{descriptors, fault, logging, ready_file, tls};
 
 use crate::api::{self, AgentFacts};
 use crate::audit::Audit;
@@ -47,6 +47,12 @@ const LOAD_TIME: Duration = Duration::from_secs(60);
 
 /// How long a small file may take that tells others where this process listens.
 const FILE_TIME: Duration = Duration::from_secs(5);
+
+/// Files that the agent has open for a command that runs: its outputs, its instructions, its watch.
+const FILES_OF_COMMAND: u64 = 8;
+
+/// Sockets of local programs, with what waits for a place.
+const FILES_OF_API: u64 = 64;
 
 /// Pieces of live output that may wait for the session.
 const LIVE_MAX: usize = 64;
@@ -132,6 +138,7 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
     drop(lifecycle.spawn("log", watch));
     let folder = &config.gateway.state_folder;
     let identity = Arc::new(Identity::take(folder, &material, &*clock)?);
+    hold_descriptors(config, &conditions);
     info!(agent_id = %identity.name.agent_id, agent_run_id = %identity.agent_run_id, "starting");
     let hangups = Hangups::listen().context("failed to listen for SIGHUP")?;
     let catalogue = match catalogue {
@@ -179,6 +186,13 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
     let shown = Arc::clone(&status);
     let listener = api::bind(&config.gateway.socket).await?;
     let pins = Arc::new(Pins::open(folder, config.outbound.pins.clone()));
+    let credentials = Credentials::new(
+        config.clone(),
+        material,
+        conditions.clone(),
+        Arc::clone(&clock),
+    );
+    let in_force = credentials.clone();
     let api_parts = api::Parts {
         facts: AgentFacts {
             agent_id: Some(identity.name.agent_id.to_string()),
@@ -189,6 +203,12 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         status: Arc::clone(&status),
         spool: spool.clone(),
         intake_quota: config.intake.quota(),
+        journal: journal.clone(),
+        state_folder: folder.clone(),
+        certificate_life: Arc::new(move || {
+            let material = in_force.get();
+            (material.not_before, material.not_after)
+        }),
         executor: executor.clone(),
         catalogue: catalogue.clone(),
         pins: Arc::clone(&pins),
@@ -198,12 +218,6 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         lifecycle: lifecycle.clone(),
     };
     let reloads = watch::Sender::new(0);
-    let credentials = Credentials::new(
-        config.clone(),
-        material,
-        conditions.clone(),
-        Arc::clone(&clock),
-    );
     let configured_pins = ConfiguredPins::new(
         source,
         config.values.clone(),
@@ -280,6 +294,19 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         outbound::run(config.outbound.clone(), outbound_parts, live_out),
     );
     Ok((journal, spool))
+}
+
+/// Raises the limit of open files only as far as the bounds need it, because commands inherit it, and tells when that
+/// is not possible.
+fn hold_descriptors(config: &Config, conditions: &Conditions) {
+    let parallel = u64::try_from(config.executor.parallel_max).unwrap_or(u64::MAX);
+    let needed = parallel
+        .saturating_mul(FILES_OF_COMMAND)
+        .saturating_add(FILES_OF_API);
+    if let Err(error) = descriptors::raise_for(needed) {
+        warn!(%error, "the limit of open files stays as it was");
+    }
+    descriptors::hold(conditions, needed, "parallel_max of [executor]");
 }
 
 fn serve_api(lifecycle: &Lifecycle, listener: api::Socket, parts: api::Parts) {

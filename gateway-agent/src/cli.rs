@@ -18,6 +18,7 @@ use crate::identity::IdentityError;
 use crate::setup::Setup;
 use crate::{app, builtin, launcher, program};
 
+mod diag;
 mod doctor;
 mod health;
 mod status;
@@ -114,12 +115,36 @@ enum Action {
         #[arg(short, long, value_enum, default_value_t = status::Format::Table)]
         output: status::Format,
     },
+    /// What somebody needs who is asked for help.
+    #[command(subcommand)]
+    Diag(Diag),
     /// Serves a command of the catalogue.
     #[command(hide = true)]
     Builtin {
         /// Its name and arguments.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Diag {
+    /// Collects version, configuration, status, health, certificates' public data, sizes and limits in one new file,
+    /// without secrets.
+    Collect {
+        /// The configuration.
+        #[arg(long, default_value = "/etc/viworks/gateway.toml")]
+        config: PathBuf,
+        /// A file of the agent's log, of which the end is added.
+        #[arg(long, value_name = "FILE")]
+        log: Option<PathBuf>,
+        /// The new file.
+        #[arg(
+            long,
+            value_name = "FILE",
+            default_value = "viworks-gateway-diag.tar.gz"
+        )]
+        out: PathBuf,
     },
 }
 
@@ -249,6 +274,15 @@ fn act(action: Action) -> anyhow::Result<ExitCode> {
                 limit: Duration::from_secs(timeout),
             };
             run_to_end(runtime()?, doctor::walk(asked, output))
+        }
+        Action::Diag(Diag::Collect { config, log, out }) => {
+            let asked = diag::Asked {
+                config: std::path::absolute(&config).unwrap_or(config),
+                environment: environment(),
+                log,
+                out,
+            };
+            run_to_end(runtime()?, diag::collect(asked))
         }
         Action::Builtin { arguments } => {
             // Unreachable by way of `main`, which looks first; the same all the same.

@@ -1,6 +1,7 @@
 //! The REST API as typed calls; a refusal becomes a failure with the right exit code.
 
 mod events;
+mod look;
 mod patience;
 mod refusal;
 mod route;
@@ -500,19 +501,8 @@ impl Client {
     }
 
     async fn checked(&self, builder: RequestBuilder) -> Result<Response, Failure> {
-        let response = builder.send().await.map_err(|error| {
-            if !error.is_connect() && !error.is_builder() {
-                return self.lost(&error);
-            }
-            let failure = Failure::new(
-                ExitCode::Unavailable,
-                format!("{} cannot be reached: {}", self.server, causes(&error)),
-            );
-            self.way
-                .iter()
-                .fold(failure, |failure, word| failure.with(word.clone()))
-                .with(route::own_network(&self.server, &error).unwrap_or(&self.unreached))
-        })?;
+        let response = builder.send().await;
+        let response = response.map_err(|error| self.unsent(&error))?;
         if response.status().is_success() {
             return Ok(response);
         }
@@ -537,6 +527,21 @@ impl Client {
                 format!("the backend's answer cannot be read: {error}"),
             )
         })
+    }
+
+    /// There is no answer, or none that came to its head.
+    fn unsent(&self, error: &reqwest::Error) -> Failure {
+        if !error.is_connect() && !error.is_builder() {
+            return self.lost(error);
+        }
+        let failure = Failure::new(
+            ExitCode::Unavailable,
+            format!("{} cannot be reached: {}", self.server, causes(error)),
+        );
+        self.way
+            .iter()
+            .fold(failure, |failure, word| failure.with(word.clone()))
+            .with(route::own_network(&self.server, error).unwrap_or(&self.unreached))
     }
 
     /// It was reached, and its answer did not come, or not to its end.

@@ -140,6 +140,11 @@ pub enum Verb {
         after_help = "Examples:\n  viworks context ls\n  viworks context use demo-2"
     )]
     Context(Context),
+    /// Whether this machine reaches a backend and can use it: context, name, connection, API, key, health, gateways
+    #[command(
+        after_help = "Examples:\n  viworks doctor\n  viworks doctor --context production -o json"
+    )]
+    Doctor,
     /// The exit codes of every program of ViWorkS
     ExitCodes,
     /// What an error code means and what to do about it

@@ -4,6 +4,7 @@ mod catalogue;
 mod codes;
 mod context;
 mod dlq;
+mod doctor;
 mod follow;
 mod gateway;
 mod run;
@@ -35,6 +36,7 @@ pub async fn execute(arguments: Arguments) -> Result<ExitCode, Failure> {
         Verb::Command(verb) => catalogue::execute(&client()?, verb, format).await,
         Verb::Telemetry(flags) => telemetry::execute(&client()?, &flags, format).await,
         Verb::Context(verb) => context::execute(global.config_dir.as_deref(), &verb, format),
+        Verb::Doctor => doctor::execute(client(), format).await,
         Verb::ExitCodes => views::codes::exits(format).map(|()| ExitCode::Ok),
         Verb::Error { code } => codes::errors(code.as_deref(), format),
     }

@@ -50,21 +50,32 @@ pub async fn unix(socket: &Path, path: &str, limit: Duration) -> Result<Answer, 
     // Connecting waits, too, once as many callers wait as the socket has room for.
     let asked = async {
         let stream = UnixStream::connect(socket).await;
-        read(stream.map_err(NoAnswer::NobodyThere)?, "localhost", path).await
+        read(
+            stream.map_err(NoAnswer::NobodyThere)?,
+            "localhost",
+            path,
+            None,
+        )
+        .await
     };
     within(limit, asked).await
 }
 
-/// Asks whoever listens at `address`, without TLS.
+/// Asks whoever listens at `address`, without TLS, with an API key or without one.
 ///
 /// # Errors
 ///
 /// When there is no whole answer within `limit`.
-pub async fn tcp(address: SocketAddr, path: &str, limit: Duration) -> Result<Answer, NoAnswer> {
+pub async fn tcp(
+    address: SocketAddr,
+    path: &str,
+    key: Option<&str>,
+    limit: Duration,
+) -> Result<Answer, NoAnswer> {
     let asked = async {
         let stream = TcpStream::connect(address).await;
         let stream = stream.map_err(NoAnswer::NobodyThere)?;
-        read(stream, &address.to_string(), path).await
+        read(stream, &address.to_string(), path, key).await
     };
     within(limit, asked).await
 }
@@ -77,7 +88,7 @@ async fn within(
     timeout(limit, asked).await.unwrap_or_else(late)
 }
 
-async fn read<S>(stream: S, host: &str, path: &str) -> Result<Answer, NoAnswer>
+async fn read<S>(stream: S, host: &str, path: &str, key: Option<&str>) -> Result<Answer, NoAnswer>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -85,8 +96,11 @@ where
     let (mut requests, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| broken(&error))?;
-    let request = http::Request::get(path)
-        .header("Host", host)
+    let mut request = http::Request::get(path).header("Host", host);
+    if let Some(key) = key {
+        request = request.header("Authorization", format!("Bearer {key}"));
+    }
+    let request = request
         .body(Empty::<bytes::Bytes>::new())
         .map_err(|error| broken(&error))?;
     let ask = async {
@@ -134,7 +148,7 @@ mod tests {
     #[tokio::test]
     async fn an_answer_is_told_by_its_status_and_body() {
         let text = "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 4\r\n\r\nnot\n";
-        let answer = tcp(server(Some(text)).await, "/readyz", LIMIT)
+        let answer = tcp(server(Some(text)).await, "/readyz", None, LIMIT)
             .await
             .unwrap();
         assert_eq!(
@@ -145,7 +159,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_is_away_who_is_silent_and_who_is_something_else_are_told_apart() {
-        let silent = tcp(server(None).await, "/readyz", LIMIT).await;
+        let silent = tcp(server(None).await, "/readyz", None, LIMIT).await;
         assert!(matches!(silent, Err(NoAnswer::Late(_))), "{silent:?}");
         let other = tcp(
             server(Some("SSH-2.0-OpenSSH_9.2\r\n")).await,

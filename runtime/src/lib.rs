@@ -4,7 +4,7 @@
 //! ([`random`]), the environment and the configuration file ([`config`]), tasks and shutdown ([`lifecycle`]), calls
 //! that may hang ([`blocking`]), TLS material ([`tls`]), the embedded database ([`sqlite`]), and what a process shows
 //! of itself ([`answers`], [`ask`], [`conditions`], [`logging`], [`metrics`], [`probe`], [`ready_file`], [`stdout`],
-//! [`throttle`], [`exit`]), what it shares out among its callers ([`door`], [`shares`]), and with the feature
+//! [`throttle`], [`exit`]), what it shares out among its callers ([`door`], [`shares`]), its [`descriptors`], and with the feature
 //! `websocket` the socket that both agents hold their sessions through.
 
 #![warn(missing_docs)]
@@ -12,9 +12,11 @@
 pub mod answers;
 pub mod ask;
 pub mod blocking;
+pub mod bundle;
 pub mod clock;
 pub mod conditions;
 pub mod config;
+pub mod descriptors;
 pub mod door;
 pub mod exit;
 pub mod fault;

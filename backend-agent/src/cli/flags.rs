@@ -81,6 +81,9 @@ pub(super) enum Subcommands {
         #[arg(long)]
         verify: bool,
     },
+    /// What somebody needs who is asked for help
+    #[command(subcommand)]
+    Diag(DiagCommand),
     /// Keys for the operators' API
     #[command(subcommand)]
     Apikey(ApikeyCommand),
@@ -129,6 +132,32 @@ pub(super) enum Format {
     Table,
     /// A JSON document
     Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum DiagCommand {
+    /// Collect version, configuration, health, certificates' public data, sizes and limits in one new file, without
+    /// secrets
+    Collect {
+        #[command(flatten)]
+        config: ConfigFlag,
+        /// The file with an API key that has health:read and metrics:read; without it these two are left out
+        #[arg(long, value_name = "FILE")]
+        key_file: Option<PathBuf>,
+        /// Where it answers operators, when not where the configuration says
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        address: Option<SocketAddr>,
+        /// A file of its log, of which the end is added
+        #[arg(long, value_name = "FILE")]
+        log: Option<PathBuf>,
+        /// The new file
+        #[arg(
+            long,
+            value_name = "FILE",
+            default_value = "viworks-backend-diag.tar.gz"
+        )]
+        out: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,6 +1,7 @@
 //! What is done about each subcommand.
 
 mod apikey;
+mod diag;
 mod gateway;
 mod health;
 mod migrate;
@@ -39,6 +40,7 @@ pub(super) async fn execute(command: Subcommands) -> anyhow::Result<ExitCode> {
                 migrate::try_connection(&setup).await?;
             }
         }
+        Subcommands::Diag(command) => return diag::execute(command).await,
         Subcommands::Health(flags) => return health::execute(flags).await,
         Subcommands::ConfigReference => print(reference::markdown().trim_end())?,
         Subcommands::Migrate { config, dry_run } => {

@@ -13,6 +13,13 @@ impl Values {
         self.by_key.insert(name, value);
     }
 
+    /// Each key as `[section] key` with its value, in the order of the keys.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.by_key
+            .iter()
+            .map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
     /// The keys that have another value in `later`, each as `[section] key`, a table of free keys as `[table]`.
     #[must_use]
     pub fn changed<'a>(&'a self, later: &'a Self) -> Vec<&'a str> {

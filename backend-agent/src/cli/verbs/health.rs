@@ -42,7 +42,7 @@ pub(super) async fn execute(flags: HealthFlags) -> anyhow::Result<ExitCode> {
     let probe = flags.probe;
     let limit = Duration::from_secs(flags.timeout);
     let begun = SystemClock.now();
-    let answer = ask::tcp(address, probe.path(), limit).await;
+    let answer = ask::tcp(address, probe.path(), None, limit).await;
     let took = SystemClock.now().saturating_since(begun);
     let url = format!("http://{address}{}", probe.path());
     let verdict = match answer {

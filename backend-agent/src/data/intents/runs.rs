@@ -1,5 +1,6 @@
 //! Runs: listed, shown and cancelled.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::json;
@@ -44,8 +45,8 @@ pub(super) use run_columns;
 macro_rules! runs {
     ($rest:literal) => {
         Sql {
-            sqlite: runs!("instr", "json_group_object(state, commands)", $rest),
-            postgres: runs!("strpos", "coalesce(json_object_agg(state, commands), '{}')", $rest),
+            sqlite: runs!("instr", "json_group_object(state, json_array(commands, oldest))", $rest),
+            postgres: runs!("strpos", "coalesce(json_object_agg(state, json_build_array(commands, oldest)), '{}')", $rest),
         }
     };
     ($find:literal, $states:literal, $rest:literal) => {
@@ -107,7 +108,7 @@ SELECT :tenant AS tenant,
        (SELECT count(*) FROM gateways WHERE tenant = :tenant AND revoked_at IS NULL) AS gateways,
        (SELECT count(*) FROM gateways WHERE tenant = :tenant AND session_epoch IS NOT NULL) AS connected,
        (", $open_runs, ") AS open_runs,
-       (SELECT ", $states, " FROM (SELECT state, count(*) AS commands
+       (SELECT ", $states, " FROM (SELECT state, count(*) AS commands, min(created_at) AS oldest
         FROM commands INDEXED BY open_commands_by_deadline
         WHERE tenant = :tenant AND finished_at IS NULL GROUP BY state) AS counted) AS open_commands,
        (SELECT count(*) FROM dead_letters INDEXED BY open_dead_letters
@@ -265,11 +266,19 @@ pub(super) fn counts(view: &View<'_>, now: Timestamp) -> StoreResult<Counts> {
     let since = now.saturating_sub(RECENT);
     view.one(COUNTS, params! { since }, |row| {
         let row = Reader::new("commands", row);
+        // Of each state how many there are, and when the oldest of them was submitted.
+        let open: BTreeMap<CommandState, (u64, i64)> = row.json("open_commands")?;
+        let queued = open.get(&CommandState::Queued);
+        let oldest_queued_at = queued.map(|(_count, at)| Timestamp::from_unix_micros(*at));
         Ok(Counts {
             gateways: row.get("gateways")?,
             connected: row.get("connected")?,
             open_runs: row.get("open_runs")?,
-            open_commands: row.json("open_commands")?,
+            open_commands: open
+                .into_iter()
+                .map(|(state, (count, _oldest))| (state, count))
+                .collect(),
+            oldest_queued_at,
             dead_letters: row.get("dead_letters")?,
             orphans: row.get("orphans")?,
             forks: row.get("forks")?,

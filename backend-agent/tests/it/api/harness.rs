@@ -22,6 +22,7 @@ use viworks_backend_agent::data::{
     Actor, AdmitOutcome, AdmitRequest, ConfirmOutcome, ConfirmRequest, Holder, LeaseLimits,
     NewGateway, QueueLimits, Store,
 };
+use viworks_backend_agent::metrics::BackendMetrics;
 use viworks_common::catalogue::{Argument, ArgumentType, CatalogueEntry, Risk};
 use viworks_common::id::{AgentId, AgentRunId, BootId, CommandId, InstallId, SessionId, Tenant};
 use viworks_common::time::Timestamp;
@@ -166,6 +167,8 @@ impl Backend {
             readiness: readiness.clone(),
             conditions: Conditions::new(Arc::<Timeline>::clone(&clock)),
             metrics: metrics.clone(),
+            counters: BackendMetrics::register(&metrics),
+            state_folder: folder.path().to_owned(),
             limits,
             stopping: stopping.clone(),
         });
