@@ -33,6 +33,28 @@ pub struct HealthCheck {
     pub since: Option<Timestamp>,
 }
 
+/// Whether the backend takes requests, and what each of its parts says about it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Standing {
+    /// Whether it does.
+    pub ready: bool,
+    /// The parts.
+    pub checks: Vec<StandingCheck>,
+}
+
+/// What one part says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct StandingCheck {
+    /// Which part.
+    pub name: String,
+    /// Whether it is well.
+    pub ok: bool,
+    /// Why, in words for an operator.
+    pub reason: String,
+}
+
 /// The backend's health, part by part.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

@@ -212,6 +212,11 @@ impl GapReason {
         }
     }
 
+    /// Whether only the backend can know it: a gateway that gave it would make its own losses the database's.
+    const fn is_the_backends(self) -> bool {
+        matches!(self, Self::BackendRolledBack)
+    }
+
     /// The reason with a name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
@@ -266,6 +271,9 @@ pub struct Batch {
 #[error("telemetry batch is malformed: {0}")]
 pub struct MalformedBatch(pub &'static str);
 
+/// Why a batch is malformed whose sender speaks for the backend.
+const BACKENDS_REASON: &str = "a gap has a reason that only the backend can give";
+
 impl Batch {
     /// Checks that records and gaps cover `from_seq..=to_seq` exactly once.
     ///
@@ -287,6 +295,9 @@ impl Batch {
             if let Some(gap) = gaps.next_if(|gap| gap.from_seq == next) {
                 if gap.to_seq < gap.from_seq || gap.to_seq == u64::MAX {
                     return Err(MalformedBatch("a gap ends before it begins"));
+                }
+                if gap.reason.is_the_backends() {
+                    return Err(MalformedBatch(BACKENDS_REASON));
                 }
                 next = gap.to_seq + 1;
             } else if let Some((seq, _record)) = records.next_if(|(seq, _record)| *seq == next) {
@@ -527,5 +538,20 @@ mod tests {
             Ok(()),
             "a clock that was never set is no reason to lose a record"
         );
+    }
+
+    #[test]
+    fn no_gateway_says_what_only_the_backend_can_know() {
+        for (reason, taken) in [
+            (GapReason::SpoolFull, true),
+            (GapReason::SpoolDamaged, true),
+            (GapReason::BackendRolledBack, false),
+        ] {
+            let mut told = batch(1, &[true, false, true]);
+            told.gaps[0].reason = reason;
+            assert_eq!(told.check_contiguous().is_ok(), taken, "{reason:?}");
+            let rows = BatchRows::try_from(BatchColumns::from(told));
+            assert_eq!(rows.is_ok(), taken, "{reason:?}");
+        }
     }
 }

@@ -26,7 +26,7 @@ pub(super) async fn health(state: &ApiState) -> Health {
         .checks
         .into_iter()
         // The store says more of itself below.
-        .filter(|latch| latch.name != STORE || !latch.ok)
+        .filter(|latch| latch.name != STORE)
         .map(|latch| HealthCheck {
             name: latch.name.to_owned(),
             status: if latch.ok {
@@ -85,16 +85,23 @@ fn condition(found: &Condition, now: Timestamp) -> HealthCheck {
 }
 
 async fn store(state: &ApiState) -> HealthCheck {
-    match in_time(state.store.health()).await {
-        Ok(health) => {
+    let latches = state.readiness.report().checks.into_iter();
+    let mut down = latches.filter(|latch| latch.name == STORE && !latch.ok);
+    let found = timeout(STORE_TIME, state.store.health()).await;
+    let (status, detail) = match (found, down.next()) {
+        (Ok(Err(error)), _) => (HealthStatus::Fail, in_full(&error)),
+        // A job looks every few seconds, and said so last.
+        (_, Some(latch)) => (HealthStatus::Fail, latch.reason),
+        (Ok(Ok(health)), None) => {
             let schema = format!("{}, schema {}", health.kind, health.schema_version);
             match health.problem {
-                None => check(STORE, HealthStatus::Pass, schema),
-                Some(problem) => check(STORE, HealthStatus::Fail, format!("{schema}: {problem}")),
+                None => (HealthStatus::Pass, schema),
+                Some(problem) => (HealthStatus::Fail, format!("{schema}: {problem}")),
             }
         }
-        Err(error) => check(STORE, HealthStatus::Fail, in_full(&error)),
-    }
+        (Err(_elapsed), None) => (HealthStatus::Warn, format!("slow: {STORE_LATE}")),
+    };
+    check(STORE, status, detail)
 }
 
 /// The backends of the database, where it can have several.
@@ -103,7 +110,7 @@ async fn instances(state: &ApiState) -> Option<HealthCheck> {
     let name = "instances";
     let all = match in_time(state.store.list_instances()).await {
         Ok(all) => all,
-        Err(error) => return Some(check(name, HealthStatus::Fail, error.to_string())),
+        Err(error) => return Some(check(name, HealthStatus::Fail, in_full(&error))),
     };
     let told = all.iter().map(|one| {
         let standing = match (one.lease.is_zero(), one.draining) {
@@ -144,7 +151,7 @@ async fn fleet(state: &ApiState) -> HealthCheck {
             );
             check("fleet", status, detail)
         }
-        Err(error) => check("fleet", HealthStatus::Fail, error.to_string()),
+        Err(error) => check("fleet", HealthStatus::Fail, in_full(&error)),
     }
 }
 

@@ -11,7 +11,7 @@ use serde::Serialize;
 use uuid::Uuid;
 use viworks_common::catalogue::SHIPPED;
 use viworks_common::id::{AgentId, GatewayName, Tenant, TrustDomain};
-use viworks_common::key::{Identity, MasterKey, Secret};
+use viworks_common::key::{BindingMode, Identity, MasterKey, Secret};
 use viworks_common::pin::SpkiPin;
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::Timeline;
@@ -87,6 +87,8 @@ pub struct Office {
     pub trust_domain: TrustDomain,
     /// The pins of the server's key and of its successor.
     pub pins: Vec<SpkiPin>,
+    /// What sessions are bound to.
+    pub binding: BindingMode,
 }
 
 impl Office {
@@ -108,6 +110,7 @@ impl Office {
             master: load_master(&config.keys.master_key_file)?,
             trust_domain: config.agents.trust_domain.clone(),
             pins,
+            binding: config.agents.binding,
         })
     }
 }
@@ -267,7 +270,7 @@ pub async fn issue(
     if let Some(agent_id) = delivery.unfinished()? {
         let known = store.gateway(tenant, &GatewayRef::Id(agent_id)).await?;
         if known.is_some_and(|known| known.name == request.name) {
-            delivery.complete(&office.pins)?;
+            delivery.complete(office)?;
             return Ok(agent_id);
         }
         delivery.clear()?;
@@ -280,7 +283,7 @@ pub async fn issue(
         delivery.clear()?;
         return Err(error.into());
     }
-    delivery.complete(&office.pins)?;
+    delivery.complete(office)?;
     Ok(material.identity.agent_id)
 }
 
@@ -395,18 +398,18 @@ impl Delivery {
     }
 
     /// The last step, and what to do when it fails: the gateway is registered by then.
-    fn complete(&self, pins: &[SpkiPin]) -> Result<(), PkiError> {
-        self.finish(pins).map_err(|error| PkiError::Unfinished {
+    fn complete(&self, office: &Office) -> Result<(), PkiError> {
+        self.finish(office).map_err(|error| PkiError::Unfinished {
             folder: self.folder.clone(),
             source: Box::new(error),
         })
     }
 
     /// Writes the configuration, with which the gateway can start.
-    fn finish(&self, pins: &[SpkiPin]) -> Result<(), PkiError> {
+    fn finish(&self, office: &Office) -> Result<(), PkiError> {
         let path = self.folder.join("gateway.toml");
         remove(&path)?;
-        let toml = template::gateway(&self.url, pins, self.home);
+        let toml = template::gateway(&self.url, &office.pins, office.binding, self.home);
         write_new(&path, toml.as_bytes(), Secrecy::Secret)?;
         remove(&self.folder.join(UNFINISHED))?;
         files::sync_folder(&self.folder)?;

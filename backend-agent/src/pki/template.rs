@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use viworks_common::id::TrustDomain;
+use viworks_common::key::BindingMode;
 use viworks_common::pin::SpkiPin;
 
 /// Where a gateway runs that is given its files.
@@ -59,11 +60,12 @@ ca_key_file = "ca.key"
 }
 
 /// A gateway's configuration beside its keys.
-pub(super) fn gateway(url: &str, pins: &[SpkiPin], home: Home) -> String {
+pub(super) fn gateway(url: &str, pins: &[SpkiPin], binding: BindingMode, home: Home) -> String {
     let mut listed = String::new();
     for pin in pins {
         writeln!(listed, "    \"{pin}\",").expect("writing to a string succeeds");
     }
+    let binding = binding.name();
     let own = match home {
         Home::Folder => "",
         Home::Demo => "\n[executor]\nallow_own_commands = \"for_demo_only\"\n",
@@ -79,6 +81,8 @@ ca_file = "ca.crt"
 # The backend's key and its successor; a server with any other key is not talked to.
 pins = [
 {listed}]
+# The same as on the backend: the TLS connection, or the certificate where a proxy ends TLS.
+binding = "{binding}"
 
 [identity]
 certificate_file = "gateway.crt"

@@ -242,6 +242,35 @@ async fn a_delivery_that_was_interrupted_is_finished_or_begun_again() {
 }
 
 #[tokio::test]
+async fn a_gateway_is_bound_to_what_its_backend_binds_sessions_to() {
+    let folder = initialised();
+    let store = store(&config(&folder)).await;
+    for (number, binding) in ["exporter", "certificate"].into_iter().enumerate() {
+        let file = folder.path().join("b/backend.toml");
+        let written = std::fs::read_to_string(&file).unwrap();
+        let bound = written.replace(
+            "binding = \"exporter\"",
+            &format!("binding = \"{binding}\""),
+        );
+        std::fs::write(&file, bound).unwrap();
+        let delivery = Delivery {
+            folder: folder.path().join(binding),
+            ..delivery(&folder)
+        };
+        let office = Office::open(&config(&folder)).unwrap();
+        deliver(&*store, &office, &format!("gw-{number}"), &delivery)
+            .await
+            .unwrap();
+        let toml = std::fs::read_to_string(delivery.folder.join("gateway.toml")).unwrap();
+        assert!(
+            toml.contains(&format!("\nbinding = \"{binding}\"\n")),
+            "{toml}"
+        );
+    }
+    store.close().await;
+}
+
+#[tokio::test]
 async fn a_machine_with_the_package_gets_the_places_of_its_service() {
     tls::install_provider();
     let folder = tempfile::tempdir().unwrap();

@@ -2,7 +2,7 @@
 
 use std::vec::IntoIter;
 
-use super::{Batch, BatchColumns, FieldValue, Gap, MalformedBatch, Record};
+use super::{BACKENDS_REASON, Batch, BatchColumns, FieldValue, Gap, MalformedBatch, Record};
 use crate::id::{AgentRunId, FieldName, StreamName};
 use crate::limits;
 use crate::time::Timestamp;
@@ -77,6 +77,9 @@ fn check_range(columns: &BatchColumns) -> Result<(), MalformedBatch> {
     for gap in &columns.gaps {
         if gap.to_seq < gap.from_seq {
             return Err(MalformedBatch("a gap ends before it begins"));
+        }
+        if gap.reason.is_the_backends() {
+            return Err(MalformedBatch(BACKENDS_REASON));
         }
         let before = gap.from_seq.checked_sub(next).ok_or_else(uncovered)?;
         records = records.checked_sub(before).ok_or_else(uncovered)?;

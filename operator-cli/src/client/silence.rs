@@ -3,8 +3,8 @@
 use std::pin::pin;
 use std::time::Duration;
 
-use serde::Deserialize;
 use tokio::time::{sleep, timeout};
+use viworks_api::Standing;
 
 use super::{Client, REQUEST_TIMEOUT};
 use crate::output;
@@ -14,19 +14,6 @@ const QUIET: Duration = Duration::from_secs(3);
 
 /// How long the backend may take to say how it is: it looks at nothing but itself for that.
 const ASK_TIME: Duration = Duration::from_secs(1);
-
-/// How a backend says that it is.
-#[derive(Debug, Deserialize)]
-struct Standing {
-    checks: Vec<Check>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Check {
-    name: String,
-    ok: bool,
-    reason: String,
-}
 
 impl Client {
     /// The answer; whoever waits for it hears why as soon as it takes long.
@@ -52,7 +39,7 @@ impl Client {
         let standing = timeout(ASK_TIME, asked).await;
         let silent = format!("{} has not answered for {} s", self.server, QUIET.as_secs());
         let waited = format!("it is waited for, up to {} s", REQUEST_TIMEOUT.as_secs());
-        let Ok(Ok(Standing { checks })) = standing else {
+        let Ok(Ok(Standing { checks, .. })) = standing else {
             return format!("{silent}, nor whether it is ready; {waited}");
         };
         let wrong = checks.iter().filter(|check| !check.ok);

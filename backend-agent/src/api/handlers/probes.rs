@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
-use viworks_api::{Health, ProblemCode};
+use viworks_api::{Health, ProblemCode, Standing, StandingCheck};
 use viworks_runtime::metrics::CONTENT_TYPE as OPENMETRICS;
 
 use crate::api::Shared;
@@ -21,13 +21,28 @@ pub(in crate::api) async fn livez(_params: Params<NoParams>) -> &'static str {
     "ok\n"
 }
 
-/// Does the backend take requests?
+/// Does the backend take requests? Each part says why it does not.
 #[utoipa::path(get, path = "/readyz", operation_id = "readyz", tag = "probes",
-    responses((status = 200, description = "It does", body = String, content_type = "text/plain"),
-        (status = 503, description = "It does not", body = String, content_type = "text/plain")))]
+    responses((status = 200, description = "It does", body = Standing),
+        (status = 503, description = "It does not", body = Standing)))]
 pub(in crate::api) async fn readyz(State(state): Api, _params: Params<NoParams>) -> Response {
-    let ready = state.readiness.report().ready && !state.stopping.is_cancelled();
-    probe(ready)
+    let report = state.readiness.report();
+    let ready = report.ready && !state.stopping.is_cancelled();
+    let parts = report.checks.into_iter().map(|check| StandingCheck {
+        name: check.name.to_owned(),
+        ok: check.ok,
+        reason: check.reason,
+    });
+    let standing = Standing {
+        ready,
+        checks: parts.collect(),
+    };
+    let status = if ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (status, Json(standing)).into_response()
 }
 
 /// Has the backend finished starting?
@@ -38,7 +53,6 @@ pub(in crate::api) async fn startupz(State(state): Api, _params: Params<NoParams
     probe(state.readiness.report().started)
 }
 
-/// Why a probe fails is for those with `health:read`.
 fn probe(well: bool) -> Response {
     if well {
         "ok\n".into_response()

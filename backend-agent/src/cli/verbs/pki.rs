@@ -46,8 +46,8 @@ pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<()> {
             installed,
         } => {
             let config = load(&config)?;
-            let url = match url {
-                Some(url) => url,
+            let (url, remark) = match url {
+                Some(url) => (url, None),
                 None => url_for_gateways(&config, demo)?,
             };
             let delivery = Delivery {
@@ -66,6 +66,9 @@ pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<()> {
                 life: life.map_or(GATEWAY_LIFE, days),
             };
             issue_gateway(&config, &delivery, request).await?;
+            if let Some(remark) = remark {
+                say(&remark);
+            }
         }
         PkiCommand::ReplaceMasterKey { config } => {
             let config = load(&config)?;
@@ -84,10 +87,11 @@ pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where gateways reach this backend, as far as it is known here.
-fn url_for_gateways(config: &Config, demo: bool) -> Result<String, PkiError> {
+/// Where gateways reach this backend, as far as it is known here, and what there is to say about it once a gateway was
+/// issued.
+fn url_for_gateways(config: &Config, demo: bool) -> Result<(String, Option<String>), PkiError> {
     if let Some(url) = &config.agents.public_url {
-        return Ok(url.clone());
+        return Ok((url.clone(), None));
     }
     // A port may be another one than is configured.
     let address = listening::agents(&config.data.state_folder).unwrap_or(config.agents.listen);
@@ -124,12 +128,12 @@ fn url_for_gateways(config: &Config, demo: bool) -> Result<String, PkiError> {
             ),
         });
     };
-    if address.ip().is_loopback() && !demo {
-        say(&format!(
+    let remark = (address.ip().is_loopback() && !demo).then(|| {
+        format!(
             "the gateway will look for the backend on its own machine, at {place}; for another one: --url wss://HOST:PORT, or public_url in [agents]"
-        ));
-    }
-    Ok(format!("wss://{place}/agent/v1/connect"))
+        )
+    });
+    Ok((format!("wss://{place}/agent/v1/connect"), remark))
 }
 
 async fn issue_gateway(

@@ -91,8 +91,11 @@ macro_rules! raise {
 }
 
 pub(super) const END_OF_GATEWAY: Sql = Sql {
-    sqlite: raise!("max", "open_commands = open_commands - 1, "),
-    postgres: raise!("greatest", "open_commands = open_commands - 1, "),
+    sqlite: raise!("max", "open_commands = max(0, open_commands - 1), "),
+    postgres: raise!(
+        "greatest",
+        "open_commands = greatest(0, open_commands - 1), "
+    ),
 };
 
 pub(super) const END_OF_RUN: &str = "\
