@@ -77,7 +77,8 @@ pub(crate) struct Plan {
     pub(crate) telemetry_agents: usize,
     /// Records of each.
     pub(crate) telemetry_records: u64,
-    /// How long an idle fleet is watched, after it had a quarter of that to settle.
+    /// How long an idle fleet is watched, after it had a quarter of that to settle. In full sizes twice what passes
+    /// until an instance says again that it has its sessions, so that each is said as often, whenever that begins.
     pub(crate) watched: Duration,
 }
 
@@ -95,7 +96,7 @@ impl Plan {
             agents: 10_000,
             telemetry_agents: 50,
             telemetry_records: 8_000,
-            watched: Duration::from_secs(20),
+            watched: Duration::from_secs(30),
         }
     }
 

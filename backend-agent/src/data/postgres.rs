@@ -180,6 +180,20 @@ impl Engine for Postgres {
         self.readers.run(ROOM_TIME, job).await
     }
 
+    /// Without a transaction, which would be two journeys more.
+    async fn ask<T: Send + 'static>(
+        &self,
+        tenant: &Tenant,
+        question: impl Fn(&View<'_>) -> StoreResult<T> + Send + Sync + 'static,
+    ) -> StoreResult<T> {
+        let (tenant, question) = (tenant.clone(), Arc::new(question));
+        let (same, again) = (tenant.clone(), Arc::clone(&question));
+        let at_once =
+            move |connection: &Connection| question(&View::new(connection, &tenant)).map(Some);
+        let job = move |connection: &Connection| again(&View::new(connection, &same));
+        self.readers.run_at_once(ROOM_TIME, at_once, job).await
+    }
+
     async fn report<T: Send + 'static>(
         &self,
         tenant: &Tenant,

@@ -147,6 +147,14 @@ impl Engine for Sqlite {
             .await
     }
 
+    async fn ask<T: Send + 'static>(
+        &self,
+        tenant: &Tenant,
+        question: impl Fn(&View<'_>) -> StoreResult<T> + Send + Sync + 'static,
+    ) -> StoreResult<T> {
+        self.read(tenant, question).await
+    }
+
     /// On one of the readers, of which reports do not take all.
     async fn report<T: Send + 'static>(
         &self,

@@ -1,12 +1,13 @@
 //! HELLO: who may open a session.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
 use viworks_common::admission::{Admission, HelloFacts, IdentityRow, admit as decide};
 use viworks_common::ledger::session;
 use viworks_common::limits::COUNTER_MAX;
 use viworks_common::rules::Complete;
+use viworks_common::telemetry::Position;
 use viworks_runtime::sqlite::params;
 
 use super::opening::{self, Identity};
@@ -29,7 +30,7 @@ VALUES (:tenant, :agent_id, :epoch, :session_id, :agent_run_id, :install_id, :bo
         :fingerprint, :agent_version, :labels, :pin_set_version, :now)";
 
 /// Sessions of one gateway whose history is kept.
-const SESSIONS_KEPT: u64 = 1_000;
+pub(super) const SESSIONS_KEPT: u64 = 1_000;
 
 /// Forgets the oldest sessions of a gateway that opened very many: all but the one that is live. One that was never
 /// confirmed has no end, and cannot be confirmed after so many others.
@@ -107,7 +108,8 @@ pub(super) fn admit(
     Ok(AdmitOutcome::Accepted(Box::new(admitted)))
 }
 
-fn facts(request: &AdmitRequest) -> HelloFacts {
+/// What the decision about a HELLO is made from.
+pub(super) fn facts(request: &AdmitRequest) -> HelloFacts {
     HelloFacts {
         epoch: request.epoch,
         token_valid: request.token_valid,
@@ -165,19 +167,34 @@ fn open(tx: &Tx<'_>, accepted: &Accepted<'_>, limits: &TelemetryLimits) -> Store
         audit::of_gateway(tx, agent_id, action, outcome, detail)?;
     }
     Ok(Admitted {
-        presented: *presented,
-        issued: *issued,
         low_water,
         rolled_back: rolled_back_to.is_some() || forgotten,
         refused,
-        committed: remembered.positions,
+        ..admitted(request, known, (*presented, *issued), remembered.positions)
+    })
+}
+
+/// What a HELLO comes to that is accepted and proves nothing about the database.
+pub(super) fn admitted(
+    request: &AdmitRequest,
+    known: &Identity,
+    (presented, issued): (u64, u64),
+    committed: Vec<Position>,
+) -> Admitted {
+    Admitted {
+        presented,
+        issued,
+        low_water: known.row.low_water,
+        rolled_back: false,
+        refused: BTreeMap::new(),
+        committed,
         catalogue_known: known.catalogue_digest.as_deref() == Some(&request.catalogue_digest),
         live_session: known.live.map(|(session_id, epoch)| LiveSession {
             session_id,
             epoch,
             same_agent_run: known.live_run == Some(request.agent_run_id),
         }),
-    })
+    }
 }
 
 /// The database forgot what happened since a backup: whatever may have run meanwhile can never be offered again.

@@ -118,7 +118,8 @@ fn take_effect(
     Ok(())
 }
 
-fn judge(known: &Identity, request: &ConfirmRequest) -> Confirmation {
+/// Whether a session may become its gateway's live one.
+pub(super) fn judge(known: &Identity, request: &ConfirmRequest) -> Confirmation {
     if known.row.revoked || !known.admitted {
         return Confirmation::Superseded;
     }

@@ -247,6 +247,13 @@ pub trait Engine: Clone + Send + Sync + 'static {
         question: impl Fn(&View<'_>) -> StoreResult<T> + Send + 'static,
     ) -> impl Future<Output = StoreResult<T>> + Send;
 
+    /// The same of a question that is one statement, and so is about one state anyway. It may be asked again.
+    fn ask<T: Send + 'static>(
+        &self,
+        tenant: &Tenant,
+        question: impl Fn(&View<'_>) -> StoreResult<T> + Send + Sync + 'static,
+    ) -> impl Future<Output = StoreResult<T>> + Send;
+
     /// The same where much is read, which holds up nobody who reads little.
     fn report<T: Send + 'static>(
         &self,

@@ -2,7 +2,8 @@
 //! itself and does nothing where a row is not what the decision was made from, or the lease of the backend does not
 //! hold. It is one statement for however many of the same kind wait at the same moment, each about a gateway of its
 //! own. The facts are what this backend found and wrote last of the same rows, because what was decided from them
-//! counts for these versions of the rows alone; where nothing is remembered, a question for them comes before. For
+//! counts for these versions of the rows alone; where nothing is remembered, and for sessions that open, a question for
+//! them comes before. For
 //! whatever is not the common case the intent goes its usual way, in a transaction.
 
 /// Which version of a row one has seen: the transaction that wrote it.
@@ -54,7 +55,10 @@ macro_rules! counted {
     };
 }
 
+pub(super) mod admission;
+pub(super) mod confirmation;
 pub(super) mod end;
+pub(super) mod identities;
 pub(super) mod permit;
 pub(super) mod submission;
 
@@ -62,13 +66,14 @@ use std::mem::{Discriminant, discriminant};
 use std::sync::Arc;
 
 use viworks_common::command::Outcome;
-use viworks_common::id::{AgentId, CommandId, Tenant};
+use viworks_common::id::{AgentId, CommandId, InstanceId, Tenant};
 use viworks_common::time::Timestamp;
 
 use super::recent::Recent;
 use super::tx::View;
 use crate::data::{
-    AcceptOutcome, Accepted, CompleteOutcome, Holder, NewRun, StoreResult, Submission,
+    AcceptOutcome, Accepted, AdmitOutcome, AdmitRequest, CompleteOutcome, ConfirmOutcome,
+    ConfirmRequest, Holder, NewRun, StoreResult, Submission, TelemetryLimits,
 };
 
 /// How often the facts are asked for anew, where others change them meanwhile.
@@ -77,6 +82,10 @@ const ATTEMPTS: u32 = 3;
 /// An intent that may be carried out together with others.
 #[derive(Debug, Clone)]
 pub enum Intent {
+    /// A HELLO, and what its gateway may have stored.
+    Admit(Arc<AdmitRequest>, TelemetryLimits),
+    /// A CONFIRM.
+    Confirm(Arc<ConfirmRequest>),
     /// A run for one gateway.
     Submit(Arc<NewRun>),
     /// What a session says of a command that its gateway has journalled.
@@ -88,6 +97,10 @@ pub enum Intent {
 /// What it came to.
 #[derive(Debug)]
 pub enum Answer {
+    /// What HELLO is answered.
+    Admitted(AdmitOutcome),
+    /// What became of the session, and which other backend was left a letter.
+    Confirmed(ConfirmOutcome, Option<InstanceId>),
     /// The run.
     Submitted(Submission),
     /// What the gateway is told.
@@ -115,10 +128,14 @@ impl Item {
         recent: &Arc<Recent>,
     ) -> Option<Self> {
         let agent_id = match &intent {
+            Intent::Admit(request, _) => request.agent_id,
+            Intent::Confirm(request) => request.agent_id,
             Intent::Submit(new) => submission::target(new).map(|(target, _)| target.agent_id)?,
             Intent::Accept(holder, _) | Intent::Complete(holder, ..) => holder.agent_id,
         };
         let known = match &intent {
+            // They ask first.
+            Intent::Admit(..) | Intent::Confirm(_) => true,
             Intent::Submit(_) => recent.gateway(tenant, agent_id, now).is_some(),
             Intent::Accept(_, Accepted { command_id, .. }) | Intent::Complete(_, command_id, _) => {
                 recent.has(*command_id)
@@ -150,9 +167,12 @@ pub(in crate::data) fn write(view: &View<'_>, items: &[&Item]) -> StoreResult<Ve
     let Some(recent) = items.first().map(|first| Arc::clone(&first.recent)) else {
         return Ok(Vec::new());
     };
+    let (mut hellos, mut confirms) = (Vec::new(), Vec::new());
     let (mut new, mut accepted, mut over) = (Vec::new(), Vec::new(), Vec::new());
     for item in items {
         match &item.intent {
+            Intent::Admit(request, limits) => hellos.push((item.now, &**request, *limits)),
+            Intent::Confirm(request) => confirms.push((item.now, &**request)),
             Intent::Submit(run) => new.push((item.now, &**run)),
             Intent::Accept(holder, said) => accepted.push((item.now, holder, *said)),
             Intent::Complete(holder, command_id, outcome) => {
@@ -160,11 +180,22 @@ pub(in crate::data) fn write(view: &View<'_>, items: &[&Item]) -> StoreResult<Ve
             }
         }
     }
+    let admitted = admission::admit_all(view, &hellos)?;
+    let confirmed = confirmation::confirm_all(view, &confirms)?;
     let submitted = submission::submit_all(view, &recent, &new)?;
     let permitted = permit::accept_all(view, &recent, &accepted)?;
     let completed = end::complete_all(view, &recent, &over)?;
+    let admitted = admitted.into_iter().map(|it| it.map(Answer::Admitted));
+    let confirmed = confirmed
+        .into_iter()
+        .map(|it| it.map(|(outcome, mailed)| Answer::Confirmed(outcome, mailed)));
     let submitted = submitted.into_iter().map(|it| it.map(Answer::Submitted));
     let permitted = permitted.into_iter().map(|it| it.map(Answer::Accepted));
     let completed = completed.into_iter().map(|it| it.map(Answer::Completed));
-    Ok(submitted.chain(permitted).chain(completed).collect())
+    let openings = admitted.chain(confirmed);
+    Ok(openings
+        .chain(submitted)
+        .chain(permitted)
+        .chain(completed)
+        .collect())
 }

@@ -11,16 +11,27 @@ use super::standing;
 use super::tx::{Tx, View};
 use crate::data::{StoreError, StoreResult};
 
+/// The columns of an identity that [`read`] reads, but for whether the session that is asked about is admitted.
+macro_rules! columns {
+    () => {
+        "g.agent_id, g.confirmed, g.issued, g.key_generation, g.last_agent_run_id, g.revoked_at, g.next_order, g.low_water, \
+         g.session_epoch, g.session_instance, g.favoured_run, g.favoured_until, g.take_overs, s.session_id, s.agent_run_id, \
+         c.digest AS catalogue_digest"
+    };
+}
+pub(super) use columns;
+
 /// The identity, its live session, and whether the session that is asked about is admitted and waits to be confirmed.
-pub(super) const IDENTITY: &str = "\
-SELECT g.agent_id, g.confirmed, g.issued, g.key_generation, g.last_agent_run_id, g.revoked_at, g.next_order, g.low_water,
-       g.session_epoch, g.session_instance, g.favoured_run, g.favoured_until, g.take_overs, s.session_id, s.agent_run_id, c.digest AS catalogue_digest,
-       EXISTS (SELECT 1 FROM sessions AS n WHERE n.tenant = g.tenant AND n.agent_id = g.agent_id
-               AND n.epoch = :epoch AND n.session_id = :session_id AND n.ended_at IS NULL) AS admitted
-FROM gateways AS g
-LEFT JOIN sessions AS s ON s.tenant = g.tenant AND s.agent_id = g.agent_id AND s.epoch = g.session_epoch
-LEFT JOIN catalogues AS c ON c.tenant = g.tenant AND c.agent_id = g.agent_id
-WHERE g.tenant = :tenant AND g.agent_id = :agent_id";
+pub(super) const IDENTITY: &str = concat!(
+    "SELECT ",
+    columns!(),
+    ", EXISTS (SELECT 1 FROM sessions AS n WHERE n.tenant = g.tenant AND n.agent_id = g.agent_id \
+               AND n.epoch = :epoch AND n.session_id = :session_id AND n.ended_at IS NULL) AS admitted \
+     FROM gateways AS g \
+     LEFT JOIN sessions AS s ON s.tenant = g.tenant AND s.agent_id = g.agent_id AND s.epoch = g.session_epoch \
+     LEFT JOIN catalogues AS c ON c.tenant = g.tenant AND c.agent_id = g.agent_id \
+     WHERE g.tenant = :tenant AND g.agent_id = :agent_id"
+);
 
 pub(super) const SWAP: &str = "\
 UPDATE gateways SET confirmed = :confirmed, issued = :issued, key_generation = :key_generation,
@@ -53,7 +64,8 @@ pub(super) fn identity(
     view.optional(IDENTITY, params! { agent_id, epoch, session_id }, read)
 }
 
-fn read(row: &Row<'_>) -> StoreResult<Identity> {
+/// Reads what [`columns`] names.
+pub(super) fn read(row: &Row<'_>) -> StoreResult<Identity> {
     let row = Reader::new("gateways", row);
     let live = match row.get("session_epoch")? {
         Some(epoch) => Some((row.get("session_id")?, epoch)),

@@ -78,8 +78,15 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("keys::TOUCH", keys::TOUCH),
         one("lease::QUEUED", lease::QUEUED),
         one("lease::QUEUED_AGENTS", lease::QUEUED_AGENTS),
+        one("merged::admission::ADMIT", merged::admission::ADMIT),
+        one("merged::admission::POSITIONS", merged::admission::POSITIONS),
+        one(
+            "merged::confirmation::CONFIRM",
+            merged::confirmation::CONFIRM,
+        ),
         one("merged::end::END", merged::end::END),
         one("merged::end::ENDING", merged::end::ENDING),
+        one("merged::identities::FOUND", merged::identities::FOUND),
         one("merged::permit::PERMIT", merged::permit::PERMIT),
         one(
             "merged::submission::SUBMISSION",

@@ -135,7 +135,7 @@ impl<E: Engine> SqlStore<E> {
     }
 
     /// Tells those for whom something was left.
-    fn told<T>(&self, outcome: Outcome<T>) -> T {
+    pub(super) fn told<T>(&self, outcome: Outcome<T>) -> T {
         if let Some(hurry) = self.hurry.get() {
             for instance in outcome.mailed {
                 hurry.hurry(instance);
@@ -158,6 +158,16 @@ impl<E: Engine> SqlStore<E> {
     ) -> StoreResult<T> {
         let written = self.engine.write(tenant, urgency, intent).await;
         self.room.note(self.outage.note(written))
+    }
+
+    /// Answers a question that is one statement.
+    pub(super) async fn ask<T: Send + 'static>(
+        &self,
+        tenant: &Tenant,
+        question: impl Fn(&View<'_>) -> StoreResult<T> + Send + Sync + 'static,
+    ) -> StoreResult<T> {
+        let answered = self.engine.ask(tenant, question).await;
+        self.outage.note(answered)
     }
 
     pub(super) async fn read<T: Send + 'static>(

@@ -5,13 +5,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use viworks_backend_agent::data::postgres::{Address, PostgresStore, Role};
 use viworks_backend_agent::data::{
-    AcceptOutcome, Accepted, CompleteOutcome, Idempotency, Submission,
+    AcceptOutcome, Accepted, CompleteOutcome, ConfirmOutcome, Idempotency, Submission,
 };
 use viworks_common::command::OutcomeState;
 use viworks_common::ledger::lease::Place;
+use viworks_common::telemetry::Position;
+use viworks_testkit::postgres::Server;
 use viworks_testkit::proxy::{Ear, Heard, Proxy};
 
-use super::bed::{Bed, at, outcome};
+use super::bed::{Bed, at, outcome, process};
 use super::{database, make};
 
 /// Counts what the server has to answer before anything else goes on: questions of the simple protocol, and the ends of
@@ -45,13 +47,8 @@ impl Ear for Counter {
     }
 }
 
-#[tokio::test]
-async fn a_command_is_two_journeys() {
-    let folder = tempfile::tempdir().unwrap();
-    let Some((server, database)) = database(&folder) else {
-        return;
-    };
-    make(server, &database);
+/// A store whose journeys are counted, on one connection of each kind, so that each statement is prepared once.
+async fn counted(server: &Server, database: &str) -> (Bed, Arc<AtomicU64>, Proxy) {
     let journeys = Arc::<AtomicU64>::default();
     let counted = Arc::clone(&journeys);
     let ears = move || -> Box<dyn Ear> {
@@ -67,10 +64,50 @@ async fn a_command_is_two_journeys() {
         "postgres://viworks@127.0.0.1:{}/{database}?sslmode=disable",
         proxy.port()
     );
-    // One connection of each kind, so that each statement is prepared once.
     let address = Address::parse(&url, None, None).unwrap().connections_max(4);
     let store = PostgresStore::open(address, Role::Beside, true);
-    let bed = Bed::new(Arc::new(store.await.unwrap()));
+    (Bed::new(Arc::new(store.await.unwrap())), journeys, proxy)
+}
+
+/// HELLO and CONFIRM are each a question and a statement that writes; spool epochs are one more question.
+#[tokio::test]
+async fn an_opening_is_four_journeys() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((server, database)) = database(&folder) else {
+        return;
+    };
+    make(server, &database);
+    let (bed, journeys, _proxy) = counted(server, &database).await;
+    bed.gateway(1).await;
+    let mut took = Vec::new();
+    for epoch in 0..4 {
+        let mut hello = bed.hello(1, 1, epoch);
+        if epoch == 3 {
+            hello.telemetry = vec![Position {
+                spool_epoch: process(1),
+                seq: 0,
+            }];
+        }
+        let begun = journeys.load(Ordering::SeqCst);
+        let admitted = bed.admitted(hello.clone()).await;
+        let between = journeys.load(Ordering::SeqCst);
+        let confirmed = bed.confirm(bed.confirm_of(&hello, &admitted)).await;
+        assert!(matches!(confirmed, ConfirmOutcome::Confirmed(_)));
+        took.push((between - begun, journeys.load(Ordering::SeqCst) - between));
+    }
+    // The last one asks something new, which is prepared first.
+    assert_eq!((took[2], took[3]), ((2, 2), (4, 2)), "{took:?}");
+    bed.store.close().await;
+}
+
+#[tokio::test]
+async fn a_command_is_two_journeys() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((server, database)) = database(&folder) else {
+        return;
+    };
+    make(server, &database);
+    let (bed, journeys, _proxy) = counted(server, &database).await;
     bed.gateway(1).await;
     let session = bed.session(1, 1).await;
     let place = Place {

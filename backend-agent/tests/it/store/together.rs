@@ -7,8 +7,8 @@ use futures_util::future::join_all;
 use tokio::sync::Barrier;
 use viworks_backend_agent::data::postgres::{Address, PostgresStore, Role};
 use viworks_backend_agent::data::{
-    AcceptOutcome, Accepted, Actor, CommandOutput, CompleteOutcome, Idempotency, NewRun, Place,
-    StoreError, Submission,
+    AcceptOutcome, Accepted, Actor, AdmitOutcome, AdmitRequest, CommandOutput, CompleteOutcome,
+    ConfirmOutcome, ConfirmRequest, Idempotency, NewRun, Place, StoreError, Submission,
 };
 use viworks_common::command::{CommandState, Outcome, OutcomeState, RetainedOutput};
 use viworks_common::id::CommandId;
@@ -262,7 +262,8 @@ async fn of_those_whose_answer_is_lost_each_is_safe_to_repeat() {
     let middle = agent(GATEWAYS / 2).to_string();
     thief.arm_for(&middle);
     let submit = |new: &NewRun| bed.store.submit_run(&bed.tenant, new.clone(), at(NOW));
-    let answers = once_they_wait(server, &database, join_all(new.iter().map(submit))).await;
+    let submitted = join_all(new.iter().map(submit));
+    let answers = once_they_wait(server, &database, "open_commands", || {}, submitted).await;
     let lost = answers.iter().filter(|answer| is_unknown(answer)).count();
     assert!(lost > 1, "{lost} went together");
     for (new, answer) in new.iter().zip(&answers) {
@@ -289,7 +290,8 @@ async fn of_those_whose_answer_is_lost_each_is_safe_to_repeat() {
     let complete = async |(session, command_id): &(&Session, CommandId)| {
         ended(&bed, session, *command_id, outcome(OutcomeState::Succeeded)).await
     };
-    let ended = once_they_wait(server, &database, join_all(commands.iter().map(complete))).await;
+    let completed = join_all(commands.iter().map(complete));
+    let ended = once_they_wait(server, &database, "open_commands", || {}, completed).await;
     let lost = ended.iter().filter(|answer| is_unknown(answer)).count();
     assert!(lost > 1, "{lost} went together");
     for (one, answer) in commands.iter().zip(&ended) {
@@ -308,18 +310,120 @@ async fn of_those_whose_answer_is_lost_each_is_safe_to_repeat() {
     super::postgres_counts_are_right(&folder);
 }
 
-/// What becomes of intents of which the first wait for a table that somebody has, until all of them have come.
+/// The same of sessions that open together: whoever asks again has the one that was asked for.
+#[tokio::test]
+async fn of_openings_whose_answer_is_lost_each_is_safe_to_repeat() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((server, database)) = database(&folder) else {
+        return;
+    };
+    make(server, &database);
+    let thief = Arc::new(Thief::before(server.port()).await.unwrap());
+    let url = format!(
+        "postgres://viworks@127.0.0.1:{}/{database}?sslmode=disable",
+        thief.port()
+    );
+    let address = Address::parse(&url, None, None).unwrap().connections_max(4);
+    let store = PostgresStore::open(address, Role::Beside, true);
+    let bed = Bed::new(Arc::new(store.await.unwrap()));
+    let before = fleet(&bed, GATEWAYS).await;
+
+    // The version is nowhere but in what writes.
+    const MIDDLE: &str = "7.7.7-middle";
+    let hellos: Vec<_> = before
+        .iter()
+        .map(|session| {
+            let n = number(session);
+            let mut hello = bed.hello(n, 1, session.holder.epoch);
+            if n == GATEWAYS / 2 {
+                MIDDLE.clone_into(&mut hello.agent_version);
+            }
+            hello
+        })
+        .collect();
+    thief.arm_for(MIDDLE);
+    let admit = async |hello: &AdmitRequest| {
+        let hello = hello.clone();
+        bed.store.admit(&bed.tenant, hello, at(NOW)).await
+    };
+    let admitted = join_all(hellos.iter().map(admit));
+    let answers = once_they_wait(server, &database, "sessions", || {}, admitted).await;
+    let lost = answers.iter().filter(|answer| is_unknown(answer)).count();
+    assert!(lost > 1, "{lost} went together");
+    // Nobody knows which epoch was issued: the gateway dials again and presents the one that it has.
+    let mut confirms = Vec::new();
+    for (hello, answer) in hellos.iter().zip(answers) {
+        let mut hello = hello.clone();
+        let admitted = match answer {
+            Ok(AdmitOutcome::Accepted(admitted)) => *admitted,
+            Err(StoreError::Unknown(_)) => {
+                hello.session_id = bed.hello(1, 1, 1).session_id;
+                bed.admitted(hello.clone()).await
+            }
+            other => panic!("{other:?}"),
+        };
+        confirms.push(bed.confirm_of(&hello, &admitted));
+    }
+
+    // On the new connection nothing has been prepared.
+    bed.gateway(GATEWAYS + 1).await;
+    bed.session(GATEWAYS + 1, 1).await;
+
+    // An older session ends by this code, which is nowhere but in what writes. The first is on its way by then.
+    let armed = Arc::clone(&thief);
+    let arm = move || armed.arm_for("superseded");
+    let confirm = async |request: &ConfirmRequest| {
+        let request = request.clone();
+        bed.store
+            .confirm_session(&bed.tenant, request, at(NOW))
+            .await
+    };
+    let confirmed = join_all(confirms.iter().map(confirm));
+    let answers = once_they_wait(server, &database, "sessions", arm, confirmed).await;
+    let lost = answers.iter().filter(|answer| is_unknown(answer)).count();
+    assert!(lost > 1, "{lost} went together");
+    for (request, answer) in confirms.iter().zip(answers) {
+        assert!(is_unknown(&answer) || matches!(answer, Ok(ConfirmOutcome::Confirmed(_))));
+        let again = confirm(request).await;
+        assert!(
+            matches!(again, Ok(ConfirmOutcome::Confirmed(_))),
+            "{again:?}"
+        );
+    }
+    for (session, request) in before.iter().zip(&confirms) {
+        let now = bed.gateway_now(number(session)).await;
+        assert_eq!(now.confirmed, request.issued);
+        let live = now.session.unwrap();
+        assert_eq!(live.session_id, request.session_id);
+        let sessions = bed
+            .store
+            .list_sessions(&bed.tenant, request.agent_id, 10)
+            .await;
+        let open = sessions.unwrap();
+        let open = open
+            .iter()
+            .filter(|one| one.confirmed_at.is_some() && one.ended_at.is_none());
+        assert_eq!(open.count(), 1);
+    }
+    bed.store.close().await;
+    super::postgres_counts_are_right(&folder);
+}
+
+/// What becomes of intents of which the first wait for a table that somebody has, until all of them have come; `then`
+/// something happens, before that one lets go.
 async fn once_they_wait<T>(
     server: &'static Server,
     database: &str,
+    table: &str,
+    then: impl FnOnce() + Send + 'static,
     intents: impl Future<Output = T>,
 ) -> T {
-    const TAKE: &str = "BEGIN; LOCK TABLE open_commands IN EXCLUSIVE MODE; SELECT pg_sleep(600)";
     const HAS_IT: &str = "\
         SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'";
     const WAITS: &str = "\
         SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
     let (name, found) = (database.to_owned(), database.to_owned());
+    let take = format!("BEGIN; LOCK TABLE {table} IN EXCLUSIVE MODE; SELECT pg_sleep(600)");
     let ask = move |question: &'static str| {
         let mut answer = String::new();
         while answer.is_empty() {
@@ -327,12 +431,13 @@ async fn once_they_wait<T>(
         }
         answer
     };
-    let holder = std::thread::spawn(move || server.psql(&name, TAKE));
+    let holder = std::thread::spawn(move || server.psql(&name, &take));
     let holds = ask(HAS_IT);
     let let_go = tokio::task::spawn_blocking({
         let database = database.to_owned();
         move || {
             ask(WAITS);
+            then();
             let end = format!("SELECT pg_terminate_backend({holds})");
             server.psql(&database, &end).unwrap();
             holder.join().unwrap().unwrap_err();

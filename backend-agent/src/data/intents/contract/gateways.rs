@@ -92,7 +92,7 @@ impl<E: Engine> GatewayStore for SqlStore<E> {
         spki: &[u8; 32],
     ) -> StoreResult<Option<Certificate>> {
         let spki = *spki;
-        self.read(tenant, move |view| {
+        self.ask(tenant, move |view| {
             certificates::load(view, agent_id, &spki)
         })
         .await

@@ -1,5 +1,7 @@
 //! Sessions of gateways: who may open one, which is the current one, and its end.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use viworks_common::claims::{Probed, Verdict};
 use viworks_common::code::CloseCode;
@@ -7,8 +9,9 @@ use viworks_common::id::{AgentId, InstanceId, Tenant};
 use viworks_common::time::Timestamp;
 
 use super::super::link::{Engine, Urgency};
+use super::super::merged::{Answer, Intent};
 use super::super::store::SqlStore;
-use super::super::tx::{Tx, View};
+use super::super::tx::{Outcome, Tx, View};
 use super::super::{admit, confirm, forks, instances, sessions, standing};
 use crate::data::{
     AdmitOutcome, AdmitRequest, ConfirmOutcome, ConfirmRequest, Fork, InstanceStore, SessionRecord,
@@ -24,6 +27,11 @@ impl<E: Engine> SessionStore for SqlStore<E> {
         now: Timestamp,
     ) -> StoreResult<AdmitOutcome> {
         let limits = self.telemetry;
+        let request = Arc::new(request);
+        let intent = Intent::Admit(Arc::clone(&request), limits);
+        if let Some(Answer::Admitted(admitted)) = self.write_together(tenant, now, intent).await? {
+            return Ok(admitted);
+        }
         self.write(tenant, now, move |tx| admit::admit(tx, &request, &limits))
             .await
     }
@@ -34,6 +42,13 @@ impl<E: Engine> SessionStore for SqlStore<E> {
         request: ConfirmRequest,
         now: Timestamp,
     ) -> StoreResult<ConfirmOutcome> {
+        let request = Arc::new(request);
+        let intent = Intent::Confirm(Arc::clone(&request));
+        let together = self.write_together(tenant, now, intent).await?;
+        if let Some(Answer::Confirmed(answer, mailed)) = together {
+            let mailed = mailed.into_iter().collect();
+            return Ok(self.told(Outcome { answer, mailed }));
+        }
         self.write(tenant, now, move |tx| confirm::confirm(tx, &request))
             .await
     }

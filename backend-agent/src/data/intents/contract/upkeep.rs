@@ -35,7 +35,7 @@ impl<E: Engine> UpkeepStore for SqlStore<E> {
         sha256: &[u8; 32],
     ) -> StoreResult<Option<ApiKey>> {
         let sha256 = *sha256;
-        self.read(tenant, move |view| keys::by_hash(view, &sha256))
+        self.ask(tenant, move |view| keys::by_hash(view, &sha256))
             .await
     }
 
