@@ -12,7 +12,6 @@ use viworks_common::id::{InstanceId, Tenant};
 use viworks_common::ledger::lease::Backoff;
 use viworks_common::limits::DRAIN_TIME;
 use viworks_common::pin::PinSet;
-use viworks_common::time::Timestamp;
 use viworks_runtime::clock::{Clock, SystemClock, Timeline};
 use viworks_runtime::conditions::Conditions;
 use viworks_runtime::config::Source;
@@ -40,7 +39,7 @@ use crate::command::queue::{CommandQueue, HintLimits};
 use crate::command::{Commands, Parts as CommandParts};
 use crate::config::queue::QueueAddressError;
 use crate::config::{Config, QueueConfig};
-use crate::data::moving::marker::{self, Moved};
+use crate::data::moving::marker::{self, LeftBehind};
 use crate::data::postgres::{self, Address, AddressError, Found, PostgresStore, Role};
 use crate::data::sqlite::{self as embedded, SqliteStore};
 use crate::data::{self, Hurry, Store, StoreError, line};
@@ -101,22 +100,8 @@ pub enum StartError {
         url: String,
     },
     /// The embedded database is what was left behind by a move.
-    #[error(
-        "the site in {} has moved to {to} (noted {at}), and what happened since is not in the file: name that as `url` in \
-         [store]; to go back to the file on purpose, and lose all that, remove {}",
-        file.display(),
-        marker.display()
-    )]
-    Moved {
-        /// The embedded database.
-        file: PathBuf,
-        /// What says so.
-        marker: PathBuf,
-        /// Where to; without a secret.
-        to: String,
-        /// When.
-        at: Timestamp,
-    },
+    #[error(transparent)]
+    Moved(#[from] LeftBehind),
     /// The address of the database server cannot be used.
     #[error("failed to open the database")]
     Address(#[from] AddressError),
@@ -159,7 +144,7 @@ impl StartError {
             | Self::Address(_)
             | Self::QueueAddress(_)
             | Self::AnotherSite { .. }
-            | Self::Moved { .. }
+            | Self::Moved(_)
             | Self::Site(SiteError::OtherMasterKey { .. }) => ExitCode::Config,
             Self::Server { source, .. } if source.is_lasting() => ExitCode::Config,
             Self::Queue { source, .. } if source.is_lasting() => ExitCode::Config,
@@ -202,17 +187,11 @@ pub async fn open(config: &Config, role: Role) -> Result<Arc<dyn Store>, StartEr
 /// # Errors
 ///
 /// When it has.
-pub fn refuse_moved(config: &Config) -> Result<(), StartError> {
-    let file = &config.data.sqlite_file;
-    match marker::find(file)? {
-        Some(Moved { to, at }) if config.store.is_embedded() => Err(StartError::Moved {
-            file: file.clone(),
-            marker: marker::path(file),
-            to,
-            at,
-        }),
-        Some(_) | None => Ok(()),
+fn refuse_moved(config: &Config) -> Result<(), StartError> {
+    if config.store.is_embedded() {
+        marker::refuse(&config.data.sqlite_file)??;
     }
+    Ok(())
 }
 
 /// Looks at a server's database as a backend does that starts, and changes nothing.

@@ -1,5 +1,5 @@
-//! The validated configuration: one TOML file, refused whole with every problem when anything in it is unknown or
-//! unsafe.
+//! The validated configuration: one TOML file and what lies over it, refused whole with every problem when anything in
+//! it is unknown or unsafe.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -81,6 +81,20 @@ impl Config {
         Ok(config)
     }
 
+    /// Every key with its value and where that comes from, as far as there is one, and all problems.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read at all.
+    pub fn explain(
+        path: &Path,
+        environment: &Environment,
+    ) -> Result<(String, Result<(), Problems>), Problems> {
+        let mut document = Document::load(path, environment)?;
+        let _read = Self::read(&mut document);
+        Ok((document.explain(), document.finish()))
+    }
+
     /// Reads every section; worth nothing until the document has finished.
     pub(crate) fn read(document: &mut Document) -> Self {
         let agents = AgentsConfig::read(document);
@@ -138,20 +152,20 @@ settings! {
         /// Where agents connect; port 0 takes a free one.
         listen: SocketAddr = parsed("address:port", loopback(8081)),
         /// Where gateways reach it, when not at `listen`: pki issue-gateway tells them.
-        public_url: Option<String> = optional_url(&["wss"]),
+        public_url: Option<String> = optional_url(&["wss"]) like "wss://agents.example.org",
         /// The server's certificate chain, PEM.
-        certificate_file: PathBuf = file(),
+        certificate_file: PathBuf = file() like "server.crt",
         /// Its private key, PEM, readable by the backend only.
-        key_file: PathBuf = secret_file(),
+        key_file: PathBuf = secret_file() like "server.key",
         /// The private key that will follow it, PEM: gateways pin both.
-        next_key_file: Option<PathBuf> = optional_secret_file(),
+        next_key_file: Option<PathBuf> = optional_secret_file() like "next.key",
         /// The version of the pin set that both keys make; raise it with every change. Gateways with an older set are
         /// sent this one.
         pin_set_version: u64 = integer(1, 1..=u64::MAX >> 11),
         /// The authority of the gateways' certificates, PEM.
-        client_ca_file: PathBuf = file(),
+        client_ca_file: PathBuf = file() like "ca.crt",
         /// The trust domain in the gateways' URI names.
-        trust_domain: TrustDomain = required_parsed("domain") else no_domain(),
+        trust_domain: TrustDomain = required_parsed("domain") like "viworks.internal" else no_domain(),
         /// What sessions are bound to: the TLS connection, or the certificate where a proxy ends TLS. The same on every
         /// gateway.
         binding: BindingMode = one_of(
@@ -335,7 +349,7 @@ settings! {
         /// The backend's own folder; one running backend locks it.
         state_folder: PathBuf = path("state"),
         /// The database; backend.sqlite in the state folder when left out.
-        sqlite_file: PathBuf = optional_path() else state_folder.join("backend.sqlite"),
+        sqlite_file: PathBuf = optional_path() like "state/backend.sqlite" else state_folder.join("backend.sqlite"),
     }
     check DataConfig::check
 }
@@ -365,9 +379,9 @@ settings! {
         /// server that is not on this machine is verified (sslmode=verify-full).
         url: String = str(EMBEDDED),
         /// The password of USER, readable by the backend only.
-        password_file: Option<PathBuf> = optional_secret_file(),
+        password_file: Option<PathBuf> = optional_secret_file() like "postgresql.password",
         /// The authority that signed the server's certificate, PEM, where that is a private one.
-        ca_file: Option<PathBuf> = optional_path(),
+        ca_file: Option<PathBuf> = optional_path() like "postgresql-ca.crt",
         /// Connections to PostgreSQL, at most.
         connections_max: u32 = integer(16, 4..=500),
         /// Whether a start brings the schema of PostgreSQL up to date. Otherwise it has to be so, by `migrate`.
@@ -451,9 +465,9 @@ settings! {
     #[derive(Debug, Clone, PartialEq, Eq)]
     pub struct KeysConfig from section {
         /// The master key, 64 hexadecimal digits, readable by the backend only. Every agent key follows from it.
-        master_key_file: PathBuf = secret_file(),
+        master_key_file: PathBuf = secret_file() like "master.key",
         /// The authority's private key, PEM, where gateways' certificates are issued on this machine.
-        ca_key_file: Option<PathBuf> = optional_secret_file(),
+        ca_key_file: Option<PathBuf> = optional_secret_file() like "ca.key",
     }
 }
 
@@ -468,9 +482,9 @@ settings! {
         /// rediss-sentinel://.
         url: String = str(queue::MEMORY),
         /// The password of USER, readable by the backend only; read with each connection.
-        password_file: Option<PathBuf> = optional_secret_file(),
+        password_file: Option<PathBuf> = optional_secret_file() like "redis.password",
         /// The authority that signed the server's certificate, PEM, where that is a private one.
-        ca_file: Option<PathBuf> = optional_path(),
+        ca_file: Option<PathBuf> = optional_path() like "redis-ca.crt",
         /// Waiting commands of one gateway; a run that does not fit is refused with 429.
         per_gateway: usize = integer(1_000, 1..=4_096),
         /// Waiting commands of all gateways.

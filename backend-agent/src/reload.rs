@@ -13,9 +13,9 @@ use viworks_common::time::Timestamp;
 use viworks_runtime::blocking;
 use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::conditions::{Conditions, Severity};
-use viworks_runtime::config::{Source, tell_broken, tell_read};
+use viworks_runtime::config::{LOG_FILTER, Source, tell_broken, tell_read};
 use viworks_runtime::lifecycle::{Hangups, Lifecycle, notify};
-use viworks_runtime::tls;
+use viworks_runtime::{logging, tls};
 
 use crate::agent::manager::Manager;
 use crate::config::Config;
@@ -103,13 +103,18 @@ impl Reload {
         }
     }
 
-    /// Of the configuration nothing is taken over: this tells whether the next start could use it, and what it changes.
+    /// Of the configuration the log filter alone is taken over: this tells whether the next start could use it, and
+    /// what it changes.
     async fn compare(&self, source: &Source) {
         let Source { path, environment } = source.clone();
         let load = move || Config::load(&path, &environment);
         let problems = match blocking::call("configuration", READ_TIME, load).await {
             Ok(Ok(read)) => {
-                let changed = self.config.values.changed(&read.values);
+                let mut changed = self.config.values.changed(&read.values);
+                match logging::take_over(&read.log.filter) {
+                    Ok(()) => changed.retain(|key| *key != LOG_FILTER),
+                    Err(error) => warn!(%error, "the log filter stays as it was"),
+                }
                 return tell_read(&self.conditions, &changed);
             }
             Ok(Err(problems)) => problems.in_one_line(),

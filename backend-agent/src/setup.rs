@@ -6,10 +6,14 @@ use std::path::Path;
 use viworks_common::time::Timestamp;
 use viworks_runtime::config::{Document, Environment, Place, Problem, Problems, Source};
 use viworks_runtime::files::{self, FileError};
+use viworks_runtime::sqlite::Error as SqliteError;
 
 use crate::config::{Config, DataConfig};
+use crate::data::moving::marker;
+use crate::data::sqlite;
 use crate::earlier;
 use crate::material::ServerMaterial;
+use crate::pki::site;
 
 /// What the backend keeps in its state folder, beside its database.
 const STATE_FILES: [&str; 2] = [".lock", earlier::FILE];
@@ -44,6 +48,11 @@ impl Setup {
                 None
             }
         };
+        if let Some(material) = &loaded
+            && problems.is_empty()
+        {
+            problems.extend(examine_database(&config, material));
+        }
         // A file whose key is missing was noted as that.
         problems.retain(|problem| problem.place != Place::File(Path::new("").to_owned()));
         document.adopt(problems);
@@ -65,6 +74,29 @@ impl Setup {
             material,
         })
     }
+}
+
+/// What a start would refuse of the embedded database, which is not changed. One that cannot be read is for the start
+/// to find out: it may be mended there.
+fn examine_database(config: &Config, material: &ServerMaterial) -> Vec<Problem> {
+    if !config.store.is_embedded() {
+        return Vec::new();
+    }
+    let file = &config.data.sqlite_file;
+    let of_file = |message: String| Problem::of_file(file, message, "");
+    match marker::refuse(file) {
+        Ok(Ok(())) => {}
+        Ok(Err(left)) => return vec![of_file(left.to_string())],
+        Err(error) => return vec![error.problem()],
+    }
+    let found = match sqlite::belongs_to_another(file, material.master.check()) {
+        Ok(other) => site::judge(!other, &config.keys.master_key_file)
+            .err()
+            .map(|error| error.to_string()),
+        Err(error @ SqliteError::SchemaTooNew { .. }) => Some(error.to_string()),
+        Err(_unreadable) => None,
+    };
+    found.into_iter().map(of_file).collect()
 }
 
 fn examine_state(data: &DataConfig) -> Vec<Problem> {

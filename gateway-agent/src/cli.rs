@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use viworks_runtime::clock::{Clock, SystemClock};
-use viworks_runtime::config::{Environment, Problems, environment};
+use viworks_runtime::config::{Environment, Form, Problems, environment};
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::lifecycle::run_to_end;
 use viworks_runtime::logging;
@@ -57,8 +57,9 @@ enum Action {
         #[arg(long, value_name = "DIR")]
         state_folder: Option<PathBuf>,
     },
-    /// Prints the reference of all settings.
-    ConfigReference,
+    /// What can be set, and what is set.
+    #[command(subcommand)]
+    Config(ConfigAction),
     /// Asks the running agent how it is: connected or why not, what to do about that, what is wrong, and what waits.
     ///
     /// Ends with 0 when it is connected and nothing fails, 69 when it is not connected or does not answer, 20 when it
@@ -121,6 +122,26 @@ enum Action {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigAction {
+    /// Prints a configuration with every key and what it is for, to begin with.
+    Example,
+    /// Prints every key with the value that is in force and where it came from: the file or one in conf.d with its
+    /// line, a variable of the environment, or the default. Of secrets it names the files only.
+    Explain {
+        /// The configuration.
+        #[arg(long, default_value = "/etc/viworks/gateway.toml")]
+        config: PathBuf,
+        /// The agent's own folder, whatever the configuration says.
+        #[arg(long, value_name = "DIR")]
+        state_folder: Option<PathBuf>,
+    },
+    /// Prints the reference of all keys as Markdown.
+    Reference,
+    /// Prints the JSON Schema of the configuration, for editors and other programs.
+    Schema,
 }
 
 /// Does what the arguments say and returns what the process ends with.
@@ -217,7 +238,7 @@ fn act(action: Action) -> anyhow::Result<ExitCode> {
             }
             print(&format!("{} is valid\n", config.display()))
         }
-        Action::ConfigReference => print(&config::reference::markdown()),
+        Action::Config(action) => act_on_config(action),
         Action::Status {
             config,
             socket,
@@ -268,6 +289,25 @@ fn socket_of(socket: Option<PathBuf>, config: &Path) -> Result<PathBuf, Problems
         Some(socket) => Ok(socket),
         None => Ok(Config::load_to_ask(config, &environment())?.gateway.socket),
     }
+}
+
+fn act_on_config(action: ConfigAction) -> anyhow::Result<ExitCode> {
+    let form = match action {
+        ConfigAction::Example => Form::Example,
+        ConfigAction::Reference => Form::Reference,
+        ConfigAction::Schema => Form::Schema,
+        ConfigAction::Explain {
+            config,
+            state_folder,
+        } => {
+            let path = std::path::absolute(&config).unwrap_or(config);
+            let (explained, problems) = Config::explain(&path, &overlay(state_folder))?;
+            stdout::print(&explained)?;
+            problems?;
+            return Ok(ExitCode::Ok);
+        }
+    };
+    print(&config::reference::describe(form))
 }
 
 /// What the start reads, and the check as well.

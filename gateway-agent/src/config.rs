@@ -1,5 +1,5 @@
-//! The validated configuration: one TOML file, refused whole with every problem when anything in it is unknown or
-//! unsafe.
+//! The validated configuration: one TOML file and what lies over it, refused whole with every problem when anything in
+//! it is unknown or unsafe.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -32,6 +32,9 @@ const fn millis(millis: u64) -> Duration {
 
 /// No timeout may be shorter: below, an honest peer on a slow path fails it.
 const TIMEOUT: RangeInclusive<Duration> = millis(100)..=seconds(120);
+
+/// What a pin looks like; no key has this one.
+const EXAMPLE_PIN: &str = "sha256/AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
 /// The whole configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,6 +81,20 @@ impl Config {
         Ok(config)
     }
 
+    /// Every key with its value and where that comes from, as far as there is one, and all problems.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read at all.
+    pub fn explain(
+        path: &Path,
+        environment: &Environment,
+    ) -> Result<(String, Result<(), Problems>), Problems> {
+        let mut document = Document::load(path, environment)?;
+        let _read = Self::read(&mut document);
+        Ok((document.explain(), document.finish()))
+    }
+
     pub(crate) fn read(document: &mut Document) -> Self {
         Self {
             gateway: GatewayConfig::read(document),
@@ -104,7 +121,7 @@ settings! {
         /// The agent's own folder; one running agent locks it.
         state_folder: PathBuf = path("state"),
         /// The local API; api.sock in the state folder when left out.
-        socket: PathBuf = optional_path() else state_folder.join("api.sock"),
+        socket: PathBuf = optional_path() like "/run/viworks-gateway/api.sock" else state_folder.join("api.sock"),
         /// Labels reported to the backend, by key.
         labels: BTreeMap<String, String> = strings_by_key(),
     }
@@ -143,11 +160,11 @@ settings! {
     #[derive(Debug, Clone, PartialEq, Eq)]
     pub struct IdentityConfig from section {
         /// The gateway's certificate chain, PEM.
-        certificate_file: PathBuf = file(),
+        certificate_file: PathBuf = file() like "gateway.crt",
         /// Its private key, PEM, readable by the agent only.
-        key_file: PathBuf = secret_file(),
+        key_file: PathBuf = secret_file() like "gateway.key",
         /// Agent id, agent key and first token, JSON, readable by the agent only.
-        identity_file: PathBuf = secret_file(),
+        identity_file: PathBuf = secret_file() like "identity.json",
     }
 }
 
@@ -196,12 +213,14 @@ settings! {
 }
 
 fn read_outbound(section: &mut Section<'_>) -> OutboundConfig {
+    section.like("url", "wss://agents.example.org:8081");
     let url = section.required_url(
         "url",
         &["wss"],
         "Where the backend listens for agents; without a path /agent/v1/connect.",
     );
     let target = Target::split(&url);
+    section.like("server_name", "agents.example.org");
     let server_name = section.optional_str(
         "server_name",
         "The name in the backend's certificate; the URL's host when left out.",
@@ -224,6 +243,7 @@ fn read_outbound(section: &mut Section<'_>) -> OutboundConfig {
         ],
         "What sessions are bound to: the TLS connection, or the certificate where a proxy ends TLS. The same on the backend.",
     );
+    section.like("pins", EXAMPLE_PIN);
     let pins: Vec<SpkiPin> = section.required_parsed_list(
         "pins",
         "sha256/…",
@@ -236,6 +256,7 @@ fn read_outbound(section: &mut Section<'_>) -> OutboundConfig {
             format!("at most {PINS_MAX} can be given"),
         );
     }
+    section.like("ca_file", "ca.crt");
     OutboundConfig {
         server_name: server_name.unwrap_or_else(|| target.name()),
         host: target.host,

@@ -29,7 +29,7 @@ pub use reserve::{RESERVE_BYTES, Reserve};
 /// How long the disk may take to make or remove the reserve.
 const RESERVE_TIME: Duration = Duration::from_secs(60);
 
-const MIGRATIONS: &[Migration] = &[
+pub(crate) const MIGRATIONS: &[Migration] = &[
     migration!("../migrations/journal", "0001_entries_and_ratchet.sql"),
     migration!("../migrations/journal", "0002_time_limits.sql"),
 ];

@@ -6,13 +6,14 @@ use std::path::Path;
 use viworks_common::time::Timestamp;
 use viworks_runtime::config::{Document, Environment, Place, Problem, Problems, Source};
 use viworks_runtime::files;
+use viworks_runtime::sqlite::{self, Migration};
 
 use crate::api;
 use crate::catalogue::{self, Catalogue, OtherUsers, Owners};
 use crate::config::Config;
 use crate::identity::{self, INSTALL_ID_FILE};
 use crate::material::Material;
-use crate::program;
+use crate::{journal, program, spool};
 
 /// What the agent keeps in its state folder, beside its databases.
 const STATE_FILES: [&str; 6] = [
@@ -129,6 +130,20 @@ fn examine_state(config: &Config) -> Vec<Problem> {
     let known = known.map(|error| error.problem());
     if errors.is_empty() {
         problems.extend(known);
+        problems.extend(newer("journal.db", folder, journal::MIGRATIONS));
+        problems.extend(newer("spool.db", folder, spool::MIGRATIONS));
     }
     problems
+}
+
+/// A database that a newer agent has written. One that cannot be read is for the start to find out: it may be mended
+/// there.
+fn newer(name: &str, folder: &Path, migrations: &[Migration]) -> Option<Problem> {
+    let file = folder.join(name);
+    match sqlite::pending(&file, migrations) {
+        Err(error @ sqlite::Error::SchemaTooNew { .. }) => {
+            Some(Problem::of_file(&file, error.to_string(), ""))
+        }
+        Ok(_) | Err(_) => None,
+    }
 }

@@ -24,7 +24,7 @@ mod batch;
 mod portion;
 mod trim;
 
-const MIGRATIONS: &[Migration] = &[
+pub(crate) const MIGRATIONS: &[Migration] = &[
     migration!("../migrations/spool", "0001_records_gaps_and_positions.sql"),
     migration!("../migrations/spool", "0002_portions.sql"),
 ];

@@ -1,4 +1,5 @@
-//! Fail-closed configuration: one TOML file plus the environment, every problem reported at once.
+//! Fail-closed configuration: one TOML file, those in `conf.d` beside it and the environment, every problem reported at
+//! once.
 //!
 //! An agent reads its sections key by key. Each read declares the key with its type, default, range and a line of
 //! help, and gives a value to go on with even if the file has none that will do: a problem is noted instead, and
@@ -26,22 +27,32 @@
 //!
 //! Every key can be overridden by `VIWORKS__SECTION__KEY`, except in arrays of tables.
 
+mod credential;
 mod document;
 mod environment;
+mod example;
+mod explain;
+mod key;
+mod layers;
 mod reading;
 mod reference;
+mod schema;
 mod section;
 mod settings;
 mod suggest;
+mod text;
 mod tree;
+mod unknown;
 mod url;
 mod value;
 mod values;
 
 pub use crate::problem::{Place, Problem, Problems};
-pub use document::{Document, KeyReference, SectionReference};
+pub use document::Document;
 pub use environment::{Environment, environment};
-pub use reading::{Source, tell_broken, tell_read};
+pub use key::{Default, KeyReference, Kind, SectionReference};
+pub use reading::{LOG_FILTER, Source, tell_broken, tell_read};
+pub use reference::{Form, Whose};
 pub use section::Section;
 pub use url::check as check_url;
 pub use values::Values;

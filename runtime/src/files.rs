@@ -4,6 +4,7 @@
 //! is judged, with every folder above it. Who could change a file decides whether it is trusted, so its owner counts
 //! as much as its mode.
 
+use std::ffi::OsString;
 use std::fs::{File, TryLockError};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -201,6 +202,17 @@ pub fn read_at_most(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
     read_text(path, file, limit)
 }
 
+/// The names in a folder, whoever could change it.
+///
+/// # Errors
+///
+/// When it is missing, not a folder, or cannot be listed.
+pub fn names(path: &Path) -> Result<Vec<OsString>, FileError> {
+    let listed = std::fs::read_dir(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let entries = listed.map_err(FileError::io("list", path))?;
+    Ok(entries.iter().map(std::fs::DirEntry::file_name).collect())
+}
+
 /// Refuses a file that others could change, without reading it.
 ///
 /// # Errors
@@ -308,7 +320,7 @@ fn open(path: &Path, owners: Owners) -> Result<(File, Stat), FileError> {
     folder.open_file(&name)
 }
 
-fn database_files(name: &std::ffi::OsStr) -> impl Iterator<Item = std::ffi::OsString> {
+fn database_files(name: &std::ffi::OsStr) -> impl Iterator<Item = OsString> {
     let name = name.to_owned();
     DATABASE_SUFFIXES.iter().map(move |suffix| {
         let mut file = name.clone();

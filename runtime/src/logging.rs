@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::panic::PanicHookInfo;
 use std::str::FromStr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
@@ -22,7 +22,7 @@ use tracing_subscriber::fmt::{self, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::Registry;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer};
+use tracing_subscriber::{EnvFilter, Layer, reload};
 use viworks_common::text;
 
 use crate::clock::{Clock, SystemClock, sleep_until};
@@ -52,6 +52,15 @@ const CONDITION: &str = "log";
 
 /// The lines of this process, once [`init`] was called.
 static LINES: OnceLock<Queue> = OnceLock::new();
+
+/// The filter in force, once [`init`] was called.
+static FILTER: OnceLock<Filter> = OnceLock::new();
+
+struct Filter {
+    handle: reload::Handle<EnvFilter, Registry>,
+    /// As it was given.
+    said: Mutex<String>,
+}
 
 /// How a line of the log looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -95,6 +104,9 @@ pub enum LoggingError {
     /// It was set up before.
     #[error("failed to set up logging")]
     Twice(#[source] tracing_subscriber::util::TryInitError),
+    /// The filter in force could not be exchanged.
+    #[error("failed to exchange the log filter")]
+    Exchange(#[source] reload::Error),
     /// The standard error output cannot be used.
     #[error("failed to open the log")]
     Output(#[source] io::Error),
@@ -120,9 +132,12 @@ pub fn check_filter(filter: &str) -> Result<(), LoggingError> {
 /// When the filter has no meaning, or logging was set up before.
 pub fn init(format: Format, filter: &str, waiting_bytes_max: usize) -> Result<(), LoggingError> {
     let lines = LINES.get_or_init(|| Queue::new(waiting_bytes_max));
-    subscriber(format, filter, move || Pusher(lines))?
+    let (layer, handle) = reload::Layer::new(parse_filter(filter)?);
+    layered(format, layer, move || Pusher(lines))
         .try_init()
         .map_err(LoggingError::Twice)?;
+    let said = Mutex::new(filter.to_owned());
+    let _first = FILTER.set(Filter { handle, said });
     // Not the handle of the standard library: its lock would make everybody wait who says a last word there.
     let output = io::stderr()
         .as_fd()
@@ -136,6 +151,30 @@ pub fn init(format: Format, filter: &str, waiting_bytes_max: usize) -> Result<()
         })
         .map_err(LoggingError::Thread)?;
     std::panic::set_hook(Box::new(panicked));
+    Ok(())
+}
+
+/// Takes over another filter while the process runs; nothing happens before [`init`], or where it is the one in force.
+///
+/// # Errors
+///
+/// When it has no meaning, or cannot be exchanged.
+pub fn take_over(filter: &str) -> Result<(), LoggingError> {
+    let Some(current) = FILTER.get() else {
+        return Ok(());
+    };
+    let mut said = current.said.lock().unwrap_or_else(PoisonError::into_inner);
+    if *said == filter {
+        return Ok(());
+    }
+    let parsed = parse_filter(filter)?;
+    current
+        .handle
+        .reload(parsed)
+        .map_err(LoggingError::Exchange)?;
+    filter.clone_into(&mut said);
+    drop(said);
+    tracing::info!(filter, "took over the log filter");
     Ok(())
 }
 
@@ -292,19 +331,12 @@ impl Write for Patient {
 }
 
 /// What [`init`] installs, for any writer.
-///
-/// # Errors
-///
-/// When the filter has no meaning.
-pub fn subscriber<W>(
-    format: Format,
-    filter: &str,
-    writer: W,
-) -> Result<impl Subscriber + Send + Sync, LoggingError>
+fn layered<F, W>(format: Format, filter: F, writer: W) -> impl Subscriber + Send + Sync
 where
+    F: Layer<Registry> + Send + Sync,
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let registry = Registry::default().with(parse_filter(filter)?);
+    let registry = Registry::default().with(filter);
     let layer = fmt::layer();
     let layer = match format {
         Format::Human => layer
@@ -324,7 +356,7 @@ where
             })
             .boxed(),
     };
-    Ok(registry.with(layer))
+    registry.with(layer)
 }
 
 fn parse_filter(filter: &str) -> Result<EnvFilter, LoggingError> {
@@ -418,7 +450,9 @@ mod tests {
         let memory = Memory::default();
         let writer = memory.clone();
         with_default(
-            subscriber(format, filter, move || writer.clone()).unwrap(),
+            layered(format, parse_filter(filter).unwrap(), move || {
+                writer.clone()
+            }),
             act,
         );
         memory.text()

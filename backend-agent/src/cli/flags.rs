@@ -54,8 +54,9 @@ pub(super) enum Subcommands {
         #[arg(long)]
         connect: bool,
     },
-    /// Print the configuration reference as Markdown
-    ConfigReference,
+    /// What can be set, and what is set
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Create the database or bring it up to date
     Migrate {
         #[command(flatten)]
@@ -129,6 +130,19 @@ pub(super) enum Format {
     Table,
     /// A JSON document
     Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ConfigCommand {
+    /// Print a configuration with every key and what it is for, to begin with
+    Example,
+    /// Print every key with the value that is in force and where it came from: the file or one in conf.d with its
+    /// line, a variable of the environment, or the default. Of secrets it names the files only
+    Explain(ConfigFlag),
+    /// Print the reference of all keys as Markdown
+    Reference,
+    /// Print the JSON Schema of the configuration, for editors and other programs
+    Schema,
 }
 
 #[derive(Debug, Subcommand)]

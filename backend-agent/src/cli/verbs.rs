@@ -1,6 +1,7 @@
 //! What is done about each subcommand.
 
 mod apikey;
+mod config;
 mod gateway;
 mod health;
 mod migrate;
@@ -14,8 +15,7 @@ use viworks_runtime::exit::ExitCode;
 use self::open::{load, load_all};
 use super::flags::Subcommands;
 use super::views::{print, say};
-use crate::app::{self, StartError};
-use crate::config::reference;
+use crate::app::StartError;
 use crate::data::postgres::Address;
 
 /// Carries out what was asked.
@@ -33,14 +33,13 @@ pub(super) async fn execute(command: Subcommands) -> anyhow::Result<ExitCode> {
             for warning in &setup.warnings {
                 say(&format!("warning: {warning}"));
             }
-            app::refuse_moved(&setup.config)?;
             print(&format!("{} is valid", config.config.display()))?;
             if connect {
                 migrate::try_connection(&setup).await?;
             }
         }
         Subcommands::Health(flags) => return health::execute(flags).await,
-        Subcommands::ConfigReference => print(reference::markdown().trim_end())?,
+        Subcommands::Config(command) => config::execute(command)?,
         Subcommands::Migrate { config, dry_run } => {
             migrate::migrate(&load(&config)?, dry_run).await?;
         }

@@ -1,14 +1,20 @@
-//! The configuration reference: `docs/configuration_backend.md`.
+//! What is written about the configuration: `docs/configuration_backend.md`, its schema and its example.
 
-use viworks_runtime::config::{Document, Environment};
+use viworks_runtime::config::{Document, Environment, Form, Whose};
 
 use super::Config;
 
-/// It as Markdown.
+/// Whose it is.
+const OWN: Whose = Whose {
+    name: "the backend",
+    program: "viworks-backend-agent",
+};
+
+/// It in one of the forms.
 #[must_use]
-pub fn markdown() -> String {
+pub fn describe(form: Form) -> String {
     let mut document = Document::parse("backend.toml".as_ref(), "", &Environment::default());
     // What an empty file lacks is no news; the declarations are wanted.
     let _incomplete = Config::read(&mut document);
-    document.markdown("the backend", "viworks-backend-agent")
+    document.describe(form, &OWN)
 }

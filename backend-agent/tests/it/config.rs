@@ -1,18 +1,62 @@
 //! The configuration: its reference, and what it refuses.
 
+use std::path::Path;
+
 use viworks_backend_agent::config::{Config, reference};
-use viworks_runtime::config::Environment;
+use viworks_runtime::config::{Environment, Form};
 
 use crate::pki::initialised;
 
 #[test]
-fn the_published_reference_is_what_the_reader_declares() {
-    let published = include_str!("../../../docs/configuration_backend.md");
-    assert_eq!(
-        published.trim_end(),
-        reference::markdown().trim_end(),
-        "run: viworks-backend-agent config-reference > docs/configuration_backend.md"
-    );
+fn what_docs_say_of_the_keys_is_what_the_reader_declares() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    for (form, verb, file) in [
+        (Form::Reference, "reference", "configuration_backend.md"),
+        (Form::Schema, "schema", "configuration_backend.schema.json"),
+        (
+            Form::Example,
+            "example",
+            "configuration_backend.example.toml",
+        ),
+    ] {
+        let written = std::fs::read_to_string(docs.join(file)).unwrap_or_default();
+        assert!(
+            written == reference::describe(form),
+            "docs/{file} is out of date: viworks-backend-agent config {verb} > docs/{file}"
+        );
+    }
+}
+
+#[test]
+fn the_example_is_accepted_and_what_it_leaves_out_is_the_default() {
+    let folder = initialised();
+    let path = folder.path().join("b/backend.toml");
+    let example = reference::describe(Form::Example);
+    let load_it = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        Config::load(&path, &Environment::default()).unwrap()
+    };
+    let as_it_is = load_it(&example);
+    let declared = example.lines().map(|line| match line.strip_prefix('#') {
+        Some(key) if key.contains(" = ") && !key.starts_with(' ') && !is_an_example(key) => key,
+        Some(_) | None => line,
+    });
+    let written_out = load_it(&declared.collect::<Vec<_>>().join("\n"));
+    assert_eq!(as_it_is, written_out);
+}
+
+/// What has no default is left out of the example, with a value that only looks like one.
+fn is_an_example(line: &str) -> bool {
+    [
+        "public_url = ",
+        "next_key_file = ",
+        "sqlite_file = ",
+        "password_file = ",
+        "ca_file = ",
+        "ca_key_file = ",
+    ]
+    .iter()
+    .any(|key| line.starts_with(key))
 }
 
 #[test]

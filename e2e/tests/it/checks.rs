@@ -14,6 +14,7 @@ use viworks_testkit::small_disk;
 
 mod backend;
 mod gateway;
+mod layers;
 
 /// Somebody who is neither root nor whoever runs the tests.
 const STRANGER: u32 = 65_533;
@@ -81,6 +82,16 @@ impl Folder {
     fn write(&self, name: &str, contents: impl AsRef<[u8]>) {
         // Written in place, so that the mode stays.
         fs::write(self.at(name), contents).unwrap();
+    }
+
+    /// A file of `conf.d`.
+    fn lay(&self, name: &str, contents: impl AsRef<[u8]>) {
+        let conf = self.at("conf.d");
+        fs::create_dir_all(&conf).unwrap();
+        fs::write(conf.join(name), contents).unwrap();
+        for (path, mode) in [(conf.join(name), 0o644), (conf, 0o755)] {
+            fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+        }
     }
 
     fn private(&self, name: &str, contents: impl AsRef<[u8]>) {

@@ -169,7 +169,7 @@ async fn output_that_cannot_be_written_is_an_error_of_every_program() {
         (&cli, "gateway ls -o json"),
         (&cli, "exit-codes"),
         (&backend, "--help"),
-        (&backend, "config-reference"),
+        (&backend, "config reference"),
         (&gateway, "--help"),
         (&gateway, "--version"),
     ] {
@@ -194,7 +194,7 @@ async fn a_closed_output_is_an_output_that_was_thrown_away() {
     let (cli, backend, gateway) = (shipped.cli(), shipped.backend(), shipped.gateway());
     for (program, words) in [
         (&cli, "runs ls"),
-        (&backend, "config-reference"),
+        (&backend, "config reference"),
         (&gateway, "--version"),
     ] {
         for thrown_away in [">/dev/null", "1<>/dev/null", ">&-"] {

@@ -175,3 +175,46 @@ async fn a_configuration_that_is_broken_or_waits_for_a_restart_is_told_and_chang
     assert_eq!(outcome(&system, ONCE, "waits").await, "succeeded");
     assert!(gateway.stop(Duration::from_secs(30)).await.success());
 }
+
+/// A file of `conf.d` that says what is logged.
+fn filter(folder: &Path, filter: &str) {
+    let conf = folder.join("conf.d");
+    std::fs::create_dir_all(&conf).unwrap();
+    std::fs::write(
+        conf.join("log.toml"),
+        format!("[log]\nfilter = {filter:?}\n"),
+    )
+    .unwrap();
+    for path in [conf.join("log.toml"), conf] {
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_filter_is_taken_over_from_conf_d_without_a_restart() {
+    let mut system = Deployment::new(Binaries::shipped());
+    let folder = system.issue("gw-1");
+    let backend = system.backend_config().parent().unwrap().to_owned();
+    filter(&folder, "error");
+    filter(&backend, "error");
+    system.start_backend(Start::default()).await;
+    let mut gateway = system.start_gateway(&folder, Start::default());
+    system.online("gw-1").await;
+    assert!(!gateway.log().contains("INFO"), "{}", gateway.log());
+    filter(&folder, "info");
+    filter(&backend, "info");
+    gateway.signal(Signal::HUP);
+    system.backend().signal(Signal::HUP);
+    // It is told at a level that only the new filter lets through.
+    let words = "took over the log filter";
+    eventually("the gateway takes it over", PATIENCE, async || {
+        gateway.log().contains(words).then_some(())
+    })
+    .await;
+    eventually("the backend takes it over", PATIENCE, async || {
+        system.backend().log().contains(words).then_some(())
+    })
+    .await;
+    assert_eq!(told_by_backend(&system, WAITS).await, None);
+    assert!(gateway.stop(Duration::from_secs(30)).await.success());
+}

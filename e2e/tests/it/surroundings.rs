@@ -124,7 +124,7 @@ async fn a_reader_that_goes_away_ends_every_program_without_a_word() {
     .map(|arguments| desk.command(&desk.token, arguments))
     .collect();
     for (program, arguments) in [
-        (binaries.backend(), vec!["config-reference"]),
+        (binaries.backend(), vec!["config", "reference"]),
         (
             binaries.backend(),
             vec!["check-config", "--config", text(&config)],
@@ -133,7 +133,7 @@ async fn a_reader_that_goes_away_ends_every_program_without_a_word() {
             binaries.backend(),
             vec!["apikey", "ls", "--config", text(&config)],
         ),
-        (binaries.gateway(), vec!["config-reference"]),
+        (binaries.gateway(), vec!["config", "reference"]),
         (
             binaries.gateway(),
             vec!["check-config", "--config", text(&gateway)],

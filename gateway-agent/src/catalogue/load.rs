@@ -46,9 +46,9 @@ pub fn load(
     for name in names {
         let path = folder.join(&name);
         let read = opened.read(&name, FILE_BYTES_MAX);
-        let document = match &read {
+        let document = match read {
             Ok(bytes) => Document::from_bytes(&path, bytes, &Environment::default()),
-            Err(error) => Err(Problems::new(vec![refused(error, owners)])),
+            Err(error) => Err(Problems::new(vec![refused(&error, owners)])),
         };
         let mut document = match document {
             Ok(document) => document,

@@ -6,24 +6,25 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{info, warn};
 use viworks_common::pin::SpkiPin;
 use viworks_runtime::blocking::PerKey;
 use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::conditions::Conditions;
-use viworks_runtime::config::{Source, Values, tell_broken, tell_read};
+use viworks_runtime::config::{LOG_FILTER, Source, Values, tell_broken, tell_read};
 use viworks_runtime::lifecycle::Lifecycle;
+use viworks_runtime::logging;
 
 use super::pins::Pins;
 use crate::config::Config;
 
-/// The one key that is taken over without a restart.
+/// The key of this agent that is taken over without a restart.
 const PINS: &str = "[outbound] pins";
 
 const FIX: &str = "mend the file; it is read again within seconds, or at once with SIGHUP, and check-config lists every problem";
 
 /// What a reading of the file gives.
-type Read = Result<(BTreeSet<SpkiPin>, Values), String>;
+type Read = Result<(BTreeSet<SpkiPin>, String, Values), String>;
 
 /// How often the file is looked at while nothing else asks for it.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -56,20 +57,24 @@ impl ConfiguredPins {
         }
     }
 
-    /// Reads the file again. Of the configuration, the pins alone are taken over; a key that
+    /// Reads the file again. Of the configuration, the pins and the log filter are taken over; a key that
     /// needs a restart is named. A file that cannot be used changes nothing and is told. True when other pins are in
     /// force now.
     pub async fn refresh(&self) -> bool {
         let Source { path, environment } = self.source.clone();
         let read = move |path: &PathBuf| {
             let read = Config::load(path, &environment);
-            read.map(|config| (config.outbound.pins, config.values))
+            read.map(|config| (config.outbound.pins, config.log.filter, config.values))
                 .map_err(|problems| problems.in_one_line())
         };
         let problems = match READS.ask(path, READ_TIME, read).await {
-            Ok(Ok((configured, values))) => {
+            Ok(Ok((configured, filter, values))) => {
                 let mut others = self.values.changed(&values);
                 others.retain(|key| *key != PINS);
+                match logging::take_over(&filter) {
+                    Ok(()) => others.retain(|key| *key != LOG_FILTER),
+                    Err(error) => warn!(%error, "the log filter stays as it was"),
+                }
                 tell_read(&self.conditions, &others);
                 let changed = self.pins.configure(configured);
                 if changed {

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use viworks_gateway_agent::config::{Config, reference};
-use viworks_runtime::config::Environment;
+use viworks_runtime::config::{Environment, Form};
 
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -136,11 +136,50 @@ fn a_server_name_that_no_certificate_can_have_is_refused_at_the_start() {
 }
 
 #[test]
-fn the_reference_in_docs_is_the_one_the_reader_declares() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/configuration_gateway.md");
-    let written = std::fs::read_to_string(path).unwrap();
-    assert!(
-        written == reference::markdown(),
-        "docs/configuration_gateway.md is out of date: write it again with `viworks-gateway-agent config-reference`"
-    );
+fn what_docs_say_of_the_keys_is_what_the_reader_declares() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    for (form, verb, file) in [
+        (Form::Reference, "reference", "configuration_gateway.md"),
+        (Form::Schema, "schema", "configuration_gateway.schema.json"),
+        (
+            Form::Example,
+            "example",
+            "configuration_gateway.example.toml",
+        ),
+    ] {
+        let written = std::fs::read_to_string(docs.join(file)).unwrap_or_default();
+        assert!(
+            written == reference::describe(form),
+            "docs/{file} is out of date: viworks-gateway-agent config {verb} > docs/{file}"
+        );
+    }
+}
+
+#[test]
+fn the_example_is_accepted_and_what_it_leaves_out_is_the_default() {
+    let folder = folder();
+    let example = reference::describe(Form::Example);
+    let load_it = |text: &str| {
+        std::fs::write(folder.path().join("gateway.toml"), text).unwrap();
+        Config::load(&folder.path().join("gateway.toml"), &Environment::default()).unwrap()
+    };
+    let as_it_is = load_it(&example);
+    let declared = example.lines().map(|line| match line.strip_prefix('#') {
+        Some(key) if key.contains(" = ") && !key.starts_with(' ') && !is_an_example(key) => key,
+        Some(_) | None => line,
+    });
+    let written_out = load_it(&declared.collect::<Vec<_>>().join("\n"));
+    assert_eq!(as_it_is, written_out);
+}
+
+/// What has no default is left out of the example, with a value that only looks like one.
+fn is_an_example(line: &str) -> bool {
+    [
+        "key = ",
+        "socket = ",
+        "server_name = ",
+        "allow_own_commands = ",
+    ]
+    .iter()
+    .any(|key| line.starts_with(key))
 }

@@ -1,62 +1,29 @@
-//! A configuration file on its way to being accepted or refused.
+//! A configuration on its way to being accepted or refused.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::environment::{self, Environment};
+use super::environment::Environment;
+use super::key::{KeyReference, SectionReference};
+use super::layers::{self, Reader};
 use super::section::Section;
-use super::suggest;
-use super::tree::{self, Table, Value};
-use super::values::Values;
-use crate::files::{self, FileError};
+use super::text::Text;
+use super::tree::{self, Spot, Table, Value};
 use crate::problem::{Place, Problem, Problems};
 
-/// The largest configuration file that is read.
-const FILE_BYTES_MAX: u64 = 1024 * 1024;
-
-/// A key as the configuration reference shows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KeyReference {
-    /// The section it stands in, dotted; empty at the top of the file.
-    pub section: String,
-    /// Its name.
-    pub key: String,
-    /// The type of its value, and the range where there is one.
-    pub kind: String,
-    /// What holds when it is left out; `None` if it must be given.
-    pub default: Option<String>,
-    /// What it is for.
-    pub help: String,
-    /// The environment variable that overrides it; `None` inside arrays of tables.
-    pub variable: Option<String>,
-}
-
-/// A section as the configuration reference shows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SectionReference {
-    /// Its dotted name.
-    pub section: String,
-    /// Whether it may occur many times, as `[[section]]`.
-    pub repeated: bool,
-    /// What it is for.
-    pub help: String,
-}
-
-/// A configuration file that is being read.
+/// A configuration that is being read: its file, what lies over it in `conf.d`, and the environment.
 #[derive(Debug)]
 pub struct Document {
-    path: PathBuf,
-    /// Where each line starts, in bytes.
-    lines: Vec<usize>,
-    text: String,
+    /// The first, from whose folder relative paths start, and those laid over it.
+    texts: Vec<Text>,
     root: Arc<Table>,
     environment: Environment,
     problems: Vec<Problem>,
-    keys: Vec<KeyReference>,
-    sections: Vec<SectionReference>,
-    free_tables: BTreeSet<String>,
+    pub(super) keys: Vec<KeyReference>,
+    pub(super) sections: Vec<SectionReference>,
+    /// What examples of keys say that are about to be declared.
+    examples: BTreeMap<(String, String), &'static str>,
     /// The files and folders that the configuration names, with the key and its place.
     named: BTreeMap<PathBuf, Vec<(String, Place)>>,
     /// Whether the files that are named are looked at.
@@ -64,96 +31,103 @@ pub struct Document {
 }
 
 impl Document {
-    /// Reads the file, which others must not be able to change. Errors of syntax and duplicate keys are noted, to be
-    /// reported with everything else.
+    /// Reads the file and every `*.toml` in `conf.d` beside it, in the order of their names, which others must not be
+    /// able to change. A later one counts more: tables are merged key by key, and any other value takes the place of
+    /// the earlier one. Errors of syntax and duplicate keys, and files of the folder that cannot be used, are noted, to
+    /// be reported with everything else.
     ///
     /// # Errors
     ///
     /// When the file is missing, too large or not UTF-8, or others can change it.
     pub fn load(path: &Path, environment: &Environment) -> Result<Self, Problems> {
-        let bytes = files::read_trusted(path, FILE_BYTES_MAX);
-        Self::from_bytes(
-            path,
-            &bytes.map_err(|error| unread(path, &error))?,
-            environment,
-        )
+        Self::read(path, environment, Reader::Trusting)
     }
 
-    /// The same for somebody who only asks where something is and starts nothing with it: neither the file nor those
-    /// that it names need to be safe for this user.
+    /// The same for somebody who only asks where something is and starts nothing with it: neither the files nor those
+    /// that they name need to be safe for this user.
     ///
     /// # Errors
     ///
     /// When the file is missing, too large or not UTF-8.
     pub fn load_to_ask(path: &Path, environment: &Environment) -> Result<Self, Problems> {
-        let bytes = files::read_at_most(path, FILE_BYTES_MAX);
-        let bytes = bytes.map_err(|error| unread(path, &error))?;
-        let mut document = Self::from_bytes(path, &bytes, environment)?;
+        let mut document = Self::read(path, environment, Reader::Asking)?;
         document.examines = false;
         Ok(document)
     }
 
-    /// The same for what was read already.
+    fn read(path: &Path, environment: &Environment, reader: Reader) -> Result<Self, Problems> {
+        let layers = layers::read(path, reader)?;
+        let mut document = Self::lay(layers.texts, environment);
+        document.problems.extend(layers.problems);
+        Ok(document)
+    }
+
+    /// One file that was read already.
     ///
     /// # Errors
     ///
     /// When it is not UTF-8.
     pub fn from_bytes(
         path: &Path,
-        bytes: &[u8],
+        bytes: Vec<u8>,
         environment: &Environment,
     ) -> Result<Self, Problems> {
-        let text = std::str::from_utf8(bytes).map_err(|error| {
-            let message = format!("not UTF-8: {error}");
-            Problems::new(vec![Problem::of_file(
-                path,
-                message,
-                "save the file as UTF-8",
-            )])
-        })?;
-        Ok(Self::parse(path, text, environment))
+        let text = Text::decode(path, bytes).map_err(|problem| Problems::new(vec![problem]))?;
+        Ok(Self::lay(vec![text], environment))
     }
 
     /// The same for a text at hand; `path` is what problems name and what relative paths start from.
     #[must_use]
     pub fn parse(path: &Path, text: &str, environment: &Environment) -> Self {
-        let (root, errors) = tree::parse(text);
-        let lines = std::iter::once(0)
-            .chain(text.match_indices('\n').map(|(at, _)| at + 1))
-            .collect();
-        let mut document = Self {
-            path: path.to_owned(),
-            lines,
-            text: text.to_owned(),
+        Self::parse_all(&[(path, text)], environment)
+    }
+
+    /// The same for several, of which a later one counts more.
+    #[must_use]
+    pub fn parse_all(files: &[(&Path, &str)], environment: &Environment) -> Self {
+        let texts = files.iter();
+        let texts = texts.map(|(path, text)| Text::new(path, (*text).to_owned()));
+        Self::lay(texts.collect(), environment)
+    }
+
+    /// Lays the files over each other.
+    fn lay(texts: Vec<Text>, environment: &Environment) -> Self {
+        let mut root = Arc::new(Table::default());
+        let mut problems = Vec::new();
+        for (file, text) in texts.iter().enumerate() {
+            let (table, errors) = tree::parse(&text.text, file);
+            tree::overlay(&mut root, &table);
+            problems.extend(errors.into_iter().map(|error| {
+                let span = error.span().unwrap_or_default();
+                Problem {
+                    place: text.place(&Spot { file, span }),
+                    message: format!("not valid TOML: {}", error.message()),
+                    help: String::new(),
+                }
+            }));
+        }
+        Self {
+            texts,
             root,
             environment: environment.clone(),
-            problems: Vec::new(),
+            problems,
             keys: Vec::new(),
             sections: Vec::new(),
-            free_tables: BTreeSet::new(),
+            examples: BTreeMap::new(),
             named: BTreeMap::new(),
             examines: true,
-        };
-        for error in errors {
-            let place = document.line(error.span().unwrap_or_default());
-            document.push(
-                place,
-                format!("not valid TOML: {}", error.message()),
-                String::new(),
-            );
         }
-        document
     }
 
     /// A section, declared with what it is for; empty if the file does not have it. The name is dotted for a section
     /// inside another, and empty for the top of the file.
     pub fn section(&mut self, name: &str, help: &str) -> Section<'_> {
-        let reference = SectionReference {
+        self.declare_section(SectionReference {
             section: name.to_owned(),
             repeated: false,
+            free: false,
             help: help.to_owned(),
-        };
-        self.declare_section(reference);
+        });
         let mut table = Some(Arc::clone(&self.root));
         for part in name.split('.').filter(|part| !part.is_empty()) {
             table = table.and_then(|table| self.subtable(&table, part));
@@ -195,48 +169,20 @@ impl Document {
     /// The keys declared so far, for the configuration reference. Declare them on an empty document:
     /// `Document::parse(path, "", &Environment::default())`.
     #[must_use]
-    pub fn reference(&self) -> Vec<KeyReference> {
-        self.keys.clone()
-    }
-
-    /// What the keys declared so far came to; those inside arrays of tables, which have no names of their own, are left
-    /// out.
-    #[must_use]
-    pub fn values(&self) -> Values {
-        let mut values = Values::default();
-        for key in &self.keys {
-            let Some(variable) = &key.variable else {
-                continue;
-            };
-            let given = match self.variable(variable) {
-                Some(text) => Some(text),
-                None => self
-                    .table(&key.section)
-                    .and_then(|table| Some(table.entries.get(&key.key)?.node.value.to_string())),
-            };
-            let name = match key.section.as_str() {
-                "" => key.key.clone(),
-                section => format!("[{section}] {}", key.key),
-            };
-            let value = given.or_else(|| key.default.clone()).unwrap_or_default();
-            values.insert(name, value);
-        }
-        for name in &self.free_tables {
-            let given = self.table(name).map(ToString::to_string);
-            values.insert(format!("[{name}]"), given.unwrap_or_default());
-        }
-        values
+    pub fn reference(&self) -> &[KeyReference] {
+        &self.keys
     }
 
     /// The sections declared so far.
     #[must_use]
-    pub fn section_reference(&self) -> Vec<SectionReference> {
-        self.sections.clone()
+    pub fn section_reference(&self) -> &[SectionReference] {
+        &self.sections
     }
 
     /// Notes a problem that concerns no single key, at the top of the file.
     pub fn problem(&mut self, message: impl Into<String>, help: impl Into<String>) {
-        self.push(Place::File(self.path.clone()), message.into(), help.into());
+        let place = Place::File(self.path().to_owned());
+        self.push(place, message.into(), help.into());
     }
 
     /// Notes problems of files that the configuration names, at the place where it does; what was noted before is not
@@ -261,10 +207,16 @@ impl Document {
         }
     }
 
-    /// The folder of the file, from which relative paths start.
+    /// The folder of the first file, from which relative paths start, those of `conf.d` as well.
     #[must_use]
     pub fn folder(&self) -> &Path {
-        self.path.parent().unwrap_or_else(|| Path::new(""))
+        self.path().parent().unwrap_or_else(|| Path::new(""))
+    }
+
+    /// The first file.
+    fn path(&self) -> &Path {
+        let first = self.texts.first();
+        first.map_or_else(|| Path::new(""), |text| text.path.as_path())
     }
 
     pub(super) fn push(&mut self, place: Place, message: String, help: String) {
@@ -284,7 +236,15 @@ impl Document {
         self.examines
     }
 
-    pub(super) fn declare(&mut self, key: KeyReference) {
+    /// Keeps what an example of a key says until the key is declared.
+    pub(super) fn keep_example(&mut self, section: &str, key: &str, example: &'static str) {
+        self.examples
+            .insert((section.to_owned(), key.to_owned()), example);
+    }
+
+    pub(super) fn declare(&mut self, mut key: KeyReference) {
+        let example = (key.section.clone(), key.key.clone());
+        key.example = self.examples.remove(&example);
         let declared = |known: &KeyReference| known.section == key.section && known.key == key.key;
         if !self.keys.iter().any(declared) {
             self.keys.push(key);
@@ -303,12 +263,12 @@ impl Document {
         }
     }
 
-    pub(super) fn declare_free_table(&mut self, name: String) {
-        self.free_tables.insert(name);
-    }
-
     pub(super) fn variable(&self, name: &str) -> Option<String> {
         self.environment.get(name).map(str::to_owned)
+    }
+
+    pub(super) const fn environment(&self) -> &Environment {
+        &self.environment
     }
 
     pub(super) fn subtable(&mut self, table: &Table, name: &str) -> Option<Arc<Table>> {
@@ -316,7 +276,7 @@ impl Document {
         if let Value::Table(table) = &node.value {
             return Some(Arc::clone(table));
         }
-        let place = self.line(node.span.clone());
+        let place = self.line(&node.spot);
         let message = format!("{name} is {} instead of a section", node.value.kind());
         self.push(
             place,
@@ -326,7 +286,8 @@ impl Document {
         None
     }
 
-    fn table(&self, name: &str) -> Option<&Table> {
+    /// The table of a section, if the files have one.
+    pub(super) fn table(&self, name: &str) -> Option<&Table> {
         let mut table = &*self.root;
         for part in name.split('.').filter(|part| !part.is_empty()) {
             let Value::Table(inner) = &table.entries.get(part)?.node.value else {
@@ -337,168 +298,16 @@ impl Document {
         Some(table)
     }
 
-    /// The line and column of a place in the text.
-    pub(super) fn line(&self, span: Range<usize>) -> Place {
-        let at = span.start.min(self.text.len());
-        let line = self.lines.partition_point(|start| *start <= at);
-        let start = self
-            .lines
-            .get(line.saturating_sub(1))
-            .copied()
-            .unwrap_or_default();
-        let column = self
-            .text
-            .get(start..at)
-            .map_or(0, |before| before.chars().count())
-            + 1;
-        Place::Line {
-            path: self.path.clone(),
-            line: line.max(1),
-            column,
+    /// The file, line and column of a place.
+    pub(super) fn line(&self, spot: &Spot) -> Place {
+        match self.texts.get(spot.file) {
+            Some(text) => text.place(spot),
+            None => Place::File(self.path().to_owned()),
         }
     }
-
-    fn refuse_unknown(&mut self, section: &str, table: &Table) {
-        for (name, entry) in &table.entries {
-            let full = if section.is_empty() {
-                name.clone()
-            } else {
-                format!("{section}.{name}")
-            };
-            if self.free_tables.contains(&full) || self.is_key(section, name) {
-                continue;
-            }
-            if !self.is_section(&full) {
-                self.refuse_name(section, name, entry.key_span.clone(), &entry.node.value);
-                continue;
-            }
-            match &entry.node.value {
-                Value::Table(table) => self.refuse_unknown(&full, table),
-                Value::Array(items) => {
-                    for item in items {
-                        if let Value::Table(table) = &item.value {
-                            self.refuse_unknown(&full, table);
-                        }
-                    }
-                }
-                // The read of the section has noted that it is none.
-                Value::String(_)
-                | Value::Integer(_)
-                | Value::Float
-                | Value::Boolean(_)
-                | Value::Datetime => {}
-            }
-        }
-    }
-
-    fn refuse_name(&mut self, section: &str, name: &str, span: Range<usize>, value: &Value) {
-        let place = self.line(span);
-        let is_table = matches!(value, Value::Table(_));
-        let message = match (is_table, section) {
-            (true, "") => format!("unknown section [{name}]"),
-            (true, section) => format!("unknown section [{section}.{name}]"),
-            (false, "") => format!("unknown key {name:?} at the top of the file"),
-            (false, section) => format!("unknown key {name:?} in [{section}]"),
-        };
-        let help = self.suggest(section, name);
-        self.push(place, message, help);
-    }
-
-    fn suggest(&self, section: &str, name: &str) -> String {
-        let prefix = if section.is_empty() {
-            String::new()
-        } else {
-            format!("{section}.")
-        };
-        let keys = self
-            .keys
-            .iter()
-            .filter(|key| key.section == section)
-            .map(|key| key.key.as_str());
-        let sections = self
-            .sections
-            .iter()
-            .filter_map(|known| known.section.strip_prefix(&prefix));
-        let here: Vec<&str> = keys.chain(sections).collect();
-        if let Some(meant) = suggest::nearest(name, here.iter().copied()) {
-            return format!("did you mean {meant:?}?");
-        }
-        if let Some(elsewhere) = self.keys.iter().find(|key| key.key == name) {
-            return match elsewhere.section.as_str() {
-                "" => format!("{name:?} belongs at the top of the file"),
-                section => format!("{name:?} belongs in [{section}]"),
-            };
-        }
-        if here.is_empty() {
-            String::new()
-        } else {
-            format!("known here: {}", here.join(", "))
-        }
-    }
-
-    fn refuse_unknown_variables(&mut self) {
-        let known: BTreeSet<String> = self
-            .keys
-            .iter()
-            .filter_map(|key| key.variable.clone())
-            .collect();
-        let unknown: Vec<String> = self
-            .environment
-            .overrides()
-            .filter(|name| !known.contains(*name))
-            .map(str::to_owned)
-            .collect();
-        for name in unknown {
-            // What all names begin with makes none of them near to another.
-            let meant = suggest::nearest(bare(&name), known.iter().map(|known| bare(known)));
-            let help = meant.map_or_else(
-                || {
-                    format!(
-                        "variables are named {}SECTION__KEY after the keys of the file",
-                        environment::PREFIX
-                    )
-                },
-                |meant| format!("did you mean {}{meant}?", environment::PREFIX),
-            );
-            self.push(
-                Place::Variable(name),
-                "overrides no key of the configuration".to_owned(),
-                help,
-            );
-        }
-    }
-
-    fn is_key(&self, section: &str, name: &str) -> bool {
-        self.keys
-            .iter()
-            .any(|key| key.section == section && key.key == name)
-    }
-
-    /// Whether it was asked for, or holds one that was.
-    fn is_section(&self, full: &str) -> bool {
-        self.sections.iter().any(|known| {
-            known
-                .section
-                .strip_prefix(full)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-        })
-    }
-}
-
-fn unread(path: &Path, error: &FileError) -> Problems {
-    let mut help = error.fix();
-    if help.is_empty() {
-        "the file must exist and be readable".clone_into(&mut help);
-    }
-    Problems::new(vec![Problem::of_file(path, error.cause(), help)])
 }
 
 fn keys(named: &[(String, Place)]) -> String {
     let keys: Vec<&str> = named.iter().map(|(key, _place)| key.as_str()).collect();
     keys.join(" and ")
-}
-
-/// A variable's name without what all of them begin with, which makes none near to another.
-fn bare(name: &str) -> &str {
-    name.strip_prefix(environment::PREFIX).unwrap_or(name)
 }

@@ -12,6 +12,9 @@ const BROKEN: &str = "reload.configuration";
 /// The condition while it says what only a restart takes over.
 const RESTART: &str = "restart.configuration";
 
+/// The key that every agent takes over while it runs.
+pub const LOG_FILTER: &str = "[log] filter";
+
 /// Where a configuration came from, to read it again.
 #[derive(Debug, Clone)]
 pub struct Source {

@@ -3,18 +3,19 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::document::{Document, KeyReference, SectionReference};
+use super::document::Document;
 use super::environment;
+use super::key::{Default, KeyReference, Kind, SectionReference};
 use super::tree::{Table, Value};
 use super::url;
-use super::value::{self, Refusal, Shape};
-use crate::files::{self, FileError};
+use super::value::{self, Refusal};
 use crate::problem::Place;
+
+mod paths;
 
 /// A section, or one element of an array of tables.
 ///
@@ -52,25 +53,18 @@ impl<'d> Section<'d> {
 
     /// A string that must be given.
     pub fn required_str(&mut self, key: &str, help: &str) -> String {
-        self.required(key, "string", Shape::Text, help, value::string)
+        self.required(key, &Kind::Text, help, value::string)
     }
 
     /// A string with a default.
     pub fn str(&mut self, key: &str, default: &str, help: &str) -> String {
-        self.defaulted(
-            key,
-            "string",
-            Shape::Text,
-            quoted(default),
-            help,
-            value::string,
-        )
-        .unwrap_or_else(|| default.to_owned())
+        self.defaulted(key, &Kind::Text, quoted(default), help, value::string)
+            .unwrap_or_else(|| default.to_owned())
     }
 
     /// A string that may be left out.
     pub fn optional_str(&mut self, key: &str, help: &str) -> Option<String> {
-        self.optional(key, "string", Shape::Text, help, value::string)
+        self.optional(key, &Kind::Text, help, value::string)
     }
 
     /// One of a few words, each standing for a value.
@@ -82,27 +76,20 @@ impl<'d> Section<'d> {
         help: &str,
     ) -> T {
         let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
-        let kind = format!("one of {}", words.join(", "));
-        let chosen = self.defaulted(
-            key,
-            &kind,
-            Shape::Text,
-            quoted(default),
-            help,
-            |key, value| {
-                let text = value::string(key, value)?;
-                choose(choices, &text).ok_or_else(|| {
-                    let meant = super::suggest::nearest(&text, words.iter().copied());
-                    let hint = meant
-                        .map(|meant| format!("; did you mean {meant:?}?"))
-                        .unwrap_or_default();
-                    Refusal::new(
-                        format!("{key} is {text:?}"),
-                        format!("it must be one of {}{hint}", words.join(", ")),
-                    )
-                })
-            },
-        );
+        let kind = Kind::OneOf(words.iter().map(|word| (*word).to_owned()).collect());
+        let chosen = self.defaulted(key, &kind, quoted(default), help, |key, value| {
+            let text = value::string(key, value)?;
+            choose(choices, &text).ok_or_else(|| {
+                let meant = super::suggest::nearest(&text, words.iter().copied());
+                let hint = meant
+                    .map(|meant| format!("; did you mean {meant:?}?"))
+                    .unwrap_or_default();
+                Refusal::new(
+                    format!("{key} is {text:?}"),
+                    format!("it must be one of {}{hint}", words.join(", ")),
+                )
+            })
+        });
         chosen
             .or_else(|| choose(choices, default))
             .expect("the default is one of the choices")
@@ -113,15 +100,9 @@ impl<'d> Section<'d> {
     where
         T: FromStr<Err: Display> + Display,
     {
-        self.defaulted(
-            key,
-            kind,
-            Shape::Text,
-            quoted(&default.to_string()),
-            help,
-            parse,
-        )
-        .unwrap_or(default)
+        let kind = Kind::Form(kind.to_owned());
+        self.defaulted(key, &kind, quoted(&default.to_string()), help, parse)
+            .unwrap_or(default)
     }
 
     /// Anything that can be read from a string and must be given. `None` only if that was noted as a problem.
@@ -131,39 +112,30 @@ impl<'d> Section<'d> {
         kind: &str,
         help: &str,
     ) -> Option<T> {
-        self.optional_or(key, kind, Shape::Text, help, true, parse)
+        self.optional_or(key, &Kind::Form(kind.to_owned()), help, true, parse)
     }
 
     /// A URL with one of `schemes` that must be given.
     pub fn required_url(&mut self, key: &str, schemes: &[&str], help: &str) -> String {
-        let kind = format!("URL ({})", schemes.join(", "));
-        self.required(key, &kind, Shape::Text, help, |key, value| {
-            let text = value::string(key, value)?;
-            url::check(&text, schemes)
-                .map_err(|(message, help)| Refusal::new(format!("{key}: {message}"), help))?;
-            Ok(text)
+        self.required(key, &url_kind(schemes), help, |key, value| {
+            url_text(key, value, schemes)
         })
     }
 
     /// The same, and it may be left out.
     pub fn optional_url(&mut self, key: &str, schemes: &[&str], help: &str) -> Option<String> {
-        let kind = format!("URL ({})", schemes.join(", "));
-        self.optional(key, &kind, Shape::Text, help, |key, value| {
-            let text = value::string(key, value)?;
-            url::check(&text, schemes)
-                .map_err(|(message, help)| Refusal::new(format!("{key}: {message}"), help))?;
-            Ok(text)
+        self.optional(key, &url_kind(schemes), help, |key, value| {
+            url_text(key, value, schemes)
         })
     }
 
     /// An integer within a range.
     pub fn integer<T>(&mut self, key: &str, default: T, range: RangeInclusive<T>, help: &str) -> T
     where
-        T: Copy + PartialOrd + Display + TryFrom<i64>,
+        T: Copy + PartialOrd + Display + TryFrom<i64> + TryInto<i128>,
     {
-        let kind = format!("integer, {} to {}", range.start(), range.end());
         let read = |key: &str, value: &Value| value::integer(key, value, &range);
-        self.defaulted(key, &kind, Shape::Toml, default.to_string(), help, read)
+        self.defaulted(key, &integers(&range), default.to_string(), help, read)
             .unwrap_or(default)
     }
 
@@ -175,10 +147,9 @@ impl<'d> Section<'d> {
         help: &str,
     ) -> Option<T>
     where
-        T: Copy + PartialOrd + Display + TryFrom<i64>,
+        T: Copy + PartialOrd + Display + TryFrom<i64> + TryInto<i128>,
     {
-        let kind = format!("integer, {} to {}", range.start(), range.end());
-        self.optional(key, &kind, Shape::Toml, help, |key, value| {
+        self.optional(key, &integers(&range), help, |key, value| {
             value::integer(key, value, &range)
         })
     }
@@ -198,59 +169,37 @@ impl<'d> Section<'d> {
 
     /// A switch.
     pub fn bool(&mut self, key: &str, default: bool, help: &str) -> bool {
-        self.defaulted(
-            key,
-            "boolean",
-            Shape::Toml,
-            default.to_string(),
-            help,
-            value::boolean,
-        )
-        .unwrap_or(default)
+        let written = default.to_string();
+        self.defaulted(key, &Kind::Boolean, written, help, value::boolean)
+            .unwrap_or(default)
     }
 
     /// An unsafe switch, which is on only with a value that shames, such as `"for_test_purposes_only"`.
     pub fn unsafe_switch(&mut self, key: &str, confession: &str, help: &str) -> bool {
-        let kind = format!("the string {confession:?}");
-        let confessed = self.defaulted(
-            key,
-            &kind,
-            Shape::Text,
-            "off".to_owned(),
-            help,
-            |key, value| match value::string(key, value) {
+        let kind = Kind::Confession(confession.to_owned());
+        self.declare(key, kind.clone(), Default::Nothing("off"), help);
+        let confessed = self.given(key, &kind).and_then(|given| {
+            self.read(key, &given, |key, value| match value::string(key, value) {
                 Ok(text) if text == confession => Ok(true),
                 Ok(_) | Err(_) => Err(Refusal::new(
                     format!("{key} is unsafe and cannot be switched on like this"),
                     format!("remove it, or write {key} = {confession:?}"),
                 )),
-            },
-        );
+            })
+        });
         confessed.unwrap_or(false)
     }
 
     /// A list of strings with a default.
     pub fn strings(&mut self, key: &str, default: &[&str], help: &str) -> Vec<String> {
-        self.defaulted(
-            key,
-            "list of strings",
-            Shape::List,
-            format!("{default:?}"),
-            help,
-            value::strings,
-        )
-        .unwrap_or_else(|| default.iter().map(|&text| text.to_owned()).collect())
+        let written = format!("{default:?}");
+        self.defaulted(key, &texts(None, false), written, help, value::strings)
+            .unwrap_or_else(|| default.iter().map(|&text| text.to_owned()).collect())
     }
 
     /// A list of strings that must be given and must not be empty.
     pub fn required_strings(&mut self, key: &str, help: &str) -> Vec<String> {
-        self.required(
-            key,
-            "list of strings, not empty",
-            Shape::List,
-            help,
-            non_empty_strings,
-        )
+        self.required(key, &texts(None, true), help, non_empty_strings)
     }
 
     /// A list of things that can be read from strings; it must be given and must not be empty.
@@ -260,8 +209,7 @@ impl<'d> Section<'d> {
         kind: &str,
         help: &str,
     ) -> Vec<T> {
-        let kind = format!("list of {kind}, not empty");
-        self.required(key, &kind, Shape::List, help, |key, value| {
+        self.required(key, &texts(Some(kind), true), help, |key, value| {
             let texts = non_empty_strings(key, value)?;
             texts.iter().map(|text| parse_text(key, text)).collect()
         })
@@ -274,52 +222,12 @@ impl<'d> Section<'d> {
         kind: &str,
         help: &str,
     ) -> Vec<T> {
-        let kind = format!("list of {kind}");
         let read = |key: &str, value: &Value| {
             let texts = value::strings(key, value)?;
             texts.iter().map(|text| parse_text(key, text)).collect()
         };
-        self.defaulted(key, &kind, Shape::List, "[]".to_owned(), help, read)
+        self.defaulted(key, &texts(Some(kind), false), "[]".to_owned(), help, read)
             .unwrap_or_default()
-    }
-
-    /// A path with a default.
-    pub fn path(&mut self, key: &str, default: &str, help: &str) -> PathBuf {
-        let path = self.defaulted(
-            key,
-            "path",
-            Shape::Text,
-            quoted(default),
-            help,
-            value::string,
-        );
-        match path {
-            Some(path) => self.name(key, &path),
-            None => self.resolve(default),
-        }
-    }
-
-    /// A path that may be left out.
-    pub fn optional_path(&mut self, key: &str, help: &str) -> Option<PathBuf> {
-        let path = self.optional(key, "path", Shape::Text, help, value::string)?;
-        Some(self.name(key, &path))
-    }
-
-    /// The path of a file that must be given and be there.
-    pub fn file(&mut self, key: &str, help: &str) -> PathBuf {
-        self.checked_file(key, help, true, files::examine)
-            .unwrap_or_default()
-    }
-
-    /// The path of a file that must be given, be there, and be closed to others.
-    pub fn secret_file(&mut self, key: &str, help: &str) -> PathBuf {
-        self.checked_file(key, help, true, files::examine_private)
-            .unwrap_or_default()
-    }
-
-    /// The path of a file that may be left out, but must be there and be closed to others if given.
-    pub fn optional_secret_file(&mut self, key: &str, help: &str) -> Option<PathBuf> {
-        self.checked_file(key, help, false, files::examine_private)
     }
 
     /// Every element of the array of tables `[[name]]` in this section, read by `read`.
@@ -333,6 +241,7 @@ impl<'d> Section<'d> {
         let reference = SectionReference {
             section: full.clone(),
             repeated: true,
+            free: false,
             help: help.to_owned(),
         };
         self.document.declare_section(reference);
@@ -358,7 +267,7 @@ impl<'d> Section<'d> {
                     false,
                 )));
             } else {
-                let place = self.document.line(item.span);
+                let place = self.document.line(&item.spot);
                 let message = format!(
                     "an element of {name} is {} instead of a table",
                     item.value.kind()
@@ -379,6 +288,7 @@ impl<'d> Section<'d> {
         let reference = SectionReference {
             section: full.clone(),
             repeated: false,
+            free: false,
             help: help.to_owned(),
         };
         self.document.declare_section(reference);
@@ -393,11 +303,11 @@ impl<'d> Section<'d> {
     pub fn strings_by_key(&mut self, name: &str, help: &str) -> BTreeMap<String, String> {
         let full = self.full(name);
         self.document.declare_section(SectionReference {
-            section: full.clone(),
+            section: full,
             repeated: false,
+            free: true,
             help: help.to_owned(),
         });
-        self.document.declare_free_table(full);
         let Some(table) = self
             .table
             .clone()
@@ -410,13 +320,18 @@ impl<'d> Section<'d> {
             if let Value::String(text) = &entry.node.value {
                 strings.insert(key.clone(), text.clone());
             } else {
-                let place = self.document.line(entry.node.span.clone());
+                let place = self.document.line(&entry.node.spot);
                 let message = format!("{key} is {} instead of a string", entry.node.value.kind());
                 self.document
                     .push(place, message, "put it in quotes".to_owned());
             }
         }
         strings
+    }
+
+    /// What an example of the key says that is read next; for one without a default.
+    pub fn like(&mut self, key: &str, example: &'static str) {
+        self.document.keep_example(&self.name, key, example);
     }
 
     /// Notes a problem with a key that only the caller can see, such as two keys that do not fit each other.
@@ -434,74 +349,49 @@ impl<'d> Section<'d> {
         }
         let table = self.table.as_ref();
         let entry = table.and_then(|table| table.entries.get(key));
-        let span = entry
-            .map(|entry| entry.node.span.clone())
-            .or_else(|| table.map(|table| table.span.clone()));
-        self.document.line(span.unwrap_or_default())
+        let spot = entry
+            .map(|entry| entry.node.spot.clone())
+            .or_else(|| table.map(|table| table.spot.clone()));
+        self.document.line(&spot.unwrap_or_default())
     }
 
-    fn checked_file(
+    fn required<T: std::default::Default>(
         &mut self,
         key: &str,
-        help: &str,
-        required: bool,
-        check: impl FnOnce(&std::path::Path) -> Result<(), FileError>,
-    ) -> Option<PathBuf> {
-        let path = self.optional_or(
-            key,
-            "path of a file",
-            Shape::Text,
-            help,
-            required,
-            value::string,
-        )?;
-        let path = self.name(key, &path);
-        if self.document.examines()
-            && let Err(error) = check(&path)
-        {
-            let place = self.place(key);
-            let message = format!("{key}: {}", error.cause());
-            self.document.push(place, message, error.fix());
-        }
-        Some(path)
-    }
-
-    fn required<T: Default>(
-        &mut self,
-        key: &str,
-        kind: &str,
-        shape: Shape,
+        kind: &Kind,
         help: &str,
         read: impl FnOnce(&str, &Value) -> Result<T, Refusal>,
     ) -> T {
-        self.optional_or(key, kind, shape, help, true, read)
+        self.optional_or(key, kind, help, true, read)
             .unwrap_or_default()
     }
 
     fn optional<T>(
         &mut self,
         key: &str,
-        kind: &str,
-        shape: Shape,
+        kind: &Kind,
         help: &str,
         read: impl FnOnce(&str, &Value) -> Result<T, Refusal>,
     ) -> Option<T> {
-        self.optional_or(key, kind, shape, help, false, read)
+        self.optional_or(key, kind, help, false, read)
     }
 
     fn optional_or<T>(
         &mut self,
         key: &str,
-        kind: &str,
-        shape: Shape,
+        kind: &Kind,
         help: &str,
         required: bool,
         read: impl FnOnce(&str, &Value) -> Result<T, Refusal>,
     ) -> Option<T> {
-        let default = (!required).then(|| "none".to_owned());
-        self.declare(key, kind, default, help);
-        let Some(given) = self.given(key, shape) else {
-            if required && !self.noted(key, shape) {
+        let default = if required {
+            Default::Required
+        } else {
+            Default::Nothing("none")
+        };
+        self.declare(key, kind.clone(), default, help);
+        let Some(given) = self.given(key, kind) else {
+            if required && !self.noted(key, kind) {
                 let place = self.place(key);
                 let missing = match self.name.as_str() {
                     "" => format!("the key {key:?} is missing at the top of the file"),
@@ -517,14 +407,13 @@ impl<'d> Section<'d> {
     fn defaulted<T>(
         &mut self,
         key: &str,
-        kind: &str,
-        shape: Shape,
+        kind: &Kind,
         default: String,
         help: &str,
         read: impl FnOnce(&str, &Value) -> Result<T, Refusal>,
     ) -> Option<T> {
-        self.declare(key, kind, Some(default), help);
-        let given = self.given(key, shape)?;
+        self.declare(key, kind.clone(), Default::Value(default), help);
+        let given = self.given(key, kind)?;
         self.read(key, &given, read)
     }
 
@@ -543,13 +432,14 @@ impl<'d> Section<'d> {
         }
     }
 
-    fn declare(&mut self, key: &str, kind: &str, default: Option<String>, help: &str) {
+    fn declare(&mut self, key: &str, kind: Kind, default: Default, help: &str) {
         self.document.declare(KeyReference {
             section: self.name.clone(),
             key: key.to_owned(),
-            kind: kind.to_owned(),
+            kind,
             default,
             help: help.to_owned(),
+            example: None,
             variable: self
                 .overridable
                 .then(|| environment::variable(&self.name, key)),
@@ -557,10 +447,10 @@ impl<'d> Section<'d> {
     }
 
     /// The value of a key: from the environment if it is there, else from the file.
-    fn given(&mut self, key: &str, shape: Shape) -> Option<Given> {
+    fn given(&mut self, key: &str, kind: &Kind) -> Option<Given> {
         if let Some((variable, text)) = self.overriding(key) {
             let place = Place::Variable(variable);
-            let Some(value) = value::from_variable(&text, shape) else {
+            let Some(value) = value::from_variable(&text, kind.shape()) else {
                 self.document.push(
                     place,
                     format!("cannot be read as a value for {key}"),
@@ -574,9 +464,9 @@ impl<'d> Section<'d> {
     }
 
     /// Whether [`Self::given`] gave nothing only because it noted a problem.
-    fn noted(&self, key: &str, shape: Shape) -> bool {
+    fn noted(&self, key: &str, kind: &Kind) -> bool {
         self.overriding(key)
-            .is_some_and(|(_, text)| value::from_variable(&text, shape).is_none())
+            .is_some_and(|(_, text)| value::from_variable(&text, kind.shape()).is_none())
     }
 
     fn overriding(&self, key: &str) -> Option<(String, String)> {
@@ -592,7 +482,7 @@ impl<'d> Section<'d> {
         let node = &self.table.as_ref()?.entries.get(key)?.node;
         Some(Given {
             value: node.value.clone(),
-            place: self.document.line(node.span.clone()),
+            place: self.document.line(&node.spot),
         })
     }
 
@@ -602,18 +492,6 @@ impl<'d> Section<'d> {
         } else {
             format!("{}.{name}", self.name)
         }
-    }
-
-    /// Resolves a path that a key gives, and remembers which key that was.
-    fn name(&mut self, key: &str, path: &str) -> PathBuf {
-        let path = self.resolve(path);
-        let place = self.place(key);
-        self.document.name_path(&path, key, place);
-        path
-    }
-
-    fn resolve(&self, path: &str) -> PathBuf {
-        self.document.folder().join(path)
     }
 }
 
@@ -642,6 +520,32 @@ fn choose<T: Copy>(choices: &[(&str, T)], wanted: &str) -> Option<T> {
         .iter()
         .find(|(word, _)| *word == wanted)
         .map(|(_, value)| *value)
+}
+
+fn url_kind(schemes: &[&str]) -> Kind {
+    Kind::Url(schemes.iter().map(|scheme| (*scheme).to_owned()).collect())
+}
+
+fn url_text(key: &str, value: &Value, schemes: &[&str]) -> Result<String, Refusal> {
+    let text = value::string(key, value)?;
+    url::check(&text, schemes)
+        .map_err(|(message, help)| Refusal::new(format!("{key}: {message}"), help))?;
+    Ok(text)
+}
+
+fn integers<T: Copy + TryInto<i128>>(range: &RangeInclusive<T>) -> Kind {
+    let wide = |bound: T| bound.try_into().ok();
+    Kind::Integer {
+        min: wide(*range.start()).unwrap_or(i128::MIN),
+        max: wide(*range.end()).unwrap_or(i128::MAX),
+    }
+}
+
+fn texts(form: Option<&str>, not_empty: bool) -> Kind {
+    Kind::List {
+        form: form.map(str::to_owned),
+        not_empty,
+    }
 }
 
 fn quoted(text: &str) -> String {

@@ -4,8 +4,8 @@
 ///
 /// What stands above a field is its documentation and its line of the reference; its name is the key (with `_ms` behind
 /// it for a duration, which says its unit). What follows `=` is the method of [`Section`](crate::config::Section) that
-/// reads it, without the key and the help. `else` gives the value for what may be left out, and may use the fields
-/// above it. `as` gives a key of another name.
+/// reads it, without the key and the help. `like` gives an example of what has no default. `else` gives the value for
+/// what may be left out, and may use the fields above it. `as` gives a key of another name.
 ///
 /// With `[name]` above it the struct is that section of the document; without, it is a part of one. Two methods are the
 /// macro's own: `part(Type)` reads such a part from the same section, and `by(function)` whatever has a form of its
@@ -20,7 +20,7 @@
 ///     #[derive(Debug)]
 ///     struct Outbound from section {
 ///         /// Where the backend listens for agents.
-///         url: String = required_url(&["wss"]),
+///         url: String = required_url(&["wss"]) like "wss://agents.example.org:8081",
 ///         /// The name in its certificate; `localhost` when left out.
 ///         server_name: String = optional_str() else "localhost".to_owned(),
 ///         /// How long one attempt may take.
@@ -54,7 +54,8 @@ macro_rules! settings {
         $visibility:vis struct $name:ident from $section:ident {
             $(
                 $(#[doc = $help:literal])+
-                $field:ident $(as $key:literal)?: $type:ty = $method:ident($($argument:tt)*) $(else $left_out:expr)?
+                $field:ident $(as $key:literal)?: $type:ty = $method:ident($($argument:tt)*)
+                    $(like $example:literal)? $(else $left_out:expr)?
             ),+ $(,)?
         }
         $(check $check:path)?
@@ -73,7 +74,7 @@ macro_rules! settings {
                 $(
                     let $field: $type = $crate::settings!(
                         @read $section, $crate::settings!(@key $field $method $($key)?), concat!($($help),+).trim_start(),
-                        $method($($argument)*) $(else $left_out)?
+                        [$($example)?] $method($($argument)*) $(else $left_out)?
                     );
                 )+
                 let read = Self { $($field,)+ };
@@ -88,7 +89,8 @@ macro_rules! settings {
         $visibility:vis struct $name:ident from $section:ident {
             $(
                 $(#[doc = $help:literal])+
-                $field:ident $(as $key:literal)?: $type:ty = $method:ident($($argument:tt)*) $(else $left_out:expr)?
+                $field:ident $(as $key:literal)?: $type:ty = $method:ident($($argument:tt)*)
+                    $(like $example:literal)? $(else $left_out:expr)?
             ),+ $(,)?
         }
     ) => {
@@ -104,7 +106,7 @@ macro_rules! settings {
                 $(
                     let $field: $type = $crate::settings!(
                         @read $section, $crate::settings!(@key $field $method $($key)?), concat!($($help),+).trim_start(),
-                        $method($($argument)*) $(else $left_out)?
+                        [$($example)?] $method($($argument)*) $(else $left_out)?
                     );
                 )+
                 Self { $($field,)+ }
@@ -114,12 +116,18 @@ macro_rules! settings {
     (@key $field:ident $method:ident $key:literal) => { $key };
     (@key $field:ident duration_ms) => { concat!(stringify!($field), "_ms") };
     (@key $field:ident $method:ident) => { stringify!($field) };
-    (@read $section:ident, $key:expr, $help:expr, part($part:ty)) => { <$part>::read($section) };
-    (@read $section:ident, $key:expr, $help:expr, by($function:expr)) => { $function($section) };
-    (@read $section:ident, $key:expr, $help:expr, $method:ident($($argument:expr),* $(,)?)) => {
+    (@read $section:ident, $key:expr, $help:expr, [] part($part:ty)) => { <$part>::read($section) };
+    (@read $section:ident, $key:expr, $help:expr, [] by($function:expr)) => { $function($section) };
+    (@read $section:ident, $key:expr, $help:expr,
+        [$($example:literal)?] $method:ident($($argument:expr),* $(,)?)
+    ) => {{
+        $($section.like($key, $example);)?
         $section.$method($key, $($argument,)* $help)
-    };
-    (@read $section:ident, $key:expr, $help:expr, $method:ident($($argument:expr),* $(,)?) else $left_out:expr) => {
+    }};
+    (@read $section:ident, $key:expr, $help:expr,
+        [$($example:literal)?] $method:ident($($argument:expr),* $(,)?) else $left_out:expr
+    ) => {{
+        $($section.like($key, $example);)?
         $section.$method($key, $($argument,)* $help).unwrap_or_else(|| $left_out)
-    };
+    }};
 }

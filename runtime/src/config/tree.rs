@@ -1,4 +1,4 @@
-//! The parsed file, owned, with the place of every key and value.
+//! The parsed files, owned and laid over each other, with the place of every key and value.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,25 +8,34 @@ use std::sync::Arc;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// A table of the file.
-#[derive(Debug, Default)]
-pub(super) struct Table {
-    pub(super) entries: BTreeMap<String, Entry>,
-    /// Where its header or opening bracket stands.
+/// A place in one of the files.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Spot {
+    /// Which of the files, counted from 0.
+    pub(super) file: usize,
+    /// The bytes in it.
     pub(super) span: Range<usize>,
 }
 
+/// A table of the files.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Table {
+    pub(super) entries: BTreeMap<String, Entry>,
+    /// Where its first header or opening bracket stands.
+    pub(super) spot: Spot,
+}
+
 /// A key with its value.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Entry {
-    pub(super) key_span: Range<usize>,
+    pub(super) key_spot: Spot,
     pub(super) node: Node,
 }
 
 /// A value with its place.
 #[derive(Debug, Clone)]
 pub(super) struct Node {
-    pub(super) span: Range<usize>,
+    pub(super) spot: Spot,
     pub(super) value: Value,
 }
 
@@ -85,37 +94,70 @@ impl fmt::Display for Table {
     }
 }
 
-/// Takes over what the parser could make of a file, with the errors it met on the way.
-pub(super) fn parse(text: &str) -> (Arc<Table>, Vec<toml::de::Error>) {
+/// Takes over what the parser could make of the file with this number, with the errors it met on the way.
+pub(super) fn parse(text: &str, file: usize) -> (Arc<Table>, Vec<toml::de::Error>) {
     let (table, errors) = DeTable::parse_recoverable(text);
-    let span = table.span();
-    (Arc::new(Table::convert(table.get_ref(), span)), errors)
+    let spot = Spot {
+        file,
+        span: table.span(),
+    };
+    (Arc::new(Table::convert(table.get_ref(), spot)), errors)
 }
 
 /// Parses one value, as an environment variable holds it.
 pub(super) fn parse_value(text: &str) -> Option<Node> {
-    DeValue::parse(text).ok().map(|value| Node::convert(&value))
+    DeValue::parse(text)
+        .ok()
+        .map(|value| Node::convert(&value, 0))
+}
+
+/// Lays a later table over an earlier one: tables are merged key by key, and anything else, a list too, takes the
+/// place of what was there.
+pub(super) fn overlay(earlier: &mut Arc<Table>, later: &Table) {
+    let earlier = Arc::make_mut(earlier);
+    for (key, entry) in &later.entries {
+        match (earlier.entries.get_mut(key), &entry.node.value) {
+            (Some(known), Value::Table(above)) => {
+                if let Value::Table(below) = &mut known.node.value {
+                    overlay(below, above);
+                } else {
+                    *known = entry.clone();
+                }
+            }
+            (Some(known), _replaces) => *known = entry.clone(),
+            (None, _new) => {
+                earlier.entries.insert(key.clone(), entry.clone());
+            }
+        }
+    }
 }
 
 impl Table {
-    fn convert(table: &DeTable<'_>, span: Range<usize>) -> Self {
+    fn convert(table: &DeTable<'_>, spot: Spot) -> Self {
+        let file = spot.file;
         let entries = table
             .iter()
             .map(|(key, value)| {
                 let entry = Entry {
-                    key_span: key.span(),
-                    node: Node::convert(value),
+                    key_spot: Spot {
+                        file,
+                        span: key.span(),
+                    },
+                    node: Node::convert(value, file),
                 };
                 (key.get_ref().to_string(), entry)
             })
             .collect();
-        Self { entries, span }
+        Self { entries, spot }
     }
 }
 
 impl Node {
-    fn convert(value: &Spanned<DeValue<'_>>) -> Self {
-        let span = value.span();
+    fn convert(value: &Spanned<DeValue<'_>>, file: usize) -> Self {
+        let spot = Spot {
+            file,
+            span: value.span(),
+        };
         let value = match value.get_ref() {
             DeValue::String(text) => Value::String(text.to_string()),
             DeValue::Integer(number) => {
@@ -124,9 +166,12 @@ impl Node {
             DeValue::Float(_) => Value::Float,
             DeValue::Boolean(value) => Value::Boolean(*value),
             DeValue::Datetime(_) => Value::Datetime,
-            DeValue::Array(items) => Value::Array(items.iter().map(Self::convert).collect()),
-            DeValue::Table(table) => Value::Table(Arc::new(Table::convert(table, span.clone()))),
+            DeValue::Array(items) => {
+                let items = items.iter().map(|item| Self::convert(item, file));
+                Value::Array(items.collect())
+            }
+            DeValue::Table(table) => Value::Table(Arc::new(Table::convert(table, spot.clone()))),
         };
-        Self { span, value }
+        Self { spot, value }
     }
 }

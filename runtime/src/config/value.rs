@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-use super::tree::{Node, Value};
+use super::tree::{Node, Spot, Value};
 
 /// Why a value will not do: the message, and the help.
 #[derive(Debug)]
@@ -53,7 +53,7 @@ pub(super) fn from_variable(text: &str, shape: Shape) -> Option<Value> {
                 .map(str::trim)
                 .filter(|word| !word.is_empty());
             let nodes = words.map(|word| Node {
-                span: 0..0,
+                spot: Spot::default(),
                 value: Value::String(word.to_owned()),
             });
             Some(Value::Array(nodes.collect()))

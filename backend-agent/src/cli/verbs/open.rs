@@ -35,6 +35,12 @@ pub(super) fn load_all(flag: &ConfigFlag) -> Result<Setup, Problems> {
     Setup::load(&path, &environment, SystemClock.wall())
 }
 
+/// What the configuration says and where each value comes from, and what is wrong with it.
+pub(super) fn explain(flag: &ConfigFlag) -> Result<(String, Result<(), Problems>), Problems> {
+    let (path, environment) = place(flag);
+    Config::explain(&path, &environment)
+}
+
 fn place(flag: &ConfigFlag) -> (PathBuf, Environment) {
     let path = std::path::absolute(&flag.config).unwrap_or_else(|_no_folder| flag.config.clone());
     let mut environment = environment();

@@ -18,6 +18,38 @@ pub struct Moved {
     pub at: Timestamp,
 }
 
+/// An embedded database is what was left behind by a move: what happened since is not in it.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the site in {} has moved to {} (noted {}), and what happened since is not in the file: name that as `url` in [store]; \
+     to go back to the file on purpose, and lose all that, remove {}",
+    file.display(),
+    moved.to,
+    moved.at,
+    marker.display()
+)]
+pub struct LeftBehind {
+    file: PathBuf,
+    marker: PathBuf,
+    moved: Moved,
+}
+
+/// Refuses an embedded database whose site has moved.
+///
+/// # Errors
+///
+/// As [`find`]; within, when it has.
+pub fn refuse(database: &Path) -> Result<Result<(), LeftBehind>, FileError> {
+    Ok(match find(database)? {
+        None => Ok(()),
+        Some(moved) => Err(LeftBehind {
+            file: database.to_owned(),
+            marker: path(database),
+            moved,
+        }),
+    })
+}
+
 /// The file that says so of an embedded database.
 #[must_use]
 pub fn path(database: &Path) -> PathBuf {

@@ -447,13 +447,17 @@ fn the_reference_lists_what_was_declared() {
         KeyReference {
             section: "outbound".to_owned(),
             key: "connect_timeout_ms".to_owned(),
-            kind: "integer, 100 to 300000".to_owned(),
-            default: Some("10000".to_owned()),
+            kind: Kind::Integer {
+                min: 100,
+                max: 300_000,
+            },
+            default: Default::Value("10000".to_owned()),
             help: "How long to try.".to_owned(),
+            example: None,
             variable: Some("VIWORKS__OUTBOUND__CONNECT_TIMEOUT_MS".to_owned()),
         }
     );
-    assert_eq!(reference[0].default, None, "it must be given");
+    assert_eq!(reference[0].default, Default::Required);
     assert_eq!(
         document.section_reference()[0].help,
         "The connection to the backend."

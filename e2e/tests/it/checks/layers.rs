@@ -1,0 +1,271 @@
+//! What lies over an agent's file, in `conf.d`, in variables and in credentials: what is refused, and what is in force.
+
+use super::*;
+
+#[tokio::test]
+async fn what_lies_over_a_gateways_file_is_refused_by_check_and_start() {
+    let cases = &[
+        Case {
+            name: "an unknown key",
+            spoil: |folder| folder.lay("10.toml", "[outbound]\nurll = \"wss://x\"\n"),
+            causes: &[
+                "conf.d/10.toml:2:1: unknown key \"urll\" in [outbound]",
+                "did you mean \"url\"?",
+            ],
+        },
+        Case {
+            name: "another type",
+            spoil: |folder| folder.lay("10.toml", "[outbound]\npins = 1\n"),
+            causes: &[
+                "conf.d/10.toml:2:8: pins is an integer",
+                "for example: pins = ",
+            ],
+        },
+        Case {
+            name: "no TOML",
+            spoil: |folder| folder.lay("10.toml", "[outbound\n"),
+            causes: &["conf.d/10.toml:1", "not valid TOML"],
+        },
+        Case {
+            name: "a later file that spoils what an earlier one mended",
+            spoil: |folder| {
+                folder.lay("10.toml", "[executor]\nparallel_max = 2\n");
+                folder.lay("20.toml", "[executor]\nparallel_max = 99\n");
+            },
+            causes: &[
+                "conf.d/20.toml:2:16: parallel_max is 99",
+                "it must be from 1 to 64",
+            ],
+        },
+        Case {
+            name: "a file that others can change",
+            spoil: |folder| {
+                folder.lay("10.toml", "");
+                folder.mode("conf.d/10.toml", 0o666);
+            },
+            causes: &[
+                "conf.d/10.toml can be changed by others (mode 0666)",
+                "chmod go-w",
+            ],
+        },
+        Case {
+            name: "a folder that others can change",
+            spoil: |folder| {
+                folder.lay("10.toml", "");
+                folder.mode("conf.d", 0o777);
+            },
+            causes: &["conf.d can be changed by others (mode 0777)"],
+        },
+        Case {
+            name: "a link",
+            spoil: |folder| {
+                folder.lay("10.toml", "");
+                folder.link("conf.d/10.toml");
+            },
+            causes: &["conf.d/10.toml is a link"],
+        },
+        Case {
+            name: "a file in the folder's place",
+            spoil: |folder| folder.write("conf.d", ""),
+            causes: &["conf.d is not a folder"],
+        },
+        Case {
+            name: "what is not UTF-8",
+            spoil: |folder| folder.lay("10.toml", b"[log]\nfilter = \"\xff\"\n"),
+            causes: &["conf.d/10.toml: not UTF-8", "save the file as UTF-8"],
+        },
+        Case {
+            name: "everything at once",
+            spoil: |folder| {
+                folder.lay("10.toml", "[outbound]\nurll = 1\n");
+                folder.lay("20.toml", "");
+                folder.mode("conf.d/20.toml", 0o666);
+                folder.private("gateway.key", folder.sound("gateways/gw-2/gateway.key"));
+            },
+            causes: &["urll", "20.toml can be changed by others", "does not fit"],
+        },
+        Case {
+            name: "a credential that nobody gave",
+            spoil: |folder| folder.configure("\"gateway.key\"", "\"credential:gateway.key\""),
+            causes: &[
+                "key_file: there is no credential gateway.key: this process was given none",
+                "LoadCredential=gateway.key:FILE",
+            ],
+        },
+        Case {
+            name: "a credential that is no name",
+            spoil: |folder| folder.configure("\"gateway.key\"", "\"credential:../gateway.key\""),
+            causes: &["\"../gateway.key\" is not the name of a credential"],
+        },
+    ];
+    GATEWAY.hold_all(cases).await;
+}
+
+#[tokio::test]
+async fn what_variables_say_of_a_gateway_is_refused_by_check_and_start() {
+    for (environment, causes) in [
+        (
+            &[("VIWORKS__OUTBOUND__URLL", "wss://x")],
+            &[
+                "environment variable VIWORKS__OUTBOUND__URLL: overrides no key",
+                "did you mean VIWORKS__OUTBOUND__URL?",
+            ],
+        ),
+        (
+            &[("VIWORKS__OUTBOUND__URL", "ws://backend.test")],
+            &[
+                "environment variable VIWORKS__OUTBOUND__URL: url: ws:// is not encrypted",
+                "use wss://",
+            ],
+        ),
+        (
+            &[("VIWORKS__EXECUTOR__PARALLEL_MAX", "many")],
+            &[
+                "environment variable VIWORKS__EXECUTOR__PARALLEL_MAX",
+                "cannot be read as a value for parallel_max",
+            ],
+        ),
+        (
+            &[("VIWORKS__LOG__FILTER", "loud=what")],
+            &["environment variable VIWORKS__LOG__FILTER", "use a level"],
+        ),
+    ] {
+        let agent = Agent {
+            environment,
+            ..GATEWAY
+        };
+        let case = Case {
+            name: environment[0].0,
+            spoil: |_| {},
+            causes,
+        };
+        agent.hold_all(&[case]).await;
+    }
+}
+
+/// The line of a key, with the blanks taken together.
+fn explained(said: &Said, key: &str) -> String {
+    let line = said.stdout.lines().find(|line| line.starts_with(key));
+    let line = line.unwrap_or_else(|| panic!("{key} is not in {said:#?}"));
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn layers_are_in_force_as_explained_and_a_credential_is_read() {
+    let sound = Sound::new();
+    let (_place, folder) = GATEWAY.copy(&sound);
+    folder.configure("\"gateway.key\"", "\"credential:key\"");
+    fs::create_dir(folder.at("credentials")).unwrap();
+    fs::rename(folder.at("gateway.key"), folder.at("credentials/key")).unwrap();
+    folder.lay(
+        "10-site.toml",
+        "[gateway]\nsocket = \"first.sock\"\n[executor]\nparallel_max = 2\n",
+    );
+    folder.lay("20-late.toml", "[gateway]\nsocket = \"second.sock\"\n");
+    folder.lay("30.toml.dpkg-old", "nonsense");
+    let given = |mut command: Command| {
+        command.env("CREDENTIALS_DIRECTORY", folder.at("credentials"));
+        command.env("VIWORKS__EXECUTOR__KILL_GRACE_MS", "700");
+        command
+    };
+    let mut explain = Command::new(sound.system.binaries().gateway());
+    explain.args([
+        "config",
+        "explain",
+        "--config",
+        text(&folder.at(GATEWAY.config)),
+    ]);
+    let said = finish(given(explain), SOON).await.ended_with(0);
+    let late = folder.at("conf.d/20-late.toml");
+    let socket = format!("socket = \"second.sock\" # {}:2", text(&late));
+    assert_eq!(explained(&said, "socket"), socket);
+    assert!(
+        explained(&said, "parallel_max").ends_with("conf.d/10-site.toml:4"),
+        "{said:#?}"
+    );
+    assert!(
+        explained(&said, "kill_grace_ms").contains("700 # environment variable VIWORKS__"),
+        "{said:#?}"
+    );
+    assert!(
+        explained(&said, "key_file").contains("credential:key"),
+        "{said:#?}"
+    );
+    assert!(
+        explained(&said, "bytes_max").ends_with("# default"),
+        "{said:#?}"
+    );
+    assert!(!said.stdout.contains("PRIVATE"), "{said:#?}");
+    let [check, run] = GATEWAY.programs(&sound, &folder);
+    drop(finish(given(check), SOON).await.ended_with(0));
+    let mut running = Process::start(&mut given(run), &folder.aside.join("log")).unwrap();
+    eventually(
+        "it serves where the later file says",
+        PATIENCE,
+        async || folder.at("second.sock").exists().then_some(()),
+    )
+    .await;
+    assert!(running.stop(PATIENCE).await.success());
+}
+
+#[tokio::test]
+async fn what_lies_over_a_backends_file_is_refused_by_check_and_start() {
+    let cases = &[
+        Case {
+            name: "an address for others",
+            spoil: |folder| folder.lay("10.toml", "[api]\nlisten = \"0.0.0.0:8080\"\n"),
+            causes: &[
+                "conf.d/10.toml:2:10: 0.0.0.0:8080 is not a loopback address",
+                "behind a proxy",
+            ],
+        },
+        Case {
+            name: "a password in a URL",
+            spoil: |folder| {
+                folder.lay(
+                    "10.toml",
+                    "[store]\nurl = \"postgres://vw:hunter2@127.0.0.1/x\"\n",
+                );
+            },
+            causes: &["conf.d/10.toml:2:7", "password"],
+        },
+        Case {
+            name: "an unknown section",
+            spoil: |folder| folder.lay("10.toml", "[stor]\nurl = \"x\"\n"),
+            causes: &[
+                "conf.d/10.toml:1:2: unknown section [stor]",
+                "did you mean \"store\"?",
+            ],
+        },
+        Case {
+            name: "a file that others can change",
+            spoil: |folder| {
+                folder.lay("10.toml", "");
+                folder.mode("conf.d/10.toml", 0o622);
+            },
+            causes: &["conf.d/10.toml can be changed by others"],
+        },
+        Case {
+            name: "a credential that nobody gave",
+            spoil: |folder| folder.configure("\"master.key\"", "\"credential:master.key\""),
+            causes: &[
+                "master_key_file: there is no credential master.key",
+                "LoadCredential=",
+            ],
+        },
+        Case {
+            name: "a database of another master key",
+            spoil: |folder| folder.private("master.key", "ab".repeat(32)),
+            causes: &["backend.sqlite", "another master key", "replace-master-key"],
+        },
+        Case {
+            name: "a database that has moved",
+            spoil: |folder| {
+                let moved = r#"{"to":"viworks at db.test","at":"2026-01-01T00:00:00Z"}"#;
+                folder.private("state/backend.sqlite.moved", moved);
+            },
+            causes: &["has moved to", "name that as `url` in [store]"],
+        },
+    ];
+    BACKEND.hold_all(cases).await;
+}
