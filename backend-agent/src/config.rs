@@ -14,7 +14,7 @@ use viworks_common::limits::{
 };
 use viworks_common::network::IpNetwork;
 use viworks_common::rate::Quota;
-use viworks_runtime::config::{Document, Environment, Problems, Section, Values};
+use viworks_runtime::config::{Document, Environment, Explained, Problems, Section, Values};
 use viworks_runtime::logging::LogConfig;
 use viworks_runtime::{files, settings};
 
@@ -89,7 +89,7 @@ impl Config {
     pub fn explain(
         path: &Path,
         environment: &Environment,
-    ) -> Result<(String, Result<(), Problems>), Problems> {
+    ) -> Result<(Explained, Result<(), Problems>), Problems> {
         let mut document = Document::load(path, environment)?;
         let _read = Self::read(&mut document);
         Ok((document.explain(), document.finish()))

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
+use viworks_common::text;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::config::{Environment, Form, Problems, environment};
 use viworks_runtime::exit::ExitCode;
@@ -137,6 +138,9 @@ enum ConfigAction {
         /// The agent's own folder, whatever the configuration says.
         #[arg(long, value_name = "DIR")]
         state_folder: Option<PathBuf>,
+        /// For people or for programs.
+        #[arg(short, long, value_enum, default_value_t = status::Format::Table)]
+        output: status::Format,
     },
     /// Prints the reference of all keys as Markdown.
     Reference,
@@ -299,10 +303,19 @@ fn act_on_config(action: ConfigAction) -> anyhow::Result<ExitCode> {
         ConfigAction::Explain {
             config,
             state_folder,
+            output,
         } => {
             let path = std::path::absolute(&config).unwrap_or(config);
             let (explained, problems) = Config::explain(&path, &overlay(state_folder))?;
-            stdout::print(&explained)?;
+            let shown = match output {
+                status::Format::Table => explained.to_string(),
+                status::Format::Json => {
+                    let wrong = problems.as_ref().err();
+                    let told = explained.json(wrong.into_iter().flat_map(Problems::iter));
+                    text::json(&format!("{told:#}\n")).into_owned()
+                }
+            };
+            print(&shown)?;
             problems?;
             return Ok(ExitCode::Ok);
         }

@@ -14,7 +14,7 @@ use viworks_common::pin::{PINS_MAX, SpkiPin};
 use viworks_common::session::backoff::BackoffSettings;
 use viworks_common::telemetry::intake::IntakeQuota;
 use viworks_common::wire::CONNECT_PATH;
-use viworks_runtime::config::{Document, Environment, Problems, Section, Values};
+use viworks_runtime::config::{Document, Environment, Explained, Problems, Section, Values};
 use viworks_runtime::logging::LogConfig;
 use viworks_runtime::settings;
 
@@ -89,7 +89,7 @@ impl Config {
     pub fn explain(
         path: &Path,
         environment: &Environment,
-    ) -> Result<(String, Result<(), Problems>), Problems> {
+    ) -> Result<(Explained, Result<(), Problems>), Problems> {
         let mut document = Document::load(path, environment)?;
         let _read = Self::read(&mut document);
         Ok((document.explain(), document.finish()))

@@ -50,6 +50,7 @@ mod values;
 pub use crate::problem::{Place, Problem, Problems};
 pub use document::Document;
 pub use environment::{Environment, environment};
+pub use explain::Explained;
 pub use key::{Default, KeyReference, Kind, SectionReference};
 pub use reading::{LOG_FILTER, Source, tell_broken, tell_read};
 pub use reference::{Form, Whose};

@@ -138,7 +138,13 @@ pub(super) enum ConfigCommand {
     Example,
     /// Print every key with the value that is in force and where it came from: the file or one in conf.d with its
     /// line, a variable of the environment, or the default. Of secrets it names the files only
-    Explain(ConfigFlag),
+    Explain {
+        #[command(flatten)]
+        config: ConfigFlag,
+        /// For people or for programs
+        #[arg(short, long, value_enum, default_value_t = Format::Table)]
+        output: Format,
+    },
     /// Print the reference of all keys as Markdown
     Reference,
     /// Print the JSON Schema of the configuration, for editors and other programs

@@ -1,17 +1,52 @@
 //! What each key came to, and where that came from.
 
+use std::fmt;
+
+use serde_json::{Map, Value, json};
+
 use super::credential;
 use super::document::Document;
 use super::key::{Default, KeyReference, Kind};
+use super::schema;
+use super::tree;
 use super::value;
 use super::values::Values;
-use crate::problem::Place;
+use crate::problem::{Place, Problem};
 
 /// Where the origins of short values begin.
 const COLUMN: usize = 48;
 
 /// What a secret in a URL is shown as.
 const REDACTED: &str = "REDACTED";
+
+/// Every key with the value that is in force and where it came from. Secrets have files of their own, of which only the
+/// names are in here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explained {
+    sections: Vec<(String, Vec<Line>)>,
+}
+
+/// One key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Line {
+    key: String,
+    /// As it could stand in the file, without secrets.
+    value: Option<String>,
+    origin: Origin,
+    /// The value is the name of a credential.
+    is_credential: bool,
+    /// Somebody chose the key, which has to stand in quotes.
+    is_free: bool,
+}
+
+/// Where a value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Origin {
+    Given(Place),
+    Default,
+    LeftOut,
+    Missing,
+}
 
 impl Document {
     /// What the keys declared so far came to; those inside arrays of tables, which have no names of their own, are left
@@ -36,46 +71,44 @@ impl Document {
         values
     }
 
-    /// Every key declared so far with the value that is in force and where it came from, as a file that would say the
-    /// same. Secrets have files of their own, of which only the names are shown.
+    /// Every key declared so far with the value that is in force and where it came from.
     #[must_use]
-    pub fn explain(&self) -> String {
-        let mut lines = Vec::new();
+    pub fn explain(&self) -> Explained {
         let sections = self.sections.iter().filter(|section| !section.repeated);
-        for section in sections {
-            if !lines.is_empty() {
-                lines.push(String::new());
-            }
-            lines.push(format!("[{}]", section.section));
+        let sections = sections.map(|section| {
             let keys = self.keys.iter();
             let keys = keys.filter(|key| key.section == section.section);
-            lines.extend(keys.map(|key| self.explain_key(key)));
+            let mut lines: Vec<Line> = keys.map(|key| self.explain_key(key)).collect();
             let free = self.table(&section.section).filter(|_| section.free);
-            for (key, entry) in free.iter().flat_map(|table| &table.entries) {
-                let value = format!("{key:?} = {}", entry.node.value);
-                lines.push(beside(&value, &origin(&self.line(&entry.node.spot))));
-            }
+            let free = free.iter().flat_map(|table| &table.entries);
+            lines.extend(free.map(|(key, entry)| Line {
+                key: key.clone(),
+                value: Some(entry.node.value.to_string()),
+                origin: Origin::Given(self.line(&entry.node.spot)),
+                is_credential: false,
+                is_free: true,
+            }));
+            (section.section.clone(), lines)
+        });
+        Explained {
+            sections: sections.collect(),
         }
-        lines.push(String::new());
-        lines.join("\n")
     }
 
-    fn explain_key(&self, key: &KeyReference) -> String {
-        let name = &key.key;
-        match (self.given(key), &key.default) {
-            (Some((value, place)), _) => {
-                let mut from = origin(&place);
-                if key.kind == Kind::File && value.trim_matches('"').starts_with(credential::PREFIX)
-                {
-                    from.push_str("; the secret is a credential of the service manager");
-                }
-                beside(&format!("{name} = {}", redacted(&value)), &from)
-            }
-            (None, Default::Value(value)) => beside(&format!("{name} = {value}"), "default"),
-            (None, Default::Required) => {
-                beside(&format!("# {name}"), "missing, and it has to be given")
-            }
-            (None, Default::Nothing(_)) => beside(&format!("# {name}"), "left out"),
+    fn explain_key(&self, key: &KeyReference) -> Line {
+        let (value, origin) = match (self.given(key), &key.default) {
+            (Some((value, place)), _) => (Some(redacted(&value)), Origin::Given(place)),
+            (None, Default::Value(value)) => (Some(value.clone()), Origin::Default),
+            (None, Default::Required) => (None, Origin::Missing),
+            (None, Default::Nothing(_)) => (None, Origin::LeftOut),
+        };
+        let names = |value: &String| value.trim_matches('"').starts_with(credential::PREFIX);
+        Line {
+            key: key.key.clone(),
+            is_credential: key.kind == Kind::File && value.as_ref().is_some_and(names),
+            value,
+            origin,
+            is_free: false,
         }
     }
 
@@ -93,15 +126,107 @@ impl Document {
     }
 }
 
-fn origin(place: &Place) -> String {
-    match place {
-        Place::Line { path, line, .. } => format!("{}:{line}", path.display()),
-        Place::File(_) | Place::Variable(_) => place.to_string(),
+impl Explained {
+    /// For programs: the keys, each with `section`, `key`, `value` (null where there is none), `origin` (`file`,
+    /// `environment`, `default`, `left_out` or `missing`) and, where it was given, `file` with `line` or `variable`;
+    /// and what is wrong with the whole.
+    #[must_use]
+    pub fn json<'p>(&self, problems: impl IntoIterator<Item = &'p Problem>) -> Value {
+        let sections = self.sections.iter();
+        let keys: Vec<Value> = sections
+            .flat_map(|(section, lines)| lines.iter().map(|line| line.json(section)))
+            .collect();
+        let problems = problems.into_iter().map(|problem| {
+            let Problem { message, help, .. } = problem;
+            let mut object = Map::new();
+            place_of(&problem.place, &mut object);
+            object.insert("message".to_owned(), json!(message));
+            object.insert("help".to_owned(), json!(help));
+            Value::Object(object)
+        });
+        json!({ "keys": keys, "problems": problems.collect::<Vec<_>>() })
     }
 }
 
-fn beside(value: &str, origin: &str) -> String {
-    format!("{value:COLUMN$} # {origin}")
+/// As a file that would say the same.
+impl fmt::Display for Explained {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, (section, lines)) in self.sections.iter().enumerate() {
+            if at > 0 {
+                writeln!(f)?;
+            }
+            writeln!(f, "[{section}]")?;
+            for line in lines {
+                writeln!(f, "{line}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Line {
+    fn json(&self, section: &str) -> Value {
+        let value = self.value.as_ref().map(|text| {
+            let read = tree::parse_value(text);
+            read.map_or_else(|| json!(text), |node| schema::value_of(&node.value))
+        });
+        let origin = match &self.origin {
+            Origin::Given(Place::Variable(_)) => "environment",
+            Origin::Given(Place::Line { .. } | Place::File(_)) => "file",
+            Origin::Default => "default",
+            Origin::LeftOut => "left_out",
+            Origin::Missing => "missing",
+        };
+        let mut object = Map::new();
+        object.insert("section".to_owned(), json!(section));
+        object.insert("key".to_owned(), json!(self.key));
+        object.insert("value".to_owned(), json!(value));
+        object.insert("origin".to_owned(), json!(origin));
+        if let Origin::Given(place) = &self.origin {
+            place_of(place, &mut object);
+        }
+        Value::Object(object)
+    }
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let key = if self.is_free {
+            format!("{:?}", self.key)
+        } else {
+            self.key.clone()
+        };
+        let given = match &self.value {
+            Some(value) => format!("{key} = {value}"),
+            None => format!("# {key}"),
+        };
+        let mut origin = match &self.origin {
+            Origin::Given(Place::Line { path, line, .. }) => format!("{}:{line}", path.display()),
+            Origin::Given(place @ (Place::File(_) | Place::Variable(_))) => place.to_string(),
+            Origin::Default => "default".to_owned(),
+            Origin::LeftOut => "left out".to_owned(),
+            Origin::Missing => "missing, and it has to be given".to_owned(),
+        };
+        if self.is_credential {
+            origin.push_str("; the secret is a credential of the service manager");
+        }
+        write!(f, "{given:COLUMN$} # {origin}")
+    }
+}
+
+fn place_of(place: &Place, object: &mut Map<String, Value>) {
+    match place {
+        Place::File(path) => {
+            object.insert("file".to_owned(), json!(path.display().to_string()));
+        }
+        Place::Line { path, line, .. } => {
+            object.insert("file".to_owned(), json!(path.display().to_string()));
+            object.insert("line".to_owned(), json!(line));
+        }
+        Place::Variable(name) => {
+            object.insert("variable".to_owned(), json!(name));
+        }
+    }
 }
 
 /// A password in a URL is refused; and what is refused is shown here as well.
@@ -144,7 +269,7 @@ mod tests {
         ),
     ];
 
-    fn read(files: &[(&str, &str)], variables: &[(&str, &str)]) -> (String, String) {
+    fn read(files: &[(&str, &str)], variables: &[(&str, &str)]) -> (String, Explained) {
         let files: Vec<_> = files
             .iter()
             .map(|(path, text)| (Path::new(*path), *text))
@@ -167,6 +292,7 @@ mod tests {
     fn a_later_file_counts_more_and_tables_are_merged_while_lists_are_replaced() {
         let (read, explained) = read(CASE, &[("VIWORKS__API__PORT", "0x51")]);
         assert_eq!(read, r#"second 81 ["c"] {"rack": "1", "site": "y"}"#);
+        let explained = explained.to_string();
         let lines: Vec<String> = explained
             .lines()
             .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
@@ -186,6 +312,34 @@ mod tests {
                 "\"rack\" = \"1\" # etc/agent.toml:7",
                 "\"site\" = \"y\" # etc/conf.d/10-site.toml:5",
             ]
+        );
+    }
+
+    #[test]
+    fn programs_are_told_the_same_with_values_of_their_types() {
+        let (_read, explained) = read(CASE, &[("VIWORKS__API__PORT", "0x51")]);
+        let problem = Problem::of_file(Path::new("etc/agent.toml"), "it is wrong", "mend it");
+        let told = explained.json([&problem]);
+        let file = "etc/conf.d/10-site.toml";
+        let late = "etc/conf.d/20-late.toml";
+        let given = |key: &str, value: Value, file: &str, line: usize| json!({ "section": "api", "key": key, "value": value, "origin": "file", "file": file, "line": line });
+        assert_eq!(
+            told,
+            json!({
+                "keys": [
+                    given("name", json!("second"), file, 2),
+                    { "section": "api", "key": "port", "value": 81, "origin": "environment",
+                      "variable": "VIWORKS__API__PORT" },
+                    given("words", json!(["c"]), file, 3),
+                    given("url", json!("postgres://vw:REDACTED@db/x"), late, 2),
+                    { "section": "api", "key": "other", "value": null, "origin": "left_out" },
+                    { "section": "api", "key": "needed", "value": null, "origin": "missing" },
+                    { "section": "api.labels", "key": "rack", "value": "1", "origin": "file",
+                      "file": "etc/agent.toml", "line": 7 },
+                    { "section": "api.labels", "key": "site", "value": "y", "origin": "file", "file": file, "line": 5 },
+                ],
+                "problems": [{ "file": "etc/agent.toml", "message": "it is wrong", "help": "mend it" }],
+            })
         );
     }
 

@@ -117,8 +117,8 @@ fn number(bound: i128) -> i64 {
     i64::try_from(bound).unwrap_or(if bound < 0 { i64::MIN } else { i64::MAX })
 }
 
-/// A default as JSON.
-fn value_of(value: &tree::Value) -> Value {
+/// A value as JSON; one that no key takes is null.
+pub(super) fn value_of(value: &tree::Value) -> Value {
     match value {
         tree::Value::String(text) => json!(text),
         tree::Value::Integer(number) => json!(number),

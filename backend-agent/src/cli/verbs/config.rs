@@ -1,8 +1,9 @@
 //! `config`: what can be set, and what is set.
 
-use viworks_runtime::config::Form;
+use viworks_common::text;
+use viworks_runtime::config::{Form, Problems};
 
-use super::super::flags::ConfigCommand;
+use super::super::flags::{ConfigCommand, Format};
 use super::super::views::print;
 use super::open::explain;
 use crate::config::reference;
@@ -13,11 +14,18 @@ pub(super) fn execute(command: ConfigCommand) -> anyhow::Result<()> {
         ConfigCommand::Example => Form::Example,
         ConfigCommand::Reference => Form::Reference,
         ConfigCommand::Schema => Form::Schema,
-        ConfigCommand::Explain(flag) => {
-            let (explained, problems) = explain(&flag)?;
-            print(explained.trim_end())?;
-            problems?;
-            return Ok(());
+        ConfigCommand::Explain { config, output } => {
+            let (explained, problems) = explain(&config)?;
+            let shown = match output {
+                Format::Table => explained.to_string(),
+                Format::Json => {
+                    let wrong = problems.as_ref().err();
+                    let told = explained.json(wrong.into_iter().flat_map(Problems::iter));
+                    text::json(&format!("{told:#}")).into_owned()
+                }
+            };
+            print(shown.trim_end())?;
+            return Ok(problems?);
         }
     };
     print(reference::describe(form).trim_end())

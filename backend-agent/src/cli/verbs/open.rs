@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::{Clock, SystemClock};
-use viworks_runtime::config::{Environment, Problems, environment};
+use viworks_runtime::config::{Environment, Explained, Problems, environment};
 use viworks_runtime::files;
 
 use super::super::flags::ConfigFlag;
@@ -36,7 +36,7 @@ pub(super) fn load_all(flag: &ConfigFlag) -> Result<Setup, Problems> {
 }
 
 /// What the configuration says and where each value comes from, and what is wrong with it.
-pub(super) fn explain(flag: &ConfigFlag) -> Result<(String, Result<(), Problems>), Problems> {
+pub(super) fn explain(flag: &ConfigFlag) -> Result<(Explained, Result<(), Problems>), Problems> {
     let (path, environment) = place(flag);
     Config::explain(&path, &environment)
 }

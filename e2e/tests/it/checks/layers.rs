@@ -196,6 +196,18 @@ async fn layers_are_in_force_as_explained_and_a_credential_is_read() {
         "{said:#?}"
     );
     assert!(!said.stdout.contains("PRIVATE"), "{said:#?}");
+    let mut explain = Command::new(sound.system.binaries().gateway());
+    explain.args(["config", "explain", "-o", "json", "--config"]);
+    explain.arg(folder.at(GATEWAY.config));
+    let said = finish(given(explain), SOON).await.ended_with(0);
+    let told: serde_json::Value = serde_json::from_str(&said.stdout).unwrap();
+    let keys = told["keys"].as_array().unwrap();
+    let of = |name: &str| keys.iter().find(|key| key["key"] == name).unwrap();
+    assert_eq!(of("socket")["file"], text(&late));
+    assert_eq!(of("socket")["line"], 2);
+    assert_eq!(of("kill_grace_ms")["value"], 700);
+    assert_eq!(of("kill_grace_ms")["origin"], "environment");
+    assert_eq!(told["problems"], serde_json::json!([]));
     let [check, run] = GATEWAY.programs(&sound, &folder);
     drop(finish(given(check), SOON).await.ended_with(0));
     let mut running = Process::start(&mut given(run), &folder.aside.join("log")).unwrap();
