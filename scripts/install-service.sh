@@ -185,8 +185,8 @@ purge_part() {
   case $1 in
     backend) run rm -rf -- "$root/var/lib/viworks-backend" "$root/etc/viworks/backend" ;;
     gateway)
-      run rm -rf -- "$root/var/lib/viworks-gateway" "$root/etc/viworks/commands.d" "$root/etc/viworks/helper.d" \
-        "$root/usr/share/viworks/catalogue" "$root/usr/share/viworks/helper.d"
+      run rm -rf -- "$root/var/lib/viworks-gateway" "$root/etc/viworks/conf.d" "$root/etc/viworks/commands.d" \
+        "$root/etc/viworks/helper.d" "$root/usr/share/viworks/catalogue" "$root/usr/share/viworks/helper.d"
       for file in gateway.toml gateway.crt gateway.key ca.crt identity.json; do drop "/etc/viworks/$file"; done
       ;;
     cli) return 0 ;;

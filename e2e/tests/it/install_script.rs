@@ -96,14 +96,17 @@ fn it_installs_keeps_uninstalls_and_purges_below_a_folder() {
     }
     let catalogue = site.root().join("etc/viworks/commands.d/20-system.toml");
     write(&catalogue, "# ours\n");
-    write(&site.root().join("etc/viworks/gateway.toml"), "ours");
+    for ours in ["gateway.toml", "conf.d/10-site.toml"] {
+        write(&site.root().join("etc/viworks").join(ours), "ours");
+    }
     let again = act("install", &[]);
     assert!(again.contains("kept: "), "{again}");
     assert_eq!(fs::read_to_string(&catalogue).unwrap(), "# ours\n");
 
     act("uninstall", &[]);
     assert!(!site.has("usr/bin/viworks") && !site.has(unit));
-    assert!(site.has("etc/viworks/gateway.toml") && catalogue.exists());
+    assert!(site.has("etc/viworks/conf.d/10-site.toml") && catalogue.exists());
+    assert!(site.has("etc/viworks/gateway.toml"));
     act("purge", &[]);
     assert!(!site.has("etc/viworks") && !site.has("usr/share/viworks"));
 }

@@ -178,6 +178,41 @@ impl Site {
         self.works().await;
     }
 
+    /// What a site lays over the files is read by the services, whoever has copied it there, and `check-config` agrees.
+    async fn pieces_of_a_configuration_count(&self) {
+        let folders = "stat -c '%a %U' /etc/viworks/conf.d /etc/viworks/backend/conf.d";
+        assert_eq!(
+            self.machine.shell(folders),
+            "755 root\n700 viworks-backend\n"
+        );
+        self.machine.shell(
+            "printf '[executor]\\nparallel_max = 2\\n' >/etc/viworks/conf.d/10-site.toml
+             chown daemon: /etc/viworks/conf.d/10-site.toml; chmod 600 /etc/viworks/conf.d/10-site.toml
+             printf '[queue]\\ntotal = 50000\\n' >/etc/viworks/backend/conf.d/10-site.toml
+             systemctl restart viworks-backend-agent viworks-gateway-agent",
+        );
+        self.works().await;
+        for (user, program, config, line) in [
+            (
+                "viworks-gateway",
+                "viworks-gateway-agent",
+                "/etc/viworks/gateway.toml",
+                "parallel_max = 2 *# /etc/viworks/conf.d/10-site.toml:2",
+            ),
+            (
+                "viworks-backend",
+                "viworks-backend-agent",
+                "/etc/viworks/backend/backend.toml",
+                "total = 50000 *# /etc/viworks/backend/conf.d/10-site.toml:2",
+            ),
+        ] {
+            self.machine.shell(&format!(
+                "runuser -u {user} -- {program} check-config --config {config}
+                 runuser -u {user} -- {program} config explain --config {config} | grep -x '{line}'"
+            ));
+        }
+    }
+
     async fn a_key_can_be_a_credential(&self) {
         self.machine.shell(
             "mv /etc/viworks/gateway.key /root/gateway.key; chown root: /root/gateway.key
@@ -468,6 +503,7 @@ async fn the_packages_live_and_die_under_systemd() {
     is_confined(&site);
     site.commands_of_other_users_take_a_list_and_leave_nothing()
         .await;
+    site.pieces_of_a_configuration_count().await;
     site.killed_services_come_back().await;
     site.services_that_stand_still_come_back().await;
     site.reloads_change_what_they_can_and_break_nothing().await;
