@@ -24,6 +24,9 @@ pub use guard::{Guard, Lost, Prober};
 
 use folder::Holder;
 
+/// Where systemd keeps what it hands to services: root's, whole, and each file opened to the service's user alone.
+const CREDENTIALS: &str = "/run/credentials";
+
 /// The largest private file that is read: a key, a token, a certificate chain.
 const PRIVATE_BYTES_MAX: u64 = 1024 * 1024;
 
@@ -170,8 +173,9 @@ pub fn prepare_database(path: &Path) -> Result<(), FileError> {
 ///
 /// When it is missing, a link, not a file, too large, or not private.
 pub fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError> {
-    let (file, stat) = open(path, Owners::RootAndOwn)?;
-    check_private(path, &stat)?;
+    let (folder, name) = Folder::holding(path, Owners::RootAndOwn, Holder::Closed)?;
+    let (file, stat) = folder.open_file(&name)?;
+    check_private(&folder, path, &stat)?;
     read_text(path, file, PRIVATE_BYTES_MAX).map(Zeroizing::new)
 }
 
@@ -182,7 +186,8 @@ pub fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError> {
 ///
 /// When it is missing, a link, not a file, larger, or others can change it.
 pub fn read_trusted(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
-    let (file, _) = open(path, Owners::RootAndOwn)?;
+    let (folder, name) = Folder::holding(path, Owners::RootAndOwn, Holder::Closed)?;
+    let (file, _) = folder.open_file(&name)?;
     read_text(path, file, limit)
 }
 
@@ -230,7 +235,7 @@ pub fn examine(path: &Path) -> Result<(), FileError> {
 /// As [`examine`], or [`FileError::OthersCanRead`].
 pub fn examine_private(path: &Path) -> Result<(), FileError> {
     let (folder, name) = Folder::holding(path, Owners::RootAndOwn, Holder::Closed)?;
-    check_private(path, &folder.examine(&name)?)
+    check_private(&folder, path, &folder.examine(&name)?)
 }
 
 /// Refuses a program that could be exchanged by others than `owners`. Links are followed where they are themselves
@@ -315,11 +320,6 @@ impl Folder {
     }
 }
 
-fn open(path: &Path, owners: Owners) -> Result<(File, Stat), FileError> {
-    let (folder, name) = Folder::holding(path, owners, Holder::Closed)?;
-    folder.open_file(&name)
-}
-
 fn database_files(name: &std::ffi::OsStr) -> impl Iterator<Item = OsString> {
     let name = name.to_owned();
     DATABASE_SUFFIXES.iter().map(move |suffix| {
@@ -338,15 +338,22 @@ fn examine_if_there(folder: &Folder, name: &std::ffi::OsStr) -> Result<bool, Fil
     }
 }
 
-fn check_private(path: &Path, stat: &Stat) -> Result<(), FileError> {
+fn check_private(folder: &Folder, path: &Path, stat: &Stat) -> Result<(), FileError> {
     let mode = stat.st_mode & 0o7777;
-    if mode & 0o077 != 0 {
+    let owners = (stat.st_uid, stat.st_gid);
+    if mode & 0o077 != 0 && !is_handed_over(folder.path(), owners, mode) {
         return Err(FileError::OthersCanRead {
             path: path.to_owned(),
             mode,
         });
     }
     Ok(())
+}
+
+/// Whether a file is a credential of systemd: root's, and opened to one user by a list of permissions, which shows as
+/// the permission of a group that is root's own.
+fn is_handed_over(folder: &Path, owners: (u32, u32), mode: u32) -> bool {
+    folder.starts_with(CREDENTIALS) && owners == (0, 0) && mode & 0o7737 == 0o400
 }
 
 fn read_text(path: &Path, file: File, limit: u64) -> Result<Vec<u8>, FileError> {

@@ -11,6 +11,9 @@ use viworks_testkit::process::eventually;
 const BACKEND: &str = "viworks-backend-agent.service";
 const GATEWAY: &str = "viworks-gateway-agent.service";
 
+/// What tells how to do all of this.
+const PAGE: &str = "docs/operations/services.md";
+
 /// The script, as it lies in the archive.
 const SCRIPT: &str = "/root/archive/scripts/install-service.sh";
 
@@ -27,8 +30,7 @@ const STAYS: &str = "[[command]]\nname = \"test.stay\"\ntitle = \"stays\"\nrisk 
 
 /// What the page tells to type, for a backend and a gateway on the same machine.
 fn set_up() -> String {
-    let page = workspace().join("docs/operations/services.md");
-    let page = std::fs::read_to_string(page).unwrap();
+    let page = std::fs::read_to_string(workspace().join(PAGE)).unwrap();
     let blocks = page.split("\n```sh ").skip(1).map(|block| {
         let (_info, body) = block.split_once('\n').unwrap();
         body.split_once("\n```").unwrap().0
@@ -216,12 +218,39 @@ impl Site {
     async fn a_key_can_be_a_credential(&self) {
         self.machine.shell(
             "mv /etc/viworks/gateway.key /root/gateway.key; chown root: /root/gateway.key
-             sed -i 's|^key_file = .*|key_file = \"/run/credentials/viworks-gateway-agent.service/gateway.key\"|' \
-               /etc/viworks/gateway.toml
+             sed -i 's|^key_file = .*|key_file = \"credential:gateway.key\"|' /etc/viworks/gateway.toml
              mkdir -p /etc/systemd/system/viworks-gateway-agent.service.d
              printf '[Service]\\nLoadCredential=gateway.key:/root/gateway.key\\n' \
                >/etc/systemd/system/viworks-gateway-agent.service.d/key.conf
              systemctl daemon-reload; systemctl restart viworks-gateway-agent",
+        );
+        self.works().await;
+        // Whoever only asks is given no credential.
+        self.machine
+            .shell("runuser -u viworks-gateway -- viworks-gateway-agent status");
+    }
+
+    /// The backend's as well, and what its page tells to type for another verb; then it is as it was.
+    async fn a_master_key_can_be_a_credential(&self) {
+        self.machine.shell(
+            "mv /etc/viworks/backend/master.key /root/master.key; chown root: /root/master.key
+             sed -i 's|\"master.key\"|\"credential:master.key\"|' /etc/viworks/backend/backend.toml
+             mkdir -p /etc/systemd/system/viworks-backend-agent.service.d
+             printf '[Service]\\nLoadCredential=master.key:/root/master.key\\n' \
+               >/etc/systemd/system/viworks-backend-agent.service.d/key.conf
+             systemctl daemon-reload; systemctl restart viworks-backend-agent",
+        );
+        self.works().await;
+        let page = std::fs::read_to_string(workspace().join(PAGE)).unwrap();
+        let (_, typed) = page.split_once("`systemd-run ").unwrap();
+        let (typed, _) = typed.split_once('`').unwrap();
+        let said = self.machine.shell(&format!("systemd-run {typed}"));
+        assert!(said.contains("active"), "{said}");
+        self.machine.shell(
+            "install -o viworks-backend -g viworks-backend -m 600 /root/master.key /etc/viworks/backend/
+             sed -i 's|credential:||' /etc/viworks/backend/backend.toml
+             rm -r /root/master.key /etc/systemd/system/viworks-backend-agent.service.d
+             systemctl daemon-reload; systemctl restart viworks-backend-agent",
         );
         self.works().await;
     }
@@ -510,6 +539,7 @@ async fn the_packages_live_and_die_under_systemd() {
     site.broken_configurations_stop_and_are_not_tried_again()
         .await;
     site.a_key_can_be_a_credential().await;
+    site.a_master_key_can_be_a_credential().await;
     site.the_script_leaves_packages_alone();
     site.an_upgrade_keeps_everything(second).await;
     site.removed_it_keeps_its_data_and_purged_nothing_stays(second)

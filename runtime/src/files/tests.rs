@@ -402,3 +402,24 @@ fn a_file_above_the_limit_is_not_read() {
         assert_eq!(read(&path, 11).unwrap().len(), 11);
     }
 }
+
+#[test]
+fn a_credential_may_show_as_open_to_a_group_that_is_roots() {
+    let unit = Path::new("/run/credentials/viworks-gateway-agent.service");
+    for mode in [0o400, 0o440] {
+        assert!(is_handed_over(unit, (0, 0), mode), "{mode:o}");
+    }
+    // What root would never do with one.
+    for mode in [0o444, 0o460, 0o640, 0o600, 0o4440] {
+        assert!(!is_handed_over(unit, (0, 0), mode), "{mode:o}");
+    }
+    for owners in [(0, 5), (5, 0)] {
+        assert!(!is_handed_over(unit, owners, 0o440), "{owners:?}");
+    }
+    for folder in ["/run/credentials.d/x", "/run", "/etc/viworks"] {
+        assert!(
+            !is_handed_over(Path::new(folder), (0, 0), 0o440),
+            "{folder}"
+        );
+    }
+}

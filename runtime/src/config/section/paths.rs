@@ -60,7 +60,10 @@ impl Section<'_> {
             None => self.name(key, &named),
             Some(Ok(path)) => self.name(key, &path.to_string_lossy()),
             Some(Err(Refusal { message, help })) => {
-                self.problem(key, format!("{key}: {message}"), help);
+                // Credentials are the service's alone, and whoever only asks needs none.
+                if self.document.examines() {
+                    self.problem(key, format!("{key}: {message}"), help);
+                }
                 return None;
             }
         };

@@ -265,6 +265,24 @@ fn files_must_be_there_and_keys_must_be_closed_to_others() {
 }
 
 #[test]
+fn whoever_only_asks_needs_no_credentials() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("agent.toml");
+    std::fs::write(&path, "[tls]\nkey_file = \"credential:key\"\n").unwrap();
+    let finish = |mut document: Document| {
+        document.section("tls", "").secret_file("key_file", "");
+        document.finish()
+    };
+    let nothing = Environment::default();
+    finish(Document::load_to_ask(&path, &nothing).unwrap()).unwrap();
+    let problems = finish(Document::load(&path, &nothing).unwrap()).unwrap_err();
+    assert!(
+        problems.to_string().contains("credential key"),
+        "{problems}"
+    );
+}
+
+#[test]
 fn a_missing_file_is_refused_with_its_name() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("none.toml");
