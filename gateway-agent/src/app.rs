@@ -118,6 +118,14 @@ pub async fn run(
     Ok(outcome.exit_code())
 }
 
+/// What is said of a database of the state folder with which the agent cannot begin.
+fn unusable(path: &Path) -> String {
+    format!(
+        "{} cannot be used; see the room, the mount and the quotas of its disk",
+        path.display()
+    )
+}
+
 async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, Spool)> {
     let Setup {
         ref config,
@@ -144,13 +152,12 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
     };
     info!(commands = catalogue.len(), folder = %config.executor.commands_folder.display(), "read the catalogue");
     let catalogue = Current::new(catalogue);
-    let journal = Journal::open(&folder.join("journal.db"), config.journal.entries_max).await?;
-    let opened = Spool::open(
-        &folder.join("spool.db"),
-        config.spool,
-        identity.agent_run_id,
-    )
-    .await?;
+    let path = folder.join("journal.db");
+    let journal = Journal::open(&path, config.journal.entries_max).await;
+    let journal = journal.with_context(|| unusable(&path))?;
+    let path = folder.join("spool.db");
+    let opened = Spool::open(&path, config.spool, identity.agent_run_id).await;
+    let opened = opened.with_context(|| unusable(&path))?;
     if let Some(path) = opened.damaged {
         warn!(path = %path.display(), "the telemetry spool was damaged and put aside");
     }

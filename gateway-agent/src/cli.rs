@@ -12,6 +12,7 @@ use viworks_runtime::config::{Environment, Form, Problems, environment};
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::lifecycle::run_to_end;
 use viworks_runtime::logging;
+use viworks_runtime::sqlite;
 use viworks_runtime::stdout::{self, PrintError};
 
 use crate::config::{self, Config};
@@ -216,9 +217,14 @@ fn code_of(error: &anyhow::Error) -> ExitCode {
     if error.is::<Problems>() {
         return ExitCode::Config;
     }
+    // Room may be made while the service manager tries again.
+    let is_full = |cause: &(dyn std::error::Error + 'static)| {
+        matches!(cause.downcast_ref(), Some(sqlite::Error::Full(_)))
+    };
     match error.downcast_ref::<IdentityError>() {
         Some(IdentityError::File(error)) => error.exit_code(),
         Some(_) => ExitCode::Config,
+        None if error.chain().any(is_full) => ExitCode::Unavailable,
         None => ExitCode::Error,
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::statvfs;
+use viworks_common::human;
 use viworks_common::rate::Lately;
 use viworks_runtime::blocking::Worker;
 use viworks_runtime::clock::{Clock, sleep_until};
@@ -162,6 +163,14 @@ impl Watch {
         if reserve || !kept {
             // Without its folder there is no reserve, and it is the folder that is to be put right.
             self.conditions.clear(RESERVE);
+        } else if room < ROOM_BYTES {
+            // Whether the next command finds its few pages is chance: one that was refused says nothing of another.
+            let cause = format!(
+                "{} KiB are free and there is no reserve: commands that find no room in the journal are refused",
+                human::count(room / 1_024)
+            );
+            self.conditions
+                .raise(RESERVE, Severity::Fail, &cause, DISK_FIX);
         } else {
             let cause = "the disk has no room for the reserve that lets commands be journalled when it is full";
             self.conditions

@@ -143,6 +143,48 @@ async fn a_gateway_whose_disk_is_full_runs_what_its_reserve_allows_and_the_rest_
     );
 }
 
+/// Nothing is read and no command comes, so nobody has met the full disk: the agent says so all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_without_room_and_without_reserve_is_not_well() {
+    if !can_run() {
+        return;
+    }
+    let mut system = Deployment::new(Binaries::shipped());
+    let folder = system.issue("gw-1");
+    system.start_backend(Start::default()).await;
+    let start = Start::default()
+        .with("VIWORKS__COLLECT__ENABLED", "false")
+        .on_disk_of(4);
+    let mut gateway = system.start_gateway(&folder, start);
+    system.online("gw-1").await;
+    let inside = seen_by(gateway.pid(), &folder);
+    let health = async || {
+        let (status, text) = local_request(&inside, "GET", "/v1/health", &json!({}))
+            .await
+            .ok()?;
+        let health: Value = serde_json::from_str(&text).ok()?;
+        let conditions = health["conditions"].as_array()?;
+        let reserve = conditions.iter().find(|it| it["name"] == "disk.reserve")?;
+        Some((status, reserve["severity"].as_str()?.to_owned()))
+    };
+    let warned = (200, "warn".to_owned());
+    eventually("it says that there is no reserve", PATIENCE, async || {
+        (health().await? == warned).then_some(())
+    })
+    .await;
+    let filled = fill(&inside.join("state"), "all");
+    eventually("it is not well", PATIENCE, async || {
+        (health().await? == (503, "fail".to_owned())).then_some(())
+    })
+    .await;
+    std::fs::remove_file(filled).unwrap();
+    eventually("it is well again", PATIENCE, async || {
+        (health().await? == warned).then_some(())
+    })
+    .await;
+    assert!(gateway.stop(Duration::from_secs(30)).await.success());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backend_whose_disk_is_full_refuses_what_it_cannot_keep_and_goes_on_when_there_is_room() {
     if !can_run() {

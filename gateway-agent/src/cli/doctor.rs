@@ -111,7 +111,10 @@ impl Doctor {
         {
             return self.connected(status);
         }
-        self.network(&setup).await?;
+        if let Err(stop) = self.network(&setup).await {
+            self.walk.reach(DNS, stop.step);
+            return Err(stop);
+        }
         self.session(status, &socket).await
     }
 
@@ -397,7 +400,8 @@ fn format_bytes(free: u64, folder: &Path) -> Result<String, Stop> {
     let kib = human::count(free / 1_024);
     let what = format!("{kib} KiB are free on the disk of {}", folder.display());
     if free < ROOM_BYTES {
-        let cause = format!("{what}: readings are refused there");
+        let cause =
+            format!("{what}: readings are refused there, and commands once its reserve is gone");
         return Err(Stop::at(DISK, ExitCode::NoGo, cause, DISK_FIX));
     }
     Ok(what)

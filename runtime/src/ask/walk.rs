@@ -122,6 +122,20 @@ impl Walk {
         );
     }
 
+    /// Whoever comes as far as `step` passed those before it, from `first` on, of which nothing was said.
+    pub fn reach(&mut self, first: &str, step: &str) {
+        let at = |name: &str| self.planned.iter().position(|planned| *planned == name);
+        let (Some(first), Some(step_at)) = (at(first), at(step)) else {
+            return;
+        };
+        let planned = self.planned;
+        for name in planned.get(first..step_at).unwrap_or_default() {
+            if !self.steps.iter().any(|told| told.name == *name) {
+                self.pass(name, format!("it came as far as {step}"), Duration::ZERO);
+            }
+        }
+    }
+
     fn add(
         &mut self,
         name: &'static str,
@@ -217,6 +231,21 @@ impl Walk {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_passed_on_the_way_is_no_step_that_was_not_reached() {
+        let mut walk = Walk::over(&["file", "dns", "tcp", "tls", "hello"]);
+        walk.pass("file", "read", Duration::ZERO);
+        walk.pass("tcp", "connected", Duration::ZERO);
+        walk.reach("dns", "hello");
+        let told: Vec<_> = walk.steps.iter().map(|step| step.name).collect();
+        assert_eq!(told, ["file", "tcp", "dns", "tls"]);
+        // A step that is not on this way shows nothing.
+        let mut walk = Walk::over(&["file", "dns", "tcp"]);
+        walk.reach("dns", "file");
+        walk.reach("dns", "elsewhere");
+        assert_eq!(walk.steps, []);
+    }
 
     #[test]
     fn the_cause_is_shown_with_its_fix_and_what_was_not_reached() {

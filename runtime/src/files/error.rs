@@ -195,18 +195,23 @@ impl FileError {
             Self::Owner {
                 path,
                 own_is_trusted,
-                ..
+                owner,
             } => {
+                let path = quoted(path);
                 let own = rustix::process::geteuid();
-                let users = if *own_is_trusted && !own.is_root() {
-                    format!("root or to user {}, as whom this runs", own.as_raw())
-                } else {
-                    "root".to_owned()
-                };
-                format!(
-                    "it must belong to {users}; if that is right for it, run: chown -h root {}",
-                    quoted(path)
-                )
+                if own.is_root() {
+                    // It may be right for the user that a service has, whom a change of owner would lock out.
+                    return format!(
+                        "if it is user {owner}'s on purpose, run this as that user: setpriv --reuid {owner} --regid {owner} --clear-groups; if it is to be root's, run: chown -h root {path}"
+                    );
+                }
+                if *own_is_trusted {
+                    return format!(
+                        "it must belong to root or to user {}, as whom this runs; if root is right for it, run: chown -h root {path}",
+                        own.as_raw()
+                    );
+                }
+                "it must belong to root: use a folder of root's, or, to try things as a user of your own, set allow_own_commands = true in [executor]".to_owned()
             }
             Self::Link { .. } => {
                 "put the file itself in its place, or name what the link leads to".to_owned()

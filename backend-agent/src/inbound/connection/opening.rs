@@ -359,7 +359,8 @@ impl Refused {
         let agent_id = line.peer.identity.agent_id;
         let (address, code, reason) = (line.address, closed.name(), &closed.reason);
         if closed.code == Some(CloseCode::HeartbeatTimeout) {
-            info!(gateway = %line.peer.name, %agent_id, %address, code, reason, "session ended");
+            // Nothing was heard any more, or somebody only wanted to see how far it gets.
+            info!(gateway = %line.peer.name, %agent_id, %address, "a gateway left before its session was confirmed");
         } else if let Some(left_out) = line.inbound.manager.may_log(agent_id, line.now()) {
             warn!(gateway = %line.peer.name, %agent_id, %address, code, reason, left_out, "refused a session");
         }
