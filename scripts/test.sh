@@ -64,10 +64,10 @@ need_postgresql() {
   install_package postgresql
 }
 
-# A server, without the service that Debian would start with it: nothing that is installed meanwhile may start one. A
-# machine that has a rule about that keeps it.
+# A server and the package it is in, without the service that Debian would start with it: nothing that is installed
+# meanwhile may start one. A machine that has a rule about that keeps it.
 need_server() {
-  local place
+  local place package=${2:-$1}
   for place in /usr/bin /usr/sbin /usr/local/bin; do
     [ ! -x "$place/$1" ] || return 0
   done
@@ -78,7 +78,7 @@ need_server() {
     ours=yes
     "${as_root[@]}" chmod 755 "$rule" || status=1
   fi
-  [ "$status" -ne 0 ] || install_package "$1" || status=1
+  [ "$status" -ne 0 ] || install_package "$package" || status=1
   [ -z "$ours" ] || "${as_root[@]}" rm -f "$rule"
   # Where it would have started with the next boot as well.
   if [ "$status" -eq 0 ] && [ -d /run/systemd/system ]; then
@@ -131,6 +131,11 @@ if command -v valkey-server >/dev/null 2>&1 || { command -v apt-cache >/dev/null
   need_server valkey-server || true
 else
   printf 'valkey-server: no package of it here; what needs it is skipped\n'
+fi
+need_server nginx nginx-light || true
+# It passes TLS through by a module of its own package.
+if [ -x /usr/sbin/nginx ] && [ ! -e /usr/lib/nginx/modules/ngx_stream_module.so ]; then
+  install_package libnginx-mod-stream || true
 fi
 # What the bench measures beside the backend.
 need_server nats-server || true

@@ -19,6 +19,7 @@ pub mod jobs;
 mod listening;
 pub mod material;
 pub mod metrics;
+pub mod nginx;
 pub mod pki;
 mod protocol;
 pub mod reload;

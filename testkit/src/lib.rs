@@ -9,6 +9,7 @@ pub mod held_database;
 pub mod http;
 mod keeper;
 pub mod machine;
+pub mod nginx;
 pub mod packages;
 pub mod postgres;
 pub mod process;

@@ -1,6 +1,7 @@
 //! The checks, one function each; `scripts/test.sh` and continuous integration run them, and write none of them again.
 
 use std::io::IsTerminal as _;
+use std::path::Path;
 use std::process::Command;
 
 use crate::shop::{Folder, Shop, finish, has, succeeds};
@@ -142,6 +143,9 @@ fn test(shop: &mut Shop) -> Result<(), String> {
         shop.skip(
             "mounts that hang, limits on processes, process 1: they need root and namespaces",
         );
+    }
+    if !Path::new("/usr/lib/nginx/modules/ngx_stream_module.so").is_file() {
+        shop.skip("a site behind nginx: nginx or its stream module is missing");
     }
     if !has("ping") {
         println!("note: ping is missing; net.ping uses its own fallback");

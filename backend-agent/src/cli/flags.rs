@@ -91,6 +91,9 @@ pub(super) enum Subcommands {
     /// Gateways
     #[command(subcommand)]
     Gateway(GatewayCommand),
+    /// nginx in front of the backend
+    #[command(subcommand)]
+    Nginx(NginxCommand),
 }
 
 #[derive(Debug, Args)]
@@ -240,6 +243,61 @@ pub(super) enum GatewayCommand {
         config: ConfigFlag,
         /// Its name or id
         gateway: GatewayRef,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum NginxCommand {
+    /// Write a configuration of nginx for this backend
+    Render {
+        #[command(flatten)]
+        config: ConfigFlag,
+        /// The name that gateways dial; the host of `public_url` in [agents] when left out
+        #[arg(long, value_name = "NAME")]
+        agents_name: Option<String>,
+        /// The name that is kept for gateways that enrol; enrol.DOMAIN when left out
+        #[arg(long, value_name = "NAME")]
+        enrolment_name: Option<String>,
+        /// The name that operators use
+        #[arg(long, value_name = "NAME")]
+        api_name: String,
+        /// Where a backend takes gateways, may be repeated; `listen` of [agents] when left out
+        #[arg(long = "agents-backend", value_name = "HOST:PORT")]
+        agents_backends: Vec<String>,
+        /// Where a backend has its API, may be repeated; `listen` of [api] when left out
+        #[arg(long = "api-backend", value_name = "HOST:PORT")]
+        api_backends: Vec<String>,
+        /// The certificate for operators, PEM, with those that lead to its root
+        #[arg(
+            long,
+            value_name = "FILE",
+            default_value = "/etc/viworks/nginx/api.crt"
+        )]
+        certificate: PathBuf,
+        /// Its private key, PEM
+        #[arg(
+            long,
+            value_name = "FILE",
+            default_value = "/etc/viworks/nginx/api.key"
+        )]
+        key: PathBuf,
+        /// Where it goes; the standard output when left out
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+        /// Replace a file that has other content
+        #[arg(long, requires = "out")]
+        force: bool,
+    },
+    /// Check a configuration of nginx, and that renewals keep the keys that gateways pin
+    Check {
+        #[command(flatten)]
+        config: ConfigFlag,
+        /// nginx's configuration
+        #[arg(default_value = "/etc/nginx/nginx.conf")]
+        file: PathBuf,
+        /// Certbot's folder of renewals, such as /etc/letsencrypt/renewal
+        #[arg(long, value_name = "DIR")]
+        renewal: Option<PathBuf>,
     },
 }
 

@@ -6,6 +6,7 @@ mod gateway;
 mod health;
 mod migrate;
 mod moving;
+mod nginx;
 mod open;
 mod pki;
 mod serve;
@@ -57,6 +58,7 @@ pub(super) async fn execute(command: Subcommands) -> anyhow::Result<ExitCode> {
         Subcommands::Apikey(command) => return apikey::execute(command).await,
         Subcommands::Pki(command) => pki::execute(command).await?,
         Subcommands::Gateway(command) => return gateway::execute(command).await,
+        Subcommands::Nginx(command) => return nginx::execute(command),
     }
     Ok(ExitCode::Ok)
 }

@@ -1,0 +1,139 @@
+//! `nginx`: writes the configuration of the proxy in front of the backend, and checks one.
+
+use std::path::Path;
+
+use anyhow::Context;
+use viworks_runtime::exit::ExitCode;
+use viworks_runtime::{files, stdout};
+
+use super::super::flags::NginxCommand;
+use super::super::views::{print, say};
+use super::open::load;
+use crate::config::{Config, ProxyProtocol};
+use crate::nginx::check::{Question, check, host};
+use crate::nginx::render::{Site, reached_at, render};
+
+/// More than any configuration of nginx that we write.
+const BYTES_MAX: u64 = 1024 * 1024;
+
+pub(super) fn execute(command: NginxCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        NginxCommand::Render {
+            config,
+            agents_name,
+            enrolment_name,
+            api_name,
+            agents_backends,
+            api_backends,
+            certificate,
+            key,
+            out,
+            force,
+        } => {
+            let config = load(&config)?;
+            let public = config.agents.public_url.as_deref().and_then(host);
+            let Some(agents_name) = agents_name.or_else(|| public.map(str::to_owned)) else {
+                say("error: nothing says which name gateways dial");
+                say("  fix: --agents-name NAME, or public_url in [agents]");
+                return Ok(ExitCode::Usage);
+            };
+            let kept = || {
+                let domain = agents_name
+                    .split_once('.')
+                    .map_or("", |(_first, domain)| domain);
+                let domain = if domain.contains('.') {
+                    domain
+                } else {
+                    agents_name.as_str()
+                };
+                format!("enrol.{domain}")
+            };
+            let site = Site {
+                enrolment_name: enrolment_name.unwrap_or_else(kept),
+                api_name,
+                agents: or_listener(agents_backends, reached_at(config.agents.listen)),
+                api: or_listener(api_backends, reached_at(config.api.listen)),
+                certificate_file: certificate,
+                key_file: key,
+                agents_name,
+            };
+            let rendered = match render(&site, &config.agents) {
+                Ok(rendered) => rendered,
+                Err(error) => {
+                    say(&format!("error: {error}"));
+                    return Ok(ExitCode::Usage);
+                }
+            };
+            let code = match out {
+                Some(out) => write(&out, &rendered, force)?,
+                None => {
+                    stdout::print(&rendered)?;
+                    ExitCode::Ok
+                }
+            };
+            tell_rest(&config);
+            Ok(code)
+        }
+        NginxCommand::Check {
+            config,
+            file,
+            renewal,
+        } => {
+            let config = load(&config)?;
+            let question = Question {
+                config: &config,
+                file: &file,
+                renewal: renewal.as_deref(),
+                ask_nginx: true,
+            };
+            for right in check(&question)? {
+                print(&right)?;
+            }
+            print(&format!("{} fits this backend", file.display()))?;
+            Ok(ExitCode::Ok)
+        }
+    }
+}
+
+fn or_listener(given: Vec<String>, own: Option<String>) -> Vec<String> {
+    if given.is_empty() {
+        // Port 0 is told as an address that is none.
+        vec![own.unwrap_or_else(|| "port 0".to_owned())]
+    } else {
+        given
+    }
+}
+
+/// Writes the file, unless somebody has changed the one that is there.
+fn write(out: &Path, rendered: &str, force: bool) -> anyhow::Result<ExitCode> {
+    let written = match files::read_at_most(out, BYTES_MAX) {
+        Err(error) if error.is_missing() => files::write_new(out, rendered.as_bytes(), 0o644),
+        Ok(found) if found == rendered.as_bytes() => {
+            print(&format!("{} is as it would be written", out.display()))?;
+            return Ok(ExitCode::Ok);
+        }
+        Ok(_) | Err(_) if !force => return Ok(refuse(out)),
+        Ok(_) | Err(_) => files::write_atomic(out, rendered.as_bytes()),
+    };
+    written.with_context(|| format!("failed to write {}", out.display()))?;
+    print(&format!("wrote {}", out.display()))?;
+    Ok(ExitCode::Ok)
+}
+
+fn refuse(out: &Path) -> ExitCode {
+    say(&format!(
+        "error: {} is there already, with other content",
+        out.display()
+    ));
+    say("  fix: write to another file and compare them, or replace it with --force");
+    ExitCode::Conflict
+}
+
+/// What the backend has to be told for it to work.
+fn tell_rest(config: &Config) {
+    if config.agents.proxy_protocol == ProxyProtocol::Off {
+        say("the backend does not know of a proxy yet; in [agents] of its configuration:");
+        say("  proxy_protocol = \"require\"");
+        say("  trusted_proxies = [\"127.0.0.1\"]");
+    }
+}

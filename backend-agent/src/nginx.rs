@@ -1,0 +1,6 @@
+//! The proxy in front of this backend: nginx's configuration, written for a site and held against what we expect of it.
+
+pub mod check;
+mod directive;
+pub mod render;
+mod renewal;

@@ -1,0 +1,182 @@
+//! Writes the shipped configuration of nginx with the names, certificates and backends of a site.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::config::AgentsConfig;
+
+/// The file that ships: complete, with places that stand for a site's own.
+const PASS_THROUGH: &str = include_str!("../../../nginx/nginx.conf");
+
+/// What nginx allows to be silent at least: the value that ships.
+const SILENCE_MIN: Duration = Duration::from_secs(90);
+
+/// What is particular about a site.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Site {
+    /// The name that gateways dial.
+    pub agents_name: String,
+    /// The name that is kept for gateways that enrol.
+    pub enrolment_name: String,
+    /// The name that operators use.
+    pub api_name: String,
+    /// Where backends take gateways.
+    pub agents: Vec<String>,
+    /// Where backends have their API.
+    pub api: Vec<String>,
+    /// The certificate for operators, with those that lead to its root.
+    pub certificate_file: PathBuf,
+    /// Its key.
+    pub key_file: PathBuf,
+}
+
+/// What cannot stand in a configuration of nginx.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RenderError {
+    /// A name that is none.
+    #[error("{0:?} is no DNS name in lower case, such as agents.example.org")]
+    Name(String),
+    /// One name for two purposes: nginx tells them apart by it.
+    #[error("{0} is to be the name of two things, which nginx tells apart by their names")]
+    SameName(String),
+    /// An address that is none, or has no port that is known.
+    #[error("{0:?} is no HOST:PORT of a backend")]
+    Address(String),
+    /// A path that nginx would read as something else.
+    #[error("{0:?} is no absolute path without blanks and special letters")]
+    Path(PathBuf),
+}
+
+/// The whole file.
+///
+/// # Errors
+///
+/// When something of the site cannot stand in it.
+pub fn render(site: &Site, agents: &AgentsConfig) -> Result<String, RenderError> {
+    site.check()?;
+    let servers = |addresses: &[String]| {
+        let server = |address: &String| format!("server {address} max_fails=1 fail_timeout=5s;");
+        addresses
+            .iter()
+            .map(server)
+            .collect::<Vec<_>>()
+            .join("\n        ")
+    };
+    let silence = agents.silence.as_millis().div_ceil(1_000);
+    let timeout = SILENCE_MIN
+        .as_secs()
+        .max(u64::try_from(silence * 2).unwrap_or(u64::MAX));
+    let places = [
+        ("agents.example.org", site.agents_name.clone()),
+        ("enrol.example.org", site.enrolment_name.clone()),
+        ("api.example.org", site.api_name.clone()),
+        (
+            "server 127.0.0.1:8081 max_fails=1 fail_timeout=5s;",
+            servers(&site.agents),
+        ),
+        (
+            "server 127.0.0.1:8080 max_fails=1 fail_timeout=5s;",
+            servers(&site.api),
+        ),
+        (
+            "/etc/viworks/nginx/api.crt",
+            site.certificate_file.display().to_string(),
+        ),
+        (
+            "/etc/viworks/nginx/api.key",
+            site.key_file.display().to_string(),
+        ),
+        (
+            "limit_conn viworks_sources 2000;",
+            format!("limit_conn viworks_sources {};", agents.per_source_max),
+        ),
+        (
+            "silence_ms in [agents], 45 s.",
+            format!("silence_ms in [agents], {silence} s."),
+        ),
+        ("proxy_timeout 90s;", format!("proxy_timeout {timeout}s;")),
+    ];
+    // One pass over the text: what is put in is not looked at again.
+    let mut rendered = String::with_capacity(PASS_THROUGH.len());
+    let mut rest = PASS_THROUGH;
+    loop {
+        let next = places
+            .iter()
+            .filter_map(|(place, own)| Some((rest.find(place)?, place, own)));
+        let Some((at, place, own)) = next.min_by_key(|(at, ..)| *at) else {
+            break;
+        };
+        let (before, behind) = rest.split_at(at);
+        rendered.push_str(before);
+        rendered.push_str(own);
+        rest = behind.get(place.len()..).unwrap_or_default();
+    }
+    rendered.push_str(rest);
+    Ok(rendered)
+}
+
+impl Site {
+    fn check(&self) -> Result<(), RenderError> {
+        let names = [&self.agents_name, &self.enrolment_name, &self.api_name];
+        if let Some(name) = names.iter().find(|name| !is_name(name)) {
+            return Err(RenderError::Name((**name).clone()));
+        }
+        let [agents, enrolment, api] = names;
+        if agents == api || enrolment == api || agents == enrolment {
+            let twice = if agents == enrolment { agents } else { api };
+            return Err(RenderError::SameName(twice.clone()));
+        }
+        let mut addresses = self.agents.iter().chain(&self.api);
+        if let Some(address) = addresses.find(|address| !is_address(address)) {
+            return Err(RenderError::Address(address.clone()));
+        }
+        let paths = [&self.certificate_file, &self.key_file];
+        match paths.into_iter().find(|path| !is_plain(path)) {
+            Some(path) => Err(RenderError::Path(path.clone())),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Where nginx on the same machine reaches a listener. `None` for port 0, which becomes another one with each start.
+#[must_use]
+pub fn reached_at(listen: SocketAddr) -> Option<String> {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip @ (IpAddr::V4(_) | IpAddr::V6(_)) => ip,
+    };
+    (listen.port() != 0).then(|| SocketAddr::new(ip, listen.port()).to_string())
+}
+
+fn is_name(name: &str) -> bool {
+    let label = |label: &str| {
+        let letters = label
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+        letters
+            && !label.is_empty()
+            && label.len() <= 63
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    name.len() <= 253 && name.split('.').all(label)
+}
+
+fn is_address(text: &str) -> bool {
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return address.port() != 0;
+    }
+    let port = |port: &str| port.parse::<u16>().is_ok_and(|port| port != 0);
+    text.rsplit_once(':')
+        .is_some_and(|(host, number)| is_name(host) && port(number))
+}
+
+fn is_plain(path: &Path) -> bool {
+    let letters = |text: &str| {
+        text.bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"/._-+@".contains(&byte))
+    };
+    path.is_absolute() && path.to_str().is_some_and(letters)
+}

@@ -1,0 +1,280 @@
+//! Configurations of nginx: what is rendered is right, and what would not work is told with its place and its fix.
+
+use std::path::{Path, PathBuf};
+
+use rcgen::{CertificateParams, KeyPair};
+use tempfile::TempDir;
+use viworks_backend_agent::config::{Config, ProxyProtocol};
+use viworks_backend_agent::nginx::check::{Question, check};
+use viworks_backend_agent::nginx::render::{RenderError, Site, render};
+
+use crate::pki;
+
+const SHIPPED: &str = include_str!("../../../nginx/nginx.conf");
+
+struct Scene {
+    folder: TempDir,
+    config: Config,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let folder = pki::initialised();
+        let mut config = pki::config(&folder);
+        config.agents.proxy_protocol = ProxyProtocol::Require;
+        config.agents.trusted_proxies = vec!["127.0.0.1".parse().unwrap()];
+        config.agents.public_url = Some("wss://agents.example.org".to_owned());
+        Self { folder, config }
+    }
+
+    /// What is wrong with this file.
+    fn told(&self, text: &str) -> String {
+        self.told_with(text, None)
+    }
+
+    fn told_with(&self, text: &str, renewal: Option<&Path>) -> String {
+        let file = self.folder.path().join("nginx.conf");
+        std::fs::write(&file, text).unwrap();
+        let question = Question {
+            config: &self.config,
+            file: &file,
+            renewal,
+            ask_nginx: false,
+        };
+        check(&question).map_or_else(|problems| problems.to_string(), |_right| String::new())
+    }
+
+    /// What is wrong with the shipped file where one thing in it is another.
+    fn told_of(&self, this: &str, other: &str) -> String {
+        assert!(SHIPPED.contains(this), "{this}");
+        self.told(&SHIPPED.replace(this, other))
+    }
+}
+
+fn site() -> Site {
+    Site {
+        agents_name: "agents.example.org".to_owned(),
+        enrolment_name: "enrol.example.org".to_owned(),
+        api_name: "api.example.org".to_owned(),
+        agents: vec!["127.0.0.1:8081".to_owned()],
+        api: vec!["127.0.0.1:8080".to_owned()],
+        certificate_file: PathBuf::from("/etc/viworks/nginx/api.crt"),
+        key_file: PathBuf::from("/etc/viworks/nginx/api.key"),
+    }
+}
+
+#[test]
+fn the_shipped_file_is_what_is_rendered_for_its_own_names_and_has_no_problem() {
+    let scene = Scene::new();
+    assert_eq!(
+        render(&site(), &scene.config.agents).as_deref(),
+        Ok(SHIPPED)
+    );
+    assert_eq!(scene.told(SHIPPED), "");
+}
+
+#[test]
+fn a_site_has_its_names_backends_and_limits_in_what_is_rendered() {
+    let mut scene = Scene::new();
+    scene.config.agents.per_source_max = 77;
+    scene.config.agents.silence = std::time::Duration::from_secs(120);
+    let site = Site {
+        agents_name: "gw.site.example".to_owned(),
+        // A place of the shipped file, which is not to be taken for one.
+        api_name: "enrol.example.org".to_owned(),
+        enrolment_name: "join.site.example".to_owned(),
+        agents: vec![
+            "10.0.0.1:8081".to_owned(),
+            "[2001:db8::1]:8081".to_owned(),
+            "b.internal:9".to_owned(),
+        ],
+        ..site()
+    };
+    let rendered = render(&site, &scene.config.agents).unwrap();
+    for line in [
+        "gw.site.example  viworks_agents;",
+        "join.site.example  viworks_enrolment;",
+        "server_name enrol.example.org;",
+        "server 10.0.0.1:8081 max_fails=1 fail_timeout=5s;\n        server [2001:db8::1]:8081 max_fails=1 fail_timeout=5s;\n        server b.internal:9 ",
+        "limit_conn viworks_sources 77;",
+        "proxy_timeout 240s;",
+    ] {
+        assert!(rendered.contains(line), "{line}");
+    }
+    assert!(!rendered.contains("agents.example.org"));
+}
+
+#[test]
+fn nothing_is_rendered_that_nginx_would_read_as_something_else() {
+    let agents = Scene::new().config.agents;
+    let with = |change: fn(&mut Site)| {
+        let mut site = site();
+        change(&mut site);
+        render(&site, &agents).unwrap_err()
+    };
+    let name = |error: RenderError| matches!(error, RenderError::Name(_));
+    assert!(name(with(|site| site.api_name = "a b".to_owned())));
+    assert!(name(with(|site| site.agents_name = "a;}".to_owned())));
+    assert!(name(with(|site| site.enrolment_name = String::new())));
+    assert!(name(with(
+        |site| site.api_name = "API.example.org".to_owned()
+    )));
+    assert!(matches!(
+        with(|site| site.api_name = site.agents_name.clone()),
+        RenderError::SameName(_)
+    ));
+    assert!(matches!(
+        with(|site| site.agents.push("10.0.0.1".to_owned())),
+        RenderError::Address(_)
+    ));
+    assert!(matches!(
+        with(|site| site.api.push("10.0.0.1:0".to_owned())),
+        RenderError::Address(_)
+    ));
+    assert!(matches!(
+        with(|site| site.key_file = "key".into()),
+        RenderError::Path(_)
+    ));
+    assert!(matches!(
+        with(|site| site.key_file = "/a b/key".into()),
+        RenderError::Path(_)
+    ));
+}
+
+#[test]
+fn what_would_keep_gateways_away_is_told() {
+    let scene = Scene::new();
+    for (this, other, told) in [
+        (
+            "proxy_protocol on;",
+            "",
+            "none is sent: no gateway could connect",
+        ),
+        (
+            "proxy_timeout 90s;",
+            "proxy_timeout 40s;",
+            "may be silent for 45 s",
+        ),
+        ("ssl_preread on;", "", "is not looked at"),
+        (
+            "agents.example.org  viworks_agents;",
+            "other.example.org  viworks_agents;",
+            "that name does not lead",
+        ),
+        (
+            "listen 443;",
+            "listen 443 ssl;",
+            "TLS of gateways would end here",
+        ),
+        (
+            "127.0.0.1:8081",
+            "127.0.0.1:8089",
+            "leads to 127.0.0.1:8081",
+        ),
+        (
+            "proxy_pass $viworks_target;",
+            "proxy_pass $viworks_target; proxy_bind 10.0.0.7;",
+            "nginx connects from 10.0.0.7",
+        ),
+        ("stream {", "stream", "ends with a semicolon or a block"),
+    ] {
+        let found = scene.told_of(this, other);
+        assert!(
+            found.contains(told) && found.contains("help: "),
+            "{told} is not in:\n{found}"
+        );
+    }
+    let mut direct = Scene::new();
+    direct.config.agents.proxy_protocol = ProxyProtocol::Off;
+    assert!(direct.told(SHIPPED).contains("the backend takes none"));
+    assert!(
+        direct
+            .told_of("proxy_protocol on;", "")
+            .contains("take all gateways for one")
+    );
+}
+
+#[test]
+fn what_would_hold_operators_up_is_told() {
+    let scene = Scene::new();
+    for (this, other, told) in [
+        (
+            "proxy_buffering off;",
+            "",
+            "kept back until a buffer is full",
+        ),
+        ("gzip off;", "gzip on;", "enough of them to be compressed"),
+        (
+            "proxy_read_timeout 90s;",
+            "proxy_read_timeout 10s;",
+            "heard of every 15 s",
+        ),
+        (
+            "ssl_protocols TLSv1.2 TLSv1.3;",
+            "ssl_protocols TLSv1 TLSv1.2;",
+            "TLSv1 is broken",
+        ),
+        (
+            "client_max_body_size 1m;",
+            "client_max_body_size 8k;",
+            "has up to 1 MiB",
+        ),
+        (
+            "listen 127.0.0.1:8443 ssl http2 proxy_protocol;",
+            "listen 8443;",
+            "in plain text",
+        ),
+        (
+            "127.0.0.1:8080",
+            "127.0.0.1:8089",
+            "leads to 127.0.0.1:8080",
+        ),
+    ] {
+        let found = scene.told_of(this, other);
+        assert!(
+            found.contains(told) && found.contains("help: "),
+            "{told} is not in:\n{found}"
+        );
+    }
+    // A certificate for another name.
+    let key = KeyPair::generate().unwrap();
+    let other = CertificateParams::new(["other.example.org".to_owned()]).unwrap();
+    let path = scene.folder.path().join("api.crt");
+    std::fs::write(&path, other.self_signed(&key).unwrap().pem()).unwrap();
+    let found = scene.told_of("/etc/viworks/nginx/api.crt", path.to_str().unwrap());
+    assert!(found.contains("is not for api.example.org"), "{found}");
+}
+
+#[test]
+fn a_renewal_that_would_change_a_pinned_key_is_told() {
+    let scene = Scene::new();
+    let renewal = scene.folder.path().join("renewal");
+    std::fs::create_dir(&renewal).unwrap();
+    let certificate = scene.config.agents.certificate_file.clone();
+    let lineage = |fullchain: &Path, more: &str| {
+        let text = format!(
+            "version = 2.1.0\nfullchain = {}\n[renewalparams]\nauthenticator = webroot\n{more}",
+            fullchain.display()
+        );
+        std::fs::write(renewal.join("agents.example.org.conf"), text).unwrap();
+        scene.told_with(SHIPPED, Some(&renewal))
+    };
+    let found = lineage(&certificate, "");
+    assert!(
+        found.contains("the next renewal makes another key") && found.contains("--reuse-key"),
+        "{found}"
+    );
+    assert!(lineage(&certificate, "reuse_key = False\n").contains("makes another key"));
+    assert_eq!(lineage(&certificate, "reuse_key = True\n"), "");
+    // A copy by a deploy hook is known by its key.
+    let copy = scene.folder.path().join("copy.crt");
+    std::fs::copy(&certificate, &copy).unwrap();
+    assert!(lineage(&copy, "").contains("makes another key"));
+    // The certificate for operators may change its key as it likes.
+    let key = KeyPair::generate().unwrap();
+    let api = CertificateParams::new(["api.example.org".to_owned()]).unwrap();
+    std::fs::write(&copy, api.self_signed(&key).unwrap().pem()).unwrap();
+    assert_eq!(lineage(&copy, ""), "");
+    let missing = scene.told_with(SHIPPED, Some(Path::new("/nonexistent/renewal")));
+    assert!(missing.contains("/etc/letsencrypt/renewal"), "{missing}");
+}

@@ -1,0 +1,428 @@
+//! A site behind nginx with the configuration that ships: gateways passed through and known by their own addresses,
+//! operators by HTTPS, and what a reload and the loss of a backend cost.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::Instant;
+use viworks_testkit::binaries::Binaries;
+use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
+use viworks_testkit::gateway::{ONCE, mark_starts, started};
+use viworks_testkit::nginx::{API_NAME, Backends, Nginx};
+use viworks_testkit::postgres;
+use viworks_testkit::process::{Process, eventually};
+use viworks_testkit::rogue::{Material, Refused, upgrade};
+
+/// Where nginx comes from in these tests: another address than that of gateways, which is 127.0.0.1.
+const PROXY: &str = "127.0.0.9";
+
+/// What a backend is told that stands behind it.
+fn behind() -> Start {
+    Start::default()
+        .with("VIWORKS__AGENTS__PROXY_PROTOCOL", "require")
+        .with("VIWORKS__AGENTS__TRUSTED_PROXIES", PROXY)
+}
+
+fn from_its_own_address(shipped: &str) -> String {
+    shipped.replace(
+        "proxy_pass $viworks_target;",
+        &format!("proxy_pass $viworks_target;\n        proxy_bind {PROXY};"),
+    )
+}
+
+fn api(system: &Deployment) -> String {
+    system.api_url().trim_start_matches("http://").to_owned()
+}
+
+fn nginx_before(systems: &[&Deployment]) -> Nginx {
+    let agents = |system: &&Deployment| system.agents_address().to_owned();
+    let backends = Backends {
+        agents: systems.iter().map(agents).collect(),
+        api: systems.iter().map(|system| api(system)).collect(),
+    };
+    Nginx::start_changed(backends, trusting_both)
+}
+
+/// The part that ends TLS is told by the other part who connects, from its address.
+fn trusting_both(shipped: &str) -> String {
+    from_its_own_address(shipped).replace(
+        "set_real_ip_from 127.0.0.1;",
+        &format!("set_real_ip_from {PROXY};"),
+    )
+}
+
+fn through(nginx: &Nginx) -> Start {
+    Start::default()
+        .with("VIWORKS__OUTBOUND__URL", nginx.agents_url())
+        .with("VIWORKS__OUTBOUND__BACKOFF_MAX_MS", "500")
+}
+
+fn token(system: &Deployment) -> String {
+    let key = std::fs::read_to_string(system.path().join("operator.key")).unwrap();
+    key.trim().to_owned()
+}
+
+/// Status, headers and body of a request through nginx.
+async fn ask(system: &Deployment, nginx: &Nginx, path: &str) -> reqwest::Response {
+    let request = nginx.client().get(format!("{}{path}", nginx.api_url()));
+    let request = request.bearer_auth(token(system)).timeout(PATIENCE);
+    request.send().await.unwrap()
+}
+
+/// Gateways with what [`mark_starts`] gives them, through nginx.
+async fn gateways(system: &Deployment, nginx: &Nginx, folders: &[PathBuf]) -> Vec<Process> {
+    let mut started = Vec::new();
+    for folder in folders {
+        started.push(system.start_gateway(folder, through(nginx)));
+    }
+    for folder in folders {
+        system.online(name(folder)).await;
+    }
+    started
+}
+
+fn name(folder: &Path) -> &str {
+    folder.file_name().unwrap().to_str().unwrap()
+}
+
+fn issue(system: &Deployment, count: usize) -> Vec<PathBuf> {
+    let issued = (1..=count).map(|number| system.issue(&format!("gw-{number}")));
+    let issued: Vec<_> = issued.collect();
+    issued.iter().for_each(|folder| mark_starts(folder));
+    issued
+}
+
+/// Which session each gateway has.
+async fn sessions(system: &Deployment, folders: &[PathBuf]) -> BTreeMap<String, String> {
+    let mut sessions = BTreeMap::new();
+    for folder in folders {
+        let shown = system.get(&format!("/v1/gateways/{}", name(folder))).await;
+        let session = shown["session"]["id"].as_str().unwrap_or_default();
+        sessions.insert(name(folder).to_owned(), session.to_owned());
+    }
+    sessions
+}
+
+/// Waits until every gateway has another session than it had.
+async fn all_came_back(
+    system: &Deployment,
+    folders: &[PathBuf],
+    before: &BTreeMap<String, String>,
+) {
+    for folder in folders {
+        eventually("it is back", PATIENCE, async || {
+            let now = sessions(system, std::slice::from_ref(folder)).await;
+            let now = &now[name(folder)];
+            (!now.is_empty() && *now != before[name(folder)]).then_some(())
+        })
+        .await;
+    }
+}
+
+/// One run on every gateway, to its good end.
+async fn run_everywhere(system: &Deployment, key: &str, gateways: usize) {
+    let run = system.submit(ONCE, key).await;
+    let run = system.finished(&run).await;
+    assert_eq!(run["counts"]["succeeded"], gateways, "{run}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gateways_pass_through_nginx_and_are_known_by_their_own_address() {
+    if !Nginx::is_installed() {
+        return;
+    }
+    let mut system = Deployment::new(Binaries::shipped());
+    let folders = issue(&system, 1);
+    let rogue = Material::read(&system.issue("gw-rogue")).unwrap();
+    system.start_backend(behind()).await;
+    let nginx = nginx_before(&[&system]);
+    let _gateway = gateways(&system, &nginx, &folders).await;
+    let shown = system.get("/v1/gateways/gw-1").await;
+    let address = shown["session"]["peer_address"].as_str().unwrap();
+    assert!(address.starts_with("127.0.0.1:"), "{shown}");
+    let log = system.backend().log();
+    let connected = log.lines().find(|line| line.contains("gateway connected"));
+    assert!(connected.unwrap().contains(address), "{log}");
+    let body = json!({"command": ONCE, "targets": {"gateways": ["gw-1"]}});
+    let run = system.post("/v1/runs", &body).await;
+    let run = system.finished(run["id"].as_str().unwrap()).await;
+    assert_eq!(run["counts"]["succeeded"], 1, "{run}");
+
+    // Its TLS ends at the backend: an upgrade is answered with 101, and a certificate is asked for there.
+    let front = format!("127.0.0.1:{}", nginx.port());
+    let (path, protocol) = ("/agent/v1/connect", "viworks.agent.v1");
+    let certificate = Some(&rogue.certificate);
+    let upgraded = upgrade(&front, &rogue.authority, certificate, path, protocol).await;
+    assert!(upgraded.is_ok());
+    let refused = upgrade(&front, &rogue.authority, None, path, protocol).await;
+    let (refused, _address) = refused.err().unwrap();
+    assert!(
+        matches!(refused, Refused::Tls | Refused::Cut),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_goes_past_nginx_or_claims_an_address_is_refused() {
+    if !Nginx::is_installed() {
+        return;
+    }
+    let mut system = Deployment::new(Binaries::shipped());
+    let rogue = Material::read(&system.issue("gw-rogue")).unwrap();
+    system.start_backend(behind()).await;
+    let agents = system.agents_address().to_owned();
+    let (path, protocol) = ("/agent/v1/connect", "viworks.agent.v1");
+    let past = upgrade(
+        &agents,
+        &rogue.authority,
+        Some(&rogue.certificate),
+        path,
+        protocol,
+    )
+    .await;
+    let (refused, _address) = past.err().unwrap();
+    assert!(
+        matches!(refused, Refused::Tls | Refused::Cut),
+        "{refused:?}"
+    );
+    // A header from an address that is not nginx's, and none from the one that is.
+    let header = &b"PROXY TCP4 203.0.113.9 127.0.0.1 50000 443\r\n"[..];
+    for (from, sent) in [
+        ("127.0.0.1", header),
+        (PROXY, &b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..]),
+    ] {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
+        let mut stream = socket.connect(agents.parse().unwrap()).await.unwrap();
+        // It may be closed before anything arrives.
+        drop(stream.write_all(sent).await);
+        let mut answer = Vec::new();
+        let ended = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
+        drop(ended.expect("it is closed"));
+        assert_eq!(answer, b"", "{from}");
+    }
+    eventually("both are told", PATIENCE, async || {
+        let log = system.backend().log();
+        let told = log.contains("does not come through a proxy of agents.trusted_proxies")
+            && log.contains("does not begin with a header of the PROXY protocol")
+            && !log.contains("203.0.113.9");
+        told.then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn operators_reach_the_api_by_https_and_nothing_else_is_served() {
+    if !Nginx::is_installed() {
+        return;
+    }
+    let mut system = Deployment::new(Binaries::shipped());
+    system.start_backend(behind()).await;
+    let nginx = nginx_before(&[&system]);
+    let answer = ask(&system, &nginx, "/v1/gateways").await;
+    assert_eq!(answer.status(), 200);
+    for (header, value) in [
+        ("strict-transport-security", "max-age=63072000"),
+        ("x-content-type-options", "nosniff"),
+        ("server", "nginx"),
+    ] {
+        assert_eq!(answer.headers()[header], value);
+    }
+    // More than any request of ours.
+    let request = nginx.client().post(format!("{}/v1/runs", nginx.api_url()));
+    let request = request
+        .bearer_auth(token(&system))
+        .body(vec![b' '; 2 * 1024 * 1024]);
+    assert_eq!(request.send().await.unwrap().status(), 413);
+    // Plain HTTP says where the encrypted one is.
+    let mut plain = TcpStream::connect(("127.0.0.1", nginx.plain_port()))
+        .await
+        .unwrap();
+    let request =
+        format!("GET /v1/gateways HTTP/1.1\r\nhost: {API_NAME}\r\nconnection: close\r\n\r\n");
+    plain.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    plain.read_to_string(&mut answer).await.unwrap();
+    let there = format!("location: https://{API_NAME}/v1/gateways");
+    assert!(
+        answer.starts_with("HTTP/1.1 301") && answer.to_lowercase().contains(&there),
+        "{answer}"
+    );
+    // A name that is not served, and the one that is kept for enrolment.
+    for name in ["elsewhere.example.org", "enrol.example.org"] {
+        let there = ([127, 0, 0, 1], nginx.port()).into();
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .tls_danger_accept_invalid_certs(true)
+            .resolve(name, there)
+            .build()
+            .unwrap();
+        let url = format!("https://{name}:{}/", nginx.port());
+        client.get(url).send().await.unwrap_err();
+    }
+    let log = std::fs::read_to_string(nginx.path().join("access.log")).unwrap();
+    let first: Value = serde_json::from_str(log.lines().next().unwrap()).unwrap();
+    assert_eq!(
+        (&first["client"], &first["status"]),
+        (&json!("127.0.0.1"), &json!(200))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_arrive_through_nginx_as_they_happen() {
+    if !Nginx::is_installed() {
+        return;
+    }
+    let mut system = Deployment::new(Binaries::shipped());
+    let folders = issue(&system, 1);
+    // It says something, and goes on only once that was seen.
+    let (script, seen) = (folders[0].join("wait.sh"), folders[0].join("seen"));
+    let waits = format!(
+        "#!/bin/sh\necho first\nwhile [ ! -e '{}' ]; do sleep 0.05; done\necho second\n",
+        seen.display()
+    );
+    viworks_runtime::files::write_new(&script, waits.as_bytes(), 0o700).unwrap();
+    let catalogue = format!(
+        "[[command]]\nname = \"test.wait\"\ntitle = \"waits\"\nrisk = \"read\"\nidempotent = true\nargv = [\"{}\"]\ntimeout_ms = 50000\n",
+        script.display()
+    );
+    let file = folders[0].join("commands.d/wait.toml");
+    viworks_runtime::files::write_new(&file, catalogue.as_bytes(), 0o600).unwrap();
+    system.start_backend(behind()).await;
+    let nginx = nginx_before(&[&system]);
+    let _gateway = gateways(&system, &nginx, &folders).await;
+    let run = system.submit("test.wait", "wait").await;
+    let answer = ask(&system, &nginx, &format!("/v1/runs/{run}/events")).await;
+    assert_eq!(answer.headers()["content-type"], "text/event-stream");
+    let mut body = answer.bytes_stream();
+    let mut text = String::new();
+    let deadline = Instant::now() + PATIENCE;
+    // The base64 of "first\n": it is here while the command still runs.
+    for (expected, then) in [("Zmlyc3QK", Some(&seen)), ("c2Vjb25kCg", None)] {
+        while !text.contains(expected) {
+            let part = tokio::time::timeout_at(deadline, body.next()).await;
+            let part = part.unwrap_or_else(|_late| panic!("no {expected}: {text}"));
+            text.push_str(&String::from_utf8_lossy(&part.unwrap().unwrap()));
+        }
+        if let Some(seen) = then {
+            std::fs::write(seen, "").unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reload_of_nginx_costs_no_session_and_those_that_it_drops_come_back() {
+    const GATEWAYS: usize = 10;
+    if !Nginx::is_installed() {
+        return;
+    }
+    let mut system = Deployment::new(Binaries::shipped());
+    let folders = issue(&system, GATEWAYS);
+    system.start_backend(behind()).await;
+    let mut nginx = nginx_before(&[&system]);
+    let _gateways = gateways(&system, &nginx, &folders).await;
+    let before = sessions(&system, &folders).await;
+    for round in 0..3 {
+        let old = nginx.workers();
+        nginx.reload();
+        run_everywhere(&system, &format!("reload-{round}"), GATEWAYS).await;
+        eventually("new workers are there", PATIENCE, async || {
+            let new = nginx.workers().into_iter().any(|pid| !old.contains(&pid));
+            new.then_some(())
+        })
+        .await;
+    }
+    assert_eq!(sessions(&system, &folders).await, before);
+
+    // nginx itself starts again, and from here on old workers may stay for a second only.
+    let shortly = |shipped: &str| {
+        trusting_both(shipped).replace("worker_shutdown_timeout 10m", "worker_shutdown_timeout 1s")
+    };
+    nginx.configure(shortly);
+    nginx.stop();
+    nginx.start_again();
+    all_came_back(&system, &folders, &before).await;
+    let between = sessions(&system, &folders).await;
+    let old = nginx.workers();
+    nginx.reload();
+    run_everywhere(&system, "cut", GATEWAYS).await;
+    eventually("the old workers are gone", PATIENCE, async || {
+        let left = nginx.workers().into_iter().any(|pid| old.contains(&pid));
+        (!left).then_some(())
+    })
+    .await;
+    all_came_back(&system, &folders, &between).await;
+    run_everywhere(&system, "after", GATEWAYS).await;
+    for folder in &folders {
+        let marks = started(folder);
+        assert!(
+            marks.len() == 5 && marks.values().all(|times| *times == 1),
+            "{marks:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_gateways_of_a_backend_that_is_killed_go_to_the_other_one() {
+    const GATEWAYS: usize = 6;
+    if !Nginx::is_installed() {
+        return;
+    }
+    let Some(server) = postgres::Own::start() else {
+        return;
+    };
+    server.server().make_empty("viworks");
+    let database = server.server().database("viworks");
+    let mut one = Deployment::on(Binaries::shipped(), database);
+    let mut other = one.another("backend-2");
+    let folders = issue(&one, GATEWAYS);
+    one.start_backend(behind()).await;
+    other.start_backend(behind()).await;
+    let nginx = nginx_before(&[&one, &other]);
+    let _gateways = gateways(&one, &nginx, &folders).await;
+    // nginx spreads them.
+    let connected = |log: String| log.matches("gateway connected").count();
+    let spread = [
+        connected(one.backend().log()),
+        connected(other.backend().log()),
+    ];
+    assert!(spread.iter().all(|&count| count > 0), "{spread:?}");
+    run_everywhere(&one, "both", GATEWAYS).await;
+    let before = sessions(&one, &folders).await;
+    other.kill_backend();
+    let begun = Instant::now();
+    for folder in &folders {
+        eventually("it is at the other backend", PATIENCE, async || {
+            let log = one.backend().log();
+            let mut lines = log
+                .lines()
+                .filter(|line| line.contains("gateway connected"));
+            lines.any(|line| line.contains(name(folder))).then_some(())
+        })
+        .await;
+    }
+    assert!(
+        begun.elapsed() < Duration::from_secs(30),
+        "{:?}",
+        begun.elapsed()
+    );
+    run_everywhere(&one, "one", GATEWAYS).await;
+    let stayed = sessions(&one, &folders).await;
+    let stayed = stayed
+        .iter()
+        .filter(|(name, id)| before[*name] == **id)
+        .count();
+    assert_eq!(
+        stayed, spread[0],
+        "those of the other backend keep their sessions"
+    );
+    // Operators notice nothing, whichever backend they were sent to.
+    for _ in 0..4 {
+        assert_eq!(ask(&one, &nginx, "/v1/gateways").await.status(), 200);
+    }
+}
