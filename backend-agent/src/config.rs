@@ -135,6 +135,15 @@ fn stand_in_the_way(one: SocketAddr, other: SocketAddr) -> bool {
     one.port() == other.port() && one.port() != 0 && meet
 }
 
+/// Where the TLS of gateways ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsEnd {
+    /// At this backend's listener.
+    Backend,
+    /// In a proxy, which passes certificates on.
+    Proxy,
+}
+
 /// Whether connections begin with what a proxy says about them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProxyProtocol {
@@ -171,6 +180,13 @@ settings! {
         binding: BindingMode = one_of(
             "exporter",
             &[("exporter", BindingMode::Exporter), ("certificate", BindingMode::Certificate)],
+        ),
+        /// Where the gateways' TLS ends. With `proxy`, in a proxy on this machine that passes their certificates on:
+        /// `listen` is then a loopback address in plain text, `binding` is `certificate`, and what comes from elsewhere
+        /// than `trusted_proxies` is refused.
+        tls_ends_at: TlsEnd = one_of(
+            "backend",
+            &[("backend", TlsEnd::Backend), ("proxy", TlsEnd::Proxy)],
         ),
         /// Whether every connection begins with a header of the PROXY protocol, in which a proxy that passes TLS
         /// through says who connects. With `require`, what does not begin with one, or comes from elsewhere than
@@ -240,12 +256,16 @@ impl AgentsConfig {
                 "name the addresses that the proxy connects from, such as trusted_proxies = [\"127.0.0.1\"]",
             );
         }
-        if !required && !self.trusted_proxies.is_empty() {
+        let terminated = self.tls_ends_at == TlsEnd::Proxy;
+        if !required && !terminated && !self.trusted_proxies.is_empty() {
             section.problem(
                 "trusted_proxies",
                 "trusted_proxies has entries, and nothing is asked of these proxies".to_owned(),
                 "set proxy_protocol = \"require\", or leave trusted_proxies out",
             );
+        }
+        if terminated {
+            self.check_terminated(section);
         }
         if let Some(everybody) = self
             .trusted_proxies
@@ -256,6 +276,43 @@ impl AgentsConfig {
                 "trusted_proxies",
                 format!("{everybody} is everybody, who could then claim any address"),
                 "name the addresses of the proxies only",
+            );
+        }
+    }
+}
+
+impl AgentsConfig {
+    /// What a proxy that ends TLS needs.
+    fn check_terminated(&self, section: &mut Section<'_>) {
+        if self.trusted_proxies.is_empty() {
+            section.problem(
+                "tls_ends_at",
+                "tls_ends_at is \"proxy\", and no proxy is believed: nobody could connect".to_owned(),
+                "name the addresses that the proxy connects from, such as trusted_proxies = [\"127.0.0.1\"]",
+            );
+        }
+        if self.binding != BindingMode::Certificate {
+            section.problem(
+                "binding",
+                "sessions cannot be bound to a TLS connection that ends in a proxy".to_owned(),
+                "set binding = \"certificate\", here and on every gateway",
+            );
+        }
+        if self.proxy_protocol == ProxyProtocol::Require {
+            section.problem(
+                "proxy_protocol",
+                "a proxy that ends TLS says who connects in a header of HTTP".to_owned(),
+                "leave proxy_protocol out where tls_ends_at is \"proxy\"",
+            );
+        }
+        if !self.listen.ip().to_canonical().is_loopback() {
+            section.problem(
+                "listen",
+                format!(
+                    "{} is not a loopback address, and sessions would cross the network in plain text",
+                    self.listen
+                ),
+                "listen on 127.0.0.1 or [::1], behind a proxy on this machine",
             );
         }
     }

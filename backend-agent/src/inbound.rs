@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
 use viworks_common::key::{BindingMode, MasterKey};
 use viworks_common::pin::PinSet;
 use viworks_runtime::clock::Timeline;
@@ -22,6 +23,7 @@ use crate::metrics::BackendMetrics;
 use crate::telemetry::processor::TelemetryProcessor;
 
 pub mod connection;
+pub mod forwarded;
 pub mod heartbeats;
 pub mod judge;
 pub mod limits;
@@ -32,8 +34,11 @@ pub mod replay;
 mod skew;
 pub mod upgrade;
 
+/// What comes from an agent: TLS that ends here, or what a proxy has taken out of it.
+type AgentStream = Either<TlsStream<TcpStream>, TcpStream>;
+
 /// The socket of an agent.
-type AgentSocket = Socket<TlsStream<TcpStream>>;
+type AgentSocket = Socket<AgentStream>;
 
 /// What every session works with.
 pub struct Inbound {

@@ -5,12 +5,11 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustls::ServerConfig;
 use viworks_common::key::MasterKey;
 use viworks_common::pin::SpkiPin;
 use viworks_common::time::Timestamp;
 use viworks_runtime::config::{Problem, Problems};
-use viworks_runtime::tls::{self, Purpose};
+use viworks_runtime::tls::{self, Purpose, ServerSide};
 
 use crate::config::{AgentsConfig, Config};
 use crate::pki::issue::{load_authority, load_master, server_pins};
@@ -19,7 +18,7 @@ use crate::pki::issue::{load_authority, load_master, server_pins};
 #[derive(Debug, Clone)]
 pub struct ServerMaterial {
     /// The listener's side of TLS: its own certificate and the authority of the gateways'.
-    pub server: Arc<ServerConfig>,
+    pub server: Arc<ServerSide>,
     /// The first moment of the server's certificate.
     pub not_before: Timestamp,
     /// The end of it.
@@ -116,7 +115,7 @@ impl ServerMaterial {
     }
 }
 
-type Server = (Arc<ServerConfig>, Timestamp, Timestamp);
+type Server = (Arc<ServerSide>, Timestamp, Timestamp);
 
 fn load_server(agents: &AgentsConfig) -> Result<Server, Vec<Problem>> {
     let mut problems = Vec::new();
@@ -131,6 +130,6 @@ fn load_server(agents: &AgentsConfig) -> Result<Server, Vec<Problem>> {
     let refused = |error: tls::TlsError| vec![error.problem(chain)];
     let leaf = identity.chain.first().map(AsRef::as_ref);
     let (not_before, not_after) = tls::validity(leaf.unwrap_or_default()).map_err(refused)?;
-    let server = tls::server_config(identity, roots).map_err(refused)?;
-    Ok((server, not_before, not_after))
+    let side = ServerSide::new(identity, roots).map_err(refused)?;
+    Ok((Arc::new(side), not_before, not_after))
 }

@@ -2,5 +2,11 @@
 
 pub mod check;
 mod directive;
+mod operators;
+mod passed;
 pub mod render;
 mod renewal;
+mod terminated;
+mod whole;
+
+pub(crate) use whole::host;

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ServerConfig;
 use tokio::sync::watch;
 use tracing::{info, warn};
 use viworks_common::certificate::{Life, life};
@@ -15,7 +14,8 @@ use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::conditions::{Conditions, Severity};
 use viworks_runtime::config::{LOG_FILTER, Source, tell_broken, tell_read};
 use viworks_runtime::lifecycle::{Hangups, Lifecycle, notify};
-use viworks_runtime::{logging, tls};
+use viworks_runtime::logging;
+use viworks_runtime::tls::{self, ServerSide};
 
 use crate::agent::manager::Manager;
 use crate::config::Config;
@@ -39,7 +39,7 @@ const RENEW: &str = "renew it for the same key, or for the one in next_key_file,
 pub struct Reload {
     config: Config,
     current: ServerMaterial,
-    server: watch::Sender<Arc<ServerConfig>>,
+    server: watch::Sender<Arc<ServerSide>>,
     manager: Arc<Manager>,
     metrics: BackendMetrics,
     conditions: Conditions,
@@ -65,7 +65,7 @@ impl Reload {
         config: Config,
         material: ServerMaterial,
         tools: Tools,
-    ) -> (Self, watch::Receiver<Arc<ServerConfig>>) {
+    ) -> (Self, watch::Receiver<Arc<ServerSide>>) {
         let (server, receiver) = watch::channel(Arc::clone(&material.server));
         let Tools {
             manager,

@@ -18,7 +18,9 @@ mod material;
 mod pem;
 
 pub use error::TlsError;
-pub use material::{Identity, Purpose, load_certificates, load_key, load_roots, roots, validity};
+pub use material::{
+    Identity, Purpose, load_certificates, load_key, load_roots, one_certificate, roots, validity,
+};
 
 /// What both ends offer and accept as the application protocol.
 const ALPN: &[u8] = b"http/1.1";
@@ -88,6 +90,28 @@ pub fn server_config(
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
     Ok(Arc::new(config))
+}
+
+/// What a listener meets its callers with.
+#[derive(Debug)]
+pub struct ServerSide {
+    /// For those whose TLS ends here.
+    pub config: Arc<ServerConfig>,
+    /// The same judgement of certificates, for those whose TLS has ended in a proxy that passes them on.
+    pub clients: Arc<dyn ClientCertVerifier>,
+}
+
+impl ServerSide {
+    /// Shows `identity` and requires a client certificate that leads to `client_roots`.
+    ///
+    /// # Errors
+    ///
+    /// When the roots are empty, or certificate and key do not fit.
+    pub fn new(identity: Identity, client_roots: RootCertStore) -> Result<Self, TlsError> {
+        let clients = client_verifier(client_roots.clone())?;
+        let config = server_config(identity, client_roots)?;
+        Ok(Self { config, clients })
+    }
 }
 
 /// The caller's side: shows `identity` and leaves the judgement of the server's certificate to `verifier`.

@@ -29,6 +29,9 @@ pub struct Nginx {
     folder: TempDir,
     ports: Ports,
     backends: Backends,
+    shipped: &'static str,
+    /// Where the backend's certificate, key and authority are, when it ends the gateways' TLS.
+    backend: PathBuf,
     process: Option<Process>,
 }
 
@@ -79,6 +82,28 @@ impl Nginx {
     /// When it does not start.
     #[must_use]
     pub fn start_changed(backends: Backends, change: impl FnOnce(&str) -> String) -> Self {
+        Self::start_of("nginx.conf", backends, Path::new(""), change)
+    }
+
+    /// Starts one that ends the gateways' TLS with the certificate and key of the backend in this folder.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn start_terminating(
+        backends: Backends,
+        backend: &Path,
+        change: impl FnOnce(&str) -> String,
+    ) -> Self {
+        Self::start_of("nginx-terminate.conf", backends, backend, change)
+    }
+
+    fn start_of(
+        shipped: &'static str,
+        backends: Backends,
+        backend: &Path,
+        change: impl FnOnce(&str) -> String,
+    ) -> Self {
         let folder = tempfile::Builder::new().prefix("viworks-nginx-").tempdir();
         let port = || free_port().expect("a port is free");
         let mut own = Self {
@@ -90,6 +115,8 @@ impl Nginx {
                 nothing: port(),
             },
             backends,
+            shipped,
+            backend: backend.to_owned(),
             process: None,
         };
         let (certificate, key) = certificate(API_NAME);
@@ -105,8 +132,8 @@ impl Nginx {
     /// # Panics
     /// When the shipped file is not as this one expects it.
     pub fn configure(&self, change: impl FnOnce(&str) -> String) {
-        let shipped = std::fs::read_to_string(workspace().join("nginx/nginx.conf"));
-        let shipped = shipped.expect("the repository has nginx/nginx.conf");
+        let shipped = std::fs::read_to_string(workspace().join("nginx").join(self.shipped));
+        let shipped = shipped.expect("the repository has it");
         self.write("nginx.conf", &change(&self.placed(&shipped)));
     }
 
@@ -148,6 +175,8 @@ impl Nginx {
                 "worker_connections 1024".to_owned(),
             ),
             ("http {\n", format!("http {{\n{temporary}")),
+            ("listen [::]:443 ssl default_server;", String::new()),
+            ("listen [::]:443 ssl;", String::new()),
             ("listen [::]:443;", String::new()),
             ("listen 443", format!("listen 127.0.0.1:{tls}")),
             ("listen [::]:80 default_server;", String::new()),
@@ -166,18 +195,33 @@ impl Nginx {
                 format!("server 127.0.0.1:{nothing};"),
             ),
             ("/etc/viworks/nginx/", format!("{folder}/")),
-            (
-                "agents.example.org  viworks_agents",
-                "localhost viworks_agents".to_owned(),
-            ),
+            ("/etc/viworks/backend/", format!("{}/", text(&self.backend))),
+            ("agents.example.org", "localhost".to_owned()),
         ];
         let mut placed = shipped.to_owned();
         for (theirs, own) in places {
-            assert!(
-                placed.contains(theirs),
-                "nginx/nginx.conf has no {theirs:?}"
-            );
             placed = placed.replace(theirs, &own);
+        }
+        // Otherwise a test would use what belongs to this machine.
+        let theirs = [
+            "listen 443",
+            "listen 80 ",
+            "[::]",
+            ":8080",
+            ":8081",
+            ":8082",
+            ":8443",
+            "/etc/viworks",
+            "/var/log",
+            "/run/nginx",
+            "www-data",
+        ];
+        for line in placed
+            .lines()
+            .filter(|line| !line.trim_start().starts_with('#'))
+        {
+            let left = theirs.iter().find(|theirs| line.contains(**theirs));
+            assert_eq!(left, None, "left as shipped: {line}");
         }
         placed
     }

@@ -150,6 +150,21 @@ pub async fn upgrade(
     path: &str,
     subprotocol: &str,
 ) -> Result<(WebSocketStream<TlsStream<TcpStream>>, SocketAddr), (Refused, SocketAddr)> {
+    upgrade_claiming(agents, authority, certificate, path, subprotocol, &[]).await
+}
+
+/// The same with headers in which it claims something.
+///
+/// # Errors
+/// How far it got, with its own address.
+pub async fn upgrade_claiming(
+    agents: &str,
+    authority: &[u8],
+    certificate: Option<&Certificate>,
+    path: &str,
+    subprotocol: &str,
+    claims: &[(&'static str, &str)],
+) -> Result<(WebSocketStream<TlsStream<TcpStream>>, SocketAddr), (Refused, SocketAddr)> {
     let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
     let stream = TcpStream::connect(agents)
         .await
@@ -168,6 +183,10 @@ pub async fn upgrade(
         request
             .headers_mut()
             .insert("sec-websocket-protocol", offered);
+    }
+    for (name, value) in claims {
+        let value = value.parse().map_err(|_invalid| (Refused::Cut, address))?;
+        request.headers_mut().append(*name, value);
     }
     match timeout(PATIENCE, client_async(request, stream)).await {
         Ok(Ok((socket, _response))) => Ok((socket, address)),

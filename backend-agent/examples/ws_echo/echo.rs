@@ -46,8 +46,9 @@ pub(crate) async fn serve(stream: TcpStream, bounds: SocketBounds) {
         place: None,
         bounds,
     };
-    let upgraded = upgrade::serve(stream, &rules, Verdict::Welcome);
-    let Ok(Some(socket)) = timeout(HANDSHAKE_STEP_TIMEOUT, Box::pin(upgraded)).await else {
+    let welcome = |_headers| std::future::ready(Verdict::Welcome(()));
+    let upgraded = upgrade::serve(stream, &rules, welcome);
+    let Ok(Some((socket, ()))) = timeout(HANDSHAKE_STEP_TIMEOUT, Box::pin(upgraded)).await else {
         return;
     };
     let mut socket = Socket::new(socket, SEND_PROGRESS_TIMEOUT, Progress::Gone);

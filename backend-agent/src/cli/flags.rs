@@ -11,6 +11,7 @@ use viworks_common::id::{
     ApiKeyId, GatewayName, InvalidId, LabelKey, TrustDomain, check_label_value,
 };
 
+use crate::config::TlsEnd;
 use crate::data::GatewayRef;
 
 /// The backend of ViWorkS.
@@ -252,6 +253,9 @@ pub(super) enum NginxCommand {
     Render {
         #[command(flatten)]
         config: ConfigFlag,
+        /// Where the gateways' TLS ends; what `tls_ends_at` of [agents] says when left out
+        #[arg(long, value_parser = mode)]
+        mode: Option<TlsEnd>,
         /// The name that gateways dial; the host of `public_url` in [agents] when left out
         #[arg(long, value_name = "NAME")]
         agents_name: Option<String>,
@@ -322,6 +326,14 @@ fn scopes(text: &str) -> Result<Scopes, String> {
         })
     });
     scopes.collect::<Result<_, _>>().map(Scopes)
+}
+
+fn mode(text: &str) -> Result<TlsEnd, String> {
+    match text {
+        "passthrough" => Ok(TlsEnd::Backend),
+        "terminate" => Ok(TlsEnd::Proxy),
+        _ => Err("a mode is passthrough or terminate".to_owned()),
+    }
 }
 
 fn label(text: &str) -> Result<(String, String), String> {

@@ -5,25 +5,33 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::{InvalidMessage, ServerConfig};
+use http::HeaderMap;
+use rustls::InvalidMessage;
+use rustls::pki_types::UnixTime;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_util::either::Either;
 use tracing::{debug, info, warn};
+use viworks_common::code::CloseCode;
 use viworks_common::key::{Binding, BindingMode};
 use viworks_common::limits::SEND_PROGRESS_TIMEOUT;
+use viworks_runtime::random;
 use viworks_runtime::throttle::{LOG_LINES, Throttle};
+use viworks_runtime::tls::{self, ServerSide};
 use viworks_runtime::websocket::{Progress, Socket};
-use viworks_runtime::{random, tls};
 
-use super::Inbound;
 use super::connection::{self, Opening};
+use super::forwarded::{self, Forwarded};
 use super::limits::{Admitted, Gate, Turn};
+use super::opening::security_event;
 use super::proxy::{self, Proxies};
 use super::upgrade::{self, Rules, Verdict};
+use super::{AgentStream, Inbound};
 use crate::agent::registry::{Peer, Unrecognised};
 
 /// Unsent bytes in the kernel above which the socket takes no more, so that a command never waits behind telemetry.
@@ -36,7 +44,7 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(200);
 pub struct Listener {
     listener: TcpListener,
     /// What a reload replaces; connections that are there keep theirs.
-    config: watch::Receiver<Arc<ServerConfig>>,
+    side: watch::Receiver<Arc<ServerSide>>,
     gate: Gate,
     proxies: Proxies,
     inbound: Arc<Inbound>,
@@ -48,14 +56,14 @@ impl Listener {
     #[must_use]
     pub fn new(
         listener: TcpListener,
-        config: watch::Receiver<Arc<ServerConfig>>,
+        side: watch::Receiver<Arc<ServerSide>>,
         gate: Gate,
         proxies: Proxies,
         inbound: Arc<Inbound>,
     ) -> Self {
         Self {
             listener,
-            config,
+            side,
             gate,
             proxies,
             inbound,
@@ -85,20 +93,26 @@ impl Listener {
     /// Lets a connection in, or drops its socket: that costs nothing, and an answer would.
     fn admit(&self, stream: TcpStream, address: SocketAddr) {
         let handshake = Handshake {
-            acceptor: TlsAcceptor::from(Arc::clone(&self.config.borrow())),
+            side: Arc::clone(&self.side.borrow()),
             lines: Arc::clone(&self.lines),
             inbound: Arc::clone(&self.inbound),
             address,
         };
         let lifecycle = &self.inbound.lifecycle;
-        if self.proxies.send_headers() {
+        let ends_tls = self.proxies.end_tls();
+        if ends_tls || self.proxies.send_headers() {
             if !self.proxies.trusts(address.ip()) {
                 return handshake.not_a_proxy();
             }
+            let gate = self.gate.clone();
             match self.gate.arrive() {
+                Ok(arrived) if ends_tls => {
+                    let task = Box::pin(handshake.terminated(stream, arrived, gate));
+                    drop(lifecycle.spawn("agent handshake", task));
+                }
                 Ok(arrived) => {
-                    let task = handshake.arrive(stream, arrived, self.gate.clone());
-                    drop(lifecycle.spawn("agent handshake", Box::pin(task)));
+                    let task = Box::pin(handshake.arrive(stream, arrived, gate));
+                    drop(lifecycle.spawn("agent handshake", task));
                 }
                 Err(turned) => self.inbound.metrics.refused(turned.name()),
             }
@@ -141,8 +155,16 @@ struct Lines {
     unaccepted: Throttle,
 }
 
+/// Who may open a session, with the room for that.
+#[derive(Debug)]
+struct Recognised {
+    peer: Peer,
+    binding: Binding,
+    opening: Turn,
+}
+
 struct Handshake {
-    acceptor: TlsAcceptor,
+    side: Arc<ServerSide>,
     lines: Arc<Lines>,
     inbound: Arc<Inbound>,
     address: SocketAddr,
@@ -195,7 +217,7 @@ impl Handshake {
         let limit = self.inbound.terms.tls_timeout;
         let secured = timeout(limit, async {
             let turn = admitted.handshake().await;
-            self.acceptor
+            TlsAcceptor::from(Arc::clone(&self.side.config))
                 .accept(stream)
                 .await
                 .map(|stream| (stream, turn))
@@ -222,48 +244,81 @@ impl Handshake {
             }
         };
         let recognised = self.recognise(&stream).await;
-        let opening = admitted.opening();
-        let verdict = match (&recognised, &opening) {
-            (Err(unrecognised), _) => {
-                metrics.refused(unrecognised.code().name());
-                self.tell(unrecognised);
-                Verdict::Refuse(unrecognised.code(), unrecognised.reason())
-            }
-            (Ok(_), None) => {
-                metrics.refused("openings_full");
-                let random = u64::from_ne_bytes(random::bytes());
-                let now = self.inbound.clock.now();
-                Verdict::Later(self.inbound.manager.turned_away(random, now))
-            }
-            (Ok(_), Some(_)) => Verdict::Welcome,
+        let verdict = self.verdict(recognised, address, &admitted);
+        // What is wrong with a certificate was said already.
+        let is_welcome = matches!(verdict, Verdict::Welcome(_));
+        let judge = |headers| self.unforged(headers, verdict);
+        let Some((socket, recognised)) =
+            self.upgrade(Either::Left(stream), judge, is_welcome).await
+        else {
+            return;
         };
-        let upgraded = timeout(
-            self.inbound.terms.upgrade_timeout,
-            Box::pin(upgrade::serve(stream, &Rules::AGENTS, verdict)),
-        );
-        let socket = match upgraded.await {
-            Ok(Some(socket)) => socket,
+        drop(turn);
+        self.open(socket, recognised, address, admitted);
+    }
+
+    /// Serves what a proxy that ends TLS says about its client.
+    async fn terminated(self, stream: TcpStream, arrived: Turn, gate: Gate) {
+        prepare(&stream);
+        let judge = |headers| self.forwarded(headers, gate);
+        let Some((socket, (recognised, address, admitted))) =
+            self.upgrade(Either::Right(stream), judge, true).await
+        else {
+            return;
+        };
+        drop(arrived);
+        self.open(socket, recognised, address, admitted);
+    }
+
+    /// Reads the request and answers it. A line is written about one that is not upgraded where nobody else did.
+    async fn upgrade<T, J, F>(
+        &self,
+        stream: AgentStream,
+        judge: J,
+        is_news: bool,
+    ) -> Option<(WebSocketStream<AgentStream>, T)>
+    where
+        T: Send,
+        J: FnOnce(HeaderMap) -> F + Send,
+        F: Future<Output = Verdict<T>> + Send,
+    {
+        let metrics = &self.inbound.metrics;
+        let address = self.address;
+        let limit = self.inbound.terms.upgrade_timeout;
+        let upgraded = Box::pin(upgrade::serve(stream, &Rules::AGENTS, judge));
+        match timeout(limit, upgraded).await {
+            Ok(Some(upgraded)) => {
+                metrics.handshake("upgraded");
+                return Some(upgraded);
+            }
             Ok(None) => {
                 metrics.handshake("not_upgraded");
-                // What is wrong with a certificate was said above.
-                if recognised.is_ok() && opening.is_some() {
+                if is_news {
                     self.strangers(|left_out| {
                         info!(%address, left_out, "a request of an agent was answered and not upgraded");
                     });
                 }
-                return;
             }
             Err(_elapsed) => {
                 metrics.handshake("upgrade_timeout");
                 self.strangers(|left_out| info!(%address, left_out, "an upgrade took too long"));
-                return;
             }
-        };
-        drop(turn);
-        metrics.handshake("upgraded");
-        let (Ok((peer, binding)), Some(opening)) = (recognised, opening) else {
-            return;
-        };
+        }
+        None
+    }
+
+    fn open(
+        &self,
+        socket: WebSocketStream<AgentStream>,
+        recognised: Recognised,
+        address: SocketAddr,
+        admitted: Admitted,
+    ) {
+        let Recognised {
+            peer,
+            binding,
+            opening,
+        } = recognised;
         let opening = Box::new(Opening::new(
             Arc::clone(&self.inbound),
             Socket::new(socket, SEND_PROGRESS_TIMEOUT, Progress::Gone),
@@ -277,9 +332,110 @@ impl Handshake {
         drop(self.inbound.lifecycle.spawn("agent session", session));
     }
 
+    fn verdict(
+        &self,
+        recognised: Result<(Peer, Binding), Unrecognised>,
+        address: SocketAddr,
+        admitted: &Admitted,
+    ) -> Verdict<Recognised> {
+        match (recognised, admitted.opening()) {
+            (Err(unrecognised), _) => {
+                self.inbound.metrics.refused(unrecognised.code().name());
+                self.tell(&unrecognised, address);
+                Verdict::Refuse(unrecognised.code(), unrecognised.reason())
+            }
+            (Ok(_), None) => {
+                self.inbound.metrics.refused("openings_full");
+                self.later()
+            }
+            (Ok((peer, binding)), Some(opening)) => Verdict::Welcome(Recognised {
+                peer,
+                binding,
+                opening,
+            }),
+        }
+    }
+
+    fn later<T>(&self) -> Verdict<T> {
+        let random = u64::from_ne_bytes(random::bytes());
+        let now = self.inbound.clock.now();
+        Verdict::Later(self.inbound.manager.turned_away(random, now))
+    }
+
+    /// Where TLS ends here, nobody is believed who passes a certificate on.
+    async fn unforged(
+        &self,
+        headers: HeaderMap,
+        verdict: Verdict<Recognised>,
+    ) -> Verdict<Recognised> {
+        if !forwarded::claims(&headers) {
+            return verdict;
+        }
+        let (inbound, address) = (&*self.inbound, self.address);
+        inbound.metrics.refused("forged_certificate");
+        if let Some(left_out) = self.lines.refused.take(inbound.clock.now()) {
+            warn!(%address, left_out, "refused a request that passes a client certificate on: TLS ends at this backend (agents.tls_ends_at), and nobody is believed about that");
+        }
+        if let Verdict::Welcome(Recognised { peer, .. }) = &verdict {
+            security_event(inbound, peer, address, "gateway.forged_certificate").await;
+        }
+        Verdict::BadHeader("TLS ends at this backend, and no certificate is taken from a header")
+    }
+
+    /// Judges what a proxy says as TLS would judge what it shows.
+    async fn forwarded(
+        &self,
+        headers: HeaderMap,
+        gate: Gate,
+    ) -> Verdict<(Recognised, SocketAddr, Admitted)> {
+        let (inbound, proxy) = (&*self.inbound, self.address);
+        let Forwarded { leaf, address } = match forwarded::read(&headers) {
+            Ok(forwarded) => forwarded,
+            Err(error) => {
+                inbound.metrics.refused("proxy_header");
+                self.strangers(|left_out| {
+                    warn!(%proxy, %error, left_out, "refused a request of a proxy");
+                });
+                return Verdict::BadHeader(error.reason());
+            }
+        };
+        // A proxy does not say which port.
+        let client = SocketAddr::new(address, 0);
+        let admitted = match gate.admit(address) {
+            Ok(admitted) => admitted,
+            Err(turned) => {
+                inbound.metrics.refused(turned.name());
+                return self.later();
+            }
+        };
+        let now = inbound.clock.wall();
+        let since_epoch = Duration::from_micros(u64::try_from(now.unix_micros()).unwrap_or(0));
+        let moment = UnixTime::since_unix_epoch(since_epoch);
+        if let Err(error) = self.side.clients.verify_client_cert(&leaf, &[], moment) {
+            inbound.metrics.refused("untrusted_certificate");
+            self.strangers(|left_out| {
+                info!(address = %client, %error, left_out, "refused a client certificate that a proxy passed on");
+            });
+            let reason =
+                "the certificate does not lead to the gateways' authority, or is out of its time";
+            return Verdict::Refuse(CloseCode::CertUntrusted, reason);
+        }
+        let peer = inbound.registry.recognise(&leaf, now).await;
+        let recognised = peer.map(|peer| {
+            let mode = BindingMode::Certificate;
+            let value = peer.fingerprint;
+            (peer, Binding { mode, value })
+        });
+        match self.verdict(recognised, client, &admitted) {
+            Verdict::Welcome(recognised) => Verdict::Welcome((recognised, client, admitted)),
+            Verdict::Later(after) => Verdict::Later(after),
+            Verdict::Refuse(code, reason) => Verdict::Refuse(code, reason),
+            Verdict::BadHeader(reason) => Verdict::BadHeader(reason),
+        }
+    }
+
     /// Says why a client certificate is refused.
-    fn tell(&self, unrecognised: &Unrecognised) {
-        let address = self.address;
+    fn tell(&self, unrecognised: &Unrecognised, address: SocketAddr) {
         if let Unrecognised::Store(error) = unrecognised
             && error.is_outage()
         {

@@ -8,12 +8,13 @@ use tokio::net::TcpStream;
 use viworks_common::network::IpNetwork;
 use viworks_common::proxy_protocol::{self, HEADER_BYTES_MAX, Header, Origin, ProxyProtocolError};
 
-use crate::config::{AgentsConfig, ProxyProtocol};
+use crate::config::{AgentsConfig, ProxyProtocol, TlsEnd};
 
 /// Whom the listener believes.
 #[derive(Debug, Clone)]
 pub struct Proxies {
     protocol: ProxyProtocol,
+    tls_ends_at: TlsEnd,
     trusted: Vec<IpNetwork>,
 }
 
@@ -21,6 +22,7 @@ impl From<&AgentsConfig> for Proxies {
     fn from(config: &AgentsConfig) -> Self {
         Self {
             protocol: config.proxy_protocol,
+            tls_ends_at: config.tls_ends_at,
             trusted: config.trusted_proxies.clone(),
         }
     }
@@ -31,6 +33,12 @@ impl Proxies {
     #[must_use]
     pub fn send_headers(&self) -> bool {
         self.protocol == ProxyProtocol::Require
+    }
+
+    /// Whether they end TLS, and pass certificates on.
+    #[must_use]
+    pub fn end_tls(&self) -> bool {
+        self.tls_ends_at == TlsEnd::Proxy
     }
 
     /// Whether what comes from this address is believed.

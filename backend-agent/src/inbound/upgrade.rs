@@ -1,14 +1,14 @@
 //! From HTTP/1.1 to a WebSocket with our subprotocol; what is refused is told in a problem document.
 
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
     CONNECTION, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_PROTOCOL, UPGRADE,
 };
-use http::{Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{Empty, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -61,32 +61,60 @@ impl Rules {
     };
 }
 
-/// What was decided before the request was read.
-#[derive(Debug, Clone, Copy)]
-pub enum Verdict {
-    /// Upgrade, if the request is right.
-    Welcome,
+/// What is decided about a request that is right in itself.
+#[derive(Debug)]
+pub enum Verdict<T> {
+    /// Upgrade; this belongs to the connection from then on.
+    Welcome(T),
     /// Come back after this time.
     Later(Duration),
     /// Not with this certificate, for this reason.
     Refuse(CloseCode, &'static str),
+    /// What it says about a certificate is not to be believed, or cannot be read.
+    BadHeader(&'static str),
 }
 
-/// Reads one request and answers it. `None` when it did not become a WebSocket.
-pub async fn serve<S>(stream: S, rules: &Rules, verdict: Verdict) -> Option<WebSocketStream<S>>
+/// Reads one request, has it judged when it is right in itself, and answers it. `None` when it did not become a
+/// WebSocket.
+pub async fn serve<S, T, J, F>(
+    stream: S,
+    rules: &Rules,
+    judge: J,
+) -> Option<(WebSocketStream<S>, T)>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    T: Send,
+    J: FnOnce(HeaderMap) -> F + Send,
+    F: Future<Output = Verdict<T>> + Send,
 {
     let Rules { place, bounds } = *rules;
-    let upgrading: Arc<Mutex<Option<OnUpgrade>>> = Arc::default();
-    let accepted = Arc::clone(&upgrading);
-    let service = service_fn(move |mut request: Request<Incoming>| {
-        let answer = answer(&request, place, verdict);
-        if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-            let upgrade = hyper::upgrade::on(&mut request);
-            *accepted.lock().unwrap_or_else(PoisonError::into_inner) = Some(upgrade);
+    let judge = Mutex::new(Some(judge));
+    let agreed: Mutex<Option<(OnUpgrade, T)>> = Mutex::new(None);
+    let service = service_fn(|mut request: Request<Incoming>| {
+        let right = well_formed(&request, place);
+        // There is one request: what refuses it closes the connection.
+        let judge = judge.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let agreed = &agreed;
+        async move {
+            let answer = match (right, judge) {
+                (Err(refused), _) => *refused,
+                (Ok(_), None) => problem(StatusCode::BAD_REQUEST, "bad_request", "one request"),
+                (Ok(upgraded), Some(judge)) => match judge(request.headers().clone()).await {
+                    Verdict::Welcome(kept) => {
+                        let upgrade = hyper::upgrade::on(&mut request);
+                        let mut agreed = agreed.lock().unwrap_or_else(PoisonError::into_inner);
+                        *agreed = Some((upgrade, kept));
+                        upgraded
+                    }
+                    Verdict::Later(after) => later(after),
+                    Verdict::Refuse(code, reason) => refused(code, reason),
+                    Verdict::BadHeader(reason) => {
+                        problem(StatusCode::BAD_REQUEST, "bad_request", reason)
+                    }
+                },
+            };
+            Ok::<_, Infallible>(answer)
         }
-        std::future::ready(Ok::<_, Infallible>(answer))
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -98,29 +126,38 @@ where
     if let Err(error) = served {
         debug!(%error, "an HTTP connection of an agent failed");
     }
-    let upgrade = upgrading
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .take()?;
+    let agreed = agreed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let (upgrade, kept) = agreed?;
     let upgraded = upgrade.await.ok()?;
     let parts = upgraded.downcast::<TokioIo<S>>().ok()?;
     let (stream, read) = (parts.io.into_inner(), parts.read_buf.to_vec());
     let config = websocket::settings(bounds, limits::READ_BUFFER_BYTES);
-    Some(WebSocketStream::from_partially_read(stream, read, Role::Server, Some(config)).await)
+    let socket =
+        WebSocketStream::from_partially_read(stream, read, Role::Server, Some(config)).await;
+    Some((socket, kept))
 }
 
 type Answer = Response<http_body_util::Either<Empty<Bytes>, Full<Bytes>>>;
 
-fn answer(request: &Request<Incoming>, place: Option<Place>, verdict: Verdict) -> Answer {
+/// The answer to a request that is right in itself, or what is wrong with it.
+fn well_formed(request: &Request<Incoming>, place: Option<Place>) -> Result<Answer, Box<Answer>> {
     if request.headers().get_all(HOST).iter().count() > 1 {
         let detail = "a request has one Host";
-        return problem(StatusCode::BAD_REQUEST, "bad_request", detail);
+        return Err(Box::new(problem(
+            StatusCode::BAD_REQUEST,
+            "bad_request",
+            detail,
+        )));
     }
     if let Some(Place { path, .. }) = place
         && request.uri().path() != path
     {
         let detail = format!("agents connect at {path}");
-        return problem(StatusCode::NOT_FOUND, "no_such_path", &detail);
+        return Err(Box::new(problem(
+            StatusCode::NOT_FOUND,
+            "no_such_path",
+            &detail,
+        )));
     }
     let upgraded =
         create_response_with_body(request, || http_body_util::Either::Left(Empty::new()));
@@ -138,50 +175,42 @@ fn answer(request: &Request<Incoming>, place: Option<Place>, verdict: Verdict) -
             answer
                 .headers_mut()
                 .append(CONNECTION, HeaderValue::from_static("upgrade"));
-            return answer;
+            return Err(Box::new(answer));
         }
     };
     if let Some(Place { subprotocol, .. }) = place
         && !offers(request, subprotocol)
     {
         let detail = format!("the subprotocol {subprotocol} must be offered");
-        return problem(
-            StatusCode::BAD_REQUEST,
-            CloseCode::ProtocolTooOld.name(),
-            &detail,
-        );
+        let code = CloseCode::ProtocolTooOld.name();
+        return Err(Box::new(problem(StatusCode::BAD_REQUEST, code, &detail)));
     }
-    match verdict {
-        Verdict::Welcome => {
-            if let Some(Place { subprotocol, .. }) = place {
-                let agreed = HeaderValue::from_static(subprotocol);
-                upgraded
-                    .headers_mut()
-                    .insert(SEC_WEBSOCKET_PROTOCOL, agreed);
-            }
-            upgraded
-        }
-        Verdict::Later(after) => {
-            let detail = "too many gateways are connecting at once";
-            let mut answer = problem(
-                StatusCode::SERVICE_UNAVAILABLE,
-                CloseCode::RateLimited.name(),
-                detail,
-            );
-            answer
-                .headers_mut()
-                .insert(RETRY_AFTER, HeaderValue::from(after.as_secs()));
-            answer
-        }
-        Verdict::Refuse(CloseCode::Internal, reason) => {
-            let code = CloseCode::Internal.name();
-            let mut answer = problem(StatusCode::SERVICE_UNAVAILABLE, code, reason);
-            let after = HeaderValue::from(UNAVAILABLE_RETRY_SECONDS);
-            answer.headers_mut().insert(RETRY_AFTER, after);
-            answer
-        }
-        Verdict::Refuse(code, reason) => problem(StatusCode::FORBIDDEN, code.name(), reason),
+    if let Some(Place { subprotocol, .. }) = place {
+        let agreed = HeaderValue::from_static(subprotocol);
+        upgraded
+            .headers_mut()
+            .insert(SEC_WEBSOCKET_PROTOCOL, agreed);
     }
+    Ok(upgraded)
+}
+
+fn later(after: Duration) -> Answer {
+    let detail = "too many gateways are connecting at once";
+    let code = CloseCode::RateLimited.name();
+    let mut answer = problem(StatusCode::SERVICE_UNAVAILABLE, code, detail);
+    let after = HeaderValue::from(after.as_secs());
+    answer.headers_mut().insert(RETRY_AFTER, after);
+    answer
+}
+
+fn refused(code: CloseCode, reason: &str) -> Answer {
+    if code != CloseCode::Internal {
+        return problem(StatusCode::FORBIDDEN, code.name(), reason);
+    }
+    let mut answer = problem(StatusCode::SERVICE_UNAVAILABLE, code.name(), reason);
+    let after = HeaderValue::from(UNAVAILABLE_RETRY_SECONDS);
+    answer.headers_mut().insert(RETRY_AFTER, after);
+    answer
 }
 
 fn offers(request: &Request<Incoming>, subprotocol: &str) -> bool {

@@ -4,10 +4,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::config::AgentsConfig;
+use crate::config::{AgentsConfig, TlsEnd};
 
-/// The file that ships: complete, with places that stand for a site's own.
+/// The files that ship: complete, with places that stand for a site's own.
 const PASS_THROUGH: &str = include_str!("../../../nginx/nginx.conf");
+const TERMINATE: &str = include_str!("../../../nginx/nginx-terminate.conf");
 
 /// What nginx allows to be silent at least: the value that ships.
 const SILENCE_MIN: Duration = Duration::from_secs(90);
@@ -48,13 +49,28 @@ pub enum RenderError {
     Path(PathBuf),
 }
 
-/// The whole file.
+/// The whole file, for TLS of gateways that ends there.
 ///
 /// # Errors
 ///
 /// When something of the site cannot stand in it.
-pub fn render(site: &Site, agents: &AgentsConfig) -> Result<String, RenderError> {
+pub fn render(end: TlsEnd, site: &Site, agents: &AgentsConfig) -> Result<String, RenderError> {
     site.check()?;
+    let shipped = match end {
+        TlsEnd::Backend => PASS_THROUGH,
+        TlsEnd::Proxy => {
+            let own = [
+                &agents.certificate_file,
+                &agents.key_file,
+                &agents.client_ca_file,
+            ];
+            if let Some(path) = own.into_iter().find(|path| !is_plain(path)) {
+                return Err(RenderError::Path(path.clone()));
+            }
+            TERMINATE
+        }
+    };
+    let file = |path: &PathBuf| path.display().to_string();
     let servers = |addresses: &[String]| {
         let server = |address: &String| format!("server {address} max_fails=1 fail_timeout=5s;");
         addresses
@@ -96,10 +112,20 @@ pub fn render(site: &Site, agents: &AgentsConfig) -> Result<String, RenderError>
             format!("silence_ms in [agents], {silence} s."),
         ),
         ("proxy_timeout 90s;", format!("proxy_timeout {timeout}s;")),
+        (
+            "/etc/viworks/backend/server.crt",
+            file(&agents.certificate_file),
+        ),
+        ("/etc/viworks/backend/server.key", file(&agents.key_file)),
+        ("/etc/viworks/backend/ca.crt", file(&agents.client_ca_file)),
+        (
+            "proxy_read_timeout 90s;\n            proxy_send_timeout 90s;",
+            format!("proxy_read_timeout {timeout}s;\n            proxy_send_timeout {timeout}s;"),
+        ),
     ];
     // One pass over the text: what is put in is not looked at again.
-    let mut rendered = String::with_capacity(PASS_THROUGH.len());
-    let mut rest = PASS_THROUGH;
+    let mut rendered = String::with_capacity(shipped.len());
+    let mut rest = shipped;
     loop {
         let next = places
             .iter()

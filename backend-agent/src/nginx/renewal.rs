@@ -75,7 +75,7 @@ fn judge(path: &Path, pins: &[SpkiPin], own: &[PathBuf]) -> Option<Problem> {
 }
 
 /// The pin of the key of a file's first certificate.
-fn pin(path: &Path) -> Option<SpkiPin> {
+pub(super) fn pin(path: &Path) -> Option<SpkiPin> {
     let certificates = tls::load_certificates(&path.canonicalize().ok()?).ok()?;
     let spki = tls::spki_sha256(certificates.first()?).ok()?;
     Some(SpkiPin::from_digest(spki))

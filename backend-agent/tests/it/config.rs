@@ -112,6 +112,9 @@ fn proxies_are_named_one_by_one_and_only_where_they_are_believed() {
         loaded.map_or_else(|problems| problems.to_string(), |_config| String::new())
     };
     let require = ("PROXY_PROTOCOL", "require");
+    let (terminated, bound) = (("TLS_ENDS_AT", "proxy"), ("BINDING", "certificate"));
+    let trusted = ("TRUSTED_PROXIES", "127.0.0.1");
+    assert_eq!(problems(&[terminated, trusted, bound]), "");
     assert_eq!(
         problems(&[require, ("TRUSTED_PROXIES", "127.0.0.1,10.0.8.0/24")]),
         ""
@@ -130,6 +133,19 @@ fn proxies_are_named_one_by_one_and_only_where_they_are_believed() {
         (
             &[require, ("TRUSTED_PROXIES", "nginx")],
             "no address such as",
+        ),
+        (&[terminated], "no proxy is believed"),
+        (
+            &[terminated, trusted],
+            "cannot be bound to a TLS connection",
+        ),
+        (
+            &[terminated, trusted, bound, require],
+            "in a header of HTTP",
+        ),
+        (
+            &[terminated, trusted, bound, ("LISTEN", "0.0.0.0:8081")],
+            "sessions would cross the network",
         ),
     ] {
         let problems = problems(settings);

@@ -4,13 +4,15 @@ use std::path::{Path, PathBuf};
 
 use rcgen::{CertificateParams, KeyPair};
 use tempfile::TempDir;
-use viworks_backend_agent::config::{Config, ProxyProtocol};
+use viworks_backend_agent::config::{Config, ProxyProtocol, TlsEnd};
 use viworks_backend_agent::nginx::check::{Question, check};
 use viworks_backend_agent::nginx::render::{RenderError, Site, render};
+use viworks_common::key::BindingMode;
 
 use crate::pki;
 
 const SHIPPED: &str = include_str!("../../../nginx/nginx.conf");
+const TERMINATE: &str = include_str!("../../../nginx/nginx-terminate.conf");
 
 struct Scene {
     folder: TempDir,
@@ -67,7 +69,7 @@ fn site() -> Site {
 fn the_shipped_file_is_what_is_rendered_for_its_own_names_and_has_no_problem() {
     let scene = Scene::new();
     assert_eq!(
-        render(&site(), &scene.config.agents).as_deref(),
+        render(TlsEnd::Backend, &site(), &scene.config.agents).as_deref(),
         Ok(SHIPPED)
     );
     assert_eq!(scene.told(SHIPPED), "");
@@ -90,7 +92,7 @@ fn a_site_has_its_names_backends_and_limits_in_what_is_rendered() {
         ],
         ..site()
     };
-    let rendered = render(&site, &scene.config.agents).unwrap();
+    let rendered = render(TlsEnd::Backend, &site, &scene.config.agents).unwrap();
     for line in [
         "gw.site.example  viworks_agents;",
         "join.site.example  viworks_enrolment;",
@@ -110,7 +112,7 @@ fn nothing_is_rendered_that_nginx_would_read_as_something_else() {
     let with = |change: fn(&mut Site)| {
         let mut site = site();
         change(&mut site);
-        render(&site, &agents).unwrap_err()
+        render(TlsEnd::Backend, &site, &agents).unwrap_err()
     };
     let name = |error: RenderError| matches!(error, RenderError::Name(_));
     assert!(name(with(|site| site.api_name = "a b".to_owned())));
@@ -277,4 +279,119 @@ fn a_renewal_that_would_change_a_pinned_key_is_told() {
     assert_eq!(lineage(&copy, ""), "");
     let missing = scene.told_with(SHIPPED, Some(Path::new("/nonexistent/renewal")));
     assert!(missing.contains("/etc/letsencrypt/renewal"), "{missing}");
+}
+
+/// A backend whose gateways' TLS ends in nginx, with the shipped file for its own certificates.
+fn terminating() -> (Scene, String) {
+    let mut scene = Scene::new();
+    let agents = &mut scene.config.agents;
+    agents.tls_ends_at = TlsEnd::Proxy;
+    agents.binding = BindingMode::Certificate;
+    agents.proxy_protocol = ProxyProtocol::Off;
+    let rendered = render(TlsEnd::Proxy, &site(), &scene.config.agents).unwrap();
+    (scene, rendered)
+}
+
+#[test]
+fn the_shipped_file_that_ends_tls_is_rendered_for_the_backends_certificates() {
+    let (scene, rendered) = terminating();
+    assert_eq!(scene.told(&rendered), "");
+    let agents = &scene.config.agents;
+    let places = [
+        ("/etc/viworks/backend/server.crt", &agents.certificate_file),
+        ("/etc/viworks/backend/server.key", &agents.key_file),
+        ("/etc/viworks/backend/ca.crt", &agents.client_ca_file),
+    ];
+    let placed = places
+        .iter()
+        .fold(TERMINATE.to_owned(), |text, (place, own)| {
+            text.replace(place, own.to_str().unwrap())
+        });
+    assert_eq!(rendered, placed);
+    // It is not what a backend needs whose own TLS it is, and the other way round.
+    assert!(
+        Scene::new()
+            .told(&rendered)
+            .contains("no server in a stream block")
+    );
+    assert!(
+        scene
+            .told(SHIPPED)
+            .contains("no location in an http block leads to 127.0.0.1:8081")
+    );
+}
+
+#[test]
+fn what_would_open_no_session_where_tls_ends_in_nginx_is_told() {
+    let (mut scene, rendered) = terminating();
+    for (this, other, told) in [
+        (
+            "ssl_verify_client on;",
+            "",
+            "not asked for their certificate",
+        ),
+        ("ssl_session_tickets off;", "", "shows no certificate"),
+        (
+            "ssl_session_cache off;",
+            "ssl_session_cache shared:all:1m;",
+            "shows no certificate",
+        ),
+        (
+            "$ssl_client_escaped_cert;",
+            "$ssl_client_cert;",
+            "X-Client-Cert is not set",
+        ),
+        (
+            "proxy_set_header X-Real-IP $remote_addr;",
+            "",
+            "X-Real-IP is not set",
+        ),
+        (
+            "proxy_set_header Upgrade $http_upgrade;",
+            "",
+            "Upgrade is not set",
+        ),
+        (
+            "proxy_read_timeout 90s;",
+            "proxy_read_timeout 40s;",
+            "may be silent for 45 s",
+        ),
+        (
+            "proxy_pass http://viworks_agents;",
+            "proxy_pass http://viworks_agents; proxy_bind 10.0.0.7;",
+            "nginx connects from 10.0.0.7",
+        ),
+        (
+            "server_name agents.example.org;",
+            "server_name other.example.org;",
+            "this server has another name",
+        ),
+    ] {
+        assert!(rendered.contains(this), "{this}");
+        let found = scene.told(&rendered.replace(this, other));
+        assert!(
+            found.contains(told) && found.contains("help: "),
+            "{told} is not in:\n{found}"
+        );
+    }
+    // A renewed certificate with another key.
+    let key = KeyPair::generate().unwrap();
+    let renewed = CertificateParams::new(["agents.example.org".to_owned()]).unwrap();
+    let path = scene.folder.path().join("renewed.crt");
+    std::fs::write(&path, renewed.self_signed(&key).unwrap().pem()).unwrap();
+    let own = scene
+        .config
+        .agents
+        .certificate_file
+        .to_str()
+        .unwrap()
+        .to_owned();
+    let found = scene.told(&rendered.replace(&own, path.to_str().unwrap()));
+    assert!(found.contains("which is none that gateways pin"), "{found}");
+    scene.config.agents.trusted_proxies.clear();
+    assert!(
+        scene
+            .told(&rendered)
+            .contains("is not among trusted_proxies")
+    );
 }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -11,15 +12,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::Instant;
 use viworks_testkit::binaries::Binaries;
-use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
+use viworks_testkit::deployment::{Deployment, PATIENCE, Start, text};
 use viworks_testkit::gateway::{ONCE, mark_starts, started};
 use viworks_testkit::nginx::{API_NAME, Backends, Nginx};
 use viworks_testkit::postgres;
-use viworks_testkit::process::{Process, eventually};
+use viworks_testkit::process::{Process, Said, eventually, finish};
 use viworks_testkit::rogue::{Material, Refused, upgrade};
 
 /// Where nginx comes from in these tests: another address than that of gateways, which is 127.0.0.1.
-const PROXY: &str = "127.0.0.9";
+pub(crate) const PROXY: &str = "127.0.0.9";
 
 /// What a backend is told that stands behind it.
 fn behind() -> Start {
@@ -76,9 +77,26 @@ async fn ask(system: &Deployment, nginx: &Nginx, path: &str) -> reqwest::Respons
 
 /// Gateways with what [`mark_starts`] gives them, through nginx.
 async fn gateways(system: &Deployment, nginx: &Nginx, folders: &[PathBuf]) -> Vec<Process> {
+    gateways_by(
+        system,
+        nginx,
+        folders,
+        ("VIWORKS__OUTBOUND__BINDING", "exporter"),
+    )
+    .await
+}
+
+/// The same with a setting.
+pub(crate) async fn gateways_by(
+    system: &Deployment,
+    nginx: &Nginx,
+    folders: &[PathBuf],
+    (name_of, value): (&str, &str),
+) -> Vec<Process> {
     let mut started = Vec::new();
     for folder in folders {
-        started.push(system.start_gateway(folder, through(nginx)));
+        let start = through(nginx).with(name_of, value);
+        started.push(system.start_gateway(folder, start));
     }
     for folder in folders {
         system.online(name(folder)).await;
@@ -90,7 +108,7 @@ fn name(folder: &Path) -> &str {
     folder.file_name().unwrap().to_str().unwrap()
 }
 
-fn issue(system: &Deployment, count: usize) -> Vec<PathBuf> {
+pub(crate) fn issue(system: &Deployment, count: usize) -> Vec<PathBuf> {
     let issued = (1..=count).map(|number| system.issue(&format!("gw-{number}")));
     let issued: Vec<_> = issued.collect();
     issued.iter().for_each(|folder| mark_starts(folder));
@@ -125,7 +143,7 @@ async fn all_came_back(
 }
 
 /// One run on every gateway, to its good end.
-async fn run_everywhere(system: &Deployment, key: &str, gateways: usize) {
+pub(crate) async fn run_everywhere(system: &Deployment, key: &str, gateways: usize) {
     let run = system.submit(ONCE, key).await;
     let run = system.finished(&run).await;
     assert_eq!(run["counts"]["succeeded"], gateways, "{run}");
@@ -425,4 +443,106 @@ async fn the_gateways_of_a_backend_that_is_killed_go_to_the_other_one() {
     for _ in 0..4 {
         assert_eq!(ask(&one, &nginx, "/v1/gateways").await.status(), 200);
     }
+}
+
+/// A verb of the backend about nginx, with what it says.
+async fn nginx_verb(system: &Deployment, arguments: &[&str]) -> Said {
+    let mut command = Command::new(system.binaries().backend());
+    let config = system.backend_config();
+    command
+        .arg("nginx")
+        .args(arguments)
+        .args(["--config", text(&config)]);
+    command.envs(behind().environment);
+    command.env("VIWORKS__AGENTS__LISTEN", system.agents_address());
+    command.env("VIWORKS__API__LISTEN", api(system));
+    finish(command, PATIENCE).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_backend_checks_the_configuration_of_the_nginx_in_front_of_it() {
+    if !Nginx::is_installed() {
+        return;
+    }
+    let mut system = Deployment::new(Binaries::shipped());
+    system.start_backend(behind()).await;
+    let nginx = nginx_before(&[&system]);
+    let file = nginx.path().join("nginx.conf");
+    let said = nginx_verb(&system, &["check", text(&file)])
+        .await
+        .ended_with(0);
+    for line in [
+        "nginx can read it (nginx -t)",
+        "gateways are passed through to ",
+        "gateways pin sha256/",
+    ] {
+        assert!(said.stdout.contains(line), "{said:#?}");
+    }
+    let written = std::fs::read_to_string(&file).unwrap();
+    let broken = written
+        .replace("proxy_protocol on;", "")
+        .replace("preread_timeout 5s;", "no_such_directive 5s;");
+    std::fs::write(&file, broken).unwrap();
+    let said = nginx_verb(&system, &["check", text(&file)])
+        .await
+        .ended_with(78);
+    for line in [
+        "unknown directive \"no_such_directive\"",
+        "none is sent: no gateway could connect",
+        "help: ",
+    ] {
+        assert!(said.stderr.contains(line), "{said:#?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rendered_file_that_somebody_changed_is_left_alone() {
+    let mut system = Deployment::new(Binaries::shipped());
+    system.start_backend(behind()).await;
+    let out = system.path().join("site.conf");
+    let render = [
+        "render",
+        "--agents-name",
+        "gw.site.example",
+        "--api-name",
+        "api.site.example",
+        "--out",
+        text(&out),
+    ];
+    let said = nginx_verb(&system, &render).await.ended_with(0);
+    assert!(
+        said.stdout.starts_with("wrote ") && said.stderr.is_empty(),
+        "{said:#?}"
+    );
+    let written = std::fs::read_to_string(&out).unwrap();
+    assert!(
+        written.contains(&format!("server {} max_fails", system.agents_address())),
+        "{written}"
+    );
+    assert!(
+        written.contains("enrol.site.example  viworks_enrolment;"),
+        "{written}"
+    );
+    let said = nginx_verb(&system, &render).await.ended_with(0);
+    assert!(
+        said.stdout.contains("is as it would be written"),
+        "{said:#?}"
+    );
+    std::fs::write(&out, "# mine").unwrap();
+    let said = nginx_verb(&system, &render).await.ended_with(6);
+    assert!(
+        said.stderr.contains("with other content") && said.stderr.contains("--force"),
+        "{said:#?}"
+    );
+    assert_eq!(std::fs::read_to_string(&out).unwrap(), "# mine");
+    let forced = [&render[..], &["--force"]].concat();
+    let _said = nginx_verb(&system, &forced).await.ended_with(0);
+    assert_eq!(std::fs::read_to_string(&out).unwrap(), written);
+    // Without a file it goes to the standard output, and a name that is missing is told of.
+    let said = nginx_verb(&system, &["render", "--api-name", "api.site.example"])
+        .await
+        .ended_with(2);
+    assert!(said.stderr.contains("public_url"), "{said:#?}");
+    let said = nginx_verb(&system, &render[..5]).await.ended_with(0);
+    assert_eq!(said.stdout, written);
 }

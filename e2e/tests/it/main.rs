@@ -49,6 +49,7 @@ mod stop;
 mod strict;
 mod surroundings;
 mod targets;
+mod terminated;
 mod unread_api;
 mod unread_log;
 mod validation;

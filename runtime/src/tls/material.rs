@@ -218,6 +218,25 @@ pub fn load_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Tl
     Ok(certificates)
 }
 
+/// Reads the one certificate of a PEM text that somebody passed on.
+///
+/// # Errors
+///
+/// When it holds none, more than one, or one that cannot be read.
+pub fn one_certificate(text: &[u8]) -> Result<CertificateDer<'static>, TlsError> {
+    let unreadable = |reason: &str| TlsError::Certificate {
+        reason: reason.to_owned(),
+    };
+    let certificates = pem::certificates(text).map_err(|error| unreadable(&error.to_string()))?;
+    let [certificate] = <[_; 1]>::try_from(certificates)
+        .map_err(|found| unreadable(&format!("the text has {} certificates", found.len())))?;
+    match X509Certificate::from_der(&certificate) {
+        Ok(([], _)) => Ok(certificate),
+        Ok(_) => Err(unreadable("there are more bytes behind it")),
+        Err(error) => Err(unreadable(&error.to_string())),
+    }
+}
+
 fn check_certificate(path: &Path, certificate: &[u8]) -> Result<(), TlsError> {
     let broken = |reason: String| TlsError::BrokenCertificate {
         path: path.to_owned(),

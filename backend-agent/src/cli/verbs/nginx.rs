@@ -9,8 +9,9 @@ use viworks_runtime::{files, stdout};
 use super::super::flags::NginxCommand;
 use super::super::views::{print, say};
 use super::open::load;
-use crate::config::{Config, ProxyProtocol};
-use crate::nginx::check::{Question, check, host};
+use crate::config::{Config, ProxyProtocol, TlsEnd};
+use crate::nginx::check::{Question, check};
+use crate::nginx::host;
 use crate::nginx::render::{Site, reached_at, render};
 
 /// More than any configuration of nginx that we write.
@@ -20,6 +21,7 @@ pub(super) fn execute(command: NginxCommand) -> anyhow::Result<ExitCode> {
     match command {
         NginxCommand::Render {
             config,
+            mode,
             agents_name,
             enrolment_name,
             api_name,
@@ -57,7 +59,11 @@ pub(super) fn execute(command: NginxCommand) -> anyhow::Result<ExitCode> {
                 key_file: key,
                 agents_name,
             };
-            let rendered = match render(&site, &config.agents) {
+            let rendered = match render(
+                mode.unwrap_or(config.agents.tls_ends_at),
+                &site,
+                &config.agents,
+            ) {
                 Ok(rendered) => rendered,
                 Err(error) => {
                     say(&format!("error: {error}"));
@@ -71,7 +77,7 @@ pub(super) fn execute(command: NginxCommand) -> anyhow::Result<ExitCode> {
                     ExitCode::Ok
                 }
             };
-            tell_rest(&config);
+            tell_rest(mode, &config);
             Ok(code)
         }
         NginxCommand::Check {
@@ -130,8 +136,18 @@ fn refuse(out: &Path) -> ExitCode {
 }
 
 /// What the backend has to be told for it to work.
-fn tell_rest(config: &Config) {
-    if config.agents.proxy_protocol == ProxyProtocol::Off {
+fn tell_rest(mode: Option<TlsEnd>, config: &Config) {
+    let own = config.agents.tls_ends_at;
+    if mode.unwrap_or(own) == TlsEnd::Proxy {
+        if own == TlsEnd::Backend {
+            say(
+                "the backend does not know that TLS ends in a proxy yet; in [agents] of its configuration:",
+            );
+            say("  tls_ends_at = \"proxy\"");
+            say("  binding = \"certificate\"");
+            say("  trusted_proxies = [\"127.0.0.1\"]");
+        }
+    } else if config.agents.proxy_protocol == ProxyProtocol::Off {
         say("the backend does not know of a proxy yet; in [agents] of its configuration:");
         say("  proxy_protocol = \"require\"");
         say("  trusted_proxies = [\"127.0.0.1\"]");

@@ -1,0 +1,165 @@
+//! Holds a configuration of nginx that passes the gateways' TLS through against what the backend expects.
+
+use viworks_runtime::config::Problem;
+
+use super::directive::{Directive, in_force, named, span};
+use super::render::reached_at;
+use super::whole::{Findings, Whole, comes_from, host, is_upstream, leading_to};
+use crate::config::ProxyProtocol;
+
+/// How gateways come to the agents' listener.
+pub(super) fn check(whole: &Whole<'_>, findings: &mut Findings) {
+    let agents = &whole.config.agents;
+    let Some(address) = reached_at(agents.listen) else {
+        return;
+    };
+    let mut found = false;
+    for stream in whole.blocks("stream") {
+        let upstreams = leading_to(stream, &address);
+        for server in named(stream, "server") {
+            let blocks = [stream, server.block.as_slice()];
+            let Some(pass) = in_force(&blocks, "proxy_pass") else {
+                continue;
+            };
+            let Some(map) = reaches(stream, pass.value(), &upstreams, &address) else {
+                continue;
+            };
+            found = true;
+            pass_through(whole, &blocks, pass, &address, findings);
+            if let Some(map) = map {
+                names(
+                    whole,
+                    &blocks,
+                    map,
+                    |target| is_upstream(target, &upstreams, &address),
+                    findings,
+                );
+            }
+        }
+    }
+    if found {
+        findings
+            .right
+            .push(format!("gateways are passed through to {address}"));
+    } else {
+        let message =
+            format!("no server in a stream block leads to {address}, where gateways are taken");
+        let help = "viworks-backend-agent nginx render writes one that does";
+        findings
+            .problems
+            .push(Problem::of_file(whole.file, message, help));
+    }
+}
+
+fn pass_through(
+    whole: &Whole<'_>,
+    blocks: &[&[Directive]],
+    pass: &Directive,
+    address: &str,
+    findings: &mut Findings,
+) {
+    let agents = &whole.config.agents;
+    let problems = &mut findings.problems;
+    let header = in_force(blocks, "proxy_protocol").filter(|it| it.value() == "on");
+    match (agents.proxy_protocol, header) {
+        (ProxyProtocol::Require, None) => problems.push(pass.problem(
+            "the backend requires a header of the PROXY protocol, and none is sent: no gateway could connect",
+            "write proxy_protocol on; in this server",
+        )),
+        (ProxyProtocol::Off, Some(header)) => problems.push(header.problem(
+            "a header of the PROXY protocol is sent, and the backend takes none: no gateway could connect",
+            "set proxy_protocol = \"require\" and trusted_proxies in [agents], or remove this line",
+        )),
+        (ProxyProtocol::Off, None) => problems.push(pass.problem(
+            "the backend would take all gateways for one, at the address of nginx: its limits for each address are for all of them",
+            "write proxy_protocol on; here, and set proxy_protocol = \"require\" and trusted_proxies in [agents]",
+        )),
+        (ProxyProtocol::Require, Some(_)) => {
+            let from = in_force(blocks, "proxy_bind").map(Directive::value);
+            if let Some(from) = comes_from(address, from)
+                && !agents.trusted_proxies.iter().any(|network| network.contains(from))
+            {
+                problems.push(pass.problem(
+                    format!("nginx connects from {from}, which is not among trusted_proxies in [agents]: no gateway could connect"),
+                    format!("add \"{from}\" to trusted_proxies"),
+                ));
+            }
+        }
+    }
+    if let Some(timeout) = in_force(blocks, "proxy_timeout")
+        && let Some(found) = span(timeout.value())
+        && found <= agents.silence
+    {
+        problems.push(timeout.problem(
+            format!(
+                "a session may be silent for {} s (silence_ms), and nginx cuts it after {}",
+                agents.silence.as_secs_f64(),
+                timeout.value()
+            ),
+            format!(
+                "write proxy_timeout {}s;",
+                agents.silence.as_secs().saturating_mul(2)
+            ),
+        ));
+    }
+    let own = blocks.last().copied().unwrap_or_default();
+    for listen in named(own, "listen") {
+        if listen.arguments.iter().any(|word| word == "ssl") {
+            problems.push(listen.problem(
+                "TLS of gateways would end here, and with it their certificates",
+                "remove ssl: it is passed through, and told apart by ssl_preread on;",
+            ));
+        }
+    }
+}
+
+/// Whether the name that gateways dial leads to the backend.
+fn names(
+    whole: &Whole<'_>,
+    blocks: &[&[Directive]],
+    map: &Directive,
+    leads_here: impl Fn(&str) -> bool,
+    findings: &mut Findings,
+) {
+    let preread = in_force(blocks, "ssl_preread").filter(|it| it.value() == "on");
+    if preread.is_none() {
+        findings.problems.push(map.problem(
+            "the name that a client asks for is not looked at, and every connection goes where the default leads",
+            "write ssl_preread on; in the server",
+        ));
+    }
+    let url = whole.config.agents.public_url.as_deref();
+    let Some(host) = url.and_then(host) else {
+        return;
+    };
+    let default = named(&map.block, "default");
+    let own = map
+        .block
+        .iter()
+        .find(|entry| entry.name.eq_ignore_ascii_case(host));
+    let leads = own.or_else(|| default.last());
+    if !leads.is_some_and(|entry| leads_here(entry.value())) {
+        findings.problems.push(map.problem(
+            format!("gateways dial {host} (public_url in [agents]), and that name does not lead to the backend"),
+            format!("write a line {host} with the upstream of the backend's agents"),
+        ));
+    }
+}
+
+/// Whether a stream's `proxy_pass` can lead there, and by which map.
+fn reaches<'d>(
+    stream: &'d [Directive],
+    pass: &str,
+    upstreams: &[&str],
+    address: &str,
+) -> Option<Option<&'d Directive>> {
+    if is_upstream(pass, upstreams, address) {
+        return Some(None);
+    }
+    let sets = |map: &&Directive| {
+        pass.starts_with('$') && map.arguments.get(1).is_some_and(|it| it == pass)
+    };
+    let map = named(stream, "map").find(sets)?;
+    let leads = |entry: &Directive| is_upstream(entry.value(), upstreams, address);
+    map.block.iter().any(leads).then_some(Some(map))
+}
