@@ -81,7 +81,8 @@ fn certificates(
             "write ssl_verify_client on; and ssl_client_certificate with the file of client_ca_file",
         ));
     }
-    if !in_force(blocks, "ssl_session_tickets").is_some_and(|it| it.value() == "off") {
+    let tickets = in_force(blocks, "ssl_session_tickets");
+    if tickets.is_none_or(|it| it.value() != "off") {
         problems.push(server.problem(
             "a TLS session that is taken up again shows no certificate, not even one that was revoked meanwhile",
             "write ssl_session_tickets off; and ssl_session_cache off;",

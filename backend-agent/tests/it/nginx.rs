@@ -95,7 +95,7 @@ fn a_site_has_its_names_backends_and_limits_in_what_is_rendered() {
     let rendered = render(TlsEnd::Backend, &site, &scene.config.agents).unwrap();
     for line in [
         "gw.site.example  viworks_agents;",
-        "join.site.example  viworks_enrolment;",
+        "join.site.example   viworks_enrolment;",
         "server_name enrol.example.org;",
         "server 10.0.0.1:8081 max_fails=1 fail_timeout=5s;\n        server [2001:db8::1]:8081 max_fails=1 fail_timeout=5s;\n        server b.internal:9 ",
         "limit_conn viworks_sources 77;",
