@@ -1,5 +1,5 @@
-//! A site whose TLS ends in nginx: the certificate is passed on, believed from nginx only, and judged again; claims from
-//! anywhere else are refused.
+//! A site whose TLS ends in nginx: the certificate is passed on, believed from nginx only, and judged again;
+//! claims from anywhere else are refused.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
@@ -39,6 +39,13 @@ fn escaped(pem: &[u8]) -> String {
         other => format!("%{other:02X}"),
     };
     pem.iter().map(escape).collect()
+}
+
+/// A gateway's own certificate, without the authority's behind it: all of a chain that nginx passes on.
+fn leaf(chain: &[u8]) -> Vec<u8> {
+    let text = String::from_utf8(chain.to_vec()).unwrap();
+    let own = text.split_inclusive("-----END CERTIFICATE-----\n").next();
+    own.unwrap().as_bytes().to_vec()
 }
 
 /// The first line of the answer to a request in plain text from an address.
@@ -104,7 +111,7 @@ async fn a_certificate_is_taken_from_the_proxy_only_and_judged_again() {
     let mut system = Deployment::new(Binaries::shipped());
     let rogue = Material::read(&system.issue("gw-rogue")).unwrap();
     system.start_backend(backend()).await;
-    let own = escaped(&rogue.certificate.chain);
+    let own = escaped(&leaf(&rogue.certificate.chain));
     let claim =
         |certificate: &str| format!("x-client-cert: {certificate}\r\nx-real-ip: 203.0.113.9\r\n");
     // From elsewhere there is no answer at all.
@@ -122,6 +129,7 @@ async fn a_certificate_is_taken_from_the_proxy_only_and_judged_again() {
     for headers in [
         String::new(),
         claim("nothing"),
+        claim(&escaped(&rogue.certificate.chain)),
         claim(&own).replace("x-real-ip", "x-other"),
         format!("{}x-client-cert: {own}\r\n", claim(&own)),
     ] {
