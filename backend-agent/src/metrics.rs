@@ -48,6 +48,8 @@ pub struct BackendMetrics {
     pub dead_letters: Gauge,
     /// Those that went for newer ones before anybody had decided about them.
     pub dead_letters_dropped: Counter,
+    /// Counters of open commands that were not right and were set.
+    pub counters_corrected: Counter,
     /// Failed background jobs.
     pub job_failures: Counter,
     /// Gateways whose certificate ends soon or has ended.
@@ -70,6 +72,21 @@ impl BackendMetrics {
         tracing::warn!(
             count,
             "there are more dead letters than are kept: the oldest went before anybody had decided about them; their runs have them still"
+        );
+    }
+
+    /// Counters of open commands were held against what they count: by how many the tenant's was short, and the
+    /// gateways whose own was not right.
+    pub fn recounted(&self, short: i64, gateways: u64) {
+        let corrected = gateways.saturating_add(u64::from(short != 0));
+        if corrected == 0 {
+            return;
+        }
+        self.counters_corrected.inc_by(corrected);
+        tracing::warn!(
+            short,
+            gateways,
+            "counters of open commands were not right and were set: somebody changed the tables, or it is a fault of ViWorkS, which please report"
         );
     }
 
@@ -96,6 +113,7 @@ impl BackendMetrics {
             clock_apart: Gauge::default(),
             instances: Gauge::default(),
             leases_lost: Counter::default(),
+            counters_corrected: Counter::default(),
             job_failures: Counter::default(),
             gateway_certificates_ending: Gauge::default(),
             certificates: Family::default(),
@@ -220,6 +238,11 @@ impl BackendMetrics {
                 "telemetry_retimed_records",
                 "Stored records whose time the backend derived, because the gateway's clock is wrong",
                 own.telemetry_retimed.clone(),
+            );
+            registry.register(
+                "counters_corrected",
+                "Counters of open commands that were not right and were set",
+                own.counters_corrected.clone(),
             );
             registry.register(
                 "job_failures",
