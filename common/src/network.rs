@@ -89,6 +89,11 @@ impl FromStr for IpNetwork {
                 Ok(_) | Err(_) => return Err(InvalidNetwork::Bits { max }),
             },
         };
+        // An IPv4 address in the form of IPv6 is one of IPv4, as it is when somebody comes from it.
+        let (address, bits) = match (address.to_canonical(), bits.checked_sub(96)) {
+            (canonical @ IpAddr::V4(_), Some(of_them)) if address.is_ipv6() => (canonical, of_them),
+            _ => (address, bits),
+        };
         let network = Self {
             address: leading(address, bits),
             bits,
@@ -135,6 +140,11 @@ mod tests {
         assert!(network("2001:db8::/32").contains(ip("2001:db8:ffff::1")));
         assert!(!network("2001:db8::/32").contains(ip("2001:db9::1")));
         assert!(network("0.0.0.0/0").contains(ip("203.0.113.9")));
+        // In whatever form either is written.
+        assert!(network("::ffff:10.0.0.1").contains(ip("10.0.0.1")));
+        assert!(network("::ffff:10.0.0.0/104").contains(ip("::ffff:10.9.9.9")));
+        assert!(!network("::ffff:10.0.0.0/104").contains(ip("11.0.0.0")));
+        assert!(network("::ffff:0:0/96").is_everybody());
         assert!(!network("0.0.0.0/0").contains(ip("2001:db8::1")));
     }
 
