@@ -140,12 +140,12 @@ impl StartError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Folder(error) => error.exit_code(),
-            Self::Database(sqlite::Error::Unsafe(_))
-            | Self::Address(_)
+            Self::Address(_)
             | Self::QueueAddress(_)
             | Self::AnotherSite { .. }
             | Self::Moved(_)
             | Self::Site(SiteError::OtherMasterKey { .. }) => ExitCode::Config,
+            Self::Database(source) if source.is_lasting() => ExitCode::Config,
             Self::Server { source, .. } if source.is_lasting() => ExitCode::Config,
             Self::Queue { source, .. } if source.is_lasting() => ExitCode::Config,
             Self::Server { .. } | Self::Queue { .. } => ExitCode::Unavailable,

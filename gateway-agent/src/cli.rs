@@ -217,15 +217,16 @@ fn code_of(error: &anyhow::Error) -> ExitCode {
     if error.is::<Problems>() {
         return ExitCode::Config;
     }
-    // Room may be made while the service manager tries again.
-    let is_full = |cause: &(dyn std::error::Error + 'static)| {
-        matches!(cause.downcast_ref(), Some(sqlite::Error::Full(_)))
-    };
-    match error.downcast_ref::<IdentityError>() {
-        Some(IdentityError::File(error)) => error.exit_code(),
-        Some(_) => ExitCode::Config,
-        None if error.chain().any(is_full) => ExitCode::Unavailable,
-        None => ExitCode::Error,
+    let causes = error.chain();
+    let database = causes.filter_map(|cause| cause.downcast_ref::<sqlite::Error>());
+    match (error.downcast_ref::<IdentityError>(), database.last()) {
+        (Some(IdentityError::File(error)), _) => error.exit_code(),
+        (Some(_), _) => ExitCode::Config,
+        // Above all one of a later version, which has changed its schema.
+        (None, Some(error)) if error.is_lasting() => ExitCode::Config,
+        // Room may be made while the service manager tries again.
+        (None, Some(sqlite::Error::Full(_))) => ExitCode::Unavailable,
+        (None, _) => ExitCode::Error,
     }
 }
 

@@ -118,6 +118,38 @@ impl Error {
     pub const fn is_transient(&self) -> bool {
         matches!(self, Self::Busy(_) | Self::ReadersBusy)
     }
+
+    /// Whether it stays until somebody changes the program, the file or its place: a process that ends by it is not
+    /// worth another start.
+    #[must_use]
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Unsafe(_)
+            | Self::SchemaTooNew { .. }
+            | Self::LibraryTooOld { .. }
+            | Self::Setting { .. } => true,
+            Self::Migrate(error) => match &**error {
+                MigrateError::Unfinished(_)
+                | MigrateError::Missing(_)
+                | MigrateError::Changed(_) => true,
+                // A disk that is full now, or a lock, is none of the statements' doing.
+                MigrateError::Failed { source, .. } => {
+                    let code = source.sqlite_error().map(|error| error.extended_code);
+                    !matches!(code.map(|code| code & 0xff), Some(5 | 6 | 8 | 10 | 13 | 14))
+                }
+            },
+            Self::Full(_)
+            | Self::Busy(_)
+            | Self::ReadersBusy
+            | Self::Constraint { .. }
+            | Self::Corrupt(_)
+            | Self::Io(_)
+            | Self::Open { .. }
+            | Self::Panicked
+            | Self::Closed
+            | Self::Other(_) => false,
+        }
+    }
 }
 
 impl From<rusqlite::Error> for Error {

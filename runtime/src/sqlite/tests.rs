@@ -679,6 +679,7 @@ async fn a_schema_from_a_newer_program_is_refused() {
         matches!(error, Error::SchemaTooNew { found: 2, known: 1 }),
         "{error}"
     );
+    assert!(error.is_lasting(), "{error}");
 }
 
 #[tokio::test]
