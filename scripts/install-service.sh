@@ -93,19 +93,23 @@ put_catalogue() { # SOURCE NAME
 names() {
   case $1 in
     backend) program=viworks-backend-agent user=viworks-backend section=8 helper='' ;;
-    gateway) program=viworks-gateway-agent user=viworks-gateway section=8 helper=viworks-gateway-helper ;;
+    gateway)
+      program=viworks-gateway-agent user=viworks-gateway section=8 helper=viworks-gateway-helper
+      slice=system-viworks_helper.slice
+      ;;
     cli) program=viworks user='' section=1 helper='' ;;
     *) usage >&2; complain 2 "no part is called $1" ;;
   esac
 }
 
+# What an earlier version had is left for one restart of all of them.
 start_unit() { # UNIT FRESH
   case $2$(enabled "$1") in
     # Somebody does not want it.
     yesmasked*) printf 'left alone: %s is masked\n' "$1" ;;
     # Without a configuration it does not start, and that is no failure.
     yes*) run systemctl enable --now "$1" ;;
-    *) run systemctl try-restart "$1" ;;
+    *) again="$again $1" ;;
   esac
 }
 
@@ -131,7 +135,7 @@ install_part() {
   put_if_there 644 "$from/completions/$program.fish" "/usr/share/fish/vendor_completions.d/$program.fish"
   [ -n "$user" ] || return 0
   # What is new is enabled; what an earlier version had is restarted, as far as it runs.
-  fresh='' fresh_helper=''
+  fresh='' fresh_helper='' again=''
   [ -e "$root/usr/lib/systemd/system/$program.service" ] || fresh=yes
   [ -e "$root/usr/lib/systemd/system/$helper.socket" ] || fresh_helper=yes
   put 644 "$from/systemd/$program.service" "/usr/lib/systemd/system/$program.service"
@@ -141,6 +145,7 @@ install_part() {
     put 755 "$from/bin/$helper" "/usr/bin/$helper"
     put 644 "$from/systemd/$helper.socket" "/usr/lib/systemd/system/$helper.socket"
     put 644 "$from/systemd/$helper@.service" "/usr/lib/systemd/system/$helper@.service"
+    put 644 "$from/systemd/$slice" "/usr/lib/systemd/system/$slice"
     for file in "$from"/helper.d/*.toml; do
       put_if_there 644 "$file" "/usr/share/viworks/helper.d/$(basename -- "$file")"
     done
@@ -156,6 +161,9 @@ install_part() {
     run systemctl daemon-reload
     [ -z "$helper" ] || start_unit "$helper.socket" "$fresh_helper"
     start_unit "$program.service" "$fresh"
+    # In one step: the agent ends before its helper's socket does, and starts after it.
+    # shellcheck disable=SC2086
+    [ -z "$again" ] || run systemctl try-restart $again
   fi
 }
 
@@ -164,7 +172,8 @@ uninstall_part() {
   if [ -n "$user" ]; then stop_unit "$program.service"; fi
   if [ -n "$helper" ]; then
     stop_unit "$helper.socket"
-    for file in "bin/$helper" "lib/systemd/system/$helper.socket" "lib/systemd/system/$helper@.service"; do
+    for file in "bin/$helper" "lib/systemd/system/$helper.socket" "lib/systemd/system/$helper@.service" \
+      "lib/systemd/system/$slice"; do
       drop "/usr/$file"
     done
   fi

@@ -113,7 +113,7 @@ pub enum Verb {
     },
     /// Run an allow-listed command on gateways
     #[command(
-        after_help = "Examples:\n  viworks run sys.uptime --all\n  viworks run log.tail unit=ssh lines=50 -g gw-berlin\n  viworks run service.restart unit=nginx -g gw-lyon,gw-oslo --yes --reason 'new certificate'"
+        after_help = "Examples:\n  viworks run sys.uptime --all\n  viworks run log.tail unit=ssh lines=50 -g gw-berlin\n  viworks run service.restart unit=nginx.service -g gw-lyon,gw-oslo --yes --reason 'new certificate'"
     )]
     Run(Run),
     /// What was run, and how it ended
