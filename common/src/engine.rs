@@ -144,8 +144,9 @@ pub enum Effect {
     Prepare(Box<Entry>),
     /// What was prepared, or is being prepared, is not wanted any more.
     Abandon(CommandId),
-    /// Start what was prepared.
-    Launch(CommandId),
+    /// Start what was prepared, as long as its deadline, if it has one, has not come: whoever runs it may take a while
+    /// to get there.
+    Launch(CommandId, Option<Monotonic>),
     /// End what was launched.
     End(CommandId),
     /// Tell the session, if there is one; the next one is told by what the journal holds.

@@ -25,7 +25,7 @@ mod load;
 mod look;
 
 pub use current::{Current, reload};
-pub use load::load;
+pub use load::{load, read};
 pub use viworks_common::catalogue::SHIPPED;
 pub use viworks_runtime::files::Owners;
 
@@ -54,6 +54,8 @@ pub enum OtherUsers {
 #[derive(Debug, Clone)]
 struct Definition {
     entry: CatalogueEntry,
+    /// Whether it is unavailable because the helper refuses it.
+    is_refused: bool,
     /// As whom it runs, when that is not who reads this.
     user: Option<String>,
     /// Everything that decides what runs.
@@ -126,29 +128,44 @@ impl Catalogue {
         self.definitions.is_empty()
     }
 
-    /// The same, after another look at those that could not run; none when nothing is new.
-    async fn looked_again(&self) -> Option<Self> {
-        let mut new = Vec::new();
-        for (name, definition) in &self.definitions {
-            if definition.entry.unavailable.is_none() {
+    /// Notes of every command why it cannot run at this moment. Blocks, for a few seconds at the most.
+    pub fn look(&mut self) {
+        look::note_unavailable(self.definitions.values_mut(), self.owners, &self.others);
+    }
+
+    /// How many commands could not run when somebody looked last.
+    #[must_use]
+    pub fn unavailable(&self) -> usize {
+        let definitions = self.definitions.values();
+        definitions
+            .filter(|it| it.entry.unavailable.is_some())
+            .count()
+    }
+
+    /// The same, after another look at those that could not run; none when nothing is new. The helper is asked about
+    /// what it has refused only when `asks_helper` is true.
+    async fn looked_again(&self, asks_helper: bool) -> Option<Self> {
+        let before: Vec<&Definition> = self.definitions.values().collect();
+        let before: Vec<&Definition> = before
+            .into_iter()
+            .filter(|it| it.entry.unavailable.is_some())
+            .collect();
+        let found = look::again(before.clone(), self.owners, &self.others, asks_helper).await;
+        let mut after = self.clone();
+        let mut is_new = false;
+        for (before, found) in before.into_iter().zip(found) {
+            let name = &before.entry.name;
+            let reason = found.as_ref().map(|it| &it.reason);
+            if reason == before.entry.unavailable.as_ref() {
                 continue;
             }
-            let reason = look::unavailable(definition, self.owners, &self.others).await;
-            if reason != definition.entry.unavailable {
-                new.push((name.clone(), reason));
-            }
-        }
-        if new.is_empty() {
-            return None;
-        }
-        let mut after = self.clone();
-        for (name, reason) in new {
             info!(command = %name, reason, "whether a command can run has changed");
-            if let Some(definition) = after.definitions.get_mut(&name) {
-                definition.entry.unavailable = reason;
+            if let Some(definition) = after.definitions.get_mut(name) {
+                definition.note(found);
+                is_new = true;
             }
         }
-        Some(after)
+        is_new.then_some(after)
     }
 
     /// Everything that decides what a command of another user runs, for whoever has the same entry to compare.
@@ -250,6 +267,7 @@ impl Allowed<'_> {
             arguments,
             working_directory: definition.working_directory.clone(),
             environment: definition.environment.clone(),
+            deadline: None,
             timeout: Duration::from_millis(definition.entry.timeout_ms),
             output_bytes_max: usize::try_from(definition.entry.output_bytes_max)
                 .unwrap_or(usize::MAX),
@@ -258,7 +276,33 @@ impl Allowed<'_> {
     }
 }
 
+/// Why a command cannot run at this moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Unavailable {
+    reason: String,
+    is_refused: bool,
+}
+
+impl Unavailable {
+    /// Something is not there, or may not be run.
+    const fn of_files(reason: String) -> Self {
+        let is_refused = false;
+        Self { reason, is_refused }
+    }
+
+    /// The helper refuses it.
+    const fn by_helper(reason: String) -> Self {
+        let is_refused = true;
+        Self { reason, is_refused }
+    }
+}
+
 impl Definition {
+    fn note(&mut self, unavailable: Option<Unavailable>) {
+        self.is_refused = unavailable.as_ref().is_some_and(|it| it.is_refused);
+        self.entry.unavailable = unavailable.map(|it| it.reason);
+    }
+
     fn helper_entry(&self) -> Entry {
         Entry {
             name: self.entry.name.clone(),

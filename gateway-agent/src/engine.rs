@@ -31,6 +31,7 @@ use crate::journal::{Journal, JournalError};
 mod command;
 mod outbox;
 
+use command::Begin;
 use outbox::Outbox;
 
 /// Requests of the session that may wait: offers, permits and the rest about as many commands as may be unreported.
@@ -118,7 +119,7 @@ enum Done {
 /// A task that runs a command, from its preparation on.
 struct Task {
     /// Lets it start what it has prepared.
-    begin: Option<oneshot::Sender<()>>,
+    begin: Option<oneshot::Sender<Begin>>,
     cancel: CancellationToken,
 }
 
@@ -289,11 +290,11 @@ impl Engine {
                         task.cancel.cancel();
                     }
                 }
-                Effect::Launch(id) => {
+                Effect::Launch(id, deadline) => {
                     let task = self.tasks.get_mut(&id);
                     if let Some(begin) = task.and_then(|task| task.begin.take()) {
                         // It waits for this word, unless the process is being torn down.
-                        let _gone = begin.send(()).is_err();
+                        let _gone = begin.send(Begin { deadline }).is_err();
                     }
                 }
                 Effect::End(id) => {

@@ -80,6 +80,8 @@ pub struct Launch {
     pub working_directory: PathBuf,
     /// What its environment holds beside the fixed variables.
     pub environment: BTreeMap<String, String>,
+    /// Until when it may start, on the executor's clock; `None` when it matters to nobody.
+    pub deadline: Option<Monotonic>,
     /// How long it may run.
     pub timeout: Duration,
     /// Bytes of output that are kept, both streams together.
@@ -179,7 +181,7 @@ enum Ending {
 /// What ends a command that does not end by itself.
 #[derive(Clone, Copy)]
 struct Limit<'a> {
-    deadline: Monotonic,
+    time_up: Monotonic,
     /// Whether its program has taken over from the launcher.
     begun: &'a AtomicBool,
     cancel: &'a CancellationToken,
@@ -216,7 +218,7 @@ impl Slot {
                 "cancelled before it was started",
             );
         }
-        let started = (clock.now(), clock.wall());
+        let time_up = clock.now().saturating_add(launch.timeout);
         let unstarted = |reason: String| {
             let program = launch.program.display();
             Outcome::without_run(
@@ -224,12 +226,12 @@ impl Slot {
                 format!("{program} could not be started: {reason}"),
             )
         };
-        let deadline = started.0.saturating_add(launch.timeout);
-        let (mut process, mut report) = match self.spawn(&launch, deadline, &cancel).await {
+        let (mut process, mut report) = match self.spawn(&launch, time_up, &cancel).await {
             Ok(spawned) => spawned,
             Err(Unstarted::Failed(reason)) => return unstarted(reason),
             Err(Unstarted::Ended(state, reason)) => return Outcome::without_run(state, reason),
         };
+        let started = (clock.now(), clock.wall());
         let kept = launch.output_bytes_max;
         let (stdout, stderr) = process.take_pipes();
         let mut stdout = Collector::new(launch.command_id, OutputStream::Stdout, stdout, kept);
@@ -248,7 +250,7 @@ impl Slot {
                 );
             };
             let limits = Limit {
-                deadline,
+                time_up,
                 begun: &begun,
                 cancel: &cancel,
             };
@@ -277,7 +279,7 @@ impl Slot {
     async fn spawn(
         &self,
         launch: &Launch,
-        deadline: Monotonic,
+        time_up: Monotonic,
         cancel: &CancellationToken,
     ) -> Result<(Process, Report), Unstarted> {
         let Some(order) = &launch.order else {
@@ -286,16 +288,32 @@ impl Slot {
             return Process::spawn(&self.executor.launcher, launch)
                 .map_err(|error| Unstarted::Failed(error.to_string()));
         };
-        tokio::select! {
+        let clock = &*self.executor.clock;
+        let late = || {
+            let reason = "its deadline passed before the helper had started it";
+            Err(Unstarted::Ended(OutcomeState::Expired, reason))
+        };
+        let over = |deadline: Monotonic| deadline <= clock.now();
+        let (process, report) = tokio::select! {
             biased;
-            spawned = Process::ask_for(order, launch.command_id) => spawned.map_err(Unstarted::Failed),
             () = cancel.cancelled() => {
-                Err(Unstarted::Ended(OutcomeState::Cancelled, "cancelled before the helper had started it"))
+                return Err(Unstarted::Ended(OutcomeState::Cancelled, "cancelled before the helper had started it"));
             }
-            () = sleep_until(&*self.executor.clock, deadline) => {
-                Err(Unstarted::Ended(OutcomeState::TimedOut, "the helper had not started it within its time limit"))
+            () = sleep_until(clock, launch.deadline.unwrap_or(time_up).min(time_up)) => {
+                if launch.deadline.is_some_and(over) {
+                    return late();
+                }
+                let reason = "the helper had not started it within its time limit";
+                return Err(Unstarted::Ended(OutcomeState::TimedOut, reason));
             }
+            asked = Process::ask_for(order, launch.command_id) => asked.map_err(Unstarted::Failed)?,
+        };
+        // The service manager may have taken its time, and timers are late where a machine has slept.
+        if launch.deadline.is_some_and(over) {
+            return late();
         }
+        process.begin().map_err(Unstarted::Failed)?;
+        Ok((process, report))
     }
 
     /// Watches over the leader and drains the output until the leader is dead, though not yet reaped, and nobody
@@ -347,7 +365,7 @@ impl Slot {
             biased;
             () = process.exited() => return (Ending::Exited, false),
             () = limit.cancel.cancelled() => Ending::Cancelled,
-            () = sleep_until(&*self.executor.clock, limit.deadline) => Ending::TimedOut,
+            () = sleep_until(&*self.executor.clock, limit.time_up) => Ending::TimedOut,
         };
         // A program that has not begun has nothing to put in order.
         if limit.begun.load(Ordering::Relaxed) {

@@ -31,6 +31,9 @@ use lease::Lease;
 /// How long the agent may take for its first message, and to take an answer.
 const MESSAGE_TIME: Duration = Duration::from_secs(10);
 
+/// The file system of pipes without a name: `PIPEFS_MAGIC` of the kernel's `linux/magic.h`.
+const PIPES: rustix::fs::FsWord = 0x5049_5045;
+
 /// Where the helper's list is, and whom it serves.
 #[derive(Debug, Clone)]
 pub struct Service<'a> {
@@ -99,31 +102,43 @@ impl Service<'_> {
         connection: &OwnedFd,
     ) -> io::Result<Work> {
         let refused = |reason| Ok(Work::Answered(Answer::Refused(reason)));
-        let (entry, run) = match request {
-            Request::Ask(entry) => (entry, None),
+        let (entry, id, arguments) = match request {
+            Request::Ask(entries) => {
+                let list = match self.list() {
+                    Ok(list) => list,
+                    Err(reason) => return refused(reason),
+                };
+                let objections = entries.iter().map(|entry| self.objection(&list, entry));
+                return Ok(Work::Answered(Answer::Objections(objections.collect())));
+            }
             Request::Run {
                 entry,
                 command_id,
                 arguments,
-            } => (entry, Some((command_id, arguments))),
-            Request::Terminate | Request::Kill => {
+            } => (entry, command_id, arguments),
+            Request::Begin | Request::Terminate | Request::Kill => {
                 return refused("nothing runs here yet".to_owned());
             }
         };
-        let list = match self.list(&entry) {
+        let list = match self.list() {
             Ok(list) => list,
             Err(reason) => return refused(reason),
         };
-        let Some((id, arguments)) = run else {
-            return Ok(Work::Answered(Answer::Allowed));
-        };
+        if let Some(reason) = self.objection(&list, &entry) {
+            return refused(reason);
+        }
         let (launch, account) = match prepare(&list, &entry, id, &arguments) {
             Ok(prepared) => prepared,
             Err(reason) => return refused(reason),
         };
-        let Ok([stdout, stderr]) = <[OwnedFd; 2]>::try_from(descriptors) else {
+        let Ok(output) = <[OwnedFd; 2]>::try_from(descriptors) else {
             return refused("a command needs two descriptors for its output".to_owned());
         };
+        for end in &output {
+            if !is_writing_end(end)? {
+                return refused("a command's output goes to the writing ends of pipes".to_owned());
+            }
+        }
         logging::say(&format!(
             "runs {} as {} ({id}): {} {:?}",
             entry.name,
@@ -131,36 +146,33 @@ impl Service<'_> {
             launch.program.display(),
             launch.arguments
         ));
-        match Lease::start(
-            &program::own(),
-            &launch,
-            account,
-            [stdout, stderr],
-            connection,
-        ) {
+        match Lease::start(&program::own(), &launch, account, output, connection) {
             Ok(lease) => Ok(Work::Started(lease)),
             Err(error) => refused(format!("no process can be started: {error}")),
         }
     }
 
-    /// The list, when it allows what the agent's catalogue has under that name.
-    fn list(&self, entry: &Entry) -> Result<Catalogue, String> {
-        let shown = self.list.display();
+    fn list(&self) -> Result<Catalogue, String> {
         let loaded = catalogue::load(self.list, Owners::Root, program::own(), OtherUsers::Itself);
-        let list = loaded.map_err(|problems| {
+        loaded.map_err(|problems| {
             format!(
                 "the helper's list cannot be used: {}",
                 problems.in_one_line()
             )
-        })?;
+        })
+    }
+
+    /// Why the list does not allow what the agent's catalogue has under that name.
+    fn objection(&self, list: &Catalogue, entry: &Entry) -> Option<String> {
+        let shown = self.list.display();
         match list.fingerprint(&entry.name) {
-            Some(ours) if ours == entry.fingerprint => Ok(list),
-            Some(_) => Err(format!(
+            Some(ours) if ours == entry.fingerprint => None,
+            Some(_) => Some(format!(
                 "{} is not the same in {shown} and in the agent's catalogue; fix: make user, argv, arguments, \
                  environment and working_directory alike in both",
                 entry.name
             )),
-            None => Err(format!(
+            None => Some(format!(
                 "{} is not on the helper's list; fix: copy its entry into a file of root's in {shown}, if it may run",
                 entry.name
             )),
@@ -194,6 +206,15 @@ fn take_connection() -> io::Result<OwnedFd> {
     rustix::io::ioctl_fionbio(&connection, false)?;
     set_socket_timeout(&connection, Timeout::Send, Some(MESSAGE_TIME))?;
     Ok(connection)
+}
+
+/// Whether that is the end of a pipe that can be written and nothing else. A program may open what it writes to once
+/// more, by `/dev/stdout`, and does so as its own user: what the agent may only read must not be written that way, nor
+/// anything that has a name.
+fn is_writing_end(descriptor: &OwnedFd) -> io::Result<bool> {
+    let mode = rustix::fs::fcntl_getfl(descriptor)? & rustix::fs::OFlags::ACCMODE;
+    let of = rustix::fs::fstatfs(descriptor)?.f_type;
+    Ok(mode == rustix::fs::OFlags::WRONLY && of == PIPES)
 }
 
 /// Whether there is something to read before the time is up.

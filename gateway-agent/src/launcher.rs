@@ -46,7 +46,16 @@ pub struct Instructions {
     pub arguments: Vec<String>,
     /// Whom it becomes first, when it is not who started it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub account: Option<Account>,
+    pub role: Option<Role>,
+}
+
+/// Another user that a launcher becomes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Role {
+    /// Who.
+    pub account: Account,
+    /// The number of the process that started the launcher, with which it ends.
+    pub starter: u32,
 }
 
 impl Instructions {
@@ -110,8 +119,8 @@ fn prepare() -> io::Result<UnixStream> {
 
 /// Why it could not.
 fn become_program(instructions: &Instructions) -> String {
-    if let Some(account) = &instructions.account
-        && let Err(error) = account.take_on()
+    if let Some(Role { account, starter }) = &instructions.role
+        && let Err(error) = account.take_on(*starter)
     {
         return format!("it cannot become the user {}: {error}", account.name);
     }
@@ -141,7 +150,10 @@ mod tests {
             ],
             program: PathBuf::from("/bin/echo"),
             arguments: vec!["x".to_owned(), "--".to_owned(), String::new()],
-            account: Some(Account::find("root").unwrap()),
+            role: Some(Role {
+                account: Account::find("root").unwrap(),
+                starter: 7,
+            }),
         };
         let bytes = instructions.to_bytes().unwrap();
         assert_eq!(Instructions::read(&*bytes).unwrap(), instructions);

@@ -44,9 +44,10 @@ pub struct Entry {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
-    /// To know whether the helper would run it.
-    Ask(Entry),
-    /// It run, with standard output and standard error as the two descriptors of the message.
+    /// To know which of them the helper would run.
+    Ask(Vec<Entry>),
+    /// It made ready to run, with standard output and standard error as the two descriptors of the message: the
+    /// writing ends of pipes.
     Run {
         /// Which command.
         entry: Entry,
@@ -55,6 +56,8 @@ pub enum Request {
         /// The values of its arguments; the helper checks them by its own list.
         arguments: Arguments,
     },
+    /// It run, now that there is a process for it: the agent has looked again whether it may still start.
+    Begin,
     /// SIGTERM to its process group.
     Terminate,
     /// SIGKILL to its process group.
@@ -65,11 +68,12 @@ pub enum Request {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Answer {
-    /// It would run that.
-    Allowed,
-    /// It does not, and why.
+    /// Of each that was asked about, in that order, why it would not run it, if it would not.
+    Objections(Vec<Option<String>>),
+    /// It does not run it, and why.
     Refused(String),
-    /// There is a process that is to become the program: its number, with a handle of it as descriptor.
+    /// There is a process that is to become the program, and waits for [`Request::Begin`]: its number, with a handle
+    /// of it as descriptor.
     Started(i32),
     /// The program has taken over.
     Begun,
@@ -171,11 +175,13 @@ pub fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(T, 
             descriptors.extend(some);
         }
     }
-    if got
-        .flags
-        .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
-    {
+    if got.flags.contains(ReturnFlags::TRUNC) {
         return Err(invalid("the message is too long"));
+    }
+    if got.flags.contains(ReturnFlags::CTRUNC) {
+        return Err(invalid(
+            "its descriptors are lost: there are too many, or this process has as many open as it may",
+        ));
     }
     if got.bytes == 0 {
         return Ok(None);
@@ -186,25 +192,27 @@ pub fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(T, 
     Ok(Some((message, descriptors)))
 }
 
-/// Why the helper would not run a command at this moment, if it would not. Blocks, for a few seconds at the most.
+/// Why the helper would not run each of these commands at this moment, in their order; nothing where it would. All on
+/// one connection: it takes the service manager a service. Blocks, for a few seconds at the most.
 #[must_use]
-pub fn objection(socket: &Path, entry: &Entry) -> Option<String> {
+pub fn objections(socket: &Path, entries: &[Entry]) -> Vec<Option<String>> {
     let asked = || {
         let connection = dial(socket)?;
         rustix::io::ioctl_fionbio(&connection, false)?;
         for timeout in [Timeout::Recv, Timeout::Send] {
             set_socket_timeout(&connection, timeout, Some(ASK_TIME))?;
         }
-        send(&connection, &Request::Ask(entry.clone()), &[])?;
+        send(&connection, &Request::Ask(entries.to_vec()), &[])?;
         receive::<Answer>(&connection)
     };
-    match asked() {
-        Ok(Some((Answer::Allowed, _none))) => None,
-        Ok(Some((Answer::Refused(reason), _none))) => Some(reason),
-        Ok(Some((other, _))) => Some(format!("the helper answered {other:?}")),
-        Ok(None) => Some(closed().to_owned()),
-        Err(error) => Some(unreached(socket, &error)),
-    }
+    let reason = match asked() {
+        Ok(Some((Answer::Objections(all), _none))) if all.len() == entries.len() => return all,
+        Ok(Some((Answer::Refused(reason), _none))) => reason,
+        Ok(Some((other, _))) => format!("the helper answered {other:?}"),
+        Ok(None) => closed().to_owned(),
+        Err(error) => unreached(socket, &error),
+    };
+    vec![Some(reason); entries.len()]
 }
 
 /// What it means when the helper hangs up before it has said anything.
@@ -294,7 +302,7 @@ mod tests {
         assert_eq!(too_long.kind(), io::ErrorKind::InvalidInput);
         let (_reader, writer) = io::pipe().unwrap();
         let many = [writer.as_fd(); DESCRIPTORS_MAX + 1];
-        assert!(send(&ours, &Answer::Allowed, &many).is_err());
+        assert!(send(&ours, &Answer::Begun, &many).is_err());
     }
 
     #[test]
@@ -303,7 +311,8 @@ mod tests {
             name: "service.restart".parse().unwrap(),
             fingerprint: String::new(),
         };
-        let said = objection(Path::new("/nonexistent/helper.sock"), &entry).unwrap();
+        let said = objections(Path::new("/nonexistent/helper.sock"), &[entry]);
+        let said = said[0].as_deref().unwrap();
         assert!(said.contains("/nonexistent/helper.sock"), "{said}");
         assert!(said.contains("systemctl enable --now"), "{said}");
     }

@@ -283,7 +283,9 @@ impl<R: Rulebook> Engine<R> {
             self.finish_unstarted(id, OutcomeState::Expired, LATE);
         } else {
             self.set_stage(id, Stage::Running);
-            self.effects.push_back(Effect::Launch(id));
+            let deadline = self.known.get(&id).and_then(|known| known.deadline);
+            let deadline = deadline.filter(|_| self.rules.keeps(Rule::DeadlineAtStart));
+            self.effects.push_back(Effect::Launch(id, deadline));
             self.say_started(id, now);
         }
     }

@@ -149,7 +149,10 @@ impl World {
             Effect::Check(command) => self.checks.push(command.command_id),
             Effect::Prepare(entry) => self.prepares.push(entry.command_id),
             Effect::Abandon(id) => self.prepares.retain(|other| *other != id),
-            Effect::Launch(id) => self.launched(id),
+            Effect::Launch(id, deadline) => {
+                assert!(deadline.is_some(), "{id} may not start at any time");
+                self.launched(id);
+            }
             Effect::End(id) => assert!(self.running.contains(&id), "{id} does not run"),
             Effect::Say(message) => self.said(&message),
             Effect::Report(id, outcome) => {

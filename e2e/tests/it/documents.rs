@@ -49,6 +49,7 @@ const PROMISES: &[(&str, &str, &[&str])] = &[
         &[
             "a_permit_that_comes_too_late_starts_nothing",
             "an_offer_without_a_permit_expires_at_its_deadline",
+            "a_helper_that_takes_its_time_makes_no_command_late",
         ],
     ),
     (

@@ -109,6 +109,7 @@ fn command(section: &mut Section<'_>, others: &OtherUsers) -> Option<Definition>
     // Whether its files are there is asked for all commands together.
     Some(Definition {
         entry,
+        is_refused: false,
         user,
         fingerprint,
         grammar,

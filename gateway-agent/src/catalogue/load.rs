@@ -9,7 +9,7 @@ use viworks_common::limits;
 use viworks_runtime::config::{Document, Environment, Place, Problem, Problems};
 use viworks_runtime::files::{self, FileError, Folder};
 
-use super::{Catalogue, Definition, OtherUsers, Owners, file, look};
+use super::{Catalogue, Definition, OtherUsers, Owners, file};
 use crate::launcher::Account;
 
 /// Files in the folder; beyond that somebody made a mistake.
@@ -18,13 +18,28 @@ const FILES_MAX: usize = 256;
 /// The largest file that is read.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
+/// What [`read`] reads, with a look at what each command needs.
+///
+/// # Errors
+/// As there.
+pub fn load(
+    folder: &Path,
+    owners: Owners,
+    own_program: PathBuf,
+    others: OtherUsers,
+) -> Result<Catalogue, Problems> {
+    let mut catalogue = read(folder, owners, own_program, others)?;
+    catalogue.look();
+    Ok(catalogue)
+}
+
 /// Reads every `*.toml` of `folder`, in the order of their names. `own_program` is the agent's program, which serves
 /// the built-in commands; `/proc/self/exe` survives its own replacement by an upgrade. `others` run what is another
 /// user's.
 ///
 /// # Errors
 /// Everything that is wrong in all files, each with its place.
-pub fn load(
+pub fn read(
     folder: &Path,
     owners: Owners,
     own_program: PathBuf,
@@ -81,7 +96,6 @@ pub fn load(
             if matches!(others, OtherUsers::Helper(_)) {
                 definitions.values_mut().for_each(run_as_own_user);
             }
-            look::note_unavailable(definitions.values_mut(), owners, &others);
             Ok(Catalogue {
                 definitions,
                 owners,

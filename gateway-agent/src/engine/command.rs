@@ -11,6 +11,7 @@ use viworks_common::command::Arguments;
 use viworks_common::engine::{Input as Told, Refused};
 use viworks_common::id::{CommandId, CommandName};
 use viworks_common::journal::{Entry, Idempotent};
+use viworks_common::time::Monotonic;
 use viworks_common::wire::message::Command;
 
 use super::Parts;
@@ -20,12 +21,19 @@ use crate::executor::Launch;
 /// How long the look at a command's files may hold up the word that it is accepted.
 const PROMPT: Duration = Duration::from_millis(500);
 
+/// The word that what was prepared may start.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Begin {
+    /// Until when.
+    pub(super) deadline: Option<Monotonic>,
+}
+
 /// Prepares `entry`, and runs it when `begin` says so; without that word, or once it is cancelled, nothing starts.
 pub(super) async fn run(
     parts: Parts,
     engine: mpsc::Sender<Told>,
     entry: Entry,
-    begin: oneshot::Receiver<()>,
+    begin: oneshot::Receiver<Begin>,
     cancel: CancellationToken,
 ) {
     let id = entry.command_id;
@@ -52,9 +60,10 @@ pub(super) async fn run(
         Err(refused) => (Err(refused), None),
     };
     tell(&engine, Told::Prepared(id, verdict)).await;
-    let (Some(mut launch), Ok(())) = (launch, begin.await) else {
+    let (Some(mut launch), Ok(begin)) = (launch, begin.await) else {
         return;
     };
+    launch.deadline = begin.deadline;
     if let Some(limit) = entry.timeout_ms {
         launch.timeout = launch.timeout.min(Duration::from_millis(limit));
     }

@@ -44,7 +44,7 @@ impl Heard {
                 };
                 self.end = Some((exit, note));
             }
-            Answer::Allowed | Answer::Refused(_) | Answer::Started(_) => {
+            Answer::Objections(_) | Answer::Refused(_) | Answer::Started(_) => {
                 self.lost("the helper said what it should not");
             }
         }
@@ -60,7 +60,8 @@ impl Heard {
 }
 
 impl Lease {
-    /// Has the helper start a command whose output goes to two pipes; with a handle of the process.
+    /// Has the helper prepare a command whose output goes to two pipes; with a handle of the process. Whatever goes
+    /// wrong until [`Lease::begin`], nothing of the command has run.
     pub(super) async fn take(
         order: &Order,
         command_id: CommandId,
@@ -80,7 +81,8 @@ impl Lease {
             .map_err(unreached)?;
         // Held here as well, the pipes would never come to their end.
         drop(output);
-        match receive::<Answer>(&connection).await.map_err(unreached)? {
+        let answer = receive::<Answer>(&connection).await;
+        match answer.map_err(|error| format!("the helper cannot be understood: {error}"))? {
             Some((Answer::Started(_), mut handles)) if handles.len() == 1 => {
                 let handle = handles.pop().ok_or("the helper sent no handle")?;
                 let lease = Self {
@@ -93,6 +95,12 @@ impl Lease {
             Some((other, _)) => Err(format!("the helper answered {other:?}")),
             None => Err(spawner::closed().to_owned()),
         }
+    }
+
+    /// Lets the command begin. From here on it may have run, whatever is heard of it.
+    pub(super) fn begin(&self) -> Result<(), String> {
+        spawner::send(&self.connection, &Request::Begin, &[])
+            .map_err(|error| format!("the helper went away before it began: {error}"))
     }
 
     /// Waits until it is known how the program's start went. Can be dropped and called again.

@@ -134,7 +134,7 @@ impl Process {
             environment: launch.environment.clone().into_iter().collect(),
             program: launch.program.clone(),
             arguments: launch.arguments.clone(),
-            account: None,
+            role: None,
         };
         let report = LauncherReport {
             socket: UnixStream::from_std(socket)?,
@@ -175,7 +175,7 @@ impl Process {
         }
     }
 
-    /// Has the helper start the command of another user.
+    /// Has the helper prepare the command of another user: nothing of it runs before [`Process::begin`].
     pub(super) async fn ask_for(order: &Order, id: CommandId) -> Result<(Self, Report), String> {
         let unmade = |error: io::Error| format!("no pipes can be made: {error}");
         let (stdout, their_stdout) = io::pipe().map_err(unmade)?;
@@ -191,6 +191,14 @@ impl Process {
             stderr: Some(pipe::Receiver::from_owned_fd(stderr.into()).map_err(unmade)?),
         };
         Ok((process, Report::Helper(lease)))
+    }
+
+    /// Lets the helper start what it has prepared; what is anybody's own has started already.
+    pub(super) fn begin(&self) -> Result<(), String> {
+        match &self.leader {
+            Leader::Own(..) => Ok(()),
+            Leader::Helper(lease) => lease.begin(),
+        }
     }
 
     pub(super) fn take_pipes(&mut self) -> (Option<pipe::Receiver>, Option<pipe::Receiver>) {

@@ -21,9 +21,16 @@ const LOOK_TIME: Duration = Duration::from_secs(2);
 /// dead paths of its own, comes to it.
 const LOOKS_MAX: usize = 1_024;
 
+/// Questions to helpers that may hang at once.
+const HELPERS_MAX: usize = 8;
+
 /// Of each path there is one look at a time, whoever asks.
 static LOOKS: LazyLock<PerKey<Question, Option<String>>> =
     LazyLock::new(|| PerKey::new("look", LOOKS_MAX));
+
+/// Of the same commands a helper is asked once at a time.
+static HELPERS: LazyLock<PerKey<(PathBuf, Vec<Entry>), Vec<Option<String>>>> =
+    LazyLock::new(|| PerKey::new("helper", HELPERS_MAX));
 
 /// What is asked of the file system.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,13 +44,6 @@ pub enum Question {
     },
     /// Whether it is there.
     Needed(PathBuf),
-    /// Whether the helper that runs commands as other users would run one.
-    Helper {
-        /// Where the helper is.
-        socket: PathBuf,
-        /// Which command.
-        entry: Entry,
-    },
 }
 
 /// The built-in command, no part of any catalogue, that looks in the agent's place.
@@ -59,9 +59,6 @@ impl Question {
     /// What speaks against it. Blocks; where that may be for ever, so does a process that can be left behind: a thread
     /// that hangs in the kernel would keep its process from ending.
     fn answer(&self) -> Option<String> {
-        if let Self::Helper { socket, entry } = self {
-            return spawner::objection(socket, entry);
-        }
         if is_at_home(self.path()) {
             self.look()
         } else {
@@ -93,8 +90,6 @@ impl Question {
             Self::Program { own: false, .. } => "program",
             Self::Program { own: true, .. } => "own-program",
             Self::Needed(_) => "needed",
-            // It is never asked this way.
-            Self::Helper { .. } => "helper",
         }
     }
 
@@ -121,15 +116,12 @@ impl Question {
             Self::Needed(path) => {
                 (!path.exists()).then(|| format!("it needs {}, which is not there", path.display()))
             }
-            Self::Helper { socket, entry } => spawner::objection(socket, entry),
         }
     }
 
     fn path(&self) -> &Path {
         match self {
-            Self::Program { path, .. } | Self::Needed(path) | Self::Helper { socket: path, .. } => {
-                path
-            }
+            Self::Program { path, .. } | Self::Needed(path) => path,
         }
     }
 }
@@ -170,6 +162,44 @@ pub fn ask_all(questions: BTreeSet<Question>) -> BTreeMap<Question, Option<Strin
             (question, said)
         })
         .collect()
+}
+
+/// Why the helper at `socket` would not run each of these commands, in their order; one that does not answer is a
+/// reason.
+pub async fn ask_helper(socket: &Path, entries: Vec<Entry>) -> Vec<Option<String>> {
+    let (count, asked) = (entries.len(), (socket.to_owned(), entries));
+    let answer = HELPERS.ask(asked, LOOK_TIME, |(socket, entries)| {
+        spawner::objections(socket, entries)
+    });
+    of_helper(socket, count, answer.await)
+}
+
+/// The same. Blocks, for as long as one look may take.
+pub fn ask_helper_here(socket: &Path, entries: Vec<Entry>) -> Vec<Option<String>> {
+    let (count, asked) = (entries.len(), (socket.to_owned(), entries));
+    let answers = HELPERS.ask_all([asked], LOOK_TIME, |(socket, entries)| {
+        spawner::objections(socket, entries)
+    });
+    let answer = answers.into_values().next();
+    of_helper(
+        socket,
+        count,
+        answer.unwrap_or(Err(Unanswered::Late(LOOK_TIME))),
+    )
+}
+
+fn of_helper(
+    socket: &Path,
+    count: usize,
+    answer: Result<Vec<Option<String>>, Unanswered>,
+) -> Vec<Option<String>> {
+    answer.unwrap_or_else(|error| {
+        let why = format!(
+            "the helper at {} could not be asked: {error}",
+            socket.display()
+        );
+        vec![Some(why); count]
+    })
 }
 
 /// An answer, or that there is none.

@@ -50,14 +50,14 @@ impl Account {
         let [_name, _password, user, first, _gecos, home, _shell] = found[..] else {
             return Err(unclear());
         };
-        let (Ok(user), Ok(first)) = (user.parse(), first.parse()) else {
+        let (Some(user), Some(first)) = (number(user), number(first)) else {
             return Err(unclear());
         };
         let mut groups = vec![first];
         for fields in entries(group) {
             if let [_name, _password, number, members] = fields[..]
                 && members.split(',').any(|member| member.trim() == name)
-                && let Ok(number) = number.parse()
+                && let Some(number) = self::number(number)
                 && !groups.contains(&number)
             {
                 groups.push(number);
@@ -90,14 +90,13 @@ impl Account {
         .map(|(name, value)| (name.to_owned(), value))
     }
 
-    /// Becomes that user for good, with no way to become anybody else, and to end with its parent. For a process of one
-    /// thread.
+    /// Becomes that user, and to end with its parent, which is the process `starter`. For good, and whatever programs
+    /// the user has to become somebody else; but root is still whoever it wants to be. For a process of one thread.
     ///
     /// # Errors
     ///
     /// When this process may not, or its parent has ended already. It must end then: it may be half of two users.
-    pub(super) fn take_on(&self) -> io::Result<()> {
-        let parent = rustix::process::getppid();
+    pub(super) fn take_on(&self, starter: u32) -> io::Result<()> {
         let groups: Vec<Gid> = self.groups.iter().copied().map(Gid::from_raw).collect();
         let (user, group) = (Uid::from_raw(self.user), Gid::from_raw(self.group));
         set_thread_groups(&groups)?;
@@ -106,11 +105,17 @@ impl Account {
         set_no_new_privs(true)?;
         // A change of user would clear it.
         set_parent_process_death_signal(Some(Signal::KILL))?;
-        if rustix::process::getppid() != parent {
+        let parent = rustix::process::getppid().map(|parent| parent.as_raw_nonzero().get());
+        if parent.and_then(|parent| u32::try_from(parent).ok()) != Some(starter) {
             return Err(io::Error::other("whoever started this has ended"));
         }
         Ok(())
     }
+}
+
+/// A number of a user or a group. The highest is none: to the kernel it means that nothing changes.
+fn number(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|number| *number != u32::MAX)
 }
 
 fn entries(text: &str) -> impl Iterator<Item = Vec<&str>> {
@@ -126,7 +131,8 @@ mod tests {
 
     const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n# ann:x:1:1::/:/bin/sh\n+ann\n\
                           ann:x:1000:1000:Ann:/home/ann:/bin/sh\nben:x:many:1::/:/bin/sh\n\
-                          cai:x:1002:1002::/:/bin/sh\ncai:x:0:0::/:/bin/sh\ndan:x:1003\n";
+                          cai:x:1002:1002::/:/bin/sh\ncai:x:0:0::/:/bin/sh\ndan:x:1003\n\
+                          fay:x:4294967295:1::/:/bin/sh\ngus:x:1:4294967295::/:/bin/sh\n";
     const GROUP: &str =
         "root:x:0:\nann:x:1000:ann\ndocker:x:998:ben,ann\nadm:x:4:anna, ann\nodd:x:y:ann\n";
 
@@ -148,6 +154,9 @@ mod tests {
             ("ben", "not a clear one"),
             ("cai", "not a clear one"),
             ("dan", "not a clear one"),
+            // Nobody's number: taken on, it would leave root root.
+            ("fay", "not a clear one"),
+            ("gus", "not a clear one"),
         ] {
             let refused = Account::of(name, PASSWD, GROUP).unwrap_err();
             assert!(refused.contains(said), "{name}: {refused}");

@@ -34,6 +34,7 @@ fn shell(script: &str) -> Launch {
         arguments: vec!["-c".to_owned(), script.to_owned()],
         working_directory: PathBuf::from("/"),
         environment: BTreeMap::new(),
+        deadline: None,
         timeout: Duration::from_secs(30),
         output_bytes_max: 64 * 1024,
         order: None,

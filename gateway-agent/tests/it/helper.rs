@@ -1,7 +1,8 @@
 //! Commands of other users, through the helper that ships: real users, so root alone can try it.
 
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{PipeReader, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -18,7 +19,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use viworks_common::command::{Arguments, Outcome, OutcomeState};
 use viworks_common::id::CommandId;
-use viworks_gateway_agent::catalogue::{self, Catalogue, OtherUsers, Owners, SHIPPED};
+use viworks_gateway_agent::catalogue::{self, Catalogue, Current, OtherUsers, Owners, SHIPPED};
 use viworks_gateway_agent::executor::{Executor, Launch, Limits};
 use viworks_gateway_agent::spawner::{self, Answer, Entry, Request};
 use viworks_runtime::clock::SystemClock;
@@ -57,6 +58,15 @@ title = "Does not end"
 risk = "read"
 idempotent = true
 user = "nobody"
+argv = ["/bin/sh", "-c", "sleep 600 & echo $$ $!; sleep 600"]
+
+[[command]]
+name = "test.short"
+title = "Does not end in its time"
+risk = "read"
+idempotent = true
+user = "nobody"
+timeout_ms = 1000
 argv = ["/bin/sh", "-c", "sleep 600 & echo $$ $!; sleep 600"]
 
 [[command]]
@@ -146,15 +156,25 @@ impl Helper {
 
     /// Asks for a command past the agent's own checks.
     fn ask_past(&self, entry: Entry, given: &[(&str, &str)]) -> Option<Answer> {
+        let (_reader, writer) = std::io::pipe().unwrap();
+        self.ask_with(entry, given, writer.as_fd())
+    }
+
+    /// The same with an output of its own.
+    fn ask_with(
+        &self,
+        entry: Entry,
+        given: &[(&str, &str)],
+        output: BorrowedFd<'_>,
+    ) -> Option<Answer> {
         let connection = self.dial();
         let request = Request::Run {
             entry,
             command_id: CommandId::from_uuid(random::uuid_v4()),
             arguments: arguments(given),
         };
-        let null = fs::File::options().write(true).open("/dev/null").unwrap();
         // Who is not served at all may notice here already.
-        spawner::send(&connection, &request, &[null.as_fd(), null.as_fd()]).ok()?;
+        spawner::send(&connection, &request, &[output, output]).ok()?;
         spawner::receive(&connection)
             .unwrap()
             .map(|(answer, _)| answer)
@@ -344,17 +364,25 @@ async fn a_time_limit_ends_all_of_a_command() {
     assert_eq!(outcome.state, OutcomeState::Cancelled, "{outcome:?}");
 }
 
-/// Two pipes and a connection, as the agent has them, with a command that does not end.
-async fn held(helper: &Helper) -> (OwnedFd, Vec<Pid>) {
+/// A command that is ready to begin, as the agent has it: a connection, and the end of its output.
+fn prepared(helper: &Helper, name: &str) -> (OwnedFd, PipeReader) {
     let connection = helper.dial();
-    let (mut reader, writer) = std::io::pipe().unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
     let request = Request::Run {
-        entry: helper.entry("test.stay"),
+        entry: helper.entry(name),
         command_id: CommandId::from_uuid(random::uuid_v4()),
         arguments: Arguments::new(),
     };
     spawner::send(&connection, &request, &[writer.as_fd(), writer.as_fd()]).unwrap();
-    drop(writer);
+    let answer = spawner::receive::<Answer>(&connection).unwrap().unwrap().0;
+    assert!(matches!(answer, Answer::Started(_)), "{answer:?}");
+    (connection, reader)
+}
+
+/// One that has begun and does not end.
+async fn held(helper: &Helper, name: &str) -> (OwnedFd, Vec<Pid>) {
+    let (connection, mut reader) = prepared(helper, name);
+    spawner::send(&connection, &Request::Begin, &[]).unwrap();
     let line = tokio::task::spawn_blocking(move || {
         let mut line = String::new();
         std::io::BufRead::read_line(&mut std::io::BufReader::new(&mut reader), &mut line).unwrap();
@@ -368,7 +396,7 @@ async fn a_command_ends_with_its_agent() {
     let Some(helper) = Helper::start("root") else {
         return;
     };
-    let (connection, running) = held(&helper).await;
+    let (connection, running) = held(&helper, "test.stay").await;
     assert!(running.iter().all(|process| is_alive(*process)));
     drop(connection);
     are_gone(&running).await;
@@ -377,9 +405,88 @@ async fn a_command_ends_with_its_agent() {
     })
     .await;
     // The same when the agent says what it should not.
-    let (connection, running) = held(&helper).await;
+    let (connection, running) = held(&helper, "test.stay").await;
     rustix::net::send(&connection, b"{\"run\":", SendFlags::empty()).unwrap();
     are_gone(&running).await;
+}
+
+#[tokio::test]
+async fn nothing_of_a_command_runs_before_the_word_to_begin() {
+    let Some(helper) = Helper::start("root") else {
+        return;
+    };
+    // Its output ends without a word when the agent goes away, or wants its end, and has not said that word.
+    for last in [None, Some(Request::Kill), Some(Request::Terminate)] {
+        let (connection, mut reader) = prepared(&helper, "test.who");
+        if let Some(last) = &last {
+            spawner::send(&connection, last, &[]).unwrap();
+            while let Some((answer, _none)) = spawner::receive::<Answer>(&connection).unwrap() {
+                assert_ne!(answer, Answer::Begun, "{last:?}");
+            }
+        }
+        drop(connection);
+        let mut said = String::new();
+        reader.read_to_string(&mut said).unwrap();
+        assert_eq!(said, "", "{last:?}");
+    }
+}
+
+#[tokio::test]
+async fn no_agent_lets_a_command_run_beyond_what_the_list_gives_it() {
+    let Some(helper) = Helper::start("root") else {
+        return;
+    };
+    let (connection, running) = held(&helper, "test.short").await;
+    let last = tokio::task::spawn_blocking(move || {
+        let said = std::iter::from_fn(|| spawner::receive::<Answer>(&connection).unwrap());
+        said.last().map(|(answer, _none)| answer)
+    });
+    let last = last.await.unwrap();
+    let Some(Answer::Ended { code, signal, note }) = &last else {
+        panic!("{last:?}");
+    };
+    assert_eq!((*code, *signal), (None, Some(9)));
+    let note = note.as_deref().unwrap_or_default();
+    assert!(note.contains("its list gives it 1 s"), "{note}");
+    are_gone(&running).await;
+}
+
+#[tokio::test]
+async fn output_goes_to_the_writing_ends_of_pipes_and_to_nothing_else() {
+    let Some(helper) = Helper::start("root") else {
+        return;
+    };
+    let kept = helper.folder.path().join("kept");
+    fs::write(&kept, "kept").unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+    let named = helper.folder.path().join("named");
+    let status = Command::new("mkfifo").arg(&named).status().unwrap();
+    assert!(status.success());
+    let _held = fs::File::options().read(true).write(true).open(&named);
+    let wrong: [(&str, OwnedFd); 5] = [
+        ("a file to read", fs::File::open(&kept).unwrap().into()),
+        (
+            "a file to write",
+            fs::File::options().append(true).open(&kept).unwrap().into(),
+        ),
+        ("a socket", socket.into()),
+        ("the reading end of a pipe", reader.into()),
+        (
+            "a pipe with a name",
+            fs::File::options().write(true).open(&named).unwrap().into(),
+        ),
+    ];
+    for (what, output) in wrong {
+        let answer = helper.ask_with(helper.entry("test.who"), &[], output.as_fd());
+        let Some(Answer::Refused(reason)) = &answer else {
+            panic!("{what}: {answer:?}");
+        };
+        assert!(reason.contains("writing ends of pipes"), "{what}: {reason}");
+    }
+    assert_eq!(fs::read_to_string(&kept).unwrap(), "kept");
+    let answer = helper.ask_with(helper.entry("test.who"), &[], writer.as_fd());
+    assert!(matches!(answer, Some(Answer::Started(_))), "{answer:?}");
 }
 
 #[tokio::test]
@@ -465,6 +572,25 @@ async fn what_the_list_does_not_allow_is_refused_whatever_the_agent_says() {
     refused(say, &[("number", "1")], "the command has no user");
     fs::write(helper.list(), &list).unwrap();
     assert_eq!(helper.objection("test.say"), None);
+}
+
+#[tokio::test]
+async fn all_commands_are_asked_about_on_one_connection() {
+    let Some(helper) = Helper::start("root") else {
+        return;
+    };
+    let asked = || helper.children.lock().unwrap().len();
+    let unavailable = |current: &Current| current.get().unavailable();
+    let list = fs::read_to_string(helper.list()).unwrap();
+    fs::write(helper.list(), list.replace("test.s", "test.other_s")).unwrap();
+    let current = Current::new(helper.catalogue());
+    assert_eq!((asked(), unavailable(&current)), (1, 3));
+    // What it has refused stays so until it is asked again.
+    fs::write(helper.list(), &list).unwrap();
+    current.look_again(false).await;
+    assert_eq!((asked(), unavailable(&current)), (1, 3));
+    current.look_again(true).await;
+    assert_eq!((asked(), unavailable(&current)), (2, 0));
 }
 
 #[tokio::test]

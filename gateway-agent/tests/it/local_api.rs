@@ -410,11 +410,11 @@ async fn what_was_missing_is_available_once_it_is_there() {
             .collect::<Vec<_>>()
     };
     assert_eq!(unavailable(), ["test.missing"]);
-    current.look_again().await;
+    current.look_again(false).await;
     assert!(!changes.has_changed().unwrap(), "nothing is new");
     std::fs::write(&program, "#!/bin/sh\n").unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-    current.look_again().await;
+    current.look_again(false).await;
     assert!(changes.has_changed().unwrap());
     assert_eq!(unavailable(), Vec::<String>::new());
 }

@@ -9,6 +9,7 @@ mod engine;
 mod executor;
 mod helper;
 mod journal;
+mod lease;
 mod local_api;
 mod old_state;
 mod spool;

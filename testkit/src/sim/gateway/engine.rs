@@ -162,7 +162,7 @@ impl Process {
                 }
                 Effect::Prepare(entry) => self.prepare(*entry, host, core),
                 Effect::Abandon(id) => self.engine.free(id, host, core),
-                Effect::Launch(id) => self.launch(id, host, core),
+                Effect::Launch(id, _) => self.launch(id, host, core),
                 Effect::End(id) => {
                     core.after(Duration::ZERO, host.event(GatewayStep::Exit(id, true)));
                 }
