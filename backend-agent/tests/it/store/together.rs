@@ -12,10 +12,12 @@ use viworks_backend_agent::data::{
 };
 use viworks_common::command::{CommandState, Outcome, OutcomeState, RetainedOutput};
 use viworks_common::id::CommandId;
+use viworks_testkit::deployment::PATIENCE;
 use viworks_testkit::postgres::Server;
+use viworks_testkit::process::eventually;
 use viworks_testkit::thief::Thief;
 
-use super::bed::{Bed, Session, agent, at, outcome};
+use super::bed::{Bed, Session, agent, at, outcome, process};
 use super::instances::two_backends;
 use super::postgres_only::finish;
 use super::{database, make};
@@ -263,7 +265,7 @@ async fn of_those_whose_answer_is_lost_each_is_safe_to_repeat() {
     thief.arm_for(&middle);
     let submit = |new: &NewRun| bed.store.submit_run(&bed.tenant, new.clone(), at(NOW));
     let submitted = join_all(new.iter().map(submit));
-    let answers = once_they_wait(server, &database, "open_commands", || {}, submitted).await;
+    let answers = once_they_wait(server, &database, "open_commands", submitted).await;
     let lost = answers.iter().filter(|answer| is_unknown(answer)).count();
     assert!(lost > 1, "{lost} went together");
     for (new, answer) in new.iter().zip(&answers) {
@@ -291,7 +293,7 @@ async fn of_those_whose_answer_is_lost_each_is_safe_to_repeat() {
         ended(&bed, session, *command_id, outcome(OutcomeState::Succeeded)).await
     };
     let completed = join_all(commands.iter().map(complete));
-    let ended = once_they_wait(server, &database, "open_commands", || {}, completed).await;
+    let ended = once_they_wait(server, &database, "open_commands", completed).await;
     let lost = ended.iter().filter(|answer| is_unknown(answer)).count();
     assert!(lost > 1, "{lost} went together");
     for (one, answer) in commands.iter().zip(&ended) {
@@ -318,7 +320,7 @@ async fn of_openings_whose_answer_is_lost_each_is_safe_to_repeat() {
         return;
     };
     make(server, &database);
-    let thief = Arc::new(Thief::before(server.port()).await.unwrap());
+    let thief = Thief::before(server.port()).await.unwrap();
     let url = format!(
         "postgres://viworks@127.0.0.1:{}/{database}?sslmode=disable",
         thief.port()
@@ -328,26 +330,23 @@ async fn of_openings_whose_answer_is_lost_each_is_safe_to_repeat() {
     let bed = Bed::new(Arc::new(store.await.unwrap()));
     let before = fleet(&bed, GATEWAYS).await;
 
-    // The version is nowhere but in what writes.
-    const MIDDLE: &str = "7.7.7-middle";
+    // The gateway in the middle was started anew: its process is named by nothing but what writes.
+    const ANEW: u64 = 77;
     let hellos: Vec<_> = before
         .iter()
         .map(|session| {
             let n = number(session);
-            let mut hello = bed.hello(n, 1, session.holder.epoch);
-            if n == GATEWAYS / 2 {
-                MIDDLE.clone_into(&mut hello.agent_version);
-            }
-            hello
+            let run = if n == GATEWAYS / 2 { ANEW } else { 1 };
+            bed.hello(n, run, session.holder.epoch)
         })
         .collect();
-    thief.arm_for(MIDDLE);
+    thief.arm_for(&process(ANEW).to_string());
     let admit = async |hello: &AdmitRequest| {
         let hello = hello.clone();
         bed.store.admit(&bed.tenant, hello, at(NOW)).await
     };
     let admitted = join_all(hellos.iter().map(admit));
-    let answers = once_they_wait(server, &database, "sessions", || {}, admitted).await;
+    let answers = once_they_wait(server, &database, "sessions", admitted).await;
     let lost = answers.iter().filter(|answer| is_unknown(answer)).count();
     assert!(lost > 1, "{lost} went together");
     // Nobody knows which epoch was issued: the gateway dials again and presents the one that it has.
@@ -365,13 +364,7 @@ async fn of_openings_whose_answer_is_lost_each_is_safe_to_repeat() {
         confirms.push(bed.confirm_of(&hello, &admitted));
     }
 
-    // On the new connection nothing has been prepared.
-    bed.gateway(GATEWAYS + 1).await;
-    bed.session(GATEWAYS + 1, 1).await;
-
-    // An older session ends by this code, which is nowhere but in what writes. The first is on its way by then.
-    let armed = Arc::clone(&thief);
-    let arm = move || armed.arm_for("superseded");
+    thief.arm_for(&process(ANEW).to_string());
     let confirm = async |request: &ConfirmRequest| {
         let request = request.clone();
         bed.store
@@ -379,7 +372,7 @@ async fn of_openings_whose_answer_is_lost_each_is_safe_to_repeat() {
             .await
     };
     let confirmed = join_all(confirms.iter().map(confirm));
-    let answers = once_they_wait(server, &database, "sessions", arm, confirmed).await;
+    let answers = once_they_wait(server, &database, "sessions", confirmed).await;
     let lost = answers.iter().filter(|answer| is_unknown(answer)).count();
     assert!(lost > 1, "{lost} went together");
     for (request, answer) in confirms.iter().zip(answers) {
@@ -409,13 +402,97 @@ async fn of_openings_whose_answer_is_lost_each_is_safe_to_repeat() {
     super::postgres_counts_are_right(&folder);
 }
 
-/// What becomes of intents of which the first wait for a table that somebody has, until all of them have come; `then`
-/// something happens, before that one lets go.
+/// A row that cannot be read is told to its own gateway, and keeps no other out that opens at the same moment.
+#[tokio::test]
+async fn a_gateway_whose_row_cannot_be_read_keeps_no_other_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((server, database)) = database(&folder) else {
+        return;
+    };
+    let bed = beside(server, &database).await;
+    let before = fleet(&bed, GATEWAYS).await;
+    let broken = agent(GATEWAYS / 2);
+    let spoil = format!("UPDATE gateways SET take_overs = '{{}}' WHERE agent_id = '{broken}'");
+    server.psql(&database, &spoil).unwrap();
+    let hellos = before
+        .iter()
+        .map(|session| bed.hello(number(session), 1, session.holder.epoch));
+    let admitted = join_all(hellos.map(|hello| bed.store.admit(&bed.tenant, hello, at(NOW))));
+    for (session, answer) in before.iter().zip(admitted.await) {
+        if session.holder.agent_id == broken {
+            assert!(
+                matches!(answer, Err(StoreError::Inconsistent { .. })),
+                "{answer:?}"
+            );
+        } else {
+            assert!(
+                matches!(answer, Ok(AdmitOutcome::Accepted(_))),
+                "{answer:?}"
+            );
+        }
+    }
+    bed.store.close().await;
+}
+
+/// Telemetry of the older session that is being written is written before the newer one is confirmed, or not at all.
+#[tokio::test]
+async fn a_confirm_waits_for_telemetry_that_is_being_written() {
+    const HAS_IT: &str = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'";
+    const WAITS: &str = "\
+        SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'";
+    let folder = tempfile::tempdir().unwrap();
+    let Some((server, database)) = database(&folder) else {
+        return;
+    };
+    let bed = Arc::new(beside(server, &database).await);
+    fleet(&bed, 1).await;
+    let hello = bed.hello(1, 1, 1);
+    let admitted = bed.admitted(hello.clone()).await;
+    let take = format!(
+        "BEGIN; SELECT pg_advisory_xact_lock(hashtextextended('{} telemetry {}', 0)); SELECT pg_sleep(600)",
+        bed.tenant,
+        agent(1)
+    );
+    let name = database.clone();
+    let holder = std::thread::spawn(move || server.psql(&name, &take));
+    let ask = |question: &str| server.psql(&database, question).unwrap().trim().to_owned();
+    let holds = eventually("somebody writes", PATIENCE, async || {
+        Some(ask(HAS_IT)).filter(|pid| !pid.is_empty())
+    })
+    .await;
+    let (same, request) = (Arc::clone(&bed), bed.confirm_of(&hello, &admitted));
+    let mut confirm = std::pin::pin!(async move { same.confirm(request).await });
+    let waits = eventually("it waits", PATIENCE, async || {
+        (ask(WAITS) == "1").then_some(())
+    });
+    tokio::select! {
+        biased;
+        confirmed = &mut confirm => panic!("it did not wait: {confirmed:?}"),
+        () = waits => {}
+    }
+    ask(&format!("SELECT pg_terminate_backend({holds})"));
+    holder.join().unwrap().unwrap_err();
+    assert!(matches!(confirm.await, ConfirmOutcome::Confirmed(_)));
+    bed.store.close().await;
+}
+
+/// A store of somebody beside the backends, with few connections.
+async fn beside(server: &'static Server, database: &str) -> Bed {
+    make(server, database);
+    let url = format!(
+        "postgres://viworks@127.0.0.1:{}/{database}?sslmode=disable",
+        server.port()
+    );
+    let address = Address::parse(&url, None, None).unwrap().connections_max(4);
+    let store = PostgresStore::open(address, Role::Beside, true);
+    Bed::new(Arc::new(store.await.unwrap()))
+}
+
+/// What becomes of intents of which the first wait for a table that somebody has, until all of them have come.
 async fn once_they_wait<T>(
     server: &'static Server,
     database: &str,
     table: &str,
-    then: impl FnOnce() + Send + 'static,
     intents: impl Future<Output = T>,
 ) -> T {
     const HAS_IT: &str = "\
@@ -437,7 +514,6 @@ async fn once_they_wait<T>(
         let database = database.to_owned();
         move || {
             ask(WAITS);
-            then();
             let end = format!("SELECT pg_terminate_backend({holds})");
             server.psql(&database, &end).unwrap();
             holder.join().unwrap().unwrap_err();

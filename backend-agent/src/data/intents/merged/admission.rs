@@ -7,7 +7,7 @@ use viworks_common::ledger::telemetry::{Reached, Usage, remembered};
 use viworks_common::rules::Complete;
 use viworks_common::telemetry::Position;
 use viworks_common::time::Timestamp;
-use viworks_runtime::sqlite::params;
+use viworks_runtime::sqlite::{Row, params};
 
 use super::super::admit::{self, SESSIONS_KEPT};
 use super::super::arrays::{Arrays, Kind, listed, unnested};
@@ -183,16 +183,8 @@ fn positions(
     if named.is_empty() {
         return Ok(settled);
     }
-    let reached = view.all(POSITIONS, &rows.and(&[]), |row| {
-        let row = Reader::new("telemetry_positions", row);
-        let item: usize = row.get("item")?;
-        let committed: Option<u64> = row.get("committed")?;
-        let refused: Option<u64> = row.get("refused")?;
-        // Whether it was refused matters only where it is not known.
-        let refused = refused.filter(|_| committed.is_none()).unwrap_or(0);
-        Ok((item.saturating_sub(1), Reached { committed, refused }))
-    })?;
-    let reached: BTreeMap<usize, Reached> = reached.into_iter().collect();
+    let reached = view.all(POSITIONS, &rows.and(&[]), |row| Ok(reached(row).ok()))?;
+    let reached: BTreeMap<usize, Reached> = reached.into_iter().flatten().collect();
     for (number, (place, asked, limits)) in named.into_iter().enumerate() {
         let nothing_to_settle = reached.get(&number).and_then(|reached| {
             let mut nothing = Usage::default();
@@ -211,6 +203,16 @@ fn positions(
         };
     }
     Ok(settled)
+}
+
+fn reached(row: &Row<'_>) -> StoreResult<(usize, Reached)> {
+    let row = Reader::new("telemetry_positions", row);
+    let item: usize = row.get("item")?;
+    let committed: Option<u64> = row.get("committed")?;
+    let refused: Option<u64> = row.get("refused")?;
+    // Whether it was refused matters only where it is not known.
+    let refused = refused.filter(|_| committed.is_none()).unwrap_or(0);
+    Ok((item.saturating_sub(1), Reached { committed, refused }))
 }
 
 /// The numbers of those that were written.

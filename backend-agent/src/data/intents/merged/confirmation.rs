@@ -30,7 +30,8 @@ macro_rules! columns {
 const COLUMNS: &[(&str, Kind)] = columns!(listed);
 
 /// Whoever had the older session elsewhere is told, as [`super::super::inbox::POST`] does it. What somebody else has
-/// locked is left to the usual way; see [`super::end::END`].
+/// locked is left to the usual way; see [`super::end::END`]: the telemetry of the older session as well, which must not
+/// be stored after this.
 pub(in crate::data::intents) const CONFIRM: Sql = Sql::of_server(concat!(
     "WITH held AS MATERIALIZED (\
         SELECT a.*, h.* FROM ",
@@ -44,8 +45,8 @@ pub(in crate::data::intents) const CONFIRM: Sql = Sql::of_server(concat!(
     version!("g"),
     " = a.version AND n.tenant = :tenant AND n.agent_id = a.agent_id AND n.epoch = a.epoch \
               AND n.session_id = a.session_id AND n.ended_at IS NULL \
-            LIMIT 1 FOR NO KEY UPDATE OF g SKIP LOCKED) AS h \
-        WHERE ",
+            LIMIT 1 FOR NO KEY UPDATE OF g, n SKIP LOCKED) AS h \
+        WHERE pg_try_advisory_xact_lock(hashtextextended(:tenant || ' telemetry ' || a.agent_id, 0)) AND ",
     leased!(),
     "), \
      taken AS (UPDATE gateways AS g SET confirmed = h.confirmed, issued = h.issued, key_generation = h.key_generation, \

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use viworks_common::id::{AgentId, SessionId};
-use viworks_runtime::sqlite::params;
+use viworks_runtime::sqlite::{Row, params};
 
 use super::super::arrays::{Arrays, Kind, listed, unnested};
 use super::super::link::Sql;
@@ -72,22 +72,25 @@ pub(super) fn found(
         let (epoch, session_id) = session.unzip();
         rows.push(params! { agent_id, epoch, session_id })?;
     }
-    let found = view.all(FOUND, &rows.and(&[]), |row| {
-        let known = opening::read(row)?;
-        let row = Reader::new("gateways", row);
-        let item: usize = row.get("item")?;
-        let labels = |column| match row.get::<Option<String>>(column)? {
-            Some(_) => row.json::<Labels>(column),
-            None => Ok(Labels::new()),
-        };
-        let found = Found {
-            known,
-            version: row.get("version")?,
-            announced: labels("announced")?,
-            labelled: labels("labelled")?,
-            waits: row.get("waits")?,
-        };
-        Ok((item.saturating_sub(1), found))
-    })?;
-    Ok(found.into_iter().collect())
+    // One that cannot be read goes its usual way, which tells of it, and holds up no other.
+    let found = view.all(FOUND, &rows.and(&[]), |row| Ok(read(row).ok()))?;
+    Ok(found.into_iter().flatten().collect())
+}
+
+fn read(row: &Row<'_>) -> StoreResult<(usize, Found)> {
+    let known = opening::read(row)?;
+    let row = Reader::new("gateways", row);
+    let item: usize = row.get("item")?;
+    let labels = |column| match row.get::<Option<String>>(column)? {
+        Some(_) => row.json::<Labels>(column),
+        None => Ok(Labels::new()),
+    };
+    let found = Found {
+        known,
+        version: row.get("version")?,
+        announced: labels("announced")?,
+        labelled: labels("labelled")?,
+        waits: row.get("waits")?,
+    };
+    Ok((item.saturating_sub(1), found))
 }
