@@ -229,22 +229,42 @@ fn place_of(place: &Place, object: &mut Map<String, Value>) {
     }
 }
 
-/// A password in a URL is refused; and what is refused is shown here as well.
+/// A password in a URL is refused; and what is refused is shown here as well, but for the password.
 fn redacted(value: &str) -> String {
-    let Some((scheme, rest)) = value.split_once("://") else {
-        return value.to_owned();
-    };
-    let end = rest.find(['/', '?', '#', '"']).unwrap_or(rest.len());
-    let (authority, path) = rest.split_at(end);
-    match authority
-        .rsplit_once('@')
-        .map(|(user, hosts)| (user.split_once(':'), hosts))
-    {
-        Some((Some((user, _password)), hosts)) => {
-            format!("{scheme}://{user}:{REDACTED}@{hosts}{path}")
-        }
-        Some((None, _)) | None => value.to_owned(),
+    let (mut shown, mut rest) = (String::new(), value);
+    while let Some(at) = rest.find(SCHEME_END) {
+        let (before, url) = rest.split_at(at + SCHEME_END.len());
+        let (url, after) = url.split_at(url.find('"').unwrap_or(url.len()));
+        shown.push_str(before);
+        shown.push_str(&without_secrets(url));
+        rest = after;
     }
+    shown + rest
+}
+
+const SCHEME_END: &str = "://";
+
+/// What follows the scheme. Passwords may have any signs in them where somebody forgot to escape those, and so what
+/// may be one ends at the last `@`; a parameter may be one under whatever name.
+fn without_secrets(url: &str) -> String {
+    let hidden = url.rsplit_once('@').and_then(|(_, host)| {
+        let (who, _) = url.split_once('@')?;
+        let (user, _password) = who.split_once(':')?;
+        Some(format!("{user}:{REDACTED}@{host}"))
+    });
+    let url = hidden.unwrap_or_else(|| url.to_owned());
+    let Some((place, query)) = url.split_once('?') else {
+        return url;
+    };
+    let parameters = query.split('&').map(|parameter| {
+        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        if value.is_empty() || name == "sslmode" {
+            parameter.to_owned()
+        } else {
+            format!("{name}={REDACTED}")
+        }
+    });
+    format!("{place}?{}", parameters.collect::<Vec<_>>().join("&"))
 }
 
 #[cfg(test)]
@@ -376,9 +396,26 @@ mod tests {
     fn only_a_password_is_hidden() {
         for (shown, value) in [
             ("\"a:b@c\"", "\"a:b@c\""),
-            ("\"wss://h:1/a:b@c\"", "\"wss://h:1/a:b@c\""),
+            // Nobody can tell that this is none.
+            ("\"wss://h:REDACTED@c\"", "\"wss://h:1/a:b@c\""),
             ("\"redis://:REDACTED@h\"", "\"redis://:x@h\""),
             ("\"redis://vw@h\"", "\"redis://vw@h\""),
+            (
+                "\"postgres://vw@h/x?sslmode=verify-full&password=REDACTED\"",
+                "\"postgres://vw@h/x?sslmode=verify-full&password=hunter2\"",
+            ),
+            (
+                "\"postgres://vw@h:1/x?passwd=REDACTED\"",
+                "\"postgres://vw@h:1/x?passwd=hun@ter2\"",
+            ),
+            (
+                "\"postgres://vw:REDACTED@h/x\"",
+                "\"postgres://vw:hu@n/t?e#r=2@h/x\"",
+            ),
+            (
+                "[\"redis://:REDACTED@a\", \"redis://:REDACTED@b\"]",
+                "[\"redis://:x@a\", \"redis://:y@b\"]",
+            ),
         ] {
             assert_eq!(redacted(value), shown);
         }
