@@ -21,14 +21,16 @@ macro_rules! columns {
 
 const COLUMNS: &[(&str, Kind)] = columns!(listed);
 
-/// Each row is looked up by its key, which the limits leave to no planner.
+/// Each row is looked up by its key, which the limits leave to no planner; so does the least order, of which only the
+/// index of a gateway's open commands knows.
 pub(in crate::data::intents) const FOUND: Sql = Sql::of_server(concat!(
     "SELECT a.item, g.version, ",
     opening::columns!(),
     ", n.labels IS NOT NULL AS admitted, n.labels AS announced, \
      (SELECT json_object_agg(l.key, l.value) FROM labels AS l \
       WHERE l.tenant = :tenant AND l.agent_id = a.agent_id AND l.source = 'gateway') AS labelled, \
-     EXISTS (SELECT 1 FROM commands AS o WHERE o.tenant = :tenant AND o.agent_id = a.agent_id AND o.finished_at IS NULL) AS waits \
+     (SELECT min(o.order_no) FROM commands AS o \
+      WHERE o.tenant = :tenant AND o.agent_id = a.agent_id AND o.finished_at IS NULL) IS NOT NULL AS waits \
      FROM ",
     columns!(unnested),
     " CROSS JOIN LATERAL (SELECT i.*, ",
