@@ -189,7 +189,7 @@ mod tests {
         #[test]
         fn a_network_is_read_back_as_it_is_written_and_contains_itself(address: IpAddr, bits in 0..=128u8) {
             let bits = bits.min(width(address));
-            let network = IpNetwork { address: leading(address, bits), bits };
+            let network = network(&format!("{}/{bits}", leading(address, bits)));
             prop_assert_eq!(network.to_string().parse::<IpNetwork>(), Ok(network));
             // Within IPv6 there is no network of IPv4 addresses.
             if address.to_canonical() == address {
