@@ -331,4 +331,5 @@ async fn end(own: &mut Robbed, session: &Session) {
     twice!(own, roll_up_telemetry(&tenant, at(0)), audited 0);
     twice!(own, purge_telemetry(&tenant, None, 100, at(100_000_000)), audited 0);
     twice!(own, purge(&tenant, 500, at(100_000_000)), audited 0);
+    twice!(own, recount(&tenant, at(100_000_000)), audited 0);
 }

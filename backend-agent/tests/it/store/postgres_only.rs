@@ -1,6 +1,7 @@
 //! What only a server brings along: two who write at once, and databases that cannot be used.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use tempfile::TempDir;
@@ -148,9 +149,15 @@ async fn nothing_is_released_under_an_epoch_that_another_one_follows() {
         let hello = one.hello(1, round, session.admitted.issued);
         let admitted = one.admitted(hello.clone()).await;
         let confirm = one.confirm_of(&hello, &admitted);
+        // With an open command a confirmation asks first and is the later one, unless the lease is late.
+        let late = Duration::from_micros(200 * u64::from(round % 30));
         let (leased, confirmed) = tokio::join!(
-            one.store
-                .lease_commands(&one.tenant, &session.holder, LEASE, at(20)),
+            async {
+                tokio::time::sleep(late).await;
+                one.store
+                    .lease_commands(&one.tenant, &session.holder, LEASE, at(20))
+                    .await
+            },
             other.store.confirm_session(&one.tenant, confirm, at(20)),
         );
         let ConfirmOutcome::Confirmed(confirmed) = confirmed.unwrap() else {
