@@ -192,7 +192,13 @@ impl Lease {
             return Ok(());
         }
         self.report = None;
-        let answer = launcher::failure(&self.said, true).map_or(Answer::Begun, Answer::Failed);
+        let failure = launcher::failure(&self.said, true);
+        // One that was ready and ended before it was told what to become has begun nothing.
+        let failure = failure.or_else(|| {
+            let waits = self.instructions.is_some();
+            waits.then(|| "it ended before it was told to begin".to_owned())
+        });
+        let answer = failure.map_or(Answer::Begun, Answer::Failed);
         spawner::send(connection, &answer, &[])
     }
 
