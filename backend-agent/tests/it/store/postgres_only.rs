@@ -150,7 +150,7 @@ async fn nothing_is_released_under_an_epoch_that_another_one_follows() {
         let admitted = one.admitted(hello.clone()).await;
         let confirm = one.confirm_of(&hello, &admitted);
         // With an open command a confirmation asks first and is the later one, unless the lease is late.
-        let late = Duration::from_micros(200 * u64::from(round % 30));
+        let late = Duration::from_micros(200 * (round % 30));
         let (leased, confirmed) = tokio::join!(
             async {
                 tokio::time::sleep(late).await;
@@ -219,7 +219,7 @@ async fn results_and_cancels_of_two_at_once_come_to_one_end_each() {
             other.store.cancel_run(&one.tenant, run, &actor, at(10)),
             other
                 .store
-                .end_overdue(&one.tenant, std::time::Duration::ZERO, 100, at(1_000_000)),
+                .end_overdue(&one.tenant, Duration::ZERO, 100, at(1_000_000)),
         );
         cancelled.unwrap().unwrap();
         let ended = overdue
@@ -381,11 +381,9 @@ async fn a_start_waits_for_a_migration_of_another_however_long_that_takes() {
     let holding = tokio::task::spawn_blocking(move || holder.ask(&hold));
     let held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted \
                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
-    eventually(
-        "it is held",
-        std::time::Duration::from_secs(10),
-        async || (server.psql(&database, held).unwrap() == "1").then_some(()),
-    )
+    eventually("it is held", Duration::from_secs(10), async || {
+        (server.psql(&database, held).unwrap() == "1").then_some(())
+    })
     .await;
     let store = open(&url, Role::Beside).await.unwrap();
     holding.await.unwrap().unwrap();
