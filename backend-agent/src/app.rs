@@ -576,6 +576,7 @@ impl Shared {
             conditions: self.conditions.clone(),
             metrics: self.metrics.clone(),
             limits,
+            trusted_proxies: config.api.trusted_proxies.clone(),
             stopping: lifecycle.stop_token(),
         });
         drop(lifecycle.spawn("crowds", Arc::clone(&state).watch_crowds()));
