@@ -62,7 +62,7 @@ impl Principal {
     pub fn actor(&self, request_id: &str) -> Actor {
         Actor::api_key(self.key_id)
             .on_request(request_id)
-            .from_address(self.address)
+            .at_address(self.address)
     }
 
     /// The risks of commands it may submit.

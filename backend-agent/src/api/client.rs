@@ -60,7 +60,10 @@ mod tests {
     fn a_proxy_that_is_believed_says_where_its_client_is() {
         assert_eq!(of("192.0.2.1:5000", &["203.0.113.9"]), "203.0.113.9");
         assert_eq!(of("192.0.2.1:5000", &["::ffff:203.0.113.9"]), "203.0.113.9");
-        assert_eq!(of("[::ffff:192.0.2.1]:5000", &["2001:db8::9"]), "2001:db8::9");
+        assert_eq!(
+            of("[::ffff:192.0.2.1]:5000", &["2001:db8::9"]),
+            "2001:db8::9"
+        );
     }
 
     #[test]

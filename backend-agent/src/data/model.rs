@@ -133,7 +133,7 @@ impl Actor {
 
     /// The same principal, asking from this address.
     #[must_use]
-    pub const fn from_address(mut self, address: Option<IpAddr>) -> Self {
+    pub const fn at_address(mut self, address: Option<IpAddr>) -> Self {
         self.address = address;
         self
     }

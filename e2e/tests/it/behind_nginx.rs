@@ -324,7 +324,9 @@ async fn operators_are_known_by_their_own_address_whatever_they_claim() {
     let refused = refused.bearer_auth("vwk_nobody").send().await.unwrap();
     assert_eq!(refused.status(), 401);
     let log = system.backend().log();
-    let line = log.lines().find(|line| line.contains("a request was refused"));
+    let line = log
+        .lines()
+        .find(|line| line.contains("a request was refused"));
     assert!(
         line.is_some_and(|line| line.contains("peer=127.0.0.1")),
         "{log}"

@@ -357,8 +357,9 @@ impl Site {
         self.is_back(GATEWAY, &gateway).await;
         self.machine
             .shell("grep -qx '# ours' /etc/viworks/commands.d/10-gateway.toml");
-        self.machine
-            .shell("ls /usr/share/viworks/nginx/nginx.conf /usr/share/viworks/nginx/nginx-terminate.conf");
+        self.machine.shell(
+            "ls /usr/share/viworks/nginx/nginx.conf /usr/share/viworks/nginx/nginx-terminate.conf",
+        );
         self.works().await;
     }
 

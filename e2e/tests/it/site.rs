@@ -337,11 +337,7 @@ pub(crate) async fn while_it_works(
 }
 
 /// The same of a site that is there.
-pub(crate) async fn work(
-    mut site: Site,
-    load: &Load,
-    happen: impl AsyncFnOnce(&mut Site, &Load),
-) {
+pub(crate) async fn work(mut site: Site, load: &Load, happen: impl AsyncFnOnce(&mut Site, &Load)) {
     let script = async {
         load.more(3).await;
         happen(&mut site, load).await;

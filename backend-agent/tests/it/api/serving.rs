@@ -426,8 +426,22 @@ async fn the_audit_trail_says_where_a_request_came_from_as_far_as_whoever_says_s
     let weak = backend.key_with(&[viworks_api::Scope::RunsRead]).await;
     for (from, key, path, body, status, peer) in [
         (PROXY, backend.key(), "/v1/runs", RUN, "201", "203.0.113.9"),
-        ("127.0.0.1", backend.key(), "/v1/runs", RUN, "201", "127.0.0.1"),
-        (PROXY, backend.key(), "/v1/apikeys", KEY, "201", "203.0.113.9"),
+        (
+            "127.0.0.1",
+            backend.key(),
+            "/v1/runs",
+            RUN,
+            "201",
+            "127.0.0.1",
+        ),
+        (
+            PROXY,
+            backend.key(),
+            "/v1/apikeys",
+            KEY,
+            "201",
+            "203.0.113.9",
+        ),
         (PROXY, &weak, "/v1/apikeys", KEY, "403", "203.0.113.9"),
     ] {
         let answer = claiming(address, from, key, path, body).await;

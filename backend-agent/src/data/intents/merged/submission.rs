@@ -10,8 +10,8 @@ use viworks_common::time::Timestamp;
 use viworks_runtime::fault;
 use viworks_runtime::sqlite::params;
 
-use super::super::audit;
 use super::super::arrays::{Arrays, Kind, listed, unnested};
+use super::super::audit;
 use super::super::link::Sql;
 use super::super::recent::{Gateway, Recent};
 use super::super::row::{Reader, column, to_json};
