@@ -22,7 +22,7 @@ use viworks_runtime::lifecycle::{Hangups, Lifecycle};
 use viworks_runtime::metrics::Metrics;
 use viworks_runtime::probe::Readiness;
 use viworks_runtime::sqlite::Options;
-use viworks_runtime::{logging, random, sqlite};
+use viworks_runtime::{descriptors, logging, random, sqlite};
 
 use crate::agent::doors::Doors;
 use crate::agent::instance;
@@ -314,6 +314,8 @@ impl App {
             warn!(%error, "failed to store the time line; a job tries again");
         }
         let shared = Shared::new(config, Arc::clone(&store), clock);
+        let keys = "connections_max of [agents] and of [api]";
+        descriptors::hold(&shared.conditions, config.sockets_max(), keys);
         let now = shared.clock.line();
         let abandoned = store.end_abandoned_sessions(&shared.tenant, earlier, now);
         let abandoned = abandoned.await?;

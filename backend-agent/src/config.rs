@@ -81,6 +81,18 @@ impl Config {
         Ok(config)
     }
 
+    /// Sockets that the configured bounds come to: of gateways, of operators and of the database.
+    #[must_use]
+    pub fn sockets_max(&self) -> u64 {
+        let of_peers = self
+            .agents
+            .connections_max
+            .saturating_add(self.api.connections_max);
+        u64::try_from(of_peers)
+            .unwrap_or(u64::MAX)
+            .saturating_add(u64::from(self.store.connections_max))
+    }
+
     /// Reads every section; worth nothing until the document has finished.
     pub(crate) fn read(document: &mut Document) -> Self {
         let agents = AgentsConfig::read(document);
