@@ -16,6 +16,7 @@ mod router;
 mod serve;
 mod turns;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::body::Bytes;
@@ -37,6 +38,7 @@ use crate::auth::principals::Principals;
 use crate::auth::quota::Quotas;
 use crate::command::Commands;
 use crate::data::Store;
+use crate::metrics::BackendMetrics;
 
 use budget::Budget;
 use crowd::Crowd;
@@ -71,6 +73,10 @@ pub struct ApiParts {
     pub conditions: Conditions,
     /// What `/metrics` shows.
     pub metrics: Metrics,
+    /// What the backend counts.
+    pub counters: BackendMetrics,
+    /// The backend's own folder, whose disk is looked at.
+    pub state_folder: PathBuf,
     /// The bounds.
     pub limits: ApiLimits,
     /// Ends streams and waits when the backend stops.
@@ -86,6 +92,8 @@ pub struct ApiState {
     readiness: Readiness,
     conditions: Conditions,
     metrics: Metrics,
+    counters: BackendMetrics,
+    state_folder: PathBuf,
     limits: ApiLimits,
     stopping: CancellationToken,
     started: Monotonic,
@@ -157,6 +165,8 @@ impl ApiState {
             readiness: parts.readiness,
             conditions: parts.conditions,
             metrics: parts.metrics,
+            counters: parts.counters,
+            state_folder: parts.state_folder,
             limits: parts.limits,
             stopping: parts.stopping,
         })

@@ -598,6 +598,8 @@ impl Shared {
             readiness: readiness.clone(),
             conditions: self.conditions.clone(),
             metrics: self.metrics.clone(),
+            counters: self.counters.clone(),
+            state_folder: config.data.state_folder.clone(),
             limits,
             stopping: lifecycle.stop_token(),
         });

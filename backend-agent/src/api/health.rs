@@ -1,16 +1,21 @@
 //! The full health document: every latch, the store, and what waits.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::timeout;
-use viworks_api::{Health, HealthCheck, HealthStatus, Kind};
+use viworks_api::{Health, HealthCheck, HealthPast, HealthStatus, Kind};
+use viworks_common::command::CommandState;
 use viworks_common::human;
 use viworks_common::time::Timestamp;
-use viworks_runtime::conditions::{Condition, Severity};
+use viworks_runtime::conditions::{Condition, Past, Severity};
 
+use self::figures::figures;
 use super::ApiState;
 use super::problem::millis;
 use crate::data::{StoreError, StoreResult, in_full};
+
+mod figures;
 
 /// How long the store may take for its part of the document.
 const STORE_TIME: Duration = Duration::from_secs(3);
@@ -28,23 +33,29 @@ pub(super) async fn health(state: &ApiState) -> Health {
         // The store says more of itself below.
         .filter(|latch| latch.name != STORE || !latch.ok)
         .map(|latch| HealthCheck {
-            name: latch.name.to_owned(),
             status: if latch.ok {
                 HealthStatus::Pass
             } else {
                 HealthStatus::Fail
             },
-            detail: latch.reason,
-            since: None,
+            ..check(latch.name, HealthStatus::Pass, latch.reason)
         })
         .collect();
     let now = state.clock.wall();
     let conditions = state.conditions.list();
     checks.extend(conditions.iter().map(|found| condition(found, now)));
-    let (store, instances, fleet) = tokio::join!(store(state), instances(state), fleet(state));
+    let (store, instances, fleet, own) = tokio::join!(
+        store(state),
+        instances(state),
+        fleet(state),
+        figures::parts(state)
+    );
     checks.push(store);
     checks.extend(instances);
-    checks.push(fleet);
+    checks.extend(fleet);
+    for part in own {
+        add(&mut checks, part);
+    }
     if state.stopping.is_cancelled() {
         checks.push(check(
             "lifecycle",
@@ -62,6 +73,26 @@ pub(super) async fn health(state: &ApiState) -> Health {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         uptime_ms: millis(state.clock.now().saturating_since(state.started)),
         checks,
+        past: state.conditions.past().into_iter().map(past).collect(),
+    }
+}
+
+/// Where a condition is told of a part, its figures stand beside that.
+fn add(checks: &mut Vec<HealthCheck>, part: HealthCheck) {
+    match checks.iter_mut().find(|check| check.name == part.name) {
+        Some(told) => told.figures = part.figures,
+        None => checks.push(part),
+    }
+}
+
+/// What was wrong, and is no more.
+fn past(past: Past) -> HealthPast {
+    let Past { condition, until } = past;
+    HealthPast {
+        name: condition.name,
+        detail: condition.cause,
+        since: condition.since,
+        until,
     }
 }
 
@@ -85,6 +116,16 @@ fn condition(found: &Condition, now: Timestamp) -> HealthCheck {
 }
 
 async fn store(state: &ApiState) -> HealthCheck {
+    let begun = state.clock.now();
+    let found = look_at_store(state).await;
+    let latency = state.clock.now().saturating_since(begun);
+    HealthCheck {
+        latency_us: u64::try_from(latency.as_micros()).ok(),
+        ..found
+    }
+}
+
+async fn look_at_store(state: &ApiState) -> HealthCheck {
     match in_time(state.store.health()).await {
         Ok(health) => {
             let schema = format!("{}, schema {}", health.kind, health.schema_version);
@@ -128,24 +169,54 @@ async fn instances(state: &ApiState) -> Option<HealthCheck> {
     Some(check(name, status, detail))
 }
 
-async fn fleet(state: &ApiState) -> HealthCheck {
-    let counts = state.store.counts(&state.tenant, state.clock.line());
-    match in_time(counts).await {
-        Ok(counts) => {
-            let open: u64 = counts.open_commands.values().sum();
-            let status = if counts.forks > 0 || counts.orphans > 0 {
-                HealthStatus::Warn
-            } else {
-                HealthStatus::Pass
-            };
-            let detail = format!(
-                "{} of {} gateways online, {open} commands open, {} forks, {} orphaned results",
-                counts.connected, counts.gateways, counts.forks, counts.orphans
-            );
-            check("fleet", status, detail)
-        }
-        Err(error) => check("fleet", HealthStatus::Fail, error.to_string()),
-    }
+/// Gateways and their queue, from one look.
+async fn fleet(state: &ApiState) -> Vec<HealthCheck> {
+    let now = state.clock.line();
+    let counts = match in_time(state.store.counts(&state.tenant, now)).await {
+        Ok(counts) => counts,
+        Err(error) => return vec![check("fleet", HealthStatus::Fail, error.to_string())],
+    };
+    let open: u64 = counts.open_commands.values().sum();
+    let status = if counts.forks > 0 || counts.orphans > 0 {
+        HealthStatus::Warn
+    } else {
+        HealthStatus::Pass
+    };
+    let detail = format!(
+        "{} of {} gateways online, {open} commands open, {} forks, {} orphaned results",
+        counts.connected, counts.gateways, counts.forks, counts.orphans
+    );
+    let fleet = HealthCheck {
+        figures: figures([
+            ("gateways", counts.gateways),
+            ("connected_gateways", counts.connected),
+            ("open_runs", counts.open_runs),
+            ("open_commands", open),
+            ("forks", counts.forks),
+            ("orphans", counts.orphans),
+        ]),
+        ..check("fleet", status, detail)
+    };
+    let queued = counts.open_commands.get(&CommandState::Queued);
+    let queued = queued.copied().unwrap_or_default();
+    let age = counts.oldest_queued_at;
+    let age = age.map_or(Duration::ZERO, |at| now.saturating_since(at));
+    let detail = match queued {
+        0 => "no command waits".to_owned(),
+        _ => format!(
+            "{queued} commands wait, the oldest for {}",
+            human::span(age)
+        ),
+    };
+    let queue = HealthCheck {
+        figures: figures([
+            ("queued_commands", queued),
+            ("oldest_age_ms", millis(age)),
+            ("dead_letters", counts.dead_letters),
+        ]),
+        ..check("queued", HealthStatus::Pass, detail)
+    };
+    vec![fleet, queue]
 }
 
 /// An answer about health does not wait for a store that says nothing.
@@ -160,6 +231,8 @@ fn check(name: &str, status: HealthStatus, detail: impl Into<String>) -> HealthC
         status,
         detail: detail.into(),
         since: None,
+        latency_us: None,
+        figures: BTreeMap::new(),
     }
 }
 

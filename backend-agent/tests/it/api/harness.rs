@@ -22,6 +22,7 @@ use viworks_backend_agent::data::{
     Actor, AdmitOutcome, AdmitRequest, ConfirmOutcome, ConfirmRequest, Holder, LeaseLimits,
     NewGateway, QueueLimits, Store,
 };
+use viworks_backend_agent::metrics::BackendMetrics;
 use viworks_common::catalogue::{Argument, ArgumentType, CatalogueEntry, Risk};
 use viworks_common::id::{AgentId, AgentRunId, BootId, CommandId, InstallId, SessionId, Tenant};
 use viworks_common::time::Timestamp;
@@ -63,6 +64,7 @@ pub(super) struct Backend {
     pub(super) bus: Arc<RunBus>,
     pub(super) nudges: Arc<Nudges>,
     pub(super) readiness: Readiness,
+    pub(super) conditions: Conditions,
     pub(super) stopping: CancellationToken,
     pub(super) limits: ApiLimits,
     pub(super) metrics: Metrics,
@@ -156,6 +158,7 @@ impl Backend {
         });
         let readiness = Readiness::new();
         readiness.latch("store").set(true, "open");
+        let conditions = Conditions::new(Arc::<Timeline>::clone(&clock));
         let stopping = CancellationToken::new();
         let metrics = Metrics::new("viworks-test", "0", clock.wall());
         let state = ApiState::new(ApiParts {
@@ -164,8 +167,10 @@ impl Backend {
             clock: Arc::clone(&clock),
             commands,
             readiness: readiness.clone(),
-            conditions: Conditions::new(Arc::<Timeline>::clone(&clock)),
+            conditions: conditions.clone(),
             metrics: metrics.clone(),
+            counters: BackendMetrics::register(&metrics),
+            state_folder: folder.path().to_owned(),
             limits,
             stopping: stopping.clone(),
         });
@@ -177,6 +182,7 @@ impl Backend {
             bus,
             nudges,
             readiness,
+            conditions,
             stopping,
             limits,
             metrics,
