@@ -313,9 +313,12 @@ impl App {
         if let Err(error) = line::keep(&*store, &clock).await {
             warn!(%error, "failed to store the time line; a job tries again");
         }
+        let needed = config.sockets_max();
+        let config = &config.clone().within(descriptors::room());
         let shared = Shared::new(config, Arc::clone(&store), clock);
         let keys = "connections_max of [agents] and of [api]";
-        descriptors::hold(&shared.conditions, config.sockets_max(), keys);
+        let fewer = config.fewer();
+        descriptors::hold(&shared.conditions, needed, keys, &fewer);
         let now = shared.clock.line();
         let abandoned = store.end_abandoned_sessions(&shared.tenant, earlier, now);
         let abandoned = abandoned.await?;

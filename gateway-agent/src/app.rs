@@ -304,7 +304,8 @@ fn hold_descriptors(config: &Config, conditions: &Conditions) {
     if let Err(error) = descriptors::raise_for(needed) {
         warn!(%error, "the limit of open files stays as it was");
     }
-    descriptors::hold(conditions, needed, "parallel_max of [executor]");
+    let meanwhile = "commands and local programs are refused when none is left";
+    descriptors::hold(conditions, needed, "parallel_max of [executor]", meanwhile);
 }
 
 fn serve_api(lifecycle: &Lifecycle, listener: api::Socket, parts: api::Parts) {

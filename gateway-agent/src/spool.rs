@@ -455,7 +455,9 @@ impl Spool {
         const OLDEST: &str = "SELECT body FROM record ORDER BY epoch, seq LIMIT 1";
         let oldest = |connection: &Connection| {
             connection.optional(OLDEST, &[], |row| {
-                let record = row.text("body").and_then(|body| serde_json::from_str(body).ok());
+                let record = row
+                    .text("body")
+                    .and_then(|body| serde_json::from_str(body).ok());
                 Ok::<_, SpoolError>(record.map(|record: Record| record.observed_at))
             })
         };

@@ -548,8 +548,13 @@ impl Client {
         if !error.is_connect() && !error.is_builder() {
             return self.lost(error);
         }
-        let fix = route::own_network(&self.server, error);
-        unreached(&causes(error)).with(fix.unwrap_or(&self.unreached))
+        let fix = match &self.proxy {
+            Some(proxy) => proxy.fix(),
+            None => route::own_network(&self.server, error)
+                .unwrap_or(&self.unreached)
+                .to_owned(),
+        };
+        unreached(&causes(error)).with(fix)
     }
 
     /// It was reached, and its answer did not come, or not to its end.

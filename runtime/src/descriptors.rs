@@ -1,8 +1,8 @@
 //! File descriptors: how many this process may have, raised as far as the system allows, and held against what its
 //! configured bounds come to.
 //!
-//! At the bound, `accept` fails and so does every file that is opened: the process goes on, and takes up new
-//! connections as soon as others end. Better to know at the start that the bounds are more than there can be.
+//! At the bound, `accept` fails and so does every file that is opened, those of a database included. Better to know at
+//! the start that the bounds are more than there can be, and to let fewer in.
 
 use std::io;
 
@@ -67,10 +67,16 @@ fn set(current: Option<u64>, maximum: Option<u64>) -> io::Result<Limits> {
     Ok(limits())
 }
 
-/// Tells when the bounds, named by `keys`, come to more than there can be.
-pub fn hold(conditions: &Conditions, needed: u64, keys: &str) {
+/// How many of those that are counted there can be beside all else; none when there is no limit.
+#[must_use]
+pub fn room() -> Option<u64> {
+    limits().soft.map(|soft| soft.saturating_sub(BESIDE))
+}
+
+/// Tells when the bounds, named by `keys`, come to more than there can be, and what happens for that.
+pub fn hold(conditions: &Conditions, needed: u64, keys: &str, meanwhile: &str) {
     if let Some((soft, needed)) = short(limits().soft, needed) {
-        let (cause, fix) = too_few(soft, needed, keys);
+        let (cause, fix) = too_few(soft, needed, keys, meanwhile);
         conditions.raise(CONDITION, Severity::Warn, &cause, &fix);
     }
 }
@@ -82,9 +88,9 @@ fn short(soft: Option<u64>, needed: u64) -> Option<(u64, u64)> {
         .map(|soft| (soft, needed))
 }
 
-fn too_few(soft: u64, needed: u64, keys: &str) -> (String, String) {
+fn too_few(soft: u64, needed: u64, keys: &str, meanwhile: &str) -> (String, String) {
     let cause = format!(
-        "this process may have {soft} files and sockets open, and its bounds ({keys}) come to {needed}: beyond, connections are not accepted until others end"
+        "this process may have {soft} files and sockets open, and its bounds ({keys}) come to {needed}: {meanwhile}"
     );
     let fix = format!(
         "raise the hard limit to {needed} (LimitNOFILE of the unit, ulimit -Hn, nofile of the container), or lower {keys}, and restart"
@@ -103,7 +109,7 @@ mod tests {
         let found = short(Some(1_024), 1_025 - BESIDE);
         assert_eq!(found, Some((1_024, 1_025)));
         let keys = "connections_max of [agents]";
-        let (cause, fix) = too_few(1_024, 1_025, keys);
+        let (cause, fix) = too_few(1_024, 1_025, keys, "fewer are let in");
         for words in ["1024", "1025", keys] {
             assert!(cause.contains(words), "{words}: {cause}");
         }

@@ -273,6 +273,8 @@ impl Deployment {
             ])
             .env("VIWORKS__API__LISTEN", api)
             .env("VIWORKS__AGENTS__LISTEN", agents)
+            // A machine of tests may not have as many sockets as a site.
+            .env("VIWORKS__AGENTS__CONNECTIONS_MAX", "10000")
             .envs(std::mem::take(&mut start.environment));
         let mut process = start
             .process(

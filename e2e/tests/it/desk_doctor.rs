@@ -76,7 +76,13 @@ impl Case {
         for name in ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"] {
             command.env_remove(name);
         }
-        for name in ["http_proxy", "no_proxy", "NO_PROXY", "SSL_CERT_FILE"] {
+        for name in [
+            "http_proxy",
+            "no_proxy",
+            "NO_PROXY",
+            "SSL_CERT_FILE",
+            "SSL_CERT_DIR",
+        ] {
             command.env_remove(name);
         }
         command.env("VIWORKS_SERVER", &self.server);
@@ -131,7 +137,12 @@ fn private(system: &Deployment, name: &str, text: &str) -> PathBuf {
 }
 
 /// Makes a key in a file and gives its id.
-async fn key(system: &Deployment, file: &str, scopes: &[&str], expires_in_ms: Option<u64>) -> String {
+async fn key(
+    system: &Deployment,
+    file: &str,
+    scopes: &[&str],
+    expires_in_ms: Option<u64>,
+) -> String {
     let mut wanted = json!({"name": file, "scopes": scopes});
     if let Some(end) = expires_in_ms {
         wanted["expires_in_ms"] = json!(end);
@@ -171,9 +182,21 @@ async fn what_this_machine_is_set_up_with_is_named() {
             at("a context that is not there")
                 .with("VIWORKS_CONTEXT", "elsewhere")
                 .is("context", 5, "no context \"elsewhere\"", "viworks up"),
-            at("no file of a key").key("nothing.key").is("context", 78, "API key", "apikey create"),
-            at("a key for all to read").key("open.key").is("context", 78, "open.key", "only its owner"),
-            at("two keys in a file").key("two.key").is("context", 78, "holds no API key", "one line"),
+            at("no file of a key")
+                .key("nothing.key")
+                .is("context", 78, "API key", "apikey create"),
+            at("a key for all to read").key("open.key").is(
+                "context",
+                78,
+                "open.key",
+                "only its owner",
+            ),
+            at("two keys in a file").key("two.key").is(
+                "context",
+                78,
+                "holds no API key",
+                "one line",
+            ),
             Case::at("a key in clear", "http://backend.example").is(
                 "context",
                 2,
@@ -182,7 +205,12 @@ async fn what_this_machine_is_set_up_with_is_named() {
             ),
             Case::at("no authority at all", "https://127.0.0.1:1")
                 .with("SSL_CERT_FILE", "/nowhere")
-                .is("context", 78, "no certificate authority", "SSL_CERT_FILE=/nowhere"),
+                .is(
+                    "context",
+                    78,
+                    "no certificate authority",
+                    "SSL_CERT_FILE=/nowhere",
+                ),
         ],
     )
     .await;
@@ -214,7 +242,12 @@ async fn who_is_not_reached_or_is_somebody_else_is_named() {
                 "could not be resolved",
                 "DNS",
             ),
-            Case::at("nobody listens", &http(&refused)).is("tcp", 69, "refused", "is the backend running"),
+            Case::at("nobody listens", &http(&refused)).is(
+                "tcp",
+                69,
+                "refused",
+                "is the backend running",
+            ),
             Case::at("it says nothing", &http(&silent.address())).is(
                 "api",
                 69,
@@ -227,9 +260,19 @@ async fn who_is_not_reached_or_is_somebody_else_is_named() {
                 "connection was lost",
                 "another one than operators",
             ),
-            Case::at("a web server", &http(&welcome)).is("api", 69, "does not look like", "--server"),
+            Case::at("a web server", &http(&welcome)).is(
+                "api",
+                69,
+                "does not look like",
+                "--server",
+            ),
             Case::at("a login page", &http(&login)).is("api", 69, "login.example", "sends to"),
-            Case::at("a proxy without backend", &http(&gone)).is("api", 69, "502", "start the backend"),
+            Case::at("a proxy without backend", &http(&gone)).is(
+                "api",
+                69,
+                "502",
+                "start the backend",
+            ),
             Case::at("another service", &http(&other)).is("api", 5, "404", "--server"),
             proxied("a proxy that is away", &refused).is("tcp", 69, "refused", "https_proxy"),
             proxied("a proxy whose name is none", "nowhere.invalid:3128").is(
@@ -261,9 +304,16 @@ async fn a_certificate_that_is_not_believed_is_named_with_the_reason() {
         format!("https://{}", tls_before(&api, server).await)
     };
     let good = front("127.0.0.1", Life::Good).await;
-    let trusting = |name, server: &str| Case::at(name, server).with("SSL_CERT_FILE", text(&authority));
-    let well = trusting("a good one", &good).walk(&system).await.ended_with(0);
-    assert!(well.stdout.contains("the certificate is believed"), "{well:#?}");
+    let trusting =
+        |name, server: &str| Case::at(name, server).with("SSL_CERT_FILE", text(&authority));
+    let well = trusting("a good one", &good)
+        .walk(&system)
+        .await
+        .ended_with(0);
+    assert!(
+        well.stdout.contains("the certificate is believed"),
+        "{well:#?}"
+    );
     let over = front("127.0.0.1", Life::Over).await;
     let early = front("127.0.0.1", Life::Early).await;
     let named = front("backend.example", Life::Good).await;
@@ -276,7 +326,12 @@ async fn a_certificate_that_is_not_believed_is_named_with_the_reason() {
                 .with("SSL_CERT_FILE", text(&own))
                 .is("tls", 69, "does not trust", "SSL_CERT_FILE=ca.crt"),
             trusting("one that is over", &over).is("tls", 69, "ended at", "this machine's clock"),
-            trusting("one of tomorrow", &early).is("tls", 69, "is valid from", "this machine's clock"),
+            trusting("one of tomorrow", &early).is(
+                "tls",
+                69,
+                "is valid from",
+                "this machine's clock",
+            ),
             trusting("one for another name", &named).is(
                 "tls",
                 69,
@@ -311,11 +366,17 @@ async fn a_key_that_opens_nothing_and_a_backend_that_is_not_well_are_named() {
     let (body, _end) = secret.split_at(secret.len() - 8);
     let _wrong = private(&system, "wrong.key", &format!("{body}00000000"));
     let at = |name| Case::at(name, &api);
-    let refused = |name, key| at(name).key(key).is("key", 4, "not authenticated", "neither expired");
+    let refused = |name, key| {
+        at(name)
+            .key(key)
+            .is("key", 4, "not authenticated", "neither expired")
+    };
     hold(
         &system,
         &[
-            at("no key").key("").is("key", 4, "no key is sent", "--token-file"),
+            at("no key")
+                .key("")
+                .is("key", 4, "no key is sent", "--token-file"),
             refused("a wrong key", "wrong.key"),
             refused("a key that was revoked", "revoked.key"),
             refused("a key that is over", "over.key"),
@@ -359,16 +420,22 @@ async fn all_is_well_and_what_somebody_should_look_at_is_told() {
     assert_eq!(well.json()["status"], "pass", "{well:#?}");
     assert_eq!(warnings(&well), "");
     let shown = well.json()["steps"].to_string();
-    for words in ["1 of 1 online", "is ready", "the key is taken", "clock is 0 s"] {
+    for words in [
+        "1 of 1 online",
+        "is ready",
+        "the key is taken",
+        "clock is 0 s",
+    ] {
         assert!(shown.contains(words), "{words}: {shown}");
     }
     // For people.
-    let mut command = case.command(&system);
-    command.env("VIWORKS_OUTPUT", "table");
     let token = system.path().join("operator.key");
     let plain = finish(viworks(&system, &token, &["doctor"]), PATIENCE).await;
     let plain = plain.ended_with(0);
-    assert!(plain.stdout.ends_with("Result: all is well\n"), "{plain:#?}");
+    assert!(
+        plain.stdout.ends_with("Result: all is well\n"),
+        "{plain:#?}"
+    );
 
     drop(gateway);
     let away = eventually("the gateway is away", PATIENCE, async || {
@@ -377,11 +444,19 @@ async fn all_is_well_and_what_somebody_should_look_at_is_told() {
     })
     .await;
     let told = warnings(&away);
-    assert!(told.contains("on gw-1: viworks-gateway-agent doctor"), "{told}");
+    assert!(
+        told.contains("on gw-1: viworks-gateway-agent doctor"),
+        "{told}"
+    );
 
     // Somebody whose clock stands still since a day in March.
-    let old = says("503 Service Unavailable\r\ndate: Mon, 02 Mar 2026 08:00:10 GMT\r\n", "not ready\n");
-    let said = Case::at("a clock that is off", &format!("http://{old}")).walk(&system).await;
+    let old = says(
+        "503 Service Unavailable\r\ndate: Mon, 02 Mar 2026 08:00:10 GMT\r\n",
+        "not ready\n",
+    );
+    let said = Case::at("a clock that is off", &format!("http://{old}"))
+        .walk(&system)
+        .await;
     let told = warnings(&said);
     assert!(told.contains("ahead of the server's"), "{told}");
     assert!(told.contains("chrony"), "{told}");

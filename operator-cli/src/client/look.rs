@@ -15,12 +15,10 @@ use super::{Client, refusal, trust};
 use crate::failure::Failure;
 
 /// What to do when somebody else answers.
-const NO_BACKEND: &str =
-    "fix: check the address (--server, VIWORKS_SERVER, viworks context ls), and where a proxy in front of the backend forwards to";
+const NO_BACKEND: &str = "fix: check the address (--server, VIWORKS_SERVER, viworks context ls), and where a proxy in front of the backend forwards to";
 
 /// What to do when what answers speaks something else.
-const WRONG_PORT: &str =
-    "fix: check the port: gateways connect to another one than operators, and where TLS is spoken the address begins with https://";
+const WRONG_PORT: &str = "fix: check the port: gateways connect to another one than operators, and where TLS is spoken the address begins with https://";
 
 /// Who is dialled.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,7 +95,11 @@ impl Client {
         let response = asked.send().await.map_err(|error| {
             let failure = self.unsent(&error);
             let lost = !error.is_connect() && !error.is_timeout();
-            let failure = if lost { failure.with(WRONG_PORT) } else { failure };
+            let failure = if lost {
+                failure.with(WRONG_PORT)
+            } else {
+                failure
+            };
             if trust::untrusted(&self.server, &error).is_some() {
                 NotThere::Untrusted(failure)
             } else {
@@ -106,13 +108,21 @@ impl Client {
         })?;
         let (status, headers) = (response.status(), response.headers().clone());
         let text = response.text().await.unwrap_or_default();
-        let clock = headers.get(DATE).and_then(|date| read_date(date.to_str().ok()?));
-        let standing = |ready, reasons| Standing { ready, reasons, clock };
+        let clock = headers
+            .get(DATE)
+            .and_then(|date| read_date(date.to_str().ok()?));
+        let standing = |ready, reasons| Standing {
+            ready,
+            reasons,
+            clock,
+        };
         let line = text.trim();
         match status {
             StatusCode::OK if line == "ok" => Ok(standing(true, Vec::new())),
             // Versions before this one say no more than that.
-            StatusCode::SERVICE_UNAVAILABLE if line == "not ready" => Ok(standing(false, Vec::new())),
+            StatusCode::SERVICE_UNAVAILABLE if line == "not ready" => {
+                Ok(standing(false, Vec::new()))
+            }
             StatusCode::SERVICE_UNAVAILABLE => match serde_json::from_str(&text) {
                 Ok(NotReady { reasons }) => Ok(standing(false, reasons)),
                 Err(_) => Err(NotThere::Unanswered(not_a_backend(status, &headers, &text))),
@@ -167,7 +177,9 @@ fn not_a_backend(status: StatusCode, headers: &HeaderMap, text: &str) -> Failure
 /// The time in a `Date` header.
 fn read_date(text: &str) -> Option<Timestamp> {
     let date = OffsetDateTime::parse(text, &Rfc2822).ok()?;
-    Some(Timestamp::from_unix_micros(date.unix_timestamp().checked_mul(1_000_000)?))
+    Some(Timestamp::from_unix_micros(
+        date.unix_timestamp().checked_mul(1_000_000)?,
+    ))
 }
 
 #[cfg(test)]
@@ -177,7 +189,10 @@ mod tests {
     #[test]
     fn the_time_of_an_answer_is_read() {
         let read = read_date("Mon, 02 Mar 2026 08:00:10 GMT");
-        assert_eq!(read, Some(Timestamp::parse("2026-03-02T08:00:10Z").unwrap()));
+        assert_eq!(
+            read,
+            Some(Timestamp::parse("2026-03-02T08:00:10Z").unwrap())
+        );
         assert_eq!(read_date("yesterday"), None);
     }
 
@@ -196,7 +211,10 @@ mod tests {
         assert!(told(407, None).contains("NO_PROXY"));
         assert!(told(302, Some("https://login.example/")).contains("login.example"));
         for status in [200, 404] {
-            assert!(told(status, None).contains("does not look like"), "{status}");
+            assert!(
+                told(status, None).contains("does not look like"),
+                "{status}"
+            );
         }
     }
 }

@@ -39,14 +39,17 @@ pub(super) fn untrusted(server: &str, error: &reqwest::Error) -> Option<Untruste
 fn refusal<'e>(error: &'e (dyn StdError + 'static)) -> Option<&'e rustls::Error> {
     let mut cause = Some(error);
     while let Some(error) = cause {
-        let within = error
-            .downcast_ref::<io::Error>()
-            .and_then(io::Error::get_ref)
-            .and_then(|inner| inner.downcast_ref::<rustls::Error>());
-        if let Some(found) = within.or_else(|| error.downcast_ref()) {
+        if let Some(found) = error.downcast_ref::<rustls::Error>() {
             return Some(found);
         }
-        cause = error.source();
+        // An error of the system hides the one that it was made of, and may do so twice.
+        let within = error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref);
+        cause = match within {
+            Some(within) => Some(within),
+            None => error.source(),
+        };
     }
     None
 }
@@ -87,7 +90,8 @@ fn certificate(host: &str, why: &CertificateError) -> Untrusted {
             format!("{CLOCK}, wait for it, or give the server one that is valid"),
         );
     }
-    if let CertificateError::UnknownIssuer = why {
+    // Two authorities of one name are told apart by their signatures.
+    if let CertificateError::UnknownIssuer | CertificateError::BadSignature = why {
         return Untrusted::new(
             format!("{whose} is by an authority that this machine does not trust"),
             "name the authority's certificate: SSL_CERT_FILE=ca.crt; if there should be no authority of your own, somebody else answers there",
@@ -95,7 +99,10 @@ fn certificate(host: &str, why: &CertificateError) -> Untrusted {
     }
     if let CertificateError::NotValidForNameContext { presented, .. } = why {
         return Untrusted::new(
-            format!("the certificate is for {} and not for {host}", names(presented)),
+            format!(
+                "the certificate is for {} and not for {host}",
+                names(presented)
+            ),
             "use a name that is in the certificate, or give the server one for this name",
         );
     }
@@ -113,7 +120,9 @@ fn time(time: UnixTime) -> Timestamp {
 /// The names as a person writes them: the library says `DnsName("backend.example")`.
 fn names(presented: &[String]) -> String {
     let bare = |name: &String| {
-        let inner = name.split_once('(').map_or(name.as_str(), |(_kind, rest)| rest);
+        let inner = name
+            .split_once('(')
+            .map_or(name.as_str(), |(_kind, rest)| rest);
         inner.trim_end_matches(')').trim_matches('"').to_owned()
     };
     let names: Vec<String> = presented.iter().map(bare).collect();
@@ -130,8 +139,16 @@ mod tests {
 
     #[test]
     fn the_names_of_a_certificate_are_shown_as_they_are_written() {
-        let presented = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-        let shown = names(&presented(&["DnsName(\"a.example\")", "IpAddress(192.0.2.1)"]));
+        let presented = |names: &[&str]| {
+            names
+                .iter()
+                .map(|name| (*name).to_owned())
+                .collect::<Vec<_>>()
+        };
+        let shown = names(&presented(&[
+            "DnsName(\"a.example\")",
+            "IpAddress(192.0.2.1)",
+        ]));
         assert_eq!(shown, "a.example, 192.0.2.1");
         assert_eq!(names(&[]), "no name");
     }
@@ -140,6 +157,7 @@ mod tests {
     fn tls_is_found_among_the_causes_and_nothing_else_is() {
         let refused = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
         let wrapped = io::Error::new(io::ErrorKind::InvalidData, refused);
+        let wrapped = io::Error::other(wrapped);
         let found = refusal(&wrapped).map(|refusal| judge("a.example", refusal));
         assert!(found.unwrap().fix.contains("SSL_CERT_FILE"));
         let other = io::Error::from(io::ErrorKind::ConnectionReset);

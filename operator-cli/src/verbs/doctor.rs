@@ -168,7 +168,8 @@ impl Doctor {
             (false, _) => self.walk.skip(TLS, "plain HTTP"),
             (true, Err(NotThere::Untrusted(_))) => {}
             (true, Err(NotThere::Unanswered(_)) | Ok(_)) => {
-                self.walk.pass(TLS, "the certificate is believed", Duration::ZERO);
+                self.walk
+                    .pass(TLS, "the certificate is believed", Duration::ZERO);
             }
         }
         let standing = standing.map_err(|found| match found {
@@ -197,7 +198,10 @@ impl Doctor {
         } else {
             (behind, "behind")
         };
-        let found = format!("this machine's clock is {} {word} the server's", human::span(apart));
+        let found = format!(
+            "this machine's clock is {} {word} the server's",
+            human::span(apart)
+        );
         if apart < SKEW_CORRECTED_FROM {
             return self.walk.pass(CLOCK, found, Duration::ZERO);
         }
@@ -220,7 +224,8 @@ impl Doctor {
                 if !ready {
                     return Err(Stop::at(HEALTH, ExitCode::NoGo, NOT_READY, fix));
                 }
-                self.walk.warn(HEALTH, "ready; this key may not ask for more", fix);
+                self.walk
+                    .warn(HEALTH, "ready; this key may not ask for more", fix);
                 Ok(())
             }
             Err(failure) => Err(stop(KEY, &failure)),
@@ -290,10 +295,16 @@ impl Doctor {
             let fix = format!("on {name}: viworks-gateway-agent doctor");
             self.walk.warn(GATEWAYS, found, fix);
         }
-        let more = with(GatewayStatus::Offline).count().saturating_sub(NAMED_MAX);
+        let more = with(GatewayStatus::Offline)
+            .count()
+            .saturating_sub(NAMED_MAX);
         if more > 0 {
-            let found = format!("{} offline as well", human::counted(more, "more is", "more are"));
-            self.walk.warn(GATEWAYS, found, "viworks gateway ls lists them");
+            let found = format!(
+                "{} offline as well",
+                human::counted(more, "more is", "more are")
+            );
+            self.walk
+                .warn(GATEWAYS, found, "viworks gateway ls lists them");
         }
     }
 }
