@@ -156,7 +156,7 @@ async fn stands_still(program: &Path, arguments: &[&str], agent: &Process) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_documents_of_both_have_figures_and_what_is_over() {
+async fn the_documents_of_both_have_figures() {
     let mut system = Deployment::new(Binaries::shipped());
     let folder = system.issue("gw-1");
     let often = Start::default().with("VIWORKS__AGENTS__HEARTBEAT_INTERVAL_MS", "100");
@@ -196,29 +196,4 @@ async fn the_documents_of_both_have_figures_and_what_is_over() {
     assert!(parts["certificate"]["remaining_s"].as_i64().unwrap() > 86_400);
     assert_eq!(parts["disk"]["reserve_held"], true, "{document:#}");
     assert_eq!(parts["journal"]["entries_max"], 1_024, "{document:#}");
-
-    // What is over is still told, with its cause.
-    let (state, aside) = (
-        system.path().join("backend/state"),
-        system.path().join("backend/aside"),
-    );
-    std::fs::rename(&state, &aside).unwrap();
-    eventually("the store fails", PATIENCE, async || {
-        let health = system.get("/v1/health").await;
-        (health["status"] == "fail").then_some(())
-    })
-    .await;
-    std::fs::rename(&aside, &state).unwrap();
-    let health = eventually("it is over", PATIENCE, async || {
-        let health = system.get("/v1/health").await;
-        let is_over = health["status"] != "fail" && health["past"] != json!([]);
-        is_over.then_some(health)
-    })
-    .await;
-    let past = &health["past"][0];
-    assert!(
-        past["name"].is_string() && past["until"].is_string(),
-        "{health:#}"
-    );
-    assert!(!past["detail"].as_str().unwrap().is_empty(), "{health:#}");
 }
