@@ -33,6 +33,30 @@ pub struct HealthCheck {
     pub since: Option<Timestamp>,
 }
 
+/// Why a probe fails: only the names of what is in the way, because whoever asks needs no key. What each of them means is
+/// in the health document.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NotReady {
+    /// What the backend is not.
+    pub status: NotReadyStatus,
+    /// The checks of the health document that are in the way; none where it only stops.
+    pub reasons: Vec<String>,
+}
+
+/// What a backend is not that fails a probe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum NotReadyStatus {
+    /// It takes no requests at the moment.
+    NotReady,
+    /// It has not finished starting.
+    Starting,
+    /// It is about to end.
+    Stopping,
+}
+
 /// The backend's health, part by part.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

@@ -29,7 +29,7 @@ pub use contract::{
     UpkeepStore,
 };
 pub use intents::SqlStore;
-pub use intents::link::{Engine, Urgency};
+pub use intents::link::{Doubt, Engine, Urgency};
 pub use intents::merged::{Answer, Intent, Item};
 pub use intents::tx::View;
 pub use model::*;
@@ -71,6 +71,12 @@ pub enum StoreError {
     /// The database cannot be reached or did not answer in time.
     #[error("the database is unavailable")]
     Unavailable(#[source] Cause),
+    /// The schema lacks something, or the rights to use it: somebody has to put it back.
+    #[error("the database is not as this program needs it")]
+    Unfit(#[source] Cause),
+    /// Somebody else holds a lock in the database for longer than it is waited for.
+    #[error("the database is held up")]
+    Held(#[source] Cause),
     /// The answer to a commit was lost: it may have happened, or not. Every intent is safe to repeat.
     #[error("the connection to the database broke before it said whether it had committed")]
     Unknown(#[source] Cause),
@@ -90,10 +96,14 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the database could not be used, rather than that it refused something. The store has said so in the log.
+    /// Whether the database could not be used, rather than that it refused something. The store has said so in the log,
+    /// or a condition says it.
     #[must_use]
     pub const fn is_outage(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::Unknown(_))
+        matches!(
+            self,
+            Self::Unavailable(_) | Self::Unknown(_) | Self::Unfit(_) | Self::Held(_)
+        )
     }
 }
 

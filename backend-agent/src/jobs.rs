@@ -21,7 +21,9 @@ use crate::command::bus::{CommandChange, RunBus};
 use crate::command::dispatch::Dispatcher;
 use crate::config::JobsConfig;
 use crate::data::line::{self, Kept};
-use crate::data::{GatewayFilter, Page, Purged, Settled, Store, StoreResult, in_full};
+use crate::data::{
+    GatewayFilter, Page, Purged, Settled, Store, StoreError, StoreHealth, StoreResult, in_full,
+};
 use crate::inbound::heartbeats::Heartbeats;
 use crate::metrics::BackendMetrics;
 
@@ -37,10 +39,31 @@ const HEALTH: Duration = Duration::from_secs(2);
 /// The condition of a store that does not commit.
 const STORE: &str = "store.commits";
 
-const STORE_FIX: &str = "nothing is accepted or acknowledged until it commits again, so nothing is lost by waiting, and \
-                         nothing has to be restarted; of the embedded database: if its folder was moved, put it back \
-                         before this backend is restarted, which would begin with an empty one, and if the disk is full, \
-                         make room; of a server: see that it runs, takes connections and has room";
+/// What to do about it where it is embedded, and where it is on a server.
+const FILE_FIX: &str = "nothing is accepted or acknowledged until it commits again, so nothing is lost by waiting, and \
+                        nothing has to be restarted; if its folder was moved, put it back before this backend is \
+                        restarted, which would begin with an empty one, and if the disk is full, make room";
+const SERVER_FIX: &str = "nothing is accepted or acknowledged until it commits again, so nothing is lost by waiting, and \
+                          nothing has to be restarted; see that the server runs, takes connections and has room";
+
+/// The condition of a store whose schema lacks something, or its user the rights.
+const SCHEMA: &str = "store.schema";
+
+const SCHEMA_FIX: &str = "nothing has to be restarted: what is put back is found within seconds";
+
+/// The condition of locks that somebody else holds in the store.
+const LOCK: &str = "store.lock";
+
+const LOCK_FIX: &str = "let it come to its end, or end it: SELECT pg_terminate_backend(PROCESS); what was refused \
+                        meanwhile is not lost: gateways keep what they could not deliver, and callers were told";
+
+/// The condition of a store that works slowly.
+const SLOW: &str = "store.slow";
+
+/// How long it may take to show that it works.
+const SLOW_AFTER: Duration = Duration::from_secs(3);
+
+const SLOW_FIX: &str = "see what its server or disk is busy with, and how far away it is";
 
 /// The condition of a store that has no room for more.
 const ROOM: &str = "store.room";
@@ -214,7 +237,9 @@ impl Jobs {
 
     /// A backend that cannot write takes nothing in: it says so before anybody finds out by an error.
     async fn check_store(&self) -> StoreResult<()> {
+        let begun = self.clock.now();
         let health = self.store.health().await;
+        let took = self.clock.now().saturating_since(begun);
         match &health {
             Ok(health) => {
                 let problem = health.problem.as_deref();
@@ -223,12 +248,14 @@ impl Jobs {
             }
             Err(error) => self.store_latch.set(false, in_full(error)),
         }
-        match &health {
-            Ok(_) => self.conditions.clear(STORE),
-            Err(error) => self
-                .conditions
-                .raise(STORE, Severity::Fail, &in_full(error), STORE_FIX),
-        }
+        self.tell_store(&health);
+        self.tell(
+            SLOW,
+            (took > SLOW_AFTER && health.is_ok())
+                .then(|| format!("the database took {} s to commit one row", took.as_secs())),
+            Severity::Warn,
+            SLOW_FIX,
+        );
         if health.as_ref().is_ok_and(|health| health.full) {
             self.conditions
                 .raise(ROOM, Severity::Fail, ROOM_CAUSE, ROOM_FIX);
@@ -241,6 +268,43 @@ impl Jobs {
         };
         notify::status(&connected, &self.conditions);
         health.map(drop)
+    }
+
+    /// What stands in the way of the store: one condition each, so that each says when it began.
+    fn tell_store(&self, health: &StoreResult<StoreHealth>) {
+        let (mut away, mut held) = (None, None);
+        match health {
+            Ok(found) => {
+                held.clone_from(&found.held);
+                let severity = match &found.refused {
+                    Some(_) => Severity::Fail,
+                    None => Severity::Warn,
+                };
+                let flaw = found.refused.as_ref().or(found.lacks.as_ref());
+                self.tell(SCHEMA, flaw.cloned(), severity, SCHEMA_FIX);
+            }
+            Err(StoreError::Unfit(cause)) => {
+                let lacks = cause.to_string();
+                self.tell(SCHEMA, Some(lacks), Severity::Fail, SCHEMA_FIX);
+            }
+            Err(StoreError::Held(cause)) => held = Some(cause.to_string()),
+            // What it lacked it may lack yet.
+            Err(error) => away = Some(in_full(error)),
+        }
+        let fix = if self.store.instance().borrow().is_some() {
+            SERVER_FIX
+        } else {
+            FILE_FIX
+        };
+        self.tell(STORE, away, Severity::Fail, fix);
+        self.tell(LOCK, held, Severity::Fail, LOCK_FIX);
+    }
+
+    fn tell(&self, name: &str, cause: Option<String>, severity: Severity, fix: &str) {
+        match cause {
+            Some(cause) => self.conditions.raise(name, severity, &cause, fix),
+            None => self.conditions.clear(name),
+        }
     }
 
     /// Lets the time line lean towards the wall clock, and says when the two are apart: then somebody has set the
@@ -401,6 +465,8 @@ impl Jobs {
 
     /// In steps: after a long pause there may be more than one statement may take.
     async fn purge(&self, lifecycle: &Lifecycle) -> StoreResult<()> {
+        let recounted = self.store.recount(&self.tenant, self.clock.line());
+        self.metrics.recounted(recounted.await?);
         loop {
             let now = self.clock.line();
             let purged = self.store.purge(&self.tenant, STEP, now).await?;

@@ -10,6 +10,8 @@ use viworks_common::telemetry::RecordRefusal;
 use viworks_common::time::Timestamp;
 use viworks_runtime::metrics::Metrics;
 
+use crate::data::Recounted;
+
 /// One label with a value from a closed set, so that nobody outside can add time series.
 type Label = [(&'static str, &'static str); 1];
 
@@ -48,6 +50,8 @@ pub struct BackendMetrics {
     pub dead_letters: Gauge,
     /// Those that went for newer ones before anybody had decided about them.
     pub dead_letters_dropped: Counter,
+    /// Counters of open commands that were not right and were set.
+    pub counters_corrected: Counter,
     /// Failed background jobs.
     pub job_failures: Counter,
     /// Gateways whose certificate ends soon or has ended.
@@ -70,6 +74,21 @@ impl BackendMetrics {
         tracing::warn!(
             count,
             "there are more dead letters than are kept: the oldest went before anybody had decided about them; their runs have them still"
+        );
+    }
+
+    /// Counters of open commands were held against what they count.
+    pub fn recounted(&self, recounted: Recounted) {
+        let Recounted { short, gateways } = recounted;
+        let corrected = gateways.saturating_add(u64::from(short != 0));
+        if corrected == 0 {
+            return;
+        }
+        self.counters_corrected.inc_by(corrected);
+        tracing::warn!(
+            short,
+            gateways,
+            "counters of open commands were not right and were set: somebody changed the tables, or it is a fault of ViWorkS, which please report"
         );
     }
 
@@ -96,6 +115,7 @@ impl BackendMetrics {
             clock_apart: Gauge::default(),
             instances: Gauge::default(),
             leases_lost: Counter::default(),
+            counters_corrected: Counter::default(),
             job_failures: Counter::default(),
             gateway_certificates_ending: Gauge::default(),
             certificates: Family::default(),
@@ -220,6 +240,11 @@ impl BackendMetrics {
                 "telemetry_retimed_records",
                 "Stored records whose time the backend derived, because the gateway's clock is wrong",
                 own.telemetry_retimed.clone(),
+            );
+            registry.register(
+                "counters_corrected",
+                "Counters of open commands that were not right and were set",
+                own.counters_corrected.clone(),
             );
             registry.register(
                 "job_failures",

@@ -26,7 +26,7 @@ pub(super) async fn health(state: &ApiState) -> Health {
         .checks
         .into_iter()
         // The store says more of itself below.
-        .filter(|latch| latch.name != STORE || !latch.ok)
+        .filter(|latch| latch.name != STORE)
         .map(|latch| HealthCheck {
             name: latch.name.to_owned(),
             status: if latch.ok {
@@ -65,6 +65,26 @@ pub(super) async fn health(state: &ApiState) -> Health {
     }
 }
 
+/// The names of the checks that keep the backend from taking requests: of a part that is not well, the conditions that
+/// say why, or else the part.
+pub(super) fn in_the_way(state: &ApiState) -> Vec<String> {
+    let conditions = state.conditions.list();
+    let failing = conditions.iter().filter(|found| found.severity == Severity::Fail);
+    let failing: Vec<&str> = failing.map(|found| found.name.as_str()).collect();
+    let checks = state.readiness.report().checks.into_iter();
+    let down = checks.filter(|latch| !latch.ok);
+    down.flat_map(|latch| named(latch.name, &failing)).collect()
+}
+
+fn named(part: &str, failing: &[&str]) -> Vec<String> {
+    let is_of_part = |name: &&&str| {
+        let rest = name.strip_prefix(part);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    let found: Vec<String> = failing.iter().filter(is_of_part).map(|name| (*name).to_owned()).collect();
+    if found.is_empty() { vec![part.to_owned()] } else { found }
+}
+
 /// What is wrong, and what to do about it.
 fn condition(found: &Condition, now: Timestamp) -> HealthCheck {
     let status = match found.severity {
@@ -85,16 +105,23 @@ fn condition(found: &Condition, now: Timestamp) -> HealthCheck {
 }
 
 async fn store(state: &ApiState) -> HealthCheck {
-    match in_time(state.store.health()).await {
-        Ok(health) => {
+    let latches = state.readiness.report().checks.into_iter();
+    let mut down = latches.filter(|latch| latch.name == STORE && !latch.ok);
+    let found = timeout(STORE_TIME, state.store.health()).await;
+    let (status, detail) = match (found, down.next()) {
+        (Ok(Err(error)), _) => (HealthStatus::Fail, in_full(&error)),
+        // A job looks every few seconds, and said so last.
+        (_, Some(latch)) => (HealthStatus::Fail, latch.reason),
+        (Ok(Ok(health)), None) => {
             let schema = format!("{}, schema {}", health.kind, health.schema_version);
             match health.problem {
-                None => check(STORE, HealthStatus::Pass, schema),
-                Some(problem) => check(STORE, HealthStatus::Fail, format!("{schema}: {problem}")),
+                None => (HealthStatus::Pass, schema),
+                Some(problem) => (HealthStatus::Fail, format!("{schema}: {problem}")),
             }
         }
-        Err(error) => check(STORE, HealthStatus::Fail, in_full(&error)),
-    }
+        (Err(_elapsed), None) => (HealthStatus::Warn, format!("slow: {STORE_LATE}")),
+    };
+    check(STORE, status, detail)
 }
 
 /// The backends of the database, where it can have several.
@@ -103,7 +130,7 @@ async fn instances(state: &ApiState) -> Option<HealthCheck> {
     let name = "instances";
     let all = match in_time(state.store.list_instances()).await {
         Ok(all) => all,
-        Err(error) => return Some(check(name, HealthStatus::Fail, error.to_string())),
+        Err(error) => return Some(check(name, HealthStatus::Fail, in_full(&error))),
     };
     let told = all.iter().map(|one| {
         let standing = match (one.lease.is_zero(), one.draining) {
@@ -144,7 +171,7 @@ async fn fleet(state: &ApiState) -> HealthCheck {
             );
             check("fleet", status, detail)
         }
-        Err(error) => check("fleet", HealthStatus::Fail, error.to_string()),
+        Err(error) => check("fleet", HealthStatus::Fail, in_full(&error)),
     }
 }
 
@@ -166,6 +193,13 @@ fn check(name: &str, status: HealthStatus, detail: impl Into<String>) -> HealthC
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_in_the_way_is_the_conditions_of_a_part_or_the_part() {
+        let failing = ["store.lock", "storehouse", "store", "queue.dead_letters"];
+        assert_eq!(named("store", &failing), ["store.lock", "store"]);
+        assert_eq!(named("agents", &failing), ["agents"]);
+    }
 
     #[test]
     fn a_condition_began_in_the_past_also_by_a_clock_that_was_set_back_since() {

@@ -253,6 +253,17 @@ impl From<StoreError> for ApiError {
                 Self::new(ProblemCode::Unavailable, "the database does not answer")
                     .retry_after(RETRY_SOON)
             }
+            StoreError::Unfit(_) => {
+                tracing::debug!(error = in_full(&error), "a request met an unfit database");
+                let detail =
+                    "the database is not as the backend needs it; its health says what is lacking";
+                Self::new(ProblemCode::Unavailable, detail).retry_after(RETRY_SOON)
+            }
+            StoreError::Held(_) => {
+                tracing::debug!(error = in_full(&error), "a request met a lock");
+                let detail = "somebody holds a lock in the database; the backend's health says who";
+                Self::new(ProblemCode::Unavailable, detail).retry_after(RETRY_SOON)
+            }
             StoreError::Full(_) => {
                 tracing::error!(error = in_full(&error), "the database is full");
                 Self::new(ProblemCode::StorageFull, "the database cannot grow")

@@ -27,6 +27,7 @@ pub(super) mod outage;
 mod outputs;
 mod page;
 mod recent;
+mod recount;
 mod reports;
 mod room;
 mod row;

@@ -10,6 +10,7 @@ mod days;
 mod dial;
 mod era;
 mod error;
+mod fit;
 mod lanes;
 mod lease;
 mod lock;
@@ -29,7 +30,7 @@ use viworks_common::id::{InstanceId, Tenant};
 use viworks_common::time::Timestamp;
 
 use super::intents::SqlStore;
-use super::intents::link::{Engine, Urgency};
+use super::intents::link::{Doubt, Engine, Urgency};
 use super::intents::merged::{Answer, Item};
 use super::intents::tx::View;
 use super::intents::upkeep;
@@ -83,6 +84,7 @@ pub struct Postgres {
     bulk: Workers,
     readers: Workers,
     reports: Workers,
+    fit: Arc<fit::Watch>,
     /// None for what works beside the backends.
     lease: Option<Arc<Lease>>,
     /// What a tool is: no instance.
@@ -107,6 +109,8 @@ impl PostgresStore {
             schema::prepare(&at, migrate, role)?;
             schema::check_moved(&connection)?;
             if role == Role::Backend {
+                // What it lacks and nothing fails without is told by its health.
+                fit::look(&connection)?;
                 return Lease::take(connection, at, of).map(Some);
             }
             connection.close();
@@ -130,9 +134,46 @@ impl PostgresStore {
             bulk: start("postgres bulk", Purpose::Write, BULK_CONNECTIONS)?,
             readers: start("postgres reader", Purpose::Read, few)?,
             reports: start("postgres report", Purpose::Report, reports)?,
+            fit: Arc::default(),
             lease: lease.map(Arc::new),
             nobody: Arc::new(watch::Sender::new(None)),
         }))
+    }
+}
+
+impl Postgres {
+    /// Commits something, and says what stands in the way: of what a statement met, all that there is of it.
+    async fn look(&self, doubt: Doubt) -> StoreResult<StoreHealth> {
+        let beat = |view: &View<'_>| upkeep::health(view, "postgres");
+        let tenant = Tenant::default_tenant();
+        let beaten = self.write(&tenant, Urgency::Prompt, beat).await;
+        let is_held = matches!(beaten, Err(StoreError::Held(_)));
+        let mut held = None;
+        if doubt.held || is_held {
+            let holders = |connection: &Connection| fit::holders(connection);
+            held = self.readers.run::<_, Error, _>(ROOM_TIME, holders).await?;
+        }
+        if is_held && let Some(held) = held {
+            return Err(StoreError::Held(held.into()));
+        }
+        let is_unfit = matches!(beaten, Err(StoreError::Unfit(_)));
+        if beaten.is_err() && !is_unfit {
+            return beaten;
+        }
+        let known = self.fit.known().filter(|_| !doubt.unfit && !is_unfit);
+        let lacks = match known {
+            Some(flaw) => flaw,
+            None => {
+                let look = |connection: &Connection| fit::look(connection);
+                let found = self.readers.run::<_, Error, _>(ROOM_TIME, look).await;
+                self.fit.note(found)?
+            }
+        };
+        Ok(StoreHealth {
+            lacks,
+            held,
+            ..beaten?
+        })
     }
 }
 
@@ -224,12 +265,10 @@ impl Engine for Postgres {
         }
     }
 
-    async fn health(&self) -> StoreResult<StoreHealth> {
-        let beat = |view: &View<'_>| upkeep::health(view, "postgres");
-        let tenant = Tenant::default_tenant();
-        let beaten = self.write(&tenant, Urgency::Prompt, beat);
+    async fn health(&self, doubt: Doubt) -> StoreResult<StoreHealth> {
         let late = |_elapsed| Err(StoreError::Unavailable(HEALTH_LATE.into()));
-        timeout(HEALTH_TIME, beaten).await.unwrap_or_else(late)
+        let looked = timeout(HEALTH_TIME, self.look(doubt));
+        looked.await.unwrap_or_else(late)
     }
 
     async fn close(&self) {

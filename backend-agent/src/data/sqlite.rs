@@ -18,7 +18,7 @@ use viworks_runtime::sqlite::{
 };
 
 use super::intents::SqlStore;
-use super::intents::link::{Engine, Link, LinkError, Party, Record, Sql, Take, Urgency};
+use super::intents::link::{Doubt, Engine, Link, LinkError, Party, Record, Sql, Take, Urgency};
 use super::intents::merged::{Answer, Item};
 use super::intents::tx::View;
 use super::intents::upkeep;
@@ -174,7 +174,7 @@ impl Engine for Sqlite {
 
     fn note_load(&self, _load: InstanceLoad) {}
 
-    async fn health(&self) -> StoreResult<StoreHealth> {
+    async fn health(&self, _doubt: Doubt) -> StoreResult<StoreHealth> {
         if let Some(lost) = self.ground.look().await {
             return Err(StoreError::Unavailable(Box::new(lost)));
         }

@@ -135,6 +135,13 @@ fn trouble(health: &Value, name: &str) -> Option<String> {
     (check["status"] == "fail").then(|| check["detail"].to_string())
 }
 
+/// What stands in the way, as whoever has no key is told.
+async fn reasons(system: &Deployment) -> Value {
+    let (status, answer) = system.request("GET", "/readyz", None).await.unwrap();
+    assert_eq!(status, 503, "{answer}");
+    answer["reasons"].clone()
+}
+
 async fn readiness(system: &Deployment) -> u16 {
     system.request("GET", "/readyz", None).await.unwrap().0
 }
@@ -158,7 +165,7 @@ async fn under(network: Network) {
             })
             .await;
             assert_eq!(health(&site.system).await["status"], "fail");
-            assert_eq!(readiness(&site.system).await, 503);
+            assert_eq!(reasons(&site.system).await, json!(["store.commits"]));
             let (status, metrics) = site.system.request("GET", "/metrics", None).await.unwrap();
             assert_eq!(status, 200, "{metrics}");
         }
@@ -232,6 +239,41 @@ async fn a_database_whose_disk_is_full_is_told_of_and_goes_on_when_there_is_room
     };
     let ((), runs, fed) = tokio::join!(script, site.submit(), site.feed());
     site.account(&runs, fed).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_schema_that_lost_something_is_told_with_its_fix_until_it_is_put_back() {
+    let Some(own) = Own::start() else { return };
+    let site = Site::start(&own, own.server().port()).await;
+    let ask = |statement: &str| own.server().psql("viworks", statement).unwrap();
+    ask("ALTER TABLE commands RENAME COLUMN available_at TO aside");
+    let told = eventually("health says what is lacking", PATIENCE, async || {
+        trouble(&health(&site.system).await, "store.schema")
+    })
+    .await;
+    for part in [
+        "the column commands.available_at bigint",
+        "restore the database from a backup",
+        "nothing has to be restarted",
+    ] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    assert_eq!(reasons(&site.system).await, json!(["store.schema"]));
+    let body = json!({"command": ONCE, "targets": "all"});
+    let (status, answer) = site.system.submit_once(&body, "meanwhile").await;
+    assert_eq!(status, 503, "{answer}");
+    assert!(
+        answer["detail"].to_string().contains("not as the backend needs it"),
+        "{answer}"
+    );
+    ask("ALTER TABLE commands RENAME COLUMN aside TO available_at");
+    eventually("it is well again", PATIENCE, async || {
+        (health(&site.system).await["status"] == "pass").then_some(())
+    })
+    .await;
+    assert_eq!(readiness(&site.system).await, 200);
+    let run = site.system.submit(ONCE, "after").await;
+    site.account(&[run], 0).await;
 }
 
 /// How often a job failed so far.

@@ -10,7 +10,7 @@ use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::PATIENCE;
 use viworks_testkit::process::finish;
 
-const READY: &str = r#"{"ready":false,"started":true,"checks":[{"name":"store","ok":false,"reason":"it stands still"}]}"#;
+const READY: &str = r#"{"status":"not_ready","reasons":["store.commits"]}"#;
 
 /// Answers how it is where `says`, and nothing else; the connections that it keeps silent on.
 fn answer(connected: TcpStream, says: bool) -> Option<TcpStream> {
@@ -83,7 +83,7 @@ async fn who_waits_for_a_backend_is_told_for_what_and_gets_an_end() {
         }
     }
     assert!(
-        submitted.stderr.contains("store: it stands still"),
+        submitted.stderr.contains("is not ready (store.commits"),
         "{submitted:#?}"
     );
     let sent = asked.stderr.contains("nothing was submitted");

@@ -3,8 +3,8 @@
 use std::pin::pin;
 use std::time::Duration;
 
-use serde::Deserialize;
 use tokio::time::{sleep, timeout};
+use viworks_api::NotReady;
 
 use super::Client;
 use crate::output;
@@ -14,19 +14,6 @@ pub(super) const QUIET: Duration = Duration::from_secs(3);
 
 /// How long the backend may take to say how it is: it looks at nothing but itself for that.
 const ASK_TIME: Duration = Duration::from_secs(1);
-
-/// How a backend says that it is.
-#[derive(Debug, Deserialize)]
-struct Standing {
-    checks: Vec<Check>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Check {
-    name: String,
-    ok: bool,
-    reason: String,
-}
 
 impl Client {
     /// The answer, which is waited for up to `limit`; whoever waits hears why once it takes longer than `expected`.
@@ -52,7 +39,11 @@ impl Client {
     async fn why_silent(&self, silent: Duration, limit: Duration) -> String {
         let asked = async {
             let ready = format!("{}/readyz", self.server);
-            self.http.get(ready).send().await?.json::<Standing>().await
+            let answer = self.http.get(ready).send().await?;
+            if answer.status().is_success() {
+                return Ok(None);
+            }
+            answer.json::<NotReady>().await.map(Some)
         };
         let standing = timeout(ASK_TIME, asked).await;
         let silent = format!(
@@ -61,16 +52,13 @@ impl Client {
             silent.as_secs()
         );
         let waited = format!("it is waited for, up to {} s", limit.as_secs());
-        let Ok(Ok(Standing { checks })) = standing else {
-            return format!("{silent}, nor whether it is ready; {waited}");
-        };
-        let wrong = checks.iter().filter(|check| !check.ok);
-        let wrong: Vec<_> = wrong
-            .map(|check| format!("{}: {}", check.name, check.reason))
-            .collect();
-        if wrong.is_empty() {
-            return format!("{silent}, and says that it is ready; {waited}");
+        match standing {
+            Ok(Ok(None)) => format!("{silent}, and says that it is ready; {waited}"),
+            Ok(Ok(Some(NotReady { reasons, .. }))) => {
+                let reasons = reasons.join(", ");
+                format!("{silent}, and is not ready ({reasons}; viworks health says more); {waited}")
+            }
+            Ok(Err(_)) | Err(_) => format!("{silent}, nor whether it is ready; {waited}"),
         }
-        format!("{silent}, and is not ready: {}; {waited}", wrong.join("; "))
     }
 }

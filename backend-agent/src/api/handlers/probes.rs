@@ -5,12 +5,12 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
-use viworks_api::{Health, ProblemCode};
+use viworks_api::{Health, NotReady, NotReadyStatus, ProblemCode};
 use viworks_runtime::metrics::CONTENT_TYPE as OPENMETRICS;
 
-use crate::api::Shared;
+use crate::api::{ApiState, Shared};
 use crate::api::extract::{NoParams, Params};
-use crate::api::health::health as health_document;
+use crate::api::health::{health as health_document, in_the_way};
 use crate::api::problem::{ApiError, ApiResult};
 use crate::api::request::Api;
 
@@ -24,27 +24,32 @@ pub(in crate::api) async fn livez(_params: Params<NoParams>) -> &'static str {
 /// Does the backend take requests?
 #[utoipa::path(get, path = "/readyz", operation_id = "readyz", tag = "probes",
     responses((status = 200, description = "It does", body = String, content_type = "text/plain"),
-        (status = 503, description = "It does not", body = String, content_type = "text/plain")))]
+        (status = 503, description = "It does not", body = NotReady)))]
 pub(in crate::api) async fn readyz(State(state): Api, _params: Params<NoParams>) -> Response {
-    let ready = state.readiness.report().ready && !state.stopping.is_cancelled();
-    probe(ready)
+    if state.stopping.is_cancelled() {
+        return unready(&state, NotReadyStatus::Stopping);
+    }
+    if state.readiness.report().ready {
+        return "ok\n".into_response();
+    }
+    unready(&state, NotReadyStatus::NotReady)
 }
 
 /// Has the backend finished starting?
 #[utoipa::path(get, path = "/startupz", operation_id = "startupz", tag = "probes",
     responses((status = 200, description = "It has", body = String, content_type = "text/plain"),
-        (status = 503, description = "It has not", body = String, content_type = "text/plain")))]
+        (status = 503, description = "It has not", body = NotReady)))]
 pub(in crate::api) async fn startupz(State(state): Api, _params: Params<NoParams>) -> Response {
-    probe(state.readiness.report().started)
+    if state.readiness.report().started {
+        return "ok\n".into_response();
+    }
+    unready(&state, NotReadyStatus::Starting)
 }
 
-/// Why a probe fails is for those with `health:read`.
-fn probe(well: bool) -> Response {
-    if well {
-        "ok\n".into_response()
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "not ready\n").into_response()
-    }
+/// Names are all that is said without a key: what they mean may tell of addresses.
+fn unready(state: &ApiState, status: NotReadyStatus) -> Response {
+    let reasons = in_the_way(state);
+    (StatusCode::SERVICE_UNAVAILABLE, Json(NotReady { status, reasons })).into_response()
 }
 
 /// This description.

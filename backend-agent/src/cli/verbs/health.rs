@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use serde_json::Value;
+use viworks_api::{NotReady, NotReadyStatus};
 use viworks_common::text;
 use viworks_runtime::ask::verdict::{Standing, Verdict, millis};
 use viworks_runtime::ask::{self, Answer, NoAnswer};
@@ -111,24 +111,22 @@ fn judge(probe: Probe, address: String, took: Duration, answer: &Answer) -> Verd
     }
 }
 
-/// The line of a probe, or what its parts that are not well say; `None` for what no backend says.
+/// The line of a probe, or what it names as being in the way; `None` for what no backend says.
 fn said(body: &[u8]) -> Option<String> {
-    if let Ok(document) = serde_json::from_slice::<Value>(body) {
-        let checks = document["checks"].as_array()?;
-        let failing = checks.iter().filter(|check| check["ok"] != true);
-        let said = failing.map(|check| {
-            let word = |key: &str| check[key].as_str().unwrap_or_default();
-            format!("{}: {}", word("name"), word("reason"))
-        });
-        let said: Vec<String> = said.collect();
-        return Some(match (document["ready"].as_bool()?, said.is_empty()) {
-            (true, _) => "ok".to_owned(),
-            (false, true) => "stopping".to_owned(),
-            (false, false) => said.join("; "),
+    if let Ok(NotReady { status, reasons }) = serde_json::from_slice(body) {
+        let status = match status {
+            NotReadyStatus::NotReady => "not ready",
+            NotReadyStatus::Starting => "starting",
+            NotReadyStatus::Stopping => "stopping",
+        };
+        return Some(match reasons.is_empty() {
+            true => status.to_owned(),
+            false => format!("{status}: {}", text::line(&reasons.join(", "))),
         });
     }
     let text = String::from_utf8_lossy(body);
     let line = text::line(text.trim());
+    // Versions before this one say no more than that they are not.
     matches!(&*line, "ok" | "not ready").then(|| line.into_owned())
 }
 
@@ -137,16 +135,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_probe_is_read_as_a_line_or_by_its_parts_and_nothing_else_is_one() {
-        let parts = r#"{"ready":false,"checks":[{"name":"agents","ok":true,"reason":"listening"},
-            {"name":"store","ok":false,"reason":"the disk is full"}]}"#;
+    fn a_probe_is_read_as_a_line_or_by_what_is_in_the_way_and_nothing_else_is_one() {
+        let reasons = r#"{"status":"not_ready","reasons":["store.commits","agents"]}"#;
         for (body, wanted) in [
             ("ok\n", Some("ok")),
             ("not ready\n", Some("not ready")),
-            (parts, Some("store: the disk is full")),
-            (r#"{"ready":true,"checks":[]}"#, Some("ok")),
-            (r#"{"ready":false,"checks":[]}"#, Some("stopping")),
+            (reasons, Some("not ready: store.commits, agents")),
+            (r#"{"status":"starting","reasons":["agents"]}"#, Some("starting: agents")),
+            (r#"{"status":"stopping","reasons":[]}"#, Some("stopping")),
             (r#"{"status":"UP"}"#, None),
+            (r#"{"status":"UP","reasons":[]}"#, None),
             ("<html>Welcome to nginx!</html>", None),
         ] {
             assert_eq!(said(body.as_bytes()).as_deref(), wanted, "{body}");

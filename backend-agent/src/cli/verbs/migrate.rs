@@ -7,7 +7,7 @@ use viworks_common::id::InstanceId;
 use viworks_runtime::clock::{SystemClock, Timeline};
 use viworks_runtime::random;
 
-use super::super::views::print;
+use super::super::views::{print, say};
 use crate::app::{self, StartError};
 use crate::command::queue::redis::RedisQueue;
 use crate::config::Config;
@@ -71,6 +71,9 @@ pub(super) async fn try_connection(setup: &Setup) -> anyhow::Result<()> {
                 0 => "the schema is up to date".to_owned(),
                 more => format!("migrations that a start applies: {more}"),
             };
+            if let Some(lacks) = found.lacks {
+                say(&format!("warning: {lacks}"));
+            }
             print(&format!("{named}: connected, {schema}"))?;
         }
         None => {

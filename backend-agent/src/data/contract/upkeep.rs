@@ -7,8 +7,8 @@ use viworks_common::timeline::Anchored;
 use viworks_common::timeline::shared::Point;
 
 use crate::data::{
-    Actor, ApiKey, AuditRecord, Listing, NewApiKey, NewAuditRecord, Page, Purged, SiteClaim,
-    StoreHealth, StoreResult, StoredLine,
+    Actor, ApiKey, AuditRecord, Listing, NewApiKey, NewAuditRecord, Page, Purged, Recounted,
+    SiteClaim, StoreHealth, StoreResult, StoredLine,
 };
 
 /// API keys, the audit log, the time line, whose the database is, and the store itself.
@@ -72,6 +72,9 @@ pub trait UpkeepStore: Send + Sync {
     /// Deletes what has served, about `limit` rows of a kind: idempotency keys after a day, ended sessions and
     /// resolved dead letters after 30 days, and dead letters that are too many.
     async fn purge(&self, tenant: &Tenant, limit: usize, now: Timestamp) -> StoreResult<Purged>;
+    /// Holds the counters of open commands against what they count, and sets right what is off; whatever is under way
+    /// meanwhile stays counted.
+    async fn recount(&self, tenant: &Tenant, now: Timestamp) -> StoreResult<Recounted>;
     /// What recognises the master key that the database belongs to ([`viworks_common::key::MasterKey::check`]); `None`
     /// before a backend claimed it.
     async fn site_key_check(&self) -> StoreResult<Option<[u8; 32]>>;

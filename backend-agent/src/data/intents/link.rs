@@ -199,6 +199,15 @@ pub(in crate::data) trait Link {
     fn emptied_to(&self, before: Timestamp) -> Result<Timestamp, LinkError>;
 }
 
+/// What statements met lately that the health of a database is to explain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Doubt {
+    /// One found something lacking.
+    pub unfit: bool,
+    /// One waited for a lock in vain.
+    pub held: bool,
+}
+
 /// How urgent a write is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Urgency {
@@ -269,8 +278,9 @@ pub trait Engine: Clone + Send + Sync + 'static {
     /// Tells the other backends of itself.
     fn note_load(&self, load: InstanceLoad);
 
-    /// Whether it works, by committing something.
-    fn health(&self) -> impl Future<Output = StoreResult<StoreHealth>> + Send;
+    /// Whether it works, by committing something, and has all that it needs; that is looked at again at once where
+    /// statements gave cause to.
+    fn health(&self, doubt: Doubt) -> impl Future<Output = StoreResult<StoreHealth>> + Send;
 
     /// Finishes what is under way and closes.
     fn close(&self) -> impl Future<Output = ()> + Send;

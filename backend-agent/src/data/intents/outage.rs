@@ -1,25 +1,50 @@
 //! What the log says while a database cannot be used: the first failures, then nothing but their number, and one line
 //! when it works again. Whoever met such a failure has nothing to add.
+//!
+//! Where it works and lacks something that one statement needs and the next one does not, or somebody holds a lock, the
+//! log says nothing of each: the health of the database finds all of it, and a condition tells that once.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tracing::{info, warn};
+use viworks_common::time::Monotonic;
+use viworks_runtime::clock::{Clock as _, SystemClock};
 
-use crate::data::{StoreResult, in_full};
+use super::link::Doubt;
+use crate::data::{StoreError, StoreHealth, StoreResult, in_full};
 
 /// Failures in a row that are told.
 const TOLD: u64 = 2;
 
-/// Failures since something worked.
+/// How long something counts that a statement met: whatever needs it is tried again within that time.
+const LATELY: Duration = Duration::from_secs(30);
+
+/// What became of intents lately.
 #[derive(Debug, Default)]
 pub(in crate::data) struct Outage {
+    /// Failures since something worked.
     failures: AtomicU64,
+    met: Mutex<Met>,
+}
+
+/// What statements met, and whether the last look found something lacking.
+#[derive(Debug, Default)]
+struct Met {
+    unfit: Option<(Monotonic, String)>,
+    held: Option<Monotonic>,
+    was_lacking: bool,
 }
 
 impl Outage {
     /// Looks at what became of an intent.
     pub(super) fn note<T>(&self, outcome: StoreResult<T>) -> StoreResult<T> {
         match &outcome {
+            Err(StoreError::Unfit(cause)) => {
+                self.met().unfit = Some((SystemClock.now(), cause.to_string()));
+            }
+            Err(StoreError::Held(_)) => self.met().held = Some(SystemClock.now()),
             Err(error) if error.is_outage() => {
                 if self.is_news() {
                     warn!(error = in_full(error), "the database cannot be used");
@@ -33,6 +58,51 @@ impl Outage {
             }
         }
         outcome
+    }
+
+    /// What health is to explain.
+    pub(super) fn doubt(&self) -> Doubt {
+        let now = SystemClock.now();
+        let lately = |at| now.saturating_since(at) < LATELY;
+        let met = self.met();
+        Doubt {
+            unfit: met.was_lacking || met.unfit.as_ref().is_some_and(|(at, _)| lately(*at)),
+            held: met.held.is_some_and(lately),
+        }
+    }
+
+    /// Adds to what was found what statements met that it does not explain.
+    pub(super) fn explain(&self, found: StoreResult<StoreHealth>) -> StoreResult<StoreHealth> {
+        let now = SystemClock.now();
+        let mut met = self.met();
+        match found {
+            // What it lacked has been put back: what was met before is explained.
+            Ok(health) if std::mem::take(&mut met.was_lacking) => {
+                met.unfit = None;
+                drop(met);
+                self.note(Ok(health))
+            }
+            Ok(health) => {
+                let unfit = met.unfit.as_ref();
+                let refused = unfit.filter(|(at, _)| now.saturating_since(*at) < LATELY);
+                let refused = refused.map(|(_, cause)| cause.clone());
+                drop(met);
+                self.note(Ok(StoreHealth { refused, ..health }))
+            }
+            Err(error @ StoreError::Unfit(_)) => {
+                met.was_lacking = true;
+                Err(error)
+            }
+            Err(error) => {
+                drop(met);
+                self.note(Err(error))
+            }
+        }
+    }
+
+    fn met(&self) -> MutexGuard<'_, Met> {
+        // Nothing panics while it is held.
+        self.met.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Something failed: whether the log is to be told of it.
@@ -68,5 +138,33 @@ mod tests {
             assert!(outage.is_news());
             assert_eq!(outage.over(), None);
         }
+    }
+
+    #[test]
+    fn what_is_lacking_is_doubted_until_it_is_found_to_be_there_again() {
+        let health = || StoreHealth {
+            kind: "postgres",
+            schema_version: 1,
+            problem: None,
+            full: false,
+            lacks: None,
+            refused: None,
+            held: None,
+        };
+        let outage = Outage::default();
+        assert_eq!(outage.doubt(), Doubt::default());
+        let unfit = || StoreError::Unfit("no table commands".into());
+        assert!(outage.note::<()>(Err(unfit())).is_err());
+        // What works meanwhile says nothing about it.
+        assert!(outage.note(Ok(())).is_ok());
+        assert!(outage.doubt().unfit);
+        let told = outage.explain(Ok(health())).unwrap();
+        assert_eq!(told.refused.as_deref(), Some("no table commands"));
+        assert!(outage.explain(Err(unfit())).is_err());
+        assert!(outage.doubt().unfit);
+        let told = outage.explain(Ok(health())).unwrap();
+        assert_eq!((told.refused, outage.doubt()), (None, Doubt::default()));
+        let held = outage.note::<()>(Err(StoreError::Held("a lock".into())));
+        assert!(held.is_err() && outage.doubt().held && !outage.doubt().unfit);
     }
 }

@@ -116,8 +116,8 @@ macro_rules! raise {
 }
 
 pub(super) const END_OF_GATEWAY: Sql = Sql {
-    sqlite: raise!(sqlite "open_commands = open_commands - 1, "),
-    postgres: raise!(postgres "open_commands = open_commands - 1, "),
+    sqlite: raise!(sqlite "open_commands = max(0, open_commands - 1), "),
+    postgres: raise!(postgres "open_commands = greatest(0, open_commands - 1), "),
 };
 
 pub(super) const END_OF_RUN: &str = "\

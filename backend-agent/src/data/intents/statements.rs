@@ -7,8 +7,8 @@ use std::path::Path;
 use super::link::Sql;
 use super::{
     admit, agents, audit, budget, catalogues, certificates, confirm, dead_letters, forks, inbox,
-    instances, keys, lease, merged, opening, orphans, outputs, reports, runs, sessions, settle,
-    site, standing, submit, targets, telemetry, timeline, tx, upkeep,
+    instances, keys, lease, merged, opening, orphans, outputs, recount, reports, runs, sessions,
+    settle, site, standing, submit, targets, telemetry, timeline, tx, upkeep,
 };
 
 fn one(name: &'static str, sql: impl Into<Sql>) -> (&'static str, Sql) {
@@ -241,6 +241,8 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("timeline::SAVE_POINT", timeline::SAVE_POINT),
         one("tx::BEGIN_COUNT", tx::BEGIN_COUNT),
         one("tx::COUNT_OPEN", tx::COUNT_OPEN),
+        one("recount::GATEWAYS", recount::GATEWAYS),
+        one("recount::SHORT", recount::SHORT),
         one("upkeep::BEAT", upkeep::BEAT),
         one("upkeep::PURGE_KEYS", upkeep::PURGE_KEYS),
         one("upkeep::PURGE_SESSIONS", upkeep::PURGE_SESSIONS),

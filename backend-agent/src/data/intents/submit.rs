@@ -13,6 +13,7 @@ use viworks_runtime::fault;
 use viworks_runtime::sqlite::params;
 
 use super::inbox::Post;
+use super::link::Sql;
 use super::row::{Reader, column, to_json};
 use super::runs::{self, KEY_LIFE, replay};
 use super::tx::Tx;
@@ -23,9 +24,12 @@ use crate::data::{
     StoreResult, Submission,
 };
 
-/// How many commands of all gateways are not final.
-pub(super) const WAITING: &str = "\
-SELECT CAST(coalesce(sum(commands), 0) AS bigint) AS commands FROM open_commands WHERE tenant = :tenant";
+/// How many commands of all gateways are not final, as they are counted; a counter that is off is no reason to refuse.
+pub(super) const WAITING: Sql = Sql {
+    sqlite: "SELECT max(0, coalesce(sum(commands), 0)) AS commands FROM open_commands WHERE tenant = :tenant",
+    postgres: "\
+SELECT greatest(0, CAST(coalesce(sum(commands), 0) AS bigint)) AS commands FROM open_commands WHERE tenant = :tenant",
+};
 
 /// What a gateway's next command depends on.
 pub(super) const GATEWAY: &str = "\

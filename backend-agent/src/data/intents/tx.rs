@@ -17,14 +17,15 @@ use crate::data::{StoreError, StoreResult};
 
 /// In one row where one writes at a time; in several where each transaction would hold it until it is on the disk.
 pub(super) const COUNT_OPEN: Sql = Sql {
-    sqlite: "UPDATE open_commands SET commands = commands + :change WHERE tenant = :tenant",
+    // Never below zero: what it is off by is found when it is counted anew.
+    sqlite: "UPDATE open_commands SET commands = max(0, commands + :change) WHERE tenant = :tenant",
     postgres: "\
 INSERT INTO open_commands (tenant, share, commands) VALUES (:tenant, pg_backend_pid() % 16, :change)
 ON CONFLICT (tenant, share) DO UPDATE SET commands = open_commands.commands + excluded.commands",
 };
 
 pub(super) const BEGIN_COUNT: Sql = Sql {
-    sqlite: "INSERT INTO open_commands (tenant, commands) VALUES (:tenant, :change)",
+    sqlite: "INSERT INTO open_commands (tenant, commands) VALUES (:tenant, max(0, :change))",
     postgres: COUNT_OPEN.postgres,
 };
 

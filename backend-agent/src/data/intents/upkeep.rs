@@ -56,5 +56,8 @@ pub(in crate::data) fn health(view: &View<'_>, kind: &'static str) -> StoreResul
         schema_version: view.one(VERSION, &[], column("_sqlx_migrations", "version"))?,
         problem: None,
         full: false,
+        lacks: None,
+        refused: None,
+        held: None,
     })
 }

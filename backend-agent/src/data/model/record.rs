@@ -342,6 +342,21 @@ pub struct StoreHealth {
     pub problem: Option<String>,
     /// Whether writes found no room lately, although it works otherwise.
     pub full: bool,
+    /// What the schema lacks that no statement fails without: what makes it fast, or keeps mistakes out.
+    pub lacks: Option<String>,
+    /// What a statement lately found to be lacking, although nothing is found to be when it is looked for.
+    pub refused: Option<String>,
+    /// Who holds locks that statements lately waited for in vain.
+    pub held: Option<String>,
+}
+
+/// What counters of open commands were off by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Recounted {
+    /// By how many the tenant's was short; negative where it had too many.
+    pub short: i64,
+    /// Gateways whose own was not right.
+    pub gateways: u64,
 }
 
 /// What one step of rolling up telemetry did.

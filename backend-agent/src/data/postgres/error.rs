@@ -13,15 +13,21 @@ const READ_ONLY: &str = "25006";
 /// The same, where the password is wrong or there is none.
 const WRONG_PASSWORD: &str = "28P01";
 
+/// What it answers where a table is not there.
+const NO_TABLE: &str = "42P01";
+
 /// A failure of the server, of the way to it, or of what it was asked to do.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// Two transactions waited for each other: nothing of it remains, and it can be done again.
     #[error("the transaction met another one: {}", said(.0))]
     Again(Arc<sqlx::Error>),
-    /// The server gave up on a statement, or on a lock that somebody else holds.
+    /// The server gave up on a statement.
     #[error("the database server took too long: {}", said(.0))]
     Slow(Arc<sqlx::Error>),
+    /// It gave up on a lock that somebody else holds.
+    #[error("somebody else holds a lock in the database that a statement needs: {}", said(.0))]
+    Held(Arc<sqlx::Error>),
     /// The server cannot be reached, is starting or stopping, takes no more connections or no writes, or the connection
     /// broke.
     #[error("the database server cannot be used at the moment: {}", said(.0))]
@@ -48,6 +54,18 @@ pub enum Error {
     /// It wants a password, and there is none.
     #[error("the database server wants a password, and no file of one is named: {}; name one as password_file", said(.0))]
     NoPassword(Arc<sqlx::Error>),
+    /// The user of the database has not the rights that a statement needs.
+    #[error(
+        "the database server does not let this user do what is needed: {}; make it the owner of the tables, or grant it what it lacks",
+        said(.0)
+    )]
+    Forbidden(Arc<sqlx::Error>),
+    /// A statement needs something of the schema that is not there.
+    #[error("the schema of the database lacks what a statement needs: {}", said(.0))]
+    Lacking(Arc<sqlx::Error>),
+    /// The schema lacks what statements need, or the user the rights: all of it, as it was looked for.
+    #[error("{0}")]
+    Lacks(String),
     /// The address of the database cannot be used.
     #[error("{0}")]
     Address(String),
@@ -102,16 +120,19 @@ impl Error {
     /// Whether it is about the server and not about what it was given.
     #[must_use]
     pub const fn is_about_the_server(&self) -> bool {
-        !matches!(self, Self::Other(_) | Self::Constraint { .. })
+        !matches!(
+            self,
+            Self::Other(_) | Self::Lacking(_) | Self::Constraint { .. }
+        )
     }
 
     /// Whether a statement named a table that is not there.
     #[must_use]
     pub fn is_missing_table(&self) -> bool {
-        let Self::Other(source) = self else {
+        let Self::Lacking(source) = self else {
             return false;
         };
-        code_of(source).as_deref() == Some("42P01")
+        code_of(source).as_deref() == Some(NO_TABLE)
     }
 
     /// Whether the operator has to change something before it can work; otherwise it passes by itself.
@@ -120,11 +141,15 @@ impl Error {
         match self {
             Self::Refused(_)
             | Self::NoPassword(_)
+            | Self::Forbidden(_)
+            | Self::Lacking(_)
+            | Self::Lacks(_)
             | Self::Address(_)
             | Self::Unfit(_)
             | Self::Schema(_) => true,
             Self::Again(_)
             | Self::Slow(_)
+            | Self::Held(_)
             | Self::Lost(_)
             | Self::Unknown(_)
             | Self::Full(_)
@@ -176,11 +201,15 @@ impl Error {
             Self::Unfit(why) => Self::Unknown(Arc::new(sqlx::Error::Protocol(why))),
             known @ (Self::Again(_)
             | Self::Slow(_)
+            | Self::Held(_)
             | Self::Unknown(_)
             | Self::Full(_)
             | Self::Constraint { .. }
             | Self::Refused(_)
             | Self::NoPassword(_)
+            | Self::Forbidden(_)
+            | Self::Lacking(_)
+            | Self::Lacks(_)
             | Self::Address(_)
             | Self::Schema(_)
             | Self::InUse(_)
@@ -226,10 +255,14 @@ impl Error {
             // Only the beginning of a transaction divides, see `Begin`.
             "22012" => Self::NoLease(source),
             // Lock timeout, statement timeout: it took long enough.
-            "55P03" | "57014" => Self::Slow(source),
+            "55P03" => Self::Held(source),
+            "57014" => Self::Slow(source),
             "53100" | "53200" => Self::Full(source),
-            // Unknown password, unknown user, unknown database, missing rights.
-            WRONG_PASSWORD | "28000" | "3D000" | "42501" => Self::Refused(source),
+            // Unknown password, unknown user, unknown database.
+            WRONG_PASSWORD | "28000" | "3D000" => Self::Refused(source),
+            "42501" => Self::Forbidden(source),
+            // No such table, column, function, object or schema, or no unique index for what ON CONFLICT names.
+            NO_TABLE | "42703" | "42883" | "42704" | "3F000" | "42P10" => Self::Lacking(source),
             // It takes no writes, so another server has become the primary, or it does again soon.
             READ_ONLY => Self::Lost(source),
             // Shut down, crashed, starting, terminated for idling, too many connections, standby.
@@ -304,6 +337,10 @@ impl From<Error> for StoreError {
         match error {
             Error::Full(_) => Self::Full(Box::new(error)),
             Error::Unknown(_) => Self::Unknown(Box::new(error)),
+            Error::Forbidden(_) | Error::Lacking(_) | Error::Lacks(_) => {
+                Self::Unfit(Box::new(error))
+            }
+            Error::Held(_) => Self::Held(Box::new(error)),
             Error::Again(_)
             | Error::Slow(_)
             | Error::Lost(_)

@@ -7,7 +7,7 @@ use sqlx::{Executor as _, PgConnection, Row as _};
 
 use super::connection::Connection;
 use super::error::Error;
-use super::{Address, Role};
+use super::{Address, Role, fit};
 use crate::data::Pending;
 
 /// Version, what it does, and its statements. A file that was released is never changed.
@@ -99,6 +99,8 @@ pub struct Found {
     pub missing: Vec<Pending>,
     /// Whether it has a gateway.
     pub has_gateways: bool,
+    /// What its schema lacks that nothing fails without.
+    pub lacks: Option<String>,
     /// What recognises the master key that it belongs to; `None` before a backend claimed it.
     pub key_check: Option<[u8; 32]>,
 }
@@ -119,6 +121,12 @@ pub async fn inspect(address: Address, migrate: bool) -> Result<Found, Error> {
             return Err(not_applied(missing.len()));
         }
         check_moved(&connection)?;
+        // A start applies what is missing first.
+        let lacks = if missing.is_empty() {
+            fit::look(&connection)?
+        } else {
+            None
+        };
         let (has_gateways, key_check) = connection.with(async |inner| {
             if is_new {
                 return Ok((false, None));
@@ -130,6 +138,7 @@ pub async fn inspect(address: Address, migrate: bool) -> Result<Found, Error> {
         Ok(Found {
             missing,
             has_gateways,
+            lacks,
             key_check,
         })
     };
@@ -166,10 +175,13 @@ async fn missing(inner: &mut PgConnection) -> Result<Vec<Pending>, Error> {
             "there is no schema that this user can use".to_owned(),
         ));
     }
-    if tables > 0 && !(migrated && ours) {
-        return Err(refuse(format!(
+    let of_another = || {
+        refuse(format!(
             "the database holds {tables} tables of something else; name an empty database"
-        )));
+        ))
+    };
+    if tables > 0 && !migrated {
+        return Err(of_another());
     }
     let migrator = migrator();
     let applied = if migrated {
@@ -184,6 +196,9 @@ async fn missing(inner: &mut PgConnection) -> Result<Vec<Pending>, Error> {
     } else {
         Vec::new()
     };
+    if tables > 0 && !ours && applied.is_empty() {
+        return Err(of_another());
+    }
     let newest = MIGRATIONS.iter().map(|(version, ..)| *version).max();
     for one in &applied {
         let known = migrator.iter().find(|known| known.version == one.version);

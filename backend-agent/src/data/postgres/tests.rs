@@ -123,6 +123,8 @@ fn in_order(plan: &str) -> bool {
 /// Statements about all there is, or most of it.
 const OF_ALL: &[&str] = &[
     "catalogues::MERGE",
+    "recount::GATEWAYS",
+    "recount::SHORT",
     "runs::COUNTS",
     "targets::ALL",
     "sessions::UNOWNED",

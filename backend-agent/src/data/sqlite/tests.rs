@@ -14,6 +14,7 @@ use crate::data::intents::statements;
 const OVER_ALL_GATEWAYS: &[&str] = &[
     "catalogues::MERGE",
     "catalogues::MERGE_ONE",
+    "recount::GATEWAYS",
     "targets::ALL",
     "runs::COUNTS",
     "sessions::OPEN",

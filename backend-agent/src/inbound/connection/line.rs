@@ -163,6 +163,8 @@ impl Line {
             | StoreError::QueueFull { .. }
             | StoreError::ReportsBusy
             | StoreError::Unavailable(_)
+            | StoreError::Unfit(_)
+            | StoreError::Held(_)
             | StoreError::Unknown(_)
             | StoreError::Full(_)
             | StoreError::Inconsistent { .. } => {

@@ -444,6 +444,7 @@ fn readers() -> BTreeMap<&'static str, Reader> {
         ("Gateway", reads::<dto::Gateway>),
         ("GatewayList", reads::<dto::GatewayList>),
         ("Health", reads::<dto::Health>),
+        ("NotReady", reads::<dto::NotReady>),
         ("Problem", reads::<dto::Problem>),
         ("Run", reads::<dto::Run>),
         ("RunCancelled", reads::<dto::RunCancelled>),

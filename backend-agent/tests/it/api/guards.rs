@@ -2,9 +2,11 @@
 
 use axum::body::Body;
 use http::{Method, Request, StatusCode};
+use serde_json::json;
 use viworks_api::Scope;
 use viworks_backend_agent::api::{Access, Endpoint, endpoints};
 use viworks_common::rate::Quota;
+use viworks_runtime::conditions::Severity;
 
 use super::harness::Backend;
 
@@ -114,11 +116,15 @@ async fn probes_and_the_description_are_public() {
         let request = Request::get(path).body(Body::empty()).unwrap();
         let answer = backend.send(request).await;
         assert_eq!(answer.status.as_u16(), status, "{path}");
-        assert!(
-            !answer.text.contains("listening"),
-            "a probe says no reasons"
-        );
+        // A name tells whoever balances load what it is about; what it means takes a key.
+        assert_eq!(answer.text.contains("agents"), status == 503, "{path}");
+        assert!(!answer.text.contains("not listening"), "{path}: {}", answer.text);
     }
+    let (name, cause) = ("agents.socket", "the address 192.0.2.7 is not there");
+    backend.conditions.raise(name, Severity::Fail, cause, "add it");
+    let request = Request::get("/readyz").body(Body::empty()).unwrap();
+    let wanted = json!({"status": "not_ready", "reasons": [name]});
+    assert_eq!(backend.send(request).await.json(), wanted);
 }
 
 #[tokio::test]

@@ -63,6 +63,7 @@ pub(super) struct Backend {
     pub(super) bus: Arc<RunBus>,
     pub(super) nudges: Arc<Nudges>,
     pub(super) readiness: Readiness,
+    pub(super) conditions: Conditions,
     pub(super) stopping: CancellationToken,
     pub(super) limits: ApiLimits,
     pub(super) metrics: Metrics,
@@ -156,6 +157,7 @@ impl Backend {
         });
         let readiness = Readiness::new();
         readiness.latch("store").set(true, "open");
+        let conditions = Conditions::new(Arc::<Timeline>::clone(&clock));
         let stopping = CancellationToken::new();
         let metrics = Metrics::new("viworks-test", "0", clock.wall());
         let state = ApiState::new(ApiParts {
@@ -164,7 +166,7 @@ impl Backend {
             clock: Arc::clone(&clock),
             commands,
             readiness: readiness.clone(),
-            conditions: Conditions::new(Arc::<Timeline>::clone(&clock)),
+            conditions: conditions.clone(),
             metrics: metrics.clone(),
             limits,
             stopping: stopping.clone(),
@@ -177,6 +179,7 @@ impl Backend {
             bus,
             nudges,
             readiness,
+            conditions,
             stopping,
             limits,
             metrics,

@@ -324,7 +324,7 @@ async fn a_database_that_cannot_be_used_is_refused_in_one_sentence() {
     server.psql(&database, "CREATE ROLE guest LOGIN").unwrap();
     let guest = url.replace("viworks@", "guest@");
     let error = open(&guest, Role::Backend).await.unwrap_err();
-    assert!(matches!(error, Error::Refused(_)), "{error:?}");
+    assert!(matches!(error, Error::Forbidden(_)), "{error:?}");
     assert!(
         error.to_string().contains("permission denied for table"),
         "{error}"

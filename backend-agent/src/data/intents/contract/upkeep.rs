@@ -9,10 +9,10 @@ use viworks_common::timeline::shared::Point;
 use super::super::link::{Engine, Urgency};
 use super::super::store::SqlStore;
 use super::super::tx::View;
-use super::super::{audit, keys, site, timeline, upkeep};
+use super::super::{audit, keys, recount, site, timeline, upkeep};
 use crate::data::{
-    Actor, ApiKey, AuditRecord, Listing, NewApiKey, NewAuditRecord, Page, Purged, SiteClaim,
-    StoreHealth, StoreResult, StoredLine, UpkeepStore,
+    Actor, ApiKey, AuditRecord, Listing, NewApiKey, NewAuditRecord, Page, Purged, Recounted,
+    SiteClaim, StoreHealth, StoreResult, StoredLine, UpkeepStore,
 };
 
 #[async_trait]
@@ -109,6 +109,10 @@ impl<E: Engine> UpkeepStore for SqlStore<E> {
             .await
     }
 
+    async fn recount(&self, tenant: &Tenant, now: Timestamp) -> StoreResult<Recounted> {
+        self.write(tenant, now, recount::recount).await
+    }
+
     async fn site_key_check(&self) -> StoreResult<Option<[u8; 32]>> {
         self.read(&Tenant::default_tenant(), site::load).await
     }
@@ -135,9 +139,8 @@ impl<E: Engine> UpkeepStore for SqlStore<E> {
     }
 
     async fn health(&self) -> StoreResult<StoreHealth> {
-        let health = self
-            .room
-            .note(self.outage.note(self.engine.health().await))?;
+        let health = self.engine.health(self.outage.doubt()).await;
+        let health = self.room.note(self.outage.explain(health))?;
         Ok(StoreHealth {
             full: self.room.is_full(),
             ..health

@@ -81,7 +81,7 @@ pub(in crate::data::intents) const END: Sql = Sql::of_server(concat!(
         FROM held AS h WHERE c.ctid = h.command_place AND ",
     version!("c"),
     " = h.command_version RETURNING h.*), \
-     gateway AS (UPDATE gateways AS g SET open_commands = open_commands - 1, low_water = greatest(low_water, coalesce((\
+     gateway AS (UPDATE gateways AS g SET open_commands = greatest(0, open_commands - 1), low_water = greatest(low_water, coalesce((\
             SELECT min(o.order_no) - 1 FROM commands AS o WHERE o.tenant = :tenant AND o.agent_id = t.agent_id \
             AND o.finished_at IS NULL AND o.command_id <> t.command_id), next_order - 1)) \
         FROM taken AS t WHERE g.ctid = t.place RETURNING t.*, g.low_water), \

@@ -42,7 +42,7 @@ pub(in crate::data::intents) const SUBMISSION: Sql = Sql::of_server(concat!(
     " AS version, \
      EXISTS (SELECT 1 FROM commands AS c WHERE c.tenant = g.tenant AND c.agent_id = g.agent_id AND c.state = 'queued') AS waits, \
      (SELECT reported_at FROM catalogues AS k WHERE k.tenant = g.tenant AND k.agent_id = g.agent_id) AS reported_at, \
-     (SELECT CAST(coalesce(sum(o.commands), 0) AS bigint) FROM open_commands AS o WHERE o.tenant = g.tenant) AS waiting, \
+     (SELECT greatest(0, CAST(coalesce(sum(o.commands), 0) AS bigint)) FROM open_commands AS o WHERE o.tenant = g.tenant) AS waiting, \
      EXISTS (SELECT 1 FROM idempotency_keys AS i WHERE i.tenant = g.tenant AND i.principal = :principal \
              AND i.route = :route AND i.key = :key) AS used \
      FROM gateways AS g WHERE g.tenant = :tenant AND g.agent_id = :agent_id AND g.revoked_at IS NULL"
