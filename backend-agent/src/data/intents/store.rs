@@ -16,7 +16,7 @@ use super::outage::Outage;
 use super::recent::Recent;
 use super::room::Room;
 use super::tx::{Outcome, Tx, View};
-use crate::data::{Hurry, StoreError, StoreResult, TelemetryLimits};
+use crate::data::{Hurry, Retention, StoreError, StoreResult, TelemetryLimits};
 
 /// Reports that are made at a time. Each is bounded in what it reads; this bounds what callers can ask for together.
 const REPORTS_MAX: usize = 2;
@@ -76,6 +76,23 @@ impl<E: Engine> SqlStore<E> {
     pub fn dead_letters_max(mut self, most: usize) -> Self {
         self.dead_letters_max = most;
         self
+    }
+
+    /// The bounds of what a gateway may have stored. Nothing goes that another backend is set to keep, nor before it told.
+    pub(super) fn limits(&self) -> TelemetryLimits {
+        const UNTOLD: Retention = Retention {
+            records_days: 0,
+            rollups_days: u64::MAX,
+        };
+        let neighbours = self.engine.neighbours();
+        let all = neighbours.borrow();
+        let others = all.iter().map(|it| it.load.retention.unwrap_or(UNTOLD));
+        let kept = others.fold(Retention::of(&self.telemetry), Retention::or_longer);
+        TelemetryLimits {
+            retention_days: kept.records_days,
+            rollup_days: kept.rollups_days,
+            ..self.telemetry
+        }
     }
 
     /// The database beneath, for its metrics.

@@ -23,7 +23,7 @@ impl<E: Engine> SessionStore for SqlStore<E> {
         request: AdmitRequest,
         now: Timestamp,
     ) -> StoreResult<AdmitOutcome> {
-        let limits = self.telemetry;
+        let limits = self.limits();
         self.write(tenant, now, move |tx| admit::admit(tx, &request, &limits))
             .await
     }
