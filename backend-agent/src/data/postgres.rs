@@ -228,7 +228,12 @@ impl Engine for Postgres {
     ) -> StoreResult<T> {
         let tenant = tenant.clone();
         let job = move |connection: &Connection| question(&View::new(connection, &tenant));
-        self.reports.run(ROOM_TIME, job).await
+        self.reports.run(ROOM_TIME, job).await.map_err(|error| match error {
+            StoreError::Unavailable(cause) if matches!(cause.downcast_ref(), Some(Error::Slow(_))) => {
+                StoreError::TooLong(cause)
+            }
+            error => error,
+        })
     }
 
     async fn delete_days(&self, before: Timestamp) -> StoreResult<u64> {

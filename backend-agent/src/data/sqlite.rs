@@ -18,6 +18,7 @@ use viworks_runtime::sqlite::{
 };
 
 use super::intents::SqlStore;
+use super::intents::store::REPORT_TIME;
 use super::intents::link::{Doubt, Engine, Link, LinkError, Party, Record, Sql, Take, Urgency};
 use super::intents::merged::{Answer, Item};
 use super::intents::tx::View;
@@ -102,6 +103,24 @@ impl SqliteStore {
     }
 }
 
+/// How long any other question may take, as on a server.
+const READ_TIME: Duration = Duration::from_secs(30);
+
+impl Sqlite {
+    async fn read_within<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        tenant: &Tenant,
+        question: impl Fn(&View<'_>) -> StoreResult<T> + Send + 'static,
+    ) -> StoreResult<T> {
+        let tenant = tenant.clone();
+        let job = move |connection: &Connection| {
+            connection.within(limit, || question(&View::new(connection, &tenant)))
+        };
+        self.database.read(job).await
+    }
+}
+
 impl Engine for Sqlite {
     const BULK_WRITES: usize = 1;
 
@@ -141,10 +160,7 @@ impl Engine for Sqlite {
         tenant: &Tenant,
         question: impl Fn(&View<'_>) -> StoreResult<T> + Send + 'static,
     ) -> StoreResult<T> {
-        let tenant = tenant.clone();
-        self.database
-            .read(move |connection| question(&View::new(connection, &tenant)))
-            .await
+        self.read_within(READ_TIME, tenant, question).await
     }
 
     /// On one of the readers, of which reports do not take all.
@@ -153,7 +169,7 @@ impl Engine for Sqlite {
         tenant: &Tenant,
         question: impl Fn(&View<'_>) -> StoreResult<T> + Send + 'static,
     ) -> StoreResult<T> {
-        self.read(tenant, question).await
+        self.read_within(REPORT_TIME, tenant, question).await
     }
 
     async fn delete_days(&self, _before: Timestamp) -> StoreResult<u64> {
@@ -336,6 +352,7 @@ impl From<Error> for StoreError {
     fn from(error: Error) -> Self {
         match error {
             Error::Full(_) => Self::Full(Box::new(error)),
+            Error::TooLong(_) => Self::TooLong(Box::new(error)),
             Error::Busy(_)
             | Error::ReadersBusy
             | Error::Constraint { .. }

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::ops::ControlFlow;
+use std::time::Duration;
 
 use rusqlite::CachedStatement;
 use rusqlite::config::DbConfig;
@@ -9,9 +10,13 @@ use rusqlite::types::ValueRef;
 
 use super::value::{Bind, Column, Value};
 use super::{Error, Options};
+use crate::clock::{Clock as _, SystemClock};
 
 /// Statements that stay prepared: more than any of our databases has.
 const STATEMENTS_MAX: usize = 256;
+
+/// Steps of a statement, a millisecond or less of them, after which a limit of time is looked at.
+const STEPS: i32 = 10_000;
 
 /// Parameters by name, as [`params!`](crate::params) makes them.
 pub type Params<'p> = &'p [(&'static str, &'p dyn Bind)];
@@ -54,6 +59,27 @@ impl Connection {
 
     pub(super) fn into_inner(self) -> rusqlite::Connection {
         self.0
+    }
+
+    /// Does some work whose statements have so long together: what is under way then fails with [`Error::TooLong`], as
+    /// does all that is asked later in it. Nothing else bounds what a statement takes.
+    ///
+    /// # Errors
+    ///
+    /// The work's own.
+    pub fn within<T, E: From<Error>>(
+        &self,
+        limit: Duration,
+        work: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
+        let begun = SystemClock.now();
+        let is_over = move || SystemClock.now().saturating_since(begun) > limit;
+        let watched = self.0.progress_handler(STEPS, Some(is_over));
+        watched.map_err(Error::from)?;
+        let done = work();
+        let none: Option<fn() -> bool> = None;
+        self.0.progress_handler(0, none).map_err(Error::from)?;
+        done
     }
 
     /// The statement, prepared now or by an earlier call.

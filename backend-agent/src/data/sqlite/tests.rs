@@ -5,10 +5,13 @@ use std::fs;
 use std::path::Path;
 
 use rusqlite::Connection;
+use viworks_common::id::Tenant;
 use viworks_runtime::sqlite::Options;
 
 use super::SqliteStore;
+use crate::data::intents::link::Engine as _;
 use crate::data::intents::statements;
+use crate::data::StoreError;
 
 /// Statements that are about all gateways: lists and counts.
 const OVER_ALL_GATEWAYS: &[&str] = &[
@@ -96,6 +99,20 @@ async fn every_statement_is_prepared_and_none_reads_a_whole_table() {
             );
         }
     }
+}
+
+#[tokio::test]
+async fn a_report_that_takes_too_long_is_ended() {
+    const FOR_EVER: &str = "WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n) SELECT count(*) AS i FROM n";
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("backend.db");
+    let store = SqliteStore::open(Options::new(&path)).await.unwrap();
+    let asked = store.engine().report(&Tenant::default_tenant(), |view| {
+        view.one(FOR_EVER, &[], |_row| Ok(()))
+    });
+    let ended = asked.await;
+    assert!(matches!(ended, Err(StoreError::TooLong(_))), "{ended:?}");
+    store.database().close().await.unwrap();
 }
 
 #[tokio::test]
