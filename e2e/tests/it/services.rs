@@ -8,6 +8,8 @@ use viworks_testkit::machine::Machine;
 use viworks_testkit::packages::Packages;
 use viworks_testkit::process::eventually;
 
+mod upgrade;
+
 const BACKEND: &str = "viworks-backend-agent.service";
 const GATEWAY: &str = "viworks-gateway-agent.service";
 
@@ -28,14 +30,19 @@ const ADDED: &str = "[[command]]\nname = \"test.added\"\ntitle = \"came later\"\
 const STAYS: &str = "[[command]]\nname = \"test.stay\"\ntitle = \"stays\"\nrisk = \"read\"\nidempotent = false\n\
                      user = \"daemon\"\nargv = [\"/bin/sh\", \"-c\", \"setsid sleep 600 & exec sleep 600\"]\n";
 
-/// What the page tells to type, for a backend and a gateway on the same machine.
-fn set_up() -> String {
-    let page = std::fs::read_to_string(workspace().join(PAGE)).unwrap();
+/// The blocks that a page tells to type.
+fn typed(page: &str) -> Vec<String> {
+    let page = std::fs::read_to_string(workspace().join(page)).unwrap();
     let blocks = page.split("\n```sh ").skip(1).map(|block| {
         let (_info, body) = block.split_once('\n').unwrap();
-        body.split_once("\n```").unwrap().0
+        body.split_once("\n```").unwrap().0.to_owned()
     });
-    let typed: Vec<&str> = blocks.collect();
+    blocks.collect()
+}
+
+/// What the page tells to type, for a backend and a gateway on the same machine.
+fn set_up() -> String {
+    let typed = typed(PAGE);
     assert_eq!(typed.len(), 2);
     typed.join("\n").replace("agents.example.org", "localhost")
 }
@@ -296,6 +303,13 @@ impl Site {
                 (running() == "2").then_some(())
             })
             .await;
+            let limited = self
+                .machine
+                .shell("cat $(grep -lsx sleep /proc/[0-9]*/comm | sed 's/comm$/cgroup/')");
+            assert!(
+                limited.contains("/system-viworks_helper.slice/"),
+                "{limited}"
+            );
             self.machine.shell(end);
             eventually("nothing of it is left", PATIENCE, async || {
                 (running() == "0").then_some(())
@@ -479,6 +493,21 @@ fn install(machine: &Machine, packages: &Packages) {
 
 /// What the unit files ask for is what the manager has understood.
 fn is_confined(site: &Site) {
+    // Commands of other users, each by itself and all together.
+    let (helper, slice) = (
+        "viworks-gateway-helper@0.service",
+        "system-viworks_helper.slice",
+    );
+    for (unit, name, value) in [
+        (helper, "Slice", slice),
+        (helper, "OOMPolicy", "continue"),
+        (helper, "KillMode", "control-group"),
+        (slice, "TasksMax", "512"),
+        (slice, "CPUWeight", "50"),
+    ] {
+        assert_eq!(site.machine.property(unit, name), value, "{unit}: {name}");
+    }
+    assert_ne!(site.machine.property(slice, "MemoryMax"), "infinity");
     for (unit, tasks, files) in [(BACKEND, "1024", "262144"), (GATEWAY, "512", "16384")] {
         for (name, value) in [
             ("Type", "notify"),
@@ -541,6 +570,8 @@ async fn the_packages_live_and_die_under_systemd() {
     site.a_key_can_be_a_credential().await;
     site.a_master_key_can_be_a_credential().await;
     site.the_script_leaves_packages_alone();
+    site.an_upgrade_and_its_rollbacks_go_as_the_page_says([first, second])
+        .await;
     site.an_upgrade_keeps_everything(second).await;
     site.removed_it_keeps_its_data_and_purged_nothing_stays(second)
         .await;
