@@ -6,7 +6,7 @@ use viworks_testkit::packages::Packages;
 use super::{BACKEND, Site, typed};
 
 /// How the packages' files are named on the page.
-const EARLIER: &str = "viworks-backend_EARLIER.deb";
+const EARLIER: &str = "viworks-backend-agent-EARLIER.deb";
 
 /// What an operator's shell has.
 const OPERATOR: &str =
@@ -31,10 +31,10 @@ impl Site {
         let package = |packages: &Packages| {
             let mut files = packages.files().iter();
             let of_backend =
-                |file: &&std::path::PathBuf| file.to_string_lossy().contains("/viworks-backend_");
+                |file: &&std::path::PathBuf| file.to_string_lossy().contains("/viworks-backend-agent-");
             files.find(of_backend).unwrap().clone()
         };
-        std::fs::copy(package(second), folder.join("viworks-backend_later.deb")).unwrap();
+        std::fs::copy(package(second), folder.join("viworks-backend-agent-later.deb")).unwrap();
         let earlier = self.process(BACKEND);
         let said = self.types(&[before, copy, upgrade]);
         // What is typed as the wrong user says so.
@@ -43,7 +43,7 @@ impl Site {
         self.works().await;
 
         std::fs::rename(
-            folder.join("viworks-backend_later.deb"),
+            folder.join("viworks-backend-agent-later.deb"),
             self.machine.path("/root/later.deb"),
         )
         .unwrap();
