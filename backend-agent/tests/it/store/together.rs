@@ -243,13 +243,7 @@ async fn of_those_whose_answer_is_lost_each_is_safe_to_repeat() {
     };
     make(server, &database);
     let thief = Thief::before(server.port()).await.unwrap();
-    let url = format!(
-        "postgres://viworks@127.0.0.1:{}/{database}?sslmode=disable",
-        thief.port()
-    );
-    let address = Address::parse(&url, None, None).unwrap().connections_max(4);
-    let store = PostgresStore::open(address, Role::Beside, true);
-    let bed = Bed::new(Arc::new(store.await.unwrap()));
+    let bed = beside(thief.port(), &database).await;
     let sessions = fleet(&bed, GATEWAYS).await;
     let warm = async || {
         join_all(sessions.iter().map(|session| whole(&bed, session, false))).await;
@@ -321,13 +315,7 @@ async fn of_openings_whose_answer_is_lost_each_is_safe_to_repeat() {
     };
     make(server, &database);
     let thief = Thief::before(server.port()).await.unwrap();
-    let url = format!(
-        "postgres://viworks@127.0.0.1:{}/{database}?sslmode=disable",
-        thief.port()
-    );
-    let address = Address::parse(&url, None, None).unwrap().connections_max(4);
-    let store = PostgresStore::open(address, Role::Beside, true);
-    let bed = Bed::new(Arc::new(store.await.unwrap()));
+    let bed = beside(thief.port(), &database).await;
     let before = fleet(&bed, GATEWAYS).await;
 
     // The gateway in the middle was started anew: its process is named by nothing but what writes.
@@ -409,7 +397,8 @@ async fn a_gateway_whose_row_cannot_be_read_keeps_no_other_out() {
     let Some((server, database)) = database(&folder) else {
         return;
     };
-    let bed = beside(server, &database).await;
+    make(server, &database);
+    let bed = beside(server.port(), &database).await;
     let before = fleet(&bed, GATEWAYS).await;
     let broken = agent(GATEWAYS / 2);
     let spoil = format!("UPDATE gateways SET take_overs = '{{}}' WHERE agent_id = '{broken}'");
@@ -444,7 +433,8 @@ async fn a_confirm_waits_for_telemetry_that_is_being_written() {
     let Some((server, database)) = database(&folder) else {
         return;
     };
-    let bed = Arc::new(beside(server, &database).await);
+    make(server, &database);
+    let bed = Arc::new(beside(server.port(), &database).await);
     fleet(&bed, 1).await;
     let hello = bed.hello(1, 1, 1);
     let admitted = bed.admitted(hello.clone()).await;
@@ -477,12 +467,8 @@ async fn a_confirm_waits_for_telemetry_that_is_being_written() {
 }
 
 /// A store of somebody beside the backends, with few connections.
-async fn beside(server: &'static Server, database: &str) -> Bed {
-    make(server, database);
-    let url = format!(
-        "postgres://viworks@127.0.0.1:{}/{database}?sslmode=disable",
-        server.port()
-    );
+async fn beside(port: u16, database: &str) -> Bed {
+    let url = format!("postgres://viworks@127.0.0.1:{port}/{database}?sslmode=disable");
     let address = Address::parse(&url, None, None).unwrap().connections_max(4);
     let store = PostgresStore::open(address, Role::Beside, true);
     Bed::new(Arc::new(store.await.unwrap()))
