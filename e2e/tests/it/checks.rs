@@ -15,6 +15,7 @@ use viworks_testkit::small_disk;
 mod backend;
 mod gateway;
 mod layers;
+mod schemas;
 
 /// Somebody who is neither root nor whoever runs the tests.
 const STRANGER: u32 = 65_533;

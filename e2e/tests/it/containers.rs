@@ -1,7 +1,7 @@
 //! The containers, `docker-compose.yml` and `Dockerfile`: nothing in them that the programs do not know, nothing left
 //! open, and the same command lines work outside of them.
 
-mod compose;
+pub(crate) mod compose;
 mod outside;
 
 use std::collections::BTreeSet;
