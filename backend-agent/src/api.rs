@@ -91,7 +91,7 @@ pub struct ApiState {
     started: Monotonic,
     refusals: Throttle,
     principals: Principals,
-    quotas: Quotas,
+    quotas: Arc<Quotas>,
     limited: Counter,
     streams: Shares<ApiKeyId>,
     waits: Shares<ApiKeyId>,
@@ -130,7 +130,7 @@ impl ApiState {
             started: parts.clock.now(),
             refusals: Throttle::new(REFUSAL_RECORDS),
             principals: Principals::default(),
-            quotas: Quotas::new(parts.limits.quota),
+            quotas: Arc::new(Quotas::new(parts.limits.quota)),
             limited,
             streams: Shares::new(
                 ("key", "event streams"),
@@ -160,6 +160,12 @@ impl ApiState {
             limits: parts.limits,
             stopping: parts.stopping,
         })
+    }
+
+    /// What each key may ask for, to be changed.
+    #[must_use]
+    pub fn quotas(&self) -> Arc<Quotas> {
+        Arc::clone(&self.quotas)
     }
 
     /// Takes back what health says of crowds that are gone, until the backend stops.

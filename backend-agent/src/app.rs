@@ -30,6 +30,7 @@ use crate::agent::postman::Postman;
 use crate::agent::prober::Prober;
 use crate::agent::registry::Registry;
 use crate::api::{self, ApiLimits, ApiParts, ApiState};
+use crate::auth::quota::Quotas;
 use crate::command::bus::{BusLimits, RunBus};
 use crate::command::dispatch::{Dispatcher, Parts};
 use crate::command::queue::calls::Calls;
@@ -234,8 +235,8 @@ pub struct App {
     pub agents: SocketAddr,
     store: Arc<dyn Store>,
     clock: Arc<Timeline>,
-    /// Until somebody says with which signals.
-    reload: Option<Reload>,
+    /// Until somebody says with which signals; with what API keys may ask for.
+    reload: Option<(Reload, Arc<Quotas>)>,
     _lock: FolderLock,
 }
 
@@ -314,7 +315,7 @@ impl App {
         let dispatcher = shared.start_dispatcher(config, lifecycle).await?;
         let reload = shared.start_agents(config, material, lifecycle, agents, &dispatcher);
         shared.start_jobs(config, lifecycle, &dispatcher);
-        shared.start_api(config, lifecycle, api, dispatcher);
+        let quotas = shared.start_api(config, lifecycle, api, dispatcher);
         shared.start_drain(lifecycle);
         shared.keep_instance(config, lifecycle);
         let watch = logging::watch(
@@ -328,7 +329,7 @@ impl App {
             api: addresses.1,
             store,
             clock: stored_at_the_end,
-            reload: Some(reload),
+            reload: Some((reload, quotas)),
             _lock: lock,
         })
     }
@@ -336,8 +337,8 @@ impl App {
     /// Takes renewed certificates over at each of these signals, tells what else changed at `source`, and when a
     /// certificate ends.
     pub fn reload_on(&mut self, source: Source, hangups: Hangups, lifecycle: &Lifecycle) {
-        if let Some(reload) = self.reload.take() {
-            let task = reload.run(source, hangups, lifecycle.clone());
+        if let Some((reload, quotas)) = self.reload.take() {
+            let task = reload.run(source, hangups, quotas, lifecycle.clone());
             drop(lifecycle.spawn_critical("reload", task));
         }
     }
@@ -492,6 +493,7 @@ impl Shared {
             openings: agents.openings_max,
         });
         let tools = Tools {
+            store: Arc::clone(&self.store),
             manager: Arc::clone(&self.manager),
             metrics: self.counters.clone(),
             conditions: self.conditions.clone(),
@@ -528,7 +530,7 @@ impl Shared {
         lifecycle: &Lifecycle,
         listener: TcpListener,
         dispatcher: Arc<Dispatcher>,
-    ) {
+    ) -> Arc<Quotas> {
         let readiness = self.readiness.clone();
         // Its migrations ran; from here on a job looks after it.
         readiness.latch("store").set(true, "open");
@@ -578,6 +580,7 @@ impl Shared {
             limits,
             stopping: lifecycle.stop_token(),
         });
+        let quotas = state.quotas();
         drop(lifecycle.spawn("crowds", Arc::clone(&state).watch_crowds()));
         let served = api::serve(listener, state, limits, lifecycle.clone());
         drop(lifecycle.spawn_critical("operators' listener", served));
@@ -586,6 +589,7 @@ impl Shared {
             stopping.cancelled().await;
             latch.set(false, "draining");
         }));
+        quotas
     }
 
     /// This process is one of several backends, and may become another one.

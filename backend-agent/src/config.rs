@@ -23,8 +23,11 @@ use crate::data::TelemetryLimits;
 use crate::data::postgres::{Address, AddressError};
 use queue::{QueueAddress, QueueAddressError};
 
+mod live;
 pub mod queue;
 pub mod reference;
+
+pub use live::LIVE;
 
 const fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)

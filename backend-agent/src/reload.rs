@@ -1,5 +1,5 @@
-//! SIGHUP: takes over a renewed server certificate, its key and the authority of the gateways' certificates, tells when
-//! one of them ends, and which keys of the configuration wait for a restart.
+//! SIGHUP: takes over what of the configuration can change while the backend runs, a renewed server certificate, its
+//! key and the authority of the gateways' certificates; tells when one of them ends, and which keys wait for a restart.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,13 +12,15 @@ use viworks_common::time::Timestamp;
 use viworks_runtime::blocking;
 use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::conditions::{Conditions, Severity};
-use viworks_runtime::config::{LOG_FILTER, Source, tell_broken, tell_read};
+use viworks_runtime::config::{LOG_FILTER, Readings, Source, tell_broken, tell_read};
 use viworks_runtime::lifecycle::{Hangups, Lifecycle, notify};
 use viworks_runtime::logging;
 use viworks_runtime::tls::{self, ServerSide};
 
 use crate::agent::manager::Manager;
-use crate::config::Config;
+use crate::auth::quota::Quotas;
+use crate::config::{Config, LIVE};
+use crate::data::Store;
 use crate::material::ServerMaterial;
 use crate::metrics::BackendMetrics;
 
@@ -38,6 +40,8 @@ const RENEW: &str = "renew it for the same key, or for the one in next_key_file,
 /// What is read again, and what was read last.
 pub struct Reload {
     config: Config,
+    readings: Readings,
+    store: Arc<dyn Store>,
     current: ServerMaterial,
     server: watch::Sender<Arc<ServerSide>>,
     manager: Arc<Manager>,
@@ -48,6 +52,8 @@ pub struct Reload {
 
 /// With what a reload tells and counts.
 pub struct Tools {
+    /// Knows what a gateway may have stored.
+    pub store: Arc<dyn Store>,
     /// Knows the certificates of connected gateways.
     pub manager: Arc<Manager>,
     /// What is counted.
@@ -68,13 +74,16 @@ impl Reload {
     ) -> (Self, watch::Receiver<Arc<ServerSide>>) {
         let (server, receiver) = watch::channel(Arc::clone(&material.server));
         let Tools {
+            store,
             manager,
             metrics,
             conditions,
             clock,
         } = tools;
         let own = Self {
+            readings: Readings::new(config.values.clone(), LIVE),
             config,
+            store,
             current: material,
             server,
             manager,
@@ -85,8 +94,14 @@ impl Reload {
         (own, receiver)
     }
 
-    /// Works until the backend stops; the configuration came from `source`.
-    pub async fn run(mut self, source: Source, mut hangups: Hangups, lifecycle: Lifecycle) {
+    /// Works until the backend stops; the configuration came from `source`, and `quotas` follow it.
+    pub async fn run(
+        mut self,
+        source: Source,
+        mut hangups: Hangups,
+        quotas: Arc<Quotas>,
+        lifecycle: Lifecycle,
+    ) {
         loop {
             self.tell_lives().await;
             let next = self.clock.now().saturating_add(INTERVAL);
@@ -94,7 +109,7 @@ impl Reload {
                 () = lifecycle.stopping() => return,
                 () = hangups.next() => {
                     notify::reloading();
-                    self.compare(&source).await;
+                    self.compare(&source, &quotas).await;
                     self.read_again().await;
                     notify::ready();
                 }
@@ -103,19 +118,25 @@ impl Reload {
         }
     }
 
-    /// Of the configuration the log filter alone is taken over: this tells whether the next start could use it, and
-    /// what it changes.
-    async fn compare(&self, source: &Source) {
+    /// Takes over what of the configuration can change while the backend runs, and tells what waits for a restart.
+    /// Files that cannot be used change nothing.
+    async fn compare(&mut self, source: &Source, quotas: &Quotas) {
         let Source { path, environment } = source.clone();
         let load = move || Config::load(&path, &environment);
         let problems = match blocking::call("configuration", READ_TIME, load).await {
             Ok(Ok(read)) => {
-                let mut changed = self.config.values.changed(&read.values);
-                match logging::take_over(&read.log.filter) {
-                    Ok(()) => changed.retain(|key| *key != LOG_FILTER),
-                    Err(error) => warn!(%error, "the log filter stays as it was"),
+                let mut changed = self.readings.note(read.values);
+                if let Err(error) = logging::take_over(&read.log.filter) {
+                    warn!(%error, "the log filter stays as it was");
+                    changed.waiting.push(LOG_FILTER.to_owned());
                 }
-                return tell_read(&self.conditions, &changed);
+                self.store.limit_telemetry(read.telemetry.limits);
+                quotas.change(read.api.quota);
+                if !changed.taken_over.is_empty() {
+                    let keys = changed.taken_over.join(", ");
+                    info!(keys, "took over from the configuration");
+                }
+                return tell_read(&self.conditions, &changed.waiting);
             }
             Ok(Err(problems)) => problems.in_one_line(),
             Err(error) => error.to_string(),

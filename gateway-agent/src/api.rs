@@ -24,6 +24,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
 use serde::Serialize;
 use tokio::net::UnixStream;
+use tokio::sync::watch;
 use viworks_common::id::AgentRunId;
 use viworks_common::limits;
 use viworks_common::rate::Quota;
@@ -115,8 +116,8 @@ pub struct Parts {
     pub status: Arc<Status>,
     /// Telemetry goes here.
     pub spool: Spool,
-    /// How much of it one user may hand in.
-    pub intake_quota: IntakeQuota,
+    /// How much of it one user may hand in, now and later.
+    pub intake_quota: watch::Receiver<IntakeQuota>,
     /// Commands run here, and nowhere else.
     pub executor: Executor,
     /// What may be run.
@@ -147,7 +148,7 @@ pub async fn serve(socket: Socket, parts: Parts) -> io::Result<()> {
 /// When the listener fails.
 pub async fn serve_within(socket: Socket, parts: Parts, limits: ServeLimits) -> io::Result<()> {
     let intakes = Arc::new(Intakes::new(
-        parts.intake_quota,
+        parts.intake_quota.clone(),
         Arc::clone(&parts.clock),
         parts.conditions.clone(),
     ));

@@ -27,7 +27,7 @@ use crate::host::disks::Prober;
 use crate::identity::Identity;
 use crate::journal::Journal;
 use crate::outbound;
-use crate::outbound::configured::ConfiguredPins;
+use crate::outbound::configured::Configured;
 use crate::outbound::pins::Pins;
 use crate::program;
 use crate::reload::Reload;
@@ -181,11 +181,11 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         live,
     })
     .await?;
-    let url = format!("wss://{}:{}", config.outbound.host, config.outbound.port);
-    let status = Arc::new(Status::new(url));
+    let status = Arc::new(Status::new(config.outbound.address()));
     let shown = Arc::clone(&status);
     let listener = api::bind(&config.gateway.socket).await?;
     let pins = Arc::new(Pins::open(folder, config.outbound.pins.clone()));
+    let configured = Configured::new(source, config, Arc::clone(&pins), conditions.clone());
     let api_parts = api::Parts {
         facts: AgentFacts {
             agent_id: Some(identity.name.agent_id.to_string()),
@@ -195,7 +195,7 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         },
         status: Arc::clone(&status),
         spool: spool.clone(),
-        intake_quota: config.intake.quota(),
+        intake_quota: configured.intake(),
         executor: executor.clone(),
         catalogue: catalogue.clone(),
         pins: Arc::clone(&pins),
@@ -211,25 +211,14 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         conditions.clone(),
         Arc::clone(&clock),
     );
-    let configured_pins = ConfiguredPins::new(
-        source,
-        config.values.clone(),
-        Arc::clone(&pins),
-        conditions.clone(),
-    );
     let outbound_parts = outbound::Parts {
-        labels: config.gateway.labels.clone(),
-        version_floor: config.outbound.version_floor,
-        opening_timeout: config.outbound.timeouts.opening,
-        send_timeout: config.outbound.timeouts.send,
-        backoff: config.outbound.backoff,
         catalogue: catalogue.clone(),
         engine: handle,
         journal: journal.clone(),
         spool: spool.clone(),
         executor,
         pins: Arc::clone(&pins),
-        configured_pins: configured_pins.clone(),
+        configured: configured.clone(),
         reloads: reloads.clone(),
         status,
         conditions: conditions.clone(),
@@ -248,12 +237,12 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         owners: owners(config),
         others: others(config),
         credentials: credentials.clone(),
-        pins: configured_pins.clone(),
+        configured: configured.clone(),
         conditions: conditions.clone(),
         reloads: reloads.clone(),
     };
-    let pins_watch = configured_pins.watch(Arc::clone(&clock), reloads.clone(), lifecycle.clone());
-    lifecycle.spawn_critical("configured pins", pins_watch);
+    let files_watch = configured.watch(Arc::clone(&clock), reloads.clone(), lifecycle.clone());
+    lifecycle.spawn_critical("configuration", files_watch);
     lifecycle.spawn_critical("credentials", credentials.watch(reloads, lifecycle.clone()));
     lifecycle.spawn_critical("reload", reload.run(hangups, lifecycle.clone()));
     let reserve = journal.clone().keep_reserve(
@@ -283,10 +272,7 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         });
         drop(lifecycle.spawn("collectors", work));
     }
-    lifecycle.spawn_critical(
-        "outbound",
-        outbound::run(config.outbound.clone(), outbound_parts, live_out),
-    );
+    lifecycle.spawn_critical("outbound", outbound::run(outbound_parts, live_out));
     Ok((journal, spool))
 }
 

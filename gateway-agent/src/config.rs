@@ -20,7 +20,10 @@ use viworks_runtime::settings;
 
 use crate::{collect, journal, spool};
 
+mod live;
 pub mod reference;
+
+pub use live::{LIVE, Live};
 
 const fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -193,6 +196,14 @@ pub struct OutboundConfig {
     pub backoff: BackoffSettings,
 }
 
+impl OutboundConfig {
+    /// Where the backend is, as people are told.
+    #[must_use]
+    pub fn address(&self) -> String {
+        format!("wss://{}:{}", self.host, self.port)
+    }
+}
+
 settings! {
     /// How long each step of an attempt may take.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -247,7 +258,7 @@ fn read_outbound(section: &mut Section<'_>) -> OutboundConfig {
     let pins: Vec<SpkiPin> = section.required_parsed_list(
         "pins",
         "sha256/…",
-        "Keys the backend may show, at least one, better two. A newer set that the backend sent takes precedence until this list changes. Taken over without a restart.",
+        "Keys the backend may show, at least one, better two. A newer set that the backend sent takes precedence until this list changes.",
     );
     if pins.len() > PINS_MAX {
         section.problem(

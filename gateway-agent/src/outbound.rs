@@ -6,14 +6,13 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 use viworks_common::code::CloseCode;
-use viworks_common::session::backoff::{Backoff, BackoffSettings};
+use viworks_common::session::backoff::Backoff;
 use viworks_runtime::clock::{Clock, sleep_until};
 use viworks_runtime::conditions::Conditions;
 use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::random;
 
 use crate::catalogue::Current;
-use crate::config::OutboundConfig;
 use crate::credentials::Credentials;
 use crate::engine::EngineHandle;
 use crate::executor::{Executor, LiveOutput};
@@ -34,7 +33,7 @@ pub mod pinning;
 pub mod pins;
 mod refusals;
 
-use configured::ConfiguredPins;
+use configured::Configured;
 use dial::Dialler;
 use ending::Ended;
 use pins::Pins;
@@ -46,16 +45,6 @@ pub struct Parts {
     pub credentials: Credentials,
     /// Who the gateway is.
     pub identity: Arc<Identity>,
-    /// Labels for HELLO.
-    pub labels: std::collections::BTreeMap<String, String>,
-    /// The lowest protocol version that is spoken.
-    pub version_floor: u8,
-    /// For the opening.
-    pub opening_timeout: Duration,
-    /// For a send to make progress.
-    pub send_timeout: Duration,
-    /// Between attempts.
-    pub backoff: BackoffSettings,
     /// What may run.
     pub catalogue: Current,
     /// The command engine.
@@ -68,8 +57,8 @@ pub struct Parts {
     pub executor: Executor,
     /// The pin set.
     pub pins: Arc<Pins>,
-    /// The configured pins, which it follows.
-    pub configured_pins: ConfiguredPins,
+    /// The configuration, as far as it is taken over while the agent runs.
+    pub configured: Configured,
     /// Counts how often the files were read again: then what spoke against a connection may be mended.
     pub reloads: watch::Sender<u64>,
     /// What people are told.
@@ -83,8 +72,9 @@ pub struct Parts {
 }
 
 /// Keeps the gateway connected until the agent stops.
-pub async fn run(outbound: OutboundConfig, parts: Parts, mut live: mpsc::Receiver<LiveOutput>) {
-    let mut backoff = Backoff::with(parts.backoff);
+pub async fn run(parts: Parts, mut live: mpsc::Receiver<LiveOutput>) {
+    let mut settings = parts.configured.get().outbound.backoff;
+    let mut backoff = Backoff::with(settings);
     let mut reloads = parts.reloads.subscribe();
     let mut said: Option<String> = None;
     while !parts.lifecycle.is_stopping() {
@@ -92,24 +82,30 @@ pub async fn run(outbound: OutboundConfig, parts: Parts, mut live: mpsc::Receive
         reloads.mark_unchanged();
         parts.status.connecting();
         let attempt = async {
-            // Renewed files count from this attempt on.
-            tokio::join!(parts.credentials.refresh(), parts.configured_pins.refresh());
+            // Files that were changed count from this attempt on.
+            tokio::join!(parts.credentials.refresh(), parts.configured.refresh());
             let accepted = parts.pins.accepted();
             let material = parts.credentials.get();
+            let config = parts.configured.get();
+            parts.status.dials(config.outbound.address());
             let dialler = Dialler::new(
-                outbound.clone(),
+                config.outbound.clone(),
                 Arc::clone(&material.roots),
                 material.tls.clone(),
                 material.fingerprint,
             );
             let dialled = dialler.dial(accepted.pins).await;
-            (dialled, material, accepted.version)
+            (dialled, material, config, accepted.version)
         };
-        let (dialled, material, pins_version) = tokio::select! {
+        let (dialled, material, config, pins_version) = tokio::select! {
             biased;
             () = parts.lifecycle.stopping() => return,
             attempted = attempt => attempted,
         };
+        if settings != config.outbound.backoff {
+            settings = config.outbound.backoff;
+            backoff = Backoff::with(settings);
+        }
         let mut ended = match dialled {
             Ok(dialled) => {
                 // What ran while nobody listened is in the results.
@@ -119,6 +115,7 @@ pub async fn run(outbound: OutboundConfig, parts: Parts, mut live: mpsc::Receive
                     dialled,
                     pins_version,
                     &material,
+                    config,
                     &parts,
                     &mut live,
                 ))
@@ -153,7 +150,7 @@ pub async fn run(outbound: OutboundConfig, parts: Parts, mut live: mpsc::Receive
         }
         if wait(ended, delay, &parts, &mut reloads).await == Waited::Reloaded {
             // What spoke against the gateway may be mended; the history is that of the old files.
-            backoff = Backoff::with(parts.backoff);
+            backoff = Backoff::with(settings);
         }
     }
 }

@@ -8,7 +8,7 @@ use viworks_runtime::lifecycle::{Hangups, Lifecycle, notify};
 
 use crate::catalogue::{self, Current, OtherUsers, Owners};
 use crate::credentials::Credentials;
-use crate::outbound::configured::ConfiguredPins;
+use crate::outbound::configured::Configured;
 
 /// What is read again.
 pub struct Reload {
@@ -22,8 +22,8 @@ pub struct Reload {
     pub others: OtherUsers,
     /// Certificate, keys and authority.
     pub credentials: Credentials,
-    /// The pins of the configuration.
-    pub pins: ConfiguredPins,
+    /// The configuration, as far as it is taken over while the agent runs.
+    pub configured: Configured,
     /// Where a file that cannot be used is told.
     pub conditions: Conditions,
     /// Raised after each round: what spoke against a connection may be mended.
@@ -47,7 +47,7 @@ impl Reload {
 
     async fn once(&self) {
         self.credentials.refresh().await;
-        let _changed: bool = self.pins.refresh().await;
+        let _changed: bool = self.configured.refresh().await;
         let folder = self.commands_folder.clone();
         let others = self.others.clone();
         catalogue::reload(

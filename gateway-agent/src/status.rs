@@ -81,6 +81,11 @@ impl Status {
         current.next_attempt = None;
     }
 
+    /// It is this backend that the attempt is for.
+    pub fn dials(&self, url: String) {
+        self.lock().url = url;
+    }
+
     /// A session is confirmed.
     pub fn connected(&self, epoch: u64, now: Timestamp) {
         let mut current = self.lock();

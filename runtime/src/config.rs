@@ -52,7 +52,7 @@ pub use document::Document;
 pub use environment::{Environment, environment};
 pub use explain::Explained;
 pub use key::{Default, KeyReference, Kind, SectionReference};
-pub use reading::{LOG_FILTER, Source, tell_broken, tell_read};
+pub use reading::{Changed, LOG_FILTER, Readings, Source, tell_broken, tell_read};
 pub use reference::{Form, Whose};
 pub use section::Section;
 pub use url::check as check_url;

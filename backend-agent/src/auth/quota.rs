@@ -1,7 +1,7 @@
 //! What each API key has left of its requests, and how an answer says so.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -21,8 +21,13 @@ pub const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 /// The quotas of all keys.
 #[derive(Debug)]
 pub struct Quotas {
+    kept: Mutex<Kept>,
+}
+
+#[derive(Debug)]
+struct Kept {
     quota: Quota,
-    buckets: Mutex<BTreeMap<ApiKeyId, Bucket>>,
+    buckets: BTreeMap<ApiKeyId, Bucket>,
 }
 
 impl Quotas {
@@ -30,21 +35,35 @@ impl Quotas {
     #[must_use]
     pub const fn new(quota: Quota) -> Self {
         Self {
-            quota,
-            buckets: Mutex::new(BTreeMap::new()),
+            kept: Mutex::new(Kept {
+                quota,
+                buckets: BTreeMap::new(),
+            }),
+        }
+    }
+
+    /// Every key has another quota from now on. All begin anew: what was taken under the old one says nothing about it.
+    pub fn change(&self, quota: Quota) {
+        let mut kept = self.lock();
+        if kept.quota != quota {
+            *kept = Kept {
+                quota,
+                buckets: BTreeMap::new(),
+            };
         }
     }
 
     /// Takes one request of `key`.
     pub fn take(&self, key: ApiKeyId, now: Monotonic) -> Taken {
-        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.lock();
+        let Kept { quota, buckets } = &mut *kept;
         if !buckets.contains_key(&key) && buckets.len() >= KEYS_MAX {
             buckets.retain(|_, bucket| !bucket.is_full(now));
             if buckets.len() >= KEYS_MAX {
-                return Bucket::default().take(self.quota, now);
+                return Bucket::default().take(*quota, now);
             }
         }
-        buckets.entry(key).or_default().take(self.quota, now)
+        buckets.entry(key).or_default().take(*quota, now)
     }
 
     /// Says in an answer what is left.
@@ -53,7 +72,7 @@ impl Quotas {
             Taken::Allowed { remaining, reset } => (remaining, reset),
             Taken::Refused { retry_after } => (0, retry_after),
         };
-        let Quota { per_minute, burst } = self.quota;
+        let Quota { per_minute, burst } = self.lock().quota;
         let policy = format!(
             "\"key\";q={per_minute};w=60;qu=\"requests\", \"burst\";q={burst};w=1;qu=\"requests\""
         );
@@ -63,6 +82,11 @@ impl Quotas {
                 headers.insert(name, value);
             }
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        // Nothing panics while it is held.
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -97,5 +121,12 @@ mod tests {
             headers[POLICY],
             "\"key\";q=60;w=60;qu=\"requests\", \"burst\";q=2;w=1;qu=\"requests\""
         );
+        // Nobody waits for what a slower quota would give back.
+        quotas.change(Quota {
+            per_minute: 600,
+            burst: 1,
+        });
+        assert!(matches!(quotas.take(key(1), now), Taken::Allowed { .. }));
+        assert!(matches!(quotas.take(key(1), now), Taken::Refused { .. }));
     }
 }

@@ -2,12 +2,13 @@
 
 use viworks_runtime::config::{Document, Environment, Form, Whose};
 
-use super::Config;
+use super::{Config, LIVE};
 
 /// Whose it is.
 const OWN: Whose = Whose {
     name: "the backend",
     program: "viworks-backend-agent",
+    live: LIVE,
 };
 
 /// It in one of the forms.

@@ -307,6 +307,7 @@ suite! {
         what_a_gateway_knows_as_committed_and_the_store_forgot_becomes_a_gap,
         a_gateway_that_knows_less_than_the_store_loses_nothing,
         a_refused_record_is_counted_and_does_not_fail_its_batch,
+        other_bounds_count_from_the_next_batch_on,
         a_day_that_goes_back_gives_no_gateway_more_than_its_share,
         what_is_refused_of_one_epoch_too_many_is_counted_once,
         what_is_refused_of_several_epochs_in_alternation_is_counted_once,

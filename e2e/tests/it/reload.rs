@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::Value;
+use viworks_runtime::ask;
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
 use viworks_testkit::gateway::{ONCE, mark_starts, started};
@@ -217,4 +218,134 @@ async fn the_log_filter_is_taken_over_from_conf_d_without_a_restart() {
     .await;
     assert_eq!(told_by_backend(&system, WAITS).await, None);
     assert!(gateway.stop(Duration::from_secs(30)).await.success());
+}
+
+/// A file of `conf.d` that says something of a site's own.
+fn piece(folder: &Path, text: &str) {
+    let conf = folder.join("conf.d");
+    std::fs::create_dir_all(&conf).unwrap();
+    std::fs::write(conf.join("50-piece.toml"), text).unwrap();
+    for path in [conf.join("50-piece.toml"), conf] {
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_takes_labels_over_and_tells_the_backend_in_another_session() {
+    let mut system = Deployment::new(Binaries::shipped());
+    let folder = system.issue("gw-1");
+    mark_starts(&folder);
+    system.start_backend(Start::default()).await;
+    let mut gateway = system.start_gateway(&folder, Start::default());
+    let before = system.online("gw-1").await;
+    piece(&folder, "[gateway.labels]\nrack = \"7\"\n");
+    gateway.signal(Signal::HUP);
+    let after = eventually("the backend knows the label", PATIENCE, async || {
+        let gateway = system.get("/v1/gateways/gw-1").await;
+        let labels = gateway["labels"].as_array()?;
+        let mut labels = labels.iter();
+        let told = labels.any(|label| label["key"] == "rack" && label["value"] == "7");
+        told.then_some(gateway)
+    })
+    .await;
+    assert_ne!(after["session"]["epoch"], before["session"]["epoch"]);
+    assert!(gateway.log().contains("took over from the configuration"));
+    assert_eq!(outcome(&system, ONCE, "after").await, "succeeded");
+    let socket = folder.join("state/api.sock");
+    let (status, _exit) = status_where("nothing waits", system.binaries(), &socket, |status| {
+        told_by_gateway(status, WAITS).is_none()
+    })
+    .await;
+    assert_eq!(told_by_gateway(&status, BROKEN), None, "{status:#}");
+    // What a session is not about ends none.
+    let epoch = system.online("gw-1").await["session"]["epoch"].clone();
+    let more = "[gateway.labels]\nrack = \"7\"\n[intake]\nrecords_per_minute = 77\n";
+    piece(&folder, more);
+    gateway.signal(Signal::HUP);
+    eventually("the rate is taken over", PATIENCE, async || {
+        let log = gateway.log();
+        log.contains("[intake] records_per_minute").then_some(())
+    })
+    .await;
+    assert_eq!(outcome(&system, ONCE, "rate").await, "succeeded");
+    let now = system.online("gw-1").await;
+    assert_eq!(now["session"]["epoch"], epoch);
+    assert!(gateway.stop(Duration::from_secs(30)).await.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reload_that_mends_what_a_gateway_was_refused_for_makes_it_dial_at_once() {
+    let mut system = Deployment::new(Binaries::shipped());
+    let folder = system.issue("gw-1");
+    system.start_backend(Start::default()).await;
+    // Without the reload it would wait for an hour or two.
+    let patient = "permanent_backoff_min_ms = 7200000\npermanent_backoff_max_ms = 7200000\n\
+                   unproved_backoff_base_ms = 7200000\n";
+    let wrong = format!("[outbound]\nbinding = \"certificate\"\n{patient}");
+    piece(&folder, &wrong);
+    let mut gateway = system.start_gateway(&folder, Start::default());
+    let socket = folder.join("state/api.sock");
+    let (status, exit) = status_where("it is refused", system.binaries(), &socket, |status| {
+        status["connection"]["state"] == "waiting"
+    })
+    .await;
+    assert_eq!(exit, 69, "{status:#}");
+    let failure = &status["connection"]["last_failure"];
+    assert_eq!(failure["code"], "binding_mismatch", "{status:#}");
+    // A file that is worse changes nothing, and is told of in both documents.
+    piece(&folder, "[outbound]\nbinding = \"neither\"\n");
+    gateway.signal(Signal::HUP);
+    let (status, _exit) = status_where("it is told", system.binaries(), &socket, |status| {
+        told_by_gateway(status, BROKEN).is_some()
+    })
+    .await;
+    assert_eq!(status["connection"]["connected"], false, "{status:#}");
+    let health = ask::unix(&socket, "/v1/health", PATIENCE).await.unwrap();
+    let health: Value = serde_json::from_slice(&health.body).unwrap();
+    let told = told_by_gateway(&health, BROKEN).unwrap();
+    assert!(told.contains("binding is \"neither\""), "{health:#}");
+    piece(&folder, &wrong.replace("\"certificate\"", "\"exporter\""));
+    gateway.signal(Signal::HUP);
+    system.online("gw-1").await;
+    let (status, _exit) = status_where("all is well", system.binaries(), &socket, |status| {
+        told_by_gateway(status, BROKEN).is_none()
+    })
+    .await;
+    assert_eq!(status["connection"]["connected"], true, "{status:#}");
+    assert!(gateway.stop(Duration::from_secs(30)).await.success());
+}
+
+/// What a request of the operator is answered with.
+async fn asked(system: &Deployment) -> u16 {
+    let answer = system.request("GET", "/v1/gateways", None).await;
+    answer.unwrap().0
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_takes_the_rate_of_keys_and_the_bounds_of_telemetry_over() {
+    let mut system = Deployment::new(Binaries::shipped());
+    let backend = system.backend_config().parent().unwrap().to_owned();
+    system.start_backend(Start::default()).await;
+    piece(
+        &backend,
+        "[api]\nkey_requests_per_minute = 1\nkey_requests_burst = 2\n[telemetry]\nretention_days = 7\n",
+    );
+    system.backend().signal(Signal::HUP);
+    eventually("the backend takes it over", PATIENCE, async || {
+        let log = system.backend().log();
+        let keys =
+            "[api] key_requests_burst, [api] key_requests_per_minute, [telemetry] retention_days";
+        log.contains(keys).then_some(())
+    })
+    .await;
+    for status in [200, 200, 429] {
+        assert_eq!(asked(&system).await, status);
+    }
+    piece(&backend, "");
+    system.backend().signal(Signal::HUP);
+    eventually("it is as it was", PATIENCE, async || {
+        (asked(&system).await == 200).then_some(())
+    })
+    .await;
+    assert_eq!(told_by_backend(&system, WAITS).await, None);
 }

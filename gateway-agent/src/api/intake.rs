@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use serde::Serialize;
+use tokio::sync::watch;
 use viworks_common::rate::Lately;
 use viworks_common::telemetry::intake::{Allowance, IntakeQuota, OverRate};
 use viworks_runtime::clock::Clock;
@@ -49,7 +50,7 @@ impl Refused {
 
 /// Keeps account of every user.
 pub(super) struct Intakes {
-    quota: IntakeQuota,
+    quota: watch::Receiver<IntakeQuota>,
     clock: Arc<dyn Clock>,
     conditions: Conditions,
     turns: Shares<Option<u32>>,
@@ -61,12 +62,20 @@ struct State {
     users: BTreeMap<Option<u32>, Allowance>,
     /// All for whom there was no room among those who are told apart.
     others: Allowance,
+    /// By which they were counted.
+    counted_by: Option<IntakeQuota>,
     refused: Refused,
     lately: Lately,
 }
 
 impl State {
-    fn of(&mut self, user: Option<u32>, clock: &dyn Clock) -> &mut Allowance {
+    /// What a user has left. Everybody begins anew with another quota: what was taken under the old one says nothing
+    /// about it.
+    fn of(&mut self, user: Option<u32>, quota: IntakeQuota, clock: &dyn Clock) -> &mut Allowance {
+        if self.counted_by.replace(quota) != Some(quota) {
+            self.users.clear();
+            self.others = Allowance::default();
+        }
         if self.users.len() >= USERS_MAX && !self.users.contains_key(&user) {
             let now = clock.now();
             self.users
@@ -81,7 +90,11 @@ impl State {
 }
 
 impl Intakes {
-    pub(super) fn new(quota: IntakeQuota, clock: Arc<dyn Clock>, conditions: Conditions) -> Self {
+    pub(super) fn new(
+        quota: watch::Receiver<IntakeQuota>,
+        clock: Arc<dyn Clock>,
+        conditions: Conditions,
+    ) -> Self {
         Self {
             quota,
             clock,
@@ -108,16 +121,16 @@ impl Intakes {
             let detail = "send larger batches, one after the other";
             return Err(too_many("busy", "Too many requests at once", detail, 1));
         };
-        self.take(peer, |allowance, clock| {
-            allowance.decode(self.quota, bytes, clock.now())
+        self.take(peer, |allowance, quota, clock| {
+            allowance.decode(quota, bytes, clock.now())
         })?;
         Ok(turn)
     }
 
     /// Lets somebody hand in the records that a body of so many bytes held.
     pub(super) fn hand_in(&self, peer: Peer, records: usize, bytes: usize) -> Result<(), Problem> {
-        self.take(peer, |allowance, clock| {
-            allowance.hand_in(self.quota, records, bytes, clock.now())
+        self.take(peer, |allowance, quota, clock| {
+            allowance.hand_in(quota, records, bytes, clock.now())
         })
     }
 
@@ -150,18 +163,23 @@ impl Intakes {
     fn take(
         &self,
         peer: Peer,
-        what: impl FnOnce(&mut Allowance, &dyn Clock) -> Result<(), OverRate>,
+        what: impl FnOnce(&mut Allowance, IntakeQuota, &dyn Clock) -> Result<(), OverRate>,
     ) -> Result<(), Problem> {
         if peer.may_run_commands() {
             return Ok(());
         }
-        let taken = what(self.lock().of(peer.uid, &*self.clock), &*self.clock);
+        let quota = *self.quota.borrow();
+        let taken = what(
+            self.lock().of(peer.uid, quota, &*self.clock),
+            quota,
+            &*self.clock,
+        );
         taken.map_err(|over| {
             self.refused(peer, |refused| refused.over_rate += 1, "too much in a minute");
             let detail = format!(
                 "a user may hand in {} records and {} bytes a minute, and {} has handed in more; nothing of this request was taken",
-                self.quota.records.per_minute,
-                self.quota.bytes.per_minute,
+                quota.records.per_minute,
+                quota.bytes.per_minute,
                 peer.actor()
             );
             let seconds = over.retry_after.as_millis().div_ceil(1_000).max(1);

@@ -28,10 +28,11 @@ use viworks_runtime::websocket::{Progress, Received, Socket};
 
 use super::Parts;
 use super::dial::Dialled;
-use super::ending::{Ended, Presented, Seen};
+use super::ending::{Ended, Left, Presented, Seen};
 use super::live::Shares;
 use super::refusals::Refusals;
 use crate::catalogue;
+use crate::config::Live;
 use crate::engine::Input;
 use crate::executor::LiveOutput;
 use crate::material::Material;
@@ -48,28 +49,32 @@ const DRAIN_TIME: Duration = Duration::from_secs(18);
 
 /// Runs one session to its end.
 ///
-/// `dialled_with` is the version of the pin set that was accepted.
+/// `dialled_with` is the version of the pin set that was accepted, and `config` what the attempt was made by.
 pub(super) async fn run(
     dialled: Dialled,
     dialled_with: u64,
     material: &Material,
+    config: Arc<Live>,
     parts: &Parts,
     live: &mut mpsc::Receiver<LiveOutput>,
 ) -> Ended {
     let now = parts.clock.now();
-    let config = AgentSessionConfig {
+    let outbound = &config.outbound;
+    let send_timeout = outbound.timeouts.send;
+    let session = AgentSessionConfig {
         identity: material.name.clone(),
         key: material.key.clone(),
         key_generation: material.key_generation,
         binding: dialled.binding,
-        version_floor: parts.version_floor,
-        opening_timeout: parts.opening_timeout,
+        version_floor: outbound.version_floor,
+        opening_timeout: outbound.timeouts.opening,
     };
     let (sender, messages) = mpsc::channel(MESSAGES_MAX);
     let mut connection = Connection {
         parts,
-        session: AgentSession::new(config, now),
-        socket: Socket::new(dialled.socket, parts.send_timeout, Progress::Taken),
+        config,
+        session: AgentSession::new(session, now),
+        socket: Socket::new(dialled.socket, send_timeout, Progress::Taken),
         pin: dialled.pin,
         dialled_with,
         messages,
@@ -85,7 +90,7 @@ pub(super) async fn run(
         look_again: true,
         draining_until: None,
         presented: None,
-        drained: false,
+        left: None,
         shares: Shares::default(),
         refusals: Refusals::new(parts.spool.clone(), parts.conditions.clone(), now),
     };
@@ -97,6 +102,8 @@ pub(super) async fn run(
 
 struct Connection<'p> {
     parts: &'p Parts,
+    /// What the session was begun with.
+    config: Arc<Live>,
     session: AgentSession,
     socket: Socket<TlsStream<TcpStream>>,
     pin: SpkiPin,
@@ -120,8 +127,8 @@ struct Connection<'p> {
     draining_until: Option<Monotonic>,
     /// The epoch in HELLO.
     presented: Option<u64>,
-    /// The backend asked to reconnect.
-    drained: bool,
+    /// Why this end leaves it although it is well.
+    left: Option<Left>,
     /// How much live output went out of which command.
     shares: Shares,
     /// What the backend did not keep.
@@ -135,6 +142,7 @@ enum Woken {
     Live(LiveOutput),
     Batch(Result<Option<Batch>, SpoolError>),
     Catalogue,
+    Configured,
     Trimmed(Result<(), SpoolError>),
     Tick,
     Due,
@@ -146,6 +154,9 @@ impl Connection<'_> {
         let clock = Arc::clone(&self.parts.clock);
         let mut changes = self.parts.catalogue.changes();
         self.announced = Arc::clone(&changes.borrow_and_update());
+        let mut configured = self.parts.configured.changes();
+        // What was taken over while the connection was made counts as well.
+        configured.mark_changed();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut look: OptionFuture<BoxFuture<'static, _>> = None.into();
@@ -197,6 +208,7 @@ impl Connection<'_> {
                 Some(piece) = live.recv(), if self.confirmed_at.is_some() => Woken::Live(piece),
                 Some(batch) = &mut look, if looking => Woken::Batch(batch),
                 Ok(()) = changes.changed(), if self.confirmed_at.is_some() => Woken::Catalogue,
+                Ok(()) = configured.changed() => Woken::Configured,
                 Some(trimmed) = &mut trim, if trimming => Woken::Trimmed(trimmed),
                 _ = tick.tick() => Woken::Tick,
             };
@@ -223,6 +235,7 @@ impl Connection<'_> {
                     self.announced = Arc::clone(&changes.borrow_and_update());
                     self.announce_catalogue();
                 }
+                Woken::Configured => self.compare(&Arc::clone(&configured.borrow_and_update())),
                 Woken::Tick => self.look_again = true,
                 Woken::Due => {
                     if self.socket.stuck_at().is_some_and(|due| due <= clock.now()) {
@@ -283,7 +296,7 @@ impl Connection<'_> {
                 self.told = Some(FailureClass::Told {
                     after: reconnect_after,
                 });
-                self.drained = true;
+                self.left = Some(Left::Drained);
                 let now = self.parts.clock.now();
                 self.forward(now);
                 self.session.close("drained", now);
@@ -339,7 +352,7 @@ impl Connection<'_> {
                 .map(str::to_owned)
                 .to_vec(),
             catalogue_digest: format_digest(&self.announced.digest()),
-            labels: parts.labels.clone(),
+            labels: self.config.labels.clone(),
             unreported: parts
                 .journal
                 .unreported()
@@ -542,6 +555,22 @@ impl Connection<'_> {
         }
     }
 
+    /// Ends the session where it would not be the same with what is in force now. What runs goes on, and is reported in
+    /// the next one.
+    fn compare(&mut self, live: &Live) {
+        if self.left.is_some() || self.config.keeps_its_session(live) {
+            return;
+        }
+        info!("another configuration is in force: connecting anew");
+        self.left = Some(Left::Outdated);
+        self.told = Some(FailureClass::Told {
+            after: Duration::ZERO,
+        });
+        let now = self.parts.clock.now();
+        self.forward(now);
+        self.session.close("another configuration is in force", now);
+    }
+
     /// Ends the session once the agent stops and everything that ran is reported, or the time for that is over.
     fn stop_if_drained(&mut self, now: Monotonic) {
         let Some(until) = self.draining_until else {
@@ -561,7 +590,7 @@ impl Connection<'_> {
             state: self.session.state(),
             confirmed_for: self.confirmed_at.map(|at| now.saturating_since(at)),
             told: self.told,
-            drained: self.drained,
+            left: self.left,
             presented: self.presented.map(|epoch| Presented {
                 epoch,
                 as_issued: self.parts.identity.is_first(epoch),

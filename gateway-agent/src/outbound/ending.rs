@@ -65,10 +65,19 @@ pub(super) struct Seen {
     pub(super) confirmed_for: Option<Duration>,
     /// What the backend said about the next attempt.
     pub(super) told: Option<FailureClass>,
-    /// The backend asked to reconnect.
-    pub(super) drained: bool,
+    /// Why this end has left a session that was well.
+    pub(super) left: Option<Left>,
     /// What HELLO said of the state folder.
     pub(super) presented: Option<Presented>,
+}
+
+/// Why this end leaves a session that is well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Left {
+    /// The backend asked to reconnect.
+    Drained,
+    /// Another configuration is in force that asks for another session.
+    Outdated,
 }
 
 /// The epoch in HELLO.
@@ -176,10 +185,14 @@ impl Seen {
             (End::Backend, Some(CloseCode::BadEnvelope)) if self.confirmed_for.is_none() => {
                 (closed.code, said, WRONG_TOKEN)
             }
-            (End::Agent, None) if self.drained => {
+            (End::Agent, None) if self.left == Some(Left::Drained) => {
                 let draining = CloseCode::Draining;
                 let cause = format!("{}: the backend asked to reconnect", draining.name());
                 (Some(draining), cause, draining.advice())
+            }
+            (End::Agent, None) if self.left == Some(Left::Outdated) => {
+                let cause = "another configuration is in force, and the gateway connects anew";
+                (None, cause.to_owned(), "")
             }
             (End::Agent | End::Backend, code) => (code, said, advice),
         };
@@ -188,7 +201,7 @@ impl Seen {
             cause,
             fix,
             code,
-            expected: self.drained,
+            expected: self.left.is_some(),
             confirmed_for: self.confirmed_for,
         }
     }

@@ -64,7 +64,7 @@ pub async fn challenge(
         state: session.state(),
         confirmed_for: None,
         told: None,
-        drained: false,
+        left: None,
         presented: None,
     };
     let Received::Frame(frame) = received else {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::sync::watch;
 use tokio::time::timeout;
 use uuid::Uuid;
 use viworks_common::id::AgentRunId;
@@ -51,6 +52,7 @@ argv = ["/nonexistent/tool"]
 struct Server {
     folder: TempDir,
     spool: Spool,
+    intake: watch::Sender<IntakeQuota>,
     lifecycle: Lifecycle,
     conditions: Conditions,
     task: Task<io::Result<()>>,
@@ -102,6 +104,7 @@ impl Server {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let lifecycle = Lifecycle::new();
         let conditions = Conditions::new(Arc::clone(&clock));
+        let intake = watch::Sender::new(IntakeQuota::per_minute(3_000, 1024 * 1024));
         let status = Status::new(String::new());
         status.connected(1, clock.wall());
         let parts = Parts {
@@ -113,7 +116,7 @@ impl Server {
             },
             status: Arc::new(status),
             spool: spool.clone(),
-            intake_quota: IntakeQuota::per_minute(3_000, 1024 * 1024),
+            intake_quota: intake.subscribe(),
             executor: Executor::new(
                 Limits::default(),
                 env!("CARGO_BIN_EXE_viworks-gateway-agent").into(),
@@ -131,6 +134,7 @@ impl Server {
         Self {
             folder,
             spool,
+            intake,
             lifecycle,
             conditions,
             task,
@@ -382,6 +386,16 @@ async fn one_who_hands_in_too_much_is_told_when_to_come_back_and_keeps_nobody_el
         .find(|condition| condition.name == "telemetry.intake")
         .unwrap();
     assert!(told.cause.contains("uid:65534"), "{told:?}");
+    // Another rate counts at once, and what was handed in under the old one does not.
+    let quota = IntakeQuota::per_minute(1_000, 1024 * 1024);
+    server.intake.send_replace(quota);
+    let answer = server.request_of_nobody("/v1/telemetry", &whole).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let answer = server.request_of_nobody("/v1/telemetry", &whole).await;
+    assert!(
+        answer.contains("a user may hand in 1000 records"),
+        "{answer}"
+    );
     // Who may run commands has no rate.
     for _again in 0..2 {
         let body = json!({ "records": vec![record.clone(); 2_000] });

@@ -11,7 +11,12 @@ pub struct Whose {
     pub name: &'static str,
     /// The program that reads it.
     pub program: &'static str,
+    /// The keys that it takes over while it runs, each as `[section] key`, a table of free keys as `[table]`.
+    pub live: &'static [&'static str],
 }
+
+/// What is said of a key that is taken over while the program runs.
+const LIVE: &str = " Taken over without a restart.";
 
 /// In which form a configuration is described.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +32,20 @@ pub enum Form {
 impl Document {
     /// A description of everything that was declared so far.
     #[must_use]
-    pub fn describe(&self, form: Form, whose: &Whose) -> String {
+    pub fn describe(mut self, form: Form, whose: &Whose) -> String {
+        for key in &mut self.keys {
+            if whose.live.contains(&key.name().as_str()) {
+                key.help.push_str(LIVE);
+            }
+        }
+        for section in &mut self.sections {
+            if whose
+                .live
+                .contains(&format!("[{}]", section.section).as_str())
+            {
+                section.help.push_str(LIVE);
+            }
+        }
         match form {
             Form::Reference => self.markdown(whose),
             Form::Schema => format!("{:#}\n", self.schema(whose.name)),
@@ -36,7 +54,7 @@ impl Document {
     }
 
     fn markdown(&self, whose: &Whose) -> String {
-        let Whose { name, program } = whose;
+        let Whose { name, program, .. } = whose;
         let mut lines = vec![
             format!("# Configuration of {name}"),
             String::new(),

@@ -10,8 +10,7 @@ crate::settings! {
     pub struct LogConfig from section {
         /// For eyes or for machines.
         format: Format = one_of("human", &[("human", Format::Human), ("json", Format::Json)]),
-        /// What is logged: a level, or levels for parts, such as `info,hyper=debug`. Taken over
-        /// without a restart.
+        /// What is logged: a level, or levels for parts, such as `info,hyper=debug`.
         filter: String = str("info"),
         /// Bytes of lines that may wait for whoever takes the log; those that find no room are dropped and counted, and
         /// nothing waits for them.

@@ -10,7 +10,7 @@ use viworks_common::time::Timestamp;
 use crate::data::{
     GapCursor, Listing, Page, PurgedTelemetry, RefusalCursor, RolledUp, StepCursor, StepQuery,
     Stepped, StoreResult, StoredGap, StoredRecord, StoredRefusal, StreamSummary, TelemetryCursor,
-    TelemetryOutcome, TelemetryQuery, TelemetryWrite,
+    TelemetryLimits, TelemetryOutcome, TelemetryQuery, TelemetryWrite,
 };
 
 /// Telemetry: taking it in, asking for it, and letting it go.
@@ -18,6 +18,8 @@ use crate::data::{
 pub trait TelemetryStore: Send + Sync {
     /// Whether writes come in that people wait for, so that telemetry should take little room.
     fn is_busy(&self) -> bool;
+    /// What a gateway may have stored, from now on.
+    fn limit_telemetry(&self, limits: TelemetryLimits);
     /// How many such writes go on at a time, each for other gateways; one at least.
     fn telemetry_lanes(&self) -> usize;
     /// Stores batches of many gateways together with the positions they reach; one answer for each, in their order.

@@ -1,7 +1,7 @@
 //! A store: a database, and the bounds of what it keeps.
 
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -28,7 +28,7 @@ const REPORT_WAIT: Duration = Duration::from_secs(3);
 #[derive(Clone)]
 pub struct SqlStore<E> {
     pub(super) engine: E,
-    pub(super) telemetry: TelemetryLimits,
+    telemetry: Arc<RwLock<TelemetryLimits>>,
     /// Dead letters that are kept of all gateways together.
     pub(super) dead_letters_max: usize,
     /// Who tells other backends at once.
@@ -54,7 +54,7 @@ impl<E: Engine> SqlStore<E> {
     pub(in crate::data) fn on(engine: E) -> Self {
         Self {
             engine,
-            telemetry: TelemetryLimits::default(),
+            telemetry: Arc::default(),
             dead_letters_max: dead_letters::ALL_MAX,
             hurry: Arc::default(),
             room: Arc::default(),
@@ -66,9 +66,23 @@ impl<E: Engine> SqlStore<E> {
 
     /// The same, with these bounds of what a gateway may have stored.
     #[must_use]
-    pub fn telemetry_limits(mut self, limits: TelemetryLimits) -> Self {
-        self.telemetry = limits;
+    pub fn telemetry_limits(self, limits: TelemetryLimits) -> Self {
+        self.set_telemetry(limits);
         self
+    }
+
+    /// What a gateway may have stored.
+    pub(super) fn telemetry(&self) -> TelemetryLimits {
+        // Nothing panics while it is held.
+        *self
+            .telemetry
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set_telemetry(&self, limits: TelemetryLimits) {
+        let current = self.telemetry.write();
+        *current.unwrap_or_else(PoisonError::into_inner) = limits;
     }
 
     /// The same, with this bound of how many dead letters are kept of all gateways together.

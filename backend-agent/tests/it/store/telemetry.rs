@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 use viworks_backend_agent::data::{
-    Page, StoredGap, TelemetryCommit, TelemetryOutcome, TelemetryQuery, TelemetryWrite,
+    Page, StoredGap, TelemetryCommit, TelemetryLimits, TelemetryOutcome, TelemetryQuery,
+    TelemetryWrite,
 };
 use viworks_common::telemetry::{
     Batch, FieldValue, Gap, GapReason, Position, Record, RecordRefusal,
@@ -267,6 +268,20 @@ pub(crate) async fn a_refused_record_is_counted_and_does_not_fail_its_batch(bed:
         "{added:?}"
     );
     assert_eq!(stored(bed, 1).await, [1, 4]);
+}
+
+pub(crate) async fn other_bounds_count_from_the_next_batch_on(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    bed.store.limit_telemetry(TelemetryLimits {
+        records_per_day: 2,
+        ..TelemetryLimits::default()
+    });
+    let few = commit(bed, 1, batch(1, 3)).await;
+    assert_eq!((few.stored, few.refused.values().sum::<u64>()), (2, 1));
+    bed.store.limit_telemetry(TelemetryLimits::default());
+    let more = commit(bed, 1, batch(4, 6)).await;
+    assert_eq!((more.stored, more.refused.len()), (3, 0));
 }
 
 pub(crate) async fn a_day_that_goes_back_gives_no_gateway_more_than_its_share(bed: &Bed) {

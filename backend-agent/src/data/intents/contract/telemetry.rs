@@ -16,13 +16,17 @@ use super::super::tx::{Tx, View};
 use crate::data::{
     GapCursor, Listing, Page, PurgedTelemetry, RefusalCursor, RolledUp, StepCursor, StepQuery,
     Stepped, StoreResult, StoredGap, StoredRecord, StoredRefusal, StreamSummary, TelemetryCursor,
-    TelemetryOutcome, TelemetryQuery, TelemetryStore, TelemetryWrite,
+    TelemetryLimits, TelemetryOutcome, TelemetryQuery, TelemetryStore, TelemetryWrite,
 };
 
 #[async_trait]
 impl<E: Engine> TelemetryStore for SqlStore<E> {
     fn is_busy(&self) -> bool {
         self.engine.is_busy()
+    }
+
+    fn limit_telemetry(&self, limits: TelemetryLimits) {
+        self.set_telemetry(limits);
     }
 
     fn telemetry_lanes(&self) -> usize {
@@ -36,7 +40,7 @@ impl<E: Engine> TelemetryStore for SqlStore<E> {
         wall: Timestamp,
         now: Timestamp,
     ) -> StoreResult<Vec<TelemetryOutcome>> {
-        let limits = self.telemetry;
+        let limits = self.telemetry();
         let commit = move |view: &View<'_>| {
             let commit = |tx: &Tx<'_>| telemetry::commit(tx, &writes, &limits, wall);
             Ok(Tx::run(view, now, commit)?.answer)
@@ -120,7 +124,7 @@ impl<E: Engine> TelemetryStore for SqlStore<E> {
         most: usize,
         now: Timestamp,
     ) -> StoreResult<PurgedTelemetry> {
-        let limits = self.telemetry;
+        let limits = self.telemetry();
         let days = match limits.kept_from(now) {
             Some(before) if after.is_none() => self.engine.delete_days(before).await?,
             Some(_) | None => 0,
@@ -134,7 +138,7 @@ impl<E: Engine> TelemetryStore for SqlStore<E> {
     }
 
     async fn roll_up_telemetry(&self, tenant: &Tenant, now: Timestamp) -> StoreResult<RolledUp> {
-        let limits = self.telemetry;
+        let limits = self.telemetry();
         let claim =
             move |view: &View<'_>| Ok(Tx::run(view, now, |tx| rollups::claim(tx, &limits))?.answer);
         let claimed = self.write_view(tenant, Urgency::Bulk, claim).await?;
