@@ -1,6 +1,6 @@
 //! Strict input: JSON bodies, query parameters and path segments, each refusal naming the field.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use viworks_api::{FieldProblem, ProblemCode};
 use viworks_common::limits::{PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX};
 use viworks_common::text::json_holds_nul;
+use viworks_common::time::Timestamp;
 
 use super::ApiState;
 use super::budget::Held;
@@ -200,25 +201,66 @@ pub(super) struct PageParams {
 }
 
 impl PageParams {
-    pub(super) fn page<K: FromStr>(&self) -> ApiResult<Page<K>> {
+    pub(super) fn page<K: FromStr + Display>(&self) -> ApiResult<Page<K>> {
         page(self.cursor.as_deref(), self.limit)
     }
 }
 
-/// Reads `cursor` and `limit`.
-pub(super) fn page<K: FromStr>(cursor: Option<&str>, limit: Option<usize>) -> ApiResult<Page<K>> {
+/// A number in a cursor: one that a row can have.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct CursorNumber(pub(super) u64);
+
+impl Display for CursorNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for CursorNumber {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let number = text.parse().map_err(|_digits| ())?;
+        i64::try_from(number).map_err(|_beyond| ())?;
+        Ok(Self(number))
+    }
+}
+
+/// A time in a cursor, in microseconds: one that can be written as a date, as that of every row.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct CursorTime(pub(super) Timestamp);
+
+impl FromStr for CursorTime {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let at = Timestamp::from_unix_micros(text.parse().map_err(|_digits| ())?);
+        Timestamp::parse(&at.to_string()).map_err(|_beyond| ())?;
+        Ok(Self(at))
+    }
+}
+
+/// Reads `cursor` and `limit`. A cursor has one form, that of `next`.
+pub(super) fn page<K: FromStr + Display>(
+    cursor: Option<&str>,
+    limit: Option<usize>,
+) -> ApiResult<Page<K>> {
     let limit = limit.unwrap_or(PAGE_ROWS_DEFAULT);
     if !(1..=PAGE_ROWS_MAX).contains(&limit) {
         let allowed = format!("1 to {PAGE_ROWS_MAX}");
         return Err(ApiError::parameter("limit", "out of range", allowed));
     }
-    let after = cursor.map(str::parse).transpose().map_err(|_invalid| {
-        ApiError::parameter(
-            "cursor",
-            "not a cursor of this listing",
-            "`next` of the page before",
-        )
-    })?;
+    let read = |text: &str| {
+        let key: Option<K> = text.parse().ok();
+        key.filter(|key| key.to_string() == text).ok_or_else(|| {
+            ApiError::parameter(
+                "cursor",
+                "not a cursor of this listing",
+                "`next` of the page before",
+            )
+        })
+    };
+    let after = cursor.map(read).transpose()?;
     Ok(Page { after, limit })
 }
 

@@ -4,10 +4,10 @@ use axum::Json;
 use axum::extract::State;
 use viworks_api::{AuditList, AuditRecord};
 
-use crate::api::extract::{PageParams, Params, listed};
+use crate::api::extract::{CursorNumber, PageParams, Params, listed};
 use crate::api::problem::ApiResult;
 use crate::api::request::Api;
-use crate::data;
+use crate::data::{self, Page};
 
 /// Audit records, latest first.
 #[utoipa::path(get, path = "/v1/audit", operation_id = "listAudit", tag = "audit",
@@ -17,10 +17,10 @@ pub(in crate::api) async fn list(
     State(state): Api,
     Params(params): Params<PageParams>,
 ) -> ApiResult<Json<AuditList>> {
-    let listing = state
-        .store
-        .list_audit(&state.tenant, params.page()?)
-        .await?;
+    let Page { after, limit } = params.page()?;
+    let after = after.map(|CursorNumber(seq)| seq);
+    let page = Page { after, limit };
+    let listing = state.store.list_audit(&state.tenant, page).await?;
     let view = |stored: data::AuditRecord| AuditRecord {
         id: stored.seq,
         at: stored.at,

@@ -7,10 +7,9 @@ use axum::Json;
 use axum::extract::State;
 use viworks_api::{CommandOutcome, GatewayRef, OrphanList, OrphanResult};
 use viworks_common::ledger::command::Ended;
-use viworks_common::time::Timestamp;
 
 use super::gateways;
-use crate::api::extract::{PageParams, Params, Segment, listed};
+use crate::api::extract::{CursorTime, PageParams, Params, Segment, listed};
 use crate::api::problem::ApiResult;
 use crate::api::request::Api;
 use crate::data::{Orphan, OrphanCursor};
@@ -64,9 +63,8 @@ impl FromStr for OrphanCursor {
 
     fn from_str(text: &str) -> Result<Self, ()> {
         let (received_at, command_id) = text.split_once('_').ok_or(())?;
-        let received_at = received_at.parse().map_err(|_digits| ())?;
         Ok(Self {
-            received_at: Timestamp::from_unix_micros(received_at),
+            received_at: received_at.parse::<CursorTime>()?.0,
             command_id: command_id.parse().map_err(|_id| ())?,
         })
     }

@@ -18,7 +18,7 @@ use viworks_common::telemetry::steps::{Aggregate, Range, STEPS_MAX, Step};
 use viworks_common::time::Timestamp;
 
 use super::gateways;
-use crate::api::extract::{Params, listed, page};
+use crate::api::extract::{CursorNumber, CursorTime, Params, listed, page};
 use crate::api::problem::{ApiError, ApiResult};
 use crate::api::request::Api;
 use crate::data::{
@@ -310,9 +310,9 @@ impl FromStr for TelemetryCursor {
         let mut parts = text.split('_');
         let mut next = || parts.next().ok_or(());
         let cursor = Self {
-            observed_at: Timestamp::from_unix_micros(next()?.parse().map_err(|_digits| ())?),
+            observed_at: next()?.parse::<CursorTime>()?.0,
             spool_epoch: next()?.parse().map_err(|_id| ())?,
-            seq: next()?.parse().map_err(|_digits| ())?,
+            seq: next()?.parse::<CursorNumber>()?.0,
         };
         if parts.next().is_some() {
             return Err(());
@@ -333,8 +333,8 @@ impl FromStr for StepCursor {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
-        let micros = text.parse().map_err(|_digits| ())?;
-        Ok(Self(Timestamp::from_unix_micros(micros)))
+        let CursorTime(at) = text.parse()?;
+        Ok(Self(at))
     }
 }
 
@@ -352,7 +352,7 @@ impl FromStr for GapCursor {
         let (epoch, seq) = text.split_once('_').ok_or(())?;
         Ok(Self {
             spool_epoch: epoch.parse().map_err(|_id| ())?,
-            from_seq: seq.parse().map_err(|_digits| ())?,
+            from_seq: seq.parse::<CursorNumber>()?.0,
         })
     }
 }

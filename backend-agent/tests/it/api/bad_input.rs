@@ -68,6 +68,69 @@ async fn an_unknown_or_repeated_query_parameter_is_named() {
 }
 
 #[tokio::test]
+async fn a_cursor_that_no_page_gave_is_refused_in_every_listing() {
+    const ID: &str = "01940f5e-7c00-7000-8000-000000000001";
+    let backend = Backend::new().await;
+    let _gateway = backend.connect("gw-1", catalogue()).await;
+    let steps = "/v1/telemetry?gateway=gw-1&stream=s&field=f&step=1s&from=2026-01-01T00:00:00Z&to=2026-01-01T00:00:09Z&cursor=";
+    let upper = ID.to_uppercase();
+    for (list, cursors) in [
+        (
+            "/v1/audit?cursor=",
+            vec!["-1".to_owned(), "01".to_owned(), "%2B1".to_owned()],
+        ),
+        (
+            "/v1/audit?cursor=",
+            vec![(1_u64 << 63).to_string(), u64::MAX.to_string()],
+        ),
+        (
+            steps,
+            vec![i64::MAX.to_string(), i64::MIN.to_string(), "+0".to_owned()],
+        ),
+        (
+            "/v1/telemetry?gateway=gw-1&cursor=",
+            vec![
+                format!("{}_{ID}_1", i64::MIN),
+                format!("{}_{ID}_1", i64::MAX),
+                format!("0_{ID}_{}", 1_u64 << 63),
+                format!("00_{ID}_1"),
+                format!("0_{upper}_1"),
+            ],
+        ),
+        (
+            "/v1/telemetry/gaps?gateway=gw-1&cursor=",
+            vec![format!("{ID}_{}", u64::MAX), format!("{ID}_01")],
+        ),
+        (
+            "/v1/telemetry/refusals?gateway=gw-1&cursor=",
+            vec![format!("too_old.{upper}"), "unknown".to_owned()],
+        ),
+        (
+            "/v1/gateways/gw-1/orphans?cursor=",
+            vec![format!("{}_{ID}", i64::MIN), format!("-0_{ID}")],
+        ),
+        ("/v1/gateways?cursor=", vec![upper.clone(), String::new()]),
+        ("/v1/runs?cursor=", vec![upper.clone(), String::new()]),
+        ("/v1/apikeys?cursor=", vec![upper.clone(), String::new()]),
+        (
+            "/v1/dead-letters?cursor=",
+            vec![upper.clone(), String::new()],
+        ),
+        ("/v1/catalogue?cursor=", vec![String::new()]),
+        (
+            "/v1/telemetry/streams?gateway=gw-1&cursor=",
+            vec![String::new()],
+        ),
+    ] {
+        for cursor in cursors {
+            let path = format!("{list}{cursor}");
+            let problem = backend.get(&path).await.problem(422, "VW-H-007");
+            assert_eq!(problem["errors"][0]["field"], "cursor", "{path}: {problem}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_body_that_is_not_json_is_refused() {
     let backend = Backend::new().await;
     let plain = backend
