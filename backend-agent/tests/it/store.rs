@@ -321,6 +321,7 @@ suite! {
         a_page_of_steps_looks_at_so_many_records_and_tells_of_none_twice,
         a_sum_beyond_every_number_is_absent,
         the_smallest_numbers_are_numbers,
+        numbers_at_both_ends_have_answers,
         days_that_are_rolled_up_tell_what_their_records_told,
         roll_ups_outlive_the_records,
     }

@@ -207,6 +207,9 @@ pub struct Sums {
 
 impl Sums {
     /// What is asked of them; [`Aggregate::Last`] is no matter of sums. `None` when it is beyond every number.
+    ///
+    /// A sum in parts is off at the ends of what numbers can be: what is too small to be divided was left out, and the
+    /// mean of the greatest may come out beyond them. A mean is never outside of its numbers, nor a sum of as many.
     #[must_use]
     pub fn tell(self, aggregate: Aggregate) -> Option<f64> {
         #[expect(
@@ -215,8 +218,12 @@ impl Sums {
         )]
         let records = self.records as f64;
         let told = match aggregate {
-            Aggregate::Avg => self.scaled / records * SUM_SCALE,
-            Aggregate::Sum => self.scaled * SUM_SCALE,
+            Aggregate::Avg => between(self.least, self.scaled / records * SUM_SCALE, self.most),
+            Aggregate::Sum => between(
+                self.least * records,
+                self.scaled * SUM_SCALE,
+                self.most * records,
+            ),
             Aggregate::Min => self.least,
             Aggregate::Max => self.most,
             Aggregate::Count => records,
@@ -224,6 +231,11 @@ impl Sums {
         };
         told.is_finite().then_some(told)
     }
+}
+
+/// The number, or the bound that it is beyond. `clamp` would panic at bounds that a damaged roll-up may have.
+const fn between(least: f64, number: f64, most: f64) -> f64 {
+    number.max(least).min(most)
 }
 
 #[cfg(test)]
@@ -279,6 +291,40 @@ mod tests {
         assert_eq!(sums.tell(Aggregate::Sum), None);
         assert_eq!(sums.tell(Aggregate::Avg), Some(f64::MAX));
         assert_eq!(sums.tell(Aggregate::Count), Some(2.0));
+    }
+
+    #[test]
+    fn a_mean_is_never_outside_of_its_numbers() {
+        // The parts of the smallest were left out; those of the greatest come out a little too great.
+        let smallest = Sums {
+            records: 3,
+            scaled: 0.0,
+            least: 5e-324,
+            most: 1e-300,
+        };
+        assert_eq!(smallest.tell(Aggregate::Avg), Some(5e-324));
+        assert_eq!(smallest.tell(Aggregate::Sum), Some(1.5e-323));
+        let part = f64::MAX / SUM_SCALE;
+        let greatest = Sums {
+            records: 3,
+            scaled: (part * 3.0).next_up(),
+            least: f64::MAX,
+            most: f64::MAX,
+        };
+        assert_eq!(greatest.tell(Aggregate::Avg), Some(f64::MAX));
+        let lowest = Sums {
+            records: 1,
+            scaled: 0.0,
+            least: -5e-324,
+            most: -5e-324,
+        };
+        assert_eq!(lowest.tell(Aggregate::Sum), Some(-5e-324));
+        let damaged = Sums {
+            least: 2.0,
+            most: 1.0,
+            ..lowest
+        };
+        assert_eq!(damaged.tell(Aggregate::Avg), Some(1.0));
     }
 
     proptest! {

@@ -252,6 +252,59 @@ pub(crate) async fn the_smallest_numbers_are_numbers(bed: &Bed) {
     }
 }
 
+/// Every mixture of the smallest and the greatest has an answer that is a number or nothing, and a mean among them.
+pub(crate) async fn numbers_at_both_ends_have_answers(bed: &Bed) {
+    const ENDS: [f64; 8] = [
+        5e-324,
+        f64::MIN_POSITIVE,
+        9.9e-291,
+        1.1e-290,
+        f64::MAX,
+        f64::MIN,
+        -5e-324,
+        0.0,
+    ];
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    // Every subset of them in a second of its own.
+    let members = |set: usize| (0..ENDS.len()).filter(move |place| set & (1 << place) != 0);
+    let mut given: Vec<Given> = Vec::new();
+    for set in 1..1_usize << ENDS.len() {
+        let second = i64::try_from(set).unwrap() * -1_000_000;
+        let of = (0_i64..).zip(members(set));
+        given.extend(
+            of.map(|(micros, place)| (second + micros, Some(FieldValue::Number(ENDS[place])))),
+        );
+    }
+    given.sort_by_key(|(micros, _)| *micros);
+    commit(bed, 1, batch(&given)).await;
+    let sets = 1_i64 << ENDS.len();
+    for aggregate in Aggregate::ALL {
+        let query = query(Duration::from_secs(1), *aggregate, -sets * 1_000_000, 0);
+        let (seen, _pages) = ask(bed, 1, &query, 100).await;
+        assert_eq!(seen.len(), 255);
+        for (set, step) in (1_usize..256).rev().zip(seen) {
+            let numbers = || members(set).map(|place| ENDS[place]);
+            let (least, most) = (
+                numbers().fold(f64::INFINITY, f64::min),
+                numbers().fold(f64::NEG_INFINITY, f64::max),
+            );
+            assert_eq!(step.records, u64::from(set.count_ones()));
+            let Some(told) = step.value else {
+                assert!(matches!(aggregate, Aggregate::Sum), "{aggregate:?} {set}");
+                continue;
+            };
+            assert!(told.is_finite(), "{aggregate:?} {set} {told}");
+            match aggregate {
+                Aggregate::Avg => assert!((least..=most).contains(&told), "{set} {told}"),
+                Aggregate::Min => assert_eq!(told, least),
+                Aggregate::Max => assert_eq!(told, most),
+                Aggregate::Sum | Aggregate::Count | Aggregate::Last => {}
+            }
+        }
+    }
+}
+
 pub(crate) async fn a_sum_beyond_every_number_is_absent(bed: &Bed) {
     bed.gateway(1).await;
     bed.session(1, 1).await;
