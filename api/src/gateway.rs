@@ -149,6 +149,9 @@ pub struct GatewaySession {
     pub epoch: u64,
     /// The address it came from.
     pub peer_address: String,
+    /// The backend that has it, as health names it; only where a site may have several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
 }
 
 /// How full a gateway's telemetry spool is.

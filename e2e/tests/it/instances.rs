@@ -114,6 +114,20 @@ async fn a_run_is_submitted_watched_and_cancelled_at_any_backend() {
     let _far = site.other.start_gateway(&there, Start::default());
     site.is_with(&site.one, "gw-1").await;
     site.is_with(&site.other, "gw-2").await;
+    // Whichever is asked names the one that has a gateway, as health does.
+    for (gateway, at) in [("gw-1", &site.one), ("gw-2", &site.other)] {
+        let named = format!(
+            "SELECT name FROM instances WHERE instance = '{}'",
+            instance(at)
+        );
+        let named = site.asks(&named);
+        for asked in [&site.one, &site.other] {
+            let shown = asked.get(&format!("/v1/gateways/{gateway}")).await;
+            assert_eq!(shown["session"]["backend"], named.as_str(), "{shown}");
+            let health = asked.get("/v1/health").await.to_string();
+            assert!(health.contains(&named), "{named}: {health}");
+        }
+    }
     // Each backend sees both, and a run goes to whichever has the gateway.
     let health = site.one.get("/v1/health").await.to_string();
     assert!(health.contains("2 backends"), "{health}");

@@ -164,6 +164,9 @@ pub fn show(gateway: &Gateway, format: Format, now: Timestamp) -> Result<(), Fai
                 session.id, session.epoch, session.peer_address
             ),
         ));
+        if let Some(backend) = &session.backend {
+            rows.push(("backend", backend.clone()));
+        }
     }
     if let Some(spool) = &gateway.spool {
         rows.push((

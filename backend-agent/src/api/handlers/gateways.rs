@@ -1,5 +1,7 @@
 //! Gateways: list and show.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::extract::State;
 use serde::Deserialize;
@@ -8,7 +10,7 @@ use viworks_api::{
     GatewayStatus, Kind, Label, LabelSource,
 };
 
-use viworks_common::id::AgentRunId;
+use viworks_common::id::{AgentRunId, InstanceId};
 use viworks_common::time::Timestamp;
 
 use crate::api::ApiState;
@@ -59,9 +61,10 @@ pub(in crate::api) async fn list(
         .store
         .list_gateways(&state.tenant, &filter, page)
         .await?;
+    let backends = backends(&state, &listing.items).await?;
     let mut items = Vec::with_capacity(listing.items.len());
     for gateway in listing.items {
-        items.push(view(&state, gateway).await?);
+        items.push(view(&state, gateway, &backends).await?);
     }
     Ok(Json(GatewayList::new(
         items,
@@ -79,7 +82,8 @@ pub(in crate::api) async fn show(
     _params: Params<NoParams>,
 ) -> ApiResult<Json<Gateway>> {
     let found = find(&state, which).await?;
-    Ok(Json(view(&state, found).await?))
+    let backends = backends(&state, std::slice::from_ref(&found)).await?;
+    Ok(Json(view(&state, found, &backends).await?))
 }
 
 /// Which page of the forks.
@@ -167,7 +171,26 @@ pub(in crate::api) async fn find(state: &ApiState, which: GatewayRef) -> ApiResu
         .ok_or_else(|| ApiError::not_found("gateway"))
 }
 
-async fn view(state: &ApiState, gateway: data::Gateway) -> ApiResult<Gateway> {
+/// The names of the backends, where one of some gateways says which of them has its session.
+async fn backends(
+    state: &ApiState,
+    gateways: &[data::Gateway],
+) -> ApiResult<BTreeMap<InstanceId, String>> {
+    let mut sessions = gateways
+        .iter()
+        .filter_map(|gateway| gateway.session.as_ref());
+    if !sessions.any(|session| session.instance.is_some()) {
+        return Ok(BTreeMap::new());
+    }
+    let all = state.store.list_instances().await?.into_iter();
+    Ok(all.map(|backend| (backend.id, backend.name)).collect())
+}
+
+async fn view(
+    state: &ApiState,
+    gateway: data::Gateway,
+    backends: &BTreeMap<InstanceId, String>,
+) -> ApiResult<Gateway> {
     let (status, since) = status(state, &gateway).await?;
     let figures = gateway.session.as_ref().map(|session| session.figures);
     Ok(Gateway {
@@ -197,6 +220,7 @@ async fn view(state: &ApiState, gateway: data::Gateway) -> ApiResult<Gateway> {
             id: session.session_id,
             epoch: session.epoch,
             peer_address: session.peer_address,
+            backend: session.instance.and_then(|at| backends.get(&at).cloned()),
         }),
         catalogue_digest: gateway.catalogue_digest,
         queued_commands: gateway.open_commands,
