@@ -27,6 +27,8 @@ use crate::data::{
 use crate::inbound::heartbeats::Heartbeats;
 use crate::metrics::BackendMetrics;
 
+mod retention;
+
 /// Rows that one step of a job handles, so that the writer is never held for long.
 const STEP: usize = 500;
 
@@ -432,6 +434,7 @@ impl Jobs {
     /// Ends sessions that the database says this backend has, and that it has not. Their gateways would look connected
     /// for as long as it lives.
     async fn end_strays(&self) -> StoreResult<()> {
+        self.tell_retention().await?;
         // In this order: what is entered after the database was asked is not missing.
         let stored = self.store.open_sessions(&self.tenant).await?;
         let missing = self.manager.missing(stored);

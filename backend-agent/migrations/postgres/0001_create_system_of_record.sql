@@ -16,7 +16,10 @@ CREATE TABLE instances (
     sessions            bigint  NOT NULL,
     connections_max     bigint  NOT NULL,
     openings_per_second bigint  NOT NULL,
-    draining            boolean NOT NULL
+    draining            boolean NOT NULL,
+    -- For how many days it keeps records of telemetry, and roll-ups of them; nothing until it told.
+    retention_days      bigint,
+    rollup_days         bigint
 ) WITH (fillfactor = 20);
 
 CREATE TABLE gateways (

@@ -10,7 +10,7 @@ use super::link::{Party, Sql};
 use super::row::{Reader, column, to_json};
 use super::sessions;
 use super::tx::{Tx, View};
-use crate::data::{EndedInstances, Instance, StoreResult};
+use crate::data::{EndedInstances, Instance, Retention, StoreResult};
 
 /// For how long a lease of the database is taken.
 pub(in crate::data) const LEASE_SECONDS: u32 = 20;
@@ -20,7 +20,7 @@ const SESSIONS_AT_ONCE: usize = 200;
 
 pub(super) const LIST: Sql = Sql::of_server(
     "\
-SELECT instance, name, sessions, draining,
+SELECT instance, name, sessions, draining, retention_days, rollup_days,
        CASE WHEN ended THEN 0
             ELSE greatest(0, 1000 * extract(epoch FROM lease_until - clock_timestamp()))::bigint END AS lease_ms
 FROM instances ORDER BY name, instance",
@@ -71,12 +71,18 @@ pub(super) fn list(view: &View<'_>) -> StoreResult<Vec<Instance>> {
 
 fn read(row: &Row<'_>) -> StoreResult<Instance> {
     let row = Reader::new("instances", row);
+    let (records, rollups) = (row.get("retention_days")?, row.get("rollup_days")?);
+    let retention = |(records_days, rollups_days)| Retention {
+        records_days,
+        rollups_days,
+    };
     Ok(Instance {
         id: row.get("instance")?,
         name: row.get("name")?,
         lease: Duration::from_millis(row.get("lease_ms")?),
         sessions: row.get("sessions")?,
         draining: row.get("draining")?,
+        retention: Option::zip(records, rollups).map(retention),
     })
 }
 

@@ -16,7 +16,7 @@ use super::outage::Outage;
 use super::recent::Recent;
 use super::room::Room;
 use super::tx::{Outcome, Tx, View};
-use crate::data::{Hurry, StoreError, StoreResult, TelemetryLimits};
+use crate::data::{Hurry, Retention, StoreError, StoreResult, TelemetryLimits};
 
 /// Reports that are made at a time. Each is bounded in what it reads; this bounds what callers can ask for together.
 const REPORTS_MAX: usize = 2;
@@ -71,13 +71,31 @@ impl<E: Engine> SqlStore<E> {
         self
     }
 
-    /// What a gateway may have stored.
+    /// What this backend is set to.
     pub(super) fn telemetry(&self) -> TelemetryLimits {
         // Nothing panics while it is held.
         *self
             .telemetry
             .read()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a gateway may have stored. Nothing goes that another backend is set to keep, nor before it told.
+    pub(super) fn limits(&self) -> TelemetryLimits {
+        const UNTOLD: Retention = Retention {
+            records_days: 0,
+            rollups_days: u64::MAX,
+        };
+        let own = self.telemetry();
+        let neighbours = self.engine.neighbours();
+        let all = neighbours.borrow();
+        let others = all.iter().map(|it| it.load.retention.unwrap_or(UNTOLD));
+        let kept = others.fold(Retention::of(&own), Retention::or_longer);
+        TelemetryLimits {
+            retention_days: kept.records_days,
+            rollup_days: kept.rollups_days,
+            ..own
+        }
     }
 
     pub(super) fn set_telemetry(&self, limits: TelemetryLimits) {

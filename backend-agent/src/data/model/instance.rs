@@ -5,6 +5,8 @@ use std::time::Duration;
 use viworks_common::arrivals::House;
 use viworks_common::id::{AgentId, CommandId, InstanceId, SessionId};
 
+use crate::data::TelemetryLimits;
+
 /// A backend as the others see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Instance {
@@ -18,6 +20,42 @@ pub struct Instance {
     pub sessions: u64,
     /// Whether it is about to stop.
     pub draining: bool,
+    /// For how long it is set to keep telemetry; `None` until it told.
+    pub retention: Option<Retention>,
+}
+
+/// For how long telemetry is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// Days for records; for ever, where it is none.
+    pub records_days: u64,
+    /// Days for roll-ups; none are made where it is none.
+    pub rollups_days: u64,
+}
+
+impl Retention {
+    /// What these limits say.
+    #[must_use]
+    pub const fn of(limits: &TelemetryLimits) -> Self {
+        Self {
+            records_days: limits.retention_days,
+            rollups_days: limits.rollup_days,
+        }
+    }
+
+    /// The longer of both, each for itself: nobody deletes what somebody promises.
+    #[must_use]
+    pub fn or_longer(self, other: Self) -> Self {
+        let for_ever = self.records_days == 0 || other.records_days == 0;
+        Self {
+            records_days: if for_ever {
+                0
+            } else {
+                self.records_days.max(other.records_days)
+            },
+            rollups_days: self.rollups_days.max(other.rollups_days),
+        }
+    }
 }
 
 /// What a backend tells the others with its lease.
@@ -31,6 +69,8 @@ pub struct InstanceLoad {
     pub openings_per_second: u64,
     /// Whether it is about to stop.
     pub draining: bool,
+    /// For how long it is set to keep telemetry; its store adds that.
+    pub retention: Option<Retention>,
 }
 
 impl InstanceLoad {
@@ -42,6 +82,7 @@ impl InstanceLoad {
             connections_max: house.sessions_max,
             openings_per_second: u64::from(house.per_second),
             draining: house.closes,
+            retention: None,
         }
     }
 

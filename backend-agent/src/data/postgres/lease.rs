@@ -21,7 +21,7 @@ use super::error::Error;
 use super::{Address, lock};
 use crate::data::intents::instances::LEASE_SECONDS;
 use crate::data::intents::outage::Outage;
-use crate::data::{InstanceLoad, Neighbour};
+use crate::data::{InstanceLoad, Neighbour, Retention};
 
 /// How often the lease is renewed, and how soon again where that failed.
 const RENEW_EVERY: Duration = Duration::from_secs(5);
@@ -259,7 +259,7 @@ impl Keeper {
 fn renew(connection: &Connection, instance: InstanceId, load: InstanceLoad) -> Result<bool, Error> {
     const RENEW: &str = "\
         UPDATE instances SET sessions = $2, connections_max = $3, openings_per_second = $4, draining = $5,
-               lease_until = clock_timestamp() + make_interval(secs => $6),
+               retention_days = $7, rollup_days = $8, lease_until = clock_timestamp() + make_interval(secs => $6),
                since = CASE WHEN lease_until BETWEEN clock_timestamp() AND clock_timestamp() + make_interval(secs => $6)
                             AND since <= clock_timestamp() THEN since ELSE clock_timestamp() END
         WHERE instance = $1 AND NOT ended";
@@ -272,6 +272,8 @@ fn renew(connection: &Connection, instance: InstanceId, load: InstanceLoad) -> R
             .bind(stored(load.openings_per_second))
             .bind(load.draining);
         let query = query.bind(f64::from(LEASE_SECONDS));
+        let [records, rollups] = kept(load);
+        let query = query.bind(records).bind(rollups);
         Ok(query.execute(inner).await?.rows_affected() == 1)
     })
 }
@@ -279,8 +281,9 @@ fn renew(connection: &Connection, instance: InstanceId, load: InstanceLoad) -> R
 /// Takes a lease as a new instance.
 fn take(connection: &Connection, load: InstanceLoad) -> Result<InstanceId, Error> {
     const TAKE: &str = "\
-        INSERT INTO instances (instance, name, sessions, connections_max, openings_per_second, draining, lease_until)
-        VALUES ($1, $2, $3, $4, $5, $6, clock_timestamp() + make_interval(secs => $7))";
+        INSERT INTO instances (instance, name, sessions, connections_max, openings_per_second, draining, lease_until,
+                               retention_days, rollup_days)
+        VALUES ($1, $2, $3, $4, $5, $6, clock_timestamp() + make_interval(secs => $7), $8, $9)";
     let instance = InstanceId::from_uuid(random::uuid_v4());
     let machine = rustix::system::uname();
     let machine = machine.nodename().to_string_lossy().into_owned();
@@ -293,7 +296,9 @@ fn take(connection: &Connection, load: InstanceLoad) -> Result<InstanceId, Error
         let query = query
             .bind(stored(load.openings_per_second))
             .bind(load.draining);
-        query.bind(f64::from(LEASE_SECONDS)).execute(inner).await?;
+        let [records, rollups] = kept(load);
+        let query = query.bind(f64::from(LEASE_SECONDS));
+        query.bind(records).bind(rollups).execute(inner).await?;
         Ok(instance)
     })
 }
@@ -301,7 +306,8 @@ fn take(connection: &Connection, load: InstanceLoad) -> Result<InstanceId, Error
 /// The others that have their lease.
 fn neighbours(connection: &Connection, own: InstanceId) -> Result<Vec<Neighbour>, Error> {
     const OTHERS: &str = "\
-        SELECT instance, sessions, connections_max, openings_per_second, draining FROM instances
+        SELECT instance, sessions, connections_max, openings_per_second, draining, retention_days, rollup_days
+        FROM instances
         WHERE instance <> $1 AND NOT ended
               AND lease_until BETWEEN clock_timestamp() AND clock_timestamp() + make_interval(secs => $2)
         ORDER BY instance";
@@ -318,6 +324,7 @@ fn neighbours(connection: &Connection, own: InstanceId) -> Result<Vec<Neighbour>
                 connections_max: number("connections_max")?,
                 openings_per_second: number("openings_per_second")?,
                 draining: row.try_get("draining")?,
+                retention: retention(row.try_get("retention_days")?, row.try_get("rollup_days")?),
             };
             // An id that is none was not written by a backend.
             if let Ok(id) = row.try_get::<String, _>("instance")?.parse() {
@@ -325,6 +332,20 @@ fn neighbours(connection: &Connection, own: InstanceId) -> Result<Vec<Neighbour>
             }
         }
         Ok(all)
+    })
+}
+
+/// For how long an instance keeps telemetry, as it is stored.
+fn kept(load: InstanceLoad) -> [Option<i64>; 2] {
+    let days = |of: fn(Retention) -> u64| load.retention.map(|retention| stored(of(retention)));
+    [days(|it| it.records_days), days(|it| it.rollups_days)]
+}
+
+/// The same as it was read.
+fn retention(records: Option<i64>, rollups: Option<i64>) -> Option<Retention> {
+    Some(Retention {
+        records_days: u64::try_from(records?).ok()?,
+        rollups_days: u64::try_from(rollups?).ok()?,
     })
 }
 

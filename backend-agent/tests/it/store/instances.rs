@@ -7,8 +7,8 @@ use tempfile::TempDir;
 use viworks_backend_agent::data::postgres::{Error, Role, Target};
 use viworks_backend_agent::data::{
     AcceptOutcome, Accepted, Actor, AdmitOutcome, AdmitRequest, ConfirmOutcome, Hurry,
-    InstanceLoad, Letter, Mail, Owner, ProbeAnswer, SessionTouch, Store, StoreError,
-    UpkeepStore as _,
+    InstanceLoad, Letter, Mail, Owner, ProbeAnswer, Retention, SessionTouch, Store, StoreError,
+    TelemetryLimits, UpkeepStore as _,
 };
 use viworks_common::claims::{Probed, Verdict};
 use viworks_common::command::CommandState;
@@ -107,6 +107,7 @@ async fn two_backends_have_a_database_and_a_move_keeps_off() {
         connections_max: 9,
         openings_per_second: 5,
         draining: true,
+        retention: None,
     };
     other.store.note_load(load);
     let told = eventually("the other one is told of", PATIENCE, async || {
@@ -128,6 +129,8 @@ async fn two_backends_have_a_database_and_a_move_keeps_off() {
         neighbours.borrow_and_update().first().copied()
     });
     let neighbour = neighbour.await;
+    let retention = Some(Retention::of(&TelemetryLimits::default()));
+    let load = InstanceLoad { retention, ..load };
     assert_eq!((neighbour.id, neighbour.load), (instance(&other), load));
     let url = hand.url();
     let moved = tokio::task::spawn_blocking(move || {

@@ -1,17 +1,28 @@
 //! Telemetry that is kept for so long: what is deleted, what is refused, and what stays right beside it.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use viworks_backend_agent::data::postgres::Role;
 use viworks_backend_agent::data::{
-    Page, TelemetryCommit, TelemetryOutcome, TelemetryQuery, TelemetryWrite,
+    InstanceLoad, Page, TelemetryCommit, TelemetryLimits, TelemetryOutcome, TelemetryQuery,
+    TelemetryWrite,
 };
 use viworks_common::id::AgentRunId;
 use viworks_common::telemetry::{Batch, FieldValue, Record, RecordRefusal};
 use viworks_common::time::Timestamp;
+use viworks_testkit::postgres::Server;
+use viworks_testkit::process::eventually;
 
 use super::bed::{Bed, agent, at, process};
+use super::postgres_only::open;
 
 /// The suite keeps telemetry for thirty days.
 const DAY: i64 = 24 * 3_600;
 const KEPT: i64 = 30 * DAY;
+
+/// Leases are renewed every five seconds.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Records of gateway `n` from its number `from`, each with its stream and the second at which it was observed,
 /// arriving from a gateway whose clock is right.
@@ -227,4 +238,66 @@ pub(crate) async fn what_an_unmeasured_clock_dates_too_early_is_kept_as_received
     assert_eq!(stored(bed, 1).await, [-1, 0]);
     purge(bed, 100, 0).await;
     assert_eq!(stored(bed, 1).await, [-1, 0]);
+}
+
+/// A backend that keeps telemetry for so many days, and has told the others.
+async fn keeping(server: &Server, database: &str, retention_days: u64) -> Bed {
+    let store = open(&server.url(database), Role::Backend).await.unwrap();
+    let limits = TelemetryLimits {
+        retention_days,
+        ..TelemetryLimits::default()
+    };
+    let bed = Bed::new(Arc::new(store.telemetry_limits(limits)));
+    bed.store.note_load(InstanceLoad::default());
+    bed
+}
+
+#[tokio::test]
+async fn nothing_goes_that_another_backend_is_set_to_keep_longer() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((server, database)) = super::database(&folder) else {
+        return;
+    };
+    super::make(server, &database);
+    let short = keeping(server, &database, 30).await;
+    let long = keeping(server, &database, 90).await;
+    let days = |bed: &Bed| {
+        let all = bed.store.neighbours().borrow().clone();
+        let told = all.iter().map(|one| one.load.retention);
+        told.collect::<Option<Vec<_>>>().map(|all| {
+            all.into_iter()
+                .map(|kept| kept.records_days)
+                .collect::<Vec<_>>()
+        })
+    };
+    eventually("both know of each other", PATIENCE, async || {
+        let known = (days(&short), days(&long));
+        (known == (Some(vec![90]), Some(vec![30]))).then_some(())
+    })
+    .await;
+    short.gateway(1).await;
+    short.session(1, 1).await;
+    let spool = process(1);
+    // What the shorter one would refuse is taken, and what it would delete stays.
+    let taken = commit(
+        &short,
+        (1, spool),
+        1,
+        &[("a", -40 * DAY), ("a", -20 * DAY)],
+        0,
+    )
+    .await;
+    assert_eq!((taken.stored, taken.refused.len()), (2, 0));
+    assert_eq!(purge(&short, 100, 0).await.1, 0);
+    assert_eq!(stored(&short, 1).await.len(), 2);
+    // With the other one its promise has gone.
+    long.store.close().await;
+    eventually("it is alone", PATIENCE, async || {
+        (days(&short) == Some(Vec::new())).then_some(())
+    })
+    .await;
+    let _purged = purge(&short, 100, 0).await;
+    assert_eq!(stored(&short, 1).await, [-20 * DAY]);
+    short.store.close().await;
+    super::postgres_counts_are_right(&folder);
 }

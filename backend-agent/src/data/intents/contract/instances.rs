@@ -13,7 +13,7 @@ use super::super::tx::Tx;
 use super::super::{inbox, instances};
 use crate::data::{
     EndedInstances, Hurry, Instance, InstanceLoad, InstanceStore, Mail, Neighbour, Owner,
-    ProbeAnswer, StoreResult,
+    ProbeAnswer, Retention, StoreResult,
 };
 
 #[async_trait]
@@ -27,7 +27,10 @@ impl<E: Engine> InstanceStore for SqlStore<E> {
     }
 
     fn note_load(&self, load: InstanceLoad) {
-        self.engine.note_load(load);
+        self.engine.note_load(InstanceLoad {
+            retention: Some(Retention::of(&self.telemetry())),
+            ..load
+        });
     }
 
     fn hurry_by(&self, hurry: Arc<dyn Hurry>) {

@@ -26,7 +26,7 @@ impl<E: Engine> SessionStore for SqlStore<E> {
         request: AdmitRequest,
         now: Timestamp,
     ) -> StoreResult<AdmitOutcome> {
-        let limits = self.telemetry();
+        let limits = self.limits();
         let request = Arc::new(request);
         let intent = Intent::Admit(Arc::clone(&request), limits);
         if let Some(Answer::Admitted(admitted)) = self.write_together(tenant, now, intent).await? {

@@ -40,7 +40,7 @@ impl<E: Engine> TelemetryStore for SqlStore<E> {
         wall: Timestamp,
         now: Timestamp,
     ) -> StoreResult<Vec<TelemetryOutcome>> {
-        let limits = self.telemetry();
+        let limits = self.limits();
         let commit = move |view: &View<'_>| {
             let commit = |tx: &Tx<'_>| telemetry::commit(tx, &writes, &limits, wall);
             Ok(Tx::run(view, now, commit)?.answer)
@@ -124,7 +124,7 @@ impl<E: Engine> TelemetryStore for SqlStore<E> {
         most: usize,
         now: Timestamp,
     ) -> StoreResult<PurgedTelemetry> {
-        let limits = self.telemetry();
+        let limits = self.limits();
         let days = match limits.kept_from(now) {
             Some(before) if after.is_none() => self.engine.delete_days(before).await?,
             Some(_) | None => 0,
@@ -138,7 +138,7 @@ impl<E: Engine> TelemetryStore for SqlStore<E> {
     }
 
     async fn roll_up_telemetry(&self, tenant: &Tenant, now: Timestamp) -> StoreResult<RolledUp> {
-        let limits = self.telemetry();
+        let limits = self.limits();
         let claim =
             move |view: &View<'_>| Ok(Tx::run(view, now, |tx| rollups::claim(tx, &limits))?.answer);
         let claimed = self.write_view(tenant, Urgency::Bulk, claim).await?;
