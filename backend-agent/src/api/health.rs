@@ -7,16 +7,19 @@ use viworks_api::{Health, HealthCheck, HealthStatus, Kind};
 use viworks_common::human;
 use viworks_common::time::Timestamp;
 use viworks_runtime::conditions::{Condition, Severity};
+use viworks_runtime::probe::Check;
 
 use super::ApiState;
 use super::problem::millis;
 use crate::data::{StoreError, StoreResult, in_full};
 
-/// How long the store may take for its part of the document.
-const STORE_TIME: Duration = Duration::from_secs(3);
+/// How long the store may take for its part of the document, and where it is known that it does not answer: whoever
+/// watches has an answer within three seconds, the look for its key among them.
+const STORE_TIME: Duration = Duration::from_secs(2);
+const STORE_DOWN_TIME: Duration = Duration::from_millis(300);
 /// What is said of it is named so.
 const STORE: &str = "store";
-const STORE_LATE: &str = "the database has not answered for three seconds";
+const STORE_LATE: &str = "the database has not answered in time";
 
 /// Looks at every part.
 pub(super) async fn health(state: &ApiState) -> Health {
@@ -41,7 +44,12 @@ pub(super) async fn health(state: &ApiState) -> Health {
     let now = state.clock.wall();
     let conditions = state.conditions.list();
     checks.extend(conditions.iter().map(|found| condition(found, now)));
-    let (store, instances, fleet) = tokio::join!(store(state), instances(state), fleet(state));
+    let patience = patience(state);
+    let (store, instances, fleet) = tokio::join!(
+        store(state, patience),
+        instances(state, patience),
+        fleet(state, patience)
+    );
     checks.push(store);
     checks.extend(instances);
     checks.push(fleet);
@@ -114,13 +122,23 @@ fn condition(found: &Condition, now: Timestamp) -> HealthCheck {
     }
 }
 
-async fn store(state: &ApiState) -> HealthCheck {
-    let latches = state.readiness.report().checks.into_iter();
-    let mut down = latches.filter(|latch| latch.name == STORE && !latch.ok);
-    let found = timeout(STORE_TIME, state.store.health()).await;
-    let (status, detail) = match (found, down.next()) {
+/// What the latch of the store says, where that is down: a job looks every few seconds.
+fn down(state: &ApiState) -> Option<Check> {
+    let mut latches = state.readiness.report().checks.into_iter();
+    latches.find(|latch| latch.name == STORE && !latch.ok)
+}
+
+fn patience(state: &ApiState) -> Duration {
+    match down(state) {
+        Some(_) => STORE_DOWN_TIME,
+        None => STORE_TIME,
+    }
+}
+
+async fn store(state: &ApiState, patience: Duration) -> HealthCheck {
+    let found = timeout(patience, state.store.health()).await;
+    let (status, detail) = match (found, down(state)) {
         (Ok(Err(error)), _) => (HealthStatus::Fail, in_full(&error)),
-        // A job looks every few seconds, and said so last.
         (_, Some(latch)) => (HealthStatus::Fail, latch.reason),
         (Ok(Ok(health)), None) => {
             let schema = format!("{}, schema {}", health.kind, health.schema_version);
@@ -135,10 +153,10 @@ async fn store(state: &ApiState) -> HealthCheck {
 }
 
 /// The backends of the database, where it can have several.
-async fn instances(state: &ApiState) -> Option<HealthCheck> {
+async fn instances(state: &ApiState, patience: Duration) -> Option<HealthCheck> {
     let own = (*state.store.instance().borrow())?;
     let name = "instances";
-    let all = match in_time(state.store.list_instances()).await {
+    let all = match in_time(patience, state.store.list_instances()).await {
         Ok(all) => all,
         Err(error) => return Some(check(name, HealthStatus::Fail, in_full(&error))),
     };
@@ -165,9 +183,9 @@ async fn instances(state: &ApiState) -> Option<HealthCheck> {
     Some(check(name, status, detail))
 }
 
-async fn fleet(state: &ApiState) -> HealthCheck {
+async fn fleet(state: &ApiState, patience: Duration) -> HealthCheck {
     let counts = state.store.counts(&state.tenant, state.clock.line());
-    match in_time(counts).await {
+    match in_time(patience, counts).await {
         Ok(counts) => {
             let open: u64 = counts.open_commands.values().sum();
             let status = if counts.forks > 0 || counts.orphans > 0 {
@@ -186,9 +204,12 @@ async fn fleet(state: &ApiState) -> HealthCheck {
 }
 
 /// An answer about health does not wait for a store that says nothing.
-async fn in_time<T>(asked: impl Future<Output = StoreResult<T>>) -> StoreResult<T> {
+async fn in_time<T>(
+    patience: Duration,
+    asked: impl Future<Output = StoreResult<T>>,
+) -> StoreResult<T> {
     let late = |_elapsed| Err(StoreError::Unavailable(STORE_LATE.into()));
-    timeout(STORE_TIME, asked).await.unwrap_or_else(late)
+    timeout(patience, asked).await.unwrap_or_else(late)
 }
 
 fn check(name: &str, status: HealthStatus, detail: impl Into<String>) -> HealthCheck {

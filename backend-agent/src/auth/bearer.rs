@@ -19,7 +19,7 @@ use crate::data::{Store, StoreError};
 const TOUCH_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How long the store may take to look up a key that it knew lately, where that would do.
-const LOOK_TIME: Duration = Duration::from_secs(2);
+const LOOK_TIME: Duration = Duration::from_secs(1);
 
 /// What a key is shown for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
