@@ -65,6 +65,9 @@ pub enum StoreError {
     /// As many reports are being made as may be at a time.
     #[error("too many reports are being made at the moment")]
     ReportsBusy,
+    /// A question took longer than one may.
+    #[error("the question took longer than one may")]
+    TooLong(#[source] Cause),
     /// The session's epoch is no longer the current one: the session must end.
     #[error("the session was superseded or its gateway was revoked")]
     Fenced,

@@ -245,6 +245,12 @@ impl From<StoreError> for ApiError {
                 "as many reports are being made as may be at a time",
             )
             .retry_after(RETRY_REPORT),
+            StoreError::TooLong(_) => {
+                tracing::debug!(error = in_full(&error), "a question took too long");
+                let detail = "it takes the database longer than a question may; ask for less time at once, or again \
+                              when it has less to do";
+                Self::new(ProblemCode::Overloaded, detail).retry_after(RETRY_REPORT)
+            }
             StoreError::Unavailable(_) => {
                 tracing::debug!(
                     error = in_full(&error),

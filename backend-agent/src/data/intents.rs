@@ -36,7 +36,7 @@ mod sessions;
 mod settle;
 mod site;
 mod standing;
-mod store;
+pub(super) mod store;
 mod submit;
 mod targets;
 mod telemetry;

@@ -242,7 +242,8 @@ impl Engine for Postgres {
     ) -> StoreResult<T> {
         let tenant = tenant.clone();
         let job = move |connection: &Connection| question(&View::new(connection, &tenant));
-        self.reports.run(ROOM_TIME, job).await
+        let reported = self.reports.run(ROOM_TIME, job).await;
+        reported.map_err(or_too_long)
     }
 
     async fn delete_days(&self, before: Timestamp) -> StoreResult<u64> {
@@ -295,6 +296,17 @@ impl Engine for Postgres {
             lease.give_back().await;
         }
     }
+}
+
+/// What became of a report whose statement was ended by its limit: asked again it would take as long.
+fn or_too_long(error: StoreError) -> StoreError {
+    if let StoreError::Unavailable(cause) = error {
+        return match cause.downcast_ref() {
+            Some(Error::Slow(_)) => StoreError::TooLong(cause),
+            Some(_) | None => StoreError::Unavailable(cause),
+        };
+    }
+    error
 }
 
 /// Rests on a thread that belongs to a connection.

@@ -8,6 +8,7 @@ mod telemetry;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 use viworks_common::id::{AgentId, InstanceId, Tenant};
@@ -20,6 +21,7 @@ use viworks_runtime::sqlite::{
 use super::intents::SqlStore;
 use super::intents::link::{Doubt, Engine, Link, LinkError, Party, Record, Sql, Take, Urgency};
 use super::intents::merged::{Answer, Item};
+use super::intents::store::REPORT_TIME;
 use super::intents::tx::View;
 use super::intents::upkeep;
 use super::{InstanceLoad, Neighbour, Pending, StoreError, StoreHealth, StoreResult};
@@ -102,6 +104,24 @@ impl SqliteStore {
     }
 }
 
+/// How long any other question may take, as on a server.
+const READ_TIME: Duration = Duration::from_secs(30);
+
+impl Sqlite {
+    async fn read_within<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        tenant: &Tenant,
+        question: impl Fn(&View<'_>) -> StoreResult<T> + Send + 'static,
+    ) -> StoreResult<T> {
+        let tenant = tenant.clone();
+        let job = move |connection: &Connection| {
+            connection.within(limit, || question(&View::new(connection, &tenant)))
+        };
+        self.database.read(job).await
+    }
+}
+
 impl Engine for Sqlite {
     const BULK_WRITES: usize = 1;
 
@@ -141,10 +161,7 @@ impl Engine for Sqlite {
         tenant: &Tenant,
         question: impl Fn(&View<'_>) -> StoreResult<T> + Send + 'static,
     ) -> StoreResult<T> {
-        let tenant = tenant.clone();
-        self.database
-            .read(move |connection| question(&View::new(connection, &tenant)))
-            .await
+        self.read_within(READ_TIME, tenant, question).await
     }
 
     async fn ask<T: Send + 'static>(
@@ -161,7 +178,7 @@ impl Engine for Sqlite {
         tenant: &Tenant,
         question: impl Fn(&View<'_>) -> StoreResult<T> + Send + 'static,
     ) -> StoreResult<T> {
-        self.read(tenant, question).await
+        self.read_within(REPORT_TIME, tenant, question).await
     }
 
     async fn delete_days(&self, _before: Timestamp) -> StoreResult<u64> {
@@ -344,6 +361,7 @@ impl From<Error> for StoreError {
     fn from(error: Error) -> Self {
         match error {
             Error::Full(_) => Self::Full(Box::new(error)),
+            Error::TooLong(_) => Self::TooLong(Box::new(error)),
             Error::Busy(_)
             | Error::ReadersBusy
             | Error::Constraint { .. }

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::ops::ControlFlow;
+use std::time::Duration;
 
 use rusqlite::CachedStatement;
 use rusqlite::config::DbConfig;
@@ -9,9 +10,13 @@ use rusqlite::types::ValueRef;
 
 use super::value::{Bind, Column, Value};
 use super::{Error, Options};
+use crate::clock::{Clock as _, SystemClock};
 
 /// Statements that stay prepared: more than any of our databases has.
 const STATEMENTS_MAX: usize = 256;
+
+/// Steps of a statement, a millisecond or less of them, after which a limit of time is looked at.
+const STEPS: i32 = 10_000;
 
 /// Parameters by name, as [`params!`](crate::params) makes them.
 pub type Params<'p> = &'p [(&'static str, &'p dyn Bind)];
@@ -37,6 +42,16 @@ macro_rules! params {
 #[derive(Debug)]
 pub struct Connection(rusqlite::Connection);
 
+/// While it is there, the statements of a connection have a limit; without it they take as long as they do.
+struct Limited<'c>(&'c rusqlite::Connection);
+
+impl Drop for Limited<'_> {
+    fn drop(&mut self) {
+        let no_limit: Option<fn() -> bool> = None;
+        drop(self.0.progress_handler(0, no_limit));
+    }
+}
+
 impl Connection {
     pub(super) fn new(inner: rusqlite::Connection, options: &Options) -> Result<Self, Error> {
         inner.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
@@ -54,6 +69,25 @@ impl Connection {
 
     pub(super) fn into_inner(self) -> rusqlite::Connection {
         self.0
+    }
+
+    /// Does some work whose statements have so long together: what is under way then fails with [`Error::TooLong`], as
+    /// does all that is asked later in it. Nothing else bounds what a statement takes.
+    ///
+    /// # Errors
+    ///
+    /// The work's own.
+    pub fn within<T, E: From<Error>>(
+        &self,
+        limit: Duration,
+        work: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
+        let begun = SystemClock.now();
+        let is_over = move || SystemClock.now().saturating_since(begun) > limit;
+        let limited = self.0.progress_handler(STEPS, Some(is_over));
+        limited.map_err(Error::from)?;
+        let _limited = Limited(&self.0);
+        work()
     }
 
     /// The statement, prepared now or by an earlier call.

@@ -18,6 +18,9 @@ pub enum Error {
     /// All readers were busy for too long: try again.
     #[error("no reader became free in time")]
     ReadersBusy,
+    /// It took longer than it may: ask for less, or again when there is less to do.
+    #[error("it took longer than it may")]
+    TooLong(#[source] Arc<rusqlite::Error>),
     /// The statement would have broken a rule of the schema.
     #[error("a constraint of the schema refused the statement: {kind:?} {names}")]
     Constraint {
@@ -141,6 +144,7 @@ impl Error {
             Self::Full(_)
             | Self::Busy(_)
             | Self::ReadersBusy
+            | Self::TooLong(_)
             | Self::Constraint { .. }
             | Self::Corrupt(_)
             | Self::Io(_)
@@ -160,6 +164,7 @@ impl From<rusqlite::Error> for Error {
         // The low byte is the primary result code, the rest says more about it.
         match code & 0xff {
             5 | 6 => Self::Busy(Arc::new(error)),
+            9 => Self::TooLong(Arc::new(error)),
             8 | 10 | 14 => Self::Io(Arc::new(error)),
             11 | 26 => Self::Corrupt(Arc::new(error)),
             13 => Self::Full(Arc::new(error)),

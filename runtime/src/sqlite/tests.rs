@@ -575,6 +575,32 @@ async fn readers_are_bounded() {
 }
 
 #[tokio::test]
+async fn what_takes_longer_than_it_may_is_ended_and_the_next_is_not() {
+    const FOR_EVER: &str = "WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n) SELECT count(*) AS i FROM n";
+    let (_folder, database) = database(|options| Options {
+        readers_max: 1,
+        ..options
+    })
+    .await;
+    let endless = |connection: &Connection| {
+        connection.within(Duration::from_millis(50), || {
+            let ended = connection.one(FOR_EVER, &[], |_row| Ok::<_, Error>(()));
+            // Its time is over for what it asks later, too.
+            assert!(matches!(ended, Err(Error::TooLong(_))), "{ended:?}");
+            connection.one(FOR_EVER, &[], |_row| Ok::<_, Error>(()))
+        })
+    };
+    let ended = database.read(endless).await;
+    assert!(matches!(ended, Err(Error::TooLong(_))), "{ended:?}");
+    assert_eq!(count(&database).await, 0);
+    let quick = |connection: &Connection| {
+        connection.within(Duration::from_secs(60), || count_items(connection))
+    };
+    assert_eq!(database.read(quick).await.unwrap(), 0);
+    database.close().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_read_that_nobody_waits_for_is_not_carried_out() {
     let (_folder, database) = database(|options| Options {
         readers_max: 1,

@@ -21,6 +21,9 @@ use crate::data::{Hurry, Retention, StoreError, StoreResult, TelemetryLimits};
 /// Reports that are made at a time. Each is bounded in what it reads; this bounds what callers can ask for together.
 const REPORTS_MAX: usize = 2;
 
+/// How long a report may take: on a server each statement of it, in a file all of it.
+pub(in crate::data) const REPORT_TIME: Duration = Duration::from_secs(10);
+
 /// How long a report waits for its turn.
 const REPORT_WAIT: Duration = Duration::from_secs(3);
 

@@ -46,7 +46,7 @@ impl<'c> View<'c> {
     }
 
     /// The first row; it must be there.
-    pub(super) fn one<T>(
+    pub(in crate::data) fn one<T>(
         &self,
         sql: impl Into<Sql>,
         params: Params<'_>,

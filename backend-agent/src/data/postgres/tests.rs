@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use viworks_common::id::Tenant;
 use viworks_testkit::postgres::{self, Server};
 
 use super::statement::numbered;
 use super::{Address, Connection, PostgresStore, Role};
-use crate::data::UpkeepStore as _;
-use crate::data::intents::link::Sql;
+use crate::data::intents::link::{Engine as _, Sql};
 use crate::data::intents::statements;
+use crate::data::{StoreError, UpkeepStore as _};
 
 /// A database with the schema, and five thousand gateways with their commands, so that plans are those of a fleet.
 async fn filled() -> Option<(&'static Server, &'static str)> {
@@ -63,6 +64,28 @@ async fn every_statement_is_prepared_and_none_reads_a_whole_table() {
             assert!(!whole, "{name}: {plan}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_report_that_takes_too_long_is_ended() {
+    const LONG: &str = "SELECT pg_sleep(60) IS NULL AS slept";
+    let Some(server) = postgres::server() else {
+        return;
+    };
+    let database = "viworks_long_report";
+    server.make_empty(database);
+    let address = Address::parse(&server.url(database), None, None).unwrap();
+    let store = PostgresStore::open(address, Role::Beside, true)
+        .await
+        .unwrap();
+    let tenant = Tenant::default_tenant();
+    let asked = store
+        .engine()
+        .report(&tenant, |view| view.one(LONG, &[], |_row| Ok(())));
+    let ended = asked.await;
+    assert!(matches!(ended, Err(StoreError::TooLong(_))), "{ended:?}");
+    store.close().await;
+    server.drop(database);
 }
 
 /// Statements are prepared on the first day of a site and stay for as long as their connection does.

@@ -131,7 +131,7 @@ pub(super) enum Purpose {
     Write,
 }
 
-/// What no report needs that reads as little as it may.
+/// What no report needs that reads as little as it may: `intents::store::REPORT_TIME`.
 const REPORT_TIME: &str = "SET statement_timeout = '10s'";
 
 /// Connections for one purpose. Clones share them.

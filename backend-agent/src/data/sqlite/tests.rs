@@ -5,9 +5,12 @@ use std::fs;
 use std::path::Path;
 
 use rusqlite::Connection;
+use viworks_common::id::Tenant;
 use viworks_runtime::sqlite::Options;
 
 use super::SqliteStore;
+use crate::data::StoreError;
+use crate::data::intents::link::Engine as _;
 use crate::data::intents::statements;
 
 /// Statements that are about all gateways: lists and counts.
@@ -96,6 +99,21 @@ async fn every_statement_is_prepared_and_none_reads_a_whole_table() {
             );
         }
     }
+}
+
+#[tokio::test]
+async fn a_report_that_takes_too_long_is_ended() {
+    const FOR_EVER: &str = "WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n) SELECT count(*) AS i FROM n";
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("backend.db");
+    let store = SqliteStore::open(Options::new(&path)).await.unwrap();
+    let tenant = Tenant::default_tenant();
+    let asked = store
+        .engine()
+        .report(&tenant, |view| view.one(FOR_EVER, &[], |_row| Ok(())));
+    let ended = asked.await;
+    assert!(matches!(ended, Err(StoreError::TooLong(_))), "{ended:?}");
+    store.database().close().await.unwrap();
 }
 
 #[tokio::test]

@@ -162,6 +162,7 @@ impl Line {
             | StoreError::Missing { .. }
             | StoreError::QueueFull { .. }
             | StoreError::ReportsBusy
+            | StoreError::TooLong(_)
             | StoreError::Unavailable(_)
             | StoreError::Unfit(_)
             | StoreError::Held(_)
