@@ -72,7 +72,7 @@ pub(crate) async fn commit_all(
         .await;
     let commits = outcomes.unwrap().into_iter().map(|outcome| {
         let TelemetryOutcome::Committed(commit) = outcome else {
-            panic!("the batch was fenced or malformed");
+            panic!("the batch was not committed: {outcome:?}");
         };
         commit
     });
