@@ -21,10 +21,6 @@ const LONG: &[(&str, &str)] = &[
         "one contract, each behaviour a test, over one bed",
     ),
     (
-        "gateway-agent/tests/it/local_api.rs",
-        "one interface, each behaviour a test, over one harness",
-    ),
-    (
         "common/tests/it/pair.rs",
         "both machines of the session against each other, over one harness",
     ),
