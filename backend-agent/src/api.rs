@@ -1,6 +1,7 @@
 //! The operators' REST API v1: one table of routes, problems for everything that goes wrong, bounds on everything.
 
 mod budget;
+mod client;
 mod crowd;
 mod events;
 mod extract;
@@ -24,6 +25,7 @@ use prometheus_client::metrics::family::Family;
 
 use tokio_util::sync::CancellationToken;
 use viworks_common::id::{ApiKeyId, Tenant};
+use viworks_common::network::IpNetwork;
 use viworks_common::rate::Quota;
 use viworks_common::time::Monotonic;
 use viworks_runtime::clock::Timeline;
@@ -73,6 +75,8 @@ pub struct ApiParts {
     pub metrics: Metrics,
     /// The bounds.
     pub limits: ApiLimits,
+    /// Proxies that are believed about where a request came from.
+    pub trusted_proxies: Vec<IpNetwork>,
     /// Ends streams and waits when the backend stops.
     pub stopping: CancellationToken,
 }
@@ -87,6 +91,7 @@ pub struct ApiState {
     conditions: Conditions,
     metrics: Metrics,
     limits: ApiLimits,
+    trusted_proxies: Vec<IpNetwork>,
     stopping: CancellationToken,
     started: Monotonic,
     refusals: Throttle,
@@ -158,6 +163,7 @@ impl ApiState {
             conditions: parts.conditions,
             metrics: parts.metrics,
             limits: parts.limits,
+            trusted_proxies: parts.trusted_proxies,
             stopping: parts.stopping,
         })
     }

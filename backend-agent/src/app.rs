@@ -578,6 +578,7 @@ impl Shared {
             conditions: self.conditions.clone(),
             metrics: self.metrics.clone(),
             limits,
+            trusted_proxies: config.api.trusted_proxies.clone(),
             stopping: lifecycle.stop_token(),
         });
         let quotas = state.quotas();

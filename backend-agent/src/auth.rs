@@ -7,6 +7,7 @@ pub mod quota;
 mod secret;
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use viworks_api::Scope;
 use viworks_common::catalogue::Risk;
@@ -28,6 +29,8 @@ pub struct Principal {
     pub scopes: BTreeSet<Scope>,
     /// When its key ends, if it does.
     pub expires_at: Option<Timestamp>,
+    /// Where it asks from, once a request has been read.
+    pub address: Option<IpAddr>,
 }
 
 impl Principal {
@@ -57,7 +60,9 @@ impl Principal {
     /// As it stands in the audit trail.
     #[must_use]
     pub fn actor(&self, request_id: &str) -> Actor {
-        Actor::api_key(self.key_id).on_request(request_id)
+        Actor::api_key(self.key_id)
+            .on_request(request_id)
+            .at_address(self.address)
     }
 
     /// The risks of commands it may submit.

@@ -270,17 +270,19 @@ impl AgentsConfig {
         if terminated {
             self.check_terminated(section);
         }
-        if let Some(everybody) = self
-            .trusted_proxies
-            .iter()
-            .find(|network| network.is_everybody())
-        {
-            section.problem(
-                "trusted_proxies",
-                format!("{everybody} is everybody, who could then claim any address"),
-                "name the addresses of the proxies only",
-            );
-        }
+        nobody_is_everybody(section, &self.trusted_proxies);
+    }
+}
+
+/// Whoever may claim any address is not to be everybody.
+fn nobody_is_everybody(section: &mut Section<'_>, trusted: &[IpNetwork]) {
+    let everybody = trusted.iter().find(|network| network.is_everybody());
+    if let Some(everybody) = everybody {
+        section.problem(
+            "trusted_proxies",
+            format!("{everybody} is everybody, who could then claim any address"),
+            "name the addresses of the proxies only",
+        );
     }
 }
 
@@ -338,6 +340,9 @@ settings! {
         /// Where operators connect, in plain text and therefore on a loopback address only: a proxy that ends TLS
         /// stands in front of it for others. Port 0 takes a free one.
         listen: SocketAddr = parsed("loopback address:port", loopback(8080)),
+        /// The addresses and networks of the proxies that are believed about where an operator is (`X-Real-IP`), for
+        /// the log and the audit trail. Others are where their connections come from.
+        trusted_proxies: Vec<IpNetwork> = parsed_list("addresses and networks"),
         /// Open sockets. Beyond, and at three quarters for those that have shown no valid key, a newcomer takes the
         /// place of the stranger who has held one longest.
         connections_max: usize = integer(1_024, 1..=100_000),
@@ -381,6 +386,7 @@ impl ApiConfig {
                 "listen on 127.0.0.1 or [::1], behind a proxy that ends TLS",
             );
         }
+        nobody_is_everybody(section, &self.trusted_proxies);
     }
 }
 

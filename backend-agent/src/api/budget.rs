@@ -237,6 +237,7 @@ mod tests {
             name: format!("key {n}"),
             scopes: BTreeSet::new(),
             expires_at: None,
+            address: None,
         }
     }
 

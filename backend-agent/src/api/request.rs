@@ -1,7 +1,7 @@
 //! What every request passes: its id, its answer's headers, its log line, its counter, and the guard of its route.
 
 use std::any::Any;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use viworks_runtime::answers::ALWAYS;
 use viworks_runtime::random;
 use viworks_runtime::shares::{Share, Shares};
 
+use super::client::Client;
 use super::problem::{ApiError, ApiResult, RETRY_SOON};
 use super::router::Weight;
 use super::serve::ApiSeat;
@@ -60,13 +61,22 @@ pub(super) async fn finish(
     let id = given_id(request.headers())
         .unwrap_or_else(|| format!("req_{}", random::uuid_v7(state.clock.line()).simple()));
     request.extensions_mut().insert(RequestId(id.clone()));
+    let client = Client::of(
+        request.extensions(),
+        request.headers(),
+        &state.trusted_proxies,
+    );
+    if let Some(client) = client {
+        request.extensions_mut().insert(client);
+    }
     let method = request.method().clone();
     let route = request
         .extensions()
         .get::<MatchedPath>()
         .map_or_else(|| "none".to_owned(), |path| path.as_str().to_owned());
     let started = state.clock.now();
-    let span = tracing::info_span!("http", request_id = id, %method, route);
+    let peer = client.map(|Client(address)| tracing::field::display(address));
+    let span = tracing::info_span!("http", request_id = id, %method, route, peer);
     let mut response = next.run(request).instrument(span.clone()).await;
     if let Some(error) = response.extensions_mut().remove::<ApiError>() {
         error.render(&mut response, &id);
@@ -201,6 +211,10 @@ pub(super) async fn authorise(
         &state.clock,
     )
     .await;
+    let found = found.map(|principal| Principal {
+        address: address(&parts),
+        ..principal
+    });
     if let Ok(principal) = &found
         && let Some(seat) = parts.extensions.get::<ApiSeat>()
     {
@@ -232,8 +246,9 @@ pub(super) async fn authorise(
             if matches!(error, AuthError::Refused) {
                 let actor = Actor {
                     kind: ActorKind::Anonymous,
-                    id: peer(&parts),
+                    id: address(&parts).map_or_else(|| "unknown".to_owned(), |it| it.to_string()),
                     request_id: None,
+                    address: None,
                 };
                 refused(&state, &parts, actor, scope, "bearer token not accepted").await;
             }
@@ -320,12 +335,12 @@ async fn refused(state: &ApiState, parts: &Parts, actor: Actor, scope: Scope, wh
     let request_id = parts.extensions.get::<RequestId>().map(|id| id.0.clone());
     let actor = Actor {
         request_id,
+        address: address(parts),
         ..actor
     };
     let detail = serde_json::json!({
         "why": why,
         "method": parts.method.as_str(),
-        "peer": peer(parts),
     });
     record_refusal(
         state,
@@ -367,11 +382,10 @@ pub(super) async fn record_refusal(
     }
 }
 
-fn peer(parts: &Parts) -> String {
-    parts
-        .extensions
-        .get::<Peer>()
-        .map_or_else(|| "unknown".to_owned(), |peer| peer.0.ip().to_string())
+/// Where a request came from.
+fn address(parts: &Parts) -> Option<IpAddr> {
+    let client = parts.extensions.get::<Client>();
+    client.map(|Client(address)| *address)
 }
 
 /// Bounds the time of a request. One that asks to be kept waiting gets so much more.

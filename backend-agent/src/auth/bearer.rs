@@ -145,6 +145,7 @@ async fn look_up(
         key_id: key.id,
         name: key.name,
         expires_at: key.expires_at,
+        address: None,
         // A scope that this version does not know opens nothing.
         scopes: key
             .scopes

@@ -115,6 +115,7 @@ mod tests {
             name: "ci".to_owned(),
             scopes: BTreeSet::new(),
             expires_at: None,
+            address: None,
         }
     }
 

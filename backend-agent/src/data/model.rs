@@ -7,6 +7,7 @@ mod instance;
 mod record;
 
 use std::fmt;
+use std::net::IpAddr;
 
 use viworks_common::id::{AgentId, ApiKeyId};
 
@@ -94,6 +95,8 @@ pub struct Actor {
     pub id: String,
     /// The request it made, as in the log and in the answer's header.
     pub request_id: Option<String>,
+    /// Where that request came from. The audit log has it among what else there is to know, as `peer`.
+    pub address: Option<IpAddr>,
 }
 
 impl Actor {
@@ -128,11 +131,19 @@ impl Actor {
         self
     }
 
+    /// The same principal, asking from this address.
+    #[must_use]
+    pub const fn at_address(mut self, address: Option<IpAddr>) -> Self {
+        self.address = address;
+        self
+    }
+
     fn new(kind: ActorKind, id: impl Into<String>) -> Self {
         Self {
             kind,
             id: id.into(),
             request_id: None,
+            address: None,
         }
     }
 }

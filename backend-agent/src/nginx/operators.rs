@@ -1,5 +1,6 @@
 //! Holds the part of a configuration of nginx that leads operators to the API against what they need.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use viworks_runtime::config::Problem;
 
 use super::directive::{Directive, in_force, named, size, span};
 use super::render::reached_at;
-use super::whole::{Findings, Whole, is_upstream, leading_to};
+use super::whole::{Findings, Whole, comes_from, header, is_upstream, leading_to};
 use crate::pki::issue::is_for;
 
 /// After how much silence an event stream says that it is there.
@@ -37,6 +38,7 @@ pub(super) fn check(whole: &Whole<'_>, findings: &mut Findings) {
             found = true;
             encryption(http, server, findings);
             events(http, server, &locations, findings);
+            origins(whole, http, server, &locations, &address, findings);
         }
     }
     if found {
@@ -49,6 +51,38 @@ pub(super) fn check(whole: &Whole<'_>, findings: &mut Findings) {
         findings
             .problems
             .push(Problem::of_file(whole.file, message, help));
+    }
+}
+
+/// Whether the backend knows where operators are.
+fn origins(
+    whole: &Whole<'_>,
+    http: &[Directive],
+    server: &Directive,
+    locations: &[&Directive],
+    address: &str,
+    findings: &mut Findings,
+) {
+    let mut unknown = BTreeSet::new();
+    for location in locations {
+        let blocks = [http, server.block.as_slice(), location.block.as_slice()];
+        if header(&blocks, "X-Real-IP") != Some("$remote_addr") {
+            findings.problems.push(location.problem(
+                "X-Real-IP goes on as the client wrote it, who could be anywhere in the audit trail",
+                "write proxy_set_header X-Real-IP $remote_addr; in this location",
+            ));
+        }
+        let bound = in_force(&blocks, "proxy_bind").map(Directive::value);
+        let trusted = &whole.config.api.trusted_proxies;
+        if let Some(from) = comes_from(address, bound)
+            && !trusted.iter().any(|network| network.contains(from))
+            && unknown.insert(from)
+        {
+            findings.problems.push(location.problem(
+                format!("the audit trail would have all operators at {from}, the address of nginx"),
+                format!("add \"{from}\" to trusted_proxies in [api]"),
+            ));
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use viworks_common::pin::SpkiPin;
 use super::directive::{Directive, in_force, named, span};
 use super::render::reached_at;
 use super::renewal::pin;
-use super::whole::{Findings, Whole, comes_from, host, is_upstream, leading_to};
+use super::whole::{Findings, Whole, comes_from, header, host, is_upstream, leading_to};
 
 /// Headers that the location of gateways has to set, with what.
 const HEADERS: [(&str, &str, &str); 4] = [
@@ -119,17 +119,8 @@ fn sessions(
 ) {
     let agents = &whole.config.agents;
     let problems = &mut findings.problems;
-    // Headers of an outer block are in force only where an inner one sets none.
-    let headers = blocks.iter().rev().find_map(|block| {
-        let set: Vec<_> = named(block, "proxy_set_header").collect();
-        (!set.is_empty()).then_some(set)
-    });
-    let headers = headers.unwrap_or_default();
     for (name, value, without) in HEADERS {
-        let set = headers
-            .iter()
-            .find(|header| header.value().eq_ignore_ascii_case(name));
-        let given = set.and_then(|header| header.arguments.get(1));
+        let given = header(blocks, name);
         if !given.is_some_and(|given| value.is_empty() || given == value) {
             let value = if value.is_empty() {
                 "$connection_upgrade"

@@ -68,6 +68,17 @@ pub(super) fn comes_from(address: &str, bound: Option<&str>) -> Option<IpAddr> {
     }
 }
 
+/// What a request is given in a header, where blocks are one inside the other.
+pub(super) fn header<'d>(blocks: &[&'d [Directive]], name: &str) -> Option<&'d str> {
+    // Headers of an outer block are in force only where an inner one sets none.
+    let set = blocks.iter().rev().find_map(|block| {
+        let mut set = named(block, "proxy_set_header").peekable();
+        set.peek().is_some().then_some(set)
+    });
+    let own = set?.find(|header| header.value().eq_ignore_ascii_case(name))?;
+    own.arguments.get(1).map(String::as_str)
+}
+
 /// The host of a URL.
 pub(crate) fn host(url: &str) -> Option<&str> {
     let (_scheme, rest) = url.split_once("://")?;

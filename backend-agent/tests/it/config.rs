@@ -119,6 +119,15 @@ fn proxies_are_named_one_by_one_and_only_where_they_are_believed() {
         problems(&[require, ("TRUSTED_PROXIES", "127.0.0.1,10.0.8.0/24")]),
         ""
     );
+    let api = |value: &str| {
+        let setting = ("VIWORKS__API__TRUSTED_PROXIES".to_owned(), value.to_owned());
+        let folder = initialised();
+        let environment = [setting].into_iter().collect();
+        let loaded = Config::load(&folder.path().join("b/backend.toml"), &environment);
+        loaded.map_or_else(|problems| problems.to_string(), |_config| String::new())
+    };
+    assert_eq!(api("127.0.0.1"), "");
+    assert!(api("0.0.0.0/0").contains("0.0.0.0/0 is everybody"));
     for (settings, told) in [
         (&[require][..], "no proxy is believed"),
         (

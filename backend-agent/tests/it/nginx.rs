@@ -25,6 +25,7 @@ impl Scene {
         let mut config = pki::config(&folder);
         config.agents.proxy_protocol = ProxyProtocol::Require;
         config.agents.trusted_proxies = vec!["127.0.0.1".parse().unwrap()];
+        config.api.trusted_proxies = vec!["127.0.0.1".parse().unwrap()];
         config.agents.public_url = Some("wss://agents.example.org".to_owned());
         Self { folder, config }
     }
@@ -230,6 +231,16 @@ fn what_would_hold_operators_up_is_told() {
             "127.0.0.1:8080",
             "127.0.0.1:8089",
             "leads to 127.0.0.1:8080",
+        ),
+        (
+            "proxy_set_header X-Real-IP $remote_addr;",
+            "",
+            "X-Real-IP goes on as the client wrote it",
+        ),
+        (
+            "proxy_http_version 1.1;",
+            "proxy_http_version 1.1; proxy_bind 10.0.0.7;",
+            "all operators at 10.0.0.7",
         ),
     ] {
         let found = scene.told_of(this, other);

@@ -27,13 +27,15 @@ fn behind() -> Start {
     Start::default()
         .with("VIWORKS__AGENTS__PROXY_PROTOCOL", "require")
         .with("VIWORKS__AGENTS__TRUSTED_PROXIES", PROXY)
+        .with("VIWORKS__API__TRUSTED_PROXIES", PROXY)
 }
 
 fn from_its_own_address(shipped: &str) -> String {
-    shipped.replace(
-        "proxy_pass $viworks_target;",
-        &format!("proxy_pass $viworks_target;\n        proxy_bind {PROXY};"),
-    )
+    ["proxy_pass $viworks_target;", "proxy_http_version 1.1;"]
+        .into_iter()
+        .fold(shipped.to_owned(), |text, line| {
+            text.replace(line, &format!("{line}\n    proxy_bind {PROXY};"))
+        })
 }
 
 fn api(system: &Deployment) -> String {
@@ -288,6 +290,46 @@ async fn operators_reach_the_api_by_https_and_nothing_else_is_served() {
     assert_eq!(
         (&first["client"], &first["status"]),
         (&json!("127.0.0.1"), &json!(200))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn operators_are_known_by_their_own_address_whatever_they_claim() {
+    if !Nginx::is_installed() {
+        return;
+    }
+    let mut system = Deployment::new(Binaries::shipped());
+    system.start_backend(behind()).await;
+    let nginx = nginx_before(&[&system]);
+    let past = reqwest::Client::builder().no_proxy().build().unwrap();
+    for (name, client, url) in [
+        ("through", nginx.client(), nginx.api_url()),
+        ("past", past, system.api_url()),
+    ] {
+        let body = json!({"name": name, "scopes": ["runs:read"]});
+        let request = client.post(format!("{url}/v1/apikeys")).json(&body);
+        let request = request
+            .bearer_auth(token(&system))
+            .header("x-real-ip", "203.0.113.9")
+            .header("x-forwarded-for", "203.0.113.9");
+        assert_eq!(request.send().await.unwrap().status(), 201, "{name}");
+        let audit = system.get("/v1/audit?limit=1").await;
+        let record = &audit["items"][0];
+        assert_eq!(record["action"], "api_key.create", "{name}: {audit}");
+        // Neither what it claims, nor the address of nginx.
+        assert_eq!(record["detail"]["peer"], "127.0.0.1", "{name}: {audit}");
+    }
+    // The line about a refusal says the same.
+    let refused = nginx.client().get(format!("{}/v1/runs", nginx.api_url()));
+    let refused = refused.bearer_auth("vwk_nobody").send().await.unwrap();
+    assert_eq!(refused.status(), 401);
+    let log = system.backend().log();
+    let line = log
+        .lines()
+        .find(|line| line.contains("a request was refused"));
+    assert!(
+        line.is_some_and(|line| line.contains("peer=127.0.0.1")),
+        "{log}"
     );
 }
 

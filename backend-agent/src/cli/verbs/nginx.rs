@@ -152,4 +152,8 @@ fn tell_rest(mode: Option<TlsEnd>, config: &Config) {
         say("  proxy_protocol = \"require\"");
         say("  trusted_proxies = [\"127.0.0.1\"]");
     }
+    if config.api.trusted_proxies.is_empty() {
+        say("the backend believes no proxy about where operators are yet; in [api]:");
+        say("  trusted_proxies = [\"127.0.0.1\"]");
+    }
 }

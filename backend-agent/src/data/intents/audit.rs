@@ -88,12 +88,20 @@ pub(super) fn append(
     detail: &Value,
 ) -> StoreResult<()> {
     let (actor_kind, actor_id, request_id) = (actor.kind.name(), &actor.id, &actor.request_id);
-    let (outcome, detail) = (outcome.name(), to_json(detail));
+    let (outcome, detail) = (outcome.name(), to_json(&with_peer(actor, detail.clone())));
     tx.execute(
         APPEND,
         params! { actor_kind, actor_id, action, object, outcome, detail, request_id },
     )?;
     Ok(())
+}
+
+/// What else there is to know, with where the request came from.
+pub(super) fn with_peer(actor: &Actor, mut detail: Value) -> Value {
+    if let (Some(address), Value::Object(fields)) = (actor.address, &mut detail) {
+        fields.insert("peer".to_owned(), address.to_string().into());
+    }
+    detail
 }
 
 /// Appends what no other intent records.
@@ -167,6 +175,7 @@ fn read(row: &Row<'_>) -> StoreResult<AuditRecord> {
                 kind: row.word("actor_kind", ActorKind::from_name)?,
                 id: row.get("actor_id")?,
                 request_id: row.get("request_id")?,
+                address: None,
             },
             action: row.get("action")?,
             object: row.get("object")?,

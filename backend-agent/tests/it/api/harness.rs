@@ -52,6 +52,9 @@ impl CommandNudge for Nudges {
     }
 }
 
+/// The proxy that the API believes.
+pub(super) const PROXY: &str = "127.0.0.9";
+
 /// The database in a backend's folder.
 const DATABASE: &str = "backend.sqlite";
 
@@ -169,6 +172,7 @@ impl Backend {
             conditions: conditions.clone(),
             metrics: metrics.clone(),
             limits,
+            trusted_proxies: vec![PROXY.parse().unwrap()],
             stopping: stopping.clone(),
         });
         Self {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use viworks_backend_agent::api::{ApiLimits, serve};
 use viworks_backend_agent::command::bus::OutputChunk;
 use viworks_common::id::RunId;
@@ -13,7 +13,7 @@ use viworks_common::wire::message::OutputStream;
 use viworks_runtime::lifecycle::Lifecycle;
 use viworks_testkit::process::eventually;
 
-use super::harness::{Backend, catalogue, now};
+use super::harness::{Backend, PROXY, catalogue, now};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -399,5 +399,59 @@ async fn keys_that_keep_every_place_of_keys_busy_together_are_told_of_in_health(
     assert!(health.text.contains("api.full"), "{}", health.text);
     assert!(!health.text.contains("api.key_full"), "{}", health.text);
     drop(waiting);
+    lifecycle.shutdown(PATIENCE).await;
+}
+
+/// The answer to a request that says of itself where it came from.
+async fn claiming(api: SocketAddr, from: &str, key: &str, path: &str, body: &str) -> String {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
+    let mut socket = socket.connect(api).await.unwrap();
+    let request = format!(
+        "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\nx-real-ip: 203.0.113.9\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    socket.write_all(request.as_bytes()).await.unwrap();
+    read_all(&mut socket).await
+}
+
+#[tokio::test]
+async fn the_audit_trail_says_where_a_request_came_from_as_far_as_whoever_says_so_is_believed() {
+    const RUN: &str = r#"{"command": "sys.uptime", "targets": "all"}"#;
+    const KEY: &str = r#"{"name": "ci", "scopes": ["runs:read"]}"#;
+    let backend = Backend::new().await;
+    let (address, lifecycle) = start(&backend, backend.limits).await;
+    let _holder = backend.connect("gw-1", catalogue()).await;
+    let weak = backend.key_with(&[viworks_api::Scope::RunsRead]).await;
+    for (from, key, path, body, status, peer) in [
+        (PROXY, backend.key(), "/v1/runs", RUN, "201", "203.0.113.9"),
+        (
+            "127.0.0.1",
+            backend.key(),
+            "/v1/runs",
+            RUN,
+            "201",
+            "127.0.0.1",
+        ),
+        (
+            PROXY,
+            backend.key(),
+            "/v1/apikeys",
+            KEY,
+            "201",
+            "203.0.113.9",
+        ),
+        (PROXY, &weak, "/v1/apikeys", KEY, "403", "203.0.113.9"),
+    ] {
+        let answer = claiming(address, from, key, path, body).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}")),
+            "{answer}"
+        );
+        let audit = backend.get("/v1/audit?limit=1").await.json();
+        let record = &audit["items"][0];
+        assert_eq!(record["detail"]["peer"], peer, "{path}: {audit}");
+    }
     lifecycle.shutdown(PATIENCE).await;
 }

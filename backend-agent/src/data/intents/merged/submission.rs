@@ -11,6 +11,7 @@ use viworks_runtime::fault;
 use viworks_runtime::sqlite::params;
 
 use super::super::arrays::{Arrays, Kind, listed, unnested};
+use super::super::audit;
 use super::super::link::Sql;
 use super::super::recent::{Gateway, Recent};
 use super::super::row::{Reader, column, to_json};
@@ -339,6 +340,7 @@ fn push(rows: &mut Arrays, born: &Born<'_>) -> StoreResult<()> {
         principal: used.map(|used| &used.principal), route: used.map(|used| &used.route), key: used.map(|used| &used.key),
         request_hash: used.map(|used| used.request_hash),
         actor_kind: new.actor.kind.name(), actor_id: new.actor.id, action: "run.submit", object: format!("run:{run_id}"),
-        outcome: AuditOutcome::Done.name(), detail: to_json(&submit::detail(new, 1, 0)), request_id: new.actor.request_id,
+        outcome: AuditOutcome::Done.name(), detail: to_json(&audit::with_peer(&new.actor, submit::detail(new, 1, 0))),
+        request_id: new.actor.request_id,
     })
 }
