@@ -7,8 +7,8 @@ usage() {
 usage: scripts/production_validation.sh --self-contained [--strict] [--previous DIR] [--report DIR] [--only CHECKS]
        scripts/production_validation.sh --url URL --key FILE (--gateway DIR | --backend-config FILE) [--report DIR] [--only CHECKS]
 
-  --self-contained        starts an installation of its own, with PostgreSQL and Redis where they are installed, kills its
-                          parts, and removes it; needs a Rust toolchain
+  --self-contained        starts an installation of its own, with nginx, PostgreSQL and Redis where they are installed,
+                          kills its parts, and removes it; needs a Rust toolchain
   --strict                what could not be tried is a no-go as well
   --previous DIR          the programs of the version before, for the rehearsal of a rollback
 

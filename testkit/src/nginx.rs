@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rcgen::{CertificateParams, KeyPair};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::binaries::workspace;
@@ -326,6 +326,21 @@ impl Nginx {
             .split_whitespace()
             .filter_map(|pid| pid.parse().ok())
             .collect()
+    }
+
+    /// kill -9 of the server, and of what works for it and would go on without it.
+    pub fn kill(&mut self) {
+        let workers = self.workers();
+        if let Some(mut process) = self.process.take() {
+            process.kill();
+        }
+        let pids = workers
+            .into_iter()
+            .filter_map(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+        for pid in pids {
+            // One that is already gone needs no signal.
+            let _sent = kill_process(pid, Signal::KILL);
+        }
     }
 
     /// Ends it at once, with every connection.

@@ -34,6 +34,7 @@ pub(crate) enum Break {
     BackendRecovery,
     RedisRecovery,
     PostgresRecovery,
+    NginxRecovery,
     Rollback,
 }
 

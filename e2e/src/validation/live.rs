@@ -124,6 +124,7 @@ async fn arrange(scene: &mut Scene, broken: Option<Break>) -> anyhow::Result<Arr
             | Break::BackendRecovery
             | Break::RedisRecovery
             | Break::PostgresRecovery
+            | Break::NginxRecovery
             | Break::Rollback,
         )
         | None => {}

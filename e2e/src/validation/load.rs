@@ -49,10 +49,18 @@ pub(crate) struct Account {
 impl Load {
     pub(crate) fn on(scene: &Scene, name: &str) -> anyhow::Result<Self> {
         let token = std::fs::read_to_string(scene.token())?;
+        // Where nginx is, operators come through it.
+        let (http, apis) = scene.nginx.as_ref().map_or_else(
+            || {
+                let apis = scene.backends.iter().map(|it| it.api_url()).collect();
+                (viworks_testkit::http::client(), apis)
+            },
+            |nginx| (nginx.client(), vec![nginx.api_url()]),
+        );
         Ok(Self {
-            http: viworks_testkit::http::client(),
+            http,
             token: token.trim().to_owned(),
-            apis: scene.backends.iter().map(|it| it.api_url()).collect(),
+            apis,
             folders: scene.folders.clone(),
             name: name.to_owned(),
             over: AtomicBool::new(false),

@@ -31,8 +31,8 @@ mod recovery;
 mod rollback;
 mod scene;
 
-/// Validate an installation that is made for it, with PostgreSQL and Redis where they are installed, and say go or
-/// no-go: 0 or 20.
+/// Validate an installation that is made for it, with nginx, PostgreSQL and Redis where they are installed, and say go
+/// or no-go: 0 or 20.
 #[derive(Debug, Parser)]
 #[command(name = "production_validation", version)]
 struct Cli {
@@ -54,7 +54,7 @@ struct Cli {
     /// How many telemetry records are handed in
     #[arg(long, default_value_t = 500, value_name = "N")]
     records: u32,
-    /// The embedded database, and one backend
+    /// The embedded database, and one backend with nothing in front of it
     #[arg(long)]
     embedded: bool,
     /// Arrange that a check has something to find: its result has to be NO-GO
@@ -69,7 +69,7 @@ impl Cli {
 }
 
 /// A check that is made here: what it is called, what it is about, its limit.
-const OWN: [(&str, &str, &str); 5] = [
+const OWN: [(&str, &str, &str); 6] = [
     (
         "backend_configuration",
         "backend fails closed",
@@ -78,6 +78,7 @@ const OWN: [(&str, &str, &str); 5] = [
     ("backend_recovery", "backend killed", "< 30 s, 0 lost"),
     ("redis_recovery", "Redis killed", "< 30 s, 0 lost"),
     ("postgres_recovery", "PostgreSQL killed", "< 30 s, 0 lost"),
+    ("nginx_recovery", "nginx killed", "< 30 s, 0 lost"),
     ("rollback", "rollback", "data read"),
 ];
 

@@ -39,9 +39,8 @@ pub(crate) async fn check(scene: &mut Scene, name: &str, broken: Option<Break>) 
         let killed_at = load.finished();
         if !is_broken {
             start_again(scene, name).await;
-        } else if name == "redis_recovery" {
-            // What is in it are hints: all goes on without it, so more than it has to be gone.
-            scene.address.set(Network::Cut);
+        } else {
+            take_more(scene, name);
         }
         // One that was under way may end all the same; the one after it began afterwards.
         let back = timeout(limit, async {
@@ -89,6 +88,21 @@ pub(crate) async fn check(scene: &mut Scene, name: &str, broken: Option<Break>) 
     Finding::fail(measured, "what was accepted is to be there once", fix)
 }
 
+/// Where all goes on without what was killed, more than that has to be gone.
+fn take_more(scene: &mut Scene, name: &str) {
+    match name {
+        // The other one takes over.
+        "backend_recovery" => {
+            for other in scene.backends.iter_mut().skip(1) {
+                other.kill_backend();
+            }
+        }
+        // What is in it are hints.
+        "redis_recovery" => scene.address.set(Network::Cut),
+        _ => {}
+    }
+}
+
 fn missing(scene: &Scene, name: &str) -> Option<&'static str> {
     match name {
         "redis_recovery" if scene.redis.is_none() => {
@@ -97,6 +111,9 @@ fn missing(scene: &Scene, name: &str) -> Option<&'static str> {
         "postgres_recovery" if scene.postgres.is_none() => {
             Some("there is no PostgreSQL here (on Debian: apt-get install postgresql)")
         }
+        "nginx_recovery" if scene.nginx.is_none() => Some(
+            "there is no nginx with its stream module here (on Debian: apt-get install nginx-light libnginx-mod-stream)",
+        ),
         _ => None,
     }
 }
@@ -107,6 +124,11 @@ fn kill(scene: &mut Scene, name: &str) {
         "redis_recovery" => {
             if let Some(redis) = &mut scene.redis {
                 redis.kill();
+            }
+        }
+        "nginx_recovery" => {
+            if let Some(nginx) = &mut scene.nginx {
+                nginx.kill();
             }
         }
         _ => {
@@ -126,6 +148,11 @@ async fn start_again(scene: &mut Scene, name: &str) {
         "redis_recovery" => {
             if let Some(redis) = &mut scene.redis {
                 redis.start_again();
+            }
+        }
+        "nginx_recovery" => {
+            if let Some(nginx) = &mut scene.nginx {
+                nginx.start_again();
             }
         }
         _ => {

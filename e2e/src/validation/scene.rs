@@ -1,5 +1,5 @@
-//! The installation that is validated: backends on servers of their own, gateways with a load, one gateway more for the
-//! checks of `viworks validate`. All of it is gone afterwards.
+//! The installation that is validated: backends on servers of their own and behind nginx, gateways with a load, one
+//! gateway more for the checks of `viworks validate`. All of it is gone afterwards.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,6 +8,7 @@ use anyhow::Context;
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, Start};
 use viworks_testkit::gateway::mark_starts;
+use viworks_testkit::nginx::{Backends, Nginx};
 use viworks_testkit::process::Process;
 use viworks_testkit::proxy::Proxy;
 use viworks_testkit::{postgres, redis};
@@ -24,6 +25,7 @@ const STOP_WITHIN: Duration = Duration::from_secs(60);
 pub(crate) struct Scene {
     pub(crate) postgres: Option<postgres::Own>,
     pub(crate) redis: Option<redis::Own>,
+    pub(crate) nginx: Option<Nginx>,
     pub(crate) backends: Vec<Deployment>,
     /// Where gateways dial.
     pub(crate) address: Proxy,
@@ -48,6 +50,13 @@ impl Scene {
         let redis = postgres.as_ref().and_then(|_it| redis::Own::start());
         let address = Proxy::before("").await?;
         let mut start = Start::default().with("VIWORKS__API__KEY_REQUESTS_PER_MINUTE", "1000000");
+        let has_nginx = !embedded && Nginx::is_installed();
+        if has_nginx {
+            start = start
+                .with("VIWORKS__AGENTS__PROXY_PROTOCOL", "require")
+                .with("VIWORKS__AGENTS__TRUSTED_PROXIES", "127.0.0.1")
+                .with("VIWORKS__API__TRUSTED_PROXIES", "127.0.0.1");
+        }
         if let Some(redis) = &redis {
             start = start.with("VIWORKS__QUEUE__URL", redis.place().url());
         }
@@ -63,7 +72,7 @@ impl Scene {
         };
         let folders: Vec<PathBuf> = GATEWAYS.iter().map(|name| one.issue(name)).collect();
         let probe = one.issue("validation");
-        leads_to(&probe, &address.address())?;
+        leads_to(&probe, &url(&address))?;
         let mut backends = vec![one];
         if postgres.is_some() {
             let second = backends
@@ -75,6 +84,7 @@ impl Scene {
         let mut scene = Self {
             postgres,
             redis,
+            nginx: None,
             backends,
             address,
             folders,
@@ -84,6 +94,14 @@ impl Scene {
         };
         for which in 0..scene.backends.len() {
             scene.start_backend(which).await;
+        }
+        if has_nginx {
+            let agents = |it: &Deployment| it.agents_address().to_owned();
+            let api = |it: &Deployment| it.api_url().trim_start_matches("http://").to_owned();
+            scene.nginx = Some(Nginx::start(Backends {
+                agents: scene.backends.iter().map(agents).collect(),
+                api: scene.backends.iter().map(api).collect(),
+            }));
         }
         scene.lead();
         for folder in scene.folders.clone() {
@@ -105,7 +123,8 @@ impl Scene {
         } else {
             "two backends"
         };
-        format!("{backends} on {database}{queue}")
+        let nginx = self.nginx.as_ref().map_or("", |_it| " behind nginx");
+        format!("{backends}{nginx} on {database}{queue}")
     }
 
     /// The backend that gateways come to.
@@ -124,16 +143,18 @@ impl Scene {
         }
     }
 
-    /// Gateways that dial come to the first backend.
+    /// Gateways that dial come to nginx, and where it is not, to the first backend.
     pub(crate) fn lead(&self) {
-        self.address.forward_to(self.first().agents_address());
+        let nginx = self.nginx.as_ref();
+        let nginx = nginx.map(|nginx| format!("127.0.0.1:{}", nginx.port()));
+        let own = self.first().agents_address();
+        self.address.forward_to(nginx.as_deref().unwrap_or(own));
     }
 
     fn start_gateway(&mut self, folder: &Path) {
-        let url = format!("wss://{}/agent/v1/connect", self.address.address());
         let start = Start::default()
             .with("VIWORKS__OUTBOUND__BACKOFF_MAX_MS", "1000")
-            .with("VIWORKS__OUTBOUND__URL", url);
+            .with("VIWORKS__OUTBOUND__URL", url(&self.address));
         let gateway = self.first().start_gateway(folder, start);
         self.gateways.push(gateway);
     }
@@ -153,11 +174,16 @@ impl Scene {
     }
 }
 
-/// Has a gateway's configuration name this address.
-fn leads_to(folder: &Path, address: &str) -> anyhow::Result<()> {
+/// What gateways dial: nginx goes by the name.
+fn url(address: &Proxy) -> String {
+    format!("wss://localhost:{}/agent/v1/connect", address.port())
+}
+
+/// Has a gateway's configuration name this URL.
+fn leads_to(folder: &Path, url: &str) -> anyhow::Result<()> {
     let file = folder.join("gateway.toml");
     let text = std::fs::read_to_string(&file)?;
-    let url = format!("url = \"wss://{address}/agent/v1/connect\"");
+    let url = format!("url = \"{url}\"");
     let lines = text.lines().map(|line| {
         if line.starts_with("url = ") {
             url.clone()

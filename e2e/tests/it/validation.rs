@@ -8,6 +8,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use viworks_testkit::binaries::{Binaries, workspace};
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
+use viworks_testkit::nginx::Nginx;
 use viworks_testkit::process::{Said, finish};
 use viworks_testkit::{postgres, redis};
 
@@ -31,16 +32,18 @@ const LIVE: [(&str, &str); 12] = [
 ];
 
 /// Those that only somebody may make who may kill everything; with the servers that they need.
-const OWN: [(&str, bool); 5] = [
+const OWN: [(&str, bool); 6] = [
     ("backend_configuration", false),
     ("backend_recovery", false),
     ("rollback", false),
     ("redis_recovery", true),
     ("postgres_recovery", true),
+    ("nginx_recovery", true),
 ];
 
 fn has_servers() -> bool {
-    postgres::Own::is_installed() && redis::Own::is_installed()
+    let nginx = Nginx::is_installed();
+    nginx && postgres::Own::is_installed() && redis::Own::is_installed()
 }
 
 fn programs() -> String {
@@ -79,7 +82,7 @@ async fn an_installation_of_its_own_is_validated_and_is_a_go() {
     }
     let (said, report) = validation(folder.path(), &arguments).await;
     let said = said.ended_with(0);
-    assert!(said.stdout.contains("  GO   17 of 17 in "), "{said:#?}");
+    assert!(said.stdout.contains("  GO   18 of 18 in "), "{said:#?}");
     assert_eq!(report["verdict"], "go");
     for name in LIVE
         .map(|(name, _)| name)
@@ -91,7 +94,7 @@ async fn an_installation_of_its_own_is_validated_and_is_a_go() {
         assert!(!check["limit"].as_str().unwrap().is_empty(), "{check}");
     }
     let junit = std::fs::read_to_string(folder.path().join("validation.xml")).unwrap();
-    assert!(junit.contains("tests=\"17\" failures=\"0\""), "{junit}");
+    assert!(junit.contains("tests=\"18\" failures=\"0\""), "{junit}");
 }
 
 /// Breaks what a check is about, and sees that very check say so.
