@@ -118,7 +118,7 @@ pub(crate) fn issue(system: &Deployment, count: usize) -> Vec<PathBuf> {
 }
 
 /// Which session each gateway has.
-async fn sessions(system: &Deployment, folders: &[PathBuf]) -> BTreeMap<String, String> {
+pub(crate) async fn sessions(system: &Deployment, folders: &[PathBuf]) -> BTreeMap<String, String> {
     let mut sessions = BTreeMap::new();
     for folder in folders {
         let shown = system.get(&format!("/v1/gateways/{}", name(folder))).await;
@@ -129,7 +129,7 @@ async fn sessions(system: &Deployment, folders: &[PathBuf]) -> BTreeMap<String, 
 }
 
 /// Waits until every gateway has another session than it had.
-async fn all_came_back(
+pub(crate) async fn all_came_back(
     system: &Deployment,
     folders: &[PathBuf],
     before: &BTreeMap<String, String>,

@@ -28,6 +28,7 @@ mod limits;
 mod live;
 mod local_flood;
 mod newcomer;
+mod nginx_faults;
 mod old_database;
 mod points;
 mod postgres;

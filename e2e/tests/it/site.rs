@@ -10,6 +10,7 @@ use tokio::time::sleep;
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
 use viworks_testkit::gateway::{ONCE, feed, mark_starts, started};
+use viworks_testkit::nginx::{Backends, Nginx};
 use viworks_testkit::postgres::Own;
 use viworks_testkit::process::{Process, eventually};
 use viworks_testkit::proxy::Proxy;
@@ -33,7 +34,10 @@ pub(crate) struct Site {
     /// The ways to the database, and to the server between the backends.
     pub(crate) to_server: [Proxy; 2],
     pub(crate) to_redis: [Proxy; 2],
-    /// Where gateways dial; it leads to one of the backends.
+    /// In front of both, where it is there: then gateways and operators come through it.
+    pub(crate) nginx: Option<Nginx>,
+    is_behind_nginx: bool,
+    /// Where gateways dial; it leads to one of the backends, or to nginx.
     pub(crate) address: Proxy,
     pub(crate) folders: Vec<PathBuf>,
     gateways: Vec<Process>,
@@ -45,11 +49,25 @@ impl Site {
         Self::start_of(Binaries::shipped(), own, redis).await
     }
 
+    /// Starts one behind nginx with the configuration that ships.
+    pub(crate) async fn start_behind_nginx(own: Own) -> (Self, Load) {
+        Self::begin(Binaries::shipped(), own, None, true).await
+    }
+
     /// The same of these programs.
     pub(crate) async fn start_of(
         binaries: &'static Binaries,
         own: Own,
         redis: Option<redis::Own>,
+    ) -> (Self, Load) {
+        Self::begin(binaries, own, redis, false).await
+    }
+
+    async fn begin(
+        binaries: &'static Binaries,
+        own: Own,
+        redis: Option<redis::Own>,
+        is_behind_nginx: bool,
     ) -> (Self, Load) {
         own.server().make_empty("viworks");
         let server = format!("127.0.0.1:{}", own.server().port());
@@ -73,6 +91,8 @@ impl Site {
             to_server,
             to_redis,
             redis,
+            nginx: None,
+            is_behind_nginx,
             address: Proxy::before("").await.unwrap(),
             folders: Vec::new(),
             gateways: Vec::new(),
@@ -92,11 +112,20 @@ impl Site {
         for which in [0, 1] {
             site.start_backend(which).await;
         }
+        if is_behind_nginx {
+            let api = |it: &Deployment| it.api_url().trim_start_matches("http://").to_owned();
+            let backends = site.backends.each_ref();
+            site.nginx = Some(Nginx::start(Backends {
+                agents: backends.map(|it| it.agents_address().to_owned()).to_vec(),
+                api: backends.map(api).to_vec(),
+            }));
+        }
         // With something between the backends there is something to be said between them.
         let is_spread = site.redis.is_some();
         for (number, folder) in site.folders.iter().enumerate() {
             site.lead_to(if is_spread { number % 2 } else { 0 });
-            let url = format!("wss://{}/agent/v1/connect", site.address.address());
+            // nginx goes by the name.
+            let url = format!("wss://localhost:{}/agent/v1/connect", site.address.port());
             let start = Start::default()
                 .with("VIWORKS__OUTBOUND__BACKOFF_MAX_MS", "300")
                 .with("VIWORKS__OUTBOUND__URL", url);
@@ -118,6 +147,11 @@ impl Site {
         let mut start = start
             .with("VIWORKS__API__KEY_REQUESTS_PER_MINUTE", "1000000")
             .with("VIWORKS__STORE__URL", database.url());
+        if self.is_behind_nginx {
+            start = start
+                .with("VIWORKS__AGENTS__PROXY_PROTOCOL", "require")
+                .with("VIWORKS__AGENTS__TRUSTED_PROXIES", "127.0.0.1");
+        }
         if self.redis.is_some() {
             let port = self.to_redis[which].port();
             start = start.with("VIWORKS__QUEUE__URL", format!("redis://127.0.0.1:{port}"));
@@ -125,10 +159,12 @@ impl Site {
         self.backends[which].start_backend(start).await;
     }
 
-    /// From now on gateways that dial come to this backend.
+    /// From now on gateways that dial come to this backend, unless nginx decides that.
     pub(crate) fn lead_to(&self, which: usize) {
-        self.address
-            .forward_to(self.backends[which].agents_address());
+        let nginx = self.nginx.as_ref();
+        let nginx = nginx.map(|nginx| format!("127.0.0.1:{}", nginx.port()));
+        let own = self.backends[which].agents_address();
+        self.address.forward_to(nginx.as_deref().unwrap_or(own));
     }
 
     /// Every run ended well on all gateways and started there once; every record is there once.
@@ -206,10 +242,17 @@ pub(crate) struct Load {
 impl Load {
     fn of(site: &Site) -> Self {
         let token = std::fs::read_to_string(site.backends[0].path().join("operator.key")).unwrap();
+        let (http, apis) = site.nginx.as_ref().map_or_else(
+            || {
+                let apis = site.backends.each_ref().map(Deployment::api_url);
+                (viworks_testkit::http::client(), apis)
+            },
+            |nginx| (nginx.client(), [nginx.api_url(), nginx.api_url()]),
+        );
         Self {
-            http: viworks_testkit::http::client(),
+            http,
             token: token.trim().to_owned(),
-            apis: [site.backends[0].api_url(), site.backends[1].api_url()],
+            apis,
             folders: site.folders.clone(),
             over: AtomicBool::new(false),
             accepted: AtomicUsize::new(0),
@@ -248,7 +291,8 @@ impl Load {
             .timeout(Duration::from_secs(5));
         let response = request.send().await.ok()?;
         let status = response.status().as_u16();
-        if matches!(status, 429 | 503) {
+        // Or nginx has nobody who answers.
+        if matches!(status, 429 | 502 | 503 | 504) {
             return None;
         }
         let answer: Value = response.json().await.ok()?;
@@ -288,10 +332,15 @@ pub(crate) async fn while_it_works(
     redis: Option<redis::Own>,
     happen: impl AsyncFnOnce(&mut Site, &Load),
 ) {
-    let (mut site, load) = Site::start(own, redis).await;
+    let (site, load) = Site::start(own, redis).await;
+    work(site, &load, happen).await;
+}
+
+/// The same of a site that is there.
+pub(crate) async fn work(mut site: Site, load: &Load, happen: impl AsyncFnOnce(&mut Site, &Load)) {
     let script = async {
         load.more(3).await;
-        happen(&mut site, &load).await;
+        happen(&mut site, load).await;
         load.more(3).await;
         load.end();
     };
