@@ -150,6 +150,11 @@ install_part() {
       put_if_there 644 "$file" "/usr/share/viworks/helper.d/$(basename -- "$file")"
     done
   fi
+  if [ "$1" = backend ]; then
+    for file in "$from"/nginx/*.conf; do
+      put_if_there 644 "$file" "/usr/share/viworks/nginx/$(basename -- "$file")"
+    done
+  fi
   if [ "$1" = gateway ]; then
     for file in "$from"/catalogue/*.toml; do
       if [ -e "$file" ]; then put_catalogue "$file" "$(basename -- "$file")"; fi
@@ -192,7 +197,9 @@ uninstall_part() {
 purge_part() {
   uninstall_part "$1"
   case $1 in
-    backend) run rm -rf -- "$root/var/lib/viworks-backend" "$root/etc/viworks/backend" ;;
+    backend)
+      run rm -rf -- "$root/var/lib/viworks-backend" "$root/etc/viworks/backend" "$root/usr/share/viworks/nginx"
+      ;;
     gateway)
       run rm -rf -- "$root/var/lib/viworks-gateway" "$root/etc/viworks/conf.d" "$root/etc/viworks/commands.d" \
         "$root/etc/viworks/helper.d" "$root/usr/share/viworks/catalogue" "$root/usr/share/viworks/helper.d"

@@ -15,12 +15,13 @@ const CRATES: [&str; 3] = [
 ];
 
 /// What an archive for other systems has beside the programs: where it is kept, and where it goes.
-const ARCHIVED: [(&str, &str); 6] = [
+const ARCHIVED: [(&str, &str); 7] = [
     ("target/packaging/man", "man"),
     ("target/packaging/completions", "completions"),
     ("systemd", "systemd"),
     ("common/catalogue", "catalogue"),
     ("packaging/helper.d", "helper.d"),
+    ("nginx", "nginx"),
     ("scripts/install-service.sh", "scripts/install-service.sh"),
 ];
 

@@ -12,6 +12,7 @@ use viworks_common::key::BindingMode;
 use crate::pki;
 
 const SHIPPED: &str = include_str!("../../../nginx/nginx.conf");
+const CONTAINERS: &str = include_str!("../../../containers/nginx.conf");
 const TERMINATE: &str = include_str!("../../../nginx/nginx-terminate.conf");
 
 struct Scene {
@@ -74,6 +75,16 @@ fn the_shipped_file_is_what_is_rendered_for_its_own_names_and_has_no_problem() {
         Ok(SHIPPED)
     );
     assert_eq!(scene.told(SHIPPED), "");
+}
+
+#[test]
+fn the_file_of_the_containers_fits_both_of_their_backends() {
+    for (agents, api) in [("9081", "9181"), ("9082", "9182")] {
+        let mut scene = Scene::new();
+        scene.config.agents.listen = format!("127.0.0.1:{agents}").parse().unwrap();
+        scene.config.api.listen = format!("127.0.0.1:{api}").parse().unwrap();
+        assert_eq!(scene.told(CONTAINERS), "");
+    }
 }
 
 #[test]

@@ -28,6 +28,7 @@ impl Site {
             ("systemd", "systemd"),
             ("common/catalogue", "catalogue"),
             ("packaging/helper.d", "helper.d"),
+            ("nginx", "nginx"),
             ("scripts/install-service.sh", "scripts/install-service.sh"),
         ] {
             let to = archive.join(to);
@@ -91,6 +92,8 @@ fn it_installs_keeps_uninstalls_and_purges_below_a_folder() {
         "usr/bin/viworks-gateway-helper",
         unit,
         example,
+        "usr/share/viworks/nginx/nginx.conf",
+        "usr/share/viworks/nginx/nginx-terminate.conf",
     ] {
         assert!(site.has(file), "{file}");
     }

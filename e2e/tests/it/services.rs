@@ -357,6 +357,9 @@ impl Site {
         self.is_back(GATEWAY, &gateway).await;
         self.machine
             .shell("grep -qx '# ours' /etc/viworks/commands.d/10-gateway.toml");
+        self.machine.shell(
+            "ls /usr/share/viworks/nginx/nginx.conf /usr/share/viworks/nginx/nginx-terminate.conf",
+        );
         self.works().await;
     }
 
@@ -402,6 +405,7 @@ impl Site {
             (here.join("systemd"), "systemd"),
             (here.join("common/catalogue"), "catalogue"),
             (here.join("packaging/helper.d"), "helper.d"),
+            (here.join("nginx"), "nginx"),
             (
                 here.join("scripts/install-service.sh"),
                 "scripts/install-service.sh",
