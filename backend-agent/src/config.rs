@@ -270,17 +270,17 @@ impl AgentsConfig {
         if terminated {
             self.check_terminated(section);
         }
-        nobody_is_everybody(section, &self.trusted_proxies);
+        no_strangers(section, &self.trusted_proxies);
     }
 }
 
-/// Whoever may claim any address is not to be everybody.
-fn nobody_is_everybody(section: &mut Section<'_>, trusted: &[IpNetwork]) {
-    let everybody = trusted.iter().find(|network| network.is_everybody());
-    if let Some(everybody) = everybody {
+/// Whoever may claim any address is not to be a stranger.
+fn no_strangers(section: &mut Section<'_>, trusted: &[IpNetwork]) {
+    let wide = trusted.iter().find(|network| network.holds_strangers());
+    if let Some(wide) = wide {
         section.problem(
             "trusted_proxies",
-            format!("{everybody} is everybody, who could then claim any address"),
+            format!("{wide} is more than one site can have, and whoever is there could claim any address"),
             "name the addresses of the proxies only",
         );
     }
@@ -386,7 +386,7 @@ impl ApiConfig {
                 "listen on 127.0.0.1 or [::1], behind a proxy that ends TLS",
             );
         }
-        nobody_is_everybody(section, &self.trusted_proxies);
+        no_strangers(section, &self.trusted_proxies);
     }
 }
 

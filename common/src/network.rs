@@ -60,10 +60,15 @@ impl IpNetwork {
         width(address) == width(self.address) && leading(address, self.bits) == self.address
     }
 
-    /// Whether every address of its kind belongs to it.
+    /// Whether its addresses cannot all be one site's: it is wider than `10.0.0.0/8` or `fc00::/7`, the widest networks
+    /// that everybody may use within a site.
     #[must_use]
-    pub const fn is_everybody(&self) -> bool {
-        self.bits == 0
+    pub const fn holds_strangers(&self) -> bool {
+        self.bits
+            < match self.address {
+                IpAddr::V4(_) => 8,
+                IpAddr::V6(_) => 7,
+            }
     }
 }
 
@@ -144,7 +149,6 @@ mod tests {
         assert!(network("::ffff:10.0.0.1").contains(ip("10.0.0.1")));
         assert!(network("::ffff:10.0.0.0/104").contains(ip("::ffff:10.9.9.9")));
         assert!(!network("::ffff:10.0.0.0/104").contains(ip("11.0.0.0")));
-        assert!(network("::ffff:0:0/96").is_everybody());
         assert!(!network("0.0.0.0/0").contains(ip("2001:db8::1")));
     }
 
@@ -152,6 +156,29 @@ mod tests {
     fn an_ipv4_address_is_one_where_a_socket_shows_it_within_ipv6() {
         assert!(network("192.0.2.0/24").contains(ip("::ffff:192.0.2.9")));
         assert!(!network("::/0").contains(ip("::ffff:192.0.2.9")));
+    }
+
+    #[test]
+    fn what_is_wider_than_a_site_holds_strangers() {
+        for wide in [
+            "0.0.0.0/0",
+            "::/0",
+            "128.0.0.0/1",
+            "2000::/3",
+            "::ffff:0:0/96",
+            "::ffff:0:0/97",
+        ] {
+            assert!(network(wide).holds_strangers(), "{wide}");
+        }
+        for own in [
+            "10.0.0.0/8",
+            "127.0.0.1",
+            "fc00::/7",
+            "::1",
+            "::ffff:10.0.0.0/104",
+        ] {
+            assert!(!network(own).holds_strangers(), "{own}");
+        }
     }
 
     #[test]

@@ -127,14 +127,20 @@ fn proxies_are_named_one_by_one_and_only_where_they_are_believed() {
         loaded.map_or_else(|problems| problems.to_string(), |_config| String::new())
     };
     assert_eq!(api("127.0.0.1"), "");
-    assert!(api("0.0.0.0/0").contains("0.0.0.0/0 is everybody"));
+    // Two halves are everybody, too.
+    for wide in ["0.0.0.0/0", "0.0.0.0/1,128.0.0.0/1", "2000::/3"] {
+        assert!(
+            api(wide).contains("is more than one site can have"),
+            "{wide}"
+        );
+    }
     for (settings, told) in [
         (&[require][..], "no proxy is believed"),
         (
             &[("TRUSTED_PROXIES", "127.0.0.1")],
             "nothing is asked of these proxies",
         ),
-        (&[require, ("TRUSTED_PROXIES", "::/0")], "::/0 is everybody"),
+        (&[require, ("TRUSTED_PROXIES", "::/0")], "::/0 is more than"),
         (
             &[require, ("TRUSTED_PROXIES", "10.0.8.1/24")],
             "the network is 10.0.8.0/24",

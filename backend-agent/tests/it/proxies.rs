@@ -111,6 +111,21 @@ async fn connections_are_counted_for_the_client_and_not_for_the_proxy() {
 }
 
 #[tokio::test]
+async fn a_client_is_the_same_in_whatever_form_its_address_is_written() {
+    let mut backend = behind("::ffff:127.0.0.1", |agents| agents.per_source_max = 1).await;
+    let (one, other) = (backend.join("gw-1").await, backend.join("gw-2").await);
+    backend.preface = line("203.0.113.9");
+    let held = backend.tls(Some(&one.certificate)).await.unwrap();
+    for again in ["::ffff:203.0.113.9", "::FFFF:cb00:7109"] {
+        let again = format!("PROXY TCP6 {again} ::1 50000 443\r\n");
+        backend.preface = again.into_bytes();
+        backend.tls(Some(&other.certificate)).await.unwrap_err();
+    }
+    drop(held);
+    backend.stop().await;
+}
+
+#[tokio::test]
 async fn a_proxy_that_does_not_finish_its_header_is_not_waited_for() {
     let soon = Duration::from_millis(200);
     let mut backend = behind("127.0.0.1", |agents| agents.tls_timeout = soon).await;
