@@ -299,7 +299,7 @@ pub(super) enum NginxCommand {
         /// nginx's configuration
         #[arg(default_value = "/etc/nginx/nginx.conf")]
         file: PathBuf,
-        /// Certbot's folder of renewals, such as /etc/letsencrypt/renewal
+        /// Certbot's folder of renewals; /etc/letsencrypt/renewal when left out, where that is there
         #[arg(long, value_name = "DIR")]
         renewal: Option<PathBuf>,
     },

@@ -5,11 +5,15 @@ use std::process::Command;
 
 use viworks_common::pin::SpkiPin;
 use viworks_runtime::config::{Problem, Problems};
+use viworks_runtime::files;
 
 use super::whole::{Findings, Whole};
 use super::{directive, operators, passed, renewal, terminated};
 use crate::config::{Config, TlsEnd};
 use crate::pki::issue::server_pins;
+
+/// Where certbot has its renewals.
+pub const RENEWALS: &str = "/etc/letsencrypt/renewal";
 
 /// What is to be checked.
 #[derive(Debug, Clone)]
@@ -18,13 +22,15 @@ pub struct Question<'q> {
     pub config: &'q Config,
     /// nginx's configuration.
     pub file: &'q Path,
-    /// Certbot's folder of renewals, where there is one.
+    /// Certbot's folder of renewals; its usual one, where that is there, when nobody names another.
     pub renewal: Option<&'q Path>,
+    /// Its usual one: [`RENEWALS`].
+    pub usual_renewal: &'q Path,
     /// Whether nginx itself is asked.
     pub ask_nginx: bool,
 }
 
-/// What was found to be right, a line each.
+/// What was found to be right, a line each, and behind it what could not be looked at.
 ///
 /// # Errors
 ///
@@ -50,7 +56,13 @@ pub fn check(question: &Question<'_>) -> Result<Vec<String>, Problems> {
         }
         Err(problem) => findings.problems.push(problem),
     }
-    Problems::refuse(findings.problems).map(|()| findings.right)
+    let Findings {
+        mut right,
+        unseen,
+        problems,
+    } = findings;
+    right.extend(unseen);
+    Problems::refuse(problems).map(|()| right)
 }
 
 fn ask_nginx(file: &Path, findings: &mut Findings) {
@@ -59,9 +71,9 @@ fn ask_nginx(file: &Path, findings: &mut Findings) {
     let mut asked =
         programs.map(|nginx| Command::new(nginx).arg("-t").arg("-c").arg(file).output());
     let Some(asked) = asked.find_map(Result::ok) else {
-        findings
-            .right
-            .push("nginx is not here to be asked (nginx -t)".to_owned());
+        let line =
+            "not looked at: whether nginx can read it, which is not here to be asked (nginx -t)";
+        findings.unseen.push(line.to_owned());
         return;
     };
     if asked.status.success() {
@@ -101,14 +113,30 @@ fn pins(question: &Question<'_>, findings: &mut Findings) -> Vec<SpkiPin> {
     findings
         .right
         .push(format!("gateways pin {}", shown.join(" and ")));
-    if let Some(folder) = question.renewal {
-        let own = [agents.certificate_file.clone(), agents.key_file.clone()];
-        let found = renewal::check(folder, &pins, &own);
-        if found.is_empty() {
-            let kept = format!("no renewal in {} changes these keys", folder.display());
-            findings.right.push(kept);
-        }
-        findings.problems.extend(found);
+    let Some(folder) = question.renewals() else {
+        let usual = question.usual_renewal.display();
+        findings.unseen.push(format!(
+            "not looked at: renewals of certificates, for there is no {usual}; --renewal DIR names another folder"
+        ));
+        return pins;
+    };
+    let own = [agents.certificate_file.clone(), agents.key_file.clone()];
+    let found = renewal::check(folder, &pins, &own);
+    if found.is_empty() {
+        let kept = format!("no renewal in {} changes these keys", folder.display());
+        findings.right.push(kept);
     }
+    findings.problems.extend(found);
     pins
+}
+
+impl<'q> Question<'q> {
+    /// The folder of renewals to look at. One that is perhaps there is looked at: what keeps us from it will be told.
+    fn renewals(&self) -> Option<&'q Path> {
+        let usual = || {
+            let usual = self.usual_renewal;
+            (!files::is_absent(usual)).then_some(usual)
+        };
+        self.renewal.or_else(usual)
+    }
 }

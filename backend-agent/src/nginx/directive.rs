@@ -59,10 +59,17 @@ pub(super) fn in_force<'d>(
     blocks: &[&'d [Directive]],
     name: &'static str,
 ) -> Option<&'d Directive> {
-    blocks
-        .iter()
-        .rev()
-        .find_map(|block| named(block, name).next())
+    all_in_force(blocks, name).next()
+}
+
+/// The same of one that may stand there several times: those of the innermost block that has any.
+pub(super) fn all_in_force<'d>(
+    blocks: &[&'d [Directive]],
+    name: &'static str,
+) -> impl Iterator<Item = &'d Directive> + use<'d> {
+    let has = |block: &&&'d [Directive]| named(block, name).next().is_some();
+    let own = blocks.iter().rev().find(has);
+    named(own.copied().unwrap_or_default(), name)
 }
 
 /// A span as nginx writes it: `90s`, `1h 30m` in one word, `500ms`, or seconds.

@@ -1,15 +1,13 @@
 //! Holds the part of a configuration of nginx that leads operators to the API against what they need.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use viworks_common::limits::REQUEST_BODY_BYTES_MAX;
-use viworks_runtime::config::Problem;
 
 use super::directive::{Directive, in_force, named, size, span};
 use super::render::reached_at;
-use super::whole::{Findings, Whole, comes_from, header, is_upstream, leading_to};
+use super::whole::{Findings, Targets, Way, Whole, comes_from, header};
 use crate::pki::issue::is_for;
 
 /// After how much silence an event stream says that it is there.
@@ -25,21 +23,30 @@ pub(super) fn check(whole: &Whole<'_>, findings: &mut Findings) {
     };
     let mut found = false;
     for http in whole.blocks("http") {
-        let upstreams = leading_to(http, &address);
-        for server in named(http, "server") {
-            let leads = |location: &&Directive| {
-                let pass = named(&location.block, "proxy_pass").next();
-                pass.is_some_and(|pass| is_upstream(pass.value(), &upstreams, &address))
-            };
-            let locations: Vec<_> = named(&server.block, "location").filter(leads).collect();
-            if locations.is_empty() {
-                continue;
-            }
-            found = true;
-            encryption(http, server, findings);
-            events(http, server, &locations, findings);
-            origins(whole, http, server, &locations, &address, findings);
+        let Some(targets) = Targets::of(http, &address) else {
+            return;
+        };
+        let ways = targets.ways(findings);
+        found |= !ways.is_empty();
+        for ways in ways.chunk_by(|one, other| std::ptr::eq(one.server(), other.server())) {
+            encryption(whole, ways, findings);
+            events(ways, findings);
+            origins(whole, ways, &address, findings);
         }
+    }
+    for stream in whole.blocks("stream") {
+        let ways = Targets::of(stream, &address).map(|targets| targets.ways(findings));
+        let past = |way: Way<'_>| {
+            way.pass.problem(
+                format!(
+                    "leads to the API at {address} as it comes: API keys would cross the network in plain text, or \
+                     whoever has one could be anywhere in the audit trail"
+                ),
+                "remove this server: operators come by a location in http",
+            )
+        };
+        let past = ways.unwrap_or_default().into_iter().map(past);
+        findings.problems.extend(past);
     }
     if found {
         findings
@@ -48,26 +55,18 @@ pub(super) fn check(whole: &Whole<'_>, findings: &mut Findings) {
     } else {
         let message = format!("no location in an http block leads to {address}, where the API is");
         let help = "viworks-backend-agent nginx render writes one that does";
-        findings
-            .problems
-            .push(Problem::of_file(whole.file, message, help));
+        findings.tell(whole.file, message, help);
     }
 }
 
 /// Whether the backend knows where operators are.
-fn origins(
-    whole: &Whole<'_>,
-    http: &[Directive],
-    server: &Directive,
-    locations: &[&Directive],
-    address: &str,
-    findings: &mut Findings,
-) {
+fn origins(whole: &Whole<'_>, ways: &[Way<'_>], address: &str, findings: &mut Findings) {
     let mut unknown = BTreeSet::new();
-    for location in locations {
-        let blocks = [http, server.block.as_slice(), location.block.as_slice()];
+    for way in ways {
+        let blocks = way.blocks();
+        way.everybody_is_believed(findings);
         if header(&blocks, "X-Real-IP") != Some("$remote_addr") {
-            findings.problems.push(location.problem(
+            findings.problems.push(way.pass.problem(
                 "X-Real-IP goes on as the client wrote it, who could be anywhere in the audit trail",
                 "write proxy_set_header X-Real-IP $remote_addr; in this location",
             ));
@@ -78,7 +77,7 @@ fn origins(
             && !trusted.iter().any(|network| network.contains(from))
             && unknown.insert(from)
         {
-            findings.problems.push(location.problem(
+            findings.problems.push(way.pass.problem(
                 format!("the audit trail would have all operators at {from}, the address of nginx"),
                 format!("add \"{from}\" to trusted_proxies in [api]"),
             ));
@@ -86,18 +85,30 @@ fn origins(
     }
 }
 
-fn encryption(http: &[Directive], server: &Directive, findings: &mut Findings) {
-    let blocks = [http, server.block.as_slice()];
+/// Whether what operators send is encrypted, and fits. These ways are of one server.
+fn encryption(whole: &Whole<'_>, ways: &[Way<'_>], findings: &mut Findings) {
+    let Some(way) = ways.first() else {
+        return;
+    };
+    let (server, blocks) = (way.server(), way.blocks());
+    let blocks = blocks.get(..2).unwrap_or_default();
+    let certificates = whole.certificates(blocks, findings);
     let problems = &mut findings.problems;
-    let encrypted = named(&server.block, "listen")
-        .any(|listen| listen.arguments.iter().any(|word| word == "ssl"));
-    if !encrypted {
-        problems.push(server.problem(
+    let is_plain = |listen: &&Directive| !listen.arguments.iter().any(|word| word == "ssl");
+    let mut listens = named(&server.block, "listen").peekable();
+    // Without one it listens on port 80.
+    let plain = if listens.peek().is_none() {
+        Some(server)
+    } else {
+        listens.find(is_plain)
+    };
+    if let Some(plain) = plain {
+        problems.push(plain.problem(
             "API keys would cross the network in plain text",
             "write listen with ssl, and serve nothing at a port without it but a redirection",
         ));
     }
-    if let Some(protocols) = in_force(&blocks, "ssl_protocols")
+    if let Some(protocols) = in_force(blocks, "ssl_protocols")
         && let Some(old) = protocols
             .arguments
             .iter()
@@ -108,7 +119,7 @@ fn encryption(http: &[Directive], server: &Directive, findings: &mut Findings) {
             "write ssl_protocols TLSv1.2 TLSv1.3;",
         ));
     }
-    if let Some(limit) = in_force(&blocks, "client_max_body_size")
+    if let Some(limit) = in_force(blocks, "client_max_body_size")
         && size(limit.value()).is_some_and(|size| size != 0 && size < REQUEST_BODY_BYTES_MAX as u64)
     {
         problems.push(limit.problem(
@@ -116,48 +127,40 @@ fn encryption(http: &[Directive], server: &Directive, findings: &mut Findings) {
             "write client_max_body_size 1m;",
         ));
     }
-    let names = in_force(&blocks, "server_name")
+    let names = in_force(blocks, "server_name")
         .map(|it| it.arguments.as_slice())
         .unwrap_or_default();
-    if let Some(certificate) = in_force(&blocks, "ssl_certificate") {
-        for name in names
-            .iter()
-            .filter(|name| !name.contains(['*', '~', '$', '_']))
-        {
-            let path = PathBuf::from(certificate.value());
-            // Only root may be able to look.
-            let Ok(path) = path.canonicalize() else {
-                continue;
-            };
-            if is_for(&path, name).is_ok_and(|is_for| !is_for) {
-                problems.push(certificate.problem(
-                    format!("the certificate in {} is not for {name}", path.display()),
-                    "name the certificate of this server, or have one made for its name",
-                ));
-            }
+    let names = names
+        .iter()
+        .filter(|name| !name.contains(['*', '~', '$', '_']));
+    for (name, (certificate, path)) in
+        names.flat_map(|name| certificates.iter().map(move |it| (name, it)))
+    {
+        match is_for(path, name) {
+            Ok(true) => {}
+            Ok(false) => findings.problems.push(certificate.problem(
+                format!("the certificate in {} is not for {name}", path.display()),
+                "name the certificate of this server, or have one made for its name",
+            )),
+            Err(error) => findings.unseen(certificate, &error.problem(path).message),
         }
     }
 }
 
-/// Whether events of a run arrive as they happen.
-fn events(
-    http: &[Directive],
-    server: &Directive,
-    locations: &[&Directive],
-    findings: &mut Findings,
-) {
+/// Whether events of a run arrive as they happen. These ways are of one server.
+fn events(ways: &[Way<'_>], findings: &mut Findings) {
     const PATH: &str = "events";
-    let own = locations
-        .iter()
-        .find(|location| location.arguments.iter().any(|it| it.contains(PATH)));
-    let location = own.or_else(|| locations.first());
-    let Some(location) = location else {
+    let is_own = |way: &&Way<'_>| {
+        let mut words = way.around.iter().flat_map(|directive| &directive.arguments);
+        words.any(|word| word.contains(PATH))
+    };
+    let Some(way) = ways.iter().find(is_own).or_else(|| ways.first()) else {
         return;
     };
-    let blocks = [http, server.block.as_slice(), location.block.as_slice()];
+    let blocks = way.blocks();
     let is_off = |name| in_force(&blocks, name).is_some_and(|it| it.value() == "off");
     if !is_off("proxy_buffering") {
-        findings.problems.push(location.problem(
+        findings.problems.push(way.pass.problem(
             "events of a run are kept back until a buffer is full",
             "write a location ~ ^/v1/runs/[^/]+/events$ with proxy_buffering off;",
         ));

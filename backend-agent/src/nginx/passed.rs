@@ -4,7 +4,7 @@ use viworks_runtime::config::Problem;
 
 use super::directive::{Directive, in_force, named, span};
 use super::render::reached_at;
-use super::whole::{Findings, Whole, comes_from, host, is_upstream, leading_to};
+use super::whole::{Findings, Targets, Whole, comes_from, host};
 use crate::config::ProxyProtocol;
 
 /// How gateways come to the agents' listener.
@@ -15,25 +15,17 @@ pub(super) fn check(whole: &Whole<'_>, findings: &mut Findings) {
     };
     let mut found = false;
     for stream in whole.blocks("stream") {
-        let upstreams = leading_to(stream, &address);
-        for server in named(stream, "server") {
-            let blocks = [stream, server.block.as_slice()];
-            let Some(pass) = in_force(&blocks, "proxy_pass") else {
-                continue;
-            };
-            let Some(map) = reaches(stream, pass.value(), &upstreams, &address) else {
-                continue;
-            };
+        let Some(targets) = Targets::of(stream, &address) else {
+            return;
+        };
+        for way in targets.ways(findings) {
             found = true;
-            pass_through(whole, &blocks, pass, &address, findings);
-            if let Some(map) = map {
-                names(
-                    whole,
-                    &blocks,
-                    map,
-                    |target| is_upstream(target, &upstreams, &address),
-                    findings,
-                );
+            let blocks = way.blocks();
+            way.everybody_is_believed(findings);
+            pass_through(whole, &blocks, way.pass, &address, findings);
+            let by = targets.chooses(way.pass.value());
+            if let Some(map) = by.filter(|by| by.name == "map") {
+                names(whole, &blocks, map, |word| targets.means(word), findings);
             }
         }
     }
@@ -144,22 +136,4 @@ fn names(
             format!("write a line {host} with the upstream of the backend's agents"),
         ));
     }
-}
-
-/// Whether a stream's `proxy_pass` can lead there, and by which map.
-fn reaches<'d>(
-    stream: &'d [Directive],
-    pass: &str,
-    upstreams: &[&str],
-    address: &str,
-) -> Option<Option<&'d Directive>> {
-    if is_upstream(pass, upstreams, address) {
-        return Some(None);
-    }
-    let sets = |map: &&Directive| {
-        pass.starts_with('$') && map.arguments.get(1).is_some_and(|it| it == pass)
-    };
-    let map = named(stream, "map").find(sets)?;
-    let leads = |entry: &Directive| is_upstream(entry.value(), upstreams, address);
-    map.block.iter().any(leads).then_some(Some(map))
 }

@@ -1,9 +1,11 @@
 //! What certbot will do to a certificate: whether it makes another key when it renews it.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use viworks_common::pin::SpkiPin;
 use viworks_runtime::config::Problem;
+use viworks_runtime::tls::TlsError;
 use viworks_runtime::{files, tls};
 
 /// More than any such file has.
@@ -53,17 +55,23 @@ fn judge(path: &Path, pins: &[SpkiPin], own: &[PathBuf]) -> Option<Problem> {
         .iter()
         .flatten()
         .any(|path| path.canonicalize().is_ok_and(|path| own.contains(&path)));
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
     // A deploy hook may have copied it: the key tells.
     let [fullchain, cert, _key] = &named;
-    let pinned = fullchain
-        .iter()
-        .chain(cert)
-        .find_map(|path| pin(path))
-        .filter(|pin| pins.contains(pin));
+    let pinned = match first_pin(fullchain.iter().chain(cert)) {
+        Ok(pin) => pin.filter(|pin| pins.contains(pin)),
+        Err(_unread) if is_own => None,
+        Err(cause) => {
+            let message = format!(
+                "the next renewal makes another key, and whether gateways pin the one in use cannot be told: {cause}"
+            );
+            let help = format!("ask as root; or certbot renew --cert-name {name} --reuse-key");
+            return Some(Problem::of_file(path, message, help));
+        }
+    };
     if !is_own && pinned.is_none() {
         return None;
     }
-    let name = path.file_stem().unwrap_or_default().to_string_lossy();
     let message = match pinned {
         Some(pin) => format!("the next renewal makes another key, and gateways pin the one in use, {pin}: they would be cut off"),
         None => "the next renewal makes another key, and gateways pin that of the agents' certificate: they would be cut off".to_owned(),
@@ -74,11 +82,27 @@ fn judge(path: &Path, pins: &[SpkiPin], own: &[PathBuf]) -> Option<Problem> {
     Some(Problem::of_file(path, message, help))
 }
 
-/// The pin of the key of a file's first certificate.
-pub(super) fn pin(path: &Path) -> Option<SpkiPin> {
-    let certificates = tls::load_certificates(&path.canonicalize().ok()?).ok()?;
-    let spki = tls::spki_sha256(certificates.first()?).ok()?;
-    Some(SpkiPin::from_digest(spki))
+/// The pin of the first of these files that is there; otherwise why it cannot be told.
+fn first_pin<'p>(files: impl Iterator<Item = &'p PathBuf>) -> Result<Option<SpkiPin>, String> {
+    for file in files {
+        match file.canonicalize() {
+            Ok(path) => {
+                let pin = pin(&path).map_err(|error| error.problem(&path).message)?;
+                return Ok(Some(pin));
+            }
+            // What is not there is in use nowhere.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(format!("{}: {error}", file.display())),
+        }
+    }
+    Ok(None)
+}
+
+/// The pin of the key of a file's first certificate. The file is no link.
+pub(super) fn pin(path: &Path) -> Result<SpkiPin, TlsError> {
+    let certificates = tls::load_certificates(path)?;
+    let first = certificates.first().map(AsRef::as_ref).unwrap_or_default();
+    tls::spki_sha256(first).map(SpkiPin::from_digest)
 }
 
 /// The value of a key, wherever it stands: certbot writes each once.

@@ -1,13 +1,11 @@
 //! Holds a configuration of nginx that ends the gateways' TLS against what the backend believes.
 
-use std::path::Path;
-
 use viworks_common::pin::SpkiPin;
 
-use super::directive::{Directive, in_force, named, span};
+use super::directive::{Directive, in_force, span};
 use super::render::reached_at;
 use super::renewal::pin;
-use super::whole::{Findings, Whole, comes_from, header, host, is_upstream, leading_to};
+use super::whole::{Findings, Targets, Way, Whole, comes_from, header, host};
 
 /// Headers that the location of gateways has to set, with what.
 const HEADERS: [(&str, &str, &str); 4] = [
@@ -40,20 +38,31 @@ pub(super) fn check(whole: &Whole<'_>, pins: &[SpkiPin], findings: &mut Findings
     };
     let mut found = false;
     for http in whole.blocks("http") {
-        let upstreams = leading_to(http, &address);
-        for server in named(http, "server") {
-            for location in named(&server.block, "location") {
-                let pass = named(&location.block, "proxy_pass").next();
-                let Some(pass) = pass.filter(|it| is_upstream(it.value(), &upstreams, &address))
-                else {
-                    continue;
-                };
-                found = true;
-                let blocks = [http, server.block.as_slice(), location.block.as_slice()];
-                certificates(server, &blocks, pins, findings);
-                sessions(whole, server, pass, &address, &blocks, findings);
-            }
+        let Some(targets) = Targets::of(http, &address) else {
+            return;
+        };
+        for way in targets.ways(findings) {
+            found = true;
+            way.everybody_is_believed(findings);
+            certificates(whole, &way, pins, findings);
+            sessions(whole, &way, &address, findings);
         }
+    }
+    for stream in whole.blocks("stream") {
+        let ways = Targets::of(stream, &address).map(|targets| targets.ways(findings));
+        let past = |way: Way<'_>| {
+            let message = format!(
+                "leads to {address} past the place where the gateways' TLS ends: whoever connects here could claim the \
+                 certificate of any gateway"
+            );
+            way.pass.problem(
+                message,
+                "remove this server: gateways come by a location in http alone",
+            )
+        };
+        findings
+            .problems
+            .extend(ways.unwrap_or_default().into_iter().map(past));
     }
     if found {
         findings.right.push(format!(
@@ -67,12 +76,9 @@ pub(super) fn check(whole: &Whole<'_>, pins: &[SpkiPin], findings: &mut Findings
     }
 }
 
-fn certificates(
-    server: &Directive,
-    blocks: &[&[Directive]],
-    pins: &[SpkiPin],
-    findings: &mut Findings,
-) {
+fn certificates(whole: &Whole<'_>, way: &Way<'_>, pins: &[SpkiPin], findings: &mut Findings) {
+    let (server, blocks) = (way.server(), &*way.blocks());
+    let shown = whole.certificates(blocks, findings);
     let problems = &mut findings.problems;
     let asks = in_force(blocks, "ssl_verify_client");
     if !asks.is_some_and(|it| matches!(it.value(), "on" | "optional" | "optional_no_ca")) {
@@ -96,28 +102,23 @@ fn certificates(
             "write ssl_session_cache off; in this server",
         ));
     }
-    if let Some(certificate) = in_force(blocks, "ssl_certificate")
-        && let Some(shown) = pin(Path::new(certificate.value()))
-        && !pins.contains(&shown)
-    {
-        problems.push(certificate.problem(
-            format!(
-                "nginx shows the key {shown}, which is none that gateways pin: they would refuse it"
-            ),
-            "name the certificate and the key of certificate_file and key_file in [agents]",
-        ));
+    for (certificate, path) in shown {
+        match pin(&path) {
+            Ok(shown) if pins.contains(&shown) => {}
+            Ok(shown) => findings.problems.push(certificate.problem(
+                format!(
+                    "nginx shows the key {shown}, which is none that gateways pin: they would refuse it"
+                ),
+                "name the certificate and the key of certificate_file and key_file in [agents], and no other",
+            )),
+            Err(error) => findings.unseen(certificate, &error.problem(&path).message),
+        }
     }
 }
 
-fn sessions(
-    whole: &Whole<'_>,
-    server: &Directive,
-    pass: &Directive,
-    address: &str,
-    blocks: &[&[Directive]],
-    findings: &mut Findings,
-) {
+fn sessions(whole: &Whole<'_>, way: &Way<'_>, address: &str, findings: &mut Findings) {
     let agents = &whole.config.agents;
+    let (server, pass, blocks) = (way.server(), way.pass, &*way.blocks());
     let problems = &mut findings.problems;
     for (name, value, without) in HEADERS {
         let given = header(blocks, name);

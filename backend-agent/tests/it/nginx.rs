@@ -8,6 +8,7 @@ use viworks_backend_agent::config::{Config, ProxyProtocol, TlsEnd};
 use viworks_backend_agent::nginx::check::{Question, check};
 use viworks_backend_agent::nginx::render::{RenderError, Site, render};
 use viworks_common::key::BindingMode;
+use viworks_runtime::config::Problems;
 
 use crate::pki;
 
@@ -37,15 +38,34 @@ impl Scene {
     }
 
     fn told_with(&self, text: &str, renewal: Option<&Path>) -> String {
+        let found = self.found(text, renewal);
+        found.map_or_else(|problems| problems.to_string(), |_right| String::new())
+    }
+
+    /// What is right with this file, or all that is wrong.
+    fn found(&self, text: &str, renewal: Option<&Path>) -> Result<Vec<String>, Problems> {
+        check(&Question {
+            config: &self.config,
+            file: &self.written(text),
+            renewal,
+            usual_renewal: &self.folder.path().join("usual"),
+            ask_nginx: false,
+        })
+    }
+
+    fn written(&self, text: &str) -> PathBuf {
         let file = self.folder.path().join("nginx.conf");
         std::fs::write(&file, text).unwrap();
-        let question = Question {
-            config: &self.config,
-            file: &file,
-            renewal,
-            ask_nginx: false,
-        };
-        check(&question).map_or_else(|problems| problems.to_string(), |_right| String::new())
+        file
+    }
+
+    /// A certificate with a key of its own for this name, in a file of this one.
+    fn certificate(&self, file: &str, name: &str) -> PathBuf {
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::new([name.to_owned()]).unwrap();
+        let path = self.folder.path().join(file);
+        std::fs::write(&path, certificate.self_signed(&key).unwrap().pem()).unwrap();
+        path
     }
 
     /// What is wrong with the shipped file where one thing in it is another.
@@ -260,13 +280,131 @@ fn what_would_hold_operators_up_is_told() {
             "{told} is not in:\n{found}"
         );
     }
-    // A certificate for another name.
-    let key = KeyPair::generate().unwrap();
-    let other = CertificateParams::new(["other.example.org".to_owned()]).unwrap();
-    let path = scene.folder.path().join("api.crt");
-    std::fs::write(&path, other.self_signed(&key).unwrap().pem()).unwrap();
-    let found = scene.told_of("/etc/viworks/nginx/api.crt", path.to_str().unwrap());
-    assert!(found.contains("is not for api.example.org"), "{found}");
+}
+
+#[test]
+fn every_certificate_is_looked_at_or_is_said_not_to_have_been() {
+    let scene = Scene::new();
+    scene.certificate("own.crt", "api.example.org");
+    scene.certificate("other.crt", "other.example.org");
+    let shown = |lines: &str| {
+        let line = "ssl_certificate /etc/viworks/nginx/api.crt;";
+        assert!(SHIPPED.contains(line));
+        scene.found(&SHIPPED.replace(line, lines), None)
+    };
+    // A path starts where nginx's first file is. One for each kind of key: a client may get either.
+    let right = shown("ssl_certificate own.crt;").unwrap();
+    assert!(!right.join("\n").contains("own.crt"), "{right:#?}");
+    for lines in [
+        "ssl_certificate other.crt;",
+        "ssl_certificate own.crt; ssl_certificate other.crt;",
+    ] {
+        let found = shown(lines).unwrap_err().to_string();
+        assert!(
+            found.contains("other.crt is not for api.example.org"),
+            "{found}"
+        );
+    }
+    std::fs::write(scene.folder.path().join("empty.crt"), "").unwrap();
+    for (name, why) in [
+        ("/nonexistent/api.crt", "No such file"),
+        ("empty.crt", "holds no certificate"),
+        (
+            "$ssl_server_name.crt",
+            "no file that is known before nginx runs",
+        ),
+    ] {
+        let right = shown(&format!("ssl_certificate {name};"))
+            .unwrap()
+            .join("\n");
+        assert!(
+            right.contains(&format!("not looked at: {name}, ")) && right.contains(why),
+            "{right}"
+        );
+    }
+}
+
+#[test]
+fn whoever_could_claim_any_address_to_nginx_is_told() {
+    let scene = Scene::new();
+    for wide in ["0.0.0.0/0", "0.0.0.0/1", "::ffff:0:0/96"] {
+        let found = scene.told_of(
+            "set_real_ip_from 127.0.0.1;",
+            &format!("set_real_ip_from {wide};"),
+        );
+        assert!(
+            found.contains(&format!("{wide} is more than one site can have")),
+            "{found}"
+        );
+    }
+    let found = scene.told_of("ssl_preread on;", "ssl_preread on; set_real_ip_from ::/0;");
+    assert!(
+        found.contains("::/0 is more than one site can have"),
+        "{found}"
+    );
+    assert_eq!(
+        scene.told_of("set_real_ip_from 127.0.0.1;", "set_real_ip_from unix:;"),
+        ""
+    );
+}
+
+#[test]
+fn every_way_to_the_api_is_held_against_the_same() {
+    let scene = Scene::new();
+    let inside = |what: &str| {
+        let location = "location / {\n            proxy_pass http://viworks_api;\n        }";
+        scene.told_of(location, &format!("location / {{ {what} }}"))
+    };
+    let plain = "proxy_set_header X-Real-IP $http_x_real_ip; proxy_pass http://viworks_api;";
+    for way in [
+        plain.to_owned(),
+        format!("location /v1/runs {{ {plain} }}"),
+        format!("location /v1/runs {{ if ($arg_a) {{ {plain} }} }}"),
+        plain.replace("viworks_api", "localhost:8080"),
+        plain.replace("viworks_api", "[::ffff:127.0.0.1]:8080"),
+        format!(
+            "set $where 127.0.0.1:8080; {}",
+            plain.replace("viworks_api", "$where")
+        ),
+        format!(
+            "set $where http://viworks_api; {}",
+            plain.replace("http://viworks_api", "${where}")
+        ),
+    ] {
+        let found = inside(&way);
+        assert!(
+            found.contains("X-Real-IP goes on as the client wrote it"),
+            "{way}: {found}"
+        );
+    }
+    // What is led somewhere else is none of ours.
+    assert_eq!(inside(&plain.replace("viworks_api", "127.0.0.1:3000")), "");
+    for (this, other) in [
+        (
+            "listen 127.0.0.1:8443 ssl http2 proxy_protocol;",
+            "listen 443 ssl; listen 81;",
+        ),
+        ("listen 127.0.0.1:8443 ssl http2 proxy_protocol;", ""),
+        ("proxy_pass $viworks_target;", "proxy_pass 127.0.0.1:8080;"),
+    ] {
+        let found = scene.told_of(this, other);
+        assert!(
+            found.contains("API keys would cross the network in plain text"),
+            "{other}: {found}"
+        );
+    }
+}
+
+#[test]
+fn where_nobody_can_tell_where_a_proxy_pass_leads_that_is_said() {
+    let scene = Scene::new();
+    let text = SHIPPED.replace("return 301", "proxy_pass http://$http_where; return 301");
+    let right = scene.found(&text, None).unwrap().join("\n");
+    assert!(
+        right.contains("not looked at: http://$http_where, ")
+            && right.contains("not known before nginx runs"),
+        "{right}"
+    );
 }
 
 #[test]
@@ -301,6 +439,43 @@ fn a_renewal_that_would_change_a_pinned_key_is_told() {
     assert_eq!(lineage(&copy, ""), "");
     let missing = scene.told_with(SHIPPED, Some(Path::new("/nonexistent/renewal")));
     assert!(missing.contains("/etc/letsencrypt/renewal"), "{missing}");
+    // What cannot be read may be a copy as well; what is not there is in use nowhere.
+    std::fs::write(&copy, "").unwrap();
+    let unread = lineage(&copy, "");
+    assert!(
+        unread.contains("cannot be told") && unread.contains("--reuse-key"),
+        "{unread}"
+    );
+    assert_eq!(lineage(&copy, "reuse_key = True\n"), "");
+    assert_eq!(lineage(Path::new("/nonexistent/fullchain.pem"), ""), "");
+}
+
+#[test]
+fn certbots_own_folder_is_looked_at_where_it_is_there() {
+    let scene = Scene::new();
+    let right = scene.found(SHIPPED, None).unwrap().join("\n");
+    assert!(
+        right.contains("not looked at: renewals of certificates"),
+        "{right}"
+    );
+    let usual = scene.folder.path().join("usual");
+    std::fs::create_dir(&usual).unwrap();
+    let right = scene.found(SHIPPED, None).unwrap().join("\n");
+    assert!(
+        right.contains(&format!("no renewal in {}", usual.display())),
+        "{right}"
+    );
+    let own = scene.config.agents.certificate_file.display();
+    std::fs::write(usual.join("a.conf"), format!("fullchain = {own}\n")).unwrap();
+    let found = scene.told(SHIPPED);
+    assert!(
+        found.contains("the next renewal makes another key"),
+        "{found}"
+    );
+    // Something is there, and nobody knows what.
+    std::fs::remove_dir_all(&usual).unwrap();
+    std::os::unix::fs::symlink("/nonexistent/renewal", &usual).unwrap();
+    assert!(scene.told(SHIPPED).contains("cannot be read"));
 }
 
 /// A backend whose gateways' TLS ends in nginx, with the shipped file for its own certificates.
@@ -396,24 +571,63 @@ fn what_would_open_no_session_where_tls_ends_in_nginx_is_told() {
             "{told} is not in:\n{found}"
         );
     }
-    // A renewed certificate with another key.
-    let key = KeyPair::generate().unwrap();
-    let renewed = CertificateParams::new(["agents.example.org".to_owned()]).unwrap();
-    let path = scene.folder.path().join("renewed.crt");
-    std::fs::write(&path, renewed.self_signed(&key).unwrap().pem()).unwrap();
-    let own = scene
-        .config
-        .agents
-        .certificate_file
-        .to_str()
-        .unwrap()
-        .to_owned();
-    let found = scene.told(&rendered.replace(&own, path.to_str().unwrap()));
-    assert!(found.contains("which is none that gateways pin"), "{found}");
+    // A renewed certificate with another key, alone or beside the right one.
+    scene.certificate("renewed.crt", "agents.example.org");
+    let own = scene.config.agents.certificate_file.display();
+    let own = format!("ssl_certificate {own};");
+    assert!(rendered.contains(&own));
+    for lines in [
+        "ssl_certificate renewed.crt;".to_owned(),
+        format!("{own} ssl_certificate renewed.crt;"),
+    ] {
+        let found = scene.told(&rendered.replace(&own, &lines));
+        assert!(found.contains("which is none that gateways pin"), "{found}");
+    }
     scene.config.agents.trusted_proxies.clear();
     assert!(
         scene
             .told(&rendered)
             .contains("is not among trusted_proxies")
     );
+}
+
+#[test]
+fn a_way_past_the_place_where_tls_ends_is_told() {
+    let (scene, rendered) = terminating();
+    for servers in [
+        "server { listen 8443; proxy_pass 127.0.0.1:8081; }",
+        "server { listen 8443 ssl; proxy_pass localhost:8081; proxy_protocol on; }",
+        "upstream a { server 127.0.0.1:8081; } server { listen 8443; proxy_pass a; }",
+        "map $remote_addr $a { default 127.0.0.1:8081; } server { listen 8443; proxy_pass $a; }",
+    ] {
+        let found = scene.told(&format!("{rendered}\nstream {{ {servers} }}\n"));
+        assert!(
+            found.contains("could claim the certificate of any gateway")
+                && found.contains("help: remove"),
+            "{servers}: {found}"
+        );
+    }
+    assert_eq!(
+        scene.told(&format!(
+            "{rendered}\nstream {{ server {{ listen 9; proxy_pass 127.0.0.1:9; }} }}\n"
+        )),
+        ""
+    );
+    // A location in another one, or in another server, that passes on what a client claims.
+    let claim = "location /a { proxy_set_header X-Client-Cert $http_x_client_cert; proxy_pass http://viworks_agents; }";
+    for (this, other) in [
+        ("return 404;", claim.to_owned()),
+        ("return 404;", format!("location /b {{ {claim} }}")),
+        (
+            "server_tokens off;",
+            format!("server {{ listen 80; {claim} }}"),
+        ),
+    ] {
+        assert!(rendered.contains(this));
+        let found = scene.told(&rendered.replace(this, &other));
+        assert!(
+            found.contains("X-Client-Cert is not set to what it should be"),
+            "{other}: {found}"
+        );
+    }
 }

@@ -10,7 +10,7 @@ use super::super::flags::NginxCommand;
 use super::super::views::{print, say};
 use super::open::load;
 use crate::config::{Config, ProxyProtocol, TlsEnd};
-use crate::nginx::check::{Question, check};
+use crate::nginx::check::{Question, RENEWALS, check};
 use crate::nginx::host;
 use crate::nginx::render::{Site, reached_at, render};
 
@@ -90,6 +90,7 @@ pub(super) fn execute(command: NginxCommand) -> anyhow::Result<ExitCode> {
                 config: &config,
                 file: &file,
                 renewal: renewal.as_deref(),
+                usual_renewal: Path::new(RENEWALS),
                 ask_nginx: true,
             };
             for right in check(&question)? {
