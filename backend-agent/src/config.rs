@@ -447,7 +447,7 @@ settings! {
         /// The password of USER, readable by the backend only.
         password_file: Option<PathBuf> = optional_secret_file() like "postgresql.password",
         /// The authority that signed the server's certificate, PEM, where that is a private one.
-        ca_file: Option<PathBuf> = optional_path() like "postgresql-ca.crt",
+        ca_file: Option<PathBuf> = optional_file() like "postgresql-ca.crt",
         /// Connections to PostgreSQL, at most.
         connections_max: u32 = integer(16, 4..=500),
         /// Whether a start brings the schema of PostgreSQL up to date. Otherwise it has to be so, by `migrate`.
@@ -456,11 +456,15 @@ settings! {
     check StoreConfig::check
 }
 
-/// A file that goes with a URL cannot be used. What is wrong with that of a password as a file was said where it is
-/// named.
+/// A file that goes with a URL cannot be used. What is wrong with it as a file was said where it is named.
 fn file_problem(section: &mut Section<'_>, error: &CredentialError, password: Option<&Path>) {
     let is_password = password == Some(error.path());
-    if is_password && files::examine_private(error.path()).is_err() {
+    let examine = if is_password {
+        files::examine_private
+    } else {
+        files::examine
+    };
+    if examine(error.path()).is_err() {
         return;
     }
     let (key, help) = if is_password {
@@ -550,7 +554,7 @@ settings! {
         /// The password of USER, readable by the backend only; read with each connection.
         password_file: Option<PathBuf> = optional_secret_file() like "redis.password",
         /// The authority that signed the server's certificate, PEM, where that is a private one.
-        ca_file: Option<PathBuf> = optional_path() like "redis-ca.crt",
+        ca_file: Option<PathBuf> = optional_file() like "redis-ca.crt",
         /// Waiting commands of one gateway; a run that does not fit is refused with 429.
         per_gateway: usize = integer(1_000, 1..=4_096),
         /// Waiting commands of all gateways.

@@ -207,6 +207,13 @@ pub fn read_at_most(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
     read_text(path, file, limit)
 }
 
+/// Whether nothing has this name: no link to something that is missing either.
+#[must_use]
+pub fn is_absent(path: &Path) -> bool {
+    let found = path.symlink_metadata();
+    found.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+}
+
 /// The names in a folder, whoever could change it.
 ///
 /// # Errors

@@ -169,34 +169,75 @@ fn proxies_are_named_one_by_one_and_only_where_they_are_believed() {
 }
 
 #[test]
-fn a_password_file_that_cannot_be_used_is_told_of_once() {
+fn a_file_beside_a_url_that_cannot_be_used_is_told_of_once() {
     use std::os::unix::fs::PermissionsExt;
     let folder = initialised();
     let path = folder.path().join("b/backend.toml");
     let written = std::fs::read_to_string(&path).unwrap();
-    let secret = folder.path().join("b/database.password");
-    for (contents, mode, why) in [
-        (None, 0, "No such file"),
-        (Some("secret"), 0o644, "others"),
-        (Some("\n"), 0o600, "it must hold the password"),
+    let file = folder.path().join("b/beside");
+    for (key, contents, mode, why) in [
+        ("password_file", None, 0, "No such file"),
+        (
+            "password_file",
+            Some("secret"),
+            0o644,
+            "can be read by others",
+        ),
+        (
+            "password_file",
+            Some("\n"),
+            0o600,
+            "it must hold the password",
+        ),
+        ("ca_file", None, 0, "No such file"),
+        ("ca_file", Some("x"), 0o666, "can be changed by others"),
+        ("ca_file", Some("x"), 0o644, "it holds no certificate"),
     ] {
-        drop(std::fs::remove_file(&secret));
+        drop(std::fs::remove_file(&file));
         if let Some(contents) = contents {
-            std::fs::write(&secret, contents).unwrap();
+            std::fs::write(&file, contents).unwrap();
             let mode = std::fs::Permissions::from_mode(mode);
-            std::fs::set_permissions(&secret, mode).unwrap();
+            std::fs::set_permissions(&file, mode).unwrap();
         }
         for section in [
             "[store]\nurl = \"postgres://vw@127.0.0.1/viworks\"",
-            "[queue]\nurl = \"redis://vw@127.0.0.1\"",
+            "[queue]\nurl = \"rediss://vw@127.0.0.1\"",
         ] {
-            let text = format!("{written}\n{section}\npassword_file = \"database.password\"\n");
+            let text = format!("{written}\n{section}\n{key} = \"beside\"\n");
             std::fs::write(&path, text).unwrap();
             let problems = Config::load(&path, &Environment::default()).unwrap_err();
             let text = problems.to_string();
-            assert!(text.contains("database.password"), "{text}");
+            assert!(text.contains(key) && text.contains("b/beside"), "{text}");
             assert_eq!(problems.iter().count(), 1, "{text}");
             assert!(text.contains(why), "{why} is not in:\n{text}");
         }
     }
+}
+
+#[test]
+fn the_authority_of_a_server_may_be_a_credential() {
+    let folder = initialised();
+    let path = folder.path().join("b/backend.toml");
+    let written = std::fs::read_to_string(&path).unwrap();
+    let given = folder.path().join("given");
+    std::fs::create_dir(&given).unwrap();
+    std::fs::copy(folder.path().join("b/ca.crt"), given.join("ca")).unwrap();
+    let environment: Environment = [("CREDENTIALS_DIRECTORY", given.to_str().unwrap())]
+        .into_iter()
+        .collect();
+    let text = format!(
+        "{written}\n[store]\nurl = \"postgres://vw@127.0.0.1/viworks\"\nca_file = \"credential:ca\"\n\
+         [queue]\nurl = \"rediss://vw@127.0.0.1\"\nca_file = \"credential:ca\"\n"
+    );
+    std::fs::write(&path, text).unwrap();
+    let config = Config::load(&path, &environment).unwrap();
+    let found = [config.store.ca_file, config.queue.ca_file];
+    assert_eq!(found, [Some(given.join("ca")), Some(given.join("ca"))]);
+    let problems = Config::load(&path, &Environment::default()).unwrap_err();
+    let text = problems.to_string();
+    assert_eq!(
+        text.matches("ca_file: there is no credential ca").count(),
+        2,
+        "{text}"
+    );
 }

@@ -65,7 +65,7 @@ impl Layers {
         };
         let (names, folder) = match listed {
             Ok(listed) => listed,
-            Err(error) if error.is_missing() => return,
+            Err(error) if error.is_missing() => return self.left_out(path),
             Err(error) => return self.problems.push(unread(path, &error)),
         };
         let mut names: Vec<OsString> = names.into_iter().filter(counts).collect();
@@ -93,6 +93,18 @@ impl Layers {
                 Ok(text) => self.texts.push(text),
                 Err(problem) => self.problems.push(problem),
             }
+        }
+    }
+
+    /// There is no folder, unless there is a link to one that is gone, such as a volume that is not mounted: what lies
+    /// in it may be what restricts this process.
+    fn left_out(&mut self, path: &Path) {
+        if !files::is_absent(path) {
+            self.problems.push(Problem::of_file(
+                path,
+                "it is a link to something that is not there",
+                "make or mount what it leads to; or remove the link, where nothing lies over the first file",
+            ));
         }
     }
 }

@@ -70,6 +70,31 @@ async fn what_lies_over_a_gateways_file_is_refused_by_check_and_start() {
             causes: &["conf.d is not a folder"],
         },
         Case {
+            name: "a link to a folder that is not there",
+            spoil: |folder| {
+                folder.lay("10.toml", "");
+                folder.link("conf.d");
+                fs::remove_dir_all(folder.aside.join("target")).unwrap();
+            },
+            causes: &[
+                "conf.d: it is a link to something that is not there",
+                "make or mount what it leads to",
+            ],
+        },
+        Case {
+            name: "a folder that is to be a credential",
+            spoil: |folder| {
+                folder.lay(
+                    "10.toml",
+                    "[executor]\ncommands_folder = \"credential:x\"\n",
+                );
+            },
+            causes: &[
+                "conf.d/10.toml:2:19: commands_folder is \"credential:x\"",
+                "only a file that is read can be a credential",
+            ],
+        },
+        Case {
             name: "what is not UTF-8",
             spoil: |folder| folder.lay("10.toml", b"[log]\nfilter = \"\xff\"\n"),
             causes: &["conf.d/10.toml: not UTF-8", "save the file as UTF-8"],

@@ -5,19 +5,14 @@ use std::path::{Path, PathBuf};
 use super::Section;
 use crate::config::credential;
 use crate::config::key::Kind;
+use crate::config::tree::Value;
 use crate::config::value::{self, Refusal};
 use crate::files::{self, FileError};
 
 impl Section<'_> {
     /// A path with a default.
     pub fn path(&mut self, key: &str, default: &str, help: &str) -> PathBuf {
-        let path = self.defaulted(
-            key,
-            &Kind::Path,
-            super::quoted(default),
-            help,
-            value::string,
-        );
+        let path = self.defaulted(key, &Kind::Path, super::quoted(default), help, plain_path);
         match path {
             Some(path) => self.name(key, &path),
             None => self.resolve(default),
@@ -26,7 +21,7 @@ impl Section<'_> {
 
     /// A path that may be left out.
     pub fn optional_path(&mut self, key: &str, help: &str) -> Option<PathBuf> {
-        let path = self.optional(key, &Kind::Path, help, value::string)?;
+        let path = self.optional(key, &Kind::Path, help, plain_path)?;
         Some(self.name(key, &path))
     }
 
@@ -34,6 +29,11 @@ impl Section<'_> {
     pub fn file(&mut self, key: &str, help: &str) -> PathBuf {
         self.checked_file(key, help, true, files::examine)
             .unwrap_or_default()
+    }
+
+    /// The path of a file that may be left out, but must be there if given.
+    pub fn optional_file(&mut self, key: &str, help: &str) -> Option<PathBuf> {
+        self.checked_file(key, help, false, files::examine)
     }
 
     /// The path of a file that must be given, be there, and be closed to others.
@@ -88,4 +88,16 @@ impl Section<'_> {
     fn resolve(&self, path: &str) -> PathBuf {
         self.document.folder().join(path)
     }
+}
+
+/// A path that is no credential: those are files to be read, and this is something else.
+fn plain_path(key: &str, value: &Value) -> Result<String, Refusal> {
+    let path = value::string(key, value)?;
+    if path.starts_with(credential::PREFIX) {
+        return Err(Refusal::new(
+            format!("{key} is {path:?}, and only a file that is read can be a credential"),
+            format!("write a path: {key} names what the process makes or looks for"),
+        ));
+    }
+    Ok(path)
 }

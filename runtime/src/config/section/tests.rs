@@ -283,6 +283,30 @@ fn whoever_only_asks_needs_no_credentials() {
 }
 
 #[test]
+fn a_credential_is_a_file_that_is_read_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("ca"), "").unwrap();
+    let given = [("CREDENTIALS_DIRECTORY", folder.path().to_str().unwrap())];
+    let (ca, problems) = read("[tls]\nca_file = \"credential:ca\"\n", &given, |document| {
+        document.section("tls", "").optional_file("ca_file", "")
+    });
+    assert_eq!((ca, problems), (Some(folder.path().join("ca")), vec![]));
+    let text = "[data]\nfolder = \"credential:ca\"\nsocket = \"credential:ca\"\n";
+    let (_, problems) = read(text, &given, |document| {
+        let mut data = document.section("data", "");
+        data.path("folder", "state", "");
+        data.optional_path("socket", "")
+    });
+    assert_eq!(problems.len(), 2, "{problems:#?}");
+    for (problem, key) in problems.iter().zip(["2:10: folder", "3:10: socket"]) {
+        let told = format!(
+            ":{key} is \"credential:ca\", and only a file that is read can be a credential"
+        );
+        assert!(problem.contains(&told), "{problem}");
+    }
+}
+
+#[test]
 fn a_missing_file_is_refused_with_its_name() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("none.toml");
