@@ -7,12 +7,17 @@ use std::time::{Duration, Instant};
 
 use rcgen::{CertificateParams, KeyPair};
 use rustix::process::{Pid, Signal, kill_process};
+use rustls::pki_types::ServerName;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 use crate::binaries::workspace;
 use crate::deployment::text;
 use crate::postgres::free_port;
 use crate::process::Process;
+use crate::rogue::config;
 
 /// How long a server may take to start and to stop.
 const TIME: Duration = Duration::from_secs(30);
@@ -265,6 +270,30 @@ impl Nginx {
             .resolve(API_NAME, ([127, 0, 0, 1], self.ports.tls).into())
             .build()
             .expect("a client with one certificate can be made")
+    }
+
+    /// What it answers to these bytes, sent under TLS to the API's name, until it closes the connection.
+    ///
+    /// # Errors
+    /// When TLS is refused.
+    ///
+    /// # Panics
+    /// When it does not close within a time.
+    pub async fn speak(&self, bytes: &[u8]) -> anyhow::Result<String> {
+        let authority = std::fs::read(self.folder.path().join("api.crt"))?;
+        let stream = TcpStream::connect(("127.0.0.1", self.ports.tls)).await?;
+        let connector = TlsConnector::from(config(&authority, None)?);
+        let mut stream = connector
+            .connect(ServerName::try_from(API_NAME)?, stream)
+            .await?;
+        let mut answer = Vec::new();
+        let spoken = tokio::time::timeout(TIME, async {
+            // It may have heard enough before the end.
+            drop(stream.write_all(bytes).await);
+            drop(stream.read_to_end(&mut answer).await);
+        });
+        spoken.await.expect("it closes the connection");
+        Ok(String::from_utf8_lossy(&answer).into_owned())
     }
 
     /// Where its files and logs are.

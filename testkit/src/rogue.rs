@@ -199,7 +199,8 @@ pub async fn upgrade_claiming(
     }
 }
 
-fn config(
+/// What TLS is spoken with by somebody who believes this authority, PEM.
+pub(crate) fn config(
     authority: &[u8],
     certificate: Option<&Certificate>,
 ) -> anyhow::Result<Arc<ClientConfig>> {

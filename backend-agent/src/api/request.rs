@@ -119,12 +119,18 @@ fn given_id(headers: &HeaderMap) -> Option<String> {
 }
 
 /// Refuses what a proxy and we might read differently: more than one host, or two lengths; and a body in an encoding
-/// that nobody here takes off.
+/// that nobody here takes off. Its connection ends with it: what follows could be another's request.
 pub(super) async fn well_formed(request: Request, next: Next) -> Response {
-    match oddity(&request) {
-        None => next.run(request).await,
-        Some(error) => error.into_response(),
+    let Some(error) = oddity(&request) else {
+        return next.run(request).await;
+    };
+    let is_connected = request.extensions().get::<Peer>().is_some();
+    let mut answer = error.into_response();
+    if is_connected {
+        let headers = answer.headers_mut();
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
+    answer
 }
 
 fn oddity(request: &Request) -> Option<ApiError> {

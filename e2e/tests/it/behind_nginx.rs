@@ -23,7 +23,7 @@ use viworks_testkit::rogue::{Material, Refused, upgrade};
 pub(crate) const PROXY: &str = "127.0.0.9";
 
 /// What a backend is told that stands behind it.
-fn behind() -> Start {
+pub(crate) fn behind() -> Start {
     Start::default()
         .with("VIWORKS__AGENTS__PROXY_PROTOCOL", "require")
         .with("VIWORKS__AGENTS__TRUSTED_PROXIES", PROXY)
@@ -42,7 +42,7 @@ fn api(system: &Deployment) -> String {
     system.api_url().trim_start_matches("http://").to_owned()
 }
 
-fn nginx_before(systems: &[&Deployment]) -> Nginx {
+pub(crate) fn nginx_before(systems: &[&Deployment]) -> Nginx {
     let agents = |system: &&Deployment| system.agents_address().to_owned();
     let backends = Backends {
         agents: systems.iter().map(agents).collect(),
@@ -65,7 +65,8 @@ fn through(nginx: &Nginx) -> Start {
         .with("VIWORKS__OUTBOUND__BACKOFF_MAX_MS", "500")
 }
 
-fn token(system: &Deployment) -> String {
+/// The key of an operator who may do everything.
+pub(crate) fn token(system: &Deployment) -> String {
     let key = std::fs::read_to_string(system.path().join("operator.key")).unwrap();
     key.trim().to_owned()
 }

@@ -16,6 +16,7 @@ mod doctor;
 mod documents;
 mod failover;
 mod flood;
+mod forged_origins;
 mod full_disk;
 mod health;
 mod host;

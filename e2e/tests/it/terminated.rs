@@ -90,6 +90,7 @@ async fn a_session_through_nginx_that_ends_tls_is_bound_to_the_certificate() {
     assert_eq!(none.err().unwrap().0, Refused::Http(400));
     let claim = [
         ("x-client-cert", "forged"),
+        ("x_client_cert", "forged"),
         ("x-real-ip", "203.0.113.9"),
         ("client-cert", ":YQ==:"),
     ];
