@@ -50,6 +50,19 @@ impl Setup {
     ///
     /// Everything that is wrong, with file and line.
     pub fn load(path: &Path, environment: &Environment, now: Timestamp) -> Result<Self, Problems> {
+        let mut setup = Self::read(path, environment, now)?;
+        if let Some(catalogue) = &mut setup.catalogue {
+            catalogue.look();
+        }
+        Ok(setup)
+    }
+
+    /// The same without a look at what commands need, which takes its time where something of that does not answer.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong, with file and line.
+    pub fn read(path: &Path, environment: &Environment, now: Timestamp) -> Result<Self, Problems> {
         let path = std::path::absolute(path).unwrap_or_else(|_no_folder| path.to_owned());
         let mut document = Document::load(&path, environment)?;
         let config = Config::read(&mut document);
@@ -118,7 +131,7 @@ fn read_catalogue(config: &Config) -> Result<Option<Catalogue>, Problems> {
             .map_err(|error| Problems::new(vec![error.problem()]));
     }
     let (own, others) = (program::own(), others(config));
-    catalogue::load(folder, owners(config), own, others).map(Some)
+    catalogue::read(folder, owners(config), own, others).map(Some)
 }
 
 fn examine_state(config: &Config) -> Vec<Problem> {

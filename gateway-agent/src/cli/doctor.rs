@@ -22,6 +22,7 @@ use viworks_runtime::exit::ExitCode;
 use viworks_runtime::tls;
 
 use super::status::{Format, STANDS_STILL, look_for_agent};
+use crate::catalogue::Catalogue;
 use crate::config::{Config, OutboundConfig};
 use crate::outbound::dial::{self, Dialler};
 use crate::outbound::failure::{DialFailure, Step};
@@ -133,7 +134,7 @@ impl Doctor {
         let begun = SystemClock.now();
         let (path, environment) = (asked.config.clone(), asked.environment.clone());
         let read = move || {
-            let setup = Setup::load(&path, &environment, SystemClock.wall());
+            let setup = Setup::read(&path, &environment, SystemClock.wall());
             setup.map_err(|problems| refused(&path, &environment, &problems))
         };
         let read = blocking::call("configuration", self.step_limit(), read).await;
@@ -142,13 +143,32 @@ impl Doctor {
             let fix = "see whether the disk or the network file system that it is on answers";
             Err(Stop::at(CONFIG, ExitCode::Config, cause, fix))
         })?;
-        let commands = setup.catalogue.as_ref().map_or(0, |all| all.len());
+        let may_run = match setup.catalogue.clone() {
+            Some(catalogue) => self.may_run(catalogue).await,
+            None => String::new(),
+        };
         let detail = format!(
-            "{} is valid, and so are the files that it names; {commands} commands may run",
+            "{} is valid, and so are the files that it names{may_run}",
             asked.config.display()
         );
         self.walk.pass(CONFIG, detail, self.took(begun));
         Ok(setup)
+    }
+
+    /// How many commands may run, and can. What one of them needs is no condition of a connection, whatever it comes
+    /// to.
+    async fn may_run(&self, mut catalogue: Catalogue) -> String {
+        let (count, limit) = (catalogue.len(), self.step_limit().min(self.limit / 5));
+        let look = move || {
+            catalogue.look();
+            catalogue.unavailable()
+        };
+        let can = match blocking::call("catalogue", limit, look).await {
+            Ok(0) => String::new(),
+            Ok(unavailable) => format!(", {unavailable} of them not now (see status)"),
+            Err(error) => format!(", and whether they can is not known: {error}"),
+        };
+        format!("; {count} commands may run{can}")
     }
 
     async fn disk(&mut self, folder: &Path) -> Result<(), Stop> {

@@ -63,7 +63,8 @@ fn judge(probe: Probe, address: String, took: Duration, answer: &Answer) -> Verd
         detail,
         fix,
     };
-    let Ok(document) = serde_json::from_slice::<Value>(&answer.body) else {
+    let document = serde_json::from_slice::<Value>(&answer.body).ok();
+    let Some(document) = document.filter(|document| document["parts"].is_object()) else {
         let detail = format!("the answer {} is no health document", answer.status);
         let fix = "check which program listens there, and --socket";
         return verdict(Standing::Unreachable, detail, fix.to_owned());
@@ -164,5 +165,14 @@ mod tests {
         );
         document["healthy"] = json!(true);
         assert_eq!(judged(Probe::Ready, &document).exit_code(), ExitCode::Ok);
+        // What another program says is no sign of life.
+        let other = json!({"error": {"code": 404}});
+        for probe in [Probe::Live, Probe::Ready] {
+            let judged = judged(probe, &other);
+            assert!(
+                judged.fix.contains("which program listens there"),
+                "{judged:?}"
+            );
+        }
     }
 }

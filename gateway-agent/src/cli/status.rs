@@ -28,7 +28,7 @@ pub(super) enum Format {
 const ANSWER_TIME: Duration = Duration::from_secs(8);
 
 /// What to do about an agent whose process is there and says nothing.
-pub(super) const STANDS_STILL: &str = "its process is there and stands still: see whether it is stopped (state T) or waits for a disk (state D) with ps -o pid,stat,args -C viworks-gateway; if neither passes, end it with SIGKILL and start it again, which loses nothing that it had acknowledged";
+pub(super) const STANDS_STILL: &str = "its process is there and stands still: see whether it is stopped (state T) or waits for a disk (state D) with ps -o pid,stat,args -C viworks-gateway (it is the one that runs `viworks-gateway-agent run`); if neither passes, end it with SIGKILL and start it again, which loses nothing that it had acknowledged";
 
 /// Asks the agent behind `socket`.
 pub(super) async fn show(socket: &Path, format: Format) -> anyhow::Result<ExitCode> {

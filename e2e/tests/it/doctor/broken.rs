@@ -1,5 +1,9 @@
 //! What is wrong on the gateway itself.
 
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+};
+use serde_json::json;
 use viworks_testkit::small_disk;
 
 use super::*;
@@ -153,6 +157,32 @@ async fn what_is_wrong_on_the_gateway_is_found_before_anything_is_dialled() {
             case.wanted.name
         );
     }
+}
+
+/// What a command needs is no condition of a connection, and a service manager that is busy no fault of the disk's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_helper_that_takes_its_time_is_no_cause() {
+    let ward = Ward::new(&["gw-1"]);
+    let patient = ward.copy("gw-1");
+    patient.catalogue(&GOOD_COMMAND.replace("argv", "user = \"daemon\"\nargv"));
+    let helper = patient.at("helper.sock");
+    let kind = (AddressFamily::UNIX, SocketType::SEQPACKET);
+    let silent = socket_with(kind.0, kind.1, SocketFlags::CLOEXEC, None).unwrap();
+    bind(&silent, &SocketAddrUnix::new(&helper).unwrap()).unwrap();
+    listen(&silent, 8).unwrap();
+    let mut command = ward.command(&patient.path, &closed());
+    command.env("VIWORKS__EXECUTOR__HELPER_SOCKET", &helper);
+    let said = finish(command, PATIENCE).await;
+    assert!(said.took < IN_TIME, "{said:#?}");
+    let told = said.json();
+    assert_eq!(told["step"], "tcp", "{told:#}");
+    let config = &told["steps"][0];
+    assert_eq!(
+        (&config["name"], &config["status"]),
+        (&json!("config"), &json!("pass"))
+    );
+    let detail = config["detail"].as_str().unwrap();
+    assert!(detail.contains("whether they can is not known"), "{detail}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
