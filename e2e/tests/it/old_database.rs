@@ -10,6 +10,7 @@ use std::process::Command;
 use serde_json::Value;
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start, run, text};
+use viworks_testkit::dump::note_later_migration;
 use viworks_testkit::gateway::{ONCE, mark_starts};
 use viworks_testkit::process::{eventually, finish};
 
@@ -135,4 +136,38 @@ async fn a_database_of_the_first_schema_opens_and_goes_on() {
     );
     assert!(gateway.stop(PATIENCE).await.success());
     assert!(system.backend().stop(PATIENCE).await.success());
+}
+
+/// What a rollback finds: it does not start, is not worth another start, and leaves everything as it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn databases_of_a_later_version_are_refused_for_good_and_left_alone() {
+    let mut system = Deployment::new(Binaries::shipped());
+    let folder = system.issue("gw-1");
+    system.start_backend(Start::default()).await;
+    let mut gateway = system.start_gateway(&folder, Start::default());
+    system.online("gw-1").await;
+    assert!(gateway.stop(PATIENCE).await.success());
+    assert!(system.backend().stop(PATIENCE).await.success());
+
+    let mut serve = Command::new(system.binaries().backend());
+    serve
+        .args(["serve", "--config"])
+        .arg(system.backend_config());
+    let backend = (system.state_folder().join("backend.sqlite"), serve);
+    let of_gateway = |file: &str| {
+        let mut run = Command::new(system.binaries().gateway());
+        run.args(["run", "--config"])
+            .arg(folder.join("gateway.toml"));
+        (folder.join("state").join(file), run)
+    };
+    // The spool first: a journal that is refused comes before it.
+    for (database, command) in [backend, of_gateway("spool.db"), of_gateway("journal.db")] {
+        note_later_migration(&database);
+        let before = std::fs::read(&database).unwrap();
+        let said = finish(command, PATIENCE).await.ended_with(78);
+        let why = "use the newer program or restore a backup";
+        assert!(said.stderr.contains(why), "{said:#?}");
+        let after = std::fs::read(&database).unwrap();
+        assert!(before == after, "{} was changed", database.display());
+    }
 }
