@@ -27,13 +27,13 @@ TXT
 complain() { printf 'error: %s\n' "$1" >&2; usage >&2; exit 2; }
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-mode='' url='' key='' gateway='' config=''
+mode='' own='' url='' key='' gateway='' config=''
 passed=()
 while [ $# -gt 0 ]; do
   case "$1" in
     -h | --help) usage; exit 0 ;;
     --self-contained) mode=own; shift; continue ;;
-    --strict) passed+=("$1"); shift; continue ;;
+    --strict) own="$1"; passed+=("$1"); shift; continue ;;
     --url | --key | --gateway | --backend-config | --previous | --report | --only) ;;
     *) complain "unknown argument $1" ;;
   esac
@@ -43,6 +43,7 @@ while [ $# -gt 0 ]; do
     --key) key=$2 ;;
     --gateway) gateway=$2 ;;
     --backend-config) config=$2 ;;
+    --previous) own="$1"; passed+=("$1" "$2") ;;
     *) passed+=("$1" "$2") ;;
   esac
   shift 2
@@ -54,6 +55,7 @@ if [ "$mode" = own ]; then
   exec cargo run --quiet --locked --manifest-path "$root/Cargo.toml" -p viworks-e2e --bin production_validation -- "${passed[@]}"
 fi
 
+[ -z "$own" ] || complain "$own is for --self-contained"
 if [ -z "$url" ] || [ -z "$key" ]; then complain 'name an installation (--url and --key), or take --self-contained'; fi
 if [ -n "$gateway" ] && [ -n "$config" ]; then complain 'either --gateway or --backend-config'; fi
 [ -n "$gateway$config" ] || complain 'it needs a gateway of its own: --gateway DIR, or --backend-config FILE on the backend'"'"'s host'
@@ -66,9 +68,15 @@ backend=(viworks-backend-agent)
 clean_up() {
   code=$?
   trap - EXIT
+  trap '' INT TERM HUP
   if [ -n "$name" ]; then
-    "${backend[@]}" gateway revoke "$name" --config "$config" >/dev/null ||
+    revoked=0
+    "${backend[@]}" gateway revoke "$name" --config "$config" >/dev/null 2>"$scratch/said" || revoked=$?
+    # 5: there is none. It was stopped before that.
+    if [ "$revoked" -ne 0 ] && [ "$revoked" -ne 5 ]; then
+      cat -- "$scratch/said" >&2
       printf 'left behind: the gateway %s; viworks-backend-agent gateway revoke %s --config %s\n' "$name" "$name" "$config" >&2
+    fi
   fi
   [ -z "$scratch" ] || rm -rf -- "$scratch"
   exit "$code"
@@ -82,10 +90,21 @@ if [ -n "$config" ]; then
     backend=(runuser -u "$owner" -- viworks-backend-agent)
     chown "$owner" "$scratch"
   fi
-  wanted=validation-$(date -u +%Y%m%dt%H%M%S)-$$
   gateway=$scratch/gateway
-  "${backend[@]}" pki issue-gateway "$wanted" --config "$config" --out "$gateway" >/dev/null
-  name=$wanted
+  # Noted before it is there: what ends in between leaves a gateway that is registered all the same.
+  name=validation-$(date -u +%Y%m%dt%H%M%S)-$$
+  "${backend[@]}" pki issue-gateway "$name" --config "$config" --out "$gateway" >/dev/null
   [ "$(id -u)" -ne 0 ] || chown -R root: "$scratch"
 fi
-viworks validate --server "$url" --token-file "$key" --gateway "$gateway" "${passed[@]}"
+# A signal is for the validation, which ends what it has started; then comes the clean-up.
+validating=''
+trap 'kill -TERM "$validating" 2>/dev/null || exit 130' INT TERM HUP
+viworks validate --server "$url" --token-file "$key" --gateway "$gateway" "${passed[@]}" &
+validating=$!
+code=0
+wait "$validating" || code=$?
+while kill -0 "$validating" 2>/dev/null; do
+  code=0
+  wait "$validating" || code=$?
+done
+[ "$code" -eq 0 ] || exit "$code"

@@ -13,6 +13,8 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::exit::ExitCode;
+use viworks_runtime::lifecycle::Signal;
 
 use self::papers::Papers;
 use self::site::Site;
@@ -108,12 +110,18 @@ pub struct Wanted {
     pub only: Vec<CheckName>,
 }
 
-/// Runs every check, also when earlier ones failed, and tells `told` what each is about as it begins.
+/// Runs every check, also when earlier ones failed, and tells `told` what each is about as it begins. What it has
+/// started is ended, also when `stop` comes first.
+///
+/// # Errors
+/// When there is nothing to validate with, or it was stopped.
 pub async fn validate(
     client: &Client,
     wanted: &Wanted,
+    stop: impl Future<Output = Signal>,
     mut told: impl FnMut(&str),
 ) -> Result<Report, Failure> {
+    let mut stop = std::pin::pin!(stop);
     let papers = Papers::read(&wanted.gateway)?;
     let mut report = Report::new(client.server(), SystemClock.wall());
     let mut site = Site::new(client, wanted, papers);
@@ -123,7 +131,17 @@ pub async fn validate(
         }
         told(name.title());
         let begun = tokio::time::Instant::now();
-        let found = site.check(name).await;
+        let found = tokio::select! {
+            biased;
+            signal = &mut stop => {
+                site.close().await;
+                return Err(Failure::new(
+                    ExitCode::Interrupted,
+                    format!("{signal} before there was a verdict; nothing that was started runs on"),
+                ));
+            }
+            found = site.check(name) => found,
+        };
         let check = Check::new(
             name.name(),
             name.title(),

@@ -42,8 +42,8 @@ pub(crate) async fn check(scene: &mut Scene, name: &str, broken: Option<Break>) 
         } else {
             take_more(scene, name);
         }
-        // One that was under way may end all the same; the one after it began afterwards.
-        let back = timeout(limit, async {
+        // One that was under way may end all the same; the one after it began afterwards. The start counts.
+        let back = timeout(limit.saturating_sub(begun.elapsed()), async {
             while load.finished() < killed_at + 2 {
                 sleep(Duration::from_millis(10)).await;
             }

@@ -21,6 +21,21 @@ const WITHIN: Duration = Duration::from_secs(30);
 const STOP_WITHIN: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
 
+/// What a backend ends with that cannot use what it is given.
+const REFUSED: i32 = 78;
+
+/// A backend refused a database that a newer version has migrated.
+#[derive(Debug)]
+struct NewerSchema(String);
+
+impl std::fmt::Display for NewerSchema {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for NewerSchema {}
+
 pub(crate) async fn check(
     current: &'static Binaries,
     previous: Option<&Path>,
@@ -81,7 +96,7 @@ async fn rehearse(
     );
     let (how, kept) = match site.works_with(back, &runs).await {
         Ok(_run) => ("on the same database", runs.len()),
-        Err(refused) => {
+        Err(refused) if refused.is::<NewerSchema>() => {
             // Its database has moved on: what was saved before the upgrade takes its place.
             std::fs::remove_dir_all(site.state())?;
             copy_folder(&copy, &site.state())?;
@@ -90,6 +105,7 @@ async fn rehearse(
             again.with_context(|| format!("after the rollback, and first: {refused:#}"))?;
             ("with the copy from before the upgrade", runs.len())
         }
+        Err(error) => return Err(error.context("after the rollback")),
     };
     Ok(format!("back {how}, {kept} of {kept} earlier runs read"))
 }
@@ -156,10 +172,12 @@ impl Site {
             }
             if let Some(status) = backend.ended() {
                 let log = backend.log();
-                bail!(
-                    "the backend ended ({status}): {}",
-                    log.lines().last().unwrap_or_default()
-                );
+                let last = log.lines().last().unwrap_or_default();
+                let said = format!("the backend ended ({status}): {last}");
+                if status.code() == Some(REFUSED) && log.contains("schema") {
+                    return Err(NewerSchema(said).into());
+                }
+                bail!(said);
             }
             ensure!(begun.elapsed() < WITHIN, "the backend is not ready");
             sleep(POLL).await;

@@ -54,5 +54,6 @@ mod targets;
 mod terminated;
 mod unread_api;
 mod unread_log;
+mod validated;
 mod validation;
 mod wrong_server;

@@ -19,6 +19,12 @@ pub(super) const COMMAND: &str = "validation.echo";
 /// The stream of the telemetry that is handed in.
 pub(super) const STREAM: &str = "validation.flow";
 
+/// Its local API and its catalogue, in its folder.
+const SOCKET: &str = "api.sock";
+const COMMANDS: &str = "commands.d";
+/// Where no backend is.
+const NOBODY: &str = "wss://127.0.0.1:1";
+
 /// Records of one request.
 const BATCH: u32 = 500;
 /// How long it may take to stop.
@@ -40,40 +46,17 @@ impl Agent {
     /// Starts it for the gateway in `papers`.
     pub(super) fn start(program: &Path, papers: &Path) -> Result<Self, String> {
         let failed = |error: &dyn std::error::Error| crate::failure::chain(error);
-        let folder = tempfile::Builder::new().prefix("viworks-").tempdir();
-        let folder = folder.map_err(|error| failed(&error))?;
-        let commands = folder.path().join("commands.d");
-        files::create_private_folder(&commands).map_err(|error| failed(&error))?;
-        let catalogue = format!(
-            "[[command]]\nname = \"{COMMAND}\"\ntitle = \"Answers, for a validation\"\nrisk = \"read\"\n\
-             idempotent = true\nargv = [\"/bin/echo\", \"here\"]\ntimeout_ms = 10000\n"
-        );
-        let file = commands.join("validation.toml");
-        files::write_new(&file, catalogue.as_bytes(), 0o600).map_err(|error| failed(&error))?;
+        let folder = own_folder()?;
         let log = folder.path().join("agent.log");
         let output = std::fs::File::create(&log).map_err(|error| failed(&error))?;
-        let socket = folder.path().join("api.sock");
-        let mut command = Command::new(program);
-        command
-            .args(["run", "--config"])
-            .arg(papers.join("gateway.toml"))
-            .arg("--state-folder")
-            .arg(folder.path().join("state"))
-            .env("VIWORKS__GATEWAY__SOCKET", &socket)
-            .env("VIWORKS__EXECUTOR__COMMANDS_FOLDER", &commands)
-            .env("VIWORKS__COLLECT__ENABLED", "false")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(output)
-            .kill_on_drop(true);
-        if !rustix::process::geteuid().is_root() {
-            command.env("VIWORKS__EXECUTOR__ALLOW_OWN_COMMANDS", "for_demo_only");
-        }
-        let process = command.spawn();
+        let mut command = command(program, "run", papers, folder.path());
+        // As many as are handed in, at once.
+        command.env("VIWORKS__INTAKE__RECORDS_PER_MINUTE", "100000");
+        let process = command.stderr(output).spawn();
         let process = process.map_err(|error| format!("{}: {error}", program.display()))?;
         Ok(Self {
             process,
-            socket,
+            socket: folder.path().join(SOCKET),
             log,
             _folder: folder,
         })
@@ -140,29 +123,77 @@ impl Agent {
     }
 }
 
-/// How a start ends whose configuration is overlaid with something that cannot be used; `None` when it goes on.
-pub(super) async fn refuses(
-    program: &Path,
-    papers: &Path,
-    verb: &str,
-    overlay: (&str, &str),
-) -> Result<Option<i32>, String> {
-    let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
-    let mut process = Command::new(program)
+/// A folder with what an agent needs beside a gateway's papers.
+fn own_folder() -> Result<TempDir, String> {
+    let failed = |error: &dyn std::error::Error| crate::failure::chain(error);
+    let folder = tempfile::Builder::new().prefix("viworks-").tempdir();
+    let folder = folder.map_err(|error| failed(&error))?;
+    let commands = folder.path().join(COMMANDS);
+    files::create_private_folder(&commands).map_err(|error| failed(&error))?;
+    let catalogue = format!(
+        "[[command]]\nname = \"{COMMAND}\"\ntitle = \"Answers, for a validation\"\nrisk = \"read\"\n\
+         idempotent = true\nargv = [\"/bin/echo\", \"here\"]\ntimeout_ms = 10000\n"
+    );
+    let file = commands.join("validation.toml");
+    files::write_new(&file, catalogue.as_bytes(), 0o600).map_err(|error| failed(&error))?;
+    Ok(folder)
+}
+
+/// The agent for the gateway in `papers`, with everything else from `folder` and nothing from whoever calls.
+fn command(program: &Path, verb: &str, papers: &Path, folder: &Path) -> Command {
+    let mut command = Command::new(program);
+    for (name, _value) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("VIWORKS_") {
+            command.env_remove(name);
+        }
+    }
+    command
         .args([verb, "--config"])
         .arg(papers.join("gateway.toml"))
         .arg("--state-folder")
-        .arg(folder.path().join("state"))
-        .env(overlay.0, overlay.1)
+        .arg(folder.join("state"))
+        .env("VIWORKS__GATEWAY__SOCKET", folder.join(SOCKET))
+        .env("VIWORKS__EXECUTOR__COMMANDS_FOLDER", folder.join(COMMANDS))
+        .env("VIWORKS__COLLECT__ENABLED", "false")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|error| format!("{}: {error}", program.display()))?;
-    match timeout(ANSWER_WITHIN, process.wait()).await {
-        Ok(Ok(status)) => Ok(status.code()),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_elapsed) => Ok(None),
+        .kill_on_drop(true);
+    if !rustix::process::geteuid().is_root() {
+        command.env("VIWORKS__EXECUTOR__ALLOW_OWN_COMMANDS", "for_demo_only");
+    }
+    command
+}
+
+/// How a start went.
+#[derive(Debug)]
+pub(super) struct Tried {
+    /// What it ended with; `None` when it goes on, or was ended by a signal.
+    pub(super) code: Option<i32>,
+    /// What it said on standard error.
+    pub(super) said: String,
+}
+
+/// Starts it, with its configuration overlaid with something, or as it is.
+pub(super) async fn tries(
+    program: &Path,
+    papers: &Path,
+    verb: &str,
+    overlay: Option<(&str, &str)>,
+) -> Result<Tried, String> {
+    let folder = own_folder()?;
+    let mut command = command(program, verb, papers, folder.path());
+    // One that goes on where it should not is not to be a second holder of the identity.
+    command.env("VIWORKS__OUTBOUND__URL", NOBODY);
+    command.envs(overlay).stderr(Stdio::piped());
+    match timeout(ANSWER_WITHIN, command.output()).await {
+        Ok(Ok(output)) => Ok(Tried {
+            code: output.status.code(),
+            said: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }),
+        Ok(Err(error)) => Err(format!("{}: {error}", program.display())),
+        Err(_elapsed) => Ok(Tried {
+            code: None,
+            said: String::new(),
+        }),
     }
 }

@@ -52,14 +52,22 @@ pub(super) async fn health(client: &Client) -> Finding {
 
 /// What costs too much is refused or cut.
 pub(super) async fn limits(client: &Client, papers: &Papers) -> Finding {
-    let padding = " ".repeat(BODY_BYTES);
-    let (body, silent) = tokio::join!(
-        client.sound_submission(padding),
-        wire::silent(papers, SILENCE_MAX)
-    );
+    let body = async {
+        let padding = " ".repeat(BODY_BYTES);
+        // What is small is answered before and after it, or nothing follows from a large one that is not.
+        let before = client.sound("/livez").await;
+        let large = client.sound_submission(padding).await;
+        let after = client.sound("/livez").await;
+        (before.and(after), large)
+    };
+    let ((small, body), silent) = tokio::join!(body, wire::silent(papers, SILENCE_MAX));
+    if let Err(failure) = small {
+        let fix = "start the backend, and name its API: --server URL";
+        return Finding::fail("no answer", failure.what, fix);
+    }
     let body = match body {
-        Ok((413, _answer)) => "body of 4 MiB 413".to_owned(),
-        Ok((status, _answer)) => {
+        Ok(Some((413, _answer))) => "body of 4 MiB 413".to_owned(),
+        Ok(Some((status, _answer))) => {
             return Finding::fail(
                 format!("a body of 4 MiB: {status}"),
                 "a body of any size is taken in",
@@ -67,7 +75,11 @@ pub(super) async fn limits(client: &Client, papers: &Papers) -> Finding {
             );
         }
         // It hung up in the middle of what it does not want.
-        Err(_cut) => "body of 4 MiB cut".to_owned(),
+        Ok(None) => "body of 4 MiB cut".to_owned(),
+        Err(failure) => {
+            let fix = "see who is between, and what becomes of large bodies there";
+            return Finding::fail("no answer to a body of 4 MiB", failure.what, fix);
+        }
     };
     match silent {
         Ok(Some(after)) => Finding::Pass(format!(

@@ -9,7 +9,7 @@ use viworks_common::command::CommandState;
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::{Clock, SystemClock};
 
-use super::agent::{Agent, COMMAND, STREAM, refuses};
+use super::agent::{Agent, COMMAND, STREAM, Tried, tries};
 use super::papers::Papers;
 use super::report::Finding;
 use super::wire::{self, Opened, Refused, Shown};
@@ -86,18 +86,39 @@ impl<'s> Site<'s> {
             ("VIWORKS__OUTBOUND__PINS", "[]", "no pin"),
             ("VIWORKS__OUTBOUND__NO_SUCH_KEY", "1", "an unknown key"),
         ];
+        let (agent, folder) = (&self.wanted.agent, &self.papers.folder);
+        // Refused for what is laid over it, and not because it is always refused.
+        match tries(agent, folder, "check-config", None).await {
+            Ok(Tried { code: Some(0), .. }) => {}
+            Ok(tried) => {
+                return Finding::fail(
+                    tried
+                        .code
+                        .map_or_else(|| "no end".to_owned(), |code| format!("exit code {code}")),
+                    format!(
+                        "`check-config` does not take the configuration as it is: {}",
+                        crate::output::last_line(&tried.said)
+                    ),
+                    "viworks-gateway-agent check-config lists every problem of the gateway's folder",
+                );
+            }
+            Err(error) => {
+                return Finding::fail("not started", error, "name the agent: --agent FILE");
+            }
+        }
+        let fix = "install the agent of this release";
         let mut tried = 0;
         for (variable, value, what) in overlays {
             for verb in ["check-config", "run"] {
-                let (agent, folder) = (&self.wanted.agent, &self.papers.folder);
-                let fix = "install the agent of this release";
-                match refuses(agent, folder, verb, (variable, value)).await {
-                    Ok(Some(78)) => tried += 1,
-                    Ok(Some(code)) => {
-                        let reason = format!("`{verb}` with {what} ended with {code}");
+                let start = tries(agent, folder, verb, Some((variable, value))).await;
+                match start.map(|start| (start.code, start.said.contains(variable))) {
+                    Ok((Some(78), true)) => tried += 1,
+                    Ok((Some(code), named)) => {
+                        let silent = if named { "" } else { ", and does not name it" };
+                        let reason = format!("`{verb}` with {what} ended with {code}{silent}");
                         return Finding::fail(format!("exit code {code}"), reason, fix);
                     }
-                    Ok(None) => {
+                    Ok((None, _)) => {
                         let reason = format!("`{verb}` with {what} goes on");
                         return Finding::fail("no end", reason, fix);
                     }
@@ -147,19 +168,24 @@ impl<'s> Site<'s> {
     }
 
     async fn refused(&self, shown: Shown) -> Finding {
+        // Nobody there refuses nobody, and where the gateway itself is not let in, nothing follows from it.
+        if let Err(refused) = wire::upgrade(&self.papers, Shown::Own).await {
+            return not_upgraded(&refused);
+        }
         match wire::upgrade(&self.papers, shown).await {
             Ok(_let_in) => Finding::fail(
                 "101 Switching Protocols",
                 "whoever has no certificate of the gateways' authority is let in",
                 "a proxy in front ends TLS without asking for certificates: pass TLS through, or verify clients there",
             ),
-            // Nobody there refuses nobody.
-            Err(Refused::Tcp(why)) => Finding::fail(
-                "no connection",
-                why,
-                "start the backend, or look at the way to it",
+            Err(refused @ (Refused::Certificate(_) | Refused::Http(400 | 401 | 403))) => {
+                Finding::Pass(refused.words())
+            }
+            Err(refused) => Finding::fail(
+                refused.words(),
+                "it was not let in, and nobody said that it is for its certificate",
+                LOGS,
             ),
-            Err(refused) => Finding::Pass(refused.words()),
         }
     }
 
@@ -402,7 +428,7 @@ impl<'s> Site<'s> {
 fn not_upgraded(refused: &Refused) -> Finding {
     let fix = match refused {
         Refused::Tcp(_) => "start the backend, or look at the way to it",
-        Refused::Tls(_) => {
+        Refused::Tls(_) | Refused::Certificate(_) => {
             "look at the certificates, the pins and whoever ends TLS in front of the backend"
         }
         Refused::Http(403) => {

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
-use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyPair};
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyPair, SanType};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{AlertDescription, ClientConfig, RootCertStore};
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
@@ -16,6 +16,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
+use viworks_common::certificate;
 use viworks_common::id::{AgentRunId, BootId, InstallId};
 use viworks_common::key::{AgentKey, Binding, BindingMode};
 use viworks_common::pin::SpkiPin;
@@ -31,6 +32,9 @@ use crate::failure::chain;
 /// How long the other end may take for anything.
 const PATIENCE: Duration = Duration::from_secs(15);
 
+/// How long the other end may take to say that a certificate is none, where it says that in TLS.
+const ALERT_WITHIN: Duration = Duration::from_secs(1);
+
 /// Whom the caller claims to be.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Shown {
@@ -38,7 +42,7 @@ pub(super) enum Shown {
     Own,
     /// Nobody: no certificate.
     Nothing,
-    /// Somebody with a certificate of another authority and the gateway's name in it.
+    /// Somebody with a certificate that has the gateway's name, and is of another authority.
     Foreign,
 }
 
@@ -49,6 +53,8 @@ pub(super) enum Refused {
     Tcp(String),
     /// TLS did not get that far.
     Tls(String),
+    /// It did not because the other end wants another certificate, and says so.
+    Certificate(String),
     /// The upgrade was answered with this status.
     Http(u16),
     /// A close frame with this number.
@@ -62,7 +68,7 @@ impl Refused {
     pub(super) fn words(&self) -> String {
         match self {
             Self::Tcp(why) => format!("no connection: {why}"),
-            Self::Tls(why) => {
+            Self::Tls(why) | Self::Certificate(why) => {
                 let alert = why.split_once("received fatal alert: ");
                 alert.map_or_else(
                     || format!("refused in TLS ({why})"),
@@ -102,7 +108,17 @@ async fn upgraded(papers: &Papers, shown: Shown) -> Result<Upgraded, Refused> {
     let name = ServerName::try_from(papers.server_name.clone());
     let name = name.map_err(|error| Refused::Tls(error.to_string()))?;
     let stream = TlsConnector::from(config).connect(name, tcp).await;
-    let stream = stream.map_err(|error| Refused::Tls(error.to_string()))?;
+    let mut stream = stream.map_err(|error| of_tls(&error))?;
+    if !matches!(shown, Shown::Own) {
+        // In TLS 1.3 a client learns only now that its certificate was refused, and a request that is on its way by then
+        // would be answered with a reset, which takes the alert away.
+        let mut nothing = [0; 1];
+        match timeout(ALERT_WITHIN, stream.read(&mut nothing)).await {
+            Ok(Ok(_end)) => return Err(Refused::Cut),
+            Ok(Err(error)) => return Err(of_tls(&error)),
+            Err(_silent) => {}
+        }
+    }
     let (_tcp, connection) = stream.get_ref();
     let version = connection.protocol_version();
     let version = version.map_or_else(String::new, |version| format!("{version:?}"));
@@ -124,8 +140,29 @@ async fn upgraded(papers: &Papers, shown: Shown) -> Result<Upgraded, Refused> {
             pin: pin.map(SpkiPin::from_digest),
         }),
         Err(Error::Http(response)) => Err(Refused::Http(response.status().as_u16())),
-        // In TLS 1.3 a client learns only now that its certificate was refused.
+        Err(Error::Io(error)) => Err(of_tls(&error)),
         Err(error) => Err(Refused::Tls(error.to_string())),
+    }
+}
+
+/// Why TLS ended, by what the other end said.
+fn of_tls(error: &std::io::Error) -> Refused {
+    let inner = error.get_ref();
+    let inner = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match inner {
+        Some(rustls::Error::AlertReceived(
+            AlertDescription::CertificateRequired
+            | AlertDescription::NoCertificate
+            | AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::UnknownCA
+            | AlertDescription::AccessDenied
+            | AlertDescription::HandshakeFailure,
+        )) => Refused::Certificate(error.to_string()),
+        _ => Refused::Tls(error.to_string()),
     }
 }
 
@@ -150,7 +187,7 @@ fn config(papers: &Papers, shown: Shown) -> Result<Arc<ClientConfig>, String> {
             config.map_err(|error| error.to_string())?
         }
         Shown::Foreign => {
-            let (certificate, key) = foreign(papers).map_err(|error| error.to_string())?;
+            let (certificate, key) = foreign(papers)?;
             let config = builder.with_client_auth_cert(vec![certificate], key);
             config.map_err(|error| error.to_string())?
         }
@@ -159,14 +196,17 @@ fn config(papers: &Papers, shown: Shown) -> Result<Arc<ClientConfig>, String> {
     Ok(Arc::new(config))
 }
 
-/// The gateway's name, signed by nobody that the backend knows.
-fn foreign(
-    papers: &Papers,
-) -> Result<(CertificateDer<'static>, PrivateKeyDer<'static>), rcgen::Error> {
-    let key = KeyPair::generate()?;
-    let mut params = CertificateParams::new([papers.identity.agent_id.to_string()])?;
+/// The gateway's name, as its certificate has it, signed by nobody that the backend knows.
+fn foreign(papers: &Papers) -> Result<(CertificateDer<'static>, PrivateKeyDer<'static>), String> {
+    let failed = |error: rcgen::Error| error.to_string();
+    let leaf = papers.shown.chain.first().ok_or("it has no certificate")?;
+    let own = certificate::read(leaf).map_err(|error| error.to_string())?;
+    let uri = certificate::uri(&own.trust_domain, &own.identity);
+    let key = KeyPair::generate().map_err(failed)?;
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::URI(uri.as_str().try_into().map_err(failed)?)];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-    let certificate = params.self_signed(&key)?.der().clone();
+    let certificate = params.self_signed(&key).map_err(failed)?.der().clone();
     let key = PrivatePkcs8KeyDer::from(key.serialize_der());
     Ok((certificate, PrivateKeyDer::from(key)))
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files;
+use viworks_runtime::lifecycle::Signals;
 
 use crate::client::Client;
 use crate::failure::{Failure, chain};
@@ -29,7 +30,9 @@ pub(super) async fn execute(
         only: flags.only.clone(),
     };
     let is_seen = std::io::stderr().is_terminal();
-    let report = validate(client, &wanted, |title| {
+    // An agent that was started for it, and what holds its identity, must not stay behind.
+    let mut signals = Signals::listen()?;
+    let report = validate(client, &wanted, signals.next(), |title| {
         if is_seen {
             output::status(&format!("{title} …"));
         }

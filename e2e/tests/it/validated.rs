@@ -1,0 +1,188 @@
+//! What a validation must not say or leave behind: a pass for a reason of its own, and an agent that runs on.
+
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+use viworks_testkit::binaries::{Binaries, workspace};
+use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
+use viworks_testkit::process::{Process, eventually, finish};
+
+/// A validation that finds nothing out takes far less.
+const WITHIN: Duration = Duration::from_secs(200);
+
+/// What `check` comes to when something else is broken, or with other programs of the version before.
+async fn found(arguments: &[&str], check: &str) -> Value {
+    let folder = TempDir::new().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_production_validation"));
+    command
+        .args(["--embedded", "--only", check, "--report"])
+        .arg(folder.path())
+        .args(arguments);
+    let said = finish(command, WITHIN).await;
+    let written = std::fs::read(folder.path().join("validation.json"));
+    let report: Value =
+        serde_json::from_slice(&written.unwrap_or_else(|_| panic!("{said:#?}"))).unwrap();
+    let checks = report["checks"].as_array().unwrap();
+    checks
+        .iter()
+        .find(|one| one["name"] == check)
+        .unwrap()
+        .clone()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_check_that_could_not_find_anything_out_is_no_pass() {
+    for (broken, check) in [
+        // Nobody is there: nobody lets anybody in.
+        ("upgrade", "no_certificate"),
+        ("upgrade", "foreign_certificate"),
+        // Nobody is there: nobody takes a large body.
+        ("health", "limits"),
+        // An agent that refuses everything refuses a bad configuration as well.
+        ("registration", "configuration"),
+    ] {
+        let found = found(&["--break", broken], check).await;
+        assert_eq!(found["result"], "fail", "{broken}: {found}");
+    }
+}
+
+/// The programs of this version in the place of the one before, whose backend behaves at its second start as `then`
+/// says: that is after the rollback, on the database of the newer version.
+fn previous(folder: &Path, then: &str) {
+    let binaries = Binaries::shipped();
+    for program in [binaries.gateway(), binaries.helper(), binaries.cli()] {
+        symlink(&program, folder.join(program.file_name().unwrap())).unwrap();
+    }
+    let script = format!(
+        "#!/bin/sh\nif [ \"$1\" = serve ]; then\n  echo >>{starts}\n  if [ \"$(wc -l <{starts})\" -eq 2 ]; then\n    \
+         {then}\n  fi\nfi\nexec {backend} \"$@\"\n",
+        starts = folder.join("starts").display(),
+        backend = binaries.backend().display(),
+    );
+    let backend = folder.join("viworks-backend-agent");
+    std::fs::write(&backend, script).unwrap();
+    std::fs::set_permissions(&backend, PermissionsExt::from_mode(0o755)).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rollback_takes_the_copy_for_a_schema_that_moved_on_and_for_nothing_else() {
+    let schema = "echo 'error: the database schema has version 99, this program knows versions up to 98' >&2; exit 78";
+    for (then, result, said) in [
+        (
+            schema,
+            "pass",
+            "back with the copy from before the upgrade, 1 of 1",
+        ),
+        ("echo 'error: no memory' >&2; exit 1", "fail", "not read"),
+        ("echo 'error: no such key' >&2; exit 78", "fail", "not read"),
+    ] {
+        let folder = TempDir::new().unwrap();
+        previous(folder.path(), then);
+        let found = found(&["--previous", folder.path().to_str().unwrap()], "rollback").await;
+        assert_eq!(found["result"], result, "{then}: {found}");
+        let measured = found["measured"].as_str().unwrap();
+        assert!(measured.contains(said), "{then}: {found}");
+    }
+}
+
+/// Ends a validation in the middle, and sees that nothing of it is left in its folder of temporary files, and nobody
+/// connected.
+async fn is_stopped(system: &Deployment, mut command: Command, signal: Signal) {
+    let scratch = TempDir::new_in(system.path()).unwrap();
+    command
+        .env("TMPDIR", scratch.path())
+        .env("VIWORKS_CONFIG_DIR", system.path().join("config"));
+    let mut running = Process::start(&mut command, &system.path().join("validation.log")).unwrap();
+    let online = async || {
+        let gateways = system.get("/v1/gateways").await;
+        let items = gateways["items"].as_array().unwrap().clone();
+        items.iter().any(|gateway| gateway["status"] == "online")
+    };
+    eventually("its gateway is online", PATIENCE, async || {
+        assert!(running.ended().is_none(), "{}", running.log());
+        online().await.then_some(())
+    })
+    .await;
+    running.signal(signal);
+    let status = running.wait(PATIENCE).await;
+    assert_eq!(status.code(), Some(130), "{}", running.log());
+    let left: Vec<_> = std::fs::read_dir(scratch.path()).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+    eventually("its gateway is not online", PATIENCE, async || {
+        (!online().await).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_validation_that_is_stopped_leaves_nothing_behind() {
+    let mut system = Deployment::new(Binaries::shipped());
+    let probe = system.issue("validation-1");
+    system.start_backend(Start::default()).await;
+    let (url, key) = (system.api_url(), system.path().join("operator.key"));
+    // Without an end of its own.
+    let long = ["--only", "registration,round_trip"];
+
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut command = Command::new(system.binaries().cli());
+        command
+            .args([
+                "validate",
+                "--commands",
+                "1000",
+                "--server",
+                &url,
+                "--token-file",
+            ])
+            .arg(&key)
+            .arg("--gateway")
+            .arg(&probe)
+            .args(long);
+        is_stopped(&system, command, signal).await;
+    }
+
+    // The script as well, which has issued a gateway.
+    let programs = system.binaries().cli();
+    let programs = programs.parent().unwrap();
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut command = Command::new(workspace().join("scripts/production_validation.sh"));
+    command
+        .env("PATH", format!("{}:{}", programs.display(), path.display()))
+        .args(["--url", &url, "--key"])
+        .arg(&key)
+        .arg("--backend-config")
+        .arg(system.backend_config())
+        .args(long);
+    is_stopped(&system, command, Signal::TERM).await;
+    let gateways = system.get("/v1/gateways").await;
+    let items = gateways["items"].as_array().unwrap();
+    let issued = items
+        .iter()
+        .find(|gateway| gateway["name"] != "validation-1");
+    assert_eq!(issued.unwrap()["status"], "revoked", "{gateways}");
+    assert!(system.backend().stop(PATIENCE).await.success());
+}
+
+#[tokio::test]
+async fn what_is_not_for_a_live_installation_is_refused_before_a_gateway_is_issued() {
+    for own in [&["--strict"][..], &["--previous", "/nonexistent"]] {
+        let mut command = Command::new(workspace().join("scripts/production_validation.sh"));
+        command
+            .args([
+                "--url",
+                "http://127.0.0.1:1",
+                "--key",
+                "none",
+                "--backend-config",
+                "/nonexistent",
+            ])
+            .args(own);
+        let said = finish(command, PATIENCE).await.ended_with(2);
+        assert!(said.stderr.contains("is for --self-contained"), "{said:#?}");
+    }
+}
