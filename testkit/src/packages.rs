@@ -42,6 +42,17 @@ impl Packages {
     pub fn files(&self) -> &[PathBuf] {
         &self.files
     }
+
+    /// The package of a crate.
+    ///
+    /// # Panics
+    /// When it has none.
+    #[must_use]
+    pub fn of(&self, name: &str) -> &Path {
+        let at = CRATES.iter().position(|known| *known == name);
+        let file = at.and_then(|at| self.files.get(at));
+        file.expect("the crate has a package")
+    }
 }
 
 /// The one that the checks got, or the machine's own.

@@ -1,21 +1,22 @@
 //! The packages under a real systemd: installed, started, killed, reloaded, broken, upgraded, removed and purged.
 
-use std::process::Command;
+use std::process::Output;
 use std::time::Duration;
 
-use viworks_testkit::binaries::{Binaries, workspace};
+use serde_json::Value;
+use viworks_testkit::binaries::workspace;
 use viworks_testkit::machine::Machine;
 use viworks_testkit::packages::Packages;
 use viworks_testkit::process::eventually;
+
+mod script;
+mod upgrade;
 
 const BACKEND: &str = "viworks-backend-agent.service";
 const GATEWAY: &str = "viworks-gateway-agent.service";
 
 /// What tells how to do all of this.
 const PAGE: &str = "docs/operations/services.md";
-
-/// The script, as it lies in the archive.
-const SCRIPT: &str = "/root/archive/scripts/install-service.sh";
 
 /// How long a service may take to be where it should be; it is restarted after two seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -28,16 +29,28 @@ const ADDED: &str = "[[command]]\nname = \"test.added\"\ntitle = \"came later\"\
 const STAYS: &str = "[[command]]\nname = \"test.stay\"\ntitle = \"stays\"\nrisk = \"read\"\nidempotent = false\n\
                      user = \"daemon\"\nargv = [\"/bin/sh\", \"-c\", \"setsid sleep 600 & exec sleep 600\"]\n";
 
-/// What the page tells to type, for a backend and a gateway on the same machine.
-fn set_up() -> String {
-    let page = std::fs::read_to_string(workspace().join(PAGE)).unwrap();
+/// The blocks that a page tells to type.
+fn typed(page: &str) -> Vec<String> {
+    let page = std::fs::read_to_string(workspace().join(page)).unwrap();
     let blocks = page.split("\n```sh ").skip(1).map(|block| {
         let (_info, body) = block.split_once('\n').unwrap();
-        body.split_once("\n```").unwrap().0
+        body.split_once("\n```").unwrap().0.to_owned()
     });
-    let typed: Vec<&str> = blocks.collect();
+    blocks.collect()
+}
+
+/// What the page tells to type, for a backend and a gateway on the same machine.
+fn set_up() -> String {
+    let typed = typed(PAGE);
     assert_eq!(typed.len(), 2);
     typed.join("\n").replace("agents.example.org", "localhost")
+}
+
+/// What an operator there types.
+fn viworks(arguments: &str) -> String {
+    format!(
+        "VIWORKS_SERVER=http://127.0.0.1:8080 VIWORKS_TOKEN_FILE=/root/desk.key viworks {arguments}"
+    )
 }
 
 /// What is asked of a running site, and of what systemd has of it.
@@ -65,15 +78,26 @@ impl Site {
     }
 
     fn viworks(&self, arguments: &str) -> String {
-        self.machine.shell(&format!(
-            "VIWORKS_SERVER=http://127.0.0.1:8080 VIWORKS_TOKEN_FILE=/root/desk.key viworks {arguments}"
-        ))
+        self.machine.shell(&viworks(arguments))
+    }
+
+    /// The same, whatever it comes to.
+    fn attempt(&self, arguments: &str) -> Output {
+        self.machine
+            .attempt(&["/bin/sh", "-c", &viworks(arguments)])
     }
 
     /// A command's way through all of it.
     async fn works(&self) {
         self.says(GATEWAY, "connected to wss://localhost:8081")
             .await;
+        // It may have said so of the connection before.
+        eventually("the backend has the gateway", PATIENCE, async || {
+            let shown = self.attempt("gateway show gw-1 -o json").stdout;
+            let gateway: Value = serde_json::from_slice(&shown).ok()?;
+            (gateway["status"] == "online").then_some(())
+        })
+        .await;
         let said = self.viworks("run sys.uptime --gateway gw-1");
         assert!(said.contains("load"), "{said}");
     }
@@ -127,9 +151,7 @@ impl Site {
         std::fs::write(added, ADDED).unwrap();
         self.machine.shell("systemctl reload viworks-gateway-agent");
         eventually("the added command runs", PATIENCE, async || {
-            let run = "VIWORKS_SERVER=http://127.0.0.1:8080 VIWORKS_TOKEN_FILE=/root/desk.key \
-                       viworks run test.added --gateway gw-1";
-            let said = self.machine.attempt(&["/bin/sh", "-c", run]);
+            let said = self.attempt("run test.added --gateway gw-1");
             let said = String::from_utf8_lossy(&said.stdout).into_owned();
             // It says who it is.
             said.contains("viworks-gateway").then_some(())
@@ -257,9 +279,8 @@ impl Site {
 
     /// Without a list, `service.restart` may not become root; with one, it does what it says.
     async fn commands_of_other_users_take_a_list_and_leave_nothing(&self) {
-        let restart = "VIWORKS_SERVER=http://127.0.0.1:8080 VIWORKS_TOKEN_FILE=/root/desk.key \
-                       viworks run service.restart unit=systemd-logind.service --gateway gw-1 --yes";
-        let refused = self.machine.attempt(&["/bin/sh", "-c", restart]);
+        let restart = "run service.restart unit=systemd-logind.service --gateway gw-1 --yes";
+        let refused = self.attempt(restart);
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert!(
             !refused.status.success() && said.contains("is not on the helper's list"),
@@ -277,7 +298,7 @@ impl Site {
              systemctl reload viworks-gateway-agent",
         );
         eventually("a service is restarted", PATIENCE, async || {
-            let restarted = self.machine.attempt(&["/bin/sh", "-c", restart]);
+            let restarted = self.attempt(restart);
             restarted.status.success().then_some(())
         })
         .await;
@@ -296,6 +317,13 @@ impl Site {
                 (running() == "2").then_some(())
             })
             .await;
+            let limited = self
+                .machine
+                .shell("cat $(grep -lsx sleep /proc/[0-9]*/comm | sed 's/comm$/cgroup/')");
+            assert!(
+                limited.contains("/system-viworks_helper.slice/"),
+                "{limited}"
+            );
             self.machine.shell(end);
             eventually("nothing of it is left", PATIENCE, async || {
                 (running() == "0").then_some(())
@@ -317,35 +345,6 @@ impl Site {
         );
         self.machine
             .shell("rm /etc/viworks/commands.d/60-stay.toml /etc/viworks/helper.d/60-stay.toml");
-    }
-
-    /// What the packages have brought is theirs.
-    fn the_script_leaves_packages_alone(&self) {
-        self.unpack_archive();
-        for verb in ["install", "uninstall", "purge"] {
-            let refused = self
-                .machine
-                .attempt(&["/bin/sh", SCRIPT, verb, "backend", "gateway"]);
-            assert_eq!(refused.status.code(), Some(6));
-            let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-            assert!(said.contains("dpkg --remove viworks-backend"), "{said}");
-        }
-        self.machine.shell("rm -r /root/archive");
-    }
-
-    /// One that ignores half of a unit is not given it.
-    fn the_script_refuses_an_older_systemd(&self) {
-        self.machine.shell(
-            "mkdir /root/older
-             printf '#!/bin/sh\necho \"systemd 247 (247.3-7)\"\n' >/root/older/systemctl
-             chmod 755 /root/older/systemctl",
-        );
-        let line = format!("PATH=/root/older:$PATH {SCRIPT} install cli");
-        let refused = self.machine.attempt(&["/bin/sh", "-c", &line]);
-        assert_eq!(refused.status.code(), Some(69));
-        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-        assert!(said.contains("this is systemd 247"), "{said}");
-        self.machine.shell("rm -r /root/older");
     }
 
     async fn an_upgrade_keeps_everything(&self, packages: &Packages) {
@@ -392,80 +391,6 @@ impl Site {
         );
         assert_eq!(left, "", "what a purge left");
     }
-
-    /// What is taken to systems without packages.
-    fn unpack_archive(&self) {
-        let (binaries, here) = (Binaries::shipped(), workspace());
-        let archive = self.machine.path("/root/archive");
-        for (from, to) in [
-            (binaries.backend(), "bin/viworks-backend-agent"),
-            (binaries.gateway(), "bin/viworks-gateway-agent"),
-            (binaries.helper(), "bin/viworks-gateway-helper"),
-            (binaries.cli(), "bin/viworks"),
-            (here.join("systemd"), "systemd"),
-            (here.join("common/catalogue"), "catalogue"),
-            (here.join("packaging/helper.d"), "helper.d"),
-            (here.join("nginx"), "nginx"),
-            (
-                here.join("scripts/install-service.sh"),
-                "scripts/install-service.sh",
-            ),
-        ] {
-            let to = archive.join(to);
-            std::fs::create_dir_all(to.parent().unwrap()).unwrap();
-            let copied = Command::new("cp").arg("-r").arg(from).arg(to).status();
-            assert!(copied.unwrap().success());
-        }
-    }
-
-    /// The same life without packages, by the script.
-    async fn a_script_does_the_same_without_packages(&self) {
-        self.machine.shell(
-            "rm -r /etc/systemd/system/viworks-gateway-agent.service.d; systemctl daemon-reload",
-        );
-        self.unpack_archive();
-        self.the_script_refuses_an_older_systemd();
-        let parts = "backend gateway cli";
-        let script = SCRIPT;
-        let would = self
-            .machine
-            .shell(&format!("{script} install --dry-run {parts}"));
-        assert!(
-            would.contains("would run: systemctl enable --now"),
-            "{would}"
-        );
-        self.is_clean();
-        self.machine.shell(&format!("{script} install {parts}"));
-        self.machine.shell(&set_up());
-        self.works().await;
-
-        let before = self.process(GATEWAY);
-        self.machine
-            .shell("echo '# ours' >>/etc/viworks/commands.d/10-gateway.toml");
-        let said = self.machine.shell(&format!("{script} install {parts}"));
-        assert!(
-            said.contains("kept: /etc/viworks/commands.d/10-gateway.toml"),
-            "{said}"
-        );
-        self.is_back(GATEWAY, &before).await;
-        self.works().await;
-
-        self.machine.shell(&format!("{script} uninstall {parts}"));
-        let masked = "systemctl mask viworks-gateway-agent";
-        let unmask = "systemctl unmask viworks-gateway-agent";
-        let said = self.machine.shell(&format!(
-            "{masked}; {script} install gateway; {script} uninstall gateway; {unmask}"
-        ));
-        assert!(
-            said.contains("viworks-gateway-agent.service is masked"),
-            "{said}"
-        );
-        self.machine.shell("ls /etc/viworks/gateway.toml /var/lib/viworks-backend/backend.sqlite; ! ls /usr/bin/viworks*");
-        self.machine.shell(&format!("{script} install {parts}"));
-        self.works().await;
-        self.machine.shell(&format!("{script} purge {parts}"));
-        self.is_clean();
-    }
 }
 
 fn install(machine: &Machine, packages: &Packages) {
@@ -483,6 +408,21 @@ fn install(machine: &Machine, packages: &Packages) {
 
 /// What the unit files ask for is what the manager has understood.
 fn is_confined(site: &Site) {
+    // Commands of other users, each by itself and all together.
+    let (helper, slice) = (
+        "viworks-gateway-helper@0.service",
+        "system-viworks_helper.slice",
+    );
+    for (unit, name, value) in [
+        (helper, "Slice", slice),
+        (helper, "OOMPolicy", "continue"),
+        (helper, "KillMode", "control-group"),
+        (slice, "TasksMax", "512"),
+        (slice, "CPUWeight", "50"),
+    ] {
+        assert_eq!(site.machine.property(unit, name), value, "{unit}: {name}");
+    }
+    assert_ne!(site.machine.property(slice, "MemoryMax"), "infinity");
     for (unit, tasks, files) in [(BACKEND, "1024", "262144"), (GATEWAY, "512", "16384")] {
         for (name, value) in [
             ("Type", "notify"),
@@ -545,6 +485,8 @@ async fn the_packages_live_and_die_under_systemd() {
     site.a_key_can_be_a_credential().await;
     site.a_master_key_can_be_a_credential().await;
     site.the_script_leaves_packages_alone();
+    site.an_upgrade_and_its_rollbacks_go_as_the_page_says([first, second])
+        .await;
     site.an_upgrade_keeps_everything(second).await;
     site.removed_it_keeps_its_data_and_purged_nothing_stays(second)
         .await;
