@@ -2,7 +2,6 @@
 
 mod absent;
 mod context;
-mod ending;
 mod first;
 pub mod layout;
 mod named;

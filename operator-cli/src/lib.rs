@@ -3,6 +3,7 @@
 //! Three rooms: [`flags`] is what can be typed, [`verbs`] what is done about it, [`views`] how the outcome looks. A
 //! room uses only what stands before it in this list, and none uses a room that uses it.
 
+mod ending;
 pub mod failure;
 pub mod output;
 pub mod program;

@@ -14,7 +14,6 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::exit::ExitCode;
-use viworks_runtime::lifecycle::Signal;
 
 use self::papers::Papers;
 use self::site::Site;
@@ -114,43 +113,39 @@ pub struct Wanted {
 /// started is ended, also when `stop` comes first.
 ///
 /// # Errors
-/// When there is nothing to validate with, or it was stopped.
+/// When there is nothing to validate with, the gateway is not there for this alone, or it was stopped.
 pub async fn validate(
     client: &Client,
     wanted: &Wanted,
-    stop: impl Future<Output = Signal>,
+    stop: impl Future<Output = ()>,
     mut told: impl FnMut(&str),
 ) -> Result<Report, Failure> {
-    let mut stop = std::pin::pin!(stop);
     let papers = Papers::read(&wanted.gateway)?;
     let mut report = Report::new(client.server(), SystemClock.wall());
     let mut site = Site::new(client, wanted, papers);
-    for name in CheckName::value_variants().iter().copied() {
-        if !wanted.only.is_empty() && !wanted.only.contains(&name) {
-            continue;
-        }
-        told(name.title());
-        let begun = tokio::time::Instant::now();
-        let found = tokio::select! {
-            biased;
-            signal = &mut stop => {
-                site.close().await;
-                return Err(Failure::new(
-                    ExitCode::Interrupted,
-                    format!("{signal} before there was a verdict; nothing that was started runs on"),
-                ));
+    let checks = async {
+        site.is_unused().await?;
+        for name in CheckName::value_variants().iter().copied() {
+            if !wanted.only.is_empty() && !wanted.only.contains(&name) {
+                continue;
             }
-            found = site.check(name) => found,
-        };
-        let check = Check::new(
-            name.name(),
-            name.title(),
-            name.limit(),
-            found,
-            begun.elapsed(),
-        );
-        report.add(check);
-    }
+            told(name.title());
+            let begun = tokio::time::Instant::now();
+            let found = site.check(name).await;
+            let took = begun.elapsed();
+            let check = Check::new(name.name(), name.title(), name.limit(), found, took);
+            report.add(check);
+        }
+        Ok(())
+    };
+    let ended = tokio::select! {
+        biased;
+        () = stop => Err(Failure::new(
+            ExitCode::Interrupted,
+            "stopped before there was a verdict; nothing that was started runs on",
+        )),
+        ended = checks => ended,
+    };
     site.close().await;
-    Ok(report)
+    ended.map(|()| report)
 }

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 use viworks_testkit::binaries::{Binaries, workspace};
-use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
+use viworks_testkit::deployment::{Deployment, PATIENCE, Start, run, text};
 use viworks_testkit::process::{Process, eventually, finish};
 
 /// A validation that finds nothing out takes far less.
@@ -119,31 +119,33 @@ async fn is_stopped(system: &Deployment, mut command: Command, signal: Signal) {
     .await;
 }
 
+/// `viworks validate` with the gateway of a folder.
+fn validate(system: &Deployment, gateway: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(system.binaries().cli());
+    command
+        .env("VIWORKS_CONFIG_DIR", system.path().join("config"))
+        .args(["validate", "--server", &system.api_url(), "--token-file"])
+        .arg(system.path().join("operator.key"))
+        .arg("--gateway")
+        .arg(gateway)
+        .args(arguments);
+    command
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_validation_that_is_stopped_leaves_nothing_behind() {
     let mut system = Deployment::new(Binaries::shipped());
-    let probe = system.issue("validation-1");
     system.start_backend(Start::default()).await;
-    let (url, key) = (system.api_url(), system.path().join("operator.key"));
-    // Without an end of its own.
-    let long = ["--only", "registration,round_trip"];
-
-    for signal in [Signal::TERM, Signal::INT] {
-        let mut command = Command::new(system.binaries().cli());
-        command
-            .args([
-                "validate",
-                "--commands",
-                "1000",
-                "--server",
-                &url,
-                "--token-file",
-            ])
-            .arg(&key)
-            .arg("--gateway")
-            .arg(&probe)
-            .args(long);
-        is_stopped(&system, command, signal).await;
+    // The agent runs from the first on, and the second waits for the end of a connection that says nothing.
+    let long = ["--only", "registration,limits"];
+    for (name, signal) in [
+        ("probe-1", Signal::TERM),
+        ("probe-2", Signal::INT),
+        ("probe-3", Signal::HUP),
+    ] {
+        // Issued while the backend runs, a gateway knows the port that it got.
+        let probe = system.issue(name);
+        is_stopped(&system, validate(&system, &probe, &long), signal).await;
     }
 
     // The script as well, which has issued a gateway.
@@ -153,8 +155,8 @@ async fn a_validation_that_is_stopped_leaves_nothing_behind() {
     let mut command = Command::new(workspace().join("scripts/production_validation.sh"));
     command
         .env("PATH", format!("{}:{}", programs.display(), path.display()))
-        .args(["--url", &url, "--key"])
-        .arg(&key)
+        .args(["--url", &system.api_url(), "--key"])
+        .arg(system.path().join("operator.key"))
         .arg("--backend-config")
         .arg(system.backend_config())
         .args(long);
@@ -163,9 +165,53 @@ async fn a_validation_that_is_stopped_leaves_nothing_behind() {
     let items = gateways["items"].as_array().unwrap();
     let issued = items
         .iter()
-        .find(|gateway| gateway["name"] != "validation-1");
+        .find(|gateway| gateway["name"].as_str().unwrap().starts_with("validation-"));
     assert_eq!(issued.unwrap()["status"], "revoked", "{gateways}");
     assert!(system.backend().stop(PATIENCE).await.success());
+}
+
+/// A live gateway would be told of a second holder of its identity, and checks would pass for what it does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_has_another_life_is_not_validated_with() {
+    let mut system = Deployment::new(Binaries::shipped());
+    system.start_backend(Start::default()).await;
+    let folder = system.issue("gw-1");
+    let unused = system.issue("probe-1");
+    let mut gateway = system.start_gateway(&folder, Start::default());
+    system.online("gw-1").await;
+    let refused = async |folder: &Path, what: &str| {
+        let command = validate(&system, folder, &[]);
+        let said = finish(command, PATIENCE).await.ended_with(78);
+        assert!(said.stderr.contains(what), "{said:#?}");
+        assert!(
+            said.stderr.contains("issue one for this run alone"),
+            "{said:#?}"
+        );
+    };
+    refused(&folder, "the gateway gw-1 is in use, or was").await;
+    let forks = system.get("/v1/gateways/gw-1/forks").await;
+    assert_eq!(forks["items"].as_array().map(Vec::len), Some(0), "{forks}");
+    assert!(gateway.stop(PATIENCE).await.success());
+    refused(&folder, "the gateway gw-1 is in use, or was").await;
+    run(
+        &system.binaries().backend(),
+        &[
+            "gateway",
+            "revoke",
+            "probe-1",
+            "--config",
+            text(&system.backend_config()),
+        ],
+    );
+    refused(&unused, "the gateway probe-1 is revoked").await;
+
+    let mut other = Deployment::new(Binaries::shipped());
+    other.start_backend(Start::default()).await;
+    let stranger = other.issue("gw-1");
+    refused(&stranger, "does not know the gateway of").await;
+    for mut one in [other, system] {
+        assert!(one.backend().stop(PATIENCE).await.success());
+    }
 }
 
 #[tokio::test]

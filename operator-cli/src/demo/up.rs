@@ -9,13 +9,13 @@ use viworks_common::human;
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files;
 
-use super::ending::interruption;
 use super::layout::{Addresses, Layout, Process, Started};
 use super::processes::{Programs, Running, failure_of, left_running, stop, stop_demo};
 use super::servers::Servers;
 use super::stores::Stores;
 use super::{absent, context, first, start};
 use crate::client::Client;
+use crate::ending::interruption;
 use crate::failure::{Failure, chain};
 use crate::output::{self, Format};
 use crate::program::quoted;

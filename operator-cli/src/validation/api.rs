@@ -12,6 +12,9 @@ const BODY_BYTES: usize = 4 * 1024 * 1024;
 /// As long as a connection that says nothing can be configured to be kept.
 const SILENCE_MAX: Duration = Duration::from_secs(61);
 
+/// What to do when nobody answers.
+pub(super) const START_IT: &str = "start the backend, and name its API: --server URL";
+
 /// Every probe says that all is well.
 pub(super) async fn health(client: &Client) -> Finding {
     let fix = "the full document says which part and why: GET /v1/health";
@@ -23,8 +26,7 @@ pub(super) async fn health(client: &Client) -> Finding {
                 return Finding::fail(format!("{path} {status}"), answer.to_string(), fix);
             }
             Err(failure) => {
-                let fix = "start the backend, and name its API: --server URL";
-                return Finding::fail("no answer", failure.what, fix);
+                return Finding::fail("no answer", failure.what, START_IT);
             }
         }
     }
@@ -62,8 +64,7 @@ pub(super) async fn limits(client: &Client, papers: &Papers) -> Finding {
     };
     let ((small, body), silent) = tokio::join!(body, wire::silent(papers, SILENCE_MAX));
     if let Err(failure) = small {
-        let fix = "start the backend, and name its API: --server URL";
-        return Finding::fail("no answer", failure.what, fix);
+        return Finding::fail("no answer", failure.what, START_IT);
     }
     let body = match body {
         Ok(Some((413, _answer))) => "body of 4 MiB 413".to_owned(),

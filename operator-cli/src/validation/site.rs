@@ -8,6 +8,7 @@ use viworks_api::{GatewayRef, GatewayStatus, RequestedArguments, RunRequest, Tar
 use viworks_common::command::CommandState;
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::exit::ExitCode;
 
 use super::agent::{Agent, COMMAND, STREAM, Tried, tries};
 use super::papers::Papers;
@@ -15,6 +16,7 @@ use super::report::Finding;
 use super::wire::{self, Opened, Refused, Shown};
 use super::{CheckName, Wanted, api};
 use crate::client::Client;
+use crate::failure::Failure;
 
 /// How long a gateway may take to be online.
 const ONLINE_WITHIN: Duration = Duration::from_secs(10);
@@ -61,6 +63,37 @@ impl<'s> Site<'s> {
         if let Some(agent) = self.agent {
             agent.stop().await;
         }
+    }
+
+    /// Whether the gateway is there for this alone. One that works elsewhere would take harm from it, and what is found
+    /// with one that has worked says nothing of the installation.
+    pub(super) async fn is_unused(&self) -> Result<(), Failure> {
+        let known = self.client.gateway(&self.reference()).await;
+        let what = match known {
+            Ok(gateway) => match gateway.status {
+                GatewayStatus::Never => return Ok(()),
+                GatewayStatus::Revoked => format!("the gateway {} is revoked", gateway.name),
+                GatewayStatus::Online | GatewayStatus::Offline | GatewayStatus::Blocked => {
+                    format!("the gateway {} is in use, or was", gateway.name)
+                }
+            },
+            Err(failure) if failure.exit == ExitCode::NotFound && failure.problem.is_some() => {
+                format!(
+                    "{} does not know the gateway of {}",
+                    self.client.server(),
+                    self.papers.folder.display()
+                )
+            }
+            Err(failure) if matches!(failure.exit, ExitCode::Login | ExitCode::Forbidden) => {
+                return Err(failure);
+            }
+            // Nobody is there, or nobody that makes sense: that is for the checks to say.
+            Err(_unknown) => return Ok(()),
+        };
+        Err(Failure::new(ExitCode::Config, what).with(
+            "fix: issue one for this run alone, viworks-backend-agent pki issue-gateway NAME --out DIR, and revoke it \
+             afterwards",
+        ))
     }
 
     pub(super) async fn check(&mut self, name: CheckName) -> Finding {
@@ -257,15 +290,17 @@ impl<'s> Site<'s> {
                         "one gateway is there more than once",
                         "this database is damaged: restore it",
                     ),
-                    Err(failure) => Finding::fail("not listed", failure.what, LOGS),
+                    Err(failure) => unanswered("not listed", failure),
                 };
             }
             if begun.elapsed() >= ONLINE_WITHIN {
-                let reason = match known {
-                    Ok(_offline) => format!("the agent says: {}", agent.last_line()),
-                    Err(failure) => failure.what,
+                return match known {
+                    Ok(_offline) => {
+                        let reason = format!("the agent says: {}", agent.last_line());
+                        Finding::fail("offline", reason, LOGS)
+                    }
+                    Err(failure) => unanswered("not known", failure),
                 };
-                return Finding::fail("offline", reason, LOGS);
             }
             sleep(PAUSE).await;
         }
@@ -296,7 +331,7 @@ impl<'s> Site<'s> {
                         "a second machine drove out the live one",
                         LOGS,
                     ),
-                    Err(failure) => Finding::fail("not known", failure.what, LOGS),
+                    Err(failure) => unanswered("not known", failure),
                 }
             }
             Ok((_said, Opened::Refused(refused))) => Finding::fail(
@@ -334,7 +369,7 @@ impl<'s> Site<'s> {
         for _number in 0..self.wanted.commands {
             match self.once(&request).await {
                 Ok(took) => times.push(took),
-                Err((measured, reason)) => return Finding::fail(measured, reason, LOGS),
+                Err(finding) => return finding,
             }
         }
         times.sort_unstable();
@@ -357,25 +392,26 @@ impl<'s> Site<'s> {
         Finding::fail(measured, reason, fix)
     }
 
-    /// One command, there and back; otherwise what was measured, and why that is not it.
-    async fn once(&self, request: &RunRequest) -> Result<Duration, (String, String)> {
-        let refused = |what: String| ("not run".to_owned(), what);
+    /// One command, there and back; otherwise why that is not it.
+    async fn once(&self, request: &RunRequest) -> Result<Duration, Finding> {
+        let refused = |failure: Failure| unanswered("not run", failure);
         let begun = Instant::now();
         let submitted = self.client.submit(request, None).await;
-        let (run, _replayed) = submitted.map_err(|failure| refused(failure.what))?;
+        let (run, _replayed) = submitted.map_err(refused)?;
         let waited = self.client.wait(run.id, GIVEN_UP_AFTER).await;
-        let waited = waited.map_err(|failure| refused(failure.what))?;
+        let waited = waited.map_err(refused)?;
         let took = begun.elapsed();
         if !waited.finished {
             let measured = format!("no end within {} s", GIVEN_UP_AFTER.as_secs());
-            return Err((measured, format!("run {} goes on", run.id)));
+            let reason = format!("run {} goes on", run.id);
+            return Err(Finding::fail(measured, reason, LOGS));
         }
         let counts = waited.run.counts;
         if counts.get(&CommandState::Succeeded) == Some(&1) {
             return Ok(took);
         }
         let reason = format!("run {} did not succeed: {counts:?}", run.id);
-        Err(("failed".to_owned(), reason))
+        Err(Finding::fail("failed", reason, LOGS))
     }
 
     async fn data_flow(&self) -> Finding {
@@ -396,7 +432,7 @@ impl<'s> Site<'s> {
                     .telemetry(&reference, STREAM, self.begun, sent.saturating_mul(2));
             let items = match stored.await {
                 Ok(list) => list.items,
-                Err(failure) => return Finding::fail("not read", failure.what, LOGS),
+                Err(failure) => return unanswered("not read", failure),
             };
             let number = |fields: &viworks_common::telemetry::Fields| {
                 serde_json::to_value(fields).ok()?.get("n")?.as_u64()
@@ -423,6 +459,16 @@ impl<'s> Site<'s> {
             sleep(PAUSE).await;
         }
     }
+}
+
+/// The API did not do what was asked of it.
+fn unanswered(measured: &str, failure: Failure) -> Finding {
+    let fix = if failure.exit == ExitCode::Unavailable {
+        api::START_IT
+    } else {
+        LOGS
+    };
+    Finding::fail(measured, failure.what, fix)
 }
 
 fn not_upgraded(refused: &Refused) -> Finding {

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files;
-use viworks_runtime::lifecycle::Signals;
 
 use crate::client::Client;
+use crate::ending::interruption;
 use crate::failure::{Failure, chain};
 use crate::flags::Validate;
 use crate::output::{self, Format};
@@ -31,14 +31,14 @@ pub(super) async fn execute(
     };
     let is_seen = std::io::stderr().is_terminal();
     // An agent that was started for it, and what holds its identity, must not stay behind.
-    let mut signals = Signals::listen()?;
-    let report = validate(client, &wanted, signals.next(), |title| {
+    let report = validate(client, &wanted, interruption(), |title| {
         if is_seen {
             output::status(&format!("{title} …"));
         }
-    })
-    .await?;
+    });
+    let report = report.await;
     output::clear_status();
+    let report = report?;
     if let Some(folder) = &flags.report {
         write(&report, folder)?;
     }

@@ -1,9 +1,9 @@
-//! What ends a demo from outside: a signal, or a terminal that is closed.
+//! What ends from outside what has begun here: a signal, or a terminal that is closed.
 
 use tokio::signal::unix::{SignalKind, signal};
 
 /// What returns when it comes. From the call on it is listened for, so that nothing is started which nobody would stop.
-pub(super) fn interruption() -> impl Future<Output = ()> {
+pub(crate) fn interruption() -> impl Future<Output = ()> {
     let listened = (
         signal(SignalKind::terminate()),
         signal(SignalKind::interrupt()),
