@@ -126,10 +126,14 @@ stop_unit() { # UNIT
 install_part() {
   names "$1"
   for file in "$program" $helper; do
-    [ -f "$from/bin/$file" ] || complain 69 "$from/bin/$file is missing; --from DIR says where it is"
+    [ -f "$from/bin/$file" ] || complain 69 "$from/bin/$file is missing: $from is no archive of a release that was unpacked; --from DIR says where one is"
   done
   put 755 "$from/bin/$program" "/usr/bin/$program"
-  put_if_there 644 "$from/man/$program.$section" "/usr/share/man/man$section/$program.$section"
+  for file in $program $helper; do
+    for page in "$from/man/$file.$section" "$from/man/$file-"*".$section"; do
+      put_if_there 644 "$page" "/usr/share/man/man$section/$(basename -- "$page")"
+    done
+  done
   put_if_there 644 "$from/completions/$program.bash" "/usr/share/bash-completion/completions/$program"
   put_if_there 644 "$from/completions/_$program" "/usr/share/zsh/site-functions/_$program"
   put_if_there 644 "$from/completions/$program.fish" "/usr/share/fish/vendor_completions.d/$program.fish"
@@ -183,7 +187,11 @@ uninstall_part() {
     done
   fi
   drop "/usr/bin/$program"
-  drop "/usr/share/man/man$section/$program.$section"
+  for file in $program $helper; do
+    for page in "$root/usr/share/man/man$section/$file.$section" "$root/usr/share/man/man$section/$file-"*".$section"; do
+      drop "${page#"$root"}"
+    done
+  done
   drop "/usr/share/bash-completion/completions/$program"
   drop "/usr/share/zsh/site-functions/_$program"
   drop "/usr/share/fish/vendor_completions.d/$program.fish"

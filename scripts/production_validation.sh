@@ -51,6 +51,7 @@ done
 
 if [ "$mode" = own ]; then
   [ -z "$url$key$gateway$config" ] || complain '--self-contained has an installation of its own'
+  [ -f "$root/Cargo.toml" ] || { printf 'error: --self-contained is for a checkout of the repository, which this is not: %s\n' "$root" >&2; exit 69; }
   command -v cargo >/dev/null 2>&1 || { printf 'error: cargo was not found; install a Rust toolchain (https://rustup.rs)\n' >&2; exit 69; }
   exec cargo run --quiet --locked --manifest-path "$root/Cargo.toml" -p viworks-e2e --bin production_validation -- "${passed[@]}"
 fi

@@ -22,6 +22,7 @@ use crate::{app, builtin, launcher, program};
 
 mod doctor;
 mod health;
+pub mod helper;
 mod status;
 
 #[derive(Debug, Parser)]

@@ -1,24 +1,27 @@
-//! Writes the manual pages and completions of the three programs into a folder: `viworks-packaging DIR`.
+//! Writes the manual pages and completions of the programs into a folder: `viworks-packaging DIR`.
 
 #![expect(
     clippy::print_stderr,
     reason = "a program of the build: what is wrong goes to standard error"
 )]
 
-use std::fs::{self, File};
+mod page;
+
+use std::fs;
 use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Command, CommandFactory as _};
 use clap_complete::{Shell, generate_to};
-use clap_mangen::Man;
 
 /// A program, and the section of the manual that it belongs to.
 struct Program {
     name: &'static str,
     command: Command,
     section: &'static str,
+    /// Whether people type it.
+    typed: bool,
 }
 
 fn main() -> ExitCode {
@@ -35,46 +38,127 @@ fn main() -> ExitCode {
     }
 }
 
-fn programs() -> [Program; 3] {
+fn programs() -> [Program; 4] {
     [
         Program {
             name: "viworks-backend-agent",
             command: viworks_backend_agent::cli::command(),
             section: "8",
+            typed: true,
         },
         Program {
             name: "viworks-gateway-agent",
             command: viworks_gateway_agent::cli::command(),
             section: "8",
+            typed: true,
+        },
+        Program {
+            name: "viworks-gateway-helper",
+            command: viworks_gateway_agent::cli::helper::command(),
+            section: "8",
+            typed: false,
         },
         Program {
             name: "viworks",
             command: viworks_operator_cli::flags::Arguments::command(),
             section: "1",
+            typed: true,
         },
     ]
 }
 
-/// `man/NAME.SECTION`, one page for each program, and `completions/` with one file for each program and shell.
+/// `man/NAME.SECTION`, one page for each program and for each of its verbs, and `completions/` with one file for each
+/// program and shell. What was in either is gone.
 fn write(folder: &Path) -> io::Result<()> {
     let (pages, completions) = (folder.join("man"), folder.join("completions"));
-    fs::create_dir_all(&pages)?;
-    fs::create_dir_all(&completions)?;
-    for program in programs() {
-        let Program {
-            name,
-            mut command,
-            section,
-        } = program;
-        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-            generate_to(shell, &mut command, name, &completions)?;
+    for folder in [&pages, &completions] {
+        match fs::remove_dir_all(folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => fs::create_dir_all(folder)?,
         }
-        let mut page = File::create(pages.join(format!("{name}.{section}")))?;
-        page_of(command, section).render(&mut page)?;
+    }
+    for mut program in programs() {
+        if program.typed {
+            for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+                generate_to(shell, &mut program.command, program.name, &completions)?;
+            }
+        }
+        for (file, text) in manual(program)? {
+            fs::write(pages.join(file), text)?;
+        }
     }
     Ok(())
 }
 
-fn page_of(command: Command, section: &str) -> Man {
-    Man::new(command).section(section).source("ViWorkS")
+/// The pages of a program with the names of their files: its own, and one for each verb.
+fn manual(program: Program) -> io::Result<Vec<(String, String)>> {
+    // The verb that only prints a help is none that anybody looks up.
+    let mut command = program.command.disable_help_subcommand(true);
+    command.build();
+    let own = format!("{}({})", program.name, program.section);
+    let mut pages = Vec::new();
+    let mut waiting = vec![(&command, None)];
+    while let Some((command, of)) = waiting.pop() {
+        let name = command
+            .get_display_name()
+            .unwrap_or_else(|| command.get_name());
+        let text = page::page(command, program.section, of)?;
+        pages.push((format!("{name}.{}", program.section), text));
+        let verbs = command.get_subcommands().filter(|verb| !verb.is_hide_set());
+        waiting.extend(verbs.map(|verb| (verb, Some(own.as_str()))));
+    }
+    Ok(pages)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::{manual, programs};
+
+    #[test]
+    fn every_page_that_a_page_names_is_there_and_says_what_it_has_to() {
+        let all = programs()
+            .into_iter()
+            .map(|program| manual(program).unwrap());
+        let pages: BTreeMap<String, String> = all.flatten().collect();
+        for page in [
+            "viworks.1",
+            "viworks-validate.1",
+            "viworks-gateway-ls.1",
+            "viworks-backend-agent-pki-issue-gateway.8",
+            "viworks-gateway-agent-doctor.8",
+            "viworks-gateway-helper-serve.8",
+        ] {
+            assert!(pages.contains_key(page), "{page} of {:?}", pages.keys());
+        }
+        for (file, text) in &pages {
+            let text = text
+                .replace("\\-", "-")
+                .replace("\\fR", "")
+                .replace("\\fB", "");
+            for (before, after) in text.match_indices('(').map(|(at, _)| text.split_at(at)) {
+                let name = before
+                    .rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '-')
+                    .next();
+                let name = name.unwrap_or_default();
+                if let Some(section @ ("1" | "8")) = after.get(1..2)
+                    && name.starts_with("viworks")
+                    && after.get(2..3) == Some(")")
+                {
+                    let named = format!("{name}.{section}");
+                    assert!(pages.contains_key(&named), "{file} names {named}");
+                }
+            }
+            assert!(text.contains(".SH EXIT STATUS\n"), "{file}");
+            assert!(!text.contains(".SH EXTRA"), "{file}");
+            assert!(!text.contains("Exit codes:"), "{file}");
+        }
+        let validate = &pages["viworks-validate.1"].replace("\\-", "-");
+        assert!(validate.contains("--gateway"), "{validate}");
+        assert!(
+            validate.contains(".SH EXAMPLES\n.nf\nviworks validate"),
+            "{validate}"
+        );
+    }
 }

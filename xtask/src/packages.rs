@@ -15,7 +15,7 @@ const CRATES: [&str; 3] = [
 ];
 
 /// What an archive for other systems has beside the programs: where it is kept, and where it goes.
-const ARCHIVED: [(&str, &str); 7] = [
+const ARCHIVED: [(&str, &str); 8] = [
     ("target/packaging/man", "man"),
     ("target/packaging/completions", "completions"),
     ("systemd", "systemd"),
@@ -23,6 +23,10 @@ const ARCHIVED: [(&str, &str); 7] = [
     ("packaging/helper.d", "helper.d"),
     ("nginx", "nginx"),
     ("scripts/install-service.sh", "scripts/install-service.sh"),
+    (
+        "scripts/production_validation.sh",
+        "scripts/production_validation.sh",
+    ),
 ];
 
 /// Every package, from programs as they are released, in `target/debian`, and beside them an archive for systems that

@@ -7,6 +7,14 @@ use std::process::{Command, Output};
 use tempfile::TempDir;
 use viworks_testkit::binaries::workspace;
 
+/// A page of each kind: of a program, of a verb, of what nobody types.
+const PAGES: [&str; 4] = [
+    "viworks.1",
+    "viworks-run.1",
+    "viworks-backend-agent-pki.8",
+    "viworks-gateway-helper.8",
+];
+
 /// An archive with programs that are none, and a folder to install it below.
 struct Site {
     folder: TempDir,
@@ -23,6 +31,9 @@ impl Site {
             "viworks-gateway-helper",
         ] {
             write(&archive.join("bin").join(program), program);
+        }
+        for page in PAGES {
+            write(&archive.join("man").join(page), page);
         }
         for (from, to) in [
             ("systemd", "systemd"),
@@ -97,6 +108,14 @@ fn it_installs_keeps_uninstalls_and_purges_below_a_folder() {
     ] {
         assert!(site.has(file), "{file}");
     }
+    let pages = || {
+        let page = |page: &&str| {
+            let section = page.rsplit('.').next().unwrap();
+            site.has(&format!("usr/share/man/man{section}/{page}"))
+        };
+        PAGES.iter().filter(|it| page(it)).count()
+    };
+    assert_eq!(pages(), PAGES.len());
     let catalogue = site.root().join("etc/viworks/commands.d/20-system.toml");
     write(&catalogue, "# ours\n");
     for ours in ["gateway.toml", "conf.d/10-site.toml"] {
@@ -108,6 +127,7 @@ fn it_installs_keeps_uninstalls_and_purges_below_a_folder() {
 
     act("uninstall", &[]);
     assert!(!site.has("usr/bin/viworks") && !site.has(unit));
+    assert_eq!(pages(), 0);
     assert!(site.has("etc/viworks/conf.d/10-site.toml") && catalogue.exists());
     assert!(site.has("etc/viworks/gateway.toml"));
     act("purge", &[]);

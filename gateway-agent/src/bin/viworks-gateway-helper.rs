@@ -1,37 +1,13 @@
 //! Runs commands of the gateway's catalogue as other users: root's, started by the service manager for each connection.
 //! Arguments in, exit code out.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::Parser as _;
+use viworks_gateway_agent::cli::helper::{Action, Arguments};
 use viworks_gateway_agent::helper::Service;
 use viworks_gateway_agent::{builtin, launcher, program};
 use viworks_runtime::logging;
-
-#[derive(Debug, Parser)]
-#[command(
-    name = "viworks-gateway-helper",
-    version,
-    about = "Runs a gateway's commands as other users"
-)]
-struct Arguments {
-    #[command(subcommand)]
-    action: Action,
-}
-
-#[derive(Debug, Subcommand)]
-enum Action {
-    /// Serves the connection that is standard input.
-    Serve {
-        /// What may run, and as whom: files of root's, as the catalogue's are.
-        #[arg(long, default_value = "/etc/viworks/helper.d", value_name = "DIR")]
-        list: PathBuf,
-        /// The user that the agent runs as; nobody else is served.
-        #[arg(long, default_value = "viworks-gateway", value_name = "USER")]
-        agent: String,
-    },
-}
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args_os()

@@ -48,9 +48,11 @@ impl Site {
             (binaries.gateway(), "bin/viworks-gateway-agent"),
             (binaries.helper(), "bin/viworks-gateway-helper"),
             (binaries.cli(), "bin/viworks"),
+            (here.join("target/packaging/man"), "man"),
             (here.join("systemd"), "systemd"),
             (here.join("common/catalogue"), "catalogue"),
             (here.join("packaging/helper.d"), "helper.d"),
+            (here.join("nginx"), "nginx"),
             (
                 here.join("scripts/install-service.sh"),
                 "scripts/install-service.sh",
