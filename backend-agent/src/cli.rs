@@ -39,6 +39,9 @@ pub fn main() -> std::process::ExitCode {
         }
         Err(error) => {
             logging::say(&format!("error: {error:#}"));
+            if let Some(fix) = exit::fix_of(&error) {
+                logging::say(&format!("  fix: {fix}"));
+            }
             exit::code_of(&error)
         }
     };

@@ -2,7 +2,7 @@
 
 use viworks_runtime::config::Problems;
 use viworks_runtime::exit::ExitCode;
-use viworks_runtime::fault;
+use viworks_runtime::{fault, sqlite};
 
 use crate::app::StartError;
 use crate::auth::apikey::CreateError;
@@ -10,8 +10,43 @@ use crate::data::StoreError;
 use crate::data::moving::MoveError;
 use crate::pki::PkiError;
 
+/// What to do about an error that does not say so itself.
+pub(super) fn fix_of(error: &anyhow::Error) -> Option<&'static str> {
+    match full(error)? {
+        Full::Embedded => Some(
+            "make room on the disk of [data] state_folder, and try again; what was committed is there",
+        ),
+        Full::Server => Some(
+            "make room on the disk of the database server, and try again; what was committed is there",
+        ),
+    }
+}
+
+/// Which database takes no more.
+enum Full {
+    Embedded,
+    Server,
+}
+
+fn full(error: &anyhow::Error) -> Option<Full> {
+    error.chain().find_map(|cause| {
+        if let Some(sqlite::Error::Full(_)) = cause.downcast_ref() {
+            return Some(Full::Embedded);
+        }
+        match cause.downcast_ref() {
+            Some(StoreError::Full(cause)) if cause.is::<sqlite::Error>() => Some(Full::Embedded),
+            Some(StoreError::Full(_)) => Some(Full::Server),
+            _ => None,
+        }
+    })
+}
+
 /// The code of the cause that says most.
 pub(super) fn code_of(error: &anyhow::Error) -> ExitCode {
+    // Room may be made while the service manager tries again.
+    if full(error).is_some() {
+        return ExitCode::Unavailable;
+    }
     if let Some(problems) = error.downcast_ref::<Problems>() {
         return problems.exit_code();
     }
@@ -65,4 +100,42 @@ pub(super) fn code_of(error: &anyhow::Error) -> ExitCode {
         return ExitCode::Conflict;
     }
     ExitCode::Error
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use viworks_runtime::exit::ExitCode;
+    use viworks_runtime::sqlite;
+
+    use super::{code_of, fix_of};
+    use crate::app::StartError;
+    use crate::auth::apikey::CreateError;
+    use crate::data::StoreError;
+
+    #[test]
+    fn a_full_disk_is_no_fault_of_ours_and_says_what_to_do() {
+        let full = || {
+            let code = rusqlite::ffi::Error::new(13);
+            sqlite::Error::Full(Arc::new(rusqlite::Error::SqliteFailure(code, None)))
+        };
+        let embedded = || StoreError::from(full());
+        let server = StoreError::Full(Box::new(std::io::Error::other("53100")));
+        for (error, told) in [
+            (StartError::from(full()).into(), "[data] state_folder"),
+            (CreateError::Store(embedded()).into(), "[data] state_folder"),
+            (
+                anyhow::Error::from(embedded()).context("a key"),
+                "[data] state_folder",
+            ),
+            (server.into(), "database server"),
+        ] {
+            assert_eq!(code_of(&error), ExitCode::Unavailable, "{error:#}");
+            let fix = fix_of(&error).unwrap();
+            assert!(fix.contains(told), "{error:#}: {fix}");
+        }
+        let other = anyhow::Error::from(StartError::from(sqlite::Error::ReadersBusy));
+        assert_eq!((code_of(&other), fix_of(&other)), (ExitCode::Error, None));
+    }
 }
