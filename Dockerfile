@@ -1,6 +1,6 @@
 # The images of ViWorkS: `docker build --target backend|gateway`. docs/operations/containers.md says how they are run.
 
-FROM rust:1.95.0-slim-bookworm AS build
+FROM rust:1.95.0-slim-bookworm@sha256:d7482085ff5b415f84dba5647ae71606650bdef00db7aeb69f4b3d170c3e4082 AS build
 # The toolchain is here already; the file in the repository would have more of it fetched.
 ENV RUSTUP_TOOLCHAIN=1.95.0
 WORKDIR /source
@@ -8,7 +8,7 @@ COPY . .
 RUN cargo build --locked --release -p viworks-backend-agent -p viworks-gateway-agent -p viworks-operator-cli
 
 # Nothing but a C library and a shell, for the one step that makes keys; nobody but one user.
-FROM debian:12.12-slim AS base
+FROM debian:12.12-slim@sha256:d5d3f9c23164ea16f31852f95bd5959aad1c5e854332fe00f7b3a20fcc9f635c AS base
 RUN groupadd --gid 65532 viworks \
     && useradd --uid 65532 --gid 65532 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin viworks
 

@@ -46,6 +46,11 @@ pub(crate) const RECIPES: &[Recipe] = &[
         shell,
     ),
     of_a_change(
+        "images",
+        "hadolint finds nothing in the file that the images are made from",
+        images,
+    ),
+    of_a_change(
         "units",
         "systemd understands its units, and they leave little open",
         units::check,
@@ -115,6 +120,15 @@ fn shell(shop: &mut Shop) -> Result<(), String> {
         "packaging/debian/gateway/prerm",
     ];
     finish(&mut shop.command("shellcheck", &scripts))
+}
+
+/// Hadolint over the Dockerfile. No distribution has it, so only whoever installed it has it looked at.
+fn images(shop: &mut Shop) -> Result<(), String> {
+    if !has("hadolint") {
+        shop.skip("the Dockerfile: hadolint is missing");
+        return Ok(());
+    }
+    finish(&mut shop.command("hadolint", &["Dockerfile"]))
 }
 
 /// Clippy over everything, each warning an error.

@@ -108,6 +108,16 @@ fn every_limit_of_the_page_is_the_one_in_force() {
 }
 
 #[test]
+fn the_helpers_socket_has_the_bound_of_the_page() {
+    let unit = read("systemd/viworks-gateway-helper.socket");
+    let bound = unit
+        .lines()
+        .find_map(|line| line.strip_prefix("MaxConnections="));
+    let told = format!("by its socket: {} (`MaxConnections`", bound.unwrap());
+    assert!(read("docs/operations/limits.md").contains(&told), "{told}");
+}
+
+#[test]
 fn a_number_that_is_another_one_is_found() {
     assert_eq!(default_of("[agents]", "connections_max"), [20_000]);
     assert!(default_of("[agents]", "nothing_max").is_empty());
