@@ -149,7 +149,7 @@ pub enum SubmitError {
     #[error("a dangerous command needs a reason")]
     ReasonMissing(Vec<NotOffered>),
     /// Another number of gateways than expected.
-    #[error("{found} gateways can take the command and {expected} were expected")]
+    #[error("gateways that can take the command: {found}; expected: {expected}")]
     TargetCount {
         /// How many were expected.
         expected: u64,

@@ -295,7 +295,7 @@ async fn slips_of_the_hand_are_answered_in_the_words_of_the_command_line() {
         assert!(said.stderr.contains(named), "{said:#?}");
     }
     let unknown = ["telemetry", "-g", "gw-1", "--stream", "nope"];
-    let said = desk.run(&unknown).await.ended_with(0);
+    let said = desk.run(&unknown).await.ended_with(5);
     assert!(said.stderr.contains("no stream"), "{said:#?}");
     drop(
         desk.run(&["run", "test.wide", "-g", "gw-1"])

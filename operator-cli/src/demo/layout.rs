@@ -443,7 +443,7 @@ fn not_removed((path, error): &remove::Refused) -> Failure {
 
 /// A folder or file that cannot be made, with its cause.
 fn cannot_write(error: &files::FileError) -> Failure {
-    Failure::new(ExitCode::Error, chain(error))
+    Failure::new(error.exit_code(), chain(error))
         .with("fix: use another place: viworks up --data-dir DIR")
 }
 

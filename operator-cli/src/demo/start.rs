@@ -155,7 +155,9 @@ async fn backend(
         // Somebody else may have taken a port after the look; free ones cannot be lost like that.
         Err(_failure) if (api, agents) != (0, 0) => {
             stop(&mut running.split_off(before)).await;
-            output::note("  the backend did not come up; trying free ports");
+            output::note(&format!(
+                "  the backend did not come up on ports {api} and {agents}; trying free ones"
+            ));
             launch_backend(programs, layout, running, &first(0, 0)).await?
         }
         Err(failure) => return Err(failure),

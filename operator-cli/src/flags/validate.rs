@@ -7,10 +7,12 @@ use clap::Args;
 use crate::validation::CheckName;
 
 pub(super) const HELP: &str = "\
-It is given a gateway of its own, which nothing else has used: on the backend's host
-  viworks-backend-agent pki issue-gateway validation-1 --config /etc/viworks/backend/backend.toml --out validation-1
-and it starts an agent for it here, runs commands there alone, and hands in telemetry of it alone. Afterwards the
-gateway is used up: revoke it. One security event, a second holder of its identity, belongs to the run.
+It is given a gateway of its own, which nothing else has used; on the backend's host:
+  viworks-backend-agent pki issue-gateway validation-1 \\
+    --config /etc/viworks/backend/backend.toml --out validation-1
+It starts an agent for it here, runs commands there alone, and hands in telemetry \
+of it alone. Afterwards the gateway is used up: revoke it. One security event, \
+a second holder of its identity, belongs to the run.
 
 Ends with 0 for GO and 20 for NO-GO.
 

@@ -29,6 +29,7 @@ pub(super) fn execute(
         Context::Rm { name } => {
             contexts.get(name)?;
             contexts.retain(|known, _context| known != name);
+            output::note(&format!("context {name} is forgotten"));
             contexts.current.clone()
         }
     };

@@ -36,9 +36,9 @@ pub(super) async fn execute(
             step,
             aggregate: flags.agg,
         };
-        steps(client, flags, &numbers, format).await?;
+        return steps(client, flags, &numbers, format).await;
     } else if let Some(stream) = &flags.stream {
-        records(client, flags, stream, format).await?;
+        return records(client, flags, stream, format).await;
     } else {
         let streams = client.telemetry_streams(gateway).await?;
         views::telemetry::streams(gateway, &streams, format, SystemClock.wall())?;
@@ -51,16 +51,25 @@ async fn records(
     flags: &Telemetry,
     stream: &str,
     format: Format,
-) -> Result<(), Failure> {
+) -> Result<ExitCode, Failure> {
     let now = SystemClock.wall();
     let limit = flags.limit.unwrap_or(RECORDS);
     let records = client
         .telemetry(&flags.gateway, stream, since(flags, now), limit)
         .await?;
-    if records.items.is_empty() {
-        say_whether_it_is_there(client, flags, stream).await?;
+    let is_there =
+        !records.items.is_empty() || say_whether_it_is_there(client, flags, stream).await?;
+    views::telemetry::records(&records, flags.since, format, now)?;
+    Ok(found(is_there))
+}
+
+/// A stream that is not there is no answer of nothing.
+const fn found(is_there: bool) -> ExitCode {
+    if is_there {
+        ExitCode::Ok
+    } else {
+        ExitCode::NotFound
     }
-    views::telemetry::records(&records, flags.since, format, now)
 }
 
 async fn steps(
@@ -68,7 +77,7 @@ async fn steps(
     flags: &Telemetry,
     numbers: &Numbers<'_>,
     format: Format,
-) -> Result<(), Failure> {
+) -> Result<ExitCode, Failure> {
     let now = SystemClock.wall();
     // The oldest step is whole.
     let from = numbers.step.start_of(since(flags, now));
@@ -76,10 +85,15 @@ async fn steps(
     let steps = client
         .telemetry_steps(&flags.gateway, numbers, from, limit)
         .await?;
-    if steps.items.is_empty() && say_whether_it_is_there(client, flags, numbers.stream).await? {
-        say_which_fields_it_has(client, flags, numbers).await?;
+    let mut is_there = true;
+    if steps.items.is_empty() {
+        is_there = say_whether_it_is_there(client, flags, numbers.stream).await?;
+        if is_there {
+            say_which_fields_it_has(client, flags, numbers).await?;
+        }
     }
-    views::telemetry::steps(&steps, numbers, flags.since, format)
+    views::telemetry::steps(&steps, numbers, flags.since, format)?;
+    Ok(found(is_there))
 }
 
 /// Nothing is older than the beginning of what a time can say.

@@ -89,7 +89,7 @@ fn write_json(failure: &Failure, out: &mut impl Write) -> std::io::Result<()> {
         Some(problem) => serde_json::to_string(problem),
         None => serde_json::to_string(&Described {
             code: failure.exit.name(),
-            detail: failure.details.join(" "),
+            detail: failure.details.join("; "),
             title: &failure.what,
             r#type: "about:blank",
         }),

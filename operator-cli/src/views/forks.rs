@@ -18,10 +18,8 @@ pub fn list(list: &ForkList, format: Format, now: Timestamp) -> Result<(), Failu
         }
         side_by_side(fork, now)?;
     }
-    output::note(&format!(
-        "{} second holders of this identity",
-        list.items.len()
-    ));
+    let holders = human::counted(list.items.len(), "second holder", "second holders");
+    output::note(&format!("{holders} of this identity"));
     Ok(())
 }
 
@@ -62,8 +60,8 @@ pub fn side_by_side(fork: &Fork, now: Timestamp) -> Result<(), Failure> {
         }),
     )?;
     output::note(&format!(
-        "it was refused {} times; {}",
-        fork.times,
+        "it was refused {}; {}",
+        human::counted_all(fork.times, "time", "times"),
         verdict(fork)
     ));
     Ok(())

@@ -195,7 +195,7 @@ pub fn cancelled(run: &Run, answer: &RunCancelled, format: Format) -> Result<(),
         return output::json(answer);
     }
     output::line(&format!(
-        "{} cancelled, {} asked to stop on their gateway, {} were final already",
+        "cancelled: {}; asked to stop on their gateway: {}; final already: {}",
         answer.cancelled, answer.requested, answer.final_before
     ))?;
     if answer.requested > 0 {

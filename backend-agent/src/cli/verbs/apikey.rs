@@ -37,6 +37,10 @@ pub(super) async fn execute(command: ApikeyCommand) -> anyhow::Result<ExitCode> 
             .await;
             store.close().await;
             print(&format!("{}  {}", created?.id, out.display()))?;
+            say(&format!(
+                "the key is in {out}; for the command line: --token-file {out}",
+                out = out.display()
+            ));
         }
         ApikeyCommand::Ls(config) => {
             let store = open(&load(&config)?).await?;
