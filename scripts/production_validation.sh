@@ -27,7 +27,7 @@ TXT
 complain() { printf 'error: %s\n' "$1" >&2; usage >&2; exit 2; }
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-mode='' own='' url='' key='' gateway='' config=''
+mode='' own='' url='' key='' gateway='' config='' report=''
 passed=()
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -43,6 +43,7 @@ while [ $# -gt 0 ]; do
     --key) key=$2 ;;
     --gateway) gateway=$2 ;;
     --backend-config) config=$2 ;;
+    --report) report=$2 ;;
     --previous) own="$1"; passed+=("$1" "$2") ;;
     *) passed+=("$1" "$2") ;;
   esac
@@ -53,6 +54,7 @@ if [ "$mode" = own ]; then
   [ -z "$url$key$gateway$config" ] || complain '--self-contained has an installation of its own'
   [ -f "$root/Cargo.toml" ] || { printf 'error: --self-contained is for a checkout of the repository, which this is not: %s\n' "$root" >&2; exit 69; }
   command -v cargo >/dev/null 2>&1 || { printf 'error: cargo was not found; install a Rust toolchain (https://rustup.rs)\n' >&2; exit 69; }
+  [ -z "$report" ] || passed+=(--report "$report")
   exec cargo run --quiet --locked --manifest-path "$root/Cargo.toml" -p viworks-e2e --bin production_validation -- "${passed[@]}"
 fi
 
@@ -64,15 +66,16 @@ command -v viworks >/dev/null 2>&1 || { printf 'error: viworks was not found; in
 
 scratch=''
 name=''
-# The backend's files belong to its own user, and root trusts nothing that somebody else could have put there.
-backend=(viworks-backend-agent)
+# What the backend's user can do is done as that user: its files are not for root to trust, and an agent that is only
+# looked at needs no rights.
+as=()
 clean_up() {
   code=$?
   trap - EXIT
   trap '' INT TERM HUP
   if [ -n "$name" ]; then
     revoked=0
-    "${backend[@]}" gateway revoke "$name" --config "$config" >/dev/null 2>"$scratch/said" || revoked=$?
+    ${as[@]+"${as[@]}"} viworks-backend-agent gateway revoke "$name" --config "$config" >/dev/null 2>"$scratch/said" || revoked=$?
     # 5: there is none. It was stopped before that.
     if [ "$revoked" -ne 0 ] && [ "$revoked" -ne 5 ]; then
       cat -- "$scratch/said" >&2
@@ -82,25 +85,29 @@ clean_up() {
   [ -z "$scratch" ] || rm -rf -- "$scratch"
   exit "$code"
 }
+reports=$report
 if [ -n "$config" ]; then
   command -v viworks-backend-agent >/dev/null 2>&1 || { printf 'error: viworks-backend-agent was not found; this is not the backend'"'"'s host\n' >&2; exit 69; }
   scratch=$(mktemp -d)
   trap clean_up EXIT
   owner=$(stat -c %U -- "$config")
   if [ "$(id -u)" -eq 0 ] && [ "$owner" != root ]; then
-    backend=(runuser -u "$owner" -- viworks-backend-agent)
+    as=(setpriv --reuid "$owner" --regid "$(id -g -- "$owner")" --init-groups env HOME="$scratch" TMPDIR="$scratch")
     chown "$owner" "$scratch"
+    install -o "$owner" -m 600 -- "$key" "$scratch/key"
+    key=$scratch/key
+    [ -z "$report" ] || reports=$scratch/reports
   fi
   gateway=$scratch/gateway
   # Noted before it is there: what ends in between leaves a gateway that is registered all the same.
   name=validation-$(date -u +%Y%m%dt%H%M%S)-$$
-  "${backend[@]}" pki issue-gateway "$name" --config "$config" --out "$gateway" >/dev/null
-  [ "$(id -u)" -ne 0 ] || chown -R root: "$scratch"
+  ${as[@]+"${as[@]}"} viworks-backend-agent pki issue-gateway "$name" --config "$config" --out "$gateway" >/dev/null
 fi
+[ -z "$report" ] || passed+=(--report "$reports")
 # A signal is for the validation, which ends what it has started; then comes the clean-up.
 validating=''
 trap 'kill -TERM "$validating" 2>/dev/null || exit 130' INT TERM HUP
-viworks validate --server "$url" --token-file "$key" --gateway "$gateway" "${passed[@]}" &
+${as[@]+"${as[@]}"} viworks validate --server "$url" --token-file "$key" --gateway "$gateway" ${passed[@]+"${passed[@]}"} &
 validating=$!
 code=0
 wait "$validating" || code=$?
@@ -108,4 +115,10 @@ while kill -0 "$validating" 2>/dev/null; do
   code=0
   wait "$validating" || code=$?
 done
+if [ "$reports" != "$report" ] && [ -d "$reports" ]; then
+  mkdir -p -- "$report"
+  for file in validation.json validation.xml; do
+    [ ! -f "$reports/$file" ] || install -m 644 -- "$reports/$file" "$report/$file"
+  done
+fi
 [ "$code" -eq 0 ] || exit "$code"
