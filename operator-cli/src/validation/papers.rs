@@ -9,13 +9,12 @@ use serde::Deserialize;
 use viworks_common::id::{AgentId, Tenant};
 use viworks_common::key::{BindingMode, Identity, Secret};
 use viworks_common::pin::SpkiPin;
+use viworks_runtime::config::{Document, Environment};
 use viworks_runtime::exit::ExitCode;
-use viworks_runtime::{files, tls};
+use viworks_runtime::files::read_private;
+use viworks_runtime::{settings, tls};
 
 use crate::failure::{Failure, chain};
-
-/// Bytes of a file that is read.
-const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Everything that a gateway knows before it dials for the first time.
 #[derive(Debug)]
@@ -34,27 +33,42 @@ pub(super) struct Papers {
     pub(super) token: String,
 }
 
-#[derive(Deserialize)]
-struct Document {
-    outbound: Outbound,
-    identity: Files,
+settings! {
+    /// Where the gateway dials, and whom it trusts there.
+    [outbound]
+    #[derive(Debug)]
+    struct Outbound from section {
+        /// Where the backend listens for agents.
+        url: String = required_url(&["wss"]),
+        /// The name in its certificate; the URL's host when left out.
+        server_name: Option<String> = optional_str(),
+        /// What sessions are bound to.
+        binding: BindingMode = one_of("exporter", &BINDINGS),
+        /// Keys the backend may show.
+        pins: Vec<SpkiPin> = required_parsed_list("sha256/…"),
+        /// The authority of its certificate, PEM.
+        ca_file: PathBuf = file(),
+    }
 }
 
-#[derive(Deserialize)]
-struct Outbound {
-    url: String,
-    server_name: Option<String>,
-    binding: Option<String>,
-    pins: BTreeSet<SpkiPin>,
-    ca_file: PathBuf,
+settings! {
+    /// The files that make the gateway who it is.
+    [identity]
+    #[derive(Debug)]
+    struct Files from section {
+        /// Its certificate chain, PEM.
+        certificate_file: PathBuf = file(),
+        /// Its private key, PEM.
+        key_file: PathBuf = secret_file(),
+        /// Agent id, agent key and first token, JSON.
+        identity_file: PathBuf = secret_file(),
+    }
 }
 
-#[derive(Deserialize)]
-struct Files {
-    certificate_file: PathBuf,
-    key_file: PathBuf,
-    identity_file: PathBuf,
-}
+const BINDINGS: [(&str, BindingMode); 2] = [
+    ("exporter", BindingMode::Exporter),
+    ("certificate", BindingMode::Certificate),
+];
 
 #[derive(Deserialize)]
 struct IdentityDocument {
@@ -78,12 +92,13 @@ impl Papers {
     }
 
     fn parts(folder: &Path) -> Result<Self, String> {
-        let file = folder.join("gateway.toml");
-        let bytes = files::read_trusted(&file, FILE_BYTES_MAX).map_err(|error| chain(&error))?;
-        let text = String::from_utf8_lossy(&bytes);
-        let document: Document =
-            toml::from_str(&text).map_err(|error| format!("gateway.toml: {}", error.message()))?;
-        let Document { outbound, identity } = document;
+        // As the agent reads it, with what lies in `conf.d` beside it; the agent is given no variable either.
+        let mut document = Document::load(&folder.join("gateway.toml"), &Environment::default())
+            .map_err(|problems| problems.to_string())?;
+        let (outbound, files) = (Outbound::read(&mut document), Files::read(&mut document));
+        document
+            .finish_part()
+            .map_err(|problems| problems.to_string())?;
         let url = Url::parse(&outbound.url)
             .ok()
             .filter(|url| url.scheme() == "wss");
@@ -94,8 +109,7 @@ impl Papers {
             .trim_start_matches('[')
             .trim_end_matches(']')
             .to_owned();
-        let secret = files::read_private(&folder.join(&identity.identity_file))
-            .map_err(|error| chain(&error))?;
+        let secret = read_private(&files.identity_file).map_err(|error| chain(&error))?;
         let who: IdentityDocument =
             serde_json::from_slice(&secret).map_err(|error| format!("the identity: {error}"))?;
         Ok(Self {
@@ -106,18 +120,11 @@ impl Papers {
             },
             server_name: outbound.server_name.unwrap_or_else(|| host.clone()),
             host,
-            pins: outbound.pins,
-            binding: match outbound.binding.as_deref() {
-                Some("certificate") => BindingMode::Certificate,
-                _ => BindingMode::Exporter,
-            },
-            authority: tls::load_certificates(&folder.join(&outbound.ca_file))
+            pins: outbound.pins.into_iter().collect(),
+            binding: outbound.binding,
+            authority: tls::load_certificates(&outbound.ca_file).map_err(|error| chain(&error))?,
+            shown: tls::Identity::load(&files.certificate_file, &files.key_file)
                 .map_err(|error| chain(&error))?,
-            shown: tls::Identity::load(
-                &folder.join(&identity.certificate_file),
-                &folder.join(&identity.key_file),
-            )
-            .map_err(|error| chain(&error))?,
             identity: Identity {
                 tenant: who.tenant,
                 agent_id: who.agent_id,

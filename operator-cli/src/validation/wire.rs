@@ -22,6 +22,7 @@ use viworks_common::key::{AgentKey, Binding, BindingMode};
 use viworks_common::pin::SpkiPin;
 use viworks_common::session::{AgentEvent, AgentSession, AgentSessionConfig};
 use viworks_common::wire::SUBPROTOCOL;
+use viworks_common::wire::envelope::VERSION;
 use viworks_common::wire::message::Hello;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::{random, tls};
@@ -110,8 +111,8 @@ async fn upgraded(papers: &Papers, shown: Shown) -> Result<Upgraded, Refused> {
     let stream = TlsConnector::from(config).connect(name, tcp).await;
     let mut stream = stream.map_err(|error| of_tls(&error))?;
     if !matches!(shown, Shown::Own) {
-        // In TLS 1.3 a client learns only now that its certificate was refused, and a request that is on its way by then
-        // would be answered with a reset, which takes the alert away.
+        // In TLS 1.3 a client learns only now that its certificate was refused, and a request that is on its way by
+        // then would be answered with a reset, which takes the alert away.
         let mut nothing = [0; 1];
         match timeout(ALERT_WITHIN, stream.read(&mut nothing)).await {
             Ok(Ok(_end)) => return Err(Refused::Cut),
@@ -306,7 +307,7 @@ fn first_hello(papers: &Papers) -> Hello {
         epoch: 0,
         token: papers.token.clone(),
         agent_version: concat!("validation/", env!("CARGO_PKG_VERSION")).to_owned(),
-        version: 1,
+        version: VERSION,
         capabilities: Vec::new(),
         catalogue_digest: "00".repeat(32),
         labels: [].into(),

@@ -160,6 +160,15 @@ impl Document {
         let root = Arc::clone(&self.root);
         self.refuse_unknown("", &root);
         self.refuse_unknown_variables();
+        self.finish_part()
+    }
+
+    /// The same for somebody who has read a part of it: what else is there is for others to refuse.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with what was read, and with the file as a whole.
+    pub fn finish_part(self) -> Result<(), Problems> {
         if self.problems.is_empty() {
             return Ok(());
         }
