@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
+/// The commit whose programs are the earlier ones; `cargo xtask skew` reads it too.
+const EARLIER: &str = include_str!("../earlier.txt");
+
 /// The three programs of one build.
 #[derive(Debug, Clone)]
 pub struct Binaries {
@@ -79,6 +82,18 @@ impl Binaries {
                 Some("fault-points"),
             )
         })
+    }
+
+    /// The programs of an earlier version; `None`, said loudly, where `cargo xtask skew` has not built them.
+    #[must_use]
+    #[expect(clippy::print_stderr, reason = "a skipped check must be seen")]
+    pub fn earlier() -> Option<&'static Self> {
+        let folder = workspace().join("target/skew").join(EARLIER.trim());
+        if !folder.is_dir() {
+            eprintln!("SKIPPED: programs of an earlier version: cargo xtask skew builds them");
+            return None;
+        }
+        Some(Self::of(&folder))
     }
 
     /// Programs that somebody else built, for the rest of this process.

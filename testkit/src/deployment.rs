@@ -202,6 +202,11 @@ impl Deployment {
         self.binaries
     }
 
+    /// From now on other programs are started, on everything that is there; what runs goes on.
+    pub const fn upgrade_to(&mut self, binaries: &'static Binaries) {
+        self.binaries = binaries;
+    }
+
     /// The backend's configuration.
     #[must_use]
     pub fn backend_config(&self) -> PathBuf {

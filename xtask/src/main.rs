@@ -10,6 +10,7 @@ mod deny;
 mod packages;
 mod recipes;
 mod shop;
+mod skew;
 mod tidy;
 mod units;
 

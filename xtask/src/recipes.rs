@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::shop::{Folder, Shop, finish, has, succeeds};
-use crate::{deny, packages, tidy, units};
+use crate::{deny, packages, skew, tidy, units};
 
 /// How long all tests may take; on two cores they take a third of it.
 const TESTS_LIMIT: &str = "45m";
@@ -68,6 +68,12 @@ pub(crate) const RECIPES: &[Recipe] = &[
         docs,
     ),
     of_a_change("quickstart", "the quickstart does what it says", quickstart),
+    Recipe {
+        name: "skew",
+        about: "gateways and backends of an earlier version, which it builds once, beside those of this one",
+        of_a_change: false,
+        run: skew::check,
+    },
     Recipe {
         name: "packages",
         about: "the Debian packages, as they are released, in target/debian",
@@ -168,6 +174,12 @@ fn test(shop: &mut Shop) -> Result<(), String> {
         shop.skip("the packages under a real systemd: there is no image of a machine, which scripts/test.sh makes");
     } else if packages::tool(shop).is_none() {
         shop.skip("the packages under a real systemd: cargo-deb is missing");
+    }
+    if !skew::is_built(shop) {
+        shop.skip(
+            "programs of an earlier version beside these: `cargo xtask skew` builds them, which takes minutes, and runs \
+             that; once they are there, it is a part of these tests",
+        );
     }
     shop.cargo(&["build", "--locked", "--quiet", "--workspace"])?;
     shop.cargo(&[

@@ -6,6 +6,7 @@
     reason = "a test looks at the few variants it is about"
 )]
 
+mod bodies;
 mod documents;
 mod hostile;
 mod legality;

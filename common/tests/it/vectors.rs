@@ -19,7 +19,7 @@ fn secret(key: &Secret) -> String {
 }
 
 /// One entry of every kind of argument, and one that cannot run; not in the order of their names.
-fn entries() -> Vec<CatalogueEntry> {
+pub(crate) fn entries() -> Vec<CatalogueEntry> {
     let argument = |name: &str, value: ArgumentType, default: Option<&str>| Argument {
         name: name.parse().unwrap(),
         description: format!("The {name}"),

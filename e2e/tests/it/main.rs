@@ -45,6 +45,7 @@ mod services;
 mod shown;
 mod silent_backend;
 mod site;
+mod skew;
 mod soak;
 mod state;
 mod stop;
