@@ -21,7 +21,7 @@ use viworks_runtime::lifecycle::{Hangups, Lifecycle};
 use viworks_runtime::metrics::Metrics;
 use viworks_runtime::probe::Readiness;
 use viworks_runtime::sqlite::Options;
-use viworks_runtime::{logging, random, sqlite};
+use viworks_runtime::{descriptors, logging, random, sqlite};
 
 use crate::agent::doors::Doors;
 use crate::agent::instance;
@@ -293,7 +293,12 @@ impl App {
         if let Err(error) = line::keep(&*store, &clock).await {
             warn!(%error, "failed to store the time line; a job tries again");
         }
+        let needed = config.sockets_max();
+        let config = &config.clone().within(descriptors::room());
         let shared = Shared::new(config, Arc::clone(&store), clock);
+        let keys = "connections_max of [agents] and of [api]";
+        let fewer = config.fewer();
+        descriptors::hold(&shared.conditions, needed, keys, &fewer);
         let now = shared.clock.line();
         let abandoned = store.end_abandoned_sessions(&shared.tenant, earlier, now);
         let abandoned = abandoned.await?;

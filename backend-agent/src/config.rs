@@ -39,6 +39,8 @@ const fn millis(millis: u64) -> Duration {
 
 /// No timeout may be shorter: below, an honest peer on a slow path fails it.
 const TIMEOUT: RangeInclusive<Duration> = millis(100)..=seconds(60);
+/// Sockets of each listener, however few there can be.
+const SOCKETS_MIN: usize = 16;
 /// How often a reconciler may run.
 const INTERVAL: RangeInclusive<Duration> = millis(100)..=seconds(3_600);
 
@@ -96,6 +98,44 @@ impl Config {
         let mut document = Document::load(path, environment)?;
         let _read = Self::read(&mut document);
         Ok((document.explain(), document.finish()))
+    }
+
+    /// Sockets that the configured bounds come to: of gateways, of operators and of the database.
+    #[must_use]
+    pub fn sockets_max(&self) -> u64 {
+        let of_peers = self
+            .agents
+            .connections_max
+            .saturating_add(self.api.connections_max);
+        u64::try_from(of_peers)
+            .unwrap_or(u64::MAX)
+            .saturating_add(u64::from(self.store.connections_max))
+    }
+
+    /// The same with bounds that fit into so many sockets: with more, nothing could be opened any more, not even the
+    /// database. A quarter is left to operators.
+    #[must_use]
+    pub fn within(mut self, sockets: Option<u64>) -> Self {
+        if let Some(sockets) = sockets
+            && sockets < self.sockets_max()
+        {
+            let room = sockets.saturating_sub(u64::from(self.store.connections_max));
+            let room = usize::try_from(room).unwrap_or(usize::MAX);
+            let (api, agents) = (&mut self.api, &mut self.agents);
+            api.connections_max = api.connections_max.min(room / 4).max(SOCKETS_MIN);
+            let rest = room.saturating_sub(api.connections_max);
+            agents.connections_max = agents.connections_max.min(rest).max(SOCKETS_MIN);
+        }
+        self
+    }
+
+    /// How many are let in, in words.
+    #[must_use]
+    pub fn fewer(&self) -> String {
+        format!(
+            "it lets in no more than {} gateways and {} operators",
+            self.agents.connections_max, self.api.connections_max
+        )
     }
 
     /// Reads every section; worth nothing until the document has finished.

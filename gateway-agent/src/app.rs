@@ -13,9 +13,9 @@ use viworks_runtime::conditions::Conditions;
 use viworks_runtime::config::{Problems, environment};
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::lifecycle::{Hangups, Lifecycle, Signals, notify};
-use viworks_runtime::{fault, logging, ready_file, tls};
+use viworks_runtime::{descriptors, fault, logging, ready_file, tls};
 
-use crate::api::{self, AgentFacts};
+use crate::api::{self, AgentFacts, ServeLimits};
 use crate::audit::Audit;
 use crate::catalogue::{self, Catalogue, Current, SHIPPED};
 use crate::collect;
@@ -47,6 +47,9 @@ const LOAD_TIME: Duration = Duration::from_secs(60);
 
 /// How long a small file may take that tells others where this process listens.
 const FILE_TIME: Duration = Duration::from_secs(5);
+
+/// Files that the agent has open for a command that runs: its outputs, its instructions, its watch.
+const FILES_OF_COMMAND: usize = 8;
 
 /// Pieces of live output that may wait for the session.
 const LIVE_MAX: usize = 64;
@@ -140,6 +143,7 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
     drop(lifecycle.spawn("log", watch));
     let folder = &config.gateway.state_folder;
     let identity = Arc::new(Identity::take(folder, &material, &*clock)?);
+    hold_descriptors(config, &conditions);
     info!(agent_id = %identity.name.agent_id, agent_run_id = %identity.agent_run_id, "starting");
     let hangups = Hangups::listen().context("failed to listen for SIGHUP")?;
     let catalogue = match catalogue {
@@ -274,6 +278,20 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
     }
     lifecycle.spawn_critical("outbound", outbound::run(outbound_parts, live_out));
     Ok((journal, spool))
+}
+
+/// Raises the limit of open files only as far as the bounds need it, because commands inherit it, and tells when that
+/// is not possible.
+fn hold_descriptors(config: &Config, conditions: &Conditions) {
+    let of_commands = config.executor.parallel_max * FILES_OF_COMMAND;
+    // As many again may wait for a place.
+    let of_api = 2 * ServeLimits::default().connections_max;
+    let needed = u64::try_from(of_commands + of_api).unwrap_or(u64::MAX);
+    if let Err(error) = descriptors::raise_for(needed) {
+        warn!(%error, "the limit of open files stays as it was");
+    }
+    let meanwhile = "commands and local programs are refused when none is left";
+    descriptors::hold(conditions, needed, "parallel_max of [executor]", meanwhile);
 }
 
 fn serve_api(lifecycle: &Lifecycle, listener: api::Socket, parts: api::Parts) {

@@ -4,8 +4,8 @@
 //! ([`random`]), the environment and the configuration file ([`config`]), tasks and shutdown ([`lifecycle`]), calls
 //! that may hang ([`blocking`]), TLS material ([`tls`]), the embedded database ([`sqlite`]), and what a process shows
 //! of itself ([`answers`], [`ask`], [`conditions`], [`logging`], [`metrics`], [`probe`], [`ready_file`], [`stdout`],
-//! [`throttle`], [`exit`]), what it shares out among its callers ([`door`], [`shares`]), and with the feature
-//! `websocket` the socket that both agents hold their sessions through.
+//! [`throttle`], [`exit`]), what it shares out among its callers ([`door`], [`shares`]), how many files it may have
+//! ([`descriptors`]), and with the feature `websocket` the socket that both agents hold their sessions through.
 
 #![warn(missing_docs)]
 
@@ -15,6 +15,7 @@ pub mod blocking;
 pub mod clock;
 pub mod conditions;
 pub mod config;
+pub mod descriptors;
 pub mod door;
 pub mod exit;
 pub mod fault;

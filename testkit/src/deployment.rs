@@ -9,6 +9,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::binaries::Binaries;
+use crate::few_files;
 use crate::postgres::Database;
 use crate::process::{Process, eventually};
 use crate::small_disk;
@@ -43,6 +44,8 @@ pub struct Start {
     pub fragile: bool,
     /// Its standard error output is a pipe that is held open and not read.
     pub unread: bool,
+    /// How many files and sockets it may have open, at first and at most.
+    pub files: Option<(u32, u32)>,
 }
 
 impl Start {
@@ -74,6 +77,13 @@ impl Start {
         self
     }
 
+    /// May have so many files and sockets open at first, and so many at most.
+    #[must_use]
+    pub const fn with_files(mut self, soft: u32, hard: u32) -> Self {
+        self.files = Some((soft, hard));
+        self
+    }
+
     fn process(&self, command: &mut Command, log: &Path) -> std::io::Result<Process> {
         if self.unread {
             Process::start_unread(command, log)
@@ -86,7 +96,10 @@ impl Start {
         match self.disk {
             Some(mebibytes) if self.fragile => small_disk::fragile(program, state, mebibytes),
             Some(mebibytes) => small_disk::command(program, state, mebibytes),
-            None => Command::new(program),
+            None => self.files.map_or_else(
+                || Command::new(program),
+                |(soft, hard)| few_files::command(program, soft, hard),
+            ),
         }
     }
 
@@ -265,6 +278,8 @@ impl Deployment {
             ])
             .env("VIWORKS__API__LISTEN", api)
             .env("VIWORKS__AGENTS__LISTEN", agents)
+            // A machine of tests may not have as many sockets as a site.
+            .env("VIWORKS__AGENTS__CONNECTIONS_MAX", "10000")
             .envs(std::mem::take(&mut start.environment));
         let mut process = start
             .process(

@@ -4,6 +4,7 @@ pub mod binaries;
 pub mod corpus;
 pub mod deployment;
 pub mod dump;
+pub mod few_files;
 pub mod gateway;
 pub mod held_database;
 pub mod http;

@@ -11,6 +11,7 @@ mod clock;
 mod containers;
 mod dead_letters;
 mod demo;
+mod descriptors;
 mod desk;
 mod doctor;
 mod documents;

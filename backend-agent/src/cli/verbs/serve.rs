@@ -9,7 +9,7 @@ use anyhow::Context;
 use viworks_runtime::config::Problems;
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::lifecycle::{Hangups, Lifecycle, Signals, notify};
-use viworks_runtime::{blocking, logging, ready_file};
+use viworks_runtime::{blocking, descriptors, logging, ready_file};
 
 use crate::app::{App, GRACE};
 use crate::listening;
@@ -55,6 +55,10 @@ pub(super) async fn serve(
     logging::init(log.format, &log.filter, log.waiting_bytes_max)?;
     for warning in &setup.warnings {
         tracing::warn!(%warning, "starting all the same");
+    }
+    // Before anything listens; whether that is enough is told by the health of the running backend.
+    if let Err(error) = descriptors::raise_all() {
+        tracing::warn!(%error, "the limit of open files stays as it was");
     }
     let lifecycle = Lifecycle::new();
     // A task of its own, for the same reason.
