@@ -1,11 +1,13 @@
 //! The REST API as typed calls; a refusal becomes a failure with the right exit code.
 
 mod events;
+mod look;
 mod patience;
 mod refusal;
 mod route;
 mod silence;
 mod soundings;
+mod trust;
 
 use std::path::Path;
 use std::time::Duration;
@@ -26,6 +28,7 @@ use viworks_runtime::config::environment;
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::files;
 
+pub use self::look::{Dialled, NotThere, Standing};
 use self::patience::Patience;
 use self::silence::QUIET;
 use crate::failure::{Failure, chain};
@@ -66,6 +69,7 @@ pub struct Client {
     token: Option<String>,
     /// What a person should know about the way there when it fails.
     way: Vec<String>,
+    proxy: Option<route::Proxy>,
     /// What to do when nobody answers there.
     unreached: String,
 }
@@ -143,6 +147,7 @@ impl Client {
             server: server.trim_end_matches('/').to_owned(),
             token,
             way,
+            proxy,
             unreached: UNREACHED.to_owned(),
         })
     }
@@ -501,19 +506,8 @@ impl Client {
     }
 
     async fn checked(&self, builder: RequestBuilder) -> Result<Response, Failure> {
-        let response = builder.send().await.map_err(|error| {
-            if !error.is_connect() && !error.is_builder() {
-                return self.lost(&error);
-            }
-            let failure = Failure::new(
-                ExitCode::Unavailable,
-                format!("{} cannot be reached: {}", self.server, causes(&error)),
-            );
-            self.way
-                .iter()
-                .fold(failure, |failure, word| failure.with(word.clone()))
-                .with(route::own_network(&self.server, &error).unwrap_or(&self.unreached))
-        })?;
+        let response = builder.send().await;
+        let response = response.map_err(|error| self.unsent(&error))?;
         if response.status().is_success() {
             return Ok(response);
         }
@@ -524,10 +518,12 @@ impl Client {
             return Err(refusal);
         }
         // Somebody else answered: whoever stands in between is worth a word.
-        Err(self
-            .way
-            .iter()
-            .fold(refusal, |refusal, word| refusal.with(word.clone())))
+        Err(self.with_way(refusal))
+    }
+
+    fn with_way(&self, failure: Failure) -> Failure {
+        let words = self.way.iter();
+        words.fold(failure, |failure, word| failure.with(word.clone()))
     }
 
     async fn read<T: DeserializeOwned>(&self, response: Response) -> Result<T, Failure> {
@@ -538,6 +534,27 @@ impl Client {
                 format!("the backend's answer cannot be read: {error}"),
             )
         })
+    }
+
+    /// There is no answer: nobody was reached, or nobody who is believed, or it got lost.
+    fn unsent(&self, error: &reqwest::Error) -> Failure {
+        let unreached = |why: &str| {
+            let what = format!("{} cannot be reached: {why}", self.server);
+            self.with_way(Failure::new(ExitCode::Unavailable, what))
+        };
+        if let Some(trust::Untrusted { cause, fix }) = trust::untrusted(&self.server, error) {
+            return unreached(&cause).with(format!("fix: {fix}"));
+        }
+        if !error.is_connect() && !error.is_builder() {
+            return self.lost(error);
+        }
+        let fix = match &self.proxy {
+            Some(proxy) => proxy.fix(),
+            None => route::own_network(&self.server, error)
+                .unwrap_or(&self.unreached)
+                .to_owned(),
+        };
+        unreached(&causes(error)).with(fix)
     }
 
     /// It was reached, and its answer did not come, or not to its end.
@@ -554,9 +571,7 @@ impl Client {
             self.server,
             causes(error)
         ));
-        self.way
-            .iter()
-            .fold(failure, |failure, word| failure.with(word.clone()))
+        self.with_way(failure)
             .with("fix: it, or a proxy in between, may have been restarted: try again, and look into their logs")
     }
 }
@@ -568,6 +583,7 @@ fn read_key(file: &Path) -> Result<String, Failure> {
             ExitCode::Config,
             format!("the API key cannot be used: {}", chain(&error)),
         )
+        .with("fix: name the file that apikey create wrote, which only its owner may read: --token-file FILE (VIWORKS_TOKEN_FILE)")
     })?;
     let text = std::str::from_utf8(&bytes).unwrap_or_default().trim();
     // What a header takes, and one word: two lines or bytes of a picture are no key.

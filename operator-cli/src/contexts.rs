@@ -84,8 +84,8 @@ impl Contexts {
         self.contexts.get(name).ok_or_else(|| {
             let failure = Failure::new(ExitCode::NotFound, format!("there is no context {name:?}"));
             failure.with(match self.names().as_slice() {
-                [] => "none is known here; viworks up makes one".to_owned(),
-                known => format!("known contexts: {}", known.join(" ")),
+                [] => "fix: none is known here; viworks up makes one".to_owned(),
+                known => format!("fix: name one that is known: {}", known.join(" ")),
             })
         })
     }

@@ -145,6 +145,15 @@ pub enum Verb {
     /// Is this installation fit for production? Go, or no-go with reasons
     #[command(after_help = validate::HELP)]
     Validate(Validate),
+    /// What is in the way between this machine and a backend: the first cause and its fix
+    #[command(
+        after_help = "Examples:\n  viworks doctor\n  viworks doctor --context production -o json"
+    )]
+    Doctor {
+        /// How many seconds all of it may take on a slow line
+        #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=300))]
+        timeout: u64,
+    },
     /// The exit codes of every program of ViWorkS
     ExitCodes,
     /// What an error code means and what to do about it

@@ -4,6 +4,7 @@ mod catalogue;
 mod codes;
 mod context;
 mod dlq;
+mod doctor;
 mod follow;
 mod gateway;
 mod run;
@@ -37,6 +38,7 @@ pub async fn execute(arguments: Arguments) -> Result<ExitCode, Failure> {
         Verb::Telemetry(flags) => telemetry::execute(&client()?, &flags, format).await,
         Verb::Context(verb) => context::execute(global.config_dir.as_deref(), &verb, format),
         Verb::Validate(flags) => validate::execute(&client()?, &flags, format).await,
+        Verb::Doctor { timeout } => doctor::execute(client(), timeout, format).await,
         Verb::ExitCodes => views::codes::exits(format).map(|()| ExitCode::Ok),
         Verb::Error { code } => codes::errors(code.as_deref(), format),
     }

@@ -13,6 +13,7 @@ mod dead_letters;
 mod demo;
 mod descriptors;
 mod desk;
+mod desk_doctor;
 mod doctor;
 mod documents;
 mod failover;

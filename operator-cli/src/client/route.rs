@@ -22,6 +22,12 @@ pub(super) struct Proxy {
 }
 
 impl Proxy {
+    /// What to do when it does not lead to the backend.
+    pub(super) fn fix(&self) -> String {
+        let variable = self.variable;
+        format!("fix: mend {variable}, or reach the backend without a proxy: NO_PROXY")
+    }
+
     /// The proxy without what must not be printed.
     pub(super) fn shown(&self) -> String {
         let shown = match Url::parse(&self.url) {

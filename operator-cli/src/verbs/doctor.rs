@@ -1,0 +1,339 @@
+//! `viworks doctor`: whether this machine reaches a backend and can use it, and if not, what is first in the way.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::timeout;
+use viworks_api::{GatewayList, GatewayStatus, Health, HealthStatus, ProblemCode};
+use viworks_common::human;
+use viworks_common::limits::SKEW_CORRECTED_FROM;
+use viworks_common::time::{Monotonic, Timestamp};
+use viworks_runtime::ask::walk::{Stop, Walk};
+use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::exit::ExitCode;
+use viworks_runtime::stdout::PrintError;
+
+use crate::client::{Client, Dialled, NotThere};
+use crate::failure::Failure;
+use crate::output::Format;
+
+const CONTEXT: &str = "context";
+const DNS: &str = "dns";
+const TCP: &str = "tcp";
+const TLS: &str = "tls";
+const API: &str = "api";
+const CLOCK: &str = "clock";
+const KEY: &str = "key";
+const HEALTH: &str = "health";
+const GATEWAYS: &str = "gateways";
+
+/// The way, in its order.
+const STEPS: [&str; 9] = [CONTEXT, DNS, TCP, TLS, API, CLOCK, KEY, HEALTH, GATEWAYS];
+
+/// One step may take so many tenths of the whole, so that the step that hangs is the one that is named.
+const STEP_TENTHS: u32 = 4;
+
+/// Gateways and parts of the backend that are named.
+const NAMED_MAX: usize = 10;
+
+const NO_KEY_FIX: &str = "name the file that apikey create wrote: --token-file FILE (VIWORKS_TOKEN_FILE), or a context that has one";
+const HEALTH_FIX: &str = "GET /v1/health has every part, and the backend's log says more";
+const NOT_READY: &str = "the backend is not ready: it starts, stops, or its database takes nothing";
+
+/// Walks, and shows what was found.
+pub(super) async fn execute(
+    client: Result<Client, Failure>,
+    seconds: u64,
+    format: Format,
+) -> Result<ExitCode, Failure> {
+    let mut doctor = Doctor {
+        walk: Walk::over(&STEPS),
+        begun: SystemClock.now(),
+        limit: Duration::from_secs(seconds),
+    };
+    let stop = doctor.look(client).await.err();
+    let Doctor { walk, begun, .. } = doctor;
+    let shown = walk.end(stop.as_ref(), since(begun), format == Format::Json);
+    shown.map_err(|error| match error {
+        PrintError::ReaderGone => Failure::reader_gone(),
+        PrintError::Failed(error) => error.into(),
+    })
+}
+
+struct Doctor {
+    walk: Walk,
+    begun: Monotonic,
+    limit: Duration,
+}
+
+impl Doctor {
+    /// How long the next step may take.
+    fn step_time(&self) -> Duration {
+        let left = self.limit.saturating_sub(since(self.begun));
+        left.min(self.limit.saturating_mul(STEP_TENTHS) / 10)
+            .max(Duration::from_millis(50))
+    }
+
+    async fn look(&mut self, client: Result<Client, Failure>) -> Result<(), Stop> {
+        let client = client.map_err(|failure| stop(CONTEXT, &failure))?;
+        self.context(&client);
+        if let Some(dialled) = client.dials() {
+            self.dial(&dialled).await?;
+        }
+        let ready = self.api(&client).await?;
+        if !client.has_key() {
+            return Err(Stop::at(KEY, ExitCode::Login, "no key is sent", NO_KEY_FIX));
+        }
+        self.key(&client, ready).await?;
+        self.gateways(&client).await
+    }
+
+    fn context(&mut self, client: &Client) {
+        let key = if client.has_key() {
+            "with a key"
+        } else {
+            "without a key"
+        };
+        let words = [client.server(), key].into_iter();
+        let words = words.chain(client.way().iter().map(String::as_str));
+        let context = words.collect::<Vec<_>>().join(", ");
+        self.walk.pass(CONTEXT, context, Duration::ZERO);
+    }
+
+    async fn dial(&mut self, dialled: &Dialled) -> Result<(), Stop> {
+        let addresses = self.resolve(dialled).await?;
+        let begun = SystemClock.now();
+        let each = self.step_time() / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
+        let mut last = None;
+        for address in addresses {
+            let why = match timeout(each, TcpStream::connect(address)).await {
+                Ok(Ok(_stream)) => {
+                    let found = format!("{address} takes the connection");
+                    self.walk.pass(TCP, found, since(begun));
+                    return Ok(());
+                }
+                Ok(Err(error)) => format!("{address}: {error}"),
+                Err(_elapsed) => format!(
+                    "{address} did not answer within {} ms: a firewall may drop this traffic",
+                    each.as_millis()
+                ),
+            };
+            last = Some(why);
+        }
+        let Some(cause) = last else { return Ok(()) };
+        let fix = match &dialled.proxy {
+            Some(variable) => format!("mend {variable}, or reach the backend without it: NO_PROXY"),
+            None => "is the backend running, and is this its address? Its API listens on loopback only: from another machine go through its proxy, or a tunnel (ssh -L)".to_owned(),
+        };
+        Err(Stop::at(TCP, ExitCode::Unavailable, cause, fix))
+    }
+
+    async fn resolve(&mut self, dialled: &Dialled) -> Result<Vec<SocketAddr>, Stop> {
+        let begun = SystemClock.now();
+        let Dialled { host, port, proxy } = dialled;
+        let unresolved = |why: String| {
+            let (whose, fix) = match proxy {
+                Some(variable) => (
+                    format!("the proxy's name {host:?}"),
+                    format!("mend {variable}, or reach the backend without it: NO_PROXY"),
+                ),
+                None => (
+                    format!("the name {host:?}"),
+                    "check the address (--server, VIWORKS_SERVER, viworks context ls) and this machine's DNS".to_owned(),
+                ),
+            };
+            let cause = format!("{whose} could not be resolved: {why}");
+            Stop::at(DNS, ExitCode::Unavailable, cause, fix)
+        };
+        let found = timeout(self.step_time(), lookup_host((host.as_str(), *port))).await;
+        let found: Vec<SocketAddr> = found
+            .map_err(|_elapsed| unresolved("no name server answered in time".to_owned()))?
+            .map_err(|error| unresolved(error.to_string()))?
+            .collect();
+        let first = found.first();
+        let first = first.ok_or_else(|| unresolved("it has no address".to_owned()))?;
+        let whose = if proxy.is_some() { "the proxy " } else { "" };
+        let detail = format!("{whose}{host} is {}", first.ip());
+        self.walk.pass(DNS, detail, since(begun));
+        Ok(found)
+    }
+
+    /// Whether the backend is ready.
+    async fn api(&mut self, client: &Client) -> Result<bool, Stop> {
+        let begun = SystemClock.now();
+        let standing = client.standing(self.step_time()).await;
+        let took = since(begun);
+        match (client.is_secure(), &standing) {
+            (false, _) => self.walk.skip(TLS, "plain HTTP"),
+            (true, Err(NotThere::Untrusted(_))) => {}
+            (true, Err(NotThere::Unanswered(_)) | Ok(_)) => {
+                self.walk
+                    .pass(TLS, "the certificate is believed", Duration::ZERO);
+            }
+        }
+        let standing = standing.map_err(|found| match found {
+            NotThere::Untrusted(failure) => stop(TLS, &failure),
+            NotThere::Unanswered(failure) => stop(API, &failure),
+        })?;
+        let reasons = standing.reasons.join(", ");
+        let found = match (standing.ready, reasons.as_str()) {
+            (true, _) => "a backend answers, and is ready".to_owned(),
+            (false, "") => "a backend answers, and is not ready".to_owned(),
+            (false, reasons) => format!("a backend answers, and is not ready: {reasons}"),
+        };
+        self.walk.pass(API, found, took);
+        self.clock(standing.clock);
+        Ok(standing.ready)
+    }
+
+    fn clock(&mut self, theirs: Option<Timestamp>) {
+        let Some(theirs) = theirs else {
+            return self.walk.skip(CLOCK, "the answer has no time");
+        };
+        let ours = SystemClock.wall();
+        let (ahead, behind) = (ours.saturating_since(theirs), theirs.saturating_since(ours));
+        let (apart, word) = if ahead > behind {
+            (ahead, "ahead of")
+        } else {
+            (behind, "behind")
+        };
+        let found = format!(
+            "this machine's clock is {} {word} the server's",
+            human::span(apart)
+        );
+        if apart < SKEW_CORRECTED_FROM {
+            return self.walk.pass(CLOCK, found, Duration::ZERO);
+        }
+        let fix = "set the one that is wrong, and keep it set (chrony, systemd-timesyncd): certificates are judged by it, and times that are shown here are off by as much";
+        self.walk.warn(CLOCK, found, fix);
+    }
+
+    async fn key(&mut self, client: &Client, ready: bool) -> Result<(), Stop> {
+        let begun = SystemClock.now();
+        match client.health(self.step_time()).await {
+            Ok(health) => {
+                self.walk.pass(KEY, "the key is taken", since(begun));
+                self.health(&health)
+            }
+            Err(failure) if failure.exit == ExitCode::Forbidden => {
+                let known = client.knows_key(self.step_time()).await;
+                known.map_err(|failure| stop(KEY, &failure))?;
+                self.walk.pass(KEY, "the key is taken", since(begun));
+                let fix = "a key with health:read is told more";
+                if !ready {
+                    return Err(Stop::at(HEALTH, ExitCode::NoGo, NOT_READY, fix));
+                }
+                self.walk
+                    .warn(HEALTH, "ready; this key may not ask for more", fix);
+                Ok(())
+            }
+            Err(failure) => Err(stop(KEY, &failure)),
+        }
+    }
+
+    fn health(&mut self, health: &Health) -> Result<(), Stop> {
+        let with = |status: HealthStatus| {
+            let found = health.checks.iter();
+            found.filter(move |check| check.status == status)
+        };
+        if let Some(check) = with(HealthStatus::Fail).next() {
+            let cause = format!("{}: {}", check.name, check.detail);
+            return Err(Stop::at(HEALTH, ExitCode::NoGo, cause, HEALTH_FIX));
+        }
+        let up = human::span(Duration::from_millis(health.uptime_ms));
+        let running = format!("version {}, running for {up}", health.version);
+        self.walk.pass(HEALTH, running, Duration::ZERO);
+        for check in with(HealthStatus::Warn).take(NAMED_MAX) {
+            let found = format!("{}: {}", check.name, check.detail);
+            self.walk.warn(HEALTH, found, "");
+        }
+        Ok(())
+    }
+
+    async fn gateways(&mut self, client: &Client) -> Result<(), Stop> {
+        let begun = SystemClock.now();
+        let list = match timeout(self.step_time(), client.gateways()).await {
+            Ok(Ok(list)) => list,
+            Ok(Err(failure)) if failure.exit == ExitCode::Forbidden => {
+                let why = "this key may not list them (gateways:read)";
+                self.walk.skip(GATEWAYS, why);
+                return Ok(());
+            }
+            Ok(Err(failure)) => return Err(stop(GATEWAYS, &failure)),
+            Err(_elapsed) => {
+                let cause = "the list of gateways did not come in time";
+                let fix = "give it more time: --timeout 60";
+                return Err(Stop::at(GATEWAYS, ExitCode::Unavailable, cause, fix));
+            }
+        };
+        self.fleet(&list, since(begun));
+        Ok(())
+    }
+
+    fn fleet(&mut self, list: &GatewayList, took: Duration) {
+        let with = |status: GatewayStatus| {
+            let found = list.items.iter();
+            found.filter(move |gateway| gateway.status == status)
+        };
+        let online = with(GatewayStatus::Online).count();
+        let all = list.items.len() - with(GatewayStatus::Revoked).count();
+        let found = format!("{online} of {all} online");
+        self.walk.pass(GATEWAYS, found, took);
+        for gateway in with(GatewayStatus::Blocked).take(NAMED_MAX) {
+            let name = &gateway.name;
+            let found = format!("{name} is blocked: two machines hold its identity");
+            let fix = format!("see both: viworks gateway forks {name}");
+            self.walk.warn(GATEWAYS, found, fix);
+        }
+        let now = SystemClock.wall();
+        for gateway in with(GatewayStatus::Offline).take(NAMED_MAX) {
+            let name = &gateway.name;
+            let seen = gateway.last_seen.map(|at| human::relative(at, now));
+            let seen = seen.as_deref().unwrap_or("never");
+            let found = format!("{name} is offline, last seen {seen}");
+            let fix = format!("on {name}: viworks-gateway-agent doctor");
+            self.walk.warn(GATEWAYS, found, fix);
+        }
+        let more = with(GatewayStatus::Offline)
+            .count()
+            .saturating_sub(NAMED_MAX);
+        if more > 0 {
+            let found = format!(
+                "{} offline as well",
+                human::counted(more, "more is", "more are")
+            );
+            self.walk
+                .warn(GATEWAYS, found, "viworks gateway ls lists them");
+        }
+    }
+}
+
+/// A failure as the end of a walk: what has to be done stands among its details, or belongs to the code of the problem.
+fn stop(step: &'static str, failure: &Failure) -> Stop {
+    let (fixes, details): (Vec<_>, Vec<_>) = failure
+        .details
+        .iter()
+        .map(String::as_str)
+        .partition(|detail| detail.starts_with("fix: ") || detail.starts_with("expected: "));
+    let mut cause = failure.what.clone();
+    for detail in details {
+        cause.push_str("; ");
+        cause.push_str(detail);
+    }
+    let fixes: Vec<_> = fixes
+        .iter()
+        .map(|fix| fix.trim_start_matches("fix: "))
+        .collect();
+    let code = failure.problem.as_ref();
+    let code = code.and_then(|problem| problem.code.parse::<ProblemCode>().ok());
+    let fix = match code {
+        Some(code) if fixes.is_empty() => code.advice().to_owned(),
+        Some(_) | None => fixes.join("; "),
+    };
+    Stop::at(step, failure.exit, cause, fix)
+}
+
+fn since(begun: Monotonic) -> Duration {
+    SystemClock.now().saturating_since(begun)
+}
