@@ -1,5 +1,7 @@
 //! The full health document.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::page::Kind;
@@ -31,6 +33,29 @@ pub struct HealthCheck {
     /// Since when something is wrong, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Timestamp>,
+    /// How long the part took to answer, in microseconds, where it was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency_us: Option<u64>,
+    /// What was measured of it, with the unit in each name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub figures: BTreeMap<String, i64>,
+    /// What was wrong with it last and is no more, as long as that is remembered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_failure: Option<HealthPast>,
+}
+
+/// What was wrong, and is no more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct HealthPast {
+    /// Which part.
+    pub name: String,
+    /// What was found last.
+    pub detail: String,
+    /// Since when it was wrong.
+    pub since: Timestamp,
+    /// Until when.
+    pub until: Timestamp,
 }
 
 /// Why a probe fails: only the names of what is in the way, because whoever asks needs no key. What each of them means is
@@ -71,4 +96,7 @@ pub struct Health {
     pub uptime_ms: u64,
     /// The parts.
     pub checks: Vec<HealthCheck>,
+    /// What was wrong since the backend started, and is no more: the latest first, at most 32.
+    #[serde(default)]
+    pub past: Vec<HealthPast>,
 }

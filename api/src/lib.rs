@@ -28,7 +28,7 @@ pub use gateway::{
     Fork, ForkHolder, ForkList, Gateway, GatewayList, GatewayRef, GatewaySession, GatewaySpool,
     GatewayStatus, Label, LabelSource, NamedGateway,
 };
-pub use health::{Health, HealthCheck, HealthStatus, NotReady, NotReadyStatus};
+pub use health::{Health, HealthCheck, HealthPast, HealthStatus, NotReady, NotReadyStatus};
 pub use orphan::{OrphanList, OrphanResult};
 pub use page::{ApiVersion, Kind, Paged};
 pub use problem::{FieldProblem, InvalidProblemCode, Problem, ProblemCode};

@@ -17,6 +17,7 @@ mod router;
 mod serve;
 mod turns;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::body::Bytes;
@@ -38,7 +39,9 @@ use viworks_runtime::throttle::Throttle;
 use crate::auth::principals::Principals;
 use crate::auth::quota::Quotas;
 use crate::command::Commands;
+use crate::command::queue::redis::RedisMetrics;
 use crate::data::Store;
+use crate::metrics::BackendMetrics;
 
 use budget::Budget;
 use crowd::Crowd;
@@ -73,6 +76,12 @@ pub struct ApiParts {
     pub conditions: Conditions,
     /// What `/metrics` shows.
     pub metrics: Metrics,
+    /// What the backend counts.
+    pub counters: BackendMetrics,
+    /// What it counts of Redis, where the queue is there.
+    pub redis: Option<RedisMetrics>,
+    /// The backend's own folder, whose disk is looked at.
+    pub state_folder: PathBuf,
     /// The bounds.
     pub limits: ApiLimits,
     /// Proxies that are believed about where a request came from.
@@ -90,6 +99,9 @@ pub struct ApiState {
     readiness: Readiness,
     conditions: Conditions,
     metrics: Metrics,
+    counters: BackendMetrics,
+    redis: Option<RedisMetrics>,
+    state_folder: PathBuf,
     limits: ApiLimits,
     trusted_proxies: Vec<IpNetwork>,
     stopping: CancellationToken,
@@ -162,6 +174,9 @@ impl ApiState {
             readiness: parts.readiness,
             conditions: parts.conditions,
             metrics: parts.metrics,
+            counters: parts.counters,
+            redis: parts.redis,
+            state_folder: parts.state_folder,
             limits: parts.limits,
             trusted_proxies: parts.trusted_proxies,
             stopping: parts.stopping,

@@ -247,6 +247,7 @@ struct Shared {
     clock: Arc<Timeline>,
     metrics: Metrics,
     counters: BackendMetrics,
+    redis: Option<RedisMetrics>,
     manager: Arc<Manager>,
     prober: Arc<Prober>,
     bus: Arc<RunBus>,
@@ -369,6 +370,7 @@ impl Shared {
         metrics.register(|registry| registry.register_collector(conditions.collector()));
         logging::register(&metrics);
         let counters = BackendMetrics::register(&metrics);
+        let redis = matches!(config.queue.address(), Ok(Some(_)));
         let generation = u64::from_ne_bytes(random::bytes());
         let doors = Doors::new(config.agents.connections_max);
         let manager = Arc::new(Manager::new(doors, counters.clone()));
@@ -385,6 +387,7 @@ impl Shared {
             conditions,
             hurry: Arc::default(),
             clock,
+            redis: redis.then(|| RedisMetrics::register(&metrics)),
             metrics,
             counters,
         }
@@ -422,7 +425,7 @@ impl Shared {
         lifecycle: &Lifecycle,
     ) -> Result<Arc<dyn CommandQueue>, StartError> {
         let limits = hint_limits(&config.queue);
-        let Some(address) = config.queue.address()? else {
+        let (Some(address), Some(metrics)) = (config.queue.address()?, &self.redis) else {
             return Ok(Arc::new(MemoryQueue::new(limits)));
         };
         let named = address.to_string();
@@ -432,7 +435,7 @@ impl Shared {
             limits,
             clock: Arc::clone(&self.clock),
             conditions: self.conditions.clone(),
-            metrics: RedisMetrics::register(&self.metrics),
+            metrics: metrics.clone(),
             calls: Arc::clone(calls),
             known_as: self.store.instance(),
             inbox: Arc::clone(&self.hurry),
@@ -582,6 +585,9 @@ impl Shared {
             readiness: readiness.clone(),
             conditions: self.conditions.clone(),
             metrics: self.metrics.clone(),
+            counters: self.counters.clone(),
+            redis: self.redis.clone(),
+            state_folder: config.data.state_folder.clone(),
             limits,
             trusted_proxies: config.api.trusted_proxies.clone(),
             stopping: lifecycle.stop_token(),

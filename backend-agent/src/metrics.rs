@@ -270,6 +270,28 @@ impl BackendMetrics {
             .set(not_after.unix_millis() / 1_000);
     }
 
+    /// When each certificate of the backend's own ends, in seconds since 1970, as far as it was looked at.
+    #[must_use]
+    pub fn certificate_ends_at(&self) -> Vec<(&'static str, i64)> {
+        let known = |name| {
+            let gauge = self.certificates.get(&[("certificate", name)])?;
+            Some((name, gauge.get()))
+        };
+        ["server", "ca"].into_iter().filter_map(known).collect()
+    }
+
+    /// Records that were refused, for whatever reason.
+    #[must_use]
+    pub fn records_refused(&self) -> u64 {
+        let refused = |reason: &RecordRefusal| {
+            let counter = self
+                .telemetry_records_refused
+                .get(&[("reason", reason.name())]);
+            counter.map_or(0, |counter| counter.get())
+        };
+        RecordRefusal::ALL.iter().map(refused).sum()
+    }
+
     /// Records were refused.
     pub fn telemetry_records_refused(&self, reason: RecordRefusal, records: u64) {
         self.telemetry_records_refused

@@ -39,11 +39,13 @@ use viworks_runtime::throttle::{LOG_LINES, Throttle, Throttles};
 use crate::audit::Audit;
 use crate::catalogue::Current;
 use crate::executor::Executor;
+use crate::journal::Journal;
 use crate::outbound::pins::Pins;
 use crate::spool::Spool;
 use crate::status::Status;
 
 mod commands;
+mod health;
 mod intake;
 mod problem;
 mod serve;
@@ -107,6 +109,9 @@ pub struct AgentFacts {
     pub started_at: Timestamp,
 }
 
+/// The first and the last moment of the certificate in force.
+pub type CertificateLife = Arc<dyn Fn() -> (Timestamp, Timestamp) + Send + Sync>;
+
 /// What the local API is made of.
 #[derive(Clone)]
 pub struct Parts {
@@ -118,6 +123,12 @@ pub struct Parts {
     pub spool: Spool,
     /// How much of it one user may hand in, now and later.
     pub intake_quota: watch::Receiver<IntakeQuota>,
+    /// Knows which commands are remembered, and whether the disk takes more.
+    pub journal: Journal,
+    /// The agent's own folder, whose disk is looked at.
+    pub state_folder: PathBuf,
+    /// The life of the certificate in force.
+    pub certificate_life: CertificateLife,
     /// Commands run here, and nowhere else.
     pub executor: Executor,
     /// What may be run.
@@ -170,7 +181,7 @@ fn router(parts: Parts, intakes: Arc<Intakes>) -> Router {
     };
     Router::new()
         .route("/v1/status", get(status::status))
-        .route("/v1/health", get(status::health))
+        .route("/v1/health", get(health::health))
         .route("/v1/catalogue", get(status::catalogue))
         .route("/v1/telemetry", post(telemetry::intake))
         .route("/v1/commands/{name}", post(commands::run))

@@ -190,6 +190,13 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
     let listener = api::bind(&config.gateway.socket).await?;
     let pins = Arc::new(Pins::open(folder, config.outbound.pins.clone()));
     let configured = Configured::new(source, config, Arc::clone(&pins), conditions.clone());
+    let credentials = Credentials::new(
+        config.clone(),
+        material,
+        conditions.clone(),
+        Arc::clone(&clock),
+    );
+    let in_force = credentials.clone();
     let api_parts = api::Parts {
         facts: AgentFacts {
             agent_id: Some(identity.name.agent_id.to_string()),
@@ -200,6 +207,12 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         status: Arc::clone(&status),
         spool: spool.clone(),
         intake_quota: configured.intake(),
+        journal: journal.clone(),
+        state_folder: folder.clone(),
+        certificate_life: Arc::new(move || {
+            let material = in_force.get();
+            (material.not_before, material.not_after)
+        }),
         executor: executor.clone(),
         catalogue: catalogue.clone(),
         pins: Arc::clone(&pins),
@@ -209,12 +222,6 @@ async fn start(setup: Setup, lifecycle: &Lifecycle) -> anyhow::Result<(Journal, 
         lifecycle: lifecycle.clone(),
     };
     let reloads = watch::Sender::new(0);
-    let credentials = Credentials::new(
-        config.clone(),
-        material,
-        conditions.clone(),
-        Arc::clone(&clock),
-    );
     let outbound_parts = outbound::Parts {
         catalogue: catalogue.clone(),
         engine: handle,

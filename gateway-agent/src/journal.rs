@@ -188,6 +188,12 @@ impl Journal {
         .await
     }
 
+    /// How many commands it remembers, and how many it may.
+    #[must_use]
+    pub fn entries(&self) -> (u32, u32) {
+        (self.entries.load(Ordering::Relaxed), self.entries_max)
+    }
+
     /// Whether the reserve is set aside. It looks at the disk: not for a runtime thread.
     #[must_use]
     pub fn holds_reserve(&self) -> bool {

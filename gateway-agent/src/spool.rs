@@ -14,6 +14,7 @@ use viworks_common::id::AgentRunId;
 use viworks_common::limits;
 use viworks_common::telemetry::room::{Origin, Room};
 use viworks_common::telemetry::{Batch, Position, Record, RecordRefusal};
+use viworks_common::time::Timestamp;
 use viworks_runtime::fault;
 use viworks_runtime::sqlite::{self, Column, Connection, Database, Migration, Row, migration};
 
@@ -444,6 +445,23 @@ impl Spool {
                 Ok(positions)
             })
             .await
+    }
+
+    /// When the record was observed that has waited longest, by this gateway's clock; none without one.
+    ///
+    /// # Errors
+    /// When the file fails.
+    pub async fn oldest(&self) -> Result<Option<Timestamp>, SpoolError> {
+        const OLDEST: &str = "SELECT body FROM record ORDER BY epoch, seq LIMIT 1";
+        let oldest = |connection: &Connection| {
+            connection.optional(OLDEST, &[], |row| {
+                let record = row
+                    .text("body")
+                    .and_then(|body| serde_json::from_str(body).ok());
+                Ok::<_, SpoolError>(record.map(|record: Record| record.observed_at))
+            })
+        };
+        Ok(self.database.read(oldest).await?.flatten())
     }
 
     /// How full it is, as of the last change.

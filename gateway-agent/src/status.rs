@@ -28,6 +28,8 @@ pub struct ConnectionStatus {
     pub next_attempt: Option<Timestamp>,
     /// Why the last attempt failed or the last session ended; kept until the next session.
     pub last_failure: Option<Failure>,
+    /// Why there was none before the last session.
+    pub earlier_failure: Option<Failure>,
 }
 
 /// In one line, for the service manager.
@@ -94,7 +96,9 @@ impl Status {
         current.since = Some(now);
         current.epoch = epoch;
         current.next_attempt = None;
-        current.last_failure = None;
+        if let Some(failure) = current.last_failure.take() {
+            current.earlier_failure = Some(failure);
+        }
     }
 
     /// A measurement.

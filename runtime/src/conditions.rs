@@ -1,6 +1,6 @@
 //! What is wrong with this process right now, in words for whoever looks after it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -18,6 +18,9 @@ use crate::clock::Clock;
 
 /// Conditions that are kept at once; a part that would raise more is mistaken, and says it in the log only.
 const CONDITIONS_MAX: usize = 64;
+
+/// Conditions that are over and still remembered.
+const PAST_MAX: usize = 32;
 
 /// How often one condition is logged again because something else is its cause now.
 const AGAIN: Quota = Quota {
@@ -50,6 +53,16 @@ pub struct Condition {
     pub since: Timestamp,
 }
 
+/// One thing that was wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Past {
+    /// As it was last.
+    #[serde(flatten)]
+    pub condition: Condition,
+    /// When it was found to be no more, by the wall clock.
+    pub until: Timestamp,
+}
+
 /// Everything that is wrong with a process. Clones share it.
 ///
 /// A part raises a condition as often as it finds it and clears it as often as it does not; only a change is logged,
@@ -62,6 +75,8 @@ pub struct Conditions {
 struct Shared {
     clock: Arc<dyn Clock>,
     current: Mutex<BTreeMap<String, Kept>>,
+    /// The latest first.
+    past: Mutex<VecDeque<Past>>,
 }
 
 /// A condition with what the log has of it.
@@ -94,6 +109,7 @@ impl Conditions {
             shared: Arc::new(Shared {
                 clock,
                 current: Mutex::default(),
+                past: Mutex::default(),
             }),
         }
     }
@@ -141,7 +157,22 @@ impl Conditions {
         let known = self.lock().remove(name);
         if let Some(Kept { condition, .. }) = known {
             info!(condition = name, since = %condition.since, "no longer: {}", condition.cause);
+            let until = self.shared.clock.wall();
+            let mut past = self.lock_past();
+            past.push_front(Past { condition, until });
+            past.truncate(PAST_MAX);
         }
+    }
+
+    /// What is over, the latest first, as many as are remembered.
+    #[must_use]
+    pub fn past(&self) -> Vec<Past> {
+        self.lock_past().iter().cloned().collect()
+    }
+
+    fn lock_past(&self) -> MutexGuard<'_, VecDeque<Past>> {
+        let guard = self.shared.past.lock();
+        guard.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All of them, by name.
@@ -231,9 +262,24 @@ mod tests {
             (Severity::Fail, "full")
         );
         assert_eq!(conditions.worst(), Some(Severity::Fail));
+        assert_eq!(conditions.past(), []);
         conditions.clear("disk");
         conditions.clear("disk");
         assert_eq!(conditions.list(), []);
+        // Once, however often it is not found.
+        let past = conditions.past();
+        assert_eq!(past.len(), 1);
+        assert_eq!(past[0].condition.cause, "full");
+        for number in 0..2 * PAST_MAX {
+            let name = format!("part {number}");
+            conditions.raise(&name, Severity::Warn, "odd", "");
+            conditions.clear(&name);
+        }
+        let past = conditions.past();
+        assert_eq!(
+            (past.len(), past[0].condition.name.as_str()),
+            (PAST_MAX, "part 63")
+        );
     }
 
     #[test]

@@ -1,17 +1,22 @@
 //! The full health document: every latch, the store, and what waits.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::timeout;
-use viworks_api::{Health, HealthCheck, HealthStatus, Kind};
+use viworks_api::{Health, HealthCheck, HealthPast, HealthStatus, Kind};
+use viworks_common::command::CommandState;
 use viworks_common::human;
 use viworks_common::time::Timestamp;
-use viworks_runtime::conditions::{Condition, Severity};
+use viworks_runtime::conditions::{Condition, Past, Severity};
 use viworks_runtime::probe::Check;
 
+use self::figures::figures;
 use super::ApiState;
 use super::problem::millis;
 use crate::data::{StoreError, StoreResult, in_full};
+
+mod figures;
 
 /// How long the store may take for its part of the document, and where it is known that it does not answer: whoever
 /// watches has an answer within three seconds, the look for its key among them.
@@ -31,28 +36,34 @@ pub(super) async fn health(state: &ApiState) -> Health {
         // The store says more of itself below.
         .filter(|latch| latch.name != STORE)
         .map(|latch| HealthCheck {
-            name: latch.name.to_owned(),
             status: if latch.ok {
                 HealthStatus::Pass
             } else {
                 HealthStatus::Fail
             },
-            detail: latch.reason,
-            since: None,
+            ..check(latch.name, HealthStatus::Pass, latch.reason)
         })
         .collect();
     let now = state.clock.wall();
     let conditions = state.conditions.list();
+    let past = state.conditions.past();
     checks.extend(conditions.iter().map(|found| condition(found, now)));
     let patience = patience(state);
-    let (store, instances, fleet) = tokio::join!(
+    let (store, instances, fleet, own) = tokio::join!(
         store(state, patience),
         instances(state, patience),
-        fleet(state, patience)
+        fleet(state, patience),
+        figures::parts(state)
     );
     checks.push(store);
     checks.extend(instances);
-    checks.push(fleet);
+    checks.extend(fleet);
+    for part in own {
+        add(&mut checks, part);
+    }
+    for check in &mut checks {
+        remember(check, &conditions, &past);
+    }
     if state.stopping.is_cancelled() {
         checks.push(check(
             "lifecycle",
@@ -70,7 +81,49 @@ pub(super) async fn health(state: &ApiState) -> Health {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         uptime_ms: millis(state.clock.now().saturating_since(state.started)),
         checks,
+        past: past.iter().map(over).collect(),
     }
+}
+
+/// Where something is told of a part already, its figures stand beside that.
+fn add(checks: &mut Vec<HealthCheck>, part: HealthCheck) {
+    match checks.iter_mut().find(|check| check.name == part.name) {
+        Some(told) => {
+            told.figures = part.figures;
+            told.latency_us = part.latency_us;
+        }
+        None => checks.push(part),
+    }
+}
+
+/// A part that is not well is so since its conditions are; what was wrong with it before is told as well.
+fn remember(check: &mut HealthCheck, conditions: &[Condition], past: &[Past]) {
+    if check.status != HealthStatus::Pass && check.since.is_none() {
+        let of_part = conditions
+            .iter()
+            .filter(|found| is_of(&found.name, &check.name));
+        check.since = of_part.map(|found| found.since).min();
+    }
+    let mut before = past
+        .iter()
+        .filter(|past| is_of(&past.condition.name, &check.name));
+    check.last_failure = before.next().map(over);
+}
+
+/// What was wrong, and is no more.
+fn over(past: &Past) -> HealthPast {
+    HealthPast {
+        name: past.condition.name.clone(),
+        detail: past.condition.cause.clone(),
+        since: past.condition.since,
+        until: past.until,
+    }
+}
+
+/// Whether something of this name is told of that part.
+fn is_of(name: &str, part: &str) -> bool {
+    let rest = name.strip_prefix(part);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 /// The names of the checks that keep the backend from taking requests: of a part that is not well, the conditions that
@@ -87,13 +140,9 @@ pub(super) fn in_the_way(state: &ApiState) -> Vec<String> {
 }
 
 fn named(part: &str, failing: &[&str]) -> Vec<String> {
-    let is_of_part = |name: &&&str| {
-        let rest = name.strip_prefix(part);
-        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-    };
     let found: Vec<String> = failing
         .iter()
-        .filter(is_of_part)
+        .filter(|name| is_of(name, part))
         .map(|name| (*name).to_owned())
         .collect();
     if found.is_empty() {
@@ -136,8 +185,18 @@ fn patience(state: &ApiState) -> Duration {
 }
 
 async fn store(state: &ApiState, patience: Duration) -> HealthCheck {
+    let begun = state.clock.now();
+    let (status, detail) = look_at_store(state, patience).await;
+    let latency = state.clock.now().saturating_since(begun);
+    HealthCheck {
+        latency_us: Some(micros(latency)),
+        ..check(STORE, status, detail)
+    }
+}
+
+async fn look_at_store(state: &ApiState, patience: Duration) -> (HealthStatus, String) {
     let found = timeout(patience, state.store.health()).await;
-    let (status, detail) = match (found, down(state)) {
+    match (found, down(state)) {
         (Ok(Err(error)), _) => (HealthStatus::Fail, in_full(&error)),
         (_, Some(latch)) => (HealthStatus::Fail, latch.reason),
         (Ok(Ok(health)), None) => {
@@ -148,8 +207,7 @@ async fn store(state: &ApiState, patience: Duration) -> HealthCheck {
             }
         }
         (Err(_elapsed), None) => (HealthStatus::Warn, format!("slow: {STORE_LATE}")),
-    };
-    check(STORE, status, detail)
+    }
 }
 
 /// The backends of the database, where it can have several.
@@ -183,24 +241,54 @@ async fn instances(state: &ApiState, patience: Duration) -> Option<HealthCheck> 
     Some(check(name, status, detail))
 }
 
-async fn fleet(state: &ApiState, patience: Duration) -> HealthCheck {
-    let counts = state.store.counts(&state.tenant, state.clock.line());
-    match in_time(patience, counts).await {
-        Ok(counts) => {
-            let open: u64 = counts.open_commands.values().sum();
-            let status = if counts.forks > 0 || counts.orphans > 0 {
-                HealthStatus::Warn
-            } else {
-                HealthStatus::Pass
-            };
-            let detail = format!(
-                "{} of {} gateways online, {open} commands open, {} forks, {} orphaned results",
-                counts.connected, counts.gateways, counts.forks, counts.orphans
-            );
-            check("fleet", status, detail)
-        }
-        Err(error) => check("fleet", HealthStatus::Fail, in_full(&error)),
-    }
+/// Gateways and their queue, from one look.
+async fn fleet(state: &ApiState, patience: Duration) -> Vec<HealthCheck> {
+    let now = state.clock.line();
+    let counts = match in_time(patience, state.store.counts(&state.tenant, now)).await {
+        Ok(counts) => counts,
+        Err(error) => return vec![check("fleet", HealthStatus::Fail, in_full(&error))],
+    };
+    let open: u64 = counts.open_commands.values().sum();
+    let status = if counts.forks > 0 || counts.orphans > 0 {
+        HealthStatus::Warn
+    } else {
+        HealthStatus::Pass
+    };
+    let detail = format!(
+        "{} of {} gateways online, {open} commands open, {} forks, {} orphaned results",
+        counts.connected, counts.gateways, counts.forks, counts.orphans
+    );
+    let fleet = HealthCheck {
+        figures: figures([
+            ("gateways", counts.gateways),
+            ("connected_gateways", counts.connected),
+            ("open_runs", counts.open_runs),
+            ("open_commands", open),
+            ("forks", counts.forks),
+            ("orphans", counts.orphans),
+        ]),
+        ..check("fleet", status, detail)
+    };
+    let queued = counts.open_commands.get(&CommandState::Queued);
+    let queued = queued.copied().unwrap_or_default();
+    let age = counts.oldest_queued_at;
+    let age = age.map_or(Duration::ZERO, |at| now.saturating_since(at));
+    let detail = match queued {
+        0 => "no command waits".to_owned(),
+        _ => format!(
+            "{queued} commands wait, the oldest for {}",
+            human::span(age)
+        ),
+    };
+    let queue = HealthCheck {
+        figures: figures([
+            ("queued_commands", queued),
+            ("oldest_age_ms", millis(age)),
+            ("dead_letters", counts.dead_letters),
+        ]),
+        ..check("queued", HealthStatus::Pass, detail)
+    };
+    vec![fleet, queue]
 }
 
 /// An answer about health does not wait for a store that says nothing.
@@ -212,12 +300,19 @@ async fn in_time<T>(
     timeout(patience, asked).await.unwrap_or_else(late)
 }
 
+fn micros(span: Duration) -> u64 {
+    u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
+}
+
 fn check(name: &str, status: HealthStatus, detail: impl Into<String>) -> HealthCheck {
     HealthCheck {
         name: name.to_owned(),
         status,
         detail: detail.into(),
         since: None,
+        latency_us: None,
+        figures: BTreeMap::new(),
+        last_failure: None,
     }
 }
 

@@ -280,6 +280,7 @@ suite! {
         orphans_are_listed_by_page_the_latest_first,
         of_results_that_nobody_asked_for_so_many_are_kept_and_the_others_counted,
         health_speaks_of_gateways_that_are_not_revoked_and_of_a_day,
+        health_knows_since_when_the_oldest_queued_command_waits,
         another_gateway_s_result_is_an_orphan,
         a_busy_gateway_gets_the_command_again_later,
         a_refused_command_is_final_with_its_code,

@@ -6,9 +6,20 @@ use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use serde_json::Value;
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start, text};
+use viworks_testkit::gateway::local_request;
 use viworks_testkit::process::{Process, Said, eventually, finish};
+
+/// What is told of each part, without what is over.
+pub(crate) fn at_this_moment(health: &Value) -> String {
+    let mut checks = health["checks"].clone();
+    for check in checks.as_array_mut().into_iter().flatten() {
+        check["last_failure"].take();
+    }
+    checks.to_string()
+}
 
 /// A check with a limit of one second ends by then, and a busy machine is given some more.
 const IN_TIME: Duration = Duration::from_secs(4);
@@ -151,4 +162,47 @@ async fn stands_still(program: &Path, arguments: &[&str], agent: &Process) {
     let said = said.ended_with(69);
     assert!(said.took < IN_TIME, "{said:#?}");
     assert!(said.stderr.contains("stands still"), "{said:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_documents_of_both_have_figures() {
+    let mut system = Deployment::new(Binaries::shipped());
+    let folder = system.issue("gw-1");
+    let often = Start::default().with("VIWORKS__AGENTS__HEARTBEAT_INTERVAL_MS", "100");
+    system.start_backend(often).await;
+    let _gateway = system.start_gateway(&folder, Start::default());
+    system.online("gw-1").await;
+
+    let health = system.get("/v1/health").await;
+    let checks = health["checks"].as_array().unwrap();
+    let figure = |part: &str, name: &str| {
+        let part = checks.iter().find(|check| check["name"] == part);
+        part.unwrap_or_else(|| panic!("{health:#}"))["figures"][name]
+            .as_i64()
+            .unwrap_or_else(|| panic!("{name}: {health:#}"))
+    };
+    for certificate in ["server_remaining_s", "ca_remaining_s"] {
+        assert!(figure("certificates", certificate) > 86_400, "{health:#}");
+    }
+    assert_eq!(figure("sessions", "sessions"), 1);
+    assert_eq!(figure("queued", "queued_commands"), 0);
+    assert!(health["past"].is_array(), "{health:#}");
+
+    let local = async || {
+        let answer = local_request(&folder, "GET", "/v1/health", &Value::Null).await;
+        let (status, text) = answer.unwrap();
+        (status, serde_json::from_str::<Value>(&text).unwrap())
+    };
+    let document = eventually("the round trip is measured", PATIENCE, async || {
+        let (status, document) = local().await;
+        let measured = document["parts"]["connection"]["round_trip_us"].is_u64();
+        (status == 200 && measured).then_some(document)
+    })
+    .await;
+    let parts = &document["parts"];
+    let skew = parts["connection"]["clock_skew_ms"].as_i64().unwrap();
+    assert!(skew.abs() < 5_000, "{document:#}");
+    assert!(parts["certificate"]["remaining_s"].as_i64().unwrap() > 86_400);
+    assert_eq!(parts["disk"]["reserve_held"], true, "{document:#}");
+    assert_eq!(parts["journal"]["entries_max"], 1_024, "{document:#}");
 }

@@ -16,6 +16,8 @@ use viworks_testkit::process::{Process, eventually};
 use viworks_testkit::proxy::Proxy;
 use viworks_testkit::redis;
 
+use super::health::at_this_moment;
+
 /// The stream of what is fed.
 pub(crate) const STREAM: &str = "app.pump";
 
@@ -208,7 +210,7 @@ impl Site {
         let what = format!("backend {which} says {word}: {wanted}");
         eventually(&what, PATIENCE, async || {
             let health = self.health(which).await?;
-            (health.to_string().contains(word) == wanted).then_some(())
+            (at_this_moment(&health).contains(word) == wanted).then_some(())
         })
         .await;
     }

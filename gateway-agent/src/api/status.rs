@@ -1,11 +1,9 @@
-//! Status, health and catalogue.
+//! Status and catalogue.
 
 use axum::Json;
 use axum::extract;
-use axum::http::StatusCode;
 use serde_json::{Value, json};
 use viworks_common::pin::PinSet;
-use viworks_runtime::conditions::Severity;
 
 use super::State;
 
@@ -32,34 +30,6 @@ pub(super) async fn status(extract::State(state): extract::State<State>) -> Json
             "unavailable": unavailable,
         },
     }))
-}
-
-pub(super) async fn health(
-    extract::State(state): extract::State<State>,
-) -> (StatusCode, Json<Value>) {
-    let parts = &state.parts;
-    let connection = parts.status.connection();
-    // Reading from the spool proves that its file can be read.
-    let spool_failure = parts.spool.positions().await.err().map(|e| e.to_string());
-    let stopping = parts.lifecycle.is_stopping();
-    let conditions = parts.conditions.list();
-    let failing = parts.conditions.worst() == Some(Severity::Fail);
-    let healthy = connection.connected && spool_failure.is_none() && !stopping && !failing;
-    let status = if healthy {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
-    let body = json!({
-        "healthy": healthy,
-        "parts": {
-            "connection": { "healthy": connection.connected, "state": connection.state, "failure": connection.last_failure },
-            "spool": { "healthy": spool_failure.is_none(), "failure": spool_failure },
-            "process": { "healthy": !stopping },
-        },
-        "conditions": conditions,
-    });
-    (status, Json(body))
 }
 
 pub(super) async fn catalogue(extract::State(state): extract::State<State>) -> Json<Value> {

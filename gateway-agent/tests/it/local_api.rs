@@ -20,6 +20,7 @@ use viworks_gateway_agent::api::{self, AgentFacts, Parts, ServeLimits};
 use viworks_gateway_agent::audit::Audit;
 use viworks_gateway_agent::catalogue::Current;
 use viworks_gateway_agent::executor::{Executor, Limits};
+use viworks_gateway_agent::journal::Journal;
 use viworks_gateway_agent::outbound::pins::Pins;
 use viworks_gateway_agent::spool::{BYTES_MIN, Bounds, Spool};
 use viworks_gateway_agent::status::Status;
@@ -30,6 +31,8 @@ use viworks_runtime::conditions::Conditions;
 use viworks_runtime::lifecycle::{Lifecycle, Task};
 
 use crate::catalogue::{ECHO, load, write_catalogue};
+
+const HOUR: Duration = Duration::from_secs(3_600);
 
 struct Server {
     folder: TempDir,
@@ -60,6 +63,7 @@ impl Server {
             .await
             .unwrap()
             .spool;
+        let journal = Journal::open(&folder.path().join("journal.db"), 256).await;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let lifecycle = Lifecycle::new();
         let conditions = Conditions::new(Arc::clone(&clock));
@@ -76,6 +80,12 @@ impl Server {
             status: Arc::new(status),
             spool: spool.clone(),
             intake_quota: intake.subscribe(),
+            journal: journal.unwrap(),
+            state_folder: folder.path().to_owned(),
+            certificate_life: {
+                let life = (clock.wall(), clock.wall().saturating_add(HOUR));
+                Arc::new(move || life)
+            },
             executor: Executor::new(
                 Limits::default(),
                 env!("CARGO_BIN_EXE_viworks-gateway-agent").into(),
@@ -163,6 +173,48 @@ async fn status_health_and_catalogue_answer() {
     assert_eq!(body["spool"]["records"], 0);
     let (status, body) = server.request("GET", "/v1/health", None).await;
     assert_eq!((status, &body["healthy"]), (200, &json!(true)));
+    for (part, figures) in [
+        (
+            "connection",
+            &["round_trip_us", "clock_skew_ms", "since"][..],
+        ),
+        (
+            "spool",
+            &["waiting_records", "oldest_age_ms", "bytes", "bytes_max"],
+        ),
+        ("journal", &["entries", "entries_max"]),
+        ("disk", &["free_bytes", "reserve_held"]),
+        ("certificate", &["remaining_s", "not_after"]),
+        ("pins", &["version", "trusted"]),
+        ("commands", &["running", "allowed"]),
+        ("process", &["uptime_ms"]),
+    ] {
+        let part = &body["parts"][part];
+        assert_eq!(part["healthy"], true, "{body:#}");
+        for figure in figures {
+            assert!(part.get(figure).is_some(), "{figure}: {body:#}");
+        }
+    }
+    let left = body["parts"]["certificate"]["remaining_s"]
+        .as_i64()
+        .unwrap();
+    assert!((3_500..=3_600).contains(&left), "{body:#}");
+    let record = json!({ "stream": "door", "fields": { "open": 1 } });
+    let (status, answer) = server
+        .request(
+            "POST",
+            "/v1/telemetry",
+            Some(json!({ "records": [record] })),
+        )
+        .await;
+    assert_eq!(status, 200, "{answer:#}");
+    let (_status, body) = server.request("GET", "/v1/health", None).await;
+    let spool = &body["parts"]["spool"];
+    assert_eq!(spool["waiting_records"], 1, "{body:#}");
+    assert!(
+        spool["oldest_age_ms"].as_u64().unwrap() < 60_000,
+        "{body:#}"
+    );
     let (status, body) = server.request("GET", "/v1/catalogue", None).await;
     assert_eq!(status, 200);
     assert_eq!(body["commands"][0]["name"], "test.echo");

@@ -1,5 +1,6 @@
 //! Runs: listed, shown and cancelled.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::json;
@@ -108,7 +109,7 @@ SELECT :tenant AS tenant,
        (SELECT count(*) FROM gateways WHERE tenant = :tenant AND session_epoch IS NOT NULL) AS connected,
        (SELECT count(DISTINCT run_id) FROM commands INDEXED BY open_commands_by_deadline
         WHERE tenant = :tenant AND finished_at IS NULL) AS open_runs,
-       (SELECT ", $states, " FROM (SELECT state, count(*) AS commands
+       (SELECT ", $states, " FROM (SELECT state, count(*) AS commands, min(created_at) AS oldest
         FROM commands INDEXED BY open_commands_by_deadline
         WHERE tenant = :tenant AND finished_at IS NULL GROUP BY state) AS counted) AS open_commands,
        (SELECT count(*) FROM dead_letters INDEXED BY open_dead_letters
@@ -123,8 +124,8 @@ SELECT :tenant AS tenant,
 
 /// A run is open while one of its commands is: an index of open runs would have to be written by each end.
 pub(super) const COUNTS: Sql = Sql {
-    sqlite: counts!("json_group_object(state, commands)"),
-    postgres: counts!("coalesce(json_object_agg(state, commands), '{}')"),
+    sqlite: counts!("json_group_object(state, json_array(commands, oldest))"),
+    postgres: counts!("coalesce(json_object_agg(state, json_build_array(commands, oldest)), '{}')"),
 };
 
 /// What a key was used for.
@@ -260,11 +261,19 @@ pub(super) fn counts(view: &View<'_>, now: Timestamp) -> StoreResult<Counts> {
     let since = now.saturating_sub(RECENT);
     view.one(COUNTS, params! { since }, |row| {
         let row = Reader::new("commands", row);
+        // Of each state how many there are, and when the oldest of them was submitted.
+        let open: BTreeMap<CommandState, (u64, i64)> = row.json("open_commands")?;
+        let queued = open.get(&CommandState::Queued);
+        let oldest_queued_at = queued.map(|(_count, at)| Timestamp::from_unix_micros(*at));
         Ok(Counts {
             gateways: row.get("gateways")?,
             connected: row.get("connected")?,
             open_runs: row.get("open_runs")?,
-            open_commands: row.json("open_commands")?,
+            open_commands: open
+                .into_iter()
+                .map(|(state, (count, _oldest))| (state, count))
+                .collect(),
+            oldest_queued_at,
             dead_letters: row.get("dead_letters")?,
             orphans: row.get("orphans")?,
             forks: row.get("forks")?,

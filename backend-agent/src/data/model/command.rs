@@ -459,6 +459,8 @@ pub struct Counts {
     pub open_runs: u64,
     /// Commands that are not final, by state, of those states that occur.
     pub open_commands: BTreeMap<CommandState, u64>,
+    /// When the queued command was submitted that has waited longest.
+    pub oldest_queued_at: Option<Timestamp>,
     /// Commands that could not be delivered and that nobody has decided about.
     pub dead_letters: u64,
     /// Outcomes of unknown commands that gateways which are not revoked reported within a day.

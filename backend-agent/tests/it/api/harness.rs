@@ -22,6 +22,7 @@ use viworks_backend_agent::data::{
     Actor, AdmitOutcome, AdmitRequest, ConfirmOutcome, ConfirmRequest, Holder, LeaseLimits,
     NewGateway, QueueLimits, Store,
 };
+use viworks_backend_agent::metrics::BackendMetrics;
 use viworks_common::catalogue::{Argument, ArgumentType, CatalogueEntry, Risk};
 use viworks_common::id::{AgentId, AgentRunId, BootId, CommandId, InstallId, SessionId, Tenant};
 use viworks_common::time::Timestamp;
@@ -171,6 +172,9 @@ impl Backend {
             readiness: readiness.clone(),
             conditions: conditions.clone(),
             metrics: metrics.clone(),
+            counters: BackendMetrics::register(&metrics),
+            redis: None,
+            state_folder: folder.path().to_owned(),
             limits,
             trusted_proxies: vec![PROXY.parse().unwrap()],
             stopping: stopping.clone(),

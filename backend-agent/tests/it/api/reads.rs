@@ -5,6 +5,7 @@ use viworks_backend_agent::data::{TelemetryOutcome, TelemetryWrite};
 use viworks_common::catalogue::Risk;
 use viworks_common::telemetry::{Batch, FieldValue, Gap, GapReason, Record};
 use viworks_common::time::Timestamp;
+use viworks_runtime::conditions::Severity;
 
 use super::harness::{Backend, catalogue, entry, now};
 
@@ -252,6 +253,48 @@ async fn health_names_the_worst_part() {
     let ill = backend.get("/v1/health").await.json();
     assert_eq!(ill["status"], "fail");
     assert!(ill.to_string().contains("port taken"));
+}
+
+#[tokio::test]
+async fn health_has_the_figures_of_each_part_and_what_is_over() {
+    let backend = Backend::new().await;
+    backend.connect("gw-1", catalogue()).await;
+    backend.submit_uptime().await;
+    backend
+        .conditions
+        .raise("clock", Severity::Warn, "it jumped", "");
+    backend
+        .conditions
+        .raise("store.commits", Severity::Fail, "the disk is full", "");
+    backend.conditions.clear("store.commits");
+    let health = backend.get("/v1/health").await.json();
+    let checks = health["checks"].as_array().unwrap();
+    let part = |name: &str| {
+        let mut named = checks.iter().filter(|check| check["name"] == name);
+        let found = named.next().unwrap_or_else(|| panic!("{name}: {health:#}"));
+        assert_eq!(named.next(), None, "{name} twice: {health:#}");
+        found
+    };
+    let store = part("store");
+    assert!(store["latency_us"].as_u64().unwrap() > 0);
+    assert_eq!(store["last_failure"]["detail"], "the disk is full");
+    assert_eq!(part("fleet").get("last_failure"), None, "{health:#}");
+    let figures = |name: &str| &part(name)["figures"];
+    assert_eq!(figures("fleet")["connected_gateways"], 1, "{health:#}");
+    assert_eq!(figures("queued")["queued_commands"], 1, "{health:#}");
+    let age = figures("queued")["oldest_age_ms"].as_i64().unwrap();
+    assert!((0..60_000).contains(&age), "{health:#}");
+    assert!(figures("disk")["free_bytes"].as_i64().unwrap() > 0);
+    assert_eq!(figures("telemetry")["refused_readings"], 0, "{health:#}");
+    let open = figures("descriptors")["open"].as_i64().unwrap();
+    assert!(open > 2 && open <= figures("descriptors")["open_max"].as_i64().unwrap());
+    // The figures of a part stand beside what is told of it.
+    assert_eq!(part("clock")["status"], "warn", "{health:#}");
+    assert!(figures("clock")["ahead_s"].is_i64(), "{health:#}");
+    let past = &health["past"][0];
+    assert_eq!(past["name"], "store.commits", "{health:#}");
+    assert_eq!(past["detail"], "the disk is full", "{health:#}");
+    assert!(past["since"].is_string() && past["until"].is_string());
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use viworks_backend_agent::data::{
     AcceptOutcome, Accepted, Actor, CompleteOutcome, LeaseLimits, Orphan, Page, Rejected,
-    StoreError,
+    StoreError, Submission,
 };
 use viworks_common::claims::Probed;
 use viworks_common::code::{CloseCode, RejectCode};
@@ -530,6 +530,26 @@ pub(crate) async fn health_speaks_of_gateways_that_are_not_revoked_and_of_a_day(
         .unwrap();
     assert_eq!(counted(42).await, (1, 1));
     assert_eq!(counted(30 + 24 * 3_600).await, (0, 0));
+}
+
+pub(crate) async fn health_knows_since_when_the_oldest_queued_command_waits(bed: &Bed) {
+    let waits = async || {
+        let counts = bed.store.counts(&bed.tenant, at(40)).await.unwrap();
+        let queued = counts.open_commands.get(&CommandState::Queued).copied();
+        (queued, counts.oldest_queued_at)
+    };
+    bed.gateway(1).await;
+    assert_eq!(waits().await, (None, None));
+    let first = bed.submit(bed.new_run(&[1], false)).await;
+    let later = bed.new_run(&[1], false);
+    let later = bed.store.submit_run(&bed.tenant, later, at(30)).await;
+    assert!(matches!(later, Ok(Submission::Submitted { .. })));
+    assert_eq!(waits().await, (Some(2), Some(at(10))));
+    bed.store
+        .cancel_run(&bed.tenant, first.run_id, &Actor::local("test"), at(31))
+        .await
+        .unwrap();
+    assert_eq!(waits().await, (Some(1), Some(at(30))));
 }
 
 pub(crate) async fn another_gateway_s_result_is_an_orphan(bed: &Bed) {

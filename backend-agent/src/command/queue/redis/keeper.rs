@@ -368,7 +368,12 @@ impl Keeper {
                         self.look_everywhere();
                     }
                     let beat = self.beat();
+                    let begun = self.clock.now();
                     let beat = within(beat.invoke_async::<i64>(&mut wire)).await;
+                    if beat.is_ok() {
+                        let took = self.clock.now().saturating_since(begun);
+                        self.metrics.beat_took(took);
+                    }
                     // Everything was emptied, or this is another server.
                     if let Ok(0) = self.judge(connection, beat) {
                         warn!(redis = %self.address, "the queue forgot what it had; everything is looked after");

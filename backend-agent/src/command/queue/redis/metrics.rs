@@ -1,5 +1,8 @@
 //! What is counted of Redis.
 
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -13,6 +16,8 @@ type Label = [(&'static str, &'static str); 1];
 pub struct RedisMetrics {
     states: Family<Label, Gauge>,
     calls: Family<Label, Counter>,
+    /// How long the last beat took, in seconds.
+    beat: Gauge<f64, AtomicU64>,
     /// Times that everything was looked after, because hints or routes may have been lost.
     pub(super) sweeps: Counter,
     /// Offers that were refused because a gateway had its bound of hints.
@@ -37,6 +42,11 @@ impl RedisMetrics {
                 "queue_redis_calls",
                 "What Redis was asked, by what came of it: ok, failed or late",
                 own.calls.clone(),
+            );
+            registry.register(
+                "queue_redis_beat_seconds",
+                "How long Redis took for what it is asked each second, the last time it answered",
+                own.beat.clone(),
             );
             registry.register(
                 "queue_redis_sweeps",
@@ -70,6 +80,22 @@ impl RedisMetrics {
             let gauge = self.states.get_or_create(&[("state", each.name())]);
             gauge.set(i64::from(each == state));
         }
+    }
+
+    pub(super) fn beat_took(&self, took: Duration) {
+        self.beat.set(took.as_secs_f64());
+    }
+
+    /// How long Redis took for its last answer; none while it is not asked.
+    #[must_use]
+    pub fn latency(&self) -> Option<Duration> {
+        let closed = [("state", BreakerState::Closed.name())];
+        let is_asked = self
+            .states
+            .get(&closed)
+            .is_some_and(|state| state.get() == 1);
+        let beat = Duration::try_from_secs_f64(self.beat.get()).ok();
+        beat.filter(|beat| is_asked && !beat.is_zero())
     }
 
     pub(super) fn called(&self, result: &'static str) {

@@ -1,0 +1,129 @@
+//! The health document: each part of the agent with its figures, and what is wrong.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract;
+use axum::http::StatusCode;
+use serde_json::{Value, json};
+use viworks_common::time::Timestamp;
+use viworks_runtime::blocking;
+use viworks_runtime::conditions::Severity;
+
+use super::State;
+use crate::watch::{ROOM_BYTES, room};
+
+/// How long a look at the disk may take.
+const LOOK_TIME: Duration = Duration::from_secs(2);
+
+pub(super) async fn health(
+    extract::State(state): extract::State<State>,
+) -> (StatusCode, Json<Value>) {
+    let parts = &state.parts;
+    let now = parts.clock.wall();
+    let connection = parts.status.connection();
+    let spool = spool(&state, now).await;
+    let stopping = parts.lifecycle.is_stopping();
+    let failing = parts.conditions.worst() == Some(Severity::Fail);
+    let healthy = connection.connected && spool["healthy"] == true && !stopping && !failing;
+    let status = if healthy {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    let body = json!({
+        "healthy": healthy,
+        "version": parts.facts.version,
+        "parts": {
+            "connection": {
+                "healthy": connection.connected,
+                "state": connection.state,
+                "url": connection.url,
+                "since": connection.since,
+                "round_trip_us": connection.round_trip_us,
+                "clock_skew_ms": connection.clock_skew_ms,
+                "next_attempt": connection.next_attempt,
+                "failure": connection.last_failure,
+                "earlier_failure": connection.earlier_failure,
+            },
+            "spool": spool,
+            "journal": journal(&state),
+            "disk": disk(&state).await,
+            "certificate": certificate(&state, now),
+            "pins": { "healthy": true, "version": parts.pins.current().version, "trusted": parts.pins.current().pins.len() },
+            "commands": {
+                "healthy": true,
+                "running": parts.executor.running(),
+                "allowed": parts.catalogue.get().entries().len(),
+            },
+            "process": { "healthy": !stopping, "uptime_ms": millis_since(parts.facts.started_at, now) },
+        },
+        "conditions": parts.conditions.list(),
+        "past": parts.conditions.past(),
+    });
+    (status, Json(body))
+}
+
+/// Reading from the spool proves that its file can be read.
+async fn spool(state: &State, now: Timestamp) -> Value {
+    let spool = &state.parts.spool;
+    let (oldest, failure) = match spool.oldest().await {
+        Ok(oldest) => (oldest, None),
+        Err(error) => (None, Some(error.to_string())),
+    };
+    let figures = spool.figures();
+    json!({
+        "healthy": failure.is_none(),
+        "failure": failure,
+        "waiting_records": figures.records,
+        "oldest_age_ms": oldest.map(|oldest| millis_since(oldest, now)),
+        "bytes": figures.bytes,
+        "bytes_max": figures.bytes_max,
+        "dropped_records": figures.dropped,
+        "refused_by_disk_records": spool.refused(),
+        "refused_by_backend_records": spool.unstored().values().sum::<u64>(),
+    })
+}
+
+fn journal(state: &State) -> Value {
+    let journal = &state.parts.journal;
+    let failure = journal.trouble().map(|trouble| trouble.to_string());
+    let (entries, entries_max) = journal.entries();
+    json!({
+        "healthy": failure.is_none(),
+        "failure": failure,
+        "entries": entries,
+        "entries_max": entries_max,
+    })
+}
+
+async fn disk(state: &State) -> Value {
+    let (folder, journal) = (
+        state.parts.state_folder.clone(),
+        state.parts.journal.clone(),
+    );
+    let look = move || (room(&folder), journal.holds_reserve());
+    match blocking::call("health disk", LOOK_TIME, look).await {
+        Ok((free, reserve)) => json!({
+            "healthy": free >= ROOM_BYTES,
+            "free_bytes": free,
+            "reserve_held": reserve,
+        }),
+        Err(error) => json!({ "healthy": false, "failure": error.to_string() }),
+    }
+}
+
+fn certificate(state: &State, now: Timestamp) -> Value {
+    let (from, to) = (state.parts.certificate_life)();
+    let remaining_ms = to.unix_millis() - now.unix_millis();
+    json!({
+        "healthy": from <= now && now <= to,
+        "not_after": to,
+        "remaining_s": remaining_ms / 1_000,
+    })
+}
+
+/// A clock that was set back since knows no better than that it is so now.
+fn millis_since(since: Timestamp, now: Timestamp) -> i64 {
+    (now.unix_millis() - since.unix_millis()).max(0)
+}
