@@ -20,6 +20,7 @@ use crate::identity::IdentityError;
 use crate::setup::Setup;
 use crate::{app, builtin, launcher, program};
 
+mod diag;
 mod doctor;
 mod health;
 pub mod helper;
@@ -118,12 +119,38 @@ enum Action {
         #[arg(short, long, value_enum, default_value_t = status::Format::Table)]
         output: status::Format,
     },
+    /// What helps whoever is asked for help.
+    #[command(subcommand)]
+    Diag(DiagAction),
     /// Serves a command of the catalogue.
     #[command(hide = true)]
     Builtin {
         /// Its name and arguments.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum DiagAction {
+    /// Collects what helps into one new file, and lists what is in it.
+    ///
+    /// What looks like a secret is taken out. It has the configuration and what check-config says of it, what is public
+    /// of the certificates, the sizes of the files in the state folder, limits of the machine, and what the running
+    /// agent answers. Run it as the agent's user.
+    Collect {
+        /// The configuration.
+        #[arg(long, default_value = "/etc/viworks/gateway.toml")]
+        config: PathBuf,
+        /// The agent's own folder, whatever the configuration says.
+        #[arg(long, value_name = "DIR")]
+        state_folder: Option<PathBuf>,
+        /// A log of which the end is taken along; `-` for the standard input, as of journalctl.
+        #[arg(long, value_name = "FILE")]
+        log: Option<PathBuf>,
+        /// Where it goes, a new file; a name with the time in this folder when left out.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
     },
 }
 
@@ -282,6 +309,20 @@ fn act(action: Action) -> anyhow::Result<ExitCode> {
                 limit: Duration::from_secs(timeout),
             };
             run_to_end(runtime()?, doctor::walk(asked, output))
+        }
+        Action::Diag(DiagAction::Collect {
+            config,
+            state_folder,
+            log,
+            out,
+        }) => {
+            let asked = diag::Asked {
+                config: std::path::absolute(&config).unwrap_or(config),
+                environment: overlay(state_folder),
+                log,
+                out,
+            };
+            run_to_end(runtime()?, diag::collect(asked))
         }
         Action::Builtin { arguments } => {
             // Unreachable by way of `main`, which looks first; the same all the same.

@@ -2,6 +2,7 @@
 
 mod catalogue;
 mod context;
+mod diag;
 mod dlq;
 mod gateway;
 mod run;
@@ -16,6 +17,7 @@ use clap::{Args, Parser, Subcommand};
 
 pub use self::catalogue::Catalogue;
 pub use self::context::Context;
+pub use self::diag::Diag;
 pub use self::dlq::Dlq;
 pub use self::gateway::Gateway;
 pub use self::run::Run;
@@ -154,6 +156,9 @@ pub enum Verb {
         #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=300))]
         timeout: u64,
     },
+    /// What helps whoever is asked for help
+    #[command(subcommand)]
+    Diag(Diag),
     /// The exit codes of every program of ViWorkS
     ExitCodes,
     /// What an error code means and what to do about it

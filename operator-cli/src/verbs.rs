@@ -3,10 +3,12 @@
 mod catalogue;
 mod codes;
 mod context;
+mod diag;
 mod dlq;
 mod doctor;
 mod follow;
 mod gateway;
+mod prompt;
 mod run;
 mod runs;
 mod target;
@@ -39,6 +41,7 @@ pub async fn execute(arguments: Arguments) -> Result<ExitCode, Failure> {
         Verb::Context(verb) => context::execute(global.config_dir.as_deref(), &verb, format),
         Verb::Validate(flags) => validate::execute(&client()?, &flags, format).await,
         Verb::Doctor { timeout } => doctor::execute(client(), timeout, format).await,
+        Verb::Diag(verb) => diag::execute(&client()?, verb, format).await,
         Verb::ExitCodes => views::codes::exits(format).map(|()| ExitCode::Ok),
         Verb::Error { code } => codes::errors(code.as_deref(), format),
     }

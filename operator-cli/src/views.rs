@@ -4,6 +4,7 @@ pub mod catalogue;
 pub mod codes;
 pub mod contexts;
 pub mod demo;
+pub mod diag;
 pub mod dlq;
 mod document;
 pub mod failure;

@@ -50,7 +50,8 @@ pub async fn unix(socket: &Path, path: &str, limit: Duration) -> Result<Answer, 
     // Connecting waits, too, once as many callers wait as the socket has room for.
     let asked = async {
         let stream = UnixStream::connect(socket).await;
-        read(stream.map_err(NoAnswer::NobodyThere)?, "localhost", path).await
+        let stream = stream.map_err(NoAnswer::NobodyThere)?;
+        read(stream, "localhost", path, None).await
     };
     within(limit, asked).await
 }
@@ -61,10 +62,24 @@ pub async fn unix(socket: &Path, path: &str, limit: Duration) -> Result<Answer, 
 ///
 /// When there is no whole answer within `limit`.
 pub async fn tcp(address: SocketAddr, path: &str, limit: Duration) -> Result<Answer, NoAnswer> {
+    tcp_with(address, path, None, limit).await
+}
+
+/// The same with a key.
+///
+/// # Errors
+///
+/// When there is no whole answer within `limit`.
+pub async fn tcp_with(
+    address: SocketAddr,
+    path: &str,
+    key: Option<&str>,
+    limit: Duration,
+) -> Result<Answer, NoAnswer> {
     let asked = async {
         let stream = TcpStream::connect(address).await;
         let stream = stream.map_err(NoAnswer::NobodyThere)?;
-        read(stream, &address.to_string(), path).await
+        read(stream, &address.to_string(), path, key).await
     };
     within(limit, asked).await
 }
@@ -77,7 +92,7 @@ async fn within(
     timeout(limit, asked).await.unwrap_or_else(late)
 }
 
-async fn read<S>(stream: S, host: &str, path: &str) -> Result<Answer, NoAnswer>
+async fn read<S>(stream: S, host: &str, path: &str, key: Option<&str>) -> Result<Answer, NoAnswer>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -85,8 +100,11 @@ where
     let (mut requests, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| broken(&error))?;
-    let request = http::Request::get(path)
-        .header("Host", host)
+    let mut request = http::Request::get(path).header("Host", host);
+    if let Some(key) = key {
+        request = request.header("Authorization", format!("Bearer {key}"));
+    }
+    let request = request
         .body(Empty::<bytes::Bytes>::new())
         .map_err(|error| broken(&error))?;
     let ask = async {

@@ -5,13 +5,15 @@
 //! that may hang ([`blocking`]), TLS material ([`tls`]), the embedded database ([`sqlite`]), and what a process shows
 //! of itself ([`answers`], [`ask`], [`conditions`], [`logging`], [`metrics`], [`probe`], [`ready_file`], [`stdout`],
 //! [`throttle`], [`exit`]), what it shares out among its callers ([`door`], [`shares`]), how many files it may have
-//! ([`descriptors`]), and with the feature `websocket` the socket that both agents hold their sessions through.
+//! ([`descriptors`]), what it hands to whoever is asked for help ([`bundle`]), and with the feature `websocket` the
+//! socket that both agents hold their sessions through.
 
 #![warn(missing_docs)]
 
 pub mod answers;
 pub mod ask;
 pub mod blocking;
+pub mod bundle;
 pub mod clock;
 pub mod conditions;
 pub mod config;

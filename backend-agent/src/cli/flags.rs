@@ -47,6 +47,9 @@ pub(super) enum Subcommands {
     /// Ends with 0 when it is, 20 when it answers and is not, 69 when it does not answer, 78 when the configuration
     /// cannot be read.
     Health(HealthFlags),
+    /// What helps whoever is asked for help
+    #[command(subcommand)]
+    Diag(DiagCommand),
     /// Check the configuration and everything it names, and say every problem
     CheckConfig {
         #[command(flatten)]
@@ -114,6 +117,31 @@ pub(super) struct HealthFlags {
     /// For people or for programs
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     pub(super) output: Format,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum DiagCommand {
+    /// Collect what helps into one new file, and list what is in it
+    ///
+    /// What looks like a secret is taken out. It has the configuration and what check-config says of it, what is public
+    /// of the certificates, the sizes of the files in the state folder, limits of the machine, and what the running
+    /// backend answers. Run it as the backend's user.
+    Collect {
+        #[command(flatten)]
+        config: ConfigFlag,
+        /// A file with an API key, for the health document and the metrics
+        #[arg(long, value_name = "FILE")]
+        key_file: Option<PathBuf>,
+        /// Where the backend answers operators; `listen` of [api] when left out
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        address: Option<SocketAddr>,
+        /// A log of which the end is taken along; `-` for the standard input, as of journalctl
+        #[arg(long, value_name = "FILE")]
+        log: Option<PathBuf>,
+        /// Where it goes, a new file; a name with the time in this folder when left out
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
 }
 
 /// What a health check asks.

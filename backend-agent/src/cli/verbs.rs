@@ -2,6 +2,7 @@
 
 mod apikey;
 mod config;
+mod diag;
 mod gateway;
 mod health;
 mod migrate;
@@ -39,6 +40,7 @@ pub(super) async fn execute(command: Subcommands) -> anyhow::Result<ExitCode> {
                 migrate::try_connection(&setup).await?;
             }
         }
+        Subcommands::Diag(command) => return diag::execute(command).await,
         Subcommands::Health(flags) => return health::execute(flags).await,
         Subcommands::Config(command) => config::execute(command)?,
         Subcommands::Migrate { config, dry_run } => {

@@ -14,6 +14,7 @@ mod demo;
 mod descriptors;
 mod desk;
 mod desk_doctor;
+mod diag;
 mod doctor;
 mod documents;
 mod failover;

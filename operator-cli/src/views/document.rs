@@ -11,6 +11,8 @@ use crate::output;
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(super) enum Kind {
     ContextList,
+    /// A bundle for whoever is asked for help.
+    DiagBundle,
     ErrorList,
     ExitCodeList,
     /// What a dry run says; shorter than the API's.

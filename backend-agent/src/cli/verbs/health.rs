@@ -82,7 +82,7 @@ fn address(flags: &HealthFlags) -> Result<SocketAddr, Problems> {
 }
 
 /// An address that stands for all of them is reached by loopback.
-fn reachable(mut address: SocketAddr) -> SocketAddr {
+pub(super) fn reachable(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
         address.set_ip(match address.ip() {
             IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),

@@ -9,7 +9,7 @@ use viworks_runtime::exit::ExitCode;
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::flags::Run;
-use crate::output;
+use crate::verbs::prompt;
 
 /// Gateways that a refusal names.
 const NAMED_MAX: usize = 10;
@@ -57,13 +57,14 @@ pub(super) async fn confirm(
         Risk::Change if flags.yes => Ok(()),
         // A script that names one gateway means it; a person may have slipped.
         Risk::Change if !many && !std::io::stdin().is_terminal() => Ok(()),
-        Risk::Change => ask(
+        Risk::Change => prompt::ask(
             &format!(
                 "{} changes something on {}.",
                 request.command,
                 whom(&request.targets)
             ),
             "--yes",
+            "nothing was sent",
         ),
         Risk::Danger if flags.confirm.is_some() => Ok(()),
         Risk::Danger => {
@@ -138,25 +139,5 @@ fn named(names: &[GatewayRef]) -> String {
     match names.len().saturating_sub(NAMED) {
         0 => shown.join(", "),
         more => format!("{} and {more} more", shown.join(", ")),
-    }
-}
-
-fn ask(what: &str, flag: &str) -> Result<(), Failure> {
-    if !std::io::stdin().is_terminal() {
-        return Err(
-            Failure::new(ExitCode::Declined, format!("{what} A prompt was needed"))
-                .with(format!("in scripts, add {flag}")),
-        );
-    }
-    output::note(&format!("{what} Continue? [y/N]"));
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer)?;
-    if matches!(answer.trim(), "y" | "Y" | "yes") {
-        Ok(())
-    } else {
-        Err(Failure::new(
-            ExitCode::Declined,
-            "you said no; nothing was sent",
-        ))
     }
 }

@@ -1,0 +1,118 @@
+//! `diag collect`: what somebody needs who is asked for help, in one file without secrets.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use viworks_runtime::bundle::{self, Bundle, machine};
+use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::exit::ExitCode;
+use viworks_runtime::{ask, files};
+
+use super::super::flags::{ConfigFlag, DiagCommand};
+use super::super::views::print;
+use super::health::reachable;
+use super::open::{explain, load_all, load_to_ask};
+use crate::config::Config;
+
+const PROGRAM: &str = "viworks-backend-agent";
+
+/// How long the running backend may take for each answer.
+const ANSWER_TIME: Duration = Duration::from_secs(5);
+
+/// What the running backend is asked without a key.
+const PROBES: [(&str, &str); 3] = [
+    ("livez.txt", "/livez"),
+    ("readyz.txt", "/readyz"),
+    ("startupz.txt", "/startupz"),
+];
+
+/// What it is asked with one.
+const QUESTIONS: [(&str, &str, &str); 2] = [
+    (
+        "health.json",
+        "/v1/health",
+        "its parts, figures and conditions",
+    ),
+    ("metrics.txt", "/metrics", "everything that is counted"),
+];
+
+/// Collects it, writes it, and prints what is in it.
+pub(super) async fn execute(command: DiagCommand) -> anyhow::Result<ExitCode> {
+    let DiagCommand::Collect {
+        config: flag,
+        key_file,
+        address,
+        log,
+        out,
+    } = command;
+    let out = out.unwrap_or_else(|| bundle::name(PROGRAM, SystemClock.wall()));
+    let mut bundle = Bundle::default();
+    machine::add(&mut bundle, PROGRAM, env!("CARGO_PKG_VERSION"));
+    bundle.add("check.txt", "what check-config says", &check(&flag));
+    match explain(&flag) {
+        Ok((explained, _said_above)) => bundle.add_configuration(&explained.to_string()),
+        Err(_said_above) => bundle.missing("configuration.txt", "it cannot be read"),
+    }
+    if let Ok(config) = load_to_ask(&flag) {
+        add_state(&mut bundle, &config);
+        let address = reachable(address.unwrap_or(config.api.listen));
+        ask_all(&mut bundle, address, key_file.as_deref()).await;
+    }
+    if let Some(log) = &log {
+        machine::add_log(&mut bundle, log);
+    }
+    let told = bundle.told(&out);
+    bundle.write(&out)?;
+    print(told.trim_end())?;
+    Ok(ExitCode::Ok)
+}
+
+fn check(flag: &ConfigFlag) -> String {
+    match load_all(flag) {
+        Ok(setup) => {
+            let warnings = setup.warnings.iter().map(|warning| format!("{warning}\n"));
+            format!("valid\n{}", warnings.collect::<String>())
+        }
+        Err(problems) => format!("{problems}\n"),
+    }
+}
+
+fn add_state(bundle: &mut Bundle, config: &Config) {
+    let files: [&Path; 2] = [
+        &config.agents.certificate_file,
+        &config.agents.client_ca_file,
+    ];
+    machine::add_certificates(bundle, &files);
+    machine::add_folder(bundle, "state.txt", &config.data.state_folder);
+}
+
+async fn ask_all(bundle: &mut Bundle, address: SocketAddr, key_file: Option<&Path>) {
+    for (name, path) in PROBES {
+        match ask::tcp(address, path, ANSWER_TIME).await {
+            Ok(answer) => {
+                let body = String::from_utf8_lossy(&answer.body);
+                bundle.add(name, path, &format!("{} {body}", answer.status));
+            }
+            Err(error) => bundle.missing(name, &error.to_string()),
+        }
+    }
+    let key = match key_file.map(files::read_private) {
+        Some(Ok(bytes)) => Ok(String::from_utf8_lossy(&bytes).trim().to_owned()),
+        Some(Err(error)) => Err(error.to_string()),
+        None => Err("no key was named: --key-file".to_owned()),
+    };
+    for (name, path, what) in QUESTIONS {
+        let key = match &key {
+            Ok(key) => key,
+            Err(why) => {
+                bundle.missing(name, why);
+                continue;
+            }
+        };
+        match ask::tcp_with(address, path, Some(key), ANSWER_TIME).await {
+            Ok(answer) => bundle.add(name, what, &String::from_utf8_lossy(&answer.body)),
+            Err(error) => bundle.missing(name, &error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! `diag collect`: what somebody needs who is asked for help, in one file without secrets.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use viworks_runtime::ask;
+use viworks_runtime::bundle::{self, Bundle, machine};
+use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::config::Environment;
+use viworks_runtime::exit::ExitCode;
+use viworks_runtime::stdout;
+
+use crate::config::Config;
+use crate::setup::Setup;
+
+const PROGRAM: &str = "viworks-gateway-agent";
+
+/// How long the running agent may take for each answer.
+const ANSWER_TIME: Duration = Duration::from_secs(3);
+
+/// What the running agent is asked.
+const QUESTIONS: [(&str, &str, &str); 3] = [
+    ("status.json", "/v1/status", "what the agent says of itself"),
+    (
+        "health.json",
+        "/v1/health",
+        "its parts, figures and conditions",
+    ),
+    ("catalogue.json", "/v1/catalogue", "what may run"),
+];
+
+/// What is to be collected.
+pub(super) struct Asked {
+    /// The configuration.
+    pub(super) config: PathBuf,
+    /// Variables that overlay it.
+    pub(super) environment: Environment,
+    /// The file of the log, where there is one; `-` for the standard input.
+    pub(super) log: Option<PathBuf>,
+    /// Where it goes; a name with the time in this folder when left out.
+    pub(super) out: Option<PathBuf>,
+}
+
+/// Collects it, writes it, and prints what is in it.
+pub(super) async fn collect(asked: Asked) -> anyhow::Result<ExitCode> {
+    let now = SystemClock.wall();
+    let out = asked.out.unwrap_or_else(|| bundle::name(PROGRAM, now));
+    let mut bundle = Bundle::default();
+    machine::add(&mut bundle, PROGRAM, env!("CARGO_PKG_VERSION"));
+    let check = match Setup::load(&asked.config, &asked.environment, now) {
+        Ok(setup) => {
+            let warnings = setup.warnings.iter().map(|warning| format!("{warning}\n"));
+            format!("valid\n{}", warnings.collect::<String>())
+        }
+        Err(problems) => format!("{problems}\n"),
+    };
+    bundle.add("check.txt", "what check-config says", &check);
+    match Config::explain(&asked.config, &asked.environment) {
+        Ok((explained, _said_above)) => bundle.add_configuration(&explained.to_string()),
+        Err(_said_above) => bundle.missing("configuration.txt", "it cannot be read"),
+    }
+    if let Ok(config) = Config::load_to_ask(&asked.config, &asked.environment) {
+        add_state(&mut bundle, &config).await;
+    }
+    if let Some(log) = &asked.log {
+        machine::add_log(&mut bundle, log);
+    }
+    let told = bundle.told(&out);
+    bundle.write(&out)?;
+    stdout::print(&told)?;
+    Ok(ExitCode::Ok)
+}
+
+async fn add_state(bundle: &mut Bundle, config: &Config) {
+    let files: [&Path; 2] = [&config.identity.certificate_file, &config.outbound.ca_file];
+    machine::add_certificates(bundle, &files);
+    machine::add_folder(bundle, "state.txt", &config.gateway.state_folder);
+    for (name, path, what) in QUESTIONS {
+        match ask::unix(&config.gateway.socket, path, ANSWER_TIME).await {
+            Ok(answer) => bundle.add(name, what, &String::from_utf8_lossy(&answer.body)),
+            Err(error) => bundle.missing(name, &error.to_string()),
+        }
+    }
+}

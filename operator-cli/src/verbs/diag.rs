@@ -1,0 +1,87 @@
+//! `viworks diag collect`: what a backend says of itself and its gateways, in one file without secrets.
+
+use serde_json::Value;
+use viworks_runtime::bundle::{self, Bundle, BundleError, machine};
+use viworks_runtime::clock::{Clock, SystemClock};
+use viworks_runtime::exit::ExitCode;
+
+use super::prompt;
+use crate::client::Client;
+use crate::failure::{Failure, chain};
+use crate::flags::Diag;
+use crate::output::{self, Format};
+use crate::views;
+
+const PROGRAM: &str = "viworks";
+
+/// What the backend is asked. Nothing that a command was given or said is among it.
+const QUESTIONS: [(&str, &str, &str); 5] = [
+    ("readyz.json", "/readyz", "whether it takes requests"),
+    (
+        "health.json",
+        "/v1/health",
+        "its parts, figures and conditions",
+    ),
+    ("metrics.txt", "/metrics", "everything that is counted"),
+    (
+        "gateways.json",
+        "/v1/gateways?limit=500",
+        "the gateways, at most 500",
+    ),
+    (
+        "catalogue.json",
+        "/v1/catalogue?limit=500",
+        "what may run where, at most 500 commands",
+    ),
+];
+
+/// Collects it, says what it is, and writes it after a yes.
+pub(super) async fn execute(
+    client: &Client,
+    verb: Diag,
+    format: Format,
+) -> Result<ExitCode, Failure> {
+    let Diag::Collect { out, yes } = verb;
+    let out = out.unwrap_or_else(|| bundle::name(PROGRAM, SystemClock.wall()));
+    let mut bundle = Bundle::default();
+    machine::add(&mut bundle, PROGRAM, env!("CARGO_PKG_VERSION"));
+    bundle.add("way.txt", "how the backend is reached", &way(client));
+    for (name, path, what) in QUESTIONS {
+        match client.sound(path).await {
+            Ok((200, answer)) => bundle.add(name, what, &shown(&answer)),
+            Ok((status, answer)) => bundle.missing(name, &format!("{status} {answer}")),
+            Err(failure) => bundle.missing(name, &failure.what),
+        }
+    }
+    if !yes {
+        output::note(bundle.told(&out).trim_end());
+        prompt::ask("It is written now.", "--yes", "nothing was written")?;
+    }
+    bundle.write(&out).map_err(|error| {
+        let exit = match error {
+            BundleError::Taken(_) => ExitCode::Conflict,
+            BundleError::Io { .. } => ExitCode::Error,
+        };
+        Failure::new(exit, chain(&error))
+    })?;
+    views::diag::written(&bundle, &out, !yes, format)?;
+    Ok(ExitCode::Ok)
+}
+
+/// Where requests go, and what is in between.
+fn way(client: &Client) -> String {
+    let key = if client.has_key() {
+        "with a key"
+    } else {
+        "without a key"
+    };
+    let mut lines = vec![client.server().to_owned(), key.to_owned()];
+    lines.extend(client.way().iter().cloned());
+    format!("{}\n", lines.join("\n"))
+}
+
+fn shown(answer: &Value) -> String {
+    answer
+        .as_str()
+        .map_or_else(|| format!("{answer:#}\n"), str::to_owned)
+}

@@ -1,0 +1,174 @@
+//! What a bundle tells of the machine and the process: versions, limits, and the files of a folder by name and size.
+
+use std::fmt::Write as _;
+use std::io::{Seek as _, SeekFrom};
+use std::path::Path;
+use std::{fs, io};
+
+use viworks_common::pin::SpkiPin;
+
+use super::{Bundle, FILE_BYTES_MAX};
+use crate::tls;
+
+/// Bytes of the end of a log.
+const LOG_BYTES_MAX: usize = FILE_BYTES_MAX / 2;
+
+/// Files of a folder that are named.
+const FILES_MAX: usize = 1_000;
+
+/// Adds what is the same for every program: its version and the system's, and the limits of this process.
+pub fn add(bundle: &mut Bundle, program: &str, version: &str) {
+    let kernel = rustix::system::uname();
+    let word = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();
+    let mut about = format!(
+        "{program} {version}\n{} {} {}\n",
+        word(kernel.sysname()),
+        word(kernel.release()),
+        word(kernel.machine())
+    );
+    if let Ok(release) = fs::read_to_string("/etc/os-release") {
+        about.push_str(&release);
+    }
+    bundle.add(
+        "version.txt",
+        "the program's and the system's version",
+        &about,
+    );
+    for (name, path, what) in [
+        (
+            "limits.txt",
+            "/proc/self/limits",
+            "limits of this user's processes",
+        ),
+        ("memory.txt", "/proc/meminfo", "memory of the machine"),
+        ("pressure.txt", "/proc/pressure/io", "waiting for disks"),
+    ] {
+        match fs::read_to_string(path) {
+            Ok(text) => bundle.add(name, what, &text),
+            Err(error) => bundle.missing(name, &error.to_string()),
+        }
+    }
+}
+
+/// Adds the names and sizes of the files in `folder`, and the room of its disk; never what is in them.
+pub fn add_folder(bundle: &mut Bundle, name: &str, folder: &Path) {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) => return bundle.missing(name, &format!("{}: {error}", folder.display())),
+    };
+    let mut lines = Vec::new();
+    for entry in entries.flatten().take(FILES_MAX) {
+        let size = entry.metadata().map_or(0, |metadata| metadata.len());
+        let file = entry.file_name();
+        lines.push(format!("{size:>14} {}", file.to_string_lossy()));
+    }
+    lines.sort_by(|one, other| one[14..].cmp(&other[14..]));
+    let mut text = format!("{}\n", folder.display());
+    if let Ok(disk) = rustix::fs::statvfs(folder) {
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        let all = disk.f_blocks.saturating_mul(disk.f_frsize);
+        // Writing to a string succeeds.
+        let _written = writeln!(text, "{free} of {all} bytes of the disk are free");
+    }
+    text.push_str(&lines.join("\n"));
+    text.push('\n');
+    bundle.add(
+        name,
+        "files of the state folder by size, and its disk",
+        &text,
+    );
+}
+
+/// Adds the end of a log: of a file, or of the standard input where the path is `-`, as of `journalctl`.
+pub fn add_log(bundle: &mut Bundle, path: &Path) {
+    let name = "log.txt";
+    let read = if path == Path::new("-") {
+        end_of(&mut io::stdin().lock())
+    } else {
+        tail(path)
+    };
+    match read {
+        Ok(text) => bundle.add(name, "the end of the log", &text),
+        Err(error) => bundle.missing(name, &format!("{}: {error}", path.display())),
+    }
+}
+
+/// The end of a file.
+fn tail(path: &Path) -> io::Result<String> {
+    let mut file = fs::File::open(path)?;
+    let bound = u64::try_from(LOG_BYTES_MAX).unwrap_or(u64::MAX);
+    let length = file.metadata()?.len();
+    // One byte more than is kept, so that it is seen that the first line is not whole.
+    file.seek(SeekFrom::Start(length.saturating_sub(bound + 1)))?;
+    end_of(&mut file)
+}
+
+/// Whole lines at the end of what is read.
+fn end_of(from: &mut impl io::Read) -> io::Result<String> {
+    let mut kept = Vec::new();
+    let mut chunk = vec![0; 64 * 1024];
+    let mut is_cut = false;
+    loop {
+        let count = from.read(&mut chunk)?;
+        kept.extend_from_slice(chunk.get(..count).unwrap_or_default());
+        let beyond = kept.len().saturating_sub(LOG_BYTES_MAX);
+        is_cut |= beyond > 0;
+        if count == 0 || beyond > LOG_BYTES_MAX {
+            kept.drain(..beyond);
+        }
+        if count == 0 {
+            break;
+        }
+    }
+    let text = String::from_utf8_lossy(&kept);
+    let whole = text.split_once('\n').filter(|_first| is_cut);
+    Ok(whole.map_or(&*text, |(_cut, rest)| rest).to_owned())
+}
+
+/// Adds what is public of the certificates in `files`: their lives, digests and pins.
+pub fn add_certificates(bundle: &mut Bundle, files: &[&Path]) {
+    let mut lines = Vec::new();
+    for path in files {
+        lines.push(path.display().to_string());
+        match tls::load_certificates(path) {
+            Ok(chain) => lines.extend(chain.iter().map(|one| certificate(one))),
+            Err(error) => lines.push(format!("  {error}")),
+        }
+    }
+    let text = format!("{}\n", lines.join("\n"));
+    bundle.add(
+        "certificates.txt",
+        "what is public of the certificates",
+        &text,
+    );
+}
+
+fn certificate(der: &[u8]) -> String {
+    let life = tls::validity(der).map_or_else(
+        |error| error.to_string(),
+        |(from, to)| format!("from {from} until {to}"),
+    );
+    let pin = tls::spki_sha256(der).map_or_else(
+        |error| error.to_string(),
+        |digest| SpkiPin::from_digest(digest).to_string(),
+    );
+    format!("  {life}, pin {pin}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_long_log_the_end_is_kept_in_whole_lines() {
+        let line = format!("{}\n", "x".repeat(99));
+        let long = format!("first\n{}last\n", line.repeat(4 * LOG_BYTES_MAX / 100));
+        let kept = end_of(&mut long.as_bytes()).unwrap();
+        assert!(kept.len() <= LOG_BYTES_MAX && kept.len() > LOG_BYTES_MAX - 200);
+        assert!(kept.starts_with(&line) && kept.ends_with("x\nlast\n"));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), &long).unwrap();
+        assert_eq!(tail(file.path()).unwrap(), kept);
+        assert_eq!(end_of(&mut "one\ntwo\n".as_bytes()).unwrap(), "one\ntwo\n");
+    }
+}
