@@ -491,6 +491,20 @@ mod tests {
     }
 
     #[test]
+    fn arguments_beyond_the_bound_are_refused() {
+        let with = |count: usize| {
+            let arguments: Vec<String> = (0..count).map(|n| format!("\"a{n}\":{n}")).collect();
+            let arguments = arguments.join(",");
+            read(&format!(
+                r#"{{"command":"a.b","arguments":{{{arguments}}},"targets":"all"}}"#
+            ))
+        };
+        assert!(with(32).is_ok());
+        let refused = with(33).unwrap_err();
+        assert!(refused.to_string().contains("more than 32"), "{refused}");
+    }
+
+    #[test]
     fn numbers_and_booleans_become_text() {
         let request = read(
             r#"{"command":"a.b","arguments":{"n":5,"t":true,"s":"x","f":1.5},"targets":"all"}"#,

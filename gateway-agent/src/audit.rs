@@ -103,3 +103,25 @@ impl LogFile {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_that_is_full_is_moved_aside() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.log");
+        let audit = Audit::open(&path).unwrap();
+        let line = vec![b'x'; 9 * 1024 * 1024];
+        let length = |path: &Path| path.metadata().map_or(0, |metadata| metadata.len());
+        let aside = folder.path().join("audit.log.1");
+        for times in 1..=3 {
+            audit.file.lock().unwrap().append(&line).unwrap();
+            // Two of them are more than one file takes.
+            assert_eq!(length(&path), 9 * 1024 * 1024);
+            assert_eq!(aside.exists(), times > 1);
+        }
+        assert_eq!(length(&aside), 9 * 1024 * 1024);
+    }
+}

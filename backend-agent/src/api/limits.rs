@@ -5,6 +5,12 @@ use std::time::Duration;
 use viworks_common::limits;
 use viworks_common::rate::Quota;
 
+/// Headers of a request.
+const HEADERS_MAX: usize = 64;
+
+/// Bytes of a request's head.
+const HEAD_BYTES_MAX: usize = 16 * 1024;
+
 /// What one client, and all of them together, may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ApiLimits {
@@ -56,8 +62,8 @@ impl Default for ApiLimits {
             header_timeout: Duration::from_secs(10),
             send_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(30),
-            headers_max: 64,
-            head_bytes_max: 16 * 1024,
+            headers_max: HEADERS_MAX,
+            head_bytes_max: HEAD_BYTES_MAX,
             body_bytes_max: limits::REQUEST_BODY_BYTES_MAX,
             bodies_bytes_max: 8 * 1024 * 1024,
             answers_bytes_max: 64 * 1024 * 1024,

@@ -42,7 +42,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) struct Backend {
     folder: TempDir,
-    app: App,
+    pub(crate) app: App,
     lifecycle: Lifecycle,
     office: Office,
     /// A second handle on the same file, as another process has it.
@@ -231,7 +231,7 @@ impl Gateway {
     }
 
     /// The number of the close frame that comes, whatever comes before it.
-    async fn close_number(&mut self) -> Option<u16> {
+    pub(crate) async fn close_number(&mut self) -> Option<u16> {
         loop {
             let message = tokio::time::timeout(PATIENCE, self.socket.next())
                 .await

@@ -11,4 +11,5 @@ mod nginx;
 mod pki;
 mod proxies;
 mod queue;
+mod slow_clients;
 mod store;

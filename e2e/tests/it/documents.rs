@@ -593,7 +593,7 @@ fn every_promise_has_a_test() {
     }
 }
 
-fn read_sources(folder: &Path, sources: &mut String) {
+pub(crate) fn read_sources(folder: &Path, sources: &mut String) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();

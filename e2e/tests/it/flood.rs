@@ -1,11 +1,13 @@
-//! `kill -9` of the backend and of a gateway amid commands and telemetry: everything final, nothing twice, nothing
-//! lost.
+//! `kill -9` of the backend and of a gateway amid commands and telemetry, and a backend that takes little at once:
+//! everything final, nothing twice, nothing lost.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
+use serde_json::{Value, json};
 use viworks_testkit::binaries::Binaries;
-use viworks_testkit::deployment::{Deployment, Start};
-use viworks_testkit::gateway::{AGAIN, Fed, ONCE, feed, mark_starts, started};
+use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
+use viworks_testkit::gateway::{AGAIN, Fed, ONCE, feed, local_request, mark_starts, started};
 use viworks_testkit::process::eventually;
 
 const GATEWAYS: usize = 4;
@@ -17,6 +19,43 @@ fn quick() -> Start {
     Start::default()
         .with("VIWORKS__OUTBOUND__BACKOFF_MAX_MS", "300")
         .with("VIWORKS__COLLECT__ENABLED", "false")
+}
+
+/// Waits until the gateways have nothing left to deliver.
+async fn delivered(folders: &[PathBuf]) {
+    let within = Duration::from_secs(90);
+    eventually("every record is delivered", within, async || {
+        for folder in folders {
+            let status = local_request(folder, "GET", "/v1/status", &json!({})).await;
+            let status: Value = serde_json::from_str(&status.ok()?.1).ok()?;
+            if status["spool"]["records"] != 0 {
+                return None;
+            }
+        }
+        Some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_one_batch_that_may_wait_gateways_keep_the_others_and_none_is_lost() {
+    let mut system = Deployment::new(Binaries::shipped());
+    let folders = ["gw-1", "gw-2"].map(|name| system.issue(name));
+    let one = Start::default().with("VIWORKS__TELEMETRY__BATCHES_WAITING_MAX", "1");
+    system.start_backend(one).await;
+    let _gateways = folders
+        .each_ref()
+        .map(|folder| system.start_gateway(folder, quick()));
+    let (one, other) = tokio::join!(
+        feed(&folders[0], STREAM, 5_000),
+        feed(&folders[1], STREAM, 5_000)
+    );
+    assert_eq!((one.unanswered, other.unanswered), (0, 0));
+    delivered(&folders).await;
+    assert!(system.backend().stop(PATIENCE).await.success());
+    let stored = system.stored_telemetry(STREAM);
+    assert_eq!((stored.records, stored.keys), (10_000, 10_000));
+    assert_eq!(stored.in_gaps, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -92,28 +131,7 @@ async fn kills_amid_commands_and_telemetry_lose_nothing_and_repeat_nothing() {
     }
     assert_eq!(final_commands, RUNS * GATEWAYS);
 
-    eventually(
-        "every record is delivered",
-        Duration::from_secs(90),
-        async || {
-            for folder in &folders {
-                let status = viworks_testkit::gateway::local_request(
-                    folder,
-                    "GET",
-                    "/v1/status",
-                    &serde_json::json!({}),
-                )
-                .await
-                .ok()?;
-                let status: serde_json::Value = serde_json::from_str(&status.1).ok()?;
-                if status["spool"]["records"] != 0 {
-                    return None;
-                }
-            }
-            Some(())
-        },
-    )
-    .await;
+    delivered(&folders).await;
     assert!(
         system
             .backend()

@@ -2,6 +2,211 @@
 
 use std::path::{Path, PathBuf};
 
+use super::documents::read_sources;
+
+/// What a bound is set by, and the test that goes as far and sees what the page says.
+const HELD: &[(&str, &str)] = &[
+    (
+        "connections_max [agents]",
+        "strangers_cannot_take_the_places_of_those_who_held_a_session",
+    ),
+    (
+        "per_source_max [agents]",
+        "one_source_cannot_take_every_place",
+    ),
+    (
+        "openings_max [agents]",
+        "openings_are_bounded_and_given_back",
+    ),
+    (
+        "tls_timeout_ms [agents]",
+        "whoever_says_nothing_is_ended_at_the_limit_of_tls",
+    ),
+    (
+        "upgrade_timeout_ms [agents]",
+        "a_head_that_comes_byte_by_byte_gets_no_more_time_than_one_that_does_not_come",
+    ),
+    (
+        "hello_timeout_ms [agents]",
+        "whoever_is_upgraded_and_says_no_hello_is_ended_with_its_code",
+    ),
+    (
+        "HEADERS_MAX backend-agent/src/inbound/upgrade.rs",
+        "a_head_that_is_too_large_is_refused_and_the_next_one_gets_in",
+    ),
+    (
+        "HEAD_BYTES_MAX backend-agent/src/inbound/upgrade.rs",
+        "a_head_that_is_too_large_is_refused_and_the_next_one_gets_in",
+    ),
+    (
+        "connections_max [api]",
+        "strangers_who_read_nothing_keep_nobody_out_and_are_cut",
+    ),
+    ("per_source_max [api]", "one_source_pushes_only_itself_out"),
+    (
+        "per_key_max [api]",
+        "one_key_that_reads_nothing_keeps_no_other_key_out",
+    ),
+    (
+        "header_timeout_ms [api]",
+        "a_head_that_comes_byte_by_byte_gets_no_more_time_than_one_that_does_not_come",
+    ),
+    (
+        "HEADERS_MAX backend-agent/src/api/limits.rs",
+        "a_head_that_is_too_large_is_refused_and_the_next_one_gets_in",
+    ),
+    (
+        "HEAD_BYTES_MAX backend-agent/src/api/limits.rs",
+        "a_head_that_is_too_large_is_refused_and_the_next_one_gets_in",
+    ),
+    (
+        "send_timeout_ms [api]",
+        "a_client_that_does_not_take_its_answer_is_cut_and_counted",
+    ),
+    (
+        "request_timeout_ms [api]",
+        "a_body_that_never_comes_ends_at_the_request_timeout",
+    ),
+    (
+        "key_requests_per_minute [api]",
+        "every_guarded_endpoint_says_what_its_key_has_left_and_stops_there",
+    ),
+    (
+        "REQUEST_BODY_BYTES_MAX common/src/limits.rs",
+        "a_body_over_the_limit_is_refused_with_or_without_a_length",
+    ),
+    (
+        "bodies_bytes_max [api]",
+        "bodies_share_their_room_and_give_it_back",
+    ),
+    (
+        "answers_bytes_max [api]",
+        "whoever_has_no_room_for_a_page_is_refused_before_it_is_read",
+    ),
+    ("streams_max [api]", "event_streams_are_bounded"),
+    (
+        "streams_per_key_max [api]",
+        "a_key_that_took_all_its_event_streams_leaves_room_for_others",
+    ),
+    (
+        "waits_per_key_max [api]",
+        "a_key_that_waits_as_often_as_it_may_leaves_room_for_others",
+    ),
+    (
+        "PAGE_ROWS_MAX common/src/limits.rs",
+        "an_unknown_or_repeated_query_parameter_is_named",
+    ),
+    (
+        "RUN_TARGETS_MAX common/src/limits.rs",
+        "more_gateways_than_a_run_may_have_are_refused",
+    ),
+    (
+        "ARGUMENTS_MAX common/src/limits.rs",
+        "arguments_beyond_the_bound_are_refused",
+    ),
+    (
+        "per_gateway [queue]",
+        "a_full_queue_says_when_to_come_back_and_leaves_nothing_half_done",
+    ),
+    ("total [queue]", "all_queues_together_are_bounded"),
+    (
+        "attempts_max [queue]",
+        "a_command_that_was_delivered_too_often_is_dead",
+    ),
+    (
+        "ALL_MAX backend-agent/src/data/intents/dead_letters.rs",
+        "of_dead_letters_so_many_are_kept_and_what_is_resolved_goes_first",
+    ),
+    (
+        "batches_waiting_max [telemetry]",
+        "with_one_batch_that_may_wait_gateways_keep_the_others_and_none_is_lost",
+    ),
+    (
+        "MESSAGE_BYTES_MAX common/src/limits.rs",
+        "a_message_over_the_limit_of_its_phase_is_refused_unread",
+    ),
+    (
+        "OPENING_MESSAGE_BYTES_MAX common/src/limits.rs",
+        "a_message_over_the_limit_of_its_phase_is_refused_unread",
+    ),
+    (
+        "RETAINED_OUTPUT_BYTES_MAX common/src/limits.rs",
+        "head_tail_and_cut_always_add_up_and_stay_within_the_limit",
+    ),
+    (
+        "parallel_max [executor]",
+        "no_more_run_at_once_than_allowed",
+    ),
+    (
+        "entries_max [journal]",
+        "the_bound_refuses_and_forgetting_makes_room",
+    ),
+    (
+        "bytes_max [spool]",
+        "at_the_bound_the_oldest_go_and_the_count_is_exact",
+    ),
+    (
+        "local_percent [spool]",
+        "local_programs_give_up_their_own_beyond_their_share_and_everybody_at_the_bound",
+    ),
+    (
+        "RESERVE_BYTES gateway-agent/src/journal/reserve.rs",
+        "the_reserve_holds_real_blocks_until_it_is_given_up_once",
+    ),
+    (
+        "records_per_minute [intake]",
+        "one_who_hands_in_too_much_is_told_when_to_come_back_and_keeps_nobody_else_out",
+    ),
+    (
+        "TURNS_MAX gateway-agent/src/api/intake.rs",
+        "requests_of_telemetry_at_once_are_bounded_and_a_newcomer_gets_one",
+    ),
+    (
+        "CONNECTIONS_MAX gateway-agent/src/api/serve.rs",
+        "a_connection_over_the_limit_takes_the_place_of_an_idle_one",
+    ),
+    (
+        "PER_USER_MAX gateway-agent/src/api/serve.rs",
+        "callers_who_read_nothing_keep_nobody_out_and_are_cut",
+    ),
+    (
+        "HEADER_MS gateway-agent/src/api/serve.rs",
+        "a_head_that_comes_byte_by_byte_gets_no_more_time",
+    ),
+    (
+        "BODY_MS gateway-agent/src/api/serve.rs",
+        "a_body_that_does_not_arrive_is_a_problem_that_says_so",
+    ),
+    (
+        "SEND_MS gateway-agent/src/api/serve.rs",
+        "callers_who_read_nothing_keep_nobody_out_and_are_cut",
+    ),
+    (
+        "BODIES_BYTES_MAX gateway-agent/src/api/serve.rs",
+        "bodies_are_bounded_altogether_and_a_crowd_is_told_of",
+    ),
+    (
+        "HEAD_BYTES_MAX gateway-agent/src/api/serve.rs",
+        "a_head_that_is_too_large_is_refused",
+    ),
+    (
+        "MESSAGE_BYTES_MAX gateway-agent/src/spawner.rs",
+        "what_is_no_message_is_refused",
+    ),
+    (
+        "FILES_MAX gateway-agent/src/catalogue/load.rs",
+        "a_catalogue_of_too_many_files_is_refused",
+    ),
+    (
+        "FILE_BYTES_MAX gateway-agent/src/audit.rs",
+        "a_log_that_is_full_is_moved_aside",
+    ),
+    (
+        "waiting_bytes_max [log]",
+        "what_an_output_that_takes_nothing_costs_is_bounded_and_what_is_missing_is_told_where_it_is",
+    ),
+];
+
 /// A row of a table of the page.
 struct Row {
     what: String,
@@ -115,6 +320,23 @@ fn the_helpers_socket_has_the_bound_of_the_page() {
         .find_map(|line| line.strip_prefix("MaxConnections="));
     let told = format!("by its socket: {} (`MaxConnections`", bound.unwrap());
     assert!(read("docs/operations/limits.md").contains(&told), "{told}");
+}
+
+#[test]
+fn every_limit_of_the_page_has_a_test_that_goes_as_far() {
+    let mut sources = String::new();
+    read_sources(&root(), &mut sources);
+    let rows = rows(&read("docs/operations/limits.md"));
+    for row in &rows {
+        let set_by = row.set_by.join(" ");
+        let held = HELD.iter().find(|(bound, _test)| *bound == set_by);
+        let (_bound, test) = held.unwrap_or_else(|| panic!("{}: {set_by}", row.what));
+        assert!(sources.contains(&format!("fn {test}(")), "{set_by}: {test}");
+    }
+    for (bound, _test) in HELD {
+        let is_told = rows.iter().any(|row| row.set_by.join(" ") == *bound);
+        assert!(is_told, "{bound} is not on the page");
+    }
 }
 
 #[test]

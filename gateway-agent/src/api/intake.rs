@@ -218,3 +218,35 @@ fn too_many(
         .retry_after(seconds)
         .held_back()
 }
+
+#[cfg(test)]
+mod tests {
+    use viworks_runtime::clock::SystemClock;
+
+    use super::*;
+
+    #[test]
+    fn requests_of_telemetry_at_once_are_bounded_and_a_newcomer_gets_one() {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let conditions = Conditions::new(Arc::clone(&clock));
+        let (_set, quota) = watch::channel(IntakeQuota::per_minute(3_000, 1024 * 1024));
+        let intakes = Intakes::new(quota, clock, conditions.clone());
+        let peer = |uid| Peer { uid: Some(uid) };
+        let mut turns = Vec::new();
+        for user in [50_001, 50_002, 50_003] {
+            let mut own = 0;
+            while let Ok(turn) = intakes.enter(peer(user), 1) {
+                turns.push(turn);
+                own += 1;
+            }
+            assert!((1..=TURNS_OF_USER_MAX).contains(&own), "{own} of {user}");
+        }
+        assert!(turns.len() <= TURNS_MAX, "{}", turns.len());
+        assert_eq!(intakes.refusals().busy, 3);
+        assert_eq!(conditions.list()[0].name, CROWDED);
+        // However full it is, one more user gets a turn; and everybody once there is room again.
+        assert!(intakes.enter(peer(50_004), 1).is_ok());
+        turns.clear();
+        assert!(intakes.enter(peer(50_001), 1).is_ok());
+    }
+}

@@ -54,6 +54,18 @@ const BODIES_FLOOR: usize = 64 * 1024;
 /// The largest request head.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 
+/// Connections at once, and of one user.
+const CONNECTIONS_MAX: usize = 32;
+const PER_USER_MAX: usize = 16;
+
+/// How long a head, a body and the taking of an answer may last, in milliseconds.
+const HEADER_MS: u64 = 10_000;
+const BODY_MS: u64 = 10_000;
+const SEND_MS: u64 = 10_000;
+
+/// Bytes of bodies that are held at once.
+const BODIES_BYTES_MAX: usize = 8 * 1024 * 1024;
+
 /// What local programs may take up. Both times are well below the grace period of a shutdown, so that a caller who
 /// stalls does not hold it up.
 #[derive(Debug, Clone, Copy)]
@@ -79,12 +91,12 @@ pub struct ServeLimits {
 impl Default for ServeLimits {
     fn default() -> Self {
         Self {
-            connections_max: 32,
-            per_user_max: 16,
-            send_timeout: Duration::from_secs(10),
-            header_timeout: Duration::from_secs(10),
-            body_timeout: Duration::from_secs(10),
-            bodies_bytes_max: 8 * 1024 * 1024,
+            connections_max: CONNECTIONS_MAX,
+            per_user_max: PER_USER_MAX,
+            send_timeout: Duration::from_millis(SEND_MS),
+            header_timeout: Duration::from_millis(HEADER_MS),
+            body_timeout: Duration::from_millis(BODY_MS),
+            bodies_bytes_max: BODIES_BYTES_MAX,
             socket_check: Duration::from_secs(5),
         }
     }

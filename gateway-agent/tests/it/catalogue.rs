@@ -127,6 +127,18 @@ max = 1
 }
 
 #[test]
+fn a_catalogue_of_too_many_files_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let names: Vec<String> = (0..257).map(|number| format!("{number}.toml")).collect();
+    let files: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "")).collect();
+    let commands = write_catalogue(folder.path(), &files);
+    let problems = load(&commands).unwrap_err();
+    assert!(problems.contains("257 files, at most 256"), "{problems}");
+    std::fs::remove_file(commands.join("0.toml")).unwrap();
+    load(&commands).unwrap();
+}
+
+#[test]
 fn a_command_defined_twice_names_both_places() {
     let folder = tempfile::tempdir().unwrap();
     let commands = write_catalogue(folder.path(), &[("a.toml", ECHO), ("b.toml", ECHO)]);

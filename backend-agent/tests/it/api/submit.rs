@@ -167,6 +167,20 @@ async fn targets_that_come_to_nothing_are_refused() {
 }
 
 #[tokio::test]
+async fn more_gateways_than_a_run_may_have_are_refused() {
+    let backend = Backend::new().await;
+    backend.connect("gw-1", catalogue()).await;
+    let names: Vec<String> = (0..=20_000).map(|number| format!("gw-{number}")).collect();
+    let body = json!({"command": "sys.uptime", "targets": {"gateways": names}});
+    let problem = backend
+        .post("/v1/runs", &body)
+        .await
+        .problem(422, "VW-H-006");
+    assert_eq!(problem["errors"][0]["allowed"], "at most 20000");
+    assert_eq!(backend.get("/v1/runs").await.json()["items"], json!([]));
+}
+
+#[tokio::test]
 async fn all_means_every_gateway_that_can() {
     let backend = Backend::new().await;
     backend.register("gw-new").await;

@@ -177,6 +177,46 @@ async fn a_head_that_does_not_arrive_ends_its_connection() {
 }
 
 #[tokio::test]
+async fn a_head_that_comes_byte_by_byte_gets_no_more_time() {
+    let limit = Duration::from_millis(300);
+    let server = Server::start_within(ServeLimits {
+        header_timeout: limit,
+        ..ServeLimits::default()
+    })
+    .await;
+    let begun = SystemClock.now();
+    let mut slow = server.connect("GET /v1/health HTTP/1.1\r\nx: ").await;
+    let mut pace = tokio::time::interval(limit / 20);
+    let ended = timeout(PATIENCE, async {
+        while slow.write_all(b"x").await.is_ok() {
+            pace.tick().await;
+        }
+    });
+    ended.await.expect("it is cut");
+    let took = SystemClock.now().saturating_since(begun);
+    assert!(took >= limit && took < 10 * limit, "{took:?}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_head_that_is_too_large_is_refused() {
+    let server = Server::start_within(ServeLimits::default()).await;
+    let head = format!(
+        "GET /v1/health HTTP/1.1\r\nx: {}\r\n\r\n",
+        "x".repeat(17_000)
+    );
+    let mut stream = server.connect(&head).await;
+    let mut answer = Vec::new();
+    // It may be cut before it has read all of that.
+    let _end = timeout(PATIENCE, stream.read_to_end(&mut answer))
+        .await
+        .unwrap();
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_body_that_does_not_arrive_is_a_problem_that_says_so() {
     let server = Server::start_within(ServeLimits {
         body_timeout: Duration::from_millis(50),
