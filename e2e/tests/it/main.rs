@@ -17,6 +17,7 @@ mod desk_doctor;
 mod diag;
 mod doctor;
 mod documents;
+mod drain;
 mod failover;
 mod flood;
 mod forged_origins;
