@@ -37,6 +37,7 @@ pub enum CheckName {
     Duplicate,
     RoundTrip,
     DataFlow,
+    Restart,
     Limits,
 }
 
@@ -56,6 +57,7 @@ impl CheckName {
             Self::Duplicate => "duplicate",
             Self::RoundTrip => "round_trip",
             Self::DataFlow => "data_flow",
+            Self::Restart => "restart",
             Self::Limits => "limits",
         }
     }
@@ -73,6 +75,7 @@ impl CheckName {
             Self::Duplicate => "second machine",
             Self::RoundTrip => "command round trip",
             Self::DataFlow => "data flow",
+            Self::Restart => "gateway restarted",
             Self::Limits => "resource limits",
         }
     }
@@ -87,7 +90,7 @@ impl CheckName {
             Self::Replay => "refused",
             Self::Registration => "once, < 10 s",
             Self::Duplicate => "refused",
-            Self::RoundTrip => "< 2 s",
+            Self::RoundTrip | Self::Restart => "< 2 s",
             Self::DataFlow => "exact",
             Self::Limits => "in force",
         }

@@ -16,7 +16,7 @@ use crate::breaks::{Break, Door, open_door, taker};
 use crate::scene::Scene;
 
 /// Their names.
-pub(crate) const NAMES: [&str; 12] = [
+pub(crate) const NAMES: [&str; 13] = [
     "health",
     "configuration",
     "upgrade",
@@ -28,6 +28,7 @@ pub(crate) const NAMES: [&str; 12] = [
     "duplicate",
     "round_trip",
     "data_flow",
+    "restart",
     "limits",
 ];
 
@@ -112,7 +113,7 @@ async fn arrange(scene: &mut Scene, broken: Option<Break>) -> anyhow::Result<Arr
             scene.address.forward_to(address);
             arranged._stand_in = Some(stand_in);
         }
-        Some(Break::RoundTrip) => scene.address.set(Network::Delay(SLOW)),
+        Some(Break::RoundTrip | Break::Restart) => scene.address.set(Network::Delay(SLOW)),
         Some(Break::Limits) => {
             let door = taker().await?;
             arranged.server = Some(format!("http://{}", door.address));
@@ -121,6 +122,7 @@ async fn arrange(scene: &mut Scene, broken: Option<Break>) -> anyhow::Result<Arr
         Some(
             Break::DataFlow
             | Break::BackendConfiguration
+            | Break::BackendStart
             | Break::BackendRecovery
             | Break::RedisRecovery
             | Break::PostgresRecovery

@@ -30,6 +30,7 @@ mod load;
 mod recovery;
 mod rollback;
 mod scene;
+mod start;
 
 /// Validate an installation that is made for it, with nginx, PostgreSQL and Redis where they are installed, and say go
 /// or no-go: 0 or 20.
@@ -69,12 +70,13 @@ impl Cli {
 }
 
 /// A check that is made here: what it is called, what it is about, its limit.
-const OWN: [(&str, &str, &str); 6] = [
+const OWN: [(&str, &str, &str); 7] = [
     (
         "backend_configuration",
         "backend fails closed",
         "exit code 78",
     ),
+    ("backend_start", "backend started", "< 2 s"),
     ("backend_recovery", "backend killed", "< 30 s, 0 lost"),
     ("redis_recovery", "Redis killed", "< 30 s, 0 lost"),
     ("postgres_recovery", "PostgreSQL killed", "< 30 s, 0 lost"),
@@ -136,6 +138,7 @@ async fn validated(cli: &Cli) -> anyhow::Result<Report> {
         let check = async {
             match name {
                 "backend_configuration" => configuration::check(&scene, cli.broken).await,
+                "backend_start" => start::check(programs, cli.broken).await,
                 "rollback" => rollback::check(programs, cli.previous.as_deref(), cli.broken).await,
                 _ => recovery::check(&mut scene, name, cli.broken).await,
             }

@@ -16,7 +16,7 @@ use viworks_testkit::{postgres, redis};
 const WITHIN: Duration = Duration::from_secs(400);
 
 /// The checks that a command line can make from outside, and what they need from those before them.
-const LIVE: [(&str, &str); 12] = [
+const LIVE: [(&str, &str); 13] = [
     ("health", ""),
     ("configuration", ""),
     ("upgrade", ""),
@@ -28,12 +28,14 @@ const LIVE: [(&str, &str); 12] = [
     ("duplicate", "registration,"),
     ("round_trip", "registration,"),
     ("data_flow", "registration,"),
+    ("restart", "registration,"),
     ("limits", ""),
 ];
 
 /// Those that only somebody may make who may kill everything; with the servers that they need.
-const OWN: [(&str, bool); 6] = [
+const OWN: [(&str, bool); 7] = [
     ("backend_configuration", false),
+    ("backend_start", false),
     ("backend_recovery", false),
     ("rollback", false),
     ("redis_recovery", true),
@@ -82,7 +84,7 @@ async fn an_installation_of_its_own_is_validated_and_is_a_go() {
     }
     let (said, report) = validation(folder.path(), &arguments).await;
     let said = said.ended_with(0);
-    assert!(said.stdout.contains("  GO   18 of 18 in "), "{said:#?}");
+    assert!(said.stdout.contains("  GO   20 of 20 in "), "{said:#?}");
     assert_eq!(report["verdict"], "go");
     for name in LIVE
         .map(|(name, _)| name)
@@ -94,7 +96,7 @@ async fn an_installation_of_its_own_is_validated_and_is_a_go() {
         assert!(!check["limit"].as_str().unwrap().is_empty(), "{check}");
     }
     let junit = std::fs::read_to_string(folder.path().join("validation.xml")).unwrap();
-    assert!(junit.contains("tests=\"18\" failures=\"0\""), "{junit}");
+    assert!(junit.contains("tests=\"20\" failures=\"0\""), "{junit}");
 }
 
 /// Breaks what a check is about, and sees that very check say so.

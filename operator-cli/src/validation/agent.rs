@@ -12,7 +12,7 @@ use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 use viworks_runtime::clock::{Clock, SystemClock};
-use viworks_runtime::files;
+use viworks_runtime::{ask, files};
 
 /// The only command of its catalogue.
 pub(super) const COMMAND: &str = "validation.echo";
@@ -35,6 +35,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// A running agent, in a folder that goes with it.
 #[derive(Debug)]
 pub(super) struct Agent {
+    command: Command,
     process: Child,
     socket: PathBuf,
     log: PathBuf,
@@ -48,18 +49,44 @@ impl Agent {
         let failed = |error: &dyn std::error::Error| crate::failure::chain(error);
         let folder = own_folder()?;
         let log = folder.path().join("agent.log");
-        let output = std::fs::File::create(&log).map_err(|error| failed(&error))?;
+        let output = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(&log);
+        let output = output.map_err(|error| failed(&error))?;
         let mut command = command(program, "run", papers, folder.path());
         // As many as are handed in, at once.
         command.env("VIWORKS__INTAKE__RECORDS_PER_MINUTE", "100000");
-        let process = command.stderr(output).spawn();
+        command.stderr(output);
+        let process = command.spawn();
         let process = process.map_err(|error| format!("{}: {error}", program.display()))?;
         Ok(Self {
+            command,
             process,
             socket: folder.path().join(SOCKET),
             log,
             _folder: folder,
         })
+    }
+
+    /// Stops it as a service manager does, and starts it again; it may not be connected yet.
+    pub(super) async fn restart(&mut self) -> Result<(), String> {
+        self.terminate();
+        let stopped = timeout(STOP_WITHIN, self.process.wait()).await;
+        stopped
+            .map_err(|_elapsed| "the agent does not stop".to_owned())?
+            .map_err(|error| error.to_string())?;
+        self.process = self.command.spawn().map_err(|error| error.to_string())?;
+        Ok(())
+    }
+
+    /// Whether it has a session, as it says itself.
+    pub(super) async fn is_connected(&self) -> bool {
+        let answer = ask::unix(&self.socket, "/v1/status", ANSWER_WITHIN).await;
+        let status = answer
+            .ok()
+            .and_then(|answer| serde_json::from_slice::<Value>(&answer.body).ok());
+        status.is_some_and(|status| status["connection"]["connected"] == true)
     }
 
     /// How it ended, if it has.
@@ -109,13 +136,17 @@ impl Agent {
         status.ok_or_else(|| std::io::Error::other("the answer was cut"))
     }
 
-    /// Ends it, as it should end, or at once.
-    pub(super) async fn stop(mut self) {
+    fn terminate(&self) {
         let pid = self.process.id().and_then(|pid| i32::try_from(pid).ok());
         if let Some(pid) = pid.and_then(Pid::from_raw) {
             // One that is gone needs no signal.
             let _sent = kill_process(pid, Signal::TERM);
         }
+    }
+
+    /// Ends it, as it should end, or at once.
+    pub(super) async fn stop(mut self) {
+        self.terminate();
         if timeout(STOP_WITHIN, self.process.wait()).await.is_err() {
             // It is dropped with its folder either way.
             drop(self.process.kill().await);

@@ -22,6 +22,8 @@ use crate::failure::Failure;
 const ONLINE_WITHIN: Duration = Duration::from_secs(10);
 /// How long a command may take, its way there and back included.
 const ROUND_TRIP_MAX: Duration = Duration::from_secs(2);
+/// How long a gateway may take until it is connected again after it was told to stop.
+const RESTART_MAX: Duration = Duration::from_secs(2);
 /// After how long a command that does not end is given up.
 const GIVEN_UP_AFTER: Duration = Duration::from_secs(20);
 /// How long records may take to be stored.
@@ -109,6 +111,7 @@ impl<'s> Site<'s> {
             CheckName::Duplicate => self.duplicate().await,
             CheckName::RoundTrip => self.round_trip().await,
             CheckName::DataFlow => self.data_flow().await,
+            CheckName::Restart => self.restart().await,
             CheckName::Limits => api::limits(self.client, &self.papers).await,
         }
     }
@@ -304,6 +307,38 @@ impl<'s> Site<'s> {
             }
             sleep(PAUSE).await;
         }
+    }
+
+    async fn restart(&mut self) -> Finding {
+        if let Some(finding) = self.needs_the_gateway() {
+            return finding;
+        }
+        let fix =
+            "compare `viworks-gateway-agent doctor` on the gateway's side, which times each step";
+        let Some(agent) = self.agent.as_mut() else {
+            return Finding::fail("not tried", "there is no agent", fix);
+        };
+        let begun = Instant::now();
+        if let Err(why) = agent.restart().await {
+            return Finding::fail("not restarted", why, fix);
+        }
+        let started = begun.elapsed();
+        while !agent.is_connected().await {
+            if begun.elapsed() >= ONLINE_WITHIN {
+                return Finding::fail("not connected", agent.last_line(), fix);
+            }
+            sleep(PAUSE).await;
+        }
+        let took = begun.elapsed();
+        let measured = format!(
+            "connected after {} ms, {} ms of which to stop",
+            took.as_millis(),
+            started.as_millis()
+        );
+        if took < RESTART_MAX {
+            return Finding::Pass(measured);
+        }
+        Finding::fail(measured, "it took as long as the limit, or longer", fix)
     }
 
     fn needs_the_gateway(&self) -> Option<Finding> {
