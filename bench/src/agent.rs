@@ -9,7 +9,7 @@ use viworks_gateway_agent::{launcher, program};
 use viworks_runtime::config::environment;
 use viworks_runtime::files;
 
-use crate::gateway::{COMMAND, ONCE};
+use crate::gateway::{COMMAND, GATED, ONCE};
 use crate::server::{ROLE, Server};
 
 /// What this program is when it is a gateway agent.
@@ -19,6 +19,7 @@ const AGENT: &str = "agent";
 pub(crate) struct Agent {
     child: Child,
     log: PathBuf,
+    gate: PathBuf,
 }
 
 /// The command line of this process when it was started as a gateway agent, or by one for a command.
@@ -31,11 +32,16 @@ pub(crate) fn arguments_of_this_process() -> Option<Vec<String>> {
 }
 
 impl Agent {
-    /// Starts one from the folder that was issued for it, with a catalogue of the two commands.
-    pub(crate) fn start(folder: &Path, server: &Server) -> anyhow::Result<Self> {
+    /// Starts one from the folder that was issued for it, with a catalogue of the commands, and with these variables.
+    pub(crate) fn start(
+        folder: &Path,
+        server: &Server,
+        overlay: &[(&str, String)],
+    ) -> anyhow::Result<Self> {
+        let gate = folder.join("gate");
         let commands = folder.join("commands.d");
         files::create_private_folder(&commands)?;
-        std::fs::write(commands.join("bench.toml"), catalogue())?;
+        std::fs::write(commands.join("bench.toml"), catalogue(&gate))?;
         let log = folder.join("gateway.log");
         let child = Command::new(std::env::current_exe()?)
             .args(["run", "--config"])
@@ -46,12 +52,18 @@ impl Agent {
                 format!("wss://{}{CONNECT_PATH}", server.addresses.agents),
             )
             .env("VIWORKS__LOG__FILTER", "warn")
+            .envs(overlay.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(&log)?)
             .spawn()
             .context("the gateway agent cannot be started")?;
-        Ok(Self { child, log })
+        Ok(Self { child, log, gate })
+    }
+
+    /// Lets the commands end that wait for it.
+    pub(crate) fn open_gate(&self) -> anyhow::Result<()> {
+        Ok(std::fs::write(&self.gate, "")?)
     }
 
     /// What it said.
@@ -68,13 +80,22 @@ impl Drop for Agent {
     }
 }
 
-/// The commands of the simulated gateways, as ones that start a process.
-fn catalogue() -> String {
-    let entry = |(name, idempotent): (&str, bool)| {
+/// The commands of the simulated gateways, as ones that start a process, and the one that waits.
+fn catalogue(gate: &Path) -> String {
+    let entry = |(name, idempotent, argv): (&str, bool, String)| {
         format!(
-            "[[command]]\nname = \"{name}\"\ntitle = \"answers at once\"\nrisk = \"read\"\n\
-             idempotent = {idempotent}\nargv = [\"/bin/true\"]\ntimeout_ms = 60000\n"
+            "[[command]]\nname = \"{name}\"\ntitle = \"of the bench\"\nrisk = \"read\"\n\
+             idempotent = {idempotent}\nargv = {argv}\ntimeout_ms = 300000\n"
         )
     };
-    [(COMMAND, true), (ONCE, false)].map(entry).join("\n")
+    let quick = || "[\"/bin/true\"]".to_owned();
+    let wait = format!("until [ -e '{}' ]; do sleep 0.2; done", gate.display());
+    let gated = format!("[\"/bin/sh\", \"-c\", {wait:?}]");
+    [
+        (COMMAND, true, quick()),
+        (ONCE, false, quick()),
+        (GATED, false, gated),
+    ]
+    .map(entry)
+    .join("\n")
 }

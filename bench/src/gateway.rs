@@ -30,6 +30,9 @@ pub(crate) const COMMAND: &str = "bench.echo";
 /// A command that must not run twice: it waits for a permit of its own.
 pub(crate) const ONCE: &str = "bench.once";
 
+/// One of the gateway agent that ships alone: it runs until its gate is open.
+pub(crate) const GATED: &str = "bench.gated";
+
 /// Records in one batch; a body of about 10 KiB.
 pub(crate) const BATCH_RECORDS: u64 = 150;
 

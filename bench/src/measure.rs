@@ -6,6 +6,7 @@ use crate::report::Figure;
 
 mod agent;
 mod commands;
+mod drain;
 mod engine;
 mod failover;
 mod fleet;
@@ -27,6 +28,8 @@ pub(crate) enum Measurement {
     Submission,
     /// Memory of idle agents, processor time of connecting, and the way back after a kill.
     Fleet,
+    /// How soon all agents are back after a stop while commands run, none of which may fail.
+    Drain,
     /// Rates of telemetry.
     Telemetry,
     /// What a hostile gateway costs, and the commands of others meanwhile.
@@ -41,11 +44,12 @@ pub(crate) enum Measurement {
 
 impl Measurement {
     /// All of them.
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Commands,
         Self::Agent,
         Self::Submission,
         Self::Fleet,
+        Self::Drain,
         Self::Telemetry,
         Self::Hostile,
         Self::Engine,
@@ -125,6 +129,7 @@ pub(crate) async fn run(what: Measurement, plan: &Plan) -> anyhow::Result<Vec<Fi
         Measurement::Agent => Box::pin(agent::measure(plan)).await,
         Measurement::Submission => Box::pin(submission::measure(plan)).await,
         Measurement::Fleet => Box::pin(fleet::measure(plan)).await,
+        Measurement::Drain => Box::pin(drain::measure(plan)).await,
         Measurement::Telemetry => Box::pin(telemetry::measure(plan)).await,
         Measurement::Hostile => Box::pin(hostile::measure(plan)).await,
         Measurement::Engine => Box::pin(engine::measure(plan)).await,

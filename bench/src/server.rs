@@ -4,8 +4,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use anyhow::{Context, bail, ensure};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 use viworks_runtime::config::environment;
@@ -20,6 +20,9 @@ pub(crate) const RELAY: [&str; 2] = ["VIWORKS_BENCH_POSTGRES", "VIWORKS_BENCH_RE
 
 /// How long a server may take to listen.
 const READY_WITHIN: Duration = Duration::from_secs(30);
+
+/// How long one may take to stop.
+const STOP_WITHIN: Duration = Duration::from_secs(60);
 
 /// What runs in a server process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,6 +150,22 @@ impl Server {
     pub(crate) fn kill(mut self) -> Addresses {
         self.end();
         self.addresses.clone()
+    }
+
+    /// SIGTERM, and waits until it has ended well; its addresses, for its successor.
+    pub(crate) async fn stop(mut self) -> anyhow::Result<Addresses> {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        kill_process(pid.context("a process has an id")?, Signal::TERM)?;
+        let deadline = Instant::now() + STOP_WITHIN;
+        let status = loop {
+            match self.child.try_wait()? {
+                Some(status) => break status,
+                None if Instant::now() >= deadline => bail!("the server does not stop"),
+                None => sleep(Duration::from_millis(5)).await,
+            }
+        };
+        ensure!(status.success(), "the server ended with {status}");
+        Ok(self.addresses.clone())
     }
 
     /// Resident memory, in bytes: `Rss` of `smaps_rollup` (proc(5)).

@@ -43,6 +43,11 @@ const FIGURES: &[(&str, &str, bool)] = &[
     ("memory per idle agent, 40 agents", "kib", true),
     ("processor time per connect", "microseconds", true),
     ("40 agents back after kill -9", "seconds", true),
+    (
+        "10 agents back after a stop amid 50 commands",
+        "seconds",
+        true,
+    ),
     ("fresh telemetry records", "per_second", true),
     ("repeated telemetry records", "per_second", false),
     (

@@ -29,7 +29,7 @@ pub(super) async fn measure(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
     let reference = of_reference(plan, &system).await?;
 
     let server = Server::start(Role::Ours, &system, None).await?;
-    let agent = Agent::start(&folder, &server)?;
+    let agent = Agent::start(&folder, &server, &[])?;
     let operator = Operator::new(Role::Ours, &system, &server, [NAME.to_owned()]);
     let ready = operator.ready().await;
     ready.with_context(|| format!("the gateway agent said: {}", agent.log()))?;

@@ -18,7 +18,7 @@ const TOGETHER: usize = 100;
 
 /// How long an agent may take until a command succeeds on it, and how long to wait before the next attempt.
 const READY_WITHIN: Duration = Duration::from_secs(30);
-const PAUSE: Duration = Duration::from_millis(20);
+pub(super) const PAUSE: Duration = Duration::from_millis(20);
 
 /// How long single commands took.
 pub(super) struct Latencies {
@@ -211,6 +211,14 @@ impl Operator {
             .await?
             .error_for_status()?;
         Ok(answer.json().await?)
+    }
+
+    /// How many commands of a run are in which state.
+    pub(super) async fn counts(&self, run: &str) -> anyhow::Result<Value> {
+        let url = format!("{}/v1/runs/{run}", self.api);
+        let answer = self.http.get(url).bearer_auth(&self.token).send().await?;
+        let mut run: Value = answer.error_for_status()?.json().await?;
+        Ok(run["counts"].take())
     }
 
     /// Waits until a run has succeeded.
