@@ -1,5 +1,6 @@
 //! The programs under test: built once, found beside each other.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -7,7 +8,15 @@ use std::sync::OnceLock;
 /// The commit whose programs are the earlier ones; `cargo xtask skew` reads it too.
 const EARLIER: &str = include_str!("../earlier.txt");
 
-/// The three programs of one build.
+/// What is built of the workspace for a test.
+const PROGRAMS: [&str; 4] = [
+    "viworks",
+    "viworks-backend-agent",
+    "viworks-gateway-agent",
+    "viworks-gateway-helper",
+];
+
+/// The programs of one build.
 #[derive(Debug, Clone)]
 pub struct Binaries {
     folder: PathBuf,
@@ -21,19 +30,7 @@ impl Binaries {
     #[must_use]
     pub fn shipped() -> &'static Self {
         static BUILT: OnceLock<Binaries> = OnceLock::new();
-        BUILT.get_or_init(|| {
-            build(
-                &[
-                    "-p",
-                    "viworks-operator-cli",
-                    "-p",
-                    "viworks-gateway-agent",
-                    "-p",
-                    "viworks-backend-agent",
-                ],
-                None,
-            )
-        })
+        BUILT.get_or_init(|| build("shipped", &[]))
     }
 
     /// The programs as they ship, optimised.
@@ -45,23 +42,23 @@ impl Binaries {
         static BUILT: OnceLock<Binaries> = OnceLock::new();
         BUILT.get_or_init(|| {
             let target = workspace().join("target");
-            build_into(
-                &target,
-                "release",
-                &[
-                    "--release",
-                    "-p",
-                    "viworks-operator-cli",
-                    "-p",
-                    "viworks-gateway-agent",
-                    "-p",
-                    "viworks-backend-agent",
-                ],
-            )
+            let packages = [
+                "--release",
+                "-p",
+                "viworks-operator-cli",
+                "-p",
+                "viworks-gateway-agent",
+                "-p",
+                "viworks-backend-agent",
+            ];
+            cargo_build(&target, &packages);
+            Binaries {
+                folder: target.join("release"),
+            }
         })
     }
 
-    /// The agents with crash points, in a target folder of their own.
+    /// The programs with crash points.
     ///
     /// # Panics
     /// When they cannot be built.
@@ -70,17 +67,7 @@ impl Binaries {
         static BUILT: OnceLock<Binaries> = OnceLock::new();
         BUILT.get_or_init(|| {
             let features = "viworks-gateway-agent/fault-points,viworks-backend-agent/fault-points";
-            build(
-                &[
-                    "-p",
-                    "viworks-gateway-agent",
-                    "-p",
-                    "viworks-backend-agent",
-                    "--features",
-                    features,
-                ],
-                Some("fault-points"),
-            )
+            build("fault-points", &["--features", features])
         })
     }
 
@@ -151,17 +138,43 @@ fn target() -> PathBuf {
         .expect("a program lies in target/PROFILE")
 }
 
-fn build(packages: &[&str], own_folder: Option<&str>) -> Binaries {
-    let target = own_folder.map_or_else(target, |name| target().join(name));
-    build_into(&target, "debug", packages)
+/// The programs, for debugging, in a folder of their own.
+///
+/// They are built as the tests of the whole workspace are, with the same features of the same libraries: nothing but
+/// the programs themselves is compiled for them. Cargo lays every build of a program at the same place, so each kind is
+/// taken away from there before anybody builds another; what lies there in the end is what ships.
+fn build(name: &str, features: &[&str]) -> Binaries {
+    let target = target();
+    let folder = target.join("programs").join(name);
+    std::fs::create_dir_all(&folder).expect("a folder for the programs");
+    let lock = File::create(target.join("programs/lock")).expect("a file for the lock");
+    lock.lock().expect("the lock of all that build programs");
+    // Of a run that was ended here.
+    let _ = std::fs::remove_file(folder.join("part"));
+    let mut arguments = vec!["--workspace"];
+    arguments.extend(PROGRAMS.iter().flat_map(|program| ["--bin", program]));
+    arguments.extend(features);
+    cargo_build(&target, &arguments);
+    for program in PROGRAMS {
+        let (built, part) = (target.join("debug").join(program), folder.join("part"));
+        std::fs::hard_link(&built, &part).expect("a program that was built");
+        // Over the one of an earlier build, which may be running still.
+        std::fs::rename(&part, folder.join(program)).expect("a program in its folder");
+        // Two names of one file are no move.
+        let _ = std::fs::remove_file(&part);
+    }
+    if !features.is_empty() {
+        cargo_build(&target, &arguments[..arguments.len() - features.len()]);
+    }
+    Binaries { folder }
 }
 
-fn build_into(target: &Path, profile: &str, packages: &[&str]) -> Binaries {
+fn cargo_build(target: &Path, arguments: &[&str]) {
     let output = Command::new(env!("CARGO"))
         .current_dir(workspace())
         .args(["build", "--quiet", "--locked", "--target-dir"])
         .arg(target)
-        .args(packages)
+        .args(arguments)
         .stdin(Stdio::null())
         .output()
         .expect("cargo runs");
@@ -170,7 +183,4 @@ fn build_into(target: &Path, profile: &str, packages: &[&str]) -> Binaries {
         "the programs under test do not build:\n{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    Binaries {
-        folder: target.join(profile),
-    }
 }

@@ -181,17 +181,20 @@ fn test(shop: &mut Shop) -> Result<(), String> {
              that; once they are there, it is a part of these tests",
         );
     }
+    // The test kit builds the programs as well, for those who run one test; nothing of that is waited for in a test
+    // here.
     shop.cargo(&["build", "--locked", "--quiet", "--workspace"])?;
     shop.cargo(&[
         "build",
         "--locked",
         "--quiet",
-        "--target-dir",
-        "target/fault-points",
-        "-p",
+        "--workspace",
+        "--bin",
         "viworks-gateway-agent",
-        "-p",
+        "--bin",
         "viworks-backend-agent",
+        "--bin",
+        "viworks-gateway-helper",
         "--features",
         "viworks-gateway-agent/fault-points,viworks-backend-agent/fault-points",
     ])?;
