@@ -52,7 +52,7 @@ impl Binaries {
                 "viworks-backend-agent",
             ];
             cargo_build(&target, &packages);
-            Binaries {
+            Self {
                 folder: target.join("release"),
             }
         })
@@ -150,7 +150,7 @@ fn build(name: &str, features: &[&str]) -> Binaries {
     let lock = File::create(target.join("programs/lock")).expect("a file for the lock");
     lock.lock().expect("the lock of all that build programs");
     // Of a run that was ended here.
-    let _ = std::fs::remove_file(folder.join("part"));
+    drop(std::fs::remove_file(folder.join("part")));
     let mut arguments = vec!["--workspace"];
     arguments.extend(PROGRAMS.iter().flat_map(|program| ["--bin", program]));
     arguments.extend(features);
@@ -161,7 +161,7 @@ fn build(name: &str, features: &[&str]) -> Binaries {
         // Over the one of an earlier build, which may be running still.
         std::fs::rename(&part, folder.join(program)).expect("a program in its folder");
         // Two names of one file are no move.
-        let _ = std::fs::remove_file(&part);
+        drop(std::fs::remove_file(&part));
     }
     if !features.is_empty() {
         cargo_build(&target, &arguments[..arguments.len() - features.len()]);

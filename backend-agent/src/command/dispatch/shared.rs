@@ -64,16 +64,33 @@ impl Dispatcher {
         lifecycle: Lifecycle,
     ) {
         while let Some(sessions) = next(&mut entered, &lifecycle).await {
-            let attached = sessions.into_iter().map(|(agent_id, epoch)| {
+            let attached = sessions.iter().copied().map(|(agent_id, epoch)| {
                 let own = &self;
                 async move {
                     fault::point("session.entered.before_route");
                     own.attach(agent_id, epoch).await;
-                    fault::point("session.routed.before_look");
-                    own.manager.nudge(agent_id);
                 }
             });
             together(attached).await;
+            fault::point("session.routed.before_look");
+            let entered = sessions.into_iter().map(|(agent_id, _)| agent_id);
+            self.look_among(entered.collect()).await;
+        }
+    }
+
+    /// Lets those sessions look for which something was committed. A transaction of each would be most of what it costs
+    /// to take over the sessions of another instance.
+    async fn look_among(&self, agents: Vec<AgentId>) {
+        let queued = self.store.queued_among(&self.tenant, agents.clone()).await;
+        let look = queued.unwrap_or_else(|error| {
+            debug!(
+                error = in_full(&error),
+                "it is not known for which sessions something waits; they look themselves"
+            );
+            agents
+        });
+        for agent_id in look {
+            self.manager.nudge(agent_id);
         }
     }
 

@@ -65,6 +65,12 @@ pub trait DispatchStore: Send + Sync {
         page: Page<AgentId>,
         now: Timestamp,
     ) -> StoreResult<Listing<AgentId, AgentId>>;
+    /// Those of some gateways for which commands may wait to be leased: surely those for which they do.
+    async fn queued_among(
+        &self,
+        tenant: &Tenant,
+        agents: Vec<AgentId>,
+    ) -> StoreResult<Vec<AgentId>>;
     /// Ends commands whose deadline passed before they had a start permit, at most `limit` of them.
     async fn expire_commands(
         &self,

@@ -9,6 +9,8 @@ use viworks_common::time::Timestamp;
 use viworks_runtime::fault;
 use viworks_runtime::sqlite::{Row, params};
 
+use super::arrays::{Arrays, Kind, listed, unnested};
+use super::link::{Party, Sql};
 use super::page::{following, listing, rows_wanted};
 use super::row::{Reader, column};
 use super::sessions::fence;
@@ -34,6 +36,21 @@ pub(super) const QUEUED_AGENTS: &str = "\
 SELECT DISTINCT agent_id FROM commands
 WHERE tenant = :tenant AND agent_id > :after AND state = 'queued' AND available_at <= :now AND deadline > :now
 ORDER BY agent_id LIMIT :limit";
+
+/// Those of some gateways that have a queued command; SQLite is asked for each. Each is looked up by its key, as in
+/// [`super::merged::identities::FOUND`].
+pub(super) const QUEUED_AMONG: Sql = Sql {
+    sqlite: "SELECT c.agent_id FROM commands AS c INDEXED BY queued_commands_by_gateway \
+             WHERE c.tenant = :tenant AND c.agent_id = :agent_id AND c.state = 'queued' LIMIT 1",
+    postgres: concat!(
+        "SELECT a.agent_id FROM ",
+        unnested!(agent_id text,),
+        " WHERE (SELECT min(o.order_no) FROM commands AS o \
+                 WHERE o.tenant = :tenant AND o.agent_id = a.agent_id AND o.state = 'queued') IS NOT NULL"
+    ),
+};
+
+const AMONG: &[(&str, Kind)] = listed!(agent_id text);
 
 /// Takes the next commands of a gateway in order.
 pub(super) fn lease(tx: &Tx<'_>, holder: &Holder, limits: LeaseLimits) -> StoreResult<Leased> {
@@ -96,6 +113,23 @@ pub(super) fn queued_agents(
     let read = column("commands", "agent_id");
     let rows = view.page(QUEUED_AGENTS, params! { after, now, limit }, read)?;
     Ok(listing(rows, page.limit, |agent_id| *agent_id))
+}
+
+/// Those of some gateways with commands to lease, or that cannot be leased yet or any more.
+pub(super) fn queued_among(view: &View<'_>, agents: &[AgentId]) -> StoreResult<Vec<AgentId>> {
+    let read = |row: &Row<'_>| Reader::new("commands", row).get("agent_id");
+    let mut queued = Vec::new();
+    if view.party() == Party::Alone {
+        for agent_id in agents {
+            queued.extend(view.optional(QUEUED_AMONG, params! { agent_id }, read)?);
+        }
+        return Ok(queued);
+    }
+    let mut rows = Arrays::of(AMONG);
+    for agent_id in agents {
+        rows.push(params! { agent_id })?;
+    }
+    view.all(QUEUED_AMONG, &rows.and(&[]), read)
 }
 
 /// Ends what could not start in time.

@@ -58,6 +58,7 @@ macro_rules! counted {
 pub(super) mod admission;
 pub(super) mod confirmation;
 pub(super) mod end;
+pub(super) mod heartbeats;
 pub(super) mod identities;
 pub(super) mod permit;
 pub(super) mod submission;

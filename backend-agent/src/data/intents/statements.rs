@@ -78,6 +78,7 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("keys::TOUCH", keys::TOUCH),
         one("lease::QUEUED", lease::QUEUED),
         one("lease::QUEUED_AGENTS", lease::QUEUED_AGENTS),
+        one("lease::QUEUED_AMONG", lease::QUEUED_AMONG),
         one("merged::admission::ADMIT", merged::admission::ADMIT),
         one("merged::admission::POSITIONS", merged::admission::POSITIONS),
         one(
@@ -86,6 +87,7 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         ),
         one("merged::end::END", merged::end::END),
         one("merged::end::ENDING", merged::end::ENDING),
+        one("merged::heartbeats::TOUCH", merged::heartbeats::TOUCH),
         one("merged::identities::FOUND", merged::identities::FOUND),
         one("merged::permit::PERMIT", merged::permit::PERMIT),
         one(

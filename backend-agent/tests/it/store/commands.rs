@@ -760,6 +760,9 @@ pub(crate) async fn queued_gateways_are_offered_to_the_reconciler(bed: &Bed) {
     }
     let session = bed.session(2, 1).await;
     bed.lease(&session).await;
+    let among = vec![agent(2), agent(3), agent(9)];
+    let among = bed.store.queued_among(&bed.tenant, among).await;
+    assert_eq!(among.unwrap(), [agent(3)]);
     let first = bed
         .store
         .queued_agents(&bed.tenant, Page::first(1), at(20))

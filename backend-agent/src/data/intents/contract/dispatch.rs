@@ -123,6 +123,15 @@ impl<E: Engine> DispatchStore for SqlStore<E> {
             .await
     }
 
+    async fn queued_among(
+        &self,
+        tenant: &Tenant,
+        agents: Vec<AgentId>,
+    ) -> StoreResult<Vec<AgentId>> {
+        self.ask(tenant, move |view| lease::queued_among(view, &agents))
+            .await
+    }
+
     async fn expire_commands(
         &self,
         tenant: &Tenant,

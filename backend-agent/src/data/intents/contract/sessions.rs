@@ -9,7 +9,7 @@ use viworks_common::id::{AgentId, InstanceId, Tenant};
 use viworks_common::time::Timestamp;
 
 use super::super::link::{Engine, Urgency};
-use super::super::merged::{Answer, Intent};
+use super::super::merged::{Answer, Intent, heartbeats};
 use super::super::store::SqlStore;
 use super::super::tx::{Outcome, Tx, View};
 use super::super::{admit, confirm, forks, instances, sessions, standing};
@@ -104,8 +104,17 @@ impl<E: Engine> SessionStore for SqlStore<E> {
         touches: Vec<SessionTouch>,
         now: Timestamp,
     ) -> StoreResult<()> {
-        self.write(tenant, now, move |tx| sessions::touch(tx, &touches))
-            .await
+        for together in touches.chunks(heartbeats::TOGETHER_MAX) {
+            let (together, same) = (together.to_vec(), together.to_vec());
+            let at_once = move |tx: &Tx<'_>| heartbeats::touch_all(tx, &together).map(Some);
+            let touch = move |tx: &Tx<'_>| sessions::touch(tx, &same).map(|()| Vec::new());
+            let left = self.write_at_once(tenant, now, at_once, touch).await?;
+            if !left.is_empty() {
+                let touch = move |tx: &Tx<'_>| sessions::touch(tx, &left);
+                self.write(tenant, now, touch).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn settle_probed(
