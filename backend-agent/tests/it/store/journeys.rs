@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use viworks_backend_agent::data::postgres::{Address, PostgresStore, Role};
 use viworks_backend_agent::data::{
-    AcceptOutcome, Accepted, CompleteOutcome, ConfirmOutcome, Idempotency, Submission,
+    AcceptOutcome, Accepted, CompleteOutcome, ConfirmOutcome, HeartbeatFigures, Idempotency,
+    SessionTouch, Submission,
 };
 use viworks_common::command::OutcomeState;
 use viworks_common::ledger::lease::Place;
@@ -13,7 +14,7 @@ use viworks_common::telemetry::Position;
 use viworks_testkit::postgres::Server;
 use viworks_testkit::proxy::{Ear, Heard, Proxy};
 
-use super::bed::{Bed, at, outcome, process};
+use super::bed::{Bed, agent, at, outcome, process};
 use super::{database, make};
 
 /// Counts what the server has to answer before anything else goes on: questions of the simple protocol, and the ends of
@@ -97,6 +98,47 @@ async fn an_opening_is_four_journeys() {
     }
     // The last one asks something new, which is prepared first.
     assert_eq!((took[2], took[3]), ((2, 2), (4, 2)), "{took:?}");
+    bed.store.close().await;
+}
+
+/// However many gateways they are about.
+#[tokio::test]
+async fn heartbeats_are_one_journey_and_so_is_the_look_for_commands() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((server, database)) = database(&folder) else {
+        return;
+    };
+    make(server, &database);
+    let (bed, journeys, _proxy) = counted(server, &database).await;
+    let mut touches = Vec::new();
+    for n in 1..=20 {
+        bed.gateway(n).await;
+        let session = bed.session(n, n).await;
+        touches.push(SessionTouch {
+            agent_id: agent(n),
+            epoch: session.holder.epoch,
+            figures: HeartbeatFigures {
+                spool_records: n,
+                ..HeartbeatFigures::default()
+            },
+        });
+    }
+    let agents: Vec<_> = (1..=20).map(agent).collect();
+    let mut took = Vec::new();
+    for second in 0..3 {
+        let begun = journeys.load(Ordering::SeqCst);
+        let stored = bed
+            .store
+            .touch_sessions(&bed.tenant, touches.clone(), at(second));
+        stored.await.unwrap();
+        let between = journeys.load(Ordering::SeqCst);
+        let queued = bed.store.queued_among(&bed.tenant, agents.clone()).await;
+        assert_eq!(queued.unwrap(), []);
+        took.push((between - begun, journeys.load(Ordering::SeqCst) - between));
+    }
+    assert_eq!(took[2], (1, 1), "{took:?}");
+    let figures = bed.gateway_now(20).await.session.unwrap().figures;
+    assert_eq!(figures.spool_records, 20);
     bed.store.close().await;
 }
 

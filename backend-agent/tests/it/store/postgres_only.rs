@@ -7,13 +7,13 @@ use futures_util::future::join_all;
 use tempfile::TempDir;
 use viworks_backend_agent::data::postgres::{Address, Error, PostgresStore, Role};
 use viworks_backend_agent::data::{
-    Actor, CompleteOutcome, ConfirmOutcome, Idempotency, Store, StoreError, Submission,
-    UpkeepStore as _,
+    Actor, CompleteOutcome, ConfirmOutcome, HeartbeatFigures, Idempotency, SessionTouch, Store,
+    StoreError, Submission, UpkeepStore as _,
 };
 use viworks_common::command::{CommandState, OutcomeState};
 use viworks_testkit::process::eventually;
 
-use super::bed::{Bed, LEASE, at, outcome};
+use super::bed::{Bed, LEASE, agent, at, outcome};
 use super::{database, make};
 
 /// Two stores on one database, as two processes have them.
@@ -363,6 +363,57 @@ async fn connections_that_the_server_ends_are_made_anew() {
         one.command(1, false).await;
         assert_eq!(one.gateway_now(1).await.open_commands, round + 1);
     }
+    finish(&folder, one, other).await;
+}
+
+/// Many are stored at once, and what somebody else has locked is waited for beside that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_heartbeat_of_a_gateway_that_is_locked_is_stored_when_it_is_free() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((one, other)) = two(&folder).await else {
+        return;
+    };
+    let (server, database) = database(&folder).unwrap();
+    let mut touches = Vec::new();
+    for n in 1..=3 {
+        one.gateway(n).await;
+        let session = one.session(n, n).await;
+        touches.push(SessionTouch {
+            agent_id: agent(n),
+            epoch: session.holder.epoch,
+            figures: HeartbeatFigures::default(),
+        });
+    }
+    // Of a session that is none any more.
+    touches[2].epoch += 1;
+    let holder = server.database(&database);
+    let hold = "SET application_name = 'holder'; \
+                SELECT pg_sleep(600) FROM (SELECT 1 FROM gateways WHERE name = 'gw-1' FOR UPDATE) AS locked";
+    let holding = tokio::task::spawn_blocking(move || holder.ask(hold));
+    let held = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'holder' AND wait_event = 'PgSleep'";
+    eventually("it is held", Duration::from_secs(10), async || {
+        (server.psql(&database, held).unwrap() == "1").then_some(())
+    })
+    .await;
+    let seen = async |n| one.gateway_now(n).await.last_seen_at;
+    let before = seen(3).await;
+    let beside = async {
+        eventually(
+            "the others are stored",
+            Duration::from_secs(10),
+            async || (seen(2).await == Some(at(77))).then_some(()),
+        )
+        .await;
+        assert_ne!(seen(1).await, Some(at(77)));
+        let free = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'holder'";
+        server.psql(&database, free).unwrap();
+    };
+    let stored = one.store.touch_sessions(&one.tenant, touches, at(77));
+    let (stored, ()) = tokio::join!(stored, beside);
+    stored.unwrap();
+    assert_eq!((seen(1).await, seen(3).await), (Some(at(77)), before));
+    // It was ended.
+    holding.await.unwrap().unwrap_err();
     finish(&folder, one, other).await;
 }
 
