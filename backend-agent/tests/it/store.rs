@@ -194,6 +194,7 @@ suite! {
         gateways_are_listed_in_pages_and_filtered,
         a_key_is_registered_for_one_gateway_once,
         a_certificate_of_a_revoked_gateway_is_revoked,
+        keys_of_many_gateways_are_each_their_own,
         labels_keep_their_source,
         odd_text_is_kept,
         the_catalogue_is_known_by_its_digest,

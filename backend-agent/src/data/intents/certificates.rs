@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use viworks_common::id::AgentId;
-use viworks_runtime::sqlite::params;
+use viworks_runtime::sqlite::{Row, params};
 
 use super::agents;
 use super::row::Reader;
@@ -54,15 +54,18 @@ pub(super) fn load(
     agent_id: AgentId,
     spki: &[u8; 32],
 ) -> StoreResult<Option<Certificate>> {
-    view.optional(LOAD, params! { agent_id, spki }, |row| {
-        let row = Reader::new("certificates", row);
-        Ok(Certificate {
-            gateway: row.get("gateway")?,
-            serial: row.get("serial")?,
-            not_after: row.get("not_after")?,
-            fingerprint: row.get("fingerprint")?,
-            revoked: row.get("revoked")?,
-            confirmed: row.get("confirmed")?,
-        })
+    view.optional(LOAD, params! { agent_id, spki }, read)
+}
+
+/// Reads what [`LOAD`] selects.
+pub(super) fn read(row: &Row<'_>) -> StoreResult<Certificate> {
+    let row = Reader::new("certificates", row);
+    Ok(Certificate {
+        gateway: row.get("gateway")?,
+        serial: row.get("serial")?,
+        not_after: row.get("not_after")?,
+        fingerprint: row.get("fingerprint")?,
+        revoked: row.get("revoked")?,
+        confirmed: row.get("confirmed")?,
     })
 }

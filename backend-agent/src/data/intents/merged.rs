@@ -3,8 +3,8 @@
 //! hold. It is one statement for however many of the same kind wait at the same moment, each about a gateway of its
 //! own. The facts are what this backend found and wrote last of the same rows, because what was decided from them
 //! counts for these versions of the rows alone; where nothing is remembered, and for sessions that open, a question for
-//! them comes before. For
-//! whatever is not the common case the intent goes its usual way, in a transaction.
+//! them comes before. Which certificates gateways present is only asked. For whatever is not the common case the intent
+//! goes its usual way, in a transaction.
 
 /// Which version of a row one has seen: the transaction that wrote it.
 macro_rules! version {
@@ -56,6 +56,7 @@ macro_rules! counted {
 }
 
 pub(super) mod admission;
+pub(super) mod certificates;
 pub(super) mod confirmation;
 pub(super) mod end;
 pub(super) mod heartbeats;
@@ -73,8 +74,8 @@ use viworks_common::time::Timestamp;
 use super::recent::Recent;
 use super::tx::View;
 use crate::data::{
-    AcceptOutcome, Accepted, AdmitOutcome, AdmitRequest, CompleteOutcome, ConfirmOutcome,
-    ConfirmRequest, Holder, NewRun, StoreResult, Submission, TelemetryLimits,
+    AcceptOutcome, Accepted, AdmitOutcome, AdmitRequest, Certificate, CompleteOutcome,
+    ConfirmOutcome, ConfirmRequest, Holder, NewRun, StoreResult, Submission, TelemetryLimits,
 };
 
 /// How often the facts are asked for anew, where others change them meanwhile.
@@ -83,6 +84,8 @@ const ATTEMPTS: u32 = 3;
 /// An intent that may be carried out together with others.
 #[derive(Debug, Clone)]
 pub enum Intent {
+    /// Which certificate a gateway's key is registered with; it only asks.
+    Certificate(AgentId, [u8; 32]),
     /// A HELLO, and what its gateway may have stored.
     Admit(Arc<AdmitRequest>, TelemetryLimits),
     /// A CONFIRM.
@@ -98,6 +101,8 @@ pub enum Intent {
 /// What it came to.
 #[derive(Debug)]
 pub enum Answer {
+    /// What is known about the key.
+    Certificate(Option<Certificate>),
     /// What HELLO is answered.
     Admitted(AdmitOutcome),
     /// What became of the session, and which other backend was left a letter.
@@ -129,14 +134,15 @@ impl Item {
         recent: &Arc<Recent>,
     ) -> Option<Self> {
         let agent_id = match &intent {
+            Intent::Certificate(agent_id, _) => *agent_id,
             Intent::Admit(request, _) => request.agent_id,
             Intent::Confirm(request) => request.agent_id,
             Intent::Submit(new) => submission::target(new).map(|(target, _)| target.agent_id)?,
             Intent::Accept(holder, _) | Intent::Complete(holder, ..) => holder.agent_id,
         };
         let known = match &intent {
-            // They ask first.
-            Intent::Admit(..) | Intent::Confirm(_) => true,
+            // They ask first, or only that.
+            Intent::Certificate(..) | Intent::Admit(..) | Intent::Confirm(_) => true,
             Intent::Submit(_) => recent.gateway(tenant, agent_id, now).is_some(),
             Intent::Accept(_, Accepted { command_id, .. }) | Intent::Complete(_, command_id, _) => {
                 recent.has(*command_id)
@@ -168,10 +174,11 @@ pub(in crate::data) fn write(view: &View<'_>, items: &[&Item]) -> StoreResult<Ve
     let Some(recent) = items.first().map(|first| Arc::clone(&first.recent)) else {
         return Ok(Vec::new());
     };
-    let (mut hellos, mut confirms) = (Vec::new(), Vec::new());
+    let (mut presented, mut hellos, mut confirms) = (Vec::new(), Vec::new(), Vec::new());
     let (mut new, mut accepted, mut over) = (Vec::new(), Vec::new(), Vec::new());
     for item in items {
         match &item.intent {
+            Intent::Certificate(agent_id, spki) => presented.push((*agent_id, *spki)),
             Intent::Admit(request, limits) => hellos.push((item.now, &**request, *limits)),
             Intent::Confirm(request) => confirms.push((item.now, &**request)),
             Intent::Submit(run) => new.push((item.now, &**run)),
@@ -181,11 +188,13 @@ pub(in crate::data) fn write(view: &View<'_>, items: &[&Item]) -> StoreResult<Ve
             }
         }
     }
+    let known = certificates::load_all(view, &presented)?;
     let admitted = admission::admit_all(view, &hellos)?;
     let confirmed = confirmation::confirm_all(view, &confirms)?;
     let submitted = submission::submit_all(view, &recent, &new)?;
     let permitted = permit::accept_all(view, &recent, &accepted)?;
     let completed = end::complete_all(view, &recent, &over)?;
+    let known = known.into_iter().map(|it| it.map(Answer::Certificate));
     let admitted = admitted.into_iter().map(|it| it.map(Answer::Admitted));
     let confirmed = confirmed
         .into_iter()
@@ -193,7 +202,7 @@ pub(in crate::data) fn write(view: &View<'_>, items: &[&Item]) -> StoreResult<Ve
     let submitted = submitted.into_iter().map(|it| it.map(Answer::Submitted));
     let permitted = permitted.into_iter().map(|it| it.map(Answer::Accepted));
     let completed = completed.into_iter().map(|it| it.map(Answer::Completed));
-    let openings = admitted.chain(confirmed);
+    let openings = known.chain(admitted).chain(confirmed);
     Ok(openings
         .chain(submitted)
         .chain(permitted)

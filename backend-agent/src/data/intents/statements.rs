@@ -81,6 +81,7 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("lease::QUEUED_AMONG", lease::QUEUED_AMONG),
         one("merged::admission::ADMIT", merged::admission::ADMIT),
         one("merged::admission::POSITIONS", merged::admission::POSITIONS),
+        one("merged::certificates::FOUND", merged::certificates::FOUND),
         one(
             "merged::confirmation::CONFIRM",
             merged::confirmation::CONFIRM,

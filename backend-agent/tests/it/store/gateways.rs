@@ -222,6 +222,30 @@ pub(crate) async fn a_certificate_of_a_revoked_gateway_is_revoked(bed: &Bed) {
     );
 }
 
+/// However many ask at the same moment, and whatever is asked beside.
+pub(crate) async fn keys_of_many_gateways_are_each_their_own(bed: &Bed) {
+    const GATEWAYS: u8 = 12;
+    let (tenant, actor) = (&bed.tenant, Actor::local("test"));
+    for n in 1..=GATEWAYS {
+        bed.gateway(n.into()).await;
+        let mut certificate = new_certificate(n.into(), n);
+        certificate.serial = format!("{n:02x}");
+        let registered = bed
+            .store
+            .register_certificate(tenant, certificate, &actor, at(0));
+        registered.await.unwrap();
+    }
+    // Their own, the next one's, and one that nobody has.
+    let asked = (1..=GATEWAYS).flat_map(|n| [(n, n), (n, n + 1), (n, 0)]);
+    let asked = asked.map(|(n, key)| async move {
+        let spki = [key; 32];
+        let known = bed.store.certificate(tenant, agent(n.into()), &spki);
+        let serial = known.await.unwrap().map(|known| known.serial);
+        assert_eq!(serial, (n == key).then(|| format!("{n:02x}")), "{n} {key}");
+    });
+    join_all(asked).await;
+}
+
 pub(crate) async fn labels_keep_their_source(bed: &Bed) {
     let mut new = new_gateway(1, "gw-1");
     new.labels = BTreeMap::from([("site".to_owned(), "berlin".to_owned())]);

@@ -6,12 +6,16 @@ use viworks_common::id::{AgentId, CommandName, GatewayName, Tenant};
 use viworks_common::time::Timestamp;
 
 use super::super::link::Engine;
+use super::super::merged::{Answer, Intent};
 use super::super::store::SqlStore;
 use super::super::{agents, catalogues, certificates};
 use crate::data::{
     Actor, Certificate, Gateway, GatewayFilter, GatewayRef, GatewayStore, Listing, MergedCommand,
     NewCertificate, NewGateway, Page, Revoked, StoreResult, StoredCatalogue,
 };
+
+/// For what depends on no time.
+const TIMELESS: Timestamp = Timestamp::from_unix_micros(0);
 
 #[async_trait]
 impl<E: Engine> GatewayStore for SqlStore<E> {
@@ -92,6 +96,12 @@ impl<E: Engine> GatewayStore for SqlStore<E> {
         spki: &[u8; 32],
     ) -> StoreResult<Option<Certificate>> {
         let spki = *spki;
+        let together = Intent::Certificate(agent_id, spki);
+        // Whatever is the matter with that way is no matter of a question.
+        let together = self.write_together(tenant, TIMELESS, together).await;
+        if let Ok(Some(Answer::Certificate(known))) = together {
+            return Ok(known);
+        }
         self.ask(tenant, move |view| {
             certificates::load(view, agent_id, &spki)
         })
