@@ -126,7 +126,7 @@ pub fn workspace() -> PathBuf {
 }
 
 /// The target folder this very program was built into: a test lies in `target/PROFILE/deps`, a program above it.
-fn target() -> PathBuf {
+pub(crate) fn target() -> PathBuf {
     let exe = std::env::current_exe().expect("a running program has a path");
     let profile = exe
         .ancestors()
@@ -145,7 +145,8 @@ fn target() -> PathBuf {
 /// taken away from there before anybody builds another; what lies there in the end is what ships.
 fn build(name: &str, features: &[&str]) -> Binaries {
     let target = target();
-    let folder = target.join("programs").join(name);
+    // As in a target folder, for whoever makes packages of them.
+    let folder = target.join("programs").join(name).join("debug");
     std::fs::create_dir_all(&folder).expect("a folder for the programs");
     let lock = File::create(target.join("programs/lock")).expect("a file for the lock");
     lock.lock().expect("the lock of all that build programs");

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use crate::binaries::{Binaries, workspace};
+use crate::binaries::{Binaries, target, workspace};
 
 /// The crates that have a package.
 const CRATES: [&str; 3] = [
@@ -68,12 +68,11 @@ fn tool() -> Option<PathBuf> {
 }
 
 fn build(tool: &Path, version: &str) -> Packages {
-    let binaries = Binaries::shipped();
-    let target = binaries.backend();
-    let target = target
+    let backend = Binaries::shipped().backend();
+    let built = backend
         .ancestors()
         .nth(2)
-        .expect("a program lies in target/PROFILE");
+        .expect("a program lies in a folder that is named as its profile");
     let pages = workspace().join("target/packaging");
     let mut writer = Command::new(env!("CARGO"));
     writer
@@ -85,12 +84,12 @@ fn build(tool: &Path, version: &str) -> Packages {
             "viworks-packaging",
             "--target-dir",
         ])
-        .arg(target)
+        .arg(target())
         .arg("--")
         .arg(&pages);
     succeeds(&mut writer);
     let files = CRATES.iter().map(|package| {
-        let file = target.join(format!("packages/{package}-{version}.deb"));
+        let file = built.join(format!("packages/{package}-{version}.deb"));
         let mut deb = Command::new(tool);
         deb.args([
             "deb",
@@ -103,7 +102,7 @@ fn build(tool: &Path, version: &str) -> Packages {
         ])
         .args(["--package", package, "--deb-version", version, "--output"])
         .arg(&file)
-        .env("CARGO_TARGET_DIR", target);
+        .env("CARGO_TARGET_DIR", built);
         succeeds(&mut deb);
         file
     });

@@ -46,6 +46,8 @@ async fn with_one_batch_that_may_wait_gateways_keep_the_others_and_none_is_lost(
     let _gateways = folders
         .each_ref()
         .map(|folder| system.start_gateway(folder, quick()));
+    system.online("gw-1").await;
+    system.online("gw-2").await;
     let (one, other) = tokio::join!(
         feed(&folders[0], STREAM, 5_000),
         feed(&folders[1], STREAM, 5_000)

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start, text};
-use viworks_testkit::process::{Process, Said, finish};
+use viworks_testkit::process::{Process, Said, eventually, finish};
 
 use super::desk::Desk;
 
@@ -282,7 +282,11 @@ async fn slips_of_the_hand_are_answered_in_the_words_of_the_command_line() {
         "--since",
         "99999999d",
     ];
-    drop(desk.run(&far).await.ended_with(0));
+    // Its first readings may be on their way.
+    eventually("there are readings", PATIENCE, async || {
+        (desk.run(&far).await.code == Some(0)).then_some(())
+    })
+    .await;
     // What would be ignored is refused.
     for (ignored, named) in [
         (&["--since", "99999999d"][..], "--stream"),
