@@ -39,6 +39,10 @@ const HELD: &[(&str, &str)] = &[
         "a_head_that_is_too_large_is_refused_and_the_next_one_gets_in",
     ),
     (
+        "HEADER_BYTES_MAX common/src/proxy_protocol.rs",
+        "what_announces_more_than_is_read_is_refused_before_it_comes",
+    ),
+    (
         "connections_max [api]",
         "strangers_who_read_nothing_keep_nobody_out_and_are_cut",
     ),
