@@ -67,7 +67,7 @@ command -v viworks >/dev/null 2>&1 || { printf 'error: viworks was not found; in
 scratch=''
 name=''
 # What the backend's user can do is done as that user: its files are not for root to trust, and an agent that is only
-# looked at needs no rights.
+# looked at needs no rights. Nothing is done as root in a folder that is that user's: it may make links there.
 as=()
 clean_up() {
   code=$?
@@ -75,50 +75,69 @@ clean_up() {
   trap '' INT TERM HUP
   if [ -n "$name" ]; then
     revoked=0
-    ${as[@]+"${as[@]}"} viworks-backend-agent gateway revoke "$name" --config "$config" >/dev/null 2>"$scratch/said" || revoked=$?
+    said=$(${as[@]+"${as[@]}"} viworks-backend-agent gateway revoke "$name" --config "$config" 2>&1 >/dev/null) || revoked=$?
     # 5: there is none. It was stopped before that.
     if [ "$revoked" -ne 0 ] && [ "$revoked" -ne 5 ]; then
-      cat -- "$scratch/said" >&2
+      printf '%s\n' "$said" >&2
       printf 'left behind: the gateway %s; viworks-backend-agent gateway revoke %s --config %s\n' "$name" "$name" "$config" >&2
     fi
   fi
-  [ -z "$scratch" ] || rm -rf -- "$scratch"
+  if [ -z "$scratch" ]; then
+    :
+  elif [ -O "$scratch" ]; then
+    rm -rf -- "$scratch"
+  else
+    # That user may not be allowed to take away the folder itself.
+    "${as[@]}" rm -rf -- "$scratch" 2>/dev/null || rmdir -- "$scratch" || true
+  fi
   exit "$code"
 }
+# A signal is for the validation, which ends what it has started. What is done before is done to its end, and then
+# comes the clean-up: a gateway that is issued afterwards would stay.
+stopped=''
+validating=''
+trap 'stopped=yes; [ -z "$validating" ] || kill -TERM "$validating" 2>/dev/null || true' INT TERM HUP
+code=0
 reports=$report
 if [ -n "$config" ]; then
   command -v viworks-backend-agent >/dev/null 2>&1 || { printf 'error: viworks-backend-agent was not found; this is not the backend'"'"'s host\n' >&2; exit 69; }
-  scratch=$(mktemp -d)
   trap clean_up EXIT
+  scratch=$(mktemp -d)
   owner=$(stat -c %U -- "$config")
   if [ "$(id -u)" -eq 0 ] && [ "$owner" != root ]; then
     as=(setpriv --reuid "$owner" --regid "$(id -g -- "$owner")" --init-groups env HOME="$scratch" TMPDIR="$scratch")
-    chown "$owner" "$scratch"
+    # The folder changes hands once root has nothing to do in it any more.
     install -o "$owner" -m 600 -- "$key" "$scratch/key"
+    chown "$owner" "$scratch"
     key=$scratch/key
     [ -z "$report" ] || reports=$scratch/reports
   fi
   gateway=$scratch/gateway
+  [ -z "$stopped" ] || exit 130
   # Noted before it is there: what ends in between leaves a gateway that is registered all the same.
   name=validation-$(date -u +%Y%m%dt%H%M%S)-$$
-  ${as[@]+"${as[@]}"} viworks-backend-agent pki issue-gateway "$name" --config "$config" --out "$gateway" >/dev/null
+  ${as[@]+"${as[@]}"} viworks-backend-agent pki issue-gateway "$name" --config "$config" --out "$gateway" >/dev/null || code=$?
+  [ -z "$stopped" ] || exit 130
+  [ "$code" -eq 0 ] || exit "$code"
 fi
 [ -z "$report" ] || passed+=(--report "$reports")
-# A signal is for the validation, which ends what it has started; then comes the clean-up.
-validating=''
-trap 'kill -TERM "$validating" 2>/dev/null || exit 130' INT TERM HUP
 ${as[@]+"${as[@]}"} viworks validate --server "$url" --token-file "$key" --gateway "$gateway" ${passed[@]+"${passed[@]}"} &
 validating=$!
-code=0
+# A signal before that line was for nobody.
+[ -z "$stopped" ] || kill -TERM "$validating" 2>/dev/null || true
 wait "$validating" || code=$?
 while kill -0 "$validating" 2>/dev/null; do
   code=0
   wait "$validating" || code=$?
 done
+validating=''
 if [ "$reports" != "$report" ] && [ -d "$reports" ]; then
   mkdir -p -- "$report"
   for file in validation.json validation.xml; do
-    [ ! -f "$reports/$file" ] || install -m 644 -- "$reports/$file" "$report/$file"
+    # Read by that user, written by root.
+    "${as[@]}" cat -- "$reports/$file" >"$report/$file" 2>/dev/null || rm -f -- "$report/$file"
   done
 fi
+# Whoever stopped it is told so, unless there was a verdict before.
+[ -z "$stopped" ] || [ "$code" -eq 0 ] || [ "$code" -eq 20 ] || exit 130
 [ "$code" -eq 0 ] || exit "$code"
