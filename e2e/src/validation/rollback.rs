@@ -23,6 +23,8 @@ const POLL: Duration = Duration::from_millis(20);
 
 /// What a backend ends with that cannot use what it is given.
 const REFUSED: i32 = 78;
+/// How it says last that a newer version was there before.
+const SCHEMA_MOVED_ON: &str = "the database schema has version";
 
 /// A backend refused a database that a newer version has migrated.
 #[derive(Debug)]
@@ -42,8 +44,7 @@ pub(crate) async fn check(
     broken: Option<Break>,
 ) -> Finding {
     let Some(previous) = previous else {
-        let why =
-            "no earlier version to go back to: --previous DIR names a folder with its programs";
+        let why = "nothing earlier was rehearsed: --previous DIR names a folder with the programs to go back to";
         return Finding::Skipped(why.to_owned());
     };
     let previous = Binaries::of(previous);
@@ -174,7 +175,7 @@ impl Site {
                 let log = backend.log();
                 let last = log.lines().last().unwrap_or_default();
                 let said = format!("the backend ended ({status}): {last}");
-                if status.code() == Some(REFUSED) && log.contains("schema") {
+                if status.code() == Some(REFUSED) && last.contains(SCHEMA_MOVED_ON) {
                     return Err(NewerSchema(said).into());
                 }
                 bail!(said);
