@@ -423,7 +423,10 @@ fn is_confined(site: &Site) {
         assert_eq!(site.machine.property(unit, name), value, "{unit}: {name}");
     }
     assert_ne!(site.machine.property(slice, "MemoryMax"), "infinity");
-    for (unit, tasks, files) in [(BACKEND, "1024", "262144"), (GATEWAY, "512", "16384")] {
+    for (unit, tasks, files, weight) in [
+        (BACKEND, "1024", "262144", "200"),
+        (GATEWAY, "512", "16384", "50"),
+    ] {
         for (name, value) in [
             ("Type", "notify"),
             ("Restart", "always"),
@@ -432,13 +435,20 @@ fn is_confined(site: &Site) {
             ("WatchdogUSec", "30s"),
             ("TasksMax", tasks),
             ("LimitNOFILE", files),
+            ("CPUWeight", weight),
             ("NoNewPrivileges", "yes"),
             ("CapabilityBoundingSet", ""),
             ("ProtectSystem", "strict"),
         ] {
             assert_eq!(site.machine.property(unit, name), value, "{unit}: {name}");
         }
-        assert_ne!(site.machine.property(unit, "MemoryMax"), "infinity");
+        for name in ["MemoryHigh", "MemoryMax"] {
+            assert_ne!(
+                site.machine.property(unit, name),
+                "infinity",
+                "{unit}: {name}"
+            );
+        }
         site.machine.shell(&format!(
             "systemd-analyze security --threshold=20 {unit} >/dev/null"
         ));
