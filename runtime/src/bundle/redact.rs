@@ -11,8 +11,8 @@ const HEX_DIGITS: usize = 64;
 /// How the secrets begin that say what they are.
 const PREFIXES: [&str; 2] = ["vwk_", "vwt1_"];
 
-/// Words behind which a secret stands.
-const NAMES: [&str; 9] = [
+/// How words end behind which a secret stands.
+const NAMES: [&str; 12] = [
     "password",
     "passwd",
     "passphrase",
@@ -20,8 +20,11 @@ const NAMES: [&str; 9] = [
     "token",
     "apikey",
     "api_key",
+    "api-key",
     "agent_key",
     "master_key",
+    "private_key",
+    "access_key",
 ];
 
 /// Words of a header behind which a secret stands.
@@ -73,6 +76,8 @@ fn is_of_word(c: char) -> bool {
 
 fn redact_line(line: &str, kept: &mut String) {
     let mut rest = line;
+    // How far an address was looked through: another one within it is not, or a line of them would take for ever.
+    let mut looked = 0;
     while let Some(first) = rest.chars().next() {
         let end = if is_of_word(first) {
             rest.find(|c| !is_of_word(c)).unwrap_or(rest.len())
@@ -82,10 +87,15 @@ fn redact_line(line: &str, kept: &mut String) {
         let (word, after) = rest.split_at(end);
         redact_word(word, kept);
         rest = after;
-        let hidden = if kept.ends_with("://") {
-            userinfo(rest)
-        } else {
+        let at = line.len() - rest.len();
+        let hidden = if !kept.ends_with("://") {
             value_behind(word, rest)
+        } else if at < looked {
+            None
+        } else {
+            let end = rest.find(ends_value).unwrap_or(rest.len());
+            looked = at + end;
+            userinfo(&rest[..end])
         };
         if let Some(hidden) = hidden {
             kept.push_str(&rest[..hidden.start]);
@@ -111,34 +121,71 @@ fn redact_word(word: &str, kept: &mut String) {
     }
 }
 
-/// The name and the password that an address begins with.
-fn userinfo(address: &str) -> Option<Range<usize>> {
-    let ends = |c: char| matches!(c, '/' | '"' | '\'' | '<' | '>') || c.is_whitespace();
-    let end = address.find(ends).unwrap_or(address.len());
-    let at = address[..end].rfind('@')?;
-    address[..at].contains(':').then_some(0..at)
+/// What no value without quotes goes beyond.
+fn ends_value(c: char) -> bool {
+    matches!(c, '"' | '\'') || c.is_whitespace()
 }
 
-/// The secret in `rest` when `word` is a name for one: `token=…`, `"token": "…"`, `Bearer …`.
+/// The name and the password that an address begins with. Either may have any sign in it.
+fn userinfo(address: &str) -> Option<Range<usize>> {
+    let at = address.rfind('@')?;
+    (at > 0).then_some(0..at)
+}
+
+/// The secret in `rest` when `word` is a name for one: `token=…`, `"auth_token": "…"`, `Bearer …`.
 fn value_behind(word: &str, rest: &str) -> Option<Range<usize>> {
-    let is = |name: &&str| word.eq_ignore_ascii_case(name);
-    let between = rest.find(|c: char| !matches!(c, '"' | '\'' | '\\' | ' ' | '=' | ':'))?;
-    let (before, value) = rest.split_at(between);
-    let assigned = before.contains(['=', ':']) && NAMES.iter().any(is);
-    let of_header = before == " " && SCHEMES.iter().any(is);
-    if !(assigned || of_header) {
-        return None;
-    }
-    // In quotes it may have spaces.
-    let length = match before.chars().next_back() {
-        Some('"') if before.ends_with("\\\"") => value.find(['\\', '\n']),
-        Some(quote @ ('"' | '\'')) => value.find([quote, '\n']),
-        _ => value.find(|c: char| {
-            matches!(c, '"' | '\'' | '\\' | ',' | ';' | '&' | '}') || c.is_whitespace()
-        }),
+    let ends_with = |name: &str| {
+        let begin = word.len().checked_sub(name.len());
+        let end = begin.and_then(|begin| word.get(begin..));
+        end.is_some_and(|end| end.eq_ignore_ascii_case(name))
     };
-    let length = length.unwrap_or(value.len());
-    (length > 0).then_some(between..between + length)
+    let value = if NAMES.iter().any(|name| ends_with(name)) {
+        assigned(rest)?
+    } else if SCHEMES.iter().any(|name| word.eq_ignore_ascii_case(name)) {
+        rest.strip_prefix(' ')?
+    } else {
+        return None;
+    };
+    let unescaped = value.trim_start_matches('\\');
+    let (hidden, length) = match unescaped.chars().next() {
+        Some(quote @ ('"' | '\'')) => {
+            let hidden = unescaped.trim_start_matches(quote);
+            let escapes = value.len() - unescaped.len();
+            (hidden, length_in_quotes(hidden, quote, escapes))
+        }
+        _ => {
+            let end = value.find(ends_value).unwrap_or(value.len());
+            // They belong to the quote that it stands before.
+            (value, value[..end].trim_end_matches('\\').len())
+        }
+    };
+    let begin = rest.len() - hidden.len();
+    (length > 0).then_some(begin..begin + length)
+}
+
+/// What is assigned to the name before `rest`.
+fn assigned(rest: &str) -> Option<&str> {
+    let blank = [' ', '\t'];
+    let sign = rest.trim_start_matches(['"', '\'', '\\']);
+    let sign = sign.trim_start_matches(blank);
+    let value = sign.trim_start_matches(['=', ':', '>']);
+    let is_assigned = sign[..sign.len() - value.len()].contains(['=', ':']);
+    is_assigned.then(|| value.trim_start_matches(blank))
+}
+
+/// How much stands before the quote that ends a value. One with as many `escapes` as the first has ends it; a quote of
+/// the value itself was escaped once more, and so were its backslashes.
+fn length_in_quotes(value: &str, quote: char, escapes: usize) -> usize {
+    let mut backslashes = 0;
+    for (at, c) in value.char_indices() {
+        match c {
+            '\\' => backslashes += 1,
+            '\n' => return at,
+            _ if c == quote && backslashes % (2 * (escapes + 1)) == escapes => return at - escapes,
+            _ => backslashes = 0,
+        }
+    }
+    value.len()
 }
 
 #[cfg(test)]
@@ -177,9 +224,50 @@ mod tests {
                 "Authorization: Bearer [removed]",
             ),
             ("SECRET = 'a b'", "SECRET = '[removed]'"),
-            ("db?password=x&a=1", "db?password=[removed]&a=1"),
+            (
+                "PGPASSWORD=x db_password = y",
+                "PGPASSWORD=[removed] db_password = [removed]",
+            ),
+            ("X-Api-Key:\tx", "X-Api-Key:\t[removed]"),
+            (r#"{"auth_token":" x"}"#, r#"{"auth_token":"[removed]"}"#),
         ] {
             assert_eq!(redact(text), wanted);
+        }
+    }
+
+    #[test]
+    fn a_secret_goes_whole_whatever_signs_it_has() {
+        for (text, wanted) in [
+            (
+                r#"{"password":"a\"b\\","a":1}"#,
+                r#"{"password":"[removed]","a":1}"#,
+            ),
+            (
+                r#"{"message":"{\"token\":\"\\\"a\\\"b\",\"name\":1}"}"#,
+                r#"{"message":"{\"token\":\"[removed]\",\"name\":1}"}"#,
+            ),
+            // Without quotes nothing else says where it ends.
+            ("password=p,s;s}s a", "password=[removed] a"),
+            ("db?password=x&a=1 b", "db?password=[removed] b"),
+            (
+                r#""saw token=x\" there""#,
+                r#""saw token=[removed]\" there""#,
+            ),
+            ("postgres://me:p/s@s@db/x", "postgres://[removed]@db/x"),
+            ("https://abc@host/a", "https://[removed]@host/a"),
+        ] {
+            assert_eq!(redact(text), wanted, "{text}");
+        }
+    }
+
+    /// Or a log that ends in such a line would hold up the collecting for hours.
+    #[test]
+    fn a_long_line_takes_no_longer_than_many_short_ones() {
+        for sign in [
+            " ", "=", ":", "\"", "\\", "@", "://", "token ", "token=\"", "basic ",
+        ] {
+            let line = format!("{}password=hunter2", sign.repeat(200_000));
+            assert!(!redact(&line).contains("hunter2"), "{sign}");
         }
     }
 
@@ -221,25 +309,47 @@ mod tests {
         }
     }
 
+    /// What a name for a secret begins with.
+    const BEFORE: [&str; 5] = ["", "PG", "db_", "x-", "VIWORKS_"];
+
+    /// What a secret without quotes has in it, or in quotes as well.
+    const SIGNS: [&str; 12] = ["", ",", ";", "&", "}", "/", "@", ":", "=", "\\", "'", "\""];
+    const BARE: usize = 10;
+
+    /// As it stands in a string.
+    fn escaped(text: &str) -> String {
+        text.replace('\\', r"\\").replace('"', "\\\"")
+    }
+
     proptest! {
-        /// Whatever stands around it, and however it is said.
+        /// Whatever stands around it and in it, and however it is said.
         #[test]
         fn no_secret_is_left(
             before in "[ -~\n]{0,60}",
             secret in "[0-9a-f]{64}",
-            form in 0_usize..6,
+            form in 0_usize..8,
+            name in 0..BEFORE.len(),
+            sign in 0..SIGNS.len(),
             after in "[ -~\n]{0,60}",
         ) {
+            let (name, bare, sign) = (BEFORE[name], SIGNS[sign % BARE], SIGNS[sign]);
+            let (head, tail) = (&secret[..20], &secret[20..40]);
+            let bare = format!("{bare}{head}{bare}{tail}");
+            let inner = escaped(&format!("{sign}{head}{sign} {tail}"));
+            let object = format!(" {{\"{name}token\": \"{inner}\"}} ");
             let said = match form {
                 0 => secret.clone(),
                 1 => format!("vwk_{secret}"),
                 2 => format!("\n-----BEGIN PRIVATE KEY-----\n{secret}\n-----END PRIVATE KEY-----\n"),
-                3 => format!(" password={} ", &secret[..20]),
-                4 => format!(" {{\"token\": \"{}\"}} ", &secret[..20]),
-                _ => format!(" postgres://me:{}@db/x ", &secret[..20]),
+                3 => format!(" {name}password={bare} "),
+                4 => format!(" postgres://me:{bare}@db/x "),
+                5 => object,
+                6 => escaped(&object),
+                _ => escaped(&escaped(&object)),
             };
             let redacted = redact(&format!("{before}{said}{after}"));
-            prop_assert!(!redacted.contains(&secret[..20]), "{redacted}");
+            prop_assert!(!redacted.contains(head), "{redacted}");
+            prop_assert!(!redacted.contains(tail), "{redacted}");
         }
     }
 }
