@@ -556,9 +556,10 @@ impl Connection<'_> {
     }
 
     /// Ends the session where it would not be the same with what is in force now. What runs goes on, and is reported in
-    /// the next one.
+    /// the next one; while the agent stops there is none, so this one stays.
     fn compare(&mut self, live: &Live) {
-        if self.left.is_some() || self.config.keeps_its_session(live) {
+        let stays = self.left.is_some() || self.draining_until.is_some();
+        if stays || self.config.keeps_its_session(live) {
             return;
         }
         info!("another configuration is in force: connecting anew");
