@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use reqwest::header::{DATE, HeaderMap, LOCATION};
-use reqwest::{Method, StatusCode, Url};
+use reqwest::{Method, Response, StatusCode, Url};
 use serde::Deserialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc2822;
@@ -13,6 +13,9 @@ use viworks_runtime::exit::ExitCode;
 
 use super::{Client, refusal, trust};
 use crate::failure::Failure;
+
+/// Bytes that are read of an answer to /readyz.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// What to do when somebody else answers.
 const NO_BACKEND: &str = "fix: check the address (--server, VIWORKS_SERVER, viworks context ls), and where a proxy in front of the backend forwards to";
@@ -48,7 +51,12 @@ pub enum NotThere {
     /// TLS came to nothing.
     Untrusted(Failure),
     /// There is no answer, or not a backend's.
-    Unanswered(Failure),
+    Unanswered {
+        /// What there is.
+        failure: Failure,
+        /// Whether something came for which TLS had to stand, if it is spoken at all.
+        past_tls: bool,
+    },
 }
 
 #[derive(Deserialize)]
@@ -100,14 +108,20 @@ impl Client {
             } else {
                 failure
             };
-            if trust::untrusted(&self.server, &error).is_some() {
+            let is_direct = self.is_secure() && self.proxy.is_none();
+            // The connection itself was tried before.
+            let in_handshake = error.is_connect() && is_direct;
+            if in_handshake || trust::untrusted(&self.server, &error).is_some() {
                 NotThere::Untrusted(failure)
             } else {
-                NotThere::Unanswered(failure)
+                NotThere::Unanswered {
+                    failure,
+                    past_tls: lost,
+                }
             }
         })?;
         let (status, headers) = (response.status(), response.headers().clone());
-        let text = response.text().await.unwrap_or_default();
+        let text = beginning(response).await;
         let clock = headers
             .get(DATE)
             .and_then(|date| read_date(date.to_str().ok()?));
@@ -125,9 +139,9 @@ impl Client {
             }
             StatusCode::SERVICE_UNAVAILABLE => match serde_json::from_str(&text) {
                 Ok(NotReady { reasons }) => Ok(standing(false, reasons)),
-                Err(_) => Err(NotThere::Unanswered(not_a_backend(status, &headers, &text))),
+                Err(_) => Err(other_answers(status, &headers, &text)),
             },
-            other => Err(NotThere::Unanswered(not_a_backend(other, &headers, &text))),
+            other => Err(other_answers(other, &headers, &text)),
         }
     }
 
@@ -146,6 +160,25 @@ impl Client {
             Err(failure) if failure.exit != ExitCode::Forbidden => Err(failure),
             Ok(_) | Err(_) => Ok(()),
         }
+    }
+}
+
+/// The text of an answer, as far as a backend's could go: whoever answers may send without an end.
+async fn beginning(mut response: Response) -> String {
+    let mut bytes = Vec::new();
+    while bytes.len() < ANSWER_BYTES_MAX
+        && let Ok(Some(chunk)) = response.chunk().await
+    {
+        bytes.extend_from_slice(&chunk);
+    }
+    bytes.truncate(ANSWER_BYTES_MAX);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn other_answers(status: StatusCode, headers: &HeaderMap, text: &str) -> NotThere {
+    NotThere::Unanswered {
+        failure: not_a_backend(status, headers, text),
+        past_tls: true,
     }
 }
 

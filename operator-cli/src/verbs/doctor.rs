@@ -167,14 +167,20 @@ impl Doctor {
         match (client.is_secure(), &standing) {
             (false, _) => self.walk.skip(TLS, "plain HTTP"),
             (true, Err(NotThere::Untrusted(_))) => {}
-            (true, Err(NotThere::Unanswered(_)) | Ok(_)) => {
+            (
+                true,
+                Err(NotThere::Unanswered {
+                    past_tls: false, ..
+                }),
+            ) => self.walk.skip(TLS, "no answer that would show it"),
+            (true, Err(NotThere::Unanswered { .. }) | Ok(_)) => {
                 self.walk
                     .pass(TLS, "the certificate is believed", Duration::ZERO);
             }
         }
         let standing = standing.map_err(|found| match found {
             NotThere::Untrusted(failure) => stop(TLS, &failure),
-            NotThere::Unanswered(failure) => stop(API, &failure),
+            NotThere::Unanswered { failure, .. } => stop(API, &failure),
         })?;
         let reasons = standing.reasons.join(", ");
         let found = match (standing.ready, reasons.as_str()) {
