@@ -200,3 +200,31 @@ async fn a_bundle_has_what_helps_and_no_secret() {
     );
     let _taken = finish(again, PATIENCE).await.ended_with(6);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_bundle_lacks_is_told_with_the_reason() {
+    let system = Deployment::new(Binaries::shipped());
+    let folder = system.issue("gw-1");
+    let gateway = folder.join("gateway.toml");
+    let backend = system.backend_config();
+    let out = |name: &str| system.path().join(format!("{name}.tar.gz"));
+    // Nobody is there.
+    let arguments = ["--config", text(&gateway)];
+    let files = collect(&system.binaries().gateway(), &arguments, &out("away")).await;
+    let wanted = [("CONTENTS.txt", "status.json: not there, nobody")];
+    hold(&files, &wanted, &[]);
+    // A configuration that nobody can read.
+    for config in [&gateway, &backend] {
+        std::fs::write(config, "[gateway\n").unwrap();
+    }
+    let unusable = ["certificates.txt", "state.txt", "health.json"];
+    let of_gateway = (system.binaries().gateway(), &gateway, "gateway");
+    let of_backend = (system.binaries().backend(), &backend, "backend");
+    for (program, config, name) in [of_gateway, of_backend] {
+        let files = collect(&program, &["--config", text(config)], &out(name)).await;
+        for file in unusable {
+            let told = format!("{file}: not there, the configuration cannot be used");
+            hold(&files, &[("CONTENTS.txt", told.as_str())], &[]);
+        }
+    }
+}

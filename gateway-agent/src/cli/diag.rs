@@ -18,6 +18,9 @@ const PROGRAM: &str = "viworks-gateway-agent";
 /// How long the running agent may take for each answer.
 const ANSWER_TIME: Duration = Duration::from_secs(3);
 
+/// Why something of which the configuration says where it is is not there.
+const UNUSABLE: &str = "the configuration cannot be used: see check.txt";
+
 /// What the running agent is asked.
 const QUESTIONS: [(&str, &str, &str); 3] = [
     ("status.json", "/v1/status", "what the agent says of itself"),
@@ -61,6 +64,14 @@ pub(super) async fn collect(asked: Asked) -> anyhow::Result<ExitCode> {
     }
     if let Ok(config) = Config::load_to_ask(&asked.config, &asked.environment) {
         add_state(&mut bundle, &config).await;
+    } else {
+        let questions = QUESTIONS.iter().map(|(name, _path, _what)| *name);
+        for name in ["certificates.txt", "state.txt"]
+            .into_iter()
+            .chain(questions)
+        {
+            bundle.missing(name, UNUSABLE);
+        }
     }
     if let Some(log) = &asked.log {
         machine::add_log(&mut bundle, log);
@@ -77,7 +88,14 @@ async fn add_state(bundle: &mut Bundle, config: &Config) {
     machine::add_folder(bundle, "state.txt", &config.gateway.state_folder);
     for (name, path, what) in QUESTIONS {
         match ask::unix(&config.gateway.socket, path, ANSWER_TIME).await {
-            Ok(answer) => bundle.add(name, what, &String::from_utf8_lossy(&answer.body)),
+            // The health of an agent that is not well is a document as well.
+            Ok(answer) if matches!(answer.status, 200 | 503) => {
+                bundle.add(name, what, &String::from_utf8_lossy(&answer.body));
+            }
+            Ok(answer) => {
+                let body = String::from_utf8_lossy(&answer.body);
+                bundle.missing(name, &format!("{} {body}", answer.status));
+            }
             Err(error) => bundle.missing(name, &error.to_string()),
         }
     }

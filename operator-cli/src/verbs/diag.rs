@@ -1,6 +1,9 @@
 //! `viworks diag collect`: what a backend says of itself and its gateways, in one file without secrets.
 
+use std::time::Duration;
+
 use serde_json::Value;
+use tokio::time::timeout;
 use viworks_runtime::bundle::{self, Bundle, BundleError, machine};
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::exit::ExitCode;
@@ -13,6 +16,9 @@ use crate::output::{self, Format};
 use crate::views;
 
 const PROGRAM: &str = "viworks";
+
+/// How long the backend may take for each answer.
+const ANSWER_TIME: Duration = Duration::from_secs(5);
 
 /// What the backend is asked. Nothing that a command was given or said is among it.
 const QUESTIONS: [(&str, &str, &str); 5] = [
@@ -47,10 +53,14 @@ pub(super) async fn execute(
     machine::add(&mut bundle, PROGRAM, env!("CARGO_PKG_VERSION"));
     bundle.add("way.txt", "how the backend is reached", &way(client));
     for (name, path, what) in QUESTIONS {
-        match client.sound(path).await {
-            Ok((200, answer)) => bundle.add(name, what, &shown(&answer)),
-            Ok((status, answer)) => bundle.missing(name, &format!("{status} {answer}")),
-            Err(failure) => bundle.missing(name, &failure.what),
+        match timeout(ANSWER_TIME, client.sound(path)).await {
+            Ok(Ok((200, answer))) => bundle.add(name, what, &shown(&answer)),
+            Ok(Ok((status, answer))) => bundle.missing(name, &format!("{status} {answer}")),
+            Ok(Err(failure)) => bundle.missing(name, &failure.what),
+            Err(_elapsed) => {
+                let late = format!("no answer came within {} s", ANSWER_TIME.as_secs());
+                bundle.missing(name, &late);
+            }
         }
     }
     if !yes {

@@ -20,6 +20,9 @@ const PROGRAM: &str = "viworks-backend-agent";
 /// How long the running backend may take for each answer.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
 
+/// Why something of which the configuration says where it is is not there.
+const UNUSABLE: &str = "the configuration cannot be used: see check.txt";
+
 /// What the running backend is asked without a key.
 const PROBES: [(&str, &str); 3] = [
     ("livez.txt", "/livez"),
@@ -54,10 +57,26 @@ pub(super) async fn execute(command: DiagCommand) -> anyhow::Result<ExitCode> {
         Ok((explained, _said_above)) => bundle.add_configuration(&explained.to_string()),
         Err(_said_above) => bundle.missing("configuration.txt", "it cannot be read"),
     }
-    if let Ok(config) = load_to_ask(&flag) {
-        add_state(&mut bundle, &config);
-        let address = reachable(address.unwrap_or(config.api.listen));
-        ask_all(&mut bundle, address, key_file.as_deref()).await;
+    let listen = match load_to_ask(&flag) {
+        Ok(config) => {
+            add_state(&mut bundle, &config);
+            Some(config.api.listen)
+        }
+        Err(_in_the_check) => {
+            for name in ["certificates.txt", "state.txt"] {
+                bundle.missing(name, UNUSABLE);
+            }
+            None
+        }
+    };
+    if let Some(address) = address.or(listen) {
+        ask_all(&mut bundle, reachable(address), key_file.as_deref()).await;
+    } else {
+        let probes = PROBES.iter().map(|(name, _path)| *name);
+        let questions = QUESTIONS.iter().map(|(name, _path, _what)| *name);
+        for name in probes.chain(questions) {
+            bundle.missing(name, UNUSABLE);
+        }
     }
     if let Some(log) = &log {
         machine::add_log(&mut bundle, log);
@@ -111,7 +130,14 @@ async fn ask_all(bundle: &mut Bundle, address: SocketAddr, key_file: Option<&Pat
             }
         };
         match ask::tcp_with(address, path, Some(key), ANSWER_TIME).await {
-            Ok(answer) => bundle.add(name, what, &String::from_utf8_lossy(&answer.body)),
+            Ok(answer) => {
+                let body = String::from_utf8_lossy(&answer.body);
+                if answer.status == 200 {
+                    bundle.add(name, what, &body);
+                } else {
+                    bundle.missing(name, &format!("{} {body}", answer.status));
+                }
+            }
             Err(error) => bundle.missing(name, &error.to_string()),
         }
     }
