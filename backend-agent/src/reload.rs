@@ -128,6 +128,7 @@ impl Reload {
                 let mut changed = self.readings.note(read.values);
                 if let Err(error) = logging::take_over(&read.log.filter) {
                     warn!(%error, "the log filter stays as it was");
+                    changed.taken_over.retain(|key| key != LOG_FILTER);
                     changed.waiting.push(LOG_FILTER.to_owned());
                 }
                 self.store.limit_telemetry(read.telemetry.limits);

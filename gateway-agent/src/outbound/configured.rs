@@ -100,6 +100,7 @@ impl Configured {
         let mut changed = readings.note(config.values.clone());
         if let Err(error) = logging::take_over(&config.log.filter) {
             warn!(%error, "the log filter stays as it was");
+            changed.taken_over.retain(|key| key != LOG_FILTER);
             changed.waiting.push(LOG_FILTER.to_owned());
         }
         tell_read(&self.conditions, &changed.waiting);
