@@ -101,12 +101,20 @@ impl Config {
         Ok((document.explain(), document.finish()))
     }
 
+    /// Sockets of one gateway's place: where a proxy has to say first for whom it connects, as many may be about to.
+    fn sockets_of_place(&self) -> usize {
+        match (self.agents.proxy_protocol, self.agents.tls_ends_at) {
+            (ProxyProtocol::Off, TlsEnd::Backend) => 1,
+            (ProxyProtocol::Require, _) | (_, TlsEnd::Proxy) => 2,
+        }
+    }
+
     /// Sockets that the configured bounds come to: of gateways, of operators and of the database.
     #[must_use]
     pub fn sockets_max(&self) -> u64 {
-        let of_peers = self
-            .agents
-            .connections_max
+        let of_gateways = self.agents.connections_max;
+        let of_peers = of_gateways
+            .saturating_mul(self.sockets_of_place())
             .saturating_add(self.api.connections_max);
         u64::try_from(of_peers)
             .unwrap_or(u64::MAX)
@@ -122,10 +130,11 @@ impl Config {
         {
             let room = sockets.saturating_sub(u64::from(self.store.connections_max));
             let room = usize::try_from(room).unwrap_or(usize::MAX);
+            let each = self.sockets_of_place();
             let (api, agents) = (&mut self.api, &mut self.agents);
             api.connections_max = api.connections_max.min(room / 4).max(SOCKETS_MIN);
             let rest = room.saturating_sub(api.connections_max);
-            agents.connections_max = agents.connections_max.min(rest).max(SOCKETS_MIN);
+            agents.connections_max = agents.connections_max.min(rest / each).max(SOCKETS_MIN);
         }
         self
     }
