@@ -77,7 +77,7 @@ const ROOM_FIX: &str = "make room where the database is; what was refused meanwh
                         could not deliver, and callers were told";
 
 /// The condition of commands that could not be delivered.
-const DEAD_LETTERS: &str = "queue.dead_letters";
+const DEAD_LETTERS: &str = "queued.dead_letters";
 
 /// What to do about it.
 const DEAD_LETTERS_FIX: &str = "viworks dlq ls lists them with the reason; mend what stands in the way, then viworks dlq \

@@ -322,9 +322,16 @@ mod tests {
 
     #[test]
     fn what_is_in_the_way_is_the_conditions_of_a_part_or_the_part() {
-        let failing = ["store.lock", "storehouse", "store", "queue.dead_letters"];
+        let failing = ["store.lock", "storehouse", "store", "queued.dead_letters"];
         assert_eq!(named("store", &failing), ["store.lock", "store"]);
         assert_eq!(named("agents", &failing), ["agents"]);
+    }
+
+    #[test]
+    fn a_condition_is_told_of_the_part_that_it_begins_with() {
+        assert!(is_of("certificate.server", "certificate"));
+        assert!(is_of("queued.dead_letters", "queued"));
+        assert!(!is_of("queued.dead_letters", "queue"));
     }
 
     #[test]

@@ -53,7 +53,7 @@ async fn told(system: &Deployment) -> bool {
     let health = system.get("/v1/health").await;
     let checks = health["checks"].as_array().unwrap();
     let mut names = checks.iter().map(|check| &check["name"]);
-    names.any(|name| name == "queue.dead_letters")
+    names.any(|name| name == "queued.dead_letters")
 }
 
 async fn decided_about(mut system: Deployment) {

@@ -182,7 +182,7 @@ async fn the_documents_of_both_have_figures() {
             .unwrap_or_else(|| panic!("{name}: {health:#}"))
     };
     for certificate in ["server_remaining_s", "ca_remaining_s"] {
-        assert!(figure("certificates", certificate) > 86_400, "{health:#}");
+        assert!(figure("certificate", certificate) > 86_400, "{health:#}");
     }
     assert_eq!(figure("sessions", "sessions"), 1);
     assert_eq!(figure("queued", "queued_commands"), 0);

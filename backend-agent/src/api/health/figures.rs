@@ -107,7 +107,7 @@ fn certificates(state: &ApiState) -> HealthCheck {
     };
     HealthCheck {
         figures,
-        ..check("certificates", HealthStatus::Pass, detail)
+        ..check("certificate", HealthStatus::Pass, detail)
     }
 }
 
