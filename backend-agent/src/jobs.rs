@@ -434,7 +434,6 @@ impl Jobs {
     /// Ends sessions that the database says this backend has, and that it has not. Their gateways would look connected
     /// for as long as it lives.
     async fn end_strays(&self) -> StoreResult<()> {
-        self.tell_retention().await?;
         // In this order: what is entered after the database was asked is not missing.
         let stored = self.store.open_sessions(&self.tenant).await?;
         let missing = self.manager.missing(stored);
@@ -454,7 +453,8 @@ impl Jobs {
                 info!(%gateway, %agent_id, epoch, "ended a session that only the database had");
             }
         }
-        Ok(())
+        // Last: whatever fails of it, strays are ended.
+        self.tell_retention().await
     }
 
     async fn store_heartbeats(&self) -> StoreResult<()> {
