@@ -216,7 +216,7 @@ async fn instances(state: &ApiState, patience: Duration) -> Option<HealthCheck> 
     let name = "instances";
     let all = match in_time(patience, state.store.list_instances()).await {
         Ok(all) => all,
-        Err(error) => return Some(check(name, HealthStatus::Fail, in_full(&error))),
+        Err(error) => return Some(check(name, unanswered(state, &error), in_full(&error))),
     };
     let told = all.iter().map(|one| {
         let standing = match (one.lease.is_zero(), one.draining) {
@@ -246,7 +246,10 @@ async fn fleet(state: &ApiState, patience: Duration) -> Vec<HealthCheck> {
     let now = state.clock.line();
     let counts = match in_time(patience, state.store.counts(&state.tenant, now)).await {
         Ok(counts) => counts,
-        Err(error) => return vec![check("fleet", HealthStatus::Fail, in_full(&error))],
+        Err(error) => {
+            let status = unanswered(state, &error);
+            return vec![check("fleet", status, in_full(&error))];
+        }
     };
     let open: u64 = counts.open_commands.values().sum();
     let status = if counts.forks > 0 || counts.orphans > 0 {
@@ -289,6 +292,17 @@ async fn fleet(state: &ApiState, patience: Duration) -> Vec<HealthCheck> {
         ..check("queued", HealthStatus::Pass, detail)
     };
     vec![fleet, queue]
+}
+
+/// What it means that the store said nothing of something: while it works otherwise, it is slow.
+fn unanswered(state: &ApiState, error: &StoreError) -> HealthStatus {
+    let is_late =
+        matches!(error, StoreError::Unavailable(cause) if cause.to_string() == STORE_LATE);
+    if is_late && down(state).is_none() {
+        HealthStatus::Warn
+    } else {
+        HealthStatus::Fail
+    }
 }
 
 /// An answer about health does not wait for a store that says nothing.
