@@ -180,7 +180,7 @@ impl Job {
 }
 
 impl Jobs {
-    /// Starts all of them; each runs at once and then at its interval.
+    /// Starts all of them; each runs at once and then at its interval. Telemetry goes after the first interval only.
     pub fn start(self, lifecycle: &Lifecycle) {
         let own = Arc::new(self);
         for job in Job::ALL {
@@ -192,12 +192,19 @@ impl Jobs {
     async fn repeat(self: Arc<Self>, job: Job, lifecycle: Lifecycle) {
         let mut ticks = interval(self.every(job));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // What is deleted does not come back, and a backend that keeps it longer may be about to start as well.
+        let mut is_early = matches!(job, Job::Purge) && self.store.instance().borrow().is_some();
         loop {
             tokio::select! {
                 () = lifecycle.stopping() => return,
                 _ = ticks.tick() => {}
             }
-            if let Err(error) = self.run(job, &lifecycle).await {
+            let done = if std::mem::take(&mut is_early) {
+                self.purge_served().await
+            } else {
+                self.run(job, &lifecycle).await
+            };
+            if let Err(error) = done {
                 self.metrics.job_failures.inc();
                 let (job, away) = (job.name(), error.is_outage());
                 let error = in_full(&error);
@@ -466,8 +473,13 @@ impl Jobs {
         self.store.touch_sessions(&self.tenant, touches, now).await
     }
 
-    /// In steps: after a long pause there may be more than one statement may take.
     async fn purge(&self, lifecycle: &Lifecycle) -> StoreResult<()> {
+        self.purge_served().await?;
+        self.purge_telemetry(lifecycle).await
+    }
+
+    /// In steps: after a long pause there may be more than one statement may take.
+    async fn purge_served(&self) -> StoreResult<()> {
         let recounted = self.store.recount(&self.tenant, self.clock.line());
         let recounted = recounted.await?;
         self.metrics.recounted(recounted.short, recounted.gateways);
@@ -480,10 +492,9 @@ impl Jobs {
             let dropped = purged.dead_letters_dropped;
             self.metrics.dropped_dead_letters(dropped);
             if !purged.has_reached(STEP) {
-                break;
+                return Ok(());
             }
         }
-        self.purge_telemetry(lifecycle).await
     }
 
     /// Deletes telemetry that is older than it is kept. The first time that may be very much.
