@@ -342,10 +342,22 @@ fn whoever_could_claim_any_address_to_nginx_is_told() {
         found.contains("::/0 is more than one site can have"),
         "{found}"
     );
-    assert_eq!(
-        scene.told_of("set_real_ip_from 127.0.0.1;", "set_real_ip_from unix:;"),
-        ""
-    );
+}
+
+#[test]
+fn operators_are_known_by_what_the_part_that_passes_tls_through_says() {
+    let scene = Scene::new();
+    for claimed in ["", "real_ip_header X-Forwarded-For;"] {
+        let found = scene.told_of("real_ip_header proxy_protocol;", claimed);
+        assert!(found.contains("can claim any address in X-"), "{found}");
+    }
+    for believed in ["", "set_real_ip_from unix:;", "set_real_ip_from 192.0.2.1;"] {
+        let found = scene.told_of("set_real_ip_from 127.0.0.1;", believed);
+        let told = "all operators where the part is that passes TLS through";
+        assert!(found.contains(told), "{believed}: {found}");
+    }
+    let wider = "set_real_ip_from 192.0.2.1; set_real_ip_from 127.0.0.0/8;";
+    assert_eq!(scene.told_of("set_real_ip_from 127.0.0.1;", wider), "");
 }
 
 #[test]
