@@ -114,8 +114,9 @@ pub fn status(work: &str, conditions: &Conditions) {
 
 fn line(work: &str, conditions: &[Condition]) -> String {
     let mut text = work.to_owned();
-    // The first of the worst, as they are listed.
-    let worst = conditions.iter().rev().max_by_key(|it| it.severity);
+    // The latest of the worst: whoever has just reloaded looks for what came of that.
+    let by = |it: &&Condition| (it.severity, it.since);
+    let worst = conditions.iter().rev().max_by_key(by);
     if let Some(Condition { name, cause, .. }) = worst {
         let more = match conditions.len() - 1 {
             0 => String::new(),
