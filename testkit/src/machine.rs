@@ -143,9 +143,25 @@ impl Machine {
     /// When it does not answer.
     #[must_use]
     pub fn property(&self, unit: &str, name: &str) -> String {
-        let property = format!("--property={name}");
-        let shown = self.run(&["systemctl", "show", "--value", &property, unit]);
-        shown.trim().to_owned()
+        let [value] = self.properties(unit, [name]);
+        value
+    }
+
+    /// Several properties of a unit, as they are at one moment.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    #[must_use]
+    pub fn properties<const N: usize>(&self, unit: &str, names: [&str; N]) -> [String; N] {
+        let asked = format!("--property={}", names.join(","));
+        let shown = self.run(&["systemctl", "show", &asked, unit]);
+        // It shows them in an order of its own.
+        names.map(|name| {
+            let mut lines = shown.lines().filter_map(|line| line.split_once('='));
+            let found = lines.find(|(shown, _value)| *shown == name);
+            let (_name, value) = found.unwrap_or_else(|| panic!("no {name} of {unit}:\n{shown}"));
+            value.trim().to_owned()
+        })
     }
 
     /// What its services logged last.

@@ -106,8 +106,9 @@ impl Site {
     async fn is_back(&self, unit: &str, earlier: &str) {
         let what = format!("{unit} is back");
         eventually(&what, PATIENCE, async || {
-            let back = self.state(unit) == "active" && self.process(unit) != earlier;
-            back.then_some(())
+            // Asked one after the other, the state could be from before an end and the process from after it.
+            let [state, process] = self.machine.properties(unit, ["ActiveState", "MainPID"]);
+            (state == "active" && process != earlier).then_some(())
         })
         .await;
     }
