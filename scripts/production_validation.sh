@@ -102,10 +102,20 @@ reports=$report
 if [ -n "$config" ]; then
   command -v viworks-backend-agent >/dev/null 2>&1 || { printf 'error: viworks-backend-agent was not found; this is not the backend'"'"'s host\n' >&2; exit 69; }
   trap clean_up EXIT
+  # Whoever reads it may not be allowed into the folder that we are in. If it is a link, `conf.d` is beside that.
+  folder=$(realpath -- "$(dirname -- "$config")")
+  config=${folder%/}/$(basename -- "$config")
   scratch=$(mktemp -d)
-  owner=$(stat -c %U -- "$config")
+  owner=$(stat -L -c %U -- "$config")
   if [ "$(id -u)" -eq 0 ] && [ "$owner" != root ]; then
-    as=(setpriv --reuid "$owner" --regid "$(id -g -- "$owner")" --init-groups env HOME="$scratch" TMPDIR="$scratch")
+    as=(setpriv --reuid "$owner" --regid "$(id -g -- "$owner")" --init-groups
+      env --ignore-environment --chdir=/ PATH="$PATH" HOME="$scratch" TMPDIR="$scratch")
+    # The rest of what is root's is about root's programs, settings of agents and operators among it. Only the way to
+    # the API is the same.
+    for variable in LANG SSL_CERT_FILE SSL_CERT_DIR \
+      no_proxy NO_PROXY http_proxy https_proxy HTTPS_PROXY all_proxy ALL_PROXY; do
+      [ -z "${!variable:-}" ] || as+=("$variable=${!variable}")
+    done
     # The folder changes hands once root has nothing to do in it any more.
     install -o "$owner" -m 600 -- "$key" "$scratch/key"
     chown "$owner" "$scratch"

@@ -11,6 +11,7 @@ use viworks_testkit::process::eventually;
 
 mod script;
 mod upgrade;
+mod validation;
 
 const BACKEND: &str = "viworks-backend-agent.service";
 const GATEWAY: &str = "viworks-gateway-agent.service";
@@ -485,6 +486,7 @@ async fn the_packages_live_and_die_under_systemd() {
     site.machine.shell(&set_up());
     site.works().await;
     is_confined(&site);
+    site.root_validates_it_as_the_backends_user_and_leaves_nothing();
     site.commands_of_other_users_take_a_list_and_leave_nothing()
         .await;
     site.pieces_of_a_configuration_count().await;
