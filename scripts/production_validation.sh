@@ -10,7 +10,8 @@ usage: scripts/production_validation.sh --self-contained [--strict] [--previous 
   --self-contained        starts an installation of its own, with nginx, PostgreSQL and Redis where they are installed,
                           kills its parts, and removes it; needs a Rust toolchain
   --strict                what could not be tried is a no-go as well
-  --previous DIR          the programs of the version before, for the rehearsal of a rollback
+  --previous DIR          the programs of the version before, for the rehearsal of a rollback; without it those that
+                          `cargo xtask skew` built, if it did
 
   --url URL               the API of a live installation; needs viworks and viworks-gateway-agent, and nothing else
   --key FILE              the API key

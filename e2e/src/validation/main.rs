@@ -40,7 +40,8 @@ struct Cli {
     /// What could not be tried is a no-go as well
     #[arg(long)]
     strict: bool,
-    /// A folder with the programs of the version before this one, for the rehearsal of a rollback
+    /// A folder with the programs of the version before this one, for the rehearsal of a rollback [default: what
+    /// cargo xtask skew built]
     #[arg(long, value_name = "DIR")]
     previous: Option<PathBuf>,
     /// Where the report is written: validation.json and validation.xml (JUnit)

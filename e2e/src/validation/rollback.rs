@@ -1,11 +1,12 @@
 //! The rehearsal of a rollback: what the version before wrote is read by this one, and by that one again after it was
 //! put back.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
@@ -21,18 +22,26 @@ const WITHIN: Duration = Duration::from_secs(30);
 const STOP_WITHIN: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
 
-/// What a backend ends with that cannot use what it is given.
-const REFUSED: i32 = 78;
-/// How it says last that a newer version was there before.
+/// How a program says last that a newer version was there before. The code that it ends with has changed since.
 const SCHEMA_MOVED_ON: &str = "the database schema has version";
 
-/// A backend refused a database that a newer version has migrated.
-#[derive(Debug)]
-struct NewerSchema(String);
+/// Whose database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Backend,
+    Gateway,
+}
 
-impl std::fmt::Display for NewerSchema {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
+/// A program refused a database that a newer version has migrated.
+#[derive(Debug)]
+struct NewerSchema {
+    of: Part,
+    said: String,
+}
+
+impl fmt::Display for NewerSchema {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.said)
     }
 }
 
@@ -43,11 +52,11 @@ pub(crate) async fn check(
     previous: Option<&Path>,
     broken: Option<Break>,
 ) -> Finding {
-    let Some(previous) = previous else {
-        let why = "nothing earlier was rehearsed: --previous DIR names a folder with the programs to go back to";
+    let Some(previous) = previous.map(Binaries::of).or_else(Binaries::earlier) else {
+        let why = "nothing earlier was rehearsed: `cargo xtask skew` builds programs to go back to, and --previous DIR \
+                   names others";
         return Finding::Skipped(why.to_owned());
     };
-    let previous = Binaries::of(previous);
     let back = match broken {
         // Nothing of what has to be put back is there.
         Some(Break::Rollback) => Binaries::of(Path::new("/nonexistent")),
@@ -84,31 +93,50 @@ async fn rehearse(
 ) -> anyhow::Result<String> {
     let site = Site::new(previous)?;
     let mut runs = vec![
-        site.works_with(previous, &[])
+        site.works_with(previous, previous, &[])
             .await
             .context("the version before")?,
     ];
     let copy = site.folder.path().join("before");
     copy_folder(&site.state(), &copy)?;
     runs.push(
-        site.works_with(current, &runs)
+        site.works_with(current, current, &runs)
             .await
             .context("after the upgrade")?,
     );
-    let (how, kept) = match site.works_with(back, &runs).await {
-        Ok(_run) => ("on the same database", runs.len()),
-        Err(refused) if refused.is::<NewerSchema>() => {
+    let (mut gateway, mut restored) = (back, false);
+    while let Err(refused) = site.works_with(back, gateway, &runs).await {
+        let newer = refused.downcast_ref::<NewerSchema>().map(|it| it.of);
+        match newer {
             // Its database has moved on: what was saved before the upgrade takes its place.
-            std::fs::remove_dir_all(site.state())?;
-            copy_folder(&copy, &site.state())?;
-            runs.truncate(1);
-            let again = site.works_with(back, &runs).await;
-            again.with_context(|| format!("after the rollback, and first: {refused:#}"))?;
-            ("with the copy from before the upgrade", runs.len())
+            Some(Part::Backend) if !restored => {
+                std::fs::remove_dir_all(site.state())?;
+                copy_folder(&copy, &site.state())?;
+                runs.truncate(1);
+                restored = true;
+            }
+            // Nothing takes the place of a gateway's: that gateway stays as it was upgraded, beside its backend of
+            // before.
+            Some(Part::Gateway) if std::ptr::eq(gateway, back) => gateway = current,
+            Some(Part::Backend | Part::Gateway) | None => {
+                return Err(refused.context("after the rollback"));
+            }
         }
-        Err(error) => return Err(error.context("after the rollback")),
+    }
+    let how = if restored {
+        "with the copy from before the upgrade"
+    } else {
+        "on the same database"
     };
-    Ok(format!("back {how}, {kept} of {kept} earlier runs read"))
+    let but = if std::ptr::eq(gateway, back) {
+        ""
+    } else {
+        "; the gateway stays, its schema has moved on"
+    };
+    Ok(format!(
+        "back {how}, {kept} of {kept} earlier runs read{but}",
+        kept = runs.len()
+    ))
 }
 
 impl Site {
@@ -140,10 +168,16 @@ impl Site {
         self.folder.path().join("backend/state")
     }
 
-    /// Runs it by these programs: every earlier run is read, and a new one ends well. Answers that one.
-    async fn works_with(&self, by: &Binaries, earlier: &[String]) -> anyhow::Result<String> {
-        let mut running = self.start(by).await?;
-        let worked = self.work(&running.api, earlier).await;
+    /// Runs it by these programs, its gateway by those: every earlier run is read, and a new one ends well. Answers
+    /// that one.
+    async fn works_with(
+        &self,
+        by: &Binaries,
+        gateway: &Binaries,
+        earlier: &[String],
+    ) -> anyhow::Result<String> {
+        let mut running = self.start(by, gateway).await?;
+        let worked = self.work(&mut running, earlier).await;
         if running.gateway.ended().is_none() {
             running.gateway.stop(STOP_WITHIN).await;
         }
@@ -153,7 +187,7 @@ impl Site {
         worked
     }
 
-    async fn start(&self, by: &Binaries) -> anyhow::Result<Running> {
+    async fn start(&self, by: &Binaries, gateway: &Binaries) -> anyhow::Result<Running> {
         let at = |name: &str| self.folder.path().join(name);
         let ready = at("ready.json");
         drop(std::fs::remove_file(&ready));
@@ -172,19 +206,13 @@ impl Site {
                 break found;
             }
             if let Some(status) = backend.ended() {
-                let log = backend.log();
-                let last = log.lines().last().unwrap_or_default();
-                let said = format!("the backend ended ({status}): {last}");
-                if status.code() == Some(REFUSED) && last.contains(SCHEMA_MOVED_ON) {
-                    return Err(NewerSchema(said).into());
-                }
-                bail!(said);
+                return Err(ended(Part::Backend, status, &backend.log()));
             }
             ensure!(begun.elapsed() < WITHIN, "the backend is not ready");
             sleep(POLL).await;
         };
         let address = |name: &str| addresses[name].as_str().unwrap_or_default().to_owned();
-        let mut run = Command::new(by.gateway());
+        let mut run = Command::new(gateway.gateway());
         run.args(["run", "--config"])
             .arg(at("gateway/gateway.toml"));
         let url = format!("wss://{}/agent/v1/connect", address("agents"));
@@ -197,7 +225,8 @@ impl Site {
         })
     }
 
-    async fn work(&self, api: &str, earlier: &[String]) -> anyhow::Result<String> {
+    async fn work(&self, running: &mut Running, earlier: &[String]) -> anyhow::Result<String> {
+        let Running { gateway, api, .. } = running;
         for run in earlier {
             let read = self.get(&format!("{api}/v1/runs/{run}")).await?;
             ensure!(
@@ -207,9 +236,12 @@ impl Site {
         }
         let begun = Instant::now();
         loop {
-            let gateway = self.get(&format!("{api}/v1/gateways/gw-1")).await?;
-            if gateway["status"] == "online" && !gateway["catalogue_digest"].is_null() {
+            let shown = self.get(&format!("{api}/v1/gateways/gw-1")).await?;
+            if shown["status"] == "online" && !shown["catalogue_digest"].is_null() {
                 break;
+            }
+            if let Some(status) = gateway.ended() {
+                return Err(ended(Part::Gateway, status, &gateway.log()));
             }
             ensure!(begun.elapsed() < WITHIN, "the gateway is not online");
             sleep(POLL).await;
@@ -217,6 +249,7 @@ impl Site {
         let request = self
             .http
             .post(format!("{api}/v1/runs"))
+            .header("Idempotency-Key", format!("rollback-{}", earlier.len()))
             .bearer_auth(&self.token);
         let body = json!({"command": ONCE, "targets": {"gateways": ["gw-1"]}});
         let answer: Value = request.json(&body).send().await?.json().await?;
@@ -246,6 +279,20 @@ impl Site {
         );
         Ok(response.json().await?)
     }
+}
+
+/// Why a program is not there any more: for a schema that it does not know, or for something else.
+fn ended(of: Part, status: ExitStatus, log: &str) -> anyhow::Error {
+    let last = log.lines().last().unwrap_or_default();
+    let part = match of {
+        Part::Backend => "backend",
+        Part::Gateway => "gateway",
+    };
+    let said = format!("the {part} ended ({status}): {last}");
+    if last.contains(SCHEMA_MOVED_ON) {
+        return NewerSchema { of, said }.into();
+    }
+    anyhow::Error::msg(said)
 }
 
 fn run(command: &mut Command) -> anyhow::Result<()> {

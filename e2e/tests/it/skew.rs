@@ -4,17 +4,22 @@
 //! `cargo xtask skew` builds the earlier ones from this repository's own history; without them this is skipped, loudly.
 
 use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, PATIENCE, Start};
 use viworks_testkit::gateway::{AGAIN, ONCE, feed, mark_starts, started};
-use viworks_testkit::process::{Process, eventually};
+use viworks_testkit::process::{Process, eventually, finish};
 
 const NAMES: [&str; 2] = ["gw-1", "gw-2"];
 const STREAM: &str = "app.skew";
 /// Records of each gateway in each round.
 const RECORDS: usize = 50;
+
+/// How long the rehearsal of a rollback may take: five starts of a site.
+const REHEARSED_WITHIN: Duration = Duration::from_secs(200);
 
 /// A site that the earlier version has made, and what its gateways have done so far.
 struct Site {
@@ -124,4 +129,16 @@ async fn a_gateway_is_upgraded_before_its_backend() {
         .start_gateway(&site.folders[0], Start::default());
     site.works().await;
     site.stop([first, second]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_validation_goes_back_to_the_earlier_version() {
+    if Binaries::earlier().is_none() {
+        return;
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_production_validation"));
+    command.args(["--embedded", "--strict", "--only", "rollback"]);
+    // Strict: what is not rehearsed is no GO.
+    let said = finish(command, REHEARSED_WITHIN).await.ended_with(0);
+    assert!(said.stdout.contains("  GO   1 of 1 in "), "{said:#?}");
 }

@@ -51,42 +51,72 @@ async fn a_check_that_could_not_find_anything_out_is_no_pass() {
     }
 }
 
-/// The programs of this version in the place of the one before, whose backend behaves at its second start as `then`
-/// says: that is after the rollback, on the database of the newer version.
-fn previous(folder: &Path, then: &str) {
+/// The programs of this version in the place of the one before, of which `program` behaves at its second start by `verb`
+/// as `then` says: that is after the rollback, on what the newer version has left.
+fn previous(folder: &Path, program: &Path, verb: &str, then: &str) {
     let binaries = Binaries::shipped();
-    for program in [binaries.gateway(), binaries.helper(), binaries.cli()] {
-        symlink(&program, folder.join(program.file_name().unwrap())).unwrap();
+    let all = [
+        binaries.backend(),
+        binaries.gateway(),
+        binaries.helper(),
+        binaries.cli(),
+    ];
+    for one in all.iter().filter(|one| *one != program) {
+        symlink(one, folder.join(one.file_name().unwrap())).unwrap();
     }
     let script = format!(
-        "#!/bin/sh\nif [ \"$1\" = serve ]; then\n  echo >>{starts}\n  if [ \"$(wc -l <{starts})\" -eq 2 ]; then\n    \
-         {then}\n  fi\nfi\nexec {backend} \"$@\"\n",
+        "#!/bin/sh\nif [ \"$1\" = {verb} ]; then\n  echo >>{starts}\n  if [ \"$(wc -l <{starts})\" -eq 2 ]; then\n    \
+         {then}\n  fi\nfi\nexec {program} \"$@\"\n",
         starts = folder.join("starts").display(),
-        backend = binaries.backend().display(),
+        program = program.display(),
     );
-    let backend = folder.join("viworks-backend-agent");
-    std::fs::write(&backend, script).unwrap();
-    std::fs::set_permissions(&backend, PermissionsExt::from_mode(0o755)).unwrap();
+    let script_file = folder.join(program.file_name().unwrap());
+    std::fs::write(&script_file, script).unwrap();
+    std::fs::set_permissions(&script_file, PermissionsExt::from_mode(0o755)).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rollback_takes_the_copy_for_a_schema_that_moved_on_and_for_nothing_else() {
-    let schema = "echo 'error: the database schema has version 99, this program knows versions up to 98' >&2; exit 78";
-    for (then, result, said) in [
+    let schema = "echo 'error: the database schema has version 99, this program knows versions up to 98' >&2";
+    let refused = format!("{schema}; exit 78");
+    // As the first versions did.
+    let failed = format!("{schema}; exit 1");
+    // It was not that in the end.
+    let other = format!("{schema}; echo 'error: no memory' >&2; exit 1");
+    let (backend, gateway) = (Binaries::shipped().backend(), Binaries::shipped().gateway());
+    for (program, verb, then, result, said) in [
         (
-            schema,
+            &backend,
+            "serve",
+            refused.as_str(),
             "pass",
-            "back with the copy from before the upgrade, 1 of 1",
+            "back with the copy from before the upgrade, 1 of 1 earlier runs read",
         ),
-        ("echo 'error: no memory' >&2; exit 1", "fail", "not read"),
-        ("echo 'error: no such key' >&2; exit 78", "fail", "not read"),
+        (
+            &gateway,
+            "run",
+            failed.as_str(),
+            "pass",
+            "back on the same database, 2 of 2 earlier runs read; the gateway stays, its schema has moved on",
+        ),
+        (&backend, "serve", other.as_str(), "fail", "not read"),
+        (
+            &backend,
+            "serve",
+            "echo 'error: no such key' >&2; exit 78",
+            "fail",
+            "not read",
+        ),
     ] {
         let folder = TempDir::new().unwrap();
-        previous(folder.path(), then);
+        previous(folder.path(), program, verb, then);
         let found = found(&["--previous", folder.path().to_str().unwrap()], "rollback").await;
         assert_eq!(found["result"], result, "{then}: {found}");
-        let measured = found["measured"].as_str().unwrap();
-        assert!(measured.contains(said), "{then}: {found}");
+        assert_eq!(
+            found["measured"].as_str().unwrap(),
+            said,
+            "{then}: {found}"
+        );
     }
 }
 

@@ -148,10 +148,15 @@ async fn each_check_that_kills_finds_what_is_broken() {
 async fn what_could_not_be_tried_is_said_and_is_a_no_go_where_it_is_strict() {
     let folder = TempDir::new().unwrap();
     let arguments = ["--embedded", "--only", "rollback,redis_recovery"];
-    let (said, _report) = validation(folder.path(), &arguments).await;
+    let (said, report) = validation(folder.path(), &arguments).await;
     let said = said.ended_with(0);
-    assert!(said.stdout.contains("2 SKIPPED"), "{said:#?}");
-    assert!(said.stdout.contains("--previous DIR"), "{said:#?}");
+    assert_eq!(check(&report, "redis_recovery")["result"], "skipped");
+    // Where there are programs of an earlier version, `skew` looks at what is made of them.
+    if Binaries::earlier().is_none() {
+        assert!(said.stdout.contains("2 SKIPPED"), "{said:#?}");
+        assert!(said.stdout.contains("cargo xtask skew"), "{said:#?}");
+        assert!(said.stdout.contains("--previous DIR"), "{said:#?}");
+    }
     let strict = [&arguments[..], &["--strict"]].concat();
     drop(validation(folder.path(), &strict).await.0.ended_with(20));
 }
