@@ -8,12 +8,8 @@ use crate::shop::{Folder, Shop, finish, succeeds};
 /// The commit whose programs are the earlier ones; the tests read it too.
 const EARLIER: &str = include_str!("../../testkit/earlier.txt");
 
-/// The crates that have programs, and the programs.
-const CRATES: [(&str, &str); 3] = [
-    ("viworks-backend-agent", "viworks-backend-agent"),
-    ("viworks-gateway-agent", "viworks-gateway-agent"),
-    ("viworks-operator-cli", "viworks"),
-];
+/// The programs that the tests run.
+const PROGRAMS: [&str; 2] = ["viworks-backend-agent", "viworks-gateway-agent"];
 
 /// Runs the tests with programs of both versions; the first time, it builds the earlier ones.
 pub(crate) fn check(shop: &mut Shop) -> Result<(), String> {
@@ -59,8 +55,21 @@ fn build(shop: &Shop) -> Result<(), String> {
     finish(shop.command("git", &archive).arg(&packed))?;
     let mut unpack = shop.command("tar", &["-xf"]);
     finish(unpack.arg(&packed).arg("-C").arg(&tree))?;
-    let target = folder.path().join("target");
-    let mut cargo = shop.command("cargo", &["build", "--locked", "--quiet"]);
+    // All of them or none.
+    let home = home(shop);
+    let part = home.with_extension("part");
+    let target = part.join("target");
+    // Of a build that was ended here.
+    remove(&part)?;
+    make(&target)?;
+    if let Err(why) = lend_libraries(shop, &target) {
+        println!("note: {why}; every library is compiled for them");
+    }
+    // As the tests of this version are built: with the same features of what both have.
+    let mut cargo = shop.command("cargo", &["build", "--locked", "--quiet", "--workspace"]);
+    for program in PROGRAMS {
+        cargo.args(["--bin", program]);
+    }
     // Nobody looks into them with a debugger, or builds them a second time.
     cargo
         .current_dir(&tree)
@@ -70,20 +79,66 @@ fn build(shop: &Shop) -> Result<(), String> {
         .env_remove("LIBSQLITE3_FLAGS")
         .arg("--target-dir")
         .arg(&target);
-    for (package, _program) in CRATES {
-        cargo.args(["--package", package]);
-    }
     finish(&mut cargo)?;
-    // All of them or none.
-    let home = home(shop);
-    let part = home.with_extension("part");
-    make(&part)?;
-    for (_package, program) in CRATES {
+    for program in PROGRAMS {
         let built = target.join("debug").join(program);
-        fs::copy(&built, part.join(program))
+        fs::rename(&built, part.join(program))
             .map_err(|error| format!("{}: {error}", built.display()))?;
     }
+    remove(&target)?;
     fs::rename(&part, &home).map_err(|error| format!("{}: {error}", home.display()))
+}
+
+/// Gives cargo the libraries that this version has compiled: it takes those of the same version, features and settings,
+/// and compiles the others.
+fn lend_libraries(shop: &Shop, target: &Path) -> Result<(), String> {
+    let (from, to) = (shop.root.join("target/debug"), target.join("debug"));
+    for kind in ["build", ".fingerprint"] {
+        let entries = of_others(&from.join(kind))?;
+        let to = to.join(kind);
+        make(&to)?;
+        if !entries.is_empty() {
+            // With their times, by which cargo goes.
+            finish(shop.command("cp", &["-a"]).args(entries).arg(to))?;
+        }
+    }
+    let (from, to) = (from.join("deps"), to.join("deps"));
+    make(&to)?;
+    for library in of_others(&from)? {
+        // Whoever compiles one anew puts a new file in its place, and leaves this one as it is.
+        let link = to.join(library.file_name().unwrap_or_default());
+        fs::hard_link(&library, &link)
+            .map_err(|error| format!("{}: {error}", library.display()))?;
+    }
+    Ok(())
+}
+
+/// What lies in a folder and is not of this repository's crates. Those of the earlier version have the same names, and
+/// files with earlier times: cargo would take what was compiled of these for what is to be compiled of those.
+fn of_others(folder: &Path) -> Result<Vec<PathBuf>, String> {
+    let failed = |error: std::io::Error| format!("{}: {error}", folder.display());
+    let mut others = Vec::new();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !name
+            .strip_prefix("lib")
+            .unwrap_or(&name)
+            .starts_with("viworks")
+        {
+            others.push(entry.path());
+        }
+    }
+    Ok(others)
+}
+
+fn remove(folder: &Path) -> Result<(), String> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(format!("{}: {error}", folder.display()))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 fn make(folder: &Path) -> Result<(), String> {
