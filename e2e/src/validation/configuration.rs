@@ -1,5 +1,7 @@
-//! A backend whose configuration cannot be used does not start, and says so with 78.
+//! A backend whose configuration cannot be used does not start: it says so with 78, and names what it is.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -31,52 +33,111 @@ const OVERLAYS: [(&str, &str, &str); 4] = [
 ];
 
 pub(crate) async fn check(scene: &Scene, broken: Option<Break>) -> Finding {
+    let found = look(scene, broken).await;
+    found.unwrap_or_else(|error| {
+        Finding::fail(
+            "not started",
+            error.to_string(),
+            "install the backend of this release",
+        )
+    })
+}
+
+async fn look(scene: &Scene, broken: Option<Break>) -> std::io::Result<Finding> {
     let program = match broken {
         Some(Break::BackendConfiguration) => PathBuf::from("/bin/true"),
+        Some(Break::BackendStart) => refusing(scene)?,
         _ => scene.first().binaries().backend(),
     };
     let config = scene.first().backend_config();
+    // Refused for what is laid over it, and not because it is always refused.
+    let plain = tries(&program, "check-config", &config, None).await?;
+    if plain.code != Some(0) {
+        return Ok(Finding::fail(
+            plain.end(),
+            format!(
+                "`check-config` does not take the configuration as it is: {}",
+                plain.said.lines().last().unwrap_or_default()
+            ),
+            "viworks-backend-agent check-config lists every problem of the configuration",
+        ));
+    }
     let mut refused = 0;
     for (variable, value, what) in OVERLAYS {
         for verb in ["check-config", "serve"] {
-            let fix = "install the backend of this release";
-            match code(&program, verb, &config, (variable, value)).await {
-                Ok(Some(78)) => refused += 1,
-                Ok(Some(code)) => {
-                    let reason = format!("`{verb}` with {what} ended with {code}");
-                    return Finding::fail(format!("exit code {code}"), reason, fix);
-                }
-                Ok(None) => {
-                    let reason = format!("`{verb}` with {what} goes on");
-                    return Finding::fail("no end", reason, fix);
-                }
-                Err(error) => return Finding::fail("not started", error.to_string(), fix),
+            let tried = tries(&program, verb, &config, Some((variable, value))).await?;
+            let named = tried.said.contains(variable);
+            if tried.code == Some(78) && named {
+                refused += 1;
+                continue;
             }
+            let silent = if named { "" } else { ", and does not name it" };
+            let end = tried.end();
+            let reason = format!("`{verb}` with {what}: {end}{silent}");
+            return Ok(Finding::fail(
+                end,
+                reason,
+                "install the backend of this release",
+            ));
         }
     }
-    Finding::Pass(format!("{refused} of {refused} starts refused with 78"))
+    Ok(Finding::Pass(format!(
+        "{refused} of {refused} starts refused with 78"
+    )))
 }
 
-async fn code(
+/// A backend that takes no configuration at all.
+fn refusing(scene: &Scene) -> std::io::Result<PathBuf> {
+    let script = scene.first().path().join("refusing.sh");
+    std::fs::write(&script, "#!/bin/sh\nexit 78\n")?;
+    std::fs::set_permissions(&script, Permissions::from_mode(0o755))?;
+    Ok(script)
+}
+
+/// How a start went.
+struct Tried {
+    /// What it ended with; `None` when it goes on, or was ended by a signal.
+    code: Option<i32>,
+    /// What it said on standard error.
+    said: String,
+}
+
+impl Tried {
+    fn end(&self) -> String {
+        let code = self.code;
+        code.map_or_else(|| "no end".to_owned(), |code| format!("exit code {code}"))
+    }
+}
+
+async fn tries(
     program: &Path,
     verb: &str,
     config: &Path,
-    overlay: (&str, &str),
-) -> std::io::Result<Option<i32>> {
+    overlay: Option<(&str, &str)>,
+) -> std::io::Result<Tried> {
     let folder = tempfile::tempdir()?;
-    let mut process = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args([verb, "--config"])
         .arg(config)
         .arg("--state-folder")
         .arg(folder.path())
-        .env(overlay.0, overlay.1)
+        .envs(overlay)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()?;
-    match timeout(WITHIN, process.wait()).await {
-        Ok(status) => Ok(status?.code()),
-        Err(_elapsed) => Ok(None),
-    }
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    Ok(match timeout(WITHIN, command.output()).await {
+        Ok(output) => {
+            let output = output?;
+            Tried {
+                code: output.status.code(),
+                said: String::from_utf8_lossy(&output.stderr).into_owned(),
+            }
+        }
+        Err(_elapsed) => Tried {
+            code: None,
+            said: String::new(),
+        },
+    })
 }

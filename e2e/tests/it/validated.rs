@@ -43,8 +43,9 @@ async fn a_check_that_could_not_find_anything_out_is_no_pass() {
         ("upgrade", "foreign_certificate"),
         // Nobody is there: nobody takes a large body.
         ("health", "limits"),
-        // An agent that refuses everything refuses a bad configuration as well.
+        // Who refuses everything refuses a bad configuration as well.
         ("registration", "configuration"),
+        ("backend_start", "backend_configuration"),
     ] {
         let found = found(&["--break", broken], check).await;
         assert_eq!(found["result"], "fail", "{broken}: {found}");
@@ -165,8 +166,10 @@ fn validate(system: &Deployment, gateway: &Path, arguments: &[&str]) -> Command 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_validation_that_is_stopped_leaves_nothing_behind() {
     let mut system = Deployment::new(Binaries::shipped());
-    system.start_backend(Start::default()).await;
-    // The agent runs from the first on, and the second waits for the end of a connection that says nothing.
+    // The agent runs from the first on, and the second waits for the end of a connection that says nothing: no
+    // validation is over before its signal.
+    let start = Start::default().with("VIWORKS__AGENTS__TLS_TIMEOUT_MS", "60000");
+    system.start_backend(start).await;
     let long = ["--only", "registration,limits"];
     for (name, signal) in [
         ("probe-1", Signal::TERM),

@@ -166,7 +166,7 @@ impl<'s> Site<'s> {
     }
 
     async fn upgrade(&self) -> Finding {
-        match wire::upgrade(&self.papers, Shown::Own).await {
+        match wire::upgrade(&self.papers).await {
             Ok(upgraded) => Finding::Pass(format!(
                 "101 Switching Protocols in {} ms",
                 upgraded.took.as_millis()
@@ -176,7 +176,7 @@ impl<'s> Site<'s> {
     }
 
     async fn mtls(&self) -> Finding {
-        let upgraded = match wire::upgrade(&self.papers, Shown::Own).await {
+        let upgraded = match wire::upgrade(&self.papers).await {
             Ok(upgraded) => upgraded,
             Err(refused) => return not_upgraded(&refused),
         };
@@ -205,10 +205,11 @@ impl<'s> Site<'s> {
 
     async fn refused(&self, shown: Shown) -> Finding {
         // Nobody there refuses nobody, and where the gateway itself is not let in, nothing follows from it.
-        if let Err(refused) = wire::upgrade(&self.papers, Shown::Own).await {
-            return not_upgraded(&refused);
-        }
-        match wire::upgrade(&self.papers, shown).await {
+        let took = match wire::upgrade(&self.papers).await {
+            Ok(upgraded) => upgraded.took,
+            Err(refused) => return not_upgraded(&refused),
+        };
+        match wire::intrude(&self.papers, shown, took).await {
             Ok(_let_in) => Finding::fail(
                 "101 Switching Protocols",
                 "whoever has no certificate of the gateways' authority is let in",

@@ -33,7 +33,7 @@ use crate::failure::chain;
 /// How long the other end may take for anything.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// How long the other end may take to say that a certificate is none, where it says that in TLS.
+/// How long the other end may take at least to say that a certificate is none, where it says that in TLS.
 const ALERT_WITHIN: Duration = Duration::from_secs(1);
 
 /// Whom the caller claims to be.
@@ -95,14 +95,36 @@ pub(super) struct Upgraded {
 }
 
 /// Connects as a gateway does.
-pub(super) async fn upgrade(papers: &Papers, shown: Shown) -> Result<Upgraded, Refused> {
-    match timeout(PATIENCE, upgraded(papers, shown)).await {
+pub(super) async fn upgrade(papers: &Papers) -> Result<Upgraded, Refused> {
+    match timeout(PATIENCE, upgraded(papers, Shown::Own, ALERT_WITHIN)).await {
         Ok(outcome) => outcome,
         Err(_elapsed) => Err(Refused::Cut),
     }
 }
 
-async fn upgraded(papers: &Papers, shown: Shown) -> Result<Upgraded, Refused> {
+/// Connects as somebody does who is none. `took` is how long the gateway itself took.
+pub(super) async fn intrude(
+    papers: &Papers,
+    shown: Shown,
+    took: Duration,
+) -> Result<Upgraded, Refused> {
+    match timeout(PATIENCE, upgraded(papers, shown, alert_within(took))).await {
+        Ok(outcome) => outcome,
+        Err(_elapsed) => Err(Refused::Cut),
+    }
+}
+
+/// How long to wait for a word on the certificate, where a whole upgrade takes `took`: longer on a slow line, and not so
+/// long that there is no time for the rest.
+fn alert_within(took: Duration) -> Duration {
+    took.saturating_mul(4).clamp(ALERT_WITHIN, PATIENCE / 2)
+}
+
+async fn upgraded(
+    papers: &Papers,
+    shown: Shown,
+    alert_within: Duration,
+) -> Result<Upgraded, Refused> {
     let begun = Instant::now();
     let tcp = connect(papers).await?;
     let config = config(papers, shown).map_err(Refused::Tls)?;
@@ -114,7 +136,7 @@ async fn upgraded(papers: &Papers, shown: Shown) -> Result<Upgraded, Refused> {
         // In TLS 1.3 a client learns only now that its certificate was refused, and a request that is on its way by
         // then would be answered with a reset, which takes the alert away.
         let mut nothing = [0; 1];
-        match timeout(ALERT_WITHIN, stream.read(&mut nothing)).await {
+        match timeout(alert_within, stream.read(&mut nothing)).await {
             Ok(Ok(_end)) => return Err(Refused::Cut),
             Ok(Err(error)) => return Err(of_tls(&error)),
             Err(_silent) => {}
@@ -233,7 +255,7 @@ pub(super) enum Opened {
 
 /// Says HELLO with the papers as they were issued. Answers what was said, to be said again, and what came of it.
 pub(super) async fn hello(papers: &Papers) -> Result<(Vec<u8>, Opened), Refused> {
-    let mut socket = upgrade(papers, Shown::Own).await?.socket;
+    let mut socket = upgrade(papers).await?.socket;
     let mut session = AgentSession::new(session_config(papers, &socket)?, SystemClock.now());
     let challenge = read(&mut socket).await?;
     session.handle_frame(&challenge, SystemClock.now());
@@ -261,7 +283,7 @@ pub(super) async fn hello(papers: &Papers) -> Result<(Vec<u8>, Opened), Refused>
 
 /// Says what was said before, on a connection of its own.
 pub(super) async fn say_again(papers: &Papers, said: Vec<u8>) -> Result<Opened, Refused> {
-    let mut socket = upgrade(papers, Shown::Own).await?.socket;
+    let mut socket = upgrade(papers).await?.socket;
     read(&mut socket).await?;
     drop(socket.send(Message::binary(said)).await);
     Ok(match read(&mut socket).await {
@@ -334,5 +356,19 @@ async fn read(socket: &mut WebSocketStream<TlsStream<TcpStream>>) -> Result<Vec<
             )
             | Err(_) => return Err(Refused::Cut),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_line_is_given_time_to_refuse_a_certificate() {
+        let seconds = Duration::from_secs;
+        assert_eq!(alert_within(Duration::from_millis(3)), ALERT_WITHIN);
+        // Two journeys there and back, and the refusal takes one.
+        assert_eq!(alert_within(seconds(1)), seconds(4));
+        assert!(alert_within(seconds(60)) < PATIENCE);
     }
 }
