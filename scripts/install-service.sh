@@ -134,6 +134,12 @@ install_part() {
       put_if_there 644 "$page" "/usr/share/man/man$section/$(basename -- "$page")"
     done
   done
+  # What is left are pages of verbs that this version has no more.
+  for file in $program $helper; do
+    for page in "$root/usr/share/man/man$section/$file-"*".$section"; do
+      [ -e "$from/man/$(basename -- "$page")" ] || drop "${page#"$root"}"
+    done
+  done
   put_if_there 644 "$from/completions/$program.bash" "/usr/share/bash-completion/completions/$program"
   put_if_there 644 "$from/completions/_$program" "/usr/share/zsh/site-functions/_$program"
   put_if_there 644 "$from/completions/$program.fish" "/usr/share/fish/vendor_completions.d/$program.fish"

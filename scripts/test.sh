@@ -64,6 +64,14 @@ need_postgresql() {
   install_package postgresql
 }
 
+# The rule by which no service starts, while it is there for us; whoever interrupts us would have no later one start.
+rule=''
+drop_rule() {
+  [ -z "$rule" ] || "${as_root[@]}" rm -f "$rule"
+  rule=''
+}
+trap drop_rule EXIT
+
 # A server and the package it is in, without the service that Debian would start with it: nothing that is installed
 # meanwhile may start one. A machine that has a rule about that keeps it.
 need_server() {
@@ -72,14 +80,15 @@ need_server() {
     [ ! -x "$place/$1" ] || return 0
   done
   [ "${#flags[@]}" -eq 0 ] || return 1
-  local rule=/usr/sbin/policy-rc.d status=0 ours=''
-  if [ ! -e "$rule" ]; then
-    printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$rule" >/dev/null || return 1
-    ours=yes
-    "${as_root[@]}" chmod 755 "$rule" || status=1
+  local status=0
+  if [ ! -e /usr/sbin/policy-rc.d ]; then
+    # Noted before it is there.
+    rule=/usr/sbin/policy-rc.d
+    printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$rule" >/dev/null || status=1
+    [ "$status" -ne 0 ] || "${as_root[@]}" chmod 755 "$rule" || status=1
   fi
   [ "$status" -ne 0 ] || install_package "$package" || status=1
-  [ -z "$ours" ] || "${as_root[@]}" rm -f "$rule"
+  drop_rule
   # Where it would have started with the next boot as well.
   if [ "$status" -eq 0 ] && [ -d /run/systemd/system ]; then
     "${as_root[@]}" systemctl disable --quiet "$1" 2>/dev/null || true

@@ -121,8 +121,13 @@ fn it_installs_keeps_uninstalls_and_purges_below_a_folder() {
     for ours in ["gateway.toml", "conf.d/10-site.toml"] {
         write(&site.root().join("etc/viworks").join(ours), "ours");
     }
+    // Of a verb that the earlier version had.
+    let gone = "usr/share/man/man8/viworks-backend-agent-gone.8";
+    write(&site.root().join(gone), "gone");
     let again = act("install", &[]);
     assert!(again.contains("kept: "), "{again}");
+    assert!(!site.has(gone));
+    assert_eq!(pages(), PAGES.len());
     assert_eq!(fs::read_to_string(&catalogue).unwrap(), "# ours\n");
 
     act("uninstall", &[]);
