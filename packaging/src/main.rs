@@ -9,7 +9,7 @@ mod page;
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Command, CommandFactory as _};
@@ -68,14 +68,16 @@ fn programs() -> [Program; 4] {
 }
 
 /// `man/NAME.SECTION`, one page for each program and for each of its verbs, and `completions/` with one file for each
-/// program and shell. What was in either is gone.
+/// program and shell. What an earlier call has put into either is gone.
 fn write(folder: &Path) -> io::Result<()> {
     let (pages, completions) = (folder.join("man"), folder.join("completions"));
+    // Both are looked at before anything is removed.
+    let earlier = [ours(&pages)?, ours(&completions)?];
+    for file in earlier.iter().flatten() {
+        fs::remove_file(file)?;
+    }
     for folder in [&pages, &completions] {
-        match fs::remove_dir_all(folder) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Ok(()) | Err(_) => fs::create_dir_all(folder)?,
-        }
+        fs::create_dir_all(folder)?;
     }
     for mut program in programs() {
         if program.typed {
@@ -88,6 +90,31 @@ fn write(folder: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The files in a folder, all of which are such as this program writes: `/usr/share` has a folder `man` as well.
+fn ours(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut files = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !entry.file_type()?.is_file() || !name.trim_start_matches('_').starts_with("viworks") {
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                format!(
+                    "{} was not written by this program; name a folder for its pages alone",
+                    entry.path().display()
+                ),
+            ));
+        }
+        files.push(entry.path());
+    }
+    Ok(files)
 }
 
 /// The pages of a program with the names of their files: its own, and one for each verb.
@@ -113,8 +140,25 @@ fn manual(program: Program) -> io::Result<Vec<(String, String)>> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::fs;
 
-    use super::{manual, programs};
+    use super::{manual, programs, write};
+
+    #[test]
+    fn what_others_have_written_stays_and_what_it_wrote_before_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = |name: &str| folder.path().join(name);
+        write(folder.path()).unwrap();
+        fs::write(place("man/viworks-gone.1"), "of an earlier version").unwrap();
+        write(folder.path()).unwrap();
+        assert!(place("man/viworks.1").is_file() && !place("man/viworks-gone.1").exists());
+
+        // As in /usr/share.
+        fs::create_dir(place("man/man1")).unwrap();
+        let refused = write(folder.path()).unwrap_err().to_string();
+        assert!(refused.contains("man/man1 was not written"), "{refused}");
+        assert!(place("man/viworks.1").is_file() && place("man/man1").is_dir());
+    }
 
     #[test]
     fn every_page_that_a_page_names_is_there_and_says_what_it_has_to() {
