@@ -190,6 +190,8 @@ fn test(shop: &mut Shop) -> Result<(), String> {
         "--quiet",
         "--workspace",
         "--bin",
+        "viworks",
+        "--bin",
         "viworks-gateway-agent",
         "--bin",
         "viworks-backend-agent",
