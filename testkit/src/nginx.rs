@@ -348,21 +348,31 @@ impl Nginx {
     /// The processes that work for it, old ones included.
     #[must_use]
     pub fn workers(&self) -> Vec<u32> {
-        let pid = self.process.as_ref().map_or(0, Process::pid);
-        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-        let children = children.unwrap_or_default();
-        children
-            .split_whitespace()
-            .filter_map(|pid| pid.parse().ok())
-            .collect()
+        let process = self.process.as_ref();
+        process.map_or_else(Vec::new, |process| children(process.pid()))
     }
 
     /// kill -9 of the server, and of what works for it and would go on without it.
+    ///
+    /// # Panics
+    /// When it cannot be stopped before.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a server that is stopped can only be looked at again and again, here where no runtime is"
+    )]
     pub fn kill(&mut self) {
-        let workers = self.workers();
-        if let Some(mut process) = self.process.take() {
-            process.kill();
+        let Some(mut process) = self.process.take() else {
+            return;
+        };
+        // While it stands still it makes no worker that nobody knows, which would keep its port.
+        process.signal(Signal::STOP);
+        let begun = Instant::now();
+        while !stands_still(process.pid()) && process.ended().is_none() {
+            assert!(begun.elapsed() < TIME, "nginx does not stand still");
+            std::thread::sleep(Duration::from_millis(1));
         }
+        let workers = children(process.pid());
+        process.kill();
         let pids = workers
             .into_iter()
             .filter_map(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
@@ -407,6 +417,24 @@ impl Drop for Nginx {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// The children of a process.
+fn children(pid: u32) -> Vec<u32> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let children = children.unwrap_or_default();
+    children
+        .split_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .collect()
+}
+
+/// Whether a process was stopped by a signal.
+fn stands_still(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // Its name may have anything in it.
+    let state = stat.rsplit_once(") ").map(|(_name, rest)| rest);
+    state.is_some_and(|rest| rest.starts_with('T'))
 }
 
 fn program() -> Option<PathBuf> {
