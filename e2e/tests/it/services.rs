@@ -9,6 +9,7 @@ use viworks_testkit::machine::Machine;
 use viworks_testkit::packages::Packages;
 use viworks_testkit::process::eventually;
 
+mod restart;
 mod script;
 mod upgrade;
 mod validation;
@@ -487,6 +488,8 @@ async fn the_packages_live_and_die_under_systemd() {
     site.works().await;
     is_confined(&site);
     site.root_validates_it_as_the_backends_user_and_leaves_nothing();
+    site.a_gateway_whose_service_is_restarted_is_back_in_time()
+        .await;
     site.commands_of_other_users_take_a_list_and_leave_nothing()
         .await;
     site.pieces_of_a_configuration_count().await;
