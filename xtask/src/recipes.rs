@@ -175,12 +175,6 @@ fn test(shop: &mut Shop) -> Result<(), String> {
     } else if packages::tool(shop).is_none() {
         shop.skip("the packages under a real systemd: cargo-deb is missing");
     }
-    if !skew::is_built(shop) {
-        shop.skip(
-            "programs of an earlier version beside these: `cargo xtask skew` builds them, which takes minutes, and runs \
-             that; once they are there, it is a part of these tests",
-        );
-    }
     // The test kit builds the programs as well, for those who run one test; nothing of that is waited for in a test
     // here.
     shop.cargo(&["build", "--locked", "--quiet", "--workspace"])?;
@@ -200,6 +194,8 @@ fn test(shop: &mut Shop) -> Result<(), String> {
         "--features",
         "viworks-gateway-agent/fault-points,viworks-backend-agent/fault-points",
     ])?;
+    // Last, from the libraries that are there now.
+    skew::prepare(shop);
     let mut tests = tests_command(shop);
     if !has("python3") {
         shop.skip("the reference agent in Python: python3 is missing");

@@ -28,8 +28,26 @@ pub(crate) fn check(shop: &mut Shop) -> Result<(), String> {
     shop.cargo(&arguments)
 }
 
+/// Sees to it that the earlier programs are there for all tests, or says what is skipped without them.
+pub(crate) fn prepare(shop: &mut Shop) {
+    if is_built(shop) {
+        return;
+    }
+    let why = if shop.install {
+        match build(shop) {
+            Ok(()) => return,
+            Err(why) => why,
+        }
+    } else {
+        "nothing is built for them".to_owned()
+    };
+    shop.skip(&format!(
+        "programs of an earlier version beside these: {why}; `cargo xtask skew` builds them and runs that"
+    ));
+}
+
 /// Whether the earlier programs are there.
-pub(crate) fn is_built(shop: &Shop) -> bool {
+fn is_built(shop: &Shop) -> bool {
     home(shop).is_dir()
 }
 
