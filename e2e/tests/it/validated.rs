@@ -52,8 +52,8 @@ async fn a_check_that_could_not_find_anything_out_is_no_pass() {
     }
 }
 
-/// The programs of this version in the place of the one before, of which `program` behaves at its second start by `verb`
-/// as `then` says: that is after the rollback, on what the newer version has left.
+/// The programs of this version in the place of the one before, of which `program` behaves as `then` says at its second
+/// start by `verb`: that is after the rollback, on what the newer version has left.
 fn previous(folder: &Path, program: &Path, verb: &str, then: &str) {
     let binaries = Binaries::shipped();
     let all = [

@@ -114,8 +114,8 @@ pub(super) async fn intrude(
     }
 }
 
-/// How long to wait for a word on the certificate, where a whole upgrade takes `took`: longer on a slow line, and not so
-/// long that there is no time for the rest.
+/// How long to wait for a word on the certificate, where a whole upgrade takes `took`: longer on a slow line, and not
+/// so long that there is no time for the rest.
 fn alert_within(took: Duration) -> Duration {
     took.saturating_mul(4).clamp(ALERT_WITHIN, PATIENCE / 2)
 }
