@@ -81,7 +81,7 @@ pub(crate) struct Plan {
     pub(crate) telemetry_agents: usize,
     /// Records of each.
     pub(crate) telemetry_records: u64,
-    /// How long an idle fleet is watched, after it had a quarter of that to settle. In full sizes twice what passes
+    /// How long an idle fleet is watched, after it had half of that to settle. In full sizes twice what passes
     /// until an instance says again that it has its sessions, so that each is said as often, whenever that begins.
     pub(crate) watched: Duration,
 }

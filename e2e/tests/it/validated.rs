@@ -113,11 +113,7 @@ async fn a_rollback_takes_the_copy_for_a_schema_that_moved_on_and_for_nothing_el
         previous(folder.path(), program, verb, then);
         let found = found(&["--previous", folder.path().to_str().unwrap()], "rollback").await;
         assert_eq!(found["result"], result, "{then}: {found}");
-        assert_eq!(
-            found["measured"].as_str().unwrap(),
-            said,
-            "{then}: {found}"
-        );
+        assert_eq!(found["measured"].as_str().unwrap(), said, "{then}: {found}");
     }
 }
 

@@ -35,7 +35,8 @@ impl Site {
             .replace("/root/desk.key", "/root/validation.key")
             .replace("/etc/viworks/backend/", "site/");
         let agents = "grep -lsx viworks-gateway /proc/[0-9]*/comm | wc -l";
-        let temporary = "find /tmp /var/tmp -mindepth 1 -maxdepth 1 ! -name 'systemd-private-*' | sort";
+        let temporary =
+            "find /tmp /var/tmp -mindepth 1 -maxdepth 1 ! -name 'systemd-private-*' | sort";
         let look = || [agents, temporary].map(|line| self.machine.shell(line));
         let before = look();
         let said = self.machine.shell(&format!(
