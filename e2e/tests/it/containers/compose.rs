@@ -28,11 +28,15 @@ impl Compose {
         Self::with(&BTreeMap::new())
     }
 
+    /// The whole of it, with these variables.
+    pub(crate) fn document(variables: &BTreeMap<&str, String>) -> Value {
+        let text = std::fs::read_to_string(workspace().join("docker-compose.yml")).unwrap();
+        serde_saphyr::from_str(&interpolated(&text, variables)).unwrap()
+    }
+
     /// With these variables.
     pub(crate) fn with(variables: &BTreeMap<&str, String>) -> Self {
-        let text = std::fs::read_to_string(workspace().join("docker-compose.yml")).unwrap();
-        let text = interpolated(&text, variables);
-        let mut document: Value = serde_saphyr::from_str(&text).unwrap();
+        let mut document = Self::document(variables);
         let map = |value: Value| {
             let Value::Object(map) = value else {
                 panic!("no table: {value}");
@@ -83,10 +87,6 @@ impl Service {
 
     pub(crate) fn has(&self, key: &str) -> bool {
         !self.0[key].is_null()
-    }
-
-    pub(crate) fn keys(&self) -> Vec<String> {
-        self.0.as_object().unwrap().keys().cloned().collect()
     }
 
     pub(crate) fn text(&self, key: &str) -> String {
