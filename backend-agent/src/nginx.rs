@@ -6,6 +6,7 @@ mod operators;
 mod passed;
 pub mod render;
 mod renewal;
+mod sources;
 mod terminated;
 mod whole;
 

@@ -1,13 +1,13 @@
 //! Holds the part of a configuration of nginx that leads operators to the API against what they need.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use viworks_common::limits::REQUEST_BODY_BYTES_MAX;
 
-use super::directive::{Directive, all_in_force, in_force, named, size, span};
+use super::directive::{Directive, in_force, named, size, span};
 use super::render::reached_at;
+use super::sources::{self, Clients};
 use super::whole::{Findings, Targets, Way, Whole, comes_from, header};
 use crate::pki::issue::is_for;
 
@@ -60,51 +60,11 @@ pub(super) fn check(whole: &Whole<'_>, findings: &mut Findings) {
     }
 }
 
-/// Whether a word names loopback addresses: one of them, or a network of them.
-fn is_of_this_machine(word: &str) -> bool {
-    let address = word.split('/').next().unwrap_or(word);
-    address.parse::<IpAddr>().is_ok_and(|it| it.is_loopback())
-}
-
-/// Whether this nginx knows where operators are, behind the part of it that passes TLS through.
-fn sources(way: &Way<'_>, findings: &mut Findings) {
-    let passed = |listen: &&Directive| listen.arguments.iter().any(|it| it == "proxy_protocol");
-    let Some(listen) = named(&way.server().block, "listen").find(passed) else {
-        return;
-    };
-    let blocks = way.blocks();
-    let header = in_force(&blocks, "real_ip_header");
-    // As nginx has it where nothing is said.
-    let name = header.map_or("X-Real-IP", Directive::value);
-    if name != "proxy_protocol" {
-        findings.problems.push(header.unwrap_or(listen).problem(
-            format!("whoever connects can claim any address in {name}, and would be there in the audit trail"),
-            "write real_ip_header proxy_protocol; beside set_real_ip_from",
-        ));
-    }
-    let mut believed = all_in_force(&blocks, "set_real_ip_from").map(Directive::value);
-    let is_seen = match listen.value().rsplit_once(':') {
-        Some(("unix", _path)) => believed.any(|it| it == "unix:"),
-        Some((host, _port)) => match host.trim_matches(['[', ']']).parse::<IpAddr>() {
-            // By whichever of these addresses the other part connects.
-            Ok(host) if host.is_loopback() => believed.any(is_of_this_machine),
-            _ => believed.next().is_some(),
-        },
-        None => believed.next().is_some(),
-    };
-    if !is_seen {
-        findings.problems.push(listen.problem(
-            "the audit trail would have all operators where the part is that passes TLS through",
-            "write set_real_ip_from with the address from which that part connects, such as 127.0.0.1",
-        ));
-    }
-}
-
 /// Whether the backend knows where operators are. These ways are of one server.
 fn origins(whole: &Whole<'_>, ways: &[Way<'_>], address: &str, findings: &mut Findings) {
     let mut unknown = BTreeSet::new();
     if let Some(way) = ways.first() {
-        sources(way, findings);
+        sources::check(whole, way, Clients::Operators, findings);
     }
     for way in ways {
         let blocks = way.blocks();
@@ -138,7 +98,11 @@ fn encryption(whole: &Whole<'_>, ways: &[Way<'_>], findings: &mut Findings) {
     let blocks = blocks.get(..2).unwrap_or_default();
     let certificates = whole.certificates(blocks, findings);
     let problems = &mut findings.problems;
-    let is_plain = |listen: &&Directive| !listen.arguments.iter().any(|word| word == "ssl");
+    let is_plain = |listen: &&Directive| {
+        // QUIC is never without TLS, and a socket of this machine is no network.
+        let encrypts = |word: &String| word == "ssl" || word == "quic";
+        !listen.value().starts_with("unix:") && !listen.arguments.iter().any(encrypts)
+    };
     let mut listens = named(&server.block, "listen").peekable();
     // Without one it listens on port 80.
     let plain = if listens.peek().is_none() {

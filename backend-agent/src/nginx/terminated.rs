@@ -5,6 +5,7 @@ use viworks_common::pin::SpkiPin;
 use super::directive::{Directive, in_force, span};
 use super::render::reached_at;
 use super::renewal::pin;
+use super::sources::{self, Clients};
 use super::whole::{Findings, Targets, Way, Whole, comes_from, header, host};
 
 /// Headers that the location of gateways has to set, with what.
@@ -41,9 +42,15 @@ pub(super) fn check(whole: &Whole<'_>, pins: &[SpkiPin], findings: &mut Findings
         let Some(targets) = Targets::of(http, &address) else {
             return;
         };
+        let mut last: Option<&Directive> = None;
         for way in targets.ways(findings) {
             found = true;
             way.everybody_is_believed(findings);
+            // Once for each server, whatever leads on from there.
+            if !last.is_some_and(|last| std::ptr::eq(last, way.server())) {
+                sources::check(whole, &way, Clients::Gateways, findings);
+            }
+            last = Some(way.server());
             certificates(whole, &way, pins, findings);
             sessions(whole, &way, &address, findings);
         }

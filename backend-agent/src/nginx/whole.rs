@@ -136,7 +136,11 @@ impl<'d> Targets<'d> {
     /// Whether a word means the address, or an upstream that has it.
     pub(super) fn means(&self, word: &str) -> bool {
         let target = target(word);
-        is_address(target, self.address) || self.upstreams.contains(&target)
+        let is_here =
+            |target: &str| is_address(target, self.address) || self.upstreams.contains(&target);
+        // What a variable adds behind it is a path, or is not known before nginx runs.
+        let before = target.split_once('$').map(|(before, _variable)| before);
+        is_here(target) || before.is_some_and(is_here)
     }
 
     /// Whether a `proxy_pass` can lead there.
@@ -216,10 +220,24 @@ fn walk<'d>(
     }
 }
 
+/// Variables that begin with what ends a host and port.
+const PATHS: [&str; 4] = ["request_uri", "uri", "document_uri", "is_args"];
+
 /// The host and port of a `proxy_pass`, or what stands for them.
 fn target(pass: &str) -> &str {
     let target = pass.split_once("://").map_or(pass, |(_scheme, rest)| rest);
-    target.split_once('/').map_or(target, |(host, _path)| host)
+    let is_path = |(at, letter): &(usize, char)| match *letter {
+        '/' | '?' => true,
+        '$' if *at > 0 => {
+            let rest = target.get(*at..).unwrap_or_default();
+            let name = rest.trim_start_matches(['$', '{']);
+            let end = name.find(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
+            PATHS.contains(&name.get(..end.unwrap_or(name.len())).unwrap_or_default())
+        }
+        _ => false,
+    };
+    let end = target.char_indices().find(is_path);
+    end.and_then(|(end, _)| target.get(..end)).unwrap_or(target)
 }
 
 /// The name of a variable, where a text is one and nothing else.

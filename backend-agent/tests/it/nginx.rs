@@ -7,14 +7,14 @@ use tempfile::TempDir;
 use viworks_backend_agent::config::{Config, ProxyProtocol, TlsEnd};
 use viworks_backend_agent::nginx::check::{Question, check};
 use viworks_backend_agent::nginx::render::{RenderError, Site, render};
-use viworks_common::key::BindingMode;
 use viworks_runtime::config::Problems;
 
 use crate::pki;
 
+mod terminated;
+
 const SHIPPED: &str = include_str!("../../../nginx/nginx.conf");
 const CONTAINERS: &str = include_str!("../../../containers/nginx.conf");
-const TERMINATE: &str = include_str!("../../../nginx/nginx-terminate.conf");
 
 struct Scene {
     folder: TempDir,
@@ -389,8 +389,31 @@ fn every_way_to_the_api_is_held_against_the_same() {
             "{way}: {found}"
         );
     }
+    // A path behind it, or whatever a variable adds.
+    for target in [
+        "viworks_api$request_uri",
+        "viworks_api?$args",
+        "127.0.0.1:8080${request_uri}",
+        "127.0.0.1:8080$is_args$args",
+        "127.0.0.1:8080$arg_more",
+        "$where$request_uri",
+    ] {
+        let way = plain.replace("viworks_api", target);
+        let found = inside(&format!("set $where viworks_api; {way}"));
+        assert!(
+            found.contains("X-Real-IP goes on as the client wrote it"),
+            "{way}: {found}"
+        );
+    }
     // What is led somewhere else is none of ours.
-    assert_eq!(inside(&plain.replace("viworks_api", "127.0.0.1:3000")), "");
+    for elsewhere in ["127.0.0.1:3000", "127.0.0.1:3000$request_uri"] {
+        assert_eq!(inside(&plain.replace("viworks_api", elsewhere)), "");
+    }
+    // One way is enough, however it is written.
+    for target in ["viworks_api$request_uri", "127.0.0.1:8080$request_uri"] {
+        let pass = format!("proxy_pass http://{target};");
+        assert_eq!(scene.told_of("proxy_pass http://viworks_api;", &pass), "");
+    }
     for (this, other) in [
         (
             "listen 127.0.0.1:8443 ssl http2 proxy_protocol;",
@@ -405,6 +428,41 @@ fn every_way_to_the_api_is_held_against_the_same() {
             "{other}: {found}"
         );
     }
+    // TLS without the word, and no network.
+    let listen = "listen 127.0.0.1:8443 ssl http2 proxy_protocol;";
+    for other in ["listen 443 quic;", "listen unix:/run/viworks.sock;"] {
+        assert_eq!(scene.told_of(listen, &format!("{listen} {other}")), "");
+    }
+}
+
+#[test]
+fn whoever_passes_tls_on_to_a_server_of_this_nginx_says_who_connects() {
+    let scene = Scene::new();
+    let none = "proxy_protocol on;";
+    let found = scene.told_of(none, "");
+    assert!(
+        found.contains("sends no header of the PROXY protocol to 127.0.0.1:8443"),
+        "{found}"
+    );
+    // The other way round, and neither.
+    let listen = "listen 127.0.0.1:8443 ssl http2 proxy_protocol;";
+    for other in [
+        "listen 8444 ssl;",
+        "listen *:8444 ssl;",
+        "listen [::]:8444 ssl;",
+    ] {
+        let way = "server { listen 9; proxy_pass localhost:8444; }\nserver {";
+        let text = SHIPPED.replacen("server {", way, 1);
+        let found = scene.told(&text.replacen(listen, &format!("{listen} {other}"), 1));
+        assert!(
+            found.contains("without a word about who connects: the audit trail"),
+            "{other}: {found}"
+        );
+        assert_eq!(scene.told(&text), "");
+    }
+    let text = SHIPPED.replacen(listen, "listen 127.0.0.1:8443 ssl http2;", 1);
+    let found = scene.told(&text);
+    assert!(found.contains("which takes none"), "{found}");
 }
 
 #[test]
@@ -488,158 +546,4 @@ fn certbots_own_folder_is_looked_at_where_it_is_there() {
     std::fs::remove_dir_all(&usual).unwrap();
     std::os::unix::fs::symlink("/nonexistent/renewal", &usual).unwrap();
     assert!(scene.told(SHIPPED).contains("cannot be read"));
-}
-
-/// A backend whose gateways' TLS ends in nginx, with the shipped file for its own certificates.
-fn terminating() -> (Scene, String) {
-    let mut scene = Scene::new();
-    let agents = &mut scene.config.agents;
-    agents.tls_ends_at = TlsEnd::Proxy;
-    agents.binding = BindingMode::Certificate;
-    agents.proxy_protocol = ProxyProtocol::Off;
-    let rendered = render(TlsEnd::Proxy, &site(), &scene.config.agents).unwrap();
-    (scene, rendered)
-}
-
-#[test]
-fn the_shipped_file_that_ends_tls_is_rendered_for_the_backends_certificates() {
-    let (scene, rendered) = terminating();
-    assert_eq!(scene.told(&rendered), "");
-    let agents = &scene.config.agents;
-    let places = [
-        ("/etc/viworks/backend/server.crt", &agents.certificate_file),
-        ("/etc/viworks/backend/server.key", &agents.key_file),
-        ("/etc/viworks/backend/ca.crt", &agents.client_ca_file),
-    ];
-    let placed = places
-        .iter()
-        .fold(TERMINATE.to_owned(), |text, (place, own)| {
-            text.replace(place, own.to_str().unwrap())
-        });
-    assert_eq!(rendered, placed);
-    // It is not what a backend needs whose own TLS it is, and the other way round.
-    assert!(
-        Scene::new()
-            .told(&rendered)
-            .contains("no server in a stream block")
-    );
-    assert!(
-        scene
-            .told(SHIPPED)
-            .contains("no location in an http block leads to 127.0.0.1:8081")
-    );
-}
-
-#[test]
-fn what_would_open_no_session_where_tls_ends_in_nginx_is_told() {
-    let (mut scene, rendered) = terminating();
-    for (this, other, told) in [
-        (
-            "ssl_verify_client on;",
-            "",
-            "not asked for their certificate",
-        ),
-        ("ssl_session_tickets off;", "", "shows no certificate"),
-        (
-            "ssl_session_cache off;",
-            "ssl_session_cache shared:all:1m;",
-            "shows no certificate",
-        ),
-        (
-            "$ssl_client_escaped_cert;",
-            "$ssl_client_cert;",
-            "X-Client-Cert is not set",
-        ),
-        (
-            "proxy_set_header X-Real-IP $remote_addr;",
-            "",
-            "X-Real-IP is not set",
-        ),
-        (
-            "proxy_set_header Upgrade $http_upgrade;",
-            "",
-            "Upgrade is not set",
-        ),
-        (
-            "proxy_read_timeout 90s;",
-            "proxy_read_timeout 40s;",
-            "may be silent for 45 s",
-        ),
-        (
-            "proxy_pass http://viworks_agents;",
-            "proxy_pass http://viworks_agents; proxy_bind 10.0.0.7;",
-            "nginx connects from 10.0.0.7",
-        ),
-        (
-            "server_name agents.example.org;",
-            "server_name other.example.org;",
-            "this server has another name",
-        ),
-    ] {
-        assert!(rendered.contains(this), "{this}");
-        let found = scene.told(&rendered.replace(this, other));
-        assert!(
-            found.contains(told) && found.contains("help: "),
-            "{told} is not in:\n{found}"
-        );
-    }
-    // A renewed certificate with another key, alone or beside the right one.
-    scene.certificate("renewed.crt", "agents.example.org");
-    let own = scene.config.agents.certificate_file.display();
-    let own = format!("ssl_certificate {own};");
-    assert!(rendered.contains(&own));
-    for lines in [
-        "ssl_certificate renewed.crt;".to_owned(),
-        format!("{own} ssl_certificate renewed.crt;"),
-    ] {
-        let found = scene.told(&rendered.replace(&own, &lines));
-        assert!(found.contains("which is none that gateways pin"), "{found}");
-    }
-    scene.config.agents.trusted_proxies.clear();
-    assert!(
-        scene
-            .told(&rendered)
-            .contains("is not among trusted_proxies")
-    );
-}
-
-#[test]
-fn a_way_past_the_place_where_tls_ends_is_told() {
-    let (scene, rendered) = terminating();
-    for servers in [
-        "server { listen 8443; proxy_pass 127.0.0.1:8081; }",
-        "server { listen 8443 ssl; proxy_pass localhost:8081; proxy_protocol on; }",
-        "upstream a { server 127.0.0.1:8081; } server { listen 8443; proxy_pass a; }",
-        "map $remote_addr $a { default 127.0.0.1:8081; } server { listen 8443; proxy_pass $a; }",
-    ] {
-        let found = scene.told(&format!("{rendered}\nstream {{ {servers} }}\n"));
-        assert!(
-            found.contains("could claim the certificate of any gateway")
-                && found.contains("help: remove"),
-            "{servers}: {found}"
-        );
-    }
-    assert_eq!(
-        scene.told(&format!(
-            "{rendered}\nstream {{ server {{ listen 9; proxy_pass 127.0.0.1:9; }} }}\n"
-        )),
-        ""
-    );
-    // A location in another one, or in another server, that passes on what a client claims.
-    let claim = "location /a { proxy_set_header X-Client-Cert $http_x_client_cert; proxy_pass http://viworks_agents; }";
-    for (this, other) in [
-        ("return 404;", claim.to_owned()),
-        ("return 404;", format!("location /b {{ {claim} }}")),
-        (
-            "server_tokens off;",
-            format!("server {{ listen 80; {claim} }}"),
-        ),
-    ] {
-        assert!(rendered.contains(this));
-        let found = scene.told(&rendered.replace(this, &other));
-        assert!(
-            found.contains("X-Client-Cert is not set to what it should be"),
-            "{other}: {found}"
-        );
-    }
 }
