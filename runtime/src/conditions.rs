@@ -22,6 +22,9 @@ const CONDITIONS_MAX: usize = 64;
 /// Conditions that are over and still remembered.
 const PAST_MAX: usize = 32;
 
+/// So many of them are of one part: one that comes and goes leaves what others were.
+const PAST_OF_ONE_MAX: usize = 4;
+
 /// How often one condition is logged again because something else is its cause now.
 const AGAIN: Quota = Quota {
     per_minute: 1,
@@ -160,6 +163,12 @@ impl Conditions {
             let until = self.shared.clock.wall();
             let mut past = self.lock_past();
             past.push_front(Past { condition, until });
+            let mut of_it = 0_usize;
+            past.retain(|it| {
+                let is_of_it = it.condition.name == name;
+                of_it += usize::from(is_of_it);
+                !is_of_it || of_it <= PAST_OF_ONE_MAX
+            });
             past.truncate(PAST_MAX);
         }
     }
@@ -305,6 +314,22 @@ mod tests {
         assert_eq!(conditions.list()[0].cause, "part z cannot be read");
         conditions.raise("reload", Severity::Fail, "part z cannot be read", "");
         assert_eq!(logged(), "part z cannot be read");
+    }
+
+    #[test]
+    fn a_condition_that_comes_and_goes_leaves_what_others_were() {
+        let conditions = Conditions::new(Arc::new(Stopped));
+        let was = |name: &str| {
+            conditions.raise(name, Severity::Warn, "odd", "");
+            conditions.clear(name);
+        };
+        was("disk");
+        for _again in 0..2 * PAST_MAX {
+            was("queue");
+        }
+        let past = conditions.past();
+        let names: Vec<_> = past.iter().map(|it| it.condition.name.as_str()).collect();
+        assert_eq!(names, ["queue", "queue", "queue", "queue", "disk"]);
     }
 
     #[test]

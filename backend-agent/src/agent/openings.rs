@@ -166,6 +166,19 @@ mod tests {
     }
 
     #[test]
+    fn of_second_holders_the_latest_are_remembered() {
+        let mut openings = Openings::default();
+        let holders: Vec<_> = (0..=FORKS_MAX).map(|n| hello(n as u128, 7)).collect();
+        for holder in &holders {
+            openings.forked(holder.run);
+        }
+        let remembered = holders.iter().map(|holder| openings.is_stray(holder));
+        let remembered: Vec<_> = remembered.collect();
+        assert_eq!(remembered.iter().filter(|it| **it).count(), FORKS_MAX);
+        assert!(!remembered[0]);
+    }
+
+    #[test]
     fn whoever_is_confirmed_is_no_stray_any_more() {
         let mut openings = Openings::default();
         let holder = hello(1, 7);

@@ -334,6 +334,16 @@ mod tests {
     }
 
     #[test]
+    fn a_session_that_takes_no_orders_is_given_so_many_and_no_more() {
+        let shelf = shelf(1, &[]);
+        let order = || shelf.order(Order::Drain(Duration::ZERO));
+        assert!((0..ORDERS_MAX).all(|_each| order()));
+        assert!(!order());
+        assert_eq!(shelf.take().orders.len(), ORDERS_MAX);
+        assert!(order());
+    }
+
+    #[test]
     fn who_found_no_room_looks_again_when_some_is_given_back() {
         let shelf = shelf(1, &[]);
         let kept = shelf.keep(false).unwrap();

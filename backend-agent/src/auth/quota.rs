@@ -129,4 +129,27 @@ mod tests {
         assert!(matches!(quotas.take(key(1), now), Taken::Allowed { .. }));
         assert!(matches!(quotas.take(key(1), now), Taken::Refused { .. }));
     }
+
+    #[test]
+    fn a_key_for_which_there_is_no_room_is_not_limited_until_others_have_all_they_may() {
+        let quotas = Quotas::new(Quota {
+            per_minute: 60,
+            burst: 1,
+        });
+        let key = |n: usize| ApiKeyId::from_uuid(Uuid::from_u128(u128::try_from(n).unwrap()));
+        let now = Monotonic::default();
+        for n in 0..KEYS_MAX {
+            quotas.take(key(n), now);
+        }
+        let beyond = key(KEYS_MAX);
+        for _each in 0..3 {
+            assert!(matches!(quotas.take(beyond, now), Taken::Allowed { .. }));
+        }
+        assert_eq!(quotas.lock().buckets.len(), KEYS_MAX);
+        assert!(matches!(quotas.take(key(0), now), Taken::Refused { .. }));
+        let later = Monotonic::from_duration(Duration::from_secs(60));
+        assert!(matches!(quotas.take(beyond, later), Taken::Allowed { .. }));
+        assert!(matches!(quotas.take(beyond, later), Taken::Refused { .. }));
+        assert_eq!(quotas.lock().buckets.len(), 1);
+    }
 }

@@ -19,6 +19,21 @@ use viworks_common::wire::message::OutputStream;
 
 use crate::data::Run;
 
+/// Runs that are remembered.
+const RUNS_MAX: usize = 1_024;
+
+/// Events of one run.
+const RUN_EVENTS_MAX: usize = 8_192;
+
+/// Events of all runs.
+const EVENTS_MAX: usize = 32_768;
+
+/// Bytes of live output of one run.
+const RUN_OUTPUT_BYTES_MAX: usize = 1024 * 1024;
+
+/// Bytes of live output of all runs.
+const OUTPUT_BYTES_MAX: usize = 8 * 1024 * 1024;
+
 /// The bounds of a bus.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BusLimits {
@@ -37,11 +52,11 @@ pub struct BusLimits {
 impl Default for BusLimits {
     fn default() -> Self {
         Self {
-            runs: 1_024,
-            run_events: 8_192,
-            events: 32_768,
-            run_output_bytes: 1024 * 1024,
-            output_bytes: 8 * 1024 * 1024,
+            runs: RUNS_MAX,
+            run_events: RUN_EVENTS_MAX,
+            events: EVENTS_MAX,
+            run_output_bytes: RUN_OUTPUT_BYTES_MAX,
+            output_bytes: OUTPUT_BYTES_MAX,
         }
     }
 }

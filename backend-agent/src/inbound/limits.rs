@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use viworks_common::places::network;
@@ -150,6 +151,10 @@ impl Gate {
     /// An empty gate.
     #[must_use]
     pub fn new(limits: AdmissionLimits) -> Self {
+        Self::remembering(limits, KNOWN_MAX)
+    }
+
+    fn remembering(limits: AdmissionLimits, known_max: u64) -> Self {
         Self {
             shared: Arc::new(Shared {
                 limits,
@@ -160,7 +165,8 @@ impl Gate {
                 openings: Places::new(limits.openings),
                 sources: Mutex::default(),
                 known: Cache::builder()
-                    .max_capacity(KNOWN_MAX)
+                    .max_capacity(known_max)
+                    .eviction_policy(EvictionPolicy::lru())
                     .time_to_live(KNOWN_TIME)
                     .build(),
             }),
@@ -316,6 +322,19 @@ mod tests {
         drop(strangers);
         let all: Vec<_> = std::iter::from_fn(|| gate.admit(fleet).ok()).collect();
         assert_eq!(all.len(), 7);
+    }
+
+    #[test]
+    fn of_sources_that_held_a_session_the_latest_are_known() {
+        let gate = Gate::remembering(LIMITS, 10);
+        for host in 0..100 {
+            let source = ip(&format!("192.0.2.{host}"));
+            gate.admit(source).unwrap().vouch();
+            gate.shared.known.run_pending_tasks();
+            assert!(gate.shared.known.contains_key(&source), "{host}");
+        }
+        assert_eq!(gate.shared.known.entry_count(), 10);
+        assert!(!gate.shared.known.contains_key(&ip("192.0.2.0")));
     }
 
     #[test]

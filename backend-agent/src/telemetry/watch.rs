@@ -120,4 +120,23 @@ mod tests {
         let counted = "records_total{reason=\"epoch_limit\"} 10007";
         assert!(text.contains(counted), "{text}");
     }
+
+    #[test]
+    fn of_so_many_gateways_it_is_known_that_they_were_logged_and_then_of_none() {
+        let metrics = Metrics::new("test", "0", Timestamp::from_unix_micros(0));
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let conditions = Conditions::new(Arc::clone(&clock));
+        let mut watch = Watch::new(BackendMetrics::register(&metrics), clock, conditions);
+        let name = "gw-1".parse().unwrap();
+        let mut refused = |n: usize| {
+            let agent = AgentId::from_uuid(Uuid::from_u128(u128::try_from(n).unwrap()));
+            watch.refused(agent, &name, &[(RecordRefusal::EpochLimit, 1)].into());
+            watch.logged.len()
+        };
+        for n in 0..LOGGED_MAX {
+            refused(n);
+        }
+        assert_eq!(refused(0), LOGGED_MAX);
+        assert_eq!(refused(LOGGED_MAX), 1);
+    }
 }

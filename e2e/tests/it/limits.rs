@@ -209,6 +209,110 @@ const HELD: &[(&str, &str)] = &[
         "waiting_bytes_max [log]",
         "what_an_output_that_takes_nothing_costs_is_bounded_and_what_is_missing_is_told_where_it_is",
     ),
+    (
+        "CERTIFICATES_MAX backend-agent/src/agent/manager.rs",
+        "the_certificates_of_so_many_gateways_are_remembered_and_no_more",
+    ),
+    (
+        "IDENTITIES_MAX common/src/claims.rs",
+        "of_too_many_gateways_in_a_minute_nothing_is_recorded_that_costs_its_sender_nothing",
+    ),
+    (
+        "KNOWN_MAX backend-agent/src/inbound/limits.rs",
+        "of_sources_that_held_a_session_the_latest_are_known",
+    ),
+    (
+        "KEYS_MAX backend-agent/src/auth/principals.rs",
+        "no_more_keys_are_remembered_than_there_is_room_for",
+    ),
+    (
+        "KEYS_MAX backend-agent/src/auth/quota.rs",
+        "a_key_for_which_there_is_no_room_is_not_limited_until_others_have_all_they_may",
+    ),
+    (
+        "LOGGED_MAX backend-agent/src/telemetry/watch.rs",
+        "of_so_many_gateways_it_is_known_that_they_were_logged_and_then_of_none",
+    ),
+    (
+        "KNOWN_MAX backend-agent/src/data/postgres/numbers.rs",
+        "whoever_remembers_as_many_numbers_as_may_be_begins_anew",
+    ),
+    (
+        "BYTES_MAX backend-agent/src/command/submit/known.rs",
+        "what_is_remembered_is_bounded_by_what_it_takes",
+    ),
+    (
+        "RUNS_MAX backend-agent/src/command/bus.rs",
+        "the_most_silent_run_makes_room_and_its_watcher_learns_it",
+    ),
+    (
+        "RUN_EVENTS_MAX backend-agent/src/command/bus.rs",
+        "a_watcher_that_falls_behind_is_told_how_much_it_missed",
+    ),
+    (
+        "EVENTS_MAX backend-agent/src/command/bus.rs",
+        "many_runs_stay_within_one_bound_and_finished_ones_that_nobody_watches_go_first",
+    ),
+    (
+        "RUN_OUTPUT_BYTES_MAX backend-agent/src/command/bus.rs",
+        "output_of_one_run_is_bounded_in_bytes",
+    ),
+    (
+        "OUTPUT_BYTES_MAX backend-agent/src/command/bus.rs",
+        "output_of_all_runs_is_bounded_in_bytes",
+    ),
+    (
+        "ANNOUNCED_MAX backend-agent/src/command/dispatch.rs",
+        "no_session_here_waits_for_a_shared_queue_that_hangs",
+    ),
+    (
+        "AGENTS_MAX backend-agent/src/command/queue/calls.rs",
+        "too_many_calls_are_one_to_look_everywhere",
+    ),
+    (
+        "RUNS_MAX backend-agent/src/command/queue/redis/relay.rs",
+        "runs_that_others_watch_are_bounded_and_make_room_when_they_are_no_longer_watched",
+    ),
+    (
+        "RUNS_MAX backend-agent/src/inbound/connection/up.rs",
+        "the_runs_of_so_many_commands_of_a_session_are_known",
+    ),
+    (
+        "EARLY_MAX common/src/room.rs",
+        "cancels_of_commands_that_never_come_are_forgotten_although_something_is_always_under_way",
+    ),
+    (
+        "FORKS_MAX backend-agent/src/agent/openings.rs",
+        "of_second_holders_the_latest_are_remembered",
+    ),
+    (
+        "ORDERS_MAX backend-agent/src/agent/shelf.rs",
+        "a_session_that_takes_no_orders_is_given_so_many_and_no_more",
+    ),
+    (
+        "CONDITIONS_MAX runtime/src/conditions.rs",
+        "conditions_are_bounded",
+    ),
+    (
+        "PAST_MAX runtime/src/conditions.rs",
+        "a_condition_is_there_until_it_is_cleared",
+    ),
+    (
+        "PAST_OF_ONE_MAX runtime/src/conditions.rs",
+        "a_condition_that_comes_and_goes_leaves_what_others_were",
+    ),
+    (
+        "CALLS_MAX runtime/src/blocking.rs",
+        "calls_that_hang_are_bounded",
+    ),
+    (
+        "LIVE_MAX gateway-agent/src/app.rs",
+        "nobody_reading_live_output_does_not_hold_the_command",
+    ),
+    (
+        "USERS_MAX gateway-agent/src/api.rs",
+        "each_source_has_its_own_and_too_many_share_one",
+    ),
 ];
 
 /// A row of a table of the page.
@@ -277,7 +381,7 @@ fn default_of(section: &str, key: &str) -> Vec<u64> {
 /// What a constant comes to, which is a number or a product of numbers.
 fn constant(name: &str, file: &str) -> Vec<u64> {
     let text = read(file);
-    let text = text.split("#[cfg(test)]").next().unwrap();
+    let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
     let lines = text.lines().map(str::trim);
     let line = lines
         .filter(|line| line.contains(&format!("const {name}: ")))

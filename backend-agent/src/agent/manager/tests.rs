@@ -202,3 +202,42 @@ fn draining_gives_every_gateway_its_own_delay() {
     });
     assert_eq!(delays, [0, 10]);
 }
+
+fn gateway(number: usize) -> AgentId {
+    AgentId::from_uuid(Uuid::from_u128(u128::try_from(number).unwrap()))
+}
+
+#[test]
+fn the_certificates_of_so_many_gateways_are_remembered_and_no_more() {
+    let manager = manager();
+    let note = |number: usize, name: &str| {
+        let (from, to) = (
+            Timestamp::from_unix_micros(0),
+            Timestamp::from_unix_micros(1),
+        );
+        manager.note_certificate(gateway(number), &name.parse().unwrap(), from, to);
+        manager.name_of(gateway(number))
+    };
+    for number in 0..CERTIFICATES_MAX {
+        note(number, "gw");
+    }
+    let beyond = gateway(CERTIFICATES_MAX).to_string();
+    assert_eq!(note(CERTIFICATES_MAX, "gw"), beyond);
+    assert_eq!(note(0, "renewed"), "renewed", "it is one of them");
+    manager.revoked(gateway(1));
+    assert_eq!(note(CERTIFICATES_MAX, "gw"), "gw");
+}
+
+#[test]
+fn of_too_many_gateways_in_a_minute_nothing_is_recorded_that_costs_its_sender_nothing() {
+    let manager = manager();
+    let records = |number, seconds| {
+        let now = Monotonic::from_duration(Duration::from_secs(seconds));
+        manager.records(gateway(number), "hello", now)
+    };
+    for number in 0..IDENTITIES_MAX {
+        assert_eq!(records(number, 0), Some(0));
+    }
+    assert_eq!(records(IDENTITIES_MAX, 59), None);
+    assert_eq!(records(IDENTITIES_MAX, 60), Some(0));
+}

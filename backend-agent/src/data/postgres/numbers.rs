@@ -85,6 +85,13 @@ pub(super) struct Numbered<'r> {
     pub(super) record: &'r Record<'r>,
 }
 
+/// Forgets all of one kind where there are as many as may be: what is asked for again is in the database.
+fn make_room<K, V>(known: &mut HashMap<K, V>, most: usize) {
+    if known.len() >= most {
+        known.clear();
+    }
+}
+
 impl Connection {
     /// The numbers of all records. Those of one gateway follow each other, and its telemetry is locked: nobody else
     /// gives it a number, or takes one back, until this transaction ends.
@@ -182,9 +189,7 @@ impl Connection {
             }
         };
         let mut known = known.borrow_mut();
-        if known.len() >= KNOWN_MAX {
-            known.clear();
-        }
+        make_room(&mut known, KNOWN_MAX);
         known.insert(key, id);
         Ok(id)
     }
@@ -218,9 +223,7 @@ impl Connection {
             .map(|(id, day)| json!({ "id": id, "day": day }));
         let rows = serde_json::Value::from_iter(rows).to_string();
         self.execute(TOUCH.into(), params! { rows }, &[])?;
-        if known.len() >= KNOWN_MAX {
-            known.clear();
-        }
+        make_room(&mut known, KNOWN_MAX);
         known.extend(later);
         Ok(())
     }
@@ -267,5 +270,23 @@ impl Connection {
             ControlFlow::Break(())
         })?;
         Ok(first)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_remembers_as_many_numbers_as_may_be_begins_anew() {
+        let mut known = HashMap::new();
+        let mut most = 0;
+        for key in 0..10 {
+            make_room(&mut known, 3);
+            known.insert(key, ());
+            most = most.max(known.len());
+        }
+        assert_eq!((most, known.len()), (3, 1));
+        assert!(known.contains_key(&9));
     }
 }

@@ -351,3 +351,25 @@ impl Summary {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn the_runs_of_so_many_commands_of_a_session_are_known() {
+        let id = |n: usize| Uuid::from_u128(u128::try_from(n).unwrap());
+        let command = |n| CommandId::from_uuid(id(n));
+        let run = |n| RunId::from_uuid(id(n));
+        let mut runs = Runs::default();
+        for n in 0..=RUNS_MAX {
+            runs.remember(command(n), run(n), 2);
+        }
+        let last = RUNS_MAX - 1;
+        assert_eq!(runs.of(command(last)), Some(run(last)));
+        let beyond = command(RUNS_MAX);
+        assert_eq!((runs.of(beyond), runs.attempt(beyond)), (None, 1));
+    }
+}

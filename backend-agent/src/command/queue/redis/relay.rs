@@ -113,14 +113,8 @@ impl Relay {
 
     /// Somebody elsewhere watches a run.
     fn want(&self, run_id: RunId) {
-        let now = self.clock.now();
         let mut wanted = self.wanted();
-        if wanted.len() >= RUNS_MAX && !wanted.contains_key(&run_id) {
-            wanted.retain(|_run, until| *until > now);
-        }
-        // Beyond the bound its watchers have the database.
-        if wanted.len() < RUNS_MAX || wanted.contains_key(&run_id) {
-            wanted.insert(run_id, now.saturating_add(BELIEVED_FOR));
+        if note(&mut wanted, run_id, self.clock.now()) {
             self.any.store(true, Ordering::Relaxed);
         }
     }
@@ -251,6 +245,19 @@ impl Relay {
     }
 }
 
+/// Notes that a run is watched elsewhere. Where there is no room for it, beside those that are watched still, its
+/// watchers have the database.
+fn note(wanted: &mut BTreeMap<RunId, Monotonic>, run_id: RunId, now: Monotonic) -> bool {
+    if wanted.len() >= RUNS_MAX && !wanted.contains_key(&run_id) {
+        wanted.retain(|_run, until| *until > now);
+    }
+    let has_room = wanted.len() < RUNS_MAX || wanted.contains_key(&run_id);
+    if has_room {
+        wanted.insert(run_id, now.saturating_add(BELIEVED_FOR));
+    }
+    has_room
+}
+
 /// What an instance hears of at the moment.
 #[derive(Default)]
 struct Held {
@@ -259,4 +266,27 @@ struct Held {
     runs: BTreeSet<RunId>,
     /// Watched when it last looked.
     seen: BTreeSet<RunId>,
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn runs_that_others_watch_are_bounded_and_make_room_when_they_are_no_longer_watched() {
+        let run = |n: usize| RunId::from_uuid(Uuid::from_u128(u128::try_from(n).unwrap()));
+        let mut wanted = BTreeMap::new();
+        let begun = Monotonic::ORIGIN;
+        for n in 0..RUNS_MAX {
+            assert!(note(&mut wanted, run(n), begun));
+        }
+        assert!(!note(&mut wanted, run(RUNS_MAX), begun));
+        assert!(note(&mut wanted, run(0), begun), "it is said again");
+        assert_eq!(wanted.len(), RUNS_MAX);
+        let later = begun.saturating_add(BELIEVED_FOR);
+        assert!(note(&mut wanted, run(RUNS_MAX), later));
+        assert_eq!(wanted.len(), 1);
+    }
 }
