@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -14,6 +15,11 @@ pub mod machine;
 mod redact;
 
 use redact::redact;
+
+use crate::blocking;
+
+/// How long what is read from files may take for each part of a bundle: a disk that is away is a reason to collect one.
+pub const READ_TIME: Duration = Duration::from_secs(5);
 
 /// Bytes of one file; the rest of it is left out, and said to be.
 const FILE_BYTES_MAX: usize = 2 * 1024 * 1024;
@@ -86,6 +92,37 @@ impl Bundle {
     pub fn missing(&mut self, name: &str, why: &str) {
         self.list
             .push(format!("{name}: not there, {}", redact(why)));
+    }
+
+    /// Adds what `work` reads, on a thread of its own. Where it does not come back within `limit`, each of `names` is
+    /// said to be missing, and the bundle is made without them.
+    pub async fn gather(
+        &mut self,
+        names: &[&str],
+        limit: Duration,
+        work: impl FnOnce(&mut Self) + Send + 'static,
+    ) {
+        // What is in it already takes its room.
+        let mut part = Self {
+            bytes: self.bytes,
+            ..Self::default()
+        };
+        let read = move || {
+            work(&mut part);
+            part
+        };
+        match blocking::call("bundle", limit, read).await {
+            Ok(part) => {
+                self.files.extend(part.files);
+                self.list.extend(part.list);
+                self.bytes = part.bytes;
+            }
+            Err(error) => {
+                for name in names {
+                    self.missing(name, &error.to_string());
+                }
+            }
+        }
     }
 
     /// Adds every key with its value and where that comes from, as `config explain` has it.
@@ -203,5 +240,50 @@ mod tests {
         let again = Bundle::default().write(&path).unwrap_err();
         assert!(again.to_string().contains("--out"), "{again}");
         assert!(path.metadata().unwrap().len() > 1_000, "it is as it was");
+    }
+
+    #[tokio::test]
+    async fn what_does_not_come_back_is_told_of_and_holds_nothing_up() {
+        let mut bundle = Bundle::default();
+        let (release, hang) = std::sync::mpsc::channel::<()>();
+        let never = move |part: &mut Bundle| {
+            // Until the test ends.
+            let _never = hang.recv();
+            part.add("state.txt", "files", "late\n");
+        };
+        let names = ["state.txt", "certificates.txt"];
+        bundle
+            .gather(&names, Duration::from_millis(10), never)
+            .await;
+        bundle
+            .gather(&["log.txt"], READ_TIME, |part| {
+                part.add("log.txt", "lines", "one\n");
+            })
+            .await;
+        let list = bundle.list().join("\n");
+        for name in names {
+            let told = format!("{name}: not there, it did not answer within 10ms");
+            assert!(list.contains(&told), "{list}");
+        }
+        assert!(list.contains("log.txt: lines, 4 bytes"), "{list}");
+        drop(release);
+    }
+
+    #[tokio::test]
+    async fn what_is_gathered_shares_the_room_of_the_bundle() {
+        let mut bundle = Bundle::default();
+        for number in 0..9 {
+            let name = format!("log.{number}");
+            let add = move |part: &mut Bundle| {
+                part.add(&name, "lines", &"x y\n".repeat(FILE_BYTES_MAX / 4));
+            };
+            bundle.gather(&["log"], READ_TIME, add).await;
+        }
+        let list = bundle.list().join("\n");
+        assert!(list.contains("log.7: lines"), "{list}");
+        assert!(
+            list.contains("log.8: left out, the bundle is full"),
+            "{list}"
+        );
     }
 }

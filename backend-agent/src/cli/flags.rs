@@ -22,7 +22,7 @@ pub(super) struct Cli {
     pub(super) command: Subcommands,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(super) struct ConfigFlag {
     /// The configuration file
     #[arg(long, value_name = "FILE")]

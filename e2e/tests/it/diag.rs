@@ -208,11 +208,26 @@ async fn what_a_bundle_lacks_is_told_with_the_reason() {
     let gateway = folder.join("gateway.toml");
     let backend = system.backend_config();
     let out = |name: &str| system.path().join(format!("{name}.tar.gz"));
-    // Nobody is there.
-    let arguments = ["--config", text(&gateway)];
-    let files = collect(&system.binaries().gateway(), &arguments, &out("away")).await;
-    let wanted = [("CONTENTS.txt", "status.json: not there, nobody")];
-    hold(&files, &wanted, &[]);
+    // Nobody is there, and what the log is on does not answer: nobody ever writes into this pipe.
+    let silent = system.path().join("silent.log");
+    let made = Command::new("mkfifo").arg(&silent).status().unwrap();
+    assert!(made.success());
+    let of_gateway = (system.binaries().gateway(), &gateway, "away");
+    let of_backend = (system.binaries().backend(), &backend, "silent");
+    for (program, config, name) in [of_gateway, of_backend] {
+        let arguments = ["--config", text(config), "--log", text(&silent)];
+        let files = collect(&program, &arguments, &out(name)).await;
+        let late = "log.txt: not there, it did not answer within 5s";
+        hold(
+            &files,
+            &[("CONTENTS.txt", late), ("check.txt", "valid")],
+            &[],
+        );
+        if name == "away" {
+            let wanted = [("CONTENTS.txt", "status.json: not there, nobody")];
+            hold(&files, &wanted, &[]);
+        }
+    }
     // A configuration that nobody can read.
     for config in [&gateway, &backend] {
         std::fs::write(config, "[gateway\n").unwrap();

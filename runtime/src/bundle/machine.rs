@@ -2,16 +2,24 @@
 
 use std::fmt::Write as _;
 use std::io::{Seek as _, SeekFrom};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 use std::{fs, io};
 
 use viworks_common::pin::SpkiPin;
 
-use super::{Bundle, FILE_BYTES_MAX};
+use super::{Bundle, FILE_BYTES_MAX, READ_TIME};
 use crate::tls;
+
+const LOG: &str = "log.txt";
+
+const CERTIFICATES: &str = "certificates.txt";
 
 /// Bytes of the end of a log.
 const LOG_BYTES_MAX: usize = FILE_BYTES_MAX / 2;
+
+/// How long another program may take to write a log into the standard input.
+const PIPE_TIME: Duration = Duration::from_secs(60);
 
 /// Files of a folder that are named.
 const FILES_MAX: usize = 1_000;
@@ -51,7 +59,13 @@ pub fn add(bundle: &mut Bundle, program: &str, version: &str) {
 }
 
 /// Adds the names and sizes of the files in `folder`, and the room of its disk; never what is in them.
-pub fn add_folder(bundle: &mut Bundle, name: &str, folder: &Path) {
+pub async fn add_folder(bundle: &mut Bundle, name: &'static str, folder: &Path) {
+    let folder = folder.to_owned();
+    let read = move |part: &mut Bundle| read_folder(part, name, &folder);
+    bundle.gather(&[name], READ_TIME, read).await;
+}
+
+fn read_folder(bundle: &mut Bundle, name: &str, folder: &Path) {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) => return bundle.missing(name, &format!("{}: {error}", folder.display())),
@@ -80,16 +94,26 @@ pub fn add_folder(bundle: &mut Bundle, name: &str, folder: &Path) {
 }
 
 /// Adds the end of a log: of a file, or of the standard input where the path is `-`, as of `journalctl`.
-pub fn add_log(bundle: &mut Bundle, path: &Path) {
-    let name = "log.txt";
-    let read = if path == Path::new("-") {
+pub async fn add_log(bundle: &mut Bundle, path: &Path) {
+    let limit = if is_pipe(path) { PIPE_TIME } else { READ_TIME };
+    let path = path.to_owned();
+    let read = move |part: &mut Bundle| read_log(part, &path);
+    bundle.gather(&[LOG], limit, read).await;
+}
+
+fn is_pipe(path: &Path) -> bool {
+    path == Path::new("-")
+}
+
+fn read_log(bundle: &mut Bundle, path: &Path) {
+    let read = if is_pipe(path) {
         end_of(&mut io::stdin().lock())
     } else {
         tail(path)
     };
     match read {
-        Ok(text) => bundle.add(name, "the end of the log", &text),
-        Err(error) => bundle.missing(name, &format!("{}: {error}", path.display())),
+        Ok(text) => bundle.add(LOG, "the end of the log", &text),
+        Err(error) => bundle.missing(LOG, &format!("{}: {error}", path.display())),
     }
 }
 
@@ -126,7 +150,13 @@ fn end_of(from: &mut impl io::Read) -> io::Result<String> {
 }
 
 /// Adds what is public of the certificates in `files`: their lives, digests and pins.
-pub fn add_certificates(bundle: &mut Bundle, files: &[&Path]) {
+pub async fn add_certificates(bundle: &mut Bundle, files: &[&Path]) {
+    let files: Vec<PathBuf> = files.iter().map(|path| (*path).to_owned()).collect();
+    let read = move |part: &mut Bundle| read_certificates(part, &files);
+    bundle.gather(&[CERTIFICATES], READ_TIME, read).await;
+}
+
+fn read_certificates(bundle: &mut Bundle, files: &[PathBuf]) {
     let mut lines = Vec::new();
     for path in files {
         lines.push(path.display().to_string());
@@ -136,11 +166,7 @@ pub fn add_certificates(bundle: &mut Bundle, files: &[&Path]) {
         }
     }
     let text = format!("{}\n", lines.join("\n"));
-    bundle.add(
-        "certificates.txt",
-        "what is public of the certificates",
-        &text,
-    );
+    bundle.add(CERTIFICATES, "what is public of the certificates", &text);
 }
 
 fn certificate(der: &[u8]) -> String {
