@@ -89,6 +89,10 @@ pub(super) async fn health(state: &ApiState) -> Health {
 fn add(checks: &mut Vec<HealthCheck>, part: HealthCheck) {
     match checks.iter_mut().find(|check| check.name == part.name) {
         Some(told) => {
+            if part.status > told.status {
+                told.status = part.status;
+                told.detail = format!("{}; {}", part.detail, told.detail);
+            }
             told.figures = part.figures;
             told.latency_us = part.latency_us;
         }
@@ -339,6 +343,28 @@ mod tests {
         let failing = ["store.lock", "storehouse", "store", "queued.dead_letters"];
         assert_eq!(named("store", &failing), ["store.lock", "store"]);
         assert_eq!(named("agents", &failing), ["agents"]);
+    }
+
+    #[test]
+    fn of_a_condition_and_a_part_of_its_name_the_worse_is_told() {
+        let part = || HealthCheck {
+            figures: figures([("free_bytes", 7)]),
+            ..check("disk", HealthStatus::Fail, "it does not answer")
+        };
+        for (told, status, detail) in [
+            (
+                HealthStatus::Warn,
+                HealthStatus::Fail,
+                "it does not answer; it fills up",
+            ),
+            (HealthStatus::Fail, HealthStatus::Fail, "it fills up"),
+        ] {
+            let mut checks = vec![check("disk", told, "it fills up")];
+            add(&mut checks, part());
+            assert_eq!(checks.len(), 1);
+            assert_eq!((checks[0].status, &*checks[0].detail), (status, detail));
+            assert_eq!(checks[0].figures["free_bytes"], 7);
+        }
     }
 
     #[test]

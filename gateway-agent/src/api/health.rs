@@ -1,5 +1,7 @@
 //! The health document: each part of the agent with its figures, and what is wrong.
 
+use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use axum::Json;
@@ -7,7 +9,7 @@ use axum::extract;
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 use viworks_common::time::Timestamp;
-use viworks_runtime::blocking;
+use viworks_runtime::blocking::{CALLS_MAX, PerKey};
 use viworks_runtime::conditions::Severity;
 
 use super::State;
@@ -15,6 +17,11 @@ use crate::watch::{ROOM_BYTES, room};
 
 /// How long a look at the disk may take.
 const LOOK_TIME: Duration = Duration::from_secs(2);
+
+/// Of a disk there is one look at a time, however many ask while it does not answer: the bytes that are free, and
+/// whether the journal holds its reserve.
+static DISKS: LazyLock<PerKey<PathBuf, (u64, bool)>> =
+    LazyLock::new(|| PerKey::new("health disk", CALLS_MAX));
 
 pub(super) async fn health(
     extract::State(state): extract::State<State>,
@@ -102,8 +109,8 @@ async fn disk(state: &State) -> Value {
         state.parts.state_folder.clone(),
         state.parts.journal.clone(),
     );
-    let look = move || (room(&folder), journal.holds_reserve());
-    match blocking::call("health disk", LOOK_TIME, look).await {
+    let look = move |folder: &PathBuf| (room(folder), journal.holds_reserve());
+    match DISKS.ask(folder, LOOK_TIME, look).await {
         Ok((free, reserve)) => json!({
             "healthy": free >= ROOM_BYTES,
             "free_bytes": free,

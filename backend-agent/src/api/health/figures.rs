@@ -2,13 +2,15 @@
 //! telemetry, descriptors, Redis.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use rustix::fs::statvfs;
 use viworks_api::{HealthCheck, HealthStatus};
 use viworks_common::human;
-use viworks_runtime::{blocking, descriptors};
+use viworks_runtime::blocking::{CALLS_MAX, PerKey};
+use viworks_runtime::descriptors;
 
 use super::super::ApiState;
 use super::{check, micros};
@@ -18,6 +20,15 @@ const LOOK_TIME: Duration = Duration::from_secs(1);
 
 /// A disk with less room than this is one to look at, in bytes.
 const ROOM_BYTES: u64 = 256 * 1024 * 1024;
+
+/// Of a disk there is one look at a time, however many ask while it does not answer: the bytes that are free of how
+/// many there are.
+static DISKS: LazyLock<PerKey<PathBuf, Result<(u64, u64), String>>> =
+    LazyLock::new(|| PerKey::new("disk", CALLS_MAX));
+
+/// The same for the files of this process.
+static FILES: LazyLock<PerKey<(), Option<usize>>> =
+    LazyLock::new(|| PerKey::new("descriptors", CALLS_MAX));
 
 /// Numbers of a part, with the unit in each name.
 pub(super) type Figures = BTreeMap<String, i64>;
@@ -56,12 +67,12 @@ fn redis(state: &ApiState) -> Option<HealthCheck> {
 
 async fn disk(folder: &Path) -> HealthCheck {
     let name = "disk";
-    let folder = folder.to_owned();
-    let look = {
-        let folder = folder.clone();
-        move || statvfs(&folder)
+    let look = |folder: &PathBuf| -> Result<(u64, u64), String> {
+        let room = statvfs(folder).map_err(|error| error.to_string())?;
+        let bytes = |blocks: u64| blocks.saturating_mul(room.f_frsize);
+        Ok((bytes(room.f_bavail), bytes(room.f_blocks)))
     };
-    let room = match blocking::call(name, LOOK_TIME, look).await {
+    let (free, all) = match DISKS.ask(folder.to_owned(), LOOK_TIME, look).await {
         Ok(Ok(room)) => room,
         Ok(Err(error)) => {
             let detail = format!("{}: {error}", folder.display());
@@ -72,8 +83,6 @@ async fn disk(folder: &Path) -> HealthCheck {
             return check(name, HealthStatus::Fail, detail);
         }
     };
-    let free = room.f_bavail.saturating_mul(room.f_frsize);
-    let all = room.f_blocks.saturating_mul(room.f_frsize);
     let mebibytes = human::count(free / (1024 * 1024));
     let detail = format!(
         "{mebibytes} MiB are free on the disk of {}",
@@ -162,20 +171,79 @@ fn telemetry(state: &ApiState) -> HealthCheck {
 }
 
 async fn files() -> HealthCheck {
-    let name = "descriptors";
-    let count = || std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
-    let open = blocking::call(name, LOOK_TIME, count).await.unwrap_or(0);
-    let open = u64::try_from(open).unwrap_or(u64::MAX);
-    let most = descriptors::limits().soft.unwrap_or(u64::MAX);
+    let count = |_own: &()| Some(std::fs::read_dir("/proc/self/fd").ok()?.count());
+    let open = FILES.ask((), LOOK_TIME, count).await.ok().flatten();
+    let open = open.and_then(|open| u64::try_from(open).ok());
+    of_files(open, descriptors::limits().soft)
+}
+
+/// How many are open of how many there may be, as far as that is known and there is a limit.
+fn of_files(open: Option<u64>, most: Option<u64>) -> HealthCheck {
     // At the bound, connections are not accepted.
-    let status = if open.saturating_mul(10) >= most.saturating_mul(9) {
+    let is_close = open
+        .zip(most)
+        .is_some_and(|(open, most)| open.saturating_mul(10) >= most.saturating_mul(9));
+    let status = if is_close {
         HealthStatus::Warn
     } else {
         HealthStatus::Pass
     };
-    let detail = format!("{open} files and sockets open, {most} may be");
+    let open_ones = open.map_or_else(
+        || "how many files and sockets are open is not known".to_owned(),
+        |open| format!("{open} files and sockets open"),
+    );
+    let bound = most.map_or_else(
+        || "there is no limit".to_owned(),
+        |most| format!("{most} may be"),
+    );
+    let mut known = Figures::new();
+    for (name, number) in [("open", open), ("open_max", most)] {
+        known.extend(
+            number
+                .map(|number| figures([(name, number)]))
+                .unwrap_or_default(),
+        );
+    }
     HealthCheck {
-        figures: figures([("open", open), ("open_max", most)]),
-        ..check(name, status, detail)
+        figures: known,
+        ..check("descriptors", status, format!("{open_ones}, {bound}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_of_files_is_no_number() {
+        let told = |open, most| {
+            let part = of_files(open, most);
+            (part.status, part.detail, part.figures.len())
+        };
+        let wanted = |status, detail: &str, figures| (status, detail.to_owned(), figures);
+        assert_eq!(
+            told(Some(90), Some(100)),
+            wanted(
+                HealthStatus::Warn,
+                "90 files and sockets open, 100 may be",
+                2
+            )
+        );
+        assert_eq!(
+            told(Some(90), None),
+            wanted(
+                HealthStatus::Pass,
+                "90 files and sockets open, there is no limit",
+                1
+            )
+        );
+        assert_eq!(
+            told(None, Some(100)),
+            wanted(
+                HealthStatus::Pass,
+                "how many files and sockets are open is not known, 100 may be",
+                1
+            )
+        );
     }
 }
