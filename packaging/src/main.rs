@@ -1,4 +1,5 @@
-//! Writes the manual pages and completions of the programs into a folder: `viworks-packaging DIR`.
+//! Writes what packages bring beside the programs, manual pages, completions and pages of the documentation, into a
+//! folder: `viworks-packaging DIR`.
 
 #![expect(
     clippy::print_stderr,
@@ -6,10 +7,11 @@
 )]
 
 mod page;
+mod pages;
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Command, CommandFactory as _};
@@ -67,18 +69,23 @@ fn programs() -> [Program; 4] {
     ]
 }
 
-/// `man/NAME.SECTION`, one page for each program and for each of its verbs, and `completions/` with one file for each
-/// program and shell. What an earlier call has put into either is gone.
+/// `man/NAME.SECTION`, one page for each program and for each of its verbs, `completions/` with one file for each
+/// program and shell, and `doc/PACKAGE/` with the pages of each package. What was in any of them is gone.
 fn write(folder: &Path) -> io::Result<()> {
-    let (pages, completions) = (folder.join("man"), folder.join("completions"));
-    // Both are looked at before anything is removed.
-    let earlier = [ours(&pages)?, ours(&completions)?];
-    for file in earlier.iter().flatten() {
-        fs::remove_file(file)?;
+    let (manual_pages, completions) = (folder.join("man"), folder.join("completions"));
+    let documents = folder.join("doc");
+    let all = [&manual_pages, &completions, &documents];
+    for folder in all {
+        is_ours(folder)?;
     }
-    for folder in [&pages, &completions] {
-        fs::create_dir_all(folder)?;
+    for folder in all {
+        match fs::remove_dir_all(folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => fs::create_dir_all(folder)?,
+        }
     }
+    let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    pages::write(root, &documents)?;
     for mut program in programs() {
         if program.typed {
             for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
@@ -86,35 +93,30 @@ fn write(folder: &Path) -> io::Result<()> {
             }
         }
         for (file, text) in manual(program)? {
-            fs::write(pages.join(file), text)?;
+            fs::write(manual_pages.join(file), text)?;
         }
     }
     Ok(())
 }
 
-/// The files in a folder, all of which are such as this program writes: `/usr/share` has a folder `man` as well.
-fn ours(folder: &Path) -> io::Result<Vec<PathBuf>> {
+/// Refuses a folder in which something is that no call of this program wrote, such as the system's own.
+fn is_ours(folder: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     };
-    let mut files = Vec::new();
     for entry in entries {
-        let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if !entry.file_type()?.is_file() || !name.trim_start_matches('_').starts_with("viworks") {
-            return Err(io::Error::new(
-                io::ErrorKind::AlreadyExists,
-                format!(
-                    "{} was not written by this program; name a folder for its pages alone",
-                    entry.path().display()
-                ),
-            ));
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if !name.trim_start_matches('_').starts_with("viworks") {
+            let what = format!(
+                "{} is not of ours: name another folder",
+                folder.join(name).display()
+            );
+            return Err(io::Error::other(what));
         }
-        files.push(entry.path());
     }
-    Ok(files)
+    Ok(())
 }
 
 /// The pages of a program with the names of their files: its own, and one for each verb.
@@ -140,25 +142,8 @@ fn manual(program: Program) -> io::Result<Vec<(String, String)>> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::fs;
 
-    use super::{manual, programs, write};
-
-    #[test]
-    fn what_others_have_written_stays_and_what_it_wrote_before_goes() {
-        let folder = tempfile::tempdir().unwrap();
-        let place = |name: &str| folder.path().join(name);
-        write(folder.path()).unwrap();
-        fs::write(place("man/viworks-gone.1"), "of an earlier version").unwrap();
-        write(folder.path()).unwrap();
-        assert!(place("man/viworks.1").is_file() && !place("man/viworks-gone.1").exists());
-
-        // As in /usr/share.
-        fs::create_dir(place("man/man1")).unwrap();
-        let refused = write(folder.path()).unwrap_err().to_string();
-        assert!(refused.contains("man/man1 was not written"), "{refused}");
-        assert!(place("man/viworks.1").is_file() && place("man/man1").is_dir());
-    }
+    use super::{is_ours, manual, programs, write};
 
     #[test]
     fn every_page_that_a_page_names_is_there_and_says_what_it_has_to() {
@@ -204,5 +189,22 @@ mod tests {
             validate.contains(".SH EXAMPLES\n.nf\nviworks validate"),
             "{validate}"
         );
+    }
+
+    #[test]
+    fn a_folder_with_what_others_wrote_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path()).unwrap();
+        let page = folder.path().join("man/viworks.1");
+        let gone = folder.path().join("man/viworks-gone.1");
+        std::fs::write(&gone, "of an earlier version").unwrap();
+        write(folder.path()).unwrap();
+        assert!(page.is_file() && !gone.exists());
+        let other = folder.path().join("man/man1");
+        std::fs::write(&other, "").unwrap();
+        let refused = write(folder.path()).unwrap_err().to_string();
+        assert!(refused.contains("man1 is not of ours"), "{refused}");
+        assert!(page.is_file() && other.is_file());
+        is_ours(&folder.path().join("none")).unwrap();
     }
 }
