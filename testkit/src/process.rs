@@ -123,11 +123,19 @@ impl Process {
     /// # Panics
     /// When it does not stop within `limit`, or says that it had to drop a task that did not end.
     pub async fn stop(&mut self, limit: Duration) -> ExitStatus {
-        self.signal(Signal::TERM);
-        let status = self.wait(limit).await;
+        let status = self.end(limit).await;
         let log = self.log();
         assert!(!log.contains("the grace period is over"), "{log}");
         status
+    }
+
+    /// The same for a program of an earlier version, which may have had to drop a task that did not end.
+    ///
+    /// # Panics
+    /// When it does not stop within `limit`.
+    pub async fn end(&mut self, limit: Duration) -> ExitStatus {
+        self.signal(Signal::TERM);
+        self.wait(limit).await
     }
 }
 

@@ -179,10 +179,10 @@ impl Site {
         let mut running = self.start(by, gateway).await?;
         let worked = self.work(&mut running, earlier).await;
         if running.gateway.ended().is_none() {
-            running.gateway.stop(STOP_WITHIN).await;
+            running.gateway.end(STOP_WITHIN).await;
         }
         if running.backend.ended().is_none() {
-            running.backend.stop(STOP_WITHIN).await;
+            running.backend.end(STOP_WITHIN).await;
         }
         worked
     }

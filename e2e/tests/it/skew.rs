@@ -63,6 +63,19 @@ impl Site {
         }
     }
 
+    /// A command with a time limit of its own. Gateways of before keep none but their catalogue's: they are not asked
+    /// to run for longer than somebody was promised.
+    async fn limited(&self, ends: Value) {
+        let request = json!({"command": AGAIN, "targets": "all", "timeout_ms": 10_000});
+        let key = format!("limited-{ends}");
+        let (status, run) = self.system.submit_once(&request, &key).await;
+        assert!((200..300).contains(&status), "{run:#}");
+        let run = self.system.finished(run["id"].as_str().unwrap()).await;
+        assert_eq!(run["counts"], ends, "{run:#}");
+        // The second one is of before in any case.
+        assert_eq!(started(&self.folders[1]).len(), self.runs);
+    }
+
     /// A command of each kind and telemetry of every gateway, all of it once.
     async fn works(&mut self) {
         for name in NAMES {
@@ -88,7 +101,7 @@ impl Site {
         for mut gateway in gateways {
             assert!(gateway.stop(PATIENCE).await.success());
         }
-        assert!(self.system.backend().stop(PATIENCE).await.success());
+        assert!(self.system.backend().end(PATIENCE).await.success());
     }
 }
 
@@ -98,14 +111,12 @@ async fn a_backend_is_upgraded_before_its_gateways() {
         return;
     };
     let (mut site, [mut first, second]) = Site::made_by(earlier).await;
-    assert!(site.system.backend().stop(PATIENCE).await.success());
+    assert!(site.system.backend().end(PATIENCE).await.success());
     site.system.upgrade_to(Binaries::shipped());
     site.system.start_backend(Start::default()).await;
     site.works().await;
 
-    // Gateways of before know no limit of time beside their catalogue's, and refuse a word that they do not know.
-    site.runs(json!({"command": AGAIN, "targets": "all", "timeout_ms": 10_000}))
-        .await;
+    site.limited(json!({"rejected": 2})).await;
 
     // One after the other.
     assert!(first.stop(PATIENCE).await.success());
@@ -113,6 +124,7 @@ async fn a_backend_is_upgraded_before_its_gateways() {
         .system
         .start_gateway(&site.folders[0], Start::default());
     site.works().await;
+    site.limited(json!({"rejected": 1, "succeeded": 1})).await;
     site.stop([first, second]).await;
 }
 

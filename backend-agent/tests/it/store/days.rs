@@ -299,8 +299,8 @@ async fn listed(bed: &Bed, newest_first: bool, limit: usize) -> Vec<(Timestamp, 
     }
 }
 
-/// How much the server has looked for in the indexes of telemetry. A connection tells that when it ends, some time after
-/// it was closed.
+/// How much the server has looked for in the indexes of telemetry. A connection tells that when it ends, some time
+/// after it was closed.
 fn looked(server: &Server, name: &str) -> i64 {
     let others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() \
                   AND backend_type = 'client backend'";
