@@ -20,11 +20,12 @@ use viworks_runtime::settings;
 
 use crate::data::TelemetryLimits;
 use queue::{QueueAddress, QueueAddressError};
-use store::file_problem;
+use server::Named;
 
 mod live;
 pub mod queue;
 pub mod reference;
+mod server;
 mod store;
 
 pub use live::LIVE;
@@ -543,26 +544,14 @@ impl QueueConfig {
     }
 
     fn check(&self, section: &mut Section<'_>) {
-        match self.address() {
-            Ok(Some(_)) => {}
-            Ok(None) => {
-                if self.password_file.is_some() || self.ca_file.is_some() {
-                    section.problem(
-                        "url",
-                        "the queue in memory has no password and no certificate",
-                        "name a server as url = \"redis://USER@HOST\", or leave both out",
-                    );
-                }
-            }
-            Err(QueueAddressError::File(error)) => {
-                file_problem(section, &error, self.password_file.as_deref());
-            }
-            Err(error) => section.problem(
-                "url",
-                error.to_string(),
-                "url = \"memory\" or \"redis://USER@HOST:6379/0\"",
-            ),
-        }
+        let server = Named {
+            instead: "the queue in memory",
+            shortest: "redis://USER@HOST",
+            like: "url = \"memory\" or \"redis://USER@HOST:6379/0\"",
+            password_file: self.password_file.as_deref(),
+            ca_file: self.ca_file.as_deref(),
+        };
+        server.check(section, self.address(), QueueAddressError::file);
         if self.total < self.per_gateway {
             section.problem(
                 "total",

@@ -43,6 +43,17 @@ pub enum QueueAddressError {
     File(#[from] CredentialError),
 }
 
+impl QueueAddressError {
+    /// What is wrong with a file that goes with the URL, where it is that.
+    pub(crate) const fn file(&self) -> Option<&CredentialError> {
+        if let Self::File(error) = self {
+            Some(error)
+        } else {
+            None
+        }
+    }
+}
+
 /// What answers at an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Topology {

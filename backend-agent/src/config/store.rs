@@ -1,11 +1,11 @@
 //! Where the database is, and the files that go with that.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use viworks_runtime::config::Section;
-use viworks_runtime::{files, settings};
+use viworks_runtime::settings;
 
-use crate::credentials::CredentialError;
+use super::server::Named;
 use crate::data::postgres::{Address, AddressError};
 
 settings! {
@@ -26,35 +26,6 @@ settings! {
         migrate_at_start: bool = bool(true),
     }
     check StoreConfig::check
-}
-
-/// A file that goes with a URL cannot be used. What is wrong with it as a file was said where it is named.
-pub(super) fn file_problem(
-    section: &mut Section<'_>,
-    error: &CredentialError,
-    password: Option<&Path>,
-) {
-    let is_password = password == Some(error.path());
-    let examine = if is_password {
-        files::examine_private
-    } else {
-        files::examine
-    };
-    if examine(error.path()).is_err() {
-        return;
-    }
-    let (key, help) = if is_password {
-        (
-            "password_file",
-            "password_file names a file with the password on one line, and nothing else in it",
-        )
-    } else {
-        (
-            "ca_file",
-            "ca_file names the certificate of the authority that signed the server's, PEM",
-        )
-    };
-    section.problem(key, error.to_string(), help);
 }
 
 /// The URL of the embedded database.
@@ -82,25 +53,13 @@ impl StoreConfig {
     }
 
     fn check(&self, section: &mut Section<'_>) {
-        match self.address() {
-            Ok(Some(_)) => {}
-            Ok(None) => {
-                if self.password_file.is_some() || self.ca_file.is_some() {
-                    section.problem(
-                        "url",
-                        "the embedded database has no password and no certificate",
-                        "name a server as url = \"postgres://USER@HOST/DATABASE\", or leave both out",
-                    );
-                }
-            }
-            Err(AddressError::File(error)) => {
-                file_problem(section, &error, self.password_file.as_deref());
-            }
-            Err(error) => section.problem(
-                "url",
-                error.to_string(),
-                "url = \"sqlite:\" or \"postgres://USER@HOST:5432/DATABASE\"",
-            ),
-        }
+        let server = Named {
+            instead: "the embedded database",
+            shortest: "postgres://USER@HOST/DATABASE",
+            like: "url = \"sqlite:\" or \"postgres://USER@HOST:5432/DATABASE\"",
+            password_file: self.password_file.as_deref(),
+            ca_file: self.ca_file.as_deref(),
+        };
+        server.check(section, self.address(), AddressError::file);
     }
 }

@@ -48,6 +48,17 @@ pub enum AddressError {
     File(#[from] CredentialError),
 }
 
+impl AddressError {
+    /// What is wrong with a file that goes with the URL, where it is that.
+    pub(crate) const fn file(&self) -> Option<&CredentialError> {
+        if let Self::File(error) = self {
+            Some(error)
+        } else {
+            None
+        }
+    }
+}
+
 /// The address of a database, with what it takes to get in. Shows no secret.
 #[derive(Clone)]
 pub struct Address {
