@@ -22,6 +22,16 @@ CREATE TABLE instances (
     rollup_days         bigint
 ) WITH (fillfactor = 20);
 
+-- For how many days each backend keeps records of telemetry, and roll-ups of them, as it told last. That holds while it
+-- is away, too, until others have been there for a time in which nobody told it.
+CREATE TABLE telemetry_promises (
+    instance       text   COLLATE "C" NOT NULL PRIMARY KEY,
+    records_days   bigint NOT NULL,
+    rollup_days    bigint NOT NULL,
+    untold_seconds bigint NOT NULL DEFAULT 0 CHECK (untold_seconds >= 0),
+    looked_at      timestamptz NOT NULL DEFAULT clock_timestamp()
+) WITH (fillfactor = 20);
+
 CREATE TABLE gateways (
     tenant            text   COLLATE "C" NOT NULL,
     agent_id          text   COLLATE "C" NOT NULL,

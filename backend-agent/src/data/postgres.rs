@@ -15,6 +15,7 @@ mod lanes;
 mod lease;
 mod lock;
 mod numbers;
+mod promises;
 mod schema;
 mod server;
 mod statement;
@@ -34,7 +35,7 @@ use super::intents::link::{Doubt, Engine, Urgency};
 use super::intents::merged::{Answer, Item};
 use super::intents::tx::View;
 use super::intents::upkeep;
-use super::{InstanceLoad, Neighbour, StoreError, StoreHealth, StoreResult};
+use super::{InstanceLoad, Neighbour, Retention, StoreError, StoreHealth, StoreResult};
 
 pub use address::{Address, AddressError};
 pub use error::Error;
@@ -272,6 +273,10 @@ impl Engine for Postgres {
             Some(lease) => lease.neighbours(),
             None => watch::Sender::default().subscribe(),
         }
+    }
+
+    fn promised(&self) -> Option<Retention> {
+        self.lease.as_ref().and_then(|lease| lease.promised())
     }
 
     fn note_load(&self, load: InstanceLoad) {

@@ -24,7 +24,7 @@ use super::intents::merged::{Answer, Item};
 use super::intents::store::REPORT_TIME;
 use super::intents::tx::View;
 use super::intents::upkeep;
-use super::{InstanceLoad, Neighbour, Pending, StoreError, StoreHealth, StoreResult};
+use super::{InstanceLoad, Neighbour, Pending, Retention, StoreError, StoreHealth, StoreResult};
 
 use ground::Ground;
 
@@ -195,6 +195,10 @@ impl Engine for Sqlite {
 
     fn neighbours(&self) -> watch::Receiver<Vec<Neighbour>> {
         watch::Sender::default().subscribe()
+    }
+
+    fn promised(&self) -> Option<Retention> {
+        None
     }
 
     fn note_load(&self, _load: InstanceLoad) {}

@@ -9,46 +9,57 @@ use crate::data::{Instance, Retention, StoreResult};
 /// The condition of it.
 const NAME: &str = "telemetry.retention";
 
-const FIX: &str = "give all backends of a database the same retention_days and rollup_retention_days in [telemetry]";
+const FIX: &str = "give all backends of a database the same retention_days and rollup_retention_days in [telemetry]; what \
+                   one promised that never comes back ends by itself, or at once with DELETE FROM telemetry_promises \
+                   WHERE untold_seconds > 600";
 
 impl Jobs {
     /// Looks at what the backends tell of themselves.
     pub(super) async fn tell_retention(&self) -> StoreResult<()> {
         // Most of the time it is one backend, and there is nothing to ask.
-        let is_alone = self.store.neighbours().borrow().is_empty();
+        let promised = self.store.promised();
+        let is_alone = promised.is_none() && self.store.neighbours().borrow().is_empty();
         let all = if is_alone {
             Vec::new()
         } else {
             self.store.list_instances().await?
         };
-        self.tell(NAME, differ(&all), Severity::Warn, FIX);
+        self.tell(NAME, differ(&all, promised), Severity::Warn, FIX);
         Ok(())
     }
 }
 
-/// Who keeps telemetry for how long, where they differ.
-fn differ(all: &[Instance]) -> Option<String> {
+/// Who keeps telemetry for how long, where they differ, or where one that is away promised more.
+fn differ(all: &[Instance], promised: Option<Retention>) -> Option<String> {
     let living = all.iter().filter(|one| !one.lease.is_zero());
     let told: Vec<(&str, Retention)> = living
         .filter_map(|one| Some((one.name.as_str(), one.retention?)))
         .collect();
+    let kept = told.iter().map(|(_, kept)| *kept);
+    let longest = kept.reduce(Retention::or_longer)?;
+    let away = promised.filter(|promised| longest.or_longer(*promised) != longest);
     let (_, first) = told.first()?;
-    if told.iter().all(|(_, other)| other == first) {
+    if away.is_none() && told.iter().all(|(_, other)| other == first) {
         return None;
     }
-    let each = told.iter().map(|(name, kept)| {
-        let records = match kept.records_days {
-            0 => "for ever".to_owned(),
-            days => format!("for {}", human::counted_all(days, "day", "days")),
-        };
-        let rollups = human::counted_all(kept.rollups_days, "day", "days");
-        format!("{name} keeps telemetry {records} and roll-ups for {rollups}")
-    });
-    let each: Vec<String> = each.collect();
+    let each = told.iter().map(|(name, kept)| says(name, *kept));
+    let away = away.map(|promised| says("one that is away", longest.or_longer(promised)));
+    let each: Vec<String> = each.chain(away).collect();
     Some(format!(
-        "backends of this database are set differently: {}; the longest time holds while whoever is set to it runs",
-        each.join("; ")
+        "backends of this database are set differently: {}; the longest time holds, also while whoever is set to it is away, \
+         until the others have run without it for {}",
+        each.join("; "),
+        human::counted_all(Retention::PROMISED_DAYS, "day", "days")
     ))
+}
+
+fn says(name: &str, kept: Retention) -> String {
+    let records = match kept.records_days {
+        0 => "for ever".to_owned(),
+        days => format!("for {}", human::counted_all(days, "day", "days")),
+    };
+    let rollups = human::counted_all(kept.rollups_days, "day", "days");
+    format!("{name} keeps telemetry {records} and roll-ups for {rollups}")
 }
 
 #[cfg(test)]
@@ -83,9 +94,9 @@ mod tests {
             instance("gone", 0, Some((1, 730))),
             instance("new", 9, None),
         ];
-        assert_eq!(differ(&all), None);
+        assert_eq!(differ(&all, None), None);
         all.push(instance("b", 9, Some((0, 1))));
-        let told = differ(&all).unwrap();
+        let told = differ(&all, None).unwrap();
         for part in [
             "a keeps telemetry for 30 days and roll-ups for 730 days",
             "b keeps telemetry for ever and roll-ups for 1 day",
@@ -93,5 +104,29 @@ mod tests {
             assert!(told.contains(part), "{told}");
         }
         assert!(!told.contains("gone") && !told.contains("new"), "{told}");
+    }
+
+    #[test]
+    fn what_one_promised_that_is_away_is_told_where_it_is_longer() {
+        let promised = |records_days, rollups_days| {
+            Some(Retention {
+                records_days,
+                rollups_days,
+            })
+        };
+        let all = [instance("a", 9, Some((30, 730)))];
+        assert_eq!(differ(&all, promised(30, 730)), None);
+        assert_eq!(differ(&all, promised(7, 90)), None);
+        let told = differ(&all, promised(90, 1)).unwrap();
+        for part in [
+            "a keeps telemetry for 30 days and roll-ups for 730 days; one that is away keeps telemetry for 90 days",
+            "until the others have run without it for 7 days",
+        ] {
+            assert!(told.contains(part), "{told}");
+        }
+        let told = differ(&all, promised(0, 0)).unwrap();
+        assert!(told.contains("away keeps telemetry for ever"), "{told}");
+        // Whoever has not told may be set to the same.
+        assert_eq!(differ(&[instance("a", 9, None)], promised(90, 1)), None);
     }
 }

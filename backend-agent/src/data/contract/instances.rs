@@ -8,7 +8,8 @@ use viworks_common::id::{AgentId, InstanceId, SessionId, Tenant};
 use viworks_common::time::Timestamp;
 
 use crate::data::{
-    EndedInstances, Hurry, Instance, InstanceLoad, Mail, Neighbour, Owner, ProbeAnswer, StoreResult,
+    EndedInstances, Hurry, Instance, InstanceLoad, Mail, Neighbour, Owner, ProbeAnswer, Retention,
+    StoreResult,
 };
 
 /// Backends that share a database. Where it has one, there is nothing of them.
@@ -19,6 +20,8 @@ pub trait InstanceStore: Send + Sync {
     fn instance(&self) -> watch::Receiver<Option<InstanceId>>;
     /// The others that have their lease, as they told of themselves when this one renewed its own last.
     fn neighbours(&self) -> watch::Receiver<Vec<Neighbour>>;
+    /// The longest of what the others promised to keep, those among them that are away.
+    fn promised(&self) -> Option<Retention>;
     /// Tells the others of this one, with the next renewal of its lease.
     fn note_load(&self, load: InstanceLoad);
     /// From here on `hurry` is told whenever something was left for another instance, which would find it by itself

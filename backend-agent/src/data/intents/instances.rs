@@ -46,6 +46,16 @@ pub(super) const END_EARLIER: Sql = Sql::of_server(
     "UPDATE instances SET ended = true WHERE instance = :earlier AND instance <> :own",
 );
 
+/// What that one promised to keep is this one's promise until it tells its own.
+pub(super) const INHERIT: Sql = Sql::of_server(
+    "\
+WITH told AS (DELETE FROM telemetry_promises WHERE instance = :earlier AND instance <> :own
+              RETURNING records_days, rollup_days, untold_seconds, looked_at)
+INSERT INTO telemetry_promises (instance, records_days, rollup_days, untold_seconds, looked_at)
+SELECT :own, records_days, rollup_days, untold_seconds, looked_at FROM told
+ON CONFLICT (instance) DO NOTHING",
+);
+
 /// A gateway that somebody else has locked has its turn another time.
 pub(super) const SESSIONS: Sql = Sql::of_server(
     "\
@@ -127,5 +137,6 @@ pub(super) fn end_earlier(tx: &Tx<'_>, earlier: InstanceId) -> StoreResult<()> {
     let Some(own) = tx.party().instance() else {
         return Ok(());
     };
-    tx.execute(END_EARLIER, params! { earlier, own }).map(drop)
+    tx.execute(END_EARLIER, params! { earlier, own })?;
+    tx.execute(INHERIT, params! { earlier, own }).map(drop)
 }

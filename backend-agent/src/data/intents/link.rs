@@ -11,7 +11,7 @@ use viworks_runtime::sqlite::{self, Constraint, Params, Row};
 
 use super::merged::{Answer, Item};
 use super::tx::View;
-use crate::data::{InstanceLoad, Neighbour, StoreError, StoreHealth, StoreResult};
+use crate::data::{InstanceLoad, Neighbour, Retention, StoreError, StoreHealth, StoreResult};
 
 /// A statement in both dialects. Most say it in the same words, with parameters by name (`:agent_id`).
 #[derive(Debug, Clone, Copy)]
@@ -281,6 +281,10 @@ pub trait Engine: Clone + Send + Sync + 'static {
 
     /// The other backends, as they told of themselves last.
     fn neighbours(&self) -> watch::Receiver<Vec<Neighbour>>;
+
+    /// The longest of what the others promised to keep, those among them that are away. Whoever asks for both asks for
+    /// the neighbours first: what one of them promised is known when it is gone.
+    fn promised(&self) -> Option<Retention>;
 
     /// Tells the other backends of itself.
     fn note_load(&self, load: InstanceLoad);

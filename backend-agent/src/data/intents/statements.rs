@@ -68,6 +68,7 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("instances::END", instances::END),
         one("instances::END_EARLIER", instances::END_EARLIER),
         one("instances::FORGET", instances::FORGET),
+        one("instances::INHERIT", instances::INHERIT),
         one("instances::LIST", instances::LIST),
         one("instances::SESSIONS", instances::SESSIONS),
         one("keys::BY_HASH", keys::BY_HASH),

@@ -83,7 +83,8 @@ impl<E: Engine> SqlStore<E> {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a gateway may have stored. Nothing goes that another backend is set to keep, nor before it told.
+    /// What a gateway may have stored. Nothing goes that another backend is set to keep, one that is away among them,
+    /// nor before each that is there told.
     pub(super) fn limits(&self) -> TelemetryLimits {
         const UNTOLD: Retention = Retention {
             records_days: 0,
@@ -93,12 +94,28 @@ impl<E: Engine> SqlStore<E> {
         let neighbours = self.engine.neighbours();
         let all = neighbours.borrow();
         let others = all.iter().map(|it| it.load.retention.unwrap_or(UNTOLD));
+        let others = others.chain(self.engine.promised());
         let kept = others.fold(Retention::of(&own), Retention::or_longer);
         TelemetryLimits {
             retention_days: kept.records_days,
             rollup_days: kept.rollups_days,
             ..own
         }
+    }
+
+    /// Whether days are rolled up, as they are where anybody keeps roll-ups. Nothing while it is not known of everybody
+    /// who is there: a day that was left out stays so.
+    pub(super) fn makes_rollups(&self) -> Option<bool> {
+        let own = Retention::of(&self.telemetry());
+        let neighbours = self.engine.neighbours();
+        let all = neighbours.borrow();
+        let told = all.iter().filter_map(|it| it.load.retention);
+        let mut told = told.chain(self.engine.promised()).chain([own]);
+        if told.any(|it| it.rollups_days > 0) {
+            return Some(true);
+        }
+        let all_told = all.iter().all(|it| it.load.retention.is_some());
+        all_told.then_some(false)
     }
 
     pub(super) fn set_telemetry(&self, limits: TelemetryLimits) {

@@ -34,6 +34,9 @@ pub struct Retention {
 }
 
 impl Retention {
+    /// For how many days it holds when whoever is set to it is not there any more, and others are.
+    pub const PROMISED_DAYS: u64 = 7;
+
     /// What these limits say.
     #[must_use]
     pub const fn of(limits: &TelemetryLimits) -> Self {

@@ -18,7 +18,7 @@ use viworks_runtime::random;
 use super::connection::Connection;
 use super::era::Era;
 use super::error::Error;
-use super::{Address, lock};
+use super::{Address, lock, promises};
 use crate::data::intents::instances::LEASE_SECONDS;
 use crate::data::intents::outage::Outage;
 use crate::data::{InstanceLoad, Neighbour, Retention};
@@ -28,7 +28,10 @@ const RENEW_EVERY: Duration = Duration::from_secs(5);
 const RENEW_AGAIN: Duration = Duration::from_millis(500);
 
 /// How long the server may take to renew it.
-const RENEW_TIME: Duration = Duration::from_secs(5);
+pub(super) const RENEW_TIME: Duration = Duration::from_secs(5);
+
+/// Renewals after which the promise to keep telemetry is told again, and that of others looked at.
+const PROMISE_EVERY: u32 = 6;
 
 /// What the connections and the rest of the process know of the lease.
 #[derive(Debug)]
@@ -38,6 +41,8 @@ pub(super) struct Held {
     load: Mutex<InstanceLoad>,
     /// The others, as they were at the last renewal.
     neighbours: watch::Sender<Vec<Neighbour>>,
+    /// The longest that one of the others promised to keep telemetry, as it was then.
+    promised: Mutex<Option<Retention>>,
     /// Somebody found that the lease does not hold, and nobody has looked since.
     doubted: AtomicBool,
     words: mpsc::Sender<Word>,
@@ -59,6 +64,11 @@ impl Held {
     fn load(&self) -> MutexGuard<'_, InstanceLoad> {
         // Nothing panics while it is held.
         self.load.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn promised(&self) -> MutexGuard<'_, Option<Retention>> {
+        // Nothing panics while it is held.
+        self.promised.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A transaction was refused for want of the lease: it is looked at at once.
@@ -90,6 +100,7 @@ impl Lease {
             instance: watch::Sender::new(None),
             load: Mutex::default(),
             neighbours: watch::Sender::default(),
+            promised: Mutex::default(),
             doubted: AtomicBool::new(false),
             words,
         });
@@ -100,6 +111,8 @@ impl Lease {
             of: era.now(),
             era,
             outage: Outage::default(),
+            told: None,
+            renewals: 0,
         };
         keeper.renew()?;
         thread::Builder::new()
@@ -125,7 +138,7 @@ impl Lease {
     /// What the others are told with the next renewal.
     pub(super) fn note(&self, load: InstanceLoad) {
         let before = std::mem::replace(&mut *self.held.load(), load);
-        if before.draining != load.draining {
+        if (before.draining, before.retention) != (load.draining, load.retention) {
             self.held.doubt();
         }
     }
@@ -133,6 +146,11 @@ impl Lease {
     /// The others.
     pub(super) fn neighbours(&self) -> watch::Receiver<Vec<Neighbour>> {
         self.held.neighbours.subscribe()
+    }
+
+    /// The longest that one of the others promised to keep telemetry.
+    pub(super) fn promised(&self) -> Option<Retention> {
+        *self.held.promised()
     }
 
     /// Gives it back.
@@ -155,6 +173,9 @@ struct Keeper {
     of: u64,
     era: Arc<Era>,
     outage: Outage,
+    /// What was promised as which instance, and how often the lease was renewed since.
+    told: Option<(InstanceId, Option<Retention>)>,
+    renewals: u32,
 }
 
 impl Keeper {
@@ -220,8 +241,19 @@ impl Keeper {
             Some(instance) => instance,
             None => take(&connection, load)?,
         };
-        held.neighbours
-            .send_replace(neighbours(&connection, instance)?);
+        if let (Some(lost), None) = (known, renewed) {
+            promises::hand_over(&connection, lost, instance)?;
+        }
+        let tells = Some((instance, load.retention));
+        if self.told != tells || self.renewals >= PROMISE_EVERY {
+            promises::look(&connection, instance, load.retention)?;
+            (self.told, self.renewals) = (tells, 0);
+        }
+        self.renewals += 1;
+        let (promised, neighbours) = others(&connection, instance)?;
+        // In this order: whoever is not there any more has its promise here.
+        *held.promised() = promised;
+        held.neighbours.send_replace(neighbours);
         if renewed.is_none() {
             held.instance.send_replace(Some(instance));
             if let Some(lost) = known {
@@ -303,19 +335,36 @@ fn take(connection: &Connection, load: InstanceLoad) -> Result<InstanceId, Error
     })
 }
 
-/// The others that have their lease.
-fn neighbours(connection: &Connection, own: InstanceId) -> Result<Vec<Neighbour>, Error> {
+/// What the others promised to keep at most, and those that have their lease, as both are at one moment: whoever is not
+/// there any more has left its promise.
+fn others(
+    connection: &Connection,
+    own: InstanceId,
+) -> Result<(Option<Retention>, Vec<Neighbour>), Error> {
     const OTHERS: &str = "\
-        SELECT instance, sessions, connections_max, openings_per_second, draining, retention_days, rollup_days
-        FROM instances
-        WHERE instance <> $1 AND NOT ended
-              AND lease_until BETWEEN clock_timestamp() AND clock_timestamp() + make_interval(secs => $2)
-        ORDER BY instance";
+        SELECT p.records_days AS promised_records, p.rollup_days AS promised_rollups,
+               i.instance, i.sessions, i.connections_max, i.openings_per_second, i.draining, i.retention_days, i.rollup_days
+        FROM (SELECT CASE WHEN min(records_days) = 0 THEN 0 ELSE max(records_days) END AS records_days,
+                     max(rollup_days) AS rollup_days
+              FROM telemetry_promises WHERE instance <> $1 AND untold_seconds <= $3) AS p
+        LEFT JOIN instances AS i ON i.instance <> $1 AND NOT i.ended
+             AND i.lease_until BETWEEN clock_timestamp() AND clock_timestamp() + make_interval(secs => $2)
+        ORDER BY i.instance";
     connection.with_within(RENEW_TIME, async |inner| {
         let query = sqlx::query(OTHERS).bind(own.to_string());
         let query = query.bind(f64::from(LEASE_SECONDS));
-        let mut all = Vec::new();
+        let query = query.bind(promises::LASTS_SECONDS);
+        let (mut promised, mut all) = (None, Vec::new());
         for row in query.fetch_all(inner).await? {
+            let (records, rollups) = ("promised_records", "promised_rollups");
+            promised = retention(row.try_get(records)?, row.try_get(rollups)?);
+            // An id that is none was not written by a backend; none at all, where there is no other one.
+            let Some(Ok(id)) = row
+                .try_get::<Option<String>, _>("instance")?
+                .map(|it| it.parse())
+            else {
+                continue;
+            };
             let number = |column| -> Result<u64, Error> {
                 Ok(u64::try_from(row.try_get::<i64, _>(column)?).unwrap_or_default())
             };
@@ -326,12 +375,9 @@ fn neighbours(connection: &Connection, own: InstanceId) -> Result<Vec<Neighbour>
                 draining: row.try_get("draining")?,
                 retention: retention(row.try_get("retention_days")?, row.try_get("rollup_days")?),
             };
-            // An id that is none was not written by a backend.
-            if let Ok(id) = row.try_get::<String, _>("instance")?.parse() {
-                all.push(Neighbour { id, load });
-            }
+            all.push(Neighbour { id, load });
         }
-        Ok(all)
+        Ok((promised, all))
     })
 }
 
@@ -349,6 +395,7 @@ fn retention(records: Option<i64>, rollups: Option<i64>) -> Option<Retention> {
     })
 }
 
-fn stored(count: u64) -> i64 {
+/// A count as it is stored.
+pub(super) fn stored(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }

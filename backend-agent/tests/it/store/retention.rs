@@ -1,5 +1,6 @@
 //! Telemetry that is kept for so long: what is deleted, what is refused, and what stays right beside it.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use viworks_testkit::postgres::Server;
 use viworks_testkit::process::eventually;
 
 use super::bed::{Bed, agent, at, process};
+use super::instances::Hand;
 use super::postgres_only::open;
 
 /// The suite keeps telemetry for thirty days.
@@ -290,14 +292,171 @@ async fn nothing_goes_that_another_backend_is_set_to_keep_longer() {
     assert_eq!((taken.stored, taken.refused.len()), (2, 0));
     assert_eq!(purge(&short, 100, 0).await.1, 0);
     assert_eq!(stored(&short, 1).await.len(), 2);
-    // With the other one its promise has gone.
+    // Its promise stays when it is away, also for one that starts then, and whatever the server's clock says.
     long.store.close().await;
     eventually("it is alone", PATIENCE, async || {
         (days(&short) == Some(Vec::new())).then_some(())
     })
     .await;
-    let _purged = purge(&short, 100, 0).await;
-    assert_eq!(stored(&short, 1).await, [-20 * DAY]);
+    assert_eq!(purge(&short, 100, 0).await.1, 0);
+    assert_eq!(stored(&short, 1).await.len(), 2);
     short.store.close().await;
+    let anew = keeping(server, &database, 30).await;
+    assert_eq!(promised(&anew), Some(90));
+    let (hand, turn) = (server.database(&database), Cell::new(0));
+    for set in ["- interval '1000 days'", "+ interval '1000 days'"] {
+        let set = format!("UPDATE telemetry_promises SET looked_at = looked_at {set}");
+        hand.ask(&set).unwrap();
+        let looked = "SELECT count(*) FROM telemetry_promises WHERE abs(extract(epoch FROM \
+                      looked_at - clock_timestamp())) < 60 AND records_days = 90 AND untold_seconds BETWEEN 0 AND 300";
+        eventually("it was looked at", PATIENCE, async || {
+            look_again(&anew, &turn);
+            (hand.ask(looked).unwrap() == "1").then_some(())
+        })
+        .await;
+    }
+    assert_eq!(purge(&anew, 100, 0).await, (0, 0, 0, 1));
+    assert_eq!(stored(&anew, 1).await.len(), 2);
+    // It ends when nobody told it for long enough.
+    let over =
+        "UPDATE telemetry_promises SET untold_seconds = 7 * 86400 + 1 WHERE records_days = 90";
+    hand.ask(over).unwrap();
+    eventually("the promise is over", PATIENCE, async || {
+        (promised(&anew) == Some(30)).then_some(())
+    })
+    .await;
+    let _purged = purge(&anew, 100, 0).await;
+    assert_eq!(stored(&anew, 1).await, [-20 * DAY]);
+    eventually("it is forgotten", PATIENCE, async || {
+        look_again(&anew, &turn);
+        let left = "SELECT count(*) FROM telemetry_promises WHERE records_days = 90";
+        (hand.ask(left).unwrap() == "0").then_some(())
+    })
+    .await;
+    anew.store.close().await;
+    super::postgres_counts_are_right(&folder);
+}
+
+/// Has a backend that keeps records for 30 days tell another promise, and so look at those of others at once.
+fn look_again(bed: &Bed, turn: &Cell<u64>) {
+    turn.set(turn.get() + 1);
+    bed.store.limit_telemetry(TelemetryLimits {
+        retention_days: 30,
+        rollup_days: 1 + turn.get() % 2,
+        ..TelemetryLimits::default()
+    });
+    bed.store.note_load(InstanceLoad::default());
+}
+
+/// Days for which others promised to keep records.
+fn promised(bed: &Bed) -> Option<u64> {
+    bed.store.promised().map(|kept| kept.records_days)
+}
+
+/// Whoever is set to keep less from now on does not wait for its own promise of before.
+#[tokio::test]
+async fn a_promise_goes_on_with_the_backend_that_made_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((server, database)) = super::database(&folder) else {
+        return;
+    };
+    super::make(server, &database);
+    let other = keeping(server, &database, 30).await;
+    let one = keeping(server, &database, 90).await;
+    let sees = async |days: Option<u64>| {
+        eventually("the other one sees it", PATIENCE, async || {
+            (promised(&other) == days).then_some(())
+        })
+        .await;
+    };
+    sees(Some(90)).await;
+    // Another one ended its lease: it is a new instance, and has the promise.
+    let mut instance = one.store.instance();
+    let before = instance.borrow_and_update().unwrap();
+    let hand = Hand {
+        database: server.database(&database),
+    };
+    hand.set(before, "ended = true");
+    let is_new = async || (*one.store.instance().borrow() != Some(before)).then_some(());
+    eventually("it is a new instance", PATIENCE, is_new).await;
+    let whose = "SELECT instance FROM telemetry_promises WHERE records_days = 90";
+    let now = super::instances::instance(&one);
+    assert_eq!(hand.says(whose), now.to_string());
+    // It is started again with the same folder, and says another thing; until it does, the promise is there.
+    one.store.close().await;
+    let again = open(&server.url(&database), Role::Backend).await.unwrap();
+    let limits = TelemetryLimits {
+        retention_days: 7,
+        ..TelemetryLimits::default()
+    };
+    let again = Bed::new(Arc::new(again.telemetry_limits(limits)));
+    let ended = again
+        .store
+        .end_abandoned_sessions(&again.tenant, Some(now), at(0));
+    ended.await.unwrap();
+    let own = super::instances::instance(&again);
+    assert_eq!(hand.says(whose), own.to_string());
+    again.store.note_load(InstanceLoad::default());
+    sees(Some(7)).await;
+    assert_eq!(
+        hand.says("SELECT count(*) FROM telemetry_promises WHERE records_days > 30"),
+        "0"
+    );
+    // Set to for ever while it runs.
+    let limits = TelemetryLimits {
+        retention_days: 0,
+        ..limits
+    };
+    again.store.limit_telemetry(limits);
+    again.store.note_load(InstanceLoad::default());
+    sees(Some(0)).await;
+    again.store.close().await;
+    sees(Some(0)).await;
+    other.store.close().await;
+    super::postgres_counts_are_right(&folder);
+}
+
+#[tokio::test]
+async fn no_day_is_rolled_up_or_left_out_before_each_backend_has_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((server, database)) = super::database(&folder) else {
+        return;
+    };
+    super::make(server, &database);
+    let without = async || {
+        let store = open(&server.url(&database), Role::Backend).await.unwrap();
+        let limits = TelemetryLimits {
+            rollup_days: 0,
+            ..TelemetryLimits::default()
+        };
+        Bed::new(Arc::new(store.telemetry_limits(limits)))
+    };
+    let (one, untold) = (without().await, without().await);
+    one.store.note_load(InstanceLoad::default());
+    eventually("it knows of the other one", PATIENCE, async || {
+        (one.store.neighbours().borrow().len() == 1).then_some(())
+    })
+    .await;
+    one.gateway(1).await;
+    one.session(1, 1).await;
+    commit(&one, (1, process(1)), 1, &[("a", 0)], 0).await;
+    let roll_up = || one.store.roll_up_telemetry(&one.tenant, at(3 * DAY));
+    let rolled = roll_up().await.unwrap();
+    assert_eq!((rolled.days, rolled.more), (0, false));
+    untold.store.limit_telemetry(TelemetryLimits::default());
+    untold.store.note_load(InstanceLoad::default());
+    eventually("it has told", PATIENCE, async || {
+        let all = one.store.neighbours().borrow().clone();
+        let told = all.iter().all(|it| it.load.retention.is_some());
+        told.then_some(())
+    })
+    .await;
+    assert_eq!(roll_up().await.unwrap().days, 1);
+    let count = server
+        .psql(&database, "SELECT count(*) FROM telemetry_rollups")
+        .unwrap();
+    assert_eq!(count.trim(), "1");
+    untold.store.close().await;
+    one.store.close().await;
     super::postgres_counts_are_right(&folder);
 }

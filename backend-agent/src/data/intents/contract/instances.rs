@@ -26,6 +26,10 @@ impl<E: Engine> InstanceStore for SqlStore<E> {
         self.engine.neighbours()
     }
 
+    fn promised(&self) -> Option<Retention> {
+        self.engine.promised()
+    }
+
     fn note_load(&self, load: InstanceLoad) {
         self.engine.note_load(InstanceLoad {
             retention: Some(Retention::of(&self.telemetry())),

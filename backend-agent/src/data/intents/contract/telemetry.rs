@@ -138,9 +138,11 @@ impl<E: Engine> TelemetryStore for SqlStore<E> {
     }
 
     async fn roll_up_telemetry(&self, tenant: &Tenant, now: Timestamp) -> StoreResult<RolledUp> {
-        let limits = self.limits();
-        let claim =
-            move |view: &View<'_>| Ok(Tx::run(view, now, |tx| rollups::claim(tx, &limits))?.answer);
+        let (limits, makes) = (self.limits(), self.makes_rollups());
+        let claim = move |view: &View<'_>| {
+            let claim = |tx: &Tx<'_>| rollups::claim(tx, &limits, makes.is_some());
+            Ok(Tx::run(view, now, claim)?.answer)
+        };
         let claimed = self.write_view(tenant, Urgency::Bulk, claim).await?;
         let mut done = RolledUp {
             days: 0,
@@ -151,7 +153,8 @@ impl<E: Engine> TelemetryStore for SqlStore<E> {
         let Some(due) = claimed.due else {
             return Ok(done);
         };
-        let rolled = self.report(tenant, move |view| rollups::read(view, &due, &limits));
+        let makes = makes == Some(true);
+        let rolled = self.report(tenant, move |view| rollups::read(view, &due, makes));
         let rolled = rolled.await?;
         let save = move |view: &View<'_>| {
             Tx::run(view, now, |tx| rollups::save(tx, &due, &rolled)).map(drop)

@@ -9,7 +9,7 @@ use viworks_common::telemetry::Fields;
 use viworks_common::telemetry::rollup::{Day, Hour, Hours, Part};
 use viworks_common::telemetry::steps::Range;
 use viworks_common::time::Timestamp;
-use viworks_runtime::sqlite::params;
+use viworks_runtime::sqlite::{Row, params};
 
 use super::proof::{self, Proof};
 use super::queries::agent;
@@ -222,8 +222,12 @@ pub(in crate::data::intents) struct Claimed {
     pub(in crate::data::intents) twice: u64,
 }
 
-/// Takes a day, if there is one, and forgets what is older than roll-ups are kept.
-pub(in crate::data::intents) fn claim(tx: &Tx<'_>, limits: &Limits) -> StoreResult<Claimed> {
+/// Takes a day, if there is one and `takes` says so, and forgets what is older than roll-ups are kept.
+pub(in crate::data::intents) fn claim(
+    tx: &Tx<'_>,
+    limits: &Limits,
+    takes: bool,
+) -> StoreResult<Claimed> {
     let kept = i64::try_from(limits.rollup_days.max(DAYS_KEPT)).unwrap_or(i64::MAX);
     let before = day_of(tx.now).saturating_sub(kept);
     let most = FORGET;
@@ -245,14 +249,19 @@ pub(in crate::data::intents) fn claim(tx: &Tx<'_>, limits: &Limits) -> StoreResu
         now.saturating_sub(SETTLED_AFTER),
     ));
     let until = now.saturating_add(CLAIMED);
-    let due = tx.optional(CLAIM, params! { first, closed, until }, |row| {
+    let read = |row: &Row<'_>| {
         let row = Reader::new("telemetry_rollup_days", row);
         Ok(Due {
             agent_id: row.get("agent_id")?,
             day: row.get("day")?,
             changed: row.get("changed")?,
         })
-    })?;
+    };
+    let due = if takes {
+        tx.optional(CLAIM, params! { first, closed, until }, read)?
+    } else {
+        None
+    };
     let twice = if due.is_none() { proof::found(tx)? } else { 0 };
     Ok(Claimed {
         due,
@@ -262,17 +271,13 @@ pub(in crate::data::intents) fn claim(tx: &Tx<'_>, limits: &Limits) -> StoreResu
     })
 }
 
-/// What the day comes to.
+/// What the day comes to: its roll-up, where those are made, and whether a record is there twice.
 pub(in crate::data::intents) fn read(
     view: &View<'_>,
     due: &Due,
-    limits: &Limits,
+    makes: bool,
 ) -> StoreResult<Rolled> {
-    let streams = if limits.rollup_days == 0 {
-        None
-    } else {
-        streams(view, due)?
-    };
+    let streams = if makes { streams(view, due)? } else { None };
     let proof = proof::prove(view, due.agent_id, due.day)?;
     Ok(Rolled { streams, proof })
 }
