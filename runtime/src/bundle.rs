@@ -199,6 +199,14 @@ mod tests {
 
     use super::*;
 
+    /// Bytes of a line with its end.
+    const LINE: usize = 128;
+
+    /// So many bytes in lines of few words, which are soon looked through.
+    fn lines(bytes: usize) -> String {
+        format!("{}\n", "x".repeat(LINE - 1)).repeat(bytes / LINE)
+    }
+
     #[test]
     fn a_bundle_is_its_owners_lists_what_is_in_it_and_has_a_bound() {
         let folder = tempfile::tempdir().unwrap();
@@ -207,7 +215,7 @@ mod tests {
         bundle.add("version.txt", "the version", "0.1.0\n");
         for number in 0..12 {
             let name = format!("log.{number}");
-            bundle.add(&name, "lines", &"x y\n".repeat(FILE_BYTES_MAX));
+            bundle.add(&name, "lines", &lines(FILE_BYTES_MAX + LINE));
         }
         bundle.missing("status.json", "nobody answers");
         let list = bundle.list().join("\n");
@@ -275,7 +283,7 @@ mod tests {
         for number in 0..9 {
             let name = format!("log.{number}");
             let add = move |part: &mut Bundle| {
-                part.add(&name, "lines", &"x y\n".repeat(FILE_BYTES_MAX / 4));
+                part.add(&name, "lines", &lines(FILE_BYTES_MAX));
             };
             bundle.gather(&["log"], READ_TIME, add).await;
         }
