@@ -408,6 +408,21 @@ fn blocks_that_do_not_run_are_few_and_say_why() {
     assert!(count <= NOT_RUN_MAX, "{count} blocks do not run");
 }
 
+/// Every account of a machine reads the arguments of its processes.
+#[test]
+fn no_block_puts_a_key_on_a_command_line() {
+    for name in pages() {
+        for block in blocks(&page(&name)) {
+            let shown = block.script.contains("-H \"Authorization");
+            assert!(
+                !shown || block.not_run.is_some(),
+                "{name}: {}",
+                block.script
+            );
+        }
+    }
+}
+
 /// A folder that looks like the repository's to whoever pastes: the programs, and the demo where it always is.
 struct Repository {
     folder: TempDir,
