@@ -181,6 +181,8 @@ impl Postgres {
 impl Engine for Postgres {
     const BULK_WRITES: usize = BULK_CONNECTIONS as usize;
 
+    const HEARTBEATS: usize = 256;
+
     async fn write<T: Send + 'static>(
         &self,
         tenant: &Tenant,

@@ -129,6 +129,9 @@ impl Sqlite {
 impl Engine for Sqlite {
     const BULK_WRITES: usize = 1;
 
+    /// Each commit is a wait for the disk; in between somebody else has the writer.
+    const HEARTBEATS: usize = 2_000;
+
     async fn write<T: Send + 'static>(
         &self,
         tenant: &Tenant,

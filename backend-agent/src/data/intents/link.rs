@@ -222,6 +222,9 @@ pub trait Engine: Clone + Send + Sync + 'static {
     /// How many writes that take long go on at a time.
     const BULK_WRITES: usize;
 
+    /// How many heartbeats one transaction stores: whoever has to do with these gateways waits until it is committed.
+    const HEARTBEATS: usize;
+
     /// Carries out an intent in one transaction, and answers once that is durable. It may run more than once, each time
     /// with nothing left of the time before.
     fn write<T: Send + 'static>(

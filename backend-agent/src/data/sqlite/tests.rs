@@ -5,13 +5,14 @@ use std::fs;
 use std::path::Path;
 
 use rusqlite::Connection;
-use viworks_common::id::Tenant;
+use viworks_common::id::{AgentId, Tenant};
+use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::Options;
 
 use super::SqliteStore;
-use crate::data::StoreError;
 use crate::data::intents::link::Engine as _;
 use crate::data::intents::statements;
+use crate::data::{HeartbeatFigures, SessionStore as _, SessionTouch, StoreError};
 
 /// Statements that are about all gateways: lists and counts.
 const OVER_ALL_GATEWAYS: &[&str] = &[
@@ -113,6 +114,26 @@ async fn a_report_that_takes_too_long_is_ended() {
         .report(&tenant, |view| view.one(FOR_EVER, &[], |_row| Ok(())));
     let ended = asked.await;
     assert!(matches!(ended, Err(StoreError::TooLong(_))), "{ended:?}");
+    store.database().close().await.unwrap();
+}
+
+#[tokio::test]
+async fn heartbeats_of_a_storm_share_one_commit() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options::new(folder.path().join("backend.db"));
+    let store = SqliteStore::open(options).await.unwrap();
+    let commits = || store.database().counters().commits();
+    let before = commits();
+    let touches = (0..1_000).map(|n| SessionTouch {
+        agent_id: AgentId::from_uuid(uuid::Uuid::from_u128(n)),
+        epoch: 1,
+        figures: HeartbeatFigures::default(),
+    });
+    let now = Timestamp::from_unix_micros(0);
+    let tenant = Tenant::default_tenant();
+    let stored = store.touch_sessions(&tenant, touches.collect(), now);
+    stored.await.unwrap();
+    assert_eq!(commits() - before, 1);
     store.database().close().await.unwrap();
 }
 

@@ -104,7 +104,7 @@ impl<E: Engine> SessionStore for SqlStore<E> {
         touches: Vec<SessionTouch>,
         now: Timestamp,
     ) -> StoreResult<()> {
-        for together in touches.chunks(heartbeats::TOGETHER_MAX) {
+        for together in touches.chunks(E::HEARTBEATS) {
             let (together, same) = (together.to_vec(), together.to_vec());
             let at_once = move |tx: &Tx<'_>| heartbeats::touch_all(tx, &together).map(Some);
             let touch = move |tx: &Tx<'_>| sessions::touch(tx, &same).map(|()| Vec::new());

@@ -10,9 +10,6 @@ use super::super::row::Reader;
 use super::super::tx::Tx;
 use crate::data::{SessionTouch, StoreResult};
 
-/// Heartbeats in one statement: it holds up whoever has to do with these gateways until it is committed.
-pub(in crate::data::intents) const TOGETHER_MAX: usize = 256;
-
 /// What is written of each.
 macro_rules! columns {
     ($as:ident) => {
