@@ -117,6 +117,10 @@ uuid_id!(
     ApiKeyId, "API key id"
 );
 uuid_id!(
+    /// One enrolment ticket; the secret part is never an identifier (version 7 UUID).
+    TicketId, "ticket id"
+);
+uuid_id!(
     /// One process of the backend, drawn at its start; several share a database.
     InstanceId, "instance id"
 );

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use crate::id::{AgentId, Tenant};
+use crate::id::{AgentId, Tenant, TicketId};
 
 /// Bytes of every key and tag of this protocol.
 pub const KEY_BYTES: usize = 32;
@@ -88,7 +88,7 @@ fn lp(into: &mut Vec<u8>, x: &[u8]) {
     into.extend_from_slice(x);
 }
 
-fn info(label: &str, fields: &[&[u8]]) -> Vec<u8> {
+pub(crate) fn info(label: &str, fields: &[&[u8]]) -> Vec<u8> {
     let mut info = Vec::with_capacity(128);
     lp(&mut info, label.as_bytes());
     for field in fields {
@@ -97,7 +97,7 @@ fn info(label: &str, fields: &[&[u8]]) -> Vec<u8> {
     info
 }
 
-fn expand(prk: &Hkdf<Sha256>, info: &[u8]) -> Secret {
+pub(crate) fn expand(prk: &Hkdf<Sha256>, info: &[u8]) -> Secret {
     let mut okm = Secret([0; KEY_BYTES]);
     prk.expand(info, &mut okm.0)
         .expect("32 bytes are far below HKDF's limit");
@@ -152,6 +152,14 @@ impl MasterKey {
         );
         context.extend_from_slice(&epoch.to_be_bytes());
         expand(&prk, &context)
+    }
+
+    /// The secret of one enrolment ticket: not guessable, and nothing to store but its digest.
+    #[must_use]
+    pub fn ticket_secret(&self, tenant: &Tenant, ticket: TicketId) -> Secret {
+        let prk = Hkdf::<Sha256>::new(None, self.0.expose());
+        let fields: [&[u8]; 2] = [tenant.as_str().as_bytes(), ticket.as_uuid().as_bytes()];
+        expand(&prk, &info("viworks/1 ticket", &fields))
     }
 
     /// What a database remembers to recognise the key that its gateways' keys follow from: 32 bytes that say nothing

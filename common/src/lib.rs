@@ -14,6 +14,7 @@ pub mod claims;
 pub mod code;
 pub mod command;
 pub mod engine;
+pub mod enrolment;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
 pub mod group;

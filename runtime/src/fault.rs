@@ -43,6 +43,10 @@ pub const POINTS: &[&str] = &[
     "store.result.after_commit",
     "store.telemetry.before_commit",
     "store.telemetry.after_commit",
+    "enrol.asked",
+    "enrol.answered",
+    "enrol.filling",
+    "enrol.moving",
 ];
 
 /// Why the armed points cannot be used.

@@ -4,12 +4,12 @@
 
 use std::sync::Arc;
 
-use rustls::client::Resumption;
 use rustls::client::danger::ServerCertVerifier;
+use rustls::client::{Resumption, WantsClientCert};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
-use rustls::{ClientConfig, ConnectionCommon, RootCertStore, ServerConfig, version};
+use rustls::{ClientConfig, ConfigBuilder, ConnectionCommon, RootCertStore, ServerConfig, version};
 use sha2::{Digest, Sha256};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -77,12 +77,27 @@ pub fn server_config(
     identity: Identity,
     client_roots: RootCertStore,
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    let verifier = client_verifier(client_roots)?;
+    shown_to(client_verifier(client_roots)?, identity)
+}
+
+/// The side of a listener that takes callers without a certificate: shows `identity` and asks for nothing.
+///
+/// # Errors
+///
+/// When certificate and key do not fit.
+pub fn open_server_config(identity: Identity) -> Result<Arc<ServerConfig>, TlsError> {
+    shown_to(WebPkiClientVerifier::no_client_auth(), identity)
+}
+
+fn shown_to(
+    clients: Arc<dyn ClientCertVerifier>,
+    identity: Identity,
+) -> Result<Arc<ServerConfig>, TlsError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&version::TLS13])
         .map_err(TlsError::Identity)?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(clients)
         .with_single_cert(identity.chain, identity.key)
         .map_err(TlsError::Identity)?;
     config.alpn_protocols = vec![ALPN.to_vec()];
@@ -99,6 +114,8 @@ pub struct ServerSide {
     pub config: Arc<ServerConfig>,
     /// The same judgement of certificates, for those whose TLS has ended in a proxy that passes them on.
     pub clients: Arc<dyn ClientCertVerifier>,
+    /// For those who have no certificate yet: the same identity, and nothing is asked of them.
+    pub open: Arc<ServerConfig>,
 }
 
 impl ServerSide {
@@ -109,8 +126,13 @@ impl ServerSide {
     /// When the roots are empty, or certificate and key do not fit.
     pub fn new(identity: Identity, client_roots: RootCertStore) -> Result<Self, TlsError> {
         let clients = client_verifier(client_roots.clone())?;
+        let open = open_server_config(identity.clone())?;
         let config = server_config(identity, client_roots)?;
-        Ok(Self { config, clients })
+        Ok(Self {
+            config,
+            clients,
+            open,
+        })
     }
 }
 
@@ -123,17 +145,39 @@ pub fn client_config(
     identity: Identity,
     verifier: Arc<dyn ServerCertVerifier>,
 ) -> Result<Arc<ClientConfig>, TlsError> {
-    let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+    let config = judged_by(verifier)?
+        .with_client_auth_cert(identity.chain, identity.key)
+        .map_err(TlsError::Identity)?;
+    Ok(of_client(config))
+}
+
+/// The same for a caller who has no certificate yet.
+///
+/// # Errors
+///
+/// When the library does not take these settings.
+pub fn open_client_config(
+    verifier: Arc<dyn ServerCertVerifier>,
+) -> Result<Arc<ClientConfig>, TlsError> {
+    Ok(of_client(judged_by(verifier)?.with_no_client_auth()))
+}
+
+fn judged_by(
+    verifier: Arc<dyn ServerCertVerifier>,
+) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, TlsError> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    Ok(ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&version::TLS13])
         .map_err(TlsError::Identity)?
         .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_client_auth_cert(identity.chain, identity.key)
-        .map_err(TlsError::Identity)?;
+        .with_custom_certificate_verifier(verifier))
+}
+
+fn of_client(mut config: ClientConfig) -> Arc<ClientConfig> {
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.resumption = Resumption::disabled();
     config.enable_early_data = false;
-    Ok(Arc::new(config))
+    Arc::new(config)
 }
 
 /// The channel binding of an established connection (RFC 9266): equal on both ends and on no other connection.

@@ -115,6 +115,16 @@ impl<'d> Section<'d> {
         self.optional_or(key, &Kind::Form(kind.to_owned()), help, true, parse)
     }
 
+    /// Anything that can be read from a string and may be left out.
+    pub fn optional_parsed<T: FromStr<Err: Display>>(
+        &mut self,
+        key: &str,
+        kind: &str,
+        help: &str,
+    ) -> Option<T> {
+        self.optional(key, &Kind::Form(kind.to_owned()), help, parse)
+    }
+
     /// A URL with one of `schemes` that must be given.
     pub fn required_url(&mut self, key: &str, schemes: &[&str], help: &str) -> String {
         self.required(key, &url_kind(schemes), help, |key, value| {

@@ -6,7 +6,7 @@ use rusqlite::ToSql;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use viworks_common::id::{
     AgentId, AgentRunId, ApiKeyId, BootId, CommandId, CommandName, FieldName, GatewayName,
-    InstallId, InstanceId, RunId, SessionId, StreamName, Tenant,
+    InstallId, InstanceId, RunId, SessionId, StreamName, Tenant, TicketId,
 };
 use viworks_common::time::Timestamp;
 
@@ -97,6 +97,7 @@ text!(
     SessionId,
     StreamName,
     Tenant,
+    TicketId,
 );
 
 impl Bind for String {

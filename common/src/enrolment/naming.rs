@@ -1,0 +1,160 @@
+//! How a gateway is called that enrols by a ticket.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{AgentId, GatewayName};
+use crate::limits::GATEWAY_NAME_BYTES_MAX;
+
+/// What a ticket says about the names of its gateways.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NameRule {
+    /// The machine says how it is called.
+    #[default]
+    Free,
+    /// Every name begins like this.
+    Prefix(String),
+    /// This one.
+    Fixed(GatewayName),
+}
+
+/// Why there is no name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoName {
+    /// The ticket is for another one.
+    #[error("the ticket is for the gateway {0}: leave --name out")]
+    OtherName(GatewayName),
+    /// The name has another beginning.
+    #[error(
+        "the ticket is for names that begin with {0:?}: choose such a name with --name, or leave it out"
+    )]
+    OtherPrefix(String),
+    /// What the machine calls itself can be no gateway's name.
+    #[error(
+        "this machine calls itself {0:?}, which can be no gateway's name: choose one with --name (1 to 63 lower-case letters, digits and inner hyphens)"
+    )]
+    NoHostName(String),
+}
+
+impl NameRule {
+    /// How the gateway is to be called that asks for `wish`, or for nothing, on a machine that calls itself `host`.
+    ///
+    /// # Errors
+    ///
+    /// When the ticket does not allow the wish, or nothing makes a name.
+    pub fn name(&self, wish: Option<&GatewayName>, host: &str) -> Result<GatewayName, NoName> {
+        match (self, wish) {
+            (Self::Fixed(name), None) => Ok(name.clone()),
+            (Self::Fixed(name), Some(wish)) if wish == name => Ok(name.clone()),
+            (Self::Fixed(name), Some(_other)) => Err(NoName::OtherName(name.clone())),
+            (Self::Prefix(prefix), Some(wish)) if wish.as_str().starts_with(prefix.as_str()) => {
+                Ok(wish.clone())
+            }
+            (Self::Prefix(prefix), Some(_other)) => Err(NoName::OtherPrefix(prefix.clone())),
+            (Self::Free, Some(wish)) => Ok(wish.clone()),
+            (Self::Prefix(prefix), None) => of_host(prefix, host),
+            (Self::Free, None) => of_host("", host),
+        }
+    }
+}
+
+/// The first label of what a machine calls itself, behind a prefix that it does not have already.
+fn of_host(prefix: &str, host: &str) -> Result<GatewayName, NoName> {
+    let label = host
+        .split('.')
+        .next()
+        .unwrap_or_default()
+        .to_ascii_lowercase();
+    let name = if label.starts_with(prefix) {
+        label
+    } else {
+        format!("{prefix}{label}")
+    };
+    name.parse()
+        .map_err(|_no_name| NoName::NoHostName(host.chars().take(80).collect()))
+}
+
+impl NameRule {
+    /// A name like `taken` that no other gateway has: with the end of the id.
+    #[must_use]
+    pub fn beside(taken: &GatewayName, agent_id: AgentId) -> GatewayName {
+        let id = agent_id.to_string();
+        let tail = format!("-{}", &id[id.len() - 8..]);
+        let room = GATEWAY_NAME_BYTES_MAX - tail.len();
+        let kept = &taken.as_str()[..taken.as_str().floor_char_boundary(room)];
+        let name = format!("{}{tail}", kept.trim_end_matches('-'));
+        name.parse().unwrap_or_else(|_never| taken.clone())
+    }
+
+    /// Whether names can begin with this text.
+    #[must_use]
+    pub fn is_prefix(text: &str) -> bool {
+        text.len() < GATEWAY_NAME_BYTES_MAX && format!("{text}x").parse::<GatewayName>().is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn name(text: &str) -> GatewayName {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_name_is_the_tickets_the_wish_or_the_machines() {
+        let prefix = NameRule::Prefix("gw-".to_owned());
+        let fixed = NameRule::Fixed(name("gw-1"));
+        let edge = name("edge");
+        for (rule, wish, host, called) in [
+            (NameRule::Free, None, "Edge-7.site.example", "edge-7"),
+            (NameRule::Free, Some(&edge), "other", "edge"),
+            (prefix.clone(), None, "edge", "gw-edge"),
+            (prefix.clone(), None, "gw-edge", "gw-edge"),
+            (fixed.clone(), None, "other", "gw-1"),
+            (fixed.clone(), Some(&name("gw-1")), "other", "gw-1"),
+        ] {
+            assert_eq!(rule.name(wish, host), Ok(name(called)), "{rule:?} {host}");
+        }
+        assert_eq!(
+            prefix.name(Some(&edge), "x"),
+            Err(NoName::OtherPrefix("gw-".to_owned()))
+        );
+        assert_eq!(
+            fixed.name(Some(&edge), "x"),
+            Err(NoName::OtherName(name("gw-1")))
+        );
+        let host = "(none)".to_owned();
+        assert_eq!(
+            NameRule::Free.name(None, &host),
+            Err(NoName::NoHostName(host))
+        );
+    }
+
+    #[test]
+    fn a_name_beside_another_is_never_too_long() {
+        let id = AgentId::from_uuid(Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_12ab_cdef));
+        assert_eq!(
+            NameRule::beside(&name("edge"), id).as_str(),
+            "edge-12abcdef"
+        );
+        let long = name(&"a".repeat(63));
+        assert_eq!(NameRule::beside(&long, id).as_str().len(), 63);
+    }
+
+    #[test]
+    fn a_prefix_is_the_beginning_of_a_name() {
+        for (text, good) in [
+            ("gw-", true),
+            ("gw", true),
+            ("", true),
+            ("-gw", false),
+            ("GW", false),
+        ] {
+            assert_eq!(NameRule::is_prefix(text), good, "{text:?}");
+        }
+        assert!(!NameRule::is_prefix(&"a".repeat(63)));
+    }
+}

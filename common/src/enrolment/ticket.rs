@@ -1,0 +1,330 @@
+//! The ticket as a string: a version, the payload in Base64 that no shell and no form changes, a checksum.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use crate::id::TicketId;
+use crate::key::{KEY_BYTES, Secret};
+use crate::pin::{PINS_MAX, SpkiPin};
+use crate::time::Timestamp;
+
+/// What every ticket of this version begins with; scanners for leaked secrets look for it.
+pub const TICKET_PREFIX: &str = "vwt1_";
+/// What tickets of every version begin with.
+const FAMILY: &str = "vwt";
+/// Bytes of the longest address of a door.
+pub const TICKET_URL_BYTES_MAX: usize = 512;
+
+const ID_BYTES: usize = 16;
+const CHECKSUM_BYTES: usize = 4;
+/// Length, id, secret, end and number of pins.
+const FIXED_BYTES: usize = 2 + ID_BYTES + KEY_BYTES + 8 + 1;
+const PAYLOAD_BYTES_MAX: usize =
+    FIXED_BYTES + PINS_MAX * KEY_BYTES + TICKET_URL_BYTES_MAX + CHECKSUM_BYTES;
+/// Characters of the longest ticket.
+pub const TICKET_CHARS_MAX: usize = TICKET_PREFIX.len() + chars(PAYLOAD_BYTES_MAX);
+
+/// Everything a machine needs to become a gateway.
+///
+/// The string is `vwt1_` and the Base64 (RFC 4648, for URLs, without padding) of: the length of all bytes (2), the id
+/// (16), the secret (32), the second of the end since 1970 (8), the number of pins (1), the pins (32 each), the URL in
+/// UTF-8, and the first 4 bytes of the SHA-256 of `viworks ticket checksum`, a zero byte and all bytes before. Numbers
+/// are big-endian.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Ticket {
+    /// Which one it is.
+    pub id: TicketId,
+    /// What proves that its holder has it.
+    pub secret: Secret,
+    /// When it ends, to the second; the backend decides by its own clock.
+    pub expires_at: Timestamp,
+    /// The keys that the door may show, one at least.
+    pub pins: BTreeSet<SpkiPin>,
+    /// The door: `https://`, a host, and a port if need be.
+    pub url: String,
+}
+
+/// Text that is no ticket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidTicket {
+    /// Nothing like one.
+    #[error(
+        "this is no enrolment ticket: one begins with {TICKET_PREFIX} and comes from viworks ticket create"
+    )]
+    Other,
+    /// One of another version.
+    #[error(
+        "this ticket is of another version than this agent reads ({TICKET_PREFIX}): install the agent that the backend has"
+    )]
+    Version,
+    /// Its end is missing.
+    #[error("the ticket is cut off after {have} of its {whole} characters: copy all of it")]
+    Truncated {
+        /// How many characters are there.
+        have: usize,
+        /// How many it has.
+        whole: usize,
+    },
+    /// Something follows it.
+    #[error(
+        "more than a ticket was given: {have} characters, and it has {whole}: copy nothing else"
+    )]
+    Overlong {
+        /// How many characters are there.
+        have: usize,
+        /// How many it has.
+        whole: usize,
+    },
+    /// A character is another one.
+    #[error("the ticket is mistyped: its checksum does not fit; copy it instead of typing it")]
+    Mistyped,
+}
+
+/// Characters that so many bytes become.
+const fn chars(bytes: usize) -> usize {
+    (bytes * 4).div_ceil(3)
+}
+
+fn checksum(payload: &[u8]) -> [u8; CHECKSUM_BYTES] {
+    let digest: [u8; 32] = Sha256::new()
+        .chain_update(b"viworks ticket checksum\0")
+        .chain_update(payload)
+        .finalize()
+        .into();
+    let [a, b, c, d, ..] = digest;
+    [a, b, c, d]
+}
+
+impl Ticket {
+    /// The string that an operator hands over; it holds the secret. At most [`PINS_MAX`] pins and
+    /// [`TICKET_URL_BYTES_MAX`] bytes of the URL are in it.
+    #[must_use]
+    pub fn expose(&self) -> Zeroizing<String> {
+        let pins = self.pins.len().min(PINS_MAX);
+        let url = &self.url.as_bytes()[..self.url.floor_char_boundary(TICKET_URL_BYTES_MAX)];
+        let length = FIXED_BYTES + pins * KEY_BYTES + url.len() + CHECKSUM_BYTES;
+        let mut payload = Zeroizing::new(Vec::with_capacity(length));
+        payload.extend_from_slice(&u16::try_from(length).unwrap_or(u16::MAX).to_be_bytes());
+        payload.extend_from_slice(self.id.as_uuid().as_bytes());
+        payload.extend_from_slice(self.secret.expose());
+        payload.extend_from_slice(&seconds(self.expires_at).to_be_bytes());
+        payload.push(u8::try_from(pins).unwrap_or(u8::MAX));
+        for pin in self.pins.iter().take(PINS_MAX) {
+            payload.extend_from_slice(pin.digest());
+        }
+        payload.extend_from_slice(url);
+        let checksum = checksum(&payload);
+        payload.extend_from_slice(&checksum);
+        let mut text = Zeroizing::new(String::with_capacity(TICKET_PREFIX.len() + chars(length)));
+        text.push_str(TICKET_PREFIX);
+        URL_SAFE_NO_PAD.encode_string(&*payload, &mut text);
+        text
+    }
+
+    fn read(payload: &[u8]) -> Option<Self> {
+        let (body, sum) = payload.split_last_chunk::<CHECKSUM_BYTES>()?;
+        if checksum(body) != *sum {
+            return None;
+        }
+        let (_length, body) = body.split_first_chunk::<2>()?;
+        let (id, body) = body.split_first_chunk::<ID_BYTES>()?;
+        let (secret, body) = body.split_first_chunk::<KEY_BYTES>()?;
+        let (expires_at, body) = body.split_first_chunk::<8>()?;
+        let (count, mut body) = body.split_first()?;
+        let mut pins = BTreeSet::new();
+        for _pin in 0..*count {
+            let (pin, rest) = body.split_first_chunk::<KEY_BYTES>()?;
+            // In ascending order, so that a ticket has one string.
+            let pin = SpkiPin::from_digest(*pin);
+            if pins.last().is_some_and(|last| *last >= pin) {
+                return None;
+            }
+            pins.insert(pin);
+            body = rest;
+        }
+        let url = str::from_utf8(body).ok()?;
+        let expires_at = i64::from_be_bytes(*expires_at).checked_mul(1_000_000)?;
+        if pins.is_empty() || !url.starts_with("https://") {
+            return None;
+        }
+        Some(Self {
+            id: TicketId::from_uuid(Uuid::from_bytes(*id)),
+            secret: Secret::from_bytes(*secret),
+            expires_at: Timestamp::from_unix_micros(expires_at),
+            pins,
+            url: url.to_owned(),
+        })
+    }
+}
+
+/// Whole seconds since 1970.
+const fn seconds(at: Timestamp) -> i64 {
+    at.unix_micros().div_euclid(1_000_000)
+}
+
+impl FromStr for Ticket {
+    type Err = InvalidTicket;
+
+    /// Reads a ticket; white space in it, as of a mail that broke its line, is nothing.
+    fn from_str(text: &str) -> Result<Self, InvalidTicket> {
+        let kept = |c: &char| !c.is_ascii_whitespace();
+        let text = Zeroizing::new(
+            text.chars()
+                .filter(kept)
+                .take(16 * 1024)
+                .collect::<String>(),
+        );
+        let Some(encoded) = text.strip_prefix(TICKET_PREFIX) else {
+            let family = text
+                .strip_prefix(FAMILY)
+                .and_then(|rest| rest.split_once('_'));
+            let numbered = |version: &str| {
+                !version.is_empty() && version.bytes().all(|byte| byte.is_ascii_digit())
+            };
+            return Err(match family {
+                Some((version, _rest)) if numbered(version) => InvalidTicket::Version,
+                Some(_) | None if TICKET_PREFIX.starts_with(text.as_str()) && !text.is_empty() => {
+                    InvalidTicket::Mistyped
+                }
+                Some(_) | None => InvalidTicket::Other,
+            });
+        };
+        let Some(first) = encoded.get(..4) else {
+            return Err(InvalidTicket::Mistyped);
+        };
+        let first = URL_SAFE_NO_PAD
+            .decode(first)
+            .map_err(|_not_base64| InvalidTicket::Mistyped)?;
+        let length = match first.as_slice() {
+            [high, low, ..] => usize::from(u16::from_be_bytes([*high, *low])),
+            _short => return Err(InvalidTicket::Mistyped),
+        };
+        if !(FIXED_BYTES + CHECKSUM_BYTES..=PAYLOAD_BYTES_MAX).contains(&length) {
+            return Err(InvalidTicket::Mistyped);
+        }
+        let (have, whole) = (text.len(), TICKET_PREFIX.len() + chars(length));
+        if have < whole {
+            return Err(InvalidTicket::Truncated { have, whole });
+        }
+        if have > whole {
+            return Err(InvalidTicket::Overlong { have, whole });
+        }
+        let decoded = URL_SAFE_NO_PAD.decode(encoded);
+        let payload = Zeroizing::new(decoded.map_err(|_not_base64| InvalidTicket::Mistyped)?);
+        Self::read(&payload).ok_or(InvalidTicket::Mistyped)
+    }
+}
+
+impl fmt::Debug for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ticket")
+            .field("id", &self.id)
+            .field("url", &self.url)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::btree_set;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn tickets() -> impl Strategy<Value = Ticket> {
+        (
+            any::<u128>(),
+            any::<[u8; 32]>(),
+            0..=253_402_300_799_i64,
+            btree_set(any::<[u8; 32]>(), 1..=PINS_MAX),
+            "https://[a-z0-9.-]{1,60}(:[0-9]{1,5})?",
+        )
+            .prop_map(|(id, secret, end, pins, url)| Ticket {
+                id: TicketId::from_uuid(Uuid::from_u128(id)),
+                secret: Secret::from_bytes(secret),
+                expires_at: Timestamp::from_unix_micros(end * 1_000_000),
+                pins: pins.into_iter().map(SpkiPin::from_digest).collect(),
+                url,
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn a_ticket_reads_back_as_it_was_written(ticket in tickets()) {
+            let text = ticket.expose();
+            prop_assert!(text.len() <= TICKET_CHARS_MAX);
+            prop_assert_eq!(text.parse::<Ticket>(), Ok(ticket));
+        }
+
+        #[test]
+        fn one_that_is_cut_off_says_so(ticket in tickets(), at in any::<prop::sample::Index>()) {
+            let text = ticket.expose();
+            let kept = TICKET_PREFIX.len() + 4 + at.index(text.len() - TICKET_PREFIX.len() - 4);
+            let refused = text[..kept].parse::<Ticket>();
+            prop_assert_eq!(refused, Err(InvalidTicket::Truncated { have: kept, whole: text.len() }));
+        }
+
+        #[test]
+        fn one_with_another_character_is_never_taken(
+            ticket in tickets(),
+            at in any::<prop::sample::Index>(),
+            put in "[A-Za-z0-9_-]",
+        ) {
+            let text = ticket.expose();
+            let at = TICKET_PREFIX.len() + at.index(text.len() - TICKET_PREFIX.len());
+            prop_assume!(text[at..=at] != *put);
+            let changed = format!("{}{put}{}", &text[..at], &text[at + 1..]);
+            prop_assert!(changed.parse::<Ticket>().is_err());
+        }
+
+        #[test]
+        fn white_space_is_nothing_and_other_text_no_ticket(ticket in tickets(), other in ".{0,40}") {
+            let text = ticket.expose();
+            let (front, back) = text.split_at(text.len() / 2);
+            prop_assert_eq!(format!(" {front}\r\n\t{back}\n").parse::<Ticket>(), Ok(ticket));
+            prop_assert!(other.parse::<Ticket>().is_err());
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_text_is_told() {
+        for (text, told) in [
+            ("", InvalidTicket::Other),
+            ("vwk_0011", InvalidTicket::Other),
+            ("vwt_", InvalidTicket::Other),
+            ("vwt2_AAAA", InvalidTicket::Version),
+            ("vwt1_", InvalidTicket::Mistyped),
+            ("vwt1", InvalidTicket::Mistyped),
+            ("vwt1_AAAA", InvalidTicket::Mistyped),
+        ] {
+            assert_eq!(text.parse::<Ticket>(), Err(told), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_ticket_does_not_show_its_secret() {
+        let ticket = Ticket {
+            id: TicketId::from_uuid(Uuid::from_u128(7)),
+            secret: Secret::from_bytes([0x5a; 32]),
+            expires_at: Timestamp::from_unix_micros(0),
+            pins: BTreeSet::from([SpkiPin::from_digest([1; 32])]),
+            url: "https://door.test:8082".to_owned(),
+        };
+        let shown = format!("{ticket:?}");
+        assert!(shown.contains("door.test") && !shown.contains("5a5a"));
+        let more = format!("{}A", *ticket.expose());
+        let whole = ticket.expose().len();
+        let told = InvalidTicket::Overlong {
+            have: whole + 1,
+            whole,
+        };
+        assert_eq!(more.parse::<Ticket>(), Err(told));
+    }
+}
