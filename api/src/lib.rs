@@ -18,6 +18,7 @@ mod problem;
 mod run;
 mod scope;
 mod telemetry;
+mod ticket;
 
 pub use apikey::{ApiKey, ApiKeyCreated, ApiKeyList, ApiKeyRequest, ApiKeyStatus};
 pub use audit::{AuditList, AuditRecord};
@@ -42,6 +43,10 @@ pub use telemetry::{
     TelemetryAnswer, TelemetryGap, TelemetryGapList, TelemetryList, TelemetryRecord,
     TelemetryRefusal, TelemetryRefusalList, TelemetryStep, TelemetryStepList, TelemetryStream,
     TelemetryStreamList,
+};
+pub use ticket::{
+    TICKET_LIFE_MS_DEFAULT, TICKET_LIFE_MS_MAX, Ticket, TicketCreated, TicketList, TicketRequest,
+    TicketStatus,
 };
 
 /// The media type of a problem document.

@@ -46,6 +46,9 @@ pub enum Kind {
     TelemetryRefusalList,
     TelemetryStepList,
     TelemetryStreamList,
+    Ticket,
+    TicketCreated,
+    TicketList,
 }
 
 /// A list that is answered page by page.

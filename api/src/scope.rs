@@ -47,6 +47,10 @@ scopes! {
     HealthRead = "health:read";
     /// Create, list and revoke API keys.
     ApikeysAdmin = "apikeys:admin";
+    /// List and show enrolment tickets.
+    TicketsRead = "tickets:read";
+    /// Create and revoke enrolment tickets: whoever has one makes gateways.
+    TicketsWrite = "tickets:write";
 }
 
 /// Text that is no scope.

@@ -41,6 +41,7 @@ use crate::auth::quota::Quotas;
 use crate::command::Commands;
 use crate::command::queue::redis::RedisMetrics;
 use crate::data::Store;
+use crate::enrolment::TicketOffice;
 use crate::metrics::BackendMetrics;
 
 use budget::Budget;
@@ -80,6 +81,8 @@ pub struct ApiParts {
     pub counters: BackendMetrics,
     /// What it counts of Redis, where the queue is there.
     pub redis: Option<RedisMetrics>,
+    /// Writes tickets for new gateways.
+    pub tickets: TicketOffice,
     /// The backend's own folder, whose disk is looked at.
     pub state_folder: PathBuf,
     /// The bounds.
@@ -101,6 +104,7 @@ pub struct ApiState {
     metrics: Metrics,
     counters: BackendMetrics,
     redis: Option<RedisMetrics>,
+    tickets: TicketOffice,
     state_folder: PathBuf,
     limits: ApiLimits,
     trusted_proxies: Vec<IpNetwork>,
@@ -176,6 +180,7 @@ impl ApiState {
             metrics: parts.metrics,
             counters: parts.counters,
             redis: parts.redis,
+            tickets: parts.tickets,
             state_folder: parts.state_folder,
             limits: parts.limits,
             trusted_proxies: parts.trusted_proxies,

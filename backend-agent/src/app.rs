@@ -1,12 +1,12 @@
 //! Wires the parts together, and owns the order in which they start and stop.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 use viworks_common::id::{InstanceId, Tenant};
 use viworks_common::ledger::lease::Backoff;
@@ -21,6 +21,7 @@ use viworks_runtime::lifecycle::{Hangups, Lifecycle};
 use viworks_runtime::metrics::Metrics;
 use viworks_runtime::probe::Readiness;
 use viworks_runtime::sqlite::Options;
+use viworks_runtime::tls::ServerSide;
 use viworks_runtime::{descriptors, logging, random, sqlite};
 
 use crate::agent::doors::Doors;
@@ -44,7 +45,8 @@ use crate::data::moving::marker::{self, LeftBehind};
 use crate::data::postgres::{self, Address, AddressError, Found, PostgresStore, Role};
 use crate::data::sqlite::{self as embedded, SqliteStore};
 use crate::data::{self, Hurry, Store, StoreError, line};
-use crate::earlier::{self, Earlier};
+use crate::earlier;
+use crate::enrolment::{Addresses, Door, Enrolment, TicketOffice};
 use crate::inbound::heartbeats::Heartbeats;
 use crate::inbound::judge::Judge;
 use crate::inbound::limits::{AdmissionLimits, Gate};
@@ -233,6 +235,8 @@ pub struct App {
     pub api: SocketAddr,
     /// Where agents connect.
     pub agents: SocketAddr,
+    /// Where machines become gateways, if this backend has a door for them.
+    pub enrolment: Option<SocketAddr>,
     store: Arc<dyn Store>,
     clock: Arc<Timeline>,
     /// Until somebody says with which signals; with what API keys may ask for.
@@ -287,8 +291,9 @@ impl App {
         let lock = files::lock_folder(&config.data.state_folder)?;
         let store = open(config, Role::Backend).await?;
         site::claim(&*store, &material.master, &config.keys.master_key_file).await?;
-        let earlier = earlier(&config.data.state_folder, &*store);
-        note_instance(&config.data.state_folder, *store.instance().borrow());
+        let (folder, own) = (&config.data.state_folder, *store.instance().borrow());
+        let earlier = own.and_then(|_shared| earlier::predecessor(folder));
+        earlier::note_instance(folder, own);
         let clock = Arc::new(line::begin(&*store, clock).await?);
         // Stored before anything is read from it: a process that dies at once is continued all the same.
         if let Err(error) = line::keep(&*store, &clock).await {
@@ -312,16 +317,25 @@ impl App {
         // Bound before anything runs, so that a taken port is found out first.
         let agents = listen(config.agents.listen).await?;
         let api = listen(config.api.listen).await?;
-        let addresses = (
-            address(&agents, config.agents.listen),
-            address(&api, config.api.listen),
-        );
+        let door = match config.enrolment.listen {
+            Some(door) => Some(listen(door).await?),
+            None => None,
+        };
+        let api_address = address(&api, config.api.listen);
+        let addresses = Addresses {
+            door: door.as_ref().and_then(|door| door.local_addr().ok()),
+            agents: address(&agents, config.agents.listen),
+        };
+        let tickets = TicketOffice::new(Arc::new(config.clone()), addresses);
 
         let stored_at_the_end = Arc::clone(&shared.clock);
         let dispatcher = shared.start_dispatcher(config, lifecycle).await?;
-        let reload = shared.start_agents(config, material, lifecycle, agents, &dispatcher);
+        let (reload, side) = shared.start_agents(config, material, lifecycle, agents, &dispatcher);
+        if let Some(door) = door {
+            shared.start_door(config, lifecycle, door, side, tickets.clone());
+        }
         shared.start_jobs(config, lifecycle, &dispatcher);
-        let quotas = shared.start_api(config, lifecycle, api, dispatcher);
+        let quotas = shared.start_api(config, lifecycle, api, dispatcher, tickets);
         shared.start_drain(lifecycle);
         shared.keep_instance(config, lifecycle);
         let watch = logging::watch(
@@ -331,8 +345,9 @@ impl App {
         );
         drop(lifecycle.spawn("log", watch));
         Ok(Self {
-            agents: addresses.0,
-            api: addresses.1,
+            agents: addresses.agents,
+            enrolment: addresses.door,
+            api: api_address,
             store,
             clock: stored_at_the_end,
             reload: Some((reload, quotas)),
@@ -459,7 +474,7 @@ impl Shared {
         lifecycle: &Lifecycle,
         listener: TcpListener,
         dispatcher: &Arc<Dispatcher>,
-    ) -> Reload {
+    ) -> (Reload, watch::Receiver<Arc<ServerSide>>) {
         let agents = &config.agents;
         let handshake = agents.tls_timeout + agents.upgrade_timeout + agents.hello_timeout;
         let inbound = Inbound {
@@ -509,9 +524,35 @@ impl Shared {
         };
         let (reload, server) = Reload::new(config.clone(), material, tools);
         let proxies = Proxies::from(agents);
+        let side = server.clone();
         let listener = Listener::new(listener, server, gate, proxies, Arc::new(inbound));
         drop(lifecycle.spawn_critical("agents' listener", listener.run()));
-        reload
+        (reload, side)
+    }
+
+    fn start_door(
+        &self,
+        config: &Config,
+        lifecycle: &Lifecycle,
+        listener: TcpListener,
+        side: watch::Receiver<Arc<ServerSide>>,
+        tickets: TicketOffice,
+    ) {
+        let enrolment = Enrolment::new(
+            Arc::clone(&self.store),
+            self.tenant.clone(),
+            Arc::clone(&self.clock),
+            tickets,
+        );
+        let door = Door::new(
+            listener,
+            side,
+            enrolment,
+            &config.enrolment,
+            self.counters.clone(),
+            lifecycle.clone(),
+        );
+        drop(lifecycle.spawn_critical("door for new gateways", door.run()));
     }
 
     fn start_jobs(&self, config: &Config, lifecycle: &Lifecycle, dispatcher: &Arc<Dispatcher>) {
@@ -538,6 +579,7 @@ impl Shared {
         lifecycle: &Lifecycle,
         listener: TcpListener,
         dispatcher: Arc<Dispatcher>,
+        tickets: TicketOffice,
     ) -> Arc<Quotas> {
         let readiness = self.readiness.clone();
         // Its migrations ran; from here on a job looks after it.
@@ -587,6 +629,7 @@ impl Shared {
             metrics: self.metrics.clone(),
             counters: self.counters.clone(),
             redis: self.redis.clone(),
+            tickets,
             state_folder: config.data.state_folder.clone(),
             limits,
             trusted_proxies: config.api.trusted_proxies.clone(),
@@ -634,25 +677,6 @@ impl Shared {
             stopping.cancelled().await;
             manager.drain_all();
         }));
-    }
-}
-
-/// Which of several backends the process before this one was, where it is certain that it is gone.
-fn earlier(state_folder: &Path, store: &dyn Store) -> Option<InstanceId> {
-    store.instance().borrow().as_ref()?;
-    let earlier = earlier::instance(state_folder)?;
-    if let Earlier::Unsure(instance) = earlier {
-        info!(%instance, "the backend that this state folder names may be alive elsewhere, as the machine was started or the folder copied since; what it left is ended when its lease of the database has run out");
-    }
-    earlier.gone()
-}
-
-/// Writes down which of several backends this one is, for the process that has this folder after it.
-fn note_instance(state_folder: &Path, instance: Option<InstanceId>) {
-    if let Some(instance) = instance
-        && let Err(error) = earlier::note(state_folder, instance)
-    {
-        warn!(%error, "{}", earlier::NOT_NOTED);
     }
 }
 

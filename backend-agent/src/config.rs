@@ -22,12 +22,14 @@ use crate::data::TelemetryLimits;
 use queue::{QueueAddress, QueueAddressError};
 use server::Named;
 
+mod enrolment;
 mod live;
 pub mod queue;
 pub mod reference;
 mod server;
 mod store;
 
+pub use enrolment::EnrolmentConfig;
 pub use live::LIVE;
 pub use store::StoreConfig;
 
@@ -51,6 +53,7 @@ const INTERVAL: RangeInclusive<Duration> = millis(100)..=seconds(3_600);
 pub struct Config {
     pub agents: AgentsConfig,
     pub api: ApiConfig,
+    pub enrolment: EnrolmentConfig,
     pub data: DataConfig,
     pub store: StoreConfig,
     pub keys: KeysConfig,
@@ -116,7 +119,8 @@ impl Config {
         let of_gateways = self.agents.connections_max;
         let of_peers = of_gateways
             .saturating_mul(self.sockets_of_place())
-            .saturating_add(self.api.connections_max);
+            .saturating_add(self.api.connections_max)
+            .saturating_add(self.enrolment.sockets_max());
         u64::try_from(of_peers)
             .unwrap_or(u64::MAX)
             .saturating_add(u64::from(self.store.connections_max))
@@ -131,6 +135,7 @@ impl Config {
         {
             let room = sockets.saturating_sub(u64::from(self.store.connections_max));
             let room = usize::try_from(room).unwrap_or(usize::MAX);
+            let room = room.saturating_sub(self.enrolment.sockets_max());
             let each = self.sockets_of_place();
             let (api, agents) = (&mut self.api, &mut self.agents);
             api.connections_max = api.connections_max.min(room / 4).max(SOCKETS_MIN);
@@ -164,12 +169,20 @@ impl Config {
                 "give [api] and [agents] different ports",
             );
         }
+        let enrolment = EnrolmentConfig::read(document);
+        let (data, store, keys) = (
+            DataConfig::read(document),
+            StoreConfig::read(document),
+            KeysConfig::read(document),
+        );
+        enrolment.check_beside(document, &[agents.listen, api.listen], &keys);
         Self {
             agents,
             api,
-            data: DataConfig::read(document),
-            store: StoreConfig::read(document),
-            keys: KeysConfig::read(document),
+            enrolment,
+            data,
+            store,
+            keys,
             queue: QueueConfig::read(document),
             telemetry: TelemetryConfig::read(document),
             jobs: JobsConfig::read(document),
@@ -180,7 +193,7 @@ impl Config {
 }
 
 /// Whether two listeners cannot both have what they ask for.
-fn stand_in_the_way(one: SocketAddr, other: SocketAddr) -> bool {
+pub(crate) fn stand_in_the_way(one: SocketAddr, other: SocketAddr) -> bool {
     let (a, b) = (one.ip().to_canonical(), other.ip().to_canonical());
     // An IPv6 address that stands for all takes those of IPv4 as well.
     let takes_all =

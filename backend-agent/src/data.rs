@@ -25,8 +25,8 @@ use std::time::Duration;
 use viworks_common::id::GatewayName;
 
 pub use contract::{
-    DispatchStore, GatewayStore, InstanceStore, RunStore, SessionStore, Store, TelemetryStore,
-    UpkeepStore,
+    DispatchStore, EnrolmentStore, GatewayStore, InstanceStore, RunStore, SessionStore, Store,
+    TelemetryStore, UpkeepStore,
 };
 pub use intents::SqlStore;
 pub use intents::link::{Doubt, Engine, Urgency};

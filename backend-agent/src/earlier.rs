@@ -8,6 +8,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use tracing::{info, warn};
 use viworks_common::id::InstanceId;
 use viworks_runtime::clock;
 use viworks_runtime::files::{self, FileError};
@@ -37,6 +38,24 @@ impl Earlier {
             Self::Gone(instance) => Some(instance),
             Self::Unsure(_) => None,
         }
+    }
+}
+
+/// Which of several backends the process before this one was, where it is certain that it is gone.
+pub(crate) fn predecessor(state_folder: &Path) -> Option<InstanceId> {
+    let earlier = instance(state_folder)?;
+    if let Earlier::Unsure(instance) = earlier {
+        info!(%instance, "the backend that this state folder names may be alive elsewhere, as the machine was started or the folder copied since; what it left is ended when its lease of the database has run out");
+    }
+    earlier.gone()
+}
+
+/// Writes down which of several backends this one is, for the process that has this folder after it.
+pub(crate) fn note_instance(state_folder: &Path, instance: Option<InstanceId>) {
+    if let Some(instance) = instance
+        && let Err(error) = note(state_folder, instance)
+    {
+        warn!(%error, "{}", NOT_NOTED);
     }
 }
 

@@ -12,6 +12,7 @@ pub mod config;
 pub mod credentials;
 pub mod data;
 mod earlier;
+pub mod enrolment;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
 pub mod inbound;

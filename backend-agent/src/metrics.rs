@@ -58,6 +58,7 @@ pub struct BackendMetrics {
     telemetry_records_refused: Family<Label, Counter>,
     handshakes: Family<Label, Counter>,
     refusals: Family<Label, Counter>,
+    enrolments: Family<Label, Counter>,
     closes: Family<Label, Counter>,
     commands: Family<Label, Counter>,
 }
@@ -119,6 +120,7 @@ impl BackendMetrics {
             certificates: Family::default(),
             handshakes: Family::default(),
             refusals: Family::default(),
+            enrolments: Family::default(),
             closes: Family::default(),
             commands: Family::default(),
         };
@@ -153,6 +155,11 @@ impl BackendMetrics {
                 "agent_refusals",
                 "Refused agents by reason",
                 own.refusals.clone(),
+            );
+            registry.register(
+                "enrolments",
+                "What requests at the door for new gateways came to",
+                own.enrolments.clone(),
             );
             registry.register(
                 "agent_closes",
@@ -256,6 +263,11 @@ impl BackendMetrics {
     /// A handshake came to its end.
     pub fn handshake(&self, result: &'static str) {
         self.handshakes.get_or_create(&[("result", result)]).inc();
+    }
+
+    /// A request at the door for new gateways came to this.
+    pub fn enrolment(&self, outcome: &'static str) {
+        self.enrolments.get_or_create(&[("outcome", outcome)]).inc();
     }
 
     /// An agent was turned away for a reason that has no close code.

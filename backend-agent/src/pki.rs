@@ -11,10 +11,12 @@ use crate::data::StoreError;
 pub mod authority;
 pub mod init;
 pub mod issue;
+pub mod place;
+pub mod request;
 pub mod site;
 mod template;
 
-pub use template::Home;
+pub use viworks_common::enrolment::Home;
 
 /// Why material could not be made.
 #[derive(Debug, thiserror::Error)]

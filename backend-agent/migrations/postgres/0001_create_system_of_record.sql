@@ -454,8 +454,6 @@ CREATE TABLE telemetry_positions (
     agent_id    text   COLLATE "C" NOT NULL,
     spool_epoch text   COLLATE "C" NOT NULL,
     seq         bigint NOT NULL,
-    -- When it moved last, on the time line.
-    moved_at    bigint NOT NULL,
     PRIMARY KEY (agent_id, spool_epoch, tenant)
 );
 
@@ -519,6 +517,54 @@ CREATE TABLE api_keys (
     PRIMARY KEY (id, tenant),
     UNIQUE (sha256, tenant)
 );
+
+-- Tickets by which machines become gateways; of a ticket's secret only the digest is here.
+CREATE TABLE tickets (
+    tenant     text   COLLATE "C" NOT NULL,
+    ticket_id  text   COLLATE "C" NOT NULL,
+    sha256     bytea  NOT NULL CHECK (length(sha256) = 32),
+    uses_max   bigint NOT NULL CHECK (uses_max > 0),
+    uses       bigint NOT NULL DEFAULT 0 CHECK (uses BETWEEN 0 AND uses_max),
+    -- Attempts that knew the ticket and were refused.
+    refusals   bigint NOT NULL DEFAULT 0,
+    labels     json   NOT NULL,
+    naming     json   NOT NULL,
+    networks   json   NOT NULL,
+    created_at bigint NOT NULL,
+    created_by text   NOT NULL,
+    expires_at bigint NOT NULL,
+    revoked_at bigint,
+    PRIMARY KEY (ticket_id, tenant)
+);
+
+CREATE INDEX tickets_by_end ON tickets (expires_at, tenant);
+
+-- Which gateway came of which key, so that a machine that lost the answer gets the same one again.
+CREATE TABLE enrolments (
+    tenant      text   COLLATE "C" NOT NULL,
+    spki        bytea  NOT NULL CHECK (length(spki) = 32),
+    ticket_id   text   COLLATE "C" NOT NULL,
+    agent_id    text   COLLATE "C" NOT NULL,
+    install_id  text   COLLATE "C" NOT NULL,
+    certificate text   NOT NULL,
+    enrolled_at bigint NOT NULL,
+    PRIMARY KEY (spki, tenant),
+    FOREIGN KEY (ticket_id, tenant) REFERENCES tickets (ticket_id, tenant),
+    FOREIGN KEY (tenant, agent_id) REFERENCES gateways (tenant, agent_id)
+);
+
+CREATE INDEX enrolments_by_ticket ON enrolments (ticket_id, tenant);
+
+-- Challenges that wait for their redemption, each good for one.
+CREATE TABLE enrolment_challenges (
+    tenant     text   COLLATE "C" NOT NULL,
+    challenge  bytea  NOT NULL CHECK (length(challenge) = 32),
+    ticket_id  text   COLLATE "C" NOT NULL,
+    expires_at bigint NOT NULL,
+    PRIMARY KEY (challenge, tenant)
+);
+
+CREATE INDEX enrolment_challenges_by_end ON enrolment_challenges (expires_at, tenant);
 
 -- Numbered by a sequence: the highest number and one more would be the same for two that append at once.
 CREATE TABLE audit_log (

@@ -9,3 +9,4 @@ pub(super) mod orphans;
 pub(super) mod probes;
 pub(super) mod runs;
 pub(super) mod telemetry;
+pub(super) mod tickets;

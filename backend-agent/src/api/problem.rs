@@ -13,6 +13,7 @@ use crate::auth::bearer::AuthError;
 use crate::auth::risk_scope;
 use crate::command::submit::{NotOffered, SubmitError};
 use crate::data::{self, StoreError, in_full};
+use crate::enrolment::TicketError;
 
 /// How to submit without the gateways that stand in the way.
 const WAYS_OUT: &str = "\"targets\": {\"all_except\": [names]}, or \"skip_unable\": true to leave out whoever cannot take it \
@@ -292,6 +293,22 @@ impl From<AuthError> for ApiError {
                 Self::new(ProblemCode::Unauthenticated, error.to_string())
             }
             AuthError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<TicketError> for ApiError {
+    fn from(error: TicketError) -> Self {
+        match error {
+            TicketError::Store(error) => error.into(),
+            TicketError::NoDoor | TicketError::TooMany => {
+                Self::new(ProblemCode::Conflict, error.to_string())
+            }
+            // What it says is about this backend's files and addresses, which whoever may make tickets has to mend.
+            TicketError::Pki(error) => Self::new(ProblemCode::Conflict, in_full(&error)),
+            TicketError::Unanswered(_) => {
+                Self::new(ProblemCode::Unavailable, error.to_string()).retry_after(RETRY_SOON)
+            }
         }
     }
 }

@@ -275,7 +275,9 @@ const fn purpose(scope: Scope) -> Purpose {
         | Scope::TelemetryRead
         | Scope::CatalogueRead
         | Scope::AuditRead
-        | Scope::ApikeysAdmin => Purpose::Work,
+        | Scope::ApikeysAdmin
+        | Scope::TicketsRead
+        | Scope::TicketsWrite => Purpose::Work,
     }
 }
 

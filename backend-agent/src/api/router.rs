@@ -13,7 +13,7 @@ use utoipa_axum::routes;
 use viworks_api::Scope;
 
 use super::handlers::{
-    apikeys, audit, catalogue, dead_letters, gateways, orphans, probes, runs, telemetry,
+    apikeys, audit, catalogue, dead_letters, gateways, orphans, probes, runs, telemetry, tickets,
 };
 use super::request::{
     authorise, finish, in_time, method_not_allowed, no_such_path, panicked, well_formed,
@@ -130,6 +130,10 @@ pub(super) fn table() -> Vec<Row> {
         row(scope(Scope::ApikeysAdmin), Quick, routes!(apikeys::create)),
         row(scope(Scope::ApikeysAdmin), Large, routes!(apikeys::list)),
         row(scope(Scope::ApikeysAdmin), Quick, routes!(apikeys::revoke)),
+        row(scope(Scope::TicketsWrite), Quick, routes!(tickets::create)),
+        row(scope(Scope::TicketsRead), Large, routes!(tickets::list)),
+        row(scope(Scope::TicketsRead), Large, routes!(tickets::show)),
+        row(scope(Scope::TicketsWrite), Quick, routes!(tickets::revoke)),
     ]
 }
 

@@ -1,6 +1,7 @@
 //! The store contract by feature: what callers ask of the system of record.
 
 mod dispatch;
+mod enrolment;
 mod gateways;
 mod instances;
 mod runs;
@@ -9,6 +10,7 @@ mod telemetry;
 mod upkeep;
 
 pub use dispatch::DispatchStore;
+pub use enrolment::EnrolmentStore;
 pub use gateways::GatewayStore;
 pub use instances::InstanceStore;
 pub use runs::RunStore;
@@ -19,6 +21,7 @@ pub use upkeep::UpkeepStore;
 /// The system of record. Used as `Arc<dyn Store>`, which has all that its parts have.
 pub trait Store:
     DispatchStore
+    + EnrolmentStore
     + GatewayStore
     + InstanceStore
     + RunStore
@@ -30,6 +33,7 @@ pub trait Store:
 
 impl<
     T: DispatchStore
+        + EnrolmentStore
         + GatewayStore
         + InstanceStore
         + RunStore

@@ -2,6 +2,7 @@
 
 mod command;
 mod dead_letter;
+mod enrolment;
 mod gateway;
 mod instance;
 mod record;
@@ -13,6 +14,7 @@ use viworks_common::id::{AgentId, ApiKeyId};
 
 pub use command::*;
 pub use dead_letter::*;
+pub use enrolment::*;
 pub use gateway::*;
 pub use instance::*;
 pub use record::*;
@@ -122,6 +124,12 @@ impl Actor {
     #[must_use]
     pub fn api_key(id: ApiKeyId) -> Self {
         Self::new(ActorKind::ApiKey, id.to_string())
+    }
+
+    /// A machine that presents an enrolment ticket and is nobody yet.
+    #[must_use]
+    pub fn stranger() -> Self {
+        Self::new(ActorKind::Anonymous, "enrolment")
     }
 
     /// The same principal, answering for one request.

@@ -19,7 +19,7 @@ use super::sqlite::SqliteStore;
 use table::{FIRST_PAGE, Held, Rows, Table};
 
 /// The tables, each behind those that it refers to. What follows from others is not moved: the count of open commands,
-/// and the row that health writes.
+/// and the row that health writes; nor are challenges of enrolments, which are good for a minute.
 const TABLES: &[&str] = &[
     "gateways",
     "labels",
@@ -45,6 +45,8 @@ const TABLES: &[&str] = &[
     "telemetry_usage",
     "telemetry_refused_epochs",
     "api_keys",
+    "tickets",
+    "enrolments",
     "audit_log",
     "site",
     "time_line",

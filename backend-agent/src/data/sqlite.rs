@@ -67,10 +67,7 @@ const MIGRATIONS: &[Migration] = &[
         "../../migrations/sqlite",
         "0017_write_fewer_pages_for_a_command.sql"
     ),
-    migration!(
-        "../../migrations/sqlite",
-        "0018_forget_positions_of_telemetry.sql"
-    ),
+    migration!("../../migrations/sqlite", "0018_keep_enrolment_tickets.sql"),
 ];
 
 /// The store of a backend that needs nothing else.

@@ -6,10 +6,11 @@ use std::time::Duration;
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
-    SanType, SerialNumber,
+    PublicKeyData, SanType, SerialNumber,
 };
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
+use viworks_common::certificate;
 use viworks_common::id::{GatewayName, TrustDomain};
 use viworks_common::key::Identity;
 use viworks_common::pin::SpkiPin;
@@ -147,31 +148,67 @@ impl Authority {
         now: Timestamp,
         life: Duration,
     ) -> Result<Issued, PkiError> {
-        let mut params = params(name.as_str(), now, life)?;
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        let uri = format!(
-            "spiffe://{trust_domain}/tenant/{}/gateway/{}",
-            identity.tenant, identity.agent_id
-        );
-        params.subject_alt_names = vec![SanType::URI(uri.as_str().try_into()?)];
+        let params = gateway_params(trust_domain, identity, name, now, life)?;
         self.sign(&params)
+    }
+
+    /// The same for a key that stays where it was made.
+    ///
+    /// # Errors
+    ///
+    /// When the certificate cannot be made.
+    pub fn gateway_of(
+        &self,
+        key: &impl PublicKeyData,
+        trust_domain: &TrustDomain,
+        identity: &Identity,
+        name: &GatewayName,
+        now: Timestamp,
+        life: Duration,
+    ) -> Result<(String, Facts), PkiError> {
+        let params = gateway_params(trust_domain, identity, name, now, life)?;
+        self.certify(&params, key)
     }
 
     fn sign(&self, params: &CertificateParams) -> Result<Issued, PkiError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let (certificate, facts) = self.certify(params, &key)?;
+        Ok(Issued {
+            facts,
+            certificate,
+            key: Zeroizing::new(key.serialize_pem()),
+        })
+    }
+
+    fn certify(
+        &self,
+        params: &CertificateParams,
+        key: &impl PublicKeyData,
+    ) -> Result<(String, Facts), PkiError> {
         let not_after = params.not_after;
         let serial = params
             .serial_number
             .as_ref()
             .map(|serial| hex::encode(serial.to_bytes()))
             .unwrap_or_default();
-        let certificate = params.signed_by(&key, &self.issuer)?;
-        Ok(Issued {
-            facts: facts(&certificate, serial, not_after)?,
-            certificate: certificate.pem(),
-            key: Zeroizing::new(key.serialize_pem()),
-        })
+        let certificate = params.signed_by(key, &self.issuer)?;
+        let facts = facts(&certificate, serial, not_after)?;
+        Ok((certificate.pem(), facts))
     }
+}
+
+fn gateway_params(
+    trust_domain: &TrustDomain,
+    identity: &Identity,
+    name: &GatewayName,
+    now: Timestamp,
+    life: Duration,
+) -> Result<CertificateParams, PkiError> {
+    let mut params = params(name.as_str(), now, life)?;
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    let uri = certificate::uri(trust_domain, identity);
+    params.subject_alt_names = vec![SanType::URI(uri.as_str().try_into()?)];
+    Ok(params)
 }
 
 impl Standby {
@@ -195,7 +232,6 @@ impl Standby {
     }
 
     fn of(key: &KeyPair) -> Self {
-        use rcgen::PublicKeyData;
         let spki = key.subject_public_key_info();
         Self {
             key: Zeroizing::new(key.serialize_pem()),

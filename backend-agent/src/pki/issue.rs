@@ -10,6 +10,7 @@ use rustls::server::ParsedCertificate;
 use serde::Serialize;
 use uuid::Uuid;
 use viworks_common::catalogue::SHIPPED;
+use viworks_common::enrolment::{Home, configuration};
 use viworks_common::id::{AgentId, GatewayName, Tenant, TrustDomain};
 use viworks_common::key::{BindingMode, Identity, MasterKey, Secret};
 use viworks_common::pin::SpkiPin;
@@ -20,7 +21,6 @@ use viworks_runtime::{files, random, tls};
 use zeroize::Zeroizing;
 
 use super::authority::{Authority, Issued, Standby};
-use super::template::{self, Home};
 use super::{PkiError, Secrecy, private_folder, write_new};
 use crate::config::{AgentsConfig, Config};
 use crate::data::{Actor, GatewayRef, NewCertificate, NewGateway, Store};
@@ -29,7 +29,7 @@ use crate::data::{Actor, GatewayRef, NewCertificate, NewGateway, Store};
 pub const GATEWAY_LIFE: Duration = Duration::from_secs(90 * 24 * 3_600);
 
 /// The generation of a gateway's first key.
-const FIRST_GENERATION: u32 = 1;
+pub const FIRST_GENERATION: u32 = 1;
 
 /// Everything that is written for a gateway.
 const NAMES: &[&str] = &[
@@ -409,7 +409,7 @@ impl Delivery {
     fn finish(&self, office: &Office) -> Result<(), PkiError> {
         let path = self.folder.join("gateway.toml");
         remove(&path)?;
-        let toml = template::gateway(&self.url, &office.pins, office.binding, self.home);
+        let toml = configuration(&self.url, &office.pins, office.binding, self.home);
         write_new(&path, toml.as_bytes(), Secrecy::Secret)?;
         remove(&self.folder.join(UNFINISHED))?;
         files::sync_folder(&self.folder)?;

@@ -5,6 +5,7 @@ mod births;
 mod commands;
 mod days;
 mod dead_letters;
+mod enrolments;
 mod failover;
 mod fit;
 mod gateways;
@@ -330,9 +331,17 @@ suite! {
     retention {
         what_is_older_than_it_is_kept_is_refused_and_counted,
         what_an_unmeasured_clock_dates_too_early_is_kept_as_received,
-        a_position_goes_some_time_after_the_last_record_of_its_spool_epoch,
         what_was_kept_long_enough_is_deleted_in_steps,
         a_stream_that_comes_back_is_counted_anew,
+    }
+    enrolments {
+        a_ticket_is_made_once_listed_and_revoked,
+        a_ticket_makes_as_many_gateways_as_it_is_for,
+        the_last_uses_of_a_ticket_go_to_so_many,
+        an_answer_that_was_lost_is_given_again,
+        a_challenge_is_good_for_one_redemption_of_its_ticket,
+        a_taken_name_changes_nothing,
+        a_ticket_that_is_no_good_is_refused_and_recorded,
     }
     records {
         a_database_belongs_to_the_master_key_that_claims_it_first,

@@ -13,7 +13,8 @@ use crate::config::Config;
 use crate::data::line::take_up;
 use crate::listening;
 use crate::pki::init::{InitRequest, init};
-use crate::pki::issue::{Delivery, GATEWAY_LIFE, IssueRequest, Office, is_for, issue, load_master};
+use crate::pki::issue::{Delivery, GATEWAY_LIFE, IssueRequest, Office, issue, load_master};
+use crate::pki::place::authority;
 use crate::pki::{Home, PkiError, site};
 
 pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<()> {
@@ -95,39 +96,9 @@ fn url_for_gateways(config: &Config, demo: bool) -> Result<(String, Option<Strin
     }
     // A port may be another one than is configured.
     let address = listening::agents(&config.data.state_folder).unwrap_or(config.agents.listen);
-    if address.ip().is_unspecified() || address.port() == 0 {
-        return Err(PkiError::Url {
-            message: format!("{address} does not say where gateways reach this backend"),
-            help: format!(
-                "say it: --url wss://HOST:{}, or public_url in [agents]",
-                address.port()
-            ),
-        });
-    }
     let port = address.port();
-    let mut places = vec![(address.ip().to_string(), address.to_string())];
-    if address.ip().is_loopback() {
-        places.push(("localhost".to_owned(), format!("localhost:{port}")));
-    }
-    let file = &config.agents.certificate_file;
-    let mut place = None;
-    for (host, authority) in places {
-        if place.is_none() && is_for(file, &host)? {
-            place = Some(authority);
-        }
-    }
-    let Some(place) = place else {
-        return Err(PkiError::Url {
-            message: format!(
-                "gateways would refuse this backend at {address}, because {} is not for {}",
-                file.display(),
-                address.ip()
-            ),
-            help: format!(
-                "say the name that the certificate is for: --url wss://NAME:{port}, or public_url in [agents]"
-            ),
-        });
-    };
+    let say = |host: &str| format!("--url wss://{host}:{port}, or public_url in [agents]");
+    let place = authority(address, &config.agents.certificate_file, say)?;
     let remark = (address.ip().is_loopback() && !demo).then(|| {
         format!(
             "the gateway will look for the backend on its own machine, at {place}; for another one: --url wss://HOST:PORT, or public_url in [agents]"

@@ -77,9 +77,13 @@ pub(super) async fn serve(
     };
     app.reload_on(setup.source, hangups, &lifecycle);
     tracing::info!(api = %app.api, agents = %app.agents, "listening");
+    if let Some(enrolment) = app.enrolment {
+        tracing::info!(%enrolment, "machines with tickets become gateways here");
+    }
     if let Some(path) = ready_file {
-        let addresses: BTreeMap<&str, SocketAddr> =
+        let mut addresses: BTreeMap<&str, SocketAddr> =
             BTreeMap::from([("api", app.api), ("agents", app.agents)]);
+        addresses.extend(app.enrolment.map(|door| ("enrolment", door)));
         let path = path.to_owned();
         blocking::call("ready file", FILE_TIME, move || {
             ready_file::write(&path, &addresses)

@@ -20,6 +20,15 @@ FROM certificates AS c
 JOIN gateways AS g ON g.tenant = c.tenant AND g.agent_id = c.agent_id
 WHERE c.tenant = :tenant AND c.spki = :spki AND c.agent_id = :agent_id";
 
+pub(super) const REGISTERED: &str =
+    "SELECT agent_id FROM certificates WHERE tenant = :tenant AND spki = :spki";
+
+/// Whether a key is somebody's.
+pub(super) fn is_registered(view: &View<'_>, spki: &[u8; 32]) -> StoreResult<bool> {
+    let found = view.optional(REGISTERED, params! { spki }, |_row| Ok(()))?;
+    Ok(found.is_some())
+}
+
 /// Registers a key for one gateway, forever.
 pub(super) fn register(tx: &Tx<'_>, new: &NewCertificate, actor: &Actor) -> StoreResult<()> {
     let NewCertificate {

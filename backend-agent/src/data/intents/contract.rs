@@ -2,6 +2,7 @@
 //! in one transaction.
 
 mod dispatch;
+mod enrolment;
 mod gateways;
 mod instances;
 mod runs;

@@ -6,9 +6,10 @@ use std::path::Path;
 
 use super::link::Sql;
 use super::{
-    admit, agents, audit, budget, catalogues, certificates, confirm, dead_letters, forks, inbox,
-    instances, keys, lease, merged, opening, orphans, outputs, recount, reports, runs, sessions,
-    settle, site, standing, submit, targets, telemetry, timeline, tx, upkeep,
+    admit, agents, audit, budget, catalogues, certificates, confirm, dead_letters, enrolments,
+    forks, inbox, instances, keys, lease, merged, opening, orphans, outputs, recount, reports,
+    runs, sessions, settle, site, standing, submit, targets, telemetry, tickets, timeline, tx,
+    upkeep,
 };
 
 fn one(name: &'static str, sql: impl Into<Sql>) -> (&'static str, Sql) {
@@ -37,6 +38,7 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("catalogues::SAVE", catalogues::SAVE),
         one("certificates::LOAD", certificates::LOAD),
         one("certificates::REGISTER", certificates::REGISTER),
+        one("certificates::REGISTERED", certificates::REGISTERED),
         one("confirm::ADD_LABELS", confirm::ADD_LABELS),
         one("confirm::CONFIRMED", confirm::CONFIRMED),
         one("confirm::REMOVE_LABELS", confirm::REMOVE_LABELS),
@@ -58,6 +60,16 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         one("dead_letters::RETRY", dead_letters::RETRY),
         one("dead_letters::TRIM", dead_letters::TRIM),
         one("dead_letters::TRIM_GATEWAY", dead_letters::TRIM_GATEWAY),
+        one("enrolments::ADD", enrolments::ADD),
+        one("enrolments::BY_KEY", enrolments::BY_KEY),
+        one("enrolments::CHALLENGE", enrolments::CHALLENGE),
+        one("enrolments::CONSUME", enrolments::CONSUME),
+        one("enrolments::FORGET", enrolments::FORGET),
+        one(
+            "enrolments::FORGET_CHALLENGES",
+            enrolments::FORGET_CHALLENGES,
+        ),
+        one("enrolments::WAITING", enrolments::WAITING),
         one("forks::KEEP_NEWEST", forks::KEEP_NEWEST),
         one("forks::LIST", forks::LIST),
         one("forks::RECORD", forks::RECORD),
@@ -198,16 +210,8 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
             telemetry::queries::STREAM_FORWARD,
         ),
         one(
-            "telemetry::retention::COUNT_POSITIONS",
-            telemetry::retention::COUNT_POSITIONS,
-        ),
-        one(
             "telemetry::retention::DELETE_STREAMS",
             telemetry::retention::DELETE_STREAMS,
-        ),
-        one(
-            "telemetry::retention::FORGET_POSITIONS",
-            telemetry::retention::FORGET_POSITIONS,
         ),
         one(
             "telemetry::retention::FREE_STREAMS",
@@ -255,6 +259,14 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
         ),
         one("telemetry::steps::SUMS", telemetry::steps::SUMS),
         one("telemetry::steps::TALLY", telemetry::steps::TALLY),
+        one("tickets::BY_ID", tickets::BY_ID),
+        one("tickets::COUNT", tickets::COUNT),
+        one("tickets::CREATE", tickets::CREATE),
+        one("tickets::FORGET", tickets::FORGET),
+        one("tickets::LIST", tickets::LIST),
+        one("tickets::REFUSED", tickets::REFUSED),
+        one("tickets::REVOKE", tickets::REVOKE),
+        one("tickets::USE", tickets::USE),
         one("timeline::LOAD", timeline::LOAD),
         one("timeline::SAVE", timeline::SAVE),
         one("timeline::SAVE_POINT", timeline::SAVE_POINT),

@@ -194,7 +194,13 @@ async fn successes(backend: &Backend) {
         )
         .await;
     assert_eq!(made.status, 201, "{}", made.text);
+    let ticket = backend.post("/v1/tickets", &json!({"uses": 1})).await;
+    assert_eq!(ticket.status, 201, "{}", ticket.text);
+    let ticket = ticket.json()["ticket"]["id"].as_str().unwrap().to_owned();
+    let ticket = format!("/v1/tickets/{ticket}");
     for path in [
+        "/v1/tickets".to_owned(),
+        ticket.clone(),
         "/v1/health".to_owned(),
         "/v1/gateways".to_owned(),
         format!("/v1/gateways/{}", holder.agent_id),
@@ -216,6 +222,7 @@ async fn successes(backend: &Backend) {
     ] {
         assert_eq!(backend.get(&path).await.status, 200, "{path}");
     }
+    assert_eq!(backend.delete(&ticket).await.status, 204);
     let key = made.json()["key"]["id"].as_str().unwrap().to_owned();
     assert_eq!(
         backend.delete(&format!("/v1/apikeys/{key}")).await.status,
@@ -288,23 +295,36 @@ async fn full_disk() -> BTreeSet<Outcome> {
     })
     .await;
     let holder = backend.connect("gw-1", catalogue()).await;
-    let (mut runs, mut keys) = (Vec::new(), Vec::new());
+    let (mut runs, mut keys, mut tickets) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..80 {
         backend.submit_uptime().await;
     }
     let dead = backend.kill_queued(&holder).await;
     let (retried, discarded) = dead.split_at(40);
     let body = json!({"name": "x", "scopes": ["runs:read"]});
+    let ticket = json!({"uses": 1});
     for _ in 0..40 {
         runs.push(backend.submit_uptime().await);
         let made = backend.post("/v1/apikeys", &body).await.json();
         keys.push(made["key"]["id"].as_str().unwrap().to_owned());
+        let made = backend.post("/v1/tickets", &ticket).await.json();
+        tickets.push(made["ticket"]["id"].as_str().unwrap().to_owned());
     }
     let backend = backend.on_a_full_disk().await;
     let run = json!({"command": "sys.uptime", "targets": "all"});
     until_full("submitRun", async || backend.post("/v1/runs", &run).await).await;
     until_full("createApiKey", async || {
         backend.post("/v1/apikeys", &body).await
+    })
+    .await;
+    until_full("createTicket", async || {
+        backend.post("/v1/tickets", &ticket).await
+    })
+    .await;
+    let mut tickets = tickets.into_iter();
+    until_full("revokeTicket", async || {
+        let path = format!("/v1/tickets/{}", tickets.next().unwrap());
+        backend.delete(&path).await
     })
     .await;
     let mut runs = runs.into_iter();
@@ -365,8 +385,12 @@ async fn every_declared_status_of_every_operation_is_reached() {
     let faulty = Backend::new().await;
     faulty.spoil_keys();
     guarded(&faulty, 500).await;
+    let doorless = Backend::without_a_door().await;
+    let refused = doorless.post("/v1/tickets", &json!({"uses": 1})).await;
+    let told = refused.problem(409, "VW-N-002")["detail"].to_string();
+    assert!(told.contains("set listen in [enrolment]"), "{told}");
     let mut reached = full_disk().await;
-    for backend in [well, hasty, away, faulty] {
+    for backend in [well, hasty, away, faulty, doorless] {
         reached.extend(backend.seen());
     }
     let missing: Vec<_> = declared::outcomes().difference(&reached).cloned().collect();
@@ -457,6 +481,10 @@ fn readers() -> BTreeMap<&'static str, Reader> {
         ("TelemetryGapList", reads::<dto::TelemetryGapList>),
         ("TelemetryRefusalList", reads::<dto::TelemetryRefusalList>),
         ("TelemetryStreamList", reads::<dto::TelemetryStreamList>),
+        ("Ticket", reads::<dto::Ticket>),
+        ("TicketCreated", reads::<dto::TicketCreated>),
+        ("TicketList", reads::<dto::TicketList>),
+        ("TicketRequest", reads::<dto::TicketRequest>),
     ])
 }
 

@@ -17,17 +17,21 @@ use viworks_backend_agent::api::{ApiLimits, ApiParts, ApiServer, ApiState};
 use viworks_backend_agent::auth::apikey::{self, CreateKey};
 use viworks_backend_agent::command::bus::{BusLimits, RunBus};
 use viworks_backend_agent::command::{CommandNudge, Commands, Parts};
+use viworks_backend_agent::config::Config;
 use viworks_backend_agent::data::sqlite::SqliteStore;
 use viworks_backend_agent::data::{
     Actor, AdmitOutcome, AdmitRequest, ConfirmOutcome, ConfirmRequest, Holder, LeaseLimits,
     NewGateway, QueueLimits, Store,
 };
+use viworks_backend_agent::enrolment::{Addresses, TicketOffice};
 use viworks_backend_agent::metrics::BackendMetrics;
+use viworks_backend_agent::pki::init::{InitRequest, init};
 use viworks_common::catalogue::{Argument, ArgumentType, CatalogueEntry, Risk};
 use viworks_common::id::{AgentId, AgentRunId, BootId, CommandId, InstallId, SessionId, Tenant};
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::{Clock, SystemClock, Timeline};
 use viworks_runtime::conditions::Conditions;
+use viworks_runtime::config::Environment;
 use viworks_runtime::lifecycle::Lifecycle;
 use viworks_runtime::metrics::Metrics;
 use viworks_runtime::probe::Readiness;
@@ -55,6 +59,9 @@ impl CommandNudge for Nudges {
 
 /// The proxy that the API believes.
 pub(super) const PROXY: &str = "127.0.0.9";
+
+/// A file in a backend's folder that says that it has no door.
+const NO_DOOR: &str = "no_door";
 
 /// The database in a backend's folder.
 const DATABASE: &str = "backend.sqlite";
@@ -113,7 +120,41 @@ impl Answer {
     }
 }
 
+/// What a backend signs and proves with.
+fn make_keys(folder: &TempDir) {
+    let request = InitRequest {
+        folder: folder.path().join("keys"),
+        trust_domain: "viworks.test".parse().unwrap(),
+        server_names: vec!["127.0.0.1".to_owned()],
+        installed: false,
+    };
+    init(&request, SystemClock.wall()).unwrap();
+}
+
+/// Writes tickets for a door that nobody listens at; none where there is a file that says so.
+fn tickets(folder: &TempDir) -> TicketOffice {
+    let config = folder.path().join("keys/backend.toml");
+    let config = Config::load(&config, &Environment::default()).unwrap();
+    let has_door = !folder.path().join(NO_DOOR).exists();
+    let addresses = Addresses {
+        door: has_door.then(|| "127.0.0.1:8082".parse().unwrap()),
+        agents: "127.0.0.1:8081".parse().unwrap(),
+    };
+    TicketOffice::new(Arc::new(config), addresses)
+}
+
 impl Backend {
+    /// One that no machine can enrol at.
+    pub(super) async fn without_a_door() -> Self {
+        let backend = Self::new().await;
+        backend.store.close().await;
+        std::fs::write(backend.folder.path().join(NO_DOOR), "").unwrap();
+        let (limits, queue) = (backend.limits, backend.queue);
+        let mut again = Self::open(backend.folder, limits, queue, None).await;
+        again.key = backend.key;
+        again
+    }
+
     pub(super) async fn new() -> Self {
         Self::with(|_limits, _queue| {}).await
     }
@@ -129,7 +170,9 @@ impl Backend {
             retry_after: Duration::from_millis(20_500),
         };
         adjust(&mut limits, &mut queue);
-        let mut backend = Self::open(tempfile::tempdir().unwrap(), limits, queue, None).await;
+        let folder = tempfile::tempdir().unwrap();
+        make_keys(&folder);
+        let mut backend = Self::open(folder, limits, queue, None).await;
         backend.key = backend.key_with(Scope::ALL).await;
         backend
     }
@@ -174,6 +217,7 @@ impl Backend {
             metrics: metrics.clone(),
             counters: BackendMetrics::register(&metrics),
             redis: None,
+            tickets: tickets(&folder),
             state_folder: folder.path().to_owned(),
             limits,
             trusted_proxies: vec![PROXY.parse().unwrap()],

@@ -1,0 +1,73 @@
+//! The door by which machines become gateways.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use viworks_runtime::config::Document;
+use viworks_runtime::settings;
+
+use super::{KeysConfig, TIMEOUT, seconds, stand_in_the_way};
+
+const SECTION: &str = "enrolment";
+
+settings! {
+    /// The door by which machines become gateways, with tickets of `viworks ticket create`: TLS with the certificate
+    /// and key of `[agents]`, and no certificate of theirs.
+    [enrolment]
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct EnrolmentConfig from section {
+        /// Where machines connect, usually port 8082; port 0 takes a free one. There is no door when it is left out.
+        listen: Option<SocketAddr> = optional_parsed("address:port") like "127.0.0.1:8082",
+        /// Where they reach it, when not at `listen`: every ticket has it.
+        public_url: Option<String> = optional_url(&["https"]) like "https://agents.example.org:8082",
+        /// How many days a gateway's certificate is valid.
+        certificate_days: u32 = integer(90, 1..=397),
+        /// Open sockets; more are closed at once.
+        connections_max: usize = integer(256, 16..=100_000),
+        /// Open sockets of one IPv4 address or IPv6 /64 network.
+        per_source_max: usize = integer(128, 1..=100_000),
+        /// Requests of one IPv4 address or IPv6 /64 network a minute, two for each machine, and as many at once after a
+        /// pause; more are told when to come back.
+        requests_per_minute: u32 = integer(600, 1..=1_000_000),
+        /// For a connection: the TLS handshake, the request and its answer.
+        timeout: Duration = duration_ms(seconds(15), TIMEOUT),
+    }
+}
+
+impl EnrolmentConfig {
+    /// Sockets that it may have open.
+    #[must_use]
+    pub fn sockets_max(&self) -> usize {
+        self.listen.map_or(0, |_door| self.connections_max)
+    }
+
+    /// Notes what only other sections show: an address that another listener has, and that nobody could be issued a
+    /// certificate.
+    pub(super) fn check_beside(
+        &self,
+        document: &mut Document,
+        taken: &[SocketAddr],
+        keys: &KeysConfig,
+    ) {
+        let Some(listen) = self.listen else {
+            return;
+        };
+        let mut section = document.section(SECTION, "The door by which machines become gateways.");
+        if let Some(taken) = taken.iter().find(|taken| stand_in_the_way(listen, **taken)) {
+            section.problem(
+                "listen",
+                format!(
+                    "something else listens at {taken} already, and one address has one listener"
+                ),
+                "give [agents], [api] and [enrolment] different ports",
+            );
+        }
+        if keys.ca_key_file.is_none() {
+            section.problem(
+                "listen",
+                "machines would enrol here, and nothing can sign their certificates".to_owned(),
+                "set ca_key_file in [keys], or leave listen out",
+            );
+        }
+    }
+}

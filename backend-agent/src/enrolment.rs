@@ -1,0 +1,11 @@
+//! The door by which machines become gateways, and the tickets that open it.
+
+mod door;
+mod office;
+mod quota;
+mod redeem;
+mod refusal;
+
+pub use door::Door;
+pub use office::{Addresses, IssueTicket, TicketError, TicketOffice};
+pub use redeem::Enrolment;

@@ -1,0 +1,192 @@
+//! Where tickets are written: what stands in one is read from the files of this moment, as what is redeemed is.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use viworks_common::enrolment::{NameRule, TICKET_URL_BYTES_MAX, Ticket};
+use viworks_common::id::{Tenant, TicketId};
+use viworks_common::network::IpNetwork;
+use viworks_runtime::blocking::{self, Unanswered};
+use viworks_runtime::clock::Timeline;
+use viworks_runtime::random;
+use zeroize::Zeroizing;
+
+use crate::config::Config;
+use crate::data::{Actor, NewTicket, Store, StoreError, StoredTicket};
+use crate::pki::PkiError;
+use crate::pki::issue::Office;
+use crate::pki::place::authority;
+
+/// How long reading the authority's and the server's files may take.
+const READ_TIME: Duration = Duration::from_secs(5);
+
+/// A ticket that somebody wants.
+#[derive(Debug, Clone)]
+pub struct IssueTicket {
+    /// How many gateways may come of it.
+    pub uses: u32,
+    /// How long it is valid.
+    pub life: Duration,
+    /// Labels that they get.
+    pub labels: BTreeMap<String, String>,
+    /// How they are called.
+    pub naming: NameRule,
+    /// Where they must be; anywhere when empty.
+    pub networks: Vec<IpNetwork>,
+}
+
+/// Why there is no ticket.
+#[derive(Debug, thiserror::Error)]
+pub enum TicketError {
+    /// Nobody could use it.
+    #[error("this backend has no door for new gateways: set listen in [enrolment] and restart it")]
+    NoDoor,
+    /// As many are kept as may be.
+    #[error("there are as many tickets as are kept: those that ended a month ago go by themselves")]
+    TooMany,
+    /// A file or an address is not what it should be.
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    /// A disk hangs.
+    #[error("the keys of this backend cannot be read at the moment: {0}")]
+    Unanswered(#[from] Unanswered),
+    /// The store said no.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Writes tickets, and knows what a ticket's secret is. Clones share it.
+#[derive(Debug, Clone)]
+pub struct TicketOffice {
+    config: Arc<Config>,
+    /// Where the door really is, and where agents connect.
+    addresses: Addresses,
+}
+
+/// Where this backend listens.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses {
+    /// For machines that become gateways, if it does.
+    pub door: Option<SocketAddr>,
+    /// For gateways.
+    pub agents: SocketAddr,
+}
+
+impl TicketOffice {
+    /// Of a backend with this configuration that listens there.
+    #[must_use]
+    pub const fn new(config: Arc<Config>, addresses: Addresses) -> Self {
+        Self { config, addresses }
+    }
+
+    /// What certificates and keys are made of at this moment.
+    pub(super) async fn open(&self) -> Result<Office, TicketError> {
+        let config = Arc::clone(&self.config);
+        let open = move || Office::open(&config);
+        Ok(blocking::call("enrolment", READ_TIME, open).await??)
+    }
+
+    /// How long gateways' certificates live.
+    pub(super) fn certificate_life(&self) -> Duration {
+        Duration::from_secs(u64::from(self.config.enrolment.certificate_days) * 24 * 3_600)
+    }
+
+    /// The version of the pins that a gateway gets.
+    pub(super) fn pin_set_version(&self) -> u64 {
+        self.config.agents.pin_set_version
+    }
+
+    /// Where gateways connect.
+    pub(super) fn agents_url(&self) -> Result<String, PkiError> {
+        let agents = &self.config.agents;
+        if let Some(url) = &agents.public_url {
+            return Ok(url.clone());
+        }
+        let place = authority(self.addresses.agents, &agents.certificate_file, |_host| {
+            "public_url in [agents]".to_owned()
+        })?;
+        Ok(format!("wss://{place}/agent/v1/connect"))
+    }
+
+    /// Where machines become gateways.
+    fn door_url(&self) -> Result<String, TicketError> {
+        let Some(door) = self.addresses.door else {
+            return Err(TicketError::NoDoor);
+        };
+        if let Some(url) = &self.config.enrolment.public_url {
+            let url = url.trim_end_matches('/');
+            if url.len() > TICKET_URL_BYTES_MAX {
+                return Err(PkiError::Url {
+                    message: "public_url in [enrolment] is too long for a ticket".to_owned(),
+                    help: format!("it has to have at most {TICKET_URL_BYTES_MAX} bytes"),
+                }
+                .into());
+            }
+            return Ok(url.to_owned());
+        }
+        let place = authority(door, &self.config.agents.certificate_file, |_host| {
+            "public_url in [enrolment]".to_owned()
+        })?;
+        Ok(format!("https://{place}"))
+    }
+
+    /// Makes a ticket. Its string is given once, here.
+    ///
+    /// # Errors
+    ///
+    /// Why there is none; nothing is stored then.
+    pub async fn issue(
+        &self,
+        store: &dyn Store,
+        tenant: &Tenant,
+        wanted: IssueTicket,
+        actor: &Actor,
+        clock: &Timeline,
+    ) -> Result<(StoredTicket, Zeroizing<String>), TicketError> {
+        let url = self.door_url()?;
+        // A gateway that enrolled must find its way to the agents' listener as well.
+        self.agents_url()?;
+        let office = self.open().await?;
+        let now = clock.line();
+        let id = TicketId::from_uuid(random::uuid_v7(clock.wall()));
+        let secret = office.master.ticket_secret(tenant, id);
+        let expires_at = now.saturating_add(wanted.life);
+        let new = NewTicket {
+            id,
+            sha256: Sha256::digest(secret.expose()).into(),
+            uses_max: wanted.uses,
+            labels: wanted.labels,
+            naming: wanted.naming,
+            networks: wanted.networks,
+            expires_at,
+        };
+        let stored = StoredTicket {
+            id,
+            sha256: new.sha256,
+            uses_max: new.uses_max,
+            uses: 0,
+            refusals: 0,
+            labels: new.labels.clone(),
+            naming: new.naming.clone(),
+            networks: new.networks.clone(),
+            created_at: now,
+            created_by: actor.to_string(),
+            expires_at,
+            revoked_at: None,
+        };
+        if !store.create_ticket(tenant, new, actor, now).await? {
+            return Err(TicketError::TooMany);
+        }
+        let ticket = Ticket {
+            id,
+            secret,
+            expires_at,
+            pins: office.pins.iter().copied().collect(),
+            url,
+        };
+        Ok((stored, ticket.expose()))
+    }
+}

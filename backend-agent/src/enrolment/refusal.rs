@@ -1,0 +1,156 @@
+//! Why a machine does not become a gateway: a code, one sentence with the fix, and a status.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use viworks_common::enrolment::NoName;
+use viworks_common::human;
+use viworks_common::id::GatewayName;
+
+use super::office::TicketError;
+use crate::data::{StoreError, StoredTicket, TicketRefusal, in_full};
+use crate::pki::request::BadRequest;
+
+/// How soon somebody may try again when nothing better is known.
+const RETRY_SOON: Duration = Duration::from_secs(2);
+
+/// What the machine is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Refusal {
+    /// How HTTP says it.
+    pub(super) status: StatusCode,
+    /// The word for programs and for metrics.
+    pub(super) code: &'static str,
+    /// One sentence with the fix.
+    pub(super) detail: String,
+    /// When to come back, where that helps.
+    pub(super) retry_after: Option<Duration>,
+}
+
+const NEW_ONE: &str = "ask for a new one (viworks ticket create)";
+
+impl Refusal {
+    pub(super) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self {
+            status,
+            code,
+            detail: detail.into(),
+            retry_after: None,
+        }
+    }
+
+    pub(super) fn later(
+        status: StatusCode,
+        code: &'static str,
+        detail: &str,
+        after: Duration,
+    ) -> Self {
+        Self {
+            retry_after: Some(after),
+            ..Self::new(status, code, detail)
+        }
+    }
+
+    pub(super) fn bad_request(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "bad_request", detail)
+    }
+
+    pub(super) fn name_taken(name: &GatewayName) -> Self {
+        let detail = format!(
+            "another gateway is called {name}: choose another name with --name, or revoke that gateway"
+        );
+        Self::new(StatusCode::CONFLICT, "name_taken", detail)
+    }
+
+    /// About a ticket, of which `ticket` is known.
+    pub(super) fn of_ticket(refusal: TicketRefusal, ticket: Option<&StoredTicket>) -> Self {
+        let status = match refusal {
+            TicketRefusal::Unknown | TicketRefusal::BadProof | TicketRefusal::OtherNetwork => {
+                StatusCode::FORBIDDEN
+            }
+            TicketRefusal::Challenge | TicketRefusal::KeyInUse => StatusCode::CONFLICT,
+            TicketRefusal::Revoked | TicketRefusal::Expired | TicketRefusal::UsedUp => {
+                StatusCode::GONE
+            }
+        };
+        let at = |at: Option<viworks_common::time::Timestamp>| {
+            at.map(|at| format!(" at {at}")).unwrap_or_default()
+        };
+        let detail = match refusal {
+            TicketRefusal::Unknown => format!(
+                "this backend has no such ticket: it is of another backend, or ended long ago; {NEW_ONE}"
+            ),
+            TicketRefusal::BadProof => format!(
+                "the ticket's secret is not the one that this backend knows: it is of another backend, or was made with \
+                 another master key; {NEW_ONE}"
+            ),
+            TicketRefusal::Challenge => {
+                "the challenge was answered already or is more than a minute old: run enroll again".to_owned()
+            }
+            TicketRefusal::Revoked => format!(
+                "the ticket was revoked{}: {NEW_ONE}",
+                at(ticket.and_then(|ticket| ticket.revoked_at))
+            ),
+            TicketRefusal::Expired => format!(
+                "the ticket expired{}: {NEW_ONE}",
+                at(ticket.map(|ticket| ticket.expires_at))
+            ),
+            TicketRefusal::UsedUp => format!(
+                "the ticket has enrolled {}, as many as it was made for: {NEW_ONE}",
+                human::counted_all(
+                    ticket.map_or(1, |ticket| u64::from(ticket.uses_max)),
+                    "gateway",
+                    "gateways"
+                )
+            ),
+            TicketRefusal::OtherNetwork => format!(
+                "the ticket is not for machines at this address: enrol from one of its networks, or {NEW_ONE}"
+            ),
+            TicketRefusal::KeyInUse => {
+                "this key belongs to a gateway already: remove the folder .enrolling beside the configuration, and run \
+                 enroll again, which makes a new key"
+                    .to_owned()
+            }
+        };
+        Self::new(status, refusal.name(), detail)
+    }
+}
+
+impl From<BadRequest> for Refusal {
+    fn from(error: BadRequest) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "bad_csr", error.to_string())
+    }
+}
+
+impl From<NoName> for Refusal {
+    fn from(error: NoName) -> Self {
+        Self::new(StatusCode::CONFLICT, "bad_name", error.to_string())
+    }
+}
+
+impl From<TicketError> for Refusal {
+    fn from(error: TicketError) -> Self {
+        if let TicketError::Store(error) = error {
+            return error.into();
+        }
+        tracing::error!(error = in_full(&error), "a machine could not be enrolled");
+        let detail = "the backend cannot make a gateway at the moment; its log says why";
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        Self::later(status, "unavailable", detail, RETRY_SOON)
+    }
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        if !error.is_outage() {
+            tracing::error!(error = in_full(&error), "a machine could not be enrolled");
+        }
+        let detail = "the database does not answer; run enroll again, which goes on where it was";
+        Self::later(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "unavailable",
+            detail,
+            RETRY_SOON,
+        )
+    }
+}
