@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
+use viworks_common::enrolment::Home;
+use viworks_common::id::GatewayName;
 use viworks_common::text;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::config::{Environment, Form, Problems, environment};
@@ -16,15 +18,20 @@ use viworks_runtime::sqlite;
 use viworks_runtime::stdout::{self, PrintError};
 
 use crate::config::{self, Config};
+use crate::enrol::EnrolError;
 use crate::identity::IdentityError;
 use crate::setup::Setup;
 use crate::{app, builtin, launcher, program};
 
 mod diag;
 mod doctor;
+mod enroll;
 mod health;
 pub mod helper;
 mod status;
+
+/// Where the package's service looks for its configuration.
+const INSTALLED: &str = "/etc/viworks";
 
 #[derive(Debug, Parser)]
 #[command(
@@ -50,6 +57,27 @@ enum Action {
         /// The agent's own folder, whatever the configuration says.
         #[arg(long, value_name = "DIR")]
         state_folder: Option<PathBuf>,
+    },
+    /// Makes a gateway of this machine, with a ticket of `viworks ticket create`.
+    ///
+    /// Asks for the ticket, or reads it from --ticket-file or the standard input: never from the command line, which
+    /// others can read. The key is made here and stays here. Writes the configuration, the keys and the shipped
+    /// catalogue, and tries the connection. After an interruption, run it again: it goes on where it was.
+    /// Ends with 0 when this is a gateway, 69 when the backend cannot be reached, 77 when it refuses, 6 when something
+    /// is in the way.
+    Enroll {
+        /// Where everything goes.
+        #[arg(long, value_name = "DIR", default_value = INSTALLED)]
+        out: PathBuf,
+        /// How the gateway is to be called; what this machine calls itself when left out, behind the ticket's prefix.
+        #[arg(long)]
+        name: Option<GatewayName>,
+        /// The file that holds the ticket, readable by its owner only; `-` for the standard input.
+        #[arg(long, value_name = "FILE")]
+        ticket_file: Option<PathBuf>,
+        /// As one of the local demo.
+        #[arg(long, hide = true)]
+        demo: bool,
     },
     /// Checks everything that a start reads, and lists every problem: the configuration, the files that it names, the
     /// catalogue and the agent's own folder.
@@ -245,6 +273,9 @@ fn code_of(error: &anyhow::Error) -> ExitCode {
     if error.is::<Problems>() {
         return ExitCode::Config;
     }
+    if let Some(error) = error.downcast_ref::<EnrolError>() {
+        return error.exit_code();
+    }
     let causes = error.chain();
     let database = causes.filter_map(|cause| cause.downcast_ref::<sqlite::Error>());
     match (error.downcast_ref::<IdentityError>(), database.last()) {
@@ -267,6 +298,25 @@ fn act(action: Action) -> anyhow::Result<ExitCode> {
         } => {
             let load = move || load(&config, state_folder);
             run_to_end(runtime()?, app::run(load, ready_file))
+        }
+        Action::Enroll {
+            out,
+            name,
+            ticket_file,
+            demo,
+        } => {
+            let home = match (demo, out == Path::new(INSTALLED)) {
+                (true, _) => Home::Demo,
+                (false, true) => Home::Installed,
+                (false, false) => Home::Folder,
+            };
+            let asked = enroll::Asked {
+                folder: std::path::absolute(&out).unwrap_or(out),
+                name,
+                ticket_file,
+                home,
+            };
+            run_to_end(runtime()?, enroll::enroll(asked))
         }
         Action::CheckConfig {
             config,

@@ -10,6 +10,7 @@ pub mod collect;
 pub mod config;
 pub mod credentials;
 pub mod engine;
+pub mod enrol;
 pub mod executor;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;

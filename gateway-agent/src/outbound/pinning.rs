@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::aws_lc_rs;
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::VerifierBuilderError;
 use rustls::{
@@ -112,5 +112,84 @@ impl ServerCertVerifier for PinVerifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.chain.supported_verify_schemes()
+    }
+}
+
+/// Verifies one server of which nothing but its keys is known: that it has one of these. Its certificate's names and
+/// dates mean nothing without an authority, and the clock of a new machine may be wrong.
+pub struct KeyVerifier {
+    pins: BTreeSet<SpkiPin>,
+    provider: Arc<CryptoProvider>,
+    seen: Mutex<Option<SpkiPin>>,
+}
+
+impl KeyVerifier {
+    /// A verifier of `pins`.
+    #[must_use]
+    pub fn new(pins: BTreeSet<SpkiPin>) -> Arc<Self> {
+        Arc::new(Self {
+            pins,
+            provider: Arc::new(aws_lc_rs::default_provider()),
+            seen: Mutex::new(None),
+        })
+    }
+
+    /// The key that the server showed.
+    #[must_use]
+    pub fn seen(&self) -> Option<SpkiPin> {
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for KeyVerifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyVerifier")
+            .field("pins", &self.pins)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ServerCertVerifier for KeyVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let digest = tls::spki_sha256(end_entity)
+            .map_err(|_malformed| Error::InvalidCertificate(CertificateError::BadEncoding))?;
+        let seen = SpkiPin::from_digest(digest);
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
+        if self.pins.contains(&seen) {
+            return Ok(ServerCertVerified::assertion());
+        }
+        let mismatch = OtherError(Arc::new(PinMismatch { seen }));
+        Err(Error::InvalidCertificate(CertificateError::Other(mismatch)))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("only TLS 1.3 is spoken".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        algorithms.supported_schemes()
     }
 }

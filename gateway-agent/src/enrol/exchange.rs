@@ -1,0 +1,305 @@
+//! The two requests at the door, over a connection whose server has one of the ticket's keys.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HOST, RETRY_AFTER};
+use http::{Request, Uri};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsConnector;
+use viworks_common::enrolment::{
+    EnrolmentAnswer, EnrolmentChallenge, EnrolmentRequest, Exchange, PATH, PROOF_HEADER,
+    RedeemRequest, Ticket, WireChallenge,
+};
+use viworks_common::id::{GatewayName, InstallId};
+use viworks_common::pin::SpkiPin;
+use viworks_common::text;
+use viworks_runtime::{fault, random, tls};
+
+use super::{EnrolError, Papers};
+use crate::config::Timeouts;
+use crate::outbound::dial;
+use crate::outbound::failure::{DialFailure, Step};
+use crate::outbound::pinning::KeyVerifier;
+
+/// How long each step may take.
+const LIMIT: Duration = Duration::from_secs(10);
+/// Bytes of the largest answer.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+/// How often it is tried again when the backend is busy or the connection breaks.
+const ATTEMPTS: u32 = 8;
+/// The longest that is waited for another attempt.
+const WAIT_MAX: Duration = Duration::from_secs(20);
+
+const TIMES: Timeouts = Timeouts {
+    resolve: LIMIT,
+    connect: LIMIT,
+    tls: LIMIT,
+    upgrade: LIMIT,
+    opening: LIMIT,
+    send: LIMIT,
+};
+
+/// What the machine says about itself.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// The certificate request, PEM.
+    pub csr: String,
+    /// The installation.
+    pub install_id: InstallId,
+    /// How the gateway is to be called, when somebody said so.
+    pub name: Option<GatewayName>,
+    /// What the machine calls itself.
+    pub host: String,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Enrolled {
+    /// What the backend answered.
+    pub papers: Papers,
+    /// The door, host and port.
+    pub place: String,
+    /// The key that it showed.
+    pub pin: SpkiPin,
+}
+
+/// Redeems the ticket; tries again while the backend is busy or does not answer.
+///
+/// # Errors
+///
+/// Why this machine is no gateway.
+pub async fn redeem(ticket: &Ticket, machine: &Machine) -> Result<Enrolled, EnrolError> {
+    let mut attempt = 0;
+    let mut sent = false;
+    loop {
+        attempt += 1;
+        let error = match redeem_once(ticket, machine).await {
+            Ok(enrolled) => return Ok(enrolled),
+            Err(error) => error,
+        };
+        sent |= error.may_be_done();
+        let wait = error.again().filter(|_more| attempt < ATTEMPTS);
+        let Some(wait) = wait else {
+            return Err(error.after(sent));
+        };
+        let spread = Duration::from_millis(random::uniform(0..1_000));
+        sleep(wait.min(WAIT_MAX) + spread).await;
+    }
+}
+
+async fn redeem_once(ticket: &Ticket, machine: &Machine) -> Result<Enrolled, EnrolError> {
+    let (host, port) = place(&ticket.url)?;
+    let place = format!("{host}:{port}");
+    let mut door = Door::open(ticket, &host, port).await?;
+    let asked = json(&EnrolmentRequest::Challenge { ticket: ticket.id });
+    let (answer, _proof) = door.post(asked, None, false).await?;
+    let EnrolmentChallenge { challenge } = read(&answer, &place)?;
+    let request = request(ticket, machine, challenge);
+    let exchange = Exchange::new(&ticket.secret, ticket.id, &challenge);
+    let proof = exchange.prove(&request);
+    fault::point("enrol.asked");
+    let (answer, proof) = door.post(request.clone(), Some(proof), true).await?;
+    fault::point("enrol.answered");
+    let authentic = proof.is_some_and(|proof| exchange.authenticates(&request, &answer, &proof));
+    if !authentic {
+        return Err(EnrolError::Forged { place });
+    }
+    let answer: EnrolmentAnswer = read(&answer, &place)?;
+    let secrets = exchange.open(&request, &answer.sealed);
+    let secrets = secrets.map_err(|_bad| EnrolError::Forged {
+        place: place.clone(),
+    })?;
+    Ok(Enrolled {
+        papers: Papers { answer, secrets },
+        pin: door.pin,
+        place,
+    })
+}
+
+fn request(ticket: &Ticket, machine: &Machine, challenge: WireChallenge) -> Vec<u8> {
+    let version = env!("CARGO_PKG_VERSION").parse();
+    json(&EnrolmentRequest::Redeem(RedeemRequest {
+        ticket: ticket.id,
+        challenge,
+        csr: machine.csr.clone(),
+        install_id: machine.install_id,
+        name: machine.name.clone(),
+        host: machine.host.clone(),
+        agent_version: version.expect("the version of this program is one"),
+    }))
+}
+
+/// Host and port of a door.
+fn place(url: &str) -> Result<(String, u16), EnrolError> {
+    let refused = || EnrolError::Url {
+        url: url.to_owned(),
+    };
+    let uri: Uri = url.parse().map_err(|_unreadable| refused())?;
+    let host = uri.host().ok_or_else(refused)?;
+    if uri.scheme_str() != Some("https") || !matches!(uri.path(), "" | "/") {
+        return Err(refused());
+    }
+    Ok((host.to_owned(), uri.port_u16().unwrap_or(443)))
+}
+
+/// A connection to the door.
+struct Door {
+    place: String,
+    pin: SpkiPin,
+    requests: http1::SendRequest<Full<Bytes>>,
+    /// What moves the bytes; none once it has ended.
+    connection: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl Door {
+    async fn open(ticket: &Ticket, host: &str, port: u16) -> Result<Self, EnrolError> {
+        let place = format!("{host}:{port}");
+        let unreached = |failure: DialFailure| {
+            let place = place.clone();
+            if let DialFailure::PinMismatch { seen } = failure {
+                EnrolError::OtherServer { place, seen }
+            } else {
+                EnrolError::Unreached { place, failure }
+            }
+        };
+        let of_tls = |reason: String| unreached(DialFailure::Tls { reason });
+        let tcp = dial::connect(host, port, None, &TIMES)
+            .await
+            .map_err(unreached)?;
+        let verifier = KeyVerifier::new(ticket.pins.clone());
+        let config = tls::open_client_config(Arc::clone(&verifier) as _)
+            .map_err(|error| of_tls(error.to_string()))?;
+        let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())
+            .map_err(|error| of_tls(error.to_string()))?;
+        let late = DialFailure::Timeout {
+            step: Step::Tls,
+            limit: LIMIT,
+        };
+        let stream = timeout(LIMIT, TlsConnector::from(config).connect(name, tcp)).await;
+        let stream = stream
+            .map_err(|_elapsed| unreached(late))?
+            .map_err(|error| unreached(DialFailure::of_io(&error, Step::Tls)))?;
+        let pin = verifier
+            .seen()
+            .ok_or_else(|| of_tls("the server showed no certificate".to_owned()))?;
+        let (requests, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| of_tls(error.to_string()))?;
+        Ok(Self {
+            place,
+            pin,
+            requests,
+            connection: Some(Box::pin(async move {
+                // What became of it is told by the request.
+                drop(connection.await);
+            })),
+        })
+    }
+
+    /// Sends a body and answers what came back, with its proof. `redeems`: it may be done when no answer comes.
+    async fn post(
+        &mut self,
+        body: Vec<u8>,
+        proof: Option<String>,
+        redeems: bool,
+    ) -> Result<(Bytes, Option<Vec<u8>>), EnrolError> {
+        let place = self.place.clone();
+        let lost = |reason: String| EnrolError::Unanswered {
+            place: place.clone(),
+            reason,
+            sent: redeems,
+        };
+        let mut request = Request::post(PATH)
+            .header(HOST, &place)
+            .header(CONTENT_TYPE, "application/json");
+        if let Some(proof) = proof {
+            request = request.header(PROOF_HEADER, proof);
+        }
+        let request = request
+            .body(Full::from(body))
+            .map_err(|error| lost(error.to_string()))?;
+        let (requests, connection) = (&mut self.requests, &mut self.connection);
+        let asked = async {
+            let answer = requests.send_request(request).await;
+            let (head, body) = answer.map_err(|error| error.to_string())?.into_parts();
+            let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+            let body = body.map_err(|error| error.to_string())?;
+            Ok::<_, String>((head, body.to_bytes()))
+        };
+        let answered = timeout(LIMIT, async {
+            let mut asked = Box::pin(asked);
+            if let Some(moving) = connection.as_mut() {
+                tokio::select! {
+                    answered = &mut asked => return answered,
+                    () = moving => {}
+                }
+            }
+            *connection = None;
+            asked.await
+        });
+        let (head, body) = match answered.await {
+            Ok(Ok(answered)) => answered,
+            Ok(Err(reason)) => return Err(lost(reason)),
+            Err(_elapsed) => {
+                return Err(lost(format!("it took longer than {} s", LIMIT.as_secs())));
+            }
+        };
+        if head.status.is_success() {
+            let proof = head.headers.get(PROOF_HEADER);
+            return Ok((body, proof.map(|proof| proof.as_bytes().to_vec())));
+        }
+        let after = head
+            .headers
+            .get(RETRY_AFTER)
+            .and_then(|after| after.to_str().ok());
+        Err(refused(head.status.as_u16(), &body, after))
+    }
+}
+
+/// What a problem document says.
+#[derive(Debug, Deserialize)]
+struct Said {
+    code: String,
+    detail: String,
+}
+
+fn refused(status: u16, body: &[u8], after: Option<&str>) -> EnrolError {
+    let retry_after = after
+        .and_then(|after| after.parse().ok())
+        .map(Duration::from_secs);
+    match serde_json::from_slice::<Said>(body) {
+        Ok(Said { code, detail }) => EnrolError::Refused {
+            code: text::line(&code).into_owned(),
+            detail: text::line(&detail).into_owned(),
+            retry_after,
+        },
+        Err(_other) => EnrolError::Refused {
+            code: "http".to_owned(),
+            detail: format!(
+                "something that is no ViWorkS backend answers with HTTP {status}: check what stands in front of the door"
+            ),
+            retry_after,
+        },
+    }
+}
+
+fn read<T: DeserializeOwned>(body: &[u8], place: &str) -> Result<T, EnrolError> {
+    serde_json::from_slice(body).map_err(|error| EnrolError::Unanswered {
+        place: place.to_owned(),
+        reason: format!("what it says cannot be read: {error}"),
+        sent: true,
+    })
+}
+
+fn json(value: &impl serde::Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("what is exchanged has string keys and whole numbers")
+}
