@@ -7,6 +7,7 @@ mod refusal;
 mod route;
 mod silence;
 mod soundings;
+mod tickets;
 mod trust;
 
 use std::path::Path;

@@ -8,6 +8,7 @@ mod gateway;
 mod run;
 mod runs;
 mod telemetry;
+mod ticket;
 mod validate;
 mod value;
 
@@ -23,6 +24,7 @@ pub use self::gateway::Gateway;
 pub use self::run::Run;
 pub use self::runs::Runs;
 pub use self::telemetry::Telemetry;
+pub use self::ticket::{CreateTicket, Ticket};
 pub use self::validate::Validate;
 use crate::demo::layout::DEFAULT_FOLDER;
 use crate::demo::stores::Stores;
@@ -130,6 +132,9 @@ pub enum Verb {
     /// Gateways: who they are and whether they answer
     #[command(subcommand, visible_alias = "gw", alias = "gateways")]
     Gateway(Gateway),
+    /// Enrolment tickets: what machines become gateways by
+    #[command(subcommand, alias = "tickets")]
+    Ticket(Ticket),
     /// The catalogue: what may be run, and where
     #[command(subcommand, visible_alias = "cmd")]
     Command(Catalogue),

@@ -13,6 +13,7 @@ mod run;
 mod runs;
 mod target;
 mod telemetry;
+mod ticket;
 mod validate;
 
 use viworks_runtime::exit::ExitCode;
@@ -36,6 +37,7 @@ pub async fn execute(arguments: Arguments) -> Result<ExitCode, Failure> {
         Verb::Runs(verb) => runs::execute(&client()?, verb, format).await,
         Verb::Dlq(verb) => dlq::execute(&client()?, verb, format).await,
         Verb::Gateway(verb) => gateway::execute(&client()?, verb, format).await,
+        Verb::Ticket(verb) => ticket::execute(client, verb, format).await,
         Verb::Command(verb) => catalogue::execute(&client()?, verb, format).await,
         Verb::Telemetry(flags) => telemetry::execute(&client()?, &flags, format).await,
         Verb::Context(verb) => context::execute(global.config_dir.as_deref(), &verb, format),

@@ -17,6 +17,7 @@ pub mod result;
 pub mod runs;
 pub mod submitted;
 pub mod telemetry;
+pub mod ticket;
 pub mod validation;
 pub mod waiting;
 mod words;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use viworks_api::GatewayStatus;
 use viworks_common::human;
+use viworks_common::network::{InvalidNetwork, IpNetwork};
 use viworks_common::telemetry::steps::{Aggregate, InvalidStep, Step};
 
 use crate::output::Format;
@@ -48,11 +49,23 @@ pub(super) fn aggregate(text: &str) -> Result<Aggregate, String> {
 /// Reads a span of time that is longer than none.
 pub(super) fn some_time(text: &str) -> Result<Duration, String> {
     match span(text)? {
-        Duration::ZERO => {
-            Err("no time at all ends every command at once; expected 1ms or more".to_owned())
-        }
+        Duration::ZERO => Err("no time at all ends it at once; expected 1ms or more".to_owned()),
         some => Ok(some),
     }
+}
+
+/// Reads a label such as `site=berlin`.
+pub(super) fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text
+        .split_once('=')
+        .ok_or_else(|| "expected KEY=VALUE, such as site=berlin".to_owned())?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+/// Reads an address or a network.
+pub(super) fn network(text: &str) -> Result<IpNetwork, String> {
+    text.parse()
+        .map_err(|error: InvalidNetwork| error.to_string())
 }
 
 /// Reads a gateway's status.

@@ -1,0 +1,158 @@
+//! Tickets: a new one with its string, the list, one of them whole, and what stands in one.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+use viworks_api::{Ticket, TicketCreated, TicketList, TicketStatus};
+use viworks_common::enrolment::Ticket as Written;
+use viworks_common::human;
+use viworks_common::id::TicketId;
+use viworks_common::time::Timestamp;
+
+use crate::failure::Failure;
+use crate::output::{self, Format, one_line};
+
+/// Prints the string of a new ticket, and what is done with it.
+pub fn created(created: &TicketCreated, format: Format, now: Timestamp) -> Result<(), Failure> {
+    if format == Format::Json {
+        return output::json(created);
+    }
+    // Alone on the standard output, so that it can be passed on.
+    output::line(&one_line_whole(&created.secret))?;
+    let ticket = &created.ticket;
+    output::note("");
+    output::note(&format!(
+        "  For      {} until {}",
+        human::counted_all(u64::from(ticket.uses_max), "gateway", "gateways"),
+        human::relative_and_exact(ticket.expires_at, now)
+    ));
+    for (what, found) in [
+        ("Labels", labels(&ticket.labels)),
+        ("Names", naming(ticket)),
+        ("From", ticket.networks.join(" ")),
+    ] {
+        if !found.is_empty() {
+            output::note(&format!("  {what:<8} {}", one_line(&found)));
+        }
+    }
+    output::note("  Use it   on the machine: sudo viworks-gateway-agent enroll");
+    output::note(
+        "           (paste the ticket when asked: it is shown once, and stays out of the shell's history)",
+    );
+    output::note("  Expiry stops new enrolments. Gateways that are enrolled are not affected.");
+    Ok(())
+}
+
+/// What the backend says, without what would act on a terminal, however long.
+fn one_line_whole(text: &str) -> String {
+    text.chars().filter(|c| c.is_ascii_graphic()).collect()
+}
+
+/// Prints a row for each.
+pub fn list(list: &TicketList, format: Format, now: Timestamp) -> Result<(), Failure> {
+    if format == Format::Json {
+        return output::json(list);
+    }
+    output::table(
+        ["ID", "STATUS", "USED", "ENDS", "NAMES", "LABELS"],
+        list.items.iter().map(|ticket| {
+            [
+                ticket.id.to_string(),
+                status(ticket.status).to_owned(),
+                format!("{} of {}", ticket.uses, ticket.uses_max),
+                human::relative(ticket.expires_at, now),
+                naming(ticket),
+                labels(&ticket.labels),
+            ]
+        }),
+    )
+}
+
+/// Prints one.
+pub fn show(ticket: &Ticket, format: Format, now: Timestamp) -> Result<(), Failure> {
+    if format == Format::Json {
+        return output::json(ticket);
+    }
+    let times = |at| human::relative_and_exact(at, now);
+    output::line(&format!("id        {}", ticket.id))?;
+    output::line(&format!("status    {}", status(ticket.status)))?;
+    output::line(&format!("used      {} of {}", ticket.uses, ticket.uses_max))?;
+    if ticket.refusals > 0 {
+        output::line(&format!(
+            "refused   {}",
+            human::counted_all(ticket.refusals, "time", "times")
+        ))?;
+    }
+    output::line(&format!(
+        "made      {} by {}",
+        times(ticket.created_at),
+        one_line(&ticket.created_by)
+    ))?;
+    output::line(&format!("ends      {}", times(ticket.expires_at)))?;
+    if let Some(at) = ticket.revoked_at {
+        output::line(&format!("revoked   {}", times(at)))?;
+    }
+    for (what, found) in [
+        ("names", naming(ticket)),
+        ("labels", labels(&ticket.labels)),
+        ("from", ticket.networks.join(" ")),
+    ] {
+        if !found.is_empty() {
+            output::line(&format!("{what:<9} {}", one_line(&found)))?;
+        }
+    }
+    Ok(())
+}
+
+/// Says that one opens nothing any more.
+pub fn revoked(ticket: TicketId, format: Format) -> Result<(), Failure> {
+    match format {
+        Format::Json => output::json(&json!({ "id": ticket, "status": TicketStatus::Revoked })),
+        Format::Table => output::line(&format!(
+            "{ticket} is revoked; gateways that came of it stay"
+        )),
+    }
+}
+
+/// Prints what stands in a ticket, but for its secret.
+pub fn inspected(ticket: &Written, format: Format, now: Timestamp) -> Result<(), Failure> {
+    if format == Format::Json {
+        return output::json(&json!({
+            "id": ticket.id, "url": ticket.url, "pins": ticket.pins, "expires_at": ticket.expires_at,
+        }));
+    }
+    output::line(&format!("id        {}", ticket.id))?;
+    output::line(&format!("door      {}", one_line(&ticket.url)))?;
+    for pin in &ticket.pins {
+        output::line(&format!("pin       {pin}"))?;
+    }
+    output::line(&format!(
+        "ends      {}",
+        human::relative_and_exact(ticket.expires_at, now)
+    ))
+}
+
+fn naming(ticket: &Ticket) -> String {
+    match (&ticket.name, &ticket.name_prefix) {
+        (Some(name), _) => name.to_string(),
+        (None, Some(prefix)) => format!("{prefix}…"),
+        (None, None) => String::new(),
+    }
+}
+
+fn labels(labels: &BTreeMap<String, String>) -> String {
+    let each: Vec<String> = labels
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    each.join(" ")
+}
+
+const fn status(status: TicketStatus) -> &'static str {
+    match status {
+        TicketStatus::Active => "active",
+        TicketStatus::UsedUp => "used up",
+        TicketStatus::Expired => "expired",
+        TicketStatus::Revoked => "revoked",
+    }
+}
