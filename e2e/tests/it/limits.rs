@@ -43,6 +43,14 @@ const HELD: &[(&str, &str)] = &[
         "what_announces_more_than_is_read_is_refused_before_it_comes",
     ),
     (
+        "requests_per_minute [enrolment]",
+        "a_source_has_its_requests_and_takes_none_of_others",
+    ),
+    (
+        "OF_TICKET_MAX backend-agent/src/data/intents/enrolments.rs",
+        "a_challenge_is_good_for_one_redemption_of_its_ticket",
+    ),
+    (
         "connections_max [api]",
         "strangers_who_read_nothing_keep_nobody_out_and_are_cut",
     ),
@@ -124,14 +132,6 @@ const HELD: &[(&str, &str)] = &[
     (
         "batches_waiting_max [telemetry]",
         "with_one_batch_that_may_wait_gateways_keep_the_others_and_none_is_lost",
-    ),
-    (
-        "gateway_epochs_per_day [telemetry]",
-        "what_is_refused_of_one_epoch_too_many_is_counted_once",
-    ),
-    (
-        "POSITIONS_KEPT backend-agent/src/data/intents/telemetry/retention.rs",
-        "a_position_goes_some_time_after_the_last_record_of_its_spool_epoch",
     ),
     (
         "MESSAGE_BYTES_MAX common/src/limits.rs",

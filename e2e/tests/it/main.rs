@@ -18,6 +18,7 @@ mod diag;
 mod doctor;
 mod documents;
 mod drain;
+mod enrolment;
 mod failover;
 mod flood;
 mod forged_origins;

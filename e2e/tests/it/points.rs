@@ -11,6 +11,8 @@ use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, Start};
 use viworks_testkit::gateway::{AGAIN, ONCE, mark_starts, started};
 
+use crate::enrolment::ENROLMENT_POINTS;
+
 fn quick() -> Start {
     Start::default()
         .with("VIWORKS__OUTBOUND__BACKOFF_MAX_MS", "300")
@@ -117,7 +119,8 @@ pub(crate) const ENTRY_POINTS: [&str; 3] = [
 #[test]
 fn every_crash_point_of_the_product_is_passed_by_a_test() {
     let tested = GATEWAY_POINTS.into_iter().chain(BACKEND_POINTS);
-    let tested: BTreeSet<_> = tested.chain(ENTRY_POINTS).collect();
+    let tested = tested.chain(ENTRY_POINTS);
+    let tested: BTreeSet<_> = tested.chain(ENROLMENT_POINTS).collect();
     assert_eq!(tested, POINTS.iter().copied().collect());
 }
 
