@@ -22,7 +22,7 @@ pub fn created(created: &TicketCreated, format: Format, now: Timestamp) -> Resul
     let ticket = &created.ticket;
     output::note("");
     output::note(&format!(
-        "  For      {} until {}",
+        "  For      up to {}; it ends {}",
         human::counted_all(u64::from(ticket.uses_max), "gateway", "gateways"),
         human::relative_and_exact(ticket.expires_at, now)
     ));
