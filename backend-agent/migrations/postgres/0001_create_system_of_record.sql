@@ -454,6 +454,8 @@ CREATE TABLE telemetry_positions (
     agent_id    text   COLLATE "C" NOT NULL,
     spool_epoch text   COLLATE "C" NOT NULL,
     seq         bigint NOT NULL,
+    -- When it moved last, on the time line.
+    moved_at    bigint NOT NULL,
     PRIMARY KEY (agent_id, spool_epoch, tenant)
 );
 

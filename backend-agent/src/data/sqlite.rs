@@ -68,6 +68,10 @@ const MIGRATIONS: &[Migration] = &[
         "0017_write_fewer_pages_for_a_command.sql"
     ),
     migration!("../../migrations/sqlite", "0018_keep_enrolment_tickets.sql"),
+    migration!(
+        "../../migrations/sqlite",
+        "0019_forget_positions_of_telemetry.sql"
+    ),
 ];
 
 /// The store of a backend that needs nothing else.

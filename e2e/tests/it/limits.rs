@@ -134,6 +134,14 @@ const HELD: &[(&str, &str)] = &[
         "with_one_batch_that_may_wait_gateways_keep_the_others_and_none_is_lost",
     ),
     (
+        "gateway_epochs_per_day [telemetry]",
+        "what_is_refused_of_one_epoch_too_many_is_counted_once",
+    ),
+    (
+        "POSITIONS_KEPT backend-agent/src/data/intents/telemetry/retention.rs",
+        "a_position_goes_some_time_after_the_last_record_of_its_spool_epoch",
+    ),
+    (
         "MESSAGE_BYTES_MAX common/src/limits.rs",
         "a_message_over_the_limit_of_its_phase_is_refused_unread",
     ),

@@ -210,8 +210,16 @@ pub(in crate::data) fn all() -> Vec<(&'static str, Sql)> {
             telemetry::queries::STREAM_FORWARD,
         ),
         one(
+            "telemetry::retention::COUNT_POSITIONS",
+            telemetry::retention::COUNT_POSITIONS,
+        ),
+        one(
             "telemetry::retention::DELETE_STREAMS",
             telemetry::retention::DELETE_STREAMS,
+        ),
+        one(
+            "telemetry::retention::FORGET_POSITIONS",
+            telemetry::retention::FORGET_POSITIONS,
         ),
         one(
             "telemetry::retention::FREE_STREAMS",

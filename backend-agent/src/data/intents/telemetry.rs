@@ -61,8 +61,10 @@ WHERE tenant = :tenant AND agent_id = :agent_id AND stream IN (SELECT * FROM jso
 };
 
 pub(super) const MOVE_POSITION: &str = "\
-INSERT INTO telemetry_positions (tenant, agent_id, spool_epoch, seq) VALUES (:tenant, :agent_id, :spool_epoch, :seq)
-ON CONFLICT (tenant, agent_id, spool_epoch) DO UPDATE SET seq = excluded.seq WHERE excluded.seq > telemetry_positions.seq";
+INSERT INTO telemetry_positions (tenant, agent_id, spool_epoch, seq, moved_at)
+VALUES (:tenant, :agent_id, :spool_epoch, :seq, :now)
+ON CONFLICT (tenant, agent_id, spool_epoch) DO UPDATE SET seq = excluded.seq, moved_at = excluded.moved_at
+WHERE excluded.seq > telemetry_positions.seq";
 
 macro_rules! move_streams {
     ($rows:literal) => {

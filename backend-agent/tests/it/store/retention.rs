@@ -1,6 +1,7 @@
 //! Telemetry that is kept for so long: what is deleted, what is refused, and what stays right beside it.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use viworks_backend_agent::data::{
     TelemetryWrite,
 };
 use viworks_common::id::AgentRunId;
-use viworks_common::telemetry::{Batch, FieldValue, Record, RecordRefusal};
+use viworks_common::telemetry::{Batch, FieldValue, Position, Record, RecordRefusal};
 use viworks_common::time::Timestamp;
 use viworks_testkit::postgres::Server;
 use viworks_testkit::process::eventually;
@@ -240,6 +241,51 @@ pub(crate) async fn what_an_unmeasured_clock_dates_too_early_is_kept_as_received
     assert_eq!(stored(bed, 1).await, [-1, 0]);
     purge(bed, 100, 0).await;
     assert_eq!(stored(bed, 1).await, [-1, 0]);
+}
+
+pub(crate) async fn a_position_goes_some_time_after_the_last_record_of_its_spool_epoch(bed: &Bed) {
+    bed.gateway(1).await;
+    bed.session(1, 1).await;
+    // Midnight: records are deleted by whole days, or one by one.
+    let midnight = DAY - (at(0).unix_micros() / 1_000_000).rem_euclid(DAY);
+    // One of which a record is from the next day, and seventy more behind it.
+    let lasting = (1, process(100));
+    commit(bed, lasting, 1, &[("a", midnight + 600)], midnight - 600).await;
+    for n in 1..=70 {
+        let when = midnight - 500 + i64::try_from(n).unwrap();
+        commit(bed, (1, process(n)), 1, &[("a", when)], when).await;
+    }
+    let known = async || {
+        let positions = bed.store.telemetry_positions(&bed.tenant, agent(1)).await;
+        let positions = positions.unwrap().into_iter();
+        positions.map(|it| it.spool_epoch).collect::<BTreeSet<_>>()
+    };
+    purge(bed, 1_000, KEPT + midnight - 1_000).await;
+    assert_eq!(known().await.len(), 71);
+    let later = KEPT + midnight + 300;
+    purge(bed, 1_000, later).await;
+    assert_eq!(stored(bed, 1).await, [midnight + 600]);
+    // The last few stay, and the one that still has a record.
+    let kept = (7..=70).chain([100]).map(process);
+    assert_eq!(known().await, kept.collect());
+    let again = commit(bed, lasting, 1, &[("a", midnight + 600)], later).await;
+    assert_eq!((again.stored, again.position.seq), (0, 1));
+    // What comes of one that was forgotten is as old as it was, and no hole.
+    let again = commit(bed, (1, process(1)), 1, &[("a", midnight - 499)], later).await;
+    assert_eq!((again.stored, again.missing), (0, 0), "{again:?}");
+    assert_eq!(again.refused, [(RecordRefusal::PastRetention, 1)].into());
+    // Those that a gateway remembers as delivered are known.
+    let mut hello = bed.hello(1, 1, 1);
+    let named = (55..=70).map(|n| Position {
+        spool_epoch: process(n),
+        seq: 1,
+    });
+    hello.telemetry = named.collect();
+    let admitted = bed.admitted(hello).await;
+    assert!(admitted.refused.is_empty(), "{admitted:?}");
+    let page = Page::first(10);
+    let gaps = bed.store.telemetry_gaps(&bed.tenant, agent(1), page).await;
+    assert_eq!(gaps.unwrap().items, []);
 }
 
 /// A backend that keeps telemetry for so many days, and has told the others.

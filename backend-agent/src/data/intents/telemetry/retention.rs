@@ -4,9 +4,14 @@ use viworks_common::id::AgentId;
 use viworks_common::time::Timestamp;
 use viworks_runtime::sqlite::params;
 
+use crate::data::intents::link::Sql;
 use crate::data::intents::row::column;
 use crate::data::intents::tx::Tx;
 use crate::data::{PurgedTelemetry, StoreResult, TelemetryLimits};
+
+/// Positions of each gateway that stay when nothing of their spool epochs is stored any more, those that moved last. A
+/// gateway names the youngest few that it delivered, and for one that was forgotten a gap would be noted.
+const POSITIONS_KEPT: usize = 64;
 
 /// Gateways that one transaction looks at.
 const GATEWAYS: usize = 100;
@@ -23,6 +28,35 @@ pub(in crate::data::intents) const DELETE_STREAMS: &str = "DELETE FROM telemetry
 pub(in crate::data::intents) const FREE_STREAMS: &str = "\
 UPDATE telemetry_usage SET streams = CASE WHEN streams > :gone THEN streams - :gone ELSE 0 END
 WHERE tenant = :tenant AND agent_id = :agent_id";
+
+pub(in crate::data::intents) const COUNT_POSITIONS: &str = "\
+SELECT count(*) AS positions FROM telemetry_positions WHERE tenant = :tenant AND agent_id = :agent_id";
+
+macro_rules! forget_positions {
+    ($stored:literal) => {
+        concat!(
+            "DELETE FROM telemetry_positions WHERE tenant = :tenant AND agent_id = :agent_id AND moved_at < :until \
+             AND spool_epoch IN (SELECT spool_epoch FROM telemetry_positions \
+             WHERE tenant = :tenant AND agent_id = :agent_id \
+             ORDER BY moved_at DESC, spool_epoch LIMIT 1000000 OFFSET :kept) AND NOT EXISTS (",
+            $stored,
+            ")"
+        )
+    };
+}
+
+/// As long as a record is stored, the position keeps it from being stored once more.
+pub(in crate::data::intents) const FORGET_POSITIONS: Sql = Sql {
+    sqlite: forget_positions!(
+        "SELECT 1 FROM telemetry AS t WHERE t.tenant = telemetry_positions.tenant \
+         AND t.agent_id = telemetry_positions.agent_id AND t.spool_epoch = telemetry_positions.spool_epoch"
+    ),
+    postgres: forget_positions!(
+        "SELECT FROM telemetry_epoch_ids AS e JOIN telemetry_agent_ids AS a ON a.id = e.agent \
+         WHERE a.tenant = telemetry_positions.tenant AND a.agent_id = telemetry_positions.agent_id \
+         AND e.spool_epoch = telemetry_positions.spool_epoch"
+    ),
+};
 
 /// Deletes at most `most` records of the gateways behind `after`, and the streams of which nothing is left. Everything
 /// is measured on the time line: a wall clock that is set ahead deletes nothing.
@@ -65,6 +99,7 @@ pub(in crate::data::intents) fn purge(
         }
         purged.streams += delete_streams(tx, agent_id, emptied_to)?;
         tx.forget_telemetry(agent_id, emptied_to)?;
+        forget_positions(tx, agent_id, emptied_to)?;
         purged.after = Some(agent_id);
     }
     Ok(purged)
@@ -82,6 +117,20 @@ fn delete_streams(tx: &Tx<'_>, agent_id: AgentId, until: Timestamp) -> StoreResu
     let gone = tx.execute(DELETE_STREAMS, params! { agent_id, until })?;
     tx.execute(FREE_STREAMS, params! { agent_id, gone })?;
     Ok(count(gone))
+}
+
+/// Forgets how far spool epochs came of which nothing is left, and nothing would be taken: what comes of them again is
+/// older than it is kept.
+fn forget_positions(tx: &Tx<'_>, agent_id: AgentId, until: Timestamp) -> StoreResult<()> {
+    let kept = POSITIONS_KEPT;
+    let read = column::<usize>("telemetry_positions", "positions");
+    if tx.one(COUNT_POSITIONS, params! { agent_id }, read)? <= kept {
+        return Ok(());
+    }
+    // Whoever stores something of one now is done before, or comes after.
+    tx.lock_telemetry([agent_id])?;
+    tx.execute(FORGET_POSITIONS, params! { agent_id, until, kept })
+        .map(drop)
 }
 
 fn count(rows: usize) -> u64 {
