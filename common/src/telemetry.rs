@@ -19,6 +19,15 @@ pub mod steps;
 pub use observed::{TimeSource, observed};
 pub use rows::BatchRows;
 
+/// How the streams begin into which a gateway's agent writes what it reads of its host itself.
+const OWN_STREAMS: &str = "host.";
+
+/// Whether a stream is one of the agent's own. Of local programs only those may write into it that could be the agent.
+#[must_use]
+pub fn is_own(stream: &StreamName) -> bool {
+    stream.as_str().starts_with(OWN_STREAMS)
+}
+
 /// One value of a record. Numbers are finite by construction.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]

@@ -8,7 +8,7 @@ use crate::limits::TELEMETRY_POSITIONS_MAX;
 use crate::rules::{Rule, Rulebook};
 use crate::telemetry::{
     Batch, Fields, Gap, GapReason, MalformedBatch, Position, Record, RecordRefusal, TimeSource,
-    observed,
+    is_own, observed,
 };
 use crate::time::Timestamp;
 
@@ -47,7 +47,21 @@ pub struct Limits {
     pub rollup_days: u64,
 }
 
+/// Beyond what a gateway may have, so much of it is for what its agent reads itself: others who fill the bounds do not push
+/// that out.
+const OWN_SHARE: u64 = 16;
+
 impl Limits {
+    /// A bound, as it holds for a stream.
+    fn of(bound: u64, stream: &StreamName) -> u64 {
+        let more = if is_own(stream) {
+            bound.div_ceil(OWN_SHARE)
+        } else {
+            0
+        };
+        bound.saturating_add(more)
+    }
+
     /// The time before which nothing is kept; none where everything is.
     #[must_use]
     pub fn kept_from(&self, now: Timestamp) -> Option<Timestamp> {
@@ -393,14 +407,15 @@ impl<'b> Intake<'b> {
         let bytes = ROW_BYTES + fields.len() + record.stream.as_str().len() * 2;
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
         let usage = &mut self.usage;
-        if usage.records >= limits.records_per_day {
+        let most = |bound| Limits::of(bound, &record.stream);
+        if usage.records >= most(limits.records_per_day) {
             return Err(RecordRefusal::RecordLimit);
         }
-        if usage.bytes.saturating_add(bytes) > limits.bytes_per_day {
+        if usage.bytes.saturating_add(bytes) > most(limits.bytes_per_day) {
             return Err(RecordRefusal::ByteLimit);
         }
         if !streams.contains(&record.stream) {
-            if !take(&mut usage.streams, limits.streams) {
+            if !take(&mut usage.streams, most(limits.streams)) {
                 return Err(RecordRefusal::StreamLimit);
             }
             streams.insert(record.stream.clone());

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tracing::warn;
 use viworks_common::id::StreamName;
 use viworks_common::limits;
-use viworks_common::telemetry::{Fields, Record};
+use viworks_common::telemetry::{Fields, Record, is_own};
 use viworks_common::time::Timestamp;
 
 use super::problem::Problem;
@@ -77,7 +77,7 @@ pub(super) async fn intake(
     let mut sound = Vec::with_capacity(records.len());
     let mut refused = Vec::new();
     for (index, value) in records.into_iter().enumerate() {
-        match judge(value, now) {
+        match judge(value, now, peer.may_run_commands()) {
             Ok(record) => sound.push(record),
             Err((reason, detail)) => refused.push(Refused {
                 index,
@@ -111,9 +111,18 @@ pub(super) async fn intake(
     }))
 }
 
-fn judge(value: Value, now: Timestamp) -> Result<Record, (&'static str, Option<String>)> {
+/// Whoever could be the agent may write into its own streams.
+fn judge(
+    value: Value,
+    now: Timestamp,
+    is_trusted: bool,
+) -> Result<Record, (&'static str, Option<String>)> {
     let given: GivenRecord =
         serde_json::from_value(value).map_err(|error| ("malformed", Some(error.to_string())))?;
+    if is_own(&given.stream) && !is_trusted {
+        let detail = "streams that begin with host. are the agent's own: name another one";
+        return Err(("reserved_stream", Some(detail.to_owned())));
+    }
     let record = Record {
         stream: given.stream,
         observed_at: given.observed_at.unwrap_or(now),
@@ -131,4 +140,23 @@ pub(super) fn malformed(rejection: &JsonRejection) -> Problem {
         "The body cannot be read",
         rejection.body_text(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn streams_of_the_agent_are_written_by_whoever_could_be_it() {
+        let now = Timestamp::from_unix_micros(1_795_000_000_000_000);
+        let judged = |stream, is_trusted| {
+            let given = json!({"stream": stream, "fields": {"one": 1}});
+            judge(given, now, is_trusted).map_err(|(reason, _detail)| reason)
+        };
+        assert!(judged("host.cpu", true).is_ok());
+        assert_eq!(judged("host.cpu", false), Err("reserved_stream"));
+        assert!(judged("hosts", false).is_ok() && judged("app.host.cpu", false).is_ok());
+    }
 }

@@ -96,6 +96,41 @@ fn a_gap_is_clipped_to_what_is_not_committed() {
 }
 
 #[test]
+fn whoever_fills_the_bounds_of_a_gateway_leaves_room_for_what_its_agent_reads() {
+    let bounds = [
+        (RecordRefusal::StreamLimit, |limits: &mut Limits| {
+            limits.streams = 32
+        }),
+        (RecordRefusal::RecordLimit, |limits| {
+            limits.records_per_day = 32
+        }),
+        // Of a record here.
+        (RecordRefusal::ByteLimit, |limits| {
+            limits.bytes_per_day = 32 * 200
+        }),
+    ] as [(RecordRefusal, fn(&mut Limits)); 3];
+    for (reason, bound) in bounds {
+        let mut limits = Limits::default();
+        bound(&mut limits);
+        let mut full = batch(1, 100);
+        for (seq, record) in &mut full.records {
+            // All of the program's come first.
+            let part = if *seq <= 90 { "app" } else { "host" };
+            record.stream = format!("{part}.s{seq}").parse().unwrap();
+        }
+        let taken = take(&full, None, limits);
+        let stored = |part: &str| {
+            let rows = taken.rows.iter();
+            rows.filter(|row| row.stream.as_str().starts_with(part))
+                .count()
+        };
+        assert!((1..=32).contains(&stored("app.")), "{reason:?}");
+        assert!((1..=3).contains(&stored("host.")), "{reason:?}");
+        assert!(taken.commit.refused.contains_key(&reason), "{reason:?}");
+    }
+}
+
+#[test]
 fn what_is_beyond_a_bound_is_counted_and_the_position_passes_it() {
     let none = Limits {
         epochs_per_day: 0,
