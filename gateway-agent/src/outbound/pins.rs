@@ -67,14 +67,21 @@ impl Pins {
     #[must_use]
     pub fn open(folder: &Path, configured: BTreeSet<SpkiPin>) -> Self {
         let path = folder.join("pins.json");
-        let kept = files::read_private(&path)
+        let unreadable = |error: &dyn std::error::Error| {
+            let (error, path) = (error.to_string(), path.display());
+            warn!(%error, %path, "the kept pin set cannot be read, using the configured one");
+        };
+        let bytes = files::read_private(&path).inspect_err(|error| {
+            // There is none before the first change.
+            if std::fs::symlink_metadata(&path).is_ok() {
+                unreadable(error);
+            }
+        });
+        let kept = bytes
             .ok()
-            .and_then(|bytes| match serde_json::from_slice::<Kept>(&bytes) {
-                Ok(kept) => Some(kept),
-                Err(error) => {
-                    warn!(%error, "the kept pin set cannot be read, using the configured one");
-                    None
-                }
+            .and_then(|bytes| {
+                let read = serde_json::from_slice::<Kept>(&bytes);
+                read.inspect_err(|error| unreadable(error)).ok()
             })
             .filter(|kept| kept.configured == configured && !kept.set.pins.is_empty());
         let kept = kept.unwrap_or_else(|| Kept {

@@ -2,10 +2,12 @@
 
 use std::fmt::Write as _;
 use std::io::{Seek as _, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fs, io};
 
+use rustix::fs::OFlags;
 use viworks_common::pin::SpkiPin;
 
 use super::{Bundle, FILE_BYTES_MAX, READ_TIME};
@@ -117,9 +119,14 @@ fn read_log(bundle: &mut Bundle, path: &Path) {
     }
 }
 
-/// The end of a file.
+/// The end of a file. A link is not followed: whoever may make one beside a log would choose what is sent to others.
 fn tail(path: &Path) -> io::Result<String> {
-    let mut file = fs::File::open(path)?;
+    if fs::symlink_metadata(path)?.is_symlink() {
+        return Err(io::Error::other("it is a link: name the file it leads to"));
+    }
+    let flags = OFlags::NOFOLLOW.bits().cast_signed();
+    let mut options = fs::OpenOptions::new();
+    let mut file = options.read(true).custom_flags(flags).open(path)?;
     let bound = u64::try_from(LOG_BYTES_MAX).unwrap_or(u64::MAX);
     let length = file.metadata()?.len();
     // One byte more than is kept, so that it is seen that the first line is not whole.
@@ -195,6 +202,11 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), &long).unwrap();
         assert_eq!(tail(file.path()).unwrap(), kept);
+        let link = file.path().with_extension("link");
+        std::os::unix::fs::symlink(file.path(), &link).unwrap();
+        let refused = tail(&link).unwrap_err().to_string();
+        fs::remove_file(&link).unwrap();
+        assert!(refused.contains("it is a link"), "{refused}");
         assert_eq!(end_of(&mut "one\ntwo\n".as_bytes()).unwrap(), "one\ntwo\n");
     }
 }
