@@ -47,8 +47,8 @@ pub struct Limits {
     pub rollup_days: u64,
 }
 
-/// Beyond what a gateway may have, so much of it is for what its agent reads itself: others who fill the bounds do not push
-/// that out.
+/// Beyond what a gateway may have, so much of it is for what its agent reads itself: others who fill the bounds do not
+/// push that out.
 const OWN_SHARE: u64 = 16;
 
 impl Limits {

@@ -99,14 +99,14 @@ fn a_gap_is_clipped_to_what_is_not_committed() {
 fn whoever_fills_the_bounds_of_a_gateway_leaves_room_for_what_its_agent_reads() {
     let bounds = [
         (RecordRefusal::StreamLimit, |limits: &mut Limits| {
-            limits.streams = 32
+            limits.streams = 32;
         }),
         (RecordRefusal::RecordLimit, |limits| {
-            limits.records_per_day = 32
+            limits.records_per_day = 32;
         }),
         // Of a record here.
         (RecordRefusal::ByteLimit, |limits| {
-            limits.bytes_per_day = 32 * 200
+            limits.bytes_per_day = 32 * 200;
         }),
     ] as [(RecordRefusal, fn(&mut Limits)); 3];
     for (reason, bound) in bounds {
