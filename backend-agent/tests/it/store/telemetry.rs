@@ -277,10 +277,11 @@ pub(crate) async fn other_bounds_count_from_the_next_batch_on(bed: &Bed) {
         records_per_day: 2,
         ..TelemetryLimits::default()
     });
-    let few = commit(bed, 1, batch(1, 3)).await;
-    assert_eq!((few.stored, few.refused.values().sum::<u64>()), (2, 1));
+    // Two, and of what its agent reads itself one more.
+    let few = commit(bed, 1, batch(1, 4)).await;
+    assert_eq!((few.stored, few.refused.values().sum::<u64>()), (3, 1));
     bed.store.limit_telemetry(TelemetryLimits::default());
-    let more = commit(bed, 1, batch(4, 6)).await;
+    let more = commit(bed, 1, batch(5, 7)).await;
     assert_eq!((more.stored, more.refused.len()), (3, 0));
 }
 
