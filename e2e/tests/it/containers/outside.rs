@@ -64,7 +64,8 @@ impl Host {
                 format!(" {}/tmp/", folder.path().display()),
             ),
         ];
-        for address in addresses {
+        let doors = ["127.0.0.1:8082", "127.0.0.1:9281", "127.0.0.1:9282"];
+        for address in addresses.iter().chain(&doors) {
             places.push(((*address).to_owned(), format!("127.0.0.1:{}", free_port())));
         }
         let host = Self {
