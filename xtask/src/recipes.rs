@@ -195,7 +195,7 @@ fn test(shop: &mut Shop) -> Result<(), String> {
         "viworks-gateway-agent/fault-points,viworks-backend-agent/fault-points",
     ])?;
     // Last, from the libraries that are there now.
-    skew::prepare(shop);
+    skew::prepare(shop)?;
     let mut tests = tests_command(shop);
     if !has("python3") {
         shop.skip("the reference agent in Python: python3 is missing");

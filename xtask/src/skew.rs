@@ -28,22 +28,23 @@ pub(crate) fn check(shop: &mut Shop) -> Result<(), String> {
     shop.cargo(&arguments)
 }
 
-/// Sees to it that the earlier programs are there for all tests, or says what is skipped without them.
-pub(crate) fn prepare(shop: &mut Shop) {
+/// Sees to it that the earlier programs are there for all tests, or says what is skipped without them: where nothing is
+/// to be built, or this clone does not go back so far.
+pub(crate) fn prepare(shop: &mut Shop) -> Result<(), String> {
     if is_built(shop) {
-        return;
+        return Ok(());
     }
-    let why = if shop.install {
-        match build(shop) {
-            Ok(()) => return,
-            Err(why) => why,
-        }
-    } else {
+    let why = if !shop.install {
         "nothing is built for them".to_owned()
+    } else if let Err(why) = has_history(shop) {
+        why
+    } else {
+        return build(shop);
     };
     shop.skip(&format!(
         "programs of an earlier version beside these: {why}; `cargo xtask skew` builds them and runs that"
     ));
+    Ok(())
 }
 
 /// Whether the earlier programs are there.
@@ -55,16 +56,22 @@ fn home(shop: &Shop) -> PathBuf {
     shop.root.join("target/skew").join(EARLIER.trim())
 }
 
-/// Builds them outside this work tree, and keeps nothing else of it.
-fn build(shop: &Shop) -> Result<(), String> {
+fn has_history(shop: &Shop) -> Result<(), String> {
     let commit = EARLIER.trim();
     let known = format!("{commit}^{{commit}}");
     let root = shop.root.to_string_lossy();
-    if !succeeds("git", &["-C", &root, "cat-file", "-e", &known]) {
-        return Err(format!(
-            "this clone does not have the commit {commit}; fix: git fetch --unshallow, or clone the whole history"
-        ));
+    if succeeds("git", &["-C", &root, "cat-file", "-e", &known]) {
+        return Ok(());
     }
+    Err(format!(
+        "this clone does not have the commit {commit}; fix: git fetch --unshallow, or clone the whole history"
+    ))
+}
+
+/// Builds them outside this work tree, and keeps nothing else of it.
+fn build(shop: &Shop) -> Result<(), String> {
+    has_history(shop)?;
+    let commit = EARLIER.trim();
     println!("building the programs of {commit}, once; this takes minutes");
     let folder = Folder::make()?;
     let (packed, tree) = (folder.path().join("tree.tar"), folder.path().join("tree"));
