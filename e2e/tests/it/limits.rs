@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::documents::read_sources;
 
-/// What a bound is set by, and the test that goes as far and sees what the page says.
+/// What a bound is set by, and the test that goes there, or to a smaller one in its place, and sees what the page says.
 const HELD: &[(&str, &str)] = &[
     (
         "connections_max [agents]",
@@ -447,7 +447,7 @@ fn the_helpers_socket_has_the_bound_of_the_page() {
 }
 
 #[test]
-fn every_limit_of_the_page_has_a_test_that_goes_as_far() {
+fn every_limit_of_the_page_has_a_test_of_what_happens_there() {
     let mut sources = String::new();
     read_sources(&root(), &mut sources);
     let rows = rows(&read("docs/operations/limits.md"));

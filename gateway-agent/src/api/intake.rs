@@ -221,6 +221,7 @@ fn too_many(
 
 #[cfg(test)]
 mod tests {
+    use viworks_common::limits::BATCH_RECORDS_MAX;
     use viworks_runtime::clock::SystemClock;
 
     use super::*;
@@ -248,5 +249,24 @@ mod tests {
         assert!(intakes.enter(peer(50_004), 1).is_ok());
         turns.clear();
         assert!(intakes.enter(peer(50_001), 1).is_ok());
+    }
+
+    #[test]
+    fn those_for_whom_there_is_no_room_share_what_one_may_hand_in() {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let conditions = Conditions::new(Arc::clone(&clock));
+        // The largest request at once, and then next to nothing.
+        let (_set, quota) = watch::channel(IntakeQuota::per_minute(1, u32::MAX));
+        let intakes = Intakes::new(quota, clock, conditions);
+        let hands_in = |uid: usize| {
+            let uid = u32::try_from(uid).ok();
+            intakes.hand_in(Peer { uid }, BATCH_RECORDS_MAX, 1).is_ok()
+        };
+        for user in 0..USERS_MAX {
+            assert!(hands_in(50_000 + user), "{user}");
+        }
+        assert!(hands_in(60_000), "the first of those who share");
+        assert!(!hands_in(60_001), "it had all that they have");
+        assert_eq!(intakes.lock().users.len(), USERS_MAX);
     }
 }
