@@ -1,7 +1,6 @@
 //! Wires the parts together, and owns the order in which they start and stop.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,14 +14,12 @@ use viworks_common::pin::PinSet;
 use viworks_runtime::clock::{Clock, SystemClock, Timeline};
 use viworks_runtime::conditions::Conditions;
 use viworks_runtime::config::Source;
-use viworks_runtime::exit::ExitCode;
-use viworks_runtime::files::{self, FileError, FolderLock};
+use viworks_runtime::files::{self, FolderLock};
 use viworks_runtime::lifecycle::{Hangups, Lifecycle};
 use viworks_runtime::metrics::Metrics;
 use viworks_runtime::probe::Readiness;
-use viworks_runtime::sqlite::Options;
 use viworks_runtime::tls::ServerSide;
-use viworks_runtime::{descriptors, logging, random, sqlite};
+use viworks_runtime::{descriptors, logging, random};
 
 use crate::agent::doors::Doors;
 use crate::agent::instance;
@@ -39,12 +36,10 @@ use crate::command::queue::memory::MemoryQueue;
 use crate::command::queue::redis::{self, RedisMetrics, RedisQueue};
 use crate::command::queue::{CommandQueue, HintLimits};
 use crate::command::{Commands, Parts as CommandParts};
-use crate::config::queue::QueueAddressError;
 use crate::config::{Config, QueueConfig};
-use crate::data::moving::marker::{self, LeftBehind};
-use crate::data::postgres::{self, Address, AddressError, Found, PostgresStore, Role};
-use crate::data::sqlite::{self as embedded, SqliteStore};
-use crate::data::{self, Hurry, Store, StoreError, line};
+use crate::data::postgres::Role;
+use crate::data::{self, Hurry, Store, line};
+use crate::database;
 use crate::earlier;
 use crate::enrolment::{Addresses, Door, Enrolment, TicketOffice};
 use crate::inbound::heartbeats::Heartbeats;
@@ -57,8 +52,9 @@ use crate::inbound::{Inbound, Terms};
 use crate::jobs::Jobs;
 use crate::material::ServerMaterial;
 use crate::metrics::BackendMetrics;
-use crate::pki::site::{self, SiteError};
+use crate::pki::site;
 use crate::reload::{Reload, Tools};
+use crate::start_error::StartError;
 use crate::telemetry::processor::TelemetryProcessor;
 
 /// How long a stop may take: draining, then a moment for the last commits.
@@ -71,163 +67,6 @@ const NONCES_PER_CONNECTION: usize = 32;
 
 /// What a refused submission is told to wait.
 const QUEUE_RETRY_AFTER: Duration = Duration::from_secs(10);
-
-/// Why the backend could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// Another backend uses the folder, or it cannot be used.
-    #[error(transparent)]
-    Folder(#[from] FileError),
-    /// The database cannot be opened.
-    #[error("failed to open the database")]
-    Database(#[from] sqlite::Error),
-    /// The database server cannot be used.
-    #[error("failed to open the database {address}")]
-    Server {
-        /// Which one.
-        address: String,
-        /// Why.
-        #[source]
-        source: postgres::Error,
-    },
-    /// The server's database has no gateway, and the embedded one has.
-    #[error(
-        "{url} has no gateway yet, and {} has a whole site: move it with `viworks-backend-agent migrate-store --to {url}`, \
-         set `url` in [store] back, or move that file away to begin anew",
-        file.display()
-    )]
-    AnotherSite {
-        /// The embedded database.
-        file: PathBuf,
-        /// The server's, as the configuration names it; it holds no secret.
-        url: String,
-    },
-    /// The embedded database is what was left behind by a move.
-    #[error(transparent)]
-    Moved(#[from] LeftBehind),
-    /// The address of the database server cannot be used.
-    #[error("failed to open the database")]
-    Address(#[from] AddressError),
-    /// The database does not answer.
-    #[error("failed to prepare the database")]
-    Store(#[from] StoreError),
-    /// The address of the queue cannot be used.
-    #[error("failed to open the queue")]
-    QueueAddress(#[from] QueueAddressError),
-    /// The server of the queue cannot be used.
-    #[error("failed to open the queue at {address}")]
-    Queue {
-        /// Which one.
-        address: String,
-        /// Why.
-        #[source]
-        source: redis::Error,
-    },
-    /// The database belongs to another master key.
-    #[error(transparent)]
-    Site(#[from] SiteError),
-    /// An address cannot be listened on.
-    #[error("failed to listen on {address}")]
-    Listen {
-        /// Which.
-        address: SocketAddr,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-}
-
-impl StartError {
-    /// What the process ends with.
-    #[must_use]
-    pub fn exit_code(&self) -> ExitCode {
-        match self {
-            Self::Folder(error) => error.exit_code(),
-            Self::Address(_)
-            | Self::QueueAddress(_)
-            | Self::AnotherSite { .. }
-            | Self::Moved(_)
-            | Self::Site(SiteError::OtherMasterKey { .. }) => ExitCode::Config,
-            Self::Database(source) if source.is_lasting() => ExitCode::Config,
-            Self::Server { source, .. } if source.is_lasting() => ExitCode::Config,
-            Self::Queue { source, .. } if source.is_lasting() => ExitCode::Config,
-            Self::Server { .. } | Self::Queue { .. } => ExitCode::Unavailable,
-            Self::Database(_)
-            | Self::Store(_)
-            | Self::Site(SiteError::Store(_))
-            | Self::Listen { .. } => ExitCode::Error,
-        }
-    }
-}
-
-/// Opens the store that the configuration names.
-///
-/// # Errors
-///
-/// When it cannot be opened.
-pub async fn open(config: &Config, role: Role) -> Result<Arc<dyn Store>, StartError> {
-    let limits = config.telemetry.limits;
-    let Some(address) = config.store.address()? else {
-        refuse_moved(config)?;
-        let store = SqliteStore::open(Options::new(&config.data.sqlite_file)).await?;
-        return Ok(Arc::new(store.telemetry_limits(limits)));
-    };
-    if role == Role::Backend {
-        // Before anything is written there.
-        look(config, address.clone()).await?;
-    }
-    let named = address.to_string();
-    let store = PostgresStore::open(address, role, config.store.migrate_at_start).await;
-    let store = store.map_err(|source| StartError::Server {
-        address: named,
-        source,
-    })?;
-    Ok(Arc::new(store.telemetry_limits(limits)))
-}
-
-/// Refuses an embedded database whose site has moved: what happened since is not in it.
-///
-/// # Errors
-///
-/// When it has.
-fn refuse_moved(config: &Config) -> Result<(), StartError> {
-    if config.store.is_embedded() {
-        marker::refuse(&config.data.sqlite_file)??;
-    }
-    Ok(())
-}
-
-/// Looks at a server's database as a backend does that starts, and changes nothing.
-///
-/// # Errors
-///
-/// When no backend can start there: that of another site least of all.
-pub async fn look(config: &Config, address: Address) -> Result<Found, StartError> {
-    let found = inspect(address, config.store.migrate_at_start).await?;
-    let file = &config.data.sqlite_file;
-    if !found.has_gateways && embedded::has_gateways(file)? {
-        // It would turn a fleet away.
-        return Err(StartError::AnotherSite {
-            file: file.clone(),
-            url: config.store.url.clone(),
-        });
-    }
-    Ok(found)
-}
-
-/// What is in a server's database.
-///
-/// # Errors
-///
-/// When no backend can start there.
-pub async fn inspect(address: Address, migrate: bool) -> Result<Found, StartError> {
-    let named = address.to_string();
-    let found = postgres::inspect(address, migrate).await;
-    found.map_err(|source| StartError::Server {
-        address: named,
-        source,
-    })
-}
 
 /// A running backend.
 pub struct App {
@@ -289,7 +128,7 @@ impl App {
     ) -> Result<Self, StartError> {
         files::create_private_folder(&config.data.state_folder)?;
         let lock = files::lock_folder(&config.data.state_folder)?;
-        let store = open(config, Role::Backend).await?;
+        let store = database::open(config, Role::Backend).await?;
         site::claim(&*store, &material.master, &config.keys.master_key_file).await?;
         let (folder, own) = (&config.data.state_folder, *store.instance().borrow());
         let earlier = own.and_then(|_shared| earlier::predecessor(folder));

@@ -11,6 +11,7 @@ pub mod command;
 pub mod config;
 pub mod credentials;
 pub mod data;
+pub mod database;
 mod earlier;
 pub mod enrolment;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -25,4 +26,5 @@ pub mod pki;
 mod protocol;
 pub mod reload;
 pub mod setup;
+pub mod start_error;
 pub mod telemetry;

@@ -8,11 +8,11 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use tempfile::TempDir;
 use tokio::sync::Mutex;
 use viworks_api::Scope;
-use viworks_backend_agent::app;
 use viworks_backend_agent::auth::apikey::{self, CreateKey};
 use viworks_backend_agent::config::Config;
 use viworks_backend_agent::data::postgres::Role;
 use viworks_backend_agent::data::{Actor, Store};
+use viworks_backend_agent::database;
 use viworks_backend_agent::pki::Home;
 use viworks_backend_agent::pki::init::{InitRequest, init};
 use viworks_backend_agent::pki::issue::{
@@ -72,7 +72,7 @@ impl System {
         }
         let config = system.configuration()?;
         files::create_private_folder(&config.data.state_folder)?;
-        let store = app::open(&config, Role::Beside).await?;
+        let store = database::open(&config, Role::Beside).await?;
         let office = Office::open(&config)?;
         system.gateways = Arc::new(register(&*store, &office, gateways).await?);
         let memories = system
@@ -88,7 +88,7 @@ impl System {
     /// Writes what one more gateway needs to a folder of its own; no server may run meanwhile.
     pub(crate) async fn issue(&self, name: &str) -> anyhow::Result<PathBuf> {
         let config = self.configuration()?;
-        let store = app::open(&config, Role::Beside).await?;
+        let store = database::open(&config, Role::Beside).await?;
         let office = Office::open(&config)?;
         let request = IssueRequest {
             name: name.parse()?,

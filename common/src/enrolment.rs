@@ -7,6 +7,7 @@
 
 mod configuration;
 mod exchange;
+mod identity_file;
 mod naming;
 mod ticket;
 
@@ -15,6 +16,7 @@ pub use exchange::{
     AgentSecrets, BadSeal, CHALLENGE_TIME, EnrolmentAnswer, EnrolmentChallenge, EnrolmentRequest,
     Exchange, PATH, PROOF_HEADER, REQUEST_BYTES_MAX, RedeemRequest, WireChallenge,
 };
+pub use identity_file::identity_file;
 pub use naming::{NameRule, NoName};
 pub use ticket::{InvalidTicket, TICKET_CHARS_MAX, TICKET_PREFIX, TICKET_URL_BYTES_MAX, Ticket};
 

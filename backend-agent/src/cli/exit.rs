@@ -4,11 +4,11 @@ use viworks_runtime::config::Problems;
 use viworks_runtime::exit::ExitCode;
 use viworks_runtime::{fault, sqlite};
 
-use crate::app::StartError;
 use crate::auth::apikey::CreateError;
 use crate::data::StoreError;
 use crate::data::moving::MoveError;
 use crate::pki::PkiError;
+use crate::start_error::StartError;
 
 /// What to do about an error that does not say so itself.
 pub(super) fn fix_of(error: &anyhow::Error) -> Option<&'static str> {
@@ -110,9 +110,9 @@ mod tests {
     use viworks_runtime::sqlite;
 
     use super::{code_of, fix_of};
-    use crate::app::StartError;
     use crate::auth::apikey::CreateError;
     use crate::data::StoreError;
+    use crate::start_error::StartError;
 
     #[test]
     fn a_full_disk_is_no_fault_of_ours_and_says_what_to_do() {

@@ -17,8 +17,8 @@ use viworks_runtime::exit::ExitCode;
 use self::open::{load, load_all};
 use super::flags::Subcommands;
 use super::views::{print, say};
-use crate::app::StartError;
 use crate::data::postgres::Address;
+use crate::start_error::StartError;
 
 /// Carries out what was asked.
 pub(super) async fn execute(command: Subcommands) -> anyhow::Result<ExitCode> {

@@ -28,6 +28,7 @@ use super::redeem::{Answered, Enrolment};
 use super::refusal::Refusal;
 use crate::config::EnrolmentConfig;
 use crate::inbound::limits::{AdmissionLimits, Admitted, Gate};
+use crate::inbound::upgrade::problem_document;
 use crate::metrics::BackendMetrics;
 
 /// The pause after a failed accept: out of descriptors is not cured by trying faster.
@@ -264,15 +265,9 @@ fn problem(refusal: Refusal) -> Response<Full<Bytes>> {
         detail,
         retry_after,
     } = refusal;
-    let body = serde_json::json!({
-        "type": format!("urn:viworks:problem:{code}"),
-        "title": code.replace('_', " "),
-        "status": status.as_u16(),
-        "code": code,
-        "detail": detail,
-    });
+    let body = problem_document(status, code, &detail);
     let media_type = "application/problem+json";
-    let mut response = answer(status, media_type, body.to_string().into_bytes(), None);
+    let mut response = answer(status, media_type, body.into_bytes(), None);
     let headers = response.headers_mut();
     headers.insert(CONNECTION, HeaderValue::from_static("close"));
     if let Some(after) = retry_after {

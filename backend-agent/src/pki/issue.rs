@@ -7,10 +7,9 @@ use std::time::Duration;
 use rustls::client::verify_server_name;
 use rustls::pki_types::ServerName;
 use rustls::server::ParsedCertificate;
-use serde::Serialize;
 use uuid::Uuid;
 use viworks_common::catalogue::SHIPPED;
-use viworks_common::enrolment::{Home, configuration};
+use viworks_common::enrolment::{Home, configuration, identity_file};
 use viworks_common::id::{AgentId, GatewayName, Tenant, TrustDomain};
 use viworks_common::key::{BindingMode, Identity, MasterKey, Secret};
 use viworks_common::pin::SpkiPin;
@@ -353,11 +352,15 @@ impl Delivery {
             material.authority.as_bytes(),
             Secrecy::Public,
         )?;
-        write_new(
-            &path("identity.json"),
-            &identity_file(material),
-            Secrecy::Secret,
-        )?;
+        let identity = identity_file(
+            &material.identity.tenant,
+            material.identity.agent_id,
+            &material.trust_domain,
+            material.key_generation,
+            &material.agent_key,
+            &material.token,
+        );
+        write_new(&path("identity.json"), &identity, Secrecy::Secret)?;
         // A demo's gateway fills its own.
         if self.home != Home::Demo {
             self.write_catalogue()?;
@@ -426,33 +429,4 @@ fn remove(path: &Path) -> Result<(), PkiError> {
             source,
         }),
     }
-}
-
-/// What the gateway's agent reads once and moves into its own state.
-#[derive(Serialize)]
-struct IdentityFile<'a> {
-    tenant: &'a str,
-    agent_id: &'a Uuid,
-    trust_domain: &'a str,
-    key_generation: u32,
-    agent_key: &'a str,
-    epoch: u64,
-    token: &'a str,
-}
-
-fn identity_file(material: &Material) -> Zeroizing<Vec<u8>> {
-    let agent_key = Zeroizing::new(material.agent_key.expose_hex());
-    let token = Zeroizing::new(material.token.expose_hex());
-    let file = IdentityFile {
-        tenant: material.identity.tenant.as_str(),
-        agent_id: material.identity.agent_id.as_uuid(),
-        trust_domain: material.trust_domain.as_str(),
-        key_generation: material.key_generation,
-        agent_key: &agent_key,
-        epoch: 0,
-        token: &token,
-    };
-    let mut json = serde_json::to_vec_pretty(&file).expect("text and numbers have a JSON form");
-    json.push(b'\n');
-    Zeroizing::new(json)
 }

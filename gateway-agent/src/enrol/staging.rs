@@ -4,9 +4,8 @@
 use std::path::{Path, PathBuf};
 
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
-use serde::Serialize;
 use viworks_common::catalogue::SHIPPED;
-use viworks_common::enrolment::{Home, configuration};
+use viworks_common::enrolment::{Home, configuration, identity_file};
 use viworks_common::id::InstallId;
 use viworks_common::pin::SpkiPin;
 use viworks_runtime::files::{self, FileError, FolderLock};
@@ -149,7 +148,16 @@ impl Staging {
         let toml = configuration(&answer.url, &pins, answer.binding, home);
         self.write(CERTIFICATE, chain.as_bytes(), 0o644)?;
         self.write(AUTHORITY, answer.authority.as_bytes(), 0o644)?;
-        self.write(IDENTITY, &identity(papers), 0o600)?;
+        let answer = &papers.answer;
+        let identity = identity_file(
+            &answer.tenant,
+            answer.agent_id,
+            &answer.trust_domain,
+            u32::from(answer.key_generation),
+            &papers.secrets.agent_key,
+            &papers.secrets.token,
+        );
+        self.write(IDENTITY, &identity, 0o600)?;
         fault::point("enrol.filling");
         // Last: what has it has everything.
         self.write(CONFIGURATION, toml.as_bytes(), 0o600)
@@ -232,34 +240,4 @@ fn io(action: &'static str, path: &Path, source: std::io::Error) -> EnrolError {
         path: path.to_owned(),
         source,
     })
-}
-
-/// What the agent reads at its first start.
-#[derive(Serialize)]
-struct IdentityFile<'a> {
-    tenant: &'a str,
-    agent_id: String,
-    trust_domain: &'a str,
-    key_generation: u8,
-    agent_key: &'a str,
-    epoch: u64,
-    token: &'a str,
-}
-
-fn identity(papers: &Papers) -> Zeroizing<Vec<u8>> {
-    let answer = &papers.answer;
-    let agent_key = Zeroizing::new(papers.secrets.agent_key.expose_hex());
-    let token = Zeroizing::new(papers.secrets.token.expose_hex());
-    let file = IdentityFile {
-        tenant: answer.tenant.as_str(),
-        agent_id: answer.agent_id.to_string(),
-        trust_domain: answer.trust_domain.as_str(),
-        key_generation: answer.key_generation,
-        agent_key: &agent_key,
-        epoch: 0,
-        token: &token,
-    };
-    let mut json = serde_json::to_vec_pretty(&file).expect("text and numbers have a JSON form");
-    json.push(b'\n');
-    Zeroizing::new(json)
 }

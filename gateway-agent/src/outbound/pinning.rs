@@ -1,7 +1,7 @@
-//! The verifier that asks for both: a chain to the configured authority, and a pinned key.
+//! The verifiers of a server by its key: beside a chain to the configured authority, or where no authority is known
+//! yet.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::client::WebPkiServerVerifier;
@@ -23,11 +23,43 @@ pub struct PinMismatch {
     pub seen: SpkiPin,
 }
 
-/// Verifies one server; made for one attempt, with the pins of that moment.
-pub struct PinVerifier {
-    chain: Arc<WebPkiServerVerifier>,
+/// The keys that a server may have, and the one that it showed.
+#[derive(Debug)]
+struct PinnedKeys {
     pins: BTreeSet<SpkiPin>,
     seen: Mutex<Option<SpkiPin>>,
+}
+
+impl PinnedKeys {
+    const fn new(pins: BTreeSet<SpkiPin>) -> Self {
+        Self {
+            pins,
+            seen: Mutex::new(None),
+        }
+    }
+
+    fn seen(&self) -> Option<SpkiPin> {
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn check(&self, end_entity: &CertificateDer<'_>) -> Result<(), Error> {
+        let digest = tls::spki_sha256(end_entity)
+            .map_err(|_malformed| Error::InvalidCertificate(CertificateError::BadEncoding))?;
+        let seen = SpkiPin::from_digest(digest);
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
+        if self.pins.contains(&seen) {
+            return Ok(());
+        }
+        let mismatch = OtherError(Arc::new(PinMismatch { seen }));
+        Err(Error::InvalidCertificate(CertificateError::Other(mismatch)))
+    }
+}
+
+/// Verifies one server; made for one attempt, with the pins of that moment.
+#[derive(Debug)]
+pub struct PinVerifier {
+    chain: Arc<WebPkiServerVerifier>,
+    keys: PinnedKeys,
 }
 
 impl PinVerifier {
@@ -43,23 +75,14 @@ impl PinVerifier {
         let provider = Arc::new(aws_lc_rs::default_provider());
         Ok(Arc::new(Self {
             chain: WebPkiServerVerifier::builder_with_provider(roots, provider).build()?,
-            pins,
-            seen: Mutex::new(None),
+            keys: PinnedKeys::new(pins),
         }))
     }
 
     /// The key that the server showed, once its chain was found good.
     #[must_use]
     pub fn seen(&self) -> Option<SpkiPin> {
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl fmt::Debug for PinVerifier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PinVerifier")
-            .field("pins", &self.pins)
-            .finish_non_exhaustive()
+        self.keys.seen()
     }
 }
 
@@ -79,15 +102,8 @@ impl ServerCertVerifier for PinVerifier {
             ocsp_response,
             now,
         )?;
-        let digest = tls::spki_sha256(end_entity)
-            .map_err(|_malformed| Error::InvalidCertificate(CertificateError::BadEncoding))?;
-        let seen = SpkiPin::from_digest(digest);
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
-        if self.pins.contains(&seen) {
-            return Ok(verified);
-        }
-        let mismatch = OtherError(Arc::new(PinMismatch { seen }));
-        Err(Error::InvalidCertificate(CertificateError::Other(mismatch)))
+        self.keys.check(end_entity)?;
+        Ok(verified)
     }
 
     fn verify_tls12_signature(
@@ -117,10 +133,10 @@ impl ServerCertVerifier for PinVerifier {
 
 /// Verifies one server of which nothing but its keys is known: that it has one of these. Its certificate's names and
 /// dates mean nothing without an authority, and the clock of a new machine may be wrong.
+#[derive(Debug)]
 pub struct KeyVerifier {
-    pins: BTreeSet<SpkiPin>,
+    keys: PinnedKeys,
     provider: Arc<CryptoProvider>,
-    seen: Mutex<Option<SpkiPin>>,
 }
 
 impl KeyVerifier {
@@ -128,24 +144,15 @@ impl KeyVerifier {
     #[must_use]
     pub fn new(pins: BTreeSet<SpkiPin>) -> Arc<Self> {
         Arc::new(Self {
-            pins,
+            keys: PinnedKeys::new(pins),
             provider: Arc::new(aws_lc_rs::default_provider()),
-            seen: Mutex::new(None),
         })
     }
 
     /// The key that the server showed.
     #[must_use]
     pub fn seen(&self) -> Option<SpkiPin> {
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl fmt::Debug for KeyVerifier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KeyVerifier")
-            .field("pins", &self.pins)
-            .finish_non_exhaustive()
+        self.keys.seen()
     }
 }
 
@@ -158,15 +165,8 @@ impl ServerCertVerifier for KeyVerifier {
         _ocsp_response: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let digest = tls::spki_sha256(end_entity)
-            .map_err(|_malformed| Error::InvalidCertificate(CertificateError::BadEncoding))?;
-        let seen = SpkiPin::from_digest(digest);
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
-        if self.pins.contains(&seen) {
-            return Ok(ServerCertVerified::assertion());
-        }
-        let mismatch = OtherError(Arc::new(PinMismatch { seen }));
-        Err(Error::InvalidCertificate(CertificateError::Other(mismatch)))
+        self.keys.check(end_entity)?;
+        Ok(ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(

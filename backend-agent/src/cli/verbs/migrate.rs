@@ -8,19 +8,20 @@ use viworks_runtime::clock::{SystemClock, Timeline};
 use viworks_runtime::random;
 
 use super::super::views::{print, say};
-use crate::app::{self, StartError};
 use crate::command::queue::redis::RedisQueue;
 use crate::config::Config;
 use crate::data::postgres::Role;
 use crate::data::{Pending, sqlite};
+use crate::database;
 use crate::pki::site;
 use crate::setup::Setup;
+use crate::start_error::StartError;
 
 /// Brings the schema up to date, or says what that would do.
 pub(super) async fn migrate(config: &Config, dry_run: bool) -> anyhow::Result<()> {
     if dry_run {
         return match config.store.address().map_err(StartError::from)? {
-            Some(address) => list(&app::inspect(address, true).await?.missing),
+            Some(address) => list(&database::inspect(address, true).await?.missing),
             None => {
                 let missing = sqlite::pending(&config.data.sqlite_file);
                 list(&missing.map_err(StartError::from)?)
@@ -30,7 +31,7 @@ pub(super) async fn migrate(config: &Config, dry_run: bool) -> anyhow::Result<()
     viworks_runtime::files::create_private_folder(&config.data.state_folder)?;
     let mut config = config.clone();
     config.store.migrate_at_start = true;
-    let store = app::open(&config, Role::Beside).await?;
+    let store = database::open(&config, Role::Beside).await?;
     let health = store.health().await;
     store.close().await;
     let health = health?;
@@ -65,7 +66,7 @@ pub(super) async fn try_connection(setup: &Setup) -> anyhow::Result<()> {
     match config.store.address().map_err(StartError::from)? {
         Some(address) => {
             let named = address.to_string();
-            let found = app::look(config, address).await?;
+            let found = database::look(config, address).await?;
             is_for_us(found.key_check.is_none_or(|check| check == own))?;
             let schema = match found.missing.len() {
                 0 => "the schema is up to date".to_owned(),

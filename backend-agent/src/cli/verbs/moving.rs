@@ -12,13 +12,13 @@ use viworks_runtime::lifecycle::Signals;
 use viworks_runtime::sqlite::Options;
 
 use super::super::views::{print, say};
-use crate::app::StartError;
 use crate::config::Config;
 use crate::data::UpkeepStore as _;
 use crate::data::moving::marker::{self, Moved};
 use crate::data::moving::{Move, MoveError, Progress, look_for_site};
 use crate::data::postgres::Address;
 use crate::data::sqlite::SqliteStore;
+use crate::start_error::StartError;
 
 /// How often it is said how far the move is.
 const TELL_EVERY: std::time::Duration = std::time::Duration::from_secs(2);

@@ -9,12 +9,13 @@ use viworks_runtime::config::{Environment, Explained, Problems, environment};
 use viworks_runtime::files;
 
 use super::super::flags::ConfigFlag;
-use crate::app::{self, StartError};
 use crate::config::Config;
 use crate::data::line::take_up;
 use crate::data::postgres::Role;
 use crate::data::{Actor, Store, StoreError};
+use crate::database;
 use crate::setup::Setup;
+use crate::start_error::StartError;
 
 /// The configuration, checked.
 pub(super) fn load(flag: &ConfigFlag) -> Result<Config, Problems> {
@@ -54,7 +55,7 @@ fn place(flag: &ConfigFlag) -> (PathBuf, Environment) {
 /// The database; made when there is none.
 pub(super) async fn open(config: &Config) -> Result<Arc<dyn Store>, StartError> {
     files::create_private_folder(&config.data.state_folder)?;
-    app::open(config, Role::Beside).await
+    database::open(config, Role::Beside).await
 }
 
 /// What the time line of the store reads; a running backend is on the same.

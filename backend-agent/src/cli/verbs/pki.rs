@@ -8,7 +8,6 @@ use viworks_runtime::clock::{Clock, SystemClock};
 use super::super::flags::{PkiCommand, days};
 use super::super::views::{print, say};
 use super::open::{actor, load, open};
-use crate::app::StartError;
 use crate::config::Config;
 use crate::data::line::take_up;
 use crate::listening;
@@ -16,6 +15,7 @@ use crate::pki::init::{InitRequest, init};
 use crate::pki::issue::{Delivery, GATEWAY_LIFE, IssueRequest, Office, issue, load_master};
 use crate::pki::place::authority;
 use crate::pki::{Home, PkiError, site};
+use crate::start_error::StartError;
 
 pub(super) async fn execute(command: PkiCommand) -> anyhow::Result<()> {
     match command {

@@ -1,0 +1,103 @@
+//! Why a backend could not start, and what its process ends with.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use viworks_runtime::exit::ExitCode;
+use viworks_runtime::files::FileError;
+use viworks_runtime::sqlite;
+
+use crate::command::queue::redis;
+use crate::config::queue::QueueAddressError;
+use crate::data::StoreError;
+use crate::data::moving::marker::LeftBehind;
+use crate::data::postgres::{self, AddressError};
+use crate::pki::site::SiteError;
+
+/// Why the backend could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Another backend uses the folder, or it cannot be used.
+    #[error(transparent)]
+    Folder(#[from] FileError),
+    /// The database cannot be opened.
+    #[error("failed to open the database")]
+    Database(#[from] sqlite::Error),
+    /// The database server cannot be used.
+    #[error("failed to open the database {address}")]
+    Server {
+        /// Which one.
+        address: String,
+        /// Why.
+        #[source]
+        source: postgres::Error,
+    },
+    /// The server's database has no gateway, and the embedded one has.
+    #[error(
+        "{url} has no gateway yet, and {} has a whole site: move it with `viworks-backend-agent migrate-store --to {url}`, \
+         set `url` in [store] back, or move that file away to begin anew",
+        file.display()
+    )]
+    AnotherSite {
+        /// The embedded database.
+        file: PathBuf,
+        /// The server's, as the configuration names it; it holds no secret.
+        url: String,
+    },
+    /// The embedded database is what was left behind by a move.
+    #[error(transparent)]
+    Moved(#[from] LeftBehind),
+    /// The address of the database server cannot be used.
+    #[error("failed to open the database")]
+    Address(#[from] AddressError),
+    /// The database does not answer.
+    #[error("failed to prepare the database")]
+    Store(#[from] StoreError),
+    /// The address of the queue cannot be used.
+    #[error("failed to open the queue")]
+    QueueAddress(#[from] QueueAddressError),
+    /// The server of the queue cannot be used.
+    #[error("failed to open the queue at {address}")]
+    Queue {
+        /// Which one.
+        address: String,
+        /// Why.
+        #[source]
+        source: redis::Error,
+    },
+    /// The database belongs to another master key.
+    #[error(transparent)]
+    Site(#[from] SiteError),
+    /// An address cannot be listened on.
+    #[error("failed to listen on {address}")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl StartError {
+    /// What the process ends with.
+    #[must_use]
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Folder(error) => error.exit_code(),
+            Self::Address(_)
+            | Self::QueueAddress(_)
+            | Self::AnotherSite { .. }
+            | Self::Moved(_)
+            | Self::Site(SiteError::OtherMasterKey { .. }) => ExitCode::Config,
+            Self::Database(source) if source.is_lasting() => ExitCode::Config,
+            Self::Server { source, .. } if source.is_lasting() => ExitCode::Config,
+            Self::Queue { source, .. } if source.is_lasting() => ExitCode::Config,
+            Self::Server { .. } | Self::Queue { .. } => ExitCode::Unavailable,
+            Self::Database(_)
+            | Self::Store(_)
+            | Self::Site(SiteError::Store(_))
+            | Self::Listen { .. } => ExitCode::Error,
+        }
+    }
+}
