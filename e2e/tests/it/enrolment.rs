@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::time::Instant;
+use viworks_common::enrolment::Ticket;
 use viworks_testkit::binaries::Binaries;
 use viworks_testkit::deployment::{Deployment, Start};
 use viworks_testkit::process::{Said, eventually, finish};
@@ -208,7 +209,29 @@ async fn a_ticket_that_is_no_good_says_why_and_changes_nothing() {
         .map(|it| it["name"].clone())
         .collect();
     assert_eq!(names, ["first"]);
-    // A backend that is not the ticket's.
+    // A server in the place of the ticket's backend, and a backend that never made the ticket.
+    let (ours, theirs): (Ticket, Ticket) = (good.parse().unwrap(), foreign.parse().unwrap());
+    let led = |pins: &Ticket| {
+        let ticket = Ticket {
+            pins: pins.pins.clone(),
+            url: ours.url.clone(),
+            ..foreign.parse().unwrap()
+        };
+        ticket.expose().to_string()
+    };
+    for (name, ticket, told) in [
+        ("m10", led(&theirs), "which is not in the ticket"),
+        ("m11", led(&ours), "has no such ticket"),
+    ] {
+        let said = enrolled(&system, name, &ticket).await;
+        assert!(
+            said.code != Some(0) && said.stderr.contains(told),
+            "{said:?}"
+        );
+        assert!(said.stderr.lines().count() == 1, "{said:?}");
+        let left = std::fs::read_dir(folder(&system, name)).unwrap().count();
+        assert_eq!((left, gateways(&system).await.len()), (0, 1), "{name}");
+    }
     drop(other);
     let said = enrolled(&system, "m9", &foreign).await.ended_with(69);
     assert!(said.stderr.contains("is not reached"), "{said:?}");
