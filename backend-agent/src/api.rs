@@ -9,6 +9,7 @@ mod handlers;
 mod health;
 pub mod limits;
 mod looks;
+mod narration;
 pub mod openapi;
 mod pace;
 mod problem;
@@ -46,7 +47,8 @@ use crate::metrics::BackendMetrics;
 
 use budget::Budget;
 use crowd::Crowd;
-use turns::Turns;
+use narration::Narration;
+use turns::{READS_AT_ONCE, Turns};
 
 pub use limits::ApiLimits;
 pub use router::{Access, Endpoint, endpoints};
@@ -117,6 +119,7 @@ pub struct ApiState {
     streams: Shares<ApiKeyId>,
     waits: Shares<ApiKeyId>,
     turns: Turns,
+    narration: Narration,
     requests: Family<[(&'static str, String); 3], Counter>,
     /// One copy, however many ask for it.
     openapi: Bytes,
@@ -166,7 +169,8 @@ impl ApiState {
                 parts.limits.waits_per_key_max,
                 KEY_FLOOR,
             ),
-            turns: Turns::new(),
+            turns: Turns::new(READS_AT_ONCE),
+            narration: Narration::new(),
             requests,
             openapi: Bytes::from(openapi::document()),
             budget: Budget::new(&parts.limits, &parts.metrics, crowd.clone()),

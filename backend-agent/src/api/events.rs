@@ -49,6 +49,7 @@ pub(super) async fn stream(
     let now = state.clock.now();
     let follower = Follower {
         state,
+        key: principal.key_id,
         run_id,
         after,
         subscription: None,
@@ -109,9 +110,20 @@ enum Drained {
     Forgotten,
 }
 
+/// What is ready for a client. Output is made into an event once its client has its turn: many may follow a run that
+/// writes much.
+enum Ready {
+    Event(RunEvent),
+    Output {
+        change: Arc<RunChange>,
+        gateway: NamedGateway,
+    },
+}
+
 /// One client of one run.
 struct Follower {
     state: Shared,
+    key: ApiKeyId,
     run_id: RunId,
     /// The last event that the client has.
     after: Option<Cursor>,
@@ -132,7 +144,7 @@ struct Follower {
     reached: BTreeMap<(CommandId, OutputStream), u64>,
     /// How much commands that ended wrote in all.
     written: BTreeMap<CommandId, (AgentId, Written)>,
-    ready: VecDeque<(Option<Cursor>, RunEvent)>,
+    ready: VecDeque<(Option<Cursor>, Ready)>,
     done: bool,
     _place: Share<ApiKeyId>,
 }
@@ -140,8 +152,9 @@ struct Follower {
 impl Follower {
     async fn next(mut self) -> Option<(Result<Event, Infallible>, Self)> {
         loop {
-            if let Some((cursor, event)) = self.ready.pop_front() {
+            if let Some((cursor, ready)) = self.ready.pop_front() {
                 self.after = cursor.or(self.after);
+                let event = self.event_of(ready).await?;
                 return Some((Ok(encode(cursor, &event)), self));
             }
             if self.done || self.state.stopping.is_cancelled() {
@@ -153,6 +166,29 @@ impl Follower {
                 return None;
             }
         }
+    }
+
+    /// The event; nothing when the process stops before its turn.
+    async fn event_of(&self, ready: Ready) -> Option<RunEvent> {
+        let (change, gateway) = match ready {
+            Ready::Event(event) => return Some(event),
+            Ready::Output { change, gateway } => (change, gateway),
+        };
+        let RunChange::Output(chunk) = &*change else {
+            return None;
+        };
+        tokio::select! {
+            () = self.state.stopping.cancelled() => return None,
+            () = self.state.narration.next(self.key, chunk.data.len()) => {}
+        }
+        Some(RunEvent::Output {
+            at: chunk.at,
+            command_id: chunk.command_id,
+            gateway,
+            stream: chunk.stream,
+            offset: chunk.offset,
+            data: OutputBytes::new(&chunk.data),
+        })
     }
 
     /// Gets at least one event ready, or ends.
@@ -210,7 +246,8 @@ impl Follower {
         self.restate().await?;
         self.tell_missing_ends();
         let run = Box::new(view(run));
-        self.ready.push_back((None, RunEvent::Finished { run }));
+        self.ready
+            .push_back((None, Ready::Event(RunEvent::Finished { run })));
         self.done = true;
         Ok(())
     }
@@ -265,7 +302,8 @@ impl Follower {
         let known = self.told.insert(command.command_id, command.state);
         let is_news = known != Some(command.state);
         if is_news {
-            self.ready.push_back((None, as_event(command)));
+            self.ready
+                .push_back((None, Ready::Event(as_event(command))));
         }
         is_news
     }
@@ -293,7 +331,7 @@ impl Follower {
             match subscription.poll_next() {
                 Step::Event(cursor, change) => {
                     if matches!(*change, RunChange::Output(_)) {
-                        self.push(cursor, &change);
+                        self.push(cursor, change);
                     }
                 }
                 Step::Missed(events) => self.missed(events, Vec::new()),
@@ -332,7 +370,7 @@ impl Follower {
     fn drain(&mut self, subscription: &mut Subscription) -> Drained {
         for _event in 0..BATCH {
             match subscription.poll_next() {
-                Step::Event(cursor, change) => self.push(cursor, &change),
+                Step::Event(cursor, change) => self.push(cursor, change),
                 Step::Missed(events) => {
                     self.missed(events, Vec::new());
                     return Drained::Gap;
@@ -344,8 +382,8 @@ impl Follower {
         Drained::All
     }
 
-    fn push(&mut self, cursor: Cursor, change: &RunChange) {
-        let agent_id = match change {
+    fn push(&mut self, cursor: Cursor, change: Arc<RunChange>) {
+        let agent_id = match &*change {
             RunChange::Command(change) => {
                 if let Some(written) = change.written {
                     self.written
@@ -365,11 +403,8 @@ impl Follower {
         let Some(gateway) = self.names.get(&agent_id).cloned() else {
             return;
         };
-        if let RunChange::Output(chunk) = change {
-            self.tell_hole_before(chunk, &gateway);
-        }
-        let event = match change {
-            RunChange::Command(change) => RunEvent::Command {
+        let ready = match &*change {
+            RunChange::Command(change) => Ready::Event(RunEvent::Command {
                 at: change.at,
                 command_id: change.command_id,
                 gateway,
@@ -380,22 +415,18 @@ impl Follower {
                 reason: change.reason.clone(),
                 stdout_bytes: change.written.map(|written| written.stdout),
                 stderr_bytes: change.written.map(|written| written.stderr),
-            },
-            RunChange::Output(chunk) => RunEvent::Output {
-                at: chunk.at,
-                command_id: chunk.command_id,
-                gateway,
-                stream: chunk.stream,
-                offset: chunk.offset,
-                data: OutputBytes::new(&chunk.data),
-            },
+            }),
+            RunChange::Output(chunk) => {
+                self.tell_hole_before(chunk, &gateway);
+                Ready::Output { change, gateway }
+            }
         };
-        self.ready.push_back((Some(cursor), event));
+        self.ready.push_back((Some(cursor), ready));
     }
 
     fn missed(&mut self, events: u64, output: Vec<MissedOutput>) {
-        self.ready
-            .push_back((None, RunEvent::Missed { events, output }));
+        let missed = RunEvent::Missed { events, output };
+        self.ready.push_back((None, Ready::Event(missed)));
     }
 
     /// Says what lies between a piece and the one before it: a bound on its way, or this client, lost it.

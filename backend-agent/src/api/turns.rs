@@ -8,7 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use viworks_common::id::ApiKeyId;
 
 /// Large reads at once: half of the store's readers.
-const AT_ONCE: usize = 2;
+pub(super) const READS_AT_ONCE: usize = 2;
 
 /// The turns. Each key waits in a line of its own, and the first of every line in one line for all.
 #[derive(Debug)]
@@ -26,9 +26,10 @@ pub(super) struct Turn {
 }
 
 impl Turns {
-    pub(super) fn new() -> Self {
+    /// So many have theirs at once.
+    pub(super) fn new(at_once: usize) -> Self {
         Self {
-            all: Arc::new(Semaphore::new(AT_ONCE)),
+            all: Arc::new(Semaphore::new(at_once)),
             keys: Mutex::default(),
         }
     }
@@ -66,7 +67,7 @@ mod tests {
 
     #[test]
     fn a_key_that_asks_for_much_waits_for_itself_and_others_have_their_turn() {
-        let turns = Turns::new();
+        let turns = Turns::new(READS_AT_ONCE);
         let key = |n| ApiKeyId::from_uuid(Uuid::from_u128(n));
         let first = turns.next(key(1)).now_or_never().unwrap();
         let mut more: Vec<_> = (0..9).map(|_| Box::pin(turns.next(key(1)))).collect();

@@ -101,6 +101,10 @@ const HELD: &[(&str, &str)] = &[
         "a_key_that_took_all_its_event_streams_leaves_room_for_others",
     ),
     (
+        "KIB_PER_SECOND backend-agent/src/api/narration.rs",
+        "followers_share_what_is_told_in_a_second_and_a_key_waits_for_itself",
+    ),
+    (
         "waits_per_key_max [api]",
         "a_key_that_waits_as_often_as_it_may_leaves_room_for_others",
     ),
