@@ -231,6 +231,12 @@ impl Nginx {
         placed
     }
 
+    /// Has other backends behind it, from the next start or reload.
+    pub fn lead_to(&mut self, backends: Backends) {
+        self.backends = backends;
+        self.configure(str::to_owned);
+    }
+
     /// Where gateways dial.
     #[must_use]
     pub fn agents_url(&self) -> String {

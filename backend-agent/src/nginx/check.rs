@@ -1,14 +1,13 @@
 //! Holds a configuration of nginx against what the backend expects of the proxy in front of it.
 
 use std::path::Path;
-use std::process::Command;
 
 use viworks_common::pin::SpkiPin;
-use viworks_runtime::config::{Problem, Problems};
+use viworks_runtime::config::Problems;
 use viworks_runtime::files;
 
 use super::whole::{Findings, Whole};
-use super::{directive, operators, passed, renewal, terminated};
+use super::{asked, directive, operators, passed, renewal, terminated};
 use crate::config::{Config, TlsEnd};
 use crate::pki::issue::server_pins;
 
@@ -30,22 +29,25 @@ pub struct Question<'q> {
     pub ask_nginx: bool,
 }
 
-/// What was found to be right, a line each, and behind it what could not be looked at.
+/// What was found to be right, a line each, and behind it what could not be looked at, and what should be better.
 ///
 /// # Errors
 ///
 /// Everything that is wrong, each with its place and what to do.
 pub fn check(question: &Question<'_>) -> Result<Vec<String>, Problems> {
     let mut findings = Findings::default();
+    // nginx would look for it in a folder of its own.
+    let file = &*std::path::absolute(question.file).unwrap_or_else(|_| question.file.to_owned());
     if question.ask_nginx {
-        ask_nginx(question.file, &mut findings);
+        asked::ask(&asked::PROGRAMS, file, &mut findings);
     }
+    let is_refused = !findings.problems.is_empty();
     let pins = pins(question, &mut findings);
-    match directive::load(question.file) {
+    match directive::load(file) {
         Ok(directives) => {
             let whole = Whole {
                 config: question.config,
-                file: question.file,
+                file,
                 directives: &directives,
             };
             match question.config.agents.tls_ends_at {
@@ -54,47 +56,19 @@ pub fn check(question: &Question<'_>) -> Result<Vec<String>, Problems> {
             }
             operators::check(&whole, &mut findings);
         }
+        // nginx has said it better.
+        Err(_) if is_refused => {}
         Err(problem) => findings.problems.push(problem),
     }
     let Findings {
         mut right,
         unseen,
+        warnings,
         problems,
     } = findings;
     right.extend(unseen);
+    right.extend(warnings);
     Problems::refuse(problems).map(|()| right)
-}
-
-fn ask_nginx(file: &Path, findings: &mut Findings) {
-    // Of a user who is not root, the path does not lead there.
-    let programs = ["nginx", "/usr/sbin/nginx"].into_iter();
-    let mut asked =
-        programs.map(|nginx| Command::new(nginx).arg("-t").arg("-c").arg(file).output());
-    let Some(asked) = asked.find_map(Result::ok) else {
-        let line =
-            "not looked at: whether nginx can read it, which is not here to be asked (nginx -t)";
-        findings.unseen.push(line.to_owned());
-        return;
-    };
-    if asked.status.success() {
-        findings
-            .right
-            .push("nginx can read it (nginx -t)".to_owned());
-        return;
-    }
-    let said = String::from_utf8_lossy(&asked.stderr);
-    let cause = said.lines().find(|line| line.contains("[emerg]"));
-    let cause = cause.unwrap_or_else(|| said.trim());
-    let (_when, cause) = cause.split_once("[emerg] ").unwrap_or(("", cause));
-    let help = if cause.contains("Permission denied") {
-        "ask as root, as whom nginx starts"
-    } else {
-        "see nginx -t -c with this file; for the stream module: apt-get install libnginx-mod-stream"
-    };
-    let message = format!("nginx refuses it: {cause}");
-    findings
-        .problems
-        .push(Problem::of_file(file, message, help));
 }
 
 /// The keys that gateways pin, and whether they stay.

@@ -187,7 +187,7 @@ fn matching(path: &Path) -> Vec<PathBuf> {
 }
 
 /// Reads one file.
-fn parse(text: &str, path: &Path) -> Result<Vec<Directive>, Problem> {
+pub(super) fn parse(text: &str, path: &Path) -> Result<Vec<Directive>, Problem> {
     let mut words = words(text).map_err(|line| {
         Problem::of_file(
             path,

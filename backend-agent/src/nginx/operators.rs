@@ -6,37 +6,38 @@ use std::time::Duration;
 use viworks_common::limits::REQUEST_BODY_BYTES_MAX;
 
 use super::directive::{Directive, in_force, named, size, span};
+use super::place::Place;
 use super::render::reached_at;
 use super::sources::{self, Clients};
+use super::strength;
 use super::whole::{Findings, Targets, Way, Whole, comes_from, header};
 use crate::pki::issue::is_for;
 
 /// After how much silence an event stream says that it is there.
 const STREAM_SILENCE: Duration = Duration::from_secs(15);
 
-/// Protocols that no browser and no command line needs any more.
-const OLD_TLS: [&str; 4] = ["SSLv2", "SSLv3", "TLSv1", "TLSv1.1"];
-
 /// How operators come to the API.
 pub(super) fn check(whole: &Whole<'_>, findings: &mut Findings) {
-    let Some(address) = reached_at(whole.config.api.listen) else {
+    let listen = whole.config.api.listen;
+    let Some((place, address)) = Place::of_listener(listen).zip(reached_at(listen)) else {
+        findings.unseen_port("operators", "api");
         return;
     };
     let mut found = false;
+    let mut perhaps = false;
     for http in whole.blocks("http") {
-        let Some(targets) = Targets::of(http, &address) else {
-            return;
-        };
+        let targets = Targets::of(http, &place);
+        perhaps |= targets.may_lead();
         let ways = targets.ways(findings);
         found |= !ways.is_empty();
         for ways in ways.chunk_by(|one, other| std::ptr::eq(one.server(), other.server())) {
             encryption(whole, ways, findings);
             events(ways, findings);
-            origins(whole, ways, &address, findings);
+            origins(whole, ways, findings);
         }
     }
     for stream in whole.blocks("stream") {
-        let ways = Targets::of(stream, &address).map(|targets| targets.ways(findings));
+        let ways = Targets::of(stream, &place).ways(findings);
         let past = |way: Way<'_>| {
             way.pass.problem(
                 format!(
@@ -46,22 +47,24 @@ pub(super) fn check(whole: &Whole<'_>, findings: &mut Findings) {
                 "remove this server: operators come by a location in http",
             )
         };
-        let past = ways.unwrap_or_default().into_iter().map(past);
-        findings.problems.extend(past);
+        findings.problems.extend(ways.into_iter().map(past));
     }
     if found {
         findings
             .right
             .push(format!("operators reach the API at {address}"));
-    } else {
-        let message = format!("no location in an http block leads to {address}, where the API is");
-        let help = "viworks-backend-agent nginx render writes one that does";
-        findings.tell(whole.file, message, help);
+    } else if !perhaps {
+        let missing = format!("no location in an http block leads to {address}, where the API is");
+        let write = format!(
+            "write location / {{ proxy_pass http://{address}; }} in a server of http that ends TLS, or have \
+             viworks-backend-agent nginx render write the whole file"
+        );
+        findings.nothing_leads(whole, "http", &missing, &address, write);
     }
 }
 
 /// Whether the backend knows where operators are. These ways are of one server.
-fn origins(whole: &Whole<'_>, ways: &[Way<'_>], address: &str, findings: &mut Findings) {
+fn origins(whole: &Whole<'_>, ways: &[Way<'_>], findings: &mut Findings) {
     let mut unknown = BTreeSet::new();
     if let Some(way) = ways.first() {
         sources::check(whole, way, Clients::Operators, findings);
@@ -77,7 +80,7 @@ fn origins(whole: &Whole<'_>, ways: &[Way<'_>], address: &str, findings: &mut Fi
         }
         let bound = in_force(&blocks, "proxy_bind").map(Directive::value);
         let trusted = &whole.config.api.trusted_proxies;
-        if let Some(from) = comes_from(address, bound)
+        if let Some(from) = comes_from(way.by, bound)
             && !trusted.iter().any(|network| network.contains(from))
             && unknown.insert(from)
         {
@@ -97,6 +100,7 @@ fn encryption(whole: &Whole<'_>, ways: &[Way<'_>], findings: &mut Findings) {
     let (server, blocks) = (way.server(), way.blocks());
     let blocks = blocks.get(..2).unwrap_or_default();
     let certificates = whole.certificates(blocks, findings);
+    strength::check(server, blocks, findings);
     let problems = &mut findings.problems;
     let is_plain = |listen: &&Directive| {
         // QUIC is never without TLS, and a socket of this machine is no network.
@@ -114,17 +118,6 @@ fn encryption(whole: &Whole<'_>, ways: &[Way<'_>], findings: &mut Findings) {
         problems.push(plain.problem(
             "API keys would cross the network in plain text",
             "write listen with ssl, and serve nothing at a port without it but a redirection",
-        ));
-    }
-    if let Some(protocols) = in_force(blocks, "ssl_protocols")
-        && let Some(old) = protocols
-            .arguments
-            .iter()
-            .find(|it| OLD_TLS.contains(&it.as_str()))
-    {
-        problems.push(protocols.problem(
-            format!("{old} is broken"),
-            "write ssl_protocols TLSv1.2 TLSv1.3;",
         ));
     }
     if let Some(limit) = in_force(blocks, "client_max_body_size")

@@ -1,28 +1,31 @@
 //! Holds a configuration of nginx that passes the gateways' TLS through against what the backend expects.
 
-use viworks_runtime::config::Problem;
+use std::time::Duration;
 
 use super::directive::{Directive, in_force, named, span};
+use super::place::Place;
 use super::render::reached_at;
-use super::whole::{Findings, Targets, Whole, comes_from, host};
+use super::whole::{Findings, Targets, Way, Whole, comes_from, host};
 use crate::config::ProxyProtocol;
 
 /// How gateways come to the agents' listener.
 pub(super) fn check(whole: &Whole<'_>, findings: &mut Findings) {
     let agents = &whole.config.agents;
-    let Some(address) = reached_at(agents.listen) else {
+    let placed = Place::of_listener(agents.listen).zip(reached_at(agents.listen));
+    let Some((place, address)) = placed else {
+        findings.unseen_port("gateways", "agents");
         return;
     };
     let mut found = false;
+    let mut perhaps = false;
     for stream in whole.blocks("stream") {
-        let Some(targets) = Targets::of(stream, &address) else {
-            return;
-        };
+        let targets = Targets::of(stream, &place);
+        perhaps |= targets.may_lead();
         for way in targets.ways(findings) {
             found = true;
             let blocks = way.blocks();
             way.everybody_is_believed(findings);
-            pass_through(whole, &blocks, way.pass, &address, findings);
+            pass_through(whole, &blocks, &way, findings);
             let by = targets.chooses(way.pass.value());
             if let Some(map) = by.filter(|by| by.name == "map") {
                 names(whole, &blocks, map, |word| targets.means(word), findings);
@@ -33,24 +36,29 @@ pub(super) fn check(whole: &Whole<'_>, findings: &mut Findings) {
         findings
             .right
             .push(format!("gateways are passed through to {address}"));
-    } else {
-        let message =
+    } else if !perhaps {
+        let missing =
             format!("no server in a stream block leads to {address}, where gateways are taken");
-        let help = "viworks-backend-agent nginx render writes one that does";
-        findings
-            .problems
-            .push(Problem::of_file(whole.file, message, help));
+        let header = match agents.proxy_protocol {
+            ProxyProtocol::Require => "proxy_protocol on; ",
+            ProxyProtocol::Off => "",
+        };
+        let write = format!(
+            "write server {{ listen 443; proxy_pass {address}; {header}proxy_timeout {}s; }} in a stream block, or have \
+             viworks-backend-agent nginx render write the whole file",
+            silence_allowed(agents.silence)
+        );
+        findings.nothing_leads(whole, "stream", &missing, &address, write);
     }
 }
 
 fn pass_through(
     whole: &Whole<'_>,
     blocks: &[&[Directive]],
-    pass: &Directive,
-    address: &str,
+    way: &Way<'_>,
     findings: &mut Findings,
 ) {
-    let agents = &whole.config.agents;
+    let (agents, pass) = (&whole.config.agents, way.pass);
     let problems = &mut findings.problems;
     let header = in_force(blocks, "proxy_protocol").filter(|it| it.value() == "on");
     match (agents.proxy_protocol, header) {
@@ -68,7 +76,7 @@ fn pass_through(
         )),
         (ProxyProtocol::Require, Some(_)) => {
             let from = in_force(blocks, "proxy_bind").map(Directive::value);
-            if let Some(from) = comes_from(address, from)
+            if let Some(from) = comes_from(way.by, from)
                 && !agents.trusted_proxies.iter().any(|network| network.contains(from))
             {
                 problems.push(pass.problem(
@@ -88,10 +96,7 @@ fn pass_through(
                 agents.silence.as_secs_f64(),
                 timeout.value()
             ),
-            format!(
-                "write proxy_timeout {}s;",
-                agents.silence.as_secs().saturating_mul(2)
-            ),
+            format!("write proxy_timeout {}s;", silence_allowed(agents.silence)),
         ));
     }
     let own = blocks.last().copied().unwrap_or_default();
@@ -103,6 +108,11 @@ fn pass_through(
             ));
         }
     }
+}
+
+/// How many seconds nginx should let a session be silent that ends itself after `silence`.
+const fn silence_allowed(silence: Duration) -> u64 {
+    silence.as_secs().saturating_mul(2)
 }
 
 /// Whether the name that gateways dial leads to the backend.

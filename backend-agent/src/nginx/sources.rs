@@ -1,8 +1,9 @@
 //! Whether a server of `http` knows where its clients are, where another part of nginx passes their TLS on to it.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use super::directive::{Directive, all_in_force, in_force, named};
+use super::place::{Place, Reach};
 use super::whole::{Findings, Targets, Way, Whole};
 
 /// Who comes by a server.
@@ -51,8 +52,20 @@ fn is_of_this_machine(word: &str) -> bool {
     address.parse::<IpAddr>().is_ok_and(|it| it.is_loopback())
 }
 
+/// What stands behind `set_real_ip_from` for whoever connects to this place, such as the other part of nginx.
+const fn to_believe(place: &Place) -> &'static str {
+    match place {
+        // Who connects by the file system has no address.
+        Place::Unix(_) => "unix:",
+        Place::Address(_) | Place::Everywhere { .. } => "127.0.0.1",
+    }
+}
+
 fn believed(way: &Way<'_>, clients: Clients, findings: &mut Findings) {
-    let Some(listen) = named(&way.server().block, "listen").find(|it| takes_header(it)) else {
+    let listens: Vec<_> = named(&way.server().block, "listen")
+        .filter(|it| takes_header(it))
+        .collect();
+    let Some(first) = listens.first() else {
         return;
     };
     let blocks = way.blocks();
@@ -60,7 +73,7 @@ fn believed(way: &Way<'_>, clients: Clients, findings: &mut Findings) {
     // As nginx has it where nothing is said.
     let name = header.map_or("X-Real-IP", Directive::value);
     if name != "proxy_protocol" {
-        findings.problems.push(header.unwrap_or(listen).problem(
+        findings.problems.push(header.unwrap_or(first).problem(
             format!(
                 "whoever connects can claim any address in {name}, and {}",
                 clients.claimed()
@@ -68,56 +81,75 @@ fn believed(way: &Way<'_>, clients: Clients, findings: &mut Findings) {
             "write real_ip_header proxy_protocol; beside set_real_ip_from",
         ));
     }
-    let mut believed = all_in_force(&blocks, "set_real_ip_from").map(Directive::value);
-    let is_seen = match listen.value().rsplit_once(':') {
-        Some(("unix", _path)) => believed.any(|it| it == "unix:"),
-        Some((host, _port)) => match host.trim_matches(['[', ']']).parse::<IpAddr>() {
+    for listen in listens {
+        let place = Place::of_listen(listen);
+        let mut believed = all_in_force(&blocks, "set_real_ip_from").map(Directive::value);
+        let is_seen = match &place {
+            Some(Place::Unix(_)) => believed.any(|it| it == "unix:"),
             // By whichever of these addresses the other part connects.
-            Ok(host) if host.is_loopback() => believed.any(is_of_this_machine),
-            _ => believed.next().is_some(),
-        },
-        None => believed.next().is_some(),
-    };
-    if !is_seen {
-        findings.problems.push(listen.problem(
-            clients.in_one_place(),
-            "write set_real_ip_from with the address from which that part connects, such as 127.0.0.1",
-        ));
+            Some(Place::Address(own)) if own.ip().is_loopback() => believed.any(is_of_this_machine),
+            Some(Place::Address(_) | Place::Everywhere { .. }) | None => believed.next().is_some(),
+        };
+        if !is_seen {
+            let help = match &place {
+                Some(Place::Unix(_)) => {
+                    "write set_real_ip_from unix:; for who connects by a socket in the file system has no address"
+                }
+                Some(Place::Address(_) | Place::Everywhere { .. }) | None => {
+                    "write set_real_ip_from with the address from which that part connects, such as 127.0.0.1"
+                }
+            };
+            let problem = listen.problem(clients.in_one_place(), help);
+            findings.problems.push(problem);
+        }
     }
 }
 
 /// Whether every server in `stream` that leads to this one says who connects, and is heard.
 fn led(whole: &Whole<'_>, server: &Directive, clients: Clients, findings: &mut Findings) {
-    for listen in named(&server.block, "listen") {
-        let Some(address) = reached_from_here(listen.value()) else {
-            continue;
-        };
+    let listens = named(&server.block, "listen");
+    let mut places: Vec<_> = listens
+        .filter_map(|listen| Some((Place::of_listen(listen)?, takes_header(listen))))
+        .collect();
+    if named(&server.block, "listen").next().is_none() {
+        places.push((Place::of_silence(), false));
+    }
+    for (place, is_taken) in &places {
         for stream in whole.blocks("stream") {
-            let ways = Targets::of(stream, &address.to_string());
-            for way in ways.map(|it| it.ways(findings)).unwrap_or_default() {
+            for way in Targets::of(stream, place).ways(findings) {
+                if is_anothers(whole, place, way.by) {
+                    continue;
+                }
                 let sent = in_force(&way.blocks(), "proxy_protocol");
                 let is_sent = sent.is_some_and(|it| it.value() == "on");
-                let (message, help) = match (is_sent, takes_header(listen)) {
+                let (message, help) = match (is_sent, is_taken) {
                     (true, true) => continue,
                     (true, false) => (
                         format!(
-                            "sends a header of the PROXY protocol to {address}, which takes none: nobody could connect"
+                            "sends a header of the PROXY protocol to {place}, which takes none: nobody could connect"
                         ),
-                        "write proxy_protocol behind that listen, real_ip_header proxy_protocol; and set_real_ip_from",
+                        format!(
+                            "write proxy_protocol behind that listen, real_ip_header proxy_protocol; and \
+                             set_real_ip_from {};",
+                            to_believe(place)
+                        ),
                     ),
                     (false, true) => (
                         format!(
-                            "sends no header of the PROXY protocol to {address}, which requires one: nobody could connect"
+                            "sends no header of the PROXY protocol to {place}, which requires one: nobody could connect"
                         ),
-                        "write proxy_protocol on; in this server",
+                        "write proxy_protocol on; in this server".to_owned(),
                     ),
                     (false, false) => (
                         format!(
-                            "leads to {address} without a word about who connects: {}",
+                            "leads to {place} without a word about who connects: {}",
                             clients.in_one_place()
                         ),
-                        "remove this server; or write proxy_protocol on; here and proxy_protocol behind that listen, \
-                         with real_ip_header proxy_protocol; and set_real_ip_from",
+                        format!(
+                            "remove this server; or write proxy_protocol on; here and proxy_protocol behind that listen, \
+                             with real_ip_header proxy_protocol; and set_real_ip_from {};",
+                            to_believe(place)
+                        ),
                     ),
                 };
                 findings.problems.push(way.pass.problem(message, help));
@@ -126,21 +158,15 @@ fn led(whole: &Whole<'_>, server: &Directive, clients: Clients, findings: &mut F
     }
 }
 
-/// Where a `listen` is reached from this machine; `None` for a socket that is no address.
-fn reached_from_here(listen: &str) -> Option<SocketAddr> {
-    if let Ok(port) = listen.parse::<u16>() {
-        return Some((Ipv4Addr::LOCALHOST, port).into());
-    }
-    let (host, port) = listen.rsplit_once(':')?;
-    let port: u16 = port.parse().ok()?;
-    let host: IpAddr = match host.trim_matches(['[', ']']) {
-        "*" | "localhost" => Ipv4Addr::LOCALHOST.into(),
-        host => host.parse().ok()?,
+/// Whether a connection goes to a `listen` that has this very address, and not to the one that has all of them.
+fn is_anothers(whole: &Whole<'_>, place: &Place, by: Reach) -> bool {
+    let (Place::Everywhere { port, .. }, Reach::By(ip)) = (place, by) else {
+        return false;
     };
-    let host = match host {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        IpAddr::V4(_) | IpAddr::V6(_) => host,
-    };
-    Some((host, port).into())
+    let exact = Some(Place::Address(SocketAddr::new(ip, *port)));
+    let servers = whole
+        .blocks("http")
+        .flat_map(|http| named(&http.block, "server"));
+    let mut listens = servers.flat_map(|server| named(&server.block, "listen"));
+    listens.any(|listen| Place::of_listen(listen) == exact)
 }

@@ -3,9 +3,11 @@
 use viworks_common::pin::SpkiPin;
 
 use super::directive::{Directive, in_force, span};
+use super::place::Place;
 use super::render::reached_at;
 use super::renewal::pin;
 use super::sources::{self, Clients};
+use super::strength;
 use super::whole::{Findings, Targets, Way, Whole, comes_from, header, host};
 
 /// Headers that the location of gateways has to set, with what.
@@ -34,14 +36,16 @@ const HEADERS: [(&str, &str, &str); 4] = [
 
 /// How gateways come to the agents' listener.
 pub(super) fn check(whole: &Whole<'_>, pins: &[SpkiPin], findings: &mut Findings) {
-    let Some(address) = reached_at(whole.config.agents.listen) else {
+    let listen = whole.config.agents.listen;
+    let Some((place, address)) = Place::of_listener(listen).zip(reached_at(listen)) else {
+        findings.unseen_port("gateways", "agents");
         return;
     };
     let mut found = false;
+    let mut perhaps = false;
     for http in whole.blocks("http") {
-        let Some(targets) = Targets::of(http, &address) else {
-            return;
-        };
+        let targets = Targets::of(http, &place);
+        perhaps |= targets.may_lead();
         let mut last: Option<&Directive> = None;
         for way in targets.ways(findings) {
             found = true;
@@ -49,14 +53,15 @@ pub(super) fn check(whole: &Whole<'_>, pins: &[SpkiPin], findings: &mut Findings
             // Once for each server, whatever leads on from there.
             if !last.is_some_and(|last| std::ptr::eq(last, way.server())) {
                 sources::check(whole, &way, Clients::Gateways, findings);
+                strength::check(way.server(), &way.blocks(), findings);
             }
             last = Some(way.server());
             certificates(whole, &way, pins, findings);
-            sessions(whole, &way, &address, findings);
+            sessions(whole, &way, findings);
         }
     }
     for stream in whole.blocks("stream") {
-        let ways = Targets::of(stream, &address).map(|targets| targets.ways(findings));
+        let ways = Targets::of(stream, &place).ways(findings);
         let past = |way: Way<'_>| {
             let message = format!(
                 "leads to {address} past the place where the gateways' TLS ends: whoever connects here could claim the \
@@ -67,19 +72,17 @@ pub(super) fn check(whole: &Whole<'_>, pins: &[SpkiPin], findings: &mut Findings
                 "remove this server: gateways come by a location in http alone",
             )
         };
-        findings
-            .problems
-            .extend(ways.unwrap_or_default().into_iter().map(past));
+        findings.problems.extend(ways.into_iter().map(past));
     }
     if found {
         findings.right.push(format!(
             "the TLS of gateways ends in nginx, which leads to {address}"
         ));
-    } else {
-        let message =
+    } else if !perhaps {
+        let missing =
             format!("no location in an http block leads to {address}, where gateways are taken");
-        let help = "viworks-backend-agent nginx render --mode terminate writes one that does";
-        findings.tell(whole.file, message, help);
+        let write = "viworks-backend-agent nginx render --mode terminate writes one that does";
+        findings.nothing_leads(whole, "http", &missing, &address, write.to_owned());
     }
 }
 
@@ -123,7 +126,7 @@ fn certificates(whole: &Whole<'_>, way: &Way<'_>, pins: &[SpkiPin], findings: &m
     }
 }
 
-fn sessions(whole: &Whole<'_>, way: &Way<'_>, address: &str, findings: &mut Findings) {
+fn sessions(whole: &Whole<'_>, way: &Way<'_>, findings: &mut Findings) {
     let agents = &whole.config.agents;
     let (server, pass, blocks) = (way.server(), way.pass, &*way.blocks());
     let problems = &mut findings.problems;
@@ -157,7 +160,7 @@ fn sessions(whole: &Whole<'_>, way: &Way<'_>, address: &str, findings: &mut Find
         ));
     }
     let bound = in_force(blocks, "proxy_bind").map(Directive::value);
-    if let Some(from) = comes_from(address, bound)
+    if let Some(from) = comes_from(way.by, bound)
         && !agents
             .trusted_proxies
             .iter()

@@ -1,12 +1,14 @@
 //! A configuration of nginx beside what it is held against, and what was found.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use viworks_common::network::IpNetwork;
 use viworks_runtime::config::Problem;
 
 use super::directive::{Directive, all_in_force, named};
+use super::place::{Place, Reach, is_of_this_machine};
 use crate::config::Config;
 
 #[derive(Debug, Default)]
@@ -14,6 +16,8 @@ pub(super) struct Findings {
     pub(super) right: Vec<String>,
     /// What could not be looked at, and is neither right nor wrong therefore.
     pub(super) unseen: Vec<String>,
+    /// What works, and could be better.
+    pub(super) warnings: Vec<String>,
     pub(super) problems: Vec<Problem>,
 }
 
@@ -21,6 +25,53 @@ impl Findings {
     /// Something is wrong with a file as a whole.
     pub(super) fn tell(&mut self, file: &Path, message: String, help: &str) {
         self.problems.push(Problem::of_file(file, message, help));
+    }
+
+    /// Something works, and should be done about nevertheless.
+    pub(super) fn warn(&mut self, problem: &Problem) {
+        let line = format!("warning: {problem}");
+        if !self.warnings.contains(&line) {
+            self.warnings.push(line);
+        }
+    }
+
+    /// Nothing in the parts of this name leads to where it should: what they lead to instead, and what to write.
+    pub(super) fn nothing_leads(
+        &mut self,
+        whole: &Whole<'_>,
+        part: &'static str,
+        missing: &str,
+        address: &str,
+        write: String,
+    ) {
+        const SHOWN_MAX: usize = 4;
+        let ends: Vec<_> = whole.blocks(part).flat_map(Targets::ends).collect();
+        let words: BTreeSet<_> = ends.iter().map(|end| end.value()).collect();
+        let shown: Vec<_> = words.into_iter().take(SHOWN_MAX).collect();
+        let instead = if whole.blocks(part).next().is_none() {
+            format!("; there is no {part} block at all")
+        } else if shown.is_empty() {
+            String::new()
+        } else {
+            format!("; what is there leads to {}", shown.join(", "))
+        };
+        let is_file = |end: &&&Directive| target(end.value()).starts_with("unix:");
+        let help = ends.iter().find(is_file).map_or(write, |end| {
+            format!(
+                "the backend has no socket in the file system: write {address} in place of {} ({})",
+                end.value(),
+                end.problem("", "").place
+            )
+        });
+        self.tell(whole.file, format!("{missing}{instead}"), &help);
+    }
+
+    /// A listener has port 0: whatever leads to it has no address that could be compared.
+    pub(super) fn unseen_port(&mut self, who: &str, section: &str) {
+        self.unseen.push(format!(
+            "not looked at: how {who} come to the backend, for listen in [{section}] has port 0, which becomes another \
+             one with each start: name a port"
+        ));
     }
 
     /// Something could not be looked at, for this reason.
@@ -79,6 +130,8 @@ impl<'w> Whole<'w> {
 pub(super) struct Way<'d> {
     pub(super) around: Vec<&'d Directive>,
     pub(super) pass: &'d Directive,
+    /// How it leads there.
+    pub(super) by: Reach,
 }
 
 impl<'d> Way<'d> {
@@ -111,54 +164,66 @@ impl<'d> Way<'d> {
     }
 }
 
-/// What leads to an address within `stream` or `http`.
+/// What leads to a place within `stream` or `http`.
 pub(super) struct Targets<'d> {
     part: &'d Directive,
-    upstreams: Vec<&'d str>,
-    address: SocketAddr,
+    /// The names of groups of servers, and whether one of these is there.
+    upstreams: Vec<(&'d str, Reach)>,
+    place: Place,
 }
 
 impl<'d> Targets<'d> {
-    /// `None` for an address that is none.
-    pub(super) fn of(part: &'d Directive, address: &str) -> Option<Self> {
-        let address = address.parse().ok()?;
-        let has = |upstream: &&Directive| {
-            named(&upstream.block, "server").any(|it| is_address(it.value(), address))
+    pub(super) fn of(part: &'d Directive, place: &Place) -> Self {
+        let reach = |upstream: &'d Directive| {
+            let servers = named(&upstream.block, "server");
+            let reached = servers.map(|it| place.reached_by(it.value()));
+            (upstream.value(), Reach::nearest(reached))
         };
-        let upstreams = named(&part.block, "upstream").filter(has);
-        Some(Self {
+        Self {
             part,
-            upstreams: upstreams.map(Directive::value).collect(),
-            address,
-        })
+            upstreams: named(&part.block, "upstream").map(reach).collect(),
+            place: place.clone(),
+        }
     }
 
-    /// Whether a word means the address, or an upstream that has it.
+    /// Whether a word means the place, or an upstream that has it.
     pub(super) fn means(&self, word: &str) -> bool {
+        self.reach(word).is_there()
+    }
+
+    fn reach(&self, word: &str) -> Reach {
         let target = target(word);
-        let is_here =
-            |target: &str| is_address(target, self.address) || self.upstreams.contains(&target);
+        let to = |target: &str| {
+            let mut upstreams = self.upstreams.iter();
+            let own = upstreams.find(|(name, _reach)| *name == target);
+            own.map_or_else(|| self.place.reached_by(target), |(_name, reach)| *reach)
+        };
         // What a variable adds behind it is a path, or is not known before nginx runs.
         let before = target.split_once('$').map(|(before, _variable)| before);
-        is_here(target) || before.is_some_and(is_here)
+        Reach::nearest([target].into_iter().chain(before).map(to))
     }
 
     /// Whether a `proxy_pass` can lead there.
-    fn leads(&self, pass: &str) -> bool {
-        self.means(pass) || self.chooses(pass).is_some()
+    fn leads(&self, pass: &str) -> Reach {
+        let given = self.givers(pass).into_iter().flat_map(values);
+        let words = [pass].into_iter().chain(given);
+        Reach::nearest(words.map(|word| self.reach(word)))
+    }
+
+    /// Whether one can lead there for all that is known before nginx runs.
+    pub(super) fn may_lead(&self) -> bool {
+        let mut may = false;
+        walk(&mut vec![self.part], &mut |_around, directive| {
+            may |=
+                directive.name == "proxy_pass" && self.leads(directive.value()) == Reach::Unknown;
+        });
+        may
     }
 
     /// By what a `proxy_pass` with a variable can lead there.
     pub(super) fn chooses(&self, pass: &str) -> Option<&'d Directive> {
-        self.givers(pass).into_iter().find(|giver| {
-            let values = giver.block.iter().map(Directive::value);
-            let own = (giver.name == "set")
-                .then(|| giver.arguments.get(1))
-                .flatten();
-            values
-                .chain(own.map(String::as_str))
-                .any(|value| self.means(value))
-        })
+        let leads = |giver: &&'d Directive| values(giver).any(|value| self.means(value));
+        self.givers(pass).into_iter().find(leads)
     }
 
     /// What gives the variable its value that a `proxy_pass` consists of.
@@ -189,17 +254,48 @@ impl<'d> Targets<'d> {
                 return;
             }
             let pass = directive.value();
-            if self.leads(pass) {
+            let by = self.leads(pass);
+            if by.is_there() {
                 found.push(Way {
                     around: around.to_vec(),
                     pass: directive,
+                    by,
                 });
             } else if target(pass).contains('$') && self.givers(pass).is_empty() {
                 findings.unseen(directive, "where it leads is not known before nginx runs");
+            } else if by == Reach::Unknown {
+                findings.unseen(
+                    directive,
+                    "whether the name in it is this machine's is for DNS to say when nginx starts",
+                );
             }
         });
         found
     }
+
+    /// The words of this part that name where a connection goes, each where it stands.
+    pub(super) fn ends(part: &'d Directive) -> Vec<&'d Directive> {
+        let upstreams: Vec<_> = named(&part.block, "upstream").collect();
+        let mut found: Vec<_> = upstreams
+            .iter()
+            .flat_map(|upstream| named(&upstream.block, "server"))
+            .collect();
+        walk(&mut vec![part], &mut |_around, directive| {
+            let target = target(directive.value());
+            let is_end = !target.contains('$') && !upstreams.iter().any(|it| it.value() == target);
+            if directive.name == "proxy_pass" && is_end {
+                found.push(directive);
+            }
+        });
+        found
+    }
+}
+
+/// What a variable can be, where something gives it its value.
+fn values(giver: &Directive) -> impl Iterator<Item = &str> {
+    let own = (giver.name == "set").then(|| giver.arguments.get(1));
+    let own = own.flatten().map(String::as_str);
+    giver.block.iter().map(Directive::value).chain(own)
 }
 
 /// Shows every directive within the last of these, with all that is around it.
@@ -226,6 +322,9 @@ const PATHS: [&str; 4] = ["request_uri", "uri", "document_uri", "is_args"];
 /// The host and port of a `proxy_pass`, or what stands for them.
 fn target(pass: &str) -> &str {
     let target = pass.split_once("://").map_or(pass, |(_scheme, rest)| rest);
+    if target.starts_with("unix:") {
+        return target;
+    }
     let is_path = |(at, letter): &(usize, char)| match *letter {
         '/' | '?' => true,
         '$' if *at > 0 => {
@@ -250,36 +349,18 @@ fn variable(text: &str) -> Option<&str> {
     (!name.is_empty() && name.bytes().all(is_name)).then_some(name)
 }
 
-/// Whether `HOST:PORT` is an address of this machine, in whatever way it is written.
-fn is_address(text: &str, address: SocketAddr) -> bool {
-    let Some((host, port)) = text.rsplit_once(':') else {
-        return false;
-    };
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let is_host = if host.eq_ignore_ascii_case("localhost") {
-        address.ip().is_loopback()
-    } else {
-        let reached = |ip: IpAddr| match ip.to_canonical() {
-            IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-            ip @ (IpAddr::V4(_) | IpAddr::V6(_)) => ip,
-        };
-        let own = address.ip().to_canonical();
-        host.parse().is_ok_and(|ip| reached(ip) == own)
-    };
-    is_host && port.parse() == Ok(address.port())
-}
-
-/// The address from which nginx connects; `None` where that is for the routes of its machine to know.
-pub(super) fn comes_from(address: &str, bound: Option<&str>) -> Option<IpAddr> {
+/// The address from which nginx connects; `None` where that is for the routes of its machine to know, or where there is
+/// none.
+pub(super) fn comes_from(by: Reach, bound: Option<&str>) -> Option<IpAddr> {
     if let Some(bound) = bound {
         return bound.parse().ok();
     }
-    let address: SocketAddr = address.parse().ok()?;
-    match address.ip() {
-        IpAddr::V4(ip) if ip.is_loopback() => Some(Ipv4Addr::LOCALHOST.into()),
-        IpAddr::V6(ip) if ip.is_loopback() => Some(Ipv6Addr::LOCALHOST.into()),
-        IpAddr::V4(_) | IpAddr::V6(_) => None,
+    match by {
+        Reach::By(IpAddr::V4(ip)) if ip.is_loopback() => Some(Ipv4Addr::LOCALHOST.into()),
+        Reach::By(IpAddr::V6(ip)) if ip.is_loopback() => Some(Ipv6Addr::LOCALHOST.into()),
+        // To itself a machine speaks from the address that it speaks to.
+        Reach::By(ip) => is_of_this_machine(ip).then_some(ip),
+        Reach::ByFile | Reach::Unknown | Reach::Elsewhere => None,
     }
 }
 

@@ -11,6 +11,8 @@ use viworks_runtime::config::Problems;
 
 use crate::pki;
 
+mod asked;
+mod places;
 mod terminated;
 
 const SHIPPED: &str = include_str!("../../../nginx/nginx.conf");
@@ -104,6 +106,66 @@ fn the_file_of_the_containers_fits_both_of_their_backends() {
         scene.config.agents.listen = format!("127.0.0.1:{agents}").parse().unwrap();
         scene.config.api.listen = format!("127.0.0.1:{api}").parse().unwrap();
         assert_eq!(scene.told(CONTAINERS), "");
+    }
+}
+
+/// Settings of TLS, one a line.
+fn settings_of_tls(text: &str) -> Vec<&str> {
+    let is_setting = |line: &&str| {
+        let line = line.trim_start();
+        line.starts_with("ssl_") && !line.starts_with("ssl_certificate")
+    };
+    text.lines().filter(is_setting).collect()
+}
+
+#[test]
+fn what_is_rendered_speaks_the_same_tls_as_what_ships() {
+    let scene = Scene::new();
+    for (end, shipped) in [
+        (TlsEnd::Backend, SHIPPED),
+        (TlsEnd::Proxy, terminated::TERMINATE),
+    ] {
+        let site = Site {
+            api_name: "api.site.example".to_owned(),
+            api: vec!["10.0.0.1:8080".to_owned(), "10.0.0.2:8080".to_owned()],
+            ..site()
+        };
+        let rendered = render(end, &site, &scene.config.agents).unwrap();
+        let own = settings_of_tls(&rendered);
+        assert!(own.iter().any(|line| line.contains("ssl_ciphers ")));
+        let client_ca = |line: &&str| !line.contains("ssl_client_certificate");
+        let [own, shipped] = [own, settings_of_tls(shipped)]
+            .map(|lines| lines.into_iter().filter(client_ca).collect::<Vec<_>>());
+        assert_eq!(own, shipped);
+    }
+}
+
+#[test]
+fn a_weaker_tls_than_what_ships_is_warned_of_and_fits() {
+    let scene = Scene::new();
+    let ciphers = SHIPPED
+        .lines()
+        .find(|line| line.contains("ssl_ciphers "))
+        .unwrap();
+    let warnings = |ciphers_now: &str| {
+        let said = scene.found(&SHIPPED.replace(ciphers, ciphers_now), None);
+        let mut said = said.unwrap();
+        said.retain(|line| line.starts_with("warning: "));
+        said
+    };
+    assert_eq!(warnings(ciphers), [""; 0]);
+    for (weak, told) in [
+        (
+            "ssl_ciphers HIGH:!aNULL:!MD5;",
+            "intermediate: HIGH\n  help: ",
+        ),
+        ("", "without a word about suites"),
+    ] {
+        let told_now = warnings(weak);
+        assert!(
+            told_now.len() == 1 && told_now[0].contains(told),
+            "{told_now:#?}"
+        );
     }
 }
 

@@ -490,7 +490,13 @@ async fn the_gateways_of_a_backend_that_is_killed_go_to_the_other_one() {
 
 /// A verb of the backend about nginx, with what it says.
 async fn nginx_verb(system: &Deployment, arguments: &[&str]) -> Said {
+    nginx_verb_in(system, system.path(), arguments).await
+}
+
+/// The same from a folder.
+async fn nginx_verb_in(system: &Deployment, folder: &Path, arguments: &[&str]) -> Said {
     let mut command = Command::new(system.binaries().backend());
+    command.current_dir(folder);
     let config = system.backend_config();
     command
         .arg("nginx")
@@ -521,6 +527,13 @@ async fn the_backend_checks_the_configuration_of_the_nginx_in_front_of_it() {
     ] {
         assert!(said.stdout.contains(line), "{said:#?}");
     }
+    // From its folder, by its name alone.
+    let said = nginx_verb_in(&system, nginx.path(), &["check", "nginx.conf"]).await;
+    let said = said.ended_with(0);
+    assert!(
+        said.stdout.contains("nginx can read it (nginx -t)"),
+        "{said:#?}"
+    );
     let written = std::fs::read_to_string(&file).unwrap();
     let broken = written
         .replace("proxy_protocol on;", "")
@@ -531,6 +544,7 @@ async fn the_backend_checks_the_configuration_of_the_nginx_in_front_of_it() {
         .ended_with(78);
     for line in [
         "unknown directive \"no_such_directive\"",
+        "help: correct the word",
         "none is sent: no gateway could connect",
         "help: ",
     ] {

@@ -31,7 +31,7 @@ const PAGES: &[&str] = &[
 const INSTALL: &str = "docs/install.md";
 
 /// Blocks that are allowed not to run: more is a page that nobody checks.
-const NOT_RUN_MAX: usize = 26;
+const NOT_RUN_MAX: usize = 30;
 
 /// A promise by its page and first words, and the tests that hold it.
 const PROMISES: &[(&str, &str, &[&str])] = &[

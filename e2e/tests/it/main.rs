@@ -6,6 +6,7 @@ mod behind_nginx;
 mod busy_api;
 mod causes;
 mod checks;
+mod ciphers;
 mod cli;
 mod clock;
 mod containers;

@@ -31,12 +31,18 @@ const ADDED: &str = "[[command]]\nname = \"test.added\"\ntitle = \"came later\"\
 const STAYS: &str = "[[command]]\nname = \"test.stay\"\ntitle = \"stays\"\nrisk = \"read\"\nidempotent = false\n\
                      user = \"daemon\"\nargv = [\"/bin/sh\", \"-c\", \"setsid sleep 600 & exec sleep 600\"]\n";
 
-/// The blocks that a page tells to type.
+/// The blocks that a page tells to type here.
 fn typed(page: &str) -> Vec<String> {
+    typed_in(page, "e2e/tests/it/services")
+}
+
+/// The blocks that a page says are typed in these tests.
+pub(crate) fn typed_in(page: &str, tests: &str) -> Vec<String> {
     let page = std::fs::read_to_string(workspace().join(page)).unwrap();
-    let blocks = page.split("\n```sh ").skip(1).map(|block| {
-        let (_info, body) = block.split_once('\n').unwrap();
-        body.split_once("\n```").unwrap().0.to_owned()
+    let blocks = page.split("\n```sh ").skip(1).filter_map(|block| {
+        let (info, body) = block.split_once('\n').unwrap();
+        let body = body.split_once("\n```").unwrap().0;
+        info.contains(tests).then(|| body.to_owned())
     });
     blocks.collect()
 }

@@ -52,8 +52,8 @@ impl Site {
     }
 
     /// Starts one behind nginx with the configuration that ships.
-    pub(crate) async fn start_behind_nginx(own: Own) -> (Self, Load) {
-        Self::begin(Binaries::shipped(), own, None, true).await
+    pub(crate) async fn start_behind_nginx(own: Own, redis: Option<redis::Own>) -> (Self, Load) {
+        Self::begin(Binaries::shipped(), own, redis, true).await
     }
 
     /// The same of these programs.
@@ -144,6 +144,12 @@ impl Site {
     }
 
     pub(crate) async fn start_backend_as(&mut self, which: usize, start: Start) {
+        let start = self.settings(which, start);
+        self.backends[which].start_backend(start).await;
+    }
+
+    /// The settings of one of the backends, on top of its configuration.
+    pub(crate) fn settings(&self, which: usize, start: Start) -> Start {
         let port = self.to_server[which].port();
         let database = self.own.server().database("viworks").behind(port);
         let mut start = start
@@ -158,7 +164,7 @@ impl Site {
             let port = self.to_redis[which].port();
             start = start.with("VIWORKS__QUEUE__URL", format!("redis://127.0.0.1:{port}"));
         }
-        self.backends[which].start_backend(start).await;
+        start
     }
 
     /// From now on gateways that dial come to this backend, unless nginx decides that.

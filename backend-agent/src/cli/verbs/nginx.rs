@@ -8,7 +8,7 @@ use viworks_runtime::{files, stdout};
 
 use super::super::flags::NginxCommand;
 use super::super::views::{print, say};
-use super::open::load;
+use super::open::load_to_ask;
 use crate::config::{Config, ProxyProtocol, TlsEnd};
 use crate::nginx::check::{Question, RENEWALS, check};
 use crate::nginx::host;
@@ -32,7 +32,7 @@ pub(super) fn execute(command: NginxCommand) -> anyhow::Result<ExitCode> {
             out,
             force,
         } => {
-            let config = load(&config)?;
+            let config = load_to_ask(&config)?;
             let public = config.agents.public_url.as_deref().and_then(host);
             let Some(agents_name) = agents_name.or_else(|| public.map(str::to_owned)) else {
                 say("error: nothing says which name gateways dial");
@@ -85,7 +85,7 @@ pub(super) fn execute(command: NginxCommand) -> anyhow::Result<ExitCode> {
             file,
             renewal,
         } => {
-            let config = load(&config)?;
+            let config = load_to_ask(&config)?;
             let question = Question {
                 config: &config,
                 file: &file,

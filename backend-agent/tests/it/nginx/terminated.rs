@@ -6,7 +6,7 @@ use viworks_common::key::BindingMode;
 
 use super::{SHIPPED, Scene, site};
 
-const TERMINATE: &str = include_str!("../../../../nginx/nginx-terminate.conf");
+pub(super) const TERMINATE: &str = include_str!("../../../../nginx/nginx-terminate.conf");
 
 /// A backend whose gateways' TLS ends in nginx, with the shipped file for its own certificates.
 fn terminating() -> (Scene, String) {

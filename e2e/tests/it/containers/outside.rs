@@ -12,6 +12,7 @@ use viworks_testkit::process::{Process, Said, eventually, finish};
 use viworks_testkit::{postgres, redis};
 
 use super::compose::Compose;
+use crate::ciphers;
 
 /// Where an image has its programs.
 const PROGRAMS: &str = "/usr/bin/viworks";
@@ -332,6 +333,7 @@ async fn the_scale_profile_works_by_its_command_lines() {
         (finish(asked, PATIENCE).await.code == Some(0)).then_some(())
     })
     .await;
+    ciphers::are_intermediate(api.trim_start_matches("https://"), "localhost").await;
     host.gateway("backend-2").await;
     host.stop().await;
 }

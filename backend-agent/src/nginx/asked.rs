@@ -1,0 +1,320 @@
+//! What nginx itself says of a configuration, and what to do about it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use viworks_runtime::config::{Place, Problem};
+
+use super::whole::Findings;
+
+/// Of a user who is not root, the path does not lead to the second one.
+pub(super) const PROGRAMS: [&str; 2] = ["nginx", "/usr/sbin/nginx"];
+
+/// How Debian has nginx with what passes TLS through.
+const INSTALL: &str = "apt-get install nginx-light libnginx-mod-stream";
+
+/// Directives of the module that passes TLS through; they say that it is not there.
+const OF_STREAM: [&str; 3] = ["stream", "ssl_preread", "preread_timeout"];
+
+/// Asks the first of these programs that is there.
+pub(super) fn ask(programs: &[&str], file: &Path, findings: &mut Findings) {
+    let mut asked = programs.iter().filter_map(|program| {
+        let asked = Command::new(program).arg("-t").arg("-c").arg(file).output();
+        Some((*program, asked.ok()?))
+    });
+    let Some((program, output)) = asked.next() else {
+        let line = format!(
+            "not looked at: whether nginx can read it, which is not here to be asked ({INSTALL})"
+        );
+        findings.unseen.push(line);
+        return;
+    };
+    if let Some(problem) = judge(program, &output, file) {
+        findings.problems.push(problem);
+        return;
+    }
+    let right = "nginx can read it (nginx -t)".to_owned();
+    findings.right.push(right);
+}
+
+fn judge(program: &str, output: &Output, file: &Path) -> Option<Problem> {
+    let said = String::from_utf8_lossy(&output.stderr);
+    if !said.contains("nginx") {
+        let first = said.lines().next().unwrap_or("nothing");
+        let message = format!("what is started as {program} is no nginx: it says {first}");
+        let help = format!("{INSTALL}, and see which program PATH leads to: command -v nginx");
+        return Some(Problem::of_file(file, message, help));
+    }
+    if output.status.success() {
+        return None;
+    }
+    let Cause { words, place } = Cause::of(&said);
+    let help = help(&words, place.as_ref(), file);
+    let place = place.map_or_else(
+        || Place::File(file.to_owned()),
+        |(path, line)| Place::Line {
+            path,
+            line,
+            column: 1,
+        },
+    );
+    Some(Problem {
+        place,
+        message: format!("nginx refuses it: {words}"),
+        help,
+    })
+}
+
+/// Why it refuses, and the file and line that it names.
+#[derive(Debug, PartialEq, Eq)]
+struct Cause {
+    words: String,
+    place: Option<(PathBuf, usize)>,
+}
+
+impl Cause {
+    fn of(said: &str) -> Self {
+        let line = said.lines().find(|line| line.contains("[emerg] "));
+        let line = line.unwrap_or_else(|| said.trim());
+        let (_when, words) = line.split_once("[emerg] ").unwrap_or(("", line));
+        // Its process comes first, where it writes as it does into a log.
+        let is_process = |text: &str| text.bytes().all(|it| it.is_ascii_digit() || it == b'#');
+        let words = match words.split_once(": ") {
+            Some((process, rest)) if is_process(process) => rest,
+            Some(_) | None => words,
+        };
+        let placed = words.rsplit_once(" in ").and_then(|(before, place)| {
+            let (path, line) = place.rsplit_once(':')?;
+            Some((before, (PathBuf::from(path), line.parse().ok()?)))
+        });
+        let (words, place) = placed.map_or((words, None), |(words, place)| (words, Some(place)));
+        Self {
+            words: words.to_owned(),
+            place,
+        }
+    }
+}
+
+/// What to do about a cause, in nginx's words, which have stayed the same for many years.
+fn help(words: &str, place: Option<&(PathBuf, usize)>, file: &Path) -> String {
+    let says = |part: &str| words.contains(part);
+    let quoted = words.split('"').nth(1).unwrap_or_default();
+    let known = if says("Permission denied") {
+        "ask as root, as whom nginx starts"
+    } else if words.starts_with("dlopen()") && says("No such file") {
+        return match package(quoted) {
+            Some(package) => format!("apt-get install {package}, or remove this load_module"),
+            None => {
+                "install the package that has this module, or remove this load_module".to_owned()
+            }
+        };
+    } else if words.starts_with("dlopen()") || words.starts_with("module \"") && !says("already") {
+        "that module is for another nginx: install both from one source, and of one version (nginx -v)"
+    } else if says("is already loaded") {
+        "remove one of both load_module lines, or of the files that include them"
+    } else if says("unknown directive") && OF_STREAM.contains(&quoted) {
+        "the module that passes TLS through is not loaded: apt-get install libnginx-mod-stream, and write \
+         include /etc/nginx/modules-enabled/*.conf; above the first block"
+    } else if says("unknown directive") {
+        "correct the word, or load the module that has it: nginx -V lists those that are built in"
+    } else if words.starts_with("open()") && says("(2:") {
+        return match place {
+            Some(_) => format!("write {quoted}, or remove this include"),
+            None if Path::new(quoted) == file => {
+                "name the file that nginx starts with, such as /etc/nginx/nginx.conf".to_owned()
+            }
+            None => format!("make the folder of {quoted}"),
+        };
+    } else if says("key values mismatch") {
+        "name the key for which this certificate was made in ssl_certificate_key"
+    } else if says("cannot load certificate") || says("no \"ssl_certificate\"") {
+        "have a certificate and its key made, and name their files in ssl_certificate and ssl_certificate_key"
+    } else if says("Address already in use") {
+        "another program listens there: ss -ltnp names it; stop it, or choose another port"
+    } else if says("Cannot assign requested address") {
+        "that is no address of this machine: ip address lists them; or leave the address out, and write the port alone"
+    } else if says("a duplicate listen") || says("duplicate default server") {
+        "two servers have this listen, or one has it twice: leave one"
+    } else if says("host not found") {
+        "write its address, or have the name in DNS or /etc/hosts before nginx starts"
+    } else if says("no \"events\" section") {
+        "this is a part of a configuration: check the file that includes it, such as /etc/nginx/nginx.conf"
+    } else if words.starts_with("getpwnam") || words.starts_with("getgrnam") {
+        "name a user of this machine, such as the one of nginx's package: user www-data;"
+    } else if says("is not allowed here") {
+        "move it to the block where it belongs: servers for gateways stand in stream, those for operators in http"
+    } else if says("unexpected ") || says("is not terminated") || says("invalid ") {
+        "correct this line, or the end of the one before it; what is no configuration of nginx is refused so as well"
+    } else {
+        return format!("nginx -t -c {} says it at length", file.display());
+    };
+    known.to_owned()
+}
+
+/// The package of Debian's that has a module.
+fn package(module: &str) -> Option<String> {
+    let name = Path::new(module).file_stem()?.to_str()?;
+    let name = name.strip_prefix("ngx_")?.strip_suffix("_module")?;
+    Some(format!("libnginx-mod-{}", name.replace('_', "-")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::ExitStatus;
+
+    use super::*;
+
+    const FILE: &str = "/etc/nginx/nginx.conf";
+
+    fn problem(said: &str) -> Problem {
+        let output = Output {
+            status: ExitStatus::from_raw(256),
+            stdout: Vec::new(),
+            stderr: said.as_bytes().to_vec(),
+        };
+        judge("nginx", &output, Path::new(FILE)).unwrap()
+    }
+
+    /// What nginx 1.22 wrote, with the place and the help.
+    #[test]
+    fn each_cause_has_its_place_and_its_own_help() {
+        let line = "/etc/nginx/nginx.conf:7:1";
+        let mut helps = Vec::new();
+        for (said, place, help) in [
+            (
+                "dlopen() \"/usr/share/nginx/modules/ngx_stream_module.so\" failed (/usr/share/nginx/modules/\
+                 ngx_stream_module.so: cannot open shared object file: No such file or directory) in FILE:7",
+                line,
+                "apt-get install libnginx-mod-stream, or remove",
+            ),
+            (
+                "module \"/m/ngx_stream_module.so\" version 1018000 instead of 1022001 in FILE:7",
+                line,
+                "for another nginx",
+            ),
+            (
+                "module \"ngx_stream_module\" is already loaded in FILE:7",
+                line,
+                "remove one of both",
+            ),
+            (
+                "unknown directive \"stream\" in FILE:7",
+                line,
+                "modules-enabled",
+            ),
+            (
+                "unknown directive \"no_such\" in FILE:7",
+                line,
+                "correct the word",
+            ),
+            (
+                "open() \"/etc/nginx/missing.conf\" failed (2: No such file or directory) in FILE:7",
+                line,
+                "write /etc/nginx/missing.conf, or remove this include",
+            ),
+            (
+                "open() \"FILE\" failed (2: No such file or directory)",
+                FILE,
+                "name the file that nginx starts with",
+            ),
+            (
+                "open() \"/nonexistent/access.log\" failed (2: No such file or directory)",
+                FILE,
+                "make the folder of /nonexistent/access.log",
+            ),
+            (
+                "open() \"/run/nginx.pid\" failed (13: Permission denied)",
+                FILE,
+                "ask as root",
+            ),
+            (
+                "cannot load certificate \"/x/api.crt\": BIO_new_file() failed (SSL: error:80000002:system library::No \
+                 such file or directory:calling fopen(/x/api.crt, r))",
+                FILE,
+                "have a certificate and its key made",
+            ),
+            (
+                "SSL_CTX_use_PrivateKey(\"/x/api.key\") failed (SSL: error:05800074:x509 certificate routines::key values \
+                 mismatch)",
+                FILE,
+                "for which this certificate was made",
+            ),
+            (
+                "bind() to 0.0.0.0:443 failed (98: Address already in use)",
+                FILE,
+                "ss -ltnp",
+            ),
+            (
+                "bind() to 10.9.9.9:443 failed (99: Cannot assign requested address)",
+                FILE,
+                "no address of this machine",
+            ),
+            (
+                "a duplicate listen 127.0.0.1:8443 in FILE:7",
+                line,
+                "leave one",
+            ),
+            (
+                "host not found in upstream \"b.example:8081\" in FILE:7",
+                line,
+                "in DNS or /etc/hosts",
+            ),
+            (
+                "no \"events\" section in configuration",
+                FILE,
+                "a part of a configuration",
+            ),
+            ("getpwnam(\"www\") failed in FILE:7", line, "user www-data;"),
+            (
+                "\"server\" directive is not allowed here in FILE:7",
+                line,
+                "move it to the block",
+            ),
+            (
+                "unexpected end of file, expecting \";\" or \"}\" in FILE:7",
+                line,
+                "correct this line",
+            ),
+            ("something new in FILE:7", line, "says it at length"),
+        ] {
+            let said = said.replace("FILE", FILE);
+            for before in [
+                "nginx: [emerg] ",
+                "2026/11/28 08:40:35 [emerg] 20086#20086: ",
+            ] {
+                let end = format!("nginx: configuration file {FILE} test failed");
+                let found = problem(&format!(
+                    "nginx: [alert] could not open a log\n{before}{said}\n{end}"
+                ));
+                assert_eq!(found.place.to_string(), place, "{said}");
+                assert!(found.help.contains(help), "{said}: {}", found.help);
+                let words = said.trim_end_matches(&format!(" in {FILE}:7"));
+                assert_eq!(found.message, format!("nginx refuses it: {words}"));
+                helps.push(found.help);
+            }
+        }
+        helps.sort();
+        helps.dedup();
+        assert_eq!(helps.len(), 20, "no two causes have one help");
+    }
+
+    #[test]
+    fn another_program_of_this_name_is_no_nginx() {
+        for program in ["false", "true"] {
+            let mut findings = Findings::default();
+            ask(&[program], Path::new(FILE), &mut findings);
+            let [problem] = &*findings.problems else {
+                panic!("{findings:?}");
+            };
+            assert!(problem.message.contains("is no nginx: it says nothing"));
+            assert!(problem.help.contains("command -v nginx"));
+        }
+        let mut findings = Findings::default();
+        ask(&["/nonexistent/nginx"], Path::new(FILE), &mut findings);
+        assert!(
+            findings.problems.is_empty()
+                && findings.unseen[0].contains("apt-get install nginx-light")
+        );
+    }
+}
