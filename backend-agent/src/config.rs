@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use viworks_common::human;
 use viworks_common::id::TrustDomain;
 use viworks_common::key::BindingMode;
 use viworks_common::limits::{
@@ -149,8 +150,9 @@ impl Config {
     #[must_use]
     pub fn fewer(&self) -> String {
         format!(
-            "it lets in no more than {} gateways and {} operators",
-            self.agents.connections_max, self.api.connections_max
+            "it lets in no more than {} and {}",
+            human::counted(self.agents.connections_max, "gateway", "gateways"),
+            human::counted(self.api.connections_max, "operator", "operators"),
         )
     }
 

@@ -22,6 +22,7 @@ pub mod sqlite;
 
 use std::time::Duration;
 
+use viworks_common::human;
 use viworks_common::id::GatewayName;
 
 pub use contract::{
@@ -51,7 +52,7 @@ pub enum StoreError {
         what: String,
     },
     /// A bound on waiting commands was reached; the whole run was refused.
-    #[error("{scope} already has its {limit} waiting commands")]
+    #[error("{scope} already has its {}", human::counted_all(*.limit, "waiting command", "waiting commands"))]
     QueueFull {
         /// Whose bound it is: `the backend`, or the first gateway's name.
         scope: String,

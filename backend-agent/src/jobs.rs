@@ -271,10 +271,8 @@ impl Jobs {
         } else {
             self.conditions.clear(ROOM);
         }
-        let connected = match self.manager.len() {
-            1 => "1 gateway connected".to_owned(),
-            many => format!("{many} gateways connected"),
-        };
+        let connected = human::counted(self.manager.len(), "gateway", "gateways");
+        let connected = format!("{connected} connected");
         notify::status(&connected, &self.conditions);
         health.map(drop)
     }

@@ -255,7 +255,8 @@ impl Reload {
             .collect();
         let more = if count > named.len() { ", …" } else { "" };
         let cause = format!(
-            "the certificates of {count} gateways end soon or have ended: {}{more}",
+            "the certificates of {} end soon or have ended: {}{more}",
+            human::counted(count, "gateway", "gateways"),
             named.join(", ")
         );
         let fix = "renew each for its own key and put it where that gateway's certificate_file points; it takes it over by itself";

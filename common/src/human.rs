@@ -43,7 +43,7 @@ pub fn span(span: Duration) -> String {
         0..60 => format!("{seconds} s"),
         60..3_600 => format!("{} min {} s", seconds / 60, seconds % 60),
         3_600..172_800 => format!("{} h {} min", seconds / 3_600, seconds % 3_600 / 60),
-        _ => format!("{} days", seconds / 86_400),
+        _ => counted_all(seconds / 86_400, "day", "days"),
     }
 }
 
@@ -112,10 +112,10 @@ pub fn life(
     }
 }
 
-/// Whether two sentences say the same but for the numbers and times in them.
+/// Whether two sentences say the same but for the numbers and times in them, and for one of a thing or several.
 #[must_use]
 pub fn same_but_for_numbers(one: &str, other: &str) -> bool {
-    words(one).eq(words(other))
+    words(one).map(root).eq(words(other).map(root))
 }
 
 /// The words of a sentence that are neither a number nor the unit of one.
@@ -133,6 +133,24 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
         behind_number = number;
         !number && !unit
     })
+}
+
+/// What the words for one and for several have in common.
+fn root(word: &str) -> &str {
+    let bare = word.trim_matches(|c: char| c.is_ascii_punctuation());
+    if !bare.chars().all(char::is_alphabetic) {
+        return word;
+    }
+    match bare {
+        "are" => "is",
+        "were" => "was",
+        "have" => "has",
+        "is" | "was" | "has" => bare,
+        _ => bare
+            .strip_suffix("ies")
+            .or_else(|| bare.strip_suffix('y'))
+            .unwrap_or_else(|| bare.trim_end_matches('s').trim_end_matches('e')),
+    }
 }
 
 fn to_the_second(at: Timestamp) -> String {
@@ -205,6 +223,10 @@ mod tests {
         assert!(same(
             "it ends in 3 h 5 min (2026-11-29T17:00:00Z); 7 records",
             "it ends in 12 days (2026-12-09T17:00:00Z); 1,234 records"
+        ));
+        assert!(same(
+            "1 record was refused, 1 entry is full, 1 batch has come",
+            "2 records were refused, 3 entries are full, 7 batches have come"
         ));
         assert!(!same(
             "telemetry of gw-1 is refused",

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
+use viworks_common::human;
 use viworks_common::id::{LabelKey, check_label_value};
 use viworks_common::key::BindingMode;
 use viworks_common::limits::{HANDSHAKE_STEP_TIMEOUT, LABELS_MAX, SEND_PROGRESS_TIMEOUT};
@@ -136,7 +137,7 @@ impl GatewayConfig {
         if self.labels.len() > LABELS_MAX {
             section.problem(
                 "labels",
-                format!("{} labels", self.labels.len()),
+                human::counted(self.labels.len(), "label", "labels"),
                 format!("at most {LABELS_MAX} are reported"),
             );
         }
@@ -263,7 +264,7 @@ fn read_outbound(section: &mut Section<'_>) -> OutboundConfig {
     if pins.len() > PINS_MAX {
         section.problem(
             "pins",
-            format!("{} pins", pins.len()),
+            human::counted(pins.len(), "pin", "pins"),
             format!("at most {PINS_MAX} can be given"),
         );
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tracing::warn;
 use viworks_common::command::{Outcome, OutcomeState};
+use viworks_common::human;
 use viworks_common::id::{AgentRunId, CommandId};
 use viworks_common::journal::{Entry, EntryState};
 use viworks_runtime::blocking::{self, Unanswered};
@@ -45,7 +46,7 @@ pub enum JournalError {
     #[error("the command journal failed")]
     Database(#[from] sqlite::Error),
     /// As many entries as there may be.
-    #[error("the command journal holds {0} entries, as many as it may")]
+    #[error("the command journal holds {}, as many as it may", human::counted_all(u64::from(*.0), "entry", "entries"))]
     Full(u32),
     /// The entry is not in the state that this step starts from.
     #[error("command {command_id} is not {wanted} in the journal")]

@@ -35,6 +35,9 @@ const REFUSED_TIME: Duration = Duration::from_secs(3_600);
 const STATE_FOLDER: &str = "state_folder";
 const STATE_FOLDER_FIX: &str = "put the folder back where it was, on a disk that can be written, before this agent is restarted: what it must remember exists in this process only; if it is gone for good, revoke this gateway and issue its name again (docs/errors/identity_fork.md)";
 const READ_ONLY_FIX: &str = "see dmesg for why, mend the disk and mount it to be written again, then restart this agent if it does not go on by itself; until then commands are refused and telemetry is counted";
+/// What the spool did not take, by one and by several.
+const RECORD_REFUSED: &str = "telemetry record was refused";
+const RECORDS_REFUSED: &str = "telemetry records were refused";
 const JOURNAL: &str = "journal";
 const DISK: &str = "disk";
 pub(crate) const DISK_FIX: &str =
@@ -105,8 +108,8 @@ impl Watch {
 
     fn held(&self) -> String {
         format!(
-            "no command is taken, and {} telemetry records were refused since this process started",
-            self.spool.refused()
+            "no command is taken, and {} since this process started",
+            human::counted_all(self.spool.refused(), RECORD_REFUSED, RECORDS_REFUSED)
         )
     }
 
@@ -150,9 +153,9 @@ impl Watch {
         match self.spool.trouble() {
             Some(trouble) if kept => {
                 let cause = format!(
-                    "{}: {} telemetry records were refused since this process started",
+                    "{}: {} since this process started",
                     trouble.cause,
-                    self.spool.refused()
+                    human::counted_all(self.spool.refused(), RECORD_REFUSED, RECORDS_REFUSED)
                 );
                 self.conditions
                     .raise(DISK, Severity::Fail, &cause, trouble.fix);

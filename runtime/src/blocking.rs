@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::timeout;
+use viworks_common::human;
 
 mod per_key;
 
@@ -34,7 +35,7 @@ pub enum Unanswered {
     #[error("it did not answer within {0:?}")]
     Late(Duration),
     /// Too many earlier ones hang.
-    #[error("{0} earlier calls have not come back")]
+    #[error("{} not come back", human::counted(*.0, "earlier call has", "earlier calls have"))]
     Hanging(usize),
     /// It panicked, which was logged by the thread.
     #[error("it panicked")]

@@ -8,6 +8,8 @@ use std::io;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use viworks_common::human;
+
 use crate::conditions::{Conditions, Severity};
 
 /// The condition while there can be fewer than the bounds come to.
@@ -89,8 +91,9 @@ fn short(soft: Option<u64>, needed: u64) -> Option<(u64, u64)> {
 }
 
 fn too_few(soft: u64, needed: u64, keys: &str, meanwhile: &str) -> (String, String) {
+    let files = human::counted_all(soft, "file or socket", "files and sockets");
     let cause = format!(
-        "this process may have {soft} files and sockets open, and its bounds ({keys}) come to {needed}: {meanwhile}"
+        "this process may have {files} open, and its bounds ({keys}) come to {needed}: {meanwhile}"
     );
     let fix = format!(
         "raise the hard limit to {needed} (LimitNOFILE of the unit, ulimit -Hn, nofile of the container), or lower {keys}, and restart"
@@ -110,7 +113,7 @@ mod tests {
         assert_eq!(found, Some((1_024, 1_025)));
         let keys = "connections_max of [agents]";
         let (cause, fix) = too_few(1_024, 1_025, keys, "fewer are let in");
-        for words in ["1024", "1025", keys] {
+        for words in ["1,024 files and sockets", "1025", keys] {
             assert!(cause.contains(words), "{words}: {cause}");
         }
         assert!(fix.contains("1025") && fix.contains(keys), "{fix}");

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use viworks_common::human;
+
 use crate::exit::ExitCode;
 
 /// One thing to put right.
@@ -133,13 +135,8 @@ impl fmt::Display for Problems {
         for problem in &self.problems {
             writeln!(f, "{problem}")?;
         }
-        match self.problems.len() {
-            1 => write!(f, "1 problem in the configuration, nothing was started"),
-            count => write!(
-                f,
-                "{count} problems in the configuration, nothing was started"
-            ),
-        }
+        let problems = human::counted(self.problems.len(), "problem", "problems");
+        write!(f, "{problems} in the configuration, nothing was started")
     }
 }
 

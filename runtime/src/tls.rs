@@ -49,7 +49,7 @@ pub fn spki_sha256(certificate: &[u8]) -> Result<[u8; 32], TlsError> {
         })?;
     if !rest.is_empty() {
         return Err(TlsError::Certificate {
-            reason: format!("{} more bytes behind it", rest.len()),
+            reason: material::bytes_behind(rest.len()),
         });
     }
     Ok(Sha256::digest(certificate.tbs_certificate.subject_pki.raw).into())

@@ -4,6 +4,7 @@ mod claims;
 mod dead;
 mod faults;
 mod house;
+mod plurals;
 mod rules;
 mod storeys;
 mod words;
@@ -20,6 +21,7 @@ pub(crate) fn findings(root: &Path) -> Result<Vec<String>, String> {
     found.extend(claims::check(&house));
     found.extend(faults::check(&house));
     found.extend(rules::check(&house));
+    found.extend(plurals::check(&house));
     Ok(found)
 }
 

@@ -89,7 +89,9 @@ pub(super) async fn health(state: &ApiState) -> Health {
 fn add(checks: &mut Vec<HealthCheck>, part: HealthCheck) {
     match checks.iter_mut().find(|check| check.name == part.name) {
         Some(told) => {
-            if part.status > told.status {
+            // Of two that are equally bad each says something of its own.
+            let as_bad = part.status >= told.status && part.status != HealthStatus::Pass;
+            if as_bad && part.detail != told.detail {
                 told.status = part.status;
                 told.detail = format!("{}; {}", part.detail, told.detail);
             }
@@ -229,19 +231,16 @@ async fn instances(state: &ApiState, patience: Duration) -> Option<HealthCheck> 
             (false, false) => "",
         };
         let this = if one.id == own { "this one, " } else { "" };
-        format!("{} ({this}{} sessions{standing})", one.name, one.sessions)
+        let sessions = human::counted_all(one.sessions, "session", "sessions");
+        format!("{} ({this}{sessions}{standing})", one.name)
     });
     let told: Vec<String> = told.collect();
-    let backends = if all.len() == 1 {
-        "backend"
-    } else {
-        "backends"
-    };
     let status = match all.iter().any(|one| one.lease.is_zero()) {
         true => HealthStatus::Warn,
         false => HealthStatus::Pass,
     };
-    let detail = format!("{} {backends}: {}", all.len(), told.join("; "));
+    let backends = human::counted(all.len(), "backend", "backends");
+    let detail = format!("{backends}: {}", told.join("; "));
     Some(check(name, status, detail))
 }
 
@@ -262,8 +261,12 @@ async fn fleet(state: &ApiState, patience: Duration) -> Vec<HealthCheck> {
         HealthStatus::Pass
     };
     let detail = format!(
-        "{} of {} gateways online, {open} commands open, {} forks, {} orphaned results",
-        counts.connected, counts.gateways, counts.forks, counts.orphans
+        "{} of {} online, {} open, {}, {}",
+        human::count(counts.connected),
+        human::counted_all(counts.gateways, "gateway", "gateways"),
+        human::counted_all(open, "command", "commands"),
+        human::counted_all(counts.forks, "fork", "forks"),
+        human::counted_all(counts.orphans, "orphaned result", "orphaned results"),
     );
     let fleet = HealthCheck {
         figures: figures([
@@ -280,13 +283,7 @@ async fn fleet(state: &ApiState, patience: Duration) -> Vec<HealthCheck> {
     let queued = queued.copied().unwrap_or_default();
     let age = counts.oldest_queued_at;
     let age = age.map_or(Duration::ZERO, |at| now.saturating_since(at));
-    let detail = match queued {
-        0 => "no command waits".to_owned(),
-        _ => format!(
-            "{queued} commands wait, the oldest for {}",
-            human::span(age)
-        ),
-    };
+    let detail = waiting(queued, age);
     let queue = HealthCheck {
         figures: figures([
             ("queued_commands", queued),
@@ -296,6 +293,17 @@ async fn fleet(state: &ApiState, patience: Duration) -> Vec<HealthCheck> {
         ..check("queued", HealthStatus::Pass, detail)
     };
     vec![fleet, queue]
+}
+
+/// So many commands, and how long the oldest of them has waited.
+fn waiting(queued: u64, age: Duration) -> String {
+    let commands = human::counted_all(queued, "command waits", "commands wait");
+    let age = human::span(age);
+    match queued {
+        0 => "no command waits".to_owned(),
+        1 => format!("{commands}, for {age}"),
+        _ => format!("{commands}, the oldest for {age}"),
+    }
 }
 
 /// What it means that the store said nothing of something: while it works otherwise, it is slow.
@@ -357,7 +365,11 @@ mod tests {
                 HealthStatus::Fail,
                 "it does not answer; it fills up",
             ),
-            (HealthStatus::Fail, HealthStatus::Fail, "it fills up"),
+            (
+                HealthStatus::Fail,
+                HealthStatus::Fail,
+                "it does not answer; it fills up",
+            ),
         ] {
             let mut checks = vec![check("disk", told, "it fills up")];
             add(&mut checks, part());
@@ -365,6 +377,20 @@ mod tests {
             assert_eq!((checks[0].status, &*checks[0].detail), (status, detail));
             assert_eq!(checks[0].figures["free_bytes"], 7);
         }
+        let mut checks = vec![check("disk", HealthStatus::Fail, "it does not answer")];
+        add(&mut checks, part());
+        assert_eq!(checks[0].detail, "it does not answer");
+        let mut checks = vec![check("disk", HealthStatus::Fail, "it fills up")];
+        add(&mut checks, check("disk", HealthStatus::Pass, "7 bytes free"));
+        assert_eq!(checks[0].detail, "it fills up");
+    }
+
+    #[test]
+    fn one_command_that_waits_is_one() {
+        let told = |queued| waiting(queued, Duration::from_secs(12));
+        assert_eq!(told(0), "no command waits");
+        assert_eq!(told(1), "1 command waits, for 12 s");
+        assert_eq!(told(3), "3 commands wait, the oldest for 12 s");
     }
 
     #[test]

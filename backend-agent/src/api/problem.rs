@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, StatusCode};
 use viworks_api::{FieldProblem, GatewayRef, PROBLEM_MEDIA_TYPE, Problem, ProblemCode, Scope};
+use viworks_common::human;
 
 use crate::auth::apikey::CreateError;
 use crate::auth::bearer::AuthError;
@@ -105,7 +106,8 @@ impl ApiError {
             self = self.with(format!("targets.gateways: {name}"), problem, None);
         }
         if more > 0 {
-            self = self.with("targets", format!("and {more} more gateways"), None);
+            let more = human::counted(more, "more gateway", "more gateways");
+            self = self.with("targets", format!("and {more}"), None);
         }
         self
     }
@@ -220,13 +222,12 @@ impl From<StoreError> for ApiError {
                 limit,
                 retry_after,
             } => {
+                let waiting = human::counted_all(limit, "waiting command", "waiting commands");
                 let detail = if gateways.len() > 1 {
-                    format!(
-                        "{} gateways already have their {limit} waiting commands; nothing was sent",
-                        gateways.len()
-                    )
+                    let gateways = human::counted(gateways.len(), "gateway", "gateways");
+                    format!("{gateways} already have their {waiting} each; nothing was sent")
                 } else {
-                    format!("{scope} already has its {limit} waiting commands; nothing was sent")
+                    format!("{scope} already has its {waiting}; nothing was sent")
                 };
                 let full = gateways
                     .into_iter()
@@ -396,7 +397,10 @@ impl From<SubmitError> for ApiError {
                 Self::new(ProblemCode::TargetCount, detail.clone()).with(
                     "expect_targets",
                     detail,
-                    Some(format!("a selection of {expected} gateways")),
+                    Some(format!(
+                        "a selection of {}",
+                        human::counted_all(expected, "gateway", "gateways")
+                    )),
                 )
             }
             SubmitError::IdempotencyMismatch => Self::new(ProblemCode::IdempotencyMismatch, detail)

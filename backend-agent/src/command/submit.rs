@@ -11,6 +11,7 @@ use std::time::Duration;
 use viworks_api::SkipCode;
 use viworks_common::catalogue::{ArgumentProblem, CatalogueEntry, Risk};
 use viworks_common::command::Arguments;
+use viworks_common::human;
 use viworks_common::id::{AgentId, CommandId, CommandName, GatewayName, RunId};
 use viworks_common::limits;
 use viworks_runtime::random;
@@ -120,7 +121,7 @@ pub enum SubmitError {
     #[error("{0}")]
     NoTarget(&'static str),
     /// More gateways than one run may have.
-    #[error("{0} gateways are more than one run may have")]
+    #[error("{} more than one run may have", human::counted(*.0, "gateway is", "gateways are"))]
     TooManyTargets(usize),
     /// Named gateways that do not exist or were revoked.
     #[error("unknown or revoked gateways")]

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
+use viworks_common::human;
 use viworks_runtime::sqlite::{self, Params, Row, Value, params};
 
 use super::intents::link::{Link, LinkError, Sql};
@@ -113,7 +114,9 @@ pub enum MoveError {
     NoSite(PathBuf),
     /// Both do not hold the same.
     #[error(
-        "{table}: {source_rows} rows in the embedded database, {target_rows} on the server, and they differ; {}",
+        "{table}: {} in the embedded database, {} on the server, and they differ; {}",
+        human::counted_all(*.source_rows, "row", "rows"),
+        human::count(*.target_rows),
         remedy(*.was_compared)
     )]
     Differs {

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::{Argument, ArgumentType, CatalogueEntry};
 use crate::command::Arguments;
 use crate::id::ArgumentName;
-use crate::{limits, text};
+use crate::{human, limits, text};
 
 /// Bytes of a pattern; longer ones are no longer reviewed by anybody.
 const PATTERN_BYTES_MAX: usize = 256;
@@ -130,7 +130,11 @@ impl Grammar {
         if declared.len() > limits::ARGUMENTS_MAX {
             problems.push(ArgumentProblem {
                 argument: "arguments".to_owned(),
-                problem: format!("{} arguments are declared", declared.len()),
+                problem: human::counted(
+                    declared.len(),
+                    "argument is declared",
+                    "arguments are declared",
+                ),
                 allowed: format!("at most {}", limits::ARGUMENTS_MAX),
             });
         }
@@ -328,7 +332,7 @@ fn check_choices(argument: &Argument, values: &[String]) -> Result<(), ArgumentP
     if values.is_empty() || values.len() > CHOICES_MAX {
         return Err(declaration(
             argument,
-            &format!("{} choices are listed", values.len()),
+            &human::counted(values.len(), "choice is listed", "choices are listed"),
             &allowed,
         ));
     }

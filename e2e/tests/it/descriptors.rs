@@ -48,7 +48,7 @@ async fn a_backend_takes_all_the_files_it_may_have_and_tells_when_they_are_too_f
     let fewer = "no more than 660 gateways and 220 operators";
     for words in [
         fewer,
-        "1024 files",
+        "1,024 files",
         "connections_max of [agents]",
         "LimitNOFILE",
     ] {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use serde::Serialize;
 use tokio::sync::watch;
+use viworks_common::human;
 use viworks_common::rate::Lately;
 use viworks_common::telemetry::intake::{Allowance, IntakeQuota, OverRate};
 use viworks_runtime::clock::Clock;
@@ -177,8 +178,8 @@ impl Intakes {
         taken.map_err(|over| {
             self.refused(peer, |refused| refused.over_rate += 1, "too much in a minute");
             let detail = format!(
-                "a user may hand in {} records and {} bytes a minute, and {} has handed in more; nothing of this request was taken",
-                quota.records.per_minute,
+                "a user may hand in {} and {} bytes a minute, and {} has handed in more; nothing of this request was taken",
+                human::counted_all(u64::from(quota.records.per_minute), "record", "records"),
                 quota.bytes.per_minute,
                 peer.actor()
             );
@@ -194,7 +195,8 @@ impl Intakes {
         let refused = state.refused.all();
         drop(state);
         let cause = format!(
-            "telemetry of local programs is refused, {refused} requests since this process started; the last was of {}: {why}",
+            "telemetry of local programs is refused, {} since this process started; the last was of {}: {why}",
+            human::counted_all(refused, "request", "requests"),
             peer.actor()
         );
         self.conditions

@@ -17,6 +17,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 use tower::ServiceExt;
+use viworks_common::human;
 use viworks_common::limits;
 use viworks_common::places::PlaceLimits;
 use viworks_common::rate::Lately;
@@ -204,8 +205,8 @@ impl Crowd {
     fn turned_away(&mut self, last: Peer, shell: &Shell) {
         self.turned_away = self.turned_away.saturating_add(1);
         let cause = format!(
-            "the local API has no place left: {} connections were cut or refused since this process started, the last because of {}",
-            self.turned_away,
+            "the local API has no place left: {} cut or refused since this process started, the last because of {}",
+            human::counted_all(self.turned_away, "connection was", "connections were"),
             last.actor()
         );
         let fix = "find the program of that user that opens connections and keeps them: ss -xp shows who holds the other end; one connection is enough for many requests";

@@ -8,6 +8,7 @@ use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tracing::warn;
+use viworks_common::human;
 use viworks_common::id::StreamName;
 use viworks_common::limits;
 use viworks_common::telemetry::{Fields, Record, is_own};
@@ -67,8 +68,8 @@ pub(super) async fn intake(
             "too_many_records",
             "Too many records",
             format!(
-                "at most {} records in one request",
-                limits::BATCH_RECORDS_MAX
+                "at most {} in one request",
+                human::counted(limits::BATCH_RECORDS_MAX, "record", "records")
             ),
         ));
     }

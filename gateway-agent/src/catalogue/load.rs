@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use viworks_common::human;
 use viworks_common::id::CommandName;
 use viworks_common::limits;
 use viworks_runtime::config::{Document, Environment, Place, Problem, Problems};
@@ -80,8 +81,8 @@ pub fn read(
     }
     if definitions.len() > limits::CATALOGUE_COMMANDS_MAX {
         let message = format!(
-            "{} commands are defined, at most {} can be",
-            definitions.len(),
+            "{} defined, at most {} can be",
+            human::counted(definitions.len(), "command is", "commands are"),
             limits::CATALOGUE_COMMANDS_MAX
         );
         note(Problems::new(vec![Problem::of_file(
@@ -126,9 +127,9 @@ fn list(folder: &Path, opened: &Folder, owners: Owners) -> Result<Vec<OsString>,
     let mut names: Vec<OsString> = names.into_iter().filter(counts).collect();
     if names.len() > FILES_MAX {
         let message = format!(
-            "{} holds {} files, at most {FILES_MAX} are read",
+            "{} holds {}, at most {FILES_MAX} are read",
             folder.display(),
-            names.len()
+            human::counted(names.len(), "file", "files")
         );
         return Err(Problems::new(vec![Problem::of_file(
             folder,

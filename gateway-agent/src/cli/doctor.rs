@@ -168,7 +168,8 @@ impl Doctor {
             Ok(unavailable) => format!(", {unavailable} of them not now (see status)"),
             Err(error) => format!(", and whether they can is not known: {error}"),
         };
-        format!("; {count} commands may run{can}")
+        let commands = human::counted(count, "command", "commands");
+        format!("; {commands} may run{can}")
     }
 
     async fn disk(&mut self, folder: &Path) -> Result<(), Stop> {

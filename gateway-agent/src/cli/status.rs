@@ -139,8 +139,8 @@ fn lines(status: &Value, now: Timestamp) -> String {
     line(
         "spool",
         format!(
-            "{} records waiting, {} of {} KiB, {} of {} KiB by local programs, {} dropped since it was made",
-            text("/spool/records"),
+            "{} waiting, {} of {} KiB, {} of {} KiB by local programs, {} dropped since it was made",
+            human::counted_all(number("/spool/records").unwrap_or_default(), "record", "records"),
             number("/spool/bytes").unwrap_or_default() / 1_024,
             number("/spool/bytes_max").unwrap_or_default() / 1_024,
             number("/spool/local_bytes").unwrap_or_default() / 1_024,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tracing::warn;
+use viworks_common::human;
 use viworks_common::id::CommandId;
 use viworks_common::time::Monotonic;
 use viworks_runtime::conditions::{Conditions, Severity};
@@ -71,8 +72,12 @@ impl Refusals {
         self.results += 1;
         self.told_at = Some(now);
         let cause = format!(
-            "the backend did not keep {} results of commands that it does not know, in the last session that had any",
-            self.results
+            "the backend did not keep {}, in the last session that had any",
+            human::counted_all(
+                self.results,
+                "result of a command that it does not know",
+                "results of commands that it does not know"
+            )
         );
         self.conditions.raise(
             RESULTS_NOT_KEPT,

@@ -404,7 +404,7 @@ async fn one_who_hands_in_too_much_is_told_when_to_come_back_and_keeps_nobody_el
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     let answer = server.request_of_nobody("/v1/telemetry", &whole).await;
     assert!(
-        answer.contains("a user may hand in 1000 records"),
+        answer.contains("a user may hand in 1,000 records"),
         "{answer}"
     );
     // Who may run commands has no rate.

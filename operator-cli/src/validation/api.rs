@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use viworks_common::human;
+
 use super::papers::Papers;
 use super::report::Finding;
 use super::wire;
@@ -46,9 +48,9 @@ pub(super) async fn health(client: &Client) -> Finding {
         return Finding::fail(format!("health {status}"), reason, fix);
     }
     Finding::Pass(format!(
-        "200 from 4 in {} ms, {} parts, {status}",
+        "200 from 4 in {} ms, {}, {status}",
         begun.elapsed().as_millis(),
-        parts.len()
+        human::counted(parts.len(), "part", "parts")
     ))
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use viworks_api::{GatewayRef, GatewayStatus, RequestedArguments, RunRequest, Targets};
 use viworks_common::command::CommandState;
+use viworks_common::human;
 use viworks_common::time::Timestamp;
 use viworks_runtime::clock::{Clock, SystemClock};
 use viworks_runtime::exit::ExitCode;
@@ -199,7 +200,8 @@ impl<'s> Site<'s> {
             return Finding::fail(version, "older than TLS 1.3", fix);
         }
         Finding::Pass(format!(
-            "{version}, certificate taken, one of {count} pins served"
+            "{version}, certificate taken, one of {} served",
+            human::counted(count, "pin", "pins")
         ))
     }
 
@@ -290,7 +292,7 @@ impl<'s> Site<'s> {
                         Finding::Pass(format!("online after {} ms, stored once", took.as_millis()))
                     }
                     Ok(count) => Finding::fail(
-                        format!("{count} rows"),
+                        human::counted(count, "row", "rows"),
                         "one gateway is there more than once",
                         "this database is damaged: restore it",
                     ),
@@ -488,7 +490,10 @@ impl<'s> Site<'s> {
             if refused > 0 || items.len() > sent || double > 0 || is_late {
                 return Finding::fail(
                     measured,
-                    format!("not what was sent; {refused} were refused"),
+                    format!(
+                        "not what was sent; {}",
+                        human::counted_all(refused, "record was refused", "records were refused")
+                    ),
                     "viworks telemetry shows gaps and refusals with their reasons",
                 );
             }

@@ -171,7 +171,11 @@ pub fn show(gateway: &Gateway, format: Format, now: Timestamp) -> Result<(), Fai
     if let Some(spool) = &gateway.spool {
         rows.push((
             "spool",
-            format!("{} records waiting, {} bytes", spool.records, spool.bytes),
+            format!(
+                "{} waiting, {} bytes",
+                human::counted_all(spool.records, "record", "records"),
+                human::count(spool.bytes)
+            ),
         ));
     }
     rows.into_iter()

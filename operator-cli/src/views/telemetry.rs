@@ -74,7 +74,8 @@ fn refused(refusals: &[TelemetryRefusal], now: Timestamp) -> Result<(), Failure>
     let records = refusals
         .iter()
         .fold(0_u64, |sum, it| sum.saturating_add(it.records));
-    output::note(&format!("{} records were refused", human::count(records)));
+    let refused = human::counted_all(records, "record was refused", "records were refused");
+    output::note(&refused);
     Ok(())
 }
 

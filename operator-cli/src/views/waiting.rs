@@ -132,7 +132,10 @@ fn status(gateway: &Gateway, held_up: bool, now: Timestamp) -> String {
             0 => "online, its answer is on the way".to_owned(),
             1 if held_up => "online".to_owned(),
             1 => "online, about to start".to_owned(),
-            queued => format!("online, {queued} commands in its queue"),
+            queued => {
+                let commands = human::counted_all(queued, "command", "commands");
+                format!("online, {commands} in its queue")
+            }
         },
         GatewayStatus::Offline => format!("offline{}", seen()),
         GatewayStatus::Never => "never connected".to_owned(),

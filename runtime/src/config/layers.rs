@@ -4,6 +4,8 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use viworks_common::human;
+
 use super::text::Text;
 use crate::files::{self, FileError, Folder, Owners};
 use crate::problem::{Problem, Problems};
@@ -72,9 +74,9 @@ impl Layers {
         names.sort();
         if names.len() > FILES_MAX {
             let message = format!(
-                "{} holds {} files, at most {FILES_MAX} are read",
+                "{} holds {}, at most {FILES_MAX} are read",
                 path.display(),
-                names.len()
+                human::counted(names.len(), "file", "files")
             );
             return self
                 .problems

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use viworks_common::human;
+
 use crate::files::FileError;
 use crate::problem::Problem;
 
@@ -26,7 +28,11 @@ pub enum TlsError {
         path: PathBuf,
     },
     /// Some of what the file holds would be skipped in silence.
-    #[error("{} holds {found} blocks of certificates, of which only {read} can be read", path.display())]
+    #[error(
+        "{} holds {}, of which only {read} can be read",
+        path.display(),
+        human::counted(*.found, "block of certificates", "blocks of certificates")
+    )]
     Skipped {
         /// The file.
         path: PathBuf,
@@ -44,7 +50,7 @@ pub enum TlsError {
         mode: u32,
     },
     /// The file does not hold exactly one private key.
-    #[error("{} holds {found} private keys instead of one", path.display())]
+    #[error("{} holds {} instead of one", path.display(), human::counted(*.found, "private key", "private keys"))]
     NotOneKey {
         /// The file.
         path: PathBuf,

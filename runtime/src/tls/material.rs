@@ -7,6 +7,7 @@ use rustls::crypto::aws_lc_rs;
 use rustls::sign::CertifiedKey;
 use rustls::{InconsistentKeys, RootCertStore};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use viworks_common::human;
 use viworks_common::time::Timestamp;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
@@ -229,12 +230,20 @@ pub fn one_certificate(text: &[u8]) -> Result<CertificateDer<'static>, TlsError>
     };
     let certificates = pem::certificates(text).map_err(|error| unreadable(&error.to_string()))?;
     let [certificate] = <[_; 1]>::try_from(certificates)
-        .map_err(|found| unreadable(&format!("the text has {} certificates", found.len())))?;
+        .map_err(|found: Vec<_>| {
+            let found = human::counted(found.len(), "certificate", "certificates");
+            unreadable(&format!("the text has {found}"))
+        })?;
     match X509Certificate::from_der(&certificate) {
         Ok(([], _)) => Ok(certificate),
         Ok(_) => Err(unreadable("there are more bytes behind it")),
         Err(error) => Err(unreadable(&error.to_string())),
     }
+}
+
+/// What comes behind a certificate and is none.
+pub(super) fn bytes_behind(bytes: usize) -> String {
+    human::counted(bytes, "more byte behind it", "more bytes behind it")
 }
 
 fn check_certificate(path: &Path, certificate: &[u8]) -> Result<(), TlsError> {
@@ -244,7 +253,7 @@ fn check_certificate(path: &Path, certificate: &[u8]) -> Result<(), TlsError> {
     };
     match X509Certificate::from_der(certificate) {
         Ok(([], _)) => Ok(()),
-        Ok((rest, _)) => Err(broken(format!("{} more bytes behind it", rest.len()))),
+        Ok((rest, _)) => Err(broken(bytes_behind(rest.len()))),
         Err(error) => Err(broken(error.to_string())),
     }
 }

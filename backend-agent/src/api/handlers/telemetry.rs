@@ -11,6 +11,7 @@ use viworks_api::{
     TelemetryRefusal, TelemetryRefusalList, TelemetryStep, TelemetryStepList, TelemetryStream,
     TelemetryStreamList,
 };
+use viworks_common::human;
 use viworks_common::id::{FieldName, StreamName};
 use viworks_common::limits::{OBSERVED_FUTURE_MAX, STEP_BYTES_MAX, STEP_ROWS_MAX};
 use viworks_common::telemetry::RecordRefusal;
@@ -193,7 +194,8 @@ async fn numbers(
     check_order(from, until)?;
     let steps = step.spanned(from, params.to.unwrap_or(now));
     if steps > STEPS_MAX {
-        let problem = format!("{steps} steps between from and to");
+        let steps = human::counted_all(steps, "step", "steps");
+        let problem = format!("{steps} between from and to");
         let allowed = format!("a longer step or less time: at most {STEPS_MAX} steps");
         return Err(ApiError::parameter("step", &problem, allowed));
     }

@@ -107,7 +107,9 @@ fn certificates(state: &ApiState) -> HealthCheck {
     for (name, not_after) in state.counters.certificate_ends_at() {
         let left = not_after.saturating_sub(now);
         figures.insert(format!("{name}_remaining_s"), left);
-        told.push(format!("{name}: {} days left", left / 86_400));
+        let days = u64::try_from(left / 86_400).unwrap_or_default();
+        let days = human::counted_all(days, "day", "days");
+        told.push(format!("{name}: {days} left"));
     }
     let ending = state.counters.gateway_certificates_ending.get();
     figures.insert("gateways_ending".to_owned(), ending);
@@ -138,9 +140,10 @@ fn sessions(state: &ApiState) -> HealthCheck {
         ("sessions".to_owned(), counters.sessions.get()),
         ("openings".to_owned(), counters.openings.get()),
     ]);
+    let here = u64::try_from(counters.sessions.get()).unwrap_or_default();
     let detail = format!(
-        "{} sessions of gateways here, {} being opened",
-        counters.sessions.get(),
+        "{} here, {} being opened",
+        human::counted_all(here, "session of a gateway", "sessions of gateways"),
         counters.openings.get()
     );
     HealthCheck {
@@ -158,7 +161,9 @@ fn telemetry(state: &ApiState) -> HealthCheck {
     );
     let records = counters.records_refused();
     let detail = format!(
-        "{rows} readings stored since the start; {records} refused, and {batches} batches to come again"
+        "{} stored since the start; {records} refused, and {} to come again",
+        human::counted_all(rows, "reading", "readings"),
+        human::counted_all(batches, "batch", "batches"),
     );
     HealthCheck {
         figures: figures([
@@ -190,7 +195,10 @@ fn of_files(open: Option<u64>, most: Option<u64>) -> HealthCheck {
     };
     let open_ones = open.map_or_else(
         || "how many files and sockets are open is not known".to_owned(),
-        |open| format!("{open} files and sockets open"),
+        |open| {
+            let files = human::counted_all(open, "file or socket", "files and sockets");
+            format!("{files} open")
+        },
     );
     let bound = most.map_or_else(
         || "there is no limit".to_owned(),
@@ -236,6 +244,10 @@ mod tests {
                 "90 files and sockets open, there is no limit",
                 1
             )
+        );
+        assert_eq!(
+            told(Some(1), None).1,
+            "1 file or socket open, there is no limit"
         );
         assert_eq!(
             told(None, Some(100)),

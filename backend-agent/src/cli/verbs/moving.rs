@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
 use tokio::runtime::Handle;
+use viworks_common::human;
 use viworks_runtime::clock::{Clock as _, SystemClock};
 use viworks_runtime::files;
 use viworks_runtime::lifecycle::Signals;
@@ -65,7 +66,8 @@ pub(super) async fn execute(config: &Config, address: Address, verify: bool) -> 
     let left = marker::leave(&file, &moved);
     left.context("everything is there, and beside the old file that could not be noted")?;
     for (table, rows) in &compared {
-        print(&format!("{table:26} {rows:>12} rows, equal"))?;
+        let rows = human::counted_all(*rows, "row", "rows");
+        print(&format!("{table:26} {rows:>20}, equal"))?;
     }
     print(&format!("everything is in {named}"))?;
     if !verify {
@@ -85,7 +87,11 @@ fn teller(what: &'static str, stop: &AtomicBool) -> impl FnMut(Progress) -> Cont
         if now.saturating_since(told) >= TELL_EVERY {
             told = now;
             let Progress { table, rows, total } = progress;
-            say(&format!("{table}: {rows} of {total} rows {what}"));
+            let (rows, total) = (
+                human::count(rows),
+                human::counted_all(total, "row", "rows"),
+            );
+            say(&format!("{table}: {rows} of {total} {what}"));
         }
         if stop.load(Ordering::Relaxed) {
             ControlFlow::Break(())

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use viworks_api::SkipCode;
 use viworks_common::command::{CommandState, digest};
+use viworks_common::human;
 use viworks_common::id::AgentId;
 use viworks_common::ledger::Command;
 use viworks_common::ledger::submit::{self, Bounds, Counters, Refusal};
@@ -75,10 +76,11 @@ pub fn count(new: &NewRun, full: &FullQueues) -> u64 {
 #[must_use]
 pub fn skips(new: &NewRun, full: &FullQueues) -> Vec<Skip> {
     let limit = new.limits.per_gateway;
+    let waiting = human::counted_all(limit, "command waits", "commands wait");
     let of_full = full.iter().map(|agent_id| Skip {
         agent_id: *agent_id,
         code: SkipCode::QueueFull,
-        detail: format!("{limit} commands wait for it, which is as many as may"),
+        detail: format!("{waiting} for it, which is as many as may"),
     });
     new.skipped.iter().cloned().chain(of_full).collect()
 }

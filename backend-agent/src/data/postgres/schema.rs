@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use sqlx::migrate::{Migrate as _, MigrateError, Migration, MigrationType, Migrator};
 use sqlx::{Executor as _, PgConnection, Row as _};
+use viworks_common::human;
 
 use super::connection::Connection;
 use super::error::Error;
@@ -176,8 +177,9 @@ async fn missing(inner: &mut PgConnection) -> Result<Vec<Pending>, Error> {
         ));
     }
     let of_another = || {
+        let tables = human::counted_all(tables.unsigned_abs(), "table", "tables");
         refuse(format!(
-            "the database holds {tables} tables of something else; name an empty database"
+            "the database holds {tables} of something else; name an empty database"
         ))
     };
     if tables > 0 && !migrated {

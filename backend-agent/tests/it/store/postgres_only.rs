@@ -293,7 +293,7 @@ async fn a_database_that_cannot_be_used_is_refused_in_one_sentence() {
     server
         .psql(&database, "CREATE TABLE notes (text text)")
         .unwrap();
-    refused("1 tables of something else", true).await;
+    refused("1 table of something else", true).await;
     server.psql(&database, "DROP TABLE notes").unwrap();
     open(&url, Role::Backend).await.unwrap().close().await;
     let newer = "INSERT INTO _sqlx_migrations VALUES (9999, 'later', now(), true, '\\x00', 0)";

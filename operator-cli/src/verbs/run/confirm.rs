@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 
 use viworks_api::{GatewayRef, NamedGateway, RunRequest, Targets};
 use viworks_common::catalogue::Risk;
+use viworks_common::human;
 use viworks_runtime::exit::ExitCode;
 
 use crate::client::Client;
@@ -76,9 +77,9 @@ pub(super) async fn confirm(
                 String::new()
             } else {
                 format!(
-                    " on {} of {} gateways: {}",
+                    " on {} of {}: {}",
                     names.len(),
-                    meant.len(),
+                    human::counted(meant.len(), "gateway", "gateways"),
                     listed(&names)
                 )
             };
