@@ -7,6 +7,7 @@ mod ending;
 pub mod failure;
 pub mod output;
 pub mod program;
+pub mod unparsed;
 pub mod verdict;
 
 pub mod client;

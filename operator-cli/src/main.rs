@@ -1,9 +1,12 @@
 //! `viworks`, the operator's command line: arguments in, exit code out.
 
+use std::ffi::OsString;
+
 use clap::Parser;
 use viworks_operator_cli::failure::Failure;
 use viworks_operator_cli::flags::Arguments;
 use viworks_operator_cli::output::{self, Format};
+use viworks_operator_cli::unparsed;
 use viworks_operator_cli::verbs;
 use viworks_operator_cli::views::failure::print;
 use viworks_runtime::exit::ExitCode;
@@ -11,8 +14,13 @@ use viworks_runtime::exit::ExitCode;
 /// What was asked for is the help or the version, or it was not understood.
 fn not_parsed(error: &clap::Error) -> ExitCode {
     if error.use_stderr() {
-        // If nobody reads it, the exit code has to do.
-        drop(error.print());
+        let arguments: Vec<OsString> = std::env::args_os().collect();
+        let environment = viworks_runtime::config::environment();
+        match unparsed::format(&arguments, environment.get("VIWORKS_OUTPUT")) {
+            Format::Json => print(&unparsed::failure(error), Format::Json),
+            // If nobody reads it, the exit code has to do.
+            Format::Table => drop(error.print()),
+        }
         return ExitCode::Usage;
     }
     match output::raw(&error.render().to_string()) {

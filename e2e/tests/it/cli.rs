@@ -168,6 +168,16 @@ async fn every_way_to_go_wrong_has_its_exit_code_and_says_what_to_do() {
         .ended_with(5);
     assert_eq!(error.error()["code"], "VW-N-001", "{error:#?}");
     assert_eq!(error.stdout, "", "errors are no results");
+    // What was not understood is told in the form that was asked for.
+    for wrong in [
+        &["gateway", "ls", "--nonsense", "-o", "json"][..],
+        &["-ojson", "gateways"],
+        &["gateway", "--output=json"],
+    ] {
+        let said = desk.run(wrong).await.ended_with(2);
+        assert_eq!(said.error()["code"], "usage", "{said:#?}");
+        assert_eq!(said.stdout, "", "{said:#?}");
+    }
     let said = desk.run(&["error", "VW-N-001"]).await.ended_with(0);
     assert!(said.stdout.contains("not found"), "{said:#?}");
     let said = desk.run(&["error", "4429"]).await.ended_with(0);

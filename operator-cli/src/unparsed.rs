@@ -1,0 +1,97 @@
+//! A command line that was not understood, in the form in which this program tells of everything that fails.
+
+use std::ffi::OsString;
+
+use clap::error::ErrorKind;
+
+use crate::failure::Failure;
+use crate::output::Format;
+
+/// The form that was asked for, as far as that can be told of arguments that could not be read: by the last `-o` or
+/// `--output` in front of a `--`, else by `variable`, the value of `VIWORKS_OUTPUT`.
+pub fn format(arguments: &[OsString], variable: Option<&str>) -> Format {
+    let texts: Vec<&str> = arguments
+        .iter()
+        .skip(1)
+        .map_while(|it| Some(it.to_str().unwrap_or_default()).filter(|text| *text != "--"))
+        .collect();
+    let mut named = texts.iter().enumerate().filter_map(|(at, text)| {
+        let next = || texts.get(at + 1).copied().unwrap_or_default();
+        match *text {
+            "-o" | "--output" => Some(next()),
+            _ => text
+                .strip_prefix("--output=")
+                .or_else(|| text.strip_prefix("-o="))
+                .or_else(|| text.strip_prefix("-o")),
+        }
+    });
+    let named = named.next_back().or(variable);
+    if named == Some("json") {
+        Format::Json
+    } else {
+        Format::Table
+    }
+}
+
+/// What the parser says, as a failure: its first paragraph is what is wrong, the others what to do.
+pub fn failure(error: &clap::Error) -> Failure {
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return Failure::usage("what is to be done is missing").with("--help lists what can be");
+    }
+    let text = error.render().to_string();
+    let mut paragraphs = text
+        .split("\n\n")
+        .map(|paragraph| paragraph.split_whitespace().collect::<Vec<_>>().join(" "))
+        .filter(|paragraph| !paragraph.is_empty());
+    let first = paragraphs.next().unwrap_or_default();
+    let what = first.strip_prefix("error: ").unwrap_or(&first);
+    paragraphs.fold(Failure::usage(what), Failure::with)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+    use viworks_runtime::exit::ExitCode;
+
+    use super::*;
+    use crate::flags::Arguments;
+
+    fn of(words: &str) -> Vec<OsString> {
+        words.split(' ').map(OsString::from).collect()
+    }
+
+    #[test]
+    fn the_form_is_the_one_that_the_arguments_or_the_variable_name() {
+        let json = Some("json");
+        for (words, variable, wanted) in [
+            ("viworks gateway ls --nonsense -o json", None, Format::Json),
+            ("viworks -ojson nonsense", None, Format::Json),
+            ("viworks -o=json nonsense", None, Format::Json),
+            ("viworks --output json nonsense", None, Format::Json),
+            ("viworks --output=json nonsense", None, Format::Json),
+            ("viworks nonsense", json, Format::Json),
+            ("viworks nonsense", None, Format::Table),
+            ("viworks -o table nonsense", json, Format::Table),
+            ("viworks nonsense -o", json, Format::Table),
+            ("viworks run x -- -o json", None, Format::Table),
+            ("-ojson nonsense", None, Format::Table),
+        ] {
+            assert_eq!(format(&of(words), variable), wanted, "{words}");
+        }
+    }
+
+    #[test]
+    fn what_the_parser_says_is_a_failure_like_any_other() {
+        let told = |words: &str| failure(&Arguments::try_parse_from(of(words)).unwrap_err());
+        let wrong = told("viworks gateway ls --nonsense");
+        assert_eq!(wrong.exit, ExitCode::Usage);
+        assert!(wrong.what.starts_with("unexpected argument '--nonsense'"), "{wrong:?}");
+        let usage = |detail: &String| detail.starts_with("Usage: viworks gateway ls");
+        assert!(wrong.details.iter().any(usage), "{wrong:?}");
+        let mut lines = wrong.details.iter().chain([&wrong.what]);
+        assert!(lines.all(|line| !line.contains('\n')), "{wrong:?}");
+        let none = told("viworks gateway");
+        assert_eq!(none.exit, ExitCode::Usage);
+        assert!(none.details[0].contains("--help"), "{none:?}");
+    }
+}
