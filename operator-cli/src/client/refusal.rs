@@ -6,6 +6,14 @@ use viworks_runtime::exit::ExitCode;
 
 use crate::failure::Failure;
 
+/// What was named does not exist, or not where it was meant, or nothing was meant at all.
+const ABSENT: [ProblemCode; 4] = [
+    ProblemCode::UnknownCommand,
+    ProblemCode::NoTarget,
+    ProblemCode::UnknownGateway,
+    ProblemCode::NotOffered,
+];
+
 /// Reads one: a problem document of the backend, or whatever stands in between.
 pub(super) fn read(status: StatusCode, text: &str) -> Failure {
     let exit = match status {
@@ -22,8 +30,7 @@ pub(super) fn read(status: StatusCode, text: &str) -> Failure {
     };
     match serde_json::from_str::<Problem>(text) {
         Ok(problem) => {
-            // What was named does not exist, or nothing was meant at all.
-            let absent = ["VW-C-001", "VW-C-003", "VW-C-004"].contains(&problem.code.as_str());
+            let absent = ABSENT.iter().any(|code| problem.code == code.code());
             let exit = if absent {
                 ExitCode::NotFound
             } else if problem.code == ProblemCode::IdempotencyMismatch.code() {
@@ -59,7 +66,9 @@ mod tests {
             .to_string()
         };
         let exit = |code| read(StatusCode::UNPROCESSABLE_ENTITY, &problem(code)).exit;
-        assert_eq!(exit("VW-C-004"), ExitCode::NotFound);
+        for absent in ["VW-C-001", "VW-C-003", "VW-C-004", "VW-C-005"] {
+            assert_eq!(exit(absent), ExitCode::NotFound, "{absent}");
+        }
         assert_eq!(exit("VW-C-002"), ExitCode::Usage);
         assert_eq!(exit("VW-C-007"), ExitCode::Conflict);
     }

@@ -209,15 +209,12 @@ impl Layout {
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
             .tempdir_in("/tmp")
             .map_err(|error| {
-                Failure::new(
-                    ExitCode::Error,
-                    format!(
-                        "the demo's folder is too deep for sockets, and /tmp takes none: {error}"
-                    ),
-                )
-                .with("fix: use another place: viworks up --data-dir DIR")
+                let what = "takes no sockets, and the demo's folder is too deep for them";
+                cannot_use(what, Path::new("/tmp"), &error)
             })?;
-        std::os::unix::fs::symlink(folder.path(), self.sockets_link())?;
+        let link = self.sockets_link();
+        std::os::unix::fs::symlink(folder.path(), &link)
+            .map_err(|error| cannot_use("cannot be made a link", &link, &error))?;
         // From here on the link says that it is there.
         Ok(folder.keep())
     }
@@ -313,12 +310,7 @@ impl Layout {
         let found = match std::fs::symlink_metadata(&self.root) {
             Ok(found) => found,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => {
-                return Err(Failure::new(
-                    ExitCode::Error,
-                    format!("{} cannot be used: {error}", self.root.display()),
-                ));
-            }
+            Err(error) => return Err(cannot_use("cannot be used", &self.root, &error)),
         };
         if found.is_symlink() {
             return refused("is a link");
@@ -326,7 +318,8 @@ impl Layout {
         if !found.is_dir() {
             return refused("is no folder");
         }
-        let canonical = std::fs::canonicalize(&self.root)?;
+        let not_read = |error: std::io::Error| cannot_use("cannot be read", &self.root, &error);
+        let canonical = std::fs::canonicalize(&self.root).map_err(not_read)?;
         let home = config::environment().get("HOME").map(PathBuf::from);
         let is_home = home
             .and_then(|home| std::fs::canonicalize(home).ok())
@@ -337,7 +330,11 @@ impl Layout {
         if is_home {
             return refused("is your home");
         }
-        if self.is_demo() || std::fs::read_dir(&self.root)?.next().is_none() {
+        if self.is_demo() {
+            return Ok(());
+        }
+        let mut held = std::fs::read_dir(&self.root).map_err(not_read)?;
+        if held.next().is_none() {
             return Ok(());
         }
         refused("holds files and is not a demo's folder")
@@ -416,8 +413,7 @@ impl Layout {
     pub fn save_started(&self, started: &Started) -> Result<(), Failure> {
         let text = serde_json::to_vec_pretty(started)
             .map_err(|error| Failure::new(ExitCode::Error, error.to_string()))?;
-        files::write_atomic(&self.started(), &text)
-            .map_err(|error| Failure::new(ExitCode::Error, chain(&error)))
+        files::write_atomic(&self.started(), &text).map_err(|error| cannot_write(&error))
     }
 
     /// Forgets it.
@@ -435,10 +431,22 @@ impl Layout {
 
 /// What could not be removed, and why.
 fn not_removed((path, error): &remove::Refused) -> Failure {
+    cannot_use("cannot be removed", path, error)
+}
+
+/// What the system refuses of a place, with its cause. It ends as a file does for every other program: what somebody has
+/// to mend is no unexpected fault.
+fn cannot_use(what: &str, path: &Path, error: &std::io::Error) -> Failure {
+    let refused = files::FileError::Io {
+        action: "use",
+        path: path.to_owned(),
+        source: error.kind().into(),
+    };
     Failure::new(
-        ExitCode::Error,
-        format!("{} cannot be removed: {error}", path.display()),
+        refused.exit_code(),
+        format!("{} {what}: {error}", path.display()),
     )
+    .with("fix: use another place: viworks up --data-dir DIR")
 }
 
 /// A folder or file that cannot be made, with its cause.

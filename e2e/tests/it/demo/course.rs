@@ -284,4 +284,13 @@ async fn a_demo_is_told_what_its_surroundings_lack() {
         .current_dir(&gone);
     let said = finish(command, PATIENCE).await.ended_with(78);
     assert!(said.stderr.contains("--data-dir"), "{said:#?}");
+    // A file stands where a folder is to be.
+    let file = place.home().join("file");
+    std::fs::write(&file, "").unwrap();
+    let below = file.join("demo");
+    let up = ["up", "--once", "--data-dir", text(&below)];
+    let said = place.run(&up).await.ended_with(78);
+    for words in [text(&below), "fix: ", "--data-dir"] {
+        assert!(said.stderr.contains(words), "{words}: {said:#?}");
+    }
 }
