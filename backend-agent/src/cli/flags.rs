@@ -185,26 +185,26 @@ pub(super) enum ConfigCommand {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ApikeyCommand {
-    /// Make a key and write its secret to a new file
+    /// Make an API key and write it to a new file
     Create {
         #[command(flatten)]
         config: ConfigFlag,
         /// What it may do, separated by commas, or `all`
-        #[arg(long, value_parser = scopes)]
+        #[arg(long, value_name = "SCOPES", value_parser = scopes)]
         scopes: Scopes,
-        /// What it is for
-        #[arg(long, default_value = "operator")]
+        /// Its name, which lists and the audit trail show
+        #[arg(long, value_name = "NAME", default_value = "operator")]
         name: String,
         /// After how many days it ends; never when left out
-        #[arg(long, value_parser = clap::value_parser!(u64).range(1..=3_650))]
+        #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u64).range(1..=3_650))]
         expires_days: Option<u64>,
-        /// Where its secret goes
+        /// Where it goes, a new file
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
     },
-    /// List all keys
+    /// List API keys
     Ls(ConfigFlag),
-    /// Revoke a key
+    /// Revoke an API key; what uses it is refused from then on
     Revoke {
         #[command(flatten)]
         config: ConfigFlag,
@@ -253,7 +253,7 @@ pub(super) enum PkiCommand {
         #[arg(long)]
         url: Option<String>,
         /// How many days its certificate lives; 90 when left out
-        #[arg(long, value_parser = clap::value_parser!(u64).range(1..=3_650))]
+        #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u64).range(1..=3_650))]
         days: Option<u64>,
         /// A gateway of the local demo: it may use commands that belong to its own user
         #[arg(long)]

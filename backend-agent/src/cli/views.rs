@@ -19,8 +19,11 @@ pub(super) fn key(key: &ApiKey, now: Timestamp) -> String {
         scopes.join(","),
         human::relative(key.created_at, now),
         key.expires_at.map_or_else(
-            || "never expires".to_owned(),
-            |at| format!("expires {}", human::relative_and_exact(at, now))
+            || "never ends".to_owned(),
+            |at| {
+                let verb = if at <= now { "ended" } else { "ends" };
+                format!("{verb} {}", human::relative_and_exact(at, now))
+            }
         )
     )
 }

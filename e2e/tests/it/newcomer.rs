@@ -428,7 +428,7 @@ async fn an_address_that_no_gateway_can_use_registers_nothing() {
             line.contains("  active  ") && line.contains("  created "),
             "{line}"
         );
-        assert!(line.ends_with("never expires"), "{line}");
+        assert!(line.ends_with("never ends"), "{line}");
         let created = line.split("created ").nth(1).unwrap();
         assert!(
             created.contains(" ago") || created.starts_with("now"),

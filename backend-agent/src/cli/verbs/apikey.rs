@@ -38,7 +38,7 @@ pub(super) async fn execute(command: ApikeyCommand) -> anyhow::Result<ExitCode> 
             store.close().await;
             print(&format!("{}  {}", created?.id, out.display()))?;
             say(&format!(
-                "the key is in {out}; for the command line: --token-file {out}",
+                "the API key is in {out}; for the command line: viworks --token-file {out}",
                 out = out.display()
             ));
         }
