@@ -10,6 +10,7 @@ use viworks_api::Scope;
 use viworks_common::id::{
     ApiKeyId, GatewayName, InvalidId, LabelKey, TrustDomain, check_label_value,
 };
+use viworks_runtime::config::ADDRESS_HELP;
 
 use crate::config::TlsEnd;
 use crate::data::GatewayRef;
@@ -106,7 +107,7 @@ pub(super) struct HealthFlags {
     #[arg(long, value_name = "FILE", required_unless_present = "address")]
     pub(super) config: Option<PathBuf>,
     /// Where it answers operators; then no configuration is read
-    #[arg(long, value_name = "ADDRESS:PORT", conflicts_with = "config")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = address, conflicts_with = "config")]
     pub(super) address: Option<SocketAddr>,
     /// What is asked
     #[arg(long, value_enum, default_value_t = Probe::Ready)]
@@ -133,7 +134,7 @@ pub(super) enum DiagCommand {
         #[arg(long, value_name = "FILE")]
         key_file: Option<PathBuf>,
         /// Where the backend answers operators; `listen` of [api] when left out
-        #[arg(long, value_name = "ADDRESS:PORT")]
+        #[arg(long, value_name = "ADDRESS:PORT", value_parser = address)]
         address: Option<SocketAddr>,
         /// A log of which the end is taken along; `-` for the standard input, as of journalctl
         #[arg(long, value_name = "FILE")]
@@ -354,6 +355,10 @@ fn scopes(text: &str) -> Result<Scopes, String> {
         })
     });
     scopes.collect::<Result<_, _>>().map(Scopes)
+}
+
+fn address(text: &str) -> Result<SocketAddr, &'static str> {
+    text.parse().map_err(|_no_address| ADDRESS_HELP)
 }
 
 fn mode(text: &str) -> Result<TlsEnd, String> {

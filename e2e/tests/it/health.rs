@@ -109,6 +109,10 @@ async fn a_backend_is_well_not_ready_silent_or_away_and_each_has_its_code() {
         .ended_with(78);
     assert!(said.stderr.contains("--address"), "{said:#?}");
     let _said = health(&program, &[]).await.ended_with(2);
+    let named = ["--address", "localhost:8080"];
+    let said = health(&program, &named).await.ended_with(2);
+    let fix = "such as 127.0.0.1:8080";
+    assert!(said.stderr.contains(fix), "{said:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -15,6 +15,10 @@ use super::url;
 use super::value::{self, Refusal};
 use crate::problem::Place;
 
+/// What to write where an address with a port is read: a name could lead elsewhere tomorrow.
+pub const ADDRESS_HELP: &str =
+    "write an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080; names such as localhost are not looked up";
+
 mod paths;
 
 /// A section, or one element of an array of tables.
@@ -100,8 +104,9 @@ impl<'d> Section<'d> {
     where
         T: FromStr<Err: Display> + Display,
     {
-        let kind = Kind::Form(kind.to_owned());
-        self.defaulted(key, &kind, quoted(&default.to_string()), help, parse)
+        let form = Kind::Form(kind.to_owned());
+        let written = quoted(&default.to_string());
+        self.defaulted(key, &form, written, help, parse_as(kind))
             .unwrap_or(default)
     }
 
@@ -112,7 +117,8 @@ impl<'d> Section<'d> {
         kind: &str,
         help: &str,
     ) -> Option<T> {
-        self.optional_or(key, &Kind::Form(kind.to_owned()), help, true, parse)
+        let form = Kind::Form(kind.to_owned());
+        self.optional_or(key, &form, help, true, parse_as(kind))
     }
 
     /// Anything that can be read from a string and may be left out.
@@ -122,7 +128,8 @@ impl<'d> Section<'d> {
         kind: &str,
         help: &str,
     ) -> Option<T> {
-        self.optional(key, &Kind::Form(kind.to_owned()), help, parse)
+        let form = Kind::Form(kind.to_owned());
+        self.optional(key, &form, help, parse_as(kind))
     }
 
     /// A URL with one of `schemes` that must be given.
@@ -505,8 +512,19 @@ impl<'d> Section<'d> {
     }
 }
 
-fn parse<T: FromStr<Err: Display>>(key: &str, value: &Value) -> Result<T, Refusal> {
-    parse_text(key, &value::string(key, value)?)
+/// Reads what is written in the form of `kind`.
+fn parse_as<T: FromStr<Err: Display>>(
+    kind: &str,
+) -> impl FnOnce(&str, &Value) -> Result<T, Refusal> {
+    let help = if kind.ends_with("address:port") {
+        ADDRESS_HELP
+    } else {
+        ""
+    };
+    move |key, value| {
+        let read = parse_text(key, &value::string(key, value)?);
+        read.map_err(|refusal: Refusal| Refusal::new(refusal.message, help))
+    }
 }
 
 fn parse_text<T: FromStr<Err: Display>>(key: &str, text: &str) -> Result<T, Refusal> {

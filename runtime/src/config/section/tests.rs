@@ -410,18 +410,20 @@ fn parsed_values_say_what_is_wrong_with_them() {
         let default = std::net::SocketAddr::from(([127, 0, 0, 1], 8080));
         document
             .section("api", "")
-            .parsed("listen", "address", default, "")
+            .parsed("listen", "loopback address:port", default, "")
     };
     assert_eq!(
         read("[api]\nlisten = \"0.0.0.0:1\"", &[], address).0.port(),
         1
     );
     assert_eq!(read("", &[], address).0.port(), 8080);
-    let (_, problems) = read("[api]\nlisten = \"nowhere\"", &[], address);
-    assert!(
-        problems[0].contains("listen is \"nowhere\": invalid socket address"),
-        "{problems:#?}"
-    );
+    let (_, problems) = read("[api]\nlisten = \"localhost:8080\"", &[], address);
+    for words in [
+        "listen is \"localhost:8080\": invalid socket address",
+        "such as 127.0.0.1:8080",
+    ] {
+        assert!(problems[0].contains(words), "{words}: {problems:#?}");
+    }
 }
 
 #[test]
