@@ -40,6 +40,7 @@ mod schema;
 mod section;
 mod settings;
 mod suggest;
+mod syntax;
 mod text;
 mod tree;
 mod unknown;

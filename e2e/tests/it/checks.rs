@@ -239,6 +239,22 @@ impl Agent {
         }
     }
 
+    /// Each of these files, when it is not there, must be named once and with what to do: what else cannot be known
+    /// without it is no news.
+    async fn hold_each_missing(&self, files: &[&str]) {
+        let sound = Sound::new();
+        for file in files {
+            let spoil = |folder: &Folder| fs::remove_file(folder.at(file)).unwrap();
+            let causes = [
+                *file,
+                "No such file",
+                "help: put it there",
+                "1 problem in the configuration",
+            ];
+            self.hold(&sound, file, spoil, &causes).await;
+        }
+    }
+
     /// Both programs' answers to one spoiled folder must be one answer.
     async fn hold(&self, sound: &Sound, name: &str, spoil: impl Fn(&Folder), causes: &[&str]) {
         let (_place, folder) = self.copy(sound);

@@ -1,6 +1,6 @@
 //! A configuration on its way to being accepted or refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,6 +8,7 @@ use super::environment::Environment;
 use super::key::{KeyReference, SectionReference};
 use super::layers::{self, Reader};
 use super::section::Section;
+use super::syntax;
 use super::text::Text;
 use super::tree::{self, Spot, Table, Value};
 use crate::problem::{Place, Problem, Problems};
@@ -26,6 +27,10 @@ pub struct Document {
     examples: BTreeMap<(String, String), &'static str>,
     /// The files and folders that the configuration names, with the key and its place.
     named: BTreeMap<PathBuf, Vec<(String, Place)>>,
+    /// Those of them that cannot be read, which was noted.
+    refused: BTreeSet<PathBuf>,
+    /// Whether an error of syntax may hide keys that are there.
+    hides_keys: bool,
     /// Whether the files that are named are looked at.
     examines: bool,
 }
@@ -93,16 +98,17 @@ impl Document {
     /// Lays the files over each other.
     fn lay(texts: Vec<Text>, environment: &Environment) -> Self {
         let mut root = Arc::new(Table::default());
-        let mut problems = Vec::new();
+        let (mut problems, mut hides_keys) = (Vec::new(), false);
         for (file, text) in texts.iter().enumerate() {
             let (table, errors) = tree::parse(&text.text, file);
             tree::overlay(&mut root, &table);
             problems.extend(errors.into_iter().map(|error| {
-                let span = error.span().unwrap_or_default();
+                let (span, message) = (error.span().unwrap_or_default(), error.message());
+                hides_keys |= syntax::hides_keys(message);
                 Problem {
                     place: text.place(&Spot { file, span }),
-                    message: format!("not valid TOML: {}", error.message()),
-                    help: String::new(),
+                    message: format!("not valid TOML: {message}"),
+                    help: syntax::help(message).to_owned(),
                 }
             }));
         }
@@ -115,6 +121,8 @@ impl Document {
             sections: Vec::new(),
             examples: BTreeMap::new(),
             named: BTreeMap::new(),
+            refused: BTreeSet::new(),
+            hides_keys,
             examines: true,
         }
     }
@@ -198,6 +206,10 @@ impl Document {
     /// said twice.
     pub fn adopt(&mut self, problems: impl IntoIterator<Item = Problem>) {
         for problem in problems {
+            // Whatever wanted to read a file that cannot be read says so in words of its own.
+            if matches!(&problem.place, Place::File(path) if self.refused.contains(path)) {
+                continue;
+            }
             let known = |noted: &Problem| noted.message.ends_with(&problem.message);
             if self.problems.iter().any(known) {
                 continue;
@@ -239,6 +251,15 @@ impl Document {
     pub(super) fn name_path(&mut self, path: &Path, key: &str, place: Place) {
         let named = self.named.entry(path.to_owned()).or_default();
         named.push((key.to_owned(), place));
+    }
+
+    /// Notes that a file cannot be read, for which the caller has a problem of its own.
+    pub(super) fn refuse_file(&mut self, path: &Path) {
+        self.refused.insert(path.to_owned());
+    }
+
+    pub(super) const fn hides_keys(&self) -> bool {
+        self.hides_keys
     }
 
     pub(super) const fn examines(&self) -> bool {

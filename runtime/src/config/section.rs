@@ -408,7 +408,7 @@ impl<'d> Section<'d> {
         };
         self.declare(key, kind.clone(), default, help);
         let Some(given) = self.given(key, kind) else {
-            if required && !self.noted(key, kind) {
+            if required && !self.noted(key, kind) && !self.document.hides_keys() {
                 let place = self.place(key);
                 let missing = match self.name.as_str() {
                     "" => format!("the key {key:?} is missing at the top of the file"),

@@ -112,6 +112,19 @@ async fn a_backends_broken_key_material_is_named_by_check_and_start() {
 }
 
 #[tokio::test]
+async fn a_file_that_is_missing_is_named_once_by_a_backends_check_and_start() {
+    let files = [
+        "server.crt",
+        "server.key",
+        "next.key",
+        "ca.crt",
+        "ca.key",
+        "master.key",
+    ];
+    BACKEND.hold_each_missing(&files).await;
+}
+
+#[tokio::test]
 async fn a_byte_order_mark_is_named_by_a_backends_check_and_start() {
     let files = [
         "server.crt",

@@ -163,6 +163,12 @@ async fn a_gateways_broken_key_material_is_named_by_check_and_start() {
 }
 
 #[tokio::test]
+async fn a_file_that_is_missing_is_named_once_by_a_gateways_check_and_start() {
+    let files = ["gateway.key", "gateway.crt", "ca.crt", "identity.json"];
+    GATEWAY.hold_each_missing(&files).await;
+}
+
+#[tokio::test]
 async fn a_byte_order_mark_is_named_by_a_gateways_check_and_start() {
     let files = [
         "gateway.key",

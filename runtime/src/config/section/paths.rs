@@ -72,7 +72,13 @@ impl Section<'_> {
         {
             let place = self.place(key);
             let message = format!("{key}: {}", error.cause());
-            self.document.push(place, message, error.fix());
+            let help = if error.is_missing() {
+                format!("put it there, or write where it is as {key}")
+            } else {
+                error.fix()
+            };
+            self.document.push(place, message, help);
+            self.document.refuse_file(&path);
         }
         Some(path)
     }

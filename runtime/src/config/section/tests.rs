@@ -110,7 +110,10 @@ x = 1
         at("6:13"),
         "batch_max is a string instead of an integer\n  help: for example: batch_max = 1"
     );
-    assert_eq!(at("8:1"), "not valid TOML: duplicate key");
+    assert_eq!(
+        at("8:1"),
+        "not valid TOML: duplicate key\n  help: keep one of the two; all that belongs to one section stands under one [heading]"
+    );
     assert_eq!(
         at("10:2"),
         "unknown section [spoool]\n  help: did you mean \"spool\"?"
@@ -130,6 +133,12 @@ fn several_errors_of_syntax_are_all_reported() {
         .filter(|line| line.contains("not valid TOML"))
         .collect();
     assert!(lines.len() >= 2, "{problems:#?}");
+    assert!(lines.iter().all(|line| line.contains("\n  help: ")), "{problems:#?}");
+    // What is behind them was not read, so nobody knows that it is missing.
+    let missing = |line: &String| line.contains("is missing");
+    assert!(!problems.iter().any(missing), "{problems:#?}");
+    let (_, problems) = read("[outbound]\nbatch_max = 1\nbatch_max = 2\n", &[], outbound);
+    assert!(problems.iter().any(missing), "{problems:#?}");
 }
 
 #[test]
