@@ -26,7 +26,11 @@ pub struct TicketRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_in_ms: Option<u64>,
     /// Labels that its gateways get.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        default,
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "viworks_common::unique::map"
+    )]
     pub labels: BTreeMap<String, String>,
     /// The name of its one gateway.
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]

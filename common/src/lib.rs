@@ -37,4 +37,5 @@ pub mod telemetry;
 pub mod text;
 pub mod time;
 pub mod timeline;
+pub mod unique;
 pub mod wire;

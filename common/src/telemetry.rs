@@ -347,6 +347,7 @@ pub struct BatchColumns {
     /// one before.
     pub observed_at: Vec<i64>,
     /// For each field name its values, one for each record, null where the record has no such field.
+    #[serde(deserialize_with = "crate::unique::map")]
     pub fields: BTreeMap<FieldName, Vec<Option<FieldValue>>>,
 }
 

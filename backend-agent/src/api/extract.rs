@@ -15,6 +15,7 @@ use viworks_api::{FieldProblem, ProblemCode};
 use viworks_common::limits::{PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX};
 use viworks_common::text::json_holds_nul;
 use viworks_common::time::Timestamp;
+use viworks_common::unique::Checked;
 
 use super::ApiState;
 use super::budget::Held;
@@ -90,7 +91,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {
         return Err(ApiError::body_field("body", NUL, "text without it"));
     }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+    let read = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
         let cause = error.into_inner();
         if cause.is_data() {
@@ -104,7 +105,14 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {
         } else {
             not_json(&cause)
         }
-    })
+    })?;
+    // The reader looks at the fields that it knows; the keys of an object of any keys are looked at here.
+    let looked: Checked<false> =
+        serde_json::from_slice(bytes).map_err(|cause| not_json(&cause))?;
+    match looked.repeated {
+        Some(way) => Err(ApiError::body_field(&way, "there twice", "each key once")),
+        None => Ok(read),
+    }
 }
 
 fn not_json(cause: &serde_json::Error) -> ApiError {
@@ -341,6 +349,16 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_of_any_object_that_stands_twice_is_refused() {
+        type Labels = std::collections::BTreeMap<String, std::collections::BTreeMap<String, u64>>;
+        let read = parse::<Labels>(br#"{"labels": {"site": 1, "tier": 2}}"#).unwrap();
+        assert_eq!(read["labels"]["tier"], 2);
+        let refused = parse::<Labels>(br#"{"labels": {"site": 1, "site": 1}}"#).unwrap_err();
+        let told = format!("{refused:?}");
+        assert!(told.contains("labels.site") && told.contains("there twice"), "{told}");
+    }
 
     #[test]
     fn a_refusal_names_the_field_and_what_is_allowed() {

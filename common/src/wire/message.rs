@@ -68,6 +68,7 @@ body! {
         /// SHA-256 of the catalogue, 64 hexadecimal digits.
         catalogue_digest: String,
         /// Labels from the gateway's own configuration.
+        #[serde(deserialize_with = "crate::unique::map")]
         labels: BTreeMap<String, String>,
         /// Every command id the journal holds that the backend has not acknowledged as committed.
         unreported: Vec<CommandId>,
@@ -173,7 +174,11 @@ body! {
         position: Position,
         /// Records of the batch that are not stored, by reason; sent to agents with the capability
         /// [`TELEMETRY_REFUSALS`] alone, and left out when there are none.
-        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        #[serde(
+            default,
+            skip_serializing_if = "BTreeMap::is_empty",
+            deserialize_with = "crate::unique::map"
+        )]
         refused: BTreeMap<String, u64>,
     }
 }
@@ -208,6 +213,7 @@ body! {
         /// Its name in the catalogue.
         name: CommandName,
         /// Its arguments.
+        #[serde(deserialize_with = "crate::unique::map")]
         arguments: Arguments,
         /// SHA-256 of name and arguments, 64 hexadecimal digits.
         digest: String,

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use viworks_common::limits;
 use viworks_common::session::state::BackendState;
 use viworks_common::session::{BackendEvent, End};
+use viworks_common::telemetry::BatchColumns;
 use viworks_common::text::is_unsafe;
 use viworks_common::wire::PackedBatch;
 use viworks_common::wire::message::*;
@@ -216,6 +217,39 @@ fn a_batch_that_breaks_a_rule_is_no_batch() {
     assert!(PackedBatch::pack(&honest).open().is_ok());
     let problem = PackedBatch::pack(&wrong).open().unwrap_err();
     assert!(problem.contains("to_seq"), "{problem}");
+}
+
+/// An object of any keys is as strict as the fields of a body.
+#[test]
+fn a_key_that_stands_twice_is_an_error_that_names_it() {
+    let twice = |body: &[u8], entry: &str| -> Vec<u8> {
+        let text = String::from_utf8(body.to_vec()).unwrap();
+        assert!(text.contains(entry), "{text}");
+        text.replace(entry, &format!("{entry},{entry}")).into_bytes()
+    };
+    let mut labelled = hello();
+    labelled.labels = labels("site", "berlin");
+    let body = AgentMessage::Hello(labelled).encode();
+    assert!(AgentMessage::decode(0x02, &body).unwrap().is_ok());
+    let told = AgentMessage::decode(0x02, &twice(&body, r#""site":"berlin""#));
+    let told = told.unwrap().unwrap_err().to_string();
+    assert!(told.contains("duplicate field `site`"), "{told}");
+
+    let mut offer = command(1);
+    let unit = "unit".parse().unwrap();
+    offer.arguments = BTreeMap::from([(unit, "ssh".to_owned())]);
+    let body = BackendMessage::Command(offer).encode();
+    let told = BackendMessage::decode(0x33, &twice(&body, r#""unit":"ssh""#));
+    let told = told.unwrap().unwrap_err().to_string();
+    assert!(told.contains("duplicate field `unit`"), "{told}");
+
+    let columns = serde_json::to_string(&batch(1, 3)).unwrap();
+    let fields = columns.find("\"fields\":{").unwrap() + "\"fields\":{".len();
+    let end = columns[fields..].find(']').unwrap() + fields + 1;
+    let column = &columns[fields..end];
+    let told = serde_json::from_slice::<BatchColumns>(&twice(columns.as_bytes(), column));
+    let told = told.unwrap_err().to_string();
+    assert!(told.contains("duplicate field `"), "{told}");
 }
 
 #[test]

@@ -18,7 +18,7 @@ use crate::catalogue::Refusal;
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Request {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "viworks_common::unique::map")]
     arguments: Arguments,
 }
 

@@ -6,13 +6,13 @@ use axum::extract::rejection::JsonRejection;
 use axum::extract::{self, ConnectInfo, FromRequest, Request};
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use tracing::warn;
 use viworks_common::human;
 use viworks_common::id::StreamName;
 use viworks_common::limits;
 use viworks_common::telemetry::{Fields, Record, is_own};
 use viworks_common::time::Timestamp;
+use viworks_common::unique::Checked;
 
 use super::problem::Problem;
 use super::{Peer, State};
@@ -22,7 +22,7 @@ use crate::spool;
 #[serde(deny_unknown_fields)]
 pub(super) struct Intake {
     /// Read one by one, so that a malformed one does not refuse the others.
-    records: Vec<Value>,
+    records: Vec<Checked<true>>,
 }
 
 #[derive(Deserialize)]
@@ -114,12 +114,15 @@ pub(super) async fn intake(
 
 /// Whoever could be the agent may write into its own streams.
 fn judge(
-    value: Value,
+    value: Checked<true>,
     now: Timestamp,
     is_trusted: bool,
 ) -> Result<Record, (&'static str, Option<String>)> {
-    let given: GivenRecord =
-        serde_json::from_value(value).map_err(|error| ("malformed", Some(error.to_string())))?;
+    if let Some(way) = value.repeated {
+        return Err(("malformed", Some(format!("duplicate field `{way}`"))));
+    }
+    let given: GivenRecord = serde_json::from_value(value.value)
+        .map_err(|error| ("malformed", Some(error.to_string())))?;
     if is_own(&given.stream) && !is_trusted {
         let detail = "streams that begin with host. are the agent's own: name another one";
         return Err(("reserved_stream", Some(detail.to_owned())));
@@ -153,7 +156,10 @@ mod tests {
     fn streams_of_the_agent_are_written_by_whoever_could_be_it() {
         let now = Timestamp::from_unix_micros(1_795_000_000_000_000);
         let judged = |stream, is_trusted| {
-            let given = json!({"stream": stream, "fields": {"one": 1}});
+            let given = Checked {
+                value: json!({"stream": stream, "fields": {"one": 1}}),
+                repeated: None,
+            };
             judge(given, now, is_trusted).map_err(|(reason, _detail)| reason)
         };
         assert!(judged("host.cpu", true).is_ok());

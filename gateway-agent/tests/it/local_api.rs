@@ -111,10 +111,15 @@ impl Server {
     }
 
     async fn request(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+        let body = body.map(|body| body.to_string()).unwrap_or_default();
+        self.request_text(method, path, &body).await
+    }
+
+    /// The same with a body as it is written.
+    async fn request_text(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
         let mut stream = UnixStream::connect(self.folder.path().join("api.sock"))
             .await
             .unwrap();
-        let body = body.map(|body| body.to_string()).unwrap_or_default();
         let request = format!(
             "{method} {path} HTTP/1.1\r\nhost: local\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
@@ -258,6 +263,17 @@ async fn telemetry_is_durable_when_answered_and_refusals_are_named() {
         let (status, _) = server.request("POST", "/v1/telemetry", Some(bad)).await;
         assert_eq!(status, 422);
     }
+    // A key that stands twice is no matter of which reading counts; the other records are taken.
+    let twice = r#"{"records": [{"stream": "a", "fields": {"b": 1, "b": 2}}, {"stream": "a", "fields": {"b": 1}}]}"#;
+    let (status, body) = server.request_text("POST", "/v1/telemetry", twice).await;
+    assert_eq!((status, &body["accepted"]), (200, &json!(1)));
+    let detail = &body["refused"][0]["detail"];
+    assert_eq!(detail, "duplicate field `fields.b`", "{body:#}");
+    let twice = r#"{"arguments": {"a": "1", "a": "2"}}"#;
+    let path = "/v1/commands/test.echo";
+    let (status, body) = server.request_text("POST", path, twice).await;
+    assert_eq!(status, 422, "{body:#}");
+    assert!(body.to_string().contains("duplicate field `a`"), "{body:#}");
     let huge = json!({ "records": vec![json!("x".repeat(1_000)); 1_100] });
     assert_eq!(
         server.request("POST", "/v1/telemetry", Some(huge)).await.0,

@@ -152,6 +152,24 @@ async fn a_body_that_is_not_json_is_refused() {
         let problem = answer.problem(422, "VW-H-006");
         assert_eq!(problem["errors"][0]["field"], "body");
     }
+    // Two readers of one text could understand two things.
+    for (path, text, field) in [
+        (
+            "/v1/tickets",
+            r#"{"uses": 1, "labels": {"site": "berlin", "site": "oslo"}}"#,
+            "labels",
+        ),
+        (
+            "/v1/runs",
+            r#"{"command": "sys.uptime", "targets": "all", "targets": "all"}"#,
+            "targets",
+        ),
+    ] {
+        let answer = backend.post_text(path, text, &[]).await;
+        let problem = answer.problem(422, "VW-H-006");
+        let told = problem["errors"][0].to_string();
+        assert!(told.contains(field), "{problem}");
+    }
 }
 
 #[tokio::test]
