@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io::{Seek as _, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use std::{fs, io};
 
@@ -11,7 +12,7 @@ use rustix::fs::OFlags;
 use viworks_common::pin::SpkiPin;
 
 use super::{Bundle, FILE_BYTES_MAX, READ_TIME};
-use crate::tls;
+use crate::{blocking, tls};
 
 const LOG: &str = "log.txt";
 
@@ -95,27 +96,37 @@ fn read_folder(bundle: &mut Bundle, name: &str, folder: &Path) {
     );
 }
 
-/// Adds the end of a log: of a file, or of the standard input where the path is `-`, as of `journalctl`.
+/// Adds the end of a log: of a file, or of the standard input where the path is `-`, as of `journalctl`. Of a program
+/// that writes on, what came within a minute is taken.
 pub async fn add_log(bundle: &mut Bundle, path: &Path) {
-    let limit = if is_pipe(path) { PIPE_TIME } else { READ_TIME };
+    if path == Path::new("-") {
+        return add_piped(bundle, io::stdin(), PIPE_TIME).await;
+    }
     let path = path.to_owned();
-    let read = move |part: &mut Bundle| read_log(part, &path);
-    bundle.gather(&[LOG], limit, read).await;
-}
-
-fn is_pipe(path: &Path) -> bool {
-    path == Path::new("-")
-}
-
-fn read_log(bundle: &mut Bundle, path: &Path) {
-    let read = if is_pipe(path) {
-        end_of(&mut io::stdin().lock())
-    } else {
-        tail(path)
+    let read = move |part: &mut Bundle| match tail(&path) {
+        Ok(text) => part.add(LOG, "the end of the log", &text),
+        Err(error) => part.missing(LOG, &format!("{}: {error}", path.display())),
     };
-    match read {
-        Ok(text) => bundle.add(LOG, "the end of the log", &text),
-        Err(error) => bundle.missing(LOG, &format!("{}: {error}", path.display())),
+    bundle.gather(&[LOG], READ_TIME, read).await;
+}
+
+async fn add_piped(
+    bundle: &mut Bundle,
+    mut from: impl io::Read + Send + 'static,
+    limit: Duration,
+) {
+    let came = Arc::new(Mutex::new(Tail::default()));
+    let into = Arc::clone(&came);
+    let outcome = blocking::call("bundle", limit, move || read_into(&mut from, &into)).await;
+    let text = held(&came).text();
+    match outcome {
+        Ok(Ok(())) => bundle.add(LOG, "the end of the log", &text),
+        Ok(Err(error)) => bundle.missing(LOG, &format!("-: {error}")),
+        Err(late) if text.is_empty() => bundle.missing(LOG, &late.to_string()),
+        Err(_late) => {
+            let what = format!("the end of what came of the log within {limit:?}");
+            bundle.add(LOG, &what, &text);
+        }
     }
 }
 
@@ -134,26 +145,54 @@ fn tail(path: &Path) -> io::Result<String> {
     end_of(&mut file)
 }
 
-/// Whole lines at the end of what is read.
 fn end_of(from: &mut impl io::Read) -> io::Result<String> {
-    let mut kept = Vec::new();
+    let tail = Mutex::new(Tail::default());
+    read_into(from, &tail)?;
+    Ok(held(&tail).text())
+}
+
+/// Reads to the end, and keeps what came so far where others see it.
+fn read_into(from: &mut impl io::Read, into: &Mutex<Tail>) -> io::Result<()> {
     let mut chunk = vec![0; 64 * 1024];
-    let mut is_cut = false;
     loop {
         let count = from.read(&mut chunk)?;
-        kept.extend_from_slice(chunk.get(..count).unwrap_or_default());
-        let beyond = kept.len().saturating_sub(LOG_BYTES_MAX);
-        is_cut |= beyond > 0;
-        if count == 0 || beyond > LOG_BYTES_MAX {
-            kept.drain(..beyond);
-        }
         if count == 0 {
-            break;
+            return Ok(());
+        }
+        held(into).take(chunk.get(..count).unwrap_or_default());
+    }
+}
+
+fn held(tail: &Mutex<Tail>) -> MutexGuard<'_, Tail> {
+    // Nothing panics while it is held.
+    tail.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The end of what came.
+#[derive(Debug, Default)]
+struct Tail {
+    kept: Vec<u8>,
+    is_cut: bool,
+}
+
+impl Tail {
+    fn take(&mut self, bytes: &[u8]) {
+        self.kept.extend_from_slice(bytes);
+        let beyond = self.kept.len().saturating_sub(LOG_BYTES_MAX);
+        self.is_cut |= beyond > 0;
+        // Not with every read, which would move all of it each time.
+        if beyond > LOG_BYTES_MAX {
+            self.kept.drain(..beyond);
         }
     }
-    let text = String::from_utf8_lossy(&kept);
-    let whole = text.split_once('\n').filter(|_first| is_cut);
-    Ok(whole.map_or(&*text, |(_cut, rest)| rest).to_owned())
+
+    /// Whole lines of it.
+    fn text(&self) -> String {
+        let beyond = self.kept.len().saturating_sub(LOG_BYTES_MAX);
+        let text = String::from_utf8_lossy(self.kept.get(beyond..).unwrap_or_default());
+        let whole = text.split_once('\n').filter(|_first| self.is_cut);
+        whole.map_or(&*text, |(_cut, rest)| rest).to_owned()
+    }
 }
 
 /// Adds what is public of the certificates in `files`: their lives, digests and pins.
@@ -190,6 +229,8 @@ fn certificate(der: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
 
     #[test]
@@ -208,5 +249,24 @@ mod tests {
         fs::remove_file(&link).unwrap();
         assert!(refused.contains("it is a link"), "{refused}");
         assert_eq!(end_of(&mut "one\ntwo\n".as_bytes()).unwrap(), "one\ntwo\n");
+    }
+
+    #[tokio::test]
+    async fn of_a_program_that_writes_on_what_came_is_kept() {
+        let limit = Duration::from_secs(1);
+        let (from, mut into) = io::pipe().unwrap();
+        into.write_all(b"one\ntwo\n").unwrap();
+        let mut bundle = Bundle::default();
+        add_piped(&mut bundle, from, limit).await;
+        assert_eq!(bundle.files, [(LOG.to_owned(), "one\ntwo\n".to_owned())]);
+        assert!(bundle.list[0].contains("within 1s"), "{:?}", bundle.list);
+        drop(into);
+
+        let (from, into) = io::pipe().unwrap();
+        let mut bundle = Bundle::default();
+        add_piped(&mut bundle, from, limit).await;
+        drop(into);
+        assert!(bundle.files.is_empty(), "{:?}", bundle.files);
+        assert!(bundle.list[0].contains("not there"), "{:?}", bundle.list);
     }
 }
