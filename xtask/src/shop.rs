@@ -1,6 +1,6 @@
 //! Where recipes work: the root of the repository, the commands they start, and what they had to skip.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -19,6 +19,8 @@ const OF_THIS_PACKAGE: &[&str] = &[
 /// One call of `cargo xtask`.
 pub(crate) struct Shop {
     pub(crate) root: PathBuf,
+    /// Where cargo puts what it compiles. What recipes keep is below `target` all the same, where the tests look.
+    pub(crate) compiled: PathBuf,
     /// Whether a recipe may get a tool that is missing.
     pub(crate) install: bool,
     skipped: Vec<String>,
@@ -31,8 +33,10 @@ impl Shop {
         reason = "how long the checks take is said, and decides nothing"
     )]
     pub(crate) fn open(install: bool) -> Self {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         Self {
-            root: Path::new(env!("CARGO_MANIFEST_DIR")).join(".."),
+            compiled: compiled(&root, std::env::var_os("CARGO_TARGET_DIR")),
+            root,
             install,
             skipped: Vec::new(),
             started: Instant::now(),
@@ -95,6 +99,12 @@ impl Shop {
     }
 }
 
+/// The folder that the variable names, from where the commands run, or cargo's own.
+fn compiled(root: &Path, named: Option<OsString>) -> PathBuf {
+    let named = named.filter(|named| !named.is_empty());
+    root.join(named.unwrap_or_else(|| "target".into()))
+}
+
 /// Runs a command to its end, which has to be a good one.
 pub(crate) fn finish(command: &mut Command) -> Result<(), String> {
     let program = command.get_program().to_string_lossy().into_owned();
@@ -143,5 +153,19 @@ impl Drop for Folder {
         if let Err(error) = std::fs::remove_dir_all(&self.0) {
             eprintln!("note: {} stays: {error}", self.0.display());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cargo_compiles_is_where_it_is_told_to_put_it() {
+        let of = |named: Option<&str>| compiled(Path::new("/house"), named.map(OsString::from));
+        assert_eq!(of(None), Path::new("/house/target"));
+        assert_eq!(of(Some("")), Path::new("/house/target"));
+        assert_eq!(of(Some("aside")), Path::new("/house/aside"));
+        assert_eq!(of(Some("/fast/disk")), Path::new("/fast/disk"));
     }
 }

@@ -117,7 +117,7 @@ fn build(shop: &Shop) -> Result<(), String> {
 /// Gives cargo the libraries that this version has compiled: it takes those of the same version, features and settings,
 /// and compiles the others.
 fn lend_libraries(shop: &Shop, target: &Path) -> Result<(), String> {
-    let (from, to) = (shop.root.join("target/debug"), target.join("debug"));
+    let (from, to) = (shop.compiled.join("debug"), target.join("debug"));
     for kind in ["build", ".fingerprint"] {
         let entries = of_others(&from.join(kind))?;
         let to = to.join(kind);
