@@ -35,9 +35,12 @@ pub(super) type Figures = BTreeMap<String, i64>;
 
 /// Names and numbers as figures.
 pub(super) fn figures<const N: usize>(pairs: [(&str, u64); N]) -> Figures {
-    let whole = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
     let pairs = pairs.map(|(name, number)| (name.to_owned(), whole(number)));
     pairs.into_iter().collect()
+}
+
+fn whole(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 /// Every part.
@@ -205,13 +208,8 @@ fn of_files(open: Option<u64>, most: Option<u64>) -> HealthCheck {
         |most| format!("{most} may be"),
     );
     let mut known = Figures::new();
-    for (name, number) in [("open", open), ("open_max", most)] {
-        known.extend(
-            number
-                .map(|number| figures([(name, number)]))
-                .unwrap_or_default(),
-        );
-    }
+    known.extend(open.map(|it| ("open".to_owned(), whole(it))));
+    known.extend(most.map(|it| ("open_max".to_owned(), whole(it))));
     HealthCheck {
         figures: known,
         ..check("descriptors", status, format!("{open_ones}, {bound}"))
