@@ -1,7 +1,5 @@
 //! A backend whose configuration cannot be used does not start: it says so with 78, and names what it is.
 
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -44,14 +42,19 @@ pub(crate) async fn check(scene: &Scene, broken: Option<Break>) -> Finding {
 }
 
 async fn look(scene: &Scene, broken: Option<Break>) -> std::io::Result<Finding> {
-    let program = match broken {
-        Some(Break::BackendConfiguration) => PathBuf::from("/bin/true"),
-        Some(Break::BackendStart) => refusing(scene)?,
-        _ => scene.first().binaries().backend(),
+    let (program, script) = match broken {
+        Some(Break::BackendConfiguration) => (PathBuf::from("/bin/true"), None),
+        Some(Break::BackendStart) => (PathBuf::from("/bin/sh"), Some(refusing(scene)?)),
+        _ => (scene.first().binaries().backend(), None),
+    };
+    let start = || {
+        let mut command = Command::new(&program);
+        command.args(&script);
+        command
     };
     let config = scene.first().backend_config();
     // Refused for what is laid over it, and not because it is always refused.
-    let plain = tries(&program, "check-config", &config, None).await?;
+    let plain = tries(start(), "check-config", &config, None).await?;
     if plain.code != Some(0) {
         return Ok(Finding::fail(
             plain.end(),
@@ -65,7 +68,7 @@ async fn look(scene: &Scene, broken: Option<Break>) -> std::io::Result<Finding> 
     let mut refused = 0;
     for (variable, value, what) in OVERLAYS {
         for verb in ["check-config", "serve"] {
-            let tried = tries(&program, verb, &config, Some((variable, value))).await?;
+            let tried = tries(start(), verb, &config, Some((variable, value))).await?;
             let named = tried.said.contains(variable);
             if tried.code == Some(78) && named {
                 refused += 1;
@@ -86,11 +89,11 @@ async fn look(scene: &Scene, broken: Option<Break>) -> std::io::Result<Finding> 
     )))
 }
 
-/// A backend that takes no configuration at all.
+/// A backend that takes no configuration at all, for a shell to read: a program that was just written cannot be executed
+/// while somebody else, who was forked meanwhile, still holds it open.
 fn refusing(scene: &Scene) -> std::io::Result<PathBuf> {
     let script = scene.first().path().join("refusing.sh");
-    std::fs::write(&script, "#!/bin/sh\nexit 78\n")?;
-    std::fs::set_permissions(&script, Permissions::from_mode(0o755))?;
+    std::fs::write(&script, "exit 78\n")?;
     Ok(script)
 }
 
@@ -110,13 +113,12 @@ impl Tried {
 }
 
 async fn tries(
-    program: &Path,
+    mut command: Command,
     verb: &str,
     config: &Path,
     overlay: Option<(&str, &str)>,
 ) -> std::io::Result<Tried> {
     let folder = tempfile::tempdir()?;
-    let mut command = Command::new(program);
     command
         .args([verb, "--config"])
         .arg(config)

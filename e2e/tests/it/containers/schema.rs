@@ -90,5 +90,15 @@ fn what_compose_does_not_know_or_takes_otherwise_is_found_wherever_it_stands() {
             refused.iter().all(|(found, _why)| is_there(found)),
             "{place}/{key}: {refused:#?}"
         );
+        // And what is refused is this: at its very place, or by its name.
+        let itself = format!("{place}/{key}");
+        let below = format!("{itself}/");
+        let names = [format!("'{key}'"), format!("\"{key}\"")];
+        let is_it = |(found, why): &(String, String)| {
+            *found == itself
+                || found.starts_with(&below)
+                || names.iter().any(|name| why.contains(name))
+        };
+        assert!(refused.iter().any(is_it), "{itself}: {refused:#?}");
     }
 }

@@ -30,10 +30,15 @@ impl Site {
         for scope in SCOPES.split(',') {
             assert!(page.contains(&format!("`{scope}`")), "{scope}");
         }
-        let line = typed(PAGE)
-            .remove(0)
-            .replace("/root/desk.key", "/root/validation.key")
-            .replace("/etc/viworks/backend/", "site/");
+        let mut line = typed(PAGE).remove(0);
+        for (there, here) in [
+            ("/root/desk.key", "/root/validation.key"),
+            // By a relative path, and through a link.
+            ("/etc/viworks/backend/", "site/"),
+        ] {
+            assert!(line.contains(there), "{there} is not in: {line}");
+            line = line.replace(there, here);
+        }
         let agents = "grep -lsx viworks-gateway /proc/[0-9]*/comm | wc -l";
         let temporary =
             "find /tmp /var/tmp -mindepth 1 -maxdepth 1 ! -name 'systemd-private-*' | sort";
