@@ -1,8 +1,8 @@
 //! JSON objects with any keys, of which none may stand there twice: serde would take the last and say nothing, so that
 //! two readers of one text could understand two things.
 
-use std::collections::btree_map::{BTreeMap, Entry};
 use std::collections::BTreeSet;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::fmt::{self, Display};
 use std::marker::PhantomData;
 
@@ -127,7 +127,11 @@ impl<'de, const KEPT: bool> Visitor<'de> for Any<KEPT> {
             at += 1;
         }
         Ok(Checked {
-            value: if KEPT { Value::Array(items) } else { Value::Null },
+            value: if KEPT {
+                Value::Array(items)
+            } else {
+                Value::Null
+            },
             repeated,
         })
     }
@@ -150,7 +154,11 @@ impl<'de, const KEPT: bool> Visitor<'de> for Any<KEPT> {
             seen.insert(key);
         }
         Ok(Checked {
-            value: if KEPT { Value::Object(entries) } else { Value::Null },
+            value: if KEPT {
+                Value::Object(entries)
+            } else {
+                Value::Null
+            },
             repeated,
         })
     }

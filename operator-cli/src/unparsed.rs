@@ -85,7 +85,10 @@ mod tests {
         let told = |words: &str| failure(&Arguments::try_parse_from(of(words)).unwrap_err());
         let wrong = told("viworks gateway ls --nonsense");
         assert_eq!(wrong.exit, ExitCode::Usage);
-        assert!(wrong.what.starts_with("unexpected argument '--nonsense'"), "{wrong:?}");
+        assert!(
+            wrong.what.starts_with("unexpected argument '--nonsense'"),
+            "{wrong:?}"
+        );
         let usage = |detail: &String| detail.starts_with("Usage: viworks gateway ls");
         assert!(wrong.details.iter().any(usage), "{wrong:?}");
         let mut lines = wrong.details.iter().chain([&wrong.what]);

@@ -107,8 +107,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {
         }
     })?;
     // The reader looks at the fields that it knows; the keys of an object of any keys are looked at here.
-    let looked: Checked<false> =
-        serde_json::from_slice(bytes).map_err(|cause| not_json(&cause))?;
+    let looked: Checked<false> = serde_json::from_slice(bytes).map_err(|cause| not_json(&cause))?;
     match looked.repeated {
         Some(way) => Err(ApiError::body_field(&way, "there twice", "each key once")),
         None => Ok(read),
@@ -357,7 +356,10 @@ mod tests {
         assert_eq!(read["labels"]["tier"], 2);
         let refused = parse::<Labels>(br#"{"labels": {"site": 1, "site": 1}}"#).unwrap_err();
         let told = format!("{refused:?}");
-        assert!(told.contains("labels.site") && told.contains("there twice"), "{told}");
+        assert!(
+            told.contains("labels.site") && told.contains("there twice"),
+            "{told}"
+        );
     }
 
     #[test]

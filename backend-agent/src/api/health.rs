@@ -381,7 +381,10 @@ mod tests {
         add(&mut checks, part());
         assert_eq!(checks[0].detail, "it does not answer");
         let mut checks = vec![check("disk", HealthStatus::Fail, "it fills up")];
-        add(&mut checks, check("disk", HealthStatus::Pass, "7 bytes free"));
+        add(
+            &mut checks,
+            check("disk", HealthStatus::Pass, "7 bytes free"),
+        );
         assert_eq!(checks[0].detail, "it fills up");
     }
 

@@ -225,7 +225,8 @@ fn a_key_that_stands_twice_is_an_error_that_names_it() {
     let twice = |body: &[u8], entry: &str| -> Vec<u8> {
         let text = String::from_utf8(body.to_vec()).unwrap();
         assert!(text.contains(entry), "{text}");
-        text.replace(entry, &format!("{entry},{entry}")).into_bytes()
+        text.replace(entry, &format!("{entry},{entry}"))
+            .into_bytes()
     };
     let mut labelled = hello();
     labelled.labels = labels("site", "berlin");

@@ -140,7 +140,11 @@ fn lines(status: &Value, now: Timestamp) -> String {
         "spool",
         format!(
             "{} waiting, {} of {} KiB, {} of {} KiB by local programs, {} dropped since it was made",
-            human::counted_all(number("/spool/records").unwrap_or_default(), "record", "records"),
+            human::counted_all(
+                number("/spool/records").unwrap_or_default(),
+                "record",
+                "records"
+            ),
             number("/spool/bytes").unwrap_or_default() / 1_024,
             number("/spool/bytes_max").unwrap_or_default() / 1_024,
             number("/spool/local_bytes").unwrap_or_default() / 1_024,

@@ -110,11 +110,7 @@ pub async fn add_log(bundle: &mut Bundle, path: &Path) {
     bundle.gather(&[LOG], READ_TIME, read).await;
 }
 
-async fn add_piped(
-    bundle: &mut Bundle,
-    mut from: impl io::Read + Send + 'static,
-    limit: Duration,
-) {
+async fn add_piped(bundle: &mut Bundle, mut from: impl io::Read + Send + 'static, limit: Duration) {
     let came = Arc::new(Mutex::new(Tail::default()));
     let into = Arc::clone(&came);
     let outcome = blocking::call("bundle", limit, move || read_into(&mut from, &into)).await;

@@ -16,8 +16,7 @@ use super::value::{self, Refusal};
 use crate::problem::Place;
 
 /// What to write where an address with a port is read: a name could lead elsewhere tomorrow.
-pub const ADDRESS_HELP: &str =
-    "write an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080; names such as localhost are not looked up";
+pub const ADDRESS_HELP: &str = "write an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080; names such as localhost are not looked up";
 
 mod paths;
 

@@ -31,8 +31,7 @@ const REPEATED: &str = "duplicate key";
 const QUOTES: &str = "write text in quotes: key = \"text\"";
 
 /// For everything else.
-const FORM: &str =
-    "a line is a [heading], a setting (key = value, text in quotes) or a # comment";
+const FORM: &str = "a line is a [heading], a setting (key = value, text in quotes) or a # comment";
 
 /// What to do about an error of the parser.
 pub(super) fn help(message: &str) -> &'static str {
@@ -65,7 +64,11 @@ mod tests {
         ] {
             let (_, errors) = tree::parse(text, 0);
             let first = errors.first().unwrap().message();
-            assert!(help(first).contains(wanted), "{text:?}: {first}: {}", help(first));
+            assert!(
+                help(first).contains(wanted),
+                "{text:?}: {first}: {}",
+                help(first)
+            );
         }
     }
 }

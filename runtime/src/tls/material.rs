@@ -229,11 +229,10 @@ pub fn one_certificate(text: &[u8]) -> Result<CertificateDer<'static>, TlsError>
         reason: reason.to_owned(),
     };
     let certificates = pem::certificates(text).map_err(|error| unreadable(&error.to_string()))?;
-    let [certificate] = <[_; 1]>::try_from(certificates)
-        .map_err(|found: Vec<_>| {
-            let found = human::counted(found.len(), "certificate", "certificates");
-            unreadable(&format!("the text has {found}"))
-        })?;
+    let [certificate] = <[_; 1]>::try_from(certificates).map_err(|found: Vec<_>| {
+        let found = human::counted(found.len(), "certificate", "certificates");
+        unreadable(&format!("the text has {found}"))
+    })?;
     match X509Certificate::from_der(&certificate) {
         Ok(([], _)) => Ok(certificate),
         Ok(_) => Err(unreadable("there are more bytes behind it")),

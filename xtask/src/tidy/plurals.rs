@@ -150,7 +150,10 @@ mod tests {
             assert_eq!(found(bad).len(), 1, "{bad}");
         }
         let told = found("format!(\"{n} gateways\")");
-        assert!(told[0].starts_with("common/src/a.rs:3: \"gateways\""), "{told:?}");
+        assert!(
+            told[0].starts_with("common/src/a.rs:3: \"gateways\""),
+            "{told:?}"
+        );
         assert!(told[0].contains("counted(…, \"gateway\", …)"), "{told:?}");
     }
 

@@ -87,10 +87,7 @@ fn teller(what: &'static str, stop: &AtomicBool) -> impl FnMut(Progress) -> Cont
         if now.saturating_since(told) >= TELL_EVERY {
             told = now;
             let Progress { table, rows, total } = progress;
-            let (rows, total) = (
-                human::count(rows),
-                human::counted_all(total, "row", "rows"),
-            );
+            let (rows, total) = (human::count(rows), human::counted_all(total, "row", "rows"));
             say(&format!("{table}: {rows} of {total} {what}"));
         }
         if stop.load(Ordering::Relaxed) {

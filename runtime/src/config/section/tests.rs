@@ -133,7 +133,10 @@ fn several_errors_of_syntax_are_all_reported() {
         .filter(|line| line.contains("not valid TOML"))
         .collect();
     assert!(lines.len() >= 2, "{problems:#?}");
-    assert!(lines.iter().all(|line| line.contains("\n  help: ")), "{problems:#?}");
+    assert!(
+        lines.iter().all(|line| line.contains("\n  help: ")),
+        "{problems:#?}"
+    );
     // What is behind them was not read, so nobody knows that it is missing.
     let missing = |line: &String| line.contains("is missing");
     assert!(!problems.iter().any(missing), "{problems:#?}");
